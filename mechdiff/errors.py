@@ -1,0 +1,36 @@
+"""The few error classes. Every message is one line: the value, what was expected, the way out."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MechdiffError(Exception):
+    """Base of all errors caused by input; launchers print its one line and exit with code 2."""
+
+
+class ConfigError(MechdiffError):
+    """A preset, field, component, kind or value that cannot be used."""
+
+
+class DataError(MechdiffError):
+    """Pictures, attribute files or caches that are absent, truncated or foreign."""
+
+
+class CheckpointError(MechdiffError):
+    """A checkpoint that is absent, damaged, or of another configuration."""
+
+
+class BusyError(MechdiffError):
+    """A folder that another live run is writing to."""
+
+
+class NumericsError(MechdiffError):
+    """NaN or Inf where finite numbers are needed."""
+
+
+def unknown(what: str, name: str, options: Iterable[str]) -> str:
+    """One line for an unknown `name`: the closest options first, or all of them when none is close."""
+    options = [str(option) for option in options]
+    near = difflib.get_close_matches(str(name), options, n=3, cutoff=0.5)
+    hint = f"closest: {', '.join(near)}" if near else f"choose from: {', '.join(options[:12])}"
+    return f"unknown {what} {name!r}; {hint}"

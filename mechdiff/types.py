@@ -1,0 +1,24 @@
+"""Array aliases and the contracts that floors above implement."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+PyTree = Any
+
+Images = Float[Array, "batch height width channels"]  # in [-1, 1]
+Bytes = UInt8[Array, "batch height width channels"]  # in [0, 255]
+Timesteps = Int[Array, "batch"]  # in [0, T)
+PRNGKey = Key[Array, ""]
+Scalar = Float[Array, ""]
+
+
+class DenoiseFn(Protocol):
+    """Anything that predicts the noise in `x_t`: a UNet, a UNet under intervention, a closed form."""
+
+    def __call__(self, x_t: Images, t: Timesteps) -> Images: ...
+
+
+StepFn = Callable[..., jax.Array]
