@@ -1,0 +1,58 @@
+"""The single module where an intervention acts.
+
+At a site with activation `a`, `a' = gate * a + (1 - gate) * fill`; an attention head's logits are
+divided by its temperature. Gate, fill and temperature are Linen variable collections beside
+`params`: `apply` refuses to run without them, so an intervention can't be forgotten, and
+differentiation or `vmap` over them is JAX's own.
+
+Every leaf may carry a leading row axis as long as the batch, so that one batch holds many
+interventions; the rank of a leaf says whether it does.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+COLLECTIONS = ("gate", "fill", "temperature")
+CAPTURED = "sites"  # collection that activations are sown into, before the gate acts
+
+
+def blend(
+    a: Float[Array, "batch *rest"], gate: Float[Array, "..."], fill: Float[Array, "..."], unit_axis: int
+) -> Float[Array, "batch *rest"]:
+    """`gate * a + (1 - gate) * fill`, in the dtype of `a`.
+
+    Args:
+      a: activation with rows first.
+      gate: `(units,)`, or `(batch, units)` with one gate a row.
+      fill: broadcastable to one row of `a`, or with rows first.
+      unit_axis: negative axis of `a` that the gate's units run along.
+    """
+    rows = gate.shape[:-1]
+    shape = list(rows or (1,)) + [1] * (a.ndim - 1)
+    shape[unit_axis] = gate.shape[-1]
+    gate = gate.reshape(shape).astype(a.dtype)
+    return gate * a + (1 - gate) * fill.astype(a.dtype)
+
+
+class Gate(nn.Module):
+    """One site. `unit_axis` is the negative axis of the activation that has one gate per unit."""
+
+    unit_axis: int = -1
+
+    @nn.compact
+    def __call__(self, a: Float[Array, "batch *rest"]) -> Float[Array, "batch *rest"]:
+        gate = self.variable("gate", "value", jnp.ones, (a.shape[self.unit_axis],))
+        fill = self.variable("fill", "value", jnp.zeros, (1,) * (a.ndim - 1))
+        self.sow(CAPTURED, "value", a)
+        return blend(a, gate.value, fill.value, self.unit_axis)
+
+
+class Temperature(nn.Module):
+    """Divides attention logits, `(batch, heads, queries, keys)`, by one temperature per head."""
+
+    @nn.compact
+    def __call__(self, logits: Float[Array, "batch heads q k"]) -> Float[Array, "batch heads q k"]:
+        temperature = self.variable("temperature", "value", jnp.ones, (logits.shape[1],)).value
+        temperature = temperature if temperature.ndim == 2 else temperature[None]
+        return logits / temperature[:, :, None, None].astype(logits.dtype)

@@ -1,0 +1,203 @@
+"""Blocks of the UNet. Every choice that a DDPM checkpoint can make is an attribute.
+
+Lowerings are those that measured fastest on a CPU: attention on explicit (batch x head, tokens,
+width) matrices, one-pass GroupNorm in float32, SiLU through tanh, plain NHWC convolutions.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mechdiff.gates import Gate, Temperature
+from mechdiff.metrics.attention import attention_statistics
+from mechdiff.types import Images, Timesteps
+
+ATTENTION = "attention"  # collection that attention statistics are sown into
+zeros = nn.initializers.zeros_init()
+
+
+def silu(x: Array) -> Array:
+    """`x * sigmoid(x)`; through tanh, which XLA vectorises better on CPU."""
+    return 0.5 * x * (1 + jnp.tanh(0.5 * x))
+
+
+def time_features(t: Timesteps, width: int, flip_sin_to_cos: bool, shift: float) -> Float[Array, "batch width"]:
+    """Sinusoidal features of the timestep (Ho et al. 2020); odd widths are padded with a zero."""
+    half = width // 2
+    frequencies = np.exp(-np.log(10000.0) * np.arange(half) / (half - shift)).astype(np.float32)
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    parts = [jnp.sin(angles), jnp.cos(angles)]
+    features = jnp.concatenate(parts[::-1] if flip_sin_to_cos else parts, axis=-1)
+    return jnp.pad(features, ((0, 0), (0, width % 2)))
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu & He 2018), mean and variance in one pass, in float32."""
+
+    groups: int
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch *space width"]) -> Float[Array, "batch *space width"]:
+        width = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (width,))
+        bias = self.param("bias", zeros, (width,))
+        y = x.astype(jnp.float32)
+        space = tuple(range(1, x.ndim - 1))
+        count = np.prod(x.shape[1:-1], dtype=int) * (width // self.groups)
+        grouped = lambda s: s.reshape(-1, self.groups, width // self.groups).sum(-1) / count  # noqa: E731
+        mean = grouped(y.sum(space))
+        variance = jnp.maximum(grouped((y * y).sum(space)) - mean**2, 0)
+        spread = lambda g: jnp.repeat(g, width // self.groups, axis=1)  # noqa: E731
+        factor = spread(jax.lax.rsqrt(variance + self.eps)) * scale
+        offset = bias - spread(mean) * factor
+        shape = (x.shape[0],) + (1,) * len(space) + (width,)
+        return (y * factor.reshape(shape) + offset.reshape(shape)).astype(x.dtype)
+
+
+def conv3(width: int, dtype: Any, name: str, stride: int = 1, padding: Any = 1, **kwargs) -> nn.Conv:
+    """A 3x3 convolution."""
+    return nn.Conv(width, (3, 3), (stride, stride), padding=padding, dtype=dtype, name=name, **kwargs)
+
+
+class TimeMLP(nn.Module):
+    """Timestep features -> embedding `(batch, width)`."""
+
+    features: int
+    width: int
+    flip_sin_to_cos: bool
+    shift: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, t: Timesteps) -> Float[Array, "batch width"]:
+        h = time_features(t, self.features, self.flip_sin_to_cos, self.shift).astype(self.dtype)
+        h = nn.Dense(self.width, dtype=self.dtype, name="dense1")(h)
+        return nn.Dense(self.width, dtype=self.dtype, name="dense2")(silu(h))
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, conv, time injection, norm, SiLU, conv; added to the (projected) input.
+
+    Sites: `time` (the injection), `res` (the branch before it is added), and `skip` where the block
+    takes a skip tensor from the encoder.
+    """
+
+    width: int
+    groups: int
+    eps: float
+    scale_shift: bool = False
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Images, temb: Float[Array, "batch d"], skip: Images | None, train: bool) -> Images:
+        if skip is not None:
+            x = jnp.concatenate([x, Gate(name="skip")(skip)], axis=-1)
+        h = silu(GroupNorm(self.groups, self.eps, name="norm1")(x))
+        h = conv3(self.width, self.dtype, "conv1")(h)
+        injected = nn.Dense(self.width * (1 + self.scale_shift), dtype=self.dtype, name="time_dense")(silu(temb))
+        injected = Gate(name="time")(injected)[:, None, None, :]
+        if self.scale_shift:
+            factor, offset = jnp.split(injected, 2, axis=-1)
+            h = GroupNorm(self.groups, self.eps, name="norm2")(h) * (1 + factor) + offset
+        else:
+            h = GroupNorm(self.groups, self.eps, name="norm2")(h + injected)
+        h = nn.Dropout(self.dropout, deterministic=not train)(silu(h))
+        h = conv3(self.width, self.dtype, "conv2", kernel_init=zeros)(h)
+        if x.shape[-1] != self.width:
+            x = nn.Conv(self.width, (1, 1), dtype=self.dtype, name="shortcut")(x)
+        return x + Gate(name="res")(h)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over positions, added to its input.
+
+    Sites: `head` (each head's output before the output projection) and `pattern` (a temperature per
+    head). Statistics of the pattern are sown when their collection is mutable; no pattern is kept.
+    """
+
+    heads: int
+    groups: int
+    eps: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        batch, height, width, channels = x.shape
+        tokens, depth = height * width, channels // self.heads
+        h = GroupNorm(self.groups, self.eps, name="norm")(x).reshape(batch, tokens, channels)
+        q, k, v = (self._heads(nn.Dense(channels, dtype=self.dtype, name=name)(h)) for name in "qkv")
+        logits = jax.lax.batch_matmul(q, k.swapaxes(1, 2)).astype(jnp.float32) * depth**-0.5
+        logits = Temperature(name="pattern")(logits.reshape(batch, self.heads, tokens, tokens))
+        pattern = jax.nn.softmax(logits, axis=-1)
+        if self.is_mutable_collection(ATTENTION):
+            self.sow(ATTENTION, "value", attention_statistics(pattern, (height, width)))
+        z = jax.lax.batch_matmul(pattern.reshape(-1, tokens, tokens).astype(v.dtype), v)
+        z = z.reshape(batch, self.heads, tokens, depth).swapaxes(1, 2)
+        z = Gate(unit_axis=-2, name="head")(z).reshape(batch, tokens, channels)
+        out = nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="out")(z)
+        return x + out.reshape(x.shape)
+
+    def _heads(self, h: Float[Array, "batch tokens channels"]) -> Float[Array, "rows tokens depth"]:
+        batch, tokens, channels = h.shape
+        split = h.reshape(batch, tokens, self.heads, channels // self.heads).swapaxes(1, 2)
+        return split.reshape(batch * self.heads, tokens, -1)
+
+
+class Downsample(nn.Module):
+    """Halves the resolution: a strided convolution, or 2x2 average pooling without one."""
+
+    padding: int = 1
+    conv: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        if not self.conv:
+            return nn.avg_pool(x, (2, 2), (2, 2))
+        sides = ((0, 1), (0, 1)) if self.padding == 0 else 1
+        return conv3(x.shape[-1], self.dtype, "conv", stride=2, padding=sides)(x)
+
+
+class Upsample(nn.Module):
+    """Doubles the resolution: nearest neighbour, then a convolution."""
+
+    conv: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        x = x.repeat(2, axis=1).repeat(2, axis=2)
+        return conv3(x.shape[-1], self.dtype, "conv")(x) if self.conv else x
+
+
+class ConvIn(nn.Module):
+    """Pixels -> features."""
+
+    width: int
+    center: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        x = 2 * x - 1 if self.center else x
+        return conv3(self.width, self.dtype, "conv")(x.astype(self.dtype))
+
+
+class ConvOut(nn.Module):
+    """Features -> predicted noise, float32."""
+
+    channels: int
+    groups: int
+    eps: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        h = silu(GroupNorm(self.groups, self.eps, name="norm")(x))
+        return conv3(self.channels, self.dtype, "conv", kernel_init=zeros)(h).astype(jnp.float32)
