@@ -1,0 +1,83 @@
+"""Pictures: procedural faces, CelebA, or a prepared TensorFlow Datasets copy of it, behind one record."""
+
+import ast
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from mechdiff.config import DataConfig
+from mechdiff.data import celeba, tfds
+from mechdiff.data.cache import SPLITS, load_split, stored
+from mechdiff.data.dataset import Dataset, batch_at, batch_indices, fingerprint, to_bytes, to_float
+from mechdiff.errors import ConfigError, unknown
+
+__all__ = ["SPLITS", "Dataset", "batch_at", "batch_indices", "load", "to_bytes", "to_float"]
+
+OFFSETS = {"train": 0, "validation": 1_000_000, "test": 2_000_000}  # first index of a synthetic split
+GENERATOR = ("synthetic", "factors", "painter", "canvas")  # files that decide the synthetic pictures
+RENDER_BLOCK = 1024  # synthetic pictures rendered between two writes
+
+
+def load(
+    config: DataConfig,
+    size: int,
+    split: Literal["train", "validation", "test"],
+    seed: int,
+    cache_dir: str | Path | None,
+) -> Dataset:
+    """One split as `size` x `size` RGB bytes.
+
+    `config.n_train` (train) and `config.n_test` (validation and test) say how many: exactly so for synthetic
+    pictures, at most so for the others (0: all). `seed` decides the synthetic pictures and nothing else. What
+    was decoded or rendered is kept in `config.cache`, else in `cache_dir`; with neither it stays in memory.
+
+    Raises:
+      DataError: pictures absent, truncated or foreign, an empty split, a cache that can't be written.
+      ConfigError: an unknown split, or a kind of data that can't be loaded.
+    """
+    if split not in SPLITS:
+        raise ConfigError(unknown("split", split, SPLITS))
+    folder = Path(config.cache or cache_dir) if config.cache or cache_dir else None
+    count = config.n_train if split == "train" else config.n_test
+    if config.name == "synthetic":
+        return _synthetic(config.level, size, split, seed, count, folder)
+    sources = {"celeba": celeba.open_source, "tfds": tfds.open_source}
+    if config.name not in sources:
+        raise ConfigError(unknown("data.name to load pictures of:", config.name, ["synthetic", *sources]))
+    return load_split(sources[config.name](config.path), size=size, split=split, limit=count, folder=folder)
+
+
+def _synthetic(level: int, size: int, split: str, seed: int, count: int, folder: Path | None) -> Dataset:
+    from mechdiff.data import synthetic  # imports JAX's numpy; readers of real pictures do without
+
+    start, room = OFFSETS[split], OFFSETS["validation"]
+    if not 1 <= count <= room:
+        field = "data.n_train" if split == "train" else "data.n_test"
+        raise ConfigError(f"{field}={count} synthetic pictures for {split!r}; a split holds 1 to {room}")
+
+    def blocks():
+        with tqdm(total=count, desc=f"rendering {split}", unit=" pictures", disable=None) as bar:
+            for done in range(0, count, RENDER_BLOCK):
+                step = min(RENDER_BLOCK, count - done)
+                yield synthetic.render_bytes(seed, start + done, step, size, level)
+                bar.update(step)
+
+    content = {"seed": seed, "level": level, "start": start, "count": count, "size": size}
+    key = content | {"generator": _generator_hash()}
+    images = stored(folder, f"synthetic-{size}-{split}", key, (count, size, size, 3), blocks)
+    return Dataset(
+        name="synthetic",
+        images=images,
+        digest=fingerprint({"source": "synthetic"} | content),
+        ids=np.arange(start, start + count),
+    )
+
+
+@lru_cache
+def _generator_hash() -> str:
+    """The generator's code, comments and layout aside: pictures of an older one are rendered again."""
+    files = [Path(__file__).with_name(f"{name}.py") for name in GENERATOR]
+    return fingerprint([ast.dump(ast.parse(file.read_text(encoding="utf-8"))) for file in files])

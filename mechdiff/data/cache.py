@@ -1,0 +1,234 @@
+"""Encoded pictures to a memory-mapped uint8 array, decoded once.
+
+A cache is two files in one folder, `NAME-HASH.npy` and `NAME-HASH.json`; the hash covers the source, the
+size, the crop and the filter, so changing any of them makes another cache. Both are written aside and renamed,
+the JSON last: a killed run leaves nothing that is taken for a cache, and racing processes write the same bytes.
+"""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import PIL
+from jaxtyping import Int, Shaped, UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from mechdiff.data.dataset import Dataset, fingerprint
+from mechdiff.errors import DataError
+
+SPLITS = ("train", "validation", "test")  # CelebA's codes 0, 1, 2
+CROP = "centred square of the shorter side"
+FILTER = "Pillow bicubic, antialiased"
+FORMAT = 1  # raise it when the same key must give other bytes
+BLOCK = 1024  # pictures decoded between two writes
+STALE_SECONDS = 3600  # a partial file that nobody has written to for so long belongs to a killed run
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Source:
+    """Encoded pictures of all splits, not yet decoded.
+
+    Attributes:
+      name: short, for file names and messages.
+      where: what to call it in an error (usually its path).
+      content: sha256 of what decides the pixels.
+      stamp: what else tells an old copy from a new one (modification times) but isn't content.
+      ids: one name a picture.
+      splits: 0 train, 1 validation, 2 test.
+      labels: attributes, one value a picture; or a function of the cache folder, where costly to read.
+      read: index -> the encoded file; raises DataError. Called from several threads.
+      about: JSON-ready facts for the cache's metadata.
+    """
+
+    name: str
+    where: str
+    content: str
+    stamp: str
+    ids: Shaped[np.ndarray, " count"]
+    splits: Int[np.ndarray, " count"]
+    labels: dict[str, np.ndarray] | Callable[[Path | None], dict[str, np.ndarray]]
+    read: Callable[[int], bytes]
+    about: dict = field(default_factory=dict)
+
+
+def load_split(source: Source, *, size: int, split: str, limit: int, folder: Path | None) -> Dataset:
+    """One split of `source` as `size` x `size` pictures, decoding all splits on the first call.
+
+    Within a split the order is a fixed shuffle of the source's, so the first `limit` pictures (0: all) are a
+    fair sample of it. `folder` None decodes into memory and keeps nothing.
+
+    Raises:
+      DataError: no pictures in the split, one that can't be decoded, a folder that can't be written.
+    """
+    code = SPLITS.index(split)
+    counts = np.bincount(source.splits, minlength=len(SPLITS))
+    if not counts[code]:
+        have = ", ".join(f"{name} {count}" for name, count in zip(SPLITS, counts))
+        raise DataError(
+            f"no pictures in the {split!r} split of {source.where} ({have}); join a folder that has some: "
+            "data.path=FOLDER,OTHER"
+        )
+    images = _decoded(source, size, folder)
+    start, count = int(counts[:code].sum()), int(min(counts[code], limit or counts[code]))
+    rows = _order(source.splits)[start : start + count]
+    labels = source.labels(folder) if callable(source.labels) else source.labels
+    content = _key(source, size) | {"stamp": "", "split": split, "count": count}
+    return Dataset(
+        name=source.name,
+        images=images[start : start + count],
+        digest=fingerprint(content),
+        labels={name: values[rows] for name, values in labels.items()},
+        ids=source.ids[rows],
+    )
+
+
+def thumbnail(encoded: bytes, size: int, name: str) -> UInt8[np.ndarray, "size size 3"]:
+    """Decode, crop the centred square, resize with antialiasing; never enlarges.
+
+    CelebA's 178x218 gives the usual 178x178 crop; its half-size copies (89x109) give the same framing.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            picture = image.convert("RGB")
+    except Exception as error:  # Pillow has no one class for damaged files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"picture {name} can't be decoded ({reason}); fetch the pictures again") from error
+    side = min(picture.size)
+    if side < size:
+        raise DataError(
+            f"picture {name} is {picture.width}x{picture.height}, too small for {size}x{size}; "
+            f"use unet.image_size of at most {side}, or leave its folder out of data.path"
+        )
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    square = picture.crop((left, top, left + side, top + side))
+    return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def stored(
+    folder: Path | None,
+    name: str,
+    key: dict,
+    shape: tuple[int, ...],
+    blocks: Callable[[], Iterable[np.ndarray]],
+    about: dict | None = None,
+) -> UInt8[np.ndarray, "..."]:
+    """The uint8 array of `shape` that `blocks()` yields row block by row block, kept in `folder` under `key`.
+
+    A cache that is absent, damaged or of another key is written anew. `folder` None keeps it in memory only.
+
+    Raises:
+      DataError: the folder can't be written, or the disk is full; nothing half-written stays behind.
+    """
+    if folder is None:
+        return np.concatenate(list(blocks()))
+    path = Path(folder) / f"{name}-{fingerprint(key)[:16]}.npy"
+    found = _open(path, key, shape)
+    if found is None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_stale(path)
+            _write(path, {"key": key, "shape": list(shape)} | (about or {}), shape, blocks())
+        except OSError as error:
+            raise DataError(_why_not_written(path, shape, error)) from error
+        found = _open(path, key, shape)
+    if found is None:
+        raise DataError(f"cache {path} can't be read back; set data.cache to another folder")
+    return found
+
+
+def _decoded(source: Source, size: int, folder: Path | None) -> UInt8[np.ndarray, "count size size 3"]:
+    """All pictures, split after split."""
+    order = _order(source.splits)
+
+    def blocks() -> Iterator[np.ndarray]:
+        def one(index: int) -> np.ndarray:
+            return thumbnail(source.read(index), size, str(source.ids[index]))
+
+        title = f"decoding {source.name} to {size}x{size}"
+        bar = tqdm(total=len(order), desc=title, unit=" pictures", disable=None)  # None: only on a terminal
+        # Threads, not processes: Pillow drops the lock while it works, and JAX does not like to be forked.
+        with bar, ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+            for start in range(0, len(order), BLOCK):
+                block = np.stack(list(pool.map(one, order[start : start + BLOCK].tolist())))
+                bar.update(len(block))
+                yield block
+
+    counts = np.bincount(source.splits, minlength=len(SPLITS)).tolist()
+    about = {"source": source.about, "pictures": dict(zip(SPLITS, counts)), "pillow": PIL.__version__}
+    shape = (len(order), size, size, 3)
+    return stored(folder, f"{source.name}-{size}", _key(source, size), shape, blocks, about)
+
+
+def _key(source: Source, size: int) -> dict:
+    return {
+        "source": source.content,
+        "stamp": source.stamp,
+        "size": size,
+        "crop": CROP,
+        "filter": FILTER,
+        "format": FORMAT,
+    }
+
+
+def _order(splits: Int[np.ndarray, " count"]) -> Int[np.ndarray, " count"]:
+    """Rows split after split, shuffled (always alike) within each."""
+    shuffled = np.random.default_rng(0).permutation(len(splits))
+    return shuffled[np.argsort(splits[shuffled], kind="stable")]
+
+
+def _open(path: Path, key: dict, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The cache at `path`, memory-mapped; None when it is absent, damaged or something else."""
+    try:
+        if json.loads(path.with_suffix(".json").read_text())["key"] != key:
+            return None
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+    return array if array.shape == shape and array.dtype == np.uint8 else None
+
+
+def _write(path: Path, metadata: dict, shape: tuple[int, ...], blocks: Iterable[np.ndarray]):
+    """Write the array, then its metadata, each aside and then renamed."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    sha256 = hashlib.sha256()
+    try:
+        # Plain writes: on a full disk they raise, where a store into a memory map would kill the process.
+        with partial.open("wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for block in blocks:
+                data = np.ascontiguousarray(block, np.uint8).tobytes()
+                file.write(data)
+                sha256.update(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        versions = {"numpy": np.__version__, "sha256": sha256.hexdigest()}
+        partial.write_text(json.dumps(metadata | versions, indent=1))
+        partial.replace(path.with_suffix(".json"))
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path):
+    for partial in path.parent.glob(f".{path.name}.*.partial"):
+        if time.time() - partial.stat().st_mtime > STALE_SECONDS:
+            partial.unlink(missing_ok=True)
+
+
+def _why_not_written(path: Path, shape: tuple[int, ...], error: OSError) -> str:
+    way_out = "set data.cache to another folder"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        needed = f"{np.prod(shape) / 2**20:.1f} MiB"
+        return f"no room for the {needed} of {path} ({error.strerror}); free some, or {way_out}"
+    return f"cache folder {path.parent} can't be written ({error.strerror}); {way_out}"

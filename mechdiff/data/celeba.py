@@ -1,0 +1,256 @@
+"""CelebA (Liu et al., ICCV 2015) as it is officially handed out.
+
+A *pack* is a folder with
+
+    img_align_celeba.zip      or the same pictures unpacked in img_align_celeba/
+    list_attr_celeba.txt      count, attribute names, then a line a picture: name and -1 or 1 for each
+    list_eval_partition.txt   a line a picture: name and 0 (train), 1 (validation) or 2 (test)
+
+directly in it or in the `Img`, `Anno` and `Eval` of the official download. Neither landmarks nor identities
+are needed. Packs are joined: `path` may list several folders with commas, and a folder's own sub-folders
+count when they are packs too. A picture (a name) that several packs hold is taken from the first.
+
+The archive is read in place; nothing is unpacked to disk.
+"""
+
+import hashlib
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from mechdiff.data.cache import Source
+from mechdiff.data.dataset import fingerprint
+from mechdiff.errors import DataError
+
+ARCHIVE = "img_align_celeba.zip"
+UNPACKED = "img_align_celeba"
+ATTRIBUTES = "list_attr_celeba.txt"
+PARTITION = "list_eval_partition.txt"
+OFFICIAL_FOLDERS = ("", "Img", "Anno", "Eval")
+LARGEST_FILE = 2**24  # bytes; the largest genuine picture has some 25 thousand
+WAY_OUT = f"data.path must name folders that hold {ARCHIVE} (or {UNPACKED}/), {ATTRIBUTES} and {PARTITION}"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pack:
+    """One folder in the official layout; rows in the order of the partition file."""
+
+    folder: Path
+    names: tuple[str, ...]
+    splits: Int[np.ndarray, " count"]
+    attributes: tuple[str, ...]
+    flags: Bool[np.ndarray, "count attributes"]
+    read: Callable[[str], bytes]
+    content: str
+    stamp: str
+    files: dict[str, str]
+
+
+def open_source(path: str) -> Source:
+    """All packs that `path` names, joined; reads the lists and the archive's directory but no picture.
+
+    Raises:
+      DataError: anything absent, truncated or foreign, in one line.
+    """
+    packs = [read_pack(folder) for folder in find_packs(path)]
+    for pack in packs[1:]:
+        if pack.attributes != packs[0].attributes:
+            raise DataError(f"{pack.folder} and {packs[0].folder} list different attributes; give only one")
+    owner = {}
+    for number, pack in enumerate(packs):
+        for row, name in enumerate(pack.names):
+            owner.setdefault(name, (number, row))
+    rows = [[row for number, row in owner.values() if number == which] for which in range(len(packs))]
+    ids, packs_of = np.array(list(owner)), [number for number, _ in owner.values()]
+    flags = np.concatenate([pack.flags[taken] for pack, taken in zip(packs, rows)])
+    return Source(
+        name="celeba",
+        where=path,
+        content=fingerprint([pack.content for pack in packs]),
+        stamp=fingerprint([pack.stamp for pack in packs]),
+        ids=ids,
+        splits=np.concatenate([pack.splits[taken] for pack, taken in zip(packs, rows)]),
+        labels=dict(zip(packs[0].attributes, flags.T)),
+        read=lambda index: packs[packs_of[index]].read(str(ids[index])),
+        about={"packs": [pack.files for pack in packs]},
+    )
+
+
+def find_packs(path: str) -> list[Path]:
+    """The folders in `path` (joined by commas) that are packs, each followed by its sub-folders that are."""
+    found = {}
+    for text in filter(None, (part.strip() for part in path.split(","))):
+        folder = Path(text).expanduser()
+        if not folder.is_dir():
+            raise DataError(f"no folder {text!r}; {WAY_OUT}")
+        inner = [child for child in sorted(folder.iterdir()) if child.is_dir() and _is_pack(child)]
+        inner = [child for child in inner if child.name not in (*OFFICIAL_FOLDERS, UNPACKED)]
+        packs = [folder] * _is_pack(folder) + inner
+        if not packs:
+            raise DataError(f"no CelebA in {text!r}; {WAY_OUT}")
+        found |= {pack.resolve(): pack for pack in packs}
+    if not found:
+        raise DataError(f"data.path={path!r} names no folder; {WAY_OUT}")
+    return list(found.values())
+
+
+def read_pack(folder: Path) -> Pack:
+    """The lists and the directory of one pack, checked against each other."""
+    partition_path, attribute_path = _find(folder, PARTITION), _find(folder, ATTRIBUTES)
+    names, splits = _read_partition(partition_path)
+    attributes, flags_of = _read_attributes(attribute_path)
+    archive = _find(folder, ARCHIVE, required=False)
+    entries, read = _open_archive(archive) if archive else _open_folder(_find(folder, UNPACKED))
+    pictures = archive or _find(folder, UNPACKED)
+    _same_names(set(names), entries.keys(), partition_path, pictures)
+    _covers(flags_of.keys(), names, attribute_path)
+    ordered = sorted(entries.items())
+    files = {
+        pictures.name: _sha256(f"{name} {size} {check}\n" for name, (size, check, _) in ordered),
+        ATTRIBUTES: _sha256([attribute_path.read_bytes()]),
+        PARTITION: _sha256([partition_path.read_bytes()]),
+    }
+    return Pack(
+        folder=folder,
+        names=tuple(names),
+        splits=np.array(splits),
+        attributes=attributes,
+        flags=np.array([flags_of[name] for name in names]),
+        read=read,
+        content=fingerprint(files),
+        stamp=_sha256(f"{name} {modified}\n" for name, (_, _, modified) in ordered),
+        files=files,
+    )
+
+
+def _is_pack(folder: Path) -> bool:
+    """Whether any file of the layout is there; `read_pack` then says which one is missing."""
+    return any(_find(folder, name, required=False) for name in (ARCHIVE, UNPACKED, ATTRIBUTES, PARTITION))
+
+
+def _find(folder: Path, name: str, required: bool = True) -> Path | None:
+    for place in OFFICIAL_FOLDERS:
+        if (folder / place / name).exists():
+            return folder / place / name
+    if required:
+        raise DataError(f"{folder} lacks {ARCHIVE if name == UNPACKED else name}; {WAY_OUT}")
+    return None
+
+
+# ---- pictures: name -> (bytes, checksum, modification time), and a reader of one
+
+
+def _open_archive(path: Path) -> tuple[dict[str, tuple], Callable[[str], bytes]]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"{path} is truncated or no zip ({error}); download it again") from error
+    infos = [info for info in archive.infolist() if _harmless(info.filename)]
+    members = {PurePosixPath(info.filename).name: info for info in infos}
+
+    def read(name: str) -> bytes:
+        if members[name].file_size > LARGEST_FILE:
+            raise DataError(f"{path}: {name} claims {members[name].file_size} bytes; no CelebA picture does")
+        try:
+            return archive.read(members[name])
+        except Exception as error:  # bad checksum, truncated, encrypted: as many classes
+            raise DataError(f"{path}: {name} can't be read ({error}); download the archive again") from error
+
+    # The directory's CRC-32s make the hash one of content, without reading the pictures; no times are needed.
+    return {name: (info.file_size, info.CRC, 0) for name, info in members.items()}, read
+
+
+def _harmless(member: str) -> bool:
+    """A picture, by a relative name that stays inside the archive."""
+    path = PurePosixPath(member)
+    inside = not path.is_absolute() and ".." not in path.parts and "\\" not in member
+    return inside and path.suffix.lower() == ".jpg"
+
+
+def _open_folder(folder: Path) -> tuple[dict[str, tuple], Callable[[str], bytes]]:
+    stats = {path.name: path.stat() for path in folder.iterdir() if path.suffix.lower() == ".jpg"}
+
+    def read(name: str) -> bytes:
+        try:
+            return (folder / name).read_bytes()
+        except OSError as error:
+            raise DataError(f"{folder / name} can't be read ({error.strerror}); unpack it again") from error
+
+    return {name: (stat.st_size, "", stat.st_mtime_ns) for name, stat in stats.items()}, read
+
+
+# ---- lists
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error.strerror})") from error
+
+
+def _read_partition(path: Path) -> tuple[list[str], list[int]]:
+    splits = {}
+    for number, line in enumerate(_lines(path), start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
+            raise DataError(f"{path} line {number}: {line[:60]!r} is not 'picture 0|1|2'; download it again")
+        if fields[0] in splits or PurePosixPath(fields[0]).name != fields[0]:
+            raise DataError(f"{path} line {number}: {fields[0]!r} is named twice or is no plain file name")
+        splits[fields[0]] = int(fields[1])
+    if not splits:
+        raise DataError(f"{path} names no pictures; download it again")
+    return list(splits), list(splits.values())
+
+
+def _read_attributes(path: Path) -> tuple[tuple[str, ...], dict[str, list[bool]]]:
+    lines = _lines(path)
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if len(lines) < 2 or not lines[0].strip().isdigit():
+        raise DataError(f"{path} does not start with a count and attribute names; download it again")
+    count, names, rows = int(lines[0]), tuple(lines[1].split()), lines[2:]
+    if count != len(rows):
+        raise DataError(f"{path} promises {count} pictures but lists {len(rows)}; download it again")
+    flags = {}
+    for number, line in enumerate(rows, start=3):
+        picture, *marks = line.split() or [""]
+        if len(marks) != len(names) or not set(marks) <= {"1", "-1"}:
+            raise DataError(
+                f"{path} line {number}: not a picture and {len(names)} marks (1, -1); download it again"
+            )
+        flags[picture] = [mark == "1" for mark in marks]
+    return names, flags
+
+
+def _same_names(listed: set[str], present: Iterable[str], partition: Path, pictures: Path):
+    """The partition file and the archive must speak of the same pictures: less is an interrupted copy."""
+    absent, extra = sorted(listed - set(present)), sorted(set(present) - listed)
+    if absent:
+        raise DataError(
+            f"{pictures} lacks {len(absent)} of the {len(listed)} pictures of {partition.name} "
+            f"(first: {absent[0]}); fetch the pictures again, or cut the lists to those you have"
+        )
+    if extra:
+        lacks = f"lacks {len(extra)} pictures of {pictures.name} (first: {extra[0]})"
+        raise DataError(f"{partition} {lacks}; download it again")
+
+
+def _covers(described: Iterable[str], names: list[str], path: Path):
+    absent = sorted(set(names) - set(described))
+    if absent:
+        lacks = f"lacks {len(absent)} pictures of {PARTITION} (first: {absent[0]})"
+        raise DataError(f"{path} {lacks}; download it again")
+
+
+def _sha256(parts: Iterable[str | bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
+    return digest.hexdigest()
