@@ -1,8 +1,9 @@
 """Encoded pictures to a memory-mapped uint8 array, decoded once.
 
 A cache is two files in one folder, `NAME-HASH.npy` and `NAME-HASH.json`; the hash covers the source, the
-size, the crop and the filter, so changing any of them makes another cache. Both are written aside and renamed,
-the JSON last: a killed run leaves nothing that is taken for a cache, and racing processes write the same bytes.
+size, the crop and the filter, so changing any of them makes another cache. Both are written aside and then
+renamed, the JSON last: a killed run leaves nothing that is taken for a cache, and racing processes write the
+same bytes.
 """
 
 import errno

@@ -100,12 +100,12 @@ def find_packs(path: str) -> list[Path]:
 
 def read_pack(folder: Path) -> Pack:
     """The lists and the directory of one pack, checked against each other."""
-    partition_path, attribute_path = _find(folder, PARTITION), _find(folder, ATTRIBUTES)
+    partition_path, attribute_path = find_file(folder, PARTITION), find_file(folder, ATTRIBUTES)
     names, splits = _read_partition(partition_path)
     attributes, flags_of = _read_attributes(attribute_path)
-    archive = _find(folder, ARCHIVE, required=False)
-    entries, read = _open_archive(archive) if archive else _open_folder(_find(folder, UNPACKED))
-    pictures = archive or _find(folder, UNPACKED)
+    archive = find_file(folder, ARCHIVE, required=False)
+    entries, read = _open_archive(archive) if archive else _open_folder(find_file(folder, UNPACKED))
+    pictures = archive or find_file(folder, UNPACKED)
     _same_names(set(names), entries.keys(), partition_path, pictures)
     _covers(flags_of.keys(), names, attribute_path)
     ordered = sorted(entries.items())
@@ -129,10 +129,11 @@ def read_pack(folder: Path) -> Pack:
 
 def _is_pack(folder: Path) -> bool:
     """Whether any file of the layout is there; `read_pack` then says which one is missing."""
-    return any(_find(folder, name, required=False) for name in (ARCHIVE, UNPACKED, ATTRIBUTES, PARTITION))
+    return any(find_file(folder, name, required=False) for name in (ARCHIVE, UNPACKED, ATTRIBUTES, PARTITION))
 
 
-def _find(folder: Path, name: str, required: bool = True) -> Path | None:
+def find_file(folder: Path, name: str, required: bool = True) -> Path | None:
+    """Where a file of the layout lies in `folder`; None (or a DataError, when required) if nowhere."""
     for place in OFFICIAL_FOLDERS:
         if (folder / place / name).exists():
             return folder / place / name
