@@ -1,0 +1,125 @@
+"""The forward process against float64 NumPy and Bayes' rule."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mechdiff import diffusion
+from mechdiff.errors import ConfigError
+from mechdiff.schedules import cosine_schedule, linear_schedule
+
+SCHEDULE = linear_schedule()
+BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+T = jnp.array([0, 1, 250, 999])
+SHAPE = (4, 2, 3, 1)
+
+
+def column(values):
+    return np.asarray(values, np.float64)[:, None, None, None]
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=SHAPE), jnp.float32) for _ in range(2)]
+
+
+def test_q_sample_mixes_signal_and_noise_as_the_closed_form_does(pictures):
+    x0, noise = pictures
+    bar = column(BAR[T])
+    expected = np.sqrt(bar) * x0 + np.sqrt(1 - bar) * noise
+    np.testing.assert_allclose(diffusion.q_sample(SCHEDULE, x0, T, noise), expected, atol=1e-6)
+
+
+def test_x0_and_noise_predictions_invert_q_sample(pictures):
+    x0, noise = pictures
+    x_t = diffusion.q_sample(SCHEDULE, x0, T, noise)
+    # Rounding of x_t is magnified by 157 = 1 / sqrt(abar) at the last t, by 100 in the noise at the first.
+    np.testing.assert_allclose(diffusion.predict_x0(SCHEDULE, x_t, T, noise), x0, atol=1e-4)
+    np.testing.assert_allclose(diffusion.predict_eps(SCHEDULE, x_t, T, x0), noise, atol=1e-4)
+
+
+@pytest.mark.parametrize("t, t_prev", [(1, 0), (250, 249), (250, 100), (999, 998), (999, 0)])
+def test_posterior_follows_bayes_rule(pictures, t, t_prev):
+    """Precision-weighted product of q(x_prev | x_0) and q(x_t | x_prev), in float64."""
+    x0, x_t = (np.asarray(picture, np.float64)[:1] for picture in pictures)
+    alpha = BAR[t] / BAR[t_prev]
+    prior, likelihood = 1 / (1 - BAR[t_prev]), alpha / (1 - alpha)
+    mean = (prior * np.sqrt(BAR[t_prev]) * x0 + likelihood * x_t / np.sqrt(alpha)) / (prior + likelihood)
+    got_mean, got_variance = diffusion.posterior(
+        SCHEDULE, jnp.float32(x0), jnp.float32(x_t), jnp.array([t]), jnp.array([t_prev])
+    )
+    np.testing.assert_allclose(got_mean, mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(got_variance.ravel(), 1 / (prior + likelihood), rtol=2e-4)
+
+
+def test_posterior_of_the_last_step_is_the_clean_image(pictures):
+    x0, x_t = pictures
+    mean, variance = diffusion.posterior(SCHEDULE, x0, x_t, T, jnp.full(4, -1))
+    np.testing.assert_allclose(mean, x0, atol=1e-6)
+    np.testing.assert_array_equal(variance, 0)
+
+
+def test_min_snr_weights_are_capped_snr_over_snr():
+    snr = BAR / (1 - BAR)
+    got = diffusion.loss_weights(SCHEDULE, T, "min_snr", gamma=3.0)
+    np.testing.assert_allclose(got, np.minimum(snr, 3.0)[T] / snr[T], rtol=1e-5)
+    assert got[0] < 1e-3 and got[-1] == 1
+
+
+def test_uniform_weights_are_ones():
+    np.testing.assert_array_equal(diffusion.loss_weights(SCHEDULE, T), np.ones(4))
+
+
+@pytest.mark.parametrize("weighting, gamma", [("min_snr", 0.0), ("min_snr", -1.0)])
+def test_a_gamma_that_is_not_positive_is_refused(weighting, gamma):
+    with pytest.raises(ConfigError, match="gamma"):
+        diffusion.loss_weights(SCHEDULE, T, weighting, gamma)
+
+
+def test_loss_of_a_denoiser_that_knows_the_noise_is_zero_and_of_silence_its_power(pictures):
+    x0, noise = pictures
+    exact = diffusion.denoising_loss(lambda x, t: noise, SCHEDULE, x0, T, noise)
+    silent = diffusion.denoising_loss(lambda x, t: jnp.zeros_like(x), SCHEDULE, x0, T, noise)
+    np.testing.assert_array_equal(exact, np.zeros(4))
+    np.testing.assert_allclose(silent, np.mean(np.asarray(noise, np.float64) ** 2, axis=(1, 2, 3)), rtol=1e-6)
+
+
+def test_loss_is_seen_at_x_t_and_weighted(pictures):
+    x0, noise = pictures
+    seen = []
+
+    def denoise(x_t, t):
+        seen.append((x_t, t))
+        return noise + 2.0
+
+    loss = diffusion.denoising_loss(denoise, SCHEDULE, x0, T, noise, "min_snr", 5.0)
+    np.testing.assert_allclose(loss, 4 * diffusion.loss_weights(SCHEDULE, T, "min_snr"), rtol=1e-5)
+    np.testing.assert_array_equal(seen[0][0], diffusion.q_sample(SCHEDULE, x0, T, noise))
+    np.testing.assert_array_equal(seen[0][1], T)
+
+
+def test_loss_has_a_finite_gradient_at_every_noise_level_of_the_cosine_schedule():
+    schedule = cosine_schedule()
+    t = jnp.array([0, 500, 999])
+    x0 = jnp.ones((3, 1, 1, 1))
+
+    def total(scale):
+        return diffusion.denoising_loss(lambda x, t: scale * x, schedule, x0, t, 0.5 * x0, "min_snr").sum()
+
+    assert np.isfinite(jax.grad(total)(0.3))
+
+
+def test_an_images_noise_depends_on_its_index_alone():
+    key = jax.random.key(3)
+    many = diffusion.image_noise(key, jnp.arange(5), (2, 2, 1))
+    few = diffusion.image_noise(key, jnp.array([4, 1, 4]), (2, 2, 1))
+    np.testing.assert_array_equal(few, many[jnp.array([4, 1, 4])])
+    assert len(np.unique(many)) == many.size
+
+
+def test_image_noise_is_standard_normal():
+    noise = np.asarray(diffusion.image_noise(jax.random.key(0), jnp.arange(400), (5, 5, 1)))
+    assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
+    assert abs(noise.var() - 1) < 4 * np.sqrt(2 / noise.size)
