@@ -1,8 +1,8 @@
 """Training states and finished models on disk. The one file that knows Orbax (its v1 interface).
 
 Orbax writes a step aside and renames it, so a process killed while saving leaves the earlier steps as they
-were. Besides, every state carries the digest of its arrays, and every exported model a SHA256SUMS of its files:
-what is loaded is bitwise what was saved, or nothing is loaded.
+were. Besides, a state carries the digest of its arrays and an exported model the SHA-256 of its files: what
+is loaded is bitwise what was saved, or nothing is loaded.
 """
 
 import json
@@ -27,10 +27,9 @@ from mechdiff.types import PyTree
 
 LAYOUT = "mechdiff-model-1"  # of an exported folder; a change of its files needs a new name
 
-# Orbax tells its progress through absl's logger; only its errors are of interest here.
-logging.getLogger("absl").addFilter(
-    lambda record: record.levelno >= logging.ERROR or "orbax" not in record.pathname
-)
+# Orbax logs its progress, and each error once per thread; it raises the errors as well, and that is enough.
+for _logger in (logging.getLogger("absl"), logging.getLogger()):
+    _logger.addFilter(lambda record: "/orbax/checkpoint/" not in record.pathname)
 
 
 class TrainCheckpoints:
@@ -97,8 +96,7 @@ class TrainCheckpoints:
         """The step with the lowest score, or None when no step has one."""
         scores = {}
         for step in self.steps():
-            with _damage(self.folder / str(step), "delete that folder"):
-                score = ocp.metadata(self.folder / str(step)).custom_metadata["score"]
+            score = self._facts(step)[0]["score"]
             if score is not None:
                 scores[step] = score
         return min(scores, key=scores.get, default=None)
@@ -126,18 +124,26 @@ class TrainCheckpoints:
         path = self.folder / str(step)
         if step not in self.steps():
             raise CheckpointError(f"no checkpoint of step {step} in {self.folder}; there are: {self.steps()}")
-        with _damage(path, self._way_out(step)):
-            found = ocp.metadata(path)
-            metadata = dict(found.custom_metadata)
-            digest = metadata.pop("digest")
+        metadata, shapes = self._facts(step)
+        digest = metadata.pop("digest")
         if config is not None:
             compare_configs(metadata.get("config", {}), config, path, ignore)
-        check_shapes(found.metadata, abstract_state, path)
+        check_shapes(shapes, abstract_state, path)
         with _damage(path, self._way_out(step)):
             state = ocp.load(path, jax.tree.map(_placed, abstract_state))
             if files.digest_arrays(state) != digest:
                 raise ValueError("the arrays are not those that were saved")
         return state, metadata
+
+    def _facts(self, step: int) -> tuple[dict, PyTree]:
+        """Metadata and the tree of shapes of one step, without its arrays."""
+        path = self.folder / str(step)
+        with _damage(path, self._way_out(step)):
+            found = ocp.metadata(path)
+            metadata = dict(found.custom_metadata or {})
+            if not metadata.keys() >= {"digest", "score"}:
+                raise ValueError("its metadata is incomplete")
+            return metadata, found.metadata
 
     def _way_out(self, step: int) -> str:
         earlier = [other for other in self.steps() if other < step]
@@ -196,6 +202,8 @@ def export_model(
             aside.mkdir()
             with _context():
                 ocp.save(aside / "params", stored)
+            # Orbax only asks whether this file exists; what it writes there is the folder's absolute path.
+            files.write_atomic(aside / "params" / "commit_success.txt", "committed\n")
             files.write_json(aside / "config.json", config)
             files.write_json(aside / "record.json", {"layout": LAYOUT, "dtype": dtype, "record": record})
             sums.write(aside)

@@ -1,0 +1,79 @@
+"""What all launchers share: the common flags, the config they make, and how errors and interruptions end.
+
+Exit codes: 0 done, 2 an error of input or of the disk (one line on stderr), 128 + n stopped by signal n.
+"""
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's own notes; read when jax is imported
+
+import jax
+from absl import flags, logging
+
+from mechdiff import files, presets
+from mechdiff.config import ExperimentConfig, override
+from mechdiff.errors import MechdiffError
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("preset", "quickstart", "Named settings to start from.")
+flags.DEFINE_multi_string("set", [], "Change a setting: section.field=value (may be given again).")
+flags.DEFINE_string("workdir", None, "Folder of the results; default: runs/PRESET.")
+flags.DEFINE_string("compilation_cache", None, "Folder in which JAX keeps compiled programs.")
+flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
+
+Main = Callable[[ExperimentConfig, Path], object]
+
+
+def run(main: Main, argv: list[str] | None = None) -> None:
+    """Parses the flags, calls `main(config, workdir)` and ends the process with its exit code."""
+    sys.exit(launch(main, sys.argv if argv is None else argv))
+
+
+def launch(main: Main, argv: list[str]) -> int:
+    """As `run`, but returns the exit code. With --debug errors are raised as they are."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    logging.set_verbosity(logging.WARNING)
+    if {"-h", "--help"} & set(argv):
+        print(_help(argv[0]))
+        return 0
+    try:
+        _parse(argv)
+        config = override(presets.preset(FLAGS.preset), FLAGS.set)
+        main(config, Path(FLAGS.workdir or f"runs/{config.name}"))
+    except KeyboardInterrupt as stop:
+        number = stop.args[0] if stop.args else signal.SIGINT
+        print(f"interrupted; the same command goes on from here: {shlex.join(sys.orig_argv)}", file=sys.stderr)
+        return 128 + number
+    except (MechdiffError, flags.Error, OSError) as error:
+        line = files.explain(error) if isinstance(error, OSError) else " ".join(str(error).split())
+        if line is None or (FLAGS.is_parsed() and FLAGS.debug):
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(argv: list[str]) -> None:
+    extra = FLAGS(argv)[1:]
+    if extra:
+        raise flags.Error(f"unexpected argument {extra[0]!r}; write --flag=value (see --help)")
+    if FLAGS.compilation_cache:
+        folder = Path(FLAGS.compilation_cache).absolute()
+        with files.plain_errors(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # compiled programs are code: private
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _help(script: str) -> str:
+    """The launcher's docstring, its own flags and the common ones."""
+    own = [name for name in FLAGS.flags_by_module_dict() if name in (script, __name__)]
+    return "\n\n".join([sys.modules["__main__"].__doc__ or "", *map(FLAGS.module_help, own)]).strip()
+
+
+def _interrupt(number: int, _: object) -> None:
+    raise KeyboardInterrupt(number)
