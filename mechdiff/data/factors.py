@@ -1,9 +1,9 @@
 """The independent factors of a synthetic face, the rungs on which they are free, and their draws.
 
-A face is a point in a box: one scalar per factor, drawn uniformly and independently from its own named stream,
-so freeing or adding a factor never moves the draw of another. Continuous factors lie in `[low, high]`; factors
-with `choices` take the whole numbers `0 .. choices - 1` (as floats). Lengths are in half frames: the picture
-spans [-1, 1] in both directions, x to the right and y downwards.
+A face is a point in a box: one scalar per factor, drawn uniformly and independently from its own named
+stream, so freeing or adding a factor never moves the draw of another. Continuous factors lie in `[low,
+high]`; those with `choices` take the whole numbers `0 .. choices - 1` (as floats). x grows to the right and
+y downwards from the middle of the picture, whose border lies at 0.87 of the unit of length.
 """
 
 from typing import NamedTuple
@@ -51,7 +51,7 @@ SPECS: dict[str, Factor] = {
     # rung 3: expression, pose and accessories
     "eye_color": Factor(3, 0.0, 1.0, 0.2),  # browns, hazel, green, blue, grey
     "brow_angle": Factor(3, -0.35, 0.35, 0.0),  # slope; positive: inner ends down
-    "mouth_curvature": Factor(3, -0.5, 1.0, 0.2),  # frown to smile
+    "mouth_curvature": Factor(3, -0.4, 1.0, 0.2),  # frown to smile
     "mouth_opening": Factor(3, 0.0, 1.0, 0.0),
     "glasses": Factor(3, 0.0, 1.0, 0.0, choices=2),
     "pose": Factor(3, -0.40, 0.40, 0.0),  # turn of the head to the right, radians
@@ -59,7 +59,7 @@ SPECS: dict[str, Factor] = {
     # rung 4: light and skin texture
     "light_direction": Factor(4, -1.0, 1.0, -0.3),  # from the left to from the right
     "texture_amplitude": Factor(4, 0.15, 1.0, 0.0),
-    "texture_frequency": Factor(4, 5.0, 13.0, 8.0),  # freckle cells per half frame
+    "texture_frequency": Factor(4, 5.0, 13.0, 8.0),  # freckle cells per unit of length
     "texture_phase": Factor(4, 0.0, 1.0, 0.5),  # which freckles
 }
 FACTORS: tuple[str, ...] = tuple(SPECS)
@@ -72,10 +72,10 @@ Factors = dict[str, Float[Array, ""]]
 
 
 def sample_factors(key: PRNGKey, level: int = 4) -> Factors:
-    """Independent draws of the factors that are free at `level` (`LEVELS[level]`), the others at neutral values.
+    """Independent draws of the factors free at `level` (`LEVELS[level]`); the others are neutral.
 
-    Level 0 frees the brightness of skin and background and the hair colour; 1 adds hues and the place and shape
-    of the head; 2 hair style, eyes, nose and mouth; 3 expression, pose, glasses; 4 light and skin texture.
+    Level 0 frees the brightness of skin and background and the hair colour; 1 adds hues, place and shape of
+    the head; 2 hair style, eyes, nose and mouth; 3 expression, pose and glasses; 4 light and skin texture.
 
     Raises:
       ConfigError: `level` is not 0 to 4.

@@ -1,8 +1,8 @@
 """Procedural faces with known causes: image, factors and part masks, seeded by index, at any resolution.
 
-Face `i` of a seed depends on the seed and `i` alone (`fold_in(seed, i)`), whatever the batch, chunk or device.
-The geometry is the same at every size: small pictures are averages of a finer grid, edges are one fine pixel wide.
-The factors and the complexity ladder are in `factors.py`, the painting in `painter.py`.
+Face `i` of a seed depends on the seed and `i` alone (`fold_in(seed, i)`), never on batch, chunk or device.
+The geometry is the same at every size: small pictures are averages of a finer grid, whose edges are one of
+its pixels wide. The factors and the complexity ladder are in `factors.py`, the painting in `drawing/`.
 """
 
 from functools import partial
@@ -13,36 +13,41 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from mechdiff.data import painter
-from mechdiff.data.canvas import Layer
+from mechdiff.data.drawing.canvas import Layer
+from mechdiff.data.drawing.head import make_head
+from mechdiff.data.drawing.scene import layers
+from mechdiff.data.drawing.skin import freckled_region, nose_region
 from mechdiff.data.factors import FACTORS, HAIR_STYLES, LEVELS, Factors, redraw, sample_factors
 from mechdiff.errors import ConfigError
 from mechdiff.types import PRNGKey
 
 __all__ = [
-    "FACTORS", "HAIR_STYLES", "LEVELS", "PARTS", "Face", "face", "faces", "factor_pair", "render", "render_bytes",
-    "sample_factors",
+    "FACTORS", "HAIR_STYLES", "LEVELS", "PARTS", "Face", "face", "faces", "factor_pair", "render",
+    "render_bytes", "sample_factors",
 ]  # fmt: skip
 
 LAYERED = ("background", "clothes", "skin", "eyes", "brows", "mouth", "hair", "glasses")
 PARTS: tuple[str, ...] = (*LAYERED, "nose", "texture", "edges")
 FINE = 64  # smaller pictures are averages of a grid at least this fine
-CHUNK = 128  # faces per compiled call in `render_bytes`
+VIEW = 0.87  # half width of the picture in the units of the factors
+CHUNK = 16  # faces per compiled call in `render_bytes`
 
 
 class Face(NamedTuple):
-    """A rendered face: `image` (H, W, 3) in [-1, 1], `masks` (parts, H, W) in [0, 1] in the order of `PARTS`."""
+    """A rendered face: `image` (H, W, 3) in [-1, 1], `masks` (parts, H, W) in [0, 1] as in `PARTS`."""
 
     image: Float[Array, "*batch height width 3"]
     factors: dict[str, Float[Array, "*batch"]]
     masks: Float[Array, "*batch parts height width"]
 
 
-def render(factors: Factors, size: int) -> tuple[Float[Array, "size size 3"], Float[Array, "parts size size"]]:
+def render(
+    factors: Factors, size: int
+) -> tuple[Float[Array, "{size} {size} 3"], Float[Array, "parts {size} {size}"]]:
     """Image in [-1, 1] and part masks in [0, 1] (`PARTS`) of one face.
 
-    The first eight masks are what is visible of each painted part and sum to 1; `nose` and `texture` are regions of
-    visible skin, `edges` is a band of about a pixel on both sides of every border between parts.
+    The first eight masks are what is visible of each painted part and sum to 1; `nose` and `texture` are
+    regions of visible skin; `edges` is a band of about a pixel on both sides of every border between parts.
 
     Raises:
       ConfigError: `size` is not 8 to 256.
@@ -50,12 +55,11 @@ def render(factors: Factors, size: int) -> tuple[Float[Array, "size size 3"], Fl
     if not 8 <= size <= 256:
         raise ConfigError(f"size={size} pixels is out of range; 8 to 256")
     fold = max(1, -(-FINE // size))
-    pixel = 2.0 / (size * fold)
-    place = (jnp.arange(size * fold) + 0.5) * pixel - 1.0
-    u, v = jnp.meshgrid(place, place)
-    image, parts = _composite(painter.layers(factors, u, v, pixel))
+    pixel = 2.0 * VIEW / (size * fold)
+    head = make_head(factors, *_grid(size * fold, pixel), pixel)
+    image, parts = _composite(layers(factors, head))
     skin = parts[LAYERED.index("skin")]
-    regions = (painter.nose_region(factors, u, v, pixel), painter.freckled_region(factors, u, v, pixel))
+    regions = (nose_region(factors, head), freckled_region(factors, head))
     masks = _pool(jnp.concatenate([parts, skin * jnp.stack(regions)]), fold)
     masks = jnp.concatenate([masks, _edges(masks[: len(LAYERED)])[None]])
     return jnp.moveaxis(_pool(2.0 * jnp.clip(image, 0.0, 1.0) - 1.0, fold), 0, -1), masks
@@ -69,7 +73,7 @@ def face(seed_key: PRNGKey, index: int | Int[Array, ""], size: int, level: int =
 
 
 @partial(jax.jit, static_argnames=("size", "level"))
-def faces(seed_key: PRNGKey, indices: Int[Array, "batch"], size: int, level: int = 4) -> Face:
+def faces(seed_key: PRNGKey, indices: Int[Array, " batch"], size: int, level: int = 4) -> Face:
     """`face` for every index, stacked along a leading axis."""
     return jax.vmap(lambda index: face(seed_key, index, size, level))(indices)
 
@@ -80,8 +84,8 @@ def factor_pair(
 ) -> tuple[Face, Face]:
     """Face `index` and its twin that differs in `factor` alone, by a quarter to three quarters of its range.
 
-    The factor moves even where `level` freezes it. `texture_frequency` and `texture_phase` show only where the
-    texture is on (level 4).
+    The factor moves even where `level` freezes it. `texture_frequency` and `texture_phase` show only where
+    the texture is on (level 4).
 
     Raises:
       ConfigError: no factor is called so (the closest names are given).
@@ -91,7 +95,9 @@ def factor_pair(
     return Face(*_in_order(first, size)), Face(*_in_order(redraw(key, first, factor), size))
 
 
-def render_bytes(seed: int, start: int, count: int, size: int, level: int = 4) -> UInt8[np.ndarray, "count h w 3"]:
+def render_bytes(
+    seed: int, start: int, count: int, size: int, level: int = 4
+) -> UInt8[np.ndarray, "{count} {size} {size} 3"]:
     """Faces `start .. start + count - 1` as bytes, rendered in chunks of one compiled shape.
 
     Raises:
@@ -107,7 +113,9 @@ def render_bytes(seed: int, start: int, count: int, size: int, level: int = 4) -
 
 
 @partial(jax.jit, static_argnames=("size", "level"))
-def _bytes(key: PRNGKey, indices: Int[Array, "batch"], size: int, level: int) -> UInt8[Array, "batch h w 3"]:
+def _bytes(
+    key: PRNGKey, indices: Int[Array, " batch"], size: int, level: int
+) -> UInt8[Array, "batch {size} {size} 3"]:
     return jnp.round(127.5 * (faces(key, indices, size, level).image + 1.0)).astype(jnp.uint8)
 
 
@@ -116,22 +124,31 @@ def _in_order(factors: Factors, size: int) -> tuple[Array, Factors, Array]:
     return image, factors, masks
 
 
-def _composite(layers: tuple[Layer, ...]) -> tuple[Float[Array, "3 h w"], Float[Array, "layered h w"]]:
-    """Paint the layers in order (the "over" operator); returns the image and what stays visible of each part."""
+def _grid(count: int, pixel: float) -> tuple[Array, Array]:
+    """Centres of count x count pixels around the origin: x and y, each (count, count)."""
+    place = (jnp.arange(count) - 0.5 * (count - 1)) * pixel
+    return jnp.meshgrid(place, place)
+
+
+def _composite(
+    painted: tuple[Layer, ...],
+) -> tuple[Float[Array, "3 height width"], Float[Array, "parts height width"]]:
+    """Paint the layers in order (the "over" operator): the image, and what stays visible of each part."""
     image, visible = 0.0, dict.fromkeys(LAYERED, 0.0)
-    for part, alpha, color in layers:
+    for part, alpha, color in painted:
         image = image * (1.0 - alpha) + alpha * color
-        visible = {name: mask * (1.0 - alpha) + (alpha if name == part else 0.0) for name, mask in visible.items()}
+        visible = {name: mask * (1.0 - alpha) for name, mask in visible.items()}
+        visible[part] += alpha
     return image, jnp.stack([jnp.broadcast_to(visible[name], image.shape[1:]) for name in LAYERED])
 
 
-def _pool(planes: Float[Array, "c fine fine"], fold: int) -> Float[Array, "c size size"]:
+def _pool(planes: Float[Array, "planes fine fine"], fold: int) -> Float[Array, "planes size size"]:
     count, fine, _ = planes.shape
     return planes.reshape(count, fine // fold, fold, fine // fold, fold).mean((2, 4))
 
 
-def _edges(masks: Float[Array, "c h w"]) -> Float[Array, "h w"]:
-    """Local range of the masks over 3 x 3 pixels, summed over parts: 1 where a border passes, 0 well inside."""
+def _edges(masks: Float[Array, "planes height width"]) -> Float[Array, "height width"]:
+    """Half the local range of the masks over 3 x 3 pixels, summed: 1 at a sharp border, 0 well inside."""
     window = dict(window_dimensions=(1, 3, 3), window_strides=(1, 1, 1), padding="SAME")
     high = jax.lax.reduce_window(masks, -jnp.inf, jax.lax.max, **window)
     low = -jax.lax.reduce_window(-masks, -jnp.inf, jax.lax.max, **window)

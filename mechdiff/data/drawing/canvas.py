@@ -34,7 +34,7 @@ def ellipse(x: Plane, y: Plane, rx, ry, pixel: float) -> Plane:
 
 
 def band(y: Plane, top, bottom, pixel: float) -> Plane:
-    """Coverage of `top < y < bottom`, right also for bands thinner than a pixel; empty where top >= bottom."""
+    """Coverage of `top < y < bottom`, right also when thinner than a pixel; empty where top >= bottom."""
     below_top = jnp.clip((y - top) / pixel + 0.5, 0.0, 1.0)
     below_bottom = jnp.clip((y - bottom) / pixel + 0.5, 0.0, 1.0)
     return jnp.maximum(below_top - below_bottom, 0.0)
@@ -54,7 +54,7 @@ def ramp(value: Float[Array, ""], colors: tuple[tuple[float, float, float], ...]
 
 
 def from_hue(hue: Float[Array, ""], saturation: float, value) -> Float[Array, "3"]:
-    """RGB of a hue in [0, 1) (smooth: cosines instead of the hexagon), mean roughly `value (1 - saturation/2)`."""
+    """RGB of a hue in [0, 1), by cosines instead of a hexagon; its mean is `value * (1 - saturation / 2)`."""
     wheel = 0.5 + 0.5 * jnp.cos(2 * jnp.pi * (hue - jnp.array([0.0, 1 / 3, 2 / 3])))
     return value * (1.0 - saturation + saturation * wheel)
 
@@ -84,11 +84,11 @@ def value_noise(x: Plane, y: Plane, seed: UInt32[Array, ""]) -> Plane:
 
 
 def spots(x: Plane, y: Plane, seed: UInt32[Array, ""], pixel: float) -> Plane:
-    """Coverage of one round spot of random place, size and darkness per unit cell, never crossing its cell."""
+    """One round spot of random place, size and strength per unit cell, in [0, 1]; it stays in its cell."""
     (ix, fx), (iy, fy) = lattice(x), lattice(y)
-    offset_x = 0.35 + 0.3 * hashed(ix, iy, seed)
-    offset_y = 0.35 + 0.3 * hashed(ix, iy, seed + jnp.uint32(1))
+    offset_x = 0.32 + 0.36 * hashed(ix, iy, seed)
+    offset_y = 0.32 + 0.36 * hashed(ix, iy, seed + jnp.uint32(1))
     chance = hashed(ix, iy, seed + jnp.uint32(2))
-    radius = 0.12 + 0.18 * chance
+    radius = 0.09 + 0.17 * chance
     distance = jnp.sqrt((fx - offset_x) ** 2 + (fy - offset_y) ** 2 + 1e-9)
     return jnp.clip(0.5 - (distance - radius) / jnp.maximum(pixel, 0.12), 0.0, 1.0) * jnp.sqrt(chance)

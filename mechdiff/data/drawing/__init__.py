@@ -1,0 +1,1 @@
+"""How a face is drawn: brushes, the head's frame, skin, features, hair, and the layers of the scene."""
