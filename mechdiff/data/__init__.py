@@ -1,9 +1,9 @@
 """Pictures: procedural faces, CelebA, or a prepared TensorFlow Datasets copy of it, behind one record."""
 
 import ast
+import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -17,18 +17,18 @@ from mechdiff.errors import ConfigError, unknown
 __all__ = ["SPLITS", "Dataset", "batch_at", "batch_indices", "load", "to_bytes", "to_float"]
 
 OFFSETS = {"train": 0, "validation": 1_000_000, "test": 2_000_000}  # first index of a synthetic split
-GENERATOR = ("synthetic", "factors", "painter", "canvas")  # files that decide the synthetic pictures
+READERS = ("celeba", "tfds", "cache", "dataset")  # modules here that the synthetic pictures don't depend on
 RENDER_BLOCK = 1024  # synthetic pictures rendered between two writes
 
 
 def load(
     config: DataConfig,
     size: int,
-    split: Literal["train", "validation", "test"],
+    split: str,
     seed: int,
     cache_dir: str | Path | None,
 ) -> Dataset:
-    """One split as `size` x `size` RGB bytes.
+    """One split ("train", "validation", "test") as `size` x `size` RGB bytes.
 
     `config.n_train` (train) and `config.n_test` (validation and test) say how many: exactly so for synthetic
     pictures, at most so for the others (0: all). `seed` decides the synthetic pictures and nothing else. What
@@ -79,5 +79,9 @@ def _synthetic(level: int, size: int, split: str, seed: int, count: int, folder:
 @lru_cache
 def _generator_hash() -> str:
     """The generator's code, comments and layout aside: pictures of an older one are rendered again."""
-    files = [Path(__file__).with_name(f"{name}.py") for name in GENERATOR]
-    return fingerprint([ast.dump(ast.parse(file.read_text(encoding="utf-8"))) for file in files])
+    modules = [module for name, module in sorted(sys.modules.items()) if _generates(name)]
+    return fingerprint([ast.dump(ast.parse(Path(module.__file__).read_text("utf-8"))) for module in modules])
+
+
+def _generates(module: str) -> bool:
+    return module.startswith("mechdiff.data.") and module.split(".")[2] not in READERS

@@ -1,8 +1,8 @@
 """CelebA (or any set with an `image` feature) as TensorFlow Datasets prepares it, without TensorFlow.
 
-Needs the extra `tfds` and a copy in the array_record format, which `prepare` makes offline from the official files.
-Records are read raw: the JPEG of each goes through the same crop, filter and cache as every other source, and
-TFDS's own decoder, which costs more than the JPEG does, is left out.
+Needs the extra `tfds` and a copy in the array_record format, which `prepare` makes offline from the official
+files. Records are read raw: the JPEG of each goes through the same crop, filter and cache as that of any other
+source, and TFDS's own decoder, which costs more than the JPEG does, is left out.
 """
 
 import hashlib
@@ -31,21 +31,19 @@ WAY_OUT = "mechdiff.data.tfds.prepare(CELEBA_FOLDER, DATA_FOLDER) makes one from
 
 
 def open_source(path: str) -> Source:
-    """The prepared copy at `path`: its own folder (with `dataset_info.json`), or the data folder above `celeb_a`.
+    """The prepared copy at `path`: its folder (with `dataset_info.json`), or the data folder above `celeb_a`.
 
     Record numbers serve as ids: TFDS does not keep file names.
 
     Raises:
-      DataError: the extra is not installed; no copy there, of another format, without pictures, or incomplete.
+      DataError: the extra is not installed; no copy, another format, no pictures, or records absent.
     """
     folder = find_copy(path)
     builder = _builder(folder)
     features = builder.info.features
     if "image" not in features:
-        raise DataError(
-            f"{folder} has no 'image' feature (but {', '.join(features)}); prepare another data set"
-        )
-    splits = [split for split in SPLITS if split in builder.info.splits and len(_shards(builder, split))]
+        raise DataError(f"{folder} has no 'image' feature (but {', '.join(features)}); {WAY_OUT}")
+    splits = [split for split in SPLITS if _shards(builder, split)]
     records = [builder.as_data_source(split=split).data_source for split in splits]
     starts = list(itertools.accumulate((len(part) for part in records), initial=0))
     shards = [shard for split in splits for shard in _shards(builder, split)]
@@ -53,9 +51,8 @@ def open_source(path: str) -> Source:
 
     def fields(index: int):
         part = int(np.searchsorted(starts, index, side="right")) - 1
-        return _fields(
-            records[part], index - starts[part], f"{splits[part]}[{index - starts[part]}] of {folder}"
-        )
+        row = index - starts[part]
+        return _fields(records[part], row, f"{splits[part]}[{row}] of {folder}")
 
     return Source(
         name="tfds",
@@ -80,9 +77,7 @@ def find_copy(path: str) -> Path:
         raise DataError(f"no folder {path!r} with a TFDS copy; {WAY_OUT}")
     if (folder / INFO).is_file():
         return folder
-    found = sorted(
-        info.parent for pattern in (f"*/{INFO}", f"celeb_a/*/{INFO}") for info in folder.glob(pattern)
-    )
+    found = sorted(info.parent for place in ("*", "celeb_a/*") for info in folder.glob(f"{place}/{INFO}"))
     if not found:
         raise DataError(f"no prepared TFDS copy (no {INFO}) in {path!r}; {WAY_OUT}")
     return found[-1]
@@ -208,12 +203,8 @@ def _builder(folder: Path):
 
 
 def _shards(builder, split: str) -> list[Path]:
-    splits = builder.info.splits
-    return (
-        [Path(file) for file in splits[split].filepaths]
-        if split in splits and splits[split].num_examples
-        else []
-    )
+    info = builder.info.splits.get(split)
+    return [Path(file) for file in info.filepaths] if info and info.num_examples else []
 
 
 def _fields(records, row: int, where: str):
