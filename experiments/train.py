@@ -1,0 +1,16 @@
+"""Trains a denoiser: `python -m experiments.train --preset=cpu16 --workdir=runs/faces`.
+
+Start it again with the same flags to go on after an interruption. Real pictures:
+`--set=data.name=celeba --set=data.path=PATH`. The trained model is left in WORKDIR/model.
+"""
+
+from experiments import _launch
+from mechdiff.train import train
+
+
+def main(config, workdir):
+    print(train(config, workdir))
+
+
+if __name__ == "__main__":
+    _launch.run(main)
