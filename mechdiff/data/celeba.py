@@ -223,9 +223,8 @@ def _read_attributes(path: Path) -> tuple[tuple[str, ...], dict[str, list[bool]]
     for number, line in enumerate(rows, start=3):
         picture, *marks = line.split() or [""]
         if len(marks) != len(names) or not set(marks) <= {"1", "-1"}:
-            raise DataError(
-                f"{path} line {number}: not a picture and {len(names)} marks (1, -1); download it again"
-            )
+            expected = f"a picture and {len(names)} times 1 or -1"
+            raise DataError(f"{path} line {number} is not {expected}; download it again")
         flags[picture] = [mark == "1" for mark in marks]
     return names, flags
 

@@ -1,8 +1,8 @@
 """CelebA (or any set with an `image` feature) as TensorFlow Datasets prepares it, without TensorFlow.
 
 Needs the extra `tfds` and a copy in the array_record format, which `prepare` makes offline from the official
-files. Records are read raw: the JPEG of each goes through the same crop, filter and cache as that of any other
-source, and TFDS's own decoder, which costs more than the JPEG does, is left out.
+files. Records are read raw: the JPEG of each takes the same way through crop, filter and cache as that of any
+other source, and TFDS's own decoder, which costs more than the JPEG does, is left out.
 """
 
 import hashlib
