@@ -47,7 +47,7 @@ def launch(main: Main, argv: list[str]) -> int:
         main(config, Path(FLAGS.workdir or f"runs/{config.name}"))
     except KeyboardInterrupt as stop:
         number = stop.args[0] if stop.args else signal.SIGINT
-        print(f"interrupted; the same command goes on from here: {shlex.join(sys.orig_argv)}", file=sys.stderr)
+        print(f"interrupted; the same command goes on: {shlex.join(sys.orig_argv)}", file=sys.stderr)
         return 128 + number
     except (MechdiffError, flags.Error, OSError) as error:
         line = files.explain(error) if isinstance(error, OSError) else " ".join(str(error).split())

@@ -1,7 +1,7 @@
 """Training states and finished models on disk. The one file that knows Orbax (its v1 interface).
 
 Orbax writes a step aside and renames it, so a process killed while saving leaves the earlier steps as they
-were. Besides, a state carries the digest of its arrays and an exported model the SHA-256 of its files: what
+were. Besides, a state carries a digest of its content and an exported model the SHA-256 of its files: what
 is loaded is bitwise what was saved, or nothing is loaded.
 """
 
@@ -57,7 +57,8 @@ class TrainCheckpoints:
         """
         score = float(score) if score is not None and math.isfinite(score) else None
         metrics = None if score is None else {"score": score}
-        known = files.plain({**metadata, "score": score, "digest": files.digest_arrays(state)})
+        known = files.plain({**metadata, "score": score, "arrays": files.digest_arrays(state)})
+        known["digest"] = _digest(known, state)
         with _saving(self.folder):
             self._open().save_async(
                 step, state, force=True, overwrite=True, metrics=metrics, custom_metadata=known
@@ -125,14 +126,13 @@ class TrainCheckpoints:
         if step not in self.steps():
             raise CheckpointError(f"no checkpoint of step {step} in {self.folder}; there are: {self.steps()}")
         metadata, shapes = self._facts(step)
-        digest = metadata.pop("digest")
         if config is not None:
             compare_configs(metadata.get("config", {}), config, path, ignore)
         check_shapes(shapes, abstract_state, path)
         with _damage(path, self._way_out(step)):
             state = ocp.load(path, jax.tree.map(_placed, abstract_state))
-            if files.digest_arrays(state) != digest:
-                raise ValueError("the arrays are not those that were saved")
+            if files.digest_arrays(state) != metadata.pop("arrays"):
+                raise ValueError("its arrays are not those that were saved")
         return state, metadata
 
     def _facts(self, step: int) -> tuple[dict, PyTree]:
@@ -141,8 +141,8 @@ class TrainCheckpoints:
         with _damage(path, self._way_out(step)):
             found = ocp.metadata(path)
             metadata = dict(found.custom_metadata or {})
-            if not metadata.keys() >= {"digest", "score"}:
-                raise ValueError("its metadata is incomplete")
+            if metadata.pop("digest", None) != _digest(metadata, found.metadata):
+                raise ValueError("its metadata is not what was saved")
             return metadata, found.metadata
 
     def _way_out(self, step: int) -> str:
@@ -262,8 +262,7 @@ def compare_configs(saved: dict, given: dict, where: Path | str, ignore: Iterabl
 
 def check_shapes(found: PyTree, wanted: PyTree, where: Path | str) -> None:
     """Raises a CheckpointError naming the first leaf whose shape differs, with both shapes."""
-    found = {path: tuple(leaf.shape) for path, leaf in _named(found).items()}
-    wanted = {path: tuple(np.shape(leaf)) for path, leaf in _named(wanted).items()}
+    found, wanted = _shapes(found), _shapes(wanted)
     for path in sorted(found.keys() | wanted.keys()):
         there, here = found.get(path, "absent"), wanted.get(path, "absent")
         if there != here:
@@ -277,6 +276,10 @@ def _context() -> ocp.Context:
     context.array.saving.enable_write_sharding_file = False
     context.array.saving.array_metadata_store = None
     return context
+
+
+def _digest(metadata: dict, tree: PyTree) -> str:
+    return files.digest_json([metadata, _shapes(tree)])
 
 
 def _first_device() -> jax.sharding.Sharding:
@@ -293,6 +296,10 @@ def _named(tree: PyTree) -> dict[str, Any]:
     """Leaves by path; attributes, keys and indices are written alike, as Orbax keeps them."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(leaf.shape) for path, leaf in _named(tree).items()}
 
 
 def _fields(config: dict, prefix: str = "") -> dict[str, Any]:

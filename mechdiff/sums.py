@@ -39,12 +39,12 @@ def verify(folder: Path) -> None:
 def _read(path: Path) -> dict[str, str]:
     """Digest by name. Names that would leave the folder are refused."""
     try:
-        lines = path.read_text("ascii").splitlines()
+        lines = re.split(r"(?<=\n)", path.read_bytes().decode("ascii"))
     except (OSError, UnicodeDecodeError):
         raise CheckpointError(f"{path} is absent or damaged; name the folder of an exported model") from None
     listed = {}
-    for line in lines:
-        match = re.fullmatch(r"([0-9a-f]{64})  (\S+)", line)
+    for line in filter(None, lines):
+        match = re.fullmatch(r"([0-9a-f]{64})  (\S+)\n", line)
         name = PurePosixPath(match[2]) if match else None
         if name is None or name.is_absolute() or ".." in name.parts:
             raise CheckpointError(f"{path} is damaged at {line[:100]!r}; {_WAY_OUT}")
