@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -223,8 +224,9 @@ def _write(path: Path, metadata: dict, shape: tuple[int, ...], blocks: Iterable[
 
 def _remove_stale(path: Path):
     for partial in path.parent.glob(f".{path.name}.*.partial"):
-        if time.time() - partial.stat().st_mtime > STALE_SECONDS:
-            partial.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # its writer may have renamed it by now
+            if time.time() - partial.stat().st_mtime > STALE_SECONDS:
+                partial.unlink()
 
 
 def _why_not_written(path: Path, shape: tuple[int, ...], error: OSError) -> str:
