@@ -20,7 +20,7 @@ from mechdiff.config import ExperimentConfig, override
 from mechdiff.errors import MechdiffError
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("preset", "quickstart", "Named settings to start from.")
+flags.DEFINE_string("preset", "cpu16", "Named settings to start from.")
 flags.DEFINE_multi_string("set", [], "Change a setting: section.field=value (may be given again).")
 flags.DEFINE_string("workdir", None, "Folder of the results; default: runs/PRESET.")
 flags.DEFINE_string("compilation_cache", None, "Folder in which JAX keeps compiled programs.")

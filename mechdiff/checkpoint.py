@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ class TrainCheckpoints:
         self._keep = keep
         self._writer: ocp.training.Checkpointer | None = None
 
-    def save(self, step: int, state: PyTree, metadata: dict, score: float | None = None) -> None:
+    def save(self, step: int, state: PyTree, metadata: dict, score: SupportsFloat | None = None) -> None:
         """Copies `state` to the host and returns; the writing goes on in the background.
 
         Args:
@@ -55,7 +55,7 @@ class TrainCheckpoints:
         Raises:
           MechdiffError: the disk is full or not writable, now or in the previous save.
         """
-        score = float(score) if score is not None and math.isfinite(score) else None
+        score = None if score is None or not math.isfinite(score) else float(score)
         metrics = None if score is None else {"score": score}
         known = files.plain({**metadata, "score": score, "arrays": files.digest_arrays(state)})
         known["digest"] = _digest(known, state)

@@ -223,7 +223,7 @@ def manifest(config: dict, **facts: Any) -> dict:
             "python": platform.python_version(),
             "platform": platform.platform(),
             "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
-            "command": sys.argv,
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "code": code_digest(),
             "commit": _commit(),

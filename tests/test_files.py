@@ -191,3 +191,4 @@ def test_manifest_is_json_and_names_versions_devices_and_code(tmp_path):
     assert made["packages"]["numpy"] == np.__version__
     assert made["devices"] and made["code"] == files.code_digest()
     assert made["started"].endswith("+00:00")
+    assert "/" not in made["command"][0]
