@@ -65,11 +65,9 @@ def render(
     return jnp.moveaxis(_pool(2.0 * jnp.clip(image, 0.0, 1.0) - 1.0, fold), 0, -1), masks
 
 
-@partial(jax.jit, static_argnames=("size", "level"))
 def face(seed_key: PRNGKey, index: int | Int[Array, ""], size: int, level: int = 4) -> Face:
     """Face `index` of the seed, on rung `level` of the ladder."""
-    factors = sample_factors(jax.random.fold_in(seed_key, index), level)
-    return Face(*_in_order(factors, size))
+    return _drawn(_sample(jax.random.fold_in(seed_key, index), level), size)
 
 
 @partial(jax.jit, static_argnames=("size", "level"))
@@ -78,7 +76,6 @@ def faces(seed_key: PRNGKey, indices: Int[Array, " batch"], size: int, level: in
     return jax.vmap(lambda index: face(seed_key, index, size, level))(indices)
 
 
-@partial(jax.jit, static_argnames=("factor", "size", "level"))
 def factor_pair(
     seed_key: PRNGKey, index: int | Int[Array, ""], factor: str, size: int, level: int = 4
 ) -> tuple[Face, Face]:
@@ -91,8 +88,8 @@ def factor_pair(
       ConfigError: no factor is called so (the closest names are given).
     """
     key = jax.random.fold_in(seed_key, index)
-    first = sample_factors(key, level)
-    return Face(*_in_order(first, size)), Face(*_in_order(redraw(key, first, factor), size))
+    factors = _sample(key, level)
+    return _drawn(factors, size), _drawn(redraw(key, factors, factor), size)
 
 
 def render_bytes(
@@ -119,9 +116,13 @@ def _bytes(
     return jnp.round(127.5 * (faces(key, indices, size, level).image + 1.0)).astype(jnp.uint8)
 
 
-def _in_order(factors: Factors, size: int) -> tuple[Array, Factors, Array]:
+_sample = partial(jax.jit, static_argnames="level")(sample_factors)
+
+
+@partial(jax.jit, static_argnames="size")
+def _drawn(factors: Factors, size: int) -> Face:
     image, masks = render(factors, size)
-    return image, factors, masks
+    return Face(image, factors, masks)
 
 
 def _grid(count: int, pixel: float) -> tuple[Array, Array]:
@@ -134,12 +135,14 @@ def _composite(
     painted: tuple[Layer, ...],
 ) -> tuple[Float[Array, "3 height width"], Float[Array, "parts height width"]]:
     """Paint the layers in order (the "over" operator): the image, and what stays visible of each part."""
-    image, visible = 0.0, dict.fromkeys(LAYERED, 0.0)
-    for part, alpha, color in painted:
+    image = 0.0
+    for _, alpha, color in painted:
         image = image * (1.0 - alpha) + alpha * color
-        visible = {name: mask * (1.0 - alpha) for name, mask in visible.items()}
-        visible[part] += alpha
-    return image, jnp.stack([jnp.broadcast_to(visible[name], image.shape[1:]) for name in LAYERED])
+    visible, through = dict.fromkeys(LAYERED, 0.0), 1.0
+    for part, alpha, _ in reversed(painted):
+        visible[part] += alpha * through
+        through *= 1.0 - alpha
+    return image, jnp.stack([visible[name] for name in LAYERED])
 
 
 def _pool(planes: Float[Array, "planes fine fine"], fold: int) -> Float[Array, "planes size size"]:
