@@ -6,6 +6,7 @@ with the parameters of an uninterrupted one.
 
 import dataclasses
 import functools
+import operator
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,16 +114,23 @@ def train_step(
     inputs = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), inputs)
     inputs = (*inputs, jax.random.split(keys.stream(key, "dropout"), parts))
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-    # XLA's CPU backend leaves its fast convolution gradients inside loops: unroll there.
-    unroll = parts if jax.default_backend() == "cpu" else 1
-    (loss, grads), _ = jax.lax.scan(micro, zero, inputs, unroll=unroll)
-    loss, grads = jax.tree.map(lambda a: a / parts, (loss, grads))
+    loss, grads = jax.tree.map(lambda a: a / parts, _accumulated(micro, zero, inputs, parts))
 
     updates, opt_state = make_optimizer(train).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = jnp.minimum(train.ema_decay, (1 + state.step) / (10 + state.step))
     ema = optax.incremental_update(params, state.ema, 1 - decay)
     return TrainState(state.step + 1, params, ema, opt_state), Metrics(loss, optax.tree.norm(grads))
+
+
+def _accumulated(micro, total: PyTree, inputs: PyTree, parts: int) -> PyTree:
+    """`micro` folded over micro-batches: a scan, but unrolled on CPUs, where XLA's convolution gradients
+    are many times slower inside a loop (even one of a single turn)."""
+    if jax.default_backend() != "cpu":
+        return jax.lax.scan(micro, total, inputs)[0]
+    for part in range(parts):
+        total, _ = micro(total, jax.tree.map(operator.itemgetter(part), inputs))
+    return total
 
 
 class Placement(NamedTuple):
