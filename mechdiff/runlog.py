@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -116,12 +117,16 @@ def progress(total: int, initial: int = 0, desc: str = "", unit: str = "step") -
 
 
 class _PlainLines(tqdm):
-    """tqdm without control characters: a line of its own for each report."""
+    """tqdm without control characters: a line of its own for each report, however often it is refreshed."""
 
     monitor_interval = 0  # no thread that refreshes in between
+    _due: float | None = None  # when the next line may come
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        if msg != "":  # what tqdm sends to clear a bar
+        now = time.monotonic()
+        self._due = now + PLAIN_SECONDS if self._due is None else self._due
+        if msg != "" and now >= self._due:  # tqdm sends "" to clear a bar
+            self._due = now + PLAIN_SECONDS
             print(msg or str(self), file=sys.stderr, flush=True)
 
 

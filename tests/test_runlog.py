@@ -1,6 +1,7 @@
 """The log of a run: whole lines, the same after a kill and a resume; progress that suits the terminal."""
 
 import io
+import itertools
 import json
 import sys
 
@@ -112,7 +113,18 @@ def test_progress_is_silent_in_a_short_run_without_a_terminal(capsys):
     with runlog.progress(3) as bar:
         for _ in range(3):
             bar.update()
+            bar.set_postfix_str("loss 1")
     assert capsys.readouterr().err == ""
+
+
+def test_progress_keeps_its_pace_however_often_it_is_refreshed(capsys, monkeypatch):
+    clock = itertools.count(100)  # a second passes at each look
+    monkeypatch.setattr(runlog.time, "monotonic", lambda: next(clock))
+    with runlog.progress(1000) as bar:
+        for _ in range(100):
+            bar.set_postfix_str("loss 1")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.endswith("left, loss 1") for line in lines)
 
 
 def test_progress_draws_a_bar_on_a_terminal(monkeypatch):
