@@ -1,0 +1,45 @@
+"""Intervals, tests and corrections for effects measured on the same images.
+
+Everything is float64 NumPy and vectorised: the last axis holds the units (images, or training seeds), all
+axes before it are cells (components, timesteps, ...) treated in one matrix product. Units are the thing
+resampled or flipped, *jointly* in all cells, which keeps the dependence between cells.
+NaN in a cell makes its results NaN and touches no other cell; corrections refuse it.
+"""
+
+from mechdiff.stats.intervals import (
+    Interval,
+    bootstrap,
+    bootstrap_mean,
+    bootstrap_weights,
+    hierarchical_bootstrap,
+    hierarchical_weights,
+    paired_effect,
+    ratio_effect,
+    sample_size,
+    student_mean,
+)
+from mechdiff.stats.significance import (
+    benjamini_hochberg,
+    equivalence_test,
+    holm,
+    max_t,
+    permutation_test,
+)
+
+__all__ = [
+    "Interval",
+    "benjamini_hochberg",
+    "bootstrap",
+    "bootstrap_mean",
+    "bootstrap_weights",
+    "equivalence_test",
+    "hierarchical_bootstrap",
+    "hierarchical_weights",
+    "holm",
+    "max_t",
+    "paired_effect",
+    "permutation_test",
+    "ratio_effect",
+    "sample_size",
+    "student_mean",
+]

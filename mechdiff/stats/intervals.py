@@ -1,0 +1,224 @@
+"""Confidence intervals of means, ratios and any other function of weighted units.
+
+The bootstrap sees a statistic as a function of unit weights, so that its estimate (equal weights), its
+resamples (multinomial weights) and its jackknife (one weight zero) are the same call, in all cells at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Array, Float, Int, Num
+from scipy import special
+
+from mechdiff.errors import ConfigError
+
+Cells = Num[np.ndarray | Array, "*cells units"]
+Arm = Num[np.ndarray | Array, "*#cells units"]  # cells broadcast between the arms of a comparison
+Statistic = Callable[[np.ndarray], np.ndarray]  # weights [m, *units], rows summing to 1 -> [*cells, m]
+BLOCK = 1000  # jackknife weights held at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate of every cell with its confidence interval."""
+
+    estimate: Float[np.ndarray, "*cells"]
+    low: Float[np.ndarray, "*cells"]
+    high: Float[np.ndarray, "*cells"]
+    level: float  # nominal coverage, in (0, 1)
+    n: int  # units of replication
+
+
+def bootstrap_weights(n: int, repeats: int = 2000, seed: int = 0) -> Float[np.ndarray, "repeats n"]:
+    """Shares of `n` units in `repeats` resamples with replacement: multinomial counts / n (Efron 1979)."""
+    check_units(n)
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=repeats) / n
+
+
+def hierarchical_weights(
+    seeds: int, images: int, repeats: int = 2000, seed: int = 0, crossed: bool = False
+) -> Float[np.ndarray, "repeats seeds images"]:
+    """Shares of every (training seed, image) when seeds are resampled, and images within them.
+
+    Nested (Davison & Hinkley 1997, section 3.8): a seed drawn c times gives c independent resamples of its
+    images. Crossed (Owen 2007): the seeds were scored on the *same* images; one resample of images serves all
+    seeds, and shares are products. `seed` is that of the resampling.
+    """
+    seed_rng, image_rng = np.random.default_rng(seed).spawn(2)
+    counts = seed_rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=repeats)
+    even = np.full(images, 1 / images)
+    if crossed:
+        image_counts = image_rng.multinomial(images, even, size=repeats)
+        return counts[:, :, None] * image_counts[:, None, :] / (seeds * images)
+    return image_rng.multinomial(counts * images, even) / (seeds * images)
+
+
+def bootstrap(
+    statistic: Statistic,
+    weights: Float[np.ndarray, "repeats ..."],
+    level: float = 0.95,
+    method: Literal["bca", "percentile"] = "bca",
+) -> Interval:
+    """Bootstrap interval of any function of weighted units.
+
+    Args:
+      statistic: maps weights `[m, *units]`, each of the m rows summing to 1, to `[*cells, m]`.
+      weights: resamples, from `bootstrap_weights` or `hierarchical_weights`.
+      level: nominal coverage, in (0, 1).
+      method: `percentile`, or `bca`, corrected for bias and skewness (Efron & Tibshirani 1993, section 14.3);
+        `bca` wants a single axis of units.
+    """
+    if not 0 < level < 1:
+        raise ConfigError(f"level={level} must lie between 0 and 1; 0.95 is usual")
+    units = weights.shape[1:]
+    estimate = statistic(np.full((1, *units), 1 / np.prod(units)))[..., 0]
+    draws = statistic(weights)
+    tails = np.array([(1 - level) / 2, (1 + level) / 2])
+    if method == "bca":
+        tails = _bca_tails(estimate, draws, _jackknife(statistic, units[0]), tails)
+    ends = _quantiles(draws, np.broadcast_to(tails, (*estimate.shape, 2)))
+    return _interval(estimate, ends[..., 0], ends[..., 1], level, units[0])
+
+
+def bootstrap_mean(
+    values: Cells,
+    level: float = 0.95,
+    repeats: int = 2000,
+    seed: int = 0,
+    method: Literal["bca", "percentile"] = "bca",
+) -> Interval:
+    """Bootstrap interval of the mean over units, for all cells from the same resamples."""
+    values = np.asarray(values, np.float64)
+    weights = bootstrap_weights(values.shape[-1], repeats, seed)
+    return bootstrap(lambda w: values @ w.T, weights, level, method)
+
+
+def student_mean(values: Cells, level: float = 0.95) -> Interval:
+    """Student's interval of the mean, mean +- t_{n-1} sd / sqrt(n): for few units, such as training seeds."""
+    values = np.asarray(values, np.float64)
+    n = check_units(values.shape[-1])
+    mean = values.mean(axis=-1)
+    half = special.stdtrit(n - 1, (1 + level) / 2) * values.std(axis=-1, ddof=1) / np.sqrt(n)
+    return _interval(mean, mean - half, mean + half, level, n)
+
+
+def paired_effect(
+    baseline: Arm,
+    changed: Arm,
+    level: float = 0.95,
+    method: Literal["bca", "percentile", "student"] = "bca",
+    repeats: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Mean of `changed - baseline` over units that both arms share, with its interval; shapes broadcast."""
+    differences = np.asarray(changed, np.float64) - np.asarray(baseline, np.float64)
+    if method == "student":
+        return student_mean(differences, level)
+    return bootstrap_mean(differences, level, repeats, seed, method)
+
+
+def ratio_effect(
+    baseline: Arm,
+    changed: Arm,
+    level: float = 0.95,
+    repeats: int = 2000,
+    seed: int = 0,
+    method: Literal["bca", "percentile"] = "bca",
+) -> Interval:
+    """Deg% = 100 (mean changed - mean baseline) / mean baseline, with its paired bootstrap interval.
+
+    Both means are taken over the same resampled units. Cells broadcast: one baseline may serve many changes.
+
+    Raises:
+      ConfigError: a baseline whose mean is not positive.
+    """
+    baseline, changed = np.asarray(baseline, np.float64), np.asarray(changed, np.float64)
+    if np.any(baseline.mean(axis=-1) <= 0):
+        raise ConfigError(f"baseline mean {baseline.mean(axis=-1).min()} must be positive to be divided by")
+    weights = bootstrap_weights(baseline.shape[-1], repeats, seed)
+    return bootstrap(lambda w: 100 * ((changed @ w.T) / (baseline @ w.T) - 1), weights, level, method)
+
+
+def hierarchical_bootstrap(
+    values: Num[np.ndarray | Array, "*cells seeds images"],
+    level: float = 0.95,
+    repeats: int = 2000,
+    seed: int = 0,
+    crossed: bool = False,
+) -> Interval:
+    """Percentile interval of the mean over training seeds and images; `n` of the result counts seeds.
+
+    See `hierarchical_weights` for `crossed`. With s seeds the variance between seeds is seen too small by
+    (s - 1) / s: below some eight seeds prefer `student_mean` of the seeds' means.
+    """
+    values = np.asarray(values, np.float64)
+    weights = hierarchical_weights(*values.shape[-2:], repeats, seed, crossed)
+    flat = values.reshape(*values.shape[:-2], -1)
+    return bootstrap(lambda w: flat @ w.reshape(len(w), -1).T, weights, level, "percentile")
+
+
+def sample_size(
+    sd: float | Float[np.ndarray, "*cells"], half_width: float, level: float = 0.95
+) -> Int[np.ndarray, "*cells"]:
+    """Fewest units, at least 2, whose Student interval has a half width t_{n-1} sd / sqrt(n) of this or less.
+
+    `sd` is a pilot's standard deviation over units, in the units of `half_width`.
+    """
+    if not half_width > 0:
+        raise ConfigError(f"half_width={half_width} must be positive")
+    sd = np.asarray(sd, np.float64)
+    normal = special.ndtri((1 + level) / 2) * sd / half_width
+    n = np.maximum(2, np.ceil(normal**2)).astype(np.int64)  # a lower bound: t exceeds the normal quantile
+    while np.any(wide := special.stdtrit(n - 1, (1 + level) / 2) * sd > half_width * np.sqrt(n)):
+        n = n + wide
+    return np.asarray(n)
+
+
+def check_units(n: int) -> int:
+    """`n`, or a ConfigError when so few units can't show their spread."""
+    if n < 2:
+        raise ConfigError(f"{n} unit(s): at least 2 images or seeds are needed to tell how sure an effect is")
+    return n
+
+
+def _jackknife(statistic: Statistic, n: int) -> np.ndarray:
+    """The statistic without each unit in turn: [*cells, n]."""
+    check_units(n)
+    rows = [
+        1.0 - (np.arange(n) == np.arange(start, min(start + BLOCK, n))[:, None])
+        for start in range(0, n, BLOCK)
+    ]
+    return np.concatenate([statistic(weights / (n - 1)) for weights in rows], axis=-1)
+
+
+def _bca_tails(
+    estimate: np.ndarray, draws: np.ndarray, jackknife: np.ndarray, tails: np.ndarray
+) -> np.ndarray:
+    """Percentiles to read instead of `tails`: [*cells, 2] (Efron & Tibshirani 1993, eq. 14.10 to 14.15)."""
+    pivot = estimate[..., None]
+    share = ((draws < pivot).mean(axis=-1) + (draws <= pivot).mean(axis=-1)) / 2
+    edge = 0.5 / draws.shape[-1]
+    bias = special.ndtri(np.clip(share, edge, 1 - edge))
+    influence = jackknife.mean(axis=-1, keepdims=True) - jackknife
+    power = np.sum(influence**2, axis=-1) ** 1.5
+    skew = np.sum(influence**3, axis=-1) / (6 * np.where(power > 0, power, 1.0))
+    shifted = bias[..., None] + special.ndtri(tails)
+    return special.ndtr(bias[..., None] + shifted / (1 - skew[..., None] * shifted))
+
+
+def _quantiles(draws: np.ndarray, tails: np.ndarray) -> np.ndarray:
+    """Each cell's own quantiles, interpolated: draws [*cells, r], tails [*cells, k] -> [*cells, k]."""
+    ordered = np.sort(draws, axis=-1)
+    place = np.nan_to_num(tails) * (draws.shape[-1] - 1)
+    below = np.floor(place).astype(np.int64)
+    above = np.minimum(below + 1, draws.shape[-1] - 1)
+    low, high = (np.take_along_axis(ordered, at, axis=-1) for at in (below, above))
+    return low + (place - below) * (high - low)
+
+
+def _interval(estimate, low, high, level: float, n: int) -> Interval:
+    return Interval(
+        estimate=np.asarray(estimate), low=np.asarray(low), high=np.asarray(high), level=level, n=int(n)
+    )
