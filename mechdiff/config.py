@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -193,7 +194,7 @@ def from_dict(data: dict, kind: type = ExperimentConfig) -> Any:
         raise ConfigError(f"{kind.__name__}: {error}") from None
 
 
-def override(config: ExperimentConfig, assignments: typing.Iterable[str]) -> ExperimentConfig:
+def override(config: ExperimentConfig, assignments: Iterable[str]) -> ExperimentConfig:
     """`config` with assignments such as `"train.steps=10"` or `"seed=3"` applied in order.
 
     Raises:
@@ -258,11 +259,11 @@ def _restore(hint: Any, value: Any, name: str) -> Any:
     return value
 
 
-def _at_least(name: str, value: float, low: float):
+def _at_least(name: str, value: float | int, low: float | int):
     if value < low:
         raise ConfigError(f"{name}={value} is too small; at least {low}")
 
 
-def _within(name: str, value: float, low: float, high: float):
+def _within(name: str, value: float | int, low: float, high: float):
     if not low <= value <= high:
         raise ConfigError(f"{name}={value} is out of range; {low} to {high}")

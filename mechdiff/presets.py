@@ -40,7 +40,15 @@ PRESETS = {
         name="cpu32",
         unet=UNetConfig(image_size=32, widths=(32, 64, 64)),
         diffusion=DiffusionConfig(schedule="cosine"),
-        train=TrainConfig(steps=4000, batch=32, learning_rate=1.5e-3, warmup=100, ema_decay=0.998),
+        train=TrainConfig(
+            steps=20_000,
+            batch=16,  # small batches stay in a CPU's cache
+            learning_rate=1e-3,
+            warmup=200,
+            ema_decay=0.999,
+            eval_every=1000,
+            sample_every=1000,
+        ),
     ),
     # The size that the paper names (262 M parameters); its other settings are not known and are ours.
     # For a TPU or GPU; data-parallel over all devices.
