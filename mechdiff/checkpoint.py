@@ -5,7 +5,6 @@ were. Besides, a state carries a digest of its content and an exported model the
 is loaded is bitwise what was saved, or nothing is loaded.
 """
 
-import json
 import logging
 import math
 import re
@@ -22,6 +21,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from mechdiff import files, sums
+from mechdiff.compare import check_shapes, compare_configs, named_leaves, shapes
 from mechdiff.errors import CheckpointError, DataError, MechdiffError
 from mechdiff.types import PyTree
 
@@ -57,7 +57,7 @@ class TrainCheckpoints:
         """
         score = None if score is None or not math.isfinite(score) else float(score)
         metrics = None if score is None else {"score": score}
-        known = files.plain({**metadata, "score": score, "arrays": files.digest_arrays(state)})
+        known = files.plain({**metadata, "score": score, "arrays": _digest_arrays(state)})
         known["digest"] = _digest(known, state)
         with _saving(self.folder):
             self._open().save_async(
@@ -125,13 +125,13 @@ class TrainCheckpoints:
         path = self.folder / str(step)
         if step not in self.steps():
             raise CheckpointError(f"no checkpoint of step {step} in {self.folder}; there are: {self.steps()}")
-        metadata, shapes = self._facts(step)
+        metadata, found = self._facts(step)
         if config is not None:
             compare_configs(metadata.get("config", {}), config, path, ignore)
-        check_shapes(shapes, abstract_state, path)
+        check_shapes(found, abstract_state, path)
         with _damage(path, self._way_out(step)):
             state = ocp.load(path, jax.tree.map(_placed, abstract_state))
-            if files.digest_arrays(state) != metadata.pop("arrays"):
+            if _digest_arrays(state) != metadata.pop("arrays"):
                 raise ValueError("its arrays are not those that were saved")
         return state, metadata
 
@@ -190,7 +190,7 @@ def export_model(
     """
     folder = Path(folder).absolute()
     stored = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
-    for path, leaf in _named(stored).items():
+    for path, leaf in named_leaves(stored).items():
         if not np.isfinite(np.asarray(leaf)).all():
             raise CheckpointError(f"{path} of the params is not finite in {dtype}; nothing exported")
     if folder.exists() and not (folder / sums.NAME).is_file():
@@ -245,31 +245,6 @@ def load_model(folder: Path | str, abstract_params: PyTree | None = None) -> tup
     return params, config, about["record"]
 
 
-def compare_configs(saved: dict, given: dict, where: Path | str, ignore: Iterable[str] = ()) -> None:
-    """Raises a CheckpointError naming the fields in which two config dicts differ, with both values."""
-    saved, given = _fields(files.plain(saved)), _fields(files.plain(given))
-    ignored = tuple(ignore)
-    different = [
-        f"{name} is {_shown(saved, name)} there and {_shown(given, name)} here"
-        for name in sorted(saved.keys() | given.keys())
-        if saved.get(name) != given.get(name)
-        and not any(name == field or name.startswith(f"{field}.") for field in ignored)
-    ]
-    if different:
-        way_out = "use the same settings or another --workdir"
-        raise CheckpointError(f"{where} was made with another config: {'; '.join(different)}; {way_out}")
-
-
-def check_shapes(found: PyTree, wanted: PyTree, where: Path | str) -> None:
-    """Raises a CheckpointError naming the first leaf whose shape differs, with both shapes."""
-    found, wanted = _shapes(found), _shapes(wanted)
-    for path in sorted(found.keys() | wanted.keys()):
-        there, here = found.get(path, "absent"), wanted.get(path, "absent")
-        if there != here:
-            line = f"{where} does not fit: {path} is {there} there and {here} in the network asked for"
-            raise CheckpointError(f"{line}; use the config that it was made with")
-
-
 def _context() -> ocp.Context:
     """Compact files: no copies of shapes and shardings, which the abstract state gives at loading."""
     context = ocp.Context()
@@ -279,7 +254,12 @@ def _context() -> ocp.Context:
 
 
 def _digest(metadata: dict, tree: PyTree) -> str:
-    return files.digest_json([metadata, _shapes(tree)])
+    return files.digest_json([metadata, shapes(tree)])
+
+
+def _digest_arrays(state: PyTree) -> str:
+    """Of the leaves by plain path: the same for a record as for the dict in which Orbax keeps it."""
+    return files.digest_arrays(named_leaves(state))
 
 
 def _first_device() -> jax.sharding.Sharding:
@@ -290,27 +270,6 @@ def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or _first_device()
     )
-
-
-def _named(tree: PyTree) -> dict[str, Any]:
-    """Leaves by path; attributes, keys and indices are written alike, as Orbax keeps them."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    return {path: tuple(leaf.shape) for path, leaf in _named(tree).items()}
-
-
-def _fields(config: dict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in config.items():
-        flat |= _fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
-
-
-def _shown(fields: dict[str, Any], name: str) -> str:
-    return json.dumps(fields[name]) if name in fields else "absent"
 
 
 @contextmanager

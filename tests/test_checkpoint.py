@@ -80,6 +80,14 @@ def test_a_state_comes_back_bitwise_with_its_metadata_and_structure(three_steps)
     assert metadata["data"] == "abc" and metadata["config"]["unet"] == {"widths": [8, 16]}
 
 
+def test_a_state_can_be_read_as_plain_containers(three_steps):
+    plain = checkpoint.ocp.metadata(three_steps / "3").metadata
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), plain)
+    state, _ = TrainCheckpoints(three_steps).restore(abstract)
+    assert jax.tree.structure(state) != jax.tree.structure(make_state(3))
+    assert_same(state["params"], make_state(3)["params"])
+
+
 def test_the_newest_two_and_the_best_step_are_kept(tmp_path):
     save_steps(tmp_path, 0.5, 0.1, 0.4, None, float("nan"))
     checkpoints = TrainCheckpoints(tmp_path)
