@@ -251,6 +251,16 @@ def _enumerated_max(cells, observed):
     return np.max([t(signs * cell) for cell in cells], axis=0) >= t(observed) * (1 - 1e-9)
 
 
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 10_000))
+def test_max_t_never_prefers_a_weaker_cell_and_is_never_below_the_single_test(seed):
+    grid = np.random.default_rng(seed).normal(0.3, 1, (6, 8))
+    adjusted = stats.max_t(grid)
+    strength = np.abs(scipy.stats.ttest_1samp(grid, 0.0, axis=-1).statistic)
+    assert np.all(np.diff(adjusted[np.argsort(strength)]) <= 1e-12)
+    assert np.all(adjusted >= stats.permutation_test(grid) - 1e-12)
+
+
 def test_max_t_leaves_missing_cells_out_and_gives_dead_cells_one():
     live = np.random.default_rng(16).normal(1, 1, (2, 12))
     grid = np.stack([live[0], np.full(12, np.nan), np.zeros(12), live[1]])
