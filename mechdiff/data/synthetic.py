@@ -89,7 +89,8 @@ def factor_pair(
     """
     key = jax.random.fold_in(seed_key, index)
     factors = _sample(key, level)
-    return _drawn(factors, size), _drawn(redraw(key, factors, factor), size)
+    changed = redraw(key, factors, factor)
+    return _drawn(factors, size), _drawn(changed, size)
 
 
 def render_bytes(
@@ -128,7 +129,7 @@ def _drawn(factors: Factors, size: int) -> Face:
 def _grid(count: int, pixel: float) -> tuple[Array, Array]:
     """Centres of count x count pixels around the origin: x and y, each (count, count)."""
     place = (jnp.arange(count) - 0.5 * (count - 1)) * pixel
-    return jnp.meshgrid(place, place)
+    return tuple(jnp.meshgrid(place, place))
 
 
 def _composite(

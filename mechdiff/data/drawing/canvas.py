@@ -83,7 +83,7 @@ def value_noise(x: Plane, y: Plane, seed: UInt32[Array, ""]) -> Plane:
     return 2.0 * (top * (1.0 - wy) + bottom * wy) - 1.0
 
 
-def spots(x: Plane, y: Plane, seed: UInt32[Array, ""], pixel: float) -> Plane:
+def spots(x: Plane, y: Plane, seed: UInt32[Array, ""], pixel: Float[Array, ""]) -> Plane:
     """One round spot of random place, size and strength per unit cell, in [0, 1]; it stays in its cell."""
     (ix, fx), (iy, fy) = lattice(x), lattice(y)
     offset_x = 0.32 + 0.36 * hashed(ix, iy, seed)
