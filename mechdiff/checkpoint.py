@@ -10,7 +10,7 @@ import math
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, SupportsFloat
@@ -174,6 +174,7 @@ def export_model(
     config: dict,
     record: dict,
     dtype: Literal["float32", "float16"] = "float32",
+    extras: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Writes a finished model: `params/` (Orbax), `config.json`, `record.json` and SHA256SUMS of them all.
 
@@ -183,6 +184,7 @@ def export_model(
       params: nested dicts of floating arrays.
       config: what the model was trained with.
       record: facts about the training (data, score, ...), JSON-ready.
+      extras: other files to keep beside them, name -> content.
       dtype: of the stored numbers; float16 halves the size at a relative error of 2**-11.
 
     Raises:
@@ -206,6 +208,8 @@ def export_model(
             files.write_atomic(aside / "params" / "commit_success.txt", "committed\n")
             files.write_json(aside / "config.json", config)
             files.write_json(aside / "record.json", {"layout": LAYOUT, "dtype": dtype, "record": record})
+            for name, content in (extras or {}).items():
+                files.write_atomic(aside / name, content)
             sums.write(aside)
             _swap(aside, folder)
     finally:

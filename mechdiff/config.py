@@ -157,6 +157,13 @@ class SweepConfig:
         _at_least("sweep.chunk", self.chunk, 0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """What `reproduce` examines."""
+
+    models: tuple[str, ...] = ()  # folders in checkpoints/; empty: train one per data set first
+
+
 KINDS = ("zero", "mean")  # kinds that a sweep can fill; `scale` and others are set by hand
 
 
@@ -171,6 +178,7 @@ class ExperimentConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
 
     def __post_init__(self):
         _at_least("seed", self.seed, 0)

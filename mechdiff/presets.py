@@ -1,6 +1,14 @@
 """Named experiments. `preset(name)` is where every launcher begins."""
 
-from mechdiff.config import DataConfig, DiffusionConfig, ExperimentConfig, SweepConfig, TrainConfig, UNetConfig
+from mechdiff.config import (
+    DataConfig,
+    DiffusionConfig,
+    ExperimentConfig,
+    StudyConfig,
+    SweepConfig,
+    TrainConfig,
+    UNetConfig,
+)
 from mechdiff.errors import ConfigError, unknown
 
 PRESETS = {
@@ -21,6 +29,12 @@ PRESETS = {
             steps=20, batch=8, warmup=5, log_every=5, eval_every=10, eval_images=16, save_every=5, ema_decay=0.9
         ),
         sweep=SweepConfig(timesteps=8, images=8, mean_images=8, image_block=4),
+    ),
+    # The README's first command: shipped models, minutes on two cores.
+    "quickstart": ExperimentConfig(
+        name="quickstart",
+        sweep=SweepConfig(images=8, mean_images=24, image_block=8),
+        study=StudyConfig(models=("cpu32-synthetic-seed0", "cpu32-celeba-seed0")),
     ),
     # 16x16, attention at 16x16 and 8x8: cheap enough for many seeds on a CPU.
     "cpu16": ExperimentConfig(

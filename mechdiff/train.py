@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
 from mechdiff import checkpoint, evaluation, files, images, keys, runlog
-from mechdiff.config import ExperimentConfig, TrainConfig, to_dict
+from mechdiff.config import ExperimentConfig, TrainConfig, from_dict, to_dict
 from mechdiff.data import Dataset, batch_at, load, to_bytes, to_float
 from mechdiff.diffusion import denoising_loss
 from mechdiff.errors import ConfigError, NumericsError
@@ -164,19 +164,13 @@ class Trainer:
         self._losses = jax.jit(self._ema_losses)
         self._sample = jax.jit(self._ema_sample)
 
-    def run(self, steps: int | None = None) -> Path:
-        """Trains to the end, from the newest checkpoint if there is one; the exported model's folder.
-
-        Args:
-          steps: stop after this many steps in all instead (the run can be resumed).
-        """
+    def run(self) -> Path:
+        """Trains to the end, from the newest checkpoint if there is one; the exported model's folder."""
         with files.hold(self.workdir), checkpoint.TrainCheckpoints(self.workdir / "checkpoints") as saved:
             state, identity, start = self._start(saved)
             with runlog.RunLog(self.workdir / "log.jsonl", resume_step=start) as log:
                 self._started(start)
-                state = self._loop(state, identity, start, steps or self.config.train.steps, saved, log)
-                if int(state.step) < self.config.train.steps:
-                    return saved.folder
+                state = self._loop(state, identity, start, saved, log)
                 return self._finish(state, identity, log)
 
     def _start(self, saved: checkpoint.TrainCheckpoints) -> tuple[TrainState, Intervention, int]:
@@ -187,7 +181,7 @@ class Trainer:
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.placement.state), shapes
         )
-        state, _ = saved.restore(shapes, config=to_dict(self.config), ignore=("sweep", "train.steps", "name"))
+        state, _ = saved.restore(shapes, config=to_dict(self.config), ignore=("name", "sweep", "study", "train.steps"))
         return state, init()[1], int(state.step)
 
     def _started(self, step: int) -> None:
@@ -198,12 +192,12 @@ class Trainer:
         }
         files.write_json(self.workdir / "manifest.json", files.manifest(to_dict(self.config), **facts))
 
-    def _loop(self, state, identity, start: int, stop: int, saved, log) -> TrainState:
+    def _loop(self, state, identity, start: int, saved, log) -> TrainState:
         train = self.config.train
         pending: list[Metrics] = []
         clock, images_seen = time.monotonic(), 0
         with runlog.progress(train.steps, start, f"training {self.config.name} on {self.train_set.name}") as bar:
-            for step in range(start, stop):
+            for step in range(start, train.steps):
                 batch = batch_at(self.train_set, self.config.seed, step, train.batch, self.config.data.flip)
                 batch = jax.device_put(batch, self.placement.batch)
                 state, metrics = self._step(self.schedule, identity, state, batch)
@@ -275,7 +269,6 @@ class Trainer:
 
     def _finish(self, state: TrainState, identity: Intervention, log: runlog.RunLog) -> Path:
         pictures = self.samples(state.ema, identity)
-        images.save_sheet(self.workdir / "samples" / "final.png", pictures)
         held_out = np.array(self.test_set.images[:512])
         record = {
             **self.evaluate(state.ema, identity),
@@ -286,7 +279,12 @@ class Trainer:
             "manifest": files.read_json(self.workdir / "manifest.json"),
         }
         return checkpoint.export_model(
-            self.workdir / "model", state.ema, to_dict(self.config), record, dtype="float16"
+            self.workdir / "model",
+            state.ema,
+            to_dict(self.config),
+            record,
+            dtype="float16",
+            extras={"samples.png": images.png(images.sheet(pictures))},
         )
 
 
@@ -297,8 +295,6 @@ def train(config: ExperimentConfig, workdir: Path) -> Path:
 
 def load_trained(folder: Path) -> tuple[ExperimentConfig, PyTree, Intervention, dict[str, Any]]:
     """An exported model: its config, EMA parameters, identity intervention and training record."""
-    from mechdiff.config import from_dict
-
     params, config, record = checkpoint.load_model(folder)
     config = from_dict(config)
     shapes, identity = jax.jit(init_unet, static_argnums=1).eval_shape(jax.random.key(0), config.unet)

@@ -1,0 +1,58 @@
+"""Does all of it: models, sweeps, attention, one report.
+
+`python -m experiments.reproduce` examines the shipped models (preset quickstart) and ends with the
+path of the report. `--celeba=PATH` gives real pictures to examine the CelebA models on; without them
+they are examined on pictures that they draw themselves, and the report says so. A preset that ships
+no models trains one on synthetic faces, and one on CelebA or (without it) on the simplest synthetic
+faces, first.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+
+from absl import flags
+
+from experiments import _launch
+from mechdiff import files, pipeline, report, train
+from mechdiff.config import DataConfig, to_dict
+
+CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
+CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
+
+
+def main(config, workdir):
+    start = time.monotonic()
+    with files.hold(workdir):
+        models = {name: CHECKPOINTS / name for name in config.study.models} or trained(config, workdir)
+        manifest = files.manifest(to_dict(config), models=sorted(models))
+        for name, folder in models.items():
+            inputs = lambda subject, made: chosen(subject, made, config, workdir)  # noqa: E731
+            pipeline.examine(name, folder, inputs, config.sweep, config.seed, workdir / "subjects" / name)
+        files.write_json(workdir / "manifest.json", {**manifest, "wall_seconds": time.monotonic() - start})
+        print(report.build(workdir))
+
+
+def chosen(subject, made, config, workdir):
+    """The pictures to examine a model on: of its own data set, or drawn by itself."""
+    if made.data.name == "synthetic":
+        return pipeline.pictures(made.data, made.unet.image_size, config.sweep, workdir / "cache")
+    if CELEBA.value:
+        data = DataConfig(name="celeba", path=CELEBA.value)
+        return pipeline.pictures(data, made.unet.image_size, config.sweep, workdir / "cache")
+    return pipeline.own_samples(subject, config.sweep, config.seed)
+
+
+def trained(config, workdir):
+    """One model per data set, trained here."""
+    simple = dataclasses.replace(config.data, level=0)
+    real = dataclasses.replace(config.data, name="celeba", path=CELEBA.value or "", n_train=0, n_test=0)
+    other = {f"{config.name}-celeba": real} if CELEBA.value else {f"{config.name}-synthetic-level0": simple}
+    found = {}
+    for name, data in ({f"{config.name}-synthetic": config.data} | other).items():
+        found[name] = train.train(dataclasses.replace(config, data=data), workdir / "models" / name)
+    return found
+
+
+if __name__ == "__main__":
+    _launch.run(main)

@@ -1,0 +1,123 @@
+"""One model examined from end to end: inputs, mean activations, sweep, attention; all of it saved.
+
+A results folder holds one sub-folder per subject:
+  subject.json     what it is: config, training record, what its inputs are
+  samples.png      pictures it draws
+  sweep.zarr       `sweep.teacher_forced`; its pieces are collected in sweep/
+  attention.zarr   `capture.attention_stats`
+The report is made from these files alone.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from mechdiff import capture, files, keys, results, sweep
+from mechdiff.config import DataConfig, ExperimentConfig, SweepConfig, to_dict
+from mechdiff.data import load, to_bytes, to_float
+from mechdiff.errors import DataError
+from mechdiff.sampler import sample
+from mechdiff.schedules import ddim_timesteps, make_schedule, timesteps_by_log_snr
+from mechdiff.train import load_trained
+from mechdiff.types import Images
+from mechdiff.unet import apply_unet
+
+SAMPLE_STEPS = 50  # DDIM
+SAMPLE_BLOCK = 16  # pictures drawn together
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Pictures that a subject is examined on.
+
+    Attributes:
+      scored: in [-1, 1]; losses are measured on these.
+      reference: others of the same kind, for mean activations.
+      label: what they are, for a reader.
+    """
+
+    scored: Images
+    reference: Images
+    label: str
+
+
+def draw(subject: sweep.Subject, key: jax.Array, count: int, steps: int = SAMPLE_STEPS) -> Images:
+    """`count` pictures of a subject by DDIM, drawn in blocks of one shape; picture i depends on (key, i)."""
+    size = subject.unet.image_size
+    shape = (min(SAMPLE_BLOCK, count), size, size, subject.unet.in_channels)
+    levels = ddim_timesteps(subject.schedule.steps, min(steps, subject.schedule.steps))
+
+    @jax.jit
+    def block(params, identity, schedule, key, indices):
+        denoise = lambda x, t: apply_unet(subject.unet, params, identity, x, t)  # noqa: E731
+        return sample(denoise, schedule, key, shape, timesteps=levels, indices=indices)
+
+    drawn = [
+        np.asarray(block(subject.params, subject.identity, subject.schedule, key, start + np.arange(shape[0])))
+        for start in range(0, count, shape[0])
+    ]
+    return np.concatenate(drawn)[:count]
+
+
+def pictures(data: DataConfig, size: int, config: SweepConfig, cache: Path) -> Inputs:
+    """Held-out pictures of a data set: the first `images` are scored, the next `mean_images` averaged over."""
+    wanted = config.images + config.mean_images
+    data = dataclasses.replace(data, n_test=wanted)
+    found = load(data, size, "test", 0, cache)
+    if len(found) < wanted:
+        raise DataError(
+            f"{found.name}: {len(found)} test pictures, but sweep.images + sweep.mean_images = {wanted}; lower them"
+        )
+    pixels = to_float(np.array(found.images))
+    return Inputs(pixels[: config.images], pixels[config.images :], f"held-out {found.name} pictures")
+
+
+def own_samples(subject: sweep.Subject, config: SweepConfig, seed: int) -> Inputs:
+    """Pictures that the subject itself draws, for when its data set is not at hand."""
+    key = keys.stream(jax.random.key(seed), "own samples")
+    drawn = to_float(to_bytes(draw(subject, key, config.images + config.mean_images)))
+    return Inputs(drawn[: config.images], drawn[config.images :], "the model's own samples (not real pictures)")
+
+
+def examine(
+    name: str,
+    model: Path,
+    inputs: Callable[[sweep.Subject, ExperimentConfig], Inputs],
+    config: SweepConfig,
+    seed: int,
+    folder: Path,
+) -> None:
+    """Everything about one trained model, saved in `folder`; finished pieces of a sweep are not done again.
+
+    Args:
+      name: shown in the report.
+      model: exported folder, see `checkpoint.export_model`.
+      inputs: gives the pictures to examine it on.
+      seed: of the noise.
+    """
+    trained, params, identity, record = load_trained(model)
+    subject = sweep.Subject(name, trained.unet, make_schedule(trained.diffusion), params, identity)
+    given = inputs(subject, trained)
+    files.ensure_writable(folder)
+    facts = {"inputs": given.label, "seed": seed, "trained_on": trained.data.name}
+    about = {"name": name, "config": to_dict(trained), "record": record, **facts}
+    files.write_json(folder / "subject.json", about)
+    files.write_atomic(folder / "samples.png", (model / "samples.png").read_bytes())
+
+    timesteps = timesteps_by_log_snr(subject.schedule, config.timesteps)
+    root = jax.random.key(seed)
+    parts = (subject.unet, subject.params, subject.identity, subject.schedule)
+    fills = {}
+    if "mean" in config.kinds:
+        noise = keys.stream(root, "mean noise")
+        fills["mean"] = capture.activation_means(*parts, given.reference, timesteps, noise)
+    noise = keys.stream(root, "scored noise")
+    swept = sweep.teacher_forced(
+        subject, given.scored, timesteps, noise, folder / "sweep", config=config, fills=fills, facts=facts
+    )
+    attention = capture.attention_stats(*parts, given.scored, timesteps, noise)
+    results.replace(folder / "attention.zarr", attention.assign_attrs(subject=name, **facts))
+    results.replace(folder / "sweep.zarr", swept)

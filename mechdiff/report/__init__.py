@@ -1,0 +1,5 @@
+"""The report, from saved results only."""
+
+
+def build(folder):
+    return folder / "report.html"

@@ -1,0 +1,85 @@
+"""Labelled results on disk: an `xarray.Dataset` in a Zarr folder, filled piece by piece.
+
+Zarr writes each chunk aside and renames it, so a process killed at any moment leaves only whole
+pieces; which are missing is read off the fill value (NaN).
+"""
+
+import shutil
+import uuid
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+import zarr
+from jaxtyping import Bool
+
+from mechdiff import files
+from mechdiff.errors import CheckpointError
+
+FORMAT = 2  # Zarr 3 has no stable type for text labels yet
+
+
+def create(path: Path, dataset: xr.Dataset, chunks: dict[str, tuple[int, ...]]) -> None:
+    """Writes an empty result; it appears whole or not at all, and one that is there stays as it is.
+
+    Args:
+      dataset: variables full of NaN, with their coordinates and attributes.
+      chunks: variable -> chunk shape; one chunk is written at once.
+    """
+    if path.exists():
+        return
+    files.ensure_writable(path.parent)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with files.plain_errors(path):
+        try:
+            encoding = {name: {"chunks": shape} for name, shape in chunks.items()}
+            dataset.to_zarr(aside, zarr_format=FORMAT, encoding=encoding, consolidated=False)
+            aside.rename(path)
+        except OSError:
+            if not path.exists():  # else another process was first, with the same content
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def put(path: Path, region: dict[str, tuple[slice, ...]], values: dict[str, np.ndarray]) -> None:
+    """Writes arrays into their regions, in the order of `values`: the last is the mark that all are there."""
+    with files.plain_errors(path):
+        group = zarr.open_group(path, mode="r+")
+        for name, value in values.items():
+            group[name][region[name]] = value
+
+
+def missing(path: Path, variable: str) -> Bool[np.ndarray, "..."]:
+    """Where a variable has not been written yet."""
+    return np.isnan(read(path)[variable].values)
+
+
+def read(path: Path) -> xr.Dataset:
+    """The result, loaded into memory.
+
+    Raises:
+      CheckpointError: absent or damaged.
+    """
+    if not path.exists():
+        raise CheckpointError(f"no results at {path}; run the sweep first")
+    try:
+        return xr.open_zarr(path, consolidated=False).load()
+    except Exception as error:
+        raise CheckpointError(f"{path} is damaged ({str(error)[:120]}); delete that folder and run again") from error
+
+
+def replace(path: Path, dataset: xr.Dataset) -> None:
+    """Writes a finished result in the place of an earlier one; whole or not at all."""
+    files.ensure_writable(path.parent)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    old = path.with_name(f"{aside.name}.old")
+    with files.plain_errors(path):
+        try:
+            dataset.to_zarr(aside, zarr_format=FORMAT, consolidated=False)
+            if path.exists():
+                path.rename(old)
+            aside.rename(path)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
