@@ -99,9 +99,11 @@ def attention_stats(
             for x0, index, weights in _blocks(images, indices, block)
         ]
         for site in parts[0]:
-            joined = [np.concatenate(values)[: len(images)] for values in zip(*(part[site] for part in parts))]
+            joined = [
+                np.concatenate(values)[: len(images)] for values in zip(*(part[site] for part in parts))
+            ]
             columns.setdefault(site, []).append(joined)  # statistic x (image, head)
-    names = list(parts[0].values())[0]._fields
+    names = next(iter(parts[0].values()))._fields
     heads = [f"{site}{i}" for site, levels in columns.items() for i in range(levels[0][0].shape[1])]
     variables = {
         name: (

@@ -59,7 +59,9 @@ class UNetConfig:
                 )
             attends = self.down_attention[level] or self.up_attention[level]
             if (attends or (self.mid_attention and level == levels - 1)) and width % heads:
-                raise ConfigError(f"unet.widths[{level}]={width} is not divisible by unet.heads[{level}]={heads}")
+                raise ConfigError(
+                    f"unet.widths[{level}]={width} is not divisible by unet.heads[{level}]={heads}"
+                )
         _within("unet.dropout", self.dropout, 0.0, 0.999)
 
 
@@ -130,7 +132,9 @@ class TrainConfig:
         for name in ("warmup", "sample_every", "weight_decay"):
             _at_least(f"train.{name}", getattr(self, name), 0)
         if self.batch % self.accumulate:
-            raise ConfigError(f"train.batch={self.batch} is not divisible by train.accumulate={self.accumulate}")
+            raise ConfigError(
+                f"train.batch={self.batch} is not divisible by train.accumulate={self.accumulate}"
+            )
         _within("train.learning_rate", self.learning_rate, 1e-9, 1.0)
         _within("train.ema_decay", self.ema_decay, 0.0, 0.999999)
         _within("train.final_fraction", self.final_fraction, 0.0, 1.0)

@@ -15,7 +15,11 @@ Levels = Int[np.ndarray, " levels"]
 
 
 def losses(
-    denoise_fn: Callable, schedule: NoiseSchedule, key: PRNGKey, images: Images, timesteps: Int[Array, " levels"]
+    denoise_fn: Callable,
+    schedule: NoiseSchedule,
+    key: PRNGKey,
+    images: Images,
+    timesteps: Int[Array, " levels"],
 ) -> Float[Array, "levels batch"]:
     """Unweighted denoising loss of each image at each timestep.
 

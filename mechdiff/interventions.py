@@ -159,7 +159,13 @@ def leave_one_out(
 
 
 def random_subsets(
-    key: PRNGKey, identity: Intervention, what, count: int, size: int, kind="zero", fills: Mapping | None = None
+    key: PRNGKey,
+    identity: Intervention,
+    what,
+    count: int,
+    size: int,
+    kind="zero",
+    fills: Mapping | None = None,
 ) -> tuple[Bool[np.ndarray, "count component"], Intervention]:
     """`count` random sets of `size` components, each ablated together; the sets and the stacked pytree."""
     chosen = list(select(identity, what).values())
@@ -199,7 +205,9 @@ def _filled(identity: Intervention, kind: str, fills: Mapping | None) -> Interve
     if kind == "zero":
         return identity
     if fills is None:
-        raise ConfigError(f"ablation kind {kind!r} needs fills; capture.activation_means makes those of 'mean'")
+        raise ConfigError(
+            f"ablation kind {kind!r} needs fills; capture.activation_means makes those of 'mean'"
+        )
     missing = sorted(set(identity.fill) - set(fills))
     if missing:
         raise ConfigError(f"fills lack {len(missing)} sites of this network, first {missing[0]!r}")
@@ -216,4 +224,3 @@ def component_at(components: Sequence[Component], name: str) -> Component:
         if component.name == name:
             return component
     raise ConfigError(unknown("component", name, [component.name for component in components]))
-

@@ -56,7 +56,9 @@ def draw(subject: sweep.Subject, key: jax.Array, count: int, steps: int = SAMPLE
         return sample(denoise, schedule, key, shape, timesteps=levels, indices=indices)
 
     drawn = [
-        np.asarray(block(subject.params, subject.identity, subject.schedule, key, start + np.arange(shape[0])))
+        np.asarray(
+            block(subject.params, subject.identity, subject.schedule, key, start + np.arange(shape[0]))
+        )
         for start in range(0, count, shape[0])
     ]
     return np.concatenate(drawn)[:count]
@@ -79,7 +81,9 @@ def own_samples(subject: sweep.Subject, config: SweepConfig, seed: int) -> Input
     """Pictures that the subject itself draws, for when its data set is not at hand."""
     key = keys.stream(jax.random.key(seed), "own samples")
     drawn = to_float(to_bytes(draw(subject, key, config.images + config.mean_images)))
-    return Inputs(drawn[: config.images], drawn[config.images :], "the model's own samples (not real pictures)")
+    return Inputs(
+        drawn[: config.images], drawn[config.images :], "the model's own samples (not real pictures)"
+    )
 
 
 def examine(

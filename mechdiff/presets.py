@@ -26,7 +26,14 @@ PRESETS = {
         ),
         diffusion=DiffusionConfig(schedule="cosine", steps=50),
         train=TrainConfig(
-            steps=20, batch=8, warmup=5, log_every=5, eval_every=10, eval_images=16, save_every=5, ema_decay=0.9
+            steps=20,
+            batch=8,
+            warmup=5,
+            log_every=5,
+            eval_every=10,
+            eval_images=16,
+            save_every=5,
+            ema_decay=0.9,
         ),
         sweep=SweepConfig(timesteps=8, images=8, mean_images=8, image_block=4),
     ),

@@ -66,7 +66,9 @@ def read(path: Path) -> xr.Dataset:
     try:
         return xr.open_zarr(path, consolidated=False).load()
     except Exception as error:
-        raise CheckpointError(f"{path} is damaged ({str(error)[:120]}); delete that folder and run again") from error
+        raise CheckpointError(
+            f"{path} is damaged ({str(error)[:120]}); delete that folder and run again"
+        ) from error
 
 
 def replace(path: Path, dataset: xr.Dataset) -> None:

@@ -129,7 +129,9 @@ def teacher_forced(
     fills = fills or {}
     for kind in config.kinds:
         if kind != "zero" and kind not in fills:
-            raise ConfigError(f"ablation kind {kind!r} needs fills; capture.activation_means makes those of 'mean'")
+            raise ConfigError(
+                f"ablation kind {kind!r} needs fills; capture.activation_means makes those of 'mean'"
+            )
     timesteps = np.asarray(timesteps, np.int32)
     plan = _Plan(subject, np.asarray(images), timesteps, key, config, fills, chosen)
     path = Path(folder) / f"{plan.key[:16]}.zarr"
@@ -211,7 +213,9 @@ class _Plan:
             if todo[:, level, start : start + self.block].any()
         ]
         total = len(self.timesteps) * len(starts)
-        with runlog.progress(total, total - len(pieces), f"sweeping {self.subject.name}", unit="piece") as bar:
+        with runlog.progress(
+            total, total - len(pieces), f"sweeping {self.subject.name}", unit="piece"
+        ) as bar:
             for level, start in pieces:
                 stop = min(start + self.block, len(self.images))
                 self._piece(path, level, slice(start, stop), todo[:, level, start:stop].any(axis=1))
@@ -232,7 +236,11 @@ class _Plan:
             loss, change = (values[:, :count] for values in self._chunked(stacked, x_t, t, noise, clean))
             where = (slice(row, row + 1), slice(None), slice(level, level + 1), images)
             region = {"loss": where, "change": where, "clean_loss": (where[2], images)}
-            put = {"clean_loss": clean_loss[None], "change": change[None, :, None], "loss": loss[None, :, None]}
+            put = {
+                "clean_loss": clean_loss[None],
+                "change": change[None, :, None],
+                "loss": loss[None, :, None],
+            }
             results.put(path, region, put)
 
     def _chunked(self, stacked: Intervention, x_t, t, noise, clean) -> tuple[np.ndarray, np.ndarray]:
@@ -245,7 +253,8 @@ class _Plan:
         # The last chunk is moved back to keep one shape: drop what it repeats.
         overlap = -count % size
         return tuple(
-            np.concatenate([np.asarray(c[k])[overlap if c is found[-1] else 0 :] for c in found]) for k in (0, 1)
+            np.concatenate([np.asarray(c[k])[overlap if c is found[-1] else 0 :] for c in found])
+            for k in (0, 1)
         )
 
 

@@ -144,7 +144,9 @@ def data_parallel(batch: int) -> Placement:
     """Placement over all devices of this run; the batch must divide among them."""
     count = jax.device_count()
     if batch % count:
-        raise ConfigError(f"train.batch={batch} does not divide among {count} devices; use a multiple of {count}")
+        raise ConfigError(
+            f"train.batch={batch} does not divide among {count} devices; use a multiple of {count}"
+        )
     mesh = jax.make_mesh((count,), ("batch",), axis_types=(AxisType.Auto,))
     return Placement(NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch")))
 
@@ -177,17 +179,23 @@ class Trainer:
         init = jax.jit(functools.partial(init_state, self.config), out_shardings=self.placement.state)
         if saved.latest_step() is None:
             return *init(), 0
-        shapes, identity = jax.eval_shape(init)
+        shapes = jax.eval_shape(init)[0]
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.placement.state), shapes
         )
-        state, _ = saved.restore(shapes, config=to_dict(self.config), ignore=("name", "sweep", "study", "train.steps"))
+        state, _ = saved.restore(
+            shapes, config=to_dict(self.config), ignore=("name", "sweep", "study", "train.steps")
+        )
         return state, init()[1], int(state.step)
 
     def _started(self, step: int) -> None:
         facts = {
             "parameters": count_parameters(self.config.unet),
-            "data": {"train": self.train_set.digest, "test": self.test_set.digest, "n_train": len(self.train_set)},
+            "data": {
+                "train": self.train_set.digest,
+                "test": self.test_set.digest,
+                "n_train": len(self.train_set),
+            },
             "resumed_from": step,
         }
         files.write_json(self.workdir / "manifest.json", files.manifest(to_dict(self.config), **facts))
@@ -196,7 +204,9 @@ class Trainer:
         train = self.config.train
         pending: list[Metrics] = []
         clock, images_seen = time.monotonic(), 0
-        with runlog.progress(train.steps, start, f"training {self.config.name} on {self.train_set.name}") as bar:
+        with runlog.progress(
+            train.steps, start, f"training {self.config.name} on {self.train_set.name}"
+        ) as bar:
             for step in range(start, train.steps):
                 batch = batch_at(self.train_set, self.config.seed, step, train.batch, self.config.data.flip)
                 batch = jax.device_put(batch, self.placement.batch)
@@ -234,7 +244,11 @@ class Trainer:
             step = done - len(bad) + int(bad.argmax())
             saved.wait()
             last = saved.latest_step()
-            kept = f"{saved.folder / str(last)} is the last good checkpoint" if last else "no checkpoint was kept yet"
+            kept = (
+                f"{saved.folder / str(last)} is the last good checkpoint"
+                if last
+                else "no checkpoint was kept yet"
+            )
             raise NumericsError(
                 f"loss {values.loss[bad.argmax()]} at step {step} is not finite; {kept}; "
                 "lower train.learning_rate or train.clip_norm and start again"

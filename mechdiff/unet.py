@@ -7,6 +7,7 @@ stage where they begin to differ. Topology is that of diffusers' `UNet2DModel`.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -253,7 +254,7 @@ def components(config: UNetConfig, channel_groups: int = 0) -> tuple[Component, 
 def _groups(site: str, width: int, count: int) -> dict[str, tuple[int, int]]:
     count = min(count, width)
     edges = [width * i // count for i in range(count + 1)]
-    return {f"{site}.{low}-{high}": (low, high) for low, high in zip(edges, edges[1:])}
+    return {f"{site}.{low}-{high}": (low, high) for low, high in itertools.pairwise(edges)}
 
 
 def count_parameters(config: UNetConfig) -> int:
@@ -267,7 +268,7 @@ def _of_stage(stage: Stage, collection: str, leaves: Mapping[str, Array]) -> dic
     prefix = stage.name + "."
     found = {site.removeprefix(prefix): leaf for site, leaf in leaves.items() if site.startswith(prefix)}
     if collection == "temperature":  # addressed by the heads it acts on
-        found = {"pattern": leaf for leaf in found.values()}
+        found = {"pattern": next(iter(found.values()))} if found else {}
     return {name: {"value": leaf} for name, leaf in found.items()}
 
 

@@ -1,0 +1,35 @@
+"""Settings of the whole suite, and the one small trained model that many tests share."""
+
+import dataclasses
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 2)  # before any device is used: data-parallel code runs for real
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(tmp_path_factory):
+    """One cache of compiled programs for the session: runs that are started again don't compile again."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The `tiny` preset with fewer pictures on its sheets."""
+    from mechdiff import train
+    from mechdiff.presets import preset
+
+    train.SAMPLES, train.SAMPLE_STEPS = 4, 4
+    config = preset("tiny")
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, n_train=64, n_test=32))
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, tmp_path_factory):
+    """Exported folder of a tiny model trained without interruption, and its run folder."""
+    from mechdiff import train
+
+    workdir = tmp_path_factory.mktemp("trained")
+    return train.train(tiny, workdir), workdir

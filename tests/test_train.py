@@ -1,0 +1,209 @@
+"""Training: the pure step against hand-made oracles, and a loop that survives anything."""
+
+import dataclasses
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mechdiff import checkpoint, files, runlog, train
+from mechdiff.config import override
+from mechdiff.diffusion import denoising_loss
+from mechdiff.errors import BusyError, CheckpointError, ConfigError, NumericsError
+from mechdiff.schedules import make_schedule
+from mechdiff.unet import apply_unet
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def setting(tiny):
+    """A state whose parameters are not at their zeros, a batch, and the schedule."""
+    state, identity = jax.jit(functools.partial(train.init_state, tiny))()
+    shaken = jax.tree.map(lambda p: p + 0.05 * np.random.default_rng(0).normal(size=p.shape), state.params)
+    shaken = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), shaken)
+    state = dataclasses.replace(state, params=shaken, ema=jax.tree.map(jnp.zeros_like, shaken))
+    batch = np.random.default_rng(1).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
+    return state, identity, batch, make_schedule(tiny.diffusion)
+
+
+def stepped(config, setting):
+    state, identity, batch, schedule = setting
+    return jax.jit(functools.partial(train.train_step, config))(schedule, identity, state, batch)
+
+
+def test_accumulated_micro_batches_make_the_same_step(tiny, setting):
+    one, metrics_one = stepped(tiny, setting)
+    two, metrics_two = stepped(override(tiny, ["train.accumulate=4"]), setting)
+    np.testing.assert_allclose(metrics_one.loss, metrics_two.loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics_one.grad_norm, metrics_two.grad_norm, rtol=1e-4)
+    moments = [optax.tree.get(state.opt_state, "mu") for state in (one, two)]  # Adam's update divides by |g|
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *moments)
+
+
+def test_the_ema_moves_by_its_decay(tiny, setting):
+    state, _, _, _ = setting
+    state = dataclasses.replace(state, step=jnp.asarray(10_000))  # past the warm-up of the decay
+    after, _ = stepped(tiny, (state, *setting[1:]))
+    expected = jax.tree.map(lambda p: (1 - tiny.train.ema_decay) * p, after.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), after.ema, expected)
+
+
+def test_bfloat16_compute_gives_nearly_the_same_loss_and_keeps_float32_parameters(tiny, setting):
+    full, half = (stepped(override(tiny, [f"train.dtype={d}"]), setting) for d in ("float32", "bfloat16"))
+    np.testing.assert_allclose(full[1].loss, half[1].loss, rtol=0.02)
+    assert {leaf.dtype for leaf in jax.tree.leaves(half[0].params)} == {jnp.dtype("float32")}
+
+
+def test_the_gradient_is_that_of_finite_differences(tiny, setting):
+    state, identity, batch, schedule = setting
+    x0 = jnp.asarray(batch, jnp.float32) / 127.5 - 1
+    t, noise = jnp.arange(8) * 5, jax.random.normal(jax.random.key(3), x0.shape)
+
+    @jax.jit
+    def loss(params):
+        denoise = functools.partial(apply_unet, tiny.unet, params, identity)
+        return denoising_loss(denoise, schedule, x0, t, noise).mean()
+
+    grad = jax.jit(jax.grad(loss))(state.params)
+    norm = optax.tree.norm(grad)
+    direction = jax.tree.map(lambda g: g / norm, grad)
+    h = 1e-2
+    moved = lambda s: loss(jax.tree.map(lambda p, d: p + s * d, state.params, direction))  # noqa: E731
+    ahead, behind = moved(h), moved(-h)
+    np.testing.assert_allclose((ahead - behind) / (2 * h), norm, rtol=2e-2)
+
+
+def test_timesteps_are_uniform_and_spread():
+    t = np.sort(train.spread_timesteps(jax.random.key(0), 50, 100))
+    assert (np.diff(t) <= 3).all() and t[0] < 3 and t[-1] > 96
+    many = np.concatenate([train.spread_timesteps(jax.random.key(i), 8, 100) for i in range(200)])
+    assert abs(many.mean() - 49.5) < 1 and many.min() == 0 and many.max() == 99
+
+
+def test_the_learning_rate_warms_up_then_decays(tiny, setting):
+    config = override(tiny, ["train.clip_norm=1e6", "train.final_fraction=0.1"]).train
+    optimizer = train.make_optimizer(config)
+    params = {"w": jnp.ones(())}
+    state, sizes = optimizer.init(params), []
+    for _ in range(config.steps):
+        update, state = optimizer.update({"w": jnp.ones(())}, state, params)
+        sizes.append(-float(update["w"]))
+    assert int(np.argmax(sizes)) == config.warmup
+    np.testing.assert_allclose(max(sizes), config.learning_rate, rtol=1e-3)
+    assert sizes[0] < max(sizes) / 2 and sizes[-1] < 0.15 * max(sizes)
+
+
+def test_two_devices_train_as_one_does(tiny, setting):
+    state, identity, batch, schedule = setting
+    placement = train.data_parallel(8)
+    assert len(placement.batch.device_set) == 2
+    spread = jax.device_put(batch, placement.batch)
+    one, metrics_one = stepped(tiny, setting)
+    two, metrics_two = stepped(tiny, (jax.device_put(state, placement.state), identity, spread, schedule))
+    np.testing.assert_allclose(metrics_one.loss, metrics_two.loss, rtol=1e-5)
+    moments = [optax.tree.get(made.opt_state, "mu") for made in (one, two)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *moments)
+
+
+def test_a_batch_that_does_not_divide_among_devices_is_refused():
+    with pytest.raises(ConfigError, match=r"train.batch=7 .* 2 devices"):
+        train.data_parallel(7)
+
+
+def test_the_export_holds_config_losses_and_memorisation(tiny, trained):
+    config, _, _, record = train.load_trained(trained[0])
+    assert config == tiny
+    assert record["steps"] == 20 and record["images"] == 160
+    assert len(record["test_loss_by_level"]) == 8 and np.isfinite(record["gap"])
+    assert set(record["memorisation"]) == {"samples_nearest", "held_out_nearest", "ratio", "copies"}
+    assert [line["step"] for line in record["log"] if line["kind"] == "eval"] == [10, 20]
+    assert (trained[0] / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+class Stop(Exception):
+    pass
+
+
+def interrupted(config, workdir, step, monkeypatch):
+    """Runs until the batch of `step` is asked for."""
+
+    def batch_at(dataset, seed, now, *rest):
+        if now == step:
+            raise Stop
+        return original(dataset, seed, now, *rest)
+
+    original = train.batch_at
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(train, "batch_at", batch_at)
+        train.train(config, workdir)
+
+
+@pytest.mark.parametrize("step", [3, 13])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(tiny, trained, tmp_path, monkeypatch, step):
+    interrupted(tiny, tmp_path, step, monkeypatch)
+    resumed = train.load_trained(train.train(tiny, tmp_path))
+    whole = train.load_trained(trained[0])
+    jax.tree.map(np.testing.assert_array_equal, resumed[1], whole[1])
+    untimed = [
+        [{k: v for k, v in line.items() if k != "images_per_second"} for line in made[3]["log"]]
+        for made in (resumed, whole)
+    ]
+    assert untimed[0] == untimed[1]
+
+
+def test_a_killed_process_resumes_to_the_same_parameters(tiny, trained, tmp_path):
+    program = (
+        "import sys, dataclasses, jax; from pathlib import Path; from mechdiff import train; "
+        "from mechdiff.config import from_dict; from mechdiff import files; "
+        "jax.config.update('jax_num_cpu_devices', 2); train.SAMPLES = train.SAMPLE_STEPS = 4; "
+        "train.train(from_dict(files.read_json(sys.argv[1])), Path(sys.argv[2]))"
+    )
+    files.write_json(tmp_path / "config.json", dataclasses.asdict(tiny))
+    command = [sys.executable, "-c", program, str(tmp_path / "config.json"), str(tmp_path / "run")]
+    cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | cache, stderr=subprocess.DEVNULL)
+    saved = checkpoint.TrainCheckpoints(tmp_path / "run" / "checkpoints")
+    while process.poll() is None and not saved.latest_step():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    resumed = train.load_trained(train.train(tiny, tmp_path / "run"))
+    jax.tree.map(np.testing.assert_array_equal, resumed[1], train.load_trained(trained[0])[1])
+
+
+def test_nan_stops_the_run_and_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
+    interrupted(tiny, tmp_path, 11, monkeypatch)
+    monkeypatch.setattr(train, "denoising_loss", lambda *args: denoising_loss(*args) * jnp.nan)
+    with pytest.raises(NumericsError) as error:
+        train.train(tiny, tmp_path)
+    assert "step 10 is not finite" in str(error.value) and "checkpoints/10" in str(error.value)
+    assert checkpoint.TrainCheckpoints(tmp_path / "checkpoints").latest_step() == 10
+
+
+def test_another_config_does_not_continue_a_run(tiny, trained):
+    with pytest.raises(CheckpointError, match=r"train.learning_rate is 0.001 there and 0.01 here"):
+        train.train(override(tiny, ["train.learning_rate=0.01"]), trained[1])
+
+
+def test_more_steps_continue_a_finished_run(tiny, tmp_path):
+    short = override(tiny, ["train.steps=5"])
+    train.train(short, tmp_path)
+    longer = train.train(override(tiny, ["train.steps=6"]), tmp_path)
+    assert train.load_trained(longer)[3]["steps"] == 6
+    assert runlog.read_log(tmp_path / "log.jsonl")[-1]["step"] == 6
+
+
+def test_a_folder_in_use_is_refused(tiny, tmp_path):
+    with files.hold(tmp_path), pytest.raises(BusyError, match="in use by process"):
+        train.train(tiny, tmp_path)
