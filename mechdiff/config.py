@@ -271,11 +271,11 @@ def _restore(hint: Any, value: Any, name: str) -> Any:
     return value
 
 
-def _at_least(name: str, value: float | int, low: float | int):
+def _at_least(name: str, value: float, low: float):
     if value < low:
         raise ConfigError(f"{name}={value} is too small; at least {low}")
 
 
-def _within(name: str, value: float | int, low: float, high: float):
+def _within(name: str, value: float, low: float, high: float):
     if not low <= value <= high:
         raise ConfigError(f"{name}={value} is out of range; {low} to {high}")

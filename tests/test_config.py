@@ -57,7 +57,7 @@ def test_tuples_are_written_with_commas():
         ("unet.image_size=9", ["image_size=9", "divisible by 2"]),
         ("unet.widths=8,16,32", ["needs 3 entries"]),
         ("sweep.kinds=zreo", ["zreo", "zero"]),
-        ("data.level=7", ["data.level=7", "0.0 to 4.0"]),
+        ("data.level=7", ["data.level=7", "0 to 4"]),
         ("diffusion.beta_end=2.0", ["beta_end=2.0"]),
         ("diffusion.schedule=cosin", ["cosin", "cosine"]),
     ],

@@ -7,9 +7,21 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mechdiff"
 FLOORS = [
-    {"errors", "types", "config"},
-    {"presets", "keys", "files", "sums", "compare", "schedules", "convolution"},
-    {"runlog", "images", "diffusion", "interventions", "gates", "data", "results", "metrics"},
+    {"errors"},
+    {"types", "config"},
+    {"presets", "keys", "files", "schedules", "convolution"},
+    {
+        "runlog",
+        "sums",
+        "compare",
+        "images",
+        "diffusion",
+        "interventions",
+        "gates",
+        "data",
+        "results",
+        "metrics",
+    },
     {"layers", "sampler", "stats", "evaluation"},
     {"unet", "checkpoint", "interop"},
     {"capture", "train"},
