@@ -15,7 +15,7 @@ from absl import flags
 
 from experiments import _launch
 from mechdiff import files, pipeline, report, train
-from mechdiff.config import DataConfig, to_dict
+from mechdiff.config import to_dict
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -26,21 +26,11 @@ def main(config, workdir):
     with files.hold(workdir):
         models = {name: CHECKPOINTS / name for name in config.study.models} or trained(config, workdir)
         manifest = files.manifest(to_dict(config), models=sorted(models))
+        inputs = pipeline.chooser(config, CELEBA.value, workdir / "cache")
         for name, folder in models.items():
-            inputs = lambda subject, made: chosen(subject, made, config, workdir)  # noqa: E731
             pipeline.examine(name, folder, inputs, config.sweep, config.seed, workdir / "subjects" / name)
         files.write_json(workdir / "manifest.json", {**manifest, "wall_seconds": time.monotonic() - start})
         print(report.build(workdir))
-
-
-def chosen(subject, made, config, workdir):
-    """The pictures to examine a model on: of its own data set, or drawn by itself."""
-    if made.data.name == "synthetic":
-        return pipeline.pictures(made.data, made.unet.image_size, config.sweep, workdir / "cache")
-    if CELEBA.value:
-        data = DataConfig(name="celeba", path=CELEBA.value)
-        return pipeline.pictures(data, made.unet.image_size, config.sweep, workdir / "cache")
-    return pipeline.own_samples(subject, config.sweep, config.seed)
 
 
 def trained(config, workdir):

@@ -65,13 +65,14 @@ def draw(subject: sweep.Subject, key: jax.Array, count: int, steps: int = SAMPLE
 
 
 def pictures(data: DataConfig, size: int, config: SweepConfig, cache: Path) -> Inputs:
-    """Held-out pictures of a data set: the first `images` are scored, the next `mean_images` averaged over."""
+    """Held-out pictures of a data set: `images` of them to score, the next `mean_images` to average over."""
     wanted = config.images + config.mean_images
     data = dataclasses.replace(data, n_test=wanted)
     found = load(data, size, "test", 0, cache)
     if len(found) < wanted:
         raise DataError(
-            f"{found.name}: {len(found)} test pictures, but sweep.images + sweep.mean_images = {wanted}; lower them"
+            f"{found.name}: {len(found)} test pictures, but sweep.images + sweep.mean_images = {wanted}; "
+            "lower them"
         )
     pixels = to_float(np.array(found.images))
     return Inputs(pixels[: config.images], pixels[config.images :], f"held-out {found.name} pictures")
@@ -84,6 +85,26 @@ def own_samples(subject: sweep.Subject, config: SweepConfig, seed: int) -> Input
     return Inputs(
         drawn[: config.images], drawn[config.images :], "the model's own samples (not real pictures)"
     )
+
+
+def chooser(
+    config: ExperimentConfig, celeba: str | None, cache: Path
+) -> Callable[[sweep.Subject, ExperimentConfig], Inputs]:
+    """How to choose the pictures a model is examined on: held-out ones of its own kind, or its own samples.
+
+    Args:
+      celeba: where real pictures lie; None: CelebA models are examined on what they draw.
+    """
+
+    def choose(subject: sweep.Subject, trained: ExperimentConfig) -> Inputs:
+        data = trained.data
+        if data.name != "synthetic":
+            if not celeba:
+                return own_samples(subject, config.sweep, config.seed)
+            data = DataConfig(name="celeba", path=celeba)
+        return pictures(data, subject.unet.image_size, config.sweep, cache)
+
+    return choose
 
 
 def examine(

@@ -1,0 +1,44 @@
+"""Draws pictures from a trained model: `python -m experiments.sample --model=checkpoints/cpu32-celeba-seed0`.
+
+`--ablate=REGEX` replaces the components whose names match by zero while drawing, from the same noise;
+`--window=LOW,HIGH` limits that to timesteps LOW <= t < HIGH. Writes WORKDIR/samples.png.
+"""
+
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from experiments import _launch
+from mechdiff import images, interventions, keys, pipeline, sweep
+from mechdiff.data import to_bytes
+from mechdiff.errors import ConfigError
+from mechdiff.schedules import make_schedule
+from mechdiff.train import load_trained
+
+MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
+COUNT = flags.DEFINE_integer("count", 64, "Pictures.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 50, "DDIM steps.", lower_bound=1)
+ABLATE = flags.DEFINE_string("ablate", "", "Regular expression of component names to leave out.")
+WINDOW = flags.DEFINE_list("window", [], "Timesteps LOW,HIGH in which the ablation acts.")
+
+
+def main(config, workdir):
+    trained, params, identity, _ = load_trained(Path(MODEL.value))
+    if ABLATE.value:
+        identity = interventions.ablate(identity, ABLATE.value)
+    if WINDOW.value:
+        try:
+            low, high = map(int, WINDOW.value)
+        except ValueError:
+            raise ConfigError(f"--window={','.join(WINDOW.value)} is not LOW,HIGH") from None
+        identity = interventions.windowed(identity, low, high)
+    subject = sweep.Subject(MODEL.value, trained.unet, make_schedule(trained.diffusion), params, identity)
+    key = keys.stream(jax.random.key(config.seed), "own samples")
+    drawn = pipeline.draw(subject, key, COUNT.value, STEPS.value)
+    images.save_sheet(workdir / "samples.png", to_bytes(drawn))
+    print(workdir / "samples.png")
+
+
+if __name__ == "__main__":
+    _launch.run(main)

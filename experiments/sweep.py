@@ -1,0 +1,31 @@
+"""Leaves out each component of a trained model in turn and measures the damage.
+
+`python -m experiments.sweep --model=checkpoints/cpu32-synthetic-seed0 --set=sweep.images=64 --workdir=runs/s`
+`--celeba=PATH` gives real pictures to examine a CelebA model on; without it the model's own samples are
+used, and the result says so. Start it again to go on after an interruption. Results: WORKDIR/subjects/NAME.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from experiments import _launch
+from mechdiff import files, pipeline
+from mechdiff.config import to_dict
+
+MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
+CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
+
+
+def main(config, workdir):
+    folder = Path(MODEL.value)
+    with files.hold(workdir):
+        files.write_json(workdir / "manifest.json", files.manifest(to_dict(config), models=[folder.name]))
+        inputs = pipeline.chooser(config, CELEBA.value, workdir / "cache")
+        target = workdir / "subjects" / folder.name
+        pipeline.examine(folder.name, folder, inputs, config.sweep, config.seed, target)
+    print(target)
+
+
+if __name__ == "__main__":
+    _launch.run(main)
