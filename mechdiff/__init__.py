@@ -24,6 +24,7 @@ from mechdiff.config import ExperimentConfig, UNetConfig, override
 from mechdiff.diffusion import denoising_loss, predict_x0, q_sample
 from mechdiff.errors import MechdiffError
 from mechdiff.interventions import (
+    STACKED,
     Component,
     Intervention,
     ablate,
@@ -44,6 +45,7 @@ from mechdiff.unet import apply_unet, components, count_parameters, init_unet
 __version__ = "0.1.0"
 
 __all__ = [
+    "STACKED",
     "Component",
     "ExperimentConfig",
     "Intervention",
