@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
 from mechdiff.config import UNetConfig
 from mechdiff.diffusion import image_noise, q_sample
@@ -48,7 +48,7 @@ def activation_means(
     key: PRNGKey,
     *,
     block: int = 16,
-) -> dict[str, Array]:
+) -> dict[str, np.ndarray]:
     """Mean activation of every site over images, per timestep and position: fills of kind `mean`.
 
     Args:
@@ -70,7 +70,7 @@ def activation_means(
     return {site: np.stack([level[site] for level in per_level]) for site in per_level[0]}
 
 
-def fills_at(fills: dict[str, Array], level: int) -> dict[str, Array]:
+def fills_at(fills: dict[str, np.ndarray], level: int) -> dict[str, np.ndarray]:
     """The fills of one timestep out of `activation_means`."""
     return {site: values[level] for site, values in fills.items()}
 

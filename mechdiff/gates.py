@@ -13,12 +13,17 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mechdiff.types import AnyArray
+
 COLLECTIONS = ("gate", "fill", "temperature")
 CAPTURED = "sites"  # collection that activations are sown into, before the gate acts
 
 
 def blend(
-    a: Float[Array, "batch *rest"], gate: Float[Array, "..."], fill: Float[Array, "..."], unit_axis: int
+    a: Float[Array, "batch *rest"],
+    gate: Float[AnyArray, "..."],
+    fill: Float[AnyArray, "..."],
+    unit_axis: int,
 ) -> Float[Array, "batch *rest"]:
     """`gate * a + (1 - gate) * fill`, in the dtype of `a`.
 

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from mechdiff.errors import ConfigError, unknown
-from mechdiff.types import PRNGKey, Timesteps
+from mechdiff.types import PRNGKey, PyTree, Timesteps
 
 ALWAYS = np.array([0, np.iinfo(np.int32).max], np.int32)
 
@@ -29,13 +29,14 @@ class Intervention:
       fill: site -> what replaces it, broadcastable to one row of the site's activation.
       temperature: attention site -> `(heads,)`, > 0.
       window: `(2,)` int32, half-open interval of t in which the intervention acts.
-    Any leaf may have a leading row axis as long as the batch.
+    Any leaf may have a leading row axis as long as the batch. Leaves are arrays of NumPy or JAX, or
+    whatever a transformation puts in their place, such as the axes of `STACKED`.
     """
 
-    gate: dict[str, Array]
-    fill: dict[str, Array]
-    temperature: dict[str, Array]
-    window: Array
+    gate: PyTree
+    fill: PyTree
+    temperature: PyTree
+    window: PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +182,7 @@ def random_subsets(
 
 
 # vmap axes of what `leave_one_out` and `random_subsets` return: only gates are stacked
-STACKED = Intervention(gate=0, fill=None, temperature=None, window=None)  # type: ignore[arg-type]
+STACKED = Intervention(gate=0, fill=None, temperature=None, window=None)
 
 
 def rows(intervention: Intervention, start: int, stop: int) -> Intervention:

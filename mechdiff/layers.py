@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from mechdiff.gates import Gate, Temperature
 from mechdiff.metrics.attention import attention_statistics
-from mechdiff.types import Images, Timesteps
+from mechdiff.types import Features, Timesteps
 
 ATTENTION = "attention"  # collection that attention statistics are sown into
 zeros = nn.initializers.zeros_init()
@@ -95,7 +95,7 @@ class ResidualBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Images, temb: Float[Array, "batch d"], skip: Images | None, train: bool) -> Images:
+    def __call__(self, x: Features, temb: Float[Array, "batch d"], skip: Features | None, train: bool) -> Features:
         if skip is not None:
             x = jnp.concatenate([x, Gate(name="skip")(skip)], axis=-1)
         h = silu(GroupNorm(self.groups, self.eps, name="norm1")(x))
@@ -127,7 +127,7 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Features) -> Features:
         batch, height, width, channels = x.shape
         tokens, depth = height * width, channels // self.heads
         h = GroupNorm(self.groups, self.eps, name="norm")(x).reshape(batch, tokens, channels)
@@ -157,7 +157,7 @@ class Downsample(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Features) -> Features:
         if not self.conv:
             return nn.avg_pool(x, (2, 2), (2, 2))
         sides = ((0, 1), (0, 1)) if self.padding == 0 else 1
@@ -171,7 +171,7 @@ class Upsample(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Features) -> Features:
         x = x.repeat(2, axis=1).repeat(2, axis=2)
         return conv3(x.shape[-1], self.dtype, "conv")(x) if self.conv else x
 
@@ -184,7 +184,7 @@ class ConvIn(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Features) -> Features:
         x = 2 * x - 1 if self.center else x
         return conv3(self.width, self.dtype, "conv")(x.astype(self.dtype))
 
@@ -198,6 +198,6 @@ class ConvOut(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Features) -> Features:
         h = silu(GroupNorm(self.groups, self.eps, name="norm")(x))
         return conv3(self.channels, self.dtype, "conv", kernel_init=zeros)(h).astype(jnp.float32)

@@ -4,13 +4,17 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 PyTree = Any
 
-Images = Float[Array, "batch height width channels"]  # in [-1, 1]
-Bytes = UInt8[Array, "batch height width channels"]  # in [0, 255]
-Timesteps = Int[Array, "batch"]  # in [0, T)
+AnyArray = Array | np.ndarray  # on a device or on the host
+
+Images = Float[AnyArray, "batch height width channels"]  # in [-1, 1]
+Features = Float[AnyArray, "batch _ _ _"]  # NHWC feature maps, whose side and width change on the way
+Bytes = UInt8[AnyArray, "batch height width channels"]  # in [0, 255]
+Timesteps = Int[AnyArray, "batch"]  # in [0, T)
 PRNGKey = Key[Array, ""]
 Scalar = Float[Array, ""]
 

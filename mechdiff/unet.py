@@ -19,7 +19,7 @@ from mechdiff import layers
 from mechdiff.config import UNetConfig
 from mechdiff.gates import CAPTURED, COLLECTIONS
 from mechdiff.interventions import ALWAYS, Component, Intervention, in_window, kind_of, units
-from mechdiff.types import Images, PRNGKey, PyTree, Timesteps
+from mechdiff.types import AnyArray, Images, PRNGKey, PyTree, Timesteps
 
 
 class Stream(NamedTuple):
@@ -263,7 +263,7 @@ def count_parameters(config: UNetConfig) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _of_stage(stage: Stage, collection: str, leaves: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
+def _of_stage(stage: Stage, collection: str, leaves: Mapping[str, AnyArray]) -> dict[str, dict]:
     """Flat sites -> the nested collection of one stage's module."""
     prefix = stage.name + "."
     found = {site.removeprefix(prefix): leaf for site, leaf in leaves.items() if site.startswith(prefix)}
