@@ -19,7 +19,7 @@ from mechdiff import layers
 from mechdiff.config import UNetConfig
 from mechdiff.gates import CAPTURED, COLLECTIONS
 from mechdiff.interventions import ALWAYS, Component, Intervention, in_window, kind_of, units
-from mechdiff.types import AnyArray, Images, PRNGKey, PyTree, Timesteps
+from mechdiff.types import AnyArray, Features, Images, PRNGKey, PyTree, Timesteps
 
 
 class Stream(NamedTuple):
@@ -170,7 +170,7 @@ def apply_unet(
     *,
     dtype: Any = jnp.float32,
     dropout_key: PRNGKey | None = None,
-) -> Images:
+) -> Features:
     """Predicted noise in `x_t` under an intervention.
 
     Args:
@@ -193,7 +193,7 @@ def forward(
     dtype: Any = jnp.float32,
     capture: tuple[str, ...] = (),
     dropout_key: PRNGKey | None = None,
-) -> tuple[Images, dict[str, dict[str, Any]]]:
+) -> tuple[Features, dict[str, dict[str, Any]]]:
     """`apply_unet`, and what was captured on the way: collection -> site -> value."""
     intervention = in_window(intervention, t)
     stream = enter(config, params, x_t, t, dtype)
