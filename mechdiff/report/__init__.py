@@ -1,5 +1,24 @@
-"""The report, from saved results only."""
+"""The report: one self-contained HTML document and its figures, from saved results only."""
+
+from pathlib import Path
+
+from mechdiff import files
+from mechdiff.report import document, subjects
 
 
-def build(folder):
+def build(folder: Path | str) -> Path:
+    """Writes `folder/report.html`, and its figures as PNG and SVG in `folder/figures`.
+
+    Args:
+      folder: a results folder, see `pipeline`.
+    Returns:
+      path of the document.
+    Raises:
+      MechdiffError: results are absent, damaged or unfinished, or the folder can't be written to.
+    """
+    folder = Path(folder)
+    manifest, found = subjects.read(folder)
+    figures = files.ensure_writable(folder / "figures")
+    page = document.render(manifest, found, figures)
+    files.write_atomic(folder / "report.html", page)
     return folder / "report.html"

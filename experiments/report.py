@@ -1,0 +1,19 @@
+"""Builds the report of a results folder anew: `python -m experiments.report --workdir=FOLDER`.
+
+Reads what `experiments.reproduce` saved there and computes nothing again; prints the path of the report.
+"""
+
+from experiments import _launch
+from mechdiff import files, report
+from mechdiff.errors import ConfigError
+
+
+def main(config, workdir):
+    if not workdir.is_dir():
+        raise ConfigError(f"no results folder at {workdir}; give one with --workdir=FOLDER")
+    with files.hold(workdir):
+        print(report.build(workdir))
+
+
+if __name__ == "__main__":
+    _launch.run(main)

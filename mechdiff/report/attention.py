@@ -1,0 +1,96 @@
+"""The attention atlas: statistics of every head at every noise level."""
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from mechdiff.report import style
+from mechdiff.report.style import Theme
+
+PANELS = {
+    "entropy": "entropy H, nats",
+    "normalised_entropy": "H / ln Nk",
+    "mutual_information": "mutual information, nats",
+    "distance": "attended distance, sides",
+    "identity_mass": "weight on itself",
+}
+UNIT = ("normalised_entropy", "identity_mass")  # scales that always run from 0 to 1
+ROW, BREAK = 0.155, 0.35  # inches a head; rows between layers
+LEFT, WIDE, APART, RIGHT, TOP, BOTTOM = 1.75, 1.7, 0.13, 0.1, 0.35, 0.98  # inches
+
+
+def limits(datasets: list[xr.Dataset]) -> dict[str, tuple[float, float]]:
+    """Ends of each statistic's colour scale, one for all subjects so that their figures compare."""
+    found = {}
+    for name in PANELS:
+        largest = max(float(data[name].mean("image").max()) for data in datasets)
+        if name == "entropy":
+            largest = max(float(np.log(data["keys"].max())) for data in datasets)
+        found[name] = (0.0, 1.0 if name in UNIT else max(largest, 1e-6))
+    return found
+
+
+def layer(head: str) -> str:
+    """The attention layer of a head."""
+    return head.rsplit(".", 1)[0]
+
+
+def draw(theme: Theme, data: xr.Dataset, scale: dict[str, tuple[float, float]]) -> Figure:
+    """Heads x levels, one panel per statistic, means over images; the entropy's scale marks ln Nk."""
+    heads = [str(head) for head in data["head"].values]
+    starts = [i for i, head in enumerate(heads) if i == 0 or layer(head) != layer(heads[i - 1])]
+    tops = np.arange(len(heads)) + BREAK * (np.searchsorted(starts, np.arange(len(heads)), side="right") - 1)
+    tall = float(tops[-1] + 1) if heads else 1.0
+    width, height = LEFT + len(PANELS) * (WIDE + APART) + RIGHT, TOP + ROW * tall + BOTTOM
+    figure = style.figure(width, height)
+    for k, (name, title) in enumerate(PANELS.items()):
+        left = (LEFT + k * (WIDE + APART)) / width
+        axes = figure.add_axes((left, BOTTOM / height, WIDE / width, ROW * tall / height))
+        _panel(axes, theme, data, name, tops, starts, scale[name])
+        axes.set_title(title, pad=5, size=8)
+        bar = figure.add_axes((left + 0.08 / width, 0.34 / height, (WIDE - 0.16) / width, 0.085 / height))
+        ceilings = [0.0, *np.log(np.unique(data["keys"].values))] if name == "entropy" else []
+        _bar(figure, bar, theme, scale[name], ceilings)
+        if k == 0:
+            _labels(axes, theme, data, tops)
+            side = {"size": 6.8, "color": theme.muted, "ha": "right", "va": "center"}
+            figure.text((LEFT - 0.08) / width, (BOTTOM - 0.12) / height, "log-SNR", **side)
+    return figure
+
+
+def _panel(axes: Axes, theme: Theme, data: xr.Dataset, name: str, tops, starts, ends) -> None:
+    values = data[name].mean("image").transpose("head", "t").values
+    levels = values.shape[1]
+    for start, stop in zip(starts, [*starts[1:], len(values)]):
+        extent = (0, levels, tops[stop - 1] + 1, tops[start])
+        axes.imshow(
+            values[start:stop], cmap=theme.sequential, norm=Normalize(*ends), extent=extent, aspect="auto",
+            interpolation="none",
+        )  # fmt: skip
+    axes.set(xlim=(0, levels), ylim=(tops[-1] + 1, 0), yticks=[])
+    ticks = np.unique(np.linspace(0, levels - 1, min(levels, 4)).round().astype(int))
+    log_snr = data["log_snr"].values
+    axes.set_xticks(ticks + 0.5, [style.level_label(log_snr[j]) for j in ticks], size=6.2)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _labels(axes: Axes, theme: Theme, data: xr.Dataset, tops: np.ndarray) -> None:
+    across = axes.get_yaxis_transform()
+    place = {"ha": "right", "va": "center_baseline", "transform": across}
+    for head, keys, top in zip(data["head"].values, data["keys"].values, tops):
+        axes.text(-0.29, top + 0.5, str(head), size=6.6, **place)
+        axes.text(-0.04, top + 0.5, f"Nk {keys}", size=6, color=theme.muted, **place)
+
+
+def _bar(figure: Figure, bar: Axes, theme: Theme, ends: tuple[float, float], marks: list[float]) -> None:
+    scale = ScalarMappable(Normalize(*ends), theme.sequential)
+    colours = figure.colorbar(scale, cax=bar, orientation="horizontal")
+    ticks = marks or np.linspace(*ends, 3)
+    colours.set_ticks(ticks, labels=[style.number(tick) for tick in ticks])
+    bar.tick_params(labelsize=6.5)
+    colours.outline.set_linewidth(0.5)

@@ -1,0 +1,79 @@
+"""How a model was trained: loss against steps, and against the noise level."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mechdiff.report import style
+from mechdiff.report.style import Theme
+from mechdiff.report.subjects import Subject
+
+
+def draw(theme: Theme, subject: Subject) -> Figure:
+    """Left: loss by step. Right: held-out loss by log-SNR, from early to last evaluation."""
+    figure = style.figure(7.4, 2.75)
+    left = figure.add_axes((0.085, 0.175, 0.40, 0.71))
+    right = figure.add_axes((0.585, 0.175, 0.40, 0.71))
+    log = subject.record.get("log") or []
+    _steps(left, theme, [row for row in log if row.get("kind") == "train"], _evaluations(log))
+    _levels(right, theme, subject, _evaluations(log))
+    return figure
+
+
+def _evaluations(log: list[dict]) -> list[dict]:
+    return [row for row in log if row.get("kind") == "eval"]
+
+
+def _steps(axes: Axes, theme: Theme, train: list[dict], evaluated: list[dict]) -> None:
+    steps = [row["step"] for row in train]
+    batch = theme.part("res")
+    loss = [_number(row["loss"]) for row in train]
+    axes.plot(steps, loss, color=batch, lw=0.9, alpha=0.55, label="training batches")
+    steps = [row["step"] for row in evaluated]
+    shown = {"ms": 3.2, "lw": 1.1}
+    seen = [_number(row["train_loss"]) for row in evaluated]
+    held = [_number(row["test_loss"]) for row in evaluated]
+    axes.plot(steps, seen, "s-", color=theme.part("skip"), label="training images, EMA", **shown)
+    axes.plot(steps, held, "o-", color=theme.part("head"), label="held-out images, EMA", **shown)
+    axes.set(yscale="log", xlabel="step", title="denoising loss by step")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(lambda value, _: style.number(value))
+    _plain_log(axes)
+    axes.legend(fontsize=6.8, labelcolor=theme.ink, handlelength=1.6)
+
+
+def _levels(axes: Axes, theme: Theme, subject: Subject, evaluated: list[dict]) -> None:
+    """The last evaluation in full strength, up to five earlier ones paler."""
+    few = np.unique(np.linspace(0, len(evaluated) - 1, 6).astype(int)) if evaluated else ()
+    chosen = [evaluated[i] for i in few]
+    for k, row in enumerate(chosen):
+        last = k == len(chosen) - 1
+        x = subject.log_snr[np.asarray(row["levels"], int)]
+        look = {"color": theme.part("head"), "alpha": 1.0 if last else 0.2 + 0.4 * k / len(chosen)}
+        held = [_number(value) for value in row["test_loss_by_level"]]
+        words = f"held-out, step {row['step']:,}" if last else "earlier evaluations" if k == 0 else None
+        axes.plot(x, held, "o-" if last else "-", ms=3.2, lw=1.2 if last else 0.9, label=words, **look)
+        if last:
+            seen = [_number(value) for value in row["train_loss_by_level"]]
+            words = f"training images, step {row['step']:,}"
+            axes.plot(x, seen, "s--", ms=3, lw=1, color=theme.part("skip"), label=words)
+    axes.set(yscale="log", xlabel="log-SNR (clean to the left)", title="denoising loss by noise level")
+    axes.invert_xaxis()
+    _plain_log(axes)
+    axes.legend(fontsize=6.8, labelcolor=theme.ink, handlelength=1.6)
+
+
+def _plain_log(axes: Axes) -> None:
+    """A logarithmic axis labelled with plain numbers."""
+    low, high = axes.get_ylim()
+    ticks = [m * 10.0**k for k in range(-8, 4) for m in (1, 2, 5) if low <= m * 10.0**k <= high]
+    ticks = ticks if len(ticks) <= 7 else [tick for tick in ticks if np.isclose(np.log10(tick) % 1, 0)]
+    axes.set_yticks(ticks, [f"{tick:.6g}" for tick in ticks])
+    axes.set_yticks([], minor=True)
+    axes.grid(axis="y")
+
+
+def _number(value) -> float:
+    """A logged number; what was not finite was logged as null."""
+    return np.nan if value is None else float(value)

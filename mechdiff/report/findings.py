@@ -1,0 +1,154 @@
+"""Sentences made from numbers; every one carries its interval, images and seeds. HTML, names escaped."""
+
+from markupsafe import Markup, escape
+
+from mechdiff.effects import Damage
+from mechdiff.report import numbers
+from mechdiff.report.numbers import Agreement, Extent, Value
+from mechdiff.report.ranking import PAPER
+from mechdiff.report.style import WORDS, number
+from mechdiff.report.subjects import Subject
+
+
+def between(found: Value, unit: str = "") -> Markup:
+    """An estimate and its interval: `12.3 % [10.1, 14.9]`."""
+    words = f"{precise(found.estimate)}{unit} [{precise(found.low)}, {precise(found.high)}]"
+    return Markup('<span class="n">{}</span>').format(words)
+
+
+def precise(value: float) -> str:
+    """A number for a sentence or table: three significant digits, thousands separated, a true minus sign."""
+    size = abs(value)
+    if size >= 999.5:
+        text = f"{size:,.0f}"
+    elif size >= 99.5:
+        text = f"{size:.0f}"
+    else:
+        text = f"{size:.1f}" if size >= 9.95 else f"{size:.2f}" if size >= 0.995 else f"{size:.3f}"
+    return ("−" if value < 0 and float(text.replace(",", "")) else "") + text
+
+
+def sample(subject: Subject, seeds: dict[str, int]) -> str:
+    """How much data stands behind a statement about one subject."""
+    others = seeds[subject.data] - 1
+    more = f" ({_count(others, 'other seed')} of this data examined beside it)" if others else ""
+    return f"n = {subject.images} images, n = 1 trained seed{more}"
+
+
+def about(subject: Subject) -> list[Markup]:
+    """What was found on one subject."""
+    grids = map(_grid, subject.damages.values())
+    found = [_worst(subject), _parts(subject), *grids, _spread(subject), _attention(subject)]
+    return [sentence for sentence in found if sentence]
+
+
+def _worst(subject: Subject) -> Markup | None:
+    parts = []
+    for damage in subject.damages.values():
+        span = numbers.extent(subject, damage)
+        if span is not None:
+            words = Markup("under {} ablation <code>{}</code>, pooled Deg% = {}")
+            parts.append(words.format(damage.kind, span.most, between(span.high, " %")))
+    if not parts:
+        return Markup("No component changed any prediction: nothing was tested.")
+    return Markup("<b>Costliest single component:</b> {}.").format(Markup("; ").join(parts))
+
+
+def _parts(subject: Subject) -> Markup | None:
+    found = numbers.part_means(subject, subject.lead.kind)
+    if not found:
+        return None
+    item = Markup("{} {} ({} of them)")
+    parts = [item.format(WORDS.get(part, part), between(mean, " %"), count) for part, (count, mean) in found.items()]
+    words = Markup("<b>Which kinds of components:</b> mean pooled Deg% under {} ablation is {}.")
+    return words.format(subject.lead.kind, Markup("; ").join(parts))
+
+
+def _grid(damage: Damage) -> Markup:
+    worse, better = numbers.told_apart(damage)
+    words = (
+        "<b>Map, {} ablation:</b> {} of {} component × level cells differ from no change (max-T, p < {:g} for the "
+        "whole family of {}): {} raise the loss, {} lower it. {}"
+    )
+    idle = int(damage.idle.sum())
+    tail = f"{_count(idle, 'component')} of {len(damage.idle)} changed nothing at all." if idle else ""
+    family = damage.p.size
+    return Markup(words).format(damage.kind, worse + better, family, numbers.ALPHA, family, worse, better, tail)
+
+
+def _spread(subject: Subject) -> Markup:
+    damage = subject.lead
+    words = (
+        "<b>Concentration:</b> under {} ablation, damage is spread over an effective {} of {} components "
+        "(exp of the entropy of their shares)."
+    )
+    return Markup(words).format(damage.kind, between(numbers.value(damage.effective)), len(damage.components))
+
+
+def _attention(subject: Subject) -> Markup | None:
+    data = subject.attention
+    if not data.sizes["head"]:
+        return None
+    heads = numbers.attention_extremes(data)
+    clean, noisy = numbers.attention_ends(data)
+    words = (
+        "<b>Attention:</b> averaged over heads, H / ln Nk is {} at the cleanest level and {} at the noisiest; over "
+        "all levels the most focused head is <code>{}</code> ({}), the most diffuse <code>{}</code> ({})."
+    )
+    sides = [between(clean), between(noisy)]
+    for word in ("focused", "diffuse"):
+        sides += [heads[word][0], between(heads[word][1])]
+    return Markup(words).format(*sides)
+
+
+def agreements(found: list[Agreement], kind: str) -> list[Markup]:
+    """How far subjects rank components alike."""
+    words = (
+        "<b>{} and {}</b> ({}): the rank correlation of their components’ damage is Spearman ρ = {} under {} "
+        "ablation, over {} components; {} of the top {} are the same (n ≥ {} images and n = 1 seed a side)."
+    )
+    return [
+        Markup(words).format(
+            item.first, item.second, item.relation, between(item.value), kind,
+            item.components, item.shared, min(numbers.TOP, item.components), item.n,
+        )
+        for item in found
+    ]  # fmt: skip
+
+
+def ranges(found: list[Extent]) -> Markup:
+    """The ranges of degradation beside the paper's."""
+    parts = [
+        Markup("{} ({}): {} % to {} %").format(
+            item.subject.name, item.damage.kind, precise(item.low.estimate), precise(item.high.estimate)
+        )
+        for item in found
+    ]
+    words = (
+        "<b>Range over components</b> of pooled Deg%: {}. The abstract of the paper names {:g} % to {:g} %, "
+        "for an estimand that is not known; the two are placed side by side, not compared."
+    )
+    return Markup(words).format(Markup("; ").join(parts), *PAPER)
+
+
+def memorisation(subject: Subject) -> str:
+    """Whether samples lie close to training pictures, in one sentence."""
+    found = subject.record.get("memorisation")
+    if not found:
+        return "No memorisation figures were saved with this model."
+    ours, theirs = number(found["samples_nearest"]), number(found["held_out_nearest"])
+    return (
+        f"Median RMS distance to the nearest training picture: samples {ours}, held-out pictures {theirs} "
+        f"(pixels in [−1, 1]; ratio {number(found['ratio'])}, where far below 1 would mean remembered pictures). "
+        f"{100 * found['copies']:.1f} % of samples lie nearer to a training picture than 99 % of held-out "
+        "pictures do; 1 % is expected without memorisation."
+    )
+
+
+def _count(n: int, word: str) -> str:
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
+
+
+def code(name: str) -> Markup:
+    """A name in the type of code."""
+    return Markup("<code>{}</code>").format(escape(name))

@@ -1,0 +1,174 @@
+"""What the report says in numbers: pure functions from subjects to plain records, no drawing, no HTML."""
+
+import itertools
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from mechdiff import effects, stats
+from mechdiff.effects import Damage
+from mechdiff.errors import ConfigError
+from mechdiff.report.maps import ALPHA
+from mechdiff.report.subjects import STATISTICS, Subject
+from mechdiff.stats import Interval
+
+TOP = 10  # bottlenecks compared between subjects
+
+
+@dataclass(frozen=True)
+class Value:
+    """An estimate with the ends of its interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Least and most damaging component of one subject under one kind, among those that changed anything."""
+
+    subject: Subject
+    damage: Damage
+    least: str
+    low: Value
+    most: str
+    high: Value
+    losses: tuple[float, float]  # the same extent for the ratio of pooled losses
+    cells: tuple[float, float]  # and for Deg% of single components at single levels
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Rank correlation of pooled Deg% between two sides, and how many of the `TOP` they share."""
+
+    first: str
+    second: str
+    relation: str
+    value: Value
+    components: int
+    shared: int
+    n: int
+
+
+def value(interval: Interval, *index) -> Value:
+    """One cell of an interval."""
+    return Value(*(float(np.asarray(end)[index]) for end in (interval.estimate, interval.low, interval.high)))
+
+
+def seeds(subjects: list[Subject]) -> dict[str, int]:
+    """Data set -> number of distinct training seeds among the subjects."""
+    pairs = {(subject.data, subject.config.seed) for subject in subjects}
+    return dict(Counter(data for data, _ in pairs))
+
+
+def extent(subject: Subject, damage: Damage) -> Extent | None:
+    """The range of damage over components; None where no component changed anything."""
+    active = np.flatnonzero(~damage.idle)
+    if not len(active):
+        return None
+    pooled = damage.pooled.estimate
+    least, most = active[pooled[active].argmin()], active[pooled[active].argmax()]
+    span = lambda values: (float(values[active].min()), float(values[active].max()))  # noqa: E731
+    return Extent(
+        subject,
+        damage,
+        damage.components[least],
+        value(damage.pooled, least),
+        damage.components[most],
+        value(damage.pooled, most),
+        span(damage.pooled_losses.estimate),
+        span(damage.cells.estimate),
+    )
+
+
+def between_kinds(subject: Subject) -> list[Agreement]:
+    """Agreement of every two kinds of ablation of one subject."""
+    found = []
+    for first, second in itertools.combinations(subject.damages.values(), 2):
+        try:
+            interval = effects.kinds_agreement(subject.sweep, first.kind, second.kind)
+        except ConfigError:  # too few components in common
+            continue
+        found.append(_agreement(first, second, first.kind, second.kind, "kinds of ablation", interval))
+    return found
+
+
+def between_subjects(subjects: list[Subject], kind: str) -> list[Agreement]:
+    """Agreement of every two subjects under one kind of ablation, where both have it."""
+    found = []
+    for first, second in itertools.combinations(subjects, 2):
+        if kind not in first.damages or kind not in second.damages:
+            continue
+        try:
+            interval = effects.subjects_agreement(first.sweep, second.sweep, kind)
+        except ConfigError:
+            continue
+        relation = "same data, other seed" if first.data == second.data else "other data"
+        sides = first.damages[kind], second.damages[kind]
+        found.append(_agreement(*sides, first.name, second.name, relation, interval))
+    return found
+
+
+def _agreement(
+    first: Damage, second: Damage, one: str, other: str, relation: str, interval: Interval
+) -> Agreement:
+    common = active(first) & active(second)
+    tops = [
+        [name for i in damage.order if (name := damage.components[i]) in common][:TOP] for damage in (first, second)
+    ]
+    shared = len(set(tops[0]) & set(tops[1]))
+    return Agreement(one, other, relation, value(interval), len(common), shared, interval.n)
+
+
+def active(damage: Damage) -> set[str]:
+    """Components whose ablation changed something."""
+    return {name for name, idle in zip(damage.components, damage.idle) if not idle}
+
+
+def told_apart(damage: Damage) -> tuple[int, int]:
+    """Cells of the map that differ from no change (max-T): how many raise the loss, how many lower it."""
+    sure = damage.p < ALPHA
+    return int((sure & (damage.cells.estimate > 0)).sum()), int((sure & (damage.cells.estimate < 0)).sum())
+
+
+def harmless(damage: Damage) -> int:
+    """Components that changed something and whose pooled interval lies below zero: better without."""
+    return int((~damage.idle & (damage.pooled.high < 0)).sum())
+
+
+def part_means(subject: Subject, kind: str) -> dict[str, tuple[int, Value]]:
+    """Kind of component -> how many of them changed anything, and the mean of their pooled Deg%."""
+    damage = subject.damages[kind]
+    clean, loss = effects.losses(subject.sweep, kind)
+    weights = stats.bootstrap_weights(clean.shape[-1])
+    found = {}
+    for part in dict.fromkeys(damage.part):
+        rows = [i for i, own in enumerate(damage.part) if own == part and not damage.idle[i]]
+        if rows:
+            mean = lambda w, rows=rows: effects.pooled_damage(clean, loss[rows], w).mean(axis=0)  # noqa: E731
+            found[part] = len(rows), value(stats.bootstrap(mean, weights))
+    return dict(sorted(found.items(), key=lambda item: -item[1][1].estimate))
+
+
+def attention_intervals(data: xr.Dataset) -> dict[str, Interval]:
+    """Mean over images of each statistic with its bootstrap interval, `[head, t]`."""
+    cells = {name: data[name].transpose("head", "t", "image").values for name in STATISTICS}
+    return {name: stats.bootstrap_mean(values) for name, values in cells.items()}
+
+
+def attention_extremes(data: xr.Dataset) -> dict[str, tuple[str, Value]]:
+    """The most focused and the most diffuse head, by H / ln Nk averaged over levels."""
+    values = data["normalised_entropy"].mean("t").transpose("head", "image").values
+    interval = stats.bootstrap_mean(values)
+    places = {"focused": interval.estimate.argmin(), "diffuse": interval.estimate.argmax()}
+    return {word: (str(data["head"].values[i]), value(interval, i)) for word, i in places.items()}
+
+
+def attention_ends(data: xr.Dataset) -> tuple[Value, Value]:
+    """H / ln Nk averaged over heads, at the cleanest and at the noisiest level."""
+    ordered = data.sortby("log_snr", ascending=False)["normalised_entropy"].mean("head")
+    interval = stats.bootstrap_mean(ordered.transpose("t", "image").values)
+    return value(interval, 0), value(interval, -1)

@@ -1,0 +1,141 @@
+"""Pooled damage: ranked bottlenecks, the range over components, and agreement between kinds and subjects."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mechdiff.effects import Damage
+from mechdiff.report import style
+from mechdiff.report.style import MARKERS, WORDS, Theme
+
+SHOWN = 15
+PAPER = (25.6, 128.3)  # % degradation, abstract of arXiv 2506.17237
+
+
+def draw(theme: Theme, damages: dict[str, Damage], ends: tuple[float, float], lead: str = "mean") -> Figure:
+    """Forest plot of the `SHOWN` most damaging components under `lead`; other kinds as open marks below."""
+    first = damages.get(lead) or next(iter(damages.values()))
+    order = first.order[:SHOWN]
+    kinds = [first, *(damage for damage in damages.values() if damage is not first)]
+    height = 0.95 + 0.235 * len(order)
+    figure = style.figure(5.5, height)
+    axes = figure.add_axes((0.27, 0.6 / height, 0.71, (height - 0.95) / height))
+    for k, damage in enumerate(kinds):
+        shift = (k - (len(kinds) - 1) / 2) * 0.3
+        for place, i in enumerate(order):
+            _mark(axes, theme, damage, i, place + shift, filled=k == 0)
+    axes.set(ylim=(len(order) - 0.4, -0.6), xlabel="pooled Deg% with 95 % interval")
+    axes.set_yticks(range(len(order)), [first.components[i] for i in order], color=theme.ink, size=7)
+    axes.tick_params(axis="y", length=0)
+    style.symlog((axes, "x"), *ends)
+    axes.grid(axis="x")
+    axes.axvline(0, color=theme.muted, lw=0.8)
+    axes.spines["left"].set_visible(False)
+    _kinds_key(axes, theme, [damage.kind for damage in kinds])
+    return figure
+
+
+def _mark(axes: Axes, theme: Theme, damage: Damage, i: int, y: float, filled: bool) -> None:
+    colour = theme.part(damage.part[i])
+    pooled = damage.pooled
+    line = {"color": colour, "lw": 1.3 if filled else 0.9, "solid_capstyle": "butt"}
+    axes.plot([pooled.low[i], pooled.high[i]], [y, y], **line)
+    axes.plot(
+        pooled.estimate[i], y, MARKERS.get(damage.part[i], "o"), ms=4.6, color=colour,
+        markerfacecolor=colour if filled else theme.paper, markeredgewidth=0.9,
+    )  # fmt: skip
+
+
+def _kinds_key(axes: Axes, theme: Theme, kinds: list[str]) -> None:
+    for k, kind in enumerate(kinds):
+        face = theme.ink if k == 0 else theme.paper
+        look = {"color": theme.ink, "markerfacecolor": face, "ms": 4.6, "markeredgewidth": 0.9}
+        axes.plot([], [], "o", label=f"{kind} ablation", **look)
+    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": len(kinds), "borderaxespad": 0}
+    axes.legend(fontsize=7, labelcolor=theme.ink, handletextpad=0.2, columnspacing=1.2, **place)
+
+
+def ends(damages: list[Damage]) -> tuple[float, float]:
+    """Ends of an axis that holds the pooled intervals of all."""
+    low = min(float(damage.pooled.low.min()) for damage in damages)
+    high = max(float(damage.pooled.high.max()) for damage in damages)
+    return min(-0.3, 1.3 * low), max(1.5, 1.25 * high)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the range figure."""
+
+    label: str
+    damage: Damage
+
+
+def draw_range(theme: Theme, rows: list[Row], limits: tuple[float, float]) -> Figure:
+    """Pooled Deg% of all components of each row, beside the range that the paper names."""
+    height = 1.2 + 0.42 * len(rows)
+    figure = style.figure(8.2, height)
+    axes = figure.add_axes((0.29, 0.55 / height, 0.69, (height - 0.95) / height))
+    low, high = min(limits[0], -1.5), max(2 * limits[1], 1.3 * PAPER[1])
+    axes.axvspan(*PAPER, color=theme.muted, alpha=0.16, lw=0)
+    words = f"paper's abstract\n{PAPER[0]:g} % to {PAPER[1]:g} %"
+    place = {"ha": "center", "va": "bottom", "color": theme.muted}
+    axes.text(np.sqrt(PAPER[0] * PAPER[1]), -0.62, words, size=6.8, **place)
+    for y, row in enumerate(rows):
+        _strip(axes, theme, row.damage, y)
+    axes.set(ylim=(len(rows) - 0.45, -0.6), xlabel="pooled Deg% (ours)")
+    axes.set_yticks(range(len(rows)), [row.label for row in rows], color=theme.ink, size=7.4)
+    axes.tick_params(axis="y", length=0)
+    style.symlog((axes, "x"), low, high)
+    axes.grid(axis="x")
+    axes.axvline(0, color=theme.muted, lw=0.8)
+    axes.spines["left"].set_visible(False)
+    return figure
+
+
+def _strip(axes: Axes, theme: Theme, damage: Damage, y: float) -> None:
+    """Components that did something as marks, scattered a little, on a line from least to most."""
+    active = np.flatnonzero(~damage.idle)
+    if not len(active):
+        return
+    values = damage.pooled.estimate[active]
+    axes.plot([values.min(), values.max()], [y, y], color=theme.ink, lw=0.8, zorder=1)
+    jitter = 0.26 * (2 * ((np.arange(len(active)) * 0.61803) % 1) - 1)
+    for i, value, shift in zip(active, values, jitter):
+        part = damage.part[i]
+        axes.plot(value, y + shift, MARKERS.get(part, "o"), ms=3.4, color=theme.part(part), alpha=0.85, mew=0)
+    for value, side in ((values.min(), "right"), (values.max(), "left")):
+        gap = -4 if side == "right" else 4
+        place = {"xytext": (gap, 0), "zorder": 3, "textcoords": "offset points", "ha": side, "va": "center_baseline"}
+        axes.annotate(style.number(value), (value, y), size=7, **place)
+
+
+def draw_agreement(
+    theme: Theme, first: Damage, second: Damage, names: tuple[str, str], limits: tuple[float, float]
+) -> Figure:
+    """Pooled Deg% of the components that two sides share, with intervals; the diagonal is agreement."""
+    figure = style.figure(4.1, 4.0)
+    axes = figure.add_axes((0.17, 0.145, 0.80, 0.80))
+    where = {name: i for i, name in enumerate(second.components)}
+    seen = set()
+    for i, name in enumerate(first.components):
+        j = where.get(name)
+        if j is None or first.idle[i] or second.idle[j]:
+            continue
+        part = first.part[i]
+        x, y = (side.pooled.estimate[k] for side, k in ((first, i), (second, j)))
+        look = {"color": theme.part(part), "lw": 0.7, "alpha": 0.5}
+        axes.plot([first.pooled.low[i], first.pooled.high[i]], [y, y], **look)
+        axes.plot([x, x], [second.pooled.low[j], second.pooled.high[j]], **look)
+        words = None if part in seen else WORDS.get(part, part)
+        seen.add(part)
+        axes.plot(x, y, MARKERS.get(part, "o"), ms=4, color=theme.part(part), mew=0, label=words, ls="")
+    for which in "xy":
+        style.symlog((axes, which), *limits)
+    axes.plot(limits, limits, color=theme.muted, lw=0.7, ls=(0, (4, 3)), zorder=0)
+    axes.set(xlabel=names[0], ylabel=names[1])
+    axes.grid()
+    if seen:
+        axes.legend(fontsize=6.6, labelcolor=theme.ink, loc="upper left", handletextpad=0.2)
+    return figure

@@ -1,0 +1,209 @@
+"""The look of all figures: two themes, colours per kind of component, symlog scales, and saving."""
+
+import base64
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap, SymLogNorm
+from matplotlib.figure import Figure
+
+from mechdiff import files
+
+PIXELS = 96  # CSS pixels an inch
+FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif"
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a page; `parts` are Okabe and Ito's, which colour-blind readers tell apart.
+
+    Attributes:
+      paper, ink, muted, rule: background, text, secondary text, hairlines.
+      parts: kind of component -> colour.
+      damage: colours from negative over none (the paper) to large damage.
+      sequential: name of a colour map.
+    """
+
+    name: str
+    paper: str
+    ink: str
+    muted: str
+    rule: str
+    parts: dict[str, str]
+    damage: tuple[str, ...]
+    sequential: str = "cividis"
+
+    @property
+    def damage_map(self) -> LinearSegmentedColormap:
+        """Diverging, with no damage in the colour of the paper."""
+        return LinearSegmentedColormap.from_list(f"damage-{self.name}", self.damage)
+
+    def part(self, name: str) -> str:
+        """Colour of a kind of component."""
+        return self.parts.get(name, self.muted)
+
+
+LIGHT = Theme(
+    name="light",
+    paper="#fffefb",
+    ink="#1d1d1f",
+    muted="#6a6a70",
+    rule="#d9d6cf",
+    parts={"res": "#0072b2", "head": "#d55e00", "skip": "#009e73", "time": "#a5558d"},
+    damage=("#1f4e86", "#5b8fc0", "#b5cfe3", "#f3f1ec", "#f2cf9f", "#dc7f4d", "#8e1f2f"),
+)
+DARK = Theme(
+    name="dark",
+    paper="#17181b",
+    ink="#e9e7e2",
+    muted="#9c9ba0",
+    rule="#3a3b40",
+    parts={"res": "#56b4e9", "head": "#f0913e", "skip": "#2fc79a", "time": "#d896c2"},
+    damage=("#9ad0ff", "#4f8fc9", "#2f4a66", "#26272b", "#6b3f2c", "#d97a3a", "#ffe08a"),
+)
+MARKERS = {"res": "o", "head": "s", "skip": "^", "time": "D"}
+WORDS = {
+    "res": "residual branches",
+    "head": "attention heads",
+    "skip": "skip tensors",
+    "time": "time injections",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure ready for the page: data URIs for both themes, its size in CSS pixels, what it shows."""
+
+    name: str
+    light: str
+    dark: str
+    width: int
+    height: int
+    alt: str
+
+
+Draw = Callable[[Theme], Figure]
+
+
+def settings(theme: Theme) -> dict:
+    """Matplotlib parameters of a theme."""
+    lines = {key: theme.rule for key in ("axes.edgecolor", "grid.color")}
+    texts = {key: theme.ink for key in ("text.color", "axes.labelcolor", "axes.titlecolor")}
+    ticks = {f"{axis}tick.{key}": value for axis in "xy" for key, value in _ticks(theme).items()}
+    return lines | texts | ticks | {
+        "font.family": "DejaVu Sans",
+        "font.size": 8,
+        "axes.titlesize": 8.5,
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.8,
+        "grid.linewidth": 0.5,
+        "hatch.linewidth": 0.5,
+        "legend.frameon": False,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "savefig.facecolor": "none",
+        "svg.fonttype": "none",
+        "svg.hashsalt": "mechdiff",
+        "axes.unicode_minus": True,
+    }
+
+
+def _ticks(theme: Theme) -> dict:
+    sizes = {"labelsize": 7.5, "major.size": 3, "major.width": 0.8}
+    return {"color": theme.rule, "labelcolor": theme.muted, **sizes}
+
+
+def picture(folder: Path, name: str, alt: str, draw: Draw) -> Picture:
+    """A figure drawn in both themes; `folder` gets `name.svg`, `name-dark.svg` and `name.png`."""
+    pages, size = {}, (0, 0)
+    for theme in (LIGHT, DARK):
+        with matplotlib.rc_context(settings(theme)):
+            figure = draw(theme)
+            data = svg(figure)
+            if theme is LIGHT:
+                size = tuple(round(side * PIXELS) for side in figure.get_size_inches())
+                files.write_atomic(folder / f"{name}.png", _png(figure, theme))
+        suffix = "" if theme is LIGHT else "-dark"
+        files.write_atomic(folder / f"{name}{suffix}.svg", data)
+        pages[theme.name] = data_uri(data, "image/svg+xml")
+    return Picture(name, pages["light"], pages["dark"], *size, alt)
+
+
+def svg(figure: Figure) -> bytes:
+    """SVG with its words as text in the reader's own sans serif, the same bytes every time."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue().decode()
+    text = re.sub(r"<metadata>.*?</metadata>\s*|<!DOCTYPE.*?>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"font: ([\d.]+px) 'DejaVu Sans'", r"font-size: \1", text)
+    return text.replace("<defs>", f"<style>text {{ font-family: {FONTS} }}</style>\n <defs>", 1).encode()
+
+
+def _png(figure: Figure, theme: Theme) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, facecolor=theme.paper, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """The bytes as an address that needs no request."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def figure(width: float, height: float, **layout) -> Figure:
+    """An empty figure, inches."""
+    return Figure(figsize=(width, height), **layout)
+
+
+def damage_norm(largest: float) -> SymLogNorm:
+    """Symmetric scale of Deg%, linear within +-1 % and logarithmic beyond, up to `largest`."""
+    largest = max(2.0, float(largest))
+    return SymLogNorm(linthresh=1.0, linscale=0.6, vmin=-largest, vmax=largest, base=10)
+
+
+def symlog(axis, low: float, high: float, threshold: float = 1.0) -> None:
+    """Makes `axis` ("x" or "y" of axes) symlog with decade ticks, between two ends."""
+    axes, which = axis
+    getattr(axes, f"set_{which}scale")("symlog", linthresh=threshold, linscale=0.6)
+    getattr(axes, f"set_{which}lim")(low, high)
+    ticks = [tick for tick in decades(max(abs(low), abs(high))) if low <= tick <= high]
+    getattr(axes, f"set_{which}ticks")(ticks, [number(tick) for tick in ticks], minor=False)
+    getattr(axes, f"set_{which}ticks")([], minor=True)
+
+
+def decades(largest: float) -> list[float]:
+    """0 and powers of ten of both signs, up to `largest`."""
+    powers = [10.0**k for k in range(int(np.floor(np.log10(max(largest, 1)))) + 1)]
+    return [-power for power in reversed(powers)] + [0.0, *powers]
+
+
+def number(value: float) -> str:
+    """A number for a label: three digits at most, k for thousands, a true minus sign."""
+    size = abs(value)
+    if size == 0 or size < 0.005:
+        return "0"
+    if size >= 999.5:
+        scaled = size / 1000
+        text = f"{scaled:.0f}k" if scaled >= 9.95 or abs(scaled - round(scaled)) < 0.05 else f"{scaled:.1f}k"
+    else:
+        text = f"{size:.0f}" if size >= 99.5 else f"{size:.3g}" if size >= 1 else f"{size:.2g}"
+    return ("−" if value < 0 else "") + text
+
+
+def level_label(log_snr: float) -> str:
+    """log-SNR as a tick label, with its sign."""
+    return f"{log_snr:+.1f}".replace("-", "−")
+
+
+def readable_on(colour) -> str:
+    """Black or white, whichever is read better on `colour` (relative luminance, WCAG 2)."""
+    rgb = np.asarray(matplotlib.colors.to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return "#111111" if linear @ np.array([0.2126, 0.7152, 0.0722]) > 0.18 else "#ffffff"
