@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import diffusers_names
+from reference.networks import identity_of, shapes
 
-from mechdiff.interventions import ALWAYS, Intervention, ablate, leave_one_out, select
+from mechdiff.interventions import ablate, leave_one_out, select
 from mechdiff.presets import preset
 from mechdiff.unet import (
     apply_unet,
@@ -39,13 +40,6 @@ def reference(name):
     return config, diffusers_names.params(weights, len(config.widths)), identity_of(config), arrays
 
 
-def identity_of(config):
-    """The identity intervention, in NumPy, by shape alone."""
-    shapes = jax.eval_shape(functools.partial(init_unet, config=config), jax.random.key(0))[1]
-    fill = lambda leaves, value: {k: np.full(a.shape, value, np.float32) for k, a in leaves.items()}  # noqa: E731
-    return Intervention(fill(shapes.gate, 1), fill(shapes.fill, 0), fill(shapes.temperature, 1), ALWAYS)
-
-
 def gated_rows(identity, stacked, images):
     """A batch's gates: every intervention of a stack for `images` rows each, the identity first."""
     gate = {
@@ -58,8 +52,8 @@ def gated_rows(identity, stacked, images):
 @pytest.mark.parametrize("path", REFERENCES, ids=lambda path: path.stem.removeprefix("unet_"))
 def test_parameters_have_the_shapes_of_the_torch_network(path):
     config, params, _, _ = reference(path.stem.removeprefix("unet_"))
-    shapes = jax.eval_shape(functools.partial(init_unet, config=config), jax.random.key(0))[0]
-    assert jax.tree.map(lambda a: a.shape, params) == jax.tree.map(lambda a: a.shape, dict(shapes))
+    shape = lambda tree: jax.tree.map(lambda leaf: leaf.shape, dict(tree))  # noqa: E731
+    assert shape(params) == shape(shapes(config)[0])
 
 
 @pytest.mark.parametrize("name", [p.stem.removeprefix("unet_") for p in REFERENCES if GATED not in p.stem])

@@ -1,0 +1,37 @@
+"""Small networks for tests, made by shape alone: nothing is compiled, and no parameter is zero."""
+
+import functools
+
+import jax
+import numpy as np
+
+from mechdiff.config import UNetConfig
+from mechdiff.interventions import ALWAYS, Intervention
+from mechdiff.unet import init_unet
+
+
+def shapes(config: UNetConfig):
+    """Shapes of the parameters and of the identity intervention."""
+    return jax.eval_shape(functools.partial(init_unet, config=config), jax.random.key(0))
+
+
+def identity_of(config: UNetConfig) -> Intervention:
+    """The identity intervention, in NumPy."""
+    found = shapes(config)[1]
+    fill = lambda leaves, value: {k: np.full(a.shape, value, np.float32) for k, a in leaves.items()}  # noqa: E731
+    return Intervention(fill(found.gate, 1), fill(found.fill, 0), fill(found.temperature, 1), ALWAYS)
+
+
+def random_params(config: UNetConfig, seed: int = 0) -> dict:
+    """Parameters of a size that keeps activations near 1."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        values = rng.standard_normal(leaf.shape)
+        if path[-1].key == "kernel":
+            values /= np.sqrt(np.prod(leaf.shape[:-1]))
+        else:
+            values = 0.2 * values + (path[-1].key == "scale")
+        return values.astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes(config)[0])
