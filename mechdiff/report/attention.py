@@ -24,11 +24,11 @@ LEFT, WIDE, APART, RIGHT, TOP, BOTTOM = 1.75, 1.7, 0.13, 0.1, 0.35, 0.98  # inch
 
 def limits(datasets: list[xr.Dataset]) -> dict[str, tuple[float, float]]:
     """Ends of each statistic's colour scale, one for all subjects so that their figures compare."""
-    found = {}
+    found, datasets = {}, [data for data in datasets if data.sizes["head"]]
     for name in PANELS:
-        largest = max(float(data[name].mean("image").max()) for data in datasets)
+        largest = max((float(data[name].mean("image").max()) for data in datasets), default=0.0)
         if name == "entropy":
-            largest = max(float(np.log(data["keys"].max())) for data in datasets)
+            largest = max((float(np.log(data["keys"].max())) for data in datasets), default=0.0)
         found[name] = (0.0, 1.0 if name in UNIT else max(largest, 1e-6))
     return found
 

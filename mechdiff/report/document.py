@@ -52,7 +52,9 @@ def _content(manifest: dict, subjects: list[Subject], figures: Path) -> dict:
         "lead": lead,
         "pairs": pairs,
         "kind_pairs": {subject.name: numbers.between_kinds(subject) for subject in subjects},
-        "attention_tables": {s.name: numbers.attention_intervals(s.attention) for s in subjects},
+        "attention_tables": {
+            s.name: numbers.attention_intervals(s.attention) for s in subjects if s.attention.sizes["head"]
+        },
         "statistics": {name: attention.PANELS[name] for name in STATISTICS},
         "findings": {subject.name: findings.about(subject) for subject in subjects},
         "cross": [*findings.agreements(pairs, lead), findings.ranges(spans)],

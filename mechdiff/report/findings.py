@@ -1,6 +1,6 @@
 """Sentences made from numbers; every one carries its interval, images and seeds. HTML, names escaped."""
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from mechdiff.effects import Damage
 from mechdiff.report import numbers
@@ -58,8 +58,8 @@ def _parts(subject: Subject) -> Markup | None:
     found = numbers.part_means(subject, subject.lead.kind)
     if not found:
         return None
-    item = Markup("{} {} ({} of them)")
-    parts = [item.format(WORDS.get(part, part), between(mean, " %"), count) for part, (count, mean) in found.items()]
+    item = Markup("{} {} ({} of them)").format
+    parts = [item(WORDS.get(part, part), between(mean, " %"), count) for part, (count, mean) in found.items()]
     words = Markup("<b>Which kinds of components:</b> mean pooled Deg% under {} ablation is {}.")
     return words.format(subject.lead.kind, Markup("; ").join(parts))
 
@@ -67,13 +67,13 @@ def _parts(subject: Subject) -> Markup | None:
 def _grid(damage: Damage) -> Markup:
     worse, better = numbers.told_apart(damage)
     words = (
-        "<b>Map, {} ablation:</b> {} of {} component × level cells differ from no change (max-T, p < {:g} for the "
-        "whole family of {}): {} raise the loss, {} lower it. {}"
+        "<b>Map, {} ablation:</b> {} of {} component × level cells differ from no change (max-T, p < {:g} "
+        "for the whole family of {}): {} raise the loss, {} lower it. {}"
     )
     idle = int(damage.idle.sum())
     tail = f"{_count(idle, 'component')} of {len(damage.idle)} changed nothing at all." if idle else ""
-    family = damage.p.size
-    return Markup(words).format(damage.kind, worse + better, family, numbers.ALPHA, family, worse, better, tail)
+    sure, family = worse + better, damage.p.size
+    return Markup(words).format(damage.kind, sure, family, numbers.ALPHA, family, worse, better, tail)
 
 
 def _spread(subject: Subject) -> Markup:
@@ -92,8 +92,9 @@ def _attention(subject: Subject) -> Markup | None:
     heads = numbers.attention_extremes(data)
     clean, noisy = numbers.attention_ends(data)
     words = (
-        "<b>Attention:</b> averaged over heads, H / ln Nk is {} at the cleanest level and {} at the noisiest; over "
-        "all levels the most focused head is <code>{}</code> ({}), the most diffuse <code>{}</code> ({})."
+        "<b>Attention:</b> averaged over heads, H / ln Nk is {} at the cleanest level and {} at the "
+        "noisiest; over all levels the most focused head is <code>{}</code> ({}), the most diffuse "
+        "<code>{}</code> ({})."
     )
     sides = [between(clean), between(noisy)]
     for word in ("focused", "diffuse"):
@@ -139,7 +140,7 @@ def memorisation(subject: Subject) -> str:
     ours, theirs = number(found["samples_nearest"]), number(found["held_out_nearest"])
     return (
         f"Median RMS distance to the nearest training picture: samples {ours}, held-out pictures {theirs} "
-        f"(pixels in [−1, 1]; ratio {number(found['ratio'])}, where far below 1 would mean remembered pictures). "
+        f"(pixels in [−1, 1]; ratio {number(found['ratio'])}, far below 1 if pictures were remembered). "
         f"{100 * found['copies']:.1f} % of samples lie nearer to a training picture than 99 % of held-out "
         "pictures do; 1 % is expected without memorisation."
     )
@@ -147,8 +148,3 @@ def memorisation(subject: Subject) -> str:
 
 def _count(n: int, word: str) -> str:
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
-
-
-def code(name: str) -> Markup:
-    """A name in the type of code."""
-    return Markup("<code>{}</code>").format(escape(name))

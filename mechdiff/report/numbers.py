@@ -116,10 +116,9 @@ def _agreement(
     first: Damage, second: Damage, one: str, other: str, relation: str, interval: Interval
 ) -> Agreement:
     common = active(first) & active(second)
-    tops = [
-        [name for i in damage.order if (name := damage.components[i]) in common][:TOP] for damage in (first, second)
-    ]
-    shared = len(set(tops[0]) & set(tops[1]))
+    ranked = [[side.components[i] for i in side.order] for side in (first, second)]
+    tops = [{*[name for name in names if name in common][:TOP]} for names in ranked]
+    shared = len(tops[0] & tops[1])
     return Agreement(one, other, relation, value(interval), len(common), shared, interval.n)
 
 
@@ -132,11 +131,6 @@ def told_apart(damage: Damage) -> tuple[int, int]:
     """Cells of the map that differ from no change (max-T): how many raise the loss, how many lower it."""
     sure = damage.p < ALPHA
     return int((sure & (damage.cells.estimate > 0)).sum()), int((sure & (damage.cells.estimate < 0)).sum())
-
-
-def harmless(damage: Damage) -> int:
-    """Components that changed something and whose pooled interval lies below zero: better without."""
-    return int((~damage.idle & (damage.pooled.high < 0)).sum())
 
 
 def part_means(subject: Subject, kind: str) -> dict[str, tuple[int, Value]]:

@@ -107,8 +107,8 @@ def _strip(axes: Axes, theme: Theme, damage: Damage, y: float) -> None:
         axes.plot(value, y + shift, MARKERS.get(part, "o"), ms=3.4, color=theme.part(part), alpha=0.85, mew=0)
     for value, side in ((values.min(), "right"), (values.max(), "left")):
         gap = -4 if side == "right" else 4
-        place = {"xytext": (gap, 0), "zorder": 3, "textcoords": "offset points", "ha": side, "va": "center_baseline"}
-        axes.annotate(style.number(value), (value, y), size=7, **place)
+        place = {"xytext": (gap, 0), "textcoords": "offset points", "ha": side, "va": "center_baseline"}
+        axes.annotate(style.number(value), (value, y), size=7, zorder=3, **place)
 
 
 def draw_agreement(

@@ -90,29 +90,32 @@ class Picture:
 Draw = Callable[[Theme], Figure]
 
 
+_FIXED = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "grid.linewidth": 0.5,
+    "hatch.linewidth": 0.5,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mechdiff",
+    "axes.unicode_minus": True,
+}
+
+
 def settings(theme: Theme) -> dict:
     """Matplotlib parameters of a theme."""
     lines = {key: theme.rule for key in ("axes.edgecolor", "grid.color")}
     texts = {key: theme.ink for key in ("text.color", "axes.labelcolor", "axes.titlecolor")}
     ticks = {f"{axis}tick.{key}": value for axis in "xy" for key, value in _ticks(theme).items()}
-    return lines | texts | ticks | {
-        "font.family": "DejaVu Sans",
-        "font.size": 8,
-        "axes.titlesize": 8.5,
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.8,
-        "grid.linewidth": 0.5,
-        "hatch.linewidth": 0.5,
-        "legend.frameon": False,
-        "figure.facecolor": "none",
-        "axes.facecolor": "none",
-        "savefig.facecolor": "none",
-        "svg.fonttype": "none",
-        "svg.hashsalt": "mechdiff",
-        "axes.unicode_minus": True,
-    }
+    return _FIXED | lines | texts | ticks
 
 
 def _ticks(theme: Theme) -> dict:
@@ -122,7 +125,7 @@ def _ticks(theme: Theme) -> dict:
 
 def picture(folder: Path, name: str, alt: str, draw: Draw) -> Picture:
     """A figure drawn in both themes; `folder` gets `name.svg`, `name-dark.svg` and `name.png`."""
-    pages, size = {}, (0, 0)
+    pages, size, name = {}, (0, 0), re.sub(r"[^\w.-]+", "-", name)
     for theme in (LIGHT, DARK):
         with matplotlib.rc_context(settings(theme)):
             figure = draw(theme)
