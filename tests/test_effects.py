@@ -21,8 +21,9 @@ def sweep(loss, clean, kinds=("zero",), names=None, change=None) -> xr.Dataset:
     names = names or [f"mid.block{i}.res" for i in range(loss.shape[1])]
     change = np.abs(loss - clean) if change is None else change
     dims = ("kind", "component", "t", "image")
+    clean = np.asarray(clean, np.float32)
     return xr.Dataset(
-        {"loss": (dims, loss), "change": (dims, change), "clean_loss": (dims[2:], np.asarray(clean, np.float32))},
+        {"loss": (dims, loss), "change": (dims, change), "clean_loss": (dims[2:], clean)},
         coords={
             "kind": list(kinds),
             "component": names,
@@ -45,7 +46,8 @@ def random_sweep(seed: int, components: int = 6, images: int = 9, **options) -> 
 
 def test_level_damage_is_the_relative_rise_of_the_mean_loss():
     # t0: (3 - 2) / 2 = 50 %; t1: (0.1 - 0.2) / 0.2 = -50 %
-    np.testing.assert_allclose(effects.levels_damage(CLEAN, LOSS, EVEN)[..., 0], [[50, -50], [0, 0]], atol=1e-12)
+    found = effects.levels_damage(CLEAN, LOSS, EVEN)[..., 0]
+    np.testing.assert_allclose(found, [[50, -50], [0, 0]], atol=1e-12)
 
 
 def test_pooled_damage_counts_each_level_alike_and_pooled_losses_by_their_size():
@@ -85,7 +87,8 @@ def test_measure_agrees_with_a_float64_loop():
         np.testing.assert_allclose(found.pooled.estimate[i], np.mean(ratios))
     assert found.n == 9 and found.part == ("res",) * 6
     assert (np.diff(found.pooled.estimate[found.order]) <= 0).all()
-    assert (found.pooled.low <= found.pooled.estimate).all() and (found.pooled.estimate <= found.pooled.high).all()
+    assert (found.pooled.low <= found.pooled.estimate).all()
+    assert (found.pooled.estimate <= found.pooled.high).all()
 
 
 def test_damage_is_free_of_the_unit_of_loss():
@@ -109,8 +112,9 @@ def test_kinds_agree_fully_when_one_is_the_other_and_idle_components_are_left_ou
     data = random_sweep(2)
     both = xr.concat([data, data.assign_coords(kind=["mean"])], "kind", data_vars="minimal", coords="minimal")
     assert effects.kinds_agreement(both, "zero", "mean", repeats=50).estimate == pytest.approx(1)
-    both["change"].loc[{"kind": "mean", "component": both["component"][:2]}] = 0
-    both["loss"].loc[{"kind": "mean", "component": both["component"][:2]}] = 1e3  # would reverse ranks if counted
+    two = {"kind": "mean", "component": both["component"][:2]}
+    both["change"].loc[two] = 0
+    both["loss"].loc[two] = 1e3  # would spoil the ranks if counted
     assert effects.kinds_agreement(both, "zero", "mean", repeats=50).estimate == pytest.approx(1)
 
 

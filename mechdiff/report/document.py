@@ -11,6 +11,7 @@ from mechdiff.report import attention, curves, findings, maps, numbers, ranking,
 from mechdiff.report.style import Picture
 from mechdiff.report.subjects import STATISTICS, Subject
 
+FACTS = ("command", "started", "wall_seconds", "devices", "code", "commit", "packages", "python")
 PAIRS_DRAWN = 3  # pairs of subjects with a scatter plot of their own; the table has all
 
 
@@ -29,10 +30,12 @@ def render(manifest: dict, subjects: list[Subject], figures: Path) -> str:
     environment.filters["uri"] = lambda data: style.data_uri(data, "image/png")
     css = resources.files("mechdiff.report").joinpath("report.css").read_text("utf-8")
     page = environment.get_template("report.html.j2")
-    return page.render(css=css, manifest=manifest, subjects=subjects, **_content(manifest, subjects, figures))
+    facts = dict.fromkeys(FACTS) | {"config": {}} | manifest
+    content = _content(facts["config"], subjects, figures)
+    return page.render(css=css, facts=facts, manifest=manifest, subjects=subjects, **content)
 
 
-def _content(manifest: dict, subjects: list[Subject], figures: Path) -> dict:
+def _content(config: dict, subjects: list[Subject], figures: Path) -> dict:
     """Everything the template shows that isn't in the files as it stands."""
     spans = [
         span
@@ -42,7 +45,6 @@ def _content(manifest: dict, subjects: list[Subject], figures: Path) -> dict:
     ]
     lead = subjects[0].lead.kind
     pairs = numbers.between_subjects(subjects, lead)
-    sweep = manifest.get("config", {}).get("sweep", {})
     counts = numbers.seeds(subjects)
     return {
         "pictures": {subject.name: _pictures(subject, subjects, figures) for subject in subjects},
@@ -60,7 +62,7 @@ def _content(manifest: dict, subjects: list[Subject], figures: Path) -> dict:
         "cross": [*findings.agreements(pairs, lead), findings.ranges(spans)],
         "sample": {subject.name: findings.sample(subject, counts) for subject in subjects},
         "memorisation": {subject.name: findings.memorisation(subject) for subject in subjects},
-        "mean_images": sweep.get("mean_images"),
+        "mean_images": config.get("sweep", {}).get("mean_images"),
         "alpha": maps.ALPHA,
         "paper": ranking.PAPER,
         "shown": ranking.SHOWN,

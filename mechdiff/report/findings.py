@@ -6,7 +6,7 @@ from mechdiff.effects import Damage
 from mechdiff.report import numbers
 from mechdiff.report.numbers import Agreement, Extent, Value
 from mechdiff.report.ranking import PAPER
-from mechdiff.report.style import WORDS, number
+from mechdiff.report.style import WORDS, Number, number
 from mechdiff.report.subjects import Subject
 
 
@@ -16,7 +16,7 @@ def between(found: Value, unit: str = "") -> Markup:
     return Markup('<span class="n">{}</span>').format(words)
 
 
-def precise(value: float) -> str:
+def precise(value: Number) -> str:
     """A number for a sentence or table: three significant digits, thousands separated, a true minus sign."""
     size = abs(value)
     if size >= 999.5:

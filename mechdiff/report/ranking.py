@@ -17,7 +17,7 @@ PAPER = (25.6, 128.3)  # % degradation, abstract of arXiv 2506.17237
 def draw(theme: Theme, damages: dict[str, Damage], ends: tuple[float, float], lead: str = "mean") -> Figure:
     """Forest plot of the `SHOWN` most damaging components under `lead`; other kinds as open marks below."""
     first = damages.get(lead) or next(iter(damages.values()))
-    order = first.order[:SHOWN]
+    order = first.order[:SHOWN].tolist()
     kinds = [first, *(damage for damage in damages.values() if damage is not first)]
     height = 0.95 + 0.235 * len(order)
     figure = style.figure(5.5, height)

@@ -87,6 +87,7 @@ class Picture:
     alt: str
 
 
+Number = float | int | np.number
 Draw = Callable[[Theme], Figure]
 
 
@@ -165,13 +166,13 @@ def figure(width: float, height: float, **layout) -> Figure:
     return Figure(figsize=(width, height), **layout)
 
 
-def damage_norm(largest: float) -> SymLogNorm:
+def damage_norm(largest: Number) -> SymLogNorm:
     """Symmetric scale of Deg%, linear within +-1 % and logarithmic beyond, up to `largest`."""
     largest = max(2.0, float(largest))
     return SymLogNorm(linthresh=1.0, linscale=0.6, vmin=-largest, vmax=largest, base=10)
 
 
-def symlog(axis, low: float, high: float, threshold: float = 1.0) -> None:
+def symlog(axis, low: Number, high: Number, threshold: float = 1.0) -> None:
     """Makes `axis` ("x" or "y" of axes) symlog with decade ticks, between two ends."""
     axes, which = axis
     getattr(axes, f"set_{which}scale")("symlog", linthresh=threshold, linscale=0.6)
@@ -181,13 +182,13 @@ def symlog(axis, low: float, high: float, threshold: float = 1.0) -> None:
     getattr(axes, f"set_{which}ticks")([], minor=True)
 
 
-def decades(largest: float) -> list[float]:
+def decades(largest: Number) -> list[float]:
     """0 and powers of ten of both signs, up to `largest`."""
     powers = [10.0**k for k in range(int(np.floor(np.log10(max(largest, 1)))) + 1)]
     return [-power for power in reversed(powers)] + [0.0, *powers]
 
 
-def number(value: float) -> str:
+def number(value: Number) -> str:
     """A number for a label: three digits at most, k for thousands, a true minus sign."""
     size = abs(value)
     if size == 0 or size < 0.005:
@@ -200,7 +201,7 @@ def number(value: float) -> str:
     return ("−" if value < 0 else "") + text
 
 
-def level_label(log_snr: float) -> str:
+def level_label(log_snr: Number) -> str:
     """log-SNR as a tick label, with its sign."""
     return f"{log_snr:+.1f}".replace("-", "−")
 

@@ -16,6 +16,7 @@ from mechdiff.schedules import make_schedule
 from mechdiff.unet import count_parameters
 
 STATISTICS = ("entropy", "normalised_entropy", "mutual_information", "distance", "identity_mass")
+RECORD = ("steps", "images", "levels", "test_loss", "train_loss", "memorisation", "log", "manifest")
 _SETS = {"synthetic": "synthetic faces", "celeba": "CelebA faces", "tfds": "CelebA faces (TFDS)"}
 
 
@@ -25,7 +26,7 @@ class Subject:
 
     Attributes:
       name, inputs, seed: of the model; what it was examined on; seed of the noise.
-      config, record: how it was trained, and how that went.
+      config, record: how it was trained, and how that went; entries that were not saved are None.
       sweep, attention: as `sweep.teacher_forced` and `capture.attention_stats` make them.
       damages: kind of ablation -> its damage.
       samples: PNG bytes of pictures it draws.
@@ -103,7 +104,7 @@ def _subject(folder: Path) -> Subject:
         inputs=about["inputs"],
         seed=about["seed"],
         config=from_dict(about["config"]),
-        record=about["record"],
+        record=dict.fromkeys(RECORD) | about["record"],
         sweep=sweep,
         attention=attention,
         damages={str(kind): effects.measure(sweep, str(kind)) for kind in sweep["kind"].values},
