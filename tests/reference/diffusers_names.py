@@ -62,6 +62,12 @@ def stage_name(theirs: str, levels: int) -> str:
     return re.sub(r"^up(\d+)", lambda match: f"up{levels - 1 - int(match[1])}", theirs)
 
 
+def component_name(theirs: str, levels: int) -> str:
+    """Our name of a component, from their path of its block and the component's last word."""
+    path, last = theirs.rsplit(".", 1)
+    return f"{stage_name(path + '.', levels).split('/')[0]}.{last}"
+
+
 def params(state: Mapping[str, np.ndarray], levels: int) -> dict:
     """Our parameters, stage -> module -> leaf, from a state dict."""
     found: dict = {}

@@ -2,7 +2,7 @@
 
 Run once, from the top folder, with the `torch` extra installed:
 
-    python tests/reference/make_unet_reference.py
+    python -m tests.reference.make_unet_reference
 
 Writes `unet_NAME.npz` beside this file: `config` (JSON of the arguments), `weights/...` (the state
 dict, random, float16: the network that is run holds exactly these values), `x` (NCHW), `t`, `output`,
@@ -15,7 +15,9 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
-from diffusers_names import stage_name
+
+from experiments.benchmarks.rival import hooked, hooks
+from tests.reference.diffusers_names import component_name
 
 DOWN, UP, ATTN_DOWN, ATTN_UP = "DownBlock2D", "UpBlock2D", "AttnDownBlock2D", "AttnUpBlock2D"
 COMMON = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
@@ -63,59 +65,6 @@ def build(arguments: dict, rng: np.random.Generator) -> diffusers.UNet2DModel:
     return model
 
 
-def components(model: diffusers.UNet2DModel) -> dict[str, tuple]:
-    """Component name -> how to register a hook, and the hook that sets the component to zero."""
-    levels = len(model.config.block_out_channels)
-    found = {}
-    for path, module in model.named_modules():
-        stage = stage_name(path + ".", levels).split("/")[0]
-        if isinstance(module, diffusers.models.resnet.ResnetBlock2D):
-            found[f"{stage}.res"] = module.conv2.register_forward_hook, zero_output
-            found[f"{stage}.time"] = module.time_emb_proj.register_forward_hook, zero_output
-        elif isinstance(module, diffusers.models.attention_processor.Attention):
-            depth = module.inner_dim // module.heads
-            for head in range(module.heads):
-                hook = zero_slice(head * depth, (head + 1) * depth, axis=2)
-                found[f"{stage}.head{head}"] = module.to_out[0].register_forward_pre_hook, hook
-    return found | skips(model, levels)
-
-
-def skips(model: diffusers.UNet2DModel, levels: int) -> dict[str, tuple]:
-    """The skip tensor of each decoder block: the last channels of its concatenated input."""
-    found, width = {}, model.config.block_out_channels[-1]
-    for i, block in enumerate(model.up_blocks):
-        for j, resnet in enumerate(block.resnets):
-            name = stage_name(f"up_blocks.{i}.resnets.{j}.", levels).split("/")[0]
-            found[f"{name}.skip"] = resnet.register_forward_pre_hook, zero_slice(width, None, axis=1)
-            width = resnet.out_channels
-    return found
-
-
-def zero_output(module, args, out):
-    """A forward hook that zeroes a module's output."""
-    return 0 * out
-
-
-def zero_slice(start: int, stop: int | None, axis: int):
-    """A forward pre-hook that zeroes part of a module's first argument."""
-
-    def hook(module, args):
-        value = args[0].clone()
-        value[(slice(None),) * axis + (slice(start, stop),)] = 0
-        return value, *args[1:]
-
-    return hook
-
-
-def ablate(model, register, hook, inputs: tuple) -> np.ndarray:
-    """The output under one hook."""
-    handle = register(hook)
-    try:
-        return model(*inputs).sample.numpy()
-    finally:
-        handle.remove()
-
-
 @torch.no_grad()
 def main():
     for seed, (name, arguments) in enumerate(MODELS.items()):
@@ -127,8 +76,10 @@ def main():
         arrays = {f"weights/{key}": value.numpy().astype(np.float16) for key, value in weights}
         arrays |= {"x": x.numpy(), "t": t.numpy().astype(np.int32), "output": model(x, t).sample.numpy()}
         if name == ABLATED:
-            for component, place in components(model).items():
-                arrays[f"ablated/{component}"] = ablate(model, *place, (x, t))
+            for component, place in hooks(model).items():
+                with hooked(*place):
+                    output = model(x, t).sample.numpy()
+                arrays[f"ablated/{component_name(component, len(model.down_blocks))}"] = output
         path = Path(__file__).with_name(f"unet_{name}.npz")
         np.savez_compressed(path, config=json.dumps(arguments), **arrays)
         print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB, output sd {arrays['output'].std():.2f}")

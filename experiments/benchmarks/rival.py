@@ -1,0 +1,185 @@
+"""The arm of PyTorch: diffusers' `UNet2DModel` of the same config, and what a user would write around it.
+
+One process, one task, one JSON line. Started by `_rounds`. Also holds the hooks that ablate a component,
+which the reference outputs of the tests are made with.
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+
+import diffusers
+import numpy as np
+import torch
+
+from experiments.benchmarks import _rounds
+from mechdiff.config import ExperimentConfig, UNetConfig, from_dict
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+Hooks = dict[str, tuple[Callable, Callable]]  # component -> how to register a hook, and the hook
+
+
+def unet2d(config: UNetConfig) -> diffusers.UNet2DModel:
+    """The network of `config`, freshly initialised."""
+    kinds = lambda attends, side: [f"{'Attn' * flag}{side}Block2D" for flag in attends]  # noqa: E731
+    model = diffusers.UNet2DModel(
+        sample_size=config.image_size,
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        block_out_channels=config.widths,
+        layers_per_block=config.blocks_per_level,
+        down_block_types=kinds(config.down_attention, "Down"),
+        up_block_types=kinds(config.up_attention[::-1], "Up"),
+        add_attention=config.mid_attention,
+        attention_head_dim=1,  # the number of heads is set below: it may differ between levels
+        norm_num_groups=config.norm_groups,
+        attn_norm_num_groups=config.norm_groups,
+        norm_eps=config.norm_eps,
+        dropout=config.dropout,
+        resnet_time_scale_shift="scale_shift" if config.time_scale_shift else "default",
+        flip_sin_to_cos=config.flip_sin_to_cos,
+        freq_shift=config.frequency_shift,
+        downsample_padding=config.down_padding,
+        center_input_sample=config.center_input,
+    )
+    blocks = [*model.down_blocks, *reversed(model.up_blocks), model.mid_block]
+    for block, heads in zip(blocks, [*config.heads, *config.heads, config.heads[-1]]):
+        for attention in getattr(block, "attentions", []):
+            if attention is not None:
+                attention.heads = heads
+    return model.to(DEVICE)
+
+
+def hooks(model: diffusers.UNet2DModel) -> Hooks:
+    """Every residual branch, time injection, head and skip of the network, and the hook that zeroes it.
+
+    Names are dotted module paths with `res`, `time`, `headN` or `skip` behind them.
+    """
+    found: Hooks = {}
+    for path, module in model.named_modules():
+        if isinstance(module, diffusers.models.resnet.ResnetBlock2D):
+            found[f"{path}.res"] = module.conv2.register_forward_hook, zero_output
+            found[f"{path}.time"] = module.time_emb_proj.register_forward_hook, zero_output
+        elif isinstance(module, diffusers.models.attention_processor.Attention):
+            depth = module.inner_dim // module.heads
+            for head in range(module.heads):
+                hook = zero_slice(head * depth, (head + 1) * depth, axis=2)
+                found[f"{path}.head{head}"] = module.to_out[0].register_forward_pre_hook, hook
+    width = model.config.block_out_channels[-1]  # of what a skip tensor is concatenated to
+    for i, block in enumerate(model.up_blocks):
+        for j, resnet in enumerate(block.resnets):
+            hook = zero_slice(width, None, axis=1)
+            found[f"up_blocks.{i}.resnets.{j}.skip"] = resnet.register_forward_pre_hook, hook
+            width = resnet.out_channels
+    return found
+
+
+def zero_output(module, args, out):
+    """A forward hook that zeroes a module's output."""
+    return torch.zeros_like(out)
+
+
+def zero_slice(start: int, stop: int | None, axis: int) -> Callable:
+    """A forward pre-hook that zeroes part of a module's first argument."""
+
+    def hook(module, args):
+        value = args[0].clone()
+        value[(slice(None),) * axis + (slice(start, stop),)] = 0
+        return value, *args[1:]
+
+    return hook
+
+
+@contextlib.contextmanager
+def hooked(register: Callable, hook: Callable) -> Iterator[None]:
+    """The component is at zero inside this context."""
+    handle = register(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def prepared(config: ExperimentConfig, layout: str, images: int) -> tuple:
+    """The network, pictures in [-1, 1], and the cumulative signal of the noise schedule."""
+    torch.manual_seed(0)
+    memory = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    model = unet2d(config.unet).to(memory_format=memory)
+    shape = (images, config.unet.in_channels, *2 * [config.unet.image_size])
+    x0 = torch.rand(shape, device=DEVICE).mul(2).sub(1).contiguous(memory_format=memory)
+    signal = torch.linspace(1e-4, 0.02, config.diffusion.steps, device=DEVICE).neg().add(1).cumprod(0)
+    return model, x0, signal[:, None, None, None]
+
+
+def wait():
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def training_step(config: ExperimentConfig, layout: str, images: int) -> tuple:
+    """Noise, loss, gradients, clipping, AdamW, EMA: what our step does."""
+    model, x0, signal = prepared(config, layout, images)
+    parameters = list(model.parameters())
+    ema = [parameter.detach().clone() for parameter in parameters]
+    train = config.train
+    optimizer = torch.optim.AdamW(parameters, train.learning_rate, weight_decay=train.weight_decay)
+
+    def once():
+        t = torch.randint(config.diffusion.steps, (images,), device=DEVICE)
+        noise = torch.randn_like(x0)
+        x_t = signal[t].sqrt() * x0 + (1 - signal[t]).sqrt() * noise
+        loss = torch.nn.functional.mse_loss(model(x_t, t).sample, noise)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, train.clip_norm)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(ema, parameters, 1 - train.ema_decay)
+        wait()
+
+    return once, images
+
+
+def forward_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
+    """One component at zero at a time: a loop over forward hooks."""
+    model, x0, signal = prepared(config, layout, images)
+    components = hooks(model.eval())
+    block = min(images, config.sweep.image_block)
+
+    @torch.inference_mode()
+    def once():
+        for t in np.linspace(0, config.diffusion.steps - 1, _rounds.LEVELS).astype(int).tolist():
+            noise = torch.randn_like(x0)
+            x_t = signal[t].sqrt() * x0 + (1 - signal[t]).sqrt() * noise
+            for x, target in zip(x_t.split(block), noise.split(block)):
+                for place in components.values():
+                    with hooked(*place):
+                        loss = (model(x, t).sample - target).square().mean((1, 2, 3))
+                    loss.cpu()
+        wait()
+
+    return once, len(components) * _rounds.LEVELS * images
+
+
+def product() -> float:
+    """GF/s of a plain matrix product."""
+    a = torch.ones(_rounds.PRODUCT, _rounds.PRODUCT, device=DEVICE)
+
+    def once():
+        torch.mm(a, a)
+        wait()
+
+    return 2 * _rounds.PRODUCT**3 / _rounds.seconds(once) / 1e9
+
+
+def main(task: str, variant: str, images: str, config: str):
+    experiment = from_dict(json.loads(config))
+    tasks = {"training_step": training_step, "forward_sweep": forward_sweep}
+    once, items = tasks[task](experiment, variant, int(images))
+    result = {"seconds": _rounds.seconds(once), "items": items, "product": product()}
+    print(json.dumps(result | {"parameters": sum(p.numel() for p in unet2d(experiment.unet).parameters())}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
