@@ -59,6 +59,7 @@ def _levels(axes: Axes, theme: Theme, subject: Subject, evaluated: list[dict]) -
             words = f"training images, step {row['step']:,}"
             axes.plot(x, seen, "s--", ms=3, lw=1, color=theme.part("skip"), label=words)
     axes.set(yscale="log", xlabel="log-SNR (clean to the left)", title="denoising loss by noise level")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.invert_xaxis()
     _plain_log(axes)
     axes.legend(fontsize=6.8, labelcolor=theme.ink, handlelength=1.6)
@@ -68,7 +69,10 @@ def _plain_log(axes: Axes) -> None:
     """A logarithmic axis labelled with plain numbers."""
     low, high = axes.get_ylim()
     ticks = [m * 10.0**k for k in range(-8, 4) for m in (1, 2, 5) if low <= m * 10.0**k <= high]
-    ticks = ticks if len(ticks) <= 7 else [tick for tick in ticks if np.isclose(np.log10(tick) % 1, 0)]
+    if len(ticks) > 7:
+        ticks = [10.0**k for k in range(-8, 4) if low <= 10.0**k <= high]
+    elif len(ticks) < 3:
+        ticks = [tick for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
     axes.set_yticks(ticks, [f"{tick:.6g}" for tick in ticks])
     axes.set_yticks([], minor=True)
     axes.grid(axis="y")

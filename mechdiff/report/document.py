@@ -59,7 +59,7 @@ def _content(config: dict, subjects: list[Subject], figures: Path) -> dict:
         },
         "statistics": {name: attention.PANELS[name] for name in STATISTICS},
         "findings": {subject.name: findings.about(subject) for subject in subjects},
-        "cross": [*findings.agreements(pairs, lead), findings.ranges(spans)],
+        "cross": [*findings.agreements(pairs, lead), *findings.ranges(spans)],
         "sample": {subject.name: findings.sample(subject, counts) for subject in subjects},
         "memorisation": {subject.name: findings.memorisation(subject) for subject in subjects},
         "mean_images": config.get("sweep", {}).get("mean_images"),
@@ -69,6 +69,7 @@ def _content(config: dict, subjects: list[Subject], figures: Path) -> dict:
         "words": style.WORDS,
         "ceilings": sorted({int(k) for s in subjects for k in s.attention["keys"].values}),
         "log": np.log,
+        "idle": numbers.idle,
         "entries": lambda interval, *index: numbers.value(interval, *index),
     }
 
@@ -124,7 +125,10 @@ def _pictures(subject: Subject, subjects: list[Subject], figures: Path) -> dict:
 def _range(spans: list, subjects: list[Subject], figures: Path) -> Picture | None:
     if not spans:
         return None
-    rows = [ranking.Row(f"{span.subject.name}\n{span.damage.kind} ablation", span.damage) for span in spans]
+    rows = []
+    for span in spans:
+        own = ", own samples" if span.subject.own_samples else ""
+        rows.append(ranking.Row(f"{span.subject.name}\n{span.damage.kind} ablation{own}", span.damage))
     limits = ranking.ends([span.damage for span in spans])
     alt = "Pooled Deg% of all components, a row for each model and kind, beside the paper's range."
     return style.picture(figures, "range", alt, lambda theme: ranking.draw_range(theme, rows, limits))

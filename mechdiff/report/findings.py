@@ -60,7 +60,7 @@ def _parts(subject: Subject) -> Markup | None:
         return None
     item = Markup("{} {} ({} of them)").format
     parts = [item(WORDS.get(part, part), between(mean, " %"), count) for part, (count, mean) in found.items()]
-    words = Markup("<b>Which kinds of components:</b> mean pooled Deg% under {} ablation is {}.")
+    words = Markup("<b>Which kinds of components:</b> mean pooled Deg% under {} ablation: {}.")
     return words.format(subject.lead.kind, Markup("; ").join(parts))
 
 
@@ -117,19 +117,25 @@ def agreements(found: list[Agreement], kind: str) -> list[Markup]:
     ]  # fmt: skip
 
 
-def ranges(found: list[Extent]) -> Markup:
-    """The ranges of degradation beside the paper's."""
-    parts = [
-        Markup("{} ({}): {} % to {} %").format(
-            item.subject.name, item.damage.kind, precise(item.low.estimate), precise(item.high.estimate)
+def ranges(found: list[Extent]) -> list[Markup]:
+    """The ranges of degradation, and how they stand to the paper's."""
+    words = (
+        "<b>Range over components, {} ({} ablation):</b> pooled Deg% from {} (<code>{}</code>) to {} "
+        "(<code>{}</code>); n = {} images, n = 1 seed."
+    )
+    sentences = [
+        Markup(words).format(
+            item.subject.name,
+            item.damage.kind,
+            *(between(item.low, " %"), item.least, between(item.high, " %"), item.most, item.damage.n),
         )
         for item in found
     ]
-    words = (
-        "<b>Range over components</b> of pooled Deg%: {}. The abstract of the paper names {:g} % to {:g} %, "
-        "for an estimand that is not known; the two are placed side by side, not compared."
+    beside = (
+        "The abstract of the paper names a degradation of {:g} % to {:g} %, for an estimand that is not "
+        "known: the ranges stand side by side (section 8), but are not measurements of the same thing."
     )
-    return Markup(words).format(Markup("; ").join(parts), *PAPER)
+    return [*sentences, Markup(beside).format(*PAPER)]
 
 
 def memorisation(subject: Subject) -> str:

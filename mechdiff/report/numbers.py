@@ -124,7 +124,12 @@ def _agreement(
 
 def active(damage: Damage) -> set[str]:
     """Components whose ablation changed something."""
-    return {name for name, idle in zip(damage.components, damage.idle) if not idle}
+    return set(damage.components) - set(idle(damage))
+
+
+def idle(damage: Damage) -> list[str]:
+    """Components whose ablation changed nothing."""
+    return [name for name, still in zip(damage.components, damage.idle) if still]
 
 
 def told_apart(damage: Damage) -> tuple[int, int]:

@@ -101,10 +101,10 @@ def _strip(axes: Axes, theme: Theme, damage: Damage, y: float) -> None:
         return
     values = damage.pooled.estimate[active]
     axes.plot([values.min(), values.max()], [y, y], color=theme.ink, lw=0.8, zorder=1)
-    jitter = 0.26 * (2 * ((np.arange(len(active)) * 0.61803) % 1) - 1)
-    for i, value, shift in zip(active, values, jitter):
-        part = damage.part[i]
-        axes.plot(value, y + shift, MARKERS.get(part, "o"), ms=3.4, color=theme.part(part), alpha=0.85, mew=0)
+    heights = y + 0.26 * (2 * ((np.arange(len(active)) * 0.61803) % 1) - 1)
+    for part, own in _by_part(damage, active):
+        look = {"ms": 3.4, "color": theme.part(part), "alpha": 0.85, "mew": 0, "ls": ""}
+        axes.plot(values[own], heights[own], MARKERS.get(part, "o"), **look)
     for value, side in ((values.min(), "right"), (values.max(), "left")):
         gap = -4 if side == "right" else 4
         place = {"xytext": (gap, 0), "textcoords": "offset points", "ha": side, "va": "center_baseline"}
@@ -118,24 +118,30 @@ def draw_agreement(
     figure = style.figure(4.1, 4.0)
     axes = figure.add_axes((0.17, 0.145, 0.80, 0.80))
     where = {name: i for i, name in enumerate(second.components)}
-    seen = set()
-    for i, name in enumerate(first.components):
-        j = where.get(name)
-        if j is None or first.idle[i] or second.idle[j]:
-            continue
-        part = first.part[i]
-        x, y = (side.pooled.estimate[k] for side, k in ((first, i), (second, j)))
-        look = {"color": theme.part(part), "lw": 0.7, "alpha": 0.5}
-        axes.plot([first.pooled.low[i], first.pooled.high[i]], [y, y], **look)
-        axes.plot([x, x], [second.pooled.low[j], second.pooled.high[j]], **look)
-        words = None if part in seen else WORDS.get(part, part)
-        seen.add(part)
-        axes.plot(x, y, MARKERS.get(part, "o"), ms=4, color=theme.part(part), mew=0, label=words, ls="")
+    pairs = [(i, where[name]) for i, name in enumerate(first.components) if name in where]
+    pairs = np.array([(i, j) for i, j in pairs if not (first.idle[i] or second.idle[j])], int).reshape(-1, 2)
+    parts = _by_part(first, pairs[:, 0])
+    for part, own in parts:
+        (x, wide), (y, tall) = (_bars(side, rows) for side, rows in zip((first, second), pairs[own].T))
+        look = {"color": theme.part(part), "ms": 4, "mew": 0, "label": WORDS.get(part, part)}
+        axes.errorbar(x, y, tall, wide, fmt=MARKERS.get(part, "o"), elinewidth=0.7, **look)
     for which in "xy":
         style.symlog((axes, which), *limits)
     axes.plot(limits, limits, color=theme.muted, lw=0.7, ls=(0, (4, 3)), zorder=0)
     axes.set(xlabel=names[0], ylabel=names[1])
     axes.grid()
-    if seen:
+    if parts:
         axes.legend(fontsize=6.6, labelcolor=theme.ink, loc="upper left", handletextpad=0.2)
     return figure
+
+
+def _by_part(damage: Damage, rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Kinds of components among `rows`, each with the places where they stand in `rows`."""
+    own = np.array([damage.part[i] for i in rows])
+    return [(str(part), np.flatnonzero(own == part)) for part in dict.fromkeys(own)]
+
+
+def _bars(damage: Damage, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pooled estimates of `rows`, and how far their intervals reach below and above."""
+    low, middle, high = (getattr(damage.pooled, end)[rows] for end in ("low", "estimate", "high"))
+    return middle, np.maximum([middle - low, high - middle], 0)

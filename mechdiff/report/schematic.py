@@ -21,7 +21,8 @@ HALF, TALL = 0.36, 0.5  # half width and half height of a stage, columns
 BRIDGE, GAP = 0.3, 0.62  # height of a bridge over the one inside it; from a stage's top to the first
 FOOT = 1.25  # below a stage's middle: time injection and names
 STRIP = 1.5  # at the bottom, for the key
-MARGIN = 1.9  # columns left of the U, for resolutions
+KEY_END = 21.2  # the key reaches to this column
+MARGIN = 2.3  # columns left of the U, for resolutions
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,11 @@ def draw(theme: Theme, config: UNetConfig, damage: Damage, largest: float) -> Fi
     where = plan(config)
     top = max([deck for *_, deck in where.bridges] + [TALL]) + 0.35
     bottom = where.middle[-1] - FOOT - 0.35 - STRIP
-    columns = len(where.stages) + MARGIN + 0.3
+    right = max(len(where.stages) - 0.5, KEY_END)
+    columns = right + MARGIN + 0.4
     figure = style.figure(columns * UNIT, (top - bottom) * UNIT)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(-MARGIN - 0.4, len(where.stages) - 0.5), ylim=(bottom, top), aspect="equal")
+    axes.set(xlim=(-MARGIN - 0.4, right), ylim=(bottom, top), aspect="equal")
     axes.axis("off")
     paint = _Paint(theme, damage, largest)
     _rows(axes, theme, where)

@@ -183,8 +183,9 @@ def symlog(axis, low: Number, high: Number, threshold: float = 1.0) -> None:
 
 
 def decades(largest: Number) -> list[float]:
-    """0 and powers of ten of both signs, up to `largest`."""
-    powers = [10.0**k for k in range(int(np.floor(np.log10(max(largest, 1)))) + 1)]
+    """0 and powers of ten of both signs, up to `largest`; every second power where there are many."""
+    last = int(np.floor(np.log10(max(largest, 1))))
+    powers = [10.0**k for k in range(0, last + 1, 1 if last < 4 else 2)]
     return [-power for power in reversed(powers)] + [0.0, *powers]
 
 
