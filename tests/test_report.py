@@ -76,7 +76,8 @@ def fabricate(folder, name: str, inputs: str, seed: int) -> None:
     results.replace(where / "attention.zarr", attention)
     sheet = images.sheet(rng.integers(0, 255, (4, 8, 8, 3), dtype=np.uint8))
     files.write_atomic(where / "samples.png", images.png(sheet))
-    about = {"name": name, "inputs": inputs, "seed": 0, "config": to_dict(config), "record": record()}
+    about = {"name": name, "inputs": inputs, "seed": 0, "config": to_dict(config)}
+    about["record"] = record() if "held" in name else {}  # an imported model has no record
     files.write_json(where / "subject.json", about)
 
 

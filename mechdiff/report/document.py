@@ -75,7 +75,7 @@ def _content(config: dict, subjects: list[Subject], figures: Path) -> dict:
 
 
 def _pictures(subject: Subject, subjects: list[Subject], figures: Path) -> dict:
-    """Figures of one subject: name -> picture, or a list of them, one per kind of ablation."""
+    """Figures of one subject: name -> picture (None: nothing to draw) or a list, one per kind of ablation."""
     everything = [damage for other in subjects for damage in other.damages.values()]
     cell = max(float(np.abs(damage.cells.estimate).max()) for damage in everything)
     pooled = max(float(np.abs(damage.pooled.estimate).max()) for damage in everything)
@@ -86,7 +86,7 @@ def _pictures(subject: Subject, subjects: list[Subject], figures: Path) -> dict:
     def picture(what: str, alt: str, draw) -> Picture:
         return style.picture(figures, f"{what}-{subject.name}", f"{alt} of {subject.name}.", draw)
 
-    found = {
+    found = dict.fromkeys(("curves", "attention", "kinds")) | {
         "map": picture(
             "damage-map",
             f"Map of Deg% of {len(damages[0].components)} components at {len(damages[0].t)} noise levels",

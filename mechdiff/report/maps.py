@@ -14,6 +14,7 @@ from mechdiff.report.style import Theme
 ALPHA = 0.05  # of the whole grid
 ROW = 0.145  # inches
 BREAK = 0.9  # rows between kinds of components
+KEY = 4.7  # inches that the scale and its key need
 LEFT, RIGHT, TOP, BOTTOM = 1.75, 0.1, 0.35, 1.1  # inches around the panels
 
 
@@ -32,7 +33,7 @@ def draw(theme: Theme, damages: list[Damage], largest: float) -> Figure:
     order = rows(damages[0])
     edges = np.cumsum([0.0] + [BREAK if i is None else 1.0 for i in order])
     wide = max(2.6, 0.36 * len(damages[0].t))
-    width = LEFT + len(damages) * (wide + 0.2) + RIGHT
+    width = LEFT + max(len(damages) * (wide + 0.2), KEY) + RIGHT
     height = TOP + ROW * edges[-1] + BOTTOM
     figure = style.figure(width, height)
     for k, damage in enumerate(damages):
