@@ -64,10 +64,20 @@ class PassThrough(nn.Module):
         return a
 
 
-def test_identity_is_bitwise_the_network_without_gates_when_compiled(plain, monkeypatch):
+@pytest.fixture
+def optimised():
+    """XLA as users run it, whatever the suite does to compile faster."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def test_identity_is_bitwise_the_network_without_gates_when_compiled(optimised, monkeypatch):
+    gated = jax.jit(lambda intervention: apply_unet(UNET, PARAMS, intervention, X, T))(IDENTITY)
     monkeypatch.setattr(layers, "Gate", PassThrough)
-    bare = jax.jit(lambda intervention: apply_unet(UNET, PARAMS, intervention, X, T))
-    np.testing.assert_array_equal(bits(plain), bits(bare(IDENTITY)))
+    bare = jax.jit(lambda intervention: apply_unet(UNET, PARAMS, intervention, X, T))(IDENTITY)
+    np.testing.assert_array_equal(bits(gated), bits(bare))
 
 
 def test_a_fill_behind_an_open_gate_is_bitwise_nothing(plain):
@@ -238,9 +248,9 @@ def test_temperature_flattens_or_sharpens_only_its_head():
         return np.asarray(found["attention"]["mid.attn0.head"].entropy)
 
     plain, flat, sharp = entropy(1.0), entropy(1e7), entropy(1e-5)
-    np.testing.assert_allclose(flat[:, 1], np.log(16), rtol=1e-6)
+    np.testing.assert_allclose(flat[:, 1], np.log(16), rtol=1e-5)
     assert (sharp[:, 1] < 0.02).all()
-    np.testing.assert_allclose(flat[:, 0], plain[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(flat[:, 0], plain[:, 0], rtol=1e-5)
     same(temperature(IDENTITY, ".*head.*", 1.0), IDENTITY)
 
 
