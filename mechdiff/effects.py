@@ -192,8 +192,10 @@ def _shared(*sides: tuple[xr.Dataset, str]) -> list[str]:
     return shared
 
 
-def _ranked(sides: list[tuple[Clean, Loss]], weights: list[Weights], level: float = 0.95) -> Interval:
-    """Percentile interval of the rank correlation of two sides, each with resamples of its own images."""
+def _ranked(
+    sides: list[tuple[np.ndarray, np.ndarray]], weights: list[np.ndarray], level: float = 0.95
+) -> Interval:
+    """Percentile interval of the rank correlation of two sides (clean, loss), each with its own images."""
     correlate = lambda ws: rank_correlation(*(pooled_damage(*side, w) for side, w in zip(sides, ws)))  # noqa: E731
     estimate = correlate([np.full((1, w.shape[-1]), 1 / w.shape[-1]) for w in weights])[0]
     low, high = np.quantile(correlate(weights), [(1 - level) / 2, (1 + level) / 2])
