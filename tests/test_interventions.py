@@ -67,7 +67,7 @@ class PassThrough(nn.Module):
 @pytest.fixture
 def optimised():
     """XLA as users run it, whatever the suite does to compile faster."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
