@@ -28,7 +28,7 @@ from mechdiff.presets import preset
 from mechdiff.unet import Stream, apply_unet, components, run_stage, stages
 
 UNET = preset("tiny").unet
-PARAMS, IDENTITY = random_params(UNET), identity_of(UNET)
+PARAMS, IDENTITY = jax.tree.map(jnp.asarray, random_params(UNET)), identity_of(UNET)
 NAMES = tuple(select(IDENTITY, ".*"))
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((4, 8, 8, 3)).astype(np.float32)
@@ -73,9 +73,10 @@ def optimised():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-def test_identity_is_bitwise_the_network_without_gates_when_compiled(optimised, monkeypatch):
+def test_identity_is_bitwise_the_network_without_gates_and_temperatures_when_compiled(optimised, monkeypatch):
     gated = jax.jit(lambda intervention: apply_unet(UNET, PARAMS, intervention, X, T))(IDENTITY)
-    monkeypatch.setattr(layers, "Gate", PassThrough)
+    for part in ("Gate", "Temperature"):
+        monkeypatch.setattr(layers, part, PassThrough)
     bare = jax.jit(lambda intervention: apply_unet(UNET, PARAMS, intervention, X, T))(IDENTITY)
     np.testing.assert_array_equal(bits(gated), bits(bare))
 

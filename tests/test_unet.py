@@ -125,15 +125,12 @@ def test_rows_can_join_at_any_stage(ablated):
 
 def test_gate_gradients_are_the_slopes_of_the_loss():
     config, params, identity, frozen = reference("defaults")
-    x, t = frozen["x"], frozen["t"]
 
-    @jax.jit
-    def slope(gate):
-        loss = lambda gate: jnp.mean(  # noqa: E731
-            apply_unet(config, params, dataclasses.replace(identity, gate=gate), x, t) ** 2
-        )
-        return jax.value_and_grad(loss)(gate)
+    def loss(gate, params, x, t):
+        return jnp.mean(apply_unet(config, params, dataclasses.replace(identity, gate=gate), x, t) ** 2)
 
+    compiled = jax.jit(jax.value_and_grad(loss))
+    slope = lambda gate: compiled(gate, params, frozen["x"], frozen["t"])  # noqa: E731
     rng = np.random.default_rng(0)
     at = {site: (1 - 0.3 * rng.random(gate.shape)).astype(np.float32) for site, gate in identity.gate.items()}
     gradient = slope(at)[1]
