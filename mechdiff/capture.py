@@ -88,7 +88,7 @@ def attention_stats(
 ) -> xr.Dataset:
     """Statistics of every head's pattern, dims `head, t, image`; see `metrics.attention`.
 
-    No pattern leaves the network: each is reduced where it arises. `keys` (a coordinate of `head`) is
+    No pattern leaves the network: each is reduced where it arises. `tokens` (a coordinate of `head`) is
     the number of positions attended over, without which an entropy means little.
     """
     indices = np.arange(len(images))
@@ -122,7 +122,7 @@ def attention_stats(
             "t": np.asarray(timesteps, np.int32),
             "image": indices,
             "log_snr": ("t", np.asarray(schedule.log_snr)[np.asarray(timesteps)]),
-            "keys": ("head", np.asarray(keys, np.int32)),
+            "tokens": ("head", np.asarray(keys, np.int32)),
         },
     )
 

@@ -88,7 +88,7 @@ class DiffusionConfig:
 class DataConfig:
     """Which pictures. `path` is where CelebA or a TFDS copy lies (several folders joined by a comma)."""
 
-    name: Literal["synthetic", "celeba", "tfds", "samples"] = "synthetic"
+    name: Literal["synthetic", "celeba", "tfds"] = "synthetic"
     path: str = ""
     cache: str = ""  # where decoded pictures are kept; empty: beside the run
     level: int = 4  # synthetic: rung of the complexity ladder, 0..4

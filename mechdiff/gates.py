@@ -54,10 +54,13 @@ class Gate(nn.Module):
 
 
 class Temperature(nn.Module):
-    """Divides attention logits, `(batch, heads, queries, keys)`, by one temperature per head."""
+    """Divides attention logits by one temperature per head: applied to the queries, `(batch, heads,
+    tokens, depth)`, which are fewer numbers than the logits and linear in them."""
 
     @nn.compact
-    def __call__(self, logits: Float[Array, "batch heads q k"]) -> Float[Array, "batch heads q k"]:
-        temperature = self.variable("temperature", "value", jnp.ones, (logits.shape[1],)).value
+    def __call__(
+        self, queries: Float[Array, "batch heads tokens depth"]
+    ) -> Float[Array, "batch heads tokens depth"]:
+        temperature = self.variable("temperature", "value", jnp.ones, (queries.shape[1],)).value
         temperature = temperature if temperature.ndim == 2 else temperature[None]
-        return logits / temperature[:, :, None, None].astype(logits.dtype)
+        return queries / temperature[:, :, None, None].astype(queries.dtype)

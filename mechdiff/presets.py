@@ -83,6 +83,7 @@ PRESETS = {
             up_attention=(False, False, False, False),
             heads=(8, 8, 8, 8),
             norm_groups=32,
+            time_width_factor=2,
         ),
         train=TrainConfig(
             steps=500_000,

@@ -102,7 +102,7 @@ def teacher_forced(
     folder: Path,
     *,
     config: SweepConfig | None = None,
-    fills: dict[str, dict[str, Array]] | None = None,
+    fills: PyTree = None,
     chosen: Sequence[Component] | None = None,
     facts: dict | None = None,
 ) -> xr.Dataset:
@@ -149,7 +149,7 @@ class _Plan:
     timesteps: np.ndarray
     noise_key: PRNGKey
     config: SweepConfig
-    fills: dict[str, dict[str, Array]]
+    fills: PyTree
     chosen: tuple[Component, ...]
 
     @functools.cached_property

@@ -37,9 +37,9 @@ SAMPLE_STEPS = 50  # DDIM
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a checkpoint holds."""
+    """What a checkpoint holds (or, in the hands of JAX and Orbax, the shapes of it)."""
 
-    step: Int[Array, ""]
+    step: Any  # int32, steps done
     params: PyTree
     ema: PyTree
     opt_state: PyTree

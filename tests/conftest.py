@@ -7,6 +7,7 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 2)  # before any device is used: data-parallel code runs for real
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the suite's time
 
 
 @pytest.fixture(scope="session", autouse=True)

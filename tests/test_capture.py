@@ -132,10 +132,10 @@ def stats():
 def test_attention_stats_are_labelled_by_head_timestep_and_image(stats):
     heads = [component for component in components(UNET) if component.kind == "head"]
     assert stats["head"].values.tolist() == [component.name for component in heads]
-    assert stats["keys"].values.tolist() == [component.resolution**2 for component in heads]
+    assert stats["tokens"].values.tolist() == [component.resolution**2 for component in heads]
     assert dict(stats.sizes) == {"head": len(heads), "t": 2, "image": 5}
     np.testing.assert_allclose(stats.log_snr, np.asarray(SCHEDULE.log_snr)[LEVELS])
-    entropy, ceiling = stats.entropy.values, np.log(stats["keys"].values)[:, None, None]
+    entropy, ceiling = stats.entropy.values, np.log(stats["tokens"].values)[:, None, None]
     assert ((entropy > 0) & (entropy < ceiling)).all()
     np.testing.assert_allclose(stats.normalised_entropy.values * ceiling, entropy, rtol=1e-6)
 

@@ -69,7 +69,7 @@ def fabricate(folder, name: str, inputs: str, seed: int) -> None:
     values["entropy"] = shares * np.log(keys)[:, None, None]
     attention = xr.Dataset(
         {statistic: (("head", "t", "image"), value) for statistic, value in values.items()},
-        coords={"head": [part.name for part in heads], "keys": ("head", keys), **levels},
+        coords={"head": [part.name for part in heads], "tokens": ("head", keys), **levels},
     )
     where = folder / "subjects" / name
     results.replace(where / "sweep.zarr", swept)

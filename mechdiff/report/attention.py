@@ -28,7 +28,7 @@ def limits(datasets: list[xr.Dataset]) -> dict[str, tuple[float, float]]:
     for name in PANELS:
         largest = max((float(data[name].mean("image").max()) for data in datasets), default=0.0)
         if name == "entropy":
-            largest = max((float(np.log(data["keys"].max())) for data in datasets), default=0.0)
+            largest = max((float(np.log(data["tokens"].max())) for data in datasets), default=0.0)
         found[name] = (0.0, 1.0 if name in UNIT else max(largest, 1e-6))
     return found
 
@@ -52,7 +52,7 @@ def draw(theme: Theme, data: xr.Dataset, scale: dict[str, tuple[float, float]]) 
         _panel(axes, theme, data, name, tops, starts, scale[name])
         axes.set_title(title, pad=5, size=8)
         bar = figure.add_axes((left + 0.08 / width, 0.34 / height, (WIDE - 0.16) / width, 0.085 / height))
-        ceilings = [0.0, *np.log(np.unique(data["keys"].values))] if name == "entropy" else []
+        ceilings = [0.0, *np.log(np.unique(data["tokens"].values))] if name == "entropy" else []
         _bar(figure, bar, theme, scale[name], ceilings)
         if k == 0:
             _labels(axes, theme, data, tops)
@@ -82,7 +82,7 @@ def _panel(axes: Axes, theme: Theme, data: xr.Dataset, name: str, tops, starts, 
 def _labels(axes: Axes, theme: Theme, data: xr.Dataset, tops: np.ndarray) -> None:
     across = axes.get_yaxis_transform()
     place = {"ha": "right", "va": "center_baseline", "transform": across}
-    for head, keys, top in zip(data["head"].values, data["keys"].values, tops):
+    for head, keys, top in zip(data["head"].values, data["tokens"].values, tops):
         axes.text(-0.29, top + 0.5, str(head), size=6.6, **place)
         axes.text(-0.04, top + 0.5, f"Nk {keys}", size=6, color=theme.muted, **place)
 

@@ -67,7 +67,7 @@ def _content(config: dict, subjects: list[Subject], figures: Path) -> dict:
         "paper": ranking.PAPER,
         "shown": ranking.SHOWN,
         "words": style.WORDS,
-        "ceilings": sorted({int(k) for s in subjects for k in s.attention["keys"].values}),
+        "ceilings": sorted({int(k) for s in subjects for k in s.attention["tokens"].values}),
         "log": np.log,
         "idle": numbers.idle,
         "entries": lambda interval, *index: numbers.value(interval, *index),
