@@ -178,3 +178,12 @@ def test_config_cache_wins_over_the_runs_folder(tmp_path, monkeypatch):
     config = DataConfig(n_train=3, cache=str(tmp_path / "chosen"))
     data.load(config, 8, "train", 0, tmp_path / "run")
     assert (tmp_path / "chosen").is_dir() and not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_loaded_is_named_in_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="unknown split 'trian'; closest: train"):
+        data.load(CONFIG, 8, "trian", 0, None)
+    with pytest.raises(ConfigError, match=r"data\.n_train=2000000 .* holds 1 to 1000000"):
+        data.load(DataConfig(n_train=2_000_000), 8, "train", 0, None)
+    with pytest.raises(DataError, match="names no folder"):
+        data.load(DataConfig(name="celeba"), 8, "train", 0, None)

@@ -138,8 +138,8 @@ def test_a_thousand_interventions_compile_once(subject, images):
 
     found = [run(sweep.rows(stacked, start, start + 50)) for start in range(0, 1000, 50)]
     assert len(traces) == 1
-    one = jax.jit(lambda s: jax.vmap(lambda i: apply_unet(subject.unet, subject.params, i, x_t, jnp.full(2, 3)),
-                                     in_axes=(STACKED,))(s))(sweep.rows(stacked, 950, 1000))  # fmt: skip
+    network = lambda i: apply_unet(subject.unet, subject.params, i, x_t, jnp.full(2, 3))  # noqa: E731
+    one = jax.jit(jax.vmap(network, in_axes=(STACKED,)))(sweep.rows(stacked, 950, 1000))
     np.testing.assert_allclose(found[-1], ((one - noise) ** 2).mean((2, 3, 4)), rtol=1e-4)
 
 
