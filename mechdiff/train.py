@@ -284,18 +284,21 @@ class Trainer:
     def _finish(self, state: TrainState, identity: Intervention, log: runlog.RunLog) -> Path:
         pictures = self.samples(state.ema, identity)
         held_out = np.array(self.test_set.images[:512])
+        manifest = files.read_json(self.workdir / "manifest.json")
         record = {
             **self.evaluate(state.ema, identity),
             "memorisation": evaluation.memorisation(pictures, self.train_set.images, held_out),
             "steps": int(state.step),
             "images": int(state.step) * self.config.train.batch,
             "log": runlog.read_log(log.path),
-            "manifest": files.read_json(self.workdir / "manifest.json"),
+            "manifest": {name: manifest[name] for name in manifest if name not in ("config", "command")},
         }
+        # Where the pictures lay on this machine is no part of the model.
+        data = dataclasses.replace(self.config.data, path="", cache="")
         return checkpoint.export_model(
             self.workdir / "model",
             state.ema,
-            to_dict(self.config),
+            to_dict(dataclasses.replace(self.config, data=data)),
             record,
             dtype="float16",
             extras={"samples.png": images.png(images.sheet(pictures))},
