@@ -50,7 +50,7 @@ PRESETS = {
             heads=(4, 4, 4),
         ),
         diffusion=DiffusionConfig(schedule="cosine"),
-        train=TrainConfig(steps=3000, batch=32, learning_rate=2e-3, warmup=100, ema_decay=0.998),
+        train=TrainConfig(steps=2000, batch=32, learning_rate=2e-3, warmup=100, ema_decay=0.998),
     ),
     # 32x32, attention at 16x16 and 8x8: recognisable faces from a few hours on two cores.
     "cpu32": ExperimentConfig(
