@@ -14,13 +14,13 @@ from jaxtyping import Array, Float, Int
 from mechdiff import keys
 from mechdiff.errors import ConfigError, unknown
 from mechdiff.schedules import NoiseSchedule
-from mechdiff.types import Images, PRNGKey, Timesteps
+from mechdiff.types import AnyArray, Images, PRNGKey, Timesteps
 
 WEIGHTINGS = ("uniform", "min_snr")
 
 
 def image_noise(
-    key: PRNGKey, indices: Int[Array, " batch"], shape: tuple[int, ...]
+    key: PRNGKey, indices: Int[AnyArray, " batch"], shape: tuple[int, ...]
 ) -> Float[Array, "batch ..."]:
     """Standard normal noise, `shape` per image, from `fold_in(key, index)`.
 

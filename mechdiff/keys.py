@@ -4,7 +4,7 @@ import zlib
 
 import jax
 
-from mechdiff.types import PRNGKey
+from mechdiff.types import AnyArray, PRNGKey
 
 
 def stream(key: PRNGKey, name: str) -> PRNGKey:
@@ -12,6 +12,6 @@ def stream(key: PRNGKey, name: str) -> PRNGKey:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def per_image(key: PRNGKey, indices: jax.Array) -> jax.Array:
+def per_image(key: PRNGKey, indices: AnyArray) -> jax.Array:
     """One key per image, `fold_in(key, index)`: an image's noise does not depend on its batch or device."""
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ def changed_pass(
     params: PyTree,
     stacked: Intervention,
     x_t: Images,
-    t: Int[Array, ""],
+    t: Any,
     noise: Images,
     clean: Images,
 ) -> tuple[Float[Array, "interventions batch"], Float[Array, "interventions batch"]]:

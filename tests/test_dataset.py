@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mechdiff import data
 from mechdiff.config import DataConfig
 from mechdiff.data.dataset import Dataset, batch_at, batch_indices, fingerprint, to_bytes, to_float
+from mechdiff.errors import ConfigError, DataError
 
 
 def numbered(count: int, width: int = 4) -> Dataset:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import optax
 import pytest
 
 from mechdiff import checkpoint, files, runlog, train
-from mechdiff.config import override
+from mechdiff.config import UNetConfig, override
 from mechdiff.diffusion import denoising_loss
 from mechdiff.errors import BusyError, CheckpointError, ConfigError, NumericsError
 from mechdiff.schedules import make_schedule
@@ -26,14 +27,24 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def setting(tiny):
+def small(tiny):
+    """`tiny` with the least network there is: its steps compile fast."""
+    one_level = UNetConfig(
+        image_size=8, widths=(8,), heads=(1,), norm_groups=4, mid_attention=False,
+        down_attention=(False,), up_attention=(False,),
+    )  # fmt: skip
+    return dataclasses.replace(tiny, unet=one_level)
+
+
+@pytest.fixture(scope="module")
+def setting(small):
     """A state whose parameters are not at their zeros, a batch, and the schedule."""
-    state, identity = jax.jit(functools.partial(train.init_state, tiny))()
+    state, identity = jax.jit(functools.partial(train.init_state, small))()
     shaken = jax.tree.map(lambda p: p + 0.05 * np.random.default_rng(0).normal(size=p.shape), state.params)
     shaken = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), shaken)
     state = dataclasses.replace(state, params=shaken, ema=jax.tree.map(jnp.zeros_like, shaken))
     batch = np.random.default_rng(1).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
-    return state, identity, batch, make_schedule(tiny.diffusion)
+    return state, identity, batch, make_schedule(small.diffusion)
 
 
 def stepped(config, setting):
@@ -41,37 +52,37 @@ def stepped(config, setting):
     return jax.jit(functools.partial(train.train_step, config))(schedule, identity, state, batch)
 
 
-def test_accumulated_micro_batches_make_the_same_step(tiny, setting):
-    one, metrics_one = stepped(tiny, setting)
-    two, metrics_two = stepped(override(tiny, ["train.accumulate=2"]), setting)
+def test_accumulated_micro_batches_make_the_same_step(small, setting):
+    one, metrics_one = stepped(small, setting)
+    two, metrics_two = stepped(override(small, ["train.accumulate=2"]), setting)
     np.testing.assert_allclose(metrics_one.loss, metrics_two.loss, rtol=1e-5)
     np.testing.assert_allclose(metrics_one.grad_norm, metrics_two.grad_norm, rtol=1e-4)
     moments = [optax.tree.get(state.opt_state, "mu") for state in (one, two)]  # Adam's update divides by |g|
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *moments)
 
 
-def test_the_ema_moves_by_its_decay(tiny, setting):
+def test_the_ema_moves_by_its_decay(small, setting):
     state, _, _, _ = setting
     state = dataclasses.replace(state, step=jnp.asarray(10_000))  # past the warm-up of the decay
-    after, _ = stepped(tiny, (state, *setting[1:]))
-    expected = jax.tree.map(lambda p: (1 - tiny.train.ema_decay) * p, after.params)
+    after, _ = stepped(small, (state, *setting[1:]))
+    expected = jax.tree.map(lambda p: (1 - small.train.ema_decay) * p, after.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), after.ema, expected)
 
 
-def test_bfloat16_compute_gives_nearly_the_same_loss_and_keeps_float32_parameters(tiny, setting):
-    full, half = (stepped(override(tiny, [f"train.dtype={d}"]), setting) for d in ("float32", "bfloat16"))
+def test_bfloat16_compute_gives_nearly_the_same_loss_and_keeps_float32_parameters(small, setting):
+    full, half = (stepped(override(small, [f"train.dtype={d}"]), setting) for d in ("float32", "bfloat16"))
     np.testing.assert_allclose(full[1].loss, half[1].loss, rtol=0.02)
     assert {leaf.dtype for leaf in jax.tree.leaves(half[0].params)} == {jnp.dtype("float32")}
 
 
-def test_the_gradient_is_that_of_finite_differences(tiny, setting):
+def test_the_gradient_is_that_of_finite_differences(small, setting):
     state, identity, batch, schedule = setting
     x0 = jnp.asarray(batch, jnp.float32) / 127.5 - 1
     t, noise = jnp.arange(8) * 5, jax.random.normal(jax.random.key(3), x0.shape)
 
     @jax.jit
     def loss(params):
-        denoise = functools.partial(apply_unet, tiny.unet, params, identity)
+        denoise = functools.partial(apply_unet, small.unet, params, identity)
         return denoising_loss(denoise, schedule, x0, t, noise).mean()
 
     grad = jax.jit(jax.grad(loss))(state.params)
@@ -90,8 +101,8 @@ def test_timesteps_are_uniform_and_spread():
     assert abs(many.mean() - 49.5) < 1 and many.min() == 0 and many.max() == 99
 
 
-def test_the_learning_rate_warms_up_then_decays(tiny, setting):
-    config = override(tiny, ["train.clip_norm=1e6", "train.final_fraction=0.1"]).train
+def test_the_learning_rate_warms_up_then_decays(small, setting):
+    config = override(small, ["train.clip_norm=1e6", "train.final_fraction=0.1"]).train
     optimizer = train.make_optimizer(config)
     params = {"w": jnp.ones(())}
     state, sizes = optimizer.init(params), []
@@ -103,13 +114,13 @@ def test_the_learning_rate_warms_up_then_decays(tiny, setting):
     assert sizes[0] < max(sizes) / 2 and sizes[-1] < 0.15 * max(sizes)
 
 
-def test_two_devices_train_as_one_does(tiny, setting):
+def test_two_devices_train_as_one_does(small, setting):
     state, identity, batch, schedule = setting
     placement = train.data_parallel(8)
     assert len(placement.batch.device_set) == 2
     spread = jax.device_put(batch, placement.batch)
-    one, metrics_one = stepped(tiny, setting)
-    two, metrics_two = stepped(tiny, (jax.device_put(state, placement.state), identity, spread, schedule))
+    one, metrics_one = stepped(small, setting)
+    two, metrics_two = stepped(small, (jax.device_put(state, placement.state), identity, spread, schedule))
     np.testing.assert_allclose(metrics_one.loss, metrics_two.loss, rtol=1e-5)
     moments = [optax.tree.get(made.opt_state, "mu") for made in (one, two)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *moments)
@@ -184,10 +195,17 @@ def test_a_killed_process_resumes_to_the_same_parameters(tiny, trained, tmp_path
 
 def test_nan_stops_the_run_and_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
     interrupted(tiny, tmp_path, 11, monkeypatch)
-    monkeypatch.setattr(train, "denoising_loss", lambda *args: denoising_loss(*args) * jnp.nan)
+    trainer = train.Trainer(tiny, tmp_path)
+    step = trainer._step
+
+    def diverging(*args):
+        state, metrics = step(*args)
+        return state, metrics._replace(loss=jnp.where(state.step == 14, jnp.nan, metrics.loss))
+
+    trainer._step = diverging
     with pytest.raises(NumericsError) as error:
-        train.train(tiny, tmp_path)
-    assert "step 10 is not finite" in str(error.value) and "checkpoints/10" in str(error.value)
+        trainer.run()
+    assert "step 13 is not finite" in str(error.value) and "checkpoints/10" in str(error.value)
     assert checkpoint.TrainCheckpoints(tmp_path / "checkpoints").latest_step() == 10
 
 
@@ -196,12 +214,11 @@ def test_another_config_does_not_continue_a_run(tiny, trained):
         train.train(override(tiny, ["train.learning_rate=0.01"]), trained[1])
 
 
-def test_more_steps_continue_a_finished_run(tiny, tmp_path):
-    short = override(tiny, ["train.steps=5"])
-    train.train(short, tmp_path)
-    longer = train.train(override(tiny, ["train.steps=6"]), tmp_path)
-    assert train.load_trained(longer)[3]["steps"] == 6
-    assert runlog.read_log(tmp_path / "log.jsonl")[-1]["step"] == 6
+def test_more_steps_continue_a_finished_run(tiny, trained, tmp_path):
+    shutil.copytree(trained[1], tmp_path / "run")
+    longer = train.train(override(tiny, ["train.steps=21"]), tmp_path / "run")
+    assert train.load_trained(longer)[3]["steps"] == 21
+    assert runlog.read_log(tmp_path / "run" / "log.jsonl")[-1]["step"] == 21
 
 
 def test_a_folder_in_use_is_refused(tiny, tmp_path):
