@@ -99,12 +99,12 @@ PRESETS = {
     ),
 }
 
-# The README's first command: the shipped models of preset cpu32, minutes on two cores.
+# The README's first command: the shipped models of preset cpu16, minutes on two cores.
 PRESETS["quickstart"] = dataclasses.replace(
-    PRESETS["cpu32"],
+    PRESETS["cpu16"],
     name="quickstart",
-    sweep=SweepConfig(images=8, mean_images=24, image_block=8),
-    study=StudyConfig(models=("cpu32-synthetic-seed0", "cpu32-celeba-seed0")),
+    sweep=SweepConfig(images=32, mean_images=64, image_block=16),
+    study=StudyConfig(models=("cpu16-synthetic-seed0", "cpu16-celeba-seed0")),
 )
 
 
