@@ -52,7 +52,7 @@ PRESETS = {
         diffusion=DiffusionConfig(schedule="cosine"),
         train=TrainConfig(steps=2000, batch=32, learning_rate=2e-3, warmup=100, ema_decay=0.998),
     ),
-    # 32x32, attention at 16x16 and 8x8: recognisable faces from a few hours on two cores.
+    # 32x32, attention at 16x16 and 8x8: hours on two cores.
     "cpu32": ExperimentConfig(
         name="cpu32",
         unet=UNetConfig(image_size=32, widths=(32, 64, 64)),
