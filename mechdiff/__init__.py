@@ -21,7 +21,7 @@ Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
 
 from mechdiff.capture import activation_means, attention_stats
 from mechdiff.config import ExperimentConfig, UNetConfig, override
-from mechdiff.diffusion import denoising_loss, predict_x0, q_sample
+from mechdiff.diffusion import denoising_loss, predict_x0, q_sample, training_loss
 from mechdiff.errors import MechdiffError
 from mechdiff.interventions import (
     STACKED,
@@ -40,7 +40,7 @@ from mechdiff.sampler import ddim_step, ddpm_step, sample
 from mechdiff.schedules import NoiseSchedule, cosine_schedule, linear_schedule, timesteps_by_log_snr
 from mechdiff.sweep import Subject, teacher_forced
 from mechdiff.train import load_trained
-from mechdiff.unet import apply_unet, components, count_parameters, init_unet
+from mechdiff.unet import apply_unet, components, count_parameters, denoise, init_unet
 
 __version__ = "0.1.0"
 
@@ -62,6 +62,7 @@ __all__ = [
     "count_parameters",
     "ddim_step",
     "ddpm_step",
+    "denoise",
     "denoising_loss",
     "init_unet",
     "keep_only",
@@ -78,5 +79,6 @@ __all__ = [
     "teacher_forced",
     "temperature",
     "timesteps_by_log_snr",
+    "training_loss",
     "windowed",
 ]

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from mechdiff.errors import ConfigError, unknown
 
+Prediction = Literal["epsilon", "v_prediction", "sample"]  # what a network outputs; see `diffusion.target`
+
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
@@ -36,7 +38,7 @@ class UNetConfig:
     down_padding: Literal[0, 1] = 1  # 0 pads right and bottom only, as the original DDPM does
     resample_conv: bool = True  # a convolution in down- and upsampling; else pooling and nearest
     center_input: bool = False  # 2 x - 1 first
-    prediction: Literal["epsilon"] = "epsilon"
+    prediction: Prediction = "epsilon"
 
     def __post_init__(self):
         levels = len(self.widths)

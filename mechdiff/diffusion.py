@@ -1,4 +1,4 @@
-"""The forward process, its inversions and its posterior, and the denoising loss.
+"""The forward process, its inversions and its posterior, and the losses of denoising.
 
 Images are NHWC float in [-1, 1]; `t` is int in [0, T), one per image.
 """
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mechdiff import keys
+from mechdiff.config import Prediction
 from mechdiff.errors import ConfigError, unknown
 from mechdiff.schedules import NoiseSchedule
 from mechdiff.types import AnyArray, Images, PRNGKey, Timesteps
@@ -68,13 +69,40 @@ def log_alpha_bar(schedule: NoiseSchedule, t: Timesteps) -> Float[Array, " batch
     return jnp.where(t < 0, 0.0, schedule.log_alphas_bar[jnp.maximum(t, 0)])
 
 
+def target(
+    prediction: Prediction, schedule: NoiseSchedule, x0: Images, t: Timesteps, noise: Images
+) -> Images:
+    """What a network of this `prediction` should output: the noise, v = sqrt(abar) noise - sqrt(1 - abar) x_0
+    (Salimans & Ho 2022, section 4), or the clean image."""
+    if prediction == "epsilon":
+        return noise
+    if prediction == "v_prediction":
+        signal, scale = _rows(schedule.sqrt_alphas_bar[t]), _rows(schedule.sqrt_one_minus_alphas_bar[t])
+        return signal * noise - scale * x0
+    return x0
+
+
+def to_eps(
+    prediction: Prediction, schedule: NoiseSchedule, x_t: Images, t: Timesteps, output: Images
+) -> Images:
+    """The noise in `x_t` that an output of this `prediction` implies: `target` solved for the noise."""
+    if prediction == "epsilon":
+        return output
+    if prediction == "v_prediction":
+        signal, scale = _rows(schedule.sqrt_alphas_bar[t]), _rows(schedule.sqrt_one_minus_alphas_bar[t])
+        return signal * output + scale * x_t
+    return predict_eps(schedule, x_t, t, output)
+
+
 def loss_weights(
     schedule: NoiseSchedule,
     t: Timesteps,
     weighting: Literal["uniform", "min_snr"] = "uniform",
     gamma: float = 5.0,
+    prediction: Prediction = "epsilon",
 ) -> Float[Array, " batch"]:
-    """Weight of each image's loss: 1, or min(SNR_t, gamma) / SNR_t (min-SNR, Hang et al. 2023).
+    """Weight of each image's squared error of `target`: 1, or what makes the squared error of x_0 count
+    min(SNR_t, gamma) times (min-SNR, Hang et al. 2023).
 
     Raises:
       ConfigError: an unknown weighting, or gamma <= 0.
@@ -85,7 +113,10 @@ def loss_weights(
         raise ConfigError(f"min_snr_gamma={gamma} must be positive; 5 is usual")
     if weighting == "uniform":
         return jnp.ones(t.shape)
-    return jnp.exp(jnp.minimum(0.0, math.log(gamma) - schedule.log_snr[t]))
+    log_snr = schedule.log_snr[t]
+    # Squared errors of the noise and of v are SNR and SNR + 1 times that of x_0.
+    per_x0 = {"epsilon": log_snr, "v_prediction": jnp.logaddexp(log_snr, 0.0), "sample": 0.0}[prediction]
+    return jnp.exp(jnp.minimum(log_snr, math.log(gamma)) - per_x0)
 
 
 def denoising_loss(
@@ -94,15 +125,34 @@ def denoising_loss(
     x0: Images,
     t: Timesteps,
     noise: Images,
-    weighting: Literal["uniform", "min_snr"] = "uniform",
-    gamma: float = 5.0,
 ) -> Float[Array, " batch"]:
-    """Each image's weighted mean squared error of the predicted noise (Ho et al. 2020, eq. 14).
+    """Each image's mean squared error of the predicted noise (Ho et al. 2020, eq. 14).
 
     `denoise_fn` is any `types.DenoiseFn`; it is called once, as `denoise_fn(x_t, t)`.
     """
-    eps = denoise_fn(q_sample(schedule, x0, t, noise), t)
-    return loss_weights(schedule, t, weighting, gamma) * jnp.mean((eps - noise) ** 2, axis=(1, 2, 3))
+    return _mean_square(denoise_fn(q_sample(schedule, x0, t, noise), t) - noise)
+
+
+def training_loss(
+    network: Callable[[Images, Timesteps], Images],
+    schedule: NoiseSchedule,
+    x0: Images,
+    t: Timesteps,
+    noise: Images,
+    prediction: Prediction = "epsilon",
+    weighting: Literal["uniform", "min_snr"] = "uniform",
+    gamma: float = 5.0,
+) -> Float[Array, " batch"]:
+    """Each image's weighted mean squared error of `network`'s output from its `target`.
+
+    With `epsilon` and uniform weights this is `denoising_loss`.
+    """
+    error = network(q_sample(schedule, x0, t, noise), t) - target(prediction, schedule, x0, t, noise)
+    return loss_weights(schedule, t, weighting, gamma, prediction) * _mean_square(error)
+
+
+def _mean_square(x: Images) -> Float[Array, " batch"]:
+    return jnp.mean(x * x, axis=(1, 2, 3))
 
 
 def _rows(values: Float[Array, " batch"]) -> Float[Array, "batch 1 1 1"]:

@@ -9,6 +9,7 @@ The report is made from these files alone.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from mechdiff.sampler import sample
 from mechdiff.schedules import ddim_timesteps, make_schedule, timesteps_by_log_snr
 from mechdiff.train import load_trained
 from mechdiff.types import Images
-from mechdiff.unet import apply_unet
+from mechdiff.unet import denoise
 
 SAMPLE_STEPS = 50  # DDIM
 SAMPLE_BLOCK = 16  # pictures drawn together
@@ -52,8 +53,8 @@ def draw(subject: sweep.Subject, key: jax.Array, count: int, steps: int = SAMPLE
 
     @jax.jit
     def block(params, identity, schedule, key, indices):
-        denoise = lambda x, t: apply_unet(subject.unet, params, identity, x, t)  # noqa: E731
-        return sample(denoise, schedule, key, shape, timesteps=levels, indices=indices)
+        predict = functools.partial(denoise, subject.unet, schedule, params, identity)
+        return sample(predict, schedule, key, shape, timesteps=levels, indices=indices)
 
     drawn = [
         np.asarray(

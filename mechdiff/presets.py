@@ -48,6 +48,7 @@ PRESETS = {
             down_attention=(True, True, False),
             up_attention=(True, True, False),
             heads=(4, 4, 4),
+            prediction="v_prediction",
         ),
         diffusion=DiffusionConfig(schedule="cosine"),
         train=TrainConfig(steps=2000, batch=32, learning_rate=2e-3, warmup=100, ema_decay=0.998),
@@ -55,7 +56,7 @@ PRESETS = {
     # 32x32, attention at 16x16 and 8x8: hours on two cores.
     "cpu32": ExperimentConfig(
         name="cpu32",
-        unet=UNetConfig(image_size=32, widths=(32, 64, 64)),
+        unet=UNetConfig(image_size=32, widths=(32, 64, 64), prediction="v_prediction"),
         diffusion=DiffusionConfig(schedule="cosine"),
         train=TrainConfig(
             steps=20_000,

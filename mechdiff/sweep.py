@@ -24,7 +24,7 @@ from mechdiff.errors import ConfigError
 from mechdiff.interventions import STACKED, Component, Intervention, leave_one_out, rows
 from mechdiff.schedules import NoiseSchedule
 from mechdiff.types import Images, PRNGKey, PyTree
-from mechdiff.unet import apply_unet, components, stages
+from mechdiff.unet import components, denoise, stages
 
 CPU_WORKING_SET = 16 * 2**20  # bytes; larger ones leave a CPU's cache and slow it down
 
@@ -52,12 +52,13 @@ def clean_pass(unet, params, identity, schedule, x0, t, key, indices):
     noise = image_noise(key, indices, x0.shape[1:])
     at = jnp.full(x0.shape[0], t)
     x_t = q_sample(schedule, x0, at, noise)
-    return x_t, noise, apply_unet(unet, params, identity, x_t, at)
+    return x_t, noise, denoise(unet, schedule, params, identity, x_t, at)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def changed_pass(
     unet: UNetConfig,
+    schedule: NoiseSchedule,
     params: PyTree,
     stacked: Intervention,
     x_t: Images,
@@ -69,7 +70,7 @@ def changed_pass(
     at = jnp.full(x_t.shape[0], t)
 
     def one(intervention: Intervention) -> tuple[Array, Array]:
-        eps = apply_unet(unet, params, intervention, x_t, at)
+        eps = denoise(unet, schedule, params, intervention, x_t, at)
         return _mean_square(eps - noise), _mean_square(eps - clean)
 
     return jax.vmap(one, in_axes=(STACKED,))(stacked)
@@ -246,11 +247,12 @@ class _Plan:
 
     def _chunked(self, stacked: Intervention, x_t, t, noise, clean) -> tuple[np.ndarray, np.ndarray]:
         count = len(self.chosen)
-        size = min(self.config.chunk or chunk_size(self.subject.unet, self.block), count)
-        found = []
+        subject, found = self.subject, []
+        size = min(self.config.chunk or chunk_size(subject.unet, self.block), count)
+        network = subject.unet, subject.schedule, subject.params
         for start in range(0, count, size):
             part = rows(stacked, *_full_rows(start, size, count))
-            found.append(changed_pass(self.subject.unet, self.subject.params, part, x_t, t, noise, clean))
+            found.append(changed_pass(*network, part, x_t, t, noise, clean))
         # The last chunk is moved back to keep one shape: drop what it repeats.
         overlap = -count % size
         return tuple(

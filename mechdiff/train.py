@@ -21,13 +21,13 @@ from jaxtyping import Array, Float, Int, UInt8
 from mechdiff import checkpoint, evaluation, files, images, keys, runlog
 from mechdiff.config import ExperimentConfig, TrainConfig, from_dict, to_dict
 from mechdiff.data import Dataset, batch_at, load, to_bytes, to_float
-from mechdiff.diffusion import denoising_loss
+from mechdiff.diffusion import training_loss
 from mechdiff.errors import ConfigError, NumericsError
 from mechdiff.interventions import Intervention
 from mechdiff.sampler import sample
 from mechdiff.schedules import NoiseSchedule, ddim_timesteps, make_schedule, timesteps_by_log_snr
 from mechdiff.types import PRNGKey, PyTree
-from mechdiff.unet import apply_unet, count_parameters, init_unet
+from mechdiff.unet import apply_unet, count_parameters, denoise, init_unet
 
 EVAL_LEVELS = 8  # timesteps, evenly spread in log-SNR, that losses are reported at
 SAMPLES = 64  # pictures on a sample sheet
@@ -95,11 +95,12 @@ def train_step(
 
     def loss_fn(params: PyTree, x0: Array, t: Array, noise: Array, key: PRNGKey) -> Array:
         dropout = key if config.unet.dropout else None
-        denoise = functools.partial(
+        network = functools.partial(
             apply_unet, config.unet, params, identity, dtype=jnp.dtype(train.dtype), dropout_key=dropout
         )
-        return denoising_loss(
-            denoise, schedule, x0, t, noise, config.diffusion.weighting, config.diffusion.min_snr_gamma
+        prediction, diffusion = config.unet.prediction, config.diffusion
+        return training_loss(
+            network, schedule, x0, t, noise, prediction, diffusion.weighting, diffusion.min_snr_gamma
         ).mean()
 
     def micro(total: PyTree, inputs: tuple) -> tuple[PyTree, None]:
@@ -256,9 +257,9 @@ class Trainer:
         return {"loss": float(values.loss.mean()), "grad_norm": float(values.grad_norm.mean())}
 
     def _ema_losses(self, ema: PyTree, identity: Intervention, pictures: Array) -> Array:
-        denoise = functools.partial(apply_unet, self.config.unet, ema, identity)
+        predict = functools.partial(denoise, self.config.unet, self.schedule, ema, identity)
         key = keys.stream(jax.random.key(self.config.seed), "evaluation")
-        return evaluation.losses(denoise, self.schedule, key, to_float(pictures), jnp.asarray(self.levels))
+        return evaluation.losses(predict, self.schedule, key, to_float(pictures), jnp.asarray(self.levels))
 
     def evaluate(self, ema: PyTree, identity: Intervention) -> dict:
         """Held-out and training loss of the EMA parameters, per level and pooled."""
@@ -271,11 +272,11 @@ class Trainer:
 
     def _ema_sample(self, ema: PyTree, identity: Intervention) -> Array:
         unet = self.config.unet
-        denoise = functools.partial(apply_unet, unet, ema, identity)
+        predict = functools.partial(denoise, unet, self.schedule, ema, identity)
         steps = ddim_timesteps(self.schedule.steps, min(SAMPLE_STEPS, self.schedule.steps))
         key = keys.stream(jax.random.key(self.config.seed), "samples")
         shape = (SAMPLES, unet.image_size, unet.image_size, unet.in_channels)
-        return to_bytes(sample(denoise, self.schedule, key, shape, timesteps=steps))
+        return to_bytes(sample(predict, self.schedule, key, shape, timesteps=steps))
 
     def samples(self, ema: PyTree, identity: Intervention) -> UInt8[np.ndarray, "n height width channels"]:
         """A sheet's worth of pictures from the EMA parameters; always from the same noise."""

@@ -17,8 +17,10 @@ from jaxtyping import Array, Float
 
 from mechdiff import layers
 from mechdiff.config import UNetConfig
+from mechdiff.diffusion import to_eps
 from mechdiff.gates import CAPTURED, COLLECTIONS
 from mechdiff.interventions import ALWAYS, Component, Intervention, in_window, kind_of, units
+from mechdiff.schedules import NoiseSchedule
 from mechdiff.types import AnyArray, Features, Images, PRNGKey, PyTree, Timesteps
 
 
@@ -171,7 +173,9 @@ def apply_unet(
     dtype: Any = jnp.float32,
     dropout_key: PRNGKey | None = None,
 ) -> Features:
-    """Predicted noise in `x_t` under an intervention.
+    """The network's output under an intervention: the noise in `x_t` if `config.prediction` is `epsilon`.
+
+    `denoise` is the same in units of noise for networks of any `prediction`.
 
     Args:
       params: as `init_unet` made them.
@@ -181,6 +185,22 @@ def apply_unet(
       dropout_key: given only in training.
     """
     return forward(config, params, intervention, x_t, t, dtype=dtype, dropout_key=dropout_key)[0]
+
+
+def denoise(
+    config: UNetConfig,
+    schedule: NoiseSchedule,
+    params: PyTree,
+    intervention: Intervention,
+    x_t: Images,
+    t: Timesteps,
+) -> Features:
+    """Predicted noise in `x_t` under an intervention, whatever the network was trained to output.
+
+    `functools.partial(denoise, config, schedule, params, intervention)` is a `types.DenoiseFn`.
+    """
+    output = apply_unet(config, params, intervention, x_t, t)
+    return to_eps(config.prediction, schedule, x_t, t, output)
 
 
 def forward(

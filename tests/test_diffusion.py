@@ -94,10 +94,44 @@ def test_loss_is_seen_at_x_t_and_weighted(pictures):
         seen.append((x_t, t))
         return noise + 2.0
 
-    loss = diffusion.denoising_loss(denoise, SCHEDULE, x0, T, noise, "min_snr", 5.0)
+    loss = diffusion.training_loss(denoise, SCHEDULE, x0, T, noise, "epsilon", "min_snr", 5.0)
     np.testing.assert_allclose(loss, 4 * diffusion.loss_weights(SCHEDULE, T, "min_snr"), rtol=1e-5)
     np.testing.assert_array_equal(seen[0][0], diffusion.q_sample(SCHEDULE, x0, T, noise))
     np.testing.assert_array_equal(seen[0][1], T)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_the_noise_is_read_back_from_what_a_network_should_output(pictures, prediction):
+    x0, noise = pictures
+    schedule = cosine_schedule(100)
+    t = jnp.array([1, 30, 60, 97])
+    x_t = diffusion.q_sample(schedule, x0, t, noise)
+    output = diffusion.target(prediction, schedule, x0, t, noise)
+    np.testing.assert_allclose(diffusion.to_eps(prediction, schedule, x_t, t, output), noise, atol=2e-5)
+
+
+def test_v_is_the_rotation_of_signal_and_noise_by_a_quarter_turn(pictures):
+    """(x_t, v) is (x_0, noise) turned by the angle phi with cos phi = sqrt(abar): v = d x_t / d phi."""
+    x0, noise = (np.asarray(picture, np.float64) for picture in pictures)
+    angle = np.arccos(np.sqrt(column(BAR[T])))
+    h = 1e-5
+    x_t = lambda phi: np.cos(phi) * x0 + np.sin(phi) * noise  # noqa: E731
+    slope = (x_t(angle + h) - x_t(angle - h)) / (2 * h)
+    v = diffusion.target("v_prediction", SCHEDULE, jnp.float32(x0), T, jnp.float32(noise))
+    np.testing.assert_allclose(v, slope, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_min_snr_weighs_the_error_of_the_clean_image_alike_for_every_prediction(pictures, prediction):
+    """One error of x_0, told as each kind of output, costs min(SNR, gamma) |error|^2."""
+    x0, noise = pictures
+    wrong = jnp.full(SHAPE, 0.1)
+    x_t = diffusion.q_sample(SCHEDULE, x0, T, noise)
+    eps = diffusion.predict_eps(SCHEDULE, x_t, T, x0 + wrong)
+    output = diffusion.target(prediction, SCHEDULE, x0 + wrong, T, eps)
+    loss = diffusion.training_loss(lambda x, t: output, SCHEDULE, x0, T, noise, prediction, "min_snr", 5.0)
+    snr = (BAR / (1 - BAR))[np.asarray(T)]
+    np.testing.assert_allclose(loss, np.minimum(snr, 5.0) * 0.01, rtol=2e-3)
 
 
 def test_loss_has_a_finite_gradient_at_every_noise_level_of_the_cosine_schedule():
@@ -106,7 +140,9 @@ def test_loss_has_a_finite_gradient_at_every_noise_level_of_the_cosine_schedule(
     x0 = jnp.ones((3, 1, 1, 1))
 
     def total(scale):
-        return diffusion.denoising_loss(lambda x, t: scale * x, schedule, x0, t, 0.5 * x0, "min_snr").sum()
+        return diffusion.training_loss(
+            lambda x, t: scale * x, schedule, x0, t, 0.5 * x0, "epsilon", "min_snr"
+        ).sum()
 
     assert np.isfinite(jax.grad(total)(0.3))
 

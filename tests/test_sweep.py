@@ -136,7 +136,8 @@ def test_a_thousand_interventions_compile_once(subject, images):
     @jax.jit
     def run(stacked):
         traces.append(1)
-        return sweep.changed_pass.__wrapped__(subject.unet, subject.params, stacked, x_t, 3, noise, clean)[0]
+        network = subject.unet, subject.schedule, subject.params
+        return sweep.changed_pass.__wrapped__(*network, stacked, x_t, 3, noise, clean)[0]
 
     found = [run(sweep.rows(stacked, start, start + 50)) for start in range(0, 1000, 50)]
     assert len(traces) == 1
