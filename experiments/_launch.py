@@ -24,6 +24,10 @@ flags.DEFINE_string("preset", "cpu16", "Named settings to start from.")
 flags.DEFINE_multi_string("set", [], "Change a setting: section.field=value (may be given again).")
 flags.DEFINE_string("workdir", None, "Folder of the results; default: runs/PRESET.")
 flags.DEFINE_string("compilation_cache", None, "Folder in which JAX keeps compiled programs.")
+flags.DEFINE_boolean("distributed", False, "Join the other processes of this SLURM job or TPU pod.")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0: join the processes that name the same.")
+flags.DEFINE_integer("processes", None, "With --coordinator: how many there are.", lower_bound=1)
+flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is, from 0.", lower_bound=0)
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 Main = Callable[[ExperimentConfig, Path], object]
@@ -44,6 +48,7 @@ def launch(main: Main, argv: list[str]) -> int:
     try:
         _parse(argv)
         config = override(presets.preset(FLAGS.preset), FLAGS.set)
+        _join()
         main(config, Path(FLAGS.workdir or f"runs/{config.name}"))
     except KeyboardInterrupt as stop:
         number = stop.args[0] if stop.args else signal.SIGINT
@@ -67,6 +72,20 @@ def _parse(argv: list[str]) -> None:
         with files.plain_errors(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # compiled programs are code: private
         jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _join() -> None:
+    """Makes this process one of several (`jax.distributed`); must come before any device is used."""
+    if not (FLAGS.distributed or FLAGS.coordinator):
+        return
+    if FLAGS.coordinator and None in (FLAGS.processes, FLAGS.process_id):
+        raise flags.Error(f"--coordinator={FLAGS.coordinator} needs --processes=N and --process_id=I")
+    if FLAGS.coordinator and FLAGS.process_id >= FLAGS.processes:
+        raise flags.Error(f"--process_id={FLAGS.process_id} is not below --processes={FLAGS.processes}")
+    try:
+        jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id)
+    except (ValueError, RuntimeError) as error:
+        raise flags.Error(f"could not join the other processes: {error}") from error
 
 
 def _help(script: str) -> str:

@@ -3,6 +3,10 @@
 `python -m experiments.sweep --model=checkpoints/cpu32-synthetic-seed0 --set=sweep.images=64 --workdir=runs/s`
 `--celeba=PATH` gives real pictures to examine a CelebA model on; without it the model's own samples are
 used, and the result says so. Start it again to go on after an interruption. Results: WORKDIR/subjects/NAME.
+
+Any number of processes, on one machine or on many that share WORKDIR, may run the same command: they fill one
+sweep, and those that live finish it. They need not know of each other; if they do (--coordinator, or
+--distributed on SLURM and TPU pods), they begin evenly spread.
 """
 
 from pathlib import Path
@@ -19,11 +23,11 @@ CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; sev
 
 def main(config, workdir):
     folder = Path(MODEL.value)
-    with files.hold(workdir):
-        files.write_json(workdir / "manifest.json", files.manifest(to_dict(config), models=[folder.name]))
-        inputs = pipeline.chooser(config, CELEBA.value, workdir / "cache")
-        target = workdir / "subjects" / folder.name
-        pipeline.examine(folder.name, folder, inputs, config.sweep, config.seed, target)
+    files.ensure_writable(workdir)
+    files.write_json(workdir / "manifest.json", files.manifest(to_dict(config), models=[folder.name]))
+    inputs = pipeline.chooser(config, CELEBA.value, workdir / "cache")
+    target = workdir / "subjects" / folder.name
+    pipeline.examine(folder.name, folder, inputs, config.sweep, config.seed, target)
     print(target)
 
 

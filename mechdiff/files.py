@@ -179,17 +179,20 @@ def code_digest() -> str:
 
 
 @contextlib.contextmanager
-def hold(folder: Path | str) -> Iterator[Path]:
+def hold(folder: Path | str, wait: bool = False) -> Iterator[Path]:
     """Holds `folder` (created where needed) for this process alone, until the block ends or the process dies.
 
     The kernel drops the lock with the process, so nothing is left to clean up after a crash.
 
+    Args:
+      wait: until another process lets go of it.
+
     Raises:
-      BusyError: another live process holds it; the line names the process.
+      BusyError: another live process holds it and `wait` is False; the line names the process.
     """
     folder = ensure_writable(folder)
     with _opened(folder / ".lock") as file:
-        _take(folder, file)
+        _take(folder, file, wait)
         yield folder
 
 
@@ -198,10 +201,10 @@ def _opened(path: Path) -> IO[str]:
         return path.open("a+")
 
 
-def _take(folder: Path, file: IO[str]) -> None:
+def _take(folder: Path, file: IO[str], wait: bool) -> None:
     try:
         with plain_errors(folder):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             file.truncate(0)
             file.write(f"{os.getpid()} on {socket.gethostname()}\n")
             file.flush()

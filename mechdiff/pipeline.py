@@ -118,6 +118,8 @@ def examine(
 ) -> None:
     """Everything about one trained model, saved in `folder`; finished pieces of a sweep are not done again.
 
+    Several processes may examine one model into one `folder`: they share the sweep.
+
     Args:
       name: shown in the report.
       model: exported folder, see `checkpoint.export_model`.
@@ -145,5 +147,6 @@ def examine(
         subject, given.scored, timesteps, noise, folder / "sweep", config=config, fills=fills, facts=facts
     )
     attention = capture.attention_stats(*parts, given.scored, timesteps, noise)
-    results.replace(folder / "attention.zarr", attention.assign_attrs(subject=name, **facts))
-    results.replace(folder / "sweep.zarr", swept)
+    with files.hold(folder, wait=True):  # every process that shares the sweep comes here, with equal results
+        results.replace(folder / "attention.zarr", attention.assign_attrs(subject=name, **facts))
+        results.replace(folder / "sweep.zarr", swept)

@@ -4,14 +4,15 @@ Zarr writes each chunk aside and renames it, so a process killed at any moment l
 pieces; which are missing is read off the fill value (NaN).
 """
 
+import contextlib
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 import zarr
-from jaxtyping import Bool
 
 from mechdiff import files
 from mechdiff.errors import CheckpointError
@@ -50,9 +51,25 @@ def put(path: Path, region: dict[str, tuple[slice, ...]], values: dict[str, np.n
             group[name][region[name]] = value
 
 
-def missing(path: Path, variable: str) -> Bool[np.ndarray, "..."]:
-    """Where a variable has not been written yet."""
-    return np.isnan(read(path)[variable].values)
+def written(path: Path, variable: str, index: tuple[int, ...]) -> bool:
+    """Whether the chunk that holds this element is there; reads that chunk alone.
+
+    Raises:
+      CheckpointError: the result is damaged.
+    """
+    with _whole(path):
+        return not np.isnan(zarr.open_group(path, mode="r")[variable][index])
+
+
+def region(path: Path, where: dict[str, tuple]) -> dict[str, np.ndarray]:
+    """Parts of variables, by NumPy's rules of indexing; reads their chunks alone.
+
+    Raises:
+      CheckpointError: the result is damaged.
+    """
+    with _whole(path):
+        group = zarr.open_group(path, mode="r")
+        return {name: group[name][index] for name, index in where.items()}
 
 
 def read(path: Path) -> xr.Dataset:
@@ -63,8 +80,14 @@ def read(path: Path) -> xr.Dataset:
     """
     if not path.exists():
         raise CheckpointError(f"no results at {path}; run the sweep first")
-    try:
+    with _whole(path):
         return xr.open_zarr(path, consolidated=False).load()
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:
         raise CheckpointError(
             f"{path} is damaged ({str(error)[:120]}); delete that folder and run again"

@@ -1,32 +1,28 @@
 """Sweeps: components x kinds x timesteps x images, one value each, under common random numbers.
 
-The clean and the changed arm share image, noise and timestep. Interventions are arguments of one
-compiled program, never closures of it, so a thousand of them compile once.
+The clean and the changed arm share image, noise and timestep. What a sweep has computed is on disk, piece
+by piece: it can be killed, resumed, and filled by several processes at once.
 """
 
 import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Float, Int
+from jaxtyping import Int
 
-from mechdiff import files, results, runlog
+from mechdiff import files, filling, results
 from mechdiff.capture import fills_at
 from mechdiff.config import SweepConfig, UNetConfig
-from mechdiff.diffusion import image_noise, q_sample
+from mechdiff.engine import Engine
 from mechdiff.errors import ConfigError
-from mechdiff.interventions import STACKED, Component, Intervention, leave_one_out, rows
+from mechdiff.interventions import Component, Intervention, leave_one_out
 from mechdiff.schedules import NoiseSchedule
 from mechdiff.types import Images, PRNGKey, PyTree
-from mechdiff.unet import components, denoise, stages
-
-CPU_WORKING_SET = 16 * 2**20  # bytes; larger ones leave a CPU's cache and slow it down
+from mechdiff.unet import components
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,55 +41,13 @@ class Subject:
     params: PyTree
     identity: Intervention
 
-
-@functools.partial(jax.jit, static_argnums=0)
-def clean_pass(unet, params, identity, schedule, x0, t, key, indices):
-    """Noisy images, their noise, and the untouched prediction, at one timestep."""
-    noise = image_noise(key, indices, x0.shape[1:])
-    at = jnp.full(x0.shape[0], t)
-    x_t = q_sample(schedule, x0, at, noise)
-    return x_t, noise, denoise(unet, schedule, params, identity, x_t, at)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def changed_pass(
-    unet: UNetConfig,
-    schedule: NoiseSchedule,
-    params: PyTree,
-    stacked: Intervention,
-    x_t: Images,
-    t: Any,
-    noise: Images,
-    clean: Images,
-) -> tuple[Float[Array, "interventions batch"], Float[Array, "interventions batch"]]:
-    """Denoising loss, and mean squared change of the prediction, under each stacked intervention."""
-    at = jnp.full(x_t.shape[0], t)
-
-    def one(intervention: Intervention) -> tuple[Array, Array]:
-        eps = denoise(unet, schedule, params, intervention, x_t, at)
-        return _mean_square(eps - noise), _mean_square(eps - clean)
-
-    return jax.vmap(one, in_axes=(STACKED,))(stacked)
-
-
-def _mean_square(x: Images) -> Float[Array, " batch"]:
-    return jnp.mean(x * x, axis=(1, 2, 3))
-
-
-def chunk_size(unet: UNetConfig, batch: int) -> int:
-    """Interventions that run together: as many as keep the working set in cache (CPU) or in an eighth
-    of the free memory (accelerators). An estimate from the network's largest activations."""
-    row = max(stage.resolution**2 * stage.width * 4 for stage in stages(unet)) * 4
-    heads = [
-        unet.heads[stage.level] * stage.resolution**4 * 4 for stage in stages(unet) if stage.op == "attention"
-    ]
-    row = max(row, 2 * max(heads, default=0))
-    device = jax.devices()[0]
-    limit = CPU_WORKING_SET
-    if device.platform != "cpu":
-        memory = device.memory_stats() or {}
-        limit = (memory.get("bytes_limit", 8 * 2**30) - memory.get("bytes_in_use", 0)) // 8
-    return max(1, limit // (row * batch))
+    def digests(self) -> dict:
+        """What of it decides numbers, JSON-ready."""
+        return {
+            "params": files.digest_arrays(self.params),
+            "unet": dataclasses.asdict(self.unet),
+            "schedule": files.digest_arrays(self.schedule.log_snr),
+        }
 
 
 def teacher_forced(
@@ -159,9 +113,7 @@ class _Plan:
         """Digest of everything that decides the numbers."""
         return files.digest_json(
             {
-                "params": files.digest_arrays(self.subject.params),
-                "unet": dataclasses.asdict(self.subject.unet),
-                "schedule": files.digest_arrays(self.subject.schedule.log_snr),
+                **self.subject.digests(),
                 "images": files.digest_arrays(self.images),
                 "noise": files.digest_arrays(jax.random.key_data(self.noise_key)),
                 "fills": files.digest_arrays(self.fills),
@@ -205,62 +157,36 @@ class _Plan:
         return {"loss": piece, "change": piece, "clean_loss": (1, self.block)}
 
     def fill(self, path: Path) -> None:
-        """Computes the pieces that are missing."""
-        todo = results.missing(path, "loss").any(axis=1)  # kind, t, image
-        starts = range(0, len(self.images), self.block)
+        """Computes the pieces that are missing, with other processes if they fill the same store."""
+        subject = self.subject
+        engine = Engine(subject.unet, subject.schedule, subject.params, self.config.chunk)
+        everything = leave_one_out(subject.identity, self.chosen)[1]
         pieces = [
-            (level, start)
+            (kind, level, slice(start, min(start + self.block, len(self.images))))
+            for kind in range(len(self.config.kinds))
             for level in range(len(self.timesteps))
-            for start in starts
-            if todo[:, level, start : start + self.block].any()
+            for start in range(0, len(self.images), self.block)
         ]
-        total = len(self.timesteps) * len(starts)
-        with runlog.progress(
-            total, total - len(pieces), f"sweeping {self.subject.name}", unit="piece"
-        ) as bar:
-            for level, start in pieces:
-                stop = min(start + self.block, len(self.images))
-                self._piece(path, level, slice(start, stop), todo[:, level, start:stop].any(axis=1))
-                bar.update()
+        done = lambda piece: results.written(path, "loss", (piece[0], 0, piece[1], piece[2].start))  # noqa: E731
+        compute = lambda piece: self._piece(engine, everything, path, *piece)  # noqa: E731
+        filling.fill(pieces, done, compute, f"sweeping {subject.name}")
 
-    def _piece(self, path: Path, level: int, images: slice, todo: np.ndarray) -> None:
-        subject, t = self.subject, self.timesteps[level]
-        index = np.arange(images.start, images.start + self.block) % len(self.images)  # padded to one shape
-        x0, count = self.images[index], images.stop - images.start
-        x_t, noise, clean = clean_pass(
-            subject.unet, subject.params, subject.identity, subject.schedule, x0, t, self.noise_key, index
-        )
-        clean_loss = np.asarray(_mean_square(clean - noise))[:count]
-        for row in np.flatnonzero(todo):
-            kind = self.config.kinds[row]
-            fills = None if kind == "zero" else fills_at(self.fills[kind], level)
-            stacked = leave_one_out(subject.identity, self.chosen, kind, fills)[1]
-            loss, change = (values[:, :count] for values in self._chunked(stacked, x_t, t, noise, clean))
-            where = (slice(row, row + 1), slice(None), slice(level, level + 1), images)
-            region = {"loss": where, "change": where, "clean_loss": (where[2], images)}
-            put = {
-                "clean_loss": clean_loss[None],
-                "change": change[None, :, None],
-                "loss": loss[None, :, None],
-            }
-            results.put(path, region, put)
-
-    def _chunked(self, stacked: Intervention, x_t, t, noise, clean) -> tuple[np.ndarray, np.ndarray]:
-        count = len(self.chosen)
-        subject, found = self.subject, []
-        size = min(self.config.chunk or chunk_size(subject.unet, self.block), count)
-        network = subject.unet, subject.schedule, subject.params
-        for start in range(0, count, size):
-            part = rows(stacked, *_full_rows(start, size, count))
-            found.append(changed_pass(*network, part, x_t, t, noise, clean))
-        # The last chunk is moved back to keep one shape: drop what it repeats.
-        overlap = -count % size
-        return tuple(
-            np.concatenate([np.asarray(c[k])[overlap if c is found[-1] else 0 :] for c in found])
-            for k in (0, 1)
-        )
-
-
-def _full_rows(start: int, size: int, count: int) -> tuple[int, int]:
-    start = min(start, count - size)
-    return start, start + size
+    def _piece(
+        self, engine: Engine, everything: Intervention, path: Path, kind: int, level: int, images: slice
+    ) -> None:
+        name, index = self.config.kinds[kind], np.arange(images.start, images.stop)
+        stacked = everything
+        if name != "zero":
+            stacked = dataclasses.replace(everything, fill=fills_at(self.fills[name], level))
+        # A short last block is filled up, so that it needs no program of its own.
+        index = np.resize(index, self.block)
+        count, t = images.stop - images.start, int(self.timesteps[level])
+        found = engine.measure(stacked, self.images[index], index, t, self.noise_key)
+        where = (slice(kind, kind + 1), slice(None), slice(level, level + 1), images)
+        region = {"loss": where, "change": where, "clean_loss": (where[2], images)}
+        put = {
+            "clean_loss": found.clean_loss[None, :count],
+            "change": found.change[None, :, None, :count],
+            "loss": found.loss[None, :, None, :count],
+        }
+        results.put(path, region, put)

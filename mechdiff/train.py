@@ -143,6 +143,11 @@ class Placement(NamedTuple):
 
 def data_parallel(batch: int) -> Placement:
     """Placement over all devices of this run; the batch must divide among them."""
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"training in {jax.process_count()} processes is not supported; "
+            "start one process that sees all devices of its machine"
+        )
     count = jax.device_count()
     if batch % count:
         raise ConfigError(

@@ -28,6 +28,7 @@ def nothing_left_behind():
     yield
     gc.collect()
 
+
 ROOT = Path(__file__).parents[1]
 CONFIG = {"seed": 1, "train": {"steps": 10, "batch": 4}, "unet": {"widths": (8, 16)}}
 PARAMS = {"conv": {"kernel": jnp.linspace(-1, 1, 54).reshape(3, 3, 2, 3), "bias": jnp.full(3, 1 / 3)}}

@@ -18,12 +18,13 @@ def empty():
 def test_pieces_are_found_again_with_their_labels(empty, tmp_path):
     path = tmp_path / "a.zarr"
     results.create(path, empty, {"loss": (1, 1, 2)})
-    assert results.missing(path, "loss").all()
+    assert not results.written(path, "loss", (1, 2, 0))
     where = (slice(1, 2), slice(2, 3), slice(0, 2))
     results.put(path, {"loss": where}, {"loss": np.array([[[3.0, 4.0]]])})
     found = results.read(path)
     np.testing.assert_array_equal(found.loss.sel(kind="mean", t=9).values[:2], [3, 4])
-    assert results.missing(path, "loss").sum() == 22 and found.attrs["key"] == "abc"
+    assert np.isnan(found.loss).sum() == 22 and found.attrs["key"] == "abc"
+    assert results.written(path, "loss", (1, 2, 1)) and not results.written(path, "loss", (1, 2, 2))
 
 
 def test_creating_again_keeps_what_is_there(empty, tmp_path):
@@ -32,7 +33,7 @@ def test_creating_again_keeps_what_is_there(empty, tmp_path):
     where = {"loss": (slice(0, 1), slice(0, 1), slice(0, 4))}
     results.put(path, where, {"loss": np.ones((1, 1, 4))})
     results.create(path, empty, {"loss": (1, 1, 2)})
-    assert results.missing(path, "loss").sum() == 20
+    assert np.isnan(results.read(path).loss).sum() == 20
 
 
 def test_replace_swaps_whole_results_and_leaves_nothing_aside(empty, tmp_path):

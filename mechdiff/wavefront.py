@@ -1,0 +1,131 @@
+"""Many interventions in one pass through the network, nothing before a site computed twice.
+
+The batch grows on its way through the stages: the clean rows go first, and the rows of an intervention
+join, as copies of the clean ones, at the first stage that it changes. A leave-one-out sweep is one program
+of about half the operations of one pass per component, compiled once whatever the number of sweeps.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from mechdiff.config import UNetConfig
+from mechdiff.diffusion import to_eps
+from mechdiff.interventions import Intervention, in_window
+from mechdiff.schedules import NoiseSchedule
+from mechdiff.types import AnyArray, Images, PyTree
+from mechdiff.unet import Stage, Stream, enter, run_stage, stages
+
+
+class Wave(NamedTuple):
+    """How a stack of interventions is cut into passes of one shape.
+
+    Attributes:
+      order: which intervention each row of each pass is; places left over hold repeats.
+      joins: interventions that join at each stage, the same in every pass.
+    """
+
+    order: Int[np.ndarray, "passes rows"]
+    joins: tuple[int, ...]
+
+
+def joining_stages(config: UNetConfig, stacked: Intervention) -> Int[np.ndarray, " interventions"]:
+    """The first stage that each intervention of a stack changes, whatever its window; the last if none does.
+
+    Args:
+      stacked: gates `(interventions, units)`; temperatures likewise or shared.
+    """
+    place = {stage.name: i for i, stage in enumerate(stages(config))}
+    first = np.full(len(next(iter(stacked.gate.values()))), len(place) - 1)
+    for leaves in (stacked.gate, stacked.temperature):
+        for site, leaf in leaves.items():
+            changed = (np.atleast_2d(leaf) != 1).any(axis=1)
+            first = np.where(changed, np.minimum(first, place[site.rsplit(".", 1)[0]]), first)
+    return first
+
+
+def plan(config: UNetConfig, stacked: Intervention, rows: int) -> Wave:
+    """Passes of at most `rows` interventions, each with its share of those that join at every stage.
+
+    Where even one intervention per stage is more than `rows`, they all join at the first stage.
+    """
+    first = joining_stages(config, stacked)
+    members = [np.flatnonzero(first == stage) for stage in range(len(stages(config)))]
+    if sum(len(group) > 0 for group in members) > rows:
+        members = [np.arange(len(first)), *([np.arange(0)] * (len(members) - 1))]
+    shares = lambda passes: [-(-len(group) // passes) for group in members]  # noqa: E731
+    passes = next(count for count in range(1, len(first) + 1) if sum(shares(count)) <= max(rows, 1))
+    joins = tuple(shares(passes))
+    # Places left over repeat the last of their group.
+    cut = [
+        group[np.minimum(np.arange(passes * share), len(group) - 1)].reshape(passes, share)
+        for group, share in zip(members, joins)
+    ]
+    return Wave(np.concatenate(cut, axis=1), joins)
+
+
+def forward(
+    config: UNetConfig,
+    joins: tuple[int, ...],
+    schedule: NoiseSchedule,
+    params: PyTree,
+    stacked: Intervention,
+    x_t: Images,
+    t: Int[AnyArray, ""],
+) -> tuple[Images, Float[Array, "interventions batch height width channels"]]:
+    """Predicted noise without and with each intervention, as `unet.denoise` would give it.
+
+    Args:
+      joins: of `plan`; static.
+      stacked: interventions in the order in which they join. Gates, temperatures and windows stacked or
+        shared, fills shared.
+      x_t: noisy images at timestep `t`, each seen by every intervention.
+    """
+    batch, count = x_t.shape[0], sum(joins)
+    stacked = in_window(stacked, jnp.full(count, t))
+    stream, joined = enter(config, params, x_t, jnp.full(batch, t)), 0
+    for stage, joining in zip(stages(config), joins):
+        joined += joining
+        stream = _joined(stage, stream, batch, joined)
+        stream, _ = run_stage(config, stage, params, _rows(stage, stacked, batch, joined), stream)
+    rows = (1 + count) * batch
+    tiled = _extended(x_t, batch, rows)
+    eps = to_eps(config.prediction, schedule, tiled, jnp.full(rows, t), _extended(stream.h, batch, rows))
+    eps = eps.reshape(1 + count, *x_t.shape)
+    return eps[0], eps[1:]
+
+
+def _joined(stage: Stage, stream: Stream, batch: int, joined: int) -> Stream:
+    """The stream with a row per image for the clean pass and each of the `joined` interventions."""
+    rows = (1 + joined) * batch
+    skips = stream.skips
+    if stage.pop:  # what was pushed before an intervention joined is that of the clean pass
+        skips = (*skips[:-1], _extended(skips[-1], batch, rows))
+    return Stream(_extended(stream.h, batch, rows), skips, _extended(stream.temb, batch, rows))
+
+
+def _extended(a: Array, batch: int, rows: int) -> Array:
+    """`a` with copies of its first `batch` rows behind it, `rows` rows in all."""
+    copies = (rows - a.shape[0]) // batch
+    return jnp.concatenate([a, jnp.tile(a[:batch], (copies, *[1] * (a.ndim - 1)))]) if copies else a
+
+
+def _rows(stage: Stage, stacked: Intervention, batch: int, joined: int) -> Intervention:
+    """The intervention at one stage, gates and temperatures per row, 1 for the clean rows."""
+
+    def of_stage(leaves: PyTree) -> PyTree:
+        return {site: leaf for site, leaf in leaves.items() if site.rsplit(".", 1)[0] == stage.name}
+
+    def per_row(leaf: Array) -> Array:
+        clean = jnp.ones((1, leaf.shape[-1]), leaf.dtype)
+        return jnp.repeat(jnp.concatenate([clean, leaf[:joined]]), batch, axis=0)
+
+    return dataclasses.replace(
+        stacked,
+        gate={site: per_row(leaf) for site, leaf in of_stage(stacked.gate).items()},
+        temperature={site: per_row(leaf) for site, leaf in of_stage(stacked.temperature).items()},
+        fill=of_stage(stacked.fill),
+    )

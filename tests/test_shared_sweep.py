@@ -1,0 +1,99 @@
+"""One sweep over several devices and several processes, against one device."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mechdiff import results
+
+ROOT = Path(__file__).parents[1]
+FLAGS = ["--preset=tiny", "--set=sweep.images=6", "--set=sweep.mean_images=4", "--set=sweep.timesteps=4"]
+FLAGS += ["--set=sweep.image_block=3", "--debug"]
+
+
+@pytest.fixture(scope="module")
+def sweep(trained, tmp_path_factory):
+    """`sweep(workdir, devices, *flags)`: starts the launcher on virtual devices."""
+    cache = tmp_path_factory.mktemp("compiled")
+
+    def start(workdir, devices, *flags):
+        command = [sys.executable, "-m", "experiments.sweep", f"--model={trained[0]}", f"--workdir={workdir}"]
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        }
+        return subprocess.Popen(
+            [*command, *FLAGS, *flags], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        )
+
+    return start
+
+
+def finished(*processes):
+    for process in processes:
+        _, err = process.communicate(timeout=400)
+        assert process.returncode == 0, err[-2000:]
+
+
+def table(workdir):
+    (store,) = (workdir / "subjects").glob("*/sweep.zarr")
+    return results.read(store)
+
+
+@pytest.fixture(scope="module")
+def alone(sweep, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("alone")
+    finished(sweep(workdir, 1))
+    return table(workdir)
+
+
+def same(found, expected):
+    for name in ("loss", "change", "clean_loss"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=5e-5, atol=1e-9)
+
+
+def test_eight_devices_give_the_numbers_of_one(sweep, alone, tmp_path):
+    finished(sweep(tmp_path, 8))
+    same(table(tmp_path), alone)
+
+
+def test_two_joined_processes_fill_one_sweep_and_a_lost_one_is_made_up_for(sweep, alone, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    join = lambda i: [f"--coordinator={address}", "--processes=2", f"--process_id={i}"]  # noqa: E731
+    first, second = (sweep(tmp_path, 2, *join(i)) for i in (0, 1))
+    while not list(tmp_path.glob("subjects/*/sweep/*.zarr/loss/?.*")):  # no piece is there yet
+        assert first.poll() is None and second.poll() is None
+        time.sleep(0.1)
+    for process in (second, first):  # JAX itself ends processes whose partner is lost
+        process.kill()
+        process.communicate()
+    left = sorted(tmp_path.glob("subjects/*/sweep/*.zarr/loss/?.*"))
+    before = [path.stat().st_mtime_ns for path in left]
+    finished(*(sweep(tmp_path, 2, *join(i)) for i in (0, 1)))
+    assert [path.stat().st_mtime_ns for path in left] == before  # what was there was not done again
+    same(table(tmp_path), alone)
+
+
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        (["--coordinator=localhost:1"], "needs --processes=N and --process_id=I"),
+        (["--coordinator=localhost:1", "--processes=2", "--process_id=2"], "is not below --processes=2"),
+    ],
+)
+def test_half_a_coordinate_is_refused_with_a_way_out(sweep, tmp_path, flags, line):
+    process = sweep(tmp_path, 1, "--nodebug", *flags)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and line in err and err.count("\n") == 1
