@@ -45,3 +45,22 @@ def test_the_rival_has_our_parameters_and_components(name):
     assert sum(p.numel() for p in model.parameters()) == count_parameters(unet)
     names = {component_name(path, len(unet.widths)) for path in rival.hooks(model)}
     assert names == {component.name for component in components(unet)}
+
+
+def test_the_rivals_batch_of_masks_does_what_one_hook_at_a_time_does():
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    pytest.importorskip("diffusers", reason="needs the torch extra")
+    from experiments.benchmarks import rival
+
+    torch.manual_seed(0)
+    alone, batched = (rival.unet2d(preset("tiny").unet).eval() for _ in range(2))
+    batched.load_state_dict(alone.state_dict())
+    masks, places = rival.Masks(batched), rival.hooks(alone)
+    assert sorted(masks.names) == sorted(places)
+    x = torch.randn(1, 3, 8, 8)
+    with torch.inference_mode():
+        masks.mask = 1 - torch.eye(len(masks.names))
+        together = batched(x.repeat(len(masks.names), 1, 1, 1), 7).sample
+        for row, name in enumerate(masks.names):
+            with rival.hooked(*places[name]):
+                torch.testing.assert_close(together[row], alone(x, 7).sample[0], rtol=1e-4, atol=1e-5)

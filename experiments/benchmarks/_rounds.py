@@ -22,6 +22,10 @@ ARMS = {  # name in the table -> module, variant
     "PyTorch": ("experiments.benchmarks.rival", "eager"),
     "PyTorch, channels last": ("experiments.benchmarks.rival", "channels_last"),
 }
+BATCHED = {  # of a sweep only: many ablations in a batch, by masks with one entry a row
+    "PyTorch, batched": ("experiments.benchmarks.rival", "batched_eager"),
+    "PyTorch, batched, ch. last": ("experiments.benchmarks.rival", "batched_channels_last"),
+}
 PRODUCT = 2048  # side of the square matrices whose product is the ceiling
 LEVELS = 2  # timesteps of a sweep
 MIN_SECONDS, MIN_REPEATS = 2.0, 3
@@ -47,11 +51,12 @@ def compare(task: str, config: ExperimentConfig, images: int, rounds: int) -> di
     for package in ("torch", "diffusers"):
         if importlib.util.find_spec(package) is None:
             raise MechdiffError(f"{package} is not installed; pip install 'mechdiff[torch]' gives the rival")
-    found: dict[str, list[dict]] = {name: [] for name in ARMS}
+    arms = ARMS | (BATCHED if task == "forward_sweep" else {})
+    found: dict[str, list[dict]] = {name: [] for name in arms}
     for turn in range(rounds):
-        for name in list(ARMS)[:: 1 if turn % 2 else -1]:
+        for name in list(arms)[:: 1 if turn % 2 else -1]:
             print(f"round {turn + 1} of {rounds}: {name}", file=sys.stderr)
-            found[name].append(_run(*ARMS[name], task, config, images))
+            found[name].append(_run(*arms[name], task, config, images))
     for fact in ("parameters", "items"):
         values = {name: results[0][fact] for name, results in found.items()}
         if len(set(values.values())) > 1:
@@ -81,12 +86,12 @@ def table(found: dict[str, list[dict]], unit: str, work: float) -> str:
     flops = work * found[OURS][0]["flops"]
     ceiling = max(middle(name, "product") for name in found)
     heads = f"{'lowest':>10}{'highest':>10}{'ours is':>10}{'GF/s':>8}{'of ceiling':>12}"
-    lines = [f"{'':24}{unit + '/s':>22}{heads}"]
+    lines = [f"{'':28}{unit + '/s':>22}{heads}"]
     for name, rate in rates.items():
         speed = statistics.median(rate)
         ratio = statistics.median(rates[OURS]) / speed
         numbers = f"{speed:22.1f}{rate[0]:10.1f}{rate[-1]:10.1f}{ratio:9.2f}x"
-        lines.append(f"{name:24}{numbers}{speed * flops / 1e9:8.1f}{speed * flops / 1e9 / ceiling:12.0%}")
+        lines.append(f"{name:28}{numbers}{speed * flops / 1e9:8.1f}{speed * flops / 1e9 / ceiling:12.0%}")
     products = ", ".join(f"{name} {middle(name, 'product'):.0f}" for name in list(found)[:2])
     lines.append(f"ceiling: product of {PRODUCT} x {PRODUCT} float32 matrices, GF/s: {products}")
     first = found[OURS][0]

@@ -3,7 +3,8 @@
 `python -m experiments.benchmarks.forward_sweep --preset=cpu32 --rounds=5 --images=16`
 
 Ours is `mechdiff.sweep.teacher_forced` as a user calls it, with the writing of its result; the rival is
-diffusers' `UNet2DModel` of the same config with one hook at a time. The unit is one picture under one
+diffusers' `UNet2DModel` of the same config, once with one hook at a time and once in batches of many
+ablations by masks per row, of whatever size is fastest. The unit is one picture under one
 changed component at one timestep. Arithmetic is counted as whole forward passes: a sweep that shares
 work between components can show more than it did. Every arm runs in its own process, the arms take turns,
 and the table gives medians over the rounds. Needs the `torch` extra. For numbers worth telling, nothing
