@@ -4,17 +4,16 @@
 `--window=LOW,HIGH` limits that to timesteps LOW <= t < HIGH. Writes WORKDIR/samples.png.
 """
 
+import dataclasses
 from pathlib import Path
 
 import jax
 from absl import flags
 
 from experiments import _launch
-from mechdiff import images, interventions, keys, pipeline, sweep
+from mechdiff import images, interventions, keys, pipeline
 from mechdiff.data import to_bytes
 from mechdiff.errors import ConfigError
-from mechdiff.schedules import make_schedule
-from mechdiff.train import load_trained
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 COUNT = flags.DEFINE_integer("count", 64, "Pictures.", lower_bound=1)
@@ -24,7 +23,8 @@ WINDOW = flags.DEFINE_list("window", [], "Timesteps LOW,HIGH in which the ablati
 
 
 def main(config, workdir):
-    trained, params, identity, _ = load_trained(Path(MODEL.value))
+    subject = pipeline.load_subject(Path(MODEL.value))[0]
+    identity = subject.identity
     if ABLATE.value:
         identity = interventions.ablate(identity, ABLATE.value)
     if WINDOW.value:
@@ -33,7 +33,7 @@ def main(config, workdir):
         except ValueError:
             raise ConfigError(f"--window={','.join(WINDOW.value)} is not LOW,HIGH") from None
         identity = interventions.windowed(identity, low, high)
-    subject = sweep.Subject(MODEL.value, trained.unet, make_schedule(trained.diffusion), params, identity)
+    subject = dataclasses.replace(subject, identity=identity)
     key = keys.stream(jax.random.key(config.seed), "own samples")
     drawn = pipeline.draw(subject, key, COUNT.value, STEPS.value)
     images.save_sheet(workdir / "samples.png", to_bytes(drawn))

@@ -1,9 +1,10 @@
 """mechdiff: which parts of a diffusion denoiser do what, at which noise level, and how sure are we?
 
     config = mechdiff.preset("cpu32")
+    schedule = mechdiff.make_schedule(config.diffusion)
     params, identity = mechdiff.init_unet(jax.random.key(0), config.unet)
     without = mechdiff.ablate(identity, "mid.attn0.head.*")
-    eps = mechdiff.apply_unet(config.unet, params, without, x_t, t)
+    eps = mechdiff.denoise(config.unet, schedule, params, without, x_t, t)
 
 Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
   0  errors
@@ -12,16 +13,19 @@ Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
   3  runlog, sums, compare, images, diffusion, interventions, gates, data, results, metrics
   4  layers, sampler, stats, evaluation
   5  unet, checkpoint, interop
-  6  capture, train
-  7  sweep
-  8  pipeline, effects
-  9  report
- 10  experiments (launchers, outside the package)
+  6  capture, train, filling, wavefront
+  7  engine
+  8  sweep
+  9  pipeline, effects, trajectories, adaptive
+ 10  report
+ 11  experiments (launchers, outside the package)
 """
 
+from mechdiff.adaptive import certify
 from mechdiff.capture import activation_means, attention_stats
 from mechdiff.config import ExperimentConfig, UNetConfig, override
 from mechdiff.diffusion import denoising_loss, predict_x0, q_sample, training_loss
+from mechdiff.engine import Engine
 from mechdiff.errors import MechdiffError
 from mechdiff.interventions import (
     STACKED,
@@ -37,9 +41,16 @@ from mechdiff.interventions import (
 )
 from mechdiff.presets import preset
 from mechdiff.sampler import ddim_step, ddpm_step, sample
-from mechdiff.schedules import NoiseSchedule, cosine_schedule, linear_schedule, timesteps_by_log_snr
+from mechdiff.schedules import (
+    NoiseSchedule,
+    cosine_schedule,
+    linear_schedule,
+    make_schedule,
+    timesteps_by_log_snr,
+)
 from mechdiff.sweep import Subject, teacher_forced
 from mechdiff.train import load_trained
+from mechdiff.trajectories import even_windows, trajectories
 from mechdiff.unet import apply_unet, components, count_parameters, denoise, init_unet
 
 __version__ = "0.1.0"
@@ -47,6 +58,7 @@ __version__ = "0.1.0"
 __all__ = [
     "STACKED",
     "Component",
+    "Engine",
     "ExperimentConfig",
     "Intervention",
     "MechdiffError",
@@ -57,6 +69,7 @@ __all__ = [
     "activation_means",
     "apply_unet",
     "attention_stats",
+    "certify",
     "components",
     "cosine_schedule",
     "count_parameters",
@@ -64,11 +77,13 @@ __all__ = [
     "ddpm_step",
     "denoise",
     "denoising_loss",
+    "even_windows",
     "init_unet",
     "keep_only",
     "leave_one_out",
     "linear_schedule",
     "load_trained",
+    "make_schedule",
     "override",
     "predict_x0",
     "preset",
@@ -80,5 +95,6 @@ __all__ = [
     "temperature",
     "timesteps_by_log_snr",
     "training_loss",
+    "trajectories",
     "windowed",
 ]

@@ -45,6 +45,17 @@ class Inputs:
     label: str
 
 
+def load_subject(model: Path, name: str = "") -> tuple[sweep.Subject, ExperimentConfig, dict]:
+    """An exported model ready to be examined, its config, and its training record.
+
+    Args:
+      name: shown in results; the folder's if empty.
+    """
+    trained, params, identity, record = load_trained(model)
+    schedule = make_schedule(trained.diffusion)
+    return sweep.Subject(name or model.name, trained.unet, schedule, params, identity), trained, record
+
+
 def draw(subject: sweep.Subject, key: jax.Array, count: int, steps: int = SAMPLE_STEPS) -> Images:
     """`count` pictures of a subject by DDIM, drawn in blocks of one shape; picture i depends on (key, i)."""
     size = subject.unet.image_size
@@ -126,8 +137,7 @@ def examine(
       inputs: gives the pictures to examine it on.
       seed: of the noise.
     """
-    trained, params, identity, record = load_trained(model)
-    subject = sweep.Subject(name, trained.unet, make_schedule(trained.diffusion), params, identity)
+    subject, trained, record = load_subject(model, name)
     given = inputs(subject, trained)
     files.ensure_writable(folder)
     facts = {"inputs": given.label, "seed": seed, "trained_on": trained.data.name}

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from mechdiff import keys
 from mechdiff.diffusion import image_noise, log_alpha_bar, posterior, predict_eps, predict_x0
 from mechdiff.errors import ConfigError
 from mechdiff.schedules import NoiseSchedule
-from mechdiff.types import Images, PRNGKey, StepFn, Timesteps
+from mechdiff.types import AnyArray, Images, PRNGKey, StepFn, Timesteps
 
 Denoiser = Callable[[Images, Timesteps], Images]  # a `types.DenoiseFn`
 Levels = Sequence[int] | Int[np.ndarray, " n"]
@@ -109,23 +109,53 @@ def sample_path(
     """
     levels, slots = _plan(schedule.steps, timesteps, keep)
     indices = jnp.arange(shape[0]) if indices is None else indices
-    if noise is None:
-        noise = image_noise(keys.stream(key, "initial"), indices, shape[1:])
-    step_keys = keys.per_image(keys.stream(key, "steps"), jnp.asarray(levels))
+    noise = initial_noise(key, indices, shape[1:]) if noise is None else noise
+    step_keys = keys_of_steps(key, levels)
 
     def step(carry, inputs):
         x_t, kept = carry
         level, level_prev, slot, step_key = inputs
-        t, t_prev = jnp.full(shape[0], level), jnp.full(shape[0], level_prev)
-        x0 = predict_x0(schedule, x_t, t, denoise_fn(x_t, t))
-        x0 = jnp.clip(x0, -1, 1) if clip else x0
+        x_prev, x0 = one_step(denoise_fn, schedule, step_key, x_t, level, level_prev, indices, step_fn, clip)
         kept = kept.at[slot].set(x0, mode="drop") if len(keep) else kept
-        fresh = image_noise(step_key, indices, shape[1:])
-        return (step_fn(schedule, x_t, x0, t, t_prev, fresh), kept), None
+        return (x_prev, kept), None
 
     inputs = (levels, np.append(levels[1:], -1).astype(np.int32), slots, step_keys)
     start = (noise, jnp.zeros((len(keep), *shape), noise.dtype))
     return jax.lax.scan(step, start, inputs)[0]
+
+
+def initial_noise(key: PRNGKey, indices: Int[AnyArray, " batch"], shape: tuple[int, ...]) -> Images:
+    """The x_T that `sample` begins with."""
+    return image_noise(keys.stream(key, "initial"), indices, shape)
+
+
+def keys_of_steps(key: PRNGKey, levels: Int[AnyArray, " steps"]) -> Key[Array, " steps"]:
+    """The key of the noise that `sample` adds at each level."""
+    return keys.per_image(keys.stream(key, "steps"), jnp.asarray(levels))
+
+
+def one_step(
+    denoise_fn: Denoiser,
+    schedule: NoiseSchedule,
+    step_key: PRNGKey,
+    x_t: Images,
+    level: Int[AnyArray, ""],
+    level_prev: Int[AnyArray, ""],
+    indices: Int[AnyArray, " batch"],
+    step_fn: StepFn,
+    clip: bool,
+) -> tuple[Images, Images]:
+    """One step of `sample`: x at `level_prev`, and the prediction of x_0 that it went by.
+
+    Args:
+      step_key: of `keys_of_steps`.
+      level, level_prev: where `x_t` is and where it goes; -1 is clean data.
+    """
+    batch = x_t.shape[0]
+    t, t_prev = jnp.full(batch, level), jnp.full(batch, level_prev)
+    x0 = predict_x0(schedule, x_t, t, denoise_fn(x_t, t))
+    x0 = jnp.clip(x0, -1, 1) if clip else x0
+    return step_fn(schedule, x_t, x0, t, t_prev, image_noise(step_key, indices, x_t.shape[1:])), x0
 
 
 def _plan(steps: int, timesteps: Levels | None, keep: Levels) -> tuple[np.ndarray, np.ndarray]:

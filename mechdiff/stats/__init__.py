@@ -18,6 +18,7 @@ from mechdiff.stats.intervals import (
     sample_size,
     student_mean,
 )
+from mechdiff.stats.sequential import confidence_sequence
 from mechdiff.stats.significance import (
     benjamini_hochberg,
     equivalence_test,
@@ -32,6 +33,7 @@ __all__ = [
     "bootstrap",
     "bootstrap_mean",
     "bootstrap_weights",
+    "confidence_sequence",
     "equivalence_test",
     "hierarchical_bootstrap",
     "hierarchical_weights",
