@@ -12,16 +12,17 @@ Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
   2  presets, keys, files, schedules, convolution
   3  runlog, sums, compare, images, diffusion, interventions, gates, data, results, metrics
   4  layers, sampler, stats, evaluation
-  5  unet, checkpoint, interop
+  5  unet, checkpoint
   6  capture, train, filling, wavefront
   7  engine
   8  sweep
-  9  pipeline, effects, trajectories, adaptive
- 10  report
+  9  pipeline, effects, trajectories, adaptive, attribution, pairs
+ 10  report, screening
  11  experiments (launchers, outside the package)
 """
 
 from mechdiff.adaptive import certify
+from mechdiff.attribution import gate_scores
 from mechdiff.capture import activation_means, attention_stats
 from mechdiff.config import ExperimentConfig, UNetConfig, override
 from mechdiff.diffusion import denoising_loss, predict_x0, q_sample, training_loss
@@ -39,6 +40,7 @@ from mechdiff.interventions import (
     temperature,
     windowed,
 )
+from mechdiff.pairs import pair_effects, pair_scores
 from mechdiff.presets import preset
 from mechdiff.sampler import ddim_step, ddpm_step, sample
 from mechdiff.schedules import (
@@ -48,6 +50,7 @@ from mechdiff.schedules import (
     make_schedule,
     timesteps_by_log_snr,
 )
+from mechdiff.screening import screen_and_verify
 from mechdiff.sweep import Subject, teacher_forced
 from mechdiff.train import load_trained
 from mechdiff.trajectories import even_windows, trajectories
@@ -78,6 +81,7 @@ __all__ = [
     "denoise",
     "denoising_loss",
     "even_windows",
+    "gate_scores",
     "init_unet",
     "keep_only",
     "leave_one_out",
@@ -85,12 +89,15 @@ __all__ = [
     "load_trained",
     "make_schedule",
     "override",
+    "pair_effects",
+    "pair_scores",
     "predict_x0",
     "preset",
     "q_sample",
     "random_subsets",
     "sample",
     "scale",
+    "screen_and_verify",
     "teacher_forced",
     "temperature",
     "timesteps_by_log_snr",

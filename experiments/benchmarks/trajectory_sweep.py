@@ -1,0 +1,75 @@
+"""What sharing the clean trajectory saves in a sweep over windows, against walking every trajectory from x_T.
+
+`python -m experiments.benchmarks.trajectory_sweep --preset=cpu16 --windows=10 --components=8 --rounds=3`
+
+Both arms are ours, run the same compiled program in one process, and take turns; their results are compared.
+The table gives the medians and the ratio that the count of network calls predicts.
+"""
+
+import statistics
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest import mock
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import _launch
+from mechdiff import trajectories
+from mechdiff.schedules import ddim_timesteps, make_schedule
+from mechdiff.sweep import Subject
+from mechdiff.unet import components, init_unet
+
+WINDOWS = flags.DEFINE_integer("windows", 10, "Windows of noise levels.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 50, "DDIM steps.", lower_bound=1)
+SAMPLES = flags.DEFINE_integer("samples", 4, "Samples.", lower_bound=2)
+COMPONENTS = flags.DEFINE_integer("components", 8, "Components that are left out in turn.", lower_bound=1)
+ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns that each arm takes.", lower_bound=1)
+
+
+def main(config, workdir):
+    params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), config.unet)
+    rng = np.random.default_rng(0)  # a fresh network predicts nothing: let it
+    params = jax.tree.map(
+        lambda p: (np.asarray(p) + 0.02 * rng.normal(size=p.shape)).astype(np.float32), params
+    )
+    subject = Subject("benchmark", config.unet, make_schedule(config.diffusion), params, identity)
+    levels = ddim_timesteps(subject.schedule.steps, min(STEPS.value, subject.schedule.steps))
+    windows = trajectories.even_windows(levels, WINDOWS.value)
+    every = components(config.unet)
+    chosen = every[:: max(1, len(every) // COMPONENTS.value)][: COMPONENTS.value]
+
+    def shared():
+        with TemporaryDirectory() as folder:
+            key = jax.random.key(0)
+            return trajectories.trajectories(
+                subject, levels, windows, SAMPLES.value, key, Path(folder), chosen=chosen
+            )
+
+    def naive():
+        with mock.patch.object(trajectories, "_opening", lambda levels, window: 0):
+            return shared()
+
+    arms, seconds = {"shared": shared, "naive": naive}, {"shared": [], "naive": []}
+    found = {name: arm() for name, arm in arms.items()}  # compiles
+    worst = float(abs(found["shared"].distance - found["naive"].distance).max())
+    for turn in range(ROUNDS.value):
+        for name in list(arms)[:: 1 if turn % 2 else -1]:
+            start = time.perf_counter()
+            arms[name]()
+            seconds[name].append(time.perf_counter() - start)
+    middle = {name: statistics.median(times) for name, times in seconds.items()}
+    calls = trajectories.network_calls(levels, windows, len(chosen))
+    ratio = middle["naive"] / middle["shared"]
+    print(
+        f"{len(chosen)} components in {len(windows)} windows of {len(levels)} steps, "
+        f"{SAMPLES.value} samples, preset {config.name}\n"
+        f"shared {middle['shared']:.1f} s, naive {middle['naive']:.1f} s: {ratio:.2f} x "
+        f"(by network calls {calls[1] / calls[0]:.2f} x); distances differ by at most {worst:.1e}"
+    )
+
+
+if __name__ == "__main__":
+    _launch.run(main)

@@ -1,0 +1,212 @@
+"""Scores against finite differences, exact ablations and planted redundancy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from mechdiff import attribution, pairs, screening, sweep
+from mechdiff.config import SweepConfig
+from mechdiff.diffusion import image_noise, q_sample
+from mechdiff.engine import Engine
+from mechdiff.errors import ConfigError
+from mechdiff.interventions import component_at, scale
+from mechdiff.schedules import make_schedule
+from mechdiff.unet import components, denoise, init_unet
+
+KEY = jax.random.key(3)
+LEVELS = [4, 30]
+
+
+@pytest.fixture(scope="module")
+def subject(tiny):
+    params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), tiny.unet)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda p: (np.asarray(p) + 0.1 * rng.normal(size=p.shape)).astype(np.float32), params
+    )
+    return sweep.Subject("random", tiny.unet, make_schedule(tiny.diffusion), params, identity)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(1).uniform(-1, 1, (6, 8, 8, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def everything(subject):
+    return components(subject.unet, channel_groups=4)
+
+
+@pytest.fixture(scope="module")
+def scores(subject, images, everything):
+    return attribution.gate_scores(subject, images, LEVELS, KEY, chosen=everything, probes=64, block=6)
+
+
+@pytest.fixture(scope="module")
+def plain(subject, images):
+    """Prediction and loss per image under an intervention, at the first level."""
+
+    @jax.jit
+    def run(intervention):
+        noise = image_noise(KEY, jnp.arange(6), images.shape[1:])
+        at = jnp.full(6, LEVELS[0])
+        x_t = q_sample(subject.schedule, images, at, noise)
+        eps = denoise(subject.unet, subject.schedule, subject.params, intervention, x_t, at)
+        return eps, jnp.mean((eps - noise) ** 2, axis=(1, 2, 3))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "name", ["down0.block0.res", "mid.attn0.head1", "up0.block1.skip.4-6", "up1.block0.time"]
+)
+def test_both_parts_are_what_finite_differences_say(subject, everything, scores, plain, name):
+    component = component_at(everything, name)
+    site, (start, stop) = component.site, component.index
+
+    def at(dose):
+        gate = {key: np.array(value) for key, value in subject.identity.gate.items()}
+        gate[site][start:stop] = dose
+        return (np.asarray(a, np.float64) for a in plain(dataclasses.replace(subject.identity, gate=gate)))
+
+    h = 2.0**-6
+    (eps_low, loss_low), (eps_high, loss_high) = at(1 - h), at(1 + h)
+    slope = (loss_high - loss_low) / (2 * h)
+    bend = (((eps_high - eps_low) / (2 * h)) ** 2).mean(axis=(1, 2, 3))
+    found = scores.sel(component=name).isel(t=0)
+    np.testing.assert_allclose(found["first"], -slope, atol=2e-2 * np.abs(slope).max() + 1e-5)
+    # 64 random probes an image: the mean over images is known to a few per cent.
+    assert float(found.second.mean()) == pytest.approx(bend.mean(), rel=0.3)
+
+
+def test_scores_of_channel_groups_add_up_to_first_order(everything, scores):
+    whole = scores["first"].sel(component="up0.block1.skip")
+    groups = [c.name for c in everything if c.name.startswith("up0.block1.skip.")]
+    assert len(groups) == 4
+    np.testing.assert_allclose(scores["first"].sel(component=groups).sum("component"), whole, atol=1e-6)
+
+
+def test_the_clean_loss_is_that_of_the_engine_and_scores_don_t_move_with_the_block(
+    subject, images, everything, scores
+):
+    few = attribution.gate_scores(subject, images, LEVELS, KEY, chosen=everything, probes=64, block=4)
+    np.testing.assert_allclose(few.score, scores.score, rtol=1e-3, atol=1e-6)
+    engine = Engine(subject.unet, subject.schedule, subject.params, devices=tuple(jax.devices()[:1]))
+    stacked = dataclasses.replace(
+        subject.identity, gate={k: np.asarray(v)[None] for k, v in subject.identity.gate.items()}
+    )
+    found = engine.measure(stacked, images, np.arange(6), LEVELS[1], KEY)
+    np.testing.assert_allclose(scores.clean_loss[1], found.clean_loss, rtol=1e-5)
+
+
+def test_at_the_ablated_point_a_small_network_of_gates_is_scored_by_what_each_restores(
+    subject, images, plain
+):
+    """The exact L(without all) - L(with one alone) ranks as the score does."""
+    chosen = [c for c in components(subject.unet) if c.kind == "head"]
+    found = attribution.gate_scores(subject, images, LEVELS[:1], KEY, chosen=chosen, at="ablated", probes=64)
+    none = scale(subject.identity, chosen, 0.0)
+    before = plain(none)[1]
+    np.testing.assert_allclose(found.clean_loss[0], before, rtol=1e-5)
+    restored = [float((before - plain(scale(none, [c], 1.0))[1]).mean()) for c in chosen]
+    assert spearmanr(restored, found.score.mean(("t", "image")))[0] > 0.9
+    assert (found.second <= 0).all()
+
+
+def test_thousands_of_components_share_one_program(subject, images, monkeypatch):
+    traces, inner = [], attribution.denoise
+    monkeypatch.setattr(attribution, "denoise", lambda *args: (traces.append(1), inner(*args))[1])
+    every = components(subject.unet, channel_groups=1000)  # single channels
+    assert len(every) > 150
+    for at in ("identity", "ablated"):
+        attribution.gate_scores(subject, images[:3], [7, 8, 9], KEY, chosen=every, at=at, probes=3, block=3)
+    assert len(traces) == 1
+
+
+def test_screening_finds_what_exact_runs_find_and_computes_nothing_twice(
+    subject, images, tmp_path, monkeypatch
+):
+    ran, run = [], sweep.teacher_forced
+
+    def recording(*args, **kwargs):
+        ran.extend(component.name for component in kwargs["chosen"])
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(screening, "teacher_forced", recording)
+    found = screening.screen_and_verify(
+        subject, images, LEVELS, KEY, tmp_path / "a", k=3, shortlist=5, audit=6, miss_bound=0.5, probes=8
+    )
+    assert len(ran) == len(set(ran)) == np.isfinite(found.effect).sum()
+    assert set(found.shortlist) | set(found.audited) <= set(ran)
+    assert found.miss_interval[0] <= found.miss_rate <= found.miss_interval[1] <= 0.5
+    config = SweepConfig(kinds=("zero",), image_block=6)
+    whole = run(subject, images, LEVELS, KEY, tmp_path / "b", config=config).isel(kind=0)
+    exact = 100 * (whole.loss.mean("image") / whole.clean_loss.mean("image") - 1).mean("t")
+    known = np.isfinite(found.effect)
+    np.testing.assert_allclose(found.effect[known], exact[known], rtol=1e-3, atol=1e-3)
+    assert {name for part in found.by_part for name in [part]} <= {"res", "head", "skip", "time"}
+    assert sum(part.n for part in found.by_part.values()) == found.overall.n == known.sum()
+
+
+def test_a_screen_that_misses_widens_until_all_is_verified(subject, images, tmp_path, monkeypatch):
+    """Scores of pure noise: the audit shows the misses."""
+    real = attribution.gate_scores
+
+    def useless(*args, **kwargs):
+        found = real(*args, **kwargs)
+        return found.assign(score=(found.score.dims, np.random.default_rng(0).normal(size=found.score.shape)))
+
+    monkeypatch.setattr(screening, "gate_scores", useless)
+    found = screening.screen_and_verify(
+        subject, images[:2], LEVELS[:1], KEY, tmp_path, k=5, shortlist=5, audit=8, miss_bound=0.05, probes=1
+    )
+    assert np.isfinite(found.effect).all() and found.audited == () and found.miss_interval == (0.0, 0.0)
+
+
+def test_agreement_counts_by_hand():
+    score, effect = np.array([5.0, -4.0, 3.0, 0.1]), np.array([6.0, 1.0, 4.0, -5.0])
+    found = screening.agreement(score, effect, 2)
+    assert (found.n, found.k, found.recall, found.sign) == (4, 2, 0.5, 0.5)
+    assert found.spearman == pytest.approx(spearmanr(abs(score), abs(effect))[0])
+
+
+def test_pair_scores_are_mixed_differences_of_the_loss(subject, images, plain):
+    names = ("down0.block0.res", "mid.attn0.head0", "up1.block0.skip")
+    chosen = [component_at(components(subject.unet), name) for name in names]
+    found = pairs.pair_scores(subject, images, LEVELS[:1], KEY, chosen).isel(t=0)
+    np.testing.assert_allclose(found, found.T, rtol=1e-3, atol=1e-5)
+    h = 2.0**-4
+
+    def loss(a, b):
+        point = scale(scale(subject.identity, [chosen[0]], 1 + a), [chosen[2]], 1 + b)
+        return float(np.asarray(plain(point)[1], np.float64).mean())
+
+    mixed = (loss(h, h) - loss(h, -h) - loss(-h, h) + loss(-h, -h)) / (4 * h * h)
+    assert float(found.sel(a=names[0], b=names[2])) == pytest.approx(mixed, rel=0.05, abs=2e-3)
+
+
+def test_exact_synergy_is_that_of_single_and_double_ablations(subject, images, plain):
+    a, b, c = (
+        component_at(components(subject.unet), name)
+        for name in ("down0.block0.res", "mid.attn0.head0", "up1.block0.skip")
+    )
+    found = pairs.pair_effects(subject, images, LEVELS[:1], KEY, [(a, b), (a, c)])
+    loss = lambda *out: plain(scale(subject.identity, list(out), 0.0) if out else subject.identity)[1]  # noqa: E731
+    expected = [loss(a, b) - loss(a) - loss(b) + loss(), loss(a, c) - loss(a) - loss(c) + loss()]
+    np.testing.assert_allclose(found.isel(t=0), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("bad", [{"order": "second"}, {"at": "nowhere"}, {"probes": 0}])
+def test_bad_requests_of_scores_are_refused(subject, images, bad):
+    with pytest.raises(ConfigError):
+        attribution.gate_scores(subject, images, LEVELS, KEY, **bad)
+
+
+@pytest.mark.parametrize("bad", [{"k": 6}, {"audit": 0}, {"miss_bound": 0.0}])
+def test_bad_requests_of_screens_are_refused(subject, images, tmp_path, bad):
+    with pytest.raises(ConfigError, match="need shortlist"):
+        screening.screen_and_verify(subject, images, LEVELS, KEY, tmp_path, **{"shortlist": 5, "k": 2, **bad})
