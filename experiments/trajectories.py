@@ -15,7 +15,7 @@ from mechdiff import files, keys, pipeline
 from mechdiff.config import to_dict
 from mechdiff.sampler import ddim_step, ddpm_step
 from mechdiff.schedules import ddim_timesteps
-from mechdiff.trajectories import even_windows, network_calls, trajectories
+from mechdiff.trajectory import even_windows, network_calls, trajectories
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 WINDOWS = flags.DEFINE_integer("windows", 5, "Parts that the visited levels are cut into.", lower_bound=1)

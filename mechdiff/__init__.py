@@ -16,7 +16,7 @@ Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
   6  capture, train, filling, wavefront
   7  engine
   8  sweep
-  9  pipeline, effects, trajectories, adaptive, attribution, pairs
+  9  pipeline, effects, trajectory, adaptive, attribution, pairs
  10  report, screening
  11  experiments (launchers, outside the package)
 """
@@ -53,7 +53,7 @@ from mechdiff.schedules import (
 from mechdiff.screening import screen_and_verify
 from mechdiff.sweep import Subject, teacher_forced
 from mechdiff.train import load_trained
-from mechdiff.trajectories import even_windows, trajectories
+from mechdiff.trajectory import even_windows, trajectories
 from mechdiff.unet import apply_unet, components, count_parameters, denoise, init_unet
 
 __version__ = "0.1.0"

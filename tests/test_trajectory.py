@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mechdiff import capture, trajectories
+from mechdiff import capture, trajectory
 from mechdiff.errors import ConfigError
 from mechdiff.interventions import ablate, windowed
 from mechdiff.sampler import ddim_step, ddpm_step, initial_noise, keys_of_steps, one_step, sample
@@ -17,7 +17,7 @@ from mechdiff.unet import components, denoise, init_unet
 KEY = jax.random.key(8)
 SAMPLES = 3
 LEVELS = ddim_timesteps(50, 6)
-WINDOWS = trajectories.even_windows(LEVELS, 3)
+WINDOWS = trajectory.even_windows(LEVELS, 3)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def plain(subject):
 @pytest.fixture(scope="module")
 def swept(subject, chosen, means, tmp_path_factory):
     folder = tmp_path_factory.mktemp("walked")
-    return trajectories.trajectories(
+    return trajectory.trajectories(
         subject, LEVELS, WINDOWS, SAMPLES, KEY, folder,
         kinds=("zero", "mean"), fills=means, chosen=chosen, block=2, rows=6,
     )  # fmt: skip
@@ -77,7 +77,7 @@ def test_distance_is_that_of_plain_sampling_with_a_window(subject, chosen, plain
         found = swept.sel(kind="zero", component=component.name).isel(window=window)
         np.testing.assert_allclose(found.distance, rms(changed, clean), rtol=2e-3, atol=2e-5)
         np.testing.assert_allclose(
-            found.set_distance, trajectories.energy_distance(clean, changed), rtol=5e-3, atol=2e-5
+            found.set_distance, trajectory.energy_distance(clean, changed), rtol=5e-3, atol=2e-5
         )
     assert (swept.distance.sel(kind="zero") > 1e-4).all()
 
@@ -106,7 +106,7 @@ def test_fills_follow_the_step(subject, chosen, means, swept):
 
 
 def test_ddpm_shares_the_noise_of_every_step(subject, chosen, plain, tmp_path):
-    found = trajectories.trajectories(
+    found = trajectory.trajectories(
         subject, LEVELS, WINDOWS[2:], SAMPLES, KEY, tmp_path, chosen=chosen[:1], step_fn=ddpm_step
     )
     late = windowed(ablate(subject.identity, chosen[:1]), *WINDOWS[2])
@@ -117,7 +117,7 @@ def test_ddpm_shares_the_noise_of_every_step(subject, chosen, plain, tmp_path):
 def test_network_calls_are_those_of_the_closed_formula_and_one_program_serves_all_windows(
     subject, chosen, tmp_path, monkeypatch
 ):
-    walk, calls, traces = trajectories._walk.__wrapped__, [], []
+    walk, calls, traces = trajectory._walk.__wrapped__, [], []
 
     @functools.partial(jax.jit, static_argnums=(0, 1, 2))
     def traced(*args):
@@ -128,9 +128,9 @@ def test_network_calls_are_those_of_the_closed_formula_and_one_program_serves_al
         calls.append(len(next(iter(args[5].gate.values()))) * len(args[10]) * (args[9] - args[8]))
         return traced(*args)
 
-    monkeypatch.setattr(trajectories, "_walk", counting)
-    trajectories.trajectories(subject, LEVELS, WINDOWS, 4, KEY, tmp_path, chosen=chosen, block=2, rows=4)
-    shared, naive = trajectories.network_calls(LEVELS, WINDOWS, len(chosen))
+    monkeypatch.setattr(trajectory, "_walk", counting)
+    trajectory.trajectories(subject, LEVELS, WINDOWS, 4, KEY, tmp_path, chosen=chosen, block=2, rows=4)
+    shared, naive = trajectory.network_calls(LEVELS, WINDOWS, len(chosen))
     assert sum(calls) == 4 * shared
     steps, count, windows = len(LEVELS), len(chosen), len(WINDOWS)
     assert (shared, naive) == (steps + count * steps * (windows + 1) // 2, count * windows * steps)
@@ -139,14 +139,14 @@ def test_network_calls_are_those_of_the_closed_formula_and_one_program_serves_al
 
 def test_ten_windows_save_nearly_half():
     levels = ddim_timesteps(1000, 50)
-    shared, naive = trajectories.network_calls(levels, trajectories.even_windows(levels, 10), 80)
+    shared, naive = trajectory.network_calls(levels, trajectory.even_windows(levels, 10), 80)
     assert naive / shared == pytest.approx(1.80, abs=0.02)
 
 
 @pytest.mark.parametrize("steps, count", [(50, 10), (7, 3), (5, 5), (6, 1)])
 def test_even_windows_cover_every_visited_level_once(steps, count):
     levels = ddim_timesteps(1000, steps)
-    windows = trajectories.even_windows(levels, count)
+    windows = trajectory.even_windows(levels, count)
     inside = np.array([[low <= level < high for level in levels] for low, high in windows])
     assert (inside.sum(0) == 1).all() and np.ptp(inside.sum(1)) <= 1
     assert list(windows) == sorted(windows, reverse=True)
@@ -160,18 +160,18 @@ def test_energy_distance_of_shifted_normals_is_the_closed_form():
     a, b = rng.normal(size=(2, 4000, 1, 1, 1))
     folded = lambda mean: foldnorm.mean(mean / np.sqrt(2), scale=np.sqrt(2))  # noqa: E731
     expected = 2 * folded(1.0) - 2 * folded(0.0)
-    assert trajectories.energy_distance(a, b + 1) == pytest.approx(expected, abs=0.08)
+    assert trajectory.energy_distance(a, b + 1) == pytest.approx(expected, abs=0.08)
 
 
 def test_energy_distance_is_unbiased_where_sets_share_their_noise():
     rng = np.random.default_rng(1)
     draws = rng.normal(size=(2, 400, 6, 2, 2, 1))
-    found = [trajectories.energy_distance(a, b) for a, b in zip(*draws)]
+    found = [trajectory.energy_distance(a, b) for a, b in zip(*draws)]
     assert abs(np.mean(found)) < 4 * np.std(found) / 20
 
 
 def test_bad_windows_kinds_and_counts_are_refused(subject, chosen, tmp_path):
-    run = functools.partial(trajectories.trajectories, subject, LEVELS, chosen=chosen, folder=tmp_path)
+    run = functools.partial(trajectory.trajectories, subject, LEVELS, chosen=chosen, folder=tmp_path)
     with pytest.raises(ConfigError, match=r"\[9, 10\) holds none"):
         run(windows=[(9, 10)], samples=2, key=KEY)
     with pytest.raises(ConfigError, match="'mean' needs fills"):
@@ -179,4 +179,4 @@ def test_bad_windows_kinds_and_counts_are_refused(subject, chosen, tmp_path):
     with pytest.raises(ConfigError, match="at least 2"):
         run(windows=WINDOWS, samples=1, key=KEY)
     with pytest.raises(ConfigError, match="choose 1 to 6"):
-        trajectories.even_windows(LEVELS, 7)
+        trajectory.even_windows(LEVELS, 7)
