@@ -49,7 +49,7 @@ def main(config, workdir):
             )
 
     def naive():
-        with mock.patch.object(trajectories, "_opening", lambda levels, window: 0):
+        with mock.patch.object(trajectory, "_opening", lambda levels, window: 0):
             return shared()
 
     arms, seconds = {"shared": shared, "naive": naive}, {"shared": [], "naive": []}
