@@ -16,6 +16,7 @@ from absl import flags
 from experiments import _launch
 from mechdiff import files, pipeline, report, train
 from mechdiff.config import to_dict
+from mechdiff.data import celeba
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -24,6 +25,8 @@ CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; sev
 def main(config, workdir):
     start = time.monotonic()
     with files.hold(workdir):
+        if CELEBA.value:
+            celeba.open_source(CELEBA.value)  # unfit pictures end the run now, not after the first model
         models = {name: CHECKPOINTS / name for name in config.study.models} or trained(config, workdir)
         manifest = files.manifest(to_dict(config), models=sorted(models))
         inputs = pipeline.chooser(config, CELEBA.value, workdir / "cache")

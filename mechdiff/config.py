@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import math
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -187,7 +188,7 @@ class ExperimentConfig:
     study: StudyConfig = field(default_factory=StudyConfig)
 
     def __post_init__(self):
-        _at_least("seed", self.seed, 0)
+        _within("seed", self.seed, 0, 2**32 - 1)  # JAX cuts larger ones to 32 bits
 
 
 def to_dict(config: Any) -> dict:
@@ -271,6 +272,8 @@ def _restore(hint: Any, value: Any, name: str) -> Any:
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ConfigError(f"{name}={value!r} is not of type {hint.__name__}")
     return value
+    if hint is float and not math.isfinite(value):
+        raise ConfigError(f"{name}={value} is not a finite number")
 
 
 def _at_least(name: str, value: float, low: float):
