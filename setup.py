@@ -24,12 +24,13 @@ setup(
         "zarr>=3.1",
         "jinja2>=3.1",
         "tqdm>=4.66",
+        "safetensors>=0.5",
     ],
     extras_require={
         # Reads a prepared TensorFlow Datasets copy of CelebA; TensorFlow itself is not needed.
         "tfds": ["tensorflow-datasets>=4.9.10", "importlib_resources"],
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "beartype>=0.20"],
         # Independent oracle and rival in the benchmarks; never imported by the package.
-        "torch": ["torch>=2.13", "diffusers>=0.36", "safetensors"],
+        "torch": ["torch>=2.13", "diffusers>=0.36"],
     },
 )

@@ -13,7 +13,7 @@ Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
   3  runlog, sums, compare, images, diffusion, interventions, gates, data, results, metrics
   4  layers, sampler, stats, evaluation
   5  unet, checkpoint
-  6  capture, train, filling, wavefront
+  6  capture, train, filling, wavefront, interop
   7  engine
   8  sweep
   9  pipeline, effects, trajectory, adaptive, attribution, pairs
@@ -48,6 +48,7 @@ from mechdiff.schedules import (
     cosine_schedule,
     linear_schedule,
     make_schedule,
+    scaled_linear_schedule,
     timesteps_by_log_snr,
 )
 from mechdiff.screening import screen_and_verify
@@ -97,6 +98,7 @@ __all__ = [
     "random_subsets",
     "sample",
     "scale",
+    "scaled_linear_schedule",
     "screen_and_verify",
     "teacher_forced",
     "temperature",

@@ -173,7 +173,7 @@ def export_model(
     params: PyTree,
     config: dict,
     record: dict,
-    dtype: Literal["float32", "float16"] = "float32",
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     extras: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Writes a finished model: `params/` (Orbax), `config.json`, `record.json` and SHA256SUMS of them all.

@@ -38,6 +38,7 @@ class UNetConfig:
     frequency_shift: float = 1.0
     down_padding: Literal[0, 1] = 1  # 0 pads right and bottom only, as the original DDPM does
     resample_conv: bool = True  # a convolution in down- and upsampling; else pooling and nearest
+    resample_blocks: bool = False  # residual blocks do the down- and upsampling, as ADM may
     center_input: bool = False  # 2 x - 1 first
     prediction: Prediction = "epsilon"
 
@@ -72,10 +73,10 @@ class UNetConfig:
 class DiffusionConfig:
     """Forward process (Ho et al. 2020; cosine: Nichol & Dhariwal 2021) and the weighting of its loss."""
 
-    schedule: Literal["linear", "cosine"] = "linear"
+    schedule: Literal["linear", "scaled_linear", "cosine"] = "linear"
     steps: int = 1000  # T
-    beta_start: float = 1e-4  # linear only
-    beta_end: float = 0.02  # linear only
+    beta_start: float = 1e-4  # not cosine
+    beta_end: float = 0.02  # not cosine
     weighting: Literal["uniform", "min_snr"] = "uniform"
     min_snr_gamma: float = 5.0  # Hang et al. 2023
 
@@ -91,7 +92,7 @@ class DiffusionConfig:
 class DataConfig:
     """Which pictures. `path` is where CelebA or a TFDS copy lies (several folders joined by a comma)."""
 
-    name: Literal["synthetic", "celeba", "tfds"] = "synthetic"
+    name: Literal["synthetic", "celeba", "tfds", "unknown"] = "synthetic"  # unknown: of an imported model
     path: str = ""
     cache: str = ""  # where decoded pictures are kept; empty: beside the run
     level: int = 4  # synthetic: rung of the complexity ladder, 0..4
@@ -271,9 +272,9 @@ def _restore(hint: Any, value: Any, name: str) -> Any:
         return str(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ConfigError(f"{name}={value!r} is not of type {hint.__name__}")
-    return value
     if hint is float and not math.isfinite(value):
         raise ConfigError(f"{name}={value} is not a finite number")
+    return value
 
 
 def _at_least(name: str, value: float, low: float):

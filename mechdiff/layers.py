@@ -102,11 +102,19 @@ class TimeMLP(nn.Module):
         return nn.Dense(self.width, dtype=self.dtype, name="dense2")(silu(h))
 
 
+def resampled(x: Features, direction: int) -> Features:
+    """`x` at half (-1: mean of 2x2), the same (0) or twice (1: nearest neighbour) the resolution."""
+    if direction < 0:
+        return nn.avg_pool(x, (2, 2), (2, 2))
+    return x.repeat(2, axis=1).repeat(2, axis=2) if direction else x
+
+
 class ResidualBlock(nn.Module):
     """norm, SiLU, conv, time injection, norm, SiLU, conv; added to the (projected) input.
 
     Sites: `time` (the injection), `res` (the branch before it is added), and `skip` where the block
-    takes a skip tensor from the encoder.
+    takes a skip tensor from the encoder. With `resample` -1 or 1 the block halves or doubles the
+    resolution of branch and input alike (Dhariwal & Nichol 2021), without parameters of its own.
     """
 
     width: int
@@ -114,6 +122,7 @@ class ResidualBlock(nn.Module):
     eps: float
     scale_shift: bool = False
     dropout: float = 0.0
+    resample: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -123,6 +132,7 @@ class ResidualBlock(nn.Module):
         if skip is not None:
             x = jnp.concatenate([x, Gate(name="skip")(skip)], axis=-1)
         h = silu(GroupNorm(self.groups, self.eps, name="norm1")(x))
+        h, x = (resampled(a, self.resample) for a in (h, x))
         h = conv3(self.width, self.dtype, "conv1")(h)
         injected = nn.Dense(self.width * (1 + self.scale_shift), dtype=self.dtype, name="time_dense")(
             silu(temb)
@@ -209,7 +219,7 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x: Features) -> Features:
         if not self.conv:
-            return nn.avg_pool(x, (2, 2), (2, 2))
+            return resampled(x, -1)
         sides = (0, 1) if self.padding == 0 else (1, 1)
         return conv3(x.shape[-1], self.dtype, "conv", stride=2, padding=sides)(x)
 
@@ -222,7 +232,7 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
-        x = x.repeat(2, axis=1).repeat(2, axis=2)
+        x = resampled(x, 1)
         return conv3(x.shape[-1], self.dtype, "conv")(x) if self.conv else x
 
 

@@ -36,6 +36,13 @@ def linear_schedule(steps: int = 1000, beta_start: float = 1e-4, beta_end: float
     return _from_betas(np.linspace(beta_start, beta_end, steps, dtype=np.float64))
 
 
+def scaled_linear_schedule(
+    steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> NoiseSchedule:
+    """Square roots of the betas linear in t (Rombach et al. 2022's code; `scaled_linear` in diffusers)."""
+    return _from_betas(np.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=np.float64) ** 2)
+
+
 def cosine_schedule(steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
     """abar_t = f(t) / f(0), f(t) = cos^2(pi/2 (t/T + s) / (1 + s)); Nichol & Dhariwal 2021, eq. 17.
 
@@ -50,9 +57,11 @@ def make_schedule(config: DiffusionConfig) -> NoiseSchedule:
     """The schedule a config names. Raises ConfigError for an unknown name."""
     if config.schedule == "linear":
         return linear_schedule(config.steps, config.beta_start, config.beta_end)
+    if config.schedule == "scaled_linear":
+        return scaled_linear_schedule(config.steps, config.beta_start, config.beta_end)
     if config.schedule == "cosine":
         return cosine_schedule(config.steps)
-    raise ConfigError(unknown("schedule", config.schedule, ("linear", "cosine")))
+    raise ConfigError(unknown("schedule", config.schedule, ("linear", "scaled_linear", "cosine")))
 
 
 def timesteps_by_log_snr(schedule: NoiseSchedule, n: int) -> Int[np.ndarray, " n"]:

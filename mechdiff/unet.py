@@ -44,6 +44,7 @@ class Stage:
       width: channels of its output.
       push: whether its output goes on the skip stack.
       pop: whether it takes a skip tensor.
+      resample: -1 halves, 1 doubles the resolution.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Stage:
     width: int
     push: bool = False
     pop: bool = False
+    resample: int = 0
 
 
 @functools.lru_cache
@@ -61,6 +63,7 @@ def stages(config: UNetConfig) -> tuple[Stage, ...]:
     last = len(config.widths) - 1
     side = lambda level: config.image_size // 2**level  # noqa: E731
     at = lambda level: (level, side(level), config.widths[level])  # noqa: E731
+    down, up = ("block", "block") if config.resample_blocks else ("downsample", "upsample")
     found = [Stage("conv_in", "conv_in", *at(0), push=True)]
     for level in range(last + 1):
         for block in range(config.blocks_per_level):
@@ -70,9 +73,8 @@ def stages(config: UNetConfig) -> tuple[Stage, ...]:
                 found.append(Stage(f"down{level}.attn{block}", "attention", *at(level), push=True))
         if level < last:
             width = config.widths[level]
-            found.append(
-                Stage(f"down{level}.downsample", "downsample", level, side(level + 1), width, push=True)
-            )
+            name, where = f"down{level}.downsample", (level, side(level + 1), width)
+            found.append(Stage(name, down, *where, push=True, resample=-1))
     found.append(Stage("mid.block0", "block", *at(last)))
     if config.mid_attention:
         found.append(Stage("mid.attn0", "attention", *at(last)))
@@ -83,9 +85,8 @@ def stages(config: UNetConfig) -> tuple[Stage, ...]:
             if config.up_attention[level]:
                 found.append(Stage(f"up{level}.attn{block}", "attention", *at(level)))
         if level > 0:
-            found.append(
-                Stage(f"up{level}.upsample", "upsample", level, side(level - 1), config.widths[level])
-            )
+            where = (level, side(level - 1), config.widths[level])
+            found.append(Stage(f"up{level}.upsample", up, *where, resample=1))
     found.append(Stage("conv_out", "conv_out", 0, side(0), config.out_channels))
     return tuple(found)
 
@@ -97,9 +98,8 @@ def module(config: UNetConfig, stage: Stage, dtype: Any = jnp.float32):
         case "conv_in":
             return layers.ConvIn(stage.width, config.center_input, dtype)
         case "block":
-            return layers.ResidualBlock(
-                stage.width, scale_shift=config.time_scale_shift, dropout=config.dropout, **norm
-            )
+            options = {"scale_shift": config.time_scale_shift, "dropout": config.dropout}
+            return layers.ResidualBlock(stage.width, resample=stage.resample, **options, **norm)
         case "attention":
             return layers.Attention(config.heads[stage.level], **norm)
         case "downsample":

@@ -36,14 +36,13 @@ def test_arms_that_would_not_do_the_same_work_are_refused(monkeypatch):
 @pytest.mark.parametrize("name", ["tiny", "cpu16"])
 def test_the_rival_has_our_parameters_and_components(name):
     pytest.importorskip("diffusers", reason="needs the torch extra")
-    from reference.diffusers_names import component_name
-
     from experiments.benchmarks import rival
+    from mechdiff.interop.diffusers import component_name
 
     unet = preset(name).unet
     model = rival.unet2d(unet)
     assert sum(p.numel() for p in model.parameters()) == count_parameters(unet)
-    names = {component_name(path, len(unet.widths)) for path in rival.hooks(model)}
+    names = {component_name(path, unet) for path in rival.hooks(model)}
     assert names == {component.name for component in components(unet)}
 
 

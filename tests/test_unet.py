@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import diffusers_names
 from reference.networks import identity_of, shapes
 
+from mechdiff.interop import diffusers, tensors
 from mechdiff.interventions import ablate, leave_one_out, select
 from mechdiff.presets import preset
 from mechdiff.unet import (
@@ -34,10 +34,11 @@ def reference(name):
     """Config, parameters, identity, and the frozen arrays (images NHWC) of one PyTorch network."""
     with np.load(Path(__file__).with_name("reference") / f"unet_{name}.npz") as stored:
         arrays = dict(stored)
-    config = diffusers_names.unet_config(json.loads(str(arrays.pop("config"))))
+    config = diffusers.unet_config(json.loads(str(arrays.pop("config"))))
     weights = {k.removeprefix("weights/"): arrays.pop(k) for k in list(arrays) if k.startswith("weights/")}
     arrays = {k: a.transpose(0, 2, 3, 1) if a.ndim == 4 else a for k, a in arrays.items()}
-    return config, diffusers_names.params(weights, len(config.widths)), identity_of(config), arrays
+    params = tensors.to_params(weights, diffusers.names(config), config, name)
+    return config, params, identity_of(config), arrays
 
 
 def gated_rows(identity, stacked, images):

@@ -17,7 +17,12 @@ from mechdiff.unet import count_parameters
 
 STATISTICS = ("entropy", "normalised_entropy", "mutual_information", "distance", "identity_mass")
 RECORD = ("steps", "images", "levels", "test_loss", "train_loss", "memorisation", "log", "manifest")
-_SETS = {"synthetic": "synthetic faces", "celeba": "CelebA faces", "tfds": "CelebA faces (TFDS)"}
+_SETS = {
+    "synthetic": "synthetic faces",
+    "celeba": "CelebA faces",
+    "tfds": "CelebA faces (TFDS)",
+    "unknown": "pictures that its files do not name",
+}
 
 
 @dataclass(frozen=True)

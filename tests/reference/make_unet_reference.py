@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from experiments.benchmarks.rival import hooked, hooks
-from tests.reference.diffusers_names import component_name
+from mechdiff.interop.diffusers import component_name, unet_config
 
 DOWN, UP, ATTN_DOWN, ATTN_UP = "DownBlock2D", "UpBlock2D", "AttnDownBlock2D", "AttnUpBlock2D"
 COMMON = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
@@ -79,7 +79,7 @@ def main():
             for component, place in hooks(model).items():
                 with hooked(*place):
                     output = model(x, t).sample.numpy()
-                arrays[f"ablated/{component_name(component, len(model.down_blocks))}"] = output
+                arrays[f"ablated/{component_name(component, unet_config(arguments))}"] = output
         path = Path(__file__).with_name(f"unet_{name}.npz")
         np.savez_compressed(path, config=json.dumps(arguments), **arrays)
         print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB, output sd {arrays['output'].std():.2f}")

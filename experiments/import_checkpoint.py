@@ -1,0 +1,61 @@
+"""Makes a model of others ours: `python -m experiments.import_checkpoint --from=FOLDER --to=WORKDIR`.
+
+FOLDER is a diffusers `UNet2DModel` (config.json, diffusion_pytorch_model.safetensors, scheduler_config.json
+if there), or a guided-diffusion state dict as model.safetensors beside a config.json with its flags.
+Afterwards WORKDIR/model is like a trained model: give it to experiments.sample and experiments.sweep as
+--model. Who has only a pickle (.bin, .pt) and trusts it converts it first; the error that names it shows how.
+"""
+
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from experiments import _launch
+from mechdiff import checkpoint, engine, files, images, interop, keys, pipeline, sweep, unet
+from mechdiff.config import DataConfig, ExperimentConfig, to_dict
+from mechdiff.data import to_bytes
+
+FROM = flags.DEFINE_string("from", None, "Folder of the foreign model.", required=True)
+TO = flags.DEFINE_string("to", None, "Folder in which the model is put, as model/.", required=True)
+SAMPLES = flags.DEFINE_integer("samples", 4, "Pictures drawn for its sample sheet.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 50, "DDIM steps of each.", lower_bound=1)
+
+
+def main(config, workdir):
+    source, target = Path(FROM.value), Path(TO.value)
+    found = interop.read(source)
+    files.ensure_writable(target)
+    report(found)
+    identity = jax.jit(lambda key: unet.init_unet(key, found.unet)[1])(jax.random.key(0))
+    subject = sweep.Subject(source.name, found.unet, found.schedule, found.params, identity)
+    key = keys.stream(jax.random.key(config.seed), "samples")
+    pictures = to_bytes(pipeline.draw(subject, key, SAMPLES.value, STEPS.value))
+    about = ExperimentConfig(
+        name=source.resolve().name,
+        seed=config.seed,
+        data=DataConfig(name="unknown"),
+        unet=found.unet,
+        diffusion=found.diffusion,
+    )
+    record = {"imported": {"layout": found.layout, "notes": found.notes}}
+    sheet = {"samples.png": images.png(images.sheet(pictures))}
+    folder = checkpoint.export_model(
+        target / "model", found.params, to_dict(about), record, dtype=found.dtype, extras=sheet
+    )
+    print(folder)
+
+
+def report(found: interop.Imported) -> None:
+    """What was read, and how much memory examining it takes."""
+    count = unet.count_parameters(found.unet)
+    row = engine.row_bytes(found.unet)
+    working = max(2 * row, engine.CPU_WORKING_SET)
+    print(f"{found.layout}: {count / 1e6:.1f} M parameters, stored as {found.dtype}")
+    print(f"predicted for a sweep on a CPU: about {(4 * count + working) / 2**30:.1f} GiB beside the program")
+    for note in found.notes:
+        print(note)
+
+
+if __name__ == "__main__":
+    _launch.run(main)
