@@ -9,6 +9,18 @@ jax.config.update("jax_num_cpu_devices", 2)  # before any device is used: data-p
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the suite's time
 
+# Files that take longest, by their few but long tests: begun first, so that no worker is left alone with one.
+LONG = ("shared_sweep", "attribution", "train", "trajectory", "wavefront", "adaptive", "checkpoint", "sweep")
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # xdist would begin with the files of most tests
+
+
+def pytest_collection_modifyitems(items):
+    place = {f"test_{name}": rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs(tmp_path_factory):
