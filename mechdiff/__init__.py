@@ -11,7 +11,7 @@ Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
   1  types, config
   2  presets, keys, files, schedules, convolution
   3  runlog, sums, compare, images, diffusion, interventions, gates, data, results, metrics
-  4  layers, sampler, stats, evaluation
+  4  layers, sampler, stats, evaluation, fidelity
   5  unet, checkpoint
   6  capture, train, filling, wavefront, interop
   7  engine

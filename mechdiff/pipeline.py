@@ -24,7 +24,7 @@ from mechdiff.sampler import sample
 from mechdiff.schedules import ddim_timesteps, make_schedule, timesteps_by_log_snr
 from mechdiff.train import load_trained
 from mechdiff.types import Images
-from mechdiff.unet import denoise
+from mechdiff.unet import denoise, init_unet
 
 SAMPLE_STEPS = 50  # DDIM
 SAMPLE_BLOCK = 16  # pictures drawn together
@@ -54,6 +54,24 @@ def load_subject(model: Path, name: str = "") -> tuple[sweep.Subject, Experiment
     trained, params, identity, record = load_trained(model)
     schedule = make_schedule(trained.diffusion)
     return sweep.Subject(name or model.name, trained.unet, schedule, params, identity), trained, record
+
+
+def untrained(subject: sweep.Subject, seed: int = 0) -> sweep.Subject:
+    """A fresh network of the same configuration, to see what of a finding is due to training.
+
+    Kernels that training starts at zero, with which no ablation could change the prediction, are drawn like
+    the rest: normal, of variance 1 / fan-in.
+    """
+    params = jax.jit(init_unet, static_argnums=1)(jax.random.key(seed), subject.unet)[0]
+    rng = np.random.default_rng(seed)
+
+    def leaf(value):
+        value = np.asarray(value)
+        if value.ndim == 1 or value.any():
+            return value
+        return (rng.normal(size=value.shape) / np.sqrt(np.prod(value.shape[:-1]))).astype(value.dtype)
+
+    return dataclasses.replace(subject, name=f"untrained-{subject.name}", params=jax.tree.map(leaf, params))
 
 
 def draw(subject: sweep.Subject, key: jax.Array, count: int, steps: int = SAMPLE_STEPS) -> Images:

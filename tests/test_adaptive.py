@@ -76,6 +76,30 @@ def test_influences_give_the_standard_error_of_pooled_damage():
     np.testing.assert_allclose(found[0][1].mean(-1), 0, atol=1e-9)
 
 
+@pytest.mark.parametrize("rise", [0.0, 0.05, 0.1])
+def test_the_whole_rule_covers_where_it_stops(subject, rise):
+    """Simulated skewed losses, looked at block by block until apart from 0 or narrow; the truth is known."""
+    rng, runs, total = np.random.default_rng(5), 300, 640
+    some = (component_at(components(subject.unet), NAMES[0]),)
+    rule = adaptive._Run(subject, np.empty(0), np.arange(2), KEY, some, 4.0, 0.9, 16, 0)
+    covered, sizes = 0, []
+    for _ in range(runs):
+        clean = rng.gamma(2.0, size=(2, total)) * [[1.0], [0.2]]
+        loss = (
+            clean * (1 + rise * rng.gamma(2.0, 0.5, size=(1, 2, total)))
+            + rng.normal(size=(1, 2, total)) * 0.6
+        )
+        loss[0, 1] = clean[1] * (1 + rise)
+        for size in range(16, total + 1, 16):
+            found = rule._look(clean[:, :size], loss[..., :size])
+            if found.decided.all():
+                break
+        sizes.append(size)
+        covered += bool(found.low[0] <= 100 * rise <= found.high[0])
+    assert covered >= 0.9 * runs
+    assert len(set(sizes)) > 2  # it does stop by what it sees
+
+
 @pytest.fixture(scope="module")
 def subject(tiny):
     params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), tiny.unet)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
+from scipy.stats import hypergeom, spearmanr
 
-from mechdiff import attribution, pairs, screening, sweep
+from mechdiff import attribution, fidelity, pairs, screening, stats, sweep
 from mechdiff.config import SweepConfig
 from mechdiff.diffusion import image_noise, q_sample
 from mechdiff.engine import Engine
@@ -138,18 +138,19 @@ def test_screening_finds_what_exact_runs_find_and_computes_nothing_twice(
 
     monkeypatch.setattr(screening, "teacher_forced", recording)
     found = screening.screen_and_verify(
-        subject, images, LEVELS, KEY, tmp_path / "a", k=3, shortlist=5, audit=6, miss_bound=0.5, probes=8
+        subject, images, LEVELS, KEY, tmp_path / "a", k=3, shortlist=5, audit=6, miss_bound=0.6, probes=8
     )
     assert len(ran) == len(set(ran)) == np.isfinite(found.effect).sum()
     assert set(found.shortlist) | set(found.audited) <= set(ran)
-    assert found.miss_interval[0] <= found.miss_rate <= found.miss_interval[1] <= 0.5
+    assert found.miss_interval[0] <= found.miss_rate <= found.miss_interval[1] <= 0.6
     config = SweepConfig(kinds=("zero",), image_block=6)
     whole = run(subject, images, LEVELS, KEY, tmp_path / "b", config=config).isel(kind=0)
     exact = 100 * (whole.loss.mean("image") / whole.clean_loss.mean("image") - 1).mean("t")
     known = np.isfinite(found.effect)
     np.testing.assert_allclose(found.effect[known], exact[known], rtol=1e-3, atol=1e-3)
-    assert {name for part in found.by_part for name in [part]} <= {"res", "head", "skip", "time"}
-    assert sum(part.n for part in found.by_part.values()) == found.overall.n == known.sum()
+    split = found.fidelity
+    assert set(split.by_part) <= {"res", "head", "skip", "time"} and set(split.by_t) == set(LEVELS)
+    assert sum(part.n for part in split.by_part.values()) == split.overall.n == known.sum()
 
 
 def test_a_screen_that_misses_widens_until_all_is_verified(subject, images, tmp_path, monkeypatch):
@@ -167,9 +168,40 @@ def test_a_screen_that_misses_widens_until_all_is_verified(subject, images, tmp_
     assert np.isfinite(found.effect).all() and found.audited == () and found.miss_interval == (0.0, 0.0)
 
 
+def test_the_miss_interval_covers_wherever_the_audits_stop():
+    """Simulated: a quarter of the rest are misses at every size, the bound is below that."""
+
+    def covered(level, runs=200):
+        rng, good = np.random.default_rng(0), 0
+        for _ in range(runs):
+            effect = np.where(rng.random(400) < 0.25, 2.0, 0.5)
+            effect[:20] = 1
+            size, _, _, _, (low, high) = screening.audit_until(
+                np.arange(400), effect.__getitem__, 20, 20, 25, 0.2, rng, level
+            )
+            bar = np.sort(effect[:size])[::-1][19]
+            share = (effect[size:] > bar).mean() if size < 400 else 0.0
+            good += low - 1e-9 <= share <= high + 1e-9
+        return good / runs
+
+    assert covered(0.8) >= 0.8
+
+
+def test_the_share_of_a_finite_population_is_covered_exactly():
+    for population, drawn in ((5, 3), (42, 30), (100, 10)):
+        ends = [stats.share_interval(count, drawn, population) for count in range(drawn + 1)]
+        for having in range(population + 1):
+            inside = [low <= having / population <= high for low, high in ends]
+            chance = hypergeom.pmf(np.arange(drawn + 1), population, having, drawn)
+            assert chance[inside].sum() >= 0.95
+    assert stats.share_interval(3, 12, 12) == (0.25, 0.25) and stats.share_interval(0, 0, 7) == (0.0, 1.0)
+    with pytest.raises(ConfigError, match="count=4"):
+        stats.share_interval(4, 3, 9)
+
+
 def test_agreement_counts_by_hand():
     score, effect = np.array([5.0, -4.0, 3.0, 0.1]), np.array([6.0, 1.0, 4.0, -5.0])
-    found = screening.agreement(score, effect, 2)
+    found = fidelity.agreement(score, effect, 2)
     assert (found.n, found.k, found.recall, found.sign) == (4, 2, 0.5, 0.5)
     assert found.spearman == pytest.approx(spearmanr(abs(score), abs(effect))[0])
 

@@ -6,6 +6,7 @@ resampled or flipped, *jointly* in all cells, which keeps the dependence between
 NaN in a cell makes its results NaN and touches no other cell; corrections refuse it.
 """
 
+from mechdiff.stats.finite import share_interval
 from mechdiff.stats.intervals import (
     Interval,
     bootstrap,
@@ -43,5 +44,6 @@ __all__ = [
     "permutation_test",
     "ratio_effect",
     "sample_size",
+    "share_interval",
     "student_mean",
 ]

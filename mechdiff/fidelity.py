@@ -1,0 +1,69 @@
+"""How well scores say what exact effects are: ranks, signs, and whether the largest are found."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.stats import spearmanr
+
+from mechdiff.interventions import Component
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How well scores say what exact effects are, over `n` components.
+
+    Attributes:
+      spearman: rank correlation of |score| and |effect|; NaN below 3 components.
+      sign: share with equal signs.
+      recall: share of the `k` largest |effect| among the `k` largest |score|.
+    """
+
+    n: int
+    k: int
+    spearman: float
+    sign: float
+    recall: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Fidelity:
+    """Agreement of pooled Deg%, the same within each kind of component, and of Deg%_t at each timestep."""
+
+    overall: Agreement
+    by_part: dict[str, Agreement]
+    by_t: dict[int, Agreement]
+
+
+def agreement(score: Float[np.ndarray, " n"], effect: Float[np.ndarray, " n"], k: int) -> Agreement:
+    """Compares scores with exact effects; `k` is cut to their number."""
+    k = min(k, len(score))
+    top = lambda values: set(np.argsort(-np.abs(values), kind="stable")[:k].tolist())  # noqa: E731
+    enough = len(score) > 2 and np.ptp(np.abs(score)) > 0 and np.ptp(np.abs(effect)) > 0
+    return Agreement(
+        n=len(score),
+        k=k,
+        spearman=float(spearmanr(np.abs(score), np.abs(effect))[0]) if enough else float("nan"),
+        sign=float((np.sign(score) == np.sign(effect)).mean()),
+        recall=len(top(score) & top(effect)) / k,
+    )
+
+
+def fidelity(
+    score: Float[np.ndarray, "component t"],
+    effect: Float[np.ndarray, "component t"],
+    chosen: Sequence[Component],
+    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
+    k: int,
+) -> Fidelity:
+    """`agreement` of Deg%_t and its mean over t; components with NaN effects are left out."""
+    done = np.isfinite(effect).all(1)
+    score, effect = score[done], effect[done]
+    kinds = np.array([component.kind for component in chosen])[done]
+    compare = lambda which: agreement(score[which].mean(1), effect[which].mean(1), k)  # noqa: E731
+    return Fidelity(
+        compare(slice(None)),
+        {str(part): compare(kinds == part) for part in sorted(set(kinds))},
+        {int(t): agreement(score[:, i], effect[:, i], k) for i, t in enumerate(timesteps)},
+    )

@@ -1,0 +1,35 @@
+"""Shares of a finite population, of which a part was drawn at random and looked at."""
+
+import numpy as np
+from scipy.stats import hypergeom
+
+from mechdiff.errors import ConfigError
+
+
+def share_interval(count: int, drawn: int, population: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact interval of the share of a population that has a property.
+
+    Clopper & Pearson's (1934) inversion of two one-sided tests, with the hypergeometric in place of the
+    binomial distribution: the share's own value once all are drawn, [0, 1] while none is.
+
+    Args:
+      count: of the `drawn` (without replacement) have it.
+      level: coverage, at least, whatever the share.
+
+    Raises:
+      ConfigError: counts that contradict each other, or a level outside (0, 1).
+    """
+    if not 0 <= count <= drawn <= population or not 0 < level < 1:
+        raise ConfigError(
+            f"count={count}, drawn={drawn}, population={population}, level={level}: "
+            "need 0 <= count <= drawn <= population and 0 < level < 1"
+        )
+    if population == 0:
+        return 0.0, 0.0
+    having = np.arange(count, population - drawn + count + 1)  # what the population may hold
+    tail = (1 - level) / 2
+    # Never empty: one more in the population moves the count by at most one, so no step skips both tests.
+    inside = (hypergeom.cdf(count, population, having, drawn) > tail) & (
+        hypergeom.sf(count - 1, population, having, drawn) > tail
+    )
+    return float(having[inside][0] / population), float(having[inside][-1] / population)
