@@ -8,9 +8,11 @@ import functools
 import jax
 import numpy as np
 import pytest
-from reference.networks import identity_of
+from reference.networks import identity_of, random_params
 
 from mechdiff import interop
+from mechdiff.config import DiffusionConfig
+from mechdiff.presets import preset
 from mechdiff.unet import apply_unet
 
 torch = pytest.importorskip("torch", reason="needs the torch extra")
@@ -122,3 +124,19 @@ def test_output_and_input_gradient_equal_those_of_torch(name, tmp_path):
     print(f"{name}: forward {forward:.1e}, gradient {gradient:.1e}")
     assert forward < 1e-4
     assert gradient < 1e-3
+
+
+def test_the_round_trip_through_the_library_itself_is_bitwise(tmp_path):
+    """Ours -> files -> diffusers -> files -> ours, parameters, config and noise levels."""
+    unet, diffusion = preset("tiny").unet, DiffusionConfig(schedule="cosine", steps=50)
+    params = random_params(unet)
+    interop.write_diffusers(tmp_path / "ours", unet, diffusion, params)
+    model = diffusers.UNet2DModel.from_pretrained(tmp_path / "ours")
+    scheduler = diffusers.DDPMScheduler.from_pretrained(tmp_path / "ours")
+    model.save_pretrained(tmp_path / "theirs")
+    scheduler.save_pretrained(tmp_path / "theirs")
+    first, second = (interop.read(tmp_path / name) for name in ("ours", "theirs"))
+    assert (first.unet, first.diffusion) == (second.unet, second.diffusion)
+    assert second.diffusion == diffusion
+    jax.tree.map(np.testing.assert_array_equal, second.params, params)
+    np.testing.assert_allclose(second.schedule.alphas_bar, scheduler.alphas_cumprod, rtol=1e-4, atol=1e-7)
