@@ -7,13 +7,15 @@ over the rounds of one run are shown, beside the speed of a plain matrix product
 
 import importlib.util
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
-from mechdiff.config import ExperimentConfig, to_dict
+from mechdiff.config import ExperimentConfig, UNetConfig, to_dict
 from mechdiff.errors import MechdiffError
 
 OURS = "mechdiff"
@@ -25,17 +27,29 @@ ARMS = {  # name in the table -> module, variant
 BATCHED = {  # of a sweep only: many ablations in a batch, by masks with one entry a row
     "PyTorch, batched": ("experiments.benchmarks.rival", "batched_eager"),
     "PyTorch, batched, ch. last": ("experiments.benchmarks.rival", "batched_channels_last"),
+    "PyTorch, batched, compiled": ("experiments.benchmarks.rival", "batched_compiled"),
+}
+NETS = {  # networks of the table of targets that are no presets
+    "c32": UNetConfig(  # 16 channels a head
+        image_size=32,
+        widths=(32, 64, 64, 128),
+        blocks_per_level=2,
+        down_attention=(False, True, True, False),
+        up_attention=(False, True, True, False),
+        heads=(2, 4, 4, 8),
+    ),
+    "tiny16": UNetConfig(image_size=16, widths=(16, 32, 32)),
 }
 PRODUCT = 2048  # side of the square matrices whose product is the ceiling
-LEVELS = 2  # timesteps of a sweep
-MIN_SECONDS, MIN_REPEATS = 2.0, 2
+LEVELS = 1  # timesteps of a sweep
+MIN_SECONDS = 2.0
 
 
-def seconds(step: Callable[[], object]) -> float:
-    """Median time of `step`, which must wait for its result; one call to warm up comes first."""
-    step()
+def seconds(step: Callable[[], object], warm_up: Callable[[], object] | None = None) -> float:
+    """Median time of `step`, which must wait for its result; `warm_up`, or one step, comes first."""
+    (warm_up or step)()
     times: list[float] = []
-    while len(times) < MIN_REPEATS or sum(times) < MIN_SECONDS:
+    while sum(times) < MIN_SECONDS:
         start = time.perf_counter()
         step()
         times.append(time.perf_counter() - start)
@@ -53,10 +67,11 @@ def compare(task: str, config: ExperimentConfig, images: int, rounds: int) -> di
             raise MechdiffError(f"{package} is not installed; pip install 'mechdiff[torch]' gives the rival")
     arms = ARMS | (BATCHED if task == "forward_sweep" else {})
     found: dict[str, list[dict]] = {name: [] for name in arms}
-    for turn in range(rounds):
-        for name in list(arms)[:: 1 if turn % 2 else -1]:
-            print(f"round {turn + 1} of {rounds}: {name}", file=sys.stderr)
-            found[name].append(_run(*arms[name], task, config, images))
+    with tempfile.TemporaryDirectory() as cache:  # torch.compile's, so that only its first round compiles
+        for turn in range(rounds):
+            for name in list(arms)[:: 1 if turn % 2 else -1]:
+                print(f"round {turn + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
+                found[name].append(_run(*arms[name], task, config, images, cache))
     for fact in ("parameters", "items"):
         values = {name: results[0][fact] for name, results in found.items()}
         if len(set(values.values())) > 1:
@@ -64,9 +79,10 @@ def compare(task: str, config: ExperimentConfig, images: int, rounds: int) -> di
     return found
 
 
-def _run(module: str, variant: str, task: str, config: ExperimentConfig, images: int) -> dict:
+def _run(module: str, variant: str, task: str, config: ExperimentConfig, images: int, cache: str) -> dict:
     command = [sys.executable, "-m", module, task, variant, str(images), json.dumps(to_dict(config))]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise MechdiffError(f"{module} ended with code {done.returncode}: {reason}")
@@ -76,6 +92,9 @@ def _run(module: str, variant: str, task: str, config: ExperimentConfig, images:
 def table(found: dict[str, list[dict]], unit: str, work: float) -> str:
     """The comparison as text.
 
+    The share of the ceiling counts `needed`, the least operations of the task, where an arm states
+    it, and whole forward passes elsewhere.
+
     Args:
       found: of `compare`.
       unit: what an item is.
@@ -83,7 +102,7 @@ def table(found: dict[str, list[dict]], unit: str, work: float) -> str:
     """
     middle = lambda name, fact: statistics.median(r[fact] for r in found[name])  # noqa: E731
     rates = {name: sorted(r["items"] / r["seconds"] for r in results) for name, results in found.items()}
-    flops = work * found[OURS][0]["flops"]
+    first = found[OURS][0]
     ceiling = max(middle(name, "product") for name in found)
     heads = f"{'lowest':>10}{'highest':>10}{'ours is':>10}{'GF/s':>8}{'of ceiling':>12}"
     lines = [f"{'':28}{unit + '/s':>22}{heads}"]
@@ -91,10 +110,15 @@ def table(found: dict[str, list[dict]], unit: str, work: float) -> str:
         speed = statistics.median(rate)
         ratio = statistics.median(rates[OURS]) / speed
         numbers = f"{speed:22.1f}{rate[0]:10.1f}{rate[-1]:10.1f}{ratio:9.2f}x"
-        lines.append(f"{name:28}{numbers}{speed * flops / 1e9:8.1f}{speed * flops / 1e9 / ceiling:12.0%}")
+        one = found[name][0].get("needed", work * first["flops"] * first["items"]) / first["items"]
+        lines.append(f"{name:28}{numbers}{speed * one / 1e9:8.1f}{speed * one / 1e9 / ceiling:12.0%}")
     products = ", ".join(f"{name} {middle(name, 'product'):.0f}" for name in list(found)[:2])
     lines.append(f"ceiling: product of {PRODUCT} x {PRODUCT} float32 matrices, GF/s: {products}")
-    first = found[OURS][0]
+    lines += [
+        f"{name}: {max(r['compiling'] for r in results):.0f} s to compile, not counted above"
+        for name, results in found.items()
+        if "compiling" in results[0]
+    ]
     lines.append(
         f"{first['parameters']:,} parameters, {first['flops'] / 1e9:.3f} GF per image and forward pass; "
         f"medians over {len(found[OURS])} alternated rounds"

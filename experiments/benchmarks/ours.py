@@ -4,18 +4,20 @@ import functools
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks import _rounds
+from experiments.benchmarks import _operations, _rounds
 from mechdiff.config import SweepConfig, from_dict
+from mechdiff.interventions import leave_one_out
 from mechdiff.schedules import make_schedule, timesteps_by_log_snr
 from mechdiff.sweep import Subject, teacher_forced
 from mechdiff.train import init_state, train_step
-from mechdiff.unet import apply_unet, components, count_parameters
+from mechdiff.unet import components, count_parameters, init_unet
 
 
 def pictures(config, images):
@@ -60,19 +62,27 @@ def product():
     return 2 * _rounds.PRODUCT**3 / _rounds.seconds(lambda: multiply(a).block_until_ready()) / 1e9
 
 
-def forward_flops(config):
-    """Operations of one image's forward pass, as XLA counts them."""
-    x, t = jnp.zeros((1, *pictures(config, 1).shape[1:])), jnp.zeros(1, jnp.int32)
-    state, identity = jax.eval_shape(functools.partial(init_state, config))
-    lowered = jax.jit(functools.partial(apply_unet, config.unet)).lower(state.params, identity, x, t)
-    return lowered.cost_analysis()["flops"]
+def operations(task, images, config):
+    """Of one image's forward pass, and for a sweep what all of it needs at least."""
+    params, identity = jax.eval_shape(functools.partial(init_unet, config=config.unet), jax.random.key(0))
+    each = _operations.of_stages(config.unet, params, identity)
+    facts = {"flops": sum(each)}
+    if task == "forward_sweep":
+        ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), identity)
+        stacked = leave_one_out(ones, components(config.unet))[1]
+        facts["needed"] = _operations.needed(config.unet, each, stacked) * _rounds.LEVELS * images
+    return facts
 
 
 def main(task, variant, images, config):
-    config = from_dict(json.loads(config))
-    once, items = {"training_step": training_step, "forward_sweep": forward_sweep}[task](config, int(images))
-    result = {"seconds": _rounds.seconds(once), "items": items, "product": product()}
-    facts = {"parameters": count_parameters(config.unet), "flops": forward_flops(config)}
+    config, images = from_dict(json.loads(config)), int(images)
+    once, items = {"training_step": training_step, "forward_sweep": forward_sweep}[task](config, images)
+    first = time.perf_counter()
+    once()
+    first = time.perf_counter() - first
+    taken = _rounds.seconds(once, warm_up=lambda: None)
+    result = {"seconds": taken, "compiling": first - taken, "items": items, "product": product()}
+    facts = {"parameters": count_parameters(config.unet), **operations(task, images, config)}
     print(json.dumps(result | facts))
 
 

@@ -187,7 +187,7 @@ def training_step(config: ExperimentConfig, layout: str, images: int) -> tuple:
             torch._foreach_lerp_(ema, parameters, 1 - train.ema_decay)
         wait()
 
-    return once, images
+    return once, images, once
 
 
 def forward_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
@@ -208,38 +208,52 @@ def forward_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
                     loss.cpu()
         wait()
 
-    return once, len(components) * _rounds.LEVELS * images
+    def warm_up():
+        with torch.inference_mode():
+            model(x0[:block], 0)
+
+    return once, len(components) * _rounds.LEVELS * images, warm_up
 
 
 def batched_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
     """The same sweep in batches of many ablations, of the size that is fastest here."""
     model, x0, signal = prepared(config, layout, images)
     masks = Masks(model.eval())
-    count = len(masks.names)
+    count, run = len(masks.names), model
+    if layout == "compiled":
+        run = torch.compile(model, dynamic=False)
     off = 1 - torch.eye(count, device=DEVICE)
     levels = np.linspace(0, config.diffusion.steps - 1, _rounds.LEVELS).astype(int).tolist()
 
+    def losses(run, x_t: torch.Tensor, noise: torch.Tensor, t: int, part: torch.Tensor):
+        masks.mask = part.repeat_interleave(images, 0)
+        at = torch.full((len(masks.mask),), t, device=DEVICE)
+        eps = run(x_t.repeat(len(part), 1, 1, 1), at).sample
+        return (eps - noise.repeat(len(part), 1, 1, 1)).square().mean((1, 2, 3)).cpu()
+
     @torch.inference_mode()
-    def once(together: int, levels: list[int] = levels):
+    def once(together: int):
+        # A short last batch is filled up: another shape would be compiled anew.
+        filled = torch.cat([off, off[-1:].expand(-count % together, -1)])
         for t in levels:
             noise = torch.randn_like(x0)
             x_t = signal[t].sqrt() * x0 + (1 - signal[t]).sqrt() * noise
-            for part in off.split(together):
-                masks.mask = part.repeat_interleave(images, 0)
-                eps = model(x_t.repeat(len(part), 1, 1, 1), t).sample
-                loss = (eps - noise.repeat(len(part), 1, 1, 1)).square().mean((1, 2, 3))
-                loss.cpu()
+            for part in filled.split(together):
+                losses(run, x_t, noise, t, part)
         wait()
 
-    sizes = [size for size in (1, 2, 4, 8, 16) if size <= count and size * images <= MOST_ROWS]
-    times = {}
-    for size in sizes or [1]:
-        once(size, levels[:1])
+    @torch.inference_mode()
+    def rate(together: int, run=model) -> float:
+        batch = lambda: losses(run, x0, x0, 0, off[:together])  # noqa: E731
+        batch()
         start = time.perf_counter()
-        once(size, levels[:1])
-        times[size] = time.perf_counter() - start
-    best = min(times, key=times.get)
-    return lambda: once(best), count * _rounds.LEVELS * images
+        batch()
+        return together / (time.perf_counter() - start)
+
+    sizes = [size for size in (1, 2, 4, 8, 16, 32) if size <= count and size * images <= MOST_ROWS]
+    best = max(sizes or [1], key=rate)
+    warm_up = lambda: rate(best, run)  # noqa: E731
+    return lambda: once(best), count * _rounds.LEVELS * images, warm_up
 
 
 def product() -> float:
@@ -257,8 +271,11 @@ def main(task: str, variant: str, images: str, config: str):
     experiment = from_dict(json.loads(config))
     tasks = {"training_step": training_step, "forward_sweep": forward_sweep}
     run = batched_sweep if variant.startswith("batched") else tasks[task]
-    once, items = run(experiment, variant.removeprefix("batched_"), int(images))
-    result = {"seconds": _rounds.seconds(once), "items": items, "product": product()}
+    once, items, warm_up = run(experiment, variant.removeprefix("batched_"), int(images))
+    first = time.perf_counter()
+    warm_up()
+    result = {"compiling": time.perf_counter() - first} if variant.endswith("compiled") else {}
+    result |= {"seconds": _rounds.seconds(once, warm_up), "items": items, "product": product()}
     print(json.dumps(result | {"parameters": sum(p.numel() for p in unet2d(experiment.unet).parameters())}))
 
 

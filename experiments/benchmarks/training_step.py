@@ -1,11 +1,13 @@
 """How fast one training step is, against PyTorch with diffusers' `UNet2DModel` of the same config.
 
-`python -m experiments.benchmarks.training_step --preset=cpu32 --rounds=5 --images=16`
+`python -m experiments.benchmarks.training_step --net=c32` (or a preset: `--preset=cpu16`, `--preset=cpu32`)
 
 Both sides do the same: noise, loss, gradients, clipping, AdamW, moving average of the parameters, in
 float32. Every arm runs in its own process, the arms take turns, and the table gives medians over the
 rounds. Needs the `torch` extra. For numbers worth telling, nothing else should run on the machine.
 """
+
+import dataclasses
 
 from absl import flags
 
@@ -13,13 +15,18 @@ from experiments import _launch
 from experiments.benchmarks import _rounds
 
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns that each arm takes.", lower_bound=1)
-IMAGES = flags.DEFINE_integer("images", 16, "Pictures in a batch.", lower_bound=1)
+IMAGES = flags.DEFINE_integer("images", 32, "Pictures in a batch.", lower_bound=1)
+NET = flags.DEFINE_enum(
+    "net", None, list(_rounds.NETS), "A network of the table of targets, not the preset's."
+)
 
 
 def main(config, workdir):
+    if NET.value:
+        config = dataclasses.replace(config, name=NET.value, unet=_rounds.NETS[NET.value])
     found = _rounds.compare("training_step", config, IMAGES.value, ROUNDS.value)
     # A backward pass costs about two forward passes.
-    print(f"training step, preset {config.name}, batch {IMAGES.value}")
+    print(f"training step, {config.name}, batch {IMAGES.value}")
     print(_rounds.table(found, "images", work=3))
 
 

@@ -1,0 +1,64 @@
+"""Counts of arithmetic: what a pass through the network needs, and what a sweep of it needs at least."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechdiff.config import UNetConfig
+from mechdiff.interventions import Intervention
+from mechdiff.types import PyTree
+from mechdiff.unet import enter, run_stage, stages
+from mechdiff.wavefront import joining_stages
+
+
+def of_stages(config: UNetConfig, params: PyTree, identity: Intervention) -> list[int]:
+    """Operations of every stage for one image: those of convolutions and matrix products, padding included.
+
+    Args:
+      params, identity: arrays, or their shapes.
+    """
+    x = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, config.in_channels), jnp.float32)
+    t = jax.ShapeDtypeStruct((1,), jnp.int32)
+    stream = jax.eval_shape(lambda params, x, t: enter(config, params, x, t), params, x, t)
+    found = []
+    for stage in stages(config):
+        step = lambda p, i, stream, stage=stage: run_stage(config, stage, p, i, stream)[0]  # noqa: E731
+        found.append(of_jaxpr(jax.make_jaxpr(step)(params, identity, stream).jaxpr))
+        stream = jax.eval_shape(step, params, identity, stream)
+    return found
+
+
+def needed(config: UNetConfig, stages: list[int], stacked: Intervention) -> int:
+    """Operations for one image under a stack of interventions when nothing before a site is computed twice:
+    the clean pass, and of every intervention what comes after it has joined."""
+    rest = np.cumsum(stages[::-1])[::-1]
+    return int(rest[0] + rest[joining_stages(config, stacked)].sum())
+
+
+def of_jaxpr(jaxpr: Any) -> int:
+    """Operations of all matrix products and convolutions; a loop's body counts once a turn."""
+    total = 0
+    for equation in jaxpr.eqns:
+        out = int(np.prod(equation.outvars[0].aval.shape))
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += 2 * out * int(np.prod([shape[axis] for axis in contracted]))
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+            total += 2 * out * int(np.prod(kernel)) // outputs
+        turns = equation.params.get("length", 1)
+        total += turns * sum(of_jaxpr(inner) for inner in _inside(equation.params))
+    return total
+
+
+def _inside(params: dict) -> Iterator[Any]:
+    for value in params.values():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            part = getattr(part, "jaxpr", part)  # a closed one holds its constants beside it
+            if hasattr(part, "eqns"):
+                yield part

@@ -1,0 +1,45 @@
+"""A sweep of at least 20,000 configurations x images that must stay inside a stated memory.
+
+`python -m experiments.benchmarks.stress --preset=cpu16 --memory=3000`
+
+Prints what one pass was predicted to take, and the peak of the process; exit code 1 if that is above
+`--memory`. The network is untrained and the pictures are noise: neither changes the work.
+"""
+
+import resource
+import sys
+import time
+
+from absl import flags
+
+from experiments import _launch
+from experiments.benchmarks import scaling
+from mechdiff import engine
+from mechdiff.unet import components
+
+WORK = flags.DEFINE_integer("work", 20_000, "Configurations x images, at least.", lower_bound=1)
+MEMORY = flags.DEFINE_integer("memory", 3000, "Bound of the process, MiB.", lower_bound=1)
+
+
+def main(config, workdir):
+    count = len(components(config.unet))
+    images = -(-WORK.value // count)
+    run = scaling.sweep(config, count, images, timesteps=1)
+    before = peak()
+    start = time.perf_counter()
+    run()
+    seconds, after = time.perf_counter() - start, peak()
+    print(f"{config.name}: {count} configurations x {images} images = {count * images:,} in {seconds:.0f} s")
+    most = engine.CPU_WORKING_SET / 2**20
+    print(f"one pass predicted at {most:.0f} MiB at most, beside {before:.0f} MiB before it")
+    print(f"peak {after:.0f} MiB, compiling included; bound {MEMORY.value} MiB")
+    sys.exit(0 if after <= MEMORY.value else 1)
+
+
+def peak():
+    """The most memory that this process has held so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    _launch.run(main)
