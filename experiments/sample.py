@@ -11,7 +11,7 @@ import jax
 from absl import flags
 
 from experiments import _launch
-from mechdiff import images, interventions, keys, pipeline
+from mechdiff import files, images, interventions, keys, pipeline
 from mechdiff.data import to_bytes
 from mechdiff.errors import ConfigError
 
@@ -23,6 +23,7 @@ WINDOW = flags.DEFINE_list("window", [], "Timesteps LOW,HIGH in which the ablati
 
 
 def main(config, workdir):
+    files.ensure_writable(workdir)
     subject = pipeline.load_subject(Path(MODEL.value))[0]
     identity = subject.identity
     if ABLATE.value:

@@ -161,7 +161,7 @@ class Trainer:
     """The loop of one run in `workdir`: checkpoints, log, evaluation, sample sheets, final export."""
 
     def __init__(self, config: ExperimentConfig, workdir: Path):
-        self.config, self.workdir = config, Path(workdir)
+        self.config, self.workdir = config, files.ensure_writable(workdir)
         self.placement = data_parallel(config.train.batch)
         self.schedule = make_schedule(config.diffusion)
         size = config.unet.image_size
