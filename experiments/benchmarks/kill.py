@@ -1,14 +1,15 @@
 """Kills a training and a sweep at random moments, resumes them, and compares the ends.
 
 `python -m experiments.benchmarks.kill --preset=tiny --kills=10` trains one model undisturbed and one that is
-killed (SIGKILL) `kills` times at random moments, then sweeps the model likewise. Prints how the kills fell
-and whether parameters and tables are equal; exit code 1 if not. The pictures are synthetic.
+killed (SIGKILL) at random moments, then sweeps the model likewise; a run that gets through is begun
+anew in another folder until all kills have fallen. With `--sweepers=2` two processes fill one sweep, and
+either is killed and started again. Prints how the kills fell and whether parameters and tables are equal;
+exit code 1 if not. The pictures are synthetic.
 """
 
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -22,41 +23,54 @@ from experiments import _launch
 from mechdiff import results, train
 from mechdiff.config import to_dict
 
-KILLS = flags.DEFINE_integer("kills", 10, "How often each run is killed.", lower_bound=1)
-LAST = flags.DEFINE_float("last", 0.95, "Kills fall before this share of the undisturbed run's time.")
+KILLS = flags.DEFINE_integer("kills", 10, "How many kills fall on training, and on the sweep.", lower_bound=1)
+SWEEPERS = flags.DEFINE_integer("sweepers", 1, "How many processes fill one sweep.", lower_bound=1)
+LAST = flags.DEFINE_float("last", 0.95, "A kill falls within this share of an undisturbed run's time.")
 
 
 def main(config, workdir):
     del config  # each process makes its own from the same flags
     shutil.rmtree(workdir, ignore_errors=True)
     random.seed(0)
-    disturbed("experiments.train", workdir, [])
+    equal = disturbed("experiments.train", workdir, [], 1, parameters)
     model = [f"--model={workdir / 'experiments.train-whole' / 'model'}"]
-    disturbed("experiments.sweep", workdir, model)
-    equal = same_parameters(workdir) & same_tables(workdir)
+    equal &= disturbed("experiments.sweep", workdir, model, SWEEPERS.value, tables)
     print("equal" if equal else "NOT EQUAL")
     sys.exit(0 if equal else 1)
 
 
-def disturbed(module, workdir, extra):
-    """Runs a launcher once undisturbed, and once killed again and again until it gets through."""
-    whole, broken = (workdir / f"{module}-{kind}" for kind in ("whole", "broken"))
+def disturbed(module, workdir, extra, together, ends):
+    """Runs a launcher undisturbed, and killed again and again until it gets through; are the ends equal?"""
+    whole = workdir / f"{module}-whole"
     launch(module, whole, extra).wait()  # fills the cache of compiled programs
     start = time.monotonic()
     launch(module, workdir / f"{module}-again", extra).wait()
     seconds = time.monotonic() - start
-    fallen = []
-    for _ in range(KILLS.value):
-        process = launch(module, broken, extra)
-        try:
-            process.wait(random.uniform(0, LAST.value * seconds))
-            break  # it got through
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            fallen.append(progress(broken))
-    code = launch(module, broken, extra).wait()
-    print(f"{module}: {seconds:.0f} s undisturbed; killed {len(fallen)} times, at {fallen}; exit code {code}")
+    fallen, equal = [], True
+    while len(fallen) < KILLS.value:
+        folder = workdir / f"{module}-broken{len(list(workdir.glob(f'{module}-broken*')))}"
+        moments, codes = killed(module, folder, extra, together, seconds, KILLS.value - len(fallen))
+        equal &= not any(codes) and ends(folder) == ends(whole)
+        print(f"{folder.name}: {len(moments)} kills, at {moments}; exit codes {codes}", flush=True)
+        fallen += moments
+    print(f"{module}: {seconds:.0f} s undisturbed; {len(fallen)} kills; equal: {equal}", flush=True)
+    return equal
+
+
+def killed(module, folder, extra, together, seconds, kills):
+    """One run by processes of which any is killed and started again: how far it was each time, exit codes."""
+    running, moments = [launch(module, folder, extra) for _ in range(together)], []
+    while len(moments) < kills:
+        time.sleep(random.uniform(0, LAST.value * seconds / together))
+        alive = [i for i, process in enumerate(running) if process.poll() is None]
+        if not alive:
+            break
+        victim = random.choice(alive)
+        running[victim].kill()
+        running[victim].wait()
+        moments.append(progress(folder))
+        running[victim] = launch(module, folder, extra)
+    return moments, [process.wait() for process in running]
 
 
 def launch(module, folder, extra):
@@ -70,26 +84,29 @@ def launch(module, folder, extra):
 
 def progress(folder):
     """How far a run had come: its newest checkpoint, or the share of a sweep that is written."""
-    steps = [int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdecimal()]
-    stores = list((folder / "subjects").glob("*/sweep/*.zarr"))
-    share = [float(np.isfinite(results.read(store).loss).mean().round(2)) for store in stores]
-    return max(steps, default=0) if steps else max(share, default=0)
+    if Path(folder, "model").exists() or list(folder.glob("subjects/*/sweep.zarr")):
+        return "end"
+    steps = [int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdecimal()]
+    shares = [
+        float(np.isfinite(results.read(store).loss).mean().round(2))
+        for store in folder.glob("subjects/*/sweep/*.zarr")
+    ]
+    return max([*steps, *shares], default=0)
 
 
-def same_parameters(workdir):
-    whole, broken = (
-        train.load_trained(workdir / f"experiments.train-{kind}" / "model") for kind in ("whole", "broken")
-    )
-    equal = jax.tree.map(np.array_equal, whole[1], broken[1])
-    return to_dict(whole[0]) == to_dict(broken[0]) and all(jax.tree.leaves(equal))
+def parameters(folder):
+    """Of a trained model, with its config: comparable."""
+    config, params = train.load_trained(folder / "model")[:2]
+    return to_dict(config), [(a.shape, np.asarray(a).tobytes()) for a in jax.tree.leaves(params)]
 
 
-def same_tables(workdir):
-    paths = (
-        next(Path(workdir, f"experiments.sweep-{kind}").glob("subjects/*/sweep.zarr"))
-        for kind in ("whole", "broken")
-    )
-    return results.read(next(paths)).equals(results.read(next(paths)))
+def tables(folder):
+    """All that a sweep leaves, bit by bit: comparable."""
+    return {
+        (store.name, name): (variable.dims, variable.shape, variable.values.tobytes())
+        for store in folder.glob("subjects/*/*.zarr")
+        for name, variable in results.read(store).variables.items()
+    }
 
 
 if __name__ == "__main__":
