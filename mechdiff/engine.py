@@ -24,7 +24,7 @@ from mechdiff.schedules import NoiseSchedule
 from mechdiff.types import Images, PRNGKey, PyTree
 from mechdiff.unet import stages
 
-CPU_WORKING_SET = 160 * 2**20  # bytes of activations in one pass; larger passes measured slower
+CPU_WORKING_SET = 256 * 2**20  # bytes of activations in one pass, whose stages run in blocks that fit a cache
 FREE_SHARE = 0.6  # of an accelerator's free memory that one pass may take
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # how XLA's errors begin
 

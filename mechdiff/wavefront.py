@@ -6,8 +6,10 @@ of about half the operations of one pass per component, compiled once whatever t
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -18,6 +20,8 @@ from mechdiff.interventions import Intervention, in_window
 from mechdiff.schedules import NoiseSchedule
 from mechdiff.types import AnyArray, Images, PyTree
 from mechdiff.unet import Stage, Stream, enter, run_stage, stages
+
+CPU_BLOCK = 2**20  # bytes of a stage's input or output at once on a CPU; 0.5 to 2 MiB measured alike
 
 
 class Wave(NamedTuple):
@@ -90,12 +94,45 @@ def forward(
     for stage, joining in zip(stages(config), joins):
         joined += joining
         stream = _joined(stage, stream, batch, joined)
-        stream, _ = run_stage(config, stage, params, _rows(stage, stacked, batch, joined), stream)
+        stream = _run(config, stage, params, _rows(stage, stacked, batch, joined), stream)
     rows = (1 + count) * batch
     tiled = _extended(x_t, batch, rows)
     eps = to_eps(config.prediction, schedule, tiled, jnp.full(rows, t), _extended(stream.h, batch, rows))
     eps = eps.reshape(1 + count, *x_t.shape)
     return eps[0], eps[1:]
+
+
+def _run(
+    config: UNetConfig, stage: Stage, params: PyTree, intervention: Intervention, stream: Stream
+) -> Stream:
+    """`run_stage`; on a CPU a few rows at a time, so that what passes between its layers stays in cache:
+    a block at 32x32 then takes half the time, one at 16x16 nine tenths."""
+    rows = stream.h.shape[0]
+    block = _block(stage, *stream.h.shape) if jax.default_backend() == "cpu" else rows
+    if block == rows:
+        return run_stage(config, stage, params, intervention, stream)[0]
+    kept, taken = (stream.skips[:-1], stream.skips[-1:]) if stage.pop else (stream.skips, ())
+    leaves = (stream.h, taken, stream.temb, intervention.gate, intervention.temperature)
+
+    def some(start):
+        part = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, block), leaves)
+        h, skips, temb, gate, temperature = part
+        changed = dataclasses.replace(intervention, gate=gate, temperature=temperature)
+        return run_stage(config, stage, params, changed, Stream(h, skips, temb))[0].h
+
+    # The last block may reach back over rows that the one before it has done.
+    starts = np.minimum(np.arange(0, rows, block), rows - block)
+    parts = jax.lax.map(some, starts)
+    h = parts.reshape(-1, *parts.shape[2:])
+    if again := len(h) - rows:
+        h = jnp.concatenate([h[:-block], h[again - block :]])
+    return Stream(h, (*kept, h) if stage.push else kept, stream.temb)
+
+
+def _block(stage: Stage, rows: int, *shape: int) -> int:
+    """Rows of a stage at a time: as many as `CPU_BLOCK` holds, or somewhat fewer that divide better."""
+    most = max(1, CPU_BLOCK // (4 * max(stage.resolution**2 * stage.width, math.prod(shape))))
+    return rows if rows <= most else min(range((most + 1) // 2, most + 1), key=lambda n: (-rows % n, -n))
 
 
 def _joined(stage: Stage, stream: Stream, batch: int, joined: int) -> Stream:

@@ -86,6 +86,27 @@ def test_losses_are_those_of_one_pass_per_intervention(network, everything, imag
     assert found.clean_loss.shape == (5,) and (found.change > 0).all()
 
 
+def test_losses_do_not_move_with_the_rows_that_a_stage_takes_at_once(
+    network, everything, images, expected, monkeypatch
+):
+    config, schedule, params, _ = network
+    monkeypatch.setattr(wavefront, "_block", lambda stage, rows, *shape: min(rows, 7))
+    jax.clear_caches()  # the programs of other tests took other blocks
+    runner = engine.Engine(config, schedule, params, devices=tuple(jax.devices()[:1]))
+    found = runner.measure(everything, images, np.arange(5), T, KEY)
+    jax.clear_caches()
+    np.testing.assert_allclose(found.loss, expected, rtol=2e-5)
+
+
+@settings(deadline=None)
+@given(rows=st.integers(1, 300), side=st.integers(1, 64))
+def test_a_block_of_rows_fits_or_is_one_row(rows, side):
+    stage = stages(preset("tiny").unet)[0]
+    block = wavefront._block(stage, rows, side, side, 32)
+    assert 1 <= block <= rows
+    assert block == 1 or block * side * side * 32 * 4 <= wavefront.CPU_BLOCK
+
+
 def test_the_clean_rows_are_the_plain_network(network, everything, images):
     config, schedule, params, identity = network
     wave = wavefront.plan(config, everything, 1000)
