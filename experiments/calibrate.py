@@ -1,0 +1,31 @@
+"""Shows that p values are uniform under nulls, that intervals cover, and that corrections hold their level.
+
+`python -m experiments.calibrate --repeats=1000`
+One line a check; those seen to break their promise are marked. Results: WORKDIR/calibration.json.
+"""
+
+import dataclasses
+import time
+
+from absl import flags
+
+from experiments import _launch
+from mechdiff import calibration, files
+from mechdiff.config import to_dict
+
+REPEATS = flags.DEFINE_integer("repeats", 1000, "Independent data sets of each check.", lower_bound=50)
+IMAGES = flags.DEFINE_integer("images", 32, "Images in a data set.", lower_bound=4)
+
+
+def main(config, workdir):
+    started = time.monotonic()
+    files.ensure_writable(workdir)
+    checks = calibration.calibrate(REPEATS.value, IMAGES.value, config.seed)
+    manifest = files.manifest(to_dict(config), wall_seconds=round(time.monotonic() - started, 1))
+    found = [{**dataclasses.asdict(check), "holds": check.holds} for check in checks]
+    files.write_json(workdir / "calibration.json", {"checks": found, "manifest": manifest})
+    print(calibration.table(checks))
+
+
+if __name__ == "__main__":
+    _launch.run(main)

@@ -1,0 +1,11 @@
+"""Denoisers whose responsible components are known, to prove methods on before real networks are asked.
+
+They run in the same UNet code through the same gates; only their weights are written by hand (`wiring`) and
+their pictures chosen (`scenes`). Every other component is busy and says nothing that is read. `scoring` asks
+each method who matters.
+"""
+
+from mechdiff.planted.plants import PLANTS, SIZES, Plant, make
+from mechdiff.planted.scoring import METHODS, score, scored, summarise, table
+
+__all__ = ["METHODS", "PLANTS", "SIZES", "Plant", "make", "score", "scored", "summarise", "table"]
