@@ -23,6 +23,7 @@ WIDTH = flags.DEFINE_float("width", 2.0, "In percent of the clean loss; certain 
 
 
 def main(config, workdir):
+    _launch.spread_over_cores()
     files.ensure_writable(workdir)
     subject, trained, _ = pipeline.load_subject(Path(MODEL.value))
     given = pipeline.chooser(config, CELEBA.value, workdir / "cache")(subject, trained)

@@ -24,6 +24,8 @@ CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; sev
 
 def main(config, workdir):
     start = time.monotonic()
+    if config.study.models:  # else it trains, and a batch may not divide among the cores
+        _launch.spread_over_cores()
     with files.hold(workdir):
         if CELEBA.value:
             celeba.open_source(CELEBA.value)  # unfit pictures end the run now, not after the first model

@@ -26,6 +26,7 @@ UNTRAINED = flags.DEFINE_boolean("untrained", False, "With every model also a fr
 
 
 def main(config, workdir):
+    _launch.spread_over_cores()
     found = {}
     for folder in map(Path, MODEL.value):
         subject, trained, _ = pipeline.load_subject(folder, "/".join(folder.parts[-2:]))

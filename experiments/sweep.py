@@ -22,6 +22,7 @@ CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; sev
 
 
 def main(config, workdir):
+    _launch.spread_over_cores()
     folder = Path(MODEL.value)
     files.ensure_writable(workdir)
     files.write_json(workdir / "manifest.json", files.manifest(to_dict(config), models=[folder.name]))

@@ -130,8 +130,15 @@ class Engine:
 
     def __post_init__(self):
         self.devices = self.devices or tuple(jax.local_devices())
-        everywhere = NamedSharding(self._mesh(1), PartitionSpec())
-        self.schedule, self.params = jax.device_put((self.schedule, self.params), everywhere)
+        self._placed = {}
+
+    def _on(self, mesh: Mesh) -> tuple[NoiseSchedule, PyTree]:
+        """Schedule and parameters on every device of a mesh. Of that very mesh: JAX reads the layout of the
+        results off the mesh of the arguments, and two of equal axis names but other shapes are mixed up."""
+        if mesh not in self._placed:
+            everywhere = NamedSharding(mesh, PartitionSpec())
+            self._placed[mesh] = jax.device_put((self.schedule, self.params), everywhere)
+        return self._placed[mesh]
 
     def measure(
         self, stacked: Intervention, x0: Images, indices: Int[np.ndarray, " images"], t: int, key: PRNGKey
@@ -156,8 +163,11 @@ class Engine:
     def _size(self, interventions: int, images: int) -> tuple[int, int]:
         """Interventions in a pass and images in a block."""
         limit = self.rows or max(1, memory_limit(self.devices[0]) // row_bytes(self.config))
-        rows = min(interventions, limit)
-        return rows, max(1, min(images, limit // (rows + 1)))
+        rows, devices = min(interventions, limit), len(self.devices)
+        if images < devices:  # then passes are what they share; a pass may round up at every stage
+            share = -(-interventions // (devices // images)) + len(stages(self.config))
+            rows = min(rows, share)
+        return rows, max(1, min(-(-images // devices), limit // (rows + 1)))
 
     def _run(self, stacked, x0, indices, t, key, rows, block) -> Measured:
         wave = wavefront.plan(self.config, stacked, rows)
@@ -171,8 +181,7 @@ class Engine:
             self.config,
             wave.joins,
             mesh,
-            self.schedule,
-            self.params,
+            *self._on(mesh),
             dataclasses.replace(_arranged(stacked, order, count), fill=None),
             stacked.fill,
             x0[places],

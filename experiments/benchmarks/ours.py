@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import _launch
 from experiments.benchmarks import _operations, _rounds
 from mechdiff.config import SweepConfig, from_dict
 from mechdiff.interventions import leave_one_out
@@ -41,6 +42,7 @@ def training_step(config, images):
 
 def forward_sweep(config, images):
     """`teacher_forced` over every component as a user calls it: digests, and writing the result, included."""
+    _launch.spread_over_cores()
     schedule = make_schedule(config.diffusion)
     state, identity = jax.jit(functools.partial(init_state, config))()
     subject = Subject("benchmark", config.unet, schedule, state.params, identity)
