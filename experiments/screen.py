@@ -27,17 +27,18 @@ UNTRAINED = flags.DEFINE_boolean("untrained", False, "With every model also a fr
 
 def main(config, workdir):
     _launch.spread_over_cores()
-    found = {}
+    found, inputs = {}, {}
     for folder in map(Path, MODEL.value):
         subject, trained, _ = pipeline.load_subject(folder, "/".join(folder.parts[-2:]))
         given = pipeline.chooser(config, CELEBA.value, workdir / "cache")(subject, trained)
+        inputs[subject.name] = given.label
         levels = timesteps_by_log_snr(subject.schedule, config.sweep.timesteps)
         key = keys.stream(jax.random.key(config.seed), "scored noise")
         chosen = components(subject.unet, max(subject.unet.widths) * 2 if CHANNELS.value else 0)
         for each in [subject] + [pipeline.untrained(subject, config.seed)] * UNTRAINED.value:
             arguments = each, given.scored, levels, key, workdir / "exact"
             found[each.name] = (every if EVERY.value else verified)(each.name, arguments, chosen)
-    manifest = files.manifest(to_dict(config), models=MODEL.value, inputs=given.label)
+    manifest = files.manifest(to_dict(config), models=MODEL.value, inputs=inputs)
     files.write_json(workdir / "screen.json", {"models": found, "manifest": manifest})
 
 
