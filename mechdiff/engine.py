@@ -8,6 +8,7 @@ the layout beyond float32 rounding.
 import dataclasses
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,13 +20,14 @@ from jaxtyping import Array, Float, Int
 from mechdiff import wavefront
 from mechdiff.config import UNetConfig
 from mechdiff.diffusion import image_noise, q_sample
-from mechdiff.interventions import Intervention
+from mechdiff.interventions import Intervention, has_rows
 from mechdiff.schedules import NoiseSchedule
 from mechdiff.types import Images, PRNGKey, PyTree
 from mechdiff.unet import stages
 
 CPU_WORKING_SET = 256 * 2**20  # bytes of activations in one pass, whose stages run in blocks that fit a cache
 FREE_SHARE = 0.6  # of an accelerator's free memory that one pass may take
+FILLS = ("fill", "pattern_fill")  # of an intervention: what may differ between images
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # how XLA's errors begin
 
 
@@ -41,6 +43,38 @@ class Measured(NamedTuple):
     loss: Float[np.ndarray, "interventions images"]
     change: Float[np.ndarray, "interventions images"]
     clean_loss: Float[np.ndarray, " images"]
+
+
+class Seen(NamedTuple):
+    """What a reduction sees of one pass, on the device.
+
+    Attributes:
+      schedule, t: of the pass.
+      x0, noise, x_t: clean images, their noise, and what the network was given.
+      clean: predicted noise without intervention.
+      eps: predicted noise under each intervention of the pass.
+      own: what was given for each image (leaves `(batch, ...)`), None if nothing.
+      shared: what was given for all, None if nothing.
+    """
+
+    schedule: NoiseSchedule
+    t: Int[Array, ""]
+    x0: Float[Array, "batch height width channels"]
+    noise: Float[Array, "batch height width channels"]
+    x_t: Float[Array, "batch height width channels"]
+    clean: Float[Array, "batch height width channels"]
+    eps: Float[Array, "interventions batch height width channels"]
+    own: PyTree
+    shared: PyTree
+
+
+Reduction = Callable[[Seen], tuple[PyTree, PyTree]]  # leaves (interventions, batch, ...) and (batch, ...)
+
+
+def losses(seen: Seen) -> tuple[tuple[Array, Array], Array]:
+    """Loss and change under each intervention, and the clean loss: see `Measured`."""
+    found = _mean_square(seen.eps - seen.noise), _mean_square(seen.eps - seen.clean)
+    return found, _mean_square(seen.clean - seen.noise)
 
 
 def row_bytes(config: UNetConfig) -> int:
@@ -63,7 +97,7 @@ def memory_limit(device: jax.Device) -> int:
     return int(FREE_SHARE * (memory.get("bytes_limit", 8 * 2**30) - memory.get("bytes_in_use", 0)))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "joins", "mesh"))
+@functools.partial(jax.jit, static_argnames=("config", "joins", "mesh", "reduce"))
 def _measure(
     config: UNetConfig,
     joins: tuple[int, ...],
@@ -71,42 +105,46 @@ def _measure(
     schedule: NoiseSchedule,
     params: PyTree,
     stacked: Intervention,
-    fill: PyTree,
+    fills: dict[str, PyTree],
+    own_fills: dict[str, PyTree],
     x0: Float[Array, "blocks block height width channels"],
     indices: Int[Array, "blocks block"],
     t: Int[Array, ""],
     key: PRNGKey,
-) -> tuple[Array, Array, Array]:
-    """Loss and change `(passes, rows, blocks, block)` and clean loss `(passes, blocks, block)`."""
+    own: PyTree = None,
+    shared: PyTree = None,
+    reduce: Reduction = losses,
+) -> tuple[PyTree, PyTree]:
+    """What `reduce` gives: leaves `(passes, rows, blocks, block, ...)` and `(passes, blocks, block, ...)`."""
     everywhere, passes, images = PartitionSpec(), PartitionSpec("passes"), PartitionSpec("images")
 
-    def local(schedule, params, stacked, fill, x0, indices, t, key):
+    def local(schedule, params, stacked, fills, own_fills, x0, indices, t, key, own, shared):
         def block(inputs):
-            x0, indices = inputs
+            own_fills, x0, indices, own = inputs
             noise = image_noise(key, indices, x0.shape[1:])
             x_t = q_sample(schedule, x0, jnp.full(len(x0), t), noise)
 
             def one_pass(stacked):
-                stacked = dataclasses.replace(stacked, fill=fill)
+                stacked = dataclasses.replace(stacked, **{k: fills[k] | own_fills[k] for k in FILLS})
                 clean, eps = wavefront.forward(config, joins, schedule, params, stacked, x_t, t)
-                return _mean_square(eps - noise), _mean_square(eps - clean), _mean_square(clean - noise)
+                return reduce(Seen(schedule, t, x0, noise, x_t, clean, eps, own, shared))
 
             return jax.lax.map(one_pass, stacked)
 
-        found = jax.lax.map(block, (x0, indices))
-        return tuple(jnp.moveaxis(values, 0, -2) for values in found)
+        changed, clean = jax.lax.map(block, (own_fills, x0, indices, own))
+        behind = lambda tree, place: jax.tree.map(lambda a: jnp.moveaxis(a, 0, place), tree)  # noqa: E731
+        return behind(changed, 2), behind(clean, 1)
 
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(everywhere, everywhere, passes, everywhere, images, images, everywhere, everywhere),
-        out_specs=(
-            PartitionSpec("passes", None, "images"),
-            PartitionSpec("passes", None, "images"),
-            PartitionSpec("passes", "images"),
+        in_specs=(
+            *(everywhere, everywhere, passes, everywhere, images, images, images),
+            *(everywhere, everywhere, images, everywhere),
         ),
+        out_specs=(PartitionSpec("passes", None, "images"), PartitionSpec("passes", "images")),
         check_vma=False,
-    )(schedule, params, stacked, fill, x0, indices, t, key)
+    )(schedule, params, stacked, fills, own_fills, x0, indices, t, key, own, shared)
 
 
 def _mean_square(x: Float[Array, "*rows height width channels"]) -> Float[Array, "*rows"]:
@@ -149,14 +187,41 @@ class Engine:
         """Losses of every image under every intervention, at one timestep, under common random numbers.
 
         Args:
-          stacked: gates stacked; temperatures and windows stacked or shared; fills shared.
+          stacked: gates stacked; temperatures, patterns and windows stacked or shared; fills and pattern
+            fills shared by all interventions, each for all images or with a leading axis of images.
           x0: clean images in [-1, 1].
           indices: of the images: image i has the noise of `image_noise(key, i)`.
+        """
+        (loss, change), clean = self.reduce(stacked, x0, indices, t, key)
+        return Measured(loss, change, clean)
+
+    def reduce(
+        self,
+        stacked: Intervention,
+        x0: Images,
+        indices: Int[np.ndarray, " images"],
+        t: int,
+        key: PRNGKey,
+        reduce: Reduction = losses,
+        own: PyTree = None,
+        shared: PyTree = None,
+    ) -> tuple[PyTree, PyTree]:
+        """Any function of the predictions, taken on the device, for every image under every intervention.
+
+        Args:
+          stacked, x0, indices, t, key: as in `measure`.
+          reduce: pure and hashable (a function of a module, or a frozen dataclass with `__call__`): it is
+            compiled into the pass, and another one is another program. Every image's results depend on that
+            image alone.
+          own: arrays given to it for each image, leaves `(images, ...)`.
+          shared: arrays given to it for all of them.
+        Returns:
+          What it returns, on the host: leaves `(interventions, images, ...)`, and `(images, ...)`.
         """
         while True:
             rows, block = self._size(len(next(iter(stacked.gate.values()))), len(x0))
             try:
-                return self._run(stacked, x0, indices, t, key, rows, block)
+                return self._run(stacked, x0, indices, t, key, rows, block, reduce, own, shared)
             except jax.errors.JaxRuntimeError as error:
                 if OUT_OF_MEMORY not in str(error) or rows * block == 1:
                     raise
@@ -172,7 +237,7 @@ class Engine:
             rows = min(rows, share)
         return rows, max(1, min(-(-images // devices), limit // (rows + 1)))
 
-    def _run(self, stacked, x0, indices, t, key, rows, block) -> Measured:
+    def _run(self, stacked, x0, indices, t, key, rows, block, reduce, own, shared) -> tuple[PyTree, PyTree]:
         wave = wavefront.plan(self.config, stacked, rows, self.together)
         blocks = -(-len(x0) // block)
         mesh = self._mesh(blocks)
@@ -185,16 +250,21 @@ class Engine:
             wave.joins,
             mesh,
             *self._on(mesh),
-            dataclasses.replace(_arranged(stacked, order, count), fill=None),
-            stacked.fill,
+            dataclasses.replace(_arranged(stacked, order, count), fill=None, pattern_fill=None),
+            _fills(stacked, of_images=False),
+            jax.tree.map(lambda a: np.asarray(a)[places], _fills(stacked, of_images=True)),
             x0[places],
             indices[places],
             t,
             key,
+            jax.tree.map(lambda a: np.asarray(a)[places], own),
+            shared,
+            reduce,
         )
-        loss, change, clean = (np.asarray(values) for values in found)
-        put = lambda values: _scattered(values, order, count)[:, : len(x0)]  # noqa: E731
-        return Measured(put(loss), put(change), clean[0].reshape(-1)[: len(x0)])
+        changed, clean = jax.tree.map(np.asarray, found)
+        whole = lambda a: a[0].reshape(-1, *a.shape[3:])[: len(x0)]  # noqa: E731
+        put = lambda a: _scattered(a, order, count)[:, : len(x0)]  # noqa: E731
+        return jax.tree.map(put, changed), jax.tree.map(whole, clean)
 
     def _mesh(self, blocks: int) -> Mesh:
         """Devices over images as far as there are blocks of them, then over passes."""
@@ -209,6 +279,12 @@ def _padded(rows: np.ndarray, multiple: int) -> np.ndarray:
     return np.pad(rows, ((0, -len(rows) % multiple), (0, 0)), mode="edge")
 
 
+def _fills(stacked: Intervention, of_images: bool) -> dict[str, PyTree]:
+    """The fills that differ between images, or those that don't."""
+    pick = lambda fills: {site: a for site, a in fills.items() if has_rows(site, a) == of_images}  # noqa: E731
+    return {name: pick(getattr(stacked, name)) for name in FILLS}
+
+
 def _arranged(stacked: Intervention, order: np.ndarray, count: int) -> Intervention:
     """Leaves `(passes, rows, ...)`; shared ones repeated."""
 
@@ -221,13 +297,14 @@ def _arranged(stacked: Intervention, order: np.ndarray, count: int) -> Intervent
         stacked,
         gate={site: leaf(a, 1) for site, a in stacked.gate.items()},
         temperature={site: leaf(a, 1) for site, a in stacked.temperature.items()},
+        pattern={site: leaf(a, 1) for site, a in stacked.pattern.items()},
         window=leaf(stacked.window, 1),
     )
 
 
 def _scattered(values: np.ndarray, order: np.ndarray, count: int) -> np.ndarray:
-    """Values `(passes, rows, blocks, block)` as `(interventions, images)`."""
-    flat = values.reshape(order.size, -1)
-    result = np.empty((count, flat.shape[1]), flat.dtype)
+    """Values `(passes, rows, blocks, block, ...)` as `(interventions, images, ...)`."""
+    flat = values.reshape(order.size, -1, *values.shape[4:])
+    result = np.empty((count, *flat.shape[1:]), flat.dtype)
     result[order.ravel()] = flat
     return result
