@@ -7,6 +7,7 @@ units at once from products of a random vector with the Jacobian. They are *scre
 `screening.screen_and_verify` checks them exactly.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -48,7 +49,7 @@ def _slopes(
     x_t = q_sample(schedule, x0, at, noise)
 
     def predict(gate):
-        changed = Intervention(gate, point.fill, point.temperature, point.window)
+        changed = dataclasses.replace(point, gate=gate)
         return denoise(unet, schedule, params, changed, x_t, at)
 
     gate = {site: jnp.tile(leaf, (batch, 1)) for site, leaf in point.gate.items()}
@@ -118,7 +119,7 @@ def gate_scores(
         # Only the fills matter at identity, only the gates and fills at the ablated point.
         point = ablate(subject.identity, chosen, kind, here)
         if at == "identity":
-            point = Intervention(subject.identity.gate, point.fill, point.temperature, point.window)
+            point = dataclasses.replace(point, gate=subject.identity.gate)
         for start in range(0, len(images), block):
             index = np.resize(np.arange(start, min(start + block, len(images))), block)
             probe_key = keys.stream(key, "probes")

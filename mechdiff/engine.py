@@ -105,8 +105,7 @@ def _measure(
     schedule: NoiseSchedule,
     params: PyTree,
     stacked: Intervention,
-    fills: dict[str, PyTree],
-    own_fills: dict[str, PyTree],
+    fills: tuple[dict[str, PyTree], dict[str, PyTree]],
     x0: Float[Array, "blocks block height width channels"],
     indices: Int[Array, "blocks block"],
     t: Int[Array, ""],
@@ -115,23 +114,27 @@ def _measure(
     shared: PyTree = None,
     reduce: Reduction = losses,
 ) -> tuple[PyTree, PyTree]:
-    """What `reduce` gives: leaves `(passes, rows, blocks, block, ...)` and `(passes, blocks, block, ...)`."""
+    """What `reduce` gives: leaves `(passes, rows, blocks, block, ...)` and `(passes, blocks, block, ...)`.
+
+    Args:
+      fills: `fill` and `pattern_fill` of all images alike, and those of each image, `(blocks, block, ...)`.
+    """
     everywhere, passes, images = PartitionSpec(), PartitionSpec("passes"), PartitionSpec("images")
 
-    def local(schedule, params, stacked, fills, own_fills, x0, indices, t, key, own, shared):
+    def local(schedule, params, stacked, fills, x0, indices, t, key, own, shared):
         def block(inputs):
             own_fills, x0, indices, own = inputs
             noise = image_noise(key, indices, x0.shape[1:])
             x_t = q_sample(schedule, x0, jnp.full(len(x0), t), noise)
 
             def one_pass(stacked):
-                stacked = dataclasses.replace(stacked, **{k: fills[k] | own_fills[k] for k in FILLS})
+                stacked = dataclasses.replace(stacked, **{k: fills[0][k] | own_fills[k] for k in FILLS})
                 clean, eps = wavefront.forward(config, joins, schedule, params, stacked, x_t, t)
                 return reduce(Seen(schedule, t, x0, noise, x_t, clean, eps, own, shared))
 
             return jax.lax.map(one_pass, stacked)
 
-        changed, clean = jax.lax.map(block, (own_fills, x0, indices, own))
+        changed, clean = jax.lax.map(block, (fills[1], x0, indices, own))
         behind = lambda tree, place: jax.tree.map(lambda a: jnp.moveaxis(a, 0, place), tree)  # noqa: E731
         return behind(changed, 2), behind(clean, 1)
 
@@ -139,12 +142,12 @@ def _measure(
         local,
         mesh=mesh,
         in_specs=(
-            *(everywhere, everywhere, passes, everywhere, images, images, images),
+            *(everywhere, everywhere, passes, (everywhere, images), images, images),
             *(everywhere, everywhere, images, everywhere),
         ),
         out_specs=(PartitionSpec("passes", None, "images"), PartitionSpec("passes", "images")),
         check_vma=False,
-    )(schedule, params, stacked, fills, own_fills, x0, indices, t, key, own, shared)
+    )(schedule, params, stacked, fills, x0, indices, t, key, own, shared)
 
 
 def _mean_square(x: Float[Array, "*rows height width channels"]) -> Float[Array, "*rows"]:
@@ -245,19 +248,19 @@ class Engine:
         places = _padded(np.arange(blocks * block).reshape(blocks, block), mesh.shape["images"])
         places = np.minimum(places, len(x0) - 1)
         count = len(next(iter(stacked.gate.values())))
+        at_places = lambda a: np.asarray(a)[places]  # noqa: E731
         found = _measure(
             self.config,
             wave.joins,
             mesh,
             *self._on(mesh),
             dataclasses.replace(_arranged(stacked, order, count), fill=None, pattern_fill=None),
-            _fills(stacked, of_images=False),
-            jax.tree.map(lambda a: np.asarray(a)[places], _fills(stacked, of_images=True)),
+            (_fills(stacked, False), jax.tree.map(at_places, _fills(stacked, True))),
             x0[places],
             indices[places],
             t,
             key,
-            jax.tree.map(lambda a: np.asarray(a)[places], own),
+            jax.tree.map(at_places, own),
             shared,
             reduce,
         )

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from mechdiff.errors import ConfigError, unknown
-from mechdiff.types import PRNGKey, PyTree, Timesteps
+from mechdiff.types import AnyArray, PRNGKey, PyTree, Timesteps
 
 ALWAYS = np.array([0, np.iinfo(np.int32).max], np.int32)
 
@@ -29,6 +29,10 @@ class Intervention:
       fill: site -> what replaces it, broadcastable to one row of the site's activation.
       temperature: attention site -> `(heads,)`, > 0.
       window: `(2,)` int32, half-open interval of t in which the intervention acts.
+      pattern: attention site -> `(heads,)`; 1 leaves a head's pattern alone, 0 replaces it. Only the sites
+        named here are looked at: by the structure of the pytree, whatever the values.
+      pattern_fill: the sites of `pattern` -> what replaces patterns, `(heads, queries, keys)` or 1 for
+        heads or queries that share it.
     Any leaf may have a leading row axis as long as the batch. Leaves are arrays of NumPy or JAX, or
     whatever a transformation puts in their place, such as the axes of `STACKED`.
     """
@@ -37,6 +41,8 @@ class Intervention:
     fill: PyTree
     temperature: PyTree
     window: PyTree
+    pattern: PyTree = dataclasses.field(default_factory=dict)
+    pattern_fill: PyTree = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +188,7 @@ def random_subsets(
 
 
 # vmap axes of what `leave_one_out` and `random_subsets` return: only gates are stacked
-STACKED = Intervention(gate=0, fill=None, temperature=None, window=None)
+STACKED = Intervention(gate=0, fill=None, temperature=None, window=None, pattern=None, pattern_fill=None)
 
 
 def rows(intervention: Intervention, start: int, stop: int) -> Intervention:
@@ -191,7 +197,7 @@ def rows(intervention: Intervention, start: int, stop: int) -> Intervention:
 
 
 def in_window(intervention: Intervention, t: Timesteps) -> Intervention:
-    """The intervention as it acts at `t`: gates and temperatures per row, 1 outside the window."""
+    """The intervention as it acts at `t`: gates, temperatures and patterns per row, 1 outside the window."""
     window = jnp.asarray(intervention.window)
     inside = (t >= window[..., 0]) & (t < window[..., 1])
     act = lambda leaf: jnp.where(inside[:, None], leaf, 1.0)  # noqa: E731
@@ -199,7 +205,13 @@ def in_window(intervention: Intervention, t: Timesteps) -> Intervention:
         intervention,
         gate=jax.tree.map(act, intervention.gate),
         temperature=jax.tree.map(act, intervention.temperature),
+        pattern=jax.tree.map(act, intervention.pattern),
     )
+
+
+def has_rows(site: str, fill: AnyArray) -> bool:
+    """Whether a fill of a site has a leading axis of rows or images."""
+    return np.ndim(fill) > (1 if kind_of(site) == "time" else 3)
 
 
 def _filled(identity: Intervention, kind: str, fills: Mapping | None) -> Intervention:

@@ -1,7 +1,7 @@
 """Blocks of the UNet. Every choice that a DDPM checkpoint can make is an attribute.
 
 Lowerings are those that measured fastest on a CPU: attention on explicit (batch x head, tokens,
-width) matrices, one-pass GroupNorm in float32, SiLU through tanh, plain NHWC convolutions.
+width) matrices (`attention`), one-pass GroupNorm in float32, SiLU through tanh, plain NHWC convolutions.
 """
 
 from typing import Any
@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mechdiff.attention import attend, attention_pattern
 from mechdiff.convolution import convolve
-from mechdiff.gates import Gate, Temperature
+from mechdiff.gates import Gate, Pattern, Temperature
 from mechdiff.metrics.attention import attention_statistics
 from mechdiff.types import Features, Timesteps
 
 ATTENTION = "attention"  # collection that attention statistics are sown into
-BLOCK = 2**17  # logits in one block of attention on a CPU: 512 KiB in float32, an L2 cache
+PATTERNS = "patterns"  # collection that whole patterns are sown into
 zeros = nn.initializers.zeros_init()
 
 
@@ -150,39 +151,12 @@ class ResidualBlock(nn.Module):
         return x + Gate(name="res")(h)
 
 
-def attention_pattern(
-    q: Float[Array, "*rows tokens depth"], k: Float[Array, "*rows tokens depth"]
-) -> Float[Array, "*rows tokens tokens"]:
-    """Row-stochastic weights, float32; `q` is scaled already."""
-    logits = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
-    return jax.nn.softmax(logits, axis=-1)
-
-
-def attend(
-    q: Float[Array, "batch heads tokens depth"],
-    k: Float[Array, "batch heads tokens depth"],
-    v: Float[Array, "batch heads tokens depth"],
-) -> Float[Array, "batch heads tokens depth"]:
-    """`attention_pattern(q, k) @ v`.
-
-    On a CPU in blocks of a few heads, with the patterns made again for the gradient, so that they
-    never leave the cache: at 256 tokens and 64 heads, 1.8x faster forward and 3x with gradient.
-    """
-    mix = lambda q, k, v: attention_pattern(q, k).astype(v.dtype) @ v  # noqa: E731
-    rows, tokens = v.shape[0] * v.shape[1], v.shape[2]
-    block = max(1, BLOCK // tokens**2)
-    if rows <= block or jax.default_backend() != "cpu":
-        return mix(q, k, v)
-    heads = tuple(a.reshape(rows, tokens, -1) for a in (q, k, v))
-    mix = jax.checkpoint(mix, prevent_cse=False)
-    return jax.lax.map(lambda head: mix(*head), heads, batch_size=block).reshape(v.shape)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention over positions, added to its input.
 
     Sites: `head` (each head's output before the output projection) and `pattern` (a temperature per
-    head). Statistics of the pattern are sown when their collection is mutable; no pattern is kept.
+    head, and what its pattern is mixed with). Statistics of its own pattern, tempered but not yet mixed,
+    and that pattern itself are sown when their collections are mutable; else no pattern is kept.
     """
 
     heads: int
@@ -199,7 +173,9 @@ class Attention(nn.Module):
         q = Temperature(name="pattern")(q * depth**-0.5)  # queries are fewer numbers than logits
         if self.is_mutable_collection(ATTENTION):
             self.sow(ATTENTION, "value", attention_statistics(attention_pattern(q, k), (height, width)))
-        z = attend(q, k, v).swapaxes(1, 2)
+        if self.is_mutable_collection(PATTERNS):
+            self.sow(PATTERNS, "value", attention_pattern(q, k))
+        z = Pattern(name="mix")(attend(q, k, v), v).swapaxes(1, 2)
         z = Gate(unit_axis=-2, name="head")(z).reshape(batch, tokens, channels)
         out = nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="out")(z)
         return x + out.reshape(x.shape)

@@ -18,10 +18,12 @@ from jaxtyping import Array, Float
 from mechdiff import layers
 from mechdiff.config import UNetConfig
 from mechdiff.diffusion import to_eps
-from mechdiff.gates import CAPTURED, COLLECTIONS
+from mechdiff.gates import CAPTURED, COLLECTIONS, PATTERN_COLLECTIONS
 from mechdiff.interventions import ALWAYS, Component, Intervention, in_window, kind_of, units
 from mechdiff.schedules import NoiseSchedule
 from mechdiff.types import AnyArray, Features, Images, PRNGKey, PyTree, Timesteps
+
+PART_OF_HEADS = {"temperature": "pattern", "pattern": "mix", "pattern_fill": "mix"}  # names within a block
 
 
 class Stream(NamedTuple):
@@ -149,13 +151,13 @@ def run_stage(
 
     Args:
       intervention: already resolved by `in_window`; leaves per row or shared.
-      capture: collections to return, of `sites` and `attention`.
+      capture: collections to return, of `sites`, `attention` and `patterns`.
     Returns:
       the next stream, and collection -> site -> captured value.
     """
     inputs, skips = _inputs(stage, stream, dropout_key is not None)
     variables = {"params": params.get(stage.name, {})}
-    for collection in COLLECTIONS:
+    for collection in (*COLLECTIONS, *PATTERN_COLLECTIONS):
         variables[collection] = _of_stage(stage, collection, getattr(intervention, collection))
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     h, sown = module(config, stage, dtype).apply(variables, *inputs, mutable=list(capture), rngs=rngs)
@@ -290,14 +292,14 @@ def _of_stage(stage: Stage, collection: str, leaves: Mapping[str, AnyArray]) -> 
     """Flat sites -> the nested collection of one stage's module."""
     prefix = stage.name + "."
     found = {site.removeprefix(prefix): leaf for site, leaf in leaves.items() if site.startswith(prefix)}
-    if collection == "temperature":  # addressed by the heads it acts on
-        found = {"pattern": next(iter(found.values()))} if found else {}
+    if collection in PART_OF_HEADS:  # addressed by the heads they act on
+        found = {PART_OF_HEADS[collection]: next(iter(found.values()))} if found else {}
     return {name: {"value": leaf} for name, leaf in found.items()}
 
 
 def _to_sites(stage: Stage, collection: str, found: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `_of_stage`; sown values come in tuples of one."""
-    if collection == layers.ATTENTION:
+    if collection in (layers.ATTENTION, layers.PATTERNS):
         return {f"{stage.name}.head": found["value"][0]} if found else {}
     unwrap = (lambda value: value[0]) if collection == CAPTURED else (lambda value: value)
     return {
