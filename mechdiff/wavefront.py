@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from mechdiff.config import UNetConfig
 from mechdiff.diffusion import to_eps
-from mechdiff.interventions import Intervention, in_window
+from mechdiff.interventions import Intervention, has_rows, in_window
 from mechdiff.schedules import NoiseSchedule
 from mechdiff.types import AnyArray, Images, PyTree
 from mechdiff.unet import Stage, Stream, enter, run_stage, stages
@@ -40,11 +40,11 @@ def joining_stages(config: UNetConfig, stacked: Intervention) -> Int[np.ndarray,
     """The first stage that each intervention of a stack changes, whatever its window; the last if none does.
 
     Args:
-      stacked: gates `(interventions, units)`; temperatures likewise or shared.
+      stacked: gates `(interventions, units)`; temperatures and patterns likewise or shared.
     """
     place = {stage.name: i for i, stage in enumerate(stages(config))}
     first = np.full(len(next(iter(stacked.gate.values()))), len(place) - 1)
-    for leaves in (stacked.gate, stacked.temperature):
+    for leaves in (stacked.gate, stacked.temperature, stacked.pattern):
         for site, leaf in leaves.items():
             changed = (np.atleast_2d(leaf) != 1).any(axis=1)
             first = np.where(changed, np.minimum(first, place[site.rsplit(".", 1)[0]]), first)
@@ -87,8 +87,8 @@ def forward(
 
     Args:
       joins: of `plan`; static.
-      stacked: interventions in the order in which they join. Gates, temperatures and windows stacked or
-        shared, fills shared.
+      stacked: interventions in the order in which they join. Gates, temperatures, patterns and windows
+        stacked or shared; fills shared, with or without an axis of images.
       x_t: noisy images at timestep `t`, each seen by every intervention.
     """
     batch, count = x_t.shape[0], sum(joins)
@@ -97,7 +97,7 @@ def forward(
     for stage, joining in zip(stages(config), joins):
         joined += joining
         stream = _joined(stage, stream, batch, joined)
-        stream = _run(config, stage, params, _rows(stage, stacked, batch, joined), stream)
+        stream = _run(config, stage, params, _rows(stage, stacked, batch, joined), stream, batch)
     rows = (1 + count) * batch
     tiled = _extended(x_t, batch, rows)
     eps = to_eps(config.prediction, schedule, tiled, jnp.full(rows, t), _extended(stream.h, batch, rows))
@@ -106,21 +106,24 @@ def forward(
 
 
 def _run(
-    config: UNetConfig, stage: Stage, params: PyTree, intervention: Intervention, stream: Stream
+    config: UNetConfig, stage: Stage, params: PyTree, intervention: Intervention, stream: Stream, batch: int
 ) -> Stream:
     """`run_stage`; on a CPU a few rows at a time, so that what passes between its layers stays in cache:
     a block at 32x32 then takes half the time, one at 16x16 nine tenths."""
     rows = stream.h.shape[0]
     block = _block(stage, *stream.h.shape) if jax.default_backend() == "cpu" else rows
     if block == rows:
+        intervention = _of_images(intervention, np.arange(rows) % batch)
         return run_stage(config, stage, params, intervention, stream)[0]
     kept, taken = (stream.skips[:-1], stream.skips[-1:]) if stage.pop else (stream.skips, ())
-    leaves = (stream.h, taken, stream.temb, intervention.gate, intervention.temperature)
+    gates = intervention.gate, intervention.temperature, intervention.pattern
+    leaves = (stream.h, taken, stream.temb, *gates)
 
     def some(start):
         part = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, block), leaves)
-        h, skips, temb, gate, temperature = part
-        changed = dataclasses.replace(intervention, gate=gate, temperature=temperature)
+        h, skips, temb, gate, temperature, pattern = part
+        changed = dataclasses.replace(intervention, gate=gate, temperature=temperature, pattern=pattern)
+        changed = _of_images(changed, (start + np.arange(block)) % batch)
         return run_stage(config, stage, params, changed, Stream(h, skips, temb))[0].h
 
     # The last block may reach back over rows that the one before it has done.
@@ -130,6 +133,19 @@ def _run(
     if again := len(h) - rows:
         h = jnp.concatenate([h[:-block], h[again - block :]])
     return Stream(h, (*kept, h) if stage.push else kept, stream.temb)
+
+
+def _of_images(intervention: Intervention, images: Int[AnyArray, " rows"]) -> Intervention:
+    """Fills that differ between images, taken for each row from its image."""
+
+    def taken(fills: PyTree) -> PyTree:
+        return {
+            site: jnp.take(fill, images, axis=0) if has_rows(site, fill) else fill
+            for site, fill in fills.items()
+        }
+
+    fills = {"fill": taken(intervention.fill), "pattern_fill": taken(intervention.pattern_fill)}
+    return dataclasses.replace(intervention, **fills)
 
 
 def _block(stage: Stage, rows: int, *shape: int) -> int:
@@ -154,7 +170,7 @@ def _extended(a: Array, batch: int, rows: int) -> Array:
 
 
 def _rows(stage: Stage, stacked: Intervention, batch: int, joined: int) -> Intervention:
-    """The intervention at one stage, gates and temperatures per row, 1 for the clean rows."""
+    """The intervention at one stage; gates, temperatures and patterns per row, 1 for the clean rows."""
 
     def of_stage(leaves: PyTree) -> PyTree:
         return {site: leaf for site, leaf in leaves.items() if site.rsplit(".", 1)[0] == stage.name}
@@ -167,5 +183,7 @@ def _rows(stage: Stage, stacked: Intervention, batch: int, joined: int) -> Inter
         stacked,
         gate={site: per_row(leaf) for site, leaf in of_stage(stacked.gate).items()},
         temperature={site: per_row(leaf) for site, leaf in of_stage(stacked.temperature).items()},
+        pattern={site: per_row(leaf) for site, leaf in of_stage(stacked.pattern).items()},
         fill=of_stage(stacked.fill),
+        pattern_fill=of_stage(stacked.pattern_fill),
     )
