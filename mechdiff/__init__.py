@@ -16,7 +16,7 @@ Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
   6  capture, train, filling, wavefront, interop
   7  engine
   8  sweep
-  9  pipeline, effects, trajectory, adaptive, attribution, pairs
+  9  pipeline, effects, trajectory, adaptive, attribution, pairs, divergence
  10  report, screening, planted, calibration, phases
  11  experiments (launchers, outside the package)
 """
