@@ -9,8 +9,10 @@ from mechdiff.train import train
 
 
 def main(config, workdir):
+    _launch.spread_over_cores(share=config.train.batch // config.train.accumulate)
     print(train(config, workdir))
 
 
 if __name__ == "__main__":
+    _launch.use_huge_pages()
     _launch.run(main)

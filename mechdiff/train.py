@@ -1,4 +1,4 @@
-"""Training: a pure step, and a thin loop that owns the disk.
+"""Training: the loop that owns the disk; its step is in `optimisation`.
 
 Everything random follows from (seed, step), so a run killed at any moment and started again ends
 with the parameters of an uninterrupted one.
@@ -6,155 +6,30 @@ with the parameters of an uninterrupted one.
 
 import dataclasses
 import functools
-import operator
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, UInt8
 
 from mechdiff import checkpoint, evaluation, files, images, keys, runlog
-from mechdiff.config import ExperimentConfig, TrainConfig, from_dict, to_dict
-from mechdiff.data import Dataset, batch_at, load, to_bytes, to_float
-from mechdiff.diffusion import training_loss
-from mechdiff.errors import ConfigError, NumericsError
+from mechdiff.config import ExperimentConfig, from_dict, to_dict
+from mechdiff.data import batch_at, load, to_bytes, to_float
+from mechdiff.errors import NumericsError
 from mechdiff.interventions import Intervention
+from mechdiff.optimisation import Metrics, TrainState, data_parallel, init_state, train_step
 from mechdiff.sampler import sample
-from mechdiff.schedules import NoiseSchedule, ddim_timesteps, make_schedule, timesteps_by_log_snr
-from mechdiff.types import PRNGKey, PyTree
-from mechdiff.unet import apply_unet, count_parameters, denoise, init_unet
+from mechdiff.schedules import ddim_timesteps, make_schedule, timesteps_by_log_snr
+from mechdiff.types import PyTree
+from mechdiff.unet import count_parameters, denoise, init_unet
 
 EVAL_LEVELS = 8  # timesteps, evenly spread in log-SNR, that losses are reported at
 SAMPLES = 64  # pictures on a sample sheet
 SAMPLE_STEPS = 50  # DDIM
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """What a checkpoint holds (or, in the hands of JAX and Orbax, the shapes of it)."""
-
-    step: Any  # int32, steps done
-    params: PyTree
-    ema: PyTree
-    opt_state: PyTree
-
-
-class Metrics(NamedTuple):
-    """Of one step."""
-
-    loss: Float[Array, ""]
-    grad_norm: Float[Array, ""]
-
-
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """AdamW after clipping by global norm; linear warm-up, then cosine decay."""
-    warmup = min(config.warmup, max(config.steps - 1, 0))
-    rate = optax.warmup_cosine_decay_schedule(
-        init_value=config.learning_rate / max(warmup, 1),
-        peak_value=config.learning_rate,
-        warmup_steps=warmup,
-        decay_steps=config.steps,
-        end_value=config.learning_rate * config.final_fraction,
-    )
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm), optax.adamw(rate, weight_decay=config.weight_decay)
-    )
-
-
-def init_state(config: ExperimentConfig) -> tuple[TrainState, Intervention]:
-    """The state before the first step, and the identity intervention of its network."""
-    params, identity = init_unet(keys.stream(jax.random.key(config.seed), "params"), config.unet)
-    opt_state = make_optimizer(config.train).init(params)
-    ema = jax.tree.map(jnp.array, params)  # copies: donated buffers must not be shared
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state), identity
-
-
-def spread_timesteps(key: PRNGKey, count: int, steps: int) -> Int[Array, " count"]:
-    """`count` uniform timesteps, spread evenly over [0, steps) so that their loss varies less
-    (Kingma et al. 2021, appendix I.1)."""
-    u = (jax.random.uniform(key) + jnp.arange(count) / count) % 1
-    return jnp.minimum((u * steps).astype(jnp.int32), steps - 1)
-
-
-def train_step(
-    config: ExperimentConfig,
-    schedule: NoiseSchedule,
-    identity: Intervention,
-    state: TrainState,
-    batch: UInt8[Array, "batch height width channels"],
-) -> tuple[TrainState, Metrics]:
-    """One update from one batch of pictures. Pure; `config` is static."""
-    train = config.train
-    key = jax.random.fold_in(keys.stream(jax.random.key(config.seed), "train"), state.step)
-
-    def loss_fn(params: PyTree, x0: Array, t: Array, noise: Array, key: PRNGKey) -> Array:
-        dropout = key if config.unet.dropout else None
-        network = functools.partial(
-            apply_unet, config.unet, params, identity, dtype=jnp.dtype(train.dtype), dropout_key=dropout
-        )
-        prediction, diffusion = config.unet.prediction, config.diffusion
-        return training_loss(
-            network, schedule, x0, t, noise, prediction, diffusion.weighting, diffusion.min_snr_gamma
-        ).mean()
-
-    def micro(total: PyTree, inputs: tuple) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(state.params, *inputs)), None
-
-    parts = train.accumulate
-    x0 = to_float(batch)
-    t = jax.random.permutation(
-        keys.stream(key, "order"), spread_timesteps(keys.stream(key, "t"), len(x0), schedule.steps)
-    )
-    inputs = (x0, t, jax.random.normal(keys.stream(key, "noise"), x0.shape))
-    inputs = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), inputs)
-    inputs = (*inputs, jax.random.split(keys.stream(key, "dropout"), parts))
-    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-    loss, grads = jax.tree.map(lambda a: a / parts, _accumulated(micro, zero, inputs, parts))
-
-    updates, opt_state = make_optimizer(train).update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    decay = jnp.minimum(train.ema_decay, (1 + state.step) / (10 + state.step))
-    ema = optax.incremental_update(params, state.ema, 1 - decay)
-    return TrainState(state.step + 1, params, ema, opt_state), Metrics(loss, optax.tree.norm(grads))
-
-
-def _accumulated(micro, total: PyTree, inputs: PyTree, parts: int) -> PyTree:
-    """`micro` folded over micro-batches: a scan, but unrolled on CPUs, where XLA's convolution gradients
-    are many times slower inside a loop (even one of a single turn)."""
-    if jax.default_backend() != "cpu":
-        return jax.lax.scan(micro, total, inputs)[0]
-    for part in range(parts):
-        total, _ = micro(total, jax.tree.map(operator.itemgetter(part), inputs))
-    return total
-
-
-class Placement(NamedTuple):
-    """Where arrays lie: state on every device, batches split over them."""
-
-    state: NamedSharding
-    batch: NamedSharding
-
-
-def data_parallel(batch: int) -> Placement:
-    """Placement over all devices of this run; the batch must divide among them."""
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"training in {jax.process_count()} processes is not supported; "
-            "start one process that sees all devices of its machine"
-        )
-    count = jax.device_count()
-    if batch % count:
-        raise ConfigError(
-            f"train.batch={batch} does not divide among {count} devices; use a multiple of {count}"
-        )
-    mesh = jax.make_mesh((count,), ("batch",), axis_types=(AxisType.Auto,))
-    return Placement(NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch")))
 
 
 class Trainer:
@@ -162,13 +37,12 @@ class Trainer:
 
     def __init__(self, config: ExperimentConfig, workdir: Path):
         self.config, self.workdir = config, files.ensure_writable(workdir)
-        self.placement = data_parallel(config.train.batch)
+        self.placement = data_parallel(config.train)
         self.schedule = make_schedule(config.diffusion)
         size = config.unet.image_size
         self.train_set = load(config.data, size, "train", 0, self.workdir / "cache")
         self.test_set = load(config.data, size, "test", 0, self.workdir / "cache")
         self.levels = timesteps_by_log_snr(self.schedule, EVAL_LEVELS)
-        self._step = jax.jit(functools.partial(train_step, config), donate_argnums=2)
         self._losses = jax.jit(self._ema_losses)
         self._sample = jax.jit(self._ema_sample)
 
@@ -206,8 +80,16 @@ class Trainer:
         }
         files.write_json(self.workdir / "manifest.json", files.manifest(to_dict(self.config), **facts))
 
+    def _update(self, identity: Intervention) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
+        """The compiled step. The identity is part of the program, not an argument: XLA then drops the gates,
+        which is a tenth of the time on a CPU."""
+        constant = jax.tree.map(np.asarray, identity)
+        step = functools.partial(train_step, self.config, self.placement.mesh, self.schedule, constant)
+        return jax.jit(step, donate_argnums=0)
+
     def _loop(self, state, identity, start: int, saved, log) -> TrainState:
         train = self.config.train
+        update = self._update(identity)
         pending: list[Metrics] = []
         clock, images_seen = time.monotonic(), 0
         with runlog.progress(
@@ -216,7 +98,7 @@ class Trainer:
             for step in range(start, train.steps):
                 batch = batch_at(self.train_set, self.config.seed, step, train.batch, self.config.data.flip)
                 batch = jax.device_put(batch, self.placement.batch)
-                state, metrics = self._step(self.schedule, identity, state, batch)
+                state, metrics = update(state, batch)
                 pending.append(metrics)
                 done, images_seen = step + 1, images_seen + train.batch
                 bar.update()
@@ -324,6 +206,3 @@ def load_trained(folder: Path) -> tuple[ExperimentConfig, PyTree, Intervention, 
     checkpoint.check_shapes(params, shapes, folder)
     identity = jax.jit(lambda key: init_unet(key, config.unet)[1])(jax.random.key(0))
     return config, params, identity, record
-
-
-__all__ = ["Dataset", "TrainState", "Trainer", "load_trained", "train", "train_step"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from mechdiff import layers
+from mechdiff import attention, layers
 from mechdiff.convolution import convolve
 
 
@@ -117,19 +117,21 @@ def softmax_attention(q, k, v):
 
 @pytest.mark.parametrize("block", [10**9, 2 * 16**2, 4 * 16**2])  # whole; a remainder; even blocks
 def test_attention_in_blocks_is_softmax_attention(block, monkeypatch):
-    monkeypatch.setattr(layers, "BLOCK", block)
+    monkeypatch.setattr(attention, "BLOCK", block)
     q, k, v = (random(3, 3 if block == 2 * 16**2 else 4, 16, 5, seed=i) for i in range(3))
-    np.testing.assert_allclose(layers.attend(q, k, v), softmax_attention(q, k, v), atol=2e-5)
+    np.testing.assert_allclose(attention.attend(q, k, v), softmax_attention(q, k, v), atol=2e-5)
 
 
-def test_attention_gradients_do_not_depend_on_the_block(monkeypatch):
+@pytest.mark.parametrize("block", [10**9, 2 * 16**2])
+def test_attention_has_the_gradients_of_the_plain_product(block, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", block)
     q, k, v, weight = (random(3, 3, 16, 5, seed=i) for i in range(4))
-    found = []
-    for block in (10**9, 2 * 16**2):
-        monkeypatch.setattr(layers, "BLOCK", block)
-        found.append(jax.grad(lambda *a: (layers.attend(*a) * weight).sum(), argnums=(0, 1, 2))(q, k, v))
-    for whole, blocks in zip(*found):
-        np.testing.assert_allclose(whole, blocks, atol=1e-5)
+    plain = lambda q, k, v: attention.attention_pattern(q, k) @ v  # noqa: E731
+    gradients = lambda f: jax.grad(lambda *a: (f(*a) * weight).sum(), argnums=(0, 1, 2))  # noqa: E731
+    for ours, expected in zip(gradients(attention.attend)(q, k, v), gradients(plain)(q, k, v)):
+        np.testing.assert_allclose(ours, expected, atol=2e-5)
+    curved = lambda f: jax.grad(lambda q: (gradients(f)(q, k, v)[1] ** 2).sum())(q)  # noqa: E731
+    np.testing.assert_allclose(curved(attention.attend), curved(plain), atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("temperatures", [(1.0, 1.0), (0.5, 4.0)])

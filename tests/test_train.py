@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
 
-from mechdiff import checkpoint, files, runlog, train
+from mechdiff import checkpoint, files, optimisation, runlog, train
 from mechdiff.config import UNetConfig, override
 from mechdiff.diffusion import denoising_loss
 from mechdiff.errors import BusyError, CheckpointError, ConfigError, NumericsError
@@ -24,6 +25,7 @@ from mechdiff.schedules import make_schedule
 from mechdiff.unet import apply_unet
 
 ROOT = Path(__file__).parents[1]
+ONE = jax.make_mesh((1,), (optimisation.BATCH,), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def small(tiny):
 @pytest.fixture(scope="module")
 def setting(small):
     """A state whose parameters are not at their zeros, a batch, and the schedule."""
-    state, identity = jax.jit(functools.partial(train.init_state, small))()
+    state, identity = jax.jit(functools.partial(optimisation.init_state, small))()
     shaken = jax.tree.map(lambda p: p + 0.05 * np.random.default_rng(0).normal(size=p.shape), state.params)
     shaken = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), shaken)
     state = dataclasses.replace(state, params=shaken, ema=jax.tree.map(jnp.zeros_like, shaken))
@@ -47,9 +49,10 @@ def setting(small):
     return state, identity, batch, make_schedule(small.diffusion)
 
 
-def stepped(config, setting):
+def stepped(config, setting, mesh=ONE):
     state, identity, batch, schedule = setting
-    return jax.jit(functools.partial(train.train_step, config))(schedule, identity, state, batch)
+    step = functools.partial(optimisation.train_step, config, mesh)
+    return jax.jit(step)(schedule, identity, state, batch)
 
 
 def test_accumulated_micro_batches_make_the_same_step(small, setting):
@@ -95,15 +98,15 @@ def test_the_gradient_is_that_of_finite_differences(small, setting):
 
 
 def test_timesteps_are_uniform_and_spread():
-    t = np.sort(train.spread_timesteps(jax.random.key(0), 50, 100))
+    t = np.sort(optimisation.spread_timesteps(jax.random.key(0), 50, 100))
     assert (np.diff(t) <= 3).all() and t[0] < 3 and t[-1] > 96
-    many = np.concatenate([train.spread_timesteps(jax.random.key(i), 8, 100) for i in range(200)])
+    many = np.concatenate([optimisation.spread_timesteps(jax.random.key(i), 8, 100) for i in range(200)])
     assert abs(many.mean() - 49.5) < 1 and many.min() == 0 and many.max() == 99
 
 
 def test_the_learning_rate_warms_up_then_decays(small, setting):
     config = override(small, ["train.clip_norm=1e6", "train.final_fraction=0.1"]).train
-    optimizer = train.make_optimizer(config)
+    optimizer = optimisation.make_optimizer(config)
     params = {"w": jnp.ones(())}
     state, sizes = optimizer.init(params), []
     for _ in range(config.steps):
@@ -116,19 +119,21 @@ def test_the_learning_rate_warms_up_then_decays(small, setting):
 
 def test_two_devices_train_as_one_does(small, setting):
     state, identity, batch, schedule = setting
-    placement = train.data_parallel(8)
+    placement = optimisation.data_parallel(small.train)
     assert len(placement.batch.device_set) == 2
     spread = jax.device_put(batch, placement.batch)
     one, metrics_one = stepped(small, setting)
-    two, metrics_two = stepped(small, (jax.device_put(state, placement.state), identity, spread, schedule))
+    placed = jax.device_put(state, placement.state), identity, spread, schedule
+    two, metrics_two = stepped(small, placed, placement.mesh)
     np.testing.assert_allclose(metrics_one.loss, metrics_two.loss, rtol=1e-5)
     moments = [optax.tree.get(made.opt_state, "mu") for made in (one, two)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *moments)
 
 
-def test_a_batch_that_does_not_divide_among_devices_is_refused():
-    with pytest.raises(ConfigError, match=r"train.batch=7 .* 2 devices"):
-        train.data_parallel(7)
+@pytest.mark.parametrize("setting", ["batch=7", "accumulate=8"])
+def test_a_batch_that_does_not_divide_among_devices_is_refused(small, setting):
+    with pytest.raises(ConfigError, match=r"train.batch=[78] .* 2 devices"):
+        optimisation.data_parallel(override(small, [f"train.{setting}"]).train)
 
 
 def test_the_export_holds_config_losses_and_memorisation(tiny, trained):
@@ -196,13 +201,18 @@ def test_a_killed_process_resumes_to_the_same_parameters(tiny, trained, tmp_path
 def test_nan_stops_the_run_and_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
     interrupted(tiny, tmp_path, 11, monkeypatch)
     trainer = train.Trainer(tiny, tmp_path)
-    step = trainer._step
+    update = trainer._update
 
-    def diverging(*args):
-        state, metrics = step(*args)
-        return state, metrics._replace(loss=jnp.where(state.step == 14, jnp.nan, metrics.loss))
+    def diverging(identity):
+        step = update(identity)
 
-    trainer._step = diverging
+        def stepped(*args):
+            state, metrics = step(*args)
+            return state, metrics._replace(loss=jnp.where(state.step == 14, jnp.nan, metrics.loss))
+
+        return stepped
+
+    trainer._update = diverging
     with pytest.raises(NumericsError) as error:
         trainer.run()
     assert "step 13 is not finite" in str(error.value) and "checkpoints/10" in str(error.value)

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
+from experiments import _launch
 from mechdiff.config import ExperimentConfig, UNetConfig, to_dict
 from mechdiff.errors import MechdiffError
 
@@ -82,6 +83,8 @@ def compare(task: str, config: ExperimentConfig, images: int, rounds: int) -> di
 def _run(module: str, variant: str, task: str, config: ExperimentConfig, images: int, cache: str) -> dict:
     command = [sys.executable, "-m", module, task, variant, str(images), json.dumps(to_dict(config))]
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
+    if task == "training_step":  # as `experiments.train` does; PyTorch too may profit from it
+        environment["GLIBC_TUNABLES"] = _launch.HUGE_PAGES
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

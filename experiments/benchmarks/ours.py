@@ -1,5 +1,6 @@
 """The arm of mechdiff: one process, one task, one JSON line. Started by `_rounds`."""
 
+import dataclasses
 import functools
 import json
 import sys
@@ -15,9 +16,9 @@ from experiments import _launch
 from experiments.benchmarks import _operations, _rounds
 from mechdiff.config import SweepConfig, from_dict
 from mechdiff.interventions import leave_one_out
+from mechdiff.optimisation import data_parallel, init_state, train_step
 from mechdiff.schedules import make_schedule, timesteps_by_log_snr
 from mechdiff.sweep import Subject, teacher_forced
-from mechdiff.train import init_state, train_step
 from mechdiff.unet import components, count_parameters, init_unet
 
 
@@ -28,13 +29,19 @@ def pictures(config, images):
 
 def training_step(config, images):
     """The step that `experiments.train` runs: noise, loss, gradients, clipping, AdamW, EMA."""
-    schedule, batch = make_schedule(config.diffusion), pictures(config, images)
-    state, identity = jax.jit(functools.partial(init_state, config))()
-    step = jax.jit(functools.partial(train_step, config), donate_argnums=2)
+    _launch.spread_over_cores(share=images)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch=images))
+    schedule, placement = make_schedule(config.diffusion), data_parallel(config.train)
+    state, identity = jax.jit(functools.partial(init_state, config), out_shardings=placement.state)()
+    batch = jax.device_put(pictures(config, images), placement.batch)
+    constant = jax.tree.map(np.asarray, identity)
+    step = jax.jit(
+        functools.partial(train_step, config, placement.mesh, schedule, constant), donate_argnums=0
+    )
 
     def once():
         nonlocal state
-        state, metrics = step(schedule, identity, state, batch)
+        state, metrics = step(state, batch)
         jax.block_until_ready((state, metrics))
 
     return once, images

