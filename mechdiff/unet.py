@@ -257,6 +257,12 @@ def init_unet(key: PRNGKey, config: UNetConfig) -> tuple[PyTree, Intervention]:
     return params, Intervention(**found, window=jnp.asarray(ALWAYS))
 
 
+@functools.lru_cache(maxsize=64)
+def _shapes(config: UNetConfig) -> tuple[PyTree, Intervention]:
+    """Of parameters and identity; tracing costs more than a whole sweep of a small network."""
+    return jax.eval_shape(functools.partial(init_unet, config=config), jax.random.key(0))
+
+
 def components(config: UNetConfig, channel_groups: int = 0) -> tuple[Component, ...]:
     """Every addressable component: residual branches, heads, skips and time injections.
 
@@ -264,7 +270,7 @@ def components(config: UNetConfig, channel_groups: int = 0) -> tuple[Component, 
       channel_groups: also list, for `res` and `skip` sites, this many equal groups of channels as
         components of their own (0: none; the width of a site gives single channels).
     """
-    shapes = jax.eval_shape(functools.partial(init_unet, config=config), jax.random.key(0))[1].gate
+    shapes = _shapes(config)[1].gate
     depth = {stage.name: (i, stage.resolution) for i, stage in enumerate(stages(config))}
     found = []
     for site in sorted(shapes, key=lambda site: (depth[site.rsplit(".", 1)[0]][0], site)):
@@ -284,8 +290,7 @@ def _groups(site: str, width: int, count: int) -> dict[str, tuple[int, int]]:
 
 def count_parameters(config: UNetConfig) -> int:
     """Number of parameters, by shape alone."""
-    params, _ = jax.eval_shape(functools.partial(init_unet, config=config), jax.random.key(0))
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    return sum(leaf.size for leaf in jax.tree.leaves(_shapes(config)[0]))
 
 
 def _of_stage(stage: Stage, collection: str, leaves: Mapping[str, AnyArray]) -> dict[str, dict]:
