@@ -42,7 +42,6 @@ NETS = {  # networks of the table of targets that are no presets
     "tiny16": UNetConfig(image_size=16, widths=(16, 32, 32)),
 }
 PRODUCT = 2048  # side of the square matrices whose product is the ceiling
-LEVELS = 1  # timesteps of a sweep
 MIN_SECONDS = 2.0
 
 

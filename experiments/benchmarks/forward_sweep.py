@@ -22,6 +22,7 @@ from experiments.benchmarks import _rounds
 
 ROUNDS = flags.DEFINE_integer("rounds", 2, "Turns that each arm takes.", lower_bound=1)
 IMAGES = flags.DEFINE_integer("images", 8, "Pictures that are scored.", lower_bound=1)
+LEVELS = flags.DEFINE_integer("levels", 1, "Timesteps of the sweep; each costs the same.", lower_bound=1)
 NET = flags.DEFINE_enum(
     "net", None, list(_rounds.NETS), "A network of the table of targets, not the preset's."
 )
@@ -30,8 +31,9 @@ NET = flags.DEFINE_enum(
 def main(config, workdir):
     if NET.value:
         config = dataclasses.replace(config, name=NET.value, unet=_rounds.NETS[NET.value])
+    config = dataclasses.replace(config, sweep=dataclasses.replace(config.sweep, timesteps=LEVELS.value))
     found = _rounds.compare("forward_sweep", config, IMAGES.value, ROUNDS.value)
-    print(f"leave-one-out sweep, {config.name}, {IMAGES.value} pictures, {_rounds.LEVELS} timestep")
+    print(f"leave-one-out sweep, {config.name}, {IMAGES.value} pictures, {LEVELS.value} timesteps")
     print(_rounds.table(found, "config-images", work=1))
 
 

@@ -53,7 +53,7 @@ def forward_sweep(config, images):
     schedule = make_schedule(config.diffusion)
     state, identity = jax.jit(functools.partial(init_state, config))()
     subject = Subject("benchmark", config.unet, schedule, state.params, identity)
-    levels = timesteps_by_log_snr(schedule, _rounds.LEVELS)
+    levels = timesteps_by_log_snr(schedule, config.sweep.timesteps)
     x0 = (pictures(config, images) / 127.5 - 1).astype(np.float32)
     settings = SweepConfig(kinds=("zero",), image_block=min(images, config.sweep.image_block))
 
@@ -79,7 +79,7 @@ def operations(task, images, config):
     if task == "forward_sweep":
         ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), identity)
         stacked = leave_one_out(ones, components(config.unet))[1]
-        facts["needed"] = _operations.needed(config.unet, each, stacked) * _rounds.LEVELS * images
+        facts["needed"] = _operations.needed(config.unet, each, stacked) * config.sweep.timesteps * images
     return facts
 
 

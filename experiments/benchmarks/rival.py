@@ -198,7 +198,7 @@ def forward_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
 
     @torch.inference_mode()
     def once():
-        for t in np.linspace(0, config.diffusion.steps - 1, _rounds.LEVELS).astype(int).tolist():
+        for t in np.linspace(0, config.diffusion.steps - 1, config.sweep.timesteps).astype(int).tolist():
             noise = torch.randn_like(x0)
             x_t = signal[t].sqrt() * x0 + (1 - signal[t]).sqrt() * noise
             for x, target in zip(x_t.split(block), noise.split(block)):
@@ -212,7 +212,7 @@ def forward_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
         with torch.inference_mode():
             model(x0[:block], 0)
 
-    return once, len(components) * _rounds.LEVELS * images, warm_up
+    return once, len(components) * config.sweep.timesteps * images, warm_up
 
 
 def batched_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
@@ -223,7 +223,7 @@ def batched_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
     if layout == "compiled":
         run = torch.compile(model, dynamic=False)
     off = 1 - torch.eye(count, device=DEVICE)
-    levels = np.linspace(0, config.diffusion.steps - 1, _rounds.LEVELS).astype(int).tolist()
+    levels = np.linspace(0, config.diffusion.steps - 1, config.sweep.timesteps).astype(int).tolist()
 
     def losses(run, x_t: torch.Tensor, noise: torch.Tensor, t: int, part: torch.Tensor):
         masks.mask = part.repeat_interleave(images, 0)
@@ -253,7 +253,7 @@ def batched_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
     sizes = [size for size in (1, 2, 4, 8, 16, 32) if size <= count and size * images <= MOST_ROWS]
     best = max(sizes or [1], key=rate)
     warm_up = lambda: rate(best, run)  # noqa: E731
-    return lambda: once(best), count * _rounds.LEVELS * images, warm_up
+    return lambda: once(best), count * config.sweep.timesteps * images, warm_up
 
 
 def product() -> float:
