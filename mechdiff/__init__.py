@@ -13,11 +13,11 @@ Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
   3  runlog, sums, compare, images, diffusion, interventions, gates, data, results, metrics
   4  layers, sampler, stats, evaluation, fidelity
   5  unet, checkpoint
-  6  capture, train, filling, wavefront, interop
+  6  capture, train, filling, wavefront, interop, moments
   7  engine
   8  sweep
   9  pipeline, effects, trajectory, adaptive, attribution, pairs, divergence
- 10  report, screening, planted, calibration, phases
+ 10  report, screening, planted, calibration, phases, complexity
  11  experiments (launchers, outside the package)
 """
 
