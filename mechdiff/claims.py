@@ -1,0 +1,228 @@
+"""The claims of arXiv 2506.17237 that can be tested, and how each is tested on saved results.
+
+The paper's body was not available: statements are made from its abstract and from what others say of it, and
+every estimand is ours. How findings become verdicts is in `verdicts`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+from scipy.special import stdtrit
+from scipy.stats import spearmanr
+
+from mechdiff import complexity, divergence, effects, phases, stats
+from mechdiff.verdicts import ALPHA, FEWEST, Claim, Finding, Missing, Network, Question, decide, over_seeds
+
+LEVELS = 24  # that a test of four phases needs: six or more a phase
+MARGIN = np.log(1.042)  # of a ratio's logarithm: half of what the paper reports
+
+
+def evaluate(networks: Sequence[Network]) -> list[Claim]:
+    """Every claim, tested on networks of one configuration; of synthetic faces the full ladder's count.
+
+    Claims that compare data sets take CelebA as the natural and synthetic faces as the simple one.
+    """
+    return decide(
+        QUESTIONS, [network for network in networks if network.data != "synthetic" or network.level == 4]
+    )
+
+
+def _complexity(networks: Sequence[Network]) -> Finding:
+    natural, simple = _pairs(networks)
+    sizes = [np.array([_effective(network) for network in side], np.float64) for side in (natural, simple)]
+    ratios = np.log(sizes[0]) - np.log(sizes[1])
+    estimate, interval, p = over_seeds(ratios)
+    because = (
+        f"damage is spread over an effective {sizes[0].mean():.1f} components in networks of CelebA, "
+        f"{sizes[1].mean():.1f} in those of synthetic faces; more in {_count(ratios > 0)} pairs of seeds"
+    )
+    negligible = bool(np.abs(interval).max() < MARGIN)  # False for NaN
+    ends = tuple(float(np.exp(end)) for end in interval)
+    return Finding(float(np.exp(estimate)), ends, p, len(ratios), because, null=1.0, negligible=negligible)
+
+
+def _divergence(networks: Sequence[Network]) -> Finding:
+    natural, simple = ([n.attention for n in side] for side in _sides(networks))
+    if min(len(natural), len(simple)) < 2:
+        raise Missing(_few(natural, simple, 2))
+    between, within, p = divergence.seeds_test(natural, simple)
+    excess = lambda a, b: np.subtract(*divergence.seeds_test(a, b)[:2]).mean()  # noqa: E731
+    n = min(len(natural), len(simple))
+    interval = (np.nan, np.nan)
+    if n >= FEWEST:  # jackknife over networks (Efron & Tibshirani 1993, chapter 11)
+        left = [excess(_without(natural, i), simple) for i in range(len(natural))]
+        right = [excess(natural, _without(simple, i)) for i in range(len(simple))]
+        error = np.sqrt(sum((len(x) - 1) * np.var(x) for x in (left, right)))
+        half = stdtrit(n - 1, 0.975) * error
+        interval = (float((between - within).mean() - half), float((between - within).mean() + half))
+    because = (
+        f"{between.min():.3f} to {between.max():.3f} nats over noise levels between data sets, "
+        f"{within.min():.3f} to {within.max():.3f} between seeds of one; above seed noise (p < 0.05) at "
+        f"{_count(p < ALPHA)} levels"
+    )
+    return Finding(float((between - within).mean()), interval, float(p.min()), n, because)
+
+
+def _bottlenecks(networks: Sequence[Network]) -> Finding:
+    kinds = [str(kind) for kind in networks[0].sweep["kind"].values] if networks else []
+    if len(kinds) < 2:
+        raise Missing(f"needs sweeps of at least two kinds of ablation; there are {kinds}")
+    names = [str(name) for name in networks[0].sweep["component"].values]
+    part = networks[0].sweep["part"].values
+    damage = np.array([[_damage(network, kind) for kind in kinds] for network in networks])
+    excess = np.stack(  # over the mean of the others of its part: network, kind, component
+        [damage[..., c] - damage[..., (part == part[c]) & (np.arange(len(part)) != c)].mean(-1)
+         for c in range(len(part))], axis=-1,
+    )  # fmt: skip
+    weaker = excess.min(axis=1)  # of the kinds
+    found = [over_seeds(values) for values in weaker.T]
+    tested = np.array([one[2] for one in found])
+    best = int(weaker.mean(axis=0).argmax())
+    p, sure = np.nan, 0
+    if not np.isnan(tested).all():
+        adjusted = stats.holm(np.nan_to_num(tested, nan=1.0))
+        p, sure = float(adjusted.min()), int((adjusted < ALPHA).sum())
+        best = int(adjusted.argmin())
+    low, high = damage.mean(axis=0).min(), damage.mean(axis=0).max()
+    because = (
+        f"{sure} of {len(names)} components (Holm) damage more than the others of their part under every "
+        f"kind, most surely {names[best]}; pooled Deg% of all lies between {low:.3g} and {high:.3g}"
+    )
+    return Finding(found[best][0], found[best][1], p, len(networks), because)
+
+
+def _phases(networks: Sequence[Network]) -> Finding:
+    if not networks:
+        raise Missing("no networks")
+    levels = networks[0].sweep.sizes["t"]
+    if levels < LEVELS:
+        raise Missing(
+            f"{levels} noise levels were swept; four phases against their neighbours take at least {LEVELS} "
+            "(--set=sweep.timesteps=32)"
+        )
+    found = [phases.measure(network.sweep, _lead(network.sweep)) for network in networks]
+    margins = np.array([one.score[3] - np.delete(one.score, 3).max() for one in found])
+    best = sorted(one.k for one in found)
+    stepped = np.mean([one.stepped for one in found])
+    because = (
+        f"the best number of phases is {_range(best)} over {len(found)} networks, 4 in {best.count(4)} of "
+        f"them; steps beat a smooth drift in {stepped:.0%} of resamples"
+    )
+    return Finding(*over_seeds(margins), len(found), because)
+
+
+def _entropy(networks: Sequence[Network]) -> Finding:
+    if not networks or networks[0].attention.sizes["head"] < 4:
+        raise Missing("needs networks with at least 4 attention heads")
+    rho = np.array([_rank_link(network) for network in networks])
+    estimate, interval, p = over_seeds(np.arctanh(np.clip(rho, -0.999, 0.999)), above=False)
+    because = (
+        f"over the heads of a network, Spearman's correlation of H / ln Nk and |pooled Deg%| lies between "
+        f"{rho.min():.2f} and {rho.max():.2f}; {_count(rho < 0)} networks have it below 0"
+    )
+    ends = tuple(float(np.tanh(end)) for end in interval)
+    return Finding(float(np.tanh(estimate)), ends, p, len(rho), because, above=False)
+
+
+def _rank_link(network: Network) -> float:
+    heads = [str(name) for name in network.attention["head"].values]
+    entropy = network.attention["normalised_entropy"].mean(("t", "image")).values
+    names = [str(name) for name in network.sweep["component"].values]
+    damage = np.abs(_damage(network, _lead(network.sweep)))[[names.index(name) for name in heads]]
+    return float(spearmanr(entropy, damage).statistic)
+
+
+def _damage(network: Network, kind: str) -> Float[np.ndarray, " component"]:
+    """Pooled Deg%, all images alike."""
+    clean, loss = effects.losses(network.sweep, kind)
+    return effects.pooled_damage(clean, loss, np.full((1, network.images), 1 / network.images))[:, 0]
+
+
+def _effective(network: Network) -> float:
+    measure = complexity.effective_components(network.sweep, _lead(network.sweep))
+    return float(measure(np.full((1, network.images), 1 / network.images))[0])
+
+
+def _lead(sweep: xr.Dataset) -> str:
+    kinds = [str(kind) for kind in sweep["kind"].values]
+    return "mean" if "mean" in kinds else kinds[0]
+
+
+def _sides(networks: Sequence[Network]) -> tuple[list[Network], list[Network]]:
+    """Networks of CelebA and of synthetic faces, by seed."""
+    by_seed = sorted(networks, key=lambda network: network.seed)
+    natural = [network for network in by_seed if network.data in ("celeba", "tfds")]
+    return natural, [network for network in by_seed if network.data == "synthetic"]
+
+
+def _pairs(networks: Sequence[Network]) -> tuple[list[Network], list[Network]]:
+    """The same, as many of either: seed by seed."""
+    natural, simple = _sides(networks)
+    if not natural or not simple:
+        raise Missing(_few(natural, simple, 1))
+    count = min(len(natural), len(simple))
+    return natural[:count], simple[:count]
+
+
+def _few(natural: Sequence, simple: Sequence, least: int) -> str:
+    return (
+        f"needs at least {least} networks of either data set; there are {len(natural)} of CelebA "
+        f"and {len(simple)} of synthetic faces"
+    )
+
+
+def _without(items: Sequence, index: int) -> list:
+    return [item for i, item in enumerate(items) if i != index]
+
+
+def _count(which: np.ndarray) -> str:
+    return f"{int(np.sum(which))} of {len(which)}"
+
+
+def _range(values: Sequence[int]) -> str:
+    return str(values[0]) if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
+
+
+QUESTIONS = (
+    Question(
+        "complexity",
+        "Circuits for natural images are more complex than those for synthetic ones.",
+        "Ratio, CelebA over synthetic, of the effective number of components that damage is spread over "
+        "(exp of the entropy of the shares of |pooled Deg%|); geometric mean over pairs of seeds.",
+        "1.084 ± 0.008, p < 0.001",
+        _complexity,
+    ),
+    Question(
+        "divergence",
+        "Attention entropy differs between the data sets, by an amount that varies with the noise level.",
+        "Root mean square over heads of the difference of mean entropy, nats: between networks of the two "
+        "data sets minus between seeds of one; mean over levels; p by relabelling networks, largest level.",
+        "0.015 to 0.166 across timesteps",
+        _divergence,
+    ),
+    Question(
+        "bottlenecks",
+        "Some components are bottlenecks, whatever replaces them.",
+        "Pooled Deg% of the surest component minus the mean of the others of its part, the smaller of the "
+        "kinds of ablation, in percentage points; p by Holm over all components.",
+        "degradation of 25.6 % to 128.3 %",
+        _bottlenecks,
+    ),
+    Question(
+        "phases",
+        "Denoising has four distinct phases.",
+        "Held-out log-likelihood per cell of four phases minus that of the best other number from 1 to 8.",
+        "4 phases",
+        _phases,
+    ),
+    Question(
+        "entropy",
+        "Heads with low entropy matter more.",
+        "Spearman's correlation over heads of mean H / ln Nk and |pooled Deg%|; mean over networks by "
+        "Fisher's z.",
+        "specialised mechanisms at entropies of 2.67 to 4.16",
+        _entropy,
+    ),
+)

@@ -1,0 +1,154 @@
+"""A claim, what a test of it found, and the verdict that follows by rules set beforehand.
+
+The unit of replication is the training seed, one network each; images are nested in it. The p values of all
+claims of one evaluation are one family, adjusted by Holm. Verdicts:
+  supported            the adjusted p is below 0.05 and the estimate lies on the side that is claimed
+  not supported        the 95 % interval excludes that side, or lies within the margin of no effect
+  undecided            neither, or seeds are too few for a test
+  not testable here    what it takes is missing; `because` says what
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+from scipy.stats import ttest_1samp
+
+from mechdiff import stats
+
+ALPHA = 0.05
+FEWEST = 3  # training seeds that a test takes
+
+
+@dataclass(frozen=True)
+class Network:
+    """One examined network: what it was trained on, its training seed, and its results.
+
+    Attributes:
+      data: `synthetic`, `celeba`, ...; `level`: rung of the ladder of synthetic faces.
+      sweep, attention: of `sweep.teacher_forced` and `capture.attention_stats`.
+    """
+
+    name: str
+    data: str
+    level: int
+    seed: int
+    sweep: xr.Dataset
+    attention: xr.Dataset
+
+    @property
+    def images(self) -> int:
+        """Images scored."""
+        return self.sweep.sizes["image"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim and its verdict.
+
+    Attributes:
+      estimand: what is estimated, ours.
+      paper_value: what the paper reports, for a reader; its estimand is not known.
+      estimate, interval: NaN where there are none; 95 %.
+      p, p_adjusted: of no effect on the claimed side; adjusted over the claims of one evaluation.
+      n_images: of each network; n_seeds: networks that replicate.
+    """
+
+    id: str
+    statement: str
+    estimand: str
+    paper_value: str
+    estimate: float
+    interval: tuple[float, float]
+    p: float
+    p_adjusted: float
+    n_images: int
+    n_seeds: int
+    verdict: str
+    because: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a test came to, before p values are adjusted.
+
+    Attributes:
+      p: one-sided, of `null` against the claimed side; NaN where seeds are too few.
+      null, above: the claim is that the estimate is above `null`, or below it.
+      negligible: the interval lies within the margin of no effect.
+    """
+
+    estimate: float
+    interval: tuple[float, float]
+    p: float
+    n_seeds: int
+    because: str
+    null: float = 0.0
+    above: bool = True
+    negligible: bool = False
+
+
+class Missing(Exception):
+    """Why a claim can't be tested with the networks at hand."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A claim before it is tested; fields as in `Claim`."""
+
+    id: str
+    statement: str
+    estimand: str
+    paper_value: str
+    test: Callable[[Sequence[Network]], Finding]
+
+
+def decide(questions: Sequence[Question], networks: Sequence[Network]) -> list[Claim]:
+    """Every question tested on the networks."""
+    found: list[Finding | str] = []
+    for question in questions:
+        try:
+            found.append(question.test(networks))
+        except Missing as reason:
+            found.append(str(reason))
+    p = np.array([one.p if isinstance(one, Finding) else np.nan for one in found])
+    adjusted = np.full(len(p), np.nan)
+    adjusted[~np.isnan(p)] = stats.holm(p[~np.isnan(p)])
+    images = min((network.images for network in networks), default=0)
+    return [_claim(*each, images) for each in zip(questions, found, adjusted)]
+
+
+def verdict(found: Finding, p_adjusted: float) -> str:
+    """By the rules of the module; `p_adjusted` NaN: seeds are too few for a test."""
+    sign = 1 if found.above else -1
+    if p_adjusted < ALPHA and sign * (found.estimate - found.null) > 0:
+        return "supported"
+    against = all(sign * (end - found.null) < 0 for end in found.interval)
+    return "not supported" if against or found.negligible else "undecided"
+
+
+def _claim(question: Question, found: Finding | str, p_adjusted: float, images: int) -> Claim:
+    words = {name: getattr(question, name) for name in ("id", "statement", "estimand", "paper_value")}
+    if isinstance(found, str):
+        nothing = {"estimate": np.nan, "interval": (np.nan, np.nan), "p": np.nan, "n_seeds": 0}
+        facts = nothing | {"verdict": "not testable here", "because": found}
+    else:
+        names = ("estimate", "interval", "p", "n_seeds", "because")
+        facts = {name: getattr(found, name) for name in names} | {"verdict": verdict(found, p_adjusted)}
+    return Claim(**words, **facts, p_adjusted=float(p_adjusted), n_images=images)
+
+
+def over_seeds(
+    values: Float[np.ndarray, " seed"], above: bool = True, null: float = 0.0
+) -> tuple[float, tuple[float, float], float]:
+    """Mean, Student's 95 % interval and one-sided p over training seeds; NaN where fewer than `FEWEST`."""
+    values = np.asarray(values, np.float64)
+    if len(values) < FEWEST:
+        return float(values.mean()), (np.nan, np.nan), np.nan
+    found = stats.student_mean(values)
+    if values.std() == 0:
+        return float(values.mean()), (float(found.low), float(found.high)), np.nan
+    p = ttest_1samp(values, null, alternative="greater" if above else "less").pvalue
+    return float(found.estimate), (float(found.low), float(found.high)), float(p)

@@ -1,0 +1,146 @@
+"""Verdicts on made-up results whose truth is known, and on results where there is nothing to find."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from mechdiff import claims, verdicts
+from mechdiff.verdicts import Finding, Network, verdict
+
+PARTS = ["res"] * 6 + ["head"] * 6
+NAMES = [f"down0.block{i}.res" for i in range(6)] + [f"mid.attn0.head{i}" for i in range(6)]
+IMAGES = 12
+
+
+def network(data, seed, damage, entropy, levels=4, kinds=("zero", "mean")):
+    """A network whose components do `damage` (shares of the clean loss) and whose heads have `entropy`."""
+    rng = np.random.default_rng([seed, len(data)])
+    clean = 1 + 0.1 * rng.random((levels, IMAGES))
+    noise = 1 + 0.02 * rng.standard_normal((len(kinds), 12, levels, IMAGES))
+    damage = np.broadcast_to(damage, (12, levels)) if np.ndim(damage) == 2 else np.array(damage)[:, None]
+    loss = clean * (1 + damage[None, :, :, None] * noise)
+    axes = {"t": np.arange(levels), "log_snr": ("t", -np.arange(levels, dtype=float))}
+    dims = ("kind", "component", "t", "image")
+    sweep = xr.Dataset(
+        {"loss": (dims, loss), "change": (dims, loss), "clean_loss": (("t", "image"), clean)},
+        coords={"kind": list(kinds), "component": NAMES, "part": ("component", PARTS), **axes},
+    )
+    heads = np.asarray(entropy)[:, None, None] + 0.01 * rng.standard_normal((6, levels, IMAGES))
+    values = {name: (("head", "t", "image"), heads) for name in ("entropy", "normalised_entropy")}
+    tokens = ("head", np.full(6, 16))
+    attention = xr.Dataset(values, coords={"head": NAMES[6:], "tokens": tokens, **axes})
+    return Network(f"{data}-{seed}", data, 4, seed, sweep, attention)
+
+
+def found(networks):
+    return {claim.id: claim for claim in claims.evaluate(networks)}
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """CelebA: damage spread evenly but for one bottleneck; synthetic: most of it in the bottleneck. Sharp
+    heads matter more, and entropies differ between the data sets."""
+    made = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        shake = lambda: 1 + 0.05 * rng.standard_normal(12)  # noqa: B023, E731
+        heads = 0.2 + 0.1 * np.arange(6)
+        even = np.r_[1.0, np.full(5, 0.3), 0.35 - 0.05 * np.arange(6)] * shake()
+        narrow = np.r_[1.0, np.full(5, 0.02), 0.035 - 0.005 * np.arange(6)] * shake()
+        made.append(network("celeba", seed, even, heads + 0.3 + 0.06 * rng.standard_normal(6)))
+        made.append(network("synthetic", seed, narrow, heads + 0.06 * rng.standard_normal(6)))
+    return found(made)
+
+
+def test_planted_claims_are_supported(planted):
+    for name in ("complexity", "divergence", "bottlenecks", "entropy"):
+        assert planted[name].verdict == "supported", planted[name]
+        low, high = planted[name].interval
+        assert low <= planted[name].estimate <= high
+    assert planted["complexity"].interval[0] > 1.5 and planted["complexity"].n_seeds == 5
+    assert 0.1 < planted["divergence"].estimate < 0.3  # what seeds differ by is taken off
+    assert NAMES[0] in planted["bottlenecks"].because and planted["entropy"].estimate < -0.6
+
+
+def test_too_few_levels_are_no_test_of_four_phases(planted):
+    assert planted["phases"].verdict == "not testable here" and "32" in planted["phases"].because
+
+
+def test_p_values_are_one_family(planted):
+    tested = [claim for claim in planted.values() if not np.isnan(claim.p)]
+    assert len(tested) == 4
+    smallest = min(tested, key=lambda claim: claim.p)
+    assert smallest.p_adjusted == pytest.approx(4 * smallest.p)
+
+
+def test_where_there_is_nothing_nothing_is_supported():
+    rng = np.random.default_rng(1)
+    made = [
+        network(data, seed, 0.3 * (1 + 0.2 * rng.standard_normal(12)), 0.5 + 0.1 * rng.standard_normal(6))
+        for data in ("celeba", "synthetic")
+        for seed in range(4)
+    ]
+    assert {claim.verdict for claim in claims.evaluate(made)} <= {
+        "undecided", "not supported", "not testable here",
+    }  # fmt: skip
+
+
+def test_the_reverse_is_not_supported():
+    made = []
+    for seed in range(4):
+        shake = 1 + 0.02 * np.random.default_rng(seed).standard_normal(12)
+        heads = 0.2 + 0.1 * np.arange(6)
+        made.append(network("celeba", seed, np.r_[1.0, np.full(11, 0.02)] * shake, heads))
+        spread = np.r_[np.full(6, 0.3), 0.1 + 0.05 * np.arange(6)] * shake
+        made.append(network("synthetic", seed, spread, heads))
+    answers = found(made)
+    assert answers["complexity"].verdict == "not supported" and answers["complexity"].interval[1] < 1
+
+
+def test_four_phases_are_found_where_they_are():
+    made = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        steps = np.repeat(rng.permutation(np.linspace(0.2, 1.5, 12))[:, None], 24, axis=1)
+        for phase in range(4):
+            steps[:, 6 * phase : 6 * phase + 6] = rng.permutation(np.linspace(0.2, 1.5, 12))[:, None]
+        made.append(network("synthetic", seed, steps, np.linspace(0, 1, 6), levels=24, kinds=("zero",)))
+    answers = found(made)
+    assert "4 in 3 of them" in answers["phases"].because and answers["phases"].estimate > 0
+    assert answers["bottlenecks"].verdict == "not testable here"
+
+
+def test_one_seed_decides_nothing():
+    made = [network(data, 0, np.full(12, 0.3), np.linspace(0, 1, 6)) for data in ("celeba", "synthetic")]
+    answers = found(made)
+    assert answers["complexity"].verdict == "undecided" and np.isnan(answers["complexity"].p_adjusted)
+    assert (
+        answers["divergence"].verdict == "not testable here"
+        and "1 of CelebA" in answers["divergence"].because
+    )
+
+
+def test_simpler_faces_and_no_networks_at_all_are_no_ground_for_claims():
+    low = network("synthetic", 0, np.full(12, 0.3), np.linspace(0, 1, 6))
+    rung = Network(**{**vars(low), "level": 0})
+    assert all(claim.verdict == "not testable here" for claim in claims.evaluate([rung]))
+
+
+@pytest.mark.parametrize(
+    "interval, p, above, negligible, expected",
+    [
+        ((0.1, 0.3), 0.01, True, False, "supported"),
+        ((0.1, 0.3), 0.2, True, False, "undecided"),
+        ((-0.3, -0.1), 0.01, False, False, "supported"),
+        ((-0.3, -0.1), 0.99, True, False, "not supported"),
+        ((-0.01, 0.01), 0.5, True, True, "not supported"),
+        ((np.nan, np.nan), np.nan, True, False, "undecided"),
+    ],
+)
+def test_rules_of_verdicts(interval, p, above, negligible, expected):
+    one = Finding(np.mean(interval), interval, p, 5, "", above=above, negligible=negligible)
+    assert verdict(one, p) == expected
+
+
+def test_seeds_without_spread_give_no_p():
+    assert np.isnan(verdicts.over_seeds(np.ones(4))[2])
