@@ -1,4 +1,4 @@
-"""What the untouched network does: mean activations, and statistics of its attention patterns."""
+"""What the untouched network does: activations, their moments, and statistics of its attention patterns."""
 
 import functools
 from collections.abc import Sequence
@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Int
+from jaxtyping import Array, Float, Int
 
+from mechdiff import devices
 from mechdiff.config import UNetConfig
+from mechdiff.devices import ALL, IMAGES
 from mechdiff.diffusion import image_noise, q_sample
 from mechdiff.gates import CAPTURED
 from mechdiff.interventions import Intervention
@@ -20,13 +22,25 @@ from mechdiff.unet import forward, stages
 
 
 @functools.partial(jax.jit, static_argnames=("unet", "collection"))
-def _captured(unet, params, identity, schedule, x0, t, key, indices, weights, *, collection):
-    rows = jnp.full(x0.shape[0], t)
-    x_t = q_sample(schedule, x0, rows, image_noise(key, indices, x0.shape[1:]))
-    found = forward(unet, params, identity, x_t, rows, capture=(collection,))[1][collection]
-    if collection == ATTENTION:
-        return found
-    return jax.tree.map(lambda a: jnp.tensordot(weights, a, 1), found)  # sum over the real rows
+def _captured(unet, params, identity, schedule, x0, t, key, indices, *, collection):
+    """What one collection holds of each image; images are shared out over the devices."""
+
+    def local(params, identity, schedule, t, key, x0, indices):
+        rows = jnp.full(x0.shape[0], t)
+        x_t = q_sample(schedule, x0, rows, image_noise(key, indices, x0.shape[1:]))
+        return forward(unet, params, identity, x_t, rows, capture=(collection,))[1][collection]
+
+    mesh, specs = devices.over(len(x0)), (*[ALL] * 5, IMAGES, IMAGES)
+    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=IMAGES, check_vma=False)
+    return run(params, identity, schedule, t, key, x0, indices)
+
+
+@functools.partial(jax.jit, static_argnames=("unet",))
+def _moments(unet, params, identity, schedule, x0, t, key, indices, weights):
+    """Mean of every site over the real rows, and the sum of their squared distances from it."""
+    found = _captured(unet, params, identity, schedule, x0, t, key, indices, collection=CAPTURED)
+    mean = jax.tree.map(lambda a: jnp.tensordot(weights / weights.sum(), a, 1), found)
+    return mean, jax.tree.map(lambda a, m: jnp.tensordot(weights, (a - m) ** 2, 1), found, mean)
 
 
 def _blocks(images: np.ndarray, indices: np.ndarray, block: int):
@@ -36,6 +50,64 @@ def _blocks(images: np.ndarray, indices: np.ndarray, block: int):
         weights = (chosen < len(images)).astype(np.float32)
         chosen = np.minimum(chosen, len(images) - 1)
         yield images[chosen], indices[chosen], weights
+
+
+def activations(
+    unet: UNetConfig,
+    params: PyTree,
+    identity: Intervention,
+    schedule: NoiseSchedule,
+    x0: Images,
+    t: int,
+    key: PRNGKey,
+    indices: Int[np.ndarray, " batch"],
+    *,
+    collection: str = CAPTURED,
+) -> dict[str, Float[Array, "batch ..."]]:
+    """Activation of every site on each image at one timestep: site -> `(batch, *site)`.
+
+    Args:
+      key, indices: image i has the noise of `image_noise(key, i)`.
+      collection: `sites`; or `patterns` for the attention patterns `(batch, heads, tokens, tokens)`.
+    """
+    return _captured(unet, params, identity, schedule, x0, t, key, indices, collection=collection)
+
+
+def activation_moments(
+    unet: UNetConfig,
+    params: PyTree,
+    identity: Intervention,
+    schedule: NoiseSchedule,
+    images: Images,
+    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
+    key: PRNGKey,
+    *,
+    block: int = 16,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Mean and standard deviation over images of every site, per timestep and position.
+
+    Blocks are joined by the rule of Chan et al. 1983, in float64. Arguments and shapes are those of
+    `activation_means`.
+    """
+    indices = np.arange(len(images))
+    params, identity, schedule = devices.everywhere(devices.over(block), (params, identity, schedule))
+    levels = []
+    for t in timesteps:
+        count, mean, spread = 0.0, {}, {}
+        for x0, index, weights in _blocks(images, indices, block):
+            found = _moments(unet, params, identity, schedule, x0, int(t), key, index, weights)
+            part, around = ({site: np.asarray(a, np.float64) for site, a in tree.items()} for tree in found)
+            more = float(weights.sum())
+            share = more / (count + more)
+            for site, value in part.items():
+                shift = value - mean.get(site, 0.0)
+                spread[site] = spread.get(site, 0.0) + around[site] + shift**2 * (count * share)
+                mean[site] = mean.get(site, 0.0) + shift * share
+            count += more
+        levels.append((mean, {site: np.sqrt(value / count) for site, value in spread.items()}))
+    means, deviations = zip(*levels)
+    stack = lambda trees: {s: np.stack([tree[s] for tree in trees], dtype=np.float32) for s in trees[0]}  # noqa: E731
+    return stack(means), stack(deviations)
 
 
 def activation_means(
@@ -57,17 +129,7 @@ def activation_means(
     Returns:
       site -> `(levels, *site)`, where `site` is the shape of one row of that activation.
     """
-    indices = np.arange(len(images))
-    per_level = []
-    for t in timesteps:
-        total = None
-        for x0, index, weights in _blocks(images, indices, block):
-            part = _captured(
-                unet, params, identity, schedule, x0, int(t), key, index, weights, collection=CAPTURED
-            )
-            total = part if total is None else jax.tree.map(jnp.add, total, part)
-        per_level.append(jax.tree.map(lambda a: np.asarray(a) / len(images), total))
-    return {site: np.stack([level[site] for level in per_level]) for site in per_level[0]}
+    return activation_moments(unet, params, identity, schedule, images, timesteps, key, block=block)[0]
 
 
 def fills_at(fills: dict[str, np.ndarray], level: int) -> dict[str, np.ndarray]:
@@ -92,11 +154,12 @@ def attention_stats(
     the number of positions attended over, without which an entropy means little.
     """
     indices = np.arange(len(images))
+    params, identity, schedule = devices.everywhere(devices.over(block), (params, identity, schedule))
     columns: dict[str, list] = {}
     for t in timesteps:
         parts = [
-            _captured(unet, params, identity, schedule, x0, int(t), key, index, weights, collection=ATTENTION)
-            for x0, index, weights in _blocks(images, indices, block)
+            _captured(unet, params, identity, schedule, x0, int(t), key, index, collection=ATTENTION)
+            for x0, index, _ in _blocks(images, indices, block)
         ]
         for site in parts[0]:
             joined = [

@@ -155,14 +155,21 @@ class SweepConfig:
     mean_images: int = 128  # that the mean fills come from; other pictures than those scored
     image_block: int = 16  # images in one chunk of the result
     chunk: int = 0  # interventions at once; 0: chosen by memory
+    draws: int = 1  # of kinds `resample` (donors of an image) and `noise`; their losses are averaged
+    optimal_steps: int = 32  # of Adam, for kind `optimal`
 
     def __post_init__(self):
         for kind in self.kinds:
             if kind not in KINDS:
                 raise ConfigError(unknown("ablation kind", kind, KINDS))
-        for name in ("timesteps", "images", "mean_images", "image_block"):
+        for name in ("timesteps", "images", "mean_images", "image_block", "draws", "optimal_steps"):
             _at_least(f"sweep.{name}", getattr(self, name), 1)
         _at_least("sweep.chunk", self.chunk, 0)
+        if "resample" in self.kinds and self.draws >= self.images:
+            raise ConfigError(
+                f"sweep.draws={self.draws} donors of kind 'resample' need more than {self.draws} images, "
+                f"but sweep.images={self.images}; raise it or lower sweep.draws"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +179,7 @@ class StudyConfig:
     models: tuple[str, ...] = ()  # folders in checkpoints/; empty: train one per data set first
 
 
-KINDS = ("zero", "mean")  # kinds that a sweep can fill; `scale` and others are set by hand
+KINDS = ("zero", "mean", "resample", "noise", "optimal")  # that a sweep can fill; `scale` is set by hand
 
 
 @dataclass(frozen=True, kw_only=True)

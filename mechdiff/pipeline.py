@@ -16,9 +16,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mechdiff import capture, files, keys, results, sweep
+from mechdiff import capture, devices, files, keys, optimal, replacements, results, sweep
 from mechdiff.config import DataConfig, ExperimentConfig, SweepConfig, to_dict
 from mechdiff.data import load, to_bytes, to_float
+from mechdiff.devices import ALL, IMAGES
 from mechdiff.errors import DataError
 from mechdiff.sampler import sample
 from mechdiff.schedules import ddim_timesteps, make_schedule, timesteps_by_log_snr
@@ -36,7 +37,7 @@ class Inputs:
 
     Attributes:
       scored: in [-1, 1]; losses are measured on these.
-      reference: others of the same kind, for mean activations.
+      reference: others of the same kind, for mean activations and other fills.
       label: what they are, for a reader.
     """
 
@@ -80,17 +81,20 @@ def draw(subject: sweep.Subject, key: jax.Array, count: int, steps: int = SAMPLE
     shape = (min(SAMPLE_BLOCK, count), size, size, subject.unet.in_channels)
     levels = ddim_timesteps(subject.schedule.steps, min(steps, subject.schedule.steps))
 
+    mesh = devices.over(shape[0])
+
     @jax.jit
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=(*[ALL] * 4, IMAGES), out_specs=IMAGES, check_vma=False
+    )
     def block(params, identity, schedule, key, indices):
         predict = functools.partial(denoise, subject.unet, schedule, params, identity)
-        return sample(predict, schedule, key, shape, timesteps=levels, indices=indices)
+        own = (len(indices), *shape[1:])
+        return sample(predict, schedule, key, own, timesteps=levels, indices=indices)
 
-    drawn = [
-        np.asarray(
-            block(subject.params, subject.identity, subject.schedule, key, start + np.arange(shape[0]))
-        )
-        for start in range(0, count, shape[0])
-    ]
+    network = devices.everywhere(mesh, (subject.params, subject.identity, subject.schedule))
+    starts = range(0, count, shape[0])
+    drawn = [np.asarray(block(*network, key, start + np.arange(shape[0]))) for start in starts]
     return np.concatenate(drawn)[:count]
 
 
@@ -137,6 +141,19 @@ def chooser(
     return choose
 
 
+def _fills(parts: tuple, given: Inputs, timesteps, root: jax.Array, config: SweepConfig) -> dict:
+    """What each kind of ablation replaces components with: kind -> fills or a source of them."""
+    reference = *parts, given.reference, timesteps, keys.stream(root, "mean noise")
+    scored = *parts, given.scored, timesteps, keys.stream(root, "scored noise")
+    make = {
+        "mean": lambda: capture.activation_means(*reference),
+        "resample": lambda: replacements.resample(*scored, draws=config.draws),
+        "noise": lambda: replacements.noise(*reference, draws=config.draws),
+        "optimal": lambda: optimal.optimal_fills(*reference, steps=config.optimal_steps),
+    }
+    return {kind: make[kind]() for kind in config.kinds if kind != "zero"}
+
+
 def examine(
     name: str,
     model: Path,
@@ -166,10 +183,7 @@ def examine(
     timesteps = timesteps_by_log_snr(subject.schedule, config.timesteps)
     root = jax.random.key(seed)
     parts = (subject.unet, subject.params, subject.identity, subject.schedule)
-    fills = {}
-    if "mean" in config.kinds:
-        noise = keys.stream(root, "mean noise")
-        fills["mean"] = capture.activation_means(*parts, given.reference, timesteps, noise)
+    fills = _fills(parts, given, timesteps, root, config)
     noise = keys.stream(root, "scored noise")
     swept = sweep.teacher_forced(
         subject, given.scored, timesteps, noise, folder / "sweep", config=config, fills=fills, facts=facts

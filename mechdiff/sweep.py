@@ -15,11 +15,11 @@ import xarray as xr
 from jaxtyping import Int
 
 from mechdiff import files, filling, results
-from mechdiff.capture import fills_at
 from mechdiff.config import SweepConfig, UNetConfig
-from mechdiff.engine import Engine
+from mechdiff.engine import Engine, Measured
 from mechdiff.errors import ConfigError
 from mechdiff.interventions import Component, Intervention, leave_one_out
+from mechdiff.replacements import Fills, as_fills
 from mechdiff.schedules import NoiseSchedule
 from mechdiff.types import Images, PRNGKey, PyTree
 from mechdiff.unet import components
@@ -71,7 +71,8 @@ def teacher_forced(
     Args:
       images: in [-1, 1], NHWC; image i has the noise of `image_noise(key, i)` at every timestep.
       config: kinds, chunking; its counts of images and timesteps are the caller's business.
-      fills: kind -> site -> `(levels, ...)`, for kinds other than `zero`; see `capture`.
+      fills: for kinds other than `zero`: kind -> site -> `(levels, *site)`, as `capture.activation_means`
+        and `optimal.optimal_fills` make them, or a source of fills such as `replacements.resample`.
       chosen: components; all of the network if None.
       facts: JSON-ready, kept in the result's attributes.
     Returns:
@@ -89,6 +90,7 @@ def teacher_forced(
                 f"ablation kind {kind!r} needs fills; capture.activation_means makes those of 'mean'"
             )
     timesteps = np.asarray(timesteps, np.int32)
+    fills = {kind: as_fills(fills[kind]) for kind in config.kinds if kind != "zero"}
     plan = _Plan(subject, np.asarray(images), timesteps, key, config, fills, chosen)
     path = Path(folder) / f"{plan.key[:16]}.zarr"
     results.create(path, plan.empty(facts or {}), plan.chunks())
@@ -105,7 +107,7 @@ class _Plan:
     timesteps: np.ndarray
     noise_key: PRNGKey
     config: SweepConfig
-    fills: PyTree
+    fills: dict[str, Fills]
     chosen: tuple[Component, ...]
 
     @functools.cached_property
@@ -116,7 +118,7 @@ class _Plan:
                 **self.subject.digests(),
                 "images": files.digest_arrays(self.images),
                 "noise": files.digest_arrays(jax.random.key_data(self.noise_key)),
-                "fills": files.digest_arrays(self.fills),
+                "fills": {kind: source.digest() for kind, source in self.fills.items()},
                 "timesteps": self.timesteps.tolist(),
                 "kinds": self.config.kinds,
                 "components": [component.name for component in self.chosen],
@@ -141,13 +143,7 @@ class _Plan:
             },
             coords={
                 "kind": list(self.config.kinds),
-                "component": [component.name for component in self.chosen],
-                "t": self.timesteps,
-                "image": np.arange(len(self.images)),
-                "log_snr": ("t", np.asarray(self.subject.schedule.log_snr)[self.timesteps]),
-                "part": ("component", [component.kind for component in self.chosen]),
-                "resolution": ("component", [component.resolution for component in self.chosen]),
-                "depth": ("component", [component.depth for component in self.chosen]),
+                **coordinates(self.subject, self.chosen, self.timesteps, len(self.images)),
             },
             attrs={"subject": self.subject.name, "key": self.key, **facts},
         )
@@ -174,14 +170,11 @@ class _Plan:
     def _piece(
         self, engine: Engine, everything: Intervention, path: Path, kind: int, level: int, images: slice
     ) -> None:
-        name, index = self.config.kinds[kind], np.arange(images.start, images.stop)
-        stacked = everything
-        if name != "zero":
-            stacked = dataclasses.replace(everything, fill=fills_at(self.fills[name], level))
         # A short last block is filled up, so that it needs no program of its own.
-        index = np.resize(index, self.block)
+        index = np.resize(np.arange(images.start, images.stop), self.block)
         count, t = images.stop - images.start, int(self.timesteps[level])
-        found = engine.measure(stacked, self.images[index], index, t, self.noise_key)
+        source = self.fills.get(self.config.kinds[kind])
+        found = _block(engine, everything, source, "fill", self.images, index, level, t, self.noise_key)
         where = (slice(kind, kind + 1), slice(None), slice(level, level + 1), images)
         region = {"loss": where, "change": where, "clean_loss": (where[2], images)}
         put = {
@@ -190,3 +183,68 @@ class _Plan:
             "loss": found.loss[None, :, None, :count],
         }
         results.put(path, region, put)
+
+
+def _block(engine, stacked, source, field, images, index, level, t, key) -> Measured:
+    """One block of images at one timestep; the mean over the draws of the fills, if there are several."""
+    given = [getattr(stacked, field)]
+    if source is not None:
+        given = (source.at(level, index, draw) for draw in range(source.draws))
+    found = [
+        engine.measure(dataclasses.replace(stacked, **{field: fill}), images[index], index, t, key)
+        for fill in given
+    ]
+    return Measured(*(np.mean(values, axis=0, dtype=values[0].dtype) for values in zip(*found)))
+
+
+def measured(
+    subject: Subject,
+    stacked: Intervention,
+    kind: str,
+    fills: PyTree,
+    images: Images,
+    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
+    key: PRNGKey,
+    block: int = 16,
+    field: str = "fill",
+) -> Measured:
+    """A small sweep of any stack of interventions, in memory: all with `(..., levels, images)`.
+
+    Args:
+      kind, fills: of the fills, as in `teacher_forced`; with None those of `stacked` stay.
+      block: images at once; a short last one is filled up, so that all share one program.
+      field: of the intervention, that the fills go into: `fill` or `pattern_fill`.
+    """
+    if field == "fill" and kind != "zero" and fills is None:
+        raise ConfigError(f"ablation kind {kind!r} needs fills; see capture, replacements and optimal")
+    source = None if fills is None else as_fills(fills)
+    engine = Engine(subject.unet, subject.schedule, subject.params)
+    images, per_level = np.asarray(images), []
+    for level, t in enumerate(timesteps):
+        parts = []
+        for start in range(0, len(images), block):
+            index = np.arange(start, min(start + block, len(images)))
+            padded = np.resize(index, min(block, len(images)))
+            found = _block(engine, stacked, source, field, images, padded, level, int(t), key)
+            parts.append([values[..., : len(index)] for values in found])
+        per_level.append([np.concatenate(values, axis=-1) for values in zip(*parts)])
+    return Measured(*(np.stack(values, axis=-2) for values in zip(*per_level)))
+
+
+def coordinates(
+    subject: Subject,
+    chosen: Sequence[Component],
+    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
+    images: int,
+) -> dict:
+    """Coordinates `component`, `t` and `image` of a sweep, with what is known of each."""
+    timesteps = np.asarray(timesteps, np.int32)
+    return {
+        "component": [component.name for component in chosen],
+        "t": timesteps,
+        "image": np.arange(images),
+        "log_snr": ("t", np.asarray(subject.schedule.log_snr)[timesteps]),
+        "part": ("component", [component.kind for component in chosen]),
+        "resolution": ("component", [component.resolution for component in chosen]),
+        "depth": ("component", [component.depth for component in chosen]),
+    }

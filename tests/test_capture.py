@@ -173,6 +173,14 @@ def test_activation_means_equal_float64_means_whatever_the_block(block, activati
         np.testing.assert_allclose(means[site], expected, atol=2e-6 * (1 + np.abs(expected).max()))
 
 
+def test_activation_moments_are_those_of_float64_whatever_the_block(activations):
+    deviations = capture.activation_moments(*SUBJECT, IMAGES, LEVELS, KEY, block=2)[1]
+    for site, values in activations["sites"].items():
+        expected = values.astype(np.float64).std(axis=1)
+        np.testing.assert_allclose(deviations[site], expected, rtol=2e-4, atol=2e-6)
+    assert (deviations["mid.block0.time"] < 1e-6).all()  # the same for every image
+
+
 def test_mean_fills_fit_every_site_and_replace_exactly(activations):
     means = {site: values.mean(1) for site, values in activations["sites"].items()}
     fills = capture.fills_at(means, 1)

@@ -1,0 +1,25 @@
+"""Blocks of images shared out over the devices of this process.
+
+Each device works on images of its own; at most a sum passes between them. So numbers move with the devices by
+float32 rounding only.
+"""
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mechdiff.types import PyTree
+
+ALL, IMAGES = PartitionSpec(), PartitionSpec("images")  # on every device, or shared out along the first axis
+
+
+def over(images: int) -> Mesh:
+    """As many devices of this process as share `images` evenly, along the axis `images`."""
+    devices = jax.local_devices()
+    count = max(count for count in range(1, len(devices) + 1) if images % count == 0)
+    return Mesh(np.array(devices[:count]), ("images",))
+
+
+def everywhere(mesh: Mesh, tree: PyTree) -> PyTree:
+    """`tree` on every device of a mesh, so that calls need not copy it again."""
+    return jax.device_put(tree, NamedSharding(mesh, ALL))

@@ -1,0 +1,100 @@
+"""Optimal fills: no worse than mean or zero where they were sought, better where better is possible."""
+
+import jax
+import numpy as np
+import pytest
+from reference.networks import identity_of, random_params
+
+from mechdiff import capture, optimal, sweep
+from mechdiff.config import SweepConfig
+from mechdiff.errors import ConfigError
+from mechdiff.interventions import component_at, leave_one_out
+from mechdiff.presets import preset
+from mechdiff.schedules import make_schedule
+from mechdiff.unet import components
+
+CONFIG = preset("tiny")
+UNET, SCHEDULE = CONFIG.unet, make_schedule(CONFIG.diffusion)
+SUBJECT = sweep.Subject("random", UNET, SCHEDULE, random_params(UNET), identity_of(UNET))
+PARTS = SUBJECT.unet, SUBJECT.params, SUBJECT.identity, SUBJECT.schedule
+IMAGES = np.random.default_rng(1).uniform(-1, 1, (6, 8, 8, 3)).astype(np.float32)
+LEVELS = np.array([3, 40])
+KEY = jax.random.key(5)
+NAMES = ("down0.block0.res", "down1.attn0.head0", "down1.attn0.head1", "up0.block1.skip")
+CHOSEN = tuple(component_at(components(UNET), name) for name in NAMES)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return optimal.optimal_fills(*PARTS, IMAGES, LEVELS, KEY, chosen=CHOSEN, steps=12, batch=3)
+
+
+@pytest.fixture(scope="module")
+def losses(found, tmp_path_factory):
+    """Mean losses on the reference images under the noise by which the fills were chosen."""
+    fills = {"mean": capture.activation_means(*PARTS, IMAGES, LEVELS, KEY), "optimal": found}
+    config = SweepConfig(kinds=("zero", "mean", "optimal"), image_block=6)
+    folder = tmp_path_factory.mktemp("optimal")
+    return sweep.teacher_forced(
+        SUBJECT, IMAGES, LEVELS, KEY, folder, config=config, fills=fills, chosen=CHOSEN
+    ).loss.mean("image")
+
+
+def test_no_worse_than_mean_and_zero_on_the_reference_images(losses):
+    best = losses.sel(kind="optimal").values
+    for kind in ("zero", "mean"):
+        assert (best <= losses.sel(kind=kind).values * (1 + 1e-5)).all()
+
+
+def test_a_random_network_has_better_constants_than_its_means(losses):
+    """Its output is not fitted to the noise, so that a better constant is always near."""
+    gain = 1 - losses.sel(kind="optimal") / losses.sel(kind="mean")
+    assert float(gain.max()) > 0.02 and float((gain > 0).mean()) > 0.7
+
+
+def test_fills_are_a_channelwise_line_in_the_mean(found):
+    mean = capture.activation_means(*PARTS, IMAGES, LEVELS, KEY)
+    site = "down1.attn0.head"
+    for level in range(2):
+        for head in range(2):
+            x, y = mean[site][level][:, head], found[site][level][:, head]
+            for channel in range(x.shape[1]):
+                line = np.polyfit(x[:, channel].astype(float), y[:, channel].astype(float), 1)
+                np.testing.assert_allclose(np.polyval(line, x[:, channel]), y[:, channel], atol=1e-4)
+
+
+def test_what_was_not_chosen_keeps_its_mean(found):
+    mean = capture.activation_means(*PARTS, IMAGES, LEVELS, KEY)
+    np.testing.assert_array_equal(found["mid.block0.res"], mean["mid.block0.res"])
+
+
+def test_the_gradient_of_a_part_is_that_of_its_component_alone():
+    """All components share one array of fills: what one needs is not disturbed by the others."""
+    from mechdiff import wavefront
+
+    means, deviations = capture.activation_moments(*PARTS, IMAGES, LEVELS[:1], KEY)
+    mean, deviation = capture.fills_at(means, 0), capture.fills_at(deviations, 0)
+    scale = {site: optimal._scale(site, mean[site], deviation[site]) for site in mean}
+    point = {site: np.stack([np.ones_like(s), np.zeros_like(s)]) for site, s in scale.items()}
+    slopes = []
+    for chosen in (CHOSEN, CHOSEN[1:2]):
+        stacked = leave_one_out(SUBJECT.identity, chosen)[1]
+        wave = wavefront.plan(UNET, stacked, 100)
+        gate = {site: leaf[wave.order[0]] for site, leaf in stacked.gate.items()}
+        stacked = stacked.__class__(gate, None, stacked.temperature, stacked.window)
+        index = np.arange(3)
+        slopes.append(
+            optimal._slopes(
+                UNET, wave.joins, SCHEDULE, SUBJECT.params, stacked, mean, scale, point,
+                IMAGES[:3], 3, index, KEY,
+            )
+        )  # fmt: skip
+    together, alone = (slope["down1.attn0.head"][:, 0] for slope in slopes)
+    assert np.abs(alone).max() > 0
+    np.testing.assert_allclose(together, alone, rtol=1e-3, atol=1e-6 * np.abs(alone).max())
+
+
+def test_components_that_overlap_are_refused():
+    single = components(UNET, channel_groups=2)
+    with pytest.raises(ConfigError, match="overlap"):
+        optimal.optimal_fills(*PARTS, IMAGES, LEVELS, KEY, chosen=single)
