@@ -15,7 +15,8 @@ from mechdiff import files, keys, pipeline
 from mechdiff.config import to_dict
 from mechdiff.sampler import ddim_step, ddpm_step
 from mechdiff.schedules import ddim_timesteps
-from mechdiff.trajectory import even_windows, network_calls, trajectories
+from mechdiff.trajectory import trajectories
+from mechdiff.walk import even_windows, network_calls
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 WINDOWS = flags.DEFINE_integer("windows", 5, "Parts that the visited levels are cut into.", lower_bound=1)
@@ -25,6 +26,7 @@ SAMPLER = flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm"], "How a step is 
 
 
 def main(config, workdir):
+    _launch.spread_over_cores()
     subject = pipeline.load_subject(Path(MODEL.value))[0]
     levels = ddim_timesteps(subject.schedule.steps, min(STEPS.value, subject.schedule.steps))
     windows = even_windows(levels, WINDOWS.value)

@@ -9,16 +9,18 @@
 Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
   0  errors
   1  types, config
-  2  presets, keys, files, schedules, convolution
+  2  presets, keys, files, schedules, convolution, attention, devices
   3  runlog, sums, compare, images, diffusion, interventions, gates, data, results, metrics
   4  layers, sampler, stats, evaluation, fidelity
   5  unet, checkpoint
-  6  capture, train, filling, wavefront, interop, moments
-  7  engine
-  8  sweep
-  9  pipeline, effects, trajectory, adaptive, attribution, pairs, divergence
- 10  report, screening, planted, calibration, phases, complexity
- 11  experiments (launchers, outside the package)
+  6  capture, optimisation, filling, wavefront, interop, moments
+  7  train, engine, replacements
+  8  sweep, optimal
+  9  pipeline, effects, walk, adaptive, attribution, pairs, divergence
+ 10  trajectory, screening, planted, calibration, redundancy, phases, complexity, verdicts
+ 11  claims
+ 12  report
+ 13  experiments (launchers, outside the package)
 """
 
 from mechdiff.adaptive import certify
@@ -42,6 +44,7 @@ from mechdiff.interventions import (
 )
 from mechdiff.pairs import pair_effects, pair_scores
 from mechdiff.presets import preset
+from mechdiff.redundancy import verified_pairs
 from mechdiff.sampler import ddim_step, ddpm_step, sample
 from mechdiff.schedules import (
     NoiseSchedule,
@@ -54,8 +57,9 @@ from mechdiff.schedules import (
 from mechdiff.screening import screen_and_verify
 from mechdiff.sweep import Subject, teacher_forced
 from mechdiff.train import load_trained
-from mechdiff.trajectory import even_windows, trajectories
+from mechdiff.trajectory import trajectories
 from mechdiff.unet import apply_unet, components, count_parameters, denoise, init_unet
+from mechdiff.walk import even_windows
 
 __version__ = "0.1.0"
 
@@ -105,5 +109,6 @@ __all__ = [
     "timesteps_by_log_snr",
     "training_loss",
     "trajectories",
+    "verified_pairs",
     "windowed",
 ]

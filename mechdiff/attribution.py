@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from mechdiff import keys
+from mechdiff import devices, keys
 from mechdiff.capture import fills_at
 from mechdiff.config import UNetConfig
+from mechdiff.devices import ALL, IMAGES
 from mechdiff.diffusion import image_noise, q_sample
 from mechdiff.errors import ConfigError
 from mechdiff.interventions import Component, Intervention, ablate
@@ -29,41 +31,48 @@ from mechdiff.types import Images, PRNGKey, PyTree
 from mechdiff.unet import components, denoise
 
 
-@functools.partial(jax.jit, static_argnames=("unet", "probes"))
+@functools.partial(jax.jit, static_argnames=("unet", "probes", "mesh"))
 def _slopes(
     unet: UNetConfig,
     probes: int,
+    mesh: Mesh,
     schedule: NoiseSchedule,
     params: PyTree,
     point: Intervention,
-    x0: Images,
     t: Int[Array, ""],
-    indices: Int[Array, " batch"],
     key: PRNGKey,
     probe_key: PRNGKey,
+    x0: Images,
+    indices: Int[Array, " batch"],
 ) -> tuple[Float[Array, " batch"], PyTree, PyTree]:
     """Each image's loss, its gradient in the gates, and v^T J for random signs v, J being d eps / d gates."""
-    batch = len(x0)
-    noise = image_noise(key, indices, x0.shape[1:])
-    at = jnp.full(batch, t)
-    x_t = q_sample(schedule, x0, at, noise)
 
-    def predict(gate):
-        changed = dataclasses.replace(point, gate=gate)
-        return denoise(unet, schedule, params, changed, x_t, at)
+    def local(schedule, params, point, t, key, probe_key, x0, indices):
+        batch = len(x0)
+        noise = image_noise(key, indices, x0.shape[1:])
+        at = jnp.full(batch, t)
+        x_t = q_sample(schedule, x0, at, noise)
 
-    gate = {site: jnp.tile(leaf, (batch, 1)) for site, leaf in point.gate.items()}
-    eps, pull = jax.vjp(predict, gate)
-    pixels = eps[0].size
-    (first,) = pull(2 * (eps - noise) / pixels)
+        def predict(gate):
+            changed = dataclasses.replace(point, gate=gate)
+            return denoise(unet, schedule, params, changed, x_t, at)
 
-    def probe(number):
-        signs = jax.vmap(lambda image: jax.random.rademacher(image, x0.shape[1:], x0.dtype))
-        return pull(signs(keys.per_image(jax.random.fold_in(probe_key, number), indices)))[0]
+        gate = {site: jnp.tile(leaf, (batch, 1)) for site, leaf in point.gate.items()}
+        eps, pull = jax.vjp(predict, gate)
+        pixels = eps[0].size
+        (first,) = pull(2 * (eps - noise) / pixels)
 
-    second = jax.lax.map(probe, jnp.arange(probes))
-    loss = jnp.mean((eps - noise) ** 2, axis=(1, 2, 3))
-    return loss, first, jax.tree.map(lambda v: v / np.sqrt(pixels), second)
+        def probe(number):
+            signs = jax.vmap(lambda image: jax.random.rademacher(image, x0.shape[1:], x0.dtype))
+            return pull(signs(keys.per_image(jax.random.fold_in(probe_key, number), indices)))[0]
+
+        second = jax.lax.map(probe, jnp.arange(probes))
+        loss = jnp.mean((eps - noise) ** 2, axis=(1, 2, 3))
+        return loss, first, jax.tree.map(lambda v: v / np.sqrt(pixels), second)
+
+    specs, outs = (*[ALL] * 6, IMAGES, IMAGES), (IMAGES, IMAGES, PartitionSpec(None, "images"))
+    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=outs, check_vma=False)
+    return run(schedule, params, point, t, key, probe_key, x0, indices)
 
 
 def gate_scores(
@@ -111,7 +120,9 @@ def gate_scores(
     images, timesteps = np.asarray(images), np.asarray(timesteps, np.int32)
     sites = sorted(subject.identity.gate)
     membership = _membership(subject.identity, sites, chosen)
-    network = subject.unet, probes if order == "gauss_newton" else 0, subject.schedule, subject.params
+    mesh = devices.over(block)
+    placed = devices.everywhere(mesh, (subject.schedule, subject.params))
+    network = subject.unet, probes if order == "gauss_newton" else 0, mesh, *placed
     first = np.empty((len(chosen), len(timesteps), len(images)), np.float32)
     second, loss = np.zeros_like(first), np.empty(first.shape[1:], np.float32)
     for level, t in enumerate(timesteps):
@@ -123,7 +134,7 @@ def gate_scores(
         for start in range(0, len(images), block):
             index = np.resize(np.arange(start, min(start + block, len(images))), block)
             probe_key = keys.stream(key, "probes")
-            losses, *found = _slopes(*network, point, images[index], int(t), index, key, probe_key)
+            losses, *found = _slopes(*network, point, int(t), key, probe_key, images[index], index)
             gradient, products = (
                 np.concatenate([np.asarray(part[site]) for site in sites], axis=-1) @ membership
                 for part in found

@@ -8,144 +8,22 @@ windows of S steps that is S + K S (W + 1) / 2 network calls a sample instead of
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from mechdiff import engine, files, filling, results
-from mechdiff.config import UNetConfig
+from mechdiff import engine, files, filling, results, walk
 from mechdiff.errors import ConfigError
-from mechdiff.interventions import Component, Intervention, leave_one_out
-from mechdiff.sampler import ddim_step, initial_noise, keys_of_steps, one_step
-from mechdiff.schedules import NoiseSchedule
+from mechdiff.interventions import Component, leave_one_out
+from mechdiff.sampler import ddim_step
 from mechdiff.sweep import Subject
-from mechdiff.types import Images, PRNGKey, PyTree, StepFn
-from mechdiff.unet import components, denoise
-
-Window = tuple[int, int]
-Levels = Sequence[int] | Int[np.ndarray, " steps"]
-
-
-def even_windows(levels: Levels, count: int) -> tuple[Window, ...]:
-    """`count` half-open windows of t that cut the visited levels into equal parts, highest t first.
-
-    Together they cover every visited level, each once. Raises ConfigError unless 1 <= count <= steps.
-    """
-    levels = np.sort(np.asarray(levels))
-    if not 1 <= count <= len(levels):
-        raise ConfigError(f"{count} windows of {len(levels)} sampling steps; choose 1 to {len(levels)}")
-    cuts = [len(levels) * i // count for i in range(count)]
-    edges = [*(int(levels[cut]) for cut in cuts), int(levels[-1]) + 1]
-    return tuple(itertools.pairwise(edges))[::-1]
-
-
-def network_calls(levels: Levels, windows: Sequence[Window], count: int) -> tuple[int, int]:
-    """Network calls per sample for `count` interventions in each window: with the clean trajectory shared
-    (its own calls included), and without sharing."""
-    steps = len(levels)
-    after = sum(steps - _opening(levels, window) for window in windows)
-    return steps + count * after, count * steps * len(windows)
-
-
-def _opening(levels: Levels, window: Window) -> int:
-    """The first step of a walk down `levels` that is inside a window."""
-    down = np.sort(np.asarray(levels))[::-1]
-    inside = np.flatnonzero((down >= window[0]) & (down < window[1]))
-    if len(inside) == 0:
-        raise ConfigError(f"window [{window[0]}, {window[1]}) holds none of the {len(down)} levels visited")
-    return int(inside[0])
-
-
-@functools.partial(jax.jit, static_argnames=("unet", "step_fn", "clip"))
-def _walk(
-    unet: UNetConfig,
-    step_fn: StepFn,
-    clip: bool,
-    schedule: NoiseSchedule,
-    params: PyTree,
-    stacked: Intervention,
-    fills: PyTree,
-    levels: Int[Array, " steps"],
-    start: Int[Array, ""],
-    stop: Int[Array, ""],
-    x: Images,
-    indices: Int[Array, " batch"],
-    key: PRNGKey,
-) -> Float[Array, "interventions batch height width channels"]:
-    """Images after steps `start` to `stop` of a walk down `levels`, under each intervention.
-
-    Where the walk begins and ends are arguments, so all windows share one program.
-    """
-    count, batch = len(next(iter(stacked.gate.values()))), len(x)
-    per_row = lambda leaf: jnp.repeat(leaf, batch, axis=0)  # noqa: E731
-    stacked = dataclasses.replace(
-        stacked,
-        gate=jax.tree.map(per_row, stacked.gate),
-        temperature=jax.tree.map(per_row, stacked.temperature),
-    )
-    indices = jnp.tile(indices, count)
-    previous = jnp.append(levels[1:], -1)
-    step_keys = keys_of_steps(key, levels)
-
-    def step(i, x_t):
-        here = dataclasses.replace(stacked, fill=jax.tree.map(lambda fill: fill[i], fills))
-        predict = functools.partial(denoise, unet, schedule, params, here)
-        return one_step(predict, schedule, step_keys[i], x_t, levels[i], previous[i], indices, step_fn, clip)[
-            0
-        ]
-
-    final = jax.lax.fori_loop(start, stop, step, jnp.tile(x, (count, 1, 1, 1)))
-    return final.reshape(count, *x.shape)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Walker:
-    """One subject's sampler, with what all its walks share."""
-
-    subject: Subject
-    levels: np.ndarray  # descending
-    key: PRNGKey
-    step_fn: StepFn
-    clip: bool
-
-    def walk(self, stacked: Intervention, fills, start: int, stop: int, x, indices) -> Array:
-        subject = self.subject
-        network = subject.unet, self.step_fn, self.clip, subject.schedule, subject.params
-        return _walk(*network, stacked, fills, self.levels, start, stop, x, indices, self.key)
-
-    def clean(self, starts: Sequence[int], indices: np.ndarray) -> tuple[dict[int, Array], Array]:
-        """States at the steps `starts`, and the final images."""
-        unet = self.subject.unet
-        shape = (unet.image_size, unet.image_size, unet.in_channels)
-        identity = _stacked_identity(self.subject.identity)
-        none = no_fills(self.subject.identity, len(self.levels))
-        x, at, states = initial_noise(self.key, indices, shape), 0, {}
-        for stop in sorted({*starts, len(self.levels)}):
-            x = self.walk(identity, none, at, stop, x, indices)[0]
-            at = stop
-            states[stop] = x
-        return states, x
-
-
-def _stacked_identity(identity: Intervention) -> Intervention:
-    grown = lambda leaf: np.asarray(leaf)[None]  # noqa: E731
-    return dataclasses.replace(
-        identity,
-        gate=jax.tree.map(grown, identity.gate),
-        temperature=jax.tree.map(grown, identity.temperature),
-        fill=None,
-    )
-
-
-def no_fills(identity: Intervention, steps: int) -> PyTree:
-    """Fills of kind `zero` for every step."""
-    return {site: np.zeros((steps, *np.shape(fill)), np.float32) for site, fill in identity.fill.items()}
+from mechdiff.types import PRNGKey, PyTree, StepFn
+from mechdiff.unet import components
+from mechdiff.walk import Levels, Walker, Window, no_fills
 
 
 def energy_distance(
@@ -196,7 +74,7 @@ def trajectories(
       fills: kind -> site -> `(steps, *site)`, in the order of increasing t, for kinds other than `zero`.
       step_fn: `ddim_step` or `ddpm_step`, or a partial of them.
       block: samples that are walked together; a piece of the result.
-      rows: interventions x samples in one program; 0: chosen by memory.
+      rows: interventions x samples at once on each device; 0: chosen by memory.
 
     Returns:
       Dataset with `distance` (root mean square change of the final sample's pixels, images being in [-1, 1]),
@@ -213,10 +91,8 @@ def trajectories(
         if kind != "zero" and kind not in (fills or {}):
             raise ConfigError(f"ablation kind {kind!r} needs fills for every sampling step")
     down = np.sort(np.asarray(levels, np.int32))[::-1].copy()
-    walker = _Walker(subject, down, key, step_fn, clip)
-    plan = _Plan(
-        walker, tuple(windows), samples, tuple(kinds), fills or {}, chosen, min(block, samples), rows
-    )
+    walker = Walker(subject, down, key, step_fn, clip, min(block, samples))
+    plan = _Plan(walker, tuple(windows), samples, tuple(kinds), fills or {}, chosen, rows)
     path = Path(folder) / f"{plan.digest[:16]}.zarr"
     results.create(path, plan.empty(facts or {}), plan.chunks())
     plan.fill(path)
@@ -227,14 +103,13 @@ def trajectories(
 class _Plan:
     """One trajectory sweep, in pieces of (kind, window, group of components)."""
 
-    walker: _Walker
+    walker: Walker
     windows: tuple[Window, ...]
     samples: int
     kinds: tuple[str, ...]
     fills: PyTree
     chosen: tuple[Component, ...]
-    block: int
-    rows: int
+    rows: int  # on each device
 
     @functools.cached_property
     def digest(self) -> str:
@@ -259,11 +134,10 @@ class _Plan:
     @functools.cached_property
     def group(self) -> int:
         """Components that are walked together."""
-        limit = self.rows
-        if not limit:
-            device = jax.local_devices()[0]
-            limit = engine.memory_limit(device) // engine.row_bytes(self.walker.subject.unet)
-        return max(1, min(len(self.chosen), limit // self.block))
+        found = list(self.walker.mesh.devices.flat)
+        unet = self.walker.subject.unet
+        limit = self.rows or engine.memory_limit(found[0]) // engine.row_bytes(unet)
+        return max(1, min(len(self.chosen), limit * len(found) // self.walker.block))
 
     def empty(self, facts: dict) -> xr.Dataset:
         """The labelled result before the first piece."""
@@ -287,11 +161,12 @@ class _Plan:
         )
 
     def chunks(self) -> dict[str, tuple[int, ...]]:
-        return {"distance": (1, self.group, 1, self.samples), "set_distance": (1, self.group, 1)}
+        # A component each, so that processes with other memory or devices, and so other groups, can share.
+        return {"distance": (1, 1, 1, self.samples), "set_distance": (1, 1, 1)}
 
     def fill(self, path: Path) -> None:
         """Computes the pieces that are missing, as `sweep` does."""
-        starts = [_opening(self.walker.levels, window) for window in self.windows]
+        starts = [walk.opening(self.walker.levels, window) for window in self.windows]
         pieces = [
             (kind, window, slice(first, min(first + self.group, len(self.chosen))))
             for kind in range(len(self.kinds))
@@ -301,13 +176,17 @@ class _Plan:
         title = f"sampling {self.walker.subject.name}"
         states = functools.cache(lambda: self._states(starts))  # not before a piece is missing
         compute = lambda piece: self._piece(path, states(), starts, *piece)  # noqa: E731
-        done = lambda piece: results.written(path, "distance", (piece[0], piece[2].start, piece[1], 0))  # noqa: E731
+
+        def done(piece):
+            found = results.region(path, {"distance": (piece[0], piece[2], piece[1], 0)})
+            return np.isfinite(found["distance"]).all()
+
         filling.fill(pieces, done, compute, title)
 
     def _blocks(self) -> list[np.ndarray]:
         """Indices of the samples, in blocks of one shape; the last is filled up with repeats."""
-        first = range(0, self.samples, self.block)
-        return [np.minimum(np.arange(start, start + self.block), self.samples - 1) for start in first]
+        first = range(0, self.samples, self.walker.block)
+        return [np.minimum(np.arange(start, start + self.walker.block), self.samples - 1) for start in first]
 
     def _states(self, starts: Sequence[int]) -> list[tuple[dict[int, Array], Array]]:
         return [self.walker.clean(starts, indices) for indices in self._blocks()]

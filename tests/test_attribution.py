@@ -209,7 +209,7 @@ def test_agreement_counts_by_hand():
 def test_pair_scores_are_mixed_differences_of_the_loss(subject, images, plain):
     names = ("down0.block0.res", "mid.attn0.head0", "up1.block0.skip")
     chosen = [component_at(components(subject.unet), name) for name in names]
-    found = pairs.pair_scores(subject, images, LEVELS[:1], KEY, chosen).isel(t=0)
+    found = pairs.pair_scores(subject, images, LEVELS[:1], KEY, chosen, block=4).curvature.isel(t=0)
     np.testing.assert_allclose(found, found.T, rtol=1e-3, atol=1e-5)
     h = 2.0**-4
 
@@ -229,7 +229,7 @@ def test_exact_synergy_is_that_of_single_and_double_ablations(subject, images, p
     found = pairs.pair_effects(subject, images, LEVELS[:1], KEY, [(a, b), (a, c)])
     loss = lambda *out: plain(scale(subject.identity, list(out), 0.0) if out else subject.identity)[1]  # noqa: E731
     expected = [loss(a, b) - loss(a) - loss(b) + loss(), loss(a, c) - loss(a) - loss(c) + loss()]
-    np.testing.assert_allclose(found.isel(t=0), expected, atol=2e-6)
+    np.testing.assert_allclose(found.synergy.isel(t=0), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("bad", [{"order": "second"}, {"at": "nowhere"}, {"probes": 0}])

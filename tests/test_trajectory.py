@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mechdiff import capture, trajectory
+from mechdiff import capture, devices, trajectory, walk
 from mechdiff.errors import ConfigError
 from mechdiff.interventions import ablate, windowed
 from mechdiff.sampler import ddim_step, ddpm_step, initial_noise, keys_of_steps, one_step, sample
@@ -17,7 +17,7 @@ from mechdiff.unet import components, denoise, init_unet
 KEY = jax.random.key(8)
 SAMPLES = 3
 LEVELS = ddim_timesteps(50, 6)
-WINDOWS = trajectory.even_windows(LEVELS, 3)
+WINDOWS = walk.even_windows(LEVELS, 3)
 
 
 @pytest.fixture(scope="module")
@@ -117,36 +117,48 @@ def test_ddpm_shares_the_noise_of_every_step(subject, chosen, plain, tmp_path):
 def test_network_calls_are_those_of_the_closed_formula_and_one_program_serves_all_windows(
     subject, chosen, tmp_path, monkeypatch
 ):
-    walk, calls, traces = trajectory._walk.__wrapped__, [], []
+    inner, calls, traces = walk._walk.__wrapped__, [], []
 
-    @functools.partial(jax.jit, static_argnums=(0, 1, 2))
+    @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
     def traced(*args):
-        traces.append(len(next(iter(args[5].gate.values()))))
-        return walk(*args)
+        traces.append(len(next(iter(args[6].gate.values()))))
+        return inner(*args)
 
     def counting(*args):
-        calls.append(len(next(iter(args[5].gate.values()))) * len(args[10]) * (args[9] - args[8]))
+        calls.append(len(next(iter(args[6].gate.values()))) * len(args[11]) * (args[10] - args[9]))
         return traced(*args)
 
-    monkeypatch.setattr(trajectory, "_walk", counting)
-    trajectory.trajectories(subject, LEVELS, WINDOWS, 4, KEY, tmp_path, chosen=chosen, block=2, rows=4)
-    shared, naive = trajectory.network_calls(LEVELS, WINDOWS, len(chosen))
+    monkeypatch.setattr(walk, "_walk", counting)
+    trajectory.trajectories(subject, LEVELS, WINDOWS, 4, KEY, tmp_path, chosen=chosen, block=2, rows=2)
+    shared, naive = walk.network_calls(LEVELS, WINDOWS, len(chosen))
     assert sum(calls) == 4 * shared
     steps, count, windows = len(LEVELS), len(chosen), len(WINDOWS)
     assert (shared, naive) == (steps + count * steps * (windows + 1) // 2, count * windows * steps)
     assert traces == [1, 2]  # the clean walk, the changed walk
 
 
+def test_devices_share_a_walk_and_change_no_number(subject, chosen, means, swept, tmp_path, monkeypatch):
+    asked, over = [], devices.over
+    monkeypatch.setattr(devices, "over", lambda images: (asked.append(images), over(1))[1])
+    alone = trajectory.trajectories(
+        subject, LEVELS, WINDOWS, SAMPLES, KEY, tmp_path,
+        kinds=("zero", "mean"), fills=means, chosen=chosen, block=2, rows=12,
+    )  # fmt: skip
+    assert over(2).size == 2 and asked == [2]  # `swept` ran on both devices
+    for name in ("distance", "set_distance"):
+        np.testing.assert_allclose(swept[name], alone[name], rtol=1e-4, atol=1e-6)
+
+
 def test_ten_windows_save_nearly_half():
     levels = ddim_timesteps(1000, 50)
-    shared, naive = trajectory.network_calls(levels, trajectory.even_windows(levels, 10), 80)
+    shared, naive = walk.network_calls(levels, walk.even_windows(levels, 10), 80)
     assert naive / shared == pytest.approx(1.80, abs=0.02)
 
 
 @pytest.mark.parametrize("steps, count", [(50, 10), (7, 3), (5, 5), (6, 1)])
 def test_even_windows_cover_every_visited_level_once(steps, count):
     levels = ddim_timesteps(1000, steps)
-    windows = trajectory.even_windows(levels, count)
+    windows = walk.even_windows(levels, count)
     inside = np.array([[low <= level < high for level in levels] for low, high in windows])
     assert (inside.sum(0) == 1).all() and np.ptp(inside.sum(1)) <= 1
     assert list(windows) == sorted(windows, reverse=True)
@@ -179,4 +191,4 @@ def test_bad_windows_kinds_and_counts_are_refused(subject, chosen, tmp_path):
     with pytest.raises(ConfigError, match="at least 2"):
         run(windows=WINDOWS, samples=1, key=KEY)
     with pytest.raises(ConfigError, match="choose 1 to 6"):
-        trajectory.even_windows(LEVELS, 7)
+        walk.even_windows(LEVELS, 7)

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from experiments import _launch
-from mechdiff import trajectory
+from mechdiff import trajectory, walk
 from mechdiff.schedules import ddim_timesteps, make_schedule
 from mechdiff.sweep import Subject
 from mechdiff.unet import components, init_unet
@@ -37,7 +37,7 @@ def main(config, workdir):
     )
     subject = Subject("benchmark", config.unet, make_schedule(config.diffusion), params, identity)
     levels = ddim_timesteps(subject.schedule.steps, min(STEPS.value, subject.schedule.steps))
-    windows = trajectory.even_windows(levels, WINDOWS.value)
+    windows = walk.even_windows(levels, WINDOWS.value)
     every = components(config.unet)
     chosen = every[:: max(1, len(every) // COMPONENTS.value)][: COMPONENTS.value]
 
@@ -49,7 +49,7 @@ def main(config, workdir):
             )
 
     def naive():
-        with mock.patch.object(trajectory, "_opening", lambda levels, window: 0):
+        with mock.patch.object(walk, "opening", lambda levels, window: 0):
             return shared()
 
     arms, seconds = {"shared": shared, "naive": naive}, {"shared": [], "naive": []}
@@ -61,7 +61,7 @@ def main(config, workdir):
             arms[name]()
             seconds[name].append(time.perf_counter() - start)
     middle = {name: statistics.median(times) for name, times in seconds.items()}
-    calls = trajectory.network_calls(levels, windows, len(chosen))
+    calls = walk.network_calls(levels, windows, len(chosen))
     ratio = middle["naive"] / middle["shared"]
     print(
         f"{len(chosen)} components in {len(windows)} windows of {len(levels)} steps, "

@@ -178,15 +178,16 @@ def _variances(unet, params, identity, schedule, x0, t, key, indices):
 def _pairs_exact(plant: Plant, key, some: Sequence[Component], clean: np.ndarray) -> dict[str, float]:
     """Measures of the synergy of all pairs of `some` components."""
     pairs = list(itertools.combinations(some, 2))
-    synergy = pair_effects(plant.subject, plant.images, plant.timesteps, key, pairs).mean("image").values
+    found = pair_effects(plant.subject, plant.images, plant.timesteps, key, pairs)
+    synergy = found.synergy.mean("image").values
     return compare(100 * synergy / clean, _planted_pair(plant, some))
 
 
 def _pairs_by_curvature(plant: Plant, key, some: Sequence[Component], clean: np.ndarray) -> dict[str, float]:
     """The same with the synergy that the curvature at identity predicts."""
-    matrix = pair_scores(plant.subject, plant.images, plant.timesteps, key, some).values
+    matrix = pair_scores(plant.subject, plant.images, plant.timesteps, key, some).curvature.values
     left, right = np.triu_indices(len(some), 1)
-    return compare(100 * matrix[left, right] / clean, _planted_pair(plant, some))
+    return compare(100 * matrix[:, left, right].T / clean, _planted_pair(plant, some))
 
 
 def _planted_pair(plant: Plant, some: Sequence[Component]) -> np.ndarray:
