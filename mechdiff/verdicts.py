@@ -152,3 +152,20 @@ def over_seeds(
         return float(values.mean()), (float(found.low), float(found.high)), np.nan
     p = ttest_1samp(values, null, alternative="greater" if above else "less").pvalue
     return float(found.estimate), (float(found.low), float(found.high)), float(p)
+
+
+def table(claims: Sequence[Claim]) -> str:
+    """Claims as text, a line of numbers and one of reasons each."""
+    lines = [f"{'claim':14}{'verdict':20}{'estimate':>10}{'95 % interval':>22}{'p (Holm)':>10}{'seeds':>7}"]
+    for claim in claims:
+        low, high = claim.interval
+        numbers = f"{_short(claim.estimate):>10}{f'{_short(low)} to {_short(high)}':>22}"
+        lines.append(
+            f"{claim.id:14}{claim.verdict:20}{numbers}{_short(claim.p_adjusted):>10}{claim.n_seeds:>7}"
+        )
+        lines.append(f"    {claim.because}")
+    return "\n".join(lines)
+
+
+def _short(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.3g}"

@@ -144,3 +144,10 @@ def test_rules_of_verdicts(interval, p, above, negligible, expected):
 
 def test_seeds_without_spread_give_no_p():
     assert np.isnan(verdicts.over_seeds(np.ones(4))[2])
+
+
+def test_the_table_shows_numbers_and_reasons(planted):
+    lines = verdicts.table(list(planted.values())).splitlines()
+    assert len(lines) == 1 + 2 * len(planted)
+    assert lines[1].startswith("complexity") and "supported" in lines[1] and lines[1].endswith("5")
+    assert planted["phases"].because in lines[lines.index(next(x for x in lines if "phases" in x)) + 1]

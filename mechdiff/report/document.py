@@ -7,6 +7,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
+from mechdiff import claims, verdicts
 from mechdiff.report import attention, curves, findings, maps, numbers, ranking, schematic, style
 from mechdiff.report.style import Picture
 from mechdiff.report.subjects import STATISTICS, Subject
@@ -47,6 +48,8 @@ def _content(config: dict, subjects: list[Subject], figures: Path) -> dict:
     pairs = numbers.between_subjects(subjects, lead)
     counts = numbers.seeds(subjects)
     return {
+        "claims": claims.evaluate([subject.network for subject in subjects]),
+        "fewest": verdicts.FEWEST,
         "pictures": {subject.name: _pictures(subject, subjects, figures) for subject in subjects},
         "range_picture": _range(spans, subjects, figures),
         "agreement_pictures": _agreements(subjects, lead, figures),

@@ -14,6 +14,7 @@ from mechdiff.effects import Damage
 from mechdiff.errors import CheckpointError
 from mechdiff.schedules import make_schedule
 from mechdiff.unet import count_parameters
+from mechdiff.verdicts import Network
 
 STATISTICS = ("entropy", "normalised_entropy", "mutual_information", "distance", "identity_mass")
 RECORD = ("steps", "images", "levels", "test_loss", "train_loss", "memorisation", "log", "manifest")
@@ -58,6 +59,12 @@ class Subject:
         data = self.config.data
         rung = f" (complexity level {data.level})" if data.name == "synthetic" else ""
         return _SETS.get(data.name, data.name) + rung
+
+    @property
+    def network(self) -> Network:
+        """What claims are tested on."""
+        data = self.config.data
+        return Network(self.name, data.name, data.level, self.config.seed, self.sweep, self.attention)
 
     @property
     def images(self) -> int:

@@ -1,0 +1,24 @@
+"""Verdicts on the paper's claims from a results folder: `python -m experiments.claims --workdir=DIR`.
+
+The paper is arXiv 2506.17237. DIR is what `experiments.reproduce` has filled; nothing is computed anew. Prints a table and writes
+DIR/claims.json.
+"""
+
+import dataclasses
+
+from experiments import _launch
+from mechdiff import claims, files, verdicts
+from mechdiff.errors import ConfigError
+from mechdiff.report import subjects
+
+
+def main(config, workdir):
+    if not workdir.is_dir():
+        raise ConfigError(f"no results folder at {workdir}; give one with --workdir=FOLDER")
+    found = claims.evaluate([subject.network for subject in subjects.read(workdir)[1]])
+    print(verdicts.table(found))
+    files.write_json(workdir / "claims.json", [dataclasses.asdict(claim) for claim in found])
+
+
+if __name__ == "__main__":
+    _launch.run(main)
