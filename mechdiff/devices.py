@@ -23,3 +23,8 @@ def over(images: int) -> Mesh:
 def everywhere(mesh: Mesh, tree: PyTree) -> PyTree:
     """`tree` on every device of a mesh, so that calls need not copy it again."""
     return jax.device_put(tree, NamedSharding(mesh, ALL))
+
+
+def shared(mesh: Mesh, images: PyTree) -> PyTree:
+    """Arrays laid out so that every device holds its part of their first axis."""
+    return jax.device_put(images, NamedSharding(mesh, IMAGES))
