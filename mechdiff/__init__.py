@@ -16,20 +16,22 @@ Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
   6  capture, optimisation, filling, wavefront, interop, moments
   7  train, engine, replacements
   8  sweep, optimal
-  9  pipeline, effects, walk, adaptive, attribution, pairs, divergence
- 10  trajectory, screening, planted, calibration, redundancy, phases, complexity, verdicts
- 11  claims
- 12  report
+  9  pipeline, effects, walk, adaptive, attribution, pairs, divergence, faithfulness, paths
+ 10  trajectory, screening, calibration, redundancy, phases, complexity, verdicts
+ 11  claims, circuits
+ 12  report, scorecards, robustness, planted
  13  experiments (launchers, outside the package)
 """
 
 from mechdiff.adaptive import certify
 from mechdiff.attribution import gate_scores
 from mechdiff.capture import activation_means, attention_stats
+from mechdiff.circuits import Circuit, discover, stand_ins
 from mechdiff.config import ExperimentConfig, UNetConfig, override
 from mechdiff.diffusion import denoising_loss, predict_x0, q_sample, training_loss
 from mechdiff.engine import Engine
 from mechdiff.errors import MechdiffError
+from mechdiff.faithfulness import Trials
 from mechdiff.interventions import (
     STACKED,
     Component,
@@ -43,8 +45,10 @@ from mechdiff.interventions import (
     windowed,
 )
 from mechdiff.pairs import pair_effects, pair_scores
+from mechdiff.paths import integrated_gradients
 from mechdiff.presets import preset
 from mechdiff.redundancy import verified_pairs
+from mechdiff.robustness import stability, transfer
 from mechdiff.sampler import ddim_step, ddpm_step, sample
 from mechdiff.schedules import (
     NoiseSchedule,
@@ -54,6 +58,7 @@ from mechdiff.schedules import (
     scaled_linear_schedule,
     timesteps_by_log_snr,
 )
+from mechdiff.scorecards import Scorecard, scorecard
 from mechdiff.screening import screen_and_verify
 from mechdiff.sweep import Subject, teacher_forced
 from mechdiff.train import load_trained
@@ -65,13 +70,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "STACKED",
+    "Circuit",
     "Component",
     "Engine",
     "ExperimentConfig",
     "Intervention",
     "MechdiffError",
     "NoiseSchedule",
+    "Scorecard",
     "Subject",
+    "Trials",
     "UNetConfig",
     "ablate",
     "activation_means",
@@ -85,9 +93,11 @@ __all__ = [
     "ddpm_step",
     "denoise",
     "denoising_loss",
+    "discover",
     "even_windows",
     "gate_scores",
     "init_unet",
+    "integrated_gradients",
     "keep_only",
     "leave_one_out",
     "linear_schedule",
@@ -103,12 +113,16 @@ __all__ = [
     "sample",
     "scale",
     "scaled_linear_schedule",
+    "scorecard",
     "screen_and_verify",
+    "stability",
+    "stand_ins",
     "teacher_forced",
     "temperature",
     "timesteps_by_log_snr",
     "training_loss",
     "trajectories",
+    "transfer",
     "verified_pairs",
     "windowed",
 ]

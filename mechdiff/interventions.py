@@ -187,6 +187,20 @@ def random_subsets(
     return members, dataclasses.replace(_filled(identity, kind, fills), gate=gate)
 
 
+def keep_sets(
+    identity: Intervention,
+    chosen: Sequence[Component],
+    members: Bool[np.ndarray, "count component"],
+    kind: str = "zero",
+    fills: Mapping | None = None,
+) -> Intervention:
+    """One intervention per set, stacked: those of the `chosen` components replaced that are not in it."""
+    gate = _tiled(identity, len(members))
+    for column, component in enumerate(chosen):
+        gate[component.site][~members[:, column], slice(*component.index)] = 0
+    return dataclasses.replace(_filled(identity, kind, fills), gate=gate)
+
+
 # vmap axes of what `leave_one_out` and `random_subsets` return: only gates are stacked
 STACKED = Intervention(gate=0, fill=None, temperature=None, window=None, pattern=None, pattern_fill=None)
 

@@ -1,0 +1,201 @@
+"""What a network still does when nothing of it is left but a circuit.
+
+A circuit C is a set of components; all others are ablated. m(C) is minus the denoising loss, averaged over
+timesteps (which lie evenly in log-SNR and count alike) and over images, and its faithfulness is
+
+  f(C) = (m(C) - m(nothing)) / (m(all) - m(nothing))
+
+0 where no component is left and 1 for the whole network, but not bounded by these: a circuit that denoises
+better than the network has f > 1, and does not do what the network does either. The definition is ours,
+after MIB (Mueller et al. 2025, arXiv 2504.13151), whose circuits are sets of edges and whose m is the score
+in a task. The unit of replication is the image: everything is a function of weights of images.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import xarray as xr
+from jaxtyping import Bool, Float, Int
+
+from mechdiff import files, results
+from mechdiff.capture import fills_at
+from mechdiff.engine import Engine
+from mechdiff.errors import ConfigError
+from mechdiff.interventions import Component, ablate, keep_sets
+from mechdiff.sweep import Subject
+from mechdiff.types import Images, PRNGKey, PyTree
+from mechdiff.unet import components
+
+Members = Bool[np.ndarray, "circuit component"]
+NOTHING = 1e-6  # share of the loss: if ablating everything changes less, there is nothing to explain
+
+
+def closeness(faithfulness: Float[np.ndarray, "*cells"]) -> Float[np.ndarray, "*cells"]:
+    """1 - |1 - f|: as f up to 1, less again above, where a circuit does other than the network."""
+    return 1 - np.abs(1 - faithfulness)
+
+
+def faithfulness(
+    loss: Float[np.ndarray, "*circuit image"],
+    nothing: Float[np.ndarray, " *image"],
+    whole: Float[np.ndarray, " *image"],
+    weights: Float[np.ndarray, "m image"],
+) -> Float[np.ndarray, "*circuit m"]:
+    """f of circuits under each weighting of the images: a ratio of means, not a mean of ratios."""
+    return ((loss - nothing) @ weights.T) / ((whole - nothing) @ weights.T)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trials:
+    """Circuits of a network, run on pictures under one kind of ablation; none is run twice.
+
+    Attributes:
+      subject: whose circuits.
+      images: in [-1, 1]; image i has the noise of `image_noise(key, i)` at every timestep, for all circuits.
+      timesteps: evenly in log-SNR.
+      kind, fills: of ablation; kinds other than `zero` need fills, site -> `(levels, *site)`, see `capture`.
+      chosen: components that circuits are sets of; all others are never touched. Empty: all of the network. A
+        unit that two of them share stays only where both do.
+      folder: keeps what was run, so that a run that was killed goes on; None: nothing is kept on disk.
+      batch: circuits in one program, which serves circuits of all sizes; fewer are filled up.
+    """
+
+    subject: Subject
+    images: Images
+    timesteps: Int[np.ndarray, " levels"]
+    key: PRNGKey
+    kind: str = "zero"
+    fills: PyTree = None
+    chosen: tuple[Component, ...] = ()
+    folder: Path | None = None
+    batch: int = 8
+
+    def __post_init__(self):
+        if not self.chosen:
+            object.__setattr__(self, "chosen", components(self.subject.unet))
+        ablate(self.subject.identity, [], self.kind, self.fills)  # refuses a kind without fills
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the components."""
+        return tuple(component.name for component in self.chosen)
+
+    @property
+    def even(self) -> Float[np.ndarray, "1 image"]:
+        """The weighting in which all images count alike."""
+        return np.full((1, len(self.images)), 1 / len(self.images))
+
+    @property
+    def evaluated(self) -> int:
+        """Circuits that were run so far."""
+        return len(self._known)
+
+    def losses(self, members: Members) -> Float[np.ndarray, "circuit t image"]:
+        """Denoising losses of circuits, image by image; those that are known are not run again."""
+        members = np.asarray(members, bool)
+        new = {row.tobytes(): row for row in members}
+        todo = np.array([row for mark, row in new.items() if mark not in self._known])
+        for start in range(0, len(todo), self.batch):
+            some = todo[start : start + self.batch]
+            loss = self._run(some)
+            self._keep(some, loss)
+            self._known.update(zip((row.tobytes() for row in some), loss))
+        return np.stack([self._known[row.tobytes()] for row in members])
+
+    def pooled(self, members: Members) -> Float[np.ndarray, "circuit image"]:
+        """Losses averaged over timesteps, in float64."""
+        return self.losses(members).mean(axis=1, dtype=np.float64)
+
+    def faithfulness(
+        self, members: Members, weights: Float[np.ndarray, "m image"] | None = None
+    ) -> Float[np.ndarray, "circuit m"]:
+        """f of circuits under each weighting of the images; one column, all alike, if there is none.
+
+        Raises:
+          ConfigError: ablating everything changes the loss by no more than rounding.
+        """
+        members = np.asarray(members, bool)
+        nothing, whole, *loss = self.pooled(np.concatenate([self.ends, members]))
+        if abs(nothing.mean() / whole.mean() - 1) < NOTHING:
+            raise ConfigError(
+                f"{self.subject.name}: the loss is {whole.mean():.6g} with all components and without any; "
+                "there is nothing that a circuit could explain"
+            )
+        loss = np.array(loss).reshape(-1, len(whole))
+        return faithfulness(loss, nothing, whole, self.even if weights is None else weights)
+
+    @property
+    def ends(self) -> Bool[np.ndarray, "2 component"]:
+        """The circuits of nothing and of all."""
+        return np.repeat([[False], [True]], len(self.chosen), axis=1)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of everything that decides the numbers."""
+        return files.digest_json(
+            {
+                **self.subject.digests(),
+                "images": files.digest_arrays(np.asarray(self.images)),
+                "noise": files.digest_arrays(jax.random.key_data(self.key)),
+                "fills": files.digest_arrays(self.fills or {}),
+                "timesteps": np.asarray(self.timesteps).tolist(),
+                "kind": self.kind,
+                "components": self.names,
+                "code": files.code_digest(),
+            }
+        )
+
+    @functools.cached_property
+    def _known(self) -> dict[bytes, Float[np.ndarray, "t image"]]:
+        """Members as bytes -> losses; at first those on disk."""
+        known = {}
+        for path in sorted(self._home.glob("*.zarr")) if self.folder else ():
+            page = results.read(path)
+            known |= zip((row.tobytes() for row in page["member"].values), page["loss"].values)
+        return known
+
+    @property
+    def _home(self) -> Path:
+        return self.folder / self.digest[:16]
+
+    def _keep(self, members: Members, loss: Float[np.ndarray, "circuit t image"]) -> None:
+        if self.folder is None:
+            return
+        page = dataset(self, members, loss)
+        results.create(self._home / f"{files.digest_arrays(members)[:16]}.zarr", page, {})
+
+    @functools.cached_property
+    def _engine(self) -> Engine:
+        subject = self.subject
+        return Engine(subject.unet, subject.schedule, subject.params, together=True)
+
+    def _run(self, members: Members) -> Float[np.ndarray, "circuit t image"]:
+        rows = np.minimum(np.arange(self.batch), len(members) - 1)
+        images, index = np.asarray(self.images), np.arange(len(self.images))
+        found = []
+        for level, t in enumerate(self.timesteps):
+            here = None if self.kind == "zero" else fills_at(self.fills, level)
+            stacked = keep_sets(self.subject.identity, self.chosen, members[rows], self.kind, here)
+            found.append(self._engine.measure(stacked, images, index, int(t), self.key).loss[: len(members)])
+        return np.stack(found, axis=1)
+
+
+def dataset(
+    trials: Trials, members: Members, loss: Float[np.ndarray, "circuit t image"], **labels: Sequence
+) -> xr.Dataset:
+    """Circuits and their losses with labels; `labels` give one value a circuit."""
+    return xr.Dataset(
+        {"member": (("circuit", "component"), members), "loss": (("circuit", "t", "image"), loss)},
+        coords={
+            "component": list(trials.names),
+            "part": ("component", [component.kind for component in trials.chosen]),
+            "t": np.asarray(trials.timesteps),
+            "image": np.arange(len(trials.images)),
+            **{name: ("circuit", list(values)) for name, values in labels.items()},
+        },
+        attrs={"subject": trials.subject.name, "kind": trials.kind, "key": trials.digest},
+    )
