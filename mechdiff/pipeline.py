@@ -147,8 +147,8 @@ def _fills(parts: tuple, given: Inputs, timesteps, root: jax.Array, config: Swee
     scored = *parts, given.scored, timesteps, keys.stream(root, "scored noise")
     make = {
         "mean": lambda: capture.activation_means(*reference),
-        "resample": lambda: replacements.resample(*scored, draws=config.draws),
-        "noise": lambda: replacements.noise(*reference, draws=config.draws),
+        "resample": lambda: replacements.resample_fills(*scored, draws=config.draws),
+        "noise": lambda: replacements.noise_fills(*reference, draws=config.draws),
         "optimal": lambda: optimal.optimal_fills(*reference, steps=config.optimal_steps),
     }
     return {kind: make[kind]() for kind in config.kinds if kind != "zero"}

@@ -64,7 +64,7 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class Resample:
-    """Fills of kind `resample`; made by `resample`.
+    """Fills of kind `resample`; made by `resample_fills`.
 
     Attributes:
       donors: `(draws, images)`, whose activation each image gets.
@@ -102,7 +102,7 @@ class Resample:
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """Fills of kind `noise`: `means`, `deviations` are site -> `(levels, *site)`; see `noise`."""
+    """Fills of kind `noise`: `means`, `deviations` are site -> `(levels, *site)`; see `noise_fills`."""
 
     means: PyTree
     deviations: PyTree
@@ -159,7 +159,7 @@ def derangements(key: PRNGKey, count: int, draws: int) -> Int[np.ndarray, "draws
     return circle[(place + steps[:, None]) % count].astype(np.int32)
 
 
-def resample(
+def resample_fills(
     unet: UNetConfig,
     params: PyTree,
     identity: Intervention,
@@ -181,7 +181,7 @@ def resample(
     return Resample(unet, params, identity, schedule, pictures, levels, key, donors)
 
 
-def noise(
+def noise_fills(
     unet: UNetConfig,
     params: PyTree,
     identity: Intervention,

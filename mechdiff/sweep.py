@@ -72,7 +72,7 @@ def teacher_forced(
       images: in [-1, 1], NHWC; image i has the noise of `image_noise(key, i)` at every timestep.
       config: kinds, chunking; its counts of images and timesteps are the caller's business.
       fills: for kinds other than `zero`: kind -> site -> `(levels, *site)`, as `capture.activation_means`
-        and `optimal.optimal_fills` make them, or a source of fills such as `replacements.resample`.
+        and `optimal.optimal_fills` make them, or a source of fills such as `replacements.resample_fills`.
       chosen: components; all of the network if None.
       facts: JSON-ready, kept in the result's attributes.
     Returns:

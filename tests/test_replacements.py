@@ -53,7 +53,7 @@ def plain_losses(level, fills):
 
 @pytest.fixture(scope="module")
 def donors():
-    return replacements.resample(*PARTS, IMAGES, LEVELS, KEY, draws=2)
+    return replacements.resample_fills(*PARTS, IMAGES, LEVELS, KEY, draws=2)
 
 
 def test_resampling_gives_each_image_the_activation_of_its_donor(donors, tmp_path):
@@ -94,7 +94,7 @@ def test_more_donors_than_other_images_are_refused():
 
 
 def test_noise_has_the_moments_asked_for_and_is_fresh_everywhere(tmp_path):
-    source = replacements.noise(*PARTS, IMAGES[::-1].copy(), LEVELS, KEY, draws=400)
+    source = replacements.noise_fills(*PARTS, IMAGES[::-1].copy(), LEVELS, KEY, draws=400)
     site = "mid.block0.res"
     drawn = np.stack([np.asarray(source.at(1, np.arange(5), draw)[site]) for draw in range(400)])
     xi = (drawn - source.means[site][1]) / source.deviations[site][1]
@@ -104,7 +104,7 @@ def test_noise_has_the_moments_asked_for_and_is_fresh_everywhere(tmp_path):
 
 
 def test_noise_in_a_sweep_is_that_of_its_source(tmp_path):
-    source = replacements.noise(*PARTS, IMAGES[::-1].copy(), LEVELS, KEY)
+    source = replacements.noise_fills(*PARTS, IMAGES[::-1].copy(), LEVELS, KEY)
     found = swept("noise", source, tmp_path)
     expected = plain_losses(1, source.at(1, np.arange(5), 0))
     np.testing.assert_allclose(found.loss.isel(t=1), expected, rtol=1e-5)
