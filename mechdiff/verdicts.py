@@ -137,6 +137,10 @@ def _claim(question: Question, found: Finding | str, p_adjusted: float, images: 
     else:
         names = ("estimate", "interval", "p", "n_seeds", "because")
         facts = {name: getattr(found, name) for name in names} | {"verdict": verdict(found, p_adjusted)}
+        if found.n_seeds < FEWEST:
+            facts["because"] += (
+                f"; with n = {found.n_seeds} nothing is decided: it takes {FEWEST} training seeds"
+            )
     return Claim(**words, **facts, p_adjusted=float(p_adjusted), n_images=images)
 
 
