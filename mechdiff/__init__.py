@@ -11,13 +11,13 @@ Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
   1  types, config
   2  presets, keys, files, schedules, convolution, attention, devices
   3  runlog, sums, compare, images, diffusion, interventions, gates, data, results, metrics
-  4  layers, sampler, stats, evaluation, fidelity
+  4  layers, sampler, stats, evaluation, fidelity, probes
   5  unet, checkpoint
   6  capture, optimisation, filling, wavefront, interop, moments
   7  train, engine, replacements
   8  sweep, optimal
-  9  pipeline, effects, walk, adaptive, attribution, pairs, divergence, faithfulness, paths
- 10  trajectory, screening, calibration, redundancy, phases, complexity, verdicts
+  9  pipeline, effects, walk, adaptive, attribution, pairs, divergence, faithfulness, paths, matching, roles
+ 10  trajectory, screening, calibration, redundancy, phases, complexity, verdicts, entropy_link
  11  claims, circuits
  12  report, scorecards, robustness, planted
  13  experiments (launchers, outside the package)
@@ -49,6 +49,7 @@ from mechdiff.paths import integrated_gradients
 from mechdiff.presets import preset
 from mechdiff.redundancy import verified_pairs
 from mechdiff.robustness import stability, transfer
+from mechdiff.roles import role_effects
 from mechdiff.sampler import ddim_step, ddpm_step, sample
 from mechdiff.schedules import (
     NoiseSchedule,
@@ -110,6 +111,7 @@ __all__ = [
     "preset",
     "q_sample",
     "random_subsets",
+    "role_effects",
     "sample",
     "scale",
     "scaled_linear_schedule",
