@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from scipy.stats import hypergeom, spearmanr
 
-from mechdiff import attribution, fidelity, pairs, screening, stats, sweep
+from mechdiff import attribution, fidelity, pipeline, screening, stats, sweep
 from mechdiff.config import SweepConfig
 from mechdiff.diffusion import image_noise, q_sample
 from mechdiff.engine import Engine
 from mechdiff.errors import ConfigError
-from mechdiff.interventions import component_at, scale
+from mechdiff.interventions import component_at, leave_one_out, scale
 from mechdiff.schedules import make_schedule
 from mechdiff.unet import components, denoise, init_unet
 
 KEY = jax.random.key(3)
 LEVELS = [4, 30]
+POINTS = ("identity", "ablated")
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +128,16 @@ def test_thousands_of_components_share_one_program(subject, images, monkeypatch)
     assert len(traces) == 1
 
 
+@pytest.fixture(scope="module")
+def exact(subject, images, tmp_path_factory):
+    """Deg%_t of every component by exact runs."""
+    folder, config = tmp_path_factory.mktemp("exact"), SweepConfig(kinds=("zero",), image_block=6)
+    whole = sweep.teacher_forced(subject, images, LEVELS, KEY, folder, config=config).isel(kind=0)
+    return 100 * (whole.loss.mean("image") / whole.clean_loss.mean("image") - 1).values
+
+
 def test_screening_finds_what_exact_runs_find_and_computes_nothing_twice(
-    subject, images, tmp_path, monkeypatch
+    subject, images, exact, tmp_path, monkeypatch
 ):
     ran, run = [], sweep.teacher_forced
 
@@ -143,14 +152,75 @@ def test_screening_finds_what_exact_runs_find_and_computes_nothing_twice(
     assert len(ran) == len(set(ran)) == np.isfinite(found.effect).sum()
     assert set(found.shortlist) | set(found.audited) <= set(ran)
     assert found.miss_interval[0] <= found.miss_rate <= found.miss_interval[1] <= 0.6
-    config = SweepConfig(kinds=("zero",), image_block=6)
-    whole = run(subject, images, LEVELS, KEY, tmp_path / "b", config=config).isel(kind=0)
-    exact = 100 * (whole.loss.mean("image") / whole.clean_loss.mean("image") - 1).mean("t")
     known = np.isfinite(found.effect)
-    np.testing.assert_allclose(found.effect[known], exact[known], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found.effect[known], exact.mean(1)[known], rtol=1e-3, atol=1e-3)
     split = found.fidelity
     assert set(split.by_part) <= {"res", "head", "skip", "time"} and set(split.by_t) == set(LEVELS)
     assert sum(part.n for part in split.by_part.values()) == split.overall.n == known.sum()
+
+
+@pytest.fixture(scope="module")
+def damage(subject, images):
+    """Predicted Deg%_t of every component at each point, by the definition."""
+    scored = {at: attribution.gate_scores(subject, images, LEVELS, KEY, at=at, probes=8) for at in POINTS}
+    base = scored["identity"].clean_loss.mean("image").values
+    found = {at: 100 * scored[at].score.mean("image").values / base for at in POINTS}
+    first, last = found["identity"], found["ablated"]
+    larger = abs(first.mean(1)) >= abs(last.mean(1))
+    assert 0 < larger.sum() < len(larger)  # each point wins somewhere
+    return found | {"either": np.stack([first[i] if won else last[i] for i, won in enumerate(larger)])}
+
+
+def test_quality_compares_all_components_at_every_point_with_their_exact_runs(
+    subject, images, exact, damage, tmp_path
+):
+    found = screening.quality(subject, images, LEVELS, KEY, tmp_path, probes=8, k=5)
+    assert found.keys() == damage.keys()
+    for point, predicted in damage.items():
+        expected = fidelity.agreement(predicted.mean(1), exact.mean(1), 5)
+        assert dataclasses.astuple(found[point].overall) == pytest.approx(
+            dataclasses.astuple(expected), abs=0.01
+        )
+        assert found[point].overall.n == len(exact) == sum(part.n for part in found[point].by_part.values())
+
+
+@pytest.mark.parametrize("point", screening.EXPANSIONS)
+def test_a_screen_ranks_by_the_point_that_is_asked_for(
+    subject, images, exact, damage, tmp_path, monkeypatch, point
+):
+    names = [component.name for component in components(subject.unet)]
+    known = lambda *args, **_: exact[[names.index(component.name) for component in args[5]]]  # noqa: E731
+    monkeypatch.setattr(screening, "exact_damage", known)
+    settings = {"k": 3, "shortlist": 4, "audit": 5, "miss_bound": 1.0, "probes": 8}
+    found = screening.screen_and_verify(subject, images, LEVELS, KEY, tmp_path, point=point, **settings)
+    np.testing.assert_allclose(found.score, damage[point].mean(1), rtol=1e-5)
+    order = np.argsort(-abs(damage[point].mean(1)))
+    assert found.shortlist == tuple(names[i] for i in order[:4]) and len(found.audited) == 5
+    assert set(found.scores) == {"identity"} | ({"ablated"} if point != "identity" else set())
+    shown = screening.lines(found, names)
+    done = [names.index(line.split()[0]) for line in shown[1:10]]
+    assert set(done) == {names.index(name) for name in (*found.shortlist, *found.audited)}
+    sizes = abs(exact.mean(1)[done])
+    assert (np.diff(sizes) <= 0).all()
+    assert float(shown[1].split()[3]) == pytest.approx(exact.mean(1)[done[0]], abs=1e-3)
+    assert shown[11].split()[:2] == ["all", "9"] and f"9 of {len(names)} verified" in shown[-1]
+
+
+def test_a_point_that_does_not_exist_is_refused(subject, images, tmp_path):
+    with pytest.raises(ConfigError, match="'ablatd'; closest: ablated"):
+        screening.screen_and_verify(subject, images, LEVELS, KEY, tmp_path, point="ablatd")
+
+
+def test_an_untrained_twin_is_a_new_network_in_which_every_component_matters(subject, images):
+    fresh, again, other = (pipeline.untrained(subject, seed) for seed in (1, 1, 2))
+    assert fresh.name == "untrained-random" and fresh.unet == subject.unet
+    for a, b, c in zip(*(jax.tree.leaves(one.params) for one in (fresh, again, other))):
+        np.testing.assert_array_equal(a, b)
+        if a.ndim > 1:  # a kernel; none is left at zero
+            assert a.std() > 0.3 / np.sqrt(np.prod(a.shape[:-1])) and not np.allclose(a, c)
+    stacked = leave_one_out(fresh.identity, components(fresh.unet))[1]
+    engine = Engine(fresh.unet, fresh.schedule, fresh.params)
+    assert (engine.measure(stacked, images, np.arange(6), LEVELS[0], KEY).change > 1e-8).all()
 
 
 def test_a_screen_that_misses_widens_until_all_is_verified(subject, images, tmp_path, monkeypatch):
@@ -204,32 +274,6 @@ def test_agreement_counts_by_hand():
     found = fidelity.agreement(score, effect, 2)
     assert (found.n, found.k, found.recall, found.sign) == (4, 2, 0.5, 0.5)
     assert found.spearman == pytest.approx(spearmanr(abs(score), abs(effect))[0])
-
-
-def test_pair_scores_are_mixed_differences_of_the_loss(subject, images, plain):
-    names = ("down0.block0.res", "mid.attn0.head0", "up1.block0.skip")
-    chosen = [component_at(components(subject.unet), name) for name in names]
-    found = pairs.pair_scores(subject, images, LEVELS[:1], KEY, chosen, block=4).curvature.isel(t=0)
-    np.testing.assert_allclose(found, found.T, rtol=1e-3, atol=1e-5)
-    h = 2.0**-4
-
-    def loss(a, b):
-        point = scale(scale(subject.identity, [chosen[0]], 1 + a), [chosen[2]], 1 + b)
-        return float(np.asarray(plain(point)[1], np.float64).mean())
-
-    mixed = (loss(h, h) - loss(h, -h) - loss(-h, h) + loss(-h, -h)) / (4 * h * h)
-    assert float(found.sel(a=names[0], b=names[2])) == pytest.approx(mixed, rel=0.05, abs=2e-3)
-
-
-def test_exact_synergy_is_that_of_single_and_double_ablations(subject, images, plain):
-    a, b, c = (
-        component_at(components(subject.unet), name)
-        for name in ("down0.block0.res", "mid.attn0.head0", "up1.block0.skip")
-    )
-    found = pairs.pair_effects(subject, images, LEVELS[:1], KEY, [(a, b), (a, c)])
-    loss = lambda *out: plain(scale(subject.identity, list(out), 0.0) if out else subject.identity)[1]  # noqa: E731
-    expected = [loss(a, b) - loss(a) - loss(b) + loss(), loss(a, c) - loss(a) - loss(c) + loss()]
-    np.testing.assert_allclose(found.synergy.isel(t=0), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("bad", [{"order": "second"}, {"at": "nowhere"}, {"probes": 0}])
