@@ -2,10 +2,23 @@
 
 They run in the same UNet code through the same gates; only their weights are written by hand (`wiring`) and
 their pictures chosen (`scenes`). Every other component is busy and says nothing that is read. `scoring` asks
-each method who matters.
+each method who matters. `closed_form` has denoisers without a network: the best for data of known distribution.
 """
 
+from mechdiff.planted.closed_form import gaussian_denoiser, mixture_denoiser
 from mechdiff.planted.plants import PLANTS, SIZES, Plant, make
 from mechdiff.planted.scoring import METHODS, score, scored, summarise, table
 
-__all__ = ["METHODS", "PLANTS", "SIZES", "Plant", "make", "score", "scored", "summarise", "table"]
+__all__ = [
+    "METHODS",
+    "PLANTS",
+    "SIZES",
+    "Plant",
+    "gaussian_denoiser",
+    "make",
+    "mixture_denoiser",
+    "score",
+    "scored",
+    "summarise",
+    "table",
+]
