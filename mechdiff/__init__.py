@@ -17,8 +17,8 @@ Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
   7  train, engine, replacements
   8  sweep, optimal
   9  pipeline, effects, walk, adaptive, attribution, pairs, divergence, faithfulness, paths, matching, roles
- 10  trajectory, screening, calibration, redundancy, phases, complexity, verdicts, entropy_link
- 11  claims, circuits
+ 10  trajectory, screening, calibration, redundancy, phases, complexity, verdicts, entropy_link, patterns
+ 11  claims, circuits, tempering, doses, interchange
  12  report, scorecards, robustness, planted
  13  experiments (launchers, outside the package)
 """
@@ -29,9 +29,11 @@ from mechdiff.capture import activation_means, attention_stats
 from mechdiff.circuits import Circuit, discover, stand_ins
 from mechdiff.config import ExperimentConfig, UNetConfig, override
 from mechdiff.diffusion import denoising_loss, predict_x0, q_sample, training_loss
+from mechdiff.doses import dose_curves
 from mechdiff.engine import Engine
 from mechdiff.errors import MechdiffError
 from mechdiff.faithfulness import Trials
+from mechdiff.interchange import interchange_effects
 from mechdiff.interventions import (
     STACKED,
     Component,
@@ -44,10 +46,13 @@ from mechdiff.interventions import (
     temperature,
     windowed,
 )
+from mechdiff.optimal import optimal_fills
 from mechdiff.pairs import pair_effects, pair_scores
 from mechdiff.paths import integrated_gradients
+from mechdiff.patterns import pattern_effects, replace_pattern
 from mechdiff.presets import preset
 from mechdiff.redundancy import verified_pairs
+from mechdiff.replacements import noise_fills, resample_fills
 from mechdiff.robustness import stability, transfer
 from mechdiff.roles import role_effects
 from mechdiff.sampler import ddim_step, ddpm_step, sample
@@ -62,6 +67,7 @@ from mechdiff.schedules import (
 from mechdiff.scorecards import Scorecard, scorecard
 from mechdiff.screening import screen_and_verify
 from mechdiff.sweep import Subject, teacher_forced
+from mechdiff.tempering import matched_temperature, temperature_effects
 from mechdiff.train import load_trained
 from mechdiff.trajectory import trajectories
 from mechdiff.unet import apply_unet, components, count_parameters, denoise, init_unet
@@ -95,22 +101,30 @@ __all__ = [
     "denoise",
     "denoising_loss",
     "discover",
+    "dose_curves",
     "even_windows",
     "gate_scores",
     "init_unet",
     "integrated_gradients",
+    "interchange_effects",
     "keep_only",
     "leave_one_out",
     "linear_schedule",
     "load_trained",
     "make_schedule",
+    "matched_temperature",
+    "noise_fills",
+    "optimal_fills",
     "override",
     "pair_effects",
     "pair_scores",
+    "pattern_effects",
     "predict_x0",
     "preset",
     "q_sample",
     "random_subsets",
+    "replace_pattern",
+    "resample_fills",
     "role_effects",
     "sample",
     "scale",
@@ -121,6 +135,7 @@ __all__ = [
     "stand_ins",
     "teacher_forced",
     "temperature",
+    "temperature_effects",
     "timesteps_by_log_snr",
     "training_loss",
     "trajectories",

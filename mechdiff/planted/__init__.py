@@ -2,7 +2,7 @@
 
 They run in the same UNet code through the same gates; only their weights are written by hand (`wiring`) and
 their pictures chosen (`scenes`). Every other component is busy and says nothing that is read. `scoring` asks
-each method who matters. `closed_form` has denoisers without a network: the best for data of known distribution.
+each method who matters. `closed_form` has denoisers without a network: the best for data that are known.
 """
 
 from mechdiff.planted.closed_form import gaussian_denoiser, mixture_denoiser
