@@ -30,6 +30,7 @@ from mechdiff.matching import layers_of
 from mechdiff.metrics import targets
 from mechdiff.roles import families, pictures, selectivity, target_variances
 from mechdiff.stats import Interval
+from mechdiff.stats.intervals import Statistic
 from mechdiff.sweep import Subject
 from mechdiff.types import Images, PRNGKey
 
@@ -77,8 +78,7 @@ class Followed:
 
 def observe(
     attention: xr.Dataset,
-    other: Float[np.ndarray, "head t image"],
-    clean: Float[np.ndarray, "t image"] | None = None,
+    other: Statistic,
     repeats: int = 1000,
     seed: int = 0,
 ) -> Observed:
@@ -86,25 +86,22 @@ def observe(
 
     Args:
       attention: of `capture.attention_stats`.
-      other: of the same heads, levels and images: losses under leaving each out, given with `clean`, and then
-        |pooled Deg%| is compared; without it anything that is averaged over levels and images.
+      other: of the same heads, as a function of weights `[m, image]` of the same images that gives `[head,
+        m]`: `damage_size`, `strongest`.
     """
     entropy = (
         attention["normalised_entropy"].transpose("head", "t", "image").values.astype(np.float64).mean(1)
     )
-    if other.shape[0] != len(entropy) or other.shape[-1] != entropy.shape[-1]:
-        raise ConfigError(f"{other.shape} (heads, levels, images) are not those of entropies {entropy.shape}")
     layers = np.array(layers_of(attention["head"].values))
-    other = np.asarray(other, np.float64)
-    size = lambda w: other.mean(axis=1) @ w.T  # noqa: E731
-    if clean is not None:
-        clean = np.asarray(clean, np.float64)
-        size = lambda w: np.abs(effects.pooled_damage(clean, other, w))  # noqa: E731
     weights = stats.bootstrap_weights(entropy.shape[-1], repeats, seed)
-    both = lambda w: (entropy @ w.T, size(w))  # noqa: E731
+    both = lambda w: (entropy @ w.T, other(w))  # noqa: E731
+    x, y = both(np.full((1, entropy.shape[-1]), 1 / entropy.shape[-1]))
+    if len(x) != len(y):
+        raise ConfigError(
+            f"{len(x)} heads have an entropy, {len(y)} the other quantity; compare the same heads"
+        )
     overall = stats.bootstrap(lambda w: effects.rank_correlation(*both(w)), weights, method="percentile")
     within = stats.bootstrap(lambda w: within_layers(*both(w), layers), weights, method="percentile")
-    x, y = both(np.full((1, entropy.shape[-1]), 1 / entropy.shape[-1]))
     rng = np.random.default_rng(seed)
     anywhere = np.stack([rng.permutation(x[:, 0]) for _ in range(repeats)], axis=1)
     inside = np.tile(x, (1, repeats))
@@ -118,6 +115,23 @@ def observe(
         p_within=p(within.estimate, within_layers(inside, np.tile(y, (1, repeats)), layers)),
         heads=len(entropy),
     )
+
+
+def damage_size(clean: effects.Clean, loss: effects.Loss) -> Statistic:
+    """|pooled Deg%| of leaving each head out, from losses of a sweep of those heads (`effects.losses`)."""
+    return lambda weights: np.abs(effects.pooled_damage(clean, loss, weights))
+
+
+def strongest(effect: xr.Dataset) -> Statistic:
+    """Each head's largest selectivity, from its `roles.role_effects`; -1 for a head that changes nothing."""
+    values = effect["effect"].mean("t").transpose("component", "target", "image").values.astype(np.float64)
+    family = families([str(name) for name in effect["target"].values])
+
+    def measure(weights):
+        index = selectivity(np.moveaxis(values @ weights.T, 2, 0), family)
+        return np.where(np.isfinite(index), index, -1.0).max(axis=-1).T
+
+    return measure
 
 
 def within_layers(first: effects.Draws, second: effects.Draws, layers: np.ndarray) -> Float[np.ndarray, " m"]:

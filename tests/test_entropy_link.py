@@ -32,13 +32,20 @@ def spread(values, seed=1):
     return np.asarray(values)[:, None, None] + noise
 
 
+def mean_of(values):
+    """A quantity that is averaged over levels and images."""
+    return lambda weights: values.mean(1) @ weights.T
+
+
 def test_a_quantity_that_follows_entropy_is_seen_to():
     entropy = np.random.default_rng(2).uniform(0, 1, HEADS)
-    found = entropy_link.observe(attention(entropy), spread(entropy**2), repeats=200)
+    found = entropy_link.observe(attention(entropy), mean_of(spread(entropy**2)), repeats=200)
     assert found.overall.estimate > 0.9 and found.overall.low > 0.8 and found.within.estimate > 0.8
     assert max(found.p, found.p_within) < 0.02 and found.heads == HEADS
     clean = np.ones((LEVELS, IMAGES))
-    sharper = entropy_link.observe(attention(entropy), clean + spread(-0.5 * entropy), clean, repeats=200)
+    sharper = entropy_link.observe(
+        attention(entropy), entropy_link.damage_size(clean, clean + spread(-0.5 * entropy)), repeats=200
+    )
     assert sharper.overall.estimate > 0.9  # the size of the damage, whatever its sign
 
 
@@ -46,7 +53,7 @@ def test_a_difference_between_layers_is_not_one_within():
     layer = np.repeat([0.2, 0.5, 0.8], 4)
     rng = np.random.default_rng(3)
     x, y = layer + 0.05 * rng.uniform(-1, 1, HEADS), layer + 0.05 * rng.uniform(-1, 1, HEADS)
-    found = entropy_link.observe(attention(x), spread(y), repeats=200)
+    found = entropy_link.observe(attention(x), mean_of(spread(y)), repeats=200)
     assert found.p < 0.02 < 0.05 < found.p_within and found.overall.estimate > 0.8
 
 
@@ -54,7 +61,7 @@ def test_unrelated_quantities_give_uniform_p():
     p = []
     for seed in range(60):
         x, y = np.random.default_rng(seed).uniform(0, 1, (2, HEADS))
-        found = entropy_link.observe(attention(x), spread(y), repeats=60, seed=seed)
+        found = entropy_link.observe(attention(x), mean_of(spread(y)), repeats=60, seed=seed)
         p += [(found.p, found.p_within)]
     assert (np.array(p) < 0.1).mean(0).max() < 0.25 and 0.35 < np.mean(p) < 0.65
 
@@ -85,8 +92,20 @@ def test_roles_that_follow_entropy_within_and_between_heads_are_told_from_those_
 def test_too_few_or_other_heads_are_refused():
     with pytest.raises(ConfigError, match="moved the entropy of 0 heads"):
         entropy_link.follow(effects_of(np.ones((HEADS, 3))), np.ones((HEADS, 3)))
-    with pytest.raises(ConfigError, match="are not those of entropies"):
-        entropy_link.observe(attention(np.ones(HEADS)), np.ones((3, LEVELS, IMAGES)))
+    with pytest.raises(ConfigError, match="12 heads have an entropy, 3"):
+        entropy_link.observe(attention(np.ones(HEADS)), mean_of(np.ones((3, LEVELS, IMAGES))))
+
+
+def test_the_strongest_selectivity_is_that_of_the_weighted_effects():
+    values = np.ones((2, 3, 1, 2))
+    values[0, 1] = [[3, 7]]
+    values[1] = 0
+    effect = xr.Dataset(
+        {"effect": (("component", "target", "t", "image"), values)},
+        coords={"component": ["a.head0", "a.head1"], "target": ["edges", "color", "layout"]},
+    )
+    found = entropy_link.strongest(effect)(np.array([[1.0, 0], [0.5, 0.5]]))
+    np.testing.assert_allclose(found, [[2 / 4, 4 / 6], [-1, -1]])
 
 
 class Recorded(Engine):
