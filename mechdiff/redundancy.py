@@ -70,20 +70,21 @@ def verified_pairs(
         "single_b": damage(exact.without_b),
         "audited": np.arange(len(picked)) >= top,
     }
-    curvature = scored.curvature.rename(a="left", b="right")
-    return exact.assign(
-        {name: ("pair", np.asarray(values)) for name, values in found.items()}, curvature=curvature
-    )
+    curvature = {"curvature": scored.curvature.rename(a="left", b="right")}
+    return exact.assign({name: ("pair", np.asarray(values)) for name, values in found.items()} | curvature)
 
 
 def pair_agreement(found: xr.Dataset, k: int = 10) -> dict[str, Agreement]:
     """How well scores say what exact synergies are, over what `verified_pairs` verified and over its audit.
 
-    The audit is a random part of the pairs of small scores; all verified pairs are a choice by score.
+    The audit is a random part of the pairs of small scores; all verified pairs are a choice by score. Recall
+    is of the `k` largest, or of a third of the pairs where that is fewer.
     """
     groups = {"verified": np.ones(found.sizes["pair"], bool), "audited": found.audited.values}
     return {
-        name: agreement(found.score.values[which], found.estimate.values[which], k)
+        name: agreement(
+            found.score.values[which], found.estimate.values[which], min(k, int(np.ceil(which.sum() / 3)))
+        )
         for name, which in groups.items()
         if which.any()
     }
