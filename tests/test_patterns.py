@@ -7,20 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference.networks import identity_of, random_params
+from reference.networks import SMALL, identity_of, random_params
 
 from mechdiff import capture, doses, patterns, replacements, tempering, wavefront
 from mechdiff.diffusion import image_noise, q_sample
-from mechdiff.engine import Engine
 from mechdiff.errors import ConfigError
 from mechdiff.interventions import component_at, scale, temperature, windowed
-from mechdiff.presets import preset
-from mechdiff.schedules import make_schedule
+from mechdiff.schedules import cosine_schedule
 from mechdiff.sweep import Subject
-from mechdiff.unet import Stream, components, denoise, forward, run_stage, stages
+from mechdiff.unet import Stream, components, forward, run_stage, stages
 
-CONFIG = preset("tiny")
-UNET, SCHEDULE = CONFIG.unet, make_schedule(CONFIG.diffusion)
+UNET, SCHEDULE = SMALL, cosine_schedule(50)
 SUBJECT = Subject("random", UNET, SCHEDULE, random_params(UNET), identity_of(UNET))
 PARAMS, IDENTITY = SUBJECT.params, SUBJECT.identity
 PARTS = UNET, PARAMS, IDENTITY, SCHEDULE
@@ -30,9 +27,9 @@ KEY = jax.random.key(2)
 STAGE = next(stage for stage in stages(UNET) if stage.name == "mid.attn0")
 SITE = "mid.attn0.head"
 SOME = tuple(
-    component_at(components(UNET), f"{site}{i}") for site in ("down1.attn0.head", SITE) for i in (0, 1)
+    component_at(components(UNET), f"{site}{i}") for site in ("down0.attn0.head", SITE) for i in (0, 1)
 )
-plain = jax.jit(denoise, static_argnums=0)
+plain = jax.jit(functools.partial(forward, UNET, capture=("sites",)))
 stage = jax.jit(functools.partial(run_stage, UNET, STAGE))
 
 
@@ -41,9 +38,27 @@ def noisy(t):
     return q_sample(SCHEDULE, IMAGES, at, noise), at, noise
 
 
+def per_row(intervention):
+    """The same with every leaf per row and a pattern at every site, so that one program serves all tests."""
+    rows = lambda leaf, rank: np.broadcast_to(leaf, (5, *np.shape(leaf)[-rank:]))  # noqa: E731
+    given = {"gate": intervention.gate, "temperature": intervention.temperature}
+    given = {name: {s: rows(a, 1) for s, a in leaves.items()} for name, leaves in given.items()}
+    uniform = patterns.constant_patterns(UNET, "uniform")
+    patterned = {site: intervention.pattern_fill.get(site, other) for site, other in uniform.items()}
+    full = {site: np.broadcast_to(p, (5, 2, 64, 64)) for site, p in patterned.items()}
+    mixed = {site: rows(intervention.pattern.get(site, np.ones(2, np.float32)), 1) for site in uniform}
+    return dataclasses.replace(intervention, **given, pattern=mixed, pattern_fill=full)
+
+
+def run(intervention, t):
+    """Predicted noise, and activations at every site."""
+    x_t, at, _ = noisy(t)
+    eps, seen = plain(PARAMS, per_row(intervention), x_t, at)
+    return np.asarray(eps), seen["sites"]
+
+
 def losses(intervention, t):
-    x_t, at, noise = noisy(t)
-    return ((plain(UNET, SCHEDULE, PARAMS, intervention, x_t, at) - noise) ** 2).mean((1, 2, 3))
+    return ((run(intervention, t)[0] - noisy(t)[2]) ** 2).mean((1, 2, 3))
 
 
 def by_hand(h, pattern_of):
@@ -70,16 +85,16 @@ def by_hand(h, pattern_of):
 
 @pytest.fixture(scope="module")
 def entering():
-    return np.random.default_rng(0).standard_normal((3, 4, 4, 16)).astype(np.float32)
+    return np.random.default_rng(0).standard_normal((3, 8, 8, 8)).astype(np.float32)
 
 
 @pytest.mark.parametrize("kind, dose", [("uniform", 0.0), ("identity", 0.25), ("frozen", 0.0)])
 def test_a_replaced_pattern_is_attention_with_that_pattern_and_own_values(entering, kind, dose):
-    rows = np.random.default_rng(1).dirichlet(np.ones(16), (3, 2, 16)).astype(np.float32)
+    rows = np.random.default_rng(1).dirichlet(np.ones(64), (3, 2, 64)).astype(np.float32)
     given = {"frozen": rows} | {
         name: patterns.constant_patterns(UNET, name)[SITE] for name in ("uniform", "identity")
     }
-    full = np.broadcast_to(given[kind], (3, 2, 16, 16))
+    full = np.broadcast_to(given[kind], (3, 2, 64, 64))
     changed = patterns.replace_pattern(IDENTITY, ["mid.attn0.head1"], {SITE: given[kind]}, dose)
     found = stage(PARAMS, changed, Stream(entering, (), jnp.ones((3, 32))))[0].h
     other = lambda a, row, head: a if head == 0 else dose * a + (1 - dose) * full[row, head]  # noqa: E731
@@ -92,7 +107,7 @@ def test_without_a_named_site_nothing_is_computed_and_with_open_gates_nothing_ch
     jaxpr = lambda i: str(jax.make_jaxpr(functools.partial(run_stage, UNET, STAGE))(PARAMS, i, stream))  # noqa: E731
     assert jaxpr(IDENTITY).count("dot_general") < jaxpr(named).count("dot_general")
     elsewhere = patterns.replace_pattern(
-        IDENTITY, [], {"down1.attn0.head": np.full((1, 1, 16), 1 / 16, np.float32)}
+        IDENTITY, [], {"down0.attn0.head": np.full((1, 1, 64), 1 / 64, np.float32)}
     )
     assert jaxpr(IDENTITY).count("dot_general") == jaxpr(elsewhere).count("dot_general")
     np.testing.assert_array_equal(stage(PARAMS, named, stream)[0].h, stage(PARAMS, IDENTITY, stream)[0].h)
@@ -100,17 +115,16 @@ def test_without_a_named_site_nothing_is_computed_and_with_open_gates_nothing_ch
 
 def test_a_pattern_acts_in_its_window_alone():
     uniform = patterns.replace_pattern(IDENTITY, r".*head\d", patterns.constant_patterns(UNET, "uniform"))
-    x_t, at, _ = noisy(20)
-    clean = plain(UNET, SCHEDULE, PARAMS, IDENTITY, x_t, at)
-    outside = plain(UNET, SCHEDULE, PARAMS, windowed(uniform, 21, 30), x_t, at)
-    inside = plain(UNET, SCHEDULE, PARAMS, windowed(uniform, 20, 21), x_t, at)
-    np.testing.assert_allclose(outside, clean, atol=1e-6)
-    assert np.abs(inside - clean).max() > 1e-3
+    clean = run(IDENTITY, 20)[0]
+    np.testing.assert_array_equal(run(windowed(uniform, 21, 30), 20)[0], clean)
+    assert np.abs(run(windowed(uniform, 20, 21), 20)[0] - clean).max() > 1e-3
 
 
 @pytest.fixture(scope="module")
 def replaced():
-    return patterns.pattern_effects(SUBJECT, IMAGES, LEVELS, KEY, heads=SOME, draws=2, block=4)
+    return patterns.pattern_effects(
+        SUBJECT, IMAGES, LEVELS, KEY, heads=SOME, kinds=("uniform", "frozen"), draws=2, block=4
+    )
 
 
 def test_effects_of_patterns_are_those_of_plain_passes(replaced):
@@ -123,10 +137,9 @@ def test_effects_of_patterns_are_those_of_plain_passes(replaced):
     cell = replaced.isel(t=1)
     np.testing.assert_allclose(cell.clean_loss, losses(IDENTITY, 40), rtol=1e-5)
     for head in (SOME[1], SOME[2]):
-        for kind in ("uniform", "identity"):
-            changed = patterns.replace_pattern(IDENTITY, [head], patterns.constant_patterns(UNET, kind))
-            found = cell.loss.sel(kind=kind, component=head.name)
-            np.testing.assert_allclose(found, losses(changed, 40), rtol=1e-5)
+        changed = patterns.replace_pattern(IDENTITY, [head], patterns.constant_patterns(UNET, "uniform"))
+        found = cell.loss.sel(kind="uniform", component=head.name)
+        np.testing.assert_allclose(found, losses(changed, 40), rtol=1e-5)
         each = [
             losses(patterns.replace_pattern(IDENTITY, [head], {s: p[donor] for s, p in own.items()}), 40)
             for donor in donors
@@ -145,43 +158,38 @@ def test_what_is_no_head_or_no_pattern_is_refused():
 
 
 def norms(intervention, t):
-    x_t, at, _ = noisy(t)
-    seen = jax.jit(functools.partial(forward, UNET, capture=("sites",)))(PARAMS, intervention, x_t, at)[1][
-        "sites"
-    ]
-    gates = intervention.gate
-    return {
-        site: np.sqrt((np.asarray(seen[site]) ** 2).sum((1, 3))) * gates[site]
-        for site in gates
-        if site.endswith("head")
-    }
+    """Of every head's output behind its gate, `(image, head)`."""
+    seen = run(intervention, t)[1]
+    size = lambda site: np.sqrt((np.asarray(seen[site]) ** 2).sum((1, 3)))  # noqa: E731
+    return {site: size(site) * intervention.gate[site] for site in seen if site.endswith("head")}
 
 
 def test_at_matched_norm_every_tempered_head_keeps_the_norm_it_had():
     x_t, at, _ = noisy(20)
-    what = ["down1.attn0.head0", "mid.attn0.head1"]
+    what = ["down0.attn0.head0", "mid.attn0.head1"]
     matched = tempering.matched_temperature(UNET, PARAMS, IDENTITY, x_t, at, what, 4.0)
     clean, found = norms(IDENTITY, 20), norms(matched, 20)
     free = norms(temperature(IDENTITY, what, 4.0), 20)
-    for site, head in (("down1.attn0.head", 0), (SITE, 1)):
+    for site, head in (("down0.attn0.head", 0), (SITE, 1)):
         np.testing.assert_allclose(found[site][:, head], clean[site][:, head], rtol=1e-4)
         assert (np.abs(free[site][:, head] / clean[site][:, head] - 1) > 1e-3).any()
     assert (np.asarray(matched.gate["mid.attn0.head"])[:, 0] == 1).all()
 
 
-def test_temperature_effects_are_those_of_a_matched_pass():
-    found = tempering.temperature_effects(
-        SUBJECT, IMAGES, LEVELS[1:], KEY, (0.5, 4.0), heads=SOME[1:3], block=5
-    )
-    x_t, at, _ = noisy(40)
+def test_temperature_effects_are_those_of_plain_passes_at_the_clean_norm():
+    given = (SUBJECT, IMAGES, LEVELS[1:], KEY, (0.5, 4.0))
+    found = tempering.temperature_effects(*given, heads=SOME[1:3], block=5)
+    clean = norms(IDENTITY, 40)
     for value in (0.5, 4.0):
         for head in SOME[1:3]:
             cell = found.sel(temperature=value, component=head.name).isel(t=0)
-            matched = tempering.matched_temperature(UNET, PARAMS, IDENTITY, x_t, at, [head], value)
-            np.testing.assert_allclose(cell.loss, losses(matched, 40), rtol=1e-4)
-            np.testing.assert_allclose(cell.gate, matched.gate[head.site][:, head.index[0]], rtol=1e-4)
+            gate = {site: np.tile(leaf, (5, 1)) for site, leaf in IDENTITY.gate.items()}
+            gate[head.site][:, head.index[0]] = cell.gate
+            changed = dataclasses.replace(temperature(IDENTITY, [head], value), gate=gate)
+            np.testing.assert_allclose(cell.loss, losses(changed, 40), rtol=1e-4)
+            np.testing.assert_allclose(norms(changed, 40)[head.site], clean[head.site], rtol=1e-4)
     sharp, flat = found.entropy.sel(temperature=0.5), found.entropy.sel(temperature=4.0)
-    assert (sharp < flat).all() and (flat <= np.log(16) + 1e-5).all()
+    assert (sharp < flat).all() and (flat <= np.log(64) + 1e-5).all()
 
 
 def test_dose_curves_are_those_of_plain_passes_in_one_program(monkeypatch):
@@ -208,6 +216,3 @@ def test_stacked_patterns_join_where_they_act():
     place = [found.name for found in stages(UNET)]
     first = wavefront.joining_stages(UNET, stacked)
     assert [place[i] for i in first] == [component.site.rsplit(".", 1)[0] for component in SOME]
-    engine = Engine(UNET, SCHEDULE, PARAMS, devices=tuple(jax.devices()[:1]))
-    some = dataclasses.replace(stacked, window=np.array([50, 60], np.int32))
-    assert (engine.measure(some, IMAGES, np.arange(5), 20, KEY).change < 1e-12).all()

@@ -9,6 +9,11 @@ from mechdiff.config import UNetConfig
 from mechdiff.interventions import ALWAYS, Intervention
 from mechdiff.unet import init_unet
 
+# One level, attention down and in the middle: half as long to compile as preset `tiny`.
+SMALL = UNetConfig(
+    image_size=8, widths=(8,), down_attention=(True,), up_attention=(False,), heads=(2,), norm_groups=4
+)
+
 
 def shapes(config: UNetConfig):
     """Shapes of the parameters and of the identity intervention."""
