@@ -110,6 +110,20 @@ def subject(tiny):
     return sweep.Subject("random", tiny.unet, make_schedule(tiny.diffusion), params, identity)
 
 
+def test_the_fixed_design_is_the_smallest_with_which_ordinary_intervals_of_all_pass(subject):
+    rng, rises = np.random.default_rng(6), np.array([0.0, 0.02, 0.5])[:, None, None]
+    some = tuple(component_at(components(subject.unet), name) for name in NAMES[:3])
+    clean = rng.gamma(2.0, size=(2, 64))
+    loss = clean * (1 + rises) + 0.5 * rng.normal(size=(3, 2, 64))
+    found = adaptive._Run(subject, np.empty(0), np.arange(2), KEY, some, 4.0, 0.9, 16, 0)._look(clean, loss)
+    estimate, influence = adaptive.damage_and_influence(clean, loss)
+    half = scipy_stats.norm.ppf(0.95) * influence.std(-1, ddof=1)  # of one image
+    passes = lambda n: (half / np.sqrt(n) <= np.maximum(2.0, np.abs(estimate))).all()  # noqa: E731
+    images, rest = divmod(found.fixed, 3)
+    assert rest == 0 and images > 16 and passes(images) and not passes(images - 1)
+    assert found.spent == 3 * 64
+
+
 @pytest.fixture(scope="module")
 def certify(subject):
     images = np.random.default_rng(1).uniform(-1, 1, (48, 8, 8, 3)).astype(np.float32)
