@@ -21,9 +21,9 @@ SIZES = flags.DEFINE_list("sizes", list(planted.SIZES), "Which sizes of network.
 def main(config, workdir):
     started, records = time.monotonic(), []
     files.ensure_writable(workdir / "planted")
-    for size in SIZES.value:
-        for name in ONLY.value:
-            for instance in range(config.seed, config.seed + INSTANCES.value):
+    for instance in range(config.seed, config.seed + INSTANCES.value):
+        for size in SIZES.value:
+            for name in ONLY.value:
                 records += planted.scored(name, instance, size, workdir / "planted")
     rows = planted.summarise(records)
     manifest = files.manifest(to_dict(config), wall_seconds=round(time.monotonic() - started, 1))

@@ -126,19 +126,24 @@ def as_members(circuit: Circuit, names: tuple[str, ...]) -> Set:
     return np.isin(names, circuit.members)
 
 
-def stand_ins(trials: Trials, circuit: Circuit) -> dict[str, tuple[str, ...]]:
-    """For each member without which the circuit is not close enough: outsiders with which it is, again."""
-    members = as_members(circuit, trials.names)
-    swaps = list(itertools.product(np.flatnonzero(members), np.flatnonzero(~members)))
+def stand_ins(trials: Trials, circuit: Circuit, count: int | None = None) -> dict[str, tuple[str, ...]]:
+    """For members, without which the circuit is not close enough: outsiders with which it is, again.
+
+    Args:
+      count: of members that are asked about, the most needed first; None: all. Each takes as many runs as
+        there are outsiders.
+    """
+    members, asked = as_members(circuit, trials.names), circuit.members[:count]
+    swaps = list(itertools.product(map(trials.names.index, asked), np.flatnonzero(~members)))
     if not swaps:
-        return {name: () for name in circuit.members}
+        return dict.fromkeys(asked, ())
     tried = np.tile(members, (len(swaps), 1))
     for row, (member, outsider) in zip(tried, swaps):
         row[[member, outsider]] = False, True
     good = close_to(trials)(tried) >= circuit.tau
     found = [swap for swap, fits in zip(swaps, good) if fits]
     name = trials.names
-    return {own: tuple(name[u] for c, u in found if name[c] == own) for own in circuit.members}
+    return {own: tuple(name[u] for c, u in found if name[c] == own) for own in asked}
 
 
 def shuffled(rng: np.random.Generator, members: Set, parts: Sequence[str]) -> Set:

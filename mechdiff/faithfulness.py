@@ -22,10 +22,10 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 
 from mechdiff import files, results
-from mechdiff.capture import fills_at
 from mechdiff.engine import Engine
 from mechdiff.errors import ConfigError
-from mechdiff.interventions import Component, ablate, keep_sets
+from mechdiff.interventions import Component, Intervention, keep_sets
+from mechdiff.replacements import Fills, as_fills
 from mechdiff.sweep import Subject
 from mechdiff.types import Images, PRNGKey, PyTree
 from mechdiff.unet import components
@@ -57,11 +57,13 @@ class Trials:
       subject: whose circuits.
       images: in [-1, 1]; image i has the noise of `image_noise(key, i)` at every timestep, for all circuits.
       timesteps: evenly in log-SNR.
-      kind, fills: of ablation; kinds other than `zero` need fills, site -> `(levels, *site)`, see `capture`.
+      kind, fills: of ablation; kinds other than `zero` need fills, site -> `(levels, *site)` or a source of
+        fills, as `sweep.teacher_forced` takes them.
       chosen: components that circuits are sets of; all others are never touched. Empty: all of the network. A
         unit that two of them share stays only where both do.
       folder: keeps what was run, so that a run that was killed goes on; None: nothing is kept on disk.
-      batch: circuits in one program, which serves circuits of all sizes; fewer are filled up.
+      batch, block: circuits and images in one program, which serves circuits of all sizes; fewer are filled
+        up.
     """
 
     subject: Subject
@@ -73,11 +75,15 @@ class Trials:
     chosen: tuple[Component, ...] = ()
     folder: Path | None = None
     batch: int = 8
+    block: int = 16
 
     def __post_init__(self):
         if not self.chosen:
             object.__setattr__(self, "chosen", components(self.subject.unet))
-        ablate(self.subject.identity, [], self.kind, self.fills)  # refuses a kind without fills
+        if self.kind != "zero" and self.fills is None:
+            raise ConfigError(
+                f"ablation kind {self.kind!r} needs fills; see capture, replacements and optimal"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -141,7 +147,7 @@ class Trials:
                 **self.subject.digests(),
                 "images": files.digest_arrays(np.asarray(self.images)),
                 "noise": files.digest_arrays(jax.random.key_data(self.key)),
-                "fills": files.digest_arrays(self.fills or {}),
+                "fills": self._source and self._source.digest(),
                 "timesteps": np.asarray(self.timesteps).tolist(),
                 "kind": self.kind,
                 "components": self.names,
@@ -169,19 +175,35 @@ class Trials:
         results.create(self._home / f"{files.digest_arrays(members)[:16]}.zarr", page, {})
 
     @functools.cached_property
+    def _source(self) -> Fills | None:
+        return None if self.kind == "zero" else as_fills(self.fills)
+
+    @functools.cached_property
     def _engine(self) -> Engine:
         subject = self.subject
         return Engine(subject.unet, subject.schedule, subject.params, together=True)
 
     def _run(self, members: Members) -> Float[np.ndarray, "circuit t image"]:
         rows = np.minimum(np.arange(self.batch), len(members) - 1)
-        images, index = np.asarray(self.images), np.arange(len(self.images))
-        found = []
+        stacked = keep_sets(self.subject.identity, self.chosen, members[rows])
+        images, block = np.asarray(self.images), min(self.block, len(self.images))
+        found = np.empty((len(members), len(self.timesteps), len(images)), np.float32)
         for level, t in enumerate(self.timesteps):
-            here = None if self.kind == "zero" else fills_at(self.fills, level)
-            stacked = keep_sets(self.subject.identity, self.chosen, members[rows], self.kind, here)
-            found.append(self._engine.measure(stacked, images, index, int(t), self.key).loss[: len(members)])
-        return np.stack(found, axis=1)
+            for start in range(0, len(images), block):
+                # A short last block is filled up, so that it needs no program of its own.
+                count = min(block, len(images) - start)
+                index = np.resize(np.arange(start, start + count), block)
+                loss = self._measured(stacked, images[index], index, level, int(t))
+                found[:, level, start : start + count] = loss[: len(members), :count]
+        return found
+
+    def _measured(self, stacked: Intervention, images: Images, index: np.ndarray, level: int, t: int):
+        """Losses `(interventions, images)`, the mean over the draws of the fills."""
+        given = [stacked.fill]
+        if self._source is not None:
+            given = [self._source.at(level, index, draw) for draw in range(self._source.draws)]
+        filled = (dataclasses.replace(stacked, fill=fill) for fill in given)
+        return np.mean([self._engine.measure(one, images, index, t, self.key).loss for one in filled], axis=0)
 
 
 def dataset(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from mechdiff import capture, devices, files, keys, optimal, replacements, results, sweep
 from mechdiff.config import DataConfig, ExperimentConfig, SweepConfig, to_dict
@@ -24,7 +25,7 @@ from mechdiff.errors import DataError
 from mechdiff.sampler import sample
 from mechdiff.schedules import ddim_timesteps, make_schedule, timesteps_by_log_snr
 from mechdiff.train import load_trained
-from mechdiff.types import Images
+from mechdiff.types import AnyArray, Images
 from mechdiff.unet import denoise, init_unet
 
 SAMPLE_STEPS = 50  # DDIM
@@ -42,7 +43,7 @@ class Inputs:
     """
 
     scored: Images
-    reference: Images
+    reference: Float[AnyArray, "references height width channels"]
     label: str
 
 
@@ -141,7 +142,7 @@ def chooser(
     return choose
 
 
-def _fills(parts: tuple, given: Inputs, timesteps, root: jax.Array, config: SweepConfig) -> dict:
+def kind_fills(parts: tuple, given: Inputs, timesteps, root: jax.Array, config: SweepConfig) -> dict:
     """What each kind of ablation replaces components with: kind -> fills or a source of them."""
     reference = *parts, given.reference, timesteps, keys.stream(root, "mean noise")
     scored = *parts, given.scored, timesteps, keys.stream(root, "scored noise")
@@ -183,7 +184,7 @@ def examine(
     timesteps = timesteps_by_log_snr(subject.schedule, config.timesteps)
     root = jax.random.key(seed)
     parts = (subject.unet, subject.params, subject.identity, subject.schedule)
-    fills = _fills(parts, given, timesteps, root, config)
+    fills = kind_fills(parts, given, timesteps, root, config)
     noise = keys.stream(root, "scored noise")
     swept = sweep.teacher_forced(
         subject, given.scored, timesteps, noise, folder / "sweep", config=config, fills=fills, facts=facts

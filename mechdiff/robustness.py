@@ -3,14 +3,21 @@
 import dataclasses
 import itertools
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float
 
-from mechdiff import stats
+from mechdiff import keys, stats
 from mechdiff.circuits import Circuit, as_members, close_to, effects, select, shuffled
+from mechdiff.config import SweepConfig
+from mechdiff.errors import ConfigError
 from mechdiff.faithfulness import Trials, faithfulness
+from mechdiff.pipeline import Inputs, kind_fills
+from mechdiff.schedules import timesteps_by_log_snr
+from mechdiff.sweep import Subject
+from mechdiff.types import PRNGKey
 
 Set = Bool[np.ndarray, " component"]
 SHUFFLES = 50  # random circuits for each found on a resample
@@ -38,6 +45,33 @@ class Stability:
     spread: tuple[float, float]
     pairwise: float
     chance: float
+
+
+def halves(
+    subject: Subject, given: Inputs, kind: str, config: SweepConfig, root: PRNGKey, folder: Path | None
+) -> tuple[Trials, Trials]:
+    """Trials on one half of the scored pictures, to find a circuit, and on the other, to score it.
+
+    Every half has noise of its own; fills come from the reference pictures, or, where they are those of other
+    images, from the same half.
+
+    Raises:
+      ConfigError: fewer than 4 pictures.
+    """
+    count = len(given.scored) // 2
+    if count < 2:
+        raise ConfigError(f"sweep.images={len(given.scored)} are too few to find and score circuits; give 4")
+    timesteps = timesteps_by_log_snr(subject.schedule, config.timesteps)
+    parts = subject.unet, subject.params, subject.identity, subject.schedule
+    config = dataclasses.replace(config, kinds=(kind,))
+    made = []
+    for name, some in (("find", given.scored[:count]), ("score", given.scored[count:])):
+        own = keys.stream(root, f"circuits: {name}")
+        fills = kind_fills(parts, dataclasses.replace(given, scored=some), timesteps, own, config)
+        seen = subject, some, np.asarray(timesteps), keys.stream(own, "scored noise")
+        block = min(config.image_block, len(some))
+        made.append(Trials(*seen, kind, fills.get(kind), folder=folder, block=block))
+    return tuple(made)
 
 
 def stability(trials: Trials, circuit: Circuit, repeats: int = 10, seed: int = 0) -> Stability:
@@ -101,3 +135,26 @@ def transfer(
         for end in ("estimate", "low", "high")
     }
     return xr.Dataset(variables, coords={"circuit": names, "network": names})
+
+
+def lines(found: Stability) -> list[str]:
+    """Stability as text."""
+    low, high = found.spread
+    return [
+        f"  found anew on {found.repeats} resamples of the images: {min(found.sizes)} to {max(found.sizes)} "
+        f"members, Jaccard {found.to_circuit:.2f} [{low:.2f}, {high:.2f}] with the circuit, "
+        f"{found.pairwise:.2f} with each other, {found.chance:.2f} by chance"
+    ]
+
+
+def moved_lines(moved: xr.Dataset, kind: str) -> list[str]:
+    """What `transfer` returned as text: f of the circuit of each row in the network of each column."""
+    names, width = moved["circuit"].values, max(24, *(len(str(name)) + 2 for name in moved["circuit"].values))
+    cell = lambda a, b: "{:.3f} [{:.3f}, {:.3f}]".format(  # noqa: E731
+        *(float(moved[end].sel(circuit=a, network=b)) for end in ("estimate", "low", "high"))
+    )
+    return [
+        f"faithfulness of the circuit of (row) in the network of (column), {kind} ablation",
+        " " * width + "".join(f"{name:>{width}}" for name in names),
+        *(f"{a:{width}}" + "".join(f"{cell(a, b):>{width}}" for b in names) for a in names),
+    ]

@@ -20,10 +20,12 @@ from mechdiff import (
     screening,
     wavefront,
 )
+from mechdiff.config import SweepConfig
 from mechdiff.diffusion import image_noise, q_sample
 from mechdiff.errors import ConfigError
 from mechdiff.faithfulness import Trials
 from mechdiff.interventions import keep_only, scale
+from mechdiff.pipeline import Inputs
 from mechdiff.planted import wiring
 from mechdiff.planted.fitting import losses
 from mechdiff.schedules import make_schedule
@@ -282,6 +284,7 @@ def test_resamples_find_a_clear_circuit_again_and_an_unclear_one_less_often(made
     found = robustness.stability(trials, circuits.discover(trials), repeats=6)
     assert found.to_circuit == found.pairwise == 1 and found.sizes == (2,) * 6
     assert found.chance < 0.5 and found.frequency.sum() == 2
+    assert "2 to 2 members" in robustness.lines(found)[0]
     rng = np.random.default_rng(0)
 
     class Noisy(MadeUp):
@@ -295,6 +298,19 @@ def test_resamples_find_a_clear_circuit_again_and_an_unclear_one_less_often(made
     assert circuits.shuffled(rng, np.arange(6) < 2, ["x"] * 3 + ["y"] * 3)[:3].sum() == 2
 
 
+def test_halves_are_other_pictures_with_other_noise(nobody):
+    pixels = np.random.default_rng(0).uniform(-1, 1, (9, 8, 8, 3)).astype(np.float32)
+    given, config = Inputs(pixels, pixels[:2], "noise"), SweepConfig(timesteps=3, images=9)
+    asked = config, jax.random.key(4), None
+    find, score = robustness.halves(nobody, given, "zero", *asked)
+    assert len(find.images) == 4 and len(score.images) == 5 and find.digest != score.digest
+    assert not np.array_equal(*(jax.random.key_data(trials.key) for trials in (find, score)))
+    assert find.timesteps.tolist() == score.timesteps.tolist() and len(find.timesteps) == 3
+    few = dataclasses.replace(given, scored=pixels[:3])
+    with pytest.raises(ConfigError, match="too few"):
+        robustness.halves(nobody, few, "zero", *asked)
+
+
 def test_a_circuit_is_less_faithful_in_a_network_that_does_otherwise(made_up):
     both = {"one": made_up(additive), "two": made_up(lambda has: 0.5 * has(A) + 0.25 * has(B))}
     found = {name: circuits.discover(trials) for name, trials in both.items()}
@@ -304,6 +320,8 @@ def test_a_circuit_is_less_faithful_in_a_network_that_does_otherwise(made_up):
     assert at("estimate", circuit="one", network="two") == pytest.approx(0.5 / 0.75, abs=1e-5)
     assert at("drop_estimate", circuit="one", network="two") == pytest.approx(1 / 3, abs=1e-5)
     assert at("drop_estimate", circuit="one", network="one") == 0
+    text = robustness.moved_lines(moved, "zero")
+    assert len(text) == 4 and "0.667" in text[2] and text[3].startswith("two")
 
 
 def test_a_screen_ranks_by_what_it_verified_and_else_by_its_scores(made_up, tmp_path, monkeypatch):

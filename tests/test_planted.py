@@ -8,7 +8,7 @@ from mechdiff import planted
 from mechdiff.engine import Engine
 from mechdiff.errors import ConfigError
 from mechdiff.interventions import leave_one_out, scale
-from mechdiff.planted import plants, scenes, scoring, wiring
+from mechdiff.planted import measures, plants, scenes, scoring, wiring
 from mechdiff.planted.fitting import losses
 from mechdiff.unet import components
 
@@ -52,10 +52,20 @@ def damage(plant, names, dose=0.0):
 def test_exact_ablation_finds_what_was_planted_and_its_sign(made, exact, chosen, name):
     plant, (rise, _) = made[name], exact[name]
     signs = np.array([plant.signs.get(component.name, 0) for component in chosen])
-    found = scoring.compare(rise, signs)
+    found = measures.compare(rise, signs)
     assert (found["auroc"], found["precision"], found["sign"]) == (1, 1, 1)
     size = np.abs(rise.mean(axis=1))
     assert size[signs != 0].min() > 2 * size[signs == 0].max()
+
+
+@pytest.mark.parametrize("name", ["uniform", "redundant", "harmful"])
+def test_discovery_finds_what_was_planted_and_stand_ins_the_second_of_a_pair(made, chosen, name):
+    plant = made[name]
+    found = scoring.discovered(plant, jax.random.key(5), chosen)
+    signs = np.array([plant.signs.get(component.name, 0) for component in chosen])
+    alone, shared = (measures.compare(values, signs) for values in found.values())
+    assert shared["auroc"] == shared["precision"] == shared["sign"] == 1
+    assert alone["auroc"] == (0.75 if plant.pair else 1)  # of two that do the same, a circuit needs one
 
 
 @pytest.mark.parametrize("name", planted.PLANTS)
@@ -66,7 +76,7 @@ def test_dead_heads_change_nothing(made, exact, chosen, name):
 
 def test_neither_of_the_redundant_pair_is_missed_alone_but_both_are(made, exact):
     rise, _ = exact["redundant"]
-    assert np.abs(rise.mean(axis=1)).max() < scoring.NOTHING
+    assert np.abs(rise.mean(axis=1)).max() < measures.NOTHING
     assert damage(made["redundant"], made["redundant"].pair[:2]) > 100
 
 
@@ -128,7 +138,7 @@ def test_auroc_is_the_share_of_pairs_in_order_and_precision_of_ties_is_their_mea
     signs = rng.permutation([1] * 4 + [0] * 8)
     size, matters = np.abs(scores[:, 0]), signs != 0
     ordered = np.sign(size[matters][:, None] - size[~matters]) / 2 + 0.5
-    found = scoring.compare(scores, signs)
+    found = measures.compare(scores, signs)
     assert found["auroc"] == pytest.approx(ordered.mean())
     tops = [np.lexsort((rng.random(12), -size))[:4] for _ in range(2000)]
     assert found["precision"] == pytest.approx(np.mean([matters[top].mean() for top in tops]), abs=0.03)
@@ -136,15 +146,15 @@ def test_auroc_is_the_share_of_pairs_in_order_and_precision_of_ties_is_their_mea
 
 def test_sign_and_window_of_a_hand_example():
     scores = np.array([[0, 10.0, 20], [-5, -5, 0.1], [0, 0, 1], [np.nan] * 3])
-    found = scoring.compare(scores, np.array([1, 1, 0, 1]), np.array([False, True, True]))
+    found = measures.compare(scores, np.array([1, 1, 0, 1]), np.array([False, True, True]))
     assert found == {"auroc": 1, "precision": 1, "sign": 0.5, "window": pytest.approx((1 + 1 / 3) / 2)}
 
 
 def test_what_rounding_makes_is_nothing_and_a_method_without_candidates_says_nothing():
     tiny = np.array([[1e-3], [1e-6], [0.0]])
-    assert scoring.compare(tiny, np.array([1, 0, 0]))["auroc"] == 0.5
-    assert scoring.compare(tiny, np.array([1, 0, 0]), signed=False)["auroc"] == 1
-    assert np.isnan(scoring.compare(tiny, np.zeros(3, int))["auroc"])
+    assert measures.compare(tiny, np.array([1, 0, 0]))["auroc"] == 0.5
+    assert measures.compare(tiny, np.array([1, 0, 0]), signed=False)["auroc"] == 1
+    assert np.isnan(measures.compare(tiny, np.zeros(3, int))["auroc"])
 
 
 def test_scenes_are_pictures_and_the_checkerboard_is_lost_by_pooling():

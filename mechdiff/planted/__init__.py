@@ -6,8 +6,9 @@ each method who matters. `closed_form` has denoisers without a network: the best
 """
 
 from mechdiff.planted.closed_form import gaussian_denoiser, mixture_denoiser
+from mechdiff.planted.measures import summarise, table
 from mechdiff.planted.plants import PLANTS, SIZES, Plant, make
-from mechdiff.planted.scoring import METHODS, score, scored, summarise, table
+from mechdiff.planted.scoring import METHODS, score, scored
 
 __all__ = [
     "METHODS",

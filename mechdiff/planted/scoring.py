@@ -1,52 +1,51 @@
-"""Asks every method which components matter, and compares its answer with what was planted.
-
-A method gives each component a score, `[component, t]`, in % of the clean loss where it predicts a loss;
-components are ranked by |mean over t|, where less than `NOTHING` ties with 0. Measures:
-  auroc      chance that a component that matters outranks one that does not; ties count half
-  precision  share of the k first that matter, k being how many there are
-  sign       share of those that matter whose score has the sign planted (methods that predict a loss)
-  window     Jaccard index of the levels planted and of those with |score_t| >= a tenth of the largest
-"""
+"""Asks every method which components matter, and compares its answers with what was planted (`measures`)."""
 
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
-from scipy.stats import rankdata
+from jaxtyping import Float
 
-from mechdiff import files, keys, stats
+from mechdiff import files, keys
 from mechdiff.attribution import gate_scores
 from mechdiff.capture import activation_means, attention_stats
+from mechdiff.circuits import discover, stand_ins
 from mechdiff.config import SweepConfig
 from mechdiff.diffusion import image_noise, q_sample
+from mechdiff.faithfulness import Trials
 from mechdiff.gates import CAPTURED
 from mechdiff.interventions import Component, kind_of
+from mechdiff.optimal import optimal_fills
 from mechdiff.pairs import pair_effects, pair_scores
+from mechdiff.paths import integrated_gradients
+from mechdiff.planted.measures import compare
 from mechdiff.planted.plants import Plant, make
+from mechdiff.replacements import resample_fills
 from mechdiff.sweep import teacher_forced
 from mechdiff.unet import components, forward
 
 Scores = dict[str, Float[np.ndarray, "component t"]]
 METHODS = (
     *("entropy", "activation variance", "first order at identity", "first order at ablated"),
-    *("gauss-newton at identity", "gauss-newton at ablated", "exact zero", "exact mean"),
-    *("pairs by curvature", "pairs exact"),
+    *("gauss-newton at identity", "gauss-newton at ablated", "integrated gradients"),
+    *("exact zero", "exact mean", "exact resample", "exact optimal"),
+    *("discovery", "discovery with stand-ins", "pairs by curvature", "pairs exact"),
 )
 WORDLESS = METHODS[:2]  # say nothing about the sign of an effect
-MEASURES = ("auroc", "precision", "sign", "window")
-NOTHING = 0.01  # % of the clean loss: what float32 rounding can make
-IN_WINDOW = 0.1  # of the largest |score| over levels
+# Of the dearest methods, so that the whole table takes less than half an hour of one core:
+OPTIMAL_SIZES, OPTIMAL_STEPS = ("small",), 8  # gradients of all components; mean and zero are tried anyway
+STAND_INS = 4  # members of a circuit that are asked for them
+PAIR_IMAGES = 8  # of those scored; a pair that matters does so in every one
 
 
 def score(plant: Plant, folder: Path) -> list[dict]:
     """One record a method: plant, size, instance, method and `MEASURES`, NaN where one does not apply.
 
-    Entropy ranks heads only; the two methods for pairs are asked of plants that hold one.
+    Entropy ranks heads only; pairs are asked of plants that hold one, optimal ablation of `OPTIMAL_SIZES`.
 
     Args:
       folder: of the exact sweep, which resumes there.
@@ -55,6 +54,7 @@ def score(plant: Plant, folder: Path) -> list[dict]:
     chosen = components(plant.subject.unet)
     effects, clean = _exact(plant, folder, key, chosen)
     found = {**_observed(plant, key, chosen), **_predicted(plant, key, chosen, clean), **effects}
+    found |= discovered(plant, key, chosen)
     signs = np.array([plant.signs.get(component.name, 0) for component in chosen])
     inside = None
     if plant.window:
@@ -77,53 +77,20 @@ def scored(name: str, instance: int, size: str, folder: Path) -> list[dict]:
     return [{key: float("nan") if value is None else value for key, value in one.items()} for one in records]
 
 
-def compare(
-    scores: Float[np.ndarray, "component t"],
-    signs: np.ndarray,
-    inside: Bool[np.ndarray, " t"] | None = None,
-    signed: bool = True,
-) -> dict[str, float]:
-    """`MEASURES` of one method's scores; components with NaN were not asked.
-
-    Args:
-      signs: 0 for components that don't matter.
-      inside: levels planted.
-      signed: whether scores are in % of the clean loss.
-    """
-    asked = ~np.isnan(scores).any(axis=1)
-    scores, signs = scores[asked].astype(np.float64), signs[asked]
-    size, matters = np.abs(scores.mean(axis=1)), signs != 0
-    if signed:
-        size = np.where(size < NOTHING, 0.0, size)
-    k, others = int(matters.sum()), int((~matters).sum())
-    if not k or not others:
-        return dict.fromkeys(MEASURES, float("nan"))
-    area = (rankdata(size)[matters].sum() - k * (k + 1) / 2) / (k * others)
-    # Where scores tie at the k-th place, the share that chance would find.
-    cut = np.sort(size)[-k]
-    above, tied = size > cut, size == cut
-    hits = (above & matters).sum() + (k - above.sum()) * (tied & matters).sum() / tied.sum()
-    result = {
-        "auroc": float(area),
-        "precision": float(hits / k),
-        "sign": float("nan"),
-        "window": float("nan"),
-    }
-    if signed:
-        result["sign"] = float((np.sign(scores.mean(axis=1)) * (size > 0) == signs)[matters].mean())
-    if inside is not None:
-        course = np.abs(scores[matters])
-        active = (course >= IN_WINDOW * course.max(axis=1, keepdims=True)) & (course > 0)
-        result["window"] = float(((active & inside).sum(1) / (active | inside).sum(1)).mean())
-    return result
-
-
 def _exact(plant: Plant, folder: Path, key, chosen: Sequence[Component]) -> tuple[Scores, np.ndarray]:
-    """Deg%_t under zero and mean ablation, and the clean loss of each level."""
+    """Deg%_t under every kind of ablation, and the clean loss of each level."""
     subject = plant.subject
     network = subject.unet, subject.params, subject.identity, subject.schedule
-    mean = activation_means(*network, plant.others, plant.timesteps, keys.stream(key, "mean fills"))
-    config = SweepConfig(kinds=("zero", "mean"), image_block=len(plant.images))
+    reference = plant.others, plant.timesteps
+    fills = {
+        "mean": activation_means(*network, *reference, keys.stream(key, "mean fills")),
+        "resample": resample_fills(*network, plant.images, plant.timesteps, key),
+    }
+    if plant.size in OPTIMAL_SIZES:
+        noise = keys.stream(key, "mean fills")
+        options = {"chosen": chosen, "steps": OPTIMAL_STEPS}
+        fills["optimal"] = optimal_fills(*network, *reference, noise, **options)
+    config = SweepConfig(kinds=("zero", *fills), image_block=len(plant.images))
     found = teacher_forced(
         subject,
         plant.images,
@@ -131,7 +98,7 @@ def _exact(plant: Plant, folder: Path, key, chosen: Sequence[Component]) -> tupl
         key,
         folder,
         config=config,
-        fills={"mean": mean},
+        fills=fills,
         chosen=chosen,
     ).mean("image")
     clean = found["clean_loss"].values.astype(np.float64)
@@ -149,7 +116,26 @@ def _predicted(plant: Plant, key, chosen: Sequence[Component], clean: np.ndarray
         percent = lambda name: 100 * scores[name].values.astype(np.float64) / clean  # noqa: B023, E731
         found[f"first order at {at}"] = percent("first")
         found[f"gauss-newton at {at}"] = percent("score")
-    return found
+    asked = plant.subject, plant.images, plant.timesteps, key
+    path = integrated_gradients(*asked, chosen=chosen, block=len(plant.images)).mean("image")
+    return found | {"integrated gradients": 100 * path["score"].values.astype(np.float64) / clean}
+
+
+def discovered(plant: Plant, key, chosen: Sequence[Component]) -> Scores:
+    """Deg%_t of leaving each member out of the circuit, 0 for the others; then the same, where outsiders that
+    could take the place of a member count as it does."""
+    trials = Trials(
+        plant.subject, plant.images, plant.timesteps, key, chosen=tuple(chosen), block=len(plant.images)
+    )
+    found = discover(trials)
+    place = {name: i for i, name in enumerate(found.components)}
+    shared = np.array(found.marginal)
+    for member, outsiders in stand_ins(trials, found, STAND_INS).items():
+        for outsider in outsiders:
+            row = found.marginal[place[member]]
+            if np.abs(row.mean()) > np.abs(shared[place[outsider]].mean()):
+                shared[place[outsider]] = row
+    return {"discovery": found.marginal, "discovery with stand-ins": shared}
 
 
 def _observed(plant: Plant, key, chosen: Sequence[Component]) -> Scores:
@@ -178,14 +164,15 @@ def _variances(unet, params, identity, schedule, x0, t, key, indices):
 def _pairs_exact(plant: Plant, key, some: Sequence[Component], clean: np.ndarray) -> dict[str, float]:
     """Measures of the synergy of all pairs of `some` components."""
     pairs = list(itertools.combinations(some, 2))
-    found = pair_effects(plant.subject, plant.images, plant.timesteps, key, pairs)
+    found = pair_effects(plant.subject, plant.images[:PAIR_IMAGES], plant.timesteps, key, pairs)
     synergy = found.synergy.mean("image").values
     return compare(100 * synergy / clean, _planted_pair(plant, some))
 
 
 def _pairs_by_curvature(plant: Plant, key, some: Sequence[Component], clean: np.ndarray) -> dict[str, float]:
     """The same with the synergy that the curvature at identity predicts."""
-    matrix = pair_scores(plant.subject, plant.images, plant.timesteps, key, some).curvature.values
+    asked = plant.subject, plant.images[:PAIR_IMAGES], plant.timesteps, key
+    matrix = pair_scores(*asked, some).curvature.values
     left, right = np.triu_indices(len(some), 1)
     return compare(100 * matrix[:, left, right].T / clean, _planted_pair(plant, some))
 
@@ -195,44 +182,3 @@ def _planted_pair(plant: Plant, some: Sequence[Component]) -> np.ndarray:
     first, second, sign = plant.pair
     pairs = itertools.combinations([component.name for component in some], 2)
     return np.array([sign * ({*pair} == {first, second}) for pair in pairs])
-
-
-def summarise(records: Iterable[dict], repeats: int = 2000) -> list[dict]:
-    """Means by plant and method, with 95 % bootstrap intervals over instances and sizes.
-
-    Returns:
-      rows with `plant`, `method`, `n` and measure -> [mean, low, high], NaN where it applies to no instance.
-    """
-    groups: dict[tuple[str, str], list[dict]] = {}
-    for record in records:
-        groups.setdefault((record["plant"], record["method"]), []).append(record)
-    return [
-        {"plant": plant, "method": method, "n": len(found)}
-        | {measure: _mean([record[measure] for record in found], repeats) for measure in MEASURES}
-        for (plant, method), found in groups.items()
-    ]
-
-
-def _mean(values: list[float], repeats: int) -> list[float]:
-    values = [value for value in values if not np.isnan(value)]
-    if not values:
-        return [float("nan")] * 3
-    if len(values) == 1:
-        return [values[0], float("nan"), float("nan")]
-    found = stats.bootstrap_mean(np.array(values), repeats=repeats, method="percentile")
-    return [float(end) for end in (found.estimate, found.low, found.high)]
-
-
-def table(rows: Sequence[dict]) -> str:
-    """Rows of `summarise` as text; a measure that does not apply is a dash."""
-    lines = [f"{'plant':12}{'method':26}{'n':>3}" + "".join(f"{measure:>21}" for measure in MEASURES)]
-    for row in rows:
-        cells = "".join(f"{_cell(*row[measure]):>21}" for measure in MEASURES)
-        lines.append(f"{row['plant']:12}{row['method']:26}{row['n']:3}{cells}")
-    return "\n".join(lines)
-
-
-def _cell(mean: float, low: float, high: float) -> str:
-    if np.isnan(mean):
-        return "-"
-    return f"{mean:.2f}" if np.isnan(low) else f"{mean:.2f} [{low:.2f}, {high:.2f}]"

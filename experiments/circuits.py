@@ -1,0 +1,54 @@
+"""Finds the circuits of trained models, and scores them on pictures that they were not found on.
+
+`python -m experiments.circuits --model=checkpoints/cpu16-synthetic-seed0 --set=sweep.images=32`
+For every model and kind of ablation (sweep.kinds) one half of the scored pictures finds the circuit and the
+other half scores it; then every circuit is tried in every model of the same components. Results:
+WORKDIR/circuits/NAME-KIND.json and .zarr, transfer-KIND.zarr; circuits that were run are not run again.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from experiments import _launch
+from mechdiff import circuits, files, pipeline, results, robustness, scorecards
+from mechdiff.config import to_dict
+
+MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
+CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
+TAU = flags.DEFINE_float("tau", 0.9, "Closeness to the whole network that a circuit must have.")
+RANKING = flags.DEFINE_enum("ranking", "exact", circuits.RANKINGS, "How components are ranked at first.")
+RANDOMS = flags.DEFINE_integer("randoms", 40, "Random circuits to compare with.", lower_bound=20)
+REPEATS = flags.DEFINE_integer("repeats", 10, "Resamples on which circuits are found anew.", lower_bound=2)
+
+
+def main(config, workdir):
+    _launch.spread_over_cores()
+    root, folder = jax.random.key(config.seed), files.ensure_writable(workdir / "circuits")
+    found, held = {}, {}
+    for model in map(Path, MODEL.value):
+        subject, trained, _ = pipeline.load_subject(model)
+        given = pipeline.chooser(config, CELEBA.value, workdir / "cache")(subject, trained)
+        for kind in config.sweep.kinds:
+            halves = robustness.halves(subject, given, kind, config.sweep, root, folder / "run")
+            circuit = circuits.discover(halves[0], TAU.value, RANKING.value)
+            card, runs = scorecards.scorecard(halves[1], circuit, randoms=RANDOMS.value, seed=config.seed)
+            again = robustness.stability(halves[0], circuit, REPEATS.value, config.seed)
+            print("\n".join([*scorecards.lines(card), *robustness.lines(again)]), flush=True)
+            facts = {"circuit": circuit, "scorecard": card, "stability": again}
+            facts = {name: dataclasses.asdict(one) for name, one in facts.items()}
+            manifest = files.manifest(to_dict(config), model=str(model), inputs=given.label)
+            files.write_json(folder / f"{subject.name}-{kind}.json", facts | {"manifest": manifest})
+            results.replace(folder / f"{subject.name}-{kind}.zarr", runs)
+            found.setdefault(kind, {})[subject.name] = circuit
+            held.setdefault(kind, {})[subject.name] = halves[1]
+    for kind in found if len(MODEL.value) > 1 else ():
+        moved = robustness.transfer(found[kind], held[kind])
+        results.replace(folder / f"transfer-{kind}.zarr", moved)
+        print("\n".join(robustness.moved_lines(moved, kind)))
+
+
+if __name__ == "__main__":
+    _launch.run(main)
