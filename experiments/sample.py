@@ -23,6 +23,7 @@ WINDOW = flags.DEFINE_list("window", [], "Timesteps LOW,HIGH in which the ablati
 
 
 def main(config, workdir):
+    _launch.spread_over_cores()
     files.ensure_writable(workdir)
     subject = pipeline.load_subject(Path(MODEL.value))[0]
     identity = subject.identity

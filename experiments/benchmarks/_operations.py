@@ -1,4 +1,4 @@
-"""Counts of arithmetic: what a pass through the network needs, and what a sweep of it needs at least."""
+"""Arithmetic: what a pass through the network needs, what a sweep needs at least, what the machine can do."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmarks import _rounds
+from mechdiff import devices
 from mechdiff.config import UNetConfig
 from mechdiff.interventions import Intervention
 from mechdiff.types import PyTree
@@ -36,6 +38,16 @@ def needed(config: UNetConfig, stages: list[int], stacked: Intervention) -> int:
     the clean pass, and of every intervention what comes after it has joined."""
     rest = np.cumsum(stages[::-1])[::-1]
     return int(rest[0] + rest[joining_stages(config, stacked)].sum())
+
+
+def ceiling() -> str:
+    """One line: the speed of plain matrix products, one on every device at once."""
+    side, count = _rounds.PRODUCT, len(jax.local_devices())
+    mesh = devices.over(count)
+    multiply = jax.shard_map(lambda a: a @ a, mesh=mesh, in_specs=devices.IMAGES, out_specs=devices.IMAGES)
+    run, ones = jax.jit(multiply), devices.shared(mesh, np.ones((count, side, side), np.float32))
+    speed = 2 * count * side**3 / _rounds.seconds(lambda: run(ones).block_until_ready()) / 1e9
+    return f"ceiling: product of {side} x {side} float32 matrices, {count} device(s): {speed:.0f} GF/s"
 
 
 def of_jaxpr(jaxpr: Any) -> int:

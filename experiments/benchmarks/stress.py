@@ -1,6 +1,6 @@
 """A sweep of at least 20,000 configurations x images that must stay inside a stated memory.
 
-`python -m experiments.benchmarks.stress --preset=cpu16 --memory=3000`
+`python -m experiments.benchmarks.stress --preset=cpu16 --memory=3000`; shorter with --work=2000.
 
 Prints what one pass was predicted to take, and the peak of the process; exit code 1 if that is above
 `--memory`. The network is untrained and the pictures are noise: neither changes the work.
@@ -10,10 +10,11 @@ import resource
 import sys
 import time
 
+import jax
 from absl import flags
 
 from experiments import _launch
-from experiments.benchmarks import scaling
+from experiments.benchmarks import _operations, scaling
 from mechdiff import engine
 from mechdiff.unet import components
 
@@ -22,6 +23,7 @@ MEMORY = flags.DEFINE_integer("memory", 3000, "Bound of the process, MiB.", lowe
 
 
 def main(config, workdir):
+    _launch.spread_over_cores()
     count = len(components(config.unet))
     images = -(-WORK.value // count)
     run = scaling.sweep(config, count, images, timesteps=1)
@@ -29,10 +31,19 @@ def main(config, workdir):
     start = time.perf_counter()
     run()
     seconds, after = time.perf_counter() - start, peak()
-    print(f"{config.name}: {count} configurations x {images} images = {count * images:,} in {seconds:.0f} s")
-    most = engine.CPU_WORKING_SET / 2**20
-    print(f"one pass predicted at {most:.0f} MiB at most, beside {before:.0f} MiB before it")
-    print(f"peak {after:.0f} MiB, compiling included; bound {MEMORY.value} MiB")
+    most = engine.CPU_WORKING_SET / 2**20 * jax.local_device_count()
+    rows = {
+        "before the sweep": before,
+        "passes of all devices, at most": most,
+        "peak": after,
+        "bound": MEMORY.value,
+    }
+    print(
+        f"{config.name}: {count} configurations x {images} images = {count * images:,} in {seconds:.0f} s, "
+        f"compiling included: {count * images / seconds:.0f} a second"
+    )
+    print("\n".join([f"{'memory':40}{'MiB':>8}", *(f"{name:40}{size:8.0f}" for name, size in rows.items())]))
+    print(_operations.ceiling())
     sys.exit(0 if after <= MEMORY.value else 1)
 
 
