@@ -90,6 +90,10 @@ def trajectories(
     for kind in kinds:
         if kind != "zero" and kind not in (fills or {}):
             raise ConfigError(f"ablation kind {kind!r} needs fills for every sampling step")
+        if kind != "zero" and not isinstance(fills[kind], dict):
+            raise ConfigError(
+                f"fills of kind {kind!r} differ between images; trajectories need arrays, as of 'mean'"
+            )
     down = np.sort(np.asarray(levels, np.int32))[::-1].copy()
     walker = Walker(subject, down, key, step_fn, clip, min(block, samples))
     plan = _Plan(walker, tuple(windows), samples, tuple(kinds), fills or {}, chosen, rows)

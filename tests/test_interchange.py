@@ -6,18 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference.networks import identity_of, random_params
+from reference.networks import SMALL, identity_of, random_params
 
 from mechdiff import capture, interchange, keys, sweep
 from mechdiff.diffusion import image_noise, q_sample
 from mechdiff.errors import ConfigError
 from mechdiff.interventions import ablate, component_at
-from mechdiff.presets import preset
-from mechdiff.schedules import make_schedule
+from mechdiff.schedules import cosine_schedule
 from mechdiff.unet import components, denoise
 
-CONFIG = preset("tiny")
-UNET, SCHEDULE = CONFIG.unet, make_schedule(CONFIG.diffusion)
+UNET, SCHEDULE = SMALL, cosine_schedule(50)
 SUBJECT = sweep.Subject("random", UNET, SCHEDULE, random_params(UNET), identity_of(UNET))
 LEVELS, KEY, PAIRS = np.array([3, 40]), jax.random.key(4), 3
 FACTORS = ("background_brightness", "hair_style")
@@ -74,11 +72,10 @@ def test_the_sole_path_carries_everything(found):
     last["norm1"]["scale"][:trunk] = 0
     last["norm1"]["bias"][:trunk] = 0
     alone = dataclasses.replace(SUBJECT, params=params)
-    names = ("up0.block1.skip", "mid.block0.res")
-    chosen = [component_at(components(UNET), name) for name in names]
-    got = interchange.interchange_effects(alone, LEVELS, KEY, factors=FACTORS[:1], pairs=2, chosen=chosen)
-    np.testing.assert_allclose(got.moved.sel(component=names[0]), 1, atol=1e-4)
-    np.testing.assert_allclose(got.moved.sel(component=names[1]), 0, atol=1e-4)
+    given = {"factors": FACTORS[:1], "pairs": PAIRS, "chosen": CHOSEN, "block": 2}
+    got = interchange.interchange_effects(alone, LEVELS, KEY, **given)
+    np.testing.assert_allclose(got.moved.sel(component="up0.block1.skip"), 1, atol=1e-4)
+    np.testing.assert_allclose(got.moved.drop_sel(component="up0.block1.skip"), 0, atol=1e-4)
 
 
 def test_carriers_are_ratios_of_sums_with_intervals_over_pairs(found):

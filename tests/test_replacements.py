@@ -8,25 +8,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.networks import identity_of, random_params
+from reference.networks import SMALL, identity_of, random_params
 
 from mechdiff import capture, replacements, sweep
 from mechdiff.config import SweepConfig
 from mechdiff.diffusion import image_noise, q_sample
 from mechdiff.errors import ConfigError
 from mechdiff.interventions import ablate, component_at
-from mechdiff.presets import preset
-from mechdiff.schedules import make_schedule
+from mechdiff.schedules import cosine_schedule
 from mechdiff.unet import apply_unet, components
 
-CONFIG = preset("tiny")
-UNET, SCHEDULE = CONFIG.unet, make_schedule(CONFIG.diffusion)
+UNET, SCHEDULE = SMALL, cosine_schedule(50)
 SUBJECT = sweep.Subject("random", UNET, SCHEDULE, random_params(UNET), identity_of(UNET))
 PARTS = SUBJECT.unet, SUBJECT.params, SUBJECT.identity, SUBJECT.schedule
 IMAGES = np.random.default_rng(1).uniform(-1, 1, (5, 8, 8, 3)).astype(np.float32)
 LEVELS = np.array([3, 40])
 KEY = jax.random.key(5)
-NAMES = ("down0.block0.res", "down1.attn0.head1", "up0.block1.skip", "mid.block1.time")
+NAMES = ("down0.block0.res", "mid.attn0.head1", "up0.block1.skip", "mid.block1.time")
 CHOSEN = tuple(component_at(components(UNET), name) for name in NAMES)
 plain = jax.jit(apply_unet, static_argnums=0)
 
@@ -94,9 +92,9 @@ def test_more_donors_than_other_images_are_refused():
 
 
 def test_noise_has_the_moments_asked_for_and_is_fresh_everywhere(tmp_path):
-    source = replacements.noise_fills(*PARTS, IMAGES[::-1].copy(), LEVELS, KEY, draws=400)
+    source = replacements.noise_fills(*PARTS, IMAGES[::-1].copy(), LEVELS, KEY, draws=100)
     site = "mid.block0.res"
-    drawn = np.stack([np.asarray(source.at(1, np.arange(5), draw)[site]) for draw in range(400)])
+    drawn = np.stack([np.asarray(source.at(1, np.arange(5), draw)[site]) for draw in range(100)])
     xi = (drawn - source.means[site][1]) / source.deviations[site][1]
     assert abs(xi.mean()) < 0.01 and abs(xi.std() - 1) < 0.01
     flat = xi.transpose(1, 0, 2, 3, 4).reshape(5, -1)
