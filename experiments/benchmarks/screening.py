@@ -1,6 +1,7 @@
 """Scores of every single channel by screening, against exact runs of a random sample of them, extrapolated.
 
-`python -m experiments.benchmarks.screening --preset=cpu16 --sample=64 --rounds=3 --set=sweep.images=16`
+`python -m experiments.benchmarks.screening --preset=cpu16 --sample=64 --images=16`; shorter with --rounds=1,
+--sample=16, --set=sweep.timesteps=2.
 
 Both arms are ours and take turns in one process. The exact arm is the wavefront sweep, the fastest that we
 have; its time is that of the sample times components / sample, for its cost grows with their number. The
@@ -17,6 +18,7 @@ import numpy as np
 from absl import flags
 
 from experiments import _launch
+from experiments.benchmarks import _operations
 from mechdiff import pipeline, screening
 from mechdiff.attribution import gate_scores
 from mechdiff.schedules import make_schedule, timesteps_by_log_snr
@@ -25,10 +27,12 @@ from mechdiff.unet import components, init_unet
 
 SAMPLE = flags.DEFINE_integer("sample", 64, "Components that are run exactly.", lower_bound=1)
 PROBES = flags.DEFINE_integer("probes", 4, "Random vectors of the scores.", lower_bound=1)
+IMAGES = flags.DEFINE_integer("images", 16, "Pictures.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns that each arm takes.", lower_bound=1)
 
 
 def main(config, workdir):
+    _launch.spread_over_cores()
     identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), config.unet)[1]
     schedule = make_schedule(config.diffusion)
     subject = pipeline.untrained(Subject("benchmark", config.unet, schedule, None, identity))
@@ -37,7 +41,7 @@ def main(config, workdir):
     count = min(SAMPLE.value, len(every))
     some = [every[i] for i in sorted(rng.choice(len(every), count, replace=False))]
     side, sweep = config.unet.image_size, config.sweep
-    images = rng.uniform(-1, 1, (sweep.images, side, side, config.unet.in_channels)).astype(np.float32)
+    images = rng.uniform(-1, 1, (IMAGES.value, side, side, config.unet.in_channels)).astype(np.float32)
     seen = subject, images, timesteps_by_log_snr(schedule, sweep.timesteps), jax.random.key(0)
 
     def exact():
@@ -58,13 +62,14 @@ def main(config, workdir):
     scores = statistics.median(seconds["scores"])
     ratios = [share * b / a for a, b in zip(seconds["scores"], seconds["exact"])]
     print(
-        f"{len(every):,} components (single channels included), {sweep.images} pictures, {sweep.timesteps} "
+        f"{len(every):,} components (single channels included), {IMAGES.value} pictures, {sweep.timesteps} "
         f"timesteps, preset {config.name}; medians of {ROUNDS.value} rounds\n"
         f"{'arm':48}{'seconds':>12}\n"
         f"{f'scores of all, {PROBES.value} probes':48}{scores:12.2f}\n"
         f"{f'exact, {len(some)} of them':48}{whole / share:12.2f}\n"
         f"{'exact, all (extrapolated, not run)':48}{whole:12.1f}\n"
-        f"ratio {whole / scores:.0f} x (rounds: {min(ratios):.0f} to {max(ratios):.0f})"
+        f"ratio {whole / scores:.0f} x (rounds: {min(ratios):.0f} to {max(ratios):.0f})\n"
+        f"{_operations.ceiling()}"
     )
 
 
