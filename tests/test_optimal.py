@@ -1,32 +1,33 @@
 """Optimal fills: no worse than mean or zero where they were sought, better where better is possible."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
-from reference.networks import identity_of, random_params
+from reference.networks import SMALL, identity_of, random_params
 
-from mechdiff import capture, optimal, sweep
+from mechdiff import capture, optimal, sweep, wavefront
 from mechdiff.config import SweepConfig
+from mechdiff.engine import Engine
 from mechdiff.errors import ConfigError
 from mechdiff.interventions import component_at, leave_one_out
-from mechdiff.presets import preset
-from mechdiff.schedules import make_schedule
+from mechdiff.schedules import cosine_schedule
 from mechdiff.unet import components
 
-CONFIG = preset("tiny")
-UNET, SCHEDULE = CONFIG.unet, make_schedule(CONFIG.diffusion)
+UNET, SCHEDULE = SMALL, cosine_schedule(50)
 SUBJECT = sweep.Subject("random", UNET, SCHEDULE, random_params(UNET), identity_of(UNET))
 PARTS = SUBJECT.unet, SUBJECT.params, SUBJECT.identity, SUBJECT.schedule
 IMAGES = np.random.default_rng(1).uniform(-1, 1, (6, 8, 8, 3)).astype(np.float32)
 LEVELS = np.array([3, 40])
 KEY = jax.random.key(5)
-NAMES = ("down0.block0.res", "down1.attn0.head0", "down1.attn0.head1", "up0.block1.skip")
+NAMES = ("down0.block0.res", "down0.attn0.head0", "down0.attn0.head1", "up0.block1.skip")
 CHOSEN = tuple(component_at(components(UNET), name) for name in NAMES)
 
 
 @pytest.fixture(scope="module")
 def found():
-    return optimal.optimal_fills(*PARTS, IMAGES, LEVELS, KEY, chosen=CHOSEN, steps=12, batch=3)
+    return optimal.optimal_fills(*PARTS, IMAGES, LEVELS, KEY, chosen=CHOSEN, steps=12, batch=6)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_a_random_network_has_better_constants_than_its_means(losses):
 
 def test_fills_are_a_channelwise_line_in_the_mean(found):
     mean = capture.activation_means(*PARTS, IMAGES, LEVELS, KEY)
-    site = "down1.attn0.head"
+    site = "down0.attn0.head"
     for level in range(2):
         for head in range(2):
             x, y = mean[site][level][:, head], found[site][level][:, head]
@@ -68,30 +69,30 @@ def test_what_was_not_chosen_keeps_its_mean(found):
     np.testing.assert_array_equal(found["mid.block0.res"], mean["mid.block0.res"])
 
 
-def test_the_gradient_of_a_part_is_that_of_its_component_alone():
-    """All components share one array of fills: what one needs is not disturbed by the others."""
-    from mechdiff import wavefront
-
+def test_the_gradient_is_the_slope_of_each_components_own_loss_and_of_no_other():
+    """All components share one array of fills: a step in the part of one must move its loss alone."""
     means, deviations = capture.activation_moments(*PARTS, IMAGES, LEVELS[:1], KEY)
     mean, deviation = capture.fills_at(means, 0), capture.fills_at(deviations, 0)
     scale = {site: optimal._scale(site, mean[site], deviation[site]) for site in mean}
     point = {site: np.stack([np.ones_like(s), np.zeros_like(s)]) for site, s in scale.items()}
-    slopes = []
-    for chosen in (CHOSEN, CHOSEN[1:2]):
-        stacked = leave_one_out(SUBJECT.identity, chosen)[1]
-        wave = wavefront.plan(UNET, stacked, 100)
-        gate = {site: leaf[wave.order[0]] for site, leaf in stacked.gate.items()}
-        stacked = stacked.__class__(gate, None, stacked.temperature, stacked.window)
-        index = np.arange(3)
-        slopes.append(
-            optimal._slopes(
-                UNET, wave.joins, SCHEDULE, SUBJECT.params, stacked, mean, scale, point,
-                IMAGES[:3], 3, index, KEY,
-            )
-        )  # fmt: skip
-    together, alone = (slope["down1.attn0.head"][:, 0] for slope in slopes)
-    assert np.abs(alone).max() > 0
-    np.testing.assert_allclose(together, alone, rtol=1e-3, atol=1e-6 * np.abs(alone).max())
+    stacked, index = leave_one_out(SUBJECT.identity, CHOSEN)[1], np.arange(6)
+    wave = wavefront.plan(UNET, stacked, 100)
+    gate = {site: leaf[wave.order[0]] for site, leaf in stacked.gate.items()}
+    ordered = dataclasses.replace(stacked, gate=gate, fill=None)
+    network = UNET, wave.joins, SCHEDULE, SUBJECT.params
+    slope = optimal._slopes(*network, ordered, mean, scale, point, IMAGES, 3, index, KEY)
+
+    engine, site = Engine(UNET, SCHEDULE, SUBJECT.params), "down0.attn0.head"
+    way = np.zeros_like(point[site])
+    way[:, 0] = np.sign(slope[site][:, 0])  # the part of the first head
+
+    def losses(step):
+        fill = optimal._fill(mean, scale, {**point, site: point[site] + np.float32(step) * way})
+        return engine.measure(dataclasses.replace(stacked, fill=fill), IMAGES, index, 3, KEY).loss.mean(1)
+
+    rise = (losses(0.05) - losses(-0.05)) / 0.1
+    np.testing.assert_allclose(rise[1], (slope[site][:, 0] * way[:, 0]).sum(), rtol=0.02)
+    np.testing.assert_allclose(rise[[0, 2, 3]], 0, atol=1e-5)
 
 
 def test_components_that_overlap_are_refused():
