@@ -28,6 +28,8 @@ def main(config, workdir):
     _launch.spread_over_cores()
     root, folder = jax.random.key(config.seed), files.ensure_writable(workdir / "circuits")
     found, held = {}, {}
+    if len({Path(model).name for model in MODEL.value}) < len(MODEL.value):
+        raise flags.Error("two models are called alike, and so would be their results; rename one's folder")
     for model in map(Path, MODEL.value):
         subject, trained, _ = pipeline.load_subject(model)
         given = pipeline.chooser(config, CELEBA.value, workdir / "cache")(subject, trained)
