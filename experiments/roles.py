@@ -1,0 +1,70 @@
+"""Looks for the role of components of trained models: what their removal changes in the predicted picture.
+
+`python -m experiments.roles --model=checkpoints/cpu16-synthetic-seed0 --set=sweep.images=32`
+Several --model may be given. A synthetic model is also asked for face parts and for factors read by probes.
+Result: WORKDIR/roles.json, WORKDIR/NAME.zarr.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import _launch
+from mechdiff import files, keys, pipeline, probes, results, roles
+from mechdiff.config import to_dict
+from mechdiff.data import OFFSETS, synthetic
+from mechdiff.schedules import timesteps_by_log_snr
+from mechdiff.unet import components
+
+MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
+CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
+PART = flags.DEFINE_enum("part", "head", ("head", "res", "skip", "all"), "Components to examine.")
+SETS = flags.DEFINE_integer("sets", 400, "Random sets for each class of components.", lower_bound=20)
+FRESH = flags.DEFINE_integer("fresh", 3, "Untrained networks to compare with.", lower_bound=1)
+PROBED = 400  # pictures that probes are fitted on
+
+
+def main(config, workdir):
+    _launch.spread_over_cores()
+    found, inputs = {}, {}
+    for folder in map(Path, MODEL.value):
+        subject, trained, _ = pipeline.load_subject(folder)
+        given = pipeline.chooser(config, CELEBA.value, workdir / "cache")(subject, trained)
+        inputs[subject.name] = given.label
+        levels = timesteps_by_log_snr(subject.schedule, config.sweep.timesteps)
+        fresh = [pipeline.untrained(subject, config.seed + i) for i in range(FRESH.value)]
+        chosen = [one for one in components(subject.unet) if PART.value in (one.kind, "all")]
+        more = known(trained, len(given.scored)) if trained.data.name == "synthetic" else {}
+        key = keys.stream(jax.random.key(config.seed), "scored noise")
+        asked = subject, fresh, chosen, given.scored, levels, key
+        one, effect = roles.examine(*asked, count=SETS.value, seed=config.seed, **more)
+        results.replace(workdir / f"{subject.name}.zarr", effect)
+        found[subject.name] = dataclasses.asdict(one)
+        named = {name: role for name, role in zip(one.components, one.role) if role != roles.UNASSIGNED}
+        print(f"{subject.name}: {len(named)} of {len(one.role)} have a role: {named or 'none'}")
+    manifest = files.manifest(to_dict(config), models=MODEL.value, inputs=inputs)
+    files.write_json(workdir / "roles.json", {"roles": found, "manifest": manifest})
+
+
+def known(trained, count):
+    """Masks of the held-out faces that are scored, and probes fitted on faces of training."""
+    reference, masks = faces(trained, OFFSETS["train"], PROBED), faces(trained, OFFSETS["test"], count).masks
+    fitted = probes.fit_all(reference.image, reference.factors)
+    return {"masks": masks, "parts": synthetic.PARTS, "probes": probes.as_arrays(fitted)}
+
+
+def faces(trained, start, count, block=16):
+    drawn = [
+        synthetic.faces(
+            jax.random.key(0), np.int32(at + np.arange(block)), trained.unet.image_size, trained.data.level
+        )
+        for at in range(start, start + count, block)
+    ]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *drawn)
+
+
+if __name__ == "__main__":
+    _launch.run(main)
