@@ -1,7 +1,7 @@
 """Time to a certified answer for every component, against the fixed exact design.
 
-`python -m experiments.benchmarks.certified --model=checkpoints/cpu16-synthetic-seed0 --images=512`; shorter
-with --rounds=1, --width=10, --set=sweep.timesteps=2.
+`python -m experiments.benchmarks.certified --model=checkpoints/cpu16-synthetic-seed0 --images=256`; shorter
+with --width=20, --set=sweep.timesteps=2.
 
 Adaptive: `certify`, which drops components once their intervals are certain. Fixed: an exact sweep of all
 components on one number of pictures, the smallest with which an ordinary interval (no looking in between) of
@@ -28,8 +28,8 @@ from mechdiff.sweep import teacher_forced
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
-WIDTH = flags.DEFINE_float("width", 2.0, "In percent of the clean loss; certain enough wherever it lies.")
-IMAGES = flags.DEFINE_integer("images", 512, "Pictures that the adaptive arm may spend.", lower_bound=16)
+WIDTH = flags.DEFINE_float("width", 5.0, "In percent of the clean loss; certain enough wherever it lies.")
+IMAGES = flags.DEFINE_integer("images", 256, "Pictures that the adaptive arm may spend.", lower_bound=16)
 ROUNDS = flags.DEFINE_integer("rounds", 1, "Turns that each arm takes.", lower_bound=1)
 
 
