@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mechdiff import results
+from mechdiff import files, results
 
 ROOT = Path(__file__).parents[1]
 FLAGS = ["--preset=tiny", "--set=sweep.images=6", "--set=sweep.mean_images=4", "--set=sweep.timesteps=4"]
@@ -19,11 +19,12 @@ FLAGS += ["--set=sweep.image_block=3", "--debug"]
 
 @pytest.fixture(scope="module")
 def sweep(trained, tmp_path_factory):
-    """`sweep(workdir, devices, *flags)`: starts the launcher on virtual devices."""
+    """`sweep(workdir, devices, *flags)`: starts the launcher, or another one, on virtual devices."""
     cache = tmp_path_factory.mktemp("compiled")
 
-    def start(workdir, devices, *flags):
-        command = [sys.executable, "-m", "experiments.sweep", f"--model={trained[0]}", f"--workdir={workdir}"]
+    def start(workdir, devices, *flags, launcher="sweep"):
+        module = f"experiments.{launcher}"
+        command = [sys.executable, "-m", module, f"--model={trained[0]}", f"--workdir={workdir}"]
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
@@ -84,6 +85,29 @@ def test_two_joined_processes_fill_one_sweep_and_a_lost_one_is_made_up_for(sweep
     finished(*(sweep(tmp_path, 2, *join(i)) for i in (0, 1)))
     assert [path.stat().st_mtime_ns for path in left] == before  # what was there was not done again
     same(table(tmp_path), alone)
+
+
+def test_eight_devices_walk_trajectories_as_one_does(sweep, tmp_path):
+    walks = ["--samples=8", "--steps=3", "--windows=1"]
+    finished(*(sweep(tmp_path / str(n), n, *walks, launcher="trajectories") for n in (1, 8)))
+    one, eight = (results.read(*(tmp_path / str(n) / "trajectories").glob("*.zarr")) for n in (1, 8))
+    assert float(one.distance.max()) > 0.01
+    for name in ("distance", "set_distance"):
+        np.testing.assert_allclose(eight[name], one[name], rtol=2e-4, atol=2e-5)
+
+
+def test_pairs_are_scored_run_and_saved_and_unknown_components_refused(sweep, tmp_path):
+    few = ["--set=sweep.images=4", "--set=sweep.timesteps=1", "--components=mid.*head."]
+    finished(sweep(tmp_path, 2, *few, launcher="pairs"))
+    kept, table = files.read_json(tmp_path / "pairs.json"), results.read(tmp_path / "pairs.zarr")
+    (pair,) = kept["pairs"]
+    assert (pair["a"], pair["b"]) == ("mid.attn0.head0", "mid.attn0.head1")
+    assert pair["low"] <= pair["estimate"] <= pair["high"] and pair["p"] <= 1 and not pair["audited"]
+    synergy = 100 * (table.synergy.mean("image") / table.clean_loss.mean("image")).mean("t")
+    assert float(synergy[0]) == pytest.approx(pair["estimate"], rel=1e-5)
+    process = sweep(tmp_path, 1, "--components=mid.head", "--nodebug", launcher="pairs")
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 2 and err.startswith("error: unknown component") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
