@@ -131,6 +131,36 @@ def test_a_saved_pipeline_and_a_folder_without_a_scheduler_are_read(copied, writ
     assert same(alone.params, written[1])
 
 
+def shard(folder, places=None, **index):
+    """The weights in two files with an index, as diffusers and transformers shard them."""
+    state = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    names = [shard_name(1), shard_name(2)]
+    placed = {tensor: names[i % 2] for i, tensor in enumerate(sorted(state))}
+    for name in names:
+        save_file({tensor: state[tensor] for tensor in state if placed[tensor] == name}, folder / name)
+    given = {"metadata": {}, "weight_map": placed | (places or {})} | index
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(given))
+    return names
+
+
+def test_a_model_in_shards_is_the_model(copied, written):
+    names = shard(copied)
+    found = interop.read(copied)
+    assert same(found.params, written[1]) and found.dtype == "float32"
+    (copied / names[1]).rename(copied.parent / names[1])
+    with pytest.raises(MechdiffError, match=f"{names[1]} is absent"):
+        interop.read(copied)
+
+
+def shard_name(number):
+    return f"{WEIGHTS.removesuffix('.safetensors')}-{number}-of-2.safetensors"
+
+
+def escaping(place):
+    return lambda folder: shard(folder, {"conv_in.bias": place})
+
+
 def drop(folder):
     change_tensors(folder, lambda state: state.pop("conv_in.bias"))
 
@@ -177,6 +207,12 @@ BAD = [
     (pickled, f"{WEIGHTS} is a pickle"),
     (truncate, f"{WEIGHTS} is damaged"),
     (integers, "has numbers of type I64; supported: F32, F16, BF16"),
+    (escaping("../other.safetensors"), "in '../other.safetensors'; only .safetensors files beside it are"),
+    (escaping("/etc/other.safetensors"), "in '/etc/other.safetensors'; only .safetensors files beside it"),
+    (escaping("model.bin"), "places conv_in.bias in 'model.bin'; only .safetensors files beside it are read"),
+    (escaping(None), "places conv_in.bias in None; only .safetensors files beside it are read"),
+    (lambda folder: shard(folder, weight_map={}), "has no weight_map of tensors to files"),
+    (lambda folder: shard(folder, {"extra": shard_name(1)}), "differ: 1 only in one of them: extra"),
     (drop, "does not fit its config: 1 missing: conv_in.bias"),
     (add, "does not fit its config: 1 unused: extra"),
     (reshape, "does not fit its config: 1 wrong shapes: conv_in.bias (9,), not (8,)"),

@@ -5,6 +5,7 @@ a file is unused, what the file lacks is missing, and either is an error.
 """
 
 import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from mechdiff import files
 from mechdiff.compare import named_leaves
 from mechdiff.config import UNetConfig
 from mechdiff.errors import CheckpointError
@@ -33,9 +35,45 @@ CONVERT = (  # for people who have a pickle that they trust
 def load(path: Path) -> tuple[dict[str, np.ndarray], str]:
     """Every tensor of a safetensors file by name, as float32, and the widest type among them.
 
+    Where the file is absent but its index (`NAME.index.json`) is there, the shards that this lists are read.
+
     Raises:
-      CheckpointError: absent, truncated, a pickle, or with numbers of a type that is not supported.
+      CheckpointError: absent, truncated, a pickle, or with numbers of a type that is not supported; an index
+        that is not one, that leads out of the folder, or that tells otherwise than its shards.
+      DataError: an index that is not JSON.
     """
+    index = path.with_name(f"{path.name}.index.json")
+    if path.is_file() or not index.is_file():
+        return _load(path)
+    state, kinds = {}, set()
+    for name, tensors in _shards(index).items():
+        found, kind = _load(path.with_name(name))
+        if set(found) != tensors:
+            strange = sorted(set(found) ^ tensors)
+            raise CheckpointError(f"{index} and {name} differ: {_listed('only in one of them', strange)}")
+        state |= found
+        kinds.add(kind)
+    return state, next(kind for kind in DTYPES.values() if kind in kinds)
+
+
+def _shards(index: Path) -> dict[str, set[str]]:
+    """Names of the files that an index lists, and the tensors in each."""
+    found = files.read_json(index)
+    places = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{index} has no weight_map of tensors to files; download it again")
+    shards: dict[str, set[str]] = {}
+    for tensor, name in places.items():
+        if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]*\.safetensors", name)):
+            raise CheckpointError(
+                f"{index} places {tensor} in {name!r}; only .safetensors files beside it are read"
+            )
+        shards.setdefault(name, set()).add(tensor)
+    return shards
+
+
+def _load(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """`load` of one file."""
     if not path.is_file():
         raise _absent(path)
     try:
