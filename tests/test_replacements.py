@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.networks import SMALL, identity_of, random_params
 
-from mechdiff import capture, replacements, sweep
+from mechdiff import capture, replacements, sweep, wavefront
 from mechdiff.config import SweepConfig
 from mechdiff.diffusion import image_noise, q_sample
 from mechdiff.errors import ConfigError
@@ -63,6 +63,13 @@ def test_resampling_gives_each_image_the_activation_of_its_donor(donors, tmp_pat
             for donor in donors.donors
         ]
         np.testing.assert_allclose(found.loss.isel(t=level), np.mean(expected, axis=0), rtol=1e-5)
+
+
+def test_rows_that_are_taken_a_few_at_a_time_get_the_fills_of_their_images(donors, tmp_path, monkeypatch):
+    whole = swept("resample", donors, tmp_path / "whole")
+    monkeypatch.setattr(wavefront, "_block", lambda stage, rows, *shape: min(rows, 7))
+    few = swept("resample", donors, tmp_path / "few", block=5)  # of another shape: compiled with these blocks
+    np.testing.assert_allclose(few.loss, whole.loss, rtol=1e-5)
 
 
 def test_with_every_other_image_as_donor_the_circle_does_not_matter(donors, tmp_path):
