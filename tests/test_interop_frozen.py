@@ -14,10 +14,10 @@ from safetensors.numpy import save_file
 from mechdiff import interop
 from mechdiff.diffusion import predict_x0, to_eps
 from mechdiff.errors import MechdiffError
-from mechdiff.interop import adm, schedulers
+from mechdiff.interop import adm, schedulers, tensors
 from mechdiff.sampler import ddim_step, ddpm_step
 from mechdiff.schedules import make_schedule
-from mechdiff.unet import apply_unet
+from mechdiff.unet import apply_unet, count_parameters
 
 HERE = Path(__file__).with_name("reference")
 
@@ -65,6 +65,18 @@ def test_an_adm_network_with_residual_resampling_equals_that_of_torch(network, t
     assert np.abs(gradient - arrays["gradient"]).max() < 1e-3 * arrays["gradient"].std()
 
 
+def test_the_network_of_p2_weighting_fits_tensor_by_tensor():
+    """At full size, as published for CelebA-HQ: names and shapes, by those that guided-diffusion makes."""
+    stored = json.loads((HERE / "adm_p2_shapes.json").read_text())
+    unet = adm.unet_config(adm.DEFAULTS | stored["config"])
+    state = {name: np.broadcast_to(np.float16(0), shape) for name, shape in stored["shapes"].items()}
+    for name in ("out.2.weight", "out.2.bias"):  # of which half is variances
+        state[name] = state[name][:3]
+    params = tensors.to_params(adm.split_attention(state, unet, False, HERE), adm.names(unet), unet, HERE)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count_parameters(unet) == 93_563_910 - 3459
+    assert {heads for heads, here in zip(unet.heads, unet.down_attention) if here} == {8}
+
+
 def test_both_orders_of_queries_keys_and_values_are_read(network, tmp_path):
     flags, state, _ = network
     expected = interop.read(written(tmp_path, flags, state)).params
@@ -81,6 +93,7 @@ def test_both_orders_of_queries_keys_and_values_are_read(network, tmp_path):
     ("flags", "gone", "expected"),
     [
         ({"class_cond": True}, "", "guided-diffusion option class_cond=True is not supported"),
+        ({"rescale_timesteps": True}, "", "guided-diffusion option rescale_timesteps=True is not supported"),
         ({"num_heads_upsample": 2}, "", "option num_heads_upsample=2 is not supported"),
         ({"num_chanels": 3}, "", "unknown option of guided-diffusion 'num_chanels'; closest: num_channels"),
         ({"channel_mult": ""}, "", "option channel_mult is needed with image_size=8"),
@@ -93,6 +106,13 @@ def test_a_bad_folder_is_one_line_that_names_what_is_wrong(network, tmp_path, fl
     with pytest.raises(MechdiffError) as error:
         interop.read(written(tmp_path, network[0] | flags, state))
     assert expected in str(error.value).replace("2 wrong", "1 wrong") and "\n" not in str(error.value)
+
+
+def test_a_class_conditional_network_is_refused_even_if_its_flags_do_not_say_so(network, tmp_path):
+    flags, state, _ = network
+    labelled = state | {"label_emb.weight": np.zeros((10, 128), np.float32)}
+    with pytest.raises(MechdiffError, match=r"1 unused: label_emb\.weight"):
+        interop.read(written(tmp_path, flags, labelled))
 
 
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])

@@ -4,6 +4,8 @@ Skipped without the `torch` extra. The published networks, at full width with ra
 """
 
 import functools
+import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,11 +14,13 @@ from reference.networks import identity_of, random_params
 
 from mechdiff import interop
 from mechdiff.config import DiffusionConfig
+from mechdiff.interop import adm
 from mechdiff.presets import preset
 from mechdiff.unet import apply_unet
 
 torch = pytest.importorskip("torch", reason="needs the torch extra")
 diffusers = pytest.importorskip("diffusers", reason="needs the torch extra")
+save_file = pytest.importorskip("safetensors.torch").save_file
 
 DOWN, UP, ATTN_DOWN, ATTN_UP = "DownBlock2D", "UpBlock2D", "AttnDownBlock2D", "AttnUpBlock2D"
 SMALL = {
@@ -78,8 +82,13 @@ QUICK = ("residual_resampling",)  # the others have frozen twins, or take longer
 
 
 def random_model(arguments: dict, seed: int = 0):
-    """A `UNet2DModel` with random weights of a size that keeps activations near 1."""
-    model, rng = diffusers.UNet2DModel(**arguments).eval(), np.random.default_rng(seed)
+    """A `UNet2DModel` with random weights."""
+    return randomised(diffusers.UNet2DModel(**arguments).eval(), seed)
+
+
+def randomised(model, seed: int = 0):
+    """The model with random weights of a size that keeps activations near 1."""
+    rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, value in model.named_parameters():
             new = rng.standard_normal(value.shape, np.float32)
@@ -124,6 +133,27 @@ def test_output_and_input_gradient_equal_those_of_torch(name, tmp_path):
     print(f"{name}: forward {forward:.1e}, gradient {gradient:.1e}")
     assert forward < 1e-4
     assert gradient < 1e-3
+
+
+@pytest.mark.slow
+def test_the_network_of_p2_weighting_equals_that_of_torch(tmp_path):
+    """At full size; needs github.com/openai/guided-diffusion on the path."""
+    script = pytest.importorskip("guided_diffusion.script_util", reason="needs a clone of guided-diffusion")
+    flags = json.loads((Path(__file__).parent / "reference" / "adm_p2_shapes.json").read_text())["config"]
+    model = randomised(script.create_model(**flags).eval())
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()}, tmp_path / adm.WEIGHTS
+    )
+    (tmp_path / "config.json").write_text(json.dumps(flags))
+    found, rng = interop.read(tmp_path), np.random.default_rng(1)
+    x, t = rng.standard_normal((1, 256, 256, 3), np.float32), np.array([321], np.int32)
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(np.moveaxis(x, -1, 1)), torch.from_numpy(t))[:, :3].numpy()
+    theirs = np.moveaxis(theirs, 1, -1)
+    ours = jax.jit(apply_unet, static_argnums=0)(found.unet, found.params, identity_of(found.unet), x, t)
+    difference = float(np.abs(ours - theirs).max() / theirs.std())
+    print(f"P2 weighting: forward {difference:.1e}")
+    assert difference < 1e-4
 
 
 def test_the_round_trip_through_the_library_itself_is_bitwise(tmp_path):

@@ -4,9 +4,10 @@ Run once, from the top folder, with the `torch` extra and a clone of github.com/
 
     PYTHONPATH=GUIDED_DIFFUSION python -m tests.reference.make_interop_reference
 
-Writes beside this file `adm.npz` (`config`: flags as JSON; `weights/...`: the state dict, random, float16;
-`x` NCHW, `t`, `output`, `gradient`: of sum(output^2) / 2 with respect to x) and `steps.npz` (single steps of
-DDPM and DDIM).
+Writes beside this file `adm_p2_shapes.json` (flags, and shapes of tensors, of the network that P2 weighting,
+Choi et al. 2022, published for CelebA-HQ), `adm.npz` (`config`: flags as JSON; `weights/...`: the state dict,
+random, float16; `x` NCHW, `t`, `output`, `gradient`: of sum(output^2) / 2 with respect to x) and `steps.npz`
+(single steps of DDPM and DDIM).
 """
 
 import itertools
@@ -30,9 +31,24 @@ ADM = {
     "use_scale_shift_norm": True,
     "learn_sigma": True,
 }
+P2 = {  # the command line in the README of github.com/jychoi118/P2-weighting; absent flags as there
+    "image_size": 256,
+    "num_channels": 128,
+    "num_res_blocks": 1,
+    "num_head_channels": 64,
+    "attention_resolutions": "16",
+    "resblock_updown": True,
+    "use_scale_shift_norm": True,
+    "learn_sigma": True,
+}
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 TIMES = (0, 20, 500, 980)
+
+
+def p2_shapes() -> dict[str, list[int]]:
+    with torch.device("meta"):
+        return {name: list(value.shape) for name, value in create_model(**P2).state_dict().items()}
 
 
 def adm() -> dict[str, np.ndarray]:
@@ -88,6 +104,7 @@ def steps() -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
+    (HERE / "adm_p2_shapes.json").write_text(json.dumps({"config": P2, "shapes": p2_shapes()}))
     for name, arrays in (("adm", adm()), ("steps", steps())):
         np.savez_compressed(HERE / f"{name}.npz", **arrays)
         print(name, (HERE / f"{name}.npz").stat().st_size)
