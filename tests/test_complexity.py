@@ -20,6 +20,7 @@ PARAMS, IDENTITY = random_params(UNET), identity_of(UNET)
 IMAGES = np.random.default_rng(1).uniform(-1, 1, (7, 8, 8, 3)).astype(np.float32)
 LEVELS, KEY, GROUPS = (3, 40), jax.random.key(2), 3
 EVEN = np.full((1, GROUPS), 1 / GROUPS)
+captured = jax.jit(functools.partial(forward, UNET, capture=("sites",)))
 
 
 def test_equal_eigenvalues_count_as_dimensions():
@@ -47,8 +48,7 @@ def found():
 def _activations(t):
     rows = np.full(6, t)
     x_t = q_sample(SCHEDULE, IMAGES[:6], rows, image_noise(KEY, np.arange(6), (8, 8, 3)))
-    run = jax.jit(functools.partial(forward, UNET, capture=("sites",)))
-    return {site: np.asarray(a) for site, a in run(PARAMS, IDENTITY, x_t, rows)[1]["sites"].items()}
+    return {site: np.asarray(a) for site, a in captured(PARAMS, IDENTITY, x_t, rows)[1]["sites"].items()}
 
 
 def test_moments_are_those_of_the_networks_activations(found):

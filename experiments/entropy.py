@@ -1,0 +1,66 @@
+"""Does what a head does follow the entropy of its attention? Observed over heads, and caused by temperature.
+
+`python -m experiments.entropy --model=checkpoints/cpu16-synthetic-seed0 --set=sweep.images=32`
+Several --model may be given. Observed: rank correlation of entropy with the size of a head's effect and with
+its selectivity. Caused: slope of selectivity on entropy within heads, at matched output norm or --nomatched.
+Result: WORKDIR/entropy.json.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from experiments import _launch
+from mechdiff import capture, effects, entropy_link, files, keys, pipeline, roles, sweep, tempering
+from mechdiff.config import to_dict
+from mechdiff.interventions import leave_one_out
+from mechdiff.schedules import timesteps_by_log_snr
+from mechdiff.unet import components
+
+MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
+CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
+MATCHED = flags.DEFINE_boolean("matched", True, "Hold the norm of a head's output.")
+
+
+def main(config, workdir):
+    _launch.spread_over_cores()
+    found, inputs, only = {}, {}, dataclasses.replace(config.sweep, kinds=("zero",))
+    for folder in map(Path, MODEL.value):
+        subject, trained, _ = pipeline.load_subject(folder)
+        given = pipeline.chooser(config, CELEBA.value, workdir / "cache")(subject, trained)
+        inputs[subject.name] = given.label
+        levels = timesteps_by_log_snr(subject.schedule, config.sweep.timesteps)
+        asked = given.scored, levels, keys.stream(jax.random.key(config.seed), "scored noise")
+        heads = [one for one in components(subject.unet) if one.kind == "head"]
+        swept = sweep.teacher_forced(subject, *asked, workdir / "sweeps", config=only, chosen=heads)
+        parts = subject.unet, subject.params, subject.identity, subject.schedule
+        attention = capture.attention_stats(*parts, *asked).sel(head=[head.name for head in heads])
+        effect = roles.role_effects(subject, *leave_one_out(subject.identity, heads)[::-1], *asked)
+        tempered = tempering.temperature_effects(subject, *asked, heads=heads, matched=MATCHED.value)
+        moved = entropy_link.temper(subject, tempered, given.scored, asked[2])
+        size = entropy_link.damage_size(*effects.losses(swept, "zero"))
+        kept = {
+            "effect": entropy_link.observe(attention, size),
+            "selectivity": entropy_link.observe(attention, entropy_link.strongest(effect)),
+            "caused": entropy_link.follow(moved, entropy_link.normalised(tempered, attention)),
+        }
+        found[subject.name] = {name: dataclasses.asdict(one) for name, one in kept.items()}
+        print(subject.name, *(line(name, one) for name, one in kept.items()), sep="\n")
+    manifest = files.manifest(to_dict(config), models=MODEL.value, inputs=inputs)
+    files.write_json(workdir / "entropy.json", {"entropy": found, "manifest": manifest})
+
+
+def line(name, one):
+    if name == "caused":
+        slopes = {target: float(slope.round(2)) for target, slope in zip(one.targets, one.within.estimate)}
+        yes = [target for target, follows in zip(one.targets, one.follows) if follows]
+        return f"  slopes within {one.heads} heads {slopes}; as between heads: {yes or 'none'}"
+    rho = "{estimate:.2f} [{low:.2f}, {high:.2f}]".format(**vars(one.overall))
+    inside = f"within layers {one.within.estimate:.2f}, p {one.p_within:.3f}"
+    return f"  entropy and {name}: {rho} over {one.heads} heads, p {one.p:.3f}; {inside}"
+
+
+if __name__ == "__main__":
+    _launch.run(main)
