@@ -58,7 +58,7 @@ class Trials:
       images: in [-1, 1]; image i has the noise of `image_noise(key, i)` at every timestep, for all circuits.
       timesteps: evenly in log-SNR.
       kind, fills: of ablation; kinds other than `zero` need fills, site -> `(levels, *site)` or a source of
-        fills, as `sweep.teacher_forced` takes them.
+        fills, as `sweep.teacher_forced` takes them. Optimal fills are those of leaving out one at a time.
       chosen: components that circuits are sets of; all others are never touched. Empty: all of the network. A
         unit that two of them share stays only where both do.
       folder: keeps what was run, so that a run that was killed goes on; None: nothing is kept on disk.

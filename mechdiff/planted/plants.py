@@ -19,8 +19,8 @@ from mechdiff.unet import stages
 
 STEPS = 1000
 LOG_SNR = (3.0, 1.5, 0.0, -1.5, -3.0)  # of the levels scored, where there is something to see and to gain
-IMAGES = 16
 SIZES = {"small": (8, 32, 4), "large": (16, 48, 6)}  # side, width, heads: 36 and 44 components
+IMAGES = {"small": 16, "large": 8}  # scored; the fewer are twice as many pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +78,11 @@ def unet_of(size: str) -> UNetConfig:
     )
 
 
-def make(name: str, instance: int = 0, size: str = "small", images: int = IMAGES) -> Plant:
-    """Random instance number `instance` of the plant called `name`."""
+def make(name: str, instance: int = 0, size: str = "small", images: int | None = None) -> Plant:
+    """Random instance number `instance` of the plant called `name`, with `IMAGES` of its size to score on."""
     if name not in PLANTS:
         raise ConfigError(unknown("plant", name, PLANTS))
-    unet, schedule = unet_of(size), cosine_schedule(STEPS)
+    unet, schedule, images = unet_of(size), cosine_schedule(STEPS), images or IMAGES[size]
     seeds = np.random.SeedSequence([instance, list(PLANTS).index(name), list(SIZES).index(size)])
     wires, pictures = (np.random.default_rng(seed) for seed in seeds.spawn(2))
     timesteps = STEPS - 1 - np.searchsorted(np.asarray(schedule.log_snr)[::-1], LOG_SNR)

@@ -26,6 +26,7 @@ from mechdiff.planted.measures import compare
 from mechdiff.planted.plants import Plant, make
 from mechdiff.replacements import resample_fills
 from mechdiff.sweep import teacher_forced
+from mechdiff.types import Images
 from mechdiff.unet import components, forward
 
 Scores = dict[str, Float[np.ndarray, "component t"]]
@@ -39,7 +40,6 @@ WORDLESS = METHODS[:2]  # say nothing about the sign of an effect
 # Of the dearest methods, so that the whole table takes less than half an hour of one core:
 OPTIMAL_SIZES, OPTIMAL_STEPS = ("small",), 8  # gradients of all components; mean and zero are tried anyway
 STAND_INS = 4  # members of a circuit that are asked for them
-PAIR_IMAGES = 8  # of those scored; a pair that matters does so in every one
 
 
 def score(plant: Plant, folder: Path) -> list[dict]:
@@ -164,17 +164,22 @@ def _variances(unet, params, identity, schedule, x0, t, key, indices):
 def _pairs_exact(plant: Plant, key, some: Sequence[Component], clean: np.ndarray) -> dict[str, float]:
     """Measures of the synergy of all pairs of `some` components."""
     pairs = list(itertools.combinations(some, 2))
-    found = pair_effects(plant.subject, plant.images[:PAIR_IMAGES], plant.timesteps, key, pairs)
+    found = pair_effects(plant.subject, _half(plant), plant.timesteps, key, pairs)
     synergy = found.synergy.mean("image").values
     return compare(100 * synergy / clean, _planted_pair(plant, some))
 
 
 def _pairs_by_curvature(plant: Plant, key, some: Sequence[Component], clean: np.ndarray) -> dict[str, float]:
     """The same with the synergy that the curvature at identity predicts."""
-    asked = plant.subject, plant.images[:PAIR_IMAGES], plant.timesteps, key
+    asked = plant.subject, _half(plant), plant.timesteps, key
     matrix = pair_scores(*asked, some).curvature.values
     left, right = np.triu_indices(len(some), 1)
     return compare(100 * matrix[:, left, right].T / clean, _planted_pair(plant, some))
+
+
+def _half(plant: Plant) -> Images:
+    """Half of the images, for pairs, of which there are many: one that matters does so in every image."""
+    return plant.images[: len(plant.images) // 2]
 
 
 def _planted_pair(plant: Plant, some: Sequence[Component]) -> np.ndarray:
