@@ -17,7 +17,7 @@ Three ways in which "four phases" can be an artefact, each with its number here:
   any ordering     `p_order`: the gain l_k - l_1 against that of the same levels in random order;
   smooth drift     `drift`: the score of a polynomial in the level with as many coefficients a component as
                    there are phases, and `stepped`, how often steps beat it. k alone says nothing: simulated
-                   effects that drift evenly were cut into 2 to 6 pieces, four most often.
+                   effects that drift evenly were cut into 2 to 6 pieces, three or four most often.
 The fourth, the architecture alone, needs the sweep of an untrained network: `excess` compares gains.
 """
 
