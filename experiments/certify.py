@@ -26,6 +26,7 @@ def main(config, workdir):
     _launch.spread_over_cores()
     files.ensure_writable(workdir)
     subject, trained, _ = pipeline.load_subject(Path(MODEL.value))
+    pipeline.announce(subject, config.sweep, kinds=("zero",))
     given = pipeline.chooser(config, CELEBA.value, workdir / "cache")(subject, trained)
     found = certify(
         subject,

@@ -12,13 +12,13 @@ import jax
 from absl import flags
 
 from experiments import _launch
-from mechdiff import checkpoint, engine, files, images, interop, keys, pipeline, sweep, unet
+from mechdiff import checkpoint, files, images, interop, keys, pipeline, sweep, unet
 from mechdiff.config import DataConfig, ExperimentConfig, to_dict
 from mechdiff.data import to_bytes
 
 FROM = flags.DEFINE_string("from", None, "Folder of the foreign model.", required=True)
 TO = flags.DEFINE_string("to", None, "Folder in which the model is put, as model/.", required=True)
-SAMPLES = flags.DEFINE_integer("samples", 4, "Pictures drawn for its sample sheet.", lower_bound=1)
+SAMPLES = flags.DEFINE_integer("samples", 4, "Pictures drawn for its sample sheet; 0: none.", lower_bound=0)
 STEPS = flags.DEFINE_integer("steps", 50, "DDIM steps of each.", lower_bound=1)
 
 
@@ -26,11 +26,9 @@ def main(config, workdir):
     source, target = Path(FROM.value), Path(TO.value)
     found = interop.read(source)
     files.ensure_writable(target)
-    report(found)
     identity = jax.jit(lambda key: unet.init_unet(key, found.unet)[1])(jax.random.key(0))
     subject = sweep.Subject(source.name, found.unet, found.schedule, found.params, identity)
-    key = keys.stream(jax.random.key(config.seed), "samples")
-    pictures = to_bytes(pipeline.draw(subject, key, SAMPLES.value, STEPS.value))
+    report(found, subject, config)
     about = ExperimentConfig(
         name=source.resolve().name,
         seed=config.seed,
@@ -39,20 +37,22 @@ def main(config, workdir):
         diffusion=found.diffusion,
     )
     record = {"imported": {"layout": found.layout, "notes": found.notes}}
-    sheet = {"samples.png": images.png(images.sheet(pictures))}
+    sheet = {}
+    if SAMPLES.value:
+        key = keys.stream(jax.random.key(config.seed), "samples")
+        pictures = to_bytes(pipeline.draw(subject, key, SAMPLES.value, STEPS.value))
+        sheet["samples.png"] = images.png(images.sheet(pictures))
     folder = checkpoint.export_model(
         target / "model", found.params, to_dict(about), record, dtype=found.dtype, extras=sheet
     )
     print(folder)
 
 
-def report(found: interop.Imported) -> None:
+def report(found: interop.Imported, subject: sweep.Subject, config: ExperimentConfig) -> None:
     """What was read, and how much memory examining it takes."""
     count = unet.count_parameters(found.unet)
-    row = engine.row_bytes(found.unet)
-    working = max(2 * row, engine.CPU_WORKING_SET)
     print(f"{found.layout}: {count / 1e6:.1f} M parameters, stored as {found.dtype}")
-    print(f"predicted for a sweep on a CPU: about {(4 * count + working) / 2**30:.1f} GiB beside the program")
+    pipeline.announce(subject, config.sweep)
     for note in found.notes:
         print(note)
 

@@ -30,6 +30,7 @@ def main(config, workdir):
     found, inputs = {}, {}
     for folder in map(Path, MODEL.value):
         subject, trained, _ = pipeline.load_subject(folder, "/".join(folder.parts[-2:]))
+        pipeline.announce(subject, config.sweep, kinds=("zero",))
         given = pipeline.chooser(config, CELEBA.value, workdir / "cache")(subject, trained)
         inputs[subject.name] = given.label
         levels = timesteps_by_log_snr(subject.schedule, config.sweep.timesteps)

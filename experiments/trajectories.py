@@ -30,6 +30,7 @@ def main(config, workdir):
     subject = pipeline.load_subject(Path(MODEL.value))[0]
     levels = ddim_timesteps(subject.schedule.steps, min(STEPS.value, subject.schedule.steps))
     windows = even_windows(levels, WINDOWS.value)
+    pipeline.announce(subject, config.sweep, kinds=("zero",), fills=len(levels))
     files.ensure_writable(workdir)
     files.write_json(workdir / "manifest.json", files.manifest(to_dict(config), models=[subject.name]))
     found = trajectories(

@@ -13,14 +13,15 @@ Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
   3  runlog, sums, compare, images, diffusion, interventions, gates, data, results, metrics
   4  layers, sampler, stats, evaluation, fidelity, probes
   5  unet, checkpoint
-  6  capture, optimisation, filling, wavefront, interop, moments
-  7  train, engine, replacements
-  8  sweep, optimal
-  9  pipeline, effects, walk, adaptive, attribution, pairs, divergence, faithfulness, paths, matching, roles
- 10  trajectory, screening, calibration, redundancy, phases, complexity, verdicts, entropy_link, patterns
- 11  claims, circuits, tempering, doses, interchange
- 12  report, scorecards, robustness, planted
- 13  experiments (launchers, outside the package)
+  6  memory
+  7  capture, optimisation, filling, wavefront, interop, moments
+  8  train, engine, replacements
+  9  sweep, optimal
+ 10  pipeline, effects, walk, adaptive, attribution, pairs, divergence, faithfulness, paths, matching, roles
+ 11  trajectory, screening, calibration, redundancy, phases, complexity, verdicts, entropy_link, patterns
+ 12  claims, circuits, tempering, doses, interchange
+ 13  report, scorecards, robustness, planted
+ 14  experiments (launchers, outside the package)
 """
 
 from mechdiff.adaptive import certify

@@ -18,7 +18,7 @@ import xarray as xr
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from mechdiff import devices, keys
+from mechdiff import devices, keys, memory
 from mechdiff.capture import fills_at
 from mechdiff.config import UNetConfig
 from mechdiff.devices import ALL, IMAGES
@@ -119,6 +119,7 @@ def gate_scores(
     chosen = tuple(chosen or components(subject.unet))
     images, timesteps = np.asarray(images), np.asarray(timesteps, np.int32)
     sites = sorted(subject.identity.gate)
+    block = memory.at_once(block, memory.gradient_bytes(subject.unet))
     membership = _membership(subject.identity, sites, chosen)
     mesh = devices.over(block)
     placed = devices.everywhere(mesh, (subject.schedule, subject.params))

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float, Int
 
-from mechdiff import devices
+from mechdiff import devices, memory
 from mechdiff.config import UNetConfig
 from mechdiff.devices import ALL, IMAGES
 from mechdiff.diffusion import image_noise, q_sample
@@ -89,9 +89,21 @@ def activation_moments(
     Blocks are joined by the rule of Chan et al. 1983, in float64. Arguments and shapes are those of
     `activation_means`.
     """
+    network = unet, params, identity, schedule
+    means, deviations = zip(*_moments_of_levels(*network, images, timesteps, key, block))
+    return _stacked(means), _stacked(deviations)
+
+
+def _stacked(trees: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Site -> `(levels, *site)`; empties the trees on the way, since large ones fill the memory."""
+    return {site: np.stack([tree.pop(site) for tree in trees]) for site in list(trees[0])}
+
+
+def _moments_of_levels(unet, params, identity, schedule, images, timesteps, key, block):
+    """Mean and standard deviation of every site, float32, timestep by timestep."""
+    block = memory.at_once(block, memory.row_bytes(unet) + 2 * memory.fill_bytes(unet))
     indices = np.arange(len(images))
     params, identity, schedule = devices.everywhere(devices.over(block), (params, identity, schedule))
-    levels = []
     for t in timesteps:
         count, mean, spread = 0.0, {}, {}
         for x0, index, weights in _blocks(images, indices, block):
@@ -104,10 +116,8 @@ def activation_moments(
                 spread[site] = spread.get(site, 0.0) + around[site] + shift**2 * (count * share)
                 mean[site] = mean.get(site, 0.0) + shift * share
             count += more
-        levels.append((mean, {site: np.sqrt(value / count) for site, value in spread.items()}))
-    means, deviations = zip(*levels)
-    stack = lambda trees: {s: np.stack([tree[s] for tree in trees], dtype=np.float32) for s in trees[0]}  # noqa: E731
-    return stack(means), stack(deviations)
+        deviation = {site: np.sqrt(value / count) for site, value in spread.items()}
+        yield tuple({s: a.astype(np.float32) for s, a in tree.items()} for tree in (mean, deviation))
 
 
 def activation_means(
@@ -129,7 +139,8 @@ def activation_means(
     Returns:
       site -> `(levels, *site)`, where `site` is the shape of one row of that activation.
     """
-    return activation_moments(unet, params, identity, schedule, images, timesteps, key, block=block)[0]
+    network = unet, params, identity, schedule
+    return _stacked([mean for mean, _ in _moments_of_levels(*network, images, timesteps, key, block)])
 
 
 def fills_at(fills: dict[str, np.ndarray], level: int) -> dict[str, np.ndarray]:
@@ -154,6 +165,7 @@ def attention_stats(
     the number of positions attended over, without which an entropy means little.
     """
     indices = np.arange(len(images))
+    block = memory.at_once(block, memory.row_bytes(unet))
     params, identity, schedule = devices.everywhere(devices.over(block), (params, identity, schedule))
     columns: dict[str, list] = {}
     for t in timesteps:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from mechdiff import wavefront
+from mechdiff import memory, wavefront
 from mechdiff.config import UNetConfig
 from mechdiff.diffusion import image_noise, q_sample
 from mechdiff.interventions import Intervention, has_rows
@@ -26,6 +26,7 @@ from mechdiff.types import Images, PRNGKey, PyTree
 from mechdiff.unet import stages
 
 CPU_WORKING_SET = 256 * 2**20  # bytes of activations in one pass, whose stages run in blocks that fit a cache
+CPU_ROWS = 8  # of a pass of a network so large that this working set holds fewer: the plain rows cost 1 in 8
 FREE_SHARE = 0.6  # of an accelerator's free memory that one pass may take
 FILLS = ("fill", "pattern_fill")  # of an intervention: what may differ between images
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # how XLA's errors begin
@@ -75,18 +76,6 @@ def losses(seen: Seen) -> tuple[tuple[Array, Array], Array]:
     """Loss and change under each intervention, and the clean loss: see `Measured`."""
     found = _mean_square(seen.eps - seen.noise), _mean_square(seen.eps - seen.clean)
     return found, _mean_square(seen.clean - seen.noise)
-
-
-def row_bytes(config: UNetConfig) -> int:
-    """Bytes that one row keeps alive at the widest point of the forward pass: an estimate, from which a
-    pass is sized before it is compiled."""
-    maps, held = [], 0
-    for stage in stages(config):
-        output = stage.resolution**2 * stage.width * 4
-        patterns = config.heads[stage.level] * stage.resolution**4 * 4 if stage.op == "attention" else 0
-        held += output * (stage.push - stage.pop)
-        maps.append(held + 4 * output + min(patterns, 2**20))  # attention works in blocks
-    return max(maps)
 
 
 def memory_limit(device: jax.Device) -> int:
@@ -174,7 +163,7 @@ class Engine:
 
     def __post_init__(self):
         self.devices = self.devices or tuple(jax.local_devices())
-        self._placed = {}
+        self._placed, self._limits = {}, {}
 
     def _on(self, mesh: Mesh) -> tuple[NoiseSchedule, PyTree]:
         """Schedule and parameters on every device of a mesh. Of that very mesh: JAX reads the layout of the
@@ -222,7 +211,7 @@ class Engine:
           What it returns, on the host: leaves `(interventions, images, ...)`, and `(images, ...)`.
         """
         while True:
-            rows, block = self._size(len(next(iter(stacked.gate.values()))), len(x0))
+            rows, block = self._size(stacked, len(x0))
             try:
                 return self._run(stacked, x0, indices, t, key, rows, block, reduce, own, shared)
             except jax.errors.JaxRuntimeError as error:
@@ -231,14 +220,46 @@ class Engine:
                 self.rows = max(1, rows * block // 2)
                 logging.warning("out of memory: %d interventions x images in a pass from now on", self.rows)
 
-    def _size(self, interventions: int, images: int) -> tuple[int, int]:
+    def forecast(self, stacked: Intervention, images: int, kept: int = 0) -> memory.Forecast:
+        """What `measure` of `images` at once will take, before anything is placed or compiled.
+
+        Args:
+          kept: bytes of fills.
+        """
+        rows, block = self._size(stacked, images)
+        joins = wavefront.plan(self.config, stacked, rows, self.together).joins
+        one_pass = memory.pass_bytes(self.config, joins, block)
+        least = memory.pass_bytes(self.config, (1, *[0] * (len(joins) - 1)))
+        parameters, devices = memory.tree_bytes(self.params), len(self.devices)
+        free = memory.reachable()
+        return memory.Forecast(parameters, one_pass, least, kept, devices, sum(joins) * block, free)
+
+    def _size(self, stacked: Intervention, images: int) -> tuple[int, int]:
         """Interventions in a pass and images in a block."""
-        limit = self.rows or max(1, memory_limit(self.devices[0]) // row_bytes(self.config))
-        rows, devices = min(interventions, limit), len(self.devices)
+        interventions, devices = len(next(iter(stacked.gate.values()))), len(self.devices)
+        limit = self.rows or self._limit(stacked)
+        rows = min(interventions, limit)
         if images < devices:  # then passes are what they share; a pass may round up at every stage
             share = -(-interventions // (devices // images)) + len(stages(self.config))
             rows = min(rows, share)
         return rows, max(1, min(-(-images // devices), limit // (rows + 1)))
+
+    def _limit(self, stacked: Intervention) -> int:
+        """Rows of a pass that memory holds. Where the working set of a CPU is too small for one intervention
+        at every stage, so that all would begin at the first: as many as these, or else a few, if memory is
+        free for them. Decided once, so that what else takes memory later changes no program."""
+        limit = max(1, memory_limit(self.devices[0]) // memory.row_bytes(self.config))
+        if self.devices[0].platform != "cpu" or limit >= len(stages(self.config)):
+            return limit
+        groups = 1 if self.together else len(set(wavefront.joining_stages(self.config, stacked)))
+        if groups not in self._limits:
+            copies = (1 + len(self.devices)) * memory.tree_bytes(self.params)
+            room = memory.FREE_SHARE * (memory.available() - copies) / len(self.devices)
+            joins = lambda n: wavefront.plan(self.config, stacked, n, self.together).joins  # noqa: E731
+            wanted = sorted({groups, CPU_ROWS, 2}, reverse=True)
+            fit = (n for n in wanted if memory.pass_bytes(self.config, joins(n)) <= room)
+            self._limits[groups] = max(limit, next(fit, 1))
+        return self._limits[groups]
 
     def _run(self, stacked, x0, indices, t, key, rows, block, reduce, own, shared) -> tuple[PyTree, PyTree]:
         wave = wavefront.plan(self.config, stacked, rows, self.together)

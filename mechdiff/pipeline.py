@@ -2,7 +2,7 @@
 
 A results folder holds one sub-folder per subject:
   subject.json     what it is: config, training record, what its inputs are
-  samples.png      pictures it draws
+  samples.png      pictures it draws, if any came with it
   sweep.zarr       `sweep.teacher_forced`; its pieces are collected in sweep/
   attention.zarr   `capture.attention_stats`
 The report is made from these files alone.
@@ -17,19 +17,32 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from mechdiff import capture, devices, files, keys, optimal, replacements, results, sweep
+from mechdiff import (
+    capture,
+    devices,
+    files,
+    interventions,
+    keys,
+    memory,
+    optimal,
+    replacements,
+    results,
+    sweep,
+)
 from mechdiff.config import DataConfig, ExperimentConfig, SweepConfig, to_dict
 from mechdiff.data import load, to_bytes, to_float
 from mechdiff.devices import ALL, IMAGES
+from mechdiff.engine import Engine
 from mechdiff.errors import DataError
 from mechdiff.sampler import sample
 from mechdiff.schedules import ddim_timesteps, make_schedule, timesteps_by_log_snr
 from mechdiff.train import load_trained
 from mechdiff.types import AnyArray, Images
-from mechdiff.unet import denoise, init_unet
+from mechdiff.unet import components, denoise, init_unet
 
 SAMPLE_STEPS = 50  # DDIM
 SAMPLE_BLOCK = 16  # pictures drawn together
+MOMENTS = 8  # times one fill in float32, that four sums in float64 take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +89,34 @@ def untrained(subject: sweep.Subject, seed: int = 0) -> sweep.Subject:
     return dataclasses.replace(subject, name=f"untrained-{subject.name}", params=jax.tree.map(leaf, params))
 
 
+def announce(
+    subject: sweep.Subject, config: SweepConfig, kinds: tuple[str, ...] | None = None, fills: int = 0
+) -> None:
+    """Prints what a sweep of a subject will take of the memory, before it begins.
+
+    Args:
+      kinds: of ablation, instead of those of the config.
+      fills: how many fills of every site are held besides.
+    Raises:
+      ConfigError: it can't fit.
+    """
+    kinds = config.kinds if kinds is None else kinds
+    runner = Engine(subject.unet, subject.schedule, subject.params, config.chunk)
+    fills += config.timesteps * sum({"mean": 1, "noise": 2, "optimal": 1}.get(kind, 0) for kind in kinds)
+    fills += config.image_block * ("resample" in kinds)
+    fills += bool(fills) * (len(runner.devices) + MOMENTS)  # of one timestep: placed, and being averaged
+    stacked = interventions.leave_one_out(subject.identity, components(subject.unet))[1]
+    block = min(config.images, config.image_block)
+    forecast = runner.forecast(stacked, block, fills and fills * memory.fill_bytes(subject.unet))
+    print(forecast.line(), flush=True)
+    forecast.require()
+
+
 def draw(subject: sweep.Subject, key: jax.Array, count: int, steps: int = SAMPLE_STEPS) -> Images:
     """`count` pictures of a subject by DDIM, drawn in blocks of one shape; picture i depends on (key, i)."""
     size = subject.unet.image_size
-    shape = (min(SAMPLE_BLOCK, count), size, size, subject.unet.in_channels)
+    block = memory.at_once(min(SAMPLE_BLOCK, count), memory.row_bytes(subject.unet))
+    shape = (block, size, size, subject.unet.in_channels)
     levels = ddim_timesteps(subject.schedule.steps, min(steps, subject.schedule.steps))
 
     mesh = devices.over(shape[0])
@@ -174,12 +211,15 @@ def examine(
       seed: of the noise.
     """
     subject, trained, record = load_subject(model, name)
+    announce(subject, config)
     given = inputs(subject, trained)
     files.ensure_writable(folder)
     facts = {"inputs": given.label, "seed": seed, "trained_on": trained.data.name}
-    about = {"name": name, "config": to_dict(trained), "record": record, **facts}
+    sheet = model / "samples.png"  # a model of others may have come without
+    about = {"name": name, "config": to_dict(trained), "record": record, "samples": sheet.is_file(), **facts}
     files.write_json(folder / "subject.json", about)
-    files.write_atomic(folder / "samples.png", (model / "samples.png").read_bytes())
+    if sheet.is_file():
+        files.write_atomic(folder / "samples.png", sheet.read_bytes())
 
     timesteps = timesteps_by_log_snr(subject.schedule, config.timesteps)
     root = jax.random.key(seed)

@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float
 
-from mechdiff import engine, files, filling, results, walk
+from mechdiff import engine, files, filling, memory, results, walk
 from mechdiff.errors import ConfigError
 from mechdiff.interventions import Component, leave_one_out
 from mechdiff.sampler import ddim_step
@@ -140,7 +140,7 @@ class _Plan:
         """Components that are walked together."""
         found = list(self.walker.mesh.devices.flat)
         unet = self.walker.subject.unet
-        limit = self.rows or engine.memory_limit(found[0]) // engine.row_bytes(unet)
+        limit = self.rows or engine.memory_limit(found[0]) // memory.row_bytes(unet)
         return max(1, min(len(self.chosen), limit * len(found) // self.walker.block))
 
     def empty(self, facts: dict) -> xr.Dataset:

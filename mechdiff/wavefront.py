@@ -17,11 +17,10 @@ from jaxtyping import Array, Float, Int
 from mechdiff.config import UNetConfig
 from mechdiff.diffusion import to_eps
 from mechdiff.interventions import Intervention, has_rows, in_window
+from mechdiff.memory import CPU_BLOCK
 from mechdiff.schedules import NoiseSchedule
 from mechdiff.types import AnyArray, Images, PyTree
 from mechdiff.unet import Stage, Stream, enter, run_stage, stages
-
-CPU_BLOCK = 2**20  # bytes of a stage's input or output at once on a CPU; 0.5 to 2 MiB measured alike
 
 
 class Wave(NamedTuple):
@@ -96,8 +95,8 @@ def forward(
     stream, joined = enter(config, params, x_t, jnp.full(batch, t)), 0
     for stage, joining in zip(stages(config), joins):
         joined += joining
-        stream = _joined(stage, stream, batch, joined)
-        stream = _run(config, stage, params, _rows(stage, stacked, batch, joined), stream, batch)
+        here, rows = _rows(stage, stacked, batch, joined), (1 + joined) * batch
+        stream = _run(config, stage, params, here, stream, batch, rows)
     rows = (1 + count) * batch
     tiled = _extended(x_t, batch, rows)
     eps = to_eps(config.prediction, schedule, tiled, jnp.full(rows, t), _extended(stream.h, batch, rows))
@@ -106,12 +105,22 @@ def forward(
 
 
 def _run(
-    config: UNetConfig, stage: Stage, params: PyTree, intervention: Intervention, stream: Stream, batch: int
+    config: UNetConfig,
+    stage: Stage,
+    params: PyTree,
+    intervention: Intervention,
+    stream: Stream,
+    batch: int,
+    rows: int,
 ) -> Stream:
-    """`run_stage`; on a CPU a few rows at a time, so that what passes between its layers stays in cache:
-    a block at 32x32 then takes half the time, one at 16x16 nine tenths."""
-    rows = stream.h.shape[0]
-    block = _block(stage, *stream.h.shape) if jax.default_backend() == "cpu" else rows
+    """`run_stage` for all `rows`, those that join now as copies of the clean ones.
+
+    On a CPU a few rows at a time, so that what passes between its layers stays in cache: a block at 32x32
+    then takes half the time, one at 16x16 nine tenths. One at a time, the copies are never made: they would
+    be most of the memory of a large network."""
+    block = _block(stage, rows, *stream.h.shape[1:]) if jax.default_backend() == "cpu" else rows
+    if block > 1 or rows == 1:
+        stream = _joined(stage, stream, batch, rows)
     if block == rows:
         intervention = _of_images(intervention, np.arange(rows) % batch)
         return run_stage(config, stage, params, intervention, stream)[0]
@@ -120,7 +129,8 @@ def _run(
     leaves = (stream.h, taken, stream.temb, *gates)
 
     def some(start):
-        part = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, block), leaves)
+        at = lambda a: jnp.where(start < len(a), start, start % batch)  # noqa: E731
+        part = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, at(a), block), leaves)
         h, skips, temb, gate, temperature, pattern = part
         changed = dataclasses.replace(intervention, gate=gate, temperature=temperature, pattern=pattern)
         changed = _of_images(changed, (start + np.arange(block)) % batch)
@@ -154,9 +164,8 @@ def _block(stage: Stage, rows: int, *shape: int) -> int:
     return rows if rows <= most else min(range((most + 1) // 2, most + 1), key=lambda n: (-rows % n, -n))
 
 
-def _joined(stage: Stage, stream: Stream, batch: int, joined: int) -> Stream:
-    """The stream with a row per image for the clean pass and each of the `joined` interventions."""
-    rows = (1 + joined) * batch
+def _joined(stage: Stage, stream: Stream, batch: int, rows: int) -> Stream:
+    """The stream with all `rows`: one per image for the clean pass and each intervention that has joined."""
     skips = stream.skips
     if stage.pop:  # what was pushed before an intervention joined is that of the clean pass
         skips = (*skips[:-1], _extended(skips[-1], batch, rows))

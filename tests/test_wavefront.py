@@ -86,11 +86,12 @@ def test_losses_are_those_of_one_pass_per_intervention(network, everything, imag
     assert found.clean_loss.shape == (5,) and (found.change > 0).all()
 
 
+@pytest.mark.parametrize("block", [1, 7])
 def test_losses_do_not_move_with_the_rows_that_a_stage_takes_at_once(
-    network, everything, images, expected, monkeypatch
+    network, everything, images, expected, monkeypatch, block
 ):
     config, schedule, params, _ = network
-    monkeypatch.setattr(wavefront, "_block", lambda stage, rows, *shape: min(rows, 7))
+    monkeypatch.setattr(wavefront, "_block", lambda stage, rows, *shape: min(rows, block))
     jax.clear_caches()  # the programs of other tests took other blocks
     runner = engine.Engine(config, schedule, params, devices=tuple(jax.devices()[:1]))
     found = runner.measure(everything, images, np.arange(5), T, KEY)

@@ -35,7 +35,7 @@ class Subject:
       config, record: how it was trained, and how that went; entries that were not saved are None.
       sweep, attention: as `sweep.teacher_forced` and `capture.attention_stats` make them.
       damages: kind of ablation -> its damage.
-      samples: PNG bytes of pictures it draws.
+      samples: PNG bytes of pictures it draws; empty if none came with it.
     """
 
     name: str
@@ -109,8 +109,9 @@ def _subject(folder: Path) -> Subject:
     sweep, attention = (results.read(folder / f"{part}.zarr") for part in ("sweep", "attention"))
     _check(folder / "sweep.zarr", sweep, ("loss", "clean_loss", "change"))
     _check(folder / "attention.zarr", attention, STATISTICS)
-    with files.plain_errors(folder / "samples.png"):
-        samples = (folder / "samples.png").read_bytes()
+    sheet = folder / "samples.png"
+    with files.plain_errors(sheet):
+        samples = sheet.read_bytes() if about.get("samples", True) else b""
     return Subject(
         name=about["name"],
         inputs=about["inputs"],
