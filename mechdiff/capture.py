@@ -70,7 +70,8 @@ def activations(
       key, indices: image i has the noise of `image_noise(key, i)`.
       collection: `sites`; or `patterns` for the attention patterns `(batch, heads, tokens, tokens)`.
     """
-    return _captured(unet, params, identity, schedule, x0, t, key, indices, collection=collection)
+    network = devices.everywhere(devices.over(len(x0)), (params, identity, schedule))
+    return _captured(unet, *network, x0, t, key, indices, collection=collection)
 
 
 def activation_moments(
