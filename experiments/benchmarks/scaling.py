@@ -1,6 +1,6 @@
 """How wall time and memory of a teacher-forced sweep grow with components, images, timesteps and resolution.
 
-`python -m experiments.benchmarks.scaling --preset=cpu16`
+`python -m experiments.benchmarks.scaling --preset=cpu16`; shorter with --doublings=1 --images=2.
 
 One axis at a time is doubled from a common start. Every row is a process of its own: it sweeps twice, the
 first time to compile, and states the time of the second and its peak of memory, compiling included.
@@ -21,6 +21,7 @@ import numpy as np
 from absl import flags
 
 from experiments import _launch
+from experiments.benchmarks import _operations
 from mechdiff.config import SweepConfig
 from mechdiff.schedules import make_schedule, timesteps_by_log_snr
 from mechdiff.sweep import Subject, teacher_forced
@@ -31,6 +32,7 @@ DOUBLINGS = flags.DEFINE_integer("doublings", 2, "How often each axis is doubled
 
 
 def main(config, workdir):
+    _launch.spread_over_cores()
     known = len(components(config.unet))
     start = {
         "components": max(1, known // 2**DOUBLINGS.value),
@@ -46,6 +48,7 @@ def main(config, workdir):
         for doubling in range(1, 2 if axis == "resolution" else DOUBLINGS.value + 1):
             size = start | {axis: start[axis] * 2**doubling}
             row(f"{axis} x {2**doubling}", config, size, first)
+    print(_operations.ceiling())
 
 
 def row(name, config, size, first):
@@ -62,6 +65,7 @@ def row(name, config, size, first):
 
 def measured(config, components, images, timesteps, resolution):
     """Seconds of a sweep that need not compile, and the peak of this process in MiB."""
+    _launch.spread_over_cores()
     config = dataclasses.replace(config, unet=dataclasses.replace(config.unet, image_size=resolution))
     run = sweep(config, components, images, timesteps)
     run()
