@@ -1,7 +1,7 @@
 """Verdicts on the paper's claims from a results folder: `python -m experiments.claims --workdir=DIR`.
 
-The paper is arXiv 2506.17237. DIR is what `experiments.reproduce` has filled; nothing is computed anew. Prints a table and writes
-DIR/claims.json.
+The paper is arXiv 2506.17237. DIR is what `experiments.reproduce` has filled; nothing is computed anew.
+Prints a table and writes DIR/claims.json.
 """
 
 import dataclasses
