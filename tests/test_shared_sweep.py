@@ -1,5 +1,6 @@
 """One sweep over several devices and several processes, against one device."""
 
+import dataclasses
 import os
 import socket
 import subprocess
@@ -9,22 +10,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reference.networks import random_params
 
-from mechdiff import files, results
+from mechdiff import checkpoint, files, results
+from mechdiff.config import UNetConfig, to_dict
 
 ROOT = Path(__file__).parents[1]
 FLAGS = ["--preset=tiny", "--set=sweep.images=6", "--set=sweep.mean_images=4", "--set=sweep.timesteps=4"]
 FLAGS += ["--set=sweep.image_block=3", "--debug"]
+UNET = UNetConfig(  # the least network with what is shared: each of many processes compiles it
+    image_size=8, widths=(8,), heads=(2,), norm_groups=4,
+    down_attention=(True,), up_attention=(False,), mid_attention=False,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def sweep(trained, tmp_path_factory):
+def sweep(tiny, tmp_path_factory):
     """`sweep(workdir, devices, *flags)`: starts the launcher, or another one, on virtual devices."""
-    cache = tmp_path_factory.mktemp("compiled")
+    cache, folder = tmp_path_factory.mktemp("compiled"), tmp_path_factory.mktemp("untrained") / "model"
+    config = to_dict(dataclasses.replace(tiny, unet=UNET))
+    checkpoint.export_model(folder, random_params(UNET), config, {}, extras={"samples.png": b""})
 
     def start(workdir, devices, *flags, launcher="sweep"):
         module = f"experiments.{launcher}"
-        command = [sys.executable, "-m", module, f"--model={trained[0]}", f"--workdir={workdir}"]
+        command = [sys.executable, "-m", module, f"--model={folder}", f"--workdir={workdir}"]
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
@@ -97,11 +106,11 @@ def test_eight_devices_walk_trajectories_as_one_does(sweep, tmp_path):
 
 
 def test_pairs_are_scored_run_and_saved_and_unknown_components_refused(sweep, tmp_path):
-    few = ["--set=sweep.images=4", "--set=sweep.timesteps=1", "--components=mid.*head."]
+    few = ["--set=sweep.images=4", "--set=sweep.timesteps=1", "--components=down0.*head."]
     finished(sweep(tmp_path, 2, *few, launcher="pairs"))
     kept, table = files.read_json(tmp_path / "pairs.json"), results.read(tmp_path / "pairs.zarr")
     (pair,) = kept["pairs"]
-    assert (pair["a"], pair["b"]) == ("mid.attn0.head0", "mid.attn0.head1")
+    assert (pair["a"], pair["b"]) == ("down0.attn0.head0", "down0.attn0.head1")
     assert pair["low"] <= pair["estimate"] <= pair["high"] and pair["p"] <= 1 and not pair["audited"]
     synergy = 100 * (table.synergy.mean("image") / table.clean_loss.mean("image")).mean("t")
     assert float(synergy[0]) == pytest.approx(pair["estimate"], rel=1e-5)
