@@ -22,7 +22,7 @@ from mechdiff.unet import components
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
 PART = flags.DEFINE_enum("part", "head", ("head", "res", "skip", "all"), "Components to examine.")
-SETS = flags.DEFINE_integer("sets", 600, "Random sets for each class; a lone role of m takes m / .05.", lower_bound=20)
+SETS = flags.DEFINE_integer("sets", 600, "Random sets for each class: at least m / .05 of m.", lower_bound=20)
 FRESH = flags.DEFINE_integer("fresh", 3, "Untrained networks to compare with.", lower_bound=1)
 PROBED = 400  # pictures that probes are fitted on
 
