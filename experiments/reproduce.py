@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import _launch
-from mechdiff import files, pipeline, report, train
+from mechdiff import files, pipeline, report, study, train
 from mechdiff.config import to_dict
 from mechdiff.data import celeba
 
@@ -33,7 +33,9 @@ def main(config, workdir):
         manifest = files.manifest(to_dict(config), models=sorted(models))
         inputs = pipeline.chooser(config, CELEBA.value, workdir / "cache")
         for name, folder in models.items():
-            pipeline.examine(name, folder, inputs, config.sweep, config.seed, workdir / "subjects" / name)
+            where = workdir / "subjects" / name
+            examined = pipeline.examine(name, folder, inputs, config.sweep, config.seed, where)
+            study.deepen(examined, config, where)
         files.write_json(workdir / "manifest.json", {**manifest, "wall_seconds": time.monotonic() - start})
         print(report.build(workdir))
 

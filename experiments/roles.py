@@ -9,13 +9,11 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import numpy as np
 from absl import flags
 
 from experiments import _launch
-from mechdiff import files, keys, pipeline, probes, results, roles
+from mechdiff import files, keys, pipeline, results, roles, study
 from mechdiff.config import to_dict
-from mechdiff.data import OFFSETS, synthetic
 from mechdiff.schedules import timesteps_by_log_snr
 from mechdiff.unet import components
 
@@ -24,7 +22,6 @@ CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; sev
 PART = flags.DEFINE_enum("part", "head", ("head", "res", "skip", "all"), "Components to examine.")
 SETS = flags.DEFINE_integer("sets", 600, "Random sets for each class: at least m / .05 of m.", lower_bound=20)
 FRESH = flags.DEFINE_integer("fresh", 3, "Untrained networks to compare with.", lower_bound=1)
-PROBED = 400  # pictures that probes are fitted on
 
 
 def main(config, workdir):
@@ -37,7 +34,7 @@ def main(config, workdir):
         levels = timesteps_by_log_snr(subject.schedule, config.sweep.timesteps)
         fresh = [pipeline.untrained(subject, config.seed + i) for i in range(FRESH.value)]
         chosen = [one for one in components(subject.unet) if PART.value in (one.kind, "all")]
-        more = known(trained, len(given.scored)) if trained.data.name == "synthetic" else {}
+        more = study.face_targets(trained, len(given.scored)) if trained.data.name == "synthetic" else {}
         key = keys.stream(jax.random.key(config.seed), "scored noise")
         asked = subject, fresh, chosen, given.scored, levels, key
         one, effect = roles.examine(*asked, count=SETS.value, seed=config.seed, **more)
@@ -47,23 +44,6 @@ def main(config, workdir):
         print(f"{subject.name}: {len(named)} of {len(one.role)} have a role: {named or 'none'}")
     manifest = files.manifest(to_dict(config), models=MODEL.value, inputs=inputs)
     files.write_json(workdir / "roles.json", {"roles": found, "manifest": manifest})
-
-
-def known(trained, count):
-    """Masks of the held-out faces that are scored, and probes fitted on faces of training."""
-    reference, masks = faces(trained, OFFSETS["train"], PROBED), faces(trained, OFFSETS["test"], count).masks
-    fitted = probes.fit_all(reference.image, reference.factors)
-    return {"masks": masks, "parts": synthetic.PARTS, "probes": probes.as_arrays(fitted)}
-
-
-def faces(trained, start, count, block=16):
-    drawn = [
-        synthetic.faces(
-            jax.random.key(0), np.int32(at + np.arange(block)), trained.unet.image_size, trained.data.level
-        )
-        for at in range(start, start + count, block)
-    ]
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *drawn)
 
 
 if __name__ == "__main__":

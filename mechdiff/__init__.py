@@ -19,9 +19,10 @@ Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
   9  sweep, optimal
  10  pipeline, effects, walk, adaptive, attribution, pairs, divergence, faithfulness, paths, matching, roles
  11  trajectory, screening, calibration, redundancy, phases, complexity, verdicts, entropy_link, patterns
- 12  claims, circuits, tempering, doses, interchange
- 13  report, scorecards, robustness, planted
- 14  experiments (launchers, outside the package)
+ 12  seeds, circuits, tempering, doses, interchange
+ 13  claims, scorecards, robustness, planted
+ 14  report, study
+ 15  experiments (launchers, outside the package)
 """
 
 from mechdiff.adaptive import certify

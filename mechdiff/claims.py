@@ -8,11 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
 from scipy.special import stdtrit
-from scipy.stats import spearmanr
+from scipy.stats import binom, spearmanr
 
-from mechdiff import complexity, divergence, effects, phases, stats
+from mechdiff import divergence, matching, phases, seeds, stats
 from mechdiff.verdicts import ALPHA, FEWEST, Claim, Finding, Missing, Network, Question, decide, over_seeds
 
 LEVELS = 24  # that a test of four phases needs: six or more a phase
@@ -24,45 +23,78 @@ def evaluate(networks: Sequence[Network]) -> list[Claim]:
 
     Claims that compare data sets take CelebA as the natural and synthetic faces as the simple one.
     """
-    return decide(
-        QUESTIONS, [network for network in networks if network.data != "synthetic" or network.level == 4]
-    )
+    full = [one for one in networks if one.data != "synthetic" or one.level == seeds.TOP_LEVEL]
+    return decide(QUESTIONS, full)
 
 
 def _complexity(networks: Sequence[Network]) -> Finding:
-    natural, simple = _pairs(networks)
-    sizes = [np.array([_effective(network) for network in side], np.float64) for side in (natural, simple)]
+    sides = natural, simple = seeds.pairs(networks)
+    sizes = [np.array([seeds.effective(n.sweep, seeds.lead(n.sweep)) for n in side]) for side in sides]
     ratios = np.log(sizes[0]) - np.log(sizes[1])
     estimate, interval, p = over_seeds(ratios)
     because = (
         f"damage is spread over an effective {sizes[0].mean():.1f} components in networks of CelebA, "
         f"{sizes[1].mean():.1f} in those of synthetic faces; more in {_count(ratios > 0)} pairs of seeds"
     )
+    if all(network.control is not None for network in [*natural, *simple]):
+        fresh = [[seeds.effective(n.control, seeds.lead(n.control)) for n in side] for side in sides]
+        because += f"; an untrained network shown the same pictures: ratio {np.divide(*fresh).mean():.3f}"
     negligible = bool(np.abs(interval).max() < MARGIN)  # False for NaN
     ends = tuple(float(np.exp(end)) for end in interval)
     return Finding(float(np.exp(estimate)), ends, p, len(ratios), because, null=1.0, negligible=negligible)
 
 
 def _divergence(networks: Sequence[Network]) -> Finding:
-    natural, simple = ([n.attention for n in side] for side in _sides(networks))
+    natural, simple = ([n.attention for n in side] for side in seeds.sides(networks))
     if min(len(natural), len(simple)) < 2:
-        raise Missing(_few(natural, simple, 2))
+        raise Missing(seeds.few(natural, simple, 2))
     between, within, p = divergence.seeds_test(natural, simple)
-    excess = lambda a, b: np.subtract(*divergence.seeds_test(a, b)[:2]).mean()  # noqa: E731
-    n = min(len(natural), len(simple))
-    interval = (np.nan, np.nan)
-    if n >= FEWEST:  # jackknife over networks (Efron & Tibshirani 1993, chapter 11)
-        left = [excess(_without(natural, i), simple) for i in range(len(natural))]
-        right = [excess(natural, _without(simple, i)) for i in range(len(simple))]
-        error = np.sqrt(sum((len(x) - 1) * np.var(x) for x in (left, right)))
-        half = stdtrit(n - 1, 0.975) * error
-        interval = (float((between - within).mean() - half), float((between - within).mean() + half))
+    excess = lambda a, b: float(np.subtract(*divergence.seeds_test(a, b)[:2]).mean())  # noqa: E731
     because = (
         f"{between.min():.3f} to {between.max():.3f} nats over noise levels between data sets, "
         f"{within.min():.3f} to {within.max():.3f} between seeds of one; above seed noise (p < 0.05) at "
         f"{_count(p < ALPHA)} levels"
     )
-    return Finding(float((between - within).mean()), interval, float(p.min()), n, because)
+    estimate = float((between - within).mean())
+    interval = _jackknife(excess, natural, simple, estimate)
+    return Finding(estimate, interval, float(p.min()), min(len(natural), len(simple)), because)
+
+
+def _roles(networks: Sequence[Network]) -> Finding:
+    natural, simple = seeds.sides([network for network in networks if network.roles is not None])
+    if min(len(natural), len(simple)) < 2:
+        raise Missing(f"roles of heads (--set=study.role_sets=200): {seeds.few(natural, simple, 2)}")
+    found = [_agreement(side) for side in (natural, simple)]
+
+    def excess(*sides: Sequence[Network], repeats: int = 200) -> float:
+        both = [_agreement(side, repeats) for side in sides]
+        return float(np.mean([one.profiles - one.chance_profiles for one in both]))
+
+    estimate = float(np.mean([one.profiles - one.chance_profiles for one in found]))
+    count = lambda network: int((network.roles["role"] != matching.UNASSIGNED).sum())  # noqa: E731
+    named = [list(map(count, side)) for side in (natural, simple)]
+    having, networks = np.count_nonzero(named[0] + named[1]), len(named[0] + named[1])
+    p = max(*(one.p_profiles for one in found), float(binom.sf(having - 1, networks, ALPHA)))
+    heads = natural[0].roles.sizes["component"]
+    words = [
+        f"{name}: selectivity of matched heads correlates {one.profiles:.2f} between seeds, "
+        f"{one.chance_profiles:.2f} if matched at random; {np.mean(count):.1f} of {heads} heads have a role"
+        + (f", matches share it in {one.labels:.0%}, by chance {one.chance_labels:.0%}" if any(count) else "")
+        for name, one, count in zip(("CelebA", "synthetic faces"), found, named)
+    ]
+    interval = _jackknife(excess, natural, simple, estimate)
+    return Finding(estimate, interval, p, min(len(natural), len(simple)), "; ".join(words))
+
+
+def _agreement(side: Sequence[Network], repeats: int = 2000) -> matching.Agreement:
+    heads = [str(name) for name in side[0].roles["component"].values]
+    return matching.agreement(
+        [matching.attention_profiles(network.attention.sel(head=heads)) for network in side],
+        [network.roles["selectivity"].transpose("component", "target").values for network in side],
+        [[str(role) for role in network.roles["role"].values] for network in side],
+        matching.layers_of(heads),
+        repeats,
+    )
 
 
 def _bottlenecks(networks: Sequence[Network]) -> Finding:
@@ -71,7 +103,7 @@ def _bottlenecks(networks: Sequence[Network]) -> Finding:
         raise Missing(f"needs sweeps of at least two kinds of ablation; there are {kinds}")
     names = [str(name) for name in networks[0].sweep["component"].values]
     part = networks[0].sweep["part"].values
-    damage = np.array([[_damage(network, kind) for kind in kinds] for network in networks])
+    damage = np.array([[seeds.damage(network.sweep, kind) for kind in kinds] for network in networks])
     excess = np.stack(  # over the mean of the others of its part: network, kind, component
         [damage[..., c] - damage[..., (part == part[c]) & (np.arange(len(part)) != c)].mean(-1)
          for c in range(len(part))], axis=-1,
@@ -102,7 +134,7 @@ def _phases(networks: Sequence[Network]) -> Finding:
             f"{levels} noise levels were swept; four phases against their neighbours take at least {LEVELS} "
             "(--set=sweep.timesteps=32)"
         )
-    found = [phases.measure(network.sweep, _lead(network.sweep)) for network in networks]
+    found = [phases.measure(network.sweep, seeds.lead(network.sweep)) for network in networks]
     margins = np.array([one.score[3] - np.delete(one.score, 3).max() for one in found])
     best = sorted(one.k for one in found)
     stepped = np.mean([one.stepped for one in found])
@@ -110,67 +142,47 @@ def _phases(networks: Sequence[Network]) -> Finding:
         f"the best number of phases is {_range(best)} over {len(found)} networks, 4 in {best.count(4)} of "
         f"them; steps beat a smooth drift in {stepped:.0%} of resamples"
     )
+    if all(network.control is not None for network in networks):
+        fresh = [phases.measure(network.control, seeds.lead(network.control)).k for network in networks]
+        because += f"; in an untrained network the best number is {_range(sorted(fresh))}"
     return Finding(*over_seeds(margins), len(found), because)
 
 
 def _entropy(networks: Sequence[Network]) -> Finding:
     if not networks or networks[0].attention.sizes["head"] < 4:
         raise Missing("needs networks with at least 4 attention heads")
-    rho = np.array([_rank_link(network) for network in networks])
+    rho = np.array([_rank_link(network.sweep, network.attention) for network in networks])
     estimate, interval, p = over_seeds(np.arctanh(np.clip(rho, -0.999, 0.999)), above=False)
     because = (
         f"over the heads of a network, Spearman's correlation of H / ln Nk and |pooled Deg%| lies between "
         f"{rho.min():.2f} and {rho.max():.2f}; {_count(rho < 0)} networks have it below 0"
     )
+    if all(network.control is not None for network in networks):
+        fresh = np.array([_rank_link(network.control, network.control_attention) for network in networks])
+        because += f"; in an untrained network it is {fresh.mean():.2f}"
     ends = tuple(float(np.tanh(end)) for end in interval)
     return Finding(float(np.tanh(estimate)), ends, p, len(rho), because, above=False)
 
 
-def _rank_link(network: Network) -> float:
-    heads = [str(name) for name in network.attention["head"].values]
-    entropy = network.attention["normalised_entropy"].mean(("t", "image")).values
-    names = [str(name) for name in network.sweep["component"].values]
-    damage = np.abs(_damage(network, _lead(network.sweep)))[[names.index(name) for name in heads]]
+def _rank_link(sweep: xr.Dataset, attention: xr.Dataset) -> float:
+    heads = [str(name) for name in attention["head"].values]
+    entropy = attention["normalised_entropy"].mean(("t", "image")).values
+    names = [str(name) for name in sweep["component"].values]
+    damage = np.abs(seeds.damage(sweep, seeds.lead(sweep)))[[names.index(name) for name in heads]]
     return float(spearmanr(entropy, damage).statistic)
 
 
-def _damage(network: Network, kind: str) -> Float[np.ndarray, " component"]:
-    """Pooled Deg%, all images alike."""
-    clean, loss = effects.losses(network.sweep, kind)
-    return effects.pooled_damage(clean, loss, np.full((1, network.images), 1 / network.images))[:, 0]
-
-
-def _effective(network: Network) -> float:
-    measure = complexity.effective_components(network.sweep, _lead(network.sweep))
-    return float(measure(np.full((1, network.images), 1 / network.images))[0])
-
-
-def _lead(sweep: xr.Dataset) -> str:
-    kinds = [str(kind) for kind in sweep["kind"].values]
-    return "mean" if "mean" in kinds else kinds[0]
-
-
-def _sides(networks: Sequence[Network]) -> tuple[list[Network], list[Network]]:
-    """Networks of CelebA and of synthetic faces, by seed."""
-    by_seed = sorted(networks, key=lambda network: network.seed)
-    natural = [network for network in by_seed if network.data in ("celeba", "tfds")]
-    return natural, [network for network in by_seed if network.data == "synthetic"]
-
-
-def _pairs(networks: Sequence[Network]) -> tuple[list[Network], list[Network]]:
-    """The same, as many of either: seed by seed."""
-    natural, simple = _sides(networks)
-    if not natural or not simple:
-        raise Missing(_few(natural, simple, 1))
-    count = min(len(natural), len(simple))
-    return natural[:count], simple[:count]
-
-
-def _few(natural: Sequence, simple: Sequence, least: int) -> str:
-    return (
-        f"needs at least {least} networks of either data set; there are {len(natural)} of CelebA "
-        f"and {len(simple)} of synthetic faces"
-    )
+def _jackknife(statistic, natural: Sequence, simple: Sequence, estimate: float) -> tuple[float, float]:
+    """95 % interval of a function of both data sets' networks, leaving out one at a time (Efron & Tibshirani
+    1993, chapter 11); NaN where there are fewer than `FEWEST` of either."""
+    n = min(len(natural), len(simple))
+    if n < FEWEST:
+        return (np.nan, np.nan)
+    left = [statistic(_without(natural, i), simple) for i in range(len(natural))]
+    right = [statistic(natural, _without(simple, i)) for i in range(len(simple))]
+    error = np.sqrt(sum((len(x) - 1) * np.var(x) for x in (left, right)))
+    half = float(stdtrit(n - 1, 0.975) * error)
+    return estimate - half, estimate + half
 
 
 def _without(items: Sequence, index: int) -> list:
@@ -201,6 +213,15 @@ QUESTIONS = (
         "data sets minus between seeds of one; mean over levels; p by relabelling networks, largest level.",
         "0.015 to 0.166 across timesteps",
         _divergence,
+    ),
+    Question(
+        "roles",
+        "Attention heads have roles, the same in every training.",
+        "Correlation over targets of the selectivity of matched heads, mean over pairs of training seeds of "
+        "one data set, minus that of heads matched at random within their layer; mean of the data sets. p is "
+        "the largest of: chance matchings of either data set, and no network having a role beyond its nulls.",
+        "8 distinct mechanisms",
+        _roles,
     ),
     Question(
         "bottlenecks",

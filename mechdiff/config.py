@@ -174,9 +174,22 @@ class SweepConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """What `reproduce` examines."""
+    """What `reproduce` examines, and what it does with each network besides the sweep."""
 
     models: tuple[str, ...] = ()  # folders in checkpoints/; empty: train one per data set first
+    controls: bool = False  # an untrained network of the same configuration beside each
+    circuits: tuple[str, ...] = ()  # kinds of ablation under which a circuit is looked for
+    role_sets: int = 0  # random sets that the role of a head must beat; 0: no roles
+    images: int = 16  # of those scored, that controls, circuits and roles take
+    timesteps: int = 8  # of circuits and roles, spread evenly in log-SNR
+
+    def __post_init__(self):
+        for kind in self.circuits:
+            if kind not in KINDS:
+                raise ConfigError(unknown("ablation kind", kind, KINDS))
+        _at_least("study.role_sets", self.role_sets, 0)
+        _at_least("study.images", self.images, 4)
+        _at_least("study.timesteps", self.timesteps, 1)
 
 
 KINDS = ("zero", "mean", "resample", "noise", "optimal")  # that a sweep can fill; `scale` is set by hand

@@ -60,6 +60,15 @@ class Inputs:
     label: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Examined:
+    """What was examined, for those who go on: the subject, how it was trained, and its pictures."""
+
+    subject: sweep.Subject
+    trained: ExperimentConfig
+    given: Inputs
+
+
 def load_subject(model: Path, name: str = "") -> tuple[sweep.Subject, ExperimentConfig, dict]:
     """An exported model ready to be examined, its config, and its training record.
 
@@ -199,7 +208,7 @@ def examine(
     config: SweepConfig,
     seed: int,
     folder: Path,
-) -> None:
+) -> Examined:
     """Everything about one trained model, saved in `folder`; finished pieces of a sweep are not done again.
 
     Several processes may examine one model into one `folder`: they share the sweep.
@@ -233,3 +242,4 @@ def examine(
     with files.hold(folder, wait=True):  # every process that shares the sweep comes here, with equal results
         results.replace(folder / "attention.zarr", attention.assign_attrs(subject=name, **facts))
         results.replace(folder / "sweep.zarr", swept)
+    return Examined(subject, trained, given)

@@ -8,8 +8,8 @@ claims of one evaluation are one family, adjusted by Holm. Verdicts:
   not testable here    what it takes is missing; `because` says what
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import xarray as xr
@@ -29,6 +29,8 @@ class Network:
     Attributes:
       data: `synthetic`, `celeba`, ...; `level`: rung of the ladder of synthetic faces.
       sweep, attention: of `sweep.teacher_forced` and `capture.attention_stats`.
+      control, control_attention: the same of an untrained network, on some of the pictures.
+      activity, roles, circuits: of `study`, circuits by kind of ablation; absent where not asked for.
     """
 
     name: str
@@ -37,6 +39,11 @@ class Network:
     seed: int
     sweep: xr.Dataset
     attention: xr.Dataset
+    control: xr.Dataset | None = None
+    control_attention: xr.Dataset | None = None
+    activity: xr.Dataset | None = None
+    roles: xr.Dataset | None = None
+    circuits: Mapping[str, xr.Dataset] = field(default_factory=dict)
 
     @property
     def images(self) -> int:

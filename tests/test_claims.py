@@ -1,10 +1,12 @@
 """Verdicts on made-up results whose truth is known, and on results where there is nothing to find."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import xarray as xr
 
-from mechdiff import claims, verdicts
+from mechdiff import claims, matching, seeds, verdicts
 from mechdiff.verdicts import Finding, Network, verdict
 
 PARTS = ["res"] * 6 + ["head"] * 6
@@ -108,6 +110,76 @@ def test_four_phases_are_found_where_they_are():
     answers = found(made)
     assert "4 in 3 of them" in answers["phases"].because and answers["phases"].estimate > 0
     assert answers["bottlenecks"].verdict == "not testable here"
+
+
+def with_roles(one, place, role):
+    """`one` whose heads, in the order `place`, move a target each and have the role `role(i)`."""
+    rng = np.random.default_rng([one.seed, len(one.data)])
+    values = np.eye(6)[place] + 0.1 * rng.standard_normal((6, 6))
+    named = ("component", [role(i) for i in place])
+    data = xr.Dataset(
+        {"selectivity": (("component", "target"), values), "role": named},
+        coords={"component": NAMES[6:], "target": list("abcdef")},
+    )
+    heads = one.attention["entropy"].values.mean(axis=(1, 2))
+    statistics = {
+        name: (("head", "t", "image"), heads[place][:, None, None] * np.ones((6, 4, IMAGES)))
+        for name in matching.STATISTICS
+    }
+    return dataclasses.replace(one, roles=data, attention=one.attention.assign(statistics))
+
+
+@pytest.mark.parametrize(
+    "role, agree, verdict",
+    [
+        (lambda i: "abcdef"[i], True, "supported"),
+        (
+            lambda i: matching.UNASSIGNED,
+            True,
+            "undecided",
+        ),  # alike in every seed, but nothing above the nulls
+        (lambda i: "abcdef"[i], False, "undecided"),
+    ],
+)
+def test_roles_take_both_selectivity_and_agreement_between_seeds(role, agree, verdict):
+    made, rng = [], np.random.default_rng(0)
+    for data in ("celeba", "synthetic"):
+        for seed in range(5):
+            one = network(data, seed, np.full(12, 0.3), 0.2 + 0.1 * np.arange(6))
+            whole = with_roles(one, rng.permutation(6), role)
+            if not agree:  # attention no longer says which head does what
+                names = ("component", "target")
+                mixed = rng.permutation(whole.roles["selectivity"].values)
+                whole = dataclasses.replace(whole, roles=whole.roles.assign(selectivity=(names, mixed)))
+            made.append(whole)
+    answer = found(made)["roles"]
+    assert answer.verdict == verdict, answer
+    if agree:
+        assert answer.estimate > 0.5 and answer.interval[0] > 0.3
+    assert "of 6 heads" in answer.because
+
+
+def test_measures_of_complexity_and_their_ratios():
+    rng = np.random.default_rng(0)
+    made = []
+    for seed in range(3):
+        for data, factor in (("celeba", 2.0), ("synthetic", 1.0)):
+            one = network(data, seed, np.full(12, 0.3), np.linspace(0, 1, 6))
+            values = factor * (1 + 0.01 * rng.standard_normal((1, 3, 2)))
+            activity = xr.Dataset({"value": (("measure", "site", "t"), values)}, coords={"measure": ["rank"]})
+            runs = xr.Dataset(attrs={"sizes": [2 * factor, 3 * factor, 4.0]})
+            control = {"control": one.sweep, "control_attention": one.attention}
+            made.append(dataclasses.replace(one, activity=activity, circuits={"mean": runs}, **control))
+    got = seeds.ratios(made)
+    assert (
+        got["activations: rank"].estimate == pytest.approx(2, rel=0.02) and got["activations: rank"].low > 1.9
+    )
+    assert got["circuit to 0.8, mean"].estimate == pytest.approx(2)
+    assert got["circuit to 0.95, mean"].estimate == pytest.approx(1)
+    assert got["effective components, zero"].estimate == pytest.approx(1, rel=0.01)
+    assert "untrained: effective components" in got and "untrained" in found(made)["complexity"].because
+    lower = dataclasses.replace(made[1], level=0)
+    assert set(seeds.ladder([*made, lower])) == {0, 4} and len(seeds.ladder(made)[4]) == 3
 
 
 def test_one_seed_decides_nothing():

@@ -33,8 +33,7 @@ class Subject:
     Attributes:
       name, inputs, seed: of the model; what it was examined on; seed of the noise.
       config, record: how it was trained, and how that went; entries that were not saved are None.
-      sweep, attention: as `sweep.teacher_forced` and `capture.attention_stats` make them.
-      damages: kind of ablation -> its damage.
+      network: the same with its results, as claims are tested on it.
       samples: PNG bytes of pictures it draws; empty if none came with it.
     """
 
@@ -43,10 +42,24 @@ class Subject:
     seed: int
     config: ExperimentConfig
     record: dict
-    sweep: xr.Dataset
-    attention: xr.Dataset
-    damages: dict[str, Damage]
+    network: Network
     samples: bytes
+
+    @property
+    def sweep(self) -> xr.Dataset:
+        """As `sweep.teacher_forced` makes it."""
+        return self.network.sweep
+
+    @property
+    def attention(self) -> xr.Dataset:
+        """As `capture.attention_stats` makes it."""
+        return self.network.attention
+
+    @cached_property
+    def damages(self) -> dict[str, Damage]:
+        """Kind of ablation -> its damage, with intervals over images."""
+        kinds = [str(kind) for kind in self.sweep["kind"].values]
+        return {kind: effects.measure(self.sweep, kind) for kind in kinds}
 
     @property
     def own_samples(self) -> bool:
@@ -59,12 +72,6 @@ class Subject:
         data = self.config.data
         rung = f" (complexity level {data.level})" if data.name == "synthetic" else ""
         return _SETS.get(data.name, data.name) + rung
-
-    @property
-    def network(self) -> Network:
-        """What claims are tested on."""
-        data = self.config.data
-        return Network(self.name, data.name, data.level, self.config.seed, self.sweep, self.attention)
 
     @property
     def images(self) -> int:
@@ -112,17 +119,32 @@ def _subject(folder: Path) -> Subject:
     sheet = folder / "samples.png"
     with files.plain_errors(sheet):
         samples = sheet.read_bytes() if about.get("samples", True) else b""
+    config = from_dict(about["config"])
+    data = config.data
+    which = about["name"], data.name, data.level, config.seed
     return Subject(
         name=about["name"],
         inputs=about["inputs"],
         seed=about["seed"],
-        config=from_dict(about["config"]),
+        config=config,
         record=dict.fromkeys(RECORD) | about["record"],
-        sweep=sweep,
-        attention=attention,
-        damages={str(kind): effects.measure(sweep, str(kind)) for kind in sweep["kind"].values},
+        network=Network(*which, sweep, attention, **_studied(folder)),
         samples=samples,
     )
+
+
+def _studied(folder: Path) -> dict:
+    """What `study` found out besides, as far as it was asked to."""
+    names = {
+        "control": "control",
+        "control_attention": "control_attention",
+        "activity": "complexity",
+        "roles": "roles",
+    }
+    paths = {field: folder / f"{name}.zarr" for field, name in names.items()}
+    found = {field: results.read(path) for field, path in paths.items() if path.exists()}
+    circuits = sorted(folder.glob("circuit_*.zarr"))
+    return found | {"circuits": {path.stem.removeprefix("circuit_"): results.read(path) for path in circuits}}
 
 
 def _check(path: Path, found: xr.Dataset, wanted: tuple[str, ...]) -> None:

@@ -1,0 +1,174 @@
+"""What a study finds out about an examined network besides the sweep of its components.
+
+Everything lies in the subject's folder, and is not made again when it is there and was made of the same:
+  complexity.zarr      participation ratio, effective rank and variance of activations, per site and level
+  control.zarr         the sweep of an untrained network of the same configuration on the same pictures
+  control_attention.zarr
+  circuit_KIND.zarr    circuits run to score the one that was found, see `scorecards.run`
+  roles.zarr           selectivity and roles of heads, and the effects behind them
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import xarray as xr
+
+from mechdiff import (
+    capture,
+    circuits,
+    complexity,
+    files,
+    keys,
+    moments,
+    pipeline,
+    probes,
+    results,
+    robustness,
+    roles,
+    scorecards,
+    sweep,
+)
+from mechdiff.config import ExperimentConfig, to_dict
+from mechdiff.data import OFFSETS, synthetic
+from mechdiff.pipeline import Examined
+from mechdiff.schedules import timesteps_by_log_snr
+from mechdiff.types import PRNGKey
+from mechdiff.unet import components
+
+FRESH = 3  # untrained networks that a role must beat
+KNOCKOUTS, RANDOMS = 10, 40  # sets that a circuit is tried against
+PROBED = 400  # faces that probes of factors are fitted on
+BLOCK = 16  # faces drawn together
+
+
+def deepen(examined: Examined, config: ExperimentConfig, folder: Path) -> None:
+    """Does for one subject what `config.study` asks for.
+
+    Args:
+      examined: of `pipeline.examine`, whose `folder` this is.
+    """
+    study, root = config.study, jax.random.key(config.seed)
+    given = examined.given
+    given = dataclasses.replace(given, scored=given.scored[: study.images])
+    some = dataclasses.replace(examined, given=given)
+    levels = [int(t) for t in timesteps_by_log_snr(examined.subject.schedule, study.timesteps)]
+    noise = keys.stream(root, "scored noise")
+    key = _key(examined, config)
+    if study.controls:
+        _once(folder / "complexity.zarr", key, lambda: activity(examined, levels, root))
+        _control(some, config, noise, key, folder)
+    for kind in study.circuits:
+        _once(folder / f"circuit_{kind}.zarr", key, lambda kind=kind: circuit(some, kind, config, folder))
+    if study.role_sets:
+        _once(folder / "roles.zarr", key, lambda: head_roles(some, config, levels, noise))
+
+
+def activity(examined: Examined, levels: Sequence[int], root: PRNGKey) -> xr.Dataset:
+    """`complexity.OF_COVARIANCE` of the activations of every site, dims `measure, site, t`."""
+    subject, given = examined.subject, examined.given
+    parts = subject.unet, subject.params, subject.identity, subject.schedule
+    means = capture.activation_means(*parts, given.reference, levels, keys.stream(root, "mean noise"))
+    noise = keys.stream(root, "scored noise")
+    found = moments.channel_moments(*parts, given.scored, levels, noise, means=means)
+    values = {name: complexity.site_values(found, name) for name in complexity.OF_COVARIANCE}
+    cells = np.array([[values[name][site] for site in found] for name in values])
+    axes = {"measure": list(values), "site": list(found), "t": np.asarray(levels)}
+    return xr.Dataset({"value": (tuple(axes), cells)}, coords=axes)
+
+
+def circuit(examined: Examined, kind: str, config: ExperimentConfig, folder: Path) -> xr.Dataset:
+    """Finds the circuit on one half of the pictures and runs on the other what its measures need.
+
+    Returns:
+      As `scorecards.run`; attributes besides: `order`, and `sizes`, of the circuits for `complexity.TAUS`.
+    """
+    root = jax.random.key(config.seed)
+    asked = dataclasses.replace(config.sweep, timesteps=config.study.timesteps)
+    halves = robustness.halves(examined.subject, examined.given, kind, asked, root, folder / "circuits")
+    sizes = [len(circuits.discover(halves[0], tau).members) for tau in complexity.TAUS]
+    found = circuits.discover(halves[0])
+    runs = scorecards.run(halves[1], found, KNOCKOUTS, RANDOMS, config.seed)
+    return runs.assign_attrs(order=list(found.order), sizes=sizes)
+
+
+def head_roles(
+    examined: Examined, config: ExperimentConfig, levels: Sequence[int], noise: PRNGKey
+) -> xr.Dataset:
+    """Roles of all heads, with the effects they were judged by; dims `component, target, t, image`."""
+    subject, given = examined.subject, examined.given
+    chosen = [one for one in components(subject.unet) if one.kind == "head"]
+    fresh = [pipeline.untrained(subject, config.seed + i) for i in range(FRESH)]
+    more = face_targets(examined.trained, len(given.scored)) if _synthetic(examined.trained) else {}
+    asked = subject, fresh, chosen, given.scored, levels, noise
+    found, effect = roles.examine(*asked, count=config.study.role_sets, seed=config.seed, **more)
+    cells = ("component", "target")
+    return effect.assign(
+        selectivity=(cells, found.selectivity),
+        role=("component", list(found.role)),
+        adjusted=("component", found.adjusted),
+    )
+
+
+def face_targets(trained: ExperimentConfig, count: int) -> dict:
+    """What is known of synthetic faces: masks of the first held-out ones, probes fitted on those of training.
+
+    Args:
+      count: held-out faces.
+    """
+    reference = _faces(trained, OFFSETS["train"], PROBED)
+    fitted = probes.fit_all(reference.image, reference.factors)
+    masks = _faces(trained, OFFSETS["test"], count).masks
+    return {"masks": masks, "parts": synthetic.PARTS, "probes": probes.as_arrays(fitted)}
+
+
+def _control(some: Examined, config: ExperimentConfig, noise: PRNGKey, key: str, folder: Path) -> None:
+    """Sweep and attention of an untrained network, at all levels of the sweep."""
+    fresh, given = pipeline.untrained(some.subject, config.seed), some.given
+    levels = timesteps_by_log_snr(fresh.schedule, config.sweep.timesteps)
+    asked = dataclasses.replace(config.sweep, images=len(given.scored))
+    parts = fresh.unet, fresh.params, fresh.identity, fresh.schedule
+
+    def swept():
+        fills = pipeline.kind_fills(parts, given, levels, jax.random.key(config.seed), asked)
+        where = folder / "control"
+        return sweep.teacher_forced(fresh, given.scored, levels, noise, where, config=asked, fills=fills)
+
+    _once(folder / "control.zarr", key, swept)
+    seen = lambda: capture.attention_stats(*parts, given.scored, levels, noise)  # noqa: E731
+    _once(folder / "control_attention.zarr", key, seen)
+
+
+def _once(path: Path, key: str, make: Callable[[], xr.Dataset]) -> None:
+    """Writes what `make` gives, unless what is there has this key."""
+    with files.hold(path.parent, wait=True):
+        if not path.exists() or results.read(path).attrs.get("made_of") != key:
+            results.replace(path, make().assign_attrs(made_of=key))
+
+
+def _key(examined: Examined, config: ExperimentConfig) -> str:
+    """Digest of all that decides the numbers."""
+    given, study = examined.given, dataclasses.replace(config.study, models=())
+    return files.digest_json(
+        {
+            **examined.subject.digests(),
+            "pictures": files.digest_arrays([given.scored, given.reference]),
+            "asked": [config.seed, to_dict(config.sweep), to_dict(study)],
+            "code": files.code_digest(),
+        }
+    )
+
+
+def _synthetic(trained: ExperimentConfig) -> bool:
+    return trained.data.name == "synthetic"
+
+
+def _faces(trained: ExperimentConfig, start: int, count: int) -> synthetic.Face:
+    size, level, key = trained.unet.image_size, trained.data.level, jax.random.key(0)
+    drawn = [
+        synthetic.faces(key, np.int32(at + np.arange(BLOCK)), size, level)
+        for at in range(start, start + count, BLOCK)
+    ]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *drawn)
