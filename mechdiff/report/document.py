@@ -7,13 +7,14 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from mechdiff import claims, verdicts
-from mechdiff.report import attention, curves, findings, maps, numbers, ranking, schematic, style
+from mechdiff import claims, seeds, verdicts
+from mechdiff.report import across, attention, curves, findings, maps, numbers, ranking, schematic, style
 from mechdiff.report.style import Picture
 from mechdiff.report.subjects import STATISTICS, Subject
 
 FACTS = ("command", "started", "wall_seconds", "devices", "code", "commit", "packages", "python")
 PAIRS_DRAWN = 3  # pairs of subjects with a scatter plot of their own; the table has all
+DETAILED = 4  # subjects with figures of their own; of more, the first training seed of each data set
 
 
 def render(manifest: dict, subjects: list[Subject], figures: Path) -> str:
@@ -32,12 +33,59 @@ def render(manifest: dict, subjects: list[Subject], figures: Path) -> str:
     css = resources.files("mechdiff.report").joinpath("report.css").read_text("utf-8")
     page = environment.get_template("report.html.j2")
     facts = dict.fromkeys(FACTS) | {"config": {}} | manifest
-    content = _content(facts["config"], subjects, figures)
-    return page.render(css=css, facts=facts, manifest=manifest, subjects=subjects, **content)
+    content = _together(subjects, figures) | _each(facts["config"], detailed(subjects), subjects, figures)
+    return page.render(css=css, facts=facts, manifest=manifest, everyone=subjects, **content)
 
 
-def _content(config: dict, subjects: list[Subject], figures: Path) -> dict:
-    """Everything the template shows that isn't in the files as it stands."""
+def detailed(subjects: list[Subject]) -> list[Subject]:
+    """Those that the report shows one by one: all of a few, else the first training seed of each data set."""
+    if len(subjects) <= DETAILED:
+        return subjects
+    first = {}
+    for subject in sorted(subjects, key=lambda one: one.config.seed):
+        first.setdefault(subject.data, subject)
+    return [subject for subject in subjects if subject in first.values()]
+
+
+def _together(subjects: list[Subject], figures: Path) -> dict:
+    """What all networks say: the claims, and the evidence behind them."""
+    networks = [subject.network for subject in subjects]
+    natural, simple = seeds.sides(networks)
+    drawn = {}
+
+    def add(name: str, alt: str, draw) -> None:
+        drawn[name] = style.picture(figures, name, alt, draw)
+
+    full = [*natural, *simple] or networks
+    add(
+        "seeds-damage",
+        "Pooled Deg% of single components in every network.",
+        lambda t: across.draw_damage(t, full),
+    )
+    if min(len(natural), len(simple)) > 1:
+        ratios = seeds.ratios(networks)
+        alt = "Ratios of complexity, CelebA over synthetic faces, by several measures."
+        add("seeds-ratios", alt, lambda theme: across.draw_ratios(theme, ratios))
+        alt = "Divergence of attention entropy by noise level, between data sets and between seeds."
+        add("seeds-divergence", alt, lambda theme: across.draw_divergence(theme, natural, simple))
+    ladder = seeds.ladder(networks)
+    if len(ladder) > 1:
+        alt = "Effective components by complexity of the synthetic faces."
+        add("seeds-ladder", alt, lambda theme: across.draw_ladder(theme, ladder))
+    groups: dict[tuple[str, str], list[Subject]] = {}
+    for subject in subjects:
+        groups.setdefault((subject.data, subject.inputs), []).append(subject)
+    return {
+        "claims": claims.evaluate(networks),
+        "fewest": verdicts.FEWEST,
+        "rows": across.rows(subjects),
+        "together": drawn,
+        "groups": groups,
+    }
+
+
+def _each(config: dict, subjects: list[Subject], everyone: list[Subject], figures: Path) -> dict:
+    """What the template shows of subjects one by one that isn't in the files as it stands."""
     spans = [
         span
         for subject in subjects
@@ -46,10 +94,9 @@ def _content(config: dict, subjects: list[Subject], figures: Path) -> dict:
     ]
     lead = subjects[0].lead.kind
     pairs = numbers.between_subjects(subjects, lead)
-    counts = numbers.seeds(subjects)
+    counts = numbers.seeds(everyone)
     return {
-        "claims": claims.evaluate([subject.network for subject in subjects]),
-        "fewest": verdicts.FEWEST,
+        "subjects": subjects,
         "pictures": {subject.name: _pictures(subject, subjects, figures) for subject in subjects},
         "range_picture": _range(spans, subjects, figures),
         "agreement_pictures": _agreements(subjects, lead, figures),

@@ -133,7 +133,7 @@ def ranges(found: list[Extent]) -> list[Markup]:
     ]
     beside = (
         "The abstract of the paper names a degradation of {:g} % to {:g} %, for an estimand that is not "
-        "known: the ranges stand side by side (section 9), but are not measurements of the same thing."
+        "known: the ranges stand side by side (section 10), but are not measurements of the same thing."
     )
     return [*sentences, Markup(beside).format(*PAPER)]
 

@@ -1,0 +1,159 @@
+"""What networks of several training seeds and data sets say together: the evidence behind the verdicts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mechdiff import divergence, matching, scorecards, seeds
+from mechdiff.report import style
+from mechdiff.report.style import Theme
+from mechdiff.report.subjects import Subject
+from mechdiff.scorecards import Scorecard
+from mechdiff.stats import Interval
+from mechdiff.verdicts import Network
+
+PAPER_RATIO = (1.084 - 0.008, 1.084 + 0.008)  # complexity, abstract of arXiv 2506.17237
+PAPER_DIVERGENCE = (0.015, 0.166)  # nats, the same
+SHOWN = 18  # components in the figure of damage
+SIDES = (("celeba", "CelebA"), ("synthetic", "synthetic faces"))
+COLOURS = {"celeba": "head", "tfds": "head", "synthetic": "res"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network in the table of all.
+
+    Attributes:
+      effective: components that damage is spread over.
+      worst: kind of ablation -> the component that costs most, and its pooled Deg%.
+      circuits: kind of ablation -> how good its circuit is.
+      roles: role -> heads that have it; None if none were looked for.
+    """
+
+    subject: Subject
+    effective: float
+    worst: dict[str, tuple[str, float]]
+    circuits: dict[str, Scorecard]
+    roles: dict[str, list[str]] | None
+
+
+def rows(subjects: Sequence[Subject]) -> list[Row]:
+    """The table of all networks."""
+    return [_row(subject) for subject in subjects]
+
+
+def _row(subject: Subject) -> Row:
+    network, worst, roles = subject.network, {}, None
+    for kind in map(str, network.sweep["kind"].values):
+        damage = seeds.damage(network.sweep, kind)
+        worst[kind] = str(network.sweep["component"].values[damage.argmax()]), float(damage.max())
+    if network.roles is not None:
+        roles = {}
+        for head, role in zip(network.roles["component"].values, network.roles["role"].values):
+            if role != matching.UNASSIGNED:
+                roles.setdefault(str(role), []).append(str(head))
+    circuits = {kind: scorecards.measure(runs) for kind, runs in network.circuits.items()}
+    effective = seeds.effective(network.sweep, seeds.lead(network.sweep))
+    return Row(subject, effective, worst, circuits, roles)
+
+
+def draw_ratios(theme: Theme, ratios: dict[str, Interval]) -> Figure:
+    """Complexity of CelebA's networks over that of synthetic faces', by every measure."""
+    height = 1.05 + 0.26 * len(ratios)
+    figure = style.figure(6.4, height)
+    axes = figure.add_axes((0.40, 0.55 / height, 0.58, (height - 0.95) / height))
+    axes.axvspan(*PAPER_RATIO, color=theme.muted, alpha=0.25, lw=0)
+    axes.text(np.mean(PAPER_RATIO), -0.75, "the paper", size=6.8, ha="center", va="bottom", color=theme.muted)
+    for y, (name, found) in enumerate(ratios.items()):
+        colour = theme.muted if name.startswith("untrained") else theme.part("head")
+        axes.plot([found.low, found.high], [y, y], color=colour, lw=1.4, solid_capstyle="butt")
+        axes.plot(found.estimate, y, "o", ms=4.6, color=colour)
+    axes.axvline(1, color=theme.ink, lw=0.8)
+    axes.set(
+        ylim=(len(ratios) - 0.4, -0.7),
+        xlabel="CelebA / synthetic faces, with 95 % interval over pairs of seeds",
+    )
+    axes.set_yticks(range(len(ratios)), list(ratios), color=theme.ink, size=7)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
+    return figure
+
+
+def draw_damage(theme: Theme, networks: Sequence[Network]) -> Figure:
+    """Pooled Deg% of the components that cost most, a mark for every network."""
+    names = [str(name) for name in networks[0].sweep["component"].values]
+    kind = seeds.lead(networks[0].sweep)
+    damage = np.array([seeds.damage(network.sweep, kind) for network in networks])
+    order = np.argsort(-np.median(damage, axis=0), kind="stable")[:SHOWN]
+    height = 1.05 + 0.25 * len(order)
+    figure = style.figure(6.4, height)
+    axes = figure.add_axes((0.23, 0.55 / height, 0.75, (height - 0.95) / height))
+    for place, (side, label) in enumerate(SIDES):
+        own = np.array([COLOURS.get(network.data) == COLOURS[side] for network in networks])
+        for y, component in enumerate(order):
+            values, shift = damage[own, component], 0.32 * place - 0.16
+            look = {"ls": "", "ms": 4.4, "color": theme.part(COLOURS[side]), "alpha": 0.75, "mew": 0}
+            word = label if y == 0 else None
+            axes.plot(values, np.full(len(values), y + shift), "os"[place], label=word, **look)
+    axes.set(ylim=(len(order) - 0.4, -0.6), xlabel=f"pooled Deg%, {kind} ablation; a mark for every network")
+    axes.set_yticks(range(len(order)), [names[i] for i in order], color=theme.ink, size=7)
+    axes.tick_params(axis="y", length=0)
+    shown = damage[:, order]
+    style.symlog((axes, "x"), min(-0.3, 1.3 * float(shown.min())), max(1.5, 1.3 * float(shown.max())))
+    axes.grid(axis="x")
+    axes.grid(axis="y", alpha=0.5)
+    axes.spines["left"].set_visible(False)
+    _key(axes, theme)
+    return figure
+
+
+def draw_divergence(theme: Theme, natural: Sequence[Network], simple: Sequence[Network]) -> Figure:
+    """Entropy divergence by noise level: between data sets, and between training seeds of one."""
+    attention = [[network.attention for network in side] for side in (natural, simple)]
+    between, within, p = divergence.seeds_test(*attention)
+    x = natural[0].attention["log_snr"].values
+    figure = style.figure(6.4, 3.1)
+    axes = figure.add_axes((0.10, 0.16, 0.88, 0.73))
+    axes.axhspan(*PAPER_DIVERGENCE, color=theme.muted, alpha=0.16, lw=0)
+    axes.text(x.max(), PAPER_DIVERGENCE[1], " the paper's range ", size=6.8, va="bottom", color=theme.muted)
+    axes.plot(x, between, "o-", ms=3.6, lw=1.2, color=theme.part("head"), label="between data sets")
+    axes.plot(x, within, "s-", ms=3.2, lw=1.2, color=theme.part("res"), label="between seeds of one data set")
+    sure = p < 0.05
+    axes.plot(
+        x[sure],
+        between[sure],
+        "o",
+        ms=7,
+        mfc="none",
+        color=theme.ink,
+        mew=0.8,
+        label="above seed noise, p < 0.05",
+    )
+    axes.set(ylim=(0, None), xlabel="log-SNR (clean to the left)", ylabel="root mean square over heads, nats")
+    axes.invert_xaxis()
+    axes.grid(axis="y")
+    _key(axes, theme)
+    return figure
+
+
+def draw_ladder(theme: Theme, ladder: dict[int, list[float]]) -> Figure:
+    """Effective components by rung of the ladder of synthetic faces, a mark for every training seed."""
+    figure = style.figure(4.4, 2.9)
+    axes = figure.add_axes((0.14, 0.17, 0.83, 0.74))
+    for level, values in ladder.items():
+        axes.plot([level] * len(values), values, "o", ms=4.6, color=theme.part("res"), alpha=0.75, mew=0)
+    means = [np.mean(values) for values in ladder.values()]
+    axes.plot(list(ladder), means, color=theme.part("res"), lw=1)
+    axes.set(xlabel="complexity of the faces (rung of the ladder)", ylabel="effective components")
+    axes.set_xticks(list(ladder))
+    axes.grid(axis="y")
+    return figure
+
+
+def _key(axes: Axes, theme: Theme) -> None:
+    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": 3, "borderaxespad": 0}
+    axes.legend(fontsize=7, labelcolor=theme.ink, handletextpad=0.3, columnspacing=1.2, **place)
