@@ -19,6 +19,7 @@ from mechdiff.config import to_dict
 from mechdiff.data import celeba
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
+PROOFS = ("planted/planted.json", "calibration/calibration.json")
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
 
 
@@ -36,6 +37,9 @@ def main(config, workdir):
             where = workdir / "subjects" / name
             examined = pipeline.examine(name, folder, inputs, config.sweep, config.seed, where)
             study.deepen(examined, config, where)
+        for proof in PROOFS:  # of the instrument, made by launchers of their own
+            if (CHECKPOINTS / proof).exists():
+                files.write_atomic(workdir / Path(proof).name, (CHECKPOINTS / proof).read_bytes())
         files.write_json(workdir / "manifest.json", {**manifest, "wall_seconds": time.monotonic() - start})
         print(report.build(workdir))
 

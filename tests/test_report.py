@@ -16,7 +16,7 @@ from PIL import Image
 from experiments import _launch
 from experiments import report as launcher
 from mechdiff import effects, files, images, report, results
-from mechdiff.config import UNetConfig, to_dict
+from mechdiff.config import UNetConfig, override, to_dict
 from mechdiff.errors import MechdiffError
 from mechdiff.presets import preset
 from mechdiff.report import findings, maps, numbers, schematic, style, subjects
@@ -32,9 +32,9 @@ NAMES = {
 VOID = {"meta", "img", "source", "link", "br", "hr"}
 
 
-def fabricate(folder, name: str, inputs: str, seed: int) -> None:
+def fabricate(folder, name: str, inputs: str, seed: int, *changes: str) -> None:
     """Saved results of one subject: random numbers in the layout of `pipeline.examine`."""
-    rng, config = np.random.default_rng(seed), preset("tiny")
+    rng, config = np.random.default_rng(seed), override(preset("tiny"), changes)
     parts = components(config.unet)
     log_snr = np.asarray(make_schedule(config.diffusion).log_snr)[T]
     clean = rng.uniform(0.5, 1, (len(T), IMAGES))
@@ -369,3 +369,65 @@ def test_launcher_says_where_there_is_no_folder(tmp_path, capsys):
 def test_data_addresses_hold_their_bytes():
     address = style.data_uri(b"\x00\xff", "image/png")
     assert base64.b64decode(address.removeprefix("data:image/png;base64,")) == b"\x00\xff"
+
+
+def study(folder, name: str, seed: int) -> None:
+    """What `study` adds to a subject: random numbers in its layout."""
+    rng, where = np.random.default_rng(seed), folder / "subjects" / name
+    swept, attention = (results.read(where / f"{part}.zarr") for part in ("sweep", "attention"))
+    heads = list(attention["head"].values)
+    roles = ["sobel", *["unassigned"] * (len(heads) - 1)]
+    axes = {"component": heads, "target": ["sobel", "layout", "colour"]}
+    found = xr.Dataset(
+        {
+            "selectivity": (tuple(axes), rng.uniform(-1, 1, (len(heads), 3))),
+            "role": ("component", roles),
+        },
+        coords=axes,
+    )
+    results.replace(where / "roles.zarr", found)
+    results.replace(where / "control.zarr", swept)
+    results.replace(where / "control_attention.zarr", attention)
+    cells = rng.uniform(1, 9, (3, 2, 2))
+    names = {"measure": ["participation", "rank", "variance"], "site": ["a", "b"], "t": [1, 2]}
+    results.replace(where / "complexity.zarr", xr.Dataset({"value": (tuple(names), cells)}, coords=names))
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A results folder of seven networks, two seeds of either data set and three simpler faces."""
+    where = tmp_path_factory.mktemp("many")
+    for seed in range(2):
+        for data, level in (("celeba", 4), ("synthetic", 4), ("synthetic", 0)):
+            name = f"held-{data}{level}-seed{seed}"
+            changes = f"data.name={data}", f"data.level={level}", f"seed={seed}"
+            fabricate(where, name, f"held-out {data} pictures", 10 * seed + level, *changes)
+            if level == 4:
+                study(where, name, seed)
+    files.write_json(
+        where / "manifest.json", {"config": to_dict(preset("tiny")), "command": ["reproduce.py"]}
+    )
+    row = {"plant": "redundant", "method": "exact zero", "n": 5, "auroc": [0.5, None, None]}
+    manifest = {"command": ["planted.py", "--instances=5"]}
+    files.write_json(where / "planted.json", {"summary": [row], "manifest": manifest})
+    check = {"name": "max-T", "promise": "uniform", "nominal": None, "found": 0.05, "low": 0.03, "high": 0.07}
+    checks = [{**check, "p": 0.4, "n": 900, "holds": True}]
+    files.write_json(where / "calibration.json", {"checks": checks, "manifest": manifest})
+    return report.build(where).read_text("utf-8")
+
+
+def test_many_networks_are_shown_together_and_one_of_each_data_set_in_detail(many):
+    outline = Outline(many)
+    assert "All networks together" in many and "<b>2 networks</b> trained on CelebA faces, seeds 0, 1" in many
+    alts = [image["alt"] for image in outline.of("img")]
+    assert sum("Map of Deg%" in alt for alt in alts) == 3  # the first seed of each
+    for name in ("seed0", "seed1"):
+        assert f"held-celeba4-{name}" in many
+    assert sum("Ratios of complexity" in alt or "Divergence of attention" in alt for alt in alts) == 2
+    assert sum("by complexity of the synthetic faces" in alt for alt in alts) == 1
+
+
+def test_roles_and_proofs_of_the_instrument_are_shown_where_they_are(many, page):
+    assert "sobel: <code>" in many and "AUROC" in many and "max-T" in many and "0.50" in many
+    assert "AUROC" not in page and "Can the instrument be trusted" not in page
+    assert len(Outline(many).of("table")) == len(Outline(many).of("caption"))

@@ -10,7 +10,7 @@ def build(folder: Path | str) -> Path:
     """Writes `folder/report.html`, and its figures as PNG and SVG in `folder/figures`.
 
     Args:
-      folder: a results folder, see `pipeline`.
+      folder: a results folder, see `pipeline`; `planted.json` and `calibration.json` in it are shown too.
     Returns:
       path of the document.
     Raises:
@@ -18,7 +18,6 @@ def build(folder: Path | str) -> Path:
     """
     folder = Path(folder)
     manifest, found = subjects.read(folder)
-    figures = files.ensure_writable(folder / "figures")
-    page = document.render(manifest, found, figures)
+    page = document.render(manifest, found, files.ensure_writable(folder))
     files.write_atomic(folder / "report.html", page)
     return folder / "report.html"

@@ -7,8 +7,19 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from mechdiff import claims, seeds, verdicts
-from mechdiff.report import across, attention, curves, findings, maps, numbers, ranking, schematic, style
+from mechdiff import claims, files, seeds, verdicts
+from mechdiff.report import (
+    across,
+    attention,
+    curves,
+    findings,
+    maps,
+    numbers,
+    ranking,
+    schematic,
+    style,
+    trust,
+)
 from mechdiff.report.style import Picture
 from mechdiff.report.subjects import STATISTICS, Subject
 
@@ -17,8 +28,9 @@ PAIRS_DRAWN = 3  # pairs of subjects with a scatter plot of their own; the table
 DETAILED = 4  # subjects with figures of their own; of more, the first training seed of each data set
 
 
-def render(manifest: dict, subjects: list[Subject], figures: Path) -> str:
-    """The page; its figures are also written into the folder `figures`."""
+def render(manifest: dict, subjects: list[Subject], folder: Path) -> str:
+    """The page of a results folder; its figures are also written into `folder/figures`."""
+    figures = files.ensure_writable(folder / "figures")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mechdiff.report", "."),
         autoescape=True,
@@ -34,6 +46,11 @@ def render(manifest: dict, subjects: list[Subject], figures: Path) -> str:
     page = environment.get_template("report.html.j2")
     facts = dict.fromkeys(FACTS) | {"config": {}} | manifest
     content = _together(subjects, figures) | _each(facts["config"], detailed(subjects), subjects, figures)
+    content |= {
+        "planted": trust.planted(folder),
+        "calibration": trust.calibration(folder),
+        "plants": trust.PLANTS,
+    }
     return page.render(css=css, facts=facts, manifest=manifest, everyone=subjects, **content)
 
 
