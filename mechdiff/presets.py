@@ -52,12 +52,13 @@ PRESETS = {
         ),
         diffusion=DiffusionConfig(schedule="cosine"),
         train=TrainConfig(steps=2000, batch=32, learning_rate=2e-3, warmup=100, ema_decay=0.998),
-        sweep=SweepConfig(timesteps=24, images=96, mean_images=128, image_block=32),
+        sweep=SweepConfig(timesteps=24, images=48, mean_images=128, image_block=16),
         study=StudyConfig(
             models=tuple(f"cpu16-{data}-seed{seed}" for data in ("synthetic", "celeba") for seed in range(5)),
             controls=True,
             circuits=("mean",),
             role_sets=200,
+            timesteps=4,
         ),
     ),
     # 32x32, attention at 16x16 and 8x8: faces in 50 minutes on one core, better ones with more steps.
