@@ -13,7 +13,8 @@ import jax
 from absl import flags
 
 from experiments import _launch
-from mechdiff import circuits, files, pipeline, results, robustness, scorecards
+from mechdiff import circuits, files, pipeline, results
+from mechdiff.circuits import robustness, scorecards
 from mechdiff.config import to_dict
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)

@@ -7,7 +7,8 @@ Prints a table and writes DIR/claims.json.
 import dataclasses
 
 from experiments import _launch
-from mechdiff import claims, files, verdicts
+from mechdiff import claims, files
+from mechdiff.claims import verdicts
 from mechdiff.errors import ConfigError
 from mechdiff.report import subjects
 

@@ -11,30 +11,31 @@ Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
   1  types, config
   2  presets, keys, files, schedules, convolution, attention, devices
   3  runlog, sums, compare, images, diffusion, interventions, gates, data, results, metrics
-  4  layers, sampler, stats, evaluation, fidelity, probes
+  4  layers, sampler, stats, evaluation, fidelity
   5  unet, checkpoint
   6  memory
   7  capture, optimisation, filling, wavefront, interop, moments
   8  train, engine, replacements
   9  sweep, optimal
- 10  pipeline, effects, walk, adaptive, attribution, pairs, divergence, faithfulness, paths, matching, roles
- 11  trajectory, screening, calibration, redundancy, phases, complexity, verdicts, entropy_link, patterns
- 12  seeds, circuits, tempering, doses, interchange
- 13  claims, scorecards, robustness, planted
- 14  report, study
- 15  experiments (launchers, outside the package)
+ 10  pipeline, effects, walk, adaptive, attribution, pairs, divergence, paths, roles
+ 11  trajectory, screening, calibration, redundancy, phases, complexity, entropy_link, patterns
+ 12  circuits, claims, tempering, doses, interchange
+ 13  report, planted, study
+ 14  experiments (launchers, outside the package)
 """
 
 from mechdiff.adaptive import certify
 from mechdiff.attribution import gate_scores
 from mechdiff.capture import activation_means, attention_stats
-from mechdiff.circuits import Circuit, discover, stand_ins
+from mechdiff.circuits.discovery import Circuit, discover, stand_ins
+from mechdiff.circuits.faithfulness import Trials
+from mechdiff.circuits.robustness import stability, transfer
+from mechdiff.circuits.scorecards import Scorecard, scorecard
 from mechdiff.config import ExperimentConfig, UNetConfig, override
 from mechdiff.diffusion import denoising_loss, predict_x0, q_sample, training_loss
 from mechdiff.doses import dose_curves
 from mechdiff.engine import Engine
 from mechdiff.errors import MechdiffError
-from mechdiff.faithfulness import Trials
 from mechdiff.interchange import interchange_effects
 from mechdiff.interventions import (
     STACKED,
@@ -55,8 +56,7 @@ from mechdiff.patterns import pattern_effects, replace_pattern
 from mechdiff.presets import preset
 from mechdiff.redundancy import verified_pairs
 from mechdiff.replacements import noise_fills, resample_fills
-from mechdiff.robustness import stability, transfer
-from mechdiff.roles import role_effects
+from mechdiff.roles.judging import role_effects
 from mechdiff.sampler import ddim_step, ddpm_step, sample
 from mechdiff.schedules import (
     NoiseSchedule,
@@ -66,7 +66,6 @@ from mechdiff.schedules import (
     scaled_linear_schedule,
     timesteps_by_log_snr,
 )
-from mechdiff.scorecards import Scorecard, scorecard
 from mechdiff.screening import screen_and_verify
 from mechdiff.sweep import Subject, teacher_forced
 from mechdiff.tempering import matched_temperature, temperature_effects

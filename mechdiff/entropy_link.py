@@ -26,9 +26,9 @@ from mechdiff import effects, stats
 from mechdiff.engine import Engine, Seen
 from mechdiff.errors import ConfigError
 from mechdiff.interventions import Intervention, select
-from mechdiff.matching import layers_of
 from mechdiff.metrics import targets
-from mechdiff.roles import families, pictures, selectivity, target_variances
+from mechdiff.roles.judging import families, pictures, selectivity, target_variances
+from mechdiff.roles.matching import layers_of
 from mechdiff.stats import Interval
 from mechdiff.stats.intervals import Statistic
 from mechdiff.sweep import Subject

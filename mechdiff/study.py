@@ -16,24 +16,12 @@ import jax
 import numpy as np
 import xarray as xr
 
-from mechdiff import (
-    capture,
-    circuits,
-    complexity,
-    files,
-    keys,
-    moments,
-    pipeline,
-    probes,
-    results,
-    robustness,
-    roles,
-    scorecards,
-    sweep,
-)
+from mechdiff import capture, circuits, complexity, files, keys, moments, pipeline, results, roles, sweep
+from mechdiff.circuits import robustness, scorecards
 from mechdiff.config import ExperimentConfig, to_dict
 from mechdiff.data import OFFSETS, synthetic
 from mechdiff.pipeline import Examined
+from mechdiff.roles import probes
 from mechdiff.schedules import timesteps_by_log_snr
 from mechdiff.types import PRNGKey
 from mechdiff.unet import components

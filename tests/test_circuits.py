@@ -9,21 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mechdiff import (
-    circuits,
-    faithfulness,
-    paths,
-    planted,
-    results,
-    robustness,
-    scorecards,
-    screening,
-    wavefront,
-)
+from mechdiff import circuits, paths, planted, results, screening, wavefront
+from mechdiff.circuits import discovery, faithfulness, robustness, scorecards
+from mechdiff.circuits.faithfulness import Trials
 from mechdiff.config import SweepConfig
 from mechdiff.diffusion import image_noise, q_sample
 from mechdiff.errors import ConfigError
-from mechdiff.faithfulness import Trials
 from mechdiff.interventions import keep_only, scale
 from mechdiff.pipeline import Inputs
 from mechdiff.planted import wiring
@@ -132,8 +123,8 @@ def test_every_member_is_needed_whatever_the_network(made_up):
 
         trials = made_up(rules, chosen=ten)
         found = circuits.discover(trials, tau=0.8)
-        close = circuits.close_to(trials)
-        members = circuits.as_members(found, trials.names)
+        close = discovery.close_to(trials)
+        members = discovery.as_members(found, trials.names)
         assert close(members[None])[0] >= 0.8
         fewer = np.array([members & (np.arange(10) != i) for i in np.flatnonzero(members)])
         assert (close(fewer) < 0.8).all()
@@ -295,7 +286,7 @@ def test_resamples_find_a_clear_circuit_again_and_an_unclear_one_less_often(made
     noisy = Noisy(trials.subject, trials.images, trials.timesteps[:1], KEY)
     unclear = robustness.stability(noisy, circuits.discover(noisy, 0.7), repeats=6)
     assert unclear.pairwise < 0.9
-    assert circuits.shuffled(rng, np.arange(6) < 2, ["x"] * 3 + ["y"] * 3)[:3].sum() == 2
+    assert discovery.shuffled(rng, np.arange(6) < 2, ["x"] * 3 + ["y"] * 3)[:3].sum() == 2
 
 
 def test_halves_are_other_pictures_with_other_noise(nobody):
@@ -330,8 +321,8 @@ def test_a_screen_ranks_by_what_it_verified_and_else_by_its_scores(made_up, tmp_
     def screen(*args, **kwargs):
         given = asked.bind(*args, **kwargs).arguments
         assert given["chosen"] == trials.chosen and given["k"] == 3
-        effect = np.where(np.arange(len(trials.names)) < 5, circuits.effects(trials), np.nan)
-        return SimpleNamespace(effect=effect, score=circuits.effects(trials) + 1e-3)
+        effect = np.where(np.arange(len(trials.names)) < 5, discovery.effects(trials), np.nan)
+        return SimpleNamespace(effect=effect, score=discovery.effects(trials) + 1e-3)
 
     monkeypatch.setattr(screening, "screen_and_verify", screen)
     found = circuits.discover(trials, ranking="screen", screen={"k": 3})
@@ -343,4 +334,4 @@ def test_a_screen_ranks_by_what_it_verified_and_else_by_its_scores(made_up, tmp_
 def test_the_grid_finds_the_first_of_a_monotone_sequence():
     for high in (1, 2, 7, 40, 500):
         for answer in {1, high, high // 2 or 1, max(1, high - 1)}:
-            assert circuits._smallest(lambda sizes: sizes >= answer, 0, high) == answer  # noqa: B023
+            assert discovery._smallest(lambda sizes: sizes >= answer, 0, high) == answer  # noqa: B023

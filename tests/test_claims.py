@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from mechdiff import claims, matching, seeds, verdicts
-from mechdiff.verdicts import Finding, Network, verdict
+from mechdiff import claims
+from mechdiff.claims import seeds, verdicts
+from mechdiff.claims.verdicts import Finding, Network, verdict
+from mechdiff.roles import matching
 
 PARTS = ["res"] * 6 + ["head"] * 6
 NAMES = [f"down0.block{i}.res" for i in range(6)] + [f"mid.attn0.head{i}" for i in range(6)]

@@ -6,13 +6,14 @@ import pytest
 import xarray as xr
 from reference.networks import random_params
 
-from mechdiff import matching, roles
+from mechdiff import roles
 from mechdiff.diffusion import image_noise, predict_x0, q_sample
 from mechdiff.engine import Engine
 from mechdiff.errors import ConfigError
 from mechdiff.interventions import ablate, component_at, leave_one_out
 from mechdiff.metrics import targets
 from mechdiff.planted import plants, wiring
+from mechdiff.roles import matching
 from mechdiff.schedules import cosine_schedule
 from mechdiff.sweep import Subject
 from mechdiff.unet import components, denoise

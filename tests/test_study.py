@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mechdiff import complexity, pipeline, results, scorecards, study
+from mechdiff import complexity, pipeline, results, study
+from mechdiff.circuits import scorecards
 from mechdiff.config import StudyConfig, SweepConfig
 from mechdiff.errors import ConfigError
 

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from mechdiff import probes
 from mechdiff.errors import ConfigError
 from mechdiff.metrics import targets
+from mechdiff.roles import probes
 
 SIDE = 8
 read = jax.jit(targets.features)

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from mechdiff import files, keys
 from mechdiff.attribution import gate_scores
 from mechdiff.capture import activation_means, attention_stats
-from mechdiff.circuits import discover, stand_ins
+from mechdiff.circuits.discovery import discover, stand_ins
+from mechdiff.circuits.faithfulness import Trials
 from mechdiff.config import SweepConfig
 from mechdiff.diffusion import image_noise, q_sample
-from mechdiff.faithfulness import Trials
 from mechdiff.gates import CAPTURED
 from mechdiff.interventions import Component, kind_of
 from mechdiff.optimal import optimal_fills

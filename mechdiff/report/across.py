@@ -7,13 +7,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mechdiff import divergence, matching, scorecards, seeds
+from mechdiff import divergence
+from mechdiff.circuits import scorecards
+from mechdiff.circuits.scorecards import Scorecard
+from mechdiff.claims import seeds
+from mechdiff.claims.verdicts import Network
 from mechdiff.report import style
 from mechdiff.report.style import Theme
 from mechdiff.report.subjects import Subject
-from mechdiff.scorecards import Scorecard
+from mechdiff.roles import matching
 from mechdiff.stats import Interval
-from mechdiff.verdicts import Network
 
 PAPER_RATIO = (1.084 - 0.008, 1.084 + 0.008)  # complexity, abstract of arXiv 2506.17237
 PAPER_DIVERGENCE = (0.015, 0.166)  # nats, the same

@@ -7,7 +7,8 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from mechdiff import claims, files, seeds, verdicts
+from mechdiff import claims, files
+from mechdiff.claims import seeds, verdicts
 from mechdiff.report import (
     across,
     attention,

@@ -9,12 +9,12 @@ import xarray as xr
 from jaxtyping import Float
 
 from mechdiff import effects, files, results
+from mechdiff.claims.verdicts import Network
 from mechdiff.config import ExperimentConfig, from_dict
 from mechdiff.effects import Damage
 from mechdiff.errors import CheckpointError
 from mechdiff.schedules import make_schedule
 from mechdiff.unet import count_parameters
-from mechdiff.verdicts import Network
 
 STATISTICS = ("entropy", "normalised_entropy", "mutual_information", "distance", "identity_mass")
 RECORD = ("steps", "images", "levels", "test_loss", "train_loss", "memorisation", "log", "manifest")

@@ -11,8 +11,20 @@ import xarray as xr
 from scipy.special import stdtrit
 from scipy.stats import binom, spearmanr
 
-from mechdiff import divergence, matching, phases, seeds, stats
-from mechdiff.verdicts import ALPHA, FEWEST, Claim, Finding, Missing, Network, Question, decide, over_seeds
+from mechdiff import divergence, phases, stats
+from mechdiff.claims import seeds
+from mechdiff.claims.verdicts import (
+    ALPHA,
+    FEWEST,
+    Claim,
+    Finding,
+    Missing,
+    Network,
+    Question,
+    decide,
+    over_seeds,
+)
+from mechdiff.roles import matching
 
 LEVELS = 24  # that a test of four phases needs: six or more a phase
 MARGIN = np.log(1.042)  # of a ratio's logarithm: half of what the paper reports

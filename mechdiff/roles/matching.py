@@ -17,10 +17,10 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from mechdiff.errors import ConfigError
+from mechdiff.roles.judging import UNASSIGNED
 
 Profile = Float[np.ndarray, "head numbers"]
 STATISTICS = ("normalised_entropy", "mutual_information", "distance", "identity_mass")
-UNASSIGNED = "unassigned"
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import xarray as xr
 from jaxtyping import Float
 
 from mechdiff import complexity, effects
+from mechdiff.claims.verdicts import Missing, Network
 from mechdiff.stats import Interval
-from mechdiff.verdicts import Missing, Network
 
 TOP_LEVEL = 4  # of the ladder of synthetic faces: everything varies
 

@@ -23,9 +23,9 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 
 from mechdiff import stats
-from mechdiff.circuits import Circuit, as_members, shuffled
+from mechdiff.circuits.discovery import Circuit, as_members, shuffled
+from mechdiff.circuits.faithfulness import Trials, closeness, dataset, faithfulness
 from mechdiff.errors import ConfigError
-from mechdiff.faithfulness import Trials, closeness, dataset, faithfulness
 from mechdiff.stats import Interval
 
 SHARES = (0, 0.02, 0.05, *(i / 10 for i in range(1, 11)))  # of the components, for the curve

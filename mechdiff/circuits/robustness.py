@@ -10,10 +10,10 @@ import xarray as xr
 from jaxtyping import Bool, Float
 
 from mechdiff import keys, stats
-from mechdiff.circuits import Circuit, as_members, close_to, effects, select, shuffled
+from mechdiff.circuits.discovery import Circuit, as_members, close_to, effects, select, shuffled
+from mechdiff.circuits.faithfulness import Trials, faithfulness
 from mechdiff.config import SweepConfig
 from mechdiff.errors import ConfigError
-from mechdiff.faithfulness import Trials, faithfulness
 from mechdiff.pipeline import Inputs, kind_fills
 from mechdiff.schedules import timesteps_by_log_snr
 from mechdiff.sweep import Subject

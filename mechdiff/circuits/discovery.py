@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from mechdiff import screening
+from mechdiff.circuits.faithfulness import Trials, closeness
 from mechdiff.errors import ConfigError, unknown
-from mechdiff.faithfulness import Trials, closeness
 
 RANKINGS = ("exact", "screen")
 Close = Callable[[np.ndarray], np.ndarray]  # circuits [m, component] -> closeness [m]
