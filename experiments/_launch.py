@@ -7,20 +7,23 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's own notes; read when jax is imported
 
 import jax
 from absl import flags, logging
 
-from mechdiff import files, presets
+from mechdiff import files, keys, pipeline, presets
 from mechdiff.config import ExperimentConfig, override
 from mechdiff.errors import MechdiffError
+from mechdiff.schedules import timesteps_by_log_snr
+from mechdiff.sweep import Subject
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("preset", "cpu16", "Named settings to start from.")
+flags.DEFINE_string("preset", "quickstart", "Named settings to start from.")
 flags.DEFINE_multi_string("set", [], "Change a setting: section.field=value (may be given again).")
 flags.DEFINE_string("workdir", None, "Folder of the results; default: runs/PRESET.")
 flags.DEFINE_string("compilation_cache", None, "Folder in which JAX keeps compiled programs.")
@@ -31,6 +34,18 @@ flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is,
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
+
+
+class Opened(NamedTuple):
+    """A trained model, how it was trained, its pictures, noise levels, and the key of their noise."""
+
+    subject: Subject
+    trained: ExperimentConfig
+    given: pipeline.Inputs
+    levels: Sequence[int]
+    key: jax.Array
+
+
 Main = Callable[[ExperimentConfig, Path], object]
 
 
@@ -87,6 +102,18 @@ def _join() -> None:
         jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id)
     except (ValueError, RuntimeError) as error:
         raise flags.Error(f"could not join the other processes: {error}") from error
+
+
+def opened(config: ExperimentConfig, workdir: Path, model: str | Path, celeba: str | None) -> Opened:
+    """A trained model and what it is examined on, by the settings `sweep` and `seed`.
+
+    Args:
+      celeba: where real pictures lie; see `pipeline.chooser`.
+    """
+    subject, trained, _ = pipeline.load_subject(Path(model))
+    given = pipeline.chooser(config, celeba, workdir / "cache")(subject, trained)
+    levels = timesteps_by_log_snr(subject.schedule, config.sweep.timesteps)
+    return Opened(subject, trained, given, levels, keys.stream(jax.random.key(config.seed), "scored noise"))
 
 
 def spread_over_cores(share: int = 0) -> None:

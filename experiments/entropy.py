@@ -7,16 +7,13 @@ Result: WORKDIR/entropy.json.
 """
 
 import dataclasses
-from pathlib import Path
 
-import jax
 from absl import flags
 
 from experiments import _launch
-from mechdiff import capture, effects, entropy_link, files, keys, pipeline, roles, sweep, tempering
+from mechdiff import capture, effects, entropy_link, files, roles, sweep, tempering
 from mechdiff.config import to_dict
 from mechdiff.interventions import leave_one_out
-from mechdiff.schedules import timesteps_by_log_snr
 from mechdiff.unet import components
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
@@ -27,12 +24,9 @@ MATCHED = flags.DEFINE_boolean("matched", True, "Hold the norm of a head's outpu
 def main(config, workdir):
     _launch.spread_over_cores()
     found, inputs, only = {}, {}, dataclasses.replace(config.sweep, kinds=("zero",))
-    for folder in map(Path, MODEL.value):
-        subject, trained, _ = pipeline.load_subject(folder)
-        given = pipeline.chooser(config, CELEBA.value, workdir / "cache")(subject, trained)
-        inputs[subject.name] = given.label
-        levels = timesteps_by_log_snr(subject.schedule, config.sweep.timesteps)
-        asked = given.scored, levels, keys.stream(jax.random.key(config.seed), "scored noise")
+    for folder in MODEL.value:
+        subject, _, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value)
+        inputs[subject.name], asked = given.label, (given.scored, levels, key)
         heads = [one for one in components(subject.unet) if one.kind == "head"]
         swept = sweep.teacher_forced(subject, *asked, workdir / "sweeps", config=only, chosen=heads)
         parts = subject.unet, subject.params, subject.identity, subject.schedule

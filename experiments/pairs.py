@@ -8,16 +8,13 @@ Results: WORKDIR/pairs.json, and WORKDIR/pairs.zarr with the losses of every pic
 """
 
 import dataclasses
-from pathlib import Path
 
-import jax
 from absl import flags
 
 from experiments import _launch
-from mechdiff import files, keys, pipeline, redundancy, results
+from mechdiff import files, redundancy, results
 from mechdiff.config import to_dict
 from mechdiff.interventions import select
-from mechdiff.schedules import timesteps_by_log_snr
 from mechdiff.unet import components
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
@@ -31,12 +28,9 @@ NUMBERS = ("a", "b", "score", "estimate", "low", "high", "p", "single_a", "singl
 def main(config, workdir):
     _launch.spread_over_cores()
     files.ensure_writable(workdir)
-    subject, trained, _ = pipeline.load_subject(Path(MODEL.value))
+    subject, _, given, levels, key = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
     names = select(subject.identity, COMPONENTS.value)
     chosen = [one for one in components(subject.unet) if one.name in names]
-    given = pipeline.chooser(config, CELEBA.value, workdir / "cache")(subject, trained)
-    levels = timesteps_by_log_snr(subject.schedule, config.sweep.timesteps)
-    key = keys.stream(jax.random.key(config.seed), "scored noise")
     seen = subject, given.scored, given.reference, levels, key, chosen
     found = redundancy.verified_pairs(*seen, top=TOP.value, audit=AUDIT.value, seed=config.seed)
     results.replace(workdir / "pairs.zarr", found.assign_attrs(subject=subject.name, inputs=given.label))

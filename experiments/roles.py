@@ -6,15 +6,12 @@ Result: WORKDIR/roles.json, WORKDIR/NAME.zarr.
 """
 
 import dataclasses
-from pathlib import Path
 
-import jax
 from absl import flags
 
 from experiments import _launch
-from mechdiff import files, keys, pipeline, results, roles, study
+from mechdiff import files, pipeline, results, roles, study
 from mechdiff.config import to_dict
-from mechdiff.schedules import timesteps_by_log_snr
 from mechdiff.unet import components
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
@@ -27,15 +24,12 @@ FRESH = flags.DEFINE_integer("fresh", 3, "Untrained networks to compare with.", 
 def main(config, workdir):
     _launch.spread_over_cores()
     found, inputs = {}, {}
-    for folder in map(Path, MODEL.value):
-        subject, trained, _ = pipeline.load_subject(folder)
-        given = pipeline.chooser(config, CELEBA.value, workdir / "cache")(subject, trained)
+    for folder in MODEL.value:
+        subject, trained, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value)
         inputs[subject.name] = given.label
-        levels = timesteps_by_log_snr(subject.schedule, config.sweep.timesteps)
         fresh = [pipeline.untrained(subject, config.seed + i) for i in range(FRESH.value)]
         chosen = [one for one in components(subject.unet) if PART.value in (one.kind, "all")]
         more = study.face_targets(trained, len(given.scored)) if trained.data.name == "synthetic" else {}
-        key = keys.stream(jax.random.key(config.seed), "scored noise")
         asked = subject, fresh, chosen, given.scored, levels, key
         one, effect = roles.examine(*asked, count=SETS.value, seed=config.seed, **more)
         results.replace(workdir / f"{subject.name}.zarr", effect)
