@@ -2,8 +2,8 @@
 
 `python -m experiments.patterns --model=checkpoints/cpu16-synthetic-seed0`
 Patterns become uniform, the identity (each place sees itself alone), or those of another picture (frozen);
-what the head reads there stays. Prints for every head the damage of each, pooled Deg% with 95 % intervals over
-pictures. Result: WORKDIR/patterns.zarr.
+what the head reads there stays. Prints for every head the damage of each, pooled Deg% with 95 % intervals
+over pictures. Result: WORKDIR/patterns.zarr.
 """
 
 import numpy as np
