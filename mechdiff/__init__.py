@@ -18,9 +18,9 @@ Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
   8  train, engine, replacements
   9  sweep, optimal
  10  pipeline, effects, walk, adaptive, attribution, pairs, divergence, paths, roles
- 11  trajectory, screening, calibration, redundancy, phases, complexity, entropy_link, patterns
+ 11  trajectory, screening, redundancy, phases, complexity, entropy_link, patterns
  12  circuits, claims, tempering, doses, interchange
- 13  report, planted, study
+ 13  report, planted, study, calibration
  14  experiments (launchers, outside the package)
 """
 

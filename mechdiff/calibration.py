@@ -8,11 +8,14 @@ positive, skewed, alike within an image across components and levels, as those o
 import dataclasses
 
 import numpy as np
+import xarray as xr
 from scipy import special
 from scipy.stats import binomtest, kstest
 
-from mechdiff import effects, stats
+from mechdiff import divergence, effects, stats
+from mechdiff.claims.verdicts import jackknife, over_seeds
 from mechdiff.errors import ConfigError
+from mechdiff.roles.matching import agreement
 
 GRID = (4, 3)  # components x levels
 ALPHA = 0.05  # of families
@@ -59,12 +62,13 @@ def calibrate(repeats: int = 400, images: int = 32, seed: int = 0) -> list[Check
     """
     if repeats < 50:
         raise ConfigError(f"repeats={repeats} show nothing; at least 50, better 400")
-    rngs = iter(np.random.default_rng(seed).spawn(4))
+    rngs = iter(np.random.default_rng(seed).spawn(5))
     return [
         *_tests(next(rngs), repeats, images),
         *_intervals(next(rngs), repeats, images),
         *_sweeps(next(rngs), repeats, images),
         *_families(next(rngs), repeats),
+        *_seeds(next(rngs), repeats),
     ]
 
 
@@ -137,6 +141,38 @@ def _sweeps(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:
         _covers("BCa, pooled damage of a sweep", np.array(covered)),
         _covers(f"confidence sequence, at all of {len(looks)} looks", always),
     ]
+
+
+def _seeds(rng: np.random.Generator, repeats: int, seeds: int = 5) -> list[Check]:
+    """What claims rest on, where data sets don't differ: tests and intervals over networks."""
+    p = {f"Student over {seeds} pairs of seeds": [], f"relabelling of 2 x {seeds} networks": []}
+    p["matched heads against random matchings"] = []
+    covered = []
+    for number in range(repeats):
+        ratio, relabelled, matched = p.values()
+        ratio.append(over_seeds(rng.normal(size=seeds))[2])
+        both = [[_attention(rng) for _ in range(seeds)] for _ in range(2)]
+        between, within, found = divergence.seeds_test(*both)
+        relabelled.append(found.min())
+        low, high = jackknife(divergence.seeds_excess, *both, float((between - within).mean()))
+        covered.append(low <= 0 <= high)
+        profiles, selectivity = rng.normal(size=(2, 3, 6, 4))
+        layers, roles = ["a"] * 3 + ["b"] * 3, [["x"] * 6] * 3
+        matched.append(agreement(list(profiles), list(selectivity), roles, layers, 199, number).p_profiles)
+    name = f"jackknife over 2 x {seeds} networks"
+    return [
+        *(_uniform(test, np.array(values)) for test, values in p.items()),
+        _covers(name, np.array(covered)),
+    ]
+
+
+def _attention(rng: np.random.Generator) -> xr.Dataset:
+    """Entropies of a network: every head has its own deviation, that of its training."""
+    heads = 2 + 0.1 * rng.normal(size=(6, 1, 1)) + 0.05 * rng.normal(size=(6, 4, 8))
+    axes = {"head": np.arange(6), "t": np.arange(4)}
+    return xr.Dataset(
+        {"entropy": (("head", "t", "image"), heads)}, coords=axes | {"tokens": ("head", [64] * 6)}
+    )
 
 
 def _families(

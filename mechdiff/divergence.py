@@ -136,17 +136,20 @@ def seeds_test(
       and p of their difference over all ways of calling as many networks the first data set, adjusted by max
       over levels. With 3 seeds a data set p can't fall below 0.1, with 5 not below 1/126.
     """
-    networks = [*first, *second]
-    check_alike(networks)
-    if min(len(first), len(second)) < 2:
-        raise ConfigError(f"{len(first)} and {len(second)} seeds: at least 2 of either data set")
-    apart = _distances([_entropies(each) for each in networks], measure, networks[0]["tokens"].values)
-    groupings = _groupings(len(networks), len(first))
+    apart = _networks_apart(first, second, measure)
+    groupings = _groupings(len(apart), len(first))
     found = np.array([_between_within(apart, group) for group in groupings])  # grouping, 2, t
     excess = found[:, 0] - found[:, 1]
     largest = excess.max(axis=1, keepdims=True)
     p = (largest >= excess[0] - 1e-12).mean(axis=0)
     return found[0, 0], found[0, 1], p
+
+
+def seeds_excess(first: Sequence[xr.Dataset], second: Sequence[xr.Dataset], measure: str = "heads") -> float:
+    """Of `seeds_test` the divergence between data sets minus that within, mean over levels."""
+    apart = _networks_apart(first, second, measure)
+    between, within = _between_within(apart, np.arange(len(apart)) < len(first))
+    return float((between - within).mean())
 
 
 def measured(
@@ -207,6 +210,16 @@ def _adjusted(values: Float[np.ndarray, "t draws"]) -> Float[np.ndarray, " t"]:
     middle, spread = values.mean(axis=1, keepdims=True), np.maximum(values.std(axis=1, keepdims=True), 1e-12)
     size = (np.abs if (values < 0).any() else np.asarray)((values - middle) / spread)  # `means` has a sign
     return (size.max(axis=0)[None] >= size[:, :1] - 1e-9).mean(axis=1)
+
+
+def _networks_apart(
+    first: Sequence[xr.Dataset], second: Sequence[xr.Dataset], measure: str
+) -> Float[np.ndarray, "network network t"]:
+    networks = [*first, *second]
+    check_alike(networks)
+    if min(len(first), len(second)) < 2:
+        raise ConfigError(f"{len(first)} and {len(second)} seeds: at least 2 of either data set")
+    return _distances([_entropies(each) for each in networks], measure, networks[0]["tokens"].values)
 
 
 def _distances(entropies: list[Entropy], measure: str, tokens) -> Float[np.ndarray, "network network t"]:

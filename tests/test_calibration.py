@@ -14,14 +14,14 @@ def checks():
 
 def test_p_values_are_uniform_under_nulls_and_corrections_hold_their_level(checks):
     tests = [check for check in checks.values() if check.promise != "covers"]
-    assert len(tests) == 7
+    assert len(tests) == 10
     assert [check.name for check in tests if not check.holds] == []
 
 
 def test_intervals_cover_nearly_as_often_as_they_say(checks):
     # Bootstraps of skewed losses are known to be a little narrow: 5 % is allowed for it, beside chance.
     intervals = [check for check in checks.values() if check.promise == "covers"]
-    assert len(intervals) == 9
+    assert len(intervals) == 10
     assert [check.name for check in intervals if check.high < check.nominal - 0.05] == []
     assert checks["Student, normal"].holds and checks["Student of 8 seeds' means"].holds
 

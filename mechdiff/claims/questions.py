@@ -8,20 +8,19 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
-from scipy.special import stdtrit
 from scipy.stats import binom, spearmanr
 
 from mechdiff import divergence, phases, stats
 from mechdiff.claims import seeds
 from mechdiff.claims.verdicts import (
     ALPHA,
-    FEWEST,
     Claim,
     Finding,
     Missing,
     Network,
     Question,
     decide,
+    jackknife,
     over_seeds,
 )
 from mechdiff.roles import matching
@@ -61,14 +60,13 @@ def _divergence(networks: Sequence[Network]) -> Finding:
     if min(len(natural), len(simple)) < 2:
         raise Missing(seeds.few(natural, simple, 2))
     between, within, p = divergence.seeds_test(natural, simple)
-    excess = lambda a, b: float(np.subtract(*divergence.seeds_test(a, b)[:2]).mean())  # noqa: E731
     because = (
         f"{between.min():.3f} to {between.max():.3f} nats over noise levels between data sets, "
         f"{within.min():.3f} to {within.max():.3f} between seeds of one; above seed noise (p < 0.05) at "
         f"{_count(p < ALPHA)} levels"
     )
     estimate = float((between - within).mean())
-    interval = _jackknife(excess, natural, simple, estimate)
+    interval = jackknife(divergence.seeds_excess, natural, simple, estimate)
     return Finding(estimate, interval, float(p.min()), min(len(natural), len(simple)), because)
 
 
@@ -94,7 +92,7 @@ def _roles(networks: Sequence[Network]) -> Finding:
         + (f", matches share it in {one.labels:.0%}, by chance {one.chance_labels:.0%}" if any(count) else "")
         for name, one, count in zip(("CelebA", "synthetic faces"), found, named)
     ]
-    interval = _jackknife(excess, natural, simple, estimate)
+    interval = jackknife(excess, natural, simple, estimate)
     return Finding(estimate, interval, p, min(len(natural), len(simple)), "; ".join(words))
 
 
@@ -182,23 +180,6 @@ def _rank_link(sweep: xr.Dataset, attention: xr.Dataset) -> float:
     names = [str(name) for name in sweep["component"].values]
     damage = np.abs(seeds.damage(sweep, seeds.lead(sweep)))[[names.index(name) for name in heads]]
     return float(spearmanr(entropy, damage).statistic)
-
-
-def _jackknife(statistic, natural: Sequence, simple: Sequence, estimate: float) -> tuple[float, float]:
-    """95 % interval of a function of both data sets' networks, leaving out one at a time (Efron & Tibshirani
-    1993, chapter 11); NaN where there are fewer than `FEWEST` of either."""
-    n = min(len(natural), len(simple))
-    if n < FEWEST:
-        return (np.nan, np.nan)
-    left = [statistic(_without(natural, i), simple) for i in range(len(natural))]
-    right = [statistic(natural, _without(simple, i)) for i in range(len(simple))]
-    error = np.sqrt(sum((len(x) - 1) * np.var(x) for x in (left, right)))
-    half = float(stdtrit(n - 1, 0.975) * error)
-    return estimate - half, estimate + half
-
-
-def _without(items: Sequence, index: int) -> list:
-    return [item for i, item in enumerate(items) if i != index]
 
 
 def _count(which: np.ndarray) -> str:

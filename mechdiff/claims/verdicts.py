@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
+from scipy.special import stdtrit
 from scipy.stats import ttest_1samp
 
 from mechdiff import stats
@@ -163,6 +164,22 @@ def over_seeds(
         return float(values.mean()), (float(found.low), float(found.high)), np.nan
     p = ttest_1samp(values, null, alternative="greater" if above else "less").pvalue
     return float(found.estimate), (float(found.low), float(found.high)), float(p)
+
+
+def jackknife(
+    statistic: Callable[[Sequence, Sequence], float], first: Sequence, second: Sequence, estimate: float
+) -> tuple[float, float]:
+    """95 % interval of a function of the networks of two data sets, by leaving out one network at a time
+    (Efron & Tibshirani 1993, chapter 11); NaN where there are fewer than `FEWEST` of either."""
+    n = min(len(first), len(second))
+    if n < FEWEST:
+        return (np.nan, np.nan)
+    without = lambda items, index: [*items[:index], *items[index + 1 :]]  # noqa: E731
+    left = [statistic(without(first, i), second) for i in range(len(first))]
+    right = [statistic(first, without(second, i)) for i in range(len(second))]
+    error = np.sqrt(sum((len(x) - 1) * np.var(x) for x in (left, right)))
+    half = float(stdtrit(n - 1, 0.975) * error)
+    return estimate - half, estimate + half
 
 
 def table(claims: Sequence[Claim]) -> str:
