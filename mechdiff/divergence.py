@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from mechdiff import stats
 from mechdiff.errors import ConfigError
@@ -137,18 +137,17 @@ def seeds_test(
       over levels. With 3 seeds a data set p can't fall below 0.1, with 5 not below 1/126.
     """
     apart = _networks_apart(first, second, measure)
-    groupings = _groupings(len(apart), len(first))
-    found = np.array([_between_within(apart, group) for group in groupings])  # grouping, 2, t
-    excess = found[:, 0] - found[:, 1]
+    between, within = _between_within(apart, np.array(_groupings(len(apart), len(first))))
+    excess = between - within
     largest = excess.max(axis=1, keepdims=True)
     p = (largest >= excess[0] - 1e-12).mean(axis=0)
-    return found[0, 0], found[0, 1], p
+    return between[0], within[0], p
 
 
 def seeds_excess(first: Sequence[xr.Dataset], second: Sequence[xr.Dataset], measure: str = "heads") -> float:
     """Of `seeds_test` the divergence between data sets minus that within, mean over levels."""
     apart = _networks_apart(first, second, measure)
-    between, within = _between_within(apart, np.arange(len(apart)) < len(first))
+    between, within = _between_within(apart, np.arange(len(apart))[None] < len(first))
     return float((between - within).mean())
 
 
@@ -243,7 +242,11 @@ def _groupings(count: int, first: int, most: int = 5000) -> list[np.ndarray]:
     return [true, *(rng.permutation(true) for _ in range(most))]
 
 
-def _between_within(apart: np.ndarray, group: np.ndarray) -> np.ndarray:
-    across = group[:, None] != group[None, :]
-    alike = ~across & ~np.eye(len(group), dtype=bool)
-    return np.stack([apart[across].mean(axis=0), apart[alike].mean(axis=0)])
+def _between_within(
+    apart: Float[np.ndarray, "network network t"], groups: Bool[np.ndarray, "m network"]
+) -> tuple[Float[np.ndarray, "m t"], Float[np.ndarray, "m t"]]:
+    """Mean divergence of pairs of networks across and within two groups, for each way of grouping them."""
+    across = groups[:, :, None] != groups[:, None, :]
+    alike = ~across & ~np.eye(len(apart), dtype=bool)
+    mean = lambda pairs: np.tensordot(pairs / pairs.sum(axis=(1, 2), keepdims=True), apart, 2)  # noqa: E731
+    return mean(across), mean(alike)

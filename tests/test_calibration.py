@@ -9,7 +9,7 @@ from mechdiff.errors import ConfigError
 
 @pytest.fixture(scope="module")
 def checks():
-    return {check.name: check for check in calibration.calibrate(200, images=64)}
+    return {check.name: check for check in calibration.calibrate(200, images=32)}
 
 
 def test_p_values_are_uniform_under_nulls_and_corrections_hold_their_level(checks):

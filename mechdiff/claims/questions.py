@@ -88,7 +88,7 @@ def _roles(networks: Sequence[Network]) -> Finding:
     heads = natural[0].roles.sizes["component"]
     words = [
         f"{name}: selectivity of matched heads correlates {one.profiles:.2f} between seeds, "
-        f"{one.chance_profiles:.2f} if matched at random; {np.mean(count):.1f} of {heads} heads have a role"
+        f"{one.chance_profiles:.2f} by chance; {np.mean(count):.1f} of {heads} heads have a role"
         + (f", matches share it in {one.labels:.0%}, by chance {one.chance_labels:.0%}" if any(count) else "")
         for name, one, count in zip(("CelebA", "synthetic faces"), found, named)
     ]
@@ -211,8 +211,8 @@ QUESTIONS = (
         "roles",
         "Attention heads have roles, the same in every training.",
         "Correlation over targets of the selectivity of matched heads, mean over pairs of training seeds of "
-        "one data set, minus that of heads matched at random within their layer; mean of the data sets. p is "
-        "the largest of: chance matchings of either data set, and no network having a role beyond its nulls.",
+        "one data set, minus that of heads shuffled within their layers; mean of the data sets. p is the "
+        "largest of: shuffles in either data set, and no network having a role beyond its nulls.",
         "8 distinct mechanisms",
         _roles,
     ),

@@ -3,8 +3,9 @@
 Heads of one layer have no order: head 2 of one seed may do what head 0 of another does. They are matched
 within their layer by least total distance of their profiles (Hungarian method, Kuhn 1955). They are matched
 by one kind of evidence, attention statistics over noise levels; whether roles agree is judged on another,
-effects. So chance agreement is that of random matchings within layers. Components other than heads keep
-their names. Ours.
+effects. So chance agreement is what is left when effects are shuffled among the heads of each layer, in every
+network alone. Matchings drawn at random for every pair of networks would not do: those that were found fit
+together, if a to b and b to c then a to c, and such agree by chance in another way. Ours.
 """
 
 import itertools
@@ -30,8 +31,8 @@ class Agreement:
     Attributes:
       profiles: mean correlation of matched heads' selectivity over targets.
       labels: share of matched heads of one role, of those of which at least one has any; NaN if none has.
-      chance_profiles, chance_labels: mean over random matchings within layers.
-      p_profiles, p_labels: share of random matchings, the found one among them, that agree at least as well.
+      chance_profiles, chance_labels: mean with roles of each network's heads shuffled within layers.
+      p_profiles, p_labels: share of shuffles, the true order among them, that agree at least as well.
       pairs: of seeds.
     """
 
@@ -86,7 +87,7 @@ def agreement(
       profiles: what heads are matched by (`attention_profiles`), not made of roles.
       selectivity, roles: of `roles.Roles`, for the same heads in the same order.
       layers: of the heads (`layers_of`), the same in all networks.
-      repeats: random matchings.
+      repeats: shuffles.
     Raises:
       ConfigError: fewer than 2 networks.
     """
@@ -98,10 +99,10 @@ def agreement(
     alike = [_correlations(selectivity[i], selectivity[j]) for i, j in pairs]
     same = [_labels(roles[i], roles[j]) for i, j in pairs]
     found = [match(profiles[i], profiles[j], layers) for i, j in pairs]
-    rng, layers = np.random.default_rng(seed), np.asarray(layers)
-    drawn = [[_shuffled(rng, layers) for _ in pairs] for _ in range(repeats)]
-    correlations = np.array([_mean(alike, chosen) for chosen in [found, *drawn]])
-    labels = np.array([_mean(same, chosen) for chosen in [found, *drawn]])
+    names = _relabelled(np.random.default_rng(seed), np.asarray(layers), (repeats, len(profiles)))
+    rows = np.stack([names[:, i] for i, _ in pairs], axis=1)  # repeat, pair, head
+    columns = np.stack([names[:, j][:, chosen] for (_, j), chosen in zip(pairs, found)], axis=1)
+    correlations, labels = (_means(np.array(table), rows, columns) for table in (alike, same))
     return Agreement(
         profiles=float(correlations[0]),
         labels=float(labels[0]),
@@ -135,16 +136,23 @@ def _labels(first: Sequence[str], second: Sequence[str]) -> Float[np.ndarray, "h
     return np.where(neither, np.nan, (one == other).astype(np.float64))
 
 
-def _shuffled(rng: np.random.Generator, layers: np.ndarray) -> Int[np.ndarray, " head"]:
-    found = np.empty(len(layers), int)
+def _relabelled(
+    rng: np.random.Generator, layers: np.ndarray, shape: tuple[int, int]
+) -> Int[np.ndarray, "m network head"]:
+    """Heads as they are, then renamed at random within layers, in every network alone."""
+    repeats, networks = shape
+    found = np.tile(np.arange(len(layers)), (repeats + 1, networks, 1))
     for layer in dict.fromkeys(layers):
         heads = np.flatnonzero(layers == layer)
-        found[heads] = rng.permutation(heads)
+        found[1:, :, heads] = rng.permuted(found[1:, :, heads], axis=-1)
     return found
 
 
-def _mean(tables: list[np.ndarray], matchings: list[np.ndarray]) -> float:
-    """Mean over pairs and matched heads, NaN left out."""
-    values = np.concatenate([table[np.arange(len(m)), m] for table, m in zip(tables, matchings)])
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else float("nan")
+def _means(
+    tables: Float[np.ndarray, "pair head head"], rows: Int[np.ndarray, "m pair head"], columns
+) -> Float[np.ndarray, " m"]:
+    """Mean over pairs of networks and their matched heads, NaN left out; NaN if none is left."""
+    values = tables[np.arange(len(tables))[:, None], rows, columns].reshape(len(rows), -1)
+    known = np.isfinite(values)
+    count = known.sum(axis=1)
+    return np.where(count > 0, np.where(known, values, 0).sum(axis=1) / np.maximum(count, 1), np.nan)
