@@ -42,6 +42,7 @@ from mechdiff.unet import components, denoise, init_unet
 
 SAMPLE_STEPS = 50  # DDIM
 SAMPLE_BLOCK = 16  # pictures drawn together
+NAMES = {"celeba": "CelebA", "tfds": "CelebA (TFDS)"}  # of data sets, for a reader
 MOMENTS = 8  # times one fill in float32, that four sums in float64 take
 
 
@@ -156,7 +157,11 @@ def pictures(data: DataConfig, size: int, config: SweepConfig, cache: Path) -> I
             "lower them"
         )
     pixels = to_float(np.array(found.images))
-    return Inputs(pixels[: config.images], pixels[config.images :], f"held-out {found.name} pictures")
+    return Inputs(
+        pixels[: config.images],
+        pixels[config.images :],
+        f"held-out {NAMES.get(found.name, found.name)} pictures",
+    )
 
 
 def own_samples(subject: sweep.Subject, config: SweepConfig, seed: int) -> Inputs:

@@ -113,8 +113,8 @@ def face_targets(trained: ExperimentConfig, count: int) -> dict:
 
 
 def _control(some: Examined, config: ExperimentConfig, noise: PRNGKey, key: str, folder: Path) -> None:
-    """Sweep and attention of an untrained network, at all levels of the sweep."""
-    fresh, given = pipeline.untrained(some.subject, config.seed), some.given
+    """Sweep and attention of an untrained network, its own for every training seed, at all levels swept."""
+    fresh, given = pipeline.untrained(some.subject, some.trained.seed), some.given
     levels = timesteps_by_log_snr(fresh.schedule, config.sweep.timesteps)
     asked = dataclasses.replace(config.sweep, images=len(given.scored))
     parts = fresh.unet, fresh.params, fresh.identity, fresh.schedule

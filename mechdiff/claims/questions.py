@@ -130,7 +130,7 @@ def _bottlenecks(networks: Sequence[Network]) -> Finding:
     low, high = damage.mean(axis=0).min(), damage.mean(axis=0).max()
     because = (
         f"{sure} of {len(names)} components (Holm) damage more than the others of their part under every "
-        f"kind, most surely {names[best]}; pooled Deg% of all lies between {low:.3g} and {high:.3g}"
+        f"kind, most surely {names[best]}; pooled Deg% of all lies between {low:.2f} and {high:.2f}"
     )
     return Finding(found[best][0], found[best][1], p, len(networks), because)
 
