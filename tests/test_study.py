@@ -14,7 +14,7 @@ from mechdiff.errors import ConfigError
 @pytest.fixture(scope="module")
 def deepened(trained, tmp_path_factory):
     """A tiny model examined and studied; the config, and the folder of results."""
-    study.PROBED, study.BLOCK = 4, 4  # drawing faces is slow where programs are not optimised
+    study.PROBED, study.BLOCK = 12, 4  # drawing faces is slow where programs are not optimised
     model, folder = trained[0], tmp_path_factory.mktemp("subject")
     _, config, _ = pipeline.load_subject(model)
     sweep = SweepConfig(kinds=("mean",), timesteps=3, images=8, mean_images=4, image_block=4)
