@@ -146,7 +146,7 @@ def _sweeps(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:
 def _seeds(rng: np.random.Generator, repeats: int, seeds: int = 5) -> list[Check]:
     """What claims rest on, where data sets don't differ: tests and intervals over networks."""
     p = {f"Student over {seeds} pairs of seeds": [], f"relabelling of 2 x {seeds} networks": []}
-    p["roles of matched heads, shuffled within layers"] = []
+    p["roles of matched heads, shuffled in layers"] = []
     covered = []
     for number in range(repeats):
         ratio, relabelled, matched = p.values()

@@ -27,7 +27,8 @@ from mechdiff.engine import Engine, Seen
 from mechdiff.errors import ConfigError
 from mechdiff.interventions import Intervention, select
 from mechdiff.metrics import targets
-from mechdiff.roles.judging import families, pictures, selectivity, target_variances
+from mechdiff.roles import families, selectivity, target_variances
+from mechdiff.roles.effects import pictures
 from mechdiff.roles.matching import layers_of
 from mechdiff.stats import Interval
 from mechdiff.stats.intervals import Statistic
