@@ -10,7 +10,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the suite's time
 
 # Files that take longest, by their few but long tests: begun first, so that no worker is left alone with one.
-LONG = ("shared_sweep", "attribution", "train", "study", "trajectory", "wavefront", "adaptive", "checkpoint", "sweep")
+LONG = ("shared_sweep", "attribution", "train", "study", "trajectory", "wavefront", "adaptive", "checkpoint")
 
 
 def pytest_configure(config):
