@@ -14,10 +14,11 @@ from typing import NamedTuple
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's own notes; read when jax is imported
 
 import jax
+import xarray as xr
 from absl import flags, logging
 
-from mechdiff import files, keys, pipeline, presets
-from mechdiff.config import ExperimentConfig, override
+from mechdiff import files, keys, pipeline, presets, results
+from mechdiff.config import ExperimentConfig, override, to_dict
 from mechdiff.errors import MechdiffError
 from mechdiff.schedules import timesteps_by_log_snr
 from mechdiff.sweep import Subject
@@ -51,6 +52,7 @@ Main = Callable[[ExperimentConfig, Path], object]
 
 def run(main: Main, argv: list[str] | None = None) -> None:
     """Parses the flags, calls `main(config, workdir)` and ends the process with its exit code."""
+    sys.unraisablehook = _unraisable
     sys.exit(launch(main, sys.argv if argv is None else argv))
 
 
@@ -116,6 +118,12 @@ def opened(config: ExperimentConfig, workdir: Path, model: str | Path, celeba: s
     return Opened(subject, trained, given, levels, keys.stream(jax.random.key(config.seed), "scored noise"))
 
 
+def save(workdir: Path, name: str, found: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:
+    """Writes WORKDIR/NAME.zarr, and its manifest beside it as NAME.json."""
+    results.replace(workdir / f"{name}.zarr", found)
+    files.write_json(workdir / f"{name}.json", {"manifest": files.manifest(to_dict(config), **facts)})
+
+
 def spread_over_cores(share: int = 0) -> None:
     """Makes every core a device of its own, for launchers whose work is sharded over devices; before any is
     used. On two cores a sweep took 0.55 of the time of one device with two threads. A number that was chosen
@@ -147,3 +155,13 @@ def _help(script: str) -> str:
 
 def _interrupt(number: int, _: object) -> None:
     raise KeyboardInterrupt(number)
+
+
+def _unraisable(lost) -> None:
+    """Where an error can't be raised, as in JAX's callback of the garbage collector, an interruption would be
+    swallowed: it comes again, a moment later."""
+    if not isinstance(lost.exc_value, KeyboardInterrupt):
+        return sys.__unraisablehook__(lost)
+    number = lost.exc_value.args[0] if lost.exc_value.args else signal.SIGINT
+    signal.signal(signal.SIGALRM, lambda *_: _interrupt(number, None))
+    signal.setitimer(signal.ITIMER_REAL, 0.05)

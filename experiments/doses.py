@@ -2,13 +2,13 @@
 
 `python -m experiments.doses --model=checkpoints/cpu16-synthetic-seed0 --components='.*skip'`
 Prints for every component pooled Deg% at every dose; 1 leaves it alone, 0 replaces it by zeros.
-Result: WORKDIR/doses.zarr.
+Result: WORKDIR/doses.zarr and .json.
 """
 
 from absl import flags
 
 from experiments import _launch
-from mechdiff import doses, results
+from mechdiff import doses
 from mechdiff.errors import ConfigError
 from mechdiff.interventions import select
 from mechdiff.unet import components
@@ -32,7 +32,7 @@ def main(config, workdir):
         ) from None
     asked = subject, given.scored, levels, key, chosen, tried
     found = doses.dose_curves(*asked, block=config.sweep.image_block)
-    results.replace(workdir / "doses.zarr", found.assign_attrs(inputs=given.label))
+    _launch.save(workdir, "doses", found, config, models=[subject.name], inputs=given.label)
     change = found["loss"].mean("image") / found["clean_loss"].mean("image") - 1
     pooled = (100 * change).mean("t").transpose("component", "dose")
     print(f"{subject.name}: pooled Deg% by dose, {len(given.scored)} pictures ({given.label})")

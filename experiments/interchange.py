@@ -3,7 +3,7 @@
 `python -m experiments.interchange --model=checkpoints/cpu16-synthetic-seed0 --pairs=32`
 Prints for every factor the components that carry most of it: the share of the difference between the two
 predictions that one component's activation brings along, with 95 % intervals over pairs of faces.
-Result: WORKDIR/interchange.zarr.
+Result: WORKDIR/interchange.zarr and .json.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from experiments import _launch
-from mechdiff import interchange, keys, pipeline, results
+from mechdiff import interchange, keys, pipeline
 from mechdiff.data.synthetic import FACTORS
 from mechdiff.schedules import timesteps_by_log_snr
 
@@ -30,7 +30,7 @@ def main(config, workdir):
     key = keys.stream(jax.random.key(config.seed), "interchange")
     asked = {"factors": ONLY.value, "pairs": PAIRS.value, "level": trained.data.level}
     found = interchange.interchange_effects(subject, levels, key, **asked)
-    results.replace(workdir / "interchange.zarr", found)
+    _launch.save(workdir, "interchange", found, config, models=[subject.name])
     _, share = interchange.carriers(found, seed=config.seed)
     print(f"{subject.name}: components that carry most of each factor, {PAIRS.value} pairs of faces")
     for factor, estimate, low, high in zip(ONLY.value, share.estimate, share.low, share.high):

@@ -3,14 +3,14 @@
 `python -m experiments.patterns --model=checkpoints/cpu16-synthetic-seed0`
 Patterns become uniform, the identity (each place sees itself alone), or those of another picture (frozen);
 what the head reads there stays. Prints for every head the damage of each, pooled Deg% with 95 % intervals
-over pictures. Result: WORKDIR/patterns.zarr.
+over pictures. Result: WORKDIR/patterns.zarr and .json.
 """
 
 import numpy as np
 from absl import flags
 
 from experiments import _launch
-from mechdiff import effects, patterns, results, stats
+from mechdiff import effects, patterns, stats
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -22,7 +22,7 @@ def main(config, workdir):
     subject, _, given, levels, key = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
     block = config.sweep.image_block
     found = patterns.pattern_effects(subject, given.scored, levels, key, kinds=KINDS.value, block=block)
-    results.replace(workdir / "patterns.zarr", found.assign_attrs(inputs=given.label))
+    _launch.save(workdir, "patterns", found, config, models=[subject.name], inputs=given.label)
     weights = stats.bootstrap_weights(len(given.scored), seed=config.seed)
     pooled = {}
     for kind in KINDS.value:

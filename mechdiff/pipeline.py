@@ -232,6 +232,7 @@ def examine(
     sheet = model / "samples.png"  # a model of others may have come without
     about = {"name": name, "config": to_dict(trained), "record": record, "samples": sheet.is_file(), **facts}
     files.write_json(folder / "subject.json", about)
+    (folder / "study.json").unlink(missing_ok=True)  # of an earlier run; `study` writes it anew
     if sheet.is_file():
         files.write_atomic(folder / "samples.png", sheet.read_bytes())
 

@@ -1,7 +1,8 @@
 """What a study finds out about an examined network besides the sweep of its components.
 
-Everything lies in the subject's folder, and is not made again when it is there and was made of the same:
-  complexity.zarr      participation ratio, effective rank and variance of activations, per site and level
+Everything lies in the subject's folder, and is not made again when it is there and was made of the same. What
+was asked for stands in study.json; results of earlier studies that were not asked for again are not read:
+  activity.zarr        participation ratio, effective rank and variance of activations, per site and level
   control.zarr         the sweep of an untrained network of the same configuration on the same pictures
   control_attention.zarr
   circuit_KIND.zarr    circuits run to score the one that was found, see `scorecards.run`
@@ -20,6 +21,7 @@ from mechdiff import capture, circuits, complexity, files, keys, moments, pipeli
 from mechdiff.circuits import robustness, scorecards
 from mechdiff.config import ExperimentConfig, to_dict
 from mechdiff.data import OFFSETS, synthetic
+from mechdiff.interventions import Component
 from mechdiff.pipeline import Examined
 from mechdiff.roles import probes
 from mechdiff.schedules import timesteps_by_log_snr
@@ -27,6 +29,7 @@ from mechdiff.types import PRNGKey
 from mechdiff.unet import components
 
 FRESH = 3  # untrained networks that a role must beat
+SCORED = 0.9  # closeness, of `complexity.TAUS`, of the circuit that is scored
 KNOCKOUTS, RANDOMS = 10, 40  # sets that a circuit is tried against
 PROBED = 400  # faces that probes of factors are fitted on
 BLOCK = 16  # faces drawn together
@@ -39,19 +42,24 @@ def deepen(examined: Examined, config: ExperimentConfig, folder: Path) -> None:
       examined: of `pipeline.examine`, whose `folder` this is.
     """
     study, root = config.study, jax.random.key(config.seed)
-    given = examined.given
-    given = dataclasses.replace(given, scored=given.scored[: study.images])
-    some = dataclasses.replace(examined, given=given)
+    scored = examined.given.scored[: study.images]
+    some = dataclasses.replace(examined, given=dataclasses.replace(examined.given, scored=scored))
     levels = [int(t) for t in timesteps_by_log_snr(examined.subject.schedule, study.timesteps)]
     noise = keys.stream(root, "scored noise")
-    key = _key(examined, config)
+    makers: dict[str, Callable[[], xr.Dataset]] = {}
     if study.controls:
-        _once(folder / "complexity.zarr", key, lambda: activity(examined, levels, root))
-        _control(some, config, noise, key, folder)
+        makers["activity"] = lambda: activity(examined, levels, root)
+        makers["control"] = lambda: control(some, config, noise, folder)
+        makers["control_attention"] = lambda: control_attention(some, config, noise)
     for kind in study.circuits:
-        _once(folder / f"circuit_{kind}.zarr", key, lambda kind=kind: circuit(some, kind, config, folder))
-    if study.role_sets:
-        _once(folder / "roles.zarr", key, lambda: head_roles(some, config, levels, noise))
+        makers[f"circuit_{kind}"] = lambda kind=kind: circuit(some, kind, config, folder)
+    if study.role_sets and _heads(examined):
+        makers["roles"] = lambda: head_roles(some, config, levels, noise)
+    key = _key(examined, config)
+    for name, make in makers.items():
+        _once(folder / f"{name}.zarr", key, make)
+    with files.hold(folder, wait=True):
+        files.write_json(folder / "study.json", {"made_of": key, "results": list(makers)})
 
 
 def activity(examined: Examined, levels: Sequence[int], root: PRNGKey) -> xr.Dataset:
@@ -71,15 +79,14 @@ def circuit(examined: Examined, kind: str, config: ExperimentConfig, folder: Pat
     """Finds the circuit on one half of the pictures and runs on the other what its measures need.
 
     Returns:
-      As `scorecards.run`; attributes besides: `order`, and `sizes`, of the circuits for `complexity.TAUS`.
+      As `scorecards.run`; attribute besides: `sizes`, of the circuits for `complexity.TAUS`.
     """
     root = jax.random.key(config.seed)
     asked = dataclasses.replace(config.sweep, timesteps=config.study.timesteps)
     halves = robustness.halves(examined.subject, examined.given, kind, asked, root, folder / "circuits")
-    sizes = [len(circuits.discover(halves[0], tau).members) for tau in complexity.TAUS]
-    found = circuits.discover(halves[0])
-    runs = scorecards.run(halves[1], found, KNOCKOUTS, RANDOMS, config.seed)
-    return runs.assign_attrs(order=list(found.order), sizes=sizes)
+    found = {tau: circuits.discover(halves[0], tau) for tau in complexity.TAUS}
+    runs = scorecards.run(halves[1], found[SCORED], KNOCKOUTS, RANDOMS, config.seed)
+    return runs.assign_attrs(sizes=[len(one.members) for one in found.values()])
 
 
 def head_roles(
@@ -87,9 +94,11 @@ def head_roles(
 ) -> xr.Dataset:
     """Roles of all heads, with the effects they were judged by; dims `component, target, t, image`."""
     subject, given = examined.subject, examined.given
-    chosen = [one for one in components(subject.unet) if one.kind == "head"]
+    chosen = _heads(examined)
     fresh = [pipeline.untrained(subject, config.seed + i) for i in range(FRESH)]
-    more = face_targets(examined.trained, len(given.scored)) if _synthetic(examined.trained) else {}
+    more = (
+        face_targets(examined.trained, len(given.scored)) if examined.trained.data.name == "synthetic" else {}
+    )
     asked = subject, fresh, chosen, given.scored, levels, noise
     found, effect = roles.examine(*asked, count=config.study.role_sets, seed=config.seed, **more)
     cells = ("component", "target")
@@ -98,6 +107,23 @@ def head_roles(
         role=("component", list(found.role)),
         adjusted=("component", found.adjusted),
     )
+
+
+def control(some: Examined, config: ExperimentConfig, noise: PRNGKey, folder: Path) -> xr.Dataset:
+    """The sweep of an untrained network, its own for every training seed, at all levels swept."""
+    fresh, levels = _fresh(some, config)
+    asked = dataclasses.replace(config.sweep, images=len(some.given.scored))
+    parts = fresh.unet, fresh.params, fresh.identity, fresh.schedule
+    fills = pipeline.kind_fills(parts, some.given, levels, jax.random.key(config.seed), asked)
+    seen = fresh, some.given.scored, levels, noise, folder / "control"
+    return sweep.teacher_forced(*seen, config=asked, fills=fills)
+
+
+def control_attention(some: Examined, config: ExperimentConfig, noise: PRNGKey) -> xr.Dataset:
+    """Attention statistics of the same network on the same pictures."""
+    fresh, levels = _fresh(some, config)
+    parts = fresh.unet, fresh.params, fresh.identity, fresh.schedule
+    return capture.attention_stats(*parts, some.given.scored, levels, noise)
 
 
 def face_targets(trained: ExperimentConfig, count: int) -> dict:
@@ -112,21 +138,14 @@ def face_targets(trained: ExperimentConfig, count: int) -> dict:
     return {"masks": masks, "parts": synthetic.PARTS, "probes": probes.as_arrays(fitted)}
 
 
-def _control(some: Examined, config: ExperimentConfig, noise: PRNGKey, key: str, folder: Path) -> None:
-    """Sweep and attention of an untrained network, its own for every training seed, at all levels swept."""
-    fresh, given = pipeline.untrained(some.subject, some.trained.seed), some.given
-    levels = timesteps_by_log_snr(fresh.schedule, config.sweep.timesteps)
-    asked = dataclasses.replace(config.sweep, images=len(given.scored))
-    parts = fresh.unet, fresh.params, fresh.identity, fresh.schedule
+def _fresh(some: Examined, config: ExperimentConfig) -> tuple[sweep.Subject, np.ndarray]:
+    """The untrained network and the levels it is examined at."""
+    fresh = pipeline.untrained(some.subject, some.trained.seed)
+    return fresh, timesteps_by_log_snr(fresh.schedule, config.sweep.timesteps)
 
-    def swept():
-        fills = pipeline.kind_fills(parts, given, levels, jax.random.key(config.seed), asked)
-        where = folder / "control"
-        return sweep.teacher_forced(fresh, given.scored, levels, noise, where, config=asked, fills=fills)
 
-    _once(folder / "control.zarr", key, swept)
-    seen = lambda: capture.attention_stats(*parts, given.scored, levels, noise)  # noqa: E731
-    _once(folder / "control_attention.zarr", key, seen)
+def _heads(examined: Examined) -> list[Component]:
+    return [one for one in components(examined.subject.unet) if one.kind == "head"]
 
 
 def _once(path: Path, key: str, make: Callable[[], xr.Dataset]) -> None:
@@ -147,10 +166,6 @@ def _key(examined: Examined, config: ExperimentConfig) -> str:
             "code": files.code_digest(),
         }
     )
-
-
-def _synthetic(trained: ExperimentConfig) -> bool:
-    return trained.data.name == "synthetic"
 
 
 def _faces(trained: ExperimentConfig, start: int, count: int) -> synthetic.Face:

@@ -184,6 +184,16 @@ def test_measures_of_complexity_and_their_ratios():
     assert set(seeds.ladder([*made, lower])) == {0, 4} and len(seeds.ladder(made)[4]) == 3
 
 
+def test_networks_of_different_components_are_not_compared():
+    one = network("celeba", 0, np.full(12, 0.3), np.linspace(0, 1, 6))
+    other = network("synthetic", 0, np.full(12, 0.3), np.linspace(0, 1, 6))
+    names = [f"other{i}" for i in range(12)]
+    other = dataclasses.replace(other, sweep=other.sweep.assign_coords(component=names))
+    assert seeds.alike([one, one]) and not seeds.alike([one, other])
+    answers = found([one, other]).values()
+    assert all(one.verdict == "not testable here" and "--workdir" in one.because for one in answers)
+
+
 def test_one_seed_decides_nothing():
     made = [network(data, 0, np.full(12, 0.3), np.linspace(0, 1, 6)) for data in ("celeba", "synthetic")]
     answers = found(made)

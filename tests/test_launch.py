@@ -4,6 +4,7 @@ import errno
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -173,3 +174,19 @@ def test_help_shows_the_docstring_own_and_common_flags(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Trains for ever.")
     assert all(f"--{name}" in done.stdout for name in ("own", "preset", "set", "workdir", "[no]debug"))
+
+
+def test_an_interruption_that_a_callback_swallows_comes_again(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "unraisablehook", _launch._unraisable)
+
+    class Finalised:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def main(config, workdir):
+        Finalised()
+        time.sleep(20)
+
+    with flagsaver.flagsaver():
+        assert _launch.launch(main, ["launcher", f"--workdir={tmp_path}"]) == 128 + signal.SIGTERM
+    assert "goes on" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from mechdiff import effects, files, images, report, results
 from mechdiff.config import UNetConfig, override, to_dict
 from mechdiff.errors import MechdiffError
 from mechdiff.presets import preset
-from mechdiff.report import findings, maps, numbers, schematic, style, subjects
+from mechdiff.report import document, findings, maps, numbers, schematic, style, subjects
 from mechdiff.schedules import make_schedule
 from mechdiff.unet import components, stages
 
@@ -390,7 +390,9 @@ def study(folder, name: str, seed: int) -> None:
     results.replace(where / "control_attention.zarr", attention)
     cells = rng.uniform(1, 9, (3, 2, 2))
     names = {"measure": ["participation", "rank", "variance"], "site": ["a", "b"], "t": [1, 2]}
-    results.replace(where / "complexity.zarr", xr.Dataset({"value": (tuple(names), cells)}, coords=names))
+    results.replace(where / "activity.zarr", xr.Dataset({"value": (tuple(names), cells)}, coords=names))
+    names = ["roles", "control", "control_attention", "activity"]
+    files.write_json(where / "study.json", {"results": names})
 
 
 @pytest.fixture(scope="module")
@@ -431,3 +433,17 @@ def test_roles_and_proofs_of_the_instrument_are_shown_where_they_are(many, page)
     assert "sobel: <code>" in many and "AUROC" in many and "max-T" in many and "0.50" in many
     assert "AUROC" not in page and "Can the instrument be trusted" not in page
     assert len(Outline(many).of("table")) == len(Outline(many).of("caption"))
+
+
+def test_networks_of_unlike_components_or_unknown_pictures_have_a_page_too(tmp_path):
+    fabricate(tmp_path, "held-a", "held-out pictures", 1, "data.name=unknown", "data.path=x")
+    files.write_json(tmp_path / "manifest.json", {"config": {}})
+    first = report.build(tmp_path).read_text("utf-8")
+    assert "other pictures" in (tmp_path / "figures" / "seeds-damage.svg").read_text("utf-8")
+    assert "no figure can show them side by side" not in first
+    fabricate(tmp_path, "held-b", "held-out pictures", 2)
+    path = tmp_path / "subjects" / "held-b" / "sweep.zarr"
+    swept = results.read(path)
+    results.replace(path, swept.assign_coords(component=[f"x.{name}" for name in swept["component"].values]))
+    found = subjects.read(tmp_path)[1]
+    assert "seeds-damage" not in document._together(found, tmp_path / "figures")["together"]

@@ -34,7 +34,7 @@ def test_everything_asked_for_is_there(deepened):
     swept = results.read(folder / "sweep.zarr")
     assert control.sizes["t"] == swept.sizes["t"] == 3 and control.sizes["image"] == 4
     assert (control["clean_loss"].values != swept["clean_loss"].values[:, :4]).all()  # another network
-    activity = results.read(folder / "complexity.zarr")
+    activity = results.read(folder / "activity.zarr")
     assert (activity["value"].sel(measure="participation").values >= 1 - 1e-6).all()
     assert activity.sizes["t"] == config.study.timesteps
 
@@ -49,7 +49,7 @@ def test_circuits_carry_their_sizes_and_can_be_measured(deepened):
 
 def test_what_is_there_is_not_made_again(deepened, monkeypatch):
     examined, config, folder = deepened
-    makers = ("activity", "circuit", "head_roles")
+    makers = ("activity", "circuit", "head_roles", "control", "control_attention")
     for name in makers:
         monkeypatch.setattr(study, name, lambda *a, name=name, **k: pytest.fail(f"{name} was made again"))
     study.deepen(examined, config, folder)

@@ -4,6 +4,7 @@ The paper's body was not available: statements are made from its abstract and fr
 every estimand is ours. How findings become verdicts is in `verdicts`.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,10 +33,20 @@ MARGIN = np.log(1.042)  # of a ratio's logarithm: half of what the paper reports
 def evaluate(networks: Sequence[Network]) -> list[Claim]:
     """Every claim, tested on networks of one configuration; of synthetic faces the full ladder's count.
 
-    Claims that compare data sets take CelebA as the natural and synthetic faces as the simple one.
+    Claims that compare data sets take CelebA as the natural and synthetic faces as the simple one. Networks
+    with different components, or swept at different levels, can't be compared: then no claim is testable.
     """
     full = [one for one in networks if one.data != "synthetic" or one.level == seeds.TOP_LEVEL]
+    if not seeds.alike(full):
+        return decide([dataclasses.replace(question, test=_mixed) for question in QUESTIONS], full)
     return decide(QUESTIONS, full)
+
+
+def _mixed(_: Sequence[Network]) -> Finding:
+    raise Missing(
+        "the networks differ in their components or noise levels; examine those of one configuration in a "
+        "folder of their own (--set=study.models=..., --workdir=...)"
+    )
 
 
 def _complexity(networks: Sequence[Network]) -> Finding:

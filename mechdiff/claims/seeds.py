@@ -24,6 +24,14 @@ def lead(sweep: xr.Dataset) -> str:
     return "mean" if "mean" in kinds else kinds[0]
 
 
+def alike(networks: Sequence[Network]) -> bool:
+    """Whether all have the same components and were swept at the same levels."""
+    shapes = {
+        (*map(str, one.sweep["component"].values), *map(int, one.sweep["t"].values)) for one in networks
+    }
+    return len(shapes) <= 1
+
+
 def sides(networks: Sequence[Network]) -> tuple[list[Network], list[Network]]:
     """Networks of CelebA and of the fullest synthetic faces, by training seed."""
     by_seed = sorted(networks, key=lambda network: network.seed)

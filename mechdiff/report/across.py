@@ -21,8 +21,12 @@ from mechdiff.stats import Interval
 PAPER_RATIO = (1.084 - 0.008, 1.084 + 0.008)  # complexity, abstract of arXiv 2506.17237
 PAPER_DIVERGENCE = (0.015, 0.166)  # nats, the same
 SHOWN = 18  # components in the figure of damage
-SIDES = (("celeba", "CelebA"), ("synthetic", "synthetic faces"))
-COLOURS = {"celeba": "head", "tfds": "head", "synthetic": "res"}
+SIDES = {  # name of data -> how its networks are called, coloured as a kind of component, and marked
+    "celeba": ("CelebA", "head", "o"),
+    "tfds": ("CelebA", "head", "o"),
+    "synthetic": ("synthetic faces", "res", "s"),
+}
+OTHERS = ("other pictures", "skip", "^")
 
 
 @dataclass(frozen=True)
@@ -95,13 +99,15 @@ def draw_damage(theme: Theme, networks: Sequence[Network]) -> Figure:
     height = 1.05 + 0.25 * len(order)
     figure = style.figure(6.4, height)
     axes = figure.add_axes((0.23, 0.55 / height, 0.75, (height - 0.95) / height))
-    for place, (side, label) in enumerate(SIDES):
-        own = np.array([COLOURS.get(network.data) == COLOURS[side] for network in networks])
+    side = [SIDES.get(network.data, OTHERS) for network in networks]
+    there = sorted(set(side))
+    for place, (label, colour, mark) in enumerate(there):
+        own = np.array([one == there[place] for one in side])
         for y, component in enumerate(order):
-            values, shift = damage[own, component], 0.32 * place - 0.16
-            look = {"ls": "", "ms": 4.4, "color": theme.part(COLOURS[side]), "alpha": 0.75, "mew": 0}
+            values, shift = damage[own, component], 0.32 * (place - (len(there) - 1) / 2)
+            look = {"ls": "", "ms": 4.4, "color": theme.part(colour), "alpha": 0.75, "mew": 0}
             word = label if y == 0 else None
-            axes.plot(values, np.full(len(values), y + shift), "os"[place], label=word, **look)
+            axes.plot(values, np.full(len(values), y + shift), mark, label=word, **look)
     axes.set(ylim=(len(order) - 0.4, -0.6), xlabel=f"pooled Deg%, {kind} ablation; a mark for every network")
     axes.set_yticks(range(len(order)), [names[i] for i in order], color=theme.ink, size=7)
     axes.tick_params(axis="y", length=0)

@@ -74,20 +74,19 @@ def _together(subjects: list[Subject], figures: Path) -> dict:
     def add(name: str, alt: str, draw) -> None:
         drawn[name] = style.picture(figures, name, alt, draw)
 
-    full = [*natural, *simple] or networks
-    add(
-        "seeds-damage",
-        "Pooled Deg% of single components in every network.",
-        lambda t: across.draw_damage(t, full),
-    )
-    if min(len(natural), len(simple)) > 1:
+    alike = seeds.alike(networks)
+    if alike:
+        full = [*natural, *simple] or networks
+        alt = "Pooled Deg% of single components in every network."
+        add("seeds-damage", alt, lambda theme: across.draw_damage(theme, full))
+    if alike and min(len(natural), len(simple)) > 1:
         ratios = seeds.ratios(networks)
         alt = "Ratios of complexity, CelebA over synthetic faces, by several measures."
         add("seeds-ratios", alt, lambda theme: across.draw_ratios(theme, ratios))
         alt = "Divergence of attention entropy by noise level, between data sets and between seeds."
         add("seeds-divergence", alt, lambda theme: across.draw_divergence(theme, natural, simple))
     ladder = seeds.ladder(networks)
-    if len(ladder) > 1:
+    if alike and len(ladder) > 1:
         alt = "Effective components by complexity of the synthetic faces."
         add("seeds-ladder", alt, lambda theme: across.draw_ladder(theme, ladder))
     groups: dict[tuple[str, str], list[Subject]] = {}

@@ -135,16 +135,13 @@ def _subject(folder: Path) -> Subject:
 
 def _studied(folder: Path) -> dict:
     """What `study` found out besides, as far as it was asked to."""
-    names = {
-        "control": "control",
-        "control_attention": "control_attention",
-        "activity": "complexity",
-        "roles": "roles",
+    asked = folder / "study.json"
+    names = files.read_json(asked)["results"] if asked.exists() else []
+    found = {name: results.read(folder / f"{name}.zarr") for name in names}
+    circuits = {
+        name.removeprefix("circuit_"): found.pop(name) for name in names if name.startswith("circuit_")
     }
-    paths = {field: folder / f"{name}.zarr" for field, name in names.items()}
-    found = {field: results.read(path) for field, path in paths.items() if path.exists()}
-    circuits = sorted(folder.glob("circuit_*.zarr"))
-    return found | {"circuits": {path.stem.removeprefix("circuit_"): results.read(path) for path in circuits}}
+    return found | {"circuits": circuits}
 
 
 def _check(path: Path, found: xr.Dataset, wanted: tuple[str, ...]) -> None:
