@@ -20,6 +20,7 @@ from mechdiff.config import to_dict
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
 TAU = flags.DEFINE_float("tau", 0.9, "Closeness to the whole network that a circuit must have.")
+EVERY = flags.DEFINE_bool("every_level", False, "Close at every noise level, not only on average over them.")
 RANKING = flags.DEFINE_enum("ranking", "exact", circuits.RANKINGS, "How components are ranked at first.")
 RANDOMS = flags.DEFINE_integer("randoms", 40, "Random circuits to compare with.", lower_bound=20)
 REPEATS = flags.DEFINE_integer("repeats", 10, "Resamples on which circuits are found anew.", lower_bound=2)
@@ -36,6 +37,7 @@ def main(config, workdir):
         given = pipeline.chooser(config, CELEBA.value, workdir / "cache")(subject, trained)
         for kind in config.sweep.kinds:
             halves = robustness.halves(subject, given, kind, config.sweep, root, folder / "run")
+            halves = [dataclasses.replace(half, every_level=EVERY.value) for half in halves]
             circuit = circuits.discover(halves[0], TAU.value, RANKING.value)
             card, runs = scorecards.scorecard(halves[1], circuit, randoms=RANDOMS.value, seed=config.seed)
             again = robustness.stability(halves[0], circuit, REPEATS.value, config.seed)

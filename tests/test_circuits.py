@@ -29,7 +29,10 @@ IMAGES = 12
 
 @dataclasses.dataclass(frozen=True)
 class MadeUp(Trials):
-    """Trials whose loss is 1, less what each rule of `rules(has)` says, `has` telling who is there."""
+    """Trials whose loss is 1, less what `rules(has)` says, alike at both timesteps or of each.
+
+    `has` tells who is there.
+    """
 
     rules: object = None
 
@@ -37,9 +40,9 @@ class MadeUp(Trials):
         name = {component: i for i, component in enumerate(self.names)}
         rng = np.random.default_rng(0)
         luck = 1 + 0.2 * rng.normal(size=len(self.images))  # images differ, alike for all circuits
-        gain = np.array([self.rules(lambda who: row[name[who]]) for row in members], float)  # noqa: B023
         levels = np.array([1.0, 0.5])[: len(self.timesteps)]
-        return (1 - gain[:, None, None] * levels[:, None] * luck).astype(np.float32)
+        gain = np.array([levels * self.rules(lambda who: row[name[who]]) for row in members])  # noqa: B023
+        return (1 - gain[:, :, None] * luck).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,26 @@ def test_marginal_effects_are_percent_of_the_clean_loss_at_each_timestep(made_up
     expected = 100 * 0.5 * luck / (1 - 0.77 * luck)
     np.testing.assert_allclose(found.marginal[trials.names.index(A)], expected, rtol=1e-4)
     assert not found.marginal[trials.names.index(D)].any()
+
+
+def late(has):
+    return np.array([0.7, 0.0]) * has(A) + np.array([0.0, 0.05]) * has(B)
+
+
+def test_what_acts_at_one_level_only_is_found_where_each_is_asked_for(made_up):
+    assert circuits.discover(made_up(late)).members == (A,)  # B is a thirtieth of the average
+    found = circuits.discover(made_up(late, every_level=True))
+    assert found.every_level and {*found.members} == {A, B}
+    trials = made_up(late, every_level=True)
+    without = np.array([[name != B for name in trials.names]])
+    assert trials.closeness(without)[0, 0] == pytest.approx(0, abs=1e-5)
+    weights = np.eye(IMAGES)[:3]
+    assert trials.closeness(without, weights).shape == (1, 3)
+
+
+def test_levels_at_which_nothing_is_lost_are_not_asked(made_up):
+    trials = made_up(lambda has: np.array([0.7, 0.0]) * has(A), every_level=True)
+    assert circuits.discover(trials).members == (A,)
 
 
 def test_of_two_that_do_the_same_one_is_kept_and_the_other_can_stand_in(made_up):

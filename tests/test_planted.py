@@ -63,7 +63,8 @@ def test_discovery_finds_what_was_planted_and_stand_ins_the_second_of_a_pair(mad
     plant = made[name]
     found = scoring.discovered(plant, jax.random.key(5), chosen)
     signs = np.array([plant.signs.get(component.name, 0) for component in chosen])
-    alone, shared = (measures.compare(values, signs) for values in found.values())
+    average, alone, shared = (measures.compare(values, signs) for values in found.values())
+    assert average["auroc"] == alone["auroc"]
     assert shared["auroc"] == shared["precision"] == shared["sign"] == 1
     assert alone["auroc"] == (0.75 if plant.pair else 1)  # of two that do the same, a circuit needs one
 

@@ -2,7 +2,7 @@
 
 Components are ranked by the damage of leaving each out, or by gradient scores of which the largest are
 verified. The shortest beginning of that ranking that is as close to the network as asked (see
-`faithfulness.closeness`) is pruned: members whose loss leaves it close enough are dropped, the most
+`Trials.closeness`) is pruned: members whose loss leaves it close enough are dropped, the most
 dispensable first, until each one that is left is needed. Where two components do the same, neither is missed
 in the whole network; once pruning has dropped one, the other is. `stand_ins` names those that could take a
 member's place.
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from mechdiff import screening
-from mechdiff.circuits.faithfulness import Trials, closeness
+from mechdiff.circuits.faithfulness import Trials
 from mechdiff.errors import ConfigError, unknown
 
 RANKINGS = ("exact", "screen")
@@ -30,7 +30,8 @@ class Circuit:
 
     Attributes:
       subject, kind: whose, and under which kind of ablation.
-      tau: closeness that was asked for.
+      tau: closeness that was asked for,
+      every_level: and whether at every timestep, see `Trials`.
       ranking: `exact` or `screen`.
       components: names of all components, in the order of `effect` and `marginal`.
       members: names, the most needed first.
@@ -47,6 +48,7 @@ class Circuit:
     subject: str
     kind: str
     tau: float
+    every_level: bool
     ranking: str
     components: tuple[str, ...]
     members: tuple[str, ...]
@@ -91,6 +93,7 @@ def discover(trials: Trials, tau: float = 0.9, ranking: str = "exact", screen: d
         subject=trials.subject.name,
         kind=trials.kind,
         tau=tau,
+        every_level=trials.every_level,
         ranking=ranking,
         components=trials.names,
         members=named(kept),
@@ -200,7 +203,7 @@ def _smallest(good: Callable[[Int[np.ndarray, " m"]], np.ndarray], low: int, hig
 
 def close_to(trials: Trials, weights: Float[np.ndarray, "1 image"] | None = None) -> Close:
     """Closeness of circuits to the network of `trials`, images being weighted."""
-    return lambda members: closeness(trials.faithfulness(members, weights)[:, 0])
+    return lambda members: trials.closeness(members, weights)[:, 0]
 
 
 def _without(members: Set, which: Int[np.ndarray, " m"]) -> Bool[np.ndarray, "m component"]:

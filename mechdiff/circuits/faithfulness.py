@@ -9,6 +9,9 @@ timesteps (which lie evenly in log-SNR and count alike) and over images, and its
 better than the network has f > 1, and does not do what the network does either. The definition is ours,
 after MIB (Mueller et al. 2025, arXiv 2504.13151), whose circuits are sets of edges and whose m is the score
 in a task. The unit of replication is the image: everything is a function of weights of images.
+
+A component that acts at few noise levels weighs little in the average. `Trials.every_level` asks f of each
+level by itself; a circuit is then as close to the network as it is where it is least so.
 """
 
 import dataclasses
@@ -61,6 +64,7 @@ class Trials:
         fills, as `sweep.teacher_forced` takes them. Optimal fills are those of leaving out one at a time.
       chosen: components that circuits are sets of; all others are never touched. Empty: all of the network. A
         unit that two of them share stays only where both do.
+      every_level: whether `closeness` is that at the worst timestep, not that of losses averaged over them.
       folder: keeps what was run, so that a run that was killed goes on; None: nothing is kept on disk.
       batch, block: circuits and images in one program, which serves circuits of all sizes; fewer are filled
         up.
@@ -73,6 +77,7 @@ class Trials:
     kind: str = "zero"
     fills: PyTree = None
     chosen: tuple[Component, ...] = ()
+    every_level: bool = False
     folder: Path | None = None
     batch: int = 8
     block: int = 16
@@ -133,6 +138,23 @@ class Trials:
             )
         loss = np.array(loss).reshape(-1, len(whole))
         return faithfulness(loss, nothing, whole, self.even if weights is None else weights)
+
+    def closeness(
+        self, members: Members, weights: Float[np.ndarray, "m image"] | None = None
+    ) -> Float[np.ndarray, "circuit m"]:
+        """How close circuits come to the network: on average over timesteps, or where they do so least.
+
+        Raises:
+          ConfigError: as `faithfulness`.
+        """
+        found = closeness(self.faithfulness(members, weights))
+        if not self.every_level:
+            return found
+        nothing, whole, *loss = self.losses(np.concatenate([self.ends, members])).astype(np.float64)
+        weights = self.even if weights is None else weights
+        told = np.flatnonzero(np.abs(nothing.mean(1) / whole.mean(1) - 1) >= NOTHING)  # else f is of rounding
+        at = lambda t: faithfulness(np.array(loss)[:, t], nothing[t], whole[t], weights)  # noqa: E731
+        return np.min([closeness(at(t)) for t in told], axis=0) if len(loss) else found
 
     @property
     def ends(self) -> Bool[np.ndarray, "2 component"]:

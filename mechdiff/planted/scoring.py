@@ -1,5 +1,6 @@
 """Asks every method which components matter, and compares its answers with what was planted (`measures`)."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
@@ -34,7 +35,8 @@ METHODS = (
     *("entropy", "activation variance", "first order at identity", "first order at ablated"),
     *("gauss-newton at identity", "gauss-newton at ablated", "integrated gradients"),
     *("exact zero", "exact mean", "exact resample", "exact optimal"),
-    *("discovery", "discovery with stand-ins", "pairs by curvature", "pairs exact"),
+    *("discovery on average", "discovery at every level", "discovery with stand-ins"),
+    *("pairs by curvature", "pairs exact"),
 )
 WORDLESS = METHODS[:2]  # say nothing about the sign of an effect
 # Of the dearest methods, so that the whole table takes less than half an hour of one core:
@@ -54,7 +56,7 @@ def score(plant: Plant, folder: Path) -> list[dict]:
     chosen = components(plant.subject.unet)
     effects, clean = _exact(plant, folder, key, chosen)
     found = {**_observed(plant, key, chosen), **_predicted(plant, key, chosen, clean), **effects}
-    found |= discovered(plant, key, chosen)
+    found |= discovered(plant, key, chosen, folder / "circuits")
     signs = np.array([plant.signs.get(component.name, 0) for component in chosen])
     inside = None
     if plant.window:
@@ -121,12 +123,16 @@ def _predicted(plant: Plant, key, chosen: Sequence[Component], clean: np.ndarray
     return found | {"integrated gradients": 100 * path["score"].values.astype(np.float64) / clean}
 
 
-def discovered(plant: Plant, key, chosen: Sequence[Component]) -> Scores:
-    """Deg%_t of leaving each member out of the circuit, 0 for the others; then the same, where outsiders that
-    could take the place of a member count as it does."""
-    trials = Trials(
-        plant.subject, plant.images, plant.timesteps, key, chosen=tuple(chosen), block=len(plant.images)
-    )
+def discovered(plant: Plant, key, chosen: Sequence[Component], folder: Path | None = None) -> Scores:
+    """Deg%_t of leaving each member out of the circuit, 0 for the others.
+
+    Of the circuit that is close on average over noise levels; of that which is close at every one; and of the
+    latter, where outsiders that could take the place of a member count as it does.
+    """
+    asked = plant.subject, plant.images, plant.timesteps, key
+    trials = Trials(*asked, chosen=tuple(chosen), folder=folder, block=len(plant.images))
+    average = discover(trials)
+    trials = dataclasses.replace(trials, every_level=True)
     found = discover(trials)
     place = {name: i for i, name in enumerate(found.components)}
     shared = np.array(found.marginal)
@@ -135,7 +141,8 @@ def discovered(plant: Plant, key, chosen: Sequence[Component]) -> Scores:
             row = found.marginal[place[member]]
             if np.abs(row.mean()) > np.abs(shared[place[outsider]].mean()):
                 shared[place[outsider]] = row
-    return {"discovery": found.marginal, "discovery with stand-ins": shared}
+    names = ("discovery on average", "discovery at every level", "discovery with stand-ins")
+    return dict(zip(names, (average.marginal, found.marginal, shared)))
 
 
 def _observed(plant: Plant, key, chosen: Sequence[Component]) -> Scores:
