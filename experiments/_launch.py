@@ -106,13 +106,16 @@ def _join() -> None:
         raise flags.Error(f"could not join the other processes: {error}") from error
 
 
-def opened(config: ExperimentConfig, workdir: Path, model: str | Path, celeba: str | None) -> Opened:
+def opened(
+    config: ExperimentConfig, workdir: Path, model: str | Path, celeba: str | None, name: str | None = None
+) -> Opened:
     """A trained model and what it is examined on, by the settings `sweep` and `seed`.
 
     Args:
       celeba: where real pictures lie; see `pipeline.chooser`.
+      name: of the subject; its folder's if None.
     """
-    subject, trained, _ = pipeline.load_subject(Path(model))
+    subject, trained, _ = pipeline.load_subject(Path(model), name)
     given = pipeline.chooser(config, celeba, workdir / "cache")(subject, trained)
     levels = timesteps_by_log_snr(subject.schedule, config.sweep.timesteps)
     return Opened(subject, trained, given, levels, keys.stream(jax.random.key(config.seed), "scored noise"))

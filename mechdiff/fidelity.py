@@ -1,7 +1,7 @@
 """How well scores say what exact effects are: ranks, signs, and whether the largest are found."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -67,3 +67,25 @@ def fidelity(
         {str(part): compare(kinds == part) for part in sorted(set(kinds))},
         {int(t): agreement(score[:, i], effect[:, i], k) for i, t in enumerate(timesteps)},
     )
+
+
+def summary(found: Collection[Mapping[str, Fidelity]]) -> list[str]:
+    """A table over networks: medians and worst of them, for every point of expansion, part and timestep.
+
+    Args:
+      found: for each network, fidelity by point of expansion.
+    """
+    heads = (f"{what:>9}{'worst':>8}" for what in ("Spearman", "signs", "recall"))
+    rows = [f"{'median over networks':28}{''.join(heads)}"]
+    for point in next(iter(found)):
+        groups: dict[str, list[Agreement]] = {}
+        for one in (each[point] for each in found):
+            parts = {f"t = {t}": at for t, at in sorted(one.by_t.items())}
+            for name, at in {"all": one.overall, **one.by_part, **parts}.items():
+                groups.setdefault(name, []).append(at)
+        for name, some in groups.items():
+            values = np.array([[at.spearman, at.sign, at.recall] for at in some]).T
+            defined = [v[~np.isnan(v)] if not np.isnan(v).all() else v for v in values]
+            cells = "".join(f"{np.median(v):9.2f}{v.min():8.2f}" for v in defined)
+            rows.append(f"{f'{point}: {name}':28}{cells}")
+    return rows

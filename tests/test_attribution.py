@@ -184,6 +184,18 @@ def test_quality_compares_all_components_at_every_point_with_their_exact_runs(
         assert found[point].overall.n == len(exact) == sum(part.n for part in found[point].by_part.values())
 
 
+def test_summaries_show_the_median_and_the_worst_network_and_pass_over_what_is_undefined():
+    at = lambda rank, sign, recall: fidelity.Agreement(5, 3, rank, sign, recall)  # noqa: E731
+    one = lambda rank, part: fidelity.Fidelity(  # noqa: E731
+        at(rank, 1.0, 1.0), {"head": at(part, 0.5, 0.25)}, {9: at(0.1, 0.2, 0.3)}
+    )
+    nets = [one(0.9, float("nan")), one(0.7, 0.6), one(0.8, float("nan"))]
+    rows = [line.split() for line in fidelity.summary([{"identity": net} for net in nets])[1:]]
+    assert " ".join(rows[0]) == "identity: all 0.80 0.70 1.00 1.00 1.00 1.00"
+    assert " ".join(rows[1]) == "identity: head 0.60 0.60 0.50 0.50 0.25 0.25"
+    assert " ".join(rows[2]) == "identity: t = 9 0.10 0.10 0.20 0.20 0.30 0.30"
+
+
 @pytest.mark.parametrize("point", screening.EXPANSIONS)
 def test_a_screen_ranks_by_the_point_that_is_asked_for(
     subject, images, exact, damage, tmp_path, monkeypatch, point
