@@ -6,16 +6,13 @@ clean loss; all intervals together hold with 95 %. Start it again to go on. Resu
 """
 
 import dataclasses
-from pathlib import Path
 
-import jax
 from absl import flags
 
 from experiments import _launch
-from mechdiff import files, keys, pipeline
+from mechdiff import files, pipeline
 from mechdiff.adaptive import certify
 from mechdiff.config import to_dict
-from mechdiff.schedules import timesteps_by_log_snr
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -25,14 +22,13 @@ WIDTH = flags.DEFINE_float("width", 2.0, "In percent of the clean loss; certain 
 def main(config, workdir):
     _launch.spread_over_cores()
     files.ensure_writable(workdir)
-    subject, trained, _ = pipeline.load_subject(Path(MODEL.value))
+    subject, _, given, levels, key = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
     pipeline.announce(subject, config.sweep, kinds=("zero",))
-    given = pipeline.chooser(config, CELEBA.value, workdir / "cache")(subject, trained)
     found = certify(
         subject,
         given.scored,
-        timesteps_by_log_snr(subject.schedule, config.sweep.timesteps),
-        keys.stream(jax.random.key(config.seed), "scored noise"),
+        levels,
+        key,
         workdir / "certify",
         width=WIDTH.value,
         block=config.sweep.image_block,

@@ -13,7 +13,7 @@ import jax
 from absl import flags
 
 from experiments import _launch
-from mechdiff import circuits, files, pipeline, results
+from mechdiff import circuits, files, results
 from mechdiff.circuits import robustness, scorecards
 from mechdiff.config import to_dict
 
@@ -33,8 +33,7 @@ def main(config, workdir):
     if len({Path(model).name for model in MODEL.value}) < len(MODEL.value):
         raise flags.Error("two models are called alike, and so would be their results; rename one's folder")
     for model in map(Path, MODEL.value):
-        subject, trained, _ = pipeline.load_subject(model)
-        given = pipeline.chooser(config, CELEBA.value, workdir / "cache")(subject, trained)
+        subject, _, given, _, _ = _launch.opened(config, workdir, model, CELEBA.value)
         for kind in config.sweep.kinds:
             halves = robustness.halves(subject, given, kind, config.sweep, root, folder / "run")
             halves = [dataclasses.replace(half, every_level=EVERY.value) for half in halves]

@@ -29,8 +29,7 @@ def main(config, workdir):
         inputs[subject.name], asked = given.label, (given.scored, levels, key)
         heads = [one for one in components(subject.unet) if one.kind == "head"]
         swept = sweep.teacher_forced(subject, *asked, workdir / "sweeps", config=only, chosen=heads)
-        parts = subject.unet, subject.params, subject.identity, subject.schedule
-        attention = capture.attention_stats(*parts, *asked).sel(head=[head.name for head in heads])
+        attention = capture.attention_stats(*subject.network, *asked).sel(head=[head.name for head in heads])
         effect = roles.role_effects(subject, *leave_one_out(subject.identity, heads)[::-1], *asked)
         tempered = tempering.temperature_effects(subject, *asked, heads=heads, matched=MATCHED.value)
         moved = entropy_link.temper(subject, tempered, given.scored, asked[2])

@@ -13,9 +13,8 @@ import jax
 from absl import flags
 
 from experiments import _launch
-from mechdiff import capture, files, keys, phases, pipeline, sweep
+from mechdiff import files, phases, pipeline, sweep
 from mechdiff.config import to_dict
-from mechdiff.schedules import timesteps_by_log_snr
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -26,25 +25,19 @@ def main(config, workdir):
     _launch.spread_over_cores()
     found, inputs = {}, {}
     for folder in map(Path, MODEL.value):
-        subject, trained, _ = pipeline.load_subject(folder)
-        given = pipeline.chooser(config, CELEBA.value, workdir / "cache")(subject, trained)
+        name = "/".join(folder.parts[-2:])
+        subject, _, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value, name)
         for each in [subject] + [pipeline.untrained(subject, config.seed)] * UNTRAINED.value:
             inputs[each.name] = given.label
-            swept = swept_at_many_levels(each, given, config, workdir / "sweeps")
+            fills = pipeline.kind_fills(each, given, levels, jax.random.key(config.seed), config.sweep)
+            asked = each, given.scored, levels, key, workdir / "sweeps"
+            swept = sweep.teacher_forced(*asked, config=config.sweep, fills=fills)
             for kind in config.sweep.kinds:
                 one = phases.measure(swept, kind)
                 print(line(each.name, kind, one))
                 found[f"{each.name} {kind}"] = dataclasses.asdict(one) | {"boundaries": one.boundaries}
     manifest = files.manifest(to_dict(config), models=MODEL.value, inputs=inputs)
     files.write_json(workdir / "phases.json", {"phases": found, "manifest": manifest})
-
-
-def swept_at_many_levels(subject, given, config, folder):
-    levels, root = timesteps_by_log_snr(subject.schedule, config.sweep.timesteps), jax.random.key(config.seed)
-    parts = subject.unet, subject.params, subject.identity, subject.schedule
-    means = capture.activation_means(*parts, given.reference, levels, keys.stream(root, "mean noise"))
-    asked = subject, given.scored, levels, keys.stream(root, "scored noise"), folder
-    return sweep.teacher_forced(*asked, config=config.sweep, fills={"mean": means})
 
 
 def line(name, kind, one):

@@ -37,8 +37,7 @@ def main(config, workdir):
         chosen = components(subject.unet, max(subject.unet.widths) * 2 if CHANNELS.value else 0)
         fresh = {"untrained": pipeline.untrained(subject, config.seed)} if UNTRAINED.value else {}
         for group, one in {"trained": subject, **fresh}.items():
-            parts = one.unet, one.params, one.identity, one.schedule
-            fills = pipeline.kind_fills(parts, given, levels, jax.random.key(config.seed), sweep)
+            fills = pipeline.kind_fills(one, given, levels, jax.random.key(config.seed), sweep)
             seen = one, given.scored, levels, key, workdir / "exact"
             asked = {"chosen": chosen, "kind": KIND.value, "fills": fills.get(KIND.value)}
             found[group][one.name] = (every if EVERY.value else verified)(*seen, **asked)

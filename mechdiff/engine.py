@@ -23,10 +23,9 @@ from mechdiff.diffusion import image_noise, q_sample
 from mechdiff.interventions import Intervention, has_rows
 from mechdiff.schedules import NoiseSchedule
 from mechdiff.types import Images, PRNGKey, PyTree
-from mechdiff.unet import stages
 
 CPU_WORKING_SET = 256 * 2**20  # bytes of activations in one pass, whose stages run in blocks that fit a cache
-CPU_ROWS = 8  # of a pass of a network so large that this working set holds fewer: the plain rows cost 1 in 8
+CPU_ROWS = (32, 16, 8, 4, 2)  # of a pass, the first that memory holds, where the working set is too small
 FREE_SHARE = 0.6  # of an accelerator's free memory that one pass may take
 FILLS = ("fill", "pattern_fill")  # of an intervention: what may differ between images
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # how XLA's errors begin
@@ -163,7 +162,7 @@ class Engine:
 
     def __post_init__(self):
         self.devices = self.devices or tuple(jax.local_devices())
-        self._placed, self._limits = {}, {}
+        self._placed, self._more = {}, 0
 
     def _on(self, mesh: Mesh) -> tuple[NoiseSchedule, PyTree]:
         """Schedule and parameters on every device of a mesh. Of that very mesh: JAX reads the layout of the
@@ -239,27 +238,24 @@ class Engine:
         interventions, devices = len(next(iter(stacked.gate.values()))), len(self.devices)
         limit = self.rows or self._limit(stacked)
         rows = min(interventions, limit)
-        if images < devices:  # then passes are what they share; a pass may round up at every stage
-            share = -(-interventions // (devices // images)) + len(stages(self.config))
-            rows = min(rows, share)
+        if images < devices:  # then passes are what they share
+            rows = min(rows, -(-interventions // (devices // images)))
         return rows, max(1, min(-(-images // devices), limit // (rows + 1)))
 
     def _limit(self, stacked: Intervention) -> int:
-        """Rows of a pass that memory holds. Where the working set of a CPU is too small for one intervention
-        at every stage, so that all would begin at the first: as many as these, or else a few, if memory is
-        free for them. Decided once, so that what else takes memory later changes no program."""
+        """Rows of a pass that memory holds. With few, the clean rows are a large part of the work, and the
+        others join early: where the working set of a CPU is too small, more are taken if memory is free for
+        them. Decided once, so that what else takes memory later changes no program."""
         limit = max(1, memory_limit(self.devices[0]) // memory.row_bytes(self.config))
-        if self.devices[0].platform != "cpu" or limit >= len(stages(self.config)):
+        if self.devices[0].platform != "cpu" or limit >= CPU_ROWS[0]:
             return limit
-        groups = 1 if self.together else len(set(wavefront.joining_stages(self.config, stacked)))
-        if groups not in self._limits:
+        if not self._more:
             copies = (1 + len(self.devices)) * memory.tree_bytes(self.params)
             room = memory.FREE_SHARE * (memory.available() - copies) / len(self.devices)
             joins = lambda n: wavefront.plan(self.config, stacked, n, self.together).joins  # noqa: E731
-            wanted = sorted({groups, CPU_ROWS, 2}, reverse=True)
-            fit = (n for n in wanted if memory.pass_bytes(self.config, joins(n)) <= room)
-            self._limits[groups] = max(limit, next(fit, 1))
-        return self._limits[groups]
+            fit = (n for n in CPU_ROWS if memory.pass_bytes(self.config, joins(n)) <= room)
+            self._more = next(fit, 1)
+        return max(limit, self._more)
 
     def _run(self, stacked, x0, indices, t, key, rows, block, reduce, own, shared) -> tuple[PyTree, PyTree]:
         wave = wavefront.plan(self.config, stacked, rows, self.together)

@@ -130,8 +130,7 @@ def _block(
     key: PRNGKey,
 ):
     """What `moved` measures on one block of pairs."""
-    network = subject.unet, subject.params, subject.identity, subject.schedule
-    fill = activations(*network, second, t, key, index)
+    fill = activations(*subject.network, second, t, key, index)
     at = jnp.full(len(index), t)
     x_t = q_sample(subject.schedule, second, at, image_noise(key, index, second.shape[1:]))
     other = _denoise(subject.unet, subject.schedule, subject.params, subject.identity, x_t, at)

@@ -96,8 +96,7 @@ def pattern_effects(
         patterns = constant_patterns(subject.unet, "uniform" if kind == "frozen" else kind)
         stacked, source = one_pattern_each(subject.identity, heads, patterns), None
         if kind == "frozen":
-            parts = subject.unet, subject.params, subject.identity, subject.schedule
-            source = replacements.resample_fills(*parts, images, timesteps, key, draws=draws)
+            source = replacements.resample_fills(*subject.network, images, timesteps, key, draws=draws)
             source = dataclasses.replace(source, collection=PATTERNS)
         given = (images, timesteps, key, block)
         found = sweep.measured(subject, stacked, kind, source, *given, field="pattern_fill")

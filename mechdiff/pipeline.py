@@ -193,10 +193,12 @@ def chooser(
     return choose
 
 
-def kind_fills(parts: tuple, given: Inputs, timesteps, root: jax.Array, config: SweepConfig) -> dict:
+def kind_fills(
+    subject: sweep.Subject, given: Inputs, timesteps, root: jax.Array, config: SweepConfig
+) -> dict:
     """What each kind of ablation replaces components with: kind -> fills or a source of them."""
-    reference = *parts, given.reference, timesteps, keys.stream(root, "mean noise")
-    scored = *parts, given.scored, timesteps, keys.stream(root, "scored noise")
+    reference = *subject.network, given.reference, timesteps, keys.stream(root, "mean noise")
+    scored = *subject.network, given.scored, timesteps, keys.stream(root, "scored noise")
     make = {
         "mean": lambda: capture.activation_means(*reference),
         "resample": lambda: replacements.resample_fills(*scored, draws=config.draws),
@@ -238,13 +240,12 @@ def examine(
 
     timesteps = timesteps_by_log_snr(subject.schedule, config.timesteps)
     root = jax.random.key(seed)
-    parts = (subject.unet, subject.params, subject.identity, subject.schedule)
-    fills = kind_fills(parts, given, timesteps, root, config)
+    fills = kind_fills(subject, given, timesteps, root, config)
     noise = keys.stream(root, "scored noise")
     swept = sweep.teacher_forced(
         subject, given.scored, timesteps, noise, folder / "sweep", config=config, fills=fills, facts=facts
     )
-    attention = capture.attention_stats(*parts, given.scored, timesteps, noise)
+    attention = capture.attention_stats(*subject.network, given.scored, timesteps, noise)
     with files.hold(folder, wait=True):  # every process that shares the sweep comes here, with equal results
         results.replace(folder / "attention.zarr", attention.assign_attrs(subject=name, **facts))
         results.replace(folder / "sweep.zarr", swept)

@@ -65,10 +65,9 @@ def deepen(examined: Examined, config: ExperimentConfig, folder: Path) -> None:
 def activity(examined: Examined, levels: Sequence[int], root: PRNGKey) -> xr.Dataset:
     """`complexity.OF_COVARIANCE` of the activations of every site, dims `measure, site, t`."""
     subject, given = examined.subject, examined.given
-    parts = subject.unet, subject.params, subject.identity, subject.schedule
-    means = capture.activation_means(*parts, given.reference, levels, keys.stream(root, "mean noise"))
-    noise = keys.stream(root, "scored noise")
-    found = moments.channel_moments(*parts, given.scored, levels, noise, means=means)
+    before, noise = keys.stream(root, "mean noise"), keys.stream(root, "scored noise")
+    means = capture.activation_means(*subject.network, given.reference, levels, before)
+    found = moments.channel_moments(*subject.network, given.scored, levels, noise, means=means)
     values = {name: complexity.site_values(found, name) for name in complexity.OF_COVARIANCE}
     cells = np.array([[values[name][site] for site in found] for name in values])
     axes = {"measure": list(values), "site": list(found), "t": np.asarray(levels)}
@@ -113,8 +112,7 @@ def control(some: Examined, config: ExperimentConfig, noise: PRNGKey, folder: Pa
     """The sweep of an untrained network, its own for every training seed, at all levels swept."""
     fresh, levels = _fresh(some, config)
     asked = dataclasses.replace(config.sweep, images=len(some.given.scored))
-    parts = fresh.unet, fresh.params, fresh.identity, fresh.schedule
-    fills = pipeline.kind_fills(parts, some.given, levels, jax.random.key(config.seed), asked)
+    fills = pipeline.kind_fills(fresh, some.given, levels, jax.random.key(config.seed), asked)
     seen = fresh, some.given.scored, levels, noise, folder / "control"
     return sweep.teacher_forced(*seen, config=asked, fills=fills)
 
@@ -122,8 +120,7 @@ def control(some: Examined, config: ExperimentConfig, noise: PRNGKey, folder: Pa
 def control_attention(some: Examined, config: ExperimentConfig, noise: PRNGKey) -> xr.Dataset:
     """Attention statistics of the same network on the same pictures."""
     fresh, levels = _fresh(some, config)
-    parts = fresh.unet, fresh.params, fresh.identity, fresh.schedule
-    return capture.attention_stats(*parts, some.given.scored, levels, noise)
+    return capture.attention_stats(*fresh.network, some.given.scored, levels, noise)
 
 
 def face_targets(trained: ExperimentConfig, count: int) -> dict:

@@ -41,6 +41,11 @@ class Subject:
     params: PyTree
     identity: Intervention
 
+    @property
+    def network(self) -> tuple[UNetConfig, PyTree, Intervention, NoiseSchedule]:
+        """What every function that runs it takes first."""
+        return self.unet, self.params, self.identity, self.schedule
+
     def digests(self) -> dict:
         """What of it decides numbers, JSON-ready."""
         return {

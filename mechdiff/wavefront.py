@@ -2,7 +2,8 @@
 
 The batch grows on its way through the stages: the clean rows go first, and the rows of an intervention
 join, as copies of the clean ones, at the first stage that it changes. A leave-one-out sweep is one program
-of about half the operations of one pass per component, compiled once whatever the number of sweeps.
+of about half the operations of one pass per component, compiled once whatever the number of sweeps. Where
+memory holds only a part of the rows at a time, they take turns in the same program (`plan`).
 """
 
 import dataclasses
@@ -51,26 +52,23 @@ def joining_stages(config: UNetConfig, stacked: Intervention) -> Int[np.ndarray,
 
 
 def plan(config: UNetConfig, stacked: Intervention, rows: int, together: bool = False) -> Wave:
-    """Passes of at most `rows` interventions, each with its share of those that join at every stage.
+    """Passes of at most `rows` interventions, alike in how many join at every stage.
 
-    Where even one intervention per stage is more than `rows`, they all join at the first stage.
+    Interventions are sorted by the first stage that they change and dealt out to the passes in turn, as cards
+    are: those dealt in one round join where the first of them must. With one pass none joins early; with
+    several, each by about one part in `rows` of the network.
 
     Args:
       together: all join at the first stage, whatever they change: one program for all stacks of one size.
     """
     first = joining_stages(config, stacked) * (not together)
-    members = [np.flatnonzero(first == stage) for stage in range(len(stages(config)))]
-    if sum(len(group) > 0 for group in members) > rows:
-        members = [np.arange(len(first)), *([np.arange(0)] * (len(members) - 1))]
-    shares = lambda passes: [-(-len(group) // passes) for group in members]  # noqa: E731
-    passes = next(count for count in range(1, len(first) + 1) if sum(shares(count)) <= max(rows, 1))
-    joins = tuple(shares(passes))
-    # Places left over repeat the last of their group.
-    cut = [
-        group[np.minimum(np.arange(passes * share), len(group) - 1)].reshape(passes, share)
-        for group, share in zip(members, joins)
-    ]
-    return Wave(np.concatenate(cut, axis=1), joins)
+    passes = -(-len(first) // max(rows, 1))
+    rounds = -(-len(first) // passes)
+    dealt = np.arange(rounds * passes).reshape(rounds, passes)
+    # Places left over repeat the last.
+    order = np.argsort(first, kind="stable")[np.minimum(dealt, len(first) - 1)].T
+    joins = np.bincount(first[order[0]], minlength=len(stages(config)))
+    return Wave(order, tuple(joins.tolist()))
 
 
 def forward(

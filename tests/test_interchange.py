@@ -54,7 +54,7 @@ def test_moved_is_that_of_plain_passes(pairs, found):
 
 
 def _parts():
-    return SUBJECT.unet, SUBJECT.params, SUBJECT.identity, SUBJECT.schedule
+    return SUBJECT.network
 
 
 def test_time_carries_no_factor_and_the_first_skip_carries_something(found):

@@ -17,7 +17,6 @@ from mechdiff.unet import components, stages
 UNET = preset("tiny").unet
 IDENTITY, PARAMS = identity_of(UNET), random_params(UNET)
 EVERYTHING = leave_one_out(IDENTITY, components(UNET))[1]
-GROUPS = len(set(wavefront.joining_stages(UNET, EVERYTHING)))
 KEY = jax.random.key(0)
 SUBJECT = sweep.Subject("small", UNET, linear_schedule(), PARAMS, IDENTITY)
 
@@ -39,16 +38,14 @@ def test_a_pass_takes_the_rows_that_flow_and_the_skips_of_those_that_there_were(
     assert memory.pass_bytes(UNET, (5, *(0,) * last), batch=3) > 2 * early
 
 
-def test_a_network_too_large_for_the_working_set_still_joins_where_it_changes(monkeypatch):
+def test_a_network_too_large_for_the_working_set_takes_more_rows_if_memory_is_free(monkeypatch):
     monkeypatch.setattr(engine, "CPU_WORKING_SET", 1)
-    assert runner()._size(EVERYTHING, 4) == (GROUPS, 1)
-    wave = wavefront.plan(UNET, EVERYTHING, GROUPS)
-    assert sum(joins > 0 for joins in wave.joins) == GROUPS
-    assert runner(together=True)._size(EVERYTHING, 4) == (engine.CPU_ROWS, 1)
+    most = min(engine.CPU_ROWS[0], len(components(UNET)))
+    assert runner()._size(EVERYTHING, 4) == runner(together=True)._size(EVERYTHING, 4) == (most, 1)
     assert runner(rows=3)._size(EVERYTHING, 4) == (3, 1)
 
 
-@pytest.mark.parametrize("fits", [2, engine.CPU_ROWS])
+@pytest.mark.parametrize("fits", [2, 8])
 def test_fewer_rows_are_taken_where_memory_is_short_and_never_none(monkeypatch, fits):
     monkeypatch.setattr(engine, "CPU_WORKING_SET", 1)
     need = memory.pass_bytes(UNET, wavefront.plan(UNET, EVERYTHING, fits).joins)

@@ -17,7 +17,7 @@ from mechdiff.unet import components
 
 UNET, SCHEDULE = SMALL, cosine_schedule(50)
 SUBJECT = sweep.Subject("random", UNET, SCHEDULE, random_params(UNET), identity_of(UNET))
-PARTS = SUBJECT.unet, SUBJECT.params, SUBJECT.identity, SUBJECT.schedule
+PARTS = SUBJECT.network
 IMAGES = np.random.default_rng(1).uniform(-1, 1, (6, 8, 8, 3)).astype(np.float32)
 LEVELS = np.array([3, 40])
 KEY = jax.random.key(5)

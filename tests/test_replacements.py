@@ -21,7 +21,7 @@ from mechdiff.unet import apply_unet, components
 UNET, SCHEDULE = SMALL, cosine_schedule(50)
 PARAMS = jax.device_put(random_params(UNET), jax.devices()[0])  # as checkpoints are read
 SUBJECT = sweep.Subject("random", UNET, SCHEDULE, PARAMS, identity_of(UNET))
-PARTS = SUBJECT.unet, SUBJECT.params, SUBJECT.identity, SUBJECT.schedule
+PARTS = SUBJECT.network
 IMAGES = np.random.default_rng(1).uniform(-1, 1, (5, 8, 8, 3)).astype(np.float32)
 LEVELS = np.array([3, 40])
 KEY = jax.random.key(5)

@@ -42,7 +42,7 @@ def levels(subject):
 
 @pytest.fixture(scope="module")
 def means(subject, images, levels):
-    parts = (subject.unet, subject.params, subject.identity, subject.schedule)
+    parts = subject.network
     return {"mean": capture.activation_means(*parts, images[::-1].copy(), levels, jax.random.key(9), block=4)}
 
 

@@ -39,7 +39,7 @@ def chosen(subject):
 @pytest.fixture(scope="module")
 def means(subject):
     images = np.random.default_rng(1).uniform(-1, 1, (4, 8, 8, 3)).astype(np.float32)
-    parts = (subject.unet, subject.params, subject.identity, subject.schedule)
+    parts = subject.network
     return {"mean": capture.activation_means(*parts, images, LEVELS, jax.random.key(9), block=4)}
 
 

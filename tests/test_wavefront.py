@@ -204,8 +204,13 @@ def test_a_plan_holds_every_intervention_and_lets_none_join_late(seed, count, si
     first = np.array([depth[row].min() for row in members])
     joined_at = np.repeat(np.arange(len(wave.joins)), wave.joins)
     assert (joined_at <= first[wave.order]).all()
-    if len(set(first)) <= rows:  # there is room for the wave: nothing joins early either
+    assert (joined_at == first[wave.order].min(axis=0)).all()
+    if count <= rows:  # there is room for all: nothing joins early either
         assert (joined_at == first[wave.order]).all()
+    passes = len(wave.order)
+    early = np.sort(first)[::passes][: len(joined_at)]  # each as early as the one before its round's end
+    assert sorted(joined_at) == sorted(early)
+    assert wave.order.size - count < passes  # hardly any place is left over
 
 
 def test_the_wave_costs_about_half_of_whole_passes(network, everything, images):

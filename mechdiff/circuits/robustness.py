@@ -62,12 +62,11 @@ def halves(
     if count < 2:
         raise ConfigError(f"sweep.images={len(given.scored)} are too few to find and score circuits; give 4")
     timesteps = timesteps_by_log_snr(subject.schedule, config.timesteps)
-    parts = subject.unet, subject.params, subject.identity, subject.schedule
     config = dataclasses.replace(config, kinds=(kind,))
     made = []
     for name, some in (("find", given.scored[:count]), ("score", given.scored[count:])):
         own = keys.stream(root, f"circuits: {name}")
-        fills = kind_fills(parts, dataclasses.replace(given, scored=some), timesteps, own, config)
+        fills = kind_fills(subject, dataclasses.replace(given, scored=some), timesteps, own, config)
         seen = subject, some, np.asarray(timesteps), keys.stream(own, "scored noise")
         block = min(config.image_block, len(some))
         made.append(Trials(*seen, kind, fills.get(kind), folder=folder, block=block))

@@ -82,16 +82,15 @@ def scored(name: str, instance: int, size: str, folder: Path) -> list[dict]:
 def _exact(plant: Plant, folder: Path, key, chosen: Sequence[Component]) -> tuple[Scores, np.ndarray]:
     """Deg%_t under every kind of ablation, and the clean loss of each level."""
     subject = plant.subject
-    network = subject.unet, subject.params, subject.identity, subject.schedule
     reference = plant.others, plant.timesteps
     fills = {
-        "mean": activation_means(*network, *reference, keys.stream(key, "mean fills")),
-        "resample": resample_fills(*network, plant.images, plant.timesteps, key),
+        "mean": activation_means(*subject.network, *reference, keys.stream(key, "mean fills")),
+        "resample": resample_fills(*subject.network, plant.images, plant.timesteps, key),
     }
     if plant.size in OPTIMAL_SIZES:
         noise = keys.stream(key, "mean fills")
         options = {"chosen": chosen, "steps": OPTIMAL_STEPS}
-        fills["optimal"] = optimal_fills(*network, *reference, noise, **options)
+        fills["optimal"] = optimal_fills(*subject.network, *reference, noise, **options)
     config = SweepConfig(kinds=("zero", *fills), image_block=len(plant.images))
     found = teacher_forced(
         subject,
@@ -148,11 +147,13 @@ def discovered(plant: Plant, key, chosen: Sequence[Component], folder: Path | No
 def _observed(plant: Plant, key, chosen: Sequence[Component]) -> Scores:
     """What can be seen without an intervention: sharpness of heads, variance of activations over images."""
     subject = plant.subject
-    network = subject.unet, subject.params, subject.identity, subject.schedule
-    heads = attention_stats(*network, plant.images, plant.timesteps, key, block=len(plant.images))
+    heads = attention_stats(*subject.network, plant.images, plant.timesteps, key, block=len(plant.images))
     entropy = heads["normalised_entropy"].mean("image").reindex(head=[component.name for component in chosen])
     index = np.arange(len(plant.images))
-    levels = [jax.device_get(_variances(*network, plant.images, int(t), key, index)) for t in plant.timesteps]
+    levels = [
+        jax.device_get(_variances(*subject.network, plant.images, int(t), key, index))
+        for t in plant.timesteps
+    ]
     variance = [[level[c.site][slice(*c.index)].mean() for level in levels] for c in chosen]
     return {"entropy": 1 - entropy.values, "activation variance": np.array(variance)}
 
