@@ -1,6 +1,7 @@
 """Does all of it: models, sweeps, attention, one report.
 
-`python -m experiments.reproduce` examines the shipped models (preset quickstart) and ends with the
+`python -m experiments.reproduce` examines the shipped pair (preset quickstart; cpu16: the study of all networks at
+16x16, cpu32: that of the pair) and ends with the
 path of the report. `--celeba=PATH` gives real pictures to examine the CelebA models on; without them
 they are examined on pictures that they draw themselves, and the report says so. A preset that ships
 no models trains one on synthetic faces, and one on CelebA or (without it) on the simplest synthetic

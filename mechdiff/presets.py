@@ -54,7 +54,10 @@ PRESETS = {
         train=TrainConfig(steps=2000, batch=32, learning_rate=2e-3, warmup=100, ema_decay=0.998),
         sweep=SweepConfig(timesteps=24, images=48, mean_images=128, image_block=16),
         study=StudyConfig(
-            models=tuple(f"cpu16-{data}-seed{seed}" for data in ("synthetic", "celeba") for seed in range(5)),
+            models=(
+                *(f"cpu16-{data}-seed{seed}" for data in ("synthetic", "celeba") for seed in range(5)),
+                *(f"cpu16-synthetic-level{level}-seed{seed}" for level in (0, 2) for seed in range(2)),
+            ),
             controls=True,
             circuits=("mean",),
             role_sets=200,
@@ -74,6 +77,14 @@ PRESETS = {
             ema_decay=0.999,
             eval_every=1000,
             sample_every=1000,
+        ),
+        sweep=SweepConfig(timesteps=24, images=24, mean_images=64, image_block=12),
+        study=StudyConfig(
+            models=("cpu32-synthetic-seed0", "cpu32-celeba-seed0"),
+            controls=True,
+            circuits=("mean",),
+            role_sets=200,
+            timesteps=4,
         ),
     ),
     # The size that the paper names (262 M parameters); its other settings are not known and are ours.
