@@ -62,13 +62,14 @@ def calibrate(repeats: int = 400, images: int = 32, seed: int = 0) -> list[Check
     """
     if repeats < 50:
         raise ConfigError(f"repeats={repeats} show nothing; at least 50, better 400")
-    rngs = iter(np.random.default_rng(seed).spawn(5))
+    rngs = iter(np.random.default_rng(seed).spawn(6))
     return [
         *_tests(next(rngs), repeats, images),
         *_intervals(next(rngs), repeats, images),
         *_sweeps(next(rngs), repeats, images),
         *_families(next(rngs), repeats),
         *_seeds(next(rngs), repeats),
+        *_crossed(next(rngs), repeats, images),
     ]
 
 
@@ -154,7 +155,8 @@ def _seeds(rng: np.random.Generator, repeats: int, seeds: int = 5) -> list[Check
         both = [[_attention(rng) for _ in range(seeds)] for _ in range(2)]
         between, within, found = divergence.seeds_test(*both)
         relabelled.append(found.min())
-        low, high = jackknife(divergence.seeds_excess, *both, float((between - within).mean()))
+        excess = lambda *sides: float(divergence.seeds_excess(*sides)[0])  # noqa: E731
+        low, high = jackknife(excess, *both, float((between - within).mean()))
         covered.append(low <= 0 <= high)
         profiles, selectivity = rng.normal(size=(2, 3, 6, 4))
         layers, roles = ["a"] * 3 + ["b"] * 3, [["x"] * 6] * 3
@@ -164,6 +166,18 @@ def _seeds(rng: np.random.Generator, repeats: int, seeds: int = 5) -> list[Check
         *(_uniform(test, np.array(values)) for test, values in p.items()),
         _covers(name, np.array(covered)),
     ]
+
+
+def _crossed(rng: np.random.Generator, repeats: int, images: int, seeds: int = 5) -> list[Check]:
+    """Numbers of networks that were all measured on the same pictures, in whose sampling they share."""
+    weights, checks = stats.bootstrap_weights(images, RESAMPLES), []
+    for name, spread in (("seeds", 1.0), ("pictures", np.sqrt(images) * 0.5)):
+        alike = spread * rng.normal(size=(repeats, 1, images))
+        cells = rng.normal(size=(repeats, seeds, 1)) + alike + rng.normal(size=(repeats, seeds, images))
+        found = [over_seeds(one.mean(-1), one @ weights.T, images) for one in cells]
+        covered = np.array([low <= 0 <= high for _, (low, high), _ in found])
+        checks.append(_covers(f"{seeds} seeds on the same pictures, {name} vary more", covered))
+    return checks
 
 
 def _attention(rng: np.random.Generator) -> xr.Dataset:
@@ -220,12 +234,12 @@ def _share(test) -> tuple[float, float, float]:
 
 def table(checks: list[Check]) -> str:
     """Checks as text, one a line."""
-    lines = [f"{'check':46}{'promise':14}{'nominal':>8}  {'found':24}{'p':>8}{'n':>6}"]
+    lines = [f"{'check':48}{'promise':14}{'nominal':>8}  {'found':24}{'p':>8}{'n':>6}"]
     for check in checks:
         nominal = "" if np.isnan(check.nominal) else f"{check.nominal:.2f}"
         found = f"{check.found:.3f} [{check.low:.3f}, {check.high:.3f}]"
         verdict = "" if check.holds else "  BROKEN"
         lines.append(
-            f"{check.name:46}{check.promise:14}{nominal:>8}  {found:24}{check.p:8.3f}{check.n:6}{verdict}"
+            f"{check.name:48}{check.promise:14}{nominal:>8}  {found:24}{check.p:8.3f}{check.n:6}{verdict}"
         )
     return "\n".join(lines)

@@ -137,18 +137,28 @@ def seeds_test(
       over levels. With 3 seeds a data set p can't fall below 0.1, with 5 not below 1/126.
     """
     apart = _networks_apart(first, second, measure)
-    between, within = _between_within(apart, np.array(_groupings(len(apart), len(first))))
+    groups = np.array(_groupings(len(apart), len(first)))
+    between, within = (values[..., 0] for values in _between_within(apart, groups))
     excess = between - within
     largest = excess.max(axis=1, keepdims=True)
     p = (largest >= excess[0] - 1e-12).mean(axis=0)
     return between[0], within[0], p
 
 
-def seeds_excess(first: Sequence[xr.Dataset], second: Sequence[xr.Dataset], measure: str = "heads") -> float:
-    """Of `seeds_test` the divergence between data sets minus that within, mean over levels."""
-    apart = _networks_apart(first, second, measure)
+def seeds_excess(
+    first: Sequence[xr.Dataset],
+    second: Sequence[xr.Dataset],
+    weights: Sequence[Weights] | None = None,
+    measure: str = "heads",
+) -> Float[np.ndarray, " m"]:
+    """Of `seeds_test` the divergence between data sets minus that within, mean over levels.
+
+    Args:
+      weights: of the images of each network, first and second, as many for all; None: one, all alike.
+    """
+    apart = _networks_apart(first, second, measure, weights)
     between, within = _between_within(apart, np.arange(len(apart))[None] < len(first))
-    return float((between - within).mean())
+    return (between - within)[0].mean(axis=0)
 
 
 def measured(
@@ -212,22 +222,22 @@ def _adjusted(values: Float[np.ndarray, "t draws"]) -> Float[np.ndarray, " t"]:
 
 
 def _networks_apart(
-    first: Sequence[xr.Dataset], second: Sequence[xr.Dataset], measure: str
-) -> Float[np.ndarray, "network network t"]:
+    first: Sequence[xr.Dataset],
+    second: Sequence[xr.Dataset],
+    measure: str,
+    weights: Sequence[Weights] | None = None,
+) -> Float[np.ndarray, "network network t m"]:
     networks = [*first, *second]
     check_alike(networks)
     if min(len(first), len(second)) < 2:
         raise ConfigError(f"{len(first)} and {len(second)} seeds: at least 2 of either data set")
-    return _distances([_entropies(each) for each in networks], measure, networks[0]["tokens"].values)
-
-
-def _distances(entropies: list[Entropy], measure: str, tokens) -> Float[np.ndarray, "network network t"]:
-    even = [np.full((1, each.shape[-1]), 1 / each.shape[-1]) for each in entropies]
-    count = len(entropies)
-    apart = np.zeros((count, count, entropies[0].shape[1]))
+    entropies, tokens = [_entropies(each) for each in networks], networks[0]["tokens"].values
+    weights = weights or [np.full((1, each.shape[-1]), 1 / each.shape[-1]) for each in entropies]
+    count = len(networks)
+    apart = np.zeros((count, count, entropies[0].shape[1], len(weights[0])))
     for i in range(count):
         for j in range(i):
-            one = measured(measure, entropies[i], entropies[j], (even[i], even[j]), tokens)[:, 0]
+            one = measured(measure, entropies[i], entropies[j], (weights[i], weights[j]), tokens)
             apart[i, j] = apart[j, i] = np.abs(one)
     return apart
 
@@ -243,8 +253,8 @@ def _groupings(count: int, first: int, most: int = 5000) -> list[np.ndarray]:
 
 
 def _between_within(
-    apart: Float[np.ndarray, "network network t"], groups: Bool[np.ndarray, "m network"]
-) -> tuple[Float[np.ndarray, "m t"], Float[np.ndarray, "m t"]]:
+    apart: Float[np.ndarray, "network network t m"], groups: Bool[np.ndarray, "way network"]
+) -> tuple[Float[np.ndarray, "way t m"], Float[np.ndarray, "way t m"]]:
     """Mean divergence of pairs of networks across and within two groups, for each way of grouping them."""
     across = groups[:, :, None] != groups[:, None, :]
     alike = ~across & ~np.eye(len(apart), dtype=bool)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
-from scipy.stats import binom, spearmanr
+from scipy.stats import binom, rankdata
 
-from mechdiff import divergence, phases, stats
+from mechdiff import complexity, divergence, phases, stats
 from mechdiff.claims import seeds
 from mechdiff.claims.verdicts import (
     ALPHA,
@@ -51,9 +51,11 @@ def _mixed(_: Sequence[Network]) -> Finding:
 
 def _complexity(networks: Sequence[Network]) -> Finding:
     sides = natural, simple = seeds.pairs(networks)
-    sizes = [np.array([seeds.effective(n.sweep, seeds.lead(n.sweep)) for n in side]) for side in sides]
-    ratios = np.log(sizes[0]) - np.log(sizes[1])
-    estimate, interval, p = over_seeds(ratios)
+    measure = lambda n: complexity.effective_components(n.sweep, seeds.lead(n.sweep))  # noqa: E731
+    drawn = [np.array([measure(n)(seeds.weightings(n.sweep)) for n in side]) for side in sides]
+    logs, sizes = np.log(drawn[0]) - np.log(drawn[1]), [size[:, 0] for size in drawn]
+    ratios, resampled = logs[:, 0], logs[:, 1:]
+    estimate, interval, p = over_seeds(ratios, resampled, natural[0].images)
     because = (
         f"damage is spread over an effective {sizes[0].mean():.1f} components in networks of CelebA, "
         f"{sizes[1].mean():.1f} in those of synthetic faces; more in {_count(ratios > 0)} pairs of seeds"
@@ -77,7 +79,9 @@ def _divergence(networks: Sequence[Network]) -> Finding:
         f"{_count(p < ALPHA)} levels"
     )
     estimate = float((between - within).mean())
-    interval = jackknife(divergence.seeds_excess, natural, simple, estimate)
+    draws = divergence.seeds_excess(natural, simple, [*map(seeds.weightings, [*natural, *simple])])[1:]
+    excess = lambda *sides: float(divergence.seeds_excess(*sides)[0])  # noqa: E731
+    interval = jackknife(excess, natural, simple, estimate, draws, natural[0].sizes["image"])
     return Finding(estimate, interval, float(p.min()), min(len(natural), len(simple)), because)
 
 
@@ -124,21 +128,23 @@ def _bottlenecks(networks: Sequence[Network]) -> Finding:
         raise Missing(f"needs sweeps of at least two kinds of ablation; there are {kinds}")
     names = [str(name) for name in networks[0].sweep["component"].values]
     part = networks[0].sweep["part"].values
-    damage = np.array([[seeds.damage(network.sweep, kind) for kind in kinds] for network in networks])
-    excess = np.stack(  # over the mean of the others of its part: network, kind, component
-        [damage[..., c] - damage[..., (part == part[c]) & (np.arange(len(part)) != c)].mean(-1)
-         for c in range(len(part))], axis=-1,
-    )  # fmt: skip
+    damage = np.array(  # network, kind, component, resample of the images
+        [[seeds.damages(one.sweep, kind, seeds.weightings(one.sweep)) for kind in kinds] for one in networks]
+    )
+    peers = (part == part[:, None]) & ~np.eye(len(part), dtype=bool)
+    others = peers / np.maximum(peers.sum(axis=1, keepdims=True), 1)  # of its part, for each component
+    excess = damage - others @ damage
     weaker = excess.min(axis=1)  # of the kinds
-    found = [over_seeds(values) for values in weaker.T]
+    images, whole = networks[0].images, damage[..., 0]
+    found = [over_seeds(one[:, 0], one[:, 1:], images) for one in np.moveaxis(weaker, 1, 0)]
     tested = np.array([one[2] for one in found])
-    best = int(weaker.mean(axis=0).argmax())
+    best = int(weaker[..., 0].mean(axis=0).argmax())
     p, sure = np.nan, 0
     if not np.isnan(tested).all():
         adjusted = stats.holm(np.nan_to_num(tested, nan=1.0))
         p, sure = float(adjusted.min()), int((adjusted < ALPHA).sum())
         best = int(adjusted.argmin())
-    low, high = damage.mean(axis=0).min(), damage.mean(axis=0).max()
+    low, high = whole.mean(axis=0).min(), whole.mean(axis=0).max()
     because = (
         f"{sure} of {len(names)} components (Holm) damage more than the others of their part under every "
         f"kind, most surely {names[best]}; pooled Deg% of all lies between {low:.2f} and {high:.2f}"
@@ -172,25 +178,31 @@ def _phases(networks: Sequence[Network]) -> Finding:
 def _entropy(networks: Sequence[Network]) -> Finding:
     if not networks or networks[0].attention.sizes["head"] < 4:
         raise Missing("needs networks with at least 4 attention heads")
-    rho = np.array([_rank_link(network.sweep, network.attention) for network in networks])
-    estimate, interval, p = over_seeds(np.arctanh(np.clip(rho, -0.999, 0.999)), above=False)
+    drawn = np.array([_rank_link(network.sweep, network.attention) for network in networks])
+    z, rho = np.arctanh(np.clip(drawn, -0.999, 0.999)), drawn[:, 0]
+    estimate, interval, p = over_seeds(z[:, 0], z[:, 1:], networks[0].images, above=False)
     because = (
         f"over the heads of a network, Spearman's correlation of H / ln Nk and |pooled Deg%| lies between "
         f"{rho.min():.2f} and {rho.max():.2f}; {_count(rho < 0)} networks have it below 0"
     )
     if all(network.control is not None for network in networks):
-        fresh = np.array([_rank_link(network.control, network.control_attention) for network in networks])
-        because += f"; in an untrained network it is {fresh.mean():.2f}"
+        fresh = [_rank_link(network.control, network.control_attention)[0] for network in networks]
+        because += f"; in an untrained network it is {np.mean(fresh):.2f}"
     ends = tuple(float(np.tanh(end)) for end in interval)
     return Finding(float(np.tanh(estimate)), ends, p, len(rho), because, above=False)
 
 
-def _rank_link(sweep: xr.Dataset, attention: xr.Dataset) -> float:
+def _rank_link(sweep: xr.Dataset, attention: xr.Dataset) -> np.ndarray:
+    """Rank correlation over heads on all images alike, then in each resample of them."""
     heads = [str(name) for name in attention["head"].values]
-    entropy = attention["normalised_entropy"].mean(("t", "image")).values
     names = [str(name) for name in sweep["component"].values]
-    damage = np.abs(seeds.damage(sweep, seeds.lead(sweep)))[[names.index(name) for name in heads]]
-    return float(spearmanr(entropy, damage).statistic)
+    entropy = attention["normalised_entropy"].mean("t").transpose("head", "image").values
+    seen = np.asarray(entropy, np.float64) @ seeds.weightings(attention).T
+    damage = seeds.damages(sweep, seeds.lead(sweep), seeds.weightings(sweep))
+    damage = np.abs(damage[[names.index(name) for name in heads]])
+    ranks = (rankdata(values, axis=0) - (len(heads) + 1) / 2 for values in (seen, damage))
+    one, other = (rank / np.sqrt((rank**2).sum(axis=0)) for rank in ranks)
+    return (one * other).sum(axis=0)  # Spearman's, for ties too
 
 
 def _count(which: np.ndarray) -> str:

@@ -11,10 +11,11 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from mechdiff import complexity, effects
+from mechdiff import complexity, effects, stats
 from mechdiff.claims.verdicts import Missing, Network
 from mechdiff.stats import Interval
 
+RESAMPLES = 400
 TOP_LEVEL = 4  # of the ladder of synthetic faces: everything varies
 
 
@@ -63,13 +64,22 @@ def few(natural: Sequence, simple: Sequence, least: int) -> str:
 
 def damage(sweep: xr.Dataset, kind: str) -> Float[np.ndarray, " component"]:
     """Pooled Deg%, all images alike."""
-    clean, loss = effects.losses(sweep, kind)
-    return effects.pooled_damage(clean, loss, even(sweep))[:, 0]
+    return damages(sweep, kind, even(sweep))[:, 0]
+
+
+def damages(sweep: xr.Dataset, kind: str, weights: Float[np.ndarray, "m image"]) -> effects.Draws:
+    """Pooled Deg% under each weighting of the images."""
+    return effects.pooled_damage(*effects.losses(sweep, kind), weights)
 
 
 def effective(sweep: xr.Dataset, kind: str) -> float:
     """`effects.effective_number` of components, all images alike."""
     return float(complexity.effective_components(sweep, kind)(even(sweep))[0])
+
+
+def weightings(found: xr.Dataset) -> Float[np.ndarray, "draws image"]:
+    """All images alike, then `RESAMPLES` resamples of them: the same for all networks of as many images."""
+    return np.concatenate([even(found), stats.bootstrap_weights(found.sizes["image"], RESAMPLES)])
 
 
 def even(sweep: xr.Dataset) -> Float[np.ndarray, "1 image"]:

@@ -1,7 +1,8 @@
 """A claim, what a test of it found, and the verdict that follows by rules set beforehand.
 
-The unit of replication is the training seed, one network each; images are nested in it. The p values of all
-claims of one evaluation are one family, adjusted by Holm. Verdicts:
+The unit of replication is the training seed, one network each; where an estimate can be taken anew on
+resampled images, its interval and p also hold over pictures (`over_seeds`). The p values of all claims of one
+evaluation are one family, adjusted by Holm. Verdicts:
   supported            the adjusted p is below 0.05 and the estimate lies on the side that is claimed
   not supported        the 95 % interval excludes that side, or lies within the margin of no effect
   undecided            neither, or seeds are too few for a test
@@ -14,8 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
-from scipy.special import stdtrit
-from scipy.stats import ttest_1samp
+from scipy.special import stdtr, stdtrit
 
 from mechdiff import stats
 
@@ -153,32 +153,60 @@ def _claim(question: Question, found: Finding | str, p_adjusted: float, images: 
 
 
 def over_seeds(
-    values: Float[np.ndarray, " seed"], above: bool = True, null: float = 0.0
+    values: Float[np.ndarray, " seed"],
+    draws: Float[np.ndarray, "seed m"] | None = None,
+    images: int = 0,
+    above: bool = True,
+    null: float = 0.0,
 ) -> tuple[float, tuple[float, float], float]:
-    """Mean, Student's 95 % interval and one-sided p over training seeds; NaN where fewer than `FEWEST`."""
+    """Mean, Student's 95 % interval and one-sided p over training seeds; NaN where fewer than `FEWEST`.
+
+    Every network of a data set sees the same pictures, so that how these were drawn moves all seeds together
+    and can't be seen in their spread. With `draws` its variance is added: seeds and images are two crossed
+    sources of error. What one seed makes of one image counts in both, so that intervals are rather too wide.
+
+    Args:
+      draws: the values in resamples of the images, each resample the same for all seeds.
+      images: that were resampled.
+    """
     values = np.asarray(values, np.float64)
-    if len(values) < FEWEST:
-        return float(values.mean()), (np.nan, np.nan), np.nan
-    found = stats.student_mean(values)
-    if values.std() == 0:
-        return float(values.mean()), (float(found.low), float(found.high)), np.nan
-    p = ttest_1samp(values, null, alternative="greater" if above else "less").pvalue
-    return float(found.estimate), (float(found.low), float(found.high)), float(p)
+    mean, n = float(values.mean()), len(values)
+    if n < FEWEST:
+        return mean, (np.nan, np.nan), np.nan
+    parts = [(float(values.var(ddof=1)) / n, n - 1)]
+    if draws is not None:
+        parts.append(stats.resampled_variance(draws.mean(axis=0), images))
+    error, freedom = stats.satterthwaite(*parts)
+    half = float(stdtrit(freedom, 0.975)) * error
+    p = float(stdtr(freedom, (null - mean if above else mean - null) / error)) if error else np.nan
+    return mean, (mean - half, mean + half), p
 
 
 def jackknife(
-    statistic: Callable[[Sequence, Sequence], float], first: Sequence, second: Sequence, estimate: float
+    statistic: Callable[[Sequence, Sequence], float],
+    first: Sequence,
+    second: Sequence,
+    estimate: float,
+    draws: Float[np.ndarray, " m"] | None = None,
+    images: int = 0,
 ) -> tuple[float, float]:
     """95 % interval of a function of the networks of two data sets, by leaving out one network at a time
-    (Efron & Tibshirani 1993, chapter 11); NaN where there are fewer than `FEWEST` of either."""
+    (Efron & Tibshirani 1993, chapter 11); NaN where there are fewer than `FEWEST` of either.
+
+    Args:
+      draws, images: the function in resamples of the images, as in `over_seeds`.
+    """
     n = min(len(first), len(second))
     if n < FEWEST:
         return (np.nan, np.nan)
     without = lambda items, index: [*items[:index], *items[index + 1 :]]  # noqa: E731
     left = [statistic(without(first, i), second) for i in range(len(first))]
     right = [statistic(first, without(second, i)) for i in range(len(second))]
-    error = np.sqrt(sum((len(x) - 1) * np.var(x) for x in (left, right)))
-    half = float(stdtrit(n - 1, 0.975) * error)
+    parts = [(float(sum((len(x) - 1) * np.var(x) for x in (left, right))), n - 1)]
+    if draws is not None:
+        parts.append(stats.resampled_variance(draws, images))
+    error, freedom = stats.satterthwaite(*parts)
+    half = float(stdtrit(freedom, 0.975)) * error
     return estimate - half, estimate + half
 
 

@@ -17,7 +17,9 @@ from mechdiff.stats.intervals import (
     hierarchical_weights,
     paired_effect,
     ratio_effect,
+    resampled_variance,
     sample_size,
+    satterthwaite,
     student_mean,
 )
 from mechdiff.stats.sequential import confidence_sequence
@@ -45,7 +47,9 @@ __all__ = [
     "paired_effect",
     "permutation_test",
     "ratio_effect",
+    "resampled_variance",
     "sample_size",
+    "satterthwaite",
     "share_interval",
     "student_mean",
 ]

@@ -169,6 +169,25 @@ def hierarchical_bootstrap(
     return bootstrap(lambda w: flat @ w.reshape(len(w), -1).T, weights, level, "percentile")
 
 
+def satterthwaite(*parts: tuple[float, int]) -> tuple[float, float]:
+    """Standard error of what independent sources of error make together, and its degrees of freedom
+    (Satterthwaite 1946, Biometrics Bulletin 2:110).
+
+    Args:
+      parts: variance of the estimate that is due to each source, and its degrees of freedom.
+    """
+    total = sum(variance for variance, _ in parts)
+    if total == 0:
+        return 0.0, float(min(freedom for _, freedom in parts))
+    return float(np.sqrt(total)), float(total**2 / sum(v**2 / freedom for v, freedom in parts))
+
+
+def resampled_variance(draws: Float[np.ndarray, " repeats"], n: int) -> tuple[float, int]:
+    """Variance of a statistic by its values in resamples of `n` units, which lack 1 / n of it, and n - 1."""
+    check_units(n)
+    return float(np.var(draws, ddof=1) * n / (n - 1)), n - 1
+
+
 def sample_size(
     sd: float | Float[np.ndarray, "*cells"], half_width: float, level: float = 0.95
 ) -> Int[np.ndarray, "*cells"]:
