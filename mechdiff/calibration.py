@@ -176,7 +176,7 @@ def _crossed(rng: np.random.Generator, repeats: int, images: int, seeds: int = 5
         cells = rng.normal(size=(repeats, seeds, 1)) + alike + rng.normal(size=(repeats, seeds, images))
         found = [over_seeds(one.mean(-1), one @ weights.T, images) for one in cells]
         covered = np.array([low <= 0 <= high for _, (low, high), _ in found])
-        checks.append(_covers(f"{seeds} seeds on the same pictures, {name} vary more", covered))
+        checks.append(_covers(f"{seeds} seeds on the same pictures, more by {name}", covered))
     return checks
 
 
@@ -234,12 +234,12 @@ def _share(test) -> tuple[float, float, float]:
 
 def table(checks: list[Check]) -> str:
     """Checks as text, one a line."""
-    lines = [f"{'check':48}{'promise':14}{'nominal':>8}  {'found':24}{'p':>8}{'n':>6}"]
+    lines = [f"{'check':46}{'promise':14}{'nominal':>8}  {'found':24}{'p':>8}{'n':>6}"]
     for check in checks:
         nominal = "" if np.isnan(check.nominal) else f"{check.nominal:.2f}"
         found = f"{check.found:.3f} [{check.low:.3f}, {check.high:.3f}]"
         verdict = "" if check.holds else "  BROKEN"
         lines.append(
-            f"{check.name:48}{check.promise:14}{nominal:>8}  {found:24}{check.p:8.3f}{check.n:6}{verdict}"
+            f"{check.name:46}{check.promise:14}{nominal:>8}  {found:24}{check.p:8.3f}{check.n:6}{verdict}"
         )
     return "\n".join(lines)

@@ -21,7 +21,7 @@ def test_p_values_are_uniform_under_nulls_and_corrections_hold_their_level(check
 def test_intervals_cover_nearly_as_often_as_they_say(checks):
     # Bootstraps of skewed losses are known to be a little narrow: 5 % is allowed for it, beside chance.
     intervals = [check for check in checks.values() if check.promise == "covers"]
-    assert len(intervals) == 10
+    assert len(intervals) == 12
     assert [check.name for check in intervals if check.high < check.nominal - 0.05] == []
     assert checks["Student, normal"].holds and checks["Student of 8 seeds' means"].holds
 

@@ -86,6 +86,17 @@ def test_seeds_that_differ_as_much_as_data_sets_refute_a_difference():
     assert (between > 5 * within).all()
 
 
+def test_weighted_images_are_repeated_images():
+    networks = [attention(0.1 * i, seed=i, images=4) for i in range(4)]
+    weights = np.array([[1, 1, 1, 1], [2, 0, 1, 1]]) / 4
+    found = divergence.seeds_excess(networks[:2], networks[2:], [weights] * 4)
+    repeated = [network.isel(image=[0, 0, 2, 3]) for network in networks]
+    for excess, some in zip(found, (networks, repeated), strict=True):
+        assert excess == pytest.approx(divergence.seeds_excess(some[:2], some[2:])[0])
+        between, within, _ = divergence.seeds_test(some[:2], some[2:])
+        assert excess == pytest.approx((between - within).mean())
+
+
 def test_unlike_sets_are_refused():
     other = attention().assign_coords(t=[5, 6, 7])
     with pytest.raises(ConfigError, match="differ in 't'"):

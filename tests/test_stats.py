@@ -202,6 +202,24 @@ def test_hierarchical_bootstrap_covers_where_a_pooled_bootstrap_is_far_too_sure(
     assert covered(pooled, 0.0) < 0.6
 
 
+def test_sources_of_error_add_up_as_welch_adds_them():
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=7), 3 * rng.normal(size=5)
+    parts = [(float(x.var(ddof=1)) / len(x), len(x) - 1) for x in (one, other)]
+    error, freedom = stats.satterthwaite(*parts)
+    welch = scipy.stats.ttest_ind(one, other, equal_var=False)
+    assert (one.mean() - other.mean()) / error == pytest.approx(welch.statistic)
+    assert freedom == pytest.approx(welch.df)
+    assert stats.satterthwaite((0.25, 4), (0.0, 9)) == (0.5, pytest.approx(4))
+    assert stats.satterthwaite((0.0, 4), (0.0, 9)) == (0, 4)
+
+
+def test_the_variance_of_resampled_means_is_that_of_a_mean():
+    values = np.random.default_rng(1).normal(size=12)
+    variance, freedom = stats.resampled_variance(stats.bootstrap_weights(12, 40_000) @ values, 12)
+    assert variance == pytest.approx(values.var(ddof=1) / 12, rel=0.03) and freedom == 11
+
+
 def test_permutation_test_is_exact_for_few_units():
     differences = np.array([1.2, -0.3, 0.8, 2.0, 0.1])
     means = [np.mean(np.array(s) * differences) for s in itertools.product([1, -1], repeat=5)]

@@ -12,7 +12,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from mechdiff import complexity, effects, stats
-from mechdiff.claims.verdicts import Missing, Network
+from mechdiff.claims.verdicts import Missing, Network, over_seeds
 from mechdiff.stats import Interval
 
 RESAMPLES = 400
@@ -87,33 +87,42 @@ def even(sweep: xr.Dataset) -> Float[np.ndarray, "1 image"]:
     return np.full((1, sweep.sizes["image"]), 1 / sweep.sizes["image"])
 
 
-def measures(network: Network) -> dict[str, float]:
-    """Every measure of complexity that was taken of a network: name -> value, above 0.
+def measures(network: Network) -> dict[str, Float[np.ndarray, " draws"]]:
+    """Every measure of complexity that was taken of a network, above 0: name -> value, and behind it those in
+    resamples of the images where it can be taken on them.
 
     `effective` of every kind of ablation; `circuit` sizes of every kind and tau; of activations the geometric
     mean over sites and levels; `untrained`, of the control.
     """
+    spread = lambda sweep, kind: complexity.effective_components(sweep, kind)(weightings(sweep))  # noqa: E731
     kinds = [str(kind) for kind in network.sweep["kind"].values]
-    found = {f"effective components, {kind}": effective(network.sweep, kind) for kind in kinds}
+    found = {f"effective components, {kind}": spread(network.sweep, kind) for kind in kinds}
     for kind, runs in network.circuits.items():
         for tau, size in zip(complexity.TAUS, np.atleast_1d(runs.attrs["sizes"])):
-            found[f"circuit to {tau:g}, {kind}"] = float(size)
+            found[f"circuit to {tau:g}, {kind}"] = np.array([size], np.float64)
     if network.activity is not None:
         logs = np.log(network.activity["value"]).mean(("site", "t"))
-        found |= {
-            f"activations: {name}": float(np.exp(logs.sel(measure=name))) for name in logs["measure"].values
-        }
+        for name in logs["measure"].values:
+            found[f"activations: {name}"] = np.exp([float(logs.sel(measure=name))])
     if network.control is not None:
-        found["untrained: effective components"] = effective(network.control, lead(network.control))
+        found["untrained: effective components"] = spread(network.control, lead(network.control))
     return found
 
 
 def ratios(networks: Sequence[Network]) -> dict[str, Interval]:
-    """CelebA over synthetic faces for every measure that all networks have, see `complexity.ratio_of`."""
-    natural, simple = (list(map(measures, side)) for side in pairs(networks))
-    shared = [name for name in natural[0] if all(name in one for one in [*natural, *simple])]
-    column = lambda side, name: np.array([one[name] for one in side])  # noqa: E731
-    return {name: complexity.ratio_of(column(natural, name), column(simple, name)) for name in shared}
+    """CelebA over synthetic faces for every measure that all networks have: geometric mean over pairs of
+    seeds, with an interval over them, and over pictures where the measure can be taken anew on resamples."""
+    sides = pairs(networks)
+    natural, simple = (list(map(measures, side)) for side in sides)
+    found = {}
+    for name in natural[0]:
+        if all(name in one for one in [*natural, *simple]):
+            logs = np.array([np.log(one[name]) - np.log(other[name]) for one, other in zip(natural, simple)])
+            draws = logs[:, 1:] if logs.shape[1] > 1 else None
+            mean, ends, _ = over_seeds(logs[:, 0], draws, sides[0][0].images)
+            at = dict(zip(("estimate", "low", "high"), map(np.asarray, np.exp([mean, *ends]))))
+            found[name] = Interval(**at, level=0.95, n=len(logs))
+    return found
 
 
 def ladder(networks: Sequence[Network]) -> dict[int, list[float]]:

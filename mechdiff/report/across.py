@@ -81,7 +81,7 @@ def draw_ratios(theme: Theme, ratios: dict[str, Interval]) -> Figure:
     axes.axvline(1, color=theme.ink, lw=0.8)
     axes.set(
         ylim=(len(ratios) - 0.4, -0.7),
-        xlabel="CelebA / synthetic faces, with 95 % interval over pairs of seeds",
+        xlabel="CelebA / synthetic faces, with 95 % interval",
     )
     axes.set_yticks(range(len(ratios)), list(ratios), color=theme.ink, size=7)
     axes.tick_params(axis="y", length=0)
