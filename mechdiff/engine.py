@@ -162,7 +162,7 @@ class Engine:
 
     def __post_init__(self):
         self.devices = self.devices or tuple(jax.local_devices())
-        self._placed, self._more = {}, 0
+        self._placed, self._limits = {}, {}
 
     def _on(self, mesh: Mesh) -> tuple[NoiseSchedule, PyTree]:
         """Schedule and parameters on every device of a mesh. Of that very mesh: JAX reads the layout of the
@@ -245,17 +245,17 @@ class Engine:
     def _limit(self, stacked: Intervention) -> int:
         """Rows of a pass that memory holds. With few, the clean rows are a large part of the work, and the
         others join early: where the working set of a CPU is too small, more are taken if memory is free for
-        them. Decided once, so that what else takes memory later changes no program."""
+        them. Decided once for stacks that join alike, so that what else takes memory later changes no program."""
         limit = max(1, memory_limit(self.devices[0]) // memory.row_bytes(self.config))
         if self.devices[0].platform != "cpu" or limit >= CPU_ROWS[0]:
             return limit
-        if not self._more:
+        joins = lambda n: wavefront.plan(self.config, stacked, n, self.together).joins  # noqa: E731
+        if (shape := joins(CPU_ROWS[0])) not in self._limits:
             copies = (1 + len(self.devices)) * memory.tree_bytes(self.params)
             room = memory.FREE_SHARE * (memory.available() - copies) / len(self.devices)
-            joins = lambda n: wavefront.plan(self.config, stacked, n, self.together).joins  # noqa: E731
             fit = (n for n in CPU_ROWS if memory.pass_bytes(self.config, joins(n)) <= room)
-            self._more = next(fit, 1)
-        return max(limit, self._more)
+            self._limits[shape] = max(limit, next(fit, 1))
+        return self._limits[shape]
 
     def _run(self, stacked, x0, indices, t, key, rows, block, reduce, own, shared) -> tuple[PyTree, PyTree]:
         wave = wavefront.plan(self.config, stacked, rows, self.together)
