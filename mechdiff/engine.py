@@ -245,7 +245,7 @@ class Engine:
     def _limit(self, stacked: Intervention) -> int:
         """Rows of a pass that memory holds. With few, the clean rows are a large part of the work, and the
         others join early: where the working set of a CPU is too small, more are taken if memory is free for
-        them. Decided once for stacks that join alike, so that what else takes memory later changes no program."""
+        them. Decided once for stacks that join alike: what else takes memory later changes no program."""
         limit = max(1, memory_limit(self.devices[0]) // memory.row_bytes(self.config))
         if self.devices[0].platform != "cpu" or limit >= CPU_ROWS[0]:
             return limit
