@@ -107,13 +107,13 @@ def _join() -> None:
 
 
 def opened(
-    config: ExperimentConfig, workdir: Path, model: str | Path, celeba: str | None, name: str | None = None
+    config: ExperimentConfig, workdir: Path, model: str | Path, celeba: str | None, name: str = ""
 ) -> Opened:
     """A trained model and what it is examined on, by the settings `sweep` and `seed`.
 
     Args:
       celeba: where real pictures lie; see `pipeline.chooser`.
-      name: of the subject; its folder's if None.
+      name: of the subject; its folder's if empty.
     """
     subject, trained, _ = pipeline.load_subject(Path(model), name)
     given = pipeline.chooser(config, celeba, workdir / "cache")(subject, trained)
