@@ -31,11 +31,11 @@ def main(config, workdir):
     found, inputs = {"trained": {}, "untrained": {}}, {}
     for folder in map(Path, MODEL.value):
         name = "/".join(folder.parts[-2:])
-        subject, _, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value, name)
+        subject, trained, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value, name)
         pipeline.announce(subject, sweep)
         inputs[name] = given.label
         chosen = components(subject.unet, max(subject.unet.widths) * 2 if CHANNELS.value else 0)
-        fresh = {"untrained": pipeline.untrained(subject, config.seed)} if UNTRAINED.value else {}
+        fresh = {"untrained": pipeline.untrained(subject, trained.seed)} if UNTRAINED.value else {}
         for group, one in {"trained": subject, **fresh}.items():
             fills = pipeline.kind_fills(one, given, levels, jax.random.key(config.seed), sweep)
             seen = one, given.scored, levels, key, workdir / "exact"

@@ -153,7 +153,7 @@ def _seeds(rng: np.random.Generator, repeats: int, seeds: int = 5) -> list[Check
         ratio, relabelled, matched = p.values()
         ratio.append(over_seeds(rng.normal(size=seeds))[2])
         both = [[_attention(rng) for _ in range(seeds)] for _ in range(2)]
-        between, within, found = divergence.seeds_test(*both)
+        between, within, found, _ = divergence.seeds_test(*both)
         relabelled.append(found.min())
         excess = lambda *sides: float(divergence.seeds_excess(*sides)[0])  # noqa: E731
         low, high = jackknife(excess, *both, float((between - within).mean()))

@@ -12,12 +12,12 @@ from jaxtyping import Array, Float, Int
 from mechdiff import devices, memory
 from mechdiff.config import UNetConfig
 from mechdiff.devices import ALL, IMAGES
-from mechdiff.diffusion import image_noise, q_sample
+from mechdiff.diffusion import at_level, image_noise, q_sample
 from mechdiff.gates import CAPTURED
 from mechdiff.interventions import Intervention
 from mechdiff.layers import ATTENTION
 from mechdiff.schedules import NoiseSchedule
-from mechdiff.types import Images, PRNGKey, PyTree
+from mechdiff.types import Images, PRNGKey, PyTree, Shown
 from mechdiff.unet import forward, stages
 
 
@@ -154,7 +154,7 @@ def attention_stats(
     params: PyTree,
     identity: Intervention,
     schedule: NoiseSchedule,
-    images: Images,
+    images: Shown,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
     *,
@@ -164,20 +164,22 @@ def attention_stats(
 
     No pattern leaves the network: each is reduced where it arises. `tokens` (a coordinate of `head`) is
     the number of positions attended over, without which an entropy means little.
+
+    Args:
+      images: crossed with the timesteps or nested in them, as in `sweep.teacher_forced`.
     """
-    indices = np.arange(len(images))
+    count = images.shape[-4]
     block = memory.at_once(block, memory.row_bytes(unet))
     params, identity, schedule = devices.everywhere(devices.over(block), (params, identity, schedule))
     columns: dict[str, list] = {}
-    for t in timesteps:
+    for level, t in enumerate(timesteps):
+        pictures, numbers = at_level(images, level)
         parts = [
             _captured(unet, params, identity, schedule, x0, int(t), key, index, collection=ATTENTION)
-            for x0, index, _ in _blocks(images, indices, block)
+            for x0, index, _ in _blocks(pictures, numbers, block)
         ]
         for site in parts[0]:
-            joined = [
-                np.concatenate(values)[: len(images)] for values in zip(*(part[site] for part in parts))
-            ]
+            joined = [np.concatenate(values)[:count] for values in zip(*(part[site] for part in parts))]
             columns.setdefault(site, []).append(joined)  # statistic x (image, head)
     names = next(iter(parts[0].values()))._fields
     heads = [f"{site}{i}" for site, levels in columns.items() for i in range(levels[0][0].shape[1])]
@@ -196,7 +198,7 @@ def attention_stats(
         coords={
             "head": heads,
             "t": np.asarray(timesteps, np.int32),
-            "image": indices,
+            "image": np.arange(count),
             "log_snr": ("t", np.asarray(schedule.log_snr)[np.asarray(timesteps)]),
             "tokens": ("head", np.asarray(keys, np.int32)),
         },

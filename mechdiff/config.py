@@ -151,7 +151,8 @@ class SweepConfig:
 
     kinds: tuple[str, ...] = ("zero", "mean")
     timesteps: int = 8  # spread evenly in log-SNR
-    images: int = 64  # scored
+    images: int = 64  # scored at every timestep
+    nested: bool = False  # other images at every timestep: more pictures in as many runs
     mean_images: int = 128  # that the mean fills come from; other pictures than those scored
     image_block: int = 16  # images in one chunk of the result
     chunk: int = 0  # interventions at once; 0: chosen by memory

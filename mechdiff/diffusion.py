@@ -9,13 +9,14 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mechdiff import keys
 from mechdiff.config import Prediction
 from mechdiff.errors import ConfigError, unknown
 from mechdiff.schedules import NoiseSchedule
-from mechdiff.types import AnyArray, Images, PRNGKey, Timesteps
+from mechdiff.types import AnyArray, Images, PRNGKey, Shown, Timesteps
 
 WEIGHTINGS = ("uniform", "min_snr")
 
@@ -29,6 +30,20 @@ def image_noise(
     (common random numbers), and an image's noise does not move with its batch.
     """
     return jax.vmap(lambda image_key: jax.random.normal(image_key, shape))(keys.per_image(key, indices))
+
+
+def at_level(images: Shown, level: int) -> tuple[Images, Int[np.ndarray, " images"]]:
+    """The pictures that a sweep shows at its timestep number `level`, and the numbers of their noise.
+
+    Args:
+      images: crossed with the levels, `(images, height, width, channels)`: all are shown at every level, each
+        with one noise. Or nested in them, `(levels, images, ...)`: every level has pictures and noise of its
+        own. Nested, as many runs see `levels` times as many pictures, and place i stands for a bundle of
+        independent ones, one a level: bundles are resampled as images are.
+    """
+    if images.ndim == 4:
+        return images, np.arange(len(images))
+    return images[level], level * images.shape[1] + np.arange(images.shape[1])
 
 
 def q_sample(schedule: NoiseSchedule, x0: Images, t: Timesteps, noise: Images) -> Images:

@@ -37,7 +37,7 @@ from mechdiff.errors import DataError
 from mechdiff.sampler import sample
 from mechdiff.schedules import ddim_timesteps, make_schedule, timesteps_by_log_snr
 from mechdiff.train import load_trained
-from mechdiff.types import AnyArray, Images
+from mechdiff.types import AnyArray, Images, Shown
 from mechdiff.unet import components, denoise, init_unet
 
 SAMPLE_STEPS = 50  # DDIM
@@ -54,11 +54,24 @@ class Inputs:
       scored: in [-1, 1]; losses are measured on these.
       reference: others of the same kind, for mean activations and other fills.
       label: what they are, for a reader.
+      nested: others for every level of a sweep, as `diffusion.at_level` takes them; None: the scored ones
+        serve all levels.
     """
 
     scored: Images
     reference: Float[AnyArray, "references height width channels"]
     label: str
+    nested: Float[AnyArray, "levels images height width channels"] | None = None
+
+    @property
+    def swept(self) -> Shown:
+        """What sweeps over all levels show."""
+        return self.scored if self.nested is None else self.nested
+
+    def first(self, count: int) -> "Inputs":
+        """With fewer scored, at every level."""
+        nested = None if self.nested is None else self.nested[:, :count]
+        return dataclasses.replace(self, scored=self.scored[:count], nested=nested)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,30 +160,35 @@ def draw(subject: sweep.Subject, key: jax.Array, count: int, steps: int = SAMPLE
 
 
 def pictures(data: DataConfig, size: int, config: SweepConfig, cache: Path) -> Inputs:
-    """Held-out pictures of a data set: `images` of them to score, the next `mean_images` to average over."""
-    wanted = config.images + config.mean_images
+    """Held-out pictures of a data set: those to score (`images`; nested, as many for every timestep), and the
+    next `mean_images` to average over."""
+    wanted = _to_score(config) + config.mean_images
     data = dataclasses.replace(data, n_test=wanted)
     found = load(data, size, "test", 0, cache)
     if len(found) < wanted:
         raise DataError(
-            f"{found.name}: {len(found)} test pictures, but sweep.images + sweep.mean_images = {wanted}; "
-            "lower them"
+            f"{found.name}: {len(found)} test pictures, but sweep.images{' x sweep.timesteps' * config.nested} "
+            f"+ sweep.mean_images = {wanted}; lower them"
         )
-    pixels = to_float(np.array(found.images))
-    return Inputs(
-        pixels[: config.images],
-        pixels[config.images :],
-        f"held-out {NAMES.get(found.name, found.name)} pictures",
-    )
+    label = f"held-out {NAMES.get(found.name, found.name)} pictures"
+    return _inputs(to_float(np.array(found.images)), config, label)
 
 
 def own_samples(subject: sweep.Subject, config: SweepConfig, seed: int) -> Inputs:
     """Pictures that the subject itself draws, for when its data set is not at hand."""
     key = keys.stream(jax.random.key(seed), "own samples")
-    drawn = to_float(to_bytes(draw(subject, key, config.images + config.mean_images)))
-    return Inputs(
-        drawn[: config.images], drawn[config.images :], "the model's own samples (not real pictures)"
-    )
+    drawn = to_float(to_bytes(draw(subject, key, _to_score(config) + config.mean_images)))
+    return _inputs(drawn, config, "the model's own samples (not real pictures)")
+
+
+def _to_score(config: SweepConfig) -> int:
+    return config.images * (config.timesteps if config.nested else 1)
+
+
+def _inputs(pixels: Images, config: SweepConfig, label: str) -> Inputs:
+    scored, reference = np.split(pixels, [_to_score(config)])
+    nested = scored.reshape(-1, config.images, *scored.shape[1:]) if config.nested else None
+    return Inputs(scored[: config.images], reference, label, nested)
 
 
 def chooser(
@@ -194,11 +212,21 @@ def chooser(
 
 
 def kind_fills(
-    subject: sweep.Subject, given: Inputs, timesteps, root: jax.Array, config: SweepConfig
+    subject: sweep.Subject,
+    given: Inputs,
+    timesteps,
+    root: jax.Array,
+    config: SweepConfig,
+    shown: Shown | None = None,
 ) -> dict:
-    """What each kind of ablation replaces components with: kind -> fills or a source of them."""
+    """What each kind of ablation replaces components with: kind -> fills or a source of them.
+
+    Args:
+      shown: by the sweep, if not the scored pictures of `given`.
+    """
+    shown = given.scored if shown is None else shown
     reference = *subject.network, given.reference, timesteps, keys.stream(root, "mean noise")
-    scored = *subject.network, given.scored, timesteps, keys.stream(root, "scored noise")
+    scored = *subject.network, shown, timesteps, keys.stream(root, "scored noise")
     make = {
         "mean": lambda: capture.activation_means(*reference),
         "resample": lambda: replacements.resample_fills(*scored, draws=config.draws),
@@ -240,12 +268,12 @@ def examine(
 
     timesteps = timesteps_by_log_snr(subject.schedule, config.timesteps)
     root = jax.random.key(seed)
-    fills = kind_fills(subject, given, timesteps, root, config)
+    fills = kind_fills(subject, given, timesteps, root, config, given.swept)
     noise = keys.stream(root, "scored noise")
     swept = sweep.teacher_forced(
-        subject, given.scored, timesteps, noise, folder / "sweep", config=config, fills=fills, facts=facts
+        subject, given.swept, timesteps, noise, folder / "sweep", config=config, fills=fills, facts=facts
     )
-    attention = capture.attention_stats(*subject.network, given.scored, timesteps, noise)
+    attention = capture.attention_stats(*subject.network, given.swept, timesteps, noise)
     with files.hold(folder, wait=True):  # every process that shares the sweep comes here, with equal results
         results.replace(folder / "attention.zarr", attention.assign_attrs(subject=name, **facts))
         results.replace(folder / "sweep.zarr", swept)

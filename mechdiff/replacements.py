@@ -17,12 +17,12 @@ from jaxtyping import Array, Float, Int
 from mechdiff import files, keys
 from mechdiff.capture import activation_moments, activations, fills_at
 from mechdiff.config import UNetConfig
-from mechdiff.diffusion import image_noise
+from mechdiff.diffusion import at_level, image_noise
 from mechdiff.errors import ConfigError
 from mechdiff.gates import CAPTURED
 from mechdiff.interventions import Intervention
 from mechdiff.schedules import NoiseSchedule
-from mechdiff.types import Images, PRNGKey, PyTree
+from mechdiff.types import Images, PRNGKey, PyTree, Shown
 
 Levels = Int[np.ndarray, " levels"]
 
@@ -75,7 +75,7 @@ class Resample:
     params: PyTree
     identity: Intervention
     schedule: NoiseSchedule
-    images: Images
+    images: Shown
     timesteps: Levels
     key: PRNGKey
     donors: Int[np.ndarray, "draws images"]
@@ -89,8 +89,9 @@ class Resample:
     def at(self, level: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
         """The activations of the images' donors."""
         donors = self.donors[draw, images]
+        pictures, numbers = at_level(self.images, level)
         network, t = (self.unet, self.params, self.identity, self.schedule), int(self.timesteps[level])
-        seen = self.images[donors], t, self.key, donors
+        seen = pictures[donors], t, self.key, numbers[donors]
         return activations(*network, *seen, collection=self.collection)
 
     def digest(self) -> str:
@@ -164,7 +165,7 @@ def resample_fills(
     params: PyTree,
     identity: Intervention,
     schedule: NoiseSchedule,
-    images: Images,
+    images: Shown,
     timesteps: Levels,
     key: PRNGKey,
     *,
@@ -173,10 +174,10 @@ def resample_fills(
     """Fills of kind `resample` for a sweep of these `images` and `timesteps` under the noise of `key`.
 
     Args:
-      images, timesteps, key: those of the sweep; donors come from the same images.
+      images, timesteps, key: those of the sweep; donors come from the images of the same level.
       draws: donors of each image, fixed by the key, fewer than there are images.
     """
-    donors = derangements(keys.stream(key, "donors"), len(images), draws)
+    donors = derangements(keys.stream(key, "donors"), images.shape[-4], draws)
     pictures, levels = np.asarray(images), np.asarray(timesteps, np.int32)
     return Resample(unet, params, identity, schedule, pictures, levels, key, donors)
 

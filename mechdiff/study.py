@@ -42,8 +42,7 @@ def deepen(examined: Examined, config: ExperimentConfig, folder: Path) -> None:
       examined: of `pipeline.examine`, whose `folder` this is.
     """
     study, root = config.study, jax.random.key(config.seed)
-    scored = examined.given.scored[: study.images]
-    some = dataclasses.replace(examined, given=dataclasses.replace(examined.given, scored=scored))
+    some = dataclasses.replace(examined, given=examined.given.first(study.images))
     levels = [int(t) for t in timesteps_by_log_snr(examined.subject.schedule, study.timesteps)]
     noise = keys.stream(root, "scored noise")
     makers: dict[str, Callable[[], xr.Dataset]] = {}
@@ -112,15 +111,16 @@ def control(some: Examined, config: ExperimentConfig, noise: PRNGKey, folder: Pa
     """The sweep of an untrained network, its own for every training seed, at all levels swept."""
     fresh, levels = _fresh(some, config)
     asked = dataclasses.replace(config.sweep, images=len(some.given.scored))
-    fills = pipeline.kind_fills(fresh, some.given, levels, jax.random.key(config.seed), asked)
-    seen = fresh, some.given.scored, levels, noise, folder / "control"
+    shown = some.given.swept
+    fills = pipeline.kind_fills(fresh, some.given, levels, jax.random.key(config.seed), asked, shown)
+    seen = fresh, shown, levels, noise, folder / "control"
     return sweep.teacher_forced(*seen, config=asked, fills=fills)
 
 
 def control_attention(some: Examined, config: ExperimentConfig, noise: PRNGKey) -> xr.Dataset:
     """Attention statistics of the same network on the same pictures."""
     fresh, levels = _fresh(some, config)
-    return capture.attention_stats(*fresh.network, some.given.scored, levels, noise)
+    return capture.attention_stats(*fresh.network, some.given.swept, levels, noise)
 
 
 def face_targets(trained: ExperimentConfig, count: int) -> dict:
@@ -158,7 +158,7 @@ def _key(examined: Examined, config: ExperimentConfig) -> str:
     return files.digest_json(
         {
             **examined.subject.digests(),
-            "pictures": files.digest_arrays([given.scored, given.reference]),
+            "pictures": files.digest_arrays([given.swept, given.reference]),
             "asked": [config.seed, to_dict(config.sweep), to_dict(study)],
             "code": files.code_digest(),
         }

@@ -6,6 +6,7 @@ by piece: it can be killed, resumed, and filled by several processes at once.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,12 +17,13 @@ from jaxtyping import Int
 
 from mechdiff import files, filling, results
 from mechdiff.config import SweepConfig, UNetConfig
+from mechdiff.diffusion import at_level
 from mechdiff.engine import Engine, Measured
 from mechdiff.errors import ConfigError
 from mechdiff.interventions import Component, Intervention, leave_one_out
 from mechdiff.replacements import Fills, as_fills
 from mechdiff.schedules import NoiseSchedule
-from mechdiff.types import Images, PRNGKey, PyTree
+from mechdiff.types import Images, PRNGKey, PyTree, Shown
 from mechdiff.unet import components
 
 
@@ -57,7 +59,7 @@ class Subject:
 
 def teacher_forced(
     subject: Subject,
-    images: Images,
+    images: Shown,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
     folder: Path,
@@ -74,7 +76,8 @@ def teacher_forced(
     changed one can't reuse stale numbers.
 
     Args:
-      images: in [-1, 1], NHWC; image i has the noise of `image_noise(key, i)` at every timestep.
+      images: in [-1, 1], NHWC; image i has the noise of `image_noise(key, i)` at every timestep. Or other
+        ones for every timestep, `(levels, images, ...)`, with noise of their own: see `diffusion.at_level`.
       config: kinds, chunking; its counts of images and timesteps are the caller's business.
       fills: for kinds other than `zero`: kind -> site -> `(levels, *site)`, as `capture.activation_means`
         and `optimal.optimal_fills` make them, or a source of fills such as `replacements.resample_fills`.
@@ -82,7 +85,7 @@ def teacher_forced(
       facts: JSON-ready, kept in the result's attributes.
     Returns:
       Dataset with `loss` and `change` (mean squared change of the prediction), dims `kind, component,
-      t, image`, and `clean_loss`, dims `t, image`.
+      t, image`, and `clean_loss`, dims `t, image`; attribute `pictures`, how many were shown in all.
     Raises:
       ConfigError: a kind without fills.
     """
@@ -132,12 +135,18 @@ class _Plan:
         )
 
     @property
+    def count(self) -> int:
+        """Images at one timestep."""
+        return self.images.shape[-4]
+
+    @property
     def block(self) -> int:
-        return min(self.config.image_block, len(self.images))
+        """Images in one piece."""
+        return min(self.config.image_block, self.count)
 
     def empty(self, facts: dict) -> xr.Dataset:
         """The labelled result before the first piece."""
-        shape = (len(self.config.kinds), len(self.chosen), len(self.timesteps), len(self.images))
+        shape = (len(self.config.kinds), len(self.chosen), len(self.timesteps), self.count)
         full = np.full(shape, np.nan, np.float32)
         dims = ("kind", "component", "t", "image")
         return xr.Dataset(
@@ -148,9 +157,14 @@ class _Plan:
             },
             coords={
                 "kind": list(self.config.kinds),
-                **coordinates(self.subject, self.chosen, self.timesteps, len(self.images)),
+                **coordinates(self.subject, self.chosen, self.timesteps, self.count),
             },
-            attrs={"subject": self.subject.name, "key": self.key, **facts},
+            attrs={
+                "subject": self.subject.name,
+                "key": self.key,
+                "pictures": math.prod(self.images.shape[:-3]),
+                **facts,
+            },
         )
 
     def chunks(self) -> dict[str, tuple[int, ...]]:
@@ -163,10 +177,10 @@ class _Plan:
         engine = Engine(subject.unet, subject.schedule, subject.params, self.config.chunk)
         everything = leave_one_out(subject.identity, self.chosen)[1]
         pieces = [
-            (kind, level, slice(start, min(start + self.block, len(self.images))))
+            (kind, level, slice(start, min(start + self.block, self.count)))
             for kind in range(len(self.config.kinds))
             for level in range(len(self.timesteps))
-            for start in range(0, len(self.images), self.block)
+            for start in range(0, self.count, self.block)
         ]
         done = lambda piece: results.written(path, "loss", (piece[0], 0, piece[1], piece[2].start))  # noqa: E731
         compute = lambda piece: self._piece(engine, everything, path, *piece)  # noqa: E731
@@ -192,11 +206,12 @@ class _Plan:
 
 def _block(engine, stacked, source, field, images, index, level, t, key) -> Measured:
     """One block of images at one timestep; the mean over the draws of the fills, if there are several."""
+    pictures, numbers = at_level(images, level)
     given = [getattr(stacked, field)]
     if source is not None:
         given = (source.at(level, index, draw) for draw in range(source.draws))
     found = [
-        engine.measure(dataclasses.replace(stacked, **{field: fill}), images[index], index, t, key)
+        engine.measure(dataclasses.replace(stacked, **{field: fill}), pictures[index], numbers[index], t, key)
         for fill in given
     ]
     return Measured(*(np.mean(values, axis=0, dtype=values[0].dtype) for values in zip(*found)))

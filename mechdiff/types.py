@@ -12,6 +12,9 @@ PyTree = Any
 AnyArray = Array | np.ndarray  # on a device or on the host
 
 Images = Float[AnyArray, "batch height width channels"]  # in [-1, 1]
+Shown = (
+    Images | Float[AnyArray, "levels images height width channels"]
+)  # every level its own: see `diffusion.at_level`
 Features = Float[AnyArray, "batch _ _ _"]  # NHWC feature maps, whose side and width change on the way
 Bytes = UInt8[AnyArray, "batch height width channels"]  # in [0, 255]
 Timesteps = Int[AnyArray, "batch"]  # in [0, T)

@@ -216,6 +216,7 @@ def test_simpler_faces_and_no_networks_at_all_are_no_ground_for_claims():
     [
         ((0.1, 0.3), 0.01, True, False, "supported"),
         ((0.1, 0.3), 0.2, True, False, "undecided"),
+        ((-0.1, 0.3), 0.01, True, False, "undecided"),
         ((-0.3, -0.1), 0.01, False, False, "supported"),
         ((-0.3, -0.1), 0.99, True, False, "not supported"),
         ((-0.01, 0.01), 0.5, True, True, "not supported"),

@@ -66,6 +66,15 @@ def test_resampling_gives_each_image_the_activation_of_its_donor(donors, tmp_pat
         np.testing.assert_allclose(found.loss.isel(t=level), np.mean(expected, axis=0), rtol=1e-5)
 
 
+def test_donors_of_pictures_nested_in_levels_are_of_their_level():
+    nested = np.stack([IMAGES[:2], IMAGES[2:4]])
+    source = replacements.resample_fills(*PARTS, nested, LEVELS, KEY)
+    found = source.at(1, np.arange(2), 0)
+    expected = capture.activations(*PARTS, IMAGES[[3, 2]], int(LEVELS[1]), KEY, np.array([3, 2]))
+    for site, values in found.items():
+        np.testing.assert_array_equal(values, expected[site])
+
+
 def test_rows_that_are_taken_a_few_at_a_time_get_the_fills_of_their_images(donors, tmp_path, monkeypatch):
     whole = swept("resample", donors, tmp_path / "whole")
     monkeypatch.setattr(wavefront, "_block", lambda stage, rows, *shape: min(rows, 7))

@@ -17,7 +17,7 @@ def deepened(trained, tmp_path_factory):
     study.PROBED, study.BLOCK = 12, 4  # drawing faces is slow where programs are not optimised
     model, folder = trained[0], tmp_path_factory.mktemp("subject")
     _, config, _ = pipeline.load_subject(model)
-    sweep = SweepConfig(kinds=("mean",), timesteps=3, images=8, mean_images=4, image_block=4)
+    sweep = SweepConfig(kinds=("mean",), timesteps=3, images=8, nested=True, mean_images=4, image_block=4)
     asked = StudyConfig(controls=True, circuits=("mean",), role_sets=20, images=4, timesteps=2)
     config = dataclasses.replace(config, sweep=sweep, study=asked)
     choose = pipeline.chooser(config, None, folder / "cache")
@@ -34,6 +34,7 @@ def test_everything_asked_for_is_there(deepened):
     swept = results.read(folder / "sweep.zarr")
     assert control.sizes["t"] == swept.sizes["t"] == 3 and control.sizes["image"] == 4
     assert (control["clean_loss"].values != swept["clean_loss"].values[:, :4]).all()  # another network
+    assert swept.attrs["pictures"] == 8 * 3 and control.attrs["pictures"] == 4 * 3
     activity = results.read(folder / "activity.zarr")
     assert (activity["value"].sel(measure="participation").values >= 1 - 1e-6).all()
     assert activity.sizes["t"] == config.study.timesteps

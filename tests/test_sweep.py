@@ -74,6 +74,24 @@ def test_equals_a_plain_loop_over_ablations(subject, images, levels, means, swep
                 )
 
 
+def test_levels_with_pictures_of_their_own_equal_a_sweep_of_each(subject, images, levels, tmp_path):
+    """Nested pictures: level by level the sweep of those alone, under noise of other numbers."""
+    nested = np.stack([images[:2], images[2:4], images[4:]])
+    config = dataclasses.replace(CONFIG, kinds=("zero",))
+    found = sweep.teacher_forced(subject, nested, levels, KEY, tmp_path, config=config)
+    whole = sweep.teacher_forced(subject, images, levels, KEY, tmp_path, config=config)
+    assert dict(found.sizes) == {**whole.sizes, "image": 2}
+    assert found.attrs["pictures"] == whole.attrs["pictures"] == 6
+    for level in range(3):
+        alone = whole.isel(t=level, image=slice(2 * level, 2 * level + 2))
+        for name in ("loss", "change", "clean_loss"):
+            np.testing.assert_allclose(found.isel(t=level)[name], alone[name], rtol=2e-5)
+    rows = [capture.attention_stats(*subject.network, x0, levels, KEY, block=2) for x0 in (nested, images)]
+    for level in range(3):
+        alone = rows[1].isel(t=level, image=slice(2 * level, 2 * level + 2))
+        np.testing.assert_allclose(rows[0].isel(t=level).entropy, alone.entropy, rtol=1e-5)
+
+
 def test_every_component_of_a_random_network_bites(swept):
     assert (swept[0].change > 0).all()
 

@@ -72,17 +72,17 @@ def _divergence(networks: Sequence[Network]) -> Finding:
     natural, simple = ([n.attention for n in side] for side in seeds.sides(networks))
     if min(len(natural), len(simple)) < 2:
         raise Missing(seeds.few(natural, simple, 2))
-    between, within, p = divergence.seeds_test(natural, simple)
+    between, within, at_levels, p = divergence.seeds_test(natural, simple)
     because = (
         f"{between.min():.3f} to {between.max():.3f} nats over noise levels between data sets, "
         f"{within.min():.3f} to {within.max():.3f} between seeds of one; above seed noise (p < 0.05) at "
-        f"{_count(p < ALPHA)} levels"
+        f"{_count(at_levels < ALPHA)} levels"
     )
     estimate = float((between - within).mean())
     draws = divergence.seeds_excess(natural, simple, [*map(seeds.weightings, [*natural, *simple])])[1:]
     excess = lambda *sides: float(divergence.seeds_excess(*sides)[0])  # noqa: E731
     interval = jackknife(excess, natural, simple, estimate, draws, natural[0].sizes["image"])
-    return Finding(estimate, interval, float(p.min()), min(len(natural), len(simple)), because)
+    return Finding(estimate, interval, p, min(len(natural), len(simple)), because)
 
 
 def _roles(networks: Sequence[Network]) -> Finding:
@@ -226,7 +226,7 @@ QUESTIONS = (
         "divergence",
         "Attention entropy differs between the data sets, by an amount that varies with the noise level.",
         "Root mean square over heads of the difference of mean entropy, nats: between networks of the two "
-        "data sets minus between seeds of one; mean over levels; p by relabelling networks, largest level.",
+        "data sets minus between seeds of one; mean over levels; p by relabelling networks.",
         "0.015 to 0.166 across timesteps",
         _divergence,
     ),

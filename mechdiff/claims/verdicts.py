@@ -3,7 +3,7 @@
 The unit of replication is the training seed, one network each; where an estimate can be taken anew on
 resampled images, its interval and p also hold over pictures (`over_seeds`). The p values of all claims of one
 evaluation are one family, adjusted by Holm. Verdicts:
-  supported            the adjusted p is below 0.05 and the estimate lies on the side that is claimed
+  supported            the adjusted p is below 0.05 and the 95 % interval lies on the side that is claimed
   not supported        the 95 % interval excludes that side, or lies within the margin of no effect
   undecided            neither, or seeds are too few for a test
   not testable here    what it takes is missing; `because` says what
@@ -48,8 +48,13 @@ class Network:
 
     @property
     def images(self) -> int:
-        """Images scored."""
+        """Images scored at every level: what is resampled."""
         return self.sweep.sizes["image"]
+
+    @property
+    def pictures(self) -> int:
+        """Different pictures in all: more, where levels had their own."""
+        return self.sweep.attrs.get("pictures", self.images)
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Claim:
       paper_value: what the paper reports, for a reader; its estimand is not known.
       estimate, interval: NaN where there are none; 95 %.
       p, p_adjusted: of no effect on the claimed side; adjusted over the claims of one evaluation.
-      n_images: of each network; n_seeds: networks that replicate.
+      n_images: different pictures shown to each network; n_seeds: networks that replicate.
     """
 
     id: str
@@ -124,16 +129,17 @@ def decide(questions: Sequence[Question], networks: Sequence[Network]) -> list[C
     p = np.array([one.p if isinstance(one, Finding) else np.nan for one in found])
     adjusted = np.full(len(p), np.nan)
     adjusted[~np.isnan(p)] = stats.holm(p[~np.isnan(p)])
-    images = min((network.images for network in networks), default=0)
+    images = min((network.pictures for network in networks), default=0)
     return [_claim(*each, images) for each in zip(questions, found, adjusted)]
 
 
 def verdict(found: Finding, p_adjusted: float) -> str:
     """By the rules of the module; `p_adjusted` NaN: seeds are too few for a test."""
     sign = 1 if found.above else -1
-    if p_adjusted < ALPHA and sign * (found.estimate - found.null) > 0:
+    above = [sign * (end - found.null) for end in found.interval]  # NaN: neither side
+    if p_adjusted < ALPHA and min(above) > 0:
         return "supported"
-    against = all(sign * (end - found.null) < 0 for end in found.interval)
+    against = max(above) < 0
     return "not supported" if against or found.negligible else "undecided"
 
 

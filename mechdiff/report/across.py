@@ -123,7 +123,7 @@ def draw_damage(theme: Theme, networks: Sequence[Network]) -> Figure:
 def draw_divergence(theme: Theme, natural: Sequence[Network], simple: Sequence[Network]) -> Figure:
     """Entropy divergence by noise level: between data sets, and between training seeds of one."""
     attention = [[network.attention for network in side] for side in (natural, simple)]
-    between, within, p = divergence.seeds_test(*attention)
+    between, within, p, _ = divergence.seeds_test(*attention)
     x = natural[0].attention["log_snr"].values
     figure = style.figure(6.4, 3.1)
     axes = figure.add_axes((0.10, 0.16, 0.88, 0.73))

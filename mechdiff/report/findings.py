@@ -32,7 +32,10 @@ def sample(subject: Subject, seeds: dict[str, int]) -> str:
     """How much data stands behind a statement about one subject."""
     others = seeds[subject.data] - 1
     more = f" ({_count(others, 'other seed')} of this data examined beside it)" if others else ""
-    return f"n = {subject.images} images, n = 1 trained seed{more}"
+    each = f" at each level, {subject.network.pictures:,} in all" * (
+        subject.network.pictures > subject.images
+    )
+    return f"n = {subject.images} images{each}, n = 1 trained seed{more}"
 
 
 def about(subject: Subject) -> list[Markup]:
