@@ -134,7 +134,8 @@ def seeds_test(
     Returns:
       Per level: mean |divergence| over pairs of networks of different data sets; over pairs of one data set;
       and p of their difference over all ways of calling as many networks the first data set, adjusted by max
-      over levels. Then p of the mean over levels. With 3 seeds a data set p can't fall below 0.1, with 5 not below 1/126.
+      over levels. Then p of the mean over levels. With 3 seeds a data set p can't fall below 0.1, with 5 not
+      below 1/126.
     """
     apart = _networks_apart(first, second, measure)
     groups = np.array(_groupings(len(apart), len(first)))

@@ -166,10 +166,8 @@ def pictures(data: DataConfig, size: int, config: SweepConfig, cache: Path) -> I
     data = dataclasses.replace(data, n_test=wanted)
     found = load(data, size, "test", 0, cache)
     if len(found) < wanted:
-        raise DataError(
-            f"{found.name}: {len(found)} test pictures, but sweep.images{' x sweep.timesteps' * config.nested} "
-            f"+ sweep.mean_images = {wanted}; lower them"
-        )
+        asked = f"sweep.images{' x sweep.timesteps' * config.nested} + sweep.mean_images = {wanted}"
+        raise DataError(f"{found.name}: {len(found)} test pictures, but {asked}; lower them")
     label = f"held-out {NAMES.get(found.name, found.name)} pictures"
     return _inputs(to_float(np.array(found.images)), config, label)
 
