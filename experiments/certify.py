@@ -2,7 +2,8 @@
 
 `python -m experiments.certify --model=checkpoints/cpu16-synthetic-seed0 --set=sweep.images=512`
 A component is decided once its interval lies on one side of zero or is narrower than --width percent of the
-clean loss; all intervals together hold with 95 %. Start it again to go on. Result: WORKDIR/certified.json.
+clean loss; all intervals together hold with 95 %. Pictures nested in
+timesteps (--set=sweep.nested=true) take fewer runs. Start it again to go on. Result: WORKDIR/certified.json.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ def main(config, workdir):
     pipeline.announce(subject, config.sweep, kinds=("zero",))
     found = certify(
         subject,
-        given.scored,
+        given.swept,
         levels,
         key,
         workdir / "certify",

@@ -18,12 +18,13 @@ from jaxtyping import Bool, Float, Int
 from scipy import special
 
 from mechdiff import files, results, runlog
+from mechdiff.diffusion import at_level
 from mechdiff.engine import Engine
 from mechdiff.errors import ConfigError
 from mechdiff.interventions import Component, Intervention, leave_one_out
 from mechdiff.stats import confidence_sequence
 from mechdiff.sweep import Subject
-from mechdiff.types import Images, PRNGKey
+from mechdiff.types import PRNGKey, Shown
 from mechdiff.unet import components
 
 FIRST = 16  # images before the first look: the sequence is asymptotic
@@ -41,8 +42,9 @@ class Certified:
       decided: whether the interval lies on one side of zero or is narrow enough.
       spent: components x images that were computed.
       fixed: components x images of the smallest fixed design with the same result: one number of images for
-        all, enough for the component that needs most by an ordinary interval of the same level. It is what
-        hindsight would choose: a planner without these data would spend more.
+        all (nested in timesteps if these were), enough for the component that needs most by an ordinary
+        interval of the same level. It is what hindsight would choose: a planner without these data would
+        spend more.
     """
 
     components: tuple[str, ...]
@@ -69,7 +71,7 @@ def damage_and_influence(
 
 def certify(
     subject: Subject,
-    images: Images,
+    images: Shown,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
     folder: Path,
@@ -86,7 +88,8 @@ def certify(
     Resumable: what was computed is in `folder`, and a run that is started again takes it from there.
 
     Args:
-      images: as many as may be spent, in [-1, 1], in random order; image i has the noise of index i.
+      images: as many as may be spent, in [-1, 1], in random order; image i has the noise of index i. Nested
+        in the timesteps (`diffusion.at_level`) they say more in as many runs, and fewer runs are needed.
       width: in Deg%; an interval this narrow is certain enough, wherever it lies.
       level: coverage of the intervals at any time.
       joint: whether `level` is that of all intervals together (Bonferroni), or of each.
@@ -98,8 +101,8 @@ def certify(
     """
     if width <= 0:
         raise ConfigError(f"width={width} must be above 0, in percent of the clean loss")
-    if len(images) < FIRST:
-        raise ConfigError(f"{len(images)} images; at least {FIRST} are needed before the first look")
+    if (count := np.shape(images)[-4]) < FIRST:
+        raise ConfigError(f"{count} images; at least {FIRST} are needed before the first look")
     chosen = tuple(chosen or components(subject.unet))
     each = 1 - (1 - level) / (len(chosen) if joint else 1)
     run = _Run(
@@ -135,13 +138,18 @@ class _Run:
             }
         )
 
+    @property
+    def total(self) -> int:
+        """Images at one timestep."""
+        return self.images.shape[-4]
+
     def go(self, folder: Path) -> Certified:
         path = Path(folder) / f"{self.digest[:16]}.zarr"
         results.create(path, self._empty(), self._chunks())
         subject = self.subject
         engine = Engine(subject.unet, subject.schedule, subject.params, self.rows)
         stacked = leave_one_out(subject.identity, self.chosen)[1]
-        count, total = len(self.chosen), len(self.images)
+        count, total = len(self.chosen), self.total
         clean = np.full((len(self.timesteps), total), np.nan)
         loss = np.full((count, *clean.shape), np.nan)
         running, found = np.ones(count, bool), None
@@ -198,7 +206,8 @@ class _Run:
         loss = np.full((len(running), len(self.timesteps), size), np.nan, np.float32)
         clean = np.empty((len(self.timesteps), size), np.float32)
         for level, t in enumerate(self.timesteps):
-            found = engine.measure(part, self.images[index], index, int(t), self.noise_key)
+            pictures, numbers = at_level(self.images, level)
+            found = engine.measure(part, pictures[index], numbers[index], int(t), self.noise_key)
             loss[running, level], clean[level] = found.loss[:, :size], found.clean_loss[:size]
         region = {"loss": (slice(None), slice(None), where), "clean_loss": (slice(None), where)}
         results.put(path, region, {"loss": loss, "clean_loss": clean})
@@ -208,14 +217,14 @@ class _Run:
         return kept["clean_loss"], kept["loss"]
 
     def _empty(self) -> xr.Dataset:
-        shape = (len(self.chosen), len(self.timesteps), len(self.images))
+        shape = (len(self.chosen), len(self.timesteps), self.total)
         full = np.full(shape, np.nan, np.float32)
         return xr.Dataset(
             {"loss": (("component", "t", "image"), full), "clean_loss": (("t", "image"), full[0])},
             coords={
                 "component": [component.name for component in self.chosen],
                 "t": self.timesteps,
-                "image": np.arange(len(self.images)),
+                "image": np.arange(self.total),
             },
             attrs={"subject": self.subject.name, "key": self.digest},
         )

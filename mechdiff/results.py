@@ -5,6 +5,7 @@ pieces; which are missing is read off the fill value (NaN).
 """
 
 import contextlib
+import functools
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -43,12 +44,17 @@ def create(path: Path, dataset: xr.Dataset, chunks: dict[str, tuple[int, ...]]) 
             shutil.rmtree(aside, ignore_errors=True)
 
 
+@functools.lru_cache(maxsize=32)
+def _array(path: Path, name: str) -> zarr.Array:
+    """One variable, opened once: its shape and chunks never change, and opening takes longer than a chunk."""
+    return zarr.open_group(path, mode="r+")[name]
+
+
 def put(path: Path, region: dict[str, tuple[slice, ...]], values: dict[str, np.ndarray]) -> None:
     """Writes arrays into their regions, in the order of `values`: the last is the mark that all are there."""
     with files.plain_errors(path):
-        group = zarr.open_group(path, mode="r+")
         for name, value in values.items():
-            group[name][region[name]] = value
+            _array(path, name)[region[name]] = value
 
 
 def written(path: Path, variable: str, index: tuple[int, ...]) -> bool:
@@ -58,7 +64,7 @@ def written(path: Path, variable: str, index: tuple[int, ...]) -> bool:
       CheckpointError: the result is damaged.
     """
     with _whole(path):
-        return not np.isnan(zarr.open_group(path, mode="r")[variable][index])
+        return not np.isnan(_array(path, variable)[index])
 
 
 def region(path: Path, where: dict[str, tuple]) -> dict[str, np.ndarray]:
@@ -68,8 +74,7 @@ def region(path: Path, where: dict[str, tuple]) -> dict[str, np.ndarray]:
       CheckpointError: the result is damaged.
     """
     with _whole(path):
-        group = zarr.open_group(path, mode="r")
-        return {name: group[name][index] for name, index in where.items()}
+        return {name: _array(path, name)[index] for name, index in where.items()}
 
 
 def read(path: Path) -> xr.Dataset:

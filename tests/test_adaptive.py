@@ -148,6 +148,19 @@ def test_estimates_are_those_of_a_plain_sweep_on_the_same_images(subject, certif
     assert (found.low < found.estimate).all() and (found.estimate < found.high).all()
 
 
+def test_pictures_nested_in_timesteps_are_each_timesteps_own(subject, certify, tmp_path):
+    images, chosen, _ = certify
+    nested = np.stack([images[:24], images[24:]])
+    asked = subject, nested, [5, 30], KEY
+    found = adaptive.certify(*asked, tmp_path / "a", chosen=chosen, block=8, width=1e6)
+    config = SweepConfig(kinds=("zero",), image_block=8)
+    swept = sweep.teacher_forced(*asked, tmp_path / "b", config=config, chosen=chosen).isel(kind=0)
+    some = swept.isel(image=slice(0, 16))
+    ratio = some.loss.mean("image") / some.clean_loss.mean("image")
+    np.testing.assert_allclose(found.estimate, 100 * (ratio.mean("t") - 1), rtol=1e-4, atol=1e-3)
+    assert (found.images == 16).all()
+
+
 def test_it_stops_when_all_is_certain_and_else_when_images_run_out(certify, tmp_path):
     _, _, run = certify
     assert (run(tmp_path, width=1e6).images == 16).all()

@@ -17,9 +17,9 @@ from experiments import _launch
 from experiments import report as launcher
 from mechdiff import effects, files, images, report, results
 from mechdiff.config import UNetConfig, override, to_dict
-from mechdiff.errors import MechdiffError
+from mechdiff.errors import DataError, MechdiffError
 from mechdiff.presets import preset
-from mechdiff.report import document, findings, maps, numbers, schematic, style, subjects
+from mechdiff.report import document, findings, maps, numbers, schematic, style, subjects, trust
 from mechdiff.schedules import make_schedule
 from mechdiff.unet import components, stages
 
@@ -433,6 +433,13 @@ def test_roles_and_proofs_of_the_instrument_are_shown_where_they_are(many, page)
     assert "sobel: <code>" in many and "AUROC" in many and "max-T" in many and "0.50" in many
     assert "AUROC" not in page and "Can the instrument be trusted" not in page
     assert len(Outline(many).of("table")) == len(Outline(many).of("caption"))
+
+
+@pytest.mark.parametrize("name, content", [("planted", {"summary": [{}]}), ("calibration", [])])
+def test_proofs_that_are_something_else_are_named(tmp_path, name, content):
+    files.write_json(tmp_path / f"{name}.json", content)
+    with pytest.raises(DataError, match=rf"{name}\.json.*restore or delete"):
+        getattr(trust, name)(tmp_path)
 
 
 def test_networks_of_unlike_components_or_unknown_pictures_have_a_page_too(tmp_path):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mechdiff import files
+from mechdiff.errors import DataError
 
 PLANTS = {
     "long_range": "long range",
@@ -32,24 +33,38 @@ def planted(folder: Path) -> Planted | None:
     """From `planted.json` in the folder, as `experiments.planted` writes it; None if it is not there.
 
     Raises:
-      DataError: it can't be read.
+      DataError: it can't be read, or is something else.
     """
     path = folder / "planted.json"
     if not path.exists():
         return None
     found = files.read_json(path)
-    rows = found["summary"]
+    try:
+        return _table(found["summary"], found["manifest"]["command"])
+    except (KeyError, TypeError, ValueError, IndexError):
+        raise DataError(f"{path}: not what experiments.planted writes; restore or delete it") from None
+
+
+def _table(rows: list[dict], command: list) -> Planted:
     plants = [name for name in PLANTS if any(row["plant"] == name for row in rows)]
     cells: dict[str, dict[str, list | None]] = {}
     for row in rows:
         own = cells.setdefault(row["method"], dict.fromkeys(plants))
         own[row["plant"]] = row["auroc"]
     counts = [row["n"] for row in rows]
-    command = " ".join(str(word) for word in found["manifest"]["command"])
-    return Planted(cells, plants, (min(counts), max(counts)), command)
+    return Planted(cells, plants, (min(counts), max(counts)), " ".join(map(str, command)))
 
 
 def calibration(folder: Path) -> dict | None:
-    """`calibration.json` as `experiments.calibrate` writes it; None if it is not there."""
+    """`calibration.json` as `experiments.calibrate` writes it; None if it is not there.
+
+    Raises:
+      DataError: it can't be read, or is something else.
+    """
     path = folder / "calibration.json"
-    return files.read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    found = files.read_json(path)
+    if not (isinstance(found, dict) and isinstance(found.get("checks"), list)):
+        raise DataError(f"{path}: not what experiments.calibrate writes; restore or delete it")
+    return found
