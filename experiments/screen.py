@@ -2,7 +2,8 @@
 
 `python -m experiments.screen --model=checkpoints/cpu16-synthetic-seed0 --channels --set=sweep.images=16`
 With --every all components are run exactly; one line for each --model (several may be given) says how well
-each point of expansion ranks them, and a table at the end where that fails. Result: WORKDIR/screen.json.
+each point of expansion ranks them, and a table (WORKDIR/screen.txt) where that fails. Result:
+WORKDIR/screen.json.
 """
 
 import dataclasses
@@ -41,9 +42,11 @@ def main(config, workdir):
             seen = one, given.scored, levels, key, workdir / "exact"
             asked = {"chosen": chosen, "kind": KIND.value, "fills": fills.get(KIND.value)}
             found[group][one.name] = (every if EVERY.value else verified)(*seen, **asked)
-    for group, some in found.items():
-        if EVERY.value and some:
-            print("\n".join([f"\n{len(some)} {group}, {KIND.value}", *fidelity.summary(some.values())]))
+    if EVERY.value:
+        groups = [(f"{len(some)} {group}, {KIND.value}", some) for group, some in found.items() if some]
+        tables = "\n\n".join("\n".join([title, *fidelity.summary(some.values())]) for title, some in groups)
+        files.write_atomic(workdir / "screen.txt", f"{tables}\n".encode())
+        print(f"\n{tables}")
     manifest = files.manifest(to_dict(config), models=MODEL.value, kind=KIND.value, inputs=inputs)
     kept = {name: plain(facts) for some in found.values() for name, facts in some.items()}
     files.write_json(workdir / "screen.json", {"models": kept, "manifest": manifest})
