@@ -8,6 +8,7 @@ A results folder holds one sub-folder per subject:
 The report is made from these files alone.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -163,13 +164,22 @@ def pictures(data: DataConfig, size: int, config: SweepConfig, cache: Path) -> I
     """Held-out pictures of a data set: those to score (`images`; nested, as many for every timestep), and the
     next `mean_images` to average over."""
     wanted = _to_score(config) + config.mean_images
-    data = dataclasses.replace(data, n_test=wanted)
-    found = load(data, size, "test", 0, cache)
-    if len(found) < wanted:
+    pixels, name = _held_out(data, size, wanted, cache)
+    if len(pixels) < wanted:
         asked = f"sweep.images{' x sweep.timesteps' * config.nested} + sweep.mean_images = {wanted}"
-        raise DataError(f"{found.name}: {len(found)} test pictures, but {asked}; lower them")
-    label = f"held-out {NAMES.get(found.name, found.name)} pictures"
-    return _inputs(to_float(np.array(found.images)), config, label)
+        raise DataError(f"{name}: {len(pixels)} held-out pictures, but {asked}; lower them")
+    return _inputs(to_float(pixels), config, f"held-out {NAMES.get(name, name)} pictures")
+
+
+def _held_out(data: DataConfig, size: int, wanted: int, cache: Path) -> tuple[np.ndarray, str]:
+    """Test pictures; where they are too few, those of validation behind them: no training saw them either."""
+    found = load(dataclasses.replace(data, n_test=wanted), size, "test", 0, cache)
+    pixels, missing = np.array(found.images), wanted - len(found)
+    if missing:
+        with contextlib.suppress(DataError):  # no such split
+            more = load(dataclasses.replace(data, n_test=missing), size, "validation", 0, cache)
+            pixels = np.concatenate([pixels, more.images])
+    return pixels, found.name
 
 
 def own_samples(subject: sweep.Subject, config: SweepConfig, seed: int) -> Inputs:

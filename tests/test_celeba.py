@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mechdiff import data
-from mechdiff.config import DataConfig
+from mechdiff import data, pipeline
+from mechdiff.config import DataConfig, SweepConfig
 from mechdiff.data import cache, celeba
 from mechdiff.data.cache import load_split, stored, thumbnail
 from mechdiff.errors import DataError
@@ -188,6 +188,20 @@ def test_a_picture_in_two_packs_is_taken_once_from_the_first(tmp_path):
     assert sorted(dataset.ids) == ["000001.jpg", "000002.jpg", "000003.jpg"]
     assert by_id(dataset)["000001.jpg"] == thumbnail(jpeg(1), 16, "").tobytes()
     assert by_id(dataset)["000003.jpg"] == thumbnail(jpeg(3, (89, 109)), 16, "").tobytes()
+
+
+def test_where_test_pictures_are_too_few_to_examine_a_model_validation_helps_out(pack, tmp_path):
+    test, validation = (load(pack, split) for split in ("test", "validation"))
+    wanted = len(test) + 1
+    asked = DataConfig(name="celeba", path=str(pack))
+    few = SweepConfig(images=len(test), mean_images=1, image_block=1)
+    found = pipeline.pictures(asked, 16, few, tmp_path)
+    assert len(found.scored) + len(found.reference) == wanted
+    np.testing.assert_array_equal(data.to_bytes(found.scored), test.images)
+    assert data.to_bytes(found.reference)[0].tobytes() in {one.tobytes() for one in validation.images}
+    many = SweepConfig(images=len(test) + len(validation), mean_images=1, image_block=1)
+    with pytest.raises(DataError, match="held-out pictures, but sweep"):
+        pipeline.pictures(asked, 16, many, tmp_path)
 
 
 def test_a_limit_takes_a_prefix_of_one_fixed_shuffle(pack):
