@@ -146,25 +146,31 @@ def _sweeps(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:
 
 def _seeds(rng: np.random.Generator, repeats: int, seeds: int = 5) -> list[Check]:
     """What claims rest on, where data sets don't differ: tests and intervals over networks."""
-    p = {f"Student over {seeds} pairs of seeds": [], f"relabelling of 2 x {seeds} networks": []}
-    p["roles of matched heads, shuffled in layers"] = []
+    networks = f"2 x {seeds} networks"
+    tests = (
+        f"Student over {seeds} pairs of seeds",
+        f"relabelling of {networks}, largest of levels",
+        f"relabelling of {networks}, mean over levels",
+        "roles of matched heads, shuffled in layers",
+    )
+    p = {name: [] for name in tests}
     covered = []
     for number in range(repeats):
-        ratio, relabelled, matched = p.values()
+        ratio, largest, pooled, matched = p.values()
         ratio.append(over_seeds(rng.normal(size=seeds))[2])
         both = [[_attention(rng) for _ in range(seeds)] for _ in range(2)]
-        between, within, found, _ = divergence.seeds_test(*both)
-        relabelled.append(found.min())
+        between, within, by_level, of_mean = divergence.seeds_test(*both)
+        largest.append(by_level.min())
+        pooled.append(of_mean)
         excess = lambda *sides: float(divergence.seeds_excess(*sides)[0])  # noqa: E731
         low, high = jackknife(excess, *both, float((between - within).mean()))
         covered.append(low <= 0 <= high)
         profiles, selectivity = rng.normal(size=(2, 3, 6, 4))
         layers, roles = ["a"] * 3 + ["b"] * 3, [["x"] * 6] * 3
         matched.append(agreement(list(profiles), list(selectivity), roles, layers, 199, number).p_profiles)
-    name = f"jackknife over 2 x {seeds} networks"
     return [
         *(_uniform(test, np.array(values)) for test, values in p.items()),
-        _covers(name, np.array(covered)),
+        _covers(f"jackknife over {networks}", np.array(covered)),
     ]
 
 

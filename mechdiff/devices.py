@@ -1,4 +1,4 @@
-"""Blocks of images shared out over the devices of this process.
+"""Blocks of images shared out over the devices of this process, and how exactly these multiply.
 
 Each device works on images of its own; at most a sum passes between them. So numbers move with the devices by
 float32 rounding only.
@@ -11,6 +11,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mechdiff.types import PyTree
 
 ALL, IMAGES = PartitionSpec(), PartitionSpec("images")  # on every device, or shared out along the first axis
+
+
+def precision() -> str:
+    """Of products of float32 matrices: in full, unless JAX_DEFAULT_MATMUL_PRECISION or its setting in
+    `jax.config` says otherwise. JAX's own default drops bits on accelerators, TPUs all but 8: too many
+    for differences of a part in a thousand. It is part of what names a sweep's store."""
+    return jax.config.jax_default_matmul_precision or "float32"
 
 
 def over(images: int) -> Mesh:

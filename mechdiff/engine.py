@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from mechdiff import memory, wavefront
+from mechdiff import devices, memory, wavefront
 from mechdiff.config import UNetConfig
 from mechdiff.diffusion import image_noise, q_sample
 from mechdiff.interventions import Intervention, has_rows
@@ -26,7 +26,6 @@ from mechdiff.types import Images, PRNGKey, PyTree
 
 CPU_WORKING_SET = 256 * 2**20  # bytes of activations in one pass, whose stages run in blocks that fit a cache
 CPU_ROWS = (32, 16, 8, 4, 2)  # of a pass, the first that memory holds, where the working set is too small
-FREE_SHARE = 0.6  # of an accelerator's free memory that one pass may take
 FILLS = ("fill", "pattern_fill")  # of an intervention: what may differ between images
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # how XLA's errors begin
 
@@ -77,12 +76,11 @@ def losses(seen: Seen) -> tuple[tuple[Array, Array], Array]:
     return found, _mean_square(seen.clean - seen.noise)
 
 
-def memory_limit(device: jax.Device) -> int:
+def memory_limit(device: Any) -> int:
     """Bytes that one pass may take on a device."""
     if device.platform == "cpu":
         return CPU_WORKING_SET
-    memory = device.memory_stats() or {}
-    return int(FREE_SHARE * (memory.get("bytes_limit", 8 * 2**30) - memory.get("bytes_in_use", 0)))
+    return int(memory.FREE_SHARE * memory.free_on(device))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "joins", "mesh", "reduce"))
@@ -242,11 +240,15 @@ class Engine:
             rows = min(rows, -(-interventions // (devices // images)))
         return rows, max(1, min(-(-images // devices), limit // (rows + 1)))
 
+    @functools.cached_property
+    def _rows_held(self) -> int:
+        return max(1, memory_limit(self.devices[0]) // memory.row_bytes(self.config))
+
     def _limit(self, stacked: Intervention) -> int:
         """Rows of a pass that memory holds. With few, the clean rows are a large part of the work, and the
         others join early: where the working set of a CPU is too small, more are taken if memory is free for
         them. Decided once for stacks that join alike: what else takes memory later changes no program."""
-        limit = max(1, memory_limit(self.devices[0]) // memory.row_bytes(self.config))
+        limit = self._rows_held
         if self.devices[0].platform != "cpu" or limit >= CPU_ROWS[0]:
             return limit
         joins = lambda n: wavefront.plan(self.config, stacked, n, self.together).joins  # noqa: E731
@@ -266,21 +268,22 @@ class Engine:
         places = np.minimum(places, len(x0) - 1)
         count = len(next(iter(stacked.gate.values())))
         at_places = lambda a: np.asarray(a)[places]  # noqa: E731
-        found = _measure(
-            self.config,
-            wave.joins,
-            mesh,
-            *self._on(mesh),
-            dataclasses.replace(_arranged(stacked, order, count), fill=None, pattern_fill=None),
-            (_fills(stacked, False), jax.tree.map(at_places, _fills(stacked, True))),
-            x0[places],
-            indices[places],
-            t,
-            key,
-            jax.tree.map(at_places, own),
-            shared,
-            reduce,
-        )
+        with jax.default_matmul_precision(devices.precision()):  # of reductions too
+            found = _measure(
+                self.config,
+                wave.joins,
+                mesh,
+                *self._on(mesh),
+                dataclasses.replace(_arranged(stacked, order, count), fill=None, pattern_fill=None),
+                (_fills(stacked, False), jax.tree.map(at_places, _fills(stacked, True))),
+                x0[places],
+                indices[places],
+                t,
+                key,
+                jax.tree.map(at_places, own),
+                shared,
+                reduce,
+            )
         changed, clean = jax.tree.map(np.asarray, found)
         whole = lambda a: a[0].reshape(-1, *a.shape[3:])[: len(x0)]  # noqa: E731
         put = lambda a: _scattered(a, order, count)[:, : len(x0)]  # noqa: E731

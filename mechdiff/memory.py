@@ -2,6 +2,7 @@
 
 Estimates from the shapes of activations. On a CPU the stages of a pass run a few rows at a time
 (`wavefront`), so what a pass holds is what stands between its stages: the rows of the stream and the skips.
+On accelerators they run whole, and it is their memory that counts, of all that this process has together.
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -23,12 +25,15 @@ PROGRAM = 2**30  # bytes of Python, JAX, compiled programs and results
 INSIDE = 4  # feature maps that are alive at once inside a stage
 COPIES = 3  # of what enters and leaves a stage, held by XLA around the loop over its rows; fitted, as INSIDE
 SAVED = 8  # feature maps that a stage keeps for its gradient
+UNTOLD = 8 * 2**30  # bytes of an accelerator that does not say how many it has
 CPU_BLOCK = 2**20  # bytes of a stage's input or output at once on a CPU; 0.5 to 2 MiB measured alike
 GIB = 2**30
 
 
 def available() -> int:
-    """Bytes of main memory that new work may take: what the system says, within a container's limit."""
+    """Bytes that new work may take: of main memory what the system says, within a container's limit."""
+    if accelerated():
+        return sum(free_on(device) for device in jax.local_devices())
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -38,12 +43,28 @@ def available() -> int:
 
 
 def reachable() -> int:
-    """Bytes of main memory that this process may have: those that it holds, and those that are free."""
+    """Bytes that this process may have: those that it holds, and those that are free."""
+    if accelerated():
+        return sum(_limit_of(device) for device in jax.local_devices())
     try:
         held = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         held = 0
     return held + available()
+
+
+def accelerated() -> bool:
+    """Whether this process computes on a GPU or TPU."""
+    return jax.default_backend() != "cpu"
+
+
+def free_on(device: Any) -> int:
+    """Bytes of an accelerator that new work may take."""
+    return max(0, _limit_of(device) - (device.memory_stats() or {}).get("bytes_in_use", 0))
+
+
+def _limit_of(device: Any) -> int:
+    return (device.memory_stats() or {}).get("bytes_limit", UNTOLD)
 
 
 def _container_limit() -> int:
@@ -56,26 +77,29 @@ def _container_limit() -> int:
 
 
 def row_bytes(config: UNetConfig) -> int:
-    """Bytes that one row keeps alive at the widest point of the forward pass: an estimate, from which a
-    pass is sized before it is compiled."""
+    """Bytes that one row keeps alive at the widest point of the forward pass, stages run whole: an estimate,
+    from which a pass is sized before it is compiled."""
     maps, held = [], 0
     for stage in stages(config):
         output = stage.resolution**2 * stage.width * 4
         patterns = config.heads[stage.level] * stage.resolution**4 * 4 if stage.op == "attention" else 0
         held += output * (stage.push - stage.pop)
-        maps.append(held + 4 * output + min(patterns, 2**20))  # attention works in blocks
+        # Logits and their softmax; on a CPU attention works in blocks.
+        maps.append(held + 4 * output + (2 * patterns if accelerated() else min(patterns, 2**20)))
     return max(maps)
 
 
 def pass_bytes(config: UNetConfig, joins: Sequence[int], batch: int = 1) -> int:
-    """Bytes alive at the widest point of a pass of `wavefront.forward` on one CPU device: an estimate.
+    """Bytes alive at the widest point of a pass of `wavefront.forward` on one device: an estimate.
 
-    XLA's own count for `ddpm-celebahq-256` was 1.03, 2.96 and 7.27 GiB for 2, 8 and 38 interventions.
+    On a CPU XLA's count for `ddpm-celebahq-256` was 1.03, 2.96 and 7.27 GiB for 2, 8 and 38 interventions.
 
     Args:
       joins: interventions that join at each stage, of `wavefront.plan`.
       batch: images seen by each.
     """
+    if accelerated():
+        return (1 + sum(joins)) * batch * row_bytes(config)
     rows, most, flat = batch, 0, config.image_size**2 * config.in_channels * 4  # of one row, as it flows
     skips: list[tuple[int, int]] = []  # bytes of a row, and of all rows that there were
     for stage, joining in zip(stages(config), joins):
@@ -123,7 +147,7 @@ def at_once(wanted: int, each: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """What a sweep will take of the memory of this machine.
+    """What a sweep will take of the memory of this machine, or of its accelerators.
 
     Attributes:
       parameters: bytes of one copy; every device has one, beside that which was read.
@@ -162,7 +186,11 @@ class Forecast:
     def require(self) -> None:
         """Raises ConfigError where even one row on every device does not fit, with the way out."""
         if self._with(self.least) > self.free:
-            fewer = "JAX_NUM_CPU_DEVICES=1 (one copy of the parameters), " if self.devices > 1 else ""
+            fewer = (
+                "JAX_NUM_CPU_DEVICES=1 (one copy of the parameters), "
+                if self.devices > 1 and not accelerated()
+                else ""
+            )
             less = "fewer sweep.timesteps or sweep.kinds=zero (no fills), " if self.kept else ""
             raise ConfigError(
                 f"even one row in a pass takes {_gib(self._with(self.least))}, but this process may "

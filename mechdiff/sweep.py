@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Int
 
-from mechdiff import files, filling, results
+from mechdiff import devices, files, filling, results
 from mechdiff.config import SweepConfig, UNetConfig
 from mechdiff.diffusion import at_level
 from mechdiff.engine import Engine, Measured
@@ -54,6 +54,7 @@ class Subject:
             "params": files.digest_arrays(self.params),
             "unet": dataclasses.asdict(self.unet),
             "schedule": files.digest_arrays(self.schedule.log_snr),
+            "precision": devices.precision(),
         }
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mechdiff import layers
+from mechdiff import devices, layers
 from mechdiff.config import UNetConfig
 from mechdiff.diffusion import to_eps
 from mechdiff.gates import CAPTURED, COLLECTIONS, PATTERN_COLLECTIONS
@@ -133,7 +133,8 @@ def _next(stage: Stage, h: Array, skips: tuple, temb: Array) -> Stream:
 
 def enter(config: UNetConfig, params: PyTree, x_t: Images, t: Timesteps, dtype: Any = jnp.float32) -> Stream:
     """The stream before the first stage."""
-    return Stream(x_t, (), _time_mlp(config, dtype).apply({"params": params["time"]}, t))
+    with jax.default_matmul_precision(devices.precision()):
+        return Stream(x_t, (), _time_mlp(config, dtype).apply({"params": params["time"]}, t))
 
 
 def run_stage(
@@ -160,7 +161,8 @@ def run_stage(
     for collection in (*COLLECTIONS, *PATTERN_COLLECTIONS):
         variables[collection] = _of_stage(stage, collection, getattr(intervention, collection))
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
-    h, sown = module(config, stage, dtype).apply(variables, *inputs, mutable=list(capture), rngs=rngs)
+    with jax.default_matmul_precision(devices.precision()):
+        h, sown = module(config, stage, dtype).apply(variables, *inputs, mutable=list(capture), rngs=rngs)
     captured = {name: _to_sites(stage, name, sown.get(name, {})) for name in capture}
     return _next(stage, h, skips, stream.temb), captured
 

@@ -101,5 +101,35 @@ def test_fills_count_where_kinds_have_them(capsys, monkeypatch):
     assert told == [0, (2 + len(jax.devices()) + pipeline.MOMENTS) / 4]
 
 
+class Accelerator:
+    """A device that says what it has, as CUDA's do."""
+
+    platform = "gpu"
+
+    def __init__(self, limit, used=0):
+        self.stats = {"bytes_limit": limit, "bytes_in_use": used} if limit else None
+
+    def memory_stats(self):
+        return self.stats
+
+
+def test_on_accelerators_their_own_memory_counts(monkeypatch):
+    found = [Accelerator(5 * 2**20, 2**20), Accelerator(2**20, 2 * 2**20)]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: found)
+    assert memory.available() == 4 * 2**20 and memory.reachable() == 6 * 2**20
+    assert memory.free_on(Accelerator(None)) == memory.UNTOLD
+    row = memory.row_bytes(UNET)
+    assert memory.pass_bytes(UNET, (2, 3), batch=4) == 6 * 4 * row
+    assert engine.memory_limit(Accelerator(10 * row)) == int(10 * row * memory.FREE_SHARE)
+
+
+def test_whole_patterns_count_where_attention_does_not_work_in_blocks(monkeypatch):
+    unet = preset("cpu32").unet
+    blocked = memory.row_bytes(unet)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert memory.row_bytes(unet) > blocked
+
+
 def test_there_is_memory_on_this_machine():
     assert 2**20 < memory.available() <= memory.reachable() < 2**62

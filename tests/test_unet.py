@@ -50,6 +50,32 @@ def gated_rows(identity, stacked, images):
     return dataclasses.replace(identity, gate=gate)
 
 
+def precisions(jaxpr):
+    """Of all products of matrices and convolutions, however deep."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield equation.params["precision"]
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "jaxpr")):
+            if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
+                yield from precisions(getattr(inner, "jaxpr", inner))
+
+
+@pytest.mark.parametrize("chosen", [None, "tensorfloat32"])
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_float32_products_are_made_in_full_unless_the_user_chose_otherwise(monkeypatch, chosen, backend):
+    """Accelerators would drop bits; the gradient's products too."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    config = preset("tiny").unet
+    params, identity = shapes(config), identity_of(config)
+    x = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
+    t = jax.ShapeDtypeStruct((1,), jnp.int32)
+    loss = lambda params, x, t: apply_unet(config, params, identity, x, t).sum()  # noqa: E731
+    with jax.default_matmul_precision(chosen):
+        found = set(precisions(jax.make_jaxpr(jax.grad(loss))(params[0], x, t).jaxpr))
+    expected = jax.lax.Precision.HIGH if chosen else jax.lax.Precision.HIGHEST
+    assert (expected, expected) in found and (found == {(expected, expected)} or backend == "cpu")
+
+
 @pytest.mark.parametrize("path", REFERENCES, ids=lambda path: path.stem.removeprefix("unet_"))
 def test_parameters_have_the_shapes_of_the_torch_network(path):
     config, params, _, _ = reference(path.stem.removeprefix("unet_"))

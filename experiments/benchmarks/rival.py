@@ -6,6 +6,7 @@ which the reference outputs of the tests are made with.
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +18,13 @@ import torch
 from experiments.benchmarks import _rounds
 from mechdiff.config import ExperimentConfig, UNetConfig, from_dict
 
-MOST_ROWS = 256  # of a batch of ablations; larger ones were slower wherever tried
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Rows of a batch of ablations; on CPUs larger ones were slower wherever tried.
+MOST_ROWS = 256 if DEVICE == "cpu" else 4096
+if os.environ.get("JAX_DEFAULT_MATMUL_PRECISION", "float32") == "float32":  # as ours does
+    torch.backends.cudnn.allow_tf32 = False
+else:
+    torch.backends.cuda.matmul.allow_tf32 = True
 Hooks = dict[str, tuple[Callable, Callable]]  # component -> how to register a hook, and the hook
 
 
@@ -250,7 +256,7 @@ def batched_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
         batch()
         return together / (time.perf_counter() - start)
 
-    sizes = [size for size in (1, 2, 4, 8, 16, 32) if size <= count and size * images <= MOST_ROWS]
+    sizes = [size for size in (1, 2, 4, 8, 16, 32, count) if size * images <= MOST_ROWS and size <= count]
     best = max(sizes or [1], key=rate)
     warm_up = lambda: rate(best, run)  # noqa: E731
     return lambda: once(best), count * config.sweep.timesteps * images, warm_up

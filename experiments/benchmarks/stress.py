@@ -31,7 +31,7 @@ def main(config, workdir):
     start = time.perf_counter()
     run()
     seconds, after = time.perf_counter() - start, peak()
-    most = engine.CPU_WORKING_SET / 2**20 * jax.local_device_count()
+    most = sum(engine.memory_limit(device) for device in jax.local_devices()) / 2**20
     rows = {
         "before the sweep": before,
         "passes of all devices, at most": most,
