@@ -8,6 +8,7 @@ over the rounds of one run are shown, beside the speed of a plain matrix product
 import importlib.util
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -56,9 +57,13 @@ def seconds(step: Callable[[], object], warm_up: Callable[[], object] | None = N
     return statistics.median(times)
 
 
-def compare(task: str, config: ExperimentConfig, images: int, rounds: int) -> dict[str, list[dict]]:
+def compare(
+    task: str, config: ExperimentConfig, images: int, rounds: int, chosen: str = ".*"
+) -> dict[str, list[dict]]:
     """Arm -> what it measured in each round.
 
+    Args:
+      chosen: regular expression that names of the rivals match in full.
     Raises:
       MechdiffError: PyTorch or diffusers are not installed, or an arm failed.
     """
@@ -66,6 +71,7 @@ def compare(task: str, config: ExperimentConfig, images: int, rounds: int) -> di
         if importlib.util.find_spec(package) is None:
             raise MechdiffError(f"{package} is not installed; pip install 'mechdiff[torch]' gives the rival")
     arms = ARMS | (BATCHED if task == "forward_sweep" else {})
+    arms = {name: arm for name, arm in arms.items() if name == OURS or re.fullmatch(chosen, name)}
     found: dict[str, list[dict]] = {name: [] for name in arms}
     with tempfile.TemporaryDirectory() as cache:  # torch.compile's, so that only its first round compiles
         for turn in range(rounds):

@@ -23,6 +23,7 @@ from experiments.benchmarks import _rounds
 ROUNDS = flags.DEFINE_integer("rounds", 2, "Turns that each arm takes.", lower_bound=1)
 IMAGES = flags.DEFINE_integer("images", 8, "Pictures that are scored.", lower_bound=1)
 LEVELS = flags.DEFINE_integer("levels", 1, "Timesteps of the sweep; each costs the same.", lower_bound=1)
+ARMS = flags.DEFINE_string("arms", ".*", "Rivals to run: a regular expression that their names match.")
 NET = flags.DEFINE_enum(
     "net", None, list(_rounds.NETS), "A network of the table of targets, not the preset's."
 )
@@ -32,7 +33,7 @@ def main(config, workdir):
     if NET.value:
         config = dataclasses.replace(config, name=NET.value, unet=_rounds.NETS[NET.value])
     config = dataclasses.replace(config, sweep=dataclasses.replace(config.sweep, timesteps=LEVELS.value))
-    found = _rounds.compare("forward_sweep", config, IMAGES.value, ROUNDS.value)
+    found = _rounds.compare("forward_sweep", config, IMAGES.value, ROUNDS.value, ARMS.value)
     print(f"leave-one-out sweep, {config.name}, {IMAGES.value} pictures, {LEVELS.value} timesteps")
     print(_rounds.table(found, "config-images", work=1))
 

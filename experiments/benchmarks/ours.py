@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments import _launch
 from experiments.benchmarks import _operations, _rounds
+from mechdiff import devices
 from mechdiff.config import SweepConfig, from_dict
 from mechdiff.interventions import leave_one_out
 from mechdiff.optimisation import data_parallel, init_state, train_step
@@ -67,7 +68,7 @@ def forward_sweep(config, images):
 def product():
     """GF/s of a plain matrix product."""
     a = jnp.ones((_rounds.PRODUCT, _rounds.PRODUCT), jnp.float32)
-    multiply = jax.jit(lambda a: a @ a)
+    multiply = jax.jit(lambda a: jnp.matmul(a, a, precision=devices.precision()))
     return 2 * _rounds.PRODUCT**3 / _rounds.seconds(lambda: multiply(a).block_until_ready()) / 1e9
 
 
