@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mechdiff import devices
 from mechdiff.errors import ConfigError
 from mechdiff.schedules import NoiseSchedule
 from mechdiff.types import AnyArray, Images, Timesteps
@@ -35,7 +36,8 @@ class GaussianDenoiser:
         """E[eps | x_t]."""
         a, s = (values[t][:, None] for values in _scales(self.schedule))
         away = x_t.reshape(len(x_t), -1) - a * self.mean.reshape(-1)
-        eps = s * ((away @ self.basis) / (a**2 * self.spread + s**2)) @ self.basis.T
+        with jax.default_matmul_precision(devices.precision()):
+            eps = s * ((away @ self.basis) / (a**2 * self.spread + s**2)) @ self.basis.T
         return eps.reshape(x_t.shape)
 
     def loss(self, t: Timesteps) -> Float[Array, " batch"]:
@@ -63,7 +65,7 @@ class MixtureDenoiser:
         pixels = away.shape[-1]
         log_likelihood = -0.5 * ((away**2).sum(-1) / variance + pixels * jnp.log(variance))
         share = jax.nn.softmax(self.log_weights + log_likelihood, axis=1)
-        eps = jnp.einsum("bk,bkd->bd", share * s / variance, away)
+        eps = jnp.einsum("bk,bkd->bd", share * s / variance, away, precision=devices.precision())
         return eps.reshape(x_t.shape)
 
 
