@@ -70,17 +70,19 @@ def _panel(axes: Axes, theme: Theme, damage: Damage, order: list, edges: np.ndar
 
 
 def _uncertain(axes: Axes, theme: Theme, damage: Damage, order: list, edges: np.ndarray) -> None:
-    """Cells not told apart from no change, faded and hatched; one path for all."""
-    unsure = [
-        (k, j) for k, i in enumerate(order) if i is not None for j in np.flatnonzero(~(damage.p[i] < ALPHA))
-    ]
-    if not unsure:
+    """Cells not told apart from no change, faded and hatched; one path for all, neighbours together."""
+    runs = []  # row, first level, level behind the last
+    for k, i in enumerate(order):
+        if i is not None:
+            steps = np.diff(np.concatenate([[0], ~(damage.p[i] < ALPHA), [0]]).astype(int))
+            runs += [(k, *run) for run in zip(np.flatnonzero(steps == 1), np.flatnonzero(steps == -1))]
+    if not runs:
         return
-    squares = [
-        [(j, edges[k]), (j + 1, edges[k]), (j + 1, edges[k + 1]), (j, edges[k + 1]), (j, edges[k])]
-        for k, j in unsure
+    boxes = [
+        [(j, edges[k]), (end, edges[k]), (end, edges[k + 1]), (j, edges[k + 1]), (j, edges[k])]
+        for k, j, end in runs
     ]
-    path = Path.make_compound_path(*(Path(square, closed=True) for square in squares))
+    path = Path.make_compound_path(*(Path(box, closed=True) for box in boxes))
     axes.add_patch(PathPatch(path, facecolor=theme.paper, alpha=0.55, linewidth=0))
     hatch = {"facecolor": "none", "edgecolor": theme.muted, "hatch": "/////"}
     axes.add_patch(PathPatch(path, linewidth=0, alpha=0.75, **hatch))
