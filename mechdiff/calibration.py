@@ -240,12 +240,12 @@ def _share(test) -> tuple[float, float, float]:
 
 def table(checks: list[Check]) -> str:
     """Checks as text, one a line."""
-    lines = [f"{'check':48}{'promise':14}{'nominal':>8}  {'found':24}{'p':>8}{'n':>6}"]
+    lines = [f"{'check':50}{'promise':14}{'nominal':>8}  {'found':24}{'p':>8}{'n':>6}"]
     for check in checks:
         nominal = "" if np.isnan(check.nominal) else f"{check.nominal:.2f}"
         found = f"{check.found:.3f} [{check.low:.3f}, {check.high:.3f}]"
         verdict = "" if check.holds else "  BROKEN"
         lines.append(
-            f"{check.name:48}{check.promise:14}{nominal:>8}  {found:24}{check.p:8.3f}{check.n:6}{verdict}"
+            f"{check.name:50}{check.promise:14}{nominal:>8}  {found:24}{check.p:8.3f}{check.n:6}{verdict}"
         )
     return "\n".join(lines)
