@@ -69,7 +69,7 @@ def main(config, workdir):
         f"medians of {ROUNDS.value} rounds\n"
         f"{'':24}{'pictures a timestep':>22}{'components x pictures':>24}{'seconds':>10}"
         f"{'over adaptive':>16}{'in runs':>10}\n"
-        f"{'adaptive, nested':24}{f'16 to {found.images.max()}':>22}{found.spent:24,}{took:10.1f}"
+        f"{'adaptive, nested':24}{f'{found.images.min()} to {found.images.max()}':>22}{found.spent:24,}{took:10.1f}"
     )
     for name, runs in (("fixed, nested", found.fixed), ("fixed, crossed", crossed.fixed)):
         needed = runs // count
