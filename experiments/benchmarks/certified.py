@@ -64,12 +64,13 @@ def main(config, workdir):
             seconds[arm].append(time.perf_counter() - start)
     took, each = statistics.median(seconds[adaptive]), statistics.median(seconds[fixed]) / pilot
     count, left = len(found.components), int((~found.decided).sum())
+    shown = f"{found.images.min()} to {found.images.max()}"
     print(
         f"{count} components of {subject.name}, {len(levels)} timesteps, to {WIDTH.value} % or apart from 0; "
         f"medians of {ROUNDS.value} rounds\n"
         f"{'':24}{'pictures a timestep':>22}{'components x pictures':>24}{'seconds':>10}"
         f"{'over adaptive':>16}{'in runs':>10}\n"
-        f"{'adaptive, nested':24}{f'{found.images.min()} to {found.images.max()}':>22}{found.spent:24,}{took:10.1f}"
+        f"{'adaptive, nested':24}{shown:>22}{found.spent:24,}{took:10.1f}"
     )
     for name, runs in (("fixed, nested", found.fixed), ("fixed, crossed", crossed.fixed)):
         needed = runs // count
