@@ -18,6 +18,7 @@ class Agreement:
       spearman: rank correlation of |score| and |effect|; NaN below 3 components.
       sign: share with equal signs.
       recall: share of the `k` largest |effect| among the `k` largest |score|.
+      listed: the same among the `2 k` largest |score|, a shortlist that would be verified exactly.
     """
 
     n: int
@@ -25,6 +26,7 @@ class Agreement:
     spearman: float
     sign: float
     recall: float
+    listed: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +41,15 @@ class Fidelity:
 def agreement(score: Float[np.ndarray, " n"], effect: Float[np.ndarray, " n"], k: int) -> Agreement:
     """Compares scores with exact effects; `k` is cut to their number."""
     k = min(k, len(score))
-    top = lambda values: set(np.argsort(-np.abs(values), kind="stable")[:k].tolist())  # noqa: E731
+    top = lambda values, k: set(np.argsort(-np.abs(values), kind="stable")[:k].tolist())  # noqa: E731
     enough = len(score) > 2 and np.ptp(np.abs(score)) > 0 and np.ptp(np.abs(effect)) > 0
     return Agreement(
         n=len(score),
         k=k,
         spearman=float(spearmanr(np.abs(score), np.abs(effect))[0]) if enough else float("nan"),
         sign=float((np.sign(score) == np.sign(effect)).mean()),
-        recall=len(top(score) & top(effect)) / k,
+        recall=len(top(score, k) & top(effect, k)) / k,
+        listed=len(top(score, 2 * k) & top(effect, k)) / k,
     )
 
 
@@ -75,7 +78,7 @@ def summary(found: Collection[Mapping[str, Fidelity]]) -> list[str]:
     Args:
       found: for each network, fidelity by point of expansion.
     """
-    heads = (f"{what:>9}{'worst':>8}" for what in ("Spearman", "signs", "recall"))
+    heads = (f"{what:>9}{'worst':>8}" for what in ("Spearman", "signs", "recall", "listed"))
     rows = [f"{'median over networks':28}{''.join(heads)}"]
     for point in next(iter(found)):
         groups: dict[str, list[Agreement]] = {}
@@ -84,7 +87,7 @@ def summary(found: Collection[Mapping[str, Fidelity]]) -> list[str]:
             for name, at in {"all": one.overall, **one.by_part, **parts}.items():
                 groups.setdefault(name, []).append(at)
         for name, some in groups.items():
-            values = np.array([[at.spearman, at.sign, at.recall] for at in some]).T
+            values = np.array([[at.spearman, at.sign, at.recall, at.listed] for at in some]).T
             defined = [v[~np.isnan(v)] if not np.isnan(v).all() else v for v in values]
             cells = "".join(f"{np.median(v):9.2f}{v.min():8.2f}" for v in defined)
             rows.append(f"{f'{point}: {name}':28}{cells}")

@@ -196,9 +196,9 @@ def lines(found: VerifiedScreen, names: Sequence[str]) -> list[str]:
     return [
         f"{'component':28}{'score':>14}{'exact':>14}",
         *(row(i) for i in done),
-        f"{'of those verified':28}{'n':>6}{'Spearman':>10}{'signs':>8}{'recall':>8}",
+        f"{'of those verified':28}{'n':>6}{'Spearman':>10}{'signs':>8}{'recall':>8}{'listed':>8}",
         *(
-            f"{name:28}{one.n:6}{one.spearman:10.2f}{one.sign:8.0%}{one.recall:8.0%}"
+            f"{name:28}{one.n:6}{one.spearman:10.2f}{one.sign:8.0%}{one.recall:8.0%}{one.listed:8.0%}"
             for name, one in groups.items()
         ),
         f"{len(done):,} of {len(names):,} verified; of those not on the shortlist {found.miss_rate:.1%} "

@@ -185,15 +185,15 @@ def test_quality_compares_all_components_at_every_point_with_their_exact_runs(
 
 
 def test_summaries_show_the_median_and_the_worst_network_and_pass_over_what_is_undefined():
-    at = lambda rank, sign, recall: fidelity.Agreement(5, 3, rank, sign, recall)  # noqa: E731
+    at = lambda rank, sign, recall: fidelity.Agreement(5, 3, rank, sign, recall, 1.0)  # noqa: E731
     one = lambda rank, part: fidelity.Fidelity(  # noqa: E731
         at(rank, 1.0, 1.0), {"head": at(part, 0.5, 0.25)}, {9: at(0.1, 0.2, 0.3)}
     )
     nets = [one(0.9, float("nan")), one(0.7, 0.6), one(0.8, float("nan"))]
     rows = [line.split() for line in fidelity.summary([{"identity": net} for net in nets])[1:]]
-    assert " ".join(rows[0]) == "identity: all 0.80 0.70 1.00 1.00 1.00 1.00"
-    assert " ".join(rows[1]) == "identity: head 0.60 0.60 0.50 0.50 0.25 0.25"
-    assert " ".join(rows[2]) == "identity: t = 9 0.10 0.10 0.20 0.20 0.30 0.30"
+    assert " ".join(rows[0]) == "identity: all 0.80 0.70 1.00 1.00 1.00 1.00 1.00 1.00"
+    assert " ".join(rows[1]) == "identity: head 0.60 0.60 0.50 0.50 0.25 0.25 1.00 1.00"
+    assert " ".join(rows[2]) == "identity: t = 9 0.10 0.10 0.20 0.20 0.30 0.30 1.00 1.00"
 
 
 @pytest.mark.parametrize("point", screening.EXPANSIONS)
@@ -282,9 +282,10 @@ def test_the_share_of_a_finite_population_is_covered_exactly():
 
 
 def test_agreement_counts_by_hand():
-    score, effect = np.array([5.0, -4.0, 3.0, 0.1]), np.array([6.0, 1.0, 4.0, -5.0])
+    score, effect = np.array([5.0, -4.0, 3.0, 0.1, 2.0]), np.array([6.0, 1.0, 5.0, -4.0, 0.5])
     found = fidelity.agreement(score, effect, 2)
-    assert (found.n, found.k, found.recall, found.sign) == (4, 2, 0.5, 0.5)
+    assert (found.n, found.k, found.recall, found.listed, found.sign) == (5, 2, 0.5, 1.0, 0.6)
+    assert fidelity.agreement(score, effect[::-1], 1).listed == 0
     assert found.spearman == pytest.approx(spearmanr(abs(score), abs(effect))[0])
 
 
