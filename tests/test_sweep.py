@@ -170,6 +170,14 @@ def test_another_seed_or_network_can_not_reuse_numbers(subject, images, levels, 
     assert len(list(swept[1].iterdir())) == before + 2
 
 
+def test_numbers_of_another_precision_are_other_numbers(subject):
+    given = subject.digests()
+    with jax.default_matmul_precision("float32"):
+        assert subject.digests() == given
+    with jax.default_matmul_precision("bfloat16"):
+        assert subject.digests() != given
+
+
 def test_a_kind_without_fills_is_refused(subject, images, levels, tmp_path):
     with pytest.raises(ConfigError, match="'mean' needs fills"):
         sweep.teacher_forced(subject, images, levels, KEY, tmp_path, config=CONFIG)
