@@ -235,19 +235,22 @@ def test_an_untrained_twin_is_a_new_network_in_which_every_component_matters(sub
     assert (engine.measure(stacked, images, np.arange(6), LEVELS[0], KEY).change > 1e-8).all()
 
 
-def test_a_screen_that_misses_widens_until_all_is_verified(subject, images, tmp_path, monkeypatch):
+def test_a_screen_that_misses_widens_until_all_is_verified(subject, images, exact, tmp_path, monkeypatch):
     """Scores of pure noise: the audit shows the misses."""
-    real = attribution.gate_scores
+    real, names = attribution.gate_scores, [component.name for component in components(subject.unet)]
 
     def useless(*args, **kwargs):
         found = real(*args, **kwargs)
         return found.assign(score=(found.score.dims, np.random.default_rng(0).normal(size=found.score.shape)))
 
+    known = lambda *args, **_: exact[[names.index(component.name) for component in args[5]]]  # noqa: E731
     monkeypatch.setattr(screening, "gate_scores", useless)
+    monkeypatch.setattr(screening, "exact_damage", known)
     found = screening.screen_and_verify(
-        subject, images[:2], LEVELS[:1], KEY, tmp_path, k=5, shortlist=5, audit=8, miss_bound=0.05, probes=1
+        subject, images, LEVELS, KEY, tmp_path, k=5, shortlist=5, audit=8, miss_bound=0.05, probes=1
     )
-    assert np.isfinite(found.effect).all() and found.audited == () and found.miss_interval == (0.0, 0.0)
+    np.testing.assert_allclose(found.effect, exact.mean(1))
+    assert found.audited == () and found.miss_interval == (0.0, 0.0)
 
 
 def test_the_miss_interval_covers_wherever_the_audits_stop():

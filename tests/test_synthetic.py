@@ -167,12 +167,13 @@ def test_edges_are_anti_aliased():
     where the hairline turns round the side of the head may an edge be sharper than a pixel.
     """
     step = 0.1 * 2 * synthetic.VIEW / SIZE
-    for name in ("center_x", "center_y", "face_width"):
-        for style in range(8):
-            contrasts = dict(skin_brightness=1, hair_color=0, background_brightness=0.9)
-            base = neutral(glasses=1, hair_style=style, **contrasts)
+    for style in range(8):
+        contrasts = dict(skin_brightness=1, hair_color=0, background_brightness=0.9)
+        base = neutral(glasses=1, hair_style=style, **contrasts)
+        here = drawn(base, SIZE).image
+        for name in ("center_x", "center_y", "face_width"):
             moved = base | {name: base[name] + step}
-            change = np.abs(np.asarray(drawn(moved, SIZE).image - drawn(base, SIZE).image)).max(-1)
+            change = np.abs(np.asarray(drawn(moved, SIZE).image - here)).max(-1)
             assert 0.05 < change.max() < (0.35 if style == 0 else 1.0), (name, style)
             assert np.mean(change > 0.35) < 1e-3, (name, style)
 
