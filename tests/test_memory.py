@@ -126,6 +126,7 @@ def test_on_accelerators_their_own_memory_counts(monkeypatch):
 
 def test_whole_patterns_count_where_attention_does_not_work_in_blocks(monkeypatch):
     unet = preset("cpu32").unet
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     blocked = memory.row_bytes(unet)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert memory.row_bytes(unet) > blocked
