@@ -128,11 +128,14 @@ class TrainConfig:
     eval_images: int = 128
     sample_every: int = 0  # 0: only at the end
     save_every: int = 250
+    keep: tuple[int, ...] = ()  # steps at which the model is exported too, to WORKDIR/snapshots/STEP
 
     def __post_init__(self):
         positive = ("steps", "batch", "accumulate", "log_every", "eval_every", "eval_images", "save_every")
         for name in positive:
             _at_least(f"train.{name}", getattr(self, name), 1)
+        for step in self.keep:
+            _within("train.keep", step, 1, self.steps)
         for name in ("warmup", "sample_every", "weight_decay"):
             _at_least(f"train.{name}", getattr(self, name), 0)
         if self.batch % self.accumulate:
@@ -285,7 +288,8 @@ def _restore(hint: Any, value: Any, name: str) -> Any:
             raise ConfigError(unknown(f"value for {name}:", value, arguments))
         return value
     if origin is tuple:
-        items = value if isinstance(value, list | tuple) else str(value).split(",")
+        items = value.split(",") if isinstance(value, str) else value
+        items = items if isinstance(items, list | tuple) else [items]
         return tuple(_restore(arguments[0], item, name) for item in items)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -53,7 +53,7 @@ class Trainer:
             with runlog.RunLog(self.workdir / "log.jsonl", resume_step=start) as log:
                 self._started(start)
                 state = self._loop(state, identity, start, saved, log)
-                return self._finish(state, identity, log)
+                return self._export(self.workdir / "model", state, identity, log)
 
     def _start(self, saved: checkpoint.TrainCheckpoints) -> tuple[TrainState, Intervention, int]:
         init = jax.jit(functools.partial(init_state, self.config), out_shardings=self.placement.state)
@@ -64,7 +64,9 @@ class Trainer:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.placement.state), shapes
         )
         state, _ = saved.restore(
-            shapes, config=to_dict(self.config), ignore=("name", "sweep", "study", "train.steps")
+            shapes,
+            config=to_dict(self.config),
+            ignore=("name", "sweep", "study", "train.steps", "train.keep"),
         )
         return state, init()[1], int(state.step)
 
@@ -117,6 +119,8 @@ class Trainer:
                     images.save_sheet(
                         self.workdir / "samples" / f"step_{done:07d}.png", self.samples(state.ema, identity)
                     )
+                if done in train.keep:  # before the checkpoint, so that no resumed run can miss it
+                    self._export(self.workdir / "snapshots" / str(done), state, identity, log)
                 if self._due(done, train.save_every):
                     saved.save(done, state, {"config": to_dict(self.config)}, score)
         return state
@@ -169,7 +173,8 @@ class Trainer:
         """A sheet's worth of pictures from the EMA parameters; always from the same noise."""
         return np.asarray(self._sample(ema, identity))
 
-    def _finish(self, state: TrainState, identity: Intervention, log: runlog.RunLog) -> Path:
+    def _export(self, folder: Path, state: TrainState, identity: Intervention, log: runlog.RunLog) -> Path:
+        """Writes the model as it is after `state.step` steps, with its record, to `folder`."""
         pictures = self.samples(state.ema, identity)
         held_out = np.array(self.test_set.images[:512])
         manifest = files.read_json(self.workdir / "manifest.json")
@@ -184,7 +189,7 @@ class Trainer:
         # Where the pictures lay on this machine is no part of the model.
         data = dataclasses.replace(self.config.data, path="", cache="")
         return checkpoint.export_model(
-            self.workdir / "model",
+            folder,
             state.ema,
             to_dict(dataclasses.replace(self.config, data=data)),
             record,

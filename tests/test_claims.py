@@ -115,6 +115,39 @@ def test_four_phases_are_found_where_they_are():
     assert answers["bottlenecks"].verdict == "not testable here"
 
 
+def test_four_phases_are_not_found_in_a_straight_drift():
+    """Audit F2: steps fit a line well enough to beat other numbers of steps; they must beat the line."""
+    verdicts_found = []
+    for repeat in range(4):
+        rng = np.random.default_rng([2, repeat])
+        made = []
+        for seed in range(4):
+            slope = rng.normal(0.5, 0.2, 12)[:, None] * np.linspace(0, 1, 24) * rng.choice([-1, 1], (12, 1))
+            made.append(
+                network("synthetic", seed, 1 + slope, np.linspace(0, 1, 6), levels=24, kinds=("zero",))
+            )
+        answer = found(made)["phases"]
+        verdicts_found.append(answer.verdict)
+        assert answer.estimate < 0
+    assert set(verdicts_found) == {"not supported"}
+
+
+def test_bottlenecks_of_exchangeable_components_are_not_denied_by_whichever_is_listed_first():
+    """Audit F1: where all of Holm's p tie at 1, the least p itself names the component that is judged."""
+    names = set()
+    for repeat in range(12):
+        rng = np.random.default_rng([1, repeat])
+        made = []
+        for seed in range(5):
+            damage = np.exp(0.4 * rng.standard_normal(12))
+            damage[0] *= 0.5  # the first is weaker than the rest
+            made.append(network("synthetic", seed, damage, np.linspace(0, 1, 6)))
+        answer = found(made)["bottlenecks"]
+        assert answer.verdict != "not supported" and answer.estimate > 0
+        names |= {name for name in NAMES if name in answer.because}
+    assert NAMES[0] not in names and len(names) > 1
+
+
 def with_roles(one, place, role):
     """`one` whose heads, in the order `place`, move a target each and have the role `role(i)`."""
     rng = np.random.default_rng([one.seed, len(one.data)])

@@ -231,6 +231,20 @@ def test_more_steps_continue_a_finished_run(tiny, trained, tmp_path):
     assert runlog.read_log(tmp_path / "run" / "log.jsonl")[-1]["step"] == 21
 
 
+def test_kept_steps_are_exported_and_the_last_one_is_the_model(tiny, trained, tmp_path):
+    """`train.keep` may be given late: what it names after the newest checkpoint is kept."""
+    shutil.copytree(trained[1], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "20")
+    config = override(tiny, ["train.keep=18,20"])
+    model = train.train(config, tmp_path / "run")
+    earlier, last = (tmp_path / "run" / "snapshots" / step for step in ("18", "20"))
+    assert checkpoint.load_model(earlier)[2]["steps"] == 18
+    params = [files.digest_arrays(checkpoint.load_model(folder)[0]) for folder in (earlier, last, model)]
+    assert params[0] != params[1] and params[1] == params[2]
+    with pytest.raises(ConfigError, match=r"train\.keep=21 is out of range"):
+        override(tiny, ["train.keep=21"])
+
+
 def test_a_folder_in_use_is_refused(tiny, tmp_path):
     with files.hold(tmp_path), pytest.raises(BusyError, match="in use by process"):
         train.train(tiny, tmp_path)
