@@ -8,7 +8,7 @@
 
 Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
   0  errors
-  1  types, config
+  1  types, config, numerics
   2  presets, keys, files, schedules, convolution, attention, devices
   3  runlog, sums, compare, images, diffusion, interventions, gates, data, results, metrics
   4  layers, sampler, stats, evaluation, fidelity

@@ -22,6 +22,7 @@ from mechdiff.diffusion import at_level
 from mechdiff.engine import Engine
 from mechdiff.errors import ConfigError
 from mechdiff.interventions import Component, Intervention, leave_one_out
+from mechdiff.numerics import NUMERICS_VERSION
 from mechdiff.stats import confidence_sequence
 from mechdiff.sweep import Subject
 from mechdiff.types import PRNGKey, Shown
@@ -134,7 +135,7 @@ class _Run:
                 "timesteps": self.timesteps.tolist(),
                 "components": [component.name for component in self.chosen],
                 "rule": [self.width, self.level, self.block],
-                "code": files.code_digest(),
+                "numerics": NUMERICS_VERSION,
             }
         )
 

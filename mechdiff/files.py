@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 from mechdiff.errors import BusyError, DataError, MechdiffError
+from mechdiff.numerics import NUMERICS_VERSION
 from mechdiff.types import PyTree
 
 PACKAGE = Path(__file__).parent
@@ -169,7 +170,8 @@ def digest_arrays(tree: PyTree) -> str:
 
 @cache
 def code_digest() -> str:
-    """SHA-256 (hex) of the package's sources; `report/`, which computes no numbers, is left out."""
+    """SHA-256 (hex) of the package's sources, for manifests; `report/`, which computes no numbers, is left
+    out. Results are named by `NUMERICS_VERSION` instead: a new docstring must not orphan them."""
     total = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).as_posix()
@@ -228,6 +230,7 @@ def manifest(config: dict, **facts: Any) -> dict:
             "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "numerics": NUMERICS_VERSION,
             "code": code_digest(),
             "commit": _commit(),
         }

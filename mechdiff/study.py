@@ -22,6 +22,7 @@ from mechdiff.circuits import robustness, scorecards
 from mechdiff.config import ExperimentConfig, to_dict
 from mechdiff.data import OFFSETS, synthetic
 from mechdiff.interventions import Component
+from mechdiff.numerics import NUMERICS_VERSION
 from mechdiff.pipeline import Examined
 from mechdiff.roles import probes
 from mechdiff.schedules import timesteps_by_log_snr
@@ -160,7 +161,7 @@ def _key(examined: Examined, config: ExperimentConfig) -> str:
             **examined.subject.digests(),
             "pictures": files.digest_arrays([given.swept, given.reference]),
             "asked": [config.seed, to_dict(config.sweep), to_dict(study)],
-            "code": files.code_digest(),
+            "numerics": NUMERICS_VERSION,
         }
     )
 

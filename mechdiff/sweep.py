@@ -21,6 +21,7 @@ from mechdiff.diffusion import at_level
 from mechdiff.engine import Engine, Measured
 from mechdiff.errors import ConfigError
 from mechdiff.interventions import Component, Intervention, leave_one_out
+from mechdiff.numerics import NUMERICS_VERSION
 from mechdiff.replacements import Fills, as_fills
 from mechdiff.schedules import NoiseSchedule
 from mechdiff.types import Images, PRNGKey, PyTree, Shown
@@ -131,7 +132,7 @@ class _Plan:
                 "timesteps": self.timesteps.tolist(),
                 "kinds": self.config.kinds,
                 "components": [component.name for component in self.chosen],
-                "code": files.code_digest(),
+                "numerics": NUMERICS_VERSION,
             }
         )
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from mechdiff import engine, files, filling, memory, results, walk
 from mechdiff.errors import ConfigError
 from mechdiff.interventions import Component, leave_one_out
+from mechdiff.numerics import NUMERICS_VERSION
 from mechdiff.sampler import ddim_step
 from mechdiff.sweep import Subject
 from mechdiff.types import PRNGKey, PyTree, StepFn
@@ -131,7 +132,7 @@ class _Plan:
                 "fills": files.digest_arrays(self.fills),
                 "kinds": self.kinds,
                 "components": [component.name for component in self.chosen],
-                "code": files.code_digest(),
+                "numerics": NUMERICS_VERSION,
             }
         )
 

@@ -28,6 +28,7 @@ from mechdiff import files, results
 from mechdiff.engine import Engine
 from mechdiff.errors import ConfigError
 from mechdiff.interventions import Component, Intervention, keep_sets
+from mechdiff.numerics import NUMERICS_VERSION
 from mechdiff.replacements import Fills, as_fills
 from mechdiff.sweep import Subject
 from mechdiff.types import Images, PRNGKey, PyTree
@@ -173,7 +174,7 @@ class Trials:
                 "timesteps": np.asarray(self.timesteps).tolist(),
                 "kind": self.kind,
                 "components": self.names,
-                "code": files.code_digest(),
+                "numerics": NUMERICS_VERSION,
             }
         )
 

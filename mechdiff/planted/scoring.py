@@ -20,6 +20,7 @@ from mechdiff.config import SweepConfig
 from mechdiff.diffusion import image_noise, q_sample
 from mechdiff.gates import CAPTURED
 from mechdiff.interventions import Component, kind_of
+from mechdiff.numerics import NUMERICS_VERSION
 from mechdiff.optimal import optimal_fills
 from mechdiff.pairs import pair_effects, pair_scores
 from mechdiff.paths import integrated_gradients
@@ -72,7 +73,7 @@ def score(plant: Plant, folder: Path) -> list[dict]:
 
 def scored(name: str, instance: int, size: str, folder: Path) -> list[dict]:
     """`score` of one plant, kept in `folder` in a file named after it and the code: done once."""
-    path = files.ensure_writable(folder) / f"{name}-{size}-{instance}-{files.code_digest()[:16]}.json"
+    path = files.ensure_writable(folder) / f"{name}-{size}-{instance}-numerics{NUMERICS_VERSION}.json"
     if not path.exists():
         files.write_json(path, score(make(name, instance, size), folder / path.stem))
     records = files.read_json(path)
