@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import mechdiff
-from mechdiff.capture import activation_means
-from mechdiff.config import SweepConfig
+from mechdiff.core.config import SweepConfig
+from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.data import to_float
 from mechdiff.data.synthetic import render_bytes
-from mechdiff.numerics import NUMERICS_VERSION
-from mechdiff.pipeline import draw, load_subject
+from mechdiff.study.examine import draw, load_subject
+from mechdiff.sweeps.activations import activation_means
 
 MODEL = Path(__file__).parents[2] / "checkpoints" / "cpu16-synthetic-seed0"
 FROZEN = Path(__file__).with_name("frozen_sweep.npz")
