@@ -19,7 +19,7 @@ class Component:
 
     Attributes:
       name: such as `down1.attn0.head2` or `up0.block1.skip`.
-      kind: `res`, `head`, `skip` or `time`.
+      component_type: `res`, `head`, `skip` or `time`.
       site: key into the dicts of an `Intervention`.
       index: units of the site's gate that belong to it, `(start, stop)`.
       depth: position of its stage in the forward pass.
@@ -27,7 +27,7 @@ class Component:
     """
 
     name: str
-    kind: str
+    component_type: str
     site: str
     index: tuple[int, int]
     depth: int
@@ -78,9 +78,9 @@ def select(identity: Intervention, what: str | Iterable) -> dict[str, tuple[str,
     return chosen
 
 
-def has_rows(site: str, fill: AnyArray) -> bool:
+def has_rows(site: str, replacement: AnyArray) -> bool:
     """Whether a fill of a site has a leading axis of rows or images."""
-    return np.ndim(fill) > (1 if site_type(site) == "time" else 3)
+    return np.ndim(replacement) > (1 if site_type(site) == "time" else 3)
 
 
 def component_at(components: Sequence[Component], name: str) -> Component:

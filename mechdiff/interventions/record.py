@@ -34,15 +34,17 @@ class Intervention:
     """
 
     gate: PyTree
-    fill: PyTree
+    replacement: PyTree
     temperature: PyTree
     window: PyTree
     pattern: PyTree = dataclasses.field(default_factory=dict)
-    pattern_fill: PyTree = dataclasses.field(default_factory=dict)
+    pattern_replacement: PyTree = dataclasses.field(default_factory=dict)
 
 
 # vmap axes of what `leave_one_out` and `random_subsets` return: only gates are stacked
-STACKED = Intervention(gate=0, fill=None, temperature=None, window=None, pattern=None, pattern_fill=None)
+STACKED = Intervention(
+    gate=0, replacement=None, temperature=None, window=None, pattern=None, pattern_replacement=None
+)
 
 
 def rows(intervention: Intervention, start: int, stop: int) -> Intervention:

@@ -25,7 +25,11 @@ from mechdiff.interventions.gates import CAPTURED, COLLECTIONS, PATTERN_COLLECTI
 from mechdiff.interventions.record import ALWAYS, Intervention, in_window
 from mechdiff.models import layers
 
-PART_OF_HEADS = {"temperature": "pattern", "pattern": "mix", "pattern_fill": "mix"}  # names within a block
+PART_OF_HEADS = {
+    "temperature": "pattern",
+    "pattern": "mix",
+    "pattern_replacement": "mix",
+}  # names within a block
 
 
 class Stream(NamedTuple):
