@@ -33,6 +33,8 @@ class Intervention:
         named here are looked at: by the structure of the pytree, whatever the values.
       pattern_fill: the sites of `pattern` -> what replaces patterns, `(heads, queries, keys)` or 1 for
         heads or queries that share it.
+      add: site -> direction that is added after the gate, a' = a + add, broadcastable to one row of the
+        site's activation; absent where nothing is added.
     Any leaf may have a leading row axis as long as the batch. Leaves are arrays of NumPy or JAX, or
     whatever a transformation puts in their place, such as the axes of `STACKED`.
     """
@@ -43,6 +45,7 @@ class Intervention:
     window: PyTree
     pattern: PyTree = dataclasses.field(default_factory=dict)
     pattern_fill: PyTree = dataclasses.field(default_factory=dict)
+    add: PyTree = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Component:
 
 def kind_of(site: str) -> str:
     """The kind of a site: the last word of its name."""
-    return site.rsplit(".", 1)[1]
+    return site.rsplit(".", 1)[-1]
 
 
 def units(site: str, count: int) -> dict[str, tuple[int, int]]:
@@ -202,7 +205,9 @@ def keep_sets(
 
 
 # vmap axes of what `leave_one_out` and `random_subsets` return: only gates are stacked
-STACKED = Intervention(gate=0, fill=None, temperature=None, window=None, pattern=None, pattern_fill=None)
+STACKED = Intervention(
+    gate=0, fill=None, temperature=None, window=None, pattern=None, pattern_fill=None, add=None
+)
 
 
 def rows(intervention: Intervention, start: int, stop: int) -> Intervention:

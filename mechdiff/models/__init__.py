@@ -1,0 +1,1 @@
+"""Networks: those of this package, and any other."""

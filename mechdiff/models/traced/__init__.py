@@ -1,0 +1,25 @@
+"""Any JAX function as a denoiser: values named by `jax.ad_checkpoint.checkpoint_name` become sites.
+
+`wrap.wrap` makes the `TracedDenoiser`; `README.md` beside this file says which constructs are entered, and what
+was shown of each.
+"""
+
+from mechdiff.models.traced.parameterization import (
+    Parameterization,
+    edm_schedule,
+    flow_schedule,
+    schedule_from_sigmas,
+)
+from mechdiff.models.traced.sites import Site
+from mechdiff.models.traced.wrap import TracedDenoiser, activations, wrap
+
+__all__ = [
+    "Parameterization",
+    "Site",
+    "TracedDenoiser",
+    "activations",
+    "edm_schedule",
+    "flow_schedule",
+    "schedule_from_sigmas",
+    "wrap",
+]
