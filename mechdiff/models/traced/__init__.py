@@ -1,9 +1,10 @@
 """Any JAX function as a denoiser: values named by `jax.ad_checkpoint.checkpoint_name` become sites.
 
-`wrap.wrap` makes the `TracedDenoiser`; `README.md` beside this file says which constructs are entered, and what
+`wrap` makes the `TracedDenoiser`; `README.md` beside this file says which constructs are entered, and what
 was shown of each.
 """
 
+from mechdiff.models.traced.denoiser import TracedDenoiser, activations
 from mechdiff.models.traced.parameterization import (
     Parameterization,
     edm_schedule,
@@ -11,7 +12,7 @@ from mechdiff.models.traced.parameterization import (
     schedule_from_sigmas,
 )
 from mechdiff.models.traced.sites import Site
-from mechdiff.models.traced.wrap import TracedDenoiser, activations, wrap
+from mechdiff.models.traced.wrapping import wrap
 
 __all__ = [
     "Parameterization",

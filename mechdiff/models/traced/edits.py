@@ -51,9 +51,7 @@ def identity_of(sites: Sequence[Site]) -> Intervention:
     return Intervention(gate=gate, fill=fill, temperature={}, window=np.asarray(ALWAYS))
 
 
-def leaves_of(
-    sites: Sequence[Site], intervention: Intervention, t: Timesteps
-) -> dict[str, dict[str, Array]]:
+def leaves_of(sites: Sequence[Site], intervention: Intervention, t: Timesteps) -> dict[str, dict[str, Array]]:
     """What `GateEdits` needs at `t`: tag -> gate, fill and, where there is one, add; turns of scans leading.
 
     Raises:

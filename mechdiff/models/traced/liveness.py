@@ -32,7 +32,9 @@ def reaching(program: ClosedJaxpr, outputs: Sequence[bool] | None = None) -> Nee
     """
     jaxpr = program.jaxpr
     outputs = [True] * len(jaxpr.outvars) if outputs is None else outputs
-    needed = {atom for atom, wanted in zip(jaxpr.outvars, outputs) if wanted and not isinstance(atom, Literal)}
+    needed = {
+        atom for atom, wanted in zip(jaxpr.outvars, outputs) if wanted and not isinstance(atom, Literal)
+    }
     reached: set[str] = set()
     for equation in reversed(jaxpr.eqns):
         wanted = [atom in needed for atom in equation.outvars]

@@ -163,7 +163,9 @@ def schedule_from_sigmas(sigmas: Sequence[float] | np.ndarray) -> NoiseSchedule:
     if sigma.ndim != 1 or len(sigma) < 2 or not np.all(np.isfinite(sigma)) or not sigma[0] > 0:
         raise ConfigError("sigmas must be two or more finite numbers above 0, smallest first")
     if not np.all(np.diff(sigma) > 0):
-        raise ConfigError(f"sigmas must increase with t; they go from {sigma[0]} to {sigma[-1]}, reverse them")
+        raise ConfigError(
+            f"sigmas must increase with t; they go from {sigma[0]} to {sigma[-1]}, reverse them"
+        )
     log_bar = -np.log1p(sigma**2)
     tables = NoiseSchedule(
         betas=-np.expm1(np.diff(log_bar, prepend=0.0)),
