@@ -1,1 +1,1 @@
-"""Networks: those of this package, and any other."""
+"""The network: UNet and its layers, and foreign weights read into it (`pretrained`)."""

@@ -23,13 +23,7 @@ from mechdiff.stats.intervals import (
     student_mean,
 )
 from mechdiff.stats.sequential import confidence_sequence
-from mechdiff.stats.significance import (
-    benjamini_hochberg,
-    equivalence_test,
-    holm,
-    max_t,
-    permutation_test,
-)
+from mechdiff.stats.significance import benjamini_hochberg, equivalence_test, holm, max_t, permutation_test
 
 __all__ = [
     "Interval",

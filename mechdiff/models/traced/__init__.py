@@ -4,13 +4,13 @@
 was shown of each.
 """
 
-from mechdiff.models.traced.denoiser import TracedDenoiser, activations
-from mechdiff.models.traced.parameterization import (
+from mechdiff.diffusion.parameterization import (
     Parameterization,
     edm_schedule,
     flow_schedule,
     schedule_from_sigmas,
 )
+from mechdiff.models.traced.denoiser import TracedDenoiser, activations
 from mechdiff.models.traced.sites import Site
 from mechdiff.models.traced.wrapping import wrap
 

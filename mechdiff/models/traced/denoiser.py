@@ -1,6 +1,7 @@
 """A network that is examined through its named values: the `Denoiser` of any JAX function."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,15 +9,15 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from mechdiff import files
-from mechdiff.errors import ConfigError, unknown
-from mechdiff.interventions import Component, Intervention, units
+from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.types import Features, Images, PyTree, Timesteps
+from mechdiff.diffusion.parameterization import Parameterization
+from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.interventions.record import Component, Intervention, units
 from mechdiff.models.traced.edits import GateEdits, leaves_of, per_turn
 from mechdiff.models.traced.interpreter import Plan, evaluate
-from mechdiff.models.traced.parameterization import Parameterization
 from mechdiff.models.traced.sites import Site
-from mechdiff.schedules import NoiseSchedule
-from mechdiff.types import Features, Images, PyTree, Timesteps
+from mechdiff.storage import files
 
 Function = Callable[..., Array]  # fn(params, x, time), or fn(params, x, time, condition)
 
@@ -201,7 +202,7 @@ def _run(
 
 def _groups(site: str, width: int, count: int) -> dict[str, tuple[int, int]]:
     edges = [width * group // min(count, width) for group in range(min(count, width) + 1)]
-    return {f"{site}.{low}-{high}": (low, high) for low, high in zip(edges, edges[1:])}
+    return {f"{site}.{low}-{high}": (low, high) for low, high in itertools.pairwise(edges)}
 
 
 def _last_word(name: str) -> str:

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from mechdiff.errors import ConfigError, unknown
-from mechdiff.gates import blend
-from mechdiff.interventions import ALWAYS, Intervention, in_window
+from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.types import AnyArray, Timesteps
+from mechdiff.interventions.gates import blend
+from mechdiff.interventions.record import ALWAYS, Intervention, in_window
 from mechdiff.models.traced.sites import Site
-from mechdiff.types import AnyArray, Timesteps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +121,8 @@ def _check_fits(name: str, site: Site, leaf: Any, what: str) -> None:
     fits = rank in (len(row), len(row) + 1) and all(size in (1, full) for size, full in zip(own, row))
     if not fits:
         raise ConfigError(
-            f"{what} of {name!r} has shape {tuple(np.shape(leaf))}; it must have {len(row)} axes that broadcast "
-            f"to {row}, or one of rows before them"
+            f"{what} of {name!r} has shape {tuple(np.shape(leaf))}; it must have {len(row)} axes that "
+            f"broadcast to {row}, or one of rows before them"
         )
 
 

@@ -1,7 +1,7 @@
 """Evaluates a jaxpr and edits the values that it names, at any depth.
 
-Equations that hold no value of interest are run as they stand, so that what is not edited is not changed: `jit`
-stays compiled, custom derivatives stay custom. Those that do are entered:
+Equations that hold no value of interest are run as they stand, so that what is not edited is not changed:
+`jit` stays compiled, custom derivatives stay custom. Those that do are entered:
 
   jit, closed_call   compiled again around the edits, under JAX's own cache
   scan               one edit a turn: edits come with a leading axis of turns, which is scanned with the rest
@@ -11,10 +11,10 @@ stays compiled, custom derivatives stay custom. Those that do are entered:
                      included, and not those of a rule that knows nothing of them
   shard_map          edits are the same on every shard, or split with the rows
 
-Anything else that holds a name (`while`, a Pallas kernel, ...) is refused. Two earlier interpreters were read:
-oryx's `harvest` (`sow`, `plant`: it, too, scans what it plants, gives branches of `cond` the same plants and
-keeps `remat`; it traces custom rules again, which needs JAX's internals) and the proposal google/flax#5538
-(calls and custom rules inlined, sown values become `ys` of a scan).
+Anything else that holds a name (`while`, a Pallas kernel, ...) is refused. Two earlier interpreters were
+read: oryx's `harvest` (`sow`, `plant`: it, too, scans what it plants, gives branches of `cond` the same
+plants and keeps `remat`; it traces custom rules again, which needs JAX's internals) and the proposal
+google/flax#5538 (calls and custom rules inlined, sown values become `ys` of a scan).
 
 Documented by JAX: `jax.extend.core`, and `eval` loops over `primitive.bind` ("Writing custom Jaxpr
 interpreters"). Not documented: names of equations' parameters, and `equation.ctx`.
@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 from jax.sharding import PartitionSpec, Sharding
 
-from mechdiff.errors import ConfigError
+from mechdiff.core.errors import ConfigError
 from mechdiff.models.traced.programs import LOOP, closed, names_within, subprograms, tag
 
 Leaves = Mapping[str, Any]  # site -> pytree of arrays that its edit needs, turns of scans leading

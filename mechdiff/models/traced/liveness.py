@@ -13,8 +13,8 @@ Needed = tuple[list[bool], set[str]]
 def reaching(program: ClosedJaxpr, outputs: Sequence[bool] | None = None) -> Needed:
     """Which inputs, and which named values, some of a program's outputs depend on.
 
-    Dependence is followed equation by equation and exactly through calls, scans and branches; an equation that
-    can't be entered is taken to depend on all that it reads.
+    Dependence is followed equation by equation and exactly through calls, scans and branches; an equation
+    that can't be entered is taken to depend on all that it reads.
 
     Args:
       outputs: which outputs matter; all of them if None.

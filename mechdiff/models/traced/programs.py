@@ -82,8 +82,8 @@ def names_within(equation: JaxprEqn) -> frozenset[str]:
 def walk(
     program: ClosedJaxpr, path: tuple[str, ...] = (), turns: tuple[int, ...] = ()
 ) -> Iterator[tuple[str, JaxprEqn, tuple[str, ...], tuple[int, ...]]]:
-    """Every naming equation in order of execution: its name, itself, the primitives that it stands within from
-    the outermost, and the lengths of the scans among them."""
+    """Every naming equation in order of execution: its name, itself, the primitives that it stands within
+    from the outermost, and the lengths of the scans among them."""
     for equation in program.jaxpr.eqns:
         name = tag(equation)
         if name is not None:

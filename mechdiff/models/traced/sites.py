@@ -1,4 +1,4 @@
-"""Finds the sites of a function by tracing it: names, shapes, turns of scans, and the axes of rows and units."""
+"""Finds the sites of a function by tracing it: their names, shapes, turns, and axes of rows and units."""
 
 import dataclasses
 import re
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mechdiff.errors import ConfigError, unknown
+from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.models.traced.interpreter import RULES, cannot_enter
 from mechdiff.models.traced.liveness import reaching
 from mechdiff.models.traced.programs import BRANCHES, walk
@@ -27,8 +27,8 @@ class Site:
 
     Attributes:
       tag: the name as it stands in the program.
-      names: the sites' names in interventions, one for each turn of the scans that it stands in, the last scan
-        running fastest; one if it stands in none.
+      names: the sites' names in interventions, one for each turn of the scans that it stands in, the last
+        scan running fastest; one if it stands in none.
       turns: lengths of those scans, the outermost first.
       shape: of the value, rows moved to the front, at the number of rows that it was traced with.
       dtype: of the value.
@@ -110,8 +110,8 @@ def _by_name(equations: Sequence[tuple]) -> dict[str, Entry]:
         aval = equation.invars[0].aval
         if name in entries and entries[name][0].shape != aval.shape:
             raise ConfigError(
-                f"site {name!r} has shape {entries[name][0].shape} in one branch and {aval.shape} in another; "
-                "give them two names"
+                f"site {name!r} has shape {entries[name][0].shape} in one branch and {aval.shape} in "
+                "another; give them two names"
             )
         entries.setdefault(name, (aval, path, turns))
     return entries
@@ -206,8 +206,8 @@ def numbered(name: str, turns: Sequence[int]) -> tuple[str, ...]:
     """
     if name.count(TURN) > len(turns):
         raise ConfigError(
-            f"site {name!r} has {name.count(TURN)} {TURN!r} and stands in {len(turns)} scans; each {TURN!r} is "
-            "the number of a scan's turn, leave it out elsewhere"
+            f"site {name!r} has {name.count(TURN)} {TURN!r} and stands in {len(turns)} scans; each {TURN!r} "
+            "is the number of a scan's turn, leave it out elsewhere"
         )
     names = ["turn*." * (len(turns) - name.count(TURN)) + name]
     for length in turns:

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechdiff import files
-from mechdiff.errors import ConfigError
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.types import PyTree
+from mechdiff.diffusion.parameterization import Parameterization
+from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.models.traced.denoiser import Function, TracedDenoiser, TracedNetwork
 from mechdiff.models.traced.edits import identity_of
-from mechdiff.models.traced.parameterization import Parameterization
 from mechdiff.models.traced.sites import Site, discover
-from mechdiff.schedules import NoiseSchedule
-from mechdiff.types import PyTree
+from mechdiff.storage import files
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+")  # of a function in memory, in the text of a program
 
@@ -33,20 +33,21 @@ def wrap(
     """A denoiser from any pure JAX function in which values are named.
 
     Name a value by `h = jax.ad_checkpoint.checkpoint_name(h, "block0.mlp")`. The name's last word is the
-    component's type; after `.head`, every unit is a component. `"mid.head@1"` says that units run along axis 1
-    (rows are axis 0). Within a scan, a name stands for one site a turn: `"block*.mlp"` becomes `block0.mlp`,
-    `block1.mlp`, ..., and `"mlp"` becomes `turn0.mlp`, ...
+    component's type; after `.head`, every unit is a component. `"mid.head@1"` says that units run along axis
+    1 (rows are axis 0). Within a scan, a name stands for one site a turn: `"block*.mlp"` becomes
+    `block0.mlp`, `block1.mlp`, ..., and `"mlp"` becomes `turn0.mlp`, ...
 
     Args:
-      fn: `fn(params, x, time)` or `fn(params, x, time, condition)`, returning an array of the shape of x, for any
-        number of rows.
+      fn: `fn(params, x, time)` or `fn(params, x, time, condition)`, returning an array of the shape of x, for
+        any number of rows.
       params: a pytree of arrays.
       schedule: noise levels; `schedule_from_sigmas`, `edm_schedule` and `flow_schedule` make those of EDM and
         flow matching.
-      example: `(x, t)` or `(x, t, condition)`, as `predict` will be given them: their shapes and dtypes count.
+      example: `(x, t)` or `(x, t, condition)`, as `predict` will be given them: their shapes and dtypes
+        count.
       name: shown in results; the function's name if empty.
-      unit_axes: regular expression of sites' names -> axis of their units, where names don't say it; the last axis
-        elsewhere.
+      unit_axes: regular expression of sites' names -> axis of their units, where names don't say it; the last
+        axis elsewhere.
       parameterization: what `fn` takes and returns, or its `output` alone.
     Raises:
       ConfigError: not a JAX function, shapes that don't fit, no names or names that can't be used; one line.
@@ -54,7 +55,7 @@ def wrap(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from jax.ad_checkpoint import checkpoint_name
-      >>> from mechdiff.schedules import linear_schedule
+      >>> from mechdiff.diffusion.schedules import linear_schedule
       >>> def fn(params, x, t):
       ...     return checkpoint_name(params * x, "scaled")
       >>> x, t = jnp.ones((1, 2, 2, 3)), jnp.zeros(1, int)
@@ -107,8 +108,8 @@ def _check_function(fn: Function, args_of: Callable[[int], tuple]) -> None:
             reason = str(error).strip().split("\n")[0]
             shapes = ", ".join(str(leaf.shape) for leaf in args[1:3])
             raise ConfigError(
-                f"fn(params, x, t{', condition' if len(args) == 4 else ''}) can't be traced by JAX at {rows} rows "
-                f"(x, t of shapes {shapes}): {type(error).__name__}: {reason}"
+                f"fn(params, x, t{', condition' if len(args) == 4 else ''}) can't be traced by JAX "
+                f"at {rows} rows (x, t of shapes {shapes}): {type(error).__name__}: {reason}"
             ) from error
         if getattr(output, "shape", None) != args[1].shape:
             shown = getattr(output, "shape", type(output).__name__)
