@@ -27,13 +27,18 @@ KINDS = ("epsilon", "v_prediction", "sample", "edm", "edm_denoised", "flow")
 
 
 class Coefficients(NamedTuple):
-    """A parameterization at given timesteps, one number a row: the network is called as
-    `network(input_scale * x_t, time)`, and noise = from_x * x_t + from_output * output."""
+    """A parameterization at given timesteps, one number a row.
+
+    The network is called as `network(input_scale * x_t, time)`; noise = from_x * x_t + from_output * output; and
+    what it should return is of_x0 * x_0 + of_noise * noise.
+    """
 
     input_scale: Float[Array, " batch"]
-    time: Array  # what the network is told, `(batch,)`
+    time: AnyArray  # what the network is told, `(batch,)`
     from_x: Float[Array, " batch"]
     from_output: Float[Array, " batch"]
+    of_x0: Float[Array, " batch"]
+    of_noise: Float[Array, " batch"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,32 +85,43 @@ class Parameterization:
         one, zero = jnp.ones_like(signal), jnp.zeros_like(signal)
         match self.output:
             case "epsilon":
-                found = Coefficients(one, t, zero, one)
+                now = Coefficients(one, t, zero, one, zero, one)
             case "v_prediction":
-                found = Coefficients(one, t, noise, signal)
+                now = Coefficients(one, t, noise, signal, -noise, signal)
             case "sample":
-                found = Coefficients(one, t, 1 / noise, -1 / sigma)
+                now = Coefficients(one, t, 1 / noise, -1 / sigma, one, zero)
             case "edm":
-                found = self._edm(signal, sigma)
+                now = self._edm(signal, sigma)
             case "edm_denoised":
-                found = Coefficients(1 / signal, sigma, 1 / noise, -1 / sigma)
+                now = Coefficients(1 / signal, sigma, 1 / noise, -1 / sigma, one, zero)
             case _:
-                found = self._flow(signal, noise)
-        return found if self.time_scale == 1 else found._replace(time=self.time_scale * found.time)
+                now = self._flow(signal, noise)
+        return now if self.time_scale == 1 else now._replace(time=self.time_scale * now.time)
 
     def _edm(self, signal: Array, sigma: Array) -> Coefficients:
         norm = jnp.sqrt(sigma**2 + self.sigma_data**2)
         return Coefficients(
-            1 / (norm * signal), jnp.log(sigma) / 4, sigma / norm**2 / signal, -self.sigma_data / norm
+            input_scale=1 / (norm * signal),
+            time=jnp.log(sigma) / 4,
+            from_x=sigma / norm**2 / signal,
+            from_output=-self.sigma_data / norm,
+            of_x0=sigma / (self.sigma_data * norm),
+            of_noise=-self.sigma_data / norm,
         )
 
     def _flow(self, signal: Array, noise: Array) -> Coefficients:
         to_path = 1 / (signal + noise)  # (1 - s) / sqrt(abar), with s = noise / (signal + noise)
-        if self.noise_at == 1:
-            return Coefficients(to_path, noise * to_path, to_path, signal * to_path)
-        return Coefficients(to_path, signal * to_path, to_path, -signal * to_path)
+        sign = 1 if self.noise_at == 1 else -1
+        return Coefficients(
+            input_scale=to_path,
+            time=(noise if self.noise_at == 1 else signal) * to_path,
+            from_x=to_path,
+            from_output=sign * signal * to_path,
+            of_x0=jnp.full_like(signal, -sign),
+            of_noise=jnp.full_like(signal, sign),
+        )
 
-    def inputs(self, schedule: NoiseSchedule, x_t: Rows, t: Timesteps) -> tuple[Rows, Array]:
+    def inputs(self, schedule: NoiseSchedule, x_t: Rows, t: Timesteps) -> tuple[Rows, AnyArray]:
         """What the network is given: its scaled input and its time, `(batch,)`."""
         if self.output in ("epsilon", "v_prediction", "sample") and self.time_scale == 1:
             return x_t, t
@@ -121,12 +137,8 @@ class Parameterization:
 
     def target(self, schedule: NoiseSchedule, x0: Rows, t: Timesteps, noise: Rows) -> Rows:
         """What a network should return for the noisy `x_0`: `to_eps` solved for the output."""
-        if self.output == "epsilon":
-            return noise
         now = self.coefficients(schedule, t)
-        x_t = _rows(schedule.sqrt_alphas_bar[t], x0) * x0
-        x_t = x_t + _rows(schedule.sqrt_one_minus_alphas_bar[t], x0) * noise
-        return (noise - _rows(now.from_x, x0) * x_t) / _rows(now.from_output, x0)
+        return _rows(now.of_x0, x0) * x0 + _rows(now.of_noise, x0) * noise
 
     def training_loss(
         self,

@@ -76,7 +76,7 @@ def discover(
       >>> sites[0].names, sites[0].units
       (('twice',), 3)
     """
-    program, other = (jax.make_jaxpr(fn)(*args_of(rows)) for rows in (_FEW, _MORE))
+    program, other = (jax.make_jaxpr(fn)(*args_of(rows)) for rows in ROWS)
     tags, others = (_by_name(list(walk(traced))) for traced in (program, other))
     if not tags:
         raise ConfigError(f"no value of this function has a name; {ADD_A_NAME}")
@@ -91,7 +91,7 @@ def discover(
     return tuple(_site(name, entry, others.get(name), unit_axes) for name, entry in tags.items())
 
 
-_FEW, _MORE = 8, 16  # numbers of rows at which a function is traced; a mesh can split them
+ROWS = (8, 16)  # numbers of rows at which a function is traced; a mesh can split them
 
 Entry = tuple[Any, tuple[str, ...], tuple[int, ...]]  # aval, path, turns
 
@@ -174,8 +174,8 @@ def _row_axis(name: str, few: Sequence[int], more: Sequence[int], split: bool) -
     changed = [axis for axis, (size, larger) in enumerate(zip(few, more)) if size != larger]
     if len(changed) == 1:
         size, larger = few[changed[0]], more[changed[0]]
-        shards = _FEW // size if split else 1
-        if (size * shards, larger * shards) == (_FEW, _MORE):
+        shards = ROWS[0] // size if split else 1
+        if (size * shards, larger * shards) == ROWS:
             return _with_units(name, few, changed[0])
     if not changed:
         raise ConfigError(
@@ -183,8 +183,8 @@ def _row_axis(name: str, few: Sequence[int], more: Sequence[int], split: bool) -
             "value that has one (broadcast it first)"
         )
     raise ConfigError(
-        f"site {name!r} has shape {tuple(few)} at {_FEW} rows and {tuple(more)} at {_MORE}: rows are folded "
-        "with other axes; name the value where rows have an axis of their own"
+        f"site {name!r} has shape {tuple(few)} at {ROWS[0]} rows and {tuple(more)} at "
+        f"{ROWS[1]}: rows are folded with other axes; name the value where rows have an axis of their own"
     )
 
 

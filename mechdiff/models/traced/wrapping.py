@@ -14,7 +14,7 @@ from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.models.traced.denoiser import Function, TracedDenoiser, TracedNetwork
 from mechdiff.models.traced.edits import identity_of
-from mechdiff.models.traced.sites import Site, discover
+from mechdiff.models.traced.sites import ROWS, Site, discover
 from mechdiff.storage import files
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+")  # of a function in memory, in the text of a program
@@ -79,7 +79,7 @@ def wrap(
         sites=sites,
         row_shape=tuple(np.shape(example[0])[1:]),
         conditioned=len(example) == 3,
-        digest=_digest_program(fn, args_of(1)),
+        digest=_digest_program(fn, args_of(ROWS[0])),
     )
     name = name or getattr(fn, "__name__", type(fn).__name__)
     return TracedDenoiser(params, identity_of(sites), schedule, network, name)
@@ -100,7 +100,7 @@ def _arguments(
 
 
 def _check_function(fn: Function, args_of: Callable[[int], tuple]) -> None:
-    for rows in (1, 2):
+    for rows in ROWS:
         args = args_of(rows)
         try:
             output = jax.eval_shape(fn, *args)
