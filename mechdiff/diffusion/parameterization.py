@@ -29,8 +29,8 @@ KINDS = ("epsilon", "v_prediction", "sample", "edm", "edm_denoised", "flow")
 class Coefficients(NamedTuple):
     """A parameterization at given timesteps, one number a row.
 
-    The network is called as `network(input_scale * x_t, time)`; noise = from_x * x_t + from_output * output; and
-    what it should return is of_x0 * x_0 + of_noise * noise.
+    The network is called as `network(input_scale * x_t, time)`; noise = from_x * x_t + from_output * output;
+    and what it should return is of_x0 * x_0 + of_noise * noise.
     """
 
     input_scale: Float[Array, " batch"]

@@ -13,10 +13,10 @@ from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.types import Features, Images, PyTree, Timesteps
 from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.record import Component, Intervention, units
+from mechdiff.interventions.record import Component, Intervention, kind_of, units
 from mechdiff.models.traced.edits import GateEdits, leaves_of, per_turn
 from mechdiff.models.traced.interpreter import Plan, evaluate
-from mechdiff.models.traced.sites import Site
+from mechdiff.models.traced.sites import Site, in_order
 from mechdiff.storage import files
 
 Function = Callable[..., Array]  # fn(params, x, time), or fn(params, x, time, condition)
@@ -90,15 +90,14 @@ class TracedDenoiser:
             own (0: none).
         """
         listed = []
-        for depth, site in enumerate(self.network.sites):
-            for name in site.names:
-                owned = dict(units(name, site.units))
-                if channel_groups and len(owned) == 1:
-                    owned |= _groups(name, site.units, channel_groups)
-                where = (_last_word(name), name)
-                listed += [
-                    Component(each, *where, index, depth, _side(site.shape)) for each, index in owned.items()
-                ]
+        for depth, (name, site) in enumerate(in_order(self.network.sites)):
+            owned = dict(units(name, site.units))
+            if channel_groups and len(owned) == 1:
+                owned |= _groups(name, site.units, channel_groups)
+            where = (kind_of(name), name)
+            listed += [
+                Component(each, *where, index, depth, _side(site.shape)) for each, index in owned.items()
+            ]
         return tuple(listed)
 
     def predict(
@@ -203,10 +202,6 @@ def _run(
 def _groups(site: str, width: int, count: int) -> dict[str, tuple[int, int]]:
     edges = [width * group // min(count, width) for group in range(min(count, width) + 1)]
     return {f"{site}.{low}-{high}": (low, high) for low, high in itertools.pairwise(edges)}
-
-
-def _last_word(name: str) -> str:
-    return name.rsplit(".", 1)[-1]
 
 
 def _side(shape: Sequence[int]) -> int:

@@ -13,7 +13,7 @@ from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.types import AnyArray, Timesteps
 from mechdiff.interventions.gates import blend
 from mechdiff.interventions.record import ALWAYS, Intervention, in_window
-from mechdiff.models.traced.sites import Site
+from mechdiff.models.traced.sites import Site, in_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +44,9 @@ class GateEdits:
 def identity_of(sites: Sequence[Site]) -> Intervention:
     """The intervention that leaves every site alone: gates 1, fills 0."""
     gate, fill = {}, {}
-    for site in sites:
-        for name in site.names:
-            gate[name] = np.ones(site.units, np.float32)
-            fill[name] = np.zeros((1,) * (len(site.shape) - 1), np.float32)
+    for name, site in in_order(sites):
+        gate[name] = np.ones(site.units, np.float32)
+        fill[name] = np.zeros((1,) * (len(site.shape) - 1), np.float32)
     return Intervention(gate=gate, fill=fill, temperature={}, window=np.asarray(ALWAYS))
 
 

@@ -6,7 +6,7 @@ looked up by the name of the primitive, so that an unknown one is refused by nam
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
@@ -79,18 +79,38 @@ def names_within(equation: JaxprEqn) -> frozenset[str]:
     return frozenset().union(*map(names, subprograms(equation)))
 
 
-def walk(
-    program: ClosedJaxpr, path: tuple[str, ...] = (), turns: tuple[int, ...] = ()
-) -> Iterator[tuple[str, JaxprEqn, tuple[str, ...], tuple[int, ...]]]:
-    """Every naming equation in order of execution: its name, itself, the primitives that it stands within
-    from the outermost, and the lengths of the scans among them."""
-    for equation in program.jaxpr.eqns:
-        name = tag(equation)
+class Naming(NamedTuple):
+    """An equation that names a value, and where it stands."""
+
+    name: str
+    aval: Any  # of the value: shape and dtype
+    path: tuple[str, ...]  # primitives that it stands within, the outermost first
+    scans: tuple[tuple[int, bool], ...]  # length of each scan among them, and whether it runs backward
+    place: tuple[int | None, ...]  # number of the equation at each depth; None stands for the turn of a scan
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """Lengths of the scans."""
+        return tuple(length for length, _ in self.scans)
+
+
+def walk(program: ClosedJaxpr, outer: Naming | None = None) -> Iterator[Naming]:
+    """Every naming equation of a program, in order, however deep.
+
+    Args:
+      outer: the equation that holds the program, if one does.
+    """
+    _, _, path, scans, place = outer or Naming("", None, (), (), ())
+    for number, equation in enumerate(program.jaxpr.eqns):
+        name, primitive = tag(equation), equation.primitive.name
+        here = (*place, number)
         if name is not None:
-            yield name, equation, path, turns
+            yield Naming(name, equation.invars[0].aval, path, scans, here)
             continue
-        primitive = equation.primitive.name
-        scans = (*turns, equation.params["length"]) if primitive == SCAN else turns
         for index, inside in enumerate(subprograms(equation)):
-            step = f"{primitive}:{index}" if primitive == BRANCHES else primitive
-            yield from walk(inside, (*path, step), scans)
+            if primitive == SCAN:
+                turns = (equation.params["length"], equation.params["reverse"])
+                yield from walk(inside, Naming("", None, (*path, SCAN), (*scans, turns), (*here, None)))
+            else:
+                step = f"{primitive}:{index}" if primitive == BRANCHES else primitive
+                yield from walk(inside, Naming("", None, (*path, step), scans, here))

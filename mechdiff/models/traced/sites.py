@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.models.traced.interpreter import RULES, cannot_enter
 from mechdiff.models.traced.liveness import reaching
-from mechdiff.models.traced.programs import BRANCHES, walk
+from mechdiff.models.traced.programs import BRANCHES, Naming, walk
 
 AXIS = re.compile(r"(?P<site>.+)@(?P<axis>-?\d+)")  # a name that says the axis of its units
 TURN = "*"  # where a name takes the number of a scan's turn
@@ -30,6 +30,7 @@ class Site:
       names: the sites' names in interventions, one for each turn of the scans that it stands in, the last
         scan running fastest; one if it stands in none.
       turns: lengths of those scans, the outermost first.
+      places: of `names`, sorted as they are executed.
       shape: of the value, rows moved to the front, at the number of rows that it was traced with.
       dtype: of the value.
       row_axis: axis of the value that the batch runs along.
@@ -40,6 +41,7 @@ class Site:
     tag: str
     names: tuple[str, ...]
     turns: tuple[int, ...]
+    places: tuple[tuple[int, ...], ...]
     shape: tuple[int, ...]
     dtype: str
     row_axis: int
@@ -77,7 +79,7 @@ def discover(
       (('twice',), 3)
     """
     program, other = (jax.make_jaxpr(fn)(*args_of(rows)) for rows in ROWS)
-    tags, others = (_by_name(list(walk(traced))) for traced in (program, other))
+    tags, others = (_by_name(walk(traced)) for traced in (program, other))
     if not tags:
         raise ConfigError(f"no value of this function has a name; {ADD_A_NAME}")
     _, reached = reaching(program)
@@ -88,33 +90,31 @@ def discover(
                 f"`h = checkpoint_name(h, {name!r})`"
             )
     _check_axes(unit_axes, tags)
-    return tuple(_site(name, entry, others.get(name), unit_axes) for name, entry in tags.items())
+    return tuple(_site(naming, others.get(name), unit_axes) for name, naming in tags.items())
 
 
 ROWS = (8, 16)  # numbers of rows at which a function is traced; a mesh can split them
 
-Entry = tuple[Any, tuple[str, ...], tuple[int, ...]]  # aval, path, turns
 
-
-def _by_name(equations: Sequence[tuple]) -> dict[str, Entry]:
-    entries: dict[str, Entry] = {}
-    for name, equation, path, turns in equations:
-        refused = [step for step in path if step.split(":")[0] not in RULES]
+def _by_name(namings: Iterable[Naming]) -> dict[str, Naming]:
+    firsts: dict[str, Naming] = {}
+    for naming in namings:
+        name, shape = naming.name, naming.aval.shape
+        refused = [step for step in naming.path if step.split(":")[0] not in RULES]
         if refused:
             raise ConfigError(cannot_enter(name, refused[0]))
-        if name in entries and not _alternatives(entries[name][1], path):
+        first = firsts.setdefault(name, naming)
+        if first is not naming and not _alternatives(first.path, naming.path):
             raise ConfigError(
                 f"site {name!r} is named twice; give every value a name of its own "
                 "(a module applied twice, or a name given to several arrays, names twice)"
             )
-        aval = equation.invars[0].aval
-        if name in entries and entries[name][0].shape != aval.shape:
+        if first.aval.shape != shape:
             raise ConfigError(
-                f"site {name!r} has shape {entries[name][0].shape} in one branch and {aval.shape} in "
-                "another; give them two names"
+                f"site {name!r} has shape {first.aval.shape} in one branch and {shape} in another; "
+                "give them two names"
             )
-        entries.setdefault(name, (aval, path, turns))
-    return entries
+    return firsts
 
 
 def _alternatives(path: Sequence[str], other: Sequence[str]) -> bool:
@@ -125,7 +125,7 @@ def _alternatives(path: Sequence[str], other: Sequence[str]) -> bool:
     return False
 
 
-def _check_axes(unit_axes: Mapping[str, int], tags: Mapping[str, Entry]) -> None:
+def _check_axes(unit_axes: Mapping[str, int], tags: Iterable[str]) -> None:
     names = [_plain(name)[0] for name in tags]
     for pattern in unit_axes:
         if not any(_matches(pattern, name) for name in names):
@@ -147,16 +147,16 @@ def _plain(name: str) -> tuple[str, int | None]:
     return (match["site"], int(match["axis"])) if match else (name, None)
 
 
-def _site(name: str, entry: Entry, other: Entry | None, unit_axes: Mapping[str, int]) -> Site:
-    aval, path, turns = entry
-    if other is None or other[2] != turns:
+def _site(naming: Naming, other: Naming | None, unit_axes: Mapping[str, int]) -> Site:
+    name, aval = naming.name, naming.aval
+    if other is None or other.turns != naming.turns:
         raise ConfigError(
             f"site {name!r} stands in a scan over the rows of the batch; name a value outside of it, or use "
             "jax.vmap over rows"
         )
     if not jnp.issubdtype(aval.dtype, jnp.floating):
         raise ConfigError(f"site {name!r} holds {aval.dtype}; name floating-point values")
-    row_axis = _row_axis(name, aval.shape, other[0].shape, "shard_map" in path)
+    row_axis = _row_axis(name, aval.shape, other.aval.shape, "shard_map" in naming.path)
     shape = (aval.shape[row_axis], *aval.shape[:row_axis], *aval.shape[row_axis + 1 :])
     plain, axis = _plain(name)
     if axis is None:
@@ -167,7 +167,34 @@ def _site(name: str, entry: Entry, other: Entry | None, unit_axes: Mapping[str, 
             f"axis {axis} of site {plain!r} can't hold its units: the value has shape {shape}, rows first; "
             f"choose 1 to {len(shape) - 1}, or -1 to {1 - len(shape)}"
         )
-    return Site(name, numbered(plain, turns), turns, shape, str(aval.dtype), row_axis, unit_axis, path)
+    return Site(
+        tag=name,
+        names=numbered(plain, naming.turns),
+        turns=naming.turns,
+        places=_places(naming),
+        shape=shape,
+        dtype=str(aval.dtype),
+        row_axis=row_axis,
+        unit_axis=unit_axis,
+        path=naming.path,
+    )
+
+
+def _places(naming: Naming) -> tuple[tuple[int, ...], ...]:
+    """Where each turn stands in the order of execution."""
+    places = [naming.place]
+    for length, backward in naming.scans:
+        places = [
+            _at_turn(place, length - 1 - turn if backward else turn)
+            for place in places
+            for turn in range(length)
+        ]
+    return tuple(places)
+
+
+def _at_turn(place: tuple[int | None, ...], turn: int) -> tuple[int | None, ...]:
+    first = place.index(None)
+    return (*place[:first], turn, *place[first + 1 :])
 
 
 def _row_axis(name: str, few: Sequence[int], more: Sequence[int], split: bool) -> int:
@@ -192,6 +219,12 @@ def _with_units(name: str, shape: Sequence[int], row_axis: int) -> int:
     if len(shape) == 1:
         raise ConfigError(f"site {name!r} is one number a row; name a value with an axis of units")
     return row_axis
+
+
+def in_order(sites: Iterable[Site]) -> list[tuple[str, Site]]:
+    """Every site's names, each with the site, as they are executed: a scan's turns one by one."""
+    placed = [(place, name, site) for site in sites for place, name in zip(site.places, site.names)]
+    return [(name, site) for _, name, site in sorted(placed, key=lambda entry: entry[0])]
 
 
 def numbered(name: str, turns: Sequence[int]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ _ADDRESS = re.compile(r"0x[0-9a-f]+")  # of a function in memory, in the text of
 
 
 def wrap(
-    fn: Function,
+    fn: Any,
     params: PyTree,
     *,
     schedule: NoiseSchedule,
@@ -65,8 +66,7 @@ def wrap(
     """
     if not callable(fn):
         raise ConfigError(f"fn={fn!r} can't be called; give a function fn(params, x_t, t[, condition])")
-    if len(example) not in (2, 3):
-        raise ConfigError(f"example has {len(example)} entries; give (x, t) or (x, t, condition)")
+    _check_example(example)
     if isinstance(parameterization, str):
         parameterization = Parameterization(output=parameterization)
     args_of = functools.partial(_arguments, parameterization, schedule, params, example)
@@ -92,11 +92,17 @@ def _arguments(
     x, t, *condition = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((rows, *np.shape(leaf)[1:]), jnp.result_type(leaf)), example
     )
-    if t.shape != (rows,) or not jnp.issubdtype(t.dtype, jnp.integer):
-        raise ConfigError(f"t of the example has shape {t.shape} and dtype {t.dtype}; give one int a row")
-    if len(x.shape) < 2:
-        raise ConfigError(f"x of the example has shape {np.shape(example[0])}; its first axis is the rows'")
     return (params, *jax.eval_shape(parameterization.inputs, schedule, x, t), *condition)
+
+
+def _check_example(example: tuple) -> None:
+    if len(example) not in (2, 3):
+        raise ConfigError(f"example has {len(example)} entries; give (x, t) or (x, t, condition)")
+    shape, shape_of_t, dtype = np.shape(example[0]), np.shape(example[1]), jnp.result_type(example[1])
+    if len(shape) < 2:
+        raise ConfigError(f"x of the example has shape {shape}; its first axis is the rows'")
+    if shape_of_t != shape[:1] or not jnp.issubdtype(dtype, jnp.integer):
+        raise ConfigError(f"t of the example has shape {shape_of_t} and dtype {dtype}; give one int a row")
 
 
 def _check_function(fn: Function, args_of: Callable[[int], tuple]) -> None:

@@ -117,7 +117,7 @@ def test_a_name_beside_a_while_is_a_site():
 
 
 def test_axes_for_sites_that_are_not_there_name_the_closest():
-    with pytest.raises(ConfigError, match="unknown site of unit_axes 'block0.mpl'; closest: block0.mlp"):
+    with pytest.raises(ConfigError, match=r"unknown site of unit_axes 'block0\.mpl'; closest: block0\.mlp"):
         sites_of(lambda x: name(x, "block0.mlp"), 6, unit_axes={"block0.mpl": 1})
 
 
