@@ -38,10 +38,12 @@ def trained(loss: Callable, params, batches: Callable, *, steps: int, rate: floa
 def loss_increases(
     denoiser: TracedDenoiser, x0, t, noise, components: str = ".*", condition=None
 ) -> dict[str, np.ndarray]:
-    """Relative increase of the denoising loss when a component is left out (zero ablation), image by image.
+    """What leaving a component out (zero ablation) adds to the denoising loss, image by image.
+
+    In units of the mean clean loss, so that the mean over images is the relative loss increase.
 
     Returns:
-      component -> `(images,)`, 0.5 for a loss of one and a half times the clean one.
+      component -> `(images,)`.
     """
 
     @jax.jit
@@ -52,7 +54,7 @@ def loss_increases(
     names, stacked = leave_one_out(denoiser.identity, components)
     clean = losses(denoiser.identity)
     ablated = jax.jit(jax.vmap(losses, in_axes=(STACKED,)))(stacked)
-    return dict(zip(names, np.asarray(ablated / clean - 1)))
+    return dict(zip(names, np.asarray((ablated - clean) / clean.mean())))
 
 
 def show(increases: dict[str, np.ndarray]) -> None:

@@ -21,7 +21,6 @@ from mechdiff.diffusion.schedules import cosine_schedule
 from mechdiff.interventions.record import ablate
 from mechdiff.models.traced import TracedDenoiser, wrap
 
-STEPS = flags.DEFINE_integer("steps", 1500, "Steps of training.")
 SCHEDULE = cosine_schedule()
 RUNGS = 5  # of the complexity ladder, 0 to 4: the classes
 SIZE, PATCH = 16, 2
@@ -96,18 +95,17 @@ class DiT(nn.Module):
         return h.reshape(x.shape)
 
 
-def labelled_faces(key, count: int):
-    """`count` faces of random rungs, and their rungs, a multiple of 5 images in all."""
-    each = count // RUNGS
+def labelled_faces(key, each: int = 8):
+    """`each` faces of every rung, and their rungs."""
     indices = jax.random.randint(key, (RUNGS, each), 0, 1 << 20)
     images = [faces(jax.random.key(rung), indices[rung], SIZE, rung).image for rung in range(RUNGS)]
     return jnp.concatenate(images), jnp.repeat(jnp.arange(RUNGS), each)
 
 
 def denoiser(
-    *, steps: int, width: int = 64, depth: int = 4, heads: int = 4, batch: int = 40
+    *, steps: int, width: int = 64, depth: int = 4, heads: int = 4, draw=labelled_faces
 ) -> TracedDenoiser:
-    """The network, trained and wrapped."""
+    """The network, trained on the images and classes that `draw(key)` makes, and wrapped."""
     module = DiT(width, depth, heads)
     example = (jnp.zeros((1, SIZE, SIZE, 3)), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
     params = jax.jit(module.init)(jax.random.key(0), *example)
@@ -119,7 +117,7 @@ def denoiser(
         network = lambda x, t: module.apply(params, x, t, label)
         return training_loss(network, SCHEDULE, x0, t, jax.random.normal(noise, x0.shape)).mean()
 
-    params, losses = trained(loss, params, lambda key: labelled_faces(key, batch), steps=steps, rate=1e-3)
+    params, losses = trained(loss, params, draw, steps=steps, rate=1e-3)
     print(f"loss: first {losses[:10].mean():.3f}, last {losses[-50:].mean():.4f}")
     return wrap(module.apply, params, schedule=SCHEDULE, example=example, name="linen-dit")
 
@@ -138,8 +136,8 @@ def worth_of_the_class(model: TracedDenoiser, x0, t, noise, label, component: st
 
 def main(_):
     """Trains, leaves out every component, and asks which carry the class."""
-    model = denoiser(steps=STEPS.value)
-    x0, label = labelled_faces(jax.random.key(9), 80)
+    model = denoiser(steps=flags.FLAGS.steps)
+    x0, label = labelled_faces(jax.random.key(9), 16)
     noise, t = jax.random.normal(jax.random.key(10), x0.shape), jnp.full(80, EXAMINED)
     increases = loss_increases(model, x0, t, noise, condition=label)
     show(increases)
@@ -152,4 +150,5 @@ def main(_):
 
 
 if __name__ == "__main__":
+    flags.DEFINE_integer("steps", 1500, "Steps of training.")
     app.run(main)

@@ -16,6 +16,7 @@ from mechdiff.diffusion.schedules import linear_schedule
 from mechdiff.models.traced import TracedDenoiser, wrap
 
 SCHEDULE = linear_schedule()
+SIZE = 16  # pixels
 
 
 class Block(nnx.Module):
@@ -63,29 +64,31 @@ class UNet(nnx.Module):
         return self.out(nnx.silu(self.up(h, time)))
 
 
-def denoiser(
-    *, steps: int = 300, width: int = 32, heads: int = 4, size: int = 16, batch: int = 16
-) -> TracedDenoiser:
-    """The network, trained on synthetic faces of `size` pixels and wrapped."""
+def some_faces(key):
+    """A batch of synthetic faces."""
+    return faces(jax.random.key(1), jax.random.randint(key, (16,), 0, 4096), SIZE).image
+
+
+def denoiser(*, steps: int = 300, width: int = 32, heads: int = 4, draw=some_faces) -> TracedDenoiser:
+    """The network, trained on the batches that `draw(key)` makes, and wrapped."""
     graph, state = nnx.split(UNet(width, heads, nnx.Rngs(0)))
     fn = lambda state, x, t: nnx.merge(graph, state)(x, t)
 
     def loss(state, key, x0):
         at, noise = jax.random.split(key)
-        t = jax.random.randint(at, (batch,), 0, SCHEDULE.steps)
+        t = jax.random.randint(at, x0.shape[:1], 0, SCHEDULE.steps)
         network = lambda x, t: fn(state, x, t)
         return training_loss(network, SCHEDULE, x0, t, jax.random.normal(noise, x0.shape)).mean()
 
-    draw = lambda key: faces(jax.random.key(1), jax.random.randint(key, (batch,), 0, 4096), size).image
     state, _ = trained(loss, state, draw, steps=steps, rate=2e-3)
-    example = (jnp.zeros((1, size, size, 3)), jnp.zeros(1, jnp.int32))
+    example = (jnp.zeros((1, SIZE, SIZE, 3)), jnp.zeros(1, jnp.int32))
     return wrap(fn, state, schedule=SCHEDULE, example=example, name="nnx-unet")
 
 
 def main():
     """Trains, and prints what leaving a component out does at the middle of the schedule."""
     model = denoiser()
-    x0 = faces(jax.random.key(1), jnp.arange(5000, 5016), 16).image
+    x0 = faces(jax.random.key(1), jnp.arange(5000, 5016), SIZE).image
     noise = jax.random.normal(jax.random.key(2), x0.shape)
     show(loss_increases(model, x0, jnp.full(16, 400), noise))
 

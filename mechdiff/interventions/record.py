@@ -74,9 +74,12 @@ def kind_of(site: str) -> str:
     return site.rsplit(".", 1)[-1]
 
 
+SINGLE = ("head", "feature")  # kinds of sites whose units are components one by one
+
+
 def units(site: str, count: int) -> dict[str, tuple[int, int]]:
-    """Component names of a site with `count` gates and the gates each owns: heads singly, else all."""
-    if kind_of(site) == "head":
+    """Component names of a site with `count` gates and the gates each owns: singly or all."""
+    if kind_of(site) in SINGLE:
         return {f"{site}{i}": (i, i + 1) for i in range(count)}
     return {site: (0, count)}
 

@@ -93,6 +93,11 @@ def _turned(site: Site, leaves: Sequence[AnyArray]) -> Array:
 
 
 def _check(sites: Sequence[Site], intervention: Intervention) -> None:
+    if intervention.temperature or intervention.pattern:
+        raise ConfigError(
+            "temperatures and patterns of attention act on this package's UNet only; name a pattern as a "
+            'site, `checkpoint_name(pattern, "block0.pattern@1")`, and gate or replace its heads'
+        )
     known = {name: site for site in sites for name in site.names}
     for leaves in (intervention.gate, intervention.fill):
         for name in leaves:

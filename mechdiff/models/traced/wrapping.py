@@ -110,6 +110,8 @@ def _check_function(fn: Function, args_of: Callable[[int], tuple]) -> None:
         args = args_of(rows)
         try:
             output = jax.eval_shape(fn, *args)
+        except ConfigError:
+            raise
         except Exception as error:  # whatever the user's function raises
             reason = str(error).strip().split("\n")[0]
             shapes = ", ".join(str(leaf.shape) for leaf in args[1:3])
