@@ -8,7 +8,8 @@ import numpy as np
 import optax
 
 from mechdiff.diffusion.process import denoising_loss
-from mechdiff.interventions.record import STACKED, leave_one_out
+from mechdiff.interventions.build import leave_one_out
+from mechdiff.interventions.record import STACKED
 from mechdiff.models.traced import TracedDenoiser
 
 

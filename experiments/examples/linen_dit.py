@@ -18,7 +18,7 @@ from experiments.examples.common import loss_increases, show, time_features, tra
 from mechdiff.data.synthetic import faces
 from mechdiff.diffusion.process import denoising_loss, training_loss
 from mechdiff.diffusion.schedules import cosine_schedule
-from mechdiff.interventions.record import ablate
+from mechdiff.interventions.build import ablate
 from mechdiff.models.traced import TracedDenoiser, wrap
 
 SCHEDULE = cosine_schedule()

@@ -18,11 +18,12 @@ from jax.ad_checkpoint import checkpoint_name
 
 from mechdiff.core.config import UNetConfig
 from mechdiff.diffusion.schedules import NoiseSchedule, make_schedule
+from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.gates import Gate
-from mechdiff.interventions.record import STACKED, Intervention, leave_one_out, rows
+from mechdiff.interventions.record import STACKED, Intervention, rows
+from mechdiff.models.load import load_trained
 from mechdiff.models.traced import TracedDenoiser, wrap
 from mechdiff.models.unet import denoise, enter, run_stage, stages
-from mechdiff.training.loop import load_trained
 
 
 def named(stage: str, call, args, kwargs, context):

@@ -20,15 +20,15 @@ from mechdiff import stats
 from mechdiff.core.errors import CheckpointError, ConfigError, unknown
 from mechdiff.stats import Interval
 
-Clean = Float[np.ndarray, "t image"]
-Loss = Float[np.ndarray, "component t image"]
+CleanLossArray = Float[np.ndarray, "t image"]
+LossArray = Float[np.ndarray, "component t image"]
 Weights = Float[np.ndarray, "m image"]
 Draws = Float[np.ndarray, "component m"]
 ROUNDING = 1e-12  # mean squared change of a prediction of unit variance that float32 rounding can make
 
 
 @dataclass(frozen=True)
-class Damage:
+class Effects:
     """What one kind of ablation does to one subject.
 
     Attributes:
@@ -72,17 +72,19 @@ class Damage:
         return self.change <= ROUNDING
 
 
-def levels_damage(clean: Clean, loss: Loss, weights: Weights) -> Float[np.ndarray, "component t m"]:
+def relative_loss_increase(
+    clean: CleanLossArray, loss: LossArray, weights: Weights
+) -> Float[np.ndarray, "component t m"]:
     """Deg%_t under each weighting of the images."""
     return 100 * ((loss @ weights.T) / (clean @ weights.T) - 1)
 
 
-def pooled_damage(clean: Clean, loss: Loss, weights: Weights) -> Draws:
+def pooled_relative_increase(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
     """Pooled Deg% under each weighting of the images."""
-    return levels_damage(clean, loss, weights).mean(axis=1)
+    return relative_loss_increase(clean, loss, weights).mean(axis=1)
 
 
-def pooled_loss_damage(clean: Clean, loss: Loss, weights: Weights) -> Draws:
+def pooled_loss_ratio_increase(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
     """Relative rise of the loss summed over levels, in %, under each weighting of the images."""
     return 100 * ((loss.sum(axis=1) @ weights.T) / (clean.sum(axis=0) @ weights.T) - 1)
 
@@ -95,7 +97,7 @@ def effective_number(damage: Draws) -> Float[np.ndarray, " m"]:
     return np.where(total > 0, np.exp(-(p * np.log(p)).sum(axis=0)), np.nan)
 
 
-def losses(sweep: xr.Dataset, kind: str) -> tuple[Clean, Loss]:
+def losses(sweep: xr.Dataset, kind: str) -> tuple[CleanLossArray, LossArray]:
     """Losses of a finished sweep in float64.
 
     Raises:
@@ -115,17 +117,17 @@ def losses(sweep: xr.Dataset, kind: str) -> tuple[Clean, Loss]:
     return clean, loss
 
 
-def measure(sweep: xr.Dataset, kind: str, repeats: int = 2000, seed: int = 0, level: float = 0.95) -> Damage:
+def measure(sweep: xr.Dataset, kind: str, repeats: int = 2000, seed: int = 0, level: float = 0.95) -> Effects:
     """Damage of every component under one kind of ablation, with bootstrap intervals over images.
 
     Args:
-      sweep: as `sweep.teacher_forced` makes it; at least 2 images.
+      sweep: as `sweeps.ablation_sweep` makes it; at least 2 images.
       repeats, seed: of the resampling; the same weights serve all components.
     """
     clean, loss = losses(sweep, kind)
     weights = stats.bootstrap_weights(clean.shape[-1], repeats, seed)
     interval = lambda statistic: stats.bootstrap(statistic, weights, level)
-    return Damage(
+    return Effects(
         kind=kind,
         components=tuple(str(name) for name in sweep["component"].values),
         part=tuple(str(part) for part in sweep["part"].values),
@@ -133,11 +135,11 @@ def measure(sweep: xr.Dataset, kind: str, repeats: int = 2000, seed: int = 0, le
         depth=sweep["depth"].values,
         t=sweep["t"].values,
         log_snr=sweep["log_snr"].values.astype(np.float64),
-        cells=interval(lambda w: levels_damage(clean, loss, w)),
+        cells=interval(lambda w: relative_loss_increase(clean, loss, w)),
         p=stats.max_t(loss - clean, seed=seed),
-        pooled=interval(lambda w: pooled_damage(clean, loss, w)),
-        pooled_losses=interval(lambda w: pooled_loss_damage(clean, loss, w)),
-        effective=interval(lambda w: effective_number(pooled_damage(clean, loss, w))),
+        pooled=interval(lambda w: pooled_relative_increase(clean, loss, w)),
+        pooled_losses=interval(lambda w: pooled_loss_ratio_increase(clean, loss, w)),
+        effective=interval(lambda w: effective_number(pooled_relative_increase(clean, loss, w))),
         change=sweep["change"].sel(kind=kind).max(("t", "image")).values.astype(np.float64),
     )
 
@@ -150,12 +152,12 @@ def rank_correlation(first: Draws, second: Draws) -> Float[np.ndarray, " m"]:
     return np.where(scale > 0, (x * y).sum(axis=0) / np.where(scale > 0, scale, 1), np.nan)
 
 
-def kinds_agreement(
+def ablations_agreement(
     sweep: xr.Dataset, first: str, second: str, repeats: int = 2000, seed: int = 0
 ) -> Interval:
     """Rank correlation of pooled Deg% between two kinds of ablation of one subject; same images resampled.
 
-    Over the components that changed something under both kinds. Raises as `subjects_agreement` does.
+    Over the components that changed something under both kinds. Raises as `denoisers_agreement` does.
     """
     shared = _shared((sweep, first), (sweep, second))
     sides = [losses(sweep.sel(component=shared), kind) for kind in (first, second)]
@@ -163,7 +165,7 @@ def kinds_agreement(
     return _ranked(sides, [weights, weights])
 
 
-def subjects_agreement(
+def denoisers_agreement(
     first: xr.Dataset, second: xr.Dataset, kind: str, repeats: int = 2000, seed: int = 0
 ) -> Interval:
     """Rank correlation of pooled Deg% between two subjects; `n` is the smaller count of images.
@@ -196,7 +198,9 @@ def _ranked(
     sides: list[tuple[np.ndarray, np.ndarray]], weights: list[np.ndarray], level: float = 0.95
 ) -> Interval:
     """Percentile interval of the rank correlation of two sides (clean, loss), each with its own images."""
-    correlate = lambda ws: rank_correlation(*(pooled_damage(*side, w) for side, w in zip(sides, ws)))
+    correlate = lambda ws: rank_correlation(
+        *(pooled_relative_increase(*side, w) for side, w in zip(sides, ws))
+    )
     estimate = correlate([np.full((1, w.shape[-1]), 1 / w.shape[-1]) for w in weights])[0]
     low, high = np.quantile(correlate(weights), [(1 - level) / 2, (1 + level) / 2])
     ends = {"low": np.asarray(low), "high": np.asarray(high)}

@@ -16,7 +16,7 @@ from mechdiff import stats
 from mechdiff.analysis import effects, entropy_divergence
 from mechdiff.analysis.roles.matching import agreement
 from mechdiff.core.errors import ConfigError
-from mechdiff.study.claims.verdicts import jackknife, over_seeds
+from mechdiff.stats.small_samples import jackknife_interval, over_seeds
 
 GRID = (4, 3)  # components x levels
 ALPHA = 0.05  # of families
@@ -130,7 +130,7 @@ def _sweeps(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:
         clean = losses(rng, GRID[1:], images)
         loss = clean * rng.gamma(4, 1.2 / 4, (*GRID, images))
         weights = stats.bootstrap_weights(images, RESAMPLES, number)
-        damage = stats.bootstrap(lambda w: effects.pooled_damage(clean, loss, w), weights, LEVEL)  # noqa: B023
+        damage = stats.bootstrap(lambda w: effects.pooled_relative_increase(clean, loss, w), weights, LEVEL)  # noqa: B023
         covered.append((damage.low[0] <= 20) & (damage.high[0] >= 20))
     looks = np.arange(images, 8 * images)
     values = losses(rng, (repeats, 1, 1), 8 * images)[:, 0, 0]
@@ -164,7 +164,7 @@ def _seeds(rng: np.random.Generator, repeats: int, seeds: int = 5) -> list[Check
         largest.append(by_level.min())
         pooled.append(of_mean)
         excess = lambda *sides: float(entropy_divergence.seeds_excess(*sides)[0])
-        low, high = jackknife(excess, *both, float((between - within).mean()))
+        low, high = jackknife_interval(excess, *both, float((between - within).mean()))
         covered.append(low <= 0 <= high)
         profiles, selectivity = rng.normal(size=(2, 3, 6, 4))
         layers, roles = ["a"] * 3 + ["b"] * 3, [["x"] * 6] * 3

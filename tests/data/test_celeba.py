@@ -32,7 +32,7 @@ from mechdiff.core.config import DataConfig, SweepConfig
 from mechdiff.core.errors import DataError
 from mechdiff.data import cache, celeba
 from mechdiff.data.cache import load_split, stored, thumbnail
-from mechdiff.study import examine
+from mechdiff.study import inputs
 
 
 @pytest.fixture(scope="module")
@@ -137,13 +137,13 @@ def test_where_test_pictures_are_too_few_to_examine_a_model_validation_helps_out
     wanted = len(test) + 1
     asked = DataConfig(name="celeba", path=str(pack))
     few = SweepConfig(images=len(test), mean_images=1, image_block=1)
-    found = examine.pictures(asked, 16, few, tmp_path)
+    found = inputs.held_out_images(asked, 16, few, tmp_path)
     assert len(found.scored) + len(found.reference) == wanted
     np.testing.assert_array_equal(data.to_bytes(found.scored), test.images)
     assert data.to_bytes(found.reference)[0].tobytes() in {one.tobytes() for one in validation.images}
     many = SweepConfig(images=len(test) + len(validation), mean_images=1, image_block=1)
     with pytest.raises(DataError, match="held-out pictures, but sweep"):
-        examine.pictures(asked, 16, many, tmp_path)
+        inputs.held_out_images(asked, 16, many, tmp_path)
 
 
 def test_a_limit_takes_a_prefix_of_one_fixed_shuffle(pack):

@@ -11,7 +11,7 @@ from reference.networks import SMALL, identity_of, random_params
 from experiments.examples import linen_dit, nnx_unet, own_unet
 from experiments.examples.common import loss_increases
 from mechdiff.diffusion.schedules import linear_schedule
-from mechdiff.interventions.record import ablate
+from mechdiff.interventions.build import ablate
 from mechdiff.models.unet import denoise
 
 SIZE = linen_dit.SIZE

@@ -13,11 +13,12 @@ from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.types import Features, Images, PyTree, Timesteps
 from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.record import Component, Intervention, kind_of, units
+from mechdiff.interventions.components import Component, site_type, units
+from mechdiff.interventions.record import Intervention
 from mechdiff.models.traced.edits import GateEdits, leaves_of, per_turn
 from mechdiff.models.traced.interpreter import Plan, evaluate
 from mechdiff.models.traced.sites import Site, in_order
-from mechdiff.storage import files
+from mechdiff.storage import digests
 
 Function = Callable[..., Array]  # fn(params, x, time), or fn(params, x, time, condition)
 
@@ -94,7 +95,7 @@ class TracedDenoiser:
             owned = dict(units(name, site.units))
             if channel_groups and len(owned) == 1:
                 owned |= _groups(name, site.units, channel_groups)
-            where = (kind_of(name), name)
+            where = (site_type(name), name)
             listed += [
                 Component(each, *where, index, depth, _side(site.shape)) for each, index in owned.items()
             ]
@@ -119,10 +120,10 @@ class TracedDenoiser:
     def digests(self) -> dict:
         """What decides numbers, JSON-ready: parameters, schedule, program and parameterization."""
         return {
-            "params": files.digest_arrays(self.params),
+            "params": digests.digest_arrays(self.params),
             "program": self.network.digest,
             "parameterization": dataclasses.asdict(self.network.parameterization),
-            "schedule": files.digest_arrays(self.schedule.log_snr),
+            "schedule": digests.digest_arrays(self.schedule.log_snr),
         }
 
 

@@ -16,7 +16,7 @@ from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.models.traced.denoiser import Function, TracedDenoiser, TracedNetwork
 from mechdiff.models.traced.edits import identity_of
 from mechdiff.models.traced.sites import ROWS, Site, discover
-from mechdiff.storage import files
+from mechdiff.storage import digests
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+")  # of a function in memory, in the text of a program
 
@@ -140,4 +140,4 @@ def _digest_program(fn: Function, args: tuple) -> str:
     """Of the text of the program and of the constants that it holds."""
     program = jax.make_jaxpr(fn)(*args)
     text = _ADDRESS.sub("", str(program.jaxpr))
-    return files.digest_json([text, files.digest_arrays(list(program.consts))])
+    return digests.digest_json([text, digests.digest_arrays(list(program.consts))])

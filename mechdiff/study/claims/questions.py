@@ -14,18 +14,11 @@ from scipy.stats import binom, rankdata
 from mechdiff import stats
 from mechdiff.analysis import complexity, entropy_divergence, phases
 from mechdiff.analysis.roles import matching
+from mechdiff.core.errors import NotTestable
+from mechdiff.stats.small_samples import jackknife_interval, over_seeds
 from mechdiff.study.claims import across_seeds
-from mechdiff.study.claims.verdicts import (
-    ALPHA,
-    Claim,
-    Finding,
-    Missing,
-    Network,
-    Question,
-    decide,
-    jackknife,
-    over_seeds,
-)
+from mechdiff.study.claims.verdicts import ALPHA, Claim, Finding, Question, decide
+from mechdiff.study.records import Network
 
 LEVELS = 24  # that a test of four phases needs: six or more a phase
 MARGIN = np.log(1.042)  # of a ratio's logarithm: half of what the paper reports
@@ -44,7 +37,7 @@ def evaluate(networks: Sequence[Network]) -> list[Claim]:
 
 
 def _mixed(_: Sequence[Network]) -> Finding:
-    raise Missing(
+    raise NotTestable(
         "the networks differ in their components or noise levels; examine those of one configuration in a "
         "folder of their own (--set=study.models=..., --workdir=...)"
     )
@@ -74,7 +67,7 @@ def _complexity(networks: Sequence[Network]) -> Finding:
 def _divergence(networks: Sequence[Network]) -> Finding:
     natural, simple = ([n.attention for n in side] for side in across_seeds.sides(networks))
     if min(len(natural), len(simple)) < 2:
-        raise Missing(across_seeds.few(natural, simple, 2))
+        raise NotTestable(across_seeds.few(natural, simple, 2))
     between, within, at_levels, p = entropy_divergence.seeds_test(natural, simple)
     because = (
         f"{between.min():.3f} to {between.max():.3f} nats over noise levels between data sets, "
@@ -86,14 +79,16 @@ def _divergence(networks: Sequence[Network]) -> Finding:
         natural, simple, [*map(across_seeds.weightings, [*natural, *simple])]
     )[1:]
     excess = lambda *sides: float(entropy_divergence.seeds_excess(*sides)[0])
-    interval = jackknife(excess, natural, simple, estimate, draws, natural[0].sizes["image"])
+    interval = jackknife_interval(excess, natural, simple, estimate, draws, natural[0].sizes["image"])
     return Finding(estimate, interval, p, min(len(natural), len(simple)), because)
 
 
 def _roles(networks: Sequence[Network]) -> Finding:
     natural, simple = across_seeds.sides([network for network in networks if network.roles is not None])
     if min(len(natural), len(simple)) < 2:
-        raise Missing(f"roles of heads (--set=study.role_sets=200): {across_seeds.few(natural, simple, 2)}")
+        raise NotTestable(
+            f"roles of heads (--set=study.role_sets=200): {across_seeds.few(natural, simple, 2)}"
+        )
     found = [_agreement(side) for side in (natural, simple)]
 
     def excess(*sides: Sequence[Network], repeats: int = 200) -> float:
@@ -112,7 +107,7 @@ def _roles(networks: Sequence[Network]) -> Finding:
         + (f", matches share it in {one.labels:.0%}, by chance {one.chance_labels:.0%}" if any(count) else "")
         for name, one, count in zip(("CelebA", "synthetic faces"), found, named)
     ]
-    interval = jackknife(excess, natural, simple, estimate)
+    interval = jackknife_interval(excess, natural, simple, estimate)
     return Finding(estimate, interval, p, min(len(natural), len(simple)), "; ".join(words))
 
 
@@ -130,7 +125,7 @@ def _agreement(side: Sequence[Network], repeats: int = 2000) -> matching.Agreeme
 def _bottlenecks(networks: Sequence[Network]) -> Finding:
     kinds = [str(kind) for kind in networks[0].sweep["kind"].values] if networks else []
     if len(kinds) < 2:
-        raise Missing(f"needs sweeps of at least two kinds of ablation; there are {kinds}")
+        raise NotTestable(f"needs sweeps of at least two kinds of ablation; there are {kinds}")
     names = [str(name) for name in networks[0].sweep["component"].values]
     part = networks[0].sweep["part"].values
     damage = np.array(  # network, kind, component, resample of the images
@@ -162,10 +157,10 @@ def _bottlenecks(networks: Sequence[Network]) -> Finding:
 
 def _phases(networks: Sequence[Network]) -> Finding:
     if not networks:
-        raise Missing("no networks")
+        raise NotTestable("no networks")
     levels = networks[0].sweep.sizes["t"]
     if levels < LEVELS:
-        raise Missing(
+        raise NotTestable(
             f"{levels} noise levels were swept; four phases against their neighbours take at least {LEVELS} "
             "(--set=sweep.timesteps=32)"
         )
@@ -188,7 +183,7 @@ def _phases(networks: Sequence[Network]) -> Finding:
 
 def _entropy(networks: Sequence[Network]) -> Finding:
     if not networks or networks[0].attention.sizes["head"] < 4:
-        raise Missing("needs networks with at least 4 attention heads")
+        raise NotTestable("needs networks with at least 4 attention heads")
     drawn = np.array([_rank_link(network.sweep, network.attention) for network in networks])
     z, rho = np.arctanh(np.clip(drawn, -0.999, 0.999)), drawn[:, 0]
     estimate, interval, p = over_seeds(z[:, 0], z[:, 1:], networks[0].images, above=False)

@@ -9,52 +9,17 @@ evaluation are one family, adjusted by Holm. Verdicts:
   not testable here    what it takes is missing; `because` says what
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import xarray as xr
-from jaxtyping import Float
-from scipy.special import stdtr, stdtrit
 
 from mechdiff import stats
+from mechdiff.core.errors import NotTestable
+from mechdiff.stats.small_samples import FEWEST
+from mechdiff.study.records import Network
 
 ALPHA = 0.05
-FEWEST = 3  # training seeds that a test takes
-
-
-@dataclass(frozen=True)
-class Network:
-    """One examined network: what it was trained on, its training seed, and its results.
-
-    Attributes:
-      data: `synthetic`, `celeba`, ...; `level`: rung of the ladder of synthetic faces.
-      sweep, attention: of `sweep.teacher_forced` and `capture.attention_stats`.
-      control, control_attention: the same of an untrained network, on some of the pictures.
-      activity, roles, circuits: of `study`, circuits by kind of ablation; absent where not asked for.
-    """
-
-    name: str
-    data: str
-    level: int
-    seed: int
-    sweep: xr.Dataset
-    attention: xr.Dataset
-    control: xr.Dataset | None = None
-    control_attention: xr.Dataset | None = None
-    activity: xr.Dataset | None = None
-    roles: xr.Dataset | None = None
-    circuits: Mapping[str, xr.Dataset] = field(default_factory=dict)
-
-    @property
-    def images(self) -> int:
-        """Images scored at every level: what is resampled."""
-        return self.sweep.sizes["image"]
-
-    @property
-    def pictures(self) -> int:
-        """Different pictures in all: more, where levels had their own."""
-        return self.sweep.attrs.get("pictures", self.images)
 
 
 @dataclass(frozen=True)
@@ -103,10 +68,6 @@ class Finding:
     negligible: bool = False
 
 
-class Missing(Exception):
-    """Why a claim can't be tested with the networks at hand."""
-
-
 @dataclass(frozen=True)
 class Question:
     """A claim before it is tested; fields as in `Claim`."""
@@ -124,7 +85,7 @@ def decide(questions: Sequence[Question], networks: Sequence[Network]) -> list[C
     for question in questions:
         try:
             found.append(question.test(networks))
-        except Missing as reason:
+        except NotTestable as reason:
             found.append(str(reason))
     p = np.array([one.p if isinstance(one, Finding) else np.nan for one in found])
     adjusted = np.full(len(p), np.nan)
@@ -156,64 +117,6 @@ def _claim(question: Question, found: Finding | str, p_adjusted: float, images: 
                 f"; with n = {found.n_seeds} nothing is decided: it takes {FEWEST} training seeds"
             )
     return Claim(**words, **facts, p_adjusted=float(p_adjusted), n_images=images)
-
-
-def over_seeds(
-    values: Float[np.ndarray, " seed"],
-    draws: Float[np.ndarray, "seed m"] | None = None,
-    images: int = 0,
-    above: bool = True,
-    null: float = 0.0,
-) -> tuple[float, tuple[float, float], float]:
-    """Mean, Student's 95 % interval and one-sided p over training seeds; NaN where fewer than `FEWEST`.
-
-    Every network of a data set sees the same pictures, so that how these were drawn moves all seeds together
-    and can't be seen in their spread. With `draws` its variance is added: seeds and images are two crossed
-    sources of error. What one seed makes of one image counts in both, so that intervals are rather too wide.
-
-    Args:
-      draws: the values in resamples of the images, each resample the same for all seeds.
-      images: that were resampled.
-    """
-    values = np.asarray(values, np.float64)
-    mean, n = float(values.mean()), len(values)
-    if n < FEWEST:
-        return mean, (np.nan, np.nan), np.nan
-    parts = [(float(values.var(ddof=1)) / n, n - 1)]
-    if draws is not None:
-        parts.append(stats.resampled_variance(draws.mean(axis=0), images))
-    error, freedom = stats.satterthwaite(*parts)
-    half = float(stdtrit(freedom, 0.975)) * error
-    p = float(stdtr(freedom, (null - mean if above else mean - null) / error)) if error else np.nan
-    return mean, (mean - half, mean + half), p
-
-
-def jackknife(
-    statistic: Callable[[Sequence, Sequence], float],
-    first: Sequence,
-    second: Sequence,
-    estimate: float,
-    draws: Float[np.ndarray, " m"] | None = None,
-    images: int = 0,
-) -> tuple[float, float]:
-    """95 % interval of a function of the networks of two data sets, by leaving out one network at a time
-    (Efron & Tibshirani 1993, chapter 11); NaN where there are fewer than `FEWEST` of either.
-
-    Args:
-      draws, images: the function in resamples of the images, as in `over_seeds`.
-    """
-    n = min(len(first), len(second))
-    if n < FEWEST:
-        return (np.nan, np.nan)
-    without = lambda items, index: [*items[:index], *items[index + 1 :]]
-    left = [statistic(without(first, i), second) for i in range(len(first))]
-    right = [statistic(first, without(second, i)) for i in range(len(second))]
-    parts = [(float(sum((len(x) - 1) * np.var(x) for x in (left, right))), n - 1)]
-    if draws is not None:
-        parts.append(stats.resampled_variance(draws, images))
-    error, freedom = stats.satterthwaite(*parts)
-    half = float(stdtrit(freedom, 0.975)) * error
-    return estimate - half, estimate + half
 
 
 def table(claims: Sequence[Claim]) -> str:

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.diffusion.schedules import linear_schedule
-from mechdiff.interventions.record import ablate
+from mechdiff.interventions.build import ablate
 from mechdiff.models.traced import activations, wrap
 from mechdiff.models.traced.autoencoder import Autoencoder, load_autoencoder, with_features
 

@@ -10,7 +10,8 @@ import pytest
 from reference import named_networks
 
 from mechdiff.diffusion.schedules import linear_schedule
-from mechdiff.interventions.record import STACKED, ablate, leave_one_out
+from mechdiff.interventions.build import ablate, leave_one_out
+from mechdiff.interventions.record import STACKED
 from mechdiff.models.traced import wrap
 
 if importlib.util.find_spec("equinox"):

@@ -12,7 +12,8 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.process import denoising_loss
 from mechdiff.diffusion.samplers import sample
 from mechdiff.diffusion.schedules import linear_schedule
-from mechdiff.interventions.record import STACKED, ablate, leave_one_out, scale, windowed
+from mechdiff.interventions.build import ablate, leave_one_out, set_gate, windowed
+from mechdiff.interventions.record import STACKED
 from mechdiff.models.traced import Parameterization, activations, wrap
 
 SCHEDULE = linear_schedule(20)
@@ -106,7 +107,7 @@ def test_rows_of_one_batch_hold_different_interventions(denoiser):
 def test_replacements_doses_and_windows(denoiser):
     fills = {site: np.full((1, 1, gate.shape[-1]), 0.3) for site, gate in denoiser.identity.gate.items()}
     intervention = ablate(denoiser.identity, ["block1.mlp"], "mean", fills)
-    intervention = scale(intervention, ["block0.head1"], 0.25)
+    intervention = set_gate(intervention, ["block0.head1"], 0.25)
     intervention = windowed(intervention, 5, 12)  # the second row alone
 
     def edit(value, site):
