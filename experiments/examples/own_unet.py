@@ -60,15 +60,15 @@ def untempered(intervention: Intervention) -> Intervention:
     return dataclasses.replace(intervention, temperature={})
 
 
-def seconds(run, *args, repeats: int = 5) -> float:
-    """Least time of several calls after the first, which compiles."""
-    jax.block_until_ready(run(*args))
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(run(*args))
-        times.append(time.perf_counter() - start)
-    return min(times)
+def seconds(runs: dict, repeats: int = 20) -> dict[str, float]:
+    """Least time of each of several calls, which take turns, after a first one that compiles."""
+    times = {name: [] for name in runs}
+    for _ in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            times[name].append(time.perf_counter() - start)
+    return {name: min(values[1:]) for name, values in times.items()}
 
 
 def main(_):
@@ -80,19 +80,23 @@ def main(_):
     side = config.unet.image_size
     x = jax.random.normal(jax.random.key(0), (images, side, side, config.unet.in_channels))
     t = jnp.full(images, 300)
-    plain = jax.jit(functools.partial(denoiser.network.fn, params))
-    by_stages = jax.jit(functools.partial(denoise, config.unet, schedule, params))
-    by_name = jax.jit(denoiser.predict)
-    print(f"no gates at all   {1e3 * seconds(plain, x, t):8.1f} ms")
-    print(f"gates, by stages  {1e3 * seconds(by_stages, identity, x, t):8.1f} ms")
-    print(f"gates, by names   {1e3 * seconds(by_name, untempered(identity), x, t):8.1f} ms")
+    plain = jax.jit(denoiser.network.fn)
+    by_stages = jax.jit(functools.partial(denoise, config.unet, schedule))
+    by_name = jax.jit(lambda denoiser, intervention, x, t: denoiser.predict(intervention, x, t))
+    runs = {
+        "no gates at all": lambda: plain(params, x, t),
+        "gates, by stages": lambda: by_stages(params, identity, x, t),
+        "gates, by names": lambda: by_name(denoiser, untempered(identity), x, t),
+    }
+    for name, value in seconds(runs).items():
+        print(f"{name:17s} {1e3 * value:8.2f} ms")
     names, stacked = leave_one_out(identity, ".*")
     worst = 0.0
-    each_stage = jax.jit(jax.vmap(by_stages, in_axes=(STACKED, None, None)))
-    each_name = jax.jit(jax.vmap(by_name, in_axes=(STACKED, None, None)))
+    each_stage = jax.jit(jax.vmap(by_stages, in_axes=(None, STACKED, None, None)))
+    each_name = jax.jit(jax.vmap(by_name, in_axes=(None, STACKED, None, None)))
     for start in range(0, len(names), 16):
         some = rows(stacked, start, start + 16)
-        difference = each_stage(some, x, t) - each_name(untempered(some), x, t)
+        difference = each_stage(params, some, x, t) - each_name(denoiser, untempered(some), x, t)
         worst = max(worst, float(jnp.abs(difference).max()))
     print(f"{len(names)} ablations: largest difference of a predicted noise {worst:.2e}")
 

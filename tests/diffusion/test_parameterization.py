@@ -82,7 +82,7 @@ def test_discrete_ones_are_those_of_the_process(output):
     schedule, parameterization = linear_schedule(), Parameterization(output=output)
     np.testing.assert_allclose(
         parameterization.target(schedule, x0, T, noise),
-        process.target(output, schedule, x0, T, noise),
+        process.prediction_target(output, schedule, x0, T, noise),
         rtol=1e-6,
     )
     np.testing.assert_allclose(
