@@ -28,7 +28,7 @@ class Network:
       fn: `fn(params, x, t)` with named values.
       params: its parameters.
       twin: `twin(edit, params, x, t)`, the same with `edit(value, name)` in place of names.
-      sites: names that are to be listed, in order.
+      sites: names that are to be listed, in order of execution.
     """
 
     framework: str
@@ -196,7 +196,7 @@ PLAIN = (
     _network("no construct", lambda w, h: _one(checkpoint_name, w, h), _one, ("mid.mlp",)),
     _network("jit", jax.jit(lambda w, h: _one(checkpoint_name, w, h)), _one, ("mid.mlp",)),
     _network("scan", _scan, _many, BLOCKS),
-    _network("scan, reverse", lambda w, h: _scan(w, h, reverse=True), _backward, BLOCKS),
+    _network("scan, reverse", lambda w, h: _scan(w, h, reverse=True), _backward, BLOCKS[::-1]),
     _network("scan, unrolled", lambda w, h: _scan(w, h, unroll=2), _many, BLOCKS),
     _network("scan, outputs", _scan_of_outputs, _outputs, BLOCKS),
     _network(

@@ -299,3 +299,20 @@ def test_leave_one_out_under_vmap_is_row_by_row(denoiser):
     many = jax.vmap(denoiser.predict, in_axes=(STACKED, None, None))(stacked, X, T)
     for output, component in zip(many, names):
         close(output, denoiser.predict(ablate(denoiser.identity, [component]), X, T))
+
+
+def test_a_named_pattern_is_replaced_head_by_head():
+    def attention(params, x, t, edit=lambda pattern: name(pattern, "block0.pattern@1")):
+        tokens = x.reshape(len(x), -1, 2)
+        logits = jnp.einsum("bqc,bkc,ch->bhqk", tokens, tokens, params)
+        pattern = edit(jax.nn.softmax(logits))
+        return jnp.einsum("bhqk,bkc->bqc", pattern, tokens).reshape(x.shape)
+
+    params = jnp.linspace(-1, 1, 6).reshape(2, 3)
+    denoiser = wrap(attention, params, schedule=SCHEDULE, example=(X, T))
+    (site,) = denoiser.identity.gate
+    uniform = np.full((1, 1, 16), 1 / 16, np.float32)  # shared by heads and queries
+    gate = {site: np.array([1.0, 0.0, 1.0], np.float32)}
+    intervention = dataclasses.replace(denoiser.identity, gate=gate, fill={site: uniform})
+    expected = attention(params, X, T, lambda pattern: pattern.at[:, 1].set(1 / 16))
+    close(denoiser.predict(intervention, X, T), expected)
