@@ -36,12 +36,15 @@ class Component:
 
 def site_type(site: str) -> str:
     """The kind of a site: the last word of its name."""
-    return site.rsplit(".", 1)[1]
+    return site.rsplit(".", 1)[-1]
+
+
+SINGLE = ("head", "feature")  # types of sites whose units are components one by one
 
 
 def units(site: str, count: int) -> dict[str, tuple[int, int]]:
-    """Component names of a site with `count` gates and the gates each owns: heads singly, else all."""
-    if site_type(site) == "head":
+    """Component names of a site with `count` gates and the gates each owns: singly or all."""
+    if site_type(site) in SINGLE:
         return {f"{site}{i}": (i, i + 1) for i in range(count)}
     return {site: (0, count)}
 
