@@ -29,16 +29,14 @@ def main(config, workdir):
     _launch.spread_over_cores()
     found, inputs, only = {}, {}, dataclasses.replace(config.sweep, ablations=("zero",))
     for folder in MODEL.value:
-        denoiser, _, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value)
-        inputs[denoiser.name], asked = given.label, (given.scored, levels, key)
+        denoiser, _, given, eval_set = _launch.opened(config, workdir, folder, CELEBA.value)
+        inputs[denoiser.name] = given.label
         heads = [one for one in components(denoiser.unet) if one.component_type == "head"]
-        swept = ablation_sweep(denoiser, *asked, workdir / "sweeps", config=only, chosen=heads)
-        attention = activations.attention_stats(*denoiser.network, *asked).sel(
-            head=[head.name for head in heads]
-        )
-        effect = roles.role_effects(denoiser, *leave_one_out(denoiser.identity, heads)[::-1], *asked)
-        tempered = temperature.temperature_effects(denoiser, *asked, heads=heads, matched=MATCHED.value)
-        moved = entropy_causality.temperature_effects_on_roles(denoiser, tempered, given.scored, asked[2])
+        swept = ablation_sweep(denoiser, eval_set, workdir / "sweeps", config=only, chosen=heads)
+        attention = activations.attention_stats(denoiser, eval_set).sel(head=[head.name for head in heads])
+        effect = roles.role_effects(denoiser, eval_set, *leave_one_out(denoiser.identity, heads)[::-1])
+        tempered = temperature.temperature_effects(denoiser, eval_set, heads=heads, matched=MATCHED.value)
+        moved = entropy_causality.temperature_effects_on_roles(denoiser, tempered, given.scored, eval_set.key)
         size = entropy_causality.effect_size(*effects.losses(swept, "zero"))
         kept = {
             "effect": entropy_causality.correlation(attention, size),

@@ -29,13 +29,14 @@ def main(config, workdir):
     _launch.spread_over_cores()
     found, inputs = {}, {}
     for folder in MODEL.value:
-        denoiser, trained, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value)
+        denoiser, trained, given, eval_set = _launch.opened(config, workdir, folder, CELEBA.value)
         inputs[denoiser.name] = given.label
         fresh = [untrained.untrained(denoiser, config.seed + i) for i in range(FRESH.value)]
         chosen = [one for one in components(denoiser.unet) if PART.value in (one.component_type, "all")]
         more = controls.face_targets(trained, len(given.scored)) if trained.data.name == "synthetic" else {}
-        asked = denoiser, fresh, chosen, given.scored, levels, key
-        one, effect = roles.examine(*asked, count=SETS.value, seed=config.seed, **more)
+        one, effect = roles.examine(
+            denoiser, eval_set, fresh, chosen, count=SETS.value, seed=config.seed, **more
+        )
         labelled.replace(workdir / f"{denoiser.name}.zarr", effect)
         found[denoiser.name] = dataclasses.asdict(one)
         named = {name: role for name, role in zip(one.components, one.role) if role != roles.UNASSIGNED}

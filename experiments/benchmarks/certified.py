@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 import jax
 from absl import flags
+from mechdiff.diffusion.eval_set import EvalSet
 
 from experiments import _launch
 from experiments.benchmarks import _operations
@@ -50,13 +51,15 @@ def main(config, workdir):
     def adaptive(images):
         with TemporaryDirectory() as folder:
             return sequential_sweep(
-                denoiser, images, levels, key, Path(folder), width=WIDTH.value, block=block
+                denoiser, EvalSet(images, levels, key), Path(folder), width=WIDTH.value, block=block
             )
 
     def fixed():
         with TemporaryDirectory() as folder:
             settings = SweepConfig(ablations=("zero",), image_block=block)
-            ablation_sweep(denoiser, given.scored[:pilot], levels, key, Path(folder), config=settings)
+            ablation_sweep(
+                denoiser, EvalSet(given.scored[:pilot], levels, key), Path(folder), config=settings
+            )
 
     found, crossed = adaptive(given.nested), adaptive(given.scored[:pilot])  # compile
     fixed()

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from mechdiff.diffusion.eval_set import EvalSet
 
 from experiments import _launch
 from experiments.benchmarks import _operations, _rounds
@@ -63,7 +64,7 @@ def forward_sweep(config, images):
 
     def once():
         with tempfile.TemporaryDirectory() as folder:
-            ablation_sweep(denoiser, x0, levels, jax.random.key(0), Path(folder), config=settings)
+            ablation_sweep(denoiser, EvalSet(x0, levels, jax.random.key(0)), Path(folder), config=settings)
 
     return once, len(components(config.unet)) * len(levels) * images
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
+from mechdiff.diffusion.eval_set import EvalSet
 
 from experiments import _launch
 from experiments.benchmarks import _operations
@@ -91,7 +92,7 @@ def sweep(config, count, images, timesteps):
     def run():
         with tempfile.TemporaryDirectory() as folder:
             key = jax.random.key(0)
-            ablation_sweep(denoiser, x0, levels, key, Path(folder), config=settings, chosen=chosen)
+            ablation_sweep(denoiser, EvalSet(x0, levels, key), Path(folder), config=settings, chosen=chosen)
 
     return run
 

@@ -14,6 +14,7 @@ from mechdiff.core.config import DataConfig, ExperimentConfig, SweepConfig
 from mechdiff.core.errors import DataError
 from mechdiff.core.types import AnyArray, Images, Shown
 from mechdiff.data import load, to_bytes, to_float
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.sweeps import activations, optimal_ablation
 from mechdiff.sweeps.execution.rollout import draw_samples
@@ -125,12 +126,14 @@ def replacement_values(
       shown: by the sweep, if not the scored pictures of `given`.
     """
     shown = given.scored if shown is None else shown
-    reference = *denoiser.network, given.reference, timesteps, keys.stream(root, "mean noise")
-    scored = *denoiser.network, shown, timesteps, keys.stream(root, "scored noise")
+    reference = EvalSet(given.reference, timesteps, keys.stream(root, "mean noise"))
+    scored = EvalSet(shown, timesteps, keys.stream(root, "scored noise"))
     make = {
-        "mean": lambda: activations.activation_means(*reference),
-        "resample": lambda: resample_replacements(*scored, draws=config.draws),
-        "noise": lambda: noise_replacements(*reference, draws=config.draws),
-        "optimal": lambda: optimal_ablation.optimal_replacements(*reference, steps=config.optimal_steps),
+        "mean": lambda: activations.activation_means(denoiser, reference),
+        "resample": lambda: resample_replacements(denoiser, scored, draws=config.draws),
+        "noise": lambda: noise_replacements(denoiser, reference, draws=config.draws),
+        "optimal": lambda: optimal_ablation.optimal_replacements(
+            denoiser, reference, steps=config.optimal_steps
+        ),
     }
     return {ablation: make[ablation]() for ablation in config.ablations if ablation != "zero"}

@@ -12,11 +12,11 @@ from jaxtyping import Array, Float, Int
 from mechdiff.core import devices
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.devices import ALL, IMAGES
-from mechdiff.core.types import Images, PRNGKey, PyTree, Shown
+from mechdiff.core.types import Images, PRNGKey
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, images_at, q_sample
-from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.gates import CAPTURED
-from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.layers import ATTENTION
 from mechdiff.models.unet import forward, stages
 from mechdiff.sweeps.execution import memory
@@ -54,10 +54,7 @@ def _blocks(images: np.ndarray, indices: np.ndarray, block: int):
 
 
 def activations(
-    unet: UNetConfig,
-    params: PyTree,
-    identity: Intervention,
-    schedule: NoiseSchedule,
+    denoiser: Denoiser,
     x0: Images,
     t: int,
     key: PRNGKey,
@@ -71,18 +68,14 @@ def activations(
       key, indices: image i has the noise of `image_noise(key, i)`.
       collection: `sites`; or `patterns` for the attention patterns `(batch, heads, tokens, tokens)`.
     """
-    network = devices.everywhere(devices.over(len(x0)), (params, identity, schedule))
-    return _captured(unet, *network, x0, t, key, indices, collection=collection)
+    parts = denoiser.params, denoiser.identity, denoiser.schedule
+    network = devices.everywhere(devices.over(len(x0)), parts)
+    return _captured(denoiser.unet, *network, x0, t, key, indices, collection=collection)
 
 
 def activation_moments(
-    unet: UNetConfig,
-    params: PyTree,
-    identity: Intervention,
-    schedule: NoiseSchedule,
-    images: Images,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    denoiser: Denoiser,
+    eval_set: EvalSet,
     *,
     block: int = 16,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -91,6 +84,8 @@ def activation_moments(
     Blocks are joined by the rule of Chan et al. 1983, in float64. Arguments and shapes are those of
     `activation_means`.
     """
+    unet, params, identity, schedule = denoiser.unet, denoiser.params, denoiser.identity, denoiser.schedule
+    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     network = unet, params, identity, schedule
     means, deviations = zip(*_moments_of_levels(*network, images, timesteps, key, block))
     return _stacked(means), _stacked(deviations)
@@ -123,13 +118,8 @@ def _moments_of_levels(unet, params, identity, schedule, images, timesteps, key,
 
 
 def activation_means(
-    unet: UNetConfig,
-    params: PyTree,
-    identity: Intervention,
-    schedule: NoiseSchedule,
-    images: Images,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    denoiser: Denoiser,
+    eval_set: EvalSet,
     *,
     block: int = 16,
 ) -> dict[str, np.ndarray]:
@@ -141,6 +131,8 @@ def activation_means(
     Returns:
       site -> `(levels, *site)`, where `site` is the shape of one row of that activation.
     """
+    unet, params, identity, schedule = denoiser.unet, denoiser.params, denoiser.identity, denoiser.schedule
+    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     network = unet, params, identity, schedule
     return _stacked([mean for mean, _ in _moments_of_levels(*network, images, timesteps, key, block)])
 
@@ -151,13 +143,8 @@ def replacements_at(replacements: dict[str, np.ndarray], level: int) -> dict[str
 
 
 def attention_stats(
-    unet: UNetConfig,
-    params: PyTree,
-    identity: Intervention,
-    schedule: NoiseSchedule,
-    images: Shown,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    denoiser: Denoiser,
+    eval_set: EvalSet,
     *,
     block: int = 16,
 ) -> xr.Dataset:
@@ -169,6 +156,8 @@ def attention_stats(
     Args:
       images: crossed with the timesteps or nested in them, as in `sweeps.ablation_sweep`.
     """
+    unet, params, identity, schedule = denoiser.unet, denoiser.params, denoiser.identity, denoiser.schedule
+    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     count = images.shape[-4]
     block = memory.rows_at_once(block, memory.row_bytes(unet))
     params, identity, schedule = devices.everywhere(devices.over(block), (params, identity, schedule))

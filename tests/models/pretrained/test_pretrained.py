@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from mechdiff.diffusion.eval_set import EvalSet
 from reference.networks import random_params
 from reference.torch_unets import GATED, reference
 from safetensors.numpy import load_file, save_file
@@ -304,7 +305,7 @@ def test_a_sweep_of_an_imported_model_is_the_ablation_by_hooks_in_torch(tmp_path
     images = np.asarray(predict_x0(schedule, frozen["x"], frozen["t"], noise))
     denoiser = Denoiser("imported", found.unet, found.schedule, found.params, reference(GATED)[2])
     run = SweepConfig(kinds=("zero",), images=2, image_block=2)
-    result = ablation_sweep(denoiser, images, frozen["t"], key, tmp_path / "sweep", config=run)
+    result = ablation_sweep(denoiser, EvalSet(images, frozen["t"], key), tmp_path / "sweep", config=run)
     assert result.sizes["component"] == sum(name.startswith("ablated/") for name in frozen)
     mean_square = lambda a: np.mean(np.square(a), axis=(1, 2, 3), dtype=np.float64)
     for name in result["component"].values:
