@@ -152,7 +152,8 @@ def draw(subject: sweep.Subject, key: jax.Array, count: int, steps: int = SAMPLE
     def block(params, identity, schedule, key, indices):
         predict = functools.partial(denoise, subject.unet, schedule, params, identity)
         own = (len(indices), *shape[1:])
-        return sample(predict, schedule, key, own, timesteps=levels, indices=indices)
+        clip = subject.unet.sample_clip
+        return sample(predict, schedule, key, own, timesteps=levels, clip=clip, indices=indices)
 
     network = devices.everywhere(mesh, (subject.params, subject.identity, subject.schedule))
     starts = range(0, count, shape[0])

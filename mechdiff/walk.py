@@ -63,7 +63,7 @@ def opening(levels: Levels, window: Window) -> int:
 def _walk(
     unet: UNetConfig,
     step_fn: StepFn,
-    clip: bool,
+    clip: float,
     mesh: Mesh,
     schedule: NoiseSchedule,
     params: PyTree,
@@ -116,7 +116,7 @@ class Walker:
     levels: np.ndarray  # descending
     key: PRNGKey
     step_fn: StepFn
-    clip: bool
+    clip: float  # see `sampler.sample`
     block: int  # images that are walked together
 
     @functools.cached_property
