@@ -39,7 +39,7 @@ def read(folder: Path | str, stated: Stated | None = None) -> Imported:
     if config.get("_class_name") == "UNet2DModel":
         return diffusers.read(place, stated)
     if "_class_name" not in config:
-        for layout in (adm, ddim):
+        for layout in (ddim, adm):
             if layout.recognizes(config):
                 return layout.read(place, stated)
     name = config.get("_class_name")

@@ -102,7 +102,7 @@ def read(given: Mapping[str, Any], stated: Stated = Stated()) -> Scheduler:  # n
     """
     merged, assumed = _with_statements(given, stated)
     kind = merged.get("_class_name", "DDPMScheduler")
-    if kind not in DEFAULTS_OF:
+    if not isinstance(kind, str) or kind not in DEFAULTS_OF:
         raise ConfigError(_no_betas(kind))
     table = TABLE | {
         name: dataclasses.replace(TABLE[name], default=value) for name, value in DEFAULTS_OF[kind].items()
@@ -178,7 +178,7 @@ def _no_betas(kind: Any) -> str:
         return f"{WHAT} {shorten(kind)} is of flow matching, which is not supported; only noise levels by betas are"
     if isinstance(kind, str) and ("EDM" in kind or "Karras" in kind or "Consistency" in kind or "CM" in kind):
         return f"{WHAT} {shorten(kind)} has continuous noise levels, which are not supported; only betas are"
-    return unknown(f"class of {WHAT} (of those with betas)", kind, DEFAULTS_OF)
+    return unknown(f"class of {WHAT} (of those with betas)", str(kind), DEFAULTS_OF)
 
 
 def _diffusion(get: Options) -> DiffusionConfig:

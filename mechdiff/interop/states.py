@@ -30,12 +30,13 @@ def unwrapped(state: State, probe: str, weights: str | None, path: Path) -> tupl
     if not prefixes:
         return plain, ()
     prefix = _chosen(prefixes, weights, path)
-    others = [other for other in prefixes if other != prefix and not prefix.startswith(other)]
+    others = [other for other in prefixes if other != prefix]
     kept = {}
     for name, value in plain.items():
-        if name.startswith(prefix):
+        owner = max((p for p in prefixes if name.startswith(p)), key=len, default=None)
+        if owner == prefix:
             kept[name.removeprefix(prefix)] = value
-        elif not any(other and name.startswith(other) for other in others) and (prefix == "" or not others):
+        elif owner is None:
             kept[name] = value  # reported as unused
     notes = [f"read the tensors under {prefix!r} of {path.name}"] if prefix else []
     notes += [f"others under {other!r} are not read" for other in others]
