@@ -13,7 +13,9 @@ from absl import flags
 from experiments import _launch
 from mechdiff import capture, effects, entropy_link, files, roles, sweep, tempering
 from mechdiff.config import to_dict
+from mechdiff.errors import ConfigError
 from mechdiff.interventions import leave_one_out
+from mechdiff.metrics import targets
 from mechdiff.unet import components
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
@@ -27,7 +29,8 @@ def main(config, workdir):
     for folder in MODEL.value:
         subject, _, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value)
         inputs[subject.name], asked = given.label, (given.scored, levels, key)
-        heads = [one for one in components(subject.unet) if one.kind == "head"]
+        targets.image_targets(subject.unet.image_size, subject.unet.out_channels)  # may refuse
+        heads = heads_over_many_keys(subject.unet)
         swept = sweep.teacher_forced(subject, *asked, workdir / "sweeps", config=only, chosen=heads)
         attention = capture.attention_stats(*subject.network, *asked).sel(head=[head.name for head in heads])
         effect = roles.role_effects(subject, *leave_one_out(subject.identity, heads)[::-1], *asked)
@@ -43,6 +46,22 @@ def main(config, workdir):
         print(subject.name, *(line(name, one) for name, one in kept.items()), sep="\n")
     manifest = files.manifest(to_dict(config), models=MODEL.value, inputs=inputs)
     files.write_json(workdir / "entropy.json", {"entropy": found, "manifest": manifest})
+
+
+def heads_over_many_keys(unet):
+    """The heads whose patterns have an entropy to speak of: those over more than one position.
+
+    Raises:
+      ConfigError: fewer than 3, of which nothing can be said.
+    """
+    heads = [component for component in components(unet) if component.kind == "head"]
+    many = [component for component in heads if component.resolution > 1]
+    if len(many) < 3:
+        raise ConfigError(
+            f"{len(many)} heads attend over more than one position ({len(heads)} heads in all); entropy is "
+            "compared over at least 3"
+        )
+    return many
 
 
 def line(name, one):

@@ -12,6 +12,7 @@ from absl import flags
 from experiments import _launch
 from mechdiff import files, pipeline, results, roles, study
 from mechdiff.config import to_dict
+from mechdiff.metrics import targets
 from mechdiff.unet import components
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
@@ -26,6 +27,7 @@ def main(config, workdir):
     found, inputs = {}, {}
     for folder in MODEL.value:
         subject, trained, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value)
+        targets.image_targets(subject.unet.image_size, subject.unet.out_channels)  # may refuse
         inputs[subject.name] = given.label
         fresh = [pipeline.untrained(subject, config.seed + i) for i in range(FRESH.value)]
         chosen = [one for one in components(subject.unet) if PART.value in (one.kind, "all")]

@@ -27,10 +27,11 @@ def main(config, workdir):
     _launch.spread_over_cores()
     folder = Path(MODEL.value)
     files.ensure_writable(workdir)
-    files.write_json(workdir / "manifest.json", files.manifest(to_dict(config), models=[folder.name]))
+    name = pipeline.name_of(folder)
+    files.write_json(workdir / "manifest.json", files.manifest(to_dict(config), models=[name]))
     inputs = pipeline.chooser(config, CELEBA.value, workdir / "cache")
-    target = workdir / "subjects" / folder.name
-    pipeline.examine(folder.name, folder, inputs, config.sweep, config.seed, target)
+    target = workdir / "subjects" / name
+    pipeline.examine(name, folder, inputs, config.sweep, config.seed, target)
     print(target)
 
 

@@ -16,6 +16,7 @@ from mechdiff.diffusion import at_level, image_noise, q_sample
 from mechdiff.gates import CAPTURED
 from mechdiff.interventions import Intervention
 from mechdiff.layers import ATTENTION
+from mechdiff.metrics.attention import AttentionStatistics, over_many_keys
 from mechdiff.schedules import NoiseSchedule
 from mechdiff.types import Images, PRNGKey, PyTree, Shown
 from mechdiff.unet import forward, stages
@@ -163,7 +164,8 @@ def attention_stats(
     """Statistics of every head's pattern, dims `head, t, image`; see `metrics.attention`.
 
     No pattern leaves the network: each is reduced where it arises. `tokens` (a coordinate of `head`) is
-    the number of positions attended over, without which an entropy means little.
+    the number of positions attended over, without which an entropy means little. Heads over one position are
+    left out and named in the attribute `over_one_key`; see `metrics.attention.over_many_keys`.
 
     Args:
       images: crossed with the timesteps or nested in them, as in `sweep.teacher_forced`.
@@ -181,28 +183,29 @@ def attention_stats(
         for site in parts[0]:
             joined = [np.concatenate(values)[:count] for values in zip(*(part[site] for part in parts))]
             columns.setdefault(site, []).append(joined)  # statistic x (image, head)
-    names = next(iter(parts[0].values()))._fields
     heads = [f"{site}{i}" for site, levels in columns.items() for i in range(levels[0][0].shape[1])]
+    nothing = np.empty((0, len(timesteps), count))
     variables = {
         name: (
             ("head", "t", "image"),
             np.concatenate(
-                [np.stack([level[k].T for level in levels], 1) for levels in columns.values()]
+                [nothing, *(np.stack([level[k].T for level in levels], 1) for levels in columns.values())]
             ).astype(np.float32),
         )
-        for k, name in enumerate(names)
+        for k, name in enumerate(AttentionStatistics._fields)
     }
     keys = [_keys(unet, site) for site, levels in columns.items() for _ in range(levels[0][0].shape[1])]
-    return xr.Dataset(
+    dataset = xr.Dataset(
         variables,
         coords={
-            "head": heads,
+            "head": np.array(heads, dtype=str),
             "t": np.asarray(timesteps, np.int32),
             "image": np.arange(count),
             "log_snr": ("t", np.asarray(schedule.log_snr)[np.asarray(timesteps)]),
             "tokens": ("head", np.asarray(keys, np.int32)),
         },
     )
+    return over_many_keys(dataset)
 
 
 def _keys(unet: UNetConfig, site: str) -> int:

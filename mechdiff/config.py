@@ -44,7 +44,9 @@ class UNetConfig:
     up_heads: tuple[int, ...] = ()  # per level, of the decoder; empty: as `heads`
     level_blocks: tuple[int, ...] = ()  # per level, where they differ; empty: blocks_per_level at each
     time_features: int = 0  # width of the sinusoidal features; 0: widths[0]
-    timestep_scale: float = 1.0  # the network is fed t * timestep_scale (1000 / T where timesteps are rescaled)
+    timestep_scale: float = (
+        1.0  # the network is fed t * timestep_scale (1000 / T where timesteps are rescaled)
+    )
     sample_clip: float = 1.0  # sampling clips predicted images to [-sample_clip, sample_clip]; 0: not at all
 
     def __post_init__(self):
@@ -270,6 +272,10 @@ def override(config: ExperimentConfig, assignments: Iterable[str]) -> Experiment
         if not equals:
             raise ConfigError(f"--set={assignment!r} has no '='; write section.field=value")
         config = _assign(config, path.strip().split("."), text.strip(), path.strip())
+    if config.data.name == "synthetic" and config.data.path:
+        raise ConfigError(
+            f"data.path={config.data.path!r} has no bearing on data.name=synthetic; set data.name too, or leave it out"
+        )
     return config
 
 

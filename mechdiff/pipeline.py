@@ -88,11 +88,23 @@ def load_subject(model: Path, name: str = "") -> tuple[sweep.Subject, Experiment
     """An exported model ready to be examined, its config, and its training record.
 
     Args:
-      name: shown in results; the folder's if empty.
+      name: shown in results; `name_of` the folder if empty.
     """
     trained, params, identity, record = load_trained(model)
     schedule = make_schedule(trained.diffusion)
-    return sweep.Subject(name or model.name, trained.unet, schedule, params, identity), trained, record
+    name = name or name_of(model)
+    return sweep.Subject(name, trained.unet, schedule, params, identity), trained, record
+
+
+def name_of(model: Path) -> str:
+    """What a model is called in results: its folder's name, or that of the run in whose `model/` it lies.
+
+    Example:
+      >>> name_of(Path("runs/faces/model")), name_of(Path("checkpoints/cpu32-celeba-seed0"))
+      ('faces', 'cpu32-celeba-seed0')
+    """
+    model = model.resolve()
+    return model.parent.name if model.name == "model" and model.parent.name else model.name
 
 
 def untrained(subject: sweep.Subject, seed: int = 0) -> sweep.Subject:
@@ -215,7 +227,16 @@ def chooser(
             if not celeba:
                 return own_samples(subject, config.sweep, config.seed)
             data = DataConfig(name="celeba", path=celeba)
-        return pictures(data, subject.unet.image_size, config.sweep, cache)
+        given = pictures(data, subject.unet.image_size, config.sweep, cache)
+        if given.scored.shape[-1] != subject.unet.in_channels:
+            raise DataError(
+                f"{subject.name} takes pictures of {subject.unet.in_channels} channel(s), but those of "
+                f"{data.path or data.name} have {given.scored.shape[-1]}; leave them out to examine it on its own samples"
+            )
+        if trained.data.name == "unknown":
+            label = f"CelebA pictures of {celeba}; not known whether the model was trained on them"
+            given = dataclasses.replace(given, label=label)
+        return given
 
     return choose
 

@@ -72,7 +72,13 @@ def same(a, b) -> bool:
             **{"down_attention": (True, False), "up_attention": (False, True), "down_padding": 0},
             **{"time_scale_shift": True, "time_width_factor": 2, "flip_sin_to_cos": True, "norm_eps": 1e-5},
             **{"frequency_shift": 0.0, "resample_blocks": True, "prediction": "sample", "in_channels": 1},
-            **{"out_channels": 1, "sample_clip": 2.5, "mid_attention": False, "center_input": True, "blocks_per_level": 2},
+            **{
+                "out_channels": 1,
+                "sample_clip": 2.5,
+                "mid_attention": False,
+                "center_input": True,
+                "blocks_per_level": 2,
+            },
         ),
     ],
 )
@@ -254,7 +260,10 @@ BAD = [
     (scheduler(beta_schedule="laplace"), "scheduler option beta_schedule='laplace' is not supported"),
     (scheduler(beta_schedule=["linear"]), "scheduler option beta_schedule=['linear'] is not one of"),
     (scheduler(trained_betas=[0.1]), "option trained_betas has 1 numbers, num_train_timesteps=40"),
-    (scheduler(trained_betas=["x"] * 9999), "option trained_betas=['x', 'x', 'x', 'x', 'x', 'x', ...] is not a list"),
+    (
+        scheduler(trained_betas=["x"] * 9999),
+        "option trained_betas=['x', 'x', 'x', 'x', 'x', 'x', ...] is not a list",
+    ),
     (scheduler(num_train_timesteps="40"), "option num_train_timesteps='40' is not a whole number"),
     (scheduler(beta_end=None), "option beta_end=None is not a number of at least 0"),
     (scheduler(clip_sample="no"), "option clip_sample='no' is not true or false"),

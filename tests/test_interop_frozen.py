@@ -101,7 +101,11 @@ def test_both_orders_of_queries_keys_and_values_are_read(network, tmp_path):
         ({"dropout": None}, "", "option dropout=None is not a number of at least 0"),
         ({"num_head_channels": None}, "", "num_head_channels=None is not a whole number of at least 1 or -1"),
         ({"num_head_channels": 5}, "", "options of heads (num_heads, num_heads_upsample, num_head_channels)"),
-        ({"attention_resolutions": None}, "", "option attention_resolutions=None is not a list, each a whole"),
+        (
+            {"attention_resolutions": None},
+            "",
+            "option attention_resolutions=None is not a list, each a whole",
+        ),
         ({"attention_resolutions": ""}, "", "option attention_resolutions='' is not a list, each a whole"),
         ({"attention_resolutions": "0"}, "", "option attention_resolutions='0' is not a list, each a whole"),
         ({"attention_resolutions": {"4": 1}}, "", "option attention_resolutions={'4': 1} is not a list"),

@@ -214,7 +214,9 @@ def flags(config: Mapping[str, Any], state: tensors.State, stated: Stated) -> Fl
     if read_off:
         notes.append(f"flags read off the tensors: {', '.join(read_off)}")
     if assumed:
-        notes.append(f"ASSUMED, as the scripts' defaults: {', '.join(assumed)}; write what is otherwise into the file")
+        notes.append(
+            f"ASSUMED, as the scripts' defaults: {', '.join(assumed)}; write what is otherwise into the file"
+        )
     if get.passed_over:
         notes.append(f"options without bearing here: {', '.join(get.passed_over)}")
     return Flags(values, tuple(notes), assumed)
@@ -327,12 +329,16 @@ def _with_statements(get: Options, stated: Stated) -> Options:
         if value is None:
             continue
         if name in get.stated and values[name] != value:
-            raise ConfigError(f"stated {name}={shorten(value)} contradicts {WHAT} option {name}={values[name]}")
+            raise ConfigError(
+                f"stated {name}={shorten(value)} contradicts {WHAT} option {name}={values[name]}"
+            )
         values[name] = value
     if stated.prediction == "v_prediction" or values["noise_schedule"] not in ("linear", "cosine"):
         raise ConfigError(f"{WHAT} networks predict epsilon or sample on linear or cosine noise levels")
     if stated.beta_start is not None or stated.beta_end is not None:
-        raise ConfigError(f"{WHAT}'s betas follow from diffusion_steps; leave out --beta_start and --beta_end")
+        raise ConfigError(
+            f"{WHAT}'s betas follow from diffusion_steps; leave out --beta_start and --beta_end"
+        )
     return dataclasses.replace(get, values=values)
 
 
@@ -358,7 +364,9 @@ def _levels(
         read_off.append(f"num_res_blocks={blocks if blocks is None else list(blocks)}")
     if blocks is None or len(blocks) not in (1, len(factors)):
         shown = "absent" if blocks is None else f"={list(blocks)}"
-        raise ConfigError(f"{WHAT} option num_res_blocks {shown}: need one number, or one for each of {len(factors)} levels")
+        raise ConfigError(
+            f"{WHAT} option num_res_blocks {shown}: need one number, or one for each of {len(factors)} levels"
+        )
     rates = _rates(get, values["image_size"], by_class)
     if rates is None and len(said.get("attends", ())) == len(factors):
         attends = said["attends"]

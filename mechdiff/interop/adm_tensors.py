@@ -27,7 +27,10 @@ def shapes_say(state: State) -> dict[str, Any]:
     if first is not None and last is not None and first.ndim == last.ndim == 4:
         said["in_channels"] = first.shape[1]
         said["learn_sigma"] = last.shape[0] == 2 * first.shape[1]
-    inner, outer = state.get("middle_block.0.emb_layers.1.bias"), state.get("middle_block.0.out_layers.3.bias")
+    inner, outer = (
+        state.get("middle_block.0.emb_layers.1.bias"),
+        state.get("middle_block.0.out_layers.3.bias"),
+    )
     if inner is not None and outer is not None:
         said["use_scale_shift_norm"] = len(inner) == 2 * len(outer)
     return said | _levels(state)

@@ -1,6 +1,5 @@
 """Files that describe a foreign network: JSON, YAML, or a command line pasted as text."""
 
-import json
 import re
 import shlex
 from pathlib import Path

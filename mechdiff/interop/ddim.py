@@ -185,11 +185,15 @@ def _noise_levels(get: Options, stated: Stated) -> tuple[DiffusionConfig, list[s
             continue
         theirs = THEIRS.get(values[name], values[name]) if name == "beta_schedule" else values[name]
         if name in get.stated and theirs != value:
-            raise ConfigError(f"--{ours}={shorten(value)} contradicts {WHAT} option {name}={shorten(values[name])}")
+            raise ConfigError(
+                f"--{ours}={shorten(value)} contradicts {WHAT} option {name}={shorten(values[name])}"
+            )
         values[name] = value
     steps, start, end = values["num_diffusion_timesteps"], values["beta_start"], values["beta_end"]
     assumed = _assumed(get, stated)
-    note = f"ASSUMED, as no section diffusion says otherwise: {', '.join(assumed)}; state them in it or by flags"
+    note = (
+        f"ASSUMED, as no section diffusion says otherwise: {', '.join(assumed)}; state them in it or by flags"
+    )
     notes = [note] if assumed else []
     match values["beta_schedule"]:
         case "const":

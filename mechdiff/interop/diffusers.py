@@ -101,9 +101,7 @@ def read(place: Place, stated: Stated) -> Imported:
             f"out_channels={unet.out_channels}, not {2 * unet.in_channels}"
         )
     params = tensors.to_params(state, names(unet), unet, path)
-    return Imported(
-        unet, scheduler.diffusion, params, "diffusers", dtype, tuple(notes), scheduler.assumed
-    )
+    return Imported(unet, scheduler.diffusion, params, "diffusers", dtype, tuple(notes), scheduler.assumed)
 
 
 def write_diffusers(folder: Path | str, unet: UNetConfig, diffusion: DiffusionConfig, params: PyTree) -> Path:

@@ -60,7 +60,9 @@ def _home(folder: Path, weights: str | None) -> tuple[Path, tuple[str, ...]]:
     there = {kind: folder / name for kind, name in NETWORKS.items() if config_file(folder / name).is_file()}
     if there and config_file(folder).is_file():
         names = ", ".join(f"{home.name}/" for home in there.values())
-        raise ConfigError(f"{folder} describes a network and holds others ({names}); name one of those folders")
+        raise ConfigError(
+            f"{folder} describes a network and holds others ({names}); name one of those folders"
+        )
     if not there:
         beside = {kind: name for kind, name in NETWORKS.items() if name != folder.name}
         others = [folder.parent / name for name in beside.values() if folder.name in NETWORKS.values()]
@@ -68,7 +70,9 @@ def _home(folder: Path, weights: str | None) -> tuple[Path, tuple[str, ...]]:
         return folder, (f"read {folder.name}/; {others[0]}/ beside it is not read",) if others else ()
     kind = weights if weights in NETWORKS else next(iter(there))
     if kind not in there:
-        raise ConfigError(f"--weights={kind}: no {NETWORKS[kind]}/ in {folder}, only {next(iter(there.values())).name}/")
+        raise ConfigError(
+            f"--weights={kind}: no {NETWORKS[kind]}/ in {folder}, only {next(iter(there.values())).name}/"
+        )
     note = "read unet/ (raw weights); " if kind == "raw" else "read unet_ema/ (averaged weights); "
     other = "ema" if kind == "raw" else "raw"
     note += f"for {NETWORKS[other]}/ give --weights={other} or --from={folder / NETWORKS[other]}"

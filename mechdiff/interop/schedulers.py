@@ -26,7 +26,13 @@ from mechdiff.interop.options import (
 WHAT = "scheduler"
 OURS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 USUAL = ("DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "DDIMInverse", "PNDM", "DEISMultistep", "RePaint")
-USUAL += ("DPMSolverMultistep", "DPMSolverMultistepInverse", "DPMSolverSinglestep", "UniPCMultistep", "SASolver")
+USUAL += (
+    "DPMSolverMultistep",
+    "DPMSolverMultistepInverse",
+    "DPMSolverSinglestep",
+    "UniPCMultistep",
+    "SASolver",
+)
 USUAL += ("EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete")
 LATENT_DEFAULTS = {"beta_start": 0.00085, "beta_end": 0.012}  # Rombach et al. 2022
 DEFAULTS_OF = {  # class -> defaults that differ, of diffusers 0.42
@@ -115,7 +121,9 @@ def read(given: Mapping[str, Any], stated: Stated = Stated()) -> Scheduler:  # n
     if drawn:
         notes.append(f"options of sampling without bearing here: {', '.join(drawn)}")
     if get["rescale_betas_zero_snr"]:
-        notes.append("the last noise level, rescaled to zero signal, keeps a share of 2^-24: diffusers' own bound")
+        notes.append(
+            "the last noise level, rescaled to zero signal, keeps a share of 2^-24: diffusers' own bound"
+        )
     sample = not get["predict_epsilon"] and "prediction_type" not in get.stated
     return Scheduler(
         prediction="sample" if sample else get["prediction_type"],
@@ -157,10 +165,14 @@ def _with_statements(given: Mapping[str, Any], stated: Stated) -> tuple[dict[str
         if value is None:
             continue
         if name in given and given[name] != value:
-            raise ConfigError(f"--{ours}={shorten(value)} contradicts {WHAT} option {name}={shorten(given[name])}")
+            raise ConfigError(
+                f"--{ours}={shorten(value)} contradicts {WHAT} option {name}={shorten(given[name])}"
+            )
         merged[name] = value
-    missing = {} if given else {ours: TABLE[name].default for name, ours in ASKED.items() if name not in merged}
-    if "cosine" == stated.noise_schedule:
+    missing = (
+        {} if given else {ours: TABLE[name].default for name, ours in ASKED.items() if name not in merged}
+    )
+    if stated.noise_schedule == "cosine":
         missing = {name: value for name, value in missing.items() if not name.startswith("beta")}
     return merged, states.summary(missing)
 
@@ -193,7 +205,9 @@ def _diffusion(get: Options) -> DiffusionConfig:
         named = DiffusionConfig(schedule="cosine", steps=steps)
     betas = get["trained_betas"]
     if betas is not None and "num_train_timesteps" in get.stated and len(betas) != steps:
-        raise ConfigError(f"{WHAT} option trained_betas has {len(betas)} numbers, num_train_timesteps={steps}")
+        raise ConfigError(
+            f"{WHAT} option trained_betas has {len(betas)} numbers, num_train_timesteps={steps}"
+        )
     if betas is None and get["beta_schedule"] == "sigmoid":
         betas = sigmoid_betas(steps, start, end)
     if betas is None and get["rescale_betas_zero_snr"]:

@@ -120,7 +120,9 @@ def weight_file(folder: Path, stem: str, weights: str | None) -> tuple[Path, tup
     if weights and weights not in ("raw", "ema"):
         if weights not in variants:
             have = ", ".join(variants) or "none"
-            raise ConfigError(f"--weights={shorten(weights)[1:-1]}: no such variant in {folder} (have: {have})")
+            raise ConfigError(
+                f"--weights={shorten(weights)[1:-1]}: no such variant in {folder} (have: {have})"
+            )
         return variants[weights], ()
     sharded = _index(folder, main).is_file()
     if main.is_file() or sharded:

@@ -68,7 +68,7 @@ def role_effects(
       ConfigError: pictures that 4x4 cells do not divide, or fewer than 2.
     """
     stats.intervals.check_units(len(images))
-    targets.image_targets(subject.unet.image_size)  # may refuse
+    targets.image_targets(subject.unet.image_size, subject.unet.out_channels)  # may refuse
     images, index = np.asarray(images, np.float32), np.arange(len(images))
     own = None if masks is None else np.asarray(masks, np.float32)
     shared = None if probes is None else dict(probes)

@@ -6,10 +6,9 @@ github.com/openai/improved-diffusion and github.com/ermongroup/ddim:
     python -m tests.reference.make_pretrained_reference GUIDED_DIFFUSION IMPROVED_DIFFUSION DDIM
 
 Writes `pretrained.npz` beside this file. For each network NAME: `NAME/config` (what its users write, as text),
-`NAME/weights/...` (the state dict, drawn from a seed, so not stored: only `NAME/seed`), `x` (NCHW), `t`, and
-`NAME/output`, `NAME/gradient` (of sum(output^2) / 2 with respect to x) at three timesteps; `NAME/fed` is what
-the network was fed for them. Weights are drawn by `draw`, tensor by tensor in the order of their names, so
-that the test draws the same from names and shapes alone.
+`NAME/shapes` (of its tensors), and `NAME/output` and `NAME/gradient` (of sum(output^2) / 2 with respect to the
+input), NCHW, at the timesteps `T`. Input and weights are not stored: both are drawn from seeds, weights by
+`draw` tensor by tensor in the order of their names, and the test draws the same.
 """
 
 import argparse
@@ -23,6 +22,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 T = (3, 321, 987)
+
 SIDE = 8
 
 
@@ -56,11 +56,10 @@ NETWORKS = {  # name -> program, arguments of what makes the network, and what i
         {},
     ),
     "rescaled": (
-        "improved",
-        {"image_size": 32, "num_channels": 32, "num_res_blocks": 1, "learn_sigma": True, "num_heads": 4}
-        | {"attention_resolutions": "4", "class_cond": False, "use_checkpoint": False, "dropout": 0.3}
-        | {"num_heads_upsample": -1, "use_scale_shift_norm": True},
-        {"diffusion_steps": 4000, "noise_schedule": "cosine", "rescale_timesteps": True},
+        "improved_class",
+        {"in_channels": 3, "model_channels": 32, "out_channels": 6, "num_res_blocks": 1, "num_heads": 4}
+        | {"attention_resolutions": (2,), "channel_mult": (1, 2), "use_scale_shift_norm": True},
+        {"image_size": SIDE, "diffusion_steps": 4000, "noise_schedule": "cosine", "rescale_timesteps": True},
     ),
     "ddim": (
         "ddim",
@@ -77,6 +76,17 @@ NETWORKS = {  # name -> program, arguments of what makes the network, and what i
 }
 
 
+SCRIPT32 = {  # of improved-diffusion's README, for CIFAR-10, but narrower; absent flags are the scripts' own
+    "image_size": 32,
+    "num_channels": 32,
+    "num_res_blocks": 3,
+    "learn_sigma": True,
+    "dropout": 0.3,
+    "diffusion_steps": 4000,
+    "noise_schedule": "cosine",
+}
+
+
 def main(guided: str, improved: str, ddim: str) -> None:
     sys.path[:0] = [guided, improved, ddim]
     arrays = {}
@@ -86,8 +96,18 @@ def main(guided: str, improved: str, ddim: str) -> None:
         arrays |= {f"{name}/{key}": value for key, value in computed(model, arguments, beside).items()}
         shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
         arrays |= {f"{name}/config": config, f"{name}/shapes": json.dumps(shapes)}
+    arrays |= script32()
     np.savez_compressed(HERE / "pretrained.npz", **arrays)
     print((HERE / "pretrained.npz").stat().st_size, "bytes")
+
+
+def script32() -> dict[str, str]:
+    """Flags, and shapes of tensors, of a network as improved-diffusion's scripts make it."""
+    script = importlib.import_module("improved_diffusion.script_util")
+    model, _ = script.create_model_and_diffusion(**script.model_and_diffusion_defaults() | SCRIPT32)
+    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+    config = " ".join(f"--{name} {value}" for name, value in SCRIPT32.items())
+    return {"script32/config": config, "script32/shapes": json.dumps(shapes)}
 
 
 def make(program: str, arguments: dict):
@@ -100,10 +120,10 @@ def make(program: str, arguments: dict):
             diffusion=space(num_diffusion_timesteps=1000),
         )
         return importlib.import_module("models.diffusion").Model(config).eval()
-    if program == "guided_class":
-        return importlib.import_module("guided_diffusion.unet").UNetModel(**arguments).eval()
-    package = {"guided": "guided_diffusion", "improved": "improved_diffusion"}[program]
-    return importlib.import_module(f"{package}.script_util").create_model(**arguments).eval()
+    if program == "guided":
+        return importlib.import_module("guided_diffusion.script_util").create_model(**arguments).eval()
+    package = {"guided_class": "guided_diffusion", "improved_class": "improved_diffusion"}[program]
+    return importlib.import_module(f"{package}.unet").UNetModel(**arguments).eval()
 
 
 def written(program: str, arguments: dict, beside: dict) -> str:
@@ -112,7 +132,7 @@ def written(program: str, arguments: dict, beside: dict) -> str:
         parts = {"model": arguments, "data": {"image_size": SIDE, "channels": 3, "rescaled": True}}
         return json.dumps(parts | {"diffusion": {"beta_schedule": "linear", "num_diffusion_timesteps": 1000}})
     flags = arguments | beside
-    if program == "guided_class":
+    if program.endswith("_class"):
         return json.dumps(flags)
     return " ".join(f"--{name} {value}" for name, value in flags.items())
 
@@ -123,15 +143,13 @@ def computed(model, arguments: dict, beside: dict) -> dict[str, np.ndarray]:
 
     state = draw({name: tuple(value.shape) for name, value in model.state_dict().items()})
     model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
-    side = arguments.get("image_size", SIDE)
-    x = np.random.default_rng(1).standard_normal((len(T), 3, side, side)).astype(np.float32)
+    x = np.random.default_rng(1).standard_normal((len(T), 3, SIDE, SIDE)).astype(np.float32)
     given = torch.from_numpy(x).requires_grad_()
     scale = 1000 / beside["diffusion_steps"] if beside.get("rescale_timesteps") else 1
     fed = torch.tensor(T) * scale if scale != 1 else torch.tensor(T)
     output = model(given, fed)[:, :3]
     (output**2).sum().div(2).backward()
-    corner = (slice(None), slice(None), slice(0, 8), slice(0, 8))  # of the 32-pixel network, to stay small
-    return {"output": output.detach().numpy()[corner], "gradient": given.grad.numpy()[corner]}
+    return {"output": output.detach().numpy(), "gradient": given.grad.numpy()}
 
 
 if __name__ == "__main__":
