@@ -274,7 +274,8 @@ def override(config: ExperimentConfig, assignments: Iterable[str]) -> Experiment
         config = _assign(config, path.strip().split("."), text.strip(), path.strip())
     if config.data.name == "synthetic" and config.data.path:
         raise ConfigError(
-            f"data.path={config.data.path!r} has no bearing on data.name=synthetic; set data.name too, or leave it out"
+            f"data.path={config.data.path!r} has no bearing on data.name=synthetic; set data.name too, or "
+            "leave it out"
         )
     return config
 

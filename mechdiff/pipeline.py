@@ -231,7 +231,8 @@ def chooser(
         if given.scored.shape[-1] != subject.unet.in_channels:
             raise DataError(
                 f"{subject.name} takes pictures of {subject.unet.in_channels} channel(s), but those of "
-                f"{data.path or data.name} have {given.scored.shape[-1]}; leave them out to examine it on its own samples"
+                f"{data.path or data.name} have {given.scored.shape[-1]}; leave them out to examine it on "
+                "its own samples"
             )
         if trained.data.name == "unknown":
             label = f"CelebA pictures of {celeba}; not known whether the model was trained on them"

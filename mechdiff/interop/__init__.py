@@ -43,8 +43,9 @@ def read(folder: Path | str, stated: Stated | None = None) -> Imported:
             if layout.recognizes(config):
                 return layout.read(place, stated)
     name = config.get("_class_name")
+    shown = shorten(name)[1:-1] if isinstance(name, str) else "no model known here"
     raise ConfigError(
-        f"{place.described_by} describes {shorten(name)[1:-1] if isinstance(name, str) else 'no model known here'}; "
+        f"{place.described_by} describes {shown}; "
         "supported: diffusers' UNet2DModel (_class_name), guided-diffusion's flags (num_channels, ...) or "
         "arguments (model_channels, ...), and ddim's config (model: ch, ...)"
     )

@@ -389,9 +389,10 @@ def _multipliers(get, values, said, by_class: bool, read_off: list[str]) -> tupl
     told = tuple(width / values["num_channels"] for width in said.get("widths", ()))
     usual = (1, 2, 4, 8) if by_class else MULTIPLIERS.get(values["image_size"])
     if "image_size" not in get.stated and told and told != usual:
+        shown = [float(factor) for factor in told]
         raise ConfigError(
-            f"{WHAT} option image_size is absent, and the tensors' channel_mult={[float(m) for m in told]} is not "
-            f"that of {values['image_size']}, its default; state it"
+            f"{WHAT} option image_size is absent, and the tensors' channel_mult={shown} is not that of "
+            f"{values['image_size']}, its default; state it"
         )
     if usual is not None:
         return usual
@@ -402,8 +403,8 @@ def _multipliers(get, values, said, by_class: bool, read_off: list[str]) -> tupl
 
 
 def _rates(get: Options, side: int, by_class: bool) -> tuple[int, ...] | None:
-    """Factors of downsampling at which there is attention; None: not said. Scripts take sides, the class takes
-    factors."""
+    """Factors of downsampling at which there is attention; None: not said. Scripts take sides, the class
+    takes factors."""
     asked = get["attention_resolutions"]
     if asked is None or by_class:
         return asked
@@ -419,9 +420,9 @@ def _rescaled(values: Mapping[str, Any], stated: Stated) -> bool:
     if stated.dialect is not None:
         return DIALECTS[stated.dialect]
     raise ConfigError(
-        f"{WHAT} option rescale_timesteps is absent, and with diffusion_steps={values['diffusion_steps']} it decides "
-        "what the network is fed: write true (default of improved-diffusion) or false (of guided-diffusion), or "
-        "give --rescale_timesteps or --dialect"
+        f"{WHAT} option rescale_timesteps is absent, and with diffusion_steps={values['diffusion_steps']} it "
+        "decides what the network is fed: write true (default of improved-diffusion) or false (of "
+        "guided-diffusion), or give --rescale_timesteps or --dialect"
     )
 
 
@@ -443,6 +444,6 @@ def _check_heads(widths, here, heads, up_heads) -> None:
         for count in counts:
             if attending and (count < 1 or width % count):
                 raise ConfigError(
-                    f"{WHAT} options of heads (num_heads, num_heads_upsample, num_head_channels) make {count} of "
-                    f"{width} channels; a whole number of channels each is needed"
+                    f"{WHAT} options of heads (num_heads, num_heads_upsample, num_head_channels) make {count} "
+                    f"of {width} channels; a whole number of channels each is needed"
                 )

@@ -1,4 +1,4 @@
-"""Ho et al. 2020's network in its PyTorch names: ermongroup/ddim, pesser/pytorch_diffusion, SDEdit and others.
+"""Ho et al. 2020's network in its PyTorch names: ermongroup/ddim, pesser/pytorch_diffusion, SDEdit.
 
 A folder holds `model.safetensors` and the nested config of those programs (`config.yaml` with sections
 `data`, `model` and `diffusion`), or the arguments of the network's class alone (`resolution`, `ch`, ...).

@@ -80,7 +80,7 @@ def _home(folder: Path, weights: str | None) -> tuple[Path, tuple[str, ...]]:
 
 
 def _parents(home: Path) -> Iterator[Path]:
-    """Folders above that belong to the network: its pipeline, its trainer's checkpoint, and above that one."""
+    """Folders above that belong to the network: its pipeline, its trainer's checkpoint, and its run."""
     parent = home.resolve().parent
     if home.name.startswith("unet") or home.name in _index(parent):
         yield parent

@@ -179,15 +179,15 @@ def _with_statements(given: Mapping[str, Any], stated: Stated) -> tuple[dict[str
 
 def _assumptions(assumed: tuple[str, ...]) -> str:
     return (
-        f"no scheduler_config.json: ASSUMED, by diffusers' defaults: {', '.join(assumed)}; if that is wrong, put "
-        "the file beside the network or state them: --noise_schedule, --noise_steps, --beta_start, --beta_end, "
-        "--prediction"
+        f"no scheduler_config.json: ASSUMED, by diffusers' defaults: {', '.join(assumed)}; if that is wrong, "
+        "put the file beside the network or state them: --noise_schedule, --noise_steps, --beta_start, "
+        "--beta_end, --prediction"
     )
 
 
 def _no_betas(kind: Any) -> str:
     if isinstance(kind, str) and ("Flow" in kind or "RF" in kind):
-        return f"{WHAT} {shorten(kind)} is of flow matching, which is not supported; only noise levels by betas are"
+        return f"{WHAT} {shorten(kind)} is of flow matching, which is not supported; only betas are"
     if isinstance(kind, str) and ("EDM" in kind or "Karras" in kind or "Consistency" in kind or "CM" in kind):
         return f"{WHAT} {shorten(kind)} has continuous noise levels, which are not supported; only betas are"
     return unknown(f"class of {WHAT} (of those with betas)", str(kind), DEFAULTS_OF)
@@ -231,7 +231,7 @@ def sigmoid_betas(steps: int, start: float, end: float) -> np.ndarray:
 
 
 def zero_terminal_snr(betas) -> np.ndarray:
-    """Betas rescaled so that the last level holds no signal (Lin et al. 2024, algorithm 1), but `FAINTEST`."""
+    """Betas rescaled so that the last level holds no signal but `FAINTEST` (Lin et al. 2024, algorithm 1)."""
     signal = np.sqrt(np.cumprod(1 - np.asarray(betas, np.float64)))
     signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
     bar = np.maximum(signal**2, FAINTEST)

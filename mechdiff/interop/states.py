@@ -50,7 +50,7 @@ def _chosen(prefixes: list[str], weights: str | None, path: Path) -> str:
     if len(prefixes) > 1 and len(choices) != 1:
         names = " and ".join(repr(prefix) for prefix in prefixes[:4])
         raise CheckpointError(
-            f"{path} holds several networks, under {names}; say which is meant: --weights=raw or --weights=ema"
+            f"{path} holds several networks, under {names}; say which: --weights=raw or --weights=ema"
         )
     return choices[0] if choices else prefixes[0]
 
@@ -78,8 +78,8 @@ def channels(what: str, inputs: int, outputs: int) -> bool:
         )
     if inputs not in (1, 3):
         raise ConfigError(
-            f"{what} option in_channels={inputs} is not supported; pictures have 1 or 3 channels (latents are "
-            "not pictures)"
+            f"{what} option in_channels={inputs} is not supported; pictures have 1 or 3 channels (latents "
+            "are not pictures)"
         )
     if outputs not in (inputs, 2 * inputs):
         raise ConfigError(
@@ -102,8 +102,8 @@ def without_variances(state: State, names: tuple[str, ...], outputs: int) -> tup
 def weight_file(folder: Path, stem: str, weights: str | None) -> tuple[Path, tuple[str, ...]]:
     """Which file of a folder holds the weights, and notes on those beside it.
 
-    `STEM.safetensors`, or what `weights` names: a variant (`STEM.fp16.safetensors`) or a file. Without either,
-    the only file there is.
+    `STEM.safetensors`, or what `weights` names: a variant (`STEM.fp16.safetensors`) or a file. Without
+    either, the only file there is.
 
     Raises:
       ConfigError: several, and nothing says which; or none of the name that was asked for.

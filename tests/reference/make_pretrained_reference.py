@@ -1,13 +1,13 @@
 """Freezes what the PyTorch networks of ADM and ddim compute, for `tests/test_interop_families.py`.
 
-Run once, from the top folder, with the `torch` extra, PyYAML and clones of github.com/openai/guided-diffusion,
+Run once, from the top folder, with the `torch` extra, and clones of github.com/openai/guided-diffusion,
 github.com/openai/improved-diffusion and github.com/ermongroup/ddim:
 
     python -m tests.reference.make_pretrained_reference GUIDED_DIFFUSION IMPROVED_DIFFUSION DDIM
 
-Writes `pretrained.npz` beside this file. For each network NAME: `NAME/config` (what its users write, as text),
-`NAME/shapes` (of its tensors), and `NAME/output` and `NAME/gradient` (of sum(output^2) / 2 with respect to the
-input), NCHW, at the timesteps `T`. Input and weights are not stored: both are drawn from seeds, weights by
+Writes `pretrained.npz` beside this file. For each network NAME: `NAME/config` (what its users write,
+as text), `NAME/shapes` (of its tensors), and `NAME/output` and `NAME/gradient` (of sum(output^2) / 2 with
+respect to the input), NCHW, at the timesteps `T`. Input and weights are not stored: both are drawn from seeds, weights by
 `draw` tensor by tensor in the order of their names, and the test draws the same.
 """
 
