@@ -17,11 +17,15 @@ import jax
 import xarray as xr
 from absl import flags, logging
 
-from mechdiff import files, keys, pipeline, presets, results
-from mechdiff.config import ExperimentConfig, override, to_dict
-from mechdiff.errors import MechdiffError
-from mechdiff.schedules import timesteps_by_log_snr
-from mechdiff.sweep import Subject
+from mechdiff.core import keys, presets
+from mechdiff.core.config import ExperimentConfig, override, to_dict
+from mechdiff.core.errors import MechdiffError
+from mechdiff.diffusion.schedules import timesteps_by_log_snr
+from mechdiff.models import load
+from mechdiff.models.denoiser import Denoiser
+from mechdiff.storage import files, labelled
+from mechdiff.storage.manifest import run_manifest
+from mechdiff.study import inputs
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("preset", "quickstart", "Named settings to start from.")
@@ -41,9 +45,9 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 class Opened(NamedTuple):
     """A trained model, how it was trained, its pictures, noise levels, and the key of their noise."""
 
-    subject: Subject
+    subject: Denoiser
     trained: ExperimentConfig
-    given: pipeline.Inputs
+    given: inputs.EvalImages
     levels: Sequence[int]
     key: jax.Array
 
@@ -110,22 +114,22 @@ def _join() -> None:
 def opened(
     config: ExperimentConfig, workdir: Path, model: str | Path, celeba: str | None, name: str = ""
 ) -> Opened:
-    """A trained model and what it is examined on, by the settings `sweep` and `seed`.
+    """A trained model and what it is examined on, by the settings `sweeps` and `seed`.
 
     Args:
-      celeba: where real pictures lie; see `pipeline.chooser`.
+      celeba: where real pictures lie; see `inputs.chooser`.
       name: of the subject; its folder's if empty.
     """
-    subject, trained, _ = pipeline.load_subject(Path(model), name)
-    given = pipeline.chooser(config, celeba, workdir / "cache")(subject, trained)
+    subject, trained, _ = load.load_denoiser(Path(model), name)
+    given = inputs.chooser(config, celeba, workdir / "cache")(subject, trained)
     levels = timesteps_by_log_snr(subject.schedule, config.sweep.timesteps)
     return Opened(subject, trained, given, levels, keys.stream(jax.random.key(config.seed), "scored noise"))
 
 
 def save(workdir: Path, name: str, found: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:
     """Writes WORKDIR/NAME.zarr, and its manifest beside it as NAME.json."""
-    results.replace(workdir / f"{name}.zarr", found)
-    files.write_json(workdir / f"{name}.json", {"manifest": files.manifest(to_dict(config), **facts)})
+    labelled.replace(workdir / f"{name}.zarr", found)
+    files.write_json(workdir / f"{name}.json", {"manifest": run_manifest(to_dict(config), **facts)})
 
 
 def spread_over_cores(share: int = 0) -> None:

@@ -15,10 +15,14 @@ import jax
 from absl import flags
 
 from experiments import _launch
-from mechdiff import checkpoint, files, images, interop, keys, pipeline, sweep, unet
-from mechdiff.config import DataConfig, ExperimentConfig, to_dict
+from mechdiff.core import keys
+from mechdiff.core.config import DataConfig, ExperimentConfig, to_dict
 from mechdiff.data import to_bytes
-from mechdiff.interop import adm
+from mechdiff.models import pretrained, unet
+from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.pretrained import adm
+from mechdiff.storage import checkpoint, files, image_grid
+from mechdiff.sweeps.execution import forecast, rollout
 
 FROM = flags.DEFINE_string("from", None, "Folder of the foreign model.", required=True)
 TO = flags.DEFINE_string("to", None, "Folder in which the model is put, as model/.", required=True)
@@ -38,18 +42,18 @@ flags.DEFINE_enum(
 flags.DEFINE_boolean("rescale_timesteps", None, "Whether an ADM network is fed t * 1000 / noise steps.")
 
 
-def stated() -> interop.Stated:
+def stated() -> pretrained.Stated:
     """What the flags say of the model."""
-    names = (field.name for field in dataclasses.fields(interop.Stated))
-    return interop.Stated(**{name: flags.FLAGS[name].value for name in names})
+    names = (field.name for field in dataclasses.fields(pretrained.Stated))
+    return pretrained.Stated(**{name: flags.FLAGS[name].value for name in names})
 
 
 def main(config, workdir):
     source, target = Path(FROM.value), Path(TO.value)
-    found = interop.read(source, stated())
+    found = pretrained.read(source, stated())
     files.ensure_writable(target)
     identity = jax.jit(lambda key: unet.init_unet(key, found.unet)[1])(jax.random.key(0))
-    subject = sweep.Subject(source.name, found.unet, found.schedule, found.params, identity)
+    subject = Denoiser(source.name, found.unet, found.schedule, found.params, identity)
     report(found, subject, config)
     about = ExperimentConfig(
         name=source.resolve().name,
@@ -62,19 +66,19 @@ def main(config, workdir):
     sheet = {}
     if SAMPLES.value:
         key = keys.stream(jax.random.key(config.seed), "samples")
-        pictures = to_bytes(pipeline.draw(subject, key, SAMPLES.value, STEPS.value))
-        sheet["samples.png"] = images.png(images.sheet(pictures))
+        pictures = to_bytes(rollout.draw_samples(subject, key, SAMPLES.value, STEPS.value))
+        sheet["samples.png"] = image_grid.png(image_grid.sheet(pictures))
     folder = checkpoint.export_model(
         target / "model", found.params, to_dict(about), record, dtype=found.dtype, extras=sheet
     )
     print(folder)
 
 
-def report(found: interop.Imported, subject: sweep.Subject, config: ExperimentConfig) -> None:
+def report(found: pretrained.Imported, subject: Denoiser, config: ExperimentConfig) -> None:
     """What was read, and how much memory examining it takes."""
     count = unet.count_parameters(found.unet)
     print(f"{found.layout}: {count / 1e6:.1f} M parameters, stored as {found.dtype}")
-    pipeline.announce(subject, config.sweep)
+    forecast.print_memory_forecast(subject, config.sweep)
     for note in found.notes:
         print(note)
 

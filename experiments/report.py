@@ -4,14 +4,15 @@ Reads what `experiments.reproduce` saved there and computes nothing again; print
 """
 
 from experiments import _launch
-from mechdiff import files, report
-from mechdiff.errors import ConfigError
+from mechdiff import report
+from mechdiff.core.errors import ConfigError
+from mechdiff.storage import locks
 
 
 def main(config, workdir):
     if not workdir.is_dir():
         raise ConfigError(f"no results folder at {workdir}; give one with --workdir=FOLDER")
-    with files.hold(workdir):
+    with locks.lock(workdir):
         print(report.build(workdir))
 
 

@@ -10,10 +10,14 @@ import dataclasses
 from absl import flags
 
 from experiments import _launch
-from mechdiff import files, pipeline, results, roles, study
-from mechdiff.config import to_dict
-from mechdiff.metrics import targets
-from mechdiff.unet import components
+from mechdiff.analysis import roles
+from mechdiff.analysis.roles.image_features import image_feature_names
+from mechdiff.core.config import to_dict
+from mechdiff.models import untrained
+from mechdiff.models.unet import components
+from mechdiff.storage import files, labelled
+from mechdiff.storage.manifest import run_manifest
+from mechdiff.study import controls
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -27,18 +31,18 @@ def main(config, workdir):
     found, inputs = {}, {}
     for folder in MODEL.value:
         subject, trained, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value)
-        targets.image_targets(subject.unet.image_size, subject.unet.out_channels)  # may refuse
+        image_feature_names(subject.unet.image_size, subject.unet.out_channels)  # may refuse
         inputs[subject.name] = given.label
-        fresh = [pipeline.untrained(subject, config.seed + i) for i in range(FRESH.value)]
+        fresh = [untrained.untrained(subject, config.seed + i) for i in range(FRESH.value)]
         chosen = [one for one in components(subject.unet) if PART.value in (one.kind, "all")]
-        more = study.face_targets(trained, len(given.scored)) if trained.data.name == "synthetic" else {}
+        more = controls.face_targets(trained, len(given.scored)) if trained.data.name == "synthetic" else {}
         asked = subject, fresh, chosen, given.scored, levels, key
         one, effect = roles.examine(*asked, count=SETS.value, seed=config.seed, **more)
-        results.replace(workdir / f"{subject.name}.zarr", effect)
+        labelled.replace(workdir / f"{subject.name}.zarr", effect)
         found[subject.name] = dataclasses.asdict(one)
         named = {name: role for name, role in zip(one.components, one.role) if role != roles.UNASSIGNED}
         print(f"{subject.name}: {len(named)} of {len(one.role)} have a role: {named or 'none'}")
-    manifest = files.manifest(to_dict(config), models=MODEL.value, inputs=inputs)
+    manifest = run_manifest(to_dict(config), models=MODEL.value, inputs=inputs)
     files.write_json(workdir / "roles.json", {"roles": found, "manifest": manifest})
 
 

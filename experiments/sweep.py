@@ -16,8 +16,11 @@ from pathlib import Path
 from absl import flags
 
 from experiments import _launch
-from mechdiff import files, pipeline
-from mechdiff.config import to_dict
+from mechdiff.core.config import to_dict
+from mechdiff.models.load import name_of
+from mechdiff.storage import files
+from mechdiff.storage.manifest import run_manifest
+from mechdiff.study import examine, inputs
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -27,11 +30,11 @@ def main(config, workdir):
     _launch.spread_over_cores()
     folder = Path(MODEL.value)
     files.ensure_writable(workdir)
-    name = pipeline.name_of(folder)
-    files.write_json(workdir / "manifest.json", files.manifest(to_dict(config), models=[name]))
-    inputs = pipeline.chooser(config, CELEBA.value, workdir / "cache")
+    name = name_of(folder)
+    files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[name]))
+    choose = inputs.chooser(config, CELEBA.value, workdir / "cache")
     target = workdir / "subjects" / name
-    pipeline.examine(name, folder, inputs, config.sweep, config.seed, target)
+    examine.examine(name, folder, choose, config.sweep, config.seed, target)
     print(target)
 
 

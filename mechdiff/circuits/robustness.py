@@ -3,21 +3,14 @@
 import dataclasses
 import itertools
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float
 
-from mechdiff import keys, stats
+from mechdiff import stats
 from mechdiff.circuits.discovery import Circuit, as_members, close_to, effects, select, shuffled
-from mechdiff.circuits.faithfulness import Trials, faithfulness
-from mechdiff.config import SweepConfig
-from mechdiff.errors import ConfigError
-from mechdiff.pipeline import Inputs, kind_fills
-from mechdiff.schedules import timesteps_by_log_snr
-from mechdiff.sweep import Subject
-from mechdiff.types import PRNGKey
+from mechdiff.circuits.faithfulness import CircuitEvaluator, faithfulness
 
 Set = Bool[np.ndarray, " component"]
 SHUFFLES = 50  # random circuits for each found on a resample
@@ -47,33 +40,7 @@ class Stability:
     chance: float
 
 
-def halves(
-    subject: Subject, given: Inputs, kind: str, config: SweepConfig, root: PRNGKey, folder: Path | None
-) -> tuple[Trials, Trials]:
-    """Trials on one half of the scored pictures, to find a circuit, and on the other, to score it.
-
-    Every half has noise of its own; fills come from the reference pictures, or, where they are those of other
-    images, from the same half.
-
-    Raises:
-      ConfigError: fewer than 4 pictures.
-    """
-    count = len(given.scored) // 2
-    if count < 2:
-        raise ConfigError(f"sweep.images={len(given.scored)} are too few to find and score circuits; give 4")
-    timesteps = timesteps_by_log_snr(subject.schedule, config.timesteps)
-    config = dataclasses.replace(config, kinds=(kind,))
-    made = []
-    for name, some in (("find", given.scored[:count]), ("score", given.scored[count:])):
-        own = keys.stream(root, f"circuits: {name}")
-        fills = kind_fills(subject, dataclasses.replace(given, scored=some), timesteps, own, config)
-        seen = subject, some, np.asarray(timesteps), keys.stream(own, "scored noise")
-        block = min(config.image_block, len(some))
-        made.append(Trials(*seen, kind, fills.get(kind), folder=folder, block=block))
-    return tuple(made)
-
-
-def stability(trials: Trials, circuit: Circuit, repeats: int = 10, seed: int = 0) -> Stability:
+def stability(trials: CircuitEvaluator, circuit: Circuit, repeats: int = 10, seed: int = 0) -> Stability:
     """Finds the circuit anew on bootstrap resamples of the images; only circuits not yet run are run.
 
     Each resample ranks anew too, but not with a screen: then the ranking stays.
@@ -105,7 +72,10 @@ def jaccard(a: Set, b: Set) -> float:
 
 
 def transfer(
-    circuits: Mapping[str, Circuit], trials: Mapping[str, Trials], repeats: int = 2000, seed: int = 0
+    circuits: Mapping[str, Circuit],
+    trials: Mapping[str, CircuitEvaluator],
+    repeats: int = 2000,
+    seed: int = 0,
 ) -> xr.Dataset:
     """How faithful each circuit is in each network, on each network's own images.
 
@@ -125,8 +95,8 @@ def transfer(
         members = np.stack([as_members(circuits[name], here.names) for name in names])
         nothing, whole, *loss = here.pooled(np.concatenate([here.ends, members]))
         weights = stats.bootstrap_weights(len(whole), repeats, seed)
-        f = lambda w: faithfulness(np.array(loss), nothing, whole, w)  # noqa: B023, E731
-        drop = lambda w: f(w)[place] - f(w)  # noqa: B023, E731
+        f = lambda w: faithfulness(np.array(loss), nothing, whole, w)  # noqa: B023
+        drop = lambda w: f(w)[place] - f(w)  # noqa: B023
         columns.append([stats.bootstrap(f, weights), stats.bootstrap(drop, weights)])
     variables = {
         prefix + end: (("circuit", "network"), np.stack([getattr(pair[i], end) for pair in columns], 1))
@@ -149,7 +119,7 @@ def lines(found: Stability) -> list[str]:
 def moved_lines(moved: xr.Dataset, kind: str) -> list[str]:
     """What `transfer` returned as text: f of the circuit of each row in the network of each column."""
     names, width = moved["circuit"].values, max(24, *(len(str(name)) + 2 for name in moved["circuit"].values))
-    cell = lambda a, b: "{:.3f} [{:.3f}, {:.3f}]".format(  # noqa: E731
+    cell = lambda a, b: "{:.3f} [{:.3f}, {:.3f}]".format(
         *(float(moved[end].sel(circuit=a, network=b)) for end in ("estimate", "low", "high"))
     )
     return [

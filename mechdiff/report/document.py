@@ -7,8 +7,6 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from mechdiff import claims, files
-from mechdiff.claims import seeds, verdicts
 from mechdiff.report import (
     across,
     attention,
@@ -22,14 +20,18 @@ from mechdiff.report import (
     trust,
 )
 from mechdiff.report.style import Picture
-from mechdiff.report.subjects import STATISTICS, Subject
+from mechdiff.stats import small_samples
+from mechdiff.storage import files
+from mechdiff.study import claims
+from mechdiff.study.claims import across_seeds
+from mechdiff.study.records import STATISTICS, ExaminedModel
 
 FACTS = ("command", "started", "wall_seconds", "devices", "code", "commit", "packages", "python")
 PAIRS_DRAWN = 3  # pairs of subjects with a scatter plot of their own; the table has all
 DETAILED = 4  # subjects with figures of their own; of more, the first training seed of each data set
 
 
-def render(manifest: dict, subjects: list[Subject], folder: Path) -> str:
+def render(manifest: dict, subjects: list[ExaminedModel], folder: Path) -> str:
     """The page of a results folder; its figures are also written into `folder/figures`."""
     figures = files.ensure_writable(folder / "figures")
     environment = jinja2.Environment(
@@ -55,7 +57,7 @@ def render(manifest: dict, subjects: list[Subject], folder: Path) -> str:
     return page.render(css=css, facts=facts, manifest=manifest, everyone=subjects, **content)
 
 
-def detailed(subjects: list[Subject]) -> list[Subject]:
+def detailed(subjects: list[ExaminedModel]) -> list[ExaminedModel]:
     """Those that the report shows one by one: all of a few, else the first training seed of each data set."""
     if len(subjects) <= DETAILED:
         return subjects
@@ -65,43 +67,43 @@ def detailed(subjects: list[Subject]) -> list[Subject]:
     return [subject for subject in subjects if subject in first.values()]
 
 
-def _together(subjects: list[Subject], figures: Path) -> dict:
+def _together(subjects: list[ExaminedModel], figures: Path) -> dict:
     """What all networks say: the claims, and the evidence behind them."""
     networks = [subject.network for subject in subjects]
-    natural, simple = seeds.sides(networks)
+    natural, simple = across_seeds.sides(networks)
     drawn = {}
 
     def add(name: str, alt: str, draw) -> None:
         drawn[name] = style.picture(figures, name, alt, draw)
 
-    alike = seeds.alike(networks)
+    alike = across_seeds.alike(networks)
     if alike:
         full = [*natural, *simple] or networks
         alt = "Pooled Deg% of single components in every network."
         add("seeds-damage", alt, lambda theme: across.draw_damage(theme, full))
     if alike and min(len(natural), len(simple)) > 1:
-        ratios = seeds.ratios(networks)
+        ratios = across_seeds.ratios(networks)
         alt = "Ratios of complexity, CelebA over synthetic faces, by several measures."
         add("seeds-ratios", alt, lambda theme: across.draw_ratios(theme, ratios))
         alt = "Divergence of attention entropy by noise level, between data sets and between seeds."
         add("seeds-divergence", alt, lambda theme: across.draw_divergence(theme, natural, simple))
-    ladder = seeds.ladder(networks)
+    ladder = across_seeds.ladder(networks)
     if alike and len(ladder) > 1:
         alt = "Effective components by complexity of the synthetic faces."
         add("seeds-ladder", alt, lambda theme: across.draw_ladder(theme, ladder))
-    groups: dict[tuple[str, str], list[Subject]] = {}
+    groups: dict[tuple[str, str], list[ExaminedModel]] = {}
     for subject in subjects:
         groups.setdefault((subject.data, subject.inputs), []).append(subject)
     return {
         "claims": claims.evaluate(networks),
-        "fewest": verdicts.FEWEST,
+        "fewest": small_samples.FEWEST,
         "rows": across.rows(subjects),
         "together": drawn,
         "groups": groups,
     }
 
 
-def _each(config: dict, subjects: list[Subject], everyone: list[Subject], figures: Path) -> dict:
+def _each(config: dict, subjects: list[ExaminedModel], everyone: list[ExaminedModel], figures: Path) -> dict:
     """What the template shows of subjects one by one that isn't in the files as it stands."""
     spans = [
         span
@@ -141,7 +143,7 @@ def _each(config: dict, subjects: list[Subject], everyone: list[Subject], figure
     }
 
 
-def _pictures(subject: Subject, subjects: list[Subject], figures: Path) -> dict:
+def _pictures(subject: ExaminedModel, subjects: list[ExaminedModel], figures: Path) -> dict:
     """Figures of one subject: name -> picture (None: nothing to draw) or a list, one per kind of ablation."""
     everything = [damage for other in subjects for damage in other.damages.values()]
     cell = max(float(np.abs(damage.cells.estimate).max()) for damage in everything)
@@ -177,7 +179,7 @@ def _pictures(subject: Subject, subjects: list[Subject], figures: Path) -> dict:
         found["curves"] = picture("curves", "Loss curves", lambda theme: curves.draw(theme, subject))
     if subject.attention.sizes["head"]:
         alt = f"Five attention statistics of {subject.attention.sizes['head']} heads by noise level"
-        draw = lambda theme: attention.draw(theme, subject.attention, scale)  # noqa: E731
+        draw = lambda theme: attention.draw(theme, subject.attention, scale)
         found["attention"] = picture("attention", alt, draw)
     if len(first) > 1:
         names = tuple(f"pooled Deg%, {damage.kind} ablation" for damage in first[:2])
@@ -189,7 +191,7 @@ def _pictures(subject: Subject, subjects: list[Subject], figures: Path) -> dict:
     return found
 
 
-def _range(spans: list, subjects: list[Subject], figures: Path) -> Picture | None:
+def _range(spans: list, subjects: list[ExaminedModel], figures: Path) -> Picture | None:
     if not spans:
         return None
     rows = []
@@ -201,7 +203,7 @@ def _range(spans: list, subjects: list[Subject], figures: Path) -> Picture | Non
     return style.picture(figures, "range", alt, lambda theme: ranking.draw_range(theme, rows, limits))
 
 
-def _agreements(subjects: list[Subject], kind: str, figures: Path) -> list[Picture]:
+def _agreements(subjects: list[ExaminedModel], kind: str, figures: Path) -> list[Picture]:
     """Scatter plots of the first pairs of subjects."""
     found = []
     holders = [subject for subject in subjects if kind in subject.damages]
@@ -214,6 +216,6 @@ def _agreements(subjects: list[Subject], kind: str, figures: Path) -> list[Pictu
         name = f"agreement-{first.name}--{second.name}"
         alt = f"Scatter plot of pooled Deg% under {kind} ablation: {first.name} against {second.name}."
         limits = ranking.ends(list(sides))
-        draw = lambda theme, s=sides, n=names, ends=limits: ranking.draw_agreement(theme, *s, n, ends)  # noqa: E731
+        draw = lambda theme, s=sides, n=names, ends=limits: ranking.draw_agreement(theme, *s, n, ends)
         found.append(style.picture(figures, name, alt, draw))
     return found

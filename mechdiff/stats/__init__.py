@@ -6,13 +6,13 @@ resampled or flipped, *jointly* in all cells, which keeps the dependence between
 NaN in a cell makes its results NaN and touches no other cell; corrections refuse it.
 """
 
-from mechdiff.stats.finite import share_interval
+from mechdiff.stats.finite import finite_population_interval
 from mechdiff.stats.intervals import (
     Interval,
     bootstrap,
     bootstrap_mean,
     bootstrap_weights,
-    expanded,
+    expanded_level,
     hierarchical_bootstrap,
     hierarchical_weights,
     paired_effect,
@@ -23,13 +23,7 @@ from mechdiff.stats.intervals import (
     student_mean,
 )
 from mechdiff.stats.sequential import confidence_sequence
-from mechdiff.stats.significance import (
-    benjamini_hochberg,
-    equivalence_test,
-    holm,
-    max_t,
-    permutation_test,
-)
+from mechdiff.stats.significance import benjamini_hochberg, equivalence_test, holm, max_t, permutation_test
 
 __all__ = [
     "Interval",
@@ -39,7 +33,8 @@ __all__ = [
     "bootstrap_weights",
     "confidence_sequence",
     "equivalence_test",
-    "expanded",
+    "expanded_level",
+    "finite_population_interval",
     "hierarchical_bootstrap",
     "hierarchical_weights",
     "holm",
@@ -50,6 +45,5 @@ __all__ = [
     "resampled_variance",
     "sample_size",
     "satterthwaite",
-    "share_interval",
     "student_mean",
 ]

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from mechdiff.errors import ConfigError
+from mechdiff.core.errors import ConfigError
 
 Cells = Float[np.ndarray, " *cells"]
 

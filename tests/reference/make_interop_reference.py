@@ -1,4 +1,4 @@
-"""Freezes what guided-diffusion and diffusers' schedulers compute, for `tests/test_interop_frozen.py`.
+"""Freezes what guided-diffusion and diffusers' schedulers compute, for `tests/models/pretrained/test_frozen.py`.
 
 Run once, from the top folder, with the `torch` extra and a clone of github.com/openai/guided-diffusion:
 
@@ -93,7 +93,7 @@ def steps() -> dict[str, np.ndarray]:
         ddpm.set_timesteps(1000)
         ddim.set_timesteps(50)
         arguments = torch.from_numpy(output).double(), torch.from_numpy(x).double()
-        draw = lambda: torch.Generator().manual_seed(0)  # noqa: E731
+        draw = lambda: torch.Generator().manual_seed(0)
         one = [ddpm.step(arguments[0], t, arguments[1], generator=draw()).prev_sample for t in TIMES]
         two = [
             ddim.step(arguments[0], t, arguments[1], use_clipped_model_output=True).prev_sample for t in TIMES

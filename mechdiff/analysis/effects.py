@@ -1,0 +1,208 @@
+"""Damage done by leaving components out, from a saved sweep: per cell, pooled, compared.
+
+Definitions are ours (that of arXiv 2506.17237 is not known). L_t is the denoising loss at timestep t averaged
+over images, L0_t that of the untouched network, L_t(do) that under an intervention:
+  Deg%_t         = 100 (L_t(do) - L0_t) / L0_t
+  pooled Deg%    = mean over t of Deg%_t; levels lie evenly in log-SNR, and each counts alike
+  pooled losses  = 100 (sum_t L_t(do) - sum_t L0_t) / sum_t L0_t; levels with large losses count more
+Everything is a function of weights of images, so that estimates and resamples are the same call; the unit of
+replication is the image, the training seed being fixed.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Bool, Float, Int
+from scipy.stats import rankdata
+
+from mechdiff import stats
+from mechdiff.core.errors import CheckpointError, ConfigError, unknown
+from mechdiff.stats import Interval
+
+CleanLossArray = Float[np.ndarray, "t image"]
+LossArray = Float[np.ndarray, "component t image"]
+Weights = Float[np.ndarray, "m image"]
+Draws = Float[np.ndarray, "component m"]
+ROUNDING = 1e-12  # mean squared change of a prediction of unit variance that float32 rounding can make
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What one kind of ablation does to one subject.
+
+    Attributes:
+      kind: of ablation.
+      components: names; `part`, `resolution`, `depth` as in the sweep.
+      t, log_snr: levels.
+      cells: Deg%_t, `[component, t]`.
+      p: sign-flip p values of the cells' loss differences, adjusted by max-T over this grid.
+      pooled, pooled_losses: see the module.
+      effective: exp(entropy of |pooled Deg%| as shares): over how many components damage is spread.
+      change: largest mean squared change of a prediction over levels and images, `[component]`.
+    """
+
+    kind: str
+    components: tuple[str, ...]
+    part: tuple[str, ...]
+    resolution: Int[np.ndarray, " component"]
+    depth: Int[np.ndarray, " component"]
+    t: Int[np.ndarray, " t"]
+    log_snr: Float[np.ndarray, " t"]
+    cells: Interval
+    p: Float[np.ndarray, "component t"]
+    pooled: Interval
+    pooled_losses: Interval
+    effective: Interval
+    change: Float[np.ndarray, " component"]
+
+    @property
+    def n(self) -> int:
+        """Images."""
+        return self.pooled.n
+
+    @property
+    def order(self) -> Int[np.ndarray, " component"]:
+        """Components by pooled Deg%, the most damaging first."""
+        return np.argsort(-self.pooled.estimate, kind="stable")
+
+    @property
+    def idle(self) -> Bool[np.ndarray, " component"]:
+        """Components whose ablation changed no prediction by more than rounding: nothing was tested."""
+        return self.change <= ROUNDING
+
+
+def relative_loss_increase(
+    clean: CleanLossArray, loss: LossArray, weights: Weights
+) -> Float[np.ndarray, "component t m"]:
+    """Deg%_t under each weighting of the images."""
+    return 100 * ((loss @ weights.T) / (clean @ weights.T) - 1)
+
+
+def pooled_relative_increase(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
+    """Pooled Deg% under each weighting of the images."""
+    return relative_loss_increase(clean, loss, weights).mean(axis=1)
+
+
+def pooled_loss_ratio_increase(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
+    """Relative rise of the loss summed over levels, in %, under each weighting of the images."""
+    return 100 * ((loss.sum(axis=1) @ weights.T) / (clean.sum(axis=0) @ weights.T) - 1)
+
+
+def effective_number(damage: Draws) -> Float[np.ndarray, " m"]:
+    """exp(-sum p ln p) with p = |damage| / sum |damage|, in [1, components]; NaN where there is none."""
+    size = np.abs(damage)
+    total = size.sum(axis=0)
+    p = np.where(size > 0, size / np.where(total > 0, total, 1), 1.0)
+    return np.where(total > 0, np.exp(-(p * np.log(p)).sum(axis=0)), np.nan)
+
+
+def losses(sweep: xr.Dataset, kind: str) -> tuple[CleanLossArray, LossArray]:
+    """Losses of a finished sweep in float64.
+
+    Raises:
+      ConfigError: a kind that was not swept.
+      CheckpointError: cells without a number, or a clean loss that is not positive.
+    """
+    if kind not in sweep["kind"].values:
+        raise ConfigError(unknown("ablation kind", kind, sweep["kind"].values))
+    clean = sweep["clean_loss"].transpose("t", "image").values.astype(np.float64)
+    loss = sweep["loss"].sel(kind=kind).transpose("component", "t", "image").values.astype(np.float64)
+    bad = int((~np.isfinite(loss)).sum() + (~np.isfinite(clean)).sum())
+    whose = f"sweep of {sweep.attrs.get('subject')!r}"
+    if bad:
+        raise CheckpointError(f"{whose}: {bad} losses are missing; run it again")
+    if not (clean > 0).all():
+        raise CheckpointError(f"{whose}: clean loss {clean.min()} is not positive; run it again")
+    return clean, loss
+
+
+def measure(sweep: xr.Dataset, kind: str, repeats: int = 2000, seed: int = 0, level: float = 0.95) -> Effects:
+    """Damage of every component under one kind of ablation, with bootstrap intervals over images.
+
+    Args:
+      sweep: as `sweeps.ablation_sweep` makes it; at least 2 images.
+      repeats, seed: of the resampling; the same weights serve all components.
+    """
+    clean, loss = losses(sweep, kind)
+    weights = stats.bootstrap_weights(clean.shape[-1], repeats, seed)
+    interval = lambda statistic: stats.bootstrap(statistic, weights, level)
+    return Effects(
+        kind=kind,
+        components=tuple(str(name) for name in sweep["component"].values),
+        part=tuple(str(part) for part in sweep["part"].values),
+        resolution=sweep["resolution"].values,
+        depth=sweep["depth"].values,
+        t=sweep["t"].values,
+        log_snr=sweep["log_snr"].values.astype(np.float64),
+        cells=interval(lambda w: relative_loss_increase(clean, loss, w)),
+        p=stats.max_t(loss - clean, seed=seed),
+        pooled=interval(lambda w: pooled_relative_increase(clean, loss, w)),
+        pooled_losses=interval(lambda w: pooled_loss_ratio_increase(clean, loss, w)),
+        effective=interval(lambda w: effective_number(pooled_relative_increase(clean, loss, w))),
+        change=sweep["change"].sel(kind=kind).max(("t", "image")).values.astype(np.float64),
+    )
+
+
+def rank_correlation(first: Draws, second: Draws) -> Float[np.ndarray, " m"]:
+    """Spearman's correlation over components, for each draw; NaN where one side has no spread."""
+    x, y = (rankdata(values, axis=0) for values in (first, second))
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    scale = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
+    return np.where(scale > 0, (x * y).sum(axis=0) / np.where(scale > 0, scale, 1), np.nan)
+
+
+def ablations_agreement(
+    sweep: xr.Dataset, first: str, second: str, repeats: int = 2000, seed: int = 0
+) -> Interval:
+    """Rank correlation of pooled Deg% between two kinds of ablation of one subject; same images resampled.
+
+    Over the components that changed something under both kinds. Raises as `denoisers_agreement` does.
+    """
+    shared = _shared((sweep, first), (sweep, second))
+    sides = [losses(sweep.sel(component=shared), kind) for kind in (first, second)]
+    weights = stats.bootstrap_weights(sides[0][0].shape[-1], repeats, seed)
+    return _ranked(sides, [weights, weights])
+
+
+def denoisers_agreement(
+    first: xr.Dataset, second: xr.Dataset, kind: str, repeats: int = 2000, seed: int = 0
+) -> Interval:
+    """Rank correlation of pooled Deg% between two subjects; `n` is the smaller count of images.
+
+    Over the components that both have and that changed something in both. Images of the two are resampled
+    apart, as they are not the same.
+
+    Raises:
+      ConfigError: fewer than 3 such components.
+    """
+    shared = _shared((first, kind), (second, kind))
+    sides = [losses(sweep.sel(component=shared), kind) for sweep in (first, second)]
+    counts = [clean.shape[-1] for clean, _ in sides]
+    return _ranked(sides, [stats.bootstrap_weights(n, repeats, seed + i) for i, n in enumerate(counts)])
+
+
+def _shared(*sides: tuple[xr.Dataset, str]) -> list[str]:
+    """Components that changed something on every side, in the order of the first."""
+    active = []
+    for sweep, kind in sides:
+        change = sweep["change"].sel(kind=kind).max(("t", "image"))
+        active.append([str(name) for name in sweep["component"].values[change.values > ROUNDING]])
+    shared = [name for name in active[0] if all(name in others for others in active[1:])]
+    if len(shared) < 3:
+        raise ConfigError(f"{len(shared)} components in common: at least 3 are needed to compare their ranks")
+    return shared
+
+
+def _ranked(
+    sides: list[tuple[np.ndarray, np.ndarray]], weights: list[np.ndarray], level: float = 0.95
+) -> Interval:
+    """Percentile interval of the rank correlation of two sides (clean, loss), each with its own images."""
+    correlate = lambda ws: rank_correlation(
+        *(pooled_relative_increase(*side, w) for side, w in zip(sides, ws))
+    )
+    estimate = correlate([np.full((1, w.shape[-1]), 1 / w.shape[-1]) for w in weights])[0]
+    low, high = np.quantile(correlate(weights), [(1 - level) / 2, (1 + level) / 2])
+    ends = {"low": np.asarray(low), "high": np.asarray(high)}
+    n = min(w.shape[-1] for w in weights)
+    return Interval(estimate=np.asarray(estimate), **ends, level=level, n=n)

@@ -1,0 +1,55 @@
+"""The few error classes. Every message is one line: the value, what was expected, the way out."""
+
+import difflib
+import reprlib
+from collections.abc import Iterable
+from typing import Any
+
+_SHORT = reprlib.Repr()  # never walks more of a value than it shows
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+
+
+class MechdiffError(Exception):
+    """Base of all errors caused by input; launchers print its one line and exit with code 2."""
+
+
+class ConfigError(MechdiffError):
+    """A preset, field, component, kind or value that cannot be used."""
+
+
+class DataError(MechdiffError):
+    """Pictures, attribute files or caches that are absent, truncated or foreign."""
+
+
+class CheckpointError(MechdiffError):
+    """A checkpoint that is absent, damaged, or of another configuration."""
+
+
+class BusyError(MechdiffError):
+    """A folder that another live run is writing to."""
+
+
+class NumericsError(MechdiffError):
+    """NaN or Inf where finite numbers are needed."""
+
+
+class NotTestable(MechdiffError):
+    """Why a claim can't be tested with the networks at hand."""
+
+
+def unknown(what: str, name: str, options: Iterable[str]) -> str:
+    """One line for an unknown `name`: the closest options first, or all of them when none is close."""
+    options = [str(option) for option in options]
+    near = difflib.get_close_matches(str(name)[:200], options, n=3, cutoff=0.5)
+    hint = f"closest: {', '.join(near)}" if near else f"choose from: {', '.join(options[:12])}"
+    return f"unknown {what} {shorten(name)}; {hint}"
+
+
+def shorten(value: Any) -> str:
+    """`repr` of a value that may be large, in at most some hundred characters on one line.
+
+    Example:
+      >>> shorten([0] * 1000)
+      '[0, 0, 0, 0, 0, 0, ...]'
+    """
+    return " ".join(_SHORT.repr(value).split())

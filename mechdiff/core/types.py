@@ -1,0 +1,30 @@
+"""Array aliases and the contracts that floors above implement."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+PyTree = Any
+
+AnyArray = Array | np.ndarray  # on a device or on the host
+
+Images = Float[AnyArray, "batch height width channels"]  # in [-1, 1]
+# The same at every noise level, or every level its own: see `process.images_at`.
+Shown = Images | Float[AnyArray, "levels images height width channels"]
+Features = Float[AnyArray, "batch _ _ _"]  # NHWC feature maps, whose side and width change on the way
+Bytes = UInt8[AnyArray, "batch height width channels"]  # in [0, 255]
+Timesteps = Int[AnyArray, "batch"]  # in [0, T)
+PRNGKey = Key[Array, ""]
+Scalar = Float[Array, ""]
+
+
+class DenoiseFn(Protocol):
+    """Anything that predicts the noise in `x_t`: a UNet, a UNet under intervention, a closed form."""
+
+    def __call__(self, x_t: Images, t: Timesteps) -> Images: ...
+
+
+StepFn = Callable[..., jax.Array]

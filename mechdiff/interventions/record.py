@@ -1,0 +1,83 @@
+"""Interventions as pytrees: building, selecting, stacking and windowing them.
+
+An intervention never touches the network: it is an argument of it. Arrays are made in NumPy, so
+building thousands costs no compilation.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechdiff.core.types import PyTree, Timesteps
+
+ALWAYS = np.array([0, np.iinfo(np.int32).max], np.int32)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Intervention:
+    """What is done to every site; the identity has gates 1, temperatures 1 and fills 0.
+
+    Attributes:
+      gate: site -> `(units,)`; 1 leaves a unit alone, 0 replaces it, between is a dose.
+      fill: site -> what replaces it, broadcastable to one row of the site's activation.
+      temperature: attention site -> `(heads,)`, > 0.
+      window: `(2,)` int32, half-open interval of t in which the intervention acts.
+      pattern: attention site -> `(heads,)`; 1 leaves a head's pattern alone, 0 replaces it. Only the sites
+        named here are looked at: by the structure of the pytree, whatever the values.
+      pattern_fill: the sites of `pattern` -> what replaces patterns, `(heads, queries, keys)` or 1 for
+        heads or queries that share it.
+    Any leaf may have a leading row axis as long as the batch. Leaves are arrays of NumPy or JAX, or
+    whatever a transformation puts in their place, such as the axes of `STACKED`. Arrays of NumPy are
+    read-only views: a compiled function that closes over an intervention would not see an edit. Copy an
+    array, change the copy, and give it to `dataclasses.replace`.
+    """
+
+    gate: PyTree
+    fill: PyTree
+    temperature: PyTree
+    window: PyTree
+    pattern: PyTree = dataclasses.field(default_factory=dict)
+    pattern_fill: PyTree = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, read_only(getattr(self, field.name)))
+
+    def __reduce__(self):  # copies and pickles come by the constructor too
+        return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+
+def read_only(tree: PyTree) -> PyTree:
+    """`tree`, a leaf or a dict of leaves, with views that can't be written to in place of NumPy arrays."""
+    if isinstance(tree, dict):
+        return {name: read_only(leaf) for name, leaf in tree.items()}
+    if not isinstance(tree, np.ndarray) or not tree.flags.writeable:
+        return tree
+    view = tree.view()
+    view.flags.writeable = False
+    return view
+
+
+# vmap axes of what `leave_one_out` and `random_subsets` return: only gates are stacked
+STACKED = Intervention(gate=0, fill=None, temperature=None, window=None, pattern=None, pattern_fill=None)
+
+
+def rows(intervention: Intervention, start: int, stop: int) -> Intervention:
+    """Interventions `start` to `stop` of a stack, by `STACKED`."""
+    return dataclasses.replace(intervention, gate={k: v[start:stop] for k, v in intervention.gate.items()})
+
+
+def in_window(intervention: Intervention, t: Timesteps) -> Intervention:
+    """The intervention as it acts at `t`: gates, temperatures and patterns per row, 1 outside the window."""
+    window = jnp.asarray(intervention.window)
+    inside = (t >= window[..., 0]) & (t < window[..., 1])
+    act = lambda leaf: jnp.where(inside[:, None], leaf, 1.0)
+    return dataclasses.replace(
+        intervention,
+        gate=jax.tree.map(act, intervention.gate),
+        temperature=jax.tree.map(act, intervention.temperature),
+        pattern=jax.tree.map(act, intervention.pattern),
+    )

@@ -1,0 +1,51 @@
+"""Models of others, read into ours, and ours written for others.
+
+`read(folder)` opens a diffusers `UNet2DModel` folder, a guided-diffusion or improved-diffusion (ADM) state
+dict with its flags, or a state dict of Ho's network in its PyTorch names (ddim, SDEdit) with its config;
+`write_diffusers(folder, ...)` is the way out. Tensors come from safetensors files: no torch, and a pickle is
+never opened.
+"""
+
+from pathlib import Path
+
+from mechdiff.core.errors import ConfigError, shorten
+from mechdiff.models.pretrained import adm, ddim, diffusers
+from mechdiff.models.pretrained.diffusers import write_diffusers
+from mechdiff.models.pretrained.folders import locate
+from mechdiff.models.pretrained.imported import Imported, Stated
+
+__all__ = ["Imported", "Stated", "read", "write_diffusers"]
+
+
+def read(folder: Path | str, stated: Stated | None = None) -> Imported:
+    """The model in a folder of any layout that is known.
+
+    Args:
+      folder: of the network; or a saved pipeline, or a trainer's checkpoint, with `unet/` in it.
+      stated: what the files leave open.
+
+    Raises:
+      CheckpointError: a file is absent, truncated or a pickle; tensors are missing, unused or misshapen.
+      ConfigError: an option that is unknown or not supported, or left open and not stated, by its name.
+      DataError: a config that can't be read.
+
+    Example:
+      >>> imported = read("ddpm-celebahq-256")  # doctest: +SKIP
+      >>> apply_unet(imported.unet, imported.params, identity, x_t, t)  # doctest: +SKIP
+    """
+    stated = stated or Stated()
+    place = locate(Path(folder), stated.weights)
+    config = place.config
+    if config.get("_class_name") == "UNet2DModel":
+        return diffusers.read(place, stated)
+    if "_class_name" not in config:
+        for layout in (ddim, adm):
+            if layout.recognizes(config):
+                return layout.read(place, stated)
+    name = config.get("_class_name")
+    shown = shorten(name)[1:-1] if isinstance(name, str) else "no model known here"
+    raise ConfigError(
+        f"{place.described_by} describes {shown}; "
+        "supported: diffusers' UNet2DModel (_class_name), guided-diffusion's flags (num_channels, ...) or "
+        "arguments (model_channels, ...), and ddim's config (model: ch, ...)"
+    )

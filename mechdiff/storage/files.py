@@ -1,0 +1,110 @@
+"""Files on disk: atomic writes, digests, the lock of a results folder, the manifest of a run."""
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mechdiff.core.errors import DataError, MechdiffError
+from mechdiff.storage.digests import (
+    to_jsonable,
+)
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free some space or choose another folder",
+    errno.EDQUOT: "your disk quota is used up; free some space or choose another folder",
+    errno.EACCES: "permission denied; choose a folder that you may write to",
+    errno.EPERM: "permission denied; choose a folder that you may write to",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ENOTDIR: "a file stands where a folder is needed; move it or choose another folder",
+    errno.EEXIST: "a file stands where a folder is needed; move it or choose another folder",
+    errno.EISDIR: "a folder stands where a file is needed; move it or choose another name",
+    errno.ENOENT: "no such file or folder; check the path",
+    errno.EIO: "the disk reports an input/output error; check the disk",
+}
+
+
+def explain(error: OSError, path: Path | str = "") -> str | None:
+    """One line for an error of the disk or of a path, or None when `error` is of another kind."""
+    reason = _REASONS.get(error.errno)
+    return reason and f"{error.filename or path or 'file'}: {reason}"
+
+
+@contextlib.contextmanager
+def plain_errors(path: Path | str = "") -> Iterator[None]:
+    """Turns the disk's errors (full, read-only, not permitted, ...) into a one-line MechdiffError."""
+    try:
+        yield
+    except OSError as error:
+        line = explain(error, path)
+        if line is None:
+            raise
+        raise MechdiffError(line) from error
+
+
+def ensure_writable(folder: Path | str) -> Path:
+    """`folder`, created where needed and tried by writing into it.
+
+    Raises:
+      MechdiffError: a file stands there, or it cannot be created or written to.
+    """
+    folder = Path(folder)
+    with plain_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+
+
+def write_atomic(path: Path | str, data: bytes | str) -> None:
+    """Writes `data` aside in the same folder, flushes it to the disk and renames it to `path`.
+
+    Whatever happens, `path` then holds either its old content or all of `data`.
+    """
+    path = Path(path)
+    data = data.encode() if isinstance(data, str) else data
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with plain_errors(path):
+        try:
+            with aside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+            raise
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Flushes a file, or the entries of a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path | str, data: Any) -> None:
+    """Writes `data` (see `plain`) as indented JSON, atomically."""
+    write_atomic(path, json.dumps(to_jsonable(data), indent=2) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      DataError: absent, not readable, or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise DataError(explain(error, path) or f"{path}: {error}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); restore the file or make it anew") from None

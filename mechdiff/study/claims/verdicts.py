@@ -1,0 +1,136 @@
+"""A claim, what a test of it found, and the verdict that follows by rules set beforehand.
+
+The unit of replication is the training seed, one network each; where an estimate can be taken anew on
+resampled images, its interval and p also hold over pictures (`over_seeds`). The p values of all claims of one
+evaluation are one family, adjusted by Holm. Verdicts:
+  supported            the adjusted p is below 0.05 and the 95 % interval lies on the side that is claimed
+  not supported        the 95 % interval excludes that side, or lies within the margin of no effect
+  undecided            neither, or seeds are too few for a test
+  not testable here    what it takes is missing; `because` says what
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mechdiff import stats
+from mechdiff.core.errors import NotTestable
+from mechdiff.stats.small_samples import FEWEST
+from mechdiff.study.records import Network
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim and its verdict.
+
+    Attributes:
+      estimand: what is estimated, ours.
+      paper_value: what the paper reports, for a reader; its estimand is not known.
+      estimate, interval: NaN where there are none; 95 %.
+      p, p_adjusted: of no effect on the claimed side; adjusted over the claims of one evaluation.
+      n_images: different pictures shown to each network; n_seeds: networks that replicate.
+    """
+
+    id: str
+    statement: str
+    estimand: str
+    paper_value: str
+    estimate: float
+    interval: tuple[float, float]
+    p: float
+    p_adjusted: float
+    n_images: int
+    n_seeds: int
+    verdict: str
+    because: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a test came to, before p values are adjusted.
+
+    Attributes:
+      p: one-sided, of `null` against the claimed side; NaN where seeds are too few.
+      null, above: the claim is that the estimate is above `null`, or below it.
+      negligible: the interval lies within the margin of no effect.
+    """
+
+    estimate: float
+    interval: tuple[float, float]
+    p: float
+    n_seeds: int
+    because: str
+    null: float = 0.0
+    above: bool = True
+    negligible: bool = False
+
+
+@dataclass(frozen=True)
+class Question:
+    """A claim before it is tested; fields as in `Claim`."""
+
+    id: str
+    statement: str
+    estimand: str
+    paper_value: str
+    test: Callable[[Sequence[Network]], Finding]
+
+
+def decide(questions: Sequence[Question], networks: Sequence[Network]) -> list[Claim]:
+    """Every question tested on the networks."""
+    found: list[Finding | str] = []
+    for question in questions:
+        try:
+            found.append(question.test(networks))
+        except NotTestable as reason:
+            found.append(str(reason))
+    p = np.array([one.p if isinstance(one, Finding) else np.nan for one in found])
+    adjusted = np.full(len(p), np.nan)
+    adjusted[~np.isnan(p)] = stats.holm(p[~np.isnan(p)])
+    images = min((network.pictures for network in networks), default=0)
+    return [_claim(*each, images) for each in zip(questions, found, adjusted)]
+
+
+def verdict(found: Finding, p_adjusted: float) -> str:
+    """By the rules of the module; `p_adjusted` NaN: seeds are too few for a test."""
+    sign = 1 if found.above else -1
+    above = [sign * (end - found.null) for end in found.interval]  # NaN: neither side
+    if p_adjusted < ALPHA and min(above) > 0:
+        return "supported"
+    against = max(above) < 0
+    return "not supported" if against or found.negligible else "undecided"
+
+
+def _claim(question: Question, found: Finding | str, p_adjusted: float, images: int) -> Claim:
+    words = {name: getattr(question, name) for name in ("id", "statement", "estimand", "paper_value")}
+    if isinstance(found, str):
+        nothing = {"estimate": np.nan, "interval": (np.nan, np.nan), "p": np.nan, "n_seeds": 0}
+        facts = nothing | {"verdict": "not testable here", "because": found}
+    else:
+        names = ("estimate", "interval", "p", "n_seeds", "because")
+        facts = {name: getattr(found, name) for name in names} | {"verdict": verdict(found, p_adjusted)}
+        if found.n_seeds < FEWEST:
+            facts["because"] += (
+                f"; with n = {found.n_seeds} nothing is decided: it takes {FEWEST} training seeds"
+            )
+    return Claim(**words, **facts, p_adjusted=float(p_adjusted), n_images=images)
+
+
+def table(claims: Sequence[Claim]) -> str:
+    """Claims as text, a line of numbers and one of reasons each."""
+    lines = [f"{'claim':14}{'verdict':20}{'estimate':>10}{'95 % interval':>22}{'p (Holm)':>10}{'seeds':>7}"]
+    for claim in claims:
+        low, high = claim.interval
+        numbers = f"{_short(claim.estimate):>10}{f'{_short(low)} to {_short(high)}':>22}"
+        lines.append(
+            f"{claim.id:14}{claim.verdict:20}{numbers}{_short(claim.p_adjusted):>10}{claim.n_seeds:>7}"
+        )
+        lines.append(f"    {claim.because}")
+    return "\n".join(lines)
+
+
+def _short(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.3g}"

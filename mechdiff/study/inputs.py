@@ -1,0 +1,143 @@
+"""Which images a model is examined on, and what ablated components are replaced with."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from mechdiff.core import keys
+from mechdiff.core.config import DataConfig, ExperimentConfig, SweepConfig
+from mechdiff.core.errors import DataError
+from mechdiff.core.types import AnyArray, Images, Shown
+from mechdiff.data import load, to_bytes, to_float
+from mechdiff.models.denoiser import Denoiser
+from mechdiff.sweeps import activations, optimal_ablation, replacements
+from mechdiff.sweeps.execution.rollout import draw_samples
+
+NAMES = {"celeba": "CelebA", "tfds": "CelebA (TFDS)"}  # of data sets, for a reader
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalImages:
+    """Pictures that a subject is examined on.
+
+    Attributes:
+      scored: in [-1, 1]; losses are measured on these.
+      reference: others of the same kind, for mean activations and other fills.
+      label: what they are, for a reader.
+      nested: others for every level of a sweep, as `process.images_at` takes them; None: the scored ones
+        serve all levels.
+    """
+
+    scored: Images
+    reference: Float[AnyArray, "references height width channels"]
+    label: str
+    nested: Float[AnyArray, "levels images height width channels"] | None = None
+
+    @property
+    def swept(self) -> Shown:
+        """What sweeps over all levels show."""
+        return self.scored if self.nested is None else self.nested
+
+    def first(self, count: int) -> "EvalImages":
+        """With fewer scored, at every level."""
+        nested = None if self.nested is None else self.nested[:, :count]
+        return dataclasses.replace(self, scored=self.scored[:count], nested=nested)
+
+
+def held_out_images(data: DataConfig, size: int, config: SweepConfig, cache: Path) -> EvalImages:
+    """Held-out pictures of a data set: those to score (`images`; nested, as many for every timestep), and the
+    next `mean_images` to average over."""
+    wanted = _images_to_evaluate(config) + config.mean_images
+    pixels, name = _held_out(data, size, wanted, cache)
+    if len(pixels) < wanted:
+        asked = f"sweep.images{' x sweep.timesteps' * config.nested} + sweep.mean_images = {wanted}"
+        raise DataError(f"{name}: {len(pixels)} held-out pictures, but {asked}; lower them")
+    return _split(to_float(pixels), config, f"held-out {NAMES.get(name, name)} pictures")
+
+
+def _held_out(data: DataConfig, size: int, wanted: int, cache: Path) -> tuple[np.ndarray, str]:
+    """Test pictures; where they are too few, those of validation behind them: no training saw them either."""
+    found = load(dataclasses.replace(data, n_test=wanted), size, "test", 0, cache)
+    pixels, missing = np.array(found.images), wanted - len(found)
+    if missing:
+        with contextlib.suppress(DataError):  # no such split
+            more = load(dataclasses.replace(data, n_test=missing), size, "validation", 0, cache)
+            pixels = np.concatenate([pixels, more.images])
+    return pixels, found.name
+
+
+def own_samples(subject: Denoiser, config: SweepConfig, seed: int) -> EvalImages:
+    """Pictures that the subject itself draws, for when its data set is not at hand."""
+    key = keys.stream(jax.random.key(seed), "own samples")
+    drawn = to_float(to_bytes(draw_samples(subject, key, _images_to_evaluate(config) + config.mean_images)))
+    return _split(drawn, config, "the model's own samples (not real pictures)")
+
+
+def _images_to_evaluate(config: SweepConfig) -> int:
+    return config.images * (config.timesteps if config.nested else 1)
+
+
+def _split(pixels: Images, config: SweepConfig, label: str) -> EvalImages:
+    scored, reference = np.split(pixels, [_images_to_evaluate(config)])
+    nested = scored.reshape(-1, config.images, *scored.shape[1:]) if config.nested else None
+    return EvalImages(scored[: config.images], reference, label, nested)
+
+
+def chooser(
+    config: ExperimentConfig, celeba: str | None, cache: Path
+) -> Callable[[Denoiser, ExperimentConfig], EvalImages]:
+    """How to choose the pictures a model is examined on: held-out ones of its own kind, or its own samples.
+
+    Args:
+      celeba: where real pictures lie; None: CelebA models are examined on what they draw.
+    """
+
+    def choose(subject: Denoiser, trained: ExperimentConfig) -> EvalImages:
+        data = trained.data
+        if data.name != "synthetic":
+            if not celeba:
+                return own_samples(subject, config.sweep, config.seed)
+            data = DataConfig(name="celeba", path=celeba)
+        images = held_out_images(data, subject.unet.image_size, config.sweep, cache)
+        if images.scored.shape[-1] != subject.unet.in_channels:
+            raise DataError(
+                f"{subject.name} takes pictures of {subject.unet.in_channels} channel(s), but those of "
+                f"{data.path or data.name} have {images.scored.shape[-1]}; leave them out to examine it on "
+                "its own samples"
+            )
+        if trained.data.name == "unknown":
+            label = f"CelebA pictures of {celeba}; not known whether the model was trained on them"
+            images = dataclasses.replace(images, label=label)
+        return images
+
+    return choose
+
+
+def replacement_values(
+    subject: Denoiser,
+    given: EvalImages,
+    timesteps,
+    root: jax.Array,
+    config: SweepConfig,
+    shown: Shown | None = None,
+) -> dict:
+    """What each kind of ablation replaces components with: kind -> fills or a source of them.
+
+    Args:
+      shown: by the sweep, if not the scored pictures of `given`.
+    """
+    shown = given.scored if shown is None else shown
+    reference = *subject.network, given.reference, timesteps, keys.stream(root, "mean noise")
+    scored = *subject.network, shown, timesteps, keys.stream(root, "scored noise")
+    make = {
+        "mean": lambda: activations.activation_means(*reference),
+        "resample": lambda: replacements.resample_replacements(*scored, draws=config.draws),
+        "noise": lambda: replacements.noise_replacements(*reference, draws=config.draws),
+        "optimal": lambda: optimal_ablation.optimal_replacements(*reference, steps=config.optimal_steps),
+    }
+    return {kind: make[kind]() for kind in config.kinds if kind != "zero"}
