@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import xarray as xr
 from jax.scipy.special import xlogy
 from jaxtyping import Array, Float
 
@@ -48,21 +47,6 @@ def attention_statistics(
         distance=(pattern * _distances(grid)).sum(-1).mean(-1),
         identity_mass=jnp.diagonal(pattern, axis1=-2, axis2=-1).mean(-1),
     )
-
-
-def over_many_keys(statistics: xr.Dataset) -> xr.Dataset:
-    """Statistics of the heads that attend over more than one position; names of the others as `over_one_key`.
-
-    The pattern of a head over one position is 1 whatever the input: its entropy and the entropy's ceiling ln 1
-    are both 0, and their ratio means nothing.
-
-    Args:
-      statistics: dim `head` with coordinate `tokens`, the number of positions attended over.
-    """
-    single = statistics["tokens"].values < 2
-    names = [str(name) for name in statistics["head"].values[single]]
-    names = sorted({*names, *statistics.attrs.get("over_one_key", ())})
-    return statistics.isel(head=~single).assign_attrs(over_one_key=names)
 
 
 def _distances(grid: tuple[int, int]) -> Float[np.ndarray, "tokens tokens"]:

@@ -444,6 +444,6 @@ def _check_heads(widths, here, heads, up_heads) -> None:
         for count in counts:
             if attending and (count < 1 or width % count):
                 raise ConfigError(
-                    f"{WHAT} options of heads (num_heads, num_heads_upsample, num_head_channels) make {count} "
-                    f"of {width} channels; a whole number of channels each is needed"
+                    f"{WHAT} options of heads (num_heads, num_heads_upsample, num_head_channels) make "
+                    f"{count} of {width} channels; a whole number of channels each is needed"
                 )

@@ -45,6 +45,9 @@ def read_config(path: Path) -> dict[str, Any]:
         content = _yaml(path, text) if path.suffix in (".yaml", ".yml") else flags_of(text, str(path))
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds {shorten(content)}, not options by name")
+    for name in content:
+        if not isinstance(name, str):
+            raise ConfigError(f"{path} has an option {shorten(name)} that is no name; write it as text")
     return content
 
 

@@ -76,8 +76,8 @@ def _shards(index: Path) -> dict[str, set[str]]:
     for tensor, name in places.items():
         if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]*\.safetensors", name)):
             raise CheckpointError(
-                f"{index} places {tensor[:LONGEST]} in {shorten(name)}; only .safetensors files beside it are "
-                "read"
+                f"{index} places {tensor[:LONGEST]} in {shorten(name)}; only .safetensors files beside it "
+                "are read"
             )
         shards.setdefault(name, set()).add(tensor)
     return shards
