@@ -86,14 +86,8 @@ def test_celeba_of_kaggle_is_read():
     assert [int(source.labels[name].sum()) for name in ("Smiling", "Male")] == [16, 10]
 
 
-@pytest.mark.parametrize("case", ["09-edited-intervention", "10-groupnorm-offset"])
-def test_scripts_print_what_is_right(case):
+def test_the_script_that_edits_an_intervention_is_refused():
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, str(CASES / case / "case.py")]
+    command = [sys.executable, str(CASES / "09-edited-intervention" / "case.py")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    if case.startswith("09"):
-        assert done.stdout.startswith("raises: assignment destination is read-only")
-    else:
-        errors = [float(line.rsplit(" ", 1)[1]) for line in done.stdout.splitlines()]
-        assert len(errors) == 7 and max(errors) < 1e-2
+    assert done.stdout.startswith("raises: assignment destination is read-only"), done.stderr

@@ -1,4 +1,4 @@
-"""What lies beside a foreign network: schedulers, averages, variants, latents; and schedulers by themselves."""
+"""What lies beside a foreign network: schedulers, averages, variants, latents; and configs in any format."""
 
 import json
 from pathlib import Path
@@ -103,7 +103,7 @@ def test_variants_are_chosen_not_guessed(pipeline):
     assert model.dtype == "float32" and any(f"{STEM}.fp16.safetensors" in note for note in model.notes)
     assert pretrained.read(pipeline, Stated(weights="fp16")).dtype == "float16"
     np.testing.assert_allclose(bias(pretrained.read(pipeline, Stated(weights="raw"))), 3 * bias(model))
-    with pytest.raises(MechdiffError, match="no such variant in .* \\(have: fp16, non_ema\\)"):
+    with pytest.raises(MechdiffError, match=r"no such variant in .* \(have: fp16, non_ema\)"):
         pretrained.read(pipeline, Stated(weights="int8"))
     (home / WEIGHTS).unlink()
     with pytest.raises(MechdiffError, match="choose by --weights=NAME"):
