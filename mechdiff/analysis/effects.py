@@ -42,7 +42,7 @@ class Effects:
       change: largest mean squared change of a prediction over levels and images, `[component]`.
     """
 
-    kind: str
+    ablation: str
     components: tuple[str, ...]
     part: tuple[str, ...]
     resolution: Int[np.ndarray, " component"]
@@ -97,17 +97,17 @@ def effective_number(damage: Draws) -> Float[np.ndarray, " m"]:
     return np.where(total > 0, np.exp(-(p * np.log(p)).sum(axis=0)), np.nan)
 
 
-def losses(sweep: xr.Dataset, kind: str) -> tuple[CleanLossArray, LossArray]:
+def losses(sweep: xr.Dataset, ablation: str) -> tuple[CleanLossArray, LossArray]:
     """Losses of a finished sweep in float64.
 
     Raises:
       ConfigError: a kind that was not swept.
       CheckpointError: cells without a number, or a clean loss that is not positive.
     """
-    if kind not in sweep["kind"].values:
-        raise ConfigError(unknown("ablation kind", kind, sweep["kind"].values))
+    if ablation not in sweep["ablation"].values:
+        raise ConfigError(unknown("ablation kind", ablation, sweep["ablation"].values))
     clean = sweep["clean_loss"].transpose("t", "image").values.astype(np.float64)
-    loss = sweep["loss"].sel(kind=kind).transpose("component", "t", "image").values.astype(np.float64)
+    loss = sweep["loss"].sel(ablation=ablation).transpose("component", "t", "image").values.astype(np.float64)
     bad = int((~np.isfinite(loss)).sum() + (~np.isfinite(clean)).sum())
     whose = f"sweep of {sweep.attrs.get('subject')!r}"
     if bad:
@@ -117,20 +117,22 @@ def losses(sweep: xr.Dataset, kind: str) -> tuple[CleanLossArray, LossArray]:
     return clean, loss
 
 
-def measure(sweep: xr.Dataset, kind: str, repeats: int = 2000, seed: int = 0, level: float = 0.95) -> Effects:
+def measure(
+    sweep: xr.Dataset, ablation: str, repeats: int = 2000, seed: int = 0, confidence: float = 0.95
+) -> Effects:
     """Damage of every component under one kind of ablation, with bootstrap intervals over images.
 
     Args:
       sweep: as `sweeps.ablation_sweep` makes it; at least 2 images.
       repeats, seed: of the resampling; the same weights serve all components.
     """
-    clean, loss = losses(sweep, kind)
+    clean, loss = losses(sweep, ablation)
     weights = stats.bootstrap_weights(clean.shape[-1], repeats, seed)
-    interval = lambda statistic: stats.bootstrap(statistic, weights, level)
+    interval = lambda statistic: stats.bootstrap(statistic, weights, confidence)
     return Effects(
-        kind=kind,
+        ablation=ablation,
         components=tuple(str(name) for name in sweep["component"].values),
-        part=tuple(str(part) for part in sweep["part"].values),
+        part=tuple(str(part) for part in sweep["component_type"].values),
         resolution=sweep["resolution"].values,
         depth=sweep["depth"].values,
         t=sweep["t"].values,
@@ -140,7 +142,7 @@ def measure(sweep: xr.Dataset, kind: str, repeats: int = 2000, seed: int = 0, le
         pooled=interval(lambda w: pooled_relative_increase(clean, loss, w)),
         pooled_losses=interval(lambda w: pooled_loss_ratio_increase(clean, loss, w)),
         effective=interval(lambda w: effective_number(pooled_relative_increase(clean, loss, w))),
-        change=sweep["change"].sel(kind=kind).max(("t", "image")).values.astype(np.float64),
+        change=sweep["change"].sel(ablation=ablation).max(("t", "image")).values.astype(np.float64),
     )
 
 
@@ -160,13 +162,13 @@ def ablations_agreement(
     Over the components that changed something under both kinds. Raises as `denoisers_agreement` does.
     """
     shared = _shared((sweep, first), (sweep, second))
-    sides = [losses(sweep.sel(component=shared), kind) for kind in (first, second)]
+    sides = [losses(sweep.sel(component=shared), ablation) for ablation in (first, second)]
     weights = stats.bootstrap_weights(sides[0][0].shape[-1], repeats, seed)
     return _ranked(sides, [weights, weights])
 
 
 def denoisers_agreement(
-    first: xr.Dataset, second: xr.Dataset, kind: str, repeats: int = 2000, seed: int = 0
+    first: xr.Dataset, second: xr.Dataset, ablation: str, repeats: int = 2000, seed: int = 0
 ) -> Interval:
     """Rank correlation of pooled Deg% between two subjects; `n` is the smaller count of images.
 
@@ -176,8 +178,8 @@ def denoisers_agreement(
     Raises:
       ConfigError: fewer than 3 such components.
     """
-    shared = _shared((first, kind), (second, kind))
-    sides = [losses(sweep.sel(component=shared), kind) for sweep in (first, second)]
+    shared = _shared((first, ablation), (second, ablation))
+    sides = [losses(sweep.sel(component=shared), ablation) for sweep in (first, second)]
     counts = [clean.shape[-1] for clean, _ in sides]
     return _ranked(sides, [stats.bootstrap_weights(n, repeats, seed + i) for i, n in enumerate(counts)])
 
@@ -185,8 +187,8 @@ def denoisers_agreement(
 def _shared(*sides: tuple[xr.Dataset, str]) -> list[str]:
     """Components that changed something on every side, in the order of the first."""
     active = []
-    for sweep, kind in sides:
-        change = sweep["change"].sel(kind=kind).max(("t", "image"))
+    for sweep, ablation in sides:
+        change = sweep["change"].sel(ablation=ablation).max(("t", "image"))
         active.append([str(name) for name in sweep["component"].values[change.values > ROUNDING]])
     shared = [name for name in active[0] if all(name in others for others in active[1:])]
     if len(shared) < 3:
@@ -195,14 +197,14 @@ def _shared(*sides: tuple[xr.Dataset, str]) -> list[str]:
 
 
 def _ranked(
-    sides: list[tuple[np.ndarray, np.ndarray]], weights: list[np.ndarray], level: float = 0.95
+    sides: list[tuple[np.ndarray, np.ndarray]], weights: list[np.ndarray], confidence: float = 0.95
 ) -> Interval:
     """Percentile interval of the rank correlation of two sides (clean, loss), each with its own images."""
     correlate = lambda ws: rank_correlation(
         *(pooled_relative_increase(*side, w) for side, w in zip(sides, ws))
     )
     estimate = correlate([np.full((1, w.shape[-1]), 1 / w.shape[-1]) for w in weights])[0]
-    low, high = np.quantile(correlate(weights), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(correlate(weights), [(1 - confidence) / 2, (1 + confidence) / 2])
     ends = {"low": np.asarray(low), "high": np.asarray(high)}
     n = min(w.shape[-1] for w in weights)
-    return Interval(estimate=np.asarray(estimate), **ends, level=level, n=n)
+    return Interval(estimate=np.asarray(estimate), **ends, confidence=confidence, n=n)

@@ -15,8 +15,9 @@ from mechdiff.core.errors import DataError
 from mechdiff.core.types import AnyArray, Images, Shown
 from mechdiff.data import load, to_bytes, to_float
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.sweeps import activations, optimal_ablation, replacements
+from mechdiff.sweeps import activations, optimal_ablation
 from mechdiff.sweeps.execution.rollout import draw_samples
+from mechdiff.sweeps.replacements import noise_replacements, resample_replacements
 
 NAMES = {"celeba": "CelebA", "tfds": "CelebA (TFDS)"}  # of data sets, for a reader
 
@@ -51,11 +52,11 @@ class EvalImages:
 
 def held_out_images(data: DataConfig, size: int, config: SweepConfig, cache: Path) -> EvalImages:
     """Held-out pictures of a data set: those to score (`images`; nested, as many for every timestep), and the
-    next `mean_images` to average over."""
-    wanted = _images_to_evaluate(config) + config.mean_images
+    next `reference_images` to average over."""
+    wanted = _images_to_evaluate(config) + config.reference_images
     pixels, name = _held_out(data, size, wanted, cache)
     if len(pixels) < wanted:
-        asked = f"sweep.images{' x sweep.timesteps' * config.nested} + sweep.mean_images = {wanted}"
+        asked = f"sweep.images{' x sweep.timesteps' * config.nested} + sweep.reference_images = {wanted}"
         raise DataError(f"{name}: {len(pixels)} held-out pictures, but {asked}; lower them")
     return _split(to_float(pixels), config, f"held-out {NAMES.get(name, name)} pictures")
 
@@ -71,10 +72,12 @@ def _held_out(data: DataConfig, size: int, wanted: int, cache: Path) -> tuple[np
     return pixels, found.name
 
 
-def own_samples(subject: Denoiser, config: SweepConfig, seed: int) -> EvalImages:
+def own_samples(denoiser: Denoiser, config: SweepConfig, seed: int) -> EvalImages:
     """Pictures that the subject itself draws, for when its data set is not at hand."""
     key = keys.stream(jax.random.key(seed), "own samples")
-    drawn = to_float(to_bytes(draw_samples(subject, key, _images_to_evaluate(config) + config.mean_images)))
+    drawn = to_float(
+        to_bytes(draw_samples(denoiser, key, _images_to_evaluate(config) + config.reference_images))
+    )
     return _split(drawn, config, "the model's own samples (not real pictures)")
 
 
@@ -97,16 +100,16 @@ def chooser(
       celeba: where real pictures lie; None: CelebA models are examined on what they draw.
     """
 
-    def choose(subject: Denoiser, trained: ExperimentConfig) -> EvalImages:
+    def choose(denoiser: Denoiser, trained: ExperimentConfig) -> EvalImages:
         data = trained.data
         if data.name != "synthetic":
             if not celeba:
-                return own_samples(subject, config.sweep, config.seed)
+                return own_samples(denoiser, config.sweep, config.seed)
             data = DataConfig(name="celeba", path=celeba)
-        images = held_out_images(data, subject.unet.image_size, config.sweep, cache)
-        if images.scored.shape[-1] != subject.unet.in_channels:
+        images = held_out_images(data, denoiser.unet.image_size, config.sweep, cache)
+        if images.scored.shape[-1] != denoiser.unet.in_channels:
             raise DataError(
-                f"{subject.name} takes pictures of {subject.unet.in_channels} channel(s), but those of "
+                f"{denoiser.name} takes pictures of {denoiser.unet.in_channels} channel(s), but those of "
                 f"{data.path or data.name} have {images.scored.shape[-1]}; leave them out to examine it on "
                 "its own samples"
             )
@@ -119,7 +122,7 @@ def chooser(
 
 
 def replacement_values(
-    subject: Denoiser,
+    denoiser: Denoiser,
     given: EvalImages,
     timesteps,
     root: jax.Array,
@@ -132,12 +135,12 @@ def replacement_values(
       shown: by the sweep, if not the scored pictures of `given`.
     """
     shown = given.scored if shown is None else shown
-    reference = *subject.network, given.reference, timesteps, keys.stream(root, "mean noise")
-    scored = *subject.network, shown, timesteps, keys.stream(root, "scored noise")
+    reference = *denoiser.network, given.reference, timesteps, keys.stream(root, "mean noise")
+    scored = *denoiser.network, shown, timesteps, keys.stream(root, "scored noise")
     make = {
         "mean": lambda: activations.activation_means(*reference),
-        "resample": lambda: replacements.resample_replacements(*scored, draws=config.draws),
-        "noise": lambda: replacements.noise_replacements(*reference, draws=config.draws),
+        "resample": lambda: resample_replacements(*scored, draws=config.draws),
+        "noise": lambda: noise_replacements(*reference, draws=config.draws),
         "optimal": lambda: optimal_ablation.optimal_replacements(*reference, steps=config.optimal_steps),
     }
-    return {kind: make[kind]() for kind in config.kinds if kind != "zero"}
+    return {ablation: make[ablation]() for ablation in config.ablations if ablation != "zero"}

@@ -146,9 +146,9 @@ def activation_means(
     return _stacked([mean for mean, _ in _moments_of_levels(*network, images, timesteps, key, block)])
 
 
-def replacements_at(fills: dict[str, np.ndarray], level: int) -> dict[str, np.ndarray]:
+def replacements_at(replacements: dict[str, np.ndarray], level: int) -> dict[str, np.ndarray]:
     """The fills of one timestep out of `activation_means`."""
-    return {site: values[level] for site, values in fills.items()}
+    return {site: values[level] for site, values in replacements.items()}
 
 
 def attention_stats(
@@ -210,7 +210,7 @@ def attention_stats(
 
 
 def over_many_keys(statistics: xr.Dataset) -> xr.Dataset:
-    """Statistics of the heads that attend over more than one position; names of the others as `over_one_key`.
+    """Statistics of the heads that attend over more than one position; the others' names as `over_one_key`.
 
     The pattern of a head over one position is 1 whatever the input: its entropy and the ceiling of that, ln 1,
     are both 0, and their ratio means nothing.

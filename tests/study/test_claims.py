@@ -20,21 +20,26 @@ NAMES = [f"down0.block{i}.res" for i in range(6)] + [f"mid.attn0.head{i}" for i 
 IMAGES = 12
 
 
-def network(data, seed, damage, entropy, levels=4, kinds=("zero", "mean")):
+def network(data, seed, damage, entropy, levels=4, ablations=("zero", "mean")):
     """A network whose components do `damage` (shares of the clean loss) and whose heads have `entropy`."""
     rng = np.random.default_rng([seed, len(data)])
     clean = 1 + 0.1 * rng.random((levels, IMAGES))
-    noise = 1 + 0.02 * rng.standard_normal((len(kinds), 12, levels, IMAGES))
+    noise = 1 + 0.02 * rng.standard_normal((len(ablations), 12, levels, IMAGES))
     damage = np.broadcast_to(damage, (12, levels)) if np.ndim(damage) == 2 else np.array(damage)[:, None]
     loss = clean * (1 + damage[None, :, :, None] * noise)
     axes = {"t": np.arange(levels), "log_snr": ("t", -np.arange(levels, dtype=float))}
-    dims = ("kind", "component", "t", "image")
+    dims = ("ablation", "component", "t", "image")
     sweep = xr.Dataset(
         {"loss": (dims, loss), "change": (dims, loss), "clean_loss": (("t", "image"), clean)},
-        coords={"kind": list(kinds), "component": NAMES, "part": ("component", PARTS), **axes},
+        coords={
+            "ablation": list(ablations),
+            "component": NAMES,
+            "component_type": ("component", PARTS),
+            **axes,
+        },
     )
     heads = np.asarray(entropy)[:, None, None] + 0.01 * rng.standard_normal((6, levels, IMAGES))
-    values = {name: (("head", "t", "image"), heads) for name in ("entropy", "normalised_entropy")}
+    values = {name: (("head", "t", "image"), heads) for name in ("entropy", "normalized_entropy")}
     tokens = ("head", np.full(6, 16))
     attention = xr.Dataset(values, coords={"head": NAMES[6:], "tokens": tokens, **axes})
     return Network(f"{data}-{seed}", data, 4, seed, sweep, attention)
@@ -112,7 +117,7 @@ def test_four_phases_are_found_where_they_are():
         steps = np.repeat(rng.permutation(np.linspace(0.2, 1.5, 12))[:, None], 24, axis=1)
         for phase in range(4):
             steps[:, 6 * phase : 6 * phase + 6] = rng.permutation(np.linspace(0.2, 1.5, 12))[:, None]
-        made.append(network("synthetic", seed, steps, np.linspace(0, 1, 6), levels=24, kinds=("zero",)))
+        made.append(network("synthetic", seed, steps, np.linspace(0, 1, 6), levels=24, ablations=("zero",)))
     answers = found(made)
     assert "4 in 3 of them" in answers["phases"].because and answers["phases"].estimate > 0
     assert answers["bottlenecks"].verdict == "not testable here"
@@ -127,7 +132,7 @@ def test_four_phases_are_not_found_in_a_straight_drift():
         for seed in range(4):
             slope = rng.normal(0.5, 0.2, 12)[:, None] * np.linspace(0, 1, 24) * rng.choice([-1, 1], (12, 1))
             made.append(
-                network("synthetic", seed, 1 + slope, np.linspace(0, 1, 6), levels=24, kinds=("zero",))
+                network("synthetic", seed, 1 + slope, np.linspace(0, 1, 6), levels=24, ablations=("zero",))
             )
         answer = found(made)["phases"]
         verdicts_found.append(answer.verdict)
@@ -217,7 +222,7 @@ def test_measures_of_complexity_and_their_ratios():
     assert got["circuit to 0.95, mean"].estimate == pytest.approx(1)
     assert got["effective components, zero"].estimate == pytest.approx(1, rel=0.01)
     assert "untrained: effective components" in got and "untrained" in found(made)["complexity"].because
-    lower = dataclasses.replace(made[1], level=0)
+    lower = dataclasses.replace(made[1], complexity=0)
     assert set(across_seeds.ladder([*made, lower])) == {0, 4} and len(across_seeds.ladder(made)[4]) == 3
 
 
@@ -243,7 +248,7 @@ def test_one_seed_decides_nothing():
 
 def test_simpler_faces_and_no_networks_at_all_are_no_ground_for_claims():
     low = network("synthetic", 0, np.full(12, 0.3), np.linspace(0, 1, 6))
-    rung = Network(**{**vars(low), "level": 0})
+    rung = Network(**{**vars(low), "complexity": 0})
     assert all(claim.verdict == "not testable here" for claim in claims.evaluate([rung]))
 
 

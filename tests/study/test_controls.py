@@ -17,10 +17,12 @@ from mechdiff.study import controls, examine, inputs
 @pytest.fixture(scope="module")
 def deepened(trained, tmp_path_factory):
     """A tiny model examined and studied; the config, and the folder of results."""
-    controls.PROBED, controls.BLOCK = 12, 4  # drawing faces is slow where programs are not optimised
+    controls.PROBED, controls.BLOCK = 12, 4  # drawing faces is slow where programs are not optimized
     model, folder = trained[0], tmp_path_factory.mktemp("subject")
     _, config, _ = load.load_denoiser(model)
-    sweep = SweepConfig(kinds=("mean",), timesteps=3, images=8, nested=True, mean_images=4, image_block=4)
+    sweep = SweepConfig(
+        ablations=("mean",), timesteps=3, images=8, nested=True, reference_images=4, image_block=4
+    )
     asked = StudyConfig(controls=True, circuits=("mean",), role_sets=20, images=4, timesteps=2)
     config = dataclasses.replace(config, sweep=sweep, study=asked)
     choose = inputs.chooser(config, None, folder / "cache")

@@ -30,7 +30,7 @@ def evaluate(networks: Sequence[Network]) -> list[Claim]:
     Claims that compare data sets take CelebA as the natural and synthetic faces as the simple one. Networks
     with different components, or swept at different levels, can't be compared: then no claim is testable.
     """
-    full = [one for one in networks if one.data != "synthetic" or one.level == across_seeds.TOP_LEVEL]
+    full = [one for one in networks if one.data != "synthetic" or one.complexity == across_seeds.TOP_LEVEL]
     if not across_seeds.alike(full):
         return decide([dataclasses.replace(question, test=_mixed) for question in QUESTIONS], full)
     return decide(QUESTIONS, full)
@@ -125,14 +125,17 @@ def _agreement(side: Sequence[Network], repeats: int = 2000) -> matching.Agreeme
 
 
 def _bottlenecks(networks: Sequence[Network]) -> Finding:
-    kinds = [str(kind) for kind in networks[0].sweep["kind"].values] if networks else []
-    if len(kinds) < 2:
-        raise NotTestable(f"needs sweeps of at least two kinds of ablation; there are {kinds}")
+    ablations = [str(ablation) for ablation in networks[0].sweep["ablation"].values] if networks else []
+    if len(ablations) < 2:
+        raise NotTestable(f"needs sweeps of at least two kinds of ablation; there are {ablations}")
     names = [str(name) for name in networks[0].sweep["component"].values]
-    part = networks[0].sweep["part"].values
+    part = networks[0].sweep["component_type"].values
     damage = np.array(  # network, kind, component, resample of the images
         [
-            [across_seeds.damages(one.sweep, kind, across_seeds.weightings(one.sweep)) for kind in kinds]
+            [
+                across_seeds.damages(one.sweep, ablation, across_seeds.weightings(one.sweep))
+                for ablation in ablations
+            ]
             for one in networks
         ]
     )
@@ -163,7 +166,7 @@ def _phases(networks: Sequence[Network]) -> Finding:
     levels = networks[0].sweep.sizes["t"]
     if levels < LEVELS:
         raise NotTestable(
-            f"{levels} noise levels were swept; four phases against their neighbours take at least {LEVELS} "
+            f"{levels} noise levels were swept; four phases against their neighbors take at least {LEVELS} "
             "(--set=sweep.timesteps=32)"
         )
     found = [phases.measure(network.sweep, across_seeds.lead(network.sweep)) for network in networks]
@@ -204,7 +207,7 @@ def _rank_link(sweep: xr.Dataset, attention: xr.Dataset) -> np.ndarray:
     """Rank correlation over heads on all images alike, then in each resample of them."""
     heads = [str(name) for name in attention["head"].values]
     names = [str(name) for name in sweep["component"].values]
-    entropy = attention["normalised_entropy"].mean("t").transpose("head", "image").values
+    entropy = attention["normalized_entropy"].mean("t").transpose("head", "image").values
     seen = np.asarray(entropy, np.float64) @ across_seeds.weightings(attention).T
     damage = across_seeds.damages(sweep, across_seeds.lead(sweep), across_seeds.weightings(sweep))
     damage = np.abs(damage[[names.index(name) for name in heads]])

@@ -25,7 +25,7 @@ LEVELS, COUNT, PARTS = (120, 300), 60, ("top", "bottom")
 
 
 def pictures(count=10):
-    """A colour each, and a checkerboard of its own strength in the first channel."""
+    """A color each, and a checkerboard of its own strength in the first channel."""
     rng = np.random.default_rng(0)
     x = np.broadcast_to(rng.uniform(-0.6, 0.6, (count, 1, 1, 3)), (count, 8, 8, 3)).copy()
     x[..., 0] += rng.uniform(0.05, 0.4, (count, 1, 1)) * (np.indices((8, 8)).sum(0) % 2 * 2 - 1)
@@ -58,9 +58,9 @@ def measured():
     stacked = type(alone)(**{**vars(alone), "gate": gate})
     found = []
     for params in (planted(), random_params(UNET)):
-        subject = Denoiser("planted", UNET, SCHEDULE, params, identity)
+        denoiser = Denoiser("planted", UNET, SCHEDULE, params, identity)
         given = {"masks": MASKS, "parts": PARTS, "engine": Engine(UNET, SCHEDULE, params)}
-        found.append(roles.role_effects(subject, stacked, [*names, *sets], IMAGES, LEVELS, KEY, **given))
+        found.append(roles.role_effects(denoiser, stacked, [*names, *sets], IMAGES, LEVELS, KEY, **given))
     classes = [roles.matched_class(component, identity) for component in chosen]
     return found[0].isel(component=range(4)), found[0].isel(component=range(4, len(found[0].component))), [
         found[1].isel(component=range(4))
