@@ -212,7 +212,7 @@ def attention_stats(
 def over_many_keys(statistics: xr.Dataset) -> xr.Dataset:
     """Statistics of the heads that attend over more than one position; the others' names as `over_one_key`.
 
-    The pattern of a head over one position is 1 whatever the input: its entropy and the ceiling of that, ln 1,
+    The pattern of a head over one position is 1 whatever the input: entropy and its ceiling ln 1
     are both 0, and their ratio means nothing.
 
     Args:

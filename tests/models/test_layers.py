@@ -183,7 +183,7 @@ def test_group_norm_keeps_the_variance_under_an_offset(mean, spread):
     """Against float64 on the same float32 numbers; mean of squares less squared mean was off by up to 7."""
     x = (mean + spread * np.random.default_rng(0).standard_normal((2, 16, 16, 16))).astype(np.float32)
     params = {"scale": np.ones(16, np.float32), "bias": np.zeros(16, np.float32)}
-    normed = np.asarray(layers.GroupNorm(4, 1e-6).apply({"params": params}, x), np.float64)
+    normed = np.asarray(layers.GroupNorm(4, 1e-6).apply({"params": params}, jnp.asarray(x)), np.float64)
     groups = x.astype(np.float64).reshape(2, -1, 4, 4)
     centered = groups - groups.mean((1, 3), keepdims=True)
     right = (centered / np.sqrt((centered**2).mean((1, 3), keepdims=True) + 1e-6)).reshape(x.shape)
@@ -197,7 +197,7 @@ def test_the_gradient_of_group_norm_knows_nothing_of_the_element_taken_away():
     params = {"scale": np.ones(4, np.float32), "bias": np.zeros(4, np.float32)}
 
     def cubed(x):
-        return (norm.apply({"params": params}, x) ** 3).sum()
+        return (norm.apply({"params": params}, jnp.asarray(x)) ** 3).sum()
 
     step = np.zeros_like(x)
     step[0, 2, 2, 0] = 1e-2
