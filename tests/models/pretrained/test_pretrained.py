@@ -338,13 +338,13 @@ def test_a_sweep_of_an_imported_model_is_the_ablation_by_hooks_in_torch(tmp_path
     noise = image_noise(key, np.arange(2), frozen["x"].shape[1:])
     images = np.asarray(predict_x0(schedule, frozen["x"], frozen["t"], noise))
     denoiser = Denoiser("imported", found.unet, found.schedule, found.params, reference(GATED)[2])
-    run = SweepConfig(kinds=("zero",), images=2, image_block=2)
+    run = SweepConfig(ablations=("zero",), images=2, image_block=2)
     result = ablation_sweep(denoiser, images, frozen["t"], key, tmp_path / "sweep", config=run)
     assert result.sizes["component"] == sum(name.startswith("ablated/") for name in frozen)
     mean_square = lambda a: np.mean(np.square(a), axis=(1, 2, 3), dtype=np.float64)
     for name in result["component"].values:
         ablated = frozen[f"ablated/{name}"]
-        one = result.sel(component=name, kind="zero")
+        one = result.sel(component=name, ablation="zero")
         change, loss = (
             np.diagonal(one[field].values) for field in ("change", "loss")
         )  # image i at its own t
