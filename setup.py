@@ -25,6 +25,7 @@ setup(
         "jinja2>=3.1",
         "tqdm>=4.66",
         "safetensors>=0.5",
+        "pyyaml>=6",
     ],
     extras_require={
         # Reads a prepared TensorFlow Datasets copy of CelebA; TensorFlow itself is not needed.

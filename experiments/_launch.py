@@ -39,6 +39,7 @@ flags.DEFINE_integer("processes", None, "With --coordinator: how many there are.
 flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is, from 0.", lower_bound=0)
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
+LONGEST = 1500  # characters of an error's line
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
@@ -80,7 +81,7 @@ def launch(main: Main, argv: list[str]) -> int:
         line = files.explain(error) if isinstance(error, OSError) else " ".join(str(error).split())
         if line is None or (FLAGS.is_parsed() and FLAGS.debug):
             raise
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {line if len(line) <= LONGEST else line[:LONGEST] + '...'}", file=sys.stderr)
         return 2
     return 0
 

@@ -11,6 +11,7 @@ from absl import flags
 
 from experiments import _launch
 from mechdiff.analysis import roles
+from mechdiff.analysis.roles.image_features import image_feature_names
 from mechdiff.core.config import to_dict
 from mechdiff.models import untrained
 from mechdiff.models.unet import components
@@ -30,6 +31,7 @@ def main(config, workdir):
     found, inputs = {}, {}
     for folder in MODEL.value:
         denoiser, trained, given, eval_set = _launch.opened(config, workdir, folder, CELEBA.value)
+        image_feature_names(denoiser.unet.image_size, denoiser.unet.out_channels)  # may refuse
         inputs[denoiser.name] = given.label
         fresh = [untrained.untrained(denoiser, config.seed + i) for i in range(FRESH.value)]
         chosen = [one for one in components(denoiser.unet) if PART.value in (one.component_type, "all")]

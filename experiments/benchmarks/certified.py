@@ -18,12 +18,12 @@ from tempfile import TemporaryDirectory
 
 import jax
 from absl import flags
-from mechdiff.diffusion.eval_set import EvalSet
 
 from experiments import _launch
 from experiments.benchmarks import _operations
 from mechdiff.core import keys
 from mechdiff.core.config import SweepConfig, override
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import load
 from mechdiff.study import inputs

@@ -11,12 +11,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from mechdiff.diffusion.eval_set import EvalSet
 
 from experiments import _launch
 from experiments.benchmarks import _operations, _rounds
 from mechdiff.core import devices
 from mechdiff.core.config import SweepConfig, from_dict
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import make_schedule, timesteps_by_log_snr
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.models.denoiser import Denoiser

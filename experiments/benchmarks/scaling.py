@@ -19,11 +19,11 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
-from mechdiff.diffusion.eval_set import EvalSet
 
 from experiments import _launch
 from experiments.benchmarks import _operations
 from mechdiff.core.config import SweepConfig
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import make_schedule, timesteps_by_log_snr
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, init_unet

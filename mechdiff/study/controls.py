@@ -131,7 +131,7 @@ def circuit_evaluators(
         block = min(config.image_block, len(some))
         made.append(
             CircuitEvaluator(
-                denoiser, eval_set, ablation, replacements.get(ablation), folder=folder, block=block
+                denoiser, EvalSet(eval_set, ablation, replacements.get(ablation)), folder=folder, block=block
             )
         )
     return tuple(made)

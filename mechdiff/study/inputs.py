@@ -107,7 +107,17 @@ def chooser(
             if not celeba:
                 return own_samples(denoiser, config.sweep, config.seed)
             data = DataConfig(name="celeba", path=celeba)
-        return held_out_images(data, denoiser.unet.image_size, config.sweep, cache)
+        images = held_out_images(data, denoiser.unet.image_size, config.sweep, cache)
+        if images.scored.shape[-1] != denoiser.unet.in_channels:
+            raise DataError(
+                f"{denoiser.name} takes pictures of {denoiser.unet.in_channels} channel(s), but those of "
+                f"{data.path or data.name} have {images.scored.shape[-1]}; leave them out to examine it on "
+                "its own samples"
+            )
+        if trained.data.name == "unknown":
+            label = f"CelebA pictures of {celeba}; not known whether the model was trained on them"
+            images = dataclasses.replace(images, label=label)
+        return images
 
     return choose
 

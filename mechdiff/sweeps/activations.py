@@ -16,6 +16,7 @@ from mechdiff.core.types import Images, PRNGKey
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, images_at, q_sample
 from mechdiff.interventions.gates import CAPTURED
+from mechdiff.models.attention_stats import AttentionStatistics
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.layers import ATTENTION
 from mechdiff.models.unet import forward, stages
@@ -151,7 +152,8 @@ def attention_stats(
     """Statistics of every head's pattern, dims `head, t, image`; see `metrics.attention`.
 
     No pattern leaves the network: each is reduced where it arises. `tokens` (a coordinate of `head`) is
-    the number of positions attended over, without which an entropy means little.
+    the number of positions attended over, without which an entropy means little. Heads over one position are
+    left out and named in the attribute `over_one_key`; see `over_many_keys`.
 
     Args:
       images: crossed with the timesteps or nested in them, as in `sweeps.ablation_sweep`.
@@ -171,28 +173,44 @@ def attention_stats(
         for site in parts[0]:
             joined = [np.concatenate(values)[:count] for values in zip(*(part[site] for part in parts))]
             columns.setdefault(site, []).append(joined)  # statistic x (image, head)
-    names = next(iter(parts[0].values()))._fields
+    nothing = np.empty((0, len(timesteps), count))
     heads = [f"{site}{i}" for site, levels in columns.items() for i in range(levels[0][0].shape[1])]
     variables = {
         name: (
             ("head", "t", "image"),
             np.concatenate(
-                [np.stack([level[k].T for level in levels], 1) for levels in columns.values()]
+                [nothing, *(np.stack([level[k].T for level in levels], 1) for levels in columns.values())]
             ).astype(np.float32),
         )
-        for k, name in enumerate(names)
+        for k, name in enumerate(AttentionStatistics._fields)
     }
     keys = [_keys(unet, site) for site, levels in columns.items() for _ in range(levels[0][0].shape[1])]
-    return xr.Dataset(
+    dataset = xr.Dataset(
         variables,
         coords={
-            "head": heads,
+            "head": np.array(heads, dtype=str),
             "t": np.asarray(timesteps, np.int32),
             "image": np.arange(count),
             "log_snr": ("t", np.asarray(schedule.log_snr)[np.asarray(timesteps)]),
             "tokens": ("head", np.asarray(keys, np.int32)),
         },
     )
+    return over_many_keys(dataset)
+
+
+def over_many_keys(statistics: xr.Dataset) -> xr.Dataset:
+    """Statistics of the heads that attend over more than one position; the others' names as `over_one_key`.
+
+    The pattern of a head over one position is 1 whatever the input: entropy and its ceiling ln 1
+    are both 0, and their ratio means nothing.
+
+    Args:
+      statistics: dim `head` with coordinate `tokens`, the number of positions attended over.
+    """
+    single = statistics["tokens"].values < 2
+    names = [str(name) for name in statistics["head"].values[single]]
+    names = sorted({*names, *statistics.attrs.get("over_one_key", ())})
+    return statistics.isel(head=~single).assign_attrs(over_one_key=names)
 
 
 def _keys(unet: UNetConfig, site: str) -> int:

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mechdiff.diffusion.eval_set import EvalSet
 from scipy.stats import hypergeom, spearmanr
 
 from mechdiff import stats
 from mechdiff.circuits import attribution, score_agreement, screening
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.build import leave_one_out, set_gate

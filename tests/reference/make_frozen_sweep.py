@@ -7,13 +7,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from mechdiff.diffusion.eval_set import EvalSet
 
 import mechdiff
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.data import to_float
 from mechdiff.data.synthetic import render_bytes
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.models.load import load_denoiser
 from mechdiff.sweeps.activations import activation_means
 from mechdiff.sweeps.execution.rollout import draw_samples

@@ -70,7 +70,7 @@ def role_effects(
     """
     images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     stats.intervals.check_units(len(images))
-    image_features.image_feature_names(denoiser.unet.image_size)  # may refuse
+    image_features.image_feature_names(denoiser.unet.image_size, denoiser.unet.out_channels)  # may refuse
     images, index = np.asarray(images, np.float32), np.arange(len(images))
     own = None if masks is None else np.asarray(masks, np.float32)
     shared = None if probes is None else dict(probes)
