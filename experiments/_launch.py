@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from absl import flags, logging
 from mechdiff.core import keys, presets
 from mechdiff.core.config import ExperimentConfig, override, to_dict
 from mechdiff.core.errors import MechdiffError
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import load
 from mechdiff.models.denoiser import Denoiser
@@ -38,17 +39,17 @@ flags.DEFINE_integer("processes", None, "With --coordinator: how many there are.
 flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is, from 0.", lower_bound=0)
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
+LONGEST = 1500  # characters of an error's line
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 class Opened(NamedTuple):
-    """A trained model, how it was trained, its pictures, noise levels, and the key of their noise."""
+    """A trained model, how it was trained, its images, and those of them that it is examined on."""
 
     denoiser: Denoiser
     trained: ExperimentConfig
     given: inputs.EvalImages
-    levels: Sequence[int]
-    key: jax.Array
+    eval_set: EvalSet
 
 
 Main = Callable[[ExperimentConfig, Path], object]
@@ -80,7 +81,7 @@ def launch(main: Main, argv: list[str]) -> int:
         line = files.explain(error) if isinstance(error, OSError) else " ".join(str(error).split())
         if line is None or (FLAGS.is_parsed() and FLAGS.debug):
             raise
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {line if len(line) <= LONGEST else line[:LONGEST] + '...'}", file=sys.stderr)
         return 2
     return 0
 
@@ -122,7 +123,8 @@ def opened(
     denoiser, trained, _ = load.load_denoiser(Path(model), name)
     given = inputs.chooser(config, celeba, workdir / "cache")(denoiser, trained)
     levels = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
-    return Opened(denoiser, trained, given, levels, keys.stream(jax.random.key(config.seed), "scored noise"))
+    key = keys.stream(jax.random.key(config.seed), "scored noise")
+    return Opened(denoiser, trained, given, EvalSet(given.scored, levels, key))
 
 
 def save(workdir: Path, name: str, found: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:

@@ -12,7 +12,9 @@ from absl import flags
 
 from experiments import _launch
 from mechdiff.analysis import effects, entropy_causality, roles
+from mechdiff.analysis.roles.image_features import image_feature_names
 from mechdiff.core.config import to_dict
+from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.models.unet import components
 from mechdiff.storage import files
@@ -29,16 +31,15 @@ def main(config, workdir):
     _launch.spread_over_cores()
     found, inputs, only = {}, {}, dataclasses.replace(config.sweep, ablations=("zero",))
     for folder in MODEL.value:
-        denoiser, _, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value)
-        inputs[denoiser.name], asked = given.label, (given.scored, levels, key)
-        heads = [one for one in components(denoiser.unet) if one.component_type == "head"]
-        swept = ablation_sweep(denoiser, *asked, workdir / "sweeps", config=only, chosen=heads)
-        attention = activations.attention_stats(*denoiser.network, *asked).sel(
-            head=[head.name for head in heads]
-        )
-        effect = roles.role_effects(denoiser, *leave_one_out(denoiser.identity, heads)[::-1], *asked)
-        tempered = temperature.temperature_effects(denoiser, *asked, heads=heads, matched=MATCHED.value)
-        moved = entropy_causality.temperature_effects_on_roles(denoiser, tempered, given.scored, asked[2])
+        denoiser, _, given, eval_set = _launch.opened(config, workdir, folder, CELEBA.value)
+        inputs[denoiser.name] = given.label
+        image_feature_names(denoiser.unet.image_size, denoiser.unet.out_channels)  # may refuse
+        heads = heads_over_many_keys(denoiser.unet)
+        swept = ablation_sweep(denoiser, eval_set, workdir / "sweeps", config=only, chosen=heads)
+        attention = activations.attention_stats(denoiser, eval_set).sel(head=[head.name for head in heads])
+        effect = roles.role_effects(denoiser, eval_set, *leave_one_out(denoiser.identity, heads)[::-1])
+        tempered = temperature.temperature_effects(denoiser, eval_set, heads=heads, matched=MATCHED.value)
+        moved = entropy_causality.temperature_effects_on_roles(denoiser, tempered, given.scored, eval_set.key)
         size = entropy_causality.effect_size(*effects.losses(swept, "zero"))
         kept = {
             "effect": entropy_causality.correlation(attention, size),
@@ -53,6 +54,22 @@ def main(config, workdir):
         print(denoiser.name, *(line(name, one) for name, one in kept.items()), sep="\n")
     manifest = run_manifest(to_dict(config), models=MODEL.value, inputs=inputs)
     files.write_json(workdir / "entropy.json", {"entropy": found, "manifest": manifest})
+
+
+def heads_over_many_keys(unet):
+    """The heads whose patterns have an entropy to speak of: those over more than one position.
+
+    Raises:
+      ConfigError: fewer than 3, of which nothing can be said.
+    """
+    heads = [component for component in components(unet) if component.component_type == "head"]
+    many = [component for component in heads if component.resolution > 1]
+    if len(many) < 3:
+        raise ConfigError(
+            f"{len(many)} heads attend over more than one position ({len(heads)} heads in all); entropy is "
+            "compared over at least 3"
+        )
+    return many
 
 
 def line(name, one):

@@ -1,11 +1,14 @@
 """Makes a model of others ours: `python -m experiments.import_checkpoint --from=FOLDER --to=WORKDIR`.
 
-FOLDER is a diffusers `UNet2DModel` (config.json, diffusion_pytorch_model.safetensors, scheduler_config.json
-if there), or a guided-diffusion state dict as model.safetensors beside a config.json with its flags.
+FOLDER is a diffusers `UNet2DModel` or pipeline (config.json, diffusion_pytorch_model.safetensors,
+scheduler_config.json); or a state dict as model.safetensors, of guided-diffusion or improved-diffusion beside
+its flags (config.json, config.yaml, or the command line as flags.txt), of ddim beside its config.yaml.
+What files leave open is stated by flags; what nobody states is assumed, and printed with the word ASSUMED.
 Afterwards WORKDIR/model is like a trained model: give it to experiments.sample and experiments.sweep as
 --model. Who has only a pickle (.bin, .pt) and trusts it converts it first; the error that names it shows how.
 """
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -17,6 +20,7 @@ from mechdiff.core.config import DataConfig, ExperimentConfig, to_dict
 from mechdiff.data import to_bytes
 from mechdiff.models import pretrained, unet
 from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.pretrained import adm
 from mechdiff.storage import checkpoint, files, image_grid
 from mechdiff.sweeps.execution import forecast, rollout
 
@@ -24,11 +28,29 @@ FROM = flags.DEFINE_string("from", None, "Folder of the foreign model.", require
 TO = flags.DEFINE_string("to", None, "Folder in which the model is put, as model/.", required=True)
 SAMPLES = flags.DEFINE_integer("samples", 4, "Pictures drawn for its sample sheet; 0: none.", lower_bound=0)
 STEPS = flags.DEFINE_integer("steps", 50, "DDIM steps of each.", lower_bound=1)
+flags.DEFINE_string("weights", None, "Which of several: raw, ema, a variant such as fp16, or a file's name.")
+flags.DEFINE_enum("dialect", None, tuple(adm.DIALECTS), "Whose defaults absent ADM flags have.")
+flags.DEFINE_enum(
+    "noise_schedule", None, ("linear", "scaled_linear", "cosine"), "Noise levels, where no file says."
+)
+flags.DEFINE_integer("noise_steps", None, "How many noise levels there are.", lower_bound=2)
+flags.DEFINE_float("beta_start", None, "Variance added at the first of them.")
+flags.DEFINE_float("beta_end", None, "Variance added at the last of them.")
+flags.DEFINE_enum(
+    "prediction", None, ("epsilon", "v_prediction", "sample"), "What the network outputs, where no file says."
+)
+flags.DEFINE_boolean("rescale_timesteps", None, "Whether an ADM network is fed t * 1000 / noise steps.")
+
+
+def stated() -> pretrained.Stated:
+    """What the flags say of the model."""
+    names = (field.name for field in dataclasses.fields(pretrained.Stated))
+    return pretrained.Stated(**{name: flags.FLAGS[name].value for name in names})
 
 
 def main(config, workdir):
     source, target = Path(FROM.value), Path(TO.value)
-    found = pretrained.read(source)
+    found = pretrained.read(source, stated())
     files.ensure_writable(target)
     identity = jax.jit(lambda key: unet.init_unet(key, found.unet)[1])(jax.random.key(0))
     denoiser = Denoiser(source.name, found.unet, found.schedule, found.params, identity)
@@ -40,7 +62,7 @@ def main(config, workdir):
         unet=found.unet,
         diffusion=found.diffusion,
     )
-    record = {"imported": {"layout": found.layout, "notes": found.notes}}
+    record = {"imported": {"layout": found.layout, "notes": found.notes, "assumed": found.assumed}}
     sheet = {}
     if SAMPLES.value:
         key = keys.stream(jax.random.key(config.seed), "samples")

@@ -30,11 +30,11 @@ NUMBERS = ("a", "b", "score", "estimate", "low", "high", "p", "single_a", "singl
 def main(config, workdir):
     _launch.spread_over_cores()
     files.ensure_writable(workdir)
-    denoiser, _, given, levels, key = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
+    denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
     names = select(denoiser.identity, COMPONENTS.value)
     chosen = [one for one in components(denoiser.unet) if one.name in names]
-    seen = denoiser, given.scored, given.reference, levels, key, chosen
-    found = redundancy.verified_pairs(*seen, top=TOP.value, audit=AUDIT.value, seed=config.seed)
+    counts = {"top": TOP.value, "audit": AUDIT.value}
+    found = redundancy.verified_pairs(denoiser, eval_set, given.reference, chosen, **counts, seed=config.seed)
     labelled.replace(workdir / "pairs.zarr", found.assign_attrs(denoiser=denoiser.name, inputs=given.label))
     rows = zip(*(found[name].values.tolist() for name in NUMBERS))
     agreed = {name: dataclasses.asdict(one) for name, one in redundancy.pair_agreement(found).items()}

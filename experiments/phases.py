@@ -31,12 +31,15 @@ def main(config, workdir):
     found, inputs = {}, {}
     for folder in map(Path, MODEL.value):
         name = "/".join(folder.parts[-2:])
-        denoiser, _, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value, name)
+        denoiser, _, given, eval_set = _launch.opened(config, workdir, folder, CELEBA.value, name)
         for each in [denoiser] + [untrained.untrained(denoiser, config.seed)] * UNTRAINED.value:
             inputs[each.name] = given.label
-            replacements = replacement_values(each, given, levels, jax.random.key(config.seed), config.sweep)
-            asked = each, given.scored, levels, key, workdir / "sweeps"
-            swept = ablation_sweep(*asked, config=config.sweep, replacements=replacements)
+            replacements = replacement_values(
+                each, given, eval_set.timesteps, jax.random.key(config.seed), config.sweep
+            )
+            swept = ablation_sweep(
+                each, eval_set, workdir / "sweeps", config=config.sweep, replacements=replacements
+            )
             for ablation in config.sweep.ablations:
                 one = phases.measure(swept, ablation)
                 print(line(each.name, ablation, one))

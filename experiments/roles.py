@@ -11,6 +11,7 @@ from absl import flags
 
 from experiments import _launch
 from mechdiff.analysis import roles
+from mechdiff.analysis.roles.image_features import image_feature_names
 from mechdiff.core.config import to_dict
 from mechdiff.models import untrained
 from mechdiff.models.unet import components
@@ -29,13 +30,15 @@ def main(config, workdir):
     _launch.spread_over_cores()
     found, inputs = {}, {}
     for folder in MODEL.value:
-        denoiser, trained, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value)
+        denoiser, trained, given, eval_set = _launch.opened(config, workdir, folder, CELEBA.value)
+        image_feature_names(denoiser.unet.image_size, denoiser.unet.out_channels)  # may refuse
         inputs[denoiser.name] = given.label
         fresh = [untrained.untrained(denoiser, config.seed + i) for i in range(FRESH.value)]
         chosen = [one for one in components(denoiser.unet) if PART.value in (one.component_type, "all")]
         more = controls.face_targets(trained, len(given.scored)) if trained.data.name == "synthetic" else {}
-        asked = denoiser, fresh, chosen, given.scored, levels, key
-        one, effect = roles.examine(*asked, count=SETS.value, seed=config.seed, **more)
+        one, effect = roles.examine(
+            denoiser, eval_set, fresh, chosen, count=SETS.value, seed=config.seed, **more
+        )
         labelled.replace(workdir / f"{denoiser.name}.zarr", effect)
         found[denoiser.name] = dataclasses.asdict(one)
         named = {name: role for name, role in zip(one.components, one.role) if role != roles.UNASSIGNED}

@@ -37,16 +37,19 @@ def main(config, workdir):
     found, inputs = {"trained": {}, "untrained": {}}, {}
     for folder in map(Path, MODEL.value):
         name = "/".join(folder.parts[-2:])
-        denoiser, trained, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value, name)
+        denoiser, trained, given, eval_set = _launch.opened(config, workdir, folder, CELEBA.value, name)
         forecast.print_memory_forecast(denoiser, sweep)
         inputs[name] = given.label
         chosen = components(denoiser.unet, max(denoiser.unet.widths) * 2 if CHANNELS.value else 0)
         fresh = {"untrained": untrained.untrained(denoiser, trained.seed)} if UNTRAINED.value else {}
         for group, one in {"trained": denoiser, **fresh}.items():
-            replacements = replacement_values(one, given, levels, jax.random.key(config.seed), sweep)
-            seen = one, given.scored, levels, key, workdir / "exact"
+            replacements = replacement_values(
+                one, given, eval_set.timesteps, jax.random.key(config.seed), sweep
+            )
             asked = {"chosen": chosen, "ablation": KIND.value, "replacements": replacements.get(KIND.value)}
-            found[group][one.name] = (every if EVERY.value else verified)(*seen, **asked)
+            found[group][one.name] = (every if EVERY.value else verified)(
+                one, eval_set, workdir / "exact", **asked
+            )
     if EVERY.value:
         groups = [(f"{len(some)} {group}, {KIND.value}", some) for group, some in found.items() if some]
         tables = "\n\n".join(
@@ -59,15 +62,15 @@ def main(config, workdir):
     files.write_json(workdir / "screen.json", {"models": kept, "manifest": manifest})
 
 
-def every(denoiser, *seen, **asked):
-    found = screening.quality(denoiser, *seen, **asked)
+def every(denoiser, eval_set, folder, **asked):
+    found = screening.quality(denoiser, eval_set, folder, **asked)
     shown = (f"{at} {one.overall.spearman:.2f}, {one.overall.recall:.0%}" for at, one in found.items())
     print(f"{denoiser.name:36} Spearman, recall of the top 10: {'; '.join(shown)}", flush=True)
     return found
 
 
-def verified(denoiser, *seen, **asked):
-    found = screening.screen_and_verify(denoiser, *seen, **asked, point=POINT.value)
+def verified(denoiser, eval_set, folder, **asked):
+    found = screening.screen_and_verify(denoiser, eval_set, folder, **asked, point=POINT.value)
     print("\n".join([denoiser.name, *screening.lines(found, [one.name for one in asked["chosen"]])]))
     return found
 

@@ -17,6 +17,7 @@ from absl import flags
 
 from experiments import _launch
 from mechdiff.core.config import to_dict
+from mechdiff.models.load import name_of
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import examine, inputs
@@ -29,10 +30,11 @@ def main(config, workdir):
     _launch.spread_over_cores()
     folder = Path(MODEL.value)
     files.ensure_writable(workdir)
-    files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[folder.name]))
+    name = name_of(folder)
+    files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[name]))
     choose = inputs.chooser(config, CELEBA.value, workdir / "cache")
-    target = workdir / "subjects" / folder.name
-    examine.examine(folder.name, folder, choose, config.sweep, config.seed, target)
+    target = workdir / "subjects" / name
+    examine.examine(name, folder, choose, config.sweep, config.seed, target)
     print(target)
 
 

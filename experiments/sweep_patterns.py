@@ -23,11 +23,9 @@ KINDS = flags.DEFINE_list(
 
 def main(config, workdir):
     _launch.spread_over_cores()
-    denoiser, _, given, levels, key = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
+    denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
     block = config.sweep.image_block
-    found = attention_patterns.pattern_effects(
-        denoiser, given.scored, levels, key, kinds=KINDS.value, block=block
-    )
+    found = attention_patterns.pattern_effects(denoiser, eval_set, kinds=KINDS.value, block=block)
     _launch.save(workdir, "patterns", found, config, models=[denoiser.name], inputs=given.label)
     weights = stats.bootstrap_weights(len(given.scored), seed=config.seed)
     pooled = {}

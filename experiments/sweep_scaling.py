@@ -9,6 +9,7 @@ from absl import flags
 
 from experiments import _launch
 from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.components import select
 from mechdiff.models.unet import components
 from mechdiff.sweeps import scaling
@@ -21,7 +22,7 @@ DOSES = flags.DEFINE_list("doses", [str(dose) for dose in scaling.GATE_VALUES], 
 
 def main(config, workdir):
     _launch.spread_over_cores()
-    denoiser, _, given, levels, key = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
+    denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
     names = select(denoiser.identity, COMPONENTS.value)
     chosen = [one for one in components(denoiser.unet) if one.name in names]
     try:
@@ -30,8 +31,7 @@ def main(config, workdir):
         raise ConfigError(
             f"--doses={','.join(DOSES.value)}: {error}; give numbers such as 0,0.5,1,2"
         ) from None
-    asked = denoiser, given.scored, levels, key, chosen, tried
-    found = scaling.scaling_curves(*asked, block=config.sweep.image_block)
+    found = scaling.scaling_curves(denoiser, EvalSet(eval_set, chosen, tried), block=config.sweep.image_block)
     _launch.save(workdir, "doses", found, config, models=[denoiser.name], inputs=given.label)
     change = found["loss"].mean("image") / found["clean_loss"].mean("image") - 1
     pooled = (100 * change).mean("t").transpose("component", "dose")

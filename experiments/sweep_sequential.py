@@ -12,6 +12,7 @@ from absl import flags
 
 from experiments import _launch
 from mechdiff.core.config import to_dict
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.sweeps.execution import forecast
@@ -25,13 +26,11 @@ WIDTH = flags.DEFINE_float("width", 2.0, "In percent of the clean loss; certain 
 def main(config, workdir):
     _launch.spread_over_cores()
     files.ensure_writable(workdir)
-    denoiser, _, given, levels, key = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
+    denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
     forecast.print_memory_forecast(denoiser, config.sweep, ablations=("zero",))
     found = sequential_sweep(
         denoiser,
-        given.swept,
-        levels,
-        key,
+        EvalSet(given.swept, eval_set.timesteps, eval_set.key),
         workdir / "certify",
         width=WIDTH.value,
         block=config.sweep.image_block,

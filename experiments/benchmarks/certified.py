@@ -23,6 +23,7 @@ from experiments import _launch
 from experiments.benchmarks import _operations
 from mechdiff.core import keys
 from mechdiff.core.config import SweepConfig, override
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import load
 from mechdiff.study import inputs
@@ -50,13 +51,15 @@ def main(config, workdir):
     def adaptive(images):
         with TemporaryDirectory() as folder:
             return sequential_sweep(
-                denoiser, images, levels, key, Path(folder), width=WIDTH.value, block=block
+                denoiser, EvalSet(images, levels, key), Path(folder), width=WIDTH.value, block=block
             )
 
     def fixed():
         with TemporaryDirectory() as folder:
             settings = SweepConfig(ablations=("zero",), image_block=block)
-            ablation_sweep(denoiser, given.scored[:pilot], levels, key, Path(folder), config=settings)
+            ablation_sweep(
+                denoiser, EvalSet(given.scored[:pilot], levels, key), Path(folder), config=settings
+            )
 
     found, crossed = adaptive(given.nested), adaptive(given.scored[:pilot])  # compile
     fixed()

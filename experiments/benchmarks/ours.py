@@ -16,6 +16,7 @@ from experiments import _launch
 from experiments.benchmarks import _operations, _rounds
 from mechdiff.core import devices
 from mechdiff.core.config import SweepConfig, from_dict
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import make_schedule, timesteps_by_log_snr
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.models.denoiser import Denoiser
@@ -63,7 +64,7 @@ def forward_sweep(config, images):
 
     def once():
         with tempfile.TemporaryDirectory() as folder:
-            ablation_sweep(denoiser, x0, levels, jax.random.key(0), Path(folder), config=settings)
+            ablation_sweep(denoiser, EvalSet(x0, levels, jax.random.key(0)), Path(folder), config=settings)
 
     return once, len(components(config.unet)) * len(levels) * images
 

@@ -23,6 +23,7 @@ from absl import flags
 from experiments import _launch
 from experiments.benchmarks import _operations
 from mechdiff.core.config import SweepConfig
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import make_schedule, timesteps_by_log_snr
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, init_unet
@@ -91,7 +92,7 @@ def sweep(config, count, images, timesteps):
     def run():
         with tempfile.TemporaryDirectory() as folder:
             key = jax.random.key(0)
-            ablation_sweep(denoiser, x0, levels, key, Path(folder), config=settings, chosen=chosen)
+            ablation_sweep(denoiser, EvalSet(x0, levels, key), Path(folder), config=settings, chosen=chosen)
 
     return run
 

@@ -21,6 +21,7 @@ from experiments import _launch
 from experiments.benchmarks import _operations
 from mechdiff.circuits import screening
 from mechdiff.circuits.attribution import gate_scores
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import make_schedule, timesteps_by_log_snr
 from mechdiff.models import untrained
 from mechdiff.models.denoiser import Denoiser
@@ -43,13 +44,16 @@ def main(config, workdir):
     some = [every[i] for i in sorted(rng.choice(len(every), count, replace=False))]
     side, sweep = config.unet.image_size, config.sweep
     images = rng.uniform(-1, 1, (IMAGES.value, side, side, config.unet.in_channels)).astype(np.float32)
-    seen = denoiser, images, timesteps_by_log_snr(schedule, sweep.timesteps), jax.random.key(0)
+    eval_set = EvalSet(images, timesteps_by_log_snr(schedule, sweep.timesteps), jax.random.key(0))
 
     def exact():
         with TemporaryDirectory() as folder:
-            screening.exact_damage(*seen, Path(folder), some)
+            screening.exact_damage(denoiser, EvalSet(eval_set, Path(folder), some))
 
-    arms = {"scores": lambda: gate_scores(*seen, chosen=every, probes=PROBES.value), "exact": exact}
+    arms = {
+        "scores": lambda: gate_scores(denoiser, eval_set, chosen=every, probes=PROBES.value),
+        "exact": exact,
+    }
     seconds = {name: [] for name in arms}
     for arm in arms.values():  # compiles
         arm()

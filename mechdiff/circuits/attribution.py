@@ -23,6 +23,7 @@ from mechdiff.core.config import UNetConfig
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.build import ablate
@@ -80,9 +81,7 @@ def _slopes(
 
 def gate_scores(
     denoiser: Denoiser,
-    images: Images,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    eval_set: EvalSet,
     *,
     chosen: Sequence[Component] | None = None,
     ablation: str = "zero",
@@ -115,6 +114,7 @@ def gate_scores(
     Raises:
       ConfigError: an unknown order or point, probes below 1, or a kind without fills.
     """
+    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     if order not in ("first", "gauss_newton") or at not in ("identity", "ablated"):
         raise ConfigError(f"order={order!r}, at={at!r}: choose first or gauss_newton, identity or ablated")
     if probes < 1:

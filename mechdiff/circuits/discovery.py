@@ -231,18 +231,12 @@ def _screened(evaluator: CircuitEvaluator, options: dict) -> Float[np.ndarray, "
     """Pooled Deg% of all components: exact where the screen verified it, else as it was scored."""
     if evaluator.folder is None:
         raise ConfigError("a screen keeps its exact runs in a folder, but these trials have none")
-    seen = (
-        evaluator.denoiser,
-        evaluator.images,
-        evaluator.timesteps,
-        evaluator.key,
-        evaluator.folder / "screen",
-    )
-    given = {
+    folder = evaluator.folder / "screen"
+    how = {
         "chosen": evaluator.chosen,
         "ablation": evaluator.ablation,
         "replacements": evaluator.replacements,
         "point": "either",
     }
-    found = screening.screen_and_verify(*seen, **given | options)
+    found = screening.screen_and_verify(evaluator.denoiser, evaluator.eval_set, folder, **how | options)
     return np.where(np.isnan(found.effect), found.score, found.effect)

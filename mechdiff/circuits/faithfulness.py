@@ -22,11 +22,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import xarray as xr
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
-from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.core.types import Images, PyTree
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import keep_sets
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
@@ -61,8 +62,7 @@ class CircuitEvaluator:
 
     Attributes:
       subject: whose circuits.
-      images: in [-1, 1]; image i has the noise of `image_noise(key, i)` at every timestep, for all circuits.
-      timesteps: evenly in log-SNR.
+      eval_set: images, crossed with timesteps evenly in log-SNR; the same noise for all circuits.
       kind, fills: of ablation; kinds other than `zero` need fills, site -> `(levels, *site)` or a source of
         fills, as `sweeps.ablation_sweep` takes them. Optimal fills are those of leaving out one at a time.
       chosen: components that circuits are sets of; all others are never touched. Empty: all of the network. A
@@ -75,9 +75,7 @@ class CircuitEvaluator:
     """
 
     denoiser: Denoiser
-    images: Images
-    timesteps: Int[np.ndarray, " levels"]
-    key: PRNGKey
+    eval_set: EvalSet
     ablation: str = "zero"
     replacements: PyTree = None
     chosen: tuple[Component, ...] = ()
@@ -102,7 +100,7 @@ class CircuitEvaluator:
     @property
     def even(self) -> Float[np.ndarray, "1 image"]:
         """The weighting in which all images count alike."""
-        return np.full((1, len(self.images)), 1 / len(self.images))
+        return np.full((1, self.eval_set.count), 1 / self.eval_set.count)
 
     @property
     def evaluated(self) -> int:
@@ -171,10 +169,10 @@ class CircuitEvaluator:
         return digests.digest_json(
             {
                 **self.denoiser.digests(),
-                "images": digests.digest_arrays(np.asarray(self.images)),
-                "noise": digests.digest_arrays(jax.random.key_data(self.key)),
+                "images": digests.digest_arrays(self.eval_set.images),
+                "noise": digests.digest_arrays(jax.random.key_data(self.eval_set.key)),
                 "fills": self._source and self._source.digest(),
-                "timesteps": np.asarray(self.timesteps).tolist(),
+                "timesteps": self.eval_set.timesteps.tolist(),
                 "ablation": self.ablation,
                 "components": self.names,
                 "numerics": NUMERICS_VERSION,
@@ -212,9 +210,9 @@ class CircuitEvaluator:
     def _run(self, members: Members) -> Float[np.ndarray, "circuit t image"]:
         rows = np.minimum(np.arange(self.batch), len(members) - 1)
         stacked = keep_sets(self.denoiser.identity, self.chosen, members[rows])
-        images, block = np.asarray(self.images), min(self.block, len(self.images))
-        found = np.empty((len(members), len(self.timesteps), len(images)), np.float32)
-        for level, t in enumerate(self.timesteps):
+        images, block = self.eval_set.images, min(self.block, self.eval_set.count)
+        found = np.empty((len(members), len(self.eval_set.timesteps), len(images)), np.float32)
+        for level, t in enumerate(self.eval_set.timesteps):
             for start in range(0, len(images), block):
                 # A short last block is filled up, so that it needs no program of its own.
                 count = min(block, len(images) - start)
@@ -229,7 +227,9 @@ class CircuitEvaluator:
         if self._source is not None:
             given = [self._source.at(level, index, draw) for draw in range(self._source.draws)]
         filled = (dataclasses.replace(stacked, replacement=replacement) for replacement in given)
-        return np.mean([self._engine.measure(one, images, index, t, self.key).loss for one in filled], axis=0)
+        return np.mean(
+            [self._engine.measure(one, images, index, t, self.eval_set.key).loss for one in filled], axis=0
+        )
 
 
 def dataset(
@@ -244,8 +244,8 @@ def dataset(
         coords={
             "component": list(evaluator.names),
             "component_type": ("component", [component.component_type for component in evaluator.chosen]),
-            "t": np.asarray(evaluator.timesteps),
-            "image": np.arange(len(evaluator.images)),
+            "t": evaluator.eval_set.timesteps,
+            "image": np.arange(evaluator.eval_set.count),
             **{name: ("circuit", list(values)) for name, values in labels.items()},
         },
         attrs={"denoiser": evaluator.denoiser.name, "ablation": evaluator.ablation, "key": evaluator.digest},

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.build import ablate
@@ -64,9 +65,7 @@ def _shares(
 
 def integrated_gradients(
     denoiser: Denoiser,
-    images: Images,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    eval_set: EvalSet,
     *,
     chosen: Sequence[Component] | None = None,
     ablation: str = "zero",
@@ -88,6 +87,7 @@ def integrated_gradients(
     Raises:
       ConfigError: no steps, or a kind without fills.
     """
+    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     if steps < 1:
         raise ConfigError(f"steps={steps} must be at least 1; 8 are usual")
     chosen = tuple(chosen or components(denoiser.unet))

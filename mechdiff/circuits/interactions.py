@@ -21,6 +21,7 @@ from mechdiff.core import devices
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.build import ablate, leave_one_out
@@ -82,9 +83,7 @@ def _flat(leaves: PyTree, sites: Sequence[str]) -> Float[np.ndarray, "directions
 
 def pair_scores(
     denoiser: Denoiser,
-    images: Images,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    eval_set: EvalSet,
     chosen: Sequence[Component],
     *,
     block: int = 16,
@@ -100,6 +99,7 @@ def pair_scores(
     Returns:
       Dataset with `curvature`, dims `t, a, b` (its diagonal is a component's own), and `clean_loss`, dim `t`.
     """
+    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     x0, count, block = np.asarray(images), len(images), min(block, len(images))
     sites, stacked = sorted(denoiser.identity.gate), leave_one_out(denoiser.identity, chosen)[1]
     flat = 1 - np.concatenate([stacked.gate[site] for site in sites], axis=1)  # components x all units
@@ -127,11 +127,7 @@ def pair_scores(
 
 
 def pair_effects(
-    denoiser: Denoiser,
-    images: Images,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
-    pairs: Sequence[tuple[Component, Component]],
+    denoiser: Denoiser, eval_set: EvalSet, pairs: Sequence[tuple[Component, Component]]
 ) -> xr.Dataset:
     """Exact effects of pairs under kind `zero`, image by image.
 
@@ -141,6 +137,7 @@ def pair_effects(
       Dataset of losses without the first, the second and both of a pair, `without_a`, `without_b` and
       `without_both`, and their `synergy`, dims `pair, t, image`; `clean_loss`, dims `t, image`.
     """
+    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     singles = {component.name: component for component in itertools.chain(*pairs)}
     sets = [*((one,) for one in singles.values()), *pairs]
     gates = [ablate(denoiser.identity, one).gate for one in sets]

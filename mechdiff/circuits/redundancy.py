@@ -5,24 +5,23 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from mechdiff import stats
 from mechdiff.circuits.interactions import pair_effects, pair_scores
 from mechdiff.circuits.score_agreement import Agreement, agreement
 from mechdiff.core import keys
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import AnyArray, Images, PRNGKey
+from mechdiff.core.types import AnyArray
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Denoiser
 
 
 def verified_pairs(
     denoiser: Denoiser,
-    images: Images,
+    eval_set: EvalSet,
     others: Float[AnyArray, "others height width channels"],
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
     chosen: Sequence[Component],
     *,
     top: int = 20,
@@ -32,12 +31,13 @@ def verified_pairs(
 ) -> xr.Dataset:
     """Scores all pairs of `chosen`; runs the `top` of largest |score| and a random audit of the rest exactly.
 
-    Scores are taken on `others`, so that which pairs are verified says nothing about the `images` that they
+    Scores are taken on `others`, so that which pairs are verified says nothing about the images that they
     are verified on: the family that p values are corrected for is that of the verified pairs alone.
 
     Args:
-      images, others: in [-1, 1]; different pictures.
-      level: of each interval.
+      eval_set: that pairs are verified on.
+      others: images in [-1, 1] that pairs are scored on, different ones.
+      confidence: of each interval.
 
     Returns:
       The variables of `pair_effects`; of every verified pair, in percent of the clean loss and as means over
@@ -50,14 +50,15 @@ def verified_pairs(
     """
     if len(chosen) < 2 or top < 1 or audit < 0:
         raise ConfigError(f"{len(chosen)} components, top={top}, audit={audit}: need two, 1 and 0 at least")
-    scored = pair_scores(denoiser, others, timesteps, keys.stream(key, "pair scores"), chosen)
+    score_set = EvalSet(others, eval_set.timesteps, keys.stream(eval_set.key, "pair scores"))
+    scored = pair_scores(denoiser, score_set, chosen)
     score = (100 * scored.curvature / scored.clean_loss).mean("t").values
     every = sorted(itertools.combinations(range(len(chosen)), 2), key=lambda pair: -abs(score[pair]))
     rest = np.random.default_rng(seed).permutation(len(every) - min(top, len(every)))[:audit] + top
     picked = [*every[:top], *(every[i] for i in rest)]
-    exact = pair_effects(denoiser, images, timesteps, key, [(chosen[a], chosen[b]) for a, b in picked])
+    exact = pair_effects(denoiser, eval_set, [(chosen[a], chosen[b]) for a, b in picked])
     clean, synergy = exact.clean_loss.values, exact.synergy.values
-    weights = stats.bootstrap_weights(len(images), seed=seed)
+    weights = stats.bootstrap_weights(eval_set.count, seed=seed)
     interval = stats.bootstrap(lambda w: 100 * (synergy @ w.T / (clean @ w.T)).mean(1), weights, confidence)
     each = 100 * (synergy / clean.mean(-1, keepdims=True)).mean(1)
     damage = lambda loss: 100 * (loss.mean("image") / exact.clean_loss.mean("image") - 1).mean("t").values

@@ -46,7 +46,7 @@ def stability(evaluator: CircuitEvaluator, circuit: Circuit, repeats: int = 10, 
     Each resample ranks anew too, but not with a screen: then the ranking stays.
     """
     found = []
-    for weights in stats.bootstrap_weights(len(evaluator.images), repeats, seed)[:, None]:
+    for weights in stats.bootstrap_weights(evaluator.eval_set.count, repeats, seed)[:, None]:
         exact = circuit.ranking == "exact"
         effect = effects(evaluator, weights) if exact else circuit.effect
         found.append(select(close_to(evaluator, weights), effect, circuit.tau).members)

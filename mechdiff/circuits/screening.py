@@ -21,7 +21,8 @@ from mechdiff.circuits.attribution import gate_scores
 from mechdiff.circuits.score_agreement import ScoreAgreement, score_agreement
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError, unknown
-from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.core.types import PyTree
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components
@@ -62,9 +63,7 @@ class VerifiedScreen:
 
 def score_all(
     denoiser: Denoiser,
-    images: Images,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    eval_set: EvalSet,
     chosen: Sequence[Component],
     points: Sequence[str] = EXPANSIONS,
     **kwargs: Any,
@@ -77,9 +76,7 @@ def score_all(
       kwargs: of `attribution.gate_scores`.
     """
     needed = ["identity"] + ["ablated"] * (set(points) != {"identity"})
-    scores = {
-        at: gate_scores(denoiser, images, timesteps, key, chosen=chosen, at=at, **kwargs) for at in needed
-    }
+    scores = {at: gate_scores(denoiser, eval_set, chosen=chosen, at=at, **kwargs) for at in needed}
     base = scores["identity"].clean_loss.mean("image").values
     damage = {at: 100 * found.score.mean("image").values / base for at, found in scores.items()}
     if "either" in points:
@@ -91,9 +88,7 @@ def score_all(
 
 def screen_and_verify(
     denoiser: Denoiser,
-    images: Images,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    eval_set: EvalSet,
     folder: Path,
     *,
     chosen: Sequence[Component] | None = None,
@@ -131,15 +126,14 @@ def screen_and_verify(
     if point not in EXPANSIONS:
         raise ConfigError(unknown("point of expansion", point, EXPANSIONS))
     chosen = tuple(chosen or components(denoiser.unet))
-    seen = denoiser, images, timesteps, key
-    given = {"ablation": ablation, "replacements": replacements}
-    scores, damage = score_all(*seen, chosen, (point,), probes=probes, **given)
+    how = {"ablation": ablation, "replacements": replacements}
+    scores, damage = score_all(denoiser, EvalSet(eval_set, chosen, (point,)), probes=probes, **how)
     exact = np.full(damage[point].shape, np.nan)  # Deg%_t
 
     def verify(which: Int[np.ndarray, " some"]) -> np.ndarray:
         new = which[np.isnan(exact[which, 0])]
         if len(new):
-            exact[new] = exact_damage(*seen, folder, [chosen[i] for i in new], **given)
+            exact[new] = exact_damage(denoiser, EvalSet(eval_set, folder, [chosen[i] for i in new]), **how)
         return np.abs(exact[which].mean(1))
 
     score = damage[point].mean(1)
@@ -157,15 +151,13 @@ def screen_and_verify(
         looks,
         missed / max(len(audited), 1),
         interval,
-        score_agreement(damage[point], exact, chosen, timesteps, k),
+        score_agreement(damage[point], exact, chosen, eval_set.timesteps, k),
     )
 
 
 def quality(
     denoiser: Denoiser,
-    images: Images,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    eval_set: EvalSet,
     folder: Path,
     *,
     chosen: Sequence[Component] | None = None,
@@ -179,10 +171,12 @@ def quality(
     Over a selection by score, agreement would look other than it is.
     """
     chosen = tuple(chosen or components(denoiser.unet))
-    seen, given = (denoiser, images, timesteps, key), {"ablation": ablation, "replacements": replacements}
-    damage = score_all(*seen, chosen, probes=probes, **given)[1]
-    exact = exact_damage(*seen, folder, chosen, **given)
-    return {point: score_agreement(found, exact, chosen, timesteps, k) for point, found in damage.items()}
+    how = {"ablation": ablation, "replacements": replacements}
+    damage = score_all(denoiser, eval_set, chosen, probes=probes, **how)[1]
+    exact = exact_damage(denoiser, EvalSet(eval_set, folder, chosen), **how)
+    return {
+        point: score_agreement(found, exact, chosen, eval_set.timesteps, k) for point, found in damage.items()
+    }
 
 
 def lines(found: VerifiedScreen, names: Sequence[str]) -> list[str]:
@@ -246,18 +240,21 @@ def audit_until(
 
 def exact_damage(
     denoiser: Denoiser,
-    images: Images,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    eval_set: EvalSet,
     folder: Path,
     chosen: Sequence[Component],
     ablation: str = "zero",
     replacements: PyTree = None,
 ) -> Float[np.ndarray, "component t"]:
     """Deg%_t by exact runs."""
-    config = SweepConfig(ablations=(ablation,), image_block=len(images))
+    config = SweepConfig(ablations=(ablation,), image_block=eval_set.count)
     replacements = None if ablation == "zero" else {ablation: replacements}
     found = ablation_sweep(
-        denoiser, images, timesteps, key, folder, config=config, replacements=replacements, chosen=chosen
+        denoiser,
+        eval_set,
+        folder,
+        config=config,
+        replacements=replacements,
+        chosen=chosen,
     ).isel(ablation=0)
     return 100 * (found.loss.mean("image") / found.clean_loss.mean("image") - 1).values

@@ -34,7 +34,7 @@ class UNetConfig:
     norm_eps: float = 1e-6
     dropout: float = 0.0
     time_scale_shift: bool = False  # FiLM instead of addition in the residual blocks
-    time_width_factor: int = 4  # width of the time embedding, in units of widths[0]
+    time_width_factor: int = 4  # width of the time embedding, in units of time_features
     flip_sin_to_cos: bool = False  # cos half first
     frequency_shift: float = 1.0
     down_padding: Literal[0, 1] = 1  # 0 pads right and bottom only, as the original DDPM does
@@ -42,10 +42,18 @@ class UNetConfig:
     resample_blocks: bool = False  # residual blocks do the down- and upsampling, as ADM may
     center_input: bool = False  # 2 x - 1 first
     prediction: Prediction = "epsilon"
+    up_heads: tuple[int, ...] = ()  # per level, of the decoder; empty: as `heads`
+    level_blocks: tuple[int, ...] = ()  # per level, where they differ; empty: blocks_per_level at each
+    time_features: int = 0  # width of the sinusoidal features; 0: widths[0]
+    timestep_scale: float = (
+        1.0  # the network is fed t * timestep_scale (1000 / T where timesteps are rescaled)
+    )
+    sample_clip: float = 1.0  # sampling clips predicted images to [-sample_clip, sample_clip]; 0: not at all
 
     def __post_init__(self):
         levels = len(self.widths)
-        for name in ("down_attention", "up_attention", "heads"):
+        optional = [name for name in ("up_heads", "level_blocks") if getattr(self, name)]
+        for name in ("down_attention", "up_attention", "heads", *optional):
             if len(getattr(self, name)) != levels:
                 raise ConfigError(f"unet.{name}={getattr(self, name)} needs {levels} entries, one per width")
         for name in ("image_size", "in_channels", "out_channels", "blocks_per_level", "norm_groups"):
@@ -55,34 +63,53 @@ class UNetConfig:
                 f"unet.image_size={self.image_size} is not divisible by {2 ** (levels - 1)}, "
                 f"which {levels} widths need; change image_size or widths"
             )
-        for level, (width, heads) in enumerate(zip(self.widths, self.heads)):
+        self._check_levels("heads", self.heads)
+        if self.up_heads:
+            self._check_levels("up_heads", self.up_heads)
+        for blocks in self.level_blocks:
+            _at_least("unet.level_blocks", blocks, 1)
+        _within("unet.dropout", self.dropout, 0.0, 0.999)
+        _at_least("unet.time_features", self.time_features, 0)
+        _within("unet.timestep_scale", self.timestep_scale, 1e-9, 1e9)
+        _at_least("unet.sample_clip", self.sample_clip, 0.0)
+
+    def _check_levels(self, name: str, per_level: tuple[int, ...]) -> None:
+        """Widths must be divisible by groups and, where there is attention, by heads."""
+        for level, (width, heads) in enumerate(zip(self.widths, per_level)):
             _at_least("unet.widths", width, 1)
-            _at_least("unet.heads", heads, 1)
+            _at_least(f"unet.{name}", heads, 1)
             if width % self.norm_groups:
                 raise ConfigError(
                     f"unet.widths[{level}]={width} is not divisible by unet.norm_groups={self.norm_groups}"
                 )
             attends = self.down_attention[level] or self.up_attention[level]
-            if (attends or (self.mid_attention and level == levels - 1)) and width % heads:
+            middle = self.mid_attention and level == len(self.widths) - 1
+            if (attends or middle) and width % heads:
                 raise ConfigError(
-                    f"unet.widths[{level}]={width} is not divisible by unet.heads[{level}]={heads}"
+                    f"unet.widths[{level}]={width} is not divisible by unet.{name}[{level}]={heads}"
                 )
-        _within("unet.dropout", self.dropout, 0.0, 0.999)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
     """Forward process (Ho et al. 2020; cosine: Nichol & Dhariwal 2021) and the weighting of its loss."""
 
-    schedule: Literal["linear", "scaled_linear", "cosine"] = "linear"
+    schedule: Literal["linear", "scaled_linear", "cosine", "betas"] = "linear"
     steps: int = 1000  # T
     beta_start: float = 1e-4  # not cosine
     beta_end: float = 0.02  # not cosine
     weighting: Literal["uniform", "min_snr"] = "uniform"
     min_snr_gamma: float = 5.0  # Hang et al. 2023
+    betas: tuple[float, ...] = ()  # of schedule `betas`: all of them, one per step
 
     def __post_init__(self):
         _at_least("diffusion.steps", self.steps, 2)
+        expected = self.steps if self.schedule == "betas" else 0
+        if len(self.betas) != expected:
+            raise ConfigError(
+                f"diffusion.betas has {len(self.betas)} numbers; schedule {self.schedule!r} of "
+                f"{self.steps} steps needs {expected}"
+            )
         if not 0 < self.beta_start < self.beta_end < 1:
             raise ConfigError(
                 f"diffusion.beta_start={self.beta_start}, beta_end={self.beta_end}: need 0 < start < end < 1"
@@ -249,6 +276,11 @@ def override(config: ExperimentConfig, assignments: Iterable[str]) -> Experiment
         if not equals:
             raise ConfigError(f"--set={assignment!r} has no '='; write section.field=value")
         config = _assign(config, path.strip().split("."), text.strip(), path.strip())
+    if config.data.name == "synthetic" and config.data.path:
+        raise ConfigError(
+            f"data.path={config.data.path!r} has no bearing on data.name=synthetic; set data.name too, or "
+            "leave it out"
+        )
     return config
 
 

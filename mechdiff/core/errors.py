@@ -1,7 +1,12 @@
 """The few error classes. Every message is one line: the value, what was expected, the way out."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
+
+_SHORT = reprlib.Repr()  # never walks more of a value than it shows
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 class MechdiffError(Exception):
@@ -35,6 +40,16 @@ class NotTestable(MechdiffError):
 def unknown(what: str, name: str, options: Iterable[str]) -> str:
     """One line for an unknown `name`: the closest options first, or all of them when none is close."""
     options = [str(option) for option in options]
-    near = difflib.get_close_matches(str(name), options, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(name)[:200], options, n=3, cutoff=0.5)
     hint = f"closest: {', '.join(near)}" if near else f"choose from: {', '.join(options[:12])}"
-    return f"unknown {what} {name!r}; {hint}"
+    return f"unknown {what} {shorten(name)}; {hint}"
+
+
+def shorten(value: Any) -> str:
+    """`repr` of a value that may be large, in at most some hundred characters on one line.
+
+    Example:
+      >>> shorten([0] * 1000)
+      '[0, 0, 0, 0, 0, 0, ...]'
+    """
+    return " ".join(_SHORT.repr(value).split())

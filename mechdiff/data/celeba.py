@@ -1,4 +1,4 @@
-"""CelebA (Liu et al., ICCV 2015) as it is officially handed out.
+"""CelebA (Liu et al., ICCV 2015) as it is officially handed out, and as Kaggle packs it.
 
 A *pack* is a folder with
 
@@ -6,13 +6,16 @@ A *pack* is a folder with
     list_attr_celeba.txt      count, attribute names, then a line a picture: name and -1 or 1 for each
     list_eval_partition.txt   a line a picture: name and 0 (train), 1 (validation) or 2 (test)
 
-directly in it or in the `Img`, `Anno` and `Eval` of the official download. Neither landmarks nor identities
+directly in it or in the `Img`, `Anno` and `Eval` of the official download. The lists may be `.csv` (a line of
+column names, then picture and values), and the pictures one folder deeper
+(`img_align_celeba/img_align_celeba/`), each by itself. Neither landmarks nor identities
 are needed. Packs are joined: `path` may list several folders with commas, and a folder's own sub-folders
 count when they are packs too. A picture (a name) that several packs hold is taken from the first.
 
 The archive is read in place; nothing is unpacked to disk.
 """
 
+import csv
 import hashlib
 import zipfile
 from collections.abc import Callable, Iterable
@@ -100,12 +103,12 @@ def find_packs(path: str) -> list[Path]:
 
 def read_pack(folder: Path) -> Pack:
     """The lists and the directory of one pack, checked against each other."""
-    partition_path, attribute_path = find_file(folder, PARTITION), find_file(folder, ATTRIBUTES)
+    partition_path, attribute_path = find_list(folder, PARTITION), find_list(folder, ATTRIBUTES)
     names, splits = _read_partition(partition_path)
     attributes, flags_of = _read_attributes(attribute_path)
     archive = find_file(folder, ARCHIVE, required=False)
-    entries, read = _open_archive(archive) if archive else _open_folder(find_file(folder, UNPACKED))
-    pictures = archive or find_file(folder, UNPACKED)
+    pictures = archive or _innermost(find_file(folder, UNPACKED))
+    entries, read = _open_archive(archive) if archive else _open_folder(pictures)
     _same_names(set(names), entries.keys(), partition_path, pictures)
     _covers(flags_of.keys(), names, attribute_path)
     ordered = sorted(entries.items())
@@ -129,7 +132,24 @@ def read_pack(folder: Path) -> Pack:
 
 def _is_pack(folder: Path) -> bool:
     """Whether any file of the layout is there; `read_pack` then says which one is missing."""
-    return any(find_file(folder, name, required=False) for name in (ARCHIVE, UNPACKED, ATTRIBUTES, PARTITION))
+    lists = [find_list(folder, name, required=False) for name in (ATTRIBUTES, PARTITION)]
+    return any([*lists, *(find_file(folder, name, required=False) for name in (ARCHIVE, UNPACKED))])
+
+
+def find_list(folder: Path, name: str, required: bool = True) -> Path | None:
+    """`find_file` of a list, or of the same list as CSV."""
+    text = find_file(folder, name, required=False)
+    table = find_file(folder, name.replace(".txt", ".csv"), required=False)
+    return text or table or find_file(folder, name, required)
+
+
+def _innermost(folder: Path) -> Path:
+    """Where the pictures lie: `folder`, or the folder of its name in it (once or twice), if it has none."""
+    for _ in range(2):
+        inner = folder / UNPACKED
+        if inner.is_dir() and not any(path.suffix.lower() == ".jpg" for path in folder.iterdir()):
+            folder = inner
+    return folder
 
 
 def find_file(folder: Path, name: str, required: bool = True) -> Path | None:
@@ -169,11 +189,16 @@ def _harmless(member: str) -> bool:
     """A picture, by a relative name that stays inside the archive."""
     path = PurePosixPath(member)
     inside = not path.is_absolute() and ".." not in path.parts and "\\" not in member
-    return inside and path.suffix.lower() == ".jpg"
+    return inside and _is_picture(path.name) and "__MACOSX" not in path.parts
+
+
+def _is_picture(name: str) -> bool:
+    """By its name; a Mac leaves `._NAME` beside NAME."""
+    return name.lower().endswith(".jpg") and not name.startswith("._")
 
 
 def _open_folder(folder: Path) -> tuple[dict[str, tuple], Callable[[str], bytes]]:
-    stats = {path.name: path.stat() for path in folder.iterdir() if path.suffix.lower() == ".jpg"}
+    stats = {path.name: path.stat() for path in folder.iterdir() if _is_picture(path.name)}
 
     def read(name: str) -> bytes:
         try:
@@ -194,9 +219,20 @@ def _lines(path: Path) -> list[str]:
         raise DataError(f"{path} can't be read ({error.strerror})") from error
 
 
+def _csv_rows(path: Path) -> list[list[str]]:
+    """Rows of a CSV list, the column names first."""
+    rows = [row for row in csv.reader(_lines(path)) if any(field.strip() for field in row)]
+    if len(rows) < 2:
+        raise DataError(f"{path} names no pictures; download it again")
+    return [[field.strip() for field in row] for row in rows]
+
+
 def _read_partition(path: Path) -> tuple[list[str], list[int]]:
     splits = {}
-    for number, line in enumerate(_lines(path), start=1):
+    lines = _lines(path)
+    if path.suffix == ".csv":  # the line of column names is kept, blank, for the numbers in errors
+        lines = ["", *(" ".join(row) for row in _csv_rows(path)[1:])]
+    for number, line in enumerate(lines, start=1):
         fields = line.split()
         if not fields:
             continue
@@ -212,6 +248,9 @@ def _read_partition(path: Path) -> tuple[list[str], list[int]]:
 
 def _read_attributes(path: Path) -> tuple[tuple[str, ...], dict[str, list[bool]]]:
     lines = _lines(path)
+    if path.suffix == ".csv":
+        head, *table = _csv_rows(path)
+        lines = [str(len(table)), " ".join(head[1:]), *(" ".join(row) for row in table)]
     while lines and not lines[-1].strip():
         lines.pop()
     if len(lines) < 2 or not lines[0].strip().isdigit():

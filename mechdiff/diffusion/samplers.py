@@ -64,7 +64,7 @@ def sample(
     shape: tuple[int, int, int, int],
     step_fn: StepFn = ddim_step,
     timesteps: Levels | None = None,
-    clip: bool = True,
+    clip: bool | float = True,
     noise: Images | None = None,
     indices: Int[Array, " batch"] | None = None,
 ) -> Images:
@@ -77,12 +77,13 @@ def sample(
       shape: (batch, height, width, channels).
       step_fn: `(schedule, x_t, x0, t, t_prev, noise) -> x_prev`, where `x0` is the prediction after clipping.
       timesteps: levels visited, concrete, increasing, in [0, T); all if None. See `schedules.ddim_timesteps`.
-      clip: whether each prediction of x_0 is clipped to [-1, 1], the range of images.
+      clip: each prediction of x_0 is clipped to [-clip, clip]; True is 1, the range of images; False or 0:
+        not at all.
       noise: x_T, standard normal; drawn from `key` if None.
       indices: index of each image; 0, 1, ... if None. Equal indices share their noise.
 
     Returns:
-      The images; within [-1, 1] if `clip`.
+      The images; within [-clip, clip] unless `clip` is 0.
 
     Raises:
       ConfigError: timesteps that are not increasing or outside [0, T).
@@ -98,7 +99,7 @@ def sample_path(
     keep: Levels,
     step_fn: StepFn = ddim_step,
     timesteps: Levels | None = None,
-    clip: bool = True,
+    clip: bool | float = True,
     noise: Images | None = None,
     indices: Int[Array, " batch"] | None = None,
 ) -> tuple[Images, Float[Array, "kept batch height width channels"]]:
@@ -143,7 +144,7 @@ def one_step(
     level_prev: Int[AnyArray, ""],
     indices: Int[AnyArray, " batch"],
     step_fn: StepFn,
-    clip: bool,
+    clip: bool | float,
 ) -> tuple[Images, Images]:
     """One step of `sample`: x at `level_prev`, and the prediction of x_0 that it went by.
 
@@ -154,7 +155,7 @@ def one_step(
     batch = x_t.shape[0]
     t, t_prev = jnp.full(batch, level), jnp.full(batch, level_prev)
     x0 = predict_x0(schedule, x_t, t, denoise_fn(x_t, t))
-    x0 = jnp.clip(x0, -1, 1) if clip else x0
+    x0 = jnp.clip(x0, -clip, clip) if clip else x0
     return step_fn(schedule, x_t, x0, t, t_prev, image_noise(step_key, indices, x_t.shape[1:])), x0
 
 

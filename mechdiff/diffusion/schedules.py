@@ -4,6 +4,7 @@ Tables are computed in float64 on the host and cast to float32 once, so that the
 close to one at small t keep their digits.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -53,6 +54,19 @@ def cosine_schedule(steps: int = 1000, s: float = 0.008, max_beta: float = 0.999
     return _from_betas(np.minimum(1 - signal[1:] / signal[:-1], max_beta))
 
 
+def schedule_from_betas(betas: Sequence[float]) -> NoiseSchedule:
+    """The schedule whose variances are `betas`, one per step.
+
+    Example:
+      >>> float(schedule_from_betas([0.1, 0.2]).alphas_bar[1].round(2))
+      0.72
+
+    Raises:
+      ConfigError: a beta outside (0, 1).
+    """
+    return _from_betas(np.asarray(betas, np.float64))
+
+
 def make_schedule(config: DiffusionConfig) -> NoiseSchedule:
     """The schedule a config names. Raises ConfigError for an unknown name."""
     if config.schedule == "linear":
@@ -61,7 +75,9 @@ def make_schedule(config: DiffusionConfig) -> NoiseSchedule:
         return scaled_linear_schedule(config.steps, config.beta_start, config.beta_end)
     if config.schedule == "cosine":
         return cosine_schedule(config.steps)
-    raise ConfigError(unknown("schedule", config.schedule, ("linear", "scaled_linear", "cosine")))
+    if config.schedule == "betas":
+        return schedule_from_betas(config.betas)
+    raise ConfigError(unknown("schedule", config.schedule, ("linear", "scaled_linear", "cosine", "betas")))
 
 
 def timesteps_by_log_snr(schedule: NoiseSchedule, n: int) -> Int[np.ndarray, " n"]:

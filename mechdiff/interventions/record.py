@@ -32,7 +32,9 @@ class Intervention:
       add: site -> direction that is added after the gate, a' = a + add, broadcastable to one row of the
         site's activation; absent where nothing is added.
     Any leaf may have a leading row axis as long as the batch. Leaves are arrays of NumPy or JAX, or
-    whatever a transformation puts in their place, such as the axes of `STACKED`.
+    whatever a transformation puts in their place, such as the axes of `STACKED`. Arrays of NumPy are
+    read-only views: a compiled function that closes over an intervention would not see an edit. Copy an
+    array, change the copy, and give it to `dataclasses.replace`.
     """
 
     gate: PyTree
@@ -42,6 +44,24 @@ class Intervention:
     pattern: PyTree = dataclasses.field(default_factory=dict)
     pattern_replacement: PyTree = dataclasses.field(default_factory=dict)
     add: PyTree = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, read_only(getattr(self, field.name)))
+
+    def __reduce__(self):  # copies and pickles come by the constructor too
+        return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+
+def read_only(tree: PyTree) -> PyTree:
+    """`tree`, a leaf or a dict of leaves, with views that can't be written to in place of NumPy arrays."""
+    if isinstance(tree, dict):
+        return {name: read_only(leaf) for name, leaf in tree.items()}
+    if not isinstance(tree, np.ndarray) or not tree.flags.writeable:
+        return tree
+    view = tree.view()
+    view.flags.writeable = False
+    return view
 
 
 # vmap axes of what `leave_one_out` and `random_subsets` return: only gates are stacked

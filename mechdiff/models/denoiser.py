@@ -1,23 +1,81 @@
 """The denoiser that is examined: a network with its parameters, schedule and identity intervention."""
 
 import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import jax
 
 from mechdiff.core import devices
 from mechdiff.core.config import UNetConfig
-from mechdiff.core.types import PyTree
+from mechdiff.core.types import Features, Images, PyTree, Timesteps
 from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
+from mechdiff.models.unet import Stage, components, count_parameters, denoise, stages
 from mechdiff.storage import digests
+
+
+@runtime_checkable
+class Examinable(Protocol):
+    """The contract of everything that can be examined: our UNet (`Denoiser`) and any JAX function with named
+    values (`traced.TracedDenoiser`).
+
+    A pytree whose leaves are `params`, `identity` and `schedule`; its name is no reason to compile again.
+    """
+
+    name: str
+    params: PyTree
+    identity: Intervention
+    schedule: NoiseSchedule
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Height, width, channels."""
+        ...
+
+    def components(self, channel_groups: int = 0) -> tuple[Component, ...]:
+        """Every addressable component, in order of execution."""
+        ...
+
+    def predict(
+        self, intervention: Intervention, x_t: Images, t: Timesteps, condition: Any = None
+    ) -> Features:
+        """The noise in `x_t` under an intervention, whatever the network was trained to output."""
+        ...
+
+    def digests(self) -> dict:
+        """What decides its numbers, JSON-ready."""
+        ...
+
+
+class Label(str):
+    """A name that is equal to every other, so that it is no reason to compile again."""
+
+    __slots__ = ()
+
+    def __eq__(self, other):
+        return isinstance(other, Label)
+
+    def __hash__(self):
+        return 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """A denoiser to be examined.
+    """A UNet to be examined.
 
     Attributes:
       name: shown in results.
       unet, schedule: its configuration.
       params, identity: as `init_unet` makes them (parameters trained).
+
+    Example:
+      >>> import jax, mechdiff
+      >>> config = mechdiff.preset("tiny")
+      >>> params, identity = mechdiff.init_unet(jax.random.key(0), config.unet)
+      >>> schedule = mechdiff.make_schedule(config.diffusion)
+      >>> Denoiser("fresh", config.unet, schedule, params, identity)
+      Denoiser('fresh': UNet 8x8x3, 5,4 k parameters, 26 components)
     """
 
     name: str
@@ -27,9 +85,24 @@ class Denoiser:
     identity: Intervention
 
     @property
-    def network(self) -> tuple[UNetConfig, PyTree, Intervention, NoiseSchedule]:
-        """What every function that runs it takes first."""
-        return self.unet, self.params, self.identity, self.schedule
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        return self.unet.image_size, self.unet.image_size, self.unet.in_channels
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Steps of the forward pass, which sweeps share where interventions leave them alone."""
+        return stages(self.unet)
+
+    def components(self, channel_groups: int = 0) -> tuple[Component, ...]:
+        """Every addressable component; see `unet.components`."""
+        return components(self.unet, channel_groups)
+
+    def predict(
+        self, intervention: Intervention, x_t: Images, t: Timesteps, condition: Any = None
+    ) -> Features:
+        """The noise in `x_t` under an intervention; see `unet.denoise`. It takes no condition."""
+        return denoise(self.unet, self.schedule, self.params, intervention, x_t, t)
 
     def digests(self) -> dict:
         """What of it decides numbers, JSON-ready."""
@@ -39,3 +112,21 @@ class Denoiser:
             "schedule": digests.digest_arrays(self.schedule.log_snr),
             "precision": devices.precision(),
         }
+
+    def __repr__(self) -> str:
+        height, width, channels = self.image_shape
+        parameters, listed = count_parameters(self.unet), len(self.components())
+        network = f"UNet {height}x{width}x{channels}, {parameters:,} parameters, {listed} components"
+        return f"Denoiser({self.name!r}: {network})"
+
+
+def _flatten(denoiser: Denoiser):
+    return (denoiser.params, denoiser.identity, denoiser.schedule), (denoiser.unet, Label(denoiser.name))
+
+
+def _unflatten(static, leaves) -> Denoiser:
+    params, identity, schedule = leaves
+    return Denoiser(str(static[1]), static[0], schedule, params, identity)
+
+
+jax.tree_util.register_pytree_node(Denoiser, _flatten, _unflatten)

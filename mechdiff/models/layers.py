@@ -29,19 +29,23 @@ def silu(x: Array) -> Array:
 
 
 def time_features(
-    t: Timesteps, width: int, flip_sin_to_cos: bool, shift: float
+    t: Timesteps, width: int, flip_sin_to_cos: bool, shift: float, scale: float = 1.0
 ) -> Float[Array, "batch width"]:
-    """Sinusoidal features of the timestep (Ho et al. 2020); odd widths are padded with a zero."""
+    """Sinusoidal features of `scale * t` (Ho et al. 2020); odd widths are padded with a zero."""
     half = width // 2
     frequencies = np.exp(-np.log(10000.0) * np.arange(half) / (half - shift)).astype(np.float32)
-    angles = t.astype(jnp.float32)[:, None] * frequencies
+    angles = (t.astype(jnp.float32) * scale)[:, None] * frequencies
     parts = [jnp.sin(angles), jnp.cos(angles)]
     features = jnp.concatenate(parts[::-1] if flip_sin_to_cos else parts, axis=-1)
     return jnp.pad(features, ((0, 0), (0, width % 2)))
 
 
 class GroupNorm(nn.Module):
-    """Group normalization (Wu & He 2018), mean and variance in one pass, in float32."""
+    """Group normalization (Wu & He 2018), mean and variance in one pass, in float32.
+
+    The mean of squares less the square of the mean cancels where the mean is far above the spread. So squares
+    are taken about one element of each group, which changes neither the variance nor its gradient.
+    """
 
     groups: int
     eps: float
@@ -51,16 +55,25 @@ class GroupNorm(nn.Module):
         width = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (width,))
         bias = self.param("bias", zeros, (width,))
-        y = x.astype(jnp.float32)
+        depth = width // self.groups
+        count = np.prod(x.shape[1:-1], dtype=int) * depth
         space = tuple(range(1, x.ndim - 1))
-        count = np.prod(x.shape[1:-1], dtype=int) * (width // self.groups)
-        grouped = lambda s: s.reshape(-1, self.groups, width // self.groups).sum(-1) / count
-        mean = grouped(y.sum(space))
-        variance = jnp.maximum(grouped((y * y).sum(space)) - mean**2, 0)
-        spread = lambda g: jnp.repeat(g, width // self.groups, axis=1)
+        shape = (x.shape[0],) + (1,) * len(space) + (width,)
+
+        def spread(per_group):  # to channels
+            return jnp.repeat(per_group, depth, axis=1)
+
+        def mean_of(per_channel):
+            return per_channel.reshape(-1, self.groups, depth).sum(-1) / count
+
+        y = x.astype(jnp.float32)
+        center = tuple(n // 2 for n in x.shape[1:-1])
+        shift = jax.lax.stop_gradient(y[(slice(None), *center, slice(None, None, depth))])
+        shifted = y - spread(shift).reshape(shape)
+        mean = mean_of(y.sum(space))
+        variance = jnp.maximum(mean_of((shifted * shifted).sum(space)) - (mean - shift) ** 2, 0)
         factor = spread(jax.lax.rsqrt(variance + self.eps)) * scale
         offset = bias - spread(mean) * factor
-        shape = (x.shape[0],) + (1,) * len(space) + (width,)
         return (y * factor.reshape(shape) + offset.reshape(shape)).astype(x.dtype)
 
 
@@ -94,11 +107,13 @@ class TimeMLP(nn.Module):
     width: int
     flip_sin_to_cos: bool
     shift: float
+    scale: float = 1.0
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, t: Timesteps) -> Float[Array, "batch width"]:
-        h = time_features(t, self.features, self.flip_sin_to_cos, self.shift).astype(self.dtype)
+        h = time_features(t, self.features, self.flip_sin_to_cos, self.shift, self.scale)
+        h = h.astype(self.dtype)
         h = nn.Dense(self.width, dtype=self.dtype, name="dense1")(h)
         return nn.Dense(self.width, dtype=self.dtype, name="dense2")(silu(h))
 

@@ -28,8 +28,19 @@ def load_denoiser(model: Path, name: str = "") -> tuple[Denoiser, ExperimentConf
     """An exported model ready to be examined, its config, and its training record.
 
     Args:
-      name: shown in results; the folder's if empty.
+      name: shown in results; `name_of` the folder if empty.
     """
     trained, params, identity, record = load_trained(model)
     schedule = make_schedule(trained.diffusion)
-    return Denoiser(name or model.name, trained.unet, schedule, params, identity), trained, record
+    return Denoiser(name or name_of(model), trained.unet, schedule, params, identity), trained, record
+
+
+def name_of(model: Path) -> str:
+    """What a model is called in results: its folder's name, or that of the run in whose `model/` it lies.
+
+    Example:
+      >>> name_of(Path("runs/faces/model")), name_of(Path("checkpoints/cpu32-celeba-seed0"))
+      ('faces', 'cpu32-celeba-seed0')
+    """
+    model = model.resolve()
+    return model.parent.name if model.name == "model" and model.parent.name else model.name

@@ -54,6 +54,7 @@ class Stage:
       push: whether its output goes on the skip stack.
       pop: whether it takes a skip tensor.
       resample: -1 halves, 1 doubles the resolution.
+      heads: of attention; 0 elsewhere.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Stage:
     push: bool = False
     pop: bool = False
     resample: int = 0
+    heads: int = 0
 
 
 @functools.lru_cache
@@ -73,26 +75,31 @@ def stages(config: UNetConfig) -> tuple[Stage, ...]:
     side = lambda level: config.image_size // 2**level
     at = lambda level: (level, side(level), config.widths[level])
     down, up = ("block", "block") if config.resample_blocks else ("downsample", "upsample")
+    blocks = config.level_blocks or (config.blocks_per_level,) * (last + 1)
+    up_heads = config.up_heads or config.heads
     found = [Stage("conv_in", "conv_in", *at(0), push=True)]
     for level in range(last + 1):
-        for block in range(config.blocks_per_level):
+        heads = config.heads[level]
+        for block in range(blocks[level]):
             attends = config.down_attention[level]
             found.append(Stage(f"down{level}.block{block}", "block", *at(level), push=not attends))
             if attends:
-                found.append(Stage(f"down{level}.attn{block}", "attention", *at(level), push=True))
+                name = f"down{level}.attn{block}"
+                found.append(Stage(name, "attention", *at(level), push=True, heads=heads))
         if level < last:
             width = config.widths[level]
             name, where = f"down{level}.downsample", (level, side(level + 1), width)
             found.append(Stage(name, down, *where, push=True, resample=-1))
     found.append(Stage("mid.block0", "block", *at(last)))
     if config.mid_attention:
-        found.append(Stage("mid.attn0", "attention", *at(last)))
+        found.append(Stage("mid.attn0", "attention", *at(last), heads=config.heads[last]))
     found.append(Stage("mid.block1", "block", *at(last)))
     for level in reversed(range(last + 1)):
-        for block in range(config.blocks_per_level + 1):
+        for block in range(blocks[level] + 1):
             found.append(Stage(f"up{level}.block{block}", "block", *at(level), pop=True))
             if config.up_attention[level]:
-                found.append(Stage(f"up{level}.attn{block}", "attention", *at(level)))
+                name = f"up{level}.attn{block}"
+                found.append(Stage(name, "attention", *at(level), heads=up_heads[level]))
         if level > 0:
             where = (level, side(level - 1), config.widths[level])
             found.append(Stage(f"up{level}.upsample", up, *where, resample=1))
@@ -110,7 +117,7 @@ def module(config: UNetConfig, stage: Stage, dtype: Any = jnp.float32):
             options = {"scale_shift": config.time_scale_shift, "dropout": config.dropout}
             return layers.ResidualBlock(stage.width, resample=stage.resample, **options, **norm)
         case "attention":
-            return layers.Attention(config.heads[stage.level], **norm)
+            return layers.Attention(stage.heads, **norm)
         case "downsample":
             return layers.Downsample(config.down_padding, config.resample_conv, dtype)
         case "upsample":
@@ -121,9 +128,10 @@ def module(config: UNetConfig, stage: Stage, dtype: Any = jnp.float32):
 
 
 def _time_mlp(config: UNetConfig, dtype: Any = jnp.float32) -> layers.TimeMLP:
-    first = config.widths[0]
-    width = first * config.time_width_factor
-    return layers.TimeMLP(first, width, config.flip_sin_to_cos, config.frequency_shift, dtype)
+    features = config.time_features or config.widths[0]
+    width = features * config.time_width_factor
+    options = {"scale": config.timestep_scale, "dtype": dtype}
+    return layers.TimeMLP(features, width, config.flip_sin_to_cos, config.frequency_shift, **options)
 
 
 def _inputs(stage: Stage, stream: Stream, train: bool) -> tuple[tuple, tuple]:

@@ -155,7 +155,7 @@ def _stage(axes: Axes, paint: _Paint, where: Plan, config: UNetConfig, i: int, s
         case "block":
             _block(axes, paint, stage, x, y)
         case "attention":
-            _heads(axes, paint, stage.name, config.heads[stage.level], x, y)
+            _heads(axes, paint, stage.name, stage.heads, x, y)
         case "downsample" | "upsample":
             sign = -1 if stage.op == "downsample" else 1
             corners = [(x - 0.26, y - 0.2 * sign), (x + 0.26, y - 0.2 * sign), (x, y + 0.28 * sign)]

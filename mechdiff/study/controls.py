@@ -28,6 +28,7 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PRNGKey
 from mechdiff.data import OFFSETS, synthetic
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.interventions.components import Component
 from mechdiff.models import untrained
@@ -77,8 +78,8 @@ def activity(examined: Analysis, levels: Sequence[int], root: PRNGKey) -> xr.Dat
     """`complexity.OF_COVARIANCE` of the activations of every site, dims `measure, site, t`."""
     denoiser, given = examined.denoiser, examined.given
     before, noise = keys.stream(root, "mean noise"), keys.stream(root, "scored noise")
-    means = activations.activation_means(*denoiser.network, given.reference, levels, before)
-    found = channel_moments.channel_moments(*denoiser.network, given.scored, levels, noise, means=means)
+    means = activations.activation_means(denoiser, EvalSet(given.reference, levels, before))
+    found = channel_moments.channel_moments(denoiser, EvalSet(given.scored, levels, noise), means=means)
     values = {name: complexity.site_values(found, name) for name in complexity.OF_COVARIANCE}
     cells = np.array([[values[name][site] for site in found] for name in values])
     axes = {"measure": list(values), "site": list(found), "t": np.asarray(levels)}
@@ -126,9 +127,13 @@ def circuit_evaluators(
         replacements = replacement_values(
             denoiser, dataclasses.replace(given, scored=some), timesteps, own, config
         )
-        seen = denoiser, some, np.asarray(timesteps), keys.stream(own, "scored noise")
+        eval_set = EvalSet(some, timesteps, keys.stream(own, "scored noise"))
         block = min(config.image_block, len(some))
-        made.append(CircuitEvaluator(*seen, ablation, replacements.get(ablation), folder=folder, block=block))
+        made.append(
+            CircuitEvaluator(
+                denoiser, EvalSet(eval_set, ablation, replacements.get(ablation)), folder=folder, block=block
+            )
+        )
     return tuple(made)
 
 
@@ -142,8 +147,10 @@ def head_roles(
     more = (
         face_targets(examined.trained, len(given.scored)) if examined.trained.data.name == "synthetic" else {}
     )
-    asked = denoiser, fresh, chosen, given.scored, levels, noise
-    found, effect = roles.examine(*asked, count=config.study.role_sets, seed=config.seed, **more)
+    eval_set = EvalSet(given.scored, levels, noise)
+    found, effect = roles.examine(
+        denoiser, eval_set, fresh, chosen, count=config.study.role_sets, seed=config.seed, **more
+    )
     cells = ("component", "target")
     return effect.assign(
         selectivity=(cells, found.selectivity),
@@ -160,14 +167,14 @@ def control(some: Analysis, config: ExperimentConfig, noise: PRNGKey, folder: Pa
     replacements = inputs.replacement_values(
         fresh, some.given, levels, jax.random.key(config.seed), asked, shown
     )
-    seen = fresh, shown, levels, noise, folder / "control"
-    return ablation_sweep(*seen, config=asked, replacements=replacements)
+    eval_set = EvalSet(shown, levels, noise)
+    return ablation_sweep(fresh, eval_set, folder / "control", config=asked, replacements=replacements)
 
 
 def control_attention(some: Analysis, config: ExperimentConfig, noise: PRNGKey) -> xr.Dataset:
     """Attention statistics of the same network on the same pictures."""
     fresh, levels = _fresh(some, config)
-    return activations.attention_stats(*fresh.network, some.given.swept, levels, noise)
+    return activations.attention_stats(fresh, EvalSet(some.given.swept, levels, noise))
 
 
 def face_targets(trained: ExperimentConfig, count: int) -> dict:

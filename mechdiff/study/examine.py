@@ -16,6 +16,7 @@ import jax
 
 from mechdiff.core import keys
 from mechdiff.core.config import ExperimentConfig, SweepConfig, to_dict
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.load import load_denoiser
@@ -74,15 +75,13 @@ def examine(
     noise = keys.stream(root, "scored noise")
     swept = ablation_sweep(
         denoiser,
-        given.swept,
-        timesteps,
-        noise,
+        EvalSet(given.swept, timesteps, noise),
         folder / "sweep",
         config=config,
         replacements=replacements,
         facts=facts,
     )
-    attention = activations.attention_stats(*denoiser.network, given.swept, timesteps, noise)
+    attention = activations.attention_stats(denoiser, EvalSet(given.swept, timesteps, noise))
     with locks.lock(folder, wait=True):  # every process that shares the sweep comes here, with equal results
         labelled.replace(folder / "attention.zarr", attention.assign_attrs(denoiser=name, **facts))
         labelled.replace(folder / "sweep.zarr", swept)

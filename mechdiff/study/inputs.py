@@ -14,6 +14,7 @@ from mechdiff.core.config import DataConfig, ExperimentConfig, SweepConfig
 from mechdiff.core.errors import DataError
 from mechdiff.core.types import AnyArray, Images, Shown
 from mechdiff.data import load, to_bytes, to_float
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.sweeps import activations, optimal_ablation
 from mechdiff.sweeps.execution.rollout import draw_samples
@@ -106,7 +107,17 @@ def chooser(
             if not celeba:
                 return own_samples(denoiser, config.sweep, config.seed)
             data = DataConfig(name="celeba", path=celeba)
-        return held_out_images(data, denoiser.unet.image_size, config.sweep, cache)
+        images = held_out_images(data, denoiser.unet.image_size, config.sweep, cache)
+        if images.scored.shape[-1] != denoiser.unet.in_channels:
+            raise DataError(
+                f"{denoiser.name} takes pictures of {denoiser.unet.in_channels} channel(s), but those of "
+                f"{data.path or data.name} have {images.scored.shape[-1]}; leave them out to examine it on "
+                "its own samples"
+            )
+        if trained.data.name == "unknown":
+            label = f"CelebA pictures of {celeba}; not known whether the model was trained on them"
+            images = dataclasses.replace(images, label=label)
+        return images
 
     return choose
 
@@ -125,12 +136,14 @@ def replacement_values(
       shown: by the sweep, if not the scored pictures of `given`.
     """
     shown = given.scored if shown is None else shown
-    reference = *denoiser.network, given.reference, timesteps, keys.stream(root, "mean noise")
-    scored = *denoiser.network, shown, timesteps, keys.stream(root, "scored noise")
+    reference = EvalSet(given.reference, timesteps, keys.stream(root, "mean noise"))
+    scored = EvalSet(shown, timesteps, keys.stream(root, "scored noise"))
     make = {
-        "mean": lambda: activations.activation_means(*reference),
-        "resample": lambda: resample_replacements(*scored, draws=config.draws),
-        "noise": lambda: noise_replacements(*reference, draws=config.draws),
-        "optimal": lambda: optimal_ablation.optimal_replacements(*reference, steps=config.optimal_steps),
+        "mean": lambda: activations.activation_means(denoiser, reference),
+        "resample": lambda: resample_replacements(denoiser, scored, draws=config.draws),
+        "noise": lambda: noise_replacements(denoiser, reference, draws=config.draws),
+        "optimal": lambda: optimal_ablation.optimal_replacements(
+            denoiser, reference, steps=config.optimal_steps
+        ),
     }
     return {ablation: make[ablation]() for ablation in config.ablations if ablation != "zero"}

@@ -16,6 +16,7 @@ from mechdiff.core.errors import CheckpointError
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.unet import count_parameters
 from mechdiff.storage import files, labelled
+from mechdiff.sweeps.activations import over_many_keys
 
 STATISTICS = ("entropy", "normalized_entropy", "mutual_information", "distance", "identity_mass")
 RECORD = ("steps", "images", "levels", "test_loss", "train_loss", "memorization", "log", "manifest")
@@ -151,6 +152,7 @@ def _subject(folder: Path) -> ExaminedModel:
     sweep, attention = (labelled.read(folder / f"{part}.zarr") for part in ("sweep", "attention"))
     _check(folder / "sweep.zarr", sweep, ("loss", "clean_loss", "change"))
     _check(folder / "attention.zarr", attention, STATISTICS)
+    attention = over_many_keys(attention)  # of results before such heads were left out
     sheet = folder / "samples.png"
     with files.plain_errors(sheet):
         samples = sheet.read_bytes() if about.get("samples", True) else b""

@@ -18,7 +18,8 @@ from jaxtyping import Int
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
-from mechdiff.core.types import Images, PRNGKey, PyTree, Shown
+from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import images_at
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
@@ -32,9 +33,7 @@ from mechdiff.sweeps.replacements import ReplacementSource, as_source
 
 def ablation_sweep(
     denoiser: Denoiser,
-    images: Shown,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    eval_set: EvalSet,
     folder: Path,
     *,
     config: SweepConfig | None = None,
@@ -63,6 +62,7 @@ def ablation_sweep(
     Raises:
       ConfigError: a kind without fills.
     """
+    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     config = config or SweepConfig()
     chosen = tuple(chosen or components(denoiser.unet))
     replacements = replacements or {}

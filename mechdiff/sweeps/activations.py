@@ -12,11 +12,12 @@ from jaxtyping import Array, Float, Int
 from mechdiff.core import devices
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.devices import ALL, IMAGES
-from mechdiff.core.types import Images, PRNGKey, PyTree, Shown
+from mechdiff.core.types import Images, PRNGKey
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, images_at, q_sample
-from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.gates import CAPTURED
-from mechdiff.interventions.record import Intervention
+from mechdiff.models.attention_stats import AttentionStatistics
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.layers import ATTENTION
 from mechdiff.models.unet import forward, stages
 from mechdiff.sweeps.execution import memory
@@ -54,10 +55,7 @@ def _blocks(images: np.ndarray, indices: np.ndarray, block: int):
 
 
 def activations(
-    unet: UNetConfig,
-    params: PyTree,
-    identity: Intervention,
-    schedule: NoiseSchedule,
+    denoiser: Denoiser,
     x0: Images,
     t: int,
     key: PRNGKey,
@@ -71,18 +69,14 @@ def activations(
       key, indices: image i has the noise of `image_noise(key, i)`.
       collection: `sites`; or `patterns` for the attention patterns `(batch, heads, tokens, tokens)`.
     """
-    network = devices.everywhere(devices.over(len(x0)), (params, identity, schedule))
-    return _captured(unet, *network, x0, t, key, indices, collection=collection)
+    parts = denoiser.params, denoiser.identity, denoiser.schedule
+    network = devices.everywhere(devices.over(len(x0)), parts)
+    return _captured(denoiser.unet, *network, x0, t, key, indices, collection=collection)
 
 
 def activation_moments(
-    unet: UNetConfig,
-    params: PyTree,
-    identity: Intervention,
-    schedule: NoiseSchedule,
-    images: Images,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    denoiser: Denoiser,
+    eval_set: EvalSet,
     *,
     block: int = 16,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -91,6 +85,8 @@ def activation_moments(
     Blocks are joined by the rule of Chan et al. 1983, in float64. Arguments and shapes are those of
     `activation_means`.
     """
+    unet, params, identity, schedule = denoiser.unet, denoiser.params, denoiser.identity, denoiser.schedule
+    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     network = unet, params, identity, schedule
     means, deviations = zip(*_moments_of_levels(*network, images, timesteps, key, block))
     return _stacked(means), _stacked(deviations)
@@ -123,13 +119,8 @@ def _moments_of_levels(unet, params, identity, schedule, images, timesteps, key,
 
 
 def activation_means(
-    unet: UNetConfig,
-    params: PyTree,
-    identity: Intervention,
-    schedule: NoiseSchedule,
-    images: Images,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    denoiser: Denoiser,
+    eval_set: EvalSet,
     *,
     block: int = 16,
 ) -> dict[str, np.ndarray]:
@@ -141,6 +132,8 @@ def activation_means(
     Returns:
       site -> `(levels, *site)`, where `site` is the shape of one row of that activation.
     """
+    unet, params, identity, schedule = denoiser.unet, denoiser.params, denoiser.identity, denoiser.schedule
+    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     network = unet, params, identity, schedule
     return _stacked([mean for mean, _ in _moments_of_levels(*network, images, timesteps, key, block)])
 
@@ -151,24 +144,22 @@ def replacements_at(replacements: dict[str, np.ndarray], level: int) -> dict[str
 
 
 def attention_stats(
-    unet: UNetConfig,
-    params: PyTree,
-    identity: Intervention,
-    schedule: NoiseSchedule,
-    images: Shown,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    denoiser: Denoiser,
+    eval_set: EvalSet,
     *,
     block: int = 16,
 ) -> xr.Dataset:
     """Statistics of every head's pattern, dims `head, t, image`; see `metrics.attention`.
 
     No pattern leaves the network: each is reduced where it arises. `tokens` (a coordinate of `head`) is
-    the number of positions attended over, without which an entropy means little.
+    the number of positions attended over, without which an entropy means little. Heads over one position are
+    left out and named in the attribute `over_one_key`; see `over_many_keys`.
 
     Args:
       images: crossed with the timesteps or nested in them, as in `sweeps.ablation_sweep`.
     """
+    unet, params, identity, schedule = denoiser.unet, denoiser.params, denoiser.identity, denoiser.schedule
+    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     count = images.shape[-4]
     block = memory.rows_at_once(block, memory.row_bytes(unet))
     params, identity, schedule = devices.everywhere(devices.over(block), (params, identity, schedule))
@@ -182,28 +173,44 @@ def attention_stats(
         for site in parts[0]:
             joined = [np.concatenate(values)[:count] for values in zip(*(part[site] for part in parts))]
             columns.setdefault(site, []).append(joined)  # statistic x (image, head)
-    names = next(iter(parts[0].values()))._fields
+    nothing = np.empty((0, len(timesteps), count))
     heads = [f"{site}{i}" for site, levels in columns.items() for i in range(levels[0][0].shape[1])]
     variables = {
         name: (
             ("head", "t", "image"),
             np.concatenate(
-                [np.stack([level[k].T for level in levels], 1) for levels in columns.values()]
+                [nothing, *(np.stack([level[k].T for level in levels], 1) for levels in columns.values())]
             ).astype(np.float32),
         )
-        for k, name in enumerate(names)
+        for k, name in enumerate(AttentionStatistics._fields)
     }
     keys = [_keys(unet, site) for site, levels in columns.items() for _ in range(levels[0][0].shape[1])]
-    return xr.Dataset(
+    dataset = xr.Dataset(
         variables,
         coords={
-            "head": heads,
+            "head": np.array(heads, dtype=str),
             "t": np.asarray(timesteps, np.int32),
             "image": np.arange(count),
             "log_snr": ("t", np.asarray(schedule.log_snr)[np.asarray(timesteps)]),
             "tokens": ("head", np.asarray(keys, np.int32)),
         },
     )
+    return over_many_keys(dataset)
+
+
+def over_many_keys(statistics: xr.Dataset) -> xr.Dataset:
+    """Statistics of the heads that attend over more than one position; the others' names as `over_one_key`.
+
+    The pattern of a head over one position is 1 whatever the input: entropy and its ceiling ln 1
+    are both 0, and their ratio means nothing.
+
+    Args:
+      statistics: dim `head` with coordinate `tokens`, the number of positions attended over.
+    """
+    single = statistics["tokens"].values < 2
+    names = [str(name) for name in statistics["head"].values[single]]
+    names = sorted({*names, *statistics.attrs.get("over_one_key", ())})
+    return statistics.isel(head=~single).assign_attrs(over_one_key=names)
 
 
 def _keys(unet: UNetConfig, site: str) -> int:

@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Int
 
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError, unknown
-from mechdiff.core.types import Images, PRNGKey
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.components import Component, select, site_type
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Denoiser
@@ -70,9 +69,7 @@ def one_pattern_each(identity: Intervention, heads: Sequence[Component], pattern
 
 def pattern_effects(
     denoiser: Denoiser,
-    images: Images,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    eval_set: EvalSet,
     *,
     kinds: Sequence[str] = PATTERN_SOURCES,
     heads: Sequence[Component] | None = None,
@@ -90,6 +87,7 @@ def pattern_effects(
     Raises:
       ConfigError: an unknown kind, a network without heads, or too many donors.
     """
+    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     heads = heads_of(denoiser.unet, heads)
     losses, changes = [], []
     for kind in kinds:
@@ -98,7 +96,7 @@ def pattern_effects(
         patterns = constant_patterns(denoiser.unet, "uniform" if kind == "frozen" else kind)
         stacked, source = one_pattern_each(denoiser.identity, heads, patterns), None
         if kind == "frozen":
-            source = resample_replacements(*denoiser.network, images, timesteps, key, draws=draws)
+            source = resample_replacements(denoiser, eval_set, draws=draws)
             source = dataclasses.replace(source, collection=PATTERNS)
         given = (images, timesteps, key, block)
         found = sweep_in_memory(denoiser, stacked, kind, source, *given, field="pattern_replacement")

@@ -7,7 +7,7 @@ groups, so that intervals can resample them.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -17,12 +17,13 @@ from jaxtyping import Array, Float, Int
 
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.core.types import PyTree
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
-from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.components import site_type
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import forward
 
 
@@ -62,13 +63,8 @@ def _sums(unet, params, intervention, schedule, x0, t, key, indices, means, grou
 
 
 def channel_moments(
-    unet: UNetConfig,
-    params: PyTree,
-    intervention: Intervention,
-    schedule: NoiseSchedule,
-    images: Images,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    denoiser: Denoiser,
+    eval_set: EvalSet,
     *,
     means: Mapping[str, np.ndarray] | None = None,
     groups: int = 32,
@@ -76,7 +72,7 @@ def channel_moments(
     """Moments of every site of heads' outputs, residual branches and skips; time injections don't vary.
 
     Args:
-      intervention: the identity for the plain network.
+      denoiser.identity: the identity for the plain network.
       images: in [-1, 1]; the last few are left out so that groups are of one size.
       key: of the noise, one draw per image, shared by all timesteps.
       means: of `activations.activation_means` at the same timesteps, from other images; None: nothing is
@@ -87,6 +83,8 @@ def channel_moments(
     Raises:
       ConfigError: fewer than 2 groups.
     """
+    unet, params, schedule = denoiser.unet, denoiser.params, denoiser.schedule
+    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     groups = min(groups, len(images))
     if groups < 2:
         raise ConfigError(f"{len(images)} images in {groups} group(s): at least 2 are needed")
@@ -102,13 +100,13 @@ def channel_moments(
             some = np.resize(np.arange(start, min(start + block, groups)), block)
             rows = indices.reshape(groups, size)[some].ravel()
             part = _sums(
-                unet, params, intervention, schedule, images[rows], int(t), key, rows, at, groups=block
+                unet, params, denoiser.identity, schedule, images[rows], int(t), key, rows, at, groups=block
             )
             parts.append(jax.tree.map(np.asarray, part))
         for site in parts[0]:
             joined = [np.concatenate([part[site][i] for part in parts])[:groups] for i in range(2)]
             found.setdefault(site, []).append(joined)
-    shapes = _positions(unet, params, intervention)
+    shapes = _positions(unet, params, denoiser.identity)
     return {
         site: Moments(
             np.stack([first for first, _ in levels]).astype(np.float64),

@@ -134,7 +134,7 @@ def _block(
     key: PRNGKey,
 ):
     """What `moved` measures on one block of pairs."""
-    replacement = activations(*denoiser.network, second, t, key, index)
+    replacement = activations(denoiser, second, t, key, index)
     at = jnp.full(len(index), t)
     x_t = q_sample(denoiser.schedule, second, at, image_noise(key, index, second.shape[1:]))
     other = _denoise(denoiser.unet, denoiser.schedule, denoiser.params, denoiser.identity, x_t, at)

@@ -23,11 +23,13 @@ from mechdiff.core import keys
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component, site_type
 from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components
 from mechdiff.sweeps.activations import activation_moments, replacements_at
 from mechdiff.sweeps.execution import shared_prefix
@@ -37,13 +39,8 @@ RATE = 0.05  # of Adam at first, falling to 0 by a cosine; v is in units of the 
 
 
 def optimal_replacements(
-    unet: UNetConfig,
-    params: PyTree,
-    identity: Intervention,
-    schedule: NoiseSchedule,
-    images: Images,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    denoiser: Denoiser,
+    eval_set: EvalSet,
     *,
     chosen: Sequence[Component] | None = None,
     steps: int = 32,
@@ -65,11 +62,12 @@ def optimal_replacements(
     Raises:
       ConfigError: components that overlap.
     """
+    unet, params, identity, schedule = denoiser.unet, denoiser.params, denoiser.identity, denoiser.schedule
+    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     chosen = tuple(chosen or components(unet))
     _check_apart(chosen)
     stacked = leave_one_out(identity, chosen)[1]
-    network = unet, params, identity, schedule
-    means, deviations = activation_moments(*network, images, timesteps, key)
+    means, deviations = activation_moments(denoiser, eval_set)
     engine = Engine(unet, schedule, params)
     found = []
     for level, t in enumerate(timesteps):

@@ -15,13 +15,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mechdiff.core import keys
-from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import Images, PRNGKey, PyTree, Shown
-from mechdiff.diffusion.process import image_noise, images_at
-from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.core.types import PRNGKey, PyTree
+from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.diffusion.process import image_noise
 from mechdiff.interventions.gates import CAPTURED
-from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.storage import digests
 from mechdiff.sweeps.activations import activation_moments, activations, replacements_at
 
@@ -72,13 +71,8 @@ class Resample:
       collection: what of a donor is taken, as for `activations.activations`.
     """
 
-    unet: UNetConfig
-    params: PyTree
-    identity: Intervention
-    schedule: NoiseSchedule
-    images: Shown
-    timesteps: Levels
-    key: PRNGKey
+    denoiser: Denoiser
+    eval_set: EvalSet
     donors: Int[np.ndarray, "draws images"]
     collection: str = CAPTURED
 
@@ -90,16 +84,15 @@ class Resample:
     def at(self, level: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
         """The activations of the images' donors."""
         donors = self.donors[draw, images]
-        pictures, numbers = images_at(self.images, level)
-        network, t = (self.unet, self.params, self.identity, self.schedule), int(self.timesteps[level])
-        seen = pictures[donors], t, self.key, numbers[donors]
-        return activations(*network, *seen, collection=self.collection)
+        x0, indices = self.eval_set.at(level)
+        t, key = int(self.eval_set.timesteps[level]), self.eval_set.key
+        return activations(self.denoiser, x0[donors], t, key, indices[donors], collection=self.collection)
 
     def digest(self) -> str:
-        """Digest of pictures, noise and donors; the network is that of the sweep."""
-        return digests.digest_arrays(
-            [self.images, self.timesteps, jax.random.key_data(self.key), self.donors, self.params]
-        )
+        """SHA-256 of images, timesteps, noise, donors and parameters."""
+        shown = self.eval_set
+        key = jax.random.key_data(shown.key)
+        return digests.digest_arrays([shown.images, shown.timesteps, key, self.donors, self.denoiser.params])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,39 +157,28 @@ def derangements(key: PRNGKey, count: int, draws: int) -> Int[np.ndarray, "draws
 
 
 def resample_replacements(
-    unet: UNetConfig,
-    params: PyTree,
-    identity: Intervention,
-    schedule: NoiseSchedule,
-    images: Shown,
-    timesteps: Levels,
-    key: PRNGKey,
+    denoiser: Denoiser,
+    eval_set: EvalSet,
     *,
     draws: int = 1,
 ) -> Resample:
-    """Fills of kind `resample` for a sweep of these `images` and `timesteps` under the noise of `key`.
+    """Replacements of `resample` ablation for a sweep of this `eval_set`.
 
     Args:
-      images, timesteps, key: those of the sweep; donors come from the images of the same level.
+      eval_set: of the sweep; donors come from the images of the same timestep.
       draws: donors of each image, fixed by the key, fewer than there are images.
     """
-    donors = derangements(keys.stream(key, "donors"), images.shape[-4], draws)
-    pictures, levels = np.asarray(images), np.asarray(timesteps, np.int32)
-    return Resample(unet, params, identity, schedule, pictures, levels, key, donors)
+    donors = derangements(keys.stream(eval_set.key, "donors"), eval_set.count, draws)
+    return Resample(denoiser, eval_set, donors)
 
 
 def noise_replacements(
-    unet: UNetConfig,
-    params: PyTree,
-    identity: Intervention,
-    schedule: NoiseSchedule,
-    images: Images,
-    timesteps: Levels,
-    key: PRNGKey,
+    denoiser: Denoiser,
+    eval_set: EvalSet,
     *,
     draws: int = 1,
 ) -> Noise:
-    """Fills of kind `noise` with the moments of reference `images`, other ones than those that are scored."""
-    levels = np.asarray(timesteps, np.int32)
-    means, deviations = activation_moments(unet, params, identity, schedule, images, levels, key)
-    return Noise(means, deviations, levels, keys.stream(key, "noise fills"), draws)
+    """Replacements of `noise` ablation, with the moments of an `eval_set` of reference images: other ones
+    than those that are scored."""
+    means, deviations = activation_moments(denoiser, eval_set)
+    return Noise(means, deviations, eval_set.timesteps, keys.stream(eval_set.key, "noise fills"), draws)

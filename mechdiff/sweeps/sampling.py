@@ -61,7 +61,7 @@ def sampling_sweep(
     replacements: PyTree = None,
     chosen: Sequence[Component] | None = None,
     step_fn: StepFn = ddim_step,
-    clip: bool = True,
+    clip: float | None = None,
     block: int = 8,
     rows: int = 0,
     facts: dict | None = None,
@@ -76,6 +76,7 @@ def sampling_sweep(
       samples: sample i has the noise of index i, whatever the intervention; at least 2.
       fills: kind -> site -> `(steps, *site)`, in the order of increasing t, for kinds other than `zero`.
       step_fn: `ddim_step` or `ddpm_step`, or a partial of them.
+      clip: of predicted images, as for `samplers.sample`; None: as the network's config says.
       block: samples that are walked together; a piece of the result.
       rows: interventions x samples at once on each device; 0: chosen by memory.
 
@@ -98,6 +99,7 @@ def sampling_sweep(
                 f"fills of kind {ablation!r} differ between images; trajectories need arrays, as of 'mean'"
             )
     down = np.sort(np.asarray(levels, np.int32))[::-1].copy()
+    clip = denoiser.unet.sample_clip if clip is None else float(clip)
     walker = Rollout(denoiser, down, key, step_fn, clip, min(block, samples))
     plan = _Plan(walker, tuple(windows), samples, tuple(ablations), replacements or {}, chosen, rows)
     path = Path(folder) / f"{plan.digest[:16]}.zarr"

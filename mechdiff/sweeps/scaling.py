@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Int
 
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.core.types import PyTree
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Denoiser
@@ -23,9 +23,7 @@ GATE_VALUES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
 def scaling_curves(
     denoiser: Denoiser,
-    images: Images,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    eval_set: EvalSet,
     chosen: Sequence[Component],
     doses: Sequence[float] = GATE_VALUES,
     *,
@@ -46,6 +44,7 @@ def scaling_curves(
     Raises:
       ConfigError: no doses, doses that are not finite, or a kind without fills.
     """
+    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     doses = np.asarray(doses, np.float32)
     if doses.size == 0 or not np.isfinite(doses).all():
         raise ConfigError(f"doses={doses.tolist()}: give one or more finite numbers, such as {GATE_VALUES}")

@@ -19,7 +19,8 @@ from scipy import special
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
-from mechdiff.core.types import PRNGKey, Shown
+from mechdiff.core.types import PRNGKey
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import images_at
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
@@ -74,9 +75,7 @@ def effect_and_influence(
 
 def sequential_sweep(
     denoiser: Denoiser,
-    images: Shown,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    eval_set: EvalSet,
     folder: Path,
     *,
     width: float,
@@ -102,6 +101,7 @@ def sequential_sweep(
     Raises:
       ConfigError: a width that is not positive, or fewer than 16 images.
     """
+    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     if width <= 0:
         raise ConfigError(f"width={width} must be above 0, in percent of the clean loss")
     if (count := np.shape(images)[-4]) < FIRST_LOOK:

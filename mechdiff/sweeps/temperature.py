@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.types import Images, PRNGKey, PyTree, Timesteps
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample, to_eps
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.build import set_temperature
@@ -116,9 +117,7 @@ def _tempered(
 
 def temperature_effects(
     denoiser: Denoiser,
-    images: Images,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    eval_set: EvalSet,
     values: Sequence[float] = (0.25, 0.5, 2.0, 4.0),
     *,
     heads: Sequence[Component] | None = None,
@@ -137,6 +136,7 @@ def temperature_effects(
       restored the norm (1 where not matched), dims `temperature, component, t, image`; `clean_loss`, dims `t,
       image`.
     """
+    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     heads = heads_of(denoiser.unet, heads)
     settings = [(value, head) for value in values for head in heads]
     leaves = [set_temperature(denoiser.identity, [head], value).temperature for value, head in settings]

@@ -10,8 +10,10 @@ from reference.networks import identity_of, random_params
 from mechdiff.analysis import complexity
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.presets import preset
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import make_schedule
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import forward
 from mechdiff.sweeps import channel_moments
 
@@ -19,6 +21,7 @@ CONFIG = preset("tiny")
 UNET, SCHEDULE = CONFIG.unet, make_schedule(CONFIG.diffusion)
 PARAMS, IDENTITY = random_params(UNET), identity_of(UNET)
 IMAGES = np.random.default_rng(1).uniform(-1, 1, (7, 8, 8, 3)).astype(np.float32)
+DENOISER = Denoiser("random", UNET, SCHEDULE, PARAMS, IDENTITY)
 LEVELS, KEY, GROUPS = (3, 40), jax.random.key(2), 3
 EVEN = np.full((1, GROUPS), 1 / GROUPS)
 captured = jax.jit(functools.partial(forward, UNET, capture=("sites",)))
@@ -42,7 +45,7 @@ def found():
     # Taken away from both levels alike, though they are those of one of them.
     means = {site: np.stack([a.mean(0)] * 2) for site, a in _activations(LEVELS[1]).items()}
     return channel_moments.channel_moments(
-        UNET, PARAMS, IDENTITY, SCHEDULE, IMAGES, LEVELS, KEY, means=means, groups=GROUPS
+        DENOISER, EvalSet(IMAGES, LEVELS, KEY), means=means, groups=GROUPS
     ), means
 
 

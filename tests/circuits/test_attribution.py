@@ -12,6 +12,7 @@ from mechdiff import stats
 from mechdiff.circuits import attribution, score_agreement, screening
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.build import leave_one_out, set_gate
@@ -49,7 +50,9 @@ def everything(denoiser):
 
 @pytest.fixture(scope="module")
 def scores(denoiser, images, everything):
-    return attribution.gate_scores(denoiser, images, LEVELS, KEY, chosen=everything, probes=64, block=6)
+    return attribution.gate_scores(
+        denoiser, EvalSet(images, LEVELS, KEY), chosen=everything, probes=64, block=6
+    )
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +102,9 @@ def test_scores_of_channel_groups_add_up_to_first_order(everything, scores):
 def test_the_clean_loss_is_that_of_the_engine_and_scores_don_t_move_with_the_block(
     denoiser, images, everything, scores
 ):
-    few = attribution.gate_scores(denoiser, images, LEVELS, KEY, chosen=everything, probes=64, block=4)
+    few = attribution.gate_scores(
+        denoiser, EvalSet(images, LEVELS, KEY), chosen=everything, probes=64, block=4
+    )
     np.testing.assert_allclose(few.score, scores.score, rtol=1e-3, atol=1e-6)
     engine = Engine(denoiser.unet, denoiser.schedule, denoiser.params, devices=tuple(jax.devices()[:1]))
     stacked = dataclasses.replace(
@@ -114,7 +119,9 @@ def test_at_the_ablated_point_a_small_network_of_gates_is_scored_by_what_each_re
 ):
     """The exact L(without all) - L(with one alone) ranks as the score does."""
     chosen = [c for c in components(denoiser.unet) if c.component_type == "head"]
-    found = attribution.gate_scores(denoiser, images, LEVELS[:1], KEY, chosen=chosen, at="ablated", probes=64)
+    found = attribution.gate_scores(
+        denoiser, EvalSet(images, LEVELS[:1], KEY), chosen=chosen, at="ablated", probes=64
+    )
     none = set_gate(denoiser.identity, chosen, 0.0)
     before = plain(none)[1]
     np.testing.assert_allclose(found.clean_loss[0], before, rtol=1e-5)
@@ -129,7 +136,9 @@ def test_thousands_of_components_share_one_program(denoiser, images, monkeypatch
     every = components(denoiser.unet, channel_groups=1000)  # single channels
     assert len(every) > 150
     for at in ("identity", "ablated"):
-        attribution.gate_scores(denoiser, images[:3], [7, 8, 9], KEY, chosen=every, at=at, probes=3, block=3)
+        attribution.gate_scores(
+            denoiser, EvalSet(images[:3], [7, 8, 9], KEY), chosen=every, at=at, probes=3, block=3
+        )
     assert len(traces) == 1
 
 
@@ -137,7 +146,7 @@ def test_thousands_of_components_share_one_program(denoiser, images, monkeypatch
 def exact(denoiser, images, tmp_path_factory):
     """Deg%_t of every component by exact runs."""
     folder, config = tmp_path_factory.mktemp("exact"), SweepConfig(ablations=("zero",), image_block=6)
-    whole = ablation_sweep(denoiser, images, LEVELS, KEY, folder, config=config).isel(ablation=0)
+    whole = ablation_sweep(denoiser, EvalSet(images, LEVELS, KEY), folder, config=config).isel(ablation=0)
     return 100 * (whole.loss.mean("image") / whole.clean_loss.mean("image") - 1).values
 
 
@@ -152,7 +161,14 @@ def test_screening_finds_what_exact_runs_find_and_computes_nothing_twice(
 
     monkeypatch.setattr(screening, "ablation_sweep", recording)
     found = screening.screen_and_verify(
-        denoiser, images, LEVELS, KEY, tmp_path / "a", k=3, shortlist=5, audit=6, miss_bound=0.6, probes=8
+        denoiser,
+        EvalSet(images, LEVELS, KEY),
+        tmp_path / "a",
+        k=3,
+        shortlist=5,
+        audit=6,
+        miss_bound=0.6,
+        probes=8,
     )
     assert len(ran) == len(set(ran)) == np.isfinite(found.effect).sum()
     assert set(found.shortlist) | set(found.audited) <= set(ran)
@@ -167,7 +183,9 @@ def test_screening_finds_what_exact_runs_find_and_computes_nothing_twice(
 @pytest.fixture(scope="module")
 def damage(denoiser, images):
     """Predicted Deg%_t of every component at each point, by the definition."""
-    scored = {at: attribution.gate_scores(denoiser, images, LEVELS, KEY, at=at, probes=8) for at in POINTS}
+    scored = {
+        at: attribution.gate_scores(denoiser, EvalSet(images, LEVELS, KEY), at=at, probes=8) for at in POINTS
+    }
     base = scored["identity"].clean_loss.mean("image").values
     found = {at: 100 * scored[at].score.mean("image").values / base for at in POINTS}
     first, last = found["identity"], found["ablated"]
@@ -179,7 +197,7 @@ def damage(denoiser, images):
 def test_quality_compares_all_components_at_every_point_with_their_exact_runs(
     denoiser, images, exact, damage, tmp_path
 ):
-    found = screening.quality(denoiser, images, LEVELS, KEY, tmp_path, probes=8, k=5)
+    found = screening.quality(denoiser, EvalSet(images, LEVELS, KEY), tmp_path, probes=8, k=5)
     assert found.keys() == damage.keys()
     for point, predicted in damage.items():
         expected = score_agreement.agreement(predicted.mean(1), exact.mean(1), 5)
@@ -209,7 +227,9 @@ def test_a_screen_ranks_by_the_point_that_is_asked_for(
     known = lambda *args, **_: exact[[names.index(component.name) for component in args[5]]]
     monkeypatch.setattr(screening, "exact_damage", known)
     settings = {"k": 3, "shortlist": 4, "audit": 5, "miss_bound": 1.0, "probes": 8}
-    found = screening.screen_and_verify(denoiser, images, LEVELS, KEY, tmp_path, point=point, **settings)
+    found = screening.screen_and_verify(
+        denoiser, EvalSet(images, LEVELS, KEY), tmp_path, point=point, **settings
+    )
     np.testing.assert_allclose(found.score, damage[point].mean(1), rtol=1e-5)
     order = np.argsort(-abs(damage[point].mean(1)))
     assert found.shortlist == tuple(names[i] for i in order[:4]) and len(found.audited) == 5
@@ -225,7 +245,7 @@ def test_a_screen_ranks_by_the_point_that_is_asked_for(
 
 def test_a_point_that_does_not_exist_is_refused(denoiser, images, tmp_path):
     with pytest.raises(ConfigError, match="'ablatd'; closest: ablated"):
-        screening.screen_and_verify(denoiser, images, LEVELS, KEY, tmp_path, point="ablatd")
+        screening.screen_and_verify(denoiser, EvalSet(images, LEVELS, KEY), tmp_path, point="ablatd")
 
 
 def test_an_untrained_twin_is_a_new_network_in_which_every_component_matters(denoiser, images):
@@ -252,7 +272,7 @@ def test_a_screen_that_misses_widens_until_all_is_verified(denoiser, images, exa
     monkeypatch.setattr(screening, "gate_scores", useless)
     monkeypatch.setattr(screening, "exact_damage", known)
     found = screening.screen_and_verify(
-        denoiser, images, LEVELS, KEY, tmp_path, k=5, shortlist=5, audit=8, miss_bound=0.05, probes=1
+        denoiser, EvalSet(images, LEVELS, KEY), tmp_path, k=5, shortlist=5, audit=8, miss_bound=0.05, probes=1
     )
     np.testing.assert_allclose(found.effect, exact.mean(1))
     assert found.audited == () and found.miss_interval == (0.0, 0.0)
@@ -302,12 +322,12 @@ def test_agreement_counts_by_hand():
 @pytest.mark.parametrize("bad", [{"order": "second"}, {"at": "nowhere"}, {"probes": 0}])
 def test_bad_requests_of_scores_are_refused(denoiser, images, bad):
     with pytest.raises(ConfigError):
-        attribution.gate_scores(denoiser, images, LEVELS, KEY, **bad)
+        attribution.gate_scores(denoiser, EvalSet(images, LEVELS, KEY), **bad)
 
 
 @pytest.mark.parametrize("bad", [{"k": 6}, {"audit": 0}, {"miss_bound": 0.0}])
 def test_bad_requests_of_screens_are_refused(denoiser, images, tmp_path, bad):
     with pytest.raises(ConfigError, match="need shortlist"):
         screening.screen_and_verify(
-            denoiser, images, LEVELS, KEY, tmp_path, **{"shortlist": 5, "k": 2, **bad}
+            denoiser, EvalSet(images, LEVELS, KEY), tmp_path, **{"shortlist": 5, "k": 2, **bad}
         )

@@ -14,6 +14,7 @@ from mechdiff.circuits import discovery, faithfulness, integrated_gradients, rob
 from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.build import keep_only, set_gate
@@ -165,7 +166,7 @@ def plant():
 
 
 def real(plant, **options):
-    return CircuitEvaluator(plant.denoiser, plant.images, plant.timesteps[:2], KEY, **options)
+    return CircuitEvaluator(plant.denoiser, EvalSet(plant.images, plant.timesteps[:2], KEY), **options)
 
 
 def test_circuits_of_all_sizes_share_a_program_and_none_is_run_twice(plant, tmp_path, monkeypatch):
@@ -204,7 +205,7 @@ def test_losses_are_those_of_keep_only_by_one_pass_each(plant):
 def shares(plant):
     images, levels = plant.images, plant.timesteps[1:3]
     return integrated_gradients.integrated_gradients(
-        plant.denoiser, images, levels, jax.random.key(0), steps=16, block=3
+        plant.denoiser, EvalSet(images, levels, jax.random.key(0)), steps=16, block=3
     )
 
 
@@ -222,7 +223,9 @@ def test_nearly_all_is_the_share_of_the_one_that_matters(plant, shares):
 
 def test_no_steps_are_refused(plant):
     with pytest.raises(ConfigError, match="steps=0"):
-        integrated_gradients.integrated_gradients(plant.denoiser, plant.images, plant.timesteps, KEY, steps=0)
+        integrated_gradients.integrated_gradients(
+            plant.denoiser, EvalSet(plant.images, plant.timesteps, KEY), steps=0
+        )
 
 
 def test_the_kinds_and_components_asked_for_must_fit(plant, made_up):
@@ -316,7 +319,8 @@ def test_resamples_find_a_clear_circuit_again_and_an_unclear_one_less_often(made
             private = np.random.default_rng(1).normal(0.05, 0.1, (members.shape[1], 1, len(self.images)))
             return (5 - np.tensordot(members.astype(float), private, 1)).astype(np.float32)
 
-    noisy = Noisy(evaluator.denoiser, evaluator.images, evaluator.timesteps[:1], KEY)
+    shown = evaluator.eval_set
+    noisy = Noisy(evaluator.denoiser, EvalSet(shown.images, shown.timesteps[:1], KEY))
     unclear = robustness.stability(noisy, circuits.discover(noisy, 0.7), repeats=6)
     assert unclear.pairwise < 0.9
     assert discovery.shuffled(rng, np.arange(6) < 2, ["x"] * 3 + ["y"] * 3)[:3].sum() == 2
@@ -328,7 +332,7 @@ def test_halves_are_other_pictures_with_other_noise(nobody):
     asked = config, jax.random.key(4), None
     find, score = controls.circuit_evaluators(nobody, given, "zero", *asked)
     assert len(find.images) == 4 and len(score.images) == 5 and find.digest != score.digest
-    assert not np.array_equal(*(jax.random.key_data(evaluator.key) for evaluator in (find, score)))
+    assert not np.array_equal(*(jax.random.key_data(evaluator.eval_set.key) for evaluator in (find, score)))
     assert find.timesteps.tolist() == score.timesteps.tolist() and len(find.timesteps) == 3
     few = dataclasses.replace(given, scored=pixels[:3])
     with pytest.raises(ConfigError, match="too few"):

@@ -10,6 +10,7 @@ import pytest
 from mechdiff.circuits import interactions, redundancy, score_agreement
 from mechdiff.core import keys
 from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.build import set_gate
@@ -66,11 +67,11 @@ def loss(denoiser, images):
 @pytest.fixture(scope="module")
 def exact(denoiser, images, chosen):
     a, b, c = chosen
-    return interactions.pair_effects(denoiser, images, LEVELS, KEY, [(a, b), (a, c), (b, c)])
+    return interactions.pair_effects(denoiser, EvalSet(images, LEVELS, KEY), [(a, b), (a, c), (b, c)])
 
 
 def test_pair_scores_are_mixed_differences_of_the_loss(denoiser, images, chosen, loss):
-    scored = interactions.pair_scores(denoiser, images, LEVELS, KEY, chosen, block=4)
+    scored = interactions.pair_scores(denoiser, EvalSet(images, LEVELS, KEY), chosen, block=4)
     found = scored.curvature.isel(t=0)
     np.testing.assert_allclose(found, found.T, rtol=1e-3, atol=1e-5)
     assert float(scored.clean_loss[0]) == pytest.approx(loss([]).mean(), rel=1e-5)
@@ -91,8 +92,10 @@ def test_exact_synergy_is_that_of_single_and_double_ablations(chosen, loss, exac
 
 def test_the_best_pairs_and_an_audit_are_verified_on_other_pictures(denoiser, images, chosen, exact):
     others = np.random.default_rng(2).uniform(-1, 1, (4, 8, 8, 3)).astype(np.float32)
-    found = redundancy.verified_pairs(denoiser, images, others, LEVELS, KEY, chosen, top=2, audit=5)
-    scored = interactions.pair_scores(denoiser, others, LEVELS, keys.stream(KEY, "pair scores"), chosen)
+    found = redundancy.verified_pairs(denoiser, EvalSet(images, LEVELS, KEY), others, chosen, top=2, audit=5)
+    scored = interactions.pair_scores(
+        denoiser, EvalSet(others, LEVELS, keys.stream(KEY, "pair scores")), chosen
+    )
     percent = (100 * scored.curvature / scored.clean_loss).isel(t=0)
     expected = [float(percent.sel(a=a, b=b)) for a, b in zip(found.a.values, found.b.values)]
     np.testing.assert_allclose(found.score, expected, rtol=1e-6)
@@ -123,4 +126,4 @@ def test_the_best_pairs_and_an_audit_are_verified_on_other_pictures(denoiser, im
 def test_bad_requests_of_pairs_are_refused(denoiser, images, chosen, bad):
     some = chosen[: bad.pop("chosen", 3)]
     with pytest.raises(ConfigError, match="at least"):
-        redundancy.verified_pairs(denoiser, images, images, LEVELS, KEY, some, **bad)
+        redundancy.verified_pairs(denoiser, EvalSet(images, LEVELS, KEY), images, some, **bad)

@@ -1,6 +1,8 @@
 """Interventions: nothing where nothing is asked for, exactly what is asked for elsewhere, and no state."""
 
+import copy
 import dataclasses
+import pickle
 import re
 
 import flax.linen as nn
@@ -294,3 +296,20 @@ def test_errors_are_one_line_that_names_the_value_and_the_way_out(call, message)
         call()
     assert re.match(message, str(caught.value))
     assert "\n" not in str(caught.value)
+
+
+def test_arrays_of_interventions_cant_be_edited():
+    """A compiled function that closes over an intervention would not see it."""
+    own = np.ones(2, np.float32)
+    plain = record.Intervention(
+        {"a.head": own}, {"a.head": np.zeros((1, 1, 1))}, {"a.head": np.ones(2)}, record.ALWAYS
+    )
+    made = [plain, copy.copy(plain), copy.deepcopy(plain), pickle.loads(pickle.dumps(plain))]
+    made += [windowed(plain, 0, 3), leave_one_out(plain, ".*")[1], ablate(plain, ".*")]
+    made += [set_gate(plain, ".*", 0.5), set_temperature(plain, ".*", 2.0)]
+    made += [jax.tree.map(np.array, plain), dataclasses.replace(plain), keep_only(plain, "a.head0")]
+    for intervention in made:
+        for array in jax.tree.leaves(intervention):
+            with pytest.raises(ValueError, match="read-only"):
+                array[...] = 0
+    own[0] = 0.5  # the caller's own array stays the caller's

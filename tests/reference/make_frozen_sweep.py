@@ -13,6 +13,7 @@ from mechdiff.core.config import SweepConfig
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.data import to_float
 from mechdiff.data.synthetic import render_bytes
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.models.load import load_denoiser
 from mechdiff.sweeps.activations import activation_means
 from mechdiff.sweeps.execution.rollout import draw_samples
@@ -27,13 +28,13 @@ def numbers() -> dict[str, np.ndarray]:
     denoiser = load_denoiser(MODEL)[0]
     images = np.asarray(to_float(jnp.asarray(render_bytes(0, 0, 6, 16, 4))))
     key = jax.random.key(7)
-    means = {"mean": activation_means(*denoiser.network, images[2:], TIMESTEPS, key, block=4)}
+    means = {"mean": activation_means(denoiser, EvalSet(images[2:], TIMESTEPS, key), block=4)}
     config = SweepConfig(ablations=("zero", "mean"), image_block=2)
     with tempfile.TemporaryDirectory() as folder:
         swept = mechdiff.ablation_sweep(
-            denoiser, images[:2], TIMESTEPS, key, Path(folder), config=config, replacements=means
+            denoiser, EvalSet(images[:2], TIMESTEPS, key), Path(folder), config=config, replacements=means
         ).load()
-    scores = mechdiff.gate_scores(denoiser, images[:2], TIMESTEPS, key, probes=2)
+    scores = mechdiff.gate_scores(denoiser, EvalSet(images[:2], TIMESTEPS, key), probes=2)
     return {
         "loss": swept["loss"].values,
         "change": swept["change"].values,

@@ -1,4 +1,4 @@
-"""Freezes what guided-diffusion and diffusers' schedulers compute, for `tests/test_interop_frozen.py`.
+"""Freezes guided-diffusion and diffusers' schedulers for `tests/models/pretrained/test_frozen.py`.
 
 Run once, from the top folder, with the `torch` extra and a clone of github.com/openai/guided-diffusion:
 

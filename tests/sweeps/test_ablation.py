@@ -9,6 +9,7 @@ import pytest
 
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import CheckpointError, ConfigError
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import make_schedule, timesteps_by_log_snr
 from mechdiff.interventions.build import ablate
@@ -45,16 +46,19 @@ def levels(denoiser):
 
 @pytest.fixture(scope="module")
 def means(denoiser, images, levels):
-    parts = denoiser.network
     return {
-        "mean": activations.activation_means(*parts, images[::-1].copy(), levels, jax.random.key(9), block=4)
+        "mean": activations.activation_means(
+            denoiser, EvalSet(images[::-1].copy(), levels, jax.random.key(9)), block=4
+        )
     }
 
 
 @pytest.fixture(scope="module")
 def swept(denoiser, images, levels, means, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
-    return ablation_sweep(denoiser, images, levels, KEY, folder, config=CONFIG, replacements=means), folder
+    return ablation_sweep(
+        denoiser, EvalSet(images, levels, KEY), folder, config=CONFIG, replacements=means
+    ), folder
 
 
 def test_equals_a_plain_loop_over_ablations(denoiser, images, levels, means, swept):
@@ -87,8 +91,8 @@ def test_levels_with_pictures_of_their_own_equal_a_sweep_of_each(denoiser, image
     """Nested pictures: level by level the sweep of those alone, under noise of other numbers."""
     nested = np.stack([images[:2], images[2:4], images[4:]])
     config = dataclasses.replace(CONFIG, ablations=("zero",))
-    found = ablation_sweep(denoiser, nested, levels, KEY, tmp_path, config=config)
-    whole = ablation_sweep(denoiser, images, levels, KEY, tmp_path, config=config)
+    found = ablation_sweep(denoiser, EvalSet(nested, levels, KEY), tmp_path, config=config)
+    whole = ablation_sweep(denoiser, EvalSet(images, levels, KEY), tmp_path, config=config)
     assert dict(found.sizes) == {**whole.sizes, "image": 2}
     assert found.attrs["pictures"] == whole.attrs["pictures"] == 6
     for level in range(3):
@@ -96,7 +100,7 @@ def test_levels_with_pictures_of_their_own_equal_a_sweep_of_each(denoiser, image
         for name in ("loss", "change", "clean_loss"):
             np.testing.assert_allclose(found.isel(t=level)[name], alone[name], rtol=2e-5)
     rows = [
-        activations.attention_stats(*denoiser.network, x0, levels, KEY, block=2) for x0 in (nested, images)
+        activations.attention_stats(denoiser, EvalSet(x0, levels, KEY), block=2) for x0 in (nested, images)
     ]
     for level in range(3):
         alone = rows[1].isel(t=level, image=slice(2 * level, 2 * level + 2))
@@ -110,9 +114,7 @@ def test_every_component_of_a_random_network_bites(swept):
 def test_numbers_do_not_move_with_chunk_or_block(denoiser, images, levels, means, swept, tmp_path):
     other = ablation_sweep(
         denoiser,
-        images,
-        levels,
-        KEY,
+        EvalSet(images, levels, KEY),
         tmp_path,
         config=SweepConfig(image_block=6, chunk=5),
         replacements=means,
@@ -122,7 +124,9 @@ def test_numbers_do_not_move_with_chunk_or_block(denoiser, images, levels, means
 
 
 def test_an_image_does_not_move_with_the_others(denoiser, images, levels, means, swept, tmp_path):
-    few = ablation_sweep(denoiser, images[:3], levels, KEY, tmp_path, config=CONFIG, replacements=means)
+    few = ablation_sweep(
+        denoiser, EvalSet(images[:3], levels, KEY), tmp_path, config=CONFIG, replacements=means
+    )
     np.testing.assert_allclose(few.loss, swept[0].loss[..., :3], rtol=2e-5)
 
 
@@ -138,7 +142,9 @@ def test_a_killed_sweep_resumes_to_the_same_numbers_and_repeats_nothing(
         put(path, region, values)
 
     def run():
-        return ablation_sweep(denoiser, images, levels, KEY, tmp_path, config=CONFIG, replacements=means)
+        return ablation_sweep(
+            denoiser, EvalSet(images, levels, KEY), tmp_path, config=CONFIG, replacements=means
+        )
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(labelled, "put", dying)
@@ -161,7 +167,9 @@ def test_two_processes_fill_one_sweep_and_compute_little_twice(
     second = None
 
     def run():
-        return ablation_sweep(denoiser, images, levels, KEY, tmp_path, config=CONFIG, replacements=means)
+        return ablation_sweep(
+            denoiser, EvalSet(images, levels, KEY), tmp_path, config=CONFIG, replacements=means
+        )
 
     def recording(path, region, values):
         nonlocal second
@@ -182,7 +190,7 @@ def test_another_seed_or_network_can_not_reuse_numbers(denoiser, images, levels,
     zero = SweepConfig(image_block=4, chunk=8, ablations=("zero",))
     one = dataclasses.replace(denoiser, params=jax.tree.map(lambda p: p * 1.01, denoiser.params))
     for who, key in ((denoiser, jax.random.key(6)), (one, KEY)):
-        found = ablation_sweep(who, images, levels[:1], key, swept[1], config=zero)
+        found = ablation_sweep(who, EvalSet(images, levels[:1], key), swept[1], config=zero)
         assert not np.allclose(found.loss, swept[0].loss[:1, :, :1], rtol=1e-4)
     assert len(list(swept[1].iterdir())) == before + 2
 
@@ -197,14 +205,14 @@ def test_numbers_of_another_precision_are_other_numbers(denoiser):
 
 def test_a_kind_without_fills_is_refused(denoiser, images, levels, tmp_path):
     with pytest.raises(ConfigError, match="'mean' needs fills"):
-        ablation_sweep(denoiser, images, levels, KEY, tmp_path, config=CONFIG)
+        ablation_sweep(denoiser, EvalSet(images, levels, KEY), tmp_path, config=CONFIG)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_result_is_one_line_with_a_way_out(denoiser, images, levels, tmp_path):
     config = SweepConfig(image_block=6, chunk=8, ablations=("zero",))
-    ablation_sweep(denoiser, images, levels[:1], KEY, tmp_path, config=config)
+    ablation_sweep(denoiser, EvalSet(images, levels[:1], KEY), tmp_path, config=config)
     (store,) = tmp_path.iterdir()
     (store / "loss" / ".zarray").write_text("{")
     with pytest.raises(CheckpointError, match="delete that folder"):
-        ablation_sweep(denoiser, images, levels[:1], KEY, tmp_path, config=config)
+        ablation_sweep(denoiser, EvalSet(images, levels[:1], KEY), tmp_path, config=config)

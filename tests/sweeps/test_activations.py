@@ -9,11 +9,13 @@ import pytest
 from reference.networks import identity_of, random_params
 
 from mechdiff.core.presets import preset
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.build import ablate
 from mechdiff.interventions.components import select
 from mechdiff.models.attention_stats import attention_statistics
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import Stream, apply_unet, components, forward, run_stage, stages
 from mechdiff.sweeps import activations
 
@@ -23,7 +25,7 @@ PARAMS, IDENTITY = random_params(UNET), identity_of(UNET)
 IMAGES = np.random.default_rng(1).uniform(-1, 1, (5, 8, 8, 3)).astype(np.float32)
 LEVELS = np.array([3, 40])
 KEY = jax.random.key(2)
-SUBJECT = (UNET, PARAMS, IDENTITY, SCHEDULE)
+DENOISER = Denoiser("random", UNET, SCHEDULE, PARAMS, IDENTITY)
 run_forward = jax.jit(functools.partial(forward, UNET, capture=("sites", "attention")))
 measure = jax.jit(attention_statistics, static_argnums=1)
 
@@ -127,7 +129,7 @@ def test_captured_statistics_are_those_of_the_stages_pattern():
 
 @pytest.fixture(scope="module")
 def stats():
-    return activations.attention_stats(*SUBJECT, IMAGES, LEVELS, KEY, block=3)
+    return activations.attention_stats(DENOISER, EvalSet(IMAGES, LEVELS, KEY), block=3)
 
 
 def test_attention_stats_are_labelled_by_head_timestep_and_image(stats):
@@ -166,7 +168,7 @@ def test_attention_stats_equal_a_plain_pass_whatever_the_block(stats, captured):
 
 @pytest.mark.parametrize("block", [2, 5])
 def test_activation_means_equal_float64_means_whatever_the_block(block, captured):
-    means = activations.activation_means(*SUBJECT, IMAGES, LEVELS, KEY, block=block)
+    means = activations.activation_means(DENOISER, EvalSet(IMAGES, LEVELS, KEY), block=block)
     assert means.keys() == IDENTITY.gate.keys()
     for site, values in captured["sites"].items():
         expected = values.astype(np.float64).mean(axis=1)
@@ -175,7 +177,7 @@ def test_activation_means_equal_float64_means_whatever_the_block(block, captured
 
 
 def test_activation_moments_are_those_of_float64_whatever_the_block(captured):
-    deviations = activations.activation_moments(*SUBJECT, IMAGES, LEVELS, KEY, block=2)[1]
+    deviations = activations.activation_moments(DENOISER, EvalSet(IMAGES, LEVELS, KEY), block=2)[1]
     for site, values in captured["sites"].items():
         expected = values.astype(np.float64).std(axis=1)
         np.testing.assert_allclose(deviations[site], expected, rtol=2e-4, atol=2e-6)

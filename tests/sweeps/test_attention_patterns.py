@@ -10,6 +10,7 @@ import pytest
 from reference.networks import SMALL, identity_of, random_params
 
 from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import cosine_schedule
 from mechdiff.interventions.build import set_gate, windowed
@@ -22,9 +23,8 @@ from mechdiff.sweeps.execution import shared_prefix
 from mechdiff.sweeps.replacements import resample_replacements
 
 UNET, SCHEDULE = SMALL, cosine_schedule(50)
-SUBJECT = Denoiser("random", UNET, SCHEDULE, random_params(UNET), identity_of(UNET))
-PARAMS, IDENTITY = SUBJECT.params, SUBJECT.identity
-PARTS = UNET, PARAMS, IDENTITY, SCHEDULE
+DENOISER = Denoiser("random", UNET, SCHEDULE, random_params(UNET), identity_of(UNET))
+PARAMS, IDENTITY = DENOISER.params, DENOISER.identity
 IMAGES = np.random.default_rng(1).uniform(-1, 1, (5, 8, 8, 3)).astype(np.float32)
 LEVELS = np.array([3, 40])
 KEY = jax.random.key(2)
@@ -131,12 +131,12 @@ def test_a_pattern_acts_in_its_window_alone():
 @pytest.fixture(scope="module")
 def replaced():
     return attention_patterns.pattern_effects(
-        SUBJECT, IMAGES, LEVELS, KEY, heads=SOME, kinds=("uniform", "frozen"), draws=2, block=4
+        DENOISER, EvalSet(IMAGES, LEVELS, KEY), heads=SOME, kinds=("uniform", "frozen"), draws=2, block=4
     )
 
 
 def test_effects_of_patterns_are_those_of_plain_passes(replaced):
-    donors = resample_replacements(*PARTS, IMAGES, LEVELS, KEY, draws=2).donors
+    donors = resample_replacements(DENOISER, EvalSet(IMAGES, LEVELS, KEY), draws=2).donors
     own = activations.activations(
         UNET, PARAMS, IDENTITY, SCHEDULE, IMAGES, 40, KEY, np.arange(5), collection="patterns"
     )
@@ -190,8 +190,8 @@ def test_at_matched_norm_every_tempered_head_keeps_the_norm_it_had():
 
 
 def test_temperature_effects_are_those_of_plain_passes_at_the_clean_norm():
-    given = (SUBJECT, IMAGES, LEVELS[1:], KEY, (0.5, 4.0))
-    found = temperature.temperature_effects(*given, heads=SOME[1:3], block=5)
+    eval_set = EvalSet(IMAGES, LEVELS[1:], KEY)
+    found = temperature.temperature_effects(DENOISER, eval_set, (0.5, 4.0), heads=SOME[1:3], block=5)
     clean = norms(IDENTITY, 40)
     for value in (0.5, 4.0):
         for head in SOME[1:3]:
@@ -209,7 +209,9 @@ def test_dose_curves_are_those_of_plain_passes_in_one_program(monkeypatch):
     traces, walk = [], shared_prefix.forward
     monkeypatch.setattr(shared_prefix, "forward", lambda *args: (traces.append(1), walk(*args))[1])
     chosen = [component_at(components(UNET), name) for name in ("down0.block0.res", "mid.attn0.head1")]
-    found = scaling.scaling_curves(SUBJECT, IMAGES, LEVELS, KEY, chosen, (0.0, 0.5, 1.0, 2.0), block=3)
+    found = scaling.scaling_curves(
+        DENOISER, EvalSet(EvalSet(IMAGES, LEVELS, KEY), chosen, (0.0, 0.5, 1.0, 2.0)), block=3
+    )
     assert len(traces) == 1
     for component in chosen:
         for dose in (0.0, 0.5, 2.0):
@@ -223,7 +225,7 @@ def test_dose_curves_are_those_of_plain_passes_in_one_program(monkeypatch):
 
 def test_doses_that_are_no_numbers_are_refused():
     with pytest.raises(ConfigError, match="finite"):
-        scaling.scaling_curves(SUBJECT, IMAGES, LEVELS, KEY, SOME, (0.0, float("nan")))
+        scaling.scaling_curves(DENOISER, EvalSet(EvalSet(IMAGES, LEVELS, KEY), SOME, (0.0, float("nan"))))
 
 
 def test_stacked_patterns_join_where_they_act():

@@ -9,6 +9,7 @@ from reference.networks import SMALL, identity_of, random_params
 
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import cosine_schedule
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import component_at
@@ -20,8 +21,7 @@ from mechdiff.sweeps.execution import shared_prefix
 from mechdiff.sweeps.execution.engine import Engine
 
 UNET, SCHEDULE = SMALL, cosine_schedule(50)
-SUBJECT = Denoiser("random", UNET, SCHEDULE, random_params(UNET), identity_of(UNET))
-PARTS = SUBJECT.network
+DENOISER = Denoiser("random", UNET, SCHEDULE, random_params(UNET), identity_of(UNET))
 IMAGES = np.random.default_rng(1).uniform(-1, 1, (6, 8, 8, 3)).astype(np.float32)
 LEVELS = np.array([3, 40])
 KEY = jax.random.key(5)
@@ -32,18 +32,26 @@ CHOSEN = tuple(component_at(components(UNET), name) for name in NAMES)
 @pytest.fixture(scope="module")
 def found():
     return optimal_ablation.optimal_replacements(
-        *PARTS, IMAGES, LEVELS, KEY, chosen=CHOSEN, steps=12, batch=6
+        DENOISER, EvalSet(IMAGES, LEVELS, KEY), chosen=CHOSEN, steps=12, batch=6
     )
 
 
 @pytest.fixture(scope="module")
 def losses(found, tmp_path_factory):
     """Mean losses on the reference images under the noise by which the fills were chosen."""
-    replacements = {"mean": activations.activation_means(*PARTS, IMAGES, LEVELS, KEY), "optimal": found}
+    replacements = {
+        "mean": activations.activation_means(DENOISER, EvalSet(IMAGES, LEVELS, KEY)),
+        "optimal": found,
+    }
     config = SweepConfig(ablations=("zero", "mean", "optimal"), image_block=6)
     folder = tmp_path_factory.mktemp("optimal")
     return ablation_sweep(
-        SUBJECT, IMAGES, LEVELS, KEY, folder, config=config, replacements=replacements, chosen=CHOSEN
+        DENOISER,
+        EvalSet(IMAGES, LEVELS, KEY),
+        folder,
+        config=config,
+        replacements=replacements,
+        chosen=CHOSEN,
     ).loss.mean("image")
 
 
@@ -60,7 +68,7 @@ def test_a_random_network_has_better_constants_than_its_means(losses):
 
 
 def test_fills_are_a_channelwise_line_in_the_mean(found):
-    mean = activations.activation_means(*PARTS, IMAGES, LEVELS, KEY)
+    mean = activations.activation_means(DENOISER, EvalSet(IMAGES, LEVELS, KEY))
     site = "down0.attn0.head"
     for level in range(2):
         for head in range(2):
@@ -71,24 +79,24 @@ def test_fills_are_a_channelwise_line_in_the_mean(found):
 
 
 def test_what_was_not_chosen_keeps_its_mean(found):
-    mean = activations.activation_means(*PARTS, IMAGES, LEVELS, KEY)
+    mean = activations.activation_means(DENOISER, EvalSet(IMAGES, LEVELS, KEY))
     np.testing.assert_array_equal(found["mid.block0.res"], mean["mid.block0.res"])
 
 
 def test_the_gradient_is_the_slope_of_each_components_own_loss_and_of_no_other():
     """All components share one array of fills: a step in the part of one must move its loss alone."""
-    means, deviations = activations.activation_moments(*PARTS, IMAGES, LEVELS[:1], KEY)
+    means, deviations = activations.activation_moments(DENOISER, EvalSet(IMAGES, LEVELS[:1], KEY))
     mean, deviation = activations.replacements_at(means, 0), activations.replacements_at(deviations, 0)
     scale = {site: optimal_ablation._scale(site, mean[site], deviation[site]) for site in mean}
     point = {site: np.stack([np.ones_like(s), np.zeros_like(s)]) for site, s in scale.items()}
-    stacked, index = leave_one_out(SUBJECT.identity, CHOSEN)[1], np.arange(6)
+    stacked, index = leave_one_out(DENOISER.identity, CHOSEN)[1], np.arange(6)
     wave = shared_prefix.plan_passes(UNET, stacked, 100)
     gate = {site: leaf[wave.order[0]] for site, leaf in stacked.gate.items()}
     ordered = dataclasses.replace(stacked, gate=gate, replacement=None)
-    network = UNET, wave.joins, SCHEDULE, SUBJECT.params
+    network = UNET, wave.joins, SCHEDULE, DENOISER.params
     slope = optimal_ablation._slopes(*network, ordered, mean, scale, point, IMAGES, 3, index, KEY)
 
-    engine, site = Engine(UNET, SCHEDULE, SUBJECT.params), "down0.attn0.head"
+    engine, site = Engine(UNET, SCHEDULE, DENOISER.params), "down0.attn0.head"
     way = np.zeros_like(point[site])
     way[:, 0] = np.sign(slope[site][:, 0])  # the part of the first head
 
@@ -108,4 +116,4 @@ def test_the_gradient_is_the_slope_of_each_components_own_loss_and_of_no_other()
 def test_components_that_overlap_are_refused():
     single = components(UNET, channel_groups=2)
     with pytest.raises(ConfigError, match="overlap"):
-        optimal_ablation.optimal_replacements(*PARTS, IMAGES, LEVELS, KEY, chosen=single)
+        optimal_ablation.optimal_replacements(DENOISER, EvalSet(IMAGES, LEVELS, KEY), chosen=single)

@@ -12,6 +12,7 @@ from reference.networks import SMALL, identity_of, random_params
 
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import cosine_schedule
 from mechdiff.interventions.build import ablate
@@ -25,8 +26,7 @@ from mechdiff.sweeps.replacements import derangements, noise_replacements, resam
 
 UNET, SCHEDULE = SMALL, cosine_schedule(50)
 PARAMS = jax.device_put(random_params(UNET), jax.devices()[0])  # as checkpoints are read
-SUBJECT = Denoiser("random", UNET, SCHEDULE, PARAMS, identity_of(UNET))
-PARTS = SUBJECT.network
+DENOISER = Denoiser("random", UNET, SCHEDULE, PARAMS, identity_of(UNET))
 IMAGES = np.random.default_rng(1).uniform(-1, 1, (5, 8, 8, 3)).astype(np.float32)
 LEVELS = np.array([3, 40])
 KEY = jax.random.key(5)
@@ -38,10 +38,8 @@ plain = jax.jit(apply_unet, static_argnums=0)
 def swept(ablation, replacements, folder, block=4):
     config = SweepConfig(ablations=(ablation,), image_block=block)
     found = ablation_sweep(
-        SUBJECT,
-        IMAGES,
-        LEVELS,
-        KEY,
+        DENOISER,
+        EvalSet(IMAGES, LEVELS, KEY),
         folder,
         config=config,
         replacements={ablation: replacements},
@@ -57,20 +55,20 @@ def plain_losses(level, replacements):
     x_t = q_sample(SCHEDULE, IMAGES, t, noise)
     losses = []
     for name in NAMES:
-        eps = plain(UNET, SUBJECT.params, ablate(SUBJECT.identity, [name], "given", replacements), x_t, t)
+        eps = plain(UNET, DENOISER.params, ablate(DENOISER.identity, [name], "given", replacements), x_t, t)
         losses.append(((eps - noise) ** 2).mean((1, 2, 3)))
     return np.stack(losses)
 
 
 @pytest.fixture(scope="module")
 def donors():
-    return resample_replacements(*PARTS, IMAGES, LEVELS, KEY, draws=2)
+    return resample_replacements(DENOISER, EvalSet(IMAGES, LEVELS, KEY), draws=2)
 
 
 def test_resampling_gives_each_image_the_activation_of_its_donor(donors, tmp_path):
     found = swept("resample", donors, tmp_path)
     for level, t in enumerate(LEVELS):
-        all_of_them = activations.activations(*PARTS, IMAGES, int(t), KEY, np.arange(5))
+        all_of_them = activations.activations(DENOISER, IMAGES, int(t), KEY, np.arange(5))
         expected = [
             plain_losses(level, {site: np.asarray(a)[donor] for site, a in all_of_them.items()})
             for donor in donors.donors
@@ -80,9 +78,9 @@ def test_resampling_gives_each_image_the_activation_of_its_donor(donors, tmp_pat
 
 def test_donors_of_pictures_nested_in_levels_are_of_their_level():
     nested = np.stack([IMAGES[:2], IMAGES[2:4]])
-    source = resample_replacements(*PARTS, nested, LEVELS, KEY)
+    source = resample_replacements(DENOISER, EvalSet(nested, LEVELS, KEY))
     found = source.at(1, np.arange(2), 0)
-    expected = activations.activations(*PARTS, IMAGES[[3, 2]], int(LEVELS[1]), KEY, np.array([3, 2]))
+    expected = activations.activations(DENOISER, IMAGES[[3, 2]], int(LEVELS[1]), KEY, np.array([3, 2]))
     for site, values in found.items():
         np.testing.assert_array_equal(values, expected[site])
 
@@ -121,7 +119,7 @@ def test_more_donors_than_other_images_are_refused():
 
 
 def test_noise_has_the_moments_asked_for_and_is_fresh_everywhere(tmp_path):
-    source = noise_replacements(*PARTS, IMAGES[::-1].copy(), LEVELS, KEY, draws=100)
+    source = noise_replacements(DENOISER, EvalSet(IMAGES[::-1].copy(), LEVELS, KEY), draws=100)
     site = "mid.block0.res"
     drawn = np.stack([np.asarray(source.at(1, np.arange(5), draw)[site]) for draw in range(100)])
     xi = (drawn - source.means[site][1]) / source.deviations[site][1]
@@ -131,7 +129,7 @@ def test_noise_has_the_moments_asked_for_and_is_fresh_everywhere(tmp_path):
 
 
 def test_noise_in_a_sweep_is_that_of_its_source(tmp_path):
-    source = noise_replacements(*PARTS, IMAGES[::-1].copy(), LEVELS, KEY)
+    source = noise_replacements(DENOISER, EvalSet(IMAGES[::-1].copy(), LEVELS, KEY))
     found = swept("noise", source, tmp_path)
     expected = plain_losses(1, source.at(1, np.arange(5), 0))
     np.testing.assert_allclose(found.loss.isel(t=1), expected, rtol=1e-5)

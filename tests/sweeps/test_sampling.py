@@ -8,6 +8,7 @@ import pytest
 
 from mechdiff.core import devices
 from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.samplers import ddim_step, ddpm_step, initial_noise, keys_of_steps, one_step, sample
 from mechdiff.diffusion.schedules import ddim_timesteps, make_schedule
 from mechdiff.interventions.build import ablate, windowed
@@ -41,8 +42,9 @@ def chosen(denoiser):
 @pytest.fixture(scope="module")
 def means(denoiser):
     images = np.random.default_rng(1).uniform(-1, 1, (4, 8, 8, 3)).astype(np.float32)
-    parts = denoiser.network
-    return {"mean": activations.activation_means(*parts, images, LEVELS, jax.random.key(9), block=4)}
+    return {
+        "mean": activations.activation_means(denoiser, EvalSet(images, LEVELS, jax.random.key(9)), block=4)
+    }
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from scipy import stats as scipy_stats
 from mechdiff import stats
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.components import component_at
 from mechdiff.models.denoiser import Denoiser
@@ -135,7 +136,7 @@ def certify(denoiser):
     images = np.random.default_rng(1).uniform(-1, 1, (48, 8, 8, 3)).astype(np.float32)
     chosen = [component_at(components(denoiser.unet), name) for name in NAMES]
     return images, chosen, functools.partial(
-        sequential.sequential_sweep, denoiser, images, [5, 30], KEY, chosen=chosen, block=8
+        sequential.sequential_sweep, denoiser, EvalSet(images, [5, 30], KEY), chosen=chosen, block=8
     )  # fmt: skip
 
 
@@ -143,7 +144,9 @@ def test_estimates_are_those_of_a_plain_sweep_on_the_same_images(denoiser, certi
     images, chosen, run = certify
     found = run(tmp_path / "a", width=2.0)
     config = SweepConfig(ablations=("zero",), image_block=8)
-    swept = ablation_sweep(denoiser, images, [5, 30], KEY, tmp_path / "b", config=config, chosen=chosen)
+    swept = ablation_sweep(
+        denoiser, EvalSet(images, [5, 30], KEY), tmp_path / "b", config=config, chosen=chosen
+    )
     for i, size in enumerate(found.images):
         some = swept.isel(image=slice(0, size), ablation=0, component=i)
         ratio = some.loss.mean("image") / some.clean_loss.mean("image")
@@ -157,10 +160,10 @@ def test_estimates_are_those_of_a_plain_sweep_on_the_same_images(denoiser, certi
 def test_pictures_nested_in_timesteps_are_each_timesteps_own(denoiser, certify, tmp_path):
     images, chosen, _ = certify
     nested = np.stack([images[:24], images[24:]])
-    asked = denoiser, nested, [5, 30], KEY
-    found = sequential.sequential_sweep(*asked, tmp_path / "a", chosen=chosen, block=8, width=1e6)
+    eval_set = EvalSet(nested, [5, 30], KEY)
+    found = sequential.sequential_sweep(denoiser, eval_set, tmp_path / "a", chosen=chosen, block=8, width=1e6)
     config = SweepConfig(ablations=("zero",), image_block=8)
-    swept = ablation_sweep(*asked, tmp_path / "b", config=config, chosen=chosen).isel(ablation=0)
+    swept = ablation_sweep(denoiser, eval_set, tmp_path / "b", config=config, chosen=chosen).isel(ablation=0)
     some = swept.isel(image=slice(0, 16))
     ratio = some.loss.mean("image") / some.clean_loss.mean("image")
     np.testing.assert_allclose(found.estimate, 100 * (ratio.mean("t") - 1), rtol=1e-4, atol=1e-3)

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from mechdiff import stats
 from mechdiff.analysis.roles.nulls import matched_class, matched_sets
 from mechdiff.analysis.roles.role_effects import Effects, mean_effects, role_effects
-from mechdiff.core.types import Images, PRNGKey
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Denoiser
@@ -58,11 +58,9 @@ class Roles:
 
 def examine(
     denoiser: Denoiser,
+    eval_set: EvalSet,
     fresh: Sequence[Denoiser],
     chosen: Sequence[Component],
-    images: Images,
-    timesteps: Sequence[int],
-    key: PRNGKey,
     *,
     count: int = 200,
     seed: int = 0,
@@ -81,7 +79,7 @@ def examine(
       The roles, and the effects of the components on all targets.
     """
     names, alone = leave_one_out(denoiser.identity, chosen)
-    run = lambda who, stacked, names: role_effects(who, stacked, names, images, timesteps, key, **given)
+    run = lambda who, stacked, names: role_effects(who, eval_set, stacked, names, **given)
     found, others = run(denoiser, alone, names), [run(one, alone, names) for one in fresh]
     sets, random = matched_sets(chosen, components(denoiser.unet), denoiser.identity, count, seed)
     classes = [matched_class(component, denoiser.identity) for component in chosen]

@@ -30,12 +30,16 @@ EDGE = 0.25  # gradient, in luminance per pixel, at which a pixel counts half as
 TINY = 1e-12  # under roots, whose slope is infinite at 0
 
 
-def image_feature_names(side: int) -> tuple[str, ...]:
+def image_feature_names(side: int, channels: int = 3) -> tuple[str, ...]:
     """Names of the targets of a picture alone.
 
     Raises:
-      ConfigError: a side that 4x4 cells do not divide.
+      ConfigError: a side that 4x4 cells do not divide, or pictures that are not red, green and blue.
     """
+    if channels != 3:
+        raise ConfigError(
+            f"pictures of {channels} channel(s) have no colors: targets of roles are of red, green and blue"
+        )
     if side % CELLS:
         raise ConfigError(
             f"pictures of {side} pixels have no {CELLS}x{CELLS} cells; the side must divide by {CELLS}"

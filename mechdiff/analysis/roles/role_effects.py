@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 
 from mechdiff import stats
 from mechdiff.analysis.roles import image_features
-from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.core.types import Images, PyTree
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import predict_x0
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Denoiser
@@ -44,11 +45,9 @@ class Shift:
 
 def role_effects(
     denoiser: Denoiser,
+    eval_set: EvalSet,
     stacked: Intervention,
     names: Sequence[str],
-    images: Images,
-    timesteps: Sequence[int],
-    key: PRNGKey,
     *,
     masks: Float[np.ndarray, "image parts side side"] | None = None,
     parts: Sequence[str] = (),
@@ -59,7 +58,7 @@ def role_effects(
 
     Args:
       stacked, names: as `leave_one_out` or `matched_sets` gives them.
-      images: in [-1, 1]; at least 2.
+      eval_set: at least 2 images, crossed with the timesteps.
       masks, parts: of the same images, `data.synthetic.PARTS`; without them there are no targets `part:`.
       probes: of `probes.as_arrays`; without them there are no targets `factor:`.
       engine: of the subject, to keep its programs.
@@ -69,8 +68,9 @@ def role_effects(
     Raises:
       ConfigError: pictures that 4x4 cells do not divide, or fewer than 2.
     """
+    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     stats.intervals.check_units(len(images))
-    image_features.image_feature_names(denoiser.unet.image_size)  # may refuse
+    image_features.image_feature_names(denoiser.unet.image_size, denoiser.unet.out_channels)  # may refuse
     images, index = np.asarray(images, np.float32), np.arange(len(images))
     own = None if masks is None else np.asarray(masks, np.float32)
     shared = None if probes is None else dict(probes)

@@ -1,46 +1,51 @@
 """Models of others, read into ours, and ours written for others.
 
-`read(folder)` opens a diffusers `UNet2DModel` folder or a guided-diffusion (ADM) state dict with its flags;
+`read(folder)` opens a diffusers `UNet2DModel` folder, a guided-diffusion or improved-diffusion (ADM) state
+dict with its flags, or a state dict of Ho's network in its PyTorch names (ddim, SDEdit) with its config;
 `write_diffusers(folder, ...)` is the way out. Tensors come from safetensors files: no torch, and a pickle is
 never opened.
 """
 
 from pathlib import Path
 
-from mechdiff.core.errors import ConfigError
-from mechdiff.models.pretrained import adm, diffusers
+from mechdiff.core.errors import ConfigError, shorten
+from mechdiff.models.pretrained import adm, ddim, diffusers
 from mechdiff.models.pretrained.diffusers import write_diffusers
-from mechdiff.models.pretrained.imported import Imported
-from mechdiff.storage import files
+from mechdiff.models.pretrained.folders import locate
+from mechdiff.models.pretrained.imported import Imported, Stated
 
-__all__ = ["Imported", "read", "write_diffusers"]
+__all__ = ["Imported", "Stated", "read", "write_diffusers"]
 
 
-def read(folder: Path | str) -> Imported:
+def read(folder: Path | str, stated: Stated | None = None) -> Imported:
     """The model in a folder of any layout that is known.
+
+    Args:
+      folder: of the network; or a saved pipeline, or a trainer's checkpoint, with `unet/` in it.
+      stated: what the files leave open.
 
     Raises:
       CheckpointError: a file is absent, truncated or a pickle; tensors are missing, unused or misshapen.
-      ConfigError: an option that is unknown or not supported, by its name.
-      DataError: a JSON file that can't be read.
+      ConfigError: an option that is unknown or not supported, or left open and not stated, by its name.
+      DataError: a config that can't be read.
+
+    Example:
+      >>> imported = read("ddpm-celebahq-256")  # doctest: +SKIP
+      >>> apply_unet(imported.unet, imported.params, identity, x_t, t)  # doctest: +SKIP
     """
-    folder = Path(folder)
-    home = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder  # of a saved pipeline
-    config = files.read_json(home / "config.json")
-    if isinstance(config, dict) and config.get("_class_name") == "UNet2DModel":
-        return diffusers.read(home, config, _scheduler(folder, home))
-    if isinstance(config, dict) and "num_channels" in config:
-        return adm.read(home, config)
-    name = config.get("_class_name") if isinstance(config, dict) else None
+    stated = stated or Stated()
+    place = locate(Path(folder), stated.weights)
+    config = place.config
+    if config.get("_class_name") == "UNet2DModel":
+        return diffusers.read(place, stated)
+    if "_class_name" not in config:
+        for layout in (ddim, adm):
+            if layout.recognizes(config):
+                return layout.read(place, stated)
+    name = config.get("_class_name")
+    shown = shorten(name)[1:-1] if isinstance(name, str) else "no model known here"
     raise ConfigError(
-        f"{home / 'config.json'} describes {name or 'no model known here'}; supported: diffusers' "
-        "UNet2DModel (_class_name), and guided-diffusion's flags (num_channels, ...)"
+        f"{place.described_by} describes {shown}; "
+        "supported: diffusers' UNet2DModel (_class_name), guided-diffusion's flags (num_channels, ...) or "
+        "arguments (model_channels, ...), and ddim's config (model: ch, ...)"
     )
-
-
-def _scheduler(folder: Path, home: Path) -> dict:
-    """The scheduler's config, beside the network or in the pipeline's folder; empty without one."""
-    for path in (home / "scheduler_config.json", folder / "scheduler" / "scheduler_config.json"):
-        if path.is_file():
-            return files.read_json(path)
-    return {}

@@ -1,63 +1,67 @@
 """`UNet2DModel` folders of diffusers: config, names of tensors, reading and writing."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.numpy import save
 
 from mechdiff.core.config import DiffusionConfig, UNetConfig
-from mechdiff.core.errors import ConfigError
+from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.core.types import PyTree
-from mechdiff.models.pretrained import schedulers, tensors
-from mechdiff.models.pretrained.imported import Imported
-from mechdiff.models.pretrained.options import checked, refusal
+from mechdiff.models.pretrained import schedulers, states, tensors
+from mechdiff.models.pretrained.folders import Place
+from mechdiff.models.pretrained.imported import Imported, Stated
+from mechdiff.models.pretrained.options import (
+    Option,
+    Options,
+    anything,
+    boolean,
+    choice,
+    integer,
+    listed,
+    number,
+    optional,
+    read_options,
+    refusal,
+)
 from mechdiff.models.unet import Stage, stages
 from mechdiff.storage import files
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+STEM = "diffusion_pytorch_model"
+WEIGHTS = f"{STEM}.safetensors"
 WHAT = "UNet2DModel"
 
-DEFAULTS = {  # of diffusers 0.42; they have not changed since 0.0.4
-    "sample_size": None,
-    "in_channels": 3,
-    "out_channels": 3,
-    "center_input_sample": False,
-    "time_embedding_type": "positional",
-    "time_embedding_dim": None,
-    "freq_shift": 0,
-    "flip_sin_to_cos": True,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-    "mid_block_type": "UNetMidBlock2D",
-    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (224, 448, 672, 896),
-    "layers_per_block": 2,
-    "mid_block_scale_factor": 1,
-    "downsample_padding": 1,
-    "downsample_type": "conv",
-    "upsample_type": "conv",
-    "dropout": 0.0,
-    "act_fn": "silu",
-    "attention_head_dim": 8,
-    "norm_num_groups": 32,
-    "attn_norm_num_groups": None,
-    "norm_eps": 1e-5,
-    "resnet_time_scale_shift": "default",
-    "add_attention": True,
-    "class_embed_type": None,
-    "num_class_embeds": None,
-    "num_train_timesteps": None,
-}
-ONLY = {
-    "time_embedding_type": ("positional",),
-    "mid_block_type": ("UNetMidBlock2D",),
-    "mid_block_scale_factor": (1,),
-    "downsample_padding": (0, 1),
-    "downsample_type": ("conv", "resnet"),
-    "upsample_type": ("conv", "resnet"),
-    "act_fn": ("silu", "swish"),
-    "resnet_time_scale_shift": ("default", "scale_shift"),
-    "class_embed_type": (None,),
-    "num_class_embeds": (None,),
+WORDS = listed(choice("UNet2DModel's kinds of blocks"))
+TABLE = {  # defaults of diffusers 0.42; they have not changed since 0.0.4
+    "sample_size": Option(None, optional(listed(integer()))),
+    "in_channels": Option(3, integer()),
+    "out_channels": Option(3, integer()),
+    "center_input_sample": Option(False, boolean()),
+    "time_embedding_type": Option("positional", anything(), ("positional",)),
+    "time_embedding_dim": Option(None, optional(integer())),
+    "freq_shift": Option(0, integer(0)),
+    "flip_sin_to_cos": Option(True, boolean()),
+    "down_block_types": Option(("DownBlock2D", *("AttnDownBlock2D",) * 3), WORDS),
+    "mid_block_type": Option("UNetMidBlock2D", anything(), ("UNetMidBlock2D",)),
+    "up_block_types": Option((*("AttnUpBlock2D",) * 3, "UpBlock2D"), WORDS),
+    "block_out_channels": Option((224, 448, 672, 896), listed(integer())),
+    "layers_per_block": Option(2, integer()),
+    "mid_block_scale_factor": Option(1, number(), (1,)),
+    "downsample_padding": Option(1, integer(0), (0, 1)),
+    "downsample_type": Option("conv", anything(), ("conv", "resnet")),
+    "upsample_type": Option("conv", anything(), ("conv", "resnet")),
+    "dropout": Option(0.0, number(0.0)),
+    "act_fn": Option("silu", anything(), ("silu", "swish")),
+    "attention_head_dim": Option(8, optional(integer())),
+    "norm_num_groups": Option(32, integer()),
+    "attn_norm_num_groups": Option(None, optional(integer())),
+    "norm_eps": Option(1e-5, number(0.0)),
+    "resnet_time_scale_shift": Option("default", anything(), ("default", "scale_shift")),
+    "add_attention": Option(True, boolean()),
+    "class_embed_type": Option(None, anything(), (None,)),
+    "num_class_embeds": Option(None, anything(), (None,)),
+    "num_train_timesteps": Option(None, optional(integer())),
 }
 IGNORED = (  # what diffusers' EMAModel leaves in the config of the weights that it saves
     *("decay", "inv_gamma", "min_decay", "min_value", "optimization_step", "power", "update_after_step"),
@@ -75,15 +79,29 @@ MODULES = {  # ours -> theirs, inside a stage
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before 0.13
 KINDS = {"block": "resnets", "attn": "attentions", "downsample": "downsamplers.0", "upsample": "upsamplers.0"}
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+LAST = ("conv_out.weight", "conv_out.bias")
 
 
-def read(folder: Path, config: Mapping, scheduler: Mapping) -> Imported:
-    """The model in `folder`, given its config and its scheduler's; errors as `interop.read`."""
-    prediction, diffusion, notes = schedulers.read(scheduler)
-    unet = unet_config(config, prediction)
-    state, dtype = tensors.load(folder / WEIGHTS)
-    params = tensors.to_params(modern(state), names(unet), unet, folder / WEIGHTS)
-    return Imported(unet, diffusion, params, "diffusers", dtype, notes)
+def read(place: Place, stated: Stated) -> Imported:
+    """The model at `place`; errors as `pretrained.read`."""
+    scheduler = schedulers.read(place.scheduler, stated)
+    unet = dataclasses.replace(unet_config(place.config, scheduler.prediction), sample_clip=scheduler.clip)
+    path, notes = states.weight_file(place.home, STEM, stated.weights)
+    state, dtype = tensors.load(path)
+    state, more = states.unwrapped(modern(state), "conv_in.weight", stated.weights, path)
+    states.check_no_classes(state, path)
+    notes = [*place.notes, *notes, *more, *scheduler.notes]
+    if states.channels(WHAT, unet.in_channels, unet.out_channels):
+        unet = dataclasses.replace(unet, out_channels=unet.in_channels)
+        state, note = states.without_variances(state, LAST, unet.in_channels)
+        notes.append(note)
+    elif scheduler.learned_variances:
+        raise ConfigError(
+            f"scheduler option variance_type says that variances are learned, but {WHAT} has "
+            f"out_channels={unet.out_channels}, not {2 * unet.in_channels}"
+        )
+    params = tensors.to_params(state, names(unet), unet, path)
+    return Imported(unet, scheduler.diffusion, params, "diffusers", dtype, tuple(notes), scheduler.assumed)
 
 
 def write_diffusers(folder: Path | str, unet: UNetConfig, diffusion: DiffusionConfig, params: PyTree) -> Path:
@@ -98,7 +116,8 @@ def write_diffusers(folder: Path | str, unet: UNetConfig, diffusion: DiffusionCo
     arrays = tensors.from_params(params, names(unet))
     files.ensure_writable(folder)
     files.write_atomic(folder / WEIGHTS, save(arrays, {"format": "pt"}))
-    files.write_json(folder / "scheduler_config.json", schedulers.write(diffusion, unet.prediction))
+    scheduler = schedulers.write(diffusion, unet.prediction, unet.sample_clip)
+    files.write_json(folder / "scheduler_config.json", scheduler)
     files.write_json(folder / "config.json", config)
     return folder
 
@@ -109,7 +128,8 @@ def unet_config(given: Mapping, prediction: str = "epsilon") -> UNetConfig:
     Raises:
       ConfigError: unknown or unsupported options.
     """
-    get = checked(given, DEFAULTS, ONLY, IGNORED, WHAT)
+    get = read_options(given, TABLE, what=WHAT, ignored=IGNORED)
+    _check_widths(get)
     widths, film = tuple(get["block_out_channels"]), get["resnet_time_scale_shift"] == "scale_shift"
     down, up = _attention(get, "down_block_types"), _attention(get, "up_block_types")[::-1]
     resampled = {*_resampled(get, "down"), *_resampled(get, "up")}
@@ -161,6 +181,10 @@ def options(unet: UNetConfig) -> dict:
         )
     if not (unet.resample_conv or unet.resample_blocks):
         raise ConfigError(f"unet.resample_conv=False: {WHAT} has no resampling without parameters")
+    single_values = {"up_heads": (), "level_blocks": (), "time_features": 0, "timestep_scale": 1.0}
+    for name, value in single_values.items():
+        if getattr(unet, name) != value:
+            raise ConfigError(f"unet.{name}={getattr(unet, name)}: {WHAT} has no option for it")
     if unet.frequency_shift % 1:
         raise ConfigError(f"unet.frequency_shift={unet.frequency_shift}: freq_shift of {WHAT} is an integer")
     middle = "Resnet{}sampleBlock2D" if unet.resample_blocks else "{}Block2D"
@@ -238,7 +262,16 @@ def _place(stage: Stage, last: int) -> str:
     return f"{block}.{KINDS[kind]}.{number}".rstrip(".")
 
 
-def _attention(get: Mapping, option: str) -> tuple[bool, ...]:
+def _check_widths(get: Options) -> None:
+    widths, groups, eps = get["block_out_channels"], get["norm_num_groups"], get["norm_eps"]
+    for width in widths:
+        if width % groups:
+            raise ConfigError(f"{WHAT} option norm_num_groups={groups} does not divide {width} channels")
+    if eps <= 0:
+        raise ConfigError(f"{WHAT} option norm_eps={eps} must be above 0")
+
+
+def _attention(get: Options, option: str) -> tuple[bool, ...]:
     side = "Down" if option.startswith("down") else "Up"
     kinds = (f"{side}Block2D", f"Resnet{side}sampleBlock2D", f"Attn{side}Block2D")
     for kind in get[option]:
@@ -249,7 +282,7 @@ def _attention(get: Mapping, option: str) -> tuple[bool, ...]:
     return tuple(kind.startswith("Attn") for kind in get[option])
 
 
-def _resampled(get: Mapping, side: str) -> set[bool]:
+def _resampled(get: Options, side: str) -> set[bool]:
     """Whether residual blocks do the resampling, at the levels that have any."""
     types, kind = get[f"{side}_block_types"][:-1], get[f"{side}sample_type"]
     return {t.startswith("Resnet") or (t.startswith("Attn") and kind == "resnet") for t in types}
@@ -269,13 +302,13 @@ def _attending(unet: UNetConfig) -> list[bool]:
     return [*found[:-1], found[-1] or unet.mid_attention]
 
 
-def _side(size: object) -> int:
-    sides = size if isinstance(size, list | tuple) else (size,)
-    if len(set(sides)) != 1 or not isinstance(sides[0], int):
+def _side(size: tuple[int, ...] | None) -> int:
+    if size is None or len(set(size)) != 1 or len(size) > 2:
         raise ConfigError(
-            f"{WHAT} option sample_size={size!r} is not supported; write the side of square pictures"
+            f"{WHAT} option sample_size={shorten(size and list(size))} is not supported; write the side of "
+            "square pictures"
         )
-    return sides[0]
+    return size[0]
 
 
 def _time_factor(width: int | None, first: int) -> int:

@@ -1,10 +1,35 @@
-"""What a reader of foreign checkpoints returns."""
+"""What a reader of foreign checkpoints is told, and what it returns."""
 
 import dataclasses
+from typing import Literal
 
-from mechdiff.core.config import DiffusionConfig, UNetConfig
+from mechdiff.core.config import DiffusionConfig, Prediction, UNetConfig
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.schedules import NoiseSchedule, make_schedule
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stated:
+    """What the caller says of a model whose files leave it open. None: as the files say, or their defaults.
+
+    A statement that contradicts a file is an error.
+
+    Attributes:
+      weights: which of several: `raw`, `ema`, a variant such as `fp16`, or the name of a file.
+      dialect: whose defaults absent ADM flags have.
+      noise_schedule, noise_steps, beta_start, beta_end: the noise levels.
+      prediction: what the network outputs.
+      rescale_timesteps: whether an ADM network was fed t * 1000 / noise_steps.
+    """
+
+    weights: str | None = None
+    dialect: Literal["guided-diffusion", "improved-diffusion"] | None = None
+    noise_schedule: Literal["linear", "scaled_linear", "cosine"] | None = None
+    noise_steps: int | None = None
+    beta_start: float | None = None
+    beta_end: float | None = None
+    prediction: Prediction | None = None
+    rescale_timesteps: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,9 +39,10 @@ class Imported:
     Attributes:
       unet, diffusion: its configuration.
       params: as `init_unet` makes them, float32, on the host.
-      layout: `diffusers` or `guided-diffusion`.
+      layout: `diffusers`, `guided-diffusion` or `ddim`.
       dtype: the widest of its stored numbers; keeping them in it loses nothing.
-      notes: what of the folder has no bearing here, in sentences for a reader.
+      notes: what was passed over, dropped, chosen or assumed, in sentences for a reader.
+      assumed: names of what no file says and nobody stated, `option=value`.
     """
 
     unet: UNetConfig
@@ -25,6 +51,7 @@ class Imported:
     layout: str
     dtype: str
     notes: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
     @property
     def schedule(self) -> NoiseSchedule:

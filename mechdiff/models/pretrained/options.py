@@ -1,39 +1,221 @@
-"""Options of a foreign config: mapped, without bearing, or refused by name."""
+"""Options of a foreign config: read by type, passed over, or refused by name.
 
-from collections.abc import Mapping
+Every format has a table, name -> `Option`. What the table does not name and what is not known to be without
+bearing is an error: a misspelt option would otherwise be an option silently left at its default.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.errors import ConfigError, shorten, unknown
+
+TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")  # guided-diffusion's str2bool
 
 
-def checked(
-    given: Mapping[str, Any],
-    defaults: Mapping[str, Any],
-    only: Mapping[str, tuple],
-    ignored: tuple[str, ...],
-    what: str,
-) -> dict[str, Any]:
-    """`given` over `defaults`.
+@dataclasses.dataclass(frozen=True)
+class Type:
+    """A type of value: `read` turns what a file holds into it, or raises ValueError; `expected` says what."""
+
+    expected: str
+    read: Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option of a foreign format.
+
+    Attributes:
+      default: what its absence means.
+      type: of its value.
+      only: values that are supported, where not all are; compared after reading.
+    """
+
+    default: Any
+    type: Type
+    only: tuple = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a config says.
+
+    Attributes:
+      values: of every option of the table.
+      stated: names that the config holds; the others are at their defaults.
+      passed_over: names of options without bearing that the config holds.
+    """
+
+    values: dict[str, Any]
+    stated: frozenset[str]
+    passed_over: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+
+def read_options(
+    given: Mapping[str, Any], table: Mapping[str, Option], *, what: str, ignored: tuple[str, ...] = ()
+) -> Options:
+    """The options that a config states, checked, and the defaults of the rest.
 
     Args:
-      defaults: every option that is known, and what its absence means.
-      only: option -> values that are supported, where not all are.
-      ignored: options without bearing on what the network computes; so are names that begin with `_`.
+      given: as the file holds it.
+      ignored: regular expressions (full match) of names without bearing on what the network computes; so are
+        names that begin with `_`.
       what: for messages, such as `UNet2DModel`.
 
     Raises:
-      ConfigError: an unknown option, or a value that is not supported.
+      ConfigError: an unknown option, or a value of a wrong type or that is not supported; by name.
+
+    Example:
+      >>> table = {"bias": Option(True, boolean(text=True))}
+      >>> read_options({"bias": "False", "model_path": "a"}, table, what="X", ignored=(".*_path",)).values
+      {'bias': False}
     """
+    passed_over = []
     for name in given:
-        if name not in defaults and name not in ignored and not name.startswith("_"):
-            raise ConfigError(unknown(f"option of {what}", name, defaults))
-    values = {**defaults, **{name: given[name] for name in defaults if name in given}}
-    for name, allowed in only.items():
-        if values[name] not in allowed:
-            raise ConfigError(refusal(what, name, values[name], allowed))
-    return values
+        if not isinstance(name, str):
+            raise ConfigError(f"{what} option {shorten(name)} is not a name; write it as text")
+        if name in table or name.startswith("_"):
+            continue
+        if not any(re.fullmatch(pattern, name) for pattern in ignored):
+            raise ConfigError(unknown(f"option of {what}", name, table))
+        passed_over.append(name)
+    values = {name: option.default for name, option in table.items()}
+    for name in table.keys() & given.keys():
+        values[name] = read_value(what, name, given[name], table[name].type)
+    for name, option in table.items():
+        if option.only and values[name] not in option.only:
+            raise ConfigError(refusal(what, name, values[name], option.only))
+    return Options(values, frozenset(table.keys() & given.keys()), tuple(passed_over))
+
+
+def read_value(what: str, name: str, value: Any, kind: Type) -> Any:
+    """One value as `kind` reads it; ConfigError names the option, the value and what was expected."""
+    try:
+        return kind.read(value)
+    except (ValueError, TypeError, OverflowError):
+        raise ConfigError(f"{what} option {name}={shorten(value)} is not {kind.expected}") from None
 
 
 def refusal(what: str, name: str, value: Any, allowed: tuple) -> str:
     """The line for a value that is not supported."""
-    return f"{what} option {name}={value!r} is not supported; only {' or '.join(map(repr, allowed))}"
+    choices = " or ".join(map(shorten, allowed))
+    return f"{what} option {name}={shorten(value)} is not supported; only {choices}"
+
+
+def boolean(text: bool = False) -> Type:
+    """True or False; with `text`, also what a command line writes for them (and 0 and 1)."""
+
+    def read(value):
+        if isinstance(value, bool):
+            return value
+        if text and isinstance(value, str | int):
+            word = str(value).strip().lower()
+            if word in TRUE or word in FALSE:
+                return word in TRUE
+        raise ValueError
+
+    return Type("true or false", read)
+
+
+def integer(low: int | None = 1, *, text: bool = False, also: tuple = ()) -> Type:
+    """A whole number of at least `low`, or one of `also`; with `text`, also written as text."""
+
+    def read(value):
+        if value in also and not isinstance(value, bool):
+            return value
+        number = _whole(value, text)
+        if number in also:
+            return number
+        if low is not None and number < low:
+            raise ValueError
+        return number
+
+    more = "".join(f" or {_shown(other)}" for other in also)
+    return Type(f"a whole number{'' if low is None else f' of at least {low}'}{more}", read)
+
+
+def number(low: float | None = None, *, text: bool = False) -> Type:
+    """A finite number of at least `low`."""
+
+    def read(value):
+        result = _real(value, text)
+        if low is not None and result < low:
+            raise ValueError
+        return result
+
+    return Type(f"a number{'' if low is None else f' of at least {low}'}", read)
+
+
+def listed(item: Type, *, text: bool = False, also: tuple = (), empty: bool = False) -> Type:
+    """A list of what `item` reads; one item stands for a list of one; with `text`, also commas as in "16,8".
+
+    Args:
+      also: values besides lists, kept as they are.
+      empty: whether a list may be empty.
+    """
+
+    def read(value):
+        if any(type(value) is type(other) and value == other for other in also):
+            return value
+        items = value
+        if text and isinstance(value, str):
+            items = value.strip().strip("()[]").split(",")
+        if not isinstance(items, list | tuple):
+            items = [items]
+        if not items and not empty:
+            raise ValueError
+        return tuple(item.read(element) for element in items)
+
+    more = "".join(f" or {_shown(other)}" for other in also)
+    return Type(f"a list, each {item.expected}{more}", read)
+
+
+def choice(*words: str | None) -> Type:
+    """One of some words (None: null)."""
+
+    def read(value):
+        if value is None or isinstance(value, str):
+            return value
+        raise ValueError
+
+    return Type(f"one of {', '.join(_shown(word) for word in words)}", read)
+
+
+def optional(kind: Type) -> Type:
+    """What `kind` reads, or null."""
+    return Type(f"{kind.expected} or null", lambda value: None if value is None else kind.read(value))
+
+
+def anything() -> Type:
+    """Any value, for options that only some values of are supported: `Option.only` says which."""
+    return Type("anything", lambda value: value)
+
+
+def _whole(value: Any, text: bool) -> int:
+    if isinstance(value, bool):
+        raise ValueError
+    if isinstance(value, float) and value.is_integer():  # JSON does not tell 4 and 4.0 apart
+        return int(value)
+    if isinstance(value, int) or (text and isinstance(value, str)):
+        return int(value)
+    raise ValueError
+
+
+def _real(value: Any, text: bool) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError
+    if isinstance(value, str) and not text:
+        raise ValueError
+    result = float(value)
+    if not math.isfinite(result):
+        raise ValueError
+    return result
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else repr(value)

@@ -1,71 +1,248 @@
-"""Scheduler configs of diffusers: the noise levels, and what the network predicts."""
+"""Scheduler configs of diffusers: the noise levels, what the network predicts, and how images are clipped."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from mechdiff.core.config import DiffusionConfig
-from mechdiff.models.pretrained.options import checked
+from mechdiff.core.errors import ConfigError, shorten, unknown
+from mechdiff.models.pretrained import states
+from mechdiff.models.pretrained.imported import Stated
+from mechdiff.models.pretrained.options import (
+    Option,
+    Options,
+    anything,
+    boolean,
+    choice,
+    integer,
+    listed,
+    number,
+    optional,
+    read_options,
+)
 
 WHAT = "scheduler"
 OURS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
-DEFAULTS = {
-    "_class_name": "DDPMScheduler",
-    "num_train_timesteps": 1000,
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "trained_betas": None,
-    "prediction_type": "epsilon",
-    "rescale_betas_zero_snr": False,
-    "variance_type": "fixed_small",
+USUAL = ("DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "DDIMInverse", "PNDM", "DEISMultistep", "RePaint")
+USUAL += (
+    "DPMSolverMultistep",
+    "DPMSolverMultistepInverse",
+    "DPMSolverSinglestep",
+    "UniPCMultistep",
+    "SASolver",
+)
+USUAL += ("EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete")
+LATENT_DEFAULTS = {"beta_start": 0.00085, "beta_end": 0.012}  # Rombach et al. 2022
+DEFAULTS_OF = {  # class -> defaults that differ, of diffusers 0.42
+    **{f"{name}Scheduler": {} for name in USUAL},
+    **{
+        f"{name}Scheduler": LATENT_DEFAULTS
+        for name in ("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverSDE")
+    },
+    **{f"{name}Scheduler": LATENT_DEFAULTS | {"beta_schedule": "scaled_linear"} for name in ("LCM", "TCD")},
+    "UnCLIPScheduler": {"beta_schedule": "squaredcos_cap_v2"},
 }
-ONLY = {
-    "_class_name": ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"),
-    "beta_schedule": tuple(OURS),
-    "trained_betas": (None,),
-    "prediction_type": ("epsilon", "v_prediction", "sample"),
-    "rescale_betas_zero_snr": (False,),
-    "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+FIXED_VARIANCES = (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
+TABLE = {
+    "_class_name": Option("DDPMScheduler", choice("DDPMScheduler")),
+    "num_train_timesteps": Option(1000, integer(2)),
+    "beta_start": Option(1e-4, number(0.0)),
+    "beta_end": Option(0.02, number(0.0)),
+    "beta_schedule": Option("linear", choice("linear"), (*OURS, "sigmoid")),
+    "trained_betas": Option(None, optional(listed(number(0.0)))),
+    "prediction_type": Option("epsilon", choice("epsilon"), ("epsilon", "v_prediction", "sample")),
+    "predict_epsilon": Option(True, boolean()),  # before diffusers 0.10
+    "rescale_betas_zero_snr": Option(False, boolean()),
+    "variance_type": Option("fixed_small", choice(None), (*FIXED_VARIANCES, "learned", "learned_range")),
+    "clip_sample": Option(None, optional(boolean())),
+    "clip_sample_range": Option(1.0, number(1e-9)),
+    "use_flow_sigmas": Option(None, anything(), (None, False)),
+    "timestep_type": Option("discrete", anything(), ("discrete",)),
+    "sigma_min": Option(None, anything(), (None,)),
+    "sigma_max": Option(None, anything(), (None,)),
 }
 # How pictures are drawn, not what the network is: `sampler` has its own ways.
 SAMPLING = (
-    *("algorithm_type", "clip_sample", "clip_sample_range", "dynamic_thresholding_ratio", "euler_at_final"),
-    *("final_sigmas_type", "lambda_min_clipped", "lower_order_final", "sample_max_value", "set_alpha_to_one"),
-    *("skip_prk_steps", "solver_order", "solver_type", "steps_offset", "tensor_format", "thresholding"),
-    *("timestep_spacing", "timestep_values", "use_karras_sigmas"),
+    *("algorithm_type", "corrector_order", "disable_corrector", "dynamic_thresholding_ratio", "eta"),
+    *("euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type", "lambda_min_clipped"),
+    *("lower_order_final", "noise_sampler_seed", "original_inference_steps", "predict_x0", "predictor_order"),
+    *("sample_max_value", "set_alpha_to_one", "skip_prk_steps", "solver_order", "solver_p", "solver_type"),
+    *("steps_offset", "tau_func", "tensor_format", "thresholding", "time_shift_type", "timestep_scaling"),
+    *("timestep_spacing", "timestep_values", "use_beta_sigmas", "use_dynamic_shifting"),
+    *("use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas"),
 )
+ASKED = {  # what we call the options that decide what a network's output means
+    "beta_schedule": "noise_schedule",
+    "num_train_timesteps": "noise_steps",
+    "beta_start": "beta_start",
+    "beta_end": "beta_end",
+    "prediction_type": "prediction",
+}
+FAINTEST = 2.0**-24  # abar of the last level where it is rescaled to none; as in diffusers
 
 
-def read(given: Mapping[str, Any]) -> tuple[str, DiffusionConfig, tuple[str, ...]]:
-    """What the network predicts, its noise levels, and notes for a reader.
+@dataclasses.dataclass(frozen=True)
+class Scheduler:
+    """What a scheduler says of its network.
+
+    Attributes:
+      learned_variances: whether the network also outputs variances, by its word.
+      clip: range that predicted images are clipped to; 0: none.
+    """
+
+    prediction: str
+    diffusion: DiffusionConfig
+    clip: float
+    learned_variances: bool
+    notes: tuple[str, ...]
+    assumed: tuple[str, ...]
+
+
+def read(given: Mapping[str, Any], stated: Stated = Stated()) -> Scheduler:  # noqa: B008 (frozen)
+    """What a scheduler's options, and those that are stated beside, mean.
 
     Raises:
-      ConfigError: unknown options, or values that are not supported.
+      ConfigError: unknown options, values that are not supported, or a statement that contradicts them.
     """
-    get = checked(given, DEFAULTS, ONLY, SAMPLING, WHAT)
-    diffusion = DiffusionConfig(
-        schedule=OURS[get["beta_schedule"]],
-        steps=get["num_train_timesteps"],
-        beta_start=get["beta_start"],
-        beta_end=get["beta_end"],
-    )
-    notes = [] if given else ["no scheduler_config.json: diffusers' defaults (linear, 1000 steps, epsilon)"]
-    drawn = sorted(name for name in SAMPLING if given.get(name))
+    merged, assumed = _with_statements(given, stated)
+    kind = merged.get("_class_name", "DDPMScheduler")
+    if not isinstance(kind, str) or kind not in DEFAULTS_OF:
+        raise ConfigError(_no_betas(kind))
+    table = TABLE | {
+        name: dataclasses.replace(TABLE[name], default=value) for name, value in DEFAULTS_OF[kind].items()
+    }
+    get = read_options(merged, table, what=WHAT, ignored=SAMPLING)
+    unclipped = kind in ("HeunDiscreteScheduler", "LCMScheduler", "TCDScheduler")
+    clips = get["clip_sample"] if "clip_sample" in get.stated else not unclipped
+    notes = [_assumptions(assumed)] if assumed else []
+    drawn = sorted(name for name in get.passed_over if given.get(name) not in (None, False))
     if drawn:
         notes.append(f"options of sampling without bearing here: {', '.join(drawn)}")
-    return get["prediction_type"], diffusion, tuple(notes)
+    if get["rescale_betas_zero_snr"]:
+        notes.append(
+            "the last noise level, rescaled to zero signal, keeps a share of 2^-24: diffusers' own bound"
+        )
+    sample = not get["predict_epsilon"] and "prediction_type" not in get.stated
+    return Scheduler(
+        prediction="sample" if sample else get["prediction_type"],
+        diffusion=_diffusion(get),
+        clip=get["clip_sample_range"] if clips else 0.0,
+        learned_variances=get["variance_type"] in ("learned", "learned_range"),
+        notes=tuple(notes),
+        assumed=assumed,
+    )
 
 
-def write(diffusion: DiffusionConfig, prediction: str) -> dict[str, Any]:
+def write(diffusion: DiffusionConfig, prediction: str, clip: float = 1.0) -> dict[str, Any]:
     """The `DDPMScheduler` of these noise levels."""
     theirs = {ours: name for name, ours in OURS.items()}
-    return {
+    options = {
         "_class_name": "DDPMScheduler",
         "num_train_timesteps": diffusion.steps,
         "beta_start": diffusion.beta_start,
         "beta_end": diffusion.beta_end,
-        "beta_schedule": theirs[diffusion.schedule],
+        "beta_schedule": theirs.get(diffusion.schedule, "linear"),
         "prediction_type": prediction,
         "variance_type": "fixed_small",
-        "clip_sample": True,
+        "clip_sample": clip > 0,
     }
+    if diffusion.betas:
+        options["trained_betas"] = list(diffusion.betas)
+    if clip not in (0.0, 1.0):
+        options["clip_sample_range"] = clip
+    return options
+
+
+def _with_statements(given: Mapping[str, Any], stated: Stated) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Options and statements together, and what neither says where there are no options at all."""
+    merged = dict(given)
+    theirs = {ours: name for name, ours in OURS.items()}
+    for name, ours in ASKED.items():
+        value = getattr(stated, ours)
+        value = theirs.get(value, value) if name == "beta_schedule" else value
+        if value is None:
+            continue
+        if name in given and given[name] != value:
+            raise ConfigError(
+                f"--{ours}={shorten(value)} contradicts {WHAT} option {name}={shorten(given[name])}"
+            )
+        merged[name] = value
+    missing = (
+        {} if given else {ours: TABLE[name].default for name, ours in ASKED.items() if name not in merged}
+    )
+    if stated.noise_schedule == "cosine":
+        missing = {name: value for name, value in missing.items() if not name.startswith("beta")}
+    return merged, states.summary(missing)
+
+
+def _assumptions(assumed: tuple[str, ...]) -> str:
+    return (
+        f"no scheduler_config.json: ASSUMED, by diffusers' defaults: {', '.join(assumed)}; if that is wrong, "
+        "put the file beside the network or state them: --noise_schedule, --noise_steps, --beta_start, "
+        "--beta_end, --prediction"
+    )
+
+
+def _no_betas(kind: Any) -> str:
+    if isinstance(kind, str) and ("Flow" in kind or "RF" in kind):
+        return f"{WHAT} {shorten(kind)} is of flow matching, which is not supported; only betas are"
+    if isinstance(kind, str) and ("EDM" in kind or "Karras" in kind or "Consistency" in kind or "CM" in kind):
+        return f"{WHAT} {shorten(kind)} has continuous noise levels, which are not supported; only betas are"
+    return unknown(f"class of {WHAT} (of those with betas)", str(kind), DEFAULTS_OF)
+
+
+def _diffusion(get: Options) -> DiffusionConfig:
+    """Named where we have the name, else by all betas."""
+    steps, start, end = get["num_train_timesteps"], get["beta_start"], get["beta_end"]
+    named = DiffusionConfig(steps=steps)
+    if get["beta_schedule"] in OURS and OURS[get["beta_schedule"]] != "cosine":
+        named = DiffusionConfig(
+            schedule=OURS[get["beta_schedule"]], steps=steps, beta_start=start, beta_end=end
+        )
+    elif get["beta_schedule"] in OURS:
+        named = DiffusionConfig(schedule="cosine", steps=steps)
+    betas = get["trained_betas"]
+    if betas is not None and "num_train_timesteps" in get.stated and len(betas) != steps:
+        raise ConfigError(
+            f"{WHAT} option trained_betas has {len(betas)} numbers, num_train_timesteps={steps}"
+        )
+    if betas is None and get["beta_schedule"] == "sigmoid":
+        betas = sigmoid_betas(steps, start, end)
+    if betas is None and get["rescale_betas_zero_snr"]:
+        betas = _betas_of(named)
+    if betas is None:
+        return named
+    if get["rescale_betas_zero_snr"]:
+        betas = zero_terminal_snr(betas)
+    return from_betas(betas)
+
+
+def from_betas(betas) -> DiffusionConfig:
+    """Noise levels by all their betas."""
+    betas = tuple(float(beta) for beta in betas)
+    return DiffusionConfig(schedule="betas", steps=len(betas), betas=betas)
+
+
+def sigmoid_betas(steps: int, start: float, end: float) -> np.ndarray:
+    """Betas along a sigmoid over [-6, 6], as diffusers and ddim name it."""
+    return start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, steps)))
+
+
+def zero_terminal_snr(betas) -> np.ndarray:
+    """Betas rescaled so that the last level holds no signal but `FAINTEST` (Lin et al. 2024, algorithm 1)."""
+    signal = np.sqrt(np.cumprod(1 - np.asarray(betas, np.float64)))
+    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    bar = np.maximum(signal**2, FAINTEST)
+    return 1 - bar / np.append(1.0, bar[:-1])
+
+
+def _betas_of(config: DiffusionConfig) -> np.ndarray:
+    """In float64, which `make_schedule` rounds to float32."""
+    if config.schedule == "cosine":
+        fraction = np.arange(config.steps + 1) / config.steps
+        signal = np.cos(0.5 * np.pi * (fraction + 0.008) / 1.008) ** 2
+        return np.minimum(1 - signal[1:] / signal[:-1], 0.999)
+    root = 0.5 if config.schedule == "scaled_linear" else 1.0
+    return np.linspace(config.beta_start**root, config.beta_end**root, config.steps) ** (1 / root)

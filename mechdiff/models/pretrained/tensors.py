@@ -5,6 +5,7 @@ a file is unused, what the file lacks is missing, and either is an error.
 """
 
 import functools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mechdiff.core.config import UNetConfig
-from mechdiff.core.errors import CheckpointError
+from mechdiff.core.errors import CheckpointError, shorten
 from mechdiff.core.types import PyTree
 from mechdiff.models.unet import init_unet
 from mechdiff.storage import files
@@ -24,25 +25,34 @@ State = Mapping[str, np.ndarray]
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # widest first
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SHOWN = 6  # names in one error
+LONGEST = 80  # characters of a name in one error
+COUNTERS = ("decay", "initted", "num_updates", "num_batches_tracked", "optimization_step", "step", "steps")
 
-CONVERT = (  # for people who have a pickle that they trust
+CONVERT = (  # for people who have a pickle that they trust; ddim keeps a list, raw first and averaged last
     'python -c "import sys, torch; from safetensors.torch import save_file; '
-    "state = torch.load(sys.argv[1], 'cpu', weights_only=True); "
-    'save_file({k: v.contiguous() for k, v in state.items()}, sys.argv[2])"'
+    "s = torch.load(sys.argv[1], 'cpu', weights_only=True); s = s[-1] if isinstance(s, list) else s; "
+    'save_file({k: v.contiguous() for k, v in s.items()}, sys.argv[2])"'
 )
+
+
+def index_of(path: Path) -> Path:
+    """The index that lists the shards of a file: `NAME.safetensors.index.json`, with a variant between."""
+    stem, *variant = path.name.removesuffix(".safetensors").split(".")
+    return path.with_name(".".join([stem, "safetensors.index", *variant, "json"]))
 
 
 def load(path: Path) -> tuple[dict[str, np.ndarray], str]:
     """Every tensor of a safetensors file by name, as float32, and the widest type among them.
 
-    Where the file is absent but its index (`NAME.index.json`) is there, the shards that this lists are read.
+    Where the file is absent but its index (`index_of`) is there, the shards that this lists are read.
+    Counters that trainers leave among the tensors (steps of an average) are passed over.
 
     Raises:
       CheckpointError: absent, truncated, a pickle, or with numbers of a type that is not supported; an index
         that is not one, that leads out of the folder, or that tells otherwise than its shards.
       DataError: an index that is not JSON.
     """
-    index = path.with_name(f"{path.name}.index.json")
+    index = index_of(path)
     if path.is_file() or not index.is_file():
         return _load(path)
     state, kinds = {}, set()
@@ -66,7 +76,8 @@ def _shards(index: Path) -> dict[str, set[str]]:
     for tensor, name in places.items():
         if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]*\.safetensors", name)):
             raise CheckpointError(
-                f"{index} places {tensor} in {name!r}; only .safetensors files beside it are read"
+                f"{index} places {tensor[:LONGEST]} in {shorten(name)}; only .safetensors files beside it "
+                "are read"
             )
         shards.setdefault(name, set()).add(tensor)
     return shards
@@ -78,7 +89,8 @@ def _load(path: Path) -> tuple[dict[str, np.ndarray], str]:
         raise _absent(path)
     try:
         with safe_open(path, framework="np") as file:
-            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            kinds = {name: s.get_dtype() for name, s in slices.items() if not _is_counter(name, s)}
             strange = sorted({kind for kind in kinds.values() if kind not in DTYPES})
             if strange:
                 raise CheckpointError(
@@ -88,6 +100,10 @@ def _load(path: Path) -> tuple[dict[str, np.ndarray], str]:
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from None
     return state, next((DTYPES[kind] for kind in DTYPES if kind in kinds.values()), "float32")
+
+
+def _is_counter(name: str, tensor) -> bool:
+    return name.rsplit(".", 1)[-1] in COUNTERS and math.prod(tensor.get_shape()) <= 1
 
 
 def _absent(path: Path) -> CheckpointError:
@@ -170,4 +186,5 @@ def _listed(what: str, names: list[str]) -> str:
     if not names:
         return ""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{len(names)} {what}: {', '.join(names[:SHOWN])}{more}"
+    short = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in names[:SHOWN]]
+    return f"{len(names)} {what}: {', '.join(short)}{more}"

@@ -15,6 +15,7 @@ from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.components import Component, site_type, units
 from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Label
 from mechdiff.models.traced.edits import GateEdits, leaves_of, per_turn
 from mechdiff.models.traced.interpreter import Plan, evaluate
 from mechdiff.models.traced.sites import Site, in_order
@@ -42,18 +43,6 @@ class TracedNetwork:
     row_shape: tuple[int, ...]
     conditioned: bool
     digest: str
-
-
-class _Label(str):
-    """A name that is equal to every other, so that it is no reason to compile again."""
-
-    __slots__ = ()
-
-    def __eq__(self, other):
-        return isinstance(other, _Label)
-
-    def __hash__(self):
-        return 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +120,7 @@ jax.tree_util.register_pytree_node(
     TracedDenoiser,
     lambda denoiser: (
         (denoiser.params, denoiser.identity, denoiser.schedule),
-        (denoiser.network, _Label(denoiser.name)),
+        (denoiser.network, Label(denoiser.name)),
     ),
     lambda static, leaves: TracedDenoiser(*leaves, static[0], str(static[1])),
 )

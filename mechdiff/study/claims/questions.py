@@ -112,11 +112,13 @@ def _roles(networks: Sequence[Network]) -> Finding:
 
 
 def _agreement(side: Sequence[Network], repeats: int = 2000) -> matching.Agreement:
-    heads = [str(name) for name in side[0].roles["component"].values]
+    patterned = {str(name) for name in side[0].attention["head"].values}  # heads over one key have none
+    heads = [str(name) for name in side[0].roles["component"].values if str(name) in patterned]
+    roles = [network.roles.sel(component=heads) for network in side]
     return matching.agreement(
         [matching.attention_profiles(network.attention.sel(head=heads)) for network in side],
-        [network.roles["selectivity"].transpose("component", "target").values for network in side],
-        [[str(role) for role in network.roles["role"].values] for network in side],
+        [of_heads["selectivity"].transpose("component", "target").values for of_heads in roles],
+        [[str(role) for role in of_heads["role"].values] for of_heads in roles],
         matching.layers_of(heads),
         repeats,
     )

@@ -84,7 +84,7 @@ def row_bytes(config: UNetConfig) -> int:
     maps, held = [], 0
     for stage in stages(config):
         output = stage.resolution**2 * stage.width * 4
-        patterns = config.heads[stage.level] * stage.resolution**4 * 4 if stage.op == "attention" else 0
+        patterns = stage.heads * stage.resolution**4 * 4 if stage.op == "attention" else 0
         held += output * (stage.push - stage.pop)
         # Logits and their softmax; on a CPU attention works in blocks.
         maps.append(held + 4 * output + (2 * patterns if accelerated() else min(patterns, 2**20)))

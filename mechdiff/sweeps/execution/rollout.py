@@ -64,7 +64,7 @@ def first_step_inside(levels: Levels, window: Window) -> int:
 def _walk(
     unet: UNetConfig,
     step_fn: StepFn,
-    clip: bool,
+    clip: float,
     mesh: Mesh,
     schedule: NoiseSchedule,
     params: PyTree,
@@ -119,7 +119,7 @@ class Rollout:
     levels: np.ndarray  # descending
     key: PRNGKey
     step_fn: StepFn
-    clip: bool
+    clip: float  # see `sampler.sample`
     block: int  # images that are walked together
 
     @functools.cached_property
@@ -189,7 +189,8 @@ def draw_samples(denoiser: Denoiser, key: jax.Array, count: int, steps: int = SA
     def block(params, identity, schedule, key, indices):
         predict = functools.partial(denoise, denoiser.unet, schedule, params, identity)
         own = (len(indices), *shape[1:])
-        return sample(predict, schedule, key, own, timesteps=levels, indices=indices)
+        clip = denoiser.unet.sample_clip
+        return sample(predict, schedule, key, own, timesteps=levels, clip=clip, indices=indices)
 
     network = devices.everywhere(mesh, (denoiser.params, denoiser.identity, denoiser.schedule))
     starts = range(0, count, shape[0])

@@ -20,6 +20,7 @@ from mechdiff.core import keys
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import Images
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.interventions.components import Component, site_type
 from mechdiff.interventions.gates import CAPTURED
@@ -86,21 +87,19 @@ def _exact(
 ) -> tuple[Scores, np.ndarray]:
     """Deg%_t under every kind of ablation, and the clean loss of each level."""
     denoiser = plant.denoiser
-    reference = plant.others, plant.timesteps
+    eval_set = EvalSet(plant.images, plant.timesteps, key)
+    reference = EvalSet(plant.others, plant.timesteps, keys.stream(key, "mean fills"))
     replacements = {
-        "mean": activation_means(*denoiser.network, *reference, keys.stream(key, "mean fills")),
-        "resample": resample_replacements(*denoiser.network, plant.images, plant.timesteps, key),
+        "mean": activation_means(denoiser, reference),
+        "resample": resample_replacements(denoiser, eval_set),
     }
     if plant.size in OPTIMAL_SIZES:
-        noise = keys.stream(key, "mean fills")
         options = {"chosen": chosen, "steps": OPTIMAL_STEPS}
-        replacements["optimal"] = optimal_replacements(*denoiser.network, *reference, noise, **options)
+        replacements["optimal"] = optimal_replacements(denoiser, reference, **options)
     config = SweepConfig(ablations=("zero", *replacements), image_block=len(plant.images))
     found = ablation_sweep(
         denoiser,
-        plant.images,
-        plant.timesteps,
-        key,
+        eval_set,
         folder,
         config=config,
         replacements=replacements,
@@ -113,16 +112,22 @@ def _exact(
 
 def _predicted(plant: PlantedNetwork, key, chosen: Sequence[Component], clean: np.ndarray) -> Scores:
     """Deg%_t by gradients in the gates, at both points."""
+    eval_set = EvalSet(plant.images, plant.timesteps, key)
     found = {}
     for at in ("identity", "ablated"):
         scores = gate_scores(
-            plant.denoiser, plant.images, plant.timesteps, key, chosen=chosen, at=at, block=len(plant.images)
+            plant.denoiser,
+            eval_set,
+            chosen=chosen,
+            at=at,
+            block=len(plant.images),
         ).mean("image")
         percent = lambda name: 100 * scores[name].values.astype(np.float64) / clean  # noqa: B023
         found[f"first order at {at}"] = percent("first")
         found[f"gauss-newton at {at}"] = percent("score")
-    asked = plant.denoiser, plant.images, plant.timesteps, key
-    path = integrated_gradients(*asked, chosen=chosen, block=len(plant.images)).mean("image")
+    path = integrated_gradients(plant.denoiser, eval_set, chosen=chosen, block=len(plant.images)).mean(
+        "image"
+    )
     return found | {"integrated gradients": 100 * path["score"].values.astype(np.float64) / clean}
 
 
@@ -132,8 +137,10 @@ def discovered(plant: PlantedNetwork, key, chosen: Sequence[Component], folder: 
     Of the circuit that is close on average over noise levels; of that which is close at every one; and of the
     latter, where outsiders that could take the place of a member count as it does.
     """
-    asked = plant.denoiser, plant.images, plant.timesteps, key
-    evaluator = CircuitEvaluator(*asked, chosen=tuple(chosen), folder=folder, block=len(plant.images))
+    eval_set = EvalSet(plant.images, plant.timesteps, key)
+    evaluator = CircuitEvaluator(
+        plant.denoiser, eval_set, chosen=tuple(chosen), folder=folder, block=len(plant.images)
+    )
     average = discover(evaluator)
     evaluator = dataclasses.replace(evaluator, every_level=True)
     found = discover(evaluator)
@@ -151,13 +158,11 @@ def discovered(plant: PlantedNetwork, key, chosen: Sequence[Component], folder: 
 def _observed(plant: PlantedNetwork, key, chosen: Sequence[Component]) -> Scores:
     """What can be seen without an intervention: sharpness of heads, variance of activations over images."""
     denoiser = plant.denoiser
-    heads = attention_stats(*denoiser.network, plant.images, plant.timesteps, key, block=len(plant.images))
+    heads = attention_stats(denoiser, EvalSet(plant.images, plant.timesteps, key), block=len(plant.images))
     entropy = heads["normalized_entropy"].mean("image").reindex(head=[component.name for component in chosen])
     index = np.arange(len(plant.images))
-    levels = [
-        jax.device_get(_variances(*denoiser.network, plant.images, int(t), key, index))
-        for t in plant.timesteps
-    ]
+    parts = denoiser.unet, denoiser.params, denoiser.identity, denoiser.schedule
+    levels = [jax.device_get(_variances(*parts, plant.images, int(t), key, index)) for t in plant.timesteps]
     variance = [[level[c.site][slice(*c.index)].mean() for level in levels] for c in chosen]
     return {"entropy": 1 - entropy.values, "activation variance": np.array(variance)}
 
@@ -178,7 +183,7 @@ def _pairs_exact(
 ) -> dict[str, float]:
     """Measures of the synergy of all pairs of `some` components."""
     pairs = list(itertools.combinations(some, 2))
-    found = pair_effects(plant.denoiser, _half(plant), plant.timesteps, key, pairs)
+    found = pair_effects(plant.denoiser, EvalSet(_half(plant), plant.timesteps, key), pairs)
     synergy = found.synergy.mean("image").values
     return compare(100 * synergy / clean, _planted_pair(plant, some))
 
@@ -187,8 +192,8 @@ def _pairs_by_curvature(
     plant: PlantedNetwork, key, some: Sequence[Component], clean: np.ndarray
 ) -> dict[str, float]:
     """The same with the synergy that the curvature at identity predicts."""
-    asked = plant.denoiser, _half(plant), plant.timesteps, key
-    matrix = pair_scores(*asked, some).curvature.values
+    eval_set = EvalSet(_half(plant), plant.timesteps, key)
+    matrix = pair_scores(plant.denoiser, eval_set, some).curvature.values
     left, right = np.triu_indices(len(some), 1)
     return compare(100 * matrix[:, left, right].T / clean, _planted_pair(plant, some))
 

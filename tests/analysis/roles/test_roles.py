@@ -9,6 +9,7 @@ from reference.networks import random_params
 from mechdiff.analysis import roles
 from mechdiff.analysis.roles import image_features, matching
 from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, predict_x0, q_sample
 from mechdiff.diffusion.schedules import cosine_schedule
 from mechdiff.interventions.build import ablate, leave_one_out
@@ -60,7 +61,9 @@ def measured():
     for params in (planted(), random_params(UNET)):
         denoiser = Denoiser("planted", UNET, SCHEDULE, params, identity)
         given = {"masks": MASKS, "parts": PARTS, "engine": Engine(UNET, SCHEDULE, params)}
-        found.append(roles.role_effects(denoiser, stacked, [*names, *sets], IMAGES, LEVELS, KEY, **given))
+        found.append(
+            roles.role_effects(denoiser, EvalSet(IMAGES, LEVELS, KEY), stacked, [*names, *sets], **given)
+        )
     classes = [roles.matched_class(component, identity) for component in chosen]
     return found[0].isel(component=range(4)), found[0].isel(component=range(4, len(found[0].component))), [
         found[1].isel(component=range(4))

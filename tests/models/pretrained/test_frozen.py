@@ -17,6 +17,7 @@ from mechdiff.diffusion.samplers import ddim_step, ddpm_step
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models import pretrained
 from mechdiff.models.pretrained import adm, schedulers, tensors
+from mechdiff.models.pretrained.imported import Stated
 from mechdiff.models.unet import apply_unet, count_parameters
 
 HERE = Path(__file__).parents[2] / "reference"
@@ -57,7 +58,7 @@ def test_an_adm_network_with_residual_resampling_equals_that_of_torch(network, t
     flags, state, arrays = network
     found = pretrained.read(written(tmp_path, flags, state))
     assert (found.layout, found.dtype, found.unet.heads) == ("guided-diffusion", "float16", (1, 2))
-    assert "learned variances are dropped" in found.notes[0]
+    assert "learned variances are dropped" in found.notes[-1]
     output, gradient = output_and_gradient(
         found.unet, found.params, identity_of(found.unet), arrays["x"], arrays["t"]
     )
@@ -68,10 +69,10 @@ def test_an_adm_network_with_residual_resampling_equals_that_of_torch(network, t
 def test_the_network_of_p2_weighting_fits_tensor_by_tensor():
     """At full size, as published for CelebA-HQ: names and shapes, by those that guided-diffusion makes."""
     stored = json.loads((HERE / "adm_p2_shapes.json").read_text())
-    unet = adm.unet_config(adm.DEFAULTS | stored["config"])
     state = {name: np.broadcast_to(np.float16(0), shape) for name, shape in stored["shapes"].items()}
     for name in ("out.2.weight", "out.2.bias"):  # of which half is variances
         state[name] = state[name][:3]
+    unet = adm.unet_config(adm.flags(stored["config"] | {"learn_sigma": False}, state, Stated()))
     params = tensors.to_params(adm.split_attention(state, unet, False, HERE), adm.names(unet), unet, HERE)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count_parameters(unet) == 93_563_910 - 3459
     assert {heads for heads, here in zip(unet.heads, unet.down_attention) if here} == {8}
@@ -93,10 +94,30 @@ def test_both_orders_of_queries_keys_and_values_are_read(network, tmp_path):
     ("flags", "gone", "expected"),
     [
         ({"class_cond": True}, "", "guided-diffusion option class_cond=True is not supported"),
-        ({"rescale_timesteps": True}, "", "guided-diffusion option rescale_timesteps=True is not supported"),
-        ({"num_heads_upsample": 2}, "", "option num_heads_upsample=2 is not supported"),
+        ({"class_cond": "maybe"}, "", "guided-diffusion option class_cond='maybe' is not true or false"),
         ({"num_chanels": 3}, "", "unknown option of guided-diffusion 'num_chanels'; closest: num_channels"),
-        ({"channel_mult": ""}, "", "option channel_mult is needed with image_size=8"),
+        ({"num_heads_upsample": 0}, "", "num_heads_upsample=0 is not a whole number of at least 1 or -1"),
+        ({"large_size": 64}, "", "option large_size=64 is not supported; only None"),
+        ({"dropout": None}, "", "option dropout=None is not a number of at least 0"),
+        ({"num_head_channels": None}, "", "num_head_channels=None is not a whole number of at least 1 or -1"),
+        ({"num_head_channels": 5}, "", "options of heads (num_heads, num_heads_upsample, num_head_channels)"),
+        (
+            {"attention_resolutions": None},
+            "",
+            "option attention_resolutions=None is not a list, each a whole",
+        ),
+        ({"attention_resolutions": ""}, "", "option attention_resolutions='' is not a list, each a whole"),
+        ({"attention_resolutions": "0"}, "", "option attention_resolutions='0' is not a list, each a whole"),
+        ({"attention_resolutions": {"4": 1}}, "", "option attention_resolutions={'4': 1} is not a list"),
+        ({"channel_mult": "1,,2"}, "", "option channel_mult='1,,2' is not a list, each a number"),
+        ({"channel_mult": []}, "", "option channel_mult=[] is not a list, each a number"),
+        ({"diffusion_steps": 0}, "", "option diffusion_steps=0 is not a whole number of at least 2"),
+        ({"diffusion_steps": 4000}, "", "option rescale_timesteps is absent, and with diffusion_steps=4000"),
+        ({"noise_schedule": "sqrt"}, "", "option noise_schedule='sqrt' is not supported"),
+        ({"num_res_blocks": [1, 1, 1]}, "", "option num_res_blocks =[1, 1, 1]: need one number, or one for"),
+        ({"model_channels": 32}, "", "options 'model_channels' and 'num_channels' are the same; write one"),
+        ({"dims": 3}, "", "option dims=3 is not supported; only 2"),
+        ({"image_size": [8, 8]}, "", "option image_size=[8, 8] is not a whole number of at least 1"),
         ({"learn_sigma": False}, "", "1 wrong shapes: out.2"),
         ({}, "middle_block.1.qkv.bias", "3 missing: middle_block.1.k.bias, middle_block.1.q.bias"),
     ],
@@ -111,7 +132,7 @@ def test_a_bad_folder_is_one_line_that_names_what_is_wrong(network, tmp_path, fl
 def test_a_class_conditional_network_is_refused_even_if_its_flags_do_not_say_so(network, tmp_path):
     flags, state, _ = network
     labelled = state | {"label_emb.weight": np.zeros((10, 128), np.float32)}
-    with pytest.raises(MechdiffError, match=r"1 unused: label_emb\.weight"):
+    with pytest.raises(MechdiffError, match=r"label_emb\.weight: a network conditioned on classes"):
         pretrained.read(written(tmp_path, flags, labelled))
 
 
@@ -121,10 +142,11 @@ def test_steps_equal_those_of_diffusers(schedule):
     x, output, noise = arrays["x"], arrays["output"], arrays["noise"]
     for prediction in ("epsilon", "v_prediction", "sample"):
         given = {"beta_schedule": schedule, "prediction_type": prediction}
-        told, diffusion, _ = schedulers.read(given)
-        assert told == prediction
-        assert schedulers.read(schedulers.write(diffusion, told))[:2] == (told, diffusion)
-        tables = make_schedule(diffusion)
+        told = schedulers.read(given)
+        assert told.prediction == prediction
+        again = schedulers.read(schedulers.write(told.diffusion, told.prediction))
+        assert (again.prediction, again.diffusion) == (told.prediction, told.diffusion)
+        tables = make_schedule(told.diffusion)
         for i, t in enumerate(arrays["t"].tolist()):
             at, before = (np.full(len(x), k, np.int32) for k in (t, max(t - 1, -1)))
             x0 = predict_x0(tables, x, at, to_eps(prediction, tables, x, at, output))

@@ -69,7 +69,7 @@ MODELS = {
     "no_attention": SMALL
     | {"add_attention": False, "down_block_types": (DOWN, DOWN), "up_block_types": (UP, UP)},
     "film": SMALL | FILM,
-    "centered": SMALL | {"center_input_sample": True, "in_channels": 1, "out_channels": 2},
+    "centered": SMALL | {"center_input_sample": True, "in_channels": 1, "out_channels": 1},
     "time_width": SMALL | {"time_embedding_dim": 16, "flip_sin_to_cos": False, "norm_eps": 1e-3},
     "three_levels": SMALL
     | {"block_out_channels": (8, 8, 16), "layers_per_block": 3, "downsample_padding": 0}

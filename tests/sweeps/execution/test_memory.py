@@ -8,6 +8,7 @@ from reference.networks import identity_of, random_params
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.presets import preset
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import linear_schedule
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.models.denoiser import Denoiser
@@ -91,7 +92,7 @@ def test_what_cannot_fit_is_refused_with_the_way_out(monkeypatch, capsys):
 
 def test_fills_count_where_kinds_have_them(capsys, monkeypatch):
     images = np.zeros((1, UNET.image_size, UNET.image_size, UNET.in_channels), np.float32)
-    found = activation_means(UNET, PARAMS, IDENTITY, linear_schedule(), images, [5], KEY)
+    found = activation_means(SUBJECT, EvalSet(images, [5], KEY))
     replacement = sum(value.nbytes for value in found.values())
     assert memory.replacement_bytes(UNET) == replacement
     monkeypatch.setattr(memory, "GIB", 4 * replacement)

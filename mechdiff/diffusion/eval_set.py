@@ -1,0 +1,66 @@
+"""What a denoiser is examined on: clean images, timesteps, and the key of their noise."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Int
+
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, Shown
+from mechdiff.diffusion.process import images_at
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSet:
+    """Clean images, the timesteps at which they are noised, and the key of their noise.
+
+    Image i has the noise of `process.image_noise(key, i)` at every timestep and under every intervention
+    (common random numbers).
+
+    Attributes:
+      images: in [-1, 1], NHWC, `(images, height, width, channels)`: crossed with the timesteps. Or nested in
+        them, `(timesteps, images, ...)`: every timestep has images and noise of its own.
+      timesteps: `(timesteps,)` ints in [0, T).
+      key: of the noise.
+      condition: what each image is denoised under (class labels, say), leaves `(images, ...)`; None: nothing.
+
+    Raises:
+      ConfigError: images of another rank, or nested images for another number of timesteps.
+
+    Example:
+      >>> eval_set = EvalSet(np.zeros((4, 8, 8, 3), np.float32), [10, 500], jax.random.key(0))
+      >>> eval_set.count, eval_set.images_total, eval_set.timesteps
+      (4, 4, array([ 10, 500], dtype=int32))
+    """
+
+    images: Shown
+    timesteps: Int[AnyArray, " timesteps"]
+    key: PRNGKey
+    condition: PyTree = None
+
+    def __init__(self, images, timesteps, key: PRNGKey, condition: PyTree = None):
+        images, timesteps = np.asarray(images), np.asarray(timesteps, np.int32).reshape(-1)
+        if images.ndim not in (4, 5):
+            raise ConfigError(
+                f"images of shape {images.shape}: expected (images, height, width, channels), or "
+                "(timesteps, images, height, width, channels) where every timestep has images of its own"
+            )
+        if images.ndim == 5 and len(images) != len(timesteps):
+            raise ConfigError(f"nested images for {len(images)} timesteps, but {len(timesteps)} are examined")
+        for name, value in (("images", images), ("timesteps", timesteps), ("key", key)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "condition", condition)
+
+    @property
+    def count(self) -> int:
+        """Images at each timestep."""
+        return self.images.shape[-4]
+
+    @property
+    def images_total(self) -> int:
+        """Different images in all: more than `count` where they are nested."""
+        return int(np.prod(self.images.shape[:-3]))
+
+    def at(self, t_index: int) -> tuple[Images, Int[np.ndarray, " images"]]:
+        """The images shown at timestep number `t_index`, and the indices of their noise."""
+        return images_at(self.images, t_index)

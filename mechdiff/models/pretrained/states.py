@@ -1,0 +1,157 @@
+"""State dicts as trainers leave them: wrapped, doubled by an average, with learned variances."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from mechdiff.core.errors import CheckpointError, ConfigError, shorten
+from mechdiff.models.pretrained.tensors import State
+
+COMPILED = "_orig_mod."  # of torch.compile, at any depth
+WRAPPERS = ("module", "model", "ema", "ema_model", "model_ema", "shadow", "online_model", "net", "network")
+WRAPPERS += ("unet", "denoise_fn", "diffusion_model", "state_dict", "params", "params_ema")
+AVERAGED = ("ema", "ema_model", "model_ema", "shadow", "params_ema")
+CLASSES = ("label_emb.weight", "class_embedding.weight", "class_embedding.linear_1.weight")
+
+
+def unwrapped(state: State, probe: str, weights: str | None, path: Path) -> tuple[dict, tuple[str, ...]]:
+    """The tensors of one network without the names that wrappers put before theirs, and notes.
+
+    Args:
+      probe: name of a tensor that every network of the layout has.
+      weights: `raw` or `ema`, where the file may hold both; None: there must be one.
+
+    Raises:
+      CheckpointError: raw and averaged tensors, and `weights` does not say which.
+    """
+    plain = {name.replace(COMPILED, ""): value for name, value in state.items()}
+    prefixes = sorted({name.removesuffix(probe) for name in plain if name.endswith(probe)})
+    prefixes = [prefix for prefix in prefixes if all(part in WRAPPERS for part in prefix.split(".")[:-1])]
+    if not prefixes:
+        return plain, ()
+    prefix = _chosen(prefixes, weights, path)
+    others = [other for other in prefixes if other != prefix]
+    kept = {}
+    for name, value in plain.items():
+        owner = max((p for p in prefixes if name.startswith(p)), key=len, default=None)
+        if owner == prefix:
+            kept[name.removeprefix(prefix)] = value
+        elif owner is None:
+            kept[name] = value  # reported as unused
+    notes = [f"read the tensors under {prefix!r} of {path.name}"] if prefix else []
+    notes += [f"others under {other!r} are not read" for other in others]
+    return kept, ("; ".join(notes),) if notes else ()
+
+
+def _chosen(prefixes: list[str], weights: str | None, path: Path) -> str:
+    averaged = [prefix for prefix in prefixes if set(prefix.split(".")) & set(AVERAGED)]
+    raw = [prefix for prefix in prefixes if prefix not in averaged]
+    choices = {"raw": raw, "ema": averaged}.get(weights or "", prefixes)
+    if len(prefixes) > 1 and len(choices) != 1:
+        names = " and ".join(repr(prefix) for prefix in prefixes[:4])
+        raise CheckpointError(
+            f"{path} holds several networks, under {names}; say which: --weights=raw or --weights=ema"
+        )
+    return choices[0] if choices else prefixes[0]
+
+
+def check_no_classes(state: State, path: Path) -> None:
+    """Refuses by name a network that is conditioned on classes."""
+    for name in CLASSES:
+        if name in state:
+            raise CheckpointError(
+                f"{path} has {name}: a network conditioned on classes, which is not supported"
+            )
+
+
+def channels(what: str, inputs: int, outputs: int) -> bool:
+    """Whether half of the output channels are learned variances.
+
+    Raises:
+      ConfigError: channels that are not those of pictures, or outputs that are neither a picture nor one with
+        variances (more inputs than outputs: a condition is given by channels).
+    """
+    if inputs not in (1, 3) and outputs not in (inputs, 2 * inputs):
+        raise ConfigError(
+            f"{what} option in_channels={inputs} with out_channels={outputs}: a network conditioned by "
+            "channels is not supported; the input must be the noisy picture alone"
+        )
+    if inputs not in (1, 3):
+        raise ConfigError(
+            f"{what} option in_channels={inputs} is not supported; pictures have 1 or 3 channels (latents "
+            "are not pictures)"
+        )
+    if outputs not in (inputs, 2 * inputs):
+        raise ConfigError(
+            f"{what} option out_channels={outputs} is not supported; only {inputs}, or {2 * inputs} with "
+            f"learned variances, of in_channels={inputs}"
+        )
+    return outputs == 2 * inputs
+
+
+def without_variances(state: State, names: tuple[str, ...], outputs: int) -> tuple[dict, str]:
+    """The state with the first `outputs` rows alone of the last convolution, and a note. The other half, the
+    variances of a sampler, does not bear on them."""
+    kept = dict(state)
+    for name in names:
+        if name in kept and len(kept[name]) == 2 * outputs:
+            kept[name] = kept[name][:outputs]
+    return kept, "learned variances are dropped: sampling uses those of the posterior"
+
+
+def weight_file(folder: Path, stem: str, weights: str | None) -> tuple[Path, tuple[str, ...]]:
+    """Which file of a folder holds the weights, and notes on those beside it.
+
+    `STEM.safetensors`, or what `weights` names: a variant (`STEM.fp16.safetensors`) or a file. Without
+    either, the only file there is.
+
+    Raises:
+      ConfigError: several, and nothing says which; or none of the name that was asked for.
+    """
+    main = folder / f"{stem}.safetensors"
+    variants = _variants(folder, stem)
+    others = sorted(path for path in folder.glob("*.safetensors") if path != main)
+    if weights and weights.endswith(".safetensors"):
+        if Path(weights).name != weights or not (folder / weights).is_file():
+            raise ConfigError(f"--weights={shorten(weights)[1:-1]}: no such file in {folder}")
+        return folder / weights, ()
+    if weights == "raw" and "non_ema" in variants:
+        return variants["non_ema"], ()
+    if weights and weights not in ("raw", "ema"):
+        if weights not in variants:
+            have = ", ".join(variants) or "none"
+            raise ConfigError(
+                f"--weights={shorten(weights)[1:-1]}: no such variant in {folder} (have: {have})"
+            )
+        return variants[weights], ()
+    sharded = _index(folder, main).is_file()
+    if main.is_file() or sharded:
+        beside = ", ".join(path.name for path in (variants.values() if sharded else others))
+        note = f"read {main.name}; beside it, not read: {beside} (choose by --weights=NAME)"
+        return main, (note,) if beside else ()
+    candidates = list(variants.values()) or others
+    if len(candidates) > 1:
+        names = ", ".join(path.name for path in candidates[:4])
+        raise ConfigError(f"{folder} has no {main.name} but {names}; choose by --weights=NAME")
+    if candidates:
+        return candidates[0], (f"read {candidates[0].name}, the only weights there",)
+    return main, ()  # reported as absent by who loads it
+
+
+def _variants(folder: Path, stem: str) -> dict[str, Path]:
+    found = {}
+    for path in sorted(folder.glob(f"{stem}.*")):
+        match = re.fullmatch(rf"{re.escape(stem)}\.(\w+)\.safetensors", path.name)
+        match = match or re.fullmatch(rf"{re.escape(stem)}\.safetensors\.index\.(\w+)\.json", path.name)
+        if match:
+            found[match[1]] = folder / f"{stem}.{match[1]}.safetensors"
+    return found
+
+
+def _index(folder: Path, main: Path) -> Path:
+    return folder / f"{main.name}.index.json"
+
+
+def summary(options: Mapping[str, object]) -> tuple[str, ...]:
+    """`option=value` of each, for `Imported.assumed`."""
+    return tuple(f"{name}={shorten(value)}" for name, value in options.items())

@@ -1,0 +1,261 @@
+"""ADM and ddim networks against PyTorch (`make_pretrained_reference`), as their users save them."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+from reference.make_pretrained_reference import NETWORKS, T, draw
+from reference.networks import identity_of
+from safetensors.numpy import save_file
+
+from mechdiff.core.errors import MechdiffError
+from mechdiff.models import pretrained
+from mechdiff.models import unet as unet_module
+from mechdiff.models.pretrained import Stated, adm, configs, ddim, tensors
+from mechdiff.models.pretrained.adm_tensors import shapes_say
+from mechdiff.models.unet import apply_unet
+
+REFERENCE = Path(__file__).parents[2] / "reference" / "pretrained.npz"
+
+
+@functools.cache
+def frozen(name: str) -> dict:
+    """Config as text, state dict, output and gradient (NHWC) of one network."""
+    with np.load(REFERENCE) as stored:
+        arrays = {key: stored[f"{name}/{key}"] for key in ("config", "shapes", "output", "gradient")}
+    arrays["config"] = str(arrays["config"])
+    arrays["state"] = draw(json.loads(str(arrays.pop("shapes"))))
+    return arrays
+
+
+def written(folder: Path, config: str, state: dict) -> Path:
+    """A folder as its users have it."""
+    folder.mkdir(exist_ok=True)
+    kind = "config.json" if config.startswith("{") else "flags.txt"
+    (folder / kind).write_text(config)
+    save_file(state, folder / adm.WEIGHTS)
+    return folder
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def output_and_gradient(config, params, identity, x, t):
+    def half_square(x):
+        output = apply_unet(config, params, identity, x, t)
+        return jnp.sum(output**2) / 2, output
+
+    gradient, output = jax.grad(half_square, has_aux=True)(x)
+    return output, gradient
+
+
+def images(side: int) -> np.ndarray:
+    drawn = np.random.default_rng(1).standard_normal((len(T), 3, side, side)).astype(np.float32)
+    return np.moveaxis(drawn, 1, -1)
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_output_and_gradient_equal_those_of_torch(name, tmp_path):
+    arrays = frozen(name)
+    model = pretrained.read(written(tmp_path, arrays["config"], arrays["state"]))
+    x = images(model.unet.image_size)
+    computed = output_and_gradient(model.unet, model.params, identity_of(model.unet), x, np.array(T))
+    for value, key in zip(computed, ("output", "gradient"), strict=True):
+        expected = np.moveaxis(arrays[key], 1, -1)
+        assert np.abs(value - expected).max() < 1e-4 * expected.std(), key
+
+
+def test_what_the_networks_are():
+    """Options that an output alone would not show."""
+    unets = {}
+    for name in NETWORKS:
+        given, state = frozen(name)["config"], frozen(name)["state"]
+        config = json.loads(given) if given.startswith("{") else configs.flags_of(given)
+        if ddim.recognizes(config):
+            continue
+        unets[name] = adm.unet_config(adm.flags(config, state, Stated()))
+    assert (unets["upsample_heads"].heads, unets["upsample_heads"].up_heads) == ((1, 2), (1, 4))
+    assert (unets["half_multiplier"].widths, unets["half_multiplier"].time_features) == ((32, 64), 64)
+    assert unets["rescaled"].timestep_scale == 0.25
+    with np.load(REFERENCE) as stored:
+        flags, shapes = (str(stored[f"script32/{key}"]) for key in ("config", "shapes"))
+    get = adm.flags(configs.flags_of(flags), draw(json.loads(shapes)), Stated(dialect="improved-diffusion"))
+    published = adm.unet_config(get)  # 32 pixels, as improved-diffusion's scripts make it
+    assert (published.widths, published.blocks_per_level) == ((32, 64, 64, 64), 3)
+    assert (published.down_attention, published.timestep_scale) == ((False, True, True, False), 0.25)
+
+
+def test_rescaled_timesteps_are_fed_as_real_numbers(tmp_path):
+    """t = 402 of 4000 is 100.5 of 1000: between the embeddings of 100 and 101, by neither rounded."""
+    arrays = frozen("rescaled")
+    model = pretrained.read(written(tmp_path, arrays["config"], arrays["state"]))
+    plain = dataclasses.replace(model.unet, timestep_scale=1.0)
+    embed = lambda unet, t: unet_module.enter(unet, model.params, np.zeros((1, 8, 8, 3)), np.array([t])).temb
+    np.testing.assert_allclose(embed(model.unet, 400), embed(plain, 100), rtol=1e-6, atol=1e-6)
+    between = embed(model.unet, 402)
+    apart = [float(np.abs(between - embed(plain, t)).max()) for t in (100, 101, 402)]
+    assert min(apart) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("stated", "scale"),
+    [
+        (Stated(dialect="improved-diffusion"), 0.25),
+        (Stated(dialect="guided-diffusion"), 1.0),
+        (Stated(rescale_timesteps=True), 0.25),
+    ],
+)
+def test_a_dialect_says_what_absent_flags_are(stated, scale):
+    arrays = frozen("rescaled")
+    flags = json.loads(arrays["config"])
+    del flags["rescale_timesteps"]
+    assert adm.unet_config(adm.flags(flags, arrays["state"], stated)).timestep_scale == scale
+    with pytest.raises(MechdiffError, match="option rescale_timesteps is absent"):
+        adm.flags(flags, arrays["state"], Stated())
+
+
+def test_the_same_flags_in_any_spelling_are_the_same_network(tmp_path):
+    arrays = frozen("upsample_heads")
+    flags = configs.flags_of(arrays["config"])
+    expected = adm.unet_config(adm.flags(flags, arrays["state"], Stated()))
+    typed = flags | {"image_size": 8, "channel_mult": [1, 2], "attention_resolutions": 4, "class_cond": "F"}
+    by_class = {name: value for name, value in flags.items() if name not in ("num_channels", "class_cond")}
+    by_class |= {"model_channels": 32, "attention_resolutions": [2], "out_channels": 3}
+    sections = {"model": typed | {"model_path": "a.pt"}, "diffusion": {"steps": 1000, "sampler": "ddim"}}
+    spellings = {
+        "config.json": json.dumps(typed),
+        "config.yaml": yaml.safe_dump(sections),
+        "model.yml": yaml.safe_dump(by_class),
+        "flags.txt": f'# as run\nMODEL_FLAGS="{arrays["config"]}"\n'
+        "python image_sample.py $MODEL_FLAGS \\\n --timestep_respacing 250 --num-samples=8",
+    }
+    for name, text in spellings.items():
+        (tmp_path / name).write_text(text)
+        config = configs.read_config(configs.config_file(tmp_path))
+        assert adm.unet_config(adm.flags(config, arrays["state"], Stated())) == expected, name
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("name", ["upsample_heads", "half_multiplier", "new_order", "rescaled"])
+def test_absent_flags_are_read_off_the_tensors(name):
+    arrays = frozen(name)
+    given = arrays["config"]
+    config = json.loads(given) if given.startswith("{") else configs.flags_of(given)
+    expected = adm.flags(config, arrays["state"], Stated()).values
+    for absent in (
+        "num_res_blocks",
+        "attention_resolutions",
+        "use_scale_shift_norm",
+        "num_channels",
+        "channel_mult",
+    ):
+        if absent == "channel_mult" and "model_channels" in config:
+            continue  # the class has a default of its own
+        less = {key: value for key, value in config.items() if key != absent}
+        values = adm.flags(less, arrays["state"], Stated()).values
+        for key in ("widths", "blocks", "attends", "use_scale_shift_norm", "resblock_updown", "learn_sigma"):
+            assert values[key] == expected[key], (absent, key)
+
+
+def test_shapes_say_nothing_of_levels_where_upsampling_has_no_parameters():
+    state = dict(frozen("rescaled")["state"])
+    assert shapes_say(state)["widths"] == (32, 64)
+    bare = {name: value for name, value in state.items() if ".op." not in name}
+    bare = {
+        name: value for name, value in bare.items() if not name.endswith(("1.conv.weight", "2.conv.weight"))
+    }
+    assert "widths" not in shapes_say({k: v for k, v in bare.items() if ".conv." not in k})
+
+
+PREFIXES = [("module.",), ("ema.",), ("module._orig_mod.",), ("model.", "ema."), ("", "ema_model.")]
+
+
+@pytest.mark.parametrize("prefixes", PREFIXES)
+@pytest.mark.parametrize("name", ["ddim", "half_multiplier"])
+def test_wrapped_state_dicts_are_read(prefixes, name, tmp_path):
+    arrays = frozen(name)
+    expected = pretrained.read(written(tmp_path / "plain", arrays["config"], arrays["state"]))
+    state = {}
+    for i, prefix in enumerate(reversed(prefixes)):  # the averaged ones first, unchanged
+        state |= {prefix + key: value + i for key, value in arrays["state"].items()}
+    state["ema.num_updates" if "ema" in prefixes[-1] else "step"] = np.array(7)
+    folder = written(tmp_path / "wrapped", arrays["config"], state)
+    if len(prefixes) > 1:
+        with pytest.raises(MechdiffError, match="holds several networks, under"):
+            pretrained.read(folder)
+        raw = pretrained.read(folder, Stated(weights="raw"))
+        assert not np.array_equal(
+            raw.params["conv_in"]["conv"]["bias"], expected.params["conv_in"]["conv"]["bias"]
+        )
+    model = pretrained.read(folder, Stated(weights="ema" if len(prefixes) > 1 else None))
+    jax.tree.map(np.testing.assert_array_equal, model.params, expected.params)
+
+
+DDIM_BAD = [
+    ({"ch": None}, {}, "ddim model option ch=None is not a whole number of at least 1"),
+    ({"ch_mult": [2, 4]}, {}, "option ch_mult=[2, 4]: only lists that begin with 1"),
+    ({"in_channels": 6}, {}, "in_channels=6 with out_channels=3: a network conditioned by channels"),
+    ({"resamp_with_conv": 3}, {}, "option resamp_with_conv=3 is not true or false"),
+    ({"attn_resolutions": "x"}, {}, "option attn_resolutions='x' is not a list, each a whole number"),
+    ({"chanels": 1}, {}, "unknown option of ddim model 'chanels'"),
+    ({}, {"data": {"image_size": 8, "rescaled": False}}, "ddim data option rescaled=False is not supported"),
+    (
+        {},
+        {"data": {"image_size": 8, "logit_transform": True}},
+        "option logit_transform=True is not supported",
+    ),
+    ({}, {"data": {}}, "option data.image_size is absent"),
+    ({}, {"diffusion": {"beta_schedule": "jsd"}}, "option beta_schedule='jsd' is not supported"),
+    ({}, {"diffusion": [1]}, "section diffusion=[1] is no mapping"),
+    ({}, {"first_stage": {}}, "unknown section of ddim 'first_stage'"),
+]
+
+
+@pytest.mark.parametrize(("model", "sections", "expected"), DDIM_BAD)
+def test_a_bad_config_of_ddim_is_one_line(model, sections, expected, tmp_path):
+    arrays = frozen("ddim")
+    config = json.loads(arrays["config"])
+    config = config | {"model": config["model"] | model} | sections
+    with pytest.raises(MechdiffError) as error:
+        pretrained.read(written(tmp_path, json.dumps(config), arrays["state"]))
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_noise_levels_of_ddim_are_read_or_said_to_be_assumed(tmp_path):
+    arrays = frozen("ddim")
+    config = json.loads(arrays["config"])
+    for levels, schedule in (
+        ({"beta_schedule": "quad", "num_diffusion_timesteps": 100}, "scaled_linear"),
+        ({"beta_schedule": "const", "beta_end": "1e-2", "num_diffusion_timesteps": 10}, "betas"),
+    ):
+        folder = written(tmp_path, json.dumps(config | {"diffusion": levels}), arrays["state"])
+        assert pretrained.read(folder).diffusion.schedule == schedule
+    assert pretrained.read(folder).diffusion.betas == (0.01,) * 10
+    flat = config["model"] | {"resolution": 8}
+    del flat["type"]
+    model = pretrained.read(written(tmp_path, json.dumps(flat), arrays["state"]))
+    assert model.assumed[0] == "noise_schedule='linear'" and "ASSUMED" in model.notes[-1]
+    stated = Stated(noise_schedule="cosine", noise_steps=50, beta_start=1e-3, beta_end=0.1)
+    stated_model = pretrained.read(tmp_path, stated)
+    assert (stated_model.diffusion.schedule, stated_model.diffusion.steps) == ("cosine", 50)
+    assert stated_model.assumed == ()
+
+
+def test_every_tensor_of_a_published_size_has_its_place():
+    """The CelebA network of ddim at full size, by names alone: 5 levels, attention at 16 pixels."""
+    config = {"model": {"ch": 128, "ch_mult": [1, 2, 2, 2, 4], "num_res_blocks": 2, "attn_resolutions": [16]}}
+    model, data, _, _ = ddim._sections(config | {"data": {"image_size": 64}})
+    table = ddim.names(ddim.unet_config(model, data))
+    assert (
+        len(set(table.values())) == len(table) == len(tensors.parameter_shapes(ddim.unet_config(model, data)))
+    )
+    for name in ("down.2.attn.1.q.weight", "mid.block_2.temb_proj.bias", "up.4.upsample.conv.weight"):
+        assert name in table.values()
+    assert (
+        "up.2.attn.2.proj_out.weight" in table.values()
+        and "down.4.downsample.conv.weight" not in table.values()
+    )

@@ -1,0 +1,207 @@
+"""What lies beside a foreign network: schedulers, averages, variants, latents; and configs in any format."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reference.networks import SMALL, random_params
+from safetensors.numpy import load_file, save_file
+
+from mechdiff.core.config import DiffusionConfig
+from mechdiff.core.errors import MechdiffError
+from mechdiff.diffusion.schedules import make_schedule
+from mechdiff.models import pretrained
+from mechdiff.models.pretrained import Stated, configs, schedulers
+from mechdiff.models.pretrained.diffusers import STEM, WEIGHTS
+
+DIFFUSION = DiffusionConfig(schedule="cosine", steps=40)
+
+
+@pytest.fixture
+def pipeline(tmp_path) -> Path:
+    """A saved pipeline: unet/, scheduler/, model_index.json."""
+    home = pretrained.write_diffusers(tmp_path / "unet", SMALL, DIFFUSION, random_params(SMALL))
+    (tmp_path / "scheduler").mkdir()
+    (home / "scheduler_config.json").rename(tmp_path / "scheduler" / "scheduler_config.json")
+    parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline"} | parts))
+    return tmp_path
+
+
+def averaged(pipeline: Path) -> None:
+    """`unet_ema/` beside `unet/`, its numbers doubled."""
+    copy = pipeline / "unet_ema"
+    copy.mkdir()
+    (copy / "config.json").write_bytes((pipeline / "unet" / "config.json").read_bytes())
+    state = {name: 2 * value for name, value in load_file(pipeline / "unet" / WEIGHTS).items()}
+    save_file(state, copy / WEIGHTS)
+
+
+def bias(model) -> np.ndarray:
+    return model.params["conv_in"]["conv"]["bias"]
+
+
+@pytest.mark.parametrize("place", ["", "unet", "unet_ema"])
+def test_one_scheduler_serves_the_whole_pipeline(pipeline, place):
+    averaged(pipeline)
+    model = pretrained.read(pipeline / place)
+    assert model.diffusion == DIFFUSION and model.assumed == ()
+    assert any("noise levels are those of" in note for note in model.notes)
+
+
+def test_a_trainers_checkpoint_has_its_scheduler_in_the_run(pipeline):
+    averaged(pipeline)
+    (pipeline / "checkpoint-9").mkdir()
+    for name in ("unet", "unet_ema"):
+        (pipeline / name).rename(pipeline / "checkpoint-9" / name)
+    assert pretrained.read(pipeline / "checkpoint-9").diffusion == DIFFUSION
+
+
+def test_raw_and_averaged_weights_are_told_apart(pipeline):
+    raw = bias(pretrained.read(pipeline))
+    averaged(pipeline)
+    model = pretrained.read(pipeline)
+    np.testing.assert_array_equal(bias(model), raw)
+    assert "read unet/ (raw weights); for unet_ema/ give --weights=ema" in model.notes[0]
+    np.testing.assert_array_equal(bias(pretrained.read(pipeline, Stated(weights="ema"))), 2 * raw)
+    alone = pretrained.read(pipeline / "unet_ema")
+    np.testing.assert_array_equal(bias(alone), 2 * raw)
+    assert "unet/ beside it is not read" in alone.notes[0]
+
+
+def test_a_nearer_scheduler_that_says_otherwise_is_read_and_the_other_named(pipeline):
+    near = schedulers.write(DiffusionConfig(), "epsilon")
+    (pipeline / "unet" / "scheduler_config.json").write_text(json.dumps(near))
+    model = pretrained.read(pipeline)
+    assert model.diffusion == DiffusionConfig()
+    assert any("says otherwise and was not read" in note for note in model.notes)
+
+
+@pytest.mark.parametrize("name", ["vae", "vqvae", "movq"])
+@pytest.mark.parametrize("place", ["", "unet"])
+def test_networks_in_latents_are_refused(pipeline, name, place):
+    (pipeline / name).mkdir()
+    with pytest.raises(MechdiffError, match=f"has a {name}: its network lives in the latents"):
+        pretrained.read(pipeline / place)
+
+
+def test_networks_in_latents_are_refused_by_the_index_alone(pipeline):
+    parts = json.loads((pipeline / "model_index.json").read_text())
+    (pipeline / "model_index.json").write_text(json.dumps(parts | {"first": ["diffusers", "VQModel"]}))
+    with pytest.raises(MechdiffError, match="has a first: its network lives in the latents"):
+        pretrained.read(pipeline / "unet")
+
+
+def test_variants_are_chosen_not_guessed(pipeline):
+    home = pipeline / "unet"
+    state = load_file(home / WEIGHTS)
+    half = {name: value.astype(np.float16) for name, value in state.items()}
+    save_file(half, home / f"{STEM}.fp16.safetensors")
+    save_file({name: 3 * value for name, value in state.items()}, home / f"{STEM}.non_ema.safetensors")
+    model = pretrained.read(pipeline)
+    assert model.dtype == "float32" and any(f"{STEM}.fp16.safetensors" in note for note in model.notes)
+    assert pretrained.read(pipeline, Stated(weights="fp16")).dtype == "float16"
+    np.testing.assert_allclose(bias(pretrained.read(pipeline, Stated(weights="raw"))), 3 * bias(model))
+    with pytest.raises(MechdiffError, match=r"no such variant in .* \(have: fp16, non_ema\)"):
+        pretrained.read(pipeline, Stated(weights="int8"))
+    (home / WEIGHTS).unlink()
+    with pytest.raises(MechdiffError, match="choose by --weights=NAME"):
+        pretrained.read(pipeline)
+    (home / f"{STEM}.non_ema.safetensors").unlink()
+    only = pretrained.read(pipeline)
+    assert only.dtype == "float16" and any("the only weights there" in note for note in only.notes)
+
+
+def test_statements_fill_what_is_open_and_may_not_contradict(pipeline):
+    with pytest.raises(MechdiffError, match="--noise_schedule='linear' contradicts scheduler option"):
+        pretrained.read(pipeline, Stated(noise_schedule="linear"))
+    assert pretrained.read(pipeline, Stated(noise_schedule="cosine", noise_steps=40)).diffusion == DIFFUSION
+    (pipeline / "scheduler" / "scheduler_config.json").unlink()
+    stated = Stated(noise_schedule="cosine", noise_steps=40, prediction="sample")
+    model = pretrained.read(pipeline, stated)
+    assert (model.diffusion, model.unet.prediction, model.assumed) == (DIFFUSION, "sample", ())
+    partly = pretrained.read(pipeline, Stated(prediction="sample"))
+    assert [name.split("=")[0] for name in partly.assumed] == [
+        *("noise_schedule", "noise_steps", "beta_start", "beta_end")
+    ]
+
+
+def test_clipping_is_what_the_scheduler_says():
+    assert schedulers.read({"clip_sample": False}).clip == 0
+    assert schedulers.read({"clip_sample": True, "clip_sample_range": 2}).clip == 2
+    assert schedulers.read({}).clip == schedulers.read({"_class_name": "PNDMScheduler"}).clip == 1
+    assert schedulers.read({"_class_name": "LCMScheduler"}).clip == 0
+
+
+def test_every_class_with_betas_has_its_own_defaults():
+    assert schedulers.read({"_class_name": "EulerDiscreteScheduler"}).diffusion == DiffusionConfig()
+    lcm = schedulers.read({"_class_name": "LCMScheduler"}).diffusion
+    assert (lcm.schedule, lcm.beta_start, lcm.beta_end) == ("scaled_linear", 0.00085, 0.012)
+
+
+def test_before_there_were_prediction_types():
+    assert schedulers.read({"predict_epsilon": False}).prediction == "sample"
+
+
+def test_trained_betas_are_the_noise_levels():
+    betas = [0.1, 0.2, 0.3]
+    diffusion = schedulers.read({"trained_betas": betas, "num_train_timesteps": 3}).diffusion
+    np.testing.assert_allclose(
+        make_schedule(diffusion).alphas_bar, np.cumprod(1 - np.array(betas)), rtol=1e-6
+    )
+    assert schedulers.read(schedulers.write(diffusion, "epsilon")).diffusion == diffusion
+
+
+@pytest.mark.parametrize("named", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_rescaled_betas_end_without_signal(named):
+    """Against algorithm 1 of Lin et al. 2024 in float64; the last level keeps 2^-24."""
+    given = {"beta_schedule": named, "num_train_timesteps": 50}
+    plain = np.asarray(make_schedule(schedulers.read(given).diffusion).alphas_bar, np.float64)
+    told = schedulers.read(given | {"rescale_betas_zero_snr": True})
+    bar = np.asarray(make_schedule(told.diffusion).alphas_bar, np.float64)
+    root = np.sqrt(plain)
+    right = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    np.testing.assert_allclose(bar[:-1], right[:-1], rtol=1e-4, atol=1e-6)
+    assert bar[-1] == pytest.approx(2.0**-24, rel=1e-3)
+    assert "2^-24" in told.notes[0]
+
+
+def test_sigmoid_betas_against_their_formula():
+    given = {"beta_schedule": "sigmoid", "num_train_timesteps": 5, "beta_start": 0.1, "beta_end": 0.3}
+    right = [0.1 + 0.2 / (1 + np.exp(-x)) for x in (-6, -3, 0, 3, 6)]
+    np.testing.assert_allclose(schedulers.read(given).diffusion.betas, right)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("config.yaml", "a: [1", "config.yaml, line 1: not valid YAML"),
+        ("config.yaml", "a: 1\n\tb: 2", "config.yaml, line 2: not valid YAML"),
+        ("config.yaml", "!!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("config.yaml", "- 1\n- 2", "config.yaml holds [1, 2], not options by name"),
+        ("config.yaml", "5: 1\nnum_channels: 32", "config.yaml has an option 5 that is no name"),
+        (
+            "config.yaml",
+            "a: &a [1,1]\nnum_channels: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nb: [*b,*b,*b]",
+            "unknown option",
+        ),
+        ("flags.txt", "python train.py", "no flags; paste the command line"),
+        ("flags.txt", "--num_channels 3 --lr", "--lr has no value"),
+        ("flags.txt", "--num_channels '3", "not a command line"),
+    ],
+)
+def test_configs_that_cant_be_read_are_one_line(tmp_path, name, text, expected):
+    (tmp_path / name).write_text(text)
+    save_file({"a": np.zeros(2, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(MechdiffError) as error:
+        pretrained.read(tmp_path)
+    line = str(error.value).replace(str(tmp_path), "")
+    assert expected in line and "\n" not in line and len(line) < 400
+
+
+def test_several_configs_are_not_guessed_among(tmp_path):
+    for name in ("a.yaml", "b.yaml"):
+        (tmp_path / name).write_text("num_channels: 3")
+    with pytest.raises(MechdiffError, match=r"several configs \(a\.yaml, b\.yaml\)"):
+        configs.config_file(tmp_path)
