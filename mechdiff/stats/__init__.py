@@ -6,6 +6,7 @@ resampled or flipped, *jointly* in all cells, which keeps the dependence between
 NaN in a cell makes its results NaN and touches no other cell; corrections refuse it.
 """
 
+from mechdiff.stats.clusters import Units, units_of, weighted
 from mechdiff.stats.finite import share_interval
 from mechdiff.stats.intervals import (
     Interval,
@@ -22,17 +23,20 @@ from mechdiff.stats.intervals import (
     satterthwaite,
     student_mean,
 )
-from mechdiff.stats.sequential import confidence_sequence
+from mechdiff.stats.jackknife import jackknife_error, jackknife_interval, pseudo_values
+from mechdiff.stats.sequential import confidence_sequence, skewed_sequence
 from mechdiff.stats.significance import (
     benjamini_hochberg,
     equivalence_test,
     holm,
     max_t,
     permutation_test,
+    welch,
 )
 
 __all__ = [
     "Interval",
+    "Units",
     "benjamini_hochberg",
     "bootstrap",
     "bootstrap_mean",
@@ -43,13 +47,20 @@ __all__ = [
     "hierarchical_bootstrap",
     "hierarchical_weights",
     "holm",
+    "jackknife_error",
+    "jackknife_interval",
     "max_t",
     "paired_effect",
     "permutation_test",
+    "pseudo_values",
     "ratio_effect",
     "resampled_variance",
     "sample_size",
     "satterthwaite",
     "share_interval",
+    "skewed_sequence",
     "student_mean",
+    "units_of",
+    "weighted",
+    "welch",
 ]
