@@ -172,14 +172,14 @@ def measure(
     if not active.any():
         raise ConfigError(f"kind {kind!r}: no component changed a prediction, so there are no phases to find")
     clean, loss = effects.losses(sweep.isel(component=np.flatnonzero(active)), kind)
-    images, rng = clean.shape[-1], np.random.default_rng(seed)
-    matrix = lambda weights: effect_matrix(clean, loss, weights)  # noqa: E731
-    halves = _halves(rng, images, splits)
+    units, rng = stats.units_of(sweep), np.random.default_rng(seed)  # nobody is in both halves
+    matrix = lambda shares: effect_matrix(clean, loss, units.weights(shares))  # noqa: E731
+    halves = _halves(rng, units.count, splits)
     steps, drift = held_out(*map(matrix, halves), most)
     score = steps.mean(axis=0)
-    again = held_out(*(matrix(_resampled(rng, half)) for half in _halves(rng, images, draws)), most)
+    again = held_out(*(matrix(_resampled(rng, half)) for half in _halves(rng, units.count, draws)), most)
     gain = _gain(again[0])
-    everything = standardised(matrix(np.full((1, images), 1 / images)))
+    everything = standardised(effect_matrix(clean, loss, units.even()))
     k = int(score.argmax()) + 1
     return Phases(
         k=k,
@@ -192,7 +192,7 @@ def measure(
         gain=gain,
         stepped=float((again[0].max(axis=1) > again[1].max(axis=1)).mean()),
         p_order=order_test(*map(matrix, halves), most, draws, seed),
-        images=images,
+        images=clean.shape[-1],
     )
 
 

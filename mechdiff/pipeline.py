@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from mechdiff import (
     capture,
@@ -28,6 +28,7 @@ from mechdiff import (
     optimal,
     replacements,
     results,
+    stats,
     sweep,
 )
 from mechdiff.config import DataConfig, ExperimentConfig, SweepConfig, to_dict
@@ -57,12 +58,22 @@ class Inputs:
       label: what they are, for a reader.
       nested: others for every level of a sweep, as `diffusion.at_level` takes them; None: the scored ones
         serve all levels.
+      people: number of the person on each picture swept, `[images]` or nested `[levels, images]`; None where
+        somebody is unknown.
     """
 
     scored: Images
     reference: Float[AnyArray, "references height width channels"]
     label: str
     nested: Float[AnyArray, "levels images height width channels"] | None = None
+    people: Int[np.ndarray, "*levels images"] | None = None
+
+    @property
+    def labels(self) -> dict:
+        """Coordinates of results of a sweep: who is on each picture, where that is known."""
+        if self.people is None:
+            return {}
+        return {stats.clusters.PERSON: (("t", "image")[-self.people.ndim :], self.people)}
 
     @property
     def swept(self) -> Shown:
@@ -72,7 +83,8 @@ class Inputs:
     def first(self, count: int) -> "Inputs":
         """With fewer scored, at every level."""
         nested = None if self.nested is None else self.nested[:, :count]
-        return dataclasses.replace(self, scored=self.scored[:count], nested=nested)
+        people = None if self.people is None else self.people[..., :count]
+        return dataclasses.replace(self, scored=self.scored[:count], nested=nested, people=people)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,22 +176,26 @@ def pictures(data: DataConfig, size: int, config: SweepConfig, cache: Path) -> I
     """Held-out pictures of a data set: those to score (`images`; nested, as many for every timestep), and the
     next `mean_images` to average over."""
     wanted = _to_score(config) + config.mean_images
-    pixels, name = _held_out(data, size, wanted, cache)
+    pixels, people, name = _held_out(data, size, wanted, cache)
     if len(pixels) < wanted:
         asked = f"sweep.images{' x sweep.timesteps' * config.nested} + sweep.mean_images = {wanted}"
         raise DataError(f"{name}: {len(pixels)} held-out pictures, but {asked}; lower them")
-    return _inputs(to_float(pixels), config, f"held-out {NAMES.get(name, name)} pictures")
+    return _inputs(to_float(pixels), config, f"held-out {NAMES.get(name, name)} pictures", people)
 
 
-def _held_out(data: DataConfig, size: int, wanted: int, cache: Path) -> tuple[np.ndarray, str]:
-    """Test pictures; where they are too few, those of validation behind them: no training saw them either."""
-    found = load(dataclasses.replace(data, n_test=wanted), size, "test", 0, cache)
-    pixels, missing = np.array(found.images), wanted - len(found)
+def _held_out(data: DataConfig, size: int, wanted: int, cache: Path) -> tuple[np.ndarray, np.ndarray, str]:
+    """Test pictures; where they are too few, those of validation behind them: no training saw them either.
+
+    Returns:
+      The pictures, who is on each (-1: unknown), and the name of the data set.
+    """
+    parts = [load(dataclasses.replace(data, n_test=wanted), size, "test", 0, cache)]
+    missing = wanted - len(parts[0])
     if missing:
         with contextlib.suppress(DataError):  # no such split
-            more = load(dataclasses.replace(data, n_test=missing), size, "validation", 0, cache)
-            pixels = np.concatenate([pixels, more.images])
-    return pixels, found.name
+            parts.append(load(dataclasses.replace(data, n_test=missing), size, "validation", 0, cache))
+    people = [np.full(len(part), -1) if part.people is None else part.people for part in parts]
+    return np.concatenate([part.images for part in parts]), np.concatenate(people), parts[0].name
 
 
 def own_samples(subject: sweep.Subject, config: SweepConfig, seed: int) -> Inputs:
@@ -193,10 +209,17 @@ def _to_score(config: SweepConfig) -> int:
     return config.images * (config.timesteps if config.nested else 1)
 
 
-def _inputs(pixels: Images, config: SweepConfig, label: str) -> Inputs:
+def _inputs(
+    pixels: Images, config: SweepConfig, label: str, people: Int[np.ndarray, " count"] | None = None
+) -> Inputs:
     scored, reference = np.split(pixels, [_to_score(config)])
     nested = scored.reshape(-1, config.images, *scored.shape[1:]) if config.nested else None
-    return Inputs(scored[: config.images], reference, label, nested)
+    people = None if people is None else people[: len(scored)]
+    if people is not None and (people < 0).any():  # half-known clusters would pass for independent pictures
+        people = None
+    if people is not None and config.nested:
+        people = people.reshape(-1, config.images)
+    return Inputs(scored[: config.images], reference, label, nested, people)
 
 
 def chooser(
@@ -283,6 +306,7 @@ def examine(
     )
     attention = capture.attention_stats(*subject.network, given.swept, timesteps, noise)
     with files.hold(folder, wait=True):  # every process that shares the sweep comes here, with equal results
-        results.replace(folder / "attention.zarr", attention.assign_attrs(subject=name, **facts))
-        results.replace(folder / "sweep.zarr", swept)
+        seen = attention.assign_attrs(subject=name, **facts).assign_coords(given.labels)
+        results.replace(folder / "attention.zarr", seen)
+        results.replace(folder / "sweep.zarr", swept.assign_coords(given.labels))
     return Examined(subject, trained, given)

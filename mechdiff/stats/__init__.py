@@ -6,7 +6,7 @@ resampled or flipped, *jointly* in all cells, which keeps the dependence between
 NaN in a cell makes its results NaN and touches no other cell; corrections refuse it.
 """
 
-from mechdiff.stats.clusters import Units, units_of, weighted
+from mechdiff.stats.clusters import Units, bootstrap_units, units_of, weighted
 from mechdiff.stats.finite import share_interval
 from mechdiff.stats.intervals import (
     Interval,
@@ -40,6 +40,7 @@ __all__ = [
     "benjamini_hochberg",
     "bootstrap",
     "bootstrap_mean",
+    "bootstrap_units",
     "bootstrap_weights",
     "confidence_sequence",
     "equivalence_test",

@@ -7,12 +7,13 @@ have given without clusters.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 
-from mechdiff.stats.intervals import bootstrap_weights, check_units
+from mechdiff.stats.intervals import Interval, Statistic, bootstrap, bootstrap_weights, check_units
 
 PERSON = "person"  # coordinate of a result: who is on each image, on `image` or on `(t, image)`
 
@@ -34,7 +35,7 @@ class Units:
              [0.5       , 0.5       , 0.        ]])
     """
 
-    member: Int[np.ndarray, "*t image"]
+    member: Int[np.ndarray, "*levels image"]
     count: int
     clustered: bool
 
@@ -43,7 +44,7 @@ class Units:
         """People on the images; 0 where that is not known."""
         return self.count if self.clustered else 0
 
-    def weights(self, shares: Float[np.ndarray, "m unit"]) -> Float[np.ndarray, "m *t image"]:
+    def weights(self, shares: Float[np.ndarray, "m unit"]) -> Float[np.ndarray, "m *levels image"]:
         """Shares of units as shares of images, at every timestep of sum 1.
 
         Units of equal share give all images alike, however many a unit has. A resample that drew nobody who
@@ -54,11 +55,11 @@ class Units:
         even = 1 / self.member.shape[-1]
         return np.where(total > 0, drawn / np.where(total > 0, total, 1), even)
 
-    def even(self) -> Float[np.ndarray, "1 *t image"]:
+    def even(self) -> Float[np.ndarray, "1 *levels image"]:
         """The weighting in which all images count alike."""
         return np.full((1, *self.member.shape), 1 / self.member.shape[-1])
 
-    def resamples(self, repeats: int = 2000, seed: int = 0) -> Float[np.ndarray, "repeats *t image"]:
+    def resamples(self, repeats: int = 2000, seed: int = 0) -> Float[np.ndarray, "repeats *levels image"]:
         """Weights of images in resamples of units with replacement."""
         return self.weights(bootstrap_weights(self.count, repeats, seed))
 
@@ -93,9 +94,32 @@ def units_of(result: xr.Dataset) -> Units:
 
 
 def weighted(
-    values: Float[np.ndarray, "*cells t image"], weights: Float[np.ndarray, "m *t image"]
+    values: Float[np.ndarray, "*cells t image"], weights: Float[np.ndarray, "m *levels image"]
 ) -> Float[np.ndarray, "*cells t m"]:
     """Weighted means over images; weights `[m, image]` serve all timesteps, `[m, t, image]` one each."""
     if weights.ndim == 2:
         return values @ weights.T
-    return np.einsum("...ti,mti->...tm", values, weights, optimize=True)
+    cells = values.reshape(-1, *values.shape[-2:]).swapaxes(0, 1)  # t first: one matrix product each
+    means = (cells @ weights.transpose(1, 2, 0)).swapaxes(0, 1)
+    return means.reshape(*values.shape[:-1], len(weights))
+
+
+def bootstrap_units(
+    statistic: Statistic,
+    units: Units,
+    *,
+    repeats: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+    method: Literal["bca", "percentile"] = "bca",
+) -> Interval:
+    """Bootstrap interval whose resamples draw units, see `intervals.bootstrap`.
+
+    Args:
+      statistic: maps weights of images, `[m, image]` or `[m, t, image]`, to `[*cells, m]`.
+
+    Returns:
+      Interval whose `n` counts units.
+    """
+    shares = bootstrap_weights(units.count, repeats, seed)
+    return bootstrap(lambda drawn: statistic(units.weights(drawn)), shares, level, method)

@@ -40,7 +40,7 @@ def jackknife_error(values: Float[np.ndarray, "*cells unit"]) -> Float[np.ndarra
 
 
 def pseudo_values(
-    whole: Float[np.ndarray, "*cells"], without: Float[np.ndarray, "*cells unit"]
+    whole: float | Float[np.ndarray, "*cells"], without: Float[np.ndarray, "*cells unit"]
 ) -> Float[np.ndarray, "*cells unit"]:
     """Tukey's pseudo-values n f - (n - 1) f without i: their mean is free of the bias of order 1 / n, and
     they are treated as n independent values."""
