@@ -17,11 +17,13 @@ import jax
 import xarray as xr
 from absl import flags, logging
 
-from mechdiff import files, keys, pipeline, presets, results
-from mechdiff.config import ExperimentConfig, override, to_dict
-from mechdiff.errors import MechdiffError
-from mechdiff.schedules import timesteps_by_log_snr
-from mechdiff.sweep import Subject
+from mechdiff.core import keys, presets
+from mechdiff.core.config import ExperimentConfig, override, to_dict
+from mechdiff.core.errors import MechdiffError
+from mechdiff.diffusion.schedules import timesteps_by_log_snr
+from mechdiff.storage import files, labelled
+from mechdiff.study import examine
+from mechdiff.sweeps.denoising import Subject
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("preset", "quickstart", "Named settings to start from.")
@@ -42,7 +44,7 @@ class Opened(NamedTuple):
 
     subject: Subject
     trained: ExperimentConfig
-    given: pipeline.Inputs
+    given: examine.Inputs
     levels: Sequence[int]
     key: jax.Array
 
@@ -115,15 +117,15 @@ def opened(
       celeba: where real pictures lie; see `pipeline.chooser`.
       name: of the subject; its folder's if empty.
     """
-    subject, trained, _ = pipeline.load_subject(Path(model), name)
-    given = pipeline.chooser(config, celeba, workdir / "cache")(subject, trained)
+    subject, trained, _ = examine.load_subject(Path(model), name)
+    given = examine.chooser(config, celeba, workdir / "cache")(subject, trained)
     levels = timesteps_by_log_snr(subject.schedule, config.sweep.timesteps)
     return Opened(subject, trained, given, levels, keys.stream(jax.random.key(config.seed), "scored noise"))
 
 
 def save(workdir: Path, name: str, found: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:
     """Writes WORKDIR/NAME.zarr, and its manifest beside it as NAME.json."""
-    results.replace(workdir / f"{name}.zarr", found)
+    labelled.replace(workdir / f"{name}.zarr", found)
     files.write_json(workdir / f"{name}.json", {"manifest": files.manifest(to_dict(config), **facts)})
 
 

@@ -13,9 +13,10 @@ import jax
 from absl import flags
 
 from experiments import _launch
-from mechdiff import circuits, files, results
+from mechdiff import circuits
 from mechdiff.circuits import robustness, scorecards
-from mechdiff.config import to_dict
+from mechdiff.core.config import to_dict
+from mechdiff.storage import files, labelled
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -45,12 +46,12 @@ def main(config, workdir):
             facts = {name: dataclasses.asdict(one) for name, one in facts.items()}
             manifest = files.manifest(to_dict(config), model=str(model), inputs=given.label)
             files.write_json(folder / f"{subject.name}-{kind}.json", facts | {"manifest": manifest})
-            results.replace(folder / f"{subject.name}-{kind}.zarr", runs)
+            labelled.replace(folder / f"{subject.name}-{kind}.zarr", runs)
             found.setdefault(kind, {})[subject.name] = circuit
             held.setdefault(kind, {})[subject.name] = halves[1]
     for kind in found if len(MODEL.value) > 1 else ():
         moved = robustness.transfer(found[kind], held[kind])
-        results.replace(folder / f"transfer-{kind}.zarr", moved)
+        labelled.replace(folder / f"transfer-{kind}.zarr", moved)
         print("\n".join(robustness.moved_lines(moved, kind)))
 
 

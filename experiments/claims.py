@@ -7,10 +7,11 @@ Prints a table and writes DIR/claims.json.
 import dataclasses
 
 from experiments import _launch
-from mechdiff import claims, files
-from mechdiff.claims import verdicts
-from mechdiff.errors import ConfigError
+from mechdiff.core.errors import ConfigError
 from mechdiff.report import subjects
+from mechdiff.storage import files
+from mechdiff.study import claims
+from mechdiff.study.claims import verdicts
 
 
 def main(config, workdir):

@@ -10,8 +10,8 @@ from pathlib import Path
 from absl import flags
 
 from experiments import _launch
-from mechdiff import interop
-from mechdiff.train import load_trained
+from mechdiff.models import pretrained
+from mechdiff.training.loop import load_trained
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 TO = flags.DEFINE_string("to", None, "Folder to write.", required=True)
@@ -19,7 +19,7 @@ TO = flags.DEFINE_string("to", None, "Folder to write.", required=True)
 
 def main(config, workdir):
     trained, params, _, _ = load_trained(Path(MODEL.value))
-    print(interop.write_diffusers(Path(TO.value), trained.unet, trained.diffusion, params))
+    print(pretrained.write_diffusers(Path(TO.value), trained.unet, trained.diffusion, params))
 
 
 if __name__ == "__main__":

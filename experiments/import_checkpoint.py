@@ -12,9 +12,13 @@ import jax
 from absl import flags
 
 from experiments import _launch
-from mechdiff import checkpoint, files, images, interop, keys, pipeline, sweep, unet
-from mechdiff.config import DataConfig, ExperimentConfig, to_dict
+from mechdiff.core import keys
+from mechdiff.core.config import DataConfig, ExperimentConfig, to_dict
 from mechdiff.data import to_bytes
+from mechdiff.models import pretrained, unet
+from mechdiff.storage import checkpoint, files, image_grid
+from mechdiff.study import examine
+from mechdiff.sweeps import denoising
 
 FROM = flags.DEFINE_string("from", None, "Folder of the foreign model.", required=True)
 TO = flags.DEFINE_string("to", None, "Folder in which the model is put, as model/.", required=True)
@@ -24,10 +28,10 @@ STEPS = flags.DEFINE_integer("steps", 50, "DDIM steps of each.", lower_bound=1)
 
 def main(config, workdir):
     source, target = Path(FROM.value), Path(TO.value)
-    found = interop.read(source)
+    found = pretrained.read(source)
     files.ensure_writable(target)
     identity = jax.jit(lambda key: unet.init_unet(key, found.unet)[1])(jax.random.key(0))
-    subject = sweep.Subject(source.name, found.unet, found.schedule, found.params, identity)
+    subject = denoising.Subject(source.name, found.unet, found.schedule, found.params, identity)
     report(found, subject, config)
     about = ExperimentConfig(
         name=source.resolve().name,
@@ -40,19 +44,19 @@ def main(config, workdir):
     sheet = {}
     if SAMPLES.value:
         key = keys.stream(jax.random.key(config.seed), "samples")
-        pictures = to_bytes(pipeline.draw(subject, key, SAMPLES.value, STEPS.value))
-        sheet["samples.png"] = images.png(images.sheet(pictures))
+        pictures = to_bytes(examine.draw(subject, key, SAMPLES.value, STEPS.value))
+        sheet["samples.png"] = image_grid.png(image_grid.sheet(pictures))
     folder = checkpoint.export_model(
         target / "model", found.params, to_dict(about), record, dtype=found.dtype, extras=sheet
     )
     print(folder)
 
 
-def report(found: interop.Imported, subject: sweep.Subject, config: ExperimentConfig) -> None:
+def report(found: pretrained.Imported, subject: denoising.Subject, config: ExperimentConfig) -> None:
     """What was read, and how much memory examining it takes."""
     count = unet.count_parameters(found.unet)
     print(f"{found.layout}: {count / 1e6:.1f} M parameters, stored as {found.dtype}")
-    pipeline.announce(subject, config.sweep)
+    examine.announce(subject, config.sweep)
     for note in found.notes:
         print(note)
 

@@ -13,9 +13,11 @@ import numpy as np
 from absl import flags
 
 from experiments import _launch
-from mechdiff import interchange, keys, pipeline
+from mechdiff.core import keys
 from mechdiff.data.synthetic import FACTORS
-from mechdiff.schedules import timesteps_by_log_snr
+from mechdiff.diffusion.schedules import timesteps_by_log_snr
+from mechdiff.study import examine
+from mechdiff.sweeps import interchange
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 ONLY = flags.DEFINE_list("factors", list(FACTORS), "Which factors.")
@@ -25,7 +27,7 @@ TOP = flags.DEFINE_integer("top", 3, "Components shown for each factor.", lower_
 
 def main(config, workdir):
     _launch.spread_over_cores()
-    subject, trained, _ = pipeline.load_subject(Path(MODEL.value))
+    subject, trained, _ = examine.load_subject(Path(MODEL.value))
     levels = timesteps_by_log_snr(subject.schedule, config.sweep.timesteps)
     key = keys.stream(jax.random.key(config.seed), "interchange")
     asked = {"factors": ONLY.value, "pairs": PAIRS.value, "level": trained.data.level}

@@ -13,8 +13,11 @@ import jax
 from absl import flags
 
 from experiments import _launch
-from mechdiff import files, phases, pipeline, sweep
-from mechdiff.config import to_dict
+from mechdiff.analysis import phases
+from mechdiff.core.config import to_dict
+from mechdiff.storage import files
+from mechdiff.study import examine
+from mechdiff.sweeps import denoising
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -27,11 +30,11 @@ def main(config, workdir):
     for folder in map(Path, MODEL.value):
         name = "/".join(folder.parts[-2:])
         subject, _, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value, name)
-        for each in [subject] + [pipeline.untrained(subject, config.seed)] * UNTRAINED.value:
+        for each in [subject] + [examine.untrained(subject, config.seed)] * UNTRAINED.value:
             inputs[each.name] = given.label
-            fills = pipeline.kind_fills(each, given, levels, jax.random.key(config.seed), config.sweep)
+            fills = examine.kind_fills(each, given, levels, jax.random.key(config.seed), config.sweep)
             asked = each, given.scored, levels, key, workdir / "sweeps"
-            swept = sweep.teacher_forced(*asked, config=config.sweep, fills=fills)
+            swept = denoising.teacher_forced(*asked, config=config.sweep, fills=fills)
             for kind in config.sweep.kinds:
                 one = phases.measure(swept, kind)
                 print(line(each.name, kind, one))

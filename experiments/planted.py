@@ -10,8 +10,9 @@ import time
 from absl import flags
 
 from experiments import _launch
-from mechdiff import files, planted
-from mechdiff.config import to_dict
+from mechdiff.core.config import to_dict
+from mechdiff.storage import files
+from mechdiff.validation import planted
 
 INSTANCES = flags.DEFINE_integer("instances", 5, "Random instances of each plant and size.", lower_bound=1)
 ONLY = flags.DEFINE_list("plants", list(planted.PLANTS), "Which plants.")

@@ -4,8 +4,9 @@ Reads what `experiments.reproduce` saved there and computes nothing again; print
 """
 
 from experiments import _launch
-from mechdiff import files, report
-from mechdiff.errors import ConfigError
+from mechdiff import report
+from mechdiff.core.errors import ConfigError
+from mechdiff.storage import files
 
 
 def main(config, workdir):

@@ -14,9 +14,12 @@ from pathlib import Path
 from absl import flags
 
 from experiments import _launch
-from mechdiff import files, pipeline, report, study, train
-from mechdiff.config import to_dict
+from mechdiff import report
+from mechdiff.core.config import to_dict
 from mechdiff.data import celeba
+from mechdiff.storage import files
+from mechdiff.study import controls, examine
+from mechdiff.training import loop
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 PROOFS = ("planted/planted.json", "calibration/calibration.json")
@@ -32,11 +35,11 @@ def main(config, workdir):
             celeba.open_source(CELEBA.value)  # unfit pictures end the run now, not after the first model
         models = {name: CHECKPOINTS / name for name in config.study.models} or trained(config, workdir)
         manifest = files.manifest(to_dict(config), models=sorted(models))
-        inputs = pipeline.chooser(config, CELEBA.value, workdir / "cache")
+        inputs = examine.chooser(config, CELEBA.value, workdir / "cache")
         for name, folder in models.items():
             where = workdir / "subjects" / name
-            examined = pipeline.examine(name, folder, inputs, config.sweep, config.seed, where)
-            study.deepen(examined, config, where)
+            examined = examine.examine(name, folder, inputs, config.sweep, config.seed, where)
+            controls.deepen(examined, config, where)
         for proof in PROOFS:  # of the instrument, made by launchers of their own
             if (CHECKPOINTS / proof).exists():
                 files.write_atomic(workdir / Path(proof).name, (CHECKPOINTS / proof).read_bytes())
@@ -51,7 +54,7 @@ def trained(config, workdir):
     other = {f"{config.name}-celeba": real} if CELEBA.value else {f"{config.name}-synthetic-level0": simple}
     found = {}
     for name, data in ({f"{config.name}-synthetic": config.data} | other).items():
-        found[name] = train.train(dataclasses.replace(config, data=data), workdir / "models" / name)
+        found[name] = loop.train(dataclasses.replace(config, data=data), workdir / "models" / name)
     return found
 
 

@@ -10,9 +10,11 @@ import dataclasses
 from absl import flags
 
 from experiments import _launch
-from mechdiff import files, pipeline, results, roles, study
-from mechdiff.config import to_dict
-from mechdiff.unet import components
+from mechdiff.analysis import roles
+from mechdiff.core.config import to_dict
+from mechdiff.models.unet import components
+from mechdiff.storage import files, labelled
+from mechdiff.study import controls, examine
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -27,12 +29,12 @@ def main(config, workdir):
     for folder in MODEL.value:
         subject, trained, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value)
         inputs[subject.name] = given.label
-        fresh = [pipeline.untrained(subject, config.seed + i) for i in range(FRESH.value)]
+        fresh = [examine.untrained(subject, config.seed + i) for i in range(FRESH.value)]
         chosen = [one for one in components(subject.unet) if PART.value in (one.kind, "all")]
-        more = study.face_targets(trained, len(given.scored)) if trained.data.name == "synthetic" else {}
+        more = controls.face_targets(trained, len(given.scored)) if trained.data.name == "synthetic" else {}
         asked = subject, fresh, chosen, given.scored, levels, key
         one, effect = roles.examine(*asked, count=SETS.value, seed=config.seed, **more)
-        results.replace(workdir / f"{subject.name}.zarr", effect)
+        labelled.replace(workdir / f"{subject.name}.zarr", effect)
         found[subject.name] = dataclasses.asdict(one)
         named = {name: role for name, role in zip(one.components, one.role) if role != roles.UNASSIGNED}
         print(f"{subject.name}: {len(named)} of {len(one.role)} have a role: {named or 'none'}")

@@ -11,9 +11,12 @@ import jax
 from absl import flags
 
 from experiments import _launch
-from mechdiff import files, images, interventions, keys, pipeline
+from mechdiff.core import keys
+from mechdiff.core.errors import ConfigError
 from mechdiff.data import to_bytes
-from mechdiff.errors import ConfigError
+from mechdiff.interventions import record
+from mechdiff.storage import files, image_grid
+from mechdiff.study import examine
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 COUNT = flags.DEFINE_integer("count", 64, "Pictures.", lower_bound=1)
@@ -25,20 +28,20 @@ WINDOW = flags.DEFINE_list("window", [], "Timesteps LOW,HIGH in which the ablati
 def main(config, workdir):
     _launch.spread_over_cores()
     files.ensure_writable(workdir)
-    subject = pipeline.load_subject(Path(MODEL.value))[0]
+    subject = examine.load_subject(Path(MODEL.value))[0]
     identity = subject.identity
     if ABLATE.value:
-        identity = interventions.ablate(identity, ABLATE.value)
+        identity = record.ablate(identity, ABLATE.value)
     if WINDOW.value:
         try:
             low, high = map(int, WINDOW.value)
         except ValueError:
             raise ConfigError(f"--window={','.join(WINDOW.value)} is not LOW,HIGH") from None
-        identity = interventions.windowed(identity, low, high)
+        identity = record.windowed(identity, low, high)
     subject = dataclasses.replace(subject, identity=identity)
     key = keys.stream(jax.random.key(config.seed), "own samples")
-    drawn = pipeline.draw(subject, key, COUNT.value, STEPS.value)
-    images.save_sheet(workdir / "samples.png", to_bytes(drawn))
+    drawn = examine.draw(subject, key, COUNT.value, STEPS.value)
+    image_grid.save_sheet(workdir / "samples.png", to_bytes(drawn))
     print(workdir / "samples.png")
 
 

@@ -13,9 +13,11 @@ import jax
 from absl import flags
 
 from experiments import _launch
-from mechdiff import fidelity, files, pipeline, screening
-from mechdiff.config import KINDS, to_dict
-from mechdiff.unet import components
+from mechdiff.circuits import score_agreement, screening
+from mechdiff.core.config import KINDS, to_dict
+from mechdiff.models.unet import components
+from mechdiff.storage import files
+from mechdiff.study import examine
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -33,18 +35,20 @@ def main(config, workdir):
     for folder in map(Path, MODEL.value):
         name = "/".join(folder.parts[-2:])
         subject, trained, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value, name)
-        pipeline.announce(subject, sweep)
+        examine.announce(subject, sweep)
         inputs[name] = given.label
         chosen = components(subject.unet, max(subject.unet.widths) * 2 if CHANNELS.value else 0)
-        fresh = {"untrained": pipeline.untrained(subject, trained.seed)} if UNTRAINED.value else {}
+        fresh = {"untrained": examine.untrained(subject, trained.seed)} if UNTRAINED.value else {}
         for group, one in {"trained": subject, **fresh}.items():
-            fills = pipeline.kind_fills(one, given, levels, jax.random.key(config.seed), sweep)
+            fills = examine.kind_fills(one, given, levels, jax.random.key(config.seed), sweep)
             seen = one, given.scored, levels, key, workdir / "exact"
             asked = {"chosen": chosen, "kind": KIND.value, "fills": fills.get(KIND.value)}
             found[group][one.name] = (every if EVERY.value else verified)(*seen, **asked)
     if EVERY.value:
         groups = [(f"{len(some)} {group}, {KIND.value}", some) for group, some in found.items() if some]
-        tables = "\n\n".join("\n".join([title, *fidelity.summary(some.values())]) for title, some in groups)
+        tables = "\n\n".join(
+            "\n".join([title, *score_agreement.summary(some.values())]) for title, some in groups
+        )
         files.write_atomic(workdir / "screen.txt", f"{tables}\n".encode())
         print(f"\n{tables}")
     manifest = files.manifest(to_dict(config), models=MODEL.value, kind=KIND.value, inputs=inputs)

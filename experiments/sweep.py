@@ -16,8 +16,9 @@ from pathlib import Path
 from absl import flags
 
 from experiments import _launch
-from mechdiff import files, pipeline
-from mechdiff.config import to_dict
+from mechdiff.core.config import to_dict
+from mechdiff.storage import files
+from mechdiff.study import examine
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -28,9 +29,9 @@ def main(config, workdir):
     folder = Path(MODEL.value)
     files.ensure_writable(workdir)
     files.write_json(workdir / "manifest.json", files.manifest(to_dict(config), models=[folder.name]))
-    inputs = pipeline.chooser(config, CELEBA.value, workdir / "cache")
+    inputs = examine.chooser(config, CELEBA.value, workdir / "cache")
     target = workdir / "subjects" / folder.name
-    pipeline.examine(folder.name, folder, inputs, config.sweep, config.seed, target)
+    examine.examine(folder.name, folder, inputs, config.sweep, config.seed, target)
     print(target)
 
 

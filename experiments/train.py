@@ -5,7 +5,7 @@ Start it again with the same flags to go on after an interruption. Real pictures
 """
 
 from experiments import _launch
-from mechdiff.train import train
+from mechdiff.training.loop import train
 
 
 def main(config, workdir):

@@ -8,7 +8,7 @@
 
 Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
   0  errors
-  1  types, config
+  1  types, config, numerics
   2  presets, keys, files, schedules, convolution, attention, devices
   3  runlog, sums, compare, images, diffusion, interventions, gates, data, results, metrics
   4  layers, sampler, stats, evaluation, fidelity
@@ -24,20 +24,30 @@ Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
  14  experiments (launchers, outside the package)
 """
 
-from mechdiff.adaptive import certify
-from mechdiff.attribution import gate_scores
-from mechdiff.capture import activation_means, attention_stats
+from mechdiff.analysis.roles.assignment import role_effects
+from mechdiff.circuits.attribution import gate_scores
 from mechdiff.circuits.discovery import Circuit, discover, stand_ins
 from mechdiff.circuits.faithfulness import Trials
+from mechdiff.circuits.integrated_gradients import integrated_gradients
+from mechdiff.circuits.interactions import pair_effects, pair_scores
+from mechdiff.circuits.redundancy import verified_pairs
 from mechdiff.circuits.robustness import stability, transfer
 from mechdiff.circuits.scorecards import Scorecard, scorecard
-from mechdiff.config import ExperimentConfig, UNetConfig, override
-from mechdiff.diffusion import denoising_loss, predict_x0, q_sample, training_loss
-from mechdiff.doses import dose_curves
-from mechdiff.engine import Engine
-from mechdiff.errors import MechdiffError
-from mechdiff.interchange import interchange_effects
-from mechdiff.interventions import (
+from mechdiff.circuits.screening import screen_and_verify
+from mechdiff.core.config import ExperimentConfig, UNetConfig, override
+from mechdiff.core.errors import MechdiffError
+from mechdiff.core.presets import preset
+from mechdiff.diffusion.process import denoising_loss, predict_x0, q_sample, training_loss
+from mechdiff.diffusion.samplers import ddim_step, ddpm_step, sample
+from mechdiff.diffusion.schedules import (
+    NoiseSchedule,
+    cosine_schedule,
+    linear_schedule,
+    make_schedule,
+    scaled_linear_schedule,
+    timesteps_by_log_snr,
+)
+from mechdiff.interventions.record import (
     STACKED,
     Component,
     Intervention,
@@ -49,30 +59,20 @@ from mechdiff.interventions import (
     temperature,
     windowed,
 )
-from mechdiff.optimal import optimal_fills
-from mechdiff.pairs import pair_effects, pair_scores
-from mechdiff.paths import integrated_gradients
-from mechdiff.patterns import pattern_effects, replace_pattern
-from mechdiff.presets import preset
-from mechdiff.redundancy import verified_pairs
-from mechdiff.replacements import noise_fills, resample_fills
-from mechdiff.roles.judging import role_effects
-from mechdiff.sampler import ddim_step, ddpm_step, sample
-from mechdiff.schedules import (
-    NoiseSchedule,
-    cosine_schedule,
-    linear_schedule,
-    make_schedule,
-    scaled_linear_schedule,
-    timesteps_by_log_snr,
-)
-from mechdiff.screening import screen_and_verify
-from mechdiff.sweep import Subject, teacher_forced
-from mechdiff.tempering import matched_temperature, temperature_effects
-from mechdiff.train import load_trained
-from mechdiff.trajectory import trajectories
-from mechdiff.unet import apply_unet, components, count_parameters, denoise, init_unet
-from mechdiff.walk import even_windows
+from mechdiff.models.unet import apply_unet, components, count_parameters, denoise, init_unet
+from mechdiff.sweeps.activations import activation_means, attention_stats
+from mechdiff.sweeps.attention_patterns import pattern_effects, replace_pattern
+from mechdiff.sweeps.denoising import Subject, teacher_forced
+from mechdiff.sweeps.execution.engine import Engine
+from mechdiff.sweeps.execution.rollout import even_windows
+from mechdiff.sweeps.interchange import interchange_effects
+from mechdiff.sweeps.optimal_ablation import optimal_fills
+from mechdiff.sweeps.replacements import noise_fills, resample_fills
+from mechdiff.sweeps.sampling import trajectories
+from mechdiff.sweeps.scaling import dose_curves
+from mechdiff.sweeps.sequential import certify
+from mechdiff.sweeps.temperature import matched_temperature, temperature_effects
+from mechdiff.training.loop import load_trained
 
 __version__ = "0.1.0"
 

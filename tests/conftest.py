@@ -10,7 +10,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the suite's time
 
 # Files that take longest, by their few but long tests: begun first, so that no worker is left alone with one.
-LONG = ("shared_sweep", "attribution", "train", "study", "trajectory", "wavefront", "adaptive", "checkpoint")
+LONG = (
+    "work_sharing", "attribution", "loop",
+    "controls", "sampling", "shared_prefix", "sequential", "checkpoint",
+)  # fmt: skip
 
 
 def pytest_configure(config):
@@ -31,10 +34,10 @@ def compiled_programs(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny():
     """The `tiny` preset with fewer pictures on its sheets."""
-    from mechdiff import train
-    from mechdiff.presets import preset
+    from mechdiff.core.presets import preset
+    from mechdiff.training import loop
 
-    train.SAMPLES, train.SAMPLE_STEPS = 4, 4
+    loop.SAMPLES, loop.SAMPLE_STEPS = 4, 4
     config = preset("tiny")
     return dataclasses.replace(config, data=dataclasses.replace(config.data, n_train=64, n_test=32))
 
@@ -42,7 +45,7 @@ def tiny():
 @pytest.fixture(scope="session")
 def trained(tiny, tmp_path_factory):
     """Exported folder of a tiny model trained without interruption, and its run folder."""
-    from mechdiff import train
+    from mechdiff.training import loop
 
     workdir = tmp_path_factory.mktemp("trained")
-    return train.train(tiny, workdir), workdir
+    return loop.train(tiny, workdir), workdir

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks import _rounds
-from mechdiff import devices
-from mechdiff.config import UNetConfig
-from mechdiff.interventions import Intervention
-from mechdiff.types import PyTree
-from mechdiff.unet import enter, run_stage, stages
-from mechdiff.wavefront import joining_stages
+from mechdiff.core import devices
+from mechdiff.core.config import UNetConfig
+from mechdiff.core.types import PyTree
+from mechdiff.interventions.record import Intervention
+from mechdiff.models.unet import enter, run_stage, stages
+from mechdiff.sweeps.execution.shared_prefix import joining_stages
 
 
 def of_stages(config: UNetConfig, params: PyTree, identity: Intervention) -> list[int]:
@@ -27,7 +27,7 @@ def of_stages(config: UNetConfig, params: PyTree, identity: Intervention) -> lis
     stream = jax.eval_shape(lambda params, x, t: enter(config, params, x, t), params, x, t)
     found = []
     for stage in stages(config):
-        step = lambda p, i, stream, stage=stage: run_stage(config, stage, p, i, stream)[0]  # noqa: E731
+        step = lambda p, i, stream, stage=stage: run_stage(config, stage, p, i, stream)[0]
         found.append(of_jaxpr(jax.make_jaxpr(step)(params, identity, stream).jaxpr))
         stream = jax.eval_shape(step, params, identity, stream)
     return found
@@ -44,7 +44,7 @@ def ceiling() -> str:
     """One line: the speed of plain matrix products, one on every device at once."""
     side, count = _rounds.PRODUCT, len(jax.local_devices())
     mesh = devices.over(count)
-    product = lambda a: jnp.matmul(a, a, precision=devices.precision())  # noqa: E731
+    product = lambda a: jnp.matmul(a, a, precision=devices.precision())
     multiply = jax.shard_map(product, mesh=mesh, in_specs=devices.IMAGES, out_specs=devices.IMAGES)
     run, ones = jax.jit(multiply), devices.shared(mesh, np.ones((count, side, side), np.float32))
     speed = 2 * count * side**3 / _rounds.seconds(lambda: run(ones).block_until_ready()) / 1e9

@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable
 
 from experiments import _launch
-from mechdiff.config import ExperimentConfig, UNetConfig, to_dict
-from mechdiff.errors import MechdiffError
+from mechdiff.core.config import ExperimentConfig, UNetConfig, to_dict
+from mechdiff.core.errors import MechdiffError
 
 OURS = "mechdiff"
 ARMS = {  # name in the table -> module, variant
@@ -108,7 +108,7 @@ def table(found: dict[str, list[dict]], unit: str, work: float) -> str:
       unit: what an item is.
       work: forward passes' worth of arithmetic in one item.
     """
-    middle = lambda name, fact: statistics.median(r[fact] for r in found[name])  # noqa: E731
+    middle = lambda name, fact: statistics.median(r[fact] for r in found[name])
     rates = {name: sorted(r["items"] / r["seconds"] for r in results) for name, results in found.items()}
     first = found[OURS][0]
     ceiling = max(middle(name, "product") for name in found)

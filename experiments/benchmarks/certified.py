@@ -21,11 +21,12 @@ from absl import flags
 
 from experiments import _launch
 from experiments.benchmarks import _operations
-from mechdiff import keys, pipeline
-from mechdiff.adaptive import certify
-from mechdiff.config import SweepConfig, override
-from mechdiff.schedules import timesteps_by_log_snr
-from mechdiff.sweep import teacher_forced
+from mechdiff.core import keys
+from mechdiff.core.config import SweepConfig, override
+from mechdiff.diffusion.schedules import timesteps_by_log_snr
+from mechdiff.study import examine
+from mechdiff.sweeps.denoising import teacher_forced
+from mechdiff.sweeps.sequential import certify
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -39,8 +40,8 @@ def main(config, workdir):
     _launch.spread_over_cores()
     asked = [f"sweep.images={IMAGES.value}", "sweep.mean_images=1", "sweep.nested=true"]
     config = override(config, asked)
-    subject, trained, _ = pipeline.load_subject(Path(MODEL.value))
-    given = pipeline.chooser(config, CELEBA.value, workdir / "cache")(subject, trained)
+    subject, trained, _ = examine.load_subject(Path(MODEL.value))
+    given = examine.chooser(config, CELEBA.value, workdir / "cache")(subject, trained)
     levels = timesteps_by_log_snr(subject.schedule, config.sweep.timesteps)
     key, block = keys.stream(jax.random.key(config.seed), "scored noise"), config.sweep.image_block
     pilot = min(PILOT.value, IMAGES.value)

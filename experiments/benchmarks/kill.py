@@ -20,8 +20,9 @@ import numpy as np
 from absl import flags
 
 from experiments import _launch
-from mechdiff import results, train
-from mechdiff.config import to_dict
+from mechdiff.core.config import to_dict
+from mechdiff.storage import labelled
+from mechdiff.training import loop
 
 KILLS = flags.DEFINE_integer("kills", 10, "How many kills fall on training, and on the sweep.", lower_bound=1)
 SWEEPERS = flags.DEFINE_integer("sweepers", 1, "How many processes fill one sweep.", lower_bound=1)
@@ -88,7 +89,7 @@ def progress(folder):
         return "end"
     steps = [int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdecimal()]
     shares = [
-        float(np.isfinite(results.read(store).loss).mean().round(2))
+        float(np.isfinite(labelled.read(store).loss).mean().round(2))
         for store in folder.glob("subjects/*/sweep/*.zarr")
     ]
     return max([*steps, *shares], default=0)
@@ -96,7 +97,7 @@ def progress(folder):
 
 def parameters(folder):
     """Of a trained model, with its config: comparable."""
-    config, params = train.load_trained(folder / "model")[:2]
+    config, params = loop.load_trained(folder / "model")[:2]
     return to_dict(config), [(a.shape, np.asarray(a).tobytes()) for a in jax.tree.leaves(params)]
 
 
@@ -105,7 +106,7 @@ def tables(folder):
     return {
         (store.name, name): (variable.dims, variable.shape, variable.values.tobytes())
         for store in folder.glob("subjects/*/*.zarr")
-        for name, variable in results.read(store).variables.items()
+        for name, variable in labelled.read(store).variables.items()
     }
 
 

@@ -14,13 +14,13 @@ import numpy as np
 
 from experiments import _launch
 from experiments.benchmarks import _operations, _rounds
-from mechdiff import devices
-from mechdiff.config import SweepConfig, from_dict
-from mechdiff.interventions import leave_one_out
-from mechdiff.optimisation import data_parallel, init_state, train_step
-from mechdiff.schedules import make_schedule, timesteps_by_log_snr
-from mechdiff.sweep import Subject, teacher_forced
-from mechdiff.unet import components, count_parameters, init_unet
+from mechdiff.core import devices
+from mechdiff.core.config import SweepConfig, from_dict
+from mechdiff.diffusion.schedules import make_schedule, timesteps_by_log_snr
+from mechdiff.interventions.record import leave_one_out
+from mechdiff.models.unet import components, count_parameters, init_unet
+from mechdiff.sweeps.denoising import Subject, teacher_forced
+from mechdiff.training.step import data_parallel, init_state, train_step
 
 
 def pictures(config, images):

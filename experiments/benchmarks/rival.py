@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from experiments.benchmarks import _rounds
-from mechdiff.config import ExperimentConfig, UNetConfig, from_dict
+from mechdiff.core.config import ExperimentConfig, UNetConfig, from_dict
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Rows of a batch of ablations; on CPUs larger ones were slower wherever tried.
@@ -30,7 +30,7 @@ Hooks = dict[str, tuple[Callable, Callable]]  # component -> how to register a h
 
 def unet2d(config: UNetConfig) -> diffusers.UNet2DModel:
     """The network of `config`, freshly initialised."""
-    kinds = lambda attends, side: [f"{'Attn' * flag}{side}Block2D" for flag in attends]  # noqa: E731
+    kinds = lambda attends, side: [f"{'Attn' * flag}{side}Block2D" for flag in attends]
     model = diffusers.UNet2DModel(
         sample_size=config.image_size,
         in_channels=config.in_channels,
@@ -250,7 +250,7 @@ def batched_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
 
     @torch.inference_mode()
     def rate(together: int, run=model) -> float:
-        batch = lambda: losses(run, x0, x0, 0, off[:together])  # noqa: E731
+        batch = lambda: losses(run, x0, x0, 0, off[:together])
         batch()
         start = time.perf_counter()
         batch()
@@ -258,7 +258,7 @@ def batched_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
 
     sizes = [size for size in (1, 2, 4, 8, 16, 32, count) if size * images <= MOST_ROWS and size <= count]
     best = max(sizes or [1], key=rate)
-    warm_up = lambda: rate(best, run)  # noqa: E731
+    warm_up = lambda: rate(best, run)
     return lambda: once(best), count * config.sweep.timesteps * images, warm_up
 
 

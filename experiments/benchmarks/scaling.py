@@ -22,10 +22,10 @@ from absl import flags
 
 from experiments import _launch
 from experiments.benchmarks import _operations
-from mechdiff.config import SweepConfig
-from mechdiff.schedules import make_schedule, timesteps_by_log_snr
-from mechdiff.sweep import Subject, teacher_forced
-from mechdiff.unet import components, init_unet
+from mechdiff.core.config import SweepConfig
+from mechdiff.diffusion.schedules import make_schedule, timesteps_by_log_snr
+from mechdiff.models.unet import components, init_unet
+from mechdiff.sweeps.denoising import Subject, teacher_forced
 
 IMAGES = flags.DEFINE_integer("images", 8, "Pictures at the start.", lower_bound=1)
 DOUBLINGS = flags.DEFINE_integer("doublings", 2, "How often each axis is doubled.", lower_bound=1)

@@ -15,8 +15,8 @@ from absl import flags
 
 from experiments import _launch
 from experiments.benchmarks import _operations, scaling
-from mechdiff import engine
-from mechdiff.unet import components
+from mechdiff.models.unet import components
+from mechdiff.sweeps.execution import engine
 
 WORK = flags.DEFINE_integer("work", 20_000, "Configurations x images, at least.", lower_bound=1)
 MEMORY = flags.DEFINE_integer("memory", 3000, "Bound of the process, MiB.", lower_bound=1)

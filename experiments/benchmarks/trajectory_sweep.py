@@ -20,10 +20,11 @@ from absl import flags
 
 from experiments import _launch
 from experiments.benchmarks import _operations
-from mechdiff import trajectory, walk
-from mechdiff.schedules import ddim_timesteps, make_schedule
-from mechdiff.sweep import Subject
-from mechdiff.unet import components, init_unet
+from mechdiff.diffusion.schedules import ddim_timesteps, make_schedule
+from mechdiff.models.unet import components, init_unet
+from mechdiff.sweeps import sampling
+from mechdiff.sweeps.denoising import Subject
+from mechdiff.sweeps.execution import rollout
 
 WINDOWS = flags.DEFINE_integer("windows", 10, "Windows of noise levels.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 50, "DDIM steps.", lower_bound=1)
@@ -41,19 +42,19 @@ def main(config, workdir):
     )
     subject = Subject("benchmark", config.unet, make_schedule(config.diffusion), params, identity)
     levels = ddim_timesteps(subject.schedule.steps, min(STEPS.value, subject.schedule.steps))
-    windows = walk.even_windows(levels, WINDOWS.value)
+    windows = rollout.even_windows(levels, WINDOWS.value)
     every = components(config.unet)
     chosen = every[:: max(1, len(every) // COMPONENTS.value)][: COMPONENTS.value]
 
     def shared():
         with TemporaryDirectory() as folder:
             key = jax.random.key(0)
-            return trajectory.trajectories(
+            return sampling.trajectories(
                 subject, levels, windows, SAMPLES.value, key, Path(folder), chosen=chosen
             )
 
     def naive():
-        with mock.patch.object(walk, "opening", lambda levels, window: 0):
+        with mock.patch.object(rollout, "opening", lambda levels, window: 0):
             return shared()
 
     arms, seconds = {"shared": shared, "naive": naive}, {"shared": [], "naive": []}
@@ -66,7 +67,7 @@ def main(config, workdir):
             seconds[name].append(time.perf_counter() - start)
     middle = {name: statistics.median(times) for name, times in seconds.items()}
     each = sum(_operations.of_stages(config.unet, params, identity)) * SAMPLES.value / 1e9
-    calls = dict(zip(arms, walk.network_calls(levels, windows, len(chosen))))
+    calls = dict(zip(arms, rollout.network_calls(levels, windows, len(chosen))))
     print(
         f"{len(chosen)} components in {len(windows)} windows of {len(levels)} steps, "
         f"{SAMPLES.value} samples, preset {config.name}; medians of {ROUNDS.value} rounds\n"

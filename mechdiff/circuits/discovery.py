@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mechdiff import screening
+from mechdiff.circuits import screening
 from mechdiff.circuits.faithfulness import Trials
-from mechdiff.errors import ConfigError, unknown
+from mechdiff.core.errors import ConfigError, unknown
 
 RANKINGS = ("exact", "screen")
 Close = Callable[[np.ndarray], np.ndarray]  # circuits [m, component] -> closeness [m]
@@ -88,7 +88,7 @@ def discover(trials: Trials, tau: float = 0.9, ranking: str = "exact", screen: d
     need = np.abs(marginal @ whole)
     kept = kept[np.argsort(-need[kept], kind="stable")]
     others = [i for i in np.argsort(-np.abs(effect), kind="stable") if i not in {*kept, *found.dropped}]
-    named = lambda which: tuple(trials.names[i] for i in which)  # noqa: E731
+    named = lambda which: tuple(trials.names[i] for i in which)
     return Circuit(
         subject=trials.subject.name,
         kind=trials.kind,
@@ -171,7 +171,7 @@ def select(close: Close, effect: Float[np.ndarray, " component"], tau: float) ->
     """The shortest beginning of the ranking that is close, pruned until every member is needed."""
     order = np.argsort(-np.abs(effect), kind="stable")
     ranks = np.argsort(order)
-    first = lambda sizes: ranks < sizes[:, None]  # noqa: E731
+    first = lambda sizes: ranks < sizes[:, None]
     prefix = _smallest(lambda sizes: close(first(sizes)) >= tau, 0, len(order))
     members, dropped = ranks < prefix, []
     for rounds in itertools.count(1):
@@ -180,7 +180,7 @@ def select(close: Close, effect: Float[np.ndarray, " component"], tau: float) ->
         spare = inside[left >= tau][np.argsort(-left[left >= tau], kind="stable")]
         if not len(spare):
             return Selection(members, dropped, prefix, rounds)
-        fails = lambda counts: close(_shorn(members, spare, counts)) < tau  # noqa: B023, E731
+        fails = lambda counts: close(_shorn(members, spare, counts)) < tau  # noqa: B023
         fits = len(spare) == 1 or not fails(np.array([len(spare)]))[0]
         count = len(spare) if fits else _smallest(fails, 1, len(spare)) - 1
         members = _shorn(members, spare, np.array([count]))[0]

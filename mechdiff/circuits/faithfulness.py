@@ -24,14 +24,15 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float, Int
 
-from mechdiff import files, results
-from mechdiff.engine import Engine
-from mechdiff.errors import ConfigError
-from mechdiff.interventions import Component, Intervention, keep_sets
-from mechdiff.replacements import Fills, as_fills
-from mechdiff.sweep import Subject
-from mechdiff.types import Images, PRNGKey, PyTree
-from mechdiff.unet import components
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.numerics import NUMERICS_VERSION
+from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.interventions.record import Component, Intervention, keep_sets
+from mechdiff.models.unet import components
+from mechdiff.storage import files, labelled
+from mechdiff.sweeps.denoising import Subject
+from mechdiff.sweeps.execution.engine import Engine
+from mechdiff.sweeps.replacements import Fills, as_fills
 
 Members = Bool[np.ndarray, "circuit component"]
 NOTHING = 1e-6  # share of the loss: if ablating everything changes less, there is nothing to explain
@@ -153,7 +154,7 @@ class Trials:
         nothing, whole, *loss = self.losses(np.concatenate([self.ends, members])).astype(np.float64)
         weights = self.even if weights is None else weights
         told = np.flatnonzero(np.abs(nothing.mean(1) / whole.mean(1) - 1) >= NOTHING)  # else f is of rounding
-        at = lambda t: faithfulness(np.array(loss)[:, t], nothing[t], whole[t], weights)  # noqa: E731
+        at = lambda t: faithfulness(np.array(loss)[:, t], nothing[t], whole[t], weights)
         return np.min([closeness(at(t)) for t in told], axis=0) if len(loss) else found
 
     @property
@@ -173,7 +174,7 @@ class Trials:
                 "timesteps": np.asarray(self.timesteps).tolist(),
                 "kind": self.kind,
                 "components": self.names,
-                "code": files.code_digest(),
+                "numerics": NUMERICS_VERSION,
             }
         )
 
@@ -182,7 +183,7 @@ class Trials:
         """Members as bytes -> losses; at first those on disk."""
         known = {}
         for path in sorted(self._home.glob("*.zarr")) if self.folder else ():
-            page = results.read(path)
+            page = labelled.read(path)
             known |= zip((row.tobytes() for row in page["member"].values), page["loss"].values)
         return known
 
@@ -194,7 +195,7 @@ class Trials:
         if self.folder is None:
             return
         page = dataset(self, members, loss)
-        results.create(self._home / f"{files.digest_arrays(members)[:16]}.zarr", page, {})
+        labelled.create(self._home / f"{files.digest_arrays(members)[:16]}.zarr", page, {})
 
     @functools.cached_property
     def _source(self) -> Fills | None:

@@ -9,15 +9,16 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float
 
-from mechdiff import keys, stats
+from mechdiff import stats
 from mechdiff.circuits.discovery import Circuit, as_members, close_to, effects, select, shuffled
 from mechdiff.circuits.faithfulness import Trials, faithfulness
-from mechdiff.config import SweepConfig
-from mechdiff.errors import ConfigError
-from mechdiff.pipeline import Inputs, kind_fills
-from mechdiff.schedules import timesteps_by_log_snr
-from mechdiff.sweep import Subject
-from mechdiff.types import PRNGKey
+from mechdiff.core import keys
+from mechdiff.core.config import SweepConfig
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.types import PRNGKey
+from mechdiff.diffusion.schedules import timesteps_by_log_snr
+from mechdiff.study.examine import Inputs, kind_fills
+from mechdiff.sweeps.denoising import Subject
 
 Set = Bool[np.ndarray, " component"]
 SHUFFLES = 50  # random circuits for each found on a resample
@@ -125,8 +126,8 @@ def transfer(
         members = np.stack([as_members(circuits[name], here.names) for name in names])
         nothing, whole, *loss = here.pooled(np.concatenate([here.ends, members]))
         weights = stats.bootstrap_weights(len(whole), repeats, seed)
-        f = lambda w: faithfulness(np.array(loss), nothing, whole, w)  # noqa: B023, E731
-        drop = lambda w: f(w)[place] - f(w)  # noqa: B023, E731
+        f = lambda w: faithfulness(np.array(loss), nothing, whole, w)  # noqa: B023
+        drop = lambda w: f(w)[place] - f(w)  # noqa: B023
         columns.append([stats.bootstrap(f, weights), stats.bootstrap(drop, weights)])
     variables = {
         prefix + end: (("circuit", "network"), np.stack([getattr(pair[i], end) for pair in columns], 1))
@@ -149,7 +150,7 @@ def lines(found: Stability) -> list[str]:
 def moved_lines(moved: xr.Dataset, kind: str) -> list[str]:
     """What `transfer` returned as text: f of the circuit of each row in the network of each column."""
     names, width = moved["circuit"].values, max(24, *(len(str(name)) + 2 for name in moved["circuit"].values))
-    cell = lambda a, b: "{:.3f} [{:.3f}, {:.3f}]".format(  # noqa: E731
+    cell = lambda a, b: "{:.3f} [{:.3f}, {:.3f}]".format(
         *(float(moved[end].sel(circuit=a, network=b)) for end in ("estimate", "low", "high"))
     )
     return [

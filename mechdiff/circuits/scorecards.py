@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from mechdiff import stats
 from mechdiff.circuits.discovery import Circuit, as_members, shuffled
 from mechdiff.circuits.faithfulness import Trials, closeness, dataset, faithfulness
-from mechdiff.errors import ConfigError
+from mechdiff.core.errors import ConfigError
 from mechdiff.stats import Interval
 
 SHARES = (0, 0.02, 0.05, *(i / 10 for i in range(1, 11)))  # of the components, for the curve
@@ -141,14 +141,12 @@ def measure(found: xr.Dataset, repeats: int = 2000, seed: int = 0) -> Scorecard:
     nothing, whole = (loss[role == name][0] for name in ("nothing", "whole"))
     weights = stats.bootstrap_weights(loss.shape[-1], repeats, seed)
     even = np.full((1, loss.shape[-1]), 1 / loss.shape[-1])
-    f = lambda name, w: faithfulness(loss[role == name], nothing, whole, w)  # noqa: E731
-    interval = lambda statistic: stats.bootstrap(statistic, weights)  # noqa: E731
+    f = lambda name, w: faithfulness(loss[role == name], nothing, whole, w)
+    interval = lambda statistic: stats.bootstrap(statistic, weights)
     sizes = found["member"].values[role == "nested"].sum(axis=1)
-    area = lambda values: np.trapezoid(values, sizes / found.sizes["component"], axis=0)  # noqa: E731
+    area = lambda values: np.trapezoid(values, sizes / found.sizes["component"], axis=0)
     ends = [levels[role == name][0] for name in ("nothing", "whole")]
-    by_t = lambda w: np.array(  # noqa: E731
-        [faithfulness(*cells, w) for cells in zip(levels[role == "circuit"][0], *ends)]
-    )
+    by_t = lambda w: np.array([faithfulness(*cells, w) for cells in zip(levels[role == "circuit"][0], *ends)])
     random = f("random", even)[:, 0]
     own = f("circuit", even)[:, 0]
     return Scorecard(
@@ -179,7 +177,7 @@ def measure(found: xr.Dataset, repeats: int = 2000, seed: int = 0) -> Scorecard:
 
 def lines(card: Scorecard) -> list[str]:
     """The measures as text."""
-    show = lambda i: f"{float(i.estimate):.3f} [{float(i.low):.3f}, {float(i.high):.3f}]"  # noqa: E731
+    show = lambda i: f"{float(i.estimate):.3f} [{float(i.low):.3f}, {float(i.high):.3f}]"
     total = int(card.sizes[-1])
     each = zip(card.members, card.minimality.estimate, card.minimality.low, card.minimality.high, card.needed)
     return [
@@ -210,5 +208,5 @@ def _knocked(rng: np.random.Generator, some: Set, count: int) -> list[Set]:
 
 def _gap(f: Callable[..., np.ndarray], where: str, interval: Callable[..., Interval]) -> Interval:
     """Mean |f(C without K) - f(all without K)| over the knock-outs of a place; NaN if there are none."""
-    gap = lambda w: np.abs(f(f"less {where}", w) - f(f"whole less {where}", w))  # noqa: E731
+    gap = lambda w: np.abs(f(f"less {where}", w) - f(f"whole less {where}", w))
     return interval(lambda w: gap(w).mean(axis=0) if len(gap(w)) else np.full(len(w), np.nan))

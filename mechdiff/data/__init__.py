@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mechdiff.config import DataConfig
+from mechdiff.core.config import DataConfig
+from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.data import celeba, tfds
 from mechdiff.data.cache import SPLITS, load_split, stored
 from mechdiff.data.dataset import Dataset, batch_at, batch_indices, fingerprint, to_bytes, to_float
-from mechdiff.errors import ConfigError, unknown
 
 __all__ = ["SPLITS", "Dataset", "batch_at", "batch_indices", "load", "to_bytes", "to_float"]
 

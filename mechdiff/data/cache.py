@@ -25,8 +25,8 @@ from jaxtyping import Int, Shaped, UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from mechdiff.core.errors import DataError
 from mechdiff.data.dataset import Dataset, fingerprint
-from mechdiff.errors import DataError
 
 SPLITS = ("train", "validation", "test")  # CelebA's codes 0, 1, 2
 CROP = "centred square of the shorter side"

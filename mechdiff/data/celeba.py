@@ -24,9 +24,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from jaxtyping import Bool, Int
 
+from mechdiff.core.errors import DataError
 from mechdiff.data.cache import Source
 from mechdiff.data.dataset import fingerprint
-from mechdiff.errors import DataError
 
 ARCHIVE = "img_align_celeba.zip"
 UNPACKED = "img_align_celeba"

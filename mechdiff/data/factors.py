@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mechdiff.errors import ConfigError, unknown
-from mechdiff.keys import stream
-from mechdiff.types import PRNGKey
+from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.keys import stream
+from mechdiff.core.types import PRNGKey
 
 
 class Factor(NamedTuple):

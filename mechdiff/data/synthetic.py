@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.types import PRNGKey
 from mechdiff.data.drawing.canvas import Layer
 from mechdiff.data.drawing.head import make_head
 from mechdiff.data.drawing.scene import layers
 from mechdiff.data.drawing.skin import freckled_region, nose_region
 from mechdiff.data.factors import FACTORS, HAIR_STYLES, LEVELS, Factors, redraw, sample_factors
-from mechdiff.errors import ConfigError
-from mechdiff.types import PRNGKey
 
 __all__ = [
     "FACTORS", "HAIR_STYLES", "LEVELS", "PARTS", "Face", "face", "faces", "factor_pair", "render",

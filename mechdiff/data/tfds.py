@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from mechdiff.core.errors import DataError
 from mechdiff.data import celeba
 from mechdiff.data.cache import SPLITS, Source, stored
 from mechdiff.data.dataset import fingerprint
-from mechdiff.errors import DataError
 
 INFO = "dataset_info.json"
 IDENTITY = "identity_CelebA.txt"

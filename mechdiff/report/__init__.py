@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from mechdiff import files
 from mechdiff.report import document, subjects
+from mechdiff.storage import files
 
 
 def build(folder: Path | str) -> Path:

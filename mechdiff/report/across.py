@@ -7,16 +7,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mechdiff import divergence
+from mechdiff.analysis import entropy_divergence
+from mechdiff.analysis.roles import matching
 from mechdiff.circuits import scorecards
 from mechdiff.circuits.scorecards import Scorecard
-from mechdiff.claims import seeds
-from mechdiff.claims.verdicts import Network
 from mechdiff.report import style
 from mechdiff.report.style import Theme
 from mechdiff.report.subjects import Subject
-from mechdiff.roles import matching
 from mechdiff.stats import Interval
+from mechdiff.study.claims import across_seeds
+from mechdiff.study.claims.verdicts import Network
 
 PAPER_RATIO = (1.084 - 0.008, 1.084 + 0.008)  # complexity, abstract of arXiv 2506.17237
 PAPER_DIVERGENCE = (0.015, 0.166)  # nats, the same
@@ -55,7 +55,7 @@ def rows(subjects: Sequence[Subject]) -> list[Row]:
 def _row(subject: Subject) -> Row:
     network, worst, roles = subject.network, {}, None
     for kind in map(str, network.sweep["kind"].values):
-        damage = seeds.damage(network.sweep, kind)
+        damage = across_seeds.damage(network.sweep, kind)
         worst[kind] = str(network.sweep["component"].values[damage.argmax()]), float(damage.max())
     if network.roles is not None:
         roles = {}
@@ -63,7 +63,7 @@ def _row(subject: Subject) -> Row:
             if role != matching.UNASSIGNED:
                 roles.setdefault(str(role), []).append(str(head))
     circuits = {kind: scorecards.measure(runs) for kind, runs in network.circuits.items()}
-    effective = seeds.effective(network.sweep, seeds.lead(network.sweep))
+    effective = across_seeds.effective(network.sweep, across_seeds.lead(network.sweep))
     return Row(subject, effective, worst, circuits, roles)
 
 
@@ -93,8 +93,8 @@ def draw_ratios(theme: Theme, ratios: dict[str, Interval]) -> Figure:
 def draw_damage(theme: Theme, networks: Sequence[Network]) -> Figure:
     """Pooled Deg% of the components that cost most, a mark for every network."""
     names = [str(name) for name in networks[0].sweep["component"].values]
-    kind = seeds.lead(networks[0].sweep)
-    damage = np.array([seeds.damage(network.sweep, kind) for network in networks])
+    kind = across_seeds.lead(networks[0].sweep)
+    damage = np.array([across_seeds.damage(network.sweep, kind) for network in networks])
     order = np.argsort(-np.median(damage, axis=0), kind="stable")[:SHOWN]
     height = 1.05 + 0.25 * len(order)
     figure = style.figure(6.4, height)
@@ -123,7 +123,7 @@ def draw_damage(theme: Theme, networks: Sequence[Network]) -> Figure:
 def draw_divergence(theme: Theme, natural: Sequence[Network], simple: Sequence[Network]) -> Figure:
     """Entropy divergence by noise level: between data sets, and between training seeds of one."""
     attention = [[network.attention for network in side] for side in (natural, simple)]
-    between, within, p, _ = divergence.seeds_test(*attention)
+    between, within, p, _ = entropy_divergence.seeds_test(*attention)
     x = natural[0].attention["log_snr"].values
     figure = style.figure(6.4, 3.1)
     axes = figure.add_axes((0.10, 0.16, 0.88, 0.73))

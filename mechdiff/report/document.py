@@ -7,8 +7,6 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from mechdiff import claims, files
-from mechdiff.claims import seeds, verdicts
 from mechdiff.report import (
     across,
     attention,
@@ -23,6 +21,9 @@ from mechdiff.report import (
 )
 from mechdiff.report.style import Picture
 from mechdiff.report.subjects import STATISTICS, Subject
+from mechdiff.storage import files
+from mechdiff.study import claims
+from mechdiff.study.claims import across_seeds, verdicts
 
 FACTS = ("command", "started", "wall_seconds", "devices", "code", "commit", "packages", "python")
 PAIRS_DRAWN = 3  # pairs of subjects with a scatter plot of their own; the table has all
@@ -68,24 +69,24 @@ def detailed(subjects: list[Subject]) -> list[Subject]:
 def _together(subjects: list[Subject], figures: Path) -> dict:
     """What all networks say: the claims, and the evidence behind them."""
     networks = [subject.network for subject in subjects]
-    natural, simple = seeds.sides(networks)
+    natural, simple = across_seeds.sides(networks)
     drawn = {}
 
     def add(name: str, alt: str, draw) -> None:
         drawn[name] = style.picture(figures, name, alt, draw)
 
-    alike = seeds.alike(networks)
+    alike = across_seeds.alike(networks)
     if alike:
         full = [*natural, *simple] or networks
         alt = "Pooled Deg% of single components in every network."
         add("seeds-damage", alt, lambda theme: across.draw_damage(theme, full))
     if alike and min(len(natural), len(simple)) > 1:
-        ratios = seeds.ratios(networks)
+        ratios = across_seeds.ratios(networks)
         alt = "Ratios of complexity, CelebA over synthetic faces, by several measures."
         add("seeds-ratios", alt, lambda theme: across.draw_ratios(theme, ratios))
         alt = "Divergence of attention entropy by noise level, between data sets and between seeds."
         add("seeds-divergence", alt, lambda theme: across.draw_divergence(theme, natural, simple))
-    ladder = seeds.ladder(networks)
+    ladder = across_seeds.ladder(networks)
     if alike and len(ladder) > 1:
         alt = "Effective components by complexity of the synthetic faces."
         add("seeds-ladder", alt, lambda theme: across.draw_ladder(theme, ladder))
@@ -177,7 +178,7 @@ def _pictures(subject: Subject, subjects: list[Subject], figures: Path) -> dict:
         found["curves"] = picture("curves", "Loss curves", lambda theme: curves.draw(theme, subject))
     if subject.attention.sizes["head"]:
         alt = f"Five attention statistics of {subject.attention.sizes['head']} heads by noise level"
-        draw = lambda theme: attention.draw(theme, subject.attention, scale)  # noqa: E731
+        draw = lambda theme: attention.draw(theme, subject.attention, scale)
         found["attention"] = picture("attention", alt, draw)
     if len(first) > 1:
         names = tuple(f"pooled Deg%, {damage.kind} ablation" for damage in first[:2])
@@ -214,6 +215,6 @@ def _agreements(subjects: list[Subject], kind: str, figures: Path) -> list[Pictu
         name = f"agreement-{first.name}--{second.name}"
         alt = f"Scatter plot of pooled Deg% under {kind} ablation: {first.name} against {second.name}."
         limits = ranking.ends(list(sides))
-        draw = lambda theme, s=sides, n=names, ends=limits: ranking.draw_agreement(theme, *s, n, ends)  # noqa: E731
+        draw = lambda theme, s=sides, n=names, ends=limits: ranking.draw_agreement(theme, *s, n, ends)
         found.append(style.picture(figures, name, alt, draw))
     return found

@@ -2,7 +2,7 @@
 
 from markupsafe import Markup
 
-from mechdiff.effects import Damage
+from mechdiff.analysis.effects import Damage
 from mechdiff.report import numbers
 from mechdiff.report.numbers import Agreement, Extent, Value
 from mechdiff.report.ranking import PAPER

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from mechdiff.effects import Damage
+from mechdiff.analysis.effects import Damage
 from mechdiff.report import style
 from mechdiff.report.style import Theme
 

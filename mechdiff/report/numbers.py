@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from mechdiff import effects, stats
-from mechdiff.effects import Damage
-from mechdiff.errors import ConfigError
+from mechdiff import stats
+from mechdiff.analysis import effects
+from mechdiff.analysis.effects import Damage
+from mechdiff.core.errors import ConfigError
 from mechdiff.report.maps import ALPHA
 from mechdiff.report.subjects import STATISTICS, Subject
 from mechdiff.stats import Interval
@@ -71,7 +72,7 @@ def extent(subject: Subject, damage: Damage) -> Extent | None:
         return None
     pooled = damage.pooled.estimate
     least, most = active[pooled[active].argmin()], active[pooled[active].argmax()]
-    span = lambda values: (float(values[active].min()), float(values[active].max()))  # noqa: E731
+    span = lambda values: (float(values[active].min()), float(values[active].max()))
     return Extent(
         subject,
         damage,
@@ -146,7 +147,7 @@ def part_means(subject: Subject, kind: str) -> dict[str, tuple[int, Value]]:
     for part in dict.fromkeys(damage.part):
         rows = [i for i, own in enumerate(damage.part) if own == part and not damage.idle[i]]
         if rows:
-            mean = lambda w, rows=rows: effects.pooled_damage(clean, loss[rows], w).mean(axis=0)  # noqa: E731
+            mean = lambda w, rows=rows: effects.pooled_damage(clean, loss[rows], w).mean(axis=0)
             found[part] = len(rows), value(stats.bootstrap_units(mean, units))
     return dict(sorted(found.items(), key=lambda item: -item[1][1].estimate))
 

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mechdiff.effects import Damage
+from mechdiff.analysis.effects import Damage
 from mechdiff.report import style
 from mechdiff.report.style import MARKERS, WORDS, Theme
 

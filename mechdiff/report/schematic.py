@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Polygon, Rectangle
 from matplotlib.path import Path
 
-from mechdiff.config import UNetConfig
-from mechdiff.effects import Damage
+from mechdiff.analysis.effects import Damage
+from mechdiff.core.config import UNetConfig
+from mechdiff.models.unet import Stage, stages
 from mechdiff.report import style
 from mechdiff.report.style import Theme, number
-from mechdiff.unet import Stage, stages
 
 UNIT = 0.445  # inches a column
 HALF, TALL = 0.36, 0.5  # half width and half height of a stage, columns

@@ -8,13 +8,14 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from mechdiff import effects, files, results
-from mechdiff.claims.verdicts import Network
-from mechdiff.config import ExperimentConfig, from_dict
-from mechdiff.effects import Damage
-from mechdiff.errors import CheckpointError
-from mechdiff.schedules import make_schedule
-from mechdiff.unet import count_parameters
+from mechdiff.analysis import effects
+from mechdiff.analysis.effects import Damage
+from mechdiff.core.config import ExperimentConfig, from_dict
+from mechdiff.core.errors import CheckpointError
+from mechdiff.diffusion.schedules import make_schedule
+from mechdiff.models.unet import count_parameters
+from mechdiff.storage import files, labelled
+from mechdiff.study.claims.verdicts import Network
 
 STATISTICS = ("entropy", "normalised_entropy", "mutual_information", "distance", "identity_mass")
 RECORD = ("steps", "images", "levels", "test_loss", "train_loss", "memorisation", "log", "manifest")
@@ -113,7 +114,7 @@ def _subject(folder: Path) -> Subject:
     if absent:
         lacks = f"lacks {', '.join(absent)}"
         raise CheckpointError(f"{folder / 'subject.json'} {lacks}; run experiments.reproduce again")
-    sweep, attention = (results.read(folder / f"{part}.zarr") for part in ("sweep", "attention"))
+    sweep, attention = (labelled.read(folder / f"{part}.zarr") for part in ("sweep", "attention"))
     _check(folder / "sweep.zarr", sweep, ("loss", "clean_loss", "change"))
     _check(folder / "attention.zarr", attention, STATISTICS)
     sheet = folder / "samples.png"
@@ -137,7 +138,7 @@ def _studied(folder: Path) -> dict:
     """What `study` found out besides, as far as it was asked to."""
     asked = folder / "study.json"
     names = files.read_json(asked)["results"] if asked.exists() else []
-    found = {name: results.read(folder / f"{name}.zarr") for name in names}
+    found = {name: labelled.read(folder / f"{name}.zarr") for name in names}
     circuits = {
         name.removeprefix("circuit_"): found.pop(name) for name in names if name.startswith("circuit_")
     }

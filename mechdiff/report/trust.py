@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from mechdiff import files
-from mechdiff.errors import DataError
+from mechdiff.core.errors import DataError
+from mechdiff.storage import files
 
 PLANTS = {
     "long_range": "long range",

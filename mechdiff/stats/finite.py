@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.stats import hypergeom
 
-from mechdiff.errors import ConfigError
+from mechdiff.core.errors import ConfigError
 
 
 def share_interval(count: int, drawn: int, population: int, level: float = 0.95) -> tuple[float, float]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num
 from scipy import special
 
-from mechdiff.errors import ConfigError
+from mechdiff.core.errors import ConfigError
 
 Cells = Num[np.ndarray | Array, "*cells units"]
 Arm = Num[np.ndarray | Array, "*#cells units"]  # cells broadcast between the arms of a comparison

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
-from mechdiff.errors import ConfigError
+from mechdiff.core.errors import ConfigError
 
 Cells = Float[np.ndarray, " *cells"]
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from scipy import special
 from scipy.stats import false_discovery_control
 
-from mechdiff.errors import ConfigError
+from mechdiff.core.errors import ConfigError
 from mechdiff.stats.intervals import Cells, check_units
 
 BLOCK = 1000  # sign flips held at once

@@ -93,7 +93,7 @@ def steps() -> dict[str, np.ndarray]:
         ddpm.set_timesteps(1000)
         ddim.set_timesteps(50)
         arguments = torch.from_numpy(output).double(), torch.from_numpy(x).double()
-        draw = lambda: torch.Generator().manual_seed(0)  # noqa: E731
+        draw = lambda: torch.Generator().manual_seed(0)
         one = [ddpm.step(arguments[0], t, arguments[1], generator=draw()).prev_sample for t in TIMES]
         two = [
             ddim.step(arguments[0], t, arguments[1], use_clipped_model_output=True).prev_sample for t in TIMES

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from experiments.benchmarks.rival import hooked, hooks
-from mechdiff.interop.diffusers import component_name, unet_config
+from mechdiff.models.pretrained.diffusers import component_name, unet_config
 
 DOWN, UP, ATTN_DOWN, ATTN_UP = "DownBlock2D", "UpBlock2D", "AttnDownBlock2D", "AttnUpBlock2D"
 COMMON = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}

@@ -5,9 +5,9 @@ import functools
 import jax
 import numpy as np
 
-from mechdiff.config import UNetConfig
-from mechdiff.interventions import ALWAYS, Intervention
-from mechdiff.unet import init_unet
+from mechdiff.core.config import UNetConfig
+from mechdiff.interventions.record import ALWAYS, Intervention
+from mechdiff.models.unet import init_unet
 
 # One level, attention down and in the middle: half as long to compile as preset `tiny`.
 SMALL = UNetConfig(
@@ -23,7 +23,7 @@ def shapes(config: UNetConfig):
 def identity_of(config: UNetConfig) -> Intervention:
     """The identity intervention, in NumPy."""
     found = shapes(config)[1]
-    fill = lambda leaves, value: {k: np.full(a.shape, value, np.float32) for k, a in leaves.items()}  # noqa: E731
+    fill = lambda leaves, value: {k: np.full(a.shape, value, np.float32) for k, a in leaves.items()}
     return Intervention(fill(found.gate, 1), fill(found.fill, 0), fill(found.temperature, 1), ALWAYS)
 
 

@@ -1,0 +1,51 @@
+"""Which components stand in for each other: second-order effects of pairs in a trained model.
+
+`python -m experiments.pairs --model=checkpoints/cpu16-synthetic-seed0 --components='.*head.*'`
+All pairs are scored by products with the Hessian; the --top of them by size, and --audit others at random,
+are run exactly, on other pictures than gave the scores. Synergy is L(without both) - L(without a) -
+L(without b) + L in percent of the clean loss L: above 0 where each makes up for the other's loss.
+Results: WORKDIR/pairs.json, and WORKDIR/pairs.zarr with the losses of every picture.
+"""
+
+import dataclasses
+
+from absl import flags
+
+from experiments import _launch
+from mechdiff.circuits import redundancy
+from mechdiff.core.config import to_dict
+from mechdiff.interventions.record import select
+from mechdiff.models.unet import components
+from mechdiff.storage import files, labelled
+
+MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
+CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
+COMPONENTS = flags.DEFINE_string("components", ".*", "Regular expression of their names.")
+TOP = flags.DEFINE_integer("top", 20, "Pairs of the largest scores that are run exactly.", lower_bound=1)
+AUDIT = flags.DEFINE_integer("audit", 20, "Other pairs that are run exactly, at random.", lower_bound=0)
+NUMBERS = ("a", "b", "score", "estimate", "low", "high", "p", "single_a", "single_b", "audited")
+
+
+def main(config, workdir):
+    _launch.spread_over_cores()
+    files.ensure_writable(workdir)
+    subject, _, given, levels, key = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
+    names = select(subject.identity, COMPONENTS.value)
+    chosen = [one for one in components(subject.unet) if one.name in names]
+    seen = subject, given.scored, given.reference, levels, key, chosen
+    found = redundancy.verified_pairs(*seen, top=TOP.value, audit=AUDIT.value, seed=config.seed)
+    labelled.replace(workdir / "pairs.zarr", found.assign_attrs(subject=subject.name, inputs=given.label))
+    rows = zip(*(found[name].values.tolist() for name in NUMBERS))
+    agreed = {name: dataclasses.asdict(one) for name, one in redundancy.pair_agreement(found).items()}
+    manifest = files.manifest(to_dict(config), models=[subject.name], inputs=given.label)
+    kept = {"pairs": [dict(zip(NUMBERS, row)) for row in rows], "agreement": agreed, "manifest": manifest}
+    files.write_json(workdir / "pairs.json", kept)
+    print(
+        f"{len(chosen) * (len(chosen) - 1) // 2:,} pairs scored on {len(given.reference)} pictures, ", end=""
+    )
+    print(f"{len(kept['pairs'])} of them run on {len(given.scored)} others")
+    print("\n".join(redundancy.pair_lines(found)))
+
+
+if __name__ == "__main__":
+    _launch.run(main)

@@ -1,0 +1,58 @@
+"""Leaves out each component during sampling, in windows of noise levels, and measures how far samples move.
+
+`python -m experiments.trajectories --model=checkpoints/cpu16-synthetic-seed0 --windows=4`
+The changed and the clean sample share all noise. Start it again, also beside itself, to go on. The result,
+WORKDIR/trajectories/KEY.zarr, has the distance of every sample to its clean twin.
+"""
+
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from experiments import _launch
+from mechdiff.core import keys
+from mechdiff.core.config import to_dict
+from mechdiff.diffusion.samplers import ddim_step, ddpm_step
+from mechdiff.diffusion.schedules import ddim_timesteps
+from mechdiff.storage import files
+from mechdiff.study import examine
+from mechdiff.sweeps.execution.rollout import even_windows, network_calls
+from mechdiff.sweeps.sampling import trajectories
+
+MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
+WINDOWS = flags.DEFINE_integer("windows", 5, "Parts that the visited levels are cut into.", lower_bound=1)
+SAMPLES = flags.DEFINE_integer("samples", 16, "Samples under every intervention.", lower_bound=2)
+STEPS = flags.DEFINE_integer("steps", 50, "Levels visited.", lower_bound=1)
+SAMPLER = flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm"], "How a step is made.")
+
+
+def main(config, workdir):
+    _launch.spread_over_cores()
+    subject = examine.load_subject(Path(MODEL.value))[0]
+    levels = ddim_timesteps(subject.schedule.steps, min(STEPS.value, subject.schedule.steps))
+    windows = even_windows(levels, WINDOWS.value)
+    examine.announce(subject, config.sweep, kinds=("zero",), fills=len(levels))
+    files.ensure_writable(workdir)
+    files.write_json(workdir / "manifest.json", files.manifest(to_dict(config), models=[subject.name]))
+    found = trajectories(
+        subject,
+        levels,
+        windows,
+        SAMPLES.value,
+        keys.stream(jax.random.key(config.seed), "trajectories"),
+        workdir / "trajectories",
+        step_fn={"ddim": ddim_step, "ddpm": ddpm_step}[SAMPLER.value],
+    )
+    shared, naive = network_calls(levels, windows, found.sizes["component"])
+    print(f"{shared:,} network calls a sample instead of {naive:,}: {naive / shared:.2f} x fewer")
+    distance = found.distance.isel(kind=0).mean("sample")
+    for component in (
+        distance.mean("window").sortby(distance.mean("window"), ascending=False).component.values
+    ):
+        row = distance.sel(component=component).values
+        print(f"{component:24}" + "".join(f"{value:8.3f}" for value in row))
+
+
+if __name__ == "__main__":
+    _launch.run(main)

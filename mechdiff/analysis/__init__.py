@@ -1,0 +1,1 @@
+"""What saved sweeps mean: effects, complexity, entropy, phases, roles of components."""

@@ -1,0 +1,285 @@
+"""How many phases has denoising? Contiguous stretches of noise levels within which components matter alike.
+
+Definitions are ours (how arXiv 2506.17237 found its four phases is not known). The effect of component c at
+level t is D[t, c] = ln(L_t(do c) / L0_t), each component brought to mean 0 and variance 1 over levels. A
+segmentation into k phases models it as piecewise constant: the sum of squares about the means of (phase,
+component), least over all boundaries by dynamic programming (Bellman 1961; Auger & Lawrence 1989), exactly.
+
+k is chosen by likelihood on images that were not used: boundaries and means come from one random half of the
+images, the other half is scored under a Gaussian of one variance, that of the scored half about those means:
+  l_k = -(1 + ln(2 pi MSE_k)) / 2 per cell, averaged over splits.
+The number of levels bounds k: with the 8 levels of the shipped presets a phase is one or two of them. To test
+"four" against its neighbours take at least 24 levels, better 32 (`--set=sweep.timesteps=32`): six or more a
+phase, three where there are eight.
+
+Three ways in which "four phases" can be an artefact, each with its number here:
+  noise            k = 1 scores best when images share nothing;
+  any ordering     `p_order`: the gain l_k - l_1 against that of the same levels in random order;
+  smooth drift     `drift`: the score of a polynomial in the level with as many coefficients a component as
+                   there are phases, and `stepped`, how often steps beat it. k alone says nothing: simulated
+                   effects that drift evenly were cut into 2 to 6 pieces, three or four most often.
+The fourth, the architecture alone, needs the sweep of an untrained network: `excess` compares gains.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float, Int
+
+from mechdiff import stats
+from mechdiff.analysis import effects
+from mechdiff.core.errors import ConfigError
+from mechdiff.stats import Interval
+
+Matrix = Float[np.ndarray, "draws t component"]
+Scores = Float[np.ndarray, "draws k"]  # k = 1, 2, ...
+MOST = 8  # phases tried
+SMALLEST = 1e-12  # mean square below which a fit counts as perfect, in variances of a component
+
+
+@dataclass(frozen=True)
+class Phases:
+    """The phases of one subject under one kind of ablation.
+
+    Attributes:
+      k: with the best mean score.
+      starts: first level of each of the `k` phases, fitted on all images; indices into `t`.
+      t, log_snr: levels.
+      score: mean log-likelihood per cell on held-out images, `[k]` for k = 1, 2, ...
+      drift: the same of polynomials with k coefficients.
+      share: of bootstrap draws in which each k scores best, `[k]`.
+      gain: score minus that of k = 1, in each bootstrap draw, `[draw, k]`.
+      stepped: share of bootstrap draws in which the best segmentation scores above the best polynomial.
+      p_order: of each gain, against levels in random order, `[k]`; NaN for k = 1.
+      images: of the sweep.
+    """
+
+    k: int
+    starts: tuple[int, ...]
+    t: Int[np.ndarray, " t"]
+    log_snr: Float[np.ndarray, " t"]
+    score: Float[np.ndarray, " k"]
+    drift: Float[np.ndarray, " k"]
+    share: Float[np.ndarray, " k"]
+    gain: Float[np.ndarray, "draw k"]
+    stepped: float
+    p_order: Float[np.ndarray, " k"]
+    images: int
+
+    @property
+    def boundaries(self) -> Float[np.ndarray, " boundaries"]:
+        """Log-SNR half-way between the last level of a phase and the first of the next."""
+        first = np.array(self.starts[1:], int)
+        return (self.log_snr[first - 1] + self.log_snr[first]) / 2
+
+    def likely(self, level: float = 0.95) -> tuple[int, int]:
+        """Range of k that holds at least `level` of the bootstrap draws, tails cut alike."""
+        below = np.cumsum(self.share)
+        tail = (1 - level) / 2
+        return int(np.searchsorted(below, tail + 1e-12) + 1), int(
+            np.searchsorted(below, 1 - tail - 1e-12) + 1
+        )
+
+
+def effect_matrix(
+    clean: effects.Clean, loss: effects.Loss, weights: effects.Weights
+) -> Float[np.ndarray, "m t component"]:
+    """ln(L_t(do c) / L0_t) under each weighting of the images."""
+    ratio = 1 + effects.levels_damage(clean, loss, weights) / 100
+    return np.moveaxis(np.log(np.maximum(ratio, SMALLEST)), 2, 0).swapaxes(1, 2)
+
+
+def standardised(matrix: Matrix, by: Matrix | None = None) -> Matrix:
+    """Each component by the mean and deviation over levels of `by`; constant components become 0."""
+    by = matrix if by is None else by
+    spread = by.std(axis=-2, keepdims=True)
+    moved = matrix - by.mean(axis=-2, keepdims=True)
+    return np.where(spread > np.sqrt(SMALLEST), moved / np.where(spread > 0, spread, 1), 0.0)
+
+
+def segment(
+    matrix: Matrix, most: int = MOST
+) -> tuple[Float[np.ndarray, "draws k"], list[Int[np.ndarray, "draws phases"]]]:
+    """Best segmentations of the levels into 1 .. `most` contiguous phases, exactly, for every draw.
+
+    Returns:
+      least sums of squares `[draw, k]`, and for each k the first level of each phase `[draw, k]`.
+    Raises:
+      ConfigError: fewer than 2 levels, or `most` below 1.
+    """
+    most = _bounded(matrix.shape[-2], most)
+    cost = _costs(matrix)
+    draws, ends = cost.shape[0], cost.shape[1]
+    best, back = cost[:, 0, :], []  # best[:, j]: levels 0 .. j - 1 in the phases so far
+    sums, starts = [best[:, -1]], [np.zeros((draws, 1), int)]
+    for _ in range(2, most + 1):
+        options = best[:, :, None] + cost  # the last phase begins at the first of the two axes
+        back.append(options.argmin(axis=1))
+        best = options.min(axis=1)
+        sums.append(best[:, -1])
+        place, found = np.full(draws, ends - 1), []
+        for choice in reversed(back):
+            place = choice[np.arange(draws), place]
+            found.append(place)
+        starts.append(np.stack([np.zeros(draws, int), *found[::-1]], axis=1))
+    return np.maximum(np.stack(sums, axis=1), 0), starts
+
+
+def step_means(matrix: Matrix, starts: Int[np.ndarray, "draws phases"]) -> Matrix:
+    """The piecewise constant fit: each component's mean over the levels of its phase."""
+    levels = matrix.shape[-2]
+    phase = (np.arange(levels)[None, :, None] >= starts[:, None, :]).sum(-1) - 1
+    member = (phase[:, :, None] == np.arange(starts.shape[1])).astype(np.float64)
+    means = member.swapaxes(1, 2) @ matrix / member.sum(axis=1)[..., None]
+    return member @ means
+
+
+def held_out(fit: Matrix, scored: Matrix, most: int = MOST) -> tuple[Scores, Scores]:
+    """Log-likelihood per cell of `scored` under steps, and under polynomials, fitted to `fit`.
+
+    Both halves are standardised by the mean and deviation of `fit`.
+
+    Args:
+      fit, scored: effects on disjoint images; as many draws.
+    Returns:
+      `[draw, k]` each, k = 1 .. the smaller of `most` and the number of levels.
+    """
+    fit, scored = standardised(fit), standardised(scored, by=fit)
+    starts = segment(fit, most)[1]
+    steps = [_score(scored - step_means(fit, found)) for found in starts]
+    # Orthonormal polynomials of the level's number: levels are even in log-SNR.
+    place = np.linspace(-1, 1, fit.shape[-2])
+    basis = np.linalg.qr(np.polynomial.legendre.legvander(place, len(starts) - 1))[0]
+    drift = [_score(scored - basis[:, :k] @ (basis[:, :k].T @ fit)) for k in range(1, len(starts) + 1)]
+    return np.stack(steps, axis=1), np.stack(drift, axis=1)
+
+
+def measure(
+    sweep: xr.Dataset, kind: str, most: int = MOST, splits: int = 20, draws: int = 200, seed: int = 0
+) -> Phases:
+    """The phases of a saved sweep, see the module.
+
+    Args:
+      sweep: as `sweep.teacher_forced` makes it: at least 4 images and 2 levels; idle components are left out.
+      most: phases tried, bounded by the levels.
+      splits: of the images into halves, whose scores are averaged.
+      draws: of the bootstrap, each with a split of its own whose halves are resampled within themselves (no
+        image is in both), and of the order of levels.
+    Raises:
+      ConfigError: too few images or levels, or no component that changed anything.
+    """
+    active = sweep["change"].sel(kind=kind).max(("t", "image")).values > effects.ROUNDING
+    if not active.any():
+        raise ConfigError(f"kind {kind!r}: no component changed a prediction, so there are no phases to find")
+    clean, loss = effects.losses(sweep.isel(component=np.flatnonzero(active)), kind)
+    units, rng = stats.units_of(sweep), np.random.default_rng(seed)  # nobody is in both halves
+    matrix = lambda shares: effect_matrix(clean, loss, units.weights(shares))
+    halves = _halves(rng, units.count, splits)
+    steps, drift = held_out(*map(matrix, halves), most)
+    score = steps.mean(axis=0)
+    again = held_out(*(matrix(_resampled(rng, half)) for half in _halves(rng, units.count, draws)), most)
+    gain = _gain(again[0])
+    everything = standardised(effect_matrix(clean, loss, units.even()))
+    k = int(score.argmax()) + 1
+    return Phases(
+        k=k,
+        starts=tuple(int(start) for start in segment(everything, most)[1][k - 1][0]),
+        t=sweep["t"].values,
+        log_snr=sweep["log_snr"].values.astype(np.float64),
+        score=score,
+        drift=drift.mean(axis=0),
+        share=np.bincount(gain.argmax(axis=1), minlength=len(score)) / draws,
+        gain=gain,
+        stepped=float((again[0].max(axis=1) > again[1].max(axis=1)).mean()),
+        p_order=order_test(*map(matrix, halves), most, draws, seed),
+        images=clean.shape[-1],
+    )
+
+
+def order_test(
+    fit: Matrix, scored: Matrix, most: int = MOST, repeats: int = 200, seed: int = 0
+) -> Float[np.ndarray, " k"]:
+    """p of the gain of k phases over one against the same levels in random order, the same in both halves.
+
+    p = (1 + orders that gain at least as much) / (1 + repeats); gains are averaged over the splits (draws).
+    """
+    rng = np.random.default_rng(seed)
+    gain = lambda order: _gain(held_out(fit[:, order], scored[:, order], most)[0]).mean(axis=0)
+    observed = gain(np.arange(fit.shape[-2]))
+    shuffled = np.stack([gain(rng.permutation(fit.shape[-2])) for _ in range(repeats)])
+    p = (1 + (shuffled >= observed - 1e-12).sum(axis=0)) / (1 + repeats)
+    return np.where(np.arange(len(p)) > 0, p, np.nan)
+
+
+def excess(trained: Phases, control: Phases, level: float = 0.95) -> Interval:
+    """Gain of k phases over one in a trained network minus that in a control, `[k]`: percentile interval over
+    images of the two. The control is an untrained network, or another seed; as many levels and draws."""
+    if trained.gain.shape != control.gain.shape:
+        raise ConfigError(
+            f"gains {trained.gain.shape} and {control.gain.shape} (draws, k) differ; measure both alike"
+        )
+    drawn = trained.gain - control.gain
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    estimate = _gain(trained.score[None])[0] - _gain(control.score[None])[0]
+    n = min(trained.images, control.images)
+    return Interval(estimate=estimate, low=low, high=high, level=level, n=n)
+
+
+def across_seeds(matrices: Float[np.ndarray, "seed t component"], most: int = MOST) -> Scores:
+    """Scores with whole networks held out: steps fitted to one training seed, scored on another.
+
+    Args:
+      matrices: `effect_matrix` of each seed, over the same levels and components.
+    Returns:
+      `[seed, k]`: of each seed, the mean score of the others' segmentations on it.
+    """
+    seeds = len(matrices)
+    stats.intervals.check_units(seeds)
+    fit, scored = np.array([(i, j) for j in range(seeds) for i in range(seeds) if i != j]).T
+    steps = held_out(matrices[fit], matrices[scored], most)[0]
+    return steps.reshape(seeds, seeds - 1, -1).mean(axis=1)
+
+
+def _costs(matrix: Matrix) -> Float[np.ndarray, "draws start stop"]:
+    """Squares about the mean of levels `start` to `stop - 1`, summed over components; inf where none."""
+    levels = matrix.shape[-2]
+    centred = matrix - matrix.mean(axis=-2, keepdims=True)
+    ahead = lambda a: np.concatenate([np.zeros_like(a[:, :1]), a.cumsum(axis=1)], axis=1)
+    sums, squares = ahead(centred), ahead((centred**2).sum(-1))
+    gram = sums @ sums.swapaxes(1, 2)
+    own = np.einsum("mii->mi", gram)
+    between = own[:, None, :] + own[:, :, None] - 2 * gram  # |sum over the levels|^2
+    count = np.arange(levels + 1)[None, :] - np.arange(levels + 1)[:, None]
+    cost = squares[:, None, :] - squares[:, :, None] - between / np.maximum(count, 1)
+    return np.where(count > 0, np.maximum(cost, 0), np.inf)
+
+
+def _score(error: Matrix) -> Float[np.ndarray, " draws"]:
+    mean_square = np.maximum((error**2).mean(axis=(1, 2)), SMALLEST)
+    return -(1 + np.log(2 * np.pi * mean_square)) / 2
+
+
+def _gain(score: Scores) -> Scores:
+    return score - score[:, :1]
+
+
+def _halves(rng: np.random.Generator, images: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of `count` random halves and of their complements, `(count, images)` each."""
+    if images < 4:
+        raise ConfigError(f"{images} images can't be split into halves; at least 4")
+    order = rng.permuted(np.tile(np.arange(images), (count, 1)), axis=1)
+    first = (order < images // 2).astype(np.float64)
+    return tuple(half / half.sum(axis=1, keepdims=True) for half in (first, 1 - first))
+
+
+def _resampled(rng: np.random.Generator, weights: np.ndarray) -> np.ndarray:
+    """Each row's images drawn again with replacement."""
+    counts = (weights > 0).sum(axis=1)
+    return rng.multinomial(counts, weights) / counts[:, None]
+
+
+def _bounded(levels: int, most: int) -> int:
+    if levels < 2 or most < 1:
+        raise ConfigError(f"{levels} levels, most={most}: phases need at least 2 levels and 1 phase")
+    return min(levels, most)

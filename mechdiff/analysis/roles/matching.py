@@ -1,0 +1,158 @@
+"""Are roles the same in another training seed? Heads matched between networks, and how well roles agree then.
+
+Heads of one layer have no order: head 2 of one seed may do what head 0 of another does. They are matched
+within their layer by least total distance of their profiles (Hungarian method, Kuhn 1955). They are matched
+by one kind of evidence, attention statistics over noise levels; whether roles agree is judged on another,
+effects. So chance agreement is what is left when effects are shuffled among the heads of each layer, in every
+network alone. Matchings drawn at random for every pair of networks would not do: those that were found fit
+together, if a to b and b to c then a to c, and such agree by chance in another way. Ours.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+
+from mechdiff.analysis.roles.assignment import UNASSIGNED
+from mechdiff.core.errors import ConfigError
+
+Profile = Float[np.ndarray, "head numbers"]
+STATISTICS = ("normalised_entropy", "mutual_information", "distance", "identity_mass")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far roles of heads agree between training seeds, over all pairs of them.
+
+    Attributes:
+      profiles: mean correlation of matched heads' selectivity over targets.
+      labels: share of matched heads of one role, of those of which at least one has any; NaN if none has.
+      chance_profiles, chance_labels: mean with roles of each network's heads shuffled within layers.
+      p_profiles, p_labels: share of shuffles, the true order among them, that agree at least as well.
+      pairs: of seeds.
+    """
+
+    profiles: float
+    labels: float
+    chance_profiles: float
+    chance_labels: float
+    p_profiles: float
+    p_labels: float
+    pairs: int
+
+
+def layers_of(heads: Iterable[str]) -> list[str]:
+    """The layer of each head, such as `down1.attn0`."""
+    return [str(head).rsplit(".", 1)[0] for head in heads]
+
+
+def attention_profiles(attention: xr.Dataset) -> Profile:
+    """Each head's attention statistics at each level, means over images, `(head, statistics x levels)`."""
+    parts = [attention[name].mean("image").transpose("head", "t").values for name in STATISTICS]
+    return np.concatenate(parts, axis=1).astype(np.float64)
+
+
+def match(first: Profile, second: Profile, layers: Sequence[str]) -> Int[np.ndarray, " head"]:
+    """For each head of the first network its counterpart in the second, within the same layer.
+
+    Distances are squared, over profiles brought to variance 1 over all heads of both networks.
+    """
+    both = np.concatenate([first, second])
+    spread = np.where(both.std(axis=0) > 0, both.std(axis=0), 1)
+    first, second, layers = first / spread, second / spread, np.asarray(layers)
+    found = np.empty(len(first), int)
+    for layer in dict.fromkeys(layers):
+        heads = np.flatnonzero(layers == layer)
+        distance = ((first[heads, None] - second[None, heads]) ** 2).sum(-1)
+        rows, columns = linear_sum_assignment(distance)
+        found[heads[rows]] = heads[columns]
+    return found
+
+
+def agreement(
+    profiles: Sequence[Profile],
+    selectivity: Sequence[Float[np.ndarray, "head target"]],
+    roles: Sequence[Sequence[str]],
+    layers: Sequence[str],
+    repeats: int = 2000,
+    seed: int = 0,
+) -> Agreement:
+    """Agreement of roles between networks, with heads matched by `profiles`, one entry a training seed.
+
+    Args:
+      profiles: what heads are matched by (`attention_profiles`), not made of roles.
+      selectivity, roles: of `roles.Roles`, for the same heads in the same order.
+      layers: of the heads (`layers_of`), the same in all networks.
+      repeats: shuffles.
+    Raises:
+      ConfigError: fewer than 2 networks.
+    """
+    if len(profiles) < 2:
+        raise ConfigError(
+            f"{len(profiles)} network(s): at least 2 seeds are needed to see whether roles agree"
+        )
+    pairs = list(itertools.combinations(range(len(profiles)), 2))
+    alike = [_correlations(selectivity[i], selectivity[j]) for i, j in pairs]
+    same = [_labels(roles[i], roles[j]) for i, j in pairs]
+    found = [match(profiles[i], profiles[j], layers) for i, j in pairs]
+    names = _relabelled(np.random.default_rng(seed), np.asarray(layers), (repeats, len(profiles)))
+    rows = np.stack([names[:, i] for i, _ in pairs], axis=1)  # repeat, pair, head
+    columns = np.stack([names[:, j][:, chosen] for (_, j), chosen in zip(pairs, found)], axis=1)
+    correlations, labels = (_means(np.array(table), rows, columns) for table in (alike, same))
+    return Agreement(
+        profiles=float(correlations[0]),
+        labels=float(labels[0]),
+        chance_profiles=float(correlations[1:].mean()),
+        chance_labels=float(labels[1:].mean()),
+        p_profiles=float((correlations >= correlations[0] - 1e-12).mean()),
+        p_labels=float((labels >= labels[0] - 1e-12).mean()) if np.isfinite(labels[0]) else float("nan"),
+        pairs=len(pairs),
+    )
+
+
+def _correlations(first: np.ndarray, second: np.ndarray) -> Float[np.ndarray, "head head"]:
+    """Pearson's correlation over targets of every head of one with each of the other; 0 without spread."""
+
+    def unit(rows):
+        known = np.isfinite(rows)
+        mean = np.where(known, rows, 0).sum(axis=1, keepdims=True) / np.maximum(
+            known.sum(axis=1, keepdims=True), 1
+        )
+        rows = np.where(known, rows - mean, 0)
+        norm = np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows / np.where(norm > 0, norm, 1)
+
+    return unit(first) @ unit(second).T
+
+
+def _labels(first: Sequence[str], second: Sequence[str]) -> Float[np.ndarray, "head head"]:
+    """1 where two heads have one role, 0 where they differ, NaN where neither has any."""
+    one, other = np.asarray(first)[:, None], np.asarray(second)[None, :]
+    neither = (one == UNASSIGNED) & (other == UNASSIGNED)
+    return np.where(neither, np.nan, (one == other).astype(np.float64))
+
+
+def _relabelled(
+    rng: np.random.Generator, layers: np.ndarray, shape: tuple[int, int]
+) -> Int[np.ndarray, "m network head"]:
+    """Heads as they are, then renamed at random within layers, in every network alone."""
+    repeats, networks = shape
+    found = np.tile(np.arange(len(layers)), (repeats + 1, networks, 1))
+    for layer in dict.fromkeys(layers):
+        heads = np.flatnonzero(layers == layer)
+        found[1:, :, heads] = rng.permuted(found[1:, :, heads], axis=-1)
+    return found
+
+
+def _means(
+    tables: Float[np.ndarray, "pair head head"], rows: Int[np.ndarray, "m pair head"], columns
+) -> Float[np.ndarray, " m"]:
+    """Mean over pairs of networks and their matched heads, NaN left out; NaN if none is left."""
+    values = tables[np.arange(len(tables))[:, None], rows, columns].reshape(len(rows), -1)
+    known = np.isfinite(values)
+    count = known.sum(axis=1)
+    return np.where(count > 0, np.where(known, values, 0).sum(axis=1) / np.maximum(count, 1), np.nan)

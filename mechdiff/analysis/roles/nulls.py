@@ -1,0 +1,65 @@
+"""Matched random sets of channels: components that have no role, for those that may have one to beat."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from mechdiff.core.errors import ConfigError
+from mechdiff.interventions.record import Component, Intervention, leave_one_out
+
+
+def matched_sets(
+    components: Sequence[Component],
+    pool: Sequence[Component],
+    identity: Intervention,
+    count: int,
+    seed: int = 0,
+    kind: str = "zero",
+    fills: Mapping | None = None,
+) -> tuple[list[str], Intervention]:
+    """`count` random sets of channels for each class of components (`matched_class`): the matched null.
+
+    Channels are drawn without replacement from the residual branches and skips of `pool` (all components of
+    the network) that have the component's resolution, its own site left out: else sets that hold a part of it
+    would share its role. Where there are fewer channels than a component has, all are taken.
+
+    Returns:
+      The class of each set, and the stacked interventions.
+    """
+    rng = np.random.default_rng(seed)
+    classes = {matched_class(component, identity): component for component in components}
+    stacked = leave_one_out(identity, [], kind, fills)[1]
+    gate = {
+        site: np.ones((count * len(classes), leaf.shape[-1]), np.float32)
+        for site, leaf in identity.gate.items()
+    }
+    for place, component in enumerate(classes.values()):
+        sites = {
+            one.site: identity.gate[one.site].shape[-1]
+            for one in pool
+            if one.kind in ("res", "skip") and one.resolution == component.resolution
+        }
+        sites.pop(component.site, None)
+        channels = [(site, i) for site, width in sites.items() for i in range(width)]
+        if not channels:
+            raise ConfigError(f"{component.name}: no other branch or skip of its resolution")
+        for row in range(place * count, (place + 1) * count):
+            for i in rng.permutation(len(channels))[: _channels(component, identity)]:
+                gate[channels[i][0]][row, channels[i][1]] = 0
+    return [name for name in classes for _ in range(count)], replace(stacked, gate=gate)
+
+
+def matched_class(component: Component, identity: Intervention) -> str:
+    """Components of one class share a null: `RESOLUTION x CHANNELS`, and the site of branches and skips."""
+    own = f" not {component.site}" if component.kind in ("res", "skip") else ""
+    return f"{component.resolution} x {_channels(component, identity)}{own}"
+
+
+def _channels(component: Component, identity: Intervention) -> int:
+    """Channels of a component; of a head its share of its layer's, which are those of the branch before."""
+    start, stop = component.index
+    if component.kind != "head":
+        return stop - start
+    branch = component.site.replace("attn", "block").removesuffix("head") + "res"
+    return identity.gate[branch].shape[-1] * (stop - start) // identity.gate[component.site].shape[-1]

@@ -1,0 +1,177 @@
+"""Scores of every component at a cost that does not grow with their number.
+
+An ablation moves the gates of a component from 1 to 0. The change of the denoising loss is expanded in the
+gates: its first-order part is a gradient, and, since near a trained optimum that nearly vanishes, the
+Gauss-Newton part of its curvature is added, which is the squared change of the prediction. Both come for all
+units at once from products of a random vector with the Jacobian. They are *screening* scores:
+`screening.screen_and_verify` checks them exactly.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from mechdiff.core import devices, keys
+from mechdiff.core.config import UNetConfig
+from mechdiff.core.devices import ALL, IMAGES
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.interventions.record import Component, Intervention, ablate
+from mechdiff.models.unet import components, denoise
+from mechdiff.sweeps.activations import fills_at
+from mechdiff.sweeps.denoising import Subject
+from mechdiff.sweeps.execution import memory
+
+
+@functools.partial(jax.jit, static_argnames=("unet", "probes", "mesh"))
+def _slopes(
+    unet: UNetConfig,
+    probes: int,
+    mesh: Mesh,
+    schedule: NoiseSchedule,
+    params: PyTree,
+    point: Intervention,
+    t: Int[Array, ""],
+    key: PRNGKey,
+    probe_key: PRNGKey,
+    x0: Images,
+    indices: Int[Array, " batch"],
+) -> tuple[Float[Array, " batch"], PyTree, PyTree]:
+    """Each image's loss, its gradient in the gates, and v^T J for random signs v, J being d eps / d gates."""
+
+    def local(schedule, params, point, t, key, probe_key, x0, indices):
+        batch = len(x0)
+        noise = image_noise(key, indices, x0.shape[1:])
+        at = jnp.full(batch, t)
+        x_t = q_sample(schedule, x0, at, noise)
+
+        def predict(gate):
+            changed = dataclasses.replace(point, gate=gate)
+            return denoise(unet, schedule, params, changed, x_t, at)
+
+        gate = {site: jnp.tile(leaf, (batch, 1)) for site, leaf in point.gate.items()}
+        eps, pull = jax.vjp(predict, gate)
+        pixels = eps[0].size
+        (first,) = pull(2 * (eps - noise) / pixels)
+
+        def probe(number):
+            signs = jax.vmap(lambda image: jax.random.rademacher(image, x0.shape[1:], x0.dtype))
+            return pull(signs(keys.per_image(jax.random.fold_in(probe_key, number), indices)))[0]
+
+        second = jax.lax.map(probe, jnp.arange(probes))
+        loss = jnp.mean((eps - noise) ** 2, axis=(1, 2, 3))
+        return loss, first, jax.tree.map(lambda v: v / np.sqrt(pixels), second)
+
+    specs, outs = (*[ALL] * 6, IMAGES, IMAGES), (IMAGES, IMAGES, PartitionSpec(None, "images"))
+    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=outs, check_vma=False)
+    return run(schedule, params, point, t, key, probe_key, x0, indices)
+
+
+def gate_scores(
+    subject: Subject,
+    images: Images,
+    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
+    key: PRNGKey,
+    *,
+    chosen: Sequence[Component] | None = None,
+    kind: str = "zero",
+    fills: PyTree = None,
+    order: str = "gauss_newton",
+    at: str = "identity",
+    probes: int = 4,
+    block: int = 8,
+) -> xr.Dataset:
+    """Predicted effect of leaving out each component, image by image.
+
+    With L the loss in one component's gate, g its gradient and C = |d eps / d gate|^2 / pixels (half the
+    Gauss-Newton curvature), at `identity` the score is L(0) - L(1) = C - g. At `ablated` the point is the
+    network without any of the components `chosen`, where those that stand in for each other don't hide each
+    other: the score is L(without all) - L(with this one alone) = -C - g.
+
+    Args:
+      images: in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in `sweep.teacher_forced`.
+      order: `first`, or `gauss_newton` for both parts.
+      at: the point of expansion, `identity` or `ablated`.
+      chosen: components, overlapping or not, such as single channels (`unet.components(config, groups)`).
+      kind: of ablation; others than `zero` need `fills`, site -> `(levels, *site)`.
+      probes: random vectors; the relative error of a curvature is about sqrt(2 / (probes x images)).
+      block: images in one program.
+
+    Returns:
+      Dataset with `score`, its parts `first` (-g) and `second` (+-C; 0 where `order` is `first`), in units of
+      the denoising loss, dims `component, t, image`, and `clean_loss` at the point, dims `t, image`.
+
+    Raises:
+      ConfigError: an unknown order or point, probes below 1, or a kind without fills.
+    """
+    if order not in ("first", "gauss_newton") or at not in ("identity", "ablated"):
+        raise ConfigError(f"order={order!r}, at={at!r}: choose first or gauss_newton, identity or ablated")
+    if probes < 1:
+        raise ConfigError(f"probes={probes} must be at least 1; 4 are usual")
+    chosen = tuple(chosen or components(subject.unet))
+    images, timesteps = np.asarray(images), np.asarray(timesteps, np.int32)
+    sites = sorted(subject.identity.gate)
+    block = memory.at_once(block, memory.gradient_bytes(subject.unet))
+    membership = _membership(subject.identity, sites, chosen)
+    mesh = devices.over(block)
+    placed = devices.everywhere(mesh, (subject.schedule, subject.params))
+    network = subject.unet, probes if order == "gauss_newton" else 0, mesh, *placed
+    first = np.empty((len(chosen), len(timesteps), len(images)), np.float32)
+    second, loss = np.zeros_like(first), np.empty(first.shape[1:], np.float32)
+    for level, t in enumerate(timesteps):
+        here = None if kind == "zero" else fills_at(fills or {}, level)
+        # Only the fills matter at identity, only the gates and fills at the ablated point.
+        point = ablate(subject.identity, chosen, kind, here)
+        if at == "identity":
+            point = dataclasses.replace(point, gate=subject.identity.gate)
+        for start in range(0, len(images), block):
+            index = np.resize(np.arange(start, min(start + block, len(images))), block)
+            probe_key = keys.stream(key, "probes")
+            losses, *found = _slopes(*network, point, int(t), key, probe_key, images[index], index)
+            gradient, products = (
+                np.concatenate([np.asarray(part[site]) for site in sites], axis=-1) @ membership
+                for part in found
+            )
+            where = slice(start, min(start + block, len(images)))
+            count = where.stop - where.start
+            loss[level, where] = losses[:count]
+            first[:, level, where] = -gradient[:count].T
+            if order == "gauss_newton":
+                sign = 1 if at == "identity" else -1
+                second[:, level, where] = sign * (products[:, :count] ** 2).mean(0).T
+    dims = ("component", "t", "image")
+    return xr.Dataset(
+        {
+            "score": (dims, first + second),
+            "first": (dims, first),
+            "second": (dims, second),
+            "clean_loss": (dims[1:], loss),
+        },
+        coords={
+            "component": [component.name for component in chosen],
+            "part": ("component", [component.kind for component in chosen]),
+            "t": timesteps,
+            "image": np.arange(len(images)),
+        },
+        attrs={"subject": subject.name, "kind": kind, "order": order, "at": at, "probes": probes},
+    )
+
+
+def _membership(identity: Intervention, sites: list[str], chosen: Sequence[Component]) -> np.ndarray:
+    """`(units of all sites, components)`: 1 where a unit belongs to a component."""
+    first = dict(zip(sites, np.cumsum([0] + [identity.gate[site].shape[-1] for site in sites])))
+    total = sum(identity.gate[site].shape[-1] for site in sites)
+    member = np.zeros((total, len(chosen)), np.float32)
+    for column, component in enumerate(chosen):
+        start, stop = component.index
+        member[first[component.site] + start : first[component.site] + stop, column] = 1
+    return member

@@ -1,0 +1,116 @@
+"""How the components share what they bring together: gradients along the whole way from ablated to identity.
+
+A gradient sees one point. At identity, components that stand in for each other hide each other; at the
+ablated point, those that need each other do. Integrated gradients (Sundararajan et al. 2017) see points all
+along the straight path on which the gates open together, and their shares add up to the whole. They miss what
+happens between these points: where two copies of a signal saturate a norm, all of it near the ablated end.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Float, Int
+
+from mechdiff.core.config import UNetConfig
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.interventions.record import Component, Intervention, ablate
+from mechdiff.models.unet import components, denoise
+from mechdiff.sweeps.activations import fills_at
+from mechdiff.sweeps.denoising import Subject
+
+
+@functools.partial(jax.jit, static_argnames=("unet", "steps"))
+def _shares(
+    unet: UNetConfig,
+    steps: int,
+    schedule: NoiseSchedule,
+    params: PyTree,
+    start: PyTree,
+    end: Intervention,
+    x0: Images,
+    t: Int[Array, ""],
+    indices: Int[Array, " batch"],
+    key: PRNGKey,
+) -> dict[str, Float[Array, "batch units"]]:
+    """Minus the mean gradient of each image's loss on the way of the gates from `start` to those of `end`."""
+    batch = len(x0)
+    noise, at = image_noise(key, indices, x0.shape[1:]), jnp.full(batch, t)
+    x_t = q_sample(schedule, x0, at, noise)
+
+    def loss(gate):
+        changed = dataclasses.replace(end, gate=gate)
+        error = denoise(unet, schedule, params, changed, x_t, at) - noise
+        return jnp.mean(error**2, axis=(1, 2, 3)).sum()  # no image's gates touch another image
+
+    def step(total, s):
+        gate = {
+            site: jnp.tile((1 - s) * start[site] + s * gate, (batch, 1)) for site, gate in end.gate.items()
+        }
+        return jax.tree.map(lambda sum_, g: sum_ - g / steps, total, jax.grad(loss)(gate)), None
+
+    nothing = {site: jnp.zeros((batch, gate.shape[-1])) for site, gate in end.gate.items()}
+    return jax.lax.scan(step, nothing, (jnp.arange(steps) + 0.5) / steps)[0]
+
+
+def integrated_gradients(
+    subject: Subject,
+    images: Images,
+    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
+    key: PRNGKey,
+    *,
+    chosen: Sequence[Component] | None = None,
+    kind: str = "zero",
+    fills: PyTree = None,
+    steps: int = 8,
+    block: int = 8,
+) -> xr.Dataset:
+    """Shares of L(without all of `chosen`) - L in which each of them brings the loss down, image by image.
+
+    The share of a component is -int_0^1 dL/dgate ds, s being how far all gates have opened, by the midpoints
+    of `steps` equal parts.
+
+    Args:
+      steps: gradients taken; all other arguments as in `attribution.gate_scores`.
+
+    Returns:
+      Dataset with `score`, in units of the denoising loss, dims `component, t, image`.
+
+    Raises:
+      ConfigError: no steps, or a kind without fills.
+    """
+    if steps < 1:
+        raise ConfigError(f"steps={steps} must be at least 1; 8 are usual")
+    chosen = tuple(chosen or components(subject.unet))
+    images, timesteps = np.asarray(images), np.asarray(timesteps, np.int32)
+    network = subject.unet, steps, subject.schedule, subject.params
+    score = np.empty((len(chosen), len(timesteps), len(images)), np.float32)
+    for level, t in enumerate(timesteps):
+        ablated = ablate(
+            subject.identity, chosen, kind, None if kind == "zero" else fills_at(fills or {}, level)
+        )
+        end = dataclasses.replace(ablated, gate=dict(subject.identity.gate))
+        for start in range(0, len(images), block):
+            # The last block is filled up, so that it needs no program of its own.
+            count = min(block, len(images) - start)
+            index = np.resize(np.arange(start, start + count), block)
+            found = jax.device_get(_shares(*network, ablated.gate, end, images[index], int(t), index, key))
+            shares = [found[one.site][:count, slice(*one.index)].sum(axis=-1) for one in chosen]
+            score[:, level, start : start + count] = shares
+    return xr.Dataset(
+        {"score": (("component", "t", "image"), score)},
+        coords={
+            "component": [component.name for component in chosen],
+            "part": ("component", [component.kind for component in chosen]),
+            "t": timesteps,
+            "image": np.arange(len(images)),
+        },
+        attrs={"subject": subject.name, "kind": kind, "steps": steps},
+    )

@@ -1,0 +1,168 @@
+"""Second-order effects of pairs of components: redundancy is where single ablations mislead.
+
+The synergy of a pair is L(without both) - L(without a) - L(without b) + L: above 0 where each makes up for
+the other's loss (redundancy), below 0 where the damage of one makes the other useless. To second order it
+is the Hessian of the loss in the two gates.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from mechdiff.core import devices
+from mechdiff.core.config import UNetConfig
+from mechdiff.core.devices import ALL, IMAGES
+from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.interventions.record import Component, Intervention, ablate, leave_one_out
+from mechdiff.models.unet import denoise
+from mechdiff.sweeps.denoising import Subject
+from mechdiff.sweeps.execution.engine import Engine
+
+ROWS = 64  # directions x images in one program
+
+
+@functools.partial(jax.jit, static_argnames=("unet", "mesh"))
+def _curvatures(
+    unet: UNetConfig,
+    mesh: Mesh,
+    schedule: NoiseSchedule,
+    params: PyTree,
+    identity: Intervention,
+    directions: PyTree,
+    t: Int[Array, ""],
+    key: PRNGKey,
+    x0: Images,
+    indices: Int[Array, " batch"],
+    weights: Float[Array, " batch"],
+) -> tuple[PyTree, Float[Array, ""]]:
+    """H d of each direction d, H being the Hessian of the weighted loss in the gates, and that loss."""
+
+    def local(schedule, params, identity, directions, t, key, x0, indices, weights):
+        count, batch = len(next(iter(directions.values()))), len(x0)
+        noise = image_noise(key, indices, x0.shape[1:])
+        at = jnp.full(count * batch, t)
+        x_t = jnp.tile(q_sample(schedule, x0, at[:batch], noise), (count, 1, 1, 1))
+        noise, weights = jnp.tile(noise, (count, 1, 1, 1)), jnp.tile(weights, count)
+        per_row = lambda leaf: jnp.repeat(leaf, batch, axis=0)
+        directions = jax.tree.map(per_row, directions)
+        gates = jax.tree.map(lambda one, d: jnp.broadcast_to(one, d.shape), dict(identity.gate), directions)
+
+        def loss(gate):
+            point = dataclasses.replace(identity, gate=gate)
+            error = denoise(unet, schedule, params, point, x_t, at) - noise
+            return weights @ jnp.mean(error**2, axis=(1, 2, 3))
+
+        # Reverse over reverse, since our convolution on CPUs has no forward mode; every direction has rows of
+        # its own instead of a turn in a loop, in which XLA's convolution gradients are slow.
+        total, slopes = jax.vjp(jax.value_and_grad(loss), gates)
+        (products,) = slopes((jnp.zeros(()), directions))
+        products = jax.tree.map(lambda leaf: leaf.reshape(count, batch, -1).sum(1), products)
+        return jax.lax.psum((products, total[0] / count), "images")
+
+    specs = (*[ALL] * 6, IMAGES, IMAGES, IMAGES)
+    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=ALL, check_vma=False)
+    return run(schedule, params, identity, directions, t, key, x0, indices, weights)
+
+
+def _flat(leaves: PyTree, sites: Sequence[str]) -> Float[np.ndarray, "directions units"]:
+    return np.concatenate([np.asarray(leaves[site], np.float64) for site in sites], axis=1)
+
+
+def pair_scores(
+    subject: Subject,
+    images: Images,
+    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
+    key: PRNGKey,
+    chosen: Sequence[Component],
+    *,
+    block: int = 16,
+) -> xr.Dataset:
+    """Second-order synergy of every pair of the `chosen` components under kind `zero`.
+
+    The cost grows with their number, not with that of pairs.
+
+    Args:
+      images: in [-1, 1]; image i has the noise of `image_noise(key, i)`.
+      block: images in one program.
+
+    Returns:
+      Dataset with `curvature`, dims `t, a, b` (its diagonal is a component's own), and `clean_loss`, dim `t`.
+    """
+    x0, count, block = np.asarray(images), len(images), min(block, len(images))
+    sites, stacked = sorted(subject.identity.gate), leave_one_out(subject.identity, chosen)[1]
+    flat = 1 - np.concatenate([stacked.gate[site] for site in sites], axis=1)  # components x all units
+    together = min(len(chosen), max(1, ROWS // block))
+    order = np.resize(np.arange(len(chosen)), -(-len(chosen) // together) * together).reshape(-1, together)
+    groups = [{site: 1 - stacked.gate[site][some] for site in sites} for some in order]
+    mesh = devices.over(block)
+    network = devices.everywhere(mesh, (subject.schedule, subject.params, subject.identity))
+    curvature, loss = np.zeros((len(timesteps), len(chosen), len(chosen))), np.zeros(len(timesteps))
+    for level, t in enumerate(timesteps):
+        for start in range(0, count, block):
+            index = np.arange(start, start + block)
+            weights = (index < count).astype(np.float32) / count  # the last block is filled up with repeats
+            index = np.minimum(index, count - 1)
+            inputs = int(t), key, x0[index], index, weights
+            found = [_curvatures(subject.unet, mesh, *network, group, *inputs) for group in groups]
+            products = np.concatenate([_flat(product, sites) for product, _ in found])[: len(chosen)]
+            curvature[level] += products @ flat.T
+            loss[level] += float(found[0][1])
+    names = [component.name for component in chosen]
+    return xr.Dataset(
+        {"curvature": (("t", "a", "b"), curvature), "clean_loss": ("t", loss)},
+        coords={"a": names, "b": names, "t": np.asarray(timesteps)},
+    )
+
+
+def pair_effects(
+    subject: Subject,
+    images: Images,
+    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
+    key: PRNGKey,
+    pairs: Sequence[tuple[Component, Component]],
+) -> xr.Dataset:
+    """Exact effects of pairs under kind `zero`, image by image.
+
+    The singles, the pairs and the clean network share image, noise and timestep.
+
+    Returns:
+      Dataset of losses without the first, the second and both of a pair, `without_a`, `without_b` and
+      `without_both`, and their `synergy`, dims `pair, t, image`; `clean_loss`, dims `t, image`.
+    """
+    singles = {component.name: component for component in itertools.chain(*pairs)}
+    sets = [*((one,) for one in singles.values()), *pairs]
+    gates = [ablate(subject.identity, one).gate for one in sets]
+    gate = {site: np.stack([np.asarray(each[site]) for each in gates]) for site in gates[0]}
+    stacked = dataclasses.replace(subject.identity, gate=gate)
+    engine = Engine(subject.unet, subject.schedule, subject.params)
+    x0, index = np.asarray(images), np.arange(len(images))
+    measured = [engine.measure(stacked, x0, index, int(t), key) for t in timesteps]
+    loss, clean = np.stack([one.loss for one in measured], 1), np.stack([one.clean_loss for one in measured])
+    place = {name: row for row, name in enumerate(singles)}
+    a, b = (loss[[place[pair[side].name] for pair in pairs]] for side in (0, 1))
+    both, dims = loss[len(singles) :], ("pair", "t", "image")
+    return xr.Dataset(
+        {
+            "without_a": (dims, a),
+            "without_b": (dims, b),
+            "without_both": (dims, both),
+            "synergy": (dims, both - a - b + clean),
+            "clean_loss": (dims[1:], clean),
+        },
+        coords={
+            "a": ("pair", [a.name for a, _ in pairs]),
+            "b": ("pair", [b.name for _, b in pairs]),
+            "t": np.asarray(timesteps),
+            "image": index,
+        },
+    )

@@ -1,0 +1,262 @@
+"""Screen all components by their scores, verify the best exactly, and estimate what was missed.
+
+The shortlist holds the components with the largest |score|; a random audit of the rest, verified too, tells
+how often the screen misses. While that could be more often than is allowed, the shortlist doubles. What was
+verified once is never computed again.
+
+Stopping at the first audit that looks good favours lucky audits. So the 5 % by which intervals may err are
+split evenly over all audits that there could be, whose number is known beforehand.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float, Int
+
+from mechdiff.circuits.attribution import gate_scores
+from mechdiff.circuits.score_agreement import Fidelity, fidelity
+from mechdiff.core.config import SweepConfig
+from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.interventions.record import Component
+from mechdiff.models.unet import components
+from mechdiff.stats import share_interval
+from mechdiff.sweeps.denoising import Subject, teacher_forced
+
+EXPANSIONS = ("identity", "ablated", "either")
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifiedScreen:
+    """What a screen found, and how far it can be trusted.
+
+    Attributes:
+      scores: of `attribution.gate_scores`, for all components, by point of expansion.
+      score: pooled score in Deg% that the ranking is by, for all components, in their order.
+      effect: pooled exact Deg% of those verified, NaN for the rest.
+      shortlist, audited: names.
+      k: how many of the largest effects the screen is asked to find.
+      looks: audits that were made.
+      miss_rate: share of the last audit with an |effect| above the k-th largest of the shortlist.
+      miss_interval: of the share of all that are not on the shortlist; over all the audits that the rule may
+        make, and so wherever it stops, right with at least 95 %.
+      fidelity: over the verified components only: those with large scores, and the last audits.
+    """
+
+    scores: dict[str, xr.Dataset]
+    score: Float[np.ndarray, " component"]
+    effect: Float[np.ndarray, " component"]
+    shortlist: tuple[str, ...]
+    audited: tuple[str, ...]
+    k: int
+    looks: int
+    miss_rate: float
+    miss_interval: tuple[float, float]
+    fidelity: Fidelity
+
+
+def score_all(
+    subject: Subject,
+    images: Images,
+    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
+    key: PRNGKey,
+    chosen: Sequence[Component],
+    points: Sequence[str] = EXPANSIONS,
+    **kwargs: Any,
+) -> tuple[dict[str, xr.Dataset], dict[str, Float[np.ndarray, "component t"]]]:
+    """Scores by point of expansion, and as Deg%_t: in percent of the untouched network's loss.
+
+    Args:
+      points: `identity`, `ablated`, or `either`, the score of larger size of these two: a component matters
+        if its loss hurts while the others are there, or if it helps where they are gone.
+      kwargs: of `attribution.gate_scores`.
+    """
+    needed = ["identity"] + ["ablated"] * (set(points) != {"identity"})
+    scores = {
+        at: gate_scores(subject, images, timesteps, key, chosen=chosen, at=at, **kwargs) for at in needed
+    }
+    base = scores["identity"].clean_loss.mean("image").values
+    damage = {at: 100 * found.score.mean("image").values / base for at, found in scores.items()}
+    if "either" in points:
+        first, last = damage["identity"], damage["ablated"]
+        larger = np.abs(first.mean(1)) >= np.abs(last.mean(1))
+        damage["either"] = np.where(larger[:, None], first, last)
+    return scores, {point: damage[point] for point in points}
+
+
+def screen_and_verify(
+    subject: Subject,
+    images: Images,
+    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
+    key: PRNGKey,
+    folder: Path,
+    *,
+    chosen: Sequence[Component] | None = None,
+    kind: str = "zero",
+    fills: PyTree = None,
+    probes: int = 4,
+    point: str = "identity",
+    k: int = 10,
+    shortlist: int = 20,
+    audit: int = 30,
+    miss_bound: float = 0.2,
+    seed: int = 0,
+) -> VerifiedScreen:
+    """Finds the components with the `k` largest pooled |Deg%| without running all of them.
+
+    Args:
+      images: in [-1, 1]; scores and exact runs see the same images, noise and timesteps.
+      folder: exact runs are kept here, see `sweep.teacher_forced`.
+      chosen: components to screen, thousands if wished; all of the network if None.
+      point: of expansion that the ranking is by, see `score_all`.
+      shortlist: components verified first, at least `k`.
+      audit: components of the rest that are verified, drawn at random.
+      miss_bound: the shortlist doubles while the upper end of the miss rate's interval is above this. With a
+        clean audit of n of a large rest, and room for m doublings, that end is about ln(40 (m + 1)) / n.
+      seed: of the audit's draw.
+
+    Raises:
+      ConfigError: a shortlist below `k`, an audit below 1, a bound outside (0, 1], or an unknown point.
+    """
+    if shortlist < k or k < 1 or audit < 1 or not 0 < miss_bound <= 1:
+        raise ConfigError(
+            f"shortlist={shortlist}, k={k}, audit={audit}, miss_bound={miss_bound}: "
+            "need shortlist >= k >= 1, audit >= 1 and 0 < miss_bound <= 1"
+        )
+    if point not in EXPANSIONS:
+        raise ConfigError(unknown("point of expansion", point, EXPANSIONS))
+    chosen = tuple(chosen or components(subject.unet))
+    seen = subject, images, timesteps, key
+    given = {"kind": kind, "fills": fills}
+    scores, damage = score_all(*seen, chosen, (point,), probes=probes, **given)
+    exact = np.full(damage[point].shape, np.nan)  # Deg%_t
+
+    def verify(which: Int[np.ndarray, " some"]) -> np.ndarray:
+        new = which[np.isnan(exact[which, 0])]
+        if len(new):
+            exact[new] = exact_damage(*seen, folder, [chosen[i] for i in new], **given)
+        return np.abs(exact[which].mean(1))
+
+    score = damage[point].mean(1)
+    order = np.argsort(-np.abs(score), kind="stable")
+    rule = min(shortlist, len(chosen)), audit, miss_bound, np.random.default_rng(seed)
+    size, audited, looks, missed, interval = audit_until(order, verify, k, *rule)
+    named = lambda which: tuple(chosen[i].name for i in which)
+    return VerifiedScreen(
+        scores,
+        score,
+        exact.mean(1),
+        named(order[:size]),
+        named(audited),
+        k,
+        looks,
+        missed / max(len(audited), 1),
+        interval,
+        fidelity(damage[point], exact, chosen, timesteps, k),
+    )
+
+
+def quality(
+    subject: Subject,
+    images: Images,
+    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
+    key: PRNGKey,
+    folder: Path,
+    *,
+    chosen: Sequence[Component] | None = None,
+    kind: str = "zero",
+    fills: PyTree = None,
+    probes: int = 4,
+    k: int = 10,
+) -> dict[str, Fidelity]:
+    """How well each point of expansion ranks the components, all of which are run exactly.
+
+    Over a selection by score, agreement would look other than it is.
+    """
+    chosen = tuple(chosen or components(subject.unet))
+    seen, given = (subject, images, timesteps, key), {"kind": kind, "fills": fills}
+    damage = score_all(*seen, chosen, probes=probes, **given)[1]
+    exact = exact_damage(*seen, folder, chosen, **given)
+    return {point: fidelity(found, exact, chosen, timesteps, k) for point, found in damage.items()}
+
+
+def lines(found: VerifiedScreen, names: Sequence[str]) -> list[str]:
+    """A screen as a table: what was verified, by size, and how far the scores can be trusted."""
+    place = {name: i for i, name in enumerate(names)}
+    done = [place[name] for name in (*found.shortlist, *found.audited)]
+    done.sort(key=lambda i: -abs(found.effect[i]))
+    row = lambda i: f"{names[i]:28}{found.score[i]:12.3f} %{found.effect[i]:12.3f} %"
+    groups = {"all": found.fidelity.overall, **found.fidelity.by_part}
+    groups |= {f"t = {t}": one for t, one in found.fidelity.by_t.items()}
+    low, high = found.miss_interval
+    return [
+        f"{'component':28}{'score':>14}{'exact':>14}",
+        *(row(i) for i in done),
+        f"{'of those verified':28}{'n':>6}{'Spearman':>10}{'signs':>8}{'recall':>8}{'listed':>8}",
+        *(
+            f"{name:28}{one.n:6}{one.spearman:10.2f}{one.sign:8.0%}{one.recall:8.0%}{one.listed:8.0%}"
+            for name, one in groups.items()
+        ),
+        f"{len(done):,} of {len(names):,} verified; of those not on the shortlist {found.miss_rate:.1%} "
+        f"[{low:.1%}, {high:.1%}] are missed ({len(found.audited)} audited, audit {found.looks})",
+    ]
+
+
+def audit_until(
+    order: Int[np.ndarray, " component"],
+    verify: Callable[[np.ndarray], np.ndarray],
+    k: int,
+    size: int,
+    audit: int,
+    bound: float,
+    rng: np.random.Generator,
+    level: float = 0.95,
+) -> tuple[int, Int[np.ndarray, " audited"], int, int, tuple[float, float]]:
+    """Doubles the shortlist until the share of the rest that it misses is surely below `bound`.
+
+    A miss is larger than the `k`-th largest of the shortlist `order[:size]`. Audits are fresh draws, so each
+    interval is exact for its own shortlist; as one of them is chosen by its outcome, each is
+    given its part of 1 - `level` (Bonferroni over the sizes that there could be).
+
+    Args:
+      order: components, the most promising first.
+      verify: sizes of the exact effects of some.
+
+    Returns:
+      Size of the shortlist, the audited, how many audits there were, misses of the last, and its interval.
+    """
+    possible = 1 + int(np.ceil(np.log2(len(order) / size)))  # the last of them verifies everything
+    each = 1 - (1 - level) / max(possible - 1, 1)
+    for looks in range(1, possible + 1):  # noqa: B007
+        listed, rest = order[:size], order[size:]
+        bar = np.sort(verify(listed))[::-1][min(k, len(listed)) - 1]
+        audited = rng.permutation(rest)[:audit]
+        missed = int((verify(audited) > bar).sum())
+        interval = share_interval(missed, len(audited), len(rest), each)
+        if interval[1] <= bound:
+            break
+        size = min(2 * size, len(order))
+    return len(listed), audited, looks, missed, interval
+
+
+def exact_damage(
+    subject: Subject,
+    images: Images,
+    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
+    key: PRNGKey,
+    folder: Path,
+    chosen: Sequence[Component],
+    kind: str = "zero",
+    fills: PyTree = None,
+) -> Float[np.ndarray, "component t"]:
+    """Deg%_t by exact runs."""
+    config = SweepConfig(kinds=(kind,), image_block=len(images))
+    fills = None if kind == "zero" else {kind: fills}
+    found = teacher_forced(
+        subject, images, timesteps, key, folder, config=config, fills=fills, chosen=chosen
+    ).isel(kind=0)
+    return 100 * (found.loss.mean("image") / found.clean_loss.mean("image") - 1).values

@@ -1,6 +1,0 @@
-"""The paper's claims: `seeds` puts networks side by side, `questions` test them, `verdicts` are the rules."""
-
-from mechdiff.claims.questions import QUESTIONS, evaluate
-from mechdiff.claims.verdicts import Claim, Network, table
-
-__all__ = ["QUESTIONS", "Claim", "Network", "evaluate", "table"]

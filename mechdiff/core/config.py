@@ -1,0 +1,312 @@
+"""Frozen configuration records and their validation. Presets live in `presets.py`."""
+
+import ast
+import dataclasses
+import math
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mechdiff.core.errors import ConfigError, unknown
+
+Prediction = Literal["epsilon", "v_prediction", "sample"]  # what a network outputs; see `diffusion.target`
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """A DDPM UNet (Ho et al. 2020); a superset of diffusers' `UNet2DModel` where DDPM checkpoints use it.
+
+    Levels are ordered from the highest resolution to the lowest, for encoder and decoder alike.
+    """
+
+    image_size: int = 32  # pixels; divisible by 2 ** (levels - 1)
+    in_channels: int = 3
+    out_channels: int = 3
+    widths: tuple[int, ...] = (32, 64, 64)  # channels per level
+    blocks_per_level: int = 1  # the decoder has one more
+    down_attention: tuple[bool, ...] = (False, True, True)
+    up_attention: tuple[bool, ...] = (False, True, True)
+    mid_attention: bool = True
+    heads: tuple[int, ...] = (4, 4, 4)  # per level; the middle uses the last
+    norm_groups: int = 8
+    norm_eps: float = 1e-6
+    dropout: float = 0.0
+    time_scale_shift: bool = False  # FiLM instead of addition in the residual blocks
+    time_width_factor: int = 4  # width of the time embedding, in units of widths[0]
+    flip_sin_to_cos: bool = False  # cos half first
+    frequency_shift: float = 1.0
+    down_padding: Literal[0, 1] = 1  # 0 pads right and bottom only, as the original DDPM does
+    resample_conv: bool = True  # a convolution in down- and upsampling; else pooling and nearest
+    resample_blocks: bool = False  # residual blocks do the down- and upsampling, as ADM may
+    center_input: bool = False  # 2 x - 1 first
+    prediction: Prediction = "epsilon"
+
+    def __post_init__(self):
+        levels = len(self.widths)
+        for name in ("down_attention", "up_attention", "heads"):
+            if len(getattr(self, name)) != levels:
+                raise ConfigError(f"unet.{name}={getattr(self, name)} needs {levels} entries, one per width")
+        for name in ("image_size", "in_channels", "out_channels", "blocks_per_level", "norm_groups"):
+            _at_least(f"unet.{name}", getattr(self, name), 1)
+        if self.image_size % 2 ** (levels - 1):
+            raise ConfigError(
+                f"unet.image_size={self.image_size} is not divisible by {2 ** (levels - 1)}, "
+                f"which {levels} widths need; change image_size or widths"
+            )
+        for level, (width, heads) in enumerate(zip(self.widths, self.heads)):
+            _at_least("unet.widths", width, 1)
+            _at_least("unet.heads", heads, 1)
+            if width % self.norm_groups:
+                raise ConfigError(
+                    f"unet.widths[{level}]={width} is not divisible by unet.norm_groups={self.norm_groups}"
+                )
+            attends = self.down_attention[level] or self.up_attention[level]
+            if (attends or (self.mid_attention and level == levels - 1)) and width % heads:
+                raise ConfigError(
+                    f"unet.widths[{level}]={width} is not divisible by unet.heads[{level}]={heads}"
+                )
+        _within("unet.dropout", self.dropout, 0.0, 0.999)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """Forward process (Ho et al. 2020; cosine: Nichol & Dhariwal 2021) and the weighting of its loss."""
+
+    schedule: Literal["linear", "scaled_linear", "cosine"] = "linear"
+    steps: int = 1000  # T
+    beta_start: float = 1e-4  # not cosine
+    beta_end: float = 0.02  # not cosine
+    weighting: Literal["uniform", "min_snr"] = "uniform"
+    min_snr_gamma: float = 5.0  # Hang et al. 2023
+
+    def __post_init__(self):
+        _at_least("diffusion.steps", self.steps, 2)
+        if not 0 < self.beta_start < self.beta_end < 1:
+            raise ConfigError(
+                f"diffusion.beta_start={self.beta_start}, beta_end={self.beta_end}: need 0 < start < end < 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which pictures. `path` is where CelebA or a TFDS copy lies (several folders joined by a comma)."""
+
+    name: Literal["synthetic", "celeba", "tfds", "unknown"] = "synthetic"  # unknown: of an imported model
+    path: str = ""
+    cache: str = ""  # where decoded pictures are kept; empty: beside the run
+    level: int = 4  # synthetic: rung of the complexity ladder, 0..4
+    n_train: int = 16384  # synthetic: pictures rendered; else an upper limit (0: all)
+    n_test: int = 2048
+    flip: bool = True  # mirror training pictures at random
+
+    def __post_init__(self):
+        _within("data.level", self.level, 0, 4)
+        _at_least("data.n_train", self.n_train, 0)
+        _at_least("data.n_test", self.n_test, 0)
+        if self.name == "synthetic":
+            _at_least("data.n_train", self.n_train, 1)
+            _at_least("data.n_test", self.n_test, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Optimisation: AdamW with warm-up, cosine decay and clipping; EMA of the parameters."""
+
+    steps: int = 4000
+    batch: int = 32
+    accumulate: int = 1  # micro-batches a step; divides batch
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    final_fraction: float = 0.05  # of learning_rate, at the last step
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    ema_decay: float = 0.9995
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
+    log_every: int = 50
+    eval_every: int = 500
+    eval_images: int = 128
+    sample_every: int = 0  # 0: only at the end
+    save_every: int = 250
+    keep: tuple[int, ...] = ()  # steps at which the model is exported too, to WORKDIR/snapshots/STEP
+
+    def __post_init__(self):
+        positive = ("steps", "batch", "accumulate", "log_every", "eval_every", "eval_images", "save_every")
+        for name in positive:
+            _at_least(f"train.{name}", getattr(self, name), 1)
+        for step in self.keep:
+            _within("train.keep", step, 1, self.steps)
+        for name in ("warmup", "sample_every", "weight_decay"):
+            _at_least(f"train.{name}", getattr(self, name), 0)
+        if self.batch % self.accumulate:
+            raise ConfigError(
+                f"train.batch={self.batch} is not divisible by train.accumulate={self.accumulate}"
+            )
+        _within("train.learning_rate", self.learning_rate, 1e-9, 1.0)
+        _within("train.ema_decay", self.ema_decay, 0.0, 0.999999)
+        _within("train.final_fraction", self.final_fraction, 0.0, 1.0)
+        _within("train.clip_norm", self.clip_norm, 1e-6, 1e6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """A teacher-forced sweep: components x kinds x timesteps x images."""
+
+    kinds: tuple[str, ...] = ("zero", "mean")
+    timesteps: int = 8  # spread evenly in log-SNR
+    images: int = 64  # scored at every timestep
+    nested: bool = False  # other images at every timestep: more pictures in as many runs
+    mean_images: int = 128  # that the mean fills come from; other pictures than those scored
+    image_block: int = 16  # images in one chunk of the result
+    chunk: int = 0  # interventions at once; 0: chosen by memory
+    draws: int = 1  # of kinds `resample` (donors of an image) and `noise`; their losses are averaged
+    optimal_steps: int = 32  # of Adam, for kind `optimal`
+
+    def __post_init__(self):
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise ConfigError(unknown("ablation kind", kind, KINDS))
+        for name in ("timesteps", "images", "mean_images", "image_block", "draws", "optimal_steps"):
+            _at_least(f"sweep.{name}", getattr(self, name), 1)
+        _at_least("sweep.chunk", self.chunk, 0)
+        if "resample" in self.kinds and self.draws >= self.images:
+            raise ConfigError(
+                f"sweep.draws={self.draws} donors of kind 'resample' need more than {self.draws} images, "
+                f"but sweep.images={self.images}; raise it or lower sweep.draws"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """What `reproduce` examines, and what it does with each network besides the sweep."""
+
+    models: tuple[str, ...] = ()  # folders in checkpoints/; empty: train one per data set first
+    controls: bool = False  # an untrained network of the same configuration beside each
+    circuits: tuple[str, ...] = ()  # kinds of ablation under which a circuit is looked for
+    role_sets: int = 0  # random sets that the role of a head must beat; 0: no roles
+    images: int = 16  # of those scored, that controls, circuits and roles take
+    timesteps: int = 8  # of circuits and roles, spread evenly in log-SNR
+
+    def __post_init__(self):
+        for kind in self.circuits:
+            if kind not in KINDS:
+                raise ConfigError(unknown("ablation kind", kind, KINDS))
+        _at_least("study.role_sets", self.role_sets, 0)
+        _at_least("study.images", self.images, 4)
+        _at_least("study.timesteps", self.timesteps, 1)
+
+
+KINDS = ("zero", "mean", "resample", "noise", "optimal")  # that a sweep can fill; `scale` is set by hand
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """Everything a run is made of; its JSON is the run's identity."""
+
+    name: str
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
+
+    def __post_init__(self):
+        _within("seed", self.seed, 0, 2**32 - 1)  # JAX cuts larger ones to 32 bits
+
+
+def to_dict(config: Any) -> dict:
+    """A config as JSON-ready dicts."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(data: dict, kind: type = ExperimentConfig) -> Any:
+    """The inverse of `to_dict`; unknown or missing fields are errors that name them."""
+    hints = typing.get_type_hints(kind)
+    for name in data:
+        if name not in hints:
+            raise ConfigError(unknown("field", name, hints))
+    values = {name: _restore(hints[name], value, name) for name, value in data.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{kind.__name__}: {error}") from None
+
+
+def override(config: ExperimentConfig, assignments: Iterable[str]) -> ExperimentConfig:
+    """`config` with assignments such as `"train.steps=10"` or `"seed=3"` applied in order.
+
+    Raises:
+      ConfigError: an unknown field (closest named), a value of the wrong type or out of range.
+    """
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set={assignment!r} has no '='; write section.field=value")
+        config = _assign(config, path.strip().split("."), text.strip(), path.strip())
+    return config
+
+
+def _assign(config: Any, path: list[str], text: str, full: str) -> Any:
+    hints = typing.get_type_hints(type(config))
+    if path[0] not in hints:
+        raise ConfigError(unknown("field", full, _all_fields(type(config), full, path)))
+    current = getattr(config, path[0])
+    if dataclasses.is_dataclass(current):
+        if len(path) == 1:
+            raise ConfigError(f"{full!r} is a section; name a field of it: {', '.join(to_dict(current))}")
+        return dataclasses.replace(config, **{path[0]: _assign(current, path[1:], text, full)})
+    if len(path) > 1:
+        raise ConfigError(f"{full!r}: {path[0]!r} is a field, not a section")
+    return dataclasses.replace(config, **{path[0]: _restore(hints[path[0]], _literal(text), full)})
+
+
+def _all_fields(kind: type, full: str, path: list[str]) -> list[str]:
+    prefix = full[: len(full) - len(".".join(path))]
+    names = []
+    for name, hint in typing.get_type_hints(kind).items():
+        inner = typing.get_type_hints(hint) if dataclasses.is_dataclass(hint) else None
+        names += [f"{prefix}{name}.{leaf}" for leaf in inner] if inner else [prefix + name]
+    return names
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _restore(hint: Any, value: Any, name: str) -> Any:
+    """`value` as the type that `hint` asks for, or a ConfigError that names both."""
+    if dataclasses.is_dataclass(hint):
+        return from_dict(value, hint)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(unknown(f"value for {name}:", value, arguments))
+        return value
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        items = items if isinstance(items, list | tuple) else [items]
+        return tuple(_restore(arguments[0], item, name) for item in items)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and isinstance(value, int | float):
+        return str(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{name}={value!r} is not of type {hint.__name__}")
+    if hint is float and not math.isfinite(value):
+        raise ConfigError(f"{name}={value} is not a finite number")
+    return value
+
+
+def _at_least(name: str, value: float, low: float):
+    if value < low:
+        raise ConfigError(f"{name}={value} is too small; at least {low}")
+
+
+def _within(name: str, value: float, low: float, high: float):
+    if not low <= value <= high:
+        raise ConfigError(f"{name}={value} is out of range; {low} to {high}")

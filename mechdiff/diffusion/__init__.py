@@ -1,0 +1,1 @@
+"""Gaussian diffusion: noise schedules, forward process, losses, samplers, closed-form denoisers."""

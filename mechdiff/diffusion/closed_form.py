@@ -1,0 +1,119 @@
+"""Denoisers that are known exactly: the posterior-mean noise of data whose distribution is known.
+
+With x_t = a x_0 + s eps (a = sqrt(abar_t), s = sqrt(1 - abar_t)) the best prediction of the noise is
+E[eps | x_t]; no network denoises such data with less loss. Two families have it in closed form:
+  Gaussian N(m, C)                   s (a^2 C + s^2 I)^-1 (x_t - a m)
+  mixture sum_k w_k N(m_k, d_k^2 I)  sum_k r_k s (x_t - a m_k) / (a^2 d_k^2 + s^2), with the posterior weights
+                                     r_k ~ w_k N(x_t; a m_k, (a^2 d_k^2 + s^2) I)
+A mixture at the training pictures with d = 0 is the denoiser that remembers them and nothing else.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mechdiff.core import devices
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.types import AnyArray, Images, Timesteps
+from mechdiff.diffusion.schedules import NoiseSchedule
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GaussianDenoiser:
+    """A `types.DenoiseFn`; made by `gaussian_denoiser`. The covariance is held as its eigenvalues, `spread`,
+    and eigenvectors, the columns of `basis`."""
+
+    schedule: NoiseSchedule
+    mean: Float[AnyArray, "height width channels"]
+    spread: Float[AnyArray, " pixels"]
+    basis: Float[AnyArray, "pixels pixels"]
+
+    def __call__(self, x_t: Images, t: Timesteps) -> Images:
+        """E[eps | x_t]."""
+        a, s = (values[t][:, None] for values in _scales(self.schedule))
+        away = x_t.reshape(len(x_t), -1) - a * self.mean.reshape(-1)
+        with jax.default_matmul_precision(devices.precision()):
+            eps = s * ((away @ self.basis) / (a**2 * self.spread + s**2)) @ self.basis.T
+        return eps.reshape(x_t.shape)
+
+    def loss(self, t: Timesteps) -> Float[Array, " batch"]:
+        """Expected denoising loss at `t`, the least there can be: tr(a^2 C (a^2 C + s^2 I)^-1) / pixels."""
+        a, s = (values[t][:, None] for values in _scales(self.schedule))
+        signal = a**2 * self.spread
+        return jnp.mean(signal / (signal + s**2), axis=1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MixtureDenoiser:
+    """A `types.DenoiseFn`; made by `mixture_denoiser`."""
+
+    schedule: NoiseSchedule
+    log_weights: Float[AnyArray, " parts"]
+    means: Float[AnyArray, "parts height width channels"]
+    deviations: Float[AnyArray, " parts"]
+
+    def __call__(self, x_t: Images, t: Timesteps) -> Images:
+        """E[eps | x_t]."""
+        a, s = (values[t][:, None] for values in _scales(self.schedule))
+        variance = a**2 * self.deviations**2 + s**2  # (batch, parts)
+        away = x_t.reshape(len(x_t), 1, -1) - a[:, :, None] * self.means.reshape(len(self.means), -1)
+        pixels = away.shape[-1]
+        log_likelihood = -0.5 * ((away**2).sum(-1) / variance + pixels * jnp.log(variance))
+        share = jax.nn.softmax(self.log_weights + log_likelihood, axis=1)
+        eps = jnp.einsum("bk,bkd->bd", share * s / variance, away, precision=devices.precision())
+        return eps.reshape(x_t.shape)
+
+
+def gaussian_denoiser(
+    schedule: NoiseSchedule,
+    mean: Float[np.ndarray, "height width channels"],
+    covariance: Float[np.ndarray, "pixels pixels"],
+) -> GaussianDenoiser:
+    """The best denoiser of pictures drawn from N(mean, covariance).
+
+    Args:
+      covariance: of the pixels in the order of `mean.reshape(-1)`; symmetric, not negative.
+    Raises:
+      ConfigError: a covariance of another size, or that is none.
+    """
+    covariance = np.asarray(covariance, np.float64)
+    if covariance.shape != (mean.size, mean.size) or not np.allclose(covariance, covariance.T):
+        raise ConfigError(
+            f"covariance of shape {covariance.shape}: a symmetric {mean.size} x {mean.size} is needed"
+        )
+    spread, basis = np.linalg.eigh(covariance)
+    if spread.min() < -1e-6 * max(spread.max(), 1e-30):
+        raise ConfigError(f"covariance has the eigenvalue {spread.min():.3g}; none may be negative")
+    arrays = (np.asarray(a, np.float32) for a in (mean, np.maximum(spread, 0), basis))
+    return GaussianDenoiser(schedule, *arrays)
+
+
+def mixture_denoiser(
+    schedule: NoiseSchedule,
+    weights: Float[np.ndarray, " parts"],
+    means: Float[np.ndarray, "parts height width channels"],
+    deviations: Float[np.ndarray, " parts"],
+) -> MixtureDenoiser:
+    """The best denoiser of pictures drawn from a mixture of round Gaussians.
+
+    Args:
+      weights: positive; scaled to sum 1.
+      deviations: of each pixel around the mean of its part, 0 or more.
+    Raises:
+      ConfigError: weights or deviations out of range.
+    """
+    weights, deviations = np.asarray(weights, np.float64), np.asarray(deviations, np.float64)
+    if not (weights > 0).all() or not (deviations >= 0).all():
+        raise ConfigError("weights of a mixture must be above 0 and deviations at least 0")
+    logs = np.log(weights / weights.sum())
+    arrays = (np.asarray(a, np.float32) for a in (logs, means, deviations))
+    return MixtureDenoiser(schedule, *arrays)
+
+
+def _scales(schedule: NoiseSchedule) -> tuple[Array, Array]:
+    return jnp.asarray(schedule.sqrt_alphas_bar), jnp.asarray(schedule.sqrt_one_minus_alphas_bar)

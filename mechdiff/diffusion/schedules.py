@@ -1,0 +1,114 @@
+"""Noise schedules of the forward process, as tables over t in [0, T).
+
+Tables are computed in float64 on the host and cast to float32 once, so that the differences of numbers
+close to one at small t keep their digits.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from mechdiff.core.config import DiffusionConfig
+from mechdiff.core.errors import ConfigError, unknown
+
+
+class NoiseSchedule(NamedTuple):
+    """Tables of q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I), Ho et al. 2020, eq. 4; a pytree."""
+
+    betas: Float[Array, " steps"]  # variance added at step t, in (0, 1)
+    alphas_bar: Float[Array, " steps"]  # abar_t = prod_{s <= t} (1 - beta_s), decreasing in t
+    log_alphas_bar: Float[Array, " steps"]  # exact where abar_t is close to 1
+    sqrt_alphas_bar: Float[Array, " steps"]  # scale of the signal
+    sqrt_one_minus_alphas_bar: Float[Array, " steps"]  # scale of the noise
+    log_snr: Float[Array, " steps"]  # ln(abar_t / (1 - abar_t)), decreasing in t
+
+    @property
+    def steps(self) -> int:
+        """T, the number of noise levels."""
+        return self.betas.shape[-1]
+
+
+def linear_schedule(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
+    """Betas linear in t (Ho et al. 2020, section 4). The end points hold whatever `steps` is."""
+    return _from_betas(np.linspace(beta_start, beta_end, steps, dtype=np.float64))
+
+
+def scaled_linear_schedule(
+    steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> NoiseSchedule:
+    """Square roots of the betas linear in t (Rombach et al. 2022's code; `scaled_linear` in diffusers)."""
+    return _from_betas(np.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=np.float64) ** 2)
+
+
+def cosine_schedule(steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
+    """abar_t = f(t) / f(0), f(t) = cos^2(pi/2 (t/T + s) / (1 + s)); Nichol & Dhariwal 2021, eq. 17.
+
+    Betas are cut at `max_beta`, as there, which alters the last step or two only.
+    """
+    fraction = np.arange(steps + 1, dtype=np.float64) / steps
+    signal = np.cos(0.5 * np.pi * (fraction + s) / (1 + s)) ** 2
+    return _from_betas(np.minimum(1 - signal[1:] / signal[:-1], max_beta))
+
+
+def make_schedule(config: DiffusionConfig) -> NoiseSchedule:
+    """The schedule a config names. Raises ConfigError for an unknown name."""
+    if config.schedule == "linear":
+        return linear_schedule(config.steps, config.beta_start, config.beta_end)
+    if config.schedule == "scaled_linear":
+        return scaled_linear_schedule(config.steps, config.beta_start, config.beta_end)
+    if config.schedule == "cosine":
+        return cosine_schedule(config.steps)
+    raise ConfigError(unknown("schedule", config.schedule, ("linear", "scaled_linear", "cosine")))
+
+
+def timesteps_by_log_snr(schedule: NoiseSchedule, n: int) -> Int[np.ndarray, " n"]:
+    """`n` distinct timesteps, increasing, evenly spread in log-SNR.
+
+    The spread runs over the inner 98 % of t (from 0.01 (T-1) to 0.99 (T-1)): log-SNR changes steeply at both
+    ends of a schedule, so that the outermost steps would otherwise take a large share of an even grid.
+    Where levels are sparser than the grid, neighbours are pushed apart to keep every t distinct.
+    The schedule must be concrete (not traced). Raises ConfigError unless 1 <= n <= T.
+    """
+    steps = _check_count(schedule.steps, n)
+    noise = -np.asarray(schedule.log_snr, np.float64)  # increasing, as np.interp needs
+    first, last = np.interp([0.01 * (steps - 1), 0.99 * (steps - 1)], np.arange(steps), noise)
+    grid = np.linspace(first, last, n) if n > 1 else np.array([(first + last) / 2])
+    nearest = np.rint(np.interp(grid, noise, np.arange(steps))).astype(np.int64)
+    rank = np.arange(n)
+    distinct = np.maximum.accumulate(nearest - rank) + rank
+    return np.minimum(distinct, steps - n + rank).astype(np.int32)
+
+
+def ddim_timesteps(steps: int, n: int) -> Int[np.ndarray, " n"]:
+    """`n` distinct timesteps of T = `steps`, increasing, evenly spread in t, the last one T - 1.
+
+    Ending at T - 1 starts sampling from the noise the denoiser was trained with ("trailing" in Lin et al.
+    2024, table 2). Raises ConfigError unless 1 <= n <= T.
+    """
+    steps = _check_count(steps, n)
+    return (np.arange(1, n + 1) * steps // n - 1).astype(np.int32)
+
+
+def _from_betas(betas: np.ndarray) -> NoiseSchedule:
+    if not np.all((betas > 0) & (betas < 1)):
+        raise ConfigError(f"betas from {betas.min()} to {betas.max()}: need 0 < beta < 1 at every t")
+    log_bar = np.cumsum(np.log1p(-betas))
+    noise = -np.expm1(log_bar)  # 1 - abar without cancellation
+    tables = NoiseSchedule(
+        betas=betas,
+        alphas_bar=np.exp(log_bar),
+        log_alphas_bar=log_bar,
+        sqrt_alphas_bar=np.exp(log_bar / 2),
+        sqrt_one_minus_alphas_bar=np.sqrt(noise),
+        log_snr=log_bar - np.log(noise),
+    )
+    return jax.tree.map(lambda table: jnp.asarray(table, jnp.float32), tables)
+
+
+def _check_count(steps: int, n: int) -> int:
+    if not 1 <= n <= steps:
+        raise ConfigError(f"{n} timesteps asked of a schedule with {steps}; choose 1 to {steps}")
+    return steps

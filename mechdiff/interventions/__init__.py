@@ -1,0 +1,1 @@
+"""Interventions as pytrees: the record, the components they address, builders, and where gates act."""

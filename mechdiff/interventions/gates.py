@@ -1,0 +1,86 @@
+"""The single module where an intervention acts.
+
+At a site with activation `a`, `a' = gate * a + (1 - gate) * fill`; an attention head's logits are
+divided by its temperature, and its pattern may be mixed with another. Gate, fill and temperature are
+Linen variable collections beside `params`: `apply` refuses to run without them, so an intervention
+can't be forgotten, and differentiation or `vmap` over them is JAX's own. Patterns are collections too,
+but absent where none is replaced, and then cost nothing.
+
+Every leaf may carry a leading row axis as long as the batch, so that one batch holds many
+interventions; the rank of a leaf says whether it does.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mechdiff.core.types import AnyArray
+
+COLLECTIONS = ("gate", "fill", "temperature")
+PATTERN_COLLECTIONS = ("pattern", "pattern_fill")  # of the sites that an intervention names, if any
+CAPTURED = "sites"  # collection that activations are sown into, before the gate acts
+
+
+def blend(
+    a: Float[Array, "batch *rest"],
+    gate: Float[AnyArray, "..."],
+    fill: Float[AnyArray, "..."],
+    unit_axis: int,
+) -> Float[Array, "batch *rest"]:
+    """`gate * a + (1 - gate) * fill`, in the dtype of `a`.
+
+    Args:
+      a: activation with rows first.
+      gate: `(units,)`, or `(batch, units)` with one gate a row.
+      fill: broadcastable to one row of `a`, or with rows first.
+      unit_axis: negative axis of `a` that the gate's units run along.
+    """
+    rows = gate.shape[:-1]
+    shape = list(rows or (1,)) + [1] * (a.ndim - 1)
+    shape[unit_axis] = gate.shape[-1]
+    gate = gate.reshape(shape).astype(a.dtype)
+    return gate * a + (1 - gate) * fill.astype(a.dtype)
+
+
+class Gate(nn.Module):
+    """One site. `unit_axis` is the negative axis of the activation that has one gate per unit."""
+
+    unit_axis: int = -1
+
+    @nn.compact
+    def __call__(self, a: Float[Array, "batch *rest"]) -> Float[Array, "batch *rest"]:
+        gate = self.variable("gate", "value", jnp.ones, (a.shape[self.unit_axis],))
+        fill = self.variable("fill", "value", jnp.zeros, (1,) * (a.ndim - 1))
+        self.sow(CAPTURED, "value", a)
+        return blend(a, gate.value, fill.value, self.unit_axis)
+
+
+class Temperature(nn.Module):
+    """Divides attention logits by one temperature per head: applied to the queries, `(batch, heads,
+    tokens, depth)`, which are fewer numbers than the logits and linear in them."""
+
+    @nn.compact
+    def __call__(
+        self, queries: Float[Array, "batch heads tokens depth"]
+    ) -> Float[Array, "batch heads tokens depth"]:
+        temperature = self.variable("temperature", "value", jnp.ones, (queries.shape[1],)).value
+        temperature = temperature if temperature.ndim == 2 else temperature[None]
+        return queries / temperature[:, :, None, None].astype(queries.dtype)
+
+
+class Pattern(nn.Module):
+    """Mixes each head's pattern A with another one: A' = g A + (1 - g) P, with one gate g per head.
+
+    A' v = g (A v) + (1 - g) (P v), so that A itself is not needed. P, `(heads, queries, keys)`, may have
+    a leading row axis; heads and queries that share a pattern may share its rows, 1 standing for all.
+    """
+
+    @nn.compact
+    def __call__(
+        self, z: Float[Array, "batch heads tokens depth"], v: Float[Array, "batch heads tokens depth"]
+    ) -> Float[Array, "batch heads tokens depth"]:
+        if not self.has_variable("pattern", "value"):  # known by the structure of the intervention alone
+            return z
+        other = jnp.asarray(self.get_variable("pattern_fill", "value"), v.dtype)
+        other = other if other.ndim == 4 else other[None]
+        return blend(z, self.get_variable("pattern", "value"), other @ v, unit_axis=-3)

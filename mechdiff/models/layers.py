@@ -1,0 +1,239 @@
+"""Blocks of the UNet. Every choice that a DDPM checkpoint can make is an attribute.
+
+Lowerings are those that measured fastest on a CPU: attention on explicit (batch x head, tokens,
+width) matrices (`attention`), one-pass GroupNorm in float32, SiLU through tanh, plain NHWC convolutions.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mechdiff.core.types import Features, Timesteps
+from mechdiff.interventions.gates import Gate, Pattern, Temperature
+from mechdiff.models.attention import attend, attention_pattern
+from mechdiff.models.attention_stats import attention_statistics
+from mechdiff.models.convolution import convolve
+
+ATTENTION = "attention"  # collection that attention statistics are sown into
+PATTERNS = "patterns"  # collection that whole patterns are sown into
+zeros = nn.initializers.zeros_init()
+
+
+def silu(x: Array) -> Array:
+    """`x * sigmoid(x)`; through tanh, which XLA vectorises better on CPU."""
+    return 0.5 * x * (1 + jnp.tanh(0.5 * x))
+
+
+def time_features(
+    t: Timesteps, width: int, flip_sin_to_cos: bool, shift: float
+) -> Float[Array, "batch width"]:
+    """Sinusoidal features of the timestep (Ho et al. 2020); odd widths are padded with a zero."""
+    half = width // 2
+    frequencies = np.exp(-np.log(10000.0) * np.arange(half) / (half - shift)).astype(np.float32)
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    parts = [jnp.sin(angles), jnp.cos(angles)]
+    features = jnp.concatenate(parts[::-1] if flip_sin_to_cos else parts, axis=-1)
+    return jnp.pad(features, ((0, 0), (0, width % 2)))
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu & He 2018), mean and variance in one pass, in float32."""
+
+    groups: int
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch *space width"]) -> Float[Array, "batch *space width"]:
+        width = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (width,))
+        bias = self.param("bias", zeros, (width,))
+        y = x.astype(jnp.float32)
+        space = tuple(range(1, x.ndim - 1))
+        count = np.prod(x.shape[1:-1], dtype=int) * (width // self.groups)
+        grouped = lambda s: s.reshape(-1, self.groups, width // self.groups).sum(-1) / count
+        mean = grouped(y.sum(space))
+        variance = jnp.maximum(grouped((y * y).sum(space)) - mean**2, 0)
+        spread = lambda g: jnp.repeat(g, width // self.groups, axis=1)
+        factor = spread(jax.lax.rsqrt(variance + self.eps)) * scale
+        offset = bias - spread(mean) * factor
+        shape = (x.shape[0],) + (1,) * len(space) + (width,)
+        return (y * factor.reshape(shape) + offset.reshape(shape)).astype(x.dtype)
+
+
+class Conv(nn.Module):
+    """A convolution with bias; parameters named and initialised as those of `nn.Conv`."""
+
+    width: int
+    window: int = 3
+    stride: int = 1
+    padding: tuple[int, int] = (1, 1)
+    kernel_init: Any = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Features) -> Features:
+        kernel = self.param("kernel", self.kernel_init, (self.window, self.window, x.shape[-1], self.width))
+        bias = self.param("bias", zeros, (self.width,))
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        return convolve(x, kernel, self.stride, (self.padding, self.padding)) + bias
+
+
+def conv3(width: int, dtype: Any, name: str, **kwargs) -> Conv:
+    """A 3x3 convolution."""
+    return Conv(width, dtype=dtype, name=name, **kwargs)
+
+
+class TimeMLP(nn.Module):
+    """Timestep features -> embedding `(batch, width)`."""
+
+    features: int
+    width: int
+    flip_sin_to_cos: bool
+    shift: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, t: Timesteps) -> Float[Array, "batch width"]:
+        h = time_features(t, self.features, self.flip_sin_to_cos, self.shift).astype(self.dtype)
+        h = nn.Dense(self.width, dtype=self.dtype, name="dense1")(h)
+        return nn.Dense(self.width, dtype=self.dtype, name="dense2")(silu(h))
+
+
+def resampled(x: Features, direction: int) -> Features:
+    """`x` at half (-1: mean of 2x2), the same (0) or twice (1: nearest neighbour) the resolution."""
+    if direction < 0:
+        return nn.avg_pool(x, (2, 2), (2, 2))
+    return x.repeat(2, axis=1).repeat(2, axis=2) if direction else x
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, conv, time injection, norm, SiLU, conv; added to the (projected) input.
+
+    Sites: `time` (the injection), `res` (the branch before it is added), and `skip` where the block
+    takes a skip tensor from the encoder. With `resample` -1 or 1 the block halves or doubles the
+    resolution of branch and input alike (Dhariwal & Nichol 2021), without parameters of its own.
+    """
+
+    width: int
+    groups: int
+    eps: float
+    scale_shift: bool = False
+    dropout: float = 0.0
+    resample: int = 0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Features, temb: Float[Array, "batch d"], skip: Features | None, train: bool
+    ) -> Features:
+        if skip is not None:
+            x = jnp.concatenate([x, Gate(name="skip")(skip)], axis=-1)
+        h = silu(GroupNorm(self.groups, self.eps, name="norm1")(x))
+        h, x = (resampled(a, self.resample) for a in (h, x))
+        h = conv3(self.width, self.dtype, "conv1")(h)
+        injected = nn.Dense(self.width * (1 + self.scale_shift), dtype=self.dtype, name="time_dense")(
+            silu(temb)
+        )
+        injected = Gate(name="time")(injected)[:, None, None, :]
+        if self.scale_shift:
+            factor, offset = jnp.split(injected, 2, axis=-1)
+            h = GroupNorm(self.groups, self.eps, name="norm2")(h) * (1 + factor) + offset
+        else:
+            h = GroupNorm(self.groups, self.eps, name="norm2")(h + injected)
+        h = nn.Dropout(self.dropout, deterministic=not train)(silu(h))
+        h = conv3(self.width, self.dtype, "conv2", kernel_init=zeros)(h)
+        if x.shape[-1] != self.width:
+            x = Conv(self.width, window=1, padding=(0, 0), dtype=self.dtype, name="shortcut")(x)
+        return x + Gate(name="res")(h)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over positions, added to its input.
+
+    Sites: `head` (each head's output before the output projection) and `pattern` (a temperature per
+    head, and what its pattern is mixed with). Statistics of its own pattern, tempered but not yet mixed,
+    and that pattern itself are sown when their collections are mutable; else no pattern is kept.
+    """
+
+    heads: int
+    groups: int
+    eps: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Features) -> Features:
+        batch, height, width, channels = x.shape
+        tokens, depth = height * width, channels // self.heads
+        h = GroupNorm(self.groups, self.eps, name="norm")(x).reshape(batch, tokens, channels)
+        q, k, v = (self._heads(nn.Dense(channels, dtype=self.dtype, name=name)(h)) for name in "qkv")
+        q = Temperature(name="pattern")(q * depth**-0.5)  # queries are fewer numbers than logits
+        if self.is_mutable_collection(ATTENTION):
+            self.sow(ATTENTION, "value", attention_statistics(attention_pattern(q, k), (height, width)))
+        if self.is_mutable_collection(PATTERNS):
+            self.sow(PATTERNS, "value", attention_pattern(q, k))
+        z = Pattern(name="mix")(attend(q, k, v), v).swapaxes(1, 2)
+        z = Gate(unit_axis=-2, name="head")(z).reshape(batch, tokens, channels)
+        out = nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="out")(z)
+        return x + out.reshape(x.shape)
+
+    def _heads(self, h: Float[Array, "batch tokens channels"]) -> Float[Array, "batch heads tokens depth"]:
+        batch, tokens, channels = h.shape
+        return h.reshape(batch, tokens, self.heads, channels // self.heads).swapaxes(1, 2)
+
+
+class Downsample(nn.Module):
+    """Halves the resolution: a strided convolution, or 2x2 average pooling without one."""
+
+    padding: int = 1
+    conv: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Features) -> Features:
+        if not self.conv:
+            return resampled(x, -1)
+        sides = (0, 1) if self.padding == 0 else (1, 1)
+        return conv3(x.shape[-1], self.dtype, "conv", stride=2, padding=sides)(x)
+
+
+class Upsample(nn.Module):
+    """Doubles the resolution: nearest neighbour, then a convolution."""
+
+    conv: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Features) -> Features:
+        x = resampled(x, 1)
+        return conv3(x.shape[-1], self.dtype, "conv")(x) if self.conv else x
+
+
+class ConvIn(nn.Module):
+    """Pixels -> features."""
+
+    width: int
+    center: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Features) -> Features:
+        x = 2 * x - 1 if self.center else x
+        return conv3(self.width, self.dtype, "conv")(x.astype(self.dtype))
+
+
+class ConvOut(nn.Module):
+    """Features -> predicted noise, float32."""
+
+    channels: int
+    groups: int
+    eps: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Features) -> Features:
+        h = silu(GroupNorm(self.groups, self.eps, name="norm")(x))
+        return conv3(self.channels, self.dtype, "conv", kernel_init=zeros)(h).astype(jnp.float32)

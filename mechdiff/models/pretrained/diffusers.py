@@ -1,0 +1,286 @@
+"""`UNet2DModel` folders of diffusers: config, names of tensors, reading and writing."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.numpy import save
+
+from mechdiff.core.config import DiffusionConfig, UNetConfig
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.types import PyTree
+from mechdiff.models.pretrained import schedulers, tensors
+from mechdiff.models.pretrained.imported import Imported
+from mechdiff.models.pretrained.options import checked, refusal
+from mechdiff.models.unet import Stage, stages
+from mechdiff.storage import files
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+WHAT = "UNet2DModel"
+
+DEFAULTS = {  # of diffusers 0.42; they have not changed since 0.0.4
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2D",
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (224, 448, 672, 896),
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "num_train_timesteps": None,
+}
+ONLY = {
+    "time_embedding_type": ("positional",),
+    "mid_block_type": ("UNetMidBlock2D",),
+    "mid_block_scale_factor": (1,),
+    "downsample_padding": (0, 1),
+    "downsample_type": ("conv", "resnet"),
+    "upsample_type": ("conv", "resnet"),
+    "act_fn": ("silu", "swish"),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
+    "class_embed_type": (None,),
+    "num_class_embeds": (None,),
+}
+IGNORED = (  # what diffusers' EMAModel leaves in the config of the weights that it saves
+    *("decay", "inv_gamma", "min_decay", "min_value", "optimization_step", "power", "update_after_step"),
+    "use_ema_warmup",
+)
+MODULES = {  # ours -> theirs, inside a stage
+    "time_dense": "time_emb_proj",
+    "shortcut": "conv_shortcut",
+    "norm": "group_norm",
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "out": "to_out.0",
+}
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before 0.13
+KINDS = {"block": "resnets", "attn": "attentions", "downsample": "downsamplers.0", "upsample": "upsamplers.0"}
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+
+
+def read(folder: Path, config: Mapping, scheduler: Mapping) -> Imported:
+    """The model in `folder`, given its config and its scheduler's; errors as `interop.read`."""
+    prediction, diffusion, notes = schedulers.read(scheduler)
+    unet = unet_config(config, prediction)
+    state, dtype = tensors.load(folder / WEIGHTS)
+    params = tensors.to_params(modern(state), names(unet), unet, folder / WEIGHTS)
+    return Imported(unet, diffusion, params, "diffusers", dtype, notes)
+
+
+def write_diffusers(folder: Path | str, unet: UNetConfig, diffusion: DiffusionConfig, params: PyTree) -> Path:
+    """Writes a model as a folder for `UNet2DModel.from_pretrained` and `DDPMScheduler.from_pretrained`.
+
+    Numbers keep the type they have in `params`; reading the folder gives them back bitwise.
+
+    Raises:
+      ConfigError: the network is of a kind that `UNet2DModel` has no options for.
+    """
+    folder, config = Path(folder), options(unet)
+    arrays = tensors.from_params(params, names(unet))
+    files.ensure_writable(folder)
+    files.write_atomic(folder / WEIGHTS, save(arrays, {"format": "pt"}))
+    files.write_json(folder / "scheduler_config.json", schedulers.write(diffusion, unet.prediction))
+    files.write_json(folder / "config.json", config)
+    return folder
+
+
+def unet_config(given: Mapping, prediction: str = "epsilon") -> UNetConfig:
+    """Our config of a `UNet2DModel` made with the options `given`; absent ones are diffusers' defaults.
+
+    Raises:
+      ConfigError: unknown or unsupported options.
+    """
+    get = checked(given, DEFAULTS, ONLY, IGNORED, WHAT)
+    widths, film = tuple(get["block_out_channels"]), get["resnet_time_scale_shift"] == "scale_shift"
+    down, up = _attention(get, "down_block_types"), _attention(get, "up_block_types")[::-1]
+    resampled = {*_resampled(get, "down"), *_resampled(get, "up")}
+    if len(resampled) > 1:
+        raise ConfigError(f"{WHAT} options down_block_types and up_block_types mix convolutions and residual "
+                          "blocks for resampling; only one of them throughout is supported")  # fmt: skip
+    groups = get["attn_norm_num_groups"] or (None if film else get["norm_num_groups"])
+    if get["add_attention"] and groups != get["norm_num_groups"]:
+        found = get["attn_norm_num_groups"]
+        raise ConfigError(refusal(WHAT, "attn_norm_num_groups", found, (get["norm_num_groups"],)))
+    return UNetConfig(
+        image_size=_side(get["sample_size"]),
+        in_channels=get["in_channels"],
+        out_channels=get["out_channels"],
+        widths=widths,
+        blocks_per_level=get["layers_per_block"],
+        down_attention=down,
+        up_attention=up,
+        mid_attention=get["add_attention"],
+        heads=_heads(
+            widths, get["attention_head_dim"], [a or b for a, b in zip(down, up)], get["add_attention"]
+        ),
+        norm_groups=get["norm_num_groups"],
+        norm_eps=get["norm_eps"],
+        dropout=float(get["dropout"]),
+        time_scale_shift=film,
+        time_width_factor=_time_factor(get["time_embedding_dim"], widths[0]),
+        flip_sin_to_cos=get["flip_sin_to_cos"],
+        frequency_shift=float(get["freq_shift"]),
+        down_padding=get["downsample_padding"],
+        resample_blocks=resampled == {True},
+        center_input=get["center_input_sample"],
+        prediction=prediction,
+    )
+
+
+def options(unet: UNetConfig) -> dict:
+    """The inverse of `unet_config`: arguments of `UNet2DModel`.
+
+    Raises:
+      ConfigError: it has no options for this network.
+    """
+    depths = {w // h for w, h, attends in zip(unet.widths, unet.heads, _attending(unet)) if attends}
+    single = all(h == 1 for h, attends in zip(unet.heads, _attending(unet)) if attends)
+    if len(depths) > 1 and not single:
+        raise ConfigError(
+            f"unet.heads={unet.heads} of unet.widths={unet.widths} make heads {sorted(depths)} wide; {WHAT} "
+            "has one attention_head_dim for all levels"
+        )
+    if not (unet.resample_conv or unet.resample_blocks):
+        raise ConfigError(f"unet.resample_conv=False: {WHAT} has no resampling without parameters")
+    if unet.frequency_shift % 1:
+        raise ConfigError(f"unet.frequency_shift={unet.frequency_shift}: freq_shift of {WHAT} is an integer")
+    middle = "Resnet{}sampleBlock2D" if unet.resample_blocks else "{}Block2D"
+    kinds = lambda attends, side: [f"Attn{side}Block2D" if a else middle.format(side) for a in attends]
+    return {
+        "_class_name": WHAT,
+        "sample_size": unet.image_size,
+        "in_channels": unet.in_channels,
+        "out_channels": unet.out_channels,
+        "center_input_sample": unet.center_input,
+        "time_embedding_dim": unet.widths[0] * unet.time_width_factor,
+        "freq_shift": int(unet.frequency_shift),
+        "flip_sin_to_cos": unet.flip_sin_to_cos,
+        "down_block_types": kinds(unet.down_attention, "Down"),
+        "up_block_types": kinds(unet.up_attention[::-1], "Up"),
+        "block_out_channels": list(unet.widths),
+        "layers_per_block": unet.blocks_per_level,
+        "downsample_padding": unet.down_padding,
+        "downsample_type": "resnet" if unet.resample_blocks else "conv",
+        "upsample_type": "resnet" if unet.resample_blocks else "conv",
+        "dropout": unet.dropout,
+        "attention_head_dim": None if single else depths.pop(),
+        "norm_num_groups": unet.norm_groups,
+        "attn_norm_num_groups": unet.norm_groups,
+        "norm_eps": unet.norm_eps,
+        "resnet_time_scale_shift": "scale_shift" if unet.time_scale_shift else "default",
+        "add_attention": unet.mid_attention,
+    }
+
+
+def names(unet: UNetConfig) -> dict[str, str]:
+    """Our parameters, `stage/module/leaf`, and what diffusers calls them."""
+    places, found = stage_places(unet), {}
+    for ours in tensors.parameter_shapes(unet):
+        stage, module, leaf = ours.split("/")
+        if stage == "time":
+            place = f"time_embedding.linear_{module[-1]}"
+        elif stage in ("conv_in", "conv_out"):
+            place = "conv_norm_out" if module == "norm" else stage
+        else:
+            place = f"{places[stage]}.{MODULES.get(module, module)}"
+        found[ours] = f"{place}.{LEAVES[leaf]}"
+    return found
+
+
+def stage_places(unet: UNetConfig) -> dict[str, str]:
+    """Our stages and the dotted paths of theirs; decoder levels count from the bottom with them."""
+    return {stage.name: _place(stage, len(unet.widths) - 1) for stage in stages(unet) if "." in stage.name}
+
+
+def component_name(theirs: str, unet: UNetConfig) -> str:
+    """Our name of a component, from their path of its block and the component's last word."""
+    path, last = theirs.rsplit(".", 1)
+    ours = {place: stage for stage, place in stage_places(unet).items()}
+    return f"{ours[path]}.{last}"
+
+
+def modern(state: tensors.State) -> dict:
+    """A state dict with the names that attention has had since diffusers 0.13."""
+    found = {}
+    for name, value in state.items():
+        path, _, leaf = name.rpartition(".")
+        stem, _, module = path.rpartition(".")
+        old = OLD_NAMES.get(module) if ".attentions." in name else None
+        found[f"{stem}.{old}.{leaf}" if old else name] = value
+    return found
+
+
+def _place(stage: Stage, last: int) -> str:
+    group, own = stage.name.split(".")
+    kind = own.rstrip("0123456789")
+    number = own.removeprefix(kind)
+    block = "mid_block" if group == "mid" else f"down_blocks.{group[4:]}" if group.startswith("down") else ""
+    block = block or f"up_blocks.{last - int(group[2:])}"
+    return f"{block}.{KINDS[kind]}.{number}".rstrip(".")
+
+
+def _attention(get: Mapping, option: str) -> tuple[bool, ...]:
+    side = "Down" if option.startswith("down") else "Up"
+    kinds = (f"{side}Block2D", f"Resnet{side}sampleBlock2D", f"Attn{side}Block2D")
+    for kind in get[option]:
+        if kind not in kinds:
+            raise ConfigError(refusal(WHAT, option, kind, kinds))
+    if len(get[option]) != len(get["block_out_channels"]):
+        raise ConfigError(f"{WHAT} options {option} and block_out_channels differ in length")
+    return tuple(kind.startswith("Attn") for kind in get[option])
+
+
+def _resampled(get: Mapping, side: str) -> set[bool]:
+    """Whether residual blocks do the resampling, at the levels that have any."""
+    types, kind = get[f"{side}_block_types"][:-1], get[f"{side}sample_type"]
+    return {t.startswith("Resnet") or (t.startswith("Attn") and kind == "resnet") for t in types}
+
+
+def _heads(widths, depth: int | None, attends: list[bool], mid: bool) -> tuple[int, ...]:
+    """Heads per level; no depth means one head. Levels without attention may be narrower than a head."""
+    attends = [*attends[:-1], attends[-1] or mid]
+    for width, here in zip(widths, attends):
+        if here and depth and width % depth:
+            raise ConfigError(f"{WHAT} option attention_head_dim={depth} does not divide {width} channels")
+    return tuple(width // depth if depth and here else 1 for width, here in zip(widths, attends))
+
+
+def _attending(unet: UNetConfig) -> list[bool]:
+    found = [a or b for a, b in zip(unet.down_attention, unet.up_attention)]
+    return [*found[:-1], found[-1] or unet.mid_attention]
+
+
+def _side(size: object) -> int:
+    sides = size if isinstance(size, list | tuple) else (size,)
+    if len(set(sides)) != 1 or not isinstance(sides[0], int):
+        raise ConfigError(
+            f"{WHAT} option sample_size={size!r} is not supported; write the side of square pictures"
+        )
+    return sides[0]
+
+
+def _time_factor(width: int | None, first: int) -> int:
+    if width and width % first:
+        raise ConfigError(
+            f"{WHAT} option time_embedding_dim={width} is no multiple of {first}, the first width"
+        )
+    return width // first if width else 4

@@ -1,0 +1,173 @@
+"""Tensors of a safetensors file <-> our parameters, by a table of names.
+
+A table maps `stage/module/leaf` of ours to the tensor's name there. It is complete: what it does not name in
+a file is unused, what the file lacks is missing, and either is an error.
+"""
+
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from mechdiff.core.config import UNetConfig
+from mechdiff.core.errors import CheckpointError
+from mechdiff.core.types import PyTree
+from mechdiff.models.unet import init_unet
+from mechdiff.storage import files
+from mechdiff.storage.mismatch import named_leaves
+
+State = Mapping[str, np.ndarray]
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # widest first
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+SHOWN = 6  # names in one error
+
+CONVERT = (  # for people who have a pickle that they trust
+    'python -c "import sys, torch; from safetensors.torch import save_file; '
+    "state = torch.load(sys.argv[1], 'cpu', weights_only=True); "
+    'save_file({k: v.contiguous() for k, v in state.items()}, sys.argv[2])"'
+)
+
+
+def load(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """Every tensor of a safetensors file by name, as float32, and the widest type among them.
+
+    Where the file is absent but its index (`NAME.index.json`) is there, the shards that this lists are read.
+
+    Raises:
+      CheckpointError: absent, truncated, a pickle, or with numbers of a type that is not supported; an index
+        that is not one, that leads out of the folder, or that tells otherwise than its shards.
+      DataError: an index that is not JSON.
+    """
+    index = path.with_name(f"{path.name}.index.json")
+    if path.is_file() or not index.is_file():
+        return _load(path)
+    state, kinds = {}, set()
+    for name, tensors in _shards(index).items():
+        found, kind = _load(path.with_name(name))
+        if set(found) != tensors:
+            strange = sorted(set(found) ^ tensors)
+            raise CheckpointError(f"{index} and {name} differ: {_listed('only in one of them', strange)}")
+        state |= found
+        kinds.add(kind)
+    return state, next(kind for kind in DTYPES.values() if kind in kinds)
+
+
+def _shards(index: Path) -> dict[str, set[str]]:
+    """Names of the files that an index lists, and the tensors in each."""
+    found = files.read_json(index)
+    places = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{index} has no weight_map of tensors to files; download it again")
+    shards: dict[str, set[str]] = {}
+    for tensor, name in places.items():
+        if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]*\.safetensors", name)):
+            raise CheckpointError(
+                f"{index} places {tensor} in {name!r}; only .safetensors files beside it are read"
+            )
+        shards.setdefault(name, set()).add(tensor)
+    return shards
+
+
+def _load(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """`load` of one file."""
+    if not path.is_file():
+        raise _absent(path)
+    try:
+        with safe_open(path, framework="np") as file:
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+            strange = sorted({kind for kind in kinds.values() if kind not in DTYPES})
+            if strange:
+                raise CheckpointError(
+                    f"{path} has numbers of type {strange[0]}; supported: {', '.join(DTYPES)}"
+                )
+            state = {name: file.get_tensor(name).astype(np.float32) for name in kinds}
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from None
+    return state, next((DTYPES[kind] for kind in DTYPES if kind in kinds.values()), "float32")
+
+
+def _absent(path: Path) -> CheckpointError:
+    found = [other.name for other in sorted(path.parent.glob("*")) if other.suffix in PICKLES]
+    if found:
+        return _pickle(path.with_name(found[0]), path.name)
+    return CheckpointError(f"{path} is absent; that file holds the parameters")
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    with path.open("rb") as file:
+        head = file.read(2)
+    if head == b"PK" or head[:1] == b"\x80":  # how pickles of torch begin, new and old
+        return _pickle(path, f"new-{path.name}")
+    reason = next(iter(str(error).splitlines()), "")[:150]
+    return CheckpointError(f"{path} is damaged ({reason}); download it again")
+
+
+def _pickle(path: Path, target: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is a pickle, which can run code and is never opened here; if you trust it, convert it with "
+        f"torch: {CONVERT} {path.name} {target}"
+    )
+
+
+@functools.cache
+def parameter_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of our parameters by `stage/module/leaf`."""
+    found = jax.eval_shape(functools.partial(init_unet, config=config), jax.random.key(0))[0]
+    return {name: tuple(leaf.shape) for name, leaf in named_leaves(found).items()}
+
+
+def to_params(state: State, table: Mapping[str, str], config: UNetConfig, where: Path | str) -> PyTree:
+    """Our parameters from a state dict.
+
+    Raises:
+      CheckpointError: missing, unused or misshapen tensors; the line names them.
+    """
+    shapes = parameter_shapes(config)
+    missing = [name for name in table.values() if name not in state]
+    unused = sorted(set(state) - set(table.values()))
+    if missing or unused:
+        found = [_listed("missing", missing), _listed("unused", unused)]
+        raise CheckpointError(f"{where} does not fit its config: {'; '.join(filter(None, found))}")
+    params: dict = {}
+    wrong = []
+    for ours, theirs in table.items():
+        value = inward(state[theirs], len(shapes[ours]))
+        if value.shape != shapes[ours]:
+            expected = outward(np.empty(shapes[ours], np.bool_)).shape
+            wrong.append(f"{theirs} {state[theirs].shape}, not {expected}")
+        stage, module, leaf = ours.split("/")
+        params.setdefault(stage, {}).setdefault(module, {})[leaf] = value
+    if wrong:
+        raise CheckpointError(f"{where} does not fit its config: {_listed('wrong shapes', wrong)}")
+    return params
+
+
+def from_params(params: PyTree, table: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The inverse of `to_params`; contiguous, in the type they have."""
+    leaves = named_leaves(params)
+    return {theirs: outward(np.asarray(leaves[ours])) for ours, theirs in table.items()}
+
+
+def inward(value: np.ndarray, rank: int) -> np.ndarray:
+    """(out, in, height, width) -> (height, width, in, out), (out, in) -> (in, out), float32. Where we have a
+    matrix they may have a convolution of size 1."""
+    if rank == 2 and value.ndim > 2 and value.shape[2:] == (1,) * (value.ndim - 2):
+        value = value.reshape(value.shape[:2])
+    axes = (2, 3, 1, 0) if value.ndim == 4 else None
+    return np.ascontiguousarray(value.transpose(axes), np.float32)
+
+
+def outward(value: np.ndarray) -> np.ndarray:
+    """The inverse of `inward`."""
+    return np.ascontiguousarray(value.transpose((3, 2, 0, 1) if value.ndim == 4 else None))
+
+
+def _listed(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{len(names)} {what}: {', '.join(names[:SHOWN])}{more}"

@@ -1,0 +1,316 @@
+"""The denoiser: a fold over named stages, and its pure facade.
+
+A stage takes a `Stream` (activation, skip stack, time embedding) and returns the next one; it
+can be entered with any number of rows, so a sweep can let the rows of an intervention join at the
+stage where they begin to differ. Topology is that of diffusers' `UNet2DModel`.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mechdiff.core import devices
+from mechdiff.core.config import UNetConfig
+from mechdiff.core.types import AnyArray, Features, Images, PRNGKey, PyTree, Timesteps
+from mechdiff.diffusion.process import to_eps
+from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.interventions.gates import CAPTURED, COLLECTIONS, PATTERN_COLLECTIONS
+from mechdiff.interventions.record import ALWAYS, Component, Intervention, in_window, kind_of, units
+from mechdiff.models import layers
+
+PART_OF_HEADS = {"temperature": "pattern", "pattern": "mix", "pattern_fill": "mix"}  # names within a block
+
+
+class Stream(NamedTuple):
+    """What flows between stages. Rows (the batch axis) may grow on the way."""
+
+    h: Float[Array, "rows height width channels"]
+    skips: tuple[Float[Array, "rows height width channels"], ...]
+    temb: Float[Array, "rows features"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One step of the fold.
+
+    Attributes:
+      name: key of its parameters and prefix of its sites, such as `down0.block0`.
+      op: `conv_in`, `block`, `attention`, `downsample`, `upsample` or `conv_out`.
+      level: index into the widths of the config.
+      resolution: side of its output, pixels.
+      width: channels of its output.
+      push: whether its output goes on the skip stack.
+      pop: whether it takes a skip tensor.
+      resample: -1 halves, 1 doubles the resolution.
+    """
+
+    name: str
+    op: str
+    level: int
+    resolution: int
+    width: int
+    push: bool = False
+    pop: bool = False
+    resample: int = 0
+
+
+@functools.lru_cache
+def stages(config: UNetConfig) -> tuple[Stage, ...]:
+    """The stages of a network in order."""
+    last = len(config.widths) - 1
+    side = lambda level: config.image_size // 2**level
+    at = lambda level: (level, side(level), config.widths[level])
+    down, up = ("block", "block") if config.resample_blocks else ("downsample", "upsample")
+    found = [Stage("conv_in", "conv_in", *at(0), push=True)]
+    for level in range(last + 1):
+        for block in range(config.blocks_per_level):
+            attends = config.down_attention[level]
+            found.append(Stage(f"down{level}.block{block}", "block", *at(level), push=not attends))
+            if attends:
+                found.append(Stage(f"down{level}.attn{block}", "attention", *at(level), push=True))
+        if level < last:
+            width = config.widths[level]
+            name, where = f"down{level}.downsample", (level, side(level + 1), width)
+            found.append(Stage(name, down, *where, push=True, resample=-1))
+    found.append(Stage("mid.block0", "block", *at(last)))
+    if config.mid_attention:
+        found.append(Stage("mid.attn0", "attention", *at(last)))
+    found.append(Stage("mid.block1", "block", *at(last)))
+    for level in reversed(range(last + 1)):
+        for block in range(config.blocks_per_level + 1):
+            found.append(Stage(f"up{level}.block{block}", "block", *at(level), pop=True))
+            if config.up_attention[level]:
+                found.append(Stage(f"up{level}.attn{block}", "attention", *at(level)))
+        if level > 0:
+            where = (level, side(level - 1), config.widths[level])
+            found.append(Stage(f"up{level}.upsample", up, *where, resample=1))
+    found.append(Stage("conv_out", "conv_out", 0, side(0), config.out_channels))
+    return tuple(found)
+
+
+def module(config: UNetConfig, stage: Stage, dtype: Any = jnp.float32):
+    """The Linen module of a stage."""
+    norm = {"groups": config.norm_groups, "eps": config.norm_eps, "dtype": dtype}
+    match stage.op:
+        case "conv_in":
+            return layers.ConvIn(stage.width, config.center_input, dtype)
+        case "block":
+            options = {"scale_shift": config.time_scale_shift, "dropout": config.dropout}
+            return layers.ResidualBlock(stage.width, resample=stage.resample, **options, **norm)
+        case "attention":
+            return layers.Attention(config.heads[stage.level], **norm)
+        case "downsample":
+            return layers.Downsample(config.down_padding, config.resample_conv, dtype)
+        case "upsample":
+            return layers.Upsample(config.resample_conv, dtype)
+        case "conv_out":
+            return layers.ConvOut(stage.width, **norm)
+    raise AssertionError(stage.op)
+
+
+def _time_mlp(config: UNetConfig, dtype: Any = jnp.float32) -> layers.TimeMLP:
+    first = config.widths[0]
+    width = first * config.time_width_factor
+    return layers.TimeMLP(first, width, config.flip_sin_to_cos, config.frequency_shift, dtype)
+
+
+def _inputs(stage: Stage, stream: Stream, train: bool) -> tuple[tuple, tuple]:
+    """Arguments of a stage's module and the skip stack that is left."""
+    if stage.op != "block":
+        return (stream.h,), stream.skips
+    skip = stream.skips[-1] if stage.pop else None
+    return (stream.h, stream.temb, skip, train), stream.skips[:-1] if stage.pop else stream.skips
+
+
+def _next(stage: Stage, h: Array, skips: tuple, temb: Array) -> Stream:
+    return Stream(h, (*skips, h) if stage.push else skips, temb)
+
+
+def enter(config: UNetConfig, params: PyTree, x_t: Images, t: Timesteps, dtype: Any = jnp.float32) -> Stream:
+    """The stream before the first stage."""
+    with jax.default_matmul_precision(devices.precision()):
+        return Stream(x_t, (), _time_mlp(config, dtype).apply({"params": params["time"]}, t))
+
+
+def run_stage(
+    config: UNetConfig,
+    stage: Stage,
+    params: PyTree,
+    intervention: Intervention,
+    stream: Stream,
+    *,
+    dtype: Any = jnp.float32,
+    capture: tuple[str, ...] = (),
+    dropout_key: PRNGKey | None = None,
+) -> tuple[Stream, Mapping[str, Mapping[str, Any]]]:
+    """One step of the fold.
+
+    Args:
+      intervention: already resolved by `in_window`; leaves per row or shared.
+      capture: collections to return, of `sites`, `attention` and `patterns`.
+    Returns:
+      the next stream, and collection -> site -> captured value.
+    """
+    inputs, skips = _inputs(stage, stream, dropout_key is not None)
+    variables = {"params": params.get(stage.name, {})}
+    for collection in (*COLLECTIONS, *PATTERN_COLLECTIONS):
+        variables[collection] = _of_stage(stage, collection, getattr(intervention, collection))
+    rngs = {} if dropout_key is None else {"dropout": dropout_key}
+    with jax.default_matmul_precision(devices.precision()):
+        h, sown = module(config, stage, dtype).apply(variables, *inputs, mutable=list(capture), rngs=rngs)
+    captured = {name: _to_sites(stage, name, sown.get(name, {})) for name in capture}
+    return _next(stage, h, skips, stream.temb), captured
+
+
+def apply_unet(
+    config: UNetConfig,
+    params: PyTree,
+    intervention: Intervention,
+    x_t: Images,
+    t: Timesteps,
+    *,
+    dtype: Any = jnp.float32,
+    dropout_key: PRNGKey | None = None,
+) -> Features:
+    """The network's output under an intervention: the noise in `x_t` if `config.prediction` is `epsilon`.
+
+    `denoise` is the same in units of noise for networks of any `prediction`.
+
+    Args:
+      params: as `init_unet` made them.
+      intervention: `identity` of `init_unet` for the plain network; leaves may have a row axis.
+      x_t: noisy images, NHWC float32.
+      t: one integer timestep per row, in [0, T).
+      dropout_key: given only in training.
+    """
+    return forward(config, params, intervention, x_t, t, dtype=dtype, dropout_key=dropout_key)[0]
+
+
+def denoise(
+    config: UNetConfig,
+    schedule: NoiseSchedule,
+    params: PyTree,
+    intervention: Intervention,
+    x_t: Images,
+    t: Timesteps,
+) -> Features:
+    """Predicted noise in `x_t` under an intervention, whatever the network was trained to output.
+
+    `functools.partial(denoise, config, schedule, params, intervention)` is a `types.DenoiseFn`.
+    """
+    output = apply_unet(config, params, intervention, x_t, t)
+    return to_eps(config.prediction, schedule, x_t, t, output)
+
+
+def forward(
+    config: UNetConfig,
+    params: PyTree,
+    intervention: Intervention,
+    x_t: Images,
+    t: Timesteps,
+    *,
+    dtype: Any = jnp.float32,
+    capture: tuple[str, ...] = (),
+    dropout_key: PRNGKey | None = None,
+) -> tuple[Features, dict[str, dict[str, Any]]]:
+    """`apply_unet`, and what was captured on the way: collection -> site -> value."""
+    intervention = in_window(intervention, t)
+    stream = enter(config, params, x_t, t, dtype)
+    captured: dict[str, dict[str, Any]] = {name: {} for name in capture}
+    for i, stage in enumerate(stages(config)):
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, i)
+        stream, found = run_stage(
+            config, stage, params, intervention, stream, dtype=dtype, capture=capture, dropout_key=key
+        )
+        for name, values in found.items():
+            captured[name].update(values)
+    return stream.h, captured
+
+
+def init_unet(key: PRNGKey, config: UNetConfig) -> tuple[PyTree, Intervention]:
+    """Fresh parameters, and the identity intervention of this network.
+
+    Parameters are a dict, stage -> Linen parameters, float32; `jax.jit` or `jax.eval_shape` this
+    function with `config` static to avoid compiling op by op.
+    """
+    t = jnp.zeros((1,), jnp.int32)
+    x = jnp.zeros((1, config.image_size, config.image_size, config.in_channels))
+    # XLA's own generator: threefry, inlined for each parameter, takes three times as long to compile.
+    bits = jax.random.key_data(key)
+    key = jax.random.wrap_key_data(jnp.concatenate([bits, bits]), impl="rbg")
+    keys = jax.random.split(key, len(stages(config)) + 1)
+    time = _time_mlp(config)
+    params = {"time": time.init(keys[0], t)["params"]}
+    stream = Stream(x, (), time.apply({"params": params["time"]}, t))
+    found: dict[str, dict[str, Array]] = {name: {} for name in COLLECTIONS}
+    for stage, stage_key in zip(stages(config), keys[1:]):
+        inputs, skips = _inputs(stage, stream, False)
+        h, variables = module(config, stage).init_with_output(stage_key, *inputs)
+        if variables.get("params"):
+            params[stage.name] = variables["params"]
+        for name in COLLECTIONS:
+            found[name].update(_to_sites(stage, name, variables.get(name, {})))
+        stream = _next(stage, h, skips, stream.temb)
+    return params, Intervention(**found, window=jnp.asarray(ALWAYS))
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(config: UNetConfig) -> tuple[PyTree, Intervention]:
+    """Of parameters and identity; tracing costs more than a whole sweep of a small network."""
+    return jax.eval_shape(functools.partial(init_unet, config=config), jax.random.key(0))
+
+
+def components(config: UNetConfig, channel_groups: int = 0) -> tuple[Component, ...]:
+    """Every addressable component: residual branches, heads, skips and time injections.
+
+    Args:
+      channel_groups: also list, for `res` and `skip` sites, this many equal groups of channels as
+        components of their own (0: none; the width of a site gives single channels).
+    """
+    shapes = _shapes(config)[1].gate
+    depth = {stage.name: (i, stage.resolution) for i, stage in enumerate(stages(config))}
+    found = []
+    for site in sorted(shapes, key=lambda site: (depth[site.rsplit(".", 1)[0]][0], site)):
+        owned = dict(units(site, shapes[site].shape[-1]))
+        if channel_groups and kind_of(site) in ("res", "skip"):
+            owned |= _groups(site, shapes[site].shape[-1], channel_groups)
+        where = depth[site.rsplit(".", 1)[0]]
+        found += [Component(name, kind_of(site), site, index, *where) for name, index in owned.items()]
+    return tuple(found)
+
+
+def _groups(site: str, width: int, count: int) -> dict[str, tuple[int, int]]:
+    count = min(count, width)
+    edges = [width * i // count for i in range(count + 1)]
+    return {f"{site}.{low}-{high}": (low, high) for low, high in itertools.pairwise(edges)}
+
+
+def count_parameters(config: UNetConfig) -> int:
+    """Number of parameters, by shape alone."""
+    return sum(leaf.size for leaf in jax.tree.leaves(_shapes(config)[0]))
+
+
+def _of_stage(stage: Stage, collection: str, leaves: Mapping[str, AnyArray]) -> dict[str, dict]:
+    """Flat sites -> the nested collection of one stage's module."""
+    prefix = stage.name + "."
+    found = {site.removeprefix(prefix): leaf for site, leaf in leaves.items() if site.startswith(prefix)}
+    if collection in PART_OF_HEADS:  # addressed by the heads they act on
+        found = {PART_OF_HEADS[collection]: next(iter(found.values()))} if found else {}
+    return {name: {"value": leaf} for name, leaf in found.items()}
+
+
+def _to_sites(stage: Stage, collection: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `_of_stage`; sown values come in tuples of one."""
+    if collection in (layers.ATTENTION, layers.PATTERNS):
+        return {f"{stage.name}.head": found["value"][0]} if found else {}
+    unwrap = (lambda value: value[0]) if collection == CAPTURED else (lambda value: value)
+    return {
+        f"{stage.name}.{'head' if name == 'pattern' else name}": unwrap(leaf["value"])
+        for name, leaf in found.items()
+    }

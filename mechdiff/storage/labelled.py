@@ -1,0 +1,115 @@
+"""Labelled results on disk: an `xarray.Dataset` in a Zarr folder, filled piece by piece.
+
+Zarr writes each chunk aside and renames it, so a process killed at any moment leaves only whole
+pieces; which are missing is read off the fill value (NaN).
+"""
+
+import contextlib
+import functools
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from mechdiff.core.errors import CheckpointError
+from mechdiff.storage import files
+
+FORMAT = 2  # Zarr 3 has no stable type for text labels yet
+
+
+def create(path: Path, dataset: xr.Dataset, chunks: dict[str, tuple[int, ...]]) -> None:
+    """Writes an empty result; it appears whole or not at all, and one that is there stays as it is.
+
+    Args:
+      dataset: variables full of NaN, with their coordinates and attributes.
+      chunks: variable -> chunk shape; one chunk is written at once.
+    """
+    if path.exists():
+        return
+    files.ensure_writable(path.parent)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with files.plain_errors(path):
+        try:
+            encoding = {name: {"chunks": shape} for name, shape in chunks.items()}
+            dataset.to_zarr(aside, zarr_format=FORMAT, encoding=encoding, consolidated=False)
+            aside.rename(path)
+        except OSError:
+            if not path.exists():  # else another process was first, with the same content
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+@functools.lru_cache(maxsize=32)
+def _array(path: Path, name: str) -> zarr.Array:
+    """One variable, opened once: its shape and chunks never change, and opening takes longer than a chunk."""
+    return zarr.open_group(path, mode="r+")[name]
+
+
+def put(path: Path, region: dict[str, tuple[slice, ...]], values: dict[str, np.ndarray]) -> None:
+    """Writes arrays into their regions, in the order of `values`: the last is the mark that all are there."""
+    with files.plain_errors(path):
+        for name, value in values.items():
+            _array(path, name)[region[name]] = value
+
+
+def written(path: Path, variable: str, index: tuple[int, ...]) -> bool:
+    """Whether the chunk that holds this element is there; reads that chunk alone.
+
+    Raises:
+      CheckpointError: the result is damaged.
+    """
+    with _whole(path):
+        return not np.isnan(_array(path, variable)[index])
+
+
+def region(path: Path, where: dict[str, tuple]) -> dict[str, np.ndarray]:
+    """Parts of variables, by NumPy's rules of indexing; reads their chunks alone.
+
+    Raises:
+      CheckpointError: the result is damaged.
+    """
+    with _whole(path):
+        return {name: _array(path, name)[index] for name, index in where.items()}
+
+
+def read(path: Path) -> xr.Dataset:
+    """The result, loaded into memory.
+
+    Raises:
+      CheckpointError: absent or damaged.
+    """
+    if not path.exists():
+        raise CheckpointError(f"no results at {path}; run the sweep first")
+    with _whole(path):
+        return xr.open_zarr(path, consolidated=False).load()
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is damaged ({str(error)[:120]}); delete that folder and run again"
+        ) from error
+
+
+def replace(path: Path, dataset: xr.Dataset) -> None:
+    """Writes a finished result in the place of an earlier one; whole or not at all."""
+    files.ensure_writable(path.parent)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    old = path.with_name(f"{aside.name}.old")
+    with files.plain_errors(path):
+        try:
+            dataset.to_zarr(aside, zarr_format=FORMAT, consolidated=False)
+            if path.exists():
+                path.rename(old)
+            aside.rename(path)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,59 @@
+"""What is there against what is asked for: configs and shapes, with both printed where they differ."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mechdiff.core.errors import CheckpointError
+from mechdiff.core.types import PyTree
+from mechdiff.storage import files
+
+
+def compare_configs(saved: dict, given: dict, where: Path | str, ignore: Iterable[str] = ()) -> None:
+    """Raises a CheckpointError naming the fields in which two config dicts differ, with both values."""
+    saved, given = _fields(files.plain(saved)), _fields(files.plain(given))
+    ignored = tuple(ignore)
+    different = [
+        f"{name} is {_shown(saved, name)} there and {_shown(given, name)} here"
+        for name in sorted(saved.keys() | given.keys())
+        if saved.get(name) != given.get(name)
+        and not any(name == field or name.startswith(f"{field}.") for field in ignored)
+    ]
+    if different:
+        way_out = "use the same settings or another --workdir"
+        raise CheckpointError(f"{where} was made with another config: {'; '.join(different)}; {way_out}")
+
+
+def check_shapes(found: PyTree, wanted: PyTree, where: Path | str) -> None:
+    """Raises a CheckpointError naming the first leaf whose shape differs, with both shapes."""
+    found, wanted = shapes(found), shapes(wanted)
+    for path in sorted(found.keys() | wanted.keys()):
+        there, here = found.get(path, "absent"), wanted.get(path, "absent")
+        if there != here:
+            line = f"{where} does not fit: {path} is {there} there and {here} in the network asked for"
+            raise CheckpointError(f"{line}; use the config that it was made with")
+
+
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """Leaves by path; attributes, keys and indices are written alike, as Orbax keeps them."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    """Shapes of the leaves by path."""
+    return {path: tuple(leaf.shape) for path, leaf in named_leaves(tree).items()}
+
+
+def _fields(config: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in config.items():
+        flat |= _fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _shown(fields: dict[str, Any], name: str) -> str:
+    return json.dumps(fields[name]) if name in fields else "absent"

@@ -1,0 +1,134 @@
+"""A run's log, one JSON object a line, and its progress on the terminal."""
+
+import errno
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mechdiff.core.errors import DataError
+from mechdiff.storage import files
+
+PLAIN_SECONDS = 30.0  # between the lines of a progress that no terminal shows
+
+
+class RunLog:
+    """Appends records to a file of JSON lines. A line is written whole and at once.
+
+    A run that was killed and resumed has the same log as one that was not: see `rewind`.
+    """
+
+    def __init__(self, path: Path | str, resume_step: int | None = None):
+        """Opens or creates `path`; a torn last line, left by a crash, is dropped.
+
+        Args:
+          resume_step: as for `rewind`; None keeps all lines.
+
+        Raises:
+          DataError: an earlier line is not JSON.
+          MechdiffError: the file cannot be written.
+        """
+        self.path = Path(path)
+        self._file = None
+        files.ensure_writable(self.path.parent)
+        self._keep(read_log(self.path) if self.path.exists() else [])
+        if resume_step is not None:
+            self.rewind(resume_step)
+
+    def append(self, record: dict) -> None:
+        """Adds one line; numpy and JAX scalars become numbers, NaN and Inf null.
+
+        Raises:
+          MechdiffError: the disk is full.
+        """
+        with files.plain_errors(self.path):
+            line = _line(record)
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+
+    def rewind(self, step: int) -> None:
+        """Drops the lines of later steps, which the resumed run will write again."""
+        self._keep([record for record in read_log(self.path) if record.get("step", step) <= step])
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _keep(self, records: list[dict]) -> None:
+        self.close()
+        kept = b"".join(_line(record) for record in records)
+        with files.plain_errors(self.path):
+            if not self.path.exists() or self.path.read_bytes() != kept:
+                files.write_atomic(self.path, kept)
+            self._file = self.path.open("ab", buffering=0)
+
+
+def read_log(path: Path | str) -> list[dict]:
+    """The records of a log; a torn last line is left out.
+
+    Raises:
+      DataError: the file is absent, or a line before the last is not a JSON object.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(files.explain(error, path) or f"{path}: {error}") from None
+    records = []
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty or torn
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise DataError(f"{path}: line {number} is not a JSON object; delete that line to go on")
+        records.append(record)
+    return records
+
+
+def progress(total: int, initial: int = 0, desc: str = "", unit: str = "step") -> tqdm:
+    """A progress bar with speed and time left; use it as a context manager and call `update`.
+
+    Where stderr is not a terminal it prints a plain line every 30 seconds instead, none in a shorter run.
+    """
+    if sys.stderr.isatty():
+        return tqdm(total=total, initial=initial, desc=desc, unit=unit, dynamic_ncols=True, leave=False)
+    return _PlainLines(
+        total=total,
+        initial=initial,
+        desc=desc,
+        unit=unit,
+        mininterval=PLAIN_SECONDS,
+        delay=PLAIN_SECONDS,
+        miniters=1,
+        leave=False,
+        bar_format="{desc}: {n_fmt}/{total_fmt}, {rate_fmt}, {elapsed} gone, {remaining} left{postfix}",
+    )
+
+
+class _PlainLines(tqdm):
+    """tqdm without control characters: a line of its own for each report, however often it is refreshed."""
+
+    monitor_interval = 0  # no thread that refreshes in between
+    _due: float | None = None  # when the next line may come
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        now = time.monotonic()
+        self._due = now + PLAIN_SECONDS if self._due is None else self._due
+        if msg != "" and now >= self._due:  # tqdm sends "" to clear a bar
+            self._due = now + PLAIN_SECONDS
+            print(msg or str(self), file=sys.stderr, flush=True)
+
+
+def _line(record: dict) -> bytes:
+    return (json.dumps(files.plain(record)) + "\n").encode()

@@ -1,0 +1,180 @@
+"""What a study finds out about an examined network besides the sweep of its components.
+
+Everything lies in the subject's folder, and is not made again when it is there and was made of the same. What
+was asked for stands in study.json; results of earlier studies that were not asked for again are not read:
+  activity.zarr        participation ratio, effective rank and variance of activations, per site and level
+  control.zarr         the sweep of an untrained network of the same configuration on the same pictures
+  control_attention.zarr
+  circuit_KIND.zarr    circuits run to score the one that was found, see `scorecards.run`
+  roles.zarr           selectivity and roles of heads, and the effects behind them
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import xarray as xr
+
+from mechdiff import circuits
+from mechdiff.analysis import complexity, roles
+from mechdiff.analysis.roles import probes
+from mechdiff.circuits import robustness, scorecards
+from mechdiff.core import keys
+from mechdiff.core.config import ExperimentConfig, to_dict
+from mechdiff.core.numerics import NUMERICS_VERSION
+from mechdiff.core.types import PRNGKey
+from mechdiff.data import OFFSETS, synthetic
+from mechdiff.diffusion.schedules import timesteps_by_log_snr
+from mechdiff.interventions.record import Component
+from mechdiff.models.unet import components
+from mechdiff.storage import files, labelled
+from mechdiff.study import examine
+from mechdiff.study.examine import Examined
+from mechdiff.sweeps import activations, channel_moments, denoising
+
+FRESH = 3  # untrained networks that a role must beat
+SCORED = 0.9  # closeness, of `complexity.TAUS`, of the circuit that is scored
+KNOCKOUTS, RANDOMS = 10, 40  # sets that a circuit is tried against
+PROBED = 400  # faces that probes of factors are fitted on
+BLOCK = 16  # faces drawn together
+
+
+def deepen(examined: Examined, config: ExperimentConfig, folder: Path) -> None:
+    """Does for one subject what `config.study` asks for.
+
+    Args:
+      examined: of `pipeline.examine`, whose `folder` this is.
+    """
+    study, root = config.study, jax.random.key(config.seed)
+    some = dataclasses.replace(examined, given=examined.given.first(study.images))
+    levels = [int(t) for t in timesteps_by_log_snr(examined.subject.schedule, study.timesteps)]
+    noise = keys.stream(root, "scored noise")
+    makers: dict[str, Callable[[], xr.Dataset]] = {}
+    if study.controls:
+        makers["activity"] = lambda: activity(examined, levels, root)
+        makers["control"] = lambda: control(some, config, noise, folder)
+        makers["control_attention"] = lambda: control_attention(some, config, noise)
+    for kind in study.circuits:
+        makers[f"circuit_{kind}"] = lambda kind=kind: circuit(some, kind, config, folder)
+    if study.role_sets and _heads(examined):
+        makers["roles"] = lambda: head_roles(some, config, levels, noise)
+    key = _key(examined, config)
+    for name, make in makers.items():
+        _once(folder / f"{name}.zarr", key, make)
+    with files.hold(folder, wait=True):
+        files.write_json(folder / "study.json", {"made_of": key, "results": list(makers)})
+
+
+def activity(examined: Examined, levels: Sequence[int], root: PRNGKey) -> xr.Dataset:
+    """`complexity.OF_COVARIANCE` of the activations of every site, dims `measure, site, t`."""
+    subject, given = examined.subject, examined.given
+    before, noise = keys.stream(root, "mean noise"), keys.stream(root, "scored noise")
+    means = activations.activation_means(*subject.network, given.reference, levels, before)
+    found = channel_moments.channel_moments(*subject.network, given.scored, levels, noise, means=means)
+    values = {name: complexity.site_values(found, name) for name in complexity.OF_COVARIANCE}
+    cells = np.array([[values[name][site] for site in found] for name in values])
+    axes = {"measure": list(values), "site": list(found), "t": np.asarray(levels)}
+    return xr.Dataset({"value": (tuple(axes), cells)}, coords=axes)
+
+
+def circuit(examined: Examined, kind: str, config: ExperimentConfig, folder: Path) -> xr.Dataset:
+    """Finds the circuit on one half of the pictures and runs on the other what its measures need.
+
+    Returns:
+      As `scorecards.run`; attribute besides: `sizes`, of the circuits for `complexity.TAUS`.
+    """
+    root = jax.random.key(config.seed)
+    asked = dataclasses.replace(config.sweep, timesteps=config.study.timesteps)
+    halves = robustness.halves(examined.subject, examined.given, kind, asked, root, folder / "circuits")
+    found = {tau: circuits.discover(halves[0], tau) for tau in complexity.TAUS}
+    runs = scorecards.run(halves[1], found[SCORED], KNOCKOUTS, RANDOMS, config.seed)
+    return runs.assign_attrs(sizes=[len(one.members) for one in found.values()])
+
+
+def head_roles(
+    examined: Examined, config: ExperimentConfig, levels: Sequence[int], noise: PRNGKey
+) -> xr.Dataset:
+    """Roles of all heads, with the effects they were judged by; dims `component, target, t, image`."""
+    subject, given = examined.subject, examined.given
+    chosen = _heads(examined)
+    fresh = [examine.untrained(subject, config.seed + i) for i in range(FRESH)]
+    more = (
+        face_targets(examined.trained, len(given.scored)) if examined.trained.data.name == "synthetic" else {}
+    )
+    asked = subject, fresh, chosen, given.scored, levels, noise
+    found, effect = roles.examine(*asked, count=config.study.role_sets, seed=config.seed, **more)
+    cells = ("component", "target")
+    return effect.assign(
+        selectivity=(cells, found.selectivity),
+        role=("component", list(found.role)),
+        adjusted=("component", found.adjusted),
+    )
+
+
+def control(some: Examined, config: ExperimentConfig, noise: PRNGKey, folder: Path) -> xr.Dataset:
+    """The sweep of an untrained network, its own for every training seed, at all levels swept."""
+    fresh, levels = _fresh(some, config)
+    asked = dataclasses.replace(config.sweep, images=len(some.given.scored))
+    shown = some.given.swept
+    fills = examine.kind_fills(fresh, some.given, levels, jax.random.key(config.seed), asked, shown)
+    seen = fresh, shown, levels, noise, folder / "control"
+    return denoising.teacher_forced(*seen, config=asked, fills=fills)
+
+
+def control_attention(some: Examined, config: ExperimentConfig, noise: PRNGKey) -> xr.Dataset:
+    """Attention statistics of the same network on the same pictures."""
+    fresh, levels = _fresh(some, config)
+    return activations.attention_stats(*fresh.network, some.given.swept, levels, noise)
+
+
+def face_targets(trained: ExperimentConfig, count: int) -> dict:
+    """What is known of synthetic faces: masks of the first held-out ones, probes fitted on those of training.
+
+    Args:
+      count: held-out faces.
+    """
+    reference = _faces(trained, OFFSETS["train"], PROBED)
+    fitted = probes.fit_all(reference.image, reference.factors)
+    masks = _faces(trained, OFFSETS["test"], count).masks
+    return {"masks": masks, "parts": synthetic.PARTS, "probes": probes.as_arrays(fitted)}
+
+
+def _fresh(some: Examined, config: ExperimentConfig) -> tuple[denoising.Subject, np.ndarray]:
+    """The untrained network and the levels it is examined at."""
+    fresh = examine.untrained(some.subject, some.trained.seed)
+    return fresh, timesteps_by_log_snr(fresh.schedule, config.sweep.timesteps)
+
+
+def _heads(examined: Examined) -> list[Component]:
+    return [one for one in components(examined.subject.unet) if one.kind == "head"]
+
+
+def _once(path: Path, key: str, make: Callable[[], xr.Dataset]) -> None:
+    """Writes what `make` gives, unless what is there has this key."""
+    with files.hold(path.parent, wait=True):
+        if not path.exists() or labelled.read(path).attrs.get("made_of") != key:
+            labelled.replace(path, make().assign_attrs(made_of=key))
+
+
+def _key(examined: Examined, config: ExperimentConfig) -> str:
+    """Digest of all that decides the numbers."""
+    given, study = examined.given, dataclasses.replace(config.study, models=())
+    return files.digest_json(
+        {
+            **examined.subject.digests(),
+            "pictures": files.digest_arrays([given.swept, given.reference]),
+            "asked": [config.seed, to_dict(config.sweep), to_dict(study)],
+            "numerics": NUMERICS_VERSION,
+        }
+    )
+
+
+def _faces(trained: ExperimentConfig, start: int, count: int) -> synthetic.Face:
+    size, level, key = trained.unet.image_size, trained.data.level, jax.random.key(0)
+    drawn = [
+        synthetic.faces(key, np.int32(at + np.arange(BLOCK)), size, level)
+        for at in range(start, start + count, BLOCK)
+    ]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *drawn)

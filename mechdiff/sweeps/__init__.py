@@ -1,0 +1,1 @@
+"""Running a network under interventions: ablation, sampling and sequential sweeps, activations."""

@@ -1,0 +1,273 @@
+"""Sweeps: components x kinds x timesteps x images, one value each, under common random numbers.
+
+The clean and the changed arm share image, noise and timestep. What a sweep has computed is on disk, piece
+by piece: it can be killed, resumed, and filled by several processes at once.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import xarray as xr
+from jaxtyping import Int
+
+from mechdiff.core import devices
+from mechdiff.core.config import SweepConfig, UNetConfig
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.numerics import NUMERICS_VERSION
+from mechdiff.core.types import Images, PRNGKey, PyTree, Shown
+from mechdiff.diffusion.process import at_level
+from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.interventions.record import Component, Intervention, leave_one_out
+from mechdiff.models.unet import components
+from mechdiff.storage import files, labelled, work_sharing
+from mechdiff.sweeps.execution.engine import Engine, Measured
+from mechdiff.sweeps.replacements import Fills, as_fills
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A denoiser to be examined.
+
+    Attributes:
+      name: shown in results.
+      unet, schedule: its configuration.
+      params, identity: as `init_unet` makes them (parameters trained).
+    """
+
+    name: str
+    unet: UNetConfig
+    schedule: NoiseSchedule
+    params: PyTree
+    identity: Intervention
+
+    @property
+    def network(self) -> tuple[UNetConfig, PyTree, Intervention, NoiseSchedule]:
+        """What every function that runs it takes first."""
+        return self.unet, self.params, self.identity, self.schedule
+
+    def digests(self) -> dict:
+        """What of it decides numbers, JSON-ready."""
+        return {
+            "params": files.digest_arrays(self.params),
+            "unet": dataclasses.asdict(self.unet),
+            "schedule": files.digest_arrays(self.schedule.log_snr),
+            "precision": devices.precision(),
+        }
+
+
+def teacher_forced(
+    subject: Subject,
+    images: Shown,
+    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
+    key: PRNGKey,
+    folder: Path,
+    *,
+    config: SweepConfig | None = None,
+    fills: PyTree = None,
+    chosen: Sequence[Component] | None = None,
+    facts: dict | None = None,
+) -> xr.Dataset:
+    """Leaves out one component at a time and measures the denoising loss, image by image.
+
+    The result is kept in `folder`, in a store named after everything that decides its numbers
+    (parameters, images, key, components, kinds, code): a killed sweep resumes where it was, and a
+    changed one can't reuse stale numbers.
+
+    Args:
+      images: in [-1, 1], NHWC; image i has the noise of `image_noise(key, i)` at every timestep. Or other
+        ones for every timestep, `(levels, images, ...)`, with noise of their own: see `diffusion.at_level`.
+      config: kinds, chunking; its counts of images and timesteps are the caller's business.
+      fills: for kinds other than `zero`: kind -> site -> `(levels, *site)`, as `capture.activation_means`
+        and `optimal.optimal_fills` make them, or a source of fills such as `replacements.resample_fills`.
+      chosen: components; all of the network if None.
+      facts: JSON-ready, kept in the result's attributes.
+    Returns:
+      Dataset with `loss` and `change` (mean squared change of the prediction), dims `kind, component,
+      t, image`, and `clean_loss`, dims `t, image`; attribute `pictures`, how many were shown in all.
+    Raises:
+      ConfigError: a kind without fills.
+    """
+    config = config or SweepConfig()
+    chosen = tuple(chosen or components(subject.unet))
+    fills = fills or {}
+    for kind in config.kinds:
+        if kind != "zero" and kind not in fills:
+            raise ConfigError(
+                f"ablation kind {kind!r} needs fills; capture.activation_means makes those of 'mean'"
+            )
+    timesteps = np.asarray(timesteps, np.int32)
+    fills = {kind: as_fills(fills[kind]) for kind in config.kinds if kind != "zero"}
+    plan = _Plan(subject, np.asarray(images), timesteps, key, config, fills, chosen)
+    path = Path(folder) / f"{plan.key[:16]}.zarr"
+    labelled.create(path, plan.empty(facts or {}), plan.chunks())
+    plan.fill(path)
+    return labelled.read(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """One sweep: what is to be computed, in pieces of (kind, timestep, block of images)."""
+
+    subject: Subject
+    images: np.ndarray
+    timesteps: np.ndarray
+    noise_key: PRNGKey
+    config: SweepConfig
+    fills: dict[str, Fills]
+    chosen: tuple[Component, ...]
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Digest of everything that decides the numbers."""
+        return files.digest_json(
+            {
+                **self.subject.digests(),
+                "images": files.digest_arrays(self.images),
+                "noise": files.digest_arrays(jax.random.key_data(self.noise_key)),
+                "fills": {kind: source.digest() for kind, source in self.fills.items()},
+                "timesteps": self.timesteps.tolist(),
+                "kinds": self.config.kinds,
+                "components": [component.name for component in self.chosen],
+                "numerics": NUMERICS_VERSION,
+            }
+        )
+
+    @property
+    def count(self) -> int:
+        """Images at one timestep."""
+        return self.images.shape[-4]
+
+    @property
+    def block(self) -> int:
+        """Images in one piece."""
+        return min(self.config.image_block, self.count)
+
+    def empty(self, facts: dict) -> xr.Dataset:
+        """The labelled result before the first piece."""
+        shape = (len(self.config.kinds), len(self.chosen), len(self.timesteps), self.count)
+        full = np.full(shape, np.nan, np.float32)
+        dims = ("kind", "component", "t", "image")
+        return xr.Dataset(
+            {
+                "loss": (dims, full),
+                "change": (dims, full),
+                "clean_loss": (("t", "image"), full[0, 0]),
+            },
+            coords={
+                "kind": list(self.config.kinds),
+                **coordinates(self.subject, self.chosen, self.timesteps, self.count),
+            },
+            attrs={
+                "subject": self.subject.name,
+                "key": self.key,
+                "pictures": math.prod(self.images.shape[:-3]),
+                **facts,
+            },
+        )
+
+    def chunks(self) -> dict[str, tuple[int, ...]]:
+        piece = (1, len(self.chosen), 1, self.block)
+        return {"loss": piece, "change": piece, "clean_loss": (1, self.block)}
+
+    def fill(self, path: Path) -> None:
+        """Computes the pieces that are missing, with other processes if they fill the same store."""
+        subject = self.subject
+        engine = Engine(subject.unet, subject.schedule, subject.params, self.config.chunk)
+        everything = leave_one_out(subject.identity, self.chosen)[1]
+        pieces = [
+            (kind, level, slice(start, min(start + self.block, self.count)))
+            for kind in range(len(self.config.kinds))
+            for level in range(len(self.timesteps))
+            for start in range(0, self.count, self.block)
+        ]
+        done = lambda piece: labelled.written(path, "loss", (piece[0], 0, piece[1], piece[2].start))
+        compute = lambda piece: self._piece(engine, everything, path, *piece)
+        work_sharing.fill(pieces, done, compute, f"sweeping {subject.name}")
+
+    def _piece(
+        self, engine: Engine, everything: Intervention, path: Path, kind: int, level: int, images: slice
+    ) -> None:
+        # A short last block is filled up, so that it needs no program of its own.
+        index = np.resize(np.arange(images.start, images.stop), self.block)
+        count, t = images.stop - images.start, int(self.timesteps[level])
+        source = self.fills.get(self.config.kinds[kind])
+        found = _block(engine, everything, source, "fill", self.images, index, level, t, self.noise_key)
+        where = (slice(kind, kind + 1), slice(None), slice(level, level + 1), images)
+        region = {"loss": where, "change": where, "clean_loss": (where[2], images)}
+        put = {
+            "clean_loss": found.clean_loss[None, :count],
+            "change": found.change[None, :, None, :count],
+            "loss": found.loss[None, :, None, :count],
+        }
+        labelled.put(path, region, put)
+
+
+def _block(engine, stacked, source, field, images, index, level, t, key) -> Measured:
+    """One block of images at one timestep; the mean over the draws of the fills, if there are several."""
+    pictures, numbers = at_level(images, level)
+    given = [getattr(stacked, field)]
+    if source is not None:
+        given = (source.at(level, index, draw) for draw in range(source.draws))
+    found = [
+        engine.measure(dataclasses.replace(stacked, **{field: fill}), pictures[index], numbers[index], t, key)
+        for fill in given
+    ]
+    return Measured(*(np.mean(values, axis=0, dtype=values[0].dtype) for values in zip(*found)))
+
+
+def measured(
+    subject: Subject,
+    stacked: Intervention,
+    kind: str,
+    fills: PyTree,
+    images: Images,
+    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
+    key: PRNGKey,
+    block: int = 16,
+    field: str = "fill",
+) -> Measured:
+    """A small sweep of any stack of interventions, in memory: all with `(..., levels, images)`.
+
+    Args:
+      kind, fills: of the fills, as in `teacher_forced`; with None those of `stacked` stay.
+      block: images at once; a short last one is filled up, so that all share one program.
+      field: of the intervention, that the fills go into: `fill` or `pattern_fill`.
+    """
+    if field == "fill" and kind != "zero" and fills is None:
+        raise ConfigError(f"ablation kind {kind!r} needs fills; see capture, replacements and optimal")
+    source = None if fills is None else as_fills(fills)
+    engine = Engine(subject.unet, subject.schedule, subject.params)
+    images, per_level = np.asarray(images), []
+    for level, t in enumerate(timesteps):
+        parts = []
+        for start in range(0, len(images), block):
+            index = np.arange(start, min(start + block, len(images)))
+            padded = np.resize(index, min(block, len(images)))
+            found = _block(engine, stacked, source, field, images, padded, level, int(t), key)
+            parts.append([values[..., : len(index)] for values in found])
+        per_level.append([np.concatenate(values, axis=-1) for values in zip(*parts)])
+    return Measured(*(np.stack(values, axis=-2) for values in zip(*per_level)))
+
+
+def coordinates(
+    subject: Subject,
+    chosen: Sequence[Component],
+    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
+    images: int,
+) -> dict:
+    """Coordinates `component`, `t` and `image` of a sweep, with what is known of each."""
+    timesteps = np.asarray(timesteps, np.int32)
+    return {
+        "component": [component.name for component in chosen],
+        "t": timesteps,
+        "image": np.arange(images),
+        "log_snr": ("t", np.asarray(subject.schedule.log_snr)[timesteps]),
+        "part": ("component", [component.kind for component in chosen]),
+        "resolution": ("component", [component.resolution for component in chosen]),
+        "depth": ("component", [component.depth for component in chosen]),
+    }

@@ -1,0 +1,1 @@
+"""How sweeps run: batches of interventions with shared prefixes, memory, rollouts."""

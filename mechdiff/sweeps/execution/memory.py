@@ -1,0 +1,202 @@
+"""How much memory a sweep takes, told before it is compiled, and how much there is.
+
+Estimates from the shapes of activations. On a CPU the stages of a pass run a few rows at a time
+(`wavefront`), so what a pass holds is what stands between its stages: the rows of the stream and the skips.
+On accelerators they run whole, and it is their memory that counts, of all that this process has together.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mechdiff.core.config import UNetConfig
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.types import PyTree
+from mechdiff.interventions.gates import CAPTURED
+from mechdiff.models.unet import forward, init_unet, stages
+
+FREE_SHARE = 0.6  # of the memory that is free, which all devices together may take at once
+PROGRAM = 2**30  # bytes of Python, JAX, compiled programs and results
+INSIDE = 4  # feature maps that are alive at once inside a stage
+COPIES = 3  # of what enters and leaves a stage, held by XLA around the loop over its rows; fitted, as INSIDE
+SAVED = 8  # feature maps that a stage keeps for its gradient
+UNTOLD = 8 * 2**30  # bytes of an accelerator that does not say how many it has
+CPU_BLOCK = 2**20  # bytes of a stage's input or output at once on a CPU; 0.5 to 2 MiB measured alike
+GIB = 2**30
+
+
+def available() -> int:
+    """Bytes that new work may take: of main memory what the system says, within a container's limit."""
+    if accelerated():
+        return sum(free_on(device) for device in jax.local_devices())
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(free, _container_limit())
+
+
+def reachable() -> int:
+    """Bytes that this process may have: those that it holds, and those that are free."""
+    if accelerated():
+        return sum(_limit_of(device) for device in jax.local_devices())
+    try:
+        held = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        held = 0
+    return held + available()
+
+
+def accelerated() -> bool:
+    """Whether this process computes on a GPU or TPU."""
+    return jax.default_backend() != "cpu"
+
+
+def free_on(device: Any) -> int:
+    """Bytes of an accelerator that new work may take."""
+    return max(0, _limit_of(device) - (device.memory_stats() or {}).get("bytes_in_use", 0))
+
+
+def _limit_of(device: Any) -> int:
+    return (device.memory_stats() or {}).get("bytes_limit", UNTOLD)
+
+
+def _container_limit() -> int:
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+    except OSError:
+        return 2**62
+    return 2**62 if limit == "max" else max(0, int(limit) - int(used))
+
+
+def row_bytes(config: UNetConfig) -> int:
+    """Bytes that one row keeps alive at the widest point of the forward pass, stages run whole: an estimate,
+    from which a pass is sized before it is compiled."""
+    maps, held = [], 0
+    for stage in stages(config):
+        output = stage.resolution**2 * stage.width * 4
+        patterns = config.heads[stage.level] * stage.resolution**4 * 4 if stage.op == "attention" else 0
+        held += output * (stage.push - stage.pop)
+        # Logits and their softmax; on a CPU attention works in blocks.
+        maps.append(held + 4 * output + (2 * patterns if accelerated() else min(patterns, 2**20)))
+    return max(maps)
+
+
+def pass_bytes(config: UNetConfig, joins: Sequence[int], batch: int = 1) -> int:
+    """Bytes alive at the widest point of a pass of `wavefront.forward` on one device: an estimate.
+
+    On a CPU XLA's count for `ddpm-celebahq-256` was 1.03, 2.96 and 7.27 GiB for 2, 8 and 38 interventions.
+
+    Args:
+      joins: interventions that join at each stage, of `wavefront.plan`.
+      batch: images seen by each.
+    """
+    if accelerated():
+        return (1 + sum(joins)) * batch * row_bytes(config)
+    rows, most, flat = batch, 0, config.image_size**2 * config.in_channels * 4  # of one row, as it flows
+    skips: list[tuple[int, int]] = []  # bytes of a row, and of all rows that there were
+    for stage, joining in zip(stages(config), joins):
+        before, rows = rows, rows + joining * batch
+        out = stage.resolution**2 * stage.width * 4
+        held = sum(whole for _, whole in skips)
+        taken = skips.pop()[0] if stage.pop else 0
+        single = max(flat, out) > CPU_BLOCK // 2  # rows are run one at a time: those that join are not copied
+        entering = before * flat if single else (before + rows) * flat + rows * taken
+        most = max(most, held + COPIES * (entering + rows * out) + INSIDE * max(flat, out))
+        if stage.push:
+            skips.append((out, rows * out))
+        flat = out
+    return most
+
+
+def gradient_bytes(config: UNetConfig) -> int:
+    """Bytes that one image keeps alive between a forward pass and its gradient."""
+    return sum(SAVED * stage.resolution**2 * stage.width * 4 for stage in stages(config))
+
+
+@functools.lru_cache
+def fill_bytes(config: UNetConfig) -> int:
+    """Bytes of one fill of every site, which is also what is captured of one image."""
+    params, identity = jax.eval_shape(functools.partial(init_unet, config=config), jax.random.key(0))
+    x = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, config.in_channels), "float32")
+    t = jax.ShapeDtypeStruct((1,), "int32")
+    captured = jax.eval_shape(functools.partial(forward, config, capture=(CAPTURED,)), params, identity, x, t)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(captured[1]))
+
+
+def tree_bytes(tree: PyTree) -> int:
+    """Bytes of all leaves."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def at_once(wanted: int, each: int) -> int:
+    """How many of `wanted` images that take `each` bytes may be under way, of all devices together: halved
+    until they fit into a share of the free memory, at least one."""
+    room = FREE_SHARE * available()
+    while wanted > 1 and wanted * each > room:
+        wanted = -(-wanted // 2)
+    return wanted
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """What a sweep will take of the memory of this machine, or of its accelerators.
+
+    Attributes:
+      parameters: bytes of one copy; every device has one, beside that which was read.
+      one_pass: bytes of activations on one device at the widest point.
+      least: the same with one intervention and one image.
+      kept: bytes of what ablations put in place of components.
+      devices: that share the work.
+      rows: interventions x images in a pass, without the plain ones.
+      free: bytes that this process may have, see `reachable`.
+    """
+
+    parameters: int
+    one_pass: int
+    least: int
+    kept: int
+    devices: int
+    rows: int
+    free: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of the whole process at its peak."""
+        return self._with(self.one_pass)
+
+    def _with(self, one_pass: int) -> int:
+        return PROGRAM + self.kept + self.parameters + self.devices * (self.parameters + one_pass)
+
+    def line(self) -> str:
+        """For a reader, before the run."""
+        return (
+            f"predicted memory: {_gib(self.total)} of {_gib(self.free)} that this process may have "
+            f"(devices: {self.devices}, each with parameters {_gib(self.parameters)} and a pass of "
+            f"{self.rows} rows {_gib(self.one_pass)}; fills {_gib(self.kept)})"
+        )
+
+    def require(self) -> None:
+        """Raises ConfigError where even one row on every device does not fit, with the way out."""
+        if self._with(self.least) > self.free:
+            fewer = (
+                "JAX_NUM_CPU_DEVICES=1 (one copy of the parameters), "
+                if self.devices > 1 and not accelerated()
+                else ""
+            )
+            less = "fewer sweep.timesteps or sweep.kinds=zero (no fills), " if self.kept else ""
+            raise ConfigError(
+                f"even one row in a pass takes {_gib(self._with(self.least))}, but this process may "
+                f"have {_gib(self.free)}; the way out: {fewer}{less}or a machine with more memory"
+            )
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"

@@ -1,0 +1,161 @@
+"""Walks down the noise levels under interventions, from any step to any other, shared out over devices.
+
+Images are shared out over the devices of this process: each walks its own under all interventions.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from mechdiff.core import devices
+from mechdiff.core.config import UNetConfig
+from mechdiff.core.devices import ALL, IMAGES
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.types import Images, PRNGKey, PyTree, StepFn
+from mechdiff.diffusion.samplers import initial_noise, keys_of_steps, one_step
+from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.interventions.record import Intervention
+from mechdiff.models.unet import denoise
+from mechdiff.sweeps.denoising import Subject
+
+Window = tuple[int, int]
+Levels = Sequence[int] | Int[np.ndarray, " steps"]
+
+
+def even_windows(levels: Levels, count: int) -> tuple[Window, ...]:
+    """`count` half-open windows of t that cut the visited levels into equal parts, highest t first.
+
+    Together they cover every visited level, each once. Raises ConfigError unless 1 <= count <= steps.
+    """
+    levels = np.sort(np.asarray(levels))
+    if not 1 <= count <= len(levels):
+        raise ConfigError(f"{count} windows of {len(levels)} sampling steps; choose 1 to {len(levels)}")
+    cuts = [len(levels) * i // count for i in range(count)]
+    edges = [*(int(levels[cut]) for cut in cuts), int(levels[-1]) + 1]
+    return tuple(itertools.pairwise(edges))[::-1]
+
+
+def network_calls(levels: Levels, windows: Sequence[Window], count: int) -> tuple[int, int]:
+    """Network calls per sample for `count` interventions in each window: with the clean trajectory shared
+    (its own calls included), and without sharing."""
+    steps = len(levels)
+    after = sum(steps - opening(levels, window) for window in windows)
+    return steps + count * after, count * steps * len(windows)
+
+
+def opening(levels: Levels, window: Window) -> int:
+    """The first step of a walk down `levels` that is inside a window."""
+    down = np.sort(np.asarray(levels))[::-1]
+    inside = np.flatnonzero((down >= window[0]) & (down < window[1]))
+    if len(inside) == 0:
+        raise ConfigError(f"window [{window[0]}, {window[1]}) holds none of the {len(down)} levels visited")
+    return int(inside[0])
+
+
+@functools.partial(jax.jit, static_argnames=("unet", "step_fn", "clip", "mesh"))
+def _walk(
+    unet: UNetConfig,
+    step_fn: StepFn,
+    clip: bool,
+    mesh: Mesh,
+    schedule: NoiseSchedule,
+    params: PyTree,
+    stacked: Intervention,
+    fills: PyTree,
+    levels: Int[Array, " steps"],
+    start: Int[Array, ""],
+    stop: Int[Array, ""],
+    x: Images,
+    indices: Int[Array, " batch"],
+    key: PRNGKey,
+) -> Float[Array, "interventions batch height width channels"]:
+    """Images after steps `start` to `stop` of a walk down `levels`, under each intervention.
+
+    Where the walk begins and ends are arguments, so all windows share one program.
+    """
+
+    def local(schedule, params, stacked, fills, levels, start, stop, x, indices, key):
+        count, batch = len(next(iter(stacked.gate.values()))), len(x)
+        per_row = lambda leaf: jnp.repeat(leaf, batch, axis=0)
+        stacked = dataclasses.replace(
+            stacked,
+            gate=jax.tree.map(per_row, stacked.gate),
+            temperature=jax.tree.map(per_row, stacked.temperature),
+        )
+        indices = jnp.tile(indices, count)
+        previous = jnp.append(levels[1:], -1)
+        step_keys = keys_of_steps(key, levels)
+
+        def step(i, x_t):
+            here = dataclasses.replace(stacked, fill=jax.tree.map(lambda fill: fill[i], fills))
+            predict = functools.partial(denoise, unet, schedule, params, here)
+            at = levels[i], previous[i]
+            return one_step(predict, schedule, step_keys[i], x_t, *at, indices, step_fn, clip)[0]
+
+        final = jax.lax.fori_loop(start, stop, step, jnp.tile(x, (count, 1, 1, 1)))
+        return final.reshape(count, *x.shape)
+
+    specs = (*[ALL] * 7, IMAGES, IMAGES, ALL)
+    outs = PartitionSpec(None, "images")
+    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=outs, check_vma=False)
+    return run(schedule, params, stacked, fills, levels, start, stop, x, indices, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Walker:
+    """One subject's sampler, with what all its walks share."""
+
+    subject: Subject
+    levels: np.ndarray  # descending
+    key: PRNGKey
+    step_fn: StepFn
+    clip: bool
+    block: int  # images that are walked together
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        return devices.over(self.block)
+
+    @functools.cached_property
+    def _network(self) -> tuple[NoiseSchedule, PyTree]:
+        return devices.everywhere(self.mesh, (self.subject.schedule, self.subject.params))
+
+    def walk(self, stacked: Intervention, fills, start: int, stop: int, x, indices) -> Array:
+        program = self.subject.unet, self.step_fn, self.clip, self.mesh
+        x = devices.shared(self.mesh, x)  # always laid out alike: another layout would be another program
+        return _walk(*program, *self._network, stacked, fills, self.levels, start, stop, x, indices, self.key)
+
+    def clean(self, starts: Sequence[int], indices: np.ndarray) -> tuple[dict[int, Array], Array]:
+        """States at the steps `starts`, and the final images."""
+        unet = self.subject.unet
+        shape = (unet.image_size, unet.image_size, unet.in_channels)
+        identity = _stacked_identity(self.subject.identity)
+        none = no_fills(self.subject.identity, len(self.levels))
+        x, at, states = initial_noise(self.key, indices, shape), 0, {}
+        for stop in sorted({*starts, len(self.levels)}):
+            x = self.walk(identity, none, at, stop, x, indices)[0]
+            at = stop
+            states[stop] = x
+        return states, x
+
+
+def _stacked_identity(identity: Intervention) -> Intervention:
+    grown = lambda leaf: np.asarray(leaf)[None]
+    return dataclasses.replace(
+        identity,
+        gate=jax.tree.map(grown, identity.gate),
+        temperature=jax.tree.map(grown, identity.temperature),
+        fill=None,
+    )
+
+
+def no_fills(identity: Intervention, steps: int) -> PyTree:
+    """Fills of kind `zero` for every step."""
+    return {site: np.zeros((steps, *np.shape(fill)), np.float32) for site, fill in identity.fill.items()}

@@ -1,0 +1,196 @@
+"""Many interventions in one pass through the network, nothing before a site computed twice.
+
+The batch grows on its way through the stages: the clean rows go first, and the rows of an intervention
+join, as copies of the clean ones, at the first stage that it changes. A leave-one-out sweep is one program
+of about half the operations of one pass per component, compiled once whatever the number of sweeps. Where
+memory holds only a part of the rows at a time, they take turns in the same program (`plan`).
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from mechdiff.core.config import UNetConfig
+from mechdiff.core.types import AnyArray, Images, PyTree
+from mechdiff.diffusion.process import to_eps
+from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.interventions.record import Intervention, has_rows, in_window
+from mechdiff.models.unet import Stage, Stream, enter, run_stage, stages
+from mechdiff.sweeps.execution.memory import CPU_BLOCK
+
+
+class Wave(NamedTuple):
+    """How a stack of interventions is cut into passes of one shape.
+
+    Attributes:
+      order: which intervention each row of each pass is; places left over hold repeats.
+      joins: interventions that join at each stage, the same in every pass.
+    """
+
+    order: Int[np.ndarray, "passes rows"]
+    joins: tuple[int, ...]
+
+
+def joining_stages(config: UNetConfig, stacked: Intervention) -> Int[np.ndarray, " interventions"]:
+    """The first stage that each intervention of a stack changes, whatever its window; the last if none does.
+
+    Args:
+      stacked: gates `(interventions, units)`; temperatures and patterns likewise or shared.
+    """
+    place = {stage.name: i for i, stage in enumerate(stages(config))}
+    first = np.full(len(next(iter(stacked.gate.values()))), len(place) - 1)
+    for leaves in (stacked.gate, stacked.temperature, stacked.pattern):
+        for site, leaf in leaves.items():
+            changed = (np.atleast_2d(leaf) != 1).any(axis=1)
+            first = np.where(changed, np.minimum(first, place[site.rsplit(".", 1)[0]]), first)
+    return first
+
+
+def plan(config: UNetConfig, stacked: Intervention, rows: int, together: bool = False) -> Wave:
+    """Passes of at most `rows` interventions, alike in how many join at every stage.
+
+    Interventions are sorted by the first stage that they change and dealt out to the passes in turn, as cards
+    are: those dealt in one round join where the first of them must. With one pass none joins early; with
+    several, each by about one part in `rows` of the network.
+
+    Args:
+      together: all join at the first stage, whatever they change: one program for all stacks of one size.
+    """
+    first = joining_stages(config, stacked) * (not together)
+    passes = -(-len(first) // max(rows, 1))
+    rounds = -(-len(first) // passes)
+    dealt = np.arange(rounds * passes).reshape(rounds, passes)
+    # Places left over repeat the last.
+    order = np.argsort(first, kind="stable")[np.minimum(dealt, len(first) - 1)].T
+    joins = np.bincount(first[order[0]], minlength=len(stages(config)))
+    return Wave(order, tuple(joins.tolist()))
+
+
+def forward(
+    config: UNetConfig,
+    joins: tuple[int, ...],
+    schedule: NoiseSchedule,
+    params: PyTree,
+    stacked: Intervention,
+    x_t: Images,
+    t: Int[AnyArray, ""],
+) -> tuple[Images, Float[Array, "interventions batch height width channels"]]:
+    """Predicted noise without and with each intervention, as `unet.denoise` would give it.
+
+    Args:
+      joins: of `plan`; static.
+      stacked: interventions in the order in which they join. Gates, temperatures, patterns and windows
+        stacked or shared; fills shared, with or without an axis of images.
+      x_t: noisy images at timestep `t`, each seen by every intervention.
+    """
+    batch, count = x_t.shape[0], sum(joins)
+    stacked = in_window(stacked, jnp.full(count, t))
+    stream, joined = enter(config, params, x_t, jnp.full(batch, t)), 0
+    for stage, joining in zip(stages(config), joins):
+        joined += joining
+        here, rows = _rows(stage, stacked, batch, joined), (1 + joined) * batch
+        stream = _run(config, stage, params, here, stream, batch, rows)
+    rows = (1 + count) * batch
+    tiled = _extended(x_t, batch, rows)
+    eps = to_eps(config.prediction, schedule, tiled, jnp.full(rows, t), _extended(stream.h, batch, rows))
+    eps = eps.reshape(1 + count, *x_t.shape)
+    return eps[0], eps[1:]
+
+
+def _run(
+    config: UNetConfig,
+    stage: Stage,
+    params: PyTree,
+    intervention: Intervention,
+    stream: Stream,
+    batch: int,
+    rows: int,
+) -> Stream:
+    """`run_stage` for all `rows`, those that join now as copies of the clean ones.
+
+    On a CPU a few rows at a time, so that what passes between its layers stays in cache: a block at 32x32
+    then takes half the time, one at 16x16 nine tenths. One at a time, the copies are never made: they would
+    be most of the memory of a large network."""
+    block = _block(stage, rows, *stream.h.shape[1:]) if jax.default_backend() == "cpu" else rows
+    if block > 1 or rows == 1:
+        stream = _joined(stage, stream, batch, rows)
+    if block == rows:
+        intervention = _of_images(intervention, np.arange(rows) % batch)
+        return run_stage(config, stage, params, intervention, stream)[0]
+    kept, taken = (stream.skips[:-1], stream.skips[-1:]) if stage.pop else (stream.skips, ())
+    gates = intervention.gate, intervention.temperature, intervention.pattern
+    leaves = (stream.h, taken, stream.temb, *gates)
+
+    def some(start):
+        at = lambda a: jnp.where(start < len(a), start, start % batch)
+        part = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, at(a), block), leaves)
+        h, skips, temb, gate, temperature, pattern = part
+        changed = dataclasses.replace(intervention, gate=gate, temperature=temperature, pattern=pattern)
+        changed = _of_images(changed, (start + np.arange(block)) % batch)
+        return run_stage(config, stage, params, changed, Stream(h, skips, temb))[0].h
+
+    # The last block may reach back over rows that the one before it has done.
+    starts = np.minimum(np.arange(0, rows, block), rows - block)
+    parts = jax.lax.map(some, starts)
+    h = parts.reshape(-1, *parts.shape[2:])
+    if again := len(h) - rows:
+        h = jnp.concatenate([h[:-block], h[again - block :]])
+    return Stream(h, (*kept, h) if stage.push else kept, stream.temb)
+
+
+def _of_images(intervention: Intervention, images: Int[AnyArray, " rows"]) -> Intervention:
+    """Fills that differ between images, taken for each row from its image."""
+
+    def taken(fills: PyTree) -> PyTree:
+        return {
+            site: jnp.take(fill, images, axis=0) if has_rows(site, fill) else fill
+            for site, fill in fills.items()
+        }
+
+    fills = {"fill": taken(intervention.fill), "pattern_fill": taken(intervention.pattern_fill)}
+    return dataclasses.replace(intervention, **fills)
+
+
+def _block(stage: Stage, rows: int, *shape: int) -> int:
+    """Rows of a stage at a time: as many as `CPU_BLOCK` holds, or somewhat fewer that divide better."""
+    most = max(1, CPU_BLOCK // (4 * max(stage.resolution**2 * stage.width, math.prod(shape))))
+    return rows if rows <= most else min(range((most + 1) // 2, most + 1), key=lambda n: (-rows % n, -n))
+
+
+def _joined(stage: Stage, stream: Stream, batch: int, rows: int) -> Stream:
+    """The stream with all `rows`: one per image for the clean pass and each intervention that has joined."""
+    skips = stream.skips
+    if stage.pop:  # what was pushed before an intervention joined is that of the clean pass
+        skips = (*skips[:-1], _extended(skips[-1], batch, rows))
+    return Stream(_extended(stream.h, batch, rows), skips, _extended(stream.temb, batch, rows))
+
+
+def _extended(a: Array, batch: int, rows: int) -> Array:
+    """`a` with copies of its first `batch` rows behind it, `rows` rows in all."""
+    copies = (rows - a.shape[0]) // batch
+    return jnp.concatenate([a, jnp.tile(a[:batch], (copies, *[1] * (a.ndim - 1)))]) if copies else a
+
+
+def _rows(stage: Stage, stacked: Intervention, batch: int, joined: int) -> Intervention:
+    """The intervention at one stage; gates, temperatures and patterns per row, 1 for the clean rows."""
+
+    def of_stage(leaves: PyTree) -> PyTree:
+        return {site: leaf for site, leaf in leaves.items() if site.rsplit(".", 1)[0] == stage.name}
+
+    def per_row(leaf: Array) -> Array:
+        clean = jnp.ones((1, leaf.shape[-1]), leaf.dtype)
+        return jnp.repeat(jnp.concatenate([clean, leaf[:joined]]), batch, axis=0)
+
+    return dataclasses.replace(
+        stacked,
+        gate={site: per_row(leaf) for site, leaf in of_stage(stacked.gate).items()},
+        temperature={site: per_row(leaf) for site, leaf in of_stage(stacked.temperature).items()},
+        pattern={site: per_row(leaf) for site, leaf in of_stage(stacked.pattern).items()},
+        fill=of_stage(stacked.fill),
+        pattern_fill=of_stage(stacked.pattern_fill),
+    )

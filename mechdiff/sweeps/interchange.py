@@ -1,0 +1,164 @@
+"""Which factor does a component carry? Factor-pair interchange interventions.
+
+A factor pair (x, x') of synthetic faces differs in one factor alone. With the same noise and timestep, one
+component's activation on x is replaced by that on x', everything else being left to x. With eps, eps' the
+predictions on x and x', and eps_do that on x with the component of x',
+  moved = <eps_do - eps, eps' - eps> / |eps' - eps|^2,
+the fraction of the way from one prediction to the other that this component alone takes: 0 if it carries
+nothing of the factor, 1 if all of it passes through there. It may be negative, and need not sum to 1 over
+components, which stand in for each other and act one after another. The formula is ours; interchange is that
+of Geiger et al. 2021 (arXiv 2106.02997).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Float, Int
+
+from mechdiff import stats
+from mechdiff.core import keys
+from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.types import Images, PRNGKey
+from mechdiff.data.synthetic import FACTORS, factor_pair
+from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.interventions.record import Component, Intervention, leave_one_out
+from mechdiff.models.unet import components, denoise
+from mechdiff.sweeps import denoising
+from mechdiff.sweeps.activations import activations
+from mechdiff.sweeps.denoising import Subject
+from mechdiff.sweeps.execution.engine import Engine, Seen
+
+ROUNDING = 1e-12  # mean squared distance of two predictions that float32 rounding can make
+
+
+def factor_pairs(
+    key: PRNGKey, factor: str, count: int, size: int, level: int = 4
+) -> tuple[Float[np.ndarray, "count size size 3"], Float[np.ndarray, "count size size 3"]]:
+    """Faces 0 to `count - 1` of a key and their twins, which differ in `factor` alone; see
+    `data.synthetic.factor_pair`."""
+    pairs = [factor_pair(key, index, factor, size, level) for index in range(count)]
+    first, second = zip(*((one.image, two.image) for one, two in pairs))
+    return np.stack(first), np.stack(second)
+
+
+def moved(seen: Seen) -> tuple[tuple[Array, Array], Array]:
+    """For each component and image <eps_do - eps, eps' - eps> and |eps_do - eps|^2, and for each image
+    |eps' - eps|^2, as means over pixels. `seen.own` is eps'."""
+    way, change = seen.own - seen.clean, seen.eps - seen.clean
+    mean = lambda x: jnp.mean(x, axis=(-3, -2, -1))
+    return (mean(change * way), mean(change * change)), mean(way * way)
+
+
+_denoise = jax.jit(denoise, static_argnames=("config",))
+
+
+def interchange_effects(
+    subject: Subject,
+    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
+    key: PRNGKey,
+    *,
+    factors: Sequence[str] = FACTORS,
+    pairs: int = 16,
+    chosen: Sequence[Component] | None = None,
+    level: int = 4,
+    block: int = 16,
+) -> xr.Dataset:
+    """How much of each factor every component carries, at each noise level, pair by pair.
+
+    Args:
+      key: of the faces and of their noise. Pair i has the noise of index i under every factor.
+      factors: of `data.synthetic`; each has pairs of its own, of the same first faces.
+      pairs: of each factor.
+      chosen: components; all of the network if None.
+      level: rung of the complexity ladder that the faces are drawn from.
+      block: pairs at once.
+    Returns:
+      Dataset with `moved` (see the module; NaN where the factor does not show), its numerator `along` and the
+      squared `change`, dims `factor, component, t, image`; and `distance`, |eps' - eps|^2, dims `factor, t,
+      image`. All but `moved` are means over pixels.
+    Raises:
+      ConfigError: an unknown factor, or no pairs.
+    """
+    for factor in factors:
+        if factor not in FACTORS:
+            raise ConfigError(unknown("factor", factor, FACTORS))
+    if pairs < 1 or subject.unet.in_channels != 3:
+        raise ConfigError(f"pairs={pairs}: faces in colour and at least one pair of them are needed")
+    chosen = tuple(chosen or components(subject.unet))
+    engine = Engine(subject.unet, subject.schedule, subject.params)
+    faces, noise = keys.stream(key, "faces"), keys.stream(key, "noise")
+    shape = (len(factors), len(chosen), len(timesteps), pairs)
+    along, change = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    distance = np.empty((shape[0], *shape[2:]), np.float32)
+    stacked = leave_one_out(subject.identity, chosen)[1]
+    for row, factor in enumerate(factors):
+        first, second = factor_pairs(faces, factor, pairs, subject.unet.image_size, level)
+        for column, t in enumerate(timesteps):
+            for start in range(0, pairs, block):
+                where = slice(start, min(start + block, pairs))
+                index = np.resize(np.arange(start, where.stop), min(block, pairs))
+                found = _block(engine, subject, stacked, first[index], second[index], index, int(t), noise)
+                (products, squares), ways = found
+                count = where.stop - start
+                along[row, :, column, where] = products[:, :count]
+                change[row, :, column, where] = squares[:, :count]
+                distance[row, column, where] = ways[:count]
+    dims = ("factor", "component", "t", "image")
+    shows = np.where(distance > ROUNDING, distance, np.nan)[:, None]
+    return xr.Dataset(
+        {
+            "moved": (dims, along / shows),
+            "along": (dims, along),
+            "change": (dims, change),
+            "distance": (("factor", "t", "image"), distance),
+        },
+        coords={"factor": list(factors), **denoising.coordinates(subject, chosen, timesteps, pairs)},
+        attrs={"subject": subject.name, "level": level},
+    )
+
+
+def _block(
+    engine: Engine,
+    subject: Subject,
+    stacked: Intervention,
+    first: Images,
+    second: Images,
+    index: Int[np.ndarray, " batch"],
+    t: int,
+    key: PRNGKey,
+):
+    """What `moved` measures on one block of pairs."""
+    fill = activations(*subject.network, second, t, key, index)
+    at = jnp.full(len(index), t)
+    x_t = q_sample(subject.schedule, second, at, image_noise(key, index, second.shape[1:]))
+    other = _denoise(subject.unet, subject.schedule, subject.params, subject.identity, x_t, at)
+    from_second = dataclasses.replace(stacked, fill=fill)
+    return engine.reduce(from_second, first, index, t, key, moved, own=np.asarray(other))
+
+
+def carriers(
+    found: xr.Dataset, repeats: int = 2000, seed: int = 0, level: float = 0.95
+) -> tuple[xr.DataArray, stats.Interval]:
+    """The fraction of each factor that every component carries over all levels, with its interval over pairs.
+
+    It is the ratio of sums, sum along / sum distance over timesteps and pairs, which pairs and levels that
+    hardly show the factor can't upset. Estimates, dims `factor, component`, and the same with their bounds.
+
+    Args:
+      found: by `interchange_effects`; at least 2 pairs.
+      repeats, seed, level: of the bootstrap over pairs.
+    """
+    along = found["along"].sum("t").transpose("factor", "component", "image").astype(np.float64)
+    distance = found["distance"].sum("t").transpose("factor", "image").values.astype(np.float64)[:, None]
+
+    def share(weights):
+        below = distance @ weights.T
+        return (along.values @ weights.T) / np.where(below > 0, below, np.nan)
+
+    weights = stats.bootstrap_weights(along.sizes["image"], repeats, seed)
+    interval = stats.bootstrap(share, weights, level, "percentile")
+    return along.isel(image=0, drop=True).copy(data=interval.estimate), interval

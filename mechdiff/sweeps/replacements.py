@@ -1,0 +1,200 @@
+"""What an ablated component is replaced with, for the kinds of ablation that differ between images.
+
+  resample  the activation of another image of the same set, at the same timestep and with that image's own
+            noise: each image is the donor of exactly one other in a draw, and no donor comes twice
+  noise     mean + deviation * xi, of the reference images per timestep and position, and xi standard normal,
+            fresh for every image, timestep, site and draw. This definition is ours
+Where there are several draws, the losses under them are averaged, not the fills.
+"""
+
+import dataclasses
+from typing import Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from mechdiff.core import keys
+from mechdiff.core.config import UNetConfig
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.types import Images, PRNGKey, PyTree, Shown
+from mechdiff.diffusion.process import at_level, image_noise
+from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.interventions.gates import CAPTURED
+from mechdiff.interventions.record import Intervention
+from mechdiff.storage import files
+from mechdiff.sweeps.activations import activation_moments, activations, fills_at
+
+Levels = Int[np.ndarray, " levels"]
+
+
+@runtime_checkable
+class Fills(Protocol):
+    """A source of fills.
+
+    Attributes:
+      draws: how many times it can be asked for the fills of one image, over which losses are averaged.
+    """
+
+    draws: int
+
+    def at(self, level: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
+        """Site -> fill at timestep number `level`, with or without an axis for the images asked for."""
+        ...
+
+    def digest(self) -> str:
+        """Of everything that decides its numbers."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """Fills that are the same for all images, `values`: site -> `(levels, *site)`."""
+
+    values: PyTree
+    draws: int = 1
+
+    def at(self, level: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
+        """The fills of one timestep."""
+        return fills_at(self.values, level)
+
+    def digest(self) -> str:
+        """Digest of the values."""
+        return files.digest_arrays(self.values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Resample:
+    """Fills of kind `resample`; made by `resample_fills`.
+
+    Attributes:
+      donors: `(draws, images)`, whose activation each image gets.
+      collection: what of a donor is taken, as for `capture.activations`.
+    """
+
+    unet: UNetConfig
+    params: PyTree
+    identity: Intervention
+    schedule: NoiseSchedule
+    images: Shown
+    timesteps: Levels
+    key: PRNGKey
+    donors: Int[np.ndarray, "draws images"]
+    collection: str = CAPTURED
+
+    @property
+    def draws(self) -> int:
+        """Donors of one image."""
+        return len(self.donors)
+
+    def at(self, level: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
+        """The activations of the images' donors."""
+        donors = self.donors[draw, images]
+        pictures, numbers = at_level(self.images, level)
+        network, t = (self.unet, self.params, self.identity, self.schedule), int(self.timesteps[level])
+        seen = pictures[donors], t, self.key, numbers[donors]
+        return activations(*network, *seen, collection=self.collection)
+
+    def digest(self) -> str:
+        """Digest of pictures, noise and donors; the network is that of the sweep."""
+        return files.digest_arrays(
+            [self.images, self.timesteps, jax.random.key_data(self.key), self.donors, self.params]
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """Fills of kind `noise`: `means`, `deviations` are site -> `(levels, *site)`; see `noise_fills`."""
+
+    means: PyTree
+    deviations: PyTree
+    timesteps: Levels
+    key: PRNGKey
+    draws: int = 1
+
+    def at(self, level: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
+        """Gaussian activations, one of each site for every image."""
+        mean, deviation = fills_at(self.means, level), fills_at(self.deviations, level)
+        return _gaussian(mean, deviation, self.key, int(self.timesteps[level]), draw, images)
+
+    def digest(self) -> str:
+        """Digest of the moments and the key."""
+        key = jax.random.key_data(self.key)
+        return files.digest_arrays([self.means, self.deviations, self.timesteps, key, np.int32(self.draws)])
+
+
+@jax.jit
+def _gaussian(
+    mean: PyTree,
+    deviation: PyTree,
+    key: PRNGKey,
+    t: Int[Array, ""],
+    draw: Int[Array, ""],
+    images: Int[Array, " batch"],
+) -> PyTree:
+    def one(site: str) -> Float[Array, "batch ..."]:
+        here = jax.random.fold_in(jax.random.fold_in(keys.stream(key, site), t), draw)
+        return mean[site] + deviation[site] * image_noise(here, images, mean[site].shape)
+
+    return {site: one(site) for site in mean}
+
+
+def as_fills(values: PyTree) -> Fills:
+    """A source of fills as it is, or arrays site -> `(levels, *site)` as one."""
+    return Constant(values) if isinstance(values, dict) else values
+
+
+def derangements(key: PRNGKey, count: int, draws: int) -> Int[np.ndarray, "draws count"]:
+    """`draws` permutations of `count` images without fixed points, in which no image gets a donor twice.
+
+    The images are put in a random circle; in each draw the donor is another number of places ahead. They
+    are not uniform over all derangements, but every other image is as likely a donor.
+
+    Raises:
+      ConfigError: fewer than one draw, or not fewer draws than images.
+    """
+    if not 1 <= draws < count:
+        raise ConfigError(f"{draws} donors from {count} images; an image can have 1 to {count - 1} others")
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    circle, steps = rng.permutation(count), 1 + rng.permutation(count - 1)[:draws]
+    place = np.argsort(circle)
+    return circle[(place + steps[:, None]) % count].astype(np.int32)
+
+
+def resample_fills(
+    unet: UNetConfig,
+    params: PyTree,
+    identity: Intervention,
+    schedule: NoiseSchedule,
+    images: Shown,
+    timesteps: Levels,
+    key: PRNGKey,
+    *,
+    draws: int = 1,
+) -> Resample:
+    """Fills of kind `resample` for a sweep of these `images` and `timesteps` under the noise of `key`.
+
+    Args:
+      images, timesteps, key: those of the sweep; donors come from the images of the same level.
+      draws: donors of each image, fixed by the key, fewer than there are images.
+    """
+    donors = derangements(keys.stream(key, "donors"), images.shape[-4], draws)
+    pictures, levels = np.asarray(images), np.asarray(timesteps, np.int32)
+    return Resample(unet, params, identity, schedule, pictures, levels, key, donors)
+
+
+def noise_fills(
+    unet: UNetConfig,
+    params: PyTree,
+    identity: Intervention,
+    schedule: NoiseSchedule,
+    images: Images,
+    timesteps: Levels,
+    key: PRNGKey,
+    *,
+    draws: int = 1,
+) -> Noise:
+    """Fills of kind `noise` with the moments of reference `images`, other ones than those that are scored."""
+    levels = np.asarray(timesteps, np.int32)
+    means, deviations = activation_moments(unet, params, identity, schedule, images, levels, key)
+    return Noise(means, deviations, levels, keys.stream(key, "noise fills"), draws)

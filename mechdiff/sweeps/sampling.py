@@ -1,0 +1,227 @@
+"""Trajectory sweeps: components x kinds x windows of t x samples, told by what becomes of the final sample.
+
+The clean and the changed arm begin with the same x_T and draw the same noise at every step. Before an
+intervention's window opens its trajectory is the clean one, exactly; so the clean trajectory is walked once,
+its states are kept where windows open, and every changed trajectory begins there. With K components in W even
+windows of S steps that is S + K S (W + 1) / 2 network calls a sample instead of K W S.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Float
+
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.numerics import NUMERICS_VERSION
+from mechdiff.core.types import PRNGKey, PyTree, StepFn
+from mechdiff.diffusion.samplers import ddim_step
+from mechdiff.interventions.record import Component, leave_one_out
+from mechdiff.models.unet import components
+from mechdiff.storage import files, labelled, work_sharing
+from mechdiff.sweeps.denoising import Subject
+from mechdiff.sweeps.execution import engine, memory, rollout
+from mechdiff.sweeps.execution.rollout import Levels, Walker, Window, no_fills
+
+
+def energy_distance(
+    a: Float[np.ndarray, "n height width channels"], b: Float[np.ndarray, "n height width channels"]
+) -> float:
+    """Squared energy distance between the distributions of two sets of images (Szekely & Rizzo 2013).
+
+    The distance of two images is the root mean square difference of their pixels. `a[i]` and `b[i]` may
+    depend on each other (share their noise): pairs of equal index are left out, which makes the estimate
+    unbiased; so it can be below 0 where the distributions are equal.
+    """
+    n = len(a)
+    flat = [x.reshape(n, -1).astype(np.float64) for x in (a, b)]
+
+    def mean(x, y):
+        squared = (x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T
+        distance = np.sqrt(np.maximum(squared, 0) / x.shape[1])
+        return (distance.sum() - np.trace(distance)) / (n * (n - 1))
+
+    return 2 * mean(*flat) - mean(flat[0], flat[0]) - mean(flat[1], flat[1])
+
+
+def trajectories(
+    subject: Subject,
+    levels: Levels,
+    windows: Sequence[Window],
+    samples: int,
+    key: PRNGKey,
+    folder: Path,
+    *,
+    kinds: Sequence[str] = ("zero",),
+    fills: PyTree = None,
+    chosen: Sequence[Component] | None = None,
+    step_fn: StepFn = ddim_step,
+    clip: bool = True,
+    block: int = 8,
+    rows: int = 0,
+    facts: dict | None = None,
+) -> xr.Dataset:
+    """Samples with each component left out in each window, and measures how far each sample moves.
+
+    Resumable, and filled by any number of processes, as `sweep.teacher_forced` is.
+
+    Args:
+      levels: timesteps visited, as for `sampler.sample`.
+      windows: half-open intervals of t; each must hold a visited level. See `even_windows`.
+      samples: sample i has the noise of index i, whatever the intervention; at least 2.
+      fills: kind -> site -> `(steps, *site)`, in the order of increasing t, for kinds other than `zero`.
+      step_fn: `ddim_step` or `ddpm_step`, or a partial of them.
+      block: samples that are walked together; a piece of the result.
+      rows: interventions x samples at once on each device; 0: chosen by memory.
+
+    Returns:
+      Dataset with `distance` (root mean square change of the final sample's pixels, images being in [-1, 1]),
+      dims `kind, component, window, sample`, and `set_distance`, dims `kind, component, window`:
+      `energy_distance` between the clean and the changed sets.
+
+    Raises:
+      ConfigError: a kind without fills, a window without levels, or fewer than two samples.
+    """
+    if samples < 2:
+        raise ConfigError(f"samples={samples}: a distance between sets needs at least 2")
+    chosen = tuple(chosen or components(subject.unet))
+    for kind in kinds:
+        if kind != "zero" and kind not in (fills or {}):
+            raise ConfigError(f"ablation kind {kind!r} needs fills for every sampling step")
+        if kind != "zero" and not isinstance(fills[kind], dict):
+            raise ConfigError(
+                f"fills of kind {kind!r} differ between images; trajectories need arrays, as of 'mean'"
+            )
+    down = np.sort(np.asarray(levels, np.int32))[::-1].copy()
+    walker = Walker(subject, down, key, step_fn, clip, min(block, samples))
+    plan = _Plan(walker, tuple(windows), samples, tuple(kinds), fills or {}, chosen, rows)
+    path = Path(folder) / f"{plan.digest[:16]}.zarr"
+    labelled.create(path, plan.empty(facts or {}), plan.chunks())
+    plan.fill(path)
+    return labelled.read(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """One trajectory sweep, in pieces of (kind, window, group of components)."""
+
+    walker: Walker
+    windows: tuple[Window, ...]
+    samples: int
+    kinds: tuple[str, ...]
+    fills: PyTree
+    chosen: tuple[Component, ...]
+    rows: int  # on each device
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Digest of everything that decides the numbers."""
+        step = self.walker.step_fn
+        return files.digest_json(
+            {
+                **self.walker.subject.digests(),
+                "levels": self.walker.levels.tolist(),
+                "noise": files.digest_arrays(jax.random.key_data(self.walker.key)),
+                "step": [getattr(step, "func", step).__name__, repr(getattr(step, "keywords", {}))],
+                "clip": self.walker.clip,
+                "windows": self.windows,
+                "samples": self.samples,
+                "fills": files.digest_arrays(self.fills),
+                "kinds": self.kinds,
+                "components": [component.name for component in self.chosen],
+                "numerics": NUMERICS_VERSION,
+            }
+        )
+
+    @functools.cached_property
+    def group(self) -> int:
+        """Components that are walked together."""
+        found = list(self.walker.mesh.devices.flat)
+        unet = self.walker.subject.unet
+        limit = self.rows or engine.memory_limit(found[0]) // memory.row_bytes(unet)
+        return max(1, min(len(self.chosen), limit * len(found) // self.walker.block))
+
+    def empty(self, facts: dict) -> xr.Dataset:
+        """The labelled result before the first piece."""
+        shape = (len(self.kinds), len(self.chosen), len(self.windows), self.samples)
+        full = np.full(shape, np.nan, np.float32)
+        return xr.Dataset(
+            {
+                "distance": (("kind", "component", "window", "sample"), full),
+                "set_distance": (("kind", "component", "window"), full[..., 0]),
+            },
+            coords={
+                "kind": list(self.kinds),
+                "component": [component.name for component in self.chosen],
+                "low": ("window", [low for low, _ in self.windows]),
+                "high": ("window", [high for _, high in self.windows]),
+                "sample": np.arange(self.samples),
+                "part": ("component", [component.kind for component in self.chosen]),
+                "depth": ("component", [component.depth for component in self.chosen]),
+            },
+            attrs={"subject": self.walker.subject.name, "key": self.digest, **facts},
+        )
+
+    def chunks(self) -> dict[str, tuple[int, ...]]:
+        # A component each, so that processes with other memory or devices, and so other groups, can share.
+        return {"distance": (1, 1, 1, self.samples), "set_distance": (1, 1, 1)}
+
+    def fill(self, path: Path) -> None:
+        """Computes the pieces that are missing, as `sweep` does."""
+        starts = [rollout.opening(self.walker.levels, window) for window in self.windows]
+        pieces = [
+            (kind, window, slice(first, min(first + self.group, len(self.chosen))))
+            for kind in range(len(self.kinds))
+            for window in range(len(self.windows))
+            for first in range(0, len(self.chosen), self.group)
+        ]
+        title = f"sampling {self.walker.subject.name}"
+        states = functools.cache(lambda: self._states(starts))  # not before a piece is missing
+        compute = lambda piece: self._piece(path, states(), starts, *piece)
+
+        def done(piece):
+            found = labelled.region(path, {"distance": (piece[0], piece[2], piece[1], 0)})
+            return np.isfinite(found["distance"]).all()
+
+        work_sharing.fill(pieces, done, compute, title)
+
+    def _blocks(self) -> list[np.ndarray]:
+        """Indices of the samples, in blocks of one shape; the last is filled up with repeats."""
+        first = range(0, self.samples, self.walker.block)
+        return [np.minimum(np.arange(start, start + self.walker.block), self.samples - 1) for start in first]
+
+    def _states(self, starts: Sequence[int]) -> list[tuple[dict[int, Array], Array]]:
+        return [self.walker.clean(starts, indices) for indices in self._blocks()]
+
+    def _piece(self, path: Path, states, starts, kind: int, window: int, group: slice) -> None:
+        subject, start = self.walker.subject, starts[window]
+        stacked = leave_one_out(subject.identity, self.chosen[group])[1]
+        # A short last group is filled up, so that it needs no program of its own.
+        order = np.resize(np.arange(group.stop - group.start), self.group)
+        stacked = dataclasses.replace(
+            stacked,
+            fill=None,
+            window=np.asarray(self.windows[window], np.int32),
+            gate={s: v[order] for s, v in stacked.gate.items()},
+            temperature={s: np.tile(np.asarray(v), (len(order), 1)) for s, v in stacked.temperature.items()},
+        )
+        fills = no_fills(subject.identity, len(self.walker.levels))
+        if self.kinds[kind] != "zero":
+            fills = {site: values[::-1] for site, values in self.fills[self.kinds[kind]].items()}
+        clean, changed = [], []
+        for indices, (kept, final) in zip(self._blocks(), states):
+            found = self.walker.walk(stacked, fills, start, len(self.walker.levels), kept[start], indices)
+            clean.append(np.asarray(final))
+            changed.append(np.asarray(found))
+        clean = np.concatenate(clean)[: self.samples]
+        changed = np.concatenate(changed, axis=1)[: group.stop - group.start, : self.samples]
+        distance = np.sqrt(np.mean((changed - clean) ** 2, axis=(2, 3, 4)))
+        sets = np.array([energy_distance(clean, images) for images in changed], np.float32)
+        where = (slice(kind, kind + 1), group, slice(window, window + 1))
+        region = {"distance": (*where, slice(None)), "set_distance": where}
+        put = {"set_distance": sets[None, :, None], "distance": distance[None, :, None]}
+        labelled.put(path, region, put)

@@ -1,0 +1,67 @@
+"""Dose curves: what becomes of the loss as a component is turned down, off, or up.
+
+A gate of 1 leaves a component alone, 0 replaces it, 2 counts what it adds to its replacement twice. A curve
+that is not monotonic, or that improves beside 1, says what the two ends can't.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Int
+
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.interventions.record import Component, leave_one_out
+from mechdiff.sweeps import denoising
+from mechdiff.sweeps.denoising import Subject
+
+DOSES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+
+
+def dose_curves(
+    subject: Subject,
+    images: Images,
+    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
+    key: PRNGKey,
+    chosen: Sequence[Component],
+    doses: Sequence[float] = DOSES,
+    *,
+    kind: str = "zero",
+    fills: PyTree = None,
+    block: int = 16,
+) -> xr.Dataset:
+    """Denoising loss of every image with the gates of one component at every dose, in one compiled program.
+
+    Args:
+      images: in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in `sweep.teacher_forced`.
+      doses: gates, finite.
+      kind, fills: what takes the place of the part that is turned down, as in `sweep.teacher_forced`: for
+        kinds other than `zero` site -> `(levels, *site)` or a source of fills.
+      block: images at once.
+    Returns:
+      Dataset with `loss` and `change`, dims `dose, component, t, image`, and `clean_loss`, dims `t, image`.
+    Raises:
+      ConfigError: no doses, doses that are not finite, or a kind without fills.
+    """
+    doses = np.asarray(doses, np.float32)
+    if doses.size == 0 or not np.isfinite(doses).all():
+        raise ConfigError(f"doses={doses.tolist()}: give one or more finite numbers, such as {DOSES}")
+    ablated = leave_one_out(subject.identity, chosen)[1]
+    # Gates are 0 where a component is and 1 elsewhere: the dose takes the place of the zeros.
+    mixed = lambda gate: (gate + (1 - gate) * doses[:, None, None]).reshape(-1, gate.shape[-1])
+    stacked = dataclasses.replace(ablated, gate={site: mixed(gate) for site, gate in ablated.gate.items()})
+    found = denoising.measured(subject, stacked, kind, fills, images, timesteps, key, block)
+    shape = (len(doses), len(chosen), *found.loss.shape[1:])
+    dims = ("dose", "component", "t", "image")
+    coords = denoising.coordinates(subject, chosen, timesteps, len(images))
+    return xr.Dataset(
+        {
+            "loss": (dims, found.loss.reshape(shape)),
+            "change": (dims, found.change.reshape(shape)),
+            "clean_loss": (dims[2:], found.clean_loss),
+        },
+        coords={"dose": doses, **coords},
+        attrs={"subject": subject.name, "kind": kind},
+    )

@@ -1,0 +1,81 @@
+"""How well a denoiser denoises, and whether it remembers its training pictures."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from mechdiff.core.types import Images, PRNGKey
+from mechdiff.diffusion.process import denoising_loss, image_noise
+from mechdiff.diffusion.schedules import NoiseSchedule
+
+Levels = Int[np.ndarray, " levels"]
+
+
+def losses(
+    denoise_fn: Callable,
+    schedule: NoiseSchedule,
+    key: PRNGKey,
+    images: Images,
+    timesteps: Int[Array, " levels"],
+) -> Float[Array, "levels batch"]:
+    """Unweighted denoising loss of each image at each timestep.
+
+    Noise is that of `image_noise(key, i)`: the same at every timestep and in every call.
+    """
+    noise = image_noise(key, jnp.arange(images.shape[0]), images.shape[1:])
+    at = lambda t: denoising_loss(denoise_fn, schedule, images, jnp.full(images.shape[0], t), noise)
+    return jax.lax.map(at, timesteps)
+
+
+def nearest_distances(
+    queries: UInt8[np.ndarray, "n height width channels"],
+    references: UInt8[np.ndarray, "m height width channels"],
+    block: int = 4096,
+) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """Distance of each query to its nearest reference, and which one it is.
+
+    The distance is the root mean square difference of pixels in [-1, 1] units. References are read in
+    blocks, so a memory-mapped set is never copied whole.
+    """
+    flat = queries.reshape(len(queries), -1).astype(np.float32)
+    best, where = np.full(len(flat), np.inf), np.zeros(len(flat), np.int64)
+    for start in range(0, len(references), block):
+        part = np.asarray(references[start : start + block]).reshape(-1, flat.shape[1]).astype(np.float32)
+        squared = (flat**2).sum(1)[:, None] + (part**2).sum(1) - 2 * flat @ part.T
+        index = squared.argmin(1)
+        value = squared[np.arange(len(flat)), index]
+        closer = value < best
+        best, where = np.where(closer, value, best), np.where(closer, start + index, where)
+    return np.sqrt(np.maximum(best, 0) / flat.shape[1]) / 127.5, where
+
+
+def memorisation(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
+    """Whether samples lie nearer to training pictures than held-out pictures do.
+
+    Returns:
+      `samples_nearest`, `held_out_nearest`: median distance to the nearest training picture;
+      `ratio`: the first over the second (far below 1 means remembered pictures);
+      `copies`: share of samples nearer to a training picture than 99 % of held-out pictures are
+      (0.01 is expected of a model that remembers nothing).
+    """
+    ours, theirs = nearest_distances(samples, train)[0], nearest_distances(held_out, train)[0]
+    return {
+        "samples_nearest": float(np.median(ours)),
+        "held_out_nearest": float(np.median(theirs)),
+        "ratio": float(np.median(ours) / max(np.median(theirs), 1e-12)),
+        "copies": float((ours < np.quantile(theirs, 0.01)).mean()),
+    }
+
+
+def summary(train_losses: np.ndarray, test_losses: np.ndarray) -> dict:
+    """Mean held-out loss, per level and pooled, and its gap to the loss on training pictures."""
+    return {
+        "test_loss": float(test_losses.mean()),
+        "train_loss": float(train_losses.mean()),
+        "gap": float(test_losses.mean() - train_losses.mean()),
+        "test_loss_by_level": [float(value) for value in test_losses.mean(1)],
+        "train_loss_by_level": [float(value) for value in train_losses.mean(1)],
+    }

@@ -1,0 +1,215 @@
+"""Training: the loop that owns the disk; its step is in `optimisation`.
+
+Everything random follows from (seed, step), so a run killed at any moment and started again ends
+with the parameters of an uninterrupted one.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, UInt8
+
+from mechdiff.core import keys
+from mechdiff.core.config import ExperimentConfig, from_dict, to_dict
+from mechdiff.core.errors import NumericsError
+from mechdiff.core.types import PyTree
+from mechdiff.data import batch_at, load, to_bytes, to_float
+from mechdiff.diffusion.samplers import sample
+from mechdiff.diffusion.schedules import ddim_timesteps, make_schedule, timesteps_by_log_snr
+from mechdiff.interventions.record import Intervention
+from mechdiff.models.unet import count_parameters, denoise, init_unet
+from mechdiff.storage import checkpoint, files, image_grid, run_log
+from mechdiff.training import evaluation
+from mechdiff.training.step import Metrics, TrainState, data_parallel, init_state, train_step
+
+EVAL_LEVELS = 8  # timesteps, evenly spread in log-SNR, that losses are reported at
+SAMPLES = 64  # pictures on a sample sheet
+SAMPLE_STEPS = 50  # DDIM
+
+
+class Trainer:
+    """The loop of one run in `workdir`: checkpoints, log, evaluation, sample sheets, final export."""
+
+    def __init__(self, config: ExperimentConfig, workdir: Path):
+        self.config, self.workdir = config, files.ensure_writable(workdir)
+        self.placement = data_parallel(config.train)
+        self.schedule = make_schedule(config.diffusion)
+        size = config.unet.image_size
+        self.train_set = load(config.data, size, "train", 0, self.workdir / "cache")
+        self.test_set = load(config.data, size, "test", 0, self.workdir / "cache")
+        self.levels = timesteps_by_log_snr(self.schedule, EVAL_LEVELS)
+        self._losses = jax.jit(self._ema_losses)
+        self._sample = jax.jit(self._ema_sample)
+
+    def run(self) -> Path:
+        """Trains to the end, from the newest checkpoint if there is one; the exported model's folder."""
+        with files.hold(self.workdir), checkpoint.TrainCheckpoints(self.workdir / "checkpoints") as saved:
+            state, identity, start = self._start(saved)
+            with run_log.RunLog(self.workdir / "log.jsonl", resume_step=start) as log:
+                self._started(start)
+                state = self._loop(state, identity, start, saved, log)
+                return self._export(self.workdir / "model", state, identity, log)
+
+    def _start(self, saved: checkpoint.TrainCheckpoints) -> tuple[TrainState, Intervention, int]:
+        init = jax.jit(functools.partial(init_state, self.config), out_shardings=self.placement.state)
+        if saved.latest_step() is None:
+            return *init(), 0
+        shapes = jax.eval_shape(init)[0]
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.placement.state), shapes
+        )
+        state, _ = saved.restore(
+            shapes,
+            config=to_dict(self.config),
+            ignore=("name", "sweep", "study", "train.steps", "train.keep"),
+        )
+        return state, init()[1], int(state.step)
+
+    def _started(self, step: int) -> None:
+        facts = {
+            "parameters": count_parameters(self.config.unet),
+            "data": {
+                "train": self.train_set.digest,
+                "test": self.test_set.digest,
+                "n_train": len(self.train_set),
+            },
+            "resumed_from": step,
+        }
+        files.write_json(self.workdir / "manifest.json", files.manifest(to_dict(self.config), **facts))
+
+    def _update(self, identity: Intervention) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
+        """The compiled step. The identity is part of the program, not an argument: XLA then drops the gates,
+        which is a tenth of the time on a CPU."""
+        constant = jax.tree.map(np.asarray, identity)
+        step = functools.partial(train_step, self.config, self.placement.mesh, self.schedule, constant)
+        return jax.jit(step, donate_argnums=0)
+
+    def _loop(self, state, identity, start: int, saved, log) -> TrainState:
+        train = self.config.train
+        update = self._update(identity)
+        pending: list[Metrics] = []
+        clock, images_seen = time.monotonic(), 0
+        with run_log.progress(
+            train.steps, start, f"training {self.config.name} on {self.train_set.name}"
+        ) as bar:
+            for step in range(start, train.steps):
+                batch = batch_at(self.train_set, self.config.seed, step, train.batch, self.config.data.flip)
+                batch = jax.device_put(batch, self.placement.batch)
+                state, metrics = update(state, batch)
+                pending.append(metrics)
+                done, images_seen = step + 1, images_seen + train.batch
+                bar.update()
+                if done % train.log_every == 0 or self._due(done, train.save_every):
+                    values = self._finite(pending, done, saved)
+                    pending = []
+                    rate = images_seen / (time.monotonic() - clock)
+                    bar.set_postfix_str(f"loss {values['loss']:.4f}")
+                    log.append({"step": done, "kind": "train", **values, "images_per_second": round(rate, 2)})
+                score = None
+                if self._due(done, train.eval_every):
+                    found = self.evaluate(state.ema, identity)
+                    score = found["test_loss"]
+                    log.append({"step": done, "kind": "eval", **found})
+                if train.sample_every and done % train.sample_every == 0:
+                    image_grid.save_sheet(
+                        self.workdir / "samples" / f"step_{done:07d}.png", self.samples(state.ema, identity)
+                    )
+                if done in train.keep:  # before the checkpoint, so that no resumed run can miss it
+                    self._export(self.workdir / "snapshots" / str(done), state, identity, log)
+                if self._due(done, train.save_every):
+                    saved.save(done, state, {"config": to_dict(self.config)}, score)
+        return state
+
+    def _due(self, done: int, every: int) -> bool:
+        return done % every == 0 or done == self.config.train.steps
+
+    def _finite(self, pending: list[Metrics], done: int, saved) -> dict[str, float]:
+        """Means of the steps since the last look; NaN or Inf in any of them ends the run."""
+        values = Metrics(*(np.array(column) for column in zip(*jax.device_get(pending))))
+        bad = ~(np.isfinite(values.loss) & np.isfinite(values.grad_norm))
+        if bad.any():
+            step = done - len(bad) + int(bad.argmax())
+            saved.wait()
+            last = saved.latest_step()
+            kept = (
+                f"{saved.folder / str(last)} is the last good checkpoint"
+                if last
+                else "no checkpoint was kept yet"
+            )
+            raise NumericsError(
+                f"loss {values.loss[bad.argmax()]} at step {step} is not finite; {kept}; "
+                "lower train.learning_rate or train.clip_norm and start again"
+            )
+        return {"loss": float(values.loss.mean()), "grad_norm": float(values.grad_norm.mean())}
+
+    def _ema_losses(self, ema: PyTree, identity: Intervention, pictures: Array) -> Array:
+        predict = functools.partial(denoise, self.config.unet, self.schedule, ema, identity)
+        key = keys.stream(jax.random.key(self.config.seed), "evaluation")
+        return evaluation.losses(predict, self.schedule, key, to_float(pictures), jnp.asarray(self.levels))
+
+    def evaluate(self, ema: PyTree, identity: Intervention) -> dict:
+        """Held-out and training loss of the EMA parameters, per level and pooled."""
+        count = min(self.config.train.eval_images, len(self.train_set), len(self.test_set))
+        found = [
+            np.asarray(self._losses(ema, identity, np.array(data.images[:count])))
+            for data in (self.train_set, self.test_set)
+        ]
+        return {"levels": [int(t) for t in self.levels], **evaluation.summary(*found)}
+
+    def _ema_sample(self, ema: PyTree, identity: Intervention) -> Array:
+        unet = self.config.unet
+        predict = functools.partial(denoise, unet, self.schedule, ema, identity)
+        steps = ddim_timesteps(self.schedule.steps, min(SAMPLE_STEPS, self.schedule.steps))
+        key = keys.stream(jax.random.key(self.config.seed), "samples")
+        shape = (SAMPLES, unet.image_size, unet.image_size, unet.in_channels)
+        return to_bytes(sample(predict, self.schedule, key, shape, timesteps=steps))
+
+    def samples(self, ema: PyTree, identity: Intervention) -> UInt8[np.ndarray, "n height width channels"]:
+        """A sheet's worth of pictures from the EMA parameters; always from the same noise."""
+        return np.asarray(self._sample(ema, identity))
+
+    def _export(self, folder: Path, state: TrainState, identity: Intervention, log: run_log.RunLog) -> Path:
+        """Writes the model as it is after `state.step` steps, with its record, to `folder`."""
+        pictures = self.samples(state.ema, identity)
+        held_out = np.array(self.test_set.images[:512])
+        manifest = files.read_json(self.workdir / "manifest.json")
+        record = {
+            **self.evaluate(state.ema, identity),
+            "memorisation": evaluation.memorisation(pictures, self.train_set.images, held_out),
+            "steps": int(state.step),
+            "images": int(state.step) * self.config.train.batch,
+            "log": run_log.read_log(log.path),
+            "manifest": {name: manifest[name] for name in manifest if name not in ("config", "command")},
+        }
+        # Where the pictures lay on this machine is no part of the model.
+        data = dataclasses.replace(self.config.data, path="", cache="")
+        return checkpoint.export_model(
+            folder,
+            state.ema,
+            to_dict(dataclasses.replace(self.config, data=data)),
+            record,
+            dtype="float16",
+            extras={"samples.png": image_grid.png(image_grid.sheet(pictures))},
+        )
+
+
+def train(config: ExperimentConfig, workdir: Path) -> Path:
+    """Trains `config` in `workdir`, resuming what is there; returns the exported model's folder."""
+    return Trainer(config, workdir).run()
+
+
+def load_trained(folder: Path) -> tuple[ExperimentConfig, PyTree, Intervention, dict[str, Any]]:
+    """An exported model: its config, EMA parameters, identity intervention and training record."""
+    params, config, record = checkpoint.load_model(folder)
+    config = from_dict(config)
+    shapes, identity = jax.jit(init_unet, static_argnums=1).eval_shape(jax.random.key(0), config.unet)
+    checkpoint.check_shapes(params, shapes, folder)
+    identity = jax.jit(lambda key: init_unet(key, config.unet)[1])(jax.random.key(0))
+    return config, params, identity, record

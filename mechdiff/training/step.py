@@ -1,0 +1,167 @@
+"""One step of training: gradients, spread over devices, and the update they make. Pure functions."""
+
+import dataclasses
+import functools
+import operator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, UInt8
+
+from mechdiff.core import keys
+from mechdiff.core.config import ExperimentConfig, TrainConfig
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.types import PRNGKey, PyTree
+from mechdiff.data import to_float
+from mechdiff.diffusion.process import training_loss
+from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.interventions.record import Intervention
+from mechdiff.models.unet import apply_unet, init_unet
+
+BATCH = "batch"  # the axis of the mesh that a batch is split over
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a checkpoint holds (or, in the hands of JAX and Orbax, the shapes of it)."""
+
+    step: Any  # int32, steps done
+    params: PyTree
+    ema: PyTree
+    opt_state: PyTree
+
+
+class Metrics(NamedTuple):
+    """Of one step."""
+
+    loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """AdamW after clipping by global norm; linear warm-up, then cosine decay."""
+    warmup = min(config.warmup, max(config.steps - 1, 0))
+    rate = optax.warmup_cosine_decay_schedule(
+        init_value=config.learning_rate / max(warmup, 1),
+        peak_value=config.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=config.steps,
+        end_value=config.learning_rate * config.final_fraction,
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm), optax.adamw(rate, weight_decay=config.weight_decay)
+    )
+
+
+def init_state(config: ExperimentConfig) -> tuple[TrainState, Intervention]:
+    """The state before the first step, and the identity intervention of its network."""
+    params, identity = init_unet(keys.stream(jax.random.key(config.seed), "params"), config.unet)
+    opt_state = make_optimizer(config.train).init(params)
+    ema = jax.tree.map(jnp.array, params)  # copies: donated buffers must not be shared
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state), identity
+
+
+def spread_timesteps(key: PRNGKey, count: int, steps: int) -> Int[Array, " count"]:
+    """`count` uniform timesteps, spread evenly over [0, steps) so that their loss varies less
+    (Kingma et al. 2021, appendix I.1)."""
+    u = (jax.random.uniform(key) + jnp.arange(count) / count) % 1
+    return jnp.minimum((u * steps).astype(jnp.int32), steps - 1)
+
+
+def train_step(
+    config: ExperimentConfig,
+    mesh: Mesh,
+    schedule: NoiseSchedule,
+    identity: Intervention,
+    state: TrainState,
+    batch: UInt8[Array, "batch height width channels"],
+) -> tuple[TrainState, Metrics]:
+    """One update from one batch of pictures. Pure; `config` and `mesh` are static.
+
+    Each device of the mesh takes its share of the batch, in `accumulate` micro-batches.
+    """
+    train = config.train
+    key = jax.random.fold_in(keys.stream(jax.random.key(config.seed), "train"), state.step)
+    x0 = to_float(batch)
+    t = jax.random.permutation(
+        keys.stream(key, "order"), spread_timesteps(keys.stream(key, "t"), len(x0), schedule.steps)
+    )
+    noise = jax.random.normal(keys.stream(key, "noise"), x0.shape)
+    everywhere, shares = PartitionSpec(), PartitionSpec(BATCH)
+    # Written out, as XLA would not split the loops inside convolutions and attention over devices by itself.
+    loss, grads = jax.shard_map(
+        functools.partial(_gradients, config, identity),
+        mesh=mesh,
+        in_specs=(everywhere, everywhere, shares, shares, shares, everywhere),
+        out_specs=everywhere,
+        check_vma=False,
+    )(schedule, state.params, x0, t, noise, keys.stream(key, "dropout"))
+
+    updates, opt_state = make_optimizer(train).update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decay = jnp.minimum(train.ema_decay, (1 + state.step) / (10 + state.step))
+    ema = optax.incremental_update(params, state.ema, 1 - decay)
+    return TrainState(state.step + 1, params, ema, opt_state), Metrics(loss, optax.tree.norm(grads))
+
+
+def _gradients(config, identity, schedule, params, x0, t, noise, key) -> tuple[Array, PyTree]:
+    """Mean loss and its gradient over all devices, from one device's share of the batch. Dropout differs
+    between devices, and so depends on how many there are."""
+    train, unet = config.train, config.unet
+
+    def loss_fn(params: PyTree, x0: Array, t: Array, noise: Array, key: PRNGKey) -> Array:
+        dropout = key if unet.dropout else None
+        network = functools.partial(
+            apply_unet, unet, params, identity, dtype=jnp.dtype(train.dtype), dropout_key=dropout
+        )
+        weighting, gamma = config.diffusion.weighting, config.diffusion.min_snr_gamma
+        return training_loss(network, schedule, x0, t, noise, unet.prediction, weighting, gamma).mean()
+
+    def micro(total: PyTree, inputs: tuple) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params, *inputs)), None
+
+    parts = train.accumulate
+    inputs = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), (x0, t, noise))
+    keys_of_parts = jax.random.split(jax.random.fold_in(key, jax.lax.axis_index(BATCH)), parts)
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    total = _accumulated(micro, zero, (*inputs, keys_of_parts), parts)
+    return jax.lax.pmean(jax.tree.map(lambda a: a / parts, total), BATCH)
+
+
+def _accumulated(micro, total: PyTree, inputs: PyTree, parts: int) -> PyTree:
+    """`micro` folded over micro-batches: a scan, but unrolled on CPUs, where XLA's convolution gradients
+    are many times slower inside a loop (even one of a single turn)."""
+    if jax.default_backend() != "cpu":
+        return jax.lax.scan(micro, total, inputs)[0]
+    for part in range(parts):
+        total, _ = micro(total, jax.tree.map(operator.itemgetter(part), inputs))
+    return total
+
+
+class Placement(NamedTuple):
+    """Where arrays lie: state on every device, batches split over them."""
+
+    mesh: Mesh
+    state: NamedSharding
+    batch: NamedSharding
+
+
+def data_parallel(config: TrainConfig) -> Placement:
+    """Placement over all devices of this run; the micro-batches must divide among them."""
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"training in {jax.process_count()} processes is not supported; "
+            "start one process that sees all devices of its machine"
+        )
+    count = jax.device_count()
+    if config.batch % (count * config.accumulate):
+        raise ConfigError(
+            f"train.batch={config.batch} in {config.accumulate} parts does not divide among {count} devices; "
+            f"use a multiple of {count * config.accumulate}"
+        )
+    mesh = jax.make_mesh((count,), (BATCH,), axis_types=(AxisType.Auto,))
+    return Placement(mesh, NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(BATCH)))

@@ -1,0 +1,1 @@
+"""Can the results be trusted: planted circuits whose truth is known, calibration of every test."""

@@ -1,0 +1,252 @@
+"""Does the statistics keep its word? Every test and interval of the report, on data whose truth is known.
+
+Under true nulls p values must be uniform (Kolmogorov-Smirnov); intervals must cover as often as they say;
+corrections for many tests must hold their level on mixtures of nulls and effects. Data are losses of images:
+positive, skewed, alike within an image across components and levels, as those of a sweep are.
+"""
+
+import dataclasses
+
+import numpy as np
+import xarray as xr
+from scipy import special
+from scipy.stats import binomtest, kstest
+
+from mechdiff import stats
+from mechdiff.analysis import effects, entropy_divergence
+from mechdiff.analysis.roles.matching import agreement
+from mechdiff.core.errors import ConfigError
+from mechdiff.study.claims.verdicts import jackknife, over_seeds
+
+GRID = (4, 3)  # components x levels
+ALPHA = 0.05  # of families
+LEVEL = 0.95  # of intervals
+SURE = 0.999  # a check fails where chance would fail it less often than once in a thousand
+FLIPS = 999
+RESAMPLES = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One promise and what became of it.
+
+    Attributes:
+      name: what was checked.
+      promise: `uniform`, `covers` or `errs at most`.
+      nominal: coverage or rate promised; NaN for `uniform`.
+      found: coverage or rate found; for `uniform` the share of p values at or below `ALPHA`.
+      low, high: its 95 % Clopper-Pearson interval over repetitions.
+      p: of the Kolmogorov-Smirnov test, or of the binomial test against breaking the promise.
+      n: repetitions.
+    """
+
+    name: str
+    promise: str
+    nominal: float
+    found: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether the promise was not seen to be broken."""
+        return self.p > 1 - SURE
+
+
+def calibrate(repeats: int = 400, images: int = 32, seed: int = 0) -> list[Check]:
+    """All checks, each over `repeats` independent data sets of `images` images.
+
+    Raises:
+      ConfigError: fewer than 50 repetitions, which would show nothing.
+    """
+    if repeats < 50:
+        raise ConfigError(f"repeats={repeats} show nothing; at least 50, better 400")
+    rngs = iter(np.random.default_rng(seed).spawn(6))
+    return [
+        *_tests(next(rngs), repeats, images),
+        *_intervals(next(rngs), repeats, images),
+        *_sweeps(next(rngs), repeats, images),
+        *_families(next(rngs), repeats),
+        *_seeds(next(rngs), repeats),
+        *_crossed(next(rngs), repeats, images),
+    ]
+
+
+def losses(rng: np.random.Generator, shape: tuple[int, ...], images: int, spread: float = 0.5) -> np.ndarray:
+    """Losses `[*shape, images]` of mean 1: lognormal, half of their log-variance shared within an image."""
+    shared = rng.normal(size=(*shape[:-2], *(1,) * min(2, len(shape)), images))
+    logs = np.sqrt(0.5) * (shared + rng.normal(size=(*shape, images)))
+    return np.exp(spread * logs - spread**2 / 2)
+
+
+def shuffled_arms(rng: np.random.Generator, shape: tuple[int, ...], images: int) -> np.ndarray:
+    """Differences of two arms alike: which of an image's two losses belongs to which arm is chance."""
+    return losses(rng, shape, images) - losses(rng, shape, images)
+
+
+def _tests(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:
+    nothing = shuffled_arms(rng, (repeats, 1, 1), images)[:, 0, 0]
+    p = {"permutation test, label-shuffled arms": stats.permutation_test(nothing, FLIPS)}
+    noise = rng.normal(size=(repeats, images)) - rng.normal(size=(repeats, images))
+    p["permutation test, two draws of noise"] = stats.permutation_test(noise, FLIPS)
+    halves = rng.permuted(losses(rng, (repeats, 1, 1), 2 * images)[:, 0, 0], axis=1)
+    p["permutation test, two random halves"] = stats.permutation_test(
+        halves[:, :images] - halves[:, images:], FLIPS
+    )
+    grids = shuffled_arms(rng, (repeats, *GRID), images)
+    p["max-T, smallest of a grid"] = np.array(
+        [stats.max_t(grid, FLIPS, i).min() for i, grid in enumerate(grids)]
+    )
+    p["equivalence test at its margin"] = stats.equivalence_test(1 + rng.normal(size=(repeats, images)), 1.0)
+    return [_uniform(name, values) for name, values in p.items()]
+
+
+def _intervals(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:
+    mean_one = losses(rng, (repeats, 1, 1), images)[:, 0, 0]
+    normal = rng.normal(1, 1, (repeats, images))
+    changed = mean_one * rng.gamma(4, 1.2 / 4, mean_one.shape)  # 20 % worse
+    seeds = rng.normal(size=(repeats, 8, 1)) + rng.normal(size=(repeats, 8, images)) + 1
+    found = {
+        "Student, normal": (stats.student_mean(normal, LEVEL), 1),
+        "Student, skewed losses": (stats.student_mean(mean_one, LEVEL), 1),
+        "percentile bootstrap, skewed losses": (
+            stats.bootstrap_mean(mean_one, LEVEL, RESAMPLES, method="percentile"),
+            1,
+        ),
+        "BCa bootstrap, skewed losses": (stats.bootstrap_mean(mean_one, LEVEL, RESAMPLES), 1),
+        "BCa, ratio of paired losses": (stats.ratio_effect(mean_one, changed, LEVEL, RESAMPLES), 20),
+        "hierarchical bootstrap, 8 seeds": (stats.hierarchical_bootstrap(seeds, LEVEL, RESAMPLES), 1),
+        "Student of 8 seeds' means": (stats.student_mean(seeds.mean(-1), LEVEL), 1),
+    }
+    return [_covers(name, (i.low <= truth) & (truth <= i.high)) for name, (i, truth) in found.items()]
+
+
+def _sweeps(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:
+    """The pooled damage of the report, as `effects.measure` takes it; and a sequence of looks at the data."""
+    covered = []
+    for number in range(repeats):
+        clean = losses(rng, GRID[1:], images)
+        loss = clean * rng.gamma(4, 1.2 / 4, (*GRID, images))
+        weights = stats.bootstrap_weights(images, RESAMPLES, number)
+        damage = stats.bootstrap(lambda w: effects.pooled_damage(clean, loss, w), weights, LEVEL)  # noqa: B023
+        covered.append((damage.low[0] <= 20) & (damage.high[0] >= 20))
+    looks = np.arange(images, 8 * images)
+    values = losses(rng, (repeats, 1, 1), 8 * images)[:, 0, 0]
+    n = np.arange(1, 8 * images + 1)
+    mean = values.cumsum(1) / n
+    deviation = np.sqrt(np.maximum((values**2).cumsum(1) / n - mean**2, 0) * n / np.maximum(n - 1, 1))
+    width = stats.confidence_sequence(looks, deviation[:, looks - 1], LEVEL)
+    always = (np.abs(mean[:, looks - 1] - 1) <= width).all(axis=1)
+    return [
+        _covers("BCa, pooled damage of a sweep", np.array(covered)),
+        _covers(f"confidence sequence, at all of {len(looks)} looks", always),
+    ]
+
+
+def _seeds(rng: np.random.Generator, repeats: int, seeds: int = 5) -> list[Check]:
+    """What claims rest on, where data sets don't differ: tests and intervals over networks."""
+    networks = f"2 x {seeds} networks"
+    tests = (
+        f"Student over {seeds} pairs of seeds",
+        f"relabelling of {networks}, largest of levels",
+        f"relabelling of {networks}, mean over levels",
+        "roles of matched heads, shuffled in layers",
+    )
+    p = {name: [] for name in tests}
+    covered = []
+    for number in range(repeats):
+        ratio, largest, pooled, matched = p.values()
+        ratio.append(over_seeds(rng.normal(size=seeds))[2])
+        both = [[_attention(rng) for _ in range(seeds)] for _ in range(2)]
+        between, within, by_level, of_mean = entropy_divergence.seeds_test(*both)
+        largest.append(by_level.min())
+        pooled.append(of_mean)
+        excess = lambda *sides: float(entropy_divergence.seeds_excess(*sides)[0])
+        low, high = jackknife(excess, *both, float((between - within).mean()))
+        covered.append(low <= 0 <= high)
+        profiles, selectivity = rng.normal(size=(2, 3, 6, 4))
+        layers, roles = ["a"] * 3 + ["b"] * 3, [["x"] * 6] * 3
+        matched.append(agreement(list(profiles), list(selectivity), roles, layers, 199, number).p_profiles)
+    return [
+        *(_uniform(test, np.array(values)) for test, values in p.items()),
+        _covers(f"jackknife over {networks}", np.array(covered)),
+    ]
+
+
+def _crossed(rng: np.random.Generator, repeats: int, images: int, seeds: int = 5) -> list[Check]:
+    """Numbers of networks that were all measured on the same pictures, in whose sampling they share."""
+    weights, checks = stats.bootstrap_weights(images, RESAMPLES), []
+    for name, spread in (("seeds", 1.0), ("pictures", np.sqrt(images) * 0.5)):
+        alike = spread * rng.normal(size=(repeats, 1, images))
+        cells = rng.normal(size=(repeats, seeds, 1)) + alike + rng.normal(size=(repeats, seeds, images))
+        found = [over_seeds(one.mean(-1), one @ weights.T, images) for one in cells]
+        covered = np.array([low <= 0 <= high for _, (low, high), _ in found])
+        checks.append(_covers(f"{seeds} seeds on the same pictures, more by {name}", covered))
+    return checks
+
+
+def _attention(rng: np.random.Generator) -> xr.Dataset:
+    """Entropies of a network: every head has its own deviation, that of its training."""
+    heads = 2 + 0.1 * rng.normal(size=(6, 1, 1)) + 0.05 * rng.normal(size=(6, 4, 8))
+    axes = {"head": np.arange(6), "t": np.arange(4)}
+    return xr.Dataset(
+        {"entropy": (("head", "t", "image"), heads)}, coords=axes | {"tokens": ("head", [64] * 6)}
+    )
+
+
+def _families(
+    rng: np.random.Generator, repeats: int, tests: int = 40, effects_among: int = 10
+) -> list[Check]:
+    """Corrections on mixtures: z tests, a quarter of them of true effects of 3 standard errors."""
+    z = rng.normal(size=(repeats, tests)) + 3.0 * (np.arange(tests) < effects_among)
+    from_z = lambda z: np.clip(2 * special.ndtr(-np.abs(z)), 0, 1)
+    checks = []
+    for name, correct, rate in (
+        ("Holm, any false rejection", stats.holm, lambda wrong, right: wrong > 0),
+        ("Benjamini-Hochberg, false share", stats.benjamini_hochberg, lambda w, r: w / np.maximum(w + r, 1)),
+    ):
+        rejected = np.stack([correct(from_z(row)) <= ALPHA for row in z])
+        false = rejected[:, effects_among:].sum(1)
+        checks.append(_errs(name, np.asarray(rate(false, rejected[:, :effects_among].sum(1)), np.float64)))
+    return checks
+
+
+def _uniform(name: str, p: np.ndarray) -> Check:
+    small = binomtest(int((p <= ALPHA).sum()), len(p))
+    test = kstest(p, "uniform").pvalue
+    return Check(name, "uniform", float("nan"), *_share(small), float(test), len(p))
+
+
+def _covers(name: str, covered: np.ndarray) -> Check:
+    found = binomtest(int(covered.sum()), len(covered), LEVEL, alternative="less")
+    return Check(name, "covers", LEVEL, *_share(binomtest(found.k, found.n)), float(found.pvalue), found.n)
+
+
+def _errs(name: str, rate: np.ndarray) -> Check:
+    """A mean of rates in [0, 1] against ALPHA: Student, as shares are no counts."""
+    interval = stats.student_mean(rate, 0.95)
+    error = max(float(rate.std(ddof=1)) / np.sqrt(len(rate)), 1e-12)
+    ends = float(interval.estimate), float(interval.low), float(interval.high)
+    return Check(
+        name, "errs at most", ALPHA, *ends, float(special.ndtr((ALPHA - ends[0]) / error)), len(rate)
+    )
+
+
+def _share(test) -> tuple[float, float, float]:
+    interval = test.proportion_ci(0.95)
+    return float(test.statistic), float(interval.low), float(interval.high)
+
+
+def table(checks: list[Check]) -> str:
+    """Checks as text, one a line."""
+    lines = [f"{'check':50}{'promise':14}{'nominal':>8}  {'found':24}{'p':>8}{'n':>6}"]
+    for check in checks:
+        nominal = "" if np.isnan(check.nominal) else f"{check.nominal:.2f}"
+        found = f"{check.found:.3f} [{check.low:.3f}, {check.high:.3f}]"
+        verdict = "" if check.holds else "  BROKEN"
+        lines.append(
+            f"{check.name:50}{check.promise:14}{nominal:>8}  {found:24}{check.p:8.3f}{check.n:6}{verdict}"
+        )
+    return "\n".join(lines)

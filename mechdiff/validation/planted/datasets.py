@@ -1,0 +1,53 @@
+"""Pictures whose denoising needs one thing only: three channels, `[0]` the content that is hard to see.
+
+All are in [-1, 1], NHWC float32, drawn from a NumPy generator. Cells are squares of 2x2 pixels, so that what
+varies by cell survives one halving of the resolution, and what varies within a cell does not.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from mechdiff.core.types import Images
+
+Scene = Callable[[np.random.Generator, int, int], Images]
+
+
+def regions(rng: np.random.Generator, count: int, side: int) -> Images:
+    """Half of the cells, scattered, are marked in channel 1; content is one value on them, another elsewhere.
+
+    Whoever wants a cell's content well must average over the distant cells with the same mark.
+    """
+    cells = (side // 2) ** 2
+    mark = np.where(rng.permuted(np.tile(np.arange(cells), (count, 1)), axis=1) % 2, 1.0, -1.0)
+    values = rng.uniform(0.4, 0.9, (count, 2)) * rng.choice([-1, 1], (count, 2))
+    content = np.where(mark > 0, values[:, :1], values[:, 1:])
+    return _cells(np.stack([content, 0.8 * mark, np.zeros_like(mark)], -1), side)
+
+
+def flat(rng: np.random.Generator, count: int, side: int) -> Images:
+    """One colour a picture, of length 0.9 in any direction: the average over all positions is needed."""
+    colour = rng.normal(size=(count, 3))
+    colour *= 0.9 / np.linalg.norm(colour, axis=1, keepdims=True)
+    return np.broadcast_to(colour[:, None, None], (count, side, side, 3)).astype(np.float32)
+
+
+def cells(rng: np.random.Generator, count: int, side: int) -> Images:
+    """Independent cells: content +-0.7, channel 1 +-0.5."""
+    shape = (count, (side // 2) ** 2)
+    content, other = 0.7 * rng.choice([-1, 1], shape), 0.5 * rng.choice([-1, 1], shape)
+    return _cells(np.stack([content, other, np.zeros(shape)], -1), side)
+
+
+def checkers(rng: np.random.Generator, count: int, side: int) -> Images:
+    """Content is a checkerboard of pixels of either sign, mean 0 in every cell; channel 1 as in `cells`."""
+    image = np.array(cells(rng, count, side))
+    board = np.where(np.indices((side, side)).sum(0) % 2, 0.7, -0.7)
+    image[..., 0] = rng.choice([-1, 1], (count, 1, 1)) * board
+    return image
+
+
+def _cells(values: np.ndarray, side: int) -> Images:
+    """`(count, cells, channels)` -> images."""
+    grid = values.reshape(len(values), side // 2, side // 2, -1)
+    return grid.repeat(2, axis=1).repeat(2, axis=2).astype(np.float32)

@@ -1,0 +1,206 @@
+"""Damage of components from a sweep: definitions by hand, rankings, agreement, and what is refused."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mechdiff.analysis import effects
+from mechdiff.core.errors import CheckpointError, ConfigError
+
+CLEAN = np.array([[1.0, 3.0], [0.1, 0.3]])  # t, image
+LOSS = np.array([[[2.0, 4.0], [0.1, 0.1]], [[1.0, 3.0], [0.1, 0.3]]])  # component, t, image
+EVEN = np.full((1, 2), 0.5)
+
+
+def sweep(loss, clean, kinds=("zero",), names=None, change=None) -> xr.Dataset:
+    """A finished sweep; `loss` has dims kind, component, t, image."""
+    loss = np.asarray(loss, np.float32)
+    names = names or [f"mid.block{i}.res" for i in range(loss.shape[1])]
+    change = np.abs(loss - clean) if change is None else change
+    dims = ("kind", "component", "t", "image")
+    clean = np.asarray(clean, np.float32)
+    return xr.Dataset(
+        {"loss": (dims, loss), "change": (dims, change), "clean_loss": (dims[2:], clean)},
+        coords={
+            "kind": list(kinds),
+            "component": names,
+            "t": np.arange(loss.shape[2]),
+            "log_snr": ("t", -np.arange(loss.shape[2], dtype=float)),
+            "part": ("component", [name.rsplit(".", 1)[1] for name in names]),
+            "resolution": ("component", [8] * len(names)),
+            "depth": ("component", list(range(len(names)))),
+        },
+        attrs={"subject": "fabricated"},
+    )
+
+
+def random_sweep(seed: int, components: int = 6, images: int = 9, **options) -> xr.Dataset:
+    rng = np.random.default_rng(seed)
+    clean = rng.uniform(0.5, 1, (3, images))
+    worse = rng.uniform(0, 1, (1, components, 1, 1)) * rng.uniform(0.8, 1.2, (1, components, 3, images))
+    return sweep(clean + worse, clean, **options)
+
+
+def test_level_damage_is_the_relative_rise_of_the_mean_loss():
+    # t0: (3 - 2) / 2 = 50 %; t1: (0.1 - 0.2) / 0.2 = -50 %
+    found = effects.levels_damage(CLEAN, LOSS, EVEN)[..., 0]
+    np.testing.assert_allclose(found, [[50, -50], [0, 0]], atol=1e-12)
+
+
+def test_pooled_damage_counts_each_level_alike_and_pooled_losses_by_their_size():
+    np.testing.assert_allclose(effects.pooled_damage(CLEAN, LOSS, EVEN)[:, 0], [0, 0], atol=1e-12)
+    # (3.1 - 2.2) / 2.2
+    np.testing.assert_allclose(effects.pooled_loss_damage(CLEAN, LOSS, EVEN)[:, 0], [100 * 0.9 / 2.2, 0])
+
+
+def test_weights_choose_images():
+    second = np.array([[0.0, 1.0]])
+    np.testing.assert_allclose(effects.levels_damage(CLEAN, LOSS, second)[0, :, 0], [100 / 3, -200 / 3])
+
+
+def test_effective_number_counts_equal_shares_and_ignores_signs():
+    damage = np.array([[1.0, 5.0, 0.0], [-1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])
+    found = effects.effective_number(damage)
+    np.testing.assert_allclose(found[:2], [4, 1])
+    assert np.isnan(found[2])
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=20, deadline=None)
+def test_rank_correlation_is_scipys_with_ties(seed):
+    rng = np.random.default_rng(seed)
+    first, second = rng.integers(0, 4, (2, 12, 3)).astype(float)
+    expected = [scipy.stats.spearmanr(first[:, i], second[:, i]).statistic for i in range(3)]
+    np.testing.assert_allclose(effects.rank_correlation(first, second), expected, atol=1e-12)
+
+
+def test_measure_agrees_with_a_float64_loop():
+    data = random_sweep(0)
+    found = effects.measure(data, "zero", repeats=50)
+    clean, loss = (data[name].values.astype(np.float64) for name in ("clean_loss", "loss"))
+    for i in range(6):
+        ratios = [100 * (loss[0, i, t].mean() / clean[t].mean() - 1) for t in range(3)]
+        np.testing.assert_allclose(found.cells.estimate[i], ratios)
+        np.testing.assert_allclose(found.pooled.estimate[i], np.mean(ratios))
+    assert found.n == 9 and found.part == ("res",) * 6
+    assert (np.diff(found.pooled.estimate[found.order]) <= 0).all()
+    assert (found.pooled.low <= found.pooled.estimate).all()
+    assert (found.pooled.estimate <= found.pooled.high).all()
+
+
+def test_damage_is_free_of_the_unit_of_loss():
+    data = random_sweep(1)
+    scaled = data.assign(loss=data["loss"] * 4, clean_loss=data["clean_loss"] * 4)  # exact in binary
+    ours, theirs = (effects.measure(each, "zero", repeats=50) for each in (data, scaled))
+    np.testing.assert_allclose(ours.cells.low, theirs.cells.low)
+    np.testing.assert_allclose(ours.pooled.high, theirs.pooled.high)
+    np.testing.assert_array_equal(ours.p, theirs.p)
+
+
+def test_a_component_that_changed_nothing_is_idle_and_certain_of_nothing():
+    change = np.zeros((1, 2, 2, 2))
+    change[0, 1] = 1e-6
+    found = effects.measure(sweep(np.stack([CLEAN, CLEAN])[None], CLEAN, change=change), "zero", repeats=20)
+    assert found.idle.tolist() == [True, False]
+    assert (found.p == 1).all() and (found.pooled.estimate == 0).all()
+
+
+def test_kinds_agree_fully_when_one_is_the_other_and_idle_components_are_left_out():
+    data = random_sweep(2)
+    both = xr.concat([data, data.assign_coords(kind=["mean"])], "kind", data_vars="minimal", coords="minimal")
+    assert effects.kinds_agreement(both, "zero", "mean", repeats=50).estimate == pytest.approx(1)
+    two = {"kind": "mean", "component": both["component"][:2]}
+    both["change"].loc[two] = 0
+    both["loss"].loc[two] = 1e3  # would spoil the ranks if counted
+    assert effects.kinds_agreement(both, "zero", "mean", repeats=50).estimate == pytest.approx(1)
+
+
+def test_subjects_agree_over_the_components_they_share():
+    first, second = random_sweep(3, images=9), random_sweep(3, images=9).isel(image=slice(0, 5))
+    second = second.isel(component=[4, 2, 0, 1])
+    found = effects.subjects_agreement(first, second, "zero", repeats=50)
+    names = [str(name) for name in second["component"].values]
+    sides = [effects.measure(data, "zero", repeats=20) for data in (first, second)]
+    values = [[side.pooled.estimate[side.components.index(name)] for name in names] for side in sides]
+    assert found.estimate == pytest.approx(scipy.stats.spearmanr(*values).statistic)
+    assert found.n == 5 and found.low <= found.high
+
+
+def test_too_few_components_in_common_are_refused():
+    other = random_sweep(5, components=2, names=["a.res", "mid.block0.res"])
+    with pytest.raises(ConfigError, match="1 components in common"):
+        effects.subjects_agreement(random_sweep(4), other, "zero")
+
+
+def test_an_unfinished_sweep_is_refused_in_one_line():
+    data = random_sweep(6)
+    data["loss"][0, 0, 0, 0] = np.nan
+    with pytest.raises(CheckpointError, match="1 losses are missing") as caught:
+        effects.measure(data, "zero")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_kind_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match="zero"):
+        effects.measure(random_sweep(7), "zeros")
+
+
+def test_a_component_that_helps_at_some_levels_and_hurts_at_others_is_seen_in_the_rms():
+    """Audit: cells of +34 and -22 average to little, and rank among decoys."""
+    clean = np.random.default_rng(0).uniform(0.5, 1.5, (4, 40))
+    rises = np.array([[0.34, -0.22, 0.10, -0.22], [0.01, 0.01, 0.01, 0.01]])
+    found = effects.measure(sweep([clean * (1 + rises[:, :, None])], clean), "zero", repeats=200)
+    np.testing.assert_allclose(found.pooled.estimate, [0, 1], atol=1e-4)
+    np.testing.assert_allclose(found.rms.estimate, 100 * np.sqrt((rises**2).mean(1)), rtol=1e-4)
+    assert found.rms.low[0] > 20
+
+
+def test_a_component_that_matters_for_one_picture_in_ten_is_seen_in_the_spread():
+    rng = np.random.default_rng(0)
+    clean = rng.uniform(0.9, 1.1, (3, 60))
+    rare = np.where(np.arange(60) % 10 == 0, 0.5, -0.01)
+    loss = clean * (1 + np.stack([rare, np.full(60, rare.mean())])[:, None])
+    found = effects.measure(sweep([loss], clean), "zero", repeats=200)
+    np.testing.assert_allclose(found.pooled.estimate[0], found.pooled.estimate[1], rtol=0.1)
+    np.testing.assert_allclose(found.hurt.estimate, [0.1, 1.0])
+    assert found.hurt.high[0] < 0.35 and found.quantiles[0, 0] < 0 < 40 < found.quantiles[0, 2]
+    assert np.ptp(found.quantiles[1]) < 2
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_what_pictures_add_has_pooled_damage_as_its_mean(own):
+    data = random_sweep(3)
+    clean, loss = effects.losses(data, "zero")
+    cells = effects.picture_damage(clean, loss, own)
+    assert cells.shape == (6, 3 if own else 1, 9)
+    even = np.full((1, 9), 1 / 9)
+    np.testing.assert_allclose(cells.mean((1, 2)), effects.pooled_damage(clean, loss, even)[:, 0])
+
+
+def test_excess_damage_is_relative_to_what_could_still_be_gained():
+    even = np.full((1, 2), 0.5)
+    got = effects.excess_damage(CLEAN, LOSS, np.array([1.0, 0.1]), even)[:, 0]
+    np.testing.assert_allclose(got, [100 * (1 / 1 - 0.1 / 0.1) / 2, 0], atol=1e-9)
+    with pytest.raises(ConfigError, match="floor 2 at level 0"):
+        effects.excess_damage(CLEAN, LOSS, np.array([2.0, 0.1]), even)
+
+
+def test_pictures_of_one_person_count_as_one():
+    """Each picture taken five times: intervals over pictures shrink by sqrt 5, over people they stay."""
+    data = random_sweep(1, images=12)
+    thrice = data.isel(image=np.repeat(np.arange(12), 5)).assign_coords(
+        person=("image", np.repeat(np.arange(12) + 100, 5))
+    )
+    whole, people = (effects.measure(each, "zero", repeats=500) for each in (data, thrice))
+    naive = effects.measure(thrice.drop_vars("person"), "zero", repeats=500)
+    assert (people.n, people.people, whole.people) == (60, 12, 0)
+    for name in ("pooled", "rms", "cells", "effective"):
+        for end in ("estimate", "low", "high"):
+            one, other = (getattr(getattr(each, name), end) for each in (whole, people))
+            np.testing.assert_allclose(one, other, rtol=2e-3)  # BCa counts draws on either side
+    np.testing.assert_array_equal(whole.p, people.p)
+    width = [each.pooled.high - each.pooled.low for each in (naive, people)]
+    assert (width[0] < 0.6 * width[1]).all()

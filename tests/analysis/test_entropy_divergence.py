@@ -1,0 +1,107 @@
+"""Divergence of attention entropies: definitions by hand, and controls that tell chance from difference."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy.spatial.distance import jensenshannon
+
+from mechdiff.analysis import entropy_divergence
+from mechdiff.core.errors import ConfigError
+
+HEADS, LEVELS, IMAGES = 6, 3, 40
+TOKENS = np.array([16, 16, 16, 64, 64, 64])
+
+
+def attention(shift=0.0, seed=0, heads=None, images=IMAGES) -> xr.Dataset:
+    """Entropies around half of their maximum: a head's own mean, and noise of every image."""
+    rng = np.random.default_rng(seed)
+    means = np.zeros(HEADS) if heads is None else heads
+    noise = 0.1 * rng.standard_normal((HEADS, LEVELS, images))
+    entropy = np.log(TOKENS)[:, None, None] / 2 + means[:, None, None] + noise
+    entropy += np.broadcast_to(shift, (LEVELS,))[:, None]
+    return xr.Dataset(
+        {"entropy": (("head", "t", "image"), entropy)},
+        coords={
+            "head": [f"mid.attn0.head{i}" for i in range(HEADS)],
+            "t": np.arange(LEVELS),
+            "log_snr": ("t", -np.arange(LEVELS, dtype=float)),
+            "tokens": ("head", TOKENS),
+        },
+    )
+
+
+def test_measures_are_their_definitions():
+    first, second = (attention(seed=i)["entropy"].values for i in range(2))
+    even = (np.full((1, IMAGES), 1 / IMAGES),) * 2
+    means = first.mean(-1) - second.mean(-1)
+    found = entropy_divergence.mean_difference(first, second, even)[:, 0]
+    np.testing.assert_allclose(found, means.mean(0))
+    found = entropy_divergence.head_differences(first, second, even)[:, 0]
+    np.testing.assert_allclose(found, np.sqrt((means**2).mean(0)))
+    found = entropy_divergence.histogram_divergence(first, second, even, TOKENS, bins=8)[:, 0]
+    expected = np.zeros(LEVELS)
+    for t in range(LEVELS):
+        for h in range(HEADS):
+            p, q = (np.histogram(x[h, t], 8, (0, np.log(TOKENS[h])))[0] for x in (first, second))
+            expected[t] += jensenshannon(p, q) ** 2 / HEADS
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_disjoint_histograms_are_a_bit_apart_and_equal_ones_nothing():
+    low, high = attention(-1.0)["entropy"].values, attention(1.0)["entropy"].values
+    even = (np.full((1, IMAGES), 1 / IMAGES),) * 2
+    np.testing.assert_allclose(entropy_divergence.histogram_divergence(low, high, even, TOKENS), np.log(2))
+    np.testing.assert_allclose(entropy_divergence.histogram_divergence(low, low, even, TOKENS), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("measure", entropy_divergence.MEASURES)
+def test_a_difference_at_one_level_is_found_at_that_level(measure):
+    found = entropy_divergence.compare(attention(), attention([0, 0.3, 0], seed=1), measure, draws=200)
+    assert found.p[1] < 0.02 and found.p[[0, 2]].min() > 0.05
+    assert found.value.low.shape == (LEVELS,) and found.within.shape == (2, LEVELS, 200)
+
+
+def test_means_are_blind_to_heads_that_cancel_and_heads_are_not():
+    apart = 0.2 * np.array([1, -1, 1, -1, 1, -1])
+    pair = attention(), attention(seed=1, heads=apart)
+    assert entropy_divergence.compare(*pair, "means", draws=100).p.min() > 0.05
+    assert entropy_divergence.compare(*pair, "heads", draws=100).p.max() < 0.05
+
+
+def test_p_values_of_equal_data_sets_are_not_too_small():
+    pairs = [(attention(seed=i), attention(seed=1000 + i)) for i in range(60)]
+    for measure in ("means", "heads"):
+        p = np.array([entropy_divergence.compare(*pair, measure, draws=60, seed=3).p.min() for pair in pairs])
+        assert (p <= 0.2).mean() < 0.35
+
+
+def test_seeds_that_differ_as_much_as_data_sets_refute_a_difference():
+    rng = np.random.default_rng(5)
+    own = [attention(seed=i, heads=0.2 * rng.standard_normal(HEADS)) for i in range(6)]
+    between, within, p, pooled = entropy_divergence.seeds_test(own[:3], own[3:])
+    assert min(p.min(), pooled) > 0.1 and (np.abs(between / within - 1) < 0.5).all()
+    shifted = [attention(1.0, seed=10 + i) for i in range(3)]
+    between, within, p, pooled = entropy_divergence.seeds_test([attention(seed=i) for i in range(3)], shifted)
+    np.testing.assert_allclose([*p, pooled], 2 / 20)  # the true grouping and its mirror
+    assert (between > 5 * within).all()
+
+
+def test_weighted_images_are_repeated_images():
+    networks = [attention(0.1 * i, seed=i, images=4) for i in range(4)]
+    weights = np.array([[1, 1, 1, 1], [2, 0, 1, 1]]) / 4
+    found = entropy_divergence.seeds_excess(networks[:2], networks[2:], [weights] * 4)
+    repeated = [network.isel(image=[0, 0, 2, 3]) for network in networks]
+    for excess, some in zip(found, (networks, repeated), strict=True):
+        assert excess == pytest.approx(entropy_divergence.seeds_excess(some[:2], some[2:])[0])
+        between, within, *_ = entropy_divergence.seeds_test(some[:2], some[2:])
+        assert excess == pytest.approx((between - within).mean())
+
+
+def test_unlike_sets_are_refused():
+    other = attention().assign_coords(t=[5, 6, 7])
+    with pytest.raises(ConfigError, match="differ in 't'"):
+        entropy_divergence.compare(attention(), other)
+    with pytest.raises(ConfigError, match="unknown measure"):
+        entropy_divergence.compare(attention(), attention(), "entropy")
+    with pytest.raises(ConfigError, match="at least 2 of either"):
+        entropy_divergence.seeds_test([attention()], [attention(), attention()])

@@ -1,0 +1,307 @@
+"""Scores against finite differences, exact ablations and planted redundancy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import hypergeom, spearmanr
+
+from mechdiff import stats
+from mechdiff.circuits import attribution, score_agreement, screening
+from mechdiff.core.config import SweepConfig
+from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.diffusion.schedules import make_schedule
+from mechdiff.interventions.record import component_at, leave_one_out, scale
+from mechdiff.models.unet import components, denoise, init_unet
+from mechdiff.study import examine
+from mechdiff.sweeps import denoising
+from mechdiff.sweeps.execution.engine import Engine
+
+KEY = jax.random.key(3)
+LEVELS = [4, 30]
+POINTS = ("identity", "ablated")
+
+
+@pytest.fixture(scope="module")
+def subject(tiny):
+    params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), tiny.unet)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda p: (np.asarray(p) + 0.1 * rng.normal(size=p.shape)).astype(np.float32), params
+    )
+    return denoising.Subject("random", tiny.unet, make_schedule(tiny.diffusion), params, identity)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(1).uniform(-1, 1, (6, 8, 8, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def everything(subject):
+    return components(subject.unet, channel_groups=4)
+
+
+@pytest.fixture(scope="module")
+def scores(subject, images, everything):
+    return attribution.gate_scores(subject, images, LEVELS, KEY, chosen=everything, probes=64, block=6)
+
+
+@pytest.fixture(scope="module")
+def plain(subject, images):
+    """Prediction and loss per image under an intervention, at the first level."""
+
+    @jax.jit
+    def run(intervention):
+        noise = image_noise(KEY, jnp.arange(6), images.shape[1:])
+        at = jnp.full(6, LEVELS[0])
+        x_t = q_sample(subject.schedule, images, at, noise)
+        eps = denoise(subject.unet, subject.schedule, subject.params, intervention, x_t, at)
+        return eps, jnp.mean((eps - noise) ** 2, axis=(1, 2, 3))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "name", ["down0.block0.res", "mid.attn0.head1", "up0.block1.skip.4-6", "up1.block0.time"]
+)
+def test_both_parts_are_what_finite_differences_say(subject, everything, scores, plain, name):
+    component = component_at(everything, name)
+    site, (start, stop) = component.site, component.index
+
+    def at(dose):
+        gate = {key: np.array(value) for key, value in subject.identity.gate.items()}
+        gate[site][start:stop] = dose
+        return (np.asarray(a, np.float64) for a in plain(dataclasses.replace(subject.identity, gate=gate)))
+
+    h = 2.0**-6
+    (eps_low, loss_low), (eps_high, loss_high) = at(1 - h), at(1 + h)
+    slope = (loss_high - loss_low) / (2 * h)
+    bend = (((eps_high - eps_low) / (2 * h)) ** 2).mean(axis=(1, 2, 3))
+    found = scores.sel(component=name).isel(t=0)
+    np.testing.assert_allclose(found["first"], -slope, atol=2e-2 * np.abs(slope).max() + 1e-5)
+    # 64 random probes an image: the mean over images is known to a few per cent.
+    assert float(found.second.mean()) == pytest.approx(bend.mean(), rel=0.3)
+
+
+def test_scores_of_channel_groups_add_up_to_first_order(everything, scores):
+    whole = scores["first"].sel(component="up0.block1.skip")
+    groups = [c.name for c in everything if c.name.startswith("up0.block1.skip.")]
+    assert len(groups) == 4
+    np.testing.assert_allclose(scores["first"].sel(component=groups).sum("component"), whole, atol=1e-6)
+
+
+def test_the_clean_loss_is_that_of_the_engine_and_scores_don_t_move_with_the_block(
+    subject, images, everything, scores
+):
+    few = attribution.gate_scores(subject, images, LEVELS, KEY, chosen=everything, probes=64, block=4)
+    np.testing.assert_allclose(few.score, scores.score, rtol=1e-3, atol=1e-6)
+    engine = Engine(subject.unet, subject.schedule, subject.params, devices=tuple(jax.devices()[:1]))
+    stacked = dataclasses.replace(
+        subject.identity, gate={k: np.asarray(v)[None] for k, v in subject.identity.gate.items()}
+    )
+    found = engine.measure(stacked, images, np.arange(6), LEVELS[1], KEY)
+    np.testing.assert_allclose(scores.clean_loss[1], found.clean_loss, rtol=1e-5)
+
+
+def test_at_the_ablated_point_a_small_network_of_gates_is_scored_by_what_each_restores(
+    subject, images, plain
+):
+    """The exact L(without all) - L(with one alone) ranks as the score does."""
+    chosen = [c for c in components(subject.unet) if c.kind == "head"]
+    found = attribution.gate_scores(subject, images, LEVELS[:1], KEY, chosen=chosen, at="ablated", probes=64)
+    none = scale(subject.identity, chosen, 0.0)
+    before = plain(none)[1]
+    np.testing.assert_allclose(found.clean_loss[0], before, rtol=1e-5)
+    restored = [float((before - plain(scale(none, [c], 1.0))[1]).mean()) for c in chosen]
+    assert spearmanr(restored, found.score.mean(("t", "image")))[0] > 0.9
+    assert (found.second <= 0).all()
+
+
+def test_thousands_of_components_share_one_program(subject, images, monkeypatch):
+    traces, inner = [], attribution.denoise
+    monkeypatch.setattr(attribution, "denoise", lambda *args: (traces.append(1), inner(*args))[1])
+    every = components(subject.unet, channel_groups=1000)  # single channels
+    assert len(every) > 150
+    for at in ("identity", "ablated"):
+        attribution.gate_scores(subject, images[:3], [7, 8, 9], KEY, chosen=every, at=at, probes=3, block=3)
+    assert len(traces) == 1
+
+
+@pytest.fixture(scope="module")
+def exact(subject, images, tmp_path_factory):
+    """Deg%_t of every component by exact runs."""
+    folder, config = tmp_path_factory.mktemp("exact"), SweepConfig(kinds=("zero",), image_block=6)
+    whole = denoising.teacher_forced(subject, images, LEVELS, KEY, folder, config=config).isel(kind=0)
+    return 100 * (whole.loss.mean("image") / whole.clean_loss.mean("image") - 1).values
+
+
+def test_screening_finds_what_exact_runs_find_and_computes_nothing_twice(
+    subject, images, exact, tmp_path, monkeypatch
+):
+    ran, run = [], denoising.teacher_forced
+
+    def recording(*args, **kwargs):
+        ran.extend(component.name for component in kwargs["chosen"])
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(screening, "teacher_forced", recording)
+    found = screening.screen_and_verify(
+        subject, images, LEVELS, KEY, tmp_path / "a", k=3, shortlist=5, audit=6, miss_bound=0.6, probes=8
+    )
+    assert len(ran) == len(set(ran)) == np.isfinite(found.effect).sum()
+    assert set(found.shortlist) | set(found.audited) <= set(ran)
+    assert found.miss_interval[0] <= found.miss_rate <= found.miss_interval[1] <= 0.6
+    known = np.isfinite(found.effect)
+    np.testing.assert_allclose(found.effect[known], exact.mean(1)[known], rtol=1e-3, atol=1e-3)
+    split = found.fidelity
+    assert set(split.by_part) <= {"res", "head", "skip", "time"} and set(split.by_t) == set(LEVELS)
+    assert sum(part.n for part in split.by_part.values()) == split.overall.n == known.sum()
+
+
+@pytest.fixture(scope="module")
+def damage(subject, images):
+    """Predicted Deg%_t of every component at each point, by the definition."""
+    scored = {at: attribution.gate_scores(subject, images, LEVELS, KEY, at=at, probes=8) for at in POINTS}
+    base = scored["identity"].clean_loss.mean("image").values
+    found = {at: 100 * scored[at].score.mean("image").values / base for at in POINTS}
+    first, last = found["identity"], found["ablated"]
+    larger = abs(first.mean(1)) >= abs(last.mean(1))
+    assert 0 < larger.sum() < len(larger)  # each point wins somewhere
+    return found | {"either": np.stack([first[i] if won else last[i] for i, won in enumerate(larger)])}
+
+
+def test_quality_compares_all_components_at_every_point_with_their_exact_runs(
+    subject, images, exact, damage, tmp_path
+):
+    found = screening.quality(subject, images, LEVELS, KEY, tmp_path, probes=8, k=5)
+    assert found.keys() == damage.keys()
+    for point, predicted in damage.items():
+        expected = score_agreement.agreement(predicted.mean(1), exact.mean(1), 5)
+        assert dataclasses.astuple(found[point].overall) == pytest.approx(
+            dataclasses.astuple(expected), abs=0.01
+        )
+        assert found[point].overall.n == len(exact) == sum(part.n for part in found[point].by_part.values())
+
+
+def test_summaries_show_the_median_and_the_worst_network_and_pass_over_what_is_undefined():
+    at = lambda rank, sign, recall: score_agreement.Agreement(5, 3, rank, sign, recall, 1.0)
+    one = lambda rank, part: score_agreement.Fidelity(
+        at(rank, 1.0, 1.0), {"head": at(part, 0.5, 0.25)}, {9: at(0.1, 0.2, 0.3)}
+    )
+    nets = [one(0.9, float("nan")), one(0.7, 0.6), one(0.8, float("nan"))]
+    rows = [line.split() for line in score_agreement.summary([{"identity": net} for net in nets])[1:]]
+    assert " ".join(rows[0]) == "identity: all 0.80 0.70 1.00 1.00 1.00 1.00 1.00 1.00"
+    assert " ".join(rows[1]) == "identity: head 0.60 0.60 0.50 0.50 0.25 0.25 1.00 1.00"
+    assert " ".join(rows[2]) == "identity: t = 9 0.10 0.10 0.20 0.20 0.30 0.30 1.00 1.00"
+
+
+@pytest.mark.parametrize("point", screening.EXPANSIONS)
+def test_a_screen_ranks_by_the_point_that_is_asked_for(
+    subject, images, exact, damage, tmp_path, monkeypatch, point
+):
+    names = [component.name for component in components(subject.unet)]
+    known = lambda *args, **_: exact[[names.index(component.name) for component in args[5]]]
+    monkeypatch.setattr(screening, "exact_damage", known)
+    settings = {"k": 3, "shortlist": 4, "audit": 5, "miss_bound": 1.0, "probes": 8}
+    found = screening.screen_and_verify(subject, images, LEVELS, KEY, tmp_path, point=point, **settings)
+    np.testing.assert_allclose(found.score, damage[point].mean(1), rtol=1e-5)
+    order = np.argsort(-abs(damage[point].mean(1)))
+    assert found.shortlist == tuple(names[i] for i in order[:4]) and len(found.audited) == 5
+    assert set(found.scores) == {"identity"} | ({"ablated"} if point != "identity" else set())
+    shown = screening.lines(found, names)
+    done = [names.index(line.split()[0]) for line in shown[1:10]]
+    assert set(done) == {names.index(name) for name in (*found.shortlist, *found.audited)}
+    sizes = abs(exact.mean(1)[done])
+    assert (np.diff(sizes) <= 0).all()
+    assert float(shown[1].split()[3]) == pytest.approx(exact.mean(1)[done[0]], abs=1e-3)
+    assert shown[11].split()[:2] == ["all", "9"] and f"9 of {len(names)} verified" in shown[-1]
+
+
+def test_a_point_that_does_not_exist_is_refused(subject, images, tmp_path):
+    with pytest.raises(ConfigError, match="'ablatd'; closest: ablated"):
+        screening.screen_and_verify(subject, images, LEVELS, KEY, tmp_path, point="ablatd")
+
+
+def test_an_untrained_twin_is_a_new_network_in_which_every_component_matters(subject, images):
+    fresh, again, other = (examine.untrained(subject, seed) for seed in (1, 1, 2))
+    assert fresh.name == "untrained-random" and fresh.unet == subject.unet
+    for a, b, c in zip(*(jax.tree.leaves(one.params) for one in (fresh, again, other))):
+        np.testing.assert_array_equal(a, b)
+        if a.ndim > 1:  # a kernel; none is left at zero
+            assert a.std() > 0.3 / np.sqrt(np.prod(a.shape[:-1])) and not np.allclose(a, c)
+    stacked = leave_one_out(fresh.identity, components(fresh.unet))[1]
+    engine = Engine(fresh.unet, fresh.schedule, fresh.params)
+    assert (engine.measure(stacked, images, np.arange(6), LEVELS[0], KEY).change > 1e-8).all()
+
+
+def test_a_screen_that_misses_widens_until_all_is_verified(subject, images, exact, tmp_path, monkeypatch):
+    """Scores of pure noise: the audit shows the misses."""
+    real, names = attribution.gate_scores, [component.name for component in components(subject.unet)]
+
+    def useless(*args, **kwargs):
+        found = real(*args, **kwargs)
+        return found.assign(score=(found.score.dims, np.random.default_rng(0).normal(size=found.score.shape)))
+
+    known = lambda *args, **_: exact[[names.index(component.name) for component in args[5]]]
+    monkeypatch.setattr(screening, "gate_scores", useless)
+    monkeypatch.setattr(screening, "exact_damage", known)
+    found = screening.screen_and_verify(
+        subject, images, LEVELS, KEY, tmp_path, k=5, shortlist=5, audit=8, miss_bound=0.05, probes=1
+    )
+    np.testing.assert_allclose(found.effect, exact.mean(1))
+    assert found.audited == () and found.miss_interval == (0.0, 0.0)
+
+
+def test_the_miss_interval_covers_wherever_the_audits_stop():
+    """Simulated: a quarter of the rest are misses at every size, the bound is below that."""
+
+    def covered(level, runs=200):
+        rng, good = np.random.default_rng(0), 0
+        for _ in range(runs):
+            effect = np.where(rng.random(400) < 0.25, 2.0, 0.5)
+            effect[:20] = 1
+            size, _, _, _, (low, high) = screening.audit_until(
+                np.arange(400), effect.__getitem__, 20, 20, 25, 0.2, rng, level
+            )
+            bar = np.sort(effect[:size])[::-1][19]
+            share = (effect[size:] > bar).mean() if size < 400 else 0.0
+            good += low - 1e-9 <= share <= high + 1e-9
+        return good / runs
+
+    assert covered(0.8) >= 0.8
+
+
+def test_the_share_of_a_finite_population_is_covered_exactly():
+    for population, drawn in ((5, 3), (42, 30), (100, 10)):
+        ends = [stats.share_interval(count, drawn, population) for count in range(drawn + 1)]
+        for having in range(population + 1):
+            inside = [low <= having / population <= high for low, high in ends]
+            chance = hypergeom.pmf(np.arange(drawn + 1), population, having, drawn)
+            assert chance[inside].sum() >= 0.95
+    assert stats.share_interval(3, 12, 12) == (0.25, 0.25) and stats.share_interval(0, 0, 7) == (0.0, 1.0)
+    with pytest.raises(ConfigError, match="count=4"):
+        stats.share_interval(4, 3, 9)
+
+
+def test_agreement_counts_by_hand():
+    score, effect = np.array([5.0, -4.0, 3.0, 0.1, 2.0]), np.array([6.0, 1.0, 5.0, -4.0, 0.5])
+    found = score_agreement.agreement(score, effect, 2)
+    assert (found.n, found.k, found.recall, found.listed, found.sign) == (5, 2, 0.5, 1.0, 0.6)
+    assert score_agreement.agreement(score, effect[::-1], 1).listed == 0
+    assert found.spearman == pytest.approx(spearmanr(abs(score), abs(effect))[0])
+
+
+@pytest.mark.parametrize("bad", [{"order": "second"}, {"at": "nowhere"}, {"probes": 0}])
+def test_bad_requests_of_scores_are_refused(subject, images, bad):
+    with pytest.raises(ConfigError):
+        attribution.gate_scores(subject, images, LEVELS, KEY, **bad)
+
+
+@pytest.mark.parametrize("bad", [{"k": 6}, {"audit": 0}, {"miss_bound": 0.0}])
+def test_bad_requests_of_screens_are_refused(subject, images, tmp_path, bad):
+    with pytest.raises(ConfigError, match="need shortlist"):
+        screening.screen_and_verify(subject, images, LEVELS, KEY, tmp_path, **{"shortlist": 5, "k": 2, **bad})

@@ -1,0 +1,365 @@
+"""Circuits of made-up networks whose answer is known, and of a planted one; gradients along the path."""
+
+import dataclasses
+import inspect
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mechdiff import circuits
+from mechdiff.circuits import discovery, faithfulness, integrated_gradients, robustness, scorecards, screening
+from mechdiff.circuits.faithfulness import Trials
+from mechdiff.core.config import SweepConfig
+from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.diffusion.schedules import make_schedule
+from mechdiff.interventions.record import keep_only, scale
+from mechdiff.models.unet import components, denoise
+from mechdiff.storage import labelled
+from mechdiff.study.examine import Inputs
+from mechdiff.sweeps.denoising import Subject
+from mechdiff.sweeps.execution import shared_prefix
+from mechdiff.validation import planted
+from mechdiff.validation.planted import weights
+from mechdiff.validation.planted.gain import losses
+
+KEY = jax.random.key(2)
+IMAGES = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class MadeUp(Trials):
+    """Trials whose loss is 1, less what `rules(has)` says, alike at both timesteps or of each.
+
+    `has` tells who is there.
+    """
+
+    rules: object = None
+
+    def _run(self, members):
+        name = {component: i for i, component in enumerate(self.names)}
+        rng = np.random.default_rng(0)
+        luck = 1 + 0.2 * rng.normal(size=len(self.images))  # images differ, alike for all circuits
+        levels = np.array([1.0, 0.5])[: len(self.timesteps)]
+        gain = np.array([levels * self.rules(lambda who: row[name[who]]) for row in members])  # noqa: B023
+        return (1 - gain[:, :, None] * luck).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def nobody(tiny):
+    """A network of zeros: only its components are asked for."""
+    params, identity = weights.template(tiny.unet)
+    return Subject("made up", tiny.unet, make_schedule(tiny.diffusion), params, identity)
+
+
+@pytest.fixture(scope="module")
+def made_up(nobody):
+    images, levels = np.zeros((IMAGES, 8, 8, 3), np.float32), np.array([5, 30], np.int32)
+    given = {"chosen": components(nobody.unet)}
+    return lambda rules, **options: MadeUp(nobody, images, levels, KEY, rules=rules, **given | options)
+
+
+A, B, C, D = "down1.attn0.head0", "mid.attn0.head1", "up0.block1.skip", "mid.block0.res"
+
+
+def additive(has):
+    return 0.5 * has(A) + 0.25 * has(C) + 0.02 * has(D)
+
+
+def redundant(has):
+    return 0.5 * (has(A) or has(B)) + 0.2 * has(C)
+
+
+def test_the_smallest_circuit_that_is_close_enough_is_found_in_the_order_of_need(made_up):
+    trials = made_up(additive)
+    found = circuits.discover(trials, tau=0.9)
+    assert found.members == (A, C)
+    assert found.order[:3] == (A, C, D) and sorted(found.order) == sorted(trials.names)
+    assert found.faithfulness == pytest.approx(0.75 / 0.77, abs=1e-5)
+    assert circuits.discover(trials, tau=0.6).members == (A,)
+    assert circuits.discover(trials, tau=0.99).members == (A, C, D)
+
+
+def test_marginal_effects_are_percent_of_the_clean_loss_at_each_timestep(made_up):
+    trials = made_up(additive)
+    found = circuits.discover(trials)
+    luck = (1 - trials.losses(trials.ends)[1].mean(1)) / 0.77
+    expected = 100 * 0.5 * luck / (1 - 0.77 * luck)
+    np.testing.assert_allclose(found.marginal[trials.names.index(A)], expected, rtol=1e-4)
+    assert not found.marginal[trials.names.index(D)].any()
+
+
+def late(has):
+    return np.array([0.7, 0.0]) * has(A) + np.array([0.0, 0.05]) * has(B)
+
+
+def test_what_acts_at_one_level_only_is_found_where_each_is_asked_for(made_up):
+    assert circuits.discover(made_up(late)).members == (A,)  # B is a thirtieth of the average
+    found = circuits.discover(made_up(late, every_level=True))
+    assert found.every_level and {*found.members} == {A, B}
+    trials = made_up(late, every_level=True)
+    without = np.array([[name != B for name in trials.names]])
+    assert trials.closeness(without)[0, 0] == pytest.approx(0, abs=1e-5)
+    weights = np.eye(IMAGES)[:3]
+    assert trials.closeness(without, weights).shape == (1, 3)
+
+
+def test_levels_at_which_nothing_is_lost_are_not_asked(made_up):
+    trials = made_up(lambda has: np.array([0.7, 0.0]) * has(A), every_level=True)
+    assert circuits.discover(trials).members == (A,)
+
+
+def test_of_two_that_do_the_same_one_is_kept_and_the_other_can_stand_in(made_up):
+    trials = made_up(redundant)
+    found = circuits.discover(trials)
+    assert np.abs(found.effect[[trials.names.index(name) for name in (A, B)]]).max() < 1e-3
+    assert len(found.members) == 2 and C in found.members
+    (kept,) = {A, B} & {*found.members}
+    (other,) = {A, B} - {kept}
+    places = circuits.stand_ins(trials, found)
+    assert places == {kept: (other,), C: ()}
+
+
+def test_two_that_cancel_stay_together_since_one_alone_ruins_all(made_up):
+    found = circuits.discover(made_up(lambda has: 0.3 * has(C) - 5 * (has(A) != has(B))))
+    assert {*found.members} == {A, B, C} or {*found.members} == {C}
+
+
+def test_a_component_that_hurts_belongs_to_what_the_network_does(made_up):
+    trials = made_up(lambda has: 0.5 * has(A) - 0.3 * has(B))
+    found = circuits.discover(trials)
+    assert found.members == (A, B)
+    assert found.marginal[trials.names.index(B)].max() < 0  # the loss falls without it
+    # Without it f is 2.5: better than the network, and not close to it.
+    assert faithfulness.closeness(trials.faithfulness(trials.ends)[:, 0]) == pytest.approx([0, 1])
+
+
+def test_every_member_is_needed_whatever_the_network(made_up):
+    ten = made_up(additive).chosen[:10]
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        single, pairs = rng.normal(0, 0.02, 10), rng.normal(0, 0.01, (10, 10))
+
+        def rules(has, single=single, pairs=pairs):
+            there = np.array([has(component.name) for component in ten], float)
+            return there @ single + there @ pairs @ there
+
+        trials = made_up(rules, chosen=ten)
+        found = circuits.discover(trials, tau=0.8)
+        close = discovery.close_to(trials)
+        members = discovery.as_members(found, trials.names)
+        assert close(members[None])[0] >= 0.8
+        fewer = np.array([members & (np.arange(10) != i) for i in np.flatnonzero(members)])
+        assert (close(fewer) < 0.8).all()
+
+
+@pytest.fixture(scope="module")
+def plant():
+    return planted.make("uniform", 3, images=4)
+
+
+def real(plant, **options):
+    return Trials(plant.subject, plant.images, plant.timesteps[:2], KEY, **options)
+
+
+def test_circuits_of_all_sizes_share_a_program_and_none_is_run_twice(plant, tmp_path, monkeypatch):
+    traces, inner = [], shared_prefix.forward
+    monkeypatch.setattr(shared_prefix, "forward", lambda *args: (traces.append(1), inner(*args))[1])
+    trials = real(plant, folder=tmp_path)
+    found = circuits.discover(trials)
+    assert found.members == tuple(plant.signs)
+    assert len(traces) == 1 and found.evaluated > 36
+    monkeypatch.setattr(Trials, "_run", None)  # a second process knows it all
+    again = circuits.discover(real(plant, folder=tmp_path))
+    assert again.members == found.members and again.faithfulness == found.faithfulness
+    np.testing.assert_array_equal(again.marginal, found.marginal)
+
+
+def test_losses_are_those_of_keep_only_by_one_pass_each(plant):
+    fills = {
+        site: np.full((2, *[1] * np.ndim(fill)), 0.3, np.float32)
+        for site, fill in plant.subject.identity.fill.items()
+    }
+    trials = real(plant, kind="constant", fills=fills)
+    kept = [list(plant.signs), ["mid.block0.res", "up0.block0.skip"], []]
+    found = trials.losses(np.array([np.isin(trials.names, names) for names in kept]))
+    noise = image_noise(KEY, jnp.arange(4), plant.images.shape[1:])
+    subject, plain = plant.subject, jax.jit(denoise, static_argnums=0)
+    here = {site: fill[1] for site, fill in fills.items()}
+    at = jnp.full(4, int(plant.timesteps[1]))
+    x_t = q_sample(subject.schedule, plant.images, at, noise)
+    for names, loss in zip(kept, found):
+        only = keep_only(subject.identity, names, "constant", here)
+        eps = plain(subject.unet, subject.schedule, subject.params, only, x_t, at)
+        np.testing.assert_allclose(loss[1], jnp.mean((eps - noise) ** 2, axis=(1, 2, 3)), rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def shares(plant):
+    images, levels = plant.images, plant.timesteps[1:3]
+    return integrated_gradients.integrated_gradients(
+        plant.subject, images, levels, jax.random.key(0), steps=16, block=3
+    )
+
+
+def test_shares_add_up_to_what_all_components_bring(plant, shares):
+    subject, asked = plant.subject, (plant.images, plant.timesteps[1:3])
+    without = losses(subject, scale(subject.identity, components(subject.unet), 0.0), *asked)
+    brought = without - losses(subject, subject.identity, *asked)
+    np.testing.assert_allclose(shares.score.mean("image").sum("component"), brought, rtol=0.02)
+
+
+def test_nearly_all_is_the_share_of_the_one_that_matters(plant, shares):
+    score = shares.score.mean(("image", "t"))
+    assert float(score.sel(component=list(plant.signs)).sum()) > 0.9 * float(score.sum())
+
+
+def test_no_steps_are_refused(plant):
+    with pytest.raises(ConfigError, match="steps=0"):
+        integrated_gradients.integrated_gradients(plant.subject, plant.images, plant.timesteps, KEY, steps=0)
+
+
+def test_the_kinds_and_components_asked_for_must_fit(plant, made_up):
+    with pytest.raises(ConfigError, match="needs fills"):
+        real(plant, kind="mean")
+    with pytest.raises(ConfigError, match="tau=1"):
+        circuits.discover(made_up(additive), tau=1)
+    with pytest.raises(ConfigError, match="closest: exact"):
+        circuits.discover(made_up(additive), ranking="exakt")
+    with pytest.raises(ConfigError, match="folder"):
+        circuits.discover(made_up(additive), ranking="screen")
+    with pytest.raises(ConfigError, match="nothing that a circuit could explain"):
+        circuits.discover(made_up(lambda has: 0.0))
+    plain = made_up(additive)
+    found, few = circuits.discover(plain), made_up(additive, chosen=plain.chosen[1:])
+    with pytest.raises(ConfigError, match="not in both networks"):
+        scorecards.scorecard(few, found)
+    with pytest.raises(ConfigError, match="'zero'"):
+        scorecards.scorecard(made_up(additive, kind="other", fills=plain.subject.identity.fill), found)
+
+
+@pytest.fixture
+def card(made_up):
+    trials = made_up(additive)
+    return scorecards.scorecard(trials, circuits.discover(trials), knockouts=6, randoms=30)
+
+
+def test_the_scorecard_of_an_additive_network_is_what_arithmetic_says(card):
+    card, found = card
+    assert card.members == (A, C) and card.n == IMAGES
+    gains = np.array([0, 0.5, 0.75, 0.77] + [0.77] * (found.sizes["component"] - 3))[card.sizes] / 0.77
+    np.testing.assert_allclose(card.curve.estimate, gains, atol=1e-5)
+    shares = card.sizes / found.sizes["component"]
+    assert float(card.cpr.estimate) == pytest.approx(np.trapezoid(gains, shares), abs=1e-5)
+    assert float(card.cmd.estimate) == pytest.approx(1 - float(card.cpr.estimate), abs=1e-5)
+    assert float(card.circuit.estimate) == pytest.approx(0.75 / 0.77, abs=1e-5)
+    assert float(card.complement.estimate) == pytest.approx(0.02 / 0.77, abs=1e-5)
+    # Inside, both lose the same, and differ by what the circuit lacks; outside only the network loses.
+    assert float(card.inside.estimate) == pytest.approx(0.02 / 0.77, abs=1e-5)
+    np.testing.assert_allclose(card.minimality.estimate, [0.5 / 0.77, 0.25 / 0.77], atol=1e-5)
+    assert (card.needed < 0.01).all()
+    np.testing.assert_allclose(card.by_t.estimate, [0.75 / 0.77] * 2, atol=1e-5)
+
+
+def test_random_circuits_have_the_same_parts_and_the_p_value_counts_them(card):
+    card, found = card
+    random = found.isel(circuit=found["role"].values == "random")
+    own = found.isel(circuit=found["role"].values == "circuit")
+    count = lambda some: some["member"].groupby("part").sum("component").values
+    assert len(card.random) == 30 and (count(random) == count(own)).all()
+    as_good = (card.random >= 0.75 / 0.77 - 1e-6) & (card.random <= 1.026)
+    assert card.p == pytest.approx((1 + as_good.sum()) / 31)
+    assert np.unique(random["member"].values, axis=0).shape[0] > 5
+
+
+def test_the_summary_names_every_member_and_the_dataset_is_saved_and_read(card, tmp_path):
+    card, found = card
+    text = "\n".join(scorecards.lines(card))
+    assert all(word in text for word in (A, C, "CPR", "CMD", f"{IMAGES} images"))
+    labelled.replace(tmp_path / "card.zarr", found)
+    again = scorecards.measure(labelled.read(tmp_path / "card.zarr"))
+    assert scorecards.lines(again) == scorecards.lines(card)
+
+
+def test_completeness_of_a_circuit_that_hides_a_backup(made_up):
+    """The circuit keeps one of a redundant pair; without it the network does on, and the circuit does not."""
+    trials = made_up(redundant)
+    card, _ = scorecards.scorecard(trials, circuits.discover(trials), randoms=20)
+    assert float(card.inside.estimate) > 0.3 and float(card.outside.estimate) < 0.05
+
+
+def test_a_circuit_of_everything_has_no_outside(made_up):
+    trials = made_up(lambda has: 0.4 * has(A) + 0.4 * has(C))
+    trials = dataclasses.replace(trials, chosen=tuple(c for c in trials.chosen if c.name in (A, C)))
+    card, _ = scorecards.scorecard(trials, circuits.discover(trials), randoms=20)
+    assert card.p == 1 and np.isnan(card.outside.estimate)
+
+
+def test_resamples_find_a_clear_circuit_again_and_an_unclear_one_less_often(made_up):
+    trials = made_up(additive)
+    found = robustness.stability(trials, circuits.discover(trials), repeats=6)
+    assert found.to_circuit == found.pairwise == 1 and found.sizes == (2,) * 6
+    assert found.chance < 0.5 and found.frequency.sum() == 2
+    assert "2 to 2 members" in robustness.lines(found)[0]
+    rng = np.random.default_rng(0)
+
+    class Noisy(MadeUp):
+        def _run(self, members):
+            private = np.random.default_rng(1).normal(0.05, 0.1, (members.shape[1], 1, len(self.images)))
+            return (5 - np.tensordot(members.astype(float), private, 1)).astype(np.float32)
+
+    noisy = Noisy(trials.subject, trials.images, trials.timesteps[:1], KEY)
+    unclear = robustness.stability(noisy, circuits.discover(noisy, 0.7), repeats=6)
+    assert unclear.pairwise < 0.9
+    assert discovery.shuffled(rng, np.arange(6) < 2, ["x"] * 3 + ["y"] * 3)[:3].sum() == 2
+
+
+def test_halves_are_other_pictures_with_other_noise(nobody):
+    pixels = np.random.default_rng(0).uniform(-1, 1, (9, 8, 8, 3)).astype(np.float32)
+    given, config = Inputs(pixels, pixels[:2], "noise"), SweepConfig(timesteps=3, images=9)
+    asked = config, jax.random.key(4), None
+    find, score = robustness.halves(nobody, given, "zero", *asked)
+    assert len(find.images) == 4 and len(score.images) == 5 and find.digest != score.digest
+    assert not np.array_equal(*(jax.random.key_data(trials.key) for trials in (find, score)))
+    assert find.timesteps.tolist() == score.timesteps.tolist() and len(find.timesteps) == 3
+    few = dataclasses.replace(given, scored=pixels[:3])
+    with pytest.raises(ConfigError, match="too few"):
+        robustness.halves(nobody, few, "zero", *asked)
+
+
+def test_a_circuit_is_less_faithful_in_a_network_that_does_otherwise(made_up):
+    both = {"one": made_up(additive), "two": made_up(lambda has: 0.5 * has(A) + 0.25 * has(B))}
+    found = {name: circuits.discover(trials) for name, trials in both.items()}
+    moved = robustness.transfer(found, both, repeats=200)
+    at = lambda name, **where: float(moved[name].sel(**where))
+    assert at("estimate", circuit="two", network="two") == pytest.approx(1, abs=1e-5)
+    assert at("estimate", circuit="one", network="two") == pytest.approx(0.5 / 0.75, abs=1e-5)
+    assert at("drop_estimate", circuit="one", network="two") == pytest.approx(1 / 3, abs=1e-5)
+    assert at("drop_estimate", circuit="one", network="one") == 0
+    text = robustness.moved_lines(moved, "zero")
+    assert len(text) == 4 and "0.667" in text[2] and text[3].startswith("two")
+
+
+def test_a_screen_ranks_by_what_it_verified_and_else_by_its_scores(made_up, tmp_path, monkeypatch):
+    trials, asked = made_up(additive, folder=tmp_path), inspect.signature(screening.screen_and_verify)
+
+    def screen(*args, **kwargs):
+        given = asked.bind(*args, **kwargs).arguments
+        assert given["chosen"] == trials.chosen and given["k"] == 3
+        effect = np.where(np.arange(len(trials.names)) < 5, discovery.effects(trials), np.nan)
+        return SimpleNamespace(effect=effect, score=discovery.effects(trials) + 1e-3)
+
+    monkeypatch.setattr(screening, "screen_and_verify", screen)
+    found = circuits.discover(trials, ranking="screen", screen={"k": 3})
+    assert found.members == (A, C) and found.ranking == "screen"
+    again = robustness.stability(trials, found, repeats=3)
+    assert again.to_circuit == 1
+
+
+def test_the_grid_finds_the_first_of_a_monotone_sequence():
+    for high in (1, 2, 7, 40, 500):
+        for answer in {1, high, high // 2 or 1, max(1, high - 1)}:
+            assert discovery._smallest(lambda sizes: sizes >= answer, 0, high) == answer  # noqa: B023

@@ -1,0 +1,125 @@
+"""Second-order effects of pairs against finite differences and exact ablations, and which are verified."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mechdiff.circuits import interactions, redundancy, score_agreement
+from mechdiff.core import keys
+from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.diffusion.schedules import make_schedule
+from mechdiff.interventions.record import component_at, scale
+from mechdiff.models.unet import components, denoise, init_unet
+from mechdiff.sweeps import denoising
+
+KEY = jax.random.key(3)
+LEVELS = [4]
+NAMES = ("down0.block0.res", "mid.attn0.head0", "up1.block0.skip")
+
+
+@pytest.fixture(scope="module")
+def subject(tiny):
+    params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), tiny.unet)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda p: (np.asarray(p) + 0.1 * rng.normal(size=p.shape)).astype(np.float32), params
+    )
+    return denoising.Subject("random", tiny.unet, make_schedule(tiny.diffusion), params, identity)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(1).uniform(-1, 1, (6, 8, 8, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def chosen(subject):
+    return [component_at(components(subject.unet), name) for name in NAMES]
+
+
+@pytest.fixture(scope="module")
+def loss(subject, images):
+    """Loss per image with the components scaled by the doses given."""
+
+    @jax.jit
+    def run(intervention):
+        noise = image_noise(KEY, jnp.arange(6), images.shape[1:])
+        at = jnp.full(6, LEVELS[0])
+        x_t = q_sample(subject.schedule, images, at, noise)
+        eps = denoise(subject.unet, subject.schedule, subject.params, intervention, x_t, at)
+        return jnp.mean((eps - noise) ** 2, axis=(1, 2, 3))
+
+    def dosed(doses):
+        point = subject.identity
+        for component, dose in doses:
+            point = scale(point, [component], dose)
+        return np.asarray(run(point), np.float64)
+
+    return dosed
+
+
+@pytest.fixture(scope="module")
+def exact(subject, images, chosen):
+    a, b, c = chosen
+    return interactions.pair_effects(subject, images, LEVELS, KEY, [(a, b), (a, c), (b, c)])
+
+
+def test_pair_scores_are_mixed_differences_of_the_loss(subject, images, chosen, loss):
+    scored = interactions.pair_scores(subject, images, LEVELS, KEY, chosen, block=4)
+    found = scored.curvature.isel(t=0)
+    np.testing.assert_allclose(found, found.T, rtol=1e-3, atol=1e-5)
+    assert float(scored.clean_loss[0]) == pytest.approx(loss([]).mean(), rel=1e-5)
+    h, (a, _, c) = 2.0**-4, chosen
+    at = lambda x, y: loss([(a, 1 + x), (c, 1 + y)]).mean()
+    mixed = (at(h, h) - at(h, -h) - at(-h, h) + at(-h, -h)) / (4 * h * h)
+    assert float(found.sel(a=NAMES[0], b=NAMES[2])) == pytest.approx(mixed, rel=0.05, abs=2e-3)
+
+
+def test_exact_synergy_is_that_of_single_and_double_ablations(chosen, loss, exact):
+    a, b, c = chosen
+    out = lambda *components: loss([(component, 0.0) for component in components])
+    for row, (first, second) in enumerate([(a, b), (a, c), (b, c)]):
+        expected = out(first, second) - out(first) - out(second) + out()
+        np.testing.assert_allclose(exact.synergy[row, 0], expected, atol=2e-6)
+        np.testing.assert_allclose(exact.without_b[row, 0], out(second), atol=2e-6)
+
+
+def test_the_best_pairs_and_an_audit_are_verified_on_other_pictures(subject, images, chosen, exact):
+    others = np.random.default_rng(2).uniform(-1, 1, (4, 8, 8, 3)).astype(np.float32)
+    found = redundancy.verified_pairs(subject, images, others, LEVELS, KEY, chosen, top=2, audit=5)
+    scored = interactions.pair_scores(subject, others, LEVELS, keys.stream(KEY, "pair scores"), chosen)
+    percent = (100 * scored.curvature / scored.clean_loss).isel(t=0)
+    expected = [float(percent.sel(a=a, b=b)) for a, b in zip(found.a.values, found.b.values)]
+    np.testing.assert_allclose(found.score, expected, rtol=1e-6)
+    assert (np.diff(abs(found.score)) <= 0).all() and found.audited.values.tolist() == [False, False, True]
+
+    place = {(a, b): row for row, (a, b) in enumerate(zip(exact.a.values, exact.b.values))}
+    rows = [place[pair] for pair in zip(found.a.values, found.b.values)]
+    clean = exact.clean_loss.values[0]
+    estimate = 100 * exact.synergy.values[rows, 0].mean(-1) / clean.mean()
+    np.testing.assert_allclose(found.estimate, estimate, rtol=1e-3, atol=1e-3)
+    assert ((found.low <= found.estimate) & (found.estimate <= found.high)).all()
+    # Six images have 64 flips of signs: no p value is below 2 / 64, nor the smallest of three by Holm 6 / 64.
+    assert ((found.p >= 6 / 64) & (found.p <= 1)).all()
+    alone = 100 * (exact.without_a.values[rows, 0].mean(-1) / clean.mean() - 1)
+    np.testing.assert_allclose(found.single_a, alone, rtol=1e-3, atol=1e-3)
+
+    agreed = redundancy.pair_agreement(found, k=1)["verified"]
+    expected = score_agreement.agreement(found.score.values, found.estimate.values, 1)
+    assert dataclasses.astuple(agreed) == dataclasses.astuple(expected)
+    lines = redundancy.pair_lines(found)
+    largest = int(np.argmax(np.abs(found.estimate.values)))
+    assert lines[1].split()[:3] == [found.a.values[largest], "+", found.b.values[largest]]
+    assert f"{float(found.estimate[largest]):.3f}" in lines[1]
+    assert sum(line.endswith("audited") for line in lines) == 1 and lines[-1].startswith("audited: 1 pairs")
+
+
+@pytest.mark.parametrize("bad", [{"top": 0}, {"audit": -1}, {"chosen": 1}])
+def test_bad_requests_of_pairs_are_refused(subject, images, chosen, bad):
+    some = chosen[: bad.pop("chosen", 3)]
+    with pytest.raises(ConfigError, match="at least"):
+        redundancy.verified_pairs(subject, images, images, LEVELS, KEY, some, **bad)

@@ -1,0 +1,82 @@
+"""Configuration: overrides, validation, round trips."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mechdiff.core import config as c
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.presets import PRESETS, preset
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_survives_json(name):
+    made = preset(name)
+    assert c.from_dict(json.loads(json.dumps(c.to_dict(made)))) == made
+
+
+@given(st.integers(1, 10**6), st.floats(1e-6, 0.5), st.booleans())
+def test_override_sets_what_it_says_and_nothing_else(steps, rate, flip):
+    before = preset("tiny")
+    after = c.override(before, [f"train.steps={steps}", f"train.learning_rate={rate!r}", f"data.flip={flip}"])
+    assert (after.train.steps, after.train.learning_rate, after.data.flip) == (steps, rate, flip)
+    restored = [f"train.steps={before.train.steps}", f"train.learning_rate={before.train.learning_rate}"]
+    assert c.override(after, [*restored, "data.flip=true"]) == before
+
+
+def test_later_assignments_win():
+    assert c.override(preset("tiny"), ["seed=1", "seed=2"]).seed == 2
+
+
+def test_tuples_are_written_with_commas():
+    assert c.override(preset("tiny"), ["sweep.kinds=zero"]).sweep.kinds == ("zero",)
+    assert c.override(preset("tiny"), ["unet.widths=16,32"]).unet.widths == (16, 32)
+    assert c.override(preset("tiny"), ["unet.up_attention=(True,False)"]).unet.up_attention == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("train.stepz=3", ["train.stepz", "train.steps"]),
+        ("trian.steps=3", ["trian.steps", "train.steps"]),
+        ("train.steps=many", ["train.steps", "many", "int"]),
+        ("train.steps=1.5", ["train.steps", "1.5", "int"]),
+        ("train.steps=0", ["train.steps=0", "at least 1"]),
+        ("train.steps", ["no '='"]),
+        ("train=3", ["section"]),
+        ("seed.x=3", ["not a section"]),
+        ("seed=-1", ["seed=-1", "out of range"]),
+        ("seed=4294967296", ["seed=4294967296", "out of range"]),
+        ("train.weight_decay=1e999", ["train.weight_decay=inf", "finite"]),
+        ("seed=true", ["seed", "int"]),
+        ("train.accumulate=3", ["train.batch=8", "train.accumulate=3"]),
+        ("train.dtype=float16", ["float16", "float32"]),
+        ("train.learning_rate=-1", ["out of range"]),
+        ("unet.norm_groups=3", ["not divisible", "norm_groups=3"]),
+        ("unet.heads=(2,3)", ["not divisible", "heads[1]=3"]),
+        ("unet.image_size=9", ["image_size=9", "divisible by 2"]),
+        ("unet.widths=8,16,32", ["needs 3 entries"]),
+        ("sweep.kinds=zreo", ["zreo", "zero"]),
+        ("data.level=7", ["data.level=7", "0 to 4"]),
+        ("diffusion.beta_end=2.0", ["beta_end=2.0"]),
+        ("diffusion.schedule=cosin", ["cosin", "cosine"]),
+    ],
+)
+def test_a_bad_override_is_one_line_that_names_the_value(assignment, words):
+    with pytest.raises(ConfigError) as error:
+        c.override(preset("tiny"), [assignment])
+    line = str(error.value)
+    assert "\n" not in line
+    assert [word for word in words if word not in line] == []
+
+
+def test_an_unknown_preset_names_the_closest():
+    with pytest.raises(ConfigError, match=r"cpu23.*cpu32"):
+        preset("cpu23")
+
+
+def test_an_unknown_field_of_a_saved_config_is_refused():
+    with pytest.raises(ConfigError, match="stepz"):
+        c.from_dict({"name": "x", "train": {"stepz": 1}})

@@ -1,0 +1,94 @@
+"""Closed-form denoisers against float64 quadrature, each other, and the loss of sampled data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.closed_form import gaussian_denoiser, mixture_denoiser
+from mechdiff.diffusion.process import denoising_loss
+from mechdiff.diffusion.schedules import cosine_schedule
+
+SCHEDULE = cosine_schedule(50)
+T = np.array([2, 25, 45], np.int32)
+RNG = np.random.default_rng(0)
+
+
+def scales(t):
+    return float(SCHEDULE.sqrt_alphas_bar[t]), float(SCHEDULE.sqrt_one_minus_alphas_bar[t])
+
+
+def by_quadrature(x, t, density):
+    """E[eps | x_t = x] of one pixel, x_0 on a fine grid, in float64."""
+    a, s = scales(t)
+    grid = np.linspace(-8, 8, 400001)
+    eps = (x - a * grid) / s
+    posterior = density(grid) * np.exp(-0.5 * eps**2)
+    return (posterior * eps).sum() / posterior.sum()
+
+
+def normal(x, mean, deviation):
+    return np.exp(-0.5 * ((x - mean) / deviation) ** 2) / deviation
+
+
+@pytest.mark.parametrize("x", [-1.5, 0.2, 2.0])
+def test_one_pixel_equals_quadrature(x):
+    pictures = np.full((3, 1, 1, 1), x, np.float32)
+    mixture = mixture_denoiser(
+        SCHEDULE, np.array([1.0, 3.0]), np.array([-1.0, 0.5]).reshape(2, 1, 1, 1), np.array([0.1, 0.4])
+    )
+    one = gaussian_denoiser(SCHEDULE, np.full((1, 1, 1), 0.3), np.array([[0.25]]))
+    two = lambda y: normal(y, -1, 0.1) + 3 * normal(y, 0.5, 0.4)
+    for i, t in enumerate(T):
+        np.testing.assert_allclose(mixture(pictures, T)[i], by_quadrature(x, t, two), rtol=2e-4, atol=2e-5)
+        expected = by_quadrature(x, t, lambda y: normal(y, 0.3, 0.5))
+        np.testing.assert_allclose(one(pictures, T)[i], expected, rtol=2e-4, atol=2e-5)
+
+
+def test_a_gaussian_of_many_pixels_is_the_linear_solve_in_float64():
+    root = RNG.normal(size=(12, 12))
+    mean, covariance = RNG.normal(size=(2, 2, 3)), root @ root.T / 12
+    x = RNG.normal(size=(3, 2, 2, 3)).astype(np.float32)
+    found = jax.jit(lambda f, x, t: f(x, t))(gaussian_denoiser(SCHEDULE, mean, covariance), x, T)
+    for i, t in enumerate(T):
+        a, s = scales(t)
+        away = x[i].reshape(-1) - a * mean.reshape(-1)
+        expected = s * np.linalg.solve(a**2 * covariance + s**2 * np.eye(12), away)
+        np.testing.assert_allclose(found[i].reshape(-1), expected, rtol=2e-4, atol=2e-5)
+
+
+def test_a_mixture_of_one_part_is_the_gaussian_and_of_points_remembers_them():
+    mean = RNG.normal(size=(2, 2, 3))
+    x = RNG.normal(size=(3, 2, 2, 3)).astype(np.float32)
+    one = mixture_denoiser(SCHEDULE, np.ones(1), mean[None], np.array([0.7]))
+    same = gaussian_denoiser(SCHEDULE, mean, 0.49 * np.eye(12))
+    np.testing.assert_allclose(one(x, T), same(x, T), rtol=1e-4, atol=1e-5)
+
+    points = RNG.normal(size=(4, 2, 2, 3)).astype(np.float32)
+    remembered = mixture_denoiser(SCHEDULE, np.ones(4), points, np.zeros(4))
+    noise = RNG.normal(size=(4, 2, 2, 3)).astype(np.float32)
+    a, s = scales(2)
+    np.testing.assert_allclose(remembered(a * points + s * noise, np.full(4, 2)), noise, atol=1e-3)
+
+
+def test_the_loss_of_the_gaussian_is_the_least_and_as_computed():
+    root = RNG.normal(size=(12, 12))
+    mean, covariance = RNG.normal(size=(2, 2, 3)), root @ root.T / 12
+    best = gaussian_denoiser(SCHEDULE, mean, covariance)
+    x0 = RNG.multivariate_normal(mean.reshape(-1), covariance, 20000).reshape(-1, 2, 2, 3)
+    x0, noise = x0.astype(np.float32), RNG.normal(size=(20000, 2, 2, 3)).astype(np.float32)
+    for t in T:
+        at = jnp.full(20000, t)
+        run = lambda f: float(denoising_loss(f, SCHEDULE, x0, at, noise).mean())  # noqa: B023
+        assert run(best) == pytest.approx(float(best.loss(np.array([t]))[0]), rel=0.02)
+        assert run(gaussian_denoiser(SCHEDULE, mean + 0.3, covariance)) > run(best)
+
+
+def test_what_is_no_distribution_is_refused():
+    with pytest.raises(ConfigError, match="negative"):
+        gaussian_denoiser(SCHEDULE, np.zeros((1, 1, 2)), np.diag([1.0, -1.0]))
+    with pytest.raises(ConfigError, match="2 x 2"):
+        gaussian_denoiser(SCHEDULE, np.zeros((1, 1, 2)), np.eye(3))
+    with pytest.raises(ConfigError, match="above 0"):
+        mixture_denoiser(SCHEDULE, np.array([1.0, 0.0]), np.zeros((2, 1, 1, 1)), np.ones(2))

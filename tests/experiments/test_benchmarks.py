@@ -1,0 +1,65 @@
+"""The benchmarks' arithmetic, and that the rival is the same network with the same components."""
+
+import importlib.util
+
+import pytest
+
+from experiments.benchmarks import _rounds
+from mechdiff.core.errors import MechdiffError
+from mechdiff.core.presets import preset
+from mechdiff.models.unet import components, count_parameters
+
+
+def test_without_torch_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MechdiffError, match=r"^torch is not installed; pip install .*\[torch\].*$"):
+        _rounds.compare("training_step", preset("tiny"), 1, 1)
+
+
+def test_table_shows_ratios_of_medians_and_the_share_of_the_ceiling():
+    ours = [{"seconds": s, "items": 8, "product": 100.0, "parameters": 5, "flops": 1e9} for s in (2, 1, 0.5)]
+    rival = [{"seconds": s, "items": 8, "product": 40.0, "parameters": 5} for s in (4, 2, 4)]
+    lines = _rounds.table({_rounds.OURS: ours, "PyTorch": rival}, "images", work=3).splitlines()
+    assert lines[1].split() == ["mechdiff", "8.0", "4.0", "16.0", "1.00x", "24.0", "24%"]
+    assert lines[2].split() == ["PyTorch", "2.0", "2.0", "4.0", "4.00x", "6.0", "6%"]
+    assert "mechdiff 100, PyTorch 40" in lines[3]
+
+
+def test_arms_that_would_not_do_the_same_work_are_refused(monkeypatch):
+    results = iter([{"parameters": count, "items": 8} for count in (5, 5, 6)])
+    monkeypatch.setattr(_rounds, "_run", lambda *arguments: next(results))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "there")
+    with pytest.raises(MechdiffError, match="the arms differ in parameters"):
+        _rounds.compare("training_step", preset("tiny"), 1, 1)
+
+
+@pytest.mark.parametrize("name", ["tiny", "cpu16"])
+def test_the_rival_has_our_parameters_and_components(name):
+    pytest.importorskip("diffusers", reason="needs the torch extra")
+    from experiments.benchmarks import rival
+    from mechdiff.models.pretrained.diffusers import component_name
+
+    unet = preset(name).unet
+    model = rival.unet2d(unet)
+    assert sum(p.numel() for p in model.parameters()) == count_parameters(unet)
+    names = {component_name(path, unet) for path in rival.hooks(model)}
+    assert names == {component.name for component in components(unet)}
+
+
+def test_the_rivals_batch_of_masks_does_what_one_hook_at_a_time_does():
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    pytest.importorskip("diffusers", reason="needs the torch extra")
+    from experiments.benchmarks import rival
+
+    torch.manual_seed(0)
+    alone, batched = (rival.unet2d(preset("tiny").unet).eval() for _ in range(2))
+    batched.load_state_dict(alone.state_dict())
+    masks, places = rival.Masks(batched), rival.hooks(alone)
+    assert sorted(masks.names) == sorted(places)
+    x = torch.randn(1, 3, 8, 8)
+    with torch.inference_mode():
+        masks.mask = 1 - torch.eye(len(masks.names))
+        together = batched(x.repeat(len(masks.names), 1, 1, 1), 7).sample
+        for row, name in enumerate(masks.names):
+            with rival.hooked(*places[name]):
+                torch.testing.assert_close(together[row], alone(x, 7).sample[0], rtol=1e-4, atol=1e-5)

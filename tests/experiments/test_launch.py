@@ -1,0 +1,192 @@
+"""The shell of the launchers: exit codes, one line for every error, interruptions that say how to go on."""
+
+import errno
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+from absl.testing import flagsaver
+
+from experiments import _launch
+from mechdiff.core.errors import MechdiffError
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = '''"""Trains for ever."""
+
+import time
+
+from absl import flags
+
+from experiments import _launch
+
+flags.DEFINE_integer("own", 1, "Of this launcher alone.")
+
+
+def main(config, workdir):
+    print(config.name, config.train.steps, workdir, flush=True)
+    time.sleep(100)
+
+
+if __name__ == "__main__":
+    _launch.run(main)
+'''
+
+
+@pytest.fixture
+def launch():
+    """`launch(main, *flags)` in this process, with the flags and the signal handler put back afterwards."""
+    handler = signal.getsignal(signal.SIGTERM)
+    with flagsaver.flagsaver():
+        yield lambda main, *argv: _launch.launch(main, ["launcher", "--preset=tiny", *argv])
+    signal.signal(signal.SIGTERM, handler)
+
+
+def raising(error: BaseException):
+    def main(config, workdir):
+        raise error
+
+    return main
+
+
+def only_line(capsys) -> str:
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    return err.rstrip("\n")
+
+
+def test_main_gets_the_preset_with_its_changes_and_a_folder_named_after_it(launch, capsys):
+    seen = []
+    flags = ["--set=train.steps=3", "--set=seed=7"]
+    assert launch(lambda *arguments: seen.append(arguments), *flags) == 0
+    ((config, workdir),) = seen
+    assert (config.name, config.train.steps, config.seed, workdir) == ("tiny", 3, 7, Path("runs/tiny"))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_default_preset_exists(launch):
+    assert _launch.launch(lambda *_: None, ["launcher"]) == 0
+
+
+def test_workdir_is_where_the_flag_says(launch, tmp_path):
+    seen = []
+    launch(lambda config, workdir: seen.append(workdir), f"--workdir={tmp_path}")
+    assert seen == [tmp_path]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--preset=cpu61"], "error: unknown preset 'cpu61'; closest: cpu16"),
+        (["--set=train.stepz=3"], "error: unknown field 'train.stepz'; closest: train.steps"),
+        (["--set=train.steps=many"], "error: train.steps='many' is not of type int"),
+        (["--set=train.steps"], "error: --set='train.steps' has no '='"),
+        (["--wrkdir=x"], "error: Unknown command line flag 'wrkdir'. Did you mean: workdir"),
+        (["--debug=perhaps"], "error: flag --debug=perhaps: "),
+        (["train"], "error: unexpected argument 'train'; write --flag=value"),
+    ],
+)
+def test_wrong_flags_are_one_line_with_a_way_out_and_exit_code_2(launch, capsys, flags, expected):
+    assert launch(raising(AssertionError("main must not be called")), *flags) == 2
+    assert only_line(capsys).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MechdiffError("size=7 is odd;\n  use 8"), "error: size=7 is odd; use 8"),
+        (
+            OSError(errno.ENOSPC, "full", "/big/file"),
+            "error: /big/file: the disk is full; free some space or",
+        ),
+        (
+            PermissionError(errno.EACCES, "no", "/root/x"),
+            "error: /root/x: permission denied; choose a folder",
+        ),
+    ],
+)
+def test_errors_of_input_and_disk_are_one_line_and_exit_code_2(launch, capsys, error, expected):
+    assert launch(raising(error)) == 2
+    assert only_line(capsys).startswith(expected)
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError(errno.EINTR, "rare")])
+def test_bugs_keep_their_traceback(launch, error):
+    with pytest.raises(type(error)):
+        launch(raising(error))
+
+
+def test_debug_keeps_the_traceback_of_an_error_of_input(launch):
+    with pytest.raises(MechdiffError, match="size=7"):
+        launch(raising(MechdiffError("size=7")), "--debug")
+
+
+def test_an_interruption_exits_with_130_and_says_how_to_go_on(launch, capsys):
+    assert launch(raising(KeyboardInterrupt())) == 130
+    assert only_line(capsys).startswith("interrupted; the same command goes on: ")
+
+
+def test_the_compilation_cache_is_private_and_switched_on(launch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        launch(lambda *_: None, f"--compilation_cache={tmp_path}/cache")
+        assert jax.config.jax_compilation_cache_dir == f"{tmp_path}/cache"
+        assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_a_compilation_cache_that_cannot_be_made_is_one_line(launch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert launch(raising(AssertionError()), f"--compilation_cache={tmp_path}/file") == 2
+    assert "a file stands where a folder is needed" in only_line(capsys)
+
+
+def test_sigterm_ends_a_real_launcher_like_an_interruption(tmp_path):
+    (tmp_path / "forever.py").write_text(SCRIPT)
+    command = [
+        sys.executable,
+        str(tmp_path / "forever.py"),
+        "--preset=tiny",
+        "--set=train.steps=3",
+        "--own=2",
+    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, **pipes) as child:
+        try:
+            assert child.stdout.readline() == "tiny 3 runs/tiny\n"
+            child.terminate()
+            _, err = child.communicate(timeout=60)
+        finally:
+            child.kill()
+    assert child.returncode == 128 + signal.SIGTERM
+    assert err.startswith("interrupted; the same command goes on: ") and err.count("\n") == 1
+    assert err.rstrip().endswith("forever.py --preset=tiny --set=train.steps=3 --own=2")
+
+
+def test_help_shows_the_docstring_own_and_common_flags(tmp_path):
+    (tmp_path / "forever.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "forever.py"), "--help"]
+    done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Trains for ever.")
+    assert all(f"--{name}" in done.stdout for name in ("own", "preset", "set", "workdir", "[no]debug"))
+
+
+def test_an_interruption_that_a_callback_swallows_comes_again(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "unraisablehook", _launch._unraisable)
+
+    class Finalised:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def main(config, workdir):
+        Finalised()
+        time.sleep(20)
+
+    with flagsaver.flagsaver():
+        assert _launch.launch(main, ["launcher", f"--workdir={tmp_path}"]) == 128 + signal.SIGTERM
+    assert "goes on" in capsys.readouterr().err

@@ -1,0 +1,288 @@
+"""Interventions: nothing where nothing is asked for, exactly what is asked for elsewhere, and no state."""
+
+import dataclasses
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference.networks import identity_of, random_params
+
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.presets import preset
+from mechdiff.interventions import record
+from mechdiff.interventions.gates import blend
+from mechdiff.interventions.record import (
+    ablate,
+    component_at,
+    keep_only,
+    leave_one_out,
+    random_subsets,
+    scale,
+    select,
+    temperature,
+    windowed,
+)
+from mechdiff.models import layers
+from mechdiff.models.unet import Stream, apply_unet, components, run_stage, stages
+
+UNET = preset("tiny").unet
+PARAMS, IDENTITY = jax.tree.map(jnp.asarray, random_params(UNET)), identity_of(UNET)
+NAMES = tuple(select(IDENTITY, ".*"))
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((4, 8, 8, 3)).astype(np.float32)
+T = np.array([9, 10, 19, 20], np.int32)
+TRACES = []
+
+
+@jax.jit
+def forward(intervention):
+    TRACES.append(1)
+    return apply_unet(UNET, PARAMS, intervention, X, T)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return np.asarray(forward(IDENTITY))
+
+
+def bits(x):
+    return np.asarray(x).view(np.int32)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, dataclasses.asdict(a), dataclasses.asdict(b))
+
+
+class PassThrough(nn.Module):
+    """Stands in for a gate or a temperature, and does nothing."""
+
+    unit_axis: int = -1
+
+    def __call__(self, a):
+        return a
+
+
+@pytest.fixture
+def optimised():
+    """XLA as users run it, whatever the suite does to compile faster."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def test_identity_is_bitwise_the_network_without_gates_and_temperatures_when_compiled(optimised, monkeypatch):
+    gated = jax.jit(lambda intervention: apply_unet(UNET, PARAMS, intervention, X, T))(IDENTITY)
+    for part in ("Gate", "Temperature"):
+        monkeypatch.setattr(layers, part, PassThrough)
+    bare = jax.jit(lambda intervention: apply_unet(UNET, PARAMS, intervention, X, T))(IDENTITY)
+    np.testing.assert_array_equal(bits(gated), bits(bare))
+
+
+def test_a_fill_behind_an_open_gate_is_bitwise_nothing(plain):
+    fills = {site: np.full_like(fill, 5.0) for site, fill in IDENTITY.fill.items()}
+    np.testing.assert_array_equal(bits(forward(ablate(IDENTITY, [], "constant", fills))), bits(plain))
+
+
+def test_outputs_depend_on_the_intervention_alone_not_on_what_ran_before(plain):
+    changes = [ablate(IDENTITY, NAMES[0]), scale(IDENTITY, NAMES[4], 0.5)]
+    changes.append(temperature(IDENTITY, r".*head0", 3.0))
+    first = [bits(forward(change)) for change in changes]
+    again = [bits(forward(change)) for change in changes[::-1]][::-1]
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(bits(forward(IDENTITY)), bits(plain))
+    assert all((one != bits(plain)).any() for one in first)
+
+
+def test_building_an_intervention_leaves_the_identity_as_it_was():
+    before = identity_of(UNET)
+    ablate(IDENTITY, ".*"), scale(IDENTITY, ".*", 0.3), temperature(IDENTITY, ".*head.*", 2.0)
+    windowed(IDENTITY, 0, 1), leave_one_out(IDENTITY, ".*"), keep_only(IDENTITY, NAMES[0])
+    same(IDENTITY, before)
+
+
+def test_builders_compose_in_any_order():
+    one = windowed(temperature(scale(ablate(IDENTITY, NAMES[0]), NAMES[1], 0.5), ".*head1", 2.0), 3, 5)
+    two = ablate(scale(temperature(windowed(IDENTITY, 3, 5), ".*head1", 2.0), NAMES[1], 0.5), NAMES[0])
+    same(one, two)
+
+
+def test_a_thousand_interventions_of_one_shape_are_traced_once(plain):
+    traced = len(TRACES)
+    changed = 0
+    for i in range(250):
+        name = [NAMES[i % len(NAMES)]]
+        for change in (ablate(IDENTITY, name), scale(IDENTITY, name, i / 250), keep_only(IDENTITY, name)):
+            changed += bool((forward(change) != plain).any())
+        forward(windowed(ablate(IDENTITY, name), i, i + 1))
+    assert len(TRACES) == traced
+    assert changed == 750
+
+
+def test_rows_with_their_own_interventions_equal_separate_runs():
+    singles = [
+        scale(IDENTITY, NAMES[:2], 0.5),
+        windowed(ablate(IDENTITY, r"mid.*"), 0, 10),  # row 1 has t = 10: outside
+        ablate(IDENTITY, r".*skip", "constant", {s: np.full_like(f, 0.7) for s, f in IDENTITY.fill.items()}),
+        temperature(IDENTITY, r".*head0", 0.2),
+    ]
+    together = jax.tree.map(lambda *leaves: np.stack(leaves), *singles)
+    found = forward(together)
+    for row, single in enumerate(singles):
+        np.testing.assert_allclose(found[row], forward(single)[row], atol=1e-5)
+
+
+def test_windows_are_half_open_and_act_only_inside(plain):
+    """Rows have t = 9, 10, 19, 20."""
+    change = temperature(ablate(IDENTITY, NAMES[1]), ".*head1", 5.0)
+    inside, found = bits(forward(change)), bits(forward(windowed(change, 10, 20)))
+    np.testing.assert_array_equal(found[1:3], inside[1:3])
+    np.testing.assert_array_equal(found[[0, 3]], bits(plain)[[0, 3]])
+    assert (inside != bits(plain)).any(axis=(1, 2, 3)).all()
+
+
+def test_leave_one_out_stacks_the_ablations_of_each():
+    fills = {site: np.full_like(fill, 2.0) for site, fill in IDENTITY.fill.items()}
+    names, stacked = leave_one_out(IDENTITY, ".*", "constant", fills)
+    assert names == NAMES
+    for i, name in enumerate(names):
+        one = record.rows(stacked, i, i + 1)
+        one = dataclasses.replace(one, gate={site: gate[0] for site, gate in one.gate.items()})
+        same(one, ablate(IDENTITY, [name], "constant", fills))
+
+
+def test_keep_only_ablates_the_complement():
+    kept = [name for name in NAMES if "head" in name]
+    same(keep_only(IDENTITY, r".*head.*"), ablate(IDENTITY, [name for name in NAMES if name not in kept]))
+    same(keep_only(IDENTITY, ".*"), IDENTITY)
+    same(keep_only(IDENTITY, []), ablate(IDENTITY, ".*"))
+
+
+def test_random_subsets_ablate_their_members_and_are_uniform():
+    members, stacked = random_subsets(jax.random.key(0), IDENTITY, ".*", count=600, size=5)
+    assert (members.sum(1) == 5).all()
+    for i in (0, 17):
+        expected = ablate(IDENTITY, [name for name, member in zip(NAMES, members[i]) if member])
+        for site, gate in expected.gate.items():
+            np.testing.assert_array_equal(stacked.gate[site][i], gate)
+    share = 5 / len(NAMES)
+    spread = np.sqrt(share * (1 - share) / 600)
+    assert np.abs(members.mean(0) - share).max() < 4.5 * spread
+
+
+@pytest.mark.parametrize("axis, gate_shape, fill_shape", [
+    (-1, (5,), (1, 1, 1)), (-1, (3, 5), (2, 4, 5)), (-2, (4,), (3, 2, 4, 5)), (-2, (3, 4), (1, 1, 1)),
+])  # fmt: skip
+def test_blend_is_the_mixture_of_activation_and_fill(axis, gate_shape, fill_shape):
+    a, gate, fill = (RNG.standard_normal(shape) for shape in ((3, 2, 4, 5), gate_shape, fill_shape))
+    per_row = gate if gate.ndim == 2 else np.tile(gate, (3, 1))
+    g = per_row[:, None, None, :] if axis == -1 else per_row[:, None, :, None]
+    got = blend(*(jnp.asarray(v, jnp.float32) for v in (a, gate, fill)), axis)
+    np.testing.assert_allclose(got, g * a + (1 - g) * fill, rtol=1e-5, atol=1e-6)
+
+
+def test_a_closed_gate_gives_the_fill_bitwise():
+    a, fill = (jnp.asarray(RNG.standard_normal((3, 2, 4, 5)), jnp.float32) for _ in range(2))
+    np.testing.assert_array_equal(bits(blend(a, jnp.zeros(5), fill, -1)), bits(fill))
+
+
+run = jax.jit(run_stage, static_argnums=(0, 1), static_argnames="capture")
+STAGES = {stage.name: stage for stage in stages(UNET)}
+DOSE = 0.3
+
+
+def stream_before(stage, skip_width):
+    draw = lambda *shape: RNG.standard_normal(shape).astype(np.float32)
+    side = stage.resolution
+    width = PARAMS[stage.name][{"block": "norm1", "attention": "norm"}[stage.op]]["scale"].size - skip_width
+    skips = (draw(2, side, side, skip_width),) if skip_width else ()
+    return Stream(draw(2, side, side, width), skips, draw(2, 32))
+
+
+@pytest.mark.parametrize("name, skip_width", [("up0.block1", 8), ("mid.attn0", 0)])
+def test_identity_is_bitwise_a_stage_without_gates_and_temperatures_op_by_op(name, skip_width, monkeypatch):
+    stream = jax.tree.map(jnp.asarray, stream_before(STAGES[name], skip_width))
+    gated = run_stage(UNET, STAGES[name], PARAMS, IDENTITY, stream)[0].h
+    for part in ("Gate", "Temperature"):
+        monkeypatch.setattr(layers, part, PassThrough)
+    bare = run_stage(UNET, STAGES[name], PARAMS, IDENTITY, stream)[0].h
+    np.testing.assert_array_equal(bits(gated), bits(bare))
+
+
+@pytest.mark.parametrize("name, site", [("mid.block0", "res"), ("mid.attn0", "head")])
+def test_output_is_linear_in_the_dose_of_a_branch_or_head(name, site):
+    stage = STAGES[name]
+    stream = stream_before(stage, 0)
+    what = [component for component in NAMES if component.startswith(f"{name}.{site}")][-1:]
+    out = {g: run(UNET, stage, PARAMS, scale(IDENTITY, what, g), stream)[0].h for g in (0.0, DOSE, 1.0)}
+    np.testing.assert_allclose(out[DOSE], DOSE * out[1.0] + (1 - DOSE) * out[0.0], atol=2e-6)
+    assert np.abs(out[1.0] - out[0.0]).max() > 0.01
+
+
+def test_dose_of_a_skip_scales_the_skip_tensor():
+    stage = STAGES["up0.block1"]
+    stream = stream_before(stage, 8)
+    gated = run(UNET, stage, PARAMS, scale(IDENTITY, ["up0.block1.skip"], DOSE), stream)[0].h
+    scaled = stream._replace(skips=(stream.skips[0] * np.float32(DOSE),))
+    np.testing.assert_allclose(gated, run(UNET, stage, PARAMS, IDENTITY, scaled)[0].h, atol=2e-6)
+
+
+def test_dose_of_a_time_injection_scales_its_layer():
+    stage = STAGES["mid.block0"]
+    stream = stream_before(stage, 0)
+    gated = run(UNET, stage, PARAMS, scale(IDENTITY, ["mid.block0.time"], DOSE), stream)[0].h
+    block = PARAMS["mid.block0"]
+    injected = {name: leaf * np.float32(DOSE) for name, leaf in block["time_dense"].items()}
+    scaled = {"mid.block0": {**block, "time_dense": injected}}
+    np.testing.assert_allclose(gated, run(UNET, stage, scaled, IDENTITY, stream)[0].h, atol=2e-6)
+
+
+def test_temperature_flattens_or_sharpens_only_its_head():
+    stage = STAGES["mid.attn0"]
+    stream = stream_before(stage, 0)
+
+    def entropy(value):
+        change = temperature(IDENTITY, ["mid.attn0.head1"], value)
+        found = run(UNET, stage, PARAMS, change, stream, capture=("attention",))[1]
+        return np.asarray(found["attention"]["mid.attn0.head"].entropy)
+
+    plain, flat, sharp = entropy(1.0), entropy(1e7), entropy(1e-5)
+    np.testing.assert_allclose(flat[:, 1], np.log(16), rtol=1e-5)
+    assert (sharp[:, 1] < 0.02).all()
+    np.testing.assert_allclose(flat[:, 0], plain[:, 0], rtol=1e-5)
+    same(temperature(IDENTITY, ".*head.*", 1.0), IDENTITY)
+
+
+def test_regular_expressions_match_whole_names():
+    assert list(select(IDENTITY, r"mid\.attn0\.head\d")) == ["mid.attn0.head0", "mid.attn0.head1"]
+    assert list(select(IDENTITY, r"mid\.block0\.res")) == ["mid.block0.res"]
+
+
+def test_channel_groups_are_selected_by_their_components():
+    group = component_at(components(UNET, channel_groups=4), "mid.block0.res.4-8")
+    gate = ablate(IDENTITY, [group]).gate["mid.block0.res"]
+    assert np.flatnonzero(gate == 0).tolist() == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: ablate(IDENTITY, ["mid.attn0.head7"]), r"unknown component 'mid.attn0.head7'; closest: mid"),
+    (lambda: ablate(IDENTITY, r"mid\.atn.*"), r"unknown component .*; (closest|choose from): "),
+    (lambda: ablate(IDENTITY, "("), r"pattern '\(' is not a regular expression"),
+    (lambda: ablate(IDENTITY, ".*", "mean"), r"ablation kind 'mean' needs fills"),
+    (lambda: ablate(IDENTITY, ".*", "mean", {}), r"fills lack 24 sites .* first 'down0.block0.res'"),
+    (lambda: temperature(IDENTITY, NAMES[0], 2.0), r"component '.*' is not an attention head"),
+    (lambda: temperature(IDENTITY, ".*head.*", 0.0), r"temperature=0.0 must be above 0"),
+    (lambda: temperature(IDENTITY, ".*head.*", float("nan")), r"temperature=nan must be above 0"),
+    (lambda: windowed(IDENTITY, 5, 5), r"window \[5, 5\) is empty or negative"),
+    (lambda: windowed(IDENTITY, -1, 5), r"window \[-1, 5\) is empty or negative"),
+    (lambda: random_subsets(jax.random.key(0), IDENTITY, ".*", 1, 0), r"subset size 0 is out of range"),
+    (lambda: component_at(components(UNET), "mid.block0.rs"), r"unknown component 'mid.block0.rs'; closest"),
+])  # fmt: skip
+def test_errors_are_one_line_that_names_the_value_and_the_way_out(call, message):
+    with pytest.raises(ConfigError) as caught:
+        call()
+    assert re.match(message, str(caught.value))
+    assert "\n" not in str(caught.value)

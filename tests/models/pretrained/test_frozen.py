@@ -1,0 +1,136 @@
+"""guided-diffusion's network and single steps of diffusers' schedulers (see `make_interop_reference`)."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference.networks import identity_of
+from safetensors.numpy import save_file
+
+from mechdiff.core.errors import MechdiffError
+from mechdiff.diffusion.process import predict_x0, to_eps
+from mechdiff.diffusion.samplers import ddim_step, ddpm_step
+from mechdiff.diffusion.schedules import make_schedule
+from mechdiff.models import pretrained
+from mechdiff.models.pretrained import adm, schedulers, tensors
+from mechdiff.models.unet import apply_unet, count_parameters
+
+HERE = Path(__file__).parents[2] / "reference"
+
+
+def frozen(name: str) -> dict[str, np.ndarray]:
+    with np.load(HERE / f"{name}.npz") as stored:
+        return {
+            k: np.moveaxis(a, -3, -1) if "weights" not in k and a.ndim > 3 else a for k, a in stored.items()
+        }
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Flags, state dict and frozen arrays of the ADM network."""
+    arrays = frozen("adm")
+    state = {k.removeprefix("weights/"): arrays.pop(k) for k in list(arrays) if k.startswith("weights/")}
+    return json.loads(str(arrays.pop("config"))), state, arrays
+
+
+def written(folder, flags, state):
+    (folder / "config.json").write_text(json.dumps(flags))
+    save_file(state, folder / adm.WEIGHTS)
+    return folder
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def output_and_gradient(config, params, identity, x, t):
+    def half_square(x):
+        output = apply_unet(config, params, identity, x, t)
+        return jnp.sum(output**2) / 2, output
+
+    gradient, output = jax.grad(half_square, has_aux=True)(x)
+    return output, gradient
+
+
+def test_an_adm_network_with_residual_resampling_equals_that_of_torch(network, tmp_path):
+    flags, state, arrays = network
+    found = pretrained.read(written(tmp_path, flags, state))
+    assert (found.layout, found.dtype, found.unet.heads) == ("guided-diffusion", "float16", (1, 2))
+    assert "learned variances are dropped" in found.notes[0]
+    output, gradient = output_and_gradient(
+        found.unet, found.params, identity_of(found.unet), arrays["x"], arrays["t"]
+    )
+    assert np.abs(output - arrays["output"]).max() < 1e-4 * arrays["output"].std()
+    assert np.abs(gradient - arrays["gradient"]).max() < 1e-3 * arrays["gradient"].std()
+
+
+def test_the_network_of_p2_weighting_fits_tensor_by_tensor():
+    """At full size, as published for CelebA-HQ: names and shapes, by those that guided-diffusion makes."""
+    stored = json.loads((HERE / "adm_p2_shapes.json").read_text())
+    unet = adm.unet_config(adm.DEFAULTS | stored["config"])
+    state = {name: np.broadcast_to(np.float16(0), shape) for name, shape in stored["shapes"].items()}
+    for name in ("out.2.weight", "out.2.bias"):  # of which half is variances
+        state[name] = state[name][:3]
+    params = tensors.to_params(adm.split_attention(state, unet, False, HERE), adm.names(unet), unet, HERE)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count_parameters(unet) == 93_563_910 - 3459
+    assert {heads for heads, here in zip(unet.heads, unet.down_attention) if here} == {8}
+
+
+def test_both_orders_of_queries_keys_and_values_are_read(network, tmp_path):
+    flags, state, _ = network
+    expected = pretrained.read(written(tmp_path, flags, state)).params
+    heads, depth, changed = 2, flags["num_head_channels"], dict(state)
+    for name in [name for name in state if ".qkv." in name]:
+        rows = state[name].reshape(heads, 3, depth, *state[name].shape[1:])
+        changed[name] = np.ascontiguousarray(rows.swapaxes(0, 1)).reshape(state[name].shape)
+        assert not np.array_equal(changed[name], state[name])
+    found = pretrained.read(written(tmp_path, flags | {"use_new_attention_order": True}, changed)).params
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize(
+    ("flags", "gone", "expected"),
+    [
+        ({"class_cond": True}, "", "guided-diffusion option class_cond=True is not supported"),
+        ({"rescale_timesteps": True}, "", "guided-diffusion option rescale_timesteps=True is not supported"),
+        ({"num_heads_upsample": 2}, "", "option num_heads_upsample=2 is not supported"),
+        ({"num_chanels": 3}, "", "unknown option of guided-diffusion 'num_chanels'; closest: num_channels"),
+        ({"channel_mult": ""}, "", "option channel_mult is needed with image_size=8"),
+        ({"learn_sigma": False}, "", "1 wrong shapes: out.2"),
+        ({}, "middle_block.1.qkv.bias", "3 missing: middle_block.1.k.bias, middle_block.1.q.bias"),
+    ],
+)
+def test_a_bad_folder_is_one_line_that_names_what_is_wrong(network, tmp_path, flags, gone, expected):
+    state = {name: value for name, value in network[1].items() if name != gone}
+    with pytest.raises(MechdiffError) as error:
+        pretrained.read(written(tmp_path, network[0] | flags, state))
+    assert expected in str(error.value).replace("2 wrong", "1 wrong") and "\n" not in str(error.value)
+
+
+def test_a_class_conditional_network_is_refused_even_if_its_flags_do_not_say_so(network, tmp_path):
+    flags, state, _ = network
+    labelled = state | {"label_emb.weight": np.zeros((10, 128), np.float32)}
+    with pytest.raises(MechdiffError, match=r"1 unused: label_emb\.weight"):
+        pretrained.read(written(tmp_path, flags, labelled))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_steps_equal_those_of_diffusers(schedule):
+    arrays = frozen("steps")
+    x, output, noise = arrays["x"], arrays["output"], arrays["noise"]
+    for prediction in ("epsilon", "v_prediction", "sample"):
+        given = {"beta_schedule": schedule, "prediction_type": prediction}
+        told, diffusion, _ = schedulers.read(given)
+        assert told == prediction
+        assert schedulers.read(schedulers.write(diffusion, told))[:2] == (told, diffusion)
+        tables = make_schedule(diffusion)
+        for i, t in enumerate(arrays["t"].tolist()):
+            at, before = (np.full(len(x), k, np.int32) for k in (t, max(t - 1, -1)))
+            x0 = predict_x0(tables, x, at, to_eps(prediction, tables, x, at, output))
+            x0 = jnp.clip(x0, -1, 1)
+            one = ddpm_step(tables, x, x0, at, before, noise)
+            two = ddim_step(tables, x, x0, at, np.full(len(x), max(t - 20, -1), np.int32), noise)
+            for kind, got in (("ddpm", one), ("ddim", two)):
+                expected = arrays[f"{schedule}/{prediction}/{kind}"][i]
+                np.testing.assert_allclose(got, expected, atol=1e-5, err_msg=f"{prediction} {kind} t={t}")

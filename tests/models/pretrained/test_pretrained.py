@@ -1,0 +1,316 @@
+"""Foreign checkpoints: folders that can't be read, the round trip, and a sweep against hooks in PyTorch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from reference.networks import random_params
+from reference.torch_unets import GATED, reference
+from safetensors.numpy import load_file, save_file
+
+from mechdiff.core.config import DiffusionConfig, SweepConfig, UNetConfig, from_dict, to_dict
+from mechdiff.core.errors import ConfigError, MechdiffError
+from mechdiff.core.presets import preset
+from mechdiff.diffusion.process import image_noise, predict_x0
+from mechdiff.diffusion.schedules import linear_schedule
+from mechdiff.models import pretrained
+from mechdiff.models.pretrained import diffusers, tensors
+from mechdiff.storage import checkpoint
+from mechdiff.storage.mismatch import named_leaves
+from mechdiff.sweeps import denoising
+
+WEIGHTS = diffusers.WEIGHTS
+TINY = preset("tiny").unet
+ROOT = Path(__file__).parents[3]
+DIFFUSION = DiffusionConfig(schedule="scaled_linear", steps=40, beta_start=0.001, beta_end=0.1)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A tiny network of ours as a diffusers folder, and its parameters."""
+    params = random_params(TINY)
+    return pretrained.write_diffusers(tmp_path_factory.mktemp("theirs"), TINY, DIFFUSION, params), params
+
+
+@pytest.fixture
+def copied(written, tmp_path):
+    """The same folder, to be spoilt."""
+    for path in written[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def launch(name: str, *flags: str) -> subprocess.CompletedProcess:
+    """A launcher in a process of its own."""
+    command = [sys.executable, "-m", f"experiments.{name}", *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def change_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_tensors(folder, change):
+    state = load_file(folder / WEIGHTS)
+    change(state)
+    save_file(state, folder / WEIGHTS)
+
+
+def same(a, b) -> bool:
+    a, b = named_leaves(a), named_leaves(b)
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+
+
+@pytest.mark.parametrize(
+    "unet",
+    [
+        TINY,
+        UNetConfig(
+            **{"image_size": 8, "widths": (8, 16), "norm_groups": 4, "heads": (1, 1), "dropout": 0.1},
+            **{"down_attention": (True, False), "up_attention": (False, True), "down_padding": 0},
+            **{"time_scale_shift": True, "time_width_factor": 2, "flip_sin_to_cos": True, "norm_eps": 1e-5},
+            **{"frequency_shift": 0.0, "resample_blocks": True, "prediction": "sample", "in_channels": 1},
+            **{"mid_attention": False, "center_input": True, "blocks_per_level": 2},
+        ),
+    ],
+)
+def test_the_round_trip_through_diffusers_is_bitwise(unet, tmp_path):
+    params = random_params(unet)
+    found = pretrained.read(pretrained.write_diffusers(tmp_path, unet, DIFFUSION, params))
+    attends = [a or b for a, b in zip(unet.down_attention, unet.up_attention)]
+    attends[-1] |= unet.mid_attention
+    heads = tuple(h if here else 1 for h, here in zip(unet.heads, attends))  # elsewhere heads mean nothing
+    assert to_dict(found.unet) == {**to_dict(unet), "heads": heads}
+    assert found.diffusion == DIFFUSION
+    assert same(found.params, params)
+    assert (found.dtype, found.notes) == (
+        "float32",
+        ("options of sampling without bearing here: clip_sample",),
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_small_numbers_are_widened_exactly_and_their_type_is_kept(copied, dtype):
+    kind = np.dtype(jax.numpy.dtype(dtype))
+    expected = {k: v.astype(kind) for k, v in load_file(copied / WEIGHTS).items()}
+    save_file(expected, copied / WEIGHTS)
+    found = pretrained.read(copied)
+    params = tensors.to_params(expected, diffusers.names(TINY), TINY, "")
+    assert found.dtype == dtype
+    assert same(found.params, params)
+    folder = checkpoint.export_model(copied / "model", found.params, {}, {}, dtype=dtype)
+    assert same(jax.device_get(checkpoint.load_model(folder)[0]), params)
+
+
+def test_attention_may_have_the_names_of_old_versions(copied, written):
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def rename(state):
+        for name in [name for name in state if ".attentions." in name]:
+            value = state.pop(name)
+            for new, before in old.items():
+                name = name.replace(f".{new}.", f".{before}.")
+            state[name] = value
+
+    change_tensors(copied, rename)
+    assert any("proj_attn" in name for name in load_file(copied / WEIGHTS))
+    assert same(pretrained.read(copied).params, written[1])
+
+
+def test_a_saved_pipeline_and_a_folder_without_a_scheduler_are_read(copied, written):
+    (copied / "scheduler").mkdir()
+    (copied / "unet").mkdir()
+    (copied / "scheduler_config.json").rename(copied / "scheduler" / "scheduler_config.json")
+    for name in ("config.json", WEIGHTS):
+        (copied / name).rename(copied / "unet" / name)
+    assert pretrained.read(copied).diffusion == DIFFUSION
+    alone = pretrained.read(copied / "unet")
+    assert alone.diffusion == DiffusionConfig() and "no scheduler_config.json" in alone.notes[0]
+    assert same(alone.params, written[1])
+
+
+def shard(folder, places=None, **index):
+    """The weights in two files with an index, as diffusers and transformers shard them."""
+    state = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    names = [shard_name(1), shard_name(2)]
+    placed = {tensor: names[i % 2] for i, tensor in enumerate(sorted(state))}
+    for name in names:
+        save_file({tensor: state[tensor] for tensor in state if placed[tensor] == name}, folder / name)
+    given = {"metadata": {}, "weight_map": placed | (places or {})} | index
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(given))
+    return names
+
+
+def test_a_model_in_shards_is_the_model(copied, written):
+    names = shard(copied)
+    found = pretrained.read(copied)
+    assert same(found.params, written[1]) and found.dtype == "float32"
+    (copied / names[1]).rename(copied.parent / names[1])
+    with pytest.raises(MechdiffError, match=f"{names[1]} is absent"):
+        pretrained.read(copied)
+
+
+def shard_name(number):
+    return f"{WEIGHTS.removesuffix('.safetensors')}-{number}-of-2.safetensors"
+
+
+def escaping(place):
+    return lambda folder: shard(folder, {"conv_in.bias": place})
+
+
+def drop(folder):
+    change_tensors(folder, lambda state: state.pop("conv_in.bias"))
+
+
+def add(folder):
+    change_tensors(folder, lambda state: state.update(extra=np.zeros(2, np.float32)))
+
+
+def reshape(folder):
+    change_tensors(folder, lambda state: state.update({"conv_in.bias": np.zeros(9, np.float32)}))
+
+
+def pickled(folder):
+    (folder / WEIGHTS).write_bytes(b"\x80\x02}q\x00.")
+
+
+def only_pickle(folder):
+    (folder / WEIGHTS).unlink()
+    (folder / "diffusion_pytorch_model.bin").write_bytes(b"PK\x03\x04")
+
+
+def truncate(folder):
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
+
+
+def integers(folder):
+    save_file({"conv_in.bias": np.zeros(8, np.int64)}, folder / WEIGHTS)
+
+
+def option(**changes):
+    return lambda folder: change_json(folder / "config.json", **changes)
+
+
+def scheduler(**changes):
+    return lambda folder: change_json(folder / "scheduler_config.json", **changes)
+
+
+BAD = [
+    (lambda folder: (folder / "config.json").unlink(), "config.json: no such file or folder"),
+    (lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
+    (lambda folder: (folder / WEIGHTS).unlink(), f"{WEIGHTS} is absent"),
+    (only_pickle, "diffusion_pytorch_model.bin is a pickle, which can run code and is never opened here"),
+    (pickled, f"{WEIGHTS} is a pickle"),
+    (truncate, f"{WEIGHTS} is damaged"),
+    (integers, "has numbers of type I64; supported: F32, F16, BF16"),
+    (escaping("../other.safetensors"), "in '../other.safetensors'; only .safetensors files beside it are"),
+    (escaping("/etc/other.safetensors"), "in '/etc/other.safetensors'; only .safetensors files beside it"),
+    (escaping("model.bin"), "places conv_in.bias in 'model.bin'; only .safetensors files beside it are read"),
+    (escaping(None), "places conv_in.bias in None; only .safetensors files beside it are read"),
+    (lambda folder: shard(folder, weight_map={}), "has no weight_map of tensors to files"),
+    (lambda folder: shard(folder, {"extra": shard_name(1)}), "differ: 1 only in one of them: extra"),
+    (drop, "does not fit its config: 1 missing: conv_in.bias"),
+    (add, "does not fit its config: 1 unused: extra"),
+    (reshape, "does not fit its config: 1 wrong shapes: conv_in.bias (9,), not (8,)"),
+    (
+        option(atention_head_dim=8),
+        "unknown option of UNet2DModel 'atention_head_dim'; closest: attention_head",
+    ),
+    (option(time_embedding_type="fourier"), "option time_embedding_type='fourier' is not supported"),
+    (option(num_class_embeds=10), "UNet2DModel option num_class_embeds=10 is not supported; only None"),
+    (option(act_fn="mish"), "option act_fn='mish' is not supported; only 'silu' or 'swish'"),
+    (
+        option(down_block_types=["SkipDownBlock2D", "DownBlock2D"]),
+        "down_block_types='SkipDownBlock2D' is not",
+    ),
+    (option(down_block_types=["DownBlock2D"]), "options down_block_types and block_out_channels differ"),
+    (option(downsample_type="resnet", down_block_types=["AttnDownBlock2D"] * 2), "mix convolutions and"),
+    (option(attn_norm_num_groups=2), "option attn_norm_num_groups=2 is not supported; only 4"),
+    (option(attention_head_dim=5), "option attention_head_dim=5 does not divide 16 channels"),
+    (option(sample_size=[8, 16]), "option sample_size=[8, 16] is not supported"),
+    (option(time_embedding_dim=9), "option time_embedding_dim=9 is no multiple of 8"),
+    (option(_class_name="UNet2DConditionModel"), "describes UNet2DConditionModel; supported: diffusers'"),
+    (scheduler(beta_schedule="sigmoid"), "scheduler option beta_schedule='sigmoid' is not supported"),
+    (scheduler(trained_betas=[0.1]), "scheduler option trained_betas=[0.1] is not supported"),
+    (scheduler(rescale_betas_zero_snr=True), "option rescale_betas_zero_snr=True is not supported"),
+    (scheduler(variance_type="learned_range"), "option variance_type='learned_range' is not supported"),
+    (scheduler(_class_name="KarrasVeScheduler"), "option _class_name='KarrasVeScheduler' is not supported"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "expected"), BAD)
+def test_a_bad_folder_is_one_line_that_names_what_is_wrong(copied, spoil, expected):
+    spoil(copied)
+    with pytest.raises(MechdiffError) as error:  # launchers print it and end with exit code 2
+        pretrained.read(copied)
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_launcher_ends_with_exit_code_2_and_leaves_nothing(copied):
+    truncate(copied)
+    done = launch("import_checkpoint", f"--from={copied}", f"--to={copied / 'ours'}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {copied / WEIGHTS} is damaged") and done.stderr.count("\n") == 1
+    assert not (copied / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"widths": (8, 16), "heads": (2, 2)}, "has one attention_head_dim for all levels"),
+        ({"widths": (8, 8), "heads": (2, 2), "resample_conv": False}, "unet.resample_conv=False"),
+        ({"widths": (8, 8), "heads": (2, 2), "frequency_shift": 0.5}, "unet.frequency_shift=0.5"),
+    ],
+)
+def test_a_network_that_diffusers_has_no_options_for_is_not_written(changes, expected, tmp_path):
+    both = {"down_attention": (True, True), "up_attention": (True, True), "norm_groups": 4, "image_size": 8}
+    with pytest.raises(ConfigError, match=expected):
+        pretrained.write_diffusers(tmp_path / "new", UNetConfig(**both, **changes), DIFFUSION, {})
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_imported_model_is_like_a_trained_one_and_goes_out_again(written, tmp_path):
+    theirs, params = written
+    done = launch("import_checkpoint", f"--from={theirs}", f"--to={tmp_path}", "--samples=1", "--steps=2")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("diffusers: 0.0 M parameters, stored as float32\n")
+    assert done.stdout.endswith(f"{tmp_path / 'model'}\n")
+    config, record = checkpoint.load_model(tmp_path / "model")[1:]
+    assert from_dict(config).unet == pretrained.read(theirs).unet and from_dict(config).data.name == "unknown"
+    assert record["imported"]["layout"] == "diffusers"
+    assert (tmp_path / "model" / "samples.png").read_bytes().startswith(b"\x89PNG")
+    done = launch("export_checkpoint", f"--model={tmp_path / 'model'}", f"--to={tmp_path / 'back'}")
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", f"{tmp_path / 'back'}\n")
+    assert (tmp_path / "back" / WEIGHTS).read_bytes() == (theirs / WEIGHTS).read_bytes()
+    assert same(pretrained.read(tmp_path / "back").params, params)
+
+
+def test_a_sweep_of_an_imported_model_is_the_ablation_by_hooks_in_torch(tmp_path):
+    """Every component: the mean squared change of the output, and the loss, of frozen outputs in PyTorch.
+
+    The images are chosen so that the sweep's noised inputs are those that PyTorch was given.
+    """
+    config, params, _, frozen = reference(GATED)
+    schedule, key = linear_schedule(), jax.random.key(0)
+    found = pretrained.read(pretrained.write_diffusers(tmp_path, config, DiffusionConfig(), params))
+    noise = image_noise(key, np.arange(2), frozen["x"].shape[1:])
+    images = np.asarray(predict_x0(schedule, frozen["x"], frozen["t"], noise))
+    subject = denoising.Subject("imported", found.unet, found.schedule, found.params, reference(GATED)[2])
+    run = SweepConfig(kinds=("zero",), images=2, image_block=2)
+    result = denoising.teacher_forced(subject, images, frozen["t"], key, tmp_path / "sweep", config=run)
+    assert result.sizes["component"] == sum(name.startswith("ablated/") for name in frozen)
+    mean_square = lambda a: np.mean(np.square(a), axis=(1, 2, 3), dtype=np.float64)
+    for name in result["component"].values:
+        ablated = frozen[f"ablated/{name}"]
+        one = result.sel(component=name, kind="zero")
+        change, loss = (
+            np.diagonal(one[field].values) for field in ("change", "loss")
+        )  # image i at its own t
+        np.testing.assert_allclose(change, mean_square(ablated - frozen["output"]), rtol=1e-3, atol=1e-7)
+        np.testing.assert_allclose(loss, mean_square(ablated - noise), rtol=1e-4)

@@ -1,0 +1,178 @@
+"""Blocks of the UNet against float64 numpy, and fast gradients against XLA's own."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from mechdiff.models import attention, layers
+from mechdiff.models.convolution import convolve
+
+
+def random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def double(x):
+    return np.asarray(x, np.float64)
+
+
+def plain(x, kernel, stride, padding):
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def gradients(conv, x, kernel, stride, padding):
+    def loss(x, kernel):
+        return (jnp.sin(conv(x, kernel, stride, padding))).sum()
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1)))(x, kernel)
+
+
+CONVOLUTIONS = [  # batch, side, inputs, outputs, window, stride, padding of an axis
+    (2, 8, 3, 5, 3, 1, (1, 1)),
+    (3, 7, 6, 2, 3, 1, (1, 1)),  # fewer outputs: patches of the cotangent
+    (2, 6, 4, 3, 3, 1, (0, 1)),  # unlike sides, mirrored
+    (3, 8, 4, 4, 3, 2, (1, 1)),
+    (2, 8, 4, 4, 3, 2, (0, 1)),
+    (2, 7, 4, 2, 3, 2, (1, 1)),  # odd side
+    (5, 4, 6, 3, 1, 1, (0, 0)),
+    (6, 24, 2, 3, 3, 1, (1, 1)),  # several turns of the loop
+]
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_convolution_and_its_gradients_are_those_of_xla(case):
+    batch, side, inputs, outputs, window, stride, pad = case
+    x, kernel = random(batch, side, side, inputs), random(window, window, inputs, outputs, seed=1)
+    np.testing.assert_array_equal(
+        convolve(x, kernel, stride, (pad, pad)), plain(x, kernel, stride, (pad, pad))
+    )
+    ours, theirs = (gradients(conv, x, kernel, stride, (pad, pad)) for conv in (convolve, plain))
+    for a, b in zip(ours, theirs):
+        np.testing.assert_allclose(a, b, atol=1e-4 * float(abs(b).max()))
+
+
+def test_convolution_gradients_hold_under_vmap_and_inside_scan():
+    x, kernel = random(3, 2, 6, 6, 4), random(3, 3, 4, 3, seed=1)
+    sides = ((1, 1), (1, 1))
+    kernel_gradient = lambda conv: lambda x: gradients(conv, x, kernel, 1, sides)[1]
+    expected = np.stack([kernel_gradient(plain)(one) for one in x])
+    np.testing.assert_allclose(jax.vmap(kernel_gradient(convolve))(x), expected, atol=1e-3)
+    np.testing.assert_allclose(lax.map(kernel_gradient(convolve), x), expected, atol=1e-3)
+
+
+def test_conv_keeps_names_shapes_and_initial_values_of_linen():
+    x, key = random(1, 4, 4, 3), jax.random.key(0)
+    ours = layers.Conv(5).init(key, x)
+    theirs = nn.Conv(5, (3, 3)).init(key, x)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_group_norm_matches_float64(mean):
+    x = random(2, 4, 4, 12) * 1.5 + mean
+    scale, bias = random(12, seed=1), random(12, seed=2)
+    module = layers.GroupNorm(groups=3, eps=1e-5)
+    found = module.apply({"params": {"scale": scale, "bias": bias}}, x)
+    grouped = double(x).reshape(2, 16, 3, 4)
+    centred = grouped - grouped.mean((1, 3), keepdims=True)
+    expected = centred / np.sqrt(centred.var((1, 3), keepdims=True) + 1e-5)
+    # one pass loses about mean^2 / variance ulps
+    np.testing.assert_allclose(
+        found, expected.reshape(x.shape) * scale + bias, atol=1e-5 if mean == 0 else 5e-3
+    )
+
+
+def test_group_norm_of_a_constant_is_its_bias():
+    module, x = layers.GroupNorm(groups=2, eps=1e-5), jnp.full((1, 4, 4, 4), 3.0)
+    params = {"scale": jnp.ones(4), "bias": np.arange(4, dtype=np.float32)}
+    expected = np.broadcast_to(params["bias"], x.shape)
+    np.testing.assert_allclose(module.apply({"params": params}, x), expected, atol=1e-5)
+
+
+def test_silu_is_x_times_sigmoid():
+    x = np.linspace(-30, 30, 301)
+    np.testing.assert_allclose(layers.silu(jnp.float32(x)), x / (1 + np.exp(-x)), atol=2e-6)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_time_features_are_sines_and_cosines_of_geometric_frequencies(flip):
+    t = np.array([0, 1, 17, 999])
+    angles = t[:, None] * 10000.0 ** (-np.arange(4) / (4 - 1))
+    parts = [np.sin(angles), np.cos(angles)]
+    expected = np.pad(np.concatenate(parts[::-1] if flip else parts, -1), ((0, 0), (0, 1)))
+    np.testing.assert_allclose(layers.time_features(jnp.array(t), 9, flip, 1.0), expected, atol=1e-4)
+
+
+def softmax_attention(q, k, v):
+    """float64, `(batch, heads, tokens, depth)`."""
+    logits = np.einsum("bhqd,bhkd->bhqk", *(double(q), double(k)))
+    pattern = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.einsum("bhqk,bhkd->bhqd", pattern / pattern.sum(-1, keepdims=True), double(v))
+
+
+@pytest.mark.parametrize("block", [10**9, 2 * 16**2, 4 * 16**2])  # whole; a remainder; even blocks
+def test_attention_in_blocks_is_softmax_attention(block, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", block)
+    q, k, v = (random(3, 3 if block == 2 * 16**2 else 4, 16, 5, seed=i) for i in range(3))
+    np.testing.assert_allclose(attention.attend(q, k, v), softmax_attention(q, k, v), atol=2e-5)
+
+
+@pytest.mark.parametrize("block", [10**9, 2 * 16**2])
+def test_attention_has_the_gradients_of_the_plain_product(block, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", block)
+    q, k, v, weight = (random(3, 3, 16, 5, seed=i) for i in range(4))
+    plain = lambda q, k, v: attention.attention_pattern(q, k) @ v
+    gradients = lambda f: jax.grad(lambda *a: (f(*a) * weight).sum(), argnums=(0, 1, 2))
+    for ours, expected in zip(gradients(attention.attend)(q, k, v), gradients(plain)(q, k, v)):
+        np.testing.assert_allclose(ours, expected, atol=2e-5)
+    curved = lambda f: jax.grad(lambda q: (gradients(f)(q, k, v)[1] ** 2).sum())(q)
+    np.testing.assert_allclose(curved(attention.attend), curved(plain), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("temperatures", [(1.0, 1.0), (0.5, 4.0)])
+def test_attention_block_equals_a_plain_implementation_with_temperatures(temperatures):
+    heads, channels = 2, 8
+    x, module = random(2, 4, 4, channels), layers.Attention(heads, groups=2, eps=1e-5)
+    variables = module.init(jax.random.key(0), x)
+    keys = iter(range(100))
+    params = jax.tree.map(lambda p: random(*p.shape, seed=next(keys)) * 0.5, variables["params"])
+    temperature = jnp.array(temperatures)
+    variables = {**variables, "params": params, "temperature": {"pattern": {"value": temperature}}}
+    found = module.apply(variables, x)
+
+    p = jax.tree.map(double, params)
+    groups = double(x).reshape(2, 16, 2, 4)
+    groups = (groups - groups.mean((1, 3), keepdims=True)) / np.sqrt(groups.var((1, 3), keepdims=True) + 1e-5)
+    h = groups.reshape(2, 16, channels) * p["norm"]["scale"] + p["norm"]["bias"]
+    split = lambda a: a.reshape(2, 16, heads, -1).swapaxes(1, 2)
+    q, k, v = (split(h @ p[n]["kernel"] + p[n]["bias"]) for n in "qkv")
+    z = softmax_attention(q / (4**0.5 * np.reshape(temperatures, (1, -1, 1, 1))), k, v)
+    z = z.swapaxes(1, 2).reshape(2, 16, channels) @ p["out"]["kernel"] + p["out"]["bias"]
+    np.testing.assert_allclose(found, x + z.reshape(x.shape), atol=2e-4)
+
+
+def test_upsampling_repeats_and_pooling_averages():
+    x = random(2, 4, 6, 3)
+    up = layers.Upsample(conv=False).apply({}, x)
+    np.testing.assert_array_equal(up, np.kron(double(x), np.ones((1, 2, 2, 1))))
+    down = layers.Downsample(conv=False).apply({}, x)
+    np.testing.assert_allclose(down, x.reshape(2, 2, 2, 3, 2, 3).mean((2, 4)), atol=1e-6)
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_strided_downsampling_halves_any_padding(padding):
+    x = random(1, 4, 4, 2)
+    module = layers.Downsample(padding)
+    params = module.init(jax.random.key(0), x)["params"]
+    low = padding
+    padded = np.pad(double(x), ((0, 0), (low, 1), (low, 1), (0, 0)))
+    kernel = double(params["conv"]["kernel"])
+    expected = np.stack(
+        [[np.einsum("hwc,hwco->o", padded[0, i : i + 3, j : j + 3], kernel) for j in (0, 2)] for i in (0, 2)]
+    )
+    np.testing.assert_allclose(module.apply({"params": params}, x)[0], expected, atol=1e-5)

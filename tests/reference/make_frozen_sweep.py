@@ -1,0 +1,46 @@
+"""Freezes some numbers of a shipped model: `python -m tests.reference.make_frozen_sweep`, after
+`NUMERICS_VERSION` was raised, writes them anew. `tests/test_numerics.py` compares."""
+
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import mechdiff
+from mechdiff.core.config import SweepConfig
+from mechdiff.core.numerics import NUMERICS_VERSION
+from mechdiff.data import to_float
+from mechdiff.data.synthetic import render_bytes
+from mechdiff.study.examine import draw, load_subject
+from mechdiff.sweeps.activations import activation_means
+
+MODEL = Path(__file__).parents[2] / "checkpoints" / "cpu16-synthetic-seed0"
+FROZEN = Path(__file__).with_name("frozen_sweep.npz")
+TIMESTEPS = (100, 600)
+
+
+def numbers() -> dict[str, np.ndarray]:
+    """A sweep of every component under two kinds of ablation, scores by gradients, and two samples."""
+    subject = load_subject(MODEL)[0]
+    images = np.asarray(to_float(jnp.asarray(render_bytes(0, 0, 6, 16, 4))))
+    key = jax.random.key(7)
+    means = {"mean": activation_means(*subject.network, images[2:], TIMESTEPS, key, block=4)}
+    config = SweepConfig(kinds=("zero", "mean"), image_block=2)
+    with tempfile.TemporaryDirectory() as folder:
+        swept = mechdiff.teacher_forced(
+            subject, images[:2], TIMESTEPS, key, Path(folder), config=config, fills=means
+        ).load()
+    scores = mechdiff.gate_scores(subject, images[:2], TIMESTEPS, key, probes=2)
+    return {
+        "loss": swept["loss"].values,
+        "change": swept["change"].values,
+        "clean_loss": swept["clean_loss"].values,
+        "scores": scores.to_array().values,
+        "samples": np.asarray(draw(subject, key, 2, steps=4)),
+    }
+
+
+if __name__ == "__main__":
+    np.savez_compressed(FROZEN, version=NUMERICS_VERSION, **numbers())

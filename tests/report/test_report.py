@@ -1,0 +1,458 @@
+"""The report: what it says is what was saved, it stands alone, and damaged results end in one line."""
+
+import base64
+import html.parser
+import re
+import shutil
+import xml.etree.ElementTree as ET
+
+import matplotlib
+import numpy as np
+import pytest
+import xarray as xr
+from absl.testing import flagsaver
+from PIL import Image
+
+from experiments import _launch
+from experiments import report as launcher
+from mechdiff import report
+from mechdiff.analysis import effects
+from mechdiff.core.config import UNetConfig, override, to_dict
+from mechdiff.core.errors import DataError, MechdiffError
+from mechdiff.core.presets import preset
+from mechdiff.diffusion.schedules import make_schedule
+from mechdiff.models.unet import components, stages
+from mechdiff.report import document, findings, maps, numbers, schematic, style, subjects, trust
+from mechdiff.storage import files, image_grid, labelled
+
+T = np.array([2, 20, 45], np.int32)
+IMAGES = 5
+NAMES = {
+    "own-seed0": "the model's own samples (not real pictures)",
+    "held-seed0": "held-out synthetic pictures",
+}
+VOID = {"meta", "img", "source", "link", "br", "hr"}
+
+
+def fabricate(folder, name: str, inputs: str, seed: int, *changes: str) -> None:
+    """Saved results of one subject: random numbers in the layout of `pipeline.examine`."""
+    rng, config = np.random.default_rng(seed), override(preset("tiny"), changes)
+    parts = components(config.unet)
+    log_snr = np.asarray(make_schedule(config.diffusion).log_snr)[T]
+    clean = rng.uniform(0.5, 1, (len(T), IMAGES))
+    worse = np.exp(rng.normal(-2, 2, (2, len(parts), 1, 1))) * rng.uniform(
+        0.5, 1.5, (2, len(parts), len(T), IMAGES)
+    )
+    worse[1, [part.kind == "time" for part in parts]] = 0  # as mean ablation of a time injection is
+    dims = ("kind", "component", "t", "image")
+    levels = {"t": T, "log_snr": ("t", log_snr), "image": np.arange(IMAGES)}
+    fields = {"part": "kind", "resolution": "resolution", "depth": "depth"}
+    swept = xr.Dataset(
+        {
+            "loss": (dims, (clean + worse).astype(np.float32)),
+            "change": (dims, worse.astype(np.float32)),
+            "clean_loss": (dims[2:], clean.astype(np.float32)),
+        },
+        coords={
+            "kind": ["zero", "mean"],
+            "component": [part.name for part in parts],
+            **{
+                ours: ("component", [getattr(part, theirs) for part in parts])
+                for ours, theirs in fields.items()
+            },
+            **levels,
+        },
+        attrs={"subject": name, "inputs": inputs},
+    )
+    heads = [part for part in parts if part.kind == "head"]
+    keys = np.array([part.resolution**2 for part in heads], np.int32)
+    shares = rng.uniform(0, 1, (len(heads), len(T), IMAGES)).astype(np.float32)
+    values = {statistic: shares for statistic in subjects.STATISTICS}
+    values["entropy"] = shares * np.log(keys)[:, None, None]
+    attention = xr.Dataset(
+        {statistic: (("head", "t", "image"), value) for statistic, value in values.items()},
+        coords={"head": [part.name for part in heads], "tokens": ("head", keys), **levels},
+    )
+    where = folder / "subjects" / name
+    labelled.replace(where / "sweep.zarr", swept)
+    labelled.replace(where / "attention.zarr", attention)
+    sheet = image_grid.sheet(rng.integers(0, 255, (4, 8, 8, 3), dtype=np.uint8))
+    files.write_atomic(where / "samples.png", image_grid.png(sheet))
+    about = {"name": name, "inputs": inputs, "seed": 0, "config": to_dict(config)}
+    about["record"] = record() if "held" in name else {}  # an imported model has no record
+    files.write_json(where / "subject.json", about)
+
+
+def record() -> dict:
+    by_level = {
+        "levels": [0, 20, 49],
+        "test_loss_by_level": [0.9, 0.5, 0.1],
+        "train_loss_by_level": [0.8, 0.5, 0.1],
+    }
+    summary = {**by_level, "test_loss": 0.5, "train_loss": 0.47}
+    log = [{"step": 5, "kind": "train", "loss": 0.9}, {"step": 10, "kind": "train", "loss": None}]
+    memorisation = {"samples_nearest": 0.25, "held_out_nearest": 0.5, "ratio": 0.5, "copies": 0.125}
+    evaluations = [{"step": step, "kind": "eval", **summary} for step in (5, 10)]
+    return {**summary, "steps": 10, "images": 80, "memorisation": memorisation, "log": log + evaluations}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A results folder of two subjects, with its report built once."""
+    where = tmp_path_factory.mktemp("results")
+    for seed, (name, inputs) in enumerate(NAMES.items()):
+        fabricate(where, name, inputs, seed)
+    config = {**to_dict(preset("tiny")), "name": "<b>sly</b>"}
+    manifest = {"config": config, "command": ["reproduce.py", "--preset=tiny"], "wall_seconds": 12.0}
+    files.write_json(where / "manifest.json", {**manifest, "packages": {"jax": "0.10.2", "absent": None}})
+    assert report.build(where) == where / "report.html"
+    return where
+
+
+@pytest.fixture(scope="module")
+def page(folder) -> str:
+    return (folder / "report.html").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    return subjects.read(folder)[1]
+
+
+class Outline(html.parser.HTMLParser):
+    """Tags with their attributes; wrong nesting is an error."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.open = [], []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, (tag, self.getpos())
+
+    def of(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_page_is_nested_correctly_and_has_the_landmarks_of_a_document(page):
+    outline = Outline(page)
+    assert outline.of("html")[0]["lang"] == "en"
+    assert all(len(outline.of(tag)) == 1 for tag in ("main", "nav", "header", "footer", "h1", "title"))
+    ids = [attributes["id"] for _, attributes in outline.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {link["href"][1:] for link in outline.of("a") if link["href"].startswith("#")} <= set(ids)
+
+
+def test_page_requests_nothing_and_links_only_to_the_paper(page):
+    outline = Outline(page)
+    sources = [image["src"] for image in outline.of("img")] + [one["srcset"] for one in outline.of("source")]
+    assert sources and all(source.startswith("data:image/") for source in sources)
+    assert re.findall(r"https?://[^\s\"'<]+", page) == ["https://arxiv.org/abs/2506.17237"]
+    assert not outline.of("script") and not outline.of("link")
+    assert "@import" not in page and "url(" not in page
+
+
+def test_every_picture_has_words_and_every_table_a_caption_and_headers(page):
+    outline = Outline(page)
+    assert all(image["alt"].strip() for image in outline.of("img"))
+    assert len(outline.of("table")) == len(outline.of("caption"))
+    assert all(cell.get("scope") in ("row", "col") for cell in outline.of("th"))
+
+
+def test_figures_follow_the_readers_theme(page):
+    outline = Outline(page)
+    assert len(outline.of("picture")) == len(outline.of("source"))
+    assert all("dark" in source["media"] for source in outline.of("source"))
+
+
+def test_own_samples_are_labelled_wherever_their_numbers_are_shown(page, found):
+    assert page.count('class="notice"') == 1
+    assert page.count("badge own") >= 7  # title, findings, models, network, map, attention, ranking
+    outline = page.replace("&#39;", "'").replace("&#34;", '"')
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", outline, re.DOTALL)
+    about = [text for text in captions if "own-seed0" in text and "n = " in text]
+    assert about and all("own samples" in text for text in about)
+
+
+def test_own_samples_are_told_from_held_out_pictures(found):
+    assert [subject.own_samples for subject in found] == [False, True]  # held-seed0, own-seed0
+
+
+def test_text_of_results_is_escaped(page):
+    assert "<b>sly</b>" not in page and "&lt;b&gt;sly&lt;/b&gt;" in page
+
+
+def test_all_figures_are_there_as_png_and_svg(folder, page):
+    svg = {path.stem for path in (folder / "figures").glob("*.svg")}
+    png = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert png == {name for name in svg if not name.endswith("-dark")}
+    assert svg == png | {f"{name}-dark" for name in png}
+    assert len(png) == page.count("<picture>")
+    for path in (folder / "figures").glob("*.svg"):
+        assert ET.parse(path).getroot().tag.endswith("svg")
+    for path in (folder / "figures").glob("*.png"):
+        with Image.open(path) as picture:
+            picture.verify()
+
+
+def test_each_number_of_the_table_is_that_of_the_sweep(page, found):
+    subject = found[0]
+    damage = effects.measure(subject.sweep, "zero")
+    for i in (0, len(damage.components) - 1):
+        row = re.search(rf'<tr><th scope="row">{re.escape(damage.components[i])}</th>(.*?)</tr>', page).group(
+            1
+        )
+        shown = re.findall(r"<td[^>]*>(.*?)<small>(.*?) … (.*?)</small>", row)
+        cells = [numbers.value(damage.pooled, i), numbers.value(damage.pooled_losses, i)]
+        cells += [numbers.value(damage.cells, i, j) for j in range(len(T))]
+        assert shown == [tuple(map(findings.precise, (v.estimate, v.low, v.high))) for v in cells]
+
+
+def test_components_that_mean_ablation_cannot_change_are_listed(page, found):
+    names = [name for name, part in zip(found[0].lead.components, found[0].lead.part) if part == "time"]
+    assert found[0].lead.kind == "mean" and set(
+        np.array(found[0].lead.components)[found[0].lead.idle]
+    ) == set(names)
+    lines = re.findall(r"<li>(.*?)</li>", page[page.index("did not bite") :])
+    listed = [re.findall(r"<code>(.*?)</code>", line) for line in lines]
+    assert listed == [[], names, [], names]  # zero and mean ablation of the two subjects
+    assert lines[0].endswith("none.")
+
+
+def test_extent_leaves_idle_components_out(found):
+    subject, damage = found[0], found[0].damages["mean"]
+    span = numbers.extent(subject, damage)
+    loss = subject.sweep["loss"].sel(kind="mean").values.astype(np.float64)
+    clean = subject.sweep["clean_loss"].values.astype(np.float64)
+    pooled = (100 * (loss.mean(-1) / clean.mean(-1) - 1)).mean(-1)
+    active = [i for i, part in enumerate(damage.part) if part != "time"]
+    assert span.low.estimate == pytest.approx(pooled[active].min())
+    assert span.high.estimate == pytest.approx(pooled[active].max())
+    assert span.most == damage.components[active[int(pooled[active].argmax())]]
+
+
+def test_part_means_are_means_over_the_components_of_a_kind(found):
+    subject, damage = found[0], found[0].damages["zero"]
+    means = numbers.part_means(subject, "zero")
+    assert set(means) == {"res", "head", "skip", "time"}
+    for part, (count, mean) in means.items():
+        own = damage.pooled.estimate[[other == part for other in damage.part]]
+        assert count == len(own) and mean.estimate == pytest.approx(own.mean())
+
+
+def test_attention_ends_are_the_cleanest_and_the_noisiest_level(found):
+    data = found[0].attention
+    clean, noisy = numbers.attention_ends(data)
+    by_level = data["normalised_entropy"].mean(("head", "image")).values
+    assert clean.estimate == pytest.approx(by_level[0], rel=1e-5)  # t increases, log-SNR decreases
+    assert noisy.estimate == pytest.approx(by_level[-1], rel=1e-5)
+
+
+def test_findings_print_intervals_images_and_seeds(page, found):
+    assert f"n = {IMAGES} images, n = 1 trained seed" in page
+    sentence = findings.about(found[0])[0]
+    most = numbers.extent(found[0], found[0].damages["zero"])
+    assert f"<code>{most.most}</code>" in sentence and findings.between(most.high, " %") in sentence
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (0, "0"),
+        (0.004, "0"),
+        (-0.25, "−0.25"),
+        (3.14159, "3.14"),
+        (412.3, "412"),
+        (1250, "1.2k"),
+        (1e4, "10k"),
+    ],
+)
+def test_labels_have_three_digits_at_most(value, words):
+    assert style.number(value) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0.1234, "0.123"), (-0.0001, "0.000"), (1.234, "1.23"), (99.96, "100"), (-1234.5, "−1,234")],
+)
+def test_numbers_of_sentences_keep_their_sign_and_size(value, words):
+    assert findings.precise(value) == words
+
+
+@pytest.mark.parametrize(
+    "config", [preset("tiny").unet, UNetConfig(), preset("paper").unet], ids=str.__class__
+)
+def test_bridges_of_the_schematic_are_the_skips_of_the_network(config):
+    where = schematic.plan(config)
+    pops = [i for i, stage in enumerate(stages(config)) if stage.pop]
+    pushes = [i for i, stage in enumerate(stages(config)) if stage.push]
+    assert sorted(b for _, b, _ in where.bridges) == pops and sorted(a for a, *_ in where.bridges) == pushes
+    for a, b, deck in where.bridges:
+        assert a < b and where.stages[a].resolution == where.stages[b].resolution
+        inside = [other for c, d, other in where.bridges if a < c and d < b and where.row[c] == where.row[a]]
+        assert all(deck > other for other in inside)  # nested, never crossing
+
+
+def test_rows_of_the_map_hold_each_component_once_by_kind_and_depth(found):
+    damage = found[0].lead
+    order = maps.rows(damage)
+    groups = [[]]
+    for i in order:
+        groups.append([]) if i is None else groups[-1].append(i)
+    assert sorted(i for group in groups for i in group) == list(range(len(damage.components)))
+    assert [damage.part[group[0]] for group in groups] == ["res", "head", "skip", "time"]
+    for group in groups:
+        assert len({damage.part[i] for i in group}) == 1
+        assert (np.diff(damage.depth[group]) >= 0).all()
+
+
+def test_the_same_figure_has_the_same_bytes():
+    def draw():
+        figure = style.figure(2, 1)
+        figure.add_subplot().plot([0, 1], [1, 0], label="x")
+        return style.svg(figure)
+
+    with matplotlib.rc_context(style.settings(style.LIGHT)):
+        first = draw()
+        assert first == draw()
+    assert b"<!DOCTYPE" not in first
+
+
+def test_words_on_colours_have_contrast():
+    assert style.readable_on("#ffffff") == "#111111" and style.readable_on("#8e1f2f") == "#ffffff"
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+DAMAGES = {
+    "no manifest": (lambda w: (w / "manifest.json").unlink(), "manifest.json"),
+    "no subjects": (lambda w: shutil.rmtree(w / "subjects"), "no examined models"),
+    "torn subject": (lambda w: cut(w / "subjects/own-seed0/subject.json"), "not valid JSON"),
+    "no sweep": (lambda w: shutil.rmtree(w / "subjects/own-seed0/sweep.zarr"), "sweep.zarr"),
+    "no attention": (lambda w: shutil.rmtree(w / "subjects/own-seed0/attention.zarr"), "attention.zarr"),
+    "no entropy": (lambda w: shutil.rmtree(w / "subjects/own-seed0/attention.zarr/entropy"), "lacks entropy"),
+    "no samples": (lambda w: (w / "subjects/own-seed0/samples.png").unlink(), "samples.png"),
+    "no inputs": (
+        lambda w: files.write_json(w / "subjects/own-seed0/subject.json", {"name": "own-seed0"}),
+        "lacks config, inputs",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_results_end_in_one_line_that_names_the_place(folder, tmp_path, name):
+    damage, words = DAMAGES[name]
+    where = tmp_path / "results"
+    shutil.copytree(folder, where, ignore=shutil.ignore_patterns("figures", "report.html"))
+    damage(where)
+    with pytest.raises(MechdiffError) as caught:
+        report.build(where)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert not (where / "report.html").exists()
+
+
+def test_launcher_says_where_there_is_no_folder(tmp_path, capsys):
+    with flagsaver.flagsaver():
+        code = _launch.launch(launcher.main, ["report", f"--workdir={tmp_path / 'absent'}"])
+    assert code == 2
+    assert "no results folder" in capsys.readouterr().err
+    assert not (tmp_path / "absent").exists()
+
+
+def test_data_addresses_hold_their_bytes():
+    address = style.data_uri(b"\x00\xff", "image/png")
+    assert base64.b64decode(address.removeprefix("data:image/png;base64,")) == b"\x00\xff"
+
+
+def study(folder, name: str, seed: int) -> None:
+    """What `study` adds to a subject: random numbers in its layout."""
+    rng, where = np.random.default_rng(seed), folder / "subjects" / name
+    swept, attention = (labelled.read(where / f"{part}.zarr") for part in ("sweep", "attention"))
+    heads = list(attention["head"].values)
+    roles = ["sobel", *["unassigned"] * (len(heads) - 1)]
+    axes = {"component": heads, "target": ["sobel", "layout", "colour"]}
+    found = xr.Dataset(
+        {
+            "selectivity": (tuple(axes), rng.uniform(-1, 1, (len(heads), 3))),
+            "role": ("component", roles),
+        },
+        coords=axes,
+    )
+    labelled.replace(where / "roles.zarr", found)
+    labelled.replace(where / "control.zarr", swept)
+    labelled.replace(where / "control_attention.zarr", attention)
+    cells = rng.uniform(1, 9, (3, 2, 2))
+    names = {"measure": ["participation", "rank", "variance"], "site": ["a", "b"], "t": [1, 2]}
+    labelled.replace(where / "activity.zarr", xr.Dataset({"value": (tuple(names), cells)}, coords=names))
+    names = ["roles", "control", "control_attention", "activity"]
+    files.write_json(where / "study.json", {"results": names})
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A results folder of seven networks, two seeds of either data set and three simpler faces."""
+    where = tmp_path_factory.mktemp("many")
+    for seed in range(2):
+        for data, level in (("celeba", 4), ("synthetic", 4), ("synthetic", 0)):
+            name = f"held-{data}{level}-seed{seed}"
+            changes = f"data.name={data}", f"data.level={level}", f"seed={seed}"
+            fabricate(where, name, f"held-out {data} pictures", 10 * seed + level, *changes)
+            if level == 4:
+                study(where, name, seed)
+    files.write_json(
+        where / "manifest.json", {"config": to_dict(preset("tiny")), "command": ["reproduce.py"]}
+    )
+    row = {"plant": "redundant", "method": "exact zero", "n": 5, "auroc": [0.5, None, None]}
+    manifest = {"command": ["planted.py", "--instances=5"]}
+    files.write_json(where / "planted.json", {"summary": [row], "manifest": manifest})
+    check = {"name": "max-T", "promise": "uniform", "nominal": None, "found": 0.05, "low": 0.03, "high": 0.07}
+    checks = [{**check, "p": 0.4, "n": 900, "holds": True}]
+    files.write_json(where / "calibration.json", {"checks": checks, "manifest": manifest})
+    return report.build(where).read_text("utf-8")
+
+
+def test_many_networks_are_shown_together_and_one_of_each_data_set_in_detail(many):
+    outline = Outline(many)
+    assert "All networks together" in many and "<b>2 networks</b> trained on CelebA faces, seeds 0, 1" in many
+    alts = [image["alt"] for image in outline.of("img")]
+    assert sum("Map of Deg%" in alt for alt in alts) == 3  # the first seed of each
+    for name in ("seed0", "seed1"):
+        assert f"held-celeba4-{name}" in many
+    assert sum("Ratios of complexity" in alt or "Divergence of attention" in alt for alt in alts) == 2
+    assert sum("by complexity of the synthetic faces" in alt for alt in alts) == 1
+
+
+def test_roles_and_proofs_of_the_instrument_are_shown_where_they_are(many, page):
+    assert "sobel: <code>" in many and "AUROC" in many and "max-T" in many and "0.50" in many
+    assert "AUROC" not in page and "Can the instrument be trusted" not in page
+    assert len(Outline(many).of("table")) == len(Outline(many).of("caption"))
+
+
+@pytest.mark.parametrize("name, content", [("planted", {"summary": [{}]}), ("calibration", [])])
+def test_proofs_that_are_something_else_are_named(tmp_path, name, content):
+    files.write_json(tmp_path / f"{name}.json", content)
+    with pytest.raises(DataError, match=rf"{name}\.json.*restore or delete"):
+        getattr(trust, name)(tmp_path)
+
+
+def test_networks_of_unlike_components_or_unknown_pictures_have_a_page_too(tmp_path):
+    fabricate(tmp_path, "held-a", "held-out pictures", 1, "data.name=unknown", "data.path=x")
+    files.write_json(tmp_path / "manifest.json", {"config": {}})
+    first = report.build(tmp_path).read_text("utf-8")
+    assert "other pictures" in (tmp_path / "figures" / "seeds-damage.svg").read_text("utf-8")
+    assert "no figure can show them side by side" not in first
+    fabricate(tmp_path, "held-b", "held-out pictures", 2)
+    path = tmp_path / "subjects" / "held-b" / "sweep.zarr"
+    swept = labelled.read(path)
+    labelled.replace(path, swept.assign_coords(component=[f"x.{name}" for name in swept["component"].values]))
+    found = subjects.read(tmp_path)[1]
+    assert "seeds-damage" not in document._together(found, tmp_path / "figures")["together"]

@@ -1,0 +1,49 @@
+"""Labelled results on disk."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from mechdiff.core.errors import CheckpointError
+from mechdiff.storage import labelled
+
+
+@pytest.fixture
+def empty():
+    values = np.full((2, 3, 4), np.nan, np.float32)
+    coords = {"kind": ["zero", "mean"], "t": [1, 5, 9], "image": range(4)}
+    return xr.Dataset({"loss": (("kind", "t", "image"), values)}, coords, {"key": "abc"})
+
+
+def test_pieces_are_found_again_with_their_labels(empty, tmp_path):
+    path = tmp_path / "a.zarr"
+    labelled.create(path, empty, {"loss": (1, 1, 2)})
+    assert not labelled.written(path, "loss", (1, 2, 0))
+    where = (slice(1, 2), slice(2, 3), slice(0, 2))
+    labelled.put(path, {"loss": where}, {"loss": np.array([[[3.0, 4.0]]])})
+    found = labelled.read(path)
+    np.testing.assert_array_equal(found.loss.sel(kind="mean", t=9).values[:2], [3, 4])
+    assert np.isnan(found.loss).sum() == 22 and found.attrs["key"] == "abc"
+    assert labelled.written(path, "loss", (1, 2, 1)) and not labelled.written(path, "loss", (1, 2, 2))
+
+
+def test_creating_again_keeps_what_is_there(empty, tmp_path):
+    path = tmp_path / "a.zarr"
+    labelled.create(path, empty, {"loss": (1, 1, 2)})
+    where = {"loss": (slice(0, 1), slice(0, 1), slice(0, 4))}
+    labelled.put(path, where, {"loss": np.ones((1, 1, 4))})
+    labelled.create(path, empty, {"loss": (1, 1, 2)})
+    assert np.isnan(labelled.read(path).loss).sum() == 20
+
+
+def test_replace_swaps_whole_results_and_leaves_nothing_aside(empty, tmp_path):
+    path = tmp_path / "a.zarr"
+    labelled.replace(path, empty)
+    labelled.replace(path, empty.fillna(2.0))
+    assert (labelled.read(path).loss == 2).all()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_absent_results_are_one_line(tmp_path):
+    with pytest.raises(CheckpointError, match="run the sweep first"):
+        labelled.read(tmp_path / "none.zarr")

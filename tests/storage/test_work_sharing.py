@@ -1,0 +1,132 @@
+"""One sweep over several devices and several processes, against one device."""
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reference.networks import random_params
+
+from mechdiff.core.config import UNetConfig, to_dict
+from mechdiff.storage import checkpoint, files, labelled
+
+ROOT = Path(__file__).parents[2]
+FLAGS = ["--preset=tiny", "--set=sweep.images=6", "--set=sweep.mean_images=4", "--set=sweep.timesteps=4"]
+FLAGS += ["--set=sweep.image_block=3", "--debug"]
+UNET = UNetConfig(  # the least network with what is shared: each of many processes compiles it
+    image_size=8, widths=(8,), heads=(2,), norm_groups=4,
+    down_attention=(True,), up_attention=(False,), mid_attention=False,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sweep(tiny, tmp_path_factory):
+    """`sweep(workdir, devices, *flags)`: starts the launcher, or another one, on virtual devices."""
+    cache, folder = tmp_path_factory.mktemp("compiled"), tmp_path_factory.mktemp("untrained") / "model"
+    config = to_dict(dataclasses.replace(tiny, unet=UNET))
+    checkpoint.export_model(folder, random_params(UNET), config, {}, extras={"samples.png": b""})
+
+    def start(workdir, devices, *flags, launcher="sweep"):
+        module = f"experiments.{launcher}"
+        command = [sys.executable, "-m", module, f"--model={folder}", f"--workdir={workdir}"]
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        }
+        return subprocess.Popen(
+            [*command, *FLAGS, *flags], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        )
+
+    return start
+
+
+def finished(*processes):
+    for process in processes:
+        _, err = process.communicate(timeout=400)
+        assert process.returncode == 0, err[-2000:]
+
+
+def table(workdir):
+    (store,) = (workdir / "subjects").glob("*/sweep.zarr")
+    return labelled.read(store)
+
+
+@pytest.fixture(scope="module")
+def alone(sweep, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("alone")
+    finished(sweep(workdir, 1))
+    return table(workdir)
+
+
+def same(found, expected):
+    for name in ("loss", "change", "clean_loss"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=5e-5, atol=1e-9)
+
+
+def test_eight_devices_give_the_numbers_of_one(sweep, alone, tmp_path):
+    finished(sweep(tmp_path, 8))
+    same(table(tmp_path), alone)
+
+
+def test_two_joined_processes_fill_one_sweep_and_a_lost_one_is_made_up_for(sweep, alone, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    join = lambda i: [f"--coordinator={address}", "--processes=2", f"--process_id={i}"]
+    first, second = (sweep(tmp_path, 2, *join(i)) for i in (0, 1))
+    while not list(tmp_path.glob("subjects/*/sweep/*.zarr/loss/?.*")):  # no piece is there yet
+        assert first.poll() is None and second.poll() is None
+        time.sleep(0.1)
+    for process in (second, first):  # JAX itself ends processes whose partner is lost
+        process.kill()
+        process.communicate()
+    left = sorted(tmp_path.glob("subjects/*/sweep/*.zarr/loss/?.*"))
+    before = [path.stat().st_mtime_ns for path in left]
+    finished(*(sweep(tmp_path, 2, *join(i)) for i in (0, 1)))
+    assert [path.stat().st_mtime_ns for path in left] == before  # what was there was not done again
+    same(table(tmp_path), alone)
+
+
+def test_eight_devices_walk_trajectories_as_one_does(sweep, tmp_path):
+    walks = ["--samples=8", "--steps=3", "--windows=1"]
+    finished(*(sweep(tmp_path / str(n), n, *walks, launcher="trajectories") for n in (1, 8)))
+    one, eight = (labelled.read(*(tmp_path / str(n) / "trajectories").glob("*.zarr")) for n in (1, 8))
+    assert float(one.distance.max()) > 0.01
+    for name in ("distance", "set_distance"):
+        np.testing.assert_allclose(eight[name], one[name], rtol=2e-4, atol=2e-5)
+
+
+def test_pairs_are_scored_run_and_saved_and_unknown_components_refused(sweep, tmp_path):
+    few = ["--set=sweep.images=4", "--set=sweep.timesteps=1", "--components=down0.*head."]
+    finished(sweep(tmp_path, 2, *few, launcher="pairs"))
+    kept, table = files.read_json(tmp_path / "pairs.json"), labelled.read(tmp_path / "pairs.zarr")
+    (pair,) = kept["pairs"]
+    assert (pair["a"], pair["b"]) == ("down0.attn0.head0", "down0.attn0.head1")
+    assert pair["low"] <= pair["estimate"] <= pair["high"] and pair["p"] <= 1 and not pair["audited"]
+    synergy = 100 * (table.synergy.mean("image") / table.clean_loss.mean("image")).mean("t")
+    assert float(synergy[0]) == pytest.approx(pair["estimate"], rel=1e-5)
+    process = sweep(tmp_path, 1, "--components=mid.head", "--nodebug", launcher="pairs")
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 2 and err.startswith("error: unknown component") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        (["--coordinator=localhost:1"], "needs --processes=N and --process_id=I"),
+        (["--coordinator=localhost:1", "--processes=2", "--process_id=2"], "is not below --processes=2"),
+    ],
+)
+def test_half_a_coordinate_is_refused_with_a_way_out(sweep, tmp_path, flags, line):
+    process = sweep(tmp_path, 1, "--nodebug", *flags)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and line in err and err.count("\n") == 1

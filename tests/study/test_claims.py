@@ -1,0 +1,296 @@
+"""Verdicts on made-up results whose truth is known, and on results where there is nothing to find."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.stats
+import xarray as xr
+
+from mechdiff import stats
+from mechdiff.analysis.roles import matching
+from mechdiff.study import claims
+from mechdiff.study.claims import across_seeds, verdicts
+from mechdiff.study.claims.verdicts import Finding, Network, verdict
+
+PARTS = ["res"] * 6 + ["head"] * 6
+NAMES = [f"down0.block{i}.res" for i in range(6)] + [f"mid.attn0.head{i}" for i in range(6)]
+IMAGES = 12
+
+
+def network(data, seed, damage, entropy, levels=4, kinds=("zero", "mean")):
+    """A network whose components do `damage` (shares of the clean loss) and whose heads have `entropy`."""
+    rng = np.random.default_rng([seed, len(data)])
+    clean = 1 + 0.1 * rng.random((levels, IMAGES))
+    noise = 1 + 0.02 * rng.standard_normal((len(kinds), 12, levels, IMAGES))
+    damage = np.broadcast_to(damage, (12, levels)) if np.ndim(damage) == 2 else np.array(damage)[:, None]
+    loss = clean * (1 + damage[None, :, :, None] * noise)
+    axes = {"t": np.arange(levels), "log_snr": ("t", -np.arange(levels, dtype=float))}
+    dims = ("kind", "component", "t", "image")
+    sweep = xr.Dataset(
+        {"loss": (dims, loss), "change": (dims, loss), "clean_loss": (("t", "image"), clean)},
+        coords={"kind": list(kinds), "component": NAMES, "part": ("component", PARTS), **axes},
+    )
+    heads = np.asarray(entropy)[:, None, None] + 0.01 * rng.standard_normal((6, levels, IMAGES))
+    values = {name: (("head", "t", "image"), heads) for name in ("entropy", "normalised_entropy")}
+    tokens = ("head", np.full(6, 16))
+    attention = xr.Dataset(values, coords={"head": NAMES[6:], "tokens": tokens, **axes})
+    return Network(f"{data}-{seed}", data, 4, seed, sweep, attention)
+
+
+def found(networks):
+    return {claim.id: claim for claim in claims.evaluate(networks)}
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """CelebA: damage spread evenly but for one bottleneck; synthetic: most of it in the bottleneck. Sharp
+    heads matter more, and entropies differ between the data sets."""
+    made = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        shake = lambda: 1 + 0.05 * rng.standard_normal(12)  # noqa: B023
+        heads = 0.2 + 0.1 * np.arange(6)
+        even = np.r_[1.0, np.full(5, 0.3), 0.35 - 0.05 * np.arange(6)] * shake()
+        narrow = np.r_[1.0, np.full(5, 0.02), 0.035 - 0.005 * np.arange(6)] * shake()
+        made.append(network("celeba", seed, even, heads + 0.3 + 0.06 * rng.standard_normal(6)))
+        made.append(network("synthetic", seed, narrow, heads + 0.06 * rng.standard_normal(6)))
+    return found(made)
+
+
+def test_planted_claims_are_supported(planted):
+    for name in ("complexity", "divergence", "bottlenecks", "entropy"):
+        assert planted[name].verdict == "supported", planted[name]
+        low, high = planted[name].interval
+        assert low <= planted[name].estimate <= high
+    assert planted["complexity"].interval[0] > 1.5 and planted["complexity"].n_seeds == 5
+    assert 0.1 < planted["divergence"].estimate < 0.3  # what seeds differ by is taken off
+    assert NAMES[0] in planted["bottlenecks"].because and planted["entropy"].estimate < -0.6
+
+
+def test_too_few_levels_are_no_test_of_four_phases(planted):
+    assert planted["phases"].verdict == "not testable here" and "32" in planted["phases"].because
+
+
+def test_p_values_are_one_family(planted):
+    tested = [claim for claim in planted.values() if not np.isnan(claim.p)]
+    assert len(tested) == 4
+    smallest = min(tested, key=lambda claim: claim.p)
+    assert smallest.p_adjusted == pytest.approx(4 * smallest.p)
+
+
+def test_where_there_is_nothing_nothing_is_supported():
+    rng = np.random.default_rng(1)
+    made = [
+        network(data, seed, 0.3 * (1 + 0.2 * rng.standard_normal(12)), 0.5 + 0.1 * rng.standard_normal(6))
+        for data in ("celeba", "synthetic")
+        for seed in range(4)
+    ]
+    assert {claim.verdict for claim in claims.evaluate(made)} <= {
+        "undecided", "not supported", "not testable here",
+    }  # fmt: skip
+
+
+def test_the_reverse_is_not_supported():
+    made = []
+    for seed in range(4):
+        shake = 1 + 0.02 * np.random.default_rng(seed).standard_normal(12)
+        heads = 0.2 + 0.1 * np.arange(6)
+        made.append(network("celeba", seed, np.r_[1.0, np.full(11, 0.02)] * shake, heads))
+        spread = np.r_[np.full(6, 0.3), 0.1 + 0.05 * np.arange(6)] * shake
+        made.append(network("synthetic", seed, spread, heads))
+    answers = found(made)
+    assert answers["complexity"].verdict == "not supported" and answers["complexity"].interval[1] < 1
+
+
+def test_four_phases_are_found_where_they_are():
+    made = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        steps = np.repeat(rng.permutation(np.linspace(0.2, 1.5, 12))[:, None], 24, axis=1)
+        for phase in range(4):
+            steps[:, 6 * phase : 6 * phase + 6] = rng.permutation(np.linspace(0.2, 1.5, 12))[:, None]
+        made.append(network("synthetic", seed, steps, np.linspace(0, 1, 6), levels=24, kinds=("zero",)))
+    answers = found(made)
+    assert "4 in 3 of them" in answers["phases"].because and answers["phases"].estimate > 0
+    assert answers["bottlenecks"].verdict == "not testable here"
+
+
+def test_four_phases_are_not_found_in_a_straight_drift():
+    """Audit F2: steps fit a line well enough to beat other numbers of steps; they must beat the line."""
+    verdicts_found = []
+    for repeat in range(4):
+        rng = np.random.default_rng([2, repeat])
+        made = []
+        for seed in range(4):
+            slope = rng.normal(0.5, 0.2, 12)[:, None] * np.linspace(0, 1, 24) * rng.choice([-1, 1], (12, 1))
+            made.append(
+                network("synthetic", seed, 1 + slope, np.linspace(0, 1, 6), levels=24, kinds=("zero",))
+            )
+        answer = found(made)["phases"]
+        verdicts_found.append(answer.verdict)
+        assert answer.estimate < 0
+    assert set(verdicts_found) == {"not supported"}
+
+
+def test_bottlenecks_of_exchangeable_components_are_not_denied_by_whichever_is_listed_first():
+    """Audit F1: where all of Holm's p tie at 1, the least p itself names the component that is judged."""
+    names = set()
+    for repeat in range(12):
+        rng = np.random.default_rng([1, repeat])
+        made = []
+        for seed in range(5):
+            damage = np.exp(0.4 * rng.standard_normal(12))
+            damage[0] *= 0.5  # the first is weaker than the rest
+            made.append(network("synthetic", seed, damage, np.linspace(0, 1, 6)))
+        answer = found(made)["bottlenecks"]
+        assert answer.verdict != "not supported" and answer.estimate > 0
+        names |= {name for name in NAMES if name in answer.because}
+    assert NAMES[0] not in names and len(names) > 1
+
+
+def with_roles(one, place, role):
+    """`one` whose heads, in the order `place`, move a target each and have the role `role(i)`."""
+    rng = np.random.default_rng([one.seed, len(one.data)])
+    values = np.eye(6)[place] + 0.1 * rng.standard_normal((6, 6))
+    named = ("component", [role(i) for i in place])
+    data = xr.Dataset(
+        {"selectivity": (("component", "target"), values), "role": named},
+        coords={"component": NAMES[6:], "target": list("abcdef")},
+    )
+    heads = one.attention["entropy"].values.mean(axis=(1, 2))
+    statistics = {
+        name: (("head", "t", "image"), heads[place][:, None, None] * np.ones((6, 4, IMAGES)))
+        for name in matching.STATISTICS
+    }
+    return dataclasses.replace(one, roles=data, attention=one.attention.assign(statistics))
+
+
+@pytest.mark.parametrize(
+    "role, agree, verdict",
+    [
+        (lambda i: "abcdef"[i], True, "supported"),
+        (
+            lambda i: matching.UNASSIGNED,
+            True,
+            "undecided",
+        ),  # alike in every seed, but nothing above the nulls
+        (lambda i: "abcdef"[i], False, "undecided"),
+    ],
+)
+def test_roles_take_both_selectivity_and_agreement_between_seeds(role, agree, verdict):
+    made, rng = [], np.random.default_rng(0)
+    for data in ("celeba", "synthetic"):
+        for seed in range(5):
+            one = network(data, seed, np.full(12, 0.3), 0.2 + 0.1 * np.arange(6))
+            whole = with_roles(one, rng.permutation(6), role)
+            if not agree:  # attention no longer says which head does what
+                names = ("component", "target")
+                mixed = rng.permutation(whole.roles["selectivity"].values)
+                whole = dataclasses.replace(whole, roles=whole.roles.assign(selectivity=(names, mixed)))
+            made.append(whole)
+    answer = found(made)["roles"]
+    assert answer.verdict == verdict, answer
+    if agree:
+        assert answer.estimate > 0.5 and answer.interval[0] > 0.3
+    assert "of 6 heads" in answer.because
+
+
+def test_measures_of_complexity_and_their_ratios():
+    rng = np.random.default_rng(0)
+    made = []
+    for seed in range(3):
+        for data, factor in (("celeba", 2.0), ("synthetic", 1.0)):
+            one = network(data, seed, np.full(12, 0.3), np.linspace(0, 1, 6))
+            values = factor * (1 + 0.01 * rng.standard_normal((1, 3, 2)))
+            activity = xr.Dataset({"value": (("measure", "site", "t"), values)}, coords={"measure": ["rank"]})
+            runs = xr.Dataset(attrs={"sizes": [2 * factor, 3 * factor, 4.0]})
+            control = {"control": one.sweep, "control_attention": one.attention}
+            made.append(dataclasses.replace(one, activity=activity, circuits={"mean": runs}, **control))
+    got = across_seeds.ratios(made)
+    assert (
+        got["activations: rank"].estimate == pytest.approx(2, rel=0.02) and got["activations: rank"].low > 1.9
+    )
+    assert got["circuit to 0.8, mean"].estimate == pytest.approx(2)
+    assert got["circuit to 0.95, mean"].estimate == pytest.approx(1)
+    assert got["effective components, zero"].estimate == pytest.approx(1, rel=0.01)
+    assert "untrained: effective components" in got and "untrained" in found(made)["complexity"].because
+    lower = dataclasses.replace(made[1], level=0)
+    assert set(across_seeds.ladder([*made, lower])) == {0, 4} and len(across_seeds.ladder(made)[4]) == 3
+
+
+def test_networks_of_different_components_are_not_compared():
+    one = network("celeba", 0, np.full(12, 0.3), np.linspace(0, 1, 6))
+    other = network("synthetic", 0, np.full(12, 0.3), np.linspace(0, 1, 6))
+    names = [f"other{i}" for i in range(12)]
+    other = dataclasses.replace(other, sweep=other.sweep.assign_coords(component=names))
+    assert across_seeds.alike([one, one]) and not across_seeds.alike([one, other])
+    answers = found([one, other]).values()
+    assert all(one.verdict == "not testable here" and "--workdir" in one.because for one in answers)
+
+
+def test_one_seed_decides_nothing():
+    made = [network(data, 0, np.full(12, 0.3), np.linspace(0, 1, 6)) for data in ("celeba", "synthetic")]
+    answers = found(made)
+    assert answers["complexity"].verdict == "undecided" and np.isnan(answers["complexity"].p_adjusted)
+    assert (
+        answers["divergence"].verdict == "not testable here"
+        and "1 of CelebA" in answers["divergence"].because
+    )
+
+
+def test_simpler_faces_and_no_networks_at_all_are_no_ground_for_claims():
+    low = network("synthetic", 0, np.full(12, 0.3), np.linspace(0, 1, 6))
+    rung = Network(**{**vars(low), "level": 0})
+    assert all(claim.verdict == "not testable here" for claim in claims.evaluate([rung]))
+
+
+@pytest.mark.parametrize(
+    "interval, p, above, negligible, expected",
+    [
+        ((0.1, 0.3), 0.01, True, False, "supported"),
+        ((0.1, 0.3), 0.2, True, False, "undecided"),
+        ((-0.1, 0.3), 0.01, True, False, "undecided"),
+        ((-0.3, -0.1), 0.01, False, False, "supported"),
+        ((-0.3, -0.1), 0.99, True, False, "not supported"),
+        ((-0.01, 0.01), 0.5, True, True, "not supported"),
+        ((np.nan, np.nan), np.nan, True, False, "undecided"),
+    ],
+)
+def test_rules_of_verdicts(interval, p, above, negligible, expected):
+    one = Finding(np.mean(interval), interval, p, 5, "", above=above, negligible=negligible)
+    assert verdict(one, p) == expected
+
+
+def test_seeds_without_spread_give_no_p():
+    assert np.isnan(verdicts.over_seeds(np.ones(4))[2])
+
+
+@pytest.mark.parametrize("above", [True, False])
+def test_intervals_over_seeds_are_students(above):
+    values = np.random.default_rng(0).normal(0.3, 1, 6)
+    mean, interval, p = verdicts.over_seeds(values, above=above, null=0.1)
+    student = stats.student_mean(values)
+    assert (mean, *interval) == pytest.approx((values.mean(), float(student.low), float(student.high)))
+    alternative = "greater" if above else "less"
+    assert p == pytest.approx(scipy.stats.ttest_1samp(values, 0.1, alternative=alternative).pvalue)
+
+
+def test_pictures_that_all_seeds_share_widen_the_interval_and_shared_noise_alone_gives_one():
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=30)  # alike for all seeds
+    weights = stats.bootstrap_weights(30, 2000)
+    cells = 0.1 * rng.normal(size=(5, 1)) + images
+    seeds_alone = verdicts.over_seeds(cells.mean(1))
+    both = verdicts.over_seeds(cells.mean(1), cells @ weights.T, 30)
+    assert both[0] == seeds_alone[0] and np.diff(both[1]) > 2 * np.diff(seeds_alone[1])
+    alike = verdicts.over_seeds(np.full(5, images.mean()), np.tile(weights @ images, (5, 1)), 30)
+    expected = stats.student_mean(images)
+    assert alike[1] == pytest.approx((float(expected.low), float(expected.high)), abs=0.02)
+
+
+def test_the_table_shows_numbers_and_reasons(planted):
+    lines = verdicts.table(list(planted.values())).splitlines()
+    assert len(lines) == 1 + 2 * len(planted)
+    assert lines[1].startswith("complexity") and "supported" in lines[1] and lines[1].endswith("5")
+    assert planted["phases"].because in lines[lines.index(next(x for x in lines if "phases" in x)) + 1]

@@ -1,0 +1,72 @@
+"""What a study adds to an examined network: made once, readable, and what it claims to be."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mechdiff.analysis import complexity
+from mechdiff.circuits import scorecards
+from mechdiff.core.config import StudyConfig, SweepConfig
+from mechdiff.core.errors import ConfigError
+from mechdiff.storage import labelled
+from mechdiff.study import controls, examine
+
+
+@pytest.fixture(scope="module")
+def deepened(trained, tmp_path_factory):
+    """A tiny model examined and studied; the config, and the folder of results."""
+    controls.PROBED, controls.BLOCK = 12, 4  # drawing faces is slow where programs are not optimised
+    model, folder = trained[0], tmp_path_factory.mktemp("subject")
+    _, config, _ = examine.load_subject(model)
+    sweep = SweepConfig(kinds=("mean",), timesteps=3, images=8, nested=True, mean_images=4, image_block=4)
+    asked = StudyConfig(controls=True, circuits=("mean",), role_sets=20, images=4, timesteps=2)
+    config = dataclasses.replace(config, sweep=sweep, study=asked)
+    choose = examine.chooser(config, None, folder / "cache")
+    examined = examine.examine("tiny", model, choose, config.sweep, 0, folder)
+    controls.deepen(examined, config, folder)
+    return examined, config, folder
+
+
+def test_everything_asked_for_is_there(deepened):
+    _, config, folder = deepened
+    roles, control = labelled.read(folder / "roles.zarr"), labelled.read(folder / "control.zarr")
+    assert all("head" in str(name) for name in roles["component"].values)
+    assert np.isfinite(roles["adjusted"].values).all() and roles.sizes["image"] == 4
+    swept = labelled.read(folder / "sweep.zarr")
+    assert control.sizes["t"] == swept.sizes["t"] == 3 and control.sizes["image"] == 4
+    assert (control["clean_loss"].values != swept["clean_loss"].values[:, :4]).all()  # another network
+    assert swept.attrs["pictures"] == 8 * 3 and control.attrs["pictures"] == 4 * 3
+    activity = labelled.read(folder / "activity.zarr")
+    assert (activity["value"].sel(measure="participation").values >= 1 - 1e-6).all()
+    assert activity.sizes["t"] == config.study.timesteps
+
+
+def test_circuits_carry_their_sizes_and_can_be_measured(deepened):
+    runs = labelled.read(deepened[2] / "circuit_mean.zarr")
+    card = scorecards.measure(runs)
+    sizes = np.atleast_1d(runs.attrs["sizes"])
+    assert len(sizes) == len(complexity.TAUS) and len(card.members) == sizes[complexity.TAUS.index(0.9)]
+    assert set(card.members) <= set(runs["component"].values)
+
+
+def test_what_is_there_is_not_made_again(deepened, monkeypatch):
+    examined, config, folder = deepened
+    makers = ("activity", "circuit", "head_roles", "control", "control_attention")
+    for name in makers:
+        monkeypatch.setattr(controls, name, lambda *a, name=name, **k: pytest.fail(f"{name} was made again"))
+    controls.deepen(examined, config, folder)
+    other = dataclasses.replace(config, seed=config.seed + 1)
+    assert controls._key(examined, other) != controls._key(examined, config)
+    models = dataclasses.replace(config.study, models=("one more",))
+    assert controls._key(examined, dataclasses.replace(config, study=models)) == controls._key(
+        examined, config
+    )
+
+
+@pytest.mark.parametrize(
+    "asked", [{"circuits": ("man",)}, {"role_sets": -1}, {"images": 2}, {"timesteps": 0}]
+)
+def test_impossible_studies_are_refused(asked):
+    with pytest.raises(ConfigError, match=r"study|man"):
+        StudyConfig(**asked)

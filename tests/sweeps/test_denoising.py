@@ -1,0 +1,198 @@
+"""The sweep against a plain loop, and its independence of chunks, kills and order."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mechdiff.core.config import SweepConfig
+from mechdiff.core.errors import CheckpointError, ConfigError
+from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.diffusion.schedules import make_schedule, timesteps_by_log_snr
+from mechdiff.interventions.record import ablate
+from mechdiff.models.unet import apply_unet, init_unet
+from mechdiff.storage import labelled, work_sharing
+from mechdiff.sweeps import activations, denoising
+
+KEY = jax.random.key(5)
+CONFIG = SweepConfig(image_block=4, chunk=8)
+
+
+@pytest.fixture(scope="module")
+def subject(tiny):
+    """A network whose components all do something."""
+    params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), tiny.unet)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda p: (np.asarray(p) + 0.1 * rng.normal(size=p.shape)).astype(np.float32), params
+    )
+    return denoising.Subject("random", tiny.unet, make_schedule(tiny.diffusion), params, identity)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(1).uniform(-1, 1, (6, 8, 8, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def levels(subject):
+    return timesteps_by_log_snr(subject.schedule, 3)
+
+
+@pytest.fixture(scope="module")
+def means(subject, images, levels):
+    parts = subject.network
+    return {
+        "mean": activations.activation_means(*parts, images[::-1].copy(), levels, jax.random.key(9), block=4)
+    }
+
+
+@pytest.fixture(scope="module")
+def swept(subject, images, levels, means, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    return denoising.teacher_forced(subject, images, levels, KEY, folder, config=CONFIG, fills=means), folder
+
+
+def test_equals_a_plain_loop_over_ablations(subject, images, levels, means, swept):
+    plain = jax.jit(apply_unet, static_argnums=0)
+    noise = image_noise(KEY, np.arange(6), images.shape[1:])
+    for level in (0, 2):
+        t = jnp.full(6, levels[level])
+        x_t = q_sample(subject.schedule, images, t, noise)
+        clean = plain(subject.unet, subject.params, subject.identity, x_t, t)
+        cell = swept[0].isel(t=level)
+        np.testing.assert_allclose(cell.clean_loss, ((clean - noise) ** 2).mean((1, 2, 3)), rtol=1e-5)
+        for kind in ("zero", "mean"):
+            fills = activations.fills_at(means["mean"], level)
+            for name in ("down0.block0.res", "down1.attn0.head1", "up0.block1.skip", "mid.block1.time"):
+                eps = plain(
+                    subject.unet, subject.params, ablate(subject.identity, [name], kind, fills), x_t, t
+                )
+                found = cell.sel(kind=kind, component=name)
+                np.testing.assert_allclose(found.loss, ((eps - noise) ** 2).mean((1, 2, 3)), rtol=1e-5)
+                np.testing.assert_allclose(
+                    found.change, ((eps - clean) ** 2).mean((1, 2, 3)), rtol=1e-3, atol=1e-9
+                )
+
+
+def test_levels_with_pictures_of_their_own_equal_a_sweep_of_each(subject, images, levels, tmp_path):
+    """Nested pictures: level by level the sweep of those alone, under noise of other numbers."""
+    nested = np.stack([images[:2], images[2:4], images[4:]])
+    config = dataclasses.replace(CONFIG, kinds=("zero",))
+    found = denoising.teacher_forced(subject, nested, levels, KEY, tmp_path, config=config)
+    whole = denoising.teacher_forced(subject, images, levels, KEY, tmp_path, config=config)
+    assert dict(found.sizes) == {**whole.sizes, "image": 2}
+    assert found.attrs["pictures"] == whole.attrs["pictures"] == 6
+    for level in range(3):
+        alone = whole.isel(t=level, image=slice(2 * level, 2 * level + 2))
+        for name in ("loss", "change", "clean_loss"):
+            np.testing.assert_allclose(found.isel(t=level)[name], alone[name], rtol=2e-5)
+    rows = [
+        activations.attention_stats(*subject.network, x0, levels, KEY, block=2) for x0 in (nested, images)
+    ]
+    for level in range(3):
+        alone = rows[1].isel(t=level, image=slice(2 * level, 2 * level + 2))
+        np.testing.assert_allclose(rows[0].isel(t=level).entropy, alone.entropy, rtol=1e-5)
+
+
+def test_every_component_of_a_random_network_bites(swept):
+    assert (swept[0].change > 0).all()
+
+
+def test_numbers_do_not_move_with_chunk_or_block(subject, images, levels, means, swept, tmp_path):
+    other = denoising.teacher_forced(
+        subject, images, levels, KEY, tmp_path, config=SweepConfig(image_block=6, chunk=5), fills=means
+    )
+    for name in ("loss", "change", "clean_loss"):
+        np.testing.assert_allclose(other[name], swept[0][name], rtol=2e-5, atol=1e-9)
+
+
+def test_an_image_does_not_move_with_the_others(subject, images, levels, means, swept, tmp_path):
+    few = denoising.teacher_forced(subject, images[:3], levels, KEY, tmp_path, config=CONFIG, fills=means)
+    np.testing.assert_allclose(few.loss, swept[0].loss[..., :3], rtol=2e-5)
+
+
+def test_a_killed_sweep_resumes_to_the_same_numbers_and_repeats_nothing(
+    subject, images, levels, means, swept, tmp_path, monkeypatch
+):
+    put, written = labelled.put, []
+
+    def dying(path, region, values):
+        if len(written) == 5:
+            raise KeyboardInterrupt
+        written.append(region["loss"])
+        put(path, region, values)
+
+    def run():
+        return denoising.teacher_forced(subject, images, levels, KEY, tmp_path, config=CONFIG, fills=means)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(labelled, "put", dying)
+        run()
+    monkeypatch.setattr(labelled, "put", lambda *args: (written.append(args[1]["loss"]), put(*args)))
+    resumed = run()
+    assert len(written) == 2 * 3 * 2  # kinds x levels x blocks: each written once
+    for name in ("loss", "change", "clean_loss"):
+        np.testing.assert_array_equal(resumed[name], swept[0][name])
+    run()
+    assert len(written) == 12  # a finished sweep computes nothing
+
+
+def test_two_processes_fill_one_sweep_and_compute_little_twice(
+    subject, images, levels, means, swept, tmp_path, monkeypatch
+):
+    """Two fills of one store in turn, as two processes would: each begins at its own place."""
+    put, written, places = labelled.put, [], iter([0, 6])
+    monkeypatch.setattr(work_sharing, "own_place", lambda pieces: next(places))
+    second = None
+
+    def run():
+        return denoising.teacher_forced(subject, images, levels, KEY, tmp_path, config=CONFIG, fills=means)
+
+    def recording(path, region, values):
+        nonlocal second
+        written.append(str(region["loss"]))
+        put(path, region, values)
+        if len(written) == 3:  # the first process has done three pieces: let the other do all it finds
+            second = run()
+
+    monkeypatch.setattr(labelled, "put", recording)
+    first = run()
+    assert len(written) == len(set(written)) == 12
+    for found in (first, second):
+        np.testing.assert_array_equal(found.loss, swept[0].loss)
+
+
+def test_another_seed_or_network_can_not_reuse_numbers(subject, images, levels, means, swept):
+    before = len(list(swept[1].iterdir()))
+    zero = SweepConfig(image_block=4, chunk=8, kinds=("zero",))
+    one = dataclasses.replace(subject, params=jax.tree.map(lambda p: p * 1.01, subject.params))
+    for who, key in ((subject, jax.random.key(6)), (one, KEY)):
+        found = denoising.teacher_forced(who, images, levels[:1], key, swept[1], config=zero)
+        assert not np.allclose(found.loss, swept[0].loss[:1, :, :1], rtol=1e-4)
+    assert len(list(swept[1].iterdir())) == before + 2
+
+
+def test_numbers_of_another_precision_are_other_numbers(subject):
+    given = subject.digests()
+    with jax.default_matmul_precision("float32"):
+        assert subject.digests() == given
+    with jax.default_matmul_precision("bfloat16"):
+        assert subject.digests() != given
+
+
+def test_a_kind_without_fills_is_refused(subject, images, levels, tmp_path):
+    with pytest.raises(ConfigError, match="'mean' needs fills"):
+        denoising.teacher_forced(subject, images, levels, KEY, tmp_path, config=CONFIG)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_result_is_one_line_with_a_way_out(subject, images, levels, tmp_path):
+    config = SweepConfig(image_block=6, chunk=8, kinds=("zero",))
+    denoising.teacher_forced(subject, images, levels[:1], KEY, tmp_path, config=config)
+    (store,) = tmp_path.iterdir()
+    (store / "loss" / ".zarray").write_text("{")
+    with pytest.raises(CheckpointError, match="delete that folder"):
+        denoising.teacher_forced(subject, images, levels[:1], KEY, tmp_path, config=config)

@@ -1,0 +1,92 @@
+"""Factor-pair interchange against plain passes, and on networks where what carries a factor is known."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference.networks import SMALL, identity_of, random_params
+
+from mechdiff.core import keys
+from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.diffusion.schedules import cosine_schedule
+from mechdiff.interventions.record import ablate, component_at
+from mechdiff.models.unet import components, denoise
+from mechdiff.sweeps import activations, denoising, interchange
+
+UNET, SCHEDULE = SMALL, cosine_schedule(50)
+SUBJECT = denoising.Subject("random", UNET, SCHEDULE, random_params(UNET), identity_of(UNET))
+LEVELS, KEY, PAIRS = np.array([3, 40]), jax.random.key(4), 3
+FACTORS = ("background_brightness", "hair_style")
+NAMES = ("down0.block0.res", "mid.attn0.head1", "up0.block1.skip", "up0.block0.skip", "mid.block1.time")
+CHOSEN = tuple(component_at(components(UNET), name) for name in NAMES)
+plain = jax.jit(denoise, static_argnums=0)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return interchange.factor_pairs(keys.stream(KEY, "faces"), FACTORS[1], PAIRS, 8)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return interchange.interchange_effects(
+        SUBJECT, LEVELS, KEY, factors=FACTORS, pairs=PAIRS, chosen=CHOSEN, block=2
+    )
+
+
+def test_moved_is_that_of_plain_passes(pairs, found):
+    first, second = pairs
+    key, index, at = keys.stream(KEY, "noise"), np.arange(PAIRS), jnp.full(PAIRS, LEVELS[1])
+    noise = image_noise(key, index, first.shape[1:])
+    seen = [q_sample(SCHEDULE, x, at, noise) for x in pairs]
+    run = lambda intervention, x: np.asarray(
+        plain(UNET, SCHEDULE, SUBJECT.params, intervention, x, at), np.float64
+    )
+    eps, other = (run(SUBJECT.identity, x) for x in seen)
+    fills = activations.activations(*_parts(), second, int(LEVELS[1]), key, index)
+    cell = found.sel(factor=FACTORS[1]).isel(t=1)
+    for name in NAMES:
+        changed = run(ablate(SUBJECT.identity, [name], "interchange", fills), seen[0])
+        expected = ((changed - eps) * (other - eps)).sum((1, 2, 3)) / ((other - eps) ** 2).sum((1, 2, 3))
+        np.testing.assert_allclose(cell.moved.sel(component=name), expected, rtol=1e-3, atol=1e-5)
+
+
+def _parts():
+    return SUBJECT.network
+
+
+def test_time_carries_no_factor_and_the_first_skip_carries_something(found):
+    assert np.abs(found.moved.sel(component="mid.block1.time")).max() < 1e-5
+    assert np.abs(found.moved.sel(component="up0.block1.skip")).min() > 1e-3
+    assert (found.distance > 0).all()
+
+
+def test_the_sole_path_carries_everything(found):
+    """With what is in the trunk cut off before the last block, all goes through that block's skip."""
+    params = jax.tree.map(np.copy, SUBJECT.params)
+    last = params["up0.block1"]
+    trunk = last["conv1"]["kernel"].shape[2] - UNET.widths[0]
+    last["shortcut"]["kernel"][:, :, :trunk] = 0
+    last["norm1"]["scale"][:trunk] = 0
+    last["norm1"]["bias"][:trunk] = 0
+    alone = dataclasses.replace(SUBJECT, params=params)
+    given = {"factors": FACTORS[:1], "pairs": PAIRS, "chosen": CHOSEN, "block": 2}
+    got = interchange.interchange_effects(alone, LEVELS, KEY, **given)
+    np.testing.assert_allclose(got.moved.sel(component="up0.block1.skip"), 1, atol=1e-4)
+    np.testing.assert_allclose(got.moved.drop_sel(component="up0.block1.skip"), 0, atol=1e-4)
+
+
+def test_carriers_are_ratios_of_sums_with_intervals_over_pairs(found):
+    estimate, interval = interchange.carriers(found, repeats=200)
+    expected = found.along.sum(("t", "image")) / found.distance.sum(("t", "image"))
+    np.testing.assert_allclose(estimate, expected.transpose("factor", "component"), rtol=1e-5)
+    assert (interval.low <= interval.estimate + 1e-9).all() and interval.n == PAIRS
+    assert (interval.low < interval.high).any()
+
+
+def test_an_unknown_factor_is_one_line_with_the_closest():
+    with pytest.raises(ConfigError, match="closest: hair_style"):
+        interchange.interchange_effects(SUBJECT, LEVELS, KEY, factors=("hairstyle",))

@@ -1,0 +1,196 @@
+"""Trajectory sweeps against plain sampling under an intervention, and their count of network calls."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from mechdiff.core import devices
+from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.samplers import ddim_step, ddpm_step, initial_noise, keys_of_steps, one_step, sample
+from mechdiff.diffusion.schedules import ddim_timesteps, make_schedule
+from mechdiff.interventions.record import ablate, windowed
+from mechdiff.models.unet import components, denoise, init_unet
+from mechdiff.sweeps import activations, sampling
+from mechdiff.sweeps.denoising import Subject
+from mechdiff.sweeps.execution import rollout
+
+KEY = jax.random.key(8)
+SAMPLES = 3
+LEVELS = ddim_timesteps(50, 6)
+WINDOWS = rollout.even_windows(LEVELS, 3)
+
+
+@pytest.fixture(scope="module")
+def subject(tiny):
+    params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), tiny.unet)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda p: (np.asarray(p) + 0.1 * rng.normal(size=p.shape)).astype(np.float32), params
+    )
+    return Subject("random", tiny.unet, make_schedule(tiny.diffusion), params, identity)
+
+
+@pytest.fixture(scope="module")
+def chosen(subject):
+    names = {"down0.block0.res", "mid.attn0.head1", "up0.block1.skip", "up1.block0.time"}
+    return [component for component in components(subject.unet) if component.name in names]
+
+
+@pytest.fixture(scope="module")
+def means(subject):
+    images = np.random.default_rng(1).uniform(-1, 1, (4, 8, 8, 3)).astype(np.float32)
+    parts = subject.network
+    return {"mean": activations.activation_means(*parts, images, LEVELS, jax.random.key(9), block=4)}
+
+
+@pytest.fixture(scope="module")
+def plain(subject):
+    """Ordinary sampling under an intervention."""
+
+    @functools.partial(jax.jit, static_argnames="step_fn")
+    def draw(intervention, step_fn):
+        predict = functools.partial(denoise, subject.unet, subject.schedule, subject.params, intervention)
+        shape = (SAMPLES, 8, 8, 3)
+        return sample(predict, subject.schedule, KEY, shape, step_fn=step_fn, timesteps=LEVELS)
+
+    return lambda intervention, step_fn=ddim_step: np.asarray(draw(intervention, step_fn))
+
+
+@pytest.fixture(scope="module")
+def swept(subject, chosen, means, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("walked")
+    return sampling.trajectories(
+        subject, LEVELS, WINDOWS, SAMPLES, KEY, folder,
+        kinds=("zero", "mean"), fills=means, chosen=chosen, block=2, rows=6,
+    )  # fmt: skip
+
+
+def rms(a, b):
+    return np.sqrt(((a - b) ** 2).mean(axis=(1, 2, 3)))
+
+
+@pytest.mark.parametrize("window", range(3))
+def test_distance_is_that_of_plain_sampling_with_a_window(subject, chosen, plain, swept, window):
+    clean = plain(subject.identity)
+    for component in chosen:
+        changed = plain(windowed(ablate(subject.identity, [component]), *WINDOWS[window]))
+        found = swept.sel(kind="zero", component=component.name).isel(window=window)
+        np.testing.assert_allclose(found.distance, rms(changed, clean), rtol=2e-3, atol=2e-5)
+        np.testing.assert_allclose(
+            found.set_distance, sampling.energy_distance(clean, changed), rtol=5e-3, atol=2e-5
+        )
+    assert (swept.distance.sel(kind="zero") > 1e-4).all()
+
+
+def test_fills_follow_the_step(subject, chosen, means, swept):
+    """Step by step in a Python loop, with the fill of each level."""
+    component, (low, high) = chosen[1], WINDOWS[1]
+    x = {"clean": initial_noise(KEY, np.arange(SAMPLES), (8, 8, 3))}
+    x["changed"] = x["clean"]
+    down = LEVELS[::-1]
+    step_keys = keys_of_steps(KEY, down)
+    run = jax.jit(denoise, static_argnums=0)
+    for i, level in enumerate(down):
+        fills = activations.fills_at(means["mean"], len(down) - 1 - i)
+        acts = {"clean": subject.identity, "changed": ablate(subject.identity, [component], "mean", fills)}
+        for arm, intervention in acts.items():
+            intervention = intervention if low <= level < high else subject.identity
+            predict = functools.partial(run, subject.unet, subject.schedule, subject.params, intervention)
+            previous = np.append(down, -1)[i + 1]
+            x[arm] = one_step(
+                predict, subject.schedule, step_keys[i], x[arm], np.asarray(level), np.asarray(previous),
+                np.arange(SAMPLES), ddim_step, True,
+            )[0]  # fmt: skip
+    found = swept.sel(kind="mean", component=component.name).isel(window=1)
+    np.testing.assert_allclose(found.distance, rms(x["changed"], x["clean"]), rtol=2e-3, atol=2e-5)
+
+
+def test_ddpm_shares_the_noise_of_every_step(subject, chosen, plain, tmp_path):
+    found = sampling.trajectories(
+        subject, LEVELS, WINDOWS[2:], SAMPLES, KEY, tmp_path, chosen=chosen[:1], step_fn=ddpm_step
+    )
+    late = windowed(ablate(subject.identity, chosen[:1]), *WINDOWS[2])
+    expected = rms(plain(late, ddpm_step), plain(subject.identity, ddpm_step))
+    np.testing.assert_allclose(found.distance.values.ravel(), expected, rtol=2e-3, atol=2e-5)
+
+
+def test_network_calls_are_those_of_the_closed_formula_and_one_program_serves_all_windows(
+    subject, chosen, tmp_path, monkeypatch
+):
+    inner, calls, traces = rollout._walk.__wrapped__, [], []
+
+    @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+    def traced(*args):
+        traces.append(len(next(iter(args[6].gate.values()))))
+        return inner(*args)
+
+    def counting(*args):
+        calls.append(len(next(iter(args[6].gate.values()))) * len(args[11]) * (args[10] - args[9]))
+        return traced(*args)
+
+    monkeypatch.setattr(rollout, "_walk", counting)
+    sampling.trajectories(subject, LEVELS, WINDOWS, 4, KEY, tmp_path, chosen=chosen, block=2, rows=2)
+    shared, naive = rollout.network_calls(LEVELS, WINDOWS, len(chosen))
+    assert sum(calls) == 4 * shared
+    steps, count, windows = len(LEVELS), len(chosen), len(WINDOWS)
+    assert (shared, naive) == (steps + count * steps * (windows + 1) // 2, count * windows * steps)
+    assert traces == [1, 2]  # the clean walk, the changed walk
+
+
+def test_devices_share_a_walk_and_change_no_number(subject, chosen, means, swept, tmp_path, monkeypatch):
+    asked, over = [], devices.over
+    monkeypatch.setattr(devices, "over", lambda images: (asked.append(images), over(1))[1])
+    alone = sampling.trajectories(
+        subject, LEVELS, WINDOWS, SAMPLES, KEY, tmp_path,
+        kinds=("zero", "mean"), fills=means, chosen=chosen, block=2, rows=12,
+    )  # fmt: skip
+    assert over(2).size == 2 and asked == [2]  # `swept` ran on both devices
+    for name in ("distance", "set_distance"):
+        np.testing.assert_allclose(swept[name], alone[name], rtol=1e-4, atol=1e-6)
+
+
+def test_ten_windows_save_nearly_half():
+    levels = ddim_timesteps(1000, 50)
+    shared, naive = rollout.network_calls(levels, rollout.even_windows(levels, 10), 80)
+    assert naive / shared == pytest.approx(1.80, abs=0.02)
+
+
+@pytest.mark.parametrize("steps, count", [(50, 10), (7, 3), (5, 5), (6, 1)])
+def test_even_windows_cover_every_visited_level_once(steps, count):
+    levels = ddim_timesteps(1000, steps)
+    windows = rollout.even_windows(levels, count)
+    inside = np.array([[low <= level < high for level in levels] for low, high in windows])
+    assert (inside.sum(0) == 1).all() and np.ptp(inside.sum(1)) <= 1
+    assert list(windows) == sorted(windows, reverse=True)
+
+
+def test_energy_distance_of_shifted_normals_is_the_closed_form():
+    """In one dimension |X - Y| of N(0, 1) and N(m, 1) is a folded normal of variance 2."""
+    from scipy.stats import foldnorm
+
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 4000, 1, 1, 1))
+    folded = lambda mean: foldnorm.mean(mean / np.sqrt(2), scale=np.sqrt(2))
+    expected = 2 * folded(1.0) - 2 * folded(0.0)
+    assert sampling.energy_distance(a, b + 1) == pytest.approx(expected, abs=0.08)
+
+
+def test_energy_distance_is_unbiased_where_sets_share_their_noise():
+    rng = np.random.default_rng(1)
+    draws = rng.normal(size=(2, 400, 6, 2, 2, 1))
+    found = [sampling.energy_distance(a, b) for a, b in zip(*draws)]
+    assert abs(np.mean(found)) < 4 * np.std(found) / 20
+
+
+def test_bad_windows_kinds_and_counts_are_refused(subject, chosen, tmp_path):
+    run = functools.partial(sampling.trajectories, subject, LEVELS, chosen=chosen, folder=tmp_path)
+    with pytest.raises(ConfigError, match=r"\[9, 10\) holds none"):
+        run(windows=[(9, 10)], samples=2, key=KEY)
+    with pytest.raises(ConfigError, match="'mean' needs fills"):
+        run(windows=WINDOWS, samples=2, key=KEY, kinds=("mean",))
+    with pytest.raises(ConfigError, match="at least 2"):
+        run(windows=WINDOWS, samples=1, key=KEY)
+    with pytest.raises(ConfigError, match="choose 1 to 6"):
+        rollout.even_windows(LEVELS, 7)

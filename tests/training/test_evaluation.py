@@ -1,0 +1,43 @@
+"""Losses by level and memorisation, against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechdiff.diffusion.schedules import cosine_schedule
+from mechdiff.training import evaluation
+
+
+def test_predicting_no_noise_costs_the_noise_itself():
+    schedule, images = cosine_schedule(20), jnp.zeros((16, 8, 8, 3))
+    found = evaluation.losses(lambda x, t: 0 * x, schedule, jax.random.key(0), images, jnp.array([2, 9]))
+    assert found.shape == (2, 16)
+    np.testing.assert_array_equal(found[0], found[1])  # the same noise at every level
+    np.testing.assert_allclose(found.mean(), 1, atol=0.05)
+
+
+def test_the_true_noise_of_black_pictures_costs_nothing():
+    schedule, images = cosine_schedule(20), jnp.zeros((4, 8, 8, 3))
+    scale = schedule.sqrt_one_minus_alphas_bar
+    exact = lambda x, t: x / scale[t][:, None, None, None]
+    found = evaluation.losses(exact, schedule, jax.random.key(0), images, jnp.array([2, 9]))
+    np.testing.assert_allclose(found, 0, atol=1e-10)
+
+
+def test_nearest_distance_is_that_of_brute_force():
+    rng = np.random.default_rng(0)
+    queries, references = (rng.integers(0, 256, (n, 4, 4, 3)).astype(np.uint8) for n in (7, 23))
+    difference = (queries[:, None].astype(float) - references[None]) / 127.5
+    expected = np.sqrt((difference**2).mean((2, 3, 4)))
+    distance, where = evaluation.nearest_distances(queries, references, block=5)
+    np.testing.assert_allclose(distance, expected.min(1), rtol=1e-4)
+    np.testing.assert_array_equal(where, expected.argmin(1))
+
+
+def test_copies_are_seen_and_fresh_pictures_are_not():
+    rng = np.random.default_rng(0)
+    train, held_out, fresh = (rng.integers(0, 256, (200, 4, 4, 3)).astype(np.uint8) for _ in range(3))
+    remembered = evaluation.memorisation(train[:50], train, held_out)
+    honest = evaluation.memorisation(fresh, train, held_out)
+    assert remembered["copies"] == 1 and remembered["ratio"] < 0.01
+    assert honest["copies"] < 0.06 and 0.9 < honest["ratio"] < 1.1

@@ -1,0 +1,251 @@
+"""Training: the pure step against hand-made oracles, and a loop that survives anything."""
+
+import dataclasses
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+
+from mechdiff.core.config import UNetConfig, override
+from mechdiff.core.errors import BusyError, CheckpointError, ConfigError, NumericsError
+from mechdiff.diffusion.process import denoising_loss
+from mechdiff.diffusion.schedules import make_schedule
+from mechdiff.models.unet import apply_unet
+from mechdiff.storage import checkpoint, files, run_log
+from mechdiff.training import loop, step
+
+ROOT = Path(__file__).parents[2]
+ONE = jax.make_mesh((1,), (step.BATCH,), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
+
+
+@pytest.fixture(scope="module")
+def small(tiny):
+    """`tiny` with the least network there is: its steps compile fast."""
+    one_level = UNetConfig(
+        image_size=8, widths=(8,), heads=(1,), norm_groups=4, mid_attention=False,
+        down_attention=(False,), up_attention=(False,),
+    )  # fmt: skip
+    return dataclasses.replace(tiny, unet=one_level)
+
+
+@pytest.fixture(scope="module")
+def setting(small):
+    """A state whose parameters are not at their zeros, a batch, and the schedule."""
+    state, identity = jax.jit(functools.partial(step.init_state, small))()
+    shaken = jax.tree.map(lambda p: p + 0.05 * np.random.default_rng(0).normal(size=p.shape), state.params)
+    shaken = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), shaken)
+    state = dataclasses.replace(state, params=shaken, ema=jax.tree.map(jnp.zeros_like, shaken))
+    batch = np.random.default_rng(1).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
+    return state, identity, batch, make_schedule(small.diffusion)
+
+
+def stepped(config, setting, mesh=ONE):
+    state, identity, batch, schedule = setting
+    update = functools.partial(step.train_step, config, mesh)
+    return jax.jit(update)(schedule, identity, state, batch)
+
+
+def test_accumulated_micro_batches_make_the_same_step(small, setting):
+    one, metrics_one = stepped(small, setting)
+    two, metrics_two = stepped(override(small, ["train.accumulate=2"]), setting)
+    np.testing.assert_allclose(metrics_one.loss, metrics_two.loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics_one.grad_norm, metrics_two.grad_norm, rtol=1e-4)
+    moments = [optax.tree.get(state.opt_state, "mu") for state in (one, two)]  # Adam's update divides by |g|
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *moments)
+
+
+def test_the_ema_moves_by_its_decay(small, setting):
+    state, _, _, _ = setting
+    state = dataclasses.replace(state, step=jnp.asarray(10_000))  # past the warm-up of the decay
+    after, _ = stepped(small, (state, *setting[1:]))
+    expected = jax.tree.map(lambda p: (1 - small.train.ema_decay) * p, after.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), after.ema, expected)
+
+
+def test_bfloat16_compute_gives_nearly_the_same_loss_and_keeps_float32_parameters(small, setting):
+    full, half = (stepped(override(small, [f"train.dtype={d}"]), setting) for d in ("float32", "bfloat16"))
+    np.testing.assert_allclose(full[1].loss, half[1].loss, rtol=0.02)
+    assert {leaf.dtype for leaf in jax.tree.leaves(half[0].params)} == {jnp.dtype("float32")}
+
+
+def test_the_gradient_is_that_of_finite_differences(small, setting):
+    state, identity, batch, schedule = setting
+    x0 = jnp.asarray(batch, jnp.float32) / 127.5 - 1
+    t, noise = jnp.arange(8) * 5, jax.random.normal(jax.random.key(3), x0.shape)
+
+    @jax.jit
+    def loss(params):
+        denoise = functools.partial(apply_unet, small.unet, params, identity)
+        return denoising_loss(denoise, schedule, x0, t, noise).mean()
+
+    grad = jax.jit(jax.grad(loss))(state.params)
+    norm = optax.tree.norm(grad)
+    direction = jax.tree.map(lambda g: g / norm, grad)
+    h = 1e-2
+    moved = lambda s: loss(jax.tree.map(lambda p, d: p + s * d, state.params, direction))
+    ahead, behind = moved(h), moved(-h)
+    np.testing.assert_allclose((ahead - behind) / (2 * h), norm, rtol=2e-2)
+
+
+def test_timesteps_are_uniform_and_spread():
+    t = np.sort(step.spread_timesteps(jax.random.key(0), 50, 100))
+    assert (np.diff(t) <= 3).all() and t[0] < 3 and t[-1] > 96
+    many = np.concatenate([step.spread_timesteps(jax.random.key(i), 8, 100) for i in range(200)])
+    assert abs(many.mean() - 49.5) < 1 and many.min() == 0 and many.max() == 99
+
+
+def test_the_learning_rate_warms_up_then_decays(small, setting):
+    config = override(small, ["train.clip_norm=1e6", "train.final_fraction=0.1"]).train
+    optimizer = step.make_optimizer(config)
+    params = {"w": jnp.ones(())}
+    state, sizes = optimizer.init(params), []
+    for _ in range(config.steps):
+        update, state = optimizer.update({"w": jnp.ones(())}, state, params)
+        sizes.append(-float(update["w"]))
+    assert int(np.argmax(sizes)) == config.warmup
+    np.testing.assert_allclose(max(sizes), config.learning_rate, rtol=1e-3)
+    assert sizes[0] < max(sizes) / 2 and sizes[-1] < 0.15 * max(sizes)
+
+
+def test_two_devices_train_as_one_does(small, setting):
+    state, identity, batch, schedule = setting
+    placement = step.data_parallel(small.train)
+    assert len(placement.batch.device_set) == 2
+    spread = jax.device_put(batch, placement.batch)
+    one, metrics_one = stepped(small, setting)
+    placed = jax.device_put(state, placement.state), identity, spread, schedule
+    two, metrics_two = stepped(small, placed, placement.mesh)
+    np.testing.assert_allclose(metrics_one.loss, metrics_two.loss, rtol=1e-5)
+    moments = [optax.tree.get(made.opt_state, "mu") for made in (one, two)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *moments)
+
+
+@pytest.mark.parametrize("setting", ["batch=7", "accumulate=8"])
+def test_a_batch_that_does_not_divide_among_devices_is_refused(small, setting):
+    with pytest.raises(ConfigError, match=r"train.batch=[78] .* 2 devices"):
+        step.data_parallel(override(small, [f"train.{setting}"]).train)
+
+
+def test_the_export_holds_config_losses_and_memorisation(tiny, trained):
+    config, _, _, record = loop.load_trained(trained[0])
+    assert config == tiny
+    assert record["steps"] == 20 and record["images"] == 160
+    assert len(record["test_loss_by_level"]) == 8 and np.isfinite(record["gap"])
+    assert set(record["memorisation"]) == {"samples_nearest", "held_out_nearest", "ratio", "copies"}
+    assert [line["step"] for line in record["log"] if line["kind"] == "eval"] == [10, 20]
+    assert (trained[0] / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+class Stop(Exception):
+    pass
+
+
+def interrupted(config, workdir, step, monkeypatch):
+    """Runs until the batch of `step` is asked for."""
+
+    def batch_at(dataset, seed, now, *rest):
+        if now == step:
+            raise Stop
+        return original(dataset, seed, now, *rest)
+
+    original = loop.batch_at
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(loop, "batch_at", batch_at)
+        loop.train(config, workdir)
+
+
+@pytest.mark.parametrize("step", [3, 13])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(tiny, trained, tmp_path, monkeypatch, step):
+    interrupted(tiny, tmp_path, step, monkeypatch)
+    resumed = loop.load_trained(loop.train(tiny, tmp_path))
+    whole = loop.load_trained(trained[0])
+    jax.tree.map(np.testing.assert_array_equal, resumed[1], whole[1])
+    untimed = [
+        [{k: v for k, v in line.items() if k != "images_per_second"} for line in made[3]["log"]]
+        for made in (resumed, whole)
+    ]
+    assert untimed[0] == untimed[1]
+
+
+def test_a_killed_process_resumes_to_the_same_parameters(tiny, trained, tmp_path):
+    program = (
+        "import sys, dataclasses, jax; from pathlib import Path; from mechdiff.training import loop; "
+        "from mechdiff.core.config import from_dict; from mechdiff.storage import files; "
+        "jax.config.update('jax_num_cpu_devices', 2); loop.SAMPLES = loop.SAMPLE_STEPS = 4; "
+        "loop.train(from_dict(files.read_json(sys.argv[1])), Path(sys.argv[2]))"
+    )
+    files.write_json(tmp_path / "config.json", dataclasses.asdict(tiny))
+    command = [sys.executable, "-c", program, str(tmp_path / "config.json"), str(tmp_path / "run")]
+    cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    cache |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | cache, stderr=subprocess.DEVNULL)
+    saved = checkpoint.TrainCheckpoints(tmp_path / "run" / "checkpoints")
+    while process.poll() is None and not saved.latest_step():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    resumed = loop.load_trained(loop.train(tiny, tmp_path / "run"))
+    jax.tree.map(np.testing.assert_array_equal, resumed[1], loop.load_trained(trained[0])[1])
+
+
+def test_nan_stops_the_run_and_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
+    interrupted(tiny, tmp_path, 11, monkeypatch)
+    trainer = loop.Trainer(tiny, tmp_path)
+    update = trainer._update
+
+    def diverging(identity):
+        step = update(identity)
+
+        def stepped(*args):
+            state, metrics = step(*args)
+            return state, metrics._replace(loss=jnp.where(state.step == 14, jnp.nan, metrics.loss))
+
+        return stepped
+
+    trainer._update = diverging
+    with pytest.raises(NumericsError) as error:
+        trainer.run()
+    assert "step 13 is not finite" in str(error.value) and "checkpoints/10" in str(error.value)
+    assert checkpoint.TrainCheckpoints(tmp_path / "checkpoints").latest_step() == 10
+
+
+def test_another_config_does_not_continue_a_run(tiny, trained):
+    with pytest.raises(CheckpointError, match=r"train.learning_rate is 0.001 there and 0.01 here"):
+        loop.train(override(tiny, ["train.learning_rate=0.01"]), trained[1])
+
+
+def test_more_steps_continue_a_finished_run(tiny, trained, tmp_path):
+    shutil.copytree(trained[1], tmp_path / "run")
+    longer = loop.train(override(tiny, ["train.steps=21"]), tmp_path / "run")
+    assert loop.load_trained(longer)[3]["steps"] == 21
+    assert run_log.read_log(tmp_path / "run" / "log.jsonl")[-1]["step"] == 21
+
+
+def test_kept_steps_are_exported_and_the_last_one_is_the_model(tiny, trained, tmp_path):
+    """`train.keep` may be given late: what it names after the newest checkpoint is kept."""
+    shutil.copytree(trained[1], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "20")
+    config = override(tiny, ["train.keep=18,20"])
+    model = loop.train(config, tmp_path / "run")
+    earlier, last = (tmp_path / "run" / "snapshots" / step for step in ("18", "20"))
+    assert checkpoint.load_model(earlier)[2]["steps"] == 18
+    params = [files.digest_arrays(checkpoint.load_model(folder)[0]) for folder in (earlier, last, model)]
+    assert params[0] != params[1] and params[1] == params[2]
+    with pytest.raises(ConfigError, match=r"train\.keep=21 is out of range"):
+        override(tiny, ["train.keep=21"])
+
+
+def test_a_folder_in_use_is_refused(tiny, tmp_path):
+    with files.hold(tmp_path), pytest.raises(BusyError, match="in use by process"):
+        loop.train(tiny, tmp_path)
