@@ -1,12 +1,15 @@
 """A claim, what a test of it found, and the verdict that follows by rules set beforehand.
 
 The unit of replication is the training seed, one network each; where an estimate can be taken anew on
-resampled images, its interval and p also hold over pictures (`over_seeds`). The p values of all claims of one
-evaluation are one family, adjusted by Holm. Verdicts:
-  supported            the adjusted p is below 0.05 and the 95 % interval lies on the side that is claimed
-  not supported        the 95 % interval excludes that side, or lies within the margin of no effect
+resampled images (people, where it is known who is on them), its interval and p also hold over these
+(`stats.replication`). The p values of all claims of one evaluation are one family, adjusted by Holm.
+Verdicts:
+  supported            the adjusted p is below 0.05 and the 95 % interval lies on the side that is claimed; of
+                       exact tests and those on held-out networks (`Finding.p_alone`) the p alone decides
+  not supported        the 95 % interval excludes that side, or the effect was shown to lie within the margin
+                       that was stated beforehand
   undecided            neither, or seeds are too few for a test
-  not testable here    what it takes is missing; `because` says what
+  not testable here    what it takes is missing, or the measure failed its positive control; `because` says
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +17,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
-from scipy.special import stdtr, stdtrit
 
 from mechdiff import stats
+from mechdiff.stats.replication import FEWEST
 
 ALPHA = 0.05
-FEWEST = 3  # training seeds that a test takes
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class Network:
       data: `synthetic`, `celeba`, ...; `level`: rung of the ladder of synthetic faces.
       sweep, attention: of `sweep.teacher_forced` and `capture.attention_stats`.
       control, control_attention: the same of an untrained network, on some of the pictures.
-      activity, roles, circuits: of `study`, circuits by kind of ablation; absent where not asked for.
+      activity, roles, circuits, random_sets: of `study`, circuits by kind of ablation; absent where not asked
+        for.
+      steps: of training: there may be several snapshots of one training, of which the last counts.
     """
 
     name: str
@@ -45,6 +48,18 @@ class Network:
     activity: xr.Dataset | None = None
     roles: xr.Dataset | None = None
     circuits: Mapping[str, xr.Dataset] = field(default_factory=dict)
+    random_sets: xr.Dataset | None = None
+    steps: int = 0
+
+    @property
+    def units(self) -> stats.Units:
+        """What of the images is resampled: people where they are known, else images."""
+        return stats.units_of(self.sweep)
+
+    @property
+    def people(self) -> int:
+        """People on the pictures; 0 where that is not known."""
+        return self.units.people
 
     @property
     def images(self) -> int:
@@ -67,6 +82,7 @@ class Claim:
       estimate, interval: NaN where there are none; 95 %.
       p, p_adjusted: of no effect on the claimed side; adjusted over the claims of one evaluation.
       n_images: different pictures shown to each network; n_seeds: networks that replicate.
+      n_people: on the pictures of those networks that show known people; 0: there are none.
     """
 
     id: str
@@ -81,6 +97,7 @@ class Claim:
     n_seeds: int
     verdict: str
     because: str
+    n_people: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +107,8 @@ class Finding:
     Attributes:
       p: one-sided, of `null` against the claimed side; NaN where seeds are too few.
       null, above: the claim is that the estimate is above `null`, or below it.
-      negligible: the interval lies within the margin of no effect.
+      negligible: the effect was shown to lie within the margin of no effect.
+      p_alone: p is exact, or of networks that did not choose what is tested: the interval has no say.
     """
 
     estimate: float
@@ -101,6 +119,7 @@ class Finding:
     null: float = 0.0
     above: bool = True
     negligible: bool = False
+    p_alone: bool = False
 
 
 class Missing(Exception):
@@ -130,20 +149,21 @@ def decide(questions: Sequence[Question], networks: Sequence[Network]) -> list[C
     adjusted = np.full(len(p), np.nan)
     adjusted[~np.isnan(p)] = stats.holm(p[~np.isnan(p)])
     images = min((network.pictures for network in networks), default=0)
-    return [_claim(*each, images) for each in zip(questions, found, adjusted)]
+    people = min((network.people for network in networks if network.people), default=0)
+    return [_claim(*each, (images, people)) for each in zip(questions, found, adjusted)]
 
 
 def verdict(found: Finding, p_adjusted: float) -> str:
     """By the rules of the module; `p_adjusted` NaN: seeds are too few for a test."""
     sign = 1 if found.above else -1
     above = [sign * (end - found.null) for end in found.interval]  # NaN: neither side
-    if p_adjusted < ALPHA and min(above) > 0:
+    if p_adjusted < ALPHA and (found.p_alone or min(above) > 0):
         return "supported"
-    against = max(above) < 0
+    against = max(above) < 0 and not found.p_alone
     return "not supported" if against or found.negligible else "undecided"
 
 
-def _claim(question: Question, found: Finding | str, p_adjusted: float, images: int) -> Claim:
+def _claim(question: Question, found: Finding | str, p_adjusted: float, shown: tuple[int, int]) -> Claim:
     words = {name: getattr(question, name) for name in ("id", "statement", "estimand", "paper_value")}
     if isinstance(found, str):
         nothing = {"estimate": np.nan, "interval": (np.nan, np.nan), "p": np.nan, "n_seeds": 0}
@@ -155,75 +175,20 @@ def _claim(question: Question, found: Finding | str, p_adjusted: float, images: 
             facts["because"] += (
                 f"; with n = {found.n_seeds} nothing is decided: it takes {FEWEST} training seeds"
             )
-    return Claim(**words, **facts, p_adjusted=float(p_adjusted), n_images=images)
-
-
-def over_seeds(
-    values: Float[np.ndarray, " seed"],
-    draws: Float[np.ndarray, "seed m"] | None = None,
-    images: int = 0,
-    above: bool = True,
-    null: float = 0.0,
-) -> tuple[float, tuple[float, float], float]:
-    """Mean, Student's 95 % interval and one-sided p over training seeds; NaN where fewer than `FEWEST`.
-
-    Every network of a data set sees the same pictures, so that how these were drawn moves all seeds together
-    and can't be seen in their spread. With `draws` its variance is added: seeds and images are two crossed
-    sources of error. What one seed makes of one image counts in both, so that intervals are rather too wide.
-
-    Args:
-      draws: the values in resamples of the images, each resample the same for all seeds.
-      images: that were resampled.
-    """
-    values = np.asarray(values, np.float64)
-    mean, n = float(values.mean()), len(values)
-    if n < FEWEST:
-        return mean, (np.nan, np.nan), np.nan
-    parts = [(float(values.var(ddof=1)) / n, n - 1)]
-    if draws is not None:
-        parts.append(stats.resampled_variance(draws.mean(axis=0), images))
-    error, freedom = stats.satterthwaite(*parts)
-    half = float(stdtrit(freedom, 0.975)) * error
-    p = float(stdtr(freedom, (null - mean if above else mean - null) / error)) if error else np.nan
-    return mean, (mean - half, mean + half), p
-
-
-def jackknife(
-    statistic: Callable[[Sequence, Sequence], float],
-    first: Sequence,
-    second: Sequence,
-    estimate: float,
-    draws: Float[np.ndarray, " m"] | None = None,
-    images: int = 0,
-) -> tuple[float, float]:
-    """95 % interval of a function of the networks of two data sets, by leaving out one network at a time
-    (Efron & Tibshirani 1993, chapter 11); NaN where there are fewer than `FEWEST` of either.
-
-    Args:
-      draws, images: the function in resamples of the images, as in `over_seeds`.
-    """
-    n = min(len(first), len(second))
-    if n < FEWEST:
-        return (np.nan, np.nan)
-    without = lambda items, index: [*items[:index], *items[index + 1 :]]
-    left = [statistic(without(first, i), second) for i in range(len(first))]
-    right = [statistic(first, without(second, i)) for i in range(len(second))]
-    parts = [(float(sum((len(x) - 1) * np.var(x) for x in (left, right))), n - 1)]
-    if draws is not None:
-        parts.append(stats.resampled_variance(draws, images))
-    error, freedom = stats.satterthwaite(*parts)
-    half = float(stdtrit(freedom, 0.975)) * error
-    return estimate - half, estimate + half
+    counts = {"n_images": shown[0], "n_people": shown[1]}
+    return Claim(**words, **facts, **counts, p_adjusted=float(p_adjusted))
 
 
 def table(claims: Sequence[Claim]) -> str:
     """Claims as text, a line of numbers and one of reasons each."""
-    lines = [f"{'claim':14}{'verdict':20}{'estimate':>10}{'95 % interval':>22}{'p (Holm)':>10}{'seeds':>7}"]
+    head = f"{'claim':14}{'verdict':20}{'estimate':>10}{'95 % interval':>22}{'p (Holm)':>10}{'seeds':>7}"
+    lines = [f"{head}{'pictures':>10}{'people':>8}"]
     for claim in claims:
         low, high = claim.interval
         numbers = f"{_short(claim.estimate):>10}{f'{_short(low)} to {_short(high)}':>22}"
         lines.append(
             f"{claim.id:14}{claim.verdict:20}{numbers}{_short(claim.p_adjusted):>10}{claim.n_seeds:>7}"
+            f"{claim.n_images:>10}{claim.n_people or '-':>8}"
         )
         lines.append(f"    {claim.because}")
     return "\n".join(lines)
