@@ -152,16 +152,16 @@ def between_within(
     squares: Squares, groups: Bool[np.ndarray, "way network"]
 ) -> tuple[Float[np.ndarray, "way t"], Float[np.ndarray, "way t"]]:
     """Mean squared distance of pairs across two groups, and mean of those within either, each group alike."""
-    flat, count = squares.reshape(len(squares), -1), squares.shape[0]
-    sides, sums = groups.astype(np.float64), []
-    for left, right in ((sides, 1 - sides), (sides, sides), (1 - sides, 1 - sides)):
-        products = (left @ flat).reshape(len(groups), count, -1)
-        sums.append(np.einsum("wnt,wn->wt", products, right))
-    size = sides.sum(axis=1, keepdims=True)
-    rest = count - size
-    pairs = (np.maximum(each * (each - 1), 1) for each in (size, rest))
-    within = (sums[1] / next(pairs) + sums[2] / next(pairs)) / 2
-    return sums[0] / (size * rest), within
+    sides = groups.astype(np.float64)
+    size = sides.sum(axis=1)[:, None, None]
+    rest = groups.shape[1] - size
+    own = np.eye(groups.shape[1]) == 0
+    across = sides[:, :, None] * (1 - sides[:, None, :]) / (size * rest)
+    left = sides[:, :, None] * sides[:, None, :] * own / np.maximum(size * (size - 1), 1)
+    right = (1 - sides[:, :, None]) * (1 - sides[:, None, :]) * own / np.maximum(rest * (rest - 1), 1)
+    flat = squares.reshape(-1, squares.shape[-1])
+    within = (left + right) / 2
+    return across.reshape(len(groups), -1) @ flat, within.reshape(len(groups), -1) @ flat
 
 
 def signed_root(square: Float[np.ndarray, "*cells"] | float) -> Float[np.ndarray, "*cells"]:

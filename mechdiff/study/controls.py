@@ -34,7 +34,6 @@ from mechdiff.study import examine
 from mechdiff.study.examine import Examined
 from mechdiff.sweeps import activations, channel_moments, denoising
 
-FRESH = 3  # untrained networks that a role must beat
 SCORED = 0.9  # closeness, of `complexity.TAUS`, of the circuit that is scored
 KNOCKOUTS, RANDOMS = 10, 40  # sets that a circuit is tried against
 PROBED = 400  # faces that probes of factors are fitted on
@@ -99,7 +98,8 @@ def head_roles(
     """Roles of all heads, with the effects they were judged by; dims `component, target, t, image`."""
     subject, given = examined.subject, examined.given
     chosen = _heads(examined)
-    fresh = [examine.untrained(subject, config.seed + i) for i in range(FRESH)]
+    count = max(-(-config.study.role_sets // len(chosen)), roles.untrained_needed())
+    fresh = [examine.untrained(subject, config.seed + i) for i in range(count)]
     more = (
         face_targets(examined.trained, len(given.scored)) if examined.trained.data.name == "synthetic" else {}
     )

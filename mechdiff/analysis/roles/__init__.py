@@ -4,7 +4,15 @@
 `matching` asks whether other trainings gave it too, `probes` read the factors of synthetic faces.
 """
 
-from mechdiff.analysis.roles.assignment import UNASSIGNED, Roles, assign, examine, families, selectivity
+from mechdiff.analysis.roles.assignment import (
+    UNASSIGNED,
+    Roles,
+    assign,
+    examine,
+    families,
+    selectivity,
+    untrained_needed,
+)
 from mechdiff.analysis.roles.nulls import matched_class, matched_sets
 from mechdiff.analysis.roles.role_effects import mean_effects, role_effects, target_variances
 
@@ -20,4 +28,5 @@ __all__ = [
     "role_effects",
     "selectivity",
     "target_variances",
+    "untrained_needed",
 ]

@@ -136,7 +136,8 @@ def entropy(networks: Sequence[Network]) -> Finding:
     because = (
         "over the heads of a layer, ranks of H / ln Nk and |pooled Deg%| correlate "
         f"{rho.mean():.2f} in trained networks ({rho.min():.2f} to {rho.max():.2f}), "
-        f"{untrained.mean():.2f} in untrained ones of the same seeds; lower by training in {int((added[:, 0] < 0).sum())} of {len(rho)}"
+        f"{untrained.mean():.2f} in untrained ones of the same seeds; lower by training in "
+        f"{int((added[:, 0] < 0).sum())} of {len(rho)}"
     )
     return Finding(estimate, interval, p, len(rho), because, above=False)
 
