@@ -152,16 +152,17 @@ def between_within(
     squares: Squares, groups: Bool[np.ndarray, "way network"]
 ) -> tuple[Float[np.ndarray, "way t"], Float[np.ndarray, "way t"]]:
     """Mean squared distance of pairs across two groups, and mean of those within either, each group alike."""
+    count, levels = groups.shape[1], squares.shape[-1]
     sides = groups.astype(np.float64)
-    size = sides.sum(axis=1)[:, None, None]
-    rest = groups.shape[1] - size
-    own = np.eye(groups.shape[1]) == 0
-    across = sides[:, :, None] * (1 - sides[:, None, :]) / (size * rest)
-    left = sides[:, :, None] * sides[:, None, :] * own / np.maximum(size * (size - 1), 1)
-    right = (1 - sides[:, :, None]) * (1 - sides[:, None, :]) * own / np.maximum(rest * (rest - 1), 1)
-    flat = squares.reshape(-1, squares.shape[-1])
-    within = (left + right) / 2
-    return across.reshape(len(groups), -1) @ flat, within.reshape(len(groups), -1) @ flat
+    size = sides.sum(axis=1, keepdims=True)
+    rest = count - size
+    # With x the members of the first group and D the distances, all sums follow from x D x and x D 1.
+    rows = squares.sum(axis=1)
+    products = (sides @ squares.reshape(count, -1)).reshape(len(groups), count, levels)
+    left, touched = (products * sides[:, :, None]).sum(axis=1), sides @ rows
+    right = rows.sum(axis=0) - 2 * touched + left
+    within = left / np.maximum(size * (size - 1), 1) + right / np.maximum(rest * (rest - 1), 1)
+    return (touched - left) / (size * rest), np.maximum(within / 2, 0)
 
 
 def signed_root(square: Float[np.ndarray, "*cells"] | float) -> Float[np.ndarray, "*cells"]:
