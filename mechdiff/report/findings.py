@@ -1,5 +1,6 @@
 """Sentences made from numbers; every one carries its interval, images and seeds. HTML, names escaped."""
 
+import numpy as np
 from markupsafe import Markup
 
 from mechdiff.analysis.effects import Damage
@@ -35,13 +36,15 @@ def sample(subject: Subject, seeds: dict[str, int]) -> str:
     each = f" at each level, {subject.network.pictures:,} in all" * (
         subject.network.pictures > subject.images
     )
-    return f"n = {subject.images} images{each}, n = 1 trained seed{more}"
+    people = f" of {subject.network.people} people" * (subject.network.people > 0)
+    return f"n = {subject.images} images{each}{people}, n = 1 trained seed{more}"
 
 
 def about(subject: Subject) -> list[Markup]:
     """What was found on one subject."""
     grids = map(_grid, subject.damages.values())
-    found = [_worst(subject), _parts(subject), *grids, _spread(subject), _attention(subject)]
+    spreads = _spread(subject), _hidden(subject), _attention(subject)
+    found = [_worst(subject), _parts(subject), *grids, *spreads]
     return [sentence for sentence in found if sentence]
 
 
@@ -83,9 +86,30 @@ def _spread(subject: Subject) -> Markup:
     damage = subject.lead
     words = (
         "<b>Concentration:</b> under {} ablation, damage is spread over an effective {} of {} components "
-        "(exp of the entropy of their shares)."
+        "that it can see (exp of the entropy of their shares)."
     )
-    return Markup(words).format(damage.kind, between(numbers.value(damage.effective)), len(damage.components))
+    seen = int((~damage.idle).sum())
+    return Markup(words).format(damage.kind, between(numbers.value(damage.effective)), seen)
+
+
+def _hidden(subject: Subject) -> Markup | None:
+    """What a mean over levels and pictures would hide: effects of both signs, and those on few pictures."""
+    damage = subject.lead
+    active = np.flatnonzero(~damage.idle)
+    if not len(active):
+        return None
+    varied = active[(damage.rms.estimate - np.abs(damage.pooled.estimate))[active].argmax()]
+    rare = active[(damage.quantiles[:, -1] - damage.quantiles[:, 1])[active].argmax()]
+    words = (
+        "<b>Behind the means,</b> {} ablation: <code>{}</code> varies most over levels, root mean square {} "
+        "at a mean of {}; <code>{}</code> most over pictures: it hurts {:.0f} % of them, the median by {} %, "
+        "the worst twentieth by {} % or more."
+    )
+    middle, worst = (precise(damage.quantiles[rare, i]) for i in (1, -1))
+    rms, mean = (between(numbers.value(each, varied), " %") for each in (damage.rms, damage.pooled))
+    names = [damage.components[i] for i in (varied, rare)]
+    hurt = 100 * damage.hurt.estimate[rare]
+    return Markup(words).format(damage.kind, names[0], rms, mean, names[1], hurt, middle, worst)
 
 
 def _attention(subject: Subject) -> Markup | None:

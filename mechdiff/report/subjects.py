@@ -129,7 +129,9 @@ def _subject(folder: Path) -> Subject:
         seed=about["seed"],
         config=config,
         record=dict.fromkeys(RECORD) | about["record"],
-        network=Network(*which, sweep, attention, **_studied(folder)),
+        network=Network(
+            *which, sweep, attention, steps=int(about["record"].get("steps") or 0), **_studied(folder)
+        ),
         samples=samples,
     )
 

@@ -28,15 +28,14 @@ def jackknife_interval(statistic: Statistic, units: Units, level: float = 0.95) 
     without = (1.0 - np.eye(check_units(units.count))) / (units.count - 1)
     values = statistic(units.weights(without))
     half = special.stdtrit(units.count - 1, (1 + level) / 2) * jackknife_error(values)
-    return Interval(
-        estimate=np.asarray(estimate), low=estimate - half, high=estimate + half, level=level, n=units.count
-    )
+    ends = {"low": np.asarray(estimate - half), "high": np.asarray(estimate + half)}
+    return Interval(estimate=np.asarray(estimate), **ends, level=level, n=units.count)
 
 
 def jackknife_error(values: Float[np.ndarray, "*cells unit"]) -> Float[np.ndarray, "*cells"]:
     """Standard error from the values without each unit in turn."""
     n = values.shape[-1]
-    return np.sqrt((n - 1) * values.var(axis=-1))
+    return np.asarray(np.sqrt((n - 1) * values.var(axis=-1)))
 
 
 def pseudo_values(

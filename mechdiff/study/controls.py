@@ -6,6 +6,7 @@ was asked for stands in study.json; results of earlier studies that were not ask
   control.zarr         the sweep of an untrained network of the same configuration on the same pictures
   control_attention.zarr
   circuit_KIND.zarr    circuits run to score the one that was found, see `scorecards.run`
+  random_sets.zarr     what random sets of as many channels as each component cost
   roles.zarr           selectivity and roles of heads, and the effects behind them
 """
 
@@ -19,7 +20,7 @@ import xarray as xr
 
 from mechdiff import circuits
 from mechdiff.analysis import complexity, roles
-from mechdiff.analysis.roles import probes
+from mechdiff.analysis.roles import matched_class, matched_sets, probes
 from mechdiff.circuits import robustness, scorecards
 from mechdiff.core import keys
 from mechdiff.core.config import ExperimentConfig, to_dict
@@ -29,6 +30,7 @@ from mechdiff.data import OFFSETS, synthetic
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.interventions.record import Component
 from mechdiff.models.unet import components
+from mechdiff.stats.clusters import PERSON
 from mechdiff.storage import files, labelled
 from mechdiff.study import examine
 from mechdiff.study.examine import Examined
@@ -57,6 +59,8 @@ def deepen(examined: Examined, config: ExperimentConfig, folder: Path) -> None:
         makers["control_attention"] = lambda: control_attention(some, config, noise)
     for kind in study.circuits:
         makers[f"circuit_{kind}"] = lambda kind=kind: circuit(some, kind, config, folder)
+    if study.random_sets:
+        makers["random_sets"] = lambda: random_sets(some, config, noise)
     if study.role_sets and _heads(examined):
         makers["roles"] = lambda: head_roles(some, config, levels, noise)
     key = _key(examined, config)
@@ -89,6 +93,9 @@ def circuit(examined: Examined, kind: str, config: ExperimentConfig, folder: Pat
     halves = robustness.halves(examined.subject, examined.given, kind, asked, root, folder / "circuits")
     found = {tau: circuits.discover(halves[0], tau) for tau in complexity.TAUS}
     runs = scorecards.run(halves[1], found[SCORED], KNOCKOUTS, RANDOMS, config.seed)
+    people = examined.given.scored_people
+    if people is not None:
+        runs = runs.assign_coords({PERSON: ("image", people[len(people) // 2 :])})
     return runs.assign_attrs(sizes=[len(one.members) for one in found.values()])
 
 
@@ -120,13 +127,57 @@ def control(some: Examined, config: ExperimentConfig, noise: PRNGKey, folder: Pa
     shown = some.given.swept
     fills = examine.kind_fills(fresh, some.given, levels, jax.random.key(config.seed), asked, shown)
     seen = fresh, shown, levels, noise, folder / "control"
-    return denoising.teacher_forced(*seen, config=asked, fills=fills)
+    return denoising.teacher_forced(*seen, config=asked, fills=fills).assign_coords(some.given.labels)
 
 
 def control_attention(some: Examined, config: ExperimentConfig, noise: PRNGKey) -> xr.Dataset:
     """Attention statistics of the same network on the same pictures."""
     fresh, levels = _fresh(some, config)
-    return activations.attention_stats(*fresh.network, some.given.swept, levels, noise)
+    found = activations.attention_stats(*fresh.network, some.given.swept, levels, noise)
+    return found.assign_coords(some.given.labels)
+
+
+def random_sets(some: Examined, config: ExperimentConfig, noise: PRNGKey) -> xr.Dataset:
+    """What random sets of as many channels cost: the size alone of a component, without what it does.
+
+    Every component is compared with sets of its class (`roles.matched_class`): channels of other branches and
+    skips of its resolution. They are shown the pictures of the first timestep that the sweep nests, at
+    `study.timesteps` levels, as circuits are.
+
+    Returns:
+      Dataset with `damage`, pooled Deg% of each set, dims `kind, component, set`.
+    """
+    subject, count = some.subject, config.study.random_sets
+    levels = [int(t) for t in timesteps_by_log_snr(subject.schedule, config.study.timesteps)]
+    asked = dataclasses.replace(config.sweep, images=len(some.given.scored))
+    fills = examine.kind_fills(subject, some.given, levels, jax.random.key(config.seed), asked)
+    chosen = components(subject.unet)
+    classes = [matched_class(component, subject.identity) for component in chosen]
+    names, stacked = matched_sets(chosen, chosen, subject.identity, count, config.seed)
+    damage = []
+    for kind in config.sweep.kinds:
+        found = denoising.measured(
+            subject,
+            stacked,
+            kind,
+            fills.get(kind),
+            some.given.scored,
+            levels,
+            noise,
+            config.sweep.image_block,
+        )
+        loss, clean = (np.asarray(x, np.float64).mean(-1) for x in (found.loss, found.clean_loss))
+        pooled = 100 * (loss / clean - 1).mean(-1)
+        of_class = {name: pooled[np.array(names) == name] for name in dict.fromkeys(names)}
+        damage.append([of_class[name] for name in classes])
+    return xr.Dataset(
+        {"damage": (("kind", "component", "set"), np.array(damage))},
+        coords={
+            "kind": list(config.sweep.kinds),
+            "component": [component.name for component in chosen],
+            "class": ("component", classes),
+        },
+    )
 
 
 def face_targets(trained: ExperimentConfig, count: int) -> dict:

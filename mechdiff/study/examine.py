@@ -69,6 +69,13 @@ class Inputs:
         return {PERSON: (("t", "image")[-self.people.ndim :], self.people)}
 
     @property
+    def scored_people(self) -> Int[np.ndarray, " images"] | None:
+        """Who is on each scored picture; None where that is not known."""
+        if self.people is None or self.people.ndim == 1:
+            return self.people
+        return self.people[0]
+
+    @property
     def swept(self) -> Shown:
         """What sweeps over all levels show."""
         return self.scored if self.nested is None else self.nested
