@@ -103,7 +103,7 @@ def welch(
     square = parts[0] + parts[1]
     below = sum(part**2 / freedom for part, freedom in zip(parts, freedoms))
     freedom = np.where(below > 0, square**2 / np.where(below > 0, below, 1), sum(freedoms))
-    return means[0] - means[1], np.sqrt(square), freedom
+    return np.asarray(means[0] - means[1]), np.asarray(np.sqrt(square)), np.asarray(freedom)
 
 
 def _signs(n: int, repeats: int, seed: int) -> np.ndarray:

@@ -49,6 +49,8 @@ def examine(networks: Sequence[Network]) -> Finding:
     """
     final = across_seeds.last(networks)
     across_seeds.pairs(final)  # both data sets, or Missing
+    if not across_seeds.alike(networks):
+        raise Missing("the rungs of the ladder were swept at other noise levels or have other components")
     measure, because = _gate(final)
     natural, simple, ratio = _matched(networks)
     first, second = (measure.of(side) for side in (natural, simple))

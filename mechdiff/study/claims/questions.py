@@ -27,7 +27,7 @@ def evaluate(networks: Sequence[Network]) -> list[Claim]:
     """
     final = across_seeds.last(networks)
     full = [one for one in final if one.data != "synthetic" or one.level == across_seeds.TOP_LEVEL]
-    if not across_seeds.alike(networks):
+    if not across_seeds.alike(full):
         return decide([dataclasses.replace(question, test=_mixed) for question in QUESTIONS], full)
     whole = {"complexity": networks}
     asked = [
