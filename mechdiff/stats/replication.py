@@ -50,6 +50,7 @@ def between_groups(
     images: int = 0,
     above: bool = True,
     null: float = 0.0,
+    pseudo: bool = False,
 ) -> tuple[float, Ends, float]:
     """Difference of means of two groups of networks, with Welch's 95 % interval and one-sided p: the groups
     may scatter differently. NaN where either has fewer than `FEWEST`.
@@ -57,11 +58,18 @@ def between_groups(
     Args:
       draws: the difference in resamples of the images.
       images: units that were resampled, the fewer of the groups.
+      pseudo: whether values are a jackknife's. These depend on each other, and the skewer they are the more
+        their spread goes with their mean: the variance is raised by n / (n - 1), the degrees of freedom are
+        those of the smaller group, n - 1. Without it a side that scatters twice as much was called the
+        higher in .077 of simulations instead of .05.
     """
     if min(len(first), len(second)) < FEWEST:
         return float(np.mean(first) - np.mean(second)), (np.nan, np.nan), np.nan
     mean, error, freedom = map(float, welch(np.asarray(first), np.asarray(second)))
     parts = [(error**2, freedom)]
+    if pseudo:
+        n = min(len(first), len(second))
+        parts = [(error**2 * n / (n - 1), n - 1)]
     if draws is not None:
         parts.append(resampled_variance(draws, images))
     return mean, *_student(mean, satterthwaite(*parts), above, null)

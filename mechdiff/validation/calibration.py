@@ -31,7 +31,17 @@ def calibrate(repeats: int = 400, images: int = 32, seed: int = 0) -> list[Check
     """
     if repeats < 50:
         raise ConfigError(f"repeats={repeats} show nothing; at least 50, better 400")
-    rngs = iter(np.random.default_rng(seed).spawn(8))
+    basic, rules, pictures = np.random.default_rng(seed).spawn(3)
+    return [
+        *basics(basic, repeats, images),
+        *rule_calibration.checks(rules, repeats),
+        *picture_calibration.checks(pictures, repeats),
+    ]
+
+
+def basics(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:
+    """Tests, intervals and corrections that everything else is made of."""
+    rngs = iter(rng.spawn(6))
     return [
         *_tests(next(rngs), repeats, images),
         *_intervals(next(rngs), repeats, images),
@@ -39,8 +49,6 @@ def calibrate(repeats: int = 400, images: int = 32, seed: int = 0) -> list[Check
         *_families(next(rngs), repeats),
         *_seeds(next(rngs), repeats),
         *_crossed(next(rngs), repeats, images),
-        *rule_calibration.checks(next(rngs), repeats),
-        *picture_calibration.checks(next(rngs), repeats),
     ]
 
 

@@ -82,13 +82,13 @@ def mean_error(name: str, rate: Float[np.ndarray, " repeat"]) -> Check:
 
 def table(checks: list[Check]) -> str:
     """Checks as text, one a line."""
-    lines = [f"{'check':66}{'promise':16}{'nominal':>8}  {'found':24}{'p':>8}{'n':>6}"]
+    lines = [f"{'check':70}{'promise':16}{'nominal':>8}  {'found':24}{'p':>8}{'n':>6}"]
     for check in checks:
         nominal = "" if np.isnan(check.nominal) else f"{check.nominal:.2f}"
         found = f"{check.found:.3f} [{check.low:.3f}, {check.high:.3f}]"
         verdict = "" if check.holds else "  BROKEN"
         lines.append(
-            f"{check.name:66}{check.promise:16}{nominal:>8}  {found:24}{check.p:8.3f}{check.n:6}{verdict}"
+            f"{check.name:70}{check.promise:16}{nominal:>8}  {found:24}{check.p:8.3f}{check.n:6}{verdict}"
         )
     return "\n".join(lines)
 

@@ -133,7 +133,7 @@ def _complexity(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Chec
     def supported(widths: tuple[float, float], scatter: tuple[float, float]) -> bool:
         place = rng.normal(size=45)
         sides = [np.exp(wide * place + sd * rng.normal(size=(n, 45))) for wide, sd in zip(widths, scatter)]
-        _, _, p = replication.between_groups(*map(spread.pseudo_values, sides))
+        _, _, p = replication.between_groups(*map(spread.pseudo_values, sides), pseudo=True)
         return bool(p <= ALPHA)
 
     laws = {

@@ -11,6 +11,8 @@ from mechdiff.analysis.effects import effective_number
 def test_damage_is_averaged_before_its_effective_number_is_taken():
     damage = np.array([[1.0, 0.0], [0.0, 1.0]])
     assert np.exp(spread.log_spread(damage)) == pytest.approx(2)
+    mixed = np.array([[8.0, -1.0], [1.0, 1.0]])  # cube roots 1.5 and 0
+    assert np.exp(spread.log_spread(mixed)) == pytest.approx(1)
     assert effective_number(damage.T).tolist() == [1, 1]  # network by network
     draws = np.random.default_rng(0).random((3, 4, 5))
     got = [spread.log_spread(draws[..., i]) for i in range(5)]
@@ -23,7 +25,7 @@ def test_pseudo_values_take_off_what_scatter_makes_of_the_effective_number():
     truth = np.log(effective_number(place[:, None])[0])
     plain, corrected = [], []
     for _ in range(300):
-        damage = place * (1 + 0.5 * rng.normal(size=(6, 45)))
+        damage = place * np.exp(0.8 * rng.normal(size=(6, 45)))
         plain.append(float(spread.log_spread(damage)) - truth)
         corrected.append(spread.pseudo_values(damage).mean() - truth)
     assert abs(np.mean(corrected)) < abs(np.mean(plain)) / 3

@@ -34,11 +34,12 @@ class Measure:
     """A measure of complexity: log values of networks of one data set, and of that set in resamples of
     images.
 
-    `of` gives None where the networks' results do not hold it.
+    `of` gives None where the networks' results do not hold it; `pseudo`: values are a jackknife's.
     """
 
     name: str
     of: Callable[[Sequence[Network]], Values | None]
+    pseudo: bool = True
 
 
 def examine(networks: Sequence[Network]) -> Finding:
@@ -56,7 +57,9 @@ def examine(networks: Sequence[Network]) -> Finding:
     first, second = (measure.of(side) for side in (natural, simple))
     draws = None if first[1] is None or second[1] is None else first[1] - second[1]
     units = min(network.units.count for network in [*natural, *simple])
-    estimate, interval, p = replication.between_groups(first[0], second[0], draws, units)
+    estimate, interval, p = replication.between_groups(
+        first[0], second[0], draws, units, pseudo=measure.pseudo
+    )
     sizes = [float(np.exp(side[0].mean())) for side in (first, second)]
     because = (
         f"{measure.name}: {sizes[0]:.1f} in {len(natural)} networks of CelebA, {sizes[1]:.1f} in "
@@ -72,7 +75,7 @@ def measures(networks: Sequence[Network]) -> list[Measure]:
     """Those that may speak, in their order."""
     kinds = sorted({kind for network in networks for kind in network.circuits})
     sizes = [
-        Measure(f"circuit to {tau:g}, {kind}", lambda side, kind=kind, i=i: _sizes(side, kind, i))
+        Measure(f"circuit to {tau:g}, {kind}", lambda side, kind=kind, i=i: _sizes(side, kind, i), False)
         for kind, (i, tau) in itertools.product(kinds, enumerate(complexity.TAUS))
     ]
     excess = Measure("effective components of damage over excess loss", _excess)
@@ -93,7 +96,7 @@ def _gate(networks: Sequence[Network]) -> tuple[Measure, str]:
         values = [measure.of(rung) for rung in rungs]
         if any(value is None for value in values):
             continue
-        rises, p = spread.ordered([value[0] for value in values])
+        rises, p = spread.ordered([value[0] for value in values], measure.pseudo)
         shown = ", ".join(f"{np.exp(value[0].mean()):.1f}" for value in values)
         words.append(f"{measure.name} {shown} (p {p:.3f})")
         if rises and p < ALPHA:
