@@ -21,9 +21,11 @@ from mechdiff.core import keys, presets
 from mechdiff.core.config import ExperimentConfig, override, to_dict
 from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
+from mechdiff.models import load
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.storage import files, labelled
-from mechdiff.study import examine
-from mechdiff.sweeps.denoising import Subject
+from mechdiff.storage.manifest import run_manifest
+from mechdiff.study import inputs
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("preset", "quickstart", "Named settings to start from.")
@@ -42,9 +44,9 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 class Opened(NamedTuple):
     """A trained model, how it was trained, its pictures, noise levels, and the key of their noise."""
 
-    subject: Subject
+    subject: Denoiser
     trained: ExperimentConfig
-    given: examine.Inputs
+    given: inputs.EvalImages
     levels: Sequence[int]
     key: jax.Array
 
@@ -111,14 +113,14 @@ def _join() -> None:
 def opened(
     config: ExperimentConfig, workdir: Path, model: str | Path, celeba: str | None, name: str = ""
 ) -> Opened:
-    """A trained model and what it is examined on, by the settings `sweep` and `seed`.
+    """A trained model and what it is examined on, by the settings `sweeps` and `seed`.
 
     Args:
-      celeba: where real pictures lie; see `pipeline.chooser`.
+      celeba: where real pictures lie; see `inputs.chooser`.
       name: of the subject; its folder's if empty.
     """
-    subject, trained, _ = examine.load_subject(Path(model), name)
-    given = examine.chooser(config, celeba, workdir / "cache")(subject, trained)
+    subject, trained, _ = load.load_denoiser(Path(model), name)
+    given = inputs.chooser(config, celeba, workdir / "cache")(subject, trained)
     levels = timesteps_by_log_snr(subject.schedule, config.sweep.timesteps)
     return Opened(subject, trained, given, levels, keys.stream(jax.random.key(config.seed), "scored noise"))
 
@@ -126,7 +128,7 @@ def opened(
 def save(workdir: Path, name: str, found: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:
     """Writes WORKDIR/NAME.zarr, and its manifest beside it as NAME.json."""
     labelled.replace(workdir / f"{name}.zarr", found)
-    files.write_json(workdir / f"{name}.json", {"manifest": files.manifest(to_dict(config), **facts)})
+    files.write_json(workdir / f"{name}.json", {"manifest": run_manifest(to_dict(config), **facts)})
 
 
 def spread_over_cores(share: int = 0) -> None:

@@ -12,6 +12,7 @@ from absl import flags
 from experiments import _launch
 from mechdiff.core.config import to_dict
 from mechdiff.storage import files
+from mechdiff.storage.manifest import run_manifest
 from mechdiff.validation import calibration
 
 REPEATS = flags.DEFINE_integer("repeats", 1000, "Independent data sets of each check.", lower_bound=50)
@@ -22,7 +23,7 @@ def main(config, workdir):
     started = time.monotonic()
     files.ensure_writable(workdir)
     checks = calibration.calibrate(REPEATS.value, IMAGES.value, config.seed)
-    manifest = files.manifest(to_dict(config), wall_seconds=round(time.monotonic() - started, 1))
+    manifest = run_manifest(to_dict(config), wall_seconds=round(time.monotonic() - started, 1))
     found = [{**dataclasses.asdict(check), "holds": check.holds} for check in checks]
     files.write_json(workdir / "calibration.json", {"checks": found, "manifest": manifest})
     print(calibration.table(checks))

@@ -17,6 +17,8 @@ from mechdiff import circuits
 from mechdiff.circuits import robustness, scorecards
 from mechdiff.core.config import to_dict
 from mechdiff.storage import files, labelled
+from mechdiff.storage.manifest import run_manifest
+from mechdiff.study import controls
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -36,7 +38,7 @@ def main(config, workdir):
     for model in map(Path, MODEL.value):
         subject, _, given, _, _ = _launch.opened(config, workdir, model, CELEBA.value)
         for kind in config.sweep.kinds:
-            halves = robustness.halves(subject, given, kind, config.sweep, root, folder / "run")
+            halves = controls.circuit_evaluators(subject, given, kind, config.sweep, root, folder / "run")
             halves = [dataclasses.replace(half, every_level=EVERY.value) for half in halves]
             circuit = circuits.discover(halves[0], TAU.value, RANKING.value)
             card, runs = scorecards.scorecard(halves[1], circuit, randoms=RANDOMS.value, seed=config.seed)
@@ -44,7 +46,7 @@ def main(config, workdir):
             print("\n".join([*scorecards.lines(card), *robustness.lines(again)]), flush=True)
             facts = {"circuit": circuit, "scorecard": card, "stability": again}
             facts = {name: dataclasses.asdict(one) for name, one in facts.items()}
-            manifest = files.manifest(to_dict(config), model=str(model), inputs=given.label)
+            manifest = run_manifest(to_dict(config), model=str(model), inputs=given.label)
             files.write_json(folder / f"{subject.name}-{kind}.json", facts | {"manifest": manifest})
             labelled.replace(folder / f"{subject.name}-{kind}.zarr", runs)
             found.setdefault(kind, {})[subject.name] = circuit

@@ -8,16 +8,15 @@ import dataclasses
 
 from experiments import _launch
 from mechdiff.core.errors import ConfigError
-from mechdiff.report import subjects
 from mechdiff.storage import files
-from mechdiff.study import claims
+from mechdiff.study import claims, records
 from mechdiff.study.claims import verdicts
 
 
 def main(config, workdir):
     if not workdir.is_dir():
         raise ConfigError(f"no results folder at {workdir}; give one with --workdir=FOLDER")
-    found = claims.evaluate([subject.network for subject in subjects.read(workdir)[1]])
+    found = claims.evaluate([subject.network for subject in records.read(workdir)[1]])
     print(verdicts.table(found))
     files.write_json(workdir / "claims.json", [dataclasses.asdict(claim) for claim in found])
 

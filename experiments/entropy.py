@@ -13,10 +13,11 @@ from absl import flags
 from experiments import _launch
 from mechdiff.analysis import effects, entropy_causality, roles
 from mechdiff.core.config import to_dict
-from mechdiff.interventions.record import leave_one_out
+from mechdiff.interventions.build import leave_one_out
 from mechdiff.models.unet import components
 from mechdiff.storage import files
-from mechdiff.sweeps import activations, denoising, temperature
+from mechdiff.storage.manifest import run_manifest
+from mechdiff.sweeps import ablation, activations, temperature
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -30,22 +31,26 @@ def main(config, workdir):
         subject, _, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value)
         inputs[subject.name], asked = given.label, (given.scored, levels, key)
         heads = [one for one in components(subject.unet) if one.kind == "head"]
-        swept = denoising.teacher_forced(subject, *asked, workdir / "sweeps", config=only, chosen=heads)
+        swept = ablation.ablation_sweep(subject, *asked, workdir / "sweeps", config=only, chosen=heads)
         attention = activations.attention_stats(*subject.network, *asked).sel(
             head=[head.name for head in heads]
         )
         effect = roles.role_effects(subject, *leave_one_out(subject.identity, heads)[::-1], *asked)
         tempered = temperature.temperature_effects(subject, *asked, heads=heads, matched=MATCHED.value)
-        moved = entropy_causality.temper(subject, tempered, given.scored, asked[2])
-        size = entropy_causality.damage_size(*effects.losses(swept, "zero"))
+        moved = entropy_causality.temperature_effects_on_roles(subject, tempered, given.scored, asked[2])
+        size = entropy_causality.effect_size(*effects.losses(swept, "zero"))
         kept = {
-            "effect": entropy_causality.observe(attention, size),
-            "selectivity": entropy_causality.observe(attention, entropy_causality.strongest(effect)),
-            "caused": entropy_causality.follow(moved, entropy_causality.normalised(tempered, attention)),
+            "effect": entropy_causality.correlation(attention, size),
+            "selectivity": entropy_causality.correlation(
+                attention, entropy_causality.max_selectivity(effect)
+            ),
+            "caused": entropy_causality.within_head_slope(
+                moved, entropy_causality.normalised(tempered, attention)
+            ),
         }
         found[subject.name] = {name: dataclasses.asdict(one) for name, one in kept.items()}
         print(subject.name, *(line(name, one) for name, one in kept.items()), sep="\n")
-    manifest = files.manifest(to_dict(config), models=MODEL.value, inputs=inputs)
+    manifest = run_manifest(to_dict(config), models=MODEL.value, inputs=inputs)
     files.write_json(workdir / "entropy.json", {"entropy": found, "manifest": manifest})
 
 

@@ -11,7 +11,7 @@ from absl import flags
 
 from experiments import _launch
 from mechdiff.models import pretrained
-from mechdiff.training.loop import load_trained
+from mechdiff.models.load import load_trained
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 TO = flags.DEFINE_string("to", None, "Folder to write.", required=True)

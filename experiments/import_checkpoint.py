@@ -16,9 +16,9 @@ from mechdiff.core import keys
 from mechdiff.core.config import DataConfig, ExperimentConfig, to_dict
 from mechdiff.data import to_bytes
 from mechdiff.models import pretrained, unet
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.storage import checkpoint, files, image_grid
-from mechdiff.study import examine
-from mechdiff.sweeps import denoising
+from mechdiff.sweeps.execution import forecast, rollout
 
 FROM = flags.DEFINE_string("from", None, "Folder of the foreign model.", required=True)
 TO = flags.DEFINE_string("to", None, "Folder in which the model is put, as model/.", required=True)
@@ -31,7 +31,7 @@ def main(config, workdir):
     found = pretrained.read(source)
     files.ensure_writable(target)
     identity = jax.jit(lambda key: unet.init_unet(key, found.unet)[1])(jax.random.key(0))
-    subject = denoising.Subject(source.name, found.unet, found.schedule, found.params, identity)
+    subject = Denoiser(source.name, found.unet, found.schedule, found.params, identity)
     report(found, subject, config)
     about = ExperimentConfig(
         name=source.resolve().name,
@@ -44,7 +44,7 @@ def main(config, workdir):
     sheet = {}
     if SAMPLES.value:
         key = keys.stream(jax.random.key(config.seed), "samples")
-        pictures = to_bytes(examine.draw(subject, key, SAMPLES.value, STEPS.value))
+        pictures = to_bytes(rollout.draw_samples(subject, key, SAMPLES.value, STEPS.value))
         sheet["samples.png"] = image_grid.png(image_grid.sheet(pictures))
     folder = checkpoint.export_model(
         target / "model", found.params, to_dict(about), record, dtype=found.dtype, extras=sheet
@@ -52,11 +52,11 @@ def main(config, workdir):
     print(folder)
 
 
-def report(found: pretrained.Imported, subject: denoising.Subject, config: ExperimentConfig) -> None:
+def report(found: pretrained.Imported, subject: Denoiser, config: ExperimentConfig) -> None:
     """What was read, and how much memory examining it takes."""
     count = unet.count_parameters(found.unet)
     print(f"{found.layout}: {count / 1e6:.1f} M parameters, stored as {found.dtype}")
-    examine.announce(subject, config.sweep)
+    forecast.print_memory_forecast(subject, config.sweep)
     for note in found.notes:
         print(note)
 

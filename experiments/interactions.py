@@ -1,6 +1,6 @@
 """Which components stand in for each other: second-order effects of pairs in a trained model.
 
-`python -m experiments.pairs --model=checkpoints/cpu16-synthetic-seed0 --components='.*head.*'`
+`python -m experiments.interactions --model=checkpoints/cpu16-synthetic-seed0 --components='.*head.*'`
 All pairs are scored by products with the Hessian; the --top of them by size, and --audit others at random,
 are run exactly, on other pictures than gave the scores. Synergy is L(without both) - L(without a) -
 L(without b) + L in percent of the clean loss L: above 0 where each makes up for the other's loss.
@@ -14,9 +14,10 @@ from absl import flags
 from experiments import _launch
 from mechdiff.circuits import redundancy
 from mechdiff.core.config import to_dict
-from mechdiff.interventions.record import select
+from mechdiff.interventions.components import select
 from mechdiff.models.unet import components
 from mechdiff.storage import files, labelled
+from mechdiff.storage.manifest import run_manifest
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -37,7 +38,7 @@ def main(config, workdir):
     labelled.replace(workdir / "pairs.zarr", found.assign_attrs(subject=subject.name, inputs=given.label))
     rows = zip(*(found[name].values.tolist() for name in NUMBERS))
     agreed = {name: dataclasses.asdict(one) for name, one in redundancy.pair_agreement(found).items()}
-    manifest = files.manifest(to_dict(config), models=[subject.name], inputs=given.label)
+    manifest = run_manifest(to_dict(config), models=[subject.name], inputs=given.label)
     kept = {"pairs": [dict(zip(NUMBERS, row)) for row in rows], "agreement": agreed, "manifest": manifest}
     files.write_json(workdir / "pairs.json", kept)
     print(

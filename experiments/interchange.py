@@ -16,7 +16,7 @@ from experiments import _launch
 from mechdiff.core import keys
 from mechdiff.data.synthetic import FACTORS
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
-from mechdiff.study import examine
+from mechdiff.models import load
 from mechdiff.sweeps import interchange
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
@@ -27,13 +27,13 @@ TOP = flags.DEFINE_integer("top", 3, "Components shown for each factor.", lower_
 
 def main(config, workdir):
     _launch.spread_over_cores()
-    subject, trained, _ = examine.load_subject(Path(MODEL.value))
+    subject, trained, _ = load.load_denoiser(Path(MODEL.value))
     levels = timesteps_by_log_snr(subject.schedule, config.sweep.timesteps)
     key = keys.stream(jax.random.key(config.seed), "interchange")
     asked = {"factors": ONLY.value, "pairs": PAIRS.value, "level": trained.data.level}
     found = interchange.interchange_effects(subject, levels, key, **asked)
     _launch.save(workdir, "interchange", found, config, models=[subject.name])
-    _, share = interchange.carriers(found, seed=config.seed)
+    _, share = interchange.transfer_by_component(found, seed=config.seed)
     print(f"{subject.name}: components that carry most of each factor, {PAIRS.value} pairs of faces")
     for factor, estimate, low, high in zip(ONLY.value, share.estimate, share.low, share.high):
         most = np.argsort(-np.nan_to_num(estimate, nan=-np.inf))[: TOP.value]

@@ -15,9 +15,10 @@ from absl import flags
 from experiments import _launch
 from mechdiff.analysis import phases
 from mechdiff.core.config import to_dict
+from mechdiff.models import untrained
 from mechdiff.storage import files
-from mechdiff.study import examine
-from mechdiff.sweeps import denoising
+from mechdiff.storage.manifest import run_manifest
+from mechdiff.sweeps import ablation
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -30,16 +31,16 @@ def main(config, workdir):
     for folder in map(Path, MODEL.value):
         name = "/".join(folder.parts[-2:])
         subject, _, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value, name)
-        for each in [subject] + [examine.untrained(subject, config.seed)] * UNTRAINED.value:
+        for each in [subject] + [untrained.untrained(subject, config.seed)] * UNTRAINED.value:
             inputs[each.name] = given.label
-            fills = examine.kind_fills(each, given, levels, jax.random.key(config.seed), config.sweep)
+            fills = inputs.replacement_values(each, given, levels, jax.random.key(config.seed), config.sweep)
             asked = each, given.scored, levels, key, workdir / "sweeps"
-            swept = denoising.teacher_forced(*asked, config=config.sweep, fills=fills)
+            swept = ablation.ablation_sweep(*asked, config=config.sweep, fills=fills)
             for kind in config.sweep.kinds:
                 one = phases.measure(swept, kind)
                 print(line(each.name, kind, one))
                 found[f"{each.name} {kind}"] = dataclasses.asdict(one) | {"boundaries": one.boundaries}
-    manifest = files.manifest(to_dict(config), models=MODEL.value, inputs=inputs)
+    manifest = run_manifest(to_dict(config), models=MODEL.value, inputs=inputs)
     files.write_json(workdir / "phases.json", {"phases": found, "manifest": manifest})
 
 

@@ -12,10 +12,11 @@ from absl import flags
 from experiments import _launch
 from mechdiff.core.config import to_dict
 from mechdiff.storage import files
+from mechdiff.storage.manifest import run_manifest
 from mechdiff.validation import planted
 
 INSTANCES = flags.DEFINE_integer("instances", 5, "Random instances of each plant and size.", lower_bound=1)
-ONLY = flags.DEFINE_list("plants", list(planted.PLANTS), "Which plants.")
+ONLY = flags.DEFINE_list("plants", list(planted.FAMILIES), "Which plants.")
 SIZES = flags.DEFINE_list("sizes", list(planted.SIZES), "Which sizes of network.")
 
 
@@ -26,8 +27,8 @@ def main(config, workdir):
         for size in SIZES.value:
             for name in ONLY.value:
                 records += planted.scored(name, instance, size, workdir / "planted")
-    rows = planted.summarise(records)
-    manifest = files.manifest(to_dict(config), wall_seconds=round(time.monotonic() - started, 1))
+    rows = planted.summarize(records)
+    manifest = run_manifest(to_dict(config), wall_seconds=round(time.monotonic() - started, 1))
     files.write_json(workdir / "planted.json", {"summary": rows, "records": records, "manifest": manifest})
     print(planted.table(rows))
 

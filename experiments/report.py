@@ -6,13 +6,13 @@ Reads what `experiments.reproduce` saved there and computes nothing again; print
 from experiments import _launch
 from mechdiff import report
 from mechdiff.core.errors import ConfigError
-from mechdiff.storage import files
+from mechdiff.storage import locks
 
 
 def main(config, workdir):
     if not workdir.is_dir():
         raise ConfigError(f"no results folder at {workdir}; give one with --workdir=FOLDER")
-    with files.hold(workdir):
+    with locks.lock(workdir):
         print(report.build(workdir))
 
 

@@ -17,8 +17,9 @@ from experiments import _launch
 from mechdiff import report
 from mechdiff.core.config import to_dict
 from mechdiff.data import celeba
-from mechdiff.storage import files
-from mechdiff.study import controls, examine
+from mechdiff.storage import files, locks
+from mechdiff.storage.manifest import run_manifest
+from mechdiff.study import controls, examine, inputs
 from mechdiff.training import loop
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
@@ -30,16 +31,16 @@ def main(config, workdir):
     start = time.monotonic()
     if config.study.models:  # else it trains, and a batch may not divide among the cores
         _launch.spread_over_cores()
-    with files.hold(workdir):
+    with locks.lock(workdir):
         if CELEBA.value:
             celeba.open_source(CELEBA.value)  # unfit pictures end the run now, not after the first model
         models = {name: CHECKPOINTS / name for name in config.study.models} or trained(config, workdir)
-        manifest = files.manifest(to_dict(config), models=sorted(models))
-        inputs = examine.chooser(config, CELEBA.value, workdir / "cache")
+        manifest = run_manifest(to_dict(config), models=sorted(models))
+        choose = inputs.chooser(config, CELEBA.value, workdir / "cache")
         for name, folder in models.items():
             where = workdir / "subjects" / name
-            examined = examine.examine(name, folder, inputs, config.sweep, config.seed, where)
-            controls.deepen(examined, config, where)
+            examined = examine.examine(name, folder, choose, config.sweep, config.seed, where)
+            controls.run_study(examined, config, where)
         for proof in PROOFS:  # of the instrument, made by launchers of their own
             if (CHECKPOINTS / proof).exists():
                 files.write_atomic(workdir / Path(proof).name, (CHECKPOINTS / proof).read_bytes())

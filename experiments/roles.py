@@ -12,9 +12,11 @@ from absl import flags
 from experiments import _launch
 from mechdiff.analysis import roles
 from mechdiff.core.config import to_dict
+from mechdiff.models import untrained
 from mechdiff.models.unet import components
 from mechdiff.storage import files, labelled
-from mechdiff.study import controls, examine
+from mechdiff.storage.manifest import run_manifest
+from mechdiff.study import controls
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -29,7 +31,7 @@ def main(config, workdir):
     for folder in MODEL.value:
         subject, trained, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value)
         inputs[subject.name] = given.label
-        fresh = [examine.untrained(subject, config.seed + i) for i in range(FRESH.value)]
+        fresh = [untrained.untrained(subject, config.seed + i) for i in range(FRESH.value)]
         chosen = [one for one in components(subject.unet) if PART.value in (one.kind, "all")]
         more = controls.face_targets(trained, len(given.scored)) if trained.data.name == "synthetic" else {}
         asked = subject, fresh, chosen, given.scored, levels, key
@@ -38,7 +40,7 @@ def main(config, workdir):
         found[subject.name] = dataclasses.asdict(one)
         named = {name: role for name, role in zip(one.components, one.role) if role != roles.UNASSIGNED}
         print(f"{subject.name}: {len(named)} of {len(one.role)} have a role: {named or 'none'}")
-    manifest = files.manifest(to_dict(config), models=MODEL.value, inputs=inputs)
+    manifest = run_manifest(to_dict(config), models=MODEL.value, inputs=inputs)
     files.write_json(workdir / "roles.json", {"roles": found, "manifest": manifest})
 
 

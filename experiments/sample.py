@@ -14,9 +14,10 @@ from experiments import _launch
 from mechdiff.core import keys
 from mechdiff.core.errors import ConfigError
 from mechdiff.data import to_bytes
-from mechdiff.interventions import record
+from mechdiff.interventions import build
+from mechdiff.models import load
 from mechdiff.storage import files, image_grid
-from mechdiff.study import examine
+from mechdiff.sweeps.execution import rollout
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 COUNT = flags.DEFINE_integer("count", 64, "Pictures.", lower_bound=1)
@@ -28,19 +29,19 @@ WINDOW = flags.DEFINE_list("window", [], "Timesteps LOW,HIGH in which the ablati
 def main(config, workdir):
     _launch.spread_over_cores()
     files.ensure_writable(workdir)
-    subject = examine.load_subject(Path(MODEL.value))[0]
+    subject = load.load_denoiser(Path(MODEL.value))[0]
     identity = subject.identity
     if ABLATE.value:
-        identity = record.ablate(identity, ABLATE.value)
+        identity = build.ablate(identity, ABLATE.value)
     if WINDOW.value:
         try:
             low, high = map(int, WINDOW.value)
         except ValueError:
             raise ConfigError(f"--window={','.join(WINDOW.value)} is not LOW,HIGH") from None
-        identity = record.windowed(identity, low, high)
+        identity = build.windowed(identity, low, high)
     subject = dataclasses.replace(subject, identity=identity)
     key = keys.stream(jax.random.key(config.seed), "own samples")
-    drawn = examine.draw(subject, key, COUNT.value, STEPS.value)
+    drawn = rollout.draw_samples(subject, key, COUNT.value, STEPS.value)
     image_grid.save_sheet(workdir / "samples.png", to_bytes(drawn))
     print(workdir / "samples.png")
 

@@ -14,15 +14,17 @@ from absl import flags
 
 from experiments import _launch
 from mechdiff.circuits import score_agreement, screening
-from mechdiff.core.config import KINDS, to_dict
+from mechdiff.core.config import ABLATIONS, to_dict
+from mechdiff.models import untrained
 from mechdiff.models.unet import components
 from mechdiff.storage import files
-from mechdiff.study import examine
+from mechdiff.storage.manifest import run_manifest
+from mechdiff.sweeps.execution import forecast
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
 CHANNELS = flags.DEFINE_boolean("channels", False, "Every single channel as well.")
-KIND = flags.DEFINE_enum("kind", "zero", KINDS, "What a component is replaced by.")
+KIND = flags.DEFINE_enum("kind", "zero", ABLATIONS, "What a component is replaced by.")
 POINT = flags.DEFINE_enum("point", "identity", screening.EXPANSIONS, "What the ranking is by.")
 EVERY = flags.DEFINE_boolean("every", False, "Run all exactly, to see how well the scores rank them.")
 UNTRAINED = flags.DEFINE_boolean("untrained", False, "With every model also a fresh network of its config.")
@@ -35,12 +37,12 @@ def main(config, workdir):
     for folder in map(Path, MODEL.value):
         name = "/".join(folder.parts[-2:])
         subject, trained, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value, name)
-        examine.announce(subject, sweep)
+        forecast.print_memory_forecast(subject, sweep)
         inputs[name] = given.label
         chosen = components(subject.unet, max(subject.unet.widths) * 2 if CHANNELS.value else 0)
-        fresh = {"untrained": examine.untrained(subject, trained.seed)} if UNTRAINED.value else {}
+        fresh = {"untrained": untrained.untrained(subject, trained.seed)} if UNTRAINED.value else {}
         for group, one in {"trained": subject, **fresh}.items():
-            fills = examine.kind_fills(one, given, levels, jax.random.key(config.seed), sweep)
+            fills = inputs.replacement_values(one, given, levels, jax.random.key(config.seed), sweep)
             seen = one, given.scored, levels, key, workdir / "exact"
             asked = {"chosen": chosen, "kind": KIND.value, "fills": fills.get(KIND.value)}
             found[group][one.name] = (every if EVERY.value else verified)(*seen, **asked)
@@ -51,7 +53,7 @@ def main(config, workdir):
         )
         files.write_atomic(workdir / "screen.txt", f"{tables}\n".encode())
         print(f"\n{tables}")
-    manifest = files.manifest(to_dict(config), models=MODEL.value, kind=KIND.value, inputs=inputs)
+    manifest = run_manifest(to_dict(config), models=MODEL.value, kind=KIND.value, inputs=inputs)
     kept = {name: plain(facts) for some in found.values() for name, facts in some.items()}
     files.write_json(workdir / "screen.json", {"models": kept, "manifest": manifest})
 

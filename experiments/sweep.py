@@ -18,7 +18,8 @@ from absl import flags
 from experiments import _launch
 from mechdiff.core.config import to_dict
 from mechdiff.storage import files
-from mechdiff.study import examine
+from mechdiff.storage.manifest import run_manifest
+from mechdiff.study import examine, inputs
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -28,10 +29,10 @@ def main(config, workdir):
     _launch.spread_over_cores()
     folder = Path(MODEL.value)
     files.ensure_writable(workdir)
-    files.write_json(workdir / "manifest.json", files.manifest(to_dict(config), models=[folder.name]))
-    inputs = examine.chooser(config, CELEBA.value, workdir / "cache")
+    files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[folder.name]))
+    choose = inputs.chooser(config, CELEBA.value, workdir / "cache")
     target = workdir / "subjects" / folder.name
-    examine.examine(folder.name, folder, inputs, config.sweep, config.seed, target)
+    examine.examine(folder.name, folder, choose, config.sweep, config.seed, target)
     print(target)
 
 

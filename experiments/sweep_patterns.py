@@ -1,6 +1,6 @@
 """Does it matter where heads look? Replaces the attention pattern of one head at a time.
 
-`python -m experiments.patterns --model=checkpoints/cpu16-synthetic-seed0`
+`python -m experiments.sweep_patterns --model=checkpoints/cpu16-synthetic-seed0`
 Patterns become uniform, the identity (each place sees itself alone), or those of another picture (frozen);
 what the head reads there stays. Prints for every head the damage of each, pooled Deg% with 95 % intervals
 over pictures. Result: WORKDIR/patterns.zarr and .json.
@@ -16,7 +16,9 @@ from mechdiff.sweeps import attention_patterns
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
-KINDS = flags.DEFINE_list("kinds", list(attention_patterns.KINDS), "What takes the place of a pattern.")
+KINDS = flags.DEFINE_list(
+    "kinds", list(attention_patterns.PATTERN_SOURCES), "What takes the place of a pattern."
+)
 
 
 def main(config, workdir):
@@ -31,7 +33,7 @@ def main(config, workdir):
     pooled = {}
     for kind in KINDS.value:
         clean, loss = effects.losses(found, kind)
-        pooled[kind] = stats.bootstrap(lambda w: effects.pooled_damage(clean, loss, w), weights)  # noqa: B023
+        pooled[kind] = stats.bootstrap(lambda w: effects.pooled_relative_increase(clean, loss, w), weights)  # noqa: B023
     print(f"{subject.name}: pooled Deg% with patterns replaced, {len(given.scored)} pictures ({given.label})")
     print(f"{'head':22}" + "".join(f"{kind:>28}" for kind in pooled))
     order = np.argsort(-next(iter(pooled.values())).estimate)

@@ -1,6 +1,6 @@
 """Leaves out each component during sampling, in windows of noise levels, and measures how far samples move.
 
-`python -m experiments.trajectories --model=checkpoints/cpu16-synthetic-seed0 --windows=4`
+`python -m experiments.sweep_sampling --model=checkpoints/cpu16-synthetic-seed0 --windows=4`
 The changed and the clean sample share all noise. Start it again, also beside itself, to go on. The result,
 WORKDIR/trajectories/KEY.zarr, has the distance of every sample to its clean twin.
 """
@@ -15,10 +15,12 @@ from mechdiff.core import keys
 from mechdiff.core.config import to_dict
 from mechdiff.diffusion.samplers import ddim_step, ddpm_step
 from mechdiff.diffusion.schedules import ddim_timesteps
+from mechdiff.models import load
 from mechdiff.storage import files
-from mechdiff.study import examine
+from mechdiff.storage.manifest import run_manifest
+from mechdiff.sweeps.execution import forecast
 from mechdiff.sweeps.execution.rollout import even_windows, network_calls
-from mechdiff.sweeps.sampling import trajectories
+from mechdiff.sweeps.sampling import sampling_sweep
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 WINDOWS = flags.DEFINE_integer("windows", 5, "Parts that the visited levels are cut into.", lower_bound=1)
@@ -29,13 +31,13 @@ SAMPLER = flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm"], "How a step is 
 
 def main(config, workdir):
     _launch.spread_over_cores()
-    subject = examine.load_subject(Path(MODEL.value))[0]
+    subject = load.load_denoiser(Path(MODEL.value))[0]
     levels = ddim_timesteps(subject.schedule.steps, min(STEPS.value, subject.schedule.steps))
     windows = even_windows(levels, WINDOWS.value)
-    examine.announce(subject, config.sweep, kinds=("zero",), fills=len(levels))
+    forecast.print_memory_forecast(subject, config.sweep, kinds=("zero",), fills=len(levels))
     files.ensure_writable(workdir)
-    files.write_json(workdir / "manifest.json", files.manifest(to_dict(config), models=[subject.name]))
-    found = trajectories(
+    files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[subject.name]))
+    found = sampling_sweep(
         subject,
         levels,
         windows,

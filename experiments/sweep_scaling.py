@@ -1,6 +1,6 @@
 """Dose curves: turns components down, off and up, and measures what becomes of the loss.
 
-`python -m experiments.doses --model=checkpoints/cpu16-synthetic-seed0 --components='.*skip'`
+`python -m experiments.sweep_scaling --model=checkpoints/cpu16-synthetic-seed0 --components='.*skip'`
 Prints for every component pooled Deg% at every dose; 1 leaves it alone, 0 replaces it by zeros.
 Result: WORKDIR/doses.zarr and .json.
 """
@@ -9,14 +9,14 @@ from absl import flags
 
 from experiments import _launch
 from mechdiff.core.errors import ConfigError
-from mechdiff.interventions.record import select
+from mechdiff.interventions.components import select
 from mechdiff.models.unet import components
 from mechdiff.sweeps import scaling
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
 COMPONENTS = flags.DEFINE_string("components", ".*", "Regular expression of their names.")
-DOSES = flags.DEFINE_list("doses", [str(dose) for dose in scaling.DOSES], "Gates to try.")
+DOSES = flags.DEFINE_list("doses", [str(dose) for dose in scaling.GATE_VALUES], "Gates to try.")
 
 
 def main(config, workdir):
@@ -31,7 +31,7 @@ def main(config, workdir):
             f"--doses={','.join(DOSES.value)}: {error}; give numbers such as 0,0.5,1,2"
         ) from None
     asked = subject, given.scored, levels, key, chosen, tried
-    found = scaling.dose_curves(*asked, block=config.sweep.image_block)
+    found = scaling.scaling_curves(*asked, block=config.sweep.image_block)
     _launch.save(workdir, "doses", found, config, models=[subject.name], inputs=given.label)
     change = found["loss"].mean("image") / found["clean_loss"].mean("image") - 1
     pooled = (100 * change).mean("t").transpose("component", "dose")

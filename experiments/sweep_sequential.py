@@ -1,6 +1,6 @@
 """Finds every component's damage to a stated certainty, spending pictures only where they are needed.
 
-`python -m experiments.certify --model=checkpoints/cpu16-synthetic-seed0 --set=sweep.images=512`
+`python -m experiments.sweep_sequential --model=checkpoints/cpu16-synthetic-seed0 --set=sweep.images=512`
 A component is decided once its interval lies on one side of zero or is narrower than --width percent of the
 clean loss; all intervals together hold with 95 %. With --set=sweep.nested=true every timestep has pictures of
 its own, which say more in as many runs. Start it again to go on. Result: WORKDIR/certified.json.
@@ -13,8 +13,9 @@ from absl import flags
 from experiments import _launch
 from mechdiff.core.config import to_dict
 from mechdiff.storage import files
-from mechdiff.study import examine
-from mechdiff.sweeps.sequential import certify
+from mechdiff.storage.manifest import run_manifest
+from mechdiff.sweeps.execution import forecast
+from mechdiff.sweeps.sequential import sequential_sweep
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -25,8 +26,8 @@ def main(config, workdir):
     _launch.spread_over_cores()
     files.ensure_writable(workdir)
     subject, _, given, levels, key = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
-    examine.announce(subject, config.sweep, kinds=("zero",))
-    found = certify(
+    forecast.print_memory_forecast(subject, config.sweep, kinds=("zero",))
+    found = sequential_sweep(
         subject,
         given.swept,
         levels,
@@ -35,7 +36,7 @@ def main(config, workdir):
         width=WIDTH.value,
         block=config.sweep.image_block,
     )
-    manifest = files.manifest(to_dict(config), models=[subject.name], inputs=given.label)
+    manifest = run_manifest(to_dict(config), models=[subject.name], inputs=given.label)
     files.write_json(workdir / "certified.json", {**dataclasses.asdict(found), "manifest": manifest})
     for i in (-found.estimate).argsort(kind="stable"):
         bounds = f"[{found.low[i]:.2f}, {found.high[i]:.2f}]"

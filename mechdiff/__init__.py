@@ -26,8 +26,8 @@ Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
 
 from mechdiff.analysis.roles.assignment import role_effects
 from mechdiff.circuits.attribution import gate_scores
-from mechdiff.circuits.discovery import Circuit, discover, stand_ins
-from mechdiff.circuits.faithfulness import Trials
+from mechdiff.circuits.discovery import Circuit, backup_components, discover
+from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.circuits.integrated_gradients import integrated_gradients
 from mechdiff.circuits.interactions import pair_effects, pair_scores
 from mechdiff.circuits.redundancy import verified_pairs
@@ -47,53 +47,54 @@ from mechdiff.diffusion.schedules import (
     scaled_linear_schedule,
     timesteps_by_log_snr,
 )
-from mechdiff.interventions.record import (
-    STACKED,
-    Component,
-    Intervention,
+from mechdiff.interventions.build import (
     ablate,
     keep_only,
     leave_one_out,
     random_subsets,
-    scale,
-    temperature,
+    set_gate,
+    set_temperature,
     windowed,
 )
+from mechdiff.interventions.components import Component
+from mechdiff.interventions.record import STACKED, Intervention
+from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.load import load_trained
 from mechdiff.models.unet import apply_unet, components, count_parameters, denoise, init_unet
+from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.activations import activation_means, attention_stats
 from mechdiff.sweeps.attention_patterns import pattern_effects, replace_pattern
-from mechdiff.sweeps.denoising import Subject, teacher_forced
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.sweeps.execution.rollout import even_windows
 from mechdiff.sweeps.interchange import interchange_effects
-from mechdiff.sweeps.optimal_ablation import optimal_fills
-from mechdiff.sweeps.replacements import noise_fills, resample_fills
-from mechdiff.sweeps.sampling import trajectories
-from mechdiff.sweeps.scaling import dose_curves
-from mechdiff.sweeps.sequential import certify
+from mechdiff.sweeps.optimal_ablation import optimal_replacements
+from mechdiff.sweeps.replacements import noise_replacements, resample_replacements
+from mechdiff.sweeps.sampling import sampling_sweep
+from mechdiff.sweeps.scaling import scaling_curves
+from mechdiff.sweeps.sequential import sequential_sweep
 from mechdiff.sweeps.temperature import matched_temperature, temperature_effects
-from mechdiff.training.loop import load_trained
 
 __version__ = "0.1.0"
 
 __all__ = [
     "STACKED",
     "Circuit",
+    "CircuitEvaluator",
     "Component",
+    "Denoiser",
     "Engine",
     "ExperimentConfig",
     "Intervention",
     "MechdiffError",
     "NoiseSchedule",
     "Scorecard",
-    "Subject",
-    "Trials",
     "UNetConfig",
     "ablate",
+    "ablation_sweep",
     "activation_means",
     "apply_unet",
     "attention_stats",
-    "certify",
+    "backup_components",
     "components",
     "cosine_schedule",
     "count_parameters",
@@ -102,7 +103,6 @@ __all__ = [
     "denoise",
     "denoising_loss",
     "discover",
-    "dose_curves",
     "even_windows",
     "gate_scores",
     "init_unet",
@@ -114,8 +114,8 @@ __all__ = [
     "load_trained",
     "make_schedule",
     "matched_temperature",
-    "noise_fills",
-    "optimal_fills",
+    "noise_replacements",
+    "optimal_replacements",
     "override",
     "pair_effects",
     "pair_scores",
@@ -125,21 +125,21 @@ __all__ = [
     "q_sample",
     "random_subsets",
     "replace_pattern",
-    "resample_fills",
+    "resample_replacements",
     "role_effects",
     "sample",
-    "scale",
+    "sampling_sweep",
     "scaled_linear_schedule",
+    "scaling_curves",
     "scorecard",
     "screen_and_verify",
+    "sequential_sweep",
+    "set_gate",
+    "set_temperature",
     "stability",
-    "stand_ins",
-    "teacher_forced",
-    "temperature",
     "temperature_effects",
     "timesteps_by_log_snr",
     "training_loss",
-    "trajectories",
     "transfer",
     "verified_pairs",
     "windowed",

@@ -2,9 +2,9 @@
 
 `python -m experiments.benchmarks.certified --model=MODEL --images=512 --width=0.5`
 
-Adaptive: `certify`, which drops components once their intervals are certain, with other pictures at every
-timestep (nested), run to its end. Fixed: an exact sweep of all components on one number of pictures, the
-smallest with which an ordinary interval (no looking in between) of each would pass the same rule; once
+Adaptive: `sequential_sweep`, which drops components once their intervals are certain, with other pictures at
+every timestep (nested), run to its end. Fixed: an exact sweep of all components on one number of pictures,
+the smallest with which an ordinary interval (no looking in between) of each would pass the same rule; once
 nested, once with the same pictures at all timesteps (crossed), as one would do it otherwise. These numbers
 come from deviations that were measured, on what the adaptive arm saw and on `--pilot` pictures, so the fixed
 arms know them beforehand, which no planner does. Their cost is linear in pictures: they are run on `--pilot`
@@ -24,9 +24,10 @@ from experiments.benchmarks import _operations
 from mechdiff.core import keys
 from mechdiff.core.config import SweepConfig, override
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
-from mechdiff.study import examine
-from mechdiff.sweeps.denoising import teacher_forced
-from mechdiff.sweeps.sequential import certify
+from mechdiff.models import load
+from mechdiff.study import inputs
+from mechdiff.sweeps.ablation import ablation_sweep
+from mechdiff.sweeps.sequential import sequential_sweep
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -40,20 +41,22 @@ def main(config, workdir):
     _launch.spread_over_cores()
     asked = [f"sweep.images={IMAGES.value}", "sweep.mean_images=1", "sweep.nested=true"]
     config = override(config, asked)
-    subject, trained, _ = examine.load_subject(Path(MODEL.value))
-    given = examine.chooser(config, CELEBA.value, workdir / "cache")(subject, trained)
+    subject, trained, _ = load.load_denoiser(Path(MODEL.value))
+    given = inputs.chooser(config, CELEBA.value, workdir / "cache")(subject, trained)
     levels = timesteps_by_log_snr(subject.schedule, config.sweep.timesteps)
     key, block = keys.stream(jax.random.key(config.seed), "scored noise"), config.sweep.image_block
     pilot = min(PILOT.value, IMAGES.value)
 
     def adaptive(images):
         with TemporaryDirectory() as folder:
-            return certify(subject, images, levels, key, Path(folder), width=WIDTH.value, block=block)
+            return sequential_sweep(
+                subject, images, levels, key, Path(folder), width=WIDTH.value, block=block
+            )
 
     def fixed():
         with TemporaryDirectory() as folder:
             settings = SweepConfig(kinds=("zero",), image_block=block)
-            teacher_forced(subject, given.scored[:pilot], levels, key, Path(folder), config=settings)
+            ablation_sweep(subject, given.scored[:pilot], levels, key, Path(folder), config=settings)
 
     found, crossed = adaptive(given.nested), adaptive(given.scored[:pilot])  # compile
     fixed()

@@ -21,8 +21,8 @@ from absl import flags
 
 from experiments import _launch
 from mechdiff.core.config import to_dict
+from mechdiff.models import load
 from mechdiff.storage import labelled
-from mechdiff.training import loop
 
 KILLS = flags.DEFINE_integer("kills", 10, "How many kills fall on training, and on the sweep.", lower_bound=1)
 SWEEPERS = flags.DEFINE_integer("sweepers", 1, "How many processes fill one sweep.", lower_bound=1)
@@ -97,7 +97,7 @@ def progress(folder):
 
 def parameters(folder):
     """Of a trained model, with its config: comparable."""
-    config, params = loop.load_trained(folder / "model")[:2]
+    config, params = load.load_trained(folder / "model")[:2]
     return to_dict(config), [(a.shape, np.asarray(a).tobytes()) for a in jax.tree.leaves(params)]
 
 

@@ -17,9 +17,10 @@ from experiments.benchmarks import _operations, _rounds
 from mechdiff.core import devices
 from mechdiff.core.config import SweepConfig, from_dict
 from mechdiff.diffusion.schedules import make_schedule, timesteps_by_log_snr
-from mechdiff.interventions.record import leave_one_out
+from mechdiff.interventions.build import leave_one_out
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, count_parameters, init_unet
-from mechdiff.sweeps.denoising import Subject, teacher_forced
+from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.training.step import data_parallel, init_state, train_step
 
 
@@ -49,18 +50,20 @@ def training_step(config, images):
 
 
 def forward_sweep(config, images):
-    """`teacher_forced` over every component as a user calls it: digests, and writing the result, included."""
+    """`sweeps.ablation_sweep` over every component as a user calls it: digests, and writing the result,
+    included.
+    """
     _launch.spread_over_cores()
     schedule = make_schedule(config.diffusion)
     state, identity = jax.jit(functools.partial(init_state, config))()
-    subject = Subject("benchmark", config.unet, schedule, state.params, identity)
+    subject = Denoiser("benchmark", config.unet, schedule, state.params, identity)
     levels = timesteps_by_log_snr(schedule, config.sweep.timesteps)
     x0 = (pictures(config, images) / 127.5 - 1).astype(np.float32)
     settings = SweepConfig(kinds=("zero",), image_block=min(images, config.sweep.image_block))
 
     def once():
         with tempfile.TemporaryDirectory() as folder:
-            teacher_forced(subject, x0, levels, jax.random.key(0), Path(folder), config=settings)
+            ablation_sweep(subject, x0, levels, jax.random.key(0), Path(folder), config=settings)
 
     return once, len(components(config.unet)) * len(levels) * images
 

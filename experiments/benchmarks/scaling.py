@@ -24,8 +24,9 @@ from experiments import _launch
 from experiments.benchmarks import _operations
 from mechdiff.core.config import SweepConfig
 from mechdiff.diffusion.schedules import make_schedule, timesteps_by_log_snr
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, init_unet
-from mechdiff.sweeps.denoising import Subject, teacher_forced
+from mechdiff.sweeps.ablation import ablation_sweep
 
 IMAGES = flags.DEFINE_integer("images", 8, "Pictures at the start.", lower_bound=1)
 DOUBLINGS = flags.DEFINE_integer("doublings", 2, "How often each axis is doubled.", lower_bound=1)
@@ -79,7 +80,7 @@ def sweep(config, count, images, timesteps):
     """A sweep of `count` components spread over the network, ready to run."""
     params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), config.unet)
     schedule = make_schedule(config.diffusion)
-    subject = Subject("benchmark", config.unet, schedule, params, identity)
+    subject = Denoiser("benchmark", config.unet, schedule, params, identity)
     known = components(config.unet)
     chosen = [known[i] for i in np.linspace(0, len(known) - 1, count).astype(int)]
     shape = (images, *2 * [config.unet.image_size], config.unet.in_channels)
@@ -90,7 +91,7 @@ def sweep(config, count, images, timesteps):
     def run():
         with tempfile.TemporaryDirectory() as folder:
             key = jax.random.key(0)
-            teacher_forced(subject, x0, levels, key, Path(folder), config=settings, chosen=chosen)
+            ablation_sweep(subject, x0, levels, key, Path(folder), config=settings, chosen=chosen)
 
     return run
 

@@ -22,9 +22,9 @@ from experiments.benchmarks import _operations
 from mechdiff.circuits import screening
 from mechdiff.circuits.attribution import gate_scores
 from mechdiff.diffusion.schedules import make_schedule, timesteps_by_log_snr
+from mechdiff.models import untrained
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, init_unet
-from mechdiff.study import examine
-from mechdiff.sweeps.denoising import Subject
 
 SAMPLE = flags.DEFINE_integer("sample", 64, "Components that are run exactly.", lower_bound=1)
 PROBES = flags.DEFINE_integer("probes", 4, "Random vectors of the scores.", lower_bound=1)
@@ -36,7 +36,7 @@ def main(config, workdir):
     _launch.spread_over_cores()
     identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), config.unet)[1]
     schedule = make_schedule(config.diffusion)
-    subject = examine.untrained(Subject("benchmark", config.unet, schedule, None, identity))
+    subject = untrained.untrained(Denoiser("benchmark", config.unet, schedule, None, identity))
     every = components(config.unet, channel_groups=2 * max(config.unet.widths))  # no skip is wider
     rng = np.random.default_rng(0)
     count = min(SAMPLE.value, len(every))

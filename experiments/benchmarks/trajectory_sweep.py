@@ -21,9 +21,9 @@ from absl import flags
 from experiments import _launch
 from experiments.benchmarks import _operations
 from mechdiff.diffusion.schedules import ddim_timesteps, make_schedule
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, init_unet
 from mechdiff.sweeps import sampling
-from mechdiff.sweeps.denoising import Subject
 from mechdiff.sweeps.execution import rollout
 
 WINDOWS = flags.DEFINE_integer("windows", 10, "Windows of noise levels.", lower_bound=1)
@@ -40,7 +40,7 @@ def main(config, workdir):
     params = jax.tree.map(
         lambda p: (np.asarray(p) + 0.02 * rng.normal(size=p.shape)).astype(np.float32), params
     )
-    subject = Subject("benchmark", config.unet, make_schedule(config.diffusion), params, identity)
+    subject = Denoiser("benchmark", config.unet, make_schedule(config.diffusion), params, identity)
     levels = ddim_timesteps(subject.schedule.steps, min(STEPS.value, subject.schedule.steps))
     windows = rollout.even_windows(levels, WINDOWS.value)
     every = components(config.unet)
@@ -49,7 +49,7 @@ def main(config, workdir):
     def shared():
         with TemporaryDirectory() as folder:
             key = jax.random.key(0)
-            return sampling.trajectories(
+            return sampling.sampling_sweep(
                 subject, levels, windows, SAMPLES.value, key, Path(folder), chosen=chosen
             )
 

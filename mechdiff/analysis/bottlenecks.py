@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mechdiff.stats.replication import over_seeds
+from mechdiff.stats.small_samples import over_seeds
 
 THRESHOLD = 25.0  # pooled relative loss increase, %: the least degradation that arXiv 2506.17237 reports
 

@@ -68,7 +68,7 @@ def circuit_size(
 def effective_components(sweep: xr.Dataset, kind: str) -> Measure:
     """`effective` of a saved sweep."""
     clean, loss = effects.losses(sweep, kind)
-    return lambda weights: effects.effective_number(effects.pooled_damage(clean, loss, weights))
+    return lambda weights: effects.effective_number(effects.pooled_relative_increase(clean, loss, weights))
 
 
 def covariance_measure(found: Mapping[str, Moments], name: str) -> Measure:

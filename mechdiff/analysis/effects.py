@@ -29,8 +29,8 @@ from mechdiff import stats
 from mechdiff.core.errors import CheckpointError, ConfigError, unknown
 from mechdiff.stats import Interval
 
-Clean = Float[np.ndarray, "t image"]
-Loss = Float[np.ndarray, "component t image"]
+CleanLossArray = Float[np.ndarray, "t image"]
+LossArray = Float[np.ndarray, "component t image"]
 Weights = Float[np.ndarray, "m *levels image"]
 Draws = Float[np.ndarray, "component m"]
 QUANTILES = (0.05, 0.5, 0.95)  # of damage over pictures
@@ -38,7 +38,7 @@ ROUNDING = 1e-12  # mean squared change of a prediction of unit variance that fl
 
 
 @dataclass(frozen=True)
-class Damage:
+class Effects:
     """What one kind of ablation does to one subject.
 
     Attributes:
@@ -91,28 +91,32 @@ class Damage:
         return self.change <= ROUNDING
 
 
-def levels_damage(clean: Clean, loss: Loss, weights: Weights) -> Float[np.ndarray, "component t m"]:
+def relative_loss_increase(
+    clean: CleanLossArray, loss: LossArray, weights: Weights
+) -> Float[np.ndarray, "component t m"]:
     """Deg%_t under each weighting of the images."""
     return 100 * (stats.weighted(loss, weights) / stats.weighted(clean, weights) - 1)
 
 
-def pooled_damage(clean: Clean, loss: Loss, weights: Weights) -> Draws:
+def pooled_relative_increase(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
     """Pooled Deg% under each weighting of the images."""
-    return levels_damage(clean, loss, weights).mean(axis=1)
+    return relative_loss_increase(clean, loss, weights).mean(axis=1)
 
 
-def pooled_loss_damage(clean: Clean, loss: Loss, weights: Weights) -> Draws:
+def pooled_loss_ratio_increase(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
     """Relative rise of the loss summed over levels, in %, under each weighting of the images."""
     raised, base = stats.weighted(loss, weights), stats.weighted(clean, weights)
     return 100 * (raised.sum(axis=1) / base.sum(axis=0) - 1)
 
 
-def rms_damage(clean: Clean, loss: Loss, weights: Weights) -> Draws:
+def rms_damage(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
     """Root mean square over levels of Deg%_t under each weighting of the images."""
-    return np.sqrt((levels_damage(clean, loss, weights) ** 2).mean(axis=1))
+    return np.sqrt((relative_loss_increase(clean, loss, weights) ** 2).mean(axis=1))
 
 
-def excess_damage(clean: Clean, loss: Loss, floor: Float[np.ndarray, " t"], weights: Weights) -> Draws:
+def excess_damage(
+    clean: CleanLossArray, loss: LossArray, floor: Float[np.ndarray, " t"], weights: Weights
+) -> Draws:
     """Rise of the loss over what the network's loss is above the least possible one, mean over levels, in %.
 
     Args:
@@ -131,7 +135,9 @@ def excess_damage(clean: Clean, loss: Loss, floor: Float[np.ndarray, " t"], weig
     return 100 * ((stats.weighted(loss, weights) - stats.weighted(clean, weights)) / excess).mean(axis=1)
 
 
-def picture_damage(clean: Clean, loss: Loss, own: bool = False) -> Float[np.ndarray, "component own_t image"]:
+def picture_damage(
+    clean: CleanLossArray, loss: LossArray, own: bool = False
+) -> Float[np.ndarray, "component own_t image"]:
     """What each picture adds to pooled Deg%: 100 (l_t(do) - l_t) / L0_t, whose mean over all is pooled Deg%.
 
     Args:
@@ -149,7 +155,7 @@ def effective_number(damage: Draws) -> Float[np.ndarray, " m"]:
     return np.where(total > 0, np.exp(-(p * np.log(p)).sum(axis=0)), np.nan)
 
 
-def losses(sweep: xr.Dataset, kind: str) -> tuple[Clean, Loss]:
+def losses(sweep: xr.Dataset, kind: str) -> tuple[CleanLossArray, LossArray]:
     """Losses of a finished sweep in float64.
 
     Raises:
@@ -169,11 +175,11 @@ def losses(sweep: xr.Dataset, kind: str) -> tuple[Clean, Loss]:
     return clean, loss
 
 
-def measure(sweep: xr.Dataset, kind: str, repeats: int = 2000, seed: int = 0, level: float = 0.95) -> Damage:
+def measure(sweep: xr.Dataset, kind: str, repeats: int = 2000, seed: int = 0, level: float = 0.95) -> Effects:
     """Damage of every component under one kind of ablation, with bootstrap intervals over images.
 
     Args:
-      sweep: as `sweep.teacher_forced` makes it; at least 2 images.
+      sweep: as `sweeps.ablation_sweep` makes it; at least 2 images.
       repeats, seed: of the resampling; the same weights serve all components.
     """
     clean, loss = losses(sweep, kind)
@@ -184,7 +190,7 @@ def measure(sweep: xr.Dataset, kind: str, repeats: int = 2000, seed: int = 0, le
     def interval(statistic: stats.intervals.Statistic) -> Interval:
         return stats.bootstrap_units(statistic, units, repeats=repeats, seed=seed, level=level)
 
-    return Damage(
+    return Effects(
         kind=kind,
         components=tuple(str(name) for name in sweep["component"].values),
         part=tuple(str(part) for part in sweep["part"].values),
@@ -192,11 +198,11 @@ def measure(sweep: xr.Dataset, kind: str, repeats: int = 2000, seed: int = 0, le
         depth=sweep["depth"].values,
         t=sweep["t"].values,
         log_snr=sweep["log_snr"].values.astype(np.float64),
-        cells=interval(lambda w: levels_damage(clean, loss, w)),
+        cells=interval(lambda w: relative_loss_increase(clean, loss, w)),
         p=stats.max_t(units.sums(loss - clean), seed=seed),
-        pooled=interval(lambda w: pooled_damage(clean, loss, w)),
-        pooled_losses=interval(lambda w: pooled_loss_damage(clean, loss, w)),
-        effective=interval(lambda w: effective_number(pooled_damage(clean, loss, w))),
+        pooled=interval(lambda w: pooled_relative_increase(clean, loss, w)),
+        pooled_losses=interval(lambda w: pooled_loss_ratio_increase(clean, loss, w)),
+        effective=interval(lambda w: effective_number(pooled_relative_increase(clean, loss, w))),
         change=sweep["change"].sel(kind=kind).max(("t", "image")).values.astype(np.float64),
         rms=interval(lambda w: rms_damage(clean, loss, w)),
         hurt=interval(lambda w: stats.weighted(raised, w).mean(axis=1)),
@@ -214,12 +220,12 @@ def rank_correlation(first: Draws, second: Draws) -> Float[np.ndarray, " m"]:
     return np.where(scale > 0, (x * y).sum(axis=0) / np.where(scale > 0, scale, 1), np.nan)
 
 
-def kinds_agreement(
+def ablations_agreement(
     sweep: xr.Dataset, first: str, second: str, repeats: int = 2000, seed: int = 0
 ) -> Interval:
     """Rank correlation of pooled Deg% between two kinds of ablation of one subject; same images resampled.
 
-    Over the components that changed something under both kinds. Raises as `subjects_agreement` does.
+    Over the components that changed something under both kinds. Raises as `denoisers_agreement` does.
     """
     shared = _shared((sweep, first), (sweep, second))
     sides = [losses(sweep.sel(component=shared), kind) for kind in (first, second)]
@@ -227,7 +233,7 @@ def kinds_agreement(
     return _ranked(sides, [units, units], [stats.bootstrap_weights(units.count, repeats, seed)] * 2)
 
 
-def subjects_agreement(
+def denoisers_agreement(
     first: xr.Dataset, second: xr.Dataset, kind: str, repeats: int = 2000, seed: int = 0
 ) -> Interval:
     """Rank correlation of pooled Deg% between two subjects; `n` is the smaller count of images.
@@ -266,7 +272,7 @@ def _ranked(
     """Percentile interval of the rank correlation of two sides (clean, loss), in resamples of their units."""
 
     def correlate(weights: list[np.ndarray]) -> np.ndarray:
-        return rank_correlation(*(pooled_damage(*side, w) for side, w in zip(sides, weights)))
+        return rank_correlation(*(pooled_relative_increase(*side, w) for side, w in zip(sides, weights)))
 
     estimate = correlate([each.even() for each in units])[0]
     drawn = correlate([each.weights(share) for each, share in zip(units, shares)])

@@ -24,16 +24,17 @@ from scipy.stats import rankdata
 
 from mechdiff import stats
 from mechdiff.analysis import effects
-from mechdiff.analysis.roles import families, image_features, selectivity, target_variances
+from mechdiff.analysis.roles import families, feature_variances, image_features, selectivity
 from mechdiff.analysis.roles.matching import layers_of
-from mechdiff.analysis.roles.role_effects import pictures
+from mechdiff.analysis.roles.role_effects import mean_images
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey
-from mechdiff.interventions.record import Intervention, select
+from mechdiff.interventions.components import select
+from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.stats import Interval
 from mechdiff.stats.intervals import Statistic
-from mechdiff.sweeps.denoising import Subject
-from mechdiff.sweeps.execution.engine import Engine, Seen
+from mechdiff.sweeps.execution.engine import Engine, PassOutputs
 
 LEAST = 0.02  # normalised entropy by which a head must have been moved to have a slope
 
@@ -77,7 +78,7 @@ class Followed:
     heads: int
 
 
-def observe(
+def correlation(
     attention: xr.Dataset,
     other: Statistic,
     repeats: int = 1000,
@@ -86,9 +87,9 @@ def observe(
     """Does a quantity follow entropy over heads?
 
     Args:
-      attention: of `capture.attention_stats`.
+      attention: of `activations.attention_stats`.
       other: of the same heads, as a function of weights `[m, image]` of the same images that gives `[head,
-        m]`: `damage_size`, `strongest`.
+        m]`: `effect_size`, `max_selectivity`.
     """
     entropy = (
         attention["normalised_entropy"].transpose("head", "t", "image").values.astype(np.float64).mean(1)
@@ -118,12 +119,12 @@ def observe(
     )
 
 
-def damage_size(clean: effects.Clean, loss: effects.Loss) -> Statistic:
+def effect_size(clean: effects.CleanLossArray, loss: effects.LossArray) -> Statistic:
     """|pooled Deg%| of leaving each head out, from losses of a sweep of those heads (`effects.losses`)."""
-    return lambda weights: np.abs(effects.pooled_damage(clean, loss, weights))
+    return lambda weights: np.abs(effects.pooled_relative_increase(clean, loss, weights))
 
 
-def strongest(effect: xr.Dataset) -> Statistic:
+def max_selectivity(effect: xr.Dataset) -> Statistic:
     """Each head's largest selectivity, from its `roles.role_effects`; -1 for a head that changes nothing."""
     values = effect["effect"].mean("t").transpose("component", "target", "image").values.astype(np.float64)
     family = families([str(name) for name in effect["target"].values])
@@ -148,16 +149,16 @@ def within_layers(first: effects.Draws, second: effects.Draws, layers: np.ndarra
 class Read:
     """A reduction of the engine: all targets of a predicted picture side by side, by name, and the loss."""
 
-    def __call__(self, seen: Seen) -> tuple[tuple[Array, Array], Array]:
+    def __call__(self, seen: PassOutputs) -> tuple[tuple[Array, Array], Array]:
         def read(eps):
-            found = image_features.features(pictures(seen, eps))
+            found = image_features.features(mean_images(seen, eps))
             return jnp.concatenate([found[name] for name in sorted(found)], axis=-1)
 
         return (read(seen.eps), ((seen.eps - seen.noise) ** 2).mean(axis=(-3, -2, -1))), read(seen.clean)
 
 
-def temper(
-    subject: Subject, tempered: xr.Dataset, images: Images, key: PRNGKey, engine: Engine | None = None
+def temperature_effects_on_roles(
+    subject: Denoiser, tempered: xr.Dataset, images: Images, key: PRNGKey, engine: Engine | None = None
 ) -> xr.Dataset:
     """Role effects of heads at several temperatures of their own softmax, and at temperature 1.
 
@@ -176,7 +177,7 @@ def temper(
     values, timesteps = [float(value) for value in tempered["temperature"].values], tempered["t"].values
     gates = tempered["gate"].mean("image").transpose("t", "component", "temperature").values
     images, index = np.asarray(images, np.float32), np.arange(len(images))
-    found = target_variances(images)
+    found = feature_variances(images)
     variance, cuts = np.array([v for v, _ in found.values()]), np.cumsum([n for _, n in found.values()])[:-1]
     engine = engine or Engine(subject.unet, subject.schedule, subject.params)
     count = len(chosen)
@@ -208,7 +209,7 @@ def temper(
     )
 
 
-def follow(
+def within_head_slope(
     effect: xr.Dataset, entropy: Float[np.ndarray, "head temperature"], level: float = 0.95
 ) -> Followed:
     """Do roles follow entropy when it is moved? See the module.
@@ -263,7 +264,7 @@ def normalised(tempered: xr.Dataset, attention: xr.Dataset) -> Float[np.ndarray,
 
     Args:
       tempered: of `tempering.temperature_effects`.
-      attention: of `capture.attention_stats` of the untouched network at the same levels: temperature 1.
+      attention: of `activations.attention_stats` of the untouched network at the same levels: temperature 1.
     """
     heads = attention.sel(head=tempered["component"].values)
     moved = tempered["entropy"].mean(("t", "image")).transpose("component", "temperature").values

@@ -88,7 +88,7 @@ def compare(
     """One measure between two saved sets of attention statistics, with its controls over images.
 
     Args:
-      first, second: as `capture.attention_stats` makes them, of networks of one configuration at the same
+      first, second: as `activations.attention_stats` makes them, of networks of one configuration at the same
         levels; of one network shown two data sets, or of one trained on each.
       draws: of the bootstrap and of random halves.
     Raises:

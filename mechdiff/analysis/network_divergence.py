@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from mechdiff.core.errors import ConfigError
-from mechdiff.stats import replication
+from mechdiff.stats import small_samples
 
 Profiles = Float[np.ndarray, "network head t"]
 Squares = Float[np.ndarray, "network network t"]
@@ -185,4 +185,4 @@ def _interval(
         return float(np.subtract(*between_within(mean[np.ix_(chosen, chosen)], group))[0, 0])
 
     sides = list(range(count)), list(range(count, len(squares)))
-    return replication.jackknife(statistic, *sides, pooled, draws, images)
+    return small_samples.jackknife_interval(statistic, *sides, pooled, draws, images)

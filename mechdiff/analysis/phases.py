@@ -83,10 +83,10 @@ class Phases:
 
 
 def effect_matrix(
-    clean: effects.Clean, loss: effects.Loss, weights: effects.Weights
+    clean: effects.CleanLossArray, loss: effects.LossArray, weights: effects.Weights
 ) -> Float[np.ndarray, "m t component"]:
     """ln(L_t(do c) / L0_t) under each weighting of the images."""
-    ratio = 1 + effects.levels_damage(clean, loss, weights) / 100
+    ratio = 1 + effects.relative_loss_increase(clean, loss, weights) / 100
     return np.moveaxis(np.log(np.maximum(ratio, SMALLEST)), 2, 0).swapaxes(1, 2)
 
 
@@ -161,7 +161,8 @@ def measure(
     """The phases of a saved sweep, see the module.
 
     Args:
-      sweep: as `sweep.teacher_forced` makes it: at least 4 images and 2 levels; idle components are left out.
+      sweep: as `sweeps.ablation_sweep` makes it: at least 4 images and 2 levels; idle components are left
+        out.
       most: phases tried, bounded by the levels.
       splits: of the images into halves, whose scores are averaged.
       draws: of the bootstrap, each with a split of its own whose halves are resampled within themselves (no

@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from mechdiff import stats
 from mechdiff.analysis.effects import effective_number
-from mechdiff.stats import replication
+from mechdiff.stats import small_samples
 
 Damages = Float[np.ndarray, "network component *m"]
 
@@ -57,7 +57,9 @@ def ordered(rungs: Sequence[Float[np.ndarray, " _"]], pseudo: bool = False) -> t
       does not rise" (an intersection-union test: no correction is due). NaN where a rung has fewer than 3
       networks, or there are fewer than 2 rungs.
     """
-    steps = [replication.between_groups(high, low, pseudo=pseudo) for low, high in itertools.pairwise(rungs)]
+    steps = [
+        small_samples.between_groups(high, low, pseudo=pseudo) for low, high in itertools.pairwise(rungs)
+    ]
     if not steps:
         return False, float("nan")
     return all(step[0] > 0 for step in steps), float(np.max([step[2] for step in steps]))

@@ -4,21 +4,20 @@
 small one, `scorecards` says how good it is on other pictures, `robustness` whether it is found again.
 """
 
-from mechdiff.circuits.discovery import RANKINGS, Circuit, discover, stand_ins
-from mechdiff.circuits.faithfulness import Trials
-from mechdiff.circuits.robustness import Stability, halves, stability, transfer
+from mechdiff.circuits.discovery import RANKINGS, Circuit, backup_components, discover
+from mechdiff.circuits.faithfulness import CircuitEvaluator
+from mechdiff.circuits.robustness import Stability, stability, transfer
 from mechdiff.circuits.scorecards import Scorecard, scorecard
 
 __all__ = [
     "RANKINGS",
     "Circuit",
+    "CircuitEvaluator",
     "Scorecard",
     "Stability",
-    "Trials",
+    "backup_components",
     "discover",
-    "halves",
     "scorecard",
     "stability",
-    "stand_ins",
     "transfer",
 ]

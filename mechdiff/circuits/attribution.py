@@ -25,10 +25,12 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.record import Component, Intervention, ablate
+from mechdiff.interventions.build import ablate
+from mechdiff.interventions.components import Component
+from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, denoise
-from mechdiff.sweeps.activations import fills_at
-from mechdiff.sweeps.denoising import Subject
+from mechdiff.sweeps.activations import replacements_at
 from mechdiff.sweeps.execution import memory
 
 
@@ -77,7 +79,7 @@ def _slopes(
 
 
 def gate_scores(
-    subject: Subject,
+    subject: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
@@ -98,7 +100,7 @@ def gate_scores(
     other: the score is L(without all) - L(with this one alone) = -C - g.
 
     Args:
-      images: in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in `sweep.teacher_forced`.
+      images: in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in `sweeps.ablation_sweep`.
       order: `first`, or `gauss_newton` for both parts.
       at: the point of expansion, `identity` or `ablated`.
       chosen: components, overlapping or not, such as single channels (`unet.components(config, groups)`).
@@ -120,7 +122,7 @@ def gate_scores(
     chosen = tuple(chosen or components(subject.unet))
     images, timesteps = np.asarray(images), np.asarray(timesteps, np.int32)
     sites = sorted(subject.identity.gate)
-    block = memory.at_once(block, memory.gradient_bytes(subject.unet))
+    block = memory.rows_at_once(block, memory.gradient_bytes(subject.unet))
     membership = _membership(subject.identity, sites, chosen)
     mesh = devices.over(block)
     placed = devices.everywhere(mesh, (subject.schedule, subject.params))
@@ -128,7 +130,7 @@ def gate_scores(
     first = np.empty((len(chosen), len(timesteps), len(images)), np.float32)
     second, loss = np.zeros_like(first), np.empty(first.shape[1:], np.float32)
     for level, t in enumerate(timesteps):
-        here = None if kind == "zero" else fills_at(fills or {}, level)
+        here = None if kind == "zero" else replacements_at(fills or {}, level)
         # Only the fills matter at identity, only the gates and fills at the ablated point.
         point = ablate(subject.identity, chosen, kind, here)
         if at == "identity":

@@ -2,10 +2,10 @@
 
 Components are ranked by the damage of leaving each out, or by gradient scores of which the largest are
 verified. The shortest beginning of that ranking that is as close to the network as asked (see
-`Trials.closeness`) is pruned: members whose loss leaves it close enough are dropped, the most
-dispensable first, until each one that is left is needed. Where two components do the same, neither is missed
-in the whole network; once pruning has dropped one, the other is. `stand_ins` names those that could take a
-member's place.
+`CircuitEvaluator.faithfulness_match`) is pruned: members whose loss leaves it close enough are dropped, the
+most dispensable first, until each one that is left is needed. Where two components do the same, neither is
+missed in the whole network; once pruning has dropped one, the other is. `backup_components` names those that
+could take a member's place.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from mechdiff.circuits import screening
-from mechdiff.circuits.faithfulness import Trials
+from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.core.errors import ConfigError, unknown
 
 RANKINGS = ("exact", "screen")
@@ -61,7 +61,9 @@ class Circuit:
     evaluated: int
 
 
-def discover(trials: Trials, tau: float = 0.9, ranking: str = "exact", screen: dict | None = None) -> Circuit:
+def discover(
+    trials: CircuitEvaluator, tau: float = 0.9, ranking: str = "exact", screen: dict | None = None
+) -> Circuit:
     """The circuit of a network on the images of `trials`.
 
     Args:
@@ -108,7 +110,7 @@ def discover(trials: Trials, tau: float = 0.9, ranking: str = "exact", screen: d
 
 
 def effects(
-    trials: Trials, weights: Float[np.ndarray, "1 image"] | None = None
+    trials: CircuitEvaluator, weights: Float[np.ndarray, "1 image"] | None = None
 ) -> Float[np.ndarray, " component"]:
     """Deg% of leaving out each component: 100 (L(do) - L) / L, losses averaged over timesteps first."""
     every = np.arange(len(trials.chosen))
@@ -129,7 +131,9 @@ def as_members(circuit: Circuit, names: tuple[str, ...]) -> Set:
     return np.isin(names, circuit.members)
 
 
-def stand_ins(trials: Trials, circuit: Circuit, count: int | None = None) -> dict[str, tuple[str, ...]]:
+def backup_components(
+    trials: CircuitEvaluator, circuit: Circuit, count: int | None = None
+) -> dict[str, tuple[str, ...]]:
     """For members, without which the circuit is not close enough: outsiders with which it is, again.
 
     Args:
@@ -201,9 +205,9 @@ def _smallest(good: Callable[[Int[np.ndarray, " m"]], np.ndarray], low: int, hig
     return int(high)
 
 
-def close_to(trials: Trials, weights: Float[np.ndarray, "1 image"] | None = None) -> Close:
+def close_to(trials: CircuitEvaluator, weights: Float[np.ndarray, "1 image"] | None = None) -> Close:
     """Closeness of circuits to the network of `trials`, images being weighted."""
-    return lambda members: trials.closeness(members, weights)[:, 0]
+    return lambda members: trials.faithfulness_match(members, weights)[:, 0]
 
 
 def _without(members: Set, which: Int[np.ndarray, " m"]) -> Bool[np.ndarray, "m component"]:
@@ -223,7 +227,7 @@ def _shorn(
     return fewer
 
 
-def _screened(trials: Trials, options: dict) -> Float[np.ndarray, " component"]:
+def _screened(trials: CircuitEvaluator, options: dict) -> Float[np.ndarray, " component"]:
     """Pooled Deg% of all components: exact where the screen verified it, else as it was scored."""
     if trials.folder is None:
         raise ConfigError("a screen keeps its exact runs in a folder, but these trials have none")

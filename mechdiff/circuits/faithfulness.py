@@ -27,18 +27,20 @@ from jaxtyping import Bool, Float, Int
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import Images, PRNGKey, PyTree
-from mechdiff.interventions.record import Component, Intervention, keep_sets
+from mechdiff.interventions.build import keep_sets
+from mechdiff.interventions.components import Component
+from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components
-from mechdiff.storage import files, labelled
-from mechdiff.sweeps.denoising import Subject
+from mechdiff.storage import digests, labelled
 from mechdiff.sweeps.execution.engine import Engine
-from mechdiff.sweeps.replacements import Fills, as_fills
+from mechdiff.sweeps.replacements import ReplacementSource, as_source
 
 Members = Bool[np.ndarray, "circuit component"]
 NOTHING = 1e-6  # share of the loss: if ablating everything changes less, there is nothing to explain
 
 
-def closeness(faithfulness: Float[np.ndarray, "*cells"]) -> Float[np.ndarray, "*cells"]:
+def faithfulness_match(faithfulness: Float[np.ndarray, "*cells"]) -> Float[np.ndarray, "*cells"]:
     """1 - |1 - f|: as f up to 1, less again above, where a circuit does other than the network."""
     return 1 - np.abs(1 - faithfulness)
 
@@ -54,7 +56,7 @@ def faithfulness(
 
 
 @dataclasses.dataclass(frozen=True)
-class Trials:
+class CircuitEvaluator:
     """Circuits of a network, run on pictures under one kind of ablation; none is run twice.
 
     Attributes:
@@ -62,16 +64,17 @@ class Trials:
       images: in [-1, 1]; image i has the noise of `image_noise(key, i)` at every timestep, for all circuits.
       timesteps: evenly in log-SNR.
       kind, fills: of ablation; kinds other than `zero` need fills, site -> `(levels, *site)` or a source of
-        fills, as `sweep.teacher_forced` takes them. Optimal fills are those of leaving out one at a time.
+        fills, as `sweeps.ablation_sweep` takes them. Optimal fills are those of leaving out one at a time.
       chosen: components that circuits are sets of; all others are never touched. Empty: all of the network. A
         unit that two of them share stays only where both do.
-      every_level: whether `closeness` is that at the worst timestep, not that of losses averaged over them.
+      every_level: whether `faithfulness_match` is that at the worst timestep, not that of losses averaged
+        over them.
       folder: keeps what was run, so that a run that was killed goes on; None: nothing is kept on disk.
       batch, block: circuits and images in one program, which serves circuits of all sizes; fewer are filled
         up.
     """
 
-    subject: Subject
+    subject: Denoiser
     images: Images
     timesteps: Int[np.ndarray, " levels"]
     key: PRNGKey
@@ -140,7 +143,7 @@ class Trials:
         loss = np.array(loss).reshape(-1, len(whole))
         return faithfulness(loss, nothing, whole, self.even if weights is None else weights)
 
-    def closeness(
+    def faithfulness_match(
         self, members: Members, weights: Float[np.ndarray, "m image"] | None = None
     ) -> Float[np.ndarray, "circuit m"]:
         """How close circuits come to the network: on average over timesteps, or where they do so least.
@@ -148,14 +151,14 @@ class Trials:
         Raises:
           ConfigError: as `faithfulness`.
         """
-        found = closeness(self.faithfulness(members, weights))
+        found = faithfulness_match(self.faithfulness(members, weights))
         if not self.every_level:
             return found
         nothing, whole, *loss = self.losses(np.concatenate([self.ends, members])).astype(np.float64)
         weights = self.even if weights is None else weights
         told = np.flatnonzero(np.abs(nothing.mean(1) / whole.mean(1) - 1) >= NOTHING)  # else f is of rounding
         at = lambda t: faithfulness(np.array(loss)[:, t], nothing[t], whole[t], weights)
-        return np.min([closeness(at(t)) for t in told], axis=0) if len(loss) else found
+        return np.min([faithfulness_match(at(t)) for t in told], axis=0) if len(loss) else found
 
     @property
     def ends(self) -> Bool[np.ndarray, "2 component"]:
@@ -165,11 +168,11 @@ class Trials:
     @functools.cached_property
     def digest(self) -> str:
         """Of everything that decides the numbers."""
-        return files.digest_json(
+        return digests.digest_json(
             {
                 **self.subject.digests(),
-                "images": files.digest_arrays(np.asarray(self.images)),
-                "noise": files.digest_arrays(jax.random.key_data(self.key)),
+                "images": digests.digest_arrays(np.asarray(self.images)),
+                "noise": digests.digest_arrays(jax.random.key_data(self.key)),
                 "fills": self._source and self._source.digest(),
                 "timesteps": np.asarray(self.timesteps).tolist(),
                 "kind": self.kind,
@@ -195,11 +198,11 @@ class Trials:
         if self.folder is None:
             return
         page = dataset(self, members, loss)
-        labelled.create(self._home / f"{files.digest_arrays(members)[:16]}.zarr", page, {})
+        labelled.create(self._home / f"{digests.digest_arrays(members)[:16]}.zarr", page, {})
 
     @functools.cached_property
-    def _source(self) -> Fills | None:
-        return None if self.kind == "zero" else as_fills(self.fills)
+    def _source(self) -> ReplacementSource | None:
+        return None if self.kind == "zero" else as_source(self.fills)
 
     @functools.cached_property
     def _engine(self) -> Engine:
@@ -230,7 +233,7 @@ class Trials:
 
 
 def dataset(
-    trials: Trials, members: Members, loss: Float[np.ndarray, "circuit t image"], **labels: Sequence
+    trials: CircuitEvaluator, members: Members, loss: Float[np.ndarray, "circuit t image"], **labels: Sequence
 ) -> xr.Dataset:
     """Circuits and their losses with labels; `labels` give one value a circuit."""
     return xr.Dataset(

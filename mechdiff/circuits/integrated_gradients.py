@@ -21,10 +21,12 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.record import Component, Intervention, ablate
+from mechdiff.interventions.build import ablate
+from mechdiff.interventions.components import Component
+from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, denoise
-from mechdiff.sweeps.activations import fills_at
-from mechdiff.sweeps.denoising import Subject
+from mechdiff.sweeps.activations import replacements_at
 
 
 @functools.partial(jax.jit, static_argnames=("unet", "steps"))
@@ -61,7 +63,7 @@ def _shares(
 
 
 def integrated_gradients(
-    subject: Subject,
+    subject: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
@@ -94,7 +96,7 @@ def integrated_gradients(
     score = np.empty((len(chosen), len(timesteps), len(images)), np.float32)
     for level, t in enumerate(timesteps):
         ablated = ablate(
-            subject.identity, chosen, kind, None if kind == "zero" else fills_at(fills or {}, level)
+            subject.identity, chosen, kind, None if kind == "zero" else replacements_at(fills or {}, level)
         )
         end = dataclasses.replace(ablated, gate=dict(subject.identity.gate))
         for start in range(0, len(images), block):

@@ -23,9 +23,11 @@ from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.record import Component, Intervention, ablate, leave_one_out
+from mechdiff.interventions.build import ablate, leave_one_out
+from mechdiff.interventions.components import Component
+from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import denoise
-from mechdiff.sweeps.denoising import Subject
 from mechdiff.sweeps.execution.engine import Engine
 
 ROWS = 64  # directions x images in one program
@@ -79,7 +81,7 @@ def _flat(leaves: PyTree, sites: Sequence[str]) -> Float[np.ndarray, "directions
 
 
 def pair_scores(
-    subject: Subject,
+    subject: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
@@ -125,7 +127,7 @@ def pair_scores(
 
 
 def pair_effects(
-    subject: Subject,
+    subject: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,

@@ -13,12 +13,12 @@ from mechdiff.circuits.score_agreement import Agreement, agreement
 from mechdiff.core import keys
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray, Images, PRNGKey
-from mechdiff.interventions.record import Component
-from mechdiff.sweeps.denoising import Subject
+from mechdiff.interventions.components import Component
+from mechdiff.models.denoiser import Denoiser
 
 
 def verified_pairs(
-    subject: Subject,
+    subject: Denoiser,
     images: Images,
     others: Float[AnyArray, "others height width channels"],
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -11,14 +10,7 @@ from jaxtyping import Bool, Float
 
 from mechdiff import stats
 from mechdiff.circuits.discovery import Circuit, as_members, close_to, effects, select, shuffled
-from mechdiff.circuits.faithfulness import Trials, faithfulness
-from mechdiff.core import keys
-from mechdiff.core.config import SweepConfig
-from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import PRNGKey
-from mechdiff.diffusion.schedules import timesteps_by_log_snr
-from mechdiff.study.examine import Inputs, kind_fills
-from mechdiff.sweeps.denoising import Subject
+from mechdiff.circuits.faithfulness import CircuitEvaluator, faithfulness
 
 Set = Bool[np.ndarray, " component"]
 SHUFFLES = 50  # random circuits for each found on a resample
@@ -48,33 +40,7 @@ class Stability:
     chance: float
 
 
-def halves(
-    subject: Subject, given: Inputs, kind: str, config: SweepConfig, root: PRNGKey, folder: Path | None
-) -> tuple[Trials, Trials]:
-    """Trials on one half of the scored pictures, to find a circuit, and on the other, to score it.
-
-    Every half has noise of its own; fills come from the reference pictures, or, where they are those of other
-    images, from the same half.
-
-    Raises:
-      ConfigError: fewer than 4 pictures.
-    """
-    count = len(given.scored) // 2
-    if count < 2:
-        raise ConfigError(f"sweep.images={len(given.scored)} are too few to find and score circuits; give 4")
-    timesteps = timesteps_by_log_snr(subject.schedule, config.timesteps)
-    config = dataclasses.replace(config, kinds=(kind,))
-    made = []
-    for name, some in (("find", given.scored[:count]), ("score", given.scored[count:])):
-        own = keys.stream(root, f"circuits: {name}")
-        fills = kind_fills(subject, dataclasses.replace(given, scored=some), timesteps, own, config)
-        seen = subject, some, np.asarray(timesteps), keys.stream(own, "scored noise")
-        block = min(config.image_block, len(some))
-        made.append(Trials(*seen, kind, fills.get(kind), folder=folder, block=block))
-    return tuple(made)
-
-
-def stability(trials: Trials, circuit: Circuit, repeats: int = 10, seed: int = 0) -> Stability:
+def stability(trials: CircuitEvaluator, circuit: Circuit, repeats: int = 10, seed: int = 0) -> Stability:
     """Finds the circuit anew on bootstrap resamples of the images; only circuits not yet run are run.
 
     Each resample ranks anew too, but not with a screen: then the ranking stays.
@@ -105,7 +71,7 @@ def jaccard(a: Set, b: Set) -> float:
     return float((a & b).sum() / max((a | b).sum(), 1)) if (a | b).any() else 1.0
 
 
-def transfer(circuits: Mapping[str, Circuit], trials: Mapping[str, Trials]) -> xr.Dataset:
+def transfer(circuits: Mapping[str, Circuit], trials: Mapping[str, CircuitEvaluator]) -> xr.Dataset:
     """How faithful each circuit is in each network, on each network's own images.
 
     Args:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import spearmanr
 
-from mechdiff.interventions.record import Component
+from mechdiff.interventions.components import Component
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Agreement:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fidelity:
+class ScoreAgreement:
     """Agreement of pooled Deg%, the same within each kind of component, and of Deg%_t at each timestep."""
 
     overall: Agreement
@@ -53,26 +53,26 @@ def agreement(score: Float[np.ndarray, " n"], effect: Float[np.ndarray, " n"], k
     )
 
 
-def fidelity(
+def score_agreement(
     score: Float[np.ndarray, "component t"],
     effect: Float[np.ndarray, "component t"],
     chosen: Sequence[Component],
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     k: int,
-) -> Fidelity:
+) -> ScoreAgreement:
     """`agreement` of Deg%_t and its mean over t; components with NaN effects are left out."""
     done = np.isfinite(effect).all(1)
     score, effect = score[done], effect[done]
     kinds = np.array([component.kind for component in chosen])[done]
     compare = lambda which: agreement(score[which].mean(1), effect[which].mean(1), k)
-    return Fidelity(
+    return ScoreAgreement(
         compare(slice(None)),
         {str(part): compare(kinds == part) for part in sorted(set(kinds))},
         {int(t): agreement(score[:, i], effect[:, i], k) for i, t in enumerate(timesteps)},
     )
 
 
-def summary(found: Collection[Mapping[str, Fidelity]]) -> list[str]:
+def summary(found: Collection[Mapping[str, ScoreAgreement]]) -> list[str]:
     """A table over networks: medians and worst of them, for every point of expansion, part and timestep.
 
     Args:

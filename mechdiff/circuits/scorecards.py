@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 
 from mechdiff import stats
 from mechdiff.circuits.discovery import Circuit, as_members, shuffled
-from mechdiff.circuits.faithfulness import Trials, closeness, dataset, faithfulness
+from mechdiff.circuits.faithfulness import CircuitEvaluator, dataset, faithfulness, faithfulness_match
 from mechdiff.core.errors import ConfigError
 from mechdiff.stats import Interval
 
@@ -81,7 +81,7 @@ class Scorecard:
 
 
 def scorecard(
-    trials: Trials, circuit: Circuit, *, knockouts: int = 20, randoms: int = 40, seed: int = 0
+    trials: CircuitEvaluator, circuit: Circuit, *, knockouts: int = 20, randoms: int = 40, seed: int = 0
 ) -> tuple[Scorecard, xr.Dataset]:
     """Runs the circuits that the measures need and takes the measures.
 
@@ -98,7 +98,7 @@ def scorecard(
     return measure(found), found
 
 
-def run(trials: Trials, circuit: Circuit, knockouts: int, randoms: int, seed: int) -> xr.Dataset:
+def run(trials: CircuitEvaluator, circuit: Circuit, knockouts: int, randoms: int, seed: int) -> xr.Dataset:
     """Losses of all circuits that the measures need.
 
     Returns:
@@ -180,7 +180,9 @@ def measure(found: xr.Dataset, seed: int = 0) -> Scorecard:
             units.sums((loss[role == "less member"] - whole_circuit)[:, None])[:, 0], seed=seed
         ),
         random=random,
-        p=float((1 + (closeness(random) >= closeness(own) - TIE).sum()) / (1 + len(random))),
+        p=float(
+            (1 + (faithfulness_match(random) >= faithfulness_match(own) - TIE).sum()) / (1 + len(random))
+        ),
         images=found.sizes["image"],
         seen=int(found.attrs.get("seen", found.sizes["component"])),
     )

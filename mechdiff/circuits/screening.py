@@ -18,14 +18,15 @@ import xarray as xr
 from jaxtyping import Float, Int
 
 from mechdiff.circuits.attribution import gate_scores
-from mechdiff.circuits.score_agreement import Fidelity, fidelity
+from mechdiff.circuits.score_agreement import ScoreAgreement, score_agreement
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.types import Images, PRNGKey, PyTree
-from mechdiff.interventions.record import Component
+from mechdiff.interventions.components import Component
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components
-from mechdiff.stats import share_interval
-from mechdiff.sweeps.denoising import Subject, teacher_forced
+from mechdiff.stats import finite_population_interval
+from mechdiff.sweeps.ablation import ablation_sweep
 
 EXPANSIONS = ("identity", "ablated", "either")
 
@@ -56,11 +57,11 @@ class VerifiedScreen:
     looks: int
     miss_rate: float
     miss_interval: tuple[float, float]
-    fidelity: Fidelity
+    fidelity: ScoreAgreement
 
 
 def score_all(
-    subject: Subject,
+    subject: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
@@ -89,7 +90,7 @@ def score_all(
 
 
 def screen_and_verify(
-    subject: Subject,
+    subject: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
@@ -110,7 +111,7 @@ def screen_and_verify(
 
     Args:
       images: in [-1, 1]; scores and exact runs see the same images, noise and timesteps.
-      folder: exact runs are kept here, see `sweep.teacher_forced`.
+      folder: exact runs are kept here, see `sweeps.ablation_sweep`.
       chosen: components to screen, thousands if wished; all of the network if None.
       point: of expansion that the ranking is by, see `score_all`.
       shortlist: components verified first, at least `k`.
@@ -156,12 +157,12 @@ def screen_and_verify(
         looks,
         missed / max(len(audited), 1),
         interval,
-        fidelity(damage[point], exact, chosen, timesteps, k),
+        score_agreement(damage[point], exact, chosen, timesteps, k),
     )
 
 
 def quality(
-    subject: Subject,
+    subject: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
@@ -172,7 +173,7 @@ def quality(
     fills: PyTree = None,
     probes: int = 4,
     k: int = 10,
-) -> dict[str, Fidelity]:
+) -> dict[str, ScoreAgreement]:
     """How well each point of expansion ranks the components, all of which are run exactly.
 
     Over a selection by score, agreement would look other than it is.
@@ -181,7 +182,7 @@ def quality(
     seen, given = (subject, images, timesteps, key), {"kind": kind, "fills": fills}
     damage = score_all(*seen, chosen, probes=probes, **given)[1]
     exact = exact_damage(*seen, folder, chosen, **given)
-    return {point: fidelity(found, exact, chosen, timesteps, k) for point, found in damage.items()}
+    return {point: score_agreement(found, exact, chosen, timesteps, k) for point, found in damage.items()}
 
 
 def lines(found: VerifiedScreen, names: Sequence[str]) -> list[str]:
@@ -236,7 +237,7 @@ def audit_until(
         bar = np.sort(verify(listed))[::-1][min(k, len(listed)) - 1]
         audited = rng.permutation(rest)[:audit]
         missed = int((verify(audited) > bar).sum())
-        interval = share_interval(missed, len(audited), len(rest), each)
+        interval = finite_population_interval(missed, len(audited), len(rest), each)
         if interval[1] <= bound:
             break
         size = min(2 * size, len(order))
@@ -244,7 +245,7 @@ def audit_until(
 
 
 def exact_damage(
-    subject: Subject,
+    subject: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
@@ -256,7 +257,7 @@ def exact_damage(
     """Deg%_t by exact runs."""
     config = SweepConfig(kinds=(kind,), image_block=len(images))
     fills = None if kind == "zero" else {kind: fills}
-    found = teacher_forced(
+    found = ablation_sweep(
         subject, images, timesteps, key, folder, config=config, fills=fills, chosen=chosen
     ).isel(kind=0)
     return 100 * (found.loss.mean("image") / found.clean_loss.mean("image") - 1).values

@@ -164,8 +164,8 @@ class SweepConfig:
 
     def __post_init__(self):
         for kind in self.kinds:
-            if kind not in KINDS:
-                raise ConfigError(unknown("ablation kind", kind, KINDS))
+            if kind not in ABLATIONS:
+                raise ConfigError(unknown("ablation kind", kind, ABLATIONS))
         for name in ("timesteps", "images", "mean_images", "image_block", "draws", "optimal_steps"):
             _at_least(f"sweep.{name}", getattr(self, name), 1)
         _at_least("sweep.chunk", self.chunk, 0)
@@ -190,15 +190,15 @@ class StudyConfig:
 
     def __post_init__(self):
         for kind in self.circuits:
-            if kind not in KINDS:
-                raise ConfigError(unknown("ablation kind", kind, KINDS))
+            if kind not in ABLATIONS:
+                raise ConfigError(unknown("ablation kind", kind, ABLATIONS))
         _at_least("study.role_sets", self.role_sets, 0)
         _at_least("study.random_sets", self.random_sets, 0)
         _at_least("study.images", self.images, 4)
         _at_least("study.timesteps", self.timesteps, 1)
 
 
-KINDS = ("zero", "mean", "resample", "noise", "optimal")  # that a sweep can fill; `scale` is set by hand
+ABLATIONS = ("zero", "mean", "resample", "noise", "optimal")  # that a sweep can fill; `scale` is set by hand
 
 
 @dataclass(frozen=True, kw_only=True)

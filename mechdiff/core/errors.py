@@ -28,6 +28,10 @@ class NumericsError(MechdiffError):
     """NaN or Inf where finite numbers are needed."""
 
 
+class NotTestable(MechdiffError):
+    """Why a claim can't be tested with the networks at hand."""
+
+
 def unknown(what: str, name: str, options: Iterable[str]) -> str:
     """One line for an unknown `name`: the closest options first, or all of them when none is close."""
     options = [str(option) for option in options]

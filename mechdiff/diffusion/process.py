@@ -32,7 +32,7 @@ def image_noise(
     return jax.vmap(lambda image_key: jax.random.normal(image_key, shape))(keys.per_image(key, indices))
 
 
-def at_level(images: Shown, level: int) -> tuple[Images, Int[np.ndarray, " images"]]:
+def images_at(images: Shown, level: int) -> tuple[Images, Int[np.ndarray, " images"]]:
     """The pictures that a sweep shows at its timestep number `level`, and the numbers of their noise.
 
     Args:
@@ -84,7 +84,7 @@ def log_alpha_bar(schedule: NoiseSchedule, t: Timesteps) -> Float[Array, " batch
     return jnp.where(t < 0, 0.0, schedule.log_alphas_bar[jnp.maximum(t, 0)])
 
 
-def target(
+def prediction_target(
     prediction: Prediction, schedule: NoiseSchedule, x0: Images, t: Timesteps, noise: Images
 ) -> Images:
     """What a network of this `prediction` should output: the noise, v = sqrt(abar) noise - sqrt(1 - abar) x_0
@@ -162,7 +162,9 @@ def training_loss(
 
     With `epsilon` and uniform weights this is `denoising_loss`.
     """
-    error = network(q_sample(schedule, x0, t, noise), t) - target(prediction, schedule, x0, t, noise)
+    error = network(q_sample(schedule, x0, t, noise), t) - prediction_target(
+        prediction, schedule, x0, t, noise
+    )
     return loss_weights(schedule, t, weighting, gamma, prediction) * _mean_square(error)
 
 

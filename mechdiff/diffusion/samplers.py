@@ -17,7 +17,7 @@ from mechdiff.core.types import AnyArray, Images, PRNGKey, StepFn, Timesteps
 from mechdiff.diffusion.process import image_noise, log_alpha_bar, posterior, predict_eps, predict_x0
 from mechdiff.diffusion.schedules import NoiseSchedule
 
-Denoiser = Callable[[Images, Timesteps], Images]  # a `types.DenoiseFn`
+DenoiseFn = Callable[[Images, Timesteps], Images]  # a `types.DenoiseFn`
 Levels = Sequence[int] | Int[np.ndarray, " n"]
 
 
@@ -58,7 +58,7 @@ def ddim_step(
 
 
 def sample(
-    denoise_fn: Denoiser,
+    denoise_fn: DenoiseFn,
     schedule: NoiseSchedule,
     key: PRNGKey,
     shape: tuple[int, int, int, int],
@@ -91,7 +91,7 @@ def sample(
 
 
 def sample_path(
-    denoise_fn: Denoiser,
+    denoise_fn: DenoiseFn,
     schedule: NoiseSchedule,
     key: PRNGKey,
     shape: tuple[int, int, int, int],
@@ -135,7 +135,7 @@ def keys_of_steps(key: PRNGKey, levels: Int[AnyArray, " steps"]) -> Key[Array, "
 
 
 def one_step(
-    denoise_fn: Denoiser,
+    denoise_fn: DenoiseFn,
     schedule: NoiseSchedule,
     step_key: PRNGKey,
     x_t: Images,

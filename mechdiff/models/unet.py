@@ -20,8 +20,9 @@ from mechdiff.core.config import UNetConfig
 from mechdiff.core.types import AnyArray, Features, Images, PRNGKey, PyTree, Timesteps
 from mechdiff.diffusion.process import to_eps
 from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.interventions.components import Component, site_type, units
 from mechdiff.interventions.gates import CAPTURED, COLLECTIONS, PATTERN_COLLECTIONS
-from mechdiff.interventions.record import ALWAYS, Component, Intervention, in_window, kind_of, units
+from mechdiff.interventions.record import ALWAYS, Intervention, in_window
 from mechdiff.models import layers
 
 PART_OF_HEADS = {"temperature": "pattern", "pattern": "mix", "pattern_fill": "mix"}  # names within a block
@@ -278,10 +279,10 @@ def components(config: UNetConfig, channel_groups: int = 0) -> tuple[Component, 
     found = []
     for site in sorted(shapes, key=lambda site: (depth[site.rsplit(".", 1)[0]][0], site)):
         owned = dict(units(site, shapes[site].shape[-1]))
-        if channel_groups and kind_of(site) in ("res", "skip"):
+        if channel_groups and site_type(site) in ("res", "skip"):
             owned |= _groups(site, shapes[site].shape[-1], channel_groups)
         where = depth[site.rsplit(".", 1)[0]]
-        found += [Component(name, kind_of(site), site, index, *where) for name, index in owned.items()]
+        found += [Component(name, site_type(site), site, index, *where) for name, index in owned.items()]
     return tuple(found)
 
 

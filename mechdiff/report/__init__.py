@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from mechdiff.report import document, subjects
+from mechdiff.report import document
 from mechdiff.storage import files
+from mechdiff.study import records
 
 
 def build(folder: Path | str) -> Path:
@@ -17,7 +18,7 @@ def build(folder: Path | str) -> Path:
       MechdiffError: results are absent, damaged or unfinished, or the folder can't be written to.
     """
     folder = Path(folder)
-    manifest, found = subjects.read(folder)
+    manifest, found = records.read(folder)
     page = document.render(manifest, found, files.ensure_writable(folder))
     files.write_atomic(folder / "report.html", page)
     return folder / "report.html"

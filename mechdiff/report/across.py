@@ -13,10 +13,9 @@ from mechdiff.circuits import scorecards
 from mechdiff.circuits.scorecards import Scorecard
 from mechdiff.report import style
 from mechdiff.report.style import Theme
-from mechdiff.report.subjects import Subject
 from mechdiff.stats import Interval
 from mechdiff.study.claims import across_seeds
-from mechdiff.study.claims.verdicts import Network
+from mechdiff.study.records import ExaminedModel, Network
 
 PAPER_RATIO = (1.084 - 0.008, 1.084 + 0.008)  # complexity, abstract of arXiv 2506.17237
 PAPER_DIVERGENCE = (0.015, 0.166)  # nats, the same
@@ -40,19 +39,19 @@ class Row:
       roles: role -> heads that have it; None if none were looked for.
     """
 
-    subject: Subject
+    subject: ExaminedModel
     effective: float
     worst: dict[str, tuple[str, float]]
     circuits: dict[str, Scorecard]
     roles: dict[str, list[str]] | None
 
 
-def rows(subjects: Sequence[Subject]) -> list[Row]:
+def rows(subjects: Sequence[ExaminedModel]) -> list[Row]:
     """The table of all networks."""
     return [_row(subject) for subject in subjects]
 
 
-def _row(subject: Subject) -> Row:
+def _row(subject: ExaminedModel) -> Row:
     network, worst, roles = subject.network, {}, None
     for kind in map(str, network.sweep["kind"].values):
         damage = across_seeds.damage(network.sweep, kind)

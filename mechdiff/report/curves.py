@@ -7,10 +7,10 @@ from matplotlib.ticker import MaxNLocator
 
 from mechdiff.report import style
 from mechdiff.report.style import Theme
-from mechdiff.report.subjects import Subject
+from mechdiff.study.records import ExaminedModel
 
 
-def draw(theme: Theme, subject: Subject) -> Figure:
+def draw(theme: Theme, subject: ExaminedModel) -> Figure:
     """Left: loss by step. Right: held-out loss by log-SNR, from early to last evaluation."""
     figure = style.figure(7.4, 2.75)
     left = figure.add_axes((0.085, 0.175, 0.40, 0.71))
@@ -43,7 +43,7 @@ def _steps(axes: Axes, theme: Theme, train: list[dict], evaluated: list[dict]) -
     axes.legend(fontsize=6.8, labelcolor=theme.ink, handlelength=1.6)
 
 
-def _levels(axes: Axes, theme: Theme, subject: Subject, evaluated: list[dict]) -> None:
+def _levels(axes: Axes, theme: Theme, subject: ExaminedModel, evaluated: list[dict]) -> None:
     """The last evaluation in full strength, up to five earlier ones paler."""
     few = np.unique(np.linspace(0, len(evaluated) - 1, 6).astype(int)) if evaluated else ()
     chosen = [evaluated[i] for i in few]

@@ -20,17 +20,18 @@ from mechdiff.report import (
     trust,
 )
 from mechdiff.report.style import Picture
-from mechdiff.report.subjects import STATISTICS, Subject
+from mechdiff.stats import small_samples
 from mechdiff.storage import files
 from mechdiff.study import claims
-from mechdiff.study.claims import across_seeds, verdicts
+from mechdiff.study.claims import across_seeds
+from mechdiff.study.records import STATISTICS, ExaminedModel
 
 FACTS = ("command", "started", "wall_seconds", "devices", "code", "commit", "packages", "python")
 PAIRS_DRAWN = 3  # pairs of subjects with a scatter plot of their own; the table has all
 DETAILED = 4  # subjects with figures of their own; of more, the first training seed of each data set
 
 
-def render(manifest: dict, subjects: list[Subject], folder: Path) -> str:
+def render(manifest: dict, subjects: list[ExaminedModel], folder: Path) -> str:
     """The page of a results folder; its figures are also written into `folder/figures`."""
     figures = files.ensure_writable(folder / "figures")
     environment = jinja2.Environment(
@@ -56,7 +57,7 @@ def render(manifest: dict, subjects: list[Subject], folder: Path) -> str:
     return page.render(css=css, facts=facts, manifest=manifest, everyone=subjects, **content)
 
 
-def detailed(subjects: list[Subject]) -> list[Subject]:
+def detailed(subjects: list[ExaminedModel]) -> list[ExaminedModel]:
     """Those that the report shows one by one: all of a few, else the first training seed of each data set."""
     if len(subjects) <= DETAILED:
         return subjects
@@ -66,7 +67,7 @@ def detailed(subjects: list[Subject]) -> list[Subject]:
     return [subject for subject in subjects if subject in first.values()]
 
 
-def _together(subjects: list[Subject], figures: Path) -> dict:
+def _together(subjects: list[ExaminedModel], figures: Path) -> dict:
     """What all networks say: the claims, and the evidence behind them."""
     networks = [subject.network for subject in subjects]
     natural, simple = across_seeds.sides(networks)
@@ -90,19 +91,19 @@ def _together(subjects: list[Subject], figures: Path) -> dict:
     if alike and len(ladder) > 1:
         alt = "Effective components by complexity of the synthetic faces."
         add("seeds-ladder", alt, lambda theme: across.draw_ladder(theme, ladder))
-    groups: dict[tuple[str, str], list[Subject]] = {}
+    groups: dict[tuple[str, str], list[ExaminedModel]] = {}
     for subject in subjects:
         groups.setdefault((subject.data, subject.inputs), []).append(subject)
     return {
         "claims": claims.evaluate(networks),
-        "fewest": verdicts.FEWEST,
+        "fewest": small_samples.FEWEST,
         "rows": across.rows(subjects),
         "together": drawn,
         "groups": groups,
     }
 
 
-def _each(config: dict, subjects: list[Subject], everyone: list[Subject], figures: Path) -> dict:
+def _each(config: dict, subjects: list[ExaminedModel], everyone: list[ExaminedModel], figures: Path) -> dict:
     """What the template shows of subjects one by one that isn't in the files as it stands."""
     spans = [
         span
@@ -142,7 +143,7 @@ def _each(config: dict, subjects: list[Subject], everyone: list[Subject], figure
     }
 
 
-def _pictures(subject: Subject, subjects: list[Subject], figures: Path) -> dict:
+def _pictures(subject: ExaminedModel, subjects: list[ExaminedModel], figures: Path) -> dict:
     """Figures of one subject: name -> picture (None: nothing to draw) or a list, one per kind of ablation."""
     everything = [damage for other in subjects for damage in other.damages.values()]
     cell = max(float(np.abs(damage.cells.estimate).max()) for damage in everything)
@@ -190,7 +191,7 @@ def _pictures(subject: Subject, subjects: list[Subject], figures: Path) -> dict:
     return found
 
 
-def _range(spans: list, subjects: list[Subject], figures: Path) -> Picture | None:
+def _range(spans: list, subjects: list[ExaminedModel], figures: Path) -> Picture | None:
     if not spans:
         return None
     rows = []
@@ -202,7 +203,7 @@ def _range(spans: list, subjects: list[Subject], figures: Path) -> Picture | Non
     return style.picture(figures, "range", alt, lambda theme: ranking.draw_range(theme, rows, limits))
 
 
-def _agreements(subjects: list[Subject], kind: str, figures: Path) -> list[Picture]:
+def _agreements(subjects: list[ExaminedModel], kind: str, figures: Path) -> list[Picture]:
     """Scatter plots of the first pairs of subjects."""
     found = []
     holders = [subject for subject in subjects if kind in subject.damages]

@@ -3,12 +3,12 @@
 import numpy as np
 from markupsafe import Markup
 
-from mechdiff.analysis.effects import Damage
+from mechdiff.analysis.effects import Effects
 from mechdiff.report import numbers
 from mechdiff.report.numbers import Agreement, Extent, Value
 from mechdiff.report.ranking import PAPER
 from mechdiff.report.style import WORDS, Number, number
-from mechdiff.report.subjects import Subject
+from mechdiff.study.records import ExaminedModel
 
 
 def between(found: Value, unit: str = "") -> Markup:
@@ -29,7 +29,7 @@ def precise(value: Number) -> str:
     return ("−" if value < 0 and float(text.replace(",", "")) else "") + text
 
 
-def sample(subject: Subject, seeds: dict[str, int]) -> str:
+def sample(subject: ExaminedModel, seeds: dict[str, int]) -> str:
     """How much data stands behind a statement about one subject."""
     others = seeds[subject.data] - 1
     more = f" ({_count(others, 'other seed')} of this data examined beside it)" if others else ""
@@ -40,7 +40,7 @@ def sample(subject: Subject, seeds: dict[str, int]) -> str:
     return f"n = {subject.images} images{each}{people}, n = 1 trained seed{more}"
 
 
-def about(subject: Subject) -> list[Markup]:
+def about(subject: ExaminedModel) -> list[Markup]:
     """What was found on one subject."""
     grids = map(_grid, subject.damages.values())
     spreads = _spread(subject), _hidden(subject), _attention(subject)
@@ -48,7 +48,7 @@ def about(subject: Subject) -> list[Markup]:
     return [sentence for sentence in found if sentence]
 
 
-def _worst(subject: Subject) -> Markup | None:
+def _worst(subject: ExaminedModel) -> Markup | None:
     parts = []
     for damage in subject.damages.values():
         span = numbers.extent(subject, damage)
@@ -60,7 +60,7 @@ def _worst(subject: Subject) -> Markup | None:
     return Markup("<b>Costliest single component:</b> {}.").format(Markup("; ").join(parts))
 
 
-def _parts(subject: Subject) -> Markup | None:
+def _parts(subject: ExaminedModel) -> Markup | None:
     found = numbers.part_means(subject, subject.lead.kind)
     if not found:
         return None
@@ -70,7 +70,7 @@ def _parts(subject: Subject) -> Markup | None:
     return words.format(subject.lead.kind, Markup("; ").join(parts))
 
 
-def _grid(damage: Damage) -> Markup:
+def _grid(damage: Effects) -> Markup:
     worse, better = numbers.told_apart(damage)
     words = (
         "<b>Map, {} ablation:</b> {} of {} component × level cells differ from no change (max-T, p < {:g} "
@@ -82,7 +82,7 @@ def _grid(damage: Damage) -> Markup:
     return Markup(words).format(damage.kind, sure, family, numbers.ALPHA, family, worse, better, tail)
 
 
-def _spread(subject: Subject) -> Markup:
+def _spread(subject: ExaminedModel) -> Markup:
     damage = subject.lead
     words = (
         "<b>Concentration:</b> under {} ablation, damage is spread over an effective {} of {} components "
@@ -92,7 +92,7 @@ def _spread(subject: Subject) -> Markup:
     return Markup(words).format(damage.kind, between(numbers.value(damage.effective)), seen)
 
 
-def _hidden(subject: Subject) -> Markup | None:
+def _hidden(subject: ExaminedModel) -> Markup | None:
     """What a mean over levels and pictures would hide: effects of both signs, and those on few pictures."""
     damage = subject.lead
     active = np.flatnonzero(~damage.idle)
@@ -112,7 +112,7 @@ def _hidden(subject: Subject) -> Markup | None:
     return Markup(words).format(damage.kind, names[0], rms, mean, names[1], hurt, middle, worst)
 
 
-def _attention(subject: Subject) -> Markup | None:
+def _attention(subject: ExaminedModel) -> Markup | None:
     data = subject.attention
     if not data.sizes["head"]:
         return None
@@ -165,7 +165,7 @@ def ranges(found: list[Extent]) -> list[Markup]:
     return [*sentences, Markup(beside).format(*PAPER)]
 
 
-def memorisation(subject: Subject) -> str:
+def memorisation(subject: ExaminedModel) -> str:
     """Whether samples lie close to training pictures, in one sentence."""
     found = subject.record.get("memorisation")
     if not found:

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from mechdiff.analysis.effects import Damage
+from mechdiff.analysis.effects import Effects
 from mechdiff.report import style
 from mechdiff.report.style import Theme
 
@@ -18,7 +18,7 @@ KEY = 4.7  # inches that the scale and its key need
 LEFT, RIGHT, TOP, BOTTOM = 1.75, 0.1, 0.35, 1.1  # inches around the panels
 
 
-def rows(damage: Damage) -> list[int | None]:
+def rows(damage: Effects) -> list[int | None]:
     """Components by kind, then by depth; None where a gap stands between kinds."""
     found: list[int | None] = []
     for part in dict.fromkeys(["res", "head", "skip", "time", *damage.part]):
@@ -28,7 +28,7 @@ def rows(damage: Damage) -> list[int | None]:
     return found
 
 
-def draw(theme: Theme, damages: list[Damage], largest: float) -> Figure:
+def draw(theme: Theme, damages: list[Effects], largest: float) -> Figure:
     """One panel per kind of ablation, sharing rows and a scale that ends at +-`largest` %."""
     order = rows(damages[0])
     edges = np.cumsum([0.0] + [BREAK if i is None else 1.0 for i in order])
@@ -46,7 +46,7 @@ def draw(theme: Theme, damages: list[Damage], largest: float) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, theme: Theme, damage: Damage, order: list, edges: np.ndarray, largest: float) -> None:
+def _panel(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np.ndarray, largest: float) -> None:
     levels = len(damage.t)
     norm, colours = style.damage_norm(largest), theme.damage_map
     axes.set(xlim=(0, levels), ylim=(edges[-1], 0))
@@ -69,7 +69,7 @@ def _panel(axes: Axes, theme: Theme, damage: Damage, order: list, edges: np.ndar
     axes.set_title(f"{damage.kind} ablation", pad=6)
 
 
-def _uncertain(axes: Axes, theme: Theme, damage: Damage, order: list, edges: np.ndarray) -> None:
+def _uncertain(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np.ndarray) -> None:
     """Cells not told apart from no change, faded and hatched; one path for all, neighbours together."""
     runs = []  # row, first level, level behind the last
     for k, i in enumerate(order):
@@ -88,7 +88,7 @@ def _uncertain(axes: Axes, theme: Theme, damage: Damage, order: list, edges: np.
     axes.add_patch(PathPatch(path, linewidth=0, alpha=0.75, **hatch))
 
 
-def _labels(axes: Axes, theme: Theme, damage: Damage, order: list, edges: np.ndarray) -> None:
+def _labels(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np.ndarray) -> None:
     """Component names, and the kinds along a coloured bar at the far left."""
     across = axes.get_yaxis_transform()
     for k, i in enumerate(order):

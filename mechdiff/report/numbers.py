@@ -9,11 +9,11 @@ import xarray as xr
 
 from mechdiff import stats
 from mechdiff.analysis import effects
-from mechdiff.analysis.effects import Damage
+from mechdiff.analysis.effects import Effects
 from mechdiff.core.errors import ConfigError
 from mechdiff.report.maps import ALPHA
-from mechdiff.report.subjects import STATISTICS, Subject
 from mechdiff.stats import Interval
+from mechdiff.study.records import STATISTICS, ExaminedModel
 
 TOP = 10  # bottlenecks compared between subjects
 
@@ -31,8 +31,8 @@ class Value:
 class Extent:
     """Least and most damaging component of one subject under one kind, among those that changed anything."""
 
-    subject: Subject
-    damage: Damage
+    subject: ExaminedModel
+    damage: Effects
     least: str
     low: Value
     most: str
@@ -59,13 +59,13 @@ def value(interval: Interval, *index) -> Value:
     return Value(*(float(np.asarray(end)[index]) for end in (interval.estimate, interval.low, interval.high)))
 
 
-def seeds(subjects: list[Subject]) -> dict[str, int]:
+def seeds(subjects: list[ExaminedModel]) -> dict[str, int]:
     """Data set -> number of distinct training seeds among the subjects."""
     pairs = {(subject.data, subject.config.seed) for subject in subjects}
     return dict(Counter(data for data, _ in pairs))
 
 
-def extent(subject: Subject, damage: Damage) -> Extent | None:
+def extent(subject: ExaminedModel, damage: Effects) -> Extent | None:
     """The range of damage over components; None where no component changed anything."""
     active = np.flatnonzero(~damage.idle)
     if not len(active):
@@ -85,26 +85,26 @@ def extent(subject: Subject, damage: Damage) -> Extent | None:
     )
 
 
-def between_kinds(subject: Subject) -> list[Agreement]:
+def between_kinds(subject: ExaminedModel) -> list[Agreement]:
     """Agreement of every two kinds of ablation of one subject."""
     found = []
     for first, second in itertools.combinations(subject.damages.values(), 2):
         try:
-            interval = effects.kinds_agreement(subject.sweep, first.kind, second.kind)
+            interval = effects.ablations_agreement(subject.sweep, first.kind, second.kind)
         except ConfigError:  # too few components in common
             continue
         found.append(_agreement(first, second, first.kind, second.kind, "kinds of ablation", interval))
     return found
 
 
-def between_subjects(subjects: list[Subject], kind: str) -> list[Agreement]:
+def between_subjects(subjects: list[ExaminedModel], kind: str) -> list[Agreement]:
     """Agreement of every two subjects under one kind of ablation, where both have it."""
     found = []
     for first, second in itertools.combinations(subjects, 2):
         if kind not in first.damages or kind not in second.damages:
             continue
         try:
-            interval = effects.subjects_agreement(first.sweep, second.sweep, kind)
+            interval = effects.denoisers_agreement(first.sweep, second.sweep, kind)
         except ConfigError:
             continue
         relation = "same data, other seed" if first.data == second.data else "other data"
@@ -114,7 +114,7 @@ def between_subjects(subjects: list[Subject], kind: str) -> list[Agreement]:
 
 
 def _agreement(
-    first: Damage, second: Damage, one: str, other: str, relation: str, interval: Interval
+    first: Effects, second: Effects, one: str, other: str, relation: str, interval: Interval
 ) -> Agreement:
     common = active(first) & active(second)
     ranked = [[side.components[i] for i in side.order] for side in (first, second)]
@@ -123,23 +123,23 @@ def _agreement(
     return Agreement(one, other, relation, value(interval), len(common), shared, interval.n)
 
 
-def active(damage: Damage) -> set[str]:
+def active(damage: Effects) -> set[str]:
     """Components whose ablation changed something."""
     return set(damage.components) - set(idle(damage))
 
 
-def idle(damage: Damage) -> list[str]:
+def idle(damage: Effects) -> list[str]:
     """Components whose ablation changed nothing."""
     return [name for name, still in zip(damage.components, damage.idle) if still]
 
 
-def told_apart(damage: Damage) -> tuple[int, int]:
+def told_apart(damage: Effects) -> tuple[int, int]:
     """Cells of the map that differ from no change (max-T): how many raise the loss, how many lower it."""
     sure = damage.p < ALPHA
     return int((sure & (damage.cells.estimate > 0)).sum()), int((sure & (damage.cells.estimate < 0)).sum())
 
 
-def part_means(subject: Subject, kind: str) -> dict[str, tuple[int, Value]]:
+def part_means(subject: ExaminedModel, kind: str) -> dict[str, tuple[int, Value]]:
     """Kind of component -> how many of them changed anything, and the mean of their pooled Deg%."""
     damage = subject.damages[kind]
     clean, loss = effects.losses(subject.sweep, kind)
@@ -147,7 +147,7 @@ def part_means(subject: Subject, kind: str) -> dict[str, tuple[int, Value]]:
     for part in dict.fromkeys(damage.part):
         rows = [i for i, own in enumerate(damage.part) if own == part and not damage.idle[i]]
         if rows:
-            mean = lambda w, rows=rows: effects.pooled_damage(clean, loss[rows], w).mean(axis=0)
+            mean = lambda w, rows=rows: effects.pooled_relative_increase(clean, loss[rows], w).mean(axis=0)
             found[part] = len(rows), value(stats.bootstrap_units(mean, units))
     return dict(sorted(found.items(), key=lambda item: -item[1][1].estimate))
 

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mechdiff.analysis.effects import Damage
+from mechdiff.analysis.effects import Effects
 from mechdiff.report import style
 from mechdiff.report.style import MARKERS, WORDS, Theme
 
@@ -14,7 +14,7 @@ SHOWN = 15
 PAPER = (25.6, 128.3)  # % degradation, abstract of arXiv 2506.17237
 
 
-def draw(theme: Theme, damages: dict[str, Damage], ends: tuple[float, float], lead: str = "mean") -> Figure:
+def draw(theme: Theme, damages: dict[str, Effects], ends: tuple[float, float], lead: str = "mean") -> Figure:
     """Forest plot of the `SHOWN` most damaging components under `lead`; other kinds as open marks below."""
     first = damages.get(lead) or next(iter(damages.values()))
     order = first.order[:SHOWN].tolist()
@@ -37,7 +37,7 @@ def draw(theme: Theme, damages: dict[str, Damage], ends: tuple[float, float], le
     return figure
 
 
-def _mark(axes: Axes, theme: Theme, damage: Damage, i: int, y: float, filled: bool) -> None:
+def _mark(axes: Axes, theme: Theme, damage: Effects, i: int, y: float, filled: bool) -> None:
     colour = theme.part(damage.part[i])
     pooled = damage.pooled
     line = {"color": colour, "lw": 1.3 if filled else 0.9, "solid_capstyle": "butt"}
@@ -57,7 +57,7 @@ def _kinds_key(axes: Axes, theme: Theme, kinds: list[str]) -> None:
     axes.legend(fontsize=7, labelcolor=theme.ink, handletextpad=0.2, columnspacing=1.2, **place)
 
 
-def ends(damages: list[Damage]) -> tuple[float, float]:
+def ends(damages: list[Effects]) -> tuple[float, float]:
     """Ends of an axis that holds the pooled intervals of all."""
     low = min(float(damage.pooled.low.min()) for damage in damages)
     high = max(float(damage.pooled.high.max()) for damage in damages)
@@ -69,7 +69,7 @@ class Row:
     """One line of the range figure."""
 
     label: str
-    damage: Damage
+    damage: Effects
 
 
 def draw_range(theme: Theme, rows: list[Row], limits: tuple[float, float]) -> Figure:
@@ -94,7 +94,7 @@ def draw_range(theme: Theme, rows: list[Row], limits: tuple[float, float]) -> Fi
     return figure
 
 
-def _strip(axes: Axes, theme: Theme, damage: Damage, y: float) -> None:
+def _strip(axes: Axes, theme: Theme, damage: Effects, y: float) -> None:
     """Components that did something as marks, scattered a little, on a line from least to most."""
     active = np.flatnonzero(~damage.idle)
     if not len(active):
@@ -112,7 +112,7 @@ def _strip(axes: Axes, theme: Theme, damage: Damage, y: float) -> None:
 
 
 def draw_agreement(
-    theme: Theme, first: Damage, second: Damage, names: tuple[str, str], limits: tuple[float, float]
+    theme: Theme, first: Effects, second: Effects, names: tuple[str, str], limits: tuple[float, float]
 ) -> Figure:
     """Pooled Deg% of the components that two sides share, with intervals; the diagonal is agreement."""
     figure = style.figure(4.1, 4.0)
@@ -135,13 +135,13 @@ def draw_agreement(
     return figure
 
 
-def _by_part(damage: Damage, rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
+def _by_part(damage: Effects, rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """Kinds of components among `rows`, each with the places where they stand in `rows`."""
     own = np.array([damage.part[i] for i in rows])
     return [(str(part), np.flatnonzero(own == part)) for part in dict.fromkeys(own)]
 
 
-def _bars(damage: Damage, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _bars(damage: Effects, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pooled estimates of `rows`, and how far their intervals reach below and above."""
     low, middle, high = (getattr(damage.pooled, end)[rows] for end in ("low", "estimate", "high"))
     return middle, np.maximum([middle - low, high - middle], 0)

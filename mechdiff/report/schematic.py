@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Polygon, Rectangle
 from matplotlib.path import Path
 
-from mechdiff.analysis.effects import Damage
+from mechdiff.analysis.effects import Effects
 from mechdiff.core.config import UNetConfig
 from mechdiff.models.unet import Stage, stages
 from mechdiff.report import style
@@ -65,7 +65,7 @@ def plan(config: UNetConfig) -> Plan:
     return Plan(found, row, tuple(middle), decks)
 
 
-def draw(theme: Theme, config: UNetConfig, damage: Damage, largest: float) -> Figure:
+def draw(theme: Theme, config: UNetConfig, damage: Effects, largest: float) -> Figure:
     """The network of `config`, coloured by pooled Deg% on a scale that ends at +-`largest`."""
     where = plan(config)
     top = max([deck for *_, deck in where.bridges] + [TALL]) + 0.35
@@ -89,7 +89,7 @@ def draw(theme: Theme, config: UNetConfig, damage: Damage, largest: float) -> Fi
 class _Paint:
     """Colours and numbers of components."""
 
-    def __init__(self, theme: Theme, damage: Damage, largest: float):
+    def __init__(self, theme: Theme, damage: Effects, largest: float):
         self.theme = theme
         self.norm, self.map = style.damage_norm(largest), theme.damage_map
         self.value = dict(zip(damage.components, damage.pooled.estimate))

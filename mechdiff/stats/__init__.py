@@ -7,13 +7,13 @@ NaN in a cell makes its results NaN and touches no other cell; corrections refus
 """
 
 from mechdiff.stats.clusters import Units, bootstrap_units, units_of, weighted
-from mechdiff.stats.finite import share_interval
+from mechdiff.stats.finite import finite_population_interval
 from mechdiff.stats.intervals import (
     Interval,
     bootstrap,
     bootstrap_mean,
     bootstrap_weights,
-    expanded,
+    expanded_level,
     hierarchical_bootstrap,
     hierarchical_weights,
     paired_effect,
@@ -44,7 +44,8 @@ __all__ = [
     "bootstrap_weights",
     "confidence_sequence",
     "equivalence_test",
-    "expanded",
+    "expanded_level",
+    "finite_population_interval",
     "hierarchical_bootstrap",
     "hierarchical_weights",
     "holm",
@@ -58,7 +59,6 @@ __all__ = [
     "resampled_variance",
     "sample_size",
     "satterthwaite",
-    "share_interval",
     "skewed_sequence",
     "student_mean",
     "units_of",

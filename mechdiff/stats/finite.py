@@ -6,7 +6,9 @@ from scipy.stats import hypergeom
 from mechdiff.core.errors import ConfigError
 
 
-def share_interval(count: int, drawn: int, population: int, level: float = 0.95) -> tuple[float, float]:
+def finite_population_interval(
+    count: int, drawn: int, population: int, level: float = 0.95
+) -> tuple[float, float]:
     """Exact interval of the share of a population that has a property.
 
     Clopper & Pearson's (1934) inversion of two one-sided tests, with the hypergeometric in place of the

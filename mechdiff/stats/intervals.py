@@ -76,7 +76,7 @@ def bootstrap(
     units = weights.shape[1:]
     estimate = statistic(np.full((1, *units), 1 / np.prod(units)))[..., 0]
     draws = statistic(weights)
-    wide = expanded(level, units[0])
+    wide = expanded_level(level, units[0])
     tails = np.array([(1 - wide) / 2, (1 + wide) / 2])
     if method == "bca":
         tails = _bca_tails(estimate, draws, _jackknife(statistic, units[0]), tails)
@@ -84,7 +84,7 @@ def bootstrap(
     return _interval(estimate, ends[..., 0], ends[..., 1], level, units[0])
 
 
-def expanded(level: float, n: int) -> float:
+def expanded_level(level: float, n: int) -> float:
     """The level whose normal quantile is sqrt(n / (n - 1)) times Student's of `level` (Hesterberg 2015, arXiv
     1411.5279, expanded percentile interval): plain bootstraps of `n` units cover less than they say. He takes
     it for percentiles; that BCa takes it too is ours."""

@@ -22,7 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 from mechdiff.core.errors import CheckpointError, DataError, MechdiffError
 from mechdiff.core.types import PyTree
-from mechdiff.storage import checksums, files
+from mechdiff.storage import checksums, digests, files
 from mechdiff.storage.mismatch import check_shapes, compare_configs, named_leaves, shapes
 
 LAYOUT = "mechdiff-model-1"  # of an exported folder; a change of its files needs a new name
@@ -57,7 +57,7 @@ class TrainCheckpoints:
         """
         score = None if score is None or not math.isfinite(score) else float(score)
         metrics = None if score is None else {"score": score}
-        known = files.plain({**metadata, "score": score, "arrays": _digest_arrays(state)})
+        known = digests.to_jsonable({**metadata, "score": score, "arrays": _digest_arrays(state)})
         known["digest"] = _digest(known, state)
         with _saving(self.folder):
             self._open().save_async(
@@ -258,12 +258,12 @@ def _context() -> ocp.Context:
 
 
 def _digest(metadata: dict, tree: PyTree) -> str:
-    return files.digest_json([metadata, shapes(tree)])
+    return digests.digest_json([metadata, shapes(tree)])
 
 
 def _digest_arrays(state: PyTree) -> str:
     """Of the leaves by plain path: the same for a record as for the dict in which Orbax keeps it."""
-    return files.digest_arrays(named_leaves(state))
+    return digests.digest_arrays(named_leaves(state))
 
 
 def _first_device() -> jax.sharding.Sharding:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from mechdiff.core.errors import CheckpointError
-from mechdiff.storage import files
+from mechdiff.storage import digests, files
 
 NAME = "SHA256SUMS"
 _WAY_OUT = "restore it from its source"
@@ -15,7 +15,7 @@ def write(folder: Path) -> None:
     names = sorted(_contents(folder))
     for name in names:
         files.sync(folder / name)
-    lines = [f"{files.digest_file(folder / name)}  {name}\n" for name in names]
+    lines = [f"{digests.digest_file(folder / name)}  {name}\n" for name in names]
     files.write_atomic(folder / NAME, "".join(lines))
 
 
@@ -30,7 +30,7 @@ def verify(folder: Path) -> None:
         path = folder / name
         if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
             raise CheckpointError(f"{path} is absent or lies outside its folder; {_WAY_OUT}")
-        if files.digest_file(path) != digest:
+        if digests.digest_file(path) != digest:
             raise CheckpointError(f"{path} is damaged (its SHA-256 is not the one in {NAME}); {_WAY_OUT}")
     if stranger := min(_contents(folder) - listed.keys(), default=None):
         raise CheckpointError(f"{folder / stranger} is not listed in {NAME}; remove it, or {_WAY_OUT}")

@@ -9,12 +9,12 @@ import jax
 
 from mechdiff.core.errors import CheckpointError
 from mechdiff.core.types import PyTree
-from mechdiff.storage import files
+from mechdiff.storage import digests
 
 
 def compare_configs(saved: dict, given: dict, where: Path | str, ignore: Iterable[str] = ()) -> None:
     """Raises a CheckpointError naming the fields in which two config dicts differ, with both values."""
-    saved, given = _fields(files.plain(saved)), _fields(files.plain(given))
+    saved, given = _fields(digests.to_jsonable(saved)), _fields(digests.to_jsonable(given))
     ignored = tuple(ignore)
     different = [
         f"{name} is {_shown(saved, name)} there and {_shown(given, name)} here"

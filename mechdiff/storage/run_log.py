@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mechdiff.core.errors import DataError
-from mechdiff.storage import files
+from mechdiff.storage import digests, files
 
 PLAIN_SECONDS = 30.0  # between the lines of a progress that no terminal shows
 
@@ -131,4 +131,4 @@ class _PlainLines(tqdm):
 
 
 def _line(record: dict) -> bytes:
-    return (json.dumps(files.plain(record)) + "\n").encode()
+    return (json.dumps(digests.to_jsonable(record)) + "\n").encode()

@@ -9,7 +9,7 @@ import jax
 from mechdiff.storage import run_log
 
 
-def fill(
+def run_missing(
     pieces: Sequence[Any], done: Callable[[Any], bool], compute: Callable[[Any], None], title: str
 ) -> None:
     """Computes the pieces that are missing, with other processes if they fill the same store.
@@ -23,7 +23,7 @@ def fill(
       compute: computes a piece and puts it there.
       title: of the progress bar.
     """
-    first = own_place(len(pieces))
+    first = start_offset(len(pieces))
     todo = [piece for piece in (*pieces[first:], *pieces[:first]) if not done(piece)]
     with run_log.progress(len(pieces), len(pieces) - len(todo), title, unit="piece") as bar:
         for piece in todo:
@@ -32,7 +32,7 @@ def fill(
             bar.update()
 
 
-def own_place(pieces: int) -> int:
+def start_offset(pieces: int) -> int:
     """Where this process begins: spread evenly over those that know each other, else anywhere."""
     if jax.process_count() > 1:
         return jax.process_index() * pieces // jax.process_count()

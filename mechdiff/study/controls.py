@@ -21,20 +21,24 @@ import xarray as xr
 from mechdiff import circuits
 from mechdiff.analysis import complexity, roles
 from mechdiff.analysis.roles import matched_class, matched_sets, probes
-from mechdiff.circuits import robustness, scorecards
+from mechdiff.circuits import scorecards
+from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.core import keys
-from mechdiff.core.config import ExperimentConfig, to_dict
+from mechdiff.core.config import ExperimentConfig, SweepConfig, to_dict
+from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PRNGKey
 from mechdiff.data import OFFSETS, synthetic
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
-from mechdiff.interventions.record import Component
+from mechdiff.interventions.components import Component
+from mechdiff.models import untrained
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components
 from mechdiff.stats.clusters import PERSON
-from mechdiff.storage import files, labelled
-from mechdiff.study import examine
-from mechdiff.study.examine import Examined
-from mechdiff.sweeps import activations, channel_moments, denoising
+from mechdiff.storage import digests, files, labelled, locks
+from mechdiff.study.examine import Analysis
+from mechdiff.study.inputs import EvalImages, replacement_values
+from mechdiff.sweeps import ablation, activations, channel_moments
 
 SCORED = 0.9  # closeness, of `complexity.TAUS`, of the circuit that is scored
 KNOCKOUTS, RANDOMS = 10, 40  # sets that a circuit is tried against
@@ -42,11 +46,11 @@ PROBED = 400  # faces that probes of factors are fitted on
 BLOCK = 16  # faces drawn together
 
 
-def deepen(examined: Examined, config: ExperimentConfig, folder: Path) -> None:
+def run_study(examined: Analysis, config: ExperimentConfig, folder: Path) -> None:
     """Does for one subject what `config.study` asks for.
 
     Args:
-      examined: of `pipeline.examine`, whose `folder` this is.
+      examined: of `examine.examine`, whose `folder` this is.
     """
     study, root = config.study, jax.random.key(config.seed)
     some = dataclasses.replace(examined, given=examined.given.first(study.images))
@@ -66,11 +70,11 @@ def deepen(examined: Examined, config: ExperimentConfig, folder: Path) -> None:
     key = _key(examined, config)
     for name, make in makers.items():
         _once(folder / f"{name}.zarr", key, make)
-    with files.hold(folder, wait=True):
+    with locks.lock(folder, wait=True):
         files.write_json(folder / "study.json", {"made_of": key, "results": list(makers)})
 
 
-def activity(examined: Examined, levels: Sequence[int], root: PRNGKey) -> xr.Dataset:
+def activity(examined: Analysis, levels: Sequence[int], root: PRNGKey) -> xr.Dataset:
     """`complexity.OF_COVARIANCE` of the activations of every site, dims `measure, site, t`."""
     subject, given = examined.subject, examined.given
     before, noise = keys.stream(root, "mean noise"), keys.stream(root, "scored noise")
@@ -82,7 +86,7 @@ def activity(examined: Examined, levels: Sequence[int], root: PRNGKey) -> xr.Dat
     return xr.Dataset({"value": (tuple(axes), cells)}, coords=axes)
 
 
-def circuit(examined: Examined, kind: str, config: ExperimentConfig, folder: Path) -> xr.Dataset:
+def circuit(examined: Analysis, kind: str, config: ExperimentConfig, folder: Path) -> xr.Dataset:
     """Finds the circuit on one half of the pictures and runs on the other what its measures need.
 
     Returns:
@@ -90,7 +94,7 @@ def circuit(examined: Examined, kind: str, config: ExperimentConfig, folder: Pat
     """
     root = jax.random.key(config.seed)
     asked = dataclasses.replace(config.sweep, timesteps=config.study.timesteps)
-    halves = robustness.halves(examined.subject, examined.given, kind, asked, root, folder / "circuits")
+    halves = circuit_evaluators(examined.subject, examined.given, kind, asked, root, folder / "circuits")
     found = {tau: circuits.discover(halves[0], tau) for tau in complexity.TAUS}
     runs = scorecards.run(halves[1], found[SCORED], KNOCKOUTS, RANDOMS, config.seed)
     people = examined.given.scored_people
@@ -99,14 +103,40 @@ def circuit(examined: Examined, kind: str, config: ExperimentConfig, folder: Pat
     return runs.assign_attrs(sizes=[len(one.members) for one in found.values()])
 
 
+def circuit_evaluators(
+    subject: Denoiser, given: EvalImages, kind: str, config: SweepConfig, root: PRNGKey, folder: Path | None
+) -> tuple[CircuitEvaluator, CircuitEvaluator]:
+    """Trials on one half of the scored pictures, to find a circuit, and on the other, to score it.
+
+    Every half has noise of its own; fills come from the reference pictures, or, where they are those of other
+    images, from the same half.
+
+    Raises:
+      ConfigError: fewer than 4 pictures.
+    """
+    count = len(given.scored) // 2
+    if count < 2:
+        raise ConfigError(f"sweep.images={len(given.scored)} are too few to find and score circuits; give 4")
+    timesteps = timesteps_by_log_snr(subject.schedule, config.timesteps)
+    config = dataclasses.replace(config, kinds=(kind,))
+    made = []
+    for name, some in (("find", given.scored[:count]), ("score", given.scored[count:])):
+        own = keys.stream(root, f"circuits: {name}")
+        fills = replacement_values(subject, dataclasses.replace(given, scored=some), timesteps, own, config)
+        seen = subject, some, np.asarray(timesteps), keys.stream(own, "scored noise")
+        block = min(config.image_block, len(some))
+        made.append(CircuitEvaluator(*seen, kind, fills.get(kind), folder=folder, block=block))
+    return tuple(made)
+
+
 def head_roles(
-    examined: Examined, config: ExperimentConfig, levels: Sequence[int], noise: PRNGKey
+    examined: Analysis, config: ExperimentConfig, levels: Sequence[int], noise: PRNGKey
 ) -> xr.Dataset:
     """Roles of all heads, with the effects they were judged by; dims `component, target, t, image`."""
     subject, given = examined.subject, examined.given
     chosen = _heads(examined)
     count = max(-(-config.study.role_sets // len(chosen)), roles.untrained_needed())
-    fresh = [examine.untrained(subject, config.seed + i) for i in range(count)]
+    fresh = [untrained.untrained(subject, config.seed + i) for i in range(count)]
     more = (
         face_targets(examined.trained, len(given.scored)) if examined.trained.data.name == "synthetic" else {}
     )
@@ -120,24 +150,24 @@ def head_roles(
     )
 
 
-def control(some: Examined, config: ExperimentConfig, noise: PRNGKey, folder: Path) -> xr.Dataset:
+def control(some: Analysis, config: ExperimentConfig, noise: PRNGKey, folder: Path) -> xr.Dataset:
     """The sweep of an untrained network, its own for every training seed, at all levels swept."""
     fresh, levels = _fresh(some, config)
     asked = dataclasses.replace(config.sweep, images=len(some.given.scored))
     shown = some.given.swept
-    fills = examine.kind_fills(fresh, some.given, levels, jax.random.key(config.seed), asked, shown)
+    fills = replacement_values(fresh, some.given, levels, jax.random.key(config.seed), asked, shown)
     seen = fresh, shown, levels, noise, folder / "control"
-    return denoising.teacher_forced(*seen, config=asked, fills=fills).assign_coords(some.given.labels)
+    return ablation.ablation_sweep(*seen, config=asked, fills=fills).assign_coords(some.given.labels)
 
 
-def control_attention(some: Examined, config: ExperimentConfig, noise: PRNGKey) -> xr.Dataset:
+def control_attention(some: Analysis, config: ExperimentConfig, noise: PRNGKey) -> xr.Dataset:
     """Attention statistics of the same network on the same pictures."""
     fresh, levels = _fresh(some, config)
     found = activations.attention_stats(*fresh.network, some.given.swept, levels, noise)
     return found.assign_coords(some.given.labels)
 
 
-def random_sets(some: Examined, config: ExperimentConfig, noise: PRNGKey) -> xr.Dataset:
+def random_sets(some: Analysis, config: ExperimentConfig, noise: PRNGKey) -> xr.Dataset:
     """What random sets of as many channels cost: the size alone of a component, without what it does.
 
     Every component is compared with sets of its class (`roles.matched_class`): channels of other branches and
@@ -150,13 +180,13 @@ def random_sets(some: Examined, config: ExperimentConfig, noise: PRNGKey) -> xr.
     subject, count = some.subject, config.study.random_sets
     levels = [int(t) for t in timesteps_by_log_snr(subject.schedule, config.study.timesteps)]
     asked = dataclasses.replace(config.sweep, images=len(some.given.scored))
-    fills = examine.kind_fills(subject, some.given, levels, jax.random.key(config.seed), asked)
+    fills = replacement_values(subject, some.given, levels, jax.random.key(config.seed), asked)
     chosen = components(subject.unet)
     classes = [matched_class(component, subject.identity) for component in chosen]
     names, stacked = matched_sets(chosen, chosen, subject.identity, count, config.seed)
     damage = []
     for kind in config.sweep.kinds:
-        found = denoising.measured(
+        found = ablation.sweep_in_memory(
             subject,
             stacked,
             kind,
@@ -192,30 +222,30 @@ def face_targets(trained: ExperimentConfig, count: int) -> dict:
     return {"masks": masks, "parts": synthetic.PARTS, "probes": probes.as_arrays(fitted)}
 
 
-def _fresh(some: Examined, config: ExperimentConfig) -> tuple[denoising.Subject, np.ndarray]:
+def _fresh(some: Analysis, config: ExperimentConfig) -> tuple[Denoiser, np.ndarray]:
     """The untrained network and the levels it is examined at."""
-    fresh = examine.untrained(some.subject, some.trained.seed)
+    fresh = untrained.untrained(some.subject, some.trained.seed)
     return fresh, timesteps_by_log_snr(fresh.schedule, config.sweep.timesteps)
 
 
-def _heads(examined: Examined) -> list[Component]:
+def _heads(examined: Analysis) -> list[Component]:
     return [one for one in components(examined.subject.unet) if one.kind == "head"]
 
 
 def _once(path: Path, key: str, make: Callable[[], xr.Dataset]) -> None:
     """Writes what `make` gives, unless what is there has this key."""
-    with files.hold(path.parent, wait=True):
+    with locks.lock(path.parent, wait=True):
         if not path.exists() or labelled.read(path).attrs.get("made_of") != key:
             labelled.replace(path, make().assign_attrs(made_of=key))
 
 
-def _key(examined: Examined, config: ExperimentConfig) -> str:
+def _key(examined: Analysis, config: ExperimentConfig) -> str:
     """Digest of all that decides the numbers."""
     given, study = examined.given, dataclasses.replace(config.study, models=())
-    return files.digest_json(
+    return digests.digest_json(
         {
             **examined.subject.digests(),
-            "pictures": files.digest_arrays([given.swept, given.reference]),
+            "pictures": digests.digest_arrays([given.swept, given.reference]),
             "asked": [config.seed, to_dict(config.sweep), to_dict(study)],
             "numerics": NUMERICS_VERSION,
         }

@@ -13,7 +13,7 @@ from mechdiff.core import devices
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.types import Images, PRNGKey, PyTree, Shown
-from mechdiff.diffusion.process import at_level, image_noise, q_sample
+from mechdiff.diffusion.process import image_noise, images_at, q_sample
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention
@@ -103,7 +103,7 @@ def _stacked(trees: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def _moments_of_levels(unet, params, identity, schedule, images, timesteps, key, block):
     """Mean and standard deviation of every site, float32, timestep by timestep."""
-    block = memory.at_once(block, memory.row_bytes(unet) + 2 * memory.fill_bytes(unet))
+    block = memory.rows_at_once(block, memory.row_bytes(unet) + 2 * memory.replacement_bytes(unet))
     indices = np.arange(len(images))
     params, identity, schedule = devices.everywhere(devices.over(block), (params, identity, schedule))
     for t in timesteps:
@@ -145,7 +145,7 @@ def activation_means(
     return _stacked([mean for mean, _ in _moments_of_levels(*network, images, timesteps, key, block)])
 
 
-def fills_at(fills: dict[str, np.ndarray], level: int) -> dict[str, np.ndarray]:
+def replacements_at(fills: dict[str, np.ndarray], level: int) -> dict[str, np.ndarray]:
     """The fills of one timestep out of `activation_means`."""
     return {site: values[level] for site, values in fills.items()}
 
@@ -167,14 +167,14 @@ def attention_stats(
     the number of positions attended over, without which an entropy means little.
 
     Args:
-      images: crossed with the timesteps or nested in them, as in `sweep.teacher_forced`.
+      images: crossed with the timesteps or nested in them, as in `sweeps.ablation_sweep`.
     """
     count = images.shape[-4]
-    block = memory.at_once(block, memory.row_bytes(unet))
+    block = memory.rows_at_once(block, memory.row_bytes(unet))
     params, identity, schedule = devices.everywhere(devices.over(block), (params, identity, schedule))
     columns: dict[str, list] = {}
     for level, t in enumerate(timesteps):
-        pictures, numbers = at_level(images, level)
+        pictures, numbers = images_at(images, level)
         parts = [
             _captured(unet, params, identity, schedule, x0, int(t), key, index, collection=ATTENTION)
             for x0, index, _ in _blocks(pictures, numbers, block)

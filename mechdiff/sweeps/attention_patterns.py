@@ -4,7 +4,7 @@ A head's pattern A becomes g A + (1 - g) P, while its values stay its own (`gate
   uniform   1 / tokens everywhere: the head looks everywhere alike
   identity  each position looks at itself alone
   frozen    the pattern of the same head on another image of the set, at the same timestep and with that
-            image's own noise: donors are those of `replacements.resample_fills`
+            image's own noise: donors are those of `replacements.resample_replacements`
 If replacing a pattern does nothing, then nothing about it, such as its entropy, can be a mechanism.
 """
 
@@ -18,13 +18,14 @@ from jaxtyping import Int
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.types import Images, PRNGKey
-from mechdiff.interventions.record import Component, Intervention, kind_of, select
+from mechdiff.interventions.components import Component, select, site_type
+from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.layers import PATTERNS
 from mechdiff.models.unet import components, stages
-from mechdiff.sweeps import denoising, replacements
-from mechdiff.sweeps.denoising import Subject
+from mechdiff.sweeps import ablation, replacements
 
-KINDS = ("uniform", "identity", "frozen")
+PATTERN_SOURCES = ("uniform", "identity", "frozen")
 
 
 def constant_patterns(unet: UNetConfig, kind: str) -> dict[str, np.ndarray]:
@@ -45,14 +46,14 @@ def replace_pattern(identity: Intervention, what, patterns: Mapping, dose: float
     Args:
       what: heads, as for `ablate`.
       patterns: attention site -> `(heads, queries, keys)` or 1 for what is shared, with or without a leading
-        row axis: `constant_patterns`, or `capture.activations(..., collection="patterns")`.
+        row axis: `constant_patterns`, or `activations.activations(..., collection="patterns")`.
       dose: the share that their own pattern keeps; 1 leaves them alone.
     Raises:
       ConfigError: a component that is not a head, or a site without a pattern.
     """
     gate = {site: np.ones(np.shape(identity.gate[site]), np.float32) for site in patterns}
     for name, (site, (start, stop)) in select(identity, what).items():
-        if kind_of(site) != "head" or site not in gate:
+        if site_type(site) != "head" or site not in gate:
             raise ConfigError(f"component {name!r} is not an attention head with a pattern given for it")
         gate[site][..., start:stop] = dose
     return dataclasses.replace(identity, pattern=gate, pattern_fill=dict(patterns))
@@ -67,12 +68,12 @@ def one_pattern_each(identity: Intervention, heads: Sequence[Component], pattern
 
 
 def pattern_effects(
-    subject: Subject,
+    subject: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
     *,
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] = PATTERN_SOURCES,
     heads: Sequence[Component] | None = None,
     draws: int = 1,
     block: int = 16,
@@ -80,7 +81,7 @@ def pattern_effects(
     """Denoising loss with one head's pattern replaced, image by image.
 
     Args:
-      images: in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in `sweep.teacher_forced`.
+      images: in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in `sweeps.ablation_sweep`.
       heads: all of the network if None.
       draws: donors per image of kind `frozen`, over which losses are averaged.
     Returns:
@@ -91,15 +92,15 @@ def pattern_effects(
     heads = heads_of(subject.unet, heads)
     losses, changes = [], []
     for kind in kinds:
-        if kind not in KINDS:
-            raise ConfigError(unknown("kind of pattern", kind, KINDS))
+        if kind not in PATTERN_SOURCES:
+            raise ConfigError(unknown("kind of pattern", kind, PATTERN_SOURCES))
         patterns = constant_patterns(subject.unet, "uniform" if kind == "frozen" else kind)
         stacked, source = one_pattern_each(subject.identity, heads, patterns), None
         if kind == "frozen":
-            source = replacements.resample_fills(*subject.network, images, timesteps, key, draws=draws)
+            source = replacements.resample_replacements(*subject.network, images, timesteps, key, draws=draws)
             source = dataclasses.replace(source, collection=PATTERNS)
         given = (images, timesteps, key, block)
-        found = denoising.measured(subject, stacked, kind, source, *given, field="pattern_fill")
+        found = ablation.sweep_in_memory(subject, stacked, kind, source, *given, field="pattern_fill")
         losses.append(found.loss)
         changes.append(found.change)
     dims = ("kind", "component", "t", "image")
@@ -109,7 +110,7 @@ def pattern_effects(
             "change": (dims, np.stack(changes)),
             "clean_loss": (dims[2:], found.clean_loss),
         },
-        coords={"kind": list(kinds), **denoising.coordinates(subject, heads, timesteps, len(images))},
+        coords={"kind": list(kinds), **ablation.component_coords(subject, heads, timesteps, len(images))},
         attrs={"subject": subject.name, "draws": draws},
     )
 

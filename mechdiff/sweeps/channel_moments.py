@@ -20,8 +20,9 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.interventions.components import site_type
 from mechdiff.interventions.gates import CAPTURED
-from mechdiff.interventions.record import Intervention, kind_of
+from mechdiff.interventions.record import Intervention
 from mechdiff.models.unet import forward
 
 
@@ -41,7 +42,7 @@ class Moments(NamedTuple):
 
 def as_rows(a: Float[Array, "batch ..."], site: str) -> Float[Array, "batch position channel"]:
     """An activation as rows of channels, those of all heads side by side."""
-    if kind_of(site) == "head":  # (image, token, head, depth)
+    if site_type(site) == "head":  # (image, token, head, depth)
         return a.reshape(*a.shape[:2], -1)
     return a.reshape(a.shape[0], -1, a.shape[-1])
 
@@ -57,7 +58,7 @@ def _sums(unet, params, intervention, schedule, x0, t, key, indices, means, grou
         a = a.reshape(groups, -1, a.shape[-1])
         return a.sum(1), jnp.einsum("grc,grd->gcd", a, a)
 
-    return {site: of_site(site, a) for site, a in found.items() if kind_of(site) != "time"}
+    return {site: of_site(site, a) for site, a in found.items() if site_type(site) != "time"}
 
 
 def channel_moments(
@@ -78,8 +79,8 @@ def channel_moments(
       intervention: the identity for the plain network.
       images: in [-1, 1]; the last few are left out so that groups are of one size.
       key: of the noise, one draw per image, shared by all timesteps.
-      means: of `capture.activation_means` at the same timesteps, from other images; None: nothing is taken
-        away but each channel's mean over positions and images.
+      means: of `activations.activation_means` at the same timesteps, from other images; None: nothing is
+        taken away but each channel's mean over positions and images.
       groups: of consecutive images, at most as many as there are images: the units of resampling.
     Returns:
       site -> its moments.

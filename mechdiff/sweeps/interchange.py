@@ -25,12 +25,14 @@ from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.types import Images, PRNGKey
 from mechdiff.data.synthetic import FACTORS, factor_pair
 from mechdiff.diffusion.process import image_noise, q_sample
-from mechdiff.interventions.record import Component, Intervention, leave_one_out
+from mechdiff.interventions.build import leave_one_out
+from mechdiff.interventions.components import Component
+from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, denoise
-from mechdiff.sweeps import denoising
+from mechdiff.sweeps import ablation
 from mechdiff.sweeps.activations import activations
-from mechdiff.sweeps.denoising import Subject
-from mechdiff.sweeps.execution.engine import Engine, Seen
+from mechdiff.sweeps.execution.engine import Engine, PassOutputs
 
 ROUNDING = 1e-12  # mean squared distance of two predictions that float32 rounding can make
 
@@ -45,7 +47,7 @@ def factor_pairs(
     return np.stack(first), np.stack(second)
 
 
-def moved(seen: Seen) -> tuple[tuple[Array, Array], Array]:
+def transfer_fraction(seen: PassOutputs) -> tuple[tuple[Array, Array], Array]:
     """For each component and image <eps_do - eps, eps' - eps> and |eps_do - eps|^2, and for each image
     |eps' - eps|^2, as means over pixels. `seen.own` is eps'."""
     way, change = seen.own - seen.clean, seen.eps - seen.clean
@@ -57,7 +59,7 @@ _denoise = jax.jit(denoise, static_argnames=("config",))
 
 
 def interchange_effects(
-    subject: Subject,
+    subject: Denoiser,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
     *,
@@ -116,14 +118,14 @@ def interchange_effects(
             "change": (dims, change),
             "distance": (("factor", "t", "image"), distance),
         },
-        coords={"factor": list(factors), **denoising.coordinates(subject, chosen, timesteps, pairs)},
+        coords={"factor": list(factors), **ablation.component_coords(subject, chosen, timesteps, pairs)},
         attrs={"subject": subject.name, "level": level},
     )
 
 
 def _block(
     engine: Engine,
-    subject: Subject,
+    subject: Denoiser,
     stacked: Intervention,
     first: Images,
     second: Images,
@@ -137,10 +139,10 @@ def _block(
     x_t = q_sample(subject.schedule, second, at, image_noise(key, index, second.shape[1:]))
     other = _denoise(subject.unet, subject.schedule, subject.params, subject.identity, x_t, at)
     from_second = dataclasses.replace(stacked, fill=fill)
-    return engine.reduce(from_second, first, index, t, key, moved, own=np.asarray(other))
+    return engine.reduce(from_second, first, index, t, key, transfer_fraction, own=np.asarray(other))
 
 
-def carriers(
+def transfer_by_component(
     found: xr.Dataset, repeats: int = 2000, seed: int = 0, level: float = 0.95
 ) -> tuple[xr.DataArray, stats.Interval]:
     """The fraction of each factor that every component carries over all levels, with its interval over pairs.

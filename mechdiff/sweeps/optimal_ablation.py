@@ -25,16 +25,18 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.record import Component, Intervention, kind_of, leave_one_out
+from mechdiff.interventions.build import leave_one_out
+from mechdiff.interventions.components import Component, site_type
+from mechdiff.interventions.record import Intervention
 from mechdiff.models.unet import components
-from mechdiff.sweeps.activations import activation_moments, fills_at
+from mechdiff.sweeps.activations import activation_moments, replacements_at
 from mechdiff.sweeps.execution import shared_prefix
 from mechdiff.sweeps.execution.engine import Engine
 
 RATE = 0.05  # of Adam at first, falling to 0 by a cosine; v is in units of the channel's deviation
 
 
-def optimal_fills(
+def optimal_replacements(
     unet: UNetConfig,
     params: PyTree,
     identity: Intervention,
@@ -71,7 +73,7 @@ def optimal_fills(
     engine = Engine(unet, schedule, params)
     found = []
     for level, t in enumerate(timesteps):
-        mean, deviation = fills_at(means, level), fills_at(deviations, level)
+        mean, deviation = replacements_at(means, level), replacements_at(deviations, level)
         scale = {site: _scale(site, mean[site], deviation[site]) for site in mean}
         start = {site: np.stack([np.ones_like(s), np.zeros_like(s)]) for site, s in scale.items()}
         zero = jax.tree.map(np.zeros_like, start)
@@ -96,7 +98,7 @@ def _check_apart(chosen: Sequence[Component]) -> None:
 
 def _positions(site: str, ndim: int) -> tuple[int, ...]:
     """Axes of a site's row that are neither heads nor channels."""
-    return tuple(range(ndim - (2 if kind_of(site) == "head" else 1)))
+    return tuple(range(ndim - (2 if site_type(site) == "head" else 1)))
 
 
 def _scale(site: str, mean: np.ndarray, deviation: np.ndarray) -> Float[np.ndarray, "..."]:
@@ -139,7 +141,7 @@ def _slopes(
 
 def _descend(unet, params, schedule, stacked, mean, scale, point, images, t, key, steps, batch) -> PyTree:
     """`steps` of Adam from `point`, over the images in turn, each time with new noise."""
-    wave = shared_prefix.plan(unet, stacked, sum(map(len, stacked.gate.values())))
+    wave = shared_prefix.plan_passes(unet, stacked, sum(map(len, stacked.gate.values())))
     ordered = dataclasses.replace(
         stacked, gate={site: gate[wave.order[0]] for site, gate in stacked.gate.items()}, fill=None
     )

@@ -18,18 +18,18 @@ from mechdiff.core import keys
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree, Shown
-from mechdiff.diffusion.process import at_level, image_noise
+from mechdiff.diffusion.process import image_noise, images_at
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention
-from mechdiff.storage import files
-from mechdiff.sweeps.activations import activation_moments, activations, fills_at
+from mechdiff.storage import digests
+from mechdiff.sweeps.activations import activation_moments, activations, replacements_at
 
 Levels = Int[np.ndarray, " levels"]
 
 
 @runtime_checkable
-class Fills(Protocol):
+class ReplacementSource(Protocol):
     """A source of fills.
 
     Attributes:
@@ -56,20 +56,20 @@ class Constant:
 
     def at(self, level: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
         """The fills of one timestep."""
-        return fills_at(self.values, level)
+        return replacements_at(self.values, level)
 
     def digest(self) -> str:
         """Digest of the values."""
-        return files.digest_arrays(self.values)
+        return digests.digest_arrays(self.values)
 
 
 @dataclasses.dataclass(frozen=True)
 class Resample:
-    """Fills of kind `resample`; made by `resample_fills`.
+    """Fills of kind `resample`; made by `replacements.resample_replacements`.
 
     Attributes:
       donors: `(draws, images)`, whose activation each image gets.
-      collection: what of a donor is taken, as for `capture.activations`.
+      collection: what of a donor is taken, as for `activations.activations`.
     """
 
     unet: UNetConfig
@@ -90,21 +90,23 @@ class Resample:
     def at(self, level: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
         """The activations of the images' donors."""
         donors = self.donors[draw, images]
-        pictures, numbers = at_level(self.images, level)
+        pictures, numbers = images_at(self.images, level)
         network, t = (self.unet, self.params, self.identity, self.schedule), int(self.timesteps[level])
         seen = pictures[donors], t, self.key, numbers[donors]
         return activations(*network, *seen, collection=self.collection)
 
     def digest(self) -> str:
         """Digest of pictures, noise and donors; the network is that of the sweep."""
-        return files.digest_arrays(
+        return digests.digest_arrays(
             [self.images, self.timesteps, jax.random.key_data(self.key), self.donors, self.params]
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """Fills of kind `noise`: `means`, `deviations` are site -> `(levels, *site)`; see `noise_fills`."""
+    """Fills of kind `noise`: `means`, `deviations` are site -> `(levels, *site)`; see
+    `noise_replacements`.
+    """
 
     means: PyTree
     deviations: PyTree
@@ -114,13 +116,13 @@ class Noise:
 
     def at(self, level: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
         """Gaussian activations, one of each site for every image."""
-        mean, deviation = fills_at(self.means, level), fills_at(self.deviations, level)
+        mean, deviation = replacements_at(self.means, level), replacements_at(self.deviations, level)
         return _gaussian(mean, deviation, self.key, int(self.timesteps[level]), draw, images)
 
     def digest(self) -> str:
         """Digest of the moments and the key."""
         key = jax.random.key_data(self.key)
-        return files.digest_arrays([self.means, self.deviations, self.timesteps, key, np.int32(self.draws)])
+        return digests.digest_arrays([self.means, self.deviations, self.timesteps, key, np.int32(self.draws)])
 
 
 @jax.jit
@@ -139,7 +141,7 @@ def _gaussian(
     return {site: one(site) for site in mean}
 
 
-def as_fills(values: PyTree) -> Fills:
+def as_source(values: PyTree) -> ReplacementSource:
     """A source of fills as it is, or arrays site -> `(levels, *site)` as one."""
     return Constant(values) if isinstance(values, dict) else values
 
@@ -161,7 +163,7 @@ def derangements(key: PRNGKey, count: int, draws: int) -> Int[np.ndarray, "draws
     return circle[(place + steps[:, None]) % count].astype(np.int32)
 
 
-def resample_fills(
+def resample_replacements(
     unet: UNetConfig,
     params: PyTree,
     identity: Intervention,
@@ -183,7 +185,7 @@ def resample_fills(
     return Resample(unet, params, identity, schedule, pictures, levels, key, donors)
 
 
-def noise_fills(
+def noise_replacements(
     unet: UNetConfig,
     params: PyTree,
     identity: Intervention,

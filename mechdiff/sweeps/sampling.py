@@ -20,12 +20,13 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PRNGKey, PyTree, StepFn
 from mechdiff.diffusion.samplers import ddim_step
-from mechdiff.interventions.record import Component, leave_one_out
+from mechdiff.interventions.build import leave_one_out
+from mechdiff.interventions.components import Component
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components
-from mechdiff.storage import files, labelled, work_sharing
-from mechdiff.sweeps.denoising import Subject
+from mechdiff.storage import digests, labelled, work_sharing
 from mechdiff.sweeps.execution import engine, memory, rollout
-from mechdiff.sweeps.execution.rollout import Levels, Walker, Window, no_fills
+from mechdiff.sweeps.execution.rollout import Levels, Rollout, Window, zero_replacements
 
 
 def energy_distance(
@@ -48,8 +49,8 @@ def energy_distance(
     return 2 * mean(*flat) - mean(flat[0], flat[0]) - mean(flat[1], flat[1])
 
 
-def trajectories(
-    subject: Subject,
+def sampling_sweep(
+    subject: Denoiser,
     levels: Levels,
     windows: Sequence[Window],
     samples: int,
@@ -67,10 +68,10 @@ def trajectories(
 ) -> xr.Dataset:
     """Samples with each component left out in each window, and measures how far each sample moves.
 
-    Resumable, and filled by any number of processes, as `sweep.teacher_forced` is.
+    Resumable, and filled by any number of processes, as `sweeps.ablation_sweep` is.
 
     Args:
-      levels: timesteps visited, as for `sampler.sample`.
+      levels: timesteps visited, as for `samplers.sample`.
       windows: half-open intervals of t; each must hold a visited level. See `even_windows`.
       samples: sample i has the noise of index i, whatever the intervention; at least 2.
       fills: kind -> site -> `(steps, *site)`, in the order of increasing t, for kinds other than `zero`.
@@ -97,7 +98,7 @@ def trajectories(
                 f"fills of kind {kind!r} differ between images; trajectories need arrays, as of 'mean'"
             )
     down = np.sort(np.asarray(levels, np.int32))[::-1].copy()
-    walker = Walker(subject, down, key, step_fn, clip, min(block, samples))
+    walker = Rollout(subject, down, key, step_fn, clip, min(block, samples))
     plan = _Plan(walker, tuple(windows), samples, tuple(kinds), fills or {}, chosen, rows)
     path = Path(folder) / f"{plan.digest[:16]}.zarr"
     labelled.create(path, plan.empty(facts or {}), plan.chunks())
@@ -109,7 +110,7 @@ def trajectories(
 class _Plan:
     """One trajectory sweep, in pieces of (kind, window, group of components)."""
 
-    walker: Walker
+    walker: Rollout
     windows: tuple[Window, ...]
     samples: int
     kinds: tuple[str, ...]
@@ -121,16 +122,16 @@ class _Plan:
     def digest(self) -> str:
         """Digest of everything that decides the numbers."""
         step = self.walker.step_fn
-        return files.digest_json(
+        return digests.digest_json(
             {
                 **self.walker.subject.digests(),
                 "levels": self.walker.levels.tolist(),
-                "noise": files.digest_arrays(jax.random.key_data(self.walker.key)),
+                "noise": digests.digest_arrays(jax.random.key_data(self.walker.key)),
                 "step": [getattr(step, "func", step).__name__, repr(getattr(step, "keywords", {}))],
                 "clip": self.walker.clip,
                 "windows": self.windows,
                 "samples": self.samples,
-                "fills": files.digest_arrays(self.fills),
+                "fills": digests.digest_arrays(self.fills),
                 "kinds": self.kinds,
                 "components": [component.name for component in self.chosen],
                 "numerics": NUMERICS_VERSION,
@@ -171,8 +172,8 @@ class _Plan:
         return {"distance": (1, 1, 1, self.samples), "set_distance": (1, 1, 1)}
 
     def fill(self, path: Path) -> None:
-        """Computes the pieces that are missing, as `sweep` does."""
-        starts = [rollout.opening(self.walker.levels, window) for window in self.windows]
+        """Computes the pieces that are missing, as `sweeps` does."""
+        starts = [rollout.first_step_inside(self.walker.levels, window) for window in self.windows]
         pieces = [
             (kind, window, slice(first, min(first + self.group, len(self.chosen))))
             for kind in range(len(self.kinds))
@@ -187,7 +188,7 @@ class _Plan:
             found = labelled.region(path, {"distance": (piece[0], piece[2], piece[1], 0)})
             return np.isfinite(found["distance"]).all()
 
-        work_sharing.fill(pieces, done, compute, title)
+        work_sharing.run_missing(pieces, done, compute, title)
 
     def _blocks(self) -> list[np.ndarray]:
         """Indices of the samples, in blocks of one shape; the last is filled up with repeats."""
@@ -209,7 +210,7 @@ class _Plan:
             gate={s: v[order] for s, v in stacked.gate.items()},
             temperature={s: np.tile(np.asarray(v), (len(order), 1)) for s, v in stacked.temperature.items()},
         )
-        fills = no_fills(subject.identity, len(self.walker.levels))
+        fills = zero_replacements(subject.identity, len(self.walker.levels))
         if self.kinds[kind] != "zero":
             fills = {site: values[::-1] for site, values in self.fills[self.kinds[kind]].items()}
         clean, changed = [], []

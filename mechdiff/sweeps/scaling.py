@@ -13,20 +13,21 @@ from jaxtyping import Int
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree
-from mechdiff.interventions.record import Component, leave_one_out
-from mechdiff.sweeps import denoising
-from mechdiff.sweeps.denoising import Subject
+from mechdiff.interventions.build import leave_one_out
+from mechdiff.interventions.components import Component
+from mechdiff.models.denoiser import Denoiser
+from mechdiff.sweeps import ablation
 
-DOSES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+GATE_VALUES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
 
-def dose_curves(
-    subject: Subject,
+def scaling_curves(
+    subject: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
     chosen: Sequence[Component],
-    doses: Sequence[float] = DOSES,
+    doses: Sequence[float] = GATE_VALUES,
     *,
     kind: str = "zero",
     fills: PyTree = None,
@@ -35,9 +36,9 @@ def dose_curves(
     """Denoising loss of every image with the gates of one component at every dose, in one compiled program.
 
     Args:
-      images: in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in `sweep.teacher_forced`.
+      images: in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in `sweeps.ablation_sweep`.
       doses: gates, finite.
-      kind, fills: what takes the place of the part that is turned down, as in `sweep.teacher_forced`: for
+      kind, fills: what takes the place of the part that is turned down, as in `sweeps.ablation_sweep`: for
         kinds other than `zero` site -> `(levels, *site)` or a source of fills.
       block: images at once.
     Returns:
@@ -47,15 +48,15 @@ def dose_curves(
     """
     doses = np.asarray(doses, np.float32)
     if doses.size == 0 or not np.isfinite(doses).all():
-        raise ConfigError(f"doses={doses.tolist()}: give one or more finite numbers, such as {DOSES}")
+        raise ConfigError(f"doses={doses.tolist()}: give one or more finite numbers, such as {GATE_VALUES}")
     ablated = leave_one_out(subject.identity, chosen)[1]
     # Gates are 0 where a component is and 1 elsewhere: the dose takes the place of the zeros.
     mixed = lambda gate: (gate + (1 - gate) * doses[:, None, None]).reshape(-1, gate.shape[-1])
     stacked = dataclasses.replace(ablated, gate={site: mixed(gate) for site, gate in ablated.gate.items()})
-    found = denoising.measured(subject, stacked, kind, fills, images, timesteps, key, block)
+    found = ablation.sweep_in_memory(subject, stacked, kind, fills, images, timesteps, key, block)
     shape = (len(doses), len(chosen), *found.loss.shape[1:])
     dims = ("dose", "component", "t", "image")
-    coords = denoising.coordinates(subject, chosen, timesteps, len(images))
+    coords = ablation.component_coords(subject, chosen, timesteps, len(images))
     return xr.Dataset(
         {
             "loss": (dims, found.loss.reshape(shape)),

@@ -26,19 +26,21 @@ from scipy import special
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PRNGKey, Shown
-from mechdiff.diffusion.process import at_level
-from mechdiff.interventions.record import Component, Intervention, leave_one_out
+from mechdiff.diffusion.process import images_at
+from mechdiff.interventions.build import leave_one_out
+from mechdiff.interventions.components import Component
+from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components
 from mechdiff.stats import skewed_sequence
-from mechdiff.storage import files, labelled, run_log
-from mechdiff.sweeps.denoising import Subject
+from mechdiff.storage import digests, labelled, run_log
 from mechdiff.sweeps.execution.engine import Engine
 
-FIRST = 32  # images before the first look: the sequence is asymptotic
+FIRST_LOOK = 32  # images before the first look: the sequence is asymptotic
 
 
 @dataclasses.dataclass(frozen=True)
-class Certified:
+class SequentialResult:
     """Damage of every component, as certain as was asked or as the images allowed.
 
     Attributes:
@@ -65,7 +67,7 @@ class Certified:
     fixed: int
 
 
-def damage_and_influence(
+def effect_and_influence(
     clean: Float[np.ndarray, "t image"], loss: Float[np.ndarray, "*component t image"]
 ) -> tuple[Float[np.ndarray, " *component"], Float[np.ndarray, "*component image"]]:
     """Pooled Deg%, and what each image adds to it: the delta method for ratios of means.
@@ -77,8 +79,8 @@ def damage_and_influence(
     return 100 * (ratio[..., 0].mean(-1) - 1), 100 * ((loss - ratio * clean) / base).mean(-2)
 
 
-def certify(
-    subject: Subject,
+def sequential_sweep(
+    subject: Denoiser,
     images: Shown,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
@@ -90,14 +92,14 @@ def certify(
     block: int = 16,
     joint: bool = True,
     rows: int = 0,
-) -> Certified:
+) -> SequentialResult:
     """Zeroes one component at a time until the damage of each is certain.
 
     Resumable: what was computed is in `folder`, and a run that is started again takes it from there.
 
     Args:
       images: as many as may be spent, in [-1, 1], in random order; image i has the noise of index i. Nested
-        in the timesteps (`diffusion.at_level`) they say more in as many runs, and fewer runs are needed.
+        in the timesteps (`process.images_at`) they say more in as many runs, and fewer runs are needed.
       width: in Deg%; an interval this narrow is certain enough, wherever it lies.
       level: coverage of the intervals at any time.
       joint: whether `level` is that of all intervals together (Bonferroni), or of each.
@@ -109,8 +111,8 @@ def certify(
     """
     if width <= 0:
         raise ConfigError(f"width={width} must be above 0, in percent of the clean loss")
-    if (count := np.shape(images)[-4]) < FIRST:
-        raise ConfigError(f"{count} images; at least {FIRST} are needed before the first look")
+    if (count := np.shape(images)[-4]) < FIRST_LOOK:
+        raise ConfigError(f"{count} images; at least {FIRST_LOOK} are needed before the first look")
     chosen = tuple(chosen or components(subject.unet))
     each = 1 - (1 - level) / (len(chosen) if joint else 1)
     run = _Run(
@@ -121,7 +123,7 @@ def certify(
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    subject: Subject
+    subject: Denoiser
     images: np.ndarray
     timesteps: np.ndarray
     noise_key: PRNGKey
@@ -134,11 +136,11 @@ class _Run:
     @functools.cached_property
     def digest(self) -> str:
         """Digest of everything that decides the numbers, and which are computed."""
-        return files.digest_json(
+        return digests.digest_json(
             {
                 **self.subject.digests(),
-                "images": files.digest_arrays(self.images),
-                "noise": files.digest_arrays(jax.random.key_data(self.noise_key)),
+                "images": digests.digest_arrays(self.images),
+                "noise": digests.digest_arrays(jax.random.key_data(self.noise_key)),
                 "timesteps": self.timesteps.tolist(),
                 "components": [component.name for component in self.chosen],
                 "rule": [self.width, self.level, self.block],
@@ -151,7 +153,7 @@ class _Run:
         """Images at one timestep."""
         return self.images.shape[-4]
 
-    def go(self, folder: Path) -> Certified:
+    def go(self, folder: Path) -> SequentialResult:
         path = Path(folder) / f"{self.digest[:16]}.zarr"
         labelled.create(path, self._empty(), self._chunks())
         subject = self.subject
@@ -168,7 +170,7 @@ class _Run:
                     self._compute(path, engine, stacked, running, where)
                 clean[:, where], loss[..., where] = self._kept(path, where)
                 bar.update(where.stop - where.start)
-                if where.stop < FIRST:
+                if where.stop < FIRST_LOOK:
                     continue
                 found = self._look(clean, loss)
                 left = running & ~found.decided
@@ -178,17 +180,17 @@ class _Run:
                 running = left if left.sum() <= running.sum() / 2 else running
         return found
 
-    def _look(self, clean: np.ndarray, loss: np.ndarray) -> Certified:
+    def _look(self, clean: np.ndarray, loss: np.ndarray) -> SequentialResult:
         images = np.isfinite(loss[:, 0]).sum(-1)
         estimate, deviation, low, high = (np.empty(len(images)) for _ in range(4))
         for size in np.unique(images):  # components that were left out together
             rows = images == size
-            estimate[rows], influence = damage_and_influence(clean[:, :size], loss[rows][..., :size])
+            estimate[rows], influence = effect_and_influence(clean[:, :size], loss[rows][..., :size])
             deviation[rows] = influence.std(-1, ddof=1)
-            below, above = skewed_sequence(influence, self.level, planned=4 * FIRST)
+            below, above = skewed_sequence(influence, self.level, planned=4 * FIRST_LOOK)
             low[rows], high[rows] = estimate[rows] - below, estimate[rows] + above
         decided = (low > 0) | (high < 0) | (high - low <= self.width)
-        return Certified(
+        return SequentialResult(
             tuple(component.name for component in self.chosen),
             estimate,
             low,
@@ -200,10 +202,10 @@ class _Run:
         )
 
     def _fixed_images(self, estimate: np.ndarray, deviation: np.ndarray) -> Int[np.ndarray, " component"]:
-        """Images with which an ordinary interval of each component would be certain, at least `FIRST`."""
+        """Images with which an ordinary interval of each component is certain, at least `FIRST_LOOK`."""
         z = special.ndtri((1 + self.level) / 2)
         reach = np.maximum(np.abs(estimate), self.width / 2)  # half-width that is small enough
-        return np.maximum(FIRST, np.ceil((z * deviation / reach) ** 2)).astype(int)
+        return np.maximum(FIRST_LOOK, np.ceil((z * deviation / reach) ** 2)).astype(int)
 
     def _compute(
         self, path: Path, engine: Engine, stacked: Intervention, running: np.ndarray, where: slice
@@ -214,7 +216,7 @@ class _Run:
         loss = np.full((len(running), len(self.timesteps), size), np.nan, np.float32)
         clean = np.empty((len(self.timesteps), size), np.float32)
         for level, t in enumerate(self.timesteps):
-            pictures, numbers = at_level(self.images, level)
+            pictures, numbers = images_at(self.images, level)
             found = engine.measure(part, pictures[index], numbers[index], int(t), self.noise_key)
             loss[running, level], clean[level] = found.loss[:, :size], found.clean_loss[:size]
         region = {"loss": (slice(None), slice(None), where), "clean_loss": (slice(None), where)}

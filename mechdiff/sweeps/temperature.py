@@ -21,13 +21,15 @@ from mechdiff.core.config import UNetConfig
 from mechdiff.core.types import Images, PRNGKey, PyTree, Timesteps
 from mechdiff.diffusion.process import image_noise, q_sample, to_eps
 from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.interventions.build import set_temperature
+from mechdiff.interventions.components import Component, select
 from mechdiff.interventions.gates import CAPTURED
-from mechdiff.interventions.record import Component, Intervention, select, temperature
+from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.layers import ATTENTION
 from mechdiff.models.unet import forward
-from mechdiff.sweeps import denoising
+from mechdiff.sweeps import ablation
 from mechdiff.sweeps.attention_patterns import heads_of
-from mechdiff.sweeps.denoising import Subject
 
 
 def matched_temperature(
@@ -49,7 +51,7 @@ def matched_temperature(
       what: heads, as for `ablate`; their fills become zero.
       value: of the temperature, above 0.
     """
-    tempered = temperature(identity, what, value)
+    tempered = set_temperature(identity, what, value)
     sites = {site for site, _ in select(identity, what).values()}
     tempered = dataclasses.replace(
         tempered, fill={**tempered.fill, **{site: np.zeros((1, 1, 1), np.float32) for site in sites}}
@@ -112,7 +114,7 @@ def _tempered(
 
 
 def temperature_effects(
-    subject: Subject,
+    subject: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
@@ -125,7 +127,7 @@ def temperature_effects(
     """Denoising loss with one head's entropy moved by a temperature, image by image.
 
     Args:
-      images: in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in `sweep.teacher_forced`.
+      images: in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in `sweeps.ablation_sweep`.
       values: temperatures above 0; above 1 flatten the pattern.
       heads: all of the network if None.
       matched: at the clean norm of the head's output, see `matched_temperature`.
@@ -136,7 +138,7 @@ def temperature_effects(
     """
     heads = heads_of(subject.unet, heads)
     settings = [(value, head) for value in values for head in heads]
-    leaves = [temperature(subject.identity, [head], value).temperature for value, head in settings]
+    leaves = [set_temperature(subject.identity, [head], value).temperature for value, head in settings]
     stacked = {site: np.stack([leaf[site] for leaf in leaves]) for site in leaves[0]}
     shape = (4, len(settings), len(timesteps), len(images))
     found, clean = np.ones(shape, np.float32), np.empty(shape[2:], np.float32)
@@ -164,7 +166,7 @@ def temperature_effects(
         },
         coords={
             "temperature": np.asarray(values, np.float64),
-            **denoising.coordinates(subject, heads, timesteps, len(images)),
+            **ablation.component_coords(subject, heads, timesteps, len(images)),
         },
         attrs={"subject": subject.name, "matched": int(matched)},
     )

@@ -52,7 +52,7 @@ def nearest_distances(
     return np.sqrt(np.maximum(best, 0) / flat.shape[1]) / 127.5, where
 
 
-def memorisation(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
+def memorization(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
     """Whether samples lie nearer to training pictures than held-out pictures do.
 
     Returns:

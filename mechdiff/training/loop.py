@@ -9,7 +9,6 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +16,16 @@ import numpy as np
 from jaxtyping import Array, UInt8
 
 from mechdiff.core import keys
-from mechdiff.core.config import ExperimentConfig, from_dict, to_dict
+from mechdiff.core.config import ExperimentConfig, to_dict
 from mechdiff.core.errors import NumericsError
 from mechdiff.core.types import PyTree
 from mechdiff.data import batch_at, load, to_bytes, to_float
 from mechdiff.diffusion.samplers import sample
 from mechdiff.diffusion.schedules import ddim_timesteps, make_schedule, timesteps_by_log_snr
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.unet import count_parameters, denoise, init_unet
-from mechdiff.storage import checkpoint, files, image_grid, run_log
+from mechdiff.models.unet import count_parameters, denoise
+from mechdiff.storage import checkpoint, files, image_grid, locks, run_log
+from mechdiff.storage.manifest import run_manifest
 from mechdiff.training import evaluation
 from mechdiff.training.step import Metrics, TrainState, data_parallel, init_state, train_step
 
@@ -50,7 +50,7 @@ class Trainer:
 
     def run(self) -> Path:
         """Trains to the end, from the newest checkpoint if there is one; the exported model's folder."""
-        with files.hold(self.workdir), checkpoint.TrainCheckpoints(self.workdir / "checkpoints") as saved:
+        with locks.lock(self.workdir), checkpoint.TrainCheckpoints(self.workdir / "checkpoints") as saved:
             state, identity, start = self._start(saved)
             with run_log.RunLog(self.workdir / "log.jsonl", resume_step=start) as log:
                 self._started(start)
@@ -82,7 +82,7 @@ class Trainer:
             },
             "resumed_from": step,
         }
-        files.write_json(self.workdir / "manifest.json", files.manifest(to_dict(self.config), **facts))
+        files.write_json(self.workdir / "manifest.json", run_manifest(to_dict(self.config), **facts))
 
     def _update(self, identity: Intervention) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
         """The compiled step. The identity is part of the program, not an argument: XLA then drops the gates,
@@ -182,7 +182,7 @@ class Trainer:
         manifest = files.read_json(self.workdir / "manifest.json")
         record = {
             **self.evaluate(state.ema, identity),
-            "memorisation": evaluation.memorisation(pictures, self.train_set.images, held_out),
+            "memorisation": evaluation.memorization(pictures, self.train_set.images, held_out),
             "steps": int(state.step),
             "images": int(state.step) * self.config.train.batch,
             "log": run_log.read_log(log.path),
@@ -203,13 +203,3 @@ class Trainer:
 def train(config: ExperimentConfig, workdir: Path) -> Path:
     """Trains `config` in `workdir`, resuming what is there; returns the exported model's folder."""
     return Trainer(config, workdir).run()
-
-
-def load_trained(folder: Path) -> tuple[ExperimentConfig, PyTree, Intervention, dict[str, Any]]:
-    """An exported model: its config, EMA parameters, identity intervention and training record."""
-    params, config, record = checkpoint.load_model(folder)
-    config = from_dict(config)
-    shapes, identity = jax.jit(init_unet, static_argnums=1).eval_shape(jax.random.key(0), config.unet)
-    checkpoint.check_shapes(params, shapes, folder)
-    identity = jax.jit(lambda key: init_unet(key, config.unet)[1])(jax.random.key(0))
-    return config, params, identity, record

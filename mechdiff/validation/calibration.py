@@ -12,7 +12,7 @@ from mechdiff import stats
 from mechdiff.analysis import effects, network_divergence
 from mechdiff.analysis.roles.matching import agreement
 from mechdiff.core.errors import ConfigError
-from mechdiff.stats.replication import over_seeds
+from mechdiff.stats.small_samples import over_seeds
 from mechdiff.validation import picture_calibration, rule_calibration
 from mechdiff.validation.checks import ALPHA, LEVEL, Check, covers, mean_error, table, uniform
 
@@ -108,7 +108,7 @@ def _sweeps(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:
         clean = losses(rng, GRID[1:], images)
         loss = clean * rng.gamma(4, 1.2 / 4, (*GRID, images))
         weights = stats.bootstrap_weights(images, RESAMPLES, number)
-        damage = stats.bootstrap(lambda w: effects.pooled_damage(clean, loss, w), weights, LEVEL)  # noqa: B023
+        damage = stats.bootstrap(lambda w: effects.pooled_relative_increase(clean, loss, w), weights, LEVEL)  # noqa: B023
         covered.append((damage.low[0] <= 20) & (damage.high[0] >= 20))
     looks = np.arange(images, 8 * images)
     values = losses(rng, (repeats, 1, 1), 8 * images)[:, 0, 0]

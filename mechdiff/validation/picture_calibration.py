@@ -53,9 +53,9 @@ def stopped(rng: np.random.Generator, law, block: int = 16) -> tuple[bool, bool]
     loss = clean * (1 + size[:, None, None] * law(rng, (COMPONENTS, 1, MOST)))
     each = 1 - (1 - LEVEL) / COMPONENTS
     low, high, left = np.zeros(COMPONENTS), np.zeros(COMPONENTS), np.arange(COMPONENTS)
-    for n in range(sequential.FIRST, MOST + 1, block):
-        estimate, influence = sequential.damage_and_influence(clean[:, :n], loss[left][..., :n])
-        below, above = stats.skewed_sequence(influence, each, planned=4 * sequential.FIRST)
+    for n in range(sequential.FIRST_LOOK, MOST + 1, block):
+        estimate, influence = sequential.effect_and_influence(clean[:, :n], loss[left][..., :n])
+        below, above = stats.skewed_sequence(influence, each, planned=4 * sequential.FIRST_LOOK)
         low[left], high[left] = estimate - below, estimate + above
         left = left[(low[left] <= 0) & (high[left] >= 0) & (high[left] - low[left] > WIDTH)]
         if not len(left):
@@ -97,7 +97,7 @@ def _people(rng: np.random.Generator, repeats: int, people: int = 40, each: int 
         )
         clean = np.exp(0.5 * own[0] - 0.125)[None]
         loss = clean[None] * (1 + 0.2 * np.exp(0.5 * own[1] - 0.125))
-        statistic = lambda w: effects.pooled_damage(clean, loss, w)  # noqa: B023
+        statistic = lambda w: effects.pooled_relative_increase(clean, loss, w)  # noqa: B023
         interval = stats.bootstrap_units(statistic, units, repeats=300, seed=number)
         covered.append(interval.low[0] <= 20 <= interval.high[0])
     return [covers(f"BCa over people, {people} of {each} pictures each", np.array(covered, bool))]

@@ -11,7 +11,7 @@ from mechdiff.analysis import bottlenecks, network_divergence, phases, spread
 from mechdiff.analysis.entropy_causality import within_layers
 from mechdiff.analysis.network_divergence import NetworkDivergence
 from mechdiff.analysis.roles import assignment, matching
-from mechdiff.stats import benjamini_hochberg, replication
+from mechdiff.stats import benjamini_hochberg, small_samples
 from mechdiff.validation.checks import ALPHA, Check, errs, finds
 
 LAYERS = [f"layer{i}" for i in range(7) for _ in range(4)]  # of 28 heads
@@ -107,7 +107,7 @@ def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
             score.reshape(6, PICTURE_HALVES, -1).mean(axis=1) for score in phases.held_out(*halves)
         )
         margin = steps[:, 3] - np.maximum(np.delete(steps, 3, axis=1).max(axis=1), drift.max(axis=1))
-        _, (low, _), p = replication.over_seeds(margin)
+        _, (low, _), p = small_samples.over_seeds(margin)
         return bool(p <= ALPHA and low > 0)
 
     line = lambda: np.linspace(-1, 1, 24)[:, None] * rng.normal(0.5, 0.3, 12)
@@ -133,7 +133,7 @@ def _complexity(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Chec
     def supported(widths: tuple[float, float], scatter: tuple[float, float]) -> bool:
         place = rng.normal(size=45)
         sides = [np.exp(wide * place + sd * rng.normal(size=(n, 45))) for wide, sd in zip(widths, scatter)]
-        _, _, p = replication.between_groups(*map(spread.pseudo_values, sides), pseudo=True)
+        _, _, p = small_samples.between_groups(*map(spread.pseudo_values, sides), pseudo=True)
         return bool(p <= ALPHA)
 
     laws = {
@@ -180,7 +180,7 @@ def _entropy(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Check]:
 
     def supported(trained: float, fresh: float) -> bool:
         added = correlations(trained) - correlations(fresh)
-        _, (_, high), p = replication.over_seeds(added, above=False)
+        _, (_, high), p = small_samples.over_seeds(added, above=False)
         return bool(p <= ALPHA and high < 0)
 
     null = np.array([supported(0, 0) for _ in range(repeats)])

@@ -46,19 +46,23 @@ def random_sweep(seed: int, components: int = 6, images: int = 9, **options) -> 
 
 def test_level_damage_is_the_relative_rise_of_the_mean_loss():
     # t0: (3 - 2) / 2 = 50 %; t1: (0.1 - 0.2) / 0.2 = -50 %
-    found = effects.levels_damage(CLEAN, LOSS, EVEN)[..., 0]
+    found = effects.relative_loss_increase(CLEAN, LOSS, EVEN)[..., 0]
     np.testing.assert_allclose(found, [[50, -50], [0, 0]], atol=1e-12)
 
 
 def test_pooled_damage_counts_each_level_alike_and_pooled_losses_by_their_size():
-    np.testing.assert_allclose(effects.pooled_damage(CLEAN, LOSS, EVEN)[:, 0], [0, 0], atol=1e-12)
+    np.testing.assert_allclose(effects.pooled_relative_increase(CLEAN, LOSS, EVEN)[:, 0], [0, 0], atol=1e-12)
     # (3.1 - 2.2) / 2.2
-    np.testing.assert_allclose(effects.pooled_loss_damage(CLEAN, LOSS, EVEN)[:, 0], [100 * 0.9 / 2.2, 0])
+    np.testing.assert_allclose(
+        effects.pooled_loss_ratio_increase(CLEAN, LOSS, EVEN)[:, 0], [100 * 0.9 / 2.2, 0]
+    )
 
 
 def test_weights_choose_images():
     second = np.array([[0.0, 1.0]])
-    np.testing.assert_allclose(effects.levels_damage(CLEAN, LOSS, second)[0, :, 0], [100 / 3, -200 / 3])
+    np.testing.assert_allclose(
+        effects.relative_loss_increase(CLEAN, LOSS, second)[0, :, 0], [100 / 3, -200 / 3]
+    )
 
 
 def test_effective_number_counts_equal_shares_and_ignores_signs():
@@ -111,17 +115,17 @@ def test_a_component_that_changed_nothing_is_idle_and_certain_of_nothing():
 def test_kinds_agree_fully_when_one_is_the_other_and_idle_components_are_left_out():
     data = random_sweep(2)
     both = xr.concat([data, data.assign_coords(kind=["mean"])], "kind", data_vars="minimal", coords="minimal")
-    assert effects.kinds_agreement(both, "zero", "mean", repeats=50).estimate == pytest.approx(1)
+    assert effects.ablations_agreement(both, "zero", "mean", repeats=50).estimate == pytest.approx(1)
     two = {"kind": "mean", "component": both["component"][:2]}
     both["change"].loc[two] = 0
     both["loss"].loc[two] = 1e3  # would spoil the ranks if counted
-    assert effects.kinds_agreement(both, "zero", "mean", repeats=50).estimate == pytest.approx(1)
+    assert effects.ablations_agreement(both, "zero", "mean", repeats=50).estimate == pytest.approx(1)
 
 
 def test_subjects_agree_over_the_components_they_share():
     first, second = random_sweep(3, images=9), random_sweep(3, images=9).isel(image=slice(0, 5))
     second = second.isel(component=[4, 2, 0, 1])
-    found = effects.subjects_agreement(first, second, "zero", repeats=50)
+    found = effects.denoisers_agreement(first, second, "zero", repeats=50)
     names = [str(name) for name in second["component"].values]
     sides = [effects.measure(data, "zero", repeats=20) for data in (first, second)]
     values = [[side.pooled.estimate[side.components.index(name)] for name in names] for side in sides]
@@ -132,7 +136,7 @@ def test_subjects_agree_over_the_components_they_share():
 def test_too_few_components_in_common_are_refused():
     other = random_sweep(5, components=2, names=["a.res", "mid.block0.res"])
     with pytest.raises(ConfigError, match="1 components in common"):
-        effects.subjects_agreement(random_sweep(4), other, "zero")
+        effects.denoisers_agreement(random_sweep(4), other, "zero")
 
 
 def test_an_unfinished_sweep_is_refused_in_one_line():
@@ -177,7 +181,7 @@ def test_what_pictures_add_has_pooled_damage_as_its_mean(own):
     cells = effects.picture_damage(clean, loss, own)
     assert cells.shape == (6, 3 if own else 1, 9)
     even = np.full((1, 9), 1 / 9)
-    np.testing.assert_allclose(cells.mean((1, 2)), effects.pooled_damage(clean, loss, even)[:, 0])
+    np.testing.assert_allclose(cells.mean((1, 2)), effects.pooled_relative_increase(clean, loss, even)[:, 0])
 
 
 def test_excess_damage_is_relative_to_what_could_still_be_gained():

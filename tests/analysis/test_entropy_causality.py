@@ -10,7 +10,7 @@ from mechdiff.analysis.roles import image_features
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.schedules import cosine_schedule
 from mechdiff.interventions.record import ALWAYS, Intervention
-from mechdiff.sweeps.denoising import Subject
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.validation.planted import networks
 
@@ -39,12 +39,12 @@ def mean_of(values):
 
 def test_a_quantity_that_follows_entropy_is_seen_to():
     entropy = np.random.default_rng(2).uniform(0, 1, HEADS)
-    found = entropy_causality.observe(attention(entropy), mean_of(spread(entropy**2)), repeats=200)
+    found = entropy_causality.correlation(attention(entropy), mean_of(spread(entropy**2)), repeats=200)
     assert found.overall.estimate > 0.9 and found.overall.low > 0.8 and found.within.estimate > 0.8
     assert max(found.p, found.p_within) < 0.02 and found.heads == HEADS
     clean = np.ones((LEVELS, IMAGES))
-    sharper = entropy_causality.observe(
-        attention(entropy), entropy_causality.damage_size(clean, clean + spread(-0.5 * entropy)), repeats=200
+    sharper = entropy_causality.correlation(
+        attention(entropy), entropy_causality.effect_size(clean, clean + spread(-0.5 * entropy)), repeats=200
     )
     assert sharper.overall.estimate > 0.9  # the size of the damage, whatever its sign
 
@@ -53,7 +53,7 @@ def test_a_difference_between_layers_is_not_one_within():
     layer = np.repeat([0.2, 0.5, 0.8], 4)
     rng = np.random.default_rng(3)
     x, y = layer + 0.05 * rng.uniform(-1, 1, HEADS), layer + 0.05 * rng.uniform(-1, 1, HEADS)
-    found = entropy_causality.observe(attention(x), mean_of(spread(y)), repeats=200)
+    found = entropy_causality.correlation(attention(x), mean_of(spread(y)), repeats=200)
     assert found.p < 0.02 < 0.05 < found.p_within and found.overall.estimate > 0.8
 
 
@@ -61,7 +61,7 @@ def test_unrelated_quantities_give_uniform_p():
     p = []
     for seed in range(40):
         x, y = np.random.default_rng(seed).uniform(0, 1, (2, HEADS))
-        found = entropy_causality.observe(attention(x), mean_of(spread(y)), repeats=60, seed=seed)
+        found = entropy_causality.correlation(attention(x), mean_of(spread(y)), repeats=60, seed=seed)
         p += [(found.p, found.p_within)]
     assert (np.array(p) < 0.1).mean(0).max() < 0.25 and 0.35 < np.mean(p) < 0.65
 
@@ -79,21 +79,21 @@ def test_roles_that_follow_entropy_within_and_between_heads_are_told_from_those_
     rng = np.random.default_rng(5)
     base = rng.uniform(0.2, 0.8, (HEADS, 1))
     entropy = np.clip(base + np.array([-0.15, 0, 0.15]) + 0.02 * rng.standard_normal((HEADS, 3)), 0, 1)
-    found = entropy_causality.follow(effects_of(entropy), entropy)
+    found = entropy_causality.within_head_slope(effects_of(entropy), entropy)
     assert found.follows[0] and found.heads == HEADS
     assert (found.within.high[1:] < 0).all()  # the others lose what the first gains
     assert found.within.low[0] > 0 and found.between.low[0] > 0
     fixed = np.tile(base, (1, 3))  # a head keeps its role whatever its entropy
-    kept = entropy_causality.follow(effects_of(fixed), entropy)
+    kept = entropy_causality.within_head_slope(effects_of(fixed), entropy)
     assert kept.between.low[0] > 0 and not any(kept.follows)
     np.testing.assert_allclose(kept.within.estimate[0], 0, atol=0.1)
 
 
 def test_too_few_or_other_heads_are_refused():
     with pytest.raises(ConfigError, match="moved the entropy of 0 heads"):
-        entropy_causality.follow(effects_of(np.ones((HEADS, 3))), np.ones((HEADS, 3)))
+        entropy_causality.within_head_slope(effects_of(np.ones((HEADS, 3))), np.ones((HEADS, 3)))
     with pytest.raises(ConfigError, match="12 heads have an entropy, 3"):
-        entropy_causality.observe(attention(np.ones(HEADS)), mean_of(np.ones((3, LEVELS, IMAGES))))
+        entropy_causality.correlation(attention(np.ones(HEADS)), mean_of(np.ones((3, LEVELS, IMAGES))))
 
 
 def test_the_strongest_selectivity_is_that_of_the_weighted_effects():
@@ -104,7 +104,7 @@ def test_the_strongest_selectivity_is_that_of_the_weighted_effects():
         {"effect": (("component", "target", "t", "image"), values)},
         coords={"component": ["a.head0", "a.head1"], "target": ["edges", "color", "layout"]},
     )
-    found = entropy_causality.strongest(effect)(np.array([[1.0, 0], [0.5, 0.5]]))
+    found = entropy_causality.max_selectivity(effect)(np.array([[1.0, 0], [0.5, 0.5]]))
     np.testing.assert_allclose(found, [[2 / 4, 4 / 6], [-1, -1]])
 
 
@@ -121,7 +121,7 @@ class Recorded(Engine):
 def test_tempered_effects_compare_each_temperature_with_leaving_the_head_out():
     one = np.ones(2, np.float32)
     identity = Intervention({"mid.attn0.head": one}, {}, {"mid.attn0.head": one}, ALWAYS)
-    subject = Subject("by hand", networks.unet_of("small"), cosine_schedule(100), {}, identity)
+    subject = Denoiser("by hand", networks.unet_of("small"), cosine_schedule(100), {}, identity)
     images = np.random.default_rng(6).uniform(-1, 1, (5, 8, 8, 3)).astype(np.float32)
     found = jax.jit(image_features.features)(images)
     engine = Recorded(subject.unet, subject.schedule, {})
@@ -131,7 +131,9 @@ def test_tempered_effects_compare_each_temperature_with_leaving_the_head_out():
         {"gate": (("temperature", "component", "t", "image"), gates)},
         coords={"component": ["mid.attn0.head0", "mid.attn0.head1"], "temperature": [0.5, 4.0], "t": [7]},
     )
-    effect = entropy_causality.temper(subject, tempered, images, jax.random.key(0), engine)
+    effect = entropy_causality.temperature_effects_on_roles(
+        subject, tempered, images, jax.random.key(0), engine
+    )
     np.testing.assert_array_equal(engine.rows[0][:3], [[0, 1], [0.5, 1], [0.5, 1]])
     np.testing.assert_array_equal(engine.rows[1][:3], [[1, 1], [0.5, 1], [4, 1]])
     layout = np.asarray(found["layout"], np.float64)

@@ -14,10 +14,12 @@ from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import make_schedule
-from mechdiff.interventions.record import component_at, leave_one_out, scale
+from mechdiff.interventions.build import leave_one_out, set_gate
+from mechdiff.interventions.components import component_at
+from mechdiff.models import untrained
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, denoise, init_unet
-from mechdiff.study import examine
-from mechdiff.sweeps import denoising
+from mechdiff.sweeps import ablation
 from mechdiff.sweeps.execution.engine import Engine
 
 KEY = jax.random.key(3)
@@ -32,7 +34,7 @@ def subject(tiny):
     params = jax.tree.map(
         lambda p: (np.asarray(p) + 0.1 * rng.normal(size=p.shape)).astype(np.float32), params
     )
-    return denoising.Subject("random", tiny.unet, make_schedule(tiny.diffusion), params, identity)
+    return Denoiser("random", tiny.unet, make_schedule(tiny.diffusion), params, identity)
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +115,10 @@ def test_at_the_ablated_point_a_small_network_of_gates_is_scored_by_what_each_re
     """The exact L(without all) - L(with one alone) ranks as the score does."""
     chosen = [c for c in components(subject.unet) if c.kind == "head"]
     found = attribution.gate_scores(subject, images, LEVELS[:1], KEY, chosen=chosen, at="ablated", probes=64)
-    none = scale(subject.identity, chosen, 0.0)
+    none = set_gate(subject.identity, chosen, 0.0)
     before = plain(none)[1]
     np.testing.assert_allclose(found.clean_loss[0], before, rtol=1e-5)
-    restored = [float((before - plain(scale(none, [c], 1.0))[1]).mean()) for c in chosen]
+    restored = [float((before - plain(set_gate(none, [c], 1.0))[1]).mean()) for c in chosen]
     assert spearmanr(restored, found.score.mean(("t", "image")))[0] > 0.9
     assert (found.second <= 0).all()
 
@@ -135,20 +137,20 @@ def test_thousands_of_components_share_one_program(subject, images, monkeypatch)
 def exact(subject, images, tmp_path_factory):
     """Deg%_t of every component by exact runs."""
     folder, config = tmp_path_factory.mktemp("exact"), SweepConfig(kinds=("zero",), image_block=6)
-    whole = denoising.teacher_forced(subject, images, LEVELS, KEY, folder, config=config).isel(kind=0)
+    whole = ablation.ablation_sweep(subject, images, LEVELS, KEY, folder, config=config).isel(kind=0)
     return 100 * (whole.loss.mean("image") / whole.clean_loss.mean("image") - 1).values
 
 
 def test_screening_finds_what_exact_runs_find_and_computes_nothing_twice(
     subject, images, exact, tmp_path, monkeypatch
 ):
-    ran, run = [], denoising.teacher_forced
+    ran, run = [], ablation.ablation_sweep
 
     def recording(*args, **kwargs):
         ran.extend(component.name for component in kwargs["chosen"])
         return run(*args, **kwargs)
 
-    monkeypatch.setattr(screening, "teacher_forced", recording)
+    monkeypatch.setattr(screening, "ablation_sweep", recording)
     found = screening.screen_and_verify(
         subject, images, LEVELS, KEY, tmp_path / "a", k=3, shortlist=5, audit=6, miss_bound=0.6, probes=8
     )
@@ -189,7 +191,7 @@ def test_quality_compares_all_components_at_every_point_with_their_exact_runs(
 
 def test_summaries_show_the_median_and_the_worst_network_and_pass_over_what_is_undefined():
     at = lambda rank, sign, recall: score_agreement.Agreement(5, 3, rank, sign, recall, 1.0)
-    one = lambda rank, part: score_agreement.Fidelity(
+    one = lambda rank, part: score_agreement.ScoreAgreement(
         at(rank, 1.0, 1.0), {"head": at(part, 0.5, 0.25)}, {9: at(0.1, 0.2, 0.3)}
     )
     nets = [one(0.9, float("nan")), one(0.7, 0.6), one(0.8, float("nan"))]
@@ -227,7 +229,7 @@ def test_a_point_that_does_not_exist_is_refused(subject, images, tmp_path):
 
 
 def test_an_untrained_twin_is_a_new_network_in_which_every_component_matters(subject, images):
-    fresh, again, other = (examine.untrained(subject, seed) for seed in (1, 1, 2))
+    fresh, again, other = (untrained.untrained(subject, seed) for seed in (1, 1, 2))
     assert fresh.name == "untrained-random" and fresh.unet == subject.unet
     for a, b, c in zip(*(jax.tree.leaves(one.params) for one in (fresh, again, other))):
         np.testing.assert_array_equal(a, b)
@@ -277,14 +279,16 @@ def test_the_miss_interval_covers_wherever_the_audits_stop():
 
 def test_the_share_of_a_finite_population_is_covered_exactly():
     for population, drawn in ((5, 3), (42, 30), (100, 10)):
-        ends = [stats.share_interval(count, drawn, population) for count in range(drawn + 1)]
+        ends = [stats.finite_population_interval(count, drawn, population) for count in range(drawn + 1)]
         for having in range(population + 1):
             inside = [low <= having / population <= high for low, high in ends]
             chance = hypergeom.pmf(np.arange(drawn + 1), population, having, drawn)
             assert chance[inside].sum() >= 0.95
-    assert stats.share_interval(3, 12, 12) == (0.25, 0.25) and stats.share_interval(0, 0, 7) == (0.0, 1.0)
+    assert stats.finite_population_interval(3, 12, 12) == (0.25, 0.25) and stats.finite_population_interval(
+        0, 0, 7
+    ) == (0.0, 1.0)
     with pytest.raises(ConfigError, match="count=4"):
-        stats.share_interval(4, 3, 9)
+        stats.finite_population_interval(4, 3, 9)
 
 
 def test_agreement_counts_by_hand():

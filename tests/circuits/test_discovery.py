@@ -11,16 +11,17 @@ import pytest
 
 from mechdiff import circuits
 from mechdiff.circuits import discovery, faithfulness, integrated_gradients, robustness, scorecards, screening
-from mechdiff.circuits.faithfulness import Trials
+from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import make_schedule
-from mechdiff.interventions.record import keep_only, scale
+from mechdiff.interventions.build import keep_only, set_gate
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, denoise
 from mechdiff.storage import labelled
-from mechdiff.study.examine import Inputs
-from mechdiff.sweeps.denoising import Subject
+from mechdiff.study import controls
+from mechdiff.study.inputs import EvalImages
 from mechdiff.sweeps.execution import shared_prefix
 from mechdiff.validation import planted
 from mechdiff.validation.planted import weights
@@ -31,7 +32,7 @@ IMAGES = 12
 
 
 @dataclasses.dataclass(frozen=True)
-class MadeUp(Trials):
+class MadeUp(CircuitEvaluator):
     """Trials whose loss is 1, less what `rules(has)` says, alike at both timesteps or of each.
 
     `has` tells who is there.
@@ -52,7 +53,7 @@ class MadeUp(Trials):
 def nobody(tiny):
     """A network of zeros: only its components are asked for."""
     params, identity = weights.template(tiny.unet)
-    return Subject("made up", tiny.unet, make_schedule(tiny.diffusion), params, identity)
+    return Denoiser("made up", tiny.unet, make_schedule(tiny.diffusion), params, identity)
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +103,9 @@ def test_what_acts_at_one_level_only_is_found_where_each_is_asked_for(made_up):
     assert found.every_level and {*found.members} == {A, B}
     trials = made_up(late, every_level=True)
     without = np.array([[name != B for name in trials.names]])
-    assert trials.closeness(without)[0, 0] == pytest.approx(0, abs=1e-5)
+    assert trials.faithfulness_match(without)[0, 0] == pytest.approx(0, abs=1e-5)
     weights = np.eye(IMAGES)[:3]
-    assert trials.closeness(without, weights).shape == (1, 3)
+    assert trials.faithfulness_match(without, weights).shape == (1, 3)
 
 
 def test_levels_at_which_nothing_is_lost_are_not_asked(made_up):
@@ -119,7 +120,7 @@ def test_of_two_that_do_the_same_one_is_kept_and_the_other_can_stand_in(made_up)
     assert len(found.members) == 2 and C in found.members
     (kept,) = {A, B} & {*found.members}
     (other,) = {A, B} - {kept}
-    places = circuits.stand_ins(trials, found)
+    places = circuits.backup_components(trials, found)
     assert places == {kept: (other,), C: ()}
 
 
@@ -134,7 +135,7 @@ def test_a_component_that_hurts_belongs_to_what_the_network_does(made_up):
     assert found.members == (A, B)
     assert found.marginal[trials.names.index(B)].max() < 0  # the loss falls without it
     # Without it f is 2.5: better than the network, and not close to it.
-    assert faithfulness.closeness(trials.faithfulness(trials.ends)[:, 0]) == pytest.approx([0, 1])
+    assert faithfulness.faithfulness_match(trials.faithfulness(trials.ends)[:, 0]) == pytest.approx([0, 1])
 
 
 def test_every_member_is_needed_whatever_the_network(made_up):
@@ -162,7 +163,7 @@ def plant():
 
 
 def real(plant, **options):
-    return Trials(plant.subject, plant.images, plant.timesteps[:2], KEY, **options)
+    return CircuitEvaluator(plant.subject, plant.images, plant.timesteps[:2], KEY, **options)
 
 
 def test_circuits_of_all_sizes_share_a_program_and_none_is_run_twice(plant, tmp_path, monkeypatch):
@@ -172,7 +173,7 @@ def test_circuits_of_all_sizes_share_a_program_and_none_is_run_twice(plant, tmp_
     found = circuits.discover(trials)
     assert found.members == tuple(plant.signs)
     assert len(traces) == 1 and found.evaluated > 36
-    monkeypatch.setattr(Trials, "_run", None)  # a second process knows it all
+    monkeypatch.setattr(CircuitEvaluator, "_run", None)  # a second process knows it all
     again = circuits.discover(real(plant, folder=tmp_path))
     assert again.members == found.members and again.faithfulness == found.faithfulness
     np.testing.assert_array_equal(again.marginal, found.marginal)
@@ -207,7 +208,7 @@ def shares(plant):
 
 def test_shares_add_up_to_what_all_components_bring(plant, shares):
     subject, asked = plant.subject, (plant.images, plant.timesteps[1:3])
-    without = losses(subject, scale(subject.identity, components(subject.unet), 0.0), *asked)
+    without = losses(subject, set_gate(subject.identity, components(subject.unet), 0.0), *asked)
     brought = without - losses(subject, subject.identity, *asked)
     np.testing.assert_allclose(shares.score.mean("image").sum("component"), brought, rtol=0.02)
 
@@ -319,15 +320,15 @@ def test_resamples_find_a_clear_circuit_again_and_an_unclear_one_less_often(made
 
 def test_halves_are_other_pictures_with_other_noise(nobody):
     pixels = np.random.default_rng(0).uniform(-1, 1, (9, 8, 8, 3)).astype(np.float32)
-    given, config = Inputs(pixels, pixels[:2], "noise"), SweepConfig(timesteps=3, images=9)
+    given, config = EvalImages(pixels, pixels[:2], "noise"), SweepConfig(timesteps=3, images=9)
     asked = config, jax.random.key(4), None
-    find, score = robustness.halves(nobody, given, "zero", *asked)
+    find, score = controls.circuit_evaluators(nobody, given, "zero", *asked)
     assert len(find.images) == 4 and len(score.images) == 5 and find.digest != score.digest
     assert not np.array_equal(*(jax.random.key_data(trials.key) for trials in (find, score)))
     assert find.timesteps.tolist() == score.timesteps.tolist() and len(find.timesteps) == 3
     few = dataclasses.replace(given, scored=pixels[:3])
     with pytest.raises(ConfigError, match="too few"):
-        robustness.halves(nobody, few, "zero", *asked)
+        controls.circuit_evaluators(nobody, few, "zero", *asked)
 
 
 def test_a_circuit_is_less_faithful_in_a_network_that_does_otherwise(made_up):

@@ -12,9 +12,10 @@ from mechdiff.core import keys
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import make_schedule
-from mechdiff.interventions.record import component_at, scale
+from mechdiff.interventions.build import set_gate
+from mechdiff.interventions.components import component_at
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, denoise, init_unet
-from mechdiff.sweeps import denoising
 
 KEY = jax.random.key(3)
 LEVELS = [4]
@@ -28,7 +29,7 @@ def subject(tiny):
     params = jax.tree.map(
         lambda p: (np.asarray(p) + 0.1 * rng.normal(size=p.shape)).astype(np.float32), params
     )
-    return denoising.Subject("random", tiny.unet, make_schedule(tiny.diffusion), params, identity)
+    return Denoiser("random", tiny.unet, make_schedule(tiny.diffusion), params, identity)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def loss(subject, images):
     def dosed(doses):
         point = subject.identity
         for component, dose in doses:
-            point = scale(point, [component], dose)
+            point = set_gate(point, [component], dose)
         return np.asarray(run(point), np.float64)
 
     return dosed

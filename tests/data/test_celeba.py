@@ -32,7 +32,7 @@ from mechdiff.core.config import DataConfig, SweepConfig
 from mechdiff.core.errors import DataError
 from mechdiff.data import cache, celeba
 from mechdiff.data.cache import load_split, stored, thumbnail
-from mechdiff.study import examine
+from mechdiff.study import inputs
 
 
 @pytest.fixture(scope="module")
@@ -137,13 +137,13 @@ def test_where_test_pictures_are_too_few_to_examine_a_model_validation_helps_out
     wanted = len(test) + 1
     asked = DataConfig(name="celeba", path=str(pack))
     few = SweepConfig(images=len(test), mean_images=1, image_block=1)
-    found = examine.pictures(asked, 16, few, tmp_path)
+    found = inputs.held_out_images(asked, 16, few, tmp_path)
     assert len(found.scored) + len(found.reference) == wanted
     np.testing.assert_array_equal(data.to_bytes(found.scored), test.images)
     assert data.to_bytes(found.reference)[0].tobytes() in {one.tobytes() for one in validation.images}
     many = SweepConfig(images=len(test) + len(validation), mean_images=1, image_block=1)
     with pytest.raises(DataError, match="held-out pictures, but sweep"):
-        examine.pictures(asked, 16, many, tmp_path)
+        inputs.held_out_images(asked, 16, many, tmp_path)
 
 
 def test_a_limit_takes_a_prefix_of_one_fixed_shuffle(pack):
@@ -523,10 +523,10 @@ def test_people_travel_with_their_pictures(tmp_path):
     found = load_split(source, size=16, split="test", limit=0, folder=None)
     assert found.people.tolist() == [100 + int(name[:6]) // 3 for name in found.ids]
     few = SweepConfig(images=2, timesteps=2, nested=True, mean_images=1)
-    given = examine.pictures(DataConfig(name="celeba", path=str(pack)), 16, few, tmp_path)
+    given = inputs.held_out_images(DataConfig(name="celeba", path=str(pack)), 16, few, tmp_path)
     assert given.people.shape == (2, 2) and set(given.people.ravel()) <= set(found.people)
     assert given.labels["person"][0] == ("t", "image") and given.first(1).people.shape == (2, 1)
-    single = examine.pictures(
+    single = inputs.held_out_images(
         DataConfig(name="celeba", path=str(pack)), 16, SweepConfig(images=3, mean_images=1), tmp_path
     )
     assert single.labels["person"][0] == ("image",) and len(single.people) == 3
@@ -536,10 +536,10 @@ def test_without_a_list_or_with_a_partial_one_nobody_is_known(tmp_path):
     pack, few = write_pack(tmp_path / "pack"), SweepConfig(images=3, mean_images=1)
     asked = DataConfig(name="celeba", path=str(pack))
     assert celeba.open_source(str(pack)).people is None
-    assert examine.pictures(asked, 16, few, tmp_path).labels == {}
+    assert inputs.held_out_images(asked, 16, few, tmp_path).labels == {}
     name_people(pack, {12: 7})
     assert sorted(celeba.open_source(str(pack)).people) == [-1] * 14 + [7]
-    assert examine.pictures(asked, 16, few, tmp_path).people is None
+    assert inputs.held_out_images(asked, 16, few, tmp_path).people is None
 
 
 def test_a_foreign_list_of_people_is_refused(tmp_path):

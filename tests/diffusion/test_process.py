@@ -106,7 +106,7 @@ def test_the_noise_is_read_back_from_what_a_network_should_output(pictures, pred
     schedule = cosine_schedule(100)
     t = jnp.array([1, 30, 60, 97])
     x_t = process.q_sample(schedule, x0, t, noise)
-    output = process.target(prediction, schedule, x0, t, noise)
+    output = process.prediction_target(prediction, schedule, x0, t, noise)
     np.testing.assert_allclose(process.to_eps(prediction, schedule, x_t, t, output), noise, atol=2e-5)
 
 
@@ -117,7 +117,7 @@ def test_v_is_the_rotation_of_signal_and_noise_by_a_quarter_turn(pictures):
     h = 1e-5
     x_t = lambda phi: np.cos(phi) * x0 + np.sin(phi) * noise
     slope = (x_t(angle + h) - x_t(angle - h)) / (2 * h)
-    v = process.target("v_prediction", SCHEDULE, jnp.float32(x0), T, jnp.float32(noise))
+    v = process.prediction_target("v_prediction", SCHEDULE, jnp.float32(x0), T, jnp.float32(noise))
     np.testing.assert_allclose(v, slope, atol=1e-5)
 
 
@@ -128,7 +128,7 @@ def test_min_snr_weighs_the_error_of_the_clean_image_alike_for_every_prediction(
     wrong = jnp.full(SHAPE, 0.1)
     x_t = process.q_sample(SCHEDULE, x0, T, noise)
     eps = process.predict_eps(SCHEDULE, x_t, T, x0 + wrong)
-    output = process.target(prediction, SCHEDULE, x0 + wrong, T, eps)
+    output = process.prediction_target(prediction, SCHEDULE, x0 + wrong, T, eps)
     loss = process.training_loss(lambda x, t: output, SCHEDULE, x0, T, noise, prediction, "min_snr", 5.0)
     snr = (BAR / (1 - BAR))[np.asarray(T)]
     np.testing.assert_allclose(loss, np.minimum(snr, 5.0) * 0.01, rtol=2e-3)

@@ -13,18 +13,17 @@ from reference.networks import identity_of, random_params
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.presets import preset
 from mechdiff.interventions import record
-from mechdiff.interventions.gates import blend
-from mechdiff.interventions.record import (
+from mechdiff.interventions.build import (
     ablate,
-    component_at,
     keep_only,
     leave_one_out,
     random_subsets,
-    scale,
-    select,
-    temperature,
+    set_gate,
+    set_temperature,
     windowed,
 )
+from mechdiff.interventions.components import component_at, select
+from mechdiff.interventions.gates import blend
 from mechdiff.models import layers
 from mechdiff.models.unet import Stream, apply_unet, components, run_stage, stages
 
@@ -88,8 +87,8 @@ def test_a_fill_behind_an_open_gate_is_bitwise_nothing(plain):
 
 
 def test_outputs_depend_on_the_intervention_alone_not_on_what_ran_before(plain):
-    changes = [ablate(IDENTITY, NAMES[0]), scale(IDENTITY, NAMES[4], 0.5)]
-    changes.append(temperature(IDENTITY, r".*head0", 3.0))
+    changes = [ablate(IDENTITY, NAMES[0]), set_gate(IDENTITY, NAMES[4], 0.5)]
+    changes.append(set_temperature(IDENTITY, r".*head0", 3.0))
     first = [bits(forward(change)) for change in changes]
     again = [bits(forward(change)) for change in changes[::-1]][::-1]
     np.testing.assert_array_equal(first, again)
@@ -99,14 +98,14 @@ def test_outputs_depend_on_the_intervention_alone_not_on_what_ran_before(plain):
 
 def test_building_an_intervention_leaves_the_identity_as_it_was():
     before = identity_of(UNET)
-    ablate(IDENTITY, ".*"), scale(IDENTITY, ".*", 0.3), temperature(IDENTITY, ".*head.*", 2.0)
+    ablate(IDENTITY, ".*"), set_gate(IDENTITY, ".*", 0.3), set_temperature(IDENTITY, ".*head.*", 2.0)
     windowed(IDENTITY, 0, 1), leave_one_out(IDENTITY, ".*"), keep_only(IDENTITY, NAMES[0])
     same(IDENTITY, before)
 
 
 def test_builders_compose_in_any_order():
-    one = windowed(temperature(scale(ablate(IDENTITY, NAMES[0]), NAMES[1], 0.5), ".*head1", 2.0), 3, 5)
-    two = ablate(scale(temperature(windowed(IDENTITY, 3, 5), ".*head1", 2.0), NAMES[1], 0.5), NAMES[0])
+    one = windowed(set_temperature(set_gate(ablate(IDENTITY, NAMES[0]), NAMES[1], 0.5), ".*head1", 2.0), 3, 5)
+    two = ablate(set_gate(set_temperature(windowed(IDENTITY, 3, 5), ".*head1", 2.0), NAMES[1], 0.5), NAMES[0])
     same(one, two)
 
 
@@ -115,7 +114,7 @@ def test_a_thousand_interventions_of_one_shape_are_traced_once(plain):
     changed = 0
     for i in range(250):
         name = [NAMES[i % len(NAMES)]]
-        for change in (ablate(IDENTITY, name), scale(IDENTITY, name, i / 250), keep_only(IDENTITY, name)):
+        for change in (ablate(IDENTITY, name), set_gate(IDENTITY, name, i / 250), keep_only(IDENTITY, name)):
             changed += bool((forward(change) != plain).any())
         forward(windowed(ablate(IDENTITY, name), i, i + 1))
     assert len(TRACES) == traced
@@ -124,10 +123,10 @@ def test_a_thousand_interventions_of_one_shape_are_traced_once(plain):
 
 def test_rows_with_their_own_interventions_equal_separate_runs():
     singles = [
-        scale(IDENTITY, NAMES[:2], 0.5),
+        set_gate(IDENTITY, NAMES[:2], 0.5),
         windowed(ablate(IDENTITY, r"mid.*"), 0, 10),  # row 1 has t = 10: outside
         ablate(IDENTITY, r".*skip", "constant", {s: np.full_like(f, 0.7) for s, f in IDENTITY.fill.items()}),
-        temperature(IDENTITY, r".*head0", 0.2),
+        set_temperature(IDENTITY, r".*head0", 0.2),
     ]
     together = jax.tree.map(lambda *leaves: np.stack(leaves), *singles)
     found = forward(together)
@@ -137,7 +136,7 @@ def test_rows_with_their_own_interventions_equal_separate_runs():
 
 def test_windows_are_half_open_and_act_only_inside(plain):
     """Rows have t = 9, 10, 19, 20."""
-    change = temperature(ablate(IDENTITY, NAMES[1]), ".*head1", 5.0)
+    change = set_temperature(ablate(IDENTITY, NAMES[1]), ".*head1", 5.0)
     inside, found = bits(forward(change)), bits(forward(windowed(change, 10, 20)))
     np.testing.assert_array_equal(found[1:3], inside[1:3])
     np.testing.assert_array_equal(found[[0, 3]], bits(plain)[[0, 3]])
@@ -217,7 +216,7 @@ def test_output_is_linear_in_the_dose_of_a_branch_or_head(name, site):
     stage = STAGES[name]
     stream = stream_before(stage, 0)
     what = [component for component in NAMES if component.startswith(f"{name}.{site}")][-1:]
-    out = {g: run(UNET, stage, PARAMS, scale(IDENTITY, what, g), stream)[0].h for g in (0.0, DOSE, 1.0)}
+    out = {g: run(UNET, stage, PARAMS, set_gate(IDENTITY, what, g), stream)[0].h for g in (0.0, DOSE, 1.0)}
     np.testing.assert_allclose(out[DOSE], DOSE * out[1.0] + (1 - DOSE) * out[0.0], atol=2e-6)
     assert np.abs(out[1.0] - out[0.0]).max() > 0.01
 
@@ -225,7 +224,7 @@ def test_output_is_linear_in_the_dose_of_a_branch_or_head(name, site):
 def test_dose_of_a_skip_scales_the_skip_tensor():
     stage = STAGES["up0.block1"]
     stream = stream_before(stage, 8)
-    gated = run(UNET, stage, PARAMS, scale(IDENTITY, ["up0.block1.skip"], DOSE), stream)[0].h
+    gated = run(UNET, stage, PARAMS, set_gate(IDENTITY, ["up0.block1.skip"], DOSE), stream)[0].h
     scaled = stream._replace(skips=(stream.skips[0] * np.float32(DOSE),))
     np.testing.assert_allclose(gated, run(UNET, stage, PARAMS, IDENTITY, scaled)[0].h, atol=2e-6)
 
@@ -233,7 +232,7 @@ def test_dose_of_a_skip_scales_the_skip_tensor():
 def test_dose_of_a_time_injection_scales_its_layer():
     stage = STAGES["mid.block0"]
     stream = stream_before(stage, 0)
-    gated = run(UNET, stage, PARAMS, scale(IDENTITY, ["mid.block0.time"], DOSE), stream)[0].h
+    gated = run(UNET, stage, PARAMS, set_gate(IDENTITY, ["mid.block0.time"], DOSE), stream)[0].h
     block = PARAMS["mid.block0"]
     injected = {name: leaf * np.float32(DOSE) for name, leaf in block["time_dense"].items()}
     scaled = {"mid.block0": {**block, "time_dense": injected}}
@@ -245,7 +244,7 @@ def test_temperature_flattens_or_sharpens_only_its_head():
     stream = stream_before(stage, 0)
 
     def entropy(value):
-        change = temperature(IDENTITY, ["mid.attn0.head1"], value)
+        change = set_temperature(IDENTITY, ["mid.attn0.head1"], value)
         found = run(UNET, stage, PARAMS, change, stream, capture=("attention",))[1]
         return np.asarray(found["attention"]["mid.attn0.head"].entropy)
 
@@ -253,7 +252,7 @@ def test_temperature_flattens_or_sharpens_only_its_head():
     np.testing.assert_allclose(flat[:, 1], np.log(16), rtol=1e-5)
     assert (sharp[:, 1] < 0.02).all()
     np.testing.assert_allclose(flat[:, 0], plain[:, 0], rtol=1e-5)
-    same(temperature(IDENTITY, ".*head.*", 1.0), IDENTITY)
+    same(set_temperature(IDENTITY, ".*head.*", 1.0), IDENTITY)
 
 
 def test_regular_expressions_match_whole_names():
@@ -273,9 +272,9 @@ def test_channel_groups_are_selected_by_their_components():
     (lambda: ablate(IDENTITY, "("), r"pattern '\(' is not a regular expression"),
     (lambda: ablate(IDENTITY, ".*", "mean"), r"ablation kind 'mean' needs fills"),
     (lambda: ablate(IDENTITY, ".*", "mean", {}), r"fills lack 24 sites .* first 'down0.block0.res'"),
-    (lambda: temperature(IDENTITY, NAMES[0], 2.0), r"component '.*' is not an attention head"),
-    (lambda: temperature(IDENTITY, ".*head.*", 0.0), r"temperature=0.0 must be above 0"),
-    (lambda: temperature(IDENTITY, ".*head.*", float("nan")), r"temperature=nan must be above 0"),
+    (lambda: set_temperature(IDENTITY, NAMES[0], 2.0), r"component '.*' is not an attention head"),
+    (lambda: set_temperature(IDENTITY, ".*head.*", 0.0), r"temperature=0.0 must be above 0"),
+    (lambda: set_temperature(IDENTITY, ".*head.*", float("nan")), r"temperature=nan must be above 0"),
     (lambda: windowed(IDENTITY, 5, 5), r"window \[5, 5\) is empty or negative"),
     (lambda: windowed(IDENTITY, -1, 5), r"window \[-1, 5\) is empty or negative"),
     (lambda: random_subsets(jax.random.key(0), IDENTITY, ".*", 1, 0), r"subset size 0 is out of range"),

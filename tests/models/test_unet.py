@@ -10,7 +10,8 @@ from reference.networks import identity_of, shapes
 from reference.torch_unets import GATED, PATHS, reference
 
 from mechdiff.core.presets import preset
-from mechdiff.interventions.record import ablate, leave_one_out, select
+from mechdiff.interventions.build import ablate, leave_one_out
+from mechdiff.interventions.components import select
 from mechdiff.models.unet import apply_unet, components, count_parameters, enter, init_unet, run_stage, stages
 
 FORWARD = jax.jit(apply_unet, static_argnums=0)

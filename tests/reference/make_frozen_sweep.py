@@ -13,8 +13,9 @@ from mechdiff.core.config import SweepConfig
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.data import to_float
 from mechdiff.data.synthetic import render_bytes
-from mechdiff.study.examine import draw, load_subject
+from mechdiff.models.load import load_denoiser
 from mechdiff.sweeps.activations import activation_means
+from mechdiff.sweeps.execution.rollout import draw_samples
 
 MODEL = Path(__file__).parents[2] / "checkpoints" / "cpu16-synthetic-seed0"
 FROZEN = Path(__file__).with_name("frozen_sweep.npz")
@@ -23,13 +24,13 @@ TIMESTEPS = (100, 600)
 
 def numbers() -> dict[str, np.ndarray]:
     """A sweep of every component under two kinds of ablation, scores by gradients, and two samples."""
-    subject = load_subject(MODEL)[0]
+    subject = load_denoiser(MODEL)[0]
     images = np.asarray(to_float(jnp.asarray(render_bytes(0, 0, 6, 16, 4))))
     key = jax.random.key(7)
     means = {"mean": activation_means(*subject.network, images[2:], TIMESTEPS, key, block=4)}
     config = SweepConfig(kinds=("zero", "mean"), image_block=2)
     with tempfile.TemporaryDirectory() as folder:
-        swept = mechdiff.teacher_forced(
+        swept = mechdiff.ablation_sweep(
             subject, images[:2], TIMESTEPS, key, Path(folder), config=config, fills=means
         ).load()
     scores = mechdiff.gate_scores(subject, images[:2], TIMESTEPS, key, probes=2)
@@ -38,7 +39,7 @@ def numbers() -> dict[str, np.ndarray]:
         "change": swept["change"].values,
         "clean_loss": swept["clean_loss"].values,
         "scores": scores.to_array().values,
-        "samples": np.asarray(draw(subject, key, 2, steps=4)),
+        "samples": np.asarray(draw_samples(subject, key, 2, steps=4)),
     }
 
 

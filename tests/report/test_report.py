@@ -22,8 +22,9 @@ from mechdiff.core.errors import DataError, MechdiffError
 from mechdiff.core.presets import preset
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.unet import components, stages
-from mechdiff.report import document, findings, maps, numbers, schematic, style, subjects, trust
+from mechdiff.report import document, findings, maps, numbers, schematic, style, trust
 from mechdiff.storage import files, image_grid, labelled
+from mechdiff.study import records
 
 T = np.array([2, 20, 45], np.int32)
 IMAGES = 5
@@ -35,7 +36,7 @@ VOID = {"meta", "img", "source", "link", "br", "hr"}
 
 
 def fabricate(folder, name: str, inputs: str, seed: int, *changes: str) -> None:
-    """Saved results of one subject: random numbers in the layout of `pipeline.examine`."""
+    """Saved results of one subject: random numbers in the layout of `examine.examine`."""
     rng, config = np.random.default_rng(seed), override(preset("tiny"), changes)
     parts = components(config.unet)
     log_snr = np.asarray(make_schedule(config.diffusion).log_snr)[T]
@@ -67,7 +68,7 @@ def fabricate(folder, name: str, inputs: str, seed: int, *changes: str) -> None:
     heads = [part for part in parts if part.kind == "head"]
     keys = np.array([part.resolution**2 for part in heads], np.int32)
     shares = rng.uniform(0, 1, (len(heads), len(T), IMAGES)).astype(np.float32)
-    values = {statistic: shares for statistic in subjects.STATISTICS}
+    values = {statistic: shares for statistic in records.STATISTICS}
     values["entropy"] = shares * np.log(keys)[:, None, None]
     attention = xr.Dataset(
         {statistic: (("head", "t", "image"), value) for statistic, value in values.items()},
@@ -116,7 +117,7 @@ def page(folder) -> str:
 
 @pytest.fixture(scope="module")
 def found(folder):
-    return subjects.read(folder)[1]
+    return records.read(folder)[1]
 
 
 class Outline(html.parser.HTMLParser):
@@ -454,5 +455,5 @@ def test_networks_of_unlike_components_or_unknown_pictures_have_a_page_too(tmp_p
     path = tmp_path / "subjects" / "held-b" / "sweep.zarr"
     swept = labelled.read(path)
     labelled.replace(path, swept.assign_coords(component=[f"x.{name}" for name in swept["component"].values]))
-    found = subjects.read(tmp_path)[1]
+    found = records.read(tmp_path)[1]
     assert "seeds-damage" not in document._together(found, tmp_path / "figures")["together"]

@@ -60,7 +60,7 @@ def test_bootstrap_mean_agrees_with_scipy(method):
         n_resamples=20_000,
         method=method,
         rng=np.random.default_rng(5),
-        confidence_level=stats.expanded(0.95, 50),
+        confidence_level=stats.expanded_level(0.95, 50),
     ).confidence_interval
     error = values.std() / np.sqrt(50)
     # A 2.5 % quantile of 20,000 draws has a standard error of 0.019 of their spread; here, five of those.
@@ -68,9 +68,9 @@ def test_bootstrap_mean_agrees_with_scipy(method):
 
 
 def test_levels_are_expanded_by_students_quantile_and_not_for_many_units():
-    half = scipy.stats.norm.ppf((1 + stats.expanded(0.95, 10)) / 2)
+    half = scipy.stats.norm.ppf((1 + stats.expanded_level(0.95, 10)) / 2)
     np.testing.assert_allclose(half, np.sqrt(10 / 9) * scipy.stats.t.ppf(0.975, 9))
-    assert stats.expanded(0.95, 100_000) == pytest.approx(0.95, abs=1e-5)
+    assert stats.expanded_level(0.95, 100_000) == pytest.approx(0.95, abs=1e-5)
 
 
 def test_cells_of_one_call_equal_calls_of_one_cell():
@@ -153,7 +153,7 @@ def test_bootstrap_takes_any_statistic_of_weights():
         n_resamples=20_000,
         method="bca",
         rng=np.random.default_rng(1),
-        confidence_level=stats.expanded(0.95, 80),
+        confidence_level=stats.expanded_level(0.95, 80),
     )
     np.testing.assert_allclose(got.estimate, values.var())
     expected = [reference.confidence_interval.low, reference.confidence_interval.high]
@@ -186,7 +186,7 @@ def test_hierarchical_bootstrap_has_the_variance_of_its_design(crossed):
     values = a + b
     got = stats.hierarchical_bootstrap(values, repeats=8000, crossed=crossed)
     variance = a.var() / seeds + b.var() / (images if crossed else images * seeds)
-    half = scipy.stats.norm.ppf((1 + stats.expanded(0.95, seeds)) / 2) * np.sqrt(variance)
+    half = scipy.stats.norm.ppf((1 + stats.expanded_level(0.95, seeds)) / 2) * np.sqrt(variance)
     np.testing.assert_allclose((got.high - got.low) / 2, half, rtol=0.05)
     assert got.n == seeds
 

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechdiff.core.errors import BusyError, DataError, MechdiffError
-from mechdiff.storage import files
+from mechdiff.storage import digests, files, locks
+from mechdiff.storage.manifest import run_manifest
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,19 +109,19 @@ def test_absent_json_is_one_line_that_names_the_file(tmp_path):
 def test_json_digest_ignores_the_order_of_keys_and_nothing_else(data, random):
     items = list(data.items())
     random.shuffle(items)
-    assert files.digest_json(dict(items)) == files.digest_json(data)
-    assert files.digest_json({**data, "new": 0}) != files.digest_json(data)
+    assert digests.digest_json(dict(items)) == digests.digest_json(data)
+    assert digests.digest_json({**data, "new": 0}) != digests.digest_json(data)
 
 
 def test_array_digest_ignores_insertion_order_and_the_device():
     one = {"a": np.arange(6.0, dtype=np.float32), "b": {"c": np.int32(3)}}
     other = {"b": {"c": jnp.int32(3)}, "a": jnp.arange(6.0)}
-    assert files.digest_arrays(one) == files.digest_arrays(other)
+    assert digests.digest_arrays(one) == digests.digest_arrays(other)
 
 
 def test_array_digest_ignores_the_layout_in_memory():
     matrix = np.arange(6.0).reshape(2, 3)
-    assert files.digest_arrays([matrix]) == files.digest_arrays([np.asfortranarray(matrix)])
+    assert digests.digest_arrays([matrix]) == digests.digest_arrays([np.asfortranarray(matrix)])
 
 
 def test_array_digest_tells_values_shapes_dtypes_paths_and_zero_signs_apart():
@@ -135,19 +136,19 @@ def test_array_digest_tells_values_shapes_dtypes_paths_and_zero_signs_apart():
         {"a": base, "b": base[:0]},
         {"a": np.nextafter(base, np.float32(1))},
     ]
-    assert len({files.digest_arrays(tree) for tree in trees}) == len(trees)
+    assert len({digests.digest_arrays(tree) for tree in trees}) == len(trees)
 
 
 def test_code_digest_follows_numerical_sources_only(tmp_path, monkeypatch):
     (tmp_path / "report").mkdir()
     for name in ("a.py", "report/b.py", "c.txt"):
         (tmp_path / name).write_text("1")
-    monkeypatch.setattr(files, "PACKAGE", tmp_path)
+    monkeypatch.setattr(digests, "PACKAGE", tmp_path)
 
     def changed(name: str) -> bool:
-        before = files.code_digest.__wrapped__()
+        before = digests.code_digest.__wrapped__()
         (tmp_path / name).write_text("2")
-        return files.code_digest.__wrapped__() != before
+        return digests.code_digest.__wrapped__() != before
 
     assert [changed(name) for name in ("a.py", "report/b.py", "c.txt")] == [True, False, False]
 
@@ -155,8 +156,8 @@ def test_code_digest_follows_numerical_sources_only(tmp_path, monkeypatch):
 def test_a_folder_held_by_a_live_process_is_busy_until_that_process_is_killed(tmp_path):
     script = f"""if True:
         import time
-        from mechdiff.storage.files import hold
-        with hold({str(tmp_path)!r}):
+        from mechdiff.storage.locks import lock
+        with lock({str(tmp_path)!r}):
             print("held", flush=True)
             time.sleep(100)
     """
@@ -166,29 +167,29 @@ def test_a_folder_held_by_a_live_process_is_busy_until_that_process_is_killed(tm
         try:
             assert child.stdout.readline() == "held\n"
             busy = rf"{tmp_path} is in use by process {child.pid} on \S+; wait for it"
-            with pytest.raises(BusyError, match=busy), files.hold(tmp_path):
+            with pytest.raises(BusyError, match=busy), locks.lock(tmp_path):
                 pass
         finally:
             child.kill()
-    with files.hold(tmp_path) as folder:
+    with locks.lock(tmp_path) as folder:
         assert folder == tmp_path
 
 
 def test_a_folder_is_held_once_even_within_a_process_and_freed_after_an_error(tmp_path):
     busy = pytest.raises(BusyError, match=f"process {os.getpid()} on")
-    with busy, files.hold(tmp_path), files.hold(tmp_path):
+    with busy, locks.lock(tmp_path), locks.lock(tmp_path):
         pass
-    with pytest.raises(FileNotFoundError, match="of the block"), files.hold(tmp_path):
+    with pytest.raises(FileNotFoundError, match="of the block"), locks.lock(tmp_path):
         raise FileNotFoundError("of the block")
-    with files.hold(tmp_path):
+    with locks.lock(tmp_path):
         pass
 
 
 def test_manifest_is_json_and_names_versions_devices_and_code(tmp_path):
-    made = files.manifest({"seed": 3, "widths": (1, 2)}, data="abc")
+    made = run_manifest({"seed": 3, "widths": (1, 2)}, data="abc")
     assert json.loads(json.dumps(made)) == made
     assert made["config"] == {"seed": 3, "widths": [1, 2]} and made["data"] == "abc"
     assert made["packages"]["numpy"] == np.__version__
-    assert made["devices"] and made["code"] == files.code_digest()
+    assert made["devices"] and made["code"] == digests.code_digest()
     assert made["started"].endswith("+00:00")
     assert "/" not in made["command"][0]

@@ -98,7 +98,7 @@ def test_two_joined_processes_fill_one_sweep_and_a_lost_one_is_made_up_for(sweep
 
 def test_eight_devices_walk_trajectories_as_one_does(sweep, tmp_path):
     walks = ["--samples=8", "--steps=3", "--windows=1"]
-    finished(*(sweep(tmp_path / str(n), n, *walks, launcher="trajectories") for n in (1, 8)))
+    finished(*(sweep(tmp_path / str(n), n, *walks, launcher="sweep_sampling") for n in (1, 8)))
     one, eight = (labelled.read(*(tmp_path / str(n) / "trajectories").glob("*.zarr")) for n in (1, 8))
     assert float(one.distance.max()) > 0.01
     for name in ("distance", "set_distance"):
@@ -107,14 +107,14 @@ def test_eight_devices_walk_trajectories_as_one_does(sweep, tmp_path):
 
 def test_pairs_are_scored_run_and_saved_and_unknown_components_refused(sweep, tmp_path):
     few = ["--set=sweep.images=4", "--set=sweep.timesteps=1", "--components=down0.*head."]
-    finished(sweep(tmp_path, 2, *few, launcher="pairs"))
+    finished(sweep(tmp_path, 2, *few, launcher="interactions"))
     kept, table = files.read_json(tmp_path / "pairs.json"), labelled.read(tmp_path / "pairs.zarr")
     (pair,) = kept["pairs"]
     assert (pair["a"], pair["b"]) == ("down0.attn0.head0", "down0.attn0.head1")
     assert pair["low"] <= pair["estimate"] <= pair["high"] and pair["p"] <= 1 and not pair["audited"]
     synergy = 100 * (table.synergy.mean("image") / table.clean_loss.mean("image")).mean("t")
     assert float(synergy[0]) == pytest.approx(pair["estimate"], rel=1e-5)
-    process = sweep(tmp_path, 1, "--components=mid.head", "--nodebug", launcher="pairs")
+    process = sweep(tmp_path, 1, "--components=mid.head", "--nodebug", launcher="interactions")
     _, err = process.communicate(timeout=100)
     assert process.returncode == 2 and err.startswith("error: unknown component") and err.count("\n") == 1
 

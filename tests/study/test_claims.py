@@ -9,10 +9,11 @@ import xarray as xr
 
 from mechdiff import stats
 from mechdiff.analysis.roles import matching
-from mechdiff.stats import replication
+from mechdiff.stats import small_samples
 from mechdiff.study import claims
 from mechdiff.study.claims import across_seeds, verdicts
-from mechdiff.study.claims.verdicts import Finding, Network, verdict
+from mechdiff.study.claims.verdicts import Finding, verdict
+from mechdiff.study.records import Network
 
 PARTS = ["res"] * 6 + ["head"] * 6
 NAMES = [f"down0.block{i}.res" for i in range(6)] + [f"mid.attn0.head{i}" for i in range(6)]
@@ -383,13 +384,13 @@ def test_rules_of_verdicts(interval, p, above, negligible, expected):
 
 
 def test_seeds_without_spread_give_no_p():
-    assert np.isnan(replication.over_seeds(np.ones(4))[2])
+    assert np.isnan(small_samples.over_seeds(np.ones(4))[2])
 
 
 @pytest.mark.parametrize("above", [True, False])
 def test_intervals_over_seeds_are_students(above):
     values = np.random.default_rng(0).normal(0.3, 1, 6)
-    mean, interval, p = replication.over_seeds(values, above=above, null=0.1)
+    mean, interval, p = small_samples.over_seeds(values, above=above, null=0.1)
     student = stats.student_mean(values)
     assert (mean, *interval) == pytest.approx((values.mean(), float(student.low), float(student.high)))
     alternative = "greater" if above else "less"
@@ -401,10 +402,10 @@ def test_pictures_that_all_seeds_share_widen_the_interval_and_shared_noise_alone
     images = rng.normal(size=30)  # alike for all seeds
     weights = stats.bootstrap_weights(30, 2000)
     cells = 0.1 * rng.normal(size=(5, 1)) + images
-    seeds_alone = replication.over_seeds(cells.mean(1))
-    both = replication.over_seeds(cells.mean(1), cells @ weights.T, 30)
+    seeds_alone = small_samples.over_seeds(cells.mean(1))
+    both = small_samples.over_seeds(cells.mean(1), cells @ weights.T, 30)
     assert both[0] == seeds_alone[0] and np.diff(both[1]) > 2 * np.diff(seeds_alone[1])
-    alike = replication.over_seeds(np.full(5, images.mean()), np.tile(weights @ images, (5, 1)), 30)
+    alike = small_samples.over_seeds(np.full(5, images.mean()), np.tile(weights @ images, (5, 1)), 30)
     expected = stats.student_mean(images)
     assert alike[1] == pytest.approx((float(expected.low), float(expected.high)), abs=0.02)
 

@@ -9,8 +9,9 @@ from mechdiff.analysis import complexity
 from mechdiff.circuits import scorecards
 from mechdiff.core.config import StudyConfig, SweepConfig
 from mechdiff.core.errors import ConfigError
+from mechdiff.models import load
 from mechdiff.storage import labelled
-from mechdiff.study import controls, examine
+from mechdiff.study import controls, examine, inputs
 
 
 @pytest.fixture(scope="module")
@@ -18,13 +19,13 @@ def deepened(trained, tmp_path_factory):
     """A tiny model examined and studied; the config, and the folder of results."""
     controls.PROBED, controls.BLOCK = 12, 4  # drawing faces is slow where programs are not optimised
     model, folder = trained[0], tmp_path_factory.mktemp("subject")
-    _, config, _ = examine.load_subject(model)
+    _, config, _ = load.load_denoiser(model)
     sweep = SweepConfig(kinds=("mean",), timesteps=3, images=8, nested=True, mean_images=4, image_block=4)
     asked = StudyConfig(controls=True, circuits=("mean",), role_sets=20, images=4, timesteps=2)
     config = dataclasses.replace(config, sweep=sweep, study=asked)
-    choose = examine.chooser(config, None, folder / "cache")
+    choose = inputs.chooser(config, None, folder / "cache")
     examined = examine.examine("tiny", model, choose, config.sweep, 0, folder)
-    controls.deepen(examined, config, folder)
+    controls.run_study(examined, config, folder)
     return examined, config, folder
 
 
@@ -55,7 +56,7 @@ def test_what_is_there_is_not_made_again(deepened, monkeypatch):
     makers = ("activity", "circuit", "head_roles", "control", "control_attention")
     for name in makers:
         monkeypatch.setattr(controls, name, lambda *a, name=name, **k: pytest.fail(f"{name} was made again"))
-    controls.deepen(examined, config, folder)
+    controls.run_study(examined, config, folder)
     other = dataclasses.replace(config, seed=config.seed + 1)
     assert controls._key(examined, other) != controls._key(examined, config)
     models = dataclasses.replace(config.study, models=("one more",))

@@ -11,7 +11,8 @@ from reference.networks import identity_of, random_params
 from mechdiff.core.presets import preset
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import make_schedule
-from mechdiff.interventions.record import ablate, select
+from mechdiff.interventions.build import ablate
+from mechdiff.interventions.components import select
 from mechdiff.models.attention_stats import attention_statistics
 from mechdiff.models.unet import Stream, apply_unet, components, forward, run_stage, stages
 from mechdiff.sweeps import activations
@@ -183,7 +184,7 @@ def test_activation_moments_are_those_of_float64_whatever_the_block(captured):
 
 def test_mean_fills_fit_every_site_and_replace_exactly(captured):
     means = {site: values.mean(1) for site, values in captured["sites"].items()}
-    fills = activations.fills_at(means, 1)
+    fills = activations.replacements_at(means, 1)
     everything = ablate(IDENTITY, ".*", "mean", fills)
     t = jnp.zeros(5, jnp.int32)
     out = jax.eval_shape(functools.partial(apply_unet, UNET), PARAMS, everything, IMAGES, t)

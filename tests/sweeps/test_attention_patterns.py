@@ -12,15 +12,16 @@ from reference.networks import SMALL, identity_of, random_params
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import cosine_schedule
-from mechdiff.interventions.record import component_at, scale, windowed
-from mechdiff.interventions.record import temperature as set_temperature
+from mechdiff.interventions.build import set_gate, windowed
+from mechdiff.interventions.build import set_temperature as set_temperature
+from mechdiff.interventions.components import component_at
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import Stream, components, forward, run_stage, stages
 from mechdiff.sweeps import activations, attention_patterns, replacements, scaling, temperature
-from mechdiff.sweeps.denoising import Subject
 from mechdiff.sweeps.execution import shared_prefix
 
 UNET, SCHEDULE = SMALL, cosine_schedule(50)
-SUBJECT = Subject("random", UNET, SCHEDULE, random_params(UNET), identity_of(UNET))
+SUBJECT = Denoiser("random", UNET, SCHEDULE, random_params(UNET), identity_of(UNET))
 PARAMS, IDENTITY = SUBJECT.params, SUBJECT.identity
 PARTS = UNET, PARAMS, IDENTITY, SCHEDULE
 IMAGES = np.random.default_rng(1).uniform(-1, 1, (5, 8, 8, 3)).astype(np.float32)
@@ -134,7 +135,7 @@ def replaced():
 
 
 def test_effects_of_patterns_are_those_of_plain_passes(replaced):
-    donors = replacements.resample_fills(*PARTS, IMAGES, LEVELS, KEY, draws=2).donors
+    donors = replacements.resample_replacements(*PARTS, IMAGES, LEVELS, KEY, draws=2).donors
     own = activations.activations(
         UNET, PARAMS, IDENTITY, SCHEDULE, IMAGES, 40, KEY, np.arange(5), collection="patterns"
     )
@@ -207,19 +208,21 @@ def test_dose_curves_are_those_of_plain_passes_in_one_program(monkeypatch):
     traces, walk = [], shared_prefix.forward
     monkeypatch.setattr(shared_prefix, "forward", lambda *args: (traces.append(1), walk(*args))[1])
     chosen = [component_at(components(UNET), name) for name in ("down0.block0.res", "mid.attn0.head1")]
-    found = scaling.dose_curves(SUBJECT, IMAGES, LEVELS, KEY, chosen, (0.0, 0.5, 1.0, 2.0), block=3)
+    found = scaling.scaling_curves(SUBJECT, IMAGES, LEVELS, KEY, chosen, (0.0, 0.5, 1.0, 2.0), block=3)
     assert len(traces) == 1
     for component in chosen:
         for dose in (0.0, 0.5, 2.0):
             cell = found.sel(dose=dose, component=component.name).isel(t=1)
-            np.testing.assert_allclose(cell.loss, losses(scale(IDENTITY, [component], dose), 40), rtol=1e-5)
+            np.testing.assert_allclose(
+                cell.loss, losses(set_gate(IDENTITY, [component], dose), 40), rtol=1e-5
+            )
     assert (found.change.sel(dose=1.0) < 1e-12).all()
     np.testing.assert_allclose(found.loss.sel(dose=1.0)[0], found.clean_loss, rtol=1e-6)
 
 
 def test_doses_that_are_no_numbers_are_refused():
     with pytest.raises(ConfigError, match="finite"):
-        scaling.dose_curves(SUBJECT, IMAGES, LEVELS, KEY, SOME, (0.0, float("nan")))
+        scaling.scaling_curves(SUBJECT, IMAGES, LEVELS, KEY, SOME, (0.0, float("nan")))
 
 
 def test_stacked_patterns_join_where_they_act():

@@ -12,12 +12,14 @@ from mechdiff.core import keys
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import cosine_schedule
-from mechdiff.interventions.record import ablate, component_at
+from mechdiff.interventions.build import ablate
+from mechdiff.interventions.components import component_at
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, denoise
-from mechdiff.sweeps import activations, denoising, interchange
+from mechdiff.sweeps import activations, interchange
 
 UNET, SCHEDULE = SMALL, cosine_schedule(50)
-SUBJECT = denoising.Subject("random", UNET, SCHEDULE, random_params(UNET), identity_of(UNET))
+SUBJECT = Denoiser("random", UNET, SCHEDULE, random_params(UNET), identity_of(UNET))
 LEVELS, KEY, PAIRS = np.array([3, 40]), jax.random.key(4), 3
 FACTORS = ("background_brightness", "hair_style")
 NAMES = ("down0.block0.res", "mid.attn0.head1", "up0.block1.skip", "up0.block0.skip", "mid.block1.time")
@@ -80,7 +82,7 @@ def test_the_sole_path_carries_everything(found):
 
 
 def test_carriers_are_ratios_of_sums_with_intervals_over_pairs(found):
-    estimate, interval = interchange.carriers(found, repeats=200)
+    estimate, interval = interchange.transfer_by_component(found, repeats=200)
     expected = found.along.sum(("t", "image")) / found.distance.sum(("t", "image"))
     np.testing.assert_allclose(estimate, expected.transpose("factor", "component"), rtol=1e-5)
     assert (interval.low <= interval.estimate + 1e-9).all() and interval.n == PAIRS

@@ -10,14 +10,16 @@ from reference.networks import SMALL, identity_of, random_params
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.schedules import cosine_schedule
-from mechdiff.interventions.record import component_at, leave_one_out
+from mechdiff.interventions.build import leave_one_out
+from mechdiff.interventions.components import component_at
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components
-from mechdiff.sweeps import activations, denoising, optimal_ablation
+from mechdiff.sweeps import ablation, activations, optimal_ablation
 from mechdiff.sweeps.execution import shared_prefix
 from mechdiff.sweeps.execution.engine import Engine
 
 UNET, SCHEDULE = SMALL, cosine_schedule(50)
-SUBJECT = denoising.Subject("random", UNET, SCHEDULE, random_params(UNET), identity_of(UNET))
+SUBJECT = Denoiser("random", UNET, SCHEDULE, random_params(UNET), identity_of(UNET))
 PARTS = SUBJECT.network
 IMAGES = np.random.default_rng(1).uniform(-1, 1, (6, 8, 8, 3)).astype(np.float32)
 LEVELS = np.array([3, 40])
@@ -28,7 +30,9 @@ CHOSEN = tuple(component_at(components(UNET), name) for name in NAMES)
 
 @pytest.fixture(scope="module")
 def found():
-    return optimal_ablation.optimal_fills(*PARTS, IMAGES, LEVELS, KEY, chosen=CHOSEN, steps=12, batch=6)
+    return optimal_ablation.optimal_replacements(
+        *PARTS, IMAGES, LEVELS, KEY, chosen=CHOSEN, steps=12, batch=6
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,7 @@ def losses(found, tmp_path_factory):
     fills = {"mean": activations.activation_means(*PARTS, IMAGES, LEVELS, KEY), "optimal": found}
     config = SweepConfig(kinds=("zero", "mean", "optimal"), image_block=6)
     folder = tmp_path_factory.mktemp("optimal")
-    return denoising.teacher_forced(
+    return ablation.ablation_sweep(
         SUBJECT, IMAGES, LEVELS, KEY, folder, config=config, fills=fills, chosen=CHOSEN
     ).loss.mean("image")
 
@@ -73,11 +77,11 @@ def test_what_was_not_chosen_keeps_its_mean(found):
 def test_the_gradient_is_the_slope_of_each_components_own_loss_and_of_no_other():
     """All components share one array of fills: a step in the part of one must move its loss alone."""
     means, deviations = activations.activation_moments(*PARTS, IMAGES, LEVELS[:1], KEY)
-    mean, deviation = activations.fills_at(means, 0), activations.fills_at(deviations, 0)
+    mean, deviation = activations.replacements_at(means, 0), activations.replacements_at(deviations, 0)
     scale = {site: optimal_ablation._scale(site, mean[site], deviation[site]) for site in mean}
     point = {site: np.stack([np.ones_like(s), np.zeros_like(s)]) for site, s in scale.items()}
     stacked, index = leave_one_out(SUBJECT.identity, CHOSEN)[1], np.arange(6)
-    wave = shared_prefix.plan(UNET, stacked, 100)
+    wave = shared_prefix.plan_passes(UNET, stacked, 100)
     gate = {site: leaf[wave.order[0]] for site, leaf in stacked.gate.items()}
     ordered = dataclasses.replace(stacked, gate=gate, fill=None)
     network = UNET, wave.joins, SCHEDULE, SUBJECT.params
@@ -99,4 +103,4 @@ def test_the_gradient_is_the_slope_of_each_components_own_loss_and_of_no_other()
 def test_components_that_overlap_are_refused():
     single = components(UNET, channel_groups=2)
     with pytest.raises(ConfigError, match="overlap"):
-        optimal_ablation.optimal_fills(*PARTS, IMAGES, LEVELS, KEY, chosen=single)
+        optimal_ablation.optimal_replacements(*PARTS, IMAGES, LEVELS, KEY, chosen=single)

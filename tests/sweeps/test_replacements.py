@@ -14,14 +14,16 @@ from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import cosine_schedule
-from mechdiff.interventions.record import ablate, component_at
+from mechdiff.interventions.build import ablate
+from mechdiff.interventions.components import component_at
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import apply_unet, components
-from mechdiff.sweeps import activations, denoising, replacements
+from mechdiff.sweeps import ablation, activations, replacements
 from mechdiff.sweeps.execution import shared_prefix
 
 UNET, SCHEDULE = SMALL, cosine_schedule(50)
 PARAMS = jax.device_put(random_params(UNET), jax.devices()[0])  # as checkpoints are read
-SUBJECT = denoising.Subject("random", UNET, SCHEDULE, PARAMS, identity_of(UNET))
+SUBJECT = Denoiser("random", UNET, SCHEDULE, PARAMS, identity_of(UNET))
 PARTS = SUBJECT.network
 IMAGES = np.random.default_rng(1).uniform(-1, 1, (5, 8, 8, 3)).astype(np.float32)
 LEVELS = np.array([3, 40])
@@ -33,7 +35,7 @@ plain = jax.jit(apply_unet, static_argnums=0)
 
 def swept(kind, fills, folder, block=4):
     config = SweepConfig(kinds=(kind,), image_block=block)
-    found = denoising.teacher_forced(
+    found = ablation.ablation_sweep(
         SUBJECT, IMAGES, LEVELS, KEY, folder, config=config, fills={kind: fills}, chosen=CHOSEN
     )
     return found.sel(kind=kind)
@@ -53,7 +55,7 @@ def plain_losses(level, fills):
 
 @pytest.fixture(scope="module")
 def donors():
-    return replacements.resample_fills(*PARTS, IMAGES, LEVELS, KEY, draws=2)
+    return replacements.resample_replacements(*PARTS, IMAGES, LEVELS, KEY, draws=2)
 
 
 def test_resampling_gives_each_image_the_activation_of_its_donor(donors, tmp_path):
@@ -69,7 +71,7 @@ def test_resampling_gives_each_image_the_activation_of_its_donor(donors, tmp_pat
 
 def test_donors_of_pictures_nested_in_levels_are_of_their_level():
     nested = np.stack([IMAGES[:2], IMAGES[2:4]])
-    source = replacements.resample_fills(*PARTS, nested, LEVELS, KEY)
+    source = replacements.resample_replacements(*PARTS, nested, LEVELS, KEY)
     found = source.at(1, np.arange(2), 0)
     expected = activations.activations(*PARTS, IMAGES[[3, 2]], int(LEVELS[1]), KEY, np.array([3, 2]))
     for site, values in found.items():
@@ -110,7 +112,7 @@ def test_more_donors_than_other_images_are_refused():
 
 
 def test_noise_has_the_moments_asked_for_and_is_fresh_everywhere(tmp_path):
-    source = replacements.noise_fills(*PARTS, IMAGES[::-1].copy(), LEVELS, KEY, draws=100)
+    source = replacements.noise_replacements(*PARTS, IMAGES[::-1].copy(), LEVELS, KEY, draws=100)
     site = "mid.block0.res"
     drawn = np.stack([np.asarray(source.at(1, np.arange(5), draw)[site]) for draw in range(100)])
     xi = (drawn - source.means[site][1]) / source.deviations[site][1]
@@ -120,7 +122,7 @@ def test_noise_has_the_moments_asked_for_and_is_fresh_everywhere(tmp_path):
 
 
 def test_noise_in_a_sweep_is_that_of_its_source(tmp_path):
-    source = replacements.noise_fills(*PARTS, IMAGES[::-1].copy(), LEVELS, KEY)
+    source = replacements.noise_replacements(*PARTS, IMAGES[::-1].copy(), LEVELS, KEY)
     found = swept("noise", source, tmp_path)
     expected = plain_losses(1, source.at(1, np.arange(5), 0))
     np.testing.assert_allclose(found.loss.isel(t=1), expected, rtol=1e-5)

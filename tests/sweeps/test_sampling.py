@@ -10,10 +10,10 @@ from mechdiff.core import devices
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.samplers import ddim_step, ddpm_step, initial_noise, keys_of_steps, one_step, sample
 from mechdiff.diffusion.schedules import ddim_timesteps, make_schedule
-from mechdiff.interventions.record import ablate, windowed
+from mechdiff.interventions.build import ablate, windowed
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, denoise, init_unet
 from mechdiff.sweeps import activations, sampling
-from mechdiff.sweeps.denoising import Subject
 from mechdiff.sweeps.execution import rollout
 
 KEY = jax.random.key(8)
@@ -29,7 +29,7 @@ def subject(tiny):
     params = jax.tree.map(
         lambda p: (np.asarray(p) + 0.1 * rng.normal(size=p.shape)).astype(np.float32), params
     )
-    return Subject("random", tiny.unet, make_schedule(tiny.diffusion), params, identity)
+    return Denoiser("random", tiny.unet, make_schedule(tiny.diffusion), params, identity)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def plain(subject):
 @pytest.fixture(scope="module")
 def swept(subject, chosen, means, tmp_path_factory):
     folder = tmp_path_factory.mktemp("walked")
-    return sampling.trajectories(
+    return sampling.sampling_sweep(
         subject, LEVELS, WINDOWS, SAMPLES, KEY, folder,
         kinds=("zero", "mean"), fills=means, chosen=chosen, block=2, rows=6,
     )  # fmt: skip
@@ -93,7 +93,7 @@ def test_fills_follow_the_step(subject, chosen, means, swept):
     step_keys = keys_of_steps(KEY, down)
     run = jax.jit(denoise, static_argnums=0)
     for i, level in enumerate(down):
-        fills = activations.fills_at(means["mean"], len(down) - 1 - i)
+        fills = activations.replacements_at(means["mean"], len(down) - 1 - i)
         acts = {"clean": subject.identity, "changed": ablate(subject.identity, [component], "mean", fills)}
         for arm, intervention in acts.items():
             intervention = intervention if low <= level < high else subject.identity
@@ -108,7 +108,7 @@ def test_fills_follow_the_step(subject, chosen, means, swept):
 
 
 def test_ddpm_shares_the_noise_of_every_step(subject, chosen, plain, tmp_path):
-    found = sampling.trajectories(
+    found = sampling.sampling_sweep(
         subject, LEVELS, WINDOWS[2:], SAMPLES, KEY, tmp_path, chosen=chosen[:1], step_fn=ddpm_step
     )
     late = windowed(ablate(subject.identity, chosen[:1]), *WINDOWS[2])
@@ -131,7 +131,7 @@ def test_network_calls_are_those_of_the_closed_formula_and_one_program_serves_al
         return traced(*args)
 
     monkeypatch.setattr(rollout, "_walk", counting)
-    sampling.trajectories(subject, LEVELS, WINDOWS, 4, KEY, tmp_path, chosen=chosen, block=2, rows=2)
+    sampling.sampling_sweep(subject, LEVELS, WINDOWS, 4, KEY, tmp_path, chosen=chosen, block=2, rows=2)
     shared, naive = rollout.network_calls(LEVELS, WINDOWS, len(chosen))
     assert sum(calls) == 4 * shared
     steps, count, windows = len(LEVELS), len(chosen), len(WINDOWS)
@@ -142,7 +142,7 @@ def test_network_calls_are_those_of_the_closed_formula_and_one_program_serves_al
 def test_devices_share_a_walk_and_change_no_number(subject, chosen, means, swept, tmp_path, monkeypatch):
     asked, over = [], devices.over
     monkeypatch.setattr(devices, "over", lambda images: (asked.append(images), over(1))[1])
-    alone = sampling.trajectories(
+    alone = sampling.sampling_sweep(
         subject, LEVELS, WINDOWS, SAMPLES, KEY, tmp_path,
         kinds=("zero", "mean"), fills=means, chosen=chosen, block=2, rows=12,
     )  # fmt: skip
@@ -185,7 +185,7 @@ def test_energy_distance_is_unbiased_where_sets_share_their_noise():
 
 
 def test_bad_windows_kinds_and_counts_are_refused(subject, chosen, tmp_path):
-    run = functools.partial(sampling.trajectories, subject, LEVELS, chosen=chosen, folder=tmp_path)
+    run = functools.partial(sampling.sampling_sweep, subject, LEVELS, chosen=chosen, folder=tmp_path)
     with pytest.raises(ConfigError, match=r"\[9, 10\) holds none"):
         run(windows=[(9, 10)], samples=2, key=KEY)
     with pytest.raises(ConfigError, match="'mean' needs fills"):

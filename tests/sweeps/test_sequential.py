@@ -12,10 +12,11 @@ from mechdiff import stats
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.schedules import make_schedule
-from mechdiff.interventions.record import component_at
+from mechdiff.interventions.components import component_at
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, init_unet
 from mechdiff.storage import labelled
-from mechdiff.sweeps import denoising, sequential
+from mechdiff.sweeps import ablation, sequential
 
 KEY = jax.random.key(4)
 NAMES = ("down0.block0.res", "mid.attn0.head1", "up0.block1.skip", "up1.block0.time")
@@ -89,7 +90,7 @@ def test_influences_give_the_standard_error_of_pooled_damage():
         clean = rng.gamma(3.0, size=(4, 200))
         return clean, clean * rng.uniform(1.0, 1.4, size=(2, 4, 200)) + 0.1
 
-    found = [sequential.damage_and_influence(*draw()) for _ in range(400)]
+    found = [sequential.effect_and_influence(*draw()) for _ in range(400)]
     errors = np.mean([influence.std(-1, ddof=1) / np.sqrt(200) for _, influence in found], axis=0)
     np.testing.assert_allclose(errors, np.std([estimate for estimate, _ in found], axis=0), rtol=0.12)
     np.testing.assert_allclose(found[0][1].mean(-1), 0, atol=1e-9)
@@ -126,7 +127,7 @@ def subject(tiny):
     params = jax.tree.map(
         lambda p: (np.asarray(p) + 0.1 * rng.normal(size=p.shape)).astype(np.float32), params
     )
-    return denoising.Subject("random", tiny.unet, make_schedule(tiny.diffusion), params, identity)
+    return Denoiser("random", tiny.unet, make_schedule(tiny.diffusion), params, identity)
 
 
 def test_the_fixed_design_is_the_smallest_with_which_ordinary_intervals_of_all_pass(subject):
@@ -135,7 +136,7 @@ def test_the_fixed_design_is_the_smallest_with_which_ordinary_intervals_of_all_p
     clean = rng.gamma(2.0, size=(2, 64))
     loss = clean * (1 + rises) + 0.6 * rng.normal(size=(3, 2, 64))
     found = sequential._Run(subject, np.empty(0), np.arange(2), KEY, some, 4.0, 0.9, 16, 0)._look(clean, loss)
-    estimate, influence = sequential.damage_and_influence(clean, loss)
+    estimate, influence = sequential.effect_and_influence(clean, loss)
     half = scipy_stats.norm.ppf(0.95) * influence.std(-1, ddof=1)  # of one image
     passes = lambda n: (half / np.sqrt(n) <= np.maximum(2.0, np.abs(estimate))).all()
     images, rest = divmod(found.fixed, 3)
@@ -148,7 +149,7 @@ def certify(subject):
     images = np.random.default_rng(1).uniform(-1, 1, (64, 8, 8, 3)).astype(np.float32)
     chosen = [component_at(components(subject.unet), name) for name in NAMES]
     return images, chosen, functools.partial(
-        sequential.certify, subject, images, [5, 30], KEY, chosen=chosen, block=8
+        sequential.sequential_sweep, subject, images, [5, 30], KEY, chosen=chosen, block=8
     )  # fmt: skip
 
 
@@ -156,7 +157,7 @@ def test_estimates_are_those_of_a_plain_sweep_on_the_same_images(subject, certif
     images, chosen, run = certify
     found = run(tmp_path / "a", width=2.0)
     config = SweepConfig(kinds=("zero",), image_block=8)
-    swept = denoising.teacher_forced(
+    swept = ablation.ablation_sweep(
         subject, images, [5, 30], KEY, tmp_path / "b", config=config, chosen=chosen
     )
     for i, size in enumerate(found.images):
@@ -173,9 +174,9 @@ def test_pictures_nested_in_timesteps_are_each_timesteps_own(subject, certify, t
     images, chosen, _ = certify
     nested = np.stack([images[:32], images[32:]])
     asked = subject, nested, [5, 30], KEY
-    found = sequential.certify(*asked, tmp_path / "a", chosen=chosen, block=8, width=1e6)
+    found = sequential.sequential_sweep(*asked, tmp_path / "a", chosen=chosen, block=8, width=1e6)
     config = SweepConfig(kinds=("zero",), image_block=8)
-    swept = denoising.teacher_forced(*asked, tmp_path / "b", config=config, chosen=chosen).isel(kind=0)
+    swept = ablation.ablation_sweep(*asked, tmp_path / "b", config=config, chosen=chosen).isel(kind=0)
     some = swept.isel(image=slice(0, 32))
     ratio = some.loss.mean("image") / some.clean_loss.mean("image")
     np.testing.assert_allclose(found.estimate, 100 * (ratio.mean("t") - 1), rtol=1e-4, atol=1e-3)

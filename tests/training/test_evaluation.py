@@ -37,7 +37,7 @@ def test_nearest_distance_is_that_of_brute_force():
 def test_copies_are_seen_and_fresh_pictures_are_not():
     rng = np.random.default_rng(0)
     train, held_out, fresh = (rng.integers(0, 256, (200, 4, 4, 3)).astype(np.uint8) for _ in range(3))
-    remembered = evaluation.memorisation(train[:50], train, held_out)
-    honest = evaluation.memorisation(fresh, train, held_out)
+    remembered = evaluation.memorization(train[:50], train, held_out)
+    honest = evaluation.memorization(fresh, train, held_out)
     assert remembered["copies"] == 1 and remembered["ratio"] < 0.01
     assert honest["copies"] < 0.06 and 0.9 < honest["ratio"] < 1.1

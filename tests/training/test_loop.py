@@ -21,8 +21,9 @@ from mechdiff.core.config import UNetConfig, override
 from mechdiff.core.errors import BusyError, CheckpointError, ConfigError, NumericsError
 from mechdiff.diffusion.process import denoising_loss
 from mechdiff.diffusion.schedules import make_schedule
+from mechdiff.models import load
 from mechdiff.models.unet import apply_unet
-from mechdiff.storage import checkpoint, files, run_log
+from mechdiff.storage import checkpoint, digests, files, locks, run_log
 from mechdiff.training import loop, step
 
 ROOT = Path(__file__).parents[2]
@@ -138,7 +139,7 @@ def test_a_batch_that_does_not_divide_among_devices_is_refused(small, setting):
 
 
 def test_the_export_holds_config_losses_and_memorisation(tiny, trained):
-    config, _, _, record = loop.load_trained(trained[0])
+    config, _, _, record = load.load_trained(trained[0])
     assert config == tiny
     assert record["steps"] == 20 and record["images"] == 160
     assert len(record["test_loss_by_level"]) == 8 and np.isfinite(record["gap"])
@@ -168,8 +169,8 @@ def interrupted(config, workdir, step, monkeypatch):
 @pytest.mark.parametrize("step", [3, 13])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(tiny, trained, tmp_path, monkeypatch, step):
     interrupted(tiny, tmp_path, step, monkeypatch)
-    resumed = loop.load_trained(loop.train(tiny, tmp_path))
-    whole = loop.load_trained(trained[0])
+    resumed = load.load_trained(loop.train(tiny, tmp_path))
+    whole = load.load_trained(trained[0])
     jax.tree.map(np.testing.assert_array_equal, resumed[1], whole[1])
     untimed = [
         [{k: v for k, v in line.items() if k != "images_per_second"} for line in made[3]["log"]]
@@ -195,8 +196,8 @@ def test_a_killed_process_resumes_to_the_same_parameters(tiny, trained, tmp_path
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    resumed = loop.load_trained(loop.train(tiny, tmp_path / "run"))
-    jax.tree.map(np.testing.assert_array_equal, resumed[1], loop.load_trained(trained[0])[1])
+    resumed = load.load_trained(loop.train(tiny, tmp_path / "run"))
+    jax.tree.map(np.testing.assert_array_equal, resumed[1], load.load_trained(trained[0])[1])
 
 
 def test_nan_stops_the_run_and_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
@@ -228,7 +229,7 @@ def test_another_config_does_not_continue_a_run(tiny, trained):
 def test_more_steps_continue_a_finished_run(tiny, trained, tmp_path):
     shutil.copytree(trained[1], tmp_path / "run")
     longer = loop.train(override(tiny, ["train.steps=21"]), tmp_path / "run")
-    assert loop.load_trained(longer)[3]["steps"] == 21
+    assert load.load_trained(longer)[3]["steps"] == 21
     assert run_log.read_log(tmp_path / "run" / "log.jsonl")[-1]["step"] == 21
 
 
@@ -240,12 +241,12 @@ def test_kept_steps_are_exported_and_the_last_one_is_the_model(tiny, trained, tm
     model = loop.train(config, tmp_path / "run")
     earlier, last = (tmp_path / "run" / "snapshots" / step for step in ("18", "20"))
     assert checkpoint.load_model(earlier)[2]["steps"] == 18
-    params = [files.digest_arrays(checkpoint.load_model(folder)[0]) for folder in (earlier, last, model)]
+    params = [digests.digest_arrays(checkpoint.load_model(folder)[0]) for folder in (earlier, last, model)]
     assert params[0] != params[1] and params[1] == params[2]
     with pytest.raises(ConfigError, match=r"train\.keep=21 is out of range"):
         override(tiny, ["train.keep=21"])
 
 
 def test_a_folder_in_use_is_refused(tiny, tmp_path):
-    with files.hold(tmp_path), pytest.raises(BusyError, match="in use by process"):
+    with locks.lock(tmp_path), pytest.raises(BusyError, match="in use by process"):
         loop.train(tiny, tmp_path)

@@ -6,7 +6,7 @@ import pytest
 from mechdiff import stats
 from mechdiff.analysis import effects
 from mechdiff.core.errors import ConfigError
-from mechdiff.stats import replication
+from mechdiff.stats import small_samples
 from mechdiff.validation import calibration, picture_calibration, rule_calibration
 from mechdiff.validation import checks as checks_of
 
@@ -83,5 +83,5 @@ def test_a_rule_that_reads_scatter_as_simplicity_is_seen():
         place = rng.normal(size=45)
         sides = [np.exp(place + sd * rng.normal(size=(8, 45))) for sd in (0.3, 0.6)]
         alone = [np.log([effects.effective_number(row[:, None])[0] for row in side]) for side in sides]
-        wrong.append(replication.between_groups(*alone)[2] <= 0.05)
+        wrong.append(small_samples.between_groups(*alone)[2] <= 0.05)
     assert not checks_of.errs("network by network", np.array(wrong)).holds

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mechdiff.core.errors import ConfigError
-from mechdiff.interventions.record import leave_one_out, scale
+from mechdiff.interventions.build import leave_one_out, set_gate
 from mechdiff.models.unet import components
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.validation import planted
@@ -22,7 +22,7 @@ def chosen():
 
 @pytest.fixture(scope="module")
 def made():
-    return {name: planted.make(name, 1, images=IMAGES) for name in planted.PLANTS}
+    return {name: planted.make(name, 1, images=IMAGES) for name in planted.FAMILIES}
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +44,11 @@ def damage(plant, names, dose=0.0):
     """Mean Deg% of components at a dose together, on the pictures that the gain was fitted to."""
     asked = plant.others, plant.timesteps
     clean = losses(plant.subject, plant.subject.identity, *asked)
-    changed = losses(plant.subject, scale(plant.subject.identity, names, dose), *asked)
+    changed = losses(plant.subject, set_gate(plant.subject.identity, names, dose), *asked)
     return float(100 * (changed / clean - 1).mean())
 
 
-@pytest.mark.parametrize("name", [name for name in planted.PLANTS if name != "redundant"])
+@pytest.mark.parametrize("name", [name for name in planted.FAMILIES if name != "redundant"])
 def test_exact_ablation_finds_what_was_planted_and_its_sign(made, exact, chosen, name):
     plant, (rise, _) = made[name], exact[name]
     signs = np.array([plant.signs.get(component.name, 0) for component in chosen])
@@ -69,7 +69,7 @@ def test_discovery_finds_what_was_planted_and_stand_ins_the_second_of_a_pair(mad
     assert alone["auroc"] == (0.75 if plant.pair else 1)  # of two that do the same, a circuit needs one
 
 
-@pytest.mark.parametrize("name", planted.PLANTS)
+@pytest.mark.parametrize("name", planted.FAMILIES)
 def test_dead_heads_change_nothing(made, exact, chosen, name):
     silent = [c.kind == "head" and c.name not in made[name].signs for c in chosen]
     assert exact[name][1][silent].max() < 1e-10
@@ -114,7 +114,7 @@ def test_instances_differ_and_repeat(made):
 
 def test_summaries_average_over_instances_and_leave_out_what_does_not_apply():
     one = {"plant": "a", "method": "b", "auroc": 1.0, "precision": 0.5, "sign": np.nan, "window": np.nan}
-    (row,) = planted.summarise([one, one | {"auroc": 0.5, "sign": 1.0}])
+    (row,) = planted.summarize([one, one | {"auroc": 0.5, "sign": 1.0}])
     assert row["n"] == 2 and row["auroc"] == [0.75, 0.5, 1.0] and row["sign"][0] == 1
     assert np.isnan(row["window"]).all()
     assert planted.table([row]).splitlines()[1].split() == [

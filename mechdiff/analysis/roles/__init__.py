@@ -14,7 +14,7 @@ from mechdiff.analysis.roles.assignment import (
     untrained_needed,
 )
 from mechdiff.analysis.roles.nulls import matched_class, matched_sets
-from mechdiff.analysis.roles.role_effects import mean_effects, role_effects, target_variances
+from mechdiff.analysis.roles.role_effects import feature_variances, mean_effects, role_effects
 
 __all__ = [
     "UNASSIGNED",
@@ -22,11 +22,11 @@ __all__ = [
     "assign",
     "examine",
     "families",
+    "feature_variances",
     "matched_class",
     "matched_sets",
     "mean_effects",
     "role_effects",
     "selectivity",
-    "target_variances",
     "untrained_needed",
 ]

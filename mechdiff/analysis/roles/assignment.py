@@ -24,9 +24,10 @@ from mechdiff import stats
 from mechdiff.analysis.roles.nulls import matched_class, matched_sets
 from mechdiff.analysis.roles.role_effects import Effects, mean_effects, role_effects
 from mechdiff.core.types import Images, PRNGKey
-from mechdiff.interventions.record import Component, leave_one_out
+from mechdiff.interventions.build import leave_one_out
+from mechdiff.interventions.components import Component
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components
-from mechdiff.sweeps.denoising import Subject
 
 UNASSIGNED = "unassigned"
 ROUNDING = 1e-8  # effect, in variances of a target, that float32 rounding can make
@@ -57,8 +58,8 @@ class Roles:
 
 
 def examine(
-    subject: Subject,
-    fresh: Sequence[Subject],
+    subject: Denoiser,
+    fresh: Sequence[Denoiser],
     chosen: Sequence[Component],
     images: Images,
     timesteps: Sequence[int],

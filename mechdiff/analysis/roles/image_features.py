@@ -1,7 +1,7 @@
 """What a picture holds, as numbers: the targets among which a component's role is sought. Ours.
 
 Every target is a pure function of pictures `(..., side, side, 3)` in [-1, 1] and gives `(..., numbers)`, so
-that a change of a picture is a distance in it. Of a picture alone (`image_targets`):
+that a change of a picture is a distance in it. Of a picture alone (`image_feature_names`):
   edges    magnitude of the Sobel gradient of luminance, at every pixel
   detail0, detail1, ...   root of the energy in each octave of a Haar pyramid, the finest first, down to 4x4
   texture  local variance of luminance (3x3) where there is no edge: weighted by 1 / (1 + (gradient / 0.25)^2)
@@ -30,7 +30,7 @@ EDGE = 0.25  # gradient, in luminance per pixel, at which a pixel counts half as
 TINY = 1e-12  # under roots, whose slope is infinite at 0
 
 
-def image_targets(side: int) -> tuple[str, ...]:
+def image_feature_names(side: int) -> tuple[str, ...]:
     """Names of the targets of a picture alone.
 
     Raises:

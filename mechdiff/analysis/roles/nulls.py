@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from mechdiff.core.errors import ConfigError
-from mechdiff.interventions.record import Component, Intervention, leave_one_out
+from mechdiff.interventions.build import leave_one_out
+from mechdiff.interventions.components import Component
+from mechdiff.interventions.record import Intervention
 
 
 def matched_sets(

@@ -21,8 +21,8 @@ from mechdiff.analysis.roles import image_features
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.process import predict_x0
 from mechdiff.interventions.record import Intervention
-from mechdiff.sweeps.denoising import Subject
-from mechdiff.sweeps.execution.engine import Engine, Seen
+from mechdiff.models.denoiser import Denoiser
+from mechdiff.sweeps.execution.engine import Engine, PassOutputs
 
 Effects = Float[np.ndarray, "component target"]
 
@@ -34,14 +34,16 @@ class Shift:
 
     parts: tuple[str, ...] = ()
 
-    def __call__(self, seen: Seen) -> tuple[Float[Array, "n batch target"], Float[Array, "batch target"]]:
+    def __call__(
+        self, seen: PassOutputs
+    ) -> tuple[Float[Array, "n batch target"], Float[Array, "batch target"]]:
         read = lambda x: image_features.features(x, seen.own, self.parts, seen.shared)
-        clean = read(pictures(seen, seen.clean))
-        return _distance(read(pictures(seen, seen.eps)), clean), _distance(clean, read(seen.x0))
+        clean = read(mean_images(seen, seen.clean))
+        return _distance(read(mean_images(seen, seen.eps)), clean), _distance(clean, read(seen.x0))
 
 
 def role_effects(
-    subject: Subject,
+    subject: Denoiser,
     stacked: Intervention,
     names: Sequence[str],
     images: Images,
@@ -68,11 +70,11 @@ def role_effects(
       ConfigError: pictures that 4x4 cells do not divide, or fewer than 2.
     """
     stats.intervals.check_units(len(images))
-    image_features.image_targets(subject.unet.image_size)  # may refuse
+    image_features.image_feature_names(subject.unet.image_size)  # may refuse
     images, index = np.asarray(images, np.float32), np.arange(len(images))
     own = None if masks is None else np.asarray(masks, np.float32)
     shared = None if probes is None else dict(probes)
-    found = target_variances(images, own, tuple(parts), shared)
+    found = feature_variances(images, own, tuple(parts), shared)
     variance = np.array([value for value, _ in found.values()])
     varies = np.flatnonzero(variance > 1e-9)
     engine = engine or Engine(subject.unet, subject.schedule, subject.params)
@@ -103,7 +105,7 @@ def role_effects(
     )
 
 
-def target_variances(
+def feature_variances(
     images: Images, masks=None, parts: tuple[str, ...] = (), probes: Mapping[str, PyTree] | None = None
 ) -> dict[str, tuple[float, int]]:
     """Var f over pictures, all numbers of a target together, and how many numbers it has; sorted by name."""
@@ -119,7 +121,7 @@ def mean_effects(data: xr.Dataset) -> Effects:
     return data["effect"].mean(("t", "image")).transpose("component", "target").values.astype(np.float64)
 
 
-def pictures(seen: Seen, eps: Array) -> Array:
+def mean_images(seen: PassOutputs, eps: Array) -> Array:
     """The clean pictures that predicted noise implies, cut to their range, as samplers do."""
     flat = eps.reshape(-1, *eps.shape[-3:])
     x_t = jnp.broadcast_to(seen.x_t, eps.shape).reshape(flat.shape)

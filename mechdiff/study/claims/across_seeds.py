@@ -13,9 +13,10 @@ from jaxtyping import Bool, Float
 
 from mechdiff import stats
 from mechdiff.analysis import complexity, effects
+from mechdiff.core.errors import NotTestable
 from mechdiff.stats import Interval
-from mechdiff.stats.replication import over_seeds
-from mechdiff.study.claims.verdicts import Missing, Network
+from mechdiff.stats.small_samples import over_seeds
+from mechdiff.study.records import Network
 
 RESAMPLES = 400
 TOP_LEVEL = 4  # of the ladder of synthetic faces: everything varies
@@ -47,11 +48,11 @@ def pairs(networks: Sequence[Network]) -> tuple[list[Network], list[Network]]:
     """The same, as many of either: seed by seed.
 
     Raises:
-      Missing: one of the data sets has no network.
+      NotTestable: one of the data sets has no network.
     """
     natural, simple = sides(networks)
     if not natural or not simple:
-        raise Missing(few(natural, simple, 1))
+        raise NotTestable(few(natural, simple, 1))
     count = min(len(natural), len(simple))
     return natural[:count], simple[:count]
 
@@ -71,7 +72,7 @@ def damage(sweep: xr.Dataset, kind: str) -> Float[np.ndarray, " component"]:
 
 def damages(sweep: xr.Dataset, kind: str, weights: Float[np.ndarray, "m *levels image"]) -> effects.Draws:
     """Pooled Deg% under each weighting of the images."""
-    return effects.pooled_damage(*effects.losses(sweep, kind), weights)
+    return effects.pooled_relative_increase(*effects.losses(sweep, kind), weights)
 
 
 def effective(sweep: xr.Dataset, kind: str) -> float:

@@ -12,9 +12,11 @@ from mechdiff.analysis import network_divergence
 from mechdiff.analysis.entropy_causality import within_layers
 from mechdiff.analysis.network_divergence import NetworkDivergence
 from mechdiff.analysis.roles import matching
-from mechdiff.stats import replication
+from mechdiff.core.errors import NotTestable
+from mechdiff.stats import small_samples
 from mechdiff.study.claims import across_seeds
-from mechdiff.study.claims.verdicts import ALPHA, Finding, Missing, Network
+from mechdiff.study.claims.verdicts import ALPHA, Finding
+from mechdiff.study.records import Network
 
 MARGIN = 0.015  # nats: the smallest divergence that the paper reports; less is none
 ROLE_MARGIN = 0.1  # of a correlation above chance
@@ -48,7 +50,7 @@ def variation(networks: Sequence[Network]) -> Finding:
 def _divergence(networks: Sequence[Network]) -> tuple[NetworkDivergence, int, int]:
     natural, simple = across_seeds.sides(networks)
     if min(len(natural), len(simple)) < 2:
-        raise Missing(across_seeds.few(natural, simple, 2))
+        raise NotTestable(across_seeds.few(natural, simple, 2))
     levels = natural[0].attention.sizes["t"]
     return _compared(tuple(natural), tuple(simple)), min(len(natural), len(simple)), levels
 
@@ -76,7 +78,7 @@ def roles(networks: Sequence[Network]) -> Finding:
     natural, simple = across_seeds.sides([network for network in networks if network.roles is not None])
     if min(len(natural), len(simple)) < 2:
         missing = across_seeds.few(natural, simple, 2)
-        raise Missing(f"roles of heads (--set=study.role_sets=1000): {missing}")
+        raise NotTestable(f"roles of heads (--set=study.role_sets=1000): {missing}")
     found = [_agreement(side) for side in (natural, simple)]
 
     def excess(*sides: Sequence[Network], repeats: int = 200) -> float:
@@ -98,7 +100,7 @@ def roles(networks: Sequence[Network]) -> Finding:
         )
         for name, each, count in zip(("CelebA", "synthetic faces"), found, named)
     ]
-    interval = replication.jackknife(excess, natural, simple, estimate)
+    interval = small_samples.jackknife_interval(excess, natural, simple, estimate)
     least, negligible = min(len(natural), len(simple)), bool(interval[1] < ROLE_MARGIN)
     return Finding(estimate, interval, p, least, "; ".join(words), negligible=negligible, p_alone=True)
 
@@ -122,17 +124,17 @@ def _agreement(side: Sequence[Network], repeats: int = 2000) -> matching.Agreeme
 def entropy(networks: Sequence[Network]) -> Finding:
     """Whether heads of low entropy matter more: within layers, minus untrained networks of the same seeds."""
     if not networks or networks[0].attention.sizes["head"] < 4:
-        raise Missing("needs networks with at least 4 attention heads")
+        raise NotTestable("needs networks with at least 4 attention heads")
     if any(network.control is None or network.control_attention is None for network in networks):
-        raise Missing("needs an untrained network beside each (--set=study.controls=true)")
+        raise NotTestable("needs an untrained network beside each (--set=study.controls=true)")
     trained = np.array([rank_link(network.sweep, network.attention) for network in networks])
     fresh = np.array([rank_link(network.control, network.control_attention) for network in networks])
     if not np.isfinite([trained[:, 0], fresh[:, 0]]).all():
-        raise Missing("within no layer do heads differ in both entropy and damage")
+        raise NotTestable("within no layer do heads differ in both entropy and damage")
     rho, untrained = trained[:, 0], fresh[:, 0]
     units = min(network.units.count for network in networks)
     added = trained - fresh
-    estimate, interval, p = replication.over_seeds(added[:, 0], added[:, 1:], units, above=False)
+    estimate, interval, p = small_samples.over_seeds(added[:, 0], added[:, 1:], units, above=False)
     because = (
         "over the heads of a layer, ranks of H / ln Nk and |pooled Deg%| correlate "
         f"{rho.mean():.2f} in trained networks ({rho.min():.2f} to {rho.max():.2f}), "

@@ -14,9 +14,11 @@ from jaxtyping import Bool, Float
 
 from mechdiff.analysis import bottlenecks
 from mechdiff.analysis.bottlenecks import THRESHOLD, Bottleneck
-from mechdiff.stats.replication import FEWEST, over_seeds
+from mechdiff.core.errors import NotTestable
+from mechdiff.stats.small_samples import FEWEST, over_seeds
 from mechdiff.study.claims import across_seeds
-from mechdiff.study.claims.verdicts import ALPHA, Finding, Missing, Network
+from mechdiff.study.claims.verdicts import ALPHA, Finding
+from mechdiff.study.records import Network
 
 QUANTILE = 0.95  # of random sets, that a bottleneck must exceed
 
@@ -25,11 +27,11 @@ def examine(networks: Sequence[Network]) -> Finding:
     """The claim on networks of one configuration.
 
     Raises:
-      Missing: no networks, or sweeps of a single kind of ablation.
+      NotTestable: no networks, or sweeps of a single kind of ablation.
     """
     kinds = [str(kind) for kind in networks[0].sweep["kind"].values] if networks else []
     if len(kinds) < 2:
-        raise Missing(f"needs sweeps of at least two kinds of ablation; there are {kinds}")
+        raise NotTestable(f"needs sweeps of at least two kinds of ablation; there are {kinds}")
     names = [str(name) for name in networks[0].sweep["component"].values]
     seen = np.logical_or.reduce([across_seeds.visible(network.sweep) for network in networks])
     least = bottlenecks.weakest(np.array([_damage(network.sweep, kinds) for network in networks]), seen)

@@ -19,9 +19,11 @@ import numpy as np
 from jaxtyping import Float
 
 from mechdiff.analysis import complexity, effects, spread
-from mechdiff.stats import replication
+from mechdiff.core.errors import NotTestable
+from mechdiff.stats import small_samples
 from mechdiff.study.claims import across_seeds
-from mechdiff.study.claims.verdicts import ALPHA, Finding, Missing, Network
+from mechdiff.study.claims.verdicts import ALPHA, Finding
+from mechdiff.study.records import Network
 
 MARGIN = float(np.log(1.042))  # of a ratio's logarithm: half of what the paper reports
 RUNGS = (0, 2, 4)
@@ -46,18 +48,18 @@ def examine(networks: Sequence[Network]) -> Finding:
     """The claim on all networks, rungs of the ladder and snapshots of trainings among them.
 
     Raises:
-      Missing: no ladder, no measure that rises on it, or no networks of like loss.
+      NotTestable: no ladder, no measure that rises on it, or no networks of like loss.
     """
     final = across_seeds.last(networks)
-    across_seeds.pairs(final)  # both data sets, or Missing
+    across_seeds.pairs(final)  # both data sets, or NotTestable
     if not across_seeds.alike(networks):
-        raise Missing("the rungs of the ladder were swept at other noise levels or have other components")
+        raise NotTestable("the rungs of the ladder were swept at other noise levels or have other components")
     measure, because = _gate(final)
     natural, simple, ratio = _matched(networks)
     first, second = (measure.of(side) for side in (natural, simple))
     draws = None if first[1] is None or second[1] is None else first[1] - second[1]
     units = min(network.units.count for network in [*natural, *simple])
-    estimate, interval, p = replication.between_groups(
+    estimate, interval, p = small_samples.between_groups(
         first[0], second[0], draws, units, pseudo=measure.pseudo
     )
     sizes = [float(np.exp(side[0].mean())) for side in (first, second)]
@@ -85,11 +87,11 @@ def measures(networks: Sequence[Network]) -> list[Measure]:
 def _gate(networks: Sequence[Network]) -> tuple[Measure, str]:
     """The first measure that rises on the ladder, and what was found."""
     rungs = [[n for n in networks if n.data == "synthetic" and n.level == rung] for rung in RUNGS]
-    if min(map(len, rungs)) < replication.FEWEST:
+    if min(map(len, rungs)) < small_samples.FEWEST:
         counts = ", ".join(f"{len(own)} of rung {rung}" for rung, own in zip(RUNGS, rungs))
-        raise Missing(
+        raise NotTestable(
             "a measure must first rise on the ladder of synthetic faces, which takes at least "
-            f"{replication.FEWEST} networks of each rung; there are {counts}"
+            f"{small_samples.FEWEST} networks of each rung; there are {counts}"
         )
     words = []
     for measure in measures(networks):
@@ -101,7 +103,7 @@ def _gate(networks: Sequence[Network]) -> tuple[Measure, str]:
         words.append(f"{measure.name} {shown} (p {p:.3f})")
         if rises and p < ALPHA:
             return measure, f"on rungs {_listed(RUNGS)} it is {shown} (p {p:.3f})"
-    raise Missing(
+    raise NotTestable(
         f"no measure rises on the ladder, rungs {_listed(RUNGS)}, as one of complexity must: "
         f"{'; '.join(words)}"
     )
@@ -122,7 +124,7 @@ def _matched(networks: Sequence[Network]) -> tuple[list[Network], list[Network],
     natural, simple = list(itertools.product(*options))[best]
     ratio = _loss(natural) / _loss(simple)
     if gap > MATCHED:
-        raise Missing(
+        raise NotTestable(
             f"networks are not matched in loss: CelebA's is {ratio:.2f} times that of synthetic faces, at "
             "least; examine snapshots of shorter training too (--set=train.keep=STEP,STEP)"
         )

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from mechdiff.analysis import phases
-from mechdiff.stats.replication import over_seeds
+from mechdiff.core.errors import NotTestable
+from mechdiff.stats.small_samples import over_seeds
 from mechdiff.study.claims import across_seeds, attention, bottlenecks, complexity
-from mechdiff.study.claims.verdicts import Claim, Finding, Missing, Network, Question, decide
+from mechdiff.study.claims.verdicts import Claim, Finding, Question, decide
+from mechdiff.study.records import Network
 
 LEVELS = 24  # that a test of four phases needs: six or more a phase
 
@@ -40,7 +42,7 @@ def evaluate(networks: Sequence[Network]) -> list[Claim]:
 
 
 def _mixed(_: Sequence[Network]) -> Finding:
-    raise Missing(
+    raise NotTestable(
         "the networks differ in their components or noise levels; examine those of one configuration in a "
         "folder of their own (--set=study.models=..., --workdir=...)"
     )
@@ -48,10 +50,10 @@ def _mixed(_: Sequence[Network]) -> Finding:
 
 def _phases(networks: Sequence[Network]) -> Finding:
     if not networks:
-        raise Missing("no networks")
+        raise NotTestable("no networks")
     levels = networks[0].sweep.sizes["t"]
     if levels < LEVELS:
-        raise Missing(
+        raise NotTestable(
             f"{levels} noise levels were swept; four phases against their neighbours take at least {LEVELS} "
             "(--set=sweep.timesteps=32)"
         )

@@ -2,7 +2,7 @@
 
 The unit of replication is the training seed, one network each; where an estimate can be taken anew on
 resampled images (people, where it is known who is on them), its interval and p also hold over these
-(`stats.replication`). The p values of all claims of one evaluation are one family, adjusted by Holm.
+(`stats.small_samples`). The p values of all claims of one evaluation are one family, adjusted by Holm.
 Verdicts:
   supported            the adjusted p is below 0.05 and the 95 % interval lies on the side that is claimed; of
                        exact tests and those on held-out networks (`Finding.p_alone`) the p alone decides
@@ -12,64 +12,17 @@ Verdicts:
   not testable here    what it takes is missing, or the measure failed its positive control; `because` says
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import xarray as xr
 
 from mechdiff import stats
-from mechdiff.stats.replication import FEWEST
+from mechdiff.core.errors import NotTestable
+from mechdiff.stats.small_samples import FEWEST
+from mechdiff.study.records import Network
 
 ALPHA = 0.05
-
-
-@dataclass(frozen=True)
-class Network:
-    """One examined network: what it was trained on, its training seed, and its results.
-
-    Attributes:
-      data: `synthetic`, `celeba`, ...; `level`: rung of the ladder of synthetic faces.
-      sweep, attention: of `sweep.teacher_forced` and `capture.attention_stats`.
-      control, control_attention: the same of an untrained network, on some of the pictures.
-      activity, roles, circuits, random_sets: of `study`, circuits by kind of ablation; absent where not asked
-        for.
-      steps: of training: there may be several snapshots of one training, of which the last counts.
-    """
-
-    name: str
-    data: str
-    level: int
-    seed: int
-    sweep: xr.Dataset
-    attention: xr.Dataset
-    control: xr.Dataset | None = None
-    control_attention: xr.Dataset | None = None
-    activity: xr.Dataset | None = None
-    roles: xr.Dataset | None = None
-    circuits: Mapping[str, xr.Dataset] = field(default_factory=dict)
-    random_sets: xr.Dataset | None = None
-    steps: int = 0
-
-    @property
-    def units(self) -> stats.Units:
-        """What of the images is resampled: people where they are known, else images."""
-        return stats.units_of(self.sweep)
-
-    @property
-    def people(self) -> int:
-        """People on the pictures; 0 where that is not known."""
-        return self.units.people
-
-    @property
-    def images(self) -> int:
-        """Images scored at every level: what is resampled."""
-        return self.sweep.sizes["image"]
-
-    @property
-    def pictures(self) -> int:
-        """Different pictures in all: more, where levels had their own."""
-        return self.sweep.attrs.get("pictures", self.images)
 
 
 @dataclass(frozen=True)
@@ -122,10 +75,6 @@ class Finding:
     p_alone: bool = False
 
 
-class Missing(Exception):
-    """Why a claim can't be tested with the networks at hand."""
-
-
 @dataclass(frozen=True)
 class Question:
     """A claim before it is tested; fields as in `Claim`."""
@@ -143,7 +92,7 @@ def decide(questions: Sequence[Question], networks: Sequence[Network]) -> list[C
     for question in questions:
         try:
             found.append(question.test(networks))
-        except Missing as reason:
+        except NotTestable as reason:
             found.append(str(reason))
     p = np.array([one.p if isinstance(one, Finding) else np.nan for one in found])
     adjusted = np.full(len(p), np.nan)

@@ -1,8 +1,8 @@
 """Measures stacked interventions on all devices of this process, within their memory.
 
-Work is laid out over a mesh (passes x images) of `wavefront.plan`; a device maps over its share, one pass and
-one block of images at a time. Every image's numbers depend on that image alone, so they don't move with
-the layout beyond float32 rounding.
+Work is laid out over a mesh (passes x images) of `shared_prefix.plan_passes`; a device maps over its share,
+one pass and one block of images at a time. Every image's numbers depend on that image alone, so they don't
+move with the layout beyond float32 rounding.
 """
 
 import dataclasses
@@ -22,7 +22,8 @@ from mechdiff.core.config import UNetConfig
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.record import Intervention, has_rows
+from mechdiff.interventions.components import has_rows
+from mechdiff.interventions.record import Intervention
 from mechdiff.sweeps.execution import memory, shared_prefix
 
 CPU_WORKING_SET = 256 * 2**20  # bytes of activations in one pass, whose stages run in blocks that fit a cache
@@ -31,7 +32,7 @@ FILLS = ("fill", "pattern_fill")  # of an intervention: what may differ between 
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # how XLA's errors begin
 
 
-class Measured(NamedTuple):
+class SweepLosses(NamedTuple):
     """Denoising losses of images under interventions, on the host.
 
     Attributes:
@@ -45,7 +46,7 @@ class Measured(NamedTuple):
     clean_loss: Float[np.ndarray, " images"]
 
 
-class Seen(NamedTuple):
+class PassOutputs(NamedTuple):
     """What a reduction sees of one pass, on the device.
 
     Attributes:
@@ -68,10 +69,12 @@ class Seen(NamedTuple):
     shared: PyTree
 
 
-Reduction = Callable[[Seen], tuple[PyTree, PyTree]]  # leaves (interventions, batch, ...) and (batch, ...)
+Reduction = Callable[
+    [PassOutputs], tuple[PyTree, PyTree]
+]  # leaves (interventions, batch, ...) and (batch, ...)
 
 
-def losses(seen: Seen) -> tuple[tuple[Array, Array], Array]:
+def losses(seen: PassOutputs) -> tuple[tuple[Array, Array], Array]:
     """Loss and change under each intervention, and the clean loss: see `Measured`."""
     found = _mean_square(seen.eps - seen.noise), _mean_square(seen.eps - seen.clean)
     return found, _mean_square(seen.clean - seen.noise)
@@ -81,7 +84,7 @@ def memory_limit(device: Any) -> int:
     """Bytes that one pass may take on a device."""
     if device.platform == "cpu":
         return CPU_WORKING_SET
-    return int(memory.FREE_SHARE * memory.free_on(device))
+    return int(memory.FREE_SHARE * memory.free_bytes(device))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "joins", "mesh", "reduce"))
@@ -117,7 +120,7 @@ def _measure(
             def one_pass(stacked):
                 stacked = dataclasses.replace(stacked, **{k: fills[0][k] | own_fills[k] for k in FILLS})
                 clean, eps = shared_prefix.forward(config, joins, schedule, params, stacked, x_t, t)
-                return reduce(Seen(schedule, t, x0, noise, x_t, clean, eps, own, shared))
+                return reduce(PassOutputs(schedule, t, x0, noise, x_t, clean, eps, own, shared))
 
             return jax.lax.map(one_pass, stacked)
 
@@ -148,8 +151,8 @@ class Engine:
     Attributes:
       rows: interventions x images in one pass, 0: as many as memory holds; halved when it runs out.
       devices: that share the work; empty: all of this process.
-      together: interventions all join at the first stage, see `wavefront.plan`: for stacks that differ each
-        time in where they join.
+      together: interventions all join at the first stage, see `shared_prefix.plan_passes`: for stacks that
+        differ each time in where they join.
     """
 
     config: UNetConfig
@@ -173,7 +176,7 @@ class Engine:
 
     def measure(
         self, stacked: Intervention, x0: Images, indices: Int[np.ndarray, " images"], t: int, key: PRNGKey
-    ) -> Measured:
+    ) -> SweepLosses:
         """Losses of every image under every intervention, at one timestep, under common random numbers.
 
         Args:
@@ -183,7 +186,7 @@ class Engine:
           indices: of the images: image i has the noise of `image_noise(key, i)`.
         """
         (loss, change), clean = self.reduce(stacked, x0, indices, t, key)
-        return Measured(loss, change, clean)
+        return SweepLosses(loss, change, clean)
 
     def reduce(
         self,
@@ -225,11 +228,11 @@ class Engine:
           kept: bytes of fills.
         """
         rows, block = self._size(stacked, images)
-        joins = shared_prefix.plan(self.config, stacked, rows, self.together).joins
+        joins = shared_prefix.plan_passes(self.config, stacked, rows, self.together).joins
         one_pass = memory.pass_bytes(self.config, joins, block)
         least = memory.pass_bytes(self.config, (1, *[0] * (len(joins) - 1)))
         parameters, devices = memory.tree_bytes(self.params), len(self.devices)
-        free = memory.reachable()
+        free = memory.reachable_bytes()
         return memory.Forecast(parameters, one_pass, least, kept, devices, sum(joins) * block, free)
 
     def _size(self, stacked: Intervention, images: int) -> tuple[int, int]:
@@ -252,16 +255,16 @@ class Engine:
         limit = self._rows_held
         if self.devices[0].platform != "cpu" or limit >= CPU_ROWS[0]:
             return limit
-        joins = lambda n: shared_prefix.plan(self.config, stacked, n, self.together).joins
+        joins = lambda n: shared_prefix.plan_passes(self.config, stacked, n, self.together).joins
         if (shape := joins(CPU_ROWS[0])) not in self._limits:
             copies = (1 + len(self.devices)) * memory.tree_bytes(self.params)
-            room = memory.FREE_SHARE * (memory.available() - copies) / len(self.devices)
+            room = memory.FREE_SHARE * (memory.available_bytes() - copies) / len(self.devices)
             fit = (n for n in CPU_ROWS if memory.pass_bytes(self.config, joins(n)) <= room)
             self._limits[shape] = max(limit, next(fit, 1))
         return self._limits[shape]
 
     def _run(self, stacked, x0, indices, t, key, rows, block, reduce, own, shared) -> tuple[PyTree, PyTree]:
-        wave = shared_prefix.plan(self.config, stacked, rows, self.together)
+        wave = shared_prefix.plan_passes(self.config, stacked, rows, self.together)
         blocks = -(-len(x0) // block)
         mesh = self._mesh(blocks)
         order = _padded(wave.order, mesh.shape["passes"])

@@ -21,19 +21,21 @@ from mechdiff.interventions.gates import CAPTURED
 from mechdiff.models.unet import forward, init_unet, stages
 
 FREE_SHARE = 0.6  # of the memory that is free, which all devices together may take at once
-PROGRAM = 2**30  # bytes of Python, JAX, compiled programs and results
-INSIDE = 4  # feature maps that are alive at once inside a stage
-COPIES = 3  # of what enters and leaves a stage, held by XLA around the loop over its rows; fitted, as INSIDE
-SAVED = 8  # feature maps that a stage keeps for its gradient
-UNTOLD = 8 * 2**30  # bytes of an accelerator that does not say how many it has
+HOST_OVERHEAD = 2**30  # bytes of Python, JAX, compiled programs and results
+LIVE_MAPS = 4  # feature maps that are alive at once inside a stage
+LOOP_COPIES = (
+    3  # of what enters and leaves a stage, held by XLA around the loop over its rows; fitted, as INSIDE
+)
+GRAD_MAPS = 8  # feature maps that a stage keeps for its gradient
+DEFAULT_DEVICE_BYTES = 8 * 2**30  # bytes of an accelerator that does not say how many it has
 CPU_BLOCK = 2**20  # bytes of a stage's input or output at once on a CPU; 0.5 to 2 MiB measured alike
 GIB = 2**30
 
 
-def available() -> int:
+def available_bytes() -> int:
     """Bytes that new work may take: of main memory what the system says, within a container's limit."""
     if accelerated():
-        return sum(free_on(device) for device in jax.local_devices())
+        return sum(free_bytes(device) for device in jax.local_devices())
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -42,7 +44,7 @@ def available() -> int:
     return min(free, _container_limit())
 
 
-def reachable() -> int:
+def reachable_bytes() -> int:
     """Bytes that this process may have: those that it holds, and those that are free."""
     if accelerated():
         return sum(_limit_of(device) for device in jax.local_devices())
@@ -50,7 +52,7 @@ def reachable() -> int:
         held = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         held = 0
-    return held + available()
+    return held + available_bytes()
 
 
 def accelerated() -> bool:
@@ -58,13 +60,13 @@ def accelerated() -> bool:
     return jax.default_backend() != "cpu"
 
 
-def free_on(device: Any) -> int:
+def free_bytes(device: Any) -> int:
     """Bytes of an accelerator that new work may take."""
     return max(0, _limit_of(device) - (device.memory_stats() or {}).get("bytes_in_use", 0))
 
 
 def _limit_of(device: Any) -> int:
-    return (device.memory_stats() or {}).get("bytes_limit", UNTOLD)
+    return (device.memory_stats() or {}).get("bytes_limit", DEFAULT_DEVICE_BYTES)
 
 
 def _container_limit() -> int:
@@ -95,7 +97,7 @@ def pass_bytes(config: UNetConfig, joins: Sequence[int], batch: int = 1) -> int:
     On a CPU XLA's count for `ddpm-celebahq-256` was 1.03, 2.96 and 7.27 GiB for 2, 8 and 38 interventions.
 
     Args:
-      joins: interventions that join at each stage, of `wavefront.plan`.
+      joins: interventions that join at each stage, of `shared_prefix.plan_passes`.
       batch: images seen by each.
     """
     if accelerated():
@@ -109,7 +111,7 @@ def pass_bytes(config: UNetConfig, joins: Sequence[int], batch: int = 1) -> int:
         taken = skips.pop()[0] if stage.pop else 0
         single = max(flat, out) > CPU_BLOCK // 2  # rows are run one at a time: those that join are not copied
         entering = before * flat if single else (before + rows) * flat + rows * taken
-        most = max(most, held + COPIES * (entering + rows * out) + INSIDE * max(flat, out))
+        most = max(most, held + LOOP_COPIES * (entering + rows * out) + LIVE_MAPS * max(flat, out))
         if stage.push:
             skips.append((out, rows * out))
         flat = out
@@ -118,11 +120,11 @@ def pass_bytes(config: UNetConfig, joins: Sequence[int], batch: int = 1) -> int:
 
 def gradient_bytes(config: UNetConfig) -> int:
     """Bytes that one image keeps alive between a forward pass and its gradient."""
-    return sum(SAVED * stage.resolution**2 * stage.width * 4 for stage in stages(config))
+    return sum(GRAD_MAPS * stage.resolution**2 * stage.width * 4 for stage in stages(config))
 
 
 @functools.lru_cache
-def fill_bytes(config: UNetConfig) -> int:
+def replacement_bytes(config: UNetConfig) -> int:
     """Bytes of one fill of every site, which is also what is captured of one image."""
     params, identity = jax.eval_shape(functools.partial(init_unet, config=config), jax.random.key(0))
     x = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, config.in_channels), "float32")
@@ -136,10 +138,10 @@ def tree_bytes(tree: PyTree) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
-def at_once(wanted: int, each: int) -> int:
+def rows_at_once(wanted: int, each: int) -> int:
     """How many of `wanted` images that take `each` bytes may be under way, of all devices together: halved
     until they fit into a share of the free memory, at least one."""
-    room = FREE_SHARE * available()
+    room = FREE_SHARE * available_bytes()
     while wanted > 1 and wanted * each > room:
         wanted = -(-wanted // 2)
     return wanted
@@ -156,7 +158,7 @@ class Forecast:
       kept: bytes of what ablations put in place of components.
       devices: that share the work.
       rows: interventions x images in a pass, without the plain ones.
-      free: bytes that this process may have, see `reachable`.
+      free: bytes that this process may have, see `reachable_bytes`.
     """
 
     parameters: int
@@ -173,7 +175,7 @@ class Forecast:
         return self._with(self.one_pass)
 
     def _with(self, one_pass: int) -> int:
-        return PROGRAM + self.kept + self.parameters + self.devices * (self.parameters + one_pass)
+        return HOST_OVERHEAD + self.kept + self.parameters + self.devices * (self.parameters + one_pass)
 
     def line(self) -> str:
         """For a reader, before the run."""

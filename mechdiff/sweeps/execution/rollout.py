@@ -19,11 +19,12 @@ from mechdiff.core.config import UNetConfig
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree, StepFn
-from mechdiff.diffusion.samplers import initial_noise, keys_of_steps, one_step
-from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.diffusion.samplers import initial_noise, keys_of_steps, one_step, sample
+from mechdiff.diffusion.schedules import NoiseSchedule, ddim_timesteps
 from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import denoise
-from mechdiff.sweeps.denoising import Subject
+from mechdiff.sweeps.execution import memory
 
 Window = tuple[int, int]
 Levels = Sequence[int] | Int[np.ndarray, " steps"]
@@ -46,11 +47,11 @@ def network_calls(levels: Levels, windows: Sequence[Window], count: int) -> tupl
     """Network calls per sample for `count` interventions in each window: with the clean trajectory shared
     (its own calls included), and without sharing."""
     steps = len(levels)
-    after = sum(steps - opening(levels, window) for window in windows)
+    after = sum(steps - first_step_inside(levels, window) for window in windows)
     return steps + count * after, count * steps * len(windows)
 
 
-def opening(levels: Levels, window: Window) -> int:
+def first_step_inside(levels: Levels, window: Window) -> int:
     """The first step of a walk down `levels` that is inside a window."""
     down = np.sort(np.asarray(levels))[::-1]
     inside = np.flatnonzero((down >= window[0]) & (down < window[1]))
@@ -109,10 +110,10 @@ def _walk(
 
 
 @dataclasses.dataclass(frozen=True)
-class Walker:
+class Rollout:
     """One subject's sampler, with what all its walks share."""
 
-    subject: Subject
+    subject: Denoiser
     levels: np.ndarray  # descending
     key: PRNGKey
     step_fn: StepFn
@@ -137,7 +138,7 @@ class Walker:
         unet = self.subject.unet
         shape = (unet.image_size, unet.image_size, unet.in_channels)
         identity = _stacked_identity(self.subject.identity)
-        none = no_fills(self.subject.identity, len(self.levels))
+        none = zero_replacements(self.subject.identity, len(self.levels))
         x, at, states = initial_noise(self.key, indices, shape), 0, {}
         for stop in sorted({*starts, len(self.levels)}):
             x = self.walk(identity, none, at, stop, x, indices)[0]
@@ -156,6 +157,34 @@ def _stacked_identity(identity: Intervention) -> Intervention:
     )
 
 
-def no_fills(identity: Intervention, steps: int) -> PyTree:
+def zero_replacements(identity: Intervention, steps: int) -> PyTree:
     """Fills of kind `zero` for every step."""
     return {site: np.zeros((steps, *np.shape(fill)), np.float32) for site, fill in identity.fill.items()}
+
+
+SAMPLE_STEPS = 50  # DDIM
+SAMPLE_BLOCK = 16  # pictures drawn together
+
+
+def draw_samples(subject: Denoiser, key: jax.Array, count: int, steps: int = SAMPLE_STEPS) -> Images:
+    """`count` pictures of a subject by DDIM, drawn in blocks of one shape; picture i depends on (key, i)."""
+    size = subject.unet.image_size
+    block = memory.rows_at_once(min(SAMPLE_BLOCK, count), memory.row_bytes(subject.unet))
+    shape = (block, size, size, subject.unet.in_channels)
+    levels = ddim_timesteps(subject.schedule.steps, min(steps, subject.schedule.steps))
+
+    mesh = devices.over(shape[0])
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=(*[ALL] * 4, IMAGES), out_specs=IMAGES, check_vma=False
+    )
+    def block(params, identity, schedule, key, indices):
+        predict = functools.partial(denoise, subject.unet, schedule, params, identity)
+        own = (len(indices), *shape[1:])
+        return sample(predict, schedule, key, own, timesteps=levels, indices=indices)
+
+    network = devices.everywhere(mesh, (subject.params, subject.identity, subject.schedule))
+    starts = range(0, count, shape[0])
+    drawn = [np.asarray(block(*network, key, start + np.arange(shape[0]))) for start in starts]
+    return np.concatenate(drawn)[:count]

@@ -19,12 +19,13 @@ from mechdiff.core.config import UNetConfig
 from mechdiff.core.types import AnyArray, Images, PyTree
 from mechdiff.diffusion.process import to_eps
 from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.record import Intervention, has_rows, in_window
+from mechdiff.interventions.components import has_rows
+from mechdiff.interventions.record import Intervention, in_window
 from mechdiff.models.unet import Stage, Stream, enter, run_stage, stages
 from mechdiff.sweeps.execution.memory import CPU_BLOCK
 
 
-class Wave(NamedTuple):
+class PassPlan(NamedTuple):
     """How a stack of interventions is cut into passes of one shape.
 
     Attributes:
@@ -51,7 +52,7 @@ def joining_stages(config: UNetConfig, stacked: Intervention) -> Int[np.ndarray,
     return first
 
 
-def plan(config: UNetConfig, stacked: Intervention, rows: int, together: bool = False) -> Wave:
+def plan_passes(config: UNetConfig, stacked: Intervention, rows: int, together: bool = False) -> PassPlan:
     """Passes of at most `rows` interventions, alike in how many join at every stage.
 
     Interventions are sorted by the first stage that they change and dealt out to the passes in turn, as cards
@@ -68,7 +69,7 @@ def plan(config: UNetConfig, stacked: Intervention, rows: int, together: bool = 
     # Places left over repeat the last.
     order = np.argsort(first, kind="stable")[np.minimum(dealt, len(first) - 1)].T
     joins = np.bincount(first[order[0]], minlength=len(stages(config)))
-    return Wave(order, tuple(joins.tolist()))
+    return PassPlan(order, tuple(joins.tolist()))
 
 
 def forward(

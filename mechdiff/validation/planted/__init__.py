@@ -7,19 +7,19 @@ each method who matters. `closed_form` has denoisers without a network: the best
 
 from mechdiff.diffusion.closed_form import gaussian_denoiser, mixture_denoiser
 from mechdiff.validation.planted.methods import METHODS, score, scored
-from mechdiff.validation.planted.metrics import summarise, table
-from mechdiff.validation.planted.networks import PLANTS, SIZES, Plant, make
+from mechdiff.validation.planted.metrics import summarize, table
+from mechdiff.validation.planted.networks import FAMILIES, SIZES, PlantedNetwork, make
 
 __all__ = [
+    "FAMILIES",
     "METHODS",
-    "PLANTS",
     "SIZES",
-    "Plant",
+    "PlantedNetwork",
     "gaussian_denoiser",
     "make",
     "mixture_denoiser",
     "score",
     "scored",
-    "summarise",
+    "summarize",
     "table",
 ]

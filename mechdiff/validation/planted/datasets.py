@@ -10,7 +10,7 @@ import numpy as np
 
 from mechdiff.core.types import Images
 
-Scene = Callable[[np.random.Generator, int, int], Images]
+PlantedImages = Callable[[np.random.Generator, int, int], Images]
 
 
 def regions(rng: np.random.Generator, count: int, side: int) -> Images:

@@ -13,16 +13,17 @@ from jaxtyping import Array, Float, Int
 
 from mechdiff.core.types import Images
 from mechdiff.diffusion.process import image_noise, q_sample
-from mechdiff.interventions.record import Intervention, scale
+from mechdiff.interventions.build import set_gate
+from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import denoise
-from mechdiff.sweeps.denoising import Subject
 
 DOSES = (0.0, 0.5, 1.0)
 BOUNDS = (0.2, 5.0)  # of the change in one round
 
 
 def best_gain(
-    network: Callable[[float], Subject],
+    network: Callable[[float], Denoiser],
     component: str,
     images: Images,
     timesteps: Int[np.ndarray, " levels"],
@@ -38,7 +39,7 @@ def best_gain(
     gain = 1.0
     for _ in range(rounds):
         subject = network(gain)
-        doses = [scale(subject.identity, [component], dose) for dose in DOSES]
+        doses = [set_gate(subject.identity, [component], dose) for dose in DOSES]
         loss = np.stack([losses(subject, each, images, timesteps) for each in doses])
         curve = np.polyfit(DOSES, (loss / loss[-1]).mean(axis=1), 2)
         gain *= float(np.clip(-curve[1] / (2 * curve[0]), *BOUNDS))
@@ -46,7 +47,7 @@ def best_gain(
 
 
 def losses(
-    subject: Subject, intervention: Intervention, images: Images, timesteps: Int[np.ndarray, " levels"]
+    subject: Denoiser, intervention: Intervention, images: Images, timesteps: Int[np.ndarray, " levels"]
 ) -> Float[np.ndarray, " levels"]:
     """Mean denoising loss at each level under an intervention."""
     network = subject.unet, subject.schedule, subject.params, intervention

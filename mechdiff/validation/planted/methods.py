@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from mechdiff.circuits.attribution import gate_scores
-from mechdiff.circuits.discovery import discover, stand_ins
-from mechdiff.circuits.faithfulness import Trials
+from mechdiff.circuits.discovery import backup_components, discover
+from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.circuits.integrated_gradients import integrated_gradients
 from mechdiff.circuits.interactions import pair_effects, pair_scores
 from mechdiff.core import keys
@@ -21,16 +21,16 @@ from mechdiff.core.config import SweepConfig
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import Images
 from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.interventions.components import Component, site_type
 from mechdiff.interventions.gates import CAPTURED
-from mechdiff.interventions.record import Component, kind_of
 from mechdiff.models.unet import components, forward
 from mechdiff.storage import files
+from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.activations import activation_means, attention_stats
-from mechdiff.sweeps.denoising import teacher_forced
-from mechdiff.sweeps.optimal_ablation import optimal_fills
-from mechdiff.sweeps.replacements import resample_fills
+from mechdiff.sweeps.optimal_ablation import optimal_replacements
+from mechdiff.sweeps.replacements import resample_replacements
 from mechdiff.validation.planted.metrics import compare
-from mechdiff.validation.planted.networks import Plant, make
+from mechdiff.validation.planted.networks import PlantedNetwork, make
 
 Scores = dict[str, Float[np.ndarray, "component t"]]
 METHODS = (
@@ -46,7 +46,7 @@ OPTIMAL_SIZES, OPTIMAL_STEPS = ("small",), 8  # gradients of all components; mea
 STAND_INS = 4  # members of a circuit that are asked for them
 
 
-def score(plant: Plant, folder: Path) -> list[dict]:
+def score(plant: PlantedNetwork, folder: Path) -> list[dict]:
     """One record a method: plant, size, instance, method and `MEASURES`, NaN where one does not apply.
 
     Entropy ranks heads only; pairs are asked of plants that hold one, optimal ablation of `OPTIMAL_SIZES`.
@@ -81,20 +81,22 @@ def scored(name: str, instance: int, size: str, folder: Path) -> list[dict]:
     return [{key: float("nan") if value is None else value for key, value in one.items()} for one in records]
 
 
-def _exact(plant: Plant, folder: Path, key, chosen: Sequence[Component]) -> tuple[Scores, np.ndarray]:
+def _exact(
+    plant: PlantedNetwork, folder: Path, key, chosen: Sequence[Component]
+) -> tuple[Scores, np.ndarray]:
     """Deg%_t under every kind of ablation, and the clean loss of each level."""
     subject = plant.subject
     reference = plant.others, plant.timesteps
     fills = {
         "mean": activation_means(*subject.network, *reference, keys.stream(key, "mean fills")),
-        "resample": resample_fills(*subject.network, plant.images, plant.timesteps, key),
+        "resample": resample_replacements(*subject.network, plant.images, plant.timesteps, key),
     }
     if plant.size in OPTIMAL_SIZES:
         noise = keys.stream(key, "mean fills")
         options = {"chosen": chosen, "steps": OPTIMAL_STEPS}
-        fills["optimal"] = optimal_fills(*subject.network, *reference, noise, **options)
+        fills["optimal"] = optimal_replacements(*subject.network, *reference, noise, **options)
     config = SweepConfig(kinds=("zero", *fills), image_block=len(plant.images))
-    found = teacher_forced(
+    found = ablation_sweep(
         subject,
         plant.images,
         plant.timesteps,
@@ -109,7 +111,7 @@ def _exact(plant: Plant, folder: Path, key, chosen: Sequence[Component]) -> tupl
     return {f"exact {kind}": rise[i] for i, kind in enumerate(config.kinds)}, clean
 
 
-def _predicted(plant: Plant, key, chosen: Sequence[Component], clean: np.ndarray) -> Scores:
+def _predicted(plant: PlantedNetwork, key, chosen: Sequence[Component], clean: np.ndarray) -> Scores:
     """Deg%_t by gradients in the gates, at both points."""
     found = {}
     for at in ("identity", "ablated"):
@@ -124,20 +126,20 @@ def _predicted(plant: Plant, key, chosen: Sequence[Component], clean: np.ndarray
     return found | {"integrated gradients": 100 * path["score"].values.astype(np.float64) / clean}
 
 
-def discovered(plant: Plant, key, chosen: Sequence[Component], folder: Path | None = None) -> Scores:
+def discovered(plant: PlantedNetwork, key, chosen: Sequence[Component], folder: Path | None = None) -> Scores:
     """Deg%_t of leaving each member out of the circuit, 0 for the others.
 
     Of the circuit that is close on average over noise levels; of that which is close at every one; and of the
     latter, where outsiders that could take the place of a member count as it does.
     """
     asked = plant.subject, plant.images, plant.timesteps, key
-    trials = Trials(*asked, chosen=tuple(chosen), folder=folder, block=len(plant.images))
+    trials = CircuitEvaluator(*asked, chosen=tuple(chosen), folder=folder, block=len(plant.images))
     average = discover(trials)
     trials = dataclasses.replace(trials, every_level=True)
     found = discover(trials)
     place = {name: i for i, name in enumerate(found.components)}
     shared = np.array(found.marginal)
-    for member, outsiders in stand_ins(trials, found, STAND_INS).items():
+    for member, outsiders in backup_components(trials, found, STAND_INS).items():
         for outsider in outsiders:
             row = found.marginal[place[member]]
             if np.abs(row.mean()) > np.abs(shared[place[outsider]].mean()):
@@ -146,7 +148,7 @@ def discovered(plant: Plant, key, chosen: Sequence[Component], folder: Path | No
     return dict(zip(names, (average.marginal, found.marginal, shared)))
 
 
-def _observed(plant: Plant, key, chosen: Sequence[Component]) -> Scores:
+def _observed(plant: PlantedNetwork, key, chosen: Sequence[Component]) -> Scores:
     """What can be seen without an intervention: sharpness of heads, variance of activations over images."""
     subject = plant.subject
     heads = attention_stats(*subject.network, plant.images, plant.timesteps, key, block=len(plant.images))
@@ -166,12 +168,14 @@ def _variances(unet, params, identity, schedule, x0, t, key, indices):
     at = jnp.full(len(x0), t)
     x_t = q_sample(schedule, x0, at, image_noise(key, indices, x0.shape[1:]))
     sites = forward(unet, params, identity, x_t, at, capture=(CAPTURED,))[1][CAPTURED]
-    units_last = lambda site, a: jnp.moveaxis(a, -2, -1) if kind_of(site) == "head" else a
+    units_last = lambda site, a: jnp.moveaxis(a, -2, -1) if site_type(site) == "head" else a
     spread = {site: units_last(site, a.var(axis=0)) for site, a in sites.items()}
     return {site: a.reshape(-1, a.shape[-1]).mean(0) for site, a in spread.items()}
 
 
-def _pairs_exact(plant: Plant, key, some: Sequence[Component], clean: np.ndarray) -> dict[str, float]:
+def _pairs_exact(
+    plant: PlantedNetwork, key, some: Sequence[Component], clean: np.ndarray
+) -> dict[str, float]:
     """Measures of the synergy of all pairs of `some` components."""
     pairs = list(itertools.combinations(some, 2))
     found = pair_effects(plant.subject, _half(plant), plant.timesteps, key, pairs)
@@ -179,7 +183,9 @@ def _pairs_exact(plant: Plant, key, some: Sequence[Component], clean: np.ndarray
     return compare(100 * synergy / clean, _planted_pair(plant, some))
 
 
-def _pairs_by_curvature(plant: Plant, key, some: Sequence[Component], clean: np.ndarray) -> dict[str, float]:
+def _pairs_by_curvature(
+    plant: PlantedNetwork, key, some: Sequence[Component], clean: np.ndarray
+) -> dict[str, float]:
     """The same with the synergy that the curvature at identity predicts."""
     asked = plant.subject, _half(plant), plant.timesteps, key
     matrix = pair_scores(*asked, some).curvature.values
@@ -187,12 +193,12 @@ def _pairs_by_curvature(plant: Plant, key, some: Sequence[Component], clean: np.
     return compare(100 * matrix[:, left, right].T / clean, _planted_pair(plant, some))
 
 
-def _half(plant: Plant) -> Images:
+def _half(plant: PlantedNetwork) -> Images:
     """Half of the images, for pairs, of which there are many: one that matters does so in every image."""
     return plant.images[: len(plant.images) // 2]
 
 
-def _planted_pair(plant: Plant, some: Sequence[Component]) -> np.ndarray:
+def _planted_pair(plant: PlantedNetwork, some: Sequence[Component]) -> np.ndarray:
     """Planted sign of the synergy of each pair, 0 for all but one."""
     first, second, sign = plant.pair
     pairs = itertools.combinations([component.name for component in some], 2)

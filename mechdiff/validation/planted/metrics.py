@@ -62,7 +62,7 @@ def compare(
     return result
 
 
-def summarise(records: Iterable[dict], repeats: int = 2000) -> list[dict]:
+def summarize(records: Iterable[dict], repeats: int = 2000) -> list[dict]:
     """Means by plant and method, with 95 % bootstrap intervals over instances and sizes.
 
     Returns:
@@ -89,7 +89,7 @@ def _mean(values: list[float], repeats: int) -> list[float]:
 
 
 def table(rows: Sequence[dict]) -> str:
-    """Rows of `summarise` as text; a measure that does not apply is a dash."""
+    """Rows of `summarize` as text; a measure that does not apply is a dash."""
     lines = [f"{'plant':12}{'method':26}{'n':>3}" + "".join(f"{measure:>21}" for measure in MEASURES)]
     for row in rows:
         cells = "".join(f"{_cell(*row[measure]):>21}" for measure in MEASURES)

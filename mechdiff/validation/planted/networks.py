@@ -12,8 +12,8 @@ from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.types import Images, PyTree
 from mechdiff.diffusion.schedules import cosine_schedule
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import stages
-from mechdiff.sweeps.denoising import Subject
 from mechdiff.validation.planted import datasets, weights
 from mechdiff.validation.planted.gain import best_gain
 
@@ -24,7 +24,7 @@ IMAGES = {"small": 16, "large": 8}  # scored; the fewer are twice as many pixels
 
 
 @dataclasses.dataclass(frozen=True)
-class Plant:
+class PlantedNetwork:
     """A denoiser that is understood.
 
     Attributes:
@@ -40,7 +40,7 @@ class Plant:
     name: str
     size: str
     instance: int
-    subject: Subject
+    subject: Denoiser
     images: Images
     others: Images
     timesteps: Int[np.ndarray, " levels"]
@@ -53,7 +53,7 @@ class Plant:
 class _Wired:
     """What a recipe returns: `redo(gain)` writes the same network with another gain of its component."""
 
-    scene: datasets.Scene
+    scene: datasets.PlantedImages
     redo: Callable[[float], PyTree]
     signs: dict[str, int]
     fit: bool = True  # the gain that denoises best, as training would find it
@@ -78,21 +78,21 @@ def unet_of(size: str) -> UNetConfig:
     )
 
 
-def make(name: str, instance: int = 0, size: str = "small", images: int | None = None) -> Plant:
+def make(name: str, instance: int = 0, size: str = "small", images: int | None = None) -> PlantedNetwork:
     """Random instance number `instance` of the plant called `name`, with `IMAGES` of its size to score on."""
-    if name not in PLANTS:
-        raise ConfigError(unknown("plant", name, PLANTS))
+    if name not in FAMILIES:
+        raise ConfigError(unknown("plant", name, FAMILIES))
     unet, schedule, images = unet_of(size), cosine_schedule(STEPS), images or IMAGES[size]
-    seeds = np.random.SeedSequence([instance, list(PLANTS).index(name), list(SIZES).index(size)])
+    seeds = np.random.SeedSequence([instance, list(FAMILIES).index(name), list(SIZES).index(size)])
     wires, pictures = (np.random.default_rng(seed) for seed in seeds.spawn(2))
     timesteps = STEPS - 1 - np.searchsorted(np.asarray(schedule.log_snr)[::-1], LOG_SNR)
-    wired = PLANTS[name](unet, schedule, timesteps, wires)
+    wired = FAMILIES[name](unet, schedule, timesteps, wires)
     scored, others = np.split(wired.scene(pictures, 2 * images, unet.image_size), 2)
-    subject = functools.partial(Subject, f"{name}-{size}-{instance}", unet, schedule)
+    subject = functools.partial(Denoiser, f"{name}-{size}-{instance}", unet, schedule)
     identity = weights.template(unet)[1]
     network = lambda gain: subject(wired.redo(gain), identity)
     gain = best_gain(network, next(iter(wired.signs)), others, timesteps) if wired.fit else 1.0
-    return Plant(
+    return PlantedNetwork(
         name=name,
         size=size,
         instance=instance,
@@ -112,7 +112,7 @@ def _heads(unet: UNetConfig) -> list[tuple[str, int]]:
 
 
 def _one_head(unet, rng, scene, channels, direct, match=0.0) -> _Wired:
-    (stage, index), base = _pick(rng, _heads(unet)), weights.decoys(unet, rng)
+    (stage, index), base = _pick(rng, _heads(unet)), weights.distractors(unet, rng)
 
     def redo(gain):
         params = _copy(base)
@@ -138,7 +138,7 @@ def _redundant(unet, schedule, timesteps, rng) -> _Wired:
     as a norm without a carrier would make much of it where one head is gone."""
     heads = _heads(unet)
     pair = [heads[i] for i in rng.choice(len(heads), 2, replace=False)]
-    base = weights.decoys(unet, rng, leak=0.0)
+    base = weights.distractors(unet, rng, leak=0.0)
 
     def redo(gain):
         params = _copy(base)
@@ -153,7 +153,7 @@ def _redundant(unet, schedule, timesteps, rng) -> _Wired:
 
 def _window(unet, schedule, timesteps, rng) -> _Wired:
     """One branch carries the content, and its time injection opens it at two neighbouring levels only."""
-    stage, base = _pick(rng, BRANCHES), weights.decoys(unet, rng)
+    stage, base = _pick(rng, BRANCHES), weights.distractors(unet, rng)
     start = int(rng.integers(0, len(timesteps) - 1))
     edges = np.concatenate([[0], (timesteps[1:] + timesteps[:-1]) // 2, [STEPS]])
     window = (int(edges[start]), int(edges[start + 2]))
@@ -170,7 +170,7 @@ def _window(unet, schedule, timesteps, rng) -> _Wired:
 
 def _cancelling(unet, schedule, timesteps, rng) -> _Wired:
     """Two large branches cancel: without one the other ruins all, without both nothing is lost."""
-    pair, base = rng.choice(BRANCHES[1:], 2, replace=False).tolist(), weights.decoys(unet, rng)
+    pair, base = rng.choice(BRANCHES[1:], 2, replace=False).tolist(), weights.distractors(unet, rng)
     shift = tuple(int(i) for i in rng.choice([-1, 1], 2))
 
     def redo(gain):
@@ -186,7 +186,7 @@ def _cancelling(unet, schedule, timesteps, rng) -> _Wired:
 
 def _detail(unet, schedule, timesteps, rng) -> _Wired:
     """One skip carries what halving the resolution loses."""
-    stage, base = _pick(rng, ("up0.block0", "up0.block1")), weights.decoys(unet, rng)
+    stage, base = _pick(rng, ("up0.block0", "up0.block1")), weights.distractors(unet, rng)
 
     def redo(gain):
         params = _copy(base)
@@ -199,7 +199,7 @@ def _detail(unet, schedule, timesteps, rng) -> _Wired:
 
 def _harmful(unet, schedule, timesteps, rng) -> _Wired:
     """One branch adds the content of a neighbour, which says nothing of one's own."""
-    stage, base = _pick(rng, BRANCHES[1:]), weights.decoys(unet, rng)
+    stage, base = _pick(rng, BRANCHES[1:]), weights.distractors(unet, rng)
     shift = tuple(int(i) for i in rng.choice([-1, 1], 2))
 
     def redo(gain):
@@ -212,7 +212,7 @@ def _harmful(unet, schedule, timesteps, rng) -> _Wired:
 
 
 BRANCHES = ("down0.block0", "down1.block0", "mid.block0", "mid.block1")  # with norms that hidden has alone
-PLANTS: dict[str, Callable[..., _Wired]] = {
+FAMILIES: dict[str, Callable[..., _Wired]] = {
     "long_range": _long_range,
     "uniform": _uniform,
     "redundant": _redundant,

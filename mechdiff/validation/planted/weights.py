@@ -39,7 +39,7 @@ def template(config: UNetConfig) -> tuple[PyTree, Intervention]:
     return jax.tree.map(full(0), shapes), Intervention(gate, fill, temperature, ALWAYS)
 
 
-def decoys(config: UNetConfig, rng: np.random.Generator, leak: float = LEAK) -> PyTree:
+def distractors(config: UNetConfig, rng: np.random.Generator, leak: float = LEAK) -> PyTree:
     """A network in which no component matters: all are busy, none says anything that is read.
 
     Heads attend sharply, and the rows of their output projection are zero. Branches, skips and time
@@ -59,7 +59,7 @@ def decoys(config: UNetConfig, rng: np.random.Generator, leak: float = LEAK) -> 
                 at[name]["kernel"] /= np.sqrt(stage.width)
             at["v"]["kernel"][:] = normal(at["v"]["kernel"], 2 / np.sqrt(stage.width))
         elif stage.op == "block":
-            _decoy_block(at, normal, leak)
+            _distractor_block(at, normal, leak)
         for name in ("norm", "norm1", "norm2"):
             if at and name in at:
                 at[name]["scale"][:] = 1
@@ -68,7 +68,7 @@ def decoys(config: UNetConfig, rng: np.random.Generator, leak: float = LEAK) -> 
     return params
 
 
-def _decoy_block(at: PyTree, normal, leak: float) -> None:
+def _distractor_block(at: PyTree, normal, leak: float) -> None:
     fan_in = 9 * at["conv1"]["kernel"].shape[2]
     at["conv1"]["kernel"][:] = normal(at["conv1"]["kernel"], fan_in**-0.5)
     into = at["conv2"]["kernel"]

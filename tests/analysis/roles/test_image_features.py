@@ -52,9 +52,16 @@ def test_octaves_share_out_the_energy_of_a_picture_but_its_coarsest_part():
     energy = sum(float(found[0]) ** 2 for found in image_features.octaves(x))
     coarse = x.reshape(4, 4, 4, 4, 3).mean((1, 3))
     assert energy == pytest.approx((x**2).mean() - (coarse**2).mean(), rel=1e-4)
-    assert image_features.image_targets(16) == ("edges", "detail0", "detail1", "texture", "color", "layout")
+    assert image_features.image_feature_names(16) == (
+        "edges",
+        "detail0",
+        "detail1",
+        "texture",
+        "color",
+        "layout",
+    )
     with pytest.raises(ConfigError, match="10 pixels"):
-        image_features.image_targets(10)
+        image_features.image_feature_names(10)
 
 
 def test_parts_are_mean_colours_and_an_absent_part_is_nothing():

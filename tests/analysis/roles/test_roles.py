@@ -11,9 +11,10 @@ from mechdiff.analysis.roles import image_features, matching
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.process import image_noise, predict_x0, q_sample
 from mechdiff.diffusion.schedules import cosine_schedule
-from mechdiff.interventions.record import ablate, component_at, leave_one_out
+from mechdiff.interventions.build import ablate, leave_one_out
+from mechdiff.interventions.components import component_at
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, denoise
-from mechdiff.sweeps.denoising import Subject
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.validation.planted import networks, weights
 
@@ -40,7 +41,7 @@ MASKS = np.float32(np.stack([np.repeat([1, 0], 4), np.repeat([0, 1], 4)]))[None,
 
 def planted():
     """One skip adds what is fine, one head adds the mean of the second channel; all else are decoys."""
-    params = weights.decoys(UNET, np.random.default_rng(1))
+    params = weights.distractors(UNET, np.random.default_rng(1))
     weights.frame(params, {0: 0.5, 1: 0.5, 2: 0.8}, high_pass=True)
     weights.skip(params, "up0.block0", 0.6)
     weights.head(params, "mid.attn0", 2, UNET.heads[-1], 0.6, channels=(1,))
@@ -58,7 +59,7 @@ def measured():
     stacked = type(alone)(**{**vars(alone), "gate": gate})
     found = []
     for params in (planted(),):
-        subject = Subject("planted", UNET, SCHEDULE, params, identity)
+        subject = Denoiser("planted", UNET, SCHEDULE, params, identity)
         given = {"masks": MASKS, "parts": PARTS, "engine": Engine(UNET, SCHEDULE, params)}
         found.append(roles.role_effects(subject, stacked, [*names, *sets], IMAGES, LEVELS, KEY, **given))
     fresh = []

@@ -18,10 +18,11 @@ from mechdiff.core.presets import preset
 from mechdiff.diffusion.process import image_noise, predict_x0
 from mechdiff.diffusion.schedules import linear_schedule
 from mechdiff.models import pretrained
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.pretrained import diffusers, tensors
 from mechdiff.storage import checkpoint
 from mechdiff.storage.mismatch import named_leaves
-from mechdiff.sweeps import denoising
+from mechdiff.sweeps import ablation
 
 WEIGHTS = diffusers.WEIGHTS
 TINY = preset("tiny").unet
@@ -301,9 +302,9 @@ def test_a_sweep_of_an_imported_model_is_the_ablation_by_hooks_in_torch(tmp_path
     found = pretrained.read(pretrained.write_diffusers(tmp_path, config, DiffusionConfig(), params))
     noise = image_noise(key, np.arange(2), frozen["x"].shape[1:])
     images = np.asarray(predict_x0(schedule, frozen["x"], frozen["t"], noise))
-    subject = denoising.Subject("imported", found.unet, found.schedule, found.params, reference(GATED)[2])
+    subject = Denoiser("imported", found.unet, found.schedule, found.params, reference(GATED)[2])
     run = SweepConfig(kinds=("zero",), images=2, image_block=2)
-    result = denoising.teacher_forced(subject, images, frozen["t"], key, tmp_path / "sweep", config=run)
+    result = ablation.ablation_sweep(subject, images, frozen["t"], key, tmp_path / "sweep", config=run)
     assert result.sizes["component"] == sum(name.startswith("ablated/") for name in frozen)
     mean_square = lambda a: np.mean(np.square(a), axis=(1, 2, 3), dtype=np.float64)
     for name in result["component"].values:

@@ -9,18 +9,17 @@ from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.presets import preset
 from mechdiff.diffusion.schedules import linear_schedule
-from mechdiff.interventions.record import leave_one_out
+from mechdiff.interventions.build import leave_one_out
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, stages
-from mechdiff.study import examine
-from mechdiff.sweeps import denoising
 from mechdiff.sweeps.activations import activation_means
-from mechdiff.sweeps.execution import engine, memory, shared_prefix
+from mechdiff.sweeps.execution import engine, forecast, memory, shared_prefix
 
 UNET = preset("tiny").unet
 IDENTITY, PARAMS = identity_of(UNET), random_params(UNET)
 EVERYTHING = leave_one_out(IDENTITY, components(UNET))[1]
 KEY = jax.random.key(0)
-SUBJECT = denoising.Subject("small", UNET, linear_schedule(), PARAMS, IDENTITY)
+SUBJECT = Denoiser("small", UNET, linear_schedule(), PARAMS, IDENTITY)
 
 
 def runner(rows=0, together=False):
@@ -50,11 +49,11 @@ def test_a_network_too_large_for_the_working_set_takes_more_rows_if_memory_is_fr
 @pytest.mark.parametrize("fits", [2, 8])
 def test_fewer_rows_are_taken_where_memory_is_short_and_never_none(monkeypatch, fits):
     monkeypatch.setattr(engine, "CPU_WORKING_SET", 1)
-    need = memory.pass_bytes(UNET, shared_prefix.plan(UNET, EVERYTHING, fits).joins)
+    need = memory.pass_bytes(UNET, shared_prefix.plan_passes(UNET, EVERYTHING, fits).joins)
     copies = 2 * memory.tree_bytes(PARAMS)
-    monkeypatch.setattr(memory, "available", lambda: copies + int(1.01 * need / memory.FREE_SHARE))
+    monkeypatch.setattr(memory, "available_bytes", lambda: copies + int(1.01 * need / memory.FREE_SHARE))
     assert runner()._size(EVERYTHING, 4) == (fits, 1)
-    monkeypatch.setattr(memory, "available", lambda: 0)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 0)
     assert runner()._size(EVERYTHING, 4) == (1, 1)
 
 
@@ -62,30 +61,30 @@ def test_the_size_of_a_pass_does_not_move_when_memory_does(monkeypatch):
     monkeypatch.setattr(engine, "CPU_WORKING_SET", 1)
     one = runner()
     before = one._size(EVERYTHING, 4)
-    monkeypatch.setattr(memory, "available", lambda: 0)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 0)
     assert one._size(EVERYTHING, 4) == before
 
 
 def test_images_under_way_are_halved_until_they_fit(monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda: 1000)
-    assert [memory.at_once(16, each) for each in (1, 37, 38, 150, 10**9)] == [16, 16, 8, 4, 1]
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
+    assert [memory.rows_at_once(16, each) for each in (1, 37, 38, 150, 10**9)] == [16, 16, 8, 4, 1]
 
 
 def test_the_user_is_told_before_the_run(capsys):
     config = SweepConfig(images=4, timesteps=2)
-    examine.announce(SUBJECT, config)
+    forecast.print_memory_forecast(SUBJECT, config)
     line = capsys.readouterr().out
     assert line.startswith("predicted memory: 1.0 GiB of ") and line.count("\n") == 1
-    forecast = runner().forecast(EVERYTHING, 4, kept=7)
-    parts = memory.PROGRAM, 7, 2 * memory.tree_bytes(PARAMS), forecast.one_pass
-    assert forecast.total == sum(parts) and forecast.rows >= len(components(UNET))
+    predicted = runner().forecast(EVERYTHING, 4, kept=7)
+    parts = memory.HOST_OVERHEAD, 7, 2 * memory.tree_bytes(PARAMS), predicted.one_pass
+    assert predicted.total == sum(parts) and predicted.rows >= len(components(UNET))
 
 
 def test_what_cannot_fit_is_refused_with_the_way_out(monkeypatch, capsys):
-    monkeypatch.setattr(memory, "reachable", lambda: memory.PROGRAM)
+    monkeypatch.setattr(memory, "reachable_bytes", lambda: memory.HOST_OVERHEAD)
     expected = r"even one row in a pass takes .*JAX_NUM_CPU_DEVICES=1.*sweep\.kinds=zero"
     with pytest.raises(ConfigError, match=expected) as error:
-        examine.announce(SUBJECT, SweepConfig(images=4, timesteps=2))
+        forecast.print_memory_forecast(SUBJECT, SweepConfig(images=4, timesteps=2))
     assert "\n" not in str(error.value)
     assert capsys.readouterr().out.startswith("predicted memory")
 
@@ -94,13 +93,13 @@ def test_fills_count_where_kinds_have_them(capsys, monkeypatch):
     images = np.zeros((1, UNET.image_size, UNET.image_size, UNET.in_channels), np.float32)
     found = activation_means(UNET, PARAMS, IDENTITY, linear_schedule(), images, [5], KEY)
     fill = sum(value.nbytes for value in found.values())
-    assert memory.fill_bytes(UNET) == fill
+    assert memory.replacement_bytes(UNET) == fill
     monkeypatch.setattr(memory, "GIB", 4 * fill)
     told = []
     for kinds in (("zero",), ("zero", "mean")):
-        examine.announce(SUBJECT, SweepConfig(kinds=kinds, images=4, timesteps=2))
+        forecast.print_memory_forecast(SUBJECT, SweepConfig(kinds=kinds, images=4, timesteps=2))
         told.append(float(capsys.readouterr().out.rsplit("fills ")[-1].split()[0]))
-    assert told == [0, (2 + len(jax.devices()) + examine.MOMENTS) / 4]
+    assert told == [0, (2 + len(jax.devices()) + forecast.MOMENTS) / 4]
 
 
 class Accelerator:
@@ -119,8 +118,8 @@ def test_on_accelerators_their_own_memory_counts(monkeypatch):
     found = [Accelerator(5 * 2**20, 2**20), Accelerator(2**20, 2 * 2**20)]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_devices", lambda: found)
-    assert memory.available() == 4 * 2**20 and memory.reachable() == 6 * 2**20
-    assert memory.free_on(Accelerator(None)) == memory.UNTOLD
+    assert memory.available_bytes() == 4 * 2**20 and memory.reachable_bytes() == 6 * 2**20
+    assert memory.free_bytes(Accelerator(None)) == memory.DEFAULT_DEVICE_BYTES
     row = memory.row_bytes(UNET)
     assert memory.pass_bytes(UNET, (2, 3), batch=4) == 6 * 4 * row
     assert engine.memory_limit(Accelerator(10 * row)) == int(10 * row * memory.FREE_SHARE)
@@ -135,4 +134,4 @@ def test_whole_patterns_count_where_attention_does_not_work_in_blocks(monkeypatc
 
 
 def test_there_is_memory_on_this_machine():
-    assert 2**20 < memory.available() <= memory.reachable() < 2**62
+    assert 2**20 < memory.available_bytes() <= memory.reachable_bytes() < 2**62

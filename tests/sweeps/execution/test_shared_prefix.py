@@ -12,16 +12,8 @@ from hypothesis import strategies as st
 from mechdiff.core.presets import preset
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import make_schedule
-from mechdiff.interventions.record import (
-    ALWAYS,
-    STACKED,
-    Intervention,
-    ablate,
-    leave_one_out,
-    random_subsets,
-    temperature,
-    windowed,
-)
+from mechdiff.interventions.build import ablate, leave_one_out, random_subsets, set_temperature, windowed
+from mechdiff.interventions.record import ALWAYS, STACKED, Intervention
 from mechdiff.models.unet import components, denoise, init_unet, stages
 from mechdiff.sweeps.execution import engine, shared_prefix
 
@@ -110,7 +102,7 @@ def test_a_block_of_rows_fits_or_is_one_row(rows, side):
 
 def test_the_clean_rows_are_the_plain_network(network, everything, images):
     config, schedule, params, identity = network
-    wave = shared_prefix.plan(config, everything, 1000)
+    wave = shared_prefix.plan_passes(config, everything, 1000)
     stacked = dataclasses.replace(
         everything, gate={site: leaf[wave.order[0]] for site, leaf in everything.gate.items()}
     )
@@ -123,7 +115,7 @@ def test_the_clean_rows_are_the_plain_network(network, everything, images):
 
 def test_a_window_and_a_temperature_act_as_they_do_alone(network, images, plain):
     config, schedule, params, identity = network
-    wide = temperature(identity, r"down1\.attn0\.head0", 3.0)
+    wide = set_temperature(identity, r"down1\.attn0\.head0", 3.0)
     stacked = leave_one_out(wide, r".*\.res")[1]
     inside, outside = windowed(stacked, T, T + 1), windowed(stacked, T + 1, T + 9)
     runner = engine.Engine(config, schedule, params)
@@ -196,7 +188,7 @@ def test_a_plan_holds_every_intervention_and_lets_none_join_late(seed, count, si
         gate[component.site][members[:, column], slice(*component.index)] = 0
     stacked = Intervention(gate, fill={}, temperature={}, window=ALWAYS)
 
-    wave = shared_prefix.plan(config, stacked, rows)
+    wave = shared_prefix.plan_passes(config, stacked, rows)
     assert set(wave.order.ravel()) == set(range(count))
     assert wave.order.shape[1] == sum(wave.joins) <= rows
     place = {stage.name: i for i, stage in enumerate(stages(config))}
@@ -216,7 +208,7 @@ def test_a_plan_holds_every_intervention_and_lets_none_join_late(seed, count, si
 def test_the_wave_costs_about_half_of_whole_passes(network, everything, images):
     """By XLA's own count of operations, which nothing else here looks at."""
     config, schedule, params, _ = network
-    wave = shared_prefix.plan(config, everything, 1000)
+    wave = shared_prefix.plan_passes(config, everything, 1000)
     x_t, t = images[:1], jnp.int32(T)
     run = jax.jit(shared_prefix.forward, static_argnums=(0, 1))
     whole = (wave.order.size, *([0] * (len(wave.joins) - 1)))

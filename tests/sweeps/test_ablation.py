@@ -11,10 +11,11 @@ from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import make_schedule, timesteps_by_log_snr
-from mechdiff.interventions.record import ablate
+from mechdiff.interventions.build import ablate
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import apply_unet, init_unet
 from mechdiff.storage import labelled, work_sharing
-from mechdiff.sweeps import activations, denoising
+from mechdiff.sweeps import ablation, activations
 
 KEY = jax.random.key(5)
 CONFIG = SweepConfig(image_block=4, chunk=8)
@@ -28,7 +29,7 @@ def subject(tiny):
     params = jax.tree.map(
         lambda p: (np.asarray(p) + 0.1 * rng.normal(size=p.shape)).astype(np.float32), params
     )
-    return denoising.Subject("random", tiny.unet, make_schedule(tiny.diffusion), params, identity)
+    return Denoiser("random", tiny.unet, make_schedule(tiny.diffusion), params, identity)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def means(subject, images, levels):
 @pytest.fixture(scope="module")
 def swept(subject, images, levels, means, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
-    return denoising.teacher_forced(subject, images, levels, KEY, folder, config=CONFIG, fills=means), folder
+    return ablation.ablation_sweep(subject, images, levels, KEY, folder, config=CONFIG, fills=means), folder
 
 
 def test_equals_a_plain_loop_over_ablations(subject, images, levels, means, swept):
@@ -65,7 +66,7 @@ def test_equals_a_plain_loop_over_ablations(subject, images, levels, means, swep
         cell = swept[0].isel(t=level)
         np.testing.assert_allclose(cell.clean_loss, ((clean - noise) ** 2).mean((1, 2, 3)), rtol=1e-5)
         for kind in ("zero", "mean"):
-            fills = activations.fills_at(means["mean"], level)
+            fills = activations.replacements_at(means["mean"], level)
             for name in ("down0.block0.res", "down1.attn0.head1", "up0.block1.skip", "mid.block1.time"):
                 eps = plain(
                     subject.unet, subject.params, ablate(subject.identity, [name], kind, fills), x_t, t
@@ -81,8 +82,8 @@ def test_levels_with_pictures_of_their_own_equal_a_sweep_of_each(subject, images
     """Nested pictures: level by level the sweep of those alone, under noise of other numbers."""
     nested = np.stack([images[:2], images[2:4], images[4:]])
     config = dataclasses.replace(CONFIG, kinds=("zero",))
-    found = denoising.teacher_forced(subject, nested, levels, KEY, tmp_path, config=config)
-    whole = denoising.teacher_forced(subject, images, levels, KEY, tmp_path, config=config)
+    found = ablation.ablation_sweep(subject, nested, levels, KEY, tmp_path, config=config)
+    whole = ablation.ablation_sweep(subject, images, levels, KEY, tmp_path, config=config)
     assert dict(found.sizes) == {**whole.sizes, "image": 2}
     assert found.attrs["pictures"] == whole.attrs["pictures"] == 6
     for level in range(3):
@@ -102,7 +103,7 @@ def test_every_component_of_a_random_network_bites(swept):
 
 
 def test_numbers_do_not_move_with_chunk_or_block(subject, images, levels, means, swept, tmp_path):
-    other = denoising.teacher_forced(
+    other = ablation.ablation_sweep(
         subject, images, levels, KEY, tmp_path, config=SweepConfig(image_block=6, chunk=5), fills=means
     )
     for name in ("loss", "change", "clean_loss"):
@@ -110,7 +111,7 @@ def test_numbers_do_not_move_with_chunk_or_block(subject, images, levels, means,
 
 
 def test_an_image_does_not_move_with_the_others(subject, images, levels, means, swept, tmp_path):
-    few = denoising.teacher_forced(subject, images[:3], levels, KEY, tmp_path, config=CONFIG, fills=means)
+    few = ablation.ablation_sweep(subject, images[:3], levels, KEY, tmp_path, config=CONFIG, fills=means)
     np.testing.assert_allclose(few.loss, swept[0].loss[..., :3], rtol=2e-5)
 
 
@@ -126,7 +127,7 @@ def test_a_killed_sweep_resumes_to_the_same_numbers_and_repeats_nothing(
         put(path, region, values)
 
     def run():
-        return denoising.teacher_forced(subject, images, levels, KEY, tmp_path, config=CONFIG, fills=means)
+        return ablation.ablation_sweep(subject, images, levels, KEY, tmp_path, config=CONFIG, fills=means)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(labelled, "put", dying)
@@ -145,11 +146,11 @@ def test_two_processes_fill_one_sweep_and_compute_little_twice(
 ):
     """Two fills of one store in turn, as two processes would: each begins at its own place."""
     put, written, places = labelled.put, [], iter([0, 6])
-    monkeypatch.setattr(work_sharing, "own_place", lambda pieces: next(places))
+    monkeypatch.setattr(work_sharing, "start_offset", lambda pieces: next(places))
     second = None
 
     def run():
-        return denoising.teacher_forced(subject, images, levels, KEY, tmp_path, config=CONFIG, fills=means)
+        return ablation.ablation_sweep(subject, images, levels, KEY, tmp_path, config=CONFIG, fills=means)
 
     def recording(path, region, values):
         nonlocal second
@@ -170,7 +171,7 @@ def test_another_seed_or_network_can_not_reuse_numbers(subject, images, levels, 
     zero = SweepConfig(image_block=4, chunk=8, kinds=("zero",))
     one = dataclasses.replace(subject, params=jax.tree.map(lambda p: p * 1.01, subject.params))
     for who, key in ((subject, jax.random.key(6)), (one, KEY)):
-        found = denoising.teacher_forced(who, images, levels[:1], key, swept[1], config=zero)
+        found = ablation.ablation_sweep(who, images, levels[:1], key, swept[1], config=zero)
         assert not np.allclose(found.loss, swept[0].loss[:1, :, :1], rtol=1e-4)
     assert len(list(swept[1].iterdir())) == before + 2
 
@@ -185,14 +186,14 @@ def test_numbers_of_another_precision_are_other_numbers(subject):
 
 def test_a_kind_without_fills_is_refused(subject, images, levels, tmp_path):
     with pytest.raises(ConfigError, match="'mean' needs fills"):
-        denoising.teacher_forced(subject, images, levels, KEY, tmp_path, config=CONFIG)
+        ablation.ablation_sweep(subject, images, levels, KEY, tmp_path, config=CONFIG)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_result_is_one_line_with_a_way_out(subject, images, levels, tmp_path):
     config = SweepConfig(image_block=6, chunk=8, kinds=("zero",))
-    denoising.teacher_forced(subject, images, levels[:1], KEY, tmp_path, config=config)
+    ablation.ablation_sweep(subject, images, levels[:1], KEY, tmp_path, config=config)
     (store,) = tmp_path.iterdir()
     (store / "loss" / ".zarray").write_text("{")
     with pytest.raises(CheckpointError, match="delete that folder"):
-        denoising.teacher_forced(subject, images, levels[:1], KEY, tmp_path, config=config)
+        ablation.ablation_sweep(subject, images, levels[:1], KEY, tmp_path, config=config)

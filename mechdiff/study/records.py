@@ -1,6 +1,7 @@
 """A results folder as records: what was saved, checked, and the damage computed from it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -8,14 +9,14 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
+from mechdiff import stats
 from mechdiff.analysis import effects
-from mechdiff.analysis.effects import Damage
+from mechdiff.analysis.effects import Effects
 from mechdiff.core.config import ExperimentConfig, from_dict
 from mechdiff.core.errors import CheckpointError
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.unet import count_parameters
 from mechdiff.storage import files, labelled
-from mechdiff.study.claims.verdicts import Network
 
 STATISTICS = ("entropy", "normalised_entropy", "mutual_information", "distance", "identity_mass")
 RECORD = ("steps", "images", "levels", "test_loss", "train_loss", "memorisation", "log", "manifest")
@@ -28,7 +29,55 @@ _SETS = {
 
 
 @dataclass(frozen=True)
-class Subject:
+class Network:
+    """One examined network: what it was trained on, its training seed, and its results.
+
+    Attributes:
+      data: `synthetic`, `celeba`, ...; `level`: rung of the ladder of synthetic faces.
+      sweep, attention: of `sweeps.ablation_sweep` and `activations.attention_stats`.
+      control, control_attention: the same of an untrained network, on some of the pictures.
+      activity, roles, circuits, random_sets: of `study`, circuits by kind of ablation; absent where not asked
+        for.
+      steps: of training: there may be several snapshots of one training, of which the last counts.
+    """
+
+    name: str
+    data: str
+    level: int
+    seed: int
+    sweep: xr.Dataset
+    attention: xr.Dataset
+    control: xr.Dataset | None = None
+    control_attention: xr.Dataset | None = None
+    activity: xr.Dataset | None = None
+    roles: xr.Dataset | None = None
+    circuits: Mapping[str, xr.Dataset] = field(default_factory=dict)
+    random_sets: xr.Dataset | None = None
+    steps: int = 0
+
+    @property
+    def units(self) -> stats.Units:
+        """What of the images is resampled: people where they are known, else images."""
+        return stats.units_of(self.sweep)
+
+    @property
+    def people(self) -> int:
+        """People on the pictures; 0 where that is not known."""
+        return self.units.people
+
+    @property
+    def images(self) -> int:
+        """Images scored at every level: what is resampled."""
+        return self.sweep.sizes["image"]
+
+    @property
+    def pictures(self) -> int:
+        """Different pictures in all: more, where levels had their own."""
+        return self.sweep.attrs.get("pictures", self.images)
+
+
+@dataclass(frozen=True)
+class ExaminedModel:
     """One examined model.
 
     Attributes:
@@ -48,16 +97,16 @@ class Subject:
 
     @property
     def sweep(self) -> xr.Dataset:
-        """As `sweep.teacher_forced` makes it."""
+        """As `sweeps.ablation_sweep` makes it."""
         return self.network.sweep
 
     @property
     def attention(self) -> xr.Dataset:
-        """As `capture.attention_stats` makes it."""
+        """As `activations.attention_stats` makes it."""
         return self.network.attention
 
     @cached_property
-    def damages(self) -> dict[str, Damage]:
+    def damages(self) -> dict[str, Effects]:
         """Kind of ablation -> its damage, with intervals over images."""
         kinds = [str(kind) for kind in self.sweep["kind"].values]
         return {kind: effects.measure(self.sweep, kind) for kind in kinds}
@@ -80,7 +129,7 @@ class Subject:
         return self.sweep.sizes["image"]
 
     @property
-    def lead(self) -> Damage:
+    def lead(self) -> Effects:
         """Damage of the kind that figures show first: `mean`, which stays nearest to what the net knows."""
         return self.damages.get("mean") or next(iter(self.damages.values()))
 
@@ -95,7 +144,7 @@ class Subject:
         return np.asarray(make_schedule(self.config.diffusion).log_snr, np.float64)
 
 
-def read(folder: Path) -> tuple[dict, list[Subject]]:
+def read(folder: Path) -> tuple[dict, list[ExaminedModel]]:
     """The manifest of a results folder, and its subjects in the order of their names.
 
     Raises:
@@ -108,7 +157,7 @@ def read(folder: Path) -> tuple[dict, list[Subject]]:
     return manifest, [_subject(path) for path in found]
 
 
-def _subject(folder: Path) -> Subject:
+def _subject(folder: Path) -> ExaminedModel:
     about = files.read_json(folder / "subject.json")
     absent = sorted({"name", "inputs", "seed", "config", "record"} - set(about))
     if absent:
@@ -123,7 +172,7 @@ def _subject(folder: Path) -> Subject:
     config = from_dict(about["config"])
     data = config.data
     which = about["name"], data.name, data.level, config.seed
-    return Subject(
+    return ExaminedModel(
         name=about["name"],
         inputs=about["inputs"],
         seed=about["seed"],

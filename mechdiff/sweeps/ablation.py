@@ -15,53 +15,23 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Int
 
-from mechdiff.core import devices
-from mechdiff.core.config import SweepConfig, UNetConfig
+from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import Images, PRNGKey, PyTree, Shown
-from mechdiff.diffusion.process import at_level
-from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.record import Component, Intervention, leave_one_out
+from mechdiff.diffusion.process import images_at
+from mechdiff.interventions.build import leave_one_out
+from mechdiff.interventions.components import Component
+from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components
-from mechdiff.storage import files, labelled, work_sharing
-from mechdiff.sweeps.execution.engine import Engine, Measured
-from mechdiff.sweeps.replacements import Fills, as_fills
+from mechdiff.storage import digests, labelled, work_sharing
+from mechdiff.sweeps.execution.engine import Engine, SweepLosses
+from mechdiff.sweeps.replacements import ReplacementSource, as_source
 
 
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """A denoiser to be examined.
-
-    Attributes:
-      name: shown in results.
-      unet, schedule: its configuration.
-      params, identity: as `init_unet` makes them (parameters trained).
-    """
-
-    name: str
-    unet: UNetConfig
-    schedule: NoiseSchedule
-    params: PyTree
-    identity: Intervention
-
-    @property
-    def network(self) -> tuple[UNetConfig, PyTree, Intervention, NoiseSchedule]:
-        """What every function that runs it takes first."""
-        return self.unet, self.params, self.identity, self.schedule
-
-    def digests(self) -> dict:
-        """What of it decides numbers, JSON-ready."""
-        return {
-            "params": files.digest_arrays(self.params),
-            "unet": dataclasses.asdict(self.unet),
-            "schedule": files.digest_arrays(self.schedule.log_snr),
-            "precision": devices.precision(),
-        }
-
-
-def teacher_forced(
-    subject: Subject,
+def ablation_sweep(
+    subject: Denoiser,
     images: Shown,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
@@ -80,10 +50,11 @@ def teacher_forced(
 
     Args:
       images: in [-1, 1], NHWC; image i has the noise of `image_noise(key, i)` at every timestep. Or other
-        ones for every timestep, `(levels, images, ...)`, with noise of their own: see `diffusion.at_level`.
+        ones for every timestep, `(levels, images, ...)`, with noise of their own: see `process.images_at`.
       config: kinds, chunking; its counts of images and timesteps are the caller's business.
-      fills: for kinds other than `zero`: kind -> site -> `(levels, *site)`, as `capture.activation_means`
-        and `optimal.optimal_fills` make them, or a source of fills such as `replacements.resample_fills`.
+      fills: for kinds other than `zero`: kind -> site -> `(levels, *site)`, as `activations.activation_means`
+        and `optimal_ablation.optimal_replacements` make them, or a source of fills such as
+        `replacements.resample_replacements`.
       chosen: components; all of the network if None.
       facts: JSON-ready, kept in the result's attributes.
     Returns:
@@ -101,7 +72,7 @@ def teacher_forced(
                 f"ablation kind {kind!r} needs fills; capture.activation_means makes those of 'mean'"
             )
     timesteps = np.asarray(timesteps, np.int32)
-    fills = {kind: as_fills(fills[kind]) for kind in config.kinds if kind != "zero"}
+    fills = {kind: as_source(fills[kind]) for kind in config.kinds if kind != "zero"}
     plan = _Plan(subject, np.asarray(images), timesteps, key, config, fills, chosen)
     path = Path(folder) / f"{plan.key[:16]}.zarr"
     labelled.create(path, plan.empty(facts or {}), plan.chunks())
@@ -113,22 +84,22 @@ def teacher_forced(
 class _Plan:
     """One sweep: what is to be computed, in pieces of (kind, timestep, block of images)."""
 
-    subject: Subject
+    subject: Denoiser
     images: np.ndarray
     timesteps: np.ndarray
     noise_key: PRNGKey
     config: SweepConfig
-    fills: dict[str, Fills]
+    fills: dict[str, ReplacementSource]
     chosen: tuple[Component, ...]
 
     @functools.cached_property
     def key(self) -> str:
         """Digest of everything that decides the numbers."""
-        return files.digest_json(
+        return digests.digest_json(
             {
                 **self.subject.digests(),
-                "images": files.digest_arrays(self.images),
-                "noise": files.digest_arrays(jax.random.key_data(self.noise_key)),
+                "images": digests.digest_arrays(self.images),
+                "noise": digests.digest_arrays(jax.random.key_data(self.noise_key)),
                 "fills": {kind: source.digest() for kind, source in self.fills.items()},
                 "timesteps": self.timesteps.tolist(),
                 "kinds": self.config.kinds,
@@ -160,7 +131,7 @@ class _Plan:
             },
             coords={
                 "kind": list(self.config.kinds),
-                **coordinates(self.subject, self.chosen, self.timesteps, self.count),
+                **component_coords(self.subject, self.chosen, self.timesteps, self.count),
             },
             attrs={
                 "subject": self.subject.name,
@@ -187,7 +158,7 @@ class _Plan:
         ]
         done = lambda piece: labelled.written(path, "loss", (piece[0], 0, piece[1], piece[2].start))
         compute = lambda piece: self._piece(engine, everything, path, *piece)
-        work_sharing.fill(pieces, done, compute, f"sweeping {subject.name}")
+        work_sharing.run_missing(pieces, done, compute, f"sweeping {subject.name}")
 
     def _piece(
         self, engine: Engine, everything: Intervention, path: Path, kind: int, level: int, images: slice
@@ -207,9 +178,9 @@ class _Plan:
         labelled.put(path, region, put)
 
 
-def _block(engine, stacked, source, field, images, index, level, t, key) -> Measured:
+def _block(engine, stacked, source, field, images, index, level, t, key) -> SweepLosses:
     """One block of images at one timestep; the mean over the draws of the fills, if there are several."""
-    pictures, numbers = at_level(images, level)
+    pictures, numbers = images_at(images, level)
     given = [getattr(stacked, field)]
     if source is not None:
         given = (source.at(level, index, draw) for draw in range(source.draws))
@@ -217,11 +188,11 @@ def _block(engine, stacked, source, field, images, index, level, t, key) -> Meas
         engine.measure(dataclasses.replace(stacked, **{field: fill}), pictures[index], numbers[index], t, key)
         for fill in given
     ]
-    return Measured(*(np.mean(values, axis=0, dtype=values[0].dtype) for values in zip(*found)))
+    return SweepLosses(*(np.mean(values, axis=0, dtype=values[0].dtype) for values in zip(*found)))
 
 
-def measured(
-    subject: Subject,
+def sweep_in_memory(
+    subject: Denoiser,
     stacked: Intervention,
     kind: str,
     fills: PyTree,
@@ -230,17 +201,17 @@ def measured(
     key: PRNGKey,
     block: int = 16,
     field: str = "fill",
-) -> Measured:
+) -> SweepLosses:
     """A small sweep of any stack of interventions, in memory: all with `(..., levels, images)`.
 
     Args:
-      kind, fills: of the fills, as in `teacher_forced`; with None those of `stacked` stay.
+      kind, fills: of the fills, as in `sweeps.ablation_sweep`; with None those of `stacked` stay.
       block: images at once; a short last one is filled up, so that all share one program.
       field: of the intervention, that the fills go into: `fill` or `pattern_fill`.
     """
     if field == "fill" and kind != "zero" and fills is None:
         raise ConfigError(f"ablation kind {kind!r} needs fills; see capture, replacements and optimal")
-    source = None if fills is None else as_fills(fills)
+    source = None if fills is None else as_source(fills)
     engine = Engine(subject.unet, subject.schedule, subject.params)
     images, per_level = np.asarray(images), []
     for level, t in enumerate(timesteps):
@@ -251,11 +222,11 @@ def measured(
             found = _block(engine, stacked, source, field, images, padded, level, int(t), key)
             parts.append([values[..., : len(index)] for values in found])
         per_level.append([np.concatenate(values, axis=-1) for values in zip(*parts)])
-    return Measured(*(np.stack(values, axis=-2) for values in zip(*per_level)))
+    return SweepLosses(*(np.stack(values, axis=-2) for values in zip(*per_level)))
 
 
-def coordinates(
-    subject: Subject,
+def component_coords(
+    subject: Denoiser,
     chosen: Sequence[Component],
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     images: int,

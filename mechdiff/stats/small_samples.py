@@ -75,7 +75,7 @@ def between_groups(
     return mean, *_student(mean, satterthwaite(*parts), above, null)
 
 
-def jackknife(
+def jackknife_interval(
     statistic: Callable[[Sequence, Sequence], float],
     first: Sequence,
     second: Sequence,

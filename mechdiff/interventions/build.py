@@ -1,0 +1,121 @@
+"""Builders of interventions: ablate, keep, set gates and temperatures, windows, stacks."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float
+
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.types import PRNGKey
+from mechdiff.interventions.components import Component, select
+from mechdiff.interventions.record import Intervention
+
+
+def set_gate(identity: Intervention, what, dose: float) -> Intervention:
+    """Gates of the selected components set to `dose`; the rest as in `identity`."""
+    gate = {site: np.array(value) for site, value in identity.gate.items()}
+    for site, (start, stop) in select(identity, what).values():
+        gate[site][..., start:stop] = dose
+    return dataclasses.replace(identity, gate=gate)
+
+
+def ablate(identity: Intervention, what, kind: str = "zero", fills: Mapping | None = None) -> Intervention:
+    """The selected components replaced.
+
+    Args:
+      kind: `zero`, or any other name with `fills` given (the fills are what makes the kind).
+      fills: site -> array broadcastable to a row of the site's activation, see `capture`.
+    """
+    return set_gate(_with_replacements(identity, kind, fills), what, 0.0)
+
+
+def keep_only(identity: Intervention, what, kind: str = "zero", fills: Mapping | None = None) -> Intervention:
+    """Every component but the selected ones replaced."""
+    keep = select(identity, what) if not isinstance(what, str) or what else {}
+    others = [name for name in select(identity, ".*") if name not in keep]
+    return ablate(identity, others, kind, fills)
+
+
+def set_temperature(identity: Intervention, what, value: float) -> Intervention:
+    """Attention temperature of the selected heads; above 1 flattens the pattern, below 1 sharpens it."""
+    if not value > 0:
+        raise ConfigError(f"temperature={value} must be above 0")
+    new = {site: np.array(array) for site, array in identity.temperature.items()}
+    for name, (site, (start, stop)) in select(identity, what).items():
+        if site not in new:
+            raise ConfigError(f"component {name!r} is not an attention head; temperature acts on heads")
+        new[site][..., start:stop] = value
+    return dataclasses.replace(identity, temperature=new)
+
+
+def windowed(intervention: Intervention, low: int, high: int) -> Intervention:
+    """The intervention acting only where `low <= t < high`."""
+    if not 0 <= low < high:
+        raise ConfigError(f"window [{low}, {high}) is empty or negative; need 0 <= low < high")
+    return dataclasses.replace(intervention, window=np.array([low, high], np.int32))
+
+
+def leave_one_out(
+    identity: Intervention, what, kind: str = "zero", fills: Mapping | None = None
+) -> tuple[tuple[str, ...], Intervention]:
+    """One intervention per selected component, stacked: gates get a leading axis, fills are shared."""
+    chosen = select(identity, what)
+    gate = _tiled(identity, len(chosen))
+    for row, (site, (start, stop)) in enumerate(chosen.values()):
+        gate[site][row, start:stop] = 0
+    return tuple(chosen), dataclasses.replace(_with_replacements(identity, kind, fills), gate=gate)
+
+
+def random_subsets(
+    key: PRNGKey,
+    identity: Intervention,
+    what,
+    count: int,
+    size: int,
+    kind="zero",
+    fills: Mapping | None = None,
+) -> tuple[Bool[np.ndarray, "count component"], Intervention]:
+    """`count` random sets of `size` components, each ablated together; the sets and the stacked pytree."""
+    chosen = list(select(identity, what).values())
+    if not 1 <= size <= len(chosen):
+        raise ConfigError(f"subset size {size} is out of range; 1 to {len(chosen)} components are selected")
+    ranks = np.argsort(np.asarray(jax.random.uniform(key, (count, len(chosen)))), axis=1)
+    members = np.zeros((count, len(chosen)), bool)
+    np.put_along_axis(members, ranks[:, :size], True, axis=1)
+    gate = _tiled(identity, count)
+    for column, (site, (start, stop)) in enumerate(chosen):
+        gate[site][members[:, column], start:stop] = 0
+    return members, dataclasses.replace(_with_replacements(identity, kind, fills), gate=gate)
+
+
+def keep_sets(
+    identity: Intervention,
+    chosen: Sequence[Component],
+    members: Bool[np.ndarray, "count component"],
+    kind: str = "zero",
+    fills: Mapping | None = None,
+) -> Intervention:
+    """One intervention per set, stacked: those of the `chosen` components replaced that are not in it."""
+    gate = _tiled(identity, len(members))
+    for column, component in enumerate(chosen):
+        gate[component.site][~members[:, column], slice(*component.index)] = 0
+    return dataclasses.replace(_with_replacements(identity, kind, fills), gate=gate)
+
+
+def _with_replacements(identity: Intervention, kind: str, fills: Mapping | None) -> Intervention:
+    if kind == "zero":
+        return identity
+    if fills is None:
+        raise ConfigError(
+            f"ablation kind {kind!r} needs fills; capture.activation_means makes those of 'mean'"
+        )
+    missing = sorted(set(identity.fill) - set(fills))
+    if missing:
+        raise ConfigError(f"fills lack {len(missing)} sites of this network, first {missing[0]!r}")
+    return dataclasses.replace(identity, fill={site: fills[site] for site in identity.fill})
+
+
+def _tiled(identity: Intervention, count: int) -> dict[str, Float[np.ndarray, "count units"]]:
+    return {site: np.tile(np.asarray(gate), (count, 1)) for site, gate in identity.gate.items()}

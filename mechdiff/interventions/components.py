@@ -1,0 +1,91 @@
+"""Components: the addressable parts of sites, and how they are selected by name."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.types import AnyArray
+from mechdiff.interventions.record import (
+    Intervention,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """An addressable part of a site.
+
+    Attributes:
+      name: such as `down1.attn0.head2` or `up0.block1.skip`.
+      kind: `res`, `head`, `skip` or `time`.
+      site: key into the dicts of an `Intervention`.
+      index: units of the site's gate that belong to it, `(start, stop)`.
+      depth: position of its stage in the forward pass.
+      resolution: side of the feature map, pixels.
+    """
+
+    name: str
+    kind: str
+    site: str
+    index: tuple[int, int]
+    depth: int
+    resolution: int
+
+
+def site_type(site: str) -> str:
+    """The kind of a site: the last word of its name."""
+    return site.rsplit(".", 1)[1]
+
+
+def units(site: str, count: int) -> dict[str, tuple[int, int]]:
+    """Component names of a site with `count` gates and the gates each owns: heads singly, else all."""
+    if site_type(site) == "head":
+        return {f"{site}{i}": (i, i + 1) for i in range(count)}
+    return {site: (0, count)}
+
+
+def select(identity: Intervention, what: str | Iterable) -> dict[str, tuple[str, tuple[int, int]]]:
+    """Resolve component names, `Component`s or one regular expression (full match) to gates.
+
+    Returns:
+      name -> (site, (start, stop)).
+    Raises:
+      ConfigError: a name or pattern that matches nothing (closest names listed).
+    """
+    known = {
+        name: (site, index)
+        for site, gate in identity.gate.items()
+        for name, index in units(site, gate.shape[-1]).items()
+    }
+    if isinstance(what, str):
+        try:
+            chosen = {name: value for name, value in known.items() if re.fullmatch(what, name)}
+        except re.error as error:
+            raise ConfigError(f"pattern {what!r} is not a regular expression: {error}") from None
+        if not chosen:
+            raise ConfigError(unknown("component", what, known))
+        return chosen
+    chosen = {}
+    for item in what:
+        if isinstance(item, Component):
+            chosen[item.name] = (item.site, item.index)
+        elif item in known:
+            chosen[item] = known[item]
+        else:
+            raise ConfigError(unknown("component", item, known))
+    return chosen
+
+
+def has_rows(site: str, fill: AnyArray) -> bool:
+    """Whether a fill of a site has a leading axis of rows or images."""
+    return np.ndim(fill) > (1 if site_type(site) == "time" else 3)
+
+
+def component_at(components: Sequence[Component], name: str) -> Component:
+    """The component called `name`, or an error with the closest names."""
+    for component in components:
+        if component.name == name:
+            return component
+    raise ConfigError(unknown("component", name, [component.name for component in components]))

@@ -1,0 +1,27 @@
+"""An untrained network of the same configuration: the control of every finding."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.unet import init_unet
+
+
+def untrained(subject: Denoiser, seed: int = 0) -> Denoiser:
+    """A fresh network of the same configuration, to see what of a finding is due to training.
+
+    Kernels that training starts at zero, with which no ablation could change the prediction, are drawn like
+    the rest: normal, of variance 1 / fan-in.
+    """
+    params = jax.jit(init_unet, static_argnums=1)(jax.random.key(seed), subject.unet)[0]
+    rng = np.random.default_rng(seed)
+
+    def leaf(value):
+        value = np.asarray(value)
+        if value.ndim == 1 or value.any():
+            return value
+        return (rng.normal(size=value.shape) / np.sqrt(np.prod(value.shape[:-1]))).astype(value.dtype)
+
+    return dataclasses.replace(subject, name=f"untrained-{subject.name}", params=jax.tree.map(leaf, params))

@@ -1,0 +1,66 @@
+"""SHA-256 digests of JSON, files and arrays: what results are named by."""
+
+import hashlib
+import json
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mechdiff.core.types import PyTree
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def to_jsonable(data: Any) -> Any:
+    """`data` as JSON would give it back: tuples as lists, numpy and JAX scalars as numbers, no NaN (null)."""
+    if isinstance(data, dict):
+        return {str(key): to_jsonable(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [to_jsonable(item) for item in data]
+    if isinstance(data, np.ndarray | np.generic | jax.Array):
+        return to_jsonable(np.asarray(data).tolist())
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    return str(data) if isinstance(data, Path) else data
+
+
+def digest_json(data: Any) -> str:
+    """SHA-256 (hex) of `data` as canonical JSON; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(to_jsonable(data), sort_keys=True).encode()).hexdigest()
+
+
+def digest_file(path: Path | str) -> str:
+    """SHA-256 (hex) of a file, read in pieces."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_arrays(tree: PyTree) -> str:
+    """SHA-256 (hex) over the leaves of `tree`: path, dtype, shape and bytes of each, ordered by path.
+
+    Device arrays are copied to the host. Equal digests mean bitwise equal trees.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(tree))
+    total = hashlib.sha256()
+    named = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    for path, leaf in sorted(named.items()):
+        array = np.ascontiguousarray(leaf)
+        total.update(f"{path}|{array.dtype.name}|{np.shape(leaf)}|".encode())
+        total.update(array.reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
+
+
+@cache
+def code_digest() -> str:
+    """SHA-256 (hex) of the package's sources, for manifests; `report/`, which computes no numbers, is left
+    out. Results are named by `NUMERICS_VERSION` instead: a new docstring must not orphan them."""
+    total = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        if not name.startswith("report/"):
+            total.update(f"{name}|{digest_file(path)}\n".encode())
+    return total.hexdigest()

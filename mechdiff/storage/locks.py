@@ -1,0 +1,54 @@
+"""The lock of a results folder: one process at a time writes there."""
+
+import contextlib
+import fcntl
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from mechdiff.core.errors import BusyError
+from mechdiff.storage.files import (
+    ensure_writable,
+    plain_errors,
+)
+
+
+@contextlib.contextmanager
+def lock(folder: Path | str, wait: bool = False) -> Iterator[Path]:
+    """Holds `folder` (created where needed) for this process alone, until the block ends or the process dies.
+
+    The kernel drops the lock with the process, so nothing is left to clean up after a crash.
+
+    Args:
+      wait: until another process lets go of it.
+
+    Raises:
+      BusyError: another live process holds it and `wait` is False; the line names the process.
+    """
+    folder = ensure_writable(folder)
+    with _opened(folder / ".lock") as file:
+        _take(folder, file, wait)
+        yield folder
+
+
+def _opened(path: Path) -> IO[str]:
+    with plain_errors(path):
+        return path.open("a+")
+
+
+def _take(folder: Path, file: IO[str], wait: bool) -> None:
+    try:
+        with plain_errors(folder):
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+    except BlockingIOError:
+        file.seek(0)
+        holder = re.fullmatch(r"\d+ on \S+", file.read(300).strip())
+        who = f"process {holder[0]}" if holder else "another process"
+        way_out = "wait for it, stop it, or choose another --workdir"
+        raise BusyError(f"results folder {folder} is in use by {who}; {way_out}") from None

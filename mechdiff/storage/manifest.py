@@ -1,0 +1,56 @@
+"""The manifest of a run: what it was made with."""
+
+import contextlib
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mechdiff.core.numerics import NUMERICS_VERSION
+from mechdiff.storage.digests import PACKAGE, code_digest, to_jsonable
+
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
+    *("numpy", "scipy", "xarray", "zarr", "mechdiff"),
+)
+
+
+def run_manifest(config: dict, **facts: Any) -> dict:
+    """What a run is made with: config, `facts`, versions, devices, command, UTC start, digest of the code."""
+    return to_jsonable(
+        {
+            "config": config,
+            **facts,
+            "packages": {name: _version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "numerics": NUMERICS_VERSION,
+            "code": code_digest(),
+            "commit": _commit(),
+        }
+    )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The git commit of the sources, or None when they are not a checkout."""
+    if not (PACKAGE.parent / ".git").exists():
+        return None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["git", "-C", str(PACKAGE.parent), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    return None

@@ -1,0 +1,163 @@
+"""Which images a model is examined on, and what ablated components are replaced with."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from mechdiff.core import keys
+from mechdiff.core.config import DataConfig, ExperimentConfig, SweepConfig
+from mechdiff.core.errors import DataError
+from mechdiff.core.types import AnyArray, Images, Shown
+from mechdiff.data import load, to_bytes, to_float
+from mechdiff.models.denoiser import Denoiser
+from mechdiff.stats.clusters import PERSON
+from mechdiff.sweeps import activations, optimal_ablation, replacements
+from mechdiff.sweeps.execution.rollout import draw_samples
+
+NAMES = {"celeba": "CelebA", "tfds": "CelebA (TFDS)"}  # of data sets, for a reader
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalImages:
+    """Pictures that a subject is examined on.
+
+    Attributes:
+      scored: in [-1, 1]; losses are measured on these.
+      reference: others of the same kind, for mean activations and other fills.
+      label: what they are, for a reader.
+      nested: others for every level of a sweep, as `process.images_at` takes them; None: the scored ones
+        serve all levels.
+      people: number of the person on each picture swept, `[images]` or nested `[levels, images]`; None where
+        somebody is unknown.
+    """
+
+    scored: Images
+    reference: Float[AnyArray, "references height width channels"]
+    label: str
+    nested: Float[AnyArray, "levels images height width channels"] | None = None
+    people: Int[np.ndarray, "*levels images"] | None = None
+
+    @property
+    def labels(self) -> dict:
+        """Coordinates of results of a sweep: who is on each picture, where that is known."""
+        if self.people is None:
+            return {}
+        return {PERSON: (("t", "image")[-self.people.ndim :], self.people)}
+
+    @property
+    def scored_people(self) -> Int[np.ndarray, " images"] | None:
+        """Who is on each scored picture; None where that is not known."""
+        if self.people is None or self.people.ndim == 1:
+            return self.people
+        return self.people[0]
+
+    @property
+    def swept(self) -> Shown:
+        """What sweeps over all levels show."""
+        return self.scored if self.nested is None else self.nested
+
+    def first(self, count: int) -> "EvalImages":
+        """With fewer scored, at every level."""
+        nested = None if self.nested is None else self.nested[:, :count]
+        people = None if self.people is None else self.people[..., :count]
+        return dataclasses.replace(self, scored=self.scored[:count], nested=nested, people=people)
+
+
+def held_out_images(data: DataConfig, size: int, config: SweepConfig, cache: Path) -> EvalImages:
+    """Held-out pictures of a data set: those to score (`images`; nested, as many for every timestep), and the
+    next `mean_images` to average over."""
+    wanted = _images_to_evaluate(config) + config.mean_images
+    pixels, people, name = _held_out(data, size, wanted, cache)
+    if len(pixels) < wanted:
+        asked = f"sweep.images{' x sweep.timesteps' * config.nested} + sweep.mean_images = {wanted}"
+        raise DataError(f"{name}: {len(pixels)} held-out pictures, but {asked}; lower them")
+    return _split(to_float(pixels), config, f"held-out {NAMES.get(name, name)} pictures", people)
+
+
+def _held_out(data: DataConfig, size: int, wanted: int, cache: Path) -> tuple[np.ndarray, np.ndarray, str]:
+    """Test pictures; where they are too few, those of validation behind them: no training saw them either.
+
+    Returns:
+      The pictures, who is on each (-1: unknown), and the name of the data set.
+    """
+    parts = [load(dataclasses.replace(data, n_test=wanted), size, "test", 0, cache)]
+    missing = wanted - len(parts[0])
+    if missing:
+        with contextlib.suppress(DataError):  # no such split
+            parts.append(load(dataclasses.replace(data, n_test=missing), size, "validation", 0, cache))
+    people = [np.full(len(part), -1) if part.people is None else part.people for part in parts]
+    return np.concatenate([part.images for part in parts]), np.concatenate(people), parts[0].name
+
+
+def own_samples(subject: Denoiser, config: SweepConfig, seed: int) -> EvalImages:
+    """Pictures that the subject itself draws, for when its data set is not at hand."""
+    key = keys.stream(jax.random.key(seed), "own samples")
+    drawn = to_float(to_bytes(draw_samples(subject, key, _images_to_evaluate(config) + config.mean_images)))
+    return _split(drawn, config, "the model's own samples (not real pictures)")
+
+
+def _images_to_evaluate(config: SweepConfig) -> int:
+    return config.images * (config.timesteps if config.nested else 1)
+
+
+def _split(
+    pixels: Images, config: SweepConfig, label: str, people: Int[np.ndarray, " count"] | None = None
+) -> EvalImages:
+    scored, reference = np.split(pixels, [_images_to_evaluate(config)])
+    nested = scored.reshape(-1, config.images, *scored.shape[1:]) if config.nested else None
+    people = None if people is None else people[: len(scored)]
+    if people is not None and (people < 0).any():  # half-known clusters would pass for independent pictures
+        people = None
+    if people is not None and config.nested:
+        people = people.reshape(-1, config.images)
+    return EvalImages(scored[: config.images], reference, label, nested, people)
+
+
+def chooser(
+    config: ExperimentConfig, celeba: str | None, cache: Path
+) -> Callable[[Denoiser, ExperimentConfig], EvalImages]:
+    """How to choose the pictures a model is examined on: held-out ones of its own kind, or its own samples.
+
+    Args:
+      celeba: where real pictures lie; None: CelebA models are examined on what they draw.
+    """
+
+    def choose(subject: Denoiser, trained: ExperimentConfig) -> EvalImages:
+        data = trained.data
+        if data.name != "synthetic":
+            if not celeba:
+                return own_samples(subject, config.sweep, config.seed)
+            data = DataConfig(name="celeba", path=celeba)
+        return held_out_images(data, subject.unet.image_size, config.sweep, cache)
+
+    return choose
+
+
+def replacement_values(
+    subject: Denoiser,
+    given: EvalImages,
+    timesteps,
+    root: jax.Array,
+    config: SweepConfig,
+    shown: Shown | None = None,
+) -> dict:
+    """What each kind of ablation replaces components with: kind -> fills or a source of them.
+
+    Args:
+      shown: by the sweep, if not the scored pictures of `given`.
+    """
+    shown = given.scored if shown is None else shown
+    reference = *subject.network, given.reference, timesteps, keys.stream(root, "mean noise")
+    scored = *subject.network, shown, timesteps, keys.stream(root, "scored noise")
+    make = {
+        "mean": lambda: activations.activation_means(*reference),
+        "resample": lambda: replacements.resample_replacements(*scored, draws=config.draws),
+        "noise": lambda: replacements.noise_replacements(*reference, draws=config.draws),
+        "optimal": lambda: optimal_ablation.optimal_replacements(*reference, steps=config.optimal_steps),
+    }
+    return {kind: make[kind]() for kind in config.kinds if kind != "zero"}
