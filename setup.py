@@ -29,7 +29,7 @@ setup(
     extras_require={
         # Reads a prepared TensorFlow Datasets copy of CelebA; TensorFlow itself is not needed.
         "tfds": ["tensorflow-datasets>=4.9.10", "importlib_resources"],
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "beartype>=0.20"],
+        "test": ["pytest>=8", "equinox>=0.13", "pytest-xdist>=3.6", "hypothesis>=6.100", "beartype>=0.20"],
         # Independent oracle and rival in the benchmarks; never imported by the package.
         "torch": ["torch>=2.13", "diffusers>=0.36"],
     },

@@ -44,7 +44,7 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 class Opened(NamedTuple):
     """A trained model, how it was trained, its pictures, noise levels, and the key of their noise."""
 
-    subject: Denoiser
+    denoiser: Denoiser
     trained: ExperimentConfig
     given: inputs.EvalImages
     levels: Sequence[int]
@@ -119,10 +119,10 @@ def opened(
       celeba: where real pictures lie; see `inputs.chooser`.
       name: of the subject; its folder's if empty.
     """
-    subject, trained, _ = load.load_denoiser(Path(model), name)
-    given = inputs.chooser(config, celeba, workdir / "cache")(subject, trained)
-    levels = timesteps_by_log_snr(subject.schedule, config.sweep.timesteps)
-    return Opened(subject, trained, given, levels, keys.stream(jax.random.key(config.seed), "scored noise"))
+    denoiser, trained, _ = load.load_denoiser(Path(model), name)
+    given = inputs.chooser(config, celeba, workdir / "cache")(denoiser, trained)
+    levels = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
+    return Opened(denoiser, trained, given, levels, keys.stream(jax.random.key(config.seed), "scored noise"))
 
 
 def save(workdir: Path, name: str, found: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:

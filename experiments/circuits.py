@@ -1,8 +1,8 @@
 """Finds the circuits of trained models, and scores them on pictures that they were not found on.
 
 `python -m experiments.circuits --model=checkpoints/cpu16-synthetic-seed0 --set=sweep.images=32`
-For every model and kind of ablation (sweep.kinds) one half of the scored pictures finds the circuit and the
-other half scores it; then every circuit is tried in every model of the same components. Results:
+For every model and kind of ablation (sweep.ablations) one half of the scored pictures finds the circuit and
+the other half scores it; then every circuit is tried in every model of the same components. Results:
 WORKDIR/circuits/NAME-KIND.json and .zarr, transfer-KIND.zarr; circuits that were run are not run again.
 """
 
@@ -36,9 +36,11 @@ def main(config, workdir):
     if len({Path(model).name for model in MODEL.value}) < len(MODEL.value):
         raise flags.Error("two models are called alike, and so would be their results; rename one's folder")
     for model in map(Path, MODEL.value):
-        subject, _, given, _, _ = _launch.opened(config, workdir, model, CELEBA.value)
-        for kind in config.sweep.kinds:
-            halves = controls.circuit_evaluators(subject, given, kind, config.sweep, root, folder / "run")
+        denoiser, _, given, _, _ = _launch.opened(config, workdir, model, CELEBA.value)
+        for ablation in config.sweep.ablations:
+            halves = controls.circuit_evaluators(
+                denoiser, given, ablation, config.sweep, root, folder / "run"
+            )
             halves = [dataclasses.replace(half, every_level=EVERY.value) for half in halves]
             circuit = circuits.discover(halves[0], TAU.value, RANKING.value)
             card, runs = scorecards.scorecard(halves[1], circuit, randoms=RANDOMS.value, seed=config.seed)
@@ -47,14 +49,14 @@ def main(config, workdir):
             facts = {"circuit": circuit, "scorecard": card, "stability": again}
             facts = {name: dataclasses.asdict(one) for name, one in facts.items()}
             manifest = run_manifest(to_dict(config), model=str(model), inputs=given.label)
-            files.write_json(folder / f"{subject.name}-{kind}.json", facts | {"manifest": manifest})
-            labelled.replace(folder / f"{subject.name}-{kind}.zarr", runs)
-            found.setdefault(kind, {})[subject.name] = circuit
-            held.setdefault(kind, {})[subject.name] = halves[1]
-    for kind in found if len(MODEL.value) > 1 else ():
-        moved = robustness.transfer(found[kind], held[kind])
-        labelled.replace(folder / f"transfer-{kind}.zarr", moved)
-        print("\n".join(robustness.moved_lines(moved, kind)))
+            files.write_json(folder / f"{denoiser.name}-{ablation}.json", facts | {"manifest": manifest})
+            labelled.replace(folder / f"{denoiser.name}-{ablation}.zarr", runs)
+            found.setdefault(ablation, {})[denoiser.name] = circuit
+            held.setdefault(ablation, {})[denoiser.name] = halves[1]
+    for ablation in found if len(MODEL.value) > 1 else ():
+        moved = robustness.transfer(found[ablation], held[ablation])
+        labelled.replace(folder / f"transfer-{ablation}.zarr", moved)
+        print("\n".join(robustness.moved_lines(moved, ablation)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from mechdiff.study.claims import verdicts
 def main(config, workdir):
     if not workdir.is_dir():
         raise ConfigError(f"no results folder at {workdir}; give one with --workdir=FOLDER")
-    found = claims.evaluate([subject.network for subject in records.read(workdir)[1]])
+    found = claims.evaluate([denoiser.network for denoiser in records.read(workdir)[1]])
     print(verdicts.table(found))
     files.write_json(workdir / "claims.json", [dataclasses.asdict(claim) for claim in found])
 

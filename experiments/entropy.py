@@ -17,7 +17,8 @@ from mechdiff.interventions.build import leave_one_out
 from mechdiff.models.unet import components
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
-from mechdiff.sweeps import ablation, activations, temperature
+from mechdiff.sweeps import activations, temperature
+from mechdiff.sweeps.ablation import ablation_sweep
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -26,18 +27,18 @@ MATCHED = flags.DEFINE_boolean("matched", True, "Hold the norm of a head's outpu
 
 def main(config, workdir):
     _launch.spread_over_cores()
-    found, inputs, only = {}, {}, dataclasses.replace(config.sweep, kinds=("zero",))
+    found, inputs, only = {}, {}, dataclasses.replace(config.sweep, ablations=("zero",))
     for folder in MODEL.value:
-        subject, _, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value)
-        inputs[subject.name], asked = given.label, (given.scored, levels, key)
-        heads = [one for one in components(subject.unet) if one.kind == "head"]
-        swept = ablation.ablation_sweep(subject, *asked, workdir / "sweeps", config=only, chosen=heads)
-        attention = activations.attention_stats(*subject.network, *asked).sel(
+        denoiser, _, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value)
+        inputs[denoiser.name], asked = given.label, (given.scored, levels, key)
+        heads = [one for one in components(denoiser.unet) if one.component_type == "head"]
+        swept = ablation_sweep(denoiser, *asked, workdir / "sweeps", config=only, chosen=heads)
+        attention = activations.attention_stats(*denoiser.network, *asked).sel(
             head=[head.name for head in heads]
         )
-        effect = roles.role_effects(subject, *leave_one_out(subject.identity, heads)[::-1], *asked)
-        tempered = temperature.temperature_effects(subject, *asked, heads=heads, matched=MATCHED.value)
-        moved = entropy_causality.temperature_effects_on_roles(subject, tempered, given.scored, asked[2])
+        effect = roles.role_effects(denoiser, *leave_one_out(denoiser.identity, heads)[::-1], *asked)
+        tempered = temperature.temperature_effects(denoiser, *asked, heads=heads, matched=MATCHED.value)
+        moved = entropy_causality.temperature_effects_on_roles(denoiser, tempered, given.scored, asked[2])
         size = entropy_causality.effect_size(*effects.losses(swept, "zero"))
         kept = {
             "effect": entropy_causality.correlation(attention, size),
@@ -45,11 +46,11 @@ def main(config, workdir):
                 attention, entropy_causality.max_selectivity(effect)
             ),
             "caused": entropy_causality.within_head_slope(
-                moved, entropy_causality.normalised(tempered, attention)
+                moved, entropy_causality.normalized(tempered, attention)
             ),
         }
-        found[subject.name] = {name: dataclasses.asdict(one) for name, one in kept.items()}
-        print(subject.name, *(line(name, one) for name, one in kept.items()), sep="\n")
+        found[denoiser.name] = {name: dataclasses.asdict(one) for name, one in kept.items()}
+        print(denoiser.name, *(line(name, one) for name, one in kept.items()), sep="\n")
     manifest = run_manifest(to_dict(config), models=MODEL.value, inputs=inputs)
     files.write_json(workdir / "entropy.json", {"entropy": found, "manifest": manifest})
 

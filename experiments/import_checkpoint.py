@@ -31,8 +31,8 @@ def main(config, workdir):
     found = pretrained.read(source)
     files.ensure_writable(target)
     identity = jax.jit(lambda key: unet.init_unet(key, found.unet)[1])(jax.random.key(0))
-    subject = Denoiser(source.name, found.unet, found.schedule, found.params, identity)
-    report(found, subject, config)
+    denoiser = Denoiser(source.name, found.unet, found.schedule, found.params, identity)
+    report(found, denoiser, config)
     about = ExperimentConfig(
         name=source.resolve().name,
         seed=config.seed,
@@ -44,7 +44,7 @@ def main(config, workdir):
     sheet = {}
     if SAMPLES.value:
         key = keys.stream(jax.random.key(config.seed), "samples")
-        pictures = to_bytes(rollout.draw_samples(subject, key, SAMPLES.value, STEPS.value))
+        pictures = to_bytes(rollout.draw_samples(denoiser, key, SAMPLES.value, STEPS.value))
         sheet["samples.png"] = image_grid.png(image_grid.sheet(pictures))
     folder = checkpoint.export_model(
         target / "model", found.params, to_dict(about), record, dtype=found.dtype, extras=sheet
@@ -52,11 +52,11 @@ def main(config, workdir):
     print(folder)
 
 
-def report(found: pretrained.Imported, subject: Denoiser, config: ExperimentConfig) -> None:
+def report(found: pretrained.Imported, denoiser: Denoiser, config: ExperimentConfig) -> None:
     """What was read, and how much memory examining it takes."""
     count = unet.count_parameters(found.unet)
     print(f"{found.layout}: {count / 1e6:.1f} M parameters, stored as {found.dtype}")
-    forecast.print_memory_forecast(subject, config.sweep)
+    forecast.print_memory_forecast(denoiser, config.sweep)
     for note in found.notes:
         print(note)
 

@@ -30,15 +30,15 @@ NUMBERS = ("a", "b", "score", "estimate", "low", "high", "p", "single_a", "singl
 def main(config, workdir):
     _launch.spread_over_cores()
     files.ensure_writable(workdir)
-    subject, _, given, levels, key = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
-    names = select(subject.identity, COMPONENTS.value)
-    chosen = [one for one in components(subject.unet) if one.name in names]
-    seen = subject, given.scored, given.reference, levels, key, chosen
+    denoiser, _, given, levels, key = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
+    names = select(denoiser.identity, COMPONENTS.value)
+    chosen = [one for one in components(denoiser.unet) if one.name in names]
+    seen = denoiser, given.scored, given.reference, levels, key, chosen
     found = redundancy.verified_pairs(*seen, top=TOP.value, audit=AUDIT.value, seed=config.seed)
-    labelled.replace(workdir / "pairs.zarr", found.assign_attrs(subject=subject.name, inputs=given.label))
+    labelled.replace(workdir / "pairs.zarr", found.assign_attrs(denoiser=denoiser.name, inputs=given.label))
     rows = zip(*(found[name].values.tolist() for name in NUMBERS))
     agreed = {name: dataclasses.asdict(one) for name, one in redundancy.pair_agreement(found).items()}
-    manifest = run_manifest(to_dict(config), models=[subject.name], inputs=given.label)
+    manifest = run_manifest(to_dict(config), models=[denoiser.name], inputs=given.label)
     kept = {"pairs": [dict(zip(NUMBERS, row)) for row in rows], "agreement": agreed, "manifest": manifest}
     files.write_json(workdir / "pairs.json", kept)
     print(

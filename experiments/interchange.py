@@ -27,14 +27,14 @@ TOP = flags.DEFINE_integer("top", 3, "Components shown for each factor.", lower_
 
 def main(config, workdir):
     _launch.spread_over_cores()
-    subject, trained, _ = load.load_denoiser(Path(MODEL.value))
-    levels = timesteps_by_log_snr(subject.schedule, config.sweep.timesteps)
+    denoiser, trained, _ = load.load_denoiser(Path(MODEL.value))
+    levels = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
     key = keys.stream(jax.random.key(config.seed), "interchange")
-    asked = {"factors": ONLY.value, "pairs": PAIRS.value, "level": trained.data.level}
-    found = interchange.interchange_effects(subject, levels, key, **asked)
-    _launch.save(workdir, "interchange", found, config, models=[subject.name])
+    asked = {"factors": ONLY.value, "pairs": PAIRS.value, "complexity": trained.data.complexity}
+    found = interchange.interchange_effects(denoiser, levels, key, **asked)
+    _launch.save(workdir, "interchange", found, config, models=[denoiser.name])
     _, share = interchange.transfer_by_component(found, seed=config.seed)
-    print(f"{subject.name}: components that carry most of each factor, {PAIRS.value} pairs of faces")
+    print(f"{denoiser.name}: components that carry most of each factor, {PAIRS.value} pairs of faces")
     for factor, estimate, low, high in zip(ONLY.value, share.estimate, share.low, share.high):
         most = np.argsort(-np.nan_to_num(estimate, nan=-np.inf))[: TOP.value]
         parts = [

@@ -18,7 +18,8 @@ from mechdiff.core.config import to_dict
 from mechdiff.models import untrained
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
-from mechdiff.sweeps import ablation
+from mechdiff.study.inputs import replacement_values
+from mechdiff.sweeps.ablation import ablation_sweep
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -30,27 +31,27 @@ def main(config, workdir):
     found, inputs = {}, {}
     for folder in map(Path, MODEL.value):
         name = "/".join(folder.parts[-2:])
-        subject, _, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value, name)
-        for each in [subject] + [untrained.untrained(subject, config.seed)] * UNTRAINED.value:
+        denoiser, _, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value, name)
+        for each in [denoiser] + [untrained.untrained(denoiser, config.seed)] * UNTRAINED.value:
             inputs[each.name] = given.label
-            fills = inputs.replacement_values(each, given, levels, jax.random.key(config.seed), config.sweep)
+            replacements = replacement_values(each, given, levels, jax.random.key(config.seed), config.sweep)
             asked = each, given.scored, levels, key, workdir / "sweeps"
-            swept = ablation.ablation_sweep(*asked, config=config.sweep, fills=fills)
-            for kind in config.sweep.kinds:
-                one = phases.measure(swept, kind)
-                print(line(each.name, kind, one))
-                found[f"{each.name} {kind}"] = dataclasses.asdict(one) | {"boundaries": one.boundaries}
+            swept = ablation_sweep(*asked, config=config.sweep, replacements=replacements)
+            for ablation in config.sweep.ablations:
+                one = phases.measure(swept, ablation)
+                print(line(each.name, ablation, one))
+                found[f"{each.name} {ablation}"] = dataclasses.asdict(one) | {"boundaries": one.boundaries}
     manifest = run_manifest(to_dict(config), models=MODEL.value, inputs=inputs)
     files.write_json(workdir / "phases.json", {"phases": found, "manifest": manifest})
 
 
-def line(name, kind, one):
+def line(name, ablation, one):
     where = ", ".join(f"{edge:+.1f}" for edge in one.boundaries) or "none"
     low, high = one.likely()
     four = one.share[3] if len(one.share) > 3 else 0
     return (
-        f"{name:36} {kind:5} k {one.k} [{low}, {high}], four in {four:.0%} of resamples; steps beat drift in "
-        f"{one.stepped:.0%}; boundaries at log-SNR {where}"
+        f"{name:36} {ablation:5} k {one.k} [{low}, {high}], four in {four:.0%} of resamples; steps beat "
+        f"drift in {one.stepped:.0%}; boundaries at log-SNR {where}"
     )
 
 

@@ -50,7 +50,7 @@ def main(config, workdir):
 
 def trained(config, workdir):
     """One model per data set, trained here."""
-    simple = dataclasses.replace(config.data, level=0)
+    simple = dataclasses.replace(config.data, complexity=0)
     real = dataclasses.replace(config.data, name="celeba", path=CELEBA.value or "", n_train=0, n_test=0)
     other = {f"{config.name}-celeba": real} if CELEBA.value else {f"{config.name}-synthetic-level0": simple}
     found = {}

@@ -29,17 +29,17 @@ def main(config, workdir):
     _launch.spread_over_cores()
     found, inputs = {}, {}
     for folder in MODEL.value:
-        subject, trained, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value)
-        inputs[subject.name] = given.label
-        fresh = [untrained.untrained(subject, config.seed + i) for i in range(FRESH.value)]
-        chosen = [one for one in components(subject.unet) if PART.value in (one.kind, "all")]
+        denoiser, trained, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value)
+        inputs[denoiser.name] = given.label
+        fresh = [untrained.untrained(denoiser, config.seed + i) for i in range(FRESH.value)]
+        chosen = [one for one in components(denoiser.unet) if PART.value in (one.component_type, "all")]
         more = controls.face_targets(trained, len(given.scored)) if trained.data.name == "synthetic" else {}
-        asked = subject, fresh, chosen, given.scored, levels, key
+        asked = denoiser, fresh, chosen, given.scored, levels, key
         one, effect = roles.examine(*asked, count=SETS.value, seed=config.seed, **more)
-        labelled.replace(workdir / f"{subject.name}.zarr", effect)
-        found[subject.name] = dataclasses.asdict(one)
+        labelled.replace(workdir / f"{denoiser.name}.zarr", effect)
+        found[denoiser.name] = dataclasses.asdict(one)
         named = {name: role for name, role in zip(one.components, one.role) if role != roles.UNASSIGNED}
-        print(f"{subject.name}: {len(named)} of {len(one.role)} have a role: {named or 'none'}")
+        print(f"{denoiser.name}: {len(named)} of {len(one.role)} have a role: {named or 'none'}")
     manifest = run_manifest(to_dict(config), models=MODEL.value, inputs=inputs)
     files.write_json(workdir / "roles.json", {"roles": found, "manifest": manifest})
 

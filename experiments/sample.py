@@ -29,8 +29,8 @@ WINDOW = flags.DEFINE_list("window", [], "Timesteps LOW,HIGH in which the ablati
 def main(config, workdir):
     _launch.spread_over_cores()
     files.ensure_writable(workdir)
-    subject = load.load_denoiser(Path(MODEL.value))[0]
-    identity = subject.identity
+    denoiser = load.load_denoiser(Path(MODEL.value))[0]
+    identity = denoiser.identity
     if ABLATE.value:
         identity = build.ablate(identity, ABLATE.value)
     if WINDOW.value:
@@ -39,9 +39,9 @@ def main(config, workdir):
         except ValueError:
             raise ConfigError(f"--window={','.join(WINDOW.value)} is not LOW,HIGH") from None
         identity = build.windowed(identity, low, high)
-    subject = dataclasses.replace(subject, identity=identity)
+    denoiser = dataclasses.replace(denoiser, identity=identity)
     key = keys.stream(jax.random.key(config.seed), "own samples")
-    drawn = rollout.draw_samples(subject, key, COUNT.value, STEPS.value)
+    drawn = rollout.draw_samples(denoiser, key, COUNT.value, STEPS.value)
     image_grid.save_sheet(workdir / "samples.png", to_bytes(drawn))
     print(workdir / "samples.png")
 

@@ -19,12 +19,13 @@ from mechdiff.models import untrained
 from mechdiff.models.unet import components
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
+from mechdiff.study.inputs import replacement_values
 from mechdiff.sweeps.execution import forecast
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
 CHANNELS = flags.DEFINE_boolean("channels", False, "Every single channel as well.")
-KIND = flags.DEFINE_enum("kind", "zero", ABLATIONS, "What a component is replaced by.")
+KIND = flags.DEFINE_enum("ablation", "zero", ABLATIONS, "What a component is replaced by.")
 POINT = flags.DEFINE_enum("point", "identity", screening.EXPANSIONS, "What the ranking is by.")
 EVERY = flags.DEFINE_boolean("every", False, "Run all exactly, to see how well the scores rank them.")
 UNTRAINED = flags.DEFINE_boolean("untrained", False, "With every model also a fresh network of its config.")
@@ -32,19 +33,19 @@ UNTRAINED = flags.DEFINE_boolean("untrained", False, "With every model also a fr
 
 def main(config, workdir):
     _launch.spread_over_cores()
-    sweep = dataclasses.replace(config.sweep, kinds=(KIND.value,))
+    sweep = dataclasses.replace(config.sweep, ablations=(KIND.value,))
     found, inputs = {"trained": {}, "untrained": {}}, {}
     for folder in map(Path, MODEL.value):
         name = "/".join(folder.parts[-2:])
-        subject, trained, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value, name)
-        forecast.print_memory_forecast(subject, sweep)
+        denoiser, trained, given, levels, key = _launch.opened(config, workdir, folder, CELEBA.value, name)
+        forecast.print_memory_forecast(denoiser, sweep)
         inputs[name] = given.label
-        chosen = components(subject.unet, max(subject.unet.widths) * 2 if CHANNELS.value else 0)
-        fresh = {"untrained": untrained.untrained(subject, trained.seed)} if UNTRAINED.value else {}
-        for group, one in {"trained": subject, **fresh}.items():
-            fills = inputs.replacement_values(one, given, levels, jax.random.key(config.seed), sweep)
+        chosen = components(denoiser.unet, max(denoiser.unet.widths) * 2 if CHANNELS.value else 0)
+        fresh = {"untrained": untrained.untrained(denoiser, trained.seed)} if UNTRAINED.value else {}
+        for group, one in {"trained": denoiser, **fresh}.items():
+            replacements = replacement_values(one, given, levels, jax.random.key(config.seed), sweep)
             seen = one, given.scored, levels, key, workdir / "exact"
-            asked = {"chosen": chosen, "kind": KIND.value, "fills": fills.get(KIND.value)}
+            asked = {"chosen": chosen, "ablation": KIND.value, "replacements": replacements.get(KIND.value)}
             found[group][one.name] = (every if EVERY.value else verified)(*seen, **asked)
     if EVERY.value:
         groups = [(f"{len(some)} {group}, {KIND.value}", some) for group, some in found.items() if some]
@@ -53,21 +54,21 @@ def main(config, workdir):
         )
         files.write_atomic(workdir / "screen.txt", f"{tables}\n".encode())
         print(f"\n{tables}")
-    manifest = run_manifest(to_dict(config), models=MODEL.value, kind=KIND.value, inputs=inputs)
+    manifest = run_manifest(to_dict(config), models=MODEL.value, ablation=KIND.value, inputs=inputs)
     kept = {name: plain(facts) for some in found.values() for name, facts in some.items()}
     files.write_json(workdir / "screen.json", {"models": kept, "manifest": manifest})
 
 
-def every(subject, *seen, **asked):
-    found = screening.quality(subject, *seen, **asked)
+def every(denoiser, *seen, **asked):
+    found = screening.quality(denoiser, *seen, **asked)
     shown = (f"{at} {one.overall.spearman:.2f}, {one.overall.recall:.0%}" for at, one in found.items())
-    print(f"{subject.name:36} Spearman, recall of the top 10: {'; '.join(shown)}", flush=True)
+    print(f"{denoiser.name:36} Spearman, recall of the top 10: {'; '.join(shown)}", flush=True)
     return found
 
 
-def verified(subject, *seen, **asked):
-    found = screening.screen_and_verify(subject, *seen, **asked, point=POINT.value)
-    print("\n".join([subject.name, *screening.lines(found, [one.name for one in asked["chosen"]])]))
+def verified(denoiser, *seen, **asked):
+    found = screening.screen_and_verify(denoiser, *seen, **asked, point=POINT.value)
+    print("\n".join([denoiser.name, *screening.lines(found, [one.name for one in asked["chosen"]])]))
     return found
 
 

@@ -3,7 +3,7 @@
 `python -m experiments.sweep --model=checkpoints/cpu32-synthetic-seed0 --set=sweep.images=64 --workdir=runs/s`
 `--celeba=PATH` gives real pictures to examine a CelebA model on; without it the model's own samples are
 used, and the result says so. Start it again to go on after an interruption. Results: WORKDIR/subjects/NAME.
-`--set=sweep.kinds=zero,mean,resample,noise,optimal` chooses what components are replaced with; see
+`--set=sweep.ablations=zero,mean,resample,noise,optimal` chooses what components are replaced with; see
 `mechdiff.replacements` and `mechdiff.optimal`. The last takes many times as long as the others.
 
 Any number of processes, on one machine or on many that share WORKDIR, may run the same command: they fill one

@@ -23,18 +23,20 @@ KINDS = flags.DEFINE_list(
 
 def main(config, workdir):
     _launch.spread_over_cores()
-    subject, _, given, levels, key = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
+    denoiser, _, given, levels, key = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
     block = config.sweep.image_block
     found = attention_patterns.pattern_effects(
-        subject, given.scored, levels, key, kinds=KINDS.value, block=block
+        denoiser, given.scored, levels, key, kinds=KINDS.value, block=block
     )
-    _launch.save(workdir, "patterns", found, config, models=[subject.name], inputs=given.label)
+    _launch.save(workdir, "patterns", found, config, models=[denoiser.name], inputs=given.label)
     weights = stats.bootstrap_weights(len(given.scored), seed=config.seed)
     pooled = {}
     for kind in KINDS.value:
         clean, loss = effects.losses(found, kind)
         pooled[kind] = stats.bootstrap(lambda w: effects.pooled_relative_increase(clean, loss, w), weights)  # noqa: B023
-    print(f"{subject.name}: pooled Deg% with patterns replaced, {len(given.scored)} pictures ({given.label})")
+    print(
+        f"{denoiser.name}: pooled Deg% with patterns replaced, {len(given.scored)} pictures ({given.label})"
+    )
     print(f"{'head':22}" + "".join(f"{kind:>28}" for kind in pooled))
     order = np.argsort(-next(iter(pooled.values())).estimate)
     for i in order:

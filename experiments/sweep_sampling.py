@@ -31,14 +31,14 @@ SAMPLER = flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm"], "How a step is 
 
 def main(config, workdir):
     _launch.spread_over_cores()
-    subject = load.load_denoiser(Path(MODEL.value))[0]
-    levels = ddim_timesteps(subject.schedule.steps, min(STEPS.value, subject.schedule.steps))
+    denoiser = load.load_denoiser(Path(MODEL.value))[0]
+    levels = ddim_timesteps(denoiser.schedule.steps, min(STEPS.value, denoiser.schedule.steps))
     windows = even_windows(levels, WINDOWS.value)
-    forecast.print_memory_forecast(subject, config.sweep, kinds=("zero",), fills=len(levels))
+    forecast.print_memory_forecast(denoiser, config.sweep, ablations=("zero",), replacements=len(levels))
     files.ensure_writable(workdir)
-    files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[subject.name]))
+    files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[denoiser.name]))
     found = sampling_sweep(
-        subject,
+        denoiser,
         levels,
         windows,
         SAMPLES.value,
@@ -48,7 +48,7 @@ def main(config, workdir):
     )
     shared, naive = network_calls(levels, windows, found.sizes["component"])
     print(f"{shared:,} network calls a sample instead of {naive:,}: {naive / shared:.2f} x fewer")
-    distance = found.distance.isel(kind=0).mean("sample")
+    distance = found.distance.isel(ablation=0).mean("sample")
     for component in (
         distance.mean("window").sortby(distance.mean("window"), ascending=False).component.values
     ):

@@ -21,21 +21,21 @@ DOSES = flags.DEFINE_list("doses", [str(dose) for dose in scaling.GATE_VALUES], 
 
 def main(config, workdir):
     _launch.spread_over_cores()
-    subject, _, given, levels, key = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
-    names = select(subject.identity, COMPONENTS.value)
-    chosen = [one for one in components(subject.unet) if one.name in names]
+    denoiser, _, given, levels, key = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
+    names = select(denoiser.identity, COMPONENTS.value)
+    chosen = [one for one in components(denoiser.unet) if one.name in names]
     try:
         tried = [float(dose) for dose in DOSES.value]
     except ValueError as error:
         raise ConfigError(
             f"--doses={','.join(DOSES.value)}: {error}; give numbers such as 0,0.5,1,2"
         ) from None
-    asked = subject, given.scored, levels, key, chosen, tried
+    asked = denoiser, given.scored, levels, key, chosen, tried
     found = scaling.scaling_curves(*asked, block=config.sweep.image_block)
-    _launch.save(workdir, "doses", found, config, models=[subject.name], inputs=given.label)
+    _launch.save(workdir, "doses", found, config, models=[denoiser.name], inputs=given.label)
     change = found["loss"].mean("image") / found["clean_loss"].mean("image") - 1
     pooled = (100 * change).mean("t").transpose("component", "dose")
-    print(f"{subject.name}: pooled Deg% by dose, {len(given.scored)} pictures ({given.label})")
+    print(f"{denoiser.name}: pooled Deg% by dose, {len(given.scored)} pictures ({given.label})")
     print(f"{'component':22}" + "".join(f"{dose:>10g}" for dose in tried))
     for name, curve in zip(found["component"].values, pooled.values):
         print(f"{name!s:22}" + "".join(f"{value:>10.2f}" for value in curve))

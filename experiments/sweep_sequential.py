@@ -25,10 +25,10 @@ WIDTH = flags.DEFINE_float("width", 2.0, "In percent of the clean loss; certain 
 def main(config, workdir):
     _launch.spread_over_cores()
     files.ensure_writable(workdir)
-    subject, _, given, levels, key = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
-    forecast.print_memory_forecast(subject, config.sweep, kinds=("zero",))
+    denoiser, _, given, levels, key = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
+    forecast.print_memory_forecast(denoiser, config.sweep, ablations=("zero",))
     found = sequential_sweep(
-        subject,
+        denoiser,
         given.swept,
         levels,
         key,
@@ -36,7 +36,7 @@ def main(config, workdir):
         width=WIDTH.value,
         block=config.sweep.image_block,
     )
-    manifest = run_manifest(to_dict(config), models=[subject.name], inputs=given.label)
+    manifest = run_manifest(to_dict(config), models=[denoiser.name], inputs=given.label)
     files.write_json(workdir / "certified.json", {**dataclasses.asdict(found), "manifest": manifest})
     for i in (-found.estimate).argsort(kind="stable"):
         bounds = f"[{found.low[i]:.2f}, {found.high[i]:.2f}]"

@@ -14,7 +14,7 @@ Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
   4  layers, sampler, stats, evaluation, fidelity
   5  unet, checkpoint
   6  memory
-  7  capture, optimisation, filling, wavefront, interop, moments
+  7  capture, optimization, filling, wavefront, interop, moments
   8  train, engine, replacements
   9  sweep, optimal
  10  pipeline, effects, walk, adaptive, attribution, pairs, divergence, paths, roles

@@ -39,24 +39,24 @@ ROUNDS = flags.DEFINE_integer("rounds", 1, "Turns that each arm takes.", lower_b
 
 def main(config, workdir):
     _launch.spread_over_cores()
-    asked = [f"sweep.images={IMAGES.value}", "sweep.mean_images=1", "sweep.nested=true"]
+    asked = [f"sweep.images={IMAGES.value}", "sweep.reference_images=1", "sweep.nested=true"]
     config = override(config, asked)
-    subject, trained, _ = load.load_denoiser(Path(MODEL.value))
-    given = inputs.chooser(config, CELEBA.value, workdir / "cache")(subject, trained)
-    levels = timesteps_by_log_snr(subject.schedule, config.sweep.timesteps)
+    denoiser, trained, _ = load.load_denoiser(Path(MODEL.value))
+    given = inputs.chooser(config, CELEBA.value, workdir / "cache")(denoiser, trained)
+    levels = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
     key, block = keys.stream(jax.random.key(config.seed), "scored noise"), config.sweep.image_block
     pilot = min(PILOT.value, IMAGES.value)
 
     def adaptive(images):
         with TemporaryDirectory() as folder:
             return sequential_sweep(
-                subject, images, levels, key, Path(folder), width=WIDTH.value, block=block
+                denoiser, images, levels, key, Path(folder), width=WIDTH.value, block=block
             )
 
     def fixed():
         with TemporaryDirectory() as folder:
-            settings = SweepConfig(kinds=("zero",), image_block=block)
-            ablation_sweep(subject, given.scored[:pilot], levels, key, Path(folder), config=settings)
+            settings = SweepConfig(ablations=("zero",), image_block=block)
+            ablation_sweep(denoiser, given.scored[:pilot], levels, key, Path(folder), config=settings)
 
     found, crossed = adaptive(given.nested), adaptive(given.scored[:pilot])  # compile
     fixed()
@@ -70,8 +70,8 @@ def main(config, workdir):
     count, left = len(found.components), int((~found.decided).sum())
     shown = f"{found.images.min()} to {found.images.max()}"
     print(
-        f"{count} components of {subject.name}, {len(levels)} timesteps, to {WIDTH.value} % or apart from 0; "
-        f"medians of {ROUNDS.value} rounds\n"
+        f"{count} components of {denoiser.name}, {len(levels)} timesteps, to {WIDTH.value} % or apart from "
+        f"0; medians of {ROUNDS.value} rounds\n"
         f"{'':24}{'pictures a timestep':>22}{'components x pictures':>24}{'seconds':>10}"
         f"{'over adaptive':>16}{'in runs':>10}\n"
         f"{'adaptive, nested':24}{shown:>22}{found.spent:24,}{took:10.1f}"

@@ -56,14 +56,14 @@ def forward_sweep(config, images):
     _launch.spread_over_cores()
     schedule = make_schedule(config.diffusion)
     state, identity = jax.jit(functools.partial(init_state, config))()
-    subject = Denoiser("benchmark", config.unet, schedule, state.params, identity)
+    denoiser = Denoiser("benchmark", config.unet, schedule, state.params, identity)
     levels = timesteps_by_log_snr(schedule, config.sweep.timesteps)
     x0 = (pictures(config, images) / 127.5 - 1).astype(np.float32)
-    settings = SweepConfig(kinds=("zero",), image_block=min(images, config.sweep.image_block))
+    settings = SweepConfig(ablations=("zero",), image_block=min(images, config.sweep.image_block))
 
     def once():
         with tempfile.TemporaryDirectory() as folder:
-            ablation_sweep(subject, x0, levels, jax.random.key(0), Path(folder), config=settings)
+            ablation_sweep(denoiser, x0, levels, jax.random.key(0), Path(folder), config=settings)
 
     return once, len(components(config.unet)) * len(levels) * images
 

@@ -29,16 +29,16 @@ Hooks = dict[str, tuple[Callable, Callable]]  # component -> how to register a h
 
 
 def unet2d(config: UNetConfig) -> diffusers.UNet2DModel:
-    """The network of `config`, freshly initialised."""
-    kinds = lambda attends, side: [f"{'Attn' * flag}{side}Block2D" for flag in attends]
+    """The network of `config`, freshly initialized."""
+    ablations = lambda attends, side: [f"{'Attn' * flag}{side}Block2D" for flag in attends]
     model = diffusers.UNet2DModel(
         sample_size=config.image_size,
         in_channels=config.in_channels,
         out_channels=config.out_channels,
         block_out_channels=config.widths,
         layers_per_block=config.blocks_per_level,
-        down_block_types=kinds(config.down_attention, "Down"),
-        up_block_types=kinds(config.up_attention[::-1], "Up"),
+        down_block_types=ablations(config.down_attention, "Down"),
+        up_block_types=ablations(config.up_attention[::-1], "Up"),
         add_attention=config.mid_attention,
         attention_head_dim=1,  # the number of heads is set below: it may differ between levels
         norm_num_groups=config.norm_groups,

@@ -80,18 +80,18 @@ def sweep(config, count, images, timesteps):
     """A sweep of `count` components spread over the network, ready to run."""
     params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), config.unet)
     schedule = make_schedule(config.diffusion)
-    subject = Denoiser("benchmark", config.unet, schedule, params, identity)
+    denoiser = Denoiser("benchmark", config.unet, schedule, params, identity)
     known = components(config.unet)
     chosen = [known[i] for i in np.linspace(0, len(known) - 1, count).astype(int)]
     shape = (images, *2 * [config.unet.image_size], config.unet.in_channels)
     x0 = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
     levels = timesteps_by_log_snr(schedule, timesteps)
-    settings = SweepConfig(kinds=("zero",), image_block=min(images, config.sweep.image_block))
+    settings = SweepConfig(ablations=("zero",), image_block=min(images, config.sweep.image_block))
 
     def run():
         with tempfile.TemporaryDirectory() as folder:
             key = jax.random.key(0)
-            ablation_sweep(subject, x0, levels, key, Path(folder), config=settings, chosen=chosen)
+            ablation_sweep(denoiser, x0, levels, key, Path(folder), config=settings, chosen=chosen)
 
     return run
 

@@ -36,14 +36,14 @@ def main(config, workdir):
     _launch.spread_over_cores()
     identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), config.unet)[1]
     schedule = make_schedule(config.diffusion)
-    subject = untrained.untrained(Denoiser("benchmark", config.unet, schedule, None, identity))
+    denoiser = untrained.untrained(Denoiser("benchmark", config.unet, schedule, None, identity))
     every = components(config.unet, channel_groups=2 * max(config.unet.widths))  # no skip is wider
     rng = np.random.default_rng(0)
     count = min(SAMPLE.value, len(every))
     some = [every[i] for i in sorted(rng.choice(len(every), count, replace=False))]
     side, sweep = config.unet.image_size, config.sweep
     images = rng.uniform(-1, 1, (IMAGES.value, side, side, config.unet.in_channels)).astype(np.float32)
-    seen = subject, images, timesteps_by_log_snr(schedule, sweep.timesteps), jax.random.key(0)
+    seen = denoiser, images, timesteps_by_log_snr(schedule, sweep.timesteps), jax.random.key(0)
 
     def exact():
         with TemporaryDirectory() as folder:

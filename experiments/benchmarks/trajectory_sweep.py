@@ -40,8 +40,8 @@ def main(config, workdir):
     params = jax.tree.map(
         lambda p: (np.asarray(p) + 0.02 * rng.normal(size=p.shape)).astype(np.float32), params
     )
-    subject = Denoiser("benchmark", config.unet, make_schedule(config.diffusion), params, identity)
-    levels = ddim_timesteps(subject.schedule.steps, min(STEPS.value, subject.schedule.steps))
+    denoiser = Denoiser("benchmark", config.unet, make_schedule(config.diffusion), params, identity)
+    levels = ddim_timesteps(denoiser.schedule.steps, min(STEPS.value, denoiser.schedule.steps))
     windows = rollout.even_windows(levels, WINDOWS.value)
     every = components(config.unet)
     chosen = every[:: max(1, len(every) // COMPONENTS.value)][: COMPONENTS.value]
@@ -50,7 +50,7 @@ def main(config, workdir):
         with TemporaryDirectory() as folder:
             key = jax.random.key(0)
             return sampling.sampling_sweep(
-                subject, levels, windows, SAMPLES.value, key, Path(folder), chosen=chosen
+                denoiser, levels, windows, SAMPLES.value, key, Path(folder), chosen=chosen
             )
 
     def naive():

@@ -65,9 +65,9 @@ def circuit_size(
     return np.where(np.isfinite(reached), reached, np.nan)
 
 
-def effective_components(sweep: xr.Dataset, kind: str) -> Measure:
+def effective_components(sweep: xr.Dataset, ablation: str) -> Measure:
     """`effective` of a saved sweep."""
-    clean, loss = effects.losses(sweep, kind)
+    clean, loss = effects.losses(sweep, ablation)
     return lambda weights: effects.effective_number(effects.pooled_relative_increase(clean, loss, weights))
 
 
@@ -102,7 +102,7 @@ def values(measures: Sequence[Measure], images: int) -> Float[np.ndarray, " netw
 
 
 def ratio_of(
-    first: Float[np.ndarray, " pair"], second: Float[np.ndarray, " pair"], level: float = 0.95
+    first: Float[np.ndarray, " pair"], second: Float[np.ndarray, " pair"], confidence: float = 0.95
 ) -> Interval:
     """Geometric mean of first / second with Student's interval over pairs: for measures that have one number
     a network, such as the size of a circuit. Pairs with a NaN are left out."""
@@ -111,17 +111,17 @@ def ratio_of(
     if len(logs) < 2:
         estimate = np.exp(logs[0]) if len(logs) else np.nan
         ends = {"low": np.asarray(np.nan), "high": np.asarray(np.nan)}
-        return Interval(estimate=np.asarray(estimate), **ends, level=level, n=len(logs))
-    found = stats.student_mean(logs, level)
+        return Interval(estimate=np.asarray(estimate), **ends, confidence=confidence, n=len(logs))
+    found = stats.student_mean(logs, confidence)
     ends = {name: np.asarray(np.exp(getattr(found, name))) for name in ("estimate", "low", "high")}
-    return Interval(**ends, level=level, n=len(logs))
+    return Interval(**ends, confidence=confidence, n=len(logs))
 
 
 def ratio(
     first: Sequence[Measure],
     second: Sequence[Measure],
     images: int,
-    level: float = 0.95,
+    confidence: float = 0.95,
     repeats: int = 1000,
     seed: int = 0,
 ) -> Ratio:
@@ -146,13 +146,17 @@ def ratio(
         # Image i of both data sets was given the same noise: one resample of images serves both.
         own = weights[has, i] / share[has, i, None]
         drawn[has] += share[has, i] * (np.log(one(own)) - np.log(other(own)))
-    low, high = np.exp(np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]))
+    low, high = np.exp(np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2]))
     estimate = np.exp(logs.mean())
     hierarchical = Interval(
-        estimate=np.asarray(estimate), low=np.asarray(low), high=np.asarray(high), level=level, n=pairs
+        estimate=np.asarray(estimate),
+        low=np.asarray(low),
+        high=np.asarray(high),
+        confidence=confidence,
+        n=pairs,
     )
     p = float(stats.permutation_test(logs)) if pairs > 1 else float("nan")
-    return Ratio(np.exp(logs), ratio_of(np.exp(logs), np.ones(pairs), level), hierarchical, p)
+    return Ratio(np.exp(logs), ratio_of(np.exp(logs), np.ones(pairs), confidence), hierarchical, p)
 
 
 def halves(

@@ -56,7 +56,7 @@ class Effects:
       people: on all of them; 0 where that is not known.
     """
 
-    kind: str
+    ablation: str
     components: tuple[str, ...]
     part: tuple[str, ...]
     resolution: Int[np.ndarray, " component"]
@@ -155,17 +155,17 @@ def effective_number(damage: Draws) -> Float[np.ndarray, " m"]:
     return np.where(total > 0, np.exp(-(p * np.log(p)).sum(axis=0)), np.nan)
 
 
-def losses(sweep: xr.Dataset, kind: str) -> tuple[CleanLossArray, LossArray]:
+def losses(sweep: xr.Dataset, ablation: str) -> tuple[CleanLossArray, LossArray]:
     """Losses of a finished sweep in float64.
 
     Raises:
       ConfigError: a kind that was not swept.
       CheckpointError: cells without a number, or a clean loss that is not positive.
     """
-    if kind not in sweep["kind"].values:
-        raise ConfigError(unknown("ablation kind", kind, sweep["kind"].values))
+    if ablation not in sweep["ablation"].values:
+        raise ConfigError(unknown("ablation kind", ablation, sweep["ablation"].values))
     clean = sweep["clean_loss"].transpose("t", "image").values.astype(np.float64)
-    loss = sweep["loss"].sel(kind=kind).transpose("component", "t", "image").values.astype(np.float64)
+    loss = sweep["loss"].sel(ablation=ablation).transpose("component", "t", "image").values.astype(np.float64)
     bad = int((~np.isfinite(loss)).sum() + (~np.isfinite(clean)).sum())
     whose = f"sweep of {sweep.attrs.get('subject')!r}"
     if bad:
@@ -175,25 +175,27 @@ def losses(sweep: xr.Dataset, kind: str) -> tuple[CleanLossArray, LossArray]:
     return clean, loss
 
 
-def measure(sweep: xr.Dataset, kind: str, repeats: int = 2000, seed: int = 0, level: float = 0.95) -> Effects:
+def measure(
+    sweep: xr.Dataset, ablation: str, repeats: int = 2000, seed: int = 0, confidence: float = 0.95
+) -> Effects:
     """Damage of every component under one kind of ablation, with bootstrap intervals over images.
 
     Args:
       sweep: as `sweeps.ablation_sweep` makes it; at least 2 images.
       repeats, seed: of the resampling; the same weights serve all components.
     """
-    clean, loss = losses(sweep, kind)
+    clean, loss = losses(sweep, ablation)
     units = stats.units_of(sweep)
     pictures = picture_damage(clean, loss, sweep.attrs.get("pictures", 0) > sweep.sizes["image"])
     raised = (pictures > 0).astype(np.float64)
 
     def interval(statistic: stats.intervals.Statistic) -> Interval:
-        return stats.bootstrap_units(statistic, units, repeats=repeats, seed=seed, level=level)
+        return stats.bootstrap_units(statistic, units, repeats=repeats, seed=seed, confidence=confidence)
 
     return Effects(
-        kind=kind,
+        ablation=ablation,
         components=tuple(str(name) for name in sweep["component"].values),
-        part=tuple(str(part) for part in sweep["part"].values),
+        part=tuple(str(part) for part in sweep["component_type"].values),
         resolution=sweep["resolution"].values,
         depth=sweep["depth"].values,
         t=sweep["t"].values,
@@ -203,7 +205,7 @@ def measure(sweep: xr.Dataset, kind: str, repeats: int = 2000, seed: int = 0, le
         pooled=interval(lambda w: pooled_relative_increase(clean, loss, w)),
         pooled_losses=interval(lambda w: pooled_loss_ratio_increase(clean, loss, w)),
         effective=interval(lambda w: effective_number(pooled_relative_increase(clean, loss, w))),
-        change=sweep["change"].sel(kind=kind).max(("t", "image")).values.astype(np.float64),
+        change=sweep["change"].sel(ablation=ablation).max(("t", "image")).values.astype(np.float64),
         rms=interval(lambda w: rms_damage(clean, loss, w)),
         hurt=interval(lambda w: stats.weighted(raised, w).mean(axis=1)),
         quantiles=np.quantile(pictures, QUANTILES, axis=(1, 2)).T,
@@ -228,13 +230,13 @@ def ablations_agreement(
     Over the components that changed something under both kinds. Raises as `denoisers_agreement` does.
     """
     shared = _shared((sweep, first), (sweep, second))
-    sides = [losses(sweep.sel(component=shared), kind) for kind in (first, second)]
+    sides = [losses(sweep.sel(component=shared), ablation) for ablation in (first, second)]
     units = stats.units_of(sweep)
     return _ranked(sides, [units, units], [stats.bootstrap_weights(units.count, repeats, seed)] * 2)
 
 
 def denoisers_agreement(
-    first: xr.Dataset, second: xr.Dataset, kind: str, repeats: int = 2000, seed: int = 0
+    first: xr.Dataset, second: xr.Dataset, ablation: str, repeats: int = 2000, seed: int = 0
 ) -> Interval:
     """Rank correlation of pooled Deg% between two subjects; `n` is the smaller count of images.
 
@@ -244,8 +246,8 @@ def denoisers_agreement(
     Raises:
       ConfigError: fewer than 3 such components.
     """
-    shared = _shared((first, kind), (second, kind))
-    sides = [losses(sweep.sel(component=shared), kind) for sweep in (first, second)]
+    shared = _shared((first, ablation), (second, ablation))
+    sides = [losses(sweep.sel(component=shared), ablation) for sweep in (first, second)]
     units = [stats.units_of(sweep) for sweep in (first, second)]
     shares = [stats.bootstrap_weights(each.count, repeats, seed + i) for i, each in enumerate(units)]
     return _ranked(sides, units, shares)
@@ -254,8 +256,8 @@ def denoisers_agreement(
 def _shared(*sides: tuple[xr.Dataset, str]) -> list[str]:
     """Components that changed something on every side, in the order of the first."""
     active = []
-    for sweep, kind in sides:
-        change = sweep["change"].sel(kind=kind).max(("t", "image"))
+    for sweep, ablation in sides:
+        change = sweep["change"].sel(ablation=ablation).max(("t", "image"))
         active.append([str(name) for name in sweep["component"].values[change.values > ROUNDING]])
     shared = [name for name in active[0] if all(name in others for others in active[1:])]
     if len(shared) < 3:
@@ -267,7 +269,7 @@ def _ranked(
     sides: list[tuple[np.ndarray, np.ndarray]],
     units: list[stats.Units],
     shares: list[np.ndarray],
-    level: float = 0.95,
+    confidence: float = 0.95,
 ) -> Interval:
     """Percentile interval of the rank correlation of two sides (clean, loss), in resamples of their units."""
 
@@ -276,7 +278,7 @@ def _ranked(
 
     estimate = correlate([each.even() for each in units])[0]
     drawn = correlate([each.weights(share) for each, share in zip(units, shares)])
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     ends = {"low": np.asarray(low), "high": np.asarray(high)}
     n = min(len(each.member.T) for each in units)
-    return Interval(estimate=np.asarray(estimate), **ends, level=level, n=n)
+    return Interval(estimate=np.asarray(estimate), **ends, confidence=confidence, n=n)

@@ -9,7 +9,7 @@ The paper names heads by their entropy. Two tests, both ours:
             and the ablated prediction. If function follows entropy, selectivity moves with entropy within a
             head as it does between heads (`follow`)
 The temperatures come with gates that hold the norm of a head's output, as `tempering.temperature_effects`
-finds them; of its gates, one an image, the mean over images is used here. Entropies are normalised, H / ln
+finds them; of its gates, one an image, the mean over images is used here. Entropies are normalized, H / ln
 Nk.
 """
 
@@ -36,7 +36,7 @@ from mechdiff.stats import Interval
 from mechdiff.stats.intervals import Statistic
 from mechdiff.sweeps.execution.engine import Engine, PassOutputs
 
-LEAST = 0.02  # normalised entropy by which a head must have been moved to have a slope
+LEAST = 0.02  # normalized entropy by which a head must have been moved to have a slope
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Followed:
-    """Slopes of selectivity on normalised entropy, one a target.
+    """Slopes of selectivity on normalized entropy, one a target.
 
     Attributes:
       targets: names.
@@ -92,7 +92,7 @@ def correlation(
         m]`: `effect_size`, `max_selectivity`.
     """
     entropy = (
-        attention["normalised_entropy"].transpose("head", "t", "image").values.astype(np.float64).mean(1)
+        attention["normalized_entropy"].transpose("head", "t", "image").values.astype(np.float64).mean(1)
     )
     layers = np.array(layers_of(attention["head"].values))
     weights = stats.bootstrap_weights(entropy.shape[-1], repeats, seed)
@@ -137,7 +137,7 @@ def max_selectivity(effect: xr.Dataset) -> Statistic:
 
 
 def within_layers(first: effects.Draws, second: effects.Draws, layers: np.ndarray) -> Float[np.ndarray, " m"]:
-    """Correlation of ranks, taken within each layer and centred there; NaN where a side has no spread."""
+    """Correlation of ranks, taken within each layer and centered there; NaN where a side has no spread."""
     x, y = (
         np.concatenate([_ranks(side[layers == one]) for one in np.unique(layers)]) for side in (first, second)
     )
@@ -158,7 +158,7 @@ class Read:
 
 
 def temperature_effects_on_roles(
-    subject: Denoiser, tempered: xr.Dataset, images: Images, key: PRNGKey, engine: Engine | None = None
+    denoiser: Denoiser, tempered: xr.Dataset, images: Images, key: PRNGKey, engine: Engine | None = None
 ) -> xr.Dataset:
     """Role effects of heads at several temperatures of their own softmax, and at temperature 1.
 
@@ -173,18 +173,18 @@ def temperature_effects_on_roles(
       prediction with its temperature. `loss` with the temperature and without leaving out, dims `head,
       temperature, t, image`, NaN at temperature 1.
     """
-    chosen = select(subject.identity, [str(name) for name in tempered["component"].values])
+    chosen = select(denoiser.identity, [str(name) for name in tempered["component"].values])
     values, timesteps = [float(value) for value in tempered["temperature"].values], tempered["t"].values
     gates = tempered["gate"].mean("image").transpose("t", "component", "temperature").values
     images, index = np.asarray(images, np.float32), np.arange(len(images))
     found = feature_variances(images)
     variance, cuts = np.array([v for v, _ in found.values()]), np.cumsum([n for _, n in found.values()])[:-1]
-    engine = engine or Engine(subject.unet, subject.schedule, subject.params)
+    engine = engine or Engine(denoiser.unet, denoiser.schedule, denoiser.params)
     count = len(chosen)
     effect = np.empty((count, 1 + len(values), len(variance), len(timesteps), len(images)), np.float32)
     loss = np.full((count, 1 + len(values), len(timesteps), len(images)), np.nan, np.float32)
     for level, t in enumerate(timesteps):
-        stacked = _rows(subject.identity, chosen, values, gates[level])
+        stacked = _rows(denoiser.identity, chosen, values, gates[level])
         (read, losses), clean = engine.reduce(stacked, images, index, int(t), key, Read())
         read = read.reshape(count, 1 + len(values), *read.shape[1:]).astype(np.float64)
         without, read[:, 0] = read[:, 0].copy(), clean  # the first row of a head leaves it out
@@ -205,18 +205,18 @@ def temperature_effects_on_roles(
             "t": timesteps,
             "image": index,
         },
-        attrs={"subject": subject.name},
+        attrs={"denoiser": denoiser.name},
     )
 
 
 def within_head_slope(
-    effect: xr.Dataset, entropy: Float[np.ndarray, "head temperature"], level: float = 0.95
+    effect: xr.Dataset, entropy: Float[np.ndarray, "head temperature"], confidence: float = 0.95
 ) -> Followed:
     """Do roles follow entropy when it is moved? See the module.
 
     Args:
       effect: of `temper`, at least 3 heads.
-      entropy: normalised, of each head at each temperature of `effect`: `normalised` of the two datasets.
+      entropy: normalized, of each head at each temperature of `effect`: `normalized` of the two datasets.
     Raises:
       ConfigError: fewer than 3 heads whose entropy was moved.
     """
@@ -230,8 +230,8 @@ def within_head_slope(
         )
     within = np.stack([_slope(x, y) for x, y in zip(entropy[moved], index[moved])], axis=1)  # target, head
     one = list(effect["temperature"].values).index(1.0)
-    between = _regression(entropy[:, one], index[:, one], level)
-    mean_within = stats.student_mean(within, level)
+    between = _regression(entropy[:, one], index[:, one], confidence)
+    mean_within = stats.student_mean(within, confidence)
     p = stats.holm(stats.permutation_test(within))
     sure = (between.low > 0) | (between.high < 0)
     same = np.sign(between.estimate) == np.sign(mean_within.estimate)
@@ -240,7 +240,7 @@ def within_head_slope(
         between=between,
         within=mean_within,
         p=p,
-        follows=tuple(bool(yes) for yes in (p <= 1 - level + 1e-12) & sure & same),
+        follows=tuple(bool(yes) for yes in (p <= 1 - confidence + 1e-12) & sure & same),
         heads=int(moved.sum()),
     )
 
@@ -259,7 +259,7 @@ def _rows(identity: Intervention, chosen, temperatures, gates) -> Intervention:
     return replace(identity, gate=gate, temperature=warmth)
 
 
-def normalised(tempered: xr.Dataset, attention: xr.Dataset) -> Float[np.ndarray, "head temperature"]:
+def normalized(tempered: xr.Dataset, attention: xr.Dataset) -> Float[np.ndarray, "head temperature"]:
     """Entropy / ln Nk of each head, means over levels and images, at the temperatures that `temper` gives.
 
     Args:
@@ -269,7 +269,7 @@ def normalised(tempered: xr.Dataset, attention: xr.Dataset) -> Float[np.ndarray,
     heads = attention.sel(head=tempered["component"].values)
     moved = tempered["entropy"].mean(("t", "image")).transpose("component", "temperature").values
     moved = moved / np.log(heads["tokens"].values)[:, None]
-    plain = heads["normalised_entropy"].mean(("t", "image")).values[:, None]
+    plain = heads["normalized_entropy"].mean(("t", "image")).values[:, None]
     order = np.argsort([1.0, *tempered["temperature"].values])
     return np.concatenate([plain, moved], axis=1).astype(np.float64)[:, order]
 
@@ -280,14 +280,14 @@ def _ranks(values: effects.Draws) -> effects.Draws:
 
 
 def _slope(x: Float[np.ndarray, " n"], y: Float[np.ndarray, "n target"]) -> Float[np.ndarray, " target"]:
-    centred = x - x.mean()
-    return centred @ (y - y.mean(axis=0)) / (centred**2).sum()
+    centered = x - x.mean()
+    return centered @ (y - y.mean(axis=0)) / (centered**2).sum()
 
 
-def _regression(x: Float[np.ndarray, " n"], y: Float[np.ndarray, "n target"], level: float) -> Interval:
+def _regression(x: Float[np.ndarray, " n"], y: Float[np.ndarray, "n target"], confidence: float) -> Interval:
     """Slope of y on x with Student's interval of least squares; errors of equal variance."""
-    slope, centred, n = _slope(x, y), x - x.mean(), len(x)
-    rest = y - y.mean(axis=0) - centred[:, None] * slope
-    error = np.sqrt((rest**2).sum(axis=0) / max(n - 2, 1) / (centred**2).sum())
-    half = error * special.stdtrit(max(n - 2, 1), (1 + level) / 2)
-    return Interval(estimate=slope, low=slope - half, high=slope + half, level=level, n=n)
+    slope, centered, n = _slope(x, y), x - x.mean(), len(x)
+    rest = y - y.mean(axis=0) - centered[:, None] * slope
+    error = np.sqrt((rest**2).sum(axis=0) / max(n - 2, 1) / (centered**2).sum())
+    half = error * special.stdtrit(max(n - 2, 1), (1 + confidence) / 2)
+    return Interval(estimate=slope, low=slope - half, high=slope + half, confidence=confidence, n=n)

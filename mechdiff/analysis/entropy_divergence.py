@@ -105,7 +105,7 @@ def compare(
     resampled = tuple(stats.bootstrap_weights(n, draws, seed + i) for i, n in enumerate(images))
     even = tuple(np.full((1, n), 1 / n) for n in images)
     low, high = np.quantile(take(*sides, resampled), [0.025, 0.975], axis=-1)
-    value = Interval(estimate=take(*sides, even)[:, 0], low=low, high=high, level=0.95, n=least)
+    value = Interval(estimate=take(*sides, even)[:, 0], low=low, high=high, confidence=0.95, n=least)
     halves = [_two_halves(rng, n, least // 2, draws) for n in images]
     both = np.concatenate(sides, axis=-1)
     shuffled = take(both, both, _relabelled(rng, *images, draws))

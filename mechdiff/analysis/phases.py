@@ -9,7 +9,7 @@ k is chosen by likelihood on images that were not used: boundaries and means com
 images, the other half is scored under a Gaussian of one variance, that of the scored half about those means:
   l_k = -(1 + ln(2 pi MSE_k)) / 2 per cell, averaged over splits.
 The number of levels bounds k: with the 8 levels of the shipped presets a phase is one or two of them. To test
-"four" against its neighbours take at least 24 levels, better 32 (`--set=sweep.timesteps=32`): six or more a
+"four" against its neighbors take at least 24 levels, better 32 (`--set=sweep.timesteps=32`): six or more a
 phase, three where there are eight.
 
 Three ways in which "four phases" can be an artefact, each with its number here:
@@ -73,10 +73,10 @@ class Phases:
         first = np.array(self.starts[1:], int)
         return (self.log_snr[first - 1] + self.log_snr[first]) / 2
 
-    def likely(self, level: float = 0.95) -> tuple[int, int]:
+    def likely(self, confidence: float = 0.95) -> tuple[int, int]:
         """Range of k that holds at least `level` of the bootstrap draws, tails cut alike."""
         below = np.cumsum(self.share)
-        tail = (1 - level) / 2
+        tail = (1 - confidence) / 2
         return int(np.searchsorted(below, tail + 1e-12) + 1), int(
             np.searchsorted(below, 1 - tail - 1e-12) + 1
         )
@@ -90,7 +90,7 @@ def effect_matrix(
     return np.moveaxis(np.log(np.maximum(ratio, SMALLEST)), 2, 0).swapaxes(1, 2)
 
 
-def standardised(matrix: Matrix, by: Matrix | None = None) -> Matrix:
+def standardized(matrix: Matrix, by: Matrix | None = None) -> Matrix:
     """Each component by the mean and deviation over levels of `by`; constant components become 0."""
     by = matrix if by is None else by
     spread = by.std(axis=-2, keepdims=True)
@@ -138,14 +138,14 @@ def step_means(matrix: Matrix, starts: Int[np.ndarray, "draws phases"]) -> Matri
 def held_out(fit: Matrix, scored: Matrix, most: int = MOST) -> tuple[Scores, Scores]:
     """Log-likelihood per cell of `scored` under steps, and under polynomials, fitted to `fit`.
 
-    Both halves are standardised by the mean and deviation of `fit`.
+    Both halves are standardized by the mean and deviation of `fit`.
 
     Args:
       fit, scored: effects on disjoint images; as many draws.
     Returns:
       `[draw, k]` each, k = 1 .. the smaller of `most` and the number of levels.
     """
-    fit, scored = standardised(fit), standardised(scored, by=fit)
+    fit, scored = standardized(fit), standardized(scored, by=fit)
     starts = segment(fit, most)[1]
     steps = [_score(scored - step_means(fit, found)) for found in starts]
     # Orthonormal polynomials of the level's number: levels are even in log-SNR.
@@ -156,7 +156,7 @@ def held_out(fit: Matrix, scored: Matrix, most: int = MOST) -> tuple[Scores, Sco
 
 
 def measure(
-    sweep: xr.Dataset, kind: str, most: int = MOST, splits: int = 20, draws: int = 200, seed: int = 0
+    sweep: xr.Dataset, ablation: str, most: int = MOST, splits: int = 20, draws: int = 200, seed: int = 0
 ) -> Phases:
     """The phases of a saved sweep, see the module.
 
@@ -170,10 +170,12 @@ def measure(
     Raises:
       ConfigError: too few images or levels, or no component that changed anything.
     """
-    active = sweep["change"].sel(kind=kind).max(("t", "image")).values > effects.ROUNDING
+    active = sweep["change"].sel(ablation=ablation).max(("t", "image")).values > effects.ROUNDING
     if not active.any():
-        raise ConfigError(f"kind {kind!r}: no component changed a prediction, so there are no phases to find")
-    clean, loss = effects.losses(sweep.isel(component=np.flatnonzero(active)), kind)
+        raise ConfigError(
+            f"ablation {ablation!r}: no component changed a prediction, so there are no phases to find"
+        )
+    clean, loss = effects.losses(sweep.isel(component=np.flatnonzero(active)), ablation)
     units, rng = stats.units_of(sweep), np.random.default_rng(seed)  # nobody is in both halves
     matrix = lambda shares: effect_matrix(clean, loss, units.weights(shares))
     halves = _halves(rng, units.count, splits)
@@ -181,7 +183,7 @@ def measure(
     score = steps.mean(axis=0)
     again = held_out(*(matrix(_resampled(rng, half)) for half in _halves(rng, units.count, draws)), most)
     gain = _gain(again[0])
-    everything = standardised(effect_matrix(clean, loss, units.even()))
+    everything = standardized(effect_matrix(clean, loss, units.even()))
     k = int(score.argmax()) + 1
     return Phases(
         k=k,
@@ -213,7 +215,7 @@ def order_test(
     return np.where(np.arange(len(p)) > 0, p, np.nan)
 
 
-def excess(trained: Phases, control: Phases, level: float = 0.95) -> Interval:
+def excess(trained: Phases, control: Phases, confidence: float = 0.95) -> Interval:
     """Gain of k phases over one in a trained network minus that in a control, `[k]`: percentile interval over
     images of the two. The control is an untrained network, or another seed; as many levels and draws."""
     if trained.gain.shape != control.gain.shape:
@@ -221,10 +223,10 @@ def excess(trained: Phases, control: Phases, level: float = 0.95) -> Interval:
             f"gains {trained.gain.shape} and {control.gain.shape} (draws, k) differ; measure both alike"
         )
     drawn = trained.gain - control.gain
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     estimate = _gain(trained.score[None])[0] - _gain(control.score[None])[0]
     n = min(trained.images, control.images)
-    return Interval(estimate=estimate, low=low, high=high, level=level, n=n)
+    return Interval(estimate=estimate, low=low, high=high, confidence=confidence, n=n)
 
 
 def across_seeds(matrices: Float[np.ndarray, "seed t component"], most: int = MOST) -> Scores:
@@ -245,9 +247,9 @@ def across_seeds(matrices: Float[np.ndarray, "seed t component"], most: int = MO
 def _costs(matrix: Matrix) -> Float[np.ndarray, "draws start stop"]:
     """Squares about the mean of levels `start` to `stop - 1`, summed over components; inf where none."""
     levels = matrix.shape[-2]
-    centred = matrix - matrix.mean(axis=-2, keepdims=True)
+    centered = matrix - matrix.mean(axis=-2, keepdims=True)
     ahead = lambda a: np.concatenate([np.zeros_like(a[:, :1]), a.cumsum(axis=1)], axis=1)
-    sums, squares = ahead(centred), ahead((centred**2).sum(-1))
+    sums, squares = ahead(centered), ahead((centered**2).sum(-1))
     gram = sums @ sums.swapaxes(1, 2)
     own = np.einsum("mii->mi", gram)
     between = own[:, None, :] + own[:, :, None] - 2 * gram  # |sum over the levels|^2

@@ -79,14 +79,14 @@ def _slopes(
 
 
 def gate_scores(
-    subject: Denoiser,
+    denoiser: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
     *,
     chosen: Sequence[Component] | None = None,
-    kind: str = "zero",
-    fills: PyTree = None,
+    ablation: str = "zero",
+    replacements: PyTree = None,
     order: str = "gauss_newton",
     at: str = "identity",
     probes: int = 4,
@@ -119,22 +119,22 @@ def gate_scores(
         raise ConfigError(f"order={order!r}, at={at!r}: choose first or gauss_newton, identity or ablated")
     if probes < 1:
         raise ConfigError(f"probes={probes} must be at least 1; 4 are usual")
-    chosen = tuple(chosen or components(subject.unet))
+    chosen = tuple(chosen or components(denoiser.unet))
     images, timesteps = np.asarray(images), np.asarray(timesteps, np.int32)
-    sites = sorted(subject.identity.gate)
-    block = memory.rows_at_once(block, memory.gradient_bytes(subject.unet))
-    membership = _membership(subject.identity, sites, chosen)
+    sites = sorted(denoiser.identity.gate)
+    block = memory.rows_at_once(block, memory.gradient_bytes(denoiser.unet))
+    membership = _membership(denoiser.identity, sites, chosen)
     mesh = devices.over(block)
-    placed = devices.everywhere(mesh, (subject.schedule, subject.params))
-    network = subject.unet, probes if order == "gauss_newton" else 0, mesh, *placed
+    placed = devices.everywhere(mesh, (denoiser.schedule, denoiser.params))
+    network = denoiser.unet, probes if order == "gauss_newton" else 0, mesh, *placed
     first = np.empty((len(chosen), len(timesteps), len(images)), np.float32)
     second, loss = np.zeros_like(first), np.empty(first.shape[1:], np.float32)
     for level, t in enumerate(timesteps):
-        here = None if kind == "zero" else replacements_at(fills or {}, level)
+        here = None if ablation == "zero" else replacements_at(replacements or {}, level)
         # Only the fills matter at identity, only the gates and fills at the ablated point.
-        point = ablate(subject.identity, chosen, kind, here)
+        point = ablate(denoiser.identity, chosen, ablation, here)
         if at == "identity":
-            point = dataclasses.replace(point, gate=subject.identity.gate)
+            point = dataclasses.replace(point, gate=denoiser.identity.gate)
         for start in range(0, len(images), block):
             index = np.resize(np.arange(start, min(start + block, len(images))), block)
             probe_key = keys.stream(key, "probes")
@@ -160,11 +160,11 @@ def gate_scores(
         },
         coords={
             "component": [component.name for component in chosen],
-            "part": ("component", [component.kind for component in chosen]),
+            "component_type": ("component", [component.component_type for component in chosen]),
             "t": timesteps,
             "image": np.arange(len(images)),
         },
-        attrs={"subject": subject.name, "kind": kind, "order": order, "at": at, "probes": probes},
+        attrs={"denoiser": denoiser.name, "ablation": ablation, "order": order, "at": at, "probes": probes},
     )
 
 

@@ -45,8 +45,8 @@ class Circuit:
       evaluated: circuits that were run.
     """
 
-    subject: str
-    kind: str
+    denoiser: str
+    ablation: str
     tau: float
     every_level: bool
     ranking: str
@@ -62,7 +62,7 @@ class Circuit:
 
 
 def discover(
-    trials: CircuitEvaluator, tau: float = 0.9, ranking: str = "exact", screen: dict | None = None
+    evaluator: CircuitEvaluator, tau: float = 0.9, ranking: str = "exact", screen: dict | None = None
 ) -> Circuit:
     """The circuit of a network on the images of `trials`.
 
@@ -79,10 +79,10 @@ def discover(
         raise ConfigError(f"tau={tau} must lie between 0 and 1; 0.9 is usual")
     if ranking not in RANKINGS:
         raise ConfigError(unknown("ranking", ranking, RANKINGS))
-    effect = effects(trials) if ranking == "exact" else _screened(trials, screen or {})
-    found = select(close_to(trials), effect, tau)
+    effect = effects(evaluator) if ranking == "exact" else _screened(evaluator, screen or {})
+    found = select(close_to(evaluator), effect, tau)
     kept = np.flatnonzero(found.members)
-    loss = trials.losses(np.stack([trials.ends[1], found.members, *_without(found.members, kept)]))
+    loss = evaluator.losses(np.stack([evaluator.ends[1], found.members, *_without(found.members, kept)]))
     whole, own, *without = loss.mean(axis=2, dtype=np.float64)
     marginal = np.zeros((len(effect), len(whole)))
     marginal[kept] = 100 * (np.array(without) - own) / whole
@@ -90,32 +90,32 @@ def discover(
     need = np.abs(marginal @ whole)
     kept = kept[np.argsort(-need[kept], kind="stable")]
     others = [i for i in np.argsort(-np.abs(effect), kind="stable") if i not in {*kept, *found.dropped}]
-    named = lambda which: tuple(trials.names[i] for i in which)
+    named = lambda which: tuple(evaluator.names[i] for i in which)
     return Circuit(
-        subject=trials.subject.name,
-        kind=trials.kind,
+        denoiser=evaluator.denoiser.name,
+        ablation=evaluator.ablation,
         tau=tau,
-        every_level=trials.every_level,
+        every_level=evaluator.every_level,
         ranking=ranking,
-        components=trials.names,
+        components=evaluator.names,
         members=named(kept),
         order=named([*kept, *found.dropped[::-1], *others]),
         effect=effect,
         marginal=marginal,
-        faithfulness=float(trials.faithfulness(found.members[None])[0, 0]),
+        faithfulness=float(evaluator.faithfulness(found.members[None])[0, 0]),
         prefix=found.prefix,
         rounds=found.rounds,
-        evaluated=trials.evaluated,
+        evaluated=evaluator.evaluated,
     )
 
 
 def effects(
-    trials: CircuitEvaluator, weights: Float[np.ndarray, "1 image"] | None = None
+    evaluator: CircuitEvaluator, weights: Float[np.ndarray, "1 image"] | None = None
 ) -> Float[np.ndarray, " component"]:
     """Deg% of leaving out each component: 100 (L(do) - L) / L, losses averaged over timesteps first."""
-    every = np.arange(len(trials.chosen))
-    whole, *without = trials.pooled(np.stack([trials.ends[1], *_without(trials.ends[1], every)]))
-    weights = trials.even if weights is None else weights
+    every = np.arange(len(evaluator.chosen))
+    whole, *without = evaluator.pooled(np.stack([evaluator.ends[1], *_without(evaluator.ends[1], every)]))
+    weights = evaluator.even if weights is None else weights
     return 100 * ((np.array(without) @ weights[0]) / (whole @ weights[0]) - 1)
 
 
@@ -127,12 +127,12 @@ def as_members(circuit: Circuit, names: tuple[str, ...]) -> Set:
     """
     if {*circuit.components} != {*names}:
         odd = sorted({*circuit.components} ^ {*names})
-        raise ConfigError(f"circuit of {circuit.subject}: component {odd[0]!r} is not in both networks")
+        raise ConfigError(f"circuit of {circuit.denoiser}: component {odd[0]!r} is not in both networks")
     return np.isin(names, circuit.members)
 
 
 def backup_components(
-    trials: CircuitEvaluator, circuit: Circuit, count: int | None = None
+    evaluator: CircuitEvaluator, circuit: Circuit, count: int | None = None
 ) -> dict[str, tuple[str, ...]]:
     """For members, without which the circuit is not close enough: outsiders with which it is, again.
 
@@ -140,16 +140,16 @@ def backup_components(
       count: of members that are asked about, the most needed first; None: all. Each takes as many runs as
         there are outsiders.
     """
-    members, asked = as_members(circuit, trials.names), circuit.members[:count]
-    swaps = list(itertools.product(map(trials.names.index, asked), np.flatnonzero(~members)))
+    members, asked = as_members(circuit, evaluator.names), circuit.members[:count]
+    swaps = list(itertools.product(map(evaluator.names.index, asked), np.flatnonzero(~members)))
     if not swaps:
         return dict.fromkeys(asked, ())
     tried = np.tile(members, (len(swaps), 1))
     for row, (member, outsider) in zip(tried, swaps):
         row[[member, outsider]] = False, True
-    good = close_to(trials)(tried) >= circuit.tau
+    good = close_to(evaluator)(tried) >= circuit.tau
     found = [swap for swap, fits in zip(swaps, good) if fits]
-    name = trials.names
+    name = evaluator.names
     return {own: tuple(name[u] for c, u in found if name[c] == own) for own in asked}
 
 
@@ -205,9 +205,9 @@ def _smallest(good: Callable[[Int[np.ndarray, " m"]], np.ndarray], low: int, hig
     return int(high)
 
 
-def close_to(trials: CircuitEvaluator, weights: Float[np.ndarray, "1 image"] | None = None) -> Close:
+def close_to(evaluator: CircuitEvaluator, weights: Float[np.ndarray, "1 image"] | None = None) -> Close:
     """Closeness of circuits to the network of `trials`, images being weighted."""
-    return lambda members: trials.faithfulness_match(members, weights)[:, 0]
+    return lambda members: evaluator.faithfulness_match(members, weights)[:, 0]
 
 
 def _without(members: Set, which: Int[np.ndarray, " m"]) -> Bool[np.ndarray, "m component"]:
@@ -227,11 +227,22 @@ def _shorn(
     return fewer
 
 
-def _screened(trials: CircuitEvaluator, options: dict) -> Float[np.ndarray, " component"]:
+def _screened(evaluator: CircuitEvaluator, options: dict) -> Float[np.ndarray, " component"]:
     """Pooled Deg% of all components: exact where the screen verified it, else as it was scored."""
-    if trials.folder is None:
+    if evaluator.folder is None:
         raise ConfigError("a screen keeps its exact runs in a folder, but these trials have none")
-    seen = trials.subject, trials.images, trials.timesteps, trials.key, trials.folder / "screen"
-    given = {"chosen": trials.chosen, "kind": trials.kind, "fills": trials.fills, "point": "either"}
+    seen = (
+        evaluator.denoiser,
+        evaluator.images,
+        evaluator.timesteps,
+        evaluator.key,
+        evaluator.folder / "screen",
+    )
+    given = {
+        "chosen": evaluator.chosen,
+        "ablation": evaluator.ablation,
+        "replacements": evaluator.replacements,
+        "point": "either",
+    }
     found = screening.screen_and_verify(*seen, **given | options)
     return np.where(np.isnan(found.effect), found.score, found.effect)

@@ -74,12 +74,12 @@ class CircuitEvaluator:
         up.
     """
 
-    subject: Denoiser
+    denoiser: Denoiser
     images: Images
     timesteps: Int[np.ndarray, " levels"]
     key: PRNGKey
-    kind: str = "zero"
-    fills: PyTree = None
+    ablation: str = "zero"
+    replacements: PyTree = None
     chosen: tuple[Component, ...] = ()
     every_level: bool = False
     folder: Path | None = None
@@ -88,10 +88,10 @@ class CircuitEvaluator:
 
     def __post_init__(self):
         if not self.chosen:
-            object.__setattr__(self, "chosen", components(self.subject.unet))
-        if self.kind != "zero" and self.fills is None:
+            object.__setattr__(self, "chosen", components(self.denoiser.unet))
+        if self.ablation != "zero" and self.replacements is None:
             raise ConfigError(
-                f"ablation kind {self.kind!r} needs fills; see capture, replacements and optimal"
+                f"ablation kind {self.ablation!r} needs fills; see capture, replacements and optimal"
             )
 
     @property
@@ -137,7 +137,7 @@ class CircuitEvaluator:
         nothing, whole, *loss = self.pooled(np.concatenate([self.ends, members]))
         if abs(nothing.mean() / whole.mean() - 1) < NOTHING:
             raise ConfigError(
-                f"{self.subject.name}: the loss is {whole.mean():.6g} with all components and without any; "
+                f"{self.denoiser.name}: the loss is {whole.mean():.6g} with all components and without any; "
                 "there is nothing that a circuit could explain"
             )
         loss = np.array(loss).reshape(-1, len(whole))
@@ -170,12 +170,12 @@ class CircuitEvaluator:
         """Of everything that decides the numbers."""
         return digests.digest_json(
             {
-                **self.subject.digests(),
+                **self.denoiser.digests(),
                 "images": digests.digest_arrays(np.asarray(self.images)),
                 "noise": digests.digest_arrays(jax.random.key_data(self.key)),
                 "fills": self._source and self._source.digest(),
                 "timesteps": np.asarray(self.timesteps).tolist(),
-                "kind": self.kind,
+                "ablation": self.ablation,
                 "components": self.names,
                 "numerics": NUMERICS_VERSION,
             }
@@ -202,16 +202,16 @@ class CircuitEvaluator:
 
     @functools.cached_property
     def _source(self) -> ReplacementSource | None:
-        return None if self.kind == "zero" else as_source(self.fills)
+        return None if self.ablation == "zero" else as_source(self.replacements)
 
     @functools.cached_property
     def _engine(self) -> Engine:
-        subject = self.subject
-        return Engine(subject.unet, subject.schedule, subject.params, together=True)
+        denoiser = self.denoiser
+        return Engine(denoiser.unet, denoiser.schedule, denoiser.params, together=True)
 
     def _run(self, members: Members) -> Float[np.ndarray, "circuit t image"]:
         rows = np.minimum(np.arange(self.batch), len(members) - 1)
-        stacked = keep_sets(self.subject.identity, self.chosen, members[rows])
+        stacked = keep_sets(self.denoiser.identity, self.chosen, members[rows])
         images, block = np.asarray(self.images), min(self.block, len(self.images))
         found = np.empty((len(members), len(self.timesteps), len(images)), np.float32)
         for level, t in enumerate(self.timesteps):
@@ -225,25 +225,28 @@ class CircuitEvaluator:
 
     def _measured(self, stacked: Intervention, images: Images, index: np.ndarray, level: int, t: int):
         """Losses `(interventions, images)`, the mean over the draws of the fills."""
-        given = [stacked.fill]
+        given = [stacked.replacement]
         if self._source is not None:
             given = [self._source.at(level, index, draw) for draw in range(self._source.draws)]
-        filled = (dataclasses.replace(stacked, fill=fill) for fill in given)
+        filled = (dataclasses.replace(stacked, replacement=replacement) for replacement in given)
         return np.mean([self._engine.measure(one, images, index, t, self.key).loss for one in filled], axis=0)
 
 
 def dataset(
-    trials: CircuitEvaluator, members: Members, loss: Float[np.ndarray, "circuit t image"], **labels: Sequence
+    evaluator: CircuitEvaluator,
+    members: Members,
+    loss: Float[np.ndarray, "circuit t image"],
+    **labels: Sequence,
 ) -> xr.Dataset:
     """Circuits and their losses with labels; `labels` give one value a circuit."""
     return xr.Dataset(
         {"member": (("circuit", "component"), members), "loss": (("circuit", "t", "image"), loss)},
         coords={
-            "component": list(trials.names),
-            "part": ("component", [component.kind for component in trials.chosen]),
-            "t": np.asarray(trials.timesteps),
-            "image": np.arange(len(trials.images)),
+            "component": list(evaluator.names),
+            "component_type": ("component", [component.component_type for component in evaluator.chosen]),
+            "t": np.asarray(evaluator.timesteps),
+            "image": np.arange(len(evaluator.images)),
             **{name: ("circuit", list(values)) for name, values in labels.items()},
         },
-        attrs={"subject": trials.subject.name, "kind": trials.kind, "key": trials.digest},
+        attrs={"denoiser": evaluator.denoiser.name, "ablation": evaluator.ablation, "key": evaluator.digest},
     )

@@ -63,14 +63,14 @@ def _shares(
 
 
 def integrated_gradients(
-    subject: Denoiser,
+    denoiser: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
     *,
     chosen: Sequence[Component] | None = None,
-    kind: str = "zero",
-    fills: PyTree = None,
+    ablation: str = "zero",
+    replacements: PyTree = None,
     steps: int = 8,
     block: int = 8,
 ) -> xr.Dataset:
@@ -90,15 +90,18 @@ def integrated_gradients(
     """
     if steps < 1:
         raise ConfigError(f"steps={steps} must be at least 1; 8 are usual")
-    chosen = tuple(chosen or components(subject.unet))
+    chosen = tuple(chosen or components(denoiser.unet))
     images, timesteps = np.asarray(images), np.asarray(timesteps, np.int32)
-    network = subject.unet, steps, subject.schedule, subject.params
+    network = denoiser.unet, steps, denoiser.schedule, denoiser.params
     score = np.empty((len(chosen), len(timesteps), len(images)), np.float32)
     for level, t in enumerate(timesteps):
         ablated = ablate(
-            subject.identity, chosen, kind, None if kind == "zero" else replacements_at(fills or {}, level)
+            denoiser.identity,
+            chosen,
+            ablation,
+            None if ablation == "zero" else replacements_at(replacements or {}, level),
         )
-        end = dataclasses.replace(ablated, gate=dict(subject.identity.gate))
+        end = dataclasses.replace(ablated, gate=dict(denoiser.identity.gate))
         for start in range(0, len(images), block):
             # The last block is filled up, so that it needs no program of its own.
             count = min(block, len(images) - start)
@@ -110,9 +113,9 @@ def integrated_gradients(
         {"score": (("component", "t", "image"), score)},
         coords={
             "component": [component.name for component in chosen],
-            "part": ("component", [component.kind for component in chosen]),
+            "component_type": ("component", [component.component_type for component in chosen]),
             "t": timesteps,
             "image": np.arange(len(images)),
         },
-        attrs={"subject": subject.name, "kind": kind, "steps": steps},
+        attrs={"denoiser": denoiser.name, "ablation": ablation, "steps": steps},
     )

@@ -81,7 +81,7 @@ def _flat(leaves: PyTree, sites: Sequence[str]) -> Float[np.ndarray, "directions
 
 
 def pair_scores(
-    subject: Denoiser,
+    denoiser: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
@@ -101,13 +101,13 @@ def pair_scores(
       Dataset with `curvature`, dims `t, a, b` (its diagonal is a component's own), and `clean_loss`, dim `t`.
     """
     x0, count, block = np.asarray(images), len(images), min(block, len(images))
-    sites, stacked = sorted(subject.identity.gate), leave_one_out(subject.identity, chosen)[1]
+    sites, stacked = sorted(denoiser.identity.gate), leave_one_out(denoiser.identity, chosen)[1]
     flat = 1 - np.concatenate([stacked.gate[site] for site in sites], axis=1)  # components x all units
     together = min(len(chosen), max(1, ROWS // block))
     order = np.resize(np.arange(len(chosen)), -(-len(chosen) // together) * together).reshape(-1, together)
     groups = [{site: 1 - stacked.gate[site][some] for site in sites} for some in order]
     mesh = devices.over(block)
-    network = devices.everywhere(mesh, (subject.schedule, subject.params, subject.identity))
+    network = devices.everywhere(mesh, (denoiser.schedule, denoiser.params, denoiser.identity))
     curvature, loss = np.zeros((len(timesteps), len(chosen), len(chosen))), np.zeros(len(timesteps))
     for level, t in enumerate(timesteps):
         for start in range(0, count, block):
@@ -115,7 +115,7 @@ def pair_scores(
             weights = (index < count).astype(np.float32) / count  # the last block is filled up with repeats
             index = np.minimum(index, count - 1)
             inputs = int(t), key, x0[index], index, weights
-            found = [_curvatures(subject.unet, mesh, *network, group, *inputs) for group in groups]
+            found = [_curvatures(denoiser.unet, mesh, *network, group, *inputs) for group in groups]
             products = np.concatenate([_flat(product, sites) for product, _ in found])[: len(chosen)]
             curvature[level] += products @ flat.T
             loss[level] += float(found[0][1])
@@ -127,7 +127,7 @@ def pair_scores(
 
 
 def pair_effects(
-    subject: Denoiser,
+    denoiser: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
@@ -143,10 +143,10 @@ def pair_effects(
     """
     singles = {component.name: component for component in itertools.chain(*pairs)}
     sets = [*((one,) for one in singles.values()), *pairs]
-    gates = [ablate(subject.identity, one).gate for one in sets]
+    gates = [ablate(denoiser.identity, one).gate for one in sets]
     gate = {site: np.stack([np.asarray(each[site]) for each in gates]) for site in gates[0]}
-    stacked = dataclasses.replace(subject.identity, gate=gate)
-    engine = Engine(subject.unet, subject.schedule, subject.params)
+    stacked = dataclasses.replace(denoiser.identity, gate=gate)
+    engine = Engine(denoiser.unet, denoiser.schedule, denoiser.params)
     x0, index = np.asarray(images), np.arange(len(images))
     measured = [engine.measure(stacked, x0, index, int(t), key) for t in timesteps]
     loss, clean = np.stack([one.loss for one in measured], 1), np.stack([one.clean_loss for one in measured])

@@ -18,7 +18,7 @@ from mechdiff.models.denoiser import Denoiser
 
 
 def verified_pairs(
-    subject: Denoiser,
+    denoiser: Denoiser,
     images: Images,
     others: Float[AnyArray, "others height width channels"],
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
@@ -28,7 +28,7 @@ def verified_pairs(
     top: int = 20,
     audit: int = 20,
     seed: int = 0,
-    level: float = 0.95,
+    confidence: float = 0.95,
 ) -> xr.Dataset:
     """Scores all pairs of `chosen`; runs the `top` of largest |score| and a random audit of the rest exactly.
 
@@ -50,15 +50,15 @@ def verified_pairs(
     """
     if len(chosen) < 2 or top < 1 or audit < 0:
         raise ConfigError(f"{len(chosen)} components, top={top}, audit={audit}: need two, 1 and 0 at least")
-    scored = pair_scores(subject, others, timesteps, keys.stream(key, "pair scores"), chosen)
+    scored = pair_scores(denoiser, others, timesteps, keys.stream(key, "pair scores"), chosen)
     score = (100 * scored.curvature / scored.clean_loss).mean("t").values
     every = sorted(itertools.combinations(range(len(chosen)), 2), key=lambda pair: -abs(score[pair]))
     rest = np.random.default_rng(seed).permutation(len(every) - min(top, len(every)))[:audit] + top
     picked = [*every[:top], *(every[i] for i in rest)]
-    exact = pair_effects(subject, images, timesteps, key, [(chosen[a], chosen[b]) for a, b in picked])
+    exact = pair_effects(denoiser, images, timesteps, key, [(chosen[a], chosen[b]) for a, b in picked])
     clean, synergy = exact.clean_loss.values, exact.synergy.values
     weights = stats.bootstrap_weights(len(images), seed=seed)
-    interval = stats.bootstrap(lambda w: 100 * (synergy @ w.T / (clean @ w.T)).mean(1), weights, level)
+    interval = stats.bootstrap(lambda w: 100 * (synergy @ w.T / (clean @ w.T)).mean(1), weights, confidence)
     each = 100 * (synergy / clean.mean(-1, keepdims=True)).mean(1)
     damage = lambda loss: 100 * (loss.mean("image") / exact.clean_loss.mean("image") - 1).mean("t").values
     found = {

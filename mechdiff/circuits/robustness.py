@@ -40,20 +40,20 @@ class Stability:
     chance: float
 
 
-def stability(trials: CircuitEvaluator, circuit: Circuit, repeats: int = 10, seed: int = 0) -> Stability:
+def stability(evaluator: CircuitEvaluator, circuit: Circuit, repeats: int = 10, seed: int = 0) -> Stability:
     """Finds the circuit anew on bootstrap resamples of the images; only circuits not yet run are run.
 
     Each resample ranks anew too, but not with a screen: then the ranking stays.
     """
     found = []
-    for weights in stats.bootstrap_weights(len(trials.images), repeats, seed)[:, None]:
+    for weights in stats.bootstrap_weights(len(evaluator.images), repeats, seed)[:, None]:
         exact = circuit.ranking == "exact"
-        effect = effects(trials, weights) if exact else circuit.effect
-        found.append(select(close_to(trials, weights), effect, circuit.tau).members)
-    found, own = np.array(found), as_members(circuit, trials.names)
+        effect = effects(evaluator, weights) if exact else circuit.effect
+        found.append(select(close_to(evaluator, weights), effect, circuit.tau).members)
+    found, own = np.array(found), as_members(circuit, evaluator.names)
     near = np.array([jaccard(own, other) for other in found])
     rng = np.random.default_rng(seed)
-    parts = [component.kind for component in trials.chosen]
+    parts = [component.component_type for component in evaluator.chosen]
     chance = [jaccard(own, shuffled(rng, other, parts)) for other in found for _ in range(SHUFFLES)]
     return Stability(
         repeats=repeats,
@@ -71,7 +71,7 @@ def jaccard(a: Set, b: Set) -> float:
     return float((a & b).sum() / max((a | b).sum(), 1)) if (a | b).any() else 1.0
 
 
-def transfer(circuits: Mapping[str, Circuit], trials: Mapping[str, CircuitEvaluator]) -> xr.Dataset:
+def transfer(circuits: Mapping[str, Circuit], evaluator: Mapping[str, CircuitEvaluator]) -> xr.Dataset:
     """How faithful each circuit is in each network, on each network's own images.
 
     Args:
@@ -86,7 +86,7 @@ def transfer(circuits: Mapping[str, Circuit], trials: Mapping[str, CircuitEvalua
     names = list(circuits)
     columns = []
     for place, network in enumerate(names):
-        here = trials[network]
+        here = evaluator[network]
         members = np.stack([as_members(circuits[name], here.names) for name in names])
         nothing, whole, *loss = here.pooled(np.concatenate([here.ends, members]))
         units = stats.Units(np.arange(len(whole)), len(whole), False)
@@ -111,14 +111,14 @@ def lines(found: Stability) -> list[str]:
     ]
 
 
-def moved_lines(moved: xr.Dataset, kind: str) -> list[str]:
+def moved_lines(moved: xr.Dataset, ablation: str) -> list[str]:
     """What `transfer` returned as text: f of the circuit of each row in the network of each column."""
     names, width = moved["circuit"].values, max(24, *(len(str(name)) + 2 for name in moved["circuit"].values))
     cell = lambda a, b: "{:.3f} [{:.3f}, {:.3f}]".format(
         *(float(moved[end].sel(circuit=a, network=b)) for end in ("estimate", "low", "high"))
     )
     return [
-        f"faithfulness of the circuit of (row) in the network of (column), {kind} ablation",
+        f"faithfulness of the circuit of (row) in the network of (column), {ablation} ablation",
         " " * width + "".join(f"{name:>{width}}" for name in names),
         *(f"{a:{width}}" + "".join(f"{cell(a, b):>{width}}" for b in names) for a in names),
     ]

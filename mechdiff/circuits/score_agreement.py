@@ -63,11 +63,11 @@ def score_agreement(
     """`agreement` of Deg%_t and its mean over t; components with NaN effects are left out."""
     done = np.isfinite(effect).all(1)
     score, effect = score[done], effect[done]
-    kinds = np.array([component.kind for component in chosen])[done]
+    ablations = np.array([component.component_type for component in chosen])[done]
     compare = lambda which: agreement(score[which].mean(1), effect[which].mean(1), k)
     return ScoreAgreement(
         compare(slice(None)),
-        {str(part): compare(kinds == part) for part in sorted(set(kinds))},
+        {str(part): compare(ablations == part) for part in sorted(set(ablations))},
         {int(t): agreement(score[:, i], effect[:, i], k) for i, t in enumerate(timesteps)},
     )
 

@@ -54,8 +54,8 @@ class Scorecard:
       seen: components whose ablation changes anything: those that a circuit can be told to lack.
     """
 
-    subject: str
-    kind: str
+    denoiser: str
+    ablation: str
     members: tuple[str, ...]
     sizes: Int[np.ndarray, " size"]
     curve: Interval
@@ -81,7 +81,7 @@ class Scorecard:
 
 
 def scorecard(
-    trials: CircuitEvaluator, circuit: Circuit, *, knockouts: int = 20, randoms: int = 40, seed: int = 0
+    evaluator: CircuitEvaluator, circuit: Circuit, *, knockouts: int = 20, randoms: int = 40, seed: int = 0
 ) -> tuple[Scorecard, xr.Dataset]:
     """Runs the circuits that the measures need and takes the measures.
 
@@ -94,11 +94,11 @@ def scorecard(
     Returns:
       The measures, and what they were taken from, see `run`.
     """
-    found = run(trials, circuit, knockouts, randoms, seed)
+    found = run(evaluator, circuit, knockouts, randoms, seed)
     return measure(found), found
 
 
-def run(trials: CircuitEvaluator, circuit: Circuit, knockouts: int, randoms: int, seed: int) -> xr.Dataset:
+def run(evaluator: CircuitEvaluator, circuit: Circuit, knockouts: int, randoms: int, seed: int) -> xr.Dataset:
     """Losses of all circuits that the measures need.
 
     Returns:
@@ -109,21 +109,21 @@ def run(trials: CircuitEvaluator, circuit: Circuit, knockouts: int, randoms: int
     Raises:
       ConfigError: another kind of ablation, other components, or counts that are too small.
     """
-    if trials.kind != circuit.kind:
+    if evaluator.ablation != circuit.ablation:
         raise ConfigError(
-            f"circuit found under {circuit.kind!r} ablation, but the trials are of {trials.kind!r}"
+            f"circuit found under {circuit.ablation!r} ablation, but the trials are of {evaluator.ablation!r}"
         )
     if knockouts < 1 or randoms < 20:
         raise ConfigError(f"knockouts={knockouts}, randoms={randoms}: at least 1 and 20 are needed")
-    rng, own = np.random.default_rng(seed), as_members(circuit, trials.names)
-    rank = np.array([circuit.order.index(name) for name in trials.names])
+    rng, own = np.random.default_rng(seed), as_members(circuit, evaluator.names)
+    rank = np.array([circuit.order.index(name) for name in evaluator.names])
     nested = [rank < size for size in _sizes(len(own), int(own.sum()))]
     inside, outside = (_knocked(rng, some, knockouts) for some in (own, ~own))
-    parts = [component.kind for component in trials.chosen]
-    members = [np.arange(len(own)) == trials.names.index(name) for name in circuit.members]
+    parts = [component.component_type for component in evaluator.chosen]
+    members = [np.arange(len(own)) == evaluator.names.index(name) for name in circuit.members]
     roles = {
-        "nothing": trials.ends[:1],
-        "whole": trials.ends[1:],
+        "nothing": evaluator.ends[:1],
+        "whole": evaluator.ends[1:],
         "circuit": [own],
         "complement": [~own],
         "nested": nested,
@@ -136,7 +136,7 @@ def run(trials: CircuitEvaluator, circuit: Circuit, knockouts: int, randoms: int
     }
     labels = [role for role, sets in roles.items() for _ in sets]
     sets = np.array([one for group in roles.values() for one in group])
-    found = dataset(trials, sets, trials.losses(sets), role=labels)
+    found = dataset(evaluator, sets, evaluator.losses(sets), role=labels)
     seen = int((np.abs(circuit.effect) > UNSEEN).sum())
     return found.assign_attrs(members=list(circuit.members), tau=circuit.tau, seen=seen)
 
@@ -157,8 +157,8 @@ def measure(found: xr.Dataset, seed: int = 0) -> Scorecard:
     random, whole_circuit = f("random", even)[:, 0], loss[role == "circuit"]
     own = f("circuit", even)[:, 0]
     return Scorecard(
-        subject=found.attrs["subject"],
-        kind=found.attrs["kind"],
+        denoiser=found.attrs["denoiser"],
+        ablation=found.attrs["ablation"],
         members=tuple(found.attrs["members"]),
         sizes=sizes,
         curve=interval(lambda w: f("nested", w)),
@@ -193,8 +193,8 @@ def lines(card: Scorecard) -> list[str]:
     show = lambda i: f"{float(i.estimate):.3f} [{float(i.low):.3f}, {float(i.high):.3f}]"
     each = zip(card.members, card.minimality.estimate, card.minimality.low, card.minimality.high, card.needed)
     return [
-        f"{card.subject}, {card.kind} ablation: {len(card.members)} of {card.seen} components that it can "
-        f"see, {card.n} images",
+        f"{card.denoiser}, {card.ablation} ablation: {len(card.members)} of {card.seen} components that it "
+        f"can see, {card.n} images",
         f"  faithfulness {show(card.circuit)}, of the rest {show(card.complement)}",
         f"  areas: CPR {show(card.cpr)}, CMD {show(card.cmd)}",
         f"  incompleteness: knock-outs inside {show(card.inside)}, outside {show(card.outside)}",

@@ -4,7 +4,7 @@ The shortlist holds the components with the largest |score|; a random audit of t
 how often the screen misses. While that could be more often than is allowed, the shortlist doubles. What was
 verified once is never computed again.
 
-Stopping at the first audit that looks good favours lucky audits. So the 5 % by which intervals may err are
+Stopping at the first audit that looks good favors lucky audits. So the 5 % by which intervals may err are
 split evenly over all audits that there could be, whose number is known beforehand.
 """
 
@@ -61,7 +61,7 @@ class VerifiedScreen:
 
 
 def score_all(
-    subject: Denoiser,
+    denoiser: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
@@ -78,7 +78,7 @@ def score_all(
     """
     needed = ["identity"] + ["ablated"] * (set(points) != {"identity"})
     scores = {
-        at: gate_scores(subject, images, timesteps, key, chosen=chosen, at=at, **kwargs) for at in needed
+        at: gate_scores(denoiser, images, timesteps, key, chosen=chosen, at=at, **kwargs) for at in needed
     }
     base = scores["identity"].clean_loss.mean("image").values
     damage = {at: 100 * found.score.mean("image").values / base for at, found in scores.items()}
@@ -90,15 +90,15 @@ def score_all(
 
 
 def screen_and_verify(
-    subject: Denoiser,
+    denoiser: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
     folder: Path,
     *,
     chosen: Sequence[Component] | None = None,
-    kind: str = "zero",
-    fills: PyTree = None,
+    ablation: str = "zero",
+    replacements: PyTree = None,
     probes: int = 4,
     point: str = "identity",
     k: int = 10,
@@ -130,9 +130,9 @@ def screen_and_verify(
         )
     if point not in EXPANSIONS:
         raise ConfigError(unknown("point of expansion", point, EXPANSIONS))
-    chosen = tuple(chosen or components(subject.unet))
-    seen = subject, images, timesteps, key
-    given = {"kind": kind, "fills": fills}
+    chosen = tuple(chosen or components(denoiser.unet))
+    seen = denoiser, images, timesteps, key
+    given = {"ablation": ablation, "replacements": replacements}
     scores, damage = score_all(*seen, chosen, (point,), probes=probes, **given)
     exact = np.full(damage[point].shape, np.nan)  # Deg%_t
 
@@ -162,15 +162,15 @@ def screen_and_verify(
 
 
 def quality(
-    subject: Denoiser,
+    denoiser: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
     folder: Path,
     *,
     chosen: Sequence[Component] | None = None,
-    kind: str = "zero",
-    fills: PyTree = None,
+    ablation: str = "zero",
+    replacements: PyTree = None,
     probes: int = 4,
     k: int = 10,
 ) -> dict[str, ScoreAgreement]:
@@ -178,8 +178,8 @@ def quality(
 
     Over a selection by score, agreement would look other than it is.
     """
-    chosen = tuple(chosen or components(subject.unet))
-    seen, given = (subject, images, timesteps, key), {"kind": kind, "fills": fills}
+    chosen = tuple(chosen or components(denoiser.unet))
+    seen, given = (denoiser, images, timesteps, key), {"ablation": ablation, "replacements": replacements}
     damage = score_all(*seen, chosen, probes=probes, **given)[1]
     exact = exact_damage(*seen, folder, chosen, **given)
     return {point: score_agreement(found, exact, chosen, timesteps, k) for point, found in damage.items()}
@@ -215,7 +215,7 @@ def audit_until(
     audit: int,
     bound: float,
     rng: np.random.Generator,
-    level: float = 0.95,
+    confidence: float = 0.95,
 ) -> tuple[int, Int[np.ndarray, " audited"], int, int, tuple[float, float]]:
     """Doubles the shortlist until the share of the rest that it misses is surely below `bound`.
 
@@ -231,7 +231,7 @@ def audit_until(
       Size of the shortlist, the audited, how many audits there were, misses of the last, and its interval.
     """
     possible = 1 + int(np.ceil(np.log2(len(order) / size)))  # the last of them verifies everything
-    each = 1 - (1 - level) / max(possible - 1, 1)
+    each = 1 - (1 - confidence) / max(possible - 1, 1)
     for looks in range(1, possible + 1):  # noqa: B007
         listed, rest = order[:size], order[size:]
         bar = np.sort(verify(listed))[::-1][min(k, len(listed)) - 1]
@@ -245,19 +245,19 @@ def audit_until(
 
 
 def exact_damage(
-    subject: Denoiser,
+    denoiser: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
     folder: Path,
     chosen: Sequence[Component],
-    kind: str = "zero",
-    fills: PyTree = None,
+    ablation: str = "zero",
+    replacements: PyTree = None,
 ) -> Float[np.ndarray, "component t"]:
     """Deg%_t by exact runs."""
-    config = SweepConfig(kinds=(kind,), image_block=len(images))
-    fills = None if kind == "zero" else {kind: fills}
+    config = SweepConfig(ablations=(ablation,), image_block=len(images))
+    replacements = None if ablation == "zero" else {ablation: replacements}
     found = ablation_sweep(
-        subject, images, timesteps, key, folder, config=config, fills=fills, chosen=chosen
-    ).isel(kind=0)
+        denoiser, images, timesteps, key, folder, config=config, replacements=replacements, chosen=chosen
+    ).isel(ablation=0)
     return 100 * (found.loss.mean("image") / found.clean_loss.mean("image") - 1).values

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.old_names import CONFIG_FIELDS
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]  # what a network outputs; see `diffusion.target`
 
@@ -95,13 +96,13 @@ class DataConfig:
     name: Literal["synthetic", "celeba", "tfds", "unknown"] = "synthetic"  # unknown: of an imported model
     path: str = ""
     cache: str = ""  # where decoded pictures are kept; empty: beside the run
-    level: int = 4  # synthetic: rung of the complexity ladder, 0..4
+    complexity: int = 4  # synthetic: rung of the complexity ladder, 0..4
     n_train: int = 16384  # synthetic: pictures rendered; else an upper limit (0: all)
     n_test: int = 2048
     flip: bool = True  # mirror training pictures at random
 
     def __post_init__(self):
-        _within("data.level", self.level, 0, 4)
+        _within("data.complexity", self.complexity, 0, 4)
         _at_least("data.n_train", self.n_train, 0)
         _at_least("data.n_test", self.n_test, 0)
         if self.name == "synthetic":
@@ -111,7 +112,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Optimisation: AdamW with warm-up, cosine decay and clipping; EMA of the parameters."""
+    """Optimization: AdamW with warm-up, cosine decay and clipping; EMA of the parameters."""
 
     steps: int = 4000
     batch: int = 32
@@ -152,24 +153,24 @@ class TrainConfig:
 class SweepConfig:
     """A teacher-forced sweep: components x kinds x timesteps x images."""
 
-    kinds: tuple[str, ...] = ("zero", "mean")
+    ablations: tuple[str, ...] = ("zero", "mean")
     timesteps: int = 8  # spread evenly in log-SNR
     images: int = 64  # scored at every timestep
     nested: bool = False  # other images at every timestep: more pictures in as many runs
-    mean_images: int = 128  # that the mean fills come from; other pictures than those scored
+    reference_images: int = 128  # that the mean fills come from; other pictures than those scored
     image_block: int = 16  # images in one chunk of the result
     chunk: int = 0  # interventions at once; 0: chosen by memory
     draws: int = 1  # of kinds `resample` (donors of an image) and `noise`; their losses are averaged
     optimal_steps: int = 32  # of Adam, for kind `optimal`
 
     def __post_init__(self):
-        for kind in self.kinds:
+        for kind in self.ablations:
             if kind not in ABLATIONS:
                 raise ConfigError(unknown("ablation kind", kind, ABLATIONS))
-        for name in ("timesteps", "images", "mean_images", "image_block", "draws", "optimal_steps"):
+        for name in ("timesteps", "images", "reference_images", "image_block", "draws", "optimal_steps"):
             _at_least(f"sweep.{name}", getattr(self, name), 1)
         _at_least("sweep.chunk", self.chunk, 0)
-        if "resample" in self.kinds and self.draws >= self.images:
+        if "resample" in self.ablations and self.draws >= self.images:
             raise ConfigError(
                 f"sweep.draws={self.draws} donors of kind 'resample' need more than {self.draws} images, "
                 f"but sweep.images={self.images}; raise it or lower sweep.draws"
@@ -224,8 +225,11 @@ def to_dict(config: Any) -> dict:
 
 
 def from_dict(data: dict, kind: type = ExperimentConfig) -> Any:
-    """The inverse of `to_dict`; unknown or missing fields are errors that name them."""
+    """The inverse of `to_dict`; unknown or missing fields are errors that name them. Fields of the first
+    edition are read under their old names."""
     hints = typing.get_type_hints(kind)
+    renamed = CONFIG_FIELDS.get(kind.__name__, {})
+    data = {renamed.get(name, name): value for name, value in data.items()}
     for name in data:
         if name not in hints:
             raise ConfigError(unknown("field", name, hints))
@@ -252,6 +256,9 @@ def override(config: ExperimentConfig, assignments: Iterable[str]) -> Experiment
 
 def _assign(config: Any, path: list[str], text: str, full: str) -> Any:
     hints = typing.get_type_hints(type(config))
+    if path[0] in (renamed := CONFIG_FIELDS.get(type(config).__name__, {})):
+        new = full.removesuffix(path[0]) + renamed[path[0]]
+        raise ConfigError(f"setting {full!r} is called {new!r} now; write --set={new}=...")
     if path[0] not in hints:
         raise ConfigError(unknown("field", full, _all_fields(type(config), full, path)))
     current = getattr(config, path[0])

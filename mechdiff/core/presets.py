@@ -37,7 +37,7 @@ PRESETS = {
             save_every=5,
             ema_decay=0.9,
         ),
-        sweep=SweepConfig(timesteps=8, images=8, mean_images=8, image_block=4),
+        sweep=SweepConfig(timesteps=8, images=8, reference_images=8, image_block=4),
     ),
     # 16x16, attention at 16x16 and 8x8: cheap enough for many seeds on a CPU.
     "cpu16": ExperimentConfig(
@@ -53,7 +53,7 @@ PRESETS = {
         diffusion=DiffusionConfig(schedule="cosine"),
         train=TrainConfig(steps=2000, batch=32, learning_rate=2e-3, warmup=100, ema_decay=0.998),
         # 44 x 24 pictures and 128 others: what 1,199 pictures of validation and test can give.
-        sweep=SweepConfig(timesteps=24, images=44, nested=True, mean_images=128, image_block=22),
+        sweep=SweepConfig(timesteps=24, images=44, nested=True, reference_images=128, image_block=22),
         study=StudyConfig(
             models=(
                 *(f"cpu16-{data}-seed{seed}" for data in ("synthetic", "celeba") for seed in range(5)),
@@ -79,7 +79,7 @@ PRESETS = {
             eval_every=3200,
             sample_every=3200,
         ),
-        sweep=SweepConfig(timesteps=24, images=24, nested=True, mean_images=64, image_block=12),
+        sweep=SweepConfig(timesteps=24, images=24, nested=True, reference_images=64, image_block=12),
         study=StudyConfig(
             models=("cpu32-synthetic-seed0", "cpu32-celeba-seed0"),
             controls=True,
@@ -116,7 +116,7 @@ PRESETS = {
             sample_every=25_000,
             save_every=5000,
         ),
-        sweep=SweepConfig(images=2000, mean_images=2000, image_block=64),
+        sweep=SweepConfig(images=2000, reference_images=2000, image_block=64),
     ),
 }
 
@@ -124,7 +124,7 @@ PRESETS = {
 PRESETS["quickstart"] = dataclasses.replace(
     PRESETS["cpu32"],
     name="quickstart",
-    sweep=SweepConfig(images=32, mean_images=64, image_block=16),
+    sweep=SweepConfig(images=32, reference_images=64, image_block=16),
     study=StudyConfig(models=("cpu32-synthetic-seed0", "cpu32-celeba-seed0")),
 )
 

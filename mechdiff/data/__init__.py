@@ -43,14 +43,14 @@ def load(
     folder = Path(config.cache or cache_dir) if config.cache or cache_dir else None
     count = config.n_train if split == "train" else config.n_test
     if config.name == "synthetic":
-        return _synthetic(config.level, size, split, seed, count, folder)
+        return _synthetic(config.complexity, size, split, seed, count, folder)
     sources = {"celeba": celeba.open_source, "tfds": tfds.open_source}
     if config.name not in sources:
         raise ConfigError(unknown("data.name to load pictures of:", config.name, ["synthetic", *sources]))
     return load_split(sources[config.name](config.path), size=size, split=split, limit=count, folder=folder)
 
 
-def _synthetic(level: int, size: int, split: str, seed: int, count: int, folder: Path | None) -> Dataset:
+def _synthetic(complexity: int, size: int, split: str, seed: int, count: int, folder: Path | None) -> Dataset:
     from mechdiff.data import synthetic  # imports JAX's numpy; readers of real pictures do without
 
     start, room = OFFSETS[split], OFFSETS["validation"]
@@ -62,10 +62,10 @@ def _synthetic(level: int, size: int, split: str, seed: int, count: int, folder:
         with tqdm(total=count, desc=f"rendering {split}", unit=" pictures", disable=None) as bar:
             for done in range(0, count, RENDER_BLOCK):
                 step = min(RENDER_BLOCK, count - done)
-                yield synthetic.render_bytes(seed, start + done, step, size, level)
+                yield synthetic.render_bytes(seed, start + done, step, size, complexity)
                 bar.update(step)
 
-    content = {"seed": seed, "level": level, "start": start, "count": count, "size": size}
+    content = {"seed": seed, "level": complexity, "start": start, "count": count, "size": size}
     key = content | {"generator": _generator_hash()}
     images = stored(folder, f"synthetic-{size}-{split}", key, (count, size, size, 3), blocks)
     return Dataset(

@@ -29,7 +29,7 @@ from mechdiff.core.errors import DataError
 from mechdiff.data.dataset import Dataset, fingerprint
 
 SPLITS = ("train", "validation", "test")  # CelebA's codes 0, 1, 2
-CROP = "centred square of the shorter side"
+CROP = "centered square of the shorter side"
 FILTER = "Pillow bicubic, antialiased"
 FORMAT = 1  # raise it when the same key must give other bytes
 BLOCK = 1024  # pictures decoded between two writes
@@ -98,7 +98,7 @@ def load_split(source: Source, *, size: int, split: str, limit: int, folder: Pat
 
 
 def thumbnail(encoded: bytes, size: int, name: str) -> UInt8[np.ndarray, "size size 3"]:
-    """Decode, crop the centred square, resize with antialiasing; never enlarges.
+    """Decode, crop the centered square, resize with antialiasing; never enlarges.
 
     CelebA's 178x218 gives the usual 178x178 crop; its half-size copies (89x109) give the same framing.
     """

@@ -20,7 +20,7 @@ from mechdiff.core.types import PRNGKey
 class Factor(NamedTuple):
     """Range and frozen value of one factor, and the lowest rung of the ladder on which it is drawn."""
 
-    level: int
+    complexity: int
     low: float
     high: float
     neutral: float
@@ -30,12 +30,12 @@ class Factor(NamedTuple):
 HAIR_STYLES = ("bald", "cropped", "side part", "fringe", "long curtains", "curly", "bun", "long swept")
 
 SPECS: dict[str, Factor] = {
-    # rung 0: colours of the large areas
+    # rung 0: colors of the large areas
     "skin_brightness": Factor(0, 0.0, 1.0, 0.7),  # along a ramp of natural skin tones, dark to light
     "hair_color": Factor(0, 0.0, 1.0, 0.25),  # black, browns, auburn, blonds, grey
     "background_brightness": Factor(0, 0.15, 0.9, 0.55),
     # rung 1: hues and the layout of the head
-    "background_hue": Factor(1, 0.0, 1.0, 0.58),  # once around the colour circle, muted
+    "background_hue": Factor(1, 0.0, 1.0, 0.58),  # once around the color circle, muted
     "clothes_hue": Factor(1, 0.0, 1.0, 0.62),
     "skin_hue": Factor(1, -1.0, 1.0, 0.0),  # olive to rosy
     "face_width": Factor(1, 0.45, 0.57, 0.51),  # half axis
@@ -64,25 +64,25 @@ SPECS: dict[str, Factor] = {
 }
 FACTORS: tuple[str, ...] = tuple(SPECS)
 LEVELS: tuple[tuple[str, ...], ...] = tuple(
-    tuple(name for name, spec in SPECS.items() if spec.level <= level) for level in range(5)
+    tuple(name for name, spec in SPECS.items() if spec.complexity <= complexity) for complexity in range(5)
 )
 GLASSES_RATE = 0.25
 
 Factors = dict[str, Float[Array, ""]]
 
 
-def sample_factors(key: PRNGKey, level: int = 4) -> Factors:
-    """Independent draws of the factors free at `level` (`LEVELS[level]`); the others are neutral.
+def sample_factors(key: PRNGKey, complexity: int = 4) -> Factors:
+    """Independent draws of the factors free at `complexity` (`LEVELS[complexity]`); the others are neutral.
 
-    Level 0 frees the brightness of skin and background and the hair colour; 1 adds hues, place and shape of
+    Level 0 frees the brightness of skin and background and the hair color; 1 adds hues, place and shape of
     the head; 2 hair style, eyes, nose and mouth; 3 expression, pose and glasses; 4 light and skin texture.
 
     Raises:
-      ConfigError: `level` is not 0 to 4.
+      ConfigError: `complexity` is not 0 to 4.
     """
-    if level not in range(len(LEVELS)):
-        raise ConfigError(f"level={level} is out of range; 0 to {len(LEVELS) - 1}")
-    free = LEVELS[level]
+    if complexity not in range(len(LEVELS)):
+        raise ConfigError(f"complexity={complexity} is out of range; 0 to {len(LEVELS) - 1}")
+    free = LEVELS[complexity]
     return {
         name: _draw(stream(key, name), name, spec) if name in free else jnp.float32(spec.neutral)
         for name, spec in SPECS.items()

@@ -65,19 +65,19 @@ def render(
     return jnp.moveaxis(_pool(2.0 * jnp.clip(image, 0.0, 1.0) - 1.0, fold), 0, -1), masks
 
 
-def face(seed_key: PRNGKey, index: int | Int[Array, ""], size: int, level: int = 4) -> Face:
+def face(seed_key: PRNGKey, index: int | Int[Array, ""], size: int, complexity: int = 4) -> Face:
     """Face `index` of the seed, on rung `level` of the ladder."""
-    return _drawn(_sample(jax.random.fold_in(seed_key, index), level), size)
+    return _drawn(_sample(jax.random.fold_in(seed_key, index), complexity), size)
 
 
-@partial(jax.jit, static_argnames=("size", "level"))
-def faces(seed_key: PRNGKey, indices: Int[Array, " batch"], size: int, level: int = 4) -> Face:
+@partial(jax.jit, static_argnames=("size", "complexity"))
+def faces(seed_key: PRNGKey, indices: Int[Array, " batch"], size: int, complexity: int = 4) -> Face:
     """`face` for every index, stacked along a leading axis."""
-    return jax.vmap(lambda index: face(seed_key, index, size, level))(indices)
+    return jax.vmap(lambda index: face(seed_key, index, size, complexity))(indices)
 
 
 def factor_pair(
-    seed_key: PRNGKey, index: int | Int[Array, ""], factor: str, size: int, level: int = 4
+    seed_key: PRNGKey, index: int | Int[Array, ""], factor: str, size: int, complexity: int = 4
 ) -> tuple[Face, Face]:
     """Face `index` and its twin that differs in `factor` alone, by a quarter to three quarters of its range.
 
@@ -88,13 +88,13 @@ def factor_pair(
       ConfigError: no factor is called so (the closest names are given).
     """
     key = jax.random.fold_in(seed_key, index)
-    factors = _sample(key, level)
+    factors = _sample(key, complexity)
     changed = redraw(key, factors, factor)
     return _drawn(factors, size), _drawn(changed, size)
 
 
 def render_bytes(
-    seed: int, start: int, count: int, size: int, level: int = 4
+    seed: int, start: int, count: int, size: int, complexity: int = 4
 ) -> UInt8[np.ndarray, "{count} {size} {size} 3"]:
     """Faces `start .. start + count - 1` as bytes, rendered in chunks of one compiled shape.
 
@@ -105,19 +105,21 @@ def render_bytes(
         raise ConfigError(f"start={start}, count={count}: both must be at least 0")
     out = np.empty((count, size, size, 3), np.uint8)
     for done in range(0, count, CHUNK):
-        chunk = _bytes(jax.random.key(seed), start + done + np.arange(CHUNK, dtype=np.int32), size, level)
+        chunk = _bytes(
+            jax.random.key(seed), start + done + np.arange(CHUNK, dtype=np.int32), size, complexity
+        )
         out[done : done + CHUNK] = np.asarray(chunk)[: count - done]
     return out
 
 
-@partial(jax.jit, static_argnames=("size", "level"))
+@partial(jax.jit, static_argnames=("size", "complexity"))
 def _bytes(
-    key: PRNGKey, indices: Int[Array, " batch"], size: int, level: int
+    key: PRNGKey, indices: Int[Array, " batch"], size: int, complexity: int
 ) -> UInt8[Array, "batch {size} {size} 3"]:
-    return jnp.round(127.5 * (faces(key, indices, size, level).image + 1.0)).astype(jnp.uint8)
+    return jnp.round(127.5 * (faces(key, indices, size, complexity).image + 1.0)).astype(jnp.uint8)
 
 
-_sample = partial(jax.jit, static_argnames="level")(sample_factors)
+_sample = partial(jax.jit, static_argnames="complexity")(sample_factors)
 
 
 @partial(jax.jit, static_argnames="size")

@@ -21,21 +21,25 @@ def set_gate(identity: Intervention, what, dose: float) -> Intervention:
     return dataclasses.replace(identity, gate=gate)
 
 
-def ablate(identity: Intervention, what, kind: str = "zero", fills: Mapping | None = None) -> Intervention:
+def ablate(
+    identity: Intervention, what, ablation: str = "zero", replacements: Mapping | None = None
+) -> Intervention:
     """The selected components replaced.
 
     Args:
       kind: `zero`, or any other name with `fills` given (the fills are what makes the kind).
       fills: site -> array broadcastable to a row of the site's activation, see `capture`.
     """
-    return set_gate(_with_replacements(identity, kind, fills), what, 0.0)
+    return set_gate(_with_replacements(identity, ablation, replacements), what, 0.0)
 
 
-def keep_only(identity: Intervention, what, kind: str = "zero", fills: Mapping | None = None) -> Intervention:
+def keep_only(
+    identity: Intervention, what, ablation: str = "zero", replacements: Mapping | None = None
+) -> Intervention:
     """Every component but the selected ones replaced."""
     keep = select(identity, what) if not isinstance(what, str) or what else {}
     others = [name for name in select(identity, ".*") if name not in keep]
-    return ablate(identity, others, kind, fills)
+    return ablate(identity, others, ablation, replacements)
 
 
 def set_temperature(identity: Intervention, what, value: float) -> Intervention:
@@ -58,14 +62,14 @@ def windowed(intervention: Intervention, low: int, high: int) -> Intervention:
 
 
 def leave_one_out(
-    identity: Intervention, what, kind: str = "zero", fills: Mapping | None = None
+    identity: Intervention, what, ablation: str = "zero", replacements: Mapping | None = None
 ) -> tuple[tuple[str, ...], Intervention]:
     """One intervention per selected component, stacked: gates get a leading axis, fills are shared."""
     chosen = select(identity, what)
     gate = _tiled(identity, len(chosen))
     for row, (site, (start, stop)) in enumerate(chosen.values()):
         gate[site][row, start:stop] = 0
-    return tuple(chosen), dataclasses.replace(_with_replacements(identity, kind, fills), gate=gate)
+    return tuple(chosen), dataclasses.replace(_with_replacements(identity, ablation, replacements), gate=gate)
 
 
 def random_subsets(
@@ -74,8 +78,8 @@ def random_subsets(
     what,
     count: int,
     size: int,
-    kind="zero",
-    fills: Mapping | None = None,
+    ablation="zero",
+    replacements: Mapping | None = None,
 ) -> tuple[Bool[np.ndarray, "count component"], Intervention]:
     """`count` random sets of `size` components, each ablated together; the sets and the stacked pytree."""
     chosen = list(select(identity, what).values())
@@ -87,34 +91,36 @@ def random_subsets(
     gate = _tiled(identity, count)
     for column, (site, (start, stop)) in enumerate(chosen):
         gate[site][members[:, column], start:stop] = 0
-    return members, dataclasses.replace(_with_replacements(identity, kind, fills), gate=gate)
+    return members, dataclasses.replace(_with_replacements(identity, ablation, replacements), gate=gate)
 
 
 def keep_sets(
     identity: Intervention,
     chosen: Sequence[Component],
     members: Bool[np.ndarray, "count component"],
-    kind: str = "zero",
-    fills: Mapping | None = None,
+    ablation: str = "zero",
+    replacements: Mapping | None = None,
 ) -> Intervention:
     """One intervention per set, stacked: those of the `chosen` components replaced that are not in it."""
     gate = _tiled(identity, len(members))
     for column, component in enumerate(chosen):
         gate[component.site][~members[:, column], slice(*component.index)] = 0
-    return dataclasses.replace(_with_replacements(identity, kind, fills), gate=gate)
+    return dataclasses.replace(_with_replacements(identity, ablation, replacements), gate=gate)
 
 
-def _with_replacements(identity: Intervention, kind: str, fills: Mapping | None) -> Intervention:
-    if kind == "zero":
+def _with_replacements(identity: Intervention, ablation: str, replacements: Mapping | None) -> Intervention:
+    if ablation == "zero":
         return identity
-    if fills is None:
+    if replacements is None:
         raise ConfigError(
-            f"ablation kind {kind!r} needs fills; capture.activation_means makes those of 'mean'"
+            f"ablation kind {ablation!r} needs fills; capture.activation_means makes those of 'mean'"
         )
-    missing = sorted(set(identity.fill) - set(fills))
+    missing = sorted(set(identity.replacement) - set(replacements))
     if missing:
         raise ConfigError(f"fills lack {len(missing)} sites of this network, first {missing[0]!r}")
-    return dataclasses.replace(identity, fill={site: fills[site] for site in identity.fill})
+    return dataclasses.replace(
+        identity, replacement={site: replacements[site] for site in identity.replacement}
+    )
 
 
 def _tiled(identity: Intervention, count: int) -> dict[str, Float[np.ndarray, "count units"]]:

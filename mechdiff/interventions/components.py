@@ -19,7 +19,7 @@ class Component:
 
     Attributes:
       name: such as `down1.attn0.head2` or `up0.block1.skip`.
-      kind: `res`, `head`, `skip` or `time`.
+      component_type: `res`, `head`, `skip` or `time`.
       site: key into the dicts of an `Intervention`.
       index: units of the site's gate that belong to it, `(start, stop)`.
       depth: position of its stage in the forward pass.
@@ -27,7 +27,7 @@ class Component:
     """
 
     name: str
-    kind: str
+    component_type: str
     site: str
     index: tuple[int, int]
     depth: int
@@ -36,12 +36,15 @@ class Component:
 
 def site_type(site: str) -> str:
     """The kind of a site: the last word of its name."""
-    return site.rsplit(".", 1)[1]
+    return site.rsplit(".", 1)[-1]
+
+
+SINGLE = ("head", "feature")  # types of sites whose units are components one by one
 
 
 def units(site: str, count: int) -> dict[str, tuple[int, int]]:
-    """Component names of a site with `count` gates and the gates each owns: heads singly, else all."""
-    if site_type(site) == "head":
+    """Component names of a site with `count` gates and the gates each owns: singly or all."""
+    if site_type(site) in SINGLE:
         return {f"{site}{i}": (i, i + 1) for i in range(count)}
     return {site: (0, count)}
 
@@ -78,9 +81,9 @@ def select(identity: Intervention, what: str | Iterable) -> dict[str, tuple[str,
     return chosen
 
 
-def has_rows(site: str, fill: AnyArray) -> bool:
+def has_rows(site: str, replacement: AnyArray) -> bool:
     """Whether a fill of a site has a leading axis of rows or images."""
-    return np.ndim(fill) > (1 if site_type(site) == "time" else 3)
+    return np.ndim(replacement) > (1 if site_type(site) == "time" else 3)
 
 
 def component_at(components: Sequence[Component], name: str) -> Component:

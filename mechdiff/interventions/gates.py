@@ -16,15 +16,15 @@ from jaxtyping import Array, Float
 
 from mechdiff.core.types import AnyArray
 
-COLLECTIONS = ("gate", "fill", "temperature")
-PATTERN_COLLECTIONS = ("pattern", "pattern_fill")  # of the sites that an intervention names, if any
+COLLECTIONS = ("gate", "replacement", "temperature")
+PATTERN_COLLECTIONS = ("pattern", "pattern_replacement")  # of the sites that an intervention names, if any
 CAPTURED = "sites"  # collection that activations are sown into, before the gate acts
 
 
 def blend(
     a: Float[Array, "batch *rest"],
     gate: Float[AnyArray, "..."],
-    fill: Float[AnyArray, "..."],
+    replacement: Float[AnyArray, "..."],
     unit_axis: int,
 ) -> Float[Array, "batch *rest"]:
     """`gate * a + (1 - gate) * fill`, in the dtype of `a`.
@@ -39,7 +39,7 @@ def blend(
     shape = list(rows or (1,)) + [1] * (a.ndim - 1)
     shape[unit_axis] = gate.shape[-1]
     gate = gate.reshape(shape).astype(a.dtype)
-    return gate * a + (1 - gate) * fill.astype(a.dtype)
+    return gate * a + (1 - gate) * replacement.astype(a.dtype)
 
 
 class Gate(nn.Module):
@@ -50,9 +50,9 @@ class Gate(nn.Module):
     @nn.compact
     def __call__(self, a: Float[Array, "batch *rest"]) -> Float[Array, "batch *rest"]:
         gate = self.variable("gate", "value", jnp.ones, (a.shape[self.unit_axis],))
-        fill = self.variable("fill", "value", jnp.zeros, (1,) * (a.ndim - 1))
+        replacement = self.variable("replacement", "value", jnp.zeros, (1,) * (a.ndim - 1))
         self.sow(CAPTURED, "value", a)
-        return blend(a, gate.value, fill.value, self.unit_axis)
+        return blend(a, gate.value, replacement.value, self.unit_axis)
 
 
 class Temperature(nn.Module):
@@ -81,6 +81,6 @@ class Pattern(nn.Module):
     ) -> Float[Array, "batch heads tokens depth"]:
         if not self.has_variable("pattern", "value"):  # known by the structure of the intervention alone
             return z
-        other = jnp.asarray(self.get_variable("pattern_fill", "value"), v.dtype)
+        other = jnp.asarray(self.get_variable("pattern_replacement", "value"), v.dtype)
         other = other if other.ndim == 4 else other[None]
         return blend(z, self.get_variable("pattern", "value"), other @ v, unit_axis=-3)

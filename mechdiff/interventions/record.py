@@ -29,20 +29,25 @@ class Intervention:
         named here are looked at: by the structure of the pytree, whatever the values.
       pattern_fill: the sites of `pattern` -> what replaces patterns, `(heads, queries, keys)` or 1 for
         heads or queries that share it.
+      add: site -> direction that is added after the gate, a' = a + add, broadcastable to one row of the
+        site's activation; absent where nothing is added.
     Any leaf may have a leading row axis as long as the batch. Leaves are arrays of NumPy or JAX, or
     whatever a transformation puts in their place, such as the axes of `STACKED`.
     """
 
     gate: PyTree
-    fill: PyTree
+    replacement: PyTree
     temperature: PyTree
     window: PyTree
     pattern: PyTree = dataclasses.field(default_factory=dict)
-    pattern_fill: PyTree = dataclasses.field(default_factory=dict)
+    pattern_replacement: PyTree = dataclasses.field(default_factory=dict)
+    add: PyTree = dataclasses.field(default_factory=dict)
 
 
 # vmap axes of what `leave_one_out` and `random_subsets` return: only gates are stacked
-STACKED = Intervention(gate=0, fill=None, temperature=None, window=None, pattern=None, pattern_fill=None)
+STACKED = Intervention(
+    gate=0, replacement=None, temperature=None, window=None, pattern=None, pattern_replacement=None, add=None
+)
 
 
 def rows(intervention: Intervention, start: int, stop: int) -> Intervention:

@@ -42,7 +42,7 @@ def _product(a: Array, b: Array) -> Array:
 
 
 def _weights(q: Array, k: Array) -> tuple[Array, Array]:
-    """Unnormalised weights (keys, queries) and their sums over keys (1, queries), float32."""
+    """Unnormalized weights (keys, queries) and their sums over keys (1, queries), float32."""
     logits = _product(k, q.swapaxes(-1, -2))
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-2, keepdims=True)))
     return weights, weights.sum(-2, keepdims=True)

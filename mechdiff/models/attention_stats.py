@@ -16,7 +16,7 @@ class AttentionStatistics(NamedTuple):
 
     Attributes:
       entropy: `-mean_q sum_k A ln A`, nats, in [0, ln keys].
-      normalised_entropy: entropy / ln keys, in [0, 1]; comparable across resolutions.
+      normalized_entropy: entropy / ln keys, in [0, 1]; comparable across resolutions.
       effective_keys: `exp(entropy)`, in [1, keys].
       mutual_information: `H(mean_q A) - mean_q H(A_q)`, nats; 0 when all queries look alike.
       distance: mean attended distance, in units of the feature map's side.
@@ -24,7 +24,7 @@ class AttentionStatistics(NamedTuple):
     """
 
     entropy: Float[Array, "batch heads"]
-    normalised_entropy: Float[Array, "batch heads"]
+    normalized_entropy: Float[Array, "batch heads"]
     effective_keys: Float[Array, "batch heads"]
     mutual_information: Float[Array, "batch heads"]
     distance: Float[Array, "batch heads"]
@@ -41,7 +41,7 @@ def attention_statistics(
     mutual = -xlogy(average, average).sum(-1) - row_entropy
     return AttentionStatistics(
         entropy=row_entropy,
-        normalised_entropy=row_entropy / max(np.log(tokens), 1e-12),
+        normalized_entropy=row_entropy / max(np.log(tokens), 1e-12),
         effective_keys=jnp.exp(row_entropy),
         mutual_information=jnp.maximum(mutual, 0),
         distance=(pattern * _distances(grid)).sum(-1).mean(-1),

@@ -41,7 +41,7 @@ def time_features(
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018), mean and variance in one pass, in float32."""
+    """Group normalization (Wu & He 2018), mean and variance in one pass, in float32."""
 
     groups: int
     eps: float
@@ -65,7 +65,7 @@ class GroupNorm(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution with bias; parameters named and initialised as those of `nn.Conv`."""
+    """A convolution with bias; parameters named and initialized as those of `nn.Conv`."""
 
     width: int
     window: int = 3
@@ -104,7 +104,7 @@ class TimeMLP(nn.Module):
 
 
 def resampled(x: Features, direction: int) -> Features:
-    """`x` at half (-1: mean of 2x2), the same (0) or twice (1: nearest neighbour) the resolution."""
+    """`x` at half (-1: mean of 2x2), the same (0) or twice (1: nearest neighbor) the resolution."""
     if direction < 0:
         return nn.avg_pool(x, (2, 2), (2, 2))
     return x.repeat(2, axis=1).repeat(2, axis=2) if direction else x
@@ -201,7 +201,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles the resolution: nearest neighbour, then a convolution."""
+    """Doubles the resolution: nearest neighbor, then a convolution."""
 
     conv: bool = True
     dtype: Any = jnp.float32

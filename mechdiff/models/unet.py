@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from mechdiff.core import devices
 from mechdiff.core.config import UNetConfig
+from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray, Features, Images, PRNGKey, PyTree, Timesteps
 from mechdiff.diffusion.process import to_eps
 from mechdiff.diffusion.schedules import NoiseSchedule
@@ -25,7 +26,11 @@ from mechdiff.interventions.gates import CAPTURED, COLLECTIONS, PATTERN_COLLECTI
 from mechdiff.interventions.record import ALWAYS, Intervention, in_window
 from mechdiff.models import layers
 
-PART_OF_HEADS = {"temperature": "pattern", "pattern": "mix", "pattern_fill": "mix"}  # names within a block
+PART_OF_HEADS = {
+    "temperature": "pattern",
+    "pattern": "mix",
+    "pattern_replacement": "mix",
+}  # names within a block
 
 
 class Stream(NamedTuple):
@@ -158,6 +163,11 @@ def run_stage(
     Returns:
       the next stream, and collection -> site -> captured value.
     """
+    if intervention.add:
+        raise ConfigError(
+            "directions (Intervention.add) do not act on the stages of a UNet; wrap the network by its named "
+            "values (mechdiff.models.traced), where they do"
+        )
     inputs, skips = _inputs(stage, stream, dropout_key is not None)
     variables = {"params": params.get(stage.name, {})}
     for collection in (*COLLECTIONS, *PATTERN_COLLECTIONS):

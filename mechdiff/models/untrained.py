@@ -9,13 +9,13 @@ from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import init_unet
 
 
-def untrained(subject: Denoiser, seed: int = 0) -> Denoiser:
+def untrained(denoiser: Denoiser, seed: int = 0) -> Denoiser:
     """A fresh network of the same configuration, to see what of a finding is due to training.
 
     Kernels that training starts at zero, with which no ablation could change the prediction, are drawn like
     the rest: normal, of variance 1 / fan-in.
     """
-    params = jax.jit(init_unet, static_argnums=1)(jax.random.key(seed), subject.unet)[0]
+    params = jax.jit(init_unet, static_argnums=1)(jax.random.key(seed), denoiser.unet)[0]
     rng = np.random.default_rng(seed)
 
     def leaf(value):
@@ -24,4 +24,4 @@ def untrained(subject: Denoiser, seed: int = 0) -> Denoiser:
             return value
         return (rng.normal(size=value.shape) / np.sqrt(np.prod(value.shape[:-1]))).astype(value.dtype)
 
-    return dataclasses.replace(subject, name=f"untrained-{subject.name}", params=jax.tree.map(leaf, params))
+    return dataclasses.replace(denoiser, name=f"untrained-{denoiser.name}", params=jax.tree.map(leaf, params))

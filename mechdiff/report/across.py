@@ -20,7 +20,7 @@ from mechdiff.study.records import ExaminedModel, Network
 PAPER_RATIO = (1.084 - 0.008, 1.084 + 0.008)  # complexity, abstract of arXiv 2506.17237
 PAPER_DIVERGENCE = (0.015, 0.166)  # nats, the same
 SHOWN = 18  # components in the figure of damage
-SIDES = {  # name of data -> how its networks are called, coloured as a kind of component, and marked
+SIDES = {  # name of data -> how its networks are called, colored as a kind of component, and marked
     "celeba": ("CelebA", "head", "o"),
     "tfds": ("CelebA", "head", "o"),
     "synthetic": ("synthetic faces", "res", "s"),
@@ -39,31 +39,31 @@ class Row:
       roles: role -> heads that have it; None if none were looked for.
     """
 
-    subject: ExaminedModel
+    model: ExaminedModel
     effective: float
     worst: dict[str, tuple[str, float]]
     circuits: dict[str, Scorecard]
     roles: dict[str, list[str]] | None
 
 
-def rows(subjects: Sequence[ExaminedModel]) -> list[Row]:
+def rows(models: Sequence[ExaminedModel]) -> list[Row]:
     """The table of all networks."""
-    return [_row(subject) for subject in subjects]
+    return [_row(model) for model in models]
 
 
-def _row(subject: ExaminedModel) -> Row:
-    network, worst, roles = subject.network, {}, None
-    for kind in map(str, network.sweep["kind"].values):
-        damage = across_seeds.damage(network.sweep, kind)
-        worst[kind] = str(network.sweep["component"].values[damage.argmax()]), float(damage.max())
+def _row(model: ExaminedModel) -> Row:
+    network, worst, roles = model.network, {}, None
+    for ablation in map(str, network.sweep["ablation"].values):
+        damage = across_seeds.damage(network.sweep, ablation)
+        worst[ablation] = str(network.sweep["component"].values[damage.argmax()]), float(damage.max())
     if network.roles is not None:
         roles = {}
         for head, role in zip(network.roles["component"].values, network.roles["role"].values):
             if role != matching.UNASSIGNED:
                 roles.setdefault(str(role), []).append(str(head))
-    circuits = {kind: scorecards.measure(runs) for kind, runs in network.circuits.items()}
+    circuits = {ablation: scorecards.measure(runs) for ablation, runs in network.circuits.items()}
     effective = across_seeds.effective(network.sweep, across_seeds.lead(network.sweep))
-    return Row(subject, effective, worst, circuits, roles)
+    return Row(model, effective, worst, circuits, roles)
 
 
 def draw_ratios(theme: Theme, ratios: dict[str, Interval]) -> Figure:
@@ -74,9 +74,9 @@ def draw_ratios(theme: Theme, ratios: dict[str, Interval]) -> Figure:
     axes.axvspan(*PAPER_RATIO, color=theme.muted, alpha=0.25, lw=0)
     axes.text(np.mean(PAPER_RATIO), -0.75, "the paper", size=6.8, ha="center", va="bottom", color=theme.muted)
     for y, (name, found) in enumerate(ratios.items()):
-        colour = theme.muted if name.startswith("untrained") else theme.part("head")
-        axes.plot([found.low, found.high], [y, y], color=colour, lw=1.4, solid_capstyle="butt")
-        axes.plot(found.estimate, y, "o", ms=4.6, color=colour)
+        color = theme.muted if name.startswith("untrained") else theme.part("head")
+        axes.plot([found.low, found.high], [y, y], color=color, lw=1.4, solid_capstyle="butt")
+        axes.plot(found.estimate, y, "o", ms=4.6, color=color)
     axes.axvline(1, color=theme.ink, lw=0.8)
     axes.set(
         ylim=(len(ratios) - 0.4, -0.7),
@@ -92,22 +92,24 @@ def draw_ratios(theme: Theme, ratios: dict[str, Interval]) -> Figure:
 def draw_damage(theme: Theme, networks: Sequence[Network]) -> Figure:
     """Pooled Deg% of the components that cost most, a mark for every network."""
     names = [str(name) for name in networks[0].sweep["component"].values]
-    kind = across_seeds.lead(networks[0].sweep)
-    damage = np.array([across_seeds.damage(network.sweep, kind) for network in networks])
+    ablation = across_seeds.lead(networks[0].sweep)
+    damage = np.array([across_seeds.damage(network.sweep, ablation) for network in networks])
     order = np.argsort(-np.median(damage, axis=0), kind="stable")[:SHOWN]
     height = 1.05 + 0.25 * len(order)
     figure = style.figure(6.4, height)
     axes = figure.add_axes((0.23, 0.55 / height, 0.75, (height - 0.95) / height))
     side = [SIDES.get(network.data, OTHERS) for network in networks]
     there = sorted(set(side))
-    for place, (label, colour, mark) in enumerate(there):
+    for place, (label, color, mark) in enumerate(there):
         own = np.array([one == there[place] for one in side])
         for y, component in enumerate(order):
             values, shift = damage[own, component], 0.32 * (place - (len(there) - 1) / 2)
-            look = {"ls": "", "ms": 4.4, "color": theme.part(colour), "alpha": 0.75, "mew": 0}
+            look = {"ls": "", "ms": 4.4, "color": theme.part(color), "alpha": 0.75, "mew": 0}
             word = label if y == 0 else None
             axes.plot(values, np.full(len(values), y + shift), mark, label=word, **look)
-    axes.set(ylim=(len(order) - 0.4, -0.6), xlabel=f"pooled Deg%, {kind} ablation; a mark for every network")
+    axes.set(
+        ylim=(len(order) - 0.4, -0.6), xlabel=f"pooled Deg%, {ablation} ablation; a mark for every network"
+    )
     axes.set_yticks(range(len(order)), [names[i] for i in order], color=theme.ink, size=7)
     axes.tick_params(axis="y", length=0)
     shown = damage[:, order]

@@ -12,18 +12,18 @@ from mechdiff.report.style import Theme
 
 PANELS = {
     "entropy": "entropy H, nats",
-    "normalised_entropy": "H / ln Nk",
+    "normalized_entropy": "H / ln Nk",
     "mutual_information": "mutual information, nats",
     "distance": "attended distance, sides",
     "identity_mass": "weight on itself",
 }
-UNIT = ("normalised_entropy", "identity_mass")  # scales that always run from 0 to 1
+UNIT = ("normalized_entropy", "identity_mass")  # scales that always run from 0 to 1
 ROW, BREAK = 0.155, 0.35  # inches a head; rows between layers
 LEFT, WIDE, APART, RIGHT, TOP, BOTTOM = 1.75, 1.7, 0.13, 0.1, 0.35, 0.98  # inches
 
 
 def limits(datasets: list[xr.Dataset]) -> dict[str, tuple[float, float]]:
-    """Ends of each statistic's colour scale, one for all subjects so that their figures compare."""
+    """Ends of each statistic's color scale, one for all subjects so that their figures compare."""
     found, datasets = {}, [data for data in datasets if data.sizes["head"]]
     for name in PANELS:
         largest = max((float(data[name].mean("image").max()) for data in datasets), default=0.0)
@@ -89,8 +89,8 @@ def _labels(axes: Axes, theme: Theme, data: xr.Dataset, tops: np.ndarray) -> Non
 
 def _bar(figure: Figure, bar: Axes, theme: Theme, ends: tuple[float, float], marks: list[float]) -> None:
     scale = ScalarMappable(Normalize(*ends), theme.sequential)
-    colours = figure.colorbar(scale, cax=bar, orientation="horizontal")
+    colors = figure.colorbar(scale, cax=bar, orientation="horizontal")
     ticks = marks or np.linspace(*ends, 3)
-    colours.set_ticks(ticks, labels=[style.number(tick) for tick in ticks])
+    colors.set_ticks(ticks, labels=[style.number(tick) for tick in ticks])
     bar.tick_params(labelsize=6.5)
-    colours.outline.set_linewidth(0.5)
+    colors.outline.set_linewidth(0.5)

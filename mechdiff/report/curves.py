@@ -10,14 +10,14 @@ from mechdiff.report.style import Theme
 from mechdiff.study.records import ExaminedModel
 
 
-def draw(theme: Theme, subject: ExaminedModel) -> Figure:
+def draw(theme: Theme, model: ExaminedModel) -> Figure:
     """Left: loss by step. Right: held-out loss by log-SNR, from early to last evaluation."""
     figure = style.figure(7.4, 2.75)
     left = figure.add_axes((0.085, 0.175, 0.40, 0.71))
     right = figure.add_axes((0.585, 0.175, 0.40, 0.71))
-    log = subject.record.get("log") or []
+    log = model.record.get("log") or []
     _steps(left, theme, [row for row in log if row.get("kind") == "train"], _evaluations(log))
-    _levels(right, theme, subject, _evaluations(log))
+    _levels(right, theme, model, _evaluations(log))
     return figure
 
 
@@ -43,13 +43,13 @@ def _steps(axes: Axes, theme: Theme, train: list[dict], evaluated: list[dict]) -
     axes.legend(fontsize=6.8, labelcolor=theme.ink, handlelength=1.6)
 
 
-def _levels(axes: Axes, theme: Theme, subject: ExaminedModel, evaluated: list[dict]) -> None:
+def _levels(axes: Axes, theme: Theme, model: ExaminedModel, evaluated: list[dict]) -> None:
     """The last evaluation in full strength, up to five earlier ones paler."""
     few = np.unique(np.linspace(0, len(evaluated) - 1, 6).astype(int)) if evaluated else ()
     chosen = [evaluated[i] for i in few]
     for k, row in enumerate(chosen):
         last = k == len(chosen) - 1
-        x = subject.log_snr[np.asarray(row["levels"], int)]
+        x = model.log_snr[np.asarray(row["levels"], int)]
         look = {"color": theme.part("head"), "alpha": 1.0 if last else 0.2 + 0.4 * k / len(chosen)}
         held = [_number(value) for value in row["test_loss_by_level"]]
         words = f"held-out, step {row['step']:,}" if last else "earlier evaluations" if k == 0 else None

@@ -29,45 +29,43 @@ def precise(value: Number) -> str:
     return ("−" if value < 0 and float(text.replace(",", "")) else "") + text
 
 
-def sample(subject: ExaminedModel, seeds: dict[str, int]) -> str:
+def sample(model: ExaminedModel, seeds: dict[str, int]) -> str:
     """How much data stands behind a statement about one subject."""
-    others = seeds[subject.data] - 1
+    others = seeds[model.data] - 1
     more = f" ({_count(others, 'other seed')} of this data examined beside it)" if others else ""
-    each = f" at each level, {subject.network.pictures:,} in all" * (
-        subject.network.pictures > subject.images
-    )
-    people = f" of {subject.network.people} people" * (subject.network.people > 0)
-    return f"n = {subject.images} images{each}{people}, n = 1 trained seed{more}"
+    each = f" at each level, {model.network.pictures:,} in all" * (model.network.pictures > model.images)
+    people = f" of {model.network.people} people" * (model.network.people > 0)
+    return f"n = {model.images} images{each}{people}, n = 1 trained seed{more}"
 
 
-def about(subject: ExaminedModel) -> list[Markup]:
+def about(model: ExaminedModel) -> list[Markup]:
     """What was found on one subject."""
-    grids = map(_grid, subject.damages.values())
-    spreads = _spread(subject), _hidden(subject), _attention(subject)
-    found = [_worst(subject), _parts(subject), *grids, *spreads]
+    grids = map(_grid, model.damages.values())
+    spreads = _spread(model), _hidden(model), _attention(model)
+    found = [_worst(model), _parts(model), *grids, *spreads]
     return [sentence for sentence in found if sentence]
 
 
-def _worst(subject: ExaminedModel) -> Markup | None:
+def _worst(model: ExaminedModel) -> Markup | None:
     parts = []
-    for damage in subject.damages.values():
-        span = numbers.extent(subject, damage)
+    for damage in model.damages.values():
+        span = numbers.extent(model, damage)
         if span is not None:
             words = Markup("under {} ablation <code>{}</code>, pooled Deg% = {}")
-            parts.append(words.format(damage.kind, span.most, between(span.high, " %")))
+            parts.append(words.format(damage.ablation, span.most, between(span.high, " %")))
     if not parts:
         return Markup("No component changed any prediction: nothing was tested.")
     return Markup("<b>Costliest single component:</b> {}.").format(Markup("; ").join(parts))
 
 
-def _parts(subject: ExaminedModel) -> Markup | None:
-    found = numbers.part_means(subject, subject.lead.kind)
+def _parts(model: ExaminedModel) -> Markup | None:
+    found = numbers.part_means(model, model.lead.ablation)
     if not found:
         return None
     item = Markup("{} {} ({} of them)").format
     parts = [item(WORDS.get(part, part), between(mean, " %"), count) for part, (count, mean) in found.items()]
     words = Markup("<b>Which kinds of components:</b> mean pooled Deg% under {} ablation: {}.")
-    return words.format(subject.lead.kind, Markup("; ").join(parts))
+    return words.format(model.lead.ablation, Markup("; ").join(parts))
 
 
 def _grid(damage: Effects) -> Markup:
@@ -79,22 +77,22 @@ def _grid(damage: Effects) -> Markup:
     idle = int(damage.idle.sum())
     tail = f"{_count(idle, 'component')} of {len(damage.idle)} changed nothing at all." if idle else ""
     sure, family = worse + better, damage.p.size
-    return Markup(words).format(damage.kind, sure, family, numbers.ALPHA, family, worse, better, tail)
+    return Markup(words).format(damage.ablation, sure, family, numbers.ALPHA, family, worse, better, tail)
 
 
-def _spread(subject: ExaminedModel) -> Markup:
-    damage = subject.lead
+def _spread(model: ExaminedModel) -> Markup:
+    damage = model.lead
     words = (
         "<b>Concentration:</b> under {} ablation, damage is spread over an effective {} of {} components "
         "that it can see (exp of the entropy of their shares)."
     )
     seen = int((~damage.idle).sum())
-    return Markup(words).format(damage.kind, between(numbers.value(damage.effective)), seen)
+    return Markup(words).format(damage.ablation, between(numbers.value(damage.effective)), seen)
 
 
-def _hidden(subject: ExaminedModel) -> Markup | None:
+def _hidden(model: ExaminedModel) -> Markup | None:
     """What a mean over levels and pictures would hide: effects of both signs, and those on few pictures."""
-    damage = subject.lead
+    damage = model.lead
     active = np.flatnonzero(~damage.idle)
     if not len(active):
         return None
@@ -109,11 +107,11 @@ def _hidden(subject: ExaminedModel) -> Markup | None:
     rms, mean = (between(numbers.value(each, varied), " %") for each in (damage.rms, damage.pooled))
     names = [damage.components[i] for i in (varied, rare)]
     hurt = 100 * damage.hurt.estimate[rare]
-    return Markup(words).format(damage.kind, names[0], rms, mean, names[1], hurt, middle, worst)
+    return Markup(words).format(damage.ablation, names[0], rms, mean, names[1], hurt, middle, worst)
 
 
-def _attention(subject: ExaminedModel) -> Markup | None:
-    data = subject.attention
+def _attention(model: ExaminedModel) -> Markup | None:
+    data = model.attention
     if not data.sizes["head"]:
         return None
     heads = numbers.attention_extremes(data)
@@ -129,7 +127,7 @@ def _attention(subject: ExaminedModel) -> Markup | None:
     return Markup(words).format(*sides)
 
 
-def agreements(found: list[Agreement], kind: str) -> list[Markup]:
+def agreements(found: list[Agreement], ablation: str) -> list[Markup]:
     """How far subjects rank components alike."""
     words = (
         "<b>{} and {}</b> ({}): the rank correlation of their components’ damage is Spearman ρ = {} under {} "
@@ -137,7 +135,7 @@ def agreements(found: list[Agreement], kind: str) -> list[Markup]:
     )
     return [
         Markup(words).format(
-            item.first, item.second, item.relation, between(item.value), kind,
+            item.first, item.second, item.relation, between(item.value), ablation,
             item.components, item.shared, min(numbers.TOP, item.components), item.n,
         )
         for item in found
@@ -152,8 +150,8 @@ def ranges(found: list[Extent]) -> list[Markup]:
     )
     sentences = [
         Markup(words).format(
-            item.subject.name,
-            item.damage.kind,
+            item.model.name,
+            item.damage.ablation,
             *(between(item.low, " %"), item.least, between(item.high, " %"), item.most, item.damage.n),
         )
         for item in found
@@ -165,17 +163,17 @@ def ranges(found: list[Extent]) -> list[Markup]:
     return [*sentences, Markup(beside).format(*PAPER)]
 
 
-def memorisation(subject: ExaminedModel) -> str:
+def memorization(model: ExaminedModel) -> str:
     """Whether samples lie close to training pictures, in one sentence."""
-    found = subject.record.get("memorisation")
+    found = model.record.get("memorization")
     if not found:
-        return "No memorisation figures were saved with this model."
+        return "No memorization figures were saved with this model."
     ours, theirs = number(found["samples_nearest"]), number(found["held_out_nearest"])
     return (
         f"Median RMS distance to the nearest training picture: samples {ours}, held-out pictures {theirs} "
         f"(pixels in [−1, 1]; ratio {number(found['ratio'])}, far below 1 if pictures were remembered). "
         f"{100 * found['copies']:.1f} % of samples lie nearer to a training picture than 99 % of held-out "
-        "pictures do; 1 % is expected without memorisation."
+        "pictures do; 1 % is expected without memorization."
     )
 
 

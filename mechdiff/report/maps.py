@@ -48,14 +48,14 @@ def draw(theme: Theme, damages: list[Effects], largest: float) -> Figure:
 
 def _panel(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np.ndarray, largest: float) -> None:
     levels = len(damage.t)
-    norm, colours = style.damage_norm(largest), theme.damage_map
+    norm, colors = style.damage_norm(largest), theme.damage_map
     axes.set(xlim=(0, levels), ylim=(edges[-1], 0))
     blocks = np.split(np.arange(len(order)), [k for k, i in enumerate(order) if i is None])
     for block in blocks:
         members = [k for k in block if order[k] is not None]
         values = damage.cells.estimate[[order[k] for k in members]]
         extent = (0, levels, edges[members[-1] + 1], edges[members[0]])
-        axes.imshow(values, cmap=colours, norm=norm, extent=extent, aspect="auto", interpolation="none")
+        axes.imshow(values, cmap=colors, norm=norm, extent=extent, aspect="auto", interpolation="none")
     axes.set(xlim=(0, levels), ylim=(edges[-1], 0))
     _uncertain(axes, theme, damage, order, edges)
     step = max(1, -(-levels // 10))
@@ -66,11 +66,11 @@ def _panel(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np.nda
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_title(f"{damage.kind} ablation", pad=6)
+    axes.set_title(f"{damage.ablation} ablation", pad=6)
 
 
 def _uncertain(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np.ndarray) -> None:
-    """Cells not told apart from no change, faded and hatched; one path for all, neighbours together."""
+    """Cells not told apart from no change, faded and hatched; one path for all, neighbors together."""
     runs = []  # row, first level, level behind the last
     for k, i in enumerate(order):
         if i is not None:
@@ -89,7 +89,7 @@ def _uncertain(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np
 
 
 def _labels(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np.ndarray) -> None:
-    """Component names, and the kinds along a coloured bar at the far left."""
+    """Component names, and the kinds along a colored bar at the far left."""
     across = axes.get_yaxis_transform()
     for k, i in enumerate(order):
         if i is not None:
@@ -112,11 +112,11 @@ def _labels(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np.nd
 def _scale(figure: Figure, theme: Theme, largest: float, width: float, height: float) -> None:
     bar = figure.add_axes((LEFT / width, 0.34 / height, 2.6 / width, 0.1 / height))
     norm = style.damage_norm(largest)
-    colours = figure.colorbar(ScalarMappable(norm, theme.damage_map), cax=bar, orientation="horizontal")
+    colors = figure.colorbar(ScalarMappable(norm, theme.damage_map), cax=bar, orientation="horizontal")
     ticks = style.decades(norm.vmax)
-    colours.set_ticks(ticks, labels=[style.number(tick) for tick in ticks])
-    colours.ax.minorticks_off()
-    colours.outline.set_linewidth(0.5)
+    colors.set_ticks(ticks, labels=[style.number(tick) for tick in ticks])
+    colors.ax.minorticks_off()
+    colors.outline.set_linewidth(0.5)
     bar.tick_params(labelsize=6.5)
     bar.set_title("Deg% at this level", size=7, pad=3)
     text = {"size": 7, "va": "center", "ha": "right"}

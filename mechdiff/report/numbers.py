@@ -31,7 +31,7 @@ class Value:
 class Extent:
     """Least and most damaging component of one subject under one kind, among those that changed anything."""
 
-    subject: ExaminedModel
+    model: ExaminedModel
     damage: Effects
     least: str
     low: Value
@@ -59,13 +59,13 @@ def value(interval: Interval, *index) -> Value:
     return Value(*(float(np.asarray(end)[index]) for end in (interval.estimate, interval.low, interval.high)))
 
 
-def seeds(subjects: list[ExaminedModel]) -> dict[str, int]:
+def seeds(models: list[ExaminedModel]) -> dict[str, int]:
     """Data set -> number of distinct training seeds among the subjects."""
-    pairs = {(subject.data, subject.config.seed) for subject in subjects}
+    pairs = {(model.data, model.config.seed) for model in models}
     return dict(Counter(data for data, _ in pairs))
 
 
-def extent(subject: ExaminedModel, damage: Effects) -> Extent | None:
+def extent(model: ExaminedModel, damage: Effects) -> Extent | None:
     """The range of damage over components; None where no component changed anything."""
     active = np.flatnonzero(~damage.idle)
     if not len(active):
@@ -74,7 +74,7 @@ def extent(subject: ExaminedModel, damage: Effects) -> Extent | None:
     least, most = active[pooled[active].argmin()], active[pooled[active].argmax()]
     span = lambda values: (float(values[active].min()), float(values[active].max()))
     return Extent(
-        subject,
+        model,
         damage,
         damage.components[least],
         value(damage.pooled, least),
@@ -85,30 +85,32 @@ def extent(subject: ExaminedModel, damage: Effects) -> Extent | None:
     )
 
 
-def between_kinds(subject: ExaminedModel) -> list[Agreement]:
+def between_kinds(model: ExaminedModel) -> list[Agreement]:
     """Agreement of every two kinds of ablation of one subject."""
     found = []
-    for first, second in itertools.combinations(subject.damages.values(), 2):
+    for first, second in itertools.combinations(model.damages.values(), 2):
         try:
-            interval = effects.ablations_agreement(subject.sweep, first.kind, second.kind)
+            interval = effects.ablations_agreement(model.sweep, first.ablation, second.ablation)
         except ConfigError:  # too few components in common
             continue
-        found.append(_agreement(first, second, first.kind, second.kind, "kinds of ablation", interval))
+        found.append(
+            _agreement(first, second, first.ablation, second.ablation, "kinds of ablation", interval)
+        )
     return found
 
 
-def between_subjects(subjects: list[ExaminedModel], kind: str) -> list[Agreement]:
+def between_subjects(models: list[ExaminedModel], ablation: str) -> list[Agreement]:
     """Agreement of every two subjects under one kind of ablation, where both have it."""
     found = []
-    for first, second in itertools.combinations(subjects, 2):
-        if kind not in first.damages or kind not in second.damages:
+    for first, second in itertools.combinations(models, 2):
+        if ablation not in first.damages or ablation not in second.damages:
             continue
         try:
-            interval = effects.denoisers_agreement(first.sweep, second.sweep, kind)
+            interval = effects.denoisers_agreement(first.sweep, second.sweep, ablation)
         except ConfigError:
             continue
         relation = "same data, other seed" if first.data == second.data else "other data"
-        sides = first.damages[kind], second.damages[kind]
+        sides = first.damages[ablation], second.damages[ablation]
         found.append(_agreement(*sides, first.name, second.name, relation, interval))
     return found
 
@@ -139,11 +141,11 @@ def told_apart(damage: Effects) -> tuple[int, int]:
     return int((sure & (damage.cells.estimate > 0)).sum()), int((sure & (damage.cells.estimate < 0)).sum())
 
 
-def part_means(subject: ExaminedModel, kind: str) -> dict[str, tuple[int, Value]]:
+def part_means(model: ExaminedModel, ablation: str) -> dict[str, tuple[int, Value]]:
     """Kind of component -> how many of them changed anything, and the mean of their pooled Deg%."""
-    damage = subject.damages[kind]
-    clean, loss = effects.losses(subject.sweep, kind)
-    units, found = stats.units_of(subject.sweep), {}
+    damage = model.damages[ablation]
+    clean, loss = effects.losses(model.sweep, ablation)
+    units, found = stats.units_of(model.sweep), {}
     for part in dict.fromkeys(damage.part):
         rows = [i for i, own in enumerate(damage.part) if own == part and not damage.idle[i]]
         if rows:
@@ -165,7 +167,7 @@ def attention_intervals(data: xr.Dataset) -> dict[str, Interval]:
 
 def attention_extremes(data: xr.Dataset) -> dict[str, tuple[str, Value]]:
     """The most focused and the most diffuse head, by H / ln Nk averaged over levels."""
-    values = data["normalised_entropy"].transpose("head", "t", "image").values
+    values = data["normalized_entropy"].transpose("head", "t", "image").values
     interval = stats.bootstrap_units(lambda w: stats.weighted(values, w).mean(axis=1), stats.units_of(data))
     places = {"focused": interval.estimate.argmin(), "diffuse": interval.estimate.argmax()}
     return {word: (str(data["head"].values[i]), value(interval, i)) for word, i in places.items()}
@@ -174,6 +176,6 @@ def attention_extremes(data: xr.Dataset) -> dict[str, tuple[str, Value]]:
 def attention_ends(data: xr.Dataset) -> tuple[Value, Value]:
     """H / ln Nk averaged over heads, at the cleanest and at the noisiest level."""
     ordered = data.sortby("log_snr", ascending=False)
-    values = ordered["normalised_entropy"].mean("head").transpose("t", "image").values
+    values = ordered["normalized_entropy"].mean("head").transpose("t", "image").values
     interval = stats.bootstrap_units(lambda w: stats.weighted(values, w), stats.units_of(ordered))
     return value(interval, 0), value(interval, -1)

@@ -18,12 +18,12 @@ def draw(theme: Theme, damages: dict[str, Effects], ends: tuple[float, float], l
     """Forest plot of the `SHOWN` most damaging components under `lead`; other kinds as open marks below."""
     first = damages.get(lead) or next(iter(damages.values()))
     order = first.order[:SHOWN].tolist()
-    kinds = [first, *(damage for damage in damages.values() if damage is not first)]
+    ablations = [first, *(damage for damage in damages.values() if damage is not first)]
     height = 0.95 + 0.235 * len(order)
     figure = style.figure(5.5, height)
     axes = figure.add_axes((0.27, 0.6 / height, 0.71, (height - 0.95) / height))
-    for k, damage in enumerate(kinds):
-        shift = (k - (len(kinds) - 1) / 2) * 0.3
+    for k, damage in enumerate(ablations):
+        shift = (k - (len(ablations) - 1) / 2) * 0.3
         for place, i in enumerate(order):
             _mark(axes, theme, damage, i, place + shift, filled=k == 0)
     axes.set(ylim=(len(order) - 0.4, -0.6), xlabel="pooled Deg% with 95 % interval")
@@ -33,27 +33,27 @@ def draw(theme: Theme, damages: dict[str, Effects], ends: tuple[float, float], l
     axes.grid(axis="x")
     axes.axvline(0, color=theme.muted, lw=0.8)
     axes.spines["left"].set_visible(False)
-    _kinds_key(axes, theme, [damage.kind for damage in kinds])
+    _kinds_key(axes, theme, [damage.ablation for damage in ablations])
     return figure
 
 
 def _mark(axes: Axes, theme: Theme, damage: Effects, i: int, y: float, filled: bool) -> None:
-    colour = theme.part(damage.part[i])
+    color = theme.part(damage.part[i])
     pooled = damage.pooled
-    line = {"color": colour, "lw": 1.3 if filled else 0.9, "solid_capstyle": "butt"}
+    line = {"color": color, "lw": 1.3 if filled else 0.9, "solid_capstyle": "butt"}
     axes.plot([pooled.low[i], pooled.high[i]], [y, y], **line)
     axes.plot(
-        pooled.estimate[i], y, MARKERS.get(damage.part[i], "o"), ms=4.6, color=colour,
-        markerfacecolor=colour if filled else theme.paper, markeredgewidth=0.9,
+        pooled.estimate[i], y, MARKERS.get(damage.part[i], "o"), ms=4.6, color=color,
+        markerfacecolor=color if filled else theme.paper, markeredgewidth=0.9,
     )  # fmt: skip
 
 
-def _kinds_key(axes: Axes, theme: Theme, kinds: list[str]) -> None:
-    for k, kind in enumerate(kinds):
+def _kinds_key(axes: Axes, theme: Theme, ablations: list[str]) -> None:
+    for k, ablation in enumerate(ablations):
         face = theme.ink if k == 0 else theme.paper
         look = {"color": theme.ink, "markerfacecolor": face, "ms": 4.6, "markeredgewidth": 0.9}
-        axes.plot([], [], "o", label=f"{kind} ablation", **look)
-    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": len(kinds), "borderaxespad": 0}
+        axes.plot([], [], "o", label=f"{ablation} ablation", **look)
+    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": len(ablations), "borderaxespad": 0}
     axes.legend(fontsize=7, labelcolor=theme.ink, handletextpad=0.2, columnspacing=1.2, **place)
 
 

@@ -1,4 +1,4 @@
-"""A drawing of the network: stages along a U, skips as bridges, every component coloured by its damage."""
+"""A drawing of the network: stages along a U, skips as bridges, every component colored by its damage."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ def plan(config: UNetConfig) -> Plan:
 
 
 def draw(theme: Theme, config: UNetConfig, damage: Effects, largest: float) -> Figure:
-    """The network of `config`, coloured by pooled Deg% on a scale that ends at +-`largest`."""
+    """The network of `config`, colored by pooled Deg% on a scale that ends at +-`largest`."""
     where = plan(config)
     top = max([deck for *_, deck in where.bridges] + [TALL]) + 0.35
     bottom = where.middle[-1] - FOOT - 0.35 - STRIP
@@ -87,7 +87,7 @@ def draw(theme: Theme, config: UNetConfig, damage: Effects, largest: float) -> F
 
 
 class _Paint:
-    """Colours and numbers of components."""
+    """Colors and numbers of components."""
 
     def __init__(self, theme: Theme, damage: Effects, largest: float):
         self.theme = theme
@@ -99,15 +99,15 @@ class _Paint:
         """Face and edge of a component; an unmeasured or idle one is left empty."""
         if name not in self.value or name in self.idle:
             return {**_plain(self.theme), "linestyle": ":"}
-        return {**_plain(self.theme), "facecolor": self.colour(name)}
+        return {**_plain(self.theme), "facecolor": self.color(name)}
 
-    def colour(self, name: str):
+    def color(self, name: str):
         return self.map(self.norm(self.value[name]))
 
     def label(self, axes: Axes, name: str, x: float, y: float, size: float = 6.2) -> None:
         """The pooled Deg% of a component, written on it."""
         if name in self.value and name not in self.idle:
-            ink = style.readable_on(self.colour(name))
+            ink = style.readable_on(self.color(name))
             axes.text(x, y, number(self.value[name]), size=size, color=ink, ha="center", va="center_baseline")
 
 
@@ -132,7 +132,7 @@ def _flow(axes: Axes, theme: Theme, where: Plan) -> None:
         _line(axes, corners, theme.part("skip"), 1.1)
 
 
-def _line(axes: Axes, corners: list[tuple[float, float]], colour: str, width: float) -> None:
+def _line(axes: Axes, corners: list[tuple[float, float]], color: str, width: float) -> None:
     """A line with rounded corners."""
     points, codes = [corners[0]], [Path.MOVETO]
     for before, corner, after in zip(corners, corners[1:], corners[2:]):
@@ -140,7 +140,7 @@ def _line(axes: Axes, corners: list[tuple[float, float]], colour: str, width: fl
         points += [into, corner, out]
         codes += [Path.LINETO, Path.CURVE3, Path.CURVE3]
     path = Path([*points, corners[-1]], [*codes, Path.LINETO])
-    axes.add_patch(PathPatch(path, facecolor="none", edgecolor=colour, linewidth=width, zorder=1))
+    axes.add_patch(PathPatch(path, facecolor="none", edgecolor=color, linewidth=width, zorder=1))
 
 
 def _towards(corner: tuple[float, float], other: tuple[float, float], radius: float = 0.18):
@@ -222,15 +222,15 @@ def _groups(axes: Axes, theme: Theme, where: Plan) -> None:
 
 
 def _key(figure: Figure, axes: Axes, paint: _Paint, bottom: float) -> None:
-    """Colour bar and shapes, in a strip under the network."""
+    """Color bar and shapes, in a strip under the network."""
     corners = [(-MARGIN, bottom + 0.5), (3.2, bottom + 0.7)]
     left, right = figure.transFigure.inverted().transform(axes.transData.transform(corners))
     bar = figure.add_axes((*left, *(right - left)))
-    colours = figure.colorbar(ScalarMappable(paint.norm, paint.map), cax=bar, orientation="horizontal")
+    colors = figure.colorbar(ScalarMappable(paint.norm, paint.map), cax=bar, orientation="horizontal")
     ticks = style.decades(paint.norm.vmax)
-    colours.set_ticks(ticks, labels=[number(tick) for tick in ticks])
-    colours.ax.minorticks_off()
-    colours.outline.set_linewidth(0.5)
+    colors.set_ticks(ticks, labels=[number(tick) for tick in ticks])
+    colors.ax.minorticks_off()
+    colors.outline.set_linewidth(0.5)
     bar.tick_params(labelsize=6.5)
     bar.set_title("pooled Deg%", size=7, pad=3)
     x, y = 4.6, bottom + 0.6

@@ -1,4 +1,4 @@
-"""The look of all figures: two themes, colours per kind of component, symlog scales, and saving."""
+"""The look of all figures: two themes, colors per kind of component, symlog scales, and saving."""
 
 import base64
 import io
@@ -20,13 +20,13 @@ FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Libera
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a page; `parts` are Okabe and Ito's, which colour-blind readers tell apart.
+    """Colors of a page; `parts` are Okabe and Ito's, which color-blind readers tell apart.
 
     Attributes:
       paper, ink, muted, rule: background, text, secondary text, hairlines.
-      parts: kind of component -> colour.
-      damage: colours from negative over none (the paper) to large damage.
-      sequential: name of a colour map.
+      parts: kind of component -> color.
+      damage: colors from negative over none (the paper) to large damage.
+      sequential: name of a color map.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Theme:
 
     @property
     def damage_map(self) -> LinearSegmentedColormap:
-        """Diverging, with no damage in the colour of the paper."""
+        """Diverging, with no damage in the color of the paper."""
         return LinearSegmentedColormap.from_list(f"damage-{self.name}", self.damage)
 
     def part(self, name: str) -> str:
-        """Colour of a kind of component."""
+        """Color of a kind of component."""
         return self.parts.get(name, self.muted)
 
 
@@ -207,8 +207,8 @@ def level_label(log_snr: Number) -> str:
     return f"{log_snr:+.1f}".replace("-", "−")
 
 
-def readable_on(colour) -> str:
-    """Black or white, whichever is read better on `colour` (relative luminance, WCAG 2)."""
-    rgb = np.asarray(matplotlib.colors.to_rgb(colour))
+def readable_on(color) -> str:
+    """Black or white, whichever is read better on `color` (relative luminance, WCAG 2)."""
+    rgb = np.asarray(matplotlib.colors.to_rgb(color))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     return "#111111" if linear @ np.array([0.2126, 0.7152, 0.0722]) > 0.18 else "#ffffff"

@@ -110,7 +110,7 @@ def bootstrap_units(
     *,
     repeats: int = 2000,
     seed: int = 0,
-    level: float = 0.95,
+    confidence: float = 0.95,
     method: Literal["bca", "percentile"] = "bca",
 ) -> Interval:
     """Bootstrap interval whose resamples draw units, see `intervals.bootstrap`.
@@ -122,4 +122,4 @@ def bootstrap_units(
       Interval whose `n` counts units.
     """
     shares = bootstrap_weights(units.count, repeats, seed)
-    return bootstrap(lambda drawn: statistic(units.weights(drawn)), shares, level, method)
+    return bootstrap(lambda drawn: statistic(units.weights(drawn)), shares, confidence, method)

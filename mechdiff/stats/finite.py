@@ -7,7 +7,7 @@ from mechdiff.core.errors import ConfigError
 
 
 def finite_population_interval(
-    count: int, drawn: int, population: int, level: float = 0.95
+    count: int, drawn: int, population: int, confidence: float = 0.95
 ) -> tuple[float, float]:
     """Exact interval of the share of a population that has a property.
 
@@ -16,20 +16,20 @@ def finite_population_interval(
 
     Args:
       count: of the `drawn` (without replacement) have it.
-      level: coverage, at least, whatever the share.
+      confidence: coverage, at least, whatever the share.
 
     Raises:
-      ConfigError: counts that contradict each other, or a level outside (0, 1).
+      ConfigError: counts that contradict each other, or a confidence outside (0, 1).
     """
-    if not 0 <= count <= drawn <= population or not 0 < level < 1:
+    if not 0 <= count <= drawn <= population or not 0 < confidence < 1:
         raise ConfigError(
-            f"count={count}, drawn={drawn}, population={population}, level={level}: "
-            "need 0 <= count <= drawn <= population and 0 < level < 1"
+            f"count={count}, drawn={drawn}, population={population}, confidence={confidence}: "
+            "need 0 <= count <= drawn <= population and 0 < confidence < 1"
         )
     if population == 0:
         return 0.0, 0.0
     having = np.arange(count, population - drawn + count + 1)  # what the population may hold
-    tail = (1 - level) / 2
+    tail = (1 - confidence) / 2
     # Never empty: one more in the population moves the count by at most one, so no step skips both tests.
     inside = (hypergeom.cdf(count, population, having, drawn) > tail) & (
         hypergeom.sf(count - 1, population, having, drawn) > tail

@@ -27,7 +27,7 @@ class Interval:
     estimate: Float[np.ndarray, "*cells"]
     low: Float[np.ndarray, "*cells"]
     high: Float[np.ndarray, "*cells"]
-    level: float  # nominal coverage, in (0, 1)
+    confidence: float  # nominal coverage, in (0, 1)
     n: int  # units of replication
 
 
@@ -58,7 +58,7 @@ def hierarchical_weights(
 def bootstrap(
     statistic: Statistic,
     weights: Float[np.ndarray, "repeats ..."],
-    level: float = 0.95,
+    confidence: float = 0.95,
     method: Literal["bca", "percentile"] = "bca",
 ) -> Interval:
     """Bootstrap interval of any function of weighted units.
@@ -66,36 +66,36 @@ def bootstrap(
     Args:
       statistic: maps weights `[m, *units]`, each of the m rows summing to 1, to `[*cells, m]`.
       weights: resamples, from `bootstrap_weights` or `hierarchical_weights`.
-      level: nominal coverage, in (0, 1).
+      confidence: nominal coverage, in (0, 1).
       method: `percentile`, or `bca`, corrected for bias and skewness (Efron & Tibshirani 1993, section 14.3);
         `bca` wants a single axis of units. Both read the tails of `expanded`, since resamples of few units
         spread too little.
     """
-    if not 0 < level < 1:
-        raise ConfigError(f"level={level} must lie between 0 and 1; 0.95 is usual")
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence={confidence} must lie between 0 and 1; 0.95 is usual")
     units = weights.shape[1:]
     estimate = statistic(np.full((1, *units), 1 / np.prod(units)))[..., 0]
     draws = statistic(weights)
-    wide = expanded_level(level, units[0])
+    wide = expanded_level(confidence, units[0])
     tails = np.array([(1 - wide) / 2, (1 + wide) / 2])
     if method == "bca":
         tails = _bca_tails(estimate, draws, _jackknife(statistic, units[0]), tails)
     ends = _quantiles(draws, np.broadcast_to(tails, (*estimate.shape, 2)))
-    return _interval(estimate, ends[..., 0], ends[..., 1], level, units[0])
+    return _interval(estimate, ends[..., 0], ends[..., 1], confidence, units[0])
 
 
-def expanded_level(level: float, n: int) -> float:
-    """The level whose normal quantile is sqrt(n / (n - 1)) times Student's of `level` (Hesterberg 2015, arXiv
-    1411.5279, expanded percentile interval): plain bootstraps of `n` units cover less than they say. He takes
-    it for percentiles; that BCa takes it too is ours."""
+def expanded_level(confidence: float, n: int) -> float:
+    """The level whose normal quantile is sqrt(n / (n - 1)) times Student's of `confidence` (Hesterberg 2015,
+    arXiv 1411.5279, expanded percentile interval): plain bootstraps of `n` units cover less than they say.
+    He takes it for percentiles; that BCa takes it too is ours."""
     check_units(n)
-    quantile = np.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 + level) / 2)
+    quantile = np.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 + confidence) / 2)
     return min(float(2 * special.ndtr(quantile) - 1), 1 - 1e-12)  # whose quantiles are finite
 
 
 def bootstrap_mean(
     values: Cells,
-    level: float = 0.95,
+    confidence: float = 0.95,
     repeats: int = 2000,
     seed: int = 0,
     method: Literal["bca", "percentile"] = "bca",
@@ -103,22 +103,22 @@ def bootstrap_mean(
     """Bootstrap interval of the mean over units, for all cells from the same resamples."""
     values = np.asarray(values, np.float64)
     weights = bootstrap_weights(values.shape[-1], repeats, seed)
-    return bootstrap(lambda w: values @ w.T, weights, level, method)
+    return bootstrap(lambda w: values @ w.T, weights, confidence, method)
 
 
-def student_mean(values: Cells, level: float = 0.95) -> Interval:
+def student_mean(values: Cells, confidence: float = 0.95) -> Interval:
     """Student's interval of the mean, mean +- t_{n-1} sd / sqrt(n): for few units, such as training seeds."""
     values = np.asarray(values, np.float64)
     n = check_units(values.shape[-1])
     mean = values.mean(axis=-1)
-    half = special.stdtrit(n - 1, (1 + level) / 2) * values.std(axis=-1, ddof=1) / np.sqrt(n)
-    return _interval(mean, mean - half, mean + half, level, n)
+    half = special.stdtrit(n - 1, (1 + confidence) / 2) * values.std(axis=-1, ddof=1) / np.sqrt(n)
+    return _interval(mean, mean - half, mean + half, confidence, n)
 
 
 def paired_effect(
     baseline: Arm,
     changed: Arm,
-    level: float = 0.95,
+    confidence: float = 0.95,
     method: Literal["bca", "percentile", "student"] = "bca",
     repeats: int = 2000,
     seed: int = 0,
@@ -126,14 +126,14 @@ def paired_effect(
     """Mean of `changed - baseline` over units that both arms share, with its interval; shapes broadcast."""
     differences = np.asarray(changed, np.float64) - np.asarray(baseline, np.float64)
     if method == "student":
-        return student_mean(differences, level)
-    return bootstrap_mean(differences, level, repeats, seed, method)
+        return student_mean(differences, confidence)
+    return bootstrap_mean(differences, confidence, repeats, seed, method)
 
 
 def ratio_effect(
     baseline: Arm,
     changed: Arm,
-    level: float = 0.95,
+    confidence: float = 0.95,
     repeats: int = 2000,
     seed: int = 0,
     method: Literal["bca", "percentile"] = "bca",
@@ -149,12 +149,12 @@ def ratio_effect(
     if np.any(baseline.mean(axis=-1) <= 0):
         raise ConfigError(f"baseline mean {baseline.mean(axis=-1).min()} must be positive to be divided by")
     weights = bootstrap_weights(baseline.shape[-1], repeats, seed)
-    return bootstrap(lambda w: 100 * ((changed @ w.T) / (baseline @ w.T) - 1), weights, level, method)
+    return bootstrap(lambda w: 100 * ((changed @ w.T) / (baseline @ w.T) - 1), weights, confidence, method)
 
 
 def hierarchical_bootstrap(
     values: Num[np.ndarray | Array, "*cells seeds images"],
-    level: float = 0.95,
+    confidence: float = 0.95,
     repeats: int = 2000,
     seed: int = 0,
     crossed: bool = False,
@@ -166,7 +166,7 @@ def hierarchical_bootstrap(
     values = np.asarray(values, np.float64)
     weights = hierarchical_weights(*values.shape[-2:], repeats, seed, crossed)
     flat = values.reshape(*values.shape[:-2], -1)
-    return bootstrap(lambda w: flat @ w.reshape(len(w), -1).T, weights, level, "percentile")
+    return bootstrap(lambda w: flat @ w.reshape(len(w), -1).T, weights, confidence, "percentile")
 
 
 def satterthwaite(*parts: tuple[float, float]) -> tuple[float, float]:
@@ -189,7 +189,7 @@ def resampled_variance(draws: Float[np.ndarray, " repeats"], n: int) -> tuple[fl
 
 
 def sample_size(
-    sd: float | Float[np.ndarray, "*cells"], half_width: float, level: float = 0.95
+    sd: float | Float[np.ndarray, "*cells"], half_width: float, confidence: float = 0.95
 ) -> Int[np.ndarray, "*cells"]:
     """Fewest units, at least 2, whose Student interval has a half width t_{n-1} sd / sqrt(n) of this or less.
 
@@ -198,9 +198,9 @@ def sample_size(
     if not half_width > 0:
         raise ConfigError(f"half_width={half_width} must be positive")
     sd = np.asarray(sd, np.float64)
-    normal = special.ndtri((1 + level) / 2) * sd / half_width
+    normal = special.ndtri((1 + confidence) / 2) * sd / half_width
     n = np.maximum(2, np.ceil(normal**2)).astype(np.int64)  # a lower bound: t exceeds the normal quantile
-    while np.any(wide := special.stdtrit(n - 1, (1 + level) / 2) * sd > half_width * np.sqrt(n)):
+    while np.any(wide := special.stdtrit(n - 1, (1 + confidence) / 2) * sd > half_width * np.sqrt(n)):
         n = n + wide
     return np.asarray(n)
 
@@ -247,7 +247,11 @@ def _quantiles(draws: np.ndarray, tails: np.ndarray) -> np.ndarray:
     return low + (place - below) * (high - low)
 
 
-def _interval(estimate, low, high, level: float, n: int) -> Interval:
+def _interval(estimate, low, high, confidence: float, n: int) -> Interval:
     return Interval(
-        estimate=np.asarray(estimate), low=np.asarray(low), high=np.asarray(high), level=level, n=int(n)
+        estimate=np.asarray(estimate),
+        low=np.asarray(low),
+        high=np.asarray(high),
+        confidence=confidence,
+        n=int(n),
     )

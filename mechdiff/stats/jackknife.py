@@ -13,13 +13,13 @@ from mechdiff.stats.clusters import Units
 from mechdiff.stats.intervals import Interval, Statistic, check_units
 
 
-def jackknife_interval(statistic: Statistic, units: Units, level: float = 0.95) -> Interval:
+def jackknife_interval(statistic: Statistic, units: Units, confidence: float = 0.95) -> Interval:
     """Estimate +- t_{n-1} times the jackknife's standard error, n units.
 
     Args:
       statistic: maps weights of images `[m, image]`, rows summing to 1, to `[*cells, m]`; smooth in them.
       units: that are left out, one at a time.
-      level: nominal coverage, in (0, 1).
+      confidence: nominal coverage, in (0, 1).
 
     Returns:
       Interval whose `n` counts units. NaN cells stay NaN.
@@ -27,9 +27,9 @@ def jackknife_interval(statistic: Statistic, units: Units, level: float = 0.95) 
     estimate = statistic(units.even())[..., 0]
     without = (1.0 - np.eye(check_units(units.count))) / (units.count - 1)
     values = statistic(units.weights(without))
-    half = special.stdtrit(units.count - 1, (1 + level) / 2) * jackknife_error(values)
+    half = special.stdtrit(units.count - 1, (1 + confidence) / 2) * jackknife_error(values)
     ends = {"low": np.asarray(estimate - half), "high": np.asarray(estimate + half)}
-    return Interval(estimate=np.asarray(estimate), **ends, level=level, n=units.count)
+    return Interval(estimate=np.asarray(estimate), **ends, confidence=confidence, n=units.count)
 
 
 def jackknife_error(values: Float[np.ndarray, "*cells unit"]) -> Float[np.ndarray, "*cells"]:

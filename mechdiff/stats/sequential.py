@@ -10,13 +10,13 @@ Cells = Float[np.ndarray, " *cells"]
 
 
 def confidence_sequence(
-    n: int | np.ndarray, deviation: Cells, level: float = 0.95, planned: int = 100
+    n: int | np.ndarray, deviation: Cells, confidence: float = 0.95, planned: int = 100
 ) -> Float[np.ndarray, " *cells"]:
     """Half-widths of an asymptotic confidence sequence for means (Waudby-Smith et al. 2024, theorem 2.2).
 
-    With probability `level` the mean +- this half-width holds the true mean at *all* n from some size on, and
-    so at whatever n one stops, for whatever reason. Units are independent, of finite variance; the first few
-    dozen are not covered by the theorem.
+    With probability `confidence` the mean +- this half-width holds the true mean at *all* n from some size
+    on, and so at whatever n one stops, for whatever reason. Units are independent, of finite variance; the
+    first few dozen are not covered by the theorem.
 
     Args:
       n: units seen.
@@ -24,24 +24,24 @@ def confidence_sequence(
       planned: n at which the sequence is made tightest; it holds for every n.
 
     Returns:
-      Half-widths: `deviation` times sqrt(2 (n r + 1) / (n^2 r) ln(sqrt(n r + 1) / alpha)), alpha = 1 - level
-      and r = (-2 ln alpha + ln(1 - 2 ln alpha)) / planned (their eq. 10).
+      Half-widths: `deviation` times sqrt(2 (n r + 1) / (n^2 r) ln(sqrt(n r + 1) / alpha)), alpha = 1 -
+      confidence and r = (-2 ln alpha + ln(1 - 2 ln alpha)) / planned (their eq. 10).
 
     Raises:
-      ConfigError: a level outside (0, 1), or n or planned below 1.
+      ConfigError: a confidence outside (0, 1), or n or planned below 1.
     """
-    if not 0 < level < 1:
-        raise ConfigError(f"level={level} must lie between 0 and 1; 0.95 is usual")
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence={confidence} must lie between 0 and 1; 0.95 is usual")
     if np.min(n) < 1 or planned < 1:
         raise ConfigError(f"n={n}, planned={planned}: both must be at least 1")
-    twice = -2 * np.log1p(-level)
+    twice = -2 * np.log1p(-confidence)
     r = (twice + np.log1p(twice)) / planned
     grown = n * r + 1
     return deviation * np.sqrt(2 * grown / (n * n * r) * (np.log(grown) / 2 + twice / 2))
 
 
 def skewed_sequence(
-    influence: Float[np.ndarray, "*cells n"], level: float = 0.95, planned: int = 100
+    influence: Float[np.ndarray, "*cells n"], confidence: float = 0.95, planned: int = 100
 ) -> tuple[Cells, Cells]:
     """How far a confidence sequence reaches below and above an estimate, for few units and skewed laws.
 
@@ -54,7 +54,7 @@ def skewed_sequence(
 
     Args:
       influence: what each of n >= 3 units adds to each estimate; of mean 0 over units.
-      level, planned: as in `confidence_sequence`.
+      confidence, planned: as in `confidence_sequence`.
 
     Returns:
       Distances, each at least 0, of the lower and of the upper end from the estimate.
@@ -64,7 +64,7 @@ def skewed_sequence(
     deviation = centred.std(axis=-1, ddof=1)
     error = deviation / np.sqrt(n)
     spread = np.where(error > 0, error, 1.0)
-    normal = confidence_sequence(n, deviation, level, planned) / spread
+    normal = confidence_sequence(n, deviation, confidence, planned) / spread
     student = np.where(error > 0, -special.stdtrit(n - 1, special.ndtr(-normal)), 0.0)
     standard = centred / np.where(deviation > 0, deviation, 1.0)[..., None]
     skewness = n**2 / ((n - 1) * (n - 2)) * (standard**3).mean(axis=-1)

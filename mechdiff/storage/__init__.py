@@ -1,1 +1,1 @@
-"""Anything on disk: atomic writes, digests, locks, labelled results, checkpoints, image grids, run logs."""
+"""Anything on disk: atomic writes, digests, locks, labeled results, checkpoints, image grids, run logs."""

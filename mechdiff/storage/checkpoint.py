@@ -21,6 +21,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from mechdiff.core.errors import CheckpointError, DataError, MechdiffError
+from mechdiff.core.old_names import RECORD_NAMES
 from mechdiff.core.types import PyTree
 from mechdiff.storage import checksums, digests, files
 from mechdiff.storage.mismatch import check_shapes, compare_configs, named_leaves, shapes
@@ -223,7 +224,7 @@ def load_model(folder: Path | str, abstract_params: PyTree | None = None) -> tup
     Every file is compared with SHA256SUMS before anything of it is used; nothing is written.
 
     Args:
-      abstract_params: shapes that the params must have (say, of `jax.eval_shape` of the initialiser).
+      abstract_params: shapes that the params must have (say, of `jax.eval_shape` of the initializer).
 
     Raises:
       CheckpointError: absent, damaged, of an unknown layout, or of other shapes.
@@ -246,7 +247,8 @@ def load_model(folder: Path | str, abstract_params: PyTree | None = None) -> tup
     )
     with _damage(folder / "params", "restore it from its source"):
         params = ocp.load(folder / "params", target)
-    return params, config, about["record"]
+    record = {RECORD_NAMES.get(name, name): value for name, value in about["record"].items()}
+    return params, config, record
 
 
 def _context() -> ocp.Context:

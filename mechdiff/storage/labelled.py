@@ -16,6 +16,7 @@ import xarray as xr
 import zarr
 
 from mechdiff.core.errors import CheckpointError
+from mechdiff.core.old_names import ATTRIBUTE_NAMES, DATASET_NAMES
 from mechdiff.storage import files
 
 FORMAT = 2  # Zarr 3 has no stable type for text labels yet
@@ -78,7 +79,7 @@ def region(path: Path, where: dict[str, tuple]) -> dict[str, np.ndarray]:
 
 
 def read(path: Path) -> xr.Dataset:
-    """The result, loaded into memory.
+    """The result, loaded into memory; names of the first edition are read as those of today.
 
     Raises:
       CheckpointError: absent or damaged.
@@ -86,7 +87,9 @@ def read(path: Path) -> xr.Dataset:
     if not path.exists():
         raise CheckpointError(f"no results at {path}; run the sweep first")
     with _whole(path):
-        return xr.open_zarr(path, consolidated=False).load()
+        dataset = xr.open_zarr(path, consolidated=False).load()
+        dataset.attrs = {ATTRIBUTE_NAMES.get(name, name): value for name, value in dataset.attrs.items()}
+        return dataset.rename({old: new for old, new in DATASET_NAMES.items() if old in dataset.variables})
 
 
 @contextlib.contextmanager

@@ -38,7 +38,8 @@ from mechdiff.stats.clusters import PERSON
 from mechdiff.storage import digests, files, labelled, locks
 from mechdiff.study.examine import Analysis
 from mechdiff.study.inputs import EvalImages, replacement_values
-from mechdiff.sweeps import ablation, activations, channel_moments
+from mechdiff.sweeps import activations, channel_moments
+from mechdiff.sweeps.ablation import ablation_sweep, sweep_in_memory
 
 SCORED = 0.9  # closeness, of `complexity.TAUS`, of the circuit that is scored
 KNOCKOUTS, RANDOMS = 10, 40  # sets that a circuit is tried against
@@ -54,15 +55,15 @@ def run_study(examined: Analysis, config: ExperimentConfig, folder: Path) -> Non
     """
     study, root = config.study, jax.random.key(config.seed)
     some = dataclasses.replace(examined, given=examined.given.first(study.images))
-    levels = [int(t) for t in timesteps_by_log_snr(examined.subject.schedule, study.timesteps)]
+    levels = [int(t) for t in timesteps_by_log_snr(examined.denoiser.schedule, study.timesteps)]
     noise = keys.stream(root, "scored noise")
     makers: dict[str, Callable[[], xr.Dataset]] = {}
     if study.controls:
         makers["activity"] = lambda: activity(examined, levels, root)
         makers["control"] = lambda: control(some, config, noise, folder)
         makers["control_attention"] = lambda: control_attention(some, config, noise)
-    for kind in study.circuits:
-        makers[f"circuit_{kind}"] = lambda kind=kind: circuit(some, kind, config, folder)
+    for ablation in study.circuits:
+        makers[f"circuit_{ablation}"] = lambda ablation=ablation: circuit(some, ablation, config, folder)
     if study.random_sets:
         makers["random_sets"] = lambda: random_sets(some, config, noise)
     if study.role_sets and _heads(examined):
@@ -76,17 +77,17 @@ def run_study(examined: Analysis, config: ExperimentConfig, folder: Path) -> Non
 
 def activity(examined: Analysis, levels: Sequence[int], root: PRNGKey) -> xr.Dataset:
     """`complexity.OF_COVARIANCE` of the activations of every site, dims `measure, site, t`."""
-    subject, given = examined.subject, examined.given
+    denoiser, given = examined.denoiser, examined.given
     before, noise = keys.stream(root, "mean noise"), keys.stream(root, "scored noise")
-    means = activations.activation_means(*subject.network, given.reference, levels, before)
-    found = channel_moments.channel_moments(*subject.network, given.scored, levels, noise, means=means)
+    means = activations.activation_means(*denoiser.network, given.reference, levels, before)
+    found = channel_moments.channel_moments(*denoiser.network, given.scored, levels, noise, means=means)
     values = {name: complexity.site_values(found, name) for name in complexity.OF_COVARIANCE}
     cells = np.array([[values[name][site] for site in found] for name in values])
     axes = {"measure": list(values), "site": list(found), "t": np.asarray(levels)}
     return xr.Dataset({"value": (tuple(axes), cells)}, coords=axes)
 
 
-def circuit(examined: Analysis, kind: str, config: ExperimentConfig, folder: Path) -> xr.Dataset:
+def circuit(examined: Analysis, ablation: str, config: ExperimentConfig, folder: Path) -> xr.Dataset:
     """Finds the circuit on one half of the pictures and runs on the other what its measures need.
 
     Returns:
@@ -94,7 +95,7 @@ def circuit(examined: Analysis, kind: str, config: ExperimentConfig, folder: Pat
     """
     root = jax.random.key(config.seed)
     asked = dataclasses.replace(config.sweep, timesteps=config.study.timesteps)
-    halves = circuit_evaluators(examined.subject, examined.given, kind, asked, root, folder / "circuits")
+    halves = circuit_evaluators(examined.denoiser, examined.given, ablation, asked, root, folder / "circuits")
     found = {tau: circuits.discover(halves[0], tau) for tau in complexity.TAUS}
     runs = scorecards.run(halves[1], found[SCORED], KNOCKOUTS, RANDOMS, config.seed)
     people = examined.given.scored_people
@@ -104,7 +105,12 @@ def circuit(examined: Analysis, kind: str, config: ExperimentConfig, folder: Pat
 
 
 def circuit_evaluators(
-    subject: Denoiser, given: EvalImages, kind: str, config: SweepConfig, root: PRNGKey, folder: Path | None
+    denoiser: Denoiser,
+    given: EvalImages,
+    ablation: str,
+    config: SweepConfig,
+    root: PRNGKey,
+    folder: Path | None,
 ) -> tuple[CircuitEvaluator, CircuitEvaluator]:
     """Trials on one half of the scored pictures, to find a circuit, and on the other, to score it.
 
@@ -117,15 +123,17 @@ def circuit_evaluators(
     count = len(given.scored) // 2
     if count < 2:
         raise ConfigError(f"sweep.images={len(given.scored)} are too few to find and score circuits; give 4")
-    timesteps = timesteps_by_log_snr(subject.schedule, config.timesteps)
-    config = dataclasses.replace(config, kinds=(kind,))
+    timesteps = timesteps_by_log_snr(denoiser.schedule, config.timesteps)
+    config = dataclasses.replace(config, ablations=(ablation,))
     made = []
     for name, some in (("find", given.scored[:count]), ("score", given.scored[count:])):
         own = keys.stream(root, f"circuits: {name}")
-        fills = replacement_values(subject, dataclasses.replace(given, scored=some), timesteps, own, config)
-        seen = subject, some, np.asarray(timesteps), keys.stream(own, "scored noise")
+        replacements = replacement_values(
+            denoiser, dataclasses.replace(given, scored=some), timesteps, own, config
+        )
+        seen = denoiser, some, np.asarray(timesteps), keys.stream(own, "scored noise")
         block = min(config.image_block, len(some))
-        made.append(CircuitEvaluator(*seen, kind, fills.get(kind), folder=folder, block=block))
+        made.append(CircuitEvaluator(*seen, ablation, replacements.get(ablation), folder=folder, block=block))
     return tuple(made)
 
 
@@ -133,14 +141,14 @@ def head_roles(
     examined: Analysis, config: ExperimentConfig, levels: Sequence[int], noise: PRNGKey
 ) -> xr.Dataset:
     """Roles of all heads, with the effects they were judged by; dims `component, target, t, image`."""
-    subject, given = examined.subject, examined.given
+    denoiser, given = examined.denoiser, examined.given
     chosen = _heads(examined)
     count = max(-(-config.study.role_sets // len(chosen)), roles.untrained_needed())
-    fresh = [untrained.untrained(subject, config.seed + i) for i in range(count)]
+    fresh = [untrained.untrained(denoiser, config.seed + i) for i in range(count)]
     more = (
         face_targets(examined.trained, len(given.scored)) if examined.trained.data.name == "synthetic" else {}
     )
-    asked = subject, fresh, chosen, given.scored, levels, noise
+    asked = denoiser, fresh, chosen, given.scored, levels, noise
     found, effect = roles.examine(*asked, count=config.study.role_sets, seed=config.seed, **more)
     cells = ("component", "target")
     return effect.assign(
@@ -155,9 +163,10 @@ def control(some: Analysis, config: ExperimentConfig, noise: PRNGKey, folder: Pa
     fresh, levels = _fresh(some, config)
     asked = dataclasses.replace(config.sweep, images=len(some.given.scored))
     shown = some.given.swept
-    fills = replacement_values(fresh, some.given, levels, jax.random.key(config.seed), asked, shown)
+    replacements = replacement_values(fresh, some.given, levels, jax.random.key(config.seed), asked, shown)
     seen = fresh, shown, levels, noise, folder / "control"
-    return ablation.ablation_sweep(*seen, config=asked, fills=fills).assign_coords(some.given.labels)
+    found = ablation_sweep(*seen, config=asked, replacements=replacements)
+    return found.assign_coords(some.given.labels)
 
 
 def control_attention(some: Analysis, config: ExperimentConfig, noise: PRNGKey) -> xr.Dataset:
@@ -175,35 +184,27 @@ def random_sets(some: Analysis, config: ExperimentConfig, noise: PRNGKey) -> xr.
     `study.timesteps` levels, as circuits are.
 
     Returns:
-      Dataset with `damage`, pooled Deg% of each set, dims `kind, component, set`.
+      Dataset with `damage`, pooled Deg% of each set, dims `ablation, component, set`.
     """
-    subject, count = some.subject, config.study.random_sets
-    levels = [int(t) for t in timesteps_by_log_snr(subject.schedule, config.study.timesteps)]
+    denoiser, count = some.denoiser, config.study.random_sets
+    levels = [int(t) for t in timesteps_by_log_snr(denoiser.schedule, config.study.timesteps)]
     asked = dataclasses.replace(config.sweep, images=len(some.given.scored))
-    fills = replacement_values(subject, some.given, levels, jax.random.key(config.seed), asked)
-    chosen = components(subject.unet)
-    classes = [matched_class(component, subject.identity) for component in chosen]
-    names, stacked = matched_sets(chosen, chosen, subject.identity, count, config.seed)
+    values = replacement_values(denoiser, some.given, levels, jax.random.key(config.seed), asked)
+    chosen = components(denoiser.unet)
+    classes = [matched_class(component, denoiser.identity) for component in chosen]
+    names, stacked = matched_sets(chosen, chosen, denoiser.identity, count, config.seed)
     damage = []
-    for kind in config.sweep.kinds:
-        found = ablation.sweep_in_memory(
-            subject,
-            stacked,
-            kind,
-            fills.get(kind),
-            some.given.scored,
-            levels,
-            noise,
-            config.sweep.image_block,
-        )
+    for ablation in config.sweep.ablations:
+        asked = stacked, ablation, values.get(ablation), some.given.scored, levels, noise
+        found = sweep_in_memory(denoiser, *asked, config.sweep.image_block)
         loss, clean = (np.asarray(x, np.float64).mean(-1) for x in (found.loss, found.clean_loss))
         pooled = 100 * (loss / clean - 1).mean(-1)
         of_class = {name: pooled[np.array(names) == name] for name in dict.fromkeys(names)}
         damage.append([of_class[name] for name in classes])
     return xr.Dataset(
-        {"damage": (("kind", "component", "set"), np.array(damage))},
+        {"damage": (("ablation", "component", "set"), np.array(damage))},
         coords={
-            "kind": list(config.sweep.kinds),
+            "ablation": list(config.sweep.ablations),
             "component": [component.name for component in chosen],
             "class": ("component", classes),
         },
@@ -224,12 +225,12 @@ def face_targets(trained: ExperimentConfig, count: int) -> dict:
 
 def _fresh(some: Analysis, config: ExperimentConfig) -> tuple[Denoiser, np.ndarray]:
     """The untrained network and the levels it is examined at."""
-    fresh = untrained.untrained(some.subject, some.trained.seed)
+    fresh = untrained.untrained(some.denoiser, some.trained.seed)
     return fresh, timesteps_by_log_snr(fresh.schedule, config.sweep.timesteps)
 
 
 def _heads(examined: Analysis) -> list[Component]:
-    return [one for one in components(examined.subject.unet) if one.kind == "head"]
+    return [one for one in components(examined.denoiser.unet) if one.component_type == "head"]
 
 
 def _once(path: Path, key: str, make: Callable[[], xr.Dataset]) -> None:
@@ -244,7 +245,7 @@ def _key(examined: Analysis, config: ExperimentConfig) -> str:
     given, study = examined.given, dataclasses.replace(config.study, models=())
     return digests.digest_json(
         {
-            **examined.subject.digests(),
+            **examined.denoiser.digests(),
             "pictures": digests.digest_arrays([given.swept, given.reference]),
             "asked": [config.seed, to_dict(config.sweep), to_dict(study)],
             "numerics": NUMERICS_VERSION,
@@ -253,7 +254,7 @@ def _key(examined: Analysis, config: ExperimentConfig) -> str:
 
 
 def _faces(trained: ExperimentConfig, start: int, count: int) -> synthetic.Face:
-    size, level, key = trained.unet.image_size, trained.data.level, jax.random.key(0)
+    size, level, key = trained.unet.image_size, trained.data.complexity, jax.random.key(0)
     drawn = [
         synthetic.faces(key, np.int32(at + np.arange(BLOCK)), size, level)
         for at in range(start, start + count, BLOCK)

@@ -24,7 +24,8 @@ from mechdiff.study.inputs import (
     EvalImages,
     replacement_values,
 )
-from mechdiff.sweeps import ablation, activations
+from mechdiff.sweeps import activations
+from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.execution.forecast import print_memory_forecast
 
 
@@ -32,7 +33,7 @@ from mechdiff.sweeps.execution.forecast import print_memory_forecast
 class Analysis:
     """What was examined, for those who go on: the subject, how it was trained, and its pictures."""
 
-    subject: Denoiser
+    denoiser: Denoiser
     trained: ExperimentConfig
     given: EvalImages
 
@@ -55,9 +56,9 @@ def examine(
       inputs: gives the pictures to examine it on.
       seed: of the noise.
     """
-    subject, trained, record = load_denoiser(model, name)
-    print_memory_forecast(subject, config)
-    given = inputs(subject, trained)
+    denoiser, trained, record = load_denoiser(model, name)
+    print_memory_forecast(denoiser, config)
+    given = inputs(denoiser, trained)
     files.ensure_writable(folder)
     facts = {"inputs": given.label, "seed": seed, "trained_on": trained.data.name}
     sheet = model / "samples.png"  # a model of others may have come without
@@ -67,16 +68,23 @@ def examine(
     if sheet.is_file():
         files.write_atomic(folder / "samples.png", sheet.read_bytes())
 
-    timesteps = timesteps_by_log_snr(subject.schedule, config.timesteps)
+    timesteps = timesteps_by_log_snr(denoiser.schedule, config.timesteps)
     root = jax.random.key(seed)
-    fills = replacement_values(subject, given, timesteps, root, config, given.swept)
+    replacements = replacement_values(denoiser, given, timesteps, root, config, given.swept)
     noise = keys.stream(root, "scored noise")
-    swept = ablation.ablation_sweep(
-        subject, given.swept, timesteps, noise, folder / "sweep", config=config, fills=fills, facts=facts
+    swept = ablation_sweep(
+        denoiser,
+        given.swept,
+        timesteps,
+        noise,
+        folder / "sweep",
+        config=config,
+        replacements=replacements,
+        facts=facts,
     )
-    attention = activations.attention_stats(*subject.network, given.swept, timesteps, noise)
+    attention = activations.attention_stats(*denoiser.network, given.swept, timesteps, noise)
     with locks.lock(folder, wait=True):  # every process that shares the sweep comes here, with equal results
-        seen = attention.assign_attrs(subject=name, **facts).assign_coords(given.labels)
+        seen = attention.assign_attrs(denoiser=name, **facts).assign_coords(given.labels)
         labelled.replace(folder / "attention.zarr", seen)
         labelled.replace(folder / "sweep.zarr", swept.assign_coords(given.labels))
-    return Analysis(subject, trained, given)
+    return Analysis(denoiser, trained, given)

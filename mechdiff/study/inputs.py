@@ -16,8 +16,9 @@ from mechdiff.core.types import AnyArray, Images, Shown
 from mechdiff.data import load, to_bytes, to_float
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.stats.clusters import PERSON
-from mechdiff.sweeps import activations, optimal_ablation, replacements
+from mechdiff.sweeps import activations, optimal_ablation
 from mechdiff.sweeps.execution.rollout import draw_samples
+from mechdiff.sweeps.replacements import noise_replacements, resample_replacements
 
 NAMES = {"celeba": "CelebA", "tfds": "CelebA (TFDS)"}  # of data sets, for a reader
 
@@ -70,11 +71,11 @@ class EvalImages:
 
 def held_out_images(data: DataConfig, size: int, config: SweepConfig, cache: Path) -> EvalImages:
     """Held-out pictures of a data set: those to score (`images`; nested, as many for every timestep), and the
-    next `mean_images` to average over."""
-    wanted = _images_to_evaluate(config) + config.mean_images
+    next `reference_images` to average over."""
+    wanted = _images_to_evaluate(config) + config.reference_images
     pixels, people, name = _held_out(data, size, wanted, cache)
     if len(pixels) < wanted:
-        asked = f"sweep.images{' x sweep.timesteps' * config.nested} + sweep.mean_images = {wanted}"
+        asked = f"sweep.images{' x sweep.timesteps' * config.nested} + sweep.reference_images = {wanted}"
         raise DataError(f"{name}: {len(pixels)} held-out pictures, but {asked}; lower them")
     return _split(to_float(pixels), config, f"held-out {NAMES.get(name, name)} pictures", people)
 
@@ -94,10 +95,12 @@ def _held_out(data: DataConfig, size: int, wanted: int, cache: Path) -> tuple[np
     return np.concatenate([part.images for part in parts]), np.concatenate(people), parts[0].name
 
 
-def own_samples(subject: Denoiser, config: SweepConfig, seed: int) -> EvalImages:
+def own_samples(denoiser: Denoiser, config: SweepConfig, seed: int) -> EvalImages:
     """Pictures that the subject itself draws, for when its data set is not at hand."""
     key = keys.stream(jax.random.key(seed), "own samples")
-    drawn = to_float(to_bytes(draw_samples(subject, key, _images_to_evaluate(config) + config.mean_images)))
+    drawn = to_float(
+        to_bytes(draw_samples(denoiser, key, _images_to_evaluate(config) + config.reference_images))
+    )
     return _split(drawn, config, "the model's own samples (not real pictures)")
 
 
@@ -127,19 +130,19 @@ def chooser(
       celeba: where real pictures lie; None: CelebA models are examined on what they draw.
     """
 
-    def choose(subject: Denoiser, trained: ExperimentConfig) -> EvalImages:
+    def choose(denoiser: Denoiser, trained: ExperimentConfig) -> EvalImages:
         data = trained.data
         if data.name != "synthetic":
             if not celeba:
-                return own_samples(subject, config.sweep, config.seed)
+                return own_samples(denoiser, config.sweep, config.seed)
             data = DataConfig(name="celeba", path=celeba)
-        return held_out_images(data, subject.unet.image_size, config.sweep, cache)
+        return held_out_images(data, denoiser.unet.image_size, config.sweep, cache)
 
     return choose
 
 
 def replacement_values(
-    subject: Denoiser,
+    denoiser: Denoiser,
     given: EvalImages,
     timesteps,
     root: jax.Array,
@@ -152,12 +155,12 @@ def replacement_values(
       shown: by the sweep, if not the scored pictures of `given`.
     """
     shown = given.scored if shown is None else shown
-    reference = *subject.network, given.reference, timesteps, keys.stream(root, "mean noise")
-    scored = *subject.network, shown, timesteps, keys.stream(root, "scored noise")
+    reference = *denoiser.network, given.reference, timesteps, keys.stream(root, "mean noise")
+    scored = *denoiser.network, shown, timesteps, keys.stream(root, "scored noise")
     make = {
         "mean": lambda: activations.activation_means(*reference),
-        "resample": lambda: replacements.resample_replacements(*scored, draws=config.draws),
-        "noise": lambda: replacements.noise_replacements(*reference, draws=config.draws),
+        "resample": lambda: resample_replacements(*scored, draws=config.draws),
+        "noise": lambda: noise_replacements(*reference, draws=config.draws),
         "optimal": lambda: optimal_ablation.optimal_replacements(*reference, steps=config.optimal_steps),
     }
-    return {kind: make[kind]() for kind in config.kinds if kind != "zero"}
+    return {ablation: make[ablation]() for ablation in config.ablations if ablation != "zero"}

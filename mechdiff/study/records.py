@@ -18,8 +18,8 @@ from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.unet import count_parameters
 from mechdiff.storage import files, labelled
 
-STATISTICS = ("entropy", "normalised_entropy", "mutual_information", "distance", "identity_mass")
-RECORD = ("steps", "images", "levels", "test_loss", "train_loss", "memorisation", "log", "manifest")
+STATISTICS = ("entropy", "normalized_entropy", "mutual_information", "distance", "identity_mass")
+RECORD = ("steps", "images", "levels", "test_loss", "train_loss", "memorization", "log", "manifest")
 _SETS = {
     "synthetic": "synthetic faces",
     "celeba": "CelebA faces",
@@ -43,7 +43,7 @@ class Network:
 
     name: str
     data: str
-    level: int
+    complexity: int
     seed: int
     sweep: xr.Dataset
     attention: xr.Dataset
@@ -108,8 +108,8 @@ class ExaminedModel:
     @cached_property
     def damages(self) -> dict[str, Effects]:
         """Kind of ablation -> its damage, with intervals over images."""
-        kinds = [str(kind) for kind in self.sweep["kind"].values]
-        return {kind: effects.measure(self.sweep, kind) for kind in kinds}
+        ablations = [str(ablation) for ablation in self.sweep["ablation"].values]
+        return {ablation: effects.measure(self.sweep, ablation) for ablation in ablations}
 
     @property
     def own_samples(self) -> bool:
@@ -120,7 +120,7 @@ class ExaminedModel:
     def data(self) -> str:
         """What it was trained on, for a reader."""
         data = self.config.data
-        rung = f" (complexity level {data.level})" if data.name == "synthetic" else ""
+        rung = f" (complexity level {data.complexity})" if data.name == "synthetic" else ""
         return _SETS.get(data.name, data.name) + rung
 
     @property
@@ -171,7 +171,7 @@ def _subject(folder: Path) -> ExaminedModel:
         samples = sheet.read_bytes() if about.get("samples", True) else b""
     config = from_dict(about["config"])
     data = config.data
-    which = about["name"], data.name, data.level, config.seed
+    which = about["name"], data.name, data.complexity, config.seed
     return ExaminedModel(
         name=about["name"],
         inputs=about["inputs"],

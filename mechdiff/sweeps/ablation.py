@@ -31,14 +31,14 @@ from mechdiff.sweeps.replacements import ReplacementSource, as_source
 
 
 def ablation_sweep(
-    subject: Denoiser,
+    denoiser: Denoiser,
     images: Shown,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
     folder: Path,
     *,
     config: SweepConfig | None = None,
-    fills: PyTree = None,
+    replacements: PyTree = None,
     chosen: Sequence[Component] | None = None,
     facts: dict | None = None,
 ) -> xr.Dataset:
@@ -64,19 +64,21 @@ def ablation_sweep(
       ConfigError: a kind without fills.
     """
     config = config or SweepConfig()
-    chosen = tuple(chosen or components(subject.unet))
-    fills = fills or {}
-    for kind in config.kinds:
-        if kind != "zero" and kind not in fills:
+    chosen = tuple(chosen or components(denoiser.unet))
+    replacements = replacements or {}
+    for ablation in config.ablations:
+        if ablation != "zero" and ablation not in replacements:
             raise ConfigError(
-                f"ablation kind {kind!r} needs fills; capture.activation_means makes those of 'mean'"
+                f"ablation kind {ablation!r} needs fills; capture.activation_means makes those of 'mean'"
             )
     timesteps = np.asarray(timesteps, np.int32)
-    fills = {kind: as_source(fills[kind]) for kind in config.kinds if kind != "zero"}
-    plan = _Plan(subject, np.asarray(images), timesteps, key, config, fills, chosen)
+    replacements = {
+        ablation: as_source(replacements[ablation]) for ablation in config.ablations if ablation != "zero"
+    }
+    plan = _Plan(denoiser, np.asarray(images), timesteps, key, config, replacements, chosen)
     path = Path(folder) / f"{plan.key[:16]}.zarr"
     labelled.create(path, plan.empty(facts or {}), plan.chunks())
-    plan.fill(path)
+    plan.replacement(path)
     return labelled.read(path)
 
 
@@ -84,12 +86,12 @@ def ablation_sweep(
 class _Plan:
     """One sweep: what is to be computed, in pieces of (kind, timestep, block of images)."""
 
-    subject: Denoiser
+    denoiser: Denoiser
     images: np.ndarray
     timesteps: np.ndarray
     noise_key: PRNGKey
     config: SweepConfig
-    fills: dict[str, ReplacementSource]
+    replacements: dict[str, ReplacementSource]
     chosen: tuple[Component, ...]
 
     @functools.cached_property
@@ -97,12 +99,12 @@ class _Plan:
         """Digest of everything that decides the numbers."""
         return digests.digest_json(
             {
-                **self.subject.digests(),
+                **self.denoiser.digests(),
                 "images": digests.digest_arrays(self.images),
                 "noise": digests.digest_arrays(jax.random.key_data(self.noise_key)),
-                "fills": {kind: source.digest() for kind, source in self.fills.items()},
+                "fills": {ablation: source.digest() for ablation, source in self.replacements.items()},
                 "timesteps": self.timesteps.tolist(),
-                "kinds": self.config.kinds,
+                "kinds": self.config.ablations,
                 "components": [component.name for component in self.chosen],
                 "numerics": NUMERICS_VERSION,
             }
@@ -119,10 +121,10 @@ class _Plan:
         return min(self.config.image_block, self.count)
 
     def empty(self, facts: dict) -> xr.Dataset:
-        """The labelled result before the first piece."""
-        shape = (len(self.config.kinds), len(self.chosen), len(self.timesteps), self.count)
+        """The labeled result before the first piece."""
+        shape = (len(self.config.ablations), len(self.chosen), len(self.timesteps), self.count)
         full = np.full(shape, np.nan, np.float32)
-        dims = ("kind", "component", "t", "image")
+        dims = ("ablation", "component", "t", "image")
         return xr.Dataset(
             {
                 "loss": (dims, full),
@@ -130,11 +132,11 @@ class _Plan:
                 "clean_loss": (("t", "image"), full[0, 0]),
             },
             coords={
-                "kind": list(self.config.kinds),
-                **component_coords(self.subject, self.chosen, self.timesteps, self.count),
+                "ablation": list(self.config.ablations),
+                **component_coords(self.denoiser, self.chosen, self.timesteps, self.count),
             },
             attrs={
-                "subject": self.subject.name,
+                "denoiser": self.denoiser.name,
                 "key": self.key,
                 "pictures": math.prod(self.images.shape[:-3]),
                 **facts,
@@ -145,30 +147,32 @@ class _Plan:
         piece = (1, len(self.chosen), 1, self.block)
         return {"loss": piece, "change": piece, "clean_loss": (1, self.block)}
 
-    def fill(self, path: Path) -> None:
+    def replacement(self, path: Path) -> None:
         """Computes the pieces that are missing, with other processes if they fill the same store."""
-        subject = self.subject
-        engine = Engine(subject.unet, subject.schedule, subject.params, self.config.chunk)
-        everything = leave_one_out(subject.identity, self.chosen)[1]
+        denoiser = self.denoiser
+        engine = Engine(denoiser.unet, denoiser.schedule, denoiser.params, self.config.chunk)
+        everything = leave_one_out(denoiser.identity, self.chosen)[1]
         pieces = [
-            (kind, level, slice(start, min(start + self.block, self.count)))
-            for kind in range(len(self.config.kinds))
+            (ablation, level, slice(start, min(start + self.block, self.count)))
+            for ablation in range(len(self.config.ablations))
             for level in range(len(self.timesteps))
             for start in range(0, self.count, self.block)
         ]
         done = lambda piece: labelled.written(path, "loss", (piece[0], 0, piece[1], piece[2].start))
         compute = lambda piece: self._piece(engine, everything, path, *piece)
-        work_sharing.run_missing(pieces, done, compute, f"sweeping {subject.name}")
+        work_sharing.run_missing(pieces, done, compute, f"sweeping {denoiser.name}")
 
     def _piece(
-        self, engine: Engine, everything: Intervention, path: Path, kind: int, level: int, images: slice
+        self, engine: Engine, everything: Intervention, path: Path, ablation: int, level: int, images: slice
     ) -> None:
         # A short last block is filled up, so that it needs no program of its own.
         index = np.resize(np.arange(images.start, images.stop), self.block)
         count, t = images.stop - images.start, int(self.timesteps[level])
-        source = self.fills.get(self.config.kinds[kind])
-        found = _block(engine, everything, source, "fill", self.images, index, level, t, self.noise_key)
-        where = (slice(kind, kind + 1), slice(None), slice(level, level + 1), images)
+        source = self.replacements.get(self.config.ablations[ablation])
+        found = _block(
+            engine, everything, source, "replacement", self.images, index, level, t, self.noise_key
+        )
+        where = (slice(ablation, ablation + 1), slice(None), slice(level, level + 1), images)
         region = {"loss": where, "change": where, "clean_loss": (where[2], images)}
         put = {
             "clean_loss": found.clean_loss[None, :count],
@@ -185,22 +189,24 @@ def _block(engine, stacked, source, field, images, index, level, t, key) -> Swee
     if source is not None:
         given = (source.at(level, index, draw) for draw in range(source.draws))
     found = [
-        engine.measure(dataclasses.replace(stacked, **{field: fill}), pictures[index], numbers[index], t, key)
-        for fill in given
+        engine.measure(
+            dataclasses.replace(stacked, **{field: replacement}), pictures[index], numbers[index], t, key
+        )
+        for replacement in given
     ]
     return SweepLosses(*(np.mean(values, axis=0, dtype=values[0].dtype) for values in zip(*found)))
 
 
 def sweep_in_memory(
-    subject: Denoiser,
+    denoiser: Denoiser,
     stacked: Intervention,
-    kind: str,
-    fills: PyTree,
+    ablation: str,
+    replacements: PyTree,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
     block: int = 16,
-    field: str = "fill",
+    field: str = "replacement",
 ) -> SweepLosses:
     """A small sweep of any stack of interventions, in memory: all with `(..., levels, images)`.
 
@@ -209,10 +215,10 @@ def sweep_in_memory(
       block: images at once; a short last one is filled up, so that all share one program.
       field: of the intervention, that the fills go into: `fill` or `pattern_fill`.
     """
-    if field == "fill" and kind != "zero" and fills is None:
-        raise ConfigError(f"ablation kind {kind!r} needs fills; see capture, replacements and optimal")
-    source = None if fills is None else as_source(fills)
-    engine = Engine(subject.unet, subject.schedule, subject.params)
+    if field == "replacement" and ablation != "zero" and replacements is None:
+        raise ConfigError(f"ablation kind {ablation!r} needs fills; see capture, replacements and optimal")
+    source = None if replacements is None else as_source(replacements)
+    engine = Engine(denoiser.unet, denoiser.schedule, denoiser.params)
     images, per_level = np.asarray(images), []
     for level, t in enumerate(timesteps):
         parts = []
@@ -226,7 +232,7 @@ def sweep_in_memory(
 
 
 def component_coords(
-    subject: Denoiser,
+    denoiser: Denoiser,
     chosen: Sequence[Component],
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     images: int,
@@ -237,8 +243,8 @@ def component_coords(
         "component": [component.name for component in chosen],
         "t": timesteps,
         "image": np.arange(images),
-        "log_snr": ("t", np.asarray(subject.schedule.log_snr)[timesteps]),
-        "part": ("component", [component.kind for component in chosen]),
+        "log_snr": ("t", np.asarray(denoiser.schedule.log_snr)[timesteps]),
+        "component_type": ("component", [component.component_type for component in chosen]),
         "resolution": ("component", [component.resolution for component in chosen]),
         "depth": ("component", [component.depth for component in chosen]),
     }

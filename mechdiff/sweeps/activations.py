@@ -145,9 +145,9 @@ def activation_means(
     return _stacked([mean for mean, _ in _moments_of_levels(*network, images, timesteps, key, block)])
 
 
-def replacements_at(fills: dict[str, np.ndarray], level: int) -> dict[str, np.ndarray]:
+def replacements_at(replacements: dict[str, np.ndarray], level: int) -> dict[str, np.ndarray]:
     """The fills of one timestep out of `activation_means`."""
-    return {site: values[level] for site, values in fills.items()}
+    return {site: values[level] for site, values in replacements.items()}
 
 
 def attention_stats(

@@ -23,7 +23,8 @@ from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.layers import PATTERNS
 from mechdiff.models.unet import components, stages
-from mechdiff.sweeps import ablation, replacements
+from mechdiff.sweeps.ablation import component_coords, sweep_in_memory
+from mechdiff.sweeps.replacements import resample_replacements
 
 PATTERN_SOURCES = ("uniform", "identity", "frozen")
 
@@ -56,7 +57,7 @@ def replace_pattern(identity: Intervention, what, patterns: Mapping, dose: float
         if site_type(site) != "head" or site not in gate:
             raise ConfigError(f"component {name!r} is not an attention head with a pattern given for it")
         gate[site][..., start:stop] = dose
-    return dataclasses.replace(identity, pattern=gate, pattern_fill=dict(patterns))
+    return dataclasses.replace(identity, pattern=gate, pattern_replacement=dict(patterns))
 
 
 def one_pattern_each(identity: Intervention, heads: Sequence[Component], patterns: Mapping) -> Intervention:
@@ -64,11 +65,11 @@ def one_pattern_each(identity: Intervention, heads: Sequence[Component], pattern
     each = [replace_pattern(identity, [head], patterns).pattern for head in heads]
     stacked = {site: np.stack([one[site] for one in each]) for site in patterns}
     gate = {site: np.tile(np.asarray(leaf), (len(heads), 1)) for site, leaf in identity.gate.items()}
-    return dataclasses.replace(identity, gate=gate, pattern=stacked, pattern_fill=dict(patterns))
+    return dataclasses.replace(identity, gate=gate, pattern=stacked, pattern_replacement=dict(patterns))
 
 
 def pattern_effects(
-    subject: Denoiser,
+    denoiser: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
@@ -89,18 +90,18 @@ def pattern_effects(
     Raises:
       ConfigError: an unknown kind, a network without heads, or too many donors.
     """
-    heads = heads_of(subject.unet, heads)
+    heads = heads_of(denoiser.unet, heads)
     losses, changes = [], []
     for kind in kinds:
         if kind not in PATTERN_SOURCES:
             raise ConfigError(unknown("kind of pattern", kind, PATTERN_SOURCES))
-        patterns = constant_patterns(subject.unet, "uniform" if kind == "frozen" else kind)
-        stacked, source = one_pattern_each(subject.identity, heads, patterns), None
+        patterns = constant_patterns(denoiser.unet, "uniform" if kind == "frozen" else kind)
+        stacked, source = one_pattern_each(denoiser.identity, heads, patterns), None
         if kind == "frozen":
-            source = replacements.resample_replacements(*subject.network, images, timesteps, key, draws=draws)
+            source = resample_replacements(*denoiser.network, images, timesteps, key, draws=draws)
             source = dataclasses.replace(source, collection=PATTERNS)
         given = (images, timesteps, key, block)
-        found = ablation.sweep_in_memory(subject, stacked, kind, source, *given, field="pattern_fill")
+        found = sweep_in_memory(denoiser, stacked, kind, source, *given, field="pattern_replacement")
         losses.append(found.loss)
         changes.append(found.change)
     dims = ("kind", "component", "t", "image")
@@ -110,14 +111,16 @@ def pattern_effects(
             "change": (dims, np.stack(changes)),
             "clean_loss": (dims[2:], found.clean_loss),
         },
-        coords={"kind": list(kinds), **ablation.component_coords(subject, heads, timesteps, len(images))},
-        attrs={"subject": subject.name, "draws": draws},
+        coords={"kind": list(kinds), **component_coords(denoiser, heads, timesteps, len(images))},
+        attrs={"denoiser": denoiser.name, "draws": draws},
     )
 
 
 def heads_of(unet: UNetConfig, heads: Sequence[Component] | None = None) -> tuple[Component, ...]:
     """`heads`, or all of the network; an error if there are none."""
-    found = tuple(heads or (component for component in components(unet) if component.kind == "head"))
+    found = tuple(
+        heads or (component for component in components(unet) if component.component_type == "head")
+    )
     if not found:
         raise ConfigError("this network has no attention heads; there is no pattern to replace")
     return found

@@ -30,7 +30,7 @@ from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, denoise
-from mechdiff.sweeps import ablation
+from mechdiff.sweeps.ablation import component_coords
 from mechdiff.sweeps.activations import activations
 from mechdiff.sweeps.execution.engine import Engine, PassOutputs
 
@@ -38,11 +38,11 @@ ROUNDING = 1e-12  # mean squared distance of two predictions that float32 roundi
 
 
 def factor_pairs(
-    key: PRNGKey, factor: str, count: int, size: int, level: int = 4
+    key: PRNGKey, factor: str, count: int, size: int, complexity: int = 4
 ) -> tuple[Float[np.ndarray, "count size size 3"], Float[np.ndarray, "count size size 3"]]:
     """Faces 0 to `count - 1` of a key and their twins, which differ in `factor` alone; see
     `data.synthetic.factor_pair`."""
-    pairs = [factor_pair(key, index, factor, size, level) for index in range(count)]
+    pairs = [factor_pair(key, index, factor, size, complexity) for index in range(count)]
     first, second = zip(*((one.image, two.image) for one, two in pairs))
     return np.stack(first), np.stack(second)
 
@@ -59,14 +59,14 @@ _denoise = jax.jit(denoise, static_argnames=("config",))
 
 
 def interchange_effects(
-    subject: Denoiser,
+    denoiser: Denoiser,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
     *,
     factors: Sequence[str] = FACTORS,
     pairs: int = 16,
     chosen: Sequence[Component] | None = None,
-    level: int = 4,
+    complexity: int = 4,
     block: int = 16,
 ) -> xr.Dataset:
     """How much of each factor every component carries, at each noise level, pair by pair.
@@ -88,22 +88,22 @@ def interchange_effects(
     for factor in factors:
         if factor not in FACTORS:
             raise ConfigError(unknown("factor", factor, FACTORS))
-    if pairs < 1 or subject.unet.in_channels != 3:
-        raise ConfigError(f"pairs={pairs}: faces in colour and at least one pair of them are needed")
-    chosen = tuple(chosen or components(subject.unet))
-    engine = Engine(subject.unet, subject.schedule, subject.params)
+    if pairs < 1 or denoiser.unet.in_channels != 3:
+        raise ConfigError(f"pairs={pairs}: faces in color and at least one pair of them are needed")
+    chosen = tuple(chosen or components(denoiser.unet))
+    engine = Engine(denoiser.unet, denoiser.schedule, denoiser.params)
     faces, noise = keys.stream(key, "faces"), keys.stream(key, "noise")
     shape = (len(factors), len(chosen), len(timesteps), pairs)
     along, change = np.empty(shape, np.float32), np.empty(shape, np.float32)
     distance = np.empty((shape[0], *shape[2:]), np.float32)
-    stacked = leave_one_out(subject.identity, chosen)[1]
+    stacked = leave_one_out(denoiser.identity, chosen)[1]
     for row, factor in enumerate(factors):
-        first, second = factor_pairs(faces, factor, pairs, subject.unet.image_size, level)
+        first, second = factor_pairs(faces, factor, pairs, denoiser.unet.image_size, complexity)
         for column, t in enumerate(timesteps):
             for start in range(0, pairs, block):
                 where = slice(start, min(start + block, pairs))
                 index = np.resize(np.arange(start, where.stop), min(block, pairs))
-                found = _block(engine, subject, stacked, first[index], second[index], index, int(t), noise)
+                found = _block(engine, denoiser, stacked, first[index], second[index], index, int(t), noise)
                 (products, squares), ways = found
                 count = where.stop - start
                 along[row, :, column, where] = products[:, :count]
@@ -118,14 +118,14 @@ def interchange_effects(
             "change": (dims, change),
             "distance": (("factor", "t", "image"), distance),
         },
-        coords={"factor": list(factors), **ablation.component_coords(subject, chosen, timesteps, pairs)},
-        attrs={"subject": subject.name, "level": level},
+        coords={"factor": list(factors), **component_coords(denoiser, chosen, timesteps, pairs)},
+        attrs={"denoiser": denoiser.name, "complexity": complexity},
     )
 
 
 def _block(
     engine: Engine,
-    subject: Denoiser,
+    denoiser: Denoiser,
     stacked: Intervention,
     first: Images,
     second: Images,
@@ -134,16 +134,16 @@ def _block(
     key: PRNGKey,
 ):
     """What `moved` measures on one block of pairs."""
-    fill = activations(*subject.network, second, t, key, index)
+    replacement = activations(*denoiser.network, second, t, key, index)
     at = jnp.full(len(index), t)
-    x_t = q_sample(subject.schedule, second, at, image_noise(key, index, second.shape[1:]))
-    other = _denoise(subject.unet, subject.schedule, subject.params, subject.identity, x_t, at)
-    from_second = dataclasses.replace(stacked, fill=fill)
+    x_t = q_sample(denoiser.schedule, second, at, image_noise(key, index, second.shape[1:]))
+    other = _denoise(denoiser.unet, denoiser.schedule, denoiser.params, denoiser.identity, x_t, at)
+    from_second = dataclasses.replace(stacked, replacement=replacement)
     return engine.reduce(from_second, first, index, t, key, transfer_fraction, own=np.asarray(other))
 
 
 def transfer_by_component(
-    found: xr.Dataset, repeats: int = 2000, seed: int = 0, level: float = 0.95
+    found: xr.Dataset, repeats: int = 2000, seed: int = 0, confidence: float = 0.95
 ) -> tuple[xr.DataArray, stats.Interval]:
     """The fraction of each factor that every component carries over all levels, with its interval over pairs.
 
@@ -162,5 +162,5 @@ def transfer_by_component(
         return (along.values @ weights.T) / np.where(below > 0, below, np.nan)
 
     weights = stats.bootstrap_weights(along.sizes["image"], repeats, seed)
-    interval = stats.bootstrap(share, weights, level, "percentile")
+    interval = stats.bootstrap(share, weights, confidence, "percentile")
     return along.isel(image=0, drop=True).copy(data=interval.estimate), interval

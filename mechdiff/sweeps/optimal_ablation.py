@@ -51,7 +51,7 @@ def optimal_replacements(
 ) -> dict[str, np.ndarray]:
     """Fills of kind `optimal` for leaving out the `chosen` components one at a time.
 
-    All components are optimised at once: they share one array of fills, in which each has its own part.
+    All components are optimized at once: they share one array of fills, in which each has its own part.
 
     Args:
       images: reference images in [-1, 1]; take others than those that are scored.
@@ -132,7 +132,7 @@ def _slopes(
     x_t = q_sample(schedule, x0, jnp.full(len(x0), t), noise)
 
     def loss(point):
-        filled = dataclasses.replace(stacked, fill=_fill(mean, scale, point))
+        filled = dataclasses.replace(stacked, replacement=_fill(mean, scale, point))
         eps = shared_prefix.forward(unet, joins, schedule, params, filled, x_t, t)[1]
         return jnp.sum((eps - noise) ** 2) / noise.size
 
@@ -143,11 +143,11 @@ def _descend(unet, params, schedule, stacked, mean, scale, point, images, t, key
     """`steps` of Adam from `point`, over the images in turn, each time with new noise."""
     wave = shared_prefix.plan_passes(unet, stacked, sum(map(len, stacked.gate.values())))
     ordered = dataclasses.replace(
-        stacked, gate={site: gate[wave.order[0]] for site, gate in stacked.gate.items()}, fill=None
+        stacked, gate={site: gate[wave.order[0]] for site, gate in stacked.gate.items()}, replacement=None
     )
-    optimiser = optax.adam(optax.cosine_decay_schedule(RATE, steps))
-    state = optimiser.init(point)
-    advance = jax.jit(optimiser.update)
+    optimizer = optax.adam(optax.cosine_decay_schedule(RATE, steps))
+    state = optimizer.init(point)
+    advance = jax.jit(optimizer.update)
     for step in range(steps):
         index = (step * batch + np.arange(batch)) % len(images)
         fresh = jax.random.fold_in(keys.stream(key, "optimal"), step)
@@ -162,7 +162,7 @@ def _best(engine, stacked, chosen, mean, scale, points, images, t, key) -> PyTre
     """For every component the point with the least mean loss, the first of equals."""
     index, losses = np.arange(len(images)), []
     for point in points:
-        filled = dataclasses.replace(stacked, fill=_fill(mean, scale, point))
+        filled = dataclasses.replace(stacked, replacement=_fill(mean, scale, point))
         losses.append(engine.measure(filled, images, index, t, key).loss.mean(axis=1, dtype=np.float64))
     best = jax.tree.map(np.copy, points[0])
     for component, which in zip(chosen, np.argmin(losses, axis=0)):

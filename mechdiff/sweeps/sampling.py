@@ -50,15 +50,15 @@ def energy_distance(
 
 
 def sampling_sweep(
-    subject: Denoiser,
+    denoiser: Denoiser,
     levels: Levels,
     windows: Sequence[Window],
     samples: int,
     key: PRNGKey,
     folder: Path,
     *,
-    kinds: Sequence[str] = ("zero",),
-    fills: PyTree = None,
+    ablations: Sequence[str] = ("zero",),
+    replacements: PyTree = None,
     chosen: Sequence[Component] | None = None,
     step_fn: StepFn = ddim_step,
     clip: bool = True,
@@ -89,20 +89,20 @@ def sampling_sweep(
     """
     if samples < 2:
         raise ConfigError(f"samples={samples}: a distance between sets needs at least 2")
-    chosen = tuple(chosen or components(subject.unet))
-    for kind in kinds:
-        if kind != "zero" and kind not in (fills or {}):
-            raise ConfigError(f"ablation kind {kind!r} needs fills for every sampling step")
-        if kind != "zero" and not isinstance(fills[kind], dict):
+    chosen = tuple(chosen or components(denoiser.unet))
+    for ablation in ablations:
+        if ablation != "zero" and ablation not in (replacements or {}):
+            raise ConfigError(f"ablation kind {ablation!r} needs fills for every sampling step")
+        if ablation != "zero" and not isinstance(replacements[ablation], dict):
             raise ConfigError(
-                f"fills of kind {kind!r} differ between images; trajectories need arrays, as of 'mean'"
+                f"fills of kind {ablation!r} differ between images; trajectories need arrays, as of 'mean'"
             )
     down = np.sort(np.asarray(levels, np.int32))[::-1].copy()
-    walker = Rollout(subject, down, key, step_fn, clip, min(block, samples))
-    plan = _Plan(walker, tuple(windows), samples, tuple(kinds), fills or {}, chosen, rows)
+    walker = Rollout(denoiser, down, key, step_fn, clip, min(block, samples))
+    plan = _Plan(walker, tuple(windows), samples, tuple(ablations), replacements or {}, chosen, rows)
     path = Path(folder) / f"{plan.digest[:16]}.zarr"
     labelled.create(path, plan.empty(facts or {}), plan.chunks())
-    plan.fill(path)
+    plan.replacement(path)
     return labelled.read(path)
 
 
@@ -113,8 +113,8 @@ class _Plan:
     walker: Rollout
     windows: tuple[Window, ...]
     samples: int
-    kinds: tuple[str, ...]
-    fills: PyTree
+    ablations: tuple[str, ...]
+    replacements: PyTree
     chosen: tuple[Component, ...]
     rows: int  # on each device
 
@@ -124,15 +124,15 @@ class _Plan:
         step = self.walker.step_fn
         return digests.digest_json(
             {
-                **self.walker.subject.digests(),
+                **self.walker.denoiser.digests(),
                 "levels": self.walker.levels.tolist(),
                 "noise": digests.digest_arrays(jax.random.key_data(self.walker.key)),
                 "step": [getattr(step, "func", step).__name__, repr(getattr(step, "keywords", {}))],
                 "clip": self.walker.clip,
                 "windows": self.windows,
                 "samples": self.samples,
-                "fills": digests.digest_arrays(self.fills),
-                "kinds": self.kinds,
+                "fills": digests.digest_arrays(self.replacements),
+                "kinds": self.ablations,
                 "components": [component.name for component in self.chosen],
                 "numerics": NUMERICS_VERSION,
             }
@@ -142,45 +142,45 @@ class _Plan:
     def group(self) -> int:
         """Components that are walked together."""
         found = list(self.walker.mesh.devices.flat)
-        unet = self.walker.subject.unet
+        unet = self.walker.denoiser.unet
         limit = self.rows or engine.memory_limit(found[0]) // memory.row_bytes(unet)
         return max(1, min(len(self.chosen), limit * len(found) // self.walker.block))
 
     def empty(self, facts: dict) -> xr.Dataset:
-        """The labelled result before the first piece."""
-        shape = (len(self.kinds), len(self.chosen), len(self.windows), self.samples)
+        """The labeled result before the first piece."""
+        shape = (len(self.ablations), len(self.chosen), len(self.windows), self.samples)
         full = np.full(shape, np.nan, np.float32)
         return xr.Dataset(
             {
-                "distance": (("kind", "component", "window", "sample"), full),
-                "set_distance": (("kind", "component", "window"), full[..., 0]),
+                "distance": (("ablation", "component", "window", "sample"), full),
+                "set_distance": (("ablation", "component", "window"), full[..., 0]),
             },
             coords={
-                "kind": list(self.kinds),
+                "ablation": list(self.ablations),
                 "component": [component.name for component in self.chosen],
                 "low": ("window", [low for low, _ in self.windows]),
                 "high": ("window", [high for _, high in self.windows]),
                 "sample": np.arange(self.samples),
-                "part": ("component", [component.kind for component in self.chosen]),
+                "component_type": ("component", [component.component_type for component in self.chosen]),
                 "depth": ("component", [component.depth for component in self.chosen]),
             },
-            attrs={"subject": self.walker.subject.name, "key": self.digest, **facts},
+            attrs={"denoiser": self.walker.denoiser.name, "key": self.digest, **facts},
         )
 
     def chunks(self) -> dict[str, tuple[int, ...]]:
         # A component each, so that processes with other memory or devices, and so other groups, can share.
         return {"distance": (1, 1, 1, self.samples), "set_distance": (1, 1, 1)}
 
-    def fill(self, path: Path) -> None:
+    def replacement(self, path: Path) -> None:
         """Computes the pieces that are missing, as `sweeps` does."""
         starts = [rollout.first_step_inside(self.walker.levels, window) for window in self.windows]
         pieces = [
-            (kind, window, slice(first, min(first + self.group, len(self.chosen))))
-            for kind in range(len(self.kinds))
+            (ablation, window, slice(first, min(first + self.group, len(self.chosen))))
+            for ablation in range(len(self.ablations))
             for window in range(len(self.windows))
             for first in range(0, len(self.chosen), self.group)
         ]
-        title = f"sampling {self.walker.subject.name}"
+        title = f"sampling {self.walker.denoiser.name}"
         states = functools.cache(lambda: self._states(starts))  # not before a piece is missing
         compute = lambda piece: self._piece(path, states(), starts, *piece)
 
@@ -198,31 +198,35 @@ class _Plan:
     def _states(self, starts: Sequence[int]) -> list[tuple[dict[int, Array], Array]]:
         return [self.walker.clean(starts, indices) for indices in self._blocks()]
 
-    def _piece(self, path: Path, states, starts, kind: int, window: int, group: slice) -> None:
-        subject, start = self.walker.subject, starts[window]
-        stacked = leave_one_out(subject.identity, self.chosen[group])[1]
+    def _piece(self, path: Path, states, starts, ablation: int, window: int, group: slice) -> None:
+        denoiser, start = self.walker.denoiser, starts[window]
+        stacked = leave_one_out(denoiser.identity, self.chosen[group])[1]
         # A short last group is filled up, so that it needs no program of its own.
         order = np.resize(np.arange(group.stop - group.start), self.group)
         stacked = dataclasses.replace(
             stacked,
-            fill=None,
+            replacement=None,
             window=np.asarray(self.windows[window], np.int32),
             gate={s: v[order] for s, v in stacked.gate.items()},
             temperature={s: np.tile(np.asarray(v), (len(order), 1)) for s, v in stacked.temperature.items()},
         )
-        fills = zero_replacements(subject.identity, len(self.walker.levels))
-        if self.kinds[kind] != "zero":
-            fills = {site: values[::-1] for site, values in self.fills[self.kinds[kind]].items()}
+        replacements = zero_replacements(denoiser.identity, len(self.walker.levels))
+        if self.ablations[ablation] != "zero":
+            replacements = {
+                site: values[::-1] for site, values in self.replacements[self.ablations[ablation]].items()
+            }
         clean, changed = [], []
         for indices, (kept, final) in zip(self._blocks(), states):
-            found = self.walker.walk(stacked, fills, start, len(self.walker.levels), kept[start], indices)
+            found = self.walker.walk(
+                stacked, replacements, start, len(self.walker.levels), kept[start], indices
+            )
             clean.append(np.asarray(final))
             changed.append(np.asarray(found))
         clean = np.concatenate(clean)[: self.samples]
         changed = np.concatenate(changed, axis=1)[: group.stop - group.start, : self.samples]
         distance = np.sqrt(np.mean((changed - clean) ** 2, axis=(2, 3, 4)))
         sets = np.array([energy_distance(clean, images) for images in changed], np.float32)
-        where = (slice(kind, kind + 1), group, slice(window, window + 1))
+        where = (slice(ablation, ablation + 1), group, slice(window, window + 1))
         region = {"distance": (*where, slice(None)), "set_distance": where}
         put = {"set_distance": sets[None, :, None], "distance": distance[None, :, None]}
         labelled.put(path, region, put)

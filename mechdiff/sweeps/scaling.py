@@ -16,21 +16,21 @@ from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.sweeps import ablation
+from mechdiff.sweeps.ablation import component_coords, sweep_in_memory
 
 GATE_VALUES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
 
 def scaling_curves(
-    subject: Denoiser,
+    denoiser: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
     chosen: Sequence[Component],
     doses: Sequence[float] = GATE_VALUES,
     *,
-    kind: str = "zero",
-    fills: PyTree = None,
+    ablation: str = "zero",
+    replacements: PyTree = None,
     block: int = 16,
 ) -> xr.Dataset:
     """Denoising loss of every image with the gates of one component at every dose, in one compiled program.
@@ -49,14 +49,14 @@ def scaling_curves(
     doses = np.asarray(doses, np.float32)
     if doses.size == 0 or not np.isfinite(doses).all():
         raise ConfigError(f"doses={doses.tolist()}: give one or more finite numbers, such as {GATE_VALUES}")
-    ablated = leave_one_out(subject.identity, chosen)[1]
+    ablated = leave_one_out(denoiser.identity, chosen)[1]
     # Gates are 0 where a component is and 1 elsewhere: the dose takes the place of the zeros.
     mixed = lambda gate: (gate + (1 - gate) * doses[:, None, None]).reshape(-1, gate.shape[-1])
     stacked = dataclasses.replace(ablated, gate={site: mixed(gate) for site, gate in ablated.gate.items()})
-    found = ablation.sweep_in_memory(subject, stacked, kind, fills, images, timesteps, key, block)
+    found = sweep_in_memory(denoiser, stacked, ablation, replacements, images, timesteps, key, block)
     shape = (len(doses), len(chosen), *found.loss.shape[1:])
     dims = ("dose", "component", "t", "image")
-    coords = ablation.component_coords(subject, chosen, timesteps, len(images))
+    coords = component_coords(denoiser, chosen, timesteps, len(images))
     return xr.Dataset(
         {
             "loss": (dims, found.loss.reshape(shape)),
@@ -64,5 +64,5 @@ def scaling_curves(
             "clean_loss": (dims[2:], found.clean_loss),
         },
         coords={"dose": doses, **coords},
-        attrs={"subject": subject.name, "kind": kind},
+        attrs={"denoiser": denoiser.name, "ablation": ablation},
     )

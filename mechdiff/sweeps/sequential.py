@@ -80,14 +80,14 @@ def effect_and_influence(
 
 
 def sequential_sweep(
-    subject: Denoiser,
+    denoiser: Denoiser,
     images: Shown,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
     folder: Path,
     *,
     width: float,
-    level: float = 0.95,
+    confidence: float = 0.95,
     chosen: Sequence[Component] | None = None,
     block: int = 16,
     joint: bool = True,
@@ -113,23 +113,23 @@ def sequential_sweep(
         raise ConfigError(f"width={width} must be above 0, in percent of the clean loss")
     if (count := np.shape(images)[-4]) < FIRST_LOOK:
         raise ConfigError(f"{count} images; at least {FIRST_LOOK} are needed before the first look")
-    chosen = tuple(chosen or components(subject.unet))
-    each = 1 - (1 - level) / (len(chosen) if joint else 1)
+    chosen = tuple(chosen or components(denoiser.unet))
+    each = 1 - (1 - confidence) / (len(chosen) if joint else 1)
     run = _Run(
-        subject, np.asarray(images), np.asarray(timesteps, np.int32), key, chosen, width, each, block, rows
+        denoiser, np.asarray(images), np.asarray(timesteps, np.int32), key, chosen, width, each, block, rows
     )
     return run.go(folder)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    subject: Denoiser
+    denoiser: Denoiser
     images: np.ndarray
     timesteps: np.ndarray
     noise_key: PRNGKey
     chosen: tuple[Component, ...]
     width: float
-    level: float  # of each interval
+    confidence: float  # of each interval
     block: int
     rows: int
 
@@ -138,12 +138,12 @@ class _Run:
         """Digest of everything that decides the numbers, and which are computed."""
         return digests.digest_json(
             {
-                **self.subject.digests(),
+                **self.denoiser.digests(),
                 "images": digests.digest_arrays(self.images),
                 "noise": digests.digest_arrays(jax.random.key_data(self.noise_key)),
                 "timesteps": self.timesteps.tolist(),
                 "components": [component.name for component in self.chosen],
-                "rule": [self.width, self.level, self.block],
+                "rule": [self.width, self.confidence, self.block],
                 "numerics": NUMERICS_VERSION,
             }
         )
@@ -156,14 +156,14 @@ class _Run:
     def go(self, folder: Path) -> SequentialResult:
         path = Path(folder) / f"{self.digest[:16]}.zarr"
         labelled.create(path, self._empty(), self._chunks())
-        subject = self.subject
-        engine = Engine(subject.unet, subject.schedule, subject.params, self.rows)
-        stacked = leave_one_out(subject.identity, self.chosen)[1]
+        denoiser = self.denoiser
+        engine = Engine(denoiser.unet, denoiser.schedule, denoiser.params, self.rows)
+        stacked = leave_one_out(denoiser.identity, self.chosen)[1]
         count, total = len(self.chosen), self.total
         clean = np.full((len(self.timesteps), total), np.nan)
         loss = np.full((count, *clean.shape), np.nan)
         running, found = np.ones(count, bool), None
-        with run_log.progress(total, 0, f"certifying {subject.name}", unit="picture") as bar:
+        with run_log.progress(total, 0, f"certifying {denoiser.name}", unit="picture") as bar:
             for start in range(0, total, self.block):
                 where = slice(start, min(start + self.block, total))
                 if not labelled.written(path, "clean_loss", (0, start)):
@@ -187,7 +187,7 @@ class _Run:
             rows = images == size
             estimate[rows], influence = effect_and_influence(clean[:, :size], loss[rows][..., :size])
             deviation[rows] = influence.std(-1, ddof=1)
-            below, above = skewed_sequence(influence, self.level, planned=4 * FIRST_LOOK)
+            below, above = skewed_sequence(influence, self.confidence, planned=4 * FIRST_LOOK)
             low[rows], high[rows] = estimate[rows] - below, estimate[rows] + above
         decided = (low > 0) | (high < 0) | (high - low <= self.width)
         return SequentialResult(
@@ -203,7 +203,7 @@ class _Run:
 
     def _fixed_images(self, estimate: np.ndarray, deviation: np.ndarray) -> Int[np.ndarray, " component"]:
         """Images with which an ordinary interval of each component is certain, at least `FIRST_LOOK`."""
-        z = special.ndtri((1 + self.level) / 2)
+        z = special.ndtri((1 + self.confidence) / 2)
         reach = np.maximum(np.abs(estimate), self.width / 2)  # half-width that is small enough
         return np.maximum(FIRST_LOOK, np.ceil((z * deviation / reach) ** 2)).astype(int)
 
@@ -236,7 +236,7 @@ class _Run:
                 "t": self.timesteps,
                 "image": np.arange(self.total),
             },
-            attrs={"subject": self.subject.name, "key": self.digest},
+            attrs={"denoiser": self.denoiser.name, "key": self.digest},
         )
 
     def _chunks(self) -> dict[str, tuple[int, ...]]:

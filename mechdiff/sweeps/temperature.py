@@ -28,7 +28,7 @@ from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.layers import ATTENTION
 from mechdiff.models.unet import forward
-from mechdiff.sweeps import ablation
+from mechdiff.sweeps.ablation import component_coords
 from mechdiff.sweeps.attention_patterns import heads_of
 
 
@@ -54,7 +54,8 @@ def matched_temperature(
     tempered = set_temperature(identity, what, value)
     sites = {site for site, _ in select(identity, what).values()}
     tempered = dataclasses.replace(
-        tempered, fill={**tempered.fill, **{site: np.zeros((1, 1, 1), np.float32) for site in sites}}
+        tempered,
+        replacement={**tempered.replacement, **{site: np.zeros((1, 1, 1), np.float32) for site in sites}},
     )
     rows = lambda a: np.tile(np.asarray(a), (len(x_t), 1))
     per_row = {site: rows(leaf) for site, leaf in tempered.temperature.items()}
@@ -114,7 +115,7 @@ def _tempered(
 
 
 def temperature_effects(
-    subject: Denoiser,
+    denoiser: Denoiser,
     images: Images,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
@@ -136,13 +137,13 @@ def temperature_effects(
       restored the norm (1 where not matched), dims `temperature, component, t, image`; `clean_loss`, dims `t,
       image`.
     """
-    heads = heads_of(subject.unet, heads)
+    heads = heads_of(denoiser.unet, heads)
     settings = [(value, head) for value in values for head in heads]
-    leaves = [set_temperature(subject.identity, [head], value).temperature for value, head in settings]
+    leaves = [set_temperature(denoiser.identity, [head], value).temperature for value, head in settings]
     stacked = {site: np.stack([leaf[site] for leaf in leaves]) for site in leaves[0]}
     shape = (4, len(settings), len(timesteps), len(images))
     found, clean = np.ones(shape, np.float32), np.empty(shape[2:], np.float32)
-    network = subject.unet, matched, subject.schedule, subject.params, subject.identity, stacked
+    network = denoiser.unet, matched, denoiser.schedule, denoiser.params, denoiser.identity, stacked
     images = np.asarray(images)
     for level, t in enumerate(timesteps):
         for start in range(0, len(images), block):
@@ -166,7 +167,7 @@ def temperature_effects(
         },
         coords={
             "temperature": np.asarray(values, np.float64),
-            **ablation.component_coords(subject, heads, timesteps, len(images)),
+            **component_coords(denoiser, heads, timesteps, len(images)),
         },
-        attrs={"subject": subject.name, "matched": int(matched)},
+        attrs={"denoiser": denoiser.name, "matched": int(matched)},
     )

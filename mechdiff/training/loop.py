@@ -1,4 +1,4 @@
-"""Training: the loop that owns the disk; its step is in `optimisation`.
+"""Training: the loop that owns the disk; its step is in `optimization`.
 
 Everything random follows from (seed, step), so a run killed at any moment and started again ends
 with the parameters of an uninterrupted one.
@@ -182,7 +182,7 @@ class Trainer:
         manifest = files.read_json(self.workdir / "manifest.json")
         record = {
             **self.evaluate(state.ema, identity),
-            "memorisation": evaluation.memorization(pictures, self.train_set.images, held_out),
+            "memorization": evaluation.memorization(pictures, self.train_set.images, held_out),
             "steps": int(state.step),
             "images": int(state.step) * self.config.train.batch,
             "log": run_log.read_log(log.path),

@@ -15,25 +15,25 @@ LOSS = np.array([[[2.0, 4.0], [0.1, 0.1]], [[1.0, 3.0], [0.1, 0.3]]])  # compone
 EVEN = np.full((1, 2), 0.5)
 
 
-def sweep(loss, clean, kinds=("zero",), names=None, change=None) -> xr.Dataset:
+def sweep(loss, clean, ablations=("zero",), names=None, change=None) -> xr.Dataset:
     """A finished sweep; `loss` has dims kind, component, t, image."""
     loss = np.asarray(loss, np.float32)
     names = names or [f"mid.block{i}.res" for i in range(loss.shape[1])]
     change = np.abs(loss - clean) if change is None else change
-    dims = ("kind", "component", "t", "image")
+    dims = ("ablation", "component", "t", "image")
     clean = np.asarray(clean, np.float32)
     return xr.Dataset(
         {"loss": (dims, loss), "change": (dims, change), "clean_loss": (dims[2:], clean)},
         coords={
-            "kind": list(kinds),
+            "ablation": list(ablations),
             "component": names,
             "t": np.arange(loss.shape[2]),
             "log_snr": ("t", -np.arange(loss.shape[2], dtype=float)),
-            "part": ("component", [name.rsplit(".", 1)[1] for name in names]),
+            "component_type": ("component", [name.rsplit(".", 1)[1] for name in names]),
             "resolution": ("component", [8] * len(names)),
             "depth": ("component", list(range(len(names)))),
         },
-        attrs={"subject": "fabricated"},
+        attrs={"denoiser": "fabricated"},
     )
 
 
@@ -114,9 +114,11 @@ def test_a_component_that_changed_nothing_is_idle_and_certain_of_nothing():
 
 def test_kinds_agree_fully_when_one_is_the_other_and_idle_components_are_left_out():
     data = random_sweep(2)
-    both = xr.concat([data, data.assign_coords(kind=["mean"])], "kind", data_vars="minimal", coords="minimal")
+    both = xr.concat(
+        [data, data.assign_coords(ablation=["mean"])], "ablation", data_vars="minimal", coords="minimal"
+    )
     assert effects.ablations_agreement(both, "zero", "mean", repeats=50).estimate == pytest.approx(1)
-    two = {"kind": "mean", "component": both["component"][:2]}
+    two = {"ablation": "mean", "component": both["component"][:2]}
     both["change"].loc[two] = 0
     both["loss"].loc[two] = 1e3  # would spoil the ranks if counted
     assert effects.ablations_agreement(both, "zero", "mean", repeats=50).estimate == pytest.approx(1)

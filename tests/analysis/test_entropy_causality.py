@@ -20,10 +20,10 @@ TEMPERATURES = np.array([0.5, 1.0, 2.0])
 
 
 def attention(entropy) -> xr.Dataset:
-    """Every head's normalised entropy with a little noise of levels and images."""
+    """Every head's normalized entropy with a little noise of levels and images."""
     noise = 0.01 * np.random.default_rng(0).standard_normal((HEADS, LEVELS, IMAGES))
     values = np.asarray(entropy)[:, None, None] + noise
-    variables = {"normalised_entropy": (("head", "t", "image"), values)}
+    variables = {"normalized_entropy": (("head", "t", "image"), values)}
     return xr.Dataset(variables, coords={"head": NAMES, "tokens": ("head", [16] * HEADS)})
 
 
@@ -121,10 +121,10 @@ class Recorded(Engine):
 def test_tempered_effects_compare_each_temperature_with_leaving_the_head_out():
     one = np.ones(2, np.float32)
     identity = Intervention({"mid.attn0.head": one}, {}, {"mid.attn0.head": one}, ALWAYS)
-    subject = Denoiser("by hand", networks.unet_of("small"), cosine_schedule(100), {}, identity)
+    denoiser = Denoiser("by hand", networks.unet_of("small"), cosine_schedule(100), {}, identity)
     images = np.random.default_rng(6).uniform(-1, 1, (5, 8, 8, 3)).astype(np.float32)
     found = jax.jit(image_features.features)(images)
-    engine = Recorded(subject.unet, subject.schedule, {})
+    engine = Recorded(denoiser.unet, denoiser.schedule, {})
     engine.numbers = sum(value.shape[-1] for value in found.values())
     gates = np.full((2, 2, 1, 5), 0.5)  # temperature, component, t, image
     tempered = xr.Dataset(
@@ -132,7 +132,7 @@ def test_tempered_effects_compare_each_temperature_with_leaving_the_head_out():
         coords={"component": ["mid.attn0.head0", "mid.attn0.head1"], "temperature": [0.5, 4.0], "t": [7]},
     )
     effect = entropy_causality.temperature_effects_on_roles(
-        subject, tempered, images, jax.random.key(0), engine
+        denoiser, tempered, images, jax.random.key(0), engine
     )
     np.testing.assert_array_equal(engine.rows[0][:3], [[0, 1], [0.5, 1], [0.5, 1]])
     np.testing.assert_array_equal(engine.rows[1][:3], [[1, 1], [0.5, 1], [4, 1]])

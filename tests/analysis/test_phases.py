@@ -19,11 +19,11 @@ def sweep(profile, noise=0.3, images=IMAGES, seed=0) -> xr.Dataset:
     clean = np.exp(0.1 * rng.standard_normal((len(profile), images)))
     log = profile.T[:, :, None] + noise * rng.standard_normal((*profile.T.shape, images))
     loss = (clean * np.exp(log)).astype(np.float32)[None]
-    dims = ("kind", "component", "t", "image")
+    dims = ("ablation", "component", "t", "image")
     return xr.Dataset(
         {"loss": (dims, loss), "change": (dims, np.abs(loss)), "clean_loss": (dims[2:], clean)},
         coords={
-            "kind": ["zero"],
+            "ablation": ["zero"],
             "component": [f"mid.block{i}.res" for i in range(profile.shape[1])],
             "t": np.arange(len(profile)),
             "log_snr": ("t", np.linspace(5, -5, len(profile))),

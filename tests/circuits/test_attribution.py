@@ -19,7 +19,7 @@ from mechdiff.interventions.components import component_at
 from mechdiff.models import untrained
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, denoise, init_unet
-from mechdiff.sweeps import ablation
+from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.execution.engine import Engine
 
 KEY = jax.random.key(3)
@@ -28,7 +28,7 @@ POINTS = ("identity", "ablated")
 
 
 @pytest.fixture(scope="module")
-def subject(tiny):
+def denoiser(tiny):
     params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), tiny.unet)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
@@ -43,25 +43,25 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def everything(subject):
-    return components(subject.unet, channel_groups=4)
+def everything(denoiser):
+    return components(denoiser.unet, channel_groups=4)
 
 
 @pytest.fixture(scope="module")
-def scores(subject, images, everything):
-    return attribution.gate_scores(subject, images, LEVELS, KEY, chosen=everything, probes=64, block=6)
+def scores(denoiser, images, everything):
+    return attribution.gate_scores(denoiser, images, LEVELS, KEY, chosen=everything, probes=64, block=6)
 
 
 @pytest.fixture(scope="module")
-def plain(subject, images):
+def plain(denoiser, images):
     """Prediction and loss per image under an intervention, at the first level."""
 
     @jax.jit
     def run(intervention):
         noise = image_noise(KEY, jnp.arange(6), images.shape[1:])
         at = jnp.full(6, LEVELS[0])
-        x_t = q_sample(subject.schedule, images, at, noise)
-        eps = denoise(subject.unet, subject.schedule, subject.params, intervention, x_t, at)
+        x_t = q_sample(denoiser.schedule, images, at, noise)
+        eps = denoise(denoiser.unet, denoiser.schedule, denoiser.params, intervention, x_t, at)
         return eps, jnp.mean((eps - noise) ** 2, axis=(1, 2, 3))
 
     return run
@@ -70,14 +70,14 @@ def plain(subject, images):
 @pytest.mark.parametrize(
     "name", ["down0.block0.res", "mid.attn0.head1", "up0.block1.skip.4-6", "up1.block0.time"]
 )
-def test_both_parts_are_what_finite_differences_say(subject, everything, scores, plain, name):
+def test_both_parts_are_what_finite_differences_say(denoiser, everything, scores, plain, name):
     component = component_at(everything, name)
     site, (start, stop) = component.site, component.index
 
     def at(dose):
-        gate = {key: np.array(value) for key, value in subject.identity.gate.items()}
+        gate = {key: np.array(value) for key, value in denoiser.identity.gate.items()}
         gate[site][start:stop] = dose
-        return (np.asarray(a, np.float64) for a in plain(dataclasses.replace(subject.identity, gate=gate)))
+        return (np.asarray(a, np.float64) for a in plain(dataclasses.replace(denoiser.identity, gate=gate)))
 
     h = 2.0**-6
     (eps_low, loss_low), (eps_high, loss_high) = at(1 - h), at(1 + h)
@@ -97,25 +97,25 @@ def test_scores_of_channel_groups_add_up_to_first_order(everything, scores):
 
 
 def test_the_clean_loss_is_that_of_the_engine_and_scores_don_t_move_with_the_block(
-    subject, images, everything, scores
+    denoiser, images, everything, scores
 ):
-    few = attribution.gate_scores(subject, images, LEVELS, KEY, chosen=everything, probes=64, block=4)
+    few = attribution.gate_scores(denoiser, images, LEVELS, KEY, chosen=everything, probes=64, block=4)
     np.testing.assert_allclose(few.score, scores.score, rtol=1e-3, atol=1e-6)
-    engine = Engine(subject.unet, subject.schedule, subject.params, devices=tuple(jax.devices()[:1]))
+    engine = Engine(denoiser.unet, denoiser.schedule, denoiser.params, devices=tuple(jax.devices()[:1]))
     stacked = dataclasses.replace(
-        subject.identity, gate={k: np.asarray(v)[None] for k, v in subject.identity.gate.items()}
+        denoiser.identity, gate={k: np.asarray(v)[None] for k, v in denoiser.identity.gate.items()}
     )
     found = engine.measure(stacked, images, np.arange(6), LEVELS[1], KEY)
     np.testing.assert_allclose(scores.clean_loss[1], found.clean_loss, rtol=1e-5)
 
 
 def test_at_the_ablated_point_a_small_network_of_gates_is_scored_by_what_each_restores(
-    subject, images, plain
+    denoiser, images, plain
 ):
     """The exact L(without all) - L(with one alone) ranks as the score does."""
-    chosen = [c for c in components(subject.unet) if c.kind == "head"]
-    found = attribution.gate_scores(subject, images, LEVELS[:1], KEY, chosen=chosen, at="ablated", probes=64)
-    none = set_gate(subject.identity, chosen, 0.0)
+    chosen = [c for c in components(denoiser.unet) if c.component_type == "head"]
+    found = attribution.gate_scores(denoiser, images, LEVELS[:1], KEY, chosen=chosen, at="ablated", probes=64)
+    none = set_gate(denoiser.identity, chosen, 0.0)
     before = plain(none)[1]
     np.testing.assert_allclose(found.clean_loss[0], before, rtol=1e-5)
     restored = [float((before - plain(set_gate(none, [c], 1.0))[1]).mean()) for c in chosen]
@@ -123,28 +123,28 @@ def test_at_the_ablated_point_a_small_network_of_gates_is_scored_by_what_each_re
     assert (found.second <= 0).all()
 
 
-def test_thousands_of_components_share_one_program(subject, images, monkeypatch):
+def test_thousands_of_components_share_one_program(denoiser, images, monkeypatch):
     traces, inner = [], attribution.denoise
     monkeypatch.setattr(attribution, "denoise", lambda *args: (traces.append(1), inner(*args))[1])
-    every = components(subject.unet, channel_groups=1000)  # single channels
+    every = components(denoiser.unet, channel_groups=1000)  # single channels
     assert len(every) > 150
     for at in ("identity", "ablated"):
-        attribution.gate_scores(subject, images[:3], [7, 8, 9], KEY, chosen=every, at=at, probes=3, block=3)
+        attribution.gate_scores(denoiser, images[:3], [7, 8, 9], KEY, chosen=every, at=at, probes=3, block=3)
     assert len(traces) == 1
 
 
 @pytest.fixture(scope="module")
-def exact(subject, images, tmp_path_factory):
+def exact(denoiser, images, tmp_path_factory):
     """Deg%_t of every component by exact runs."""
-    folder, config = tmp_path_factory.mktemp("exact"), SweepConfig(kinds=("zero",), image_block=6)
-    whole = ablation.ablation_sweep(subject, images, LEVELS, KEY, folder, config=config).isel(kind=0)
+    folder, config = tmp_path_factory.mktemp("exact"), SweepConfig(ablations=("zero",), image_block=6)
+    whole = ablation_sweep(denoiser, images, LEVELS, KEY, folder, config=config).isel(ablation=0)
     return 100 * (whole.loss.mean("image") / whole.clean_loss.mean("image") - 1).values
 
 
 def test_screening_finds_what_exact_runs_find_and_computes_nothing_twice(
-    subject, images, exact, tmp_path, monkeypatch
+    denoiser, images, exact, tmp_path, monkeypatch
 ):
-    ran, run = [], ablation.ablation_sweep
+    ran, run = [], ablation_sweep
 
     def recording(*args, **kwargs):
         ran.extend(component.name for component in kwargs["chosen"])
@@ -152,7 +152,7 @@ def test_screening_finds_what_exact_runs_find_and_computes_nothing_twice(
 
     monkeypatch.setattr(screening, "ablation_sweep", recording)
     found = screening.screen_and_verify(
-        subject, images, LEVELS, KEY, tmp_path / "a", k=3, shortlist=5, audit=6, miss_bound=0.6, probes=8
+        denoiser, images, LEVELS, KEY, tmp_path / "a", k=3, shortlist=5, audit=6, miss_bound=0.6, probes=8
     )
     assert len(ran) == len(set(ran)) == np.isfinite(found.effect).sum()
     assert set(found.shortlist) | set(found.audited) <= set(ran)
@@ -165,9 +165,9 @@ def test_screening_finds_what_exact_runs_find_and_computes_nothing_twice(
 
 
 @pytest.fixture(scope="module")
-def damage(subject, images):
+def damage(denoiser, images):
     """Predicted Deg%_t of every component at each point, by the definition."""
-    scored = {at: attribution.gate_scores(subject, images, LEVELS, KEY, at=at, probes=8) for at in POINTS}
+    scored = {at: attribution.gate_scores(denoiser, images, LEVELS, KEY, at=at, probes=8) for at in POINTS}
     base = scored["identity"].clean_loss.mean("image").values
     found = {at: 100 * scored[at].score.mean("image").values / base for at in POINTS}
     first, last = found["identity"], found["ablated"]
@@ -177,9 +177,9 @@ def damage(subject, images):
 
 
 def test_quality_compares_all_components_at_every_point_with_their_exact_runs(
-    subject, images, exact, damage, tmp_path
+    denoiser, images, exact, damage, tmp_path
 ):
-    found = screening.quality(subject, images, LEVELS, KEY, tmp_path, probes=8, k=5)
+    found = screening.quality(denoiser, images, LEVELS, KEY, tmp_path, probes=8, k=5)
     assert found.keys() == damage.keys()
     for point, predicted in damage.items():
         expected = score_agreement.agreement(predicted.mean(1), exact.mean(1), 5)
@@ -203,13 +203,13 @@ def test_summaries_show_the_median_and_the_worst_network_and_pass_over_what_is_u
 
 @pytest.mark.parametrize("point", screening.EXPANSIONS)
 def test_a_screen_ranks_by_the_point_that_is_asked_for(
-    subject, images, exact, damage, tmp_path, monkeypatch, point
+    denoiser, images, exact, damage, tmp_path, monkeypatch, point
 ):
-    names = [component.name for component in components(subject.unet)]
+    names = [component.name for component in components(denoiser.unet)]
     known = lambda *args, **_: exact[[names.index(component.name) for component in args[5]]]
     monkeypatch.setattr(screening, "exact_damage", known)
     settings = {"k": 3, "shortlist": 4, "audit": 5, "miss_bound": 1.0, "probes": 8}
-    found = screening.screen_and_verify(subject, images, LEVELS, KEY, tmp_path, point=point, **settings)
+    found = screening.screen_and_verify(denoiser, images, LEVELS, KEY, tmp_path, point=point, **settings)
     np.testing.assert_allclose(found.score, damage[point].mean(1), rtol=1e-5)
     order = np.argsort(-abs(damage[point].mean(1)))
     assert found.shortlist == tuple(names[i] for i in order[:4]) and len(found.audited) == 5
@@ -223,14 +223,14 @@ def test_a_screen_ranks_by_the_point_that_is_asked_for(
     assert shown[11].split()[:2] == ["all", "9"] and f"9 of {len(names)} verified" in shown[-1]
 
 
-def test_a_point_that_does_not_exist_is_refused(subject, images, tmp_path):
+def test_a_point_that_does_not_exist_is_refused(denoiser, images, tmp_path):
     with pytest.raises(ConfigError, match="'ablatd'; closest: ablated"):
-        screening.screen_and_verify(subject, images, LEVELS, KEY, tmp_path, point="ablatd")
+        screening.screen_and_verify(denoiser, images, LEVELS, KEY, tmp_path, point="ablatd")
 
 
-def test_an_untrained_twin_is_a_new_network_in_which_every_component_matters(subject, images):
-    fresh, again, other = (untrained.untrained(subject, seed) for seed in (1, 1, 2))
-    assert fresh.name == "untrained-random" and fresh.unet == subject.unet
+def test_an_untrained_twin_is_a_new_network_in_which_every_component_matters(denoiser, images):
+    fresh, again, other = (untrained.untrained(denoiser, seed) for seed in (1, 1, 2))
+    assert fresh.name == "untrained-random" and fresh.unet == denoiser.unet
     for a, b, c in zip(*(jax.tree.leaves(one.params) for one in (fresh, again, other))):
         np.testing.assert_array_equal(a, b)
         if a.ndim > 1:  # a kernel; none is left at zero
@@ -240,9 +240,9 @@ def test_an_untrained_twin_is_a_new_network_in_which_every_component_matters(sub
     assert (engine.measure(stacked, images, np.arange(6), LEVELS[0], KEY).change > 1e-8).all()
 
 
-def test_a_screen_that_misses_widens_until_all_is_verified(subject, images, exact, tmp_path, monkeypatch):
+def test_a_screen_that_misses_widens_until_all_is_verified(denoiser, images, exact, tmp_path, monkeypatch):
     """Scores of pure noise: the audit shows the misses."""
-    real, names = attribution.gate_scores, [component.name for component in components(subject.unet)]
+    real, names = attribution.gate_scores, [component.name for component in components(denoiser.unet)]
 
     def useless(*args, **kwargs):
         found = real(*args, **kwargs)
@@ -252,7 +252,7 @@ def test_a_screen_that_misses_widens_until_all_is_verified(subject, images, exac
     monkeypatch.setattr(screening, "gate_scores", useless)
     monkeypatch.setattr(screening, "exact_damage", known)
     found = screening.screen_and_verify(
-        subject, images, LEVELS, KEY, tmp_path, k=5, shortlist=5, audit=8, miss_bound=0.05, probes=1
+        denoiser, images, LEVELS, KEY, tmp_path, k=5, shortlist=5, audit=8, miss_bound=0.05, probes=1
     )
     np.testing.assert_allclose(found.effect, exact.mean(1))
     assert found.audited == () and found.miss_interval == (0.0, 0.0)
@@ -300,12 +300,14 @@ def test_agreement_counts_by_hand():
 
 
 @pytest.mark.parametrize("bad", [{"order": "second"}, {"at": "nowhere"}, {"probes": 0}])
-def test_bad_requests_of_scores_are_refused(subject, images, bad):
+def test_bad_requests_of_scores_are_refused(denoiser, images, bad):
     with pytest.raises(ConfigError):
-        attribution.gate_scores(subject, images, LEVELS, KEY, **bad)
+        attribution.gate_scores(denoiser, images, LEVELS, KEY, **bad)
 
 
 @pytest.mark.parametrize("bad", [{"k": 6}, {"audit": 0}, {"miss_bound": 0.0}])
-def test_bad_requests_of_screens_are_refused(subject, images, tmp_path, bad):
+def test_bad_requests_of_screens_are_refused(denoiser, images, tmp_path, bad):
     with pytest.raises(ConfigError, match="need shortlist"):
-        screening.screen_and_verify(subject, images, LEVELS, KEY, tmp_path, **{"shortlist": 5, "k": 2, **bad})
+        screening.screen_and_verify(
+            denoiser, images, LEVELS, KEY, tmp_path, **{"shortlist": 5, "k": 2, **bad}
+        )

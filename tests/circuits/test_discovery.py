@@ -75,22 +75,22 @@ def redundant(has):
 
 
 def test_the_smallest_circuit_that_is_close_enough_is_found_in_the_order_of_need(made_up):
-    trials = made_up(additive)
-    found = circuits.discover(trials, tau=0.9)
+    evaluator = made_up(additive)
+    found = circuits.discover(evaluator, tau=0.9)
     assert found.members == (A, C)
-    assert found.order[:3] == (A, C, D) and sorted(found.order) == sorted(trials.names)
+    assert found.order[:3] == (A, C, D) and sorted(found.order) == sorted(evaluator.names)
     assert found.faithfulness == pytest.approx(0.75 / 0.77, abs=1e-5)
-    assert circuits.discover(trials, tau=0.6).members == (A,)
-    assert circuits.discover(trials, tau=0.99).members == (A, C, D)
+    assert circuits.discover(evaluator, tau=0.6).members == (A,)
+    assert circuits.discover(evaluator, tau=0.99).members == (A, C, D)
 
 
 def test_marginal_effects_are_percent_of_the_clean_loss_at_each_timestep(made_up):
-    trials = made_up(additive)
-    found = circuits.discover(trials)
-    luck = (1 - trials.losses(trials.ends)[1].mean(1)) / 0.77
+    evaluator = made_up(additive)
+    found = circuits.discover(evaluator)
+    luck = (1 - evaluator.losses(evaluator.ends)[1].mean(1)) / 0.77
     expected = 100 * 0.5 * luck / (1 - 0.77 * luck)
-    np.testing.assert_allclose(found.marginal[trials.names.index(A)], expected, rtol=1e-4)
-    assert not found.marginal[trials.names.index(D)].any()
+    np.testing.assert_allclose(found.marginal[evaluator.names.index(A)], expected, rtol=1e-4)
+    assert not found.marginal[evaluator.names.index(D)].any()
 
 
 def late(has):
@@ -101,26 +101,26 @@ def test_what_acts_at_one_level_only_is_found_where_each_is_asked_for(made_up):
     assert circuits.discover(made_up(late)).members == (A,)  # B is a thirtieth of the average
     found = circuits.discover(made_up(late, every_level=True))
     assert found.every_level and {*found.members} == {A, B}
-    trials = made_up(late, every_level=True)
-    without = np.array([[name != B for name in trials.names]])
-    assert trials.faithfulness_match(without)[0, 0] == pytest.approx(0, abs=1e-5)
+    evaluator = made_up(late, every_level=True)
+    without = np.array([[name != B for name in evaluator.names]])
+    assert evaluator.faithfulness_match(without)[0, 0] == pytest.approx(0, abs=1e-5)
     weights = np.eye(IMAGES)[:3]
-    assert trials.faithfulness_match(without, weights).shape == (1, 3)
+    assert evaluator.faithfulness_match(without, weights).shape == (1, 3)
 
 
 def test_levels_at_which_nothing_is_lost_are_not_asked(made_up):
-    trials = made_up(lambda has: np.array([0.7, 0.0]) * has(A), every_level=True)
-    assert circuits.discover(trials).members == (A,)
+    evaluator = made_up(lambda has: np.array([0.7, 0.0]) * has(A), every_level=True)
+    assert circuits.discover(evaluator).members == (A,)
 
 
 def test_of_two_that_do_the_same_one_is_kept_and_the_other_can_stand_in(made_up):
-    trials = made_up(redundant)
-    found = circuits.discover(trials)
-    assert np.abs(found.effect[[trials.names.index(name) for name in (A, B)]]).max() < 1e-3
+    evaluator = made_up(redundant)
+    found = circuits.discover(evaluator)
+    assert np.abs(found.effect[[evaluator.names.index(name) for name in (A, B)]]).max() < 1e-3
     assert len(found.members) == 2 and C in found.members
     (kept,) = {A, B} & {*found.members}
     (other,) = {A, B} - {kept}
-    places = circuits.backup_components(trials, found)
+    places = circuits.backup_components(evaluator, found)
     assert places == {kept: (other,), C: ()}
 
 
@@ -130,12 +130,14 @@ def test_two_that_cancel_stay_together_since_one_alone_ruins_all(made_up):
 
 
 def test_a_component_that_hurts_belongs_to_what_the_network_does(made_up):
-    trials = made_up(lambda has: 0.5 * has(A) - 0.3 * has(B))
-    found = circuits.discover(trials)
+    evaluator = made_up(lambda has: 0.5 * has(A) - 0.3 * has(B))
+    found = circuits.discover(evaluator)
     assert found.members == (A, B)
-    assert found.marginal[trials.names.index(B)].max() < 0  # the loss falls without it
+    assert found.marginal[evaluator.names.index(B)].max() < 0  # the loss falls without it
     # Without it f is 2.5: better than the network, and not close to it.
-    assert faithfulness.faithfulness_match(trials.faithfulness(trials.ends)[:, 0]) == pytest.approx([0, 1])
+    assert faithfulness.faithfulness_match(evaluator.faithfulness(evaluator.ends)[:, 0]) == pytest.approx(
+        [0, 1]
+    )
 
 
 def test_every_member_is_needed_whatever_the_network(made_up):
@@ -148,10 +150,10 @@ def test_every_member_is_needed_whatever_the_network(made_up):
             there = np.array([has(component.name) for component in ten], float)
             return there @ single + there @ pairs @ there
 
-        trials = made_up(rules, chosen=ten)
-        found = circuits.discover(trials, tau=0.8)
-        close = discovery.close_to(trials)
-        members = discovery.as_members(found, trials.names)
+        evaluator = made_up(rules, chosen=ten)
+        found = circuits.discover(evaluator, tau=0.8)
+        close = discovery.close_to(evaluator)
+        members = discovery.as_members(found, evaluator.names)
         assert close(members[None])[0] >= 0.8
         fewer = np.array([members & (np.arange(10) != i) for i in np.flatnonzero(members)])
         assert (close(fewer) < 0.8).all()
@@ -163,14 +165,14 @@ def plant():
 
 
 def real(plant, **options):
-    return CircuitEvaluator(plant.subject, plant.images, plant.timesteps[:2], KEY, **options)
+    return CircuitEvaluator(plant.denoiser, plant.images, plant.timesteps[:2], KEY, **options)
 
 
 def test_circuits_of_all_sizes_share_a_program_and_none_is_run_twice(plant, tmp_path, monkeypatch):
     traces, inner = [], shared_prefix.forward
     monkeypatch.setattr(shared_prefix, "forward", lambda *args: (traces.append(1), inner(*args))[1])
-    trials = real(plant, folder=tmp_path)
-    found = circuits.discover(trials)
+    evaluator = real(plant, folder=tmp_path)
+    found = circuits.discover(evaluator)
     assert found.members == tuple(plant.signs)
     assert len(traces) == 1 and found.evaluated > 36
     monkeypatch.setattr(CircuitEvaluator, "_run", None)  # a second process knows it all
@@ -180,21 +182,21 @@ def test_circuits_of_all_sizes_share_a_program_and_none_is_run_twice(plant, tmp_
 
 
 def test_losses_are_those_of_keep_only_by_one_pass_each(plant):
-    fills = {
-        site: np.full((2, *[1] * np.ndim(fill)), 0.3, np.float32)
-        for site, fill in plant.subject.identity.fill.items()
+    replacements = {
+        site: np.full((2, *[1] * np.ndim(replacement)), 0.3, np.float32)
+        for site, replacement in plant.denoiser.identity.replacement.items()
     }
-    trials = real(plant, kind="constant", fills=fills)
+    evaluator = real(plant, ablation="constant", replacements=replacements)
     kept = [list(plant.signs), ["mid.block0.res", "up0.block0.skip"], []]
-    found = trials.losses(np.array([np.isin(trials.names, names) for names in kept]))
+    found = evaluator.losses(np.array([np.isin(evaluator.names, names) for names in kept]))
     noise = image_noise(KEY, jnp.arange(4), plant.images.shape[1:])
-    subject, plain = plant.subject, jax.jit(denoise, static_argnums=0)
-    here = {site: fill[1] for site, fill in fills.items()}
+    denoiser, plain = plant.denoiser, jax.jit(denoise, static_argnums=0)
+    here = {site: replacement[1] for site, replacement in replacements.items()}
     at = jnp.full(4, int(plant.timesteps[1]))
-    x_t = q_sample(subject.schedule, plant.images, at, noise)
+    x_t = q_sample(denoiser.schedule, plant.images, at, noise)
     for names, loss in zip(kept, found):
-        only = keep_only(subject.identity, names, "constant", here)
-        eps = plain(subject.unet, subject.schedule, subject.params, only, x_t, at)
+        only = keep_only(denoiser.identity, names, "constant", here)
+        eps = plain(denoiser.unet, denoiser.schedule, denoiser.params, only, x_t, at)
         np.testing.assert_allclose(loss[1], jnp.mean((eps - noise) ** 2, axis=(1, 2, 3)), rtol=1e-4)
 
 
@@ -202,14 +204,14 @@ def test_losses_are_those_of_keep_only_by_one_pass_each(plant):
 def shares(plant):
     images, levels = plant.images, plant.timesteps[1:3]
     return integrated_gradients.integrated_gradients(
-        plant.subject, images, levels, jax.random.key(0), steps=16, block=3
+        plant.denoiser, images, levels, jax.random.key(0), steps=16, block=3
     )
 
 
 def test_shares_add_up_to_what_all_components_bring(plant, shares):
-    subject, asked = plant.subject, (plant.images, plant.timesteps[1:3])
-    without = losses(subject, set_gate(subject.identity, components(subject.unet), 0.0), *asked)
-    brought = without - losses(subject, subject.identity, *asked)
+    denoiser, asked = plant.denoiser, (plant.images, plant.timesteps[1:3])
+    without = losses(denoiser, set_gate(denoiser.identity, components(denoiser.unet), 0.0), *asked)
+    brought = without - losses(denoiser, denoiser.identity, *asked)
     np.testing.assert_allclose(shares.score.mean("image").sum("component"), brought, rtol=0.02)
 
 
@@ -220,12 +222,12 @@ def test_nearly_all_is_the_share_of_the_one_that_matters(plant, shares):
 
 def test_no_steps_are_refused(plant):
     with pytest.raises(ConfigError, match="steps=0"):
-        integrated_gradients.integrated_gradients(plant.subject, plant.images, plant.timesteps, KEY, steps=0)
+        integrated_gradients.integrated_gradients(plant.denoiser, plant.images, plant.timesteps, KEY, steps=0)
 
 
 def test_the_kinds_and_components_asked_for_must_fit(plant, made_up):
     with pytest.raises(ConfigError, match="needs fills"):
-        real(plant, kind="mean")
+        real(plant, ablation="mean")
     with pytest.raises(ConfigError, match="tau=1"):
         circuits.discover(made_up(additive), tau=1)
     with pytest.raises(ConfigError, match="closest: exact"):
@@ -239,13 +241,15 @@ def test_the_kinds_and_components_asked_for_must_fit(plant, made_up):
     with pytest.raises(ConfigError, match="not in both networks"):
         scorecards.scorecard(few, found)
     with pytest.raises(ConfigError, match="'zero'"):
-        scorecards.scorecard(made_up(additive, kind="other", fills=plain.subject.identity.fill), found)
+        scorecards.scorecard(
+            made_up(additive, ablation="other", replacements=plain.denoiser.identity.replacement), found
+        )
 
 
 @pytest.fixture
 def card(made_up):
-    trials = made_up(additive)
-    return scorecards.scorecard(trials, circuits.discover(trials), knockouts=6, randoms=30)
+    evaluator = made_up(additive)
+    return scorecards.scorecard(evaluator, circuits.discover(evaluator), knockouts=6, randoms=30)
 
 
 def test_the_scorecard_of_an_additive_network_is_what_arithmetic_says(card):
@@ -269,7 +273,7 @@ def test_random_circuits_have_the_same_parts_and_the_p_value_counts_them(card):
     card, found = card
     random = found.isel(circuit=found["role"].values == "random")
     own = found.isel(circuit=found["role"].values == "circuit")
-    count = lambda some: some["member"].groupby("part").sum("component").values
+    count = lambda some: some["member"].groupby("component_type").sum("component").values
     assert len(card.random) == 30 and (count(random) == count(own)).all()
     as_good = (card.random >= 0.75 / 0.77 - 1e-6) & (card.random <= 1.026)
     assert card.p == pytest.approx((1 + as_good.sum()) / 31)
@@ -287,21 +291,21 @@ def test_the_summary_names_every_member_and_the_dataset_is_saved_and_read(card, 
 
 def test_completeness_of_a_circuit_that_hides_a_backup(made_up):
     """The circuit keeps one of a redundant pair; without it the network does on, and the circuit does not."""
-    trials = made_up(redundant)
-    card, _ = scorecards.scorecard(trials, circuits.discover(trials), randoms=20)
+    evaluator = made_up(redundant)
+    card, _ = scorecards.scorecard(evaluator, circuits.discover(evaluator), randoms=20)
     assert float(card.inside.estimate) > 0.3 and float(card.outside.estimate) < 0.05
 
 
 def test_a_circuit_of_everything_has_no_outside(made_up):
-    trials = made_up(lambda has: 0.4 * has(A) + 0.4 * has(C))
-    trials = dataclasses.replace(trials, chosen=tuple(c for c in trials.chosen if c.name in (A, C)))
-    card, _ = scorecards.scorecard(trials, circuits.discover(trials), randoms=20)
+    evaluator = made_up(lambda has: 0.4 * has(A) + 0.4 * has(C))
+    evaluator = dataclasses.replace(evaluator, chosen=tuple(c for c in evaluator.chosen if c.name in (A, C)))
+    card, _ = scorecards.scorecard(evaluator, circuits.discover(evaluator), randoms=20)
     assert card.p == 1 and np.isnan(card.outside.estimate)
 
 
 def test_resamples_find_a_clear_circuit_again_and_an_unclear_one_less_often(made_up):
-    trials = made_up(additive)
-    found = robustness.stability(trials, circuits.discover(trials), repeats=6)
+    evaluator = made_up(additive)
+    found = robustness.stability(evaluator, circuits.discover(evaluator), repeats=6)
     assert found.to_circuit == found.pairwise == 1 and found.sizes == (2,) * 6
     assert found.chance < 0.5 and found.frequency.sum() == 2
     assert "2 to 2 members" in robustness.lines(found)[0]
@@ -312,7 +316,7 @@ def test_resamples_find_a_clear_circuit_again_and_an_unclear_one_less_often(made
             private = np.random.default_rng(1).normal(0.05, 0.1, (members.shape[1], 1, len(self.images)))
             return (5 - np.tensordot(members.astype(float), private, 1)).astype(np.float32)
 
-    noisy = Noisy(trials.subject, trials.images, trials.timesteps[:1], KEY)
+    noisy = Noisy(evaluator.denoiser, evaluator.images, evaluator.timesteps[:1], KEY)
     unclear = robustness.stability(noisy, circuits.discover(noisy, 0.7), repeats=6)
     assert unclear.pairwise < 0.9
     assert discovery.shuffled(rng, np.arange(6) < 2, ["x"] * 3 + ["y"] * 3)[:3].sum() == 2
@@ -324,7 +328,7 @@ def test_halves_are_other_pictures_with_other_noise(nobody):
     asked = config, jax.random.key(4), None
     find, score = controls.circuit_evaluators(nobody, given, "zero", *asked)
     assert len(find.images) == 4 and len(score.images) == 5 and find.digest != score.digest
-    assert not np.array_equal(*(jax.random.key_data(trials.key) for trials in (find, score)))
+    assert not np.array_equal(*(jax.random.key_data(evaluator.key) for evaluator in (find, score)))
     assert find.timesteps.tolist() == score.timesteps.tolist() and len(find.timesteps) == 3
     few = dataclasses.replace(given, scored=pixels[:3])
     with pytest.raises(ConfigError, match="too few"):
@@ -333,7 +337,7 @@ def test_halves_are_other_pictures_with_other_noise(nobody):
 
 def test_a_circuit_is_less_faithful_in_a_network_that_does_otherwise(made_up):
     both = {"one": made_up(additive), "two": made_up(lambda has: 0.5 * has(A) + 0.25 * has(B))}
-    found = {name: circuits.discover(trials) for name, trials in both.items()}
+    found = {name: circuits.discover(evaluator) for name, evaluator in both.items()}
     moved = robustness.transfer(found, both)
     at = lambda name, **where: float(moved[name].sel(**where))
     assert at("estimate", circuit="two", network="two") == pytest.approx(1, abs=1e-5)
@@ -345,18 +349,18 @@ def test_a_circuit_is_less_faithful_in_a_network_that_does_otherwise(made_up):
 
 
 def test_a_screen_ranks_by_what_it_verified_and_else_by_its_scores(made_up, tmp_path, monkeypatch):
-    trials, asked = made_up(additive, folder=tmp_path), inspect.signature(screening.screen_and_verify)
+    evaluator, asked = made_up(additive, folder=tmp_path), inspect.signature(screening.screen_and_verify)
 
     def screen(*args, **kwargs):
         given = asked.bind(*args, **kwargs).arguments
-        assert given["chosen"] == trials.chosen and given["k"] == 3
-        effect = np.where(np.arange(len(trials.names)) < 5, discovery.effects(trials), np.nan)
-        return SimpleNamespace(effect=effect, score=discovery.effects(trials) + 1e-3)
+        assert given["chosen"] == evaluator.chosen and given["k"] == 3
+        effect = np.where(np.arange(len(evaluator.names)) < 5, discovery.effects(evaluator), np.nan)
+        return SimpleNamespace(effect=effect, score=discovery.effects(evaluator) + 1e-3)
 
     monkeypatch.setattr(screening, "screen_and_verify", screen)
-    found = circuits.discover(trials, ranking="screen", screen={"k": 3})
+    found = circuits.discover(evaluator, ranking="screen", screen={"k": 3})
     assert found.members == (A, C) and found.ranking == "screen"
-    again = robustness.stability(trials, found, repeats=3)
+    again = robustness.stability(evaluator, found, repeats=3)
     assert again.to_circuit == 1
 
 

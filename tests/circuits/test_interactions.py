@@ -23,7 +23,7 @@ NAMES = ("down0.block0.res", "mid.attn0.head0", "up1.block0.skip")
 
 
 @pytest.fixture(scope="module")
-def subject(tiny):
+def denoiser(tiny):
     params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), tiny.unet)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
@@ -38,24 +38,24 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def chosen(subject):
-    return [component_at(components(subject.unet), name) for name in NAMES]
+def chosen(denoiser):
+    return [component_at(components(denoiser.unet), name) for name in NAMES]
 
 
 @pytest.fixture(scope="module")
-def loss(subject, images):
+def loss(denoiser, images):
     """Loss per image with the components scaled by the doses given."""
 
     @jax.jit
     def run(intervention):
         noise = image_noise(KEY, jnp.arange(6), images.shape[1:])
         at = jnp.full(6, LEVELS[0])
-        x_t = q_sample(subject.schedule, images, at, noise)
-        eps = denoise(subject.unet, subject.schedule, subject.params, intervention, x_t, at)
+        x_t = q_sample(denoiser.schedule, images, at, noise)
+        eps = denoise(denoiser.unet, denoiser.schedule, denoiser.params, intervention, x_t, at)
         return jnp.mean((eps - noise) ** 2, axis=(1, 2, 3))
 
     def dosed(doses):
-        point = subject.identity
+        point = denoiser.identity
         for component, dose in doses:
             point = set_gate(point, [component], dose)
         return np.asarray(run(point), np.float64)
@@ -64,13 +64,13 @@ def loss(subject, images):
 
 
 @pytest.fixture(scope="module")
-def exact(subject, images, chosen):
+def exact(denoiser, images, chosen):
     a, b, c = chosen
-    return interactions.pair_effects(subject, images, LEVELS, KEY, [(a, b), (a, c), (b, c)])
+    return interactions.pair_effects(denoiser, images, LEVELS, KEY, [(a, b), (a, c), (b, c)])
 
 
-def test_pair_scores_are_mixed_differences_of_the_loss(subject, images, chosen, loss):
-    scored = interactions.pair_scores(subject, images, LEVELS, KEY, chosen, block=4)
+def test_pair_scores_are_mixed_differences_of_the_loss(denoiser, images, chosen, loss):
+    scored = interactions.pair_scores(denoiser, images, LEVELS, KEY, chosen, block=4)
     found = scored.curvature.isel(t=0)
     np.testing.assert_allclose(found, found.T, rtol=1e-3, atol=1e-5)
     assert float(scored.clean_loss[0]) == pytest.approx(loss([]).mean(), rel=1e-5)
@@ -89,10 +89,10 @@ def test_exact_synergy_is_that_of_single_and_double_ablations(chosen, loss, exac
         np.testing.assert_allclose(exact.without_b[row, 0], out(second), atol=2e-6)
 
 
-def test_the_best_pairs_and_an_audit_are_verified_on_other_pictures(subject, images, chosen, exact):
+def test_the_best_pairs_and_an_audit_are_verified_on_other_pictures(denoiser, images, chosen, exact):
     others = np.random.default_rng(2).uniform(-1, 1, (4, 8, 8, 3)).astype(np.float32)
-    found = redundancy.verified_pairs(subject, images, others, LEVELS, KEY, chosen, top=2, audit=5)
-    scored = interactions.pair_scores(subject, others, LEVELS, keys.stream(KEY, "pair scores"), chosen)
+    found = redundancy.verified_pairs(denoiser, images, others, LEVELS, KEY, chosen, top=2, audit=5)
+    scored = interactions.pair_scores(denoiser, others, LEVELS, keys.stream(KEY, "pair scores"), chosen)
     percent = (100 * scored.curvature / scored.clean_loss).isel(t=0)
     expected = [float(percent.sel(a=a, b=b)) for a, b in zip(found.a.values, found.b.values)]
     np.testing.assert_allclose(found.score, expected, rtol=1e-6)
@@ -120,7 +120,7 @@ def test_the_best_pairs_and_an_audit_are_verified_on_other_pictures(subject, ima
 
 
 @pytest.mark.parametrize("bad", [{"top": 0}, {"audit": -1}, {"chosen": 1}])
-def test_bad_requests_of_pairs_are_refused(subject, images, chosen, bad):
+def test_bad_requests_of_pairs_are_refused(denoiser, images, chosen, bad):
     some = chosen[: bad.pop("chosen", 3)]
     with pytest.raises(ConfigError, match="at least"):
-        redundancy.verified_pairs(subject, images, images, LEVELS, KEY, some, **bad)
+        redundancy.verified_pairs(denoiser, images, images, LEVELS, KEY, some, **bad)

@@ -31,7 +31,7 @@ def test_later_assignments_win():
 
 
 def test_tuples_are_written_with_commas():
-    assert c.override(preset("tiny"), ["sweep.kinds=zero"]).sweep.kinds == ("zero",)
+    assert c.override(preset("tiny"), ["sweep.ablations=zero"]).sweep.ablations == ("zero",)
     assert c.override(preset("tiny"), ["unet.widths=16,32"]).unet.widths == (16, 32)
     assert c.override(preset("tiny"), ["unet.up_attention=(True,False)"]).unet.up_attention == (True, False)
 
@@ -58,8 +58,8 @@ def test_tuples_are_written_with_commas():
         ("unet.heads=(2,3)", ["not divisible", "heads[1]=3"]),
         ("unet.image_size=9", ["image_size=9", "divisible by 2"]),
         ("unet.widths=8,16,32", ["needs 3 entries"]),
-        ("sweep.kinds=zreo", ["zreo", "zero"]),
-        ("data.level=7", ["data.level=7", "0 to 4"]),
+        ("sweep.ablations=zreo", ["zreo", "zero"]),
+        ("data.complexity=7", ["data.complexity=7", "0 to 4"]),
         ("diffusion.beta_end=2.0", ["beta_end=2.0"]),
         ("diffusion.schedule=cosin", ["cosin", "cosine"]),
     ],
@@ -80,3 +80,12 @@ def test_an_unknown_preset_names_the_closest():
 def test_an_unknown_field_of_a_saved_config_is_refused():
     with pytest.raises(ConfigError, match="stepz"):
         c.from_dict({"name": "x", "train": {"stepz": 1}})
+
+
+def test_configs_of_the_first_edition_are_read_and_old_settings_are_named():
+    old = {"kinds": ["zero"], "mean_images": 7}
+    sweep = c.from_dict(old, c.SweepConfig)
+    assert sweep.ablations == ("zero",) and sweep.reference_images == 7
+    assert c.from_dict({"level": 2}, c.DataConfig).complexity == 2
+    with pytest.raises(ConfigError, match=r"'sweep\.kinds' is called 'sweep\.ablations' now"):
+        c.override(preset("tiny"), ["sweep.kinds=zero"])

@@ -44,7 +44,7 @@ def pack(tmp_path_factory):
 
 
 @pytest.mark.parametrize("width, height", [(178, 218), (89, 109)])
-def test_the_crop_is_the_centred_square(width, height):
+def test_the_crop_is_the_centered_square(width, height):
     picture = np.zeros((height, width, 3), np.uint8)
     top = (height - width) // 2
     picture[:top, :, 0] = picture[top + width :, :, 0] = 255
@@ -136,12 +136,12 @@ def test_where_test_pictures_are_too_few_to_examine_a_model_validation_helps_out
     test, validation = (load(pack, split) for split in ("test", "validation"))
     wanted = len(test) + 1
     asked = DataConfig(name="celeba", path=str(pack))
-    few = SweepConfig(images=len(test), mean_images=1, image_block=1)
+    few = SweepConfig(images=len(test), reference_images=1, image_block=1)
     found = inputs.held_out_images(asked, 16, few, tmp_path)
     assert len(found.scored) + len(found.reference) == wanted
     np.testing.assert_array_equal(data.to_bytes(found.scored), test.images)
     assert data.to_bytes(found.reference)[0].tobytes() in {one.tobytes() for one in validation.images}
-    many = SweepConfig(images=len(test) + len(validation), mean_images=1, image_block=1)
+    many = SweepConfig(images=len(test) + len(validation), reference_images=1, image_block=1)
     with pytest.raises(DataError, match="held-out pictures, but sweep"):
         inputs.held_out_images(asked, 16, many, tmp_path)
 
@@ -522,18 +522,18 @@ def test_people_travel_with_their_pictures(tmp_path):
     source = celeba.open_source(str(pack))
     found = load_split(source, size=16, split="test", limit=0, folder=None)
     assert found.people.tolist() == [100 + int(name[:6]) // 3 for name in found.ids]
-    few = SweepConfig(images=2, timesteps=2, nested=True, mean_images=1)
+    few = SweepConfig(images=2, timesteps=2, nested=True, reference_images=1)
     given = inputs.held_out_images(DataConfig(name="celeba", path=str(pack)), 16, few, tmp_path)
     assert given.people.shape == (2, 2) and set(given.people.ravel()) <= set(found.people)
     assert given.labels["person"][0] == ("t", "image") and given.first(1).people.shape == (2, 1)
     single = inputs.held_out_images(
-        DataConfig(name="celeba", path=str(pack)), 16, SweepConfig(images=3, mean_images=1), tmp_path
+        DataConfig(name="celeba", path=str(pack)), 16, SweepConfig(images=3, reference_images=1), tmp_path
     )
     assert single.labels["person"][0] == ("image",) and len(single.people) == 3
 
 
 def test_without_a_list_or_with_a_partial_one_nobody_is_known(tmp_path):
-    pack, few = write_pack(tmp_path / "pack"), SweepConfig(images=3, mean_images=1)
+    pack, few = write_pack(tmp_path / "pack"), SweepConfig(images=3, reference_images=1)
     asked = DataConfig(name="celeba", path=str(pack))
     assert celeba.open_source(str(pack)).people is None
     assert inputs.held_out_images(asked, 16, few, tmp_path).labels == {}

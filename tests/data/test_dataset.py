@@ -15,7 +15,7 @@ from mechdiff.data.dataset import Dataset, batch_at, batch_indices, fingerprint,
 
 
 def numbered(count: int, width: int = 4) -> Dataset:
-    """Picture i has value i in its first column and 0 elsewhere, so that a mirrored one is recognised."""
+    """Picture i has value i in its first column and 0 elsewhere, so that a mirrored one is recognized."""
     images = np.zeros((count, 4, width, 3), np.uint8)
     images[:, :, 0] = np.arange(count, dtype=np.uint8)[:, None, None]
     return Dataset(name="numbered", images=images, digest="", ids=np.arange(count))
@@ -109,7 +109,7 @@ def test_a_fingerprint_does_not_depend_on_the_order_of_keys():
 
 # ---- load: synthetic pictures
 
-CONFIG = DataConfig(n_train=12, n_test=5, level=0)
+CONFIG = DataConfig(n_train=12, n_test=5, complexity=0)
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +151,8 @@ def test_synthetic_digests_tell_contents_apart(splits, tmp_path, monkeypatch):
     )
     loaded, _ = splits
     digests = {dataset.digest for dataset in loaded.values()}
-    for size, seed, level, count in [(16, 0, 0, 12), (8, 1, 0, 12), (8, 0, 1, 12), (8, 0, 0, 11)]:
-        config = DataConfig(n_train=count, level=level)
+    for size, seed, complexity, count in [(16, 0, 0, 12), (8, 1, 0, 12), (8, 0, 1, 12), (8, 0, 0, 11)]:
+        config = DataConfig(n_train=count, complexity=complexity)
         digests.add(data.load(config, size, "train", seed, None).digest)
     assert len(digests) == 7
 

@@ -20,7 +20,7 @@ KEY = jax.random.key(0)
 SIZE = 128  # one compiled painter for all tests that look closely; 16 for those that need many faces
 drawn = synthetic._drawn
 sampled = synthetic._sample
-ladder = jax.jit(lambda key: [sample_factors(key, level) for level in range(5)])  # one compilation
+ladder = jax.jit(lambda key: [sample_factors(key, complexity) for complexity in range(5)])  # one compilation
 seeds = st.integers(0, 2**31 - 1)
 EXAMPLES = settings(max_examples=25, deadline=None)
 
@@ -46,12 +46,12 @@ def neutral(**values):
 
 @EXAMPLES
 @given(seeds, st.integers(0, 4))
-def test_factors_stay_in_range_and_frozen_ones_at_neutral(seed, level):
-    factors = ladder(jax.random.key(seed))[level]
+def test_factors_stay_in_range_and_frozen_ones_at_neutral(seed, complexity):
+    factors = ladder(jax.random.key(seed))[complexity]
     assert tuple(sorted(factors)) == tuple(sorted(FACTORS))
     for name, spec in SPECS.items():
-        assert spec.low <= factors[name] <= spec.high or name not in LEVELS[level]
-        if name not in LEVELS[level]:
+        assert spec.low <= factors[name] <= spec.high or name not in LEVELS[complexity]
+        if name not in LEVELS[complexity]:
             assert factors[name] == np.float32(spec.neutral)
         if spec.choices:
             assert float(factors[name]).is_integer() and factors[name] < spec.choices
@@ -61,10 +61,10 @@ def test_factors_stay_in_range_and_frozen_ones_at_neutral(seed, level):
 @given(seeds)
 def test_freeing_more_factors_moves_no_other_draw(seed):
     draws = ladder(jax.random.key(seed))
-    for level in range(4):
-        assert set(LEVELS[level]) < set(LEVELS[level + 1])
-        for name in LEVELS[level]:
-            assert draws[level][name] == draws[4][name]
+    for complexity in range(4):
+        assert set(LEVELS[complexity]) < set(LEVELS[complexity + 1])
+        for name in LEVELS[complexity]:
+            assert draws[complexity][name] == draws[4][name]
 
 
 def test_a_draw_is_the_uniform_of_its_own_named_stream():
@@ -240,8 +240,8 @@ def test_each_rung_of_the_ladder_adds_dimensions():
     """The effective rank of the pictures grows, exp(entropy of the spectrum of their covariance)."""
     people = [ladder(jax.random.fold_in(KEY, index)) for index in range(64)]
     ranks, variances = [], []
-    for level in range(5):
-        images = np.stack([np.asarray(drawn(factors[level], 16).image).ravel() for factors in people])
+    for complexity in range(5):
+        images = np.stack([np.asarray(drawn(factors[complexity], 16).image).ravel() for factors in people])
         spectrum = np.linalg.svd(images - images.mean(0), compute_uv=False)[:-1] ** 2
         share = spectrum / spectrum.sum()
         ranks.append(np.exp(-(share * np.log(share)).sum()))
@@ -325,7 +325,7 @@ def test_coverage_of_a_band_sums_to_its_thickness_however_thin(top, thickness):
     assert float(band(y, top + 0.1, top, pixel).sum()) == 0
 
 
-def test_a_ramp_meets_its_colours_and_is_linear_between():
+def test_a_ramp_meets_its_colors_and_is_linear_between():
     colors = ((0.0, 0.2, 0.4), (1.0, 0.4, 0.0), (0.0, 0.0, 0.0))
     for value, expected in [(0.0, colors[0]), (0.5, colors[1]), (1.0, colors[2]), (0.25, (0.5, 0.3, 0.2))]:
         np.testing.assert_allclose(ramp(jnp.float32(value), colors), expected, atol=1e-6)
@@ -337,7 +337,7 @@ def test_a_ramp_meets_its_colours_and_is_linear_between():
 def test_bad_input_is_named_in_one_line():
     with pytest.raises(ConfigError, match="unknown factor 'eye_colour'; closest: eye_color"):
         factor_pair(KEY, 0, "eye_colour", 16)
-    with pytest.raises(ConfigError, match=r"level=5 is out of range; 0 to 4"):
+    with pytest.raises(ConfigError, match=r"complexity=5 is out of range; 0 to 4"):
         sample_factors(KEY, 5)
     for size in (4, 257):
         with pytest.raises(ConfigError, match=rf"size={size} pixels is out of range; 8 to 256"):

@@ -117,7 +117,7 @@ def test_tensorflow_is_never_imported(copy, tmp_path):
     program = f"""
 import sys
 from mechdiff import data
-from mechdiff.config import DataConfig
+from mechdiff.core.config import DataConfig
 assert "tensorflow_datasets" not in sys.modules  # nor TFDS before it is needed
 assert len(data.load(DataConfig(name="tfds", path={str(copy)!r}), 8, "test", 0, None)) == 4
 assert "tensorflow" not in sys.modules

@@ -28,10 +28,10 @@ def gaussian_denoiser(covariance):
     """
     marginal = BAR[:, None, None] * covariance + (1 - BAR)[:, None, None] * np.eye(2)
     gain = jnp.asarray(np.sqrt(1 - BAR)[:, None, None] * np.linalg.inv(marginal), jnp.float32)
-    centre = jnp.asarray(np.sqrt(BAR)[:, None] * MEAN, jnp.float32)
+    center = jnp.asarray(np.sqrt(BAR)[:, None] * MEAN, jnp.float32)
 
     def denoise(x_t, t):
-        residual = x_t[:, 0, 0, :] - centre[t]
+        residual = x_t[:, 0, 0, :] - center[t]
         return jnp.einsum("bij,bj->bi", gain[t], residual)[:, None, None, :]
 
     return denoise

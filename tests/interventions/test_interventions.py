@@ -65,7 +65,7 @@ class PassThrough(nn.Module):
 
 
 @pytest.fixture
-def optimised():
+def optimized():
     """XLA as users run it, whatever the suite does to compile faster."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
@@ -73,7 +73,7 @@ def optimised():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-def test_identity_is_bitwise_the_network_without_gates_and_temperatures_when_compiled(optimised, monkeypatch):
+def test_identity_is_bitwise_the_network_without_gates_and_temperatures_when_compiled(optimized, monkeypatch):
     gated = jax.jit(lambda intervention: apply_unet(UNET, PARAMS, intervention, X, T))(IDENTITY)
     for part in ("Gate", "Temperature"):
         monkeypatch.setattr(layers, part, PassThrough)
@@ -82,8 +82,10 @@ def test_identity_is_bitwise_the_network_without_gates_and_temperatures_when_com
 
 
 def test_a_fill_behind_an_open_gate_is_bitwise_nothing(plain):
-    fills = {site: np.full_like(fill, 5.0) for site, fill in IDENTITY.fill.items()}
-    np.testing.assert_array_equal(bits(forward(ablate(IDENTITY, [], "constant", fills))), bits(plain))
+    replacements = {
+        site: np.full_like(replacement, 5.0) for site, replacement in IDENTITY.replacement.items()
+    }
+    np.testing.assert_array_equal(bits(forward(ablate(IDENTITY, [], "constant", replacements))), bits(plain))
 
 
 def test_outputs_depend_on_the_intervention_alone_not_on_what_ran_before(plain):
@@ -125,7 +127,12 @@ def test_rows_with_their_own_interventions_equal_separate_runs():
     singles = [
         set_gate(IDENTITY, NAMES[:2], 0.5),
         windowed(ablate(IDENTITY, r"mid.*"), 0, 10),  # row 1 has t = 10: outside
-        ablate(IDENTITY, r".*skip", "constant", {s: np.full_like(f, 0.7) for s, f in IDENTITY.fill.items()}),
+        ablate(
+            IDENTITY,
+            r".*skip",
+            "constant",
+            {s: np.full_like(f, 0.7) for s, f in IDENTITY.replacement.items()},
+        ),
         set_temperature(IDENTITY, r".*head0", 0.2),
     ]
     together = jax.tree.map(lambda *leaves: np.stack(leaves), *singles)
@@ -144,13 +151,15 @@ def test_windows_are_half_open_and_act_only_inside(plain):
 
 
 def test_leave_one_out_stacks_the_ablations_of_each():
-    fills = {site: np.full_like(fill, 2.0) for site, fill in IDENTITY.fill.items()}
-    names, stacked = leave_one_out(IDENTITY, ".*", "constant", fills)
+    replacements = {
+        site: np.full_like(replacement, 2.0) for site, replacement in IDENTITY.replacement.items()
+    }
+    names, stacked = leave_one_out(IDENTITY, ".*", "constant", replacements)
     assert names == NAMES
     for i, name in enumerate(names):
         one = record.rows(stacked, i, i + 1)
         one = dataclasses.replace(one, gate={site: gate[0] for site, gate in one.gate.items()})
-        same(one, ablate(IDENTITY, [name], "constant", fills))
+        same(one, ablate(IDENTITY, [name], "constant", replacements))
 
 
 def test_keep_only_ablates_the_complement():
@@ -176,16 +185,16 @@ def test_random_subsets_ablate_their_members_and_are_uniform():
     (-1, (5,), (1, 1, 1)), (-1, (3, 5), (2, 4, 5)), (-2, (4,), (3, 2, 4, 5)), (-2, (3, 4), (1, 1, 1)),
 ])  # fmt: skip
 def test_blend_is_the_mixture_of_activation_and_fill(axis, gate_shape, fill_shape):
-    a, gate, fill = (RNG.standard_normal(shape) for shape in ((3, 2, 4, 5), gate_shape, fill_shape))
+    a, gate, replacement = (RNG.standard_normal(shape) for shape in ((3, 2, 4, 5), gate_shape, fill_shape))
     per_row = gate if gate.ndim == 2 else np.tile(gate, (3, 1))
     g = per_row[:, None, None, :] if axis == -1 else per_row[:, None, :, None]
-    got = blend(*(jnp.asarray(v, jnp.float32) for v in (a, gate, fill)), axis)
-    np.testing.assert_allclose(got, g * a + (1 - g) * fill, rtol=1e-5, atol=1e-6)
+    got = blend(*(jnp.asarray(v, jnp.float32) for v in (a, gate, replacement)), axis)
+    np.testing.assert_allclose(got, g * a + (1 - g) * replacement, rtol=1e-5, atol=1e-6)
 
 
 def test_a_closed_gate_gives_the_fill_bitwise():
-    a, fill = (jnp.asarray(RNG.standard_normal((3, 2, 4, 5)), jnp.float32) for _ in range(2))
-    np.testing.assert_array_equal(bits(blend(a, jnp.zeros(5), fill, -1)), bits(fill))
+    a, replacement = (jnp.asarray(RNG.standard_normal((3, 2, 4, 5)), jnp.float32) for _ in range(2))
+    np.testing.assert_array_equal(bits(blend(a, jnp.zeros(5), replacement, -1)), bits(replacement))
 
 
 run = jax.jit(run_stage, static_argnums=(0, 1), static_argnames="capture")

@@ -79,8 +79,8 @@ def test_group_norm_matches_float64(mean):
     module = layers.GroupNorm(groups=3, eps=1e-5)
     found = module.apply({"params": {"scale": scale, "bias": bias}}, x)
     grouped = double(x).reshape(2, 16, 3, 4)
-    centred = grouped - grouped.mean((1, 3), keepdims=True)
-    expected = centred / np.sqrt(centred.var((1, 3), keepdims=True) + 1e-5)
+    centered = grouped - grouped.mean((1, 3), keepdims=True)
+    expected = centered / np.sqrt(centered.var((1, 3), keepdims=True) + 1e-5)
     # one pass loses about mean^2 / variance ulps
     np.testing.assert_allclose(
         found, expected.reshape(x.shape) * scale + bias, atol=1e-5 if mean == 0 else 5e-3

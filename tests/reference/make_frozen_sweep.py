@@ -23,23 +23,23 @@ TIMESTEPS = (100, 600)
 
 
 def numbers() -> dict[str, np.ndarray]:
-    """A sweep of every component under two kinds of ablation, scores by gradients, and two samples."""
-    subject = load_denoiser(MODEL)[0]
+    """A sweep of every component under two ablations, scores by gradients, and two samples."""
+    denoiser = load_denoiser(MODEL)[0]
     images = np.asarray(to_float(jnp.asarray(render_bytes(0, 0, 6, 16, 4))))
     key = jax.random.key(7)
-    means = {"mean": activation_means(*subject.network, images[2:], TIMESTEPS, key, block=4)}
-    config = SweepConfig(kinds=("zero", "mean"), image_block=2)
+    means = {"mean": activation_means(*denoiser.network, images[2:], TIMESTEPS, key, block=4)}
+    config = SweepConfig(ablations=("zero", "mean"), image_block=2)
     with tempfile.TemporaryDirectory() as folder:
         swept = mechdiff.ablation_sweep(
-            subject, images[:2], TIMESTEPS, key, Path(folder), config=config, fills=means
+            denoiser, images[:2], TIMESTEPS, key, Path(folder), config=config, replacements=means
         ).load()
-    scores = mechdiff.gate_scores(subject, images[:2], TIMESTEPS, key, probes=2)
+    scores = mechdiff.gate_scores(denoiser, images[:2], TIMESTEPS, key, probes=2)
     return {
         "loss": swept["loss"].values,
         "change": swept["change"].values,
         "clean_loss": swept["clean_loss"].values,
         "scores": scores.to_array().values,
-        "samples": np.asarray(draw_samples(subject, key, 2, steps=4)),
+        "samples": np.asarray(draw_samples(denoiser, key, 2, steps=4)),
     }
 
 

@@ -23,8 +23,13 @@ def shapes(config: UNetConfig):
 def identity_of(config: UNetConfig) -> Intervention:
     """The identity intervention, in NumPy."""
     found = shapes(config)[1]
-    fill = lambda leaves, value: {k: np.full(a.shape, value, np.float32) for k, a in leaves.items()}
-    return Intervention(fill(found.gate, 1), fill(found.fill, 0), fill(found.temperature, 1), ALWAYS)
+    replacement = lambda leaves, value: {k: np.full(a.shape, value, np.float32) for k, a in leaves.items()}
+    return Intervention(
+        replacement(found.gate, 1),
+        replacement(found.replacement, 0),
+        replacement(found.temperature, 1),
+        ALWAYS,
+    )
 
 
 def random_params(config: UNetConfig, seed: int = 0) -> dict:

@@ -44,10 +44,10 @@ def fabricate(folder, name: str, inputs: str, seed: int, *changes: str) -> None:
     worse = np.exp(rng.normal(-2, 2, (2, len(parts), 1, 1))) * rng.uniform(
         0.5, 1.5, (2, len(parts), len(T), IMAGES)
     )
-    worse[1, [part.kind == "time" for part in parts]] = 0  # as mean ablation of a time injection is
-    dims = ("kind", "component", "t", "image")
+    worse[1, [part.component_type == "time" for part in parts]] = 0  # as mean ablation of a time injection is
+    dims = ("ablation", "component", "t", "image")
     levels = {"t": T, "log_snr": ("t", log_snr), "image": np.arange(IMAGES)}
-    fields = {"part": "kind", "resolution": "resolution", "depth": "depth"}
+    fields = {"component_type": "component_type", "resolution": "resolution", "depth": "depth"}
     swept = xr.Dataset(
         {
             "loss": (dims, (clean + worse).astype(np.float32)),
@@ -55,7 +55,7 @@ def fabricate(folder, name: str, inputs: str, seed: int, *changes: str) -> None:
             "clean_loss": (dims[2:], clean.astype(np.float32)),
         },
         coords={
-            "kind": ["zero", "mean"],
+            "ablation": ["zero", "mean"],
             "component": [part.name for part in parts],
             **{
                 ours: ("component", [getattr(part, theirs) for part in parts])
@@ -63,9 +63,9 @@ def fabricate(folder, name: str, inputs: str, seed: int, *changes: str) -> None:
             },
             **levels,
         },
-        attrs={"subject": name, "inputs": inputs},
+        attrs={"denoiser": name, "inputs": inputs},
     )
-    heads = [part for part in parts if part.kind == "head"]
+    heads = [part for part in parts if part.component_type == "head"]
     keys = np.array([part.resolution**2 for part in heads], np.int32)
     shares = rng.uniform(0, 1, (len(heads), len(T), IMAGES)).astype(np.float32)
     values = {statistic: shares for statistic in records.STATISTICS}
@@ -92,9 +92,9 @@ def record() -> dict:
     }
     summary = {**by_level, "test_loss": 0.5, "train_loss": 0.47}
     log = [{"step": 5, "kind": "train", "loss": 0.9}, {"step": 10, "kind": "train", "loss": None}]
-    memorisation = {"samples_nearest": 0.25, "held_out_nearest": 0.5, "ratio": 0.5, "copies": 0.125}
+    memorization = {"samples_nearest": 0.25, "held_out_nearest": 0.5, "ratio": 0.5, "copies": 0.125}
     evaluations = [{"step": step, "kind": "eval", **summary} for step in (5, 10)]
-    return {**summary, "steps": 10, "images": 80, "memorisation": memorisation, "log": log + evaluations}
+    return {**summary, "steps": 10, "images": 80, "memorization": memorization, "log": log + evaluations}
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_own_samples_are_labelled_wherever_their_numbers_are_shown(page, found):
 
 
 def test_own_samples_are_told_from_held_out_pictures(found):
-    assert [subject.own_samples for subject in found] == [False, True]  # held-seed0, own-seed0
+    assert [model.own_samples for model in found] == [False, True]  # held-seed0, own-seed0
 
 
 def test_text_of_results_is_escaped(page):
@@ -204,8 +204,8 @@ def test_all_figures_are_there_as_png_and_svg(folder, page):
 
 
 def test_each_number_of_the_table_is_that_of_the_sweep(page, found):
-    subject = found[0]
-    damage = effects.measure(subject.sweep, "zero")
+    model = found[0]
+    damage = effects.measure(model.sweep, "zero")
     for i in (0, len(damage.components) - 1):
         row = re.search(rf'<tr><th scope="row">{re.escape(damage.components[i])}</th>(.*?)</tr>', page).group(
             1
@@ -220,7 +220,7 @@ def test_each_number_of_the_table_is_that_of_the_sweep(page, found):
 
 def test_components_that_mean_ablation_cannot_change_are_listed(page, found):
     names = [name for name, part in zip(found[0].lead.components, found[0].lead.part) if part == "time"]
-    assert found[0].lead.kind == "mean" and set(
+    assert found[0].lead.ablation == "mean" and set(
         np.array(found[0].lead.components)[found[0].lead.idle]
     ) == set(names)
     lines = re.findall(r"<li>(.*?)</li>", page[page.index("did not bite") :])
@@ -230,10 +230,10 @@ def test_components_that_mean_ablation_cannot_change_are_listed(page, found):
 
 
 def test_extent_leaves_idle_components_out(found):
-    subject, damage = found[0], found[0].damages["mean"]
-    span = numbers.extent(subject, damage)
-    loss = subject.sweep["loss"].sel(kind="mean").values.astype(np.float64)
-    clean = subject.sweep["clean_loss"].values.astype(np.float64)
+    model, damage = found[0], found[0].damages["mean"]
+    span = numbers.extent(model, damage)
+    loss = model.sweep["loss"].sel(ablation="mean").values.astype(np.float64)
+    clean = model.sweep["clean_loss"].values.astype(np.float64)
     pooled = (100 * (loss.mean(-1) / clean.mean(-1) - 1)).mean(-1)
     active = [i for i, part in enumerate(damage.part) if part != "time"]
     assert span.low.estimate == pytest.approx(pooled[active].min())
@@ -242,8 +242,8 @@ def test_extent_leaves_idle_components_out(found):
 
 
 def test_part_means_are_means_over_the_components_of_a_kind(found):
-    subject, damage = found[0], found[0].damages["zero"]
-    means = numbers.part_means(subject, "zero")
+    model, damage = found[0], found[0].damages["zero"]
+    means = numbers.part_means(model, "zero")
     assert set(means) == {"res", "head", "skip", "time"}
     for part, (count, mean) in means.items():
         own = damage.pooled.estimate[[other == part for other in damage.part]]
@@ -253,7 +253,7 @@ def test_part_means_are_means_over_the_components_of_a_kind(found):
 def test_attention_ends_are_the_cleanest_and_the_noisiest_level(found):
     data = found[0].attention
     clean, noisy = numbers.attention_ends(data)
-    by_level = data["normalised_entropy"].mean(("head", "image")).values
+    by_level = data["normalized_entropy"].mean(("head", "image")).values
     assert clean.estimate == pytest.approx(by_level[0], rel=1e-5)  # t increases, log-SNR decreases
     assert noisy.estimate == pytest.approx(by_level[-1], rel=1e-5)
 
@@ -328,7 +328,7 @@ def test_the_same_figure_has_the_same_bytes():
     assert b"<!DOCTYPE" not in first
 
 
-def test_words_on_colours_have_contrast():
+def test_words_on_colors_have_contrast():
     assert style.readable_on("#ffffff") == "#111111" and style.readable_on("#8e1f2f") == "#ffffff"
 
 
@@ -382,7 +382,7 @@ def study(folder, name: str, seed: int) -> None:
     swept, attention = (labelled.read(where / f"{part}.zarr") for part in ("sweep", "attention"))
     heads = list(attention["head"].values)
     roles = ["sobel", *["unassigned"] * (len(heads) - 1)]
-    axes = {"component": heads, "target": ["sobel", "layout", "colour"]}
+    axes = {"component": heads, "target": ["sobel", "layout", "color"]}
     found = xr.Dataset(
         {
             "selectivity": (tuple(axes), rng.uniform(-1, 1, (len(heads), 3))),
@@ -407,7 +407,7 @@ def many(tmp_path_factory):
     for seed in range(2):
         for data, level in (("celeba", 4), ("synthetic", 4), ("synthetic", 0)):
             name = f"held-{data}{level}-seed{seed}"
-            changes = f"data.name={data}", f"data.level={level}", f"seed={seed}"
+            changes = f"data.name={data}", f"data.complexity={level}", f"seed={seed}"
             fabricate(where, name, f"held-out {data} pictures", 10 * seed + level, *changes)
             if level == 4:
                 study(where, name, seed)

@@ -37,7 +37,7 @@ def test_bootstrap_mean_covers_a_skewed_mean_as_often_as_it_says(skewed, method)
     # At n = 40 both methods are known to be a little narrow on a skewed mean; 3 % is allowed for it.
     assert near(covered(interval, 1.0), LEVEL, 0.03)
     np.testing.assert_allclose(interval.estimate, skewed.mean(axis=-1))
-    assert (interval.level, interval.n) == (LEVEL, 40)
+    assert (interval.confidence, interval.n) == (LEVEL, 40)
 
 
 def test_bca_leans_with_the_skew_and_misses_more_evenly_than_percentile(skewed):
@@ -396,5 +396,5 @@ def test_margins_half_widths_and_levels_out_of_range_are_refused():
     with pytest.raises(ConfigError, match="half_width"):
         stats.sample_size(1.0, -0.1)
     for level in (0.0, 1.0):
-        with pytest.raises(ConfigError, match="level"):
+        with pytest.raises(ConfigError, match="confidence"):
             stats.bootstrap_mean(np.arange(4.0), level)

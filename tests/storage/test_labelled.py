@@ -11,8 +11,8 @@ from mechdiff.storage import labelled
 @pytest.fixture
 def empty():
     values = np.full((2, 3, 4), np.nan, np.float32)
-    coords = {"kind": ["zero", "mean"], "t": [1, 5, 9], "image": range(4)}
-    return xr.Dataset({"loss": (("kind", "t", "image"), values)}, coords, {"key": "abc"})
+    coords = {"ablation": ["zero", "mean"], "t": [1, 5, 9], "image": range(4)}
+    return xr.Dataset({"loss": (("ablation", "t", "image"), values)}, coords, {"key": "abc"})
 
 
 def test_pieces_are_found_again_with_their_labels(empty, tmp_path):
@@ -22,7 +22,7 @@ def test_pieces_are_found_again_with_their_labels(empty, tmp_path):
     where = (slice(1, 2), slice(2, 3), slice(0, 2))
     labelled.put(path, {"loss": where}, {"loss": np.array([[[3.0, 4.0]]])})
     found = labelled.read(path)
-    np.testing.assert_array_equal(found.loss.sel(kind="mean", t=9).values[:2], [3, 4])
+    np.testing.assert_array_equal(found.loss.sel(ablation="mean", t=9).values[:2], [3, 4])
     assert np.isnan(found.loss).sum() == 22 and found.attrs["key"] == "abc"
     assert labelled.written(path, "loss", (1, 2, 1)) and not labelled.written(path, "loss", (1, 2, 2))
 
@@ -47,3 +47,16 @@ def test_replace_swaps_whole_results_and_leaves_nothing_aside(empty, tmp_path):
 def test_absent_results_are_one_line(tmp_path):
     with pytest.raises(CheckpointError, match="run the sweep first"):
         labelled.read(tmp_path / "none.zarr")
+
+
+def test_read_takes_names_of_the_first_edition(tmp_path):
+    values = np.zeros((1, 2), np.float32)
+    old = xr.Dataset(
+        {"loss": (("kind", "component"), values)},
+        {"kind": ["zero"], "part": ("component", ["res", "head"])},
+        {"subject": "a model"},
+    )
+    labelled.replace(tmp_path / "old.zarr", old)
+    new = labelled.read(tmp_path / "old.zarr")
+    assert new["loss"].dims == ("ablation", "component") and new.attrs == {"denoiser": "a model"}
+    assert new["component_type"].values.tolist() == ["res", "head"]

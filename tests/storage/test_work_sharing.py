@@ -16,7 +16,7 @@ from mechdiff.core.config import UNetConfig, to_dict
 from mechdiff.storage import checkpoint, files, labelled
 
 ROOT = Path(__file__).parents[2]
-FLAGS = ["--preset=tiny", "--set=sweep.images=6", "--set=sweep.mean_images=4", "--set=sweep.timesteps=4"]
+FLAGS = ["--preset=tiny", "--set=sweep.images=6", "--set=sweep.reference_images=4", "--set=sweep.timesteps=4"]
 FLAGS += ["--set=sweep.image_block=3", "--debug"]
 UNET = UNetConfig(  # the least network with what is shared: each of many processes compiles it
     image_size=8, widths=(8,), heads=(2,), norm_groups=4,

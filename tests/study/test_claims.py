@@ -20,23 +20,28 @@ NAMES = [f"down0.block{i}.res" for i in range(6)] + [f"mid.attn0.head{i}" for i 
 IMAGES = 12
 
 
-def network(data, seed, damage, entropy, levels=4, kinds=("zero", "mean"), rung=4):
+def network(data, seed, damage, entropy, levels=4, ablations=("zero", "mean"), rung=4):
     """A network whose components do `damage` (shares of the clean loss) and whose heads have `entropy`."""
     rng = np.random.default_rng([seed, len(data)])
     clean = 1 + 0.1 * rng.random((levels, IMAGES))
-    noise = 1 + 0.02 * rng.standard_normal((len(kinds), 12, levels, IMAGES))
+    noise = 1 + 0.02 * rng.standard_normal((len(ablations), 12, levels, IMAGES))
     damage = np.broadcast_to(damage, (12, levels)) if np.ndim(damage) == 2 else np.array(damage)[:, None]
     loss = clean * (1 + damage[None, :, :, None] * noise)
     axes = {"t": np.arange(levels), "log_snr": ("t", -np.arange(levels, dtype=float))}
-    dims = ("kind", "component", "t", "image")
+    dims = ("ablation", "component", "t", "image")
     sweep = xr.Dataset(
         {"loss": (dims, loss), "change": (dims, loss), "clean_loss": (("t", "image"), clean)},
-        coords={"kind": list(kinds), "component": NAMES, "part": ("component", PARTS), **axes},
+        coords={
+            "ablation": list(ablations),
+            "component": NAMES,
+            "component_type": ("component", PARTS),
+            **axes,
+        },
     )
     entropy = np.asarray(entropy)
     entropy = entropy[:, None] if entropy.ndim == 1 else entropy  # of each head, or of each at each level
     heads = entropy[:, :, None] + 0.01 * rng.standard_normal((6, levels, IMAGES))
-    values = {name: (("head", "t", "image"), heads) for name in ("entropy", "normalised_entropy")}
+    values = {name: (("head", "t", "image"), heads) for name in ("entropy", "normalized_entropy")}
     tokens = ("head", np.full(6, 16))
     attention = xr.Dataset(values, coords={"head": NAMES[6:], "tokens": tokens, **axes})
     return Network(f"{data}-{seed}", data, rung, seed, sweep, attention)
@@ -157,7 +162,7 @@ def test_networks_of_unlike_loss_are_compared_at_snapshots_of_like_loss_or_not_a
             one, steps=100, sweep=one.sweep.assign({n: 2 * one.sweep[n] for n in ("loss", "clean_loss")})
         )
         for one in made
-        if one.data == "synthetic" and one.level == 4
+        if one.data == "synthetic" and one.complexity == 4
     ]
     made = [dataclasses.replace(one, steps=400) for one in made]
     answer = found([*made, *early])["complexity"]
@@ -185,8 +190,8 @@ def test_a_bottleneck_is_named_by_networks_that_do_not_test_it():
     assert answer.verdict == "supported" and "100% of networks" in answer.because
     assert answer.because.count("not testable here") == 2  # neither untrained networks nor random sets
     sets = xr.Dataset(
-        {"damage": (("kind", "component", "set"), np.full((2, 12, 20), 90.0))},
-        coords={"kind": ["zero", "mean"], "component": NAMES},
+        {"damage": (("ablation", "component", "set"), np.full((2, 12, 20), 90.0))},
+        coords={"ablation": ["zero", "mean"], "component": NAMES},
     )
     beaten = [dataclasses.replace(one, random_sets=sets) for one in made]
     answer = found(beaten)["bottlenecks"]
@@ -232,7 +237,7 @@ def test_four_phases_are_found_where_they_are():
         steps = np.repeat(rng.permutation(np.linspace(0.2, 1.5, 12))[:, None], 24, axis=1)
         for phase in range(4):
             steps[:, 6 * phase : 6 * phase + 6] = rng.permutation(np.linspace(0.2, 1.5, 12))[:, None]
-        made.append(network("synthetic", seed, steps, np.linspace(0, 1, 6), levels=24, kinds=("zero",)))
+        made.append(network("synthetic", seed, steps, np.linspace(0, 1, 6), levels=24, ablations=("zero",)))
     answers = found(made)
     assert "4 in 3 of them" in answers["phases"].because and answers["phases"].estimate > 0
     assert answers["bottlenecks"].verdict == "not testable here"
@@ -247,7 +252,7 @@ def test_four_phases_are_not_found_in_a_straight_drift():
         for seed in range(4):
             slope = rng.normal(0.5, 0.2, 12)[:, None] * np.linspace(0, 1, 24) * rng.choice([-1, 1], (12, 1))
             made.append(
-                network("synthetic", seed, 1 + slope, np.linspace(0, 1, 6), levels=24, kinds=("zero",))
+                network("synthetic", seed, 1 + slope, np.linspace(0, 1, 6), levels=24, ablations=("zero",))
             )
         answer = found(made)["phases"]
         verdicts_found.append(answer.verdict)
@@ -332,7 +337,7 @@ def test_measures_of_complexity_and_their_ratios():
     assert got["circuit to 0.95, mean"].estimate == pytest.approx(1)
     assert got["effective components, zero"].estimate == pytest.approx(1, rel=0.01)
     assert "untrained: effective components" in got
-    lower = dataclasses.replace(made[1], level=0)
+    lower = dataclasses.replace(made[1], complexity=0)
     assert set(across_seeds.ladder([*made, lower])) == {0, 4} and len(across_seeds.ladder(made)[4]) == 3
 
 
@@ -359,7 +364,7 @@ def test_one_seed_decides_nothing():
 
 def test_simpler_faces_and_no_networks_at_all_are_no_ground_for_claims():
     low = network("synthetic", 0, np.full(12, 0.3), np.linspace(0, 1, 6))
-    rung = Network(**{**vars(low), "level": 0})
+    rung = Network(**{**vars(low), "complexity": 0})
     assert all(claim.verdict == "not testable here" for claim in claims.evaluate([rung]))
 
 

@@ -15,14 +15,15 @@ from mechdiff.interventions.build import ablate
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import apply_unet, init_unet
 from mechdiff.storage import labelled, work_sharing
-from mechdiff.sweeps import ablation, activations
+from mechdiff.sweeps import activations
+from mechdiff.sweeps.ablation import ablation_sweep
 
 KEY = jax.random.key(5)
 CONFIG = SweepConfig(image_block=4, chunk=8)
 
 
 @pytest.fixture(scope="module")
-def subject(tiny):
+def denoiser(tiny):
     """A network whose components all do something."""
     params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), tiny.unet)
     rng = np.random.default_rng(0)
@@ -38,52 +39,56 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def levels(subject):
-    return timesteps_by_log_snr(subject.schedule, 3)
+def levels(denoiser):
+    return timesteps_by_log_snr(denoiser.schedule, 3)
 
 
 @pytest.fixture(scope="module")
-def means(subject, images, levels):
-    parts = subject.network
+def means(denoiser, images, levels):
+    parts = denoiser.network
     return {
         "mean": activations.activation_means(*parts, images[::-1].copy(), levels, jax.random.key(9), block=4)
     }
 
 
 @pytest.fixture(scope="module")
-def swept(subject, images, levels, means, tmp_path_factory):
+def swept(denoiser, images, levels, means, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
-    return ablation.ablation_sweep(subject, images, levels, KEY, folder, config=CONFIG, fills=means), folder
+    return ablation_sweep(denoiser, images, levels, KEY, folder, config=CONFIG, replacements=means), folder
 
 
-def test_equals_a_plain_loop_over_ablations(subject, images, levels, means, swept):
+def test_equals_a_plain_loop_over_ablations(denoiser, images, levels, means, swept):
     plain = jax.jit(apply_unet, static_argnums=0)
     noise = image_noise(KEY, np.arange(6), images.shape[1:])
     for level in (0, 2):
         t = jnp.full(6, levels[level])
-        x_t = q_sample(subject.schedule, images, t, noise)
-        clean = plain(subject.unet, subject.params, subject.identity, x_t, t)
+        x_t = q_sample(denoiser.schedule, images, t, noise)
+        clean = plain(denoiser.unet, denoiser.params, denoiser.identity, x_t, t)
         cell = swept[0].isel(t=level)
         np.testing.assert_allclose(cell.clean_loss, ((clean - noise) ** 2).mean((1, 2, 3)), rtol=1e-5)
-        for kind in ("zero", "mean"):
-            fills = activations.replacements_at(means["mean"], level)
+        for ablation in ("zero", "mean"):
+            replacements = activations.replacements_at(means["mean"], level)
             for name in ("down0.block0.res", "down1.attn0.head1", "up0.block1.skip", "mid.block1.time"):
                 eps = plain(
-                    subject.unet, subject.params, ablate(subject.identity, [name], kind, fills), x_t, t
+                    denoiser.unet,
+                    denoiser.params,
+                    ablate(denoiser.identity, [name], ablation, replacements),
+                    x_t,
+                    t,
                 )
-                found = cell.sel(kind=kind, component=name)
+                found = cell.sel(ablation=ablation, component=name)
                 np.testing.assert_allclose(found.loss, ((eps - noise) ** 2).mean((1, 2, 3)), rtol=1e-5)
                 np.testing.assert_allclose(
                     found.change, ((eps - clean) ** 2).mean((1, 2, 3)), rtol=1e-3, atol=1e-9
                 )
 
 
-def test_levels_with_pictures_of_their_own_equal_a_sweep_of_each(subject, images, levels, tmp_path):
+def test_levels_with_pictures_of_their_own_equal_a_sweep_of_each(denoiser, images, levels, tmp_path):
     """Nested pictures: level by level the sweep of those alone, under noise of other numbers."""
     nested = np.stack([images[:2], images[2:4], images[4:]])
-    config = dataclasses.replace(CONFIG, kinds=("zero",))
-    found = ablation.ablation_sweep(subject, nested, levels, KEY, tmp_path, config=config)
-    whole = ablation.ablation_sweep(subject, images, levels, KEY, tmp_path, config=config)
+    config = dataclasses.replace(CONFIG, ablations=("zero",))
+    found = ablation_sweep(denoiser, nested, levels, KEY, tmp_path, config=config)
+    whole = ablation_sweep(denoiser, images, levels, KEY, tmp_path, config=config)
     assert dict(found.sizes) == {**whole.sizes, "image": 2}
     assert found.attrs["pictures"] == whole.attrs["pictures"] == 6
     for level in range(3):
@@ -91,7 +96,7 @@ def test_levels_with_pictures_of_their_own_equal_a_sweep_of_each(subject, images
         for name in ("loss", "change", "clean_loss"):
             np.testing.assert_allclose(found.isel(t=level)[name], alone[name], rtol=2e-5)
     rows = [
-        activations.attention_stats(*subject.network, x0, levels, KEY, block=2) for x0 in (nested, images)
+        activations.attention_stats(*denoiser.network, x0, levels, KEY, block=2) for x0 in (nested, images)
     ]
     for level in range(3):
         alone = rows[1].isel(t=level, image=slice(2 * level, 2 * level + 2))
@@ -102,21 +107,27 @@ def test_every_component_of_a_random_network_bites(swept):
     assert (swept[0].change > 0).all()
 
 
-def test_numbers_do_not_move_with_chunk_or_block(subject, images, levels, means, swept, tmp_path):
-    other = ablation.ablation_sweep(
-        subject, images, levels, KEY, tmp_path, config=SweepConfig(image_block=6, chunk=5), fills=means
+def test_numbers_do_not_move_with_chunk_or_block(denoiser, images, levels, means, swept, tmp_path):
+    other = ablation_sweep(
+        denoiser,
+        images,
+        levels,
+        KEY,
+        tmp_path,
+        config=SweepConfig(image_block=6, chunk=5),
+        replacements=means,
     )
     for name in ("loss", "change", "clean_loss"):
         np.testing.assert_allclose(other[name], swept[0][name], rtol=2e-5, atol=1e-9)
 
 
-def test_an_image_does_not_move_with_the_others(subject, images, levels, means, swept, tmp_path):
-    few = ablation.ablation_sweep(subject, images[:3], levels, KEY, tmp_path, config=CONFIG, fills=means)
+def test_an_image_does_not_move_with_the_others(denoiser, images, levels, means, swept, tmp_path):
+    few = ablation_sweep(denoiser, images[:3], levels, KEY, tmp_path, config=CONFIG, replacements=means)
     np.testing.assert_allclose(few.loss, swept[0].loss[..., :3], rtol=2e-5)
 
 
 def test_a_killed_sweep_resumes_to_the_same_numbers_and_repeats_nothing(
-    subject, images, levels, means, swept, tmp_path, monkeypatch
+    denoiser, images, levels, means, swept, tmp_path, monkeypatch
 ):
     put, written = labelled.put, []
 
@@ -127,7 +138,7 @@ def test_a_killed_sweep_resumes_to_the_same_numbers_and_repeats_nothing(
         put(path, region, values)
 
     def run():
-        return ablation.ablation_sweep(subject, images, levels, KEY, tmp_path, config=CONFIG, fills=means)
+        return ablation_sweep(denoiser, images, levels, KEY, tmp_path, config=CONFIG, replacements=means)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(labelled, "put", dying)
@@ -142,7 +153,7 @@ def test_a_killed_sweep_resumes_to_the_same_numbers_and_repeats_nothing(
 
 
 def test_two_processes_fill_one_sweep_and_compute_little_twice(
-    subject, images, levels, means, swept, tmp_path, monkeypatch
+    denoiser, images, levels, means, swept, tmp_path, monkeypatch
 ):
     """Two fills of one store in turn, as two processes would: each begins at its own place."""
     put, written, places = labelled.put, [], iter([0, 6])
@@ -150,7 +161,7 @@ def test_two_processes_fill_one_sweep_and_compute_little_twice(
     second = None
 
     def run():
-        return ablation.ablation_sweep(subject, images, levels, KEY, tmp_path, config=CONFIG, fills=means)
+        return ablation_sweep(denoiser, images, levels, KEY, tmp_path, config=CONFIG, replacements=means)
 
     def recording(path, region, values):
         nonlocal second
@@ -166,34 +177,34 @@ def test_two_processes_fill_one_sweep_and_compute_little_twice(
         np.testing.assert_array_equal(found.loss, swept[0].loss)
 
 
-def test_another_seed_or_network_can_not_reuse_numbers(subject, images, levels, means, swept):
+def test_another_seed_or_network_can_not_reuse_numbers(denoiser, images, levels, means, swept):
     before = len(list(swept[1].iterdir()))
-    zero = SweepConfig(image_block=4, chunk=8, kinds=("zero",))
-    one = dataclasses.replace(subject, params=jax.tree.map(lambda p: p * 1.01, subject.params))
-    for who, key in ((subject, jax.random.key(6)), (one, KEY)):
-        found = ablation.ablation_sweep(who, images, levels[:1], key, swept[1], config=zero)
+    zero = SweepConfig(image_block=4, chunk=8, ablations=("zero",))
+    one = dataclasses.replace(denoiser, params=jax.tree.map(lambda p: p * 1.01, denoiser.params))
+    for who, key in ((denoiser, jax.random.key(6)), (one, KEY)):
+        found = ablation_sweep(who, images, levels[:1], key, swept[1], config=zero)
         assert not np.allclose(found.loss, swept[0].loss[:1, :, :1], rtol=1e-4)
     assert len(list(swept[1].iterdir())) == before + 2
 
 
-def test_numbers_of_another_precision_are_other_numbers(subject):
-    given = subject.digests()
+def test_numbers_of_another_precision_are_other_numbers(denoiser):
+    given = denoiser.digests()
     with jax.default_matmul_precision("float32"):
-        assert subject.digests() == given
+        assert denoiser.digests() == given
     with jax.default_matmul_precision("bfloat16"):
-        assert subject.digests() != given
+        assert denoiser.digests() != given
 
 
-def test_a_kind_without_fills_is_refused(subject, images, levels, tmp_path):
+def test_a_kind_without_fills_is_refused(denoiser, images, levels, tmp_path):
     with pytest.raises(ConfigError, match="'mean' needs fills"):
-        ablation.ablation_sweep(subject, images, levels, KEY, tmp_path, config=CONFIG)
+        ablation_sweep(denoiser, images, levels, KEY, tmp_path, config=CONFIG)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_result_is_one_line_with_a_way_out(subject, images, levels, tmp_path):
-    config = SweepConfig(image_block=6, chunk=8, kinds=("zero",))
-    ablation.ablation_sweep(subject, images, levels[:1], KEY, tmp_path, config=config)
+def test_a_damaged_result_is_one_line_with_a_way_out(denoiser, images, levels, tmp_path):
+    config = SweepConfig(image_block=6, chunk=8, ablations=("zero",))
+    ablation_sweep(denoiser, images, levels[:1], KEY, tmp_path, config=config)
     (store,) = tmp_path.iterdir()
     (store / "loss" / ".zarray").write_text("{")
     with pytest.raises(CheckpointError, match="delete that folder"):
-        ablation.ablation_sweep(subject, images, levels[:1], KEY, tmp_path, config=config)
+        ablation_sweep(denoiser, images, levels[:1], KEY, tmp_path, config=config)

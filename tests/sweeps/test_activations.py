@@ -37,7 +37,7 @@ def statistics(pattern, grid):
     rows = entropy(pattern).mean()
     return {
         "entropy": rows,
-        "normalised_entropy": rows / np.log(len(pattern)),
+        "normalized_entropy": rows / np.log(len(pattern)),
         "effective_keys": np.exp(rows),
         "mutual_information": entropy(pattern.mean(0)) - rows,
         "distance": (pattern * distance).sum(-1).mean(),
@@ -65,19 +65,19 @@ def test_attention_statistics_equal_their_definitions(grid, sharpness):
 
 @pytest.mark.parametrize("pattern, expected", [
     (np.full((4, 4), 0.25), {
-        "entropy": np.log(4), "normalised_entropy": 1, "effective_keys": 4, "mutual_information": 0,
+        "entropy": np.log(4), "normalized_entropy": 1, "effective_keys": 4, "mutual_information": 0,
         "distance": (2 + np.sqrt(2)) / 8, "identity_mass": 0.25,
     }),
     (np.eye(4), {
-        "entropy": 0, "normalised_entropy": 0, "effective_keys": 1, "mutual_information": np.log(4),
+        "entropy": 0, "normalized_entropy": 0, "effective_keys": 1, "mutual_information": np.log(4),
         "distance": 0, "identity_mass": 1,
     }),
     (np.eye(4)[::-1], {  # every corner of a 2x2 grid looks at the opposite one
-        "entropy": 0, "normalised_entropy": 0, "effective_keys": 1, "mutual_information": np.log(4),
+        "entropy": 0, "normalized_entropy": 0, "effective_keys": 1, "mutual_information": np.log(4),
         "distance": np.sqrt(2) / 2, "identity_mass": 0,
     }),
     (np.eye(4)[[1, 1, 1, 1]], {  # all look at the upper right one
-        "entropy": 0, "normalised_entropy": 0, "effective_keys": 1, "mutual_information": 0,
+        "entropy": 0, "normalized_entropy": 0, "effective_keys": 1, "mutual_information": 0,
         "distance": (2 + np.sqrt(2)) / 8, "identity_mass": 0.25,
     }),
 ], ids=["uniform", "identity", "opposite", "one key"])  # fmt: skip
@@ -87,7 +87,7 @@ def test_attention_statistics_of_patterns_made_by_hand(pattern, expected):
 
 def test_a_single_position_has_no_entropy_and_no_nan():
     found = measured(np.ones((1, 1)), (1, 1))
-    assert found["entropy"] == found["normalised_entropy"] == found["distance"] == 0
+    assert found["entropy"] == found["normalized_entropy"] == found["distance"] == 0
 
 
 def test_statistics_are_of_each_image_and_head():
@@ -102,8 +102,8 @@ def patterns_of(stage, h):
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), PARAMS[stage.name])
     batch, tokens, groups = len(h), stage.resolution**2, UNET.norm_groups
     grouped = h.reshape(batch, tokens, groups, -1).astype(np.float64)
-    centred = grouped - grouped.mean((1, 3), keepdims=True)
-    h = centred / np.sqrt(centred.var((1, 3), keepdims=True) + UNET.norm_eps)
+    centered = grouped - grouped.mean((1, 3), keepdims=True)
+    h = centered / np.sqrt(centered.var((1, 3), keepdims=True) + UNET.norm_eps)
     h = h.reshape(batch, tokens, -1) * params["norm"]["scale"] + params["norm"]["bias"]
     heads = UNET.heads[stage.level]
     split = lambda name: (h @ params[name]["kernel"] + params[name]["bias"]).reshape(batch, tokens, heads, -1)
@@ -131,14 +131,14 @@ def stats():
 
 
 def test_attention_stats_are_labelled_by_head_timestep_and_image(stats):
-    heads = [component for component in components(UNET) if component.kind == "head"]
+    heads = [component for component in components(UNET) if component.component_type == "head"]
     assert stats["head"].values.tolist() == [component.name for component in heads]
     assert stats["tokens"].values.tolist() == [component.resolution**2 for component in heads]
     assert dict(stats.sizes) == {"head": len(heads), "t": 2, "image": 5}
     np.testing.assert_allclose(stats.log_snr, np.asarray(SCHEDULE.log_snr)[LEVELS])
     entropy, ceiling = stats.entropy.values, np.log(stats["tokens"].values)[:, None, None]
     assert ((entropy > 0) & (entropy < ceiling)).all()
-    np.testing.assert_allclose(stats.normalised_entropy.values * ceiling, entropy, rtol=1e-6)
+    np.testing.assert_allclose(stats.normalized_entropy.values * ceiling, entropy, rtol=1e-6)
 
 
 def noisy(level):
@@ -184,8 +184,8 @@ def test_activation_moments_are_those_of_float64_whatever_the_block(captured):
 
 def test_mean_fills_fit_every_site_and_replace_exactly(captured):
     means = {site: values.mean(1) for site, values in captured["sites"].items()}
-    fills = activations.replacements_at(means, 1)
-    everything = ablate(IDENTITY, ".*", "mean", fills)
+    replacements = activations.replacements_at(means, 1)
+    everything = ablate(IDENTITY, ".*", "mean", replacements)
     t = jnp.zeros(5, jnp.int32)
     out = jax.eval_shape(functools.partial(apply_unet, UNET), PARAMS, everything, IMAGES, t)
     assert out.shape == IMAGES.shape
@@ -193,9 +193,9 @@ def test_mean_fills_fit_every_site_and_replace_exactly(captured):
     stage = next(stage for stage in stages(UNET) if stage.name == "mid.block0")
     h = np.random.default_rng(0).standard_normal((2, 4, 4, 16)).astype(np.float32)
     run = jax.jit(functools.partial(run_stage, UNET, stage))
-    replaced = ablate(IDENTITY, ["mid.block0.res"], "mean", fills)
+    replaced = ablate(IDENTITY, ["mid.block0.res"], "mean", replacements)
     found = run(PARAMS, replaced, Stream(h, (), jnp.ones((2, 32))))[0].h
-    np.testing.assert_array_equal(found, h + fills["mid.block0.res"])
+    np.testing.assert_array_equal(found, h + replacements["mid.block0.res"])
 
 
 def test_sites_are_captured_before_the_gate_acts(captured):

@@ -17,8 +17,9 @@ from mechdiff.interventions.build import set_temperature as set_temperature
 from mechdiff.interventions.components import component_at
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import Stream, components, forward, run_stage, stages
-from mechdiff.sweeps import activations, attention_patterns, replacements, scaling, temperature
+from mechdiff.sweeps import activations, attention_patterns, scaling, temperature
 from mechdiff.sweeps.execution import shared_prefix
+from mechdiff.sweeps.replacements import resample_replacements
 
 UNET, SCHEDULE = SMALL, cosine_schedule(50)
 SUBJECT = Denoiser("random", UNET, SCHEDULE, random_params(UNET), identity_of(UNET))
@@ -47,10 +48,10 @@ def per_row(intervention):
     given = {"gate": intervention.gate, "temperature": intervention.temperature}
     given = {name: {s: rows(a, 1) for s, a in leaves.items()} for name, leaves in given.items()}
     uniform = attention_patterns.constant_patterns(UNET, "uniform")
-    patterned = {site: intervention.pattern_fill.get(site, other) for site, other in uniform.items()}
+    patterned = {site: intervention.pattern_replacement.get(site, other) for site, other in uniform.items()}
     full = {site: np.broadcast_to(p, (5, 2, 64, 64)) for site, p in patterned.items()}
     mixed = {site: rows(intervention.pattern.get(site, np.ones(2, np.float32)), 1) for site in uniform}
-    return dataclasses.replace(intervention, **given, pattern=mixed, pattern_fill=full)
+    return dataclasses.replace(intervention, **given, pattern=mixed, pattern_replacement=full)
 
 
 def run(intervention, t):
@@ -135,7 +136,7 @@ def replaced():
 
 
 def test_effects_of_patterns_are_those_of_plain_passes(replaced):
-    donors = replacements.resample_replacements(*PARTS, IMAGES, LEVELS, KEY, draws=2).donors
+    donors = resample_replacements(*PARTS, IMAGES, LEVELS, KEY, draws=2).donors
     own = activations.activations(
         UNET, PARAMS, IDENTITY, SCHEDULE, IMAGES, 40, KEY, np.arange(5), collection="patterns"
     )

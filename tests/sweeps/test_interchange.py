@@ -48,10 +48,10 @@ def test_moved_is_that_of_plain_passes(pairs, found):
         plain(UNET, SCHEDULE, SUBJECT.params, intervention, x, at), np.float64
     )
     eps, other = (run(SUBJECT.identity, x) for x in seen)
-    fills = activations.activations(*_parts(), second, int(LEVELS[1]), key, index)
+    replacements = activations.activations(*_parts(), second, int(LEVELS[1]), key, index)
     cell = found.sel(factor=FACTORS[1]).isel(t=1)
     for name in NAMES:
-        changed = run(ablate(SUBJECT.identity, [name], "interchange", fills), seen[0])
+        changed = run(ablate(SUBJECT.identity, [name], "interchange", replacements), seen[0])
         expected = ((changed - eps) * (other - eps)).sum((1, 2, 3)) / ((other - eps) ** 2).sum((1, 2, 3))
         np.testing.assert_allclose(cell.moved.sel(component=name), expected, rtol=1e-3, atol=1e-5)
 

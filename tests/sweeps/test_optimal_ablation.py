@@ -14,7 +14,8 @@ from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import component_at
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components
-from mechdiff.sweeps import ablation, activations, optimal_ablation
+from mechdiff.sweeps import activations, optimal_ablation
+from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.execution import shared_prefix
 from mechdiff.sweeps.execution.engine import Engine
 
@@ -38,23 +39,23 @@ def found():
 @pytest.fixture(scope="module")
 def losses(found, tmp_path_factory):
     """Mean losses on the reference images under the noise by which the fills were chosen."""
-    fills = {"mean": activations.activation_means(*PARTS, IMAGES, LEVELS, KEY), "optimal": found}
-    config = SweepConfig(kinds=("zero", "mean", "optimal"), image_block=6)
+    replacements = {"mean": activations.activation_means(*PARTS, IMAGES, LEVELS, KEY), "optimal": found}
+    config = SweepConfig(ablations=("zero", "mean", "optimal"), image_block=6)
     folder = tmp_path_factory.mktemp("optimal")
-    return ablation.ablation_sweep(
-        SUBJECT, IMAGES, LEVELS, KEY, folder, config=config, fills=fills, chosen=CHOSEN
+    return ablation_sweep(
+        SUBJECT, IMAGES, LEVELS, KEY, folder, config=config, replacements=replacements, chosen=CHOSEN
     ).loss.mean("image")
 
 
 def test_no_worse_than_mean_and_zero_on_the_reference_images(losses):
-    best = losses.sel(kind="optimal").values
-    for kind in ("zero", "mean"):
-        assert (best <= losses.sel(kind=kind).values * (1 + 1e-5)).all()
+    best = losses.sel(ablation="optimal").values
+    for ablation in ("zero", "mean"):
+        assert (best <= losses.sel(ablation=ablation).values * (1 + 1e-5)).all()
 
 
 def test_a_random_network_has_better_constants_than_its_means(losses):
     """Its output is not fitted to the noise, so that a better constant is always near."""
-    gain = 1 - losses.sel(kind="optimal") / losses.sel(kind="mean")
+    gain = 1 - losses.sel(ablation="optimal") / losses.sel(ablation="mean")
     assert float(gain.max()) > 0.02 and float((gain > 0).mean()) > 0.7
 
 
@@ -83,7 +84,7 @@ def test_the_gradient_is_the_slope_of_each_components_own_loss_and_of_no_other()
     stacked, index = leave_one_out(SUBJECT.identity, CHOSEN)[1], np.arange(6)
     wave = shared_prefix.plan_passes(UNET, stacked, 100)
     gate = {site: leaf[wave.order[0]] for site, leaf in stacked.gate.items()}
-    ordered = dataclasses.replace(stacked, gate=gate, fill=None)
+    ordered = dataclasses.replace(stacked, gate=gate, replacement=None)
     network = UNET, wave.joins, SCHEDULE, SUBJECT.params
     slope = optimal_ablation._slopes(*network, ordered, mean, scale, point, IMAGES, 3, index, KEY)
 
@@ -92,8 +93,12 @@ def test_the_gradient_is_the_slope_of_each_components_own_loss_and_of_no_other()
     way[:, 0] = np.sign(slope[site][:, 0])  # the part of the first head
 
     def losses(step):
-        fill = optimal_ablation._fill(mean, scale, {**point, site: point[site] + np.float32(step) * way})
-        return engine.measure(dataclasses.replace(stacked, fill=fill), IMAGES, index, 3, KEY).loss.mean(1)
+        replacement = optimal_ablation._fill(
+            mean, scale, {**point, site: point[site] + np.float32(step) * way}
+        )
+        return engine.measure(
+            dataclasses.replace(stacked, replacement=replacement), IMAGES, index, 3, KEY
+        ).loss.mean(1)
 
     rise = (losses(0.05) - losses(-0.05)) / 0.1
     np.testing.assert_allclose(rise[1], (slope[site][:, 0] * way[:, 0]).sum(), rtol=0.02)

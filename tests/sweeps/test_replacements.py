@@ -18,8 +18,10 @@ from mechdiff.interventions.build import ablate
 from mechdiff.interventions.components import component_at
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import apply_unet, components
-from mechdiff.sweeps import ablation, activations, replacements
+from mechdiff.sweeps import activations
+from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.execution import shared_prefix
+from mechdiff.sweeps.replacements import derangements, noise_replacements, resample_replacements
 
 UNET, SCHEDULE = SMALL, cosine_schedule(50)
 PARAMS = jax.device_put(random_params(UNET), jax.devices()[0])  # as checkpoints are read
@@ -33,29 +35,36 @@ CHOSEN = tuple(component_at(components(UNET), name) for name in NAMES)
 plain = jax.jit(apply_unet, static_argnums=0)
 
 
-def swept(kind, fills, folder, block=4):
-    config = SweepConfig(kinds=(kind,), image_block=block)
-    found = ablation.ablation_sweep(
-        SUBJECT, IMAGES, LEVELS, KEY, folder, config=config, fills={kind: fills}, chosen=CHOSEN
+def swept(ablation, replacements, folder, block=4):
+    config = SweepConfig(ablations=(ablation,), image_block=block)
+    found = ablation_sweep(
+        SUBJECT,
+        IMAGES,
+        LEVELS,
+        KEY,
+        folder,
+        config=config,
+        replacements={ablation: replacements},
+        chosen=CHOSEN,
     )
-    return found.sel(kind=kind)
+    return found.sel(ablation=ablation)
 
 
-def plain_losses(level, fills):
+def plain_losses(level, replacements):
     """Losses of the chosen components, one plain pass each, with `fills` of every image."""
     noise = image_noise(KEY, np.arange(5), IMAGES.shape[1:])
     t = jnp.full(5, LEVELS[level])
     x_t = q_sample(SCHEDULE, IMAGES, t, noise)
     losses = []
     for name in NAMES:
-        eps = plain(UNET, SUBJECT.params, ablate(SUBJECT.identity, [name], "given", fills), x_t, t)
+        eps = plain(UNET, SUBJECT.params, ablate(SUBJECT.identity, [name], "given", replacements), x_t, t)
         losses.append(((eps - noise) ** 2).mean((1, 2, 3)))
     return np.stack(losses)
 
 
 @pytest.fixture(scope="module")
 def donors():
-    return replacements.resample_replacements(*PARTS, IMAGES, LEVELS, KEY, draws=2)
+    return resample_replacements(*PARTS, IMAGES, LEVELS, KEY, draws=2)
 
 
 def test_resampling_gives_each_image_the_activation_of_its_donor(donors, tmp_path):
@@ -71,7 +80,7 @@ def test_resampling_gives_each_image_the_activation_of_its_donor(donors, tmp_pat
 
 def test_donors_of_pictures_nested_in_levels_are_of_their_level():
     nested = np.stack([IMAGES[:2], IMAGES[2:4]])
-    source = replacements.resample_replacements(*PARTS, nested, LEVELS, KEY)
+    source = resample_replacements(*PARTS, nested, LEVELS, KEY)
     found = source.at(1, np.arange(2), 0)
     expected = activations.activations(*PARTS, IMAGES[[3, 2]], int(LEVELS[1]), KEY, np.array([3, 2]))
     for site, values in found.items():
@@ -87,7 +96,7 @@ def test_rows_that_are_taken_a_few_at_a_time_get_the_fills_of_their_images(donor
 
 def test_with_every_other_image_as_donor_the_circle_does_not_matter(donors, tmp_path):
     """The mean over all donors is the mean over all pairs of images."""
-    circles = [replacements.derangements(jax.random.key(i), 5, 4) for i in (1, 2)]
+    circles = [derangements(jax.random.key(i), 5, 4) for i in (1, 2)]
     assert (circles[0] != circles[1]).any()
     one, two = (swept("resample", dataclasses.replace(donors, donors=all_), tmp_path) for all_ in circles)
     assert one.attrs["key"] != two.attrs["key"]
@@ -98,7 +107,7 @@ def test_with_every_other_image_as_donor_the_circle_does_not_matter(donors, tmp_
 @given(seed=st.integers(0, 1000), count=st.integers(2, 40), data=st.data())
 def test_no_image_is_its_own_donor_nor_has_one_twice(seed, count, data):
     draws = data.draw(st.integers(1, count - 1))
-    donors = replacements.derangements(jax.random.key(seed), count, draws)
+    donors = derangements(jax.random.key(seed), count, draws)
     assert (donors != np.arange(count)).all()
     assert (np.sort(donors, axis=1) == np.arange(count)).all()
     assert all(len(set(column)) == draws for column in donors.T)
@@ -106,13 +115,13 @@ def test_no_image_is_its_own_donor_nor_has_one_twice(seed, count, data):
 
 def test_more_donors_than_other_images_are_refused():
     with pytest.raises(ConfigError, match="5 donors from 5 images"):
-        replacements.derangements(KEY, 5, 5)
+        derangements(KEY, 5, 5)
     with pytest.raises(ConfigError, match="draws=8"):
-        SweepConfig(kinds=("resample",), images=8, draws=8)
+        SweepConfig(ablations=("resample",), images=8, draws=8)
 
 
 def test_noise_has_the_moments_asked_for_and_is_fresh_everywhere(tmp_path):
-    source = replacements.noise_replacements(*PARTS, IMAGES[::-1].copy(), LEVELS, KEY, draws=100)
+    source = noise_replacements(*PARTS, IMAGES[::-1].copy(), LEVELS, KEY, draws=100)
     site = "mid.block0.res"
     drawn = np.stack([np.asarray(source.at(1, np.arange(5), draw)[site]) for draw in range(100)])
     xi = (drawn - source.means[site][1]) / source.deviations[site][1]
@@ -122,7 +131,7 @@ def test_noise_has_the_moments_asked_for_and_is_fresh_everywhere(tmp_path):
 
 
 def test_noise_in_a_sweep_is_that_of_its_source(tmp_path):
-    source = replacements.noise_replacements(*PARTS, IMAGES[::-1].copy(), LEVELS, KEY)
+    source = noise_replacements(*PARTS, IMAGES[::-1].copy(), LEVELS, KEY)
     found = swept("noise", source, tmp_path)
     expected = plain_losses(1, source.at(1, np.arange(5), 0))
     np.testing.assert_allclose(found.loss.isel(t=1), expected, rtol=1e-5)

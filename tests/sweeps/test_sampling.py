@@ -23,7 +23,7 @@ WINDOWS = rollout.even_windows(LEVELS, 3)
 
 
 @pytest.fixture(scope="module")
-def subject(tiny):
+def denoiser(tiny):
     params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), tiny.unet)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
@@ -33,37 +33,37 @@ def subject(tiny):
 
 
 @pytest.fixture(scope="module")
-def chosen(subject):
+def chosen(denoiser):
     names = {"down0.block0.res", "mid.attn0.head1", "up0.block1.skip", "up1.block0.time"}
-    return [component for component in components(subject.unet) if component.name in names]
+    return [component for component in components(denoiser.unet) if component.name in names]
 
 
 @pytest.fixture(scope="module")
-def means(subject):
+def means(denoiser):
     images = np.random.default_rng(1).uniform(-1, 1, (4, 8, 8, 3)).astype(np.float32)
-    parts = subject.network
+    parts = denoiser.network
     return {"mean": activations.activation_means(*parts, images, LEVELS, jax.random.key(9), block=4)}
 
 
 @pytest.fixture(scope="module")
-def plain(subject):
+def plain(denoiser):
     """Ordinary sampling under an intervention."""
 
     @functools.partial(jax.jit, static_argnames="step_fn")
     def draw(intervention, step_fn):
-        predict = functools.partial(denoise, subject.unet, subject.schedule, subject.params, intervention)
+        predict = functools.partial(denoise, denoiser.unet, denoiser.schedule, denoiser.params, intervention)
         shape = (SAMPLES, 8, 8, 3)
-        return sample(predict, subject.schedule, KEY, shape, step_fn=step_fn, timesteps=LEVELS)
+        return sample(predict, denoiser.schedule, KEY, shape, step_fn=step_fn, timesteps=LEVELS)
 
     return lambda intervention, step_fn=ddim_step: np.asarray(draw(intervention, step_fn))
 
 
 @pytest.fixture(scope="module")
-def swept(subject, chosen, means, tmp_path_factory):
+def swept(denoiser, chosen, means, tmp_path_factory):
     folder = tmp_path_factory.mktemp("walked")
     return sampling.sampling_sweep(
-        subject, LEVELS, WINDOWS, SAMPLES, KEY, folder,
-        kinds=("zero", "mean"), fills=means, chosen=chosen, block=2, rows=6,
+        denoiser, LEVELS, WINDOWS, SAMPLES, KEY, folder,
+        ablations=("zero", "mean"), replacements=means, chosen=chosen, block=2, rows=6,
     )  # fmt: skip
 
 
@@ -72,19 +72,19 @@ def rms(a, b):
 
 
 @pytest.mark.parametrize("window", range(3))
-def test_distance_is_that_of_plain_sampling_with_a_window(subject, chosen, plain, swept, window):
-    clean = plain(subject.identity)
+def test_distance_is_that_of_plain_sampling_with_a_window(denoiser, chosen, plain, swept, window):
+    clean = plain(denoiser.identity)
     for component in chosen:
-        changed = plain(windowed(ablate(subject.identity, [component]), *WINDOWS[window]))
-        found = swept.sel(kind="zero", component=component.name).isel(window=window)
+        changed = plain(windowed(ablate(denoiser.identity, [component]), *WINDOWS[window]))
+        found = swept.sel(ablation="zero", component=component.name).isel(window=window)
         np.testing.assert_allclose(found.distance, rms(changed, clean), rtol=2e-3, atol=2e-5)
         np.testing.assert_allclose(
             found.set_distance, sampling.energy_distance(clean, changed), rtol=5e-3, atol=2e-5
         )
-    assert (swept.distance.sel(kind="zero") > 1e-4).all()
+    assert (swept.distance.sel(ablation="zero") > 1e-4).all()
 
 
-def test_fills_follow_the_step(subject, chosen, means, swept):
+def test_fills_follow_the_step(denoiser, chosen, means, swept):
     """Step by step in a Python loop, with the fill of each level."""
     component, (low, high) = chosen[1], WINDOWS[1]
     x = {"clean": initial_noise(KEY, np.arange(SAMPLES), (8, 8, 3))}
@@ -93,31 +93,34 @@ def test_fills_follow_the_step(subject, chosen, means, swept):
     step_keys = keys_of_steps(KEY, down)
     run = jax.jit(denoise, static_argnums=0)
     for i, level in enumerate(down):
-        fills = activations.replacements_at(means["mean"], len(down) - 1 - i)
-        acts = {"clean": subject.identity, "changed": ablate(subject.identity, [component], "mean", fills)}
+        replacements = activations.replacements_at(means["mean"], len(down) - 1 - i)
+        acts = {
+            "clean": denoiser.identity,
+            "changed": ablate(denoiser.identity, [component], "mean", replacements),
+        }
         for arm, intervention in acts.items():
-            intervention = intervention if low <= level < high else subject.identity
-            predict = functools.partial(run, subject.unet, subject.schedule, subject.params, intervention)
+            intervention = intervention if low <= level < high else denoiser.identity
+            predict = functools.partial(run, denoiser.unet, denoiser.schedule, denoiser.params, intervention)
             previous = np.append(down, -1)[i + 1]
             x[arm] = one_step(
-                predict, subject.schedule, step_keys[i], x[arm], np.asarray(level), np.asarray(previous),
+                predict, denoiser.schedule, step_keys[i], x[arm], np.asarray(level), np.asarray(previous),
                 np.arange(SAMPLES), ddim_step, True,
             )[0]  # fmt: skip
-    found = swept.sel(kind="mean", component=component.name).isel(window=1)
+    found = swept.sel(ablation="mean", component=component.name).isel(window=1)
     np.testing.assert_allclose(found.distance, rms(x["changed"], x["clean"]), rtol=2e-3, atol=2e-5)
 
 
-def test_ddpm_shares_the_noise_of_every_step(subject, chosen, plain, tmp_path):
+def test_ddpm_shares_the_noise_of_every_step(denoiser, chosen, plain, tmp_path):
     found = sampling.sampling_sweep(
-        subject, LEVELS, WINDOWS[2:], SAMPLES, KEY, tmp_path, chosen=chosen[:1], step_fn=ddpm_step
+        denoiser, LEVELS, WINDOWS[2:], SAMPLES, KEY, tmp_path, chosen=chosen[:1], step_fn=ddpm_step
     )
-    late = windowed(ablate(subject.identity, chosen[:1]), *WINDOWS[2])
-    expected = rms(plain(late, ddpm_step), plain(subject.identity, ddpm_step))
+    late = windowed(ablate(denoiser.identity, chosen[:1]), *WINDOWS[2])
+    expected = rms(plain(late, ddpm_step), plain(denoiser.identity, ddpm_step))
     np.testing.assert_allclose(found.distance.values.ravel(), expected, rtol=2e-3, atol=2e-5)
 
 
 def test_network_calls_are_those_of_the_closed_formula_and_one_program_serves_all_windows(
-    subject, chosen, tmp_path, monkeypatch
+    denoiser, chosen, tmp_path, monkeypatch
 ):
     inner, calls, traces = rollout._walk.__wrapped__, [], []
 
@@ -131,7 +134,7 @@ def test_network_calls_are_those_of_the_closed_formula_and_one_program_serves_al
         return traced(*args)
 
     monkeypatch.setattr(rollout, "_walk", counting)
-    sampling.sampling_sweep(subject, LEVELS, WINDOWS, 4, KEY, tmp_path, chosen=chosen, block=2, rows=2)
+    sampling.sampling_sweep(denoiser, LEVELS, WINDOWS, 4, KEY, tmp_path, chosen=chosen, block=2, rows=2)
     shared, naive = rollout.network_calls(LEVELS, WINDOWS, len(chosen))
     assert sum(calls) == 4 * shared
     steps, count, windows = len(LEVELS), len(chosen), len(WINDOWS)
@@ -139,12 +142,12 @@ def test_network_calls_are_those_of_the_closed_formula_and_one_program_serves_al
     assert traces == [1, 2]  # the clean walk, the changed walk
 
 
-def test_devices_share_a_walk_and_change_no_number(subject, chosen, means, swept, tmp_path, monkeypatch):
+def test_devices_share_a_walk_and_change_no_number(denoiser, chosen, means, swept, tmp_path, monkeypatch):
     asked, over = [], devices.over
     monkeypatch.setattr(devices, "over", lambda images: (asked.append(images), over(1))[1])
     alone = sampling.sampling_sweep(
-        subject, LEVELS, WINDOWS, SAMPLES, KEY, tmp_path,
-        kinds=("zero", "mean"), fills=means, chosen=chosen, block=2, rows=12,
+        denoiser, LEVELS, WINDOWS, SAMPLES, KEY, tmp_path,
+        ablations=("zero", "mean"), replacements=means, chosen=chosen, block=2, rows=12,
     )  # fmt: skip
     assert over(2).size == 2 and asked == [2]  # `swept` ran on both devices
     for name in ("distance", "set_distance"):
@@ -184,12 +187,12 @@ def test_energy_distance_is_unbiased_where_sets_share_their_noise():
     assert abs(np.mean(found)) < 4 * np.std(found) / 20
 
 
-def test_bad_windows_kinds_and_counts_are_refused(subject, chosen, tmp_path):
-    run = functools.partial(sampling.sampling_sweep, subject, LEVELS, chosen=chosen, folder=tmp_path)
+def test_bad_windows_kinds_and_counts_are_refused(denoiser, chosen, tmp_path):
+    run = functools.partial(sampling.sampling_sweep, denoiser, LEVELS, chosen=chosen, folder=tmp_path)
     with pytest.raises(ConfigError, match=r"\[9, 10\) holds none"):
         run(windows=[(9, 10)], samples=2, key=KEY)
     with pytest.raises(ConfigError, match="'mean' needs fills"):
-        run(windows=WINDOWS, samples=2, key=KEY, kinds=("mean",))
+        run(windows=WINDOWS, samples=2, key=KEY, ablations=("mean",))
     with pytest.raises(ConfigError, match="at least 2"):
         run(windows=WINDOWS, samples=1, key=KEY)
     with pytest.raises(ConfigError, match="choose 1 to 6"):

@@ -16,7 +16,8 @@ from mechdiff.interventions.components import component_at
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, init_unet
 from mechdiff.storage import labelled
-from mechdiff.sweeps import ablation, sequential
+from mechdiff.sweeps import sequential
+from mechdiff.sweeps.ablation import ablation_sweep
 
 KEY = jax.random.key(4)
 NAMES = ("down0.block0.res", "mid.attn0.head1", "up0.block1.skip", "up1.block0.time")
@@ -76,7 +77,7 @@ def test_a_skewed_sequence_is_wider_on_the_side_of_the_long_tail_and_students_wh
     assert [end[0] for end in stats.skewed_sequence(np.ones((1, 9)))] == [0, 0]
 
 
-@pytest.mark.parametrize("bad", [{"level": 1.0}, {"n": 0}, {"planned": 0}])
+@pytest.mark.parametrize("bad", [{"confidence": 1.0}, {"n": 0}, {"planned": 0}])
 def test_a_sequence_refuses_what_it_can_not_mean(bad):
     with pytest.raises(ConfigError):
         stats.confidence_sequence(**{"n": 10, "deviation": np.ones(1), **bad})
@@ -97,11 +98,11 @@ def test_influences_give_the_standard_error_of_pooled_damage():
 
 
 @pytest.mark.parametrize("rise", [0.0, 0.05, 0.1])
-def test_the_whole_rule_covers_where_it_stops(subject, rise):
+def test_the_whole_rule_covers_where_it_stops(denoiser, rise):
     """Simulated skewed losses, looked at block by block until apart from 0 or narrow; the truth is known."""
     rng, runs, total = np.random.default_rng(5), 300, 640
-    some = (component_at(components(subject.unet), NAMES[0]),)
-    rule = sequential._Run(subject, np.empty(0), np.arange(2), KEY, some, 4.0, 0.9, 16, 0)
+    some = (component_at(components(denoiser.unet), NAMES[0]),)
+    rule = sequential._Run(denoiser, np.empty(0), np.arange(2), KEY, some, 4.0, 0.9, 16, 0)
     covered, sizes = 0, []
     for _ in range(runs):
         clean = rng.gamma(2.0, size=(2, total)) * [[1.0], [0.2]]
@@ -121,7 +122,7 @@ def test_the_whole_rule_covers_where_it_stops(subject, rise):
 
 
 @pytest.fixture(scope="module")
-def subject(tiny):
+def denoiser(tiny):
     params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), tiny.unet)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
@@ -130,12 +131,14 @@ def subject(tiny):
     return Denoiser("random", tiny.unet, make_schedule(tiny.diffusion), params, identity)
 
 
-def test_the_fixed_design_is_the_smallest_with_which_ordinary_intervals_of_all_pass(subject):
+def test_the_fixed_design_is_the_smallest_with_which_ordinary_intervals_of_all_pass(denoiser):
     rng, rises = np.random.default_rng(6), np.array([0.0, 0.02, 0.5])[:, None, None]
-    some = tuple(component_at(components(subject.unet), name) for name in NAMES[:3])
+    some = tuple(component_at(components(denoiser.unet), name) for name in NAMES[:3])
     clean = rng.gamma(2.0, size=(2, 64))
     loss = clean * (1 + rises) + 0.6 * rng.normal(size=(3, 2, 64))
-    found = sequential._Run(subject, np.empty(0), np.arange(2), KEY, some, 4.0, 0.9, 16, 0)._look(clean, loss)
+    found = sequential._Run(denoiser, np.empty(0), np.arange(2), KEY, some, 4.0, 0.9, 16, 0)._look(
+        clean, loss
+    )
     estimate, influence = sequential.effect_and_influence(clean, loss)
     half = scipy_stats.norm.ppf(0.95) * influence.std(-1, ddof=1)  # of one image
     passes = lambda n: (half / np.sqrt(n) <= np.maximum(2.0, np.abs(estimate))).all()
@@ -145,23 +148,21 @@ def test_the_fixed_design_is_the_smallest_with_which_ordinary_intervals_of_all_p
 
 
 @pytest.fixture(scope="module")
-def certify(subject):
+def certify(denoiser):
     images = np.random.default_rng(1).uniform(-1, 1, (64, 8, 8, 3)).astype(np.float32)
-    chosen = [component_at(components(subject.unet), name) for name in NAMES]
+    chosen = [component_at(components(denoiser.unet), name) for name in NAMES]
     return images, chosen, functools.partial(
-        sequential.sequential_sweep, subject, images, [5, 30], KEY, chosen=chosen, block=8
+        sequential.sequential_sweep, denoiser, images, [5, 30], KEY, chosen=chosen, block=8
     )  # fmt: skip
 
 
-def test_estimates_are_those_of_a_plain_sweep_on_the_same_images(subject, certify, tmp_path):
+def test_estimates_are_those_of_a_plain_sweep_on_the_same_images(denoiser, certify, tmp_path):
     images, chosen, run = certify
     found = run(tmp_path / "a", width=2.0)
-    config = SweepConfig(kinds=("zero",), image_block=8)
-    swept = ablation.ablation_sweep(
-        subject, images, [5, 30], KEY, tmp_path / "b", config=config, chosen=chosen
-    )
+    config = SweepConfig(ablations=("zero",), image_block=8)
+    swept = ablation_sweep(denoiser, images, [5, 30], KEY, tmp_path / "b", config=config, chosen=chosen)
     for i, size in enumerate(found.images):
-        some = swept.isel(image=slice(0, size), kind=0, component=i)
+        some = swept.isel(image=slice(0, size), ablation=0, component=i)
         ratio = some.loss.mean("image") / some.clean_loss.mean("image")
         assert found.estimate[i] == pytest.approx(float(100 * (ratio.mean() - 1)), rel=1e-4, abs=1e-3)
     narrow, apart = found.high - found.low <= 2.0, (found.low > 0) | (found.high < 0)
@@ -170,13 +171,13 @@ def test_estimates_are_those_of_a_plain_sweep_on_the_same_images(subject, certif
     assert (found.low < found.estimate).all() and (found.estimate < found.high).all()
 
 
-def test_pictures_nested_in_timesteps_are_each_timesteps_own(subject, certify, tmp_path):
+def test_pictures_nested_in_timesteps_are_each_timesteps_own(denoiser, certify, tmp_path):
     images, chosen, _ = certify
     nested = np.stack([images[:32], images[32:]])
-    asked = subject, nested, [5, 30], KEY
+    asked = denoiser, nested, [5, 30], KEY
     found = sequential.sequential_sweep(*asked, tmp_path / "a", chosen=chosen, block=8, width=1e6)
-    config = SweepConfig(kinds=("zero",), image_block=8)
-    swept = ablation.ablation_sweep(*asked, tmp_path / "b", config=config, chosen=chosen).isel(kind=0)
+    config = SweepConfig(ablations=("zero",), image_block=8)
+    swept = ablation_sweep(*asked, tmp_path / "b", config=config, chosen=chosen).isel(ablation=0)
     some = swept.isel(image=slice(0, 32))
     ratio = some.loss.mean("image") / some.clean_loss.mean("image")
     np.testing.assert_allclose(found.estimate, 100 * (ratio.mean("t") - 1), rtol=1e-4, atol=1e-3)

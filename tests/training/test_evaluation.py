@@ -1,4 +1,4 @@
-"""Losses by level and memorisation, against closed forms."""
+"""Losses by level and memorization, against closed forms."""
 
 import jax
 import jax.numpy as jnp

@@ -138,12 +138,12 @@ def test_a_batch_that_does_not_divide_among_devices_is_refused(small, setting):
         step.data_parallel(override(small, [f"train.{setting}"]).train)
 
 
-def test_the_export_holds_config_losses_and_memorisation(tiny, trained):
+def test_the_export_holds_config_losses_and_memorization(tiny, trained):
     config, _, _, record = load.load_trained(trained[0])
     assert config == tiny
     assert record["steps"] == 20 and record["images"] == 160
     assert len(record["test_loss_by_level"]) == 8 and np.isfinite(record["gap"])
-    assert set(record["memorisation"]) == {"samples_nearest", "held_out_nearest", "ratio", "copies"}
+    assert set(record["memorization"]) == {"samples_nearest", "held_out_nearest", "ratio", "copies"}
     assert [line["step"] for line in record["log"] if line["kind"] == "eval"] == [10, 20]
     assert (trained[0] / "samples.png").read_bytes().startswith(b"\x89PNG")
 

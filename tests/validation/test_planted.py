@@ -30,8 +30,8 @@ def exact(made, chosen):
     """Plant -> Deg% `[component, t]` and largest change `[component]` of leaving out each component."""
     found = {}
     for name, plant in made.items():
-        engine = Engine(plant.subject.unet, plant.subject.schedule, plant.subject.params)
-        stacked, index = leave_one_out(plant.subject.identity, chosen)[1], np.arange(IMAGES)
+        engine = Engine(plant.denoiser.unet, plant.denoiser.schedule, plant.denoiser.params)
+        stacked, index = leave_one_out(plant.denoiser.identity, chosen)[1], np.arange(IMAGES)
         levels = [
             engine.measure(stacked, plant.images, index, int(t), jax.random.key(5)) for t in plant.timesteps
         ]
@@ -43,8 +43,8 @@ def exact(made, chosen):
 def damage(plant, names, dose=0.0):
     """Mean Deg% of components at a dose together, on the pictures that the gain was fitted to."""
     asked = plant.others, plant.timesteps
-    clean = losses(plant.subject, plant.subject.identity, *asked)
-    changed = losses(plant.subject, set_gate(plant.subject.identity, names, dose), *asked)
+    clean = losses(plant.denoiser, plant.denoiser.identity, *asked)
+    changed = losses(plant.denoiser, set_gate(plant.denoiser.identity, names, dose), *asked)
     return float(100 * (changed / clean - 1).mean())
 
 
@@ -71,7 +71,7 @@ def test_discovery_finds_what_was_planted_and_stand_ins_the_second_of_a_pair(mad
 
 @pytest.mark.parametrize("name", planted.FAMILIES)
 def test_dead_heads_change_nothing(made, exact, chosen, name):
-    silent = [c.kind == "head" and c.name not in made[name].signs for c in chosen]
+    silent = [c.component_type == "head" and c.name not in made[name].signs for c in chosen]
     assert exact[name][1][silent].max() < 1e-10
 
 
@@ -106,7 +106,7 @@ def test_the_gain_is_where_the_gradient_of_the_loss_vanishes(made):
 
 def test_instances_differ_and_repeat(made):
     again, other = planted.make("redundant", 1, images=IMAGES), planted.make("redundant", 2, images=IMAGES)
-    same = jax.tree.map(np.array_equal, again.subject.params, made["redundant"].subject.params)
+    same = jax.tree.map(np.array_equal, again.denoiser.params, made["redundant"].denoiser.params)
     assert all(jax.tree.leaves(same)) and np.array_equal(again.images, made["redundant"].images)
     assert not np.array_equal(other.images, again.images)
     assert not np.array_equal(other.images, other.others)

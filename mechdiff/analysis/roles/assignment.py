@@ -58,7 +58,7 @@ class Roles:
 
 
 def examine(
-    subject: Denoiser,
+    denoiser: Denoiser,
     fresh: Sequence[Denoiser],
     chosen: Sequence[Component],
     images: Images,
@@ -67,7 +67,7 @@ def examine(
     *,
     count: int = 1000,
     seed: int = 0,
-    level: float = 0.05,
+    fdr: float = 0.05,
     **given,
 ) -> tuple[Roles, xr.Dataset]:
     """Roles of components of one network, with everything measured that `assign` needs; ablation by zeros.
@@ -82,12 +82,12 @@ def examine(
     Returns:
       The roles, and the effects of the components on all targets.
     """
-    names, alone = leave_one_out(subject.identity, chosen)
+    names, alone = leave_one_out(denoiser.identity, chosen)
     run = lambda who, stacked, names: role_effects(who, stacked, names, images, timesteps, key, **given)
-    found, others = run(subject, alone, names), [run(one, alone, names) for one in fresh]
-    sets, random = matched_sets(chosen, components(subject.unet), subject.identity, count, seed)
-    classes = [matched_class(component, subject.identity) for component in chosen]
-    return assign(found, run(subject, random, sets), others, classes, level), found
+    found, others = run(denoiser, alone, names), [run(one, alone, names) for one in fresh]
+    sets, random = matched_sets(chosen, components(denoiser.unet), denoiser.identity, count, seed)
+    classes = [matched_class(component, denoiser.identity) for component in chosen]
+    return assign(found, run(denoiser, random, sets), others, classes, fdr), found
 
 
 def families(names: Sequence[str]) -> np.ndarray:
@@ -118,7 +118,7 @@ def assign(
     matched: xr.Dataset,
     untrained: Sequence[xr.Dataset],
     classes: Sequence[str],
-    level: float = 0.05,
+    fdr: float = 0.05,
 ) -> Roles:
     """Roles of components, see the module.
 
@@ -140,9 +140,9 @@ def assign(
         rows = kinds == kind
         standing[rows], p[rows] = against_untrained(found[rows], fresh[fresh_kinds == kind])
     for place, name in enumerate(classes):
-        beyond[place] = found[place] > _quantile(null[own == name], 1 - level)
+        beyond[place] = found[place] > _quantile(null[own == name], 1 - fdr)
     candidate, adjusted = standing.argmax(axis=1), stats.benjamini_hochberg(p)
-    given = (adjusted <= level) & beyond[np.arange(len(found)), candidate]
+    given = (adjusted <= fdr) & beyond[np.arange(len(found)), candidate]
     return Roles(
         components=tuple(str(name) for name in effects["component"].values),
         targets=tuple(names),
@@ -193,7 +193,7 @@ def _middle(rows: Float[np.ndarray, "set target"]) -> tuple[np.ndarray, np.ndarr
     return middle, np.maximum(np.sqrt(square), 1e-6)
 
 
-def _quantile(rows: Float[np.ndarray, "n target"], level: float) -> Float[np.ndarray, " target"]:
+def _quantile(rows: Float[np.ndarray, "n target"], confidence: float) -> Float[np.ndarray, " target"]:
     """Over the rows that change anything; -1, the least SI there is, where none does."""
     known = [column[np.isfinite(column)] for column in rows.T]
-    return np.array([np.quantile(c, level, method="higher") if len(c) else -1.0 for c in known])
+    return np.array([np.quantile(c, confidence, method="higher") if len(c) else -1.0 for c in known])

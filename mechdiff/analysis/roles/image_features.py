@@ -7,7 +7,7 @@ that a change of a picture is a distance in it. Of a picture alone (`image_featu
   texture  local variance of luminance (3x3) where there is no edge: weighted by 1 / (1 + (gradient / 0.25)^2)
   color    what is not luminance, in 4x4 cells
   layout   luminance in 4x4 cells
-With the masks of a synthetic face, `part:NAME`: mean colour of the part. With linear probes, `factor:NAME`:
+With the masks of a synthetic face, `part:NAME`: mean color of the part. With linear probes, `factor:NAME`:
 what the probe reads off the picture (`probes`).
 """
 
@@ -113,7 +113,7 @@ def octaves(x: Pictures) -> list[Float[AnyArray, "*rows 1"]]:
 def part_means(
     x: Pictures, masks: Float[AnyArray, "... parts side side"]
 ) -> Float[AnyArray, "*rows parts 3"]:
-    """Mean colour within each mask; of a part smaller than a pixel the sum: 0 where the part is absent."""
+    """Mean color within each mask; of a part smaller than a pixel the sum: 0 where the part is absent."""
     total = jnp.einsum("...pyx,...yxc->...pc", masks, x)
     return total / jnp.maximum(masks.sum(axis=(-2, -1)), 1)[..., None]
 

@@ -21,7 +21,7 @@ from mechdiff.analysis.roles.assignment import UNASSIGNED
 from mechdiff.core.errors import ConfigError
 
 Profile = Float[np.ndarray, "head numbers"]
-STATISTICS = ("normalised_entropy", "mutual_information", "distance", "identity_mass")
+STATISTICS = ("normalized_entropy", "mutual_information", "distance", "identity_mass")
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ def matched_sets(
     identity: Intervention,
     count: int,
     seed: int = 0,
-    kind: str = "zero",
-    fills: Mapping | None = None,
+    ablation: str = "zero",
+    replacements: Mapping | None = None,
 ) -> tuple[list[str], Intervention]:
     """`count` random sets of channels for each class of components (`matched_class`): the matched null.
 
@@ -31,7 +31,7 @@ def matched_sets(
     """
     rng = np.random.default_rng(seed)
     classes = {matched_class(component, identity): component for component in components}
-    stacked = leave_one_out(identity, [], kind, fills)[1]
+    stacked = leave_one_out(identity, [], ablation, replacements)[1]
     gate = {
         site: np.ones((count * len(classes), leaf.shape[-1]), np.float32)
         for site, leaf in identity.gate.items()
@@ -40,7 +40,7 @@ def matched_sets(
         sites = {
             one.site: identity.gate[one.site].shape[-1]
             for one in pool
-            if one.kind in ("res", "skip") and one.resolution == component.resolution
+            if one.component_type in ("res", "skip") and one.resolution == component.resolution
         }
         sites.pop(component.site, None)
         channels = [(site, i) for site, width in sites.items() for i in range(width)]
@@ -54,14 +54,14 @@ def matched_sets(
 
 def matched_class(component: Component, identity: Intervention) -> str:
     """Components of one class share a null: `RESOLUTION x CHANNELS`, and the site of branches and skips."""
-    own = f" not {component.site}" if component.kind in ("res", "skip") else ""
+    own = f" not {component.site}" if component.component_type in ("res", "skip") else ""
     return f"{component.resolution} x {_channels(component, identity)}{own}"
 
 
 def _channels(component: Component, identity: Intervention) -> int:
     """Channels of a component; of a head its share of its layer's, which are those of the branch before."""
     start, stop = component.index
-    if component.kind != "head":
+    if component.component_type != "head":
         return stop - start
     branch = component.site.replace("attn", "block").removesuffix("head") + "res"
     return identity.gate[branch].shape[-1] * (stop - start) // identity.gate[component.site].shape[-1]

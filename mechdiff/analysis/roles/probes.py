@@ -89,9 +89,9 @@ def _decomposed(images: Images) -> tuple[np.ndarray, ...]:
 
 
 def _fitted(pixels, mean, values, vectors, target) -> Probe:
-    centre = target.mean(axis=0)
-    rotated = vectors.T @ (target - centre)
-    total = ((target - centre) ** 2).sum()
+    center = target.mean(axis=0)
+    rotated = vectors.T @ (target - center)
+    total = ((target - center) ** 2).sum()
     best = None
     for penalty in PENALTIES * max(values.mean(), 1e-12):
         shrunk = 1 / (values + penalty)
@@ -103,4 +103,4 @@ def _fitted(pixels, mean, values, vectors, target) -> Probe:
             best = error, dual
     error, dual = best
     weights = pixels.T @ dual
-    return Probe(weights, centre - mean @ weights, float(1 - error / total))
+    return Probe(weights, center - mean @ weights, float(1 - error / total))

@@ -43,7 +43,7 @@ class Shift:
 
 
 def role_effects(
-    subject: Denoiser,
+    denoiser: Denoiser,
     stacked: Intervention,
     names: Sequence[str],
     images: Images,
@@ -70,14 +70,14 @@ def role_effects(
       ConfigError: pictures that 4x4 cells do not divide, or fewer than 2.
     """
     stats.intervals.check_units(len(images))
-    image_features.image_feature_names(subject.unet.image_size)  # may refuse
+    image_features.image_feature_names(denoiser.unet.image_size)  # may refuse
     images, index = np.asarray(images, np.float32), np.arange(len(images))
     own = None if masks is None else np.asarray(masks, np.float32)
     shared = None if probes is None else dict(probes)
     found = feature_variances(images, own, tuple(parts), shared)
     variance = np.array([value for value, _ in found.values()])
     varies = np.flatnonzero(variance > 1e-9)
-    engine = engine or Engine(subject.unet, subject.schedule, subject.params)
+    engine = engine or Engine(denoiser.unet, denoiser.schedule, denoiser.params)
     reduce = Shift(tuple(parts))
     levels = [
         engine.reduce(stacked, images, index, int(t), key, reduce, own, shared) for t in np.asarray(timesteps)
@@ -98,10 +98,10 @@ def role_effects(
             "target": [list(found)[i] for i in varies],
             "t": np.asarray(timesteps, np.int32),
             "image": index,
-            "log_snr": ("t", np.asarray(subject.schedule.log_snr)[np.asarray(timesteps)]),
+            "log_snr": ("t", np.asarray(denoiser.schedule.log_snr)[np.asarray(timesteps)]),
             "variance": ("target", variance[varies]),
         },
-        attrs={"subject": subject.name},
+        attrs={"denoiser": denoiser.name},
     )
 
 

@@ -1,6 +1,6 @@
-"""Anti-aliased shapes, colour ramps and hashed noise on a pixel grid: the brushes of the face painter.
+"""Anti-aliased shapes, color ramps and hashed noise on a pixel grid: the brushes of the face painter.
 
-A coverage is the share of a pixel that lies inside a shape, in [0, 1]; edges are one pixel wide. A colour is
+A coverage is the share of a pixel that lies inside a shape, in [0, 1]; edges are one pixel wide. A color is
 RGB in [0, 1] with shape (3,), (3, 1, 1) or (3, H, W).
 """
 
@@ -13,7 +13,7 @@ Plane = Float[Array, "height width"]
 
 
 class Layer(NamedTuple):
-    """Paint of one part: opacity and colour; later layers lie over earlier ones."""
+    """Paint of one part: opacity and color; later layers lie over earlier ones."""
 
     part: str
     alpha: Plane
@@ -46,7 +46,7 @@ def bump(x: Plane, y: Plane, rx, ry) -> Plane:
 
 
 def ramp(value: Float[Array, ""], colors: tuple[tuple[float, float, float], ...]) -> Float[Array, "3"]:
-    """The colour at `value` in [0, 1] along equally spaced `colors`."""
+    """The color at `value` in [0, 1] along equally spaced `colors`."""
     table = jnp.asarray(colors, jnp.float32)
     place = jnp.clip(value, 0.0, 1.0) * (len(colors) - 1)
     weights = jnp.maximum(1.0 - jnp.abs(place - jnp.arange(len(colors))), 0.0)

@@ -1,4 +1,4 @@
-"""The head: its frame of coordinates, its colours, its shape and its light.
+"""The head: its frame of coordinates, its colors, its shape and its light.
 
 Features are placed in a head frame (tilt undone, origin at the middle of the face) and turned on a sphere: a
 feature at angle a shows at a + pose. Shading is Lambert's on an ellipsoid. Everything is a smooth function of

@@ -24,8 +24,8 @@ TOP_LEVEL = 4  # of the ladder of synthetic faces: everything varies
 
 def lead(sweep: xr.Dataset) -> str:
     """`mean` if it was swept, else the first kind."""
-    kinds = [str(kind) for kind in sweep["kind"].values]
-    return "mean" if "mean" in kinds else kinds[0]
+    ablations = [str(ablation) for ablation in sweep["ablation"].values]
+    return "mean" if "mean" in ablations else ablations[0]
 
 
 def alike(networks: Sequence[Network]) -> bool:
@@ -40,7 +40,9 @@ def sides(networks: Sequence[Network]) -> tuple[list[Network], list[Network]]:
     """Networks of CelebA and of the fullest synthetic faces, by training seed."""
     by_seed = sorted(networks, key=lambda network: network.seed)
     natural = [network for network in by_seed if network.data in ("celeba", "tfds")]
-    simple = [network for network in by_seed if network.data == "synthetic" and network.level == TOP_LEVEL]
+    simple = [
+        network for network in by_seed if network.data == "synthetic" and network.complexity == TOP_LEVEL
+    ]
     return natural, simple
 
 
@@ -65,19 +67,19 @@ def few(natural: Sequence, simple: Sequence, least: int) -> str:
     )
 
 
-def damage(sweep: xr.Dataset, kind: str) -> Float[np.ndarray, " component"]:
+def damage(sweep: xr.Dataset, ablation: str) -> Float[np.ndarray, " component"]:
     """Pooled Deg%, all images alike."""
-    return damages(sweep, kind, even(sweep))[:, 0]
+    return damages(sweep, ablation, even(sweep))[:, 0]
 
 
-def damages(sweep: xr.Dataset, kind: str, weights: Float[np.ndarray, "m *levels image"]) -> effects.Draws:
+def damages(sweep: xr.Dataset, ablation: str, weights: Float[np.ndarray, "m *levels image"]) -> effects.Draws:
     """Pooled Deg% under each weighting of the images."""
-    return effects.pooled_relative_increase(*effects.losses(sweep, kind), weights)
+    return effects.pooled_relative_increase(*effects.losses(sweep, ablation), weights)
 
 
-def effective(sweep: xr.Dataset, kind: str) -> float:
+def effective(sweep: xr.Dataset, ablation: str) -> float:
     """`effects.effective_number` of components, all images alike."""
-    return float(complexity.effective_components(sweep, kind)(even(sweep))[0])
+    return float(complexity.effective_components(sweep, ablation)(even(sweep))[0])
 
 
 def weightings(found: xr.Dataset) -> Float[np.ndarray, "draws *levels image"]:
@@ -95,16 +97,16 @@ def last(networks: Sequence[Network]) -> list[Network]:
     """Of several snapshots of one training, the last."""
     newest: dict[tuple, Network] = {}
     for network in networks:
-        key = network.data, network.level, network.seed
+        key = network.data, network.complexity, network.seed
         if key not in newest or network.steps > newest[key].steps:
             newest[key] = network
     return list(newest.values())
 
 
-def visible(sweep: xr.Dataset) -> Bool[np.ndarray, "kind component"]:
+def visible(sweep: xr.Dataset) -> Bool[np.ndarray, "ablation component"]:
     """Whether each kind of ablation changed any prediction when it left a component out: what it can't see,
     such as time injections under mean ablation, was not tested by it."""
-    change = sweep["change"].max(("t", "image")).transpose("kind", "component").values
+    change = sweep["change"].max(("t", "image")).transpose("ablation", "component").values
     return change > effects.ROUNDING
 
 
@@ -115,12 +117,12 @@ def measures(network: Network) -> dict[str, Float[np.ndarray, " draws"]]:
     `effective` of every kind of ablation; `circuit` sizes of every kind and tau; of activations the geometric
     mean over sites and levels; `untrained`, of the control.
     """
-    spread = lambda sweep, kind: complexity.effective_components(sweep, kind)(weightings(sweep))
-    kinds = [str(kind) for kind in network.sweep["kind"].values]
-    found = {f"effective components, {kind}": spread(network.sweep, kind) for kind in kinds}
-    for kind, runs in network.circuits.items():
+    spread = lambda sweep, ablation: complexity.effective_components(sweep, ablation)(weightings(sweep))
+    ablations = [str(ablation) for ablation in network.sweep["ablation"].values]
+    found = {f"effective components, {ablation}": spread(network.sweep, ablation) for ablation in ablations}
+    for ablation, runs in network.circuits.items():
         for tau, size in zip(complexity.TAUS, np.atleast_1d(runs.attrs["sizes"])):
-            found[f"circuit to {tau:g}, {kind}"] = np.array([size], np.float64)
+            found[f"circuit to {tau:g}, {ablation}"] = np.array([size], np.float64)
     if network.activity is not None:
         logs = np.log(network.activity["value"]).mean(("site", "t"))
         for name in logs["measure"].values:
@@ -142,14 +144,14 @@ def ratios(networks: Sequence[Network]) -> dict[str, Interval]:
             draws = logs[:, 1:] if logs.shape[1] > 1 else None
             mean, ends, _ = over_seeds(logs[:, 0], draws, min(side[0].units.count for side in sides))
             at = dict(zip(("estimate", "low", "high"), map(np.asarray, np.exp([mean, *ends]))))
-            found[name] = Interval(**at, level=0.95, n=len(logs))
+            found[name] = Interval(**at, confidence=0.95, n=len(logs))
     return found
 
 
 def ladder(networks: Sequence[Network]) -> dict[int, list[float]]:
     """Effective components in networks of synthetic faces: level of complexity -> a value a training seed."""
     found: dict[int, list[float]] = {}
-    for network in sorted(networks, key=lambda one: (one.level, one.seed)):
+    for network in sorted(networks, key=lambda one: (one.complexity, one.seed)):
         if network.data == "synthetic":
-            found.setdefault(network.level, []).append(effective(network.sweep, lead(network.sweep)))
+            found.setdefault(network.complexity, []).append(effective(network.sweep, lead(network.sweep)))
     return found

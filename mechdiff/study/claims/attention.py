@@ -148,7 +148,7 @@ def rank_link(sweep: xr.Dataset, attention: xr.Dataset) -> Float[np.ndarray, " d
     """Rank correlation within layers of mean normalized entropy and size of damage, on all images alike, then
     in each resample of them; NaN where no layer has both."""
     heads = [str(name) for name in attention["head"].values]
-    values = attention["normalised_entropy"].transpose("head", "t", "image").values.astype(np.float64)
+    values = attention["normalized_entropy"].transpose("head", "t", "image").values.astype(np.float64)
     entropies = stats.weighted(values, across_seeds.weightings(attention)).mean(axis=1)
     rows = sweep.sel(component=heads)
     damage = across_seeds.damages(rows, across_seeds.lead(sweep), across_seeds.weightings(sweep))

@@ -29,21 +29,21 @@ def examine(networks: Sequence[Network]) -> Finding:
     Raises:
       NotTestable: no networks, or sweeps of a single kind of ablation.
     """
-    kinds = [str(kind) for kind in networks[0].sweep["kind"].values] if networks else []
-    if len(kinds) < 2:
-        raise NotTestable(f"needs sweeps of at least two kinds of ablation; there are {kinds}")
+    ablations = [str(ablation) for ablation in networks[0].sweep["ablation"].values] if networks else []
+    if len(ablations) < 2:
+        raise NotTestable(f"needs sweeps of at least two kinds of ablation; there are {ablations}")
     names = [str(name) for name in networks[0].sweep["component"].values]
     seen = np.logical_or.reduce([across_seeds.visible(network.sweep) for network in networks])
-    least = bottlenecks.weakest(np.array([_damage(network.sweep, kinds) for network in networks]), seen)
-    first = bottlenecks.split([f"{n.data}{n.level}" for n in networks], [n.seed for n in networks])
+    least = bottlenecks.weakest(np.array([_damage(network.sweep, ablations) for network in networks]), seen)
+    first = bottlenecks.split([f"{n.data}{n.complexity}" for n in networks], [n.seed for n in networks])
     units = min(network.units.count for network in networks)
     found = bottlenecks.crossed(least, first, units)
     chosen = list(dict.fromkeys(names[i] for i in found.chosen if i >= 0))
     p, compared = _beyond_controls(networks, found, first, least[..., 0], seen)
     because = (
         f"each half of the networks names a component, the other tests it: {' and '.join(chosen) or 'none'}, "
-        f"above {THRESHOLD:g} % in {_percent(found.share)} of networks under every kind that sees it; "
-        f"{_counts(kinds, seen)}; {'; '.join(compared)}"
+        f"above {THRESHOLD:g} % in {_percent(found.share)} of networks under every ablation that sees it; "
+        f"{_counts(ablations, seen)}; {'; '.join(compared)}"
     )
     if np.isnan(found.p) and len(networks) >= FEWEST:
         because += f"; each half needs {FEWEST} networks, there are {len(networks)} in all"
@@ -54,9 +54,9 @@ def examine(networks: Sequence[Network]) -> Finding:
     )  # fmt: skip
 
 
-def _damage(sweep: xr.Dataset, kinds: Sequence[str]) -> Float[np.ndarray, "kind component draws"]:
+def _damage(sweep: xr.Dataset, ablations: Sequence[str]) -> Float[np.ndarray, "ablation component draws"]:
     weights = across_seeds.weightings(sweep)
-    return np.array([across_seeds.damages(sweep, kind, weights) for kind in kinds])
+    return np.array([across_seeds.damages(sweep, ablation, weights) for ablation in ablations])
 
 
 def _beyond_controls(
@@ -64,7 +64,7 @@ def _beyond_controls(
     found: Bottleneck,
     first: Bool[np.ndarray, " network"],
     least: Float[np.ndarray, "network component"],
-    seen: Bool[np.ndarray, "kind component"],
+    seen: Bool[np.ndarray, "ablation component"],
 ) -> tuple[float, list[str]]:
     """p of everything that could be tested, the largest; and what was found of each control, in words."""
     # Every network is asked about what the other half named.
@@ -85,39 +85,39 @@ def _beyond_controls(
 
 
 def _untrained(
-    networks: Sequence[Network], tested: np.ndarray, seen: Bool[np.ndarray, "kind component"]
+    networks: Sequence[Network], tested: np.ndarray, seen: Bool[np.ndarray, "ablation component"]
 ) -> Float[np.ndarray, " network"] | None:
-    """What the same component costs in the untrained network of the same seed, least of the kinds."""
+    """What the same component costs in the untrained network of the same seed, least of the ablations."""
     if any(network.control is None for network in networks):
         return None
     found = []
     for network, component in zip(networks, tested):
-        kinds = [str(kind) for kind in network.sweep["kind"].values]
-        both = [i for i, kind in enumerate(kinds) if kind in network.control["kind"].values]
+        ablations = [str(ablation) for ablation in network.sweep["ablation"].values]
+        both = [i for i, ablation in enumerate(ablations) if ablation in network.control["ablation"].values]
         damage = [
-            across_seeds.damage(network.control, kinds[i])[component] for i in both if seen[i, component]
+            across_seeds.damage(network.control, ablations[i])[component] for i in both if seen[i, component]
         ]
         if not damage:
             return None
-        found.append(max(damage))  # the most that any kind makes of it: against the finding
+        found.append(max(damage))  # the most that any ablation makes of it: against the finding
     return np.array(found)
 
 
 def _random(
-    networks: Sequence[Network], tested: np.ndarray, seen: Bool[np.ndarray, "kind component"]
+    networks: Sequence[Network], tested: np.ndarray, seen: Bool[np.ndarray, "ablation component"]
 ) -> Float[np.ndarray, " network"] | None:
-    """95th percentile over random sets of as many channels, most of the kinds."""
+    """95th percentile over random sets of as many channels, most of the ablations."""
     if any(network.random_sets is None for network in networks):
         return None
     found = []
     for network, component in zip(networks, tested):
         name = str(network.sweep["component"].values[component])
         sets = network.random_sets["damage"].sel(component=name)
-        kinds = [str(kind) for kind in network.sweep["kind"].values]
+        ablations = [str(ablation) for ablation in network.sweep["ablation"].values]
         values = [
-            np.quantile(sets.sel(kind=kind).values, QUANTILE)
-            for i, kind in enumerate(kinds)
-            if seen[i, component] and kind in sets["kind"].values
+            np.quantile(sets.sel(ablation=ablation).values, QUANTILE)
+            for i, ablation in enumerate(ablations)
+            if seen[i, component] and ablation in sets["ablation"].values
         ]
         if not values:
             return None
@@ -125,10 +125,14 @@ def _random(
     return np.array(found)
 
 
-def _counts(kinds: Sequence[str], seen: Bool[np.ndarray, "kind component"]) -> str:
+def _counts(ablations: Sequence[str], seen: Bool[np.ndarray, "ablation component"]) -> str:
     """How many components each kind of ablation can see: the others were not tested by it."""
     every = seen.shape[1]
-    words = [f"{kind} sees {int(own.sum())} of {every}" for kind, own in zip(kinds, seen) if not own.all()]
+    words = [
+        f"{ablation} sees {int(own.sum())} of {every}"
+        for ablation, own in zip(ablations, seen)
+        if not own.all()
+    ]
     return (
         "components that an ablation can't see don't count: " + ", ".join(words)
         if words

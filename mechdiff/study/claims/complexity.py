@@ -4,7 +4,7 @@ Rungs 0, 2 and 4 of the synthetic faces are pictures whose order of complexity i
 order in which they may speak, which was fixed before any was looked at:
   excess       effective components of damage over the excess above the best possible loss; only where that
                loss is recorded with the sweep (`floor`, by timestep)
-  circuit      components of the circuit that reaches each faithfulness, by kind of ablation
+  circuit      components of the circuit that reaches each faithfulness, by ablation of ablation
   loss         effective components of the relative loss increase
 The first whose mean rises from rung to rung, p < 0.05 over seeds at each step, decides; if none does, the
 claim is not testable here. Networks are then compared at matched loss: damage and faithfulness are relative
@@ -75,10 +75,14 @@ def examine(networks: Sequence[Network]) -> Finding:
 
 def measures(networks: Sequence[Network]) -> list[Measure]:
     """Those that may speak, in their order."""
-    kinds = sorted({kind for network in networks for kind in network.circuits})
+    ablations = sorted({ablation for network in networks for ablation in network.circuits})
     sizes = [
-        Measure(f"circuit to {tau:g}, {kind}", lambda side, kind=kind, i=i: _sizes(side, kind, i), False)
-        for kind, (i, tau) in itertools.product(kinds, enumerate(complexity.TAUS))
+        Measure(
+            f"circuit to {tau:g}, {ablation}",
+            lambda side, ablation=ablation, i=i: _sizes(side, ablation, i),
+            False,
+        )
+        for ablation, (i, tau) in itertools.product(ablations, enumerate(complexity.TAUS))
     ]
     excess = Measure("effective components of damage over excess loss", _excess)
     return [excess, *sizes, Measure("effective components of relative damage", _relative)]
@@ -86,7 +90,7 @@ def measures(networks: Sequence[Network]) -> list[Measure]:
 
 def _gate(networks: Sequence[Network]) -> tuple[Measure, str]:
     """The first measure that rises on the ladder, and what was found."""
-    rungs = [[n for n in networks if n.data == "synthetic" and n.level == rung] for rung in RUNGS]
+    rungs = [[n for n in networks if n.data == "synthetic" and n.complexity == rung] for rung in RUNGS]
     if min(map(len, rungs)) < small_samples.FEWEST:
         counts = ", ".join(f"{len(own)} of rung {rung}" for rung, own in zip(RUNGS, rungs))
         raise NotTestable(
@@ -158,10 +162,10 @@ def _spread(damage: Float[np.ndarray, "network component draws"]) -> Values:
     return spread.pseudo_values(damage[..., 0]), spread.log_spread(damage[..., 1:])
 
 
-def _sizes(networks: Sequence[Network], kind: str, place: int) -> Values | None:
-    if not all(kind in network.circuits for network in networks):
+def _sizes(networks: Sequence[Network], ablation: str, place: int) -> Values | None:
+    if not all(ablation in network.circuits for network in networks):
         return None
-    sizes = [np.atleast_1d(network.circuits[kind].attrs["sizes"])[place] for network in networks]
+    sizes = [np.atleast_1d(network.circuits[ablation].attrs["sizes"])[place] for network in networks]
     return np.log(np.array(sizes, np.float64)), None
 
 

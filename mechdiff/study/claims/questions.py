@@ -28,7 +28,7 @@ def evaluate(networks: Sequence[Network]) -> list[Claim]:
     compared: then no claim is testable.
     """
     final = across_seeds.last(networks)
-    full = [one for one in final if one.data != "synthetic" or one.level == across_seeds.TOP_LEVEL]
+    full = [one for one in final if one.data != "synthetic" or one.complexity == across_seeds.TOP_LEVEL]
     if not across_seeds.alike(full):
         return decide([dataclasses.replace(question, test=_mixed) for question in QUESTIONS], full)
     whole = {"complexity": networks}
@@ -54,7 +54,7 @@ def _phases(networks: Sequence[Network]) -> Finding:
     levels = networks[0].sweep.sizes["t"]
     if levels < LEVELS:
         raise NotTestable(
-            f"{levels} noise levels were swept; four phases against their neighbours take at least {LEVELS} "
+            f"{levels} noise levels were swept; four phases against their neighbors take at least {LEVELS} "
             "(--set=sweep.timesteps=32)"
         )
     found = [phases.measure(network.sweep, across_seeds.lead(network.sweep)) for network in networks]

@@ -28,7 +28,7 @@ from mechdiff.sweeps.execution import memory, shared_prefix
 
 CPU_WORKING_SET = 256 * 2**20  # bytes of activations in one pass, whose stages run in blocks that fit a cache
 CPU_ROWS = (32, 16, 8, 4, 2)  # of a pass, the first that memory holds, where the working set is too small
-FILLS = ("fill", "pattern_fill")  # of an intervention: what may differ between images
+FILLS = ("replacement", "pattern_replacement")  # of an intervention: what may differ between images
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # how XLA's errors begin
 
 
@@ -95,7 +95,7 @@ def _measure(
     schedule: NoiseSchedule,
     params: PyTree,
     stacked: Intervention,
-    fills: tuple[dict[str, PyTree], dict[str, PyTree]],
+    replacements: tuple[dict[str, PyTree], dict[str, PyTree]],
     x0: Float[Array, "blocks block height width channels"],
     indices: Int[Array, "blocks block"],
     t: Int[Array, ""],
@@ -111,20 +111,22 @@ def _measure(
     """
     everywhere, passes, images = PartitionSpec(), PartitionSpec("passes"), PartitionSpec("images")
 
-    def local(schedule, params, stacked, fills, x0, indices, t, key, own, shared):
+    def local(schedule, params, stacked, replacements, x0, indices, t, key, own, shared):
         def block(inputs):
             own_fills, x0, indices, own = inputs
             noise = image_noise(key, indices, x0.shape[1:])
             x_t = q_sample(schedule, x0, jnp.full(len(x0), t), noise)
 
             def one_pass(stacked):
-                stacked = dataclasses.replace(stacked, **{k: fills[0][k] | own_fills[k] for k in FILLS})
+                stacked = dataclasses.replace(
+                    stacked, **{k: replacements[0][k] | own_fills[k] for k in FILLS}
+                )
                 clean, eps = shared_prefix.forward(config, joins, schedule, params, stacked, x_t, t)
                 return reduce(PassOutputs(schedule, t, x0, noise, x_t, clean, eps, own, shared))
 
             return jax.lax.map(one_pass, stacked)
 
-        changed, clean = jax.lax.map(block, (fills[1], x0, indices, own))
+        changed, clean = jax.lax.map(block, (replacements[1], x0, indices, own))
         behind = lambda tree, place: jax.tree.map(lambda a: jnp.moveaxis(a, 0, place), tree)
         return behind(changed, 2), behind(clean, 1)
 
@@ -137,7 +139,7 @@ def _measure(
         ),
         out_specs=(PartitionSpec("passes", None, "images"), PartitionSpec("passes", "images")),
         check_vma=False,
-    )(schedule, params, stacked, fills, x0, indices, t, key, own, shared)
+    )(schedule, params, stacked, replacements, x0, indices, t, key, own, shared)
 
 
 def _mean_square(x: Float[Array, "*rows height width channels"]) -> Float[Array, "*rows"]:
@@ -278,7 +280,9 @@ class Engine:
                 wave.joins,
                 mesh,
                 *self._on(mesh),
-                dataclasses.replace(_arranged(stacked, order, count), fill=None, pattern_fill=None),
+                dataclasses.replace(
+                    _arranged(stacked, order, count), replacement=None, pattern_replacement=None
+                ),
                 (_fills(stacked, False), jax.tree.map(at_places, _fills(stacked, True))),
                 x0[places],
                 indices[places],
@@ -308,7 +312,9 @@ def _padded(rows: np.ndarray, multiple: int) -> np.ndarray:
 
 def _fills(stacked: Intervention, of_images: bool) -> dict[str, PyTree]:
     """The fills that differ between images, or those that don't."""
-    pick = lambda fills: {site: a for site, a in fills.items() if has_rows(site, a) == of_images}
+    pick = lambda replacements: {
+        site: a for site, a in replacements.items() if has_rows(site, a) == of_images
+    }
     return {name: pick(getattr(stacked, name)) for name in FILLS}
 
 

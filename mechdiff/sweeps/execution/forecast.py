@@ -11,7 +11,7 @@ MOMENTS = 8  # times one fill in float32, that four sums in float64 take
 
 
 def print_memory_forecast(
-    subject: Denoiser, config: SweepConfig, kinds: tuple[str, ...] | None = None, fills: int = 0
+    denoiser: Denoiser, config: SweepConfig, ablations: tuple[str, ...] | None = None, replacements: int = 0
 ) -> None:
     """Prints what a sweep of a subject will take of the memory, before it begins.
 
@@ -21,13 +21,19 @@ def print_memory_forecast(
     Raises:
       ConfigError: it can't fit.
     """
-    kinds = config.kinds if kinds is None else kinds
-    runner = Engine(subject.unet, subject.schedule, subject.params, config.chunk)
-    fills += config.timesteps * sum({"mean": 1, "noise": 2, "optimal": 1}.get(kind, 0) for kind in kinds)
-    fills += config.image_block * ("resample" in kinds)
-    fills += bool(fills) * (len(runner.devices) + MOMENTS)  # of one timestep: placed, and being averaged
-    stacked = build.leave_one_out(subject.identity, components(subject.unet))[1]
+    ablations = config.ablations if ablations is None else ablations
+    runner = Engine(denoiser.unet, denoiser.schedule, denoiser.params, config.chunk)
+    replacements += config.timesteps * sum(
+        {"mean": 1, "noise": 2, "optimal": 1}.get(ablation, 0) for ablation in ablations
+    )
+    replacements += config.image_block * ("resample" in ablations)
+    replacements += bool(replacements) * (
+        len(runner.devices) + MOMENTS
+    )  # of one timestep: placed, and being averaged
+    stacked = build.leave_one_out(denoiser.identity, components(denoiser.unet))[1]
     block = min(config.images, config.image_block)
-    forecast = runner.forecast(stacked, block, fills and fills * memory.replacement_bytes(subject.unet))
+    forecast = runner.forecast(
+        stacked, block, replacements and replacements * memory.replacement_bytes(denoiser.unet)
+    )
     print(forecast.line(), flush=True)
     forecast.require()

@@ -193,7 +193,7 @@ class Forecast:
                 if self.devices > 1 and not accelerated()
                 else ""
             )
-            less = "fewer sweep.timesteps or sweep.kinds=zero (no fills), " if self.kept else ""
+            less = "fewer sweep.timesteps or sweep.ablations=zero (no fills), " if self.kept else ""
             raise ConfigError(
                 f"even one row in a pass takes {_gib(self._with(self.least))}, but this process may "
                 f"have {_gib(self.free)}; the way out: {fewer}{less}or a machine with more memory"

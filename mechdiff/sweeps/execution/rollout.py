@@ -69,7 +69,7 @@ def _walk(
     schedule: NoiseSchedule,
     params: PyTree,
     stacked: Intervention,
-    fills: PyTree,
+    replacements: PyTree,
     levels: Int[Array, " steps"],
     start: Int[Array, ""],
     stop: Int[Array, ""],
@@ -82,7 +82,7 @@ def _walk(
     Where the walk begins and ends are arguments, so all windows share one program.
     """
 
-    def local(schedule, params, stacked, fills, levels, start, stop, x, indices, key):
+    def local(schedule, params, stacked, replacements, levels, start, stop, x, indices, key):
         count, batch = len(next(iter(stacked.gate.values()))), len(x)
         per_row = lambda leaf: jnp.repeat(leaf, batch, axis=0)
         stacked = dataclasses.replace(
@@ -95,7 +95,9 @@ def _walk(
         step_keys = keys_of_steps(key, levels)
 
         def step(i, x_t):
-            here = dataclasses.replace(stacked, fill=jax.tree.map(lambda fill: fill[i], fills))
+            here = dataclasses.replace(
+                stacked, replacement=jax.tree.map(lambda replacement: replacement[i], replacements)
+            )
             predict = functools.partial(denoise, unet, schedule, params, here)
             at = levels[i], previous[i]
             return one_step(predict, schedule, step_keys[i], x_t, *at, indices, step_fn, clip)[0]
@@ -106,14 +108,14 @@ def _walk(
     specs = (*[ALL] * 7, IMAGES, IMAGES, ALL)
     outs = PartitionSpec(None, "images")
     run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=outs, check_vma=False)
-    return run(schedule, params, stacked, fills, levels, start, stop, x, indices, key)
+    return run(schedule, params, stacked, replacements, levels, start, stop, x, indices, key)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
     """One subject's sampler, with what all its walks share."""
 
-    subject: Denoiser
+    denoiser: Denoiser
     levels: np.ndarray  # descending
     key: PRNGKey
     step_fn: StepFn
@@ -126,19 +128,21 @@ class Rollout:
 
     @functools.cached_property
     def _network(self) -> tuple[NoiseSchedule, PyTree]:
-        return devices.everywhere(self.mesh, (self.subject.schedule, self.subject.params))
+        return devices.everywhere(self.mesh, (self.denoiser.schedule, self.denoiser.params))
 
-    def walk(self, stacked: Intervention, fills, start: int, stop: int, x, indices) -> Array:
-        program = self.subject.unet, self.step_fn, self.clip, self.mesh
+    def walk(self, stacked: Intervention, replacements, start: int, stop: int, x, indices) -> Array:
+        program = self.denoiser.unet, self.step_fn, self.clip, self.mesh
         x = devices.shared(self.mesh, x)  # always laid out alike: another layout would be another program
-        return _walk(*program, *self._network, stacked, fills, self.levels, start, stop, x, indices, self.key)
+        return _walk(
+            *program, *self._network, stacked, replacements, self.levels, start, stop, x, indices, self.key
+        )
 
     def clean(self, starts: Sequence[int], indices: np.ndarray) -> tuple[dict[int, Array], Array]:
         """States at the steps `starts`, and the final images."""
-        unet = self.subject.unet
+        unet = self.denoiser.unet
         shape = (unet.image_size, unet.image_size, unet.in_channels)
-        identity = _stacked_identity(self.subject.identity)
-        none = zero_replacements(self.subject.identity, len(self.levels))
+        identity = _stacked_identity(self.denoiser.identity)
+        none = zero_replacements(self.denoiser.identity, len(self.levels))
         x, at, states = initial_noise(self.key, indices, shape), 0, {}
         for stop in sorted({*starts, len(self.levels)}):
             x = self.walk(identity, none, at, stop, x, indices)[0]
@@ -153,25 +157,28 @@ def _stacked_identity(identity: Intervention) -> Intervention:
         identity,
         gate=jax.tree.map(grown, identity.gate),
         temperature=jax.tree.map(grown, identity.temperature),
-        fill=None,
+        replacement=None,
     )
 
 
 def zero_replacements(identity: Intervention, steps: int) -> PyTree:
     """Fills of kind `zero` for every step."""
-    return {site: np.zeros((steps, *np.shape(fill)), np.float32) for site, fill in identity.fill.items()}
+    return {
+        site: np.zeros((steps, *np.shape(replacement)), np.float32)
+        for site, replacement in identity.replacement.items()
+    }
 
 
 SAMPLE_STEPS = 50  # DDIM
 SAMPLE_BLOCK = 16  # pictures drawn together
 
 
-def draw_samples(subject: Denoiser, key: jax.Array, count: int, steps: int = SAMPLE_STEPS) -> Images:
+def draw_samples(denoiser: Denoiser, key: jax.Array, count: int, steps: int = SAMPLE_STEPS) -> Images:
     """`count` pictures of a subject by DDIM, drawn in blocks of one shape; picture i depends on (key, i)."""
-    size = subject.unet.image_size
-    block = memory.rows_at_once(min(SAMPLE_BLOCK, count), memory.row_bytes(subject.unet))
-    shape = (block, size, size, subject.unet.in_channels)
-    levels = ddim_timesteps(subject.schedule.steps, min(steps, subject.schedule.steps))
+    size = denoiser.unet.image_size
+    block = memory.rows_at_once(min(SAMPLE_BLOCK, count), memory.row_bytes(denoiser.unet))
+    shape = (block, size, size, denoiser.unet.in_channels)
+    levels = ddim_timesteps(denoiser.schedule.steps, min(steps, denoiser.schedule.steps))
 
     mesh = devices.over(shape[0])
 
@@ -180,11 +187,11 @@ def draw_samples(subject: Denoiser, key: jax.Array, count: int, steps: int = SAM
         jax.shard_map, mesh=mesh, in_specs=(*[ALL] * 4, IMAGES), out_specs=IMAGES, check_vma=False
     )
     def block(params, identity, schedule, key, indices):
-        predict = functools.partial(denoise, subject.unet, schedule, params, identity)
+        predict = functools.partial(denoise, denoiser.unet, schedule, params, identity)
         own = (len(indices), *shape[1:])
         return sample(predict, schedule, key, own, timesteps=levels, indices=indices)
 
-    network = devices.everywhere(mesh, (subject.params, subject.identity, subject.schedule))
+    network = devices.everywhere(mesh, (denoiser.params, denoiser.identity, denoiser.schedule))
     starts = range(0, count, shape[0])
     drawn = [np.asarray(block(*network, key, start + np.arange(shape[0]))) for start in starts]
     return np.concatenate(drawn)[:count]

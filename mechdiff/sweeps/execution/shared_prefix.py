@@ -147,14 +147,17 @@ def _run(
 def _of_images(intervention: Intervention, images: Int[AnyArray, " rows"]) -> Intervention:
     """Fills that differ between images, taken for each row from its image."""
 
-    def taken(fills: PyTree) -> PyTree:
+    def taken(replacements: PyTree) -> PyTree:
         return {
-            site: jnp.take(fill, images, axis=0) if has_rows(site, fill) else fill
-            for site, fill in fills.items()
+            site: jnp.take(replacement, images, axis=0) if has_rows(site, replacement) else replacement
+            for site, replacement in replacements.items()
         }
 
-    fills = {"fill": taken(intervention.fill), "pattern_fill": taken(intervention.pattern_fill)}
-    return dataclasses.replace(intervention, **fills)
+    replacements = {
+        "replacement": taken(intervention.replacement),
+        "pattern_replacement": taken(intervention.pattern_replacement),
+    }
+    return dataclasses.replace(intervention, **replacements)
 
 
 def _block(stage: Stage, rows: int, *shape: int) -> int:
@@ -192,6 +195,6 @@ def _rows(stage: Stage, stacked: Intervention, batch: int, joined: int) -> Inter
         gate={site: per_row(leaf) for site, leaf in of_stage(stacked.gate).items()},
         temperature={site: per_row(leaf) for site, leaf in of_stage(stacked.temperature).items()},
         pattern={site: per_row(leaf) for site, leaf in of_stage(stacked.pattern).items()},
-        fill=of_stage(stacked.fill),
-        pattern_fill=of_stage(stacked.pattern_fill),
+        replacement=of_stage(stacked.replacement),
+        pattern_replacement=of_stage(stacked.pattern_replacement),
     )

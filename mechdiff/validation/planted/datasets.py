@@ -26,10 +26,10 @@ def regions(rng: np.random.Generator, count: int, side: int) -> Images:
 
 
 def flat(rng: np.random.Generator, count: int, side: int) -> Images:
-    """One colour a picture, of length 0.9 in any direction: the average over all positions is needed."""
-    colour = rng.normal(size=(count, 3))
-    colour *= 0.9 / np.linalg.norm(colour, axis=1, keepdims=True)
-    return np.broadcast_to(colour[:, None, None], (count, side, side, 3)).astype(np.float32)
+    """One color a picture, of length 0.9 in any direction: the average over all positions is needed."""
+    color = rng.normal(size=(count, 3))
+    color *= 0.9 / np.linalg.norm(color, axis=1, keepdims=True)
+    return np.broadcast_to(color[:, None, None], (count, side, side, 3)).astype(np.float32)
 
 
 def cells(rng: np.random.Generator, count: int, side: int) -> Images:

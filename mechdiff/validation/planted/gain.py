@@ -38,19 +38,19 @@ def best_gain(
     """
     gain = 1.0
     for _ in range(rounds):
-        subject = network(gain)
-        doses = [set_gate(subject.identity, [component], dose) for dose in DOSES]
-        loss = np.stack([losses(subject, each, images, timesteps) for each in doses])
+        denoiser = network(gain)
+        doses = [set_gate(denoiser.identity, [component], dose) for dose in DOSES]
+        loss = np.stack([losses(denoiser, each, images, timesteps) for each in doses])
         curve = np.polyfit(DOSES, (loss / loss[-1]).mean(axis=1), 2)
         gain *= float(np.clip(-curve[1] / (2 * curve[0]), *BOUNDS))
     return gain
 
 
 def losses(
-    subject: Denoiser, intervention: Intervention, images: Images, timesteps: Int[np.ndarray, " levels"]
+    denoiser: Denoiser, intervention: Intervention, images: Images, timesteps: Int[np.ndarray, " levels"]
 ) -> Float[np.ndarray, " levels"]:
     """Mean denoising loss at each level under an intervention."""
-    network = subject.unet, subject.schedule, subject.params, intervention
+    network = denoiser.unet, denoiser.schedule, denoiser.params, intervention
     return np.array([_loss(*network, images, int(t)) for t in timesteps])
 
 

@@ -55,7 +55,7 @@ def score(plant: PlantedNetwork, folder: Path) -> list[dict]:
       folder: of the exact sweep, which resumes there.
     """
     key = jax.random.key(plant.instance)
-    chosen = components(plant.subject.unet)
+    chosen = components(plant.denoiser.unet)
     effects, clean = _exact(plant, folder, key, chosen)
     found = {**_observed(plant, key, chosen), **_predicted(plant, key, chosen, clean), **effects}
     found |= discovered(plant, key, chosen, folder / "circuits")
@@ -65,7 +65,7 @@ def score(plant: PlantedNetwork, folder: Path) -> list[dict]:
         inside = (plant.timesteps >= plant.window[0]) & (plant.timesteps < plant.window[1])
     measured = {name: compare(values, signs, inside, name not in WORDLESS) for name, values in found.items()}
     if plant.pair:
-        some = [component for component in chosen if component.kind in ("head", "res")]
+        some = [component for component in chosen if component.component_type in ("head", "res")]
         measured["pairs exact"] = _pairs_exact(plant, key, some, clean)
         measured["pairs by curvature"] = _pairs_by_curvature(plant, key, some, clean)
     who = {"plant": plant.name, "size": plant.size, "instance": plant.instance}
@@ -85,30 +85,30 @@ def _exact(
     plant: PlantedNetwork, folder: Path, key, chosen: Sequence[Component]
 ) -> tuple[Scores, np.ndarray]:
     """Deg%_t under every kind of ablation, and the clean loss of each level."""
-    subject = plant.subject
+    denoiser = plant.denoiser
     reference = plant.others, plant.timesteps
-    fills = {
-        "mean": activation_means(*subject.network, *reference, keys.stream(key, "mean fills")),
-        "resample": resample_replacements(*subject.network, plant.images, plant.timesteps, key),
+    replacements = {
+        "mean": activation_means(*denoiser.network, *reference, keys.stream(key, "mean fills")),
+        "resample": resample_replacements(*denoiser.network, plant.images, plant.timesteps, key),
     }
     if plant.size in OPTIMAL_SIZES:
         noise = keys.stream(key, "mean fills")
         options = {"chosen": chosen, "steps": OPTIMAL_STEPS}
-        fills["optimal"] = optimal_replacements(*subject.network, *reference, noise, **options)
-    config = SweepConfig(kinds=("zero", *fills), image_block=len(plant.images))
+        replacements["optimal"] = optimal_replacements(*denoiser.network, *reference, noise, **options)
+    config = SweepConfig(ablations=("zero", *replacements), image_block=len(plant.images))
     found = ablation_sweep(
-        subject,
+        denoiser,
         plant.images,
         plant.timesteps,
         key,
         folder,
         config=config,
-        fills=fills,
+        replacements=replacements,
         chosen=chosen,
     ).mean("image")
     clean = found["clean_loss"].values.astype(np.float64)
-    rise = 100 * (found["loss"].transpose("kind", "component", "t").values / clean - 1)
-    return {f"exact {kind}": rise[i] for i, kind in enumerate(config.kinds)}, clean
+    rise = 100 * (found["loss"].transpose("ablation", "component", "t").values / clean - 1)
+    return {f"exact {ablation}": rise[i] for i, ablation in enumerate(config.ablations)}, clean
 
 
 def _predicted(plant: PlantedNetwork, key, chosen: Sequence[Component], clean: np.ndarray) -> Scores:
@@ -116,12 +116,12 @@ def _predicted(plant: PlantedNetwork, key, chosen: Sequence[Component], clean: n
     found = {}
     for at in ("identity", "ablated"):
         scores = gate_scores(
-            plant.subject, plant.images, plant.timesteps, key, chosen=chosen, at=at, block=len(plant.images)
+            plant.denoiser, plant.images, plant.timesteps, key, chosen=chosen, at=at, block=len(plant.images)
         ).mean("image")
         percent = lambda name: 100 * scores[name].values.astype(np.float64) / clean  # noqa: B023
         found[f"first order at {at}"] = percent("first")
         found[f"gauss-newton at {at}"] = percent("score")
-    asked = plant.subject, plant.images, plant.timesteps, key
+    asked = plant.denoiser, plant.images, plant.timesteps, key
     path = integrated_gradients(*asked, chosen=chosen, block=len(plant.images)).mean("image")
     return found | {"integrated gradients": 100 * path["score"].values.astype(np.float64) / clean}
 
@@ -132,14 +132,14 @@ def discovered(plant: PlantedNetwork, key, chosen: Sequence[Component], folder: 
     Of the circuit that is close on average over noise levels; of that which is close at every one; and of the
     latter, where outsiders that could take the place of a member count as it does.
     """
-    asked = plant.subject, plant.images, plant.timesteps, key
-    trials = CircuitEvaluator(*asked, chosen=tuple(chosen), folder=folder, block=len(plant.images))
-    average = discover(trials)
-    trials = dataclasses.replace(trials, every_level=True)
-    found = discover(trials)
+    asked = plant.denoiser, plant.images, plant.timesteps, key
+    evaluator = CircuitEvaluator(*asked, chosen=tuple(chosen), folder=folder, block=len(plant.images))
+    average = discover(evaluator)
+    evaluator = dataclasses.replace(evaluator, every_level=True)
+    found = discover(evaluator)
     place = {name: i for i, name in enumerate(found.components)}
     shared = np.array(found.marginal)
-    for member, outsiders in backup_components(trials, found, STAND_INS).items():
+    for member, outsiders in backup_components(evaluator, found, STAND_INS).items():
         for outsider in outsiders:
             row = found.marginal[place[member]]
             if np.abs(row.mean()) > np.abs(shared[place[outsider]].mean()):
@@ -150,12 +150,12 @@ def discovered(plant: PlantedNetwork, key, chosen: Sequence[Component], folder: 
 
 def _observed(plant: PlantedNetwork, key, chosen: Sequence[Component]) -> Scores:
     """What can be seen without an intervention: sharpness of heads, variance of activations over images."""
-    subject = plant.subject
-    heads = attention_stats(*subject.network, plant.images, plant.timesteps, key, block=len(plant.images))
-    entropy = heads["normalised_entropy"].mean("image").reindex(head=[component.name for component in chosen])
+    denoiser = plant.denoiser
+    heads = attention_stats(*denoiser.network, plant.images, plant.timesteps, key, block=len(plant.images))
+    entropy = heads["normalized_entropy"].mean("image").reindex(head=[component.name for component in chosen])
     index = np.arange(len(plant.images))
     levels = [
-        jax.device_get(_variances(*subject.network, plant.images, int(t), key, index))
+        jax.device_get(_variances(*denoiser.network, plant.images, int(t), key, index))
         for t in plant.timesteps
     ]
     variance = [[level[c.site][slice(*c.index)].mean() for level in levels] for c in chosen]
@@ -178,7 +178,7 @@ def _pairs_exact(
 ) -> dict[str, float]:
     """Measures of the synergy of all pairs of `some` components."""
     pairs = list(itertools.combinations(some, 2))
-    found = pair_effects(plant.subject, _half(plant), plant.timesteps, key, pairs)
+    found = pair_effects(plant.denoiser, _half(plant), plant.timesteps, key, pairs)
     synergy = found.synergy.mean("image").values
     return compare(100 * synergy / clean, _planted_pair(plant, some))
 
@@ -187,7 +187,7 @@ def _pairs_by_curvature(
     plant: PlantedNetwork, key, some: Sequence[Component], clean: np.ndarray
 ) -> dict[str, float]:
     """The same with the synergy that the curvature at identity predicts."""
-    asked = plant.subject, _half(plant), plant.timesteps, key
+    asked = plant.denoiser, _half(plant), plant.timesteps, key
     matrix = pair_scores(*asked, some).curvature.values
     left, right = np.triu_indices(len(some), 1)
     return compare(100 * matrix[:, left, right].T / clean, _planted_pair(plant, some))

@@ -40,7 +40,7 @@ class PlantedNetwork:
     name: str
     size: str
     instance: int
-    subject: Denoiser
+    denoiser: Denoiser
     images: Images
     others: Images
     timesteps: Int[np.ndarray, " levels"]
@@ -88,15 +88,15 @@ def make(name: str, instance: int = 0, size: str = "small", images: int | None =
     timesteps = STEPS - 1 - np.searchsorted(np.asarray(schedule.log_snr)[::-1], LOG_SNR)
     wired = FAMILIES[name](unet, schedule, timesteps, wires)
     scored, others = np.split(wired.scene(pictures, 2 * images, unet.image_size), 2)
-    subject = functools.partial(Denoiser, f"{name}-{size}-{instance}", unet, schedule)
+    denoiser = functools.partial(Denoiser, f"{name}-{size}-{instance}", unet, schedule)
     identity = weights.template(unet)[1]
-    network = lambda gain: subject(wired.redo(gain), identity)
+    network = lambda gain: denoiser(wired.redo(gain), identity)
     gain = best_gain(network, next(iter(wired.signs)), others, timesteps) if wired.fit else 1.0
     return PlantedNetwork(
         name=name,
         size=size,
         instance=instance,
-        subject=network(gain),
+        denoiser=network(gain),
         images=scored,
         others=others,
         timesteps=timesteps.astype(np.int32),
@@ -152,7 +152,7 @@ def _redundant(unet, schedule, timesteps, rng) -> _Wired:
 
 
 def _window(unet, schedule, timesteps, rng) -> _Wired:
-    """One branch carries the content, and its time injection opens it at two neighbouring levels only."""
+    """One branch carries the content, and its time injection opens it at two neighboring levels only."""
     stage, base = _pick(rng, BRANCHES), weights.distractors(unet, rng)
     start = int(rng.integers(0, len(timesteps) - 1))
     edges = np.concatenate([[0], (timesteps[1:] + timesteps[:-1]) // 2, [STEPS]])
@@ -198,7 +198,7 @@ def _detail(unet, schedule, timesteps, rng) -> _Wired:
 
 
 def _harmful(unet, schedule, timesteps, rng) -> _Wired:
-    """One branch adds the content of a neighbour, which says nothing of one's own."""
+    """One branch adds the content of a neighbor, which says nothing of one's own."""
     stage, base = _pick(rng, BRANCHES[1:]), weights.distractors(unet, rng)
     shift = tuple(int(i) for i in rng.choice([-1, 1], 2))
 

@@ -32,11 +32,11 @@ def template(config: UNetConfig) -> tuple[PyTree, Intervention]:
     """Zero parameters of the network, and its identity intervention; nothing is compiled."""
     shapes, identity = jax.eval_shape(functools.partial(init_unet, config=config), jax.random.key(0))
     full = lambda value: lambda leaf: np.full(leaf.shape, value, np.float32)
-    gate, fill, temperature = (
+    gate, replacement, temperature = (
         jax.tree.map(full(value), tree)
-        for tree, value in ((identity.gate, 1), (identity.fill, 0), (identity.temperature, 1))
+        for tree, value in ((identity.gate, 1), (identity.replacement, 0), (identity.temperature, 1))
     )
-    return jax.tree.map(full(0), shapes), Intervention(gate, fill, temperature, ALWAYS)
+    return jax.tree.map(full(0), shapes), Intervention(gate, replacement, temperature, ALWAYS)
 
 
 def distractors(config: UNetConfig, rng: np.random.Generator, leak: float = LEAK) -> PyTree:
@@ -99,7 +99,7 @@ def frame(
         _pair(kernel[:, :, channel], LIVE + 2 * channel, direct.get(channel, 0.0) * _tap((0, 0)))
     for start, size in ((LIVE, carrier), (HIDDEN, CARRIER)):
         bias[start + 6], bias[start + 7] = size, -size
-    # Root mean square of a live group that holds a carrier, or a colour of length 0.9, as its only content.
+    # Root mean square of a live group that holds a carrier, or a color of length 0.9, as its only content.
     size = carrier / 2 if carrier else 0.9 / 2
     for channel in range(3):
         plus = LIVE + 2 * channel

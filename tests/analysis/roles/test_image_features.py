@@ -64,7 +64,7 @@ def test_octaves_share_out_the_energy_of_a_picture_but_its_coarsest_part():
         image_features.image_feature_names(10)
 
 
-def test_parts_are_mean_colours_and_an_absent_part_is_nothing():
+def test_parts_are_mean_colors_and_an_absent_part_is_nothing():
     x = np.zeros((2, SIDE, SIDE, 3), np.float32)
     x[:, :4] = [1, 0.5, -0.5]
     masks = np.zeros((2, 2, SIDE, SIDE), np.float32)
@@ -83,8 +83,8 @@ def test_left_out_error_is_that_of_fits_without_each_picture(monkeypatch):
     penalty = 0.3 * np.linalg.eigvalsh((x - x.mean(0)) @ (x - x.mean(0)).T).mean()
 
     def ridge(x, y):
-        centred = x - x.mean(0)
-        w = np.linalg.solve(centred.T @ centred + penalty * np.eye(12), centred.T @ (y - y.mean(0)))
+        centered = x - x.mean(0)
+        w = np.linalg.solve(centered.T @ centered + penalty * np.eye(12), centered.T @ (y - y.mean(0)))
         return w, y.mean(0) - x.mean(0) @ w
 
     w, offset = ridge(x, y)

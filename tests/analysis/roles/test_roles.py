@@ -26,7 +26,7 @@ FRESH = 40  # untrained networks
 
 
 def pictures(count=10):
-    """A colour each, and a checkerboard of its own strength in the first channel."""
+    """A color each, and a checkerboard of its own strength in the first channel."""
     rng = np.random.default_rng(0)
     x = np.broadcast_to(rng.uniform(-0.6, 0.6, (count, 1, 1, 3)), (count, 8, 8, 3)).copy()
     x[..., 0] += rng.uniform(0.05, 0.4, (count, 1, 1)) * (np.indices((8, 8)).sum(0) % 2 * 2 - 1)
@@ -59,13 +59,13 @@ def measured():
     stacked = type(alone)(**{**vars(alone), "gate": gate})
     found = []
     for params in (planted(),):
-        subject = Denoiser("planted", UNET, SCHEDULE, params, identity)
+        denoiser = Denoiser("planted", UNET, SCHEDULE, params, identity)
         given = {"masks": MASKS, "parts": PARTS, "engine": Engine(UNET, SCHEDULE, params)}
-        found.append(roles.role_effects(subject, stacked, [*names, *sets], IMAGES, LEVELS, KEY, **given))
+        found.append(roles.role_effects(denoiser, stacked, [*names, *sets], IMAGES, LEVELS, KEY, **given))
     fresh = []
     for seed in range(FRESH):
         given = {"masks": MASKS, "parts": PARTS, "engine": Engine(UNET, SCHEDULE, random_params(UNET, seed))}
-        fresh.append(roles.role_effects(subject, alone, names, IMAGES, LEVELS, KEY, **given))
+        fresh.append(roles.role_effects(denoiser, alone, names, IMAGES, LEVELS, KEY, **given))
     classes = [roles.matched_class(component, identity) for component in chosen]
     own, null = (
         found[0].isel(component=range(4)),

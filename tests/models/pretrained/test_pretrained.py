@@ -22,7 +22,7 @@ from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.pretrained import diffusers, tensors
 from mechdiff.storage import checkpoint
 from mechdiff.storage.mismatch import named_leaves
-from mechdiff.sweeps import ablation
+from mechdiff.sweeps.ablation import ablation_sweep
 
 WEIGHTS = diffusers.WEIGHTS
 TINY = preset("tiny").unet
@@ -302,9 +302,9 @@ def test_a_sweep_of_an_imported_model_is_the_ablation_by_hooks_in_torch(tmp_path
     found = pretrained.read(pretrained.write_diffusers(tmp_path, config, DiffusionConfig(), params))
     noise = image_noise(key, np.arange(2), frozen["x"].shape[1:])
     images = np.asarray(predict_x0(schedule, frozen["x"], frozen["t"], noise))
-    subject = Denoiser("imported", found.unet, found.schedule, found.params, reference(GATED)[2])
+    denoiser = Denoiser("imported", found.unet, found.schedule, found.params, reference(GATED)[2])
     run = SweepConfig(kinds=("zero",), images=2, image_block=2)
-    result = ablation.ablation_sweep(subject, images, frozen["t"], key, tmp_path / "sweep", config=run)
+    result = ablation_sweep(denoiser, images, frozen["t"], key, tmp_path / "sweep", config=run)
     assert result.sizes["component"] == sum(name.startswith("ablated/") for name in frozen)
     mean_square = lambda a: np.mean(np.square(a), axis=(1, 2, 3), dtype=np.float64)
     for name in result["component"].values:

@@ -83,10 +83,10 @@ QUICK = ("residual_resampling",)  # the others have frozen twins, or take longer
 
 def random_model(arguments: dict, seed: int = 0):
     """A `UNet2DModel` with random weights."""
-    return randomised(diffusers.UNet2DModel(**arguments).eval(), seed)
+    return randomized(diffusers.UNet2DModel(**arguments).eval(), seed)
 
 
-def randomised(model, seed: int = 0):
+def randomized(model, seed: int = 0):
     """The model with random weights of a size that keeps activations near 1."""
     rng = np.random.default_rng(seed)
     with torch.no_grad():
@@ -140,7 +140,7 @@ def test_the_network_of_p2_weighting_equals_that_of_torch(tmp_path):
     """At full size; needs github.com/openai/guided-diffusion on the path."""
     script = pytest.importorskip("guided_diffusion.script_util", reason="needs a clone of guided-diffusion")
     flags = json.loads((Path(__file__).parents[2] / "reference" / "adm_p2_shapes.json").read_text())["config"]
-    model = randomised(script.create_model(**flags).eval())
+    model = randomized(script.create_model(**flags).eval())
     save_file(
         {name: value.contiguous() for name, value in model.state_dict().items()}, tmp_path / adm.WEIGHTS
     )

@@ -92,12 +92,12 @@ def test_what_cannot_fit_is_refused_with_the_way_out(monkeypatch, capsys):
 def test_fills_count_where_kinds_have_them(capsys, monkeypatch):
     images = np.zeros((1, UNET.image_size, UNET.image_size, UNET.in_channels), np.float32)
     found = activation_means(UNET, PARAMS, IDENTITY, linear_schedule(), images, [5], KEY)
-    fill = sum(value.nbytes for value in found.values())
-    assert memory.replacement_bytes(UNET) == fill
-    monkeypatch.setattr(memory, "GIB", 4 * fill)
+    replacement = sum(value.nbytes for value in found.values())
+    assert memory.replacement_bytes(UNET) == replacement
+    monkeypatch.setattr(memory, "GIB", 4 * replacement)
     told = []
-    for kinds in (("zero",), ("zero", "mean")):
-        forecast.print_memory_forecast(SUBJECT, SweepConfig(kinds=kinds, images=4, timesteps=2))
+    for ablations in (("zero",), ("zero", "mean")):
+        forecast.print_memory_forecast(SUBJECT, SweepConfig(ablations=ablations, images=4, timesteps=2))
         told.append(float(capsys.readouterr().out.rsplit("fills ")[-1].split()[0]))
     assert told == [0, (2 + len(jax.devices()) + forecast.MOMENTS) / 4]
 

@@ -42,9 +42,12 @@ def everything(network):
     """One intervention per component, with fills that are not zero."""
     rng = np.random.default_rng(3)
     identity = network[3]
-    fills = {site: rng.normal(size=(1,) * np.ndim(fill)) for site, fill in identity.fill.items()}
-    fills = {site: fill.astype(np.float32) for site, fill in fills.items()}
-    return leave_one_out(identity, ".*", "constant", fills)[1]
+    replacements = {
+        site: rng.normal(size=(1,) * np.ndim(replacement))
+        for site, replacement in identity.replacement.items()
+    }
+    replacements = {site: replacement.astype(np.float32) for site, replacement in replacements.items()}
+    return leave_one_out(identity, ".*", "constant", replacements)[1]
 
 
 @pytest.fixture(scope="module")
@@ -152,11 +155,11 @@ def test_running_out_of_memory_halves_the_work_and_loses_nothing(
     config, schedule, params, _ = network
     measure, asked = engine._measure, []
 
-    def small(config, joins, mesh, schedule, params, stacked, fill, x0, *rest):
+    def small(config, joins, mesh, schedule, params, stacked, replacement, x0, *rest):
         asked.append((1 + sum(joins)) * x0.shape[1])
         if asked[-1] > 60:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room")
-        return measure(config, joins, mesh, schedule, params, stacked, fill, x0, *rest)
+        return measure(config, joins, mesh, schedule, params, stacked, replacement, x0, *rest)
 
     monkeypatch.setattr(engine, "_measure", small)
     runner = engine.Engine(config, schedule, params, rows=200, devices=tuple(jax.devices()[:1]))
@@ -186,7 +189,7 @@ def test_a_plan_holds_every_intervention_and_lets_none_join_late(seed, count, si
     gate = {site: np.ones((count, width), np.float32) for site, width in units.items()}
     for column, component in enumerate(known):
         gate[component.site][members[:, column], slice(*component.index)] = 0
-    stacked = Intervention(gate, fill={}, temperature={}, window=ALWAYS)
+    stacked = Intervention(gate, replacement={}, temperature={}, window=ALWAYS)
 
     wave = shared_prefix.plan_passes(config, stacked, rows)
     assert set(wave.order.ravel()) == set(range(count))

@@ -1,0 +1,1 @@
+"""Networks that were not written for this package, wrapped by their named values."""

@@ -1,0 +1,16 @@
+"""Names of the first edition, so that its saved configs, models, results and reports stay readable."""
+
+# class of a config -> its field then -> its field now
+CONFIG_FIELDS = {
+    "DataConfig": {"level": "complexity"},
+    "SweepConfig": {"kinds": "ablations", "mean_images": "reference_images"},
+}
+
+# of saved datasets: dimensions and variables then -> now
+DATASET_NAMES = {"kind": "ablation", "part": "component_type", "normalised_entropy": "normalized_entropy"}
+
+# of a training record: entries then -> now
+RECORD_NAMES = {"memorisation": "memorization"}
+
+# of saved datasets: attributes then -> now
+ATTRIBUTE_NAMES = {"subject": "denoiser"}

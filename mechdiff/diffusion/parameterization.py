@@ -1,0 +1,212 @@
+"""What networks take and return: noise, v, clean image, EDM's F or D, flow matching's velocity.
+
+All of them see x_0 through the same Gaussian noise, scaled. This package's x_t = sqrt(abar_t) x_0 +
+sqrt(1 - abar_t) noise (variance preserving) is EDM's x_0 + sigma noise times sqrt(abar_t), with sigma =
+sqrt((1 - abar_t) / abar_t), and flow matching's (1 - s) x_0 + s noise times sqrt(abar_t) / (1 - s), with s =
+sigma / (1 + sigma). So a parameterization is four numbers at each t: the scale of the network's input, the
+time it is told, and the weights of x_t and of its output in the noise. Sources: Ho et al. 2020 (epsilon,
+sample); Salimans & Ho 2022 (v); Karras et al. 2022, table 1 (EDM); Lipman et al. 2023 and Liu et al. 2023
+(flow).
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.types import AnyArray, Timesteps
+from mechdiff.diffusion.schedules import NoiseSchedule
+
+Rows = Float[AnyArray, "batch *rest"]
+KINDS = ("epsilon", "v_prediction", "sample", "edm", "edm_denoised", "flow")
+
+
+class Coefficients(NamedTuple):
+    """A parameterization at given timesteps, one number a row.
+
+    The network is called as `network(input_scale * x_t, time)`; noise = from_x * x_t + from_output * output;
+    and what it should return is of_x0 * x_0 + of_noise * noise.
+    """
+
+    input_scale: Float[Array, " batch"]
+    time: AnyArray  # what the network is told, `(batch,)`
+    from_x: Float[Array, " batch"]
+    from_output: Float[Array, " batch"]
+    of_x0: Float[Array, " batch"]
+    of_noise: Float[Array, " batch"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parameterization:
+    """What a network takes and returns.
+
+    Attributes:
+      output: `epsilon` (the noise), `v_prediction` (sqrt(abar) noise - sqrt(1 - abar) x_0), `sample` (x_0):
+        the network is told t, and sees x_t. `edm`: F(c_in x, ln(sigma) / 4), with x = x_0 + sigma noise and D
+        = c_skip x + c_out F. `edm_denoised`: D(x, sigma) itself. `flow`: the velocity noise - x_0 at (1 - s)
+        x_0 + s noise, the network told s in [0, 1].
+      sigma_data: of `edm`, the data's standard deviation in c_skip, c_out and c_in.
+      noise_at: of `flow`, the time of pure noise, 1 or 0; 0 is the convention in which the velocity is
+        x_0 - noise and time 1 - s.
+      time_scale: what the network is told is this many times the time above (Stable Diffusion 3 is told 1000
+        s).
+    Raises:
+      ConfigError: an unknown output, or numbers out of range.
+
+    Example:
+      >>> Parameterization(output="flow", time_scale=1000.0)
+      Parameterization(output='flow', sigma_data=0.5, noise_at=1, time_scale=1000.0)
+    """
+
+    output: str = "epsilon"
+    sigma_data: float = 0.5
+    noise_at: int = 1
+    time_scale: float = 1.0
+
+    def __post_init__(self):
+        if self.output not in KINDS:
+            raise ConfigError(unknown("parameterization", self.output, KINDS))
+        if not self.sigma_data > 0:
+            raise ConfigError(f"sigma_data={self.sigma_data} must be above 0; EDM's is 0.5")
+        if self.noise_at not in (0, 1):
+            raise ConfigError(f"noise_at={self.noise_at} must be 1 (x_0 at time 0) or 0 (noise at time 0)")
+        if not self.time_scale > 0:
+            raise ConfigError(f"time_scale={self.time_scale} must be above 0; 1 is usual")
+
+    def coefficients(self, schedule: NoiseSchedule, t: Timesteps) -> Coefficients:
+        """Scales and weights at `t`, int in [0, T), one a row."""
+        signal, noise = schedule.sqrt_alphas_bar[t], schedule.sqrt_one_minus_alphas_bar[t]
+        sigma = jnp.exp(-schedule.log_snr[t] / 2)
+        one, zero = jnp.ones_like(signal), jnp.zeros_like(signal)
+        match self.output:
+            case "epsilon":
+                now = Coefficients(one, t, zero, one, zero, one)
+            case "v_prediction":
+                now = Coefficients(one, t, noise, signal, -noise, signal)
+            case "sample":
+                now = Coefficients(one, t, 1 / noise, -1 / sigma, one, zero)
+            case "edm":
+                now = self._edm(signal, sigma)
+            case "edm_denoised":
+                now = Coefficients(1 / signal, sigma, 1 / noise, -1 / sigma, one, zero)
+            case _:
+                now = self._flow(signal, noise)
+        return now if self.time_scale == 1 else now._replace(time=self.time_scale * now.time)
+
+    def _edm(self, signal: Array, sigma: Array) -> Coefficients:
+        norm = jnp.sqrt(sigma**2 + self.sigma_data**2)
+        return Coefficients(
+            input_scale=1 / (norm * signal),
+            time=jnp.log(sigma) / 4,
+            from_x=sigma / norm**2 / signal,
+            from_output=-self.sigma_data / norm,
+            of_x0=sigma / (self.sigma_data * norm),
+            of_noise=-self.sigma_data / norm,
+        )
+
+    def _flow(self, signal: Array, noise: Array) -> Coefficients:
+        to_path = 1 / (signal + noise)  # (1 - s) / sqrt(abar), with s = noise / (signal + noise)
+        sign = 1 if self.noise_at == 1 else -1
+        return Coefficients(
+            input_scale=to_path,
+            time=(noise if self.noise_at == 1 else signal) * to_path,
+            from_x=to_path,
+            from_output=sign * signal * to_path,
+            of_x0=jnp.full_like(signal, -sign),
+            of_noise=jnp.full_like(signal, sign),
+        )
+
+    def inputs(self, schedule: NoiseSchedule, x_t: Rows, t: Timesteps) -> tuple[Rows, AnyArray]:
+        """What the network is given: its scaled input and its time, `(batch,)`."""
+        if self.output in ("epsilon", "v_prediction", "sample") and self.time_scale == 1:
+            return x_t, t
+        now = self.coefficients(schedule, t)
+        return _rows(now.input_scale, x_t) * x_t, now.time
+
+    def to_eps(self, schedule: NoiseSchedule, x_t: Rows, t: Timesteps, output: Rows) -> Rows:
+        """The noise in `x_t` that an output implies."""
+        if self.output == "epsilon":
+            return output
+        now = self.coefficients(schedule, t)
+        return _rows(now.from_x, x_t) * x_t + _rows(now.from_output, x_t) * output
+
+    def target(self, schedule: NoiseSchedule, x0: Rows, t: Timesteps, noise: Rows) -> Rows:
+        """What a network should return for the noisy `x_0`: `to_eps` solved for the output."""
+        now = self.coefficients(schedule, t)
+        return _rows(now.of_x0, x0) * x0 + _rows(now.of_noise, x0) * noise
+
+    def training_loss(
+        self,
+        network: Callable[[Rows, Array], Rows],
+        schedule: NoiseSchedule,
+        x0: Rows,
+        t: Timesteps,
+        noise: Rows,
+    ) -> Float[Array, " batch"]:
+        """Each row's mean squared error of the network's output from its `target`.
+
+        The denoising loss (of the noise) is this times `from_output ** 2`. EDM's loss with its weight
+        (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 is this for `edm`, and flow matching's loss this for
+        `flow`.
+        """
+        x_t = _rows(schedule.sqrt_alphas_bar[t], x0) * x0
+        x_t = x_t + _rows(schedule.sqrt_one_minus_alphas_bar[t], x0) * noise
+        error = network(*self.inputs(schedule, x_t, t)) - self.target(schedule, x0, t, noise)
+        return jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
+
+
+def schedule_from_sigmas(sigmas: Sequence[float] | np.ndarray) -> NoiseSchedule:
+    """The schedule whose timestep i has noise level `sigmas[i]`, noise over signal: abar = 1 / (1 + sigma^2).
+
+    `schedules.timesteps_by_log_snr` then spreads evenly in ln(sigma), as log-SNR is -2 ln(sigma).
+
+    Args:
+      sigmas: increasing, above 0; ascending as t is, not in the order of sampling.
+    Raises:
+      ConfigError: sigmas that don't increase, or are not above 0 and finite.
+
+    Example:
+      >>> schedule_from_sigmas([0.5, 1.0, 2.0]).alphas_bar.tolist()
+      [0.800000011920929, 0.5, 0.20000000298023224]
+    """
+    sigma = np.asarray(sigmas, np.float64)
+    if sigma.ndim != 1 or len(sigma) < 2 or not np.all(np.isfinite(sigma)) or not sigma[0] > 0:
+        raise ConfigError("sigmas must be two or more finite numbers above 0, smallest first")
+    if not np.all(np.diff(sigma) > 0):
+        raise ConfigError(
+            f"sigmas must increase with t; they go from {sigma[0]} to {sigma[-1]}, reverse them"
+        )
+    log_bar = -np.log1p(sigma**2)
+    tables = NoiseSchedule(
+        betas=-np.expm1(np.diff(log_bar, prepend=0.0)),
+        alphas_bar=np.exp(log_bar),
+        log_alphas_bar=log_bar,
+        sqrt_alphas_bar=np.exp(log_bar / 2),
+        sqrt_one_minus_alphas_bar=sigma * np.exp(log_bar / 2),
+        log_snr=-2 * np.log(sigma),
+    )
+    return jax.tree.map(lambda table: jnp.asarray(table, jnp.float32), tables)
+
+
+def edm_schedule(
+    steps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> NoiseSchedule:
+    """Noise levels of Karras et al. 2022, eq. 5, smallest first."""
+    ramp = np.linspace(0, 1, steps)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return schedule_from_sigmas((low + ramp * (high - low)) ** rho)
+
+
+def flow_schedule(steps: int = 1000) -> NoiseSchedule:
+    """Timestep i of T is flow time s = (i + 1/2) / T, noise at 1: the middles of T equal parts of [0, 1]."""
+    time = (np.arange(steps) + 0.5) / steps
+    return schedule_from_sigmas(time / (1 - time))
+
+
+def _rows(values: Float[Array, " batch"], like: Rows) -> Array:
+    return values.reshape(values.shape + (1,) * (like.ndim - 1))

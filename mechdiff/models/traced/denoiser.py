@@ -1,0 +1,210 @@
+"""A network that is examined through its named values: the `Denoiser` of any JAX function."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.types import Features, Images, PyTree, Timesteps
+from mechdiff.diffusion.parameterization import Parameterization
+from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.interventions.components import Component, site_type, units
+from mechdiff.interventions.record import Intervention
+from mechdiff.models.traced.edits import GateEdits, leaves_of, per_turn
+from mechdiff.models.traced.interpreter import Plan, evaluate
+from mechdiff.models.traced.sites import Site, in_order
+from mechdiff.storage import digests
+
+Function = Callable[..., Array]  # fn(params, x, time), or fn(params, x, time, condition)
+
+
+@dataclasses.dataclass(frozen=True)
+class TracedNetwork:
+    """What of a traced denoiser is fixed when programs are compiled; hashable.
+
+    Attributes:
+      fn: `fn(params, x, time[, condition])`, with values named inside.
+      parameterization: what `fn` is given and what it returns.
+      sites: of `fn`, in order of execution.
+      row_shape: of one row of x.
+      conditioned: whether `fn` takes a condition.
+      digest: of the program that `fn` is traced to.
+    """
+
+    fn: Function
+    parameterization: Parameterization
+    sites: tuple[Site, ...]
+    row_shape: tuple[int, ...]
+    conditioned: bool
+    digest: str
+
+
+class _Label(str):
+    """A name that is equal to every other, so that it is no reason to compile again."""
+
+    __slots__ = ()
+
+    def __eq__(self, other):
+        return isinstance(other, _Label)
+
+    def __hash__(self):
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TracedDenoiser:
+    """A network that is examined through its named values; a pytree of `params`, `identity` and `schedule`.
+
+    Attributes:
+      params: first argument of the wrapped function.
+      identity: the intervention that changes nothing.
+      schedule: noise levels of the timesteps.
+      network: the function, its sites, and its parameterization; static.
+      name: shown in results; no reason to compile again.
+      stages: None: sweeps don't share prefixes of the network.
+    """
+
+    params: PyTree
+    identity: Intervention
+    schedule: NoiseSchedule
+    network: TracedNetwork
+    name: str = "network"
+    stages: None = None
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Height, width, channels: the shape of one row of x."""
+        return self.network.row_shape
+
+    def components(self, channel_groups: int = 0) -> tuple[Component, ...]:
+        """Every addressable component, in order of execution.
+
+        A site is one component, but for one whose name ends in `head`, every unit of which is.
+
+        Args:
+          channel_groups: also list this many equal groups of every other site's units as components of their
+            own (0: none).
+        """
+        listed = []
+        for depth, (name, site) in enumerate(in_order(self.network.sites)):
+            owned = dict(units(name, site.units))
+            if channel_groups and len(owned) == 1:
+                owned |= _groups(name, site.units, channel_groups)
+            where = (site_type(name), name)
+            listed += [
+                Component(each, *where, index, depth, _side(site.shape)) for each, index in owned.items()
+            ]
+        return tuple(listed)
+
+    def predict(
+        self, intervention: Intervention, x_t: Images, t: Timesteps, condition: Any = None
+    ) -> Features:
+        """The noise in `x_t` under an intervention, whatever the network was trained to return.
+
+        Args:
+          intervention: made from `identity`; leaves may have a row axis.
+          x_t: noisy images, `(batch, *image_shape)`, on this package's scale (variance preserving).
+          t: one timestep a row, int in [0, T).
+          condition: what the function takes after the time, if it takes a condition.
+        Raises:
+          ConfigError: a condition too many or too few; an intervention of another network.
+        """
+        output, _ = _run(self.network, self, intervention, x_t, t, condition, frozenset())
+        return self.network.parameterization.to_eps(self.schedule, x_t, t, output)
+
+    def digests(self) -> dict:
+        """What decides numbers, JSON-ready: parameters, schedule, program and parameterization."""
+        return {
+            "params": digests.digest_arrays(self.params),
+            "program": self.network.digest,
+            "parameterization": dataclasses.asdict(self.network.parameterization),
+            "schedule": digests.digest_arrays(self.schedule.log_snr),
+        }
+
+
+jax.tree_util.register_pytree_node(
+    TracedDenoiser,
+    lambda denoiser: (
+        (denoiser.params, denoiser.identity, denoiser.schedule),
+        (denoiser.network, _Label(denoiser.name)),
+    ),
+    lambda static, leaves: TracedDenoiser(*leaves, static[0], str(static[1])),
+)
+
+
+def activations(
+    denoiser: TracedDenoiser,
+    x_t: Images,
+    t: Timesteps,
+    sites: str | Sequence[str],
+    *,
+    intervention: Intervention | None = None,
+    condition: Any = None,
+) -> dict[str, Array]:
+    """Values of sites, before their own gates act on them.
+
+    Args:
+      sites: names, or one regular expression (full match).
+      intervention: under which the network runs; the identity if None.
+    Returns:
+      site -> `(batch, *rest)`, rows first. Where a branch of a `cond` that holds a site isn't taken: zeros.
+    Raises:
+      ConfigError: a site or a pattern that matches nothing.
+
+    Example:
+      >>> activations(denoiser, x_t, t, "block.*[.]mlp")["block0.mlp"].shape  # doctest: +SKIP
+      (16, 64, 128)
+    """
+    known = {name: site for site in denoiser.network.sites for name in site.names}
+    if isinstance(sites, str):
+        chosen = [name for name in known if name == sites or re.fullmatch(sites, name)]
+        sites = chosen or [sites]
+    for name in sites:
+        if name not in known:
+            raise ConfigError(unknown("site", name, known))
+    tags = frozenset(known[name].tag for name in sites)
+    intervention = denoiser.identity if intervention is None else intervention
+    _, captured = _run(denoiser.network, denoiser, intervention, x_t, t, condition, tags)
+    values = per_turn(denoiser.network.sites, captured)
+    return {name: values[name] for name in sites}
+
+
+def _run(
+    network: TracedNetwork,
+    denoiser: TracedDenoiser,
+    intervention: Intervention,
+    x_t: Images,
+    t: Timesteps,
+    condition: Any,
+    capture: frozenset[str],
+) -> tuple[Array, dict[str, Array]]:
+    """The function's own output under an intervention, and captured values by tag."""
+    if network.conditioned != (condition is not None):
+        raise ConfigError(
+            "this network takes a condition; give predict(..., condition=...)"
+            if network.conditioned
+            else "this network takes no condition; wrap it with example=(x, t, condition)"
+        )
+    x, time = network.parameterization.inputs(denoiser.schedule, x_t, t)
+    args = (denoiser.params, x, time) if condition is None else (denoiser.params, x, time, condition)
+    program = jax.make_jaxpr(jax.jit(network.fn))(*args)  # under JAX's cache of traced functions
+    leaves = leaves_of(network.sites, intervention, t)
+    edits = GateEdits(network.sites)
+    plan = Plan(edits, capture, edits.split_rows)
+    (output,), captured = evaluate(program, jax.tree.leaves(args), leaves, plan)
+    return output, captured
+
+
+def _groups(site: str, width: int, count: int) -> dict[str, tuple[int, int]]:
+    edges = [width * group // min(count, width) for group in range(min(count, width) + 1)]
+    return {f"{site}.{low}-{high}": (low, high) for low, high in itertools.pairwise(edges)}
+
+
+def _side(shape: Sequence[int]) -> int:
+    """Side of a feature map, `(rows, side, side, channels)`; 0 for values that are none."""
+    return shape[1] if len(shape) == 4 and shape[1] == shape[2] else 0

@@ -1,0 +1,144 @@
+"""From an intervention to what is done at each named value."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.types import AnyArray, Timesteps
+from mechdiff.interventions.gates import blend
+from mechdiff.interventions.record import ALWAYS, Intervention, in_window
+from mechdiff.models.traced.sites import Site, in_order
+
+
+@dataclasses.dataclass(frozen=True)
+class GateEdits:
+    """`interpreter.Plan.edit` and `split_rows` for gates: a' = gate a + (1 - gate) replacement + add."""
+
+    sites: tuple[Site, ...]
+
+    @functools.cached_property
+    def _by_tag(self) -> dict[str, Site]:
+        return {site.tag: site for site in self.sites}
+
+    def __call__(self, tag: str, value: Array, leaves: Mapping[str, Array]) -> Array:
+        site = self._by_tag[tag]
+        rows_first = jnp.moveaxis(value, site.row_axis, 0)
+        edited = blend(rows_first, leaves["gate"], leaves["replacement"], site.unit_axis)
+        if "add" in leaves:
+            edited = edited + leaves["add"].astype(edited.dtype)
+        return jnp.moveaxis(edited, 0, site.row_axis)
+
+    def split_rows(self, tag: str, leaves: Mapping[str, Array]) -> dict[str, bool]:
+        """Which leaves have an axis of rows."""
+        rank = len(self._by_tag[tag].shape)
+        ranks = {"gate": 2, "replacement": rank, "add": rank}
+        return {name: leaf.ndim == ranks[name] for name, leaf in leaves.items()}
+
+
+def identity_of(sites: Sequence[Site]) -> Intervention:
+    """The intervention that leaves every site alone: gates 1, replacements 0."""
+    gate, replacement = {}, {}
+    for name, site in in_order(sites):
+        gate[name] = np.ones(site.units, np.float32)
+        replacement[name] = np.zeros((1,) * (len(site.shape) - 1), np.float32)
+    return Intervention(gate=gate, replacement=replacement, temperature={}, window=np.asarray(ALWAYS))
+
+
+def leaves_of(sites: Sequence[Site], intervention: Intervention, t: Timesteps) -> dict[str, dict[str, Array]]:
+    """What `GateEdits` needs at `t`: tag -> gate, replacement and, where there is one, add; turns of scans leading.
+
+    Raises:
+      ConfigError: sites of the intervention and of the network differ, or shapes don't fit.
+    """
+    _check(sites, intervention)
+    acting = in_window(intervention, t)
+    leaves = {}
+    for site in sites:
+        at_site = {
+            "gate": _turned(site, [acting.gate[name] for name in site.names]),
+            "replacement": _turned(site, [acting.replacement[name] for name in site.names]),
+        }
+        added = [intervention.add.get(name) for name in site.names]
+        if any(leaf is not None for leaf in added):
+            at_site["add"] = _turned(site, [_acting(site, leaf, intervention, t) for leaf in added])
+        leaves[site.tag] = at_site
+    return leaves
+
+
+def _acting(site: Site, leaf: AnyArray | None, intervention: Intervention, t: Timesteps) -> Array:
+    """A direction where the window is open, zeros elsewhere, rows first."""
+    window = jnp.asarray(intervention.window)
+    inside = (t >= window[..., 0]) & (t < window[..., 1])
+    if leaf is None:
+        return jnp.zeros((1,) * len(site.shape))
+    rows_first = jnp.asarray(leaf) if np.ndim(leaf) == len(site.shape) else jnp.asarray(leaf)[None]
+    return jnp.where(inside.reshape(-1, *[1] * (len(site.shape) - 1)), rows_first, 0.0)
+
+
+def _turned(site: Site, leaves: Sequence[AnyArray]) -> Array:
+    """One array from those of all turns, with the axes of the scans first."""
+    if not site.turns:
+        return jnp.asarray(leaves[0])
+    rank = max(np.ndim(leaf) for leaf in leaves)
+    if any(np.ndim(leaf) != rank for leaf in leaves):  # rows for one turn: rows for all
+        leaves = [leaf if np.ndim(leaf) == rank else jnp.asarray(leaf)[None] for leaf in leaves]
+    stacked = jnp.stack(jnp.broadcast_arrays(*leaves))
+    return stacked.reshape(*site.turns, *stacked.shape[1:])
+
+
+def _check(sites: Sequence[Site], intervention: Intervention) -> None:
+    if intervention.temperature or intervention.pattern:
+        raise ConfigError(
+            "temperatures and patterns of attention act on this package's UNet only; name a pattern as a "
+            'site, `checkpoint_name(pattern, "block0.pattern@1")`, and gate or replace its heads'
+        )
+    known = {name: site for site in sites for name in site.names}
+    for leaves in (intervention.gate, intervention.replacement):
+        for name in leaves:
+            if name not in known:
+                raise ConfigError(unknown("site", name, known))
+        missing = sorted(known.keys() - leaves.keys())
+        if missing:
+            raise ConfigError(
+                f"the intervention lacks {len(missing)} sites, first {missing[0]!r}; "
+                "build it from the denoiser's identity"
+            )
+    for name, gate in intervention.gate.items():
+        if gate.shape[-1] != known[name].units:
+            raise ConfigError(f"gate of {name!r} has {gate.shape[-1]} units, the site {known[name].units}")
+    for leaves, what in ((intervention.replacement, "replacement"), (intervention.add, "direction")):
+        for name, leaf in leaves.items():
+            if name not in known:
+                raise ConfigError(unknown("site", name, known))
+            _check_fits(name, known[name], leaf, what)
+
+
+def _check_fits(name: str, site: Site, leaf: Any, what: str) -> None:
+    rank, row = np.ndim(leaf), site.shape[1:]
+    own = np.shape(leaf)[1:] if rank == len(site.shape) else np.shape(leaf)
+    fits = rank in (len(row), len(row) + 1) and all(size in (1, full) for size, full in zip(own, row))
+    if not fits:
+        raise ConfigError(
+            f"{what} of {name!r} has shape {tuple(np.shape(leaf))}; it must have {len(row)} axes that "
+            f"broadcast to {row}, or one of rows before them"
+        )
+
+
+def per_turn(sites: Sequence[Site], captured: Mapping[str, Array]) -> dict[str, Array]:
+    """Captured values by the sites' own names, rows first."""
+    values = {}
+    for site in sites:
+        if site.tag not in captured:
+            continue
+        value = captured[site.tag]
+        depth = len(site.turns)
+        flat = value.reshape(-1, *value.shape[depth:])
+        for index, name in enumerate(site.names):
+            values[name] = jnp.moveaxis(flat[index], site.row_axis, 0)
+    return values

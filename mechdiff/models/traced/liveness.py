@@ -1,0 +1,81 @@
+"""Which named values of a program its outputs depend on."""
+
+from collections.abc import Sequence
+
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+
+from mechdiff.models.traced.interpreter import RULES
+from mechdiff.models.traced.programs import BRANCHES, SCAN, names_within, subprograms, tag
+
+Needed = tuple[list[bool], set[str]]
+
+
+def reaching(program: ClosedJaxpr, outputs: Sequence[bool] | None = None) -> Needed:
+    """Which inputs, and which named values, some of a program's outputs depend on.
+
+    Dependence is followed equation by equation and exactly through calls, scans and branches; an equation
+    that can't be entered is taken to depend on all that it reads.
+
+    Args:
+      outputs: which outputs matter; all of them if None.
+    Returns:
+      one bool for each input, and the names.
+
+    Example:
+      >>> import jax
+      >>> from jax.ad_checkpoint import checkpoint_name
+      >>> def fn(x):
+      ...     checkpoint_name(x, "forgotten")
+      ...     return checkpoint_name(2 * x, "used")
+      >>> reaching(jax.make_jaxpr(fn)(1.0))
+      ([True], {'used'})
+    """
+    jaxpr = program.jaxpr
+    outputs = [True] * len(jaxpr.outvars) if outputs is None else outputs
+    needed = {
+        atom for atom, wanted in zip(jaxpr.outvars, outputs) if wanted and not isinstance(atom, Literal)
+    }
+    reached: set[str] = set()
+    for equation in reversed(jaxpr.eqns):
+        wanted = [atom in needed for atom in equation.outvars]
+        if not any(wanted):
+            continue
+        reads, names = _of_equation(equation, wanted)
+        reached |= names
+        needed |= {
+            atom for atom, read in zip(equation.invars, reads) if read and not isinstance(atom, Literal)
+        }
+    return [atom in needed for atom in jaxpr.invars], reached
+
+
+def _of_equation(equation: JaxprEqn, wanted: list[bool]) -> Needed:
+    name = tag(equation)
+    if name is not None:
+        return [True] * len(equation.invars), {name}
+    primitive = equation.primitive.name
+    if primitive == SCAN:
+        return _of_scan(equation, wanted)
+    if primitive == BRANCHES:
+        return _of_branches(equation, wanted)
+    programs = subprograms(equation)
+    if primitive in RULES and len(programs) == 1:
+        return reaching(programs[0], wanted)
+    return [True] * len(equation.invars), set(names_within(equation))
+
+
+def _of_scan(equation: JaxprEqn, wanted: list[bool]) -> Needed:
+    params = equation.params
+    start, carried = params["num_consts"], params["num_carry"]
+    wanted = list(wanted)
+    while True:  # what a turn needs of the carry, the turn before has to make
+        reads, names = reaching(params["jaxpr"], wanted)
+        carry = [old or new for old, new in zip(wanted[:carried], reads[start : start + carried])]
+        if carry == wanted[:carried]:
+            return reads, names
+        wanted[:carried] = carry
+
+
+def _of_branches(equation: JaxprEqn, wanted: list[bool]) -> Needed:
+    each = [reaching(program, wanted) for program in subprograms(equation)]
+    reads = [any(column) for column in zip(*(reads for reads, _ in each))]
+    return [True, *reads], set().union(*(names for _, names in each))

@@ -1,0 +1,143 @@
+"""`wrap`: any function `fn(params, x_t, t[, condition])` with named values, as a denoiser."""
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.types import PyTree
+from mechdiff.diffusion.parameterization import Parameterization
+from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.models.traced.denoiser import Function, TracedDenoiser, TracedNetwork
+from mechdiff.models.traced.edits import identity_of
+from mechdiff.models.traced.sites import ROWS, Site, discover
+from mechdiff.storage import digests
+
+_ADDRESS = re.compile(r"0x[0-9a-f]+")  # of a function in memory, in the text of a program
+
+
+def wrap(
+    fn: Any,
+    params: PyTree,
+    *,
+    schedule: NoiseSchedule,
+    example: tuple,
+    name: str = "",
+    unit_axes: Mapping[str, int] | None = None,
+    parameterization: Parameterization | str = "epsilon",
+) -> TracedDenoiser:
+    """A denoiser from any pure JAX function in which values are named.
+
+    Name a value by `h = jax.ad_checkpoint.checkpoint_name(h, "block0.mlp")`. The name's last word is the
+    component's type; after `.head`, every unit is a component. `"mid.head@1"` says that units run along axis
+    1 (rows are axis 0). Within a scan, a name stands for one site a turn: `"block*.mlp"` becomes
+    `block0.mlp`, `block1.mlp`, ..., and `"mlp"` becomes `turn0.mlp`, ...
+
+    Args:
+      fn: `fn(params, x, time)` or `fn(params, x, time, condition)`, returning an array of the shape of x, for
+        any number of rows.
+      params: a pytree of arrays.
+      schedule: noise levels; `schedule_from_sigmas`, `edm_schedule` and `flow_schedule` make those of EDM and
+        flow matching.
+      example: `(x, t)` or `(x, t, condition)`, as `predict` will be given them: their shapes and dtypes
+        count.
+      name: shown in results; the function's name if empty.
+      unit_axes: regular expression of sites' names -> axis of their units, where names don't say it; the last
+        axis elsewhere.
+      parameterization: what `fn` takes and returns, or its `output` alone.
+    Raises:
+      ConfigError: not a JAX function, shapes that don't fit, no names or names that can't be used; one line.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jax.ad_checkpoint import checkpoint_name
+      >>> from mechdiff.diffusion.schedules import linear_schedule
+      >>> def fn(params, x, t):
+      ...     return checkpoint_name(params * x, "scaled")
+      >>> x, t = jnp.ones((1, 2, 2, 3)), jnp.zeros(1, int)
+      >>> denoiser = wrap(fn, jnp.float32(2.0), schedule=linear_schedule(10), example=(x, t))
+      >>> [component.name for component in denoiser.components()]
+      ['scaled']
+    """
+    if not callable(fn):
+        raise ConfigError(f"fn={fn!r} can't be called; give a function fn(params, x_t, t[, condition])")
+    _check_example(example)
+    if isinstance(parameterization, str):
+        parameterization = Parameterization(output=parameterization)
+    args_of = functools.partial(_arguments, parameterization, schedule, params, example)
+    _check_function(fn, args_of)
+    sites = discover(fn, args_of, dict(unit_axes or {}))
+    _check_names(sites)
+    network = TracedNetwork(
+        fn=fn,
+        parameterization=parameterization,
+        sites=sites,
+        row_shape=tuple(np.shape(example[0])[1:]),
+        conditioned=len(example) == 3,
+        digest=_digest_program(fn, args_of(ROWS[0])),
+    )
+    name = name or getattr(fn, "__name__", type(fn).__name__)
+    return TracedDenoiser(params, identity_of(sites), schedule, network, name)
+
+
+def _arguments(
+    parameterization: Parameterization, schedule: NoiseSchedule, params: PyTree, example: tuple, rows: int
+) -> tuple:
+    """Shapes of the function's arguments for a number of rows."""
+    x, t, *condition = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((rows, *np.shape(leaf)[1:]), jnp.result_type(leaf)), example
+    )
+    return (params, *jax.eval_shape(parameterization.inputs, schedule, x, t), *condition)
+
+
+def _check_example(example: tuple) -> None:
+    if len(example) not in (2, 3):
+        raise ConfigError(f"example has {len(example)} entries; give (x, t) or (x, t, condition)")
+    shape, shape_of_t, dtype = np.shape(example[0]), np.shape(example[1]), jnp.result_type(example[1])
+    if len(shape) < 2:
+        raise ConfigError(f"x of the example has shape {shape}; its first axis is the rows'")
+    if shape_of_t != shape[:1] or not jnp.issubdtype(dtype, jnp.integer):
+        raise ConfigError(f"t of the example has shape {shape_of_t} and dtype {dtype}; give one int a row")
+
+
+def _check_function(fn: Function, args_of: Callable[[int], tuple]) -> None:
+    for rows in ROWS:
+        args = args_of(rows)
+        try:
+            output = jax.eval_shape(fn, *args)
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever the user's function raises
+            reason = str(error).strip().split("\n")[0]
+            shapes = ", ".join(str(leaf.shape) for leaf in args[1:3])
+            raise ConfigError(
+                f"fn(params, x, t{', condition' if len(args) == 4 else ''}) can't be traced by JAX "
+                f"at {rows} rows (x, t of shapes {shapes}): {type(error).__name__}: {reason}"
+            ) from error
+        if getattr(output, "shape", None) != args[1].shape:
+            shown = getattr(output, "shape", type(output).__name__)
+            raise ConfigError(
+                f"fn returns {shown} for x of shape {args[1].shape}; return one array of x's shape "
+                "(drop a predicted variance)"
+            )
+
+
+def _check_names(sites: Sequence[Site]) -> None:
+    names = [name for site in sites for name in site.names]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"two sites are called {name!r}; rename one (numbers of turns are put into names)"
+            )
+
+
+def _digest_program(fn: Function, args: tuple) -> str:
+    """Of the text of the program and of the constants that it holds."""
+    program = jax.make_jaxpr(fn)(*args)
+    text = _ADDRESS.sub("", str(program.jaxpr))
+    return digests.digest_json([text, digests.digest_arrays(list(program.consts))])

@@ -1,0 +1,113 @@
+"""The worked examples, tiny: networks that know nothing of this package, each with an oracle."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference.networks import SMALL, identity_of, random_params
+
+from experiments.examples import linen_dit, nnx_unet, own_unet
+from experiments.examples.common import loss_increases
+from mechdiff.diffusion.schedules import linear_schedule
+from mechdiff.interventions.build import ablate
+from mechdiff.models.unet import denoise
+
+SIZE = linen_dit.SIZE
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_nnx_unet_without_its_skip_is_the_unet_with_zeros_for_weights():
+    draw = lambda key: jax.random.normal(key, (2, 8, 8, 3))
+    model = nnx_unet.denoiser(steps=2, width=8, heads=2, draw=draw)
+    assert [component.name for component in model.components()] == [
+        *("down.time", "down.residual", "mid.time", "mid.residual"),
+        *("mid.attention.head0", "mid.attention.head1"),
+        *("up.skip", "up.time", "up.residual"),
+    ]
+    x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), jnp.array([10, 900])
+    state = jax.tree.map(lambda leaf: leaf, model.params)
+    state["join"]["kernel"][...] = state["join"]["kernel"][...].at[:, :, 8:].set(0)
+    expected = model.network.fn(state, x, t)
+    assert np.abs(expected - model.network.fn(model.params, x, t)).max() > 1e-4
+    close(model.predict(ablate(model.identity, ["up.skip"]), x, t), expected)
+
+
+@pytest.fixture(scope="module")
+def dit():
+    draw = lambda key: (jax.random.normal(key, (5, SIZE, SIZE, 3)), jnp.arange(5))
+    model = linen_dit.denoiser(steps=1, width=16, depth=2, heads=2, draw=draw)
+    keys = iter(jax.random.split(jax.random.key(1), 100))
+    noisy = lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape)  # adaLN-Zero begins at zero
+    return dataclasses.replace(model, params=jax.tree.map(noisy, model.params))
+
+
+def test_dit_without_an_mlp_is_the_dit_with_zeros_for_weights(dit):
+    names = [component.name for component in dit.components()]
+    assert names[:5] == [
+        "embedding.class",
+        "embedding.time",
+        "block0.attention.adaln",
+        "block0.mlp.adaln",
+        "block0.head0",
+    ]
+    assert len(names) == 2 + 2 * (2 + 2 + 1)
+    x, t = jax.random.normal(jax.random.key(0), (2, SIZE, SIZE, 3)), jnp.array([10, 900])
+    label = jnp.array([1, 4])
+    params = jax.tree.map(lambda leaf: leaf, dit.params)
+    blocks = params["params"]["blocks"]["mlp_out"]
+    params["params"]["blocks"]["mlp_out"] = jax.tree.map(lambda leaf: leaf.at[1].set(0), blocks)
+    expected = dit.network.fn(params, x, t, label)
+    assert np.abs(expected - dit.network.fn(dit.params, x, t, label)).max() > 1e-3
+    close(dit.predict(ablate(dit.identity, ["block1.mlp"]), x, t, label), expected)
+
+
+def test_a_class_that_is_left_out_is_worth_nothing(dit):
+    x0, label = jax.random.normal(jax.random.key(2), (5, SIZE, SIZE, 3)), jnp.arange(5)
+    noise, t = jax.random.normal(jax.random.key(3), x0.shape), jnp.full(5, 400)
+    worth = linen_dit.worth_of_the_class(dit, x0, t, noise, label, "embedding.class")
+    np.testing.assert_array_equal(worth, np.zeros(5))
+    assert np.abs(linen_dit.worth_of_the_class(dit, x0, t, noise, label)).max() > 1e-3
+
+
+def test_equinox_network_learns_the_exact_denoiser_and_needs_its_blocks():
+    pytest.importorskip("equinox")
+    from experiments.examples import equinox_mlp
+
+    model = equinox_mlp.denoiser(steps=500, width=16, depth=2, batch=64)
+    x0, t = equinox_mlp.points(jax.random.key(1), 256), jnp.full(256, 500)
+    noise = jax.random.normal(jax.random.key(2), x0.shape)
+    signal, scale = model.schedule.sqrt_alphas_bar[500], model.schedule.sqrt_one_minus_alphas_bar[500]
+    x_t = signal * x0 + scale * noise
+    best = equinox_mlp.exact()(x_t, t)
+    error = lambda eps: float(jnp.mean((eps - best) ** 2))
+    identity = error(model.predict(model.identity, x_t, t))
+    # the best guess that is linear in x_t is what a lazy network would learn
+    covariance = np.cov(np.asarray(x0).reshape(-1, 2).T, bias=True)
+    linear = scale * x_t.reshape(-1, 2) @ np.linalg.inv(signal**2 * covariance + scale**2 * np.eye(2))
+    assert identity < 0.25 * error(linear.reshape(x_t.shape))
+    increases = loss_increases(model, x0, t, noise)
+    assert list(increases) == ["into.time", "block0.mlp", "block1.mlp"]
+    for values in increases.values():
+        assert values.mean() > 3 * values.std(ddof=1) / 16  # its standard error
+
+
+def test_own_unet_by_names_gives_the_ablations_of_its_stages():
+    config = dataclasses.replace(SMALL, prediction="v_prediction")
+    params, identity = random_params(config), identity_of(config)
+    schedule = linear_schedule()
+    model = own_unet.wrapped(config, schedule, params, identity)
+    assert model.identity.gate.keys() == identity.gate.keys()
+    x, t = jax.random.normal(jax.random.key(2), (2, 8, 8, 3)), jnp.array([10, 900])
+    by_name = jax.jit(model.predict)
+    by_stages = jax.jit(lambda intervention: denoise(config, schedule, params, intervention, x, t))
+    clean = by_stages(identity)
+    close(by_name(model.identity, x, t), clean)
+    for component in ("down0.block0.res", "mid.attn0.head1", "up0.block1.skip", "mid.block0.time"):
+        ablated = ablate(identity, [component])
+        assert np.abs(by_stages(ablated) - clean).max() > 1e-3
+        close(by_name(own_unet.untempered(ablated), x, t), by_stages(ablated))

@@ -1,0 +1,102 @@
+"""Framework x construct: what holds for named values, wherever they stand."""
+
+import dataclasses
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import named_networks
+
+from mechdiff.diffusion.schedules import linear_schedule
+from mechdiff.interventions.build import ablate, leave_one_out
+from mechdiff.interventions.record import STACKED
+from mechdiff.models.traced import wrap
+
+if importlib.util.find_spec("equinox"):
+    from reference import named_equinox
+
+    NETWORKS = named_networks.every() + named_equinox.every()
+else:
+    NETWORKS = named_networks.every()
+
+X = jax.random.normal(jax.random.key(4), (2, 2, 2, named_networks.CHANNELS))
+T = jnp.array([3, 7])
+each_network = pytest.mark.parametrize("network", NETWORKS, ids=str)
+
+
+def wrapped(network, count=None):
+    """Its denoiser; `count` is called whenever its function is traced."""
+
+    def fn(params, x, t):
+        if count is not None:
+            count()
+        return network.fn(params, x, t)
+
+    return wrap(fn, network.params, schedule=linear_schedule(10), example=(X, T))
+
+
+@each_network
+def test_identity_is_bitwise_the_untouched_function(network, optimized):
+    denoiser = wrapped(network)
+    predicted = np.asarray(jax.jit(denoiser.predict)(denoiser.identity, X, T))
+    untouched = np.asarray(jax.jit(network.fn)(network.params, X, T))
+    np.testing.assert_array_equal(predicted.view(np.uint32), untouched.view(np.uint32))
+
+
+@each_network
+def test_ablations_equal_the_hand_edited_twin_and_trace_nothing_again(network):
+    traces = []
+    denoiser = wrapped(network, lambda: traces.append(1))
+    assert tuple(denoiser.identity.gate) == network.sites
+    sites = list(denoiser.identity.gate)
+    gates = jnp.concatenate([jnp.ones((1, len(sites))), 1 - jnp.eye(len(sites))])
+
+    @jax.jit
+    @jax.vmap
+    def twin(gate):
+        of = dict(zip(sites, gate))
+        return network.twin(lambda value, name: of.get(name, 1.0) * value, network.params, X, T)
+
+    expected = twin(gates)
+    predict = jax.jit(denoiser.predict)
+    clean = predict(denoiser.identity, X, T)
+    traces.clear()
+    np.testing.assert_allclose(clean, expected[0], rtol=1e-5, atol=1e-5)
+    for site, output in zip(sites, expected[1:]):
+        ablated = ablate(denoiser.identity, f"{site}[0-9]*")  # all heads of a site, where it has them
+        np.testing.assert_allclose(predict(ablated, X, T), output, rtol=1e-5, atol=1e-5)
+    names, stacked = leave_one_out(denoiser.identity, ".*")
+    batched = jax.vmap(denoiser.predict, in_axes=(STACKED, None, None))(stacked, X, T)
+    row = {name: output for name, output in zip(names, batched)}
+    for site, output in zip(sites, expected[1:]):
+        if site in row:
+            np.testing.assert_allclose(row[site], output, rtol=1e-5, atol=1e-5)
+    assert not traces
+
+
+@each_network
+def test_gradient_of_gates_equals_finite_differences(network):
+    with jax.enable_x64(True):
+        double = lambda leaf: (
+            jnp.asarray(leaf, jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        )
+        network = dataclasses.replace(network, params=jax.tree.map(double, network.params))
+        x = X.astype(jnp.float64)
+        denoiser = wrap(network.fn, network.params, schedule=linear_schedule(10), example=(x, T))
+        keys = iter(jax.random.split(jax.random.key(5), 100))
+        ones = {site: jnp.ones(gate.shape) for site, gate in denoiser.identity.gate.items()}
+        way = {site: jax.random.normal(next(keys), gate.shape) for site, gate in ones.items()}
+
+        @jax.jit
+        def loss(gate):
+            intervention = dataclasses.replace(denoiser.identity, gate=gate)
+            return jnp.sum(jnp.sin(denoiser.predict(intervention, x, T)))
+
+        slope = sum(jnp.vdot(way[site], part) for site, part in jax.grad(loss)(ones).items())
+        step = 1e-5
+        ahead = jax.tree.map(lambda a, b: a + step * b, ones, way)
+        behind = jax.tree.map(lambda a, b: a - step * b, ones, way)
+        assert abs(slope) > 1e-3
+        np.testing.assert_allclose(slope, (loss(ahead) - loss(behind)) / (2 * step), rtol=1e-6)

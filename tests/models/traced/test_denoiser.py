@@ -1,0 +1,320 @@
+"""The denoiser of a wrapped function: contract, edits, activations, and what is refused."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.ad_checkpoint import checkpoint_name as name
+
+from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.process import denoising_loss
+from mechdiff.diffusion.samplers import sample
+from mechdiff.diffusion.schedules import linear_schedule
+from mechdiff.interventions.build import ablate, leave_one_out, set_gate, windowed
+from mechdiff.interventions.record import STACKED
+from mechdiff.models.traced import Parameterization, activations, wrap
+
+SCHEDULE = linear_schedule(20)
+X = jax.random.normal(jax.random.key(0), (3, 4, 4, 2))
+T = jnp.array([2, 9, 15])
+PARAMS = {"in": jnp.linspace(-1, 1, 8).reshape(2, 4), "block": jnp.eye(4) * 0.5 + 0.1}
+
+
+def network(params, x, t):
+    h = name(jnp.tanh(x @ params["in"]), "in.mlp")
+
+    def turn(h, _):
+        h = h + name(jnp.sin(h @ params["block"]), "block*.mlp")
+        return name(h, "block*.head"), None
+
+    h, _ = jax.lax.scan(turn, h, None, length=2)
+    return h @ params["in"].T + 0.01 * t[:, None, None, None]
+
+
+def by_hand(params, x, t, edit):
+    h = edit(jnp.tanh(x @ params["in"]), "in.mlp")
+    for turn in range(2):
+        h = h + edit(jnp.sin(h @ params["block"]), f"block{turn}.mlp")
+        h = edit(h, f"block{turn}.head")
+    return h @ params["in"].T + 0.01 * t[:, None, None, None]
+
+
+@pytest.fixture(scope="module")
+def denoiser():
+    return wrap(network, PARAMS, schedule=SCHEDULE, example=(X, T))
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_components_in_order_of_execution(denoiser):
+    components = denoiser.components()
+    heads = [f"block{turn}.head{unit}" for turn in range(2) for unit in range(4)]
+    names = [component.name for component in components]
+    assert names == ["in.mlp", "block0.mlp", *heads[:4], "block1.mlp", *heads[4:]]
+    assert [component.depth for component in components] == sorted(c.depth for c in components)
+    assert {component.resolution for component in components} == {4}
+    groups = [component.name for component in denoiser.components(channel_groups=2)]
+    assert [group for group in groups if group.startswith("in")] == ["in.mlp", "in.mlp.0-2", "in.mlp.2-4"]
+
+
+def test_is_a_pytree_whose_name_is_no_reason_to_compile_again(denoiser):
+    renamed = dataclasses.replace(denoiser, name="another")
+    assert jax.tree.structure(renamed) == jax.tree.structure(denoiser)
+    assert jax.tree.map(lambda leaf: leaf, renamed).name == "another"
+    assert denoiser.name == "network" and denoiser.stages is None and denoiser.image_shape == (4, 4, 2)
+    traces = []
+
+    @jax.jit
+    def loss(denoiser, x, t):
+        traces.append(1)
+        return denoiser.predict(denoiser.identity, x, t).sum()
+
+    loss(denoiser, X, T), loss(renamed, X, T)
+    louder = dataclasses.replace(denoiser, params=jax.tree.map(lambda leaf: 2 * leaf, denoiser.params))
+    assert loss(louder, X, T) != loss(denoiser, X, T)
+    assert len(traces) == 1
+
+
+def test_digests_say_what_decides_numbers(denoiser):
+    again = wrap(network, PARAMS, schedule=SCHEDULE, example=(X, T))
+    assert again.digests() == denoiser.digests()
+    other = wrap(lambda p, x, t: 2 * network(p, x, t), PARAMS, schedule=SCHEDULE, example=(X, T))
+    changed = {key for key, value in other.digests().items() if value != denoiser.digests()[key]}
+    assert changed == {"program"}
+    louder = dataclasses.replace(denoiser, params=jax.tree.map(lambda leaf: 2 * leaf, denoiser.params))
+    assert louder.digests()["params"] != denoiser.digests()["params"]
+
+
+def test_digest_sees_constants_of_the_function():
+    at = lambda values: wrap(
+        lambda p, x, t: name(x * values, "a"), 0.0, schedule=SCHEDULE, example=(X, T)
+    ).digests()["program"]
+    assert at(jnp.array([1.0, 2.0])) == at(jnp.array([1.0, 2.0])) != at(jnp.array([1.0, 3.0]))
+
+
+def test_rows_of_one_batch_hold_different_interventions(denoiser):
+    names, stacked = leave_one_out(denoiser.identity, ["in.mlp", "block1.mlp", "block1.head2"])
+    output = denoiser.predict(stacked, X, T)
+    for row, component in enumerate(names):
+        alone = denoiser.predict(ablate(denoiser.identity, [component]), X, T)
+        close(output[row], alone[row])
+
+
+def test_replacements_doses_and_windows(denoiser):
+    replacements = {
+        site: np.full((1, 1, gate.shape[-1]), 0.3) for site, gate in denoiser.identity.gate.items()
+    }
+    intervention = ablate(denoiser.identity, ["block1.mlp"], "mean", replacements)
+    intervention = set_gate(intervention, ["block0.head1"], 0.25)
+    intervention = windowed(intervention, 5, 12)  # the second row alone
+
+    def edit(value, site):
+        if site == "block1.mlp":
+            return jnp.full_like(value, 0.3)
+        if site == "block0.head":
+            return value.at[..., 1].set(0.25 * value[..., 1] + 0.75 * 0.3)
+        return value
+
+    output = denoiser.predict(intervention, X, T)
+    close(output[1], by_hand(PARAMS, X, T, edit)[1])
+    np.testing.assert_array_equal(output[::2], denoiser.predict(denoiser.identity, X, T)[::2])
+
+
+def test_replacements_of_one_turn_alone_may_have_rows(denoiser):
+    own = jax.random.normal(jax.random.key(1), (3, 4, 4, 4))
+    replacement = {**denoiser.identity.replacement, "block0.mlp": own}
+    intervention = dataclasses.replace(ablate(denoiser.identity, ["block0.mlp"]), replacement=replacement)
+    edit = lambda value, site: own if site == "block0.mlp" else value
+    close(denoiser.predict(intervention, X, T), by_hand(PARAMS, X, T, edit))
+
+
+def test_directions_are_added_within_the_window(denoiser):
+    direction = jnp.array([1.0, -1.0, 0.5, 0.0]).reshape(1, 1, 4)
+    whole_map = jax.random.normal(jax.random.key(2), (4, 4, 4))
+    add = {"block1.mlp": direction, "in.mlp": whole_map}
+    intervention = dataclasses.replace(denoiser.identity, add=add)
+    edit = lambda value, site: value + add[site] if site in add else value
+    expected = by_hand(PARAMS, X, T, edit)
+    close(denoiser.predict(intervention, X, T), expected)
+    close(denoiser.predict(windowed(intervention, 5, 12), X, T)[1], expected[1])
+    clean = denoiser.predict(denoiser.identity, X, T)
+    close(denoiser.predict(windowed(intervention, 5, 12), X, T)[::2], clean[::2])
+    doses = jnp.array([0.0, 1.0])
+    at = lambda dose: dataclasses.replace(denoiser.identity, add={"block1.mlp": dose * direction})
+    swept = jax.vmap(lambda dose: denoiser.predict(at(dose), X, T))(doses)
+    close(swept[0], clean)
+    close(swept[1], by_hand(PARAMS, X, T, lambda v, s: v + direction if s == "block1.mlp" else v))
+
+
+def test_activations_are_those_before_the_gate(denoiser):
+    expected = {}
+
+    def edit(value, site):
+        expected[site] = value
+        return value
+
+    by_hand(PARAMS, X, T, edit)
+    values = activations(denoiser, X, T, ".*")
+    assert values.keys() == expected.keys()
+    for site, value in values.items():
+        close(value, expected[site])
+    gone = ablate(denoiser.identity, ["block0.mlp"])
+    (value,) = activations(denoiser, X, T, ["block0.mlp"], intervention=gone).values()
+    close(value, expected["block0.mlp"])
+
+
+@pytest.mark.parametrize("positive", [True, False])
+def test_activations_of_a_branch_that_is_not_taken_are_zeros(positive):
+    def fn(params, x, t):
+        left, right = (lambda x: name(x + 1, "left"), lambda x: name(x - 1, "right"))
+        return jax.lax.cond(x.sum() > 0, left, right, x)
+
+    x = jnp.abs(X) if positive else -jnp.abs(X)
+    values = activations(wrap(fn, 0.0, schedule=SCHEDULE, example=(X, T)), x, T, ".*")
+    close(values["left"], x + 1 if positive else jnp.zeros_like(x))
+    close(values["right"], jnp.zeros_like(x) if positive else x - 1)
+
+
+@pytest.mark.parametrize("construct", [jax.jit, jax.checkpoint, jax.vmap])
+def test_activations_come_out_of_constructs(construct):
+    fn = lambda params, x, t: construct(lambda x: jnp.sin(name(2 * x, "a")))(x)
+    (value,) = activations(wrap(fn, 0.0, schedule=SCHEDULE, example=(X, T)), X, T, "a").values()
+    close(value, 2 * X)
+
+
+def test_predicts_noise_whatever_the_network_returns():
+    clean = lambda params, x, sigma: name(jnp.zeros_like(x) * sigma[:, None, None, None], "a")  # D = 0
+    denoiser = wrap(clean, 0.0, schedule=SCHEDULE, example=(X, T), parameterization="edm_denoised")
+    noise = SCHEDULE.sqrt_one_minus_alphas_bar[T][:, None, None, None]
+    close(denoiser.predict(denoiser.identity, X, T), X / noise)
+
+
+def test_losses_and_samplers_take_it_as_it_is(denoiser):
+    denoise = lambda x, t: denoiser.predict(denoiser.identity, x, t)
+    noise = jax.random.normal(jax.random.key(3), X.shape)
+    assert denoising_loss(denoise, SCHEDULE, X, T, noise).shape == (3,)
+    images = sample(denoise, SCHEDULE, jax.random.key(4), X.shape)
+    assert images.shape == X.shape and np.all(np.isfinite(images))
+
+
+def test_condition_reaches_the_function():
+    fn = lambda params, x, t, label: name(x, "a") * label[:, None, None, None]
+    label = jnp.array([1.0, 2.0, 3.0])
+    denoiser = wrap(fn, 0.0, schedule=SCHEDULE, example=(X, T, label))
+    close(denoiser.predict(denoiser.identity, X, T, label), X * label[:, None, None, None])
+    with pytest.raises(ConfigError, match=r"takes a condition; give predict\(..., condition=...\)"):
+        denoiser.predict(denoiser.identity, X, T)
+
+
+def test_gates_may_be_differentiated_under_vmap(denoiser):
+    def loss(gate, x):
+        intervention = dataclasses.replace(denoiser.identity, gate=gate)
+        return denoiser.predict(intervention, x[None], T[:1]).sum()
+
+    slopes = jax.vmap(jax.grad(loss), in_axes=(None, 0))(denoiser.identity.gate, X)
+    alone = jax.grad(loss)(denoiser.identity.gate, X[1])
+    jax.tree.map(lambda many, one: close(many[1], one), slopes, alone)
+
+
+def bad(**changes):
+    options = {"schedule": SCHEDULE, "example": (X, T)} | changes
+    fn = options.pop("fn", network)
+    return wrap(fn, options.pop("params", PARAMS), **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fn": "unet"}, r"fn='unet' can't be called; give a function fn\(params, x_t, t\[, condition\]\)"),
+        ({"fn": lambda p, x, t: np.sin(x)}, "can't be traced by JAX at 8 rows .* TracerArrayConversionError"),
+        ({"fn": lambda p, x: x}, "can't be traced by JAX .* TypeError"),
+        ({"fn": lambda p, x, t: x[..., :1]}, r"fn returns \(8, 4, 4, 1\) for x of shape \(8, 4, 4, 2\)"),
+        ({"fn": lambda p, x, t: (x, x)}, "fn returns tuple for x of shape"),
+        ({"example": (X[0, 0, 0], T[:2])}, "its first axis is the rows'"),
+        ({"fn": lambda p, x, t: x.reshape(3, 32)}, "can't be traced by JAX at 8 rows"),
+        ({"fn": lambda p, x, t: x}, "no value of this function has a name"),
+        ({"example": (X,)}, r"example has 1 entries; give \(x, t\)"),
+        ({"example": (X, T.astype(float))}, "t of the example has .* float.*give one int a row"),
+        ({"example": (X, T[0])}, "t of the example has shape"),
+        ({"parameterization": "noise"}, "unknown parameterization 'noise'; closest: edm_denoised"),
+        ({"unit_axes": {"block.*.attn": 1}}, "unknown site of unit_axes"),
+    ],
+)
+def test_bad_functions_get_one_line(changes, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        bad(**changes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda i: ablate(i, ["block0.mpl"]), "unknown component 'block0.mpl'; closest: block0.mlp"),
+        (lambda i: dataclasses.replace(i, gate={}), "lacks 5 sites, first 'block0.head'; build it from"),
+        (lambda i: dataclasses.replace(i, add={"in.mpl": np.ones((1, 1, 4))}), "'in.mpl'; closest: in.mlp"),
+        (
+            lambda i: dataclasses.replace(i, add={"in.mlp": np.ones(4)}),
+            r"direction of 'in.mlp' has shape \(4,\)",
+        ),
+        (
+            lambda i: dataclasses.replace(i, add={"in.mlp": np.ones((1, 1, 3))}),
+            r"must have 3 axes that broadcast to \(4, 4, 4\)",
+        ),
+        (
+            lambda i: dataclasses.replace(i, gate={**i.gate, "in.mlp": np.ones(3)}),
+            "gate of 'in.mlp' has 3 units, the site 4",
+        ),
+    ],
+)
+def test_bad_interventions_get_one_line(denoiser, change, message):
+    with pytest.raises(ConfigError, match=message):
+        denoiser.predict(change(denoiser.identity), X, T)
+
+
+def test_unknown_sites_of_activations_name_the_closest(denoiser):
+    with pytest.raises(ConfigError, match=r"unknown site 'block0\.mpl'; closest: block0\.mlp"):
+        activations(denoiser, X, T, ["block0.mpl"])
+
+
+def test_two_names_that_become_one_are_refused():
+    def fn(params, x, t):
+        x = jax.lax.scan(lambda h, _: (name(h, "block*.mlp"), None), x, None, length=2)[0]
+        return name(x, "block1.mlp")
+
+    with pytest.raises(ConfigError, match=r"two sites are called 'block1\.mlp'"):
+        wrap(fn, 0.0, schedule=SCHEDULE, example=(X, T))
+
+
+def test_time_is_scaled_for_networks_that_are_told_it_so():
+    seen = lambda params, x, time: name(x, "a") * 0 + time[:, None, None, None]
+    parameterization = Parameterization(time_scale=2.0)
+    denoiser = wrap(seen, 0.0, schedule=SCHEDULE, example=(X, T), parameterization=parameterization)
+    close(denoiser.predict(denoiser.identity, X, T)[:, 0, 0, 0], 2 * T)
+
+
+def test_leave_one_out_under_vmap_is_row_by_row(denoiser):
+    names, stacked = leave_one_out(denoiser.identity, "block.*mlp")
+    many = jax.vmap(denoiser.predict, in_axes=(STACKED, None, None))(stacked, X, T)
+    for output, component in zip(many, names):
+        close(output, denoiser.predict(ablate(denoiser.identity, [component]), X, T))
+
+
+def test_a_named_pattern_is_replaced_head_by_head():
+    def attention(params, x, t, edit=lambda pattern: name(pattern, "block0.pattern@1")):
+        tokens = x.reshape(len(x), -1, 2)
+        logits = jnp.einsum("bqc,bkc,ch->bhqk", tokens, tokens, params)
+        pattern = edit(jax.nn.softmax(logits))
+        return jnp.einsum("bhqk,bkc->bqc", pattern, tokens).reshape(x.shape)
+
+    params = jnp.linspace(-1, 1, 6).reshape(2, 3)
+    denoiser = wrap(attention, params, schedule=SCHEDULE, example=(X, T))
+    (site,) = denoiser.identity.gate
+    uniform = np.full((1, 1, 16), 1 / 16, np.float32)  # shared by heads and queries
+    gate = {site: np.array([1.0, 0.0, 1.0], np.float32)}
+    intervention = dataclasses.replace(denoiser.identity, gate=gate, replacement={site: uniform})
+    expected = attention(params, X, T, lambda pattern: pattern.at[:, 1].set(1 / 16))
+    close(denoiser.predict(intervention, X, T), expected)
