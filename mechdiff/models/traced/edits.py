@@ -51,7 +51,8 @@ def identity_of(sites: Sequence[Site]) -> Intervention:
 
 
 def leaves_of(sites: Sequence[Site], intervention: Intervention, t: Timesteps) -> dict[str, dict[str, Array]]:
-    """What `GateEdits` needs at `t`: tag -> gate, replacement and, where there is one, add; turns of scans leading.
+    """What `GateEdits` needs at `t`: tag -> gate, replacement and, where there is one, add; turns of scans
+    leading.
 
     Raises:
       ConfigError: sites of the intervention and of the network differ, or shapes don't fit.
