@@ -187,7 +187,7 @@ def test_pictures_nested_in_timesteps_are_each_timesteps_own(denoiser, certify, 
 def test_it_stops_when_all_is_certain_and_else_when_images_run_out(certify, tmp_path):
     _, _, run = certify
     assert (run(tmp_path, width=1e6).images == 32).all()
-    open_ended = run(tmp_path, width=1e-9, level=1 - 1e-13)
+    open_ended = run(tmp_path, width=1e-9, confidence=1 - 1e-13)
     assert open_ended.images.max() == 64
 
 
