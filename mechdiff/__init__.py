@@ -1,4 +1,4 @@
-"""mechdiff: which parts of a diffusion denoiser do what, at which noise level, and how sure are we?
+"""mechdiff: which components of a diffusion denoiser do what, at which noise level, and how sure are we?
 
     config = mechdiff.preset("cpu32")
     schedule = mechdiff.make_schedule(config.diffusion)
@@ -6,22 +6,16 @@
     without = mechdiff.ablate(identity, "mid.attn0.head.*")
     eps = mechdiff.denoise(config.unet, schedule, params, without, x_t, t)
 
-Floors (a file imports only from lower ones; `tests/test_floors.py` holds it):
-  0  errors
-  1  types, config, numerics
-  2  presets, keys, files, schedules, convolution, attention, devices
-  3  runlog, sums, compare, images, diffusion, interventions, gates, data, results, metrics
-  4  layers, sampler, stats, evaluation, fidelity
-  5  unet, checkpoint
-  6  memory
-  7  capture, optimization, filling, wavefront, interop, moments
-  8  train, engine, replacements
-  9  sweep, optimal
- 10  pipeline, effects, walk, adaptive, attribution, pairs, divergence, paths, roles
- 11  trajectory, screening, redundancy, phases, complexity, entropy_link, patterns
- 12  circuits, claims, tempering, doses, interchange
- 13  report, planted, study, calibration
- 14  experiments (launchers, outside the package)
+Rooms, from the ground up; a file imports only from lower layers, and rooms of one layer never import each
+other (the contracts are in `pyproject.toml`, import-linter holds them):
+  1  core
+  2  storage, stats, data, diffusion, interventions
+  3  models
+  4  training, sweeps
+  5  circuits, analysis
+  6  study, validation
+  7  report
+`mechdiff/README.md` says what is in each, and has the glossary. Launchers are outside, in `experiments/`.
 """
 
 from mechdiff.analysis.roles.assignment import role_effects
