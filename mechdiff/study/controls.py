@@ -136,7 +136,7 @@ def circuit_evaluators(
         block = min(config.image_block, len(some))
         made.append(
             CircuitEvaluator(
-                denoiser, EvalSet(eval_set, ablation, replacements.get(ablation)), folder=folder, block=block
+                denoiser, eval_set, ablation, replacements.get(ablation), folder=folder, block=block
             )
         )
     return tuple(made)
