@@ -9,7 +9,6 @@ from absl import flags
 
 from experiments import _launch
 from mechdiff.core.errors import ConfigError
-from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.components import select
 from mechdiff.models.unet import components
 from mechdiff.sweeps import scaling
@@ -31,7 +30,7 @@ def main(config, workdir):
         raise ConfigError(
             f"--doses={','.join(DOSES.value)}: {error}; give numbers such as 0,0.5,1,2"
         ) from None
-    found = scaling.scaling_curves(denoiser, EvalSet(eval_set, chosen, tried), block=config.sweep.image_block)
+    found = scaling.scaling_curves(denoiser, eval_set, chosen, tried, block=config.sweep.image_block)
     _launch.save(workdir, "doses", found, config, models=[denoiser.name], inputs=given.label)
     change = found["loss"].mean("image") / found["clean_loss"].mean("image") - 1
     pooled = (100 * change).mean("t").transpose("component", "dose")

@@ -48,7 +48,7 @@ def main(config, workdir):
 
     def exact():
         with TemporaryDirectory() as folder:
-            screening.exact_damage(denoiser, EvalSet(eval_set, Path(folder), some))
+            screening.exact_damage(denoiser, eval_set, Path(folder), some)
 
     arms = {
         "scores": lambda: gate_scores(denoiser, eval_set, chosen=every, probes=PROBES.value),

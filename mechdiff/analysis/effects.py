@@ -5,8 +5,17 @@ over images, L0_t that of the untouched network, L_t(do) that under an intervent
   Deg%_t         = 100 (L_t(do) - L0_t) / L0_t
   pooled Deg%    = mean over t of Deg%_t; levels lie evenly in log-SNR, and each counts alike
   pooled losses  = 100 (sum_t L_t(do) - sum_t L0_t) / sum_t L0_t; levels with large losses count more
+  rms Deg%       = root mean square over t of Deg%_t: what helps at some levels and hurts at others is near 0
+                   in the mean, not here; sampling noise raises it
+  pictures hurt  = share of pictures whose loss rises; 0.1 where one picture in ten rests on the component. A
+                   picture shown at every level counts once, by its mean over levels of
+                   100 (l_t(do) - l_t) / L0_t; where levels have pictures of their own, each counts
+  quantiles      of that number over pictures
+  excess damage  = mean over t of 100 (L_t(do) - L0_t) / (L0_t - floor_t), floor_t the least loss that any
+                   denoiser can have; only where it is known
 Everything is a function of weights of images, so that estimates and resamples are the same call; the unit of
-replication is the image, the training seed being fixed.
+replication is the image, or the person where it is known who is on it (`stats.clusters`), the training seed
+being fixed.
 """
 
 from dataclasses import dataclass
@@ -22,8 +31,9 @@ from mechdiff.stats import Interval
 
 CleanLossArray = Float[np.ndarray, "t image"]
 LossArray = Float[np.ndarray, "component t image"]
-Weights = Float[np.ndarray, "m image"]
+Weights = Float[np.ndarray, "m *levels image"]
 Draws = Float[np.ndarray, "component m"]
+QUANTILES = (0.05, 0.5, 0.95)  # of damage over pictures
 ROUNDING = 1e-12  # mean squared change of a prediction of unit variance that float32 rounding can make
 
 
@@ -40,6 +50,10 @@ class Effects:
       pooled, pooled_losses: see the module.
       effective: exp(entropy of |pooled Deg%| as shares): over how many components damage is spread.
       change: largest mean squared change of a prediction over levels and images, `[component]`.
+      rms, hurt: root mean square over levels of Deg%_t, and share of pictures hurt, `[component]`.
+      quantiles: of damage over pictures, `[component, QUANTILES]`.
+      images: scored at every level.
+      people: on all of them; 0 where that is not known.
     """
 
     ablation: str
@@ -55,11 +69,16 @@ class Effects:
     pooled_losses: Interval
     effective: Interval
     change: Float[np.ndarray, " component"]
+    rms: Interval
+    hurt: Interval
+    quantiles: Float[np.ndarray, "component quantile"]
+    images: int
+    people: int
 
     @property
     def n(self) -> int:
         """Images."""
-        return self.pooled.n
+        return self.images
 
     @property
     def order(self) -> Int[np.ndarray, " component"]:
@@ -76,7 +95,7 @@ def relative_loss_increase(
     clean: CleanLossArray, loss: LossArray, weights: Weights
 ) -> Float[np.ndarray, "component t m"]:
     """Deg%_t under each weighting of the images."""
-    return 100 * ((loss @ weights.T) / (clean @ weights.T) - 1)
+    return 100 * (stats.weighted(loss, weights) / stats.weighted(clean, weights) - 1)
 
 
 def pooled_relative_increase(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
@@ -86,7 +105,46 @@ def pooled_relative_increase(clean: CleanLossArray, loss: LossArray, weights: We
 
 def pooled_loss_ratio_increase(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
     """Relative rise of the loss summed over levels, in %, under each weighting of the images."""
-    return 100 * ((loss.sum(axis=1) @ weights.T) / (clean.sum(axis=0) @ weights.T) - 1)
+    raised, base = stats.weighted(loss, weights), stats.weighted(clean, weights)
+    return 100 * (raised.sum(axis=1) / base.sum(axis=0) - 1)
+
+
+def rms_damage(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
+    """Root mean square over levels of Deg%_t under each weighting of the images."""
+    return np.sqrt((relative_loss_increase(clean, loss, weights) ** 2).mean(axis=1))
+
+
+def excess_damage(
+    clean: CleanLossArray, loss: LossArray, floor: Float[np.ndarray, " t"], weights: Weights
+) -> Draws:
+    """Rise of the loss over what the network's loss is above the least possible one, mean over levels, in %.
+
+    Args:
+      floor: loss of the optimal denoiser at each level, in the units of `clean`.
+
+    Raises:
+      ConfigError: a floor that is not below the clean loss at every level.
+    """
+    excess = stats.weighted(clean, weights) - np.asarray(floor, np.float64)[:, None]
+    if not (excess > 0).all():
+        level = int(np.argmin(excess.min(axis=-1)))
+        raise ConfigError(
+            f"floor {float(floor[level]):.4g} at level {level} is not below the network's loss; give that of "
+            "the optimal denoiser in the units of the clean loss"
+        )
+    return 100 * ((stats.weighted(loss, weights) - stats.weighted(clean, weights)) / excess).mean(axis=1)
+
+
+def picture_damage(
+    clean: CleanLossArray, loss: LossArray, own: bool = False
+) -> Float[np.ndarray, "component own_t image"]:
+    """What each picture adds to pooled Deg%: 100 (l_t(do) - l_t) / L0_t, whose mean over all is pooled Deg%.
+
+    Args:
+      own: whether each level has pictures of its own. If not, the mean over levels is taken (t = 1).
+    """
+    cells = 100 * (loss - clean) / clean.mean(axis=-1, keepdims=True)
+    return cells if own else cells.mean(axis=1, keepdims=True)
 
 
 def effective_number(damage: Draws) -> Float[np.ndarray, " m"]:
@@ -127,8 +185,13 @@ def measure(
       repeats, seed: of the resampling; the same weights serve all components.
     """
     clean, loss = losses(sweep, ablation)
-    weights = stats.bootstrap_weights(clean.shape[-1], repeats, seed)
-    interval = lambda statistic: stats.bootstrap(statistic, weights, confidence)
+    units = stats.units_of(sweep)
+    pictures = picture_damage(clean, loss, sweep.attrs.get("images_total", 0) > sweep.sizes["image"])
+    raised = (pictures > 0).astype(np.float64)
+
+    def interval(statistic: stats.intervals.Statistic) -> Interval:
+        return stats.bootstrap_units(statistic, units, repeats=repeats, seed=seed, confidence=confidence)
+
     return Effects(
         ablation=ablation,
         components=tuple(str(name) for name in sweep["component"].values),
@@ -138,11 +201,16 @@ def measure(
         t=sweep["t"].values,
         log_snr=sweep["log_snr"].values.astype(np.float64),
         cells=interval(lambda w: relative_loss_increase(clean, loss, w)),
-        p=stats.max_t(loss - clean, seed=seed),
+        p=stats.max_t(units.sums(loss - clean), seed=seed),
         pooled=interval(lambda w: pooled_relative_increase(clean, loss, w)),
         pooled_losses=interval(lambda w: pooled_loss_ratio_increase(clean, loss, w)),
         effective=interval(lambda w: effective_number(pooled_relative_increase(clean, loss, w))),
         change=sweep["change"].sel(ablation=ablation).max(("t", "image")).values.astype(np.float64),
+        rms=interval(lambda w: rms_damage(clean, loss, w)),
+        hurt=interval(lambda w: stats.weighted(raised, w).mean(axis=1)),
+        quantiles=np.quantile(pictures, QUANTILES, axis=(1, 2)).T,
+        images=sweep.sizes["image"],
+        people=units.people,
     )
 
 
@@ -163,8 +231,8 @@ def ablations_agreement(
     """
     shared = _shared((sweep, first), (sweep, second))
     sides = [losses(sweep.sel(component=shared), ablation) for ablation in (first, second)]
-    weights = stats.bootstrap_weights(sides[0][0].shape[-1], repeats, seed)
-    return _ranked(sides, [weights, weights])
+    units = stats.units_of(sweep)
+    return _ranked(sides, [units, units], [stats.bootstrap_weights(units.count, repeats, seed)] * 2)
 
 
 def denoisers_agreement(
@@ -180,8 +248,9 @@ def denoisers_agreement(
     """
     shared = _shared((first, ablation), (second, ablation))
     sides = [losses(sweep.sel(component=shared), ablation) for sweep in (first, second)]
-    counts = [clean.shape[-1] for clean, _ in sides]
-    return _ranked(sides, [stats.bootstrap_weights(n, repeats, seed + i) for i, n in enumerate(counts)])
+    units = [stats.units_of(sweep) for sweep in (first, second)]
+    shares = [stats.bootstrap_weights(each.count, repeats, seed + i) for i, each in enumerate(units)]
+    return _ranked(sides, units, shares)
 
 
 def _shared(*sides: tuple[xr.Dataset, str]) -> list[str]:
@@ -197,14 +266,19 @@ def _shared(*sides: tuple[xr.Dataset, str]) -> list[str]:
 
 
 def _ranked(
-    sides: list[tuple[np.ndarray, np.ndarray]], weights: list[np.ndarray], confidence: float = 0.95
+    sides: list[tuple[np.ndarray, np.ndarray]],
+    units: list[stats.Units],
+    shares: list[np.ndarray],
+    confidence: float = 0.95,
 ) -> Interval:
-    """Percentile interval of the rank correlation of two sides (clean, loss), each with its own images."""
-    correlate = lambda ws: rank_correlation(
-        *(pooled_relative_increase(*side, w) for side, w in zip(sides, ws))
-    )
-    estimate = correlate([np.full((1, w.shape[-1]), 1 / w.shape[-1]) for w in weights])[0]
-    low, high = np.quantile(correlate(weights), [(1 - confidence) / 2, (1 + confidence) / 2])
+    """Percentile interval of the rank correlation of two sides (clean, loss), in resamples of their units."""
+
+    def correlate(weights: list[np.ndarray]) -> np.ndarray:
+        return rank_correlation(*(pooled_relative_increase(*side, w) for side, w in zip(sides, weights)))
+
+    estimate = correlate([each.even() for each in units])[0]
+    drawn = correlate([each.weights(share) for each, share in zip(units, shares)])
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     ends = {"low": np.asarray(low), "high": np.asarray(high)}
-    n = min(w.shape[-1] for w in weights)
+    n = min(len(each.member.T) for each in units)
     return Interval(estimate=np.asarray(estimate), **ends, confidence=confidence, n=n)

@@ -7,18 +7,17 @@ H[h, t, i] is the entropy of head h at level t for image i, in nats, with Nk key
   histograms  mean over heads of the Jensen-Shannon divergence (Lin 1991) of the two histograms of H over
               images, in fixed bins on [0, ln Nk]; nats, at most ln 2
 `heads` and `histograms` are above 0 even between equal distributions, the more so the fewer the images. They
-mean something only beside controls with as many images: random halves of one data set (`compare`), and
-training seeds of one data set (`seeds_test`), which alone says something about data sets, not networks.
+mean something only beside controls with as many images, random halves of one data set (`compare`), and speak
+of two networks: whether data sets differ, only networks of several training seeds can tell
+(`network_divergence`).
 """
 
-import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from mechdiff import stats
 from mechdiff.core.errors import ConfigError
@@ -121,48 +120,6 @@ def compare(
     )
 
 
-def seeds_test(
-    first: Sequence[xr.Dataset], second: Sequence[xr.Dataset], measure: str = "heads"
-) -> tuple[Float[np.ndarray, " t"], Float[np.ndarray, " t"], Float[np.ndarray, " t"], float]:
-    """Do data sets differ by more than training seeds of one data set do?
-
-    Heads are paired by name, though seeds need not put the same head in the same place (`matching`); this
-    raises the divergence of all pairs of networks alike.
-
-    Args:
-      first, second: attention statistics of every seed of either data set; at least 2 each.
-    Returns:
-      Per level: mean |divergence| over pairs of networks of different data sets; over pairs of one data set;
-      and p of their difference over all ways of calling as many networks the first data set, adjusted by max
-      over levels. Then p of the mean over levels. With 3 seeds a data set p can't fall below 0.1, with 5 not
-      below 1/126.
-    """
-    apart = _networks_apart(first, second, measure)
-    groups = np.array(_groupings(len(apart), len(first)))
-    between, within = (values[..., 0] for values in _between_within(apart, groups))
-    excess = between - within
-    largest = excess.max(axis=1, keepdims=True)
-    p = (largest >= excess[0] - 1e-12).mean(axis=0)
-    pooled = excess.mean(axis=1)
-    return between[0], within[0], p, float((pooled >= pooled[0] - 1e-12).mean())
-
-
-def seeds_excess(
-    first: Sequence[xr.Dataset],
-    second: Sequence[xr.Dataset],
-    weights: Sequence[Weights] | None = None,
-    measure: str = "heads",
-) -> Float[np.ndarray, " m"]:
-    """Of `seeds_test` the divergence between data sets minus that within, mean over levels.
-
-    Args:
-      weights: of the images of each network, first and second, as many for all; None: one, all alike.
-    """
-    apart = _networks_apart(first, second, measure, weights)
-    between, within = _between_within(apart, np.arange(len(apart))[None] < len(first))
-    return (between - within)[0].mean(axis=0)
-
-
 def measured(
     measure: str, first: Entropy, second: Entropy, weights: tuple[Weights, Weights], tokens
 ) -> Levels:
@@ -221,44 +178,3 @@ def _adjusted(values: Float[np.ndarray, "t draws"]) -> Float[np.ndarray, " t"]:
     middle, spread = values.mean(axis=1, keepdims=True), np.maximum(values.std(axis=1, keepdims=True), 1e-12)
     size = (np.abs if (values < 0).any() else np.asarray)((values - middle) / spread)  # `means` has a sign
     return (size.max(axis=0)[None] >= size[:, :1] - 1e-9).mean(axis=1)
-
-
-def _networks_apart(
-    first: Sequence[xr.Dataset],
-    second: Sequence[xr.Dataset],
-    measure: str,
-    weights: Sequence[Weights] | None = None,
-) -> Float[np.ndarray, "network network t m"]:
-    networks = [*first, *second]
-    check_alike(networks)
-    if min(len(first), len(second)) < 2:
-        raise ConfigError(f"{len(first)} and {len(second)} seeds: at least 2 of either data set")
-    entropies, tokens = [_entropies(each) for each in networks], networks[0]["tokens"].values
-    weights = weights or [np.full((1, each.shape[-1]), 1 / each.shape[-1]) for each in entropies]
-    count = len(networks)
-    apart = np.zeros((count, count, entropies[0].shape[1], len(weights[0])))
-    for i in range(count):
-        for j in range(i):
-            one = measured(measure, entropies[i], entropies[j], (weights[i], weights[j]), tokens)
-            apart[i, j] = apart[j, i] = np.abs(one)
-    return apart
-
-
-def _groupings(count: int, first: int, most: int = 5000) -> list[np.ndarray]:
-    """Which networks are called the first data set: the true way first, then all others (or `most`)."""
-    true = np.arange(count) < first
-    if math.comb(count, first) <= most:
-        chosen = (np.isin(np.arange(count), some) for some in itertools.combinations(range(count), first))
-        return [true, *(group for group in chosen if (group != true).any())]
-    rng = np.random.default_rng(0)
-    return [true, *(rng.permutation(true) for _ in range(most))]
-
-
-def _between_within(
-    apart: Float[np.ndarray, "network network t m"], groups: Bool[np.ndarray, "way network"]
-) -> tuple[Float[np.ndarray, "way t m"], Float[np.ndarray, "way t m"]]:
-    """Mean divergence of pairs of networks across and within two groups, for each way of grouping them."""
-    across = groups[:, :, None] != groups[:, None, :]
-    alike = ~across & ~np.eye(len(apart), dtype=bool)
-    mean = lambda pairs: np.tensordot(pairs / pairs.sum(axis=(1, 2), keepdims=True), apart, 2)
-    return mean(across), mean(alike)

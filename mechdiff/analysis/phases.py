@@ -173,17 +173,17 @@ def measure(
     active = sweep["change"].sel(ablation=ablation).max(("t", "image")).values > effects.ROUNDING
     if not active.any():
         raise ConfigError(
-            f"kind {ablation!r}: no component changed a prediction, so there are no phases to find"
+            f"ablation {ablation!r}: no component changed a prediction, so there are no phases to find"
         )
     clean, loss = effects.losses(sweep.isel(component=np.flatnonzero(active)), ablation)
-    images, rng = clean.shape[-1], np.random.default_rng(seed)
-    matrix = lambda weights: effect_matrix(clean, loss, weights)
-    halves = _halves(rng, images, splits)
+    units, rng = stats.units_of(sweep), np.random.default_rng(seed)  # nobody is in both halves
+    matrix = lambda shares: effect_matrix(clean, loss, units.weights(shares))
+    halves = _halves(rng, units.count, splits)
     steps, drift = held_out(*map(matrix, halves), most)
     score = steps.mean(axis=0)
-    again = held_out(*(matrix(_resampled(rng, half)) for half in _halves(rng, images, draws)), most)
+    again = held_out(*(matrix(_resampled(rng, half)) for half in _halves(rng, units.count, draws)), most)
     gain = _gain(again[0])
-    everything = standardized(matrix(np.full((1, images), 1 / images)))
+    everything = standardized(effect_matrix(clean, loss, units.even()))
     k = int(score.argmax()) + 1
     return Phases(
         k=k,
@@ -196,7 +196,7 @@ def measure(
         gain=gain,
         stepped=float((again[0].max(axis=1) > again[1].max(axis=1)).mean()),
         p_order=order_test(*map(matrix, halves), most, draws, seed),
-        images=images,
+        images=clean.shape[-1],
     )
 
 

@@ -71,12 +71,7 @@ def jaccard(a: Set, b: Set) -> float:
     return float((a & b).sum() / max((a | b).sum(), 1)) if (a | b).any() else 1.0
 
 
-def transfer(
-    circuits: Mapping[str, Circuit],
-    evaluator: Mapping[str, CircuitEvaluator],
-    repeats: int = 2000,
-    seed: int = 0,
-) -> xr.Dataset:
+def transfer(circuits: Mapping[str, Circuit], evaluator: Mapping[str, CircuitEvaluator]) -> xr.Dataset:
     """How faithful each circuit is in each network, on each network's own images.
 
     Args:
@@ -84,7 +79,7 @@ def transfer(
         other than those that the circuits were found on.
     Returns:
       Dataset with f of circuit A in network B, `estimate, low, high`, and how far it drops against B's own
-      circuit, `drop_estimate, drop_low, drop_high`, dims `circuit, network`; BCa intervals over images.
+      circuit, `drop_estimate, drop_low, drop_high`, dims `circuit, network`; Student's intervals over images.
     Raises:
       ConfigError: components of one network that another lacks.
     """
@@ -94,10 +89,10 @@ def transfer(
         here = evaluator[network]
         members = np.stack([as_members(circuits[name], here.names) for name in names])
         nothing, whole, *loss = here.pooled(np.concatenate([here.ends, members]))
-        weights = stats.bootstrap_weights(len(whole), repeats, seed)
+        units = stats.Units(np.arange(len(whole)), len(whole), False)
         f = lambda w: faithfulness(np.array(loss), nothing, whole, w)  # noqa: B023
         drop = lambda w: f(w)[place] - f(w)  # noqa: B023
-        columns.append([stats.bootstrap(f, weights), stats.bootstrap(drop, weights)])
+        columns.append([stats.jackknife_interval(statistic, units) for statistic in (f, drop)])
     variables = {
         prefix + end: (("circuit", "network"), np.stack([getattr(pair[i], end) for pair in columns], 1))
         for i, prefix in enumerate(("", "drop_"))

@@ -127,13 +127,13 @@ def screen_and_verify(
         raise ConfigError(unknown("point of expansion", point, EXPANSIONS))
     chosen = tuple(chosen or components(denoiser.unet))
     how = {"ablation": ablation, "replacements": replacements}
-    scores, damage = score_all(denoiser, EvalSet(eval_set, chosen, (point,)), probes=probes, **how)
+    scores, damage = score_all(denoiser, eval_set, chosen, (point,), probes=probes, **how)
     exact = np.full(damage[point].shape, np.nan)  # Deg%_t
 
     def verify(which: Int[np.ndarray, " some"]) -> np.ndarray:
         new = which[np.isnan(exact[which, 0])]
         if len(new):
-            exact[new] = exact_damage(denoiser, EvalSet(eval_set, folder, [chosen[i] for i in new]), **how)
+            exact[new] = exact_damage(denoiser, eval_set, folder, [chosen[i] for i in new], **how)
         return np.abs(exact[which].mean(1))
 
     score = damage[point].mean(1)
@@ -173,7 +173,7 @@ def quality(
     chosen = tuple(chosen or components(denoiser.unet))
     how = {"ablation": ablation, "replacements": replacements}
     damage = score_all(denoiser, eval_set, chosen, probes=probes, **how)[1]
-    exact = exact_damage(denoiser, EvalSet(eval_set, folder, chosen), **how)
+    exact = exact_damage(denoiser, eval_set, folder, chosen, **how)
     return {
         point: score_agreement(found, exact, chosen, eval_set.timesteps, k) for point, found in damage.items()
     }

@@ -211,7 +211,8 @@ class StudyConfig:
     models: tuple[str, ...] = ()  # folders in checkpoints/; empty: train one per data set first
     controls: bool = False  # an untrained network of the same configuration beside each
     circuits: tuple[str, ...] = ()  # kinds of ablation under which a circuit is looked for
-    role_sets: int = 0  # random sets that the role of a head must beat; 0: no roles
+    role_sets: int = 0  # random sets, and untrained heads, that a role must beat; 0: no roles; 1000 for one
+    random_sets: int = 0  # of as many channels, that each component's damage is compared with; 0: none
     images: int = 16  # of those scored, that controls, circuits and roles take
     timesteps: int = 8  # of circuits and roles, spread evenly in log-SNR
 
@@ -220,6 +221,7 @@ class StudyConfig:
             if kind not in ABLATIONS:
                 raise ConfigError(unknown("ablation kind", kind, ABLATIONS))
         _at_least("study.role_sets", self.role_sets, 0)
+        _at_least("study.random_sets", self.random_sets, 0)
         _at_least("study.images", self.images, 4)
         _at_least("study.timesteps", self.timesteps, 1)
 

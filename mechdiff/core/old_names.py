@@ -13,4 +13,4 @@ DATASET_NAMES = {"kind": "ablation", "part": "component_type", "normalised_entro
 RECORD_NAMES = {"memorisation": "memorization"}
 
 # of saved datasets: attributes then -> now
-ATTRIBUTE_NAMES = {"subject": "denoiser"}
+ATTRIBUTE_NAMES = {"subject": "denoiser", "pictures": "images_total"}

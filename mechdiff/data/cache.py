@@ -50,6 +50,7 @@ class Source:
       labels: attributes, one value a picture; or a function of the cache folder, where costly to read.
       read: index -> the encoded file; raises DataError. Called from several threads.
       about: JSON-ready facts for the cache's metadata.
+      people: number of the person on each picture, -1 where it is unknown; None: nobody is known.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Source:
     labels: dict[str, np.ndarray] | Callable[[Path | None], dict[str, np.ndarray]]
     read: Callable[[int], bytes]
     about: dict = field(default_factory=dict)
+    people: Int[np.ndarray, " count"] | None = None
 
 
 def load_split(source: Source, *, size: int, split: str, limit: int, folder: Path | None) -> Dataset:
@@ -91,6 +93,7 @@ def load_split(source: Source, *, size: int, split: str, limit: int, folder: Pat
         digest=fingerprint(content),
         labels={name: values[rows] for name, values in labels.items()},
         ids=source.ids[rows],
+        people=None if source.people is None else source.people[rows],
     )
 
 

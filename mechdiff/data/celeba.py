@@ -5,12 +5,13 @@ A *pack* is a folder with
     img_align_celeba.zip      or the same pictures unpacked in img_align_celeba/
     list_attr_celeba.txt      count, attribute names, then a line a picture: name and -1 or 1 for each
     list_eval_partition.txt   a line a picture: name and 0 (train), 1 (validation) or 2 (test)
+    identity_CelebA.txt       a line a picture: name and the number of its person; may be absent
 
 directly in it or in the `Img`, `Anno` and `Eval` of the official download. The lists may be `.csv` (a line of
-column names, then picture and values), and the pictures one folder deeper
-(`img_align_celeba/img_align_celeba/`), each by itself. Neither landmarks nor identities
-are needed. Packs are joined: `path` may list several folders with commas, and a folder's own sub-folders
-count when they are packs too. A picture (a name) that several packs hold is taken from the first.
+column names, then picture and values), and the pictures one folder deeper, each by itself. Landmarks are not
+needed; without identities, pictures of one person count as independent in every interval. Packs are joined:
+`path` may list several folders with commas, and a folder's own sub-folders count when they are packs too. A
+picture (a name) that several packs hold is taken from the first.
 
 The archive is read in place; nothing is unpacked to disk.
 """
@@ -33,6 +34,7 @@ ARCHIVE = "img_align_celeba.zip"
 UNPACKED = "img_align_celeba"
 ATTRIBUTES = "list_attr_celeba.txt"
 PARTITION = "list_eval_partition.txt"
+IDENTITY = "identity_CelebA.txt"
 OFFICIAL_FOLDERS = ("", "Img", "Anno", "Eval")
 LARGEST_FILE = 2**24  # bytes; the largest genuine picture has some 25 thousand
 WAY_OUT = f"data.path must name folders that hold {ARCHIVE} (or {UNPACKED}/), {ATTRIBUTES} and {PARTITION}"
@@ -40,13 +42,14 @@ WAY_OUT = f"data.path must name folders that hold {ARCHIVE} (or {UNPACKED}/), {A
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Pack:
-    """One folder in the official layout; rows in the order of the partition file."""
+    """One folder in the official layout; rows in the order of the partition file. Nobody is known: -1."""
 
     folder: Path
     names: tuple[str, ...]
     splits: Int[np.ndarray, " count"]
     attributes: tuple[str, ...]
     flags: Bool[np.ndarray, "count attributes"]
+    people: Int[np.ndarray, " count"]
     read: Callable[[str], bytes]
     content: str
     stamp: str
@@ -70,6 +73,7 @@ def open_source(path: str) -> Source:
     rows = [[row for number, row in owner.values() if number == which] for which in range(len(packs))]
     ids, packs_of = np.array(list(owner)), [number for number, _ in owner.values()]
     flags = np.concatenate([pack.flags[taken] for pack, taken in zip(packs, rows)])
+    people = np.concatenate([pack.people[taken] for pack, taken in zip(packs, rows)])
     return Source(
         name="celeba",
         where=path,
@@ -78,6 +82,7 @@ def open_source(path: str) -> Source:
         ids=ids,
         splits=np.concatenate([pack.splits[taken] for pack, taken in zip(packs, rows)]),
         labels=dict(zip(packs[0].attributes, flags.T)),
+        people=people if (people >= 0).any() else None,
         read=lambda index: packs[packs_of[index]].read(str(ids[index])),
         about={"packs": [pack.files for pack in packs]},
     )
@@ -123,6 +128,7 @@ def read_pack(folder: Path) -> Pack:
         splits=np.array(splits),
         attributes=attributes,
         flags=np.array([flags_of[name] for name in names]),
+        people=_read_people(find_file(folder, IDENTITY, required=False), names),
         read=read,
         content=fingerprint(files),
         stamp=_sha256(f"{name} {modified}\n" for name, (_, _, modified) in ordered),
@@ -266,6 +272,17 @@ def _read_attributes(path: Path) -> tuple[tuple[str, ...], dict[str, list[bool]]
             raise DataError(f"{path} line {number} is not {expected}; download it again")
         flags[picture] = [mark == "1" for mark in marks]
     return names, flags
+
+
+def _read_people(path: Path | None, names: list[str]) -> Int[np.ndarray, " count"]:
+    """The person on each of these pictures; -1 without a list, or where it does not name the picture."""
+    people = {}
+    for number, line in enumerate(_lines(path) if path else (), start=1):
+        fields = line.split()
+        if fields and (len(fields) != 2 or not fields[1].isdigit()):
+            raise DataError(f"{path} line {number}: {line[:60]!r} is not 'picture number'; download it again")
+        people.update([fields] if fields else [])
+    return np.array([int(people.get(name, -1)) for name in names], np.int64)
 
 
 def _same_names(listed: set[str], present: Iterable[str], partition: Path, pictures: Path):

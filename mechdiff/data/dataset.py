@@ -27,6 +27,8 @@ class Dataset:
       digest: sha256 (hex) of what decides the content: source, size, crop, filter, split and count.
       labels: attributes, one value a picture; may be empty.
       ids: what each picture is called in its source (a file name, or an index).
+      people: number of the person on each picture, -1 where it is unknown; None: nobody is known. Pictures of
+        one person are not independent: intervals draw people.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Dataset:
     digest: str
     labels: Mapping[str, Shaped[np.ndarray, " count"]] = field(default_factory=dict)
     ids: Shaped[np.ndarray, " count"]
+    people: Int[np.ndarray, " count"] | None = None
 
     def __len__(self) -> int:
         return len(self.images)

@@ -75,7 +75,7 @@ class Denoiser:
       >>> params, identity = mechdiff.init_unet(jax.random.key(0), config.unet)
       >>> schedule = mechdiff.make_schedule(config.diffusion)
       >>> Denoiser("fresh", config.unet, schedule, params, identity)
-      Denoiser('fresh': UNet 8x8x3, 5,4 k parameters, 26 components)
+      Denoiser('fresh': UNet 8x8x3, 45,259 parameters, 28 components)
     """
 
     name: str

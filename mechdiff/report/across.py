@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mechdiff.analysis import entropy_divergence
+from mechdiff.analysis import network_divergence
 from mechdiff.analysis.roles import matching
 from mechdiff.circuits import scorecards
 from mechdiff.circuits.scorecards import Scorecard
@@ -123,8 +123,15 @@ def draw_damage(theme: Theme, networks: Sequence[Network]) -> Figure:
 
 def draw_divergence(theme: Theme, natural: Sequence[Network], simple: Sequence[Network]) -> Figure:
     """Entropy divergence by noise level: between data sets, and between training seeds of one."""
-    attention = [[network.attention for network in side] for side in (natural, simple)]
-    between, within, p, _ = entropy_divergence.seeds_test(*attention)
+    profiles = [
+        np.array(
+            [network.attention["entropy"].mean("image").transpose("head", "t").values for network in side]
+        )
+        for side in (natural, simple)
+    ]
+    layers = matching.layers_of(natural[0].attention["head"].values)
+    found = network_divergence.compare(*profiles, layers)
+    between, within, p = found.between, found.within, found.p_levels
     x = natural[0].attention["log_snr"].values
     figure = style.figure(6.4, 3.1)
     axes = figure.add_axes((0.10, 0.16, 0.88, 0.73))
@@ -143,7 +150,11 @@ def draw_divergence(theme: Theme, natural: Sequence[Network], simple: Sequence[N
         mew=0.8,
         label="above seed noise, p < 0.05",
     )
-    axes.set(ylim=(0, None), xlabel="log-SNR (clean to the left)", ylabel="root mean square over heads, nats")
+    axes.set(
+        ylim=(0, None),
+        xlabel="log-SNR (clean to the left)",
+        ylabel="root mean square over matched heads, nats",
+    )
     axes.invert_xaxis()
     axes.grid(axis="y")
     _key(axes, theme)

@@ -1,5 +1,6 @@
 """Sentences made from numbers; every one carries its interval, images and seeds. HTML, names escaped."""
 
+import numpy as np
 from markupsafe import Markup
 
 from mechdiff.analysis.effects import Effects
@@ -32,14 +33,18 @@ def sample(model: ExaminedModel, seeds: dict[str, int]) -> str:
     """How much data stands behind a statement about one subject."""
     others = seeds[model.data] - 1
     more = f" ({_count(others, 'other seed')} of this data examined beside it)" if others else ""
-    each = f" at each level, {model.network.pictures:,} in all" * (model.network.pictures > model.images)
-    return f"n = {model.images} images{each}, n = 1 trained seed{more}"
+    each = f" at each level, {model.network.images_total:,} in all" * (
+        model.network.images_total > model.images
+    )
+    people = f" of {model.network.people} people" * (model.network.people > 0)
+    return f"n = {model.images} images{each}{people}, n = 1 trained seed{more}"
 
 
 def about(model: ExaminedModel) -> list[Markup]:
     """What was found on one subject."""
     grids = map(_grid, model.damages.values())
-    found = [_worst(model), _parts(model), *grids, _spread(model), _attention(model)]
+    spreads = _spread(model), _hidden(model), _attention(model)
+    found = [_worst(model), _parts(model), *grids, *spreads]
     return [sentence for sentence in found if sentence]
 
 
@@ -81,11 +86,30 @@ def _spread(model: ExaminedModel) -> Markup:
     damage = model.lead
     words = (
         "<b>Concentration:</b> under {} ablation, damage is spread over an effective {} of {} components "
-        "(exp of the entropy of their shares)."
+        "that it can see (exp of the entropy of their shares)."
     )
-    return Markup(words).format(
-        damage.ablation, between(numbers.value(damage.effective)), len(damage.components)
+    seen = int((~damage.idle).sum())
+    return Markup(words).format(damage.ablation, between(numbers.value(damage.effective)), seen)
+
+
+def _hidden(model: ExaminedModel) -> Markup | None:
+    """What a mean over levels and pictures would hide: effects of both signs, and those on few pictures."""
+    damage = model.lead
+    active = np.flatnonzero(~damage.idle)
+    if not len(active):
+        return None
+    varied = active[(damage.rms.estimate - np.abs(damage.pooled.estimate))[active].argmax()]
+    rare = active[(damage.quantiles[:, -1] - damage.quantiles[:, 1])[active].argmax()]
+    words = (
+        "<b>Behind the means,</b> {} ablation: <code>{}</code> varies most over levels, root mean square {} "
+        "at a mean of {}; <code>{}</code> most over pictures: it hurts {:.0f} % of them, the median by {} %, "
+        "the worst twentieth by {} % or more."
     )
+    middle, worst = (precise(damage.quantiles[rare, i]) for i in (1, -1))
+    rms, mean = (between(numbers.value(each, varied), " %") for each in (damage.rms, damage.pooled))
+    names = [damage.components[i] for i in (varied, rare)]
+    hurt = 100 * damage.hurt.estimate[rare]
+    return Markup(words).format(damage.ablation, names[0], rms, mean, names[1], hurt, middle, worst)
 
 
 def _attention(model: ExaminedModel) -> Markup | None:

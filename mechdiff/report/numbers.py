@@ -145,32 +145,37 @@ def part_means(model: ExaminedModel, ablation: str) -> dict[str, tuple[int, Valu
     """Kind of component -> how many of them changed anything, and the mean of their pooled Deg%."""
     damage = model.damages[ablation]
     clean, loss = effects.losses(model.sweep, ablation)
-    weights = stats.bootstrap_weights(clean.shape[-1])
-    found = {}
+    units, found = stats.units_of(model.sweep), {}
     for part in dict.fromkeys(damage.part):
         rows = [i for i, own in enumerate(damage.part) if own == part and not damage.idle[i]]
         if rows:
             mean = lambda w, rows=rows: effects.pooled_relative_increase(clean, loss[rows], w).mean(axis=0)
-            found[part] = len(rows), value(stats.bootstrap(mean, weights))
+            found[part] = len(rows), value(stats.bootstrap_units(mean, units))
     return dict(sorted(found.items(), key=lambda item: -item[1][1].estimate))
 
 
 def attention_intervals(data: xr.Dataset) -> dict[str, Interval]:
     """Mean over images of each statistic with its bootstrap interval, `[head, t]`."""
+    units = stats.units_of(data)
     cells = {name: data[name].transpose("head", "t", "image").values for name in STATISTICS}
-    return {name: stats.bootstrap_mean(values) for name, values in cells.items()}
+    mean = stats.weighted
+    return {
+        name: stats.bootstrap_units(lambda w, values=values: mean(values, w), units)
+        for name, values in cells.items()
+    }
 
 
 def attention_extremes(data: xr.Dataset) -> dict[str, tuple[str, Value]]:
     """The most focused and the most diffuse head, by H / ln Nk averaged over levels."""
-    values = data["normalized_entropy"].mean("t").transpose("head", "image").values
-    interval = stats.bootstrap_mean(values)
+    values = data["normalized_entropy"].transpose("head", "t", "image").values
+    interval = stats.bootstrap_units(lambda w: stats.weighted(values, w).mean(axis=1), stats.units_of(data))
     places = {"focused": interval.estimate.argmin(), "diffuse": interval.estimate.argmax()}
     return {word: (str(data["head"].values[i]), value(interval, i)) for word, i in places.items()}
 
 
 def attention_ends(data: xr.Dataset) -> tuple[Value, Value]:
     """H / ln Nk averaged over heads, at the cleanest and at the noisiest level."""
-    ordered = data.sortby("log_snr", ascending=False)["normalized_entropy"].mean("head")
-    interval = stats.bootstrap_mean(ordered.transpose("t", "image").values)
+    ordered = data.sortby("log_snr", ascending=False)
+    values = ordered["normalized_entropy"].mean("head").transpose("t", "image").values
+    interval = stats.bootstrap_units(lambda w: stats.weighted(values, w), stats.units_of(ordered))
     return value(interval, 0), value(interval, -1)

@@ -6,6 +6,7 @@ resampled or flipped, *jointly* in all cells, which keeps the dependence between
 NaN in a cell makes its results NaN and touches no other cell; corrections refuse it.
 """
 
+from mechdiff.stats.clusters import Units, bootstrap_units, units_of, weighted
 from mechdiff.stats.finite import finite_population_interval
 from mechdiff.stats.intervals import (
     Interval,
@@ -22,14 +23,24 @@ from mechdiff.stats.intervals import (
     satterthwaite,
     student_mean,
 )
-from mechdiff.stats.sequential import confidence_sequence
-from mechdiff.stats.significance import benjamini_hochberg, equivalence_test, holm, max_t, permutation_test
+from mechdiff.stats.jackknife import jackknife_error, jackknife_interval, pseudo_values
+from mechdiff.stats.sequential import confidence_sequence, skewed_sequence
+from mechdiff.stats.significance import (
+    benjamini_hochberg,
+    equivalence_test,
+    holm,
+    max_t,
+    permutation_test,
+    welch,
+)
 
 __all__ = [
     "Interval",
+    "Units",
     "benjamini_hochberg",
     "bootstrap",
     "bootstrap_mean",
+    "bootstrap_units",
     "bootstrap_weights",
     "confidence_sequence",
     "equivalence_test",
@@ -38,12 +49,19 @@ __all__ = [
     "hierarchical_bootstrap",
     "hierarchical_weights",
     "holm",
+    "jackknife_error",
+    "jackknife_interval",
     "max_t",
     "paired_effect",
     "permutation_test",
+    "pseudo_values",
     "ratio_effect",
     "resampled_variance",
     "sample_size",
     "satterthwaite",
+    "skewed_sequence",
     "student_mean",
+    "units_of",
+    "weighted",
+    "welch",
 ]

@@ -169,7 +169,7 @@ def hierarchical_bootstrap(
     return bootstrap(lambda w: flat @ w.reshape(len(w), -1).T, weights, confidence, "percentile")
 
 
-def satterthwaite(*parts: tuple[float, int]) -> tuple[float, float]:
+def satterthwaite(*parts: tuple[float, float]) -> tuple[float, float]:
     """Standard error of what independent sources of error make together, and its degrees of freedom
     (Satterthwaite 1946, Biometrics Bulletin 2:110).
 

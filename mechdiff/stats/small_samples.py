@@ -1,4 +1,10 @@
-"""Intervals and tests over few training seeds, with shared images as a second source of error."""
+"""Tests and intervals whose unit of replication is the training seed: one network each.
+
+Every network of a data set sees the same pictures, so that how these were drawn moves all seeds together and
+can't be seen in their spread. Where a number can be taken anew on resampled pictures, that variance is added
+(Satterthwaite): seeds and pictures are two crossed sources of error. What one seed makes of one picture
+counts in both, so that such intervals are rather too wide.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -6,9 +12,11 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import stdtr, stdtrit
 
-from mechdiff import stats
+from mechdiff.stats.intervals import resampled_variance, satterthwaite
+from mechdiff.stats.significance import welch
 
 FEWEST = 3  # training seeds that a test takes
+Ends = tuple[float, float]
 
 
 def over_seeds(
@@ -17,16 +25,13 @@ def over_seeds(
     images: int = 0,
     above: bool = True,
     null: float = 0.0,
-) -> tuple[float, tuple[float, float], float]:
+) -> tuple[float, Ends, float]:
     """Mean, Student's 95 % interval and one-sided p over training seeds; NaN where fewer than `FEWEST`.
-
-    Every network of a data set sees the same pictures, so that how these were drawn moves all seeds together
-    and can't be seen in their spread. With `draws` its variance is added: seeds and images are two crossed
-    sources of error. What one seed makes of one image counts in both, so that intervals are rather too wide.
 
     Args:
       draws: the values in resamples of the images, each resample the same for all seeds.
-      images: that were resampled.
+      images: units that were resampled: images, or people.
+      above: whether p is of `null` against a larger mean.
     """
     values = np.asarray(values, np.float64)
     mean, n = float(values.mean()), len(values)
@@ -34,11 +39,40 @@ def over_seeds(
         return mean, (np.nan, np.nan), np.nan
     parts = [(float(values.var(ddof=1)) / n, n - 1)]
     if draws is not None:
-        parts.append(stats.resampled_variance(draws.mean(axis=0), images))
-    error, freedom = stats.satterthwaite(*parts)
-    half = float(stdtrit(freedom, 0.975)) * error
-    p = float(stdtr(freedom, (null - mean if above else mean - null) / error)) if error else np.nan
-    return mean, (mean - half, mean + half), p
+        parts.append(resampled_variance(draws.mean(axis=0), images))
+    return mean, *_student(mean, satterthwaite(*parts), above, null)
+
+
+def between_groups(
+    first: Float[np.ndarray, " seed"],
+    second: Float[np.ndarray, " other"],
+    draws: Float[np.ndarray, " m"] | None = None,
+    images: int = 0,
+    above: bool = True,
+    null: float = 0.0,
+    pseudo: bool = False,
+) -> tuple[float, Ends, float]:
+    """Difference of means of two groups of networks, with Welch's 95 % interval and one-sided p: the groups
+    may scatter differently. NaN where either has fewer than `FEWEST`.
+
+    Args:
+      draws: the difference in resamples of the images.
+      images: units that were resampled, the fewer of the groups.
+      pseudo: whether values are a jackknife's. These depend on each other, and the skewer they are the more
+        their spread goes with their mean: the variance is raised by n / (n - 1), the degrees of freedom are
+        those of the smaller group, n - 1. Without it a side that scatters twice as much was called the
+        higher in .077 of simulations instead of .05.
+    """
+    if min(len(first), len(second)) < FEWEST:
+        return float(np.mean(first) - np.mean(second)), (np.nan, np.nan), np.nan
+    mean, error, freedom = map(float, welch(np.asarray(first), np.asarray(second)))
+    parts = [(error**2, freedom)]
+    if pseudo:
+        n = min(len(first), len(second))
+        parts = [(error**2 * n / (n - 1), n - 1)]
+    if draws is not None:
+        parts.append(resampled_variance(draws, images))
+    return mean, *_student(mean, satterthwaite(*parts), above, null)
 
 
 def jackknife_interval(
@@ -48,7 +82,7 @@ def jackknife_interval(
     estimate: float,
     draws: Float[np.ndarray, " m"] | None = None,
     images: int = 0,
-) -> tuple[float, float]:
+) -> Ends:
     """95 % interval of a function of the networks of two data sets, by leaving out one network at a time
     (Efron & Tibshirani 1993, chapter 11); NaN where there are fewer than `FEWEST` of either.
 
@@ -58,12 +92,21 @@ def jackknife_interval(
     n = min(len(first), len(second))
     if n < FEWEST:
         return (np.nan, np.nan)
-    without = lambda items, index: [*items[:index], *items[index + 1 :]]
-    left = [statistic(without(first, i), second) for i in range(len(first))]
-    right = [statistic(first, without(second, i)) for i in range(len(second))]
+    left = [statistic(_without(first, i), second) for i in range(len(first))]
+    right = [statistic(first, _without(second, i)) for i in range(len(second))]
     parts = [(float(sum((len(x) - 1) * np.var(x) for x in (left, right))), n - 1)]
     if draws is not None:
-        parts.append(stats.resampled_variance(draws, images))
-    error, freedom = stats.satterthwaite(*parts)
+        parts.append(resampled_variance(draws, images))
+    return _student(estimate, satterthwaite(*parts), True, 0.0)[0]
+
+
+def _without(items: Sequence, index: int) -> list:
+    return [*items[:index], *items[index + 1 :]]
+
+
+def _student(mean: float, spread: tuple[float, float], above: bool, null: float) -> tuple[Ends, float]:
+    error, freedom = spread
     half = float(stdtrit(freedom, 0.975)) * error
-    return estimate - half, estimate + half
+    excess = null - mean if above else mean - null
+    p = float(stdtr(freedom, excess / error)) if error else np.nan
+    return (mean - half, mean + half), p

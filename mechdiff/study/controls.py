@@ -6,6 +6,7 @@ was asked for stands in study.json; results of earlier studies that were not ask
   control.zarr         the sweep of an untrained network of the same configuration on the same pictures
   control_attention.zarr
   circuit_KIND.zarr    circuits run to score the one that was found, see `scorecards.run`
+  random_sets.zarr     what random sets of as many channels as each component cost
   roles.zarr           selectivity and roles of heads, and the effects behind them
 """
 
@@ -19,7 +20,7 @@ import xarray as xr
 
 from mechdiff import circuits
 from mechdiff.analysis import complexity, roles
-from mechdiff.analysis.roles import probes
+from mechdiff.analysis.roles import matched_class, matched_sets, probes
 from mechdiff.circuits import scorecards
 from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.core import keys
@@ -34,14 +35,13 @@ from mechdiff.interventions.components import Component
 from mechdiff.models import untrained
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components
+from mechdiff.stats.clusters import PERSON
 from mechdiff.storage import digests, files, labelled, locks
-from mechdiff.study import inputs
 from mechdiff.study.examine import Analysis
 from mechdiff.study.inputs import EvalImages, replacement_values
 from mechdiff.sweeps import activations, channel_moments
-from mechdiff.sweeps.ablation import ablation_sweep
+from mechdiff.sweeps.ablation import ablation_sweep, sweep_in_memory
 
-FRESH = 3  # untrained networks that a role must beat
 SCORED = 0.9  # closeness, of `complexity.TAUS`, of the circuit that is scored
 KNOCKOUTS, RANDOMS = 10, 40  # sets that a circuit is tried against
 PROBED = 400  # faces that probes of factors are fitted on
@@ -65,6 +65,8 @@ def run_study(examined: Analysis, config: ExperimentConfig, folder: Path) -> Non
         makers["control_attention"] = lambda: control_attention(some, config, noise)
     for ablation in study.circuits:
         makers[f"circuit_{ablation}"] = lambda ablation=ablation: circuit(some, ablation, config, folder)
+    if study.random_sets:
+        makers["random_sets"] = lambda: random_sets(some, config, noise)
     if study.role_sets and _heads(examined):
         makers["roles"] = lambda: head_roles(some, config, levels, noise)
     key = _key(examined, config)
@@ -97,6 +99,9 @@ def circuit(examined: Analysis, ablation: str, config: ExperimentConfig, folder:
     halves = circuit_evaluators(examined.denoiser, examined.given, ablation, asked, root, folder / "circuits")
     found = {tau: circuits.discover(halves[0], tau) for tau in complexity.TAUS}
     runs = scorecards.run(halves[1], found[SCORED], KNOCKOUTS, RANDOMS, config.seed)
+    people = examined.given.scored_people
+    if people is not None:
+        runs = runs.assign_coords({PERSON: ("image", people[len(people) // 2 :])})
     return runs.assign_attrs(sizes=[len(one.members) for one in found.values()])
 
 
@@ -131,7 +136,7 @@ def circuit_evaluators(
         block = min(config.image_block, len(some))
         made.append(
             CircuitEvaluator(
-                denoiser, EvalSet(eval_set, ablation, replacements.get(ablation)), folder=folder, block=block
+                denoiser, eval_set, ablation, replacements.get(ablation), folder=folder, block=block
             )
         )
     return tuple(made)
@@ -143,7 +148,8 @@ def head_roles(
     """Roles of all heads, with the effects they were judged by; dims `component, target, t, image`."""
     denoiser, given = examined.denoiser, examined.given
     chosen = _heads(examined)
-    fresh = [untrained.untrained(denoiser, config.seed + i) for i in range(FRESH)]
+    count = max(-(-config.study.role_sets // len(chosen)), roles.untrained_needed())
+    fresh = [untrained.untrained(denoiser, config.seed + i) for i in range(count)]
     more = (
         face_targets(examined.trained, len(given.scored)) if examined.trained.data.name == "synthetic" else {}
     )
@@ -164,17 +170,52 @@ def control(some: Analysis, config: ExperimentConfig, noise: PRNGKey, folder: Pa
     fresh, levels = _fresh(some, config)
     asked = dataclasses.replace(config.sweep, images=len(some.given.scored))
     shown = some.given.swept
-    replacements = inputs.replacement_values(
-        fresh, some.given, levels, jax.random.key(config.seed), asked, shown
-    )
+    replacements = replacement_values(fresh, some.given, levels, jax.random.key(config.seed), asked, shown)
     eval_set = EvalSet(shown, levels, noise)
-    return ablation_sweep(fresh, eval_set, folder / "control", config=asked, replacements=replacements)
+    found = ablation_sweep(fresh, eval_set, folder / "control", config=asked, replacements=replacements)
+    return found.assign_coords(some.given.labels)
 
 
 def control_attention(some: Analysis, config: ExperimentConfig, noise: PRNGKey) -> xr.Dataset:
     """Attention statistics of the same network on the same pictures."""
     fresh, levels = _fresh(some, config)
-    return activations.attention_stats(fresh, EvalSet(some.given.swept, levels, noise))
+    found = activations.attention_stats(fresh, EvalSet(some.given.swept, levels, noise))
+    return found.assign_coords(some.given.labels)
+
+
+def random_sets(some: Analysis, config: ExperimentConfig, noise: PRNGKey) -> xr.Dataset:
+    """What random sets of as many channels cost: the size alone of a component, without what it does.
+
+    Every component is compared with sets of its class (`roles.matched_class`): channels of other branches and
+    skips of its resolution. They are shown the pictures of the first timestep that the sweep nests, at
+    `study.timesteps` levels, as circuits are.
+
+    Returns:
+      Dataset with `damage`, pooled Deg% of each set, dims `ablation, component, set`.
+    """
+    denoiser, count = some.denoiser, config.study.random_sets
+    levels = [int(t) for t in timesteps_by_log_snr(denoiser.schedule, config.study.timesteps)]
+    asked = dataclasses.replace(config.sweep, images=len(some.given.scored))
+    values = replacement_values(denoiser, some.given, levels, jax.random.key(config.seed), asked)
+    chosen = components(denoiser.unet)
+    classes = [matched_class(component, denoiser.identity) for component in chosen]
+    names, stacked = matched_sets(chosen, chosen, denoiser.identity, count, config.seed)
+    damage, eval_set = [], EvalSet(some.given.scored, levels, noise)
+    for ablation in config.sweep.ablations:
+        how = {"ablation": ablation, "replacements": values.get(ablation)}
+        found = sweep_in_memory(denoiser, eval_set, stacked, **how, block=config.sweep.image_block)
+        loss, clean = (np.asarray(x, np.float64).mean(-1) for x in (found.loss, found.clean_loss))
+        pooled = 100 * (loss / clean - 1).mean(-1)
+        of_class = {name: pooled[np.array(names) == name] for name in dict.fromkeys(names)}
+        damage.append([of_class[name] for name in classes])
+    return xr.Dataset(
+        {"damage": (("ablation", "component", "set"), np.array(damage))},
+        coords={
+            "ablation": list(config.sweep.ablations),
+            "component": [component.name for component in chosen],
+            "class": ("component", classes),
+        },
+    )
 
 
 def face_targets(trained: ExperimentConfig, count: int) -> dict:

@@ -83,6 +83,7 @@ def examine(
     )
     attention = activations.attention_stats(denoiser, EvalSet(given.swept, timesteps, noise))
     with locks.lock(folder, wait=True):  # every process that shares the sweep comes here, with equal results
-        labelled.replace(folder / "attention.zarr", attention.assign_attrs(denoiser=name, **facts))
-        labelled.replace(folder / "sweep.zarr", swept)
+        seen = attention.assign_attrs(denoiser=name, **facts).assign_coords(given.labels)
+        labelled.replace(folder / "attention.zarr", seen)
+        labelled.replace(folder / "sweep.zarr", swept.assign_coords(given.labels))
     return Analysis(denoiser, trained, given)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from mechdiff.core import keys
 from mechdiff.core.config import DataConfig, ExperimentConfig, SweepConfig
@@ -16,6 +16,7 @@ from mechdiff.core.types import AnyArray, Images, Shown
 from mechdiff.data import load, to_bytes, to_float
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.models.denoiser import Denoiser
+from mechdiff.stats.clusters import PERSON
 from mechdiff.sweeps import activations, optimal_ablation
 from mechdiff.sweeps.execution.rollout import draw_samples
 from mechdiff.sweeps.replacements import noise_replacements, resample_replacements
@@ -33,12 +34,29 @@ class EvalImages:
       label: what they are, for a reader.
       nested: others for every level of a sweep, as `process.images_at` takes them; None: the scored ones
         serve all levels.
+      people: number of the person on each picture swept, `[images]` or nested `[levels, images]`; None where
+        somebody is unknown.
     """
 
     scored: Images
     reference: Float[AnyArray, "references height width channels"]
     label: str
     nested: Float[AnyArray, "levels images height width channels"] | None = None
+    people: Int[np.ndarray, "*levels images"] | None = None
+
+    @property
+    def labels(self) -> dict:
+        """Coordinates of results of a sweep: who is on each picture, where that is known."""
+        if self.people is None:
+            return {}
+        return {PERSON: (("t", "image")[-self.people.ndim :], self.people)}
+
+    @property
+    def scored_people(self) -> Int[np.ndarray, " images"] | None:
+        """Who is on each scored picture; None where that is not known."""
+        if self.people is None or self.people.ndim == 1:
+            return self.people
+        return self.people[0]
 
     @property
     def swept(self) -> Shown:
@@ -48,29 +66,34 @@ class EvalImages:
     def first(self, count: int) -> "EvalImages":
         """With fewer scored, at every level."""
         nested = None if self.nested is None else self.nested[:, :count]
-        return dataclasses.replace(self, scored=self.scored[:count], nested=nested)
+        people = None if self.people is None else self.people[..., :count]
+        return dataclasses.replace(self, scored=self.scored[:count], nested=nested, people=people)
 
 
 def held_out_images(data: DataConfig, size: int, config: SweepConfig, cache: Path) -> EvalImages:
     """Held-out pictures of a data set: those to score (`images`; nested, as many for every timestep), and the
     next `reference_images` to average over."""
     wanted = _images_to_evaluate(config) + config.reference_images
-    pixels, name = _held_out(data, size, wanted, cache)
+    pixels, people, name = _held_out(data, size, wanted, cache)
     if len(pixels) < wanted:
         asked = f"sweep.images{' x sweep.timesteps' * config.nested} + sweep.reference_images = {wanted}"
         raise DataError(f"{name}: {len(pixels)} held-out pictures, but {asked}; lower them")
-    return _split(to_float(pixels), config, f"held-out {NAMES.get(name, name)} pictures")
+    return _split(to_float(pixels), config, f"held-out {NAMES.get(name, name)} pictures", people)
 
 
-def _held_out(data: DataConfig, size: int, wanted: int, cache: Path) -> tuple[np.ndarray, str]:
-    """Test pictures; where they are too few, those of validation behind them: no training saw them either."""
-    found = load(dataclasses.replace(data, n_test=wanted), size, "test", 0, cache)
-    pixels, missing = np.array(found.images), wanted - len(found)
+def _held_out(data: DataConfig, size: int, wanted: int, cache: Path) -> tuple[np.ndarray, np.ndarray, str]:
+    """Test pictures; where they are too few, those of validation behind them: no training saw them either.
+
+    Returns:
+      The pictures, who is on each (-1: unknown), and the name of the data set.
+    """
+    parts = [load(dataclasses.replace(data, n_test=wanted), size, "test", 0, cache)]
+    missing = wanted - len(parts[0])
     if missing:
         with contextlib.suppress(DataError):  # no such split
-            more = load(dataclasses.replace(data, n_test=missing), size, "validation", 0, cache)
-            pixels = np.concatenate([pixels, more.images])
-    return pixels, found.name
+            parts.append(load(dataclasses.replace(data, n_test=missing), size, "validation", 0, cache))
+    people = [np.full(len(part), -1) if part.people is None else part.people for part in parts]
+    return np.concatenate([part.images for part in parts]), np.concatenate(people), parts[0].name
 
 
 def own_samples(denoiser: Denoiser, config: SweepConfig, seed: int) -> EvalImages:
@@ -86,10 +109,17 @@ def _images_to_evaluate(config: SweepConfig) -> int:
     return config.images * (config.timesteps if config.nested else 1)
 
 
-def _split(pixels: Images, config: SweepConfig, label: str) -> EvalImages:
+def _split(
+    pixels: Images, config: SweepConfig, label: str, people: Int[np.ndarray, " count"] | None = None
+) -> EvalImages:
     scored, reference = np.split(pixels, [_images_to_evaluate(config)])
     nested = scored.reshape(-1, config.images, *scored.shape[1:]) if config.nested else None
-    return EvalImages(scored[: config.images], reference, label, nested)
+    people = None if people is None else people[: len(scored)]
+    if people is not None and (people < 0).any():  # half-known clusters would pass for independent pictures
+        people = None
+    if people is not None and config.nested:
+        people = people.reshape(-1, config.images)
+    return EvalImages(scored[: config.images], reference, label, nested, people)
 
 
 def chooser(

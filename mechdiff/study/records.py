@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
+from mechdiff import stats
 from mechdiff.analysis import effects
 from mechdiff.analysis.effects import Effects
 from mechdiff.core.config import ExperimentConfig, from_dict
@@ -36,7 +37,9 @@ class Network:
       data: `synthetic`, `celeba`, ...; `level`: rung of the ladder of synthetic faces.
       sweep, attention: of `sweeps.ablation_sweep` and `activations.attention_stats`.
       control, control_attention: the same of an untrained network, on some of the pictures.
-      activity, roles, circuits: of `study`, circuits by kind of ablation; absent where not asked for.
+      activity, roles, circuits, random_sets: of `study`, circuits by kind of ablation; absent where not asked
+        for.
+      steps: of training: there may be several snapshots of one training, of which the last counts.
     """
 
     name: str
@@ -50,6 +53,18 @@ class Network:
     activity: xr.Dataset | None = None
     roles: xr.Dataset | None = None
     circuits: Mapping[str, xr.Dataset] = field(default_factory=dict)
+    random_sets: xr.Dataset | None = None
+    steps: int = 0
+
+    @property
+    def units(self) -> stats.Units:
+        """What of the images is resampled: people where they are known, else images."""
+        return stats.units_of(self.sweep)
+
+    @property
+    def people(self) -> int:
+        """People on the pictures; 0 where that is not known."""
+        return self.units.people
 
     @property
     def images(self) -> int:
@@ -57,9 +72,9 @@ class Network:
         return self.sweep.sizes["image"]
 
     @property
-    def pictures(self) -> int:
+    def images_total(self) -> int:
         """Different pictures in all: more, where levels had their own."""
-        return self.sweep.attrs.get("pictures", self.images)
+        return self.sweep.attrs.get("images_total", self.images)
 
 
 @dataclass(frozen=True)
@@ -165,7 +180,9 @@ def _subject(folder: Path) -> ExaminedModel:
         seed=about["seed"],
         config=config,
         record=dict.fromkeys(RECORD) | about["record"],
-        network=Network(*which, sweep, attention, **_studied(folder)),
+        network=Network(
+            *which, sweep, attention, steps=int(about["record"].get("steps") or 0), **_studied(folder)
+        ),
         samples=samples,
     )
 

@@ -6,9 +6,9 @@ by piece: it can be killed, resumed, and filled by several processes at once.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,14 +18,12 @@ from jaxtyping import Int
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
-from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.diffusion.process import images_at
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import components
 from mechdiff.storage import digests, labelled, work_sharing
 from mechdiff.sweeps.execution.engine import Engine, SweepLosses
 from mechdiff.sweeps.replacements import ReplacementSource, as_source
@@ -41,55 +39,57 @@ def ablation_sweep(
     chosen: Sequence[Component] | None = None,
     facts: dict | None = None,
 ) -> xr.Dataset:
-    """Leaves out one component at a time and measures the denoising loss, image by image.
+    """Leaves out one component at a time and measures the single-step denoising loss, image by image.
 
-    The result is kept in `folder`, in a store named after everything that decides its numbers
-    (parameters, images, key, components, kinds, code): a killed sweep resumes where it was, and a
-    changed one can't reuse stale numbers.
+    Results are cached in `folder` under a content hash of all inputs (parameters, images, key, components,
+    ablations, `NUMERICS_VERSION`): a killed sweep resumes, and a changed one can't reuse stale numbers.
 
     Args:
-      images: in [-1, 1], NHWC; image i has the noise of `image_noise(key, i)` at every timestep. Or other
-        ones for every timestep, `(levels, images, ...)`, with noise of their own: see `process.images_at`.
-      config: kinds, chunking; its counts of images and timesteps are the caller's business.
-      fills: for kinds other than `zero`: kind -> site -> `(levels, *site)`, as `activations.activation_means`
-        and `optimal_ablation.optimal_replacements` make them, or a source of fills such as
-        `replacements.resample_replacements`.
+      eval_set: images, crossed with the timesteps or nested in them.
+      config: ablations and chunking; its counts of images and timesteps are the caller's business.
+      replacements: for ablations other than `zero`: ablation -> site -> `(timesteps, *site)`, as
+        `activations.activation_means` and `optimal_ablation.optimal_replacements` make them, or a source of
+        them such as `replacements.resample_replacements`.
       chosen: components; all of the network if None.
       facts: JSON-ready, kept in the result's attributes.
     Returns:
-      Dataset with `loss` and `change` (mean squared change of the prediction), dims `kind, component,
-      t, image`, and `clean_loss`, dims `t, image`; attribute `pictures`, how many were shown in all.
+      Dataset with `loss` and `change` (mean squared change of the prediction), dims `ablation, component,
+      t, image`, and `clean_loss`, dims `t, image`; attribute `images_total`, how many were shown in all.
     Raises:
-      ConfigError: a kind without fills.
+      ConfigError: an ablation without replacements.
     """
-    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     config = config or SweepConfig()
-    chosen = tuple(chosen or components(denoiser.unet))
-    replacements = replacements or {}
+    chosen = tuple(chosen or denoiser.components())
+    sources = {}
     for ablation in config.ablations:
-        if ablation != "zero" and ablation not in replacements:
+        if ablation == "zero":
+            continue
+        if ablation not in (replacements or {}):
             raise ConfigError(
-                f"ablation kind {ablation!r} needs fills; capture.activation_means makes those of 'mean'"
+                f"{ablation} ablation needs replacements; activations.activation_means makes those of 'mean'"
             )
-    timesteps = np.asarray(timesteps, np.int32)
-    replacements = {
-        ablation: as_source(replacements[ablation]) for ablation in config.ablations if ablation != "zero"
-    }
-    plan = _Plan(denoiser, np.asarray(images), timesteps, key, config, replacements, chosen)
+        sources[ablation] = as_source(replacements[ablation])
+    plan = _Plan(denoiser, eval_set, config, sources, chosen)
     path = Path(folder) / f"{plan.key[:16]}.zarr"
     labelled.create(path, plan.empty(facts or {}), plan.chunks())
-    plan.replacement(path)
+    plan.run(path)
     return labelled.read(path)
+
+
+class _Piece(NamedTuple):
+    """What is computed and written at once: indices of an ablation and a timestep, and a block of images."""
+
+    ablation: int
+    t_index: int
+    images: slice
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """One sweep: what is to be computed, in pieces of (kind, timestep, block of images)."""
+    """One sweep: what is to be computed, piece by piece."""
 
     denoiser: Denoiser
-    images: np.ndarray
-    timesteps: np.ndarray
-    noise_key: PRNGKey
+    eval_set: EvalSet
     config: SweepConfig
     replacements: dict[str, ReplacementSource]
     chosen: tuple[Component, ...]
@@ -97,32 +97,29 @@ class _Plan:
     @functools.cached_property
     def key(self) -> str:
         """Digest of everything that decides the numbers."""
+        shown = self.eval_set
         return digests.digest_json(
             {
                 **self.denoiser.digests(),
-                "images": digests.digest_arrays(self.images),
-                "noise": digests.digest_arrays(jax.random.key_data(self.noise_key)),
-                "fills": {ablation: source.digest() for ablation, source in self.replacements.items()},
-                "timesteps": self.timesteps.tolist(),
-                "kinds": self.config.ablations,
+                "images": digests.digest_arrays(shown.images),
+                "noise": digests.digest_arrays(jax.random.key_data(shown.key)),
+                "replacements": {name: source.digest() for name, source in self.replacements.items()},
+                "timesteps": shown.timesteps.tolist(),
+                "ablations": self.config.ablations,
                 "components": [component.name for component in self.chosen],
                 "numerics": NUMERICS_VERSION,
             }
         )
 
     @property
-    def count(self) -> int:
-        """Images at one timestep."""
-        return self.images.shape[-4]
-
-    @property
     def block(self) -> int:
         """Images in one piece."""
-        return min(self.config.image_block, self.count)
+        return min(self.config.image_block, self.eval_set.count)
 
     def empty(self, facts: dict) -> xr.Dataset:
         """The labeled result before the first piece."""
-        shape = (len(self.config.ablations), len(self.chosen), len(self.timesteps), self.count)
+        shown = self.eval_set
+        shape = (len(self.config.ablations), len(self.chosen), len(shown.timesteps), shown.count)
         full = np.full(shape, np.nan, np.float32)
         dims = ("ablation", "component", "t", "image")
         return xr.Dataset(
@@ -133,12 +130,12 @@ class _Plan:
             },
             coords={
                 "ablation": list(self.config.ablations),
-                **component_coords(self.denoiser, self.chosen, self.timesteps, self.count),
+                **component_coords(self.denoiser, self.chosen, shown.timesteps, shown.count),
             },
             attrs={
                 "denoiser": self.denoiser.name,
                 "key": self.key,
-                "pictures": math.prod(self.images.shape[:-3]),
+                "images_total": shown.images_total,
                 **facts,
             },
         )
@@ -147,88 +144,105 @@ class _Plan:
         piece = (1, len(self.chosen), 1, self.block)
         return {"loss": piece, "change": piece, "clean_loss": (1, self.block)}
 
-    def replacement(self, path: Path) -> None:
+    def run(self, path: Path) -> None:
         """Computes the pieces that are missing, with other processes if they fill the same store."""
-        denoiser = self.denoiser
+        denoiser, count = self.denoiser, self.eval_set.count
         engine = Engine(denoiser.unet, denoiser.schedule, denoiser.params, self.config.chunk)
-        everything = leave_one_out(denoiser.identity, self.chosen)[1]
+        stacked = leave_one_out(denoiser.identity, self.chosen)[1]
         pieces = [
-            (ablation, level, slice(start, min(start + self.block, self.count)))
+            _Piece(ablation, t_index, slice(start, min(start + self.block, count)))
             for ablation in range(len(self.config.ablations))
-            for level in range(len(self.timesteps))
-            for start in range(0, self.count, self.block)
+            for t_index in range(len(self.eval_set.timesteps))
+            for start in range(0, count, self.block)
         ]
-        done = lambda piece: labelled.written(path, "loss", (piece[0], 0, piece[1], piece[2].start))
-        compute = lambda piece: self._piece(engine, everything, path, *piece)
+
+        def done(piece: _Piece) -> bool:
+            return labelled.written(path, "loss", (piece.ablation, 0, piece.t_index, piece.images.start))
+
+        def compute(piece: _Piece) -> None:
+            self._compute(engine, stacked, path, piece)
+
         work_sharing.run_missing(pieces, done, compute, f"sweeping {denoiser.name}")
 
-    def _piece(
-        self, engine: Engine, everything: Intervention, path: Path, ablation: int, level: int, images: slice
-    ) -> None:
+    def _compute(self, engine: Engine, stacked: Intervention, path: Path, piece: _Piece) -> None:
         # A short last block is filled up, so that it needs no program of its own.
-        index = np.resize(np.arange(images.start, images.stop), self.block)
-        count, t = images.stop - images.start, int(self.timesteps[level])
-        source = self.replacements.get(self.config.ablations[ablation])
-        found = _block(
-            engine, everything, source, "replacement", self.images, index, level, t, self.noise_key
-        )
-        where = (slice(ablation, ablation + 1), slice(None), slice(level, level + 1), images)
-        region = {"loss": where, "change": where, "clean_loss": (where[2], images)}
-        put = {
-            "clean_loss": found.clean_loss[None, :count],
-            "change": found.change[None, :, None, :count],
-            "loss": found.loss[None, :, None, :count],
+        places = np.resize(np.arange(piece.images.start, piece.images.stop), self.block)
+        count = piece.images.stop - piece.images.start
+        source = self.replacements.get(self.config.ablations[piece.ablation])
+        losses = _block(engine, self.eval_set, piece.t_index, places, stacked, source, "replacement")
+        at_t = slice(piece.t_index, piece.t_index + 1)
+        where = (slice(piece.ablation, piece.ablation + 1), slice(None), at_t, piece.images)
+        region = {"loss": where, "change": where, "clean_loss": (at_t, piece.images)}
+        values = {
+            "clean_loss": losses.clean_loss[None, :count],
+            "change": losses.change[None, :, None, :count],
+            "loss": losses.loss[None, :, None, :count],
         }
-        labelled.put(path, region, put)
+        labelled.put(path, region, values)
 
 
-def _block(engine, stacked, source, field, images, index, level, t, key) -> SweepLosses:
-    """One block of images at one timestep; the mean over the draws of the fills, if there are several."""
-    pictures, numbers = images_at(images, level)
-    given = [getattr(stacked, field)]
+def _block(
+    engine: Engine,
+    eval_set: EvalSet,
+    t_index: int,
+    places: Int[np.ndarray, " block"],
+    stacked: Intervention,
+    source: ReplacementSource | None,
+    field: str,
+) -> SweepLosses:
+    """One block of images at one timestep; the mean over the draws of the replacements, if there are several.
+
+    Args:
+      places: of the images among those of this timestep.
+      source: of what goes into `field` of the interventions; None: it stays.
+    """
+    images, indices = eval_set.at(t_index)
+    t, key = int(eval_set.timesteps[t_index]), eval_set.key
+    values = [getattr(stacked, field)]
     if source is not None:
-        given = (source.at(level, index, draw) for draw in range(source.draws))
-    found = [
+        values = (source.at(t_index, places, draw) for draw in range(source.draws))
+    losses = [
         engine.measure(
-            dataclasses.replace(stacked, **{field: replacement}), pictures[index], numbers[index], t, key
+            dataclasses.replace(stacked, **{field: value}), images[places], indices[places], t, key
         )
-        for replacement in given
+        for value in values
     ]
-    return SweepLosses(*(np.mean(values, axis=0, dtype=values[0].dtype) for values in zip(*found)))
+    return SweepLosses(*(np.mean(draws, axis=0, dtype=draws[0].dtype) for draws in zip(*losses, strict=True)))
 
 
 def sweep_in_memory(
     denoiser: Denoiser,
+    eval_set: EvalSet,
     stacked: Intervention,
-    ablation: str,
-    replacements: PyTree,
-    images: Images,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    *,
+    ablation: str = "zero",
+    replacements: PyTree = None,
     block: int = 16,
     field: str = "replacement",
 ) -> SweepLosses:
-    """A small sweep of any stack of interventions, in memory: all with `(..., levels, images)`.
+    """A small sweep of any stack of interventions, in memory: all with `(..., timesteps, images)`.
 
     Args:
-      kind, fills: of the fills, as in `sweeps.ablation_sweep`; with None those of `stacked` stay.
+      ablation, replacements: as in `ablation_sweep`; with None the replacements of `stacked` stay.
       block: images at once; a short last one is filled up, so that all share one program.
-      field: of the intervention, that the fills go into: `fill` or `pattern_fill`.
+      field: of the intervention, that replacements go into: `replacement` or `pattern_replacement`.
+    Raises:
+      ConfigError: an ablation without replacements.
     """
-    if field == "replacement" and ablation != "zero" and replacements is None:
-        raise ConfigError(f"ablation kind {ablation!r} needs fills; see capture, replacements and optimal")
     source = None if replacements is None else as_source(replacements)
+    if field == "replacement" and ablation != "zero" and source is None:
+        raise ConfigError(f"{ablation} ablation needs replacements; see sweeps.activations and replacements")
     engine = Engine(denoiser.unet, denoiser.schedule, denoiser.params)
-    images, per_level = np.asarray(images), []
-    for level, t in enumerate(timesteps):
+    per_timestep = []
+    for t_index in range(len(eval_set.timesteps)):
         parts = []
-        for start in range(0, len(images), block):
-            index = np.arange(start, min(start + block, len(images)))
-            padded = np.resize(index, min(block, len(images)))
-            found = _block(engine, stacked, source, field, images, padded, level, int(t), key)
-            parts.append([values[..., : len(index)] for values in found])
-        per_level.append([np.concatenate(values, axis=-1) for values in zip(*parts)])
-    return SweepLosses(*(np.stack(values, axis=-2) for values in zip(*per_level)))
+        for start in range(0, eval_set.count, block):
+            places = np.arange(start, min(start + block, eval_set.count))
+            padded = np.resize(places, min(block, eval_set.count))
+            losses = _block(engine, eval_set, t_index, padded, stacked, source, field)
+            parts.append([values[..., : len(places)] for values in losses])
+        per_timestep.append([np.concatenate(values, axis=-1) for values in zip(*parts, strict=True)])
+    return SweepLosses(*(np.stack(values, axis=-2) for values in zip(*per_timestep, strict=True)))
 
 
 def component_coords(

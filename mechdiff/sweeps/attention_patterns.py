@@ -87,7 +87,7 @@ def pattern_effects(
     Raises:
       ConfigError: an unknown kind, a network without heads, or too many donors.
     """
-    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
+    images, timesteps = eval_set.images, eval_set.timesteps
     heads = heads_of(denoiser.unet, heads)
     losses, changes = [], []
     for kind in kinds:
@@ -98,8 +98,9 @@ def pattern_effects(
         if kind == "frozen":
             source = resample_replacements(denoiser, eval_set, draws=draws)
             source = dataclasses.replace(source, collection=PATTERNS)
-        given = (images, timesteps, key, block)
-        found = sweep_in_memory(denoiser, stacked, kind, source, *given, field="pattern_replacement")
+        found = sweep_in_memory(
+            denoiser, eval_set, stacked, replacements=source, block=block, field="pattern_replacement"
+        )
         losses.append(found.loss)
         changes.append(found.change)
     dims = ("kind", "component", "t", "image")

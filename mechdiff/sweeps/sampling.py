@@ -104,7 +104,7 @@ def sampling_sweep(
     plan = _Plan(walker, tuple(windows), samples, tuple(ablations), replacements or {}, chosen, rows)
     path = Path(folder) / f"{plan.digest[:16]}.zarr"
     labelled.create(path, plan.empty(facts or {}), plan.chunks())
-    plan.replacement(path)
+    plan.run(path)
     return labelled.read(path)
 
 
@@ -173,7 +173,7 @@ class _Plan:
         # A component each, so that processes with other memory or devices, and so other groups, can share.
         return {"distance": (1, 1, 1, self.samples), "set_distance": (1, 1, 1)}
 
-    def replacement(self, path: Path) -> None:
+    def run(self, path: Path) -> None:
         """Computes the pieces that are missing, as `sweeps` does."""
         starts = [rollout.first_step_inside(self.walker.levels, window) for window in self.windows]
         pieces = [

@@ -44,7 +44,7 @@ def scaling_curves(
     Raises:
       ConfigError: no doses, doses that are not finite, or a kind without fills.
     """
-    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
+    images, timesteps = eval_set.images, eval_set.timesteps
     doses = np.asarray(doses, np.float32)
     if doses.size == 0 or not np.isfinite(doses).all():
         raise ConfigError(f"doses={doses.tolist()}: give one or more finite numbers, such as {GATE_VALUES}")
@@ -52,7 +52,9 @@ def scaling_curves(
     # Gates are 0 where a component is and 1 elsewhere: the dose takes the place of the zeros.
     mixed = lambda gate: (gate + (1 - gate) * doses[:, None, None]).reshape(-1, gate.shape[-1])
     stacked = dataclasses.replace(ablated, gate={site: mixed(gate) for site, gate in ablated.gate.items()})
-    found = sweep_in_memory(denoiser, stacked, ablation, replacements, images, timesteps, key, block)
+    found = sweep_in_memory(
+        denoiser, eval_set, stacked, ablation=ablation, replacements=replacements, block=block
+    )
     shape = (len(doses), len(chosen), *found.loss.shape[1:])
     dims = ("dose", "component", "t", "image")
     coords = component_coords(denoiser, chosen, timesteps, len(images))

@@ -4,6 +4,12 @@ Every component is followed by a confidence sequence of its pooled damage. It is
 lies on one side of zero or is narrower than a stated width; then it is left out. Looking after every block
 of images costs no coverage: the sequence holds at all sizes at once. The images of a component are the
 first n of one list, so its interval does not depend on what the others are.
+
+What is certain: the sign. The intervals rest on an asymptotic theorem, corrected for few and skewed pictures
+(`stats.skewed_sequence`). Where damage is lognormal over pictures with log-sd 1, joint intervals of 95 % held
+all sizes in four simulated runs of five, and no sign was wrong (the calibration has the numbers): the more of
+a damage rests on few pictures, the less sure is its *size*. A component that matters for pictures of which
+none has been shown can't be told from one that doesn't matter.
 """
 
 import dataclasses
@@ -27,11 +33,11 @@ from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components
-from mechdiff.stats import confidence_sequence
+from mechdiff.stats import skewed_sequence
 from mechdiff.storage import digests, labelled, run_log
 from mechdiff.sweeps.execution.engine import Engine
 
-FIRST_LOOK = 16  # images before the first look: the sequence is asymptotic
+FIRST_LOOK = 32  # images before the first look: the sequence is asymptotic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +47,8 @@ class SequentialResult:
     Attributes:
       components: names.
       estimate: pooled Deg%, the mean over timesteps of 100 (L(do) - L0) / L0.
-      low, high: its confidence sequence where it stopped.
+      low, high: its confidence sequence where it stopped; not symmetric, see `stats.skewed_sequence`. The
+        sign is certified; how large a damage is, less so the more it rests on few pictures.
       images: how many each component was scored on.
       decided: whether the interval lies on one side of zero or is narrow enough.
       spent: components x images that were computed.
@@ -99,7 +106,7 @@ def sequential_sweep(
       rows: interventions x images in one program; 0: chosen by memory.
 
     Raises:
-      ConfigError: a width that is not positive, or fewer than 16 images.
+      ConfigError: a width that is not positive, or fewer than 32 images.
     """
     images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     if width <= 0:
@@ -175,13 +182,13 @@ class _Run:
 
     def _look(self, clean: np.ndarray, loss: np.ndarray) -> SequentialResult:
         images = np.isfinite(loss[:, 0]).sum(-1)
-        estimate, deviation = (np.empty(len(images)) for _ in range(2))
+        estimate, deviation, low, high = (np.empty(len(images)) for _ in range(4))
         for size in np.unique(images):  # components that were left out together
             rows = images == size
             estimate[rows], influence = effect_and_influence(clean[:, :size], loss[rows][..., :size])
             deviation[rows] = influence.std(-1, ddof=1)
-        half = confidence_sequence(images, deviation, self.confidence, planned=4 * FIRST_LOOK)
-        low, high = estimate - half, estimate + half
+            below, above = skewed_sequence(influence, self.confidence, planned=4 * FIRST_LOOK)
+            low[rows], high[rows] = estimate[rows] - below, estimate[rows] + above
         decided = (low > 0) | (high < 0) | (high - low <= self.width)
         return SequentialResult(
             tuple(component.name for component in self.chosen),
@@ -195,7 +202,7 @@ class _Run:
         )
 
     def _fixed_images(self, estimate: np.ndarray, deviation: np.ndarray) -> Int[np.ndarray, " component"]:
-        """Images with which an ordinary interval of each component would be certain, at least `FIRST`."""
+        """Images with which an ordinary interval of each component is certain, at least `FIRST_LOOK`."""
         z = special.ndtri((1 + self.confidence) / 2)
         reach = np.maximum(np.abs(estimate), self.width / 2)  # half-width that is small enough
         return np.maximum(FIRST_LOOK, np.ceil((z * deviation / reach) ** 2)).astype(int)

@@ -5,54 +5,22 @@ corrections for many tests must hold their level on mixtures of nulls and effect
 positive, skewed, alike within an image across components and levels, as those of a sweep are.
 """
 
-import dataclasses
-
 import numpy as np
-import xarray as xr
 from scipy import special
-from scipy.stats import binomtest, kstest
 
 from mechdiff import stats
-from mechdiff.analysis import effects, entropy_divergence
+from mechdiff.analysis import effects, network_divergence
 from mechdiff.analysis.roles.matching import agreement
 from mechdiff.core.errors import ConfigError
-from mechdiff.stats.small_samples import jackknife_interval, over_seeds
+from mechdiff.stats.small_samples import over_seeds
+from mechdiff.validation import picture_calibration, rule_calibration
+from mechdiff.validation.checks import ALPHA, LEVEL, Check, covers, mean_error, table, uniform
+
+__all__ = ["Check", "calibrate", "table"]
 
 GRID = (4, 3)  # components x levels
-ALPHA = 0.05  # of families
-LEVEL = 0.95  # of intervals
-SURE = 0.999  # a check fails where chance would fail it less often than once in a thousand
 FLIPS = 999
 RESAMPLES = 500
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One promise and what became of it.
-
-    Attributes:
-      name: what was checked.
-      promise: `uniform`, `covers` or `errs at most`.
-      nominal: coverage or rate promised; NaN for `uniform`.
-      found: coverage or rate found; for `uniform` the share of p values at or below `ALPHA`.
-      low, high: its 95 % Clopper-Pearson interval over repetitions.
-      p: of the Kolmogorov-Smirnov test, or of the binomial test against breaking the promise.
-      n: repetitions.
-    """
-
-    name: str
-    promise: str
-    nominal: float
-    found: float
-    low: float
-    high: float
-    p: float
-    n: int
-
-    @property
-    def holds(self) -> bool:
-        """Whether the promise was not seen to be broken."""
-        return self.p > 1 - SURE
 
 
 def calibrate(repeats: int = 400, images: int = 32, seed: int = 0) -> list[Check]:
@@ -63,7 +31,17 @@ def calibrate(repeats: int = 400, images: int = 32, seed: int = 0) -> list[Check
     """
     if repeats < 50:
         raise ConfigError(f"repeats={repeats} show nothing; at least 50, better 400")
-    rngs = iter(np.random.default_rng(seed).spawn(6))
+    basic, rules, pictures = np.random.default_rng(seed).spawn(3)
+    return [
+        *basics(basic, repeats, images),
+        *rule_calibration.checks(rules, repeats),
+        *picture_calibration.checks(pictures, repeats),
+    ]
+
+
+def basics(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:
+    """Tests, intervals and corrections that everything else is made of."""
+    rngs = iter(rng.spawn(6))
     return [
         *_tests(next(rngs), repeats, images),
         *_intervals(next(rngs), repeats, images),
@@ -100,7 +78,7 @@ def _tests(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:
         [stats.max_t(grid, FLIPS, i).min() for i, grid in enumerate(grids)]
     )
     p["equivalence test at its margin"] = stats.equivalence_test(1 + rng.normal(size=(repeats, images)), 1.0)
-    return [_uniform(name, values) for name, values in p.items()]
+    return [uniform(name, values) for name, values in p.items()]
 
 
 def _intervals(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:
@@ -120,7 +98,7 @@ def _intervals(rng: np.random.Generator, repeats: int, images: int) -> list[Chec
         "hierarchical bootstrap, 8 seeds": (stats.hierarchical_bootstrap(seeds, LEVEL, RESAMPLES), 1),
         "Student of 8 seeds' means": (stats.student_mean(seeds.mean(-1), LEVEL), 1),
     }
-    return [_covers(name, (i.low <= truth) & (truth <= i.high)) for name, (i, truth) in found.items()]
+    return [covers(name, (i.low <= truth) & (truth <= i.high)) for name, (i, truth) in found.items()]
 
 
 def _sweeps(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:
@@ -140,8 +118,8 @@ def _sweeps(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:
     width = stats.confidence_sequence(looks, deviation[:, looks - 1], LEVEL)
     always = (np.abs(mean[:, looks - 1] - 1) <= width).all(axis=1)
     return [
-        _covers("BCa, pooled damage of a sweep", np.array(covered)),
-        _covers(f"confidence sequence, at all of {len(looks)} looks", always),
+        covers("BCa, pooled damage of a sweep", np.array(covered)),
+        covers(f"confidence sequence, at all of {len(looks)} looks", always),
     ]
 
 
@@ -155,24 +133,17 @@ def _seeds(rng: np.random.Generator, repeats: int, seeds: int = 5) -> list[Check
         "roles of matched heads, shuffled in layers",
     )
     p = {name: [] for name in tests}
-    covered = []
     for number in range(repeats):
         ratio, largest, pooled, matched = p.values()
         ratio.append(over_seeds(rng.normal(size=seeds))[2])
-        both = [[_attention(rng) for _ in range(seeds)] for _ in range(2)]
-        between, within, by_level, of_mean = entropy_divergence.seeds_test(*both)
-        largest.append(by_level.min())
-        pooled.append(of_mean)
-        excess = lambda *sides: float(entropy_divergence.seeds_excess(*sides)[0])
-        low, high = jackknife_interval(excess, *both, float((between - within).mean()))
-        covered.append(low <= 0 <= high)
+        heads = 2 + 0.1 * rng.normal(size=(2, seeds, 6, 1)) + 0.05 * rng.normal(size=(2, seeds, 6, 4))
+        compared = network_divergence.compare(heads[0], heads[1], ["a"] * 3 + ["b"] * 3)
+        largest.append(compared.p_levels.min())
+        pooled.append(compared.p)
         profiles, selectivity = rng.normal(size=(2, 3, 6, 4))
         layers, roles = ["a"] * 3 + ["b"] * 3, [["x"] * 6] * 3
         matched.append(agreement(list(profiles), list(selectivity), roles, layers, 199, number).p_profiles)
-    return [
-        *(_uniform(test, np.array(values)) for test, values in p.items()),
-        _covers(f"jackknife over {networks}", np.array(covered)),
-    ]
+    return [uniform(test, np.array(values)) for test, values in p.items()]
 
 
 def _crossed(rng: np.random.Generator, repeats: int, images: int, seeds: int = 5) -> list[Check]:
@@ -183,17 +154,8 @@ def _crossed(rng: np.random.Generator, repeats: int, images: int, seeds: int = 5
         cells = rng.normal(size=(repeats, seeds, 1)) + alike + rng.normal(size=(repeats, seeds, images))
         found = [over_seeds(one.mean(-1), one @ weights.T, images) for one in cells]
         covered = np.array([low <= 0 <= high for _, (low, high), _ in found])
-        checks.append(_covers(f"{seeds} seeds on the same pictures, more by {name}", covered))
+        checks.append(covers(f"{seeds} seeds on the same pictures, more by {name}", covered))
     return checks
-
-
-def _attention(rng: np.random.Generator) -> xr.Dataset:
-    """Entropies of a network: every head has its own deviation, that of its training."""
-    heads = 2 + 0.1 * rng.normal(size=(6, 1, 1)) + 0.05 * rng.normal(size=(6, 4, 8))
-    axes = {"head": np.arange(6), "t": np.arange(4)}
-    return xr.Dataset(
-        {"entropy": (("head", "t", "image"), heads)}, coords=axes | {"tokens": ("head", [64] * 6)}
-    )
 
 
 def _families(
@@ -209,44 +171,7 @@ def _families(
     ):
         rejected = np.stack([correct(from_z(row)) <= ALPHA for row in z])
         false = rejected[:, effects_among:].sum(1)
-        checks.append(_errs(name, np.asarray(rate(false, rejected[:, :effects_among].sum(1)), np.float64)))
-    return checks
-
-
-def _uniform(name: str, p: np.ndarray) -> Check:
-    small = binomtest(int((p <= ALPHA).sum()), len(p))
-    test = kstest(p, "uniform").pvalue
-    return Check(name, "uniform", float("nan"), *_share(small), float(test), len(p))
-
-
-def _covers(name: str, covered: np.ndarray) -> Check:
-    found = binomtest(int(covered.sum()), len(covered), LEVEL, alternative="less")
-    return Check(name, "covers", LEVEL, *_share(binomtest(found.k, found.n)), float(found.pvalue), found.n)
-
-
-def _errs(name: str, rate: np.ndarray) -> Check:
-    """A mean of rates in [0, 1] against ALPHA: Student, as shares are no counts."""
-    interval = stats.student_mean(rate, 0.95)
-    error = max(float(rate.std(ddof=1)) / np.sqrt(len(rate)), 1e-12)
-    ends = float(interval.estimate), float(interval.low), float(interval.high)
-    return Check(
-        name, "errs at most", ALPHA, *ends, float(special.ndtr((ALPHA - ends[0]) / error)), len(rate)
-    )
-
-
-def _share(test) -> tuple[float, float, float]:
-    interval = test.proportion_ci(0.95)
-    return float(test.statistic), float(interval.low), float(interval.high)
-
-
-def table(checks: list[Check]) -> str:
-    """Checks as text, one a line."""
-    lines = [f"{'check':50}{'promise':14}{'nominal':>8}  {'found':24}{'p':>8}{'n':>6}"]
-    for check in checks:
-        nominal = "" if np.isnan(check.nominal) else f"{check.nominal:.2f}"
-        found = f"{check.found:.3f} [{check.low:.3f}, {check.high:.3f}]"
-        verdict = "" if check.holds else "  BROKEN"
-        lines.append(
-            f"{check.name:50}{check.promise:14}{nominal:>8}  {found:24}{check.p:8.3f}{check.n:6}{verdict}"
+        checks.append(
+            mean_error(name, np.asarray(rate(false, rejected[:, :effects_among].sum(1)), np.float64))
         )
-    return "\n".join(lines)
+    return checks

@@ -152,3 +152,61 @@ def test_an_unfinished_sweep_is_refused_in_one_line():
 def test_an_unknown_kind_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match="zero"):
         effects.measure(random_sweep(7), "zeros")
+
+
+def test_a_component_that_helps_at_some_levels_and_hurts_at_others_is_seen_in_the_rms():
+    """Audit: cells of +34 and -22 average to little, and rank among decoys."""
+    clean = np.random.default_rng(0).uniform(0.5, 1.5, (4, 40))
+    rises = np.array([[0.34, -0.22, 0.10, -0.22], [0.01, 0.01, 0.01, 0.01]])
+    found = effects.measure(sweep([clean * (1 + rises[:, :, None])], clean), "zero", repeats=200)
+    np.testing.assert_allclose(found.pooled.estimate, [0, 1], atol=1e-4)
+    np.testing.assert_allclose(found.rms.estimate, 100 * np.sqrt((rises**2).mean(1)), rtol=1e-4)
+    assert found.rms.low[0] > 20
+
+
+def test_a_component_that_matters_for_one_picture_in_ten_is_seen_in_the_spread():
+    rng = np.random.default_rng(0)
+    clean = rng.uniform(0.9, 1.1, (3, 60))
+    rare = np.where(np.arange(60) % 10 == 0, 0.5, -0.01)
+    loss = clean * (1 + np.stack([rare, np.full(60, rare.mean())])[:, None])
+    found = effects.measure(sweep([loss], clean), "zero", repeats=200)
+    np.testing.assert_allclose(found.pooled.estimate[0], found.pooled.estimate[1], rtol=0.1)
+    np.testing.assert_allclose(found.hurt.estimate, [0.1, 1.0])
+    assert found.hurt.high[0] < 0.35 and found.quantiles[0, 0] < 0 < 40 < found.quantiles[0, 2]
+    assert np.ptp(found.quantiles[1]) < 2
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_what_pictures_add_has_pooled_damage_as_its_mean(own):
+    data = random_sweep(3)
+    clean, loss = effects.losses(data, "zero")
+    cells = effects.picture_damage(clean, loss, own)
+    assert cells.shape == (6, 3 if own else 1, 9)
+    even = np.full((1, 9), 1 / 9)
+    np.testing.assert_allclose(cells.mean((1, 2)), effects.pooled_relative_increase(clean, loss, even)[:, 0])
+
+
+def test_excess_damage_is_relative_to_what_could_still_be_gained():
+    even = np.full((1, 2), 0.5)
+    got = effects.excess_damage(CLEAN, LOSS, np.array([1.0, 0.1]), even)[:, 0]
+    np.testing.assert_allclose(got, [100 * (1 / 1 - 0.1 / 0.1) / 2, 0], atol=1e-9)
+    with pytest.raises(ConfigError, match="floor 2 at level 0"):
+        effects.excess_damage(CLEAN, LOSS, np.array([2.0, 0.1]), even)
+
+
+def test_pictures_of_one_person_count_as_one():
+    """Each picture taken five times: intervals over pictures shrink by sqrt 5, over people they stay."""
+    data = random_sweep(1, images=12)
+    thrice = data.isel(image=np.repeat(np.arange(12), 5)).assign_coords(
+        person=("image", np.repeat(np.arange(12) + 100, 5))
+    )
+    whole, people = (effects.measure(each, "zero", repeats=500) for each in (data, thrice))
+    naive = effects.measure(thrice.drop_vars("person"), "zero", repeats=500)
+    assert (people.n, people.people, whole.people) == (60, 12, 0)
+    for name in ("pooled", "rms", "cells", "effective"):
+        for end in ("estimate", "low", "high"):
+            one, other = (getattr(getattr(each, name), end) for each in (whole, people))
+            np.testing.assert_allclose(one, other, rtol=2e-3)  # BCa counts draws on either side
+    np.testing.assert_array_equal(whole.p, people.p)
+    width = [each.pooled.high - each.pooled.low for each in (naive, people)]
+    assert (width[0] < 0.6 * width[1]).all()

@@ -75,33 +75,9 @@ def test_p_values_of_equal_data_sets_are_not_too_small():
         assert (p <= 0.2).mean() < 0.35
 
 
-def test_seeds_that_differ_as_much_as_data_sets_refute_a_difference():
-    rng = np.random.default_rng(5)
-    own = [attention(seed=i, heads=0.2 * rng.standard_normal(HEADS)) for i in range(6)]
-    between, within, p, pooled = entropy_divergence.seeds_test(own[:3], own[3:])
-    assert min(p.min(), pooled) > 0.1 and (np.abs(between / within - 1) < 0.5).all()
-    shifted = [attention(1.0, seed=10 + i) for i in range(3)]
-    between, within, p, pooled = entropy_divergence.seeds_test([attention(seed=i) for i in range(3)], shifted)
-    np.testing.assert_allclose([*p, pooled], 2 / 20)  # the true grouping and its mirror
-    assert (between > 5 * within).all()
-
-
-def test_weighted_images_are_repeated_images():
-    networks = [attention(0.1 * i, seed=i, images=4) for i in range(4)]
-    weights = np.array([[1, 1, 1, 1], [2, 0, 1, 1]]) / 4
-    found = entropy_divergence.seeds_excess(networks[:2], networks[2:], [weights] * 4)
-    repeated = [network.isel(image=[0, 0, 2, 3]) for network in networks]
-    for excess, some in zip(found, (networks, repeated), strict=True):
-        assert excess == pytest.approx(entropy_divergence.seeds_excess(some[:2], some[2:])[0])
-        between, within, *_ = entropy_divergence.seeds_test(some[:2], some[2:])
-        assert excess == pytest.approx((between - within).mean())
-
-
 def test_unlike_sets_are_refused():
     other = attention().assign_coords(t=[5, 6, 7])
     with pytest.raises(ConfigError, match="differ in 't'"):
         entropy_divergence.compare(attention(), other)
     with pytest.raises(ConfigError, match="unknown measure"):
         entropy_divergence.compare(attention(), attention(), "entropy")
-    with pytest.raises(ConfigError, match="at least 2 of either"):
-        entropy_divergence.seeds_test([attention()], [attention(), attention()])

@@ -342,7 +342,7 @@ def test_halves_are_other_pictures_with_other_noise(nobody):
 def test_a_circuit_is_less_faithful_in_a_network_that_does_otherwise(made_up):
     both = {"one": made_up(additive), "two": made_up(lambda has: 0.5 * has(A) + 0.25 * has(B))}
     found = {name: circuits.discover(evaluator) for name, evaluator in both.items()}
-    moved = robustness.transfer(found, both, repeats=200)
+    moved = robustness.transfer(found, both)
     at = lambda name, **where: float(moved[name].sel(**where))
     assert at("estimate", circuit="two", network="two") == pytest.approx(1, abs=1e-5)
     assert at("estimate", circuit="one", network="two") == pytest.approx(0.5 / 0.75, abs=1e-5)

@@ -509,3 +509,41 @@ def test_real_pictures_have_the_known_channel_means():
     # Published with the subset for all 14,365; 300 pictures move a mean by about .59 / sqrt(300) / 1.5.
     np.testing.assert_allclose(floats.mean((0, 1, 2)), [0.04, -0.14, -0.25], atol=0.08)
     assert abs(floats.std() - 0.59) < 0.04
+
+
+def name_people(pack: Path, people: dict[int, int]) -> None:
+    lines = (f"{number:06}.jpg {person}\n" for number, person in people.items())
+    (pack / celeba.IDENTITY).write_text("".join(lines))
+
+
+def test_people_travel_with_their_pictures(tmp_path):
+    pack = write_pack(tmp_path / "pack")
+    name_people(pack, {number: 100 + number // 3 for number in range(1, 16)})
+    source = celeba.open_source(str(pack))
+    found = load_split(source, size=16, split="test", limit=0, folder=None)
+    assert found.people.tolist() == [100 + int(name[:6]) // 3 for name in found.ids]
+    few = SweepConfig(images=2, timesteps=2, nested=True, reference_images=1)
+    given = inputs.held_out_images(DataConfig(name="celeba", path=str(pack)), 16, few, tmp_path)
+    assert given.people.shape == (2, 2) and set(given.people.ravel()) <= set(found.people)
+    assert given.labels["person"][0] == ("t", "image") and given.first(1).people.shape == (2, 1)
+    single = inputs.held_out_images(
+        DataConfig(name="celeba", path=str(pack)), 16, SweepConfig(images=3, reference_images=1), tmp_path
+    )
+    assert single.labels["person"][0] == ("image",) and len(single.people) == 3
+
+
+def test_without_a_list_or_with_a_partial_one_nobody_is_known(tmp_path):
+    pack, few = write_pack(tmp_path / "pack"), SweepConfig(images=3, reference_images=1)
+    asked = DataConfig(name="celeba", path=str(pack))
+    assert celeba.open_source(str(pack)).people is None
+    assert inputs.held_out_images(asked, 16, few, tmp_path).labels == {}
+    name_people(pack, {12: 7})
+    assert sorted(celeba.open_source(str(pack)).people) == [-1] * 14 + [7]
+    assert inputs.held_out_images(asked, 16, few, tmp_path).people is None
+
+
+def test_a_foreign_list_of_people_is_refused(tmp_path):
+    pack = write_pack(tmp_path / "pack")
+    (pack / celeba.IDENTITY).write_text("000001.jpg 5\n000002.jpg five\n")
+    with pytest.raises(DataError, match=r"line 2: '000002.jpg five'"):
+        celeba.open_source(str(pack))

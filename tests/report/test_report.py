@@ -210,9 +210,11 @@ def test_each_number_of_the_table_is_that_of_the_sweep(page, found):
         row = re.search(rf'<tr><th scope="row">{re.escape(damage.components[i])}</th>(.*?)</tr>', page).group(
             1
         )
-        shown = re.findall(r"<td[^>]*>(.*?)<small>(.*?) … (.*?)</small>", row)
+        shown = re.findall(r"<td[^>]*>([^<]*)<small>([^<]*) … ([^<]*)</small>", row)
         cells = [numbers.value(damage.pooled, i), numbers.value(damage.pooled_losses, i)]
+        cells.append(numbers.value(damage.rms, i))
         cells += [numbers.value(damage.cells, i, j) for j in range(len(T))]
+        assert f"<td>{100 * damage.hurt.estimate[i]:.0f}<small>" in row
         assert shown == [tuple(map(findings.precise, (v.estimate, v.low, v.high))) for v in cells]
 
 

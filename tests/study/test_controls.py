@@ -23,7 +23,7 @@ def deepened(trained, tmp_path_factory):
     sweep = SweepConfig(
         ablations=("mean",), timesteps=3, images=8, nested=True, reference_images=4, image_block=4
     )
-    asked = StudyConfig(controls=True, circuits=("mean",), role_sets=20, images=4, timesteps=2)
+    asked = StudyConfig(controls=True, circuits=("mean",), role_sets=20, random_sets=3, images=4, timesteps=2)
     config = dataclasses.replace(config, sweep=sweep, study=asked)
     choose = inputs.chooser(config, None, folder / "cache")
     examined = examine.examine("tiny", model, choose, config.sweep, 0, folder)
@@ -39,10 +39,18 @@ def test_everything_asked_for_is_there(deepened):
     swept = labelled.read(folder / "sweep.zarr")
     assert control.sizes["t"] == swept.sizes["t"] == 3 and control.sizes["image"] == 4
     assert (control["clean_loss"].values != swept["clean_loss"].values[:, :4]).all()  # another network
-    assert swept.attrs["pictures"] == 8 * 3 and control.attrs["pictures"] == 4 * 3
+    assert swept.attrs["images_total"] == 8 * 3 and control.attrs["images_total"] == 4 * 3
     activity = labelled.read(folder / "activity.zarr")
     assert (activity["value"].sel(measure="participation").values >= 1 - 1e-6).all()
     assert activity.sizes["t"] == config.study.timesteps
+
+
+def test_random_sets_are_those_of_each_components_class(deepened):
+    found = labelled.read(deepened[2] / "random_sets.zarr")
+    assert found["damage"].dims == ("ablation", "component", "set") and found.sizes["set"] == 3
+    assert np.isfinite(found["damage"].values).all() and np.ptp(found["damage"].values) > 0
+    rows = found["damage"].isel(ablation=0).groupby("class")
+    assert all(np.ptp(own.values, axis=0).max() == 0 for _, own in rows)
 
 
 def test_circuits_carry_their_sizes_and_can_be_measured(deepened):

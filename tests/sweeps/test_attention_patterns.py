@@ -210,7 +210,7 @@ def test_dose_curves_are_those_of_plain_passes_in_one_program(monkeypatch):
     monkeypatch.setattr(shared_prefix, "forward", lambda *args: (traces.append(1), walk(*args))[1])
     chosen = [component_at(components(UNET), name) for name in ("down0.block0.res", "mid.attn0.head1")]
     found = scaling.scaling_curves(
-        DENOISER, EvalSet(EvalSet(IMAGES, LEVELS, KEY), chosen, (0.0, 0.5, 1.0, 2.0)), block=3
+        DENOISER, EvalSet(IMAGES, LEVELS, KEY), chosen, (0.0, 0.5, 1.0, 2.0), block=3
     )
     assert len(traces) == 1
     for component in chosen:
@@ -225,7 +225,7 @@ def test_dose_curves_are_those_of_plain_passes_in_one_program(monkeypatch):
 
 def test_doses_that_are_no_numbers_are_refused():
     with pytest.raises(ConfigError, match="finite"):
-        scaling.scaling_curves(DENOISER, EvalSet(EvalSet(IMAGES, LEVELS, KEY), SOME, (0.0, float("nan"))))
+        scaling.scaling_curves(DENOISER, EvalSet(IMAGES, LEVELS, KEY), SOME, (0.0, float("nan")))
 
 
 def test_stacked_patterns_join_where_they_act():

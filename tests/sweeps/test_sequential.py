@@ -61,6 +61,23 @@ def test_a_sequence_is_tightest_where_planned_and_solves_the_mixture_boundary():
     assert planned[1] == min(planned)
 
 
+def test_a_skewed_sequence_is_wider_on_the_side_of_the_long_tail_and_students_where_there_is_none():
+    rng = np.random.default_rng(3)
+    skewed = np.exp(0.7 * rng.normal(size=(2, 40)))
+    skewed[1] = 2 * skewed[0].mean() - skewed[0]  # its mirror image
+    below, above = stats.skewed_sequence(skewed, 0.99, 64)
+    plain = stats.confidence_sequence(40, skewed.std(-1, ddof=1), 0.99, 64)
+    assert above[0] > below[0] > plain[0]
+    np.testing.assert_allclose([above[1], below[1]], [below[0], above[0]])
+    even = np.r_[skewed[0], skewed[1]][None]  # symmetric
+    ends = stats.skewed_sequence(even, 0.99, 64)
+    error = even.std(-1, ddof=1) / np.sqrt(80)
+    z = stats.confidence_sequence(80, even.std(-1, ddof=1), 0.99, 64) / error
+    for end in ends:
+        assert scipy_stats.t.sf(end / error, 79) == pytest.approx(scipy_stats.norm.sf(z))
+    assert [end[0] for end in stats.skewed_sequence(np.ones((1, 9)))] == [0, 0]
+
+
 @pytest.mark.parametrize("bad", [{"confidence": 1.0}, {"n": 0}, {"planned": 0}])
 def test_a_sequence_refuses_what_it_can_not_mean(bad):
     with pytest.raises(ConfigError):
@@ -95,7 +112,7 @@ def test_the_whole_rule_covers_where_it_stops(denoiser, rise):
             + rng.normal(size=(1, 2, total)) * 0.6
         )
         loss[0, 1] = clean[1] * (1 + rise)
-        for size in range(16, total + 1, 16):
+        for size in range(32, total + 1, 16):
             found = rule._look(clean[:, :size], loss[..., :size])
             if found.decided.all():
                 break
@@ -119,7 +136,7 @@ def test_the_fixed_design_is_the_smallest_with_which_ordinary_intervals_of_all_p
     rng, rises = np.random.default_rng(6), np.array([0.0, 0.02, 0.5])[:, None, None]
     some = tuple(component_at(components(denoiser.unet), name) for name in NAMES[:3])
     clean = rng.gamma(2.0, size=(2, 64))
-    loss = clean * (1 + rises) + 0.5 * rng.normal(size=(3, 2, 64))
+    loss = clean * (1 + rises) + 0.6 * rng.normal(size=(3, 2, 64))
     found = sequential._Run(denoiser, np.empty(0), np.arange(2), KEY, some, 4.0, 0.9, 16, 0)._look(
         clean, loss
     )
@@ -127,13 +144,13 @@ def test_the_fixed_design_is_the_smallest_with_which_ordinary_intervals_of_all_p
     half = scipy_stats.norm.ppf(0.95) * influence.std(-1, ddof=1)  # of one image
     passes = lambda n: (half / np.sqrt(n) <= np.maximum(2.0, np.abs(estimate))).all()
     images, rest = divmod(found.fixed, 3)
-    assert rest == 0 and images > 16 and passes(images) and not passes(images - 1)
+    assert rest == 0 and images > 32 and passes(images) and not passes(images - 1)
     assert found.spent == 3 * 64
 
 
 @pytest.fixture(scope="module")
 def certify(denoiser):
-    images = np.random.default_rng(1).uniform(-1, 1, (48, 8, 8, 3)).astype(np.float32)
+    images = np.random.default_rng(1).uniform(-1, 1, (64, 8, 8, 3)).astype(np.float32)
     chosen = [component_at(components(denoiser.unet), name) for name in NAMES]
     return images, chosen, functools.partial(
         sequential.sequential_sweep, denoiser, EvalSet(images, [5, 30], KEY), chosen=chosen, block=8
@@ -153,28 +170,28 @@ def test_estimates_are_those_of_a_plain_sweep_on_the_same_images(denoiser, certi
         assert found.estimate[i] == pytest.approx(float(100 * (ratio.mean() - 1)), rel=1e-4, abs=1e-3)
     narrow, apart = found.high - found.low <= 2.0, (found.low > 0) | (found.high < 0)
     np.testing.assert_array_equal(found.decided, narrow | apart)
-    assert found.spent == found.images.sum() and (found.images >= 16).all()
+    assert found.spent == found.images.sum() and (found.images >= 32).all()
     assert (found.low < found.estimate).all() and (found.estimate < found.high).all()
 
 
 def test_pictures_nested_in_timesteps_are_each_timesteps_own(denoiser, certify, tmp_path):
     images, chosen, _ = certify
-    nested = np.stack([images[:24], images[24:]])
+    nested = np.stack([images[:32], images[32:]])
     eval_set = EvalSet(nested, [5, 30], KEY)
     found = sequential.sequential_sweep(denoiser, eval_set, tmp_path / "a", chosen=chosen, block=8, width=1e6)
     config = SweepConfig(ablations=("zero",), image_block=8)
     swept = ablation_sweep(denoiser, eval_set, tmp_path / "b", config=config, chosen=chosen).isel(ablation=0)
-    some = swept.isel(image=slice(0, 16))
+    some = swept.isel(image=slice(0, 32))
     ratio = some.loss.mean("image") / some.clean_loss.mean("image")
     np.testing.assert_allclose(found.estimate, 100 * (ratio.mean("t") - 1), rtol=1e-4, atol=1e-3)
-    assert (found.images == 16).all()
+    assert (found.images == 32).all()
 
 
 def test_it_stops_when_all_is_certain_and_else_when_images_run_out(certify, tmp_path):
     _, _, run = certify
-    assert (run(tmp_path, width=1e6).images == 16).all()
-    open_ended = run(tmp_path, width=1e-9, level=1 - 1e-13)
-    assert open_ended.images.max() == 48
+    assert (run(tmp_path, width=1e6).images == 32).all()
+    open_ended = run(tmp_path, width=1e-9, confidence=1 - 1e-13)
+    assert open_ended.images.max() == 64
 
 
 def test_a_killed_run_resumes_to_the_same_numbers_and_repeats_nothing(certify, tmp_path, monkeypatch):

@@ -4,7 +4,15 @@
 `matching` asks whether other trainings gave it too, `probes` read the factors of synthetic faces.
 """
 
-from mechdiff.analysis.roles.assignment import UNASSIGNED, Roles, assign, examine, families, selectivity
+from mechdiff.analysis.roles.assignment import (
+    UNASSIGNED,
+    Roles,
+    assign,
+    examine,
+    families,
+    selectivity,
+    untrained_needed,
+)
 from mechdiff.analysis.roles.nulls import matched_class, matched_sets
 from mechdiff.analysis.roles.role_effects import feature_variances, mean_effects, role_effects
 
@@ -20,4 +28,5 @@ __all__ = [
     "mean_effects",
     "role_effects",
     "selectivity",
+    "untrained_needed",
 ]

@@ -5,11 +5,12 @@ picture alone, `part:`, `factor:`) is SI = (E_f - mean of the others) / (E_f + m
 [-1, 1]. Two nulls:
   matched   random sets of as many channels of other branches and skips of that resolution (`nulls`)
   untrained the same components of fresh networks of the same configuration
-The candidate of a component is the target whose SI stands highest above the matched null, in that null's
-standard deviations. Its p is the share of random sets whose own candidate stands as high, which allows for
-the choice among targets; p are adjusted over components (Benjamini & Hochberg 1995). A candidate is a role if
-the adjusted p <= .05 and SI is above the 95th percentile, for that target, of both nulls. All others are
-`unassigned`. Definitions are ours.
+Random sets of channels are no null of heads: on an untrained network 9 of 28 heads beat them at p <= .05. So
+the untrained null gives the p. The candidate of a component is the target whose SI stands highest above the
+untrained components of its type, in their standard deviations. Its p is the share of these whose own
+candidate stands as high, which allows for the choice among targets; p are adjusted over components (Benjamini
+& Hochberg 1995). A candidate is a role if the adjusted p <= .05 and SI is also above the 95th percentile, for
+that target, of the matched null. All others are `unassigned`. Definitions are ours.
 """
 
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ class Roles:
     Attributes:
       components, targets: names.
       selectivity: SI, `[component, target]`.
-      standing: SI in standard deviations above the mean of the matched null.
+      standing: SI in standard deviations above the mean of untrained components of the same type.
       candidate: index of the target of highest standing, `[component]`.
       p, adjusted: of each candidate, alone and over all components (BH).
       role: of each component: a target or `unassigned`.
@@ -62,7 +63,7 @@ def examine(
     fresh: Sequence[Denoiser],
     chosen: Sequence[Component],
     *,
-    count: int = 200,
+    count: int = 1000,
     seed: int = 0,
     fdr: float = 0.05,
     **given,
@@ -70,10 +71,11 @@ def examine(
     """Roles of components of one network, with everything measured that `assign` needs; ablation by zeros.
 
     Args:
-      fresh: untrained networks of the same configuration (`pipeline.untrained` of a few seeds).
+      fresh: untrained networks of the same configuration. With n untrained components of a type no p falls
+        below 1 / (1 + n): of m components a lone role is found only if n > m / level, 560 for 28 heads;
+        `untrained_needed` says how many networks that takes.
       chosen: components; others are left unexamined. The fewer, the smaller the p that a role needs.
-      count: random sets for each class. No p falls below 1 / (1 + count): with m components a lone role is
-        found only if count > m / level.
+      count: random sets for each class of the matched null.
       given: masks, parts, probes, as for `role_effects`.
     Returns:
       The roles, and the effects of the components on all targets.
@@ -131,16 +133,12 @@ def assign(
     fresh, fresh_kinds = np.concatenate([index(each) for each in untrained]), _kinds(*untrained)
     own = np.array([str(name) for name in matched["component"].values])
     standing, p = np.full(found.shape, -np.inf), np.ones(len(found))
-    beyond = np.zeros(found.shape, bool)
-    for place, (name, ablation) in enumerate(zip(classes, _kinds(effects))):
-        against = null[own == name]
-        middle, spread = _middle(against)
-        height = lambda rows: np.where(np.isnan(rows), -np.inf, (rows - middle) / spread)  # noqa: B023
-        standing[place], highest = height(found[place]), height(against).max(axis=-1)
-        if np.isfinite(standing[place]).any():
-            p[place] = (1 + (highest >= standing[place].max()).sum()) / (1 + len(highest))
-        bars = [_quantile(rows, 1 - fdr) for rows in (against, fresh[fresh_kinds == ablation])]
-        beyond[place] = found[place] > np.maximum(*bars)
+    beyond, kinds = np.zeros(found.shape, bool), _kinds(effects)
+    for kind in np.unique(kinds):
+        rows = kinds == kind
+        standing[rows], p[rows] = against_untrained(found[rows], fresh[fresh_kinds == kind])
+    for place, name in enumerate(classes):
+        beyond[place] = found[place] > _quantile(null[own == name], 1 - fdr)
     candidate, adjusted = standing.argmax(axis=1), stats.benjamini_hochberg(p)
     given = (adjusted <= fdr) & beyond[np.arange(len(found)), candidate]
     return Roles(
@@ -153,6 +151,28 @@ def assign(
         adjusted=adjusted,
         role=tuple(names[best] if is_one else UNASSIGNED for best, is_one in zip(candidate, given)),
     )
+
+
+def against_untrained(
+    trained: Float[np.ndarray, "component target"], untrained: Float[np.ndarray, "other target"]
+) -> tuple[Float[np.ndarray, "component target"], Float[np.ndarray, " component"]]:
+    """How far SI of components stands above that of untrained ones, in their standard deviations, and the
+    share of these, the component itself among them, whose own best target stands as high."""
+    middle, spread = _middle(untrained)
+
+    def height(rows: np.ndarray) -> np.ndarray:
+        return np.where(np.isnan(rows), -np.inf, (rows - middle) / spread)
+
+    standing, highest = height(trained), np.sort(height(untrained).max(axis=-1))
+    best = standing.max(axis=-1)
+    as_high = len(highest) - np.searchsorted(highest, best)
+    return standing, np.where(np.isfinite(best), (1 + as_high) / (1 + len(highest)), 1.0)
+
+
+def untrained_needed(level: float = 0.05) -> int:
+    """Untrained networks whose components let a lone role of a network of as many components be found: the
+    least p of n m untrained ones, 1 / (1 + n m), must not be above level / m."""
+    return int(np.ceil(1 / level))
 
 
 def _kinds(*measured: xr.Dataset) -> np.ndarray:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from mechdiff import stats
 from mechdiff.analysis import complexity, effects
@@ -50,7 +50,7 @@ def pairs(networks: Sequence[Network]) -> tuple[list[Network], list[Network]]:
     """The same, as many of either: seed by seed.
 
     Raises:
-      Missing: one of the data sets has no network.
+      NotTestable: one of the data sets has no network.
     """
     natural, simple = sides(networks)
     if not natural or not simple:
@@ -72,7 +72,7 @@ def damage(sweep: xr.Dataset, ablation: str) -> Float[np.ndarray, " component"]:
     return damages(sweep, ablation, even(sweep))[:, 0]
 
 
-def damages(sweep: xr.Dataset, ablation: str, weights: Float[np.ndarray, "m image"]) -> effects.Draws:
+def damages(sweep: xr.Dataset, ablation: str, weights: Float[np.ndarray, "m *levels image"]) -> effects.Draws:
     """Pooled Deg% under each weighting of the images."""
     return effects.pooled_relative_increase(*effects.losses(sweep, ablation), weights)
 
@@ -82,14 +82,32 @@ def effective(sweep: xr.Dataset, ablation: str) -> float:
     return float(complexity.effective_components(sweep, ablation)(even(sweep))[0])
 
 
-def weightings(found: xr.Dataset) -> Float[np.ndarray, "draws image"]:
-    """All images alike, then `RESAMPLES` resamples of them: the same for all networks of as many images."""
-    return np.concatenate([even(found), stats.bootstrap_weights(found.sizes["image"], RESAMPLES)])
+def weightings(found: xr.Dataset) -> Float[np.ndarray, "draws *levels image"]:
+    """All images alike, then `RESAMPLES` resamples of their units: the same for all networks of as many."""
+    units = stats.units_of(found)
+    return np.concatenate([units.even(), units.resamples(RESAMPLES)])
 
 
-def even(sweep: xr.Dataset) -> Float[np.ndarray, "1 image"]:
+def even(sweep: xr.Dataset) -> Float[np.ndarray, "1 *levels image"]:
     """The weighting in which all images count alike."""
-    return np.full((1, sweep.sizes["image"]), 1 / sweep.sizes["image"])
+    return stats.units_of(sweep).even()
+
+
+def last(networks: Sequence[Network]) -> list[Network]:
+    """Of several snapshots of one training, the last."""
+    newest: dict[tuple, Network] = {}
+    for network in networks:
+        key = network.data, network.complexity, network.seed
+        if key not in newest or network.steps > newest[key].steps:
+            newest[key] = network
+    return list(newest.values())
+
+
+def visible(sweep: xr.Dataset) -> Bool[np.ndarray, "ablation component"]:
+    """Whether each kind of ablation changed any prediction when it left a component out: what it can't see,
+    such as time injections under mean ablation, was not tested by it."""
+    change = sweep["change"].max(("t", "image")).transpose("ablation", "component").values
+    return change > effects.ROUNDING
 
 
 def measures(network: Network) -> dict[str, Float[np.ndarray, " draws"]]:
@@ -124,7 +142,7 @@ def ratios(networks: Sequence[Network]) -> dict[str, Interval]:
         if all(name in one for one in [*natural, *simple]):
             logs = np.array([np.log(one[name]) - np.log(other[name]) for one, other in zip(natural, simple)])
             draws = logs[:, 1:] if logs.shape[1] > 1 else None
-            mean, ends, _ = over_seeds(logs[:, 0], draws, sides[0][0].images)
+            mean, ends, _ = over_seeds(logs[:, 0], draws, min(side[0].units.count for side in sides))
             at = dict(zip(("estimate", "low", "high"), map(np.asarray, np.exp([mean, *ends]))))
             found[name] = Interval(**at, confidence=0.95, n=len(logs))
     return found

@@ -1,0 +1,98 @@
+"""Is there a component without which a network denoises much worse, whatever takes its place?
+
+A comparison with the average of its kind would pass in any network whose parts are unequal. So a bottleneck
+is named before it is tested: half of the networks choose the component that costs most, the other half tests
+it against a threshold that was stated beforehand; then the other way round. Its damage is the smallest over
+all kinds of ablation that can see it: mean ablation can't see what depends on the timestep alone. Ours.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from mechdiff.stats.small_samples import over_seeds
+
+THRESHOLD = 25.0  # pooled relative loss increase, %: the least degradation that arXiv 2506.17237 reports
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """What either half of the networks named, and what the other half made of it.
+
+    Attributes:
+      chosen: component named by the first half and by the second; -1 where a half is empty.
+      estimate, interval: of what was named, on the networks that did not name it, %; mean of both ways.
+      p: larger of the two p against the threshold: both halves must tell. NaN: too few networks.
+      p_none: largest p, over components, against the threshold from below: if small, none is a bottleneck.
+      share: of networks in which what the *other* half named costs more than the threshold.
+    """
+
+    chosen: tuple[int, int]
+    estimate: float
+    interval: tuple[float, float]
+    p: float
+    p_none: float
+    share: float
+
+
+def weakest(
+    damage: Float[np.ndarray, "network kind component draws"], seen: Bool[np.ndarray, "kind component"]
+) -> Float[np.ndarray, "network component draws"]:
+    """Damage under the kind of ablation that shows least of it, of those that see the component; -inf if none
+    does."""
+    least = np.where(seen[None, :, :, None], damage, np.inf).min(axis=1)
+    return np.where(np.isfinite(least), least, -np.inf)
+
+
+def crossed(
+    damage: Float[np.ndarray, "network component draws"],
+    first: Bool[np.ndarray, " network"],
+    images: int = 0,
+    threshold: float = THRESHOLD,
+) -> Bottleneck:
+    """Chosen on one half of the networks and tested on the other, both ways.
+
+    Args:
+      damage: of `weakest`: on all images alike, and behind it in resamples of them, if any.
+      first: the half that each network belongs to.
+      images: units that were resampled.
+    """
+    kept = np.flatnonzero(np.isfinite(damage).all(axis=(0, 2)))  # that some kind of ablation can see
+    damage = damage[:, kept]
+    halves = damage[first], damage[~first]
+    if not all(len(half) for half in halves) or not len(kept):
+        return Bottleneck((-1, -1), np.nan, (np.nan, np.nan), np.nan, np.nan, np.nan)
+    chosen = [int(half[..., 0].mean(axis=0).argmax()) for half in halves]
+    tested = [halves[1 - i][:, component] for i, component in enumerate(chosen)]
+    answers = [_tested(values, images, threshold) for values in tested]
+    p = max(answer[2] for answer in answers) if all(np.isfinite(a[2]) for a in answers) else np.nan
+    widths = [(answer[1][1] - answer[1][0]) / 2 for answer in answers]
+    estimate = float(np.mean([answer[0] for answer in answers]))
+    half = float(np.sqrt(np.sum(np.square(widths))) / 2)
+    none = [_tested(damage[:, i], images, threshold, above=False)[2] for i in range(len(kept))]
+    above = np.concatenate([values[:, 0] > threshold for values in tested])
+    return Bottleneck(
+        chosen=(int(kept[chosen[0]]), int(kept[chosen[1]])),
+        estimate=estimate,
+        interval=(estimate - half, estimate + half),
+        p=float(p),
+        p_none=float(np.max(none)),
+        share=float(above.mean()),
+    )
+
+
+def split(data: list[str], seeds: list[int]) -> Bool[np.ndarray, " network"]:
+    """The first half of the networks: of each data set every other one, in the order of training seeds."""
+    first = np.zeros(len(data), bool)
+    for name in dict.fromkeys(data):
+        own = sorted((i for i, other in enumerate(data) if other == name), key=lambda i: seeds[i])
+        first[own[::2]] = True
+    return first
+
+
+def _tested(
+    values: Float[np.ndarray, "network draws"], images: int, threshold: float, above: bool = True
+) -> tuple[float, tuple[float, float], float]:
+    draws = values[:, 1:] if values.shape[1] > 1 else None
+    return over_seeds(values[:, 0], draws, images, above, threshold)

@@ -1,0 +1,188 @@
+"""Do attention entropies of networks of two data sets differ by more than those of training seeds of one?
+
+The unit is the network. H[h, t] is the mean entropy of head h at timestep t, in nats. Heads of a layer have
+no order: head 2 of one training may be head 0 of another. So the heads of every two networks are matched
+within their layers, by least summed squared distance over timesteps (Hungarian method, Kuhn 1955), and
+  d2[i, j, t]  = mean over matched heads of (H_i - H_j)^2
+  excess2[t]   = mean of d2 over pairs across data sets - half the mean over pairs within each of the two
+is, but for the matching, an unbiased estimate of the mean over heads of the squared difference of the data
+sets' means. Shown is its root with its sign, nats. Three questions:
+  differ   p of the mean of excess2 over timesteps, over all ways of calling as many networks the first data
+           set: exact, whatever the law of trainings
+  levels   the same at each timestep, adjusted by the maximum over timesteps
+  varies   the same of profiles whose mean over timesteps was taken off, head by head: a data set that adds
+           the same to a head at all timesteps leaves these alike, so this p is exact under "the difference
+           does not depend on the timestep"
+The interval leaves out one network at a time. At no difference excess2 is a degenerate U-statistic, of which
+such intervals are too wide: they bound how large a difference can be, and decide nothing about there being
+one. Definitions are ours (that of arXiv 2506.17237 is not known).
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import linear_sum_assignment
+
+from mechdiff.core.errors import ConfigError
+from mechdiff.stats import small_samples
+
+Profiles = Float[np.ndarray, "network head t"]
+Squares = Float[np.ndarray, "network network t"]
+MOST = 5000  # ways of grouping networks that are tried; beyond, as many random ones
+
+
+@dataclass(frozen=True)
+class NetworkDivergence:
+    """Divergence of two data sets over noise levels; see the module.
+
+    Attributes:
+      between, within: root mean square over matched heads, nats, over pairs across and within data sets.
+      excess: root of what data sets add, with its sign, nats.
+      pooled: the same over all timesteps, with its 95 % `interval`, NaN for fewer than 3 networks a side.
+      p, p_levels, p_varies: of differing at all, at each timestep, and not by the same everywhere.
+    """
+
+    between: Float[np.ndarray, " t"]
+    within: Float[np.ndarray, " t"]
+    excess: Float[np.ndarray, " t"]
+    pooled: float
+    interval: tuple[float, float]
+    p: float
+    p_levels: Float[np.ndarray, " t"]
+    p_varies: float
+
+
+def compare(
+    first: Profiles,
+    second: Float[np.ndarray, "other head t"],
+    layers: Sequence[str],
+    draws: Float[np.ndarray, "m both head t"] | None = None,
+    images: int = 0,
+) -> NetworkDivergence:
+    """Both data sets' networks side by side.
+
+    Args:
+      first, second: mean entropies, nats; at least 2 networks each, heads in the same order.
+      layers: of the heads.
+      draws: of all networks, first and second, in resamples of the images; heads stay matched as they are.
+      images: units that were resampled.
+
+    Raises:
+      ConfigError: fewer than 2 networks of either, or a single noise level.
+
+    Example:
+      >>> rng = np.random.default_rng(0)
+      >>> heads = rng.normal(2, 0.1, (10, 4, 3))
+      >>> found = compare(heads[:5] + 0.5, heads[5:], ["a"] * 4)
+      >>> round(found.pooled, 1), round(found.p, 4)
+      (0.5, 0.0079)
+    """
+    count = len(first)
+    if min(count, len(second)) < 2:
+        raise ConfigError(f"{count} and {len(second)} networks; at least 2 of either data set are needed")
+    profiles = np.concatenate([first, second]).astype(np.float64)
+    places = matched(profiles, layers)
+    squares = distances(profiles, places)
+    groups = groupings(len(profiles), count)
+    across, alike = between_within(squares, groups)
+    excess = across - alike
+    centered = profiles - profiles.mean(axis=2, keepdims=True)
+    shapes = np.subtract(*between_within(distances(centered, matched(centered, layers)), groups))
+    resampled = None
+    if draws is not None:
+        own = groups[:1]
+        resampled = np.array(
+            [np.subtract(*between_within(distances(one, places), own)).mean() for one in draws]
+        )
+    pooled = float(excess[0].mean())
+    ends = _interval(squares, count, pooled, resampled, images)
+    largest = excess.max(axis=1, keepdims=True)
+    return NetworkDivergence(
+        between=np.sqrt(across[0]),
+        within=np.sqrt(alike[0]),
+        excess=signed_root(excess[0]),
+        pooled=float(signed_root(np.float64(pooled))),
+        interval=tuple(float(signed_root(np.float64(end))) for end in ends),
+        p=_share(excess.mean(axis=1)),
+        p_levels=(largest >= excess[0] - 1e-12).mean(axis=0),
+        p_varies=_share(shapes.mean(axis=1)),
+    )
+
+
+def matched(profiles: Profiles, layers: Sequence[str]) -> Int[np.ndarray, "network network head"]:
+    """For each head of network i its counterpart in network j, within its layer."""
+    layers, count = np.asarray(layers), len(profiles)
+    places = np.tile(np.arange(profiles.shape[1]), (count, count, 1))
+    for layer in dict.fromkeys(layers.tolist()):
+        heads = np.flatnonzero(layers == layer)
+        own = profiles[:, heads]
+        square = (own**2).sum(-1)
+        products = np.einsum("iat,jbt->ijab", own, own, optimize=True)
+        cost = square[:, None, :, None] + square[None, :, None, :] - 2 * products
+        for i, j in itertools.combinations(range(count), 2):
+            rows, columns = linear_sum_assignment(cost[i, j])
+            places[i, j, heads[rows]] = heads[columns]
+            places[j, i, heads[columns]] = heads[rows]
+    return places
+
+
+def distances(profiles: Profiles, places: Int[np.ndarray, "network network head"]) -> Squares:
+    """Mean over matched heads of squared differences, of every two networks."""
+    counterpart = profiles[np.arange(len(profiles))[None, :, None], places]  # of network j, [i, j, head, t]
+    return ((profiles[:, None] - counterpart) ** 2).mean(axis=2)
+
+
+def groupings(count: int, first: int) -> Bool[np.ndarray, "way network"]:
+    """Which networks are called the first data set: the true way first, then all others (or `MOST`)."""
+    true = np.arange(count) < first
+    if math.comb(count, first) <= MOST:
+        chosen = np.array(list(itertools.combinations(range(count), first)))
+        groups = np.zeros((len(chosen), count), bool)
+        groups[np.arange(len(chosen))[:, None], chosen] = True  # the first combination is the true way
+        return groups
+    rng = np.random.default_rng(0)
+    return np.stack([true, *(rng.permutation(true) for _ in range(MOST))])
+
+
+def between_within(
+    squares: Squares, groups: Bool[np.ndarray, "way network"]
+) -> tuple[Float[np.ndarray, "way t"], Float[np.ndarray, "way t"]]:
+    """Mean squared distance of pairs across two groups, and mean of those within either, each group alike."""
+    count, levels = groups.shape[1], squares.shape[-1]
+    sides = groups.astype(np.float64)
+    size = sides.sum(axis=1, keepdims=True)
+    rest = count - size
+    # With x the members of the first group and D the distances, all sums follow from x D x and x D 1.
+    rows = squares.sum(axis=1)
+    products = (sides @ squares.reshape(count, -1)).reshape(len(groups), count, levels)
+    left, touched = (products * sides[:, :, None]).sum(axis=1), sides @ rows
+    right = rows.sum(axis=0) - 2 * touched + left
+    within = left / np.maximum(size * (size - 1), 1) + right / np.maximum(rest * (rest - 1), 1)
+    return (touched - left) / (size * rest), np.maximum(within / 2, 0)
+
+
+def signed_root(square: Float[np.ndarray, "*cells"] | float) -> Float[np.ndarray, "*cells"]:
+    """sqrt |x| with the sign of x: an unbiased estimate of a square may be below 0."""
+    return np.asarray(np.sign(square) * np.sqrt(np.abs(square)))
+
+
+def _share(values: Float[np.ndarray, " way"]) -> float:
+    return float((values >= values[0] - 1e-12).mean())
+
+
+def _interval(
+    squares: Squares, count: int, pooled: float, draws: np.ndarray | None, images: int
+) -> tuple[float, float]:
+    mean = squares.mean(axis=2, keepdims=True)
+
+    def statistic(left: Sequence[int], right: Sequence[int]) -> float:
+        chosen = np.array([*left, *right])
+        group = np.arange(len(chosen))[None] < len(left)
+        return float(np.subtract(*between_within(mean[np.ix_(chosen, chosen)], group))[0, 0])
+
+    sides = list(range(count)), list(range(count, len(squares)))
+    return small_samples.jackknife_interval(statistic, *sides, pooled, draws, images)

@@ -1,0 +1,125 @@
+"""Images that come in clusters: thirty pictures of one person are not thirty independent pictures.
+
+Where it is known who is on a picture, the unit of resampling is the person: all pictures of a person are
+drawn, left out and flipped together (cluster bootstrap, Davison & Hinkley 1997, section 3.8; Field & Welsh
+2007). Where it is not known, each image is a unit of its own, and every function here gives what it would
+have given without clusters.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float, Int
+
+from mechdiff.stats.intervals import Interval, Statistic, bootstrap, bootstrap_weights, check_units
+
+PERSON = "person"  # coordinate of a result: who is on each image, on `image` or on `(t, image)`
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What of a set of images is resampled.
+
+    Attributes:
+      member: number in [0, count) of the unit of every image, `[image]`; or `[t, image]` where every timestep
+        has images of its own.
+      count: units.
+      clustered: whether units are people, not images.
+
+    Example:
+      >>> units = Units(np.array([0, 0, 1]), 2, True)
+      >>> units.weights(np.array([[0.5, 0.5], [1.0, 0.0]]))
+      array([[0.33333333, 0.33333333, 0.33333333],
+             [0.5       , 0.5       , 0.        ]])
+    """
+
+    member: Int[np.ndarray, "*levels image"]
+    count: int
+    clustered: bool
+
+    @property
+    def people(self) -> int:
+        """People on the images; 0 where that is not known."""
+        return self.count if self.clustered else 0
+
+    def weights(self, shares: Float[np.ndarray, "m unit"]) -> Float[np.ndarray, "m *levels image"]:
+        """Shares of units as shares of images, at every timestep of sum 1.
+
+        Units of equal share give all images alike, however many a unit has. A resample that drew nobody who
+        is on the images of a timestep weighs these alike.
+        """
+        drawn = np.asarray(shares, np.float64)[:, self.member]
+        total = drawn.sum(axis=-1, keepdims=True)
+        even = 1 / self.member.shape[-1]
+        return np.where(total > 0, drawn / np.where(total > 0, total, 1), even)
+
+    def even(self) -> Float[np.ndarray, "1 *levels image"]:
+        """The weighting in which all images count alike."""
+        return np.full((1, *self.member.shape), 1 / self.member.shape[-1])
+
+    def resamples(self, repeats: int = 2000, seed: int = 0) -> Float[np.ndarray, "repeats *levels image"]:
+        """Weights of images in resamples of units with replacement."""
+        return self.weights(bootstrap_weights(self.count, repeats, seed))
+
+    def sums(self, values: Float[np.ndarray, "*cells t image"]) -> Float[np.ndarray, "*cells t unit"]:
+        """Values of images summed over those of a unit: what a sign flip of a unit flips at once."""
+        if not self.clustered:
+            return values
+        member = np.broadcast_to(self.member, values.shape[-2:])
+        belongs = (member[..., None] == np.arange(self.count)).astype(np.float64)
+        return np.einsum("...ti,tip->...tp", values, belongs)
+
+
+def units_of(result: xr.Dataset) -> Units:
+    """The units of a saved result: the people of its coordinate `person`, else its images.
+
+    Pictures of whom one is unknown (negative) are units one by one only where nobody is known.
+
+    Args:
+      result: with the dimension `image`, and with `t` where `person` varies over it.
+
+    Raises:
+      ConfigError: fewer than 2 units.
+    """
+    images = result.sizes["image"]
+    if PERSON not in result.coords or (result[PERSON].values < 0).any():
+        return Units(np.arange(check_units(images)), images, False)
+    person = result[PERSON]
+    if "t" in person.dims:
+        person = person.transpose("t", "image")
+    known, member = np.unique(person.values, return_inverse=True)
+    return Units(member.reshape(person.shape), check_units(len(known)), True)
+
+
+def weighted(
+    values: Float[np.ndarray, "*cells t image"], weights: Float[np.ndarray, "m *levels image"]
+) -> Float[np.ndarray, "*cells t m"]:
+    """Weighted means over images; weights `[m, image]` serve all timesteps, `[m, t, image]` one each."""
+    if weights.ndim == 2:
+        return values @ weights.T
+    cells = values.reshape(-1, *values.shape[-2:]).swapaxes(0, 1)  # t first: one matrix product each
+    means = (cells @ weights.transpose(1, 2, 0)).swapaxes(0, 1)
+    return means.reshape(*values.shape[:-1], len(weights))
+
+
+def bootstrap_units(
+    statistic: Statistic,
+    units: Units,
+    *,
+    repeats: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+    method: Literal["bca", "percentile"] = "bca",
+) -> Interval:
+    """Bootstrap interval whose resamples draw units, see `intervals.bootstrap`.
+
+    Args:
+      statistic: maps weights of images, `[m, image]` or `[m, t, image]`, to `[*cells, m]`.
+
+    Returns:
+      Interval whose `n` counts units.
+    """
+    shares = bootstrap_weights(units.count, repeats, seed)
+    return bootstrap(lambda drawn: statistic(units.weights(drawn)), shares, confidence, method)

@@ -1,0 +1,173 @@
+"""Are circuits for natural images more complex? Only a measure that rises on the ladder may say so.
+
+Rungs 0, 2 and 4 of the synthetic faces are pictures whose order of complexity is known. The measures, in the
+order in which they may speak, which was fixed before any was looked at:
+  excess       effective components of damage over the excess above the best possible loss; only where that
+               loss is recorded with the sweep (`floor`, by timestep)
+  circuit      components of the circuit that reaches each faithfulness, by ablation of ablation
+  loss         effective components of the relative loss increase
+The first whose mean rises from rung to rung, p < 0.05 over seeds at each step, decides; if none does, the
+claim is not testable here. Networks are then compared at matched loss: damage and faithfulness are relative
+to what is left to gain, so that a network further from its floor looks simpler. Definitions are ours.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from mechdiff.analysis import complexity, effects, spread
+from mechdiff.core.errors import NotTestable
+from mechdiff.stats import small_samples
+from mechdiff.study.claims import across_seeds
+from mechdiff.study.claims.verdicts import ALPHA, Finding
+from mechdiff.study.records import Network
+
+MARGIN = float(np.log(1.042))  # of a ratio's logarithm: half of what the paper reports
+RUNGS = (0, 2, 4)
+MATCHED = float(np.log(1.1))  # of the ratio of mean clean losses: networks within 10 % are matched
+Values = tuple[Float[np.ndarray, " network"], Float[np.ndarray, " m"] | None]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure of complexity: log values of networks of one data set, and of that set in resamples of
+    images.
+
+    `of` gives None where the networks' results do not hold it; `pseudo`: values are a jackknife's.
+    """
+
+    name: str
+    of: Callable[[Sequence[Network]], Values | None]
+    pseudo: bool = True
+
+
+def examine(networks: Sequence[Network]) -> Finding:
+    """The claim on all networks, rungs of the ladder and snapshots of trainings among them.
+
+    Raises:
+      NotTestable: no ladder, no measure that rises on it, or no networks of like loss.
+    """
+    final = across_seeds.last(networks)
+    across_seeds.pairs(final)  # both data sets, or NotTestable
+    if not across_seeds.alike(networks):
+        raise NotTestable("the rungs of the ladder were swept at other noise levels or have other components")
+    measure, because = _gate(final)
+    natural, simple, ratio = _matched(networks)
+    first, second = (measure.of(side) for side in (natural, simple))
+    draws = None if first[1] is None or second[1] is None else first[1] - second[1]
+    units = min(network.units.count for network in [*natural, *simple])
+    estimate, interval, p = small_samples.between_groups(
+        first[0], second[0], draws, units, pseudo=measure.pseudo
+    )
+    sizes = [float(np.exp(side[0].mean())) for side in (first, second)]
+    because = (
+        f"{measure.name}: {sizes[0]:.1f} in {len(natural)} networks of CelebA, {sizes[1]:.1f} in "
+        f"{len(simple)} of synthetic faces, mean clean losses at a ratio of {ratio:.2f}; {because}"
+    )
+    ends = tuple(float(np.exp(end)) for end in interval)
+    negligible = bool(np.abs(interval).max() < MARGIN)  # False for NaN
+    n = min(len(natural), len(simple))
+    return Finding(float(np.exp(estimate)), ends, p, n, because, null=1.0, negligible=negligible)
+
+
+def measures(networks: Sequence[Network]) -> list[Measure]:
+    """Those that may speak, in their order."""
+    ablations = sorted({ablation for network in networks for ablation in network.circuits})
+    sizes = [
+        Measure(
+            f"circuit to {tau:g}, {ablation}",
+            lambda side, ablation=ablation, i=i: _sizes(side, ablation, i),
+            False,
+        )
+        for ablation, (i, tau) in itertools.product(ablations, enumerate(complexity.TAUS))
+    ]
+    excess = Measure("effective components of damage over excess loss", _excess)
+    return [excess, *sizes, Measure("effective components of relative damage", _relative)]
+
+
+def _gate(networks: Sequence[Network]) -> tuple[Measure, str]:
+    """The first measure that rises on the ladder, and what was found."""
+    rungs = [[n for n in networks if n.data == "synthetic" and n.complexity == rung] for rung in RUNGS]
+    if min(map(len, rungs)) < small_samples.FEWEST:
+        counts = ", ".join(f"{len(own)} of rung {rung}" for rung, own in zip(RUNGS, rungs))
+        raise NotTestable(
+            "a measure must first rise on the ladder of synthetic faces, which takes at least "
+            f"{small_samples.FEWEST} networks of each rung; there are {counts}"
+        )
+    words = []
+    for measure in measures(networks):
+        values = [measure.of(rung) for rung in rungs]
+        if any(value is None for value in values):
+            continue
+        rises, p = spread.ordered([value[0] for value in values], measure.pseudo)
+        shown = ", ".join(f"{np.exp(value[0].mean()):.1f}" for value in values)
+        words.append(f"{measure.name} {shown} (p {p:.3f})")
+        if rises and p < ALPHA:
+            return measure, f"on rungs {_listed(RUNGS)} it is {shown} (p {p:.3f})"
+    raise NotTestable(
+        f"no measure rises on the ladder, rungs {_listed(RUNGS)}, as one of complexity must: "
+        f"{'; '.join(words)}"
+    )
+
+
+def _matched(networks: Sequence[Network]) -> tuple[list[Network], list[Network], float]:
+    """Networks of either data set, at those lengths of training at which their losses are most alike."""
+    sides = across_seeds.sides(networks)
+    options = [
+        [[n for n in side if n.steps == steps] for steps in sorted({n.steps for n in side}, reverse=True)]
+        for side in sides
+    ]
+    pairs = [
+        (abs(np.log(_loss(natural) / _loss(simple))), i)
+        for i, (natural, simple) in enumerate(itertools.product(*options))
+    ]
+    gap, best = min(pairs)
+    natural, simple = list(itertools.product(*options))[best]
+    ratio = _loss(natural) / _loss(simple)
+    if gap > MATCHED:
+        raise NotTestable(
+            f"networks are not matched in loss: CelebA's is {ratio:.2f} times that of synthetic faces, at "
+            "least; examine snapshots of shorter training too (--set=train.keep=STEP,STEP)"
+        )
+    return natural, simple, ratio
+
+
+def _loss(networks: Sequence[Network]) -> float:
+    return float(np.mean([network.sweep["clean_loss"].values.mean() for network in networks]))
+
+
+def _relative(networks: Sequence[Network]) -> Values:
+    damage = [
+        across_seeds.damages(n.sweep, across_seeds.lead(n.sweep), across_seeds.weightings(n.sweep))
+        for n in networks
+    ]
+    return _spread(np.array(damage))
+
+
+def _excess(networks: Sequence[Network]) -> Values | None:
+    if not all("floor" in network.sweep for network in networks):
+        return None
+    damage = []
+    for network in networks:
+        clean, loss = effects.losses(network.sweep, across_seeds.lead(network.sweep))
+        weights = across_seeds.weightings(network.sweep)
+        damage.append(effects.excess_damage(clean, loss, network.sweep["floor"].values, weights))
+    return _spread(np.array(damage))
+
+
+def _spread(damage: Float[np.ndarray, "network component draws"]) -> Values:
+    return spread.pseudo_values(damage[..., 0]), spread.log_spread(damage[..., 1:])
+
+
+def _sizes(networks: Sequence[Network], ablation: str, place: int) -> Values | None:
+    if not all(ablation in network.circuits for network in networks):
+        return None
+    sizes = [np.atleast_1d(network.circuits[ablation].attrs["sizes"])[place] for network in networks]
+    return np.log(np.array(sizes, np.float64)), None
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))

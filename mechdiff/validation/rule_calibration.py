@@ -1,0 +1,232 @@
+"""Do the rules of verdicts keep their word? Each has a null under which it must rarely speak, and a positive
+control that it must see, on made-up networks whose truth is known.
+
+Sizes are those of studies: 5 or 12 networks a data set, 28 heads in 7 layers, 24 components, 24 noise levels.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from mechdiff.analysis import bottlenecks, network_divergence, phases, spread
+from mechdiff.analysis.entropy_causality import within_layers
+from mechdiff.analysis.network_divergence import NetworkDivergence
+from mechdiff.analysis.roles import assignment, matching
+from mechdiff.stats import benjamini_hochberg, small_samples
+from mechdiff.validation.checks import ALPHA, Check, errs, finds
+
+LAYERS = [f"layer{i}" for i in range(7) for _ in range(4)]  # of 28 heads
+LEVELS = 6  # of entropies
+MARGIN = 0.015  # nats, of the claim about divergence
+PICTURE_HALVES = 6  # splits of the pictures, in the bench of phases
+Rows = Float[np.ndarray, "network component"]
+
+
+def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
+    """All rules of verdicts, each over `repeats` made-up studies."""
+    rngs = iter(rng.spawn(7))
+    return [
+        *_divergence(next(rngs), repeats),
+        *_bottlenecks(next(rngs), repeats),
+        *_phases(next(rngs), repeats),
+        *_complexity(next(rngs), repeats),
+        *_ladder(next(rngs), repeats),
+        *_entropy(next(rngs), repeats),
+        *_roles(next(rngs), repeats),
+    ]
+
+
+def _divergence(rng: np.random.Generator, repeats: int) -> list[Check]:
+    """Networks whose heads stand in any order within their layers; trainings deviate by 0.1 nats."""
+
+    def study(n: int, shift: float, wave: float, deviation: float = 0.1) -> NetworkDivergence:
+        base = rng.normal(2, 0.3, (28, LEVELS))
+        heads = base + deviation * (
+            rng.normal(size=(2 * n, 28, 1)) + 0.3 * rng.normal(size=(2 * n, 28, LEVELS))
+        )
+        heads[:n] += shift + wave * np.linspace(-1, 1, LEVELS)
+        for network in heads:
+            order = np.concatenate([4 * i + rng.permutation(4) for i in range(7)])
+            network[:] = network[order]
+        return network_divergence.compare(heads[:n], heads[n:], LAYERS)
+
+    none = [study(5, 0, 0) for _ in range(repeats)]
+    same = [study(5, 0.1, 0) for _ in range(repeats)]
+    waves = [study(5, 0.0, 0.1) for _ in range(repeats)]
+    edge = [study(6, MARGIN, 0, 0.02) for _ in range(repeats)]
+    still = [study(6, 0, 0, 0.02) for _ in range(repeats)]
+    within = lambda found: np.array([each.interval[1] < MARGIN for each in found])
+    name = "divergence, 5 + 5 networks, heads in any order"
+    return [
+        errs(f"{name}: no difference", np.array([each.p <= ALPHA for each in none])),
+        finds(f"{name}: 1 sd of trainings", np.array([each.p <= ALPHA for each in same]), 0.8),
+        errs(
+            "divergence varies with level: a constant difference",
+            np.array([x.p_varies <= ALPHA for x in same]),
+        ),
+        finds("divergence varies with level: a slope", np.array([x.p_varies <= ALPHA for x in waves]), 0.8),
+        errs("divergence not supported: a difference at the margin", within(edge)),
+        finds("divergence not supported: no difference, 6 + 6 of sd 0.02", within(still), 0.5),
+    ]
+
+
+def _bottlenecks(rng: np.random.Generator, repeats: int) -> list[Check]:
+    """24 components of 12 networks; trainings deviate by a third of what a component costs."""
+
+    def study(costs: Float[np.ndarray, "*networks component"]) -> bottlenecks.Bottleneck:
+        damage = costs * (1 + 0.3 * rng.normal(size=(12, 2, 24)))
+        seen = np.ones((2, 24), bool)
+        least = bottlenecks.weakest(damage[..., None], seen)
+        return bottlenecks.crossed(least, np.arange(12) % 2 == 0)
+
+    one = np.where(np.arange(24) == 0, 60.0, 10.0)
+    # The smaller of two kinds costs less than either: a null that lies at the threshold after it.
+    at = 25 / (1 - 0.3 / np.sqrt(np.pi))
+    edge = [study(np.where(np.arange(24) < 3, at, 10.0)) for _ in range(repeats)]
+    alike = [study(20 * np.exp(0.4 * rng.normal(size=(12, 1, 24)))) for _ in range(repeats)]
+    planted = [study(one) for _ in range(repeats)]
+    flat = [study(np.full(24, 8.0)) for _ in range(repeats)]
+    return [
+        errs("bottleneck: three components at the threshold", np.array([x.p <= ALPHA for x in edge])),
+        errs("bottleneck: exchangeable components", np.array([x.p <= ALPHA for x in alike])),
+        finds("bottleneck: one planted at 2.4 thresholds", np.array([x.p <= ALPHA for x in planted]), 0.8),
+        errs("no bottleneck: three components at the threshold", np.array([x.p_none <= ALPHA for x in edge])),
+        finds("no bottleneck: all at a third of it", np.array([x.p_none <= ALPHA for x in flat]), 0.8),
+    ]
+
+
+def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
+    """24 levels of 12 components in 6 networks, noise of pictures in either half."""
+
+    def study(shape: Float[np.ndarray, "level component"], noise: float) -> bool:
+        networks = shape + 0.3 * rng.normal(size=(6, 1, 12)) * shape
+        halves = [
+            (networks[:, None] + noise * rng.normal(size=(6, PICTURE_HALVES, 24, 12))).reshape(-1, 24, 12)
+            for _ in range(2)
+        ]
+        steps, drift = (
+            score.reshape(6, PICTURE_HALVES, -1).mean(axis=1) for score in phases.held_out(*halves)
+        )
+        margin = steps[:, 3] - np.maximum(np.delete(steps, 3, axis=1).max(axis=1), drift.max(axis=1))
+        _, (low, _), p = small_samples.over_seeds(margin)
+        return bool(p <= ALPHA and low > 0)
+
+    line = lambda: np.linspace(-1, 1, 24)[:, None] * rng.normal(0.5, 0.3, 12)
+    bend = lambda: np.linspace(-1, 1, 24)[:, None] ** 2 * rng.normal(0.5, 0.3, 12)
+    four = lambda: np.repeat(rng.normal(size=(4, 12)), 6, axis=0)
+    levels = (0.05, 0.15, 0.4)
+    drift = np.array([[study(line(), noise) for noise in levels] for _ in range(repeats)])
+    curved = np.array([study(bend(), 0.15) for _ in range(repeats)])
+    stepped = np.array([study(four(), 0.3) for _ in range(repeats)])
+    return [
+        *(
+            errs(f"four phases: straight drift, noise {noise:g}", drift[:, i])
+            for i, noise in enumerate(levels)
+        ),
+        errs("four phases: a parabola", curved),
+        finds("four phases: four steps", stepped, 0.8),
+    ]
+
+
+def _complexity(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Check]:
+    """45 components; trainings scatter each component's log damage."""
+
+    def supported(widths: tuple[float, float], scatter: tuple[float, float]) -> bool:
+        place = rng.normal(size=45)
+        sides = [np.exp(wide * place + sd * rng.normal(size=(n, 45))) for wide, sd in zip(widths, scatter)]
+        _, _, p = small_samples.between_groups(*map(spread.pseudo_values, sides), pseudo=True)
+        return bool(p <= ALPHA)
+
+    laws = {
+        "no difference": ((1, 1), (0.4, 0.4)),
+        "the simple side scatters twice as much": ((1, 1), (0.3, 0.6)),
+        "the natural side scatters twice as much": ((1, 1), (0.6, 0.3)),
+    }
+    found = {name: [supported(*law) for _ in range(repeats)] for name, law in laws.items()}
+    power = [supported((0.8, 1), (0.4, 0.4)) for _ in range(repeats)]
+    name = f"complexity, {n} + {n} networks"
+    return [
+        *(errs(f"{name}: {law}", np.array(values)) for law, values in found.items()),
+        finds(f"{name}: wider spread", np.array(power), 0.8),
+    ]
+
+
+def _ladder(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Check]:
+    """The gate: log sizes on three rungs, trainings of sd 0.1."""
+
+    def opens(*means: float) -> bool:
+        rises, p = spread.ordered([mean + 0.1 * rng.normal(size=n) for mean in means])
+        return rises and p < ALPHA
+
+    found = {means: np.array([opens(*means) for _ in range(repeats)]) for means in (
+        (0, 0, 0), (0, 0.4, 0.4), (0.4, 0.2, 0), (0, 0.2, 0.4),
+    )}  # fmt: skip
+    return [
+        errs("ladder: a flat measure passes", found[0, 0, 0]),
+        errs("ladder: a measure that rises once passes", found[0, 0.4, 0.4]),
+        errs("ladder: a falling measure passes", found[0.4, 0.2, 0]),
+        finds("ladder: a rising measure passes", found[0, 0.2, 0.4], 0.8),
+    ]
+
+
+def _entropy(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Check]:
+    """28 heads; layers carry entropy and damage alike, and untrained networks have a link of their own."""
+    layers = np.array(LAYERS)
+
+    def correlations(link: float) -> Float[np.ndarray, " network"]:
+        depth = np.repeat(rng.normal(size=(7, n)), 4, axis=0)
+        entropy = rng.normal(size=(28, n))
+        damage = link * entropy + np.sqrt(1 - link**2) * rng.normal(size=(28, n))
+        return within_layers(entropy + 2 * depth, damage - 2 * depth, layers)
+
+    def supported(trained: float, fresh: float) -> bool:
+        added = correlations(trained) - correlations(fresh)
+        _, (_, high), p = small_samples.over_seeds(added, above=False)
+        return bool(p <= ALPHA and high < 0)
+
+    null = np.array([supported(0, 0) for _ in range(repeats)])
+    own = np.array([supported(-0.4, -0.4) for _ in range(repeats)])
+    power = np.array([supported(-0.5, 0) for _ in range(repeats)])
+    return [
+        errs("entropy and importance: a matter of layers", null),
+        errs("entropy and importance: untrained networks do the same", own),
+        finds("entropy and importance: within layers by training", power, 0.8),
+    ]
+
+
+def _roles(rng: np.random.Generator, repeats: int) -> list[Check]:
+    """28 heads and 12 targets against 1,008 untrained heads; and three seeds whose heads are matched."""
+    skew = lambda rows: np.tanh(0.25 * rng.normal(size=(rows, 12)) + 0.25 * rng.normal(size=(rows, 1)))
+
+    def named(trained: Float[np.ndarray, "head target"]) -> Bool[np.ndarray, " head"]:
+        p = assignment.against_untrained(trained, skew(1008))[1]
+        return benjamini_hochberg(p) <= ALPHA
+
+    none = np.array([named(skew(28)).any() for _ in range(repeats)])
+    lone = []
+    for _ in range(repeats):
+        heads = skew(28)
+        heads[3, 5] = 0.98
+        lone.append(bool(named(heads)[3]))
+    returns = [_agrees(rng, True) for _ in range(repeats)]
+    chance = [_agrees(rng, False) for _ in range(repeats)]
+    return [
+        errs("role: heads drawn as untrained ones, any named", none),
+        finds("role: a lone head of 28", np.array(lone), 0.8),
+        errs("roles return: selectivity by chance", np.array(chance)),
+        finds("roles return: in a random place of the layer", np.array(returns), 0.8),
+    ]
+
+
+def _agrees(rng: np.random.Generator, returns: bool, seeds: int = 3, heads: int = 8) -> bool:
+    """Whether roles of heads are found to return: in each seed heads stand in another order."""
+    layers = ["a"] * 4 + ["b"] * 4
+    profile, role = rng.normal(size=(heads, 6)), rng.normal(size=(heads, 10))
+    profiles, selective = [], []
+    for _ in range(seeds):
+        order = np.concatenate([rng.permutation(4), 4 + rng.permutation(4)])
+        profiles.append((profile + 0.3 * rng.normal(size=profile.shape))[order])
+        own = role + 1.0 * rng.normal(size=role.shape) if returns else rng.normal(size=role.shape)
+        selective.append(own[order])
+    named = [["x"] * heads] * seeds
+    found = matching.agreement(profiles, selective, named, layers, 199, int(rng.integers(2**31)))
+    return found.p_profiles <= ALPHA

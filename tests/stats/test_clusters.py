@@ -1,0 +1,86 @@
+"""People as units: weights, sums, and intervals over them, against the plain case and by hand."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from mechdiff import stats
+from mechdiff.core.errors import ConfigError
+from mechdiff.stats import clusters
+
+
+def result(person=None, dims=("image",), shape=(2, 4)):
+    cells = np.random.default_rng(0).normal(size=shape)
+    data = xr.Dataset({"x": (("t", "image"), cells)})
+    return data if person is None else data.assign_coords(person=(dims, person))
+
+
+def test_without_people_an_image_is_its_own_unit():
+    units = stats.units_of(result())
+    shares = stats.bootstrap_weights(4, 7)
+    assert (units.count, units.people) == (4, 0)
+    np.testing.assert_allclose(units.weights(shares), shares)
+    cells = np.arange(8.0).reshape(2, 4)
+    np.testing.assert_array_equal(units.sums(cells), cells)
+
+
+@pytest.mark.parametrize("person", [[3, 3, -1, 4], [-1, -1, -1, -1]])
+def test_half_known_people_are_not_people(person):
+    assert stats.units_of(result(np.array(person))).people == 0
+
+
+def test_a_person_is_drawn_with_all_pictures_and_all_alike_stay_alike():
+    units = stats.units_of(result(np.array([9, 9, 9, 2])))
+    assert units.people == 2
+    shares = np.array([[0.5, 0.5], [0.0, 1.0], [1.0, 0.0]])
+    np.testing.assert_allclose(units.weights(shares), [[0.25] * 4, [1 / 3] * 3 + [0], [0, 0, 0, 1]])
+    np.testing.assert_allclose(units.sums(np.array([[1.0, 2, 3, 4]])), [[4, 6]])
+
+
+def test_where_every_timestep_has_its_own_pictures_so_has_it_its_own_people():
+    person = np.array([[5, 5, 6, 6], [5, 6, 6, 7]])
+    units = stats.units_of(result(person, ("t", "image")))
+    weights = units.weights(np.array([[0.5, 0.5, 0.0], [0, 0, 1.0]]))
+    np.testing.assert_allclose(weights[0], [[0.25] * 4, [1 / 3] * 3 + [0]])
+    np.testing.assert_allclose(weights[1], [[0.25] * 4, [0, 0, 0, 1]])  # 7 is on no picture of the first
+    cells = np.arange(8.0).reshape(2, 4)
+    np.testing.assert_allclose(units.sums(cells), [[1, 5, 0], [4, 11, 7]])
+    got = stats.weighted(np.stack([cells, -cells]), weights)
+    np.testing.assert_allclose(got, np.einsum("cti,mti->ctm", np.stack([cells, -cells]), weights))
+
+
+def test_one_person_alone_shows_no_spread():
+    with pytest.raises(ConfigError, match="1 unit"):
+        stats.units_of(result(np.zeros(4, int)))
+
+
+def test_students_interval_of_a_mean_by_leaving_out():
+    values = np.random.default_rng(1).normal(size=(3, 9))
+    units = stats.Units(np.arange(9), 9, False)
+    got, expected = stats.jackknife_interval(lambda w: values @ w.T, units), stats.student_mean(values)
+    for end in ("estimate", "low", "high"):
+        np.testing.assert_allclose(getattr(got, end), getattr(expected, end))
+
+
+def test_pseudo_values_of_a_mean_are_the_values_and_unbias_a_square():
+    rng = np.random.default_rng(2)
+    values = rng.normal(size=6)
+    without = (values.sum() - values) / 5
+    np.testing.assert_allclose(stats.pseudo_values(values.mean(), without), values)
+    unbiased = values.mean() ** 2 - values.var(ddof=1) / 6
+    assert stats.pseudo_values(values.mean() ** 2, without**2).mean() == pytest.approx(unbiased)
+
+
+def test_the_cluster_bootstrap_covers_where_the_plain_one_does_not():
+    """20 people of 10 pictures each, half of the variance between people; truth 0."""
+    rng, hits = np.random.default_rng(3), {True: 0, False: 0}
+    person = np.repeat(np.arange(20), 10)
+    for number in range(300):
+        cells = rng.normal(size=20)[person] + rng.normal(size=200)
+        for known in hits:
+            units = stats.Units(person, 20, True) if known else stats.Units(np.arange(200), 200, False)
+            statistic = lambda w: w @ cells  # noqa: B023
+            kept = {"repeats": 200, "seed": number, "method": "percentile"}
+            found = clusters.bootstrap_units(statistic, units, **kept)
+            hits[known] += bool(found.low <= 0 <= found.high)
+    assert hits[True] > 270 and hits[False] < 220
