@@ -4,7 +4,7 @@ Rungs 0, 2 and 4 of the synthetic faces are pictures whose order of complexity i
 order in which they may speak, which was fixed before any was looked at:
   excess       effective components of damage over the excess above the best possible loss; only where that
                loss is recorded with the sweep (`floor`, by timestep)
-  circuit      components of the circuit that reaches each faithfulness, by ablation of ablation
+  circuit      components of the circuit that reaches each faithfulness, by ablation
   loss         effective components of the relative loss increase
 The first whose mean rises from rung to rung, p < 0.05 over seeds at each step, decides; if none does, the
 claim is not testable here. Networks are then compared at matched loss: damage and faithfulness are relative
