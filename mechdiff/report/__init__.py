@@ -11,14 +11,14 @@ def build(folder: Path | str) -> Path:
     """Writes `folder/report.html`, and its figures as PNG and SVG in `folder/figures`.
 
     Args:
-      folder: a results folder, see `pipeline`; `planted.json` and `calibration.json` in it are shown too.
+      folder: a results folder, see `study/examine.py`; shows `planted.json` and `calibration.json` in it too.
     Returns:
       path of the document.
     Raises:
       MechdiffError: results are absent, damaged or unfinished, or the folder can't be written to.
     """
     folder = Path(folder)
-    manifest, found = records.read(folder)
-    page = document.render(manifest, found, files.ensure_writable(folder))
+    manifest, models = records.read(folder)
+    page = document.render(manifest, models, files.ensure_writable(folder))
     files.write_atomic(folder / "report.html", page)
     return folder / "report.html"

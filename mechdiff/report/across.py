@@ -1,4 +1,4 @@
-"""What networks of several training seeds and data sets say together: the evidence behind the verdicts."""
+"""Figures and a table over networks of several training seeds and data sets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from mechdiff.study.records import ExaminedModel, Network
 
 PAPER_RATIO = (1.084 - 0.008, 1.084 + 0.008)  # complexity, abstract of arXiv 2506.17237
 PAPER_DIVERGENCE = (0.015, 0.166)  # nats, the same
-SHOWN = 18  # components in the figure of damage
-SIDES = {  # name of data -> how its networks are called, colored as a kind of component, and marked
+SHOWN = 18  # components in the figure of relative loss increase
+SIDES = {  # name of data -> label of its networks, component type whose color they take, marker
     "celeba": ("CelebA", "head", "o"),
     "tfds": ("CelebA", "head", "o"),
     "synthetic": ("synthetic faces", "res", "s"),
 }
-OTHERS = ("other pictures", "skip", "^")
+OTHERS = ("other images", "skip", "^")
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Row:
     """One network in the table of all.
 
     Attributes:
-      effective: components that damage is spread over.
-      worst: kind of ablation -> the component that costs most, and its pooled Deg%.
-      circuits: kind of ablation -> how good its circuit is.
-      roles: role -> heads that have it; None if none were looked for.
+      effective: effective number of components of relative loss increase.
+      worst: ablation -> the component with the largest pooled ΔL/L, and that in %.
+      circuits: ablation -> scorecard of its circuit.
+      roles: role -> heads that have it; None if roles were not examined.
     """
 
     model: ExaminedModel
@@ -58,7 +58,7 @@ def _row(model: ExaminedModel) -> Row:
         worst[ablation] = str(network.sweep["component"].values[damage.argmax()]), float(damage.max())
     if network.roles is not None:
         roles = {}
-        for head, role in zip(network.roles["component"].values, network.roles["role"].values):
+        for head, role in zip(network.roles["component"].values, network.roles["role"].values, strict=True):
             if role != matching.UNASSIGNED:
                 roles.setdefault(str(role), []).append(str(head))
     circuits = {ablation: scorecards.measure(runs) for ablation, runs in network.circuits.items()}
@@ -67,16 +67,16 @@ def _row(model: ExaminedModel) -> Row:
 
 
 def draw_ratios(theme: Theme, ratios: dict[str, Interval]) -> Figure:
-    """Complexity of CelebA's networks over that of synthetic faces', by every measure."""
+    """Ratios of complexity, networks of CelebA over those of synthetic faces, by every measure."""
     height = 1.05 + 0.26 * len(ratios)
     figure = style.figure(6.4, height)
     axes = figure.add_axes((0.40, 0.55 / height, 0.58, (height - 0.95) / height))
     axes.axvspan(*PAPER_RATIO, color=theme.muted, alpha=0.25, lw=0)
     axes.text(np.mean(PAPER_RATIO), -0.75, "the paper", size=6.8, ha="center", va="bottom", color=theme.muted)
-    for y, (name, found) in enumerate(ratios.items()):
+    for y, (name, ratio) in enumerate(ratios.items()):
         color = theme.muted if name.startswith("untrained") else theme.part("head")
-        axes.plot([found.low, found.high], [y, y], color=color, lw=1.4, solid_capstyle="butt")
-        axes.plot(found.estimate, y, "o", ms=4.6, color=color)
+        axes.plot([ratio.low, ratio.high], [y, y], color=color, lw=1.4, solid_capstyle="butt")
+        axes.plot(ratio.estimate, y, "o", ms=4.6, color=color)
     axes.axvline(1, color=theme.ink, lw=0.8)
     axes.set(
         ylim=(len(ratios) - 0.4, -0.7),
@@ -90,7 +90,7 @@ def draw_ratios(theme: Theme, ratios: dict[str, Interval]) -> Figure:
 
 
 def draw_damage(theme: Theme, networks: Sequence[Network]) -> Figure:
-    """Pooled Deg% of the components that cost most, a mark for every network."""
+    """Pooled ΔL/L of the components with the largest median, a mark for every network."""
     names = [str(name) for name in networks[0].sweep["component"].values]
     ablation = across_seeds.lead(networks[0].sweep)
     damage = np.array([across_seeds.damage(network.sweep, ablation) for network in networks])
@@ -99,16 +99,16 @@ def draw_damage(theme: Theme, networks: Sequence[Network]) -> Figure:
     figure = style.figure(6.4, height)
     axes = figure.add_axes((0.23, 0.55 / height, 0.75, (height - 0.95) / height))
     side = [SIDES.get(network.data, OTHERS) for network in networks]
-    there = sorted(set(side))
-    for place, (label, color, mark) in enumerate(there):
-        own = np.array([one == there[place] for one in side])
+    sides = sorted(set(side))
+    for place, (label, color, mark) in enumerate(sides):
+        members = np.array([other == sides[place] for other in side])
         for y, component in enumerate(order):
-            values, shift = damage[own, component], 0.32 * (place - (len(there) - 1) / 2)
+            values, shift = damage[members, component], 0.32 * (place - (len(sides) - 1) / 2)
             look = {"ls": "", "ms": 4.4, "color": theme.part(color), "alpha": 0.75, "mew": 0}
             word = label if y == 0 else None
             axes.plot(values, np.full(len(values), y + shift), mark, label=word, **look)
     axes.set(
-        ylim=(len(order) - 0.4, -0.6), xlabel=f"pooled Deg%, {ablation} ablation; a mark for every network"
+        ylim=(len(order) - 0.4, -0.6), xlabel=f"pooled ΔL/L, %, {ablation} ablation; a mark for every network"
     )
     axes.set_yticks(range(len(order)), [names[i] for i in order], color=theme.ink, size=7)
     axes.tick_params(axis="y", length=0)
@@ -122,7 +122,7 @@ def draw_damage(theme: Theme, networks: Sequence[Network]) -> Figure:
 
 
 def draw_divergence(theme: Theme, natural: Sequence[Network], simple: Sequence[Network]) -> Figure:
-    """Entropy divergence by noise level: between data sets, and between training seeds of one."""
+    """Entropy divergence by timestep: between data sets, and between training seeds of one."""
     profiles = [
         np.array(
             [network.attention["entropy"].mean("image").transpose("head", "t").values for network in side]
@@ -130,8 +130,8 @@ def draw_divergence(theme: Theme, natural: Sequence[Network], simple: Sequence[N
         for side in (natural, simple)
     ]
     layers = matching.layers_of(natural[0].attention["head"].values)
-    found = network_divergence.compare(*profiles, layers)
-    between, within, p = found.between, found.within, found.p_levels
+    divergence = network_divergence.compare(profiles[0], profiles[1], layers)
+    between, within, p = divergence.between, divergence.within, divergence.p_levels
     x = natural[0].attention["log_snr"].values
     figure = style.figure(6.4, 3.1)
     axes = figure.add_axes((0.10, 0.16, 0.88, 0.73))
@@ -139,16 +139,16 @@ def draw_divergence(theme: Theme, natural: Sequence[Network], simple: Sequence[N
     axes.text(x.max(), PAPER_DIVERGENCE[1], " the paper's range ", size=6.8, va="bottom", color=theme.muted)
     axes.plot(x, between, "o-", ms=3.6, lw=1.2, color=theme.part("head"), label="between data sets")
     axes.plot(x, within, "s-", ms=3.2, lw=1.2, color=theme.part("res"), label="between seeds of one data set")
-    sure = p < 0.05
+    significant = p < 0.05
     axes.plot(
-        x[sure],
-        between[sure],
+        x[significant],
+        between[significant],
         "o",
         ms=7,
         mfc="none",
         color=theme.ink,
         mew=0.8,
-        label="above seed noise, p < 0.05",
+        label="p < 0.05",
     )
     axes.set(
         ylim=(0, None),
@@ -162,14 +162,14 @@ def draw_divergence(theme: Theme, natural: Sequence[Network], simple: Sequence[N
 
 
 def draw_ladder(theme: Theme, ladder: dict[int, list[float]]) -> Figure:
-    """Effective components by rung of the ladder of synthetic faces, a mark for every training seed."""
+    """Effective number of components by complexity of synthetic faces, a mark for every training seed."""
     figure = style.figure(4.4, 2.9)
     axes = figure.add_axes((0.14, 0.17, 0.83, 0.74))
-    for level, values in ladder.items():
-        axes.plot([level] * len(values), values, "o", ms=4.6, color=theme.part("res"), alpha=0.75, mew=0)
+    for complexity, values in ladder.items():
+        axes.plot([complexity] * len(values), values, "o", ms=4.6, color=theme.part("res"), alpha=0.75, mew=0)
     means = [np.mean(values) for values in ladder.values()]
     axes.plot(list(ladder), means, color=theme.part("res"), lw=1)
-    axes.set(xlabel="complexity of the faces (rung of the ladder)", ylabel="effective components")
+    axes.set(xlabel="complexity of the synthetic faces", ylabel="effective components")
     axes.set_xticks(list(ladder))
     axes.grid(axis="y")
     return figure

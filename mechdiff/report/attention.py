@@ -1,4 +1,4 @@
-"""The attention atlas: statistics of every head at every noise level."""
+"""The attention atlas: statistics of every head at every timestep."""
 
 import numpy as np
 import xarray as xr
@@ -23,14 +23,14 @@ LEFT, WIDE, APART, RIGHT, TOP, BOTTOM = 1.75, 1.7, 0.13, 0.1, 0.35, 0.98  # inch
 
 
 def limits(datasets: list[xr.Dataset]) -> dict[str, tuple[float, float]]:
-    """Ends of each statistic's color scale, one for all subjects so that their figures compare."""
-    found, datasets = {}, [data for data in datasets if data.sizes["head"]]
+    """Ends of each statistic's color scale, the same for all models so that their figures are comparable."""
+    ends, datasets = {}, [data for data in datasets if data.sizes["head"]]
     for name in PANELS:
         largest = max((float(data[name].mean("image").max()) for data in datasets), default=0.0)
         if name == "entropy":
             largest = max((float(np.log(data["tokens"].max())) for data in datasets), default=0.0)
-        found[name] = (0.0, 1.0 if name in UNIT else max(largest, 1e-6))
-    return found
+        ends[name] = (0.0, 1.0 if name in UNIT else max(largest, 1e-6))
+    return ends
 
 
 def layer(head: str) -> str:
@@ -39,7 +39,7 @@ def layer(head: str) -> str:
 
 
 def draw(theme: Theme, data: xr.Dataset, scale: dict[str, tuple[float, float]]) -> Figure:
-    """Heads x levels, one panel per statistic, means over images; the entropy's scale marks ln Nk."""
+    """Heads x timesteps, one panel per statistic, means over images; the entropy's scale marks ln Nk."""
     heads = [str(head) for head in data["head"].values]
     starts = [i for i, head in enumerate(heads) if i == 0 or layer(head) != layer(heads[i - 1])]
     tops = np.arange(len(heads)) + BREAK * (np.searchsorted(starts, np.arange(len(heads)), side="right") - 1)
@@ -63,15 +63,15 @@ def draw(theme: Theme, data: xr.Dataset, scale: dict[str, tuple[float, float]]) 
 
 def _panel(axes: Axes, theme: Theme, data: xr.Dataset, name: str, tops, starts, ends) -> None:
     values = data[name].mean("image").transpose("head", "t").values
-    levels = values.shape[1]
-    for start, stop in zip(starts, [*starts[1:], len(values)]):
-        extent = (0, levels, tops[stop - 1] + 1, tops[start])
+    timesteps = values.shape[1]
+    for start, stop in zip(starts, [*starts[1:], len(values)], strict=True):
+        extent = (0, timesteps, tops[stop - 1] + 1, tops[start])
         axes.imshow(
             values[start:stop], cmap=theme.sequential, norm=Normalize(*ends), extent=extent, aspect="auto",
             interpolation="none",
         )  # fmt: skip
-    axes.set(xlim=(0, levels), ylim=(tops[-1] + 1, 0), yticks=[])
-    ticks = np.unique(np.linspace(0, levels - 1, min(levels, 4)).round().astype(int))
+    axes.set(xlim=(0, timesteps), ylim=(tops[-1] + 1, 0), yticks=[])
+    ticks = np.unique(np.linspace(0, timesteps - 1, min(timesteps, 4)).round().astype(int))
     log_snr = data["log_snr"].values
     axes.set_xticks(ticks + 0.5, [style.level_label(log_snr[j]) for j in ticks], size=6.2)
     axes.tick_params(length=0)
@@ -82,7 +82,7 @@ def _panel(axes: Axes, theme: Theme, data: xr.Dataset, name: str, tops, starts, 
 def _labels(axes: Axes, theme: Theme, data: xr.Dataset, tops: np.ndarray) -> None:
     across = axes.get_yaxis_transform()
     place = {"ha": "right", "va": "center_baseline", "transform": across}
-    for head, keys, top in zip(data["head"].values, data["tokens"].values, tops):
+    for head, keys, top in zip(data["head"].values, data["tokens"].values, tops, strict=True):
         axes.text(-0.29, top + 0.5, str(head), size=6.6, **place)
         axes.text(-0.04, top + 0.5, f"Nk {keys}", size=6, color=theme.muted, **place)
 

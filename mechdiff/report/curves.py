@@ -1,4 +1,4 @@
-"""How a model was trained: loss against steps, and against the noise level."""
+"""Training curves: loss by training step, and by timestep (log-SNR)."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,15 +27,14 @@ def _evaluations(log: list[dict]) -> list[dict]:
 
 def _steps(axes: Axes, theme: Theme, train: list[dict], evaluated: list[dict]) -> None:
     steps = [row["step"] for row in train]
-    batch = theme.part("res")
     loss = [_number(row["loss"]) for row in train]
-    axes.plot(steps, loss, color=batch, lw=0.9, alpha=0.55, label="training batches")
+    axes.plot(steps, loss, color=theme.part("res"), lw=0.9, alpha=0.55, label="training batches")
     steps = [row["step"] for row in evaluated]
-    shown = {"ms": 3.2, "lw": 1.1}
-    seen = [_number(row["train_loss"]) for row in evaluated]
-    held = [_number(row["test_loss"]) for row in evaluated]
-    axes.plot(steps, seen, "s-", color=theme.part("skip"), label="training images, EMA", **shown)
-    axes.plot(steps, held, "o-", color=theme.part("head"), label="held-out images, EMA", **shown)
+    look = {"ms": 3.2, "lw": 1.1}
+    train_loss = [_number(row["train_loss"]) for row in evaluated]
+    test_loss = [_number(row["test_loss"]) for row in evaluated]
+    axes.plot(steps, train_loss, "s-", color=theme.part("skip"), label="training images, EMA", **look)
+    axes.plot(steps, test_loss, "o-", color=theme.part("head"), label="held-out images, EMA", **look)
     axes.set(yscale="log", xlabel="step", title="denoising loss by step")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(lambda value, _: style.number(value))
@@ -44,21 +43,21 @@ def _steps(axes: Axes, theme: Theme, train: list[dict], evaluated: list[dict]) -
 
 
 def _levels(axes: Axes, theme: Theme, model: ExaminedModel, evaluated: list[dict]) -> None:
-    """The last evaluation in full strength, up to five earlier ones paler."""
-    few = np.unique(np.linspace(0, len(evaluated) - 1, 6).astype(int)) if evaluated else ()
-    chosen = [evaluated[i] for i in few]
+    """The last evaluation opaque, up to five earlier ones paler."""
+    places = np.unique(np.linspace(0, len(evaluated) - 1, 6).astype(int)) if evaluated else ()
+    chosen = [evaluated[i] for i in places]
     for k, row in enumerate(chosen):
         last = k == len(chosen) - 1
         x = model.log_snr[np.asarray(row["levels"], int)]
         look = {"color": theme.part("head"), "alpha": 1.0 if last else 0.2 + 0.4 * k / len(chosen)}
-        held = [_number(value) for value in row["test_loss_by_level"]]
+        test_loss = [_number(value) for value in row["test_loss_by_level"]]
         words = f"held-out, step {row['step']:,}" if last else "earlier evaluations" if k == 0 else None
-        axes.plot(x, held, "o-" if last else "-", ms=3.2, lw=1.2 if last else 0.9, label=words, **look)
+        axes.plot(x, test_loss, "o-" if last else "-", ms=3.2, lw=1.2 if last else 0.9, label=words, **look)
         if last:
-            seen = [_number(value) for value in row["train_loss_by_level"]]
+            train_loss = [_number(value) for value in row["train_loss_by_level"]]
             words = f"training images, step {row['step']:,}"
-            axes.plot(x, seen, "s--", ms=3, lw=1, color=theme.part("skip"), label=words)
-    axes.set(yscale="log", xlabel="log-SNR (clean to the left)", title="denoising loss by noise level")
+            axes.plot(x, train_loss, "s--", ms=3, lw=1, color=theme.part("skip"), label=words)
+    axes.set(yscale="log", xlabel="log-SNR (clean to the left)", title="denoising loss by timestep")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.invert_xaxis()
     _plain_log(axes)
@@ -79,5 +78,5 @@ def _plain_log(axes: Axes) -> None:
 
 
 def _number(value) -> float:
-    """A logged number; what was not finite was logged as null."""
+    """A logged number; one that was not finite was logged as null."""
     return np.nan if value is None else float(value)

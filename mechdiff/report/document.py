@@ -1,5 +1,6 @@
 """The HTML document: figures and tables of a results folder put together by a template."""
 
+import functools
 import json
 from importlib import resources
 from pathlib import Path
@@ -27,8 +28,8 @@ from mechdiff.study.claims import across_seeds
 from mechdiff.study.records import STATISTICS, ExaminedModel
 
 FACTS = ("command", "started", "wall_seconds", "devices", "code", "commit", "packages", "python")
-PAIRS_DRAWN = 3  # pairs of subjects with a scatter plot of their own; the table has all
-DETAILED = 4  # subjects with figures of their own; of more, the first training seed of each data set
+PAIRS_DRAWN = 3  # pairs of models with a scatter plot; the table has all
+DETAILED = 4  # models with figures of their own; of more, the first training seed of each data set
 
 
 def render(manifest: dict, models: list[ExaminedModel], folder: Path) -> str:
@@ -53,22 +54,23 @@ def render(manifest: dict, models: list[ExaminedModel], folder: Path) -> str:
         "planted": trust.planted(folder),
         "calibration": trust.calibration(folder),
         "plants": trust.PLANTS,
+        "methods": trust.METHODS,
     }
     return page.render(css=css, facts=facts, manifest=manifest, everyone=models, **content)
 
 
 def detailed(models: list[ExaminedModel]) -> list[ExaminedModel]:
-    """Those that the report shows one by one: all of a few, else the first training seed of each data set."""
+    """Models shown in detail: all if at most `DETAILED`, else the first training seed of each data set."""
     if len(models) <= DETAILED:
         return models
     first = {}
-    for model in sorted(models, key=lambda one: one.config.seed):
+    for model in sorted(models, key=lambda model: model.config.seed):
         first.setdefault(model.data, model)
     return [model for model in models if model in first.values()]
 
 
 def _together(models: list[ExaminedModel], figures: Path) -> dict:
-    """What all networks say: the claims, and the evidence behind them."""
+    """Template variables of sections 1 and 2: claims, and figures and tables over all networks."""
     networks = [model.network for model in models]
     natural, simple = across_seeds.sides(networks)
     drawn = {}
@@ -79,13 +81,13 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
     alike = across_seeds.alike(networks)
     if alike:
         full = [*natural, *simple] or networks
-        alt = "Pooled Deg% of single components in every network."
+        alt = "Pooled relative loss increase of single components in every network."
         add("seeds-damage", alt, lambda theme: across.draw_damage(theme, full))
     if alike and min(len(natural), len(simple)) > 1:
         ratios = across_seeds.ratios(networks)
         alt = "Ratios of complexity, CelebA over synthetic faces, by several measures."
         add("seeds-ratios", alt, lambda theme: across.draw_ratios(theme, ratios))
-        alt = "Divergence of attention entropy by noise level, between data sets and between seeds."
+        alt = "Divergence of attention entropy by timestep, between data sets and between seeds."
         add("seeds-divergence", alt, lambda theme: across.draw_divergence(theme, natural, simple))
     ladder = across_seeds.ladder(networks)
     if alike and len(ladder) > 1:
@@ -104,7 +106,7 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
 
 
 def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedModel], figures: Path) -> dict:
-    """What the template shows of subjects one by one that isn't in the files as it stands."""
+    """Template variables of single models: figures, sentences and numbers computed from saved results."""
     spans = [
         span
         for model in models
@@ -144,51 +146,53 @@ def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedMode
 
 
 def _pictures(model: ExaminedModel, models: list[ExaminedModel], figures: Path) -> dict:
-    """Figures of one subject: name -> picture (None: nothing to draw) or a list, one per kind of ablation."""
-    everything = [damage for other in models for damage in other.damages.values()]
-    cell = max(float(np.abs(damage.cells.estimate).max()) for damage in everything)
-    pooled = max(float(np.abs(damage.pooled.estimate).max()) for damage in everything)
-    ends, scale = ranking.ends(everything), attention.limits([other.attention for other in models])
+    """Figures of one model: name -> picture (None: nothing to draw), or a list with one per ablation."""
+    all_damages = [damage for other in models for damage in other.damages.values()]
+    cell = max(float(np.abs(damage.cells.estimate).max()) for damage in all_damages)
+    pooled = max(float(np.abs(damage.pooled.estimate).max()) for damage in all_damages)
+    ends, scale = ranking.ends(all_damages), attention.limits([other.attention for other in models])
     damages, unet = list(model.damages.values()), model.config.unet
     first = [model.lead, *(damage for damage in damages if damage is not model.lead)]
 
     def picture(what: str, alt: str, draw) -> Picture:
         return style.picture(figures, f"{what}-{model.name}", f"{alt} of {model.name}.", draw)
 
-    found = dict.fromkeys(("curves", "attention", "ablations")) | {
+    pictures = dict.fromkeys(("curves", "attention", "ablations")) | {
         "map": picture(
             "damage-map",
-            f"Map of Deg% of {len(damages[0].components)} components at {len(damages[0].t)} noise levels",
+            "Map of relative loss increase: "
+            f"{len(damages[0].components)} components at {len(damages[0].t)} timesteps",
             lambda theme: maps.draw(theme, damages, cell),
         ),
         "ranking": picture(
             "ranking",
-            f"Forest plot of the {ranking.SHOWN} components with the largest pooled Deg%",
+            f"Forest plot of the {ranking.SHOWN} components with the largest pooled relative loss increase",
             lambda theme: ranking.draw(theme, model.damages, ends),
         ),
         "schematics": [
             picture(
                 f"schematic-{damage.ablation}",
-                f"The UNet, each component colored by its pooled Deg% under {damage.ablation} ablation,",
+                f"The UNet, each component colored by its pooled ΔL/L under {damage.ablation} ablation,",
                 lambda theme, damage=damage: schematic.draw(theme, unet, damage, pooled),
             )
             for damage in first
         ],
     }
     if model.record.get("log"):
-        found["curves"] = picture("curves", "Loss curves", lambda theme: curves.draw(theme, model))
+        pictures["curves"] = picture("curves", "Loss curves", lambda theme: curves.draw(theme, model))
     if model.attention.sizes["head"]:
-        alt = f"Five attention statistics of {model.attention.sizes['head']} heads by noise level"
-        draw = lambda theme: attention.draw(theme, model.attention, scale)
-        found["attention"] = picture("attention", alt, draw)
+        alt = f"Five attention statistics of {model.attention.sizes['head']} heads by timestep"
+        pictures["attention"] = picture(
+            "attention", alt, lambda theme: attention.draw(theme, model.attention, scale)
+        )
     if len(first) > 1:
-        names = tuple(f"pooled Deg%, {damage.ablation} ablation" for damage in first[:2])
-        found["ablations"] = picture(
+        names = tuple(f"pooled ΔL/L, %, {damage.ablation} ablation" for damage in first[:2])
+        pictures["ablations"] = picture(
             "ablations",
-            f"Scatter plot of pooled Deg% under {first[0].ablation} against {first[1].ablation} ablation",
+            f"Scatter plot of pooled ΔL/L under {first[0].ablation} against {first[1].ablation} ablation",
             lambda theme: ranking.draw_agreement(theme, first[0], first[1], names, ends),
         )
-    return found
+    return pictures
 
 
 def _range(spans: list, models: list[ExaminedModel], figures: Path) -> Picture | None:
@@ -196,26 +200,28 @@ def _range(spans: list, models: list[ExaminedModel], figures: Path) -> Picture |
         return None
     rows = []
     for span in spans:
-        own = ", own samples" if span.model.own_samples else ""
-        rows.append(ranking.Row(f"{span.model.name}\n{span.damage.ablation} ablation{own}", span.damage))
+        inputs = ", own samples" if span.model.own_samples else ""
+        rows.append(ranking.Row(f"{span.model.name}\n{span.damage.ablation} ablation{inputs}", span.damage))
     limits = ranking.ends([span.damage for span in spans])
-    alt = "Pooled Deg% of all components, a row for each model and kind, beside the paper's range."
+    alt = "Pooled ΔL/L of all components, a row for each model and ablation, and the paper's range."
     return style.picture(figures, "range", alt, lambda theme: ranking.draw_range(theme, rows, limits))
 
 
 def _agreements(models: list[ExaminedModel], ablation: str, figures: Path) -> list[Picture]:
-    """Scatter plots of the first pairs of subjects."""
-    found = []
+    """Scatter plots of the first `PAIRS_DRAWN` pairs of models with at least 3 shared components."""
+    pictures = []
     holders = [model for model in models if ablation in model.damages]
     pairs = [(a, b) for i, a in enumerate(holders) for b in holders[i + 1 :]]
     for first, second in pairs[:PAIRS_DRAWN]:
         sides = first.damages[ablation], second.damages[ablation]
         if len(numbers.active(sides[0]) & numbers.active(sides[1])) < 3:
             continue
-        names = tuple(f"pooled Deg%, {model.name}" for model in (first, second))
+        names = tuple(f"pooled ΔL/L, %, {model.name}" for model in (first, second))
         name = f"agreement-{first.name}--{second.name}"
-        alt = f"Scatter plot of pooled Deg% under {ablation} ablation: {first.name} against {second.name}."
+        alt = f"Scatter plot of pooled ΔL/L under {ablation} ablation: {first.name} against {second.name}."
         limits = ranking.ends(list(sides))
-        draw = lambda theme, s=sides, n=names, ends=limits: ranking.draw_agreement(theme, *s, n, ends)
-        found.append(style.picture(figures, name, alt, draw))
-    return found
+        draw = functools.partial(
+            ranking.draw_agreement, first=sides[0], second=sides[1], names=names, limits=limits
+        )
+        pictures.append(style.picture(figures, name, alt, draw))
+    return pictures

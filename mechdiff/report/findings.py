@@ -11,9 +11,9 @@ from mechdiff.report.style import WORDS, Number, number
 from mechdiff.study.records import ExaminedModel
 
 
-def between(found: Value, unit: str = "") -> Markup:
+def between(value: Value, unit: str = "") -> Markup:
     """An estimate and its interval: `12.3 % [10.1, 14.9]`."""
-    words = f"{precise(found.estimate)}{unit} [{precise(found.low)}, {precise(found.high)}]"
+    words = f"{precise(value.estimate)}{unit} [{precise(value.low)}, {precise(value.high)}]"
     return Markup('<span class="n">{}</span>').format(words)
 
 
@@ -30,22 +30,26 @@ def precise(value: Number) -> str:
 
 
 def sample(model: ExaminedModel, seeds: dict[str, int]) -> str:
-    """How much data stands behind a statement about one subject."""
+    """Numbers of images, people and training seeds of one model."""
     others = seeds[model.data] - 1
-    more = f" ({_count(others, 'other seed')} of this data examined beside it)" if others else ""
-    each = f" at each level, {model.network.images_total:,} in all" * (
-        model.network.images_total > model.images
-    )
-    people = f" of {model.network.people} people" * (model.network.people > 0)
-    return f"n = {model.images} images{each}{people}, n = 1 trained seed{more}"
+    images_total, people = model.network.images_total, model.network.people
+    text = f"n = {model.images} images"
+    if images_total > model.images:
+        text += f" at each timestep, {images_total:,} in all"
+    if people:
+        text += f" of {people} people"
+    text += ", n = 1 trained seed"
+    if others:
+        text += f" ({_count(others, 'other seed')} of this data examined too)"
+    return text
 
 
 def about(model: ExaminedModel) -> list[Markup]:
-    """What was found on one subject."""
+    """The findings on one model, a sentence each."""
     grids = map(_grid, model.damages.values())
     spreads = _spread(model), _hidden(model), _attention(model)
-    found = [_worst(model), _parts(model), *grids, *spreads]
-    return [sentence for sentence in found if sentence]
+    sentences = [_worst(model), _parts(model), *grids, *spreads]
+    return [sentence for sentence in sentences if sentence]
 
 
 def _worst(model: ExaminedModel) -> Markup | None:
@@ -53,47 +57,53 @@ def _worst(model: ExaminedModel) -> Markup | None:
     for damage in model.damages.values():
         span = numbers.extent(model, damage)
         if span is not None:
-            words = Markup("under {} ablation <code>{}</code>, pooled Deg% = {}")
+            words = Markup("under {} ablation <code>{}</code>, pooled ΔL/L = {}")
             parts.append(words.format(damage.ablation, span.most, between(span.high, " %")))
     if not parts:
-        return Markup("No component changed any prediction: nothing was tested.")
-    return Markup("<b>Costliest single component:</b> {}.").format(Markup("; ").join(parts))
+        return Markup("No ablation changed any prediction: nothing was tested.")
+    return Markup("<b>Largest effect of a single component:</b> {}.").format(Markup("; ").join(parts))
 
 
 def _parts(model: ExaminedModel) -> Markup | None:
-    found = numbers.part_means(model, model.lead.ablation)
-    if not found:
+    means = numbers.part_means(model, model.lead.ablation)
+    if not means:
         return None
-    item = Markup("{} {} ({} of them)").format
-    parts = [item(WORDS.get(part, part), between(mean, " %"), count) for part, (count, mean) in found.items()]
-    words = Markup("<b>Which kinds of components:</b> mean pooled Deg% under {} ablation: {}.")
-    return words.format(model.lead.ablation, Markup("; ").join(parts))
+    items = [
+        Markup("{} {} (n = {})").format(WORDS.get(component_type, component_type), between(mean, " %"), count)
+        for component_type, (count, mean) in means.items()
+    ]
+    words = Markup("<b>By component type:</b> mean pooled ΔL/L under {} ablation: {}.")
+    return words.format(model.lead.ablation, Markup("; ").join(items))
 
 
 def _grid(damage: Effects) -> Markup:
-    worse, better = numbers.told_apart(damage)
+    raised, lowered = numbers.told_apart(damage)
     words = (
-        "<b>Map, {} ablation:</b> {} of {} component × level cells differ from no change (max-T, p < {:g} "
-        "for the whole family of {}): {} raise the loss, {} lower it. {}"
+        "<b>Map, {} ablation:</b> {} of {} component × timestep cells are significant (max-T, p < {:g} in "
+        "the family of {}): {} raise the loss, {} lower it. {}"
     )
     idle = int(damage.idle.sum())
-    tail = f"{_count(idle, 'component')} of {len(damage.idle)} changed nothing at all." if idle else ""
-    sure, family = worse + better, damage.p.size
-    return Markup(words).format(damage.ablation, sure, family, numbers.ALPHA, family, worse, better, tail)
+    tail = (
+        f"Of {_count(len(damage.idle), 'component')}, ablating {idle} changed no prediction." if idle else ""
+    )
+    significant, family = raised + lowered, damage.p.size
+    return Markup(words).format(
+        damage.ablation, significant, family, numbers.ALPHA, family, raised, lowered, tail
+    )
 
 
 def _spread(model: ExaminedModel) -> Markup:
     damage = model.lead
     words = (
-        "<b>Concentration:</b> under {} ablation, damage is spread over an effective {} of {} components "
-        "that it can see (exp of the entropy of their shares)."
+        "<b>Concentration:</b> under {} ablation, the effective number of components (exp of the entropy of "
+        "their shares of pooled |ΔL/L|) is {}, of {} whose ablation changed a prediction."
     )
-    seen = int((~damage.idle).sum())
-    return Markup(words).format(damage.ablation, between(numbers.value(damage.effective)), seen)
+    active = int((~damage.idle).sum())
+    return Markup(words).format(damage.ablation, between(numbers.value(damage.effective)), active)
 
 
 def _hidden(model: ExaminedModel) -> Markup | None:
-    """What a mean over levels and pictures would hide: effects of both signs, and those on few pictures."""
+    """Effects that the mean over timesteps and images hides: of both signs, or on few images."""
     damage = model.lead
     active = np.flatnonzero(~damage.idle)
     if not len(active):
@@ -101,15 +111,16 @@ def _hidden(model: ExaminedModel) -> Markup | None:
     varied = active[(damage.rms.estimate - np.abs(damage.pooled.estimate))[active].argmax()]
     rare = active[(damage.quantiles[:, -1] - damage.quantiles[:, 1])[active].argmax()]
     words = (
-        "<b>Behind the means,</b> {} ablation: <code>{}</code> varies most over levels, root mean square {} "
-        "at a mean of {}; <code>{}</code> most over pictures: it hurts {:.0f} % of them, the median by {} %, "
-        "the worst twentieth by {} % or more."
+        "<b>Variation,</b> {} ablation: <code>{}</code> varies most over timesteps, root mean square of ΔL/L "
+        "{} at a mean of {}; <code>{}</code> most over images: the loss rises on {:.0f} % of them; median "
+        "{} %, 95 % quantile {} %."
     )
-    middle, worst = (precise(damage.quantiles[rare, i]) for i in (1, -1))
-    rms, mean = (between(numbers.value(each, varied), " %") for each in (damage.rms, damage.pooled))
+    median, highest = (precise(damage.quantiles[rare, i]) for i in (1, -1))
+    rms = between(numbers.value(damage.rms, varied), " %")
+    mean = between(numbers.value(damage.pooled, varied), " %")
     names = [damage.components[i] for i in (varied, rare)]
-    hurt = 100 * damage.hurt.estimate[rare]
-    return Markup(words).format(damage.ablation, names[0], rms, mean, names[1], hurt, middle, worst)
+    raised = 100 * damage.hurt.estimate[rare]
+    return Markup(words).format(damage.ablation, names[0], rms, mean, names[1], raised, median, highest)
 
 
 def _attention(model: ExaminedModel) -> Markup | None:
@@ -119,8 +130,8 @@ def _attention(model: ExaminedModel) -> Markup | None:
     heads = numbers.attention_extremes(data)
     clean, noisy = numbers.attention_ends(data)
     words = (
-        "<b>Attention:</b> averaged over heads, H / ln Nk is {} at the cleanest level and {} at the "
-        "noisiest; over all levels the most focused head is <code>{}</code> ({}), the most diffuse "
+        "<b>Attention:</b> averaged over heads, H / ln Nk is {} at the least noisy timestep and {} at the "
+        "most noisy; over all timesteps the most focused head is <code>{}</code> ({}), the most diffuse "
         "<code>{}</code> ({})."
     )
     sides = [between(clean), between(noisy)]
@@ -129,53 +140,57 @@ def _attention(model: ExaminedModel) -> Markup | None:
     return Markup(words).format(*sides)
 
 
-def agreements(found: list[Agreement], ablation: str) -> list[Markup]:
-    """How far subjects rank components alike."""
+def agreements(pairs: list[Agreement], ablation: str) -> list[Markup]:
+    """Agreement of the rankings of components between models."""
     words = (
-        "<b>{} and {}</b> ({}): the rank correlation of their components’ damage is Spearman ρ = {} under {} "
-        "ablation, over {} components; {} of the top {} are the same (n ≥ {} images and n = 1 seed a side)."
+        "<b>{} and {}</b> ({}): the rank correlation of pooled ΔL/L over components is Spearman ρ = {} under "
+        "{} ablation, over {} components; {} of the top {} are the same (n ≥ {} images, n = 1 seed a side)."
     )
     return [
         Markup(words).format(
             item.first, item.second, item.relation, between(item.value), ablation,
             item.components, item.shared, min(numbers.TOP, item.components), item.n,
         )
-        for item in found
+        for item in pairs
     ]  # fmt: skip
 
 
-def ranges(found: list[Extent]) -> list[Markup]:
-    """The ranges of degradation, and how they stand to the paper's."""
+def ranges(spans: list[Extent]) -> list[Markup]:
+    """The ranges of pooled ΔL/L over components, and that of the paper's abstract."""
     words = (
-        "<b>Range over components, {} ({} ablation):</b> pooled Deg% from {} (<code>{}</code>) to {} "
+        "<b>Range over components, {} ({} ablation):</b> pooled ΔL/L from {} (<code>{}</code>) to {} "
         "(<code>{}</code>); n = {} images, n = 1 seed."
     )
     sentences = [
         Markup(words).format(
             item.model.name,
             item.damage.ablation,
-            *(between(item.low, " %"), item.least, between(item.high, " %"), item.most, item.damage.n),
+            between(item.low, " %"),
+            item.least,
+            between(item.high, " %"),
+            item.most,
+            item.damage.n,
         )
-        for item in found
+        for item in spans
     ]
-    beside = (
+    paper = (
         "The abstract of the paper names a degradation of {:g} % to {:g} %, for an estimand that is not "
-        "known: the ranges stand side by side (section 10), but are not measurements of the same thing."
+        "known: the ranges are shown side by side (section 10), but do not measure the same quantity."
     )
-    return [*sentences, Markup(beside).format(*PAPER)]
+    return [*sentences, Markup(paper).format(*PAPER)]
 
 
 def memorization(model: ExaminedModel) -> str:
-    """Whether samples lie close to training pictures, in one sentence."""
-    found = model.record.get("memorization")
-    if not found:
+    """Distances of samples and of held-out images to the training images."""
+    record = model.record.get("memorization")
+    if not record:
         return "No memorization figures were saved with this model."
-    ours, theirs = number(found["samples_nearest"]), number(found["held_out_nearest"])
+    samples, held_out = number(record["samples_nearest"]), number(record["held_out_nearest"])
     return (
-        f"Median RMS distance to the nearest training picture: samples {ours}, held-out pictures {theirs} "
-        f"(pixels in [−1, 1]; ratio {number(found['ratio'])}, far below 1 if pictures were remembered). "
-        f"{100 * found['copies']:.1f} % of samples lie nearer to a training picture than 99 % of held-out "
-        "pictures do; 1 % is expected without memorization."
+        f"Median RMS distance to the nearest training image: samples {samples}, held-out images {held_out} "
+        f"(pixels in [−1, 1]; ratio {number(record['ratio'])}, far below 1 if images were memorized). "
+        f"{100 * record['copies']:.1f} % of samples are closer to a training image than the 1st percentile "
+        "of held-out images; 1 % is expected without memorization."
     )
 
 

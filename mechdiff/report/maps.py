@@ -1,4 +1,4 @@
-"""Damage maps: components x noise levels, one panel per kind of ablation."""
+"""Maps of relative loss increase: components x timesteps, one panel per ablation."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,25 +11,26 @@ from mechdiff.analysis.effects import Effects
 from mechdiff.report import style
 from mechdiff.report.style import Theme
 
-ALPHA = 0.05  # of the whole grid
+ALPHA = 0.05  # family-wise, of all cells of a map
 ROW = 0.145  # inches
-BREAK = 0.9  # rows between kinds of components
-KEY = 4.7  # inches that the scale and its key need
+BREAK = 0.9  # rows between component types
+KEY = 4.7  # inches for the color scale and its key
 LEFT, RIGHT, TOP, BOTTOM = 1.75, 0.1, 0.35, 1.1  # inches around the panels
 
 
 def rows(damage: Effects) -> list[int | None]:
-    """Components by kind, then by depth; None where a gap stands between kinds."""
-    found: list[int | None] = []
-    for part in dict.fromkeys(["res", "head", "skip", "time", *damage.part]):
-        members = [i for i, own in enumerate(damage.part) if own == part]
-        if members:
-            found += ([None] if found else []) + sorted(members, key=lambda i: (damage.depth[i], i))
-    return found
+    """Components by component type, then by depth; None for the gap between types."""
+    order: list[int | None] = []
+    for component_type in dict.fromkeys(["res", "head", "skip", "time", *damage.part]):
+        members = [i for i, other in enumerate(damage.part) if other == component_type]
+        if members and order:
+            order.append(None)
+        order += sorted(members, key=lambda i: (damage.depth[i], i))
+    return order
 
 
 def draw(theme: Theme, damages: list[Effects], largest: float) -> Figure:
-    """One panel per kind of ablation, sharing rows and a scale that ends at +-`largest` %."""
+    """One panel per ablation, with the same rows and a color scale from -`largest` to +`largest` %."""
     order = rows(damages[0])
     edges = np.cumsum([0.0] + [BREAK if i is None else 1.0 for i in order])
     wide = max(2.6, 0.36 * len(damages[0].t))
@@ -70,17 +71,18 @@ def _panel(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np.nda
 
 
 def _uncertain(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np.ndarray) -> None:
-    """Cells not told apart from no change, faded and hatched; one path for all, neighbors together."""
-    runs = []  # row, first level, level behind the last
+    """Fades and hatches cells that are not significant; neighboring cells form one box."""
+    runs = []  # row, first timestep, timestep after the last
     for k, i in enumerate(order):
         if i is not None:
             steps = np.diff(np.concatenate([[0], ~(damage.p[i] < ALPHA), [0]]).astype(int))
-            runs += [(k, *run) for run in zip(np.flatnonzero(steps == 1), np.flatnonzero(steps == -1))]
+            starts, stops = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
+            runs += [(k, start, stop) for start, stop in zip(starts, stops, strict=True)]
     if not runs:
         return
     boxes = [
-        [(j, edges[k]), (end, edges[k]), (end, edges[k + 1]), (j, edges[k + 1]), (j, edges[k])]
-        for k, j, end in runs
+        [(start, edges[k]), (stop, edges[k]), (stop, edges[k + 1]), (start, edges[k + 1]), (start, edges[k])]
+        for k, start, stop in runs
     ]
     path = Path.make_compound_path(*(Path(box, closed=True) for box in boxes))
     axes.add_patch(PathPatch(path, facecolor=theme.paper, alpha=0.55, linewidth=0))
@@ -89,7 +91,7 @@ def _uncertain(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np
 
 
 def _labels(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np.ndarray) -> None:
-    """Component names, and the kinds along a colored bar at the far left."""
+    """Component names, and component types along a colored bar at the far left."""
     across = axes.get_yaxis_transform()
     for k, i in enumerate(order):
         if i is not None:
@@ -97,16 +99,17 @@ def _labels(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np.nd
             place = {"ha": "right", "va": "center_baseline", "transform": across}
             axes.text(-0.02, at, damage.components[i], size=6.6, **place)
     inch = 1 / (axes.get_position().width * axes.figure.get_figwidth())
-    for part in dict.fromkeys(damage.part):
-        inside = [k for k, i in enumerate(order) if i is not None and damage.part[i] == part]
+    for component_type in dict.fromkeys(damage.part):
+        inside = [k for k, i in enumerate(order) if i is not None and damage.part[i] == component_type]
         low, high = edges[inside[0]], edges[inside[-1] + 1]
         x = -1.42 * inch
-        line = {"color": theme.part(part), "lw": 2.2, "solid_capstyle": "butt"}
+        line = {"color": theme.part(component_type), "lw": 2.2, "solid_capstyle": "butt"}
         axes.plot([x, x], [low + 0.1, high - 0.1], transform=across, clip_on=False, **line)
-        words = style.WORDS.get(part, part)
-        short = words if (high - low) * ROW > 0.062 * len(words) else part
+        words = style.WORDS.get(component_type, component_type)
+        short = words if (high - low) * ROW > 0.062 * len(words) else component_type
         place = {"rotation": 90, "ha": "right", "va": "center", "transform": across}
-        axes.text(x - 0.08 * inch, (low + high) / 2, short, size=7.2, color=theme.part(part), **place)
+        color = theme.part(component_type)
+        axes.text(x - 0.08 * inch, (low + high) / 2, short, size=7.2, color=color, **place)
 
 
 def _scale(figure: Figure, theme: Theme, largest: float, width: float, height: float) -> None:
@@ -118,7 +121,7 @@ def _scale(figure: Figure, theme: Theme, largest: float, width: float, height: f
     colors.ax.minorticks_off()
     colors.outline.set_linewidth(0.5)
     bar.tick_params(labelsize=6.5)
-    bar.set_title("Deg% at this level", size=7, pad=3)
+    bar.set_title("ΔL/L at this timestep, %", size=7, pad=3)
     text = {"size": 7, "va": "center", "ha": "right"}
     figure.text((LEFT - 0.12) / width, (BOTTOM - 0.12) / height, "log-SNR", color=theme.muted, **text)
     figure.text((LEFT - 0.12) / width, (BOTTOM - 0.235) / height, "t", color=theme.muted, **text)
@@ -126,5 +129,5 @@ def _scale(figure: Figure, theme: Theme, largest: float, width: float, height: f
     hatch = {"facecolor": "none", "edgecolor": theme.muted, "hatch": "/////"}
     key.add_patch(PathPatch(Path.unit_rectangle(), lw=0.5, **hatch))
     key.axis("off")
-    words = f"not told apart from 0\n(max-T p ≥ {ALPHA:g})"
+    words = f"not significant\n(max-T p ≥ {ALPHA:g})"
     figure.text((LEFT + 3.15) / width, 0.4 / height, words, size=6.8, va="center", linespacing=1.3)

@@ -1,4 +1,4 @@
-"""Pooled damage: ranked bottlenecks, the range over components, and agreement between kinds and subjects."""
+"""Pooled ΔL/L: ranked components, their range, and agreement between ablations and between models."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,8 @@ PAPER = (25.6, 128.3)  # % degradation, abstract of arXiv 2506.17237
 
 
 def draw(theme: Theme, damages: dict[str, Effects], ends: tuple[float, float], lead: str = "mean") -> Figure:
-    """Forest plot of the `SHOWN` most damaging components under `lead`; other kinds as open marks below."""
+    """Forest plot of the `SHOWN` components with the largest pooled ΔL/L under `lead`; other ablations as
+    open marks below."""
     first = damages.get(lead) or next(iter(damages.values()))
     order = first.order[:SHOWN].tolist()
     ablations = [first, *(damage for damage in damages.values() if damage is not first)]
@@ -26,14 +27,14 @@ def draw(theme: Theme, damages: dict[str, Effects], ends: tuple[float, float], l
         shift = (k - (len(ablations) - 1) / 2) * 0.3
         for place, i in enumerate(order):
             _mark(axes, theme, damage, i, place + shift, filled=k == 0)
-    axes.set(ylim=(len(order) - 0.4, -0.6), xlabel="pooled Deg% with 95 % interval")
+    axes.set(ylim=(len(order) - 0.4, -0.6), xlabel="pooled ΔL/L, %, with 95 % interval")
     axes.set_yticks(range(len(order)), [first.components[i] for i in order], color=theme.ink, size=7)
     axes.tick_params(axis="y", length=0)
     style.symlog((axes, "x"), *ends)
     axes.grid(axis="x")
     axes.axvline(0, color=theme.muted, lw=0.8)
     axes.spines["left"].set_visible(False)
-    _kinds_key(axes, theme, [damage.ablation for damage in ablations])
+    _ablations_key(axes, theme, [damage.ablation for damage in ablations])
     return figure
 
 
@@ -48,7 +49,7 @@ def _mark(axes: Axes, theme: Theme, damage: Effects, i: int, y: float, filled: b
     )  # fmt: skip
 
 
-def _kinds_key(axes: Axes, theme: Theme, ablations: list[str]) -> None:
+def _ablations_key(axes: Axes, theme: Theme, ablations: list[str]) -> None:
     for k, ablation in enumerate(ablations):
         face = theme.ink if k == 0 else theme.paper
         look = {"color": theme.ink, "markerfacecolor": face, "ms": 4.6, "markeredgewidth": 0.9}
@@ -58,7 +59,7 @@ def _kinds_key(axes: Axes, theme: Theme, ablations: list[str]) -> None:
 
 
 def ends(damages: list[Effects]) -> tuple[float, float]:
-    """Ends of an axis that holds the pooled intervals of all."""
+    """Ends of an axis that shows the intervals of pooled ΔL/L of all, in %."""
     low = min(float(damage.pooled.low.min()) for damage in damages)
     high = max(float(damage.pooled.high.max()) for damage in damages)
     return min(-0.3, 1.3 * low), max(1.5, 1.25 * high)
@@ -73,7 +74,7 @@ class Row:
 
 
 def draw_range(theme: Theme, rows: list[Row], limits: tuple[float, float]) -> Figure:
-    """Pooled Deg% of all components of each row, beside the range that the paper names."""
+    """Pooled ΔL/L of all components of each row, and the range in the paper's abstract."""
     height = 1.2 + 0.42 * len(rows)
     figure = style.figure(8.2, height)
     axes = figure.add_axes((0.29, 0.55 / height, 0.69, (height - 0.95) / height))
@@ -84,7 +85,7 @@ def draw_range(theme: Theme, rows: list[Row], limits: tuple[float, float]) -> Fi
     axes.text(np.sqrt(PAPER[0] * PAPER[1]), -0.62, words, size=6.8, **place)
     for y, row in enumerate(rows):
         _strip(axes, theme, row.damage, y)
-    axes.set(ylim=(len(rows) - 0.45, -0.6), xlabel="pooled Deg% (ours)")
+    axes.set(ylim=(len(rows) - 0.45, -0.6), xlabel="pooled ΔL/L, % (ours)")
     axes.set_yticks(range(len(rows)), [row.label for row in rows], color=theme.ink, size=7.4)
     axes.tick_params(axis="y", length=0)
     style.symlog((axes, "x"), low, high)
@@ -95,16 +96,16 @@ def draw_range(theme: Theme, rows: list[Row], limits: tuple[float, float]) -> Fi
 
 
 def _strip(axes: Axes, theme: Theme, damage: Effects, y: float) -> None:
-    """Components that did something as marks, scattered a little, on a line from least to most."""
+    """Components that are not idle as jittered marks, on a line from the smallest to the largest value."""
     active = np.flatnonzero(~damage.idle)
     if not len(active):
         return
     values = damage.pooled.estimate[active]
     axes.plot([values.min(), values.max()], [y, y], color=theme.ink, lw=0.8, zorder=1)
     heights = y + 0.26 * (2 * ((np.arange(len(active)) * 0.61803) % 1) - 1)
-    for part, own in _by_part(damage, active):
-        look = {"ms": 3.4, "color": theme.part(part), "alpha": 0.85, "mew": 0, "ls": ""}
-        axes.plot(values[own], heights[own], MARKERS.get(part, "o"), **look)
+    for component_type, places in _by_type(damage, active):
+        look = {"ms": 3.4, "color": theme.part(component_type), "alpha": 0.85, "mew": 0, "ls": ""}
+        axes.plot(values[places], heights[places], MARKERS.get(component_type, "o"), **look)
     for value, side in ((values.min(), "right"), (values.max(), "left")):
         gap = -4 if side == "right" else 4
         place = {"xytext": (gap, 0), "textcoords": "offset points", "ha": side, "va": "center_baseline"}
@@ -114,31 +115,34 @@ def _strip(axes: Axes, theme: Theme, damage: Effects, y: float) -> None:
 def draw_agreement(
     theme: Theme, first: Effects, second: Effects, names: tuple[str, str], limits: tuple[float, float]
 ) -> Figure:
-    """Pooled Deg% of the components that two sides share, with intervals; the diagonal is agreement."""
+    """Pooled ΔL/L of the components that two sides share, with intervals; the diagonal is equality."""
     figure = style.figure(4.1, 4.0)
     axes = figure.add_axes((0.17, 0.145, 0.80, 0.80))
     where = {name: i for i, name in enumerate(second.components)}
     pairs = [(i, where[name]) for i, name in enumerate(first.components) if name in where]
     pairs = np.array([(i, j) for i, j in pairs if not (first.idle[i] or second.idle[j])], int).reshape(-1, 2)
-    parts = _by_part(first, pairs[:, 0])
-    for part, own in parts:
-        (x, wide), (y, tall) = (_bars(side, rows) for side, rows in zip((first, second), pairs[own].T))
-        look = {"color": theme.part(part), "ms": 4, "mew": 0, "label": WORDS.get(part, part)}
-        axes.errorbar(x, y, tall, wide, fmt=MARKERS.get(part, "o"), elinewidth=0.7, **look)
+    types = _by_type(first, pairs[:, 0])
+    for component_type, places in types:
+        x, x_errors = _bars(first, pairs[places, 0])
+        y, y_errors = _bars(second, pairs[places, 1])
+        label = WORDS.get(component_type, component_type)
+        look = {"color": theme.part(component_type), "ms": 4, "mew": 0, "label": label}
+        marker = MARKERS.get(component_type, "o")
+        axes.errorbar(x, y, yerr=y_errors, xerr=x_errors, fmt=marker, elinewidth=0.7, **look)
     for which in "xy":
         style.symlog((axes, which), *limits)
     axes.plot(limits, limits, color=theme.muted, lw=0.7, ls=(0, (4, 3)), zorder=0)
     axes.set(xlabel=names[0], ylabel=names[1])
     axes.grid()
-    if parts:
+    if types:
         axes.legend(fontsize=6.6, labelcolor=theme.ink, loc="upper left", handletextpad=0.2)
     return figure
 
 
-def _by_part(damage: Effects, rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Kinds of components among `rows`, each with the places where they stand in `rows`."""
-    own = np.array([damage.part[i] for i in rows])
-    return [(str(part), np.flatnonzero(own == part)) for part in dict.fromkeys(own)]
+def _by_type(damage: Effects, rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Component types among `rows`, each with its positions in `rows`."""
+    types = np.array([damage.part[i] for i in rows])
+    return [(str(name), np.flatnonzero(types == name)) for name in dict.fromkeys(types)]
 
 
 def _bars(damage: Effects, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

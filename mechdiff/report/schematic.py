@@ -1,4 +1,4 @@
-"""A drawing of the network: stages along a U, skips as bridges, every component colored by its damage."""
+"""Diagram of the UNet: stages along a U, skips as bridges, components colored by pooled ΔL/L."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ MARGIN = 2.3  # columns left of the U, for resolutions
 
 @dataclass(frozen=True)
 class Plan:
-    """Where everything stands.
+    """Layout of the diagram, in columns.
 
     Attributes:
       stages: in order; stage i stands in column i.
       row: row of each stage, 0 for the highest resolution.
-      middle: height of each row's middle.
-      bridges: (from stage, to stage, height of its deck) of each skip tensor.
+      middle: vertical center of each row.
+      bridges: (from stage, to stage, height of the bridge) of each skip tensor.
     """
 
     stages: tuple[Stage, ...]
@@ -42,16 +42,16 @@ class Plan:
     bridges: tuple[tuple[int, int, float], ...]
 
     def place(self, i: int) -> tuple[float, float]:
-        """Middle of stage i."""
+        """Center of stage i."""
         return float(i), self.middle[self.row[i]]
 
 
 def plan(config: UNetConfig) -> Plan:
     """Layout of a network: a row for each resolution, bridges nested over the rows they span."""
-    found = stages(config)
-    row = tuple(int(np.log2(config.image_size // stage.resolution)) for stage in found)
+    in_order = stages(config)
+    row = tuple(int(np.log2(config.image_size // stage.resolution)) for stage in in_order)
     stack, pairs = [], []
-    for i, stage in enumerate(found):
+    for i, stage in enumerate(in_order):
         if stage.pop:
             pairs.append((stack.pop(), i))
         if stage.push:
@@ -62,11 +62,11 @@ def plan(config: UNetConfig) -> Plan:
     for below in range(1, max(row) + 1):
         middle.append(middle[-1] - FOOT - TALL - GAP - BRIDGE * max(0, count[below] - 1) - 0.25)
     decks = tuple((a, b, middle[row[a]] + TALL + GAP + BRIDGE * rank[a, b]) for a, b in pairs)
-    return Plan(found, row, tuple(middle), decks)
+    return Plan(in_order, row, tuple(middle), decks)
 
 
 def draw(theme: Theme, config: UNetConfig, damage: Effects, largest: float) -> Figure:
-    """The network of `config`, colored by pooled Deg% on a scale that ends at +-`largest`."""
+    """The network of `config`, colored by pooled ΔL/L on a scale from -`largest` to +`largest` %."""
     where = plan(config)
     top = max([deck for *_, deck in where.bridges] + [TALL]) + 0.35
     bottom = where.middle[-1] - FOOT - 0.35 - STRIP
@@ -92,11 +92,11 @@ class _Paint:
     def __init__(self, theme: Theme, damage: Effects, largest: float):
         self.theme = theme
         self.norm, self.map = style.damage_norm(largest), theme.damage_map
-        self.value = dict(zip(damage.components, damage.pooled.estimate))
-        self.idle = {name for name, idle in zip(damage.components, damage.idle) if idle}
+        self.value = dict(zip(damage.components, damage.pooled.estimate, strict=True))
+        self.idle = {name for name, idle in zip(damage.components, damage.idle, strict=True) if idle}
 
     def fill(self, name: str) -> dict:
-        """Face and edge of a component; an unmeasured or idle one is left empty."""
+        """Face and edge of a component; one that is not measured or idle is empty and dotted."""
         if name not in self.value or name in self.idle:
             return {**_plain(self.theme), "linestyle": ":"}
         return {**_plain(self.theme), "facecolor": self.color(name)}
@@ -105,7 +105,7 @@ class _Paint:
         return self.map(self.norm(self.value[name]))
 
     def label(self, axes: Axes, name: str, x: float, y: float, size: float = 6.2) -> None:
-        """The pooled Deg% of a component, written on it."""
+        """Writes the pooled ΔL/L of a component, in %, on it."""
         if name in self.value and name not in self.idle:
             ink = style.readable_on(self.color(name))
             axes.text(x, y, number(self.value[name]), size=size, color=ink, ha="center", va="center_baseline")
@@ -113,7 +113,7 @@ class _Paint:
 
 def _rows(axes: Axes, theme: Theme, where: Plan) -> None:
     for row, y in enumerate(where.middle):
-        inside = [stage for stage, r in zip(where.stages, where.row) if r == row]
+        inside = [stage for stage, r in zip(where.stages, where.row, strict=True) if r == row]
         side, width = inside[0].resolution, max(stage.width for stage in inside if stage.op == "block")
         axes.plot([-1.0, len(where.stages) - 0.6], [y, y], color=theme.rule, lw=0.5, ls=(0, (1, 3)), zorder=0)
         axes.text(-1.15, y + 0.06, f"{side} × {side}", ha="right", va="bottom", size=8.5)
@@ -209,9 +209,9 @@ def _groups(axes: Axes, theme: Theme, where: Plan) -> None:
     runs: dict[tuple[str, int], list[int]] = {}
     for i, stage in enumerate(where.stages):
         if "." in stage.name:
-            group, own = stage.name.split(".")
+            group, short = stage.name.split(".")
             runs.setdefault((group, where.row[i]), []).append(i)
-            word = {"downsample": "down", "upsample": "up"}.get(own, own)
+            word = {"downsample": "down", "upsample": "up"}.get(short, short)
             place = {"ha": "center", "va": "baseline", "color": theme.muted}
             axes.text(i, where.place(i)[1] - 1.12, word, size=5.6, **place)
     for (group, row), members in runs.items():
@@ -232,7 +232,7 @@ def _key(figure: Figure, axes: Axes, paint: _Paint, bottom: float) -> None:
     colors.ax.minorticks_off()
     colors.outline.set_linewidth(0.5)
     bar.tick_params(labelsize=6.5)
-    bar.set_title("pooled Deg%", size=7, pad=3)
+    bar.set_title("pooled ΔL/L, %", size=7, pad=3)
     x, y = 4.6, bottom + 0.6
     shapes = (
         (lambda x: Rectangle((x - 0.2, y - 0.2), 0.4, 0.4), "residual branch", 3.3),

@@ -1,4 +1,4 @@
-"""The look of all figures: two themes, colors per kind of component, symlog scales, and saving."""
+"""Style of all figures: two themes, colors by component type, symlog scales, and saving."""
 
 import base64
 import io
@@ -20,13 +20,13 @@ FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Libera
 
 @dataclass(frozen=True)
 class Theme:
-    """Colors of a page; `parts` are Okabe and Ito's, which color-blind readers tell apart.
+    """Colors of a page; `parts` are Okabe and Ito's palette, which is safe for color-blind readers.
 
     Attributes:
       paper, ink, muted, rule: background, text, secondary text, hairlines.
-      parts: kind of component -> color.
-      damage: colors from negative over none (the paper) to large damage.
-      sequential: name of a color map.
+      parts: component type -> color.
+      damage: colors of negative, zero (the paper) to large ΔL/L.
+      sequential: name of a matplotlib color map.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Theme:
 
     @property
     def damage_map(self) -> LinearSegmentedColormap:
-        """Diverging, with no damage in the color of the paper."""
+        """Diverging color map; ΔL/L = 0 has the color of the paper."""
         return LinearSegmentedColormap.from_list(f"damage-{self.name}", self.damage)
 
     def part(self, name: str) -> str:
-        """Color of a kind of component."""
+        """Color of a component type."""
         return self.parts.get(name, self.muted)
 
 
@@ -77,7 +77,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure ready for the page: data URIs for both themes, its size in CSS pixels, what it shows."""
+    """A figure ready for the page: data URIs for both themes, size in CSS pixels, alternative text."""
 
     name: str
     light: str
@@ -141,7 +141,7 @@ def picture(folder: Path, name: str, alt: str, draw: Draw) -> Picture:
 
 
 def svg(figure: Figure) -> bytes:
-    """SVG with its words as text in the reader's own sans serif, the same bytes every time."""
+    """SVG bytes, deterministic, with text in the reader's sans-serif font."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue().decode()
@@ -157,17 +157,17 @@ def _png(figure: Figure, theme: Theme) -> bytes:
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """The bytes as an address that needs no request."""
+    """The bytes as a base64 data URI."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def figure(width: float, height: float, **layout) -> Figure:
-    """An empty figure, inches."""
+    """An empty figure; width and height in inches."""
     return Figure(figsize=(width, height), **layout)
 
 
 def damage_norm(largest: Number) -> SymLogNorm:
-    """Symmetric scale of Deg%, linear within +-1 % and logarithmic beyond, up to `largest`."""
+    """Symmetric scale of ΔL/L in %, linear within +-1 % and logarithmic beyond, up to `largest`."""
     largest = max(2.0, float(largest))
     return SymLogNorm(linthresh=1.0, linscale=0.6, vmin=-largest, vmax=largest, base=10)
 
@@ -208,7 +208,7 @@ def level_label(log_snr: Number) -> str:
 
 
 def readable_on(color) -> str:
-    """Black or white, whichever is read better on `color` (relative luminance, WCAG 2)."""
+    """Black or white, whichever has more contrast on `color` (relative luminance, WCAG 2)."""
     rgb = np.asarray(matplotlib.colors.to_rgb(color))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     return "#111111" if linear @ np.array([0.2126, 0.7152, 0.0722]) > 0.18 else "#ffffff"

@@ -1,4 +1,4 @@
-"""What is known of the instrument itself: methods on planted truth, calibration where there is nothing."""
+"""Validation in the report: methods on planted networks, calibration of tests and intervals."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +15,15 @@ PLANTS = {
     "detail": "detail",
     "harmful": "harmful",
 }
+METHODS = {  # names in saved results -> today's, for a reader
+    "discovery at every level": "discovery at every timestep",
+    "discovery with stand-ins": "discovery with backup components",
+}
 
 
 class Planted(NamedTuple):
-    """AUROC of every method on every plant: method -> plant -> (mean, low, high), None where not asked.
+    """AUROC of every method on every planted network: method -> family -> (mean, low, high); None where the
+    method does not apply.
 
     `instances`: fewest and most networks behind a number; `command`: that made it.
     """
@@ -33,14 +38,14 @@ def planted(folder: Path) -> Planted | None:
     """From `planted.json` in the folder, as `experiments.planted` writes it; None if it is not there.
 
     Raises:
-      DataError: it can't be read, or is something else.
+      DataError: the file is unreadable or has another layout.
     """
     path = folder / "planted.json"
     if not path.exists():
         return None
-    found = files.read_json(path)
+    saved = files.read_json(path)
     try:
-        return _table(found["summary"], found["manifest"]["command"])
+        return _table(saved["summary"], saved["manifest"]["command"])
     except (KeyError, TypeError, ValueError, IndexError):
         raise DataError(f"{path}: not what experiments.planted writes; restore or delete it") from None
 
@@ -49,8 +54,8 @@ def _table(rows: list[dict], command: list) -> Planted:
     plants = [name for name in PLANTS if any(row["plant"] == name for row in rows)]
     cells: dict[str, dict[str, list | None]] = {}
     for row in rows:
-        own = cells.setdefault(row["method"], dict.fromkeys(plants))
-        own[row["plant"]] = row["auroc"]
+        by_plant = cells.setdefault(row["method"], dict.fromkeys(plants))
+        by_plant[row["plant"]] = row["auroc"]
     counts = [row["n"] for row in rows]
     return Planted(cells, plants, (min(counts), max(counts)), " ".join(map(str, command)))
 
@@ -59,12 +64,12 @@ def calibration(folder: Path) -> dict | None:
     """`calibration.json` as `experiments.calibrate` writes it; None if it is not there.
 
     Raises:
-      DataError: it can't be read, or is something else.
+      DataError: the file is unreadable or has another layout.
     """
     path = folder / "calibration.json"
     if not path.exists():
         return None
-    found = files.read_json(path)
-    if not (isinstance(found, dict) and isinstance(found.get("checks"), list)):
+    saved = files.read_json(path)
+    if not (isinstance(saved, dict) and isinstance(saved.get("checks"), list)):
         raise DataError(f"{path}: not what experiments.calibrate writes; restore or delete it")
-    return found
+    return saved
