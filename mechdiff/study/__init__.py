@@ -1,1 +1,1 @@
-"""One network, or all of a study, from end to end; and the verdicts on claims."""
+"""One network, or all networks of a study, from end to end; verdicts on claims."""

@@ -1,8 +1,8 @@
-"""One model examined from end to end: inputs, mean activations, sweep, attention; all of it saved.
+"""One model examined from end to end: inputs, replacements, ablation sweep, attention; saved in a folder.
 
-A results folder holds one sub-folder per subject:
-  subject.json     what it is: config, training record, what its inputs are
-  samples.png      pictures it draws, if any came with it
+A results folder holds one sub-folder per model, `subjects/NAME`:
+  subject.json     name, config, training record, description of the inputs
+  samples.png      images sampled from the model, if any came with it
   sweep.zarr       `sweeps.ablation_sweep`; its pieces are collected in sweep/
   attention.zarr   `activations.attention_stats`
 The report is made from these files alone.
@@ -21,10 +21,7 @@ from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.load import load_denoiser
 from mechdiff.storage import files, labelled, locks
-from mechdiff.study.inputs import (
-    EvalImages,
-    replacement_values,
-)
+from mechdiff.study.inputs import EvalImages, replacement_values
 from mechdiff.sweeps import activations
 from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.execution.forecast import print_memory_forecast
@@ -32,7 +29,7 @@ from mechdiff.sweeps.execution.forecast import print_memory_forecast
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """What was examined, for those who go on: the subject, how it was trained, and its pictures."""
+    """An examined model: the denoiser, its training config, and the images it was examined on (`given`)."""
 
     denoiser: Denoiser
     trained: ExperimentConfig
@@ -47,43 +44,44 @@ def examine(
     seed: int,
     folder: Path,
 ) -> Analysis:
-    """Everything about one trained model, saved in `folder`; finished pieces of a sweep are not done again.
+    """Examines one trained model and saves the results in `folder`; finished pieces of a sweep are reused.
 
     Several processes may examine one model into one `folder`: they share the sweep.
 
     Args:
       name: shown in the report.
       model: exported folder, see `checkpoint.export_model`.
-      inputs: gives the pictures to examine it on.
+      inputs: gives the images to examine it on, see `inputs.chooser`.
       seed: of the noise.
     """
     denoiser, trained, record = load_denoiser(model, name)
     print_memory_forecast(denoiser, config)
-    given = inputs(denoiser, trained)
+    images = inputs(denoiser, trained)
     files.ensure_writable(folder)
-    facts = {"inputs": given.label, "seed": seed, "trained_on": trained.data.name}
-    sheet = model / "samples.png"  # a model of others may have come without
+    facts = {"inputs": images.label, "seed": seed, "trained_on": trained.data.name}
+    sheet = model / "samples.png"  # imported models may have none
     about = {"name": name, "config": to_dict(trained), "record": record, "samples": sheet.is_file(), **facts}
     files.write_json(folder / "subject.json", about)
-    (folder / "study.json").unlink(missing_ok=True)  # of an earlier run; `study` writes it anew
+    (folder / "study.json").unlink(missing_ok=True)  # of an earlier run; `controls.run_study` writes it anew
     if sheet.is_file():
         files.write_atomic(folder / "samples.png", sheet.read_bytes())
 
     timesteps = timesteps_by_log_snr(denoiser.schedule, config.timesteps)
     root = jax.random.key(seed)
-    replacements = replacement_values(denoiser, given, timesteps, root, config, given.swept)
+    replacements = replacement_values(denoiser, images, timesteps, root, config, images.swept)
     noise = keys.stream(root, "scored noise")
-    swept = ablation_sweep(
+    eval_set = EvalSet(images.swept, timesteps, noise)
+    sweep = ablation_sweep(
         denoiser,
-        EvalSet(given.swept, timesteps, noise),
+        eval_set,
         folder / "sweep",
         config=config,
         replacements=replacements,
         facts=facts,
     )
-    attention = activations.attention_stats(denoiser, EvalSet(given.swept, timesteps, noise))
+    attention = activations.attention_stats(denoiser, eval_set)
     with locks.lock(folder, wait=True):  # every process that shares the sweep comes here, with equal results
-        seen = attention.assign_attrs(denoiser=name, **facts).assign_coords(given.labels)
-        labelled.replace(folder / "attention.zarr", seen)
-        labelled.replace(folder / "sweep.zarr", swept.assign_coords(given.labels))
-    return Analysis(denoiser, trained, given)
+        attention = attention.assign_attrs(denoiser=name, **facts).assign_coords(images.labels)
+        labelled.replace(folder / "attention.zarr", attention)
+        labelled.replace(folder / "sweep.zarr", sweep.assign_coords(images.labels))
+    return Analysis(denoiser, trained, images)

@@ -26,16 +26,16 @@ NAMES = {"celeba": "CelebA", "tfds": "CelebA (TFDS)"}  # of data sets, for a rea
 
 @dataclasses.dataclass(frozen=True)
 class EvalImages:
-    """Pictures that a subject is examined on.
+    """Images that a denoiser is examined on, in [-1, 1].
 
     Attributes:
-      scored: in [-1, 1]; losses are measured on these.
-      reference: others of the same kind, for mean activations and other fills.
-      label: what they are, for a reader.
-      nested: others for every level of a sweep, as `process.images_at` takes them; None: the scored ones
-        serve all levels.
-      people: number of the person on each picture swept, `[images]` or nested `[levels, images]`; None where
-        somebody is unknown.
+      scored: losses are measured on these.
+      reference: other images of the same data, for mean activations and other replacements.
+      label: description for a reader.
+      nested: a set of its own for every timestep of a sweep, as `process.images_at` takes it; None: the
+        scored images serve all timesteps.
+      people: number of the person on each image swept, `[images]` or nested `[timesteps, images]`; None
+        unless all are known.
     """
 
     scored: Images
@@ -46,58 +46,63 @@ class EvalImages:
 
     @property
     def labels(self) -> dict:
-        """Coordinates of results of a sweep: who is on each picture, where that is known."""
+        """Coordinates of a sweep's results: the person on each image, where known."""
         if self.people is None:
             return {}
         return {PERSON: (("t", "image")[-self.people.ndim :], self.people)}
 
     @property
     def scored_people(self) -> Int[np.ndarray, " images"] | None:
-        """Who is on each scored picture; None where that is not known."""
+        """The person on each scored image; None where that is not known."""
         if self.people is None or self.people.ndim == 1:
             return self.people
         return self.people[0]
 
     @property
     def swept(self) -> Shown:
-        """What sweeps over all levels show."""
+        """Images of sweeps over all timesteps: nested ones if there are any, else the scored ones."""
         return self.scored if self.nested is None else self.nested
 
     def first(self, count: int) -> "EvalImages":
-        """With fewer scored, at every level."""
+        """The first `count` images, at every timestep."""
         nested = None if self.nested is None else self.nested[:, :count]
         people = None if self.people is None else self.people[..., :count]
         return dataclasses.replace(self, scored=self.scored[:count], nested=nested, people=people)
 
 
 def held_out_images(data: DataConfig, size: int, config: SweepConfig, cache: Path) -> EvalImages:
-    """Held-out pictures of a data set: those to score (`images`; nested, as many for every timestep), and the
-    next `reference_images` to average over."""
-    wanted = _images_to_evaluate(config) + config.reference_images
-    pixels, people, name = _held_out(data, size, wanted, cache)
-    if len(pixels) < wanted:
-        asked = f"sweep.images{' x sweep.timesteps' * config.nested} + sweep.reference_images = {wanted}"
-        raise DataError(f"{name}: {len(pixels)} held-out pictures, but {asked}; lower them")
+    """Held-out images of a data set: `images` to score (nested: as many for every timestep), and the next
+    `reference_images` for replacements.
+
+    Raises:
+      DataError: the data set holds too few.
+    """
+    needed = _images_to_evaluate(config) + config.reference_images
+    pixels, people, name = _held_out(data, size, needed, cache)
+    if len(pixels) < needed:
+        scored = "sweep.images x sweep.timesteps" if config.nested else "sweep.images"
+        settings = f"{scored} + sweep.reference_images = {needed}"
+        raise DataError(f"{name}: {len(pixels)} held-out pictures, but {settings}; lower them")
     return _split(to_float(pixels), config, f"held-out {NAMES.get(name, name)} pictures", people)
 
 
-def _held_out(data: DataConfig, size: int, wanted: int, cache: Path) -> tuple[np.ndarray, np.ndarray, str]:
-    """Test pictures; where they are too few, those of validation behind them: no training saw them either.
+def _held_out(data: DataConfig, size: int, needed: int, cache: Path) -> tuple[np.ndarray, np.ndarray, str]:
+    """Test images; if they are too few, followed by those of validation, which training does not use either.
 
     Returns:
-      The pictures, who is on each (-1: unknown), and the name of the data set.
+      The images, the person on each (-1: unknown), and the name of the data set.
     """
-    parts = [load(dataclasses.replace(data, n_test=wanted), size, "test", 0, cache)]
-    missing = wanted - len(parts[0])
+    splits = [load(dataclasses.replace(data, n_test=needed), size, "test", 0, cache)]
+    missing = needed - len(splits[0])
     if missing:
         with contextlib.suppress(DataError):  # no such split
-            parts.append(load(dataclasses.replace(data, n_test=missing), size, "validation", 0, cache))
-    people = [np.full(len(part), -1) if part.people is None else part.people for part in parts]
-    return np.concatenate([part.images for part in parts]), np.concatenate(people), parts[0].name
+            splits.append(load(dataclasses.replace(data, n_test=missing), size, "validation", 0, cache))
+    people = [np.full(len(split), -1) if split.people is None else split.people for split in splits]
+    return np.concatenate([split.images for split in splits]), np.concatenate(people), splits[0].name
 
 
 def own_samples(denoiser: Denoiser, config: SweepConfig, seed: int) -> EvalImages:
-    """Pictures that the subject itself draws, for when its data set is not at hand."""
+    """Images that the denoiser itself samples, for when its data set is not available."""
     key = keys.stream(jax.random.key(seed), "own samples")
     drawn = to_float(
         to_bytes(draw_samples(denoiser, key, _images_to_evaluate(config) + config.reference_images))
@@ -115,7 +120,7 @@ def _split(
     scored, reference = np.split(pixels, [_images_to_evaluate(config)])
     nested = scored.reshape(-1, config.images, *scored.shape[1:]) if config.nested else None
     people = None if people is None else people[: len(scored)]
-    if people is not None and (people < 0).any():  # half-known clusters would pass for independent pictures
+    if people is not None and (people < 0).any():  # images of unknown people would count as independent
         people = None
     if people is not None and config.nested:
         people = people.reshape(-1, config.images)
@@ -125,10 +130,10 @@ def _split(
 def chooser(
     config: ExperimentConfig, celeba: str | None, cache: Path
 ) -> Callable[[Denoiser, ExperimentConfig], EvalImages]:
-    """How to choose the pictures a model is examined on: held-out ones of its own kind, or its own samples.
+    """A function that gives the images a model is examined on: held-out ones of its data, or its own samples.
 
     Args:
-      celeba: where real pictures lie; None: CelebA models are examined on what they draw.
+      celeba: folder of CelebA images; None: CelebA models are examined on their own samples.
     """
 
     def choose(denoiser: Denoiser, trained: ExperimentConfig) -> EvalImages:
@@ -140,7 +145,7 @@ def chooser(
         images = held_out_images(data, denoiser.unet.image_size, config.sweep, cache)
         if images.scored.shape[-1] != denoiser.unet.in_channels:
             raise DataError(
-                f"{denoiser.name} takes pictures of {denoiser.unet.in_channels} channel(s), but those of "
+                f"{denoiser.name} takes images of {denoiser.unet.in_channels} channel(s), but those of "
                 f"{data.path or data.name} have {images.scored.shape[-1]}; leave them out to examine it on "
                 "its own samples"
             )
@@ -160,10 +165,10 @@ def replacement_values(
     config: SweepConfig,
     shown: Shown | None = None,
 ) -> dict:
-    """What each kind of ablation replaces components with: kind -> fills or a source of them.
+    """Replacement values of each ablation but `zero`: ablation -> replacements, or a source of them.
 
     Args:
-      shown: by the sweep, if not the scored pictures of `given`.
+      shown: images of the sweep, if not the scored ones of `given`.
     """
     shown = given.scored if shown is None else shown
     reference = EvalSet(given.reference, timesteps, keys.stream(root, "mean noise"))

@@ -1,4 +1,4 @@
-"""A results folder as records: what was saved, checked, and the damage computed from it."""
+"""A results folder as records: what was saved, checked, and the effects computed from it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,21 +25,23 @@ _SETS = {
     "synthetic": "synthetic faces",
     "celeba": "CelebA faces",
     "tfds": "CelebA faces (TFDS)",
-    "unknown": "pictures that its files do not name",
+    "unknown": "images that its files do not name",
 }
 
 
 @dataclass(frozen=True)
 class Network:
-    """One examined network: what it was trained on, its training seed, and its results.
+    """One examined network: its training data, training seed and results.
 
     Attributes:
-      data: `synthetic`, `celeba`, ...; `level`: rung of the ladder of synthetic faces.
+      data: `synthetic`, `celeba`, ...
+      complexity: of synthetic faces, 0 to 4.
+      seed: of training.
       sweep, attention: of `sweeps.ablation_sweep` and `activations.attention_stats`.
-      control, control_attention: the same of an untrained network, on some of the pictures.
-      activity, roles, circuits, random_sets: of `study`, circuits by kind of ablation; absent where not asked
-        for.
-      steps: of training: there may be several snapshots of one training, of which the last counts.
+      control, control_attention: the same of an untrained network, on some of the images.
+      activity, roles, circuits, random_sets: of `controls.run_study`, circuits by ablation; absent where the
+        study did not include them.
+      steps: of training. Of several snapshots of one training, claims use the last.
     """
 
     name: str
@@ -58,22 +60,22 @@ class Network:
 
     @property
     def units(self) -> stats.Units:
-        """What of the images is resampled: people where they are known, else images."""
+        """The units of resampling: people where they are known, else images."""
         return stats.units_of(self.sweep)
 
     @property
     def people(self) -> int:
-        """People on the pictures; 0 where that is not known."""
+        """Number of people on the images; 0 where that is not known."""
         return self.units.people
 
     @property
     def images(self) -> int:
-        """Images scored at every level: what is resampled."""
+        """Images scored at every timestep."""
         return self.sweep.sizes["image"]
 
     @property
     def images_total(self) -> int:
-        """Different pictures in all: more, where levels had their own."""
+        """Different images in all: more than `images` where every timestep has images of its own."""
         return self.sweep.attrs.get("images_total", self.images)
 
 
@@ -82,10 +84,12 @@ class ExaminedModel:
     """One examined model.
 
     Attributes:
-      name, inputs, seed: of the model; what it was examined on; seed of the noise.
-      config, record: how it was trained, and how that went; entries that were not saved are None.
-      network: the same with its results, as claims are tested on it.
-      samples: PNG bytes of pictures it draws; empty if none came with it.
+      name: of the model.
+      inputs: description of the images it was examined on.
+      seed: of the noise.
+      config, record: training config and training record; entries that were not saved are None.
+      network: its results, as claims are tested on it.
+      samples: PNG bytes of images sampled from it; empty if none came with it.
     """
 
     name: str
@@ -108,21 +112,21 @@ class ExaminedModel:
 
     @cached_property
     def damages(self) -> dict[str, Effects]:
-        """Kind of ablation -> its damage, with intervals over images."""
+        """Ablation -> effects of all components, with intervals over images."""
         ablations = [str(ablation) for ablation in self.sweep["ablation"].values]
         return {ablation: effects.measure(self.sweep, ablation) for ablation in ablations}
 
     @property
     def own_samples(self) -> bool:
-        """Whether it was examined on pictures that it drew itself."""
+        """Whether it was examined on images that it sampled itself."""
         return "own samples" in self.inputs
 
     @property
     def data(self) -> str:
         """What it was trained on, for a reader."""
         data = self.config.data
-        rung = f" (complexity level {data.complexity})" if data.name == "synthetic" else ""
-        return _SETS.get(data.name, data.name) + rung
+        complexity = f" (complexity {data.complexity})" if data.name == "synthetic" else ""
+        return _SETS.get(data.name, data.name) + complexity
 
     @property
     def images(self) -> int:
@@ -131,12 +135,12 @@ class ExaminedModel:
 
     @property
     def lead(self) -> Effects:
-        """Damage of the kind that figures show first: `mean`, which stays nearest to what the net knows."""
+        """Effects under the ablation that figures show first: `mean` if it was swept, else the first."""
         return self.damages.get("mean") or next(iter(self.damages.values()))
 
     @cached_property
     def parameters(self) -> int:
-        """Parameters of the network."""
+        """Number of parameters of the network."""
         return count_parameters(self.config.unet)
 
     @cached_property
@@ -146,19 +150,19 @@ class ExaminedModel:
 
 
 def read(folder: Path) -> tuple[dict, list[ExaminedModel]]:
-    """The manifest of a results folder, and its subjects in the order of their names.
+    """The manifest of a results folder, and its models sorted by name.
 
     Raises:
-      DataError, CheckpointError: something is absent, damaged or unfinished.
+      DataError, CheckpointError: a file is absent, damaged or unfinished.
     """
     manifest = files.read_json(folder / "manifest.json")
-    found = sorted(path.parent for path in (folder / "subjects").glob("*/subject.json"))
-    if not found:
+    folders = sorted(path.parent for path in (folder / "subjects").glob("*/subject.json"))
+    if not folders:
         raise CheckpointError(f"no examined models in {folder / 'subjects'}; run experiments.reproduce first")
-    return manifest, [_subject(path) for path in found]
+    return manifest, [_examined(path) for path in folders]
 
 
-def _subject(folder: Path) -> ExaminedModel:
+def _examined(folder: Path) -> ExaminedModel:
     about = files.read_json(folder / "subject.json")
     absent = sorted({"name", "inputs", "seed", "config", "record"} - set(about))
     if absent:
@@ -167,13 +171,12 @@ def _subject(folder: Path) -> ExaminedModel:
     sweep, attention = (labelled.read(folder / f"{part}.zarr") for part in ("sweep", "attention"))
     _check(folder / "sweep.zarr", sweep, ("loss", "clean_loss", "change"))
     _check(folder / "attention.zarr", attention, STATISTICS)
-    attention = over_many_keys(attention)  # of results before such heads were left out
+    attention = over_many_keys(attention)  # older results hold heads over one key
     sheet = folder / "samples.png"
     with files.plain_errors(sheet):
         samples = sheet.read_bytes() if about.get("samples", True) else b""
     config = from_dict(about["config"])
     data = config.data
-    which = about["name"], data.name, data.complexity, config.seed
     return ExaminedModel(
         name=about["name"],
         inputs=about["inputs"],
@@ -181,24 +184,31 @@ def _subject(folder: Path) -> ExaminedModel:
         config=config,
         record=dict.fromkeys(RECORD) | about["record"],
         network=Network(
-            *which, sweep, attention, steps=int(about["record"].get("steps") or 0), **_studied(folder)
+            name=about["name"],
+            data=data.name,
+            complexity=data.complexity,
+            seed=config.seed,
+            sweep=sweep,
+            attention=attention,
+            steps=int(about["record"].get("steps") or 0),
+            **_studied(folder),
         ),
         samples=samples,
     )
 
 
 def _studied(folder: Path) -> dict:
-    """What `study` found out besides, as far as it was asked to."""
-    asked = folder / "study.json"
-    names = files.read_json(asked)["results"] if asked.exists() else []
-    found = {name: labelled.read(folder / f"{name}.zarr") for name in names}
+    """Results of `controls.run_study`, those that study.json lists."""
+    path = folder / "study.json"
+    names = files.read_json(path)["results"] if path.exists() else []
+    results = {name: labelled.read(folder / f"{name}.zarr") for name in names}
     circuits = {
-        name.removeprefix("circuit_"): found.pop(name) for name in names if name.startswith("circuit_")
+        name.removeprefix("circuit_"): results.pop(name) for name in names if name.startswith("circuit_")
     }
-    return found | {"circuits": circuits}
+    return results | {"circuits": circuits}
 
 
-def _check(path: Path, found: xr.Dataset, wanted: tuple[str, ...]) -> None:
-    absent = [name for name in wanted if name not in found]
+def _check(path: Path, dataset: xr.Dataset, required: tuple[str, ...]) -> None:
+    absent = [name for name in required if name not in dataset]
     if absent:
         raise CheckpointError(f"{path} lacks {', '.join(absent)}; delete that folder and run again")

@@ -93,7 +93,7 @@ def test_planted_claims_are_supported(planted):
         low, high = planted[name].interval
         assert low <= planted[name].estimate <= high
     assert planted["complexity"].interval[0] > 1.5 and planted["complexity"].n_seeds == 5
-    assert "relative damage" in planted["complexity"].because
+    assert "relative loss increase" in planted["complexity"].because
     assert 0.3 < planted["divergence"].estimate < 0.4  # 0.3, and the slope's 0.15
     assert NAMES[0] in planted["bottlenecks"].because and planted["bottlenecks"].estimate > 60
     assert "untrained" in planted["bottlenecks"].because and planted["entropy"].estimate < -0.3
@@ -212,7 +212,7 @@ def test_components_that_an_ablation_can_not_see_do_not_count():
         made.append(dataclasses.replace(one, sweep=hidden))
     answer = found(made)["bottlenecks"]
     assert answer.verdict == "supported" and NAMES[0] in answer.because
-    assert "mean sees 11 of 12" in answer.because
+    assert "mean changes 11 of 12" in answer.because
 
 
 def test_people_are_counted_and_drawn():
@@ -355,7 +355,7 @@ def test_one_seed_decides_nothing():
     made = [network(data, 0, np.full(12, 0.3), np.linspace(0, 1, 6)) for data in ("celeba", "synthetic")]
     answers = found(made)
     assert answers["bottlenecks"].verdict == "undecided" and np.isnan(answers["bottlenecks"].p_adjusted)
-    assert "at least 3 networks of each rung" in answers["complexity"].because
+    assert "at least 3 networks of each complexity" in answers["complexity"].because
     assert (
         answers["divergence"].verdict == "not testable here"
         and "1 of CelebA" in answers["divergence"].because

@@ -1,4 +1,4 @@
-"""The paper's claims: `seeds` puts networks side by side, `questions` test them, `verdicts` are the rules."""
+"""The paper's claims: tests in `questions`, rules in `verdicts`, numbers in `across_seeds`."""
 
 from mechdiff.study.claims.questions import QUESTIONS, evaluate
 from mechdiff.study.claims.verdicts import Claim, table

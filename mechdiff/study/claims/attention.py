@@ -1,4 +1,4 @@
-"""Claims about attention heads: entropies of two data sets, roles that return, entropy and importance."""
+"""Claims about attention heads: entropy divergence of data sets, consistent roles, entropy and importance."""
 
 from collections.abc import Sequence
 
@@ -18,41 +18,41 @@ from mechdiff.study.claims import across_seeds
 from mechdiff.study.claims.verdicts import ALPHA, Finding
 from mechdiff.study.records import Network
 
-MARGIN = 0.015  # nats: the smallest divergence that the paper reports; less is none
+MARGIN = 0.015  # nats: the smallest divergence that the paper reports; less counts as none
 ROLE_MARGIN = 0.1  # of a correlation above chance
 Heads = Float[np.ndarray, "draws head t"]
 
 
 def divergence(networks: Sequence[Network]) -> Finding:
     """Whether attention entropy differs between the data sets: exact p by relabelling networks."""
-    found, n, levels = _divergence(networks)
+    result, n, timesteps = _divergence(networks)
     because = (
-        f"root mean square over matched heads: {found.between.min():.3f} to {found.between.max():.3f} nats "
-        f"over noise levels between data sets, {found.within.min():.3f} to {found.within.max():.3f} between "
-        f"seeds of one; what data sets add lies above 0 (p < 0.05) at "
-        f"{int((found.p_levels < ALPHA).sum())} of {levels} levels"
+        f"root mean square over matched heads: {result.between.min():.3f} to {result.between.max():.3f} nats "
+        f"over timesteps between data sets, {result.within.min():.3f} to {result.within.max():.3f} between "
+        f"seeds of one; the excess of data sets over seeds is above 0 (p < 0.05) at "
+        f"{int((result.p_levels < ALPHA).sum())} of {timesteps} timesteps"
     )
-    negligible = bool(found.interval[1] < MARGIN)  # False for NaN
-    return Finding(found.pooled, found.interval, found.p, n, because, negligible=negligible, p_alone=True)
+    negligible = bool(result.interval[1] < MARGIN)  # False for NaN
+    return Finding(result.pooled, result.interval, result.p, n, because, negligible=negligible, p_alone=True)
 
 
 def variation(networks: Sequence[Network]) -> Finding:
-    """Whether the difference varies with the noise level: relabelling profiles without their mean."""
-    found, n, _ = _divergence(networks)
+    """Whether the difference varies with the timestep: relabelling profiles without their mean."""
+    result, n, _ = _divergence(networks)
     because = (
-        f"what data sets add to the distance of networks goes from {found.excess.min():.3f} to "
-        f"{found.excess.max():.3f} nats over noise levels (below 0: less than seeds of one data set differ)"
+        f"the excess of data sets over seeds ranges from {result.excess.min():.3f} to "
+        f"{result.excess.max():.3f} nats over timesteps (below 0: data sets differ less than seeds of one)"
     )
-    span = float(found.excess.max() - found.excess.min())
-    return Finding(span, (np.nan, np.nan), found.p_varies, n, because, p_alone=True)
+    span = float(result.excess.max() - result.excess.min())
+    return Finding(span, (np.nan, np.nan), result.p_varies, n, because, p_alone=True)
 
 
 def _divergence(networks: Sequence[Network]) -> tuple[NetworkDivergence, int, int]:
     natural, simple = across_seeds.sides(networks)
     if min(len(natural), len(simple)) < 2:
         raise NotTestable(across_seeds.few(natural, simple, 2))
-    levels = natural[0].attention.sizes["t"]
-    return _compared(tuple(natural), tuple(simple)), min(len(natural), len(simple)), levels
+    timesteps = natural[0].attention.sizes["t"]
+    return _compared(tuple(natural), tuple(simple)), min(len(natural), len(simple)), timesteps
 
 
 def _compared(natural: tuple[Network, ...], simple: tuple[Network, ...]) -> NetworkDivergence:
@@ -60,53 +60,52 @@ def _compared(natural: tuple[Network, ...], simple: tuple[Network, ...]) -> Netw
     count = len(natural)
     heads = [str(name) for name in natural[0].attention["head"].values]
     units = min(stats.units_of(network.attention).count for network in (*natural, *simple))
-    whole, resampled = draws[:, 0], np.moveaxis(draws[:, 1:], 1, 0)
+    estimates, resampled = draws[:, 0], np.moveaxis(draws[:, 1:], 1, 0)
     return network_divergence.compare(
-        whole[:count], whole[count:], matching.layers_of(heads), resampled, units
+        estimates[:count], estimates[count:], matching.layers_of(heads), resampled, units
     )
 
 
 def _profiles(attention: xr.Dataset) -> Heads:
-    """Mean entropy of each head at each level, on all images and in resamples."""
+    """Mean entropy of each head at each timestep, on all images and in resamples."""
     entropy = attention["entropy"].transpose("head", "t", "image").values.astype(np.float64)
     return np.moveaxis(stats.weighted(entropy, across_seeds.weightings(attention)), -1, 0)
 
 
 def roles(networks: Sequence[Network]) -> Finding:
-    """Whether heads have roles, the same in every training: exact p by shuffling heads within layers, and no
-    fewer heads with a role than untrained heads allow."""
+    """Whether heads have roles, the same in every training: the largest of exact p values by shuffling heads
+    within layers, and a binomial p of no more heads with a role than untrained heads would give."""
     natural, simple = across_seeds.sides([network for network in networks if network.roles is not None])
     if min(len(natural), len(simple)) < 2:
         missing = across_seeds.few(natural, simple, 2)
         raise NotTestable(f"roles of heads (--set=study.role_sets=1000): {missing}")
-    found = [_agreement(side) for side in (natural, simple)]
+    results = [_agreement(side) for side in (natural, simple)]
 
     def excess(*sides: Sequence[Network], repeats: int = 200) -> float:
         both = [_agreement(side, repeats) for side in sides]
-        return float(np.mean([each.profiles - each.chance_profiles for each in both]))
+        return float(np.mean([result.profiles - result.chance_profiles for result in both]))
 
-    estimate = float(np.mean([each.profiles - each.chance_profiles for each in found]))
+    estimate = float(np.mean([result.profiles - result.chance_profiles for result in results]))
     named = [[_named(network) for network in side] for side in (natural, simple)]
     having, total = np.count_nonzero(named[0] + named[1]), len(named[0] + named[1])
-    p = max(*(each.p_profiles for each in found), float(binom.sf(having - 1, total, ALPHA)))
+    p = max(*(result.p_profiles for result in results), float(binom.sf(having - 1, total, ALPHA)))
     heads = natural[0].roles.sizes["component"]
-    words = [
-        f"{name}: selectivity of matched heads correlates {each.profiles:.2f} between seeds, "
-        f"{each.chance_profiles:.2f} by chance; {np.mean(count):.1f} of {heads} heads have a role"
-        + (
-            f", matches share it in {each.labels:.0%}, by chance {each.chance_labels:.0%}"
-            if any(count)
-            else ""
+    words = []
+    for name, result, counts in zip(("CelebA", "synthetic faces"), results, named, strict=True):
+        text = (
+            f"{name}: selectivity of matched heads correlates {result.profiles:.2f} between seeds, "
+            f"{result.chance_profiles:.2f} by chance; {np.mean(counts):.1f} of {heads} heads have a role"
         )
-        for name, each, count in zip(("CelebA", "synthetic faces"), found, named)
-    ]
+        if any(counts):
+            text += f", matches share it in {result.labels:.0%}, by chance {result.chance_labels:.0%}"
+        words.append(text)
     interval = small_samples.jackknife_interval(excess, natural, simple, estimate)
     least, negligible = min(len(natural), len(simple)), bool(interval[1] < ROLE_MARGIN)
     return Finding(estimate, interval, p, least, "; ".join(words), negligible=negligible, p_alone=True)
 
 
 def _named(network: Network) -> int:
-    """Heads that have a role."""
+    """Number of heads with a role."""
     return int((network.roles["role"] != matching.UNASSIGNED).sum())
 
 
@@ -124,7 +123,7 @@ def _agreement(side: Sequence[Network], repeats: int = 2000) -> matching.Agreeme
 
 
 def entropy(networks: Sequence[Network]) -> Finding:
-    """Whether heads of low entropy matter more: within layers, minus untrained networks of the same seeds."""
+    """Whether heads of low entropy have larger effects: within layers, minus untrained networks."""
     if not networks or networks[0].attention.sizes["head"] < 4:
         raise NotTestable("needs networks with at least 4 attention heads")
     if any(network.control is None or network.control_attention is None for network in networks):
@@ -132,13 +131,13 @@ def entropy(networks: Sequence[Network]) -> Finding:
     trained = np.array([rank_link(network.sweep, network.attention) for network in networks])
     fresh = np.array([rank_link(network.control, network.control_attention) for network in networks])
     if not np.isfinite([trained[:, 0], fresh[:, 0]]).all():
-        raise NotTestable("within no layer do heads differ in both entropy and damage")
+        raise NotTestable("within no layer do heads differ in both entropy and relative loss increase")
     rho, untrained = trained[:, 0], fresh[:, 0]
     units = min(network.units.count for network in networks)
     added = trained - fresh
     estimate, interval, p = small_samples.over_seeds(added[:, 0], added[:, 1:], units, above=False)
     because = (
-        "over the heads of a layer, ranks of H / ln Nk and |pooled Deg%| correlate "
+        "over the heads of a layer, ranks of H / ln Nk and pooled |ΔL/L| correlate "
         f"{rho.mean():.2f} in trained networks ({rho.min():.2f} to {rho.max():.2f}), "
         f"{untrained.mean():.2f} in untrained ones of the same seeds; lower by training in "
         f"{int((added[:, 0] < 0).sum())} of {len(rho)}"
@@ -147,8 +146,8 @@ def entropy(networks: Sequence[Network]) -> Finding:
 
 
 def rank_link(sweep: xr.Dataset, attention: xr.Dataset) -> Float[np.ndarray, " draws"]:
-    """Rank correlation within layers of mean normalized entropy and size of damage, on all images alike, then
-    in each resample of them; NaN where no layer has both."""
+    """Rank correlation within layers of mean normalized entropy and pooled |ΔL/L|, images weighted evenly,
+    then in each resample of them; NaN where no layer varies in both."""
     heads = [str(name) for name in attention["head"].values]
     values = attention["normalized_entropy"].transpose("head", "t", "image").values.astype(np.float64)
     entropies = stats.weighted(values, across_seeds.weightings(attention)).mean(axis=1)

@@ -1,14 +1,14 @@
-"""Are circuits for natural images more complex? Only a measure that rises on the ladder may say so.
+"""Are circuits for natural images more complex? Decided by a measure validated on synthetic faces.
 
-Rungs 0, 2 and 4 of the synthetic faces are pictures whose order of complexity is known. The measures, in the
-order in which they may speak, which was fixed before any was looked at:
-  excess       effective components of damage over the excess above the best possible loss; only where that
-               loss is recorded with the sweep (`floor`, by timestep)
+The order of complexity of synthetic faces is known (complexity 0, 2 and 4, the ladder). Candidate measures,
+in an order that was fixed before any was computed:
+  excess       effective components of the loss increase relative to the excess over the least possible loss;
+               only where that loss is recorded with the sweep (`floor`, by timestep)
   circuit      components of the circuit that reaches each faithfulness, by ablation
   loss         effective components of the relative loss increase
-The first whose mean rises from rung to rung, p < 0.05 over seeds at each step, decides; if none does, the
-claim is not testable here. Networks are then compared at matched loss: damage and faithfulness are relative
-to what is left to gain, so that a network further from its floor looks simpler. Definitions are ours.
+The first whose mean rises at each step of the ladder, p < 0.05 over seeds each, decides; if none does, the
+claim is not testable here. Networks are then compared at matched loss: loss increase and faithfulness are
+relative to the loss, so a network further from its floor looks simpler. Definitions are ours.
 """
 
 import itertools
@@ -33,10 +33,10 @@ Values = tuple[Float[np.ndarray, " network"], Float[np.ndarray, " m"] | None]
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure of complexity: log values of networks of one data set, and of that set in resamples of
-    images.
+    """A measure of complexity: log values of the networks of one data set, and log values of the data set in
+    resamples of images.
 
-    `of` gives None where the networks' results do not hold it; `pseudo`: values are a jackknife's.
+    `of` gives None where the networks' results do not hold it; `pseudo`: values are jackknife pseudo-values.
     """
 
     name: str
@@ -45,15 +45,15 @@ class Measure:
 
 
 def examine(networks: Sequence[Network]) -> Finding:
-    """The claim on all networks, rungs of the ladder and snapshots of trainings among them.
+    """The claim on all networks, including those of lower complexity and snapshots of trainings.
 
     Raises:
-      NotTestable: no ladder, no measure that rises on it, or no networks of like loss.
+      NotTestable: no ladder, no measure that rises on it, or no networks of matched loss.
     """
     final = across_seeds.last(networks)
     across_seeds.pairs(final)  # both data sets, or NotTestable
     if not across_seeds.alike(networks):
-        raise NotTestable("the rungs of the ladder were swept at other noise levels or have other components")
+        raise NotTestable("networks of the ladder were swept at other timesteps or have other components")
     measure, because = _gate(final)
     natural, simple, ratio = _matched(networks)
     first, second = (measure.of(side) for side in (natural, simple))
@@ -74,7 +74,7 @@ def examine(networks: Sequence[Network]) -> Finding:
 
 
 def measures(networks: Sequence[Network]) -> list[Measure]:
-    """Those that may speak, in their order."""
+    """Candidate measures, in their order."""
     ablations = sorted({ablation for network in networks for ablation in network.circuits})
     sizes = [
         Measure(
@@ -84,18 +84,20 @@ def measures(networks: Sequence[Network]) -> list[Measure]:
         )
         for ablation, (i, tau) in itertools.product(ablations, enumerate(complexity.TAUS))
     ]
-    excess = Measure("effective components of damage over excess loss", _excess)
-    return [excess, *sizes, Measure("effective components of relative damage", _relative)]
+    excess = Measure("effective components of loss increase over excess loss", _excess)
+    return [excess, *sizes, Measure("effective components of relative loss increase", _relative)]
 
 
 def _gate(networks: Sequence[Network]) -> tuple[Measure, str]:
-    """The first measure that rises on the ladder, and what was found."""
+    """The first measure that rises on the ladder, and its values there in words."""
     rungs = [[n for n in networks if n.data == "synthetic" and n.complexity == rung] for rung in RUNGS]
     if min(map(len, rungs)) < small_samples.FEWEST:
-        counts = ", ".join(f"{len(own)} of rung {rung}" for rung, own in zip(RUNGS, rungs))
+        counts = ", ".join(
+            f"{len(members)} of complexity {rung}" for rung, members in zip(RUNGS, rungs, strict=True)
+        )
         raise NotTestable(
             "a measure must first rise on the ladder of synthetic faces, which takes at least "
-            f"{small_samples.FEWEST} networks of each rung; there are {counts}"
+            f"{small_samples.FEWEST} networks of each complexity; there are {counts}"
         )
     words = []
     for measure in measures(networks):
@@ -106,15 +108,15 @@ def _gate(networks: Sequence[Network]) -> tuple[Measure, str]:
         shown = ", ".join(f"{np.exp(value[0].mean()):.1f}" for value in values)
         words.append(f"{measure.name} {shown} (p {p:.3f})")
         if rises and p < ALPHA:
-            return measure, f"on rungs {_listed(RUNGS)} it is {shown} (p {p:.3f})"
+            return measure, f"at complexity {_listed(RUNGS)} it is {shown} (p {p:.3f})"
     raise NotTestable(
-        f"no measure rises on the ladder, rungs {_listed(RUNGS)}, as one of complexity must: "
+        f"no measure rises on the ladder, complexity {_listed(RUNGS)}, as one of complexity must: "
         f"{'; '.join(words)}"
     )
 
 
 def _matched(networks: Sequence[Network]) -> tuple[list[Network], list[Network], float]:
-    """Networks of either data set, at those lengths of training at which their losses are most alike."""
+    """Networks of either data set at the training steps where mean losses match best; the ratio of losses."""
     sides = across_seeds.sides(networks)
     options = [
         [[n for n in side if n.steps == steps] for steps in sorted({n.steps for n in side}, reverse=True)]

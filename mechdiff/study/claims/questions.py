@@ -1,7 +1,7 @@
-"""The claims of arXiv 2506.17237 that can be tested, and how each is tested on saved results.
+"""The claims of arXiv 2506.17237 that can be tested, and their tests on saved results.
 
-The paper's body was not available: statements are made from its abstract and from what others say of it, and
-every estimand is ours. How findings become verdicts is in `verdicts`.
+The paper's body was not available: statements follow its abstract and what others say of it; every estimand
+is ours. Rules from findings to verdicts are in `verdicts`.
 """
 
 import dataclasses
@@ -16,34 +16,36 @@ from mechdiff.study.claims import across_seeds, attention, bottlenecks, complexi
 from mechdiff.study.claims.verdicts import Claim, Finding, Question, decide
 from mechdiff.study.records import Network
 
-LEVELS = 24  # that a test of four phases needs: six or more a phase
+LEVELS = 24  # timesteps that a test of four phases needs: at least six a phase
 
 
 def evaluate(networks: Sequence[Network]) -> list[Claim]:
     """Every claim, tested on networks of one configuration.
 
-    Claims that compare data sets take CelebA as the natural and the fullest synthetic faces as the simple
-    one; lower rungs of these serve the gate of complexity alone, and of several snapshots of a training the
-    last one counts elsewhere. Networks with different components, or swept at different levels, can't be
-    compared: then no claim is testable.
+    Claims that compare data sets take CelebA as the natural and synthetic faces of complexity 4 as the simple
+    one. Faces of lower complexity, and snapshots of a training other than its last, serve the claim about
+    complexity alone. If components or timesteps of the networks differ, no claim is testable.
     """
     final = across_seeds.last(networks)
-    full = [one for one in final if one.data != "synthetic" or one.complexity == across_seeds.TOP_LEVEL]
+    full = [
+        network
+        for network in final
+        if network.data != "synthetic" or network.complexity == across_seeds.TOP_LEVEL
+    ]
     if not across_seeds.alike(full):
         return decide([dataclasses.replace(question, test=_mixed) for question in QUESTIONS], full)
-    whole = {"complexity": networks}
-    asked = [
-        dataclasses.replace(
-            question, test=lambda _, question=question: question.test(whole.get(question.id, full))
-        )
+    questions = [
+        dataclasses.replace(question, test=lambda _: complexity.examine(networks))
+        if question.id == "complexity"
+        else question
         for question in QUESTIONS
     ]
-    return decide(asked, full)
+    return decide(questions, full)
 
 
 def _mixed(_: Sequence[Network]) -> Finding:
     raise NotTestable(
-        "the networks differ in their components or noise levels; examine those of one configuration in a "
+        "the networks differ in their components or timesteps; examine those of one configuration in a "
         "folder of their own (--set=study.models=..., --workdir=...)"
     )
 
@@ -51,27 +53,28 @@ def _mixed(_: Sequence[Network]) -> Finding:
 def _phases(networks: Sequence[Network]) -> Finding:
     if not networks:
         raise NotTestable("no networks")
-    levels = networks[0].sweep.sizes["t"]
-    if levels < LEVELS:
+    timesteps = networks[0].sweep.sizes["t"]
+    if timesteps < LEVELS:
         raise NotTestable(
-            f"{levels} noise levels were swept; four phases against their neighbors take at least {LEVELS} "
+            f"{timesteps} timesteps were swept; a test of four phases takes at least {LEVELS} "
             "(--set=sweep.timesteps=32)"
         )
-    found = [phases.measure(network.sweep, across_seeds.lead(network.sweep)) for network in networks]
-    # Four phases must fit better than any other number of them, and than any smooth drift.
-    margins = np.array([one.score[3] - max(np.delete(one.score, 3).max(), one.drift.max()) for one in found])
-    best = sorted(one.k for one in found)
-    stepped = np.mean([one.stepped for one in found])
+    fits = [phases.measure(network.sweep, across_seeds.lead(network.sweep)) for network in networks]
+    # Four phases must fit better than any other number of phases, and than any polynomial trend.
+    margins = np.array([fit.score[3] - max(np.delete(fit.score, 3).max(), fit.drift.max()) for fit in fits])
+    best = sorted(fit.k for fit in fits)
+    stepped = np.mean([fit.stepped for fit in fits])
     because = (
-        f"the best number of phases is {_range(best)} over {len(found)} networks, 4 in {best.count(4)} of "
-        f"them; steps beat a smooth drift in {stepped:.0%} of resamples"
+        f"the best number of phases is {_range(best)} over {len(fits)} networks, 4 in {best.count(4)} of "
+        f"them; a piecewise-constant model fits better than a polynomial trend in {stepped:.0%} of resamples"
     )
     if all(network.control is not None for network in networks):
         fresh = [
             phases.measure(network.control, across_seeds.lead(network.control)).k for network in networks
         ]
         because += f"; in an untrained network the best number is {_range(sorted(fresh))}"
-    return Finding(*over_seeds(margins), len(found), because)
+    estimate, interval, p = over_seeds(margins)
+    return Finding(estimate, interval, p, len(fits), because)
 
 
 def _range(values: Sequence[int]) -> str:
@@ -83,8 +86,9 @@ QUESTIONS = (
         "complexity",
         "Circuits for natural images are more complex than those for synthetic ones.",
         "Ratio, CelebA over synthetic at matched loss, of the first measure that rises on the ladder of "
-        "synthetic faces (rungs 0 < 2 < 4, Welch over seeds): effective components of damage over excess "
-        "loss, size of circuits, effective components of relative damage; damage averaged over seeds first.",
+        "synthetic faces (complexity 0 < 2 < 4, Welch over seeds): effective components of loss increase "
+        "over excess loss, size of circuits, effective components of relative loss increase; loss increases "
+        "averaged over seeds first.",
         "1.084 ± 0.008, p < 0.001",
         complexity.examine,
     ),
@@ -92,16 +96,16 @@ QUESTIONS = (
         "divergence",
         "Attention entropy differs between the data sets.",
         "Root mean square over heads, matched within layers, of what data sets add to the difference of mean "
-        "entropy between networks, nats; all levels together. p by relabelling networks, exact; 'not "
+        "entropy between networks, nats; all timesteps together. p by relabelling networks, exact; 'not "
         "supported' if the 95 % interval ends below 0.015 nats.",
         "0.015 to 0.166 across timesteps",
         attention.divergence,
     ),
     Question(
         "variation",
-        "The difference of attention entropy varies with the noise level.",
-        "Largest minus smallest over levels of what data sets add, nats. p by relabelling networks whose "
-        "heads' means over levels were taken off: exact under a difference that is the same at all levels.",
+        "The difference of attention entropy varies with the timestep.",
+        "Largest minus smallest over timesteps of what data sets add, nats. p by relabelling networks, means "
+        "of heads over timesteps removed: exact under a difference that is the same at all timesteps.",
         "0.015 to 0.166 across timesteps",
         attention.variation,
     ),
@@ -118,8 +122,8 @@ QUESTIONS = (
     Question(
         "bottlenecks",
         "Some components are bottlenecks, whatever replaces them.",
-        "Pooled relative loss increase, %, of the component named by the other half of the networks, least "
-        "of the kinds of ablation that see it. p against 25 %, larger of both halves, and against untrained "
+        "Pooled relative loss increase, %, of the component selected by the other half of the networks, "
+        "least of the ablations that change it. p against 25 %, larger of both halves, and against untrained "
         "networks and random channel sets where the study holds them.",
         "degradation of 25.6 % to 128.3 %",
         bottlenecks.examine,
@@ -128,14 +132,14 @@ QUESTIONS = (
         "phases",
         "Denoising has four distinct phases.",
         "Held-out log-likelihood per cell of four phases minus the best of any other number from 1 to 8 and "
-        "of polynomials with as many coefficients (a smooth drift over noise levels).",
+        "of polynomials with as many coefficients (a smooth trend over timesteps).",
         "4 phases",
         _phases,
     ),
     Question(
         "entropy",
         "Heads with low entropy matter more.",
-        "Rank correlation within layers of mean H / ln Nk and |pooled Deg%| over heads, minus that of the "
+        "Rank correlation within layers of mean H / ln Nk and pooled |ΔL/L| over heads, minus that of the "
         "untrained network of the same seed; mean over networks.",
         "specialised mechanisms at entropies of 2.67 to 4.16",
         attention.entropy,
