@@ -1,1 +1,1 @@
-"""Can the results be trusted: planted circuits whose truth is known, calibration of every test."""
+"""Validation: planted networks whose responsible components are known, calibration of tests and intervals."""

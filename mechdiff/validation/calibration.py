@@ -1,8 +1,8 @@
-"""Does the statistics keep its word? Every test and interval of the report, on data whose truth is known.
+"""Empirical calibration of every test and interval of the report, on simulated data whose truth is known.
 
-Under true nulls p values must be uniform (Kolmogorov-Smirnov); intervals must cover as often as they say;
-corrections for many tests must hold their level on mixtures of nulls and effects. Data are losses of images:
-positive, skewed, alike within an image across components and levels, as those of a sweep are.
+Under true nulls p values must be uniform (Kolmogorov-Smirnov); intervals must reach their nominal coverage;
+corrections for multiple tests must hold their error rate on mixtures of nulls and effects. Data are simulated
+losses of images: positive, skewed, correlated within an image across components and timesteps, as in a sweep.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from mechdiff.validation.checks import ALPHA, LEVEL, Check, covers, mean_error, 
 
 __all__ = ["Check", "calibrate", "table"]
 
-GRID = (4, 3)  # components x levels
+GRID = (4, 3)  # components x timesteps
 FLIPS = 999
 RESAMPLES = 500
 
@@ -27,7 +27,7 @@ def calibrate(repeats: int = 400, images: int = 32, seed: int = 0) -> list[Check
     """All checks, each over `repeats` independent data sets of `images` images.
 
     Raises:
-      ConfigError: fewer than 50 repetitions, which would show nothing.
+      ConfigError: fewer than 50 repetitions.
     """
     if repeats < 50:
         raise ConfigError(f"repeats={repeats} show nothing; at least 50, better 400")
@@ -40,7 +40,7 @@ def calibrate(repeats: int = 400, images: int = 32, seed: int = 0) -> list[Check
 
 
 def basics(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:
-    """Tests, intervals and corrections that everything else is made of."""
+    """Checks of single tests, intervals and corrections."""
     rngs = iter(rng.spawn(6))
     return [
         *_tests(next(rngs), repeats, images),
@@ -60,7 +60,7 @@ def losses(rng: np.random.Generator, shape: tuple[int, ...], images: int, spread
 
 
 def shuffled_arms(rng: np.random.Generator, shape: tuple[int, ...], images: int) -> np.ndarray:
-    """Differences of two arms alike: which of an image's two losses belongs to which arm is chance."""
+    """Differences of two arms with exchangeable losses: a true null, `[*shape, images]`."""
     return losses(rng, shape, images) - losses(rng, shape, images)
 
 
@@ -86,7 +86,7 @@ def _intervals(rng: np.random.Generator, repeats: int, images: int) -> list[Chec
     normal = rng.normal(1, 1, (repeats, images))
     changed = mean_one * rng.gamma(4, 1.2 / 4, mean_one.shape)  # 20 % worse
     seeds = rng.normal(size=(repeats, 8, 1)) + rng.normal(size=(repeats, 8, images)) + 1
-    found = {
+    intervals = {
         "Student, normal": (stats.student_mean(normal, LEVEL), 1),
         "Student, skewed losses": (stats.student_mean(mean_one, LEVEL), 1),
         "percentile bootstrap, skewed losses": (
@@ -98,11 +98,11 @@ def _intervals(rng: np.random.Generator, repeats: int, images: int) -> list[Chec
         "hierarchical bootstrap, 8 seeds": (stats.hierarchical_bootstrap(seeds, LEVEL, RESAMPLES), 1),
         "Student of 8 seeds' means": (stats.student_mean(seeds.mean(-1), LEVEL), 1),
     }
-    return [covers(name, (i.low <= truth) & (truth <= i.high)) for name, (i, truth) in found.items()]
+    return [covers(name, (i.low <= truth) & (truth <= i.high)) for name, (i, truth) in intervals.items()]
 
 
 def _sweeps(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:
-    """The pooled damage of the report, as `effects.measure` takes it; and a sequence of looks at the data."""
+    """Pooled relative loss increase as in `effects.measure`; a confidence sequence at interim analyses."""
     covered = []
     for number in range(repeats):
         clean = losses(rng, GRID[1:], images)
@@ -124,7 +124,7 @@ def _sweeps(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:
 
 
 def _seeds(rng: np.random.Generator, repeats: int, seeds: int = 5) -> list[Check]:
-    """What claims rest on, where data sets don't differ: tests and intervals over networks."""
+    """Tests over networks under the null that data sets don't differ, as claims use them."""
     networks = f"2 x {seeds} networks"
     tests = (
         f"Student over {seeds} pairs of seeds",
@@ -147,13 +147,13 @@ def _seeds(rng: np.random.Generator, repeats: int, seeds: int = 5) -> list[Check
 
 
 def _crossed(rng: np.random.Generator, repeats: int, images: int, seeds: int = 5) -> list[Check]:
-    """Numbers of networks that were all measured on the same pictures, in whose sampling they share."""
+    """Intervals over networks that were measured on the same images, and so share their sampling error."""
     weights, checks = stats.bootstrap_weights(images, RESAMPLES), []
     for name, spread in (("seeds", 1.0), ("pictures", np.sqrt(images) * 0.5)):
-        alike = spread * rng.normal(size=(repeats, 1, images))
-        cells = rng.normal(size=(repeats, seeds, 1)) + alike + rng.normal(size=(repeats, seeds, images))
-        found = [over_seeds(one.mean(-1), one @ weights.T, images) for one in cells]
-        covered = np.array([low <= 0 <= high for _, (low, high), _ in found])
+        shared = spread * rng.normal(size=(repeats, 1, images))
+        cells = rng.normal(size=(repeats, seeds, 1)) + shared + rng.normal(size=(repeats, seeds, images))
+        results = [over_seeds(values.mean(-1), values @ weights.T, images) for values in cells]
+        covered = np.array([low <= 0 <= high for _, (low, high), _ in results])
         checks.append(covers(f"{seeds} seeds on the same pictures, more by {name}", covered))
     return checks
 
@@ -161,15 +161,15 @@ def _crossed(rng: np.random.Generator, repeats: int, images: int, seeds: int = 5
 def _families(
     rng: np.random.Generator, repeats: int, tests: int = 40, effects_among: int = 10
 ) -> list[Check]:
-    """Corrections on mixtures: z tests, a quarter of them of true effects of 3 standard errors."""
+    """Corrections on mixtures of z tests, a quarter of them with true effects of 3 standard errors."""
     z = rng.normal(size=(repeats, tests)) + 3.0 * (np.arange(tests) < effects_among)
-    from_z = lambda z: np.clip(2 * special.ndtr(-np.abs(z)), 0, 1)
+    p = np.clip(2 * special.ndtr(-np.abs(z)), 0, 1)  # two-sided
     checks = []
     for name, correct, rate in (
         ("Holm, any false rejection", stats.holm, lambda wrong, right: wrong > 0),
         ("Benjamini-Hochberg, false share", stats.benjamini_hochberg, lambda w, r: w / np.maximum(w + r, 1)),
     ):
-        rejected = np.stack([correct(from_z(row)) <= ALPHA for row in z])
+        rejected = np.stack([correct(row) <= ALPHA for row in p])
         false = rejected[:, effects_among:].sum(1)
         checks.append(
             mean_error(name, np.asarray(rate(false, rejected[:, :effects_among].sum(1)), np.float64))

@@ -1,4 +1,4 @@
-"""One promise of a statistical rule, and how it was kept over many made-up data sets."""
+"""Checks of statistical rules: a promised rate against the rate measured over many simulated data sets."""
 
 import dataclasses
 
@@ -10,21 +10,21 @@ from scipy.stats import binomtest, kstest
 from mechdiff import stats
 
 ALPHA = 0.05  # of tests and families
-LEVEL = 0.95  # of intervals
-SURE = 0.999  # a check fails where chance would fail it less often than once in a thousand
+LEVEL = 0.95  # confidence of intervals
+SURE = 0.999  # a check that holds fails with probability 0.001
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One promise and what became of it.
+    """A promised rate and the measured one.
 
     Attributes:
       name: what was checked.
       promise: `uniform`, `covers`, `errs at most` (a null) or `finds at least` (a positive control).
       nominal: coverage or rate promised; NaN for `uniform`.
-      found: coverage or rate found; for `uniform` the share of p values at or below `ALPHA`.
-      low, high: its 95 % Clopper-Pearson interval over repetitions.
-      p: of the Kolmogorov-Smirnov test, or of the binomial test against breaking the promise.
+      found: coverage or rate measured; for `uniform` the share of p values at or below `ALPHA`.
+      low, high: its 95 % Clopper-Pearson interval over repetitions (Student's for `mean_error`).
+      p: of the measured rate if the promise holds: Kolmogorov-Smirnov, binomial, or Student.
       n: repetitions.
     """
 
@@ -39,7 +39,7 @@ class Check:
 
     @property
     def holds(self) -> bool:
-        """Whether the promise was not seen to be broken."""
+        """Whether the data do not reject the promise, at p <= 0.001."""
         return self.p > 1 - SURE
 
 
@@ -50,29 +50,27 @@ def uniform(name: str, p: Float[np.ndarray, " repeat"]) -> Check:
 
 
 def covers(name: str, covered: Bool[np.ndarray, " repeat"], level: float = LEVEL) -> Check:
-    """Whether intervals held the truth."""
-    found = binomtest(int(covered.sum()), len(covered), level, alternative="less")
-    return Check(name, "covers", level, *_share(binomtest(found.k, found.n)), float(found.pvalue), found.n)
+    """Coverage of intervals against the nominal `level`."""
+    test = binomtest(int(covered.sum()), len(covered), level, alternative="less")
+    return Check(name, "covers", level, *_share(binomtest(test.k, test.n)), float(test.pvalue), test.n)
 
 
 def errs(name: str, wrong: Bool[np.ndarray, " repeat"], most: float = ALPHA) -> Check:
-    """How often a rule says what is not so."""
-    found = binomtest(int(wrong.sum()), len(wrong), most, alternative="greater")
-    return Check(
-        name, "errs at most", most, *_share(binomtest(found.k, found.n)), float(found.pvalue), found.n
-    )
+    """Error rate of a rule under a null, promised to be at most `most`."""
+    test = binomtest(int(wrong.sum()), len(wrong), most, alternative="greater")
+    return Check(name, "errs at most", most, *_share(binomtest(test.k, test.n)), float(test.pvalue), test.n)
 
 
 def finds(name: str, right: Bool[np.ndarray, " repeat"], least: float) -> Check:
-    """How often a rule says what is so: a positive control, of which `least` was asked."""
-    found = binomtest(int(right.sum()), len(right), least, alternative="less")
+    """Power of a rule on a positive control, promised to be at least `least`."""
+    test = binomtest(int(right.sum()), len(right), least, alternative="less")
     return Check(
-        name, "finds at least", least, *_share(binomtest(found.k, found.n)), float(found.pvalue), found.n
+        name, "finds at least", least, *_share(binomtest(test.k, test.n)), float(test.pvalue), test.n
     )
 
 
 def mean_error(name: str, rate: Float[np.ndarray, " repeat"]) -> Check:
-    """A mean of rates in [0, 1] against `ALPHA`: Student, as shares are no counts."""
+    """A mean of rates in [0, 1], promised to be at most `ALPHA`; Student, since rates are not counts."""
     interval = stats.student_mean(rate, LEVEL)
     error = max(float(rate.std(ddof=1)) / np.sqrt(len(rate)), 1e-12)
     ends = float(interval.estimate), float(interval.low), float(interval.high)
@@ -81,18 +79,19 @@ def mean_error(name: str, rate: Float[np.ndarray, " repeat"]) -> Check:
 
 
 def table(checks: list[Check]) -> str:
-    """Checks as text, one a line."""
-    lines = [f"{'check':70}{'promise':16}{'nominal':>8}  {'found':24}{'p':>8}{'n':>6}"]
+    """Checks as text, one per line."""
+    lines = [f"{'check':70}{'promise':16}{'nominal':>8}  {'measured':24}{'p':>8}{'n':>6}"]
     for check in checks:
         nominal = "" if np.isnan(check.nominal) else f"{check.nominal:.2f}"
-        found = f"{check.found:.3f} [{check.low:.3f}, {check.high:.3f}]"
-        verdict = "" if check.holds else "  BROKEN"
+        measured = f"{check.found:.3f} [{check.low:.3f}, {check.high:.3f}]"
+        verdict = "" if check.holds else "  VIOLATED"
         lines.append(
-            f"{check.name:70}{check.promise:16}{nominal:>8}  {found:24}{check.p:8.3f}{check.n:6}{verdict}"
+            f"{check.name:70}{check.promise:16}{nominal:>8}  {measured:24}{check.p:8.3f}{check.n:6}{verdict}"
         )
     return "\n".join(lines)
 
 
 def _share(test) -> tuple[float, float, float]:
+    """Observed share and the ends of its 95 % Clopper-Pearson interval."""
     interval = test.proportion_ci(0.95)
     return float(test.statistic), float(interval.low), float(interval.high)

@@ -1,5 +1,5 @@
-"""Do numbers taken over pictures keep their word: sequences that are stopped by looking, intervals from few
-pictures, and pictures of which thirty show one person?"""
+"""Calibration of intervals over images: sequential sweeps with optional stopping, faithfulness from few
+images, and images clustered by person."""
 
 import numpy as np
 from jaxtyping import Float
@@ -10,8 +10,8 @@ from mechdiff.circuits.faithfulness import faithfulness
 from mechdiff.sweeps import sequential
 from mechdiff.validation.checks import LEVEL, Check, covers, errs
 
-COMPONENTS, TIMESTEPS, MOST, WIDTH = 56, 4, 256, 0.5  # of a sequential sweep; WIDTH in Deg%
-LAWS = {  # of damage over pictures, mean 1
+COMPONENTS, TIMESTEPS, MOST, WIDTH = 56, 4, 256, 0.5  # of a sequential sweep; WIDTH in %
+LAWS = {  # distributions of relative loss increase over images, mean 1
     "normal": lambda rng, shape: 1 + rng.normal(size=shape),
     "gamma, cv .7": lambda rng, shape: rng.gamma(1 / 0.49, 0.49, shape),
     "lognormal, log-sd .5": lambda rng, shape: np.exp(0.5 * rng.normal(size=shape) - 0.125),
@@ -21,11 +21,11 @@ LAWS = {  # of damage over pictures, mean 1
 COVERED = {
     "lognormal, log-sd .7": 0.9,
     "lognormal, log-sd 1": 0.75,
-}  # joint coverage that is promised; else 0.95
+}  # joint coverage promised; for other laws 0.95
 
 
 def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
-    """All of them, each over `repeats` made-up sweeps."""
+    """All checks, each over `repeats` simulated sweeps."""
     rngs = iter(rng.spawn(3))
     return [
         *_sequential(next(rngs), repeats),
@@ -35,27 +35,27 @@ def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
 
 
 def _sequential(rng: np.random.Generator, repeats: int) -> list[Check]:
-    found = []
+    results = []
     for name, law in LAWS.items():
         runs = np.array([stopped(rng, law) for _ in range(repeats)])
-        found.append(
+        results.append(
             covers(f"sequential, all of {COMPONENTS} sizes: {name}", runs[:, 0], COVERED.get(name, LEVEL))
         )
-        found.append(errs(f"sequential, any wrong sign: {name}", runs[:, 1]))
-    return found
+        results.append(errs(f"sequential, any wrong sign: {name}", runs[:, 1]))
+    return results
 
 
 def stopped(rng: np.random.Generator, law, block: int = 16) -> tuple[bool, bool]:
-    """One sequential sweep by the rule of `sweeps.sequential`: whether all intervals hold where they stopped,
-    and whether any is on the wrong side of 0."""
+    """One sequential sweep by the rule of `sweeps.sequential`: whether all intervals cover the truth when
+    it stops, and whether any lies on the wrong side of 0."""
     size = 0.03 * rng.lognormal(sigma=1.0, size=COMPONENTS) * rng.choice([1, 1, 1, -0.3], size=COMPONENTS)
     clean = np.exp(0.4 * rng.normal(size=MOST) + 0.3 * rng.normal(size=(TIMESTEPS, MOST)) - 0.125)
     loss = clean * (1 + size[:, None, None] * law(rng, (COMPONENTS, 1, MOST)))
-    each = 1 - (1 - LEVEL) / COMPONENTS
+    confidence = 1 - (1 - LEVEL) / COMPONENTS  # of each component (Bonferroni)
     low, high, left = np.zeros(COMPONENTS), np.zeros(COMPONENTS), np.arange(COMPONENTS)
     for n in range(sequential.FIRST_LOOK, MOST + 1, block):
         estimate, influence = sequential.effect_and_influence(clean[:, :n], loss[left][..., :n])
-        below, above = stats.skewed_sequence(influence, each, planned=4 * sequential.FIRST_LOOK)
+        below, above = stats.skewed_sequence(influence, confidence, planned=4 * sequential.FIRST_LOOK)
         low[left], high[left] = estimate - below, estimate + above
         left = left[(low[left] <= 0) & (high[left] >= 0) & (high[left] - low[left] > WIDTH)]
         if not len(left):
@@ -68,35 +68,36 @@ def stopped(rng: np.random.Generator, law, block: int = 16) -> tuple[bool, bool]
 def circuit_losses(
     rng: np.random.Generator, repeats: int, images: int
 ) -> Float[np.ndarray, "repeat 3 image"]:
-    """Losses of nothing, of the whole network and of a circuit of faithfulness 0.8, skewed over pictures."""
-    whole = np.exp(0.5 * rng.normal(size=(repeats, images)) - 0.125)
-    taste = np.exp(0.7 * rng.normal(size=(2, repeats, images)) - 0.245)
-    return np.stack([whole + 4 * taste[0], whole, whole + 0.8 * taste[1]], axis=1)
+    """Losses with everything ablated, of the intact network, and of a circuit of faithfulness 0.8; skewed
+    over images."""
+    intact = np.exp(0.5 * rng.normal(size=(repeats, images)) - 0.125)
+    increase = np.exp(0.7 * rng.normal(size=(2, repeats, images)) - 0.245)
+    return np.stack([intact + 4 * increase[0], intact, intact + 0.8 * increase[1]], axis=1)
 
 
 def _faithfulness(rng: np.random.Generator, repeats: int) -> list[Check]:
-    found = []
+    results = []
     for images in (8, 32):
         units = stats.Units(np.arange(images), images, False)
         covered = []
-        for nothing, whole, circuit in circuit_losses(rng, repeats, images):
-            f = lambda w: faithfulness(circuit, nothing, whole, w)  # noqa: B023
+        for ablated, intact, circuit in circuit_losses(rng, repeats, images):
+            f = lambda w: faithfulness(circuit, ablated, intact, w)  # noqa: B023
             interval = stats.jackknife_interval(f, units)
             covered.append(interval.low <= 0.8 <= interval.high)
-        found.append(covers(f"Student, faithfulness from {images} pictures", np.array(covered, bool)))
-    return found
+        results.append(covers(f"Student, faithfulness from {images} pictures", np.array(covered, bool)))
+    return results
 
 
 def _people(rng: np.random.Generator, repeats: int, people: int = 40, each: int = 26) -> list[Check]:
-    """Pooled damage from pictures of 40 people, a tenth of the variance of log losses between people."""
+    """Pooled relative loss increase from images of 40 people, a tenth of the variance of log losses between
+    people."""
     person = np.repeat(np.arange(people), each)
     units, covered = stats.Units(person, people, True), []
     for number in range(repeats):
-        own = np.sqrt(0.1) * rng.normal(size=(2, people))[:, person] + np.sqrt(0.9) * rng.normal(
-            size=(2, len(person))
-        )
-        clean = np.exp(0.5 * own[0] - 0.125)[None]
-        loss = clean[None] * (1 + 0.2 * np.exp(0.5 * own[1] - 0.125))
+        between = np.sqrt(0.1) * rng.normal(size=(2, people))[:, person]
+        logs = between + np.sqrt(0.9) * rng.normal(size=(2, len(person)))
+        clean = np.exp(0.5 * logs[0] - 0.125)[None]
+        loss = clean[None] * (1 + 0.2 * np.exp(0.5 * logs[1] - 0.125))
         statistic = lambda w: effects.pooled_relative_increase(clean, loss, w)  # noqa: B023
         interval = stats.bootstrap_units(statistic, units, repeats=300, seed=number)
         covered.append(interval.low[0] <= 20 <= interval.high[0])

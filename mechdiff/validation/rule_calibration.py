@@ -1,7 +1,7 @@
-"""Do the rules of verdicts keep their word? Each has a null under which it must rarely speak, and a positive
-control that it must see, on made-up networks whose truth is known.
+"""Calibration of the rules of verdicts: error rates under nulls and power on positive controls, on simulated
+networks whose truth is known.
 
-Sizes are those of studies: 5 or 12 networks a data set, 28 heads in 7 layers, 24 components, 24 noise levels.
+Sizes are those of studies: 5 to 12 networks, 28 heads in 7 layers, 24 components, 24 timesteps.
 """
 
 import numpy as np
@@ -15,14 +15,14 @@ from mechdiff.stats import benjamini_hochberg, small_samples
 from mechdiff.validation.checks import ALPHA, Check, errs, finds
 
 LAYERS = [f"layer{i}" for i in range(7) for _ in range(4)]  # of 28 heads
-LEVELS = 6  # of entropies
+LEVELS = 6  # timesteps of entropies
 MARGIN = 0.015  # nats, of the claim about divergence
-PICTURE_HALVES = 6  # splits of the pictures, in the bench of phases
+PICTURE_HALVES = 6  # splits of the images into halves, in the checks of phases
 Rows = Float[np.ndarray, "network component"]
 
 
 def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
-    """All rules of verdicts, each over `repeats` made-up studies."""
+    """All rules of verdicts, each over `repeats` simulated studies."""
     rngs = iter(rng.spawn(7))
     return [
         *_divergence(next(rngs), repeats),
@@ -36,7 +36,7 @@ def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
 
 
 def _divergence(rng: np.random.Generator, repeats: int) -> list[Check]:
-    """Networks whose heads stand in any order within their layers; trainings deviate by 0.1 nats."""
+    """Networks with heads permuted within layers; standard deviation of trainings 0.1 nats unless said."""
 
     def study(n: int, shift: float, wave: float, deviation: float = 0.1) -> NetworkDivergence:
         base = rng.normal(2, 0.3, (28, LEVELS))
@@ -54,11 +54,14 @@ def _divergence(rng: np.random.Generator, repeats: int) -> list[Check]:
     waves = [study(5, 0.0, 0.1) for _ in range(repeats)]
     edge = [study(6, MARGIN, 0, 0.02) for _ in range(repeats)]
     still = [study(6, 0, 0, 0.02) for _ in range(repeats)]
-    within = lambda found: np.array([each.interval[1] < MARGIN for each in found])
+
+    def within(results: list[NetworkDivergence]) -> Bool[np.ndarray, " repeat"]:
+        return np.array([result.interval[1] < MARGIN for result in results])
+
     name = "divergence, 5 + 5 networks, heads in any order"
     return [
-        errs(f"{name}: no difference", np.array([each.p <= ALPHA for each in none])),
-        finds(f"{name}: 1 sd of trainings", np.array([each.p <= ALPHA for each in same]), 0.8),
+        errs(f"{name}: no difference", np.array([result.p <= ALPHA for result in none])),
+        finds(f"{name}: 1 sd of trainings", np.array([result.p <= ALPHA for result in same]), 0.8),
         errs(
             "divergence varies with level: a constant difference",
             np.array([x.p_varies <= ALPHA for x in same]),
@@ -70,20 +73,20 @@ def _divergence(rng: np.random.Generator, repeats: int) -> list[Check]:
 
 
 def _bottlenecks(rng: np.random.Generator, repeats: int) -> list[Check]:
-    """24 components of 12 networks; trainings deviate by a third of what a component costs."""
+    """24 components of 12 networks; trainings deviate by 30 % of a component's relative loss increase."""
 
     def study(costs: Float[np.ndarray, "*networks component"]) -> bottlenecks.Bottleneck:
         damage = costs * (1 + 0.3 * rng.normal(size=(12, 2, 24)))
-        seen = np.ones((2, 24), bool)
-        least = bottlenecks.weakest(damage[..., None], seen)
+        visible = np.ones((2, 24), bool)
+        least = bottlenecks.weakest(damage[..., None], visible)
         return bottlenecks.crossed(least, np.arange(12) % 2 == 0)
 
-    one = np.where(np.arange(24) == 0, 60.0, 10.0)
-    # The smaller of two kinds costs less than either: a null that lies at the threshold after it.
-    at = 25 / (1 - 0.3 / np.sqrt(np.pi))
-    edge = [study(np.where(np.arange(24) < 3, at, 10.0)) for _ in range(repeats)]
+    # The minimum over two ablations is expected below their mean; with this mean, at the threshold.
+    at_threshold = 25 / (1 - 0.3 / np.sqrt(np.pi))
+    edge = [study(np.where(np.arange(24) < 3, at_threshold, 10.0)) for _ in range(repeats)]
     alike = [study(20 * np.exp(0.4 * rng.normal(size=(12, 1, 24)))) for _ in range(repeats)]
-    planted = [study(one) for _ in range(repeats)]
+    bottleneck = np.where(np.arange(24) == 0, 60.0, 10.0)
+    planted = [study(bottleneck) for _ in range(repeats)]
     flat = [study(np.full(24, 8.0)) for _ in range(repeats)]
     return [
         errs("bottleneck: three components at the threshold", np.array([x.p <= ALPHA for x in edge])),
@@ -95,7 +98,7 @@ def _bottlenecks(rng: np.random.Generator, repeats: int) -> list[Check]:
 
 
 def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
-    """24 levels of 12 components in 6 networks, noise of pictures in either half."""
+    """24 timesteps of 12 components in 6 networks; independent noise of images in either half."""
 
     def study(shape: Float[np.ndarray, "level component"], noise: float) -> bool:
         networks = shape + 0.3 * rng.normal(size=(6, 1, 12)) * shape
@@ -113,14 +116,14 @@ def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
     line = lambda: np.linspace(-1, 1, 24)[:, None] * rng.normal(0.5, 0.3, 12)
     bend = lambda: np.linspace(-1, 1, 24)[:, None] ** 2 * rng.normal(0.5, 0.3, 12)
     four = lambda: np.repeat(rng.normal(size=(4, 12)), 6, axis=0)
-    levels = (0.05, 0.15, 0.4)
-    drift = np.array([[study(line(), noise) for noise in levels] for _ in range(repeats)])
+    noise_levels = (0.05, 0.15, 0.4)  # standard deviations of the simulated noise of images
+    drift = np.array([[study(line(), noise) for noise in noise_levels] for _ in range(repeats)])
     curved = np.array([study(bend(), 0.15) for _ in range(repeats)])
     stepped = np.array([study(four(), 0.3) for _ in range(repeats)])
     return [
         *(
             errs(f"four phases: straight drift, noise {noise:g}", drift[:, i])
-            for i, noise in enumerate(levels)
+            for i, noise in enumerate(noise_levels)
         ),
         errs("four phases: a parabola", curved),
         finds("four phases: four steps", stepped, 0.8),
@@ -128,12 +131,16 @@ def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
 
 
 def _complexity(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Check]:
-    """45 components; trainings scatter each component's log damage."""
+    """45 components; trainings scatter the log of each component's relative loss increase."""
 
     def supported(widths: tuple[float, float], scatter: tuple[float, float]) -> bool:
         place = rng.normal(size=45)
-        sides = [np.exp(wide * place + sd * rng.normal(size=(n, 45))) for wide, sd in zip(widths, scatter)]
-        _, _, p = small_samples.between_groups(*map(spread.pseudo_values, sides), pseudo=True)
+        sides = [
+            np.exp(wide * place + sd * rng.normal(size=(n, 45)))
+            for wide, sd in zip(widths, scatter, strict=True)
+        ]
+        natural, simple = map(spread.pseudo_values, sides)
+        _, _, p = small_samples.between_groups(natural, simple, pseudo=True)
         return bool(p <= ALPHA)
 
     laws = {
@@ -141,35 +148,37 @@ def _complexity(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Chec
         "the simple side scatters twice as much": ((1, 1), (0.3, 0.6)),
         "the natural side scatters twice as much": ((1, 1), (0.6, 0.3)),
     }
-    found = {name: [supported(*law) for _ in range(repeats)] for name, law in laws.items()}
+    results = {
+        name: [supported(widths, scatter) for _ in range(repeats)] for name, (widths, scatter) in laws.items()
+    }
     power = [supported((0.8, 1), (0.4, 0.4)) for _ in range(repeats)]
     name = f"complexity, {n} + {n} networks"
     return [
-        *(errs(f"{name}: {law}", np.array(values)) for law, values in found.items()),
+        *(errs(f"{name}: {law}", np.array(values)) for law, values in results.items()),
         finds(f"{name}: wider spread", np.array(power), 0.8),
     ]
 
 
 def _ladder(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Check]:
-    """The gate: log sizes on three rungs, trainings of sd 0.1."""
+    """The gate: log values at three complexities, standard deviation of trainings 0.1."""
 
     def opens(*means: float) -> bool:
         rises, p = spread.ordered([mean + 0.1 * rng.normal(size=n) for mean in means])
         return rises and p < ALPHA
 
-    found = {means: np.array([opens(*means) for _ in range(repeats)]) for means in (
+    passes = {means: np.array([opens(*means) for _ in range(repeats)]) for means in (
         (0, 0, 0), (0, 0.4, 0.4), (0.4, 0.2, 0), (0, 0.2, 0.4),
     )}  # fmt: skip
     return [
-        errs("ladder: a flat measure passes", found[0, 0, 0]),
-        errs("ladder: a measure that rises once passes", found[0, 0.4, 0.4]),
-        errs("ladder: a falling measure passes", found[0.4, 0.2, 0]),
-        finds("ladder: a rising measure passes", found[0, 0.2, 0.4], 0.8),
+        errs("ladder: a flat measure passes", passes[0, 0, 0]),
+        errs("ladder: a measure that rises once passes", passes[0, 0.4, 0.4]),
+        errs("ladder: a falling measure passes", passes[0.4, 0.2, 0]),
+        finds("ladder: a rising measure passes", passes[0, 0.2, 0.4], 0.8),
     ]
 
 
 def _entropy(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Check]:
-    """28 heads; layers carry entropy and damage alike, and untrained networks have a link of their own."""
+    """28 heads; depth confounds entropy and relative loss increase; untrained networks may correlate too."""
     layers = np.array(LAYERS)
 
     def correlations(link: float) -> Float[np.ndarray, " network"]:
@@ -184,18 +193,20 @@ def _entropy(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Check]:
         return bool(p <= ALPHA and high < 0)
 
     null = np.array([supported(0, 0) for _ in range(repeats)])
-    own = np.array([supported(-0.4, -0.4) for _ in range(repeats)])
+    untrained = np.array([supported(-0.4, -0.4) for _ in range(repeats)])
     power = np.array([supported(-0.5, 0) for _ in range(repeats)])
     return [
         errs("entropy and importance: a matter of layers", null),
-        errs("entropy and importance: untrained networks do the same", own),
+        errs("entropy and importance: untrained networks do the same", untrained),
         finds("entropy and importance: within layers by training", power, 0.8),
     ]
 
 
 def _roles(rng: np.random.Generator, repeats: int) -> list[Check]:
     """28 heads and 12 targets against 1,008 untrained heads; and three seeds whose heads are matched."""
-    skew = lambda rows: np.tanh(0.25 * rng.normal(size=(rows, 12)) + 0.25 * rng.normal(size=(rows, 1)))
+
+    def skew(rows: int) -> Float[np.ndarray, "rows target"]:
+        return np.tanh(0.25 * rng.normal(size=(rows, 12)) + 0.25 * rng.normal(size=(rows, 1)))
 
     def named(trained: Float[np.ndarray, "head target"]) -> Bool[np.ndarray, " head"]:
         p = assignment.against_untrained(trained, skew(1008))[1]
@@ -218,15 +229,16 @@ def _roles(rng: np.random.Generator, repeats: int) -> list[Check]:
 
 
 def _agrees(rng: np.random.Generator, returns: bool, seeds: int = 3, heads: int = 8) -> bool:
-    """Whether roles of heads are found to return: in each seed heads stand in another order."""
+    """Whether roles of heads test as consistent over seeds; heads are permuted within layers in each seed."""
     layers = ["a"] * 4 + ["b"] * 4
     profile, role = rng.normal(size=(heads, 6)), rng.normal(size=(heads, 10))
     profiles, selective = [], []
     for _ in range(seeds):
         order = np.concatenate([rng.permutation(4), 4 + rng.permutation(4)])
         profiles.append((profile + 0.3 * rng.normal(size=profile.shape))[order])
-        own = role + 1.0 * rng.normal(size=role.shape) if returns else rng.normal(size=role.shape)
-        selective.append(own[order])
+        noise = rng.normal(size=role.shape)
+        selectivity = role + 1.0 * noise if returns else noise
+        selective.append(selectivity[order])
     named = [["x"] * heads] * seeds
-    found = matching.agreement(profiles, selective, named, layers, 199, int(rng.integers(2**31)))
-    return found.p_profiles <= ALPHA
+    agreement = matching.agreement(profiles, selective, named, layers, 199, int(rng.integers(2**31)))
+    return agreement.p_profiles <= ALPHA

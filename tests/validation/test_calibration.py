@@ -43,7 +43,7 @@ def test_the_table_marks_what_is_broken(checks):
     broken = calibration.Check("never", "covers", 0.95, 0.5, 0.4, 0.6, 0.0, 100)
     lines = calibration.table([*checks.values(), broken]).splitlines()
     assert len(lines) == len(checks) + 2
-    assert lines[-1].endswith("BROKEN") and not lines[1].endswith("BROKEN")
+    assert lines[-1].endswith("VIOLATED") and not lines[1].endswith("VIOLATED")
 
 
 def test_too_few_repetitions_are_refused():

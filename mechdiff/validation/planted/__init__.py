@@ -1,8 +1,9 @@
-"""Denoisers whose responsible components are known, to prove methods on before real networks are asked.
+"""Planted networks: denoisers whose responsible components are known by construction, to validate methods.
 
-They run in the same UNet code through the same gates; only their weights are written by hand (`wiring`) and
-their pictures chosen (`scenes`). Every other component is busy and says nothing that is read. `scoring` asks
-each method who matters. `closed_form` has denoisers without a network: the best for data that are known.
+They run in the same UNet code with the same gates; only their weights are written by hand (`weights`) and
+their images generated for the purpose (`datasets`). All other components are active distractors that cannot
+affect the output. `methods` scores components by every method, `metrics` compares scores with the truth.
+`diffusion.closed_form` has optimal denoisers of known data, without a network.
 """
 
 from mechdiff.diffusion.closed_form import gaussian_denoiser, mixture_denoiser

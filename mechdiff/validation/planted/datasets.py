@@ -1,7 +1,7 @@
-"""Pictures whose denoising needs one thing only: three channels, `[0]` the content that is hard to see.
+"""Images whose denoising needs a single mechanism: three channels, of which `[0]` holds the content.
 
-All are in [-1, 1], NHWC float32, drawn from a NumPy generator. Cells are squares of 2x2 pixels, so that what
-varies by cell survives one halving of the resolution, and what varies within a cell does not.
+All are in [-1, 1], NHWC float32, drawn from a NumPy generator. Cells are squares of 2x2 pixels: variation
+between cells survives one halving of the resolution, variation within a cell does not.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,9 @@ PlantedImages = Callable[[np.random.Generator, int, int], Images]
 
 
 def regions(rng: np.random.Generator, count: int, side: int) -> Images:
-    """Half of the cells, scattered, are marked in channel 1; content is one value on them, another elsewhere.
+    """A random half of the cells is marked in channel 1; content has one value on them, another elsewhere.
 
-    Whoever wants a cell's content well must average over the distant cells with the same mark.
+    The best estimate of a cell's content averages over the distant cells with the same mark.
     """
     cells = (side // 2) ** 2
     mark = np.where(rng.permuted(np.tile(np.arange(cells), (count, 1)), axis=1) % 2, 1.0, -1.0)
@@ -26,7 +26,7 @@ def regions(rng: np.random.Generator, count: int, side: int) -> Images:
 
 
 def flat(rng: np.random.Generator, count: int, side: int) -> Images:
-    """One color a picture, of length 0.9 in any direction: the average over all positions is needed."""
+    """One color per image, of length 0.9 in any direction: the best estimate averages over all positions."""
     color = rng.normal(size=(count, 3))
     color *= 0.9 / np.linalg.norm(color, axis=1, keepdims=True)
     return np.broadcast_to(color[:, None, None], (count, side, side, 3)).astype(np.float32)

@@ -1,6 +1,6 @@
-"""The gain with which a planted component denoises best, as training would have found it.
+"""The gain at which a planted component denoises best, as training would set it.
 
-There the gradient in its gate vanishes, as it nearly does in trained networks.
+There the gradient of the loss with respect to its gate vanishes, as it nearly does in trained networks.
 """
 
 import functools
@@ -18,7 +18,7 @@ from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import denoise
 
-DOSES = (0.0, 0.5, 1.0)
+GATES = (0.0, 0.5, 1.0)  # gate values of the parabola
 BOUNDS = (0.2, 5.0)  # of the change in one round
 
 
@@ -29,19 +29,20 @@ def best_gain(
     timesteps: Int[np.ndarray, " levels"],
     rounds: int = 2,
 ) -> float:
-    """The gain of `component` with the least loss, each level counting alike.
+    """The gain of `component` with the least relative loss, timesteps weighted evenly.
 
-    The loss is nearly quadratic in its gate: each round takes the vertex through three doses.
+    The loss is nearly quadratic in its gate: each round takes the vertex of the parabola through `GATES`.
 
     Args:
-      network: gain -> subject.
+      network: gain -> denoiser.
+      rounds: of the fit; each changes the gain by a factor within `BOUNDS`.
     """
     gain = 1.0
     for _ in range(rounds):
         denoiser = network(gain)
-        doses = [set_gate(denoiser.identity, [component], dose) for dose in DOSES]
-        loss = np.stack([losses(denoiser, each, images, timesteps) for each in doses])
-        curve = np.polyfit(DOSES, (loss / loss[-1]).mean(axis=1), 2)
+        interventions = [set_gate(denoiser.identity, [component], gate) for gate in GATES]
+        loss = np.stack([losses(denoiser, item, images, timesteps) for item in interventions])
+        curve = np.polyfit(GATES, (loss / loss[-1]).mean(axis=1), 2)
         gain *= float(np.clip(-curve[1] / (2 * curve[0]), *BOUNDS))
     return gain
 
@@ -49,13 +50,19 @@ def best_gain(
 def losses(
     denoiser: Denoiser, intervention: Intervention, images: Images, timesteps: Int[np.ndarray, " levels"]
 ) -> Float[np.ndarray, " levels"]:
-    """Mean denoising loss at each level under an intervention."""
-    network = denoiser.unet, denoiser.schedule, denoiser.params, intervention
-    return np.array([_loss(*network, images, int(t)) for t in timesteps])
+    """Mean denoising loss at each timestep under an intervention."""
+    return np.array(
+        [
+            _loss(denoiser.unet, denoiser.schedule, denoiser.params, intervention, images, int(t))
+            for t in timesteps
+        ]
+    )
 
 
 @functools.partial(jax.jit, static_argnames="unet")
 def _loss(unet, schedule, params, intervention, x0: Images, t: Int[Array, ""]) -> Float[Array, ""]:
-    at, noise = jnp.full(len(x0), t), image_noise(jax.random.key(0), jnp.arange(len(x0)), x0.shape[1:])
-    predicted = denoise(unet, schedule, params, intervention, q_sample(schedule, x0, at, noise), at)
+    timesteps = jnp.full(len(x0), t)
+    noise = image_noise(jax.random.key(0), jnp.arange(len(x0)), x0.shape[1:])
+    x_t = q_sample(schedule, x0, timesteps, noise)
+    predicted = denoise(unet, schedule, params, intervention, x_t, timesteps)
     return jnp.mean((predicted - noise) ** 2)

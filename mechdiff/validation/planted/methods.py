@@ -1,4 +1,4 @@
-"""Asks every method which components matter, and compares its answers with what was planted (`measures`)."""
+"""Scores of components by every method, compared with the planted truth (`metrics`)."""
 
 import dataclasses
 import functools
@@ -41,16 +41,17 @@ METHODS = (
     *("discovery on average", "discovery at every level", "discovery with stand-ins"),
     *("pairs by curvature", "pairs exact"),
 )
-WORDLESS = METHODS[:2]  # say nothing about the sign of an effect
-# Of the dearest methods, so that the whole table takes less than half an hour of one core:
-OPTIMAL_SIZES, OPTIMAL_STEPS = ("small",), 8  # gradients of all components; mean and zero are tried anyway
-STAND_INS = 4  # members of a circuit that are asked for them
+UNSIGNED = METHODS[:2]  # predict no sign of an effect
+# Limits of the most expensive methods, so that the table takes less than half an hour on one core:
+OPTIMAL_SIZES, OPTIMAL_STEPS = ("small",), 8
+BACKUPS = 4  # members of a circuit whose backup components are searched
 
 
 def score(plant: PlantedNetwork, folder: Path) -> list[dict]:
-    """One record a method: plant, size, instance, method and `MEASURES`, NaN where one does not apply.
+    """One record per method: plant, size, instance, method and `MEASURES`, NaN where one does not apply.
 
-    Entropy ranks heads only; pairs are asked of plants that hold one, optimal ablation of `OPTIMAL_SIZES`.
+    Entropy ranks heads only; pairs are scored for networks with a planted pair, optimal ablation for
+    `OPTIMAL_SIZES`.
 
     Args:
       folder: of the exact sweep, which resumes there.
@@ -58,34 +59,36 @@ def score(plant: PlantedNetwork, folder: Path) -> list[dict]:
     key = jax.random.key(plant.instance)
     chosen = components(plant.denoiser.unet)
     effects, clean = _exact(plant, folder, key, chosen)
-    found = {**_observed(plant, key, chosen), **_predicted(plant, key, chosen, clean), **effects}
-    found |= discovered(plant, key, chosen, folder / "circuits")
+    scores = {**_observed(plant, key, chosen), **_predicted(plant, key, chosen, clean), **effects}
+    scores |= discovered(plant, key, chosen, folder / "circuits")
     signs = np.array([plant.signs.get(component.name, 0) for component in chosen])
     inside = None
     if plant.window:
         inside = (plant.timesteps >= plant.window[0]) & (plant.timesteps < plant.window[1])
-    measured = {name: compare(values, signs, inside, name not in WORDLESS) for name, values in found.items()}
+    measured = {name: compare(values, signs, inside, name not in UNSIGNED) for name, values in scores.items()}
     if plant.pair:
-        some = [component for component in chosen if component.component_type in ("head", "res")]
-        measured["pairs exact"] = _pairs_exact(plant, key, some, clean)
-        measured["pairs by curvature"] = _pairs_by_curvature(plant, key, some, clean)
-    who = {"plant": plant.name, "size": plant.size, "instance": plant.instance}
-    return [{**who, "method": name, **measured[name]} for name in METHODS if name in measured]
+        paired = [component for component in chosen if component.component_type in ("head", "res")]
+        measured["pairs exact"] = _pairs_exact(plant, key, paired, clean)
+        measured["pairs by curvature"] = _pairs_by_curvature(plant, key, paired, clean)
+    labels = {"plant": plant.name, "size": plant.size, "instance": plant.instance}
+    return [{**labels, "method": name, **measured[name]} for name in METHODS if name in measured]
 
 
 def scored(name: str, instance: int, size: str, folder: Path) -> list[dict]:
-    """`score` of one plant, kept in `folder` in a file named after it and the code: done once."""
+    """`score` of one planted network, cached in `folder` under its name and `NUMERICS_VERSION`."""
     path = files.ensure_writable(folder) / f"{name}-{size}-{instance}-numerics{NUMERICS_VERSION}.json"
     if not path.exists():
         files.write_json(path, score(make(name, instance, size), folder / path.stem))
     records = files.read_json(path)
-    return [{key: float("nan") if value is None else value for key, value in one.items()} for one in records]
+    return [
+        {key: float("nan") if value is None else value for key, value in record.items()} for record in records
+    ]
 
 
 def _exact(
     plant: PlantedNetwork, folder: Path, key, chosen: Sequence[Component]
 ) -> tuple[Scores, np.ndarray]:
-    """Deg%_t under every kind of ablation, and the clean loss of each level."""
+    """Relative loss increase (%) under every ablation, `[component, t]`, and the clean loss `[t]`."""
     denoiser = plant.denoiser
     eval_set = EvalSet(plant.images, plant.timesteps, key)
     reference = EvalSet(plant.others, plant.timesteps, keys.stream(key, "mean fills"))
@@ -97,7 +100,7 @@ def _exact(
         options = {"chosen": chosen, "steps": OPTIMAL_STEPS}
         replacements["optimal"] = optimal_replacements(denoiser, reference, **options)
     config = SweepConfig(ablations=("zero", *replacements), image_block=len(plant.images))
-    found = ablation_sweep(
+    sweep = ablation_sweep(
         denoiser,
         eval_set,
         folder,
@@ -105,15 +108,15 @@ def _exact(
         replacements=replacements,
         chosen=chosen,
     ).mean("image")
-    clean = found["clean_loss"].values.astype(np.float64)
-    rise = 100 * (found["loss"].transpose("ablation", "component", "t").values / clean - 1)
-    return {f"exact {ablation}": rise[i] for i, ablation in enumerate(config.ablations)}, clean
+    clean = sweep["clean_loss"].values.astype(np.float64)
+    increase = 100 * (sweep["loss"].transpose("ablation", "component", "t").values / clean - 1)
+    return {f"exact {ablation}": increase[i] for i, ablation in enumerate(config.ablations)}, clean
 
 
 def _predicted(plant: PlantedNetwork, key, chosen: Sequence[Component], clean: np.ndarray) -> Scores:
-    """Deg%_t by gradients in the gates, at both points."""
+    """Relative loss increase (%) predicted by gradients with respect to gates, at both points."""
     eval_set = EvalSet(plant.images, plant.timesteps, key)
-    found = {}
+    predicted = {}
     for at in ("identity", "ablated"):
         scores = gate_scores(
             plant.denoiser,
@@ -122,20 +125,19 @@ def _predicted(plant: PlantedNetwork, key, chosen: Sequence[Component], clean: n
             at=at,
             block=len(plant.images),
         ).mean("image")
-        percent = lambda name: 100 * scores[name].values.astype(np.float64) / clean  # noqa: B023
-        found[f"first order at {at}"] = percent("first")
-        found[f"gauss-newton at {at}"] = percent("score")
+        for method, variable in (("first order", "first"), ("gauss-newton", "score")):
+            predicted[f"{method} at {at}"] = 100 * scores[variable].values.astype(np.float64) / clean
     path = integrated_gradients(plant.denoiser, eval_set, chosen=chosen, block=len(plant.images)).mean(
         "image"
     )
-    return found | {"integrated gradients": 100 * path["score"].values.astype(np.float64) / clean}
+    return predicted | {"integrated gradients": 100 * path["score"].values.astype(np.float64) / clean}
 
 
 def discovered(plant: PlantedNetwork, key, chosen: Sequence[Component], folder: Path | None = None) -> Scores:
-    """Deg%_t of leaving each member out of the circuit, 0 for the others.
+    """Relative loss increase (%) of removing each member from the circuit, 0 for the others.
 
-    Of the circuit that is close on average over noise levels; of that which is close at every one; and of the
-    latter, where outsiders that could take the place of a member count as it does.
+    For the circuit that matches the network on average over timesteps; for that which matches at every
+    timestep; and for the latter with backup components, which get the value of the member they can replace.
     """
     eval_set = EvalSet(plant.images, plant.timesteps, key)
     evaluator = CircuitEvaluator(
@@ -143,68 +145,74 @@ def discovered(plant: PlantedNetwork, key, chosen: Sequence[Component], folder: 
     )
     average = discover(evaluator)
     evaluator = dataclasses.replace(evaluator, every_level=True)
-    found = discover(evaluator)
-    place = {name: i for i, name in enumerate(found.components)}
-    shared = np.array(found.marginal)
-    for member, outsiders in backup_components(evaluator, found, STAND_INS).items():
+    everywhere = discover(evaluator)
+    place = {name: i for i, name in enumerate(everywhere.components)}
+    shared = np.array(everywhere.marginal)
+    for member, outsiders in backup_components(evaluator, everywhere, BACKUPS).items():
         for outsider in outsiders:
-            row = found.marginal[place[member]]
+            row = everywhere.marginal[place[member]]
             if np.abs(row.mean()) > np.abs(shared[place[outsider]].mean()):
                 shared[place[outsider]] = row
     names = ("discovery on average", "discovery at every level", "discovery with stand-ins")
-    return dict(zip(names, (average.marginal, found.marginal, shared)))
+    return dict(zip(names, (average.marginal, everywhere.marginal, shared), strict=True))
 
 
 def _observed(plant: PlantedNetwork, key, chosen: Sequence[Component]) -> Scores:
-    """What can be seen without an intervention: sharpness of heads, variance of activations over images."""
+    """Scores without intervention: 1 - normalized entropy of heads, variance of activations over images."""
     denoiser = plant.denoiser
     heads = attention_stats(denoiser, EvalSet(plant.images, plant.timesteps, key), block=len(plant.images))
     entropy = heads["normalized_entropy"].mean("image").reindex(head=[component.name for component in chosen])
     index = np.arange(len(plant.images))
-    parts = denoiser.unet, denoiser.params, denoiser.identity, denoiser.schedule
-    levels = [jax.device_get(_variances(*parts, plant.images, int(t), key, index)) for t in plant.timesteps]
-    variance = [[level[c.site][slice(*c.index)].mean() for level in levels] for c in chosen]
+    unet, params, identity, schedule = denoiser.unet, denoiser.params, denoiser.identity, denoiser.schedule
+    by_timestep = [
+        jax.device_get(_variances(unet, params, identity, schedule, plant.images, int(t), key, index))
+        for t in plant.timesteps
+    ]
+    variance = [
+        [sites[component.site][slice(*component.index)].mean() for sites in by_timestep]
+        for component in chosen
+    ]
     return {"entropy": 1 - entropy.values, "activation variance": np.array(variance)}
 
 
 @functools.partial(jax.jit, static_argnames="unet")
 def _variances(unet, params, identity, schedule, x0, t, key, indices):
     """Variance over images of each unit's activation, averaged over positions: site -> `(units,)`."""
-    at = jnp.full(len(x0), t)
-    x_t = q_sample(schedule, x0, at, image_noise(key, indices, x0.shape[1:]))
-    sites = forward(unet, params, identity, x_t, at, capture=(CAPTURED,))[1][CAPTURED]
+    timesteps = jnp.full(len(x0), t)
+    x_t = q_sample(schedule, x0, timesteps, image_noise(key, indices, x0.shape[1:]))
+    sites = forward(unet, params, identity, x_t, timesteps, capture=(CAPTURED,))[1][CAPTURED]
     units_last = lambda site, a: jnp.moveaxis(a, -2, -1) if site_type(site) == "head" else a
     spread = {site: units_last(site, a.var(axis=0)) for site, a in sites.items()}
     return {site: a.reshape(-1, a.shape[-1]).mean(0) for site, a in spread.items()}
 
 
 def _pairs_exact(
-    plant: PlantedNetwork, key, some: Sequence[Component], clean: np.ndarray
+    plant: PlantedNetwork, key, chosen: Sequence[Component], clean: np.ndarray
 ) -> dict[str, float]:
-    """Measures of the synergy of all pairs of `some` components."""
-    pairs = list(itertools.combinations(some, 2))
-    found = pair_effects(plant.denoiser, EvalSet(_half(plant), plant.timesteps, key), pairs)
-    synergy = found.synergy.mean("image").values
-    return compare(100 * synergy / clean, _planted_pair(plant, some))
+    """`MEASURES` of the interactions of all pairs of components, by exact ablation."""
+    pairs = list(itertools.combinations(chosen, 2))
+    effects = pair_effects(plant.denoiser, EvalSet(_half(plant), plant.timesteps, key), pairs)
+    interaction = effects.synergy.mean("image").values
+    return compare(100 * interaction / clean, _planted_pair(plant, chosen))
 
 
 def _pairs_by_curvature(
-    plant: PlantedNetwork, key, some: Sequence[Component], clean: np.ndarray
+    plant: PlantedNetwork, key, chosen: Sequence[Component], clean: np.ndarray
 ) -> dict[str, float]:
-    """The same with the synergy that the curvature at identity predicts."""
+    """The same with the interactions that the curvature at identity predicts."""
     eval_set = EvalSet(_half(plant), plant.timesteps, key)
-    matrix = pair_scores(plant.denoiser, eval_set, some).curvature.values
-    left, right = np.triu_indices(len(some), 1)
-    return compare(100 * matrix[:, left, right].T / clean, _planted_pair(plant, some))
+    matrix = pair_scores(plant.denoiser, eval_set, chosen).curvature.values
+    left, right = np.triu_indices(len(chosen), 1)
+    return compare(100 * matrix[:, left, right].T / clean, _planted_pair(plant, chosen))
 
 
 def _half(plant: PlantedNetwork) -> Images:
-    """Half of the images, for pairs, of which there are many: one that matters does so in every image."""
+    """Half of the images: pairs are many, and a planted one acts in every image."""
     return plant.images[: len(plant.images) // 2]
 
 
-def _planted_pair(plant: PlantedNetwork, some: Sequence[Component]) -> np.ndarray:
-    """Planted sign of the synergy of each pair, 0 for all but one."""
+def _planted_pair(plant: PlantedNetwork, chosen: Sequence[Component]) -> np.ndarray:
+    """Planted sign of the interaction of each pair, 0 for all but the planted one."""
     first, second, sign = plant.pair
-    pairs = itertools.combinations([component.name for component in some], 2)
-    return np.array([sign * ({*pair} == {first, second}) for pair in pairs])
+    pairs = itertools.combinations([component.name for component in chosen], 2)
+    return np.array([sign if {*pair} == {first, second} else 0 for pair in pairs])

@@ -1,11 +1,11 @@
-"""How well scores of components agree with what was planted, over instances.
+"""Agreement of scores of components with the planted truth, over instances.
 
 A method gives each component a score, `[component, t]`, in % of the clean loss where it predicts a loss;
-components are ranked by |mean over t|, where less than `NOTHING` ties with 0. Measures:
-  auroc      chance that a component that matters outranks one that does not; ties count half
-  precision  share of the k first that matter, k being how many there are
-  sign       share of those that matter whose score has the sign planted (methods that predict a loss)
-  window     Jaccard index of the levels planted and of those with |score_t| >= a tenth of the largest
+components are ranked by |mean over t|, of which values below `NOTHING` tie with 0. Measures:
+  auroc      probability that a planted component outranks another one; ties count half
+  precision  share of planted components among the first k, k being their number
+  sign       share of planted components whose score has the planted sign (methods that predict a loss)
+  window     Jaccard index of the planted timesteps and those with |score_t| >= a tenth of the largest
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ from mechdiff import stats
 
 MEASURES = ("auroc", "precision", "sign", "window")
 NOTHING = 0.01  # % of the clean loss: what float32 rounding can make
-IN_WINDOW = 0.1  # of the largest |score| over levels
+IN_WINDOW = 0.1  # of the largest |score| over timesteps
 
 
 def compare(
@@ -27,15 +27,15 @@ def compare(
     inside: Bool[np.ndarray, " t"] | None = None,
     signed: bool = True,
 ) -> dict[str, float]:
-    """`MEASURES` of one method's scores; components with NaN were not asked.
+    """`MEASURES` of one method's scores; components with NaN are excluded.
 
     Args:
-      signs: 0 for components that don't matter.
-      inside: levels planted.
+      signs: planted sign, 0 for components that are not planted.
+      inside: timesteps of the planted window.
       signed: whether scores are in % of the clean loss.
     """
-    asked = ~np.isnan(scores).any(axis=1)
-    scores, signs = scores[asked].astype(np.float64), signs[asked]
+    scored = ~np.isnan(scores).any(axis=1)
+    scores, signs = scores[scored].astype(np.float64), signs[scored]
     size, matters = np.abs(scores.mean(axis=1)), signs != 0
     if signed:
         size = np.where(size < NOTHING, 0.0, size)
@@ -43,7 +43,7 @@ def compare(
     if not k or not others:
         return dict.fromkeys(MEASURES, float("nan"))
     area = (rankdata(size)[matters].sum() - k * (k + 1) / 2) / (k * others)
-    # Where scores tie at the k-th place, the share that chance would find.
+    # Where scores tie at the k-th place, the expected share under a random order.
     cut = np.sort(size)[-k]
     above, tied = size > cut, size == cut
     hits = (above & matters).sum() + (k - above.sum()) * (tied & matters).sum() / tied.sum()
@@ -54,16 +54,17 @@ def compare(
         "window": float("nan"),
     }
     if signed:
-        result["sign"] = float((np.sign(scores.mean(axis=1)) * (size > 0) == signs)[matters].mean())
+        predicted = np.where(size > 0, np.sign(scores.mean(axis=1)), 0)
+        result["sign"] = float((predicted == signs)[matters].mean())
     if inside is not None:
-        course = np.abs(scores[matters])
-        active = (course >= IN_WINDOW * course.max(axis=1, keepdims=True)) & (course > 0)
+        by_timestep = np.abs(scores[matters])
+        active = (by_timestep >= IN_WINDOW * by_timestep.max(axis=1, keepdims=True)) & (by_timestep > 0)
         result["window"] = float(((active & inside).sum(1) / (active | inside).sum(1)).mean())
     return result
 
 
 def summarize(records: Iterable[dict], repeats: int = 2000) -> list[dict]:
-    """Means by plant and method, with 95 % bootstrap intervals over instances and sizes.
+    """Means by family of planted networks and method, with 95 % bootstrap intervals over instances and sizes.
 
     Returns:
       rows with `plant`, `method`, `n` and measure -> [mean, low, high], NaN where it applies to no instance.
@@ -72,9 +73,9 @@ def summarize(records: Iterable[dict], repeats: int = 2000) -> list[dict]:
     for record in records:
         groups.setdefault((record["plant"], record["method"]), []).append(record)
     return [
-        {"plant": plant, "method": method, "n": len(found)}
-        | {measure: _mean([record[measure] for record in found], repeats) for measure in MEASURES}
-        for (plant, method), found in groups.items()
+        {"plant": plant, "method": method, "n": len(members)}
+        | {measure: _mean([record[measure] for record in members], repeats) for measure in MEASURES}
+        for (plant, method), members in groups.items()
     ]
 
 
@@ -84,8 +85,8 @@ def _mean(values: list[float], repeats: int) -> list[float]:
         return [float("nan")] * 3
     if len(values) == 1:
         return [values[0], float("nan"), float("nan")]
-    found = stats.bootstrap_mean(np.array(values), repeats=repeats, method="percentile")
-    return [float(end) for end in (found.estimate, found.low, found.high)]
+    interval = stats.bootstrap_mean(np.array(values), repeats=repeats, method="percentile")
+    return [float(end) for end in (interval.estimate, interval.low, interval.high)]
 
 
 def table(rows: Sequence[dict]) -> str:

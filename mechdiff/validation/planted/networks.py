@@ -1,4 +1,4 @@
-"""The plants: who matters in each, how, and the network and pictures that make it so."""
+"""Families of planted networks: the responsible components of each, its weights and its images."""
 
 import dataclasses
 import functools
@@ -18,23 +18,23 @@ from mechdiff.validation.planted import datasets, weights
 from mechdiff.validation.planted.gain import best_gain
 
 STEPS = 1000
-LOG_SNR = (3.0, 1.5, 0.0, -1.5, -3.0)  # of the levels scored, where there is something to see and to gain
+LOG_SNR = (3.0, 1.5, 0.0, -1.5, -3.0)  # of the timesteps scored: neither nearly clean nor nearly pure noise
 SIZES = {"small": (8, 32, 4), "large": (16, 48, 6)}  # side, width, heads: 36 and 44 components
-IMAGES = {"small": 16, "large": 8}  # scored; the fewer are twice as many pixels
+IMAGES = {"small": 16, "large": 8}  # scored
 
 
 @dataclasses.dataclass(frozen=True)
 class PlantedNetwork:
-    """A denoiser that is understood.
+    """A denoiser whose responsible components are known.
 
     Attributes:
       name, size, instance: which one.
-      subject: config, schedule, parameters and identity.
-      images, others: to score on, and to take mean activations from.
-      timesteps: levels to score at.
-      signs: component that matters -> 1 where ablating it does damage, -1 where it does good.
-      pair: two components that matter only as one, and the sign of their synergy; or None.
-      window: half-open interval of t outside of which nothing of it matters; or None.
+      denoiser: the network with its schedule, parameters and identity intervention.
+      images, others: to score on, and to take replacements from.
+      timesteps: to score at.
+      signs: planted component -> 1 if ablating it raises the loss, -1 if it lowers the loss.
+      pair: two components that act jointly, and the sign of their interaction (positive: redundant); or None.
+      window: half-open interval of t outside of which the planted components have no effect; or None.
     """
 
     name: str
@@ -51,7 +51,7 @@ class PlantedNetwork:
 
 @dataclasses.dataclass(frozen=True)
 class _Wired:
-    """What a recipe returns: `redo(gain)` writes the same network with another gain of its component."""
+    """A planted network before its gain is fitted: `redo(gain)` gives its parameters at a gain."""
 
     scene: datasets.PlantedImages
     redo: Callable[[float], PyTree]
@@ -62,7 +62,7 @@ class _Wired:
 
 
 def unet_of(size: str) -> UNetConfig:
-    """The network of a size: two levels, attention on the lower one, resampling without weights."""
+    """The UNet of a size: two resolution levels, attention at the lower one, resampling without weights."""
     if size not in SIZES:
         raise ConfigError(unknown("size", size, SIZES))
     side, width, heads = SIZES[size]
@@ -124,18 +124,18 @@ def _one_head(unet, rng, scene, channels, direct, match=0.0) -> _Wired:
 
 
 def _long_range(unet, schedule, timesteps, rng) -> _Wired:
-    """One head carries the content of distant positions with the same mark."""
+    """One head copies the content of distant positions with the same mark."""
     return _one_head(unet, rng, datasets.regions, (0,), {1: 0.8}, match=9.0)
 
 
 def _uniform(unet, schedule, timesteps, rng) -> _Wired:
-    """One head averages over all positions alike: the highest entropy there is."""
+    """One head averages over all positions with equal weights: maximal entropy."""
     return _one_head(unet, rng, datasets.flat, (0, 1, 2), {})
 
 
 def _redundant(unet, schedule, timesteps, rng) -> _Wired:
-    """Two heads do the same, and the output can't tell one from two: neither is missed alone. Nothing leaks,
-    as a norm without a carrier would make much of it where one head is gone."""
+    """Two redundant heads: the output is the same with one as with two. Distractors don't leak here, since a
+    norm without a carrier would amplify the leak when a head is ablated."""
     heads = _heads(unet)
     pair = [heads[i] for i in rng.choice(len(heads), 2, replace=False)]
     base = weights.distractors(unet, rng, leak=0.0)
@@ -152,7 +152,7 @@ def _redundant(unet, schedule, timesteps, rng) -> _Wired:
 
 
 def _window(unet, schedule, timesteps, rng) -> _Wired:
-    """One branch carries the content, and its time injection opens it at two neighboring levels only."""
+    """One branch adds the content, and its time injection opens it at two neighboring timesteps only."""
     stage, base = _pick(rng, BRANCHES), weights.distractors(unet, rng)
     start = int(rng.integers(0, len(timesteps) - 1))
     edges = np.concatenate([[0], (timesteps[1:] + timesteps[:-1]) // 2, [STEPS]])
@@ -169,14 +169,14 @@ def _window(unet, schedule, timesteps, rng) -> _Wired:
 
 
 def _cancelling(unet, schedule, timesteps, rng) -> _Wired:
-    """Two large branches cancel: without one the other ruins all, without both nothing is lost."""
+    """Two large branches cancel: ablating one leaves the other's error, ablating both changes nothing."""
     pair, base = rng.choice(BRANCHES[1:], 2, replace=False).tolist(), weights.distractors(unet, rng)
     shift = tuple(int(i) for i in rng.choice([-1, 1], 2))
 
     def redo(gain):
         params = _copy(base)
         weights.frame(params, {0: 0.8, 1: 0.8})
-        for sign, stage in zip((1, -1), pair):
+        for sign, stage in zip((1, -1), pair, strict=True):
             weights.branch(params, stage, sign * 3 * gain, shift)
         return params
 
@@ -185,7 +185,7 @@ def _cancelling(unet, schedule, timesteps, rng) -> _Wired:
 
 
 def _detail(unet, schedule, timesteps, rng) -> _Wired:
-    """One skip carries what halving the resolution loses."""
+    """One skip carries the detail that halving the resolution loses."""
     stage, base = _pick(rng, ("up0.block0", "up0.block1")), weights.distractors(unet, rng)
 
     def redo(gain):
@@ -198,7 +198,7 @@ def _detail(unet, schedule, timesteps, rng) -> _Wired:
 
 
 def _harmful(unet, schedule, timesteps, rng) -> _Wired:
-    """One branch adds the content of a neighbor, which says nothing of one's own."""
+    """One branch adds the content of a diagonal neighbor, an error: ablating it lowers the loss."""
     stage, base = _pick(rng, BRANCHES[1:]), weights.distractors(unet, rng)
     shift = tuple(int(i) for i in rng.choice([-1, 1], 2))
 

@@ -1,13 +1,13 @@
-"""Writes weights of a UNet by hand, so that what each component does is known.
+"""Weights of a UNet written by hand, so that the function of each component is known.
 
-Channels come in groups of 8, which are the groups of every GroupNorm: group 0 is *live* (the only one
-that `conv_out` reads), group 1 is *hidden* (holds the noisy picture), the others are *trash* (nothing
-reads them on the way to the output). Live and hidden hold each of the three picture channels as a pair
-(x, -x), and a carrier (K, -K). Three facts make such a network exact in spite of its non-linearities:
-  silu(x) - silu(-x) = x, so that a pair passes a SiLU unchanged;
-  a pair has mean 0, so that GroupNorm only divides by the root mean square of the group;
-  with a large carrier that is nearly constant, so that GroupNorm is nearly linear.
-Without the carrier, GroupNorm divides a signal by its own size: one copy then does what two do.
+Channels form groups of 8, which are the groups of every GroupNorm: group 0 is *live* (the only one that
+`conv_out` reads), group 1 is *hidden* (holds the noisy image), the others are *trash* (unread: no path from
+them to the output). Live and hidden hold each of the three image channels as a pair (x, -x), and a carrier
+(K, -K). Three facts make such a network exact in spite of its non-linearities:
+  silu(x) - silu(-x) = x: a pair passes a SiLU unchanged;
+  a pair has mean 0: GroupNorm only divides by the root mean square of the group;
+  with a large carrier that root mean square is nearly constant: GroupNorm is nearly linear.
+Without the carrier, GroupNorm divides a signal by its own size: one copy then has the effect of two.
 """
 
 import functools
@@ -24,29 +24,36 @@ from mechdiff.models.unet import init_unet, stages
 GROUP = 8  # channels
 LIVE, HIDDEN, TRASH = 0, GROUP, 2 * GROUP  # first channel of each
 CARRIER = 4.0
-LEAK = 0.08  # size of the weights with which branches that don't matter reach the live content
-HIGH_PASS = -np.outer([-1, 2, -1], [1, -2, 1]) / 16  # 1 on a checkerboard of pixels, 0 on what is smooth
+LEAK = 0.08  # scale of the weights from distractor branches to the live content
+HIGH_PASS = (
+    -np.outer([-1, 2, -1], [1, -2, 1]) / 16
+)  # response 1 to a checkerboard of pixels, 0 to linear gradients
 
 
 def template(config: UNetConfig) -> tuple[PyTree, Intervention]:
     """Zero parameters of the network, and its identity intervention; nothing is compiled."""
     shapes, identity = jax.eval_shape(functools.partial(init_unet, config=config), jax.random.key(0))
-    full = lambda value: lambda leaf: np.full(leaf.shape, value, np.float32)
-    gate, replacement, temperature = (
-        jax.tree.map(full(value), tree)
-        for tree, value in ((identity.gate, 1), (identity.replacement, 0), (identity.temperature, 1))
+
+    def filled(tree: PyTree, value: float) -> PyTree:
+        return jax.tree.map(lambda leaf: np.full(leaf.shape, value, np.float32), tree)
+
+    intervention = Intervention(
+        filled(identity.gate, 1), filled(identity.replacement, 0), filled(identity.temperature, 1), ALWAYS
     )
-    return jax.tree.map(full(0), shapes), Intervention(gate, replacement, temperature, ALWAYS)
+    return filled(shapes, 0), intervention
 
 
 def distractors(config: UNetConfig, rng: np.random.Generator, leak: float = LEAK) -> PyTree:
-    """A network in which no component matters: all are busy, none says anything that is read.
+    """Parameters of active distractors only: no component affects the output, but for `leak`.
 
-    Heads attend sharply, and the rows of their output projection are zero. Branches, skips and time
-    injections are random and write to trash; branches leak a little into the live content.
+    Heads attend sharply, and their output projections are zero. Branches, skips and time injections are
+    random and write to trash; branches also write to the live content, with weights of scale `leak`.
     """
     params, _ = template(config)
-    normal = lambda leaf, deviation: rng.normal(0, deviation, leaf.shape).astype(np.float32)
+
+    def normal(leaf: np.ndarray, deviation: float) -> np.ndarray:
+        return rng.normal(0, deviation, leaf.shape).astype(np.float32)
+
     for stage in stages(config):
         at = params.get(stage.name)
         if stage.op == "conv_in":
@@ -86,11 +93,11 @@ def _distractor_block(at: PyTree, normal, leak: float) -> None:
 def frame(
     params: PyTree, direct: dict[int, float], carrier: float = CARRIER, high_pass: bool = False
 ) -> None:
-    """What is not gated: the picture into hidden, the channels of `direct` into live with that gain, and out.
+    """The path without gates: the image into hidden, channels of `direct` into live with that gain, and out.
 
     Args:
-      carrier: of the live group; 0 for a network that cannot tell one copy of a signal from two.
-      high_pass: hidden content is what `HIGH_PASS` leaves of it.
+      carrier: of the live group; with 0, one copy of a signal has the effect of two.
+      high_pass: hidden content is filtered with `HIGH_PASS`.
     """
     kernel, bias = params["conv_in"]["conv"]["kernel"], params["conv_in"]["conv"]["bias"]
     for channel in range(3):
@@ -109,8 +116,8 @@ def frame(
 def head(
     params: PyTree, stage: str, index: int, heads: int, gain: float, channels=(0,), match: float = 0.0
 ) -> None:
-    """A head that copies hidden `channels` to live from where it attends: everywhere alike, or, with `match`,
-    to positions whose hidden channel 1 has the sign of the query's."""
+    """A head that copies hidden `channels` to live from the positions it attends to: all equally, or with
+    `match` those whose hidden channel 1 has the sign of the query's."""
     at = params[stage]
     depth = len(at["out"]["kernel"]) // heads
     start = index * depth
@@ -126,7 +133,7 @@ def head(
 def branch(params: PyTree, stage: str, gain: float, shift=(0, 0), closed: float = 0.0) -> None:
     """A residual branch that adds `gain` times the hidden content, `shift` pixels away, to the live content.
 
-    With `closed`, offsets of that size hold its SiLUs shut unless `opened` injects their opposite.
+    With `closed`, offsets of that size keep its SiLUs at 0 unless `opened` injects their opposite.
     """
     at = params[stage]
     inner, outer = at["conv1"], at["conv2"]
@@ -154,8 +161,8 @@ def opened(
 ) -> None:
     """Time injection into a `closed` branch that opens it inside `window` only (edges some 15 steps wide).
 
-    A sine of t that grows all the way is compared with its values at the edges by ramps; SiLU is a ramp where
-    its argument is large.
+    A sine of t that is monotone over all timesteps is compared with its values at the edges by ramps; SiLU is
+    a ramp where its argument is large.
     """
     half = config.widths[0] // 2
     frequencies = np.exp(-np.log(10000.0) * np.arange(half) / (half - config.frequency_shift))
