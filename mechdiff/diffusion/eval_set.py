@@ -28,6 +28,7 @@ class EvalSet:
       ConfigError: images of another rank, or nested images for another number of timesteps.
 
     Example:
+      >>> import jax
       >>> eval_set = EvalSet(np.zeros((4, 8, 8, 3), np.float32), [10, 500], jax.random.key(0))
       >>> eval_set.count, eval_set.images_total, eval_set.timesteps
       (4, 4, array([ 10, 500], dtype=int32))

@@ -58,7 +58,7 @@ def schedule_from_betas(betas: Sequence[float]) -> NoiseSchedule:
     """The schedule whose variances are `betas`, one per step.
 
     Example:
-      >>> float(schedule_from_betas([0.1, 0.2]).alphas_bar[1].round(2))
+      >>> round(float(schedule_from_betas([0.1, 0.2]).alphas_bar[1]), 2)
       0.72
 
     Raises:

@@ -224,7 +224,7 @@ def test_a_screen_ranks_by_the_point_that_is_asked_for(
     denoiser, images, exact, damage, tmp_path, monkeypatch, point
 ):
     names = [component.name for component in components(denoiser.unet)]
-    known = lambda *args, **_: exact[[names.index(component.name) for component in args[5]]]
+    known = lambda *args, **_: exact[[names.index(component.name) for component in args[3]]]
     monkeypatch.setattr(screening, "exact_damage", known)
     settings = {"k": 3, "shortlist": 4, "audit": 5, "miss_bound": 1.0, "probes": 8}
     found = screening.screen_and_verify(
@@ -268,7 +268,7 @@ def test_a_screen_that_misses_widens_until_all_is_verified(denoiser, images, exa
         found = real(*args, **kwargs)
         return found.assign(score=(found.score.dims, np.random.default_rng(0).normal(size=found.score.shape)))
 
-    known = lambda *args, **_: exact[[names.index(component.name) for component in args[5]]]
+    known = lambda *args, **_: exact[[names.index(component.name) for component in args[3]]]
     monkeypatch.setattr(screening, "gate_scores", useless)
     monkeypatch.setattr(screening, "exact_damage", known)
     found = screening.screen_and_verify(

@@ -44,8 +44,8 @@ class MadeUp(CircuitEvaluator):
     def _run(self, members):
         name = {component: i for i, component in enumerate(self.names)}
         rng = np.random.default_rng(0)
-        luck = 1 + 0.2 * rng.normal(size=len(self.images))  # images differ, alike for all circuits
-        levels = np.array([1.0, 0.5])[: len(self.timesteps)]
+        luck = 1 + 0.2 * rng.normal(size=self.eval_set.count)  # images differ, alike for all circuits
+        levels = np.array([1.0, 0.5])[: len(self.eval_set.timesteps)]
         gain = np.array([levels * self.rules(lambda who: row[name[who]]) for row in members])  # noqa: B023
         return (1 - gain[:, :, None] * luck).astype(np.float32)
 
@@ -59,9 +59,9 @@ def nobody(tiny):
 
 @pytest.fixture(scope="module")
 def made_up(nobody):
-    images, levels = np.zeros((IMAGES, 8, 8, 3), np.float32), np.array([5, 30], np.int32)
+    eval_set = EvalSet(np.zeros((IMAGES, 8, 8, 3), np.float32), [5, 30], KEY)
     given = {"chosen": components(nobody.unet)}
-    return lambda rules, **options: MadeUp(nobody, images, levels, KEY, rules=rules, **given | options)
+    return lambda rules, **options: MadeUp(nobody, eval_set, rules=rules, **given | options)
 
 
 A, B, C, D = "down1.attn0.head0", "mid.attn0.head1", "up0.block1.skip", "mid.block0.res"
@@ -316,7 +316,7 @@ def test_resamples_find_a_clear_circuit_again_and_an_unclear_one_less_often(made
 
     class Noisy(MadeUp):
         def _run(self, members):
-            private = np.random.default_rng(1).normal(0.05, 0.1, (members.shape[1], 1, len(self.images)))
+            private = np.random.default_rng(1).normal(0.05, 0.1, (members.shape[1], 1, self.eval_set.count))
             return (5 - np.tensordot(members.astype(float), private, 1)).astype(np.float32)
 
     shown = evaluator.eval_set
@@ -331,9 +331,10 @@ def test_halves_are_other_pictures_with_other_noise(nobody):
     given, config = EvalImages(pixels, pixels[:2], "noise"), SweepConfig(timesteps=3, images=9)
     asked = config, jax.random.key(4), None
     find, score = controls.circuit_evaluators(nobody, given, "zero", *asked)
-    assert len(find.images) == 4 and len(score.images) == 5 and find.digest != score.digest
+    assert find.eval_set.count == 4 and score.eval_set.count == 5 and find.digest != score.digest
     assert not np.array_equal(*(jax.random.key_data(evaluator.eval_set.key) for evaluator in (find, score)))
-    assert find.timesteps.tolist() == score.timesteps.tolist() and len(find.timesteps) == 3
+    assert find.eval_set.timesteps.tolist() == score.eval_set.timesteps.tolist()
+    assert len(find.eval_set.timesteps) == 3
     few = dataclasses.replace(given, scored=pixels[:3])
     with pytest.raises(ConfigError, match="too few"):
         controls.circuit_evaluators(nobody, few, "zero", *asked)

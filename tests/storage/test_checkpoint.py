@@ -207,7 +207,7 @@ KILLED = """
 import os, signal, sys, threading
 from pathlib import Path
 import jax.numpy as jnp
-from mechdiff.checkpoint import TrainCheckpoints
+from mechdiff.storage.checkpoint import TrainCheckpoints
 
 folder, pattern = Path(sys.argv[1]), sys.argv[2]
 
@@ -248,7 +248,7 @@ import sys
 import jax, jax.numpy as jnp
 jax.config.update("jax_num_cpu_devices", 2)
 from jax.sharding import NamedSharding, PartitionSpec
-from mechdiff.checkpoint import TrainCheckpoints, load_model
+from mechdiff.storage.checkpoint import TrainCheckpoints, load_model
 
 mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
 split = NamedSharding(mesh, PartitionSpec("batch"))
