@@ -13,7 +13,7 @@ KEY = jax.random.key(0)
 def test_crossed_and_nested_images_are_counted():
     crossed = EvalSet(np.zeros((4, 8, 8, 3), np.float32), (10, 500), KEY)
     assert (crossed.count, crossed.images_total) == (4, 4) and crossed.timesteps.dtype == np.int32
-    nested = EvalSet(np.arange(2 * 3 * 4).reshape(2, 3, 2, 2, 1), [10, 500], KEY)
+    nested = EvalSet(np.arange(24.0).reshape(2, 3, 2, 2, 1), [10, 500], KEY)
     assert (nested.count, nested.images_total) == (3, 6)
     images, indices = nested.at(1)
     np.testing.assert_array_equal(images, nested.images[1])

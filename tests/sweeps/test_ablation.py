@@ -203,8 +203,8 @@ def test_numbers_of_another_precision_are_other_numbers(denoiser):
         assert denoiser.digests() != given
 
 
-def test_a_kind_without_fills_is_refused(denoiser, images, levels, tmp_path):
-    with pytest.raises(ConfigError, match="'mean' needs fills"):
+def test_an_ablation_without_replacements_is_refused(denoiser, images, levels, tmp_path):
+    with pytest.raises(ConfigError, match="mean ablation needs replacements"):
         ablation_sweep(denoiser, EvalSet(images, levels, KEY), tmp_path, config=CONFIG)
     assert list(tmp_path.iterdir()) == []
 

@@ -137,9 +137,7 @@ def replaced():
 
 def test_effects_of_patterns_are_those_of_plain_passes(replaced):
     donors = resample_replacements(DENOISER, EvalSet(IMAGES, LEVELS, KEY), draws=2).donors
-    own = activations.activations(
-        UNET, PARAMS, IDENTITY, SCHEDULE, IMAGES, 40, KEY, np.arange(5), collection="patterns"
-    )
+    own = activations.activations(DENOISER, IMAGES, 40, KEY, np.arange(5), collection="patterns")
     own = {site: np.asarray(pattern) for site, pattern in own.items()}
     np.testing.assert_allclose(own[SITE].sum(-1), 1, rtol=1e-5)
     cell = replaced.isel(t=1)

@@ -83,7 +83,7 @@ def test_the_user_is_told_before_the_run(capsys):
 
 def test_what_cannot_fit_is_refused_with_the_way_out(monkeypatch, capsys):
     monkeypatch.setattr(memory, "reachable_bytes", lambda: memory.HOST_OVERHEAD)
-    expected = r"even one row in a pass takes .*JAX_NUM_CPU_DEVICES=1.*sweep\.kinds=zero"
+    expected = r"even one row in a pass takes .*JAX_NUM_CPU_DEVICES=1.*sweep\.ablations=zero"
     with pytest.raises(ConfigError, match=expected) as error:
         forecast.print_memory_forecast(SUBJECT, SweepConfig(images=4, timesteps=2))
     assert "\n" not in str(error.value)
