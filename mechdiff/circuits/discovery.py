@@ -101,7 +101,7 @@ def discover(
         ranking=ranking,
         components=evaluator.names,
         members=_named(evaluator, kept),
-        order=_named(evaluator, [*kept, *dropped[::-1], *others]),
+        order=_named(evaluator, np.array([*kept, *dropped[::-1], *others], int)),
         effect=effect,
         marginal=marginal,
         faithfulness=float(evaluator.faithfulness(selection.members[None])[0, 0]),
@@ -255,5 +255,5 @@ def _screened(evaluator: CircuitEvaluator, options: dict) -> Float[np.ndarray, "
     return np.where(np.isnan(screen.effect), screen.score, screen.effect)
 
 
-def _named(evaluator: CircuitEvaluator, indices: Sequence[int]) -> tuple[str, ...]:
+def _named(evaluator: CircuitEvaluator, indices: Int[np.ndarray, " n"]) -> tuple[str, ...]:
     return tuple(evaluator.names[i] for i in indices)
