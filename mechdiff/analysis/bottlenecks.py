@@ -1,9 +1,10 @@
-"""Is there a component without which a network denoises much worse, whatever takes its place?
+"""Bottlenecks: components whose ablation raises the loss beyond a threshold, whatever replaces them.
 
-A comparison with the average of its kind would pass in any network whose parts are unequal. So a bottleneck
-is named before it is tested: half of the networks choose the component that costs most, the other half tests
-it against a threshold that was stated beforehand; then the other way round. Its damage is the smallest over
-all kinds of ablation that can see it: mean ablation can't see what depends on the timestep alone. Ours.
+A comparison with the average of its component type would pass in any network whose components are unequal. So
+a bottleneck is chosen before it is tested: one half of the networks chooses the component of largest relative
+loss increase, the other half tests it against a threshold that was stated beforehand; then the other way
+round. Its relative loss increase is the smallest over all ablations that change it: mean ablation does not
+change what depends on the timestep alone. Definitions are ours.
 """
 
 from dataclasses import dataclass
@@ -13,19 +14,19 @@ from jaxtyping import Bool, Float
 
 from mechdiff.stats.small_samples import over_seeds
 
-THRESHOLD = 25.0  # pooled relative loss increase, %: the least degradation that arXiv 2506.17237 reports
+THRESHOLD = 25.0  # pooled relative loss increase, %: the smallest that arXiv 2506.17237 reports
 
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """What either half of the networks named, and what the other half made of it.
+    """The component that each half of the networks chose, and its test on the other half.
 
     Attributes:
-      chosen: component named by the first half and by the second; -1 where a half is empty.
-      estimate, interval: of what was named, on the networks that did not name it, %; mean of both ways.
-      p: larger of the two p against the threshold: both halves must tell. NaN: too few networks.
+      chosen: index of the component chosen by the first half, by the second; -1 where a half is empty.
+      estimate, interval: its relative loss increase (%) on the half that did not choose it; mean of both.
+      p: larger of the two p against the threshold: both halves must exceed it. NaN: too few networks.
       p_none: largest p, over components, against the threshold from below: if small, none is a bottleneck.
-      share: of networks in which what the *other* half named costs more than the threshold.
+      share: of networks in which the *other* half's choice exceeds the threshold.
     """
 
     chosen: tuple[int, int]
@@ -39,8 +40,12 @@ class Bottleneck:
 def weakest(
     damage: Float[np.ndarray, "network kind component draws"], seen: Bool[np.ndarray, "kind component"]
 ) -> Float[np.ndarray, "network component draws"]:
-    """Damage under the kind of ablation that shows least of it, of those that see the component; -inf if none
-    does."""
+    """Smallest relative loss increase over the ablations that change the component; -inf if none does.
+
+    Args:
+      damage: relative loss increase (%).
+      seen: whether an ablation changes the component.
+    """
     least = np.where(seen[None, :, :, None], damage, np.inf).min(axis=1)
     return np.where(np.isfinite(least), least, -np.inf)
 
@@ -54,11 +59,11 @@ def crossed(
     """Chosen on one half of the networks and tested on the other, both ways.
 
     Args:
-      damage: of `weakest`: on all images alike, and behind it in resamples of them, if any.
+      damage: of `weakest`: first on all images evenly weighted, then in resamples of them, if any.
       first: the half that each network belongs to.
       images: units that were resampled.
     """
-    kept = np.flatnonzero(np.isfinite(damage).all(axis=(0, 2)))  # that some kind of ablation can see
+    kept = np.flatnonzero(np.isfinite(damage).all(axis=(0, 2)))  # that some ablation changes
     damage = damage[:, kept]
     halves = damage[first], damage[~first]
     if not all(len(half) for half in halves) or not len(kept):
@@ -86,8 +91,8 @@ def split(data: list[str], seeds: list[int]) -> Bool[np.ndarray, " network"]:
     """The first half of the networks: of each data set every other one, in the order of training seeds."""
     first = np.zeros(len(data), bool)
     for name in dict.fromkeys(data):
-        own = sorted((i for i, other in enumerate(data) if other == name), key=lambda i: seeds[i])
-        first[own[::2]] = True
+        networks = sorted((i for i, other in enumerate(data) if other == name), key=lambda i: seeds[i])
+        first[networks[::2]] = True
     return first
 
 

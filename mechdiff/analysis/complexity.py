@@ -1,18 +1,18 @@
-"""How complex are the circuits of a data set? Four measures, and their ratio between two data sets.
+"""Complexity of the circuits of networks trained on a data set, and its ratio between two data sets.
 
 arXiv 2506.17237 gives a ratio of 1.084 +- 0.008 of a measure that is not known; these are ours:
   circuit size     C(tau): components in the smallest circuit that reaches faithfulness tau, of .8, .9, .95
-  effective        exp(entropy of the components' shares of |pooled Deg%|), `effects.effective_number`
-  participation, rank   participation ratio and effective rank of activation covariance, `moments`
+  effective        exp(entropy of the shares of |pooled relative loss increase|) (`effects.effective_number`)
+  participation, rank   participation ratio and effective rank of activation covariance
   variance         of activations; depends on scale, the weakest
-Of the last three, a network's number is the geometric mean over sites and levels. Each measure is a function
-of weights of images, so that any of them can be resampled.
+Of the last three, a network's number is the geometric mean over sites and timesteps. Each measure is a
+function of weights of images, so that any of them can be resampled.
 
 A ratio is formed per pair of training seeds, one of either data set, as a difference of logs, log R_s. The
 unit of replication is the pair: `ratio` gives Student's interval over pairs (it covered 95 % with 8 of them)
 and the hierarchical bootstrap over (pair, image), which is too narrow for few pairs (89 % with 8). Controls:
 random halves of one data set (`halves`), seeds of one data set among themselves (`among_seeds`), and the same
-ratio on untrained networks, which shows what the pictures alone make of it.
+ratio on untrained networks, which shows the effect of the images alone.
 """
 
 import itertools
@@ -58,7 +58,7 @@ def circuit_size(
     """Fewest components whose circuit reaches faithfulness `tau`; NaN where none does.
 
     Args:
-      sizes: components in each circuit tried, in any order.
+      sizes: components in each circuit, in any order.
       faithfulness: of each, (m(C) - m(nothing)) / (m(all) - m(nothing)).
     """
     reached = np.where(np.asarray(faithfulness) >= tau, np.asarray(sizes, np.float64), np.inf).min(axis=-1)
@@ -66,7 +66,7 @@ def circuit_size(
 
 
 def effective_components(sweep: xr.Dataset, ablation: str) -> Measure:
-    """`effective` of a saved sweep."""
+    """`effective` of a saved sweep, as a function of weights of images."""
     clean, loss = effects.losses(sweep, ablation)
     return lambda weights: effects.effective_number(effects.pooled_relative_increase(clean, loss, weights))
 
@@ -75,7 +75,8 @@ def covariance_measure(found: Mapping[str, Moments], name: str) -> Measure:
     """`participation`, `rank` or `variance` of the activations of one network.
 
     Args:
-      found: of `moments.channel_moments`; its groups take the place of images.
+      found: site -> moments, of `channel_moments.channel_moments`; its groups take the place of images.
+
     Raises:
       ConfigError: an unknown name.
     """
@@ -83,20 +84,27 @@ def covariance_measure(found: Mapping[str, Moments], name: str) -> Measure:
         raise ConfigError(f"unknown measure {name!r}; choose from: {', '.join(OF_COVARIANCE)}")
 
     def measure(weights):
-        logs = [np.log(OF_COVARIANCE[name](covariance(one, weights))).mean(axis=1) for one in found.values()]
+        logs = [
+            np.log(OF_COVARIANCE[name](covariance(moments, weights))).mean(axis=1)
+            for moments in found.values()
+        ]
         return np.exp(np.mean(logs, axis=0))
 
     return measure
 
 
 def site_values(found: Mapping[str, Moments], name: str) -> dict[str, Float[np.ndarray, " t"]]:
-    """One of `OF_COVARIANCE` for each site and level, all images alike."""
-    even = lambda one: np.full((1, len(one.rows)), 1 / len(one.rows))
-    return {site: OF_COVARIANCE[name](covariance(one, even(one)))[0] for site, one in found.items()}
+    """One of `OF_COVARIANCE` for each site and timestep, with even weights of images."""
+
+    def value(moments: Moments) -> np.ndarray:
+        count = len(moments.rows)
+        return OF_COVARIANCE[name](covariance(moments, np.full((1, count), 1 / count)))[0]
+
+    return {site: value(moments) for site, moments in found.items()}
 
 
 def values(measures: Sequence[Measure], images: int) -> Float[np.ndarray, " network"]:
-    """What each network's measure is on all images."""
+    """Each network's measure on all images, evenly weighted."""
     even = np.full((1, images), 1 / images)
     return np.array([float(measure(even)[0]) for measure in measures])
 
@@ -112,8 +120,8 @@ def ratio_of(
         estimate = np.exp(logs[0]) if len(logs) else np.nan
         ends = {"low": np.asarray(np.nan), "high": np.asarray(np.nan)}
         return Interval(estimate=np.asarray(estimate), **ends, confidence=confidence, n=len(logs))
-    found = stats.student_mean(logs, confidence)
-    ends = {name: np.asarray(np.exp(getattr(found, name))) for name in ("estimate", "low", "high")}
+    mean = stats.student_mean(logs, confidence)
+    ends = {name: np.asarray(np.exp(getattr(mean, name))) for name in ("estimate", "low", "high")}
     return Interval(**ends, confidence=confidence, n=len(logs))
 
 
@@ -141,11 +149,11 @@ def ratio(
     weights = stats.hierarchical_weights(pairs, images, repeats, seed)
     share = weights.sum(axis=2)  # of each pair in each resample
     drawn = np.zeros(repeats)
-    for i, (one, other) in enumerate(zip(first, second)):
-        has = share[:, i] > 0
-        # Image i of both data sets was given the same noise: one resample of images serves both.
-        own = weights[has, i] / share[has, i, None]
-        drawn[has] += share[has, i] * (np.log(one(own)) - np.log(other(own)))
+    for i, (upper, lower) in enumerate(zip(first, second, strict=True)):
+        drawn_pair = share[:, i] > 0
+        # Image i of both data sets has the same noise: one resample of images serves both.
+        within = weights[drawn_pair, i] / share[drawn_pair, i, None]
+        drawn[drawn_pair] += share[drawn_pair, i] * (np.log(upper(within)) - np.log(lower(within)))
     low, high = np.exp(np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2]))
     estimate = np.exp(logs.mean())
     hierarchical = Interval(
@@ -164,7 +172,7 @@ def halves(
 ) -> Float[np.ndarray, " draw"]:
     """Control: ratios between two random halves of one data set, each the geometric mean over its networks.
 
-    What the ratio of two data sets must exceed for more than their pictures' sampling to be in it.
+    The ratio that sampling of the images alone makes.
     """
     rng = np.random.default_rng(seed)
     order = rng.permuted(np.tile(np.arange(images), (draws, 1)), axis=1)

@@ -1,18 +1,17 @@
-"""Damage done by leaving components out, from a saved sweep: per cell, pooled, compared.
+"""Relative loss increases of ablations, from a saved sweep: per cell, pooled, compared.
 
 Definitions are ours (that of arXiv 2506.17237 is not known). L_t is the denoising loss at timestep t averaged
-over images, L0_t that of the untouched network, L_t(do) that under an intervention:
-  Deg%_t         = 100 (L_t(do) - L0_t) / L0_t
-  pooled Deg%    = mean over t of Deg%_t; levels lie evenly in log-SNR, and each counts alike
-  pooled losses  = 100 (sum_t L_t(do) - sum_t L0_t) / sum_t L0_t; levels with large losses count more
-  rms Deg%       = root mean square over t of Deg%_t: what helps at some levels and hurts at others is near 0
-                   in the mean, not here; sampling noise raises it
-  pictures hurt  = share of pictures whose loss rises; 0.1 where one picture in ten rests on the component. A
-                   picture shown at every level counts once, by its mean over levels of
-                   100 (l_t(do) - l_t) / L0_t; where levels have pictures of their own, each counts
-  quantiles      of that number over pictures
-  excess damage  = mean over t of 100 (L_t(do) - L0_t) / (L0_t - floor_t), floor_t the least loss that any
-                   denoiser can have; only where it is known
+over images, L0_t that of the network without intervention, L_t(do) that under an intervention:
+  cells          relative loss increase dL_t = 100 (L_t(do) - L0_t) / L0_t, in %
+  pooled         mean over t of dL_t; timesteps lie evenly in log-SNR and count alike
+  pooled losses  100 (sum_t L_t(do) - sum_t L0_t) / sum_t L0_t: the loss-weighted average over timesteps
+  rms            root mean square over t of dL_t: opposite signs at different timesteps don't cancel; sampling
+                 noise raises it
+  images hurt    share of images whose loss rises. An image at every timestep counts once, by its mean over t
+                 of 100 (l_t(do) - l_t) / L0_t; in a nested design each image counts
+  quantiles      of that number over images
+  excess         mean over t of 100 (L_t(do) - L0_t) / (L0_t - floor_t), floor_t the loss of the optimal
+                 denoiser; only where it is known
 Everything is a function of weights of images, so that estimates and resamples are the same call; the unit of
 replication is the image, or the person where it is known who is on it (`stats.clusters`), the training seed
 being fixed.
@@ -31,28 +30,28 @@ from mechdiff.stats import Interval
 
 CleanLossArray = Float[np.ndarray, "t image"]
 LossArray = Float[np.ndarray, "component t image"]
-Weights = Float[np.ndarray, "m *levels image"]
+Weights = Float[np.ndarray, "m *timesteps image"]
 Draws = Float[np.ndarray, "component m"]
-QUANTILES = (0.05, 0.5, 0.95)  # of damage over pictures
+QUANTILES = (0.05, 0.5, 0.95)  # of the relative loss increase over images
 ROUNDING = 1e-12  # mean squared change of a prediction of unit variance that float32 rounding can make
 
 
 @dataclass(frozen=True)
 class Effects:
-    """What one kind of ablation does to one subject.
+    """Effects of one ablation on one denoiser; see the module for symbols.
 
     Attributes:
-      kind: of ablation.
-      components: names; `part`, `resolution`, `depth` as in the sweep.
-      t, log_snr: levels.
-      cells: Deg%_t, `[component, t]`.
+      ablation: where replacements come from.
+      components: names; `part` (component type), `resolution`, `depth` as in the sweep.
+      t, log_snr: timesteps.
+      cells: relative loss increase (%), `[component, t]`.
       p: sign-flip p values of the cells' loss differences, adjusted by max-T over this grid.
       pooled, pooled_losses: see the module.
-      effective: exp(entropy of |pooled Deg%| as shares): over how many components damage is spread.
-      change: largest mean squared change of a prediction over levels and images, `[component]`.
-      rms, hurt: root mean square over levels of Deg%_t, and share of pictures hurt, `[component]`.
-      quantiles: of damage over pictures, `[component, QUANTILES]`.
-      images: scored at every level.
+      effective: effective number of components, exp(entropy of the shares of |pooled|).
+      change: largest mean squared change of a prediction over timesteps and images, `[component]`.
+      rms, hurt: root mean square over timesteps, and share of images hurt, `[component]`.
+      quantiles: over images, `[component, QUANTILES]`.
+      images: scored at each timestep.
       people: on all of them; 0 where that is not known.
     """
 
@@ -82,7 +81,7 @@ class Effects:
 
     @property
     def order(self) -> Int[np.ndarray, " component"]:
-        """Components by pooled Deg%, the most damaging first."""
+        """Components by pooled relative loss increase, the largest first."""
         return np.argsort(-self.pooled.estimate, kind="stable")
 
     @property
@@ -94,43 +93,43 @@ class Effects:
 def relative_loss_increase(
     clean: CleanLossArray, loss: LossArray, weights: Weights
 ) -> Float[np.ndarray, "component t m"]:
-    """Deg%_t under each weighting of the images."""
+    """100 (L_t(do) / L0_t - 1), in %, under each weighting of the images."""
     return 100 * (stats.weighted(loss, weights) / stats.weighted(clean, weights) - 1)
 
 
 def pooled_relative_increase(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
-    """Pooled Deg% under each weighting of the images."""
+    """Mean over timesteps of the relative loss increase, in %, under each weighting of the images."""
     return relative_loss_increase(clean, loss, weights).mean(axis=1)
 
 
 def pooled_loss_ratio_increase(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
-    """Relative rise of the loss summed over levels, in %, under each weighting of the images."""
+    """Relative increase of the loss summed over timesteps, in %, under each weighting of the images."""
     raised, base = stats.weighted(loss, weights), stats.weighted(clean, weights)
     return 100 * (raised.sum(axis=1) / base.sum(axis=0) - 1)
 
 
 def rms_damage(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
-    """Root mean square over levels of Deg%_t under each weighting of the images."""
+    """Root mean square over timesteps of the relative loss increase, in %, under each weighting."""
     return np.sqrt((relative_loss_increase(clean, loss, weights) ** 2).mean(axis=1))
 
 
 def excess_damage(
     clean: CleanLossArray, loss: LossArray, floor: Float[np.ndarray, " t"], weights: Weights
 ) -> Draws:
-    """Rise of the loss over what the network's loss is above the least possible one, mean over levels, in %.
+    """Loss increase relative to the clean loss's excess over the optimal one, mean over timesteps, in %.
 
     Args:
-      floor: loss of the optimal denoiser at each level, in the units of `clean`.
+      floor: loss of the optimal denoiser at each timestep, in the units of `clean`.
 
     Raises:
-      ConfigError: a floor that is not below the clean loss at every level.
+      ConfigError: a floor that is not below the clean loss at every timestep.
     """
     excess = stats.weighted(clean, weights) - np.asarray(floor, np.float64)[:, None]
     if not (excess > 0).all():
-        level = int(np.argmin(excess.min(axis=-1)))
+        t_index = int(np.argmin(excess.min(axis=-1)))
         raise ConfigError(
-            f"floor {float(floor[level]):.4g} at level {level} is not below the network's loss; give that of "
-            "the optimal denoiser in the units of the clean loss"
+            f"floor {float(floor[t_index]):.4g} at timestep index {t_index} is not below the network's loss; "
+            "give that of the optimal denoiser in the units of the clean loss"
         )
     return 100 * ((stats.weighted(loss, weights) - stats.weighted(clean, weights)) / excess).mean(axis=1)
 
@@ -138,17 +137,18 @@ def excess_damage(
 def picture_damage(
     clean: CleanLossArray, loss: LossArray, own: bool = False
 ) -> Float[np.ndarray, "component own_t image"]:
-    """What each picture adds to pooled Deg%: 100 (l_t(do) - l_t) / L0_t, whose mean over all is pooled Deg%.
+    """Relative loss increase of each image, 100 (l_t(do) - l_t) / L0_t, whose mean is the pooled one.
 
     Args:
-      own: whether each level has pictures of its own. If not, the mean over levels is taken (t = 1).
+      own: whether timesteps have different images (nested design). If not, the mean over timesteps is taken
+        (t = 1).
     """
     cells = 100 * (loss - clean) / clean.mean(axis=-1, keepdims=True)
     return cells if own else cells.mean(axis=1, keepdims=True)
 
 
 def effective_number(damage: Draws) -> Float[np.ndarray, " m"]:
-    """exp(-sum p ln p) with p = |damage| / sum |damage|, in [1, components]; NaN where there is none."""
+    """exp(-sum p ln p) with p = |damage| / sum |damage|, in [1, components]; NaN where all are 0."""
     size = np.abs(damage)
     total = size.sum(axis=0)
     p = np.where(size > 0, size / np.where(total > 0, total, 1), 1.0)
@@ -159,11 +159,11 @@ def losses(sweep: xr.Dataset, ablation: str) -> tuple[CleanLossArray, LossArray]
     """Losses of a finished sweep in float64.
 
     Raises:
-      ConfigError: a kind that was not swept.
+      ConfigError: an ablation that was not swept.
       CheckpointError: cells without a number, or a clean loss that is not positive.
     """
     if ablation not in sweep["ablation"].values:
-        raise ConfigError(unknown("ablation kind", ablation, sweep["ablation"].values))
+        raise ConfigError(unknown("ablation", ablation, sweep["ablation"].values))
     clean = sweep["clean_loss"].transpose("t", "image").values.astype(np.float64)
     loss = sweep["loss"].sel(ablation=ablation).transpose("component", "t", "image").values.astype(np.float64)
     bad = int((~np.isfinite(loss)).sum() + (~np.isfinite(clean)).sum())
@@ -178,7 +178,7 @@ def losses(sweep: xr.Dataset, ablation: str) -> tuple[CleanLossArray, LossArray]
 def measure(
     sweep: xr.Dataset, ablation: str, repeats: int = 2000, seed: int = 0, confidence: float = 0.95
 ) -> Effects:
-    """Damage of every component under one kind of ablation, with bootstrap intervals over images.
+    """Effects of every component under one ablation, with bootstrap intervals over images or people.
 
     Args:
       sweep: as `sweeps.ablation_sweep` makes it; at least 2 images.
@@ -186,8 +186,9 @@ def measure(
     """
     clean, loss = losses(sweep, ablation)
     units = stats.units_of(sweep)
-    pictures = picture_damage(clean, loss, sweep.attrs.get("images_total", 0) > sweep.sizes["image"])
-    raised = (pictures > 0).astype(np.float64)
+    nested = sweep.attrs.get("images_total", 0) > sweep.sizes["image"]
+    by_image = picture_damage(clean, loss, nested)
+    raised = (by_image > 0).astype(np.float64)
 
     def interval(statistic: stats.intervals.Statistic) -> Interval:
         return stats.bootstrap_units(statistic, units, repeats=repeats, seed=seed, confidence=confidence)
@@ -208,7 +209,7 @@ def measure(
         change=sweep["change"].sel(ablation=ablation).max(("t", "image")).values.astype(np.float64),
         rms=interval(lambda w: rms_damage(clean, loss, w)),
         hurt=interval(lambda w: stats.weighted(raised, w).mean(axis=1)),
-        quantiles=np.quantile(pictures, QUANTILES, axis=(1, 2)).T,
+        quantiles=np.quantile(by_image, QUANTILES, axis=(1, 2)).T,
         images=sweep.sizes["image"],
         people=units.people,
     )
@@ -225,9 +226,10 @@ def rank_correlation(first: Draws, second: Draws) -> Float[np.ndarray, " m"]:
 def ablations_agreement(
     sweep: xr.Dataset, first: str, second: str, repeats: int = 2000, seed: int = 0
 ) -> Interval:
-    """Rank correlation of pooled Deg% between two kinds of ablation of one subject; same images resampled.
+    """Rank correlation of pooled relative loss increases between two ablations of one denoiser.
 
-    Over the components that changed something under both kinds. Raises as `denoisers_agreement` does.
+    Over the components that changed a prediction under both; the same resamples of images serve both. Raises
+    as `denoisers_agreement` does.
     """
     shared = _shared((sweep, first), (sweep, second))
     sides = [losses(sweep.sel(component=shared), ablation) for ablation in (first, second)]
@@ -238,10 +240,10 @@ def ablations_agreement(
 def denoisers_agreement(
     first: xr.Dataset, second: xr.Dataset, ablation: str, repeats: int = 2000, seed: int = 0
 ) -> Interval:
-    """Rank correlation of pooled Deg% between two subjects; `n` is the smaller count of images.
+    """Rank correlation of pooled relative loss increases of two denoisers; `n`: the smaller image count.
 
-    Over the components that both have and that changed something in both. Images of the two are resampled
-    apart, as they are not the same.
+    Over the components that both have and that changed a prediction in both. The images of the two are
+    resampled independently.
 
     Raises:
       ConfigError: fewer than 3 such components.
@@ -249,12 +251,12 @@ def denoisers_agreement(
     shared = _shared((first, ablation), (second, ablation))
     sides = [losses(sweep.sel(component=shared), ablation) for sweep in (first, second)]
     units = [stats.units_of(sweep) for sweep in (first, second)]
-    shares = [stats.bootstrap_weights(each.count, repeats, seed + i) for i, each in enumerate(units)]
+    shares = [stats.bootstrap_weights(side.count, repeats, seed + i) for i, side in enumerate(units)]
     return _ranked(sides, units, shares)
 
 
 def _shared(*sides: tuple[xr.Dataset, str]) -> list[str]:
-    """Components that changed something on every side, in the order of the first."""
+    """Components whose ablation changed a prediction on every side, in the order of the first."""
     active = []
     for sweep, ablation in sides:
         change = sweep["change"].sel(ablation=ablation).max(("t", "image"))
@@ -274,11 +276,14 @@ def _ranked(
     """Percentile interval of the rank correlation of two sides (clean, loss), in resamples of their units."""
 
     def correlate(weights: list[np.ndarray]) -> np.ndarray:
-        return rank_correlation(*(pooled_relative_increase(*side, w) for side, w in zip(sides, weights)))
+        first, second = (
+            pooled_relative_increase(clean, loss, w) for (clean, loss), w in zip(sides, weights, strict=True)
+        )
+        return rank_correlation(first, second)
 
-    estimate = correlate([each.even() for each in units])[0]
-    drawn = correlate([each.weights(share) for each, share in zip(units, shares)])
+    estimate = correlate([side.even() for side in units])[0]
+    drawn = correlate([side.weights(share) for side, share in zip(units, shares, strict=True)])
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     ends = {"low": np.asarray(low), "high": np.asarray(high)}
-    n = min(len(each.member.T) for each in units)
+    n = min(len(side.member.T) for side in units)
     return Interval(estimate=np.asarray(estimate), **ends, confidence=confidence, n=n)

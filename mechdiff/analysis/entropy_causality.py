@@ -1,16 +1,15 @@
-"""Does what a head does follow the entropy of its attention? The central link of arXiv 2506.17237, tested.
+"""Whether the function of a head follows the entropy of its attention: correlation and intervention.
 
-The paper names heads by their entropy. Two tests, both ours:
-  observed  over the heads of one network, rank correlation of entropy with the size of the effect of leaving
-            a head out, or with its selectivity (`observe`); and again within layers, since layers of few keys
-            have low entropies, and effects of their own
-  caused    the entropy of one head is moved by the temperature of its softmax, all else being left alone
-            (`temper`). Its role effect is then that of leaving it out as it is now: E_f between the tempered
-            and the ablated prediction. If function follows entropy, selectivity moves with entropy within a
-            head as it does between heads (`follow`)
-The temperatures come with gates that hold the norm of a head's output, as `tempering.temperature_effects`
-finds them; of its gates, one an image, the mean over images is used here. Entropies are normalized, H / ln
-Nk.
+arXiv 2506.17237 names heads by their entropy. Two tests, both ours:
+  correlation   over the heads of one network, rank correlation of entropy with the size of a head's ablation
+                effect, or with its selectivity (`correlation`); and again within layers, since layers of
+                few keys have low entropies, and layers differ in effects
+  intervention  the softmax temperature of one head changes its entropy, all else being equal
+                (`temperature_effects_on_roles`). Its role effect is that of ablating it at this temperature:
+                E_f between the predictions with and without it. If function follows entropy, selectivity
+                changes with entropy within a head as it does between heads (`within_head_slope`)
+Temperatures come with gates that hold the norm of a head's output (`sweeps.temperature.temperature_effects`),
+of which the mean over images is used here. Entropies are normalized, H / ln Nk.
 """
 
 from dataclasses import dataclass, replace
@@ -36,18 +35,18 @@ from mechdiff.stats import Interval
 from mechdiff.stats.intervals import Statistic
 from mechdiff.sweeps.execution.engine import Engine, PassOutputs
 
-LEAST = 0.02  # normalized entropy by which a head must have been moved to have a slope
+LEAST = 0.02  # least range of normalized entropy for a slope
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Rank correlation of entropy with something else over the heads of one network.
+    """Rank correlation of entropy with another quantity over the heads of one network.
 
     Attributes:
       overall: Spearman's, with its percentile interval over images; `n` counts images.
-      within: the same of ranks within layers, each layer's mean taken away.
+      within: the same of ranks within layers, less each layer's mean.
       p: of `overall`, two-sided, heads shuffled anywhere; `p_within`: of `within`, shuffled within layers.
-      heads: how many.
+      heads: number of heads.
     """
 
     overall: Interval
@@ -59,15 +58,15 @@ class Observed:
 
 @dataclass(frozen=True)
 class Followed:
-    """Slopes of selectivity on normalized entropy, one a target.
+    """Slopes of selectivity on normalized entropy, one per target.
 
     Attributes:
       targets: names.
-      between: over heads as they are, least squares, with Student's interval.
-      within: mean over heads of each head's own slope over temperatures, with Student's interval over heads.
+      between: over heads at temperature 1, least squares, with Student's interval.
+      within: mean over heads of each head's slope over temperatures, with Student's interval over heads.
       p: sign-flip test over heads that `within` is 0, Holm-adjusted over targets.
       follows: p <= .05, the interval of `between` without 0, and both of one sign.
-      heads: with a slope of their own.
+      heads: number of heads with a slope.
     """
 
     targets: tuple[str, ...]
@@ -84,7 +83,7 @@ def correlation(
     repeats: int = 1000,
     seed: int = 0,
 ) -> Observed:
-    """Does a quantity follow entropy over heads?
+    """Rank correlation over heads of a quantity with normalized entropy, with permutation p values.
 
     Args:
       attention: of `activations.attention_stats`.
@@ -96,7 +95,10 @@ def correlation(
     )
     layers = np.array(layers_of(attention["head"].values))
     weights = stats.bootstrap_weights(entropy.shape[-1], repeats, seed)
-    both = lambda w: (entropy @ w.T, other(w))
+
+    def both(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return entropy @ w.T, other(w)
+
     x, y = both(np.full((1, entropy.shape[-1]), 1 / entropy.shape[-1]))
     if len(x) != len(y):
         raise ConfigError(
@@ -109,7 +111,10 @@ def correlation(
     inside = np.tile(x, (1, repeats))
     for layer in np.unique(layers):
         inside[layers == layer] = rng.permuted(inside[layers == layer], axis=0)
-    p = lambda found, drawn: float((1 + (np.abs(drawn) >= abs(found) - 1e-9).sum()) / (1 + len(drawn)))
+
+    def p(observed: np.ndarray, drawn: np.ndarray) -> float:
+        return float((1 + (np.abs(drawn) >= abs(observed) - 1e-9).sum()) / (1 + len(drawn)))
+
     return Observed(
         overall=overall,
         within=within,
@@ -120,7 +125,7 @@ def correlation(
 
 
 def effect_size(clean: effects.CleanLossArray, loss: effects.LossArray) -> Statistic:
-    """|pooled Deg%| of leaving each head out, from losses of a sweep of those heads (`effects.losses`)."""
+    """|pooled relative loss increase| of each head, from a sweep's `effects.losses` of those heads."""
     return lambda weights: np.abs(effects.pooled_relative_increase(clean, loss, weights))
 
 
@@ -139,7 +144,8 @@ def max_selectivity(effect: xr.Dataset) -> Statistic:
 def within_layers(first: effects.Draws, second: effects.Draws, layers: np.ndarray) -> Float[np.ndarray, " m"]:
     """Correlation of ranks, taken within each layer and centered there; NaN where a side has no spread."""
     x, y = (
-        np.concatenate([_ranks(side[layers == one]) for one in np.unique(layers)]) for side in (first, second)
+        np.concatenate([_ranks(side[layers == layer]) for layer in np.unique(layers)])
+        for side in (first, second)
     )
     scale = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
     return np.where(scale > 0, (x * y).sum(axis=0) / np.where(scale > 0, scale, 1), np.nan)
@@ -147,14 +153,15 @@ def within_layers(first: effects.Draws, second: effects.Draws, layers: np.ndarra
 
 @dataclass(frozen=True)
 class Read:
-    """A reduction of the engine: all targets of a predicted picture side by side, by name, and the loss."""
+    """Reduction of a pass: all targets of the predicted image, concatenated by name, and the loss."""
 
-    def __call__(self, seen: PassOutputs) -> tuple[tuple[Array, Array], Array]:
+    def __call__(self, outputs: PassOutputs) -> tuple[tuple[Array, Array], Array]:
         def read(eps):
-            found = image_features.features(mean_images(seen, eps))
-            return jnp.concatenate([found[name] for name in sorted(found)], axis=-1)
+            targets = image_features.features(mean_images(outputs, eps))
+            return jnp.concatenate([targets[name] for name in sorted(targets)], axis=-1)
 
-        return (read(seen.eps), ((seen.eps - seen.noise) ** 2).mean(axis=(-3, -2, -1))), read(seen.clean)
+        loss = ((outputs.eps - outputs.noise) ** 2).mean(axis=(-3, -2, -1))
+        return (read(outputs.eps), loss), read(outputs.clean)
 
 
 def temperature_effects_on_roles(
@@ -163,34 +170,36 @@ def temperature_effects_on_roles(
     """Role effects of heads at several temperatures of their own softmax, and at temperature 1.
 
     Args:
-      tempered: of `tempering.temperature_effects`: `gate`, dims `temperature, component, t, image`, where
-        `component` are heads; gates of 1 leave the size of the output as temperature makes it.
+      tempered: of `sweeps.temperature.temperature_effects`: `gate`, dims `temperature, component, t, image`,
+        where `component` are heads; with gates of 1 the norm of the output changes with temperature.
       images: in [-1, 1], those of `tempered`; at least 2.
       key: of their noise.
-      engine: of the subject, to keep its programs.
+      engine: of the denoiser, to reuse its compiled programs.
+
     Returns:
-      Dataset with `effect`, dims `head, temperature, target, t, image`: E_f of leaving the head out, from the
-      prediction with its temperature. `loss` with the temperature and without leaving out, dims `head,
+      Dataset with `effect`, dims `head, temperature, target, t, image`: E_f of ablating the head, against the
+      prediction with its temperature. `loss` with the temperature and without ablation, dims `head,
       temperature, t, image`, NaN at temperature 1.
     """
     chosen = select(denoiser.identity, [str(name) for name in tempered["component"].values])
     values, timesteps = [float(value) for value in tempered["temperature"].values], tempered["t"].values
     gates = tempered["gate"].mean("image").transpose("t", "component", "temperature").values
     images, index = np.asarray(images, np.float32), np.arange(len(images))
-    found = feature_variances(images)
-    variance, cuts = np.array([v for v, _ in found.values()]), np.cumsum([n for _, n in found.values()])[:-1]
+    variances = feature_variances(images)
+    variance = np.array([value for value, _ in variances.values()])
+    cuts = np.cumsum([count for _, count in variances.values()])[:-1]
     engine = engine or Engine(denoiser.unet, denoiser.schedule, denoiser.params)
     count = len(chosen)
     effect = np.empty((count, 1 + len(values), len(variance), len(timesteps), len(images)), np.float32)
     loss = np.full((count, 1 + len(values), len(timesteps), len(images)), np.nan, np.float32)
-    for level, t in enumerate(timesteps):
-        stacked = _rows(denoiser.identity, chosen, values, gates[level])
+    for t_index, t in enumerate(timesteps):
+        stacked = _rows(denoiser.identity, chosen, values, gates[t_index])
         (read, losses), clean = engine.reduce(stacked, images, index, int(t), key, Read())
         read = read.reshape(count, 1 + len(values), *read.shape[1:]).astype(np.float64)
-        without, read[:, 0] = read[:, 0].copy(), clean  # the first row of a head leaves it out
+        without, read[:, 0] = read[:, 0].copy(), clean  # the first row of a head ablates it
         apart = np.split((read - without[:, None]) ** 2, cuts, axis=-1)
-        effect[:, :, :, level] = np.stack([part.sum(-1) for part in apart], axis=2) / variance[:, None]
-        loss[:, 1:, level] = losses.reshape(count, 1 + len(values), -1)[:, 1:]
+        effect[:, :, :, t_index] = np.stack([part.sum(-1) for part in apart], axis=2) / variance[:, None]
+        loss[:, 1:, t_index] = losses.reshape(count, 1 + len(values), -1)[:, 1:]
     order = np.argsort([1.0, *values])
     dims = ("head", "temperature", "t", "image")
     return xr.Dataset(
@@ -201,7 +210,7 @@ def temperature_effects_on_roles(
         coords={
             "head": list(chosen),
             "temperature": np.array([1.0, *values])[order],
-            "target": list(found),
+            "target": list(variances),
             "t": timesteps,
             "image": index,
         },
@@ -212,13 +221,14 @@ def temperature_effects_on_roles(
 def within_head_slope(
     effect: xr.Dataset, entropy: Float[np.ndarray, "head temperature"], confidence: float = 0.95
 ) -> Followed:
-    """Do roles follow entropy when it is moved? See the module.
+    """Slopes of selectivity on entropy, between heads and within heads over temperatures; see the module.
 
     Args:
-      effect: of `temper`, at least 3 heads.
+      effect: of `temperature_effects_on_roles`, at least 3 heads.
       entropy: normalized, of each head at each temperature of `effect`: `normalized` of the two datasets.
+
     Raises:
-      ConfigError: fewer than 3 heads whose entropy was moved.
+      ConfigError: fewer than 3 heads whose entropy ranges over more than `LEAST`.
     """
     names = [str(name) for name in effect["target"].values]
     mean = effect["effect"].mean(("t", "image")).transpose("head", "temperature", "target").values
@@ -228,9 +238,11 @@ def within_head_slope(
         raise ConfigError(
             f"temperature moved the entropy of {moved.sum()} heads by {LEAST} or more; 3 are needed"
         )
-    within = np.stack([_slope(x, y) for x, y in zip(entropy[moved], index[moved])], axis=1)  # target, head
-    one = list(effect["temperature"].values).index(1.0)
-    between = _regression(entropy[:, one], index[:, one], confidence)
+    within = np.stack(
+        [_slope(x, y) for x, y in zip(entropy[moved], index[moved], strict=True)], axis=1
+    )  # target, head
+    unchanged = list(effect["temperature"].values).index(1.0)
+    between = _regression(entropy[:, unchanged], index[:, unchanged], confidence)
     mean_within = stats.student_mean(within, confidence)
     p = stats.holm(stats.permutation_test(within))
     sure = (between.low > 0) | (between.high < 0)
@@ -246,25 +258,28 @@ def within_head_slope(
 
 
 def _rows(identity: Intervention, chosen, temperatures, gates) -> Intervention:
-    """For each head, one row that leaves it out, and one for each temperature, its gate holding the norm."""
+    """For each head, one row that ablates it, and one per temperature, with the gate that holds the norm."""
     width = 1 + len(temperatures)
-    tiled = lambda a: np.tile(np.asarray(a, np.float32), (len(chosen) * width, 1))
+
+    def tiled(leaf):
+        return np.tile(np.asarray(leaf, np.float32), (len(chosen) * width, 1))
+
     gate = {site: tiled(leaf) for site, leaf in identity.gate.items()}
-    warmth = {site: tiled(leaf) for site, leaf in identity.temperature.items()}
+    temperature = {site: tiled(leaf) for site, leaf in identity.temperature.items()}
     for i, (site, (start, stop)) in enumerate(chosen.values()):
         gate[site][i * width, start:stop] = 0
         for j, value in enumerate(temperatures):
             gate[site][i * width + 1 + j, start:stop] = gates[i, j]
-            warmth[site][i * width + 1 + j, start:stop] = value
-    return replace(identity, gate=gate, temperature=warmth)
+            temperature[site][i * width + 1 + j, start:stop] = value
+    return replace(identity, gate=gate, temperature=temperature)
 
 
 def normalized(tempered: xr.Dataset, attention: xr.Dataset) -> Float[np.ndarray, "head temperature"]:
-    """Entropy / ln Nk of each head, means over levels and images, at the temperatures that `temper` gives.
+    """Entropy / ln Nk of each head, mean over timesteps and images, at temperature 1 and those of `tempered`.
 
     Args:
-      tempered: of `tempering.temperature_effects`.
-      attention: of `activations.attention_stats` of the untouched network at the same levels: temperature 1.
+      tempered: of `sweeps.temperature.temperature_effects`.
+      attention: of `activations.attention_stats` of the network at the same timesteps: temperature 1.
     """
     heads = attention.sel(head=tempered["component"].values)
     moved = tempered["entropy"].mean(("t", "image")).transpose("component", "temperature").values

@@ -1,15 +1,14 @@
-"""How far attention entropies of two data sets lie apart, at each noise level, and what chance alone gives.
+"""Divergence of attention entropies between two data sets at each timestep, with controls for chance.
 
 arXiv 2506.17237 reports an entropy divergence of 0.015 to 0.166; its formula isn't known, and these are ours.
-H[h, t, i] is the entropy of head h at level t for image i, in nats, with Nk keys (`metrics.attention`):
+H[h, t, i] is the entropy of head h at timestep t for image i, in nats, with Nk keys (`attention_stats`):
   means       mean over heads and images of the first minus that of the second; has a sign
   heads       root of the mean over heads of squared differences of the heads' means: none cancel
   histograms  mean over heads of the Jensen-Shannon divergence (Lin 1991) of the two histograms of H over
               images, in fixed bins on [0, ln Nk]; nats, at most ln 2
 `heads` and `histograms` are above 0 even between equal distributions, the more so the fewer the images. They
-mean something only beside controls with as many images, random halves of one data set (`compare`), and speak
-of two networks: whether data sets differ, only networks of several training seeds can tell
-(`network_divergence`).
+must be compared with controls of as many images, random halves of one data set (`compare`), and concern two
+networks: whether data sets differ takes networks of several training seeds (`network_divergence`).
 """
 
 from collections.abc import Sequence
@@ -36,12 +35,12 @@ class Divergence:
 
     Attributes:
       measure: of `MEASURES`.
-      t, log_snr: levels.
+      t, log_snr: timesteps.
       value: on all images, with percentile intervals over images, `[t]`.
       halves: between a random half of one and a random half of the other, `[t, draw]`.
       within: between two random halves of the first, and of the second, `[2, t, draw]`.
-      p: of `value` when the labels of the data sets are shuffled among images, adjusted by max over levels,
-        `[t]`. The unit is the image, the networks being fixed.
+      p: of `value` when the labels of the data sets are shuffled among images, adjusted by max over
+        timesteps, `[t]`. The unit is the image, the networks being fixed.
     """
 
     measure: str
@@ -59,7 +58,7 @@ def mean_difference(first: Entropy, second: Entropy, weights: tuple[Weights, Wei
 
 
 def head_differences(first: Entropy, second: Entropy, weights: tuple[Weights, Weights]) -> Levels:
-    """`heads` under each pair of weightings: heads are paired by their place."""
+    """`heads` under each pair of weightings: heads are paired by index."""
     return np.sqrt(((first @ weights[0].T - second @ weights[1].T) ** 2).mean(axis=0))
 
 
@@ -76,8 +75,9 @@ def histogram_divergence(
       tokens: keys of each head; its bins have edges 0, ln Nk / bins, ..., ln Nk.
     """
     total = 0.0
-    for one, other, keys in zip(first, second, tokens):
-        p, q = (_histogram(values, w, int(keys), bins) for values, w in zip((one, other), weights))
+    for head, counterpart, keys in zip(first, second, tokens, strict=True):
+        p = _histogram(head, weights[0], int(keys), bins)
+        q = _histogram(counterpart, weights[1], int(keys), bins)
         total = total + _entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2
     return np.maximum(total, 0) / len(tokens)
 
@@ -89,13 +89,13 @@ def compare(
 
     Args:
       first, second: as `activations.attention_stats` makes them, of networks of one configuration at the same
-        levels; of one network shown two data sets, or of one trained on each.
+        timesteps; of one network on two data sets, or of one trained on each.
       draws: of the bootstrap and of random halves.
     Raises:
       ConfigError: an unknown measure, or sets that can't be compared.
     """
     check_alike([first, second])
-    sides = [_entropies(each) for each in (first, second)]
+    sides = [_entropies(attention) for attention in (first, second)]
     tokens, rng = first["tokens"].values, np.random.default_rng(seed)
     images = [side.shape[-1] for side in sides]
     least = min(images)
@@ -115,7 +115,7 @@ def compare(
         log_snr=first["log_snr"].values.astype(np.float64),
         value=value,
         halves=take(*sides, (halves[0][0], halves[1][0])),
-        within=np.stack([take(side, side, half) for side, half in zip(sides, halves)]),
+        within=np.stack([take(side, side, half) for side, half in zip(sides, halves, strict=True)]),
         p=_adjusted(shuffled),
     )
 
@@ -134,10 +134,10 @@ def measured(
 
 
 def check_alike(networks: Sequence[xr.Dataset]) -> None:
-    """All of the same heads and levels, or a ConfigError."""
-    for each in networks[1:]:
+    """Raises ConfigError unless all have the same heads and timesteps."""
+    for network in networks[1:]:
         for name in ("head", "t"):
-            if list(each[name].values) != list(networks[0][name].values):
+            if list(network[name].values) != list(networks[0][name].values):
                 raise ConfigError(
                     f"two sets of attention statistics differ in {name!r}; compare like with like"
                 )
@@ -174,7 +174,7 @@ def _relabelled(rng: np.random.Generator, first: int, second: int, draws: int) -
 
 
 def _adjusted(values: Float[np.ndarray, "t draws"]) -> Float[np.ndarray, " t"]:
-    """p of the first column among all, each level in units of its spread, by the largest level of each."""
+    """p of the first column among all, by the maximum over timesteps in units of their spread."""
     middle, spread = values.mean(axis=1, keepdims=True), np.maximum(values.std(axis=1, keepdims=True), 1e-12)
     size = (np.abs if (values < 0).any() else np.asarray)((values - middle) / spread)  # `means` has a sign
     return (size.max(axis=0)[None] >= size[:, :1] - 1e-9).mean(axis=1)

@@ -1,4 +1,4 @@
-"""Do attention entropies of networks of two data sets differ by more than those of training seeds of one?
+"""Divergence of attention entropies between networks of two data sets, beyond that between training seeds.
 
 The unit is the network. H[h, t] is the mean entropy of head h at timestep t, in nats. Heads of a layer have
 no order: head 2 of one training may be head 0 of another. So the heads of every two networks are matched
@@ -6,16 +6,16 @@ within their layers, by least summed squared distance over timesteps (Hungarian 
   d2[i, j, t]  = mean over matched heads of (H_i - H_j)^2
   excess2[t]   = mean of d2 over pairs across data sets - half the mean over pairs within each of the two
 is, but for the matching, an unbiased estimate of the mean over heads of the squared difference of the data
-sets' means. Shown is its root with its sign, nats. Three questions:
+sets' means. Reported is its signed root, nats. Three tests:
   differ   p of the mean of excess2 over timesteps, over all ways of calling as many networks the first data
            set: exact, whatever the law of trainings
   levels   the same at each timestep, adjusted by the maximum over timesteps
-  varies   the same of profiles whose mean over timesteps was taken off, head by head: a data set that adds
-           the same to a head at all timesteps leaves these alike, so this p is exact under "the difference
-           does not depend on the timestep"
+  varies   the same of profiles less their mean over timesteps, head by head: a data set that adds the same
+           to a head at all timesteps does not change these, so this p is exact under "the difference does not
+           depend on the timestep"
 The interval leaves out one network at a time. At no difference excess2 is a degenerate U-statistic, of which
-such intervals are too wide: they bound how large a difference can be, and decide nothing about there being
-one. Definitions are ours (that of arXiv 2506.17237 is not known).
+such intervals are too wide: they bound how large a difference can be, and are no test of there being one.
+Definitions are ours (that of arXiv 2506.17237 is not known).
 """
 
 import itertools
@@ -37,7 +37,7 @@ MOST = 5000  # ways of grouping networks that are tried; beyond, as many random 
 
 @dataclass(frozen=True)
 class NetworkDivergence:
-    """Divergence of two data sets over noise levels; see the module.
+    """Divergence of two data sets over timesteps; see the module.
 
     Attributes:
       between, within: root mean square over matched heads, nats, over pairs across and within data sets.
@@ -63,7 +63,7 @@ def compare(
     draws: Float[np.ndarray, "m both head t"] | None = None,
     images: int = 0,
 ) -> NetworkDivergence:
-    """Both data sets' networks side by side.
+    """Divergence between the networks of two data sets.
 
     Args:
       first, second: mean entropies, nats; at least 2 networks each, heads in the same order.
@@ -72,7 +72,7 @@ def compare(
       images: units that were resampled.
 
     Raises:
-      ConfigError: fewer than 2 networks of either, or a single noise level.
+      ConfigError: fewer than 2 networks of either.
 
     Example:
       >>> rng = np.random.default_rng(0)
@@ -94,9 +94,9 @@ def compare(
     shapes = np.subtract(*between_within(distances(centered, matched(centered, layers)), groups))
     resampled = None
     if draws is not None:
-        own = groups[:1]
+        true_groups = groups[:1]
         resampled = np.array(
-            [np.subtract(*between_within(distances(one, places), own)).mean() for one in draws]
+            [np.subtract(*between_within(distances(draw, places), true_groups)).mean() for draw in draws]
         )
     pooled = float(excess[0].mean())
     ends = _interval(squares, count, pooled, resampled, images)
@@ -119,9 +119,9 @@ def matched(profiles: Profiles, layers: Sequence[str]) -> Int[np.ndarray, "netwo
     places = np.tile(np.arange(profiles.shape[1]), (count, count, 1))
     for layer in dict.fromkeys(layers.tolist()):
         heads = np.flatnonzero(layers == layer)
-        own = profiles[:, heads]
-        square = (own**2).sum(-1)
-        products = np.einsum("iat,jbt->ijab", own, own, optimize=True)
+        of_layer = profiles[:, heads]
+        square = (of_layer**2).sum(-1)
+        products = np.einsum("iat,jbt->ijab", of_layer, of_layer, optimize=True)
         cost = square[:, None, :, None] + square[None, :, None, :] - 2 * products
         for i, j in itertools.combinations(range(count), 2):
             rows, columns = linear_sum_assignment(cost[i, j])
@@ -151,14 +151,14 @@ def groupings(count: int, first: int) -> Bool[np.ndarray, "way network"]:
 def between_within(
     squares: Squares, groups: Bool[np.ndarray, "way network"]
 ) -> tuple[Float[np.ndarray, "way t"], Float[np.ndarray, "way t"]]:
-    """Mean squared distance of pairs across two groups, and mean of those within either, each group alike."""
-    count, levels = groups.shape[1], squares.shape[-1]
+    """Mean squared distance of pairs across two groups, and mean of those within either, evenly weighted."""
+    count, timesteps = groups.shape[1], squares.shape[-1]
     sides = groups.astype(np.float64)
     size = sides.sum(axis=1, keepdims=True)
     rest = count - size
     # With x the members of the first group and D the distances, all sums follow from x D x and x D 1.
     rows = squares.sum(axis=1)
-    products = (sides @ squares.reshape(count, -1)).reshape(len(groups), count, levels)
+    products = (sides @ squares.reshape(count, -1)).reshape(len(groups), count, timesteps)
     left, touched = (products * sides[:, :, None]).sum(axis=1), sides @ rows
     right = rows.sum(axis=0) - 2 * touched + left
     within = left / np.maximum(size * (size - 1), 1) + right / np.maximum(rest * (rest - 1), 1)

@@ -1,23 +1,24 @@
-"""How many phases has denoising? Contiguous stretches of noise levels within which components matter alike.
+"""Phases of denoising: contiguous ranges of timesteps within which components have like effects.
 
 Definitions are ours (how arXiv 2506.17237 found its four phases is not known). The effect of component c at
-level t is D[t, c] = ln(L_t(do c) / L0_t), each component brought to mean 0 and variance 1 over levels. A
+timestep t is D[t, c] = ln(L_t(do c) / L0_t), each component standardized over timesteps. A
 segmentation into k phases models it as piecewise constant: the sum of squares about the means of (phase,
 component), least over all boundaries by dynamic programming (Bellman 1961; Auger & Lawrence 1989), exactly.
 
 k is chosen by likelihood on images that were not used: boundaries and means come from one random half of the
 images, the other half is scored under a Gaussian of one variance, that of the scored half about those means:
   l_k = -(1 + ln(2 pi MSE_k)) / 2 per cell, averaged over splits.
-The number of levels bounds k: with the 8 levels of the shipped presets a phase is one or two of them. To test
-"four" against its neighbors take at least 24 levels, better 32 (`--set=sweep.timesteps=32`): six or more a
-phase, three where there are eight.
+The number of timesteps bounds k: with the 8 of the shipped presets a phase is one or two of them. To test
+"four" against its neighbors take at least 24 timesteps, better 32 (`--set=sweep.timesteps=32`): six or more
+a phase, three where there are eight.
 
 Three ways in which "four phases" can be an artefact, each with its number here:
   noise            k = 1 scores best when images share nothing;
-  any ordering     `p_order`: the gain l_k - l_1 against that of the same levels in random order;
-  smooth drift     `drift`: the score of a polynomial in the level with as many coefficients a component as
-                   there are phases, and `stepped`, how often steps beat it. k alone says nothing: simulated
-                   effects that drift evenly were cut into 2 to 6 pieces, three or four most often.
+  any ordering     `p_order`: the gain l_k - l_1 against that of the same timesteps in random order;
+  smooth drift     `drift`: the score of a polynomial in the timestep's index with as many coefficients a
+                   component as there are phases, and `stepped`, how often the piecewise-constant model beats
+                   it. k alone is no evidence: simulated effects that drift evenly were cut into 2 to 6
+                   pieces, three or four most often.
 The fourth, the architecture alone, needs the sweep of an untrained network: `excess` compares gains.
 """
 
@@ -40,18 +41,18 @@ SMALLEST = 1e-12  # mean square below which a fit counts as perfect, in variance
 
 @dataclass(frozen=True)
 class Phases:
-    """The phases of one subject under one kind of ablation.
+    """The phases of one denoiser under one ablation.
 
     Attributes:
       k: with the best mean score.
-      starts: first level of each of the `k` phases, fitted on all images; indices into `t`.
-      t, log_snr: levels.
+      starts: first timestep of each of the `k` phases, fitted on all images; indices into `t`.
+      t, log_snr: timesteps.
       score: mean log-likelihood per cell on held-out images, `[k]` for k = 1, 2, ...
       drift: the same of polynomials with k coefficients.
       share: of bootstrap draws in which each k scores best, `[k]`.
       gain: score minus that of k = 1, in each bootstrap draw, `[draw, k]`.
       stepped: share of bootstrap draws in which the best segmentation scores above the best polynomial.
-      p_order: of each gain, against levels in random order, `[k]`; NaN for k = 1.
+      p_order: of each gain, against timesteps in random order, `[k]`; NaN for k = 1.
       images: of the sweep.
     """
 
@@ -69,12 +70,12 @@ class Phases:
 
     @property
     def boundaries(self) -> Float[np.ndarray, " boundaries"]:
-        """Log-SNR half-way between the last level of a phase and the first of the next."""
+        """Log-SNR half-way between the last timestep of a phase and the first of the next."""
         first = np.array(self.starts[1:], int)
         return (self.log_snr[first - 1] + self.log_snr[first]) / 2
 
     def likely(self, confidence: float = 0.95) -> tuple[int, int]:
-        """Range of k that holds at least `level` of the bootstrap draws, tails cut alike."""
+        """Range of k that holds at least a share `confidence` of the bootstrap draws, with equal tails."""
         below = np.cumsum(self.share)
         tail = (1 - confidence) / 2
         return int(np.searchsorted(below, tail + 1e-12) + 1), int(
@@ -91,7 +92,7 @@ def effect_matrix(
 
 
 def standardized(matrix: Matrix, by: Matrix | None = None) -> Matrix:
-    """Each component by the mean and deviation over levels of `by`; constant components become 0."""
+    """Each component standardized over timesteps by mean and deviation of `by`; constant ones are 0."""
     by = matrix if by is None else by
     spread = by.std(axis=-2, keepdims=True)
     moved = matrix - by.mean(axis=-2, keepdims=True)
@@ -101,12 +102,12 @@ def standardized(matrix: Matrix, by: Matrix | None = None) -> Matrix:
 def segment(
     matrix: Matrix, most: int = MOST
 ) -> tuple[Float[np.ndarray, "draws k"], list[Int[np.ndarray, "draws phases"]]]:
-    """Best segmentations of the levels into 1 .. `most` contiguous phases, exactly, for every draw.
+    """Best segmentations of the timesteps into 1 .. `most` contiguous phases, exactly, for every draw.
 
     Returns:
-      least sums of squares `[draw, k]`, and for each k the first level of each phase `[draw, k]`.
+      least sums of squares `[draw, k]`, and for each k the first timestep of each phase `[draw, k]`.
     Raises:
-      ConfigError: fewer than 2 levels, or `most` below 1.
+      ConfigError: fewer than 2 timesteps, or `most` below 1.
     """
     most = _bounded(matrix.shape[-2], most)
     cost = _costs(matrix)
@@ -136,19 +137,19 @@ def step_means(matrix: Matrix, starts: Int[np.ndarray, "draws phases"]) -> Matri
 
 
 def held_out(fit: Matrix, scored: Matrix, most: int = MOST) -> tuple[Scores, Scores]:
-    """Log-likelihood per cell of `scored` under steps, and under polynomials, fitted to `fit`.
+    """Log-likelihood per cell of `scored` under piecewise-constant models and polynomials fitted to `fit`.
 
     Both halves are standardized by the mean and deviation of `fit`.
 
     Args:
       fit, scored: effects on disjoint images; as many draws.
     Returns:
-      `[draw, k]` each, k = 1 .. the smaller of `most` and the number of levels.
+      `[draw, k]` each, k = 1 .. the smaller of `most` and the number of timesteps.
     """
     fit, scored = standardized(fit), standardized(scored, by=fit)
     starts = segment(fit, most)[1]
-    steps = [_score(scored - step_means(fit, found)) for found in starts]
-    # Orthonormal polynomials of the level's number: levels are even in log-SNR.
+    steps = [_score(scored - step_means(fit, first)) for first in starts]
+    # Orthonormal polynomials of the timestep's index: timesteps are even in log-SNR.
     place = np.linspace(-1, 1, fit.shape[-2])
     basis = np.linalg.qr(np.polynomial.legendre.legvander(place, len(starts) - 1))[0]
     drift = [_score(scored - basis[:, :k] @ (basis[:, :k].T @ fit)) for k in range(1, len(starts) + 1)]
@@ -161,14 +162,14 @@ def measure(
     """The phases of a saved sweep, see the module.
 
     Args:
-      sweep: as `sweeps.ablation_sweep` makes it: at least 4 images and 2 levels; idle components are left
+      sweep: as `sweeps.ablation_sweep` makes it: at least 4 images and 2 timesteps; idle components are left
         out.
-      most: phases tried, bounded by the levels.
+      most: largest number of phases, bounded by that of timesteps.
       splits: of the images into halves, whose scores are averaged.
-      draws: of the bootstrap, each with a split of its own whose halves are resampled within themselves (no
-        image is in both), and of the order of levels.
+      draws: of the bootstrap, each with a new split whose halves are resampled separately (no image is in
+        both), and of the order of timesteps.
     Raises:
-      ConfigError: too few images or levels, or no component that changed anything.
+      ConfigError: too few images or timesteps, or no component that changed anything.
     """
     active = sweep["change"].sel(ablation=ablation).max(("t", "image")).values > effects.ROUNDING
     if not active.any():
@@ -177,12 +178,16 @@ def measure(
         )
     clean, loss = effects.losses(sweep.isel(component=np.flatnonzero(active)), ablation)
     units, rng = stats.units_of(sweep), np.random.default_rng(seed)  # nobody is in both halves
-    matrix = lambda shares: effect_matrix(clean, loss, units.weights(shares))
-    halves = _halves(rng, units.count, splits)
-    steps, drift = held_out(*map(matrix, halves), most)
+
+    def matrix(shares: np.ndarray) -> Matrix:
+        return effect_matrix(clean, loss, units.weights(shares))
+
+    fit, scored = (matrix(half) for half in _halves(rng, units.count, splits))
+    steps, drift = held_out(fit, scored, most)
     score = steps.mean(axis=0)
-    again = held_out(*(matrix(_resampled(rng, half)) for half in _halves(rng, units.count, draws)), most)
-    gain = _gain(again[0])
+    drawn = [matrix(_resampled(rng, half)) for half in _halves(rng, units.count, draws)]
+    drawn_steps, drawn_drift = held_out(drawn[0], drawn[1], most)
+    gain = _gain(drawn_steps)
     everything = standardized(effect_matrix(clean, loss, units.even()))
     k = int(score.argmax()) + 1
     return Phases(
@@ -194,8 +199,8 @@ def measure(
         drift=drift.mean(axis=0),
         share=np.bincount(gain.argmax(axis=1), minlength=len(score)) / draws,
         gain=gain,
-        stepped=float((again[0].max(axis=1) > again[1].max(axis=1)).mean()),
-        p_order=order_test(*map(matrix, halves), most, draws, seed),
+        stepped=float((drawn_steps.max(axis=1) > drawn_drift.max(axis=1)).mean()),
+        p_order=order_test(fit, scored, most, draws, seed),
         images=clean.shape[-1],
     )
 
@@ -203,7 +208,7 @@ def measure(
 def order_test(
     fit: Matrix, scored: Matrix, most: int = MOST, repeats: int = 200, seed: int = 0
 ) -> Float[np.ndarray, " k"]:
-    """p of the gain of k phases over one against the same levels in random order, the same in both halves.
+    """p of the gain of k phases over one against the same timesteps in random order, the same in both halves.
 
     p = (1 + orders that gain at least as much) / (1 + repeats); gains are averaged over the splits (draws).
     """
@@ -217,7 +222,7 @@ def order_test(
 
 def excess(trained: Phases, control: Phases, confidence: float = 0.95) -> Interval:
     """Gain of k phases over one in a trained network minus that in a control, `[k]`: percentile interval over
-    images of the two. The control is an untrained network, or another seed; as many levels and draws."""
+    images of the two. The control is an untrained network, or another seed; as many timesteps and draws."""
     if trained.gain.shape != control.gain.shape:
         raise ConfigError(
             f"gains {trained.gain.shape} and {control.gain.shape} (draws, k) differ; measure both alike"
@@ -230,10 +235,10 @@ def excess(trained: Phases, control: Phases, confidence: float = 0.95) -> Interv
 
 
 def across_seeds(matrices: Float[np.ndarray, "seed t component"], most: int = MOST) -> Scores:
-    """Scores with whole networks held out: steps fitted to one training seed, scored on another.
+    """Scores with networks held out: piecewise-constant models fitted to one seed, scored on another.
 
     Args:
-      matrices: `effect_matrix` of each seed, over the same levels and components.
+      matrices: `effect_matrix` of each seed, over the same timesteps and components.
     Returns:
       `[seed, k]`: of each seed, the mean score of the others' segmentations on it.
     """
@@ -245,15 +250,15 @@ def across_seeds(matrices: Float[np.ndarray, "seed t component"], most: int = MO
 
 
 def _costs(matrix: Matrix) -> Float[np.ndarray, "draws start stop"]:
-    """Squares about the mean of levels `start` to `stop - 1`, summed over components; inf where none."""
-    levels = matrix.shape[-2]
+    """Squares about the mean of timesteps `start` to `stop - 1`, summed over components; inf where none."""
+    timesteps = matrix.shape[-2]
     centered = matrix - matrix.mean(axis=-2, keepdims=True)
     ahead = lambda a: np.concatenate([np.zeros_like(a[:, :1]), a.cumsum(axis=1)], axis=1)
     sums, squares = ahead(centered), ahead((centered**2).sum(-1))
     gram = sums @ sums.swapaxes(1, 2)
-    own = np.einsum("mii->mi", gram)
-    between = own[:, None, :] + own[:, :, None] - 2 * gram  # |sum over the levels|^2
-    count = np.arange(levels + 1)[None, :] - np.arange(levels + 1)[:, None]
+    norms = np.einsum("mii->mi", gram)
+    between = norms[:, None, :] + norms[:, :, None] - 2 * gram  # |sum over the timesteps|^2
+    count = np.arange(timesteps + 1)[None, :] - np.arange(timesteps + 1)[:, None]
     cost = squares[:, None, :] - squares[:, :, None] - between / np.maximum(count, 1)
     return np.where(count > 0, np.maximum(cost, 0), np.inf)
 
@@ -282,7 +287,7 @@ def _resampled(rng: np.random.Generator, weights: np.ndarray) -> np.ndarray:
     return rng.multinomial(counts, weights) / counts[:, None]
 
 
-def _bounded(levels: int, most: int) -> int:
-    if levels < 2 or most < 1:
-        raise ConfigError(f"{levels} levels, most={most}: phases need at least 2 levels and 1 phase")
-    return min(levels, most)
+def _bounded(timesteps: int, most: int) -> int:
+    if timesteps < 2 or most < 1:
+        raise ConfigError(f"{timesteps} timesteps, most={most}: phases need at least 2 timesteps and 1 phase")
+    return min(timesteps, most)

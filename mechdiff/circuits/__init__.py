@@ -1,7 +1,7 @@
 """Circuits: small sets of components that do what the network does.
 
-`faithfulness` runs sets of components and says how much of the network's work each does, `discovery` finds a
-small one, `scorecards` says how good it is on other pictures, `robustness` whether it is found again.
+`faithfulness` runs sets of components and measures how faithful each is, `discovery` finds a small faithful
+one, `scorecards` evaluates it on other images, `robustness` on resamples and in other networks.
 """
 
 from mechdiff.circuits.discovery import RANKINGS, Circuit, backup_components, discover

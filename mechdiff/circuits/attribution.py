@@ -1,4 +1,4 @@
-"""Scores of every component at a cost that does not grow with their number.
+"""Gradient scores of every component, at a cost that does not grow with the number of components.
 
 An ablation moves the gates of a component from 1 to 0. The change of the denoising loss is expanded in the
 gates: its first-order part is a gradient, and, since near a trained optimum that nearly vanishes, the
@@ -49,7 +49,7 @@ def _slopes(
     x0: Images,
     indices: Int[Array, " batch"],
 ) -> tuple[Float[Array, " batch"], PyTree, PyTree]:
-    """Each image's loss, its gradient in the gates, and v^T J for random signs v, J being d eps / d gates."""
+    """Each image's loss, its gate gradient, and v^T J / sqrt(pixels): v random signs, J = d eps / d gates."""
 
     def local(schedule, params, point, t, key, probe_key, x0, indices):
         batch = len(x0)
@@ -91,19 +91,19 @@ def gate_scores(
     probes: int = 4,
     block: int = 8,
 ) -> xr.Dataset:
-    """Predicted effect of leaving out each component, image by image.
+    """Predicted loss increase of ablating each component, image by image.
 
     With L the loss in one component's gate, g its gradient and C = |d eps / d gate|^2 / pixels (half the
     Gauss-Newton curvature), at `identity` the score is L(0) - L(1) = C - g. At `ablated` the point is the
-    network without any of the components `chosen`, where those that stand in for each other don't hide each
-    other: the score is L(without all) - L(with this one alone) = -C - g.
+    network with all of `chosen` ablated, where redundant components don't hide each other: the score is
+    L(without all) - L(with this one alone) = -C - g.
 
     Args:
-      images: in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in `sweeps.ablation_sweep`.
+      eval_set: images in [-1, 1], timesteps and noise, as in `sweeps.ablation_sweep`.
       order: `first`, or `gauss_newton` for both parts.
       at: the point of expansion, `identity` or `ablated`.
       chosen: components, overlapping or not, such as single channels (`unet.components(config, groups)`).
-      kind: of ablation; others than `zero` need `fills`, site -> `(levels, *site)`.
+      ablation: others than `zero` need `replacements`, site -> `(timesteps, *site)`.
       probes: random vectors; the relative error of a curvature is about sqrt(2 / (probes x images)).
       block: images in one program.
 
@@ -112,7 +112,7 @@ def gate_scores(
       the denoising loss, dims `component, t, image`, and `clean_loss` at the point, dims `t, image`.
 
     Raises:
-      ConfigError: an unknown order or point, probes below 1, or a kind without fills.
+      ConfigError: an unknown order or point, probes below 1, or an ablation without its replacements.
     """
     images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     if order not in ("first", "gauss_newton") or at not in ("identity", "ablated"):
@@ -129,27 +129,27 @@ def gate_scores(
     network = denoiser.unet, probes if order == "gauss_newton" else 0, mesh, *placed
     first = np.empty((len(chosen), len(timesteps), len(images)), np.float32)
     second, loss = np.zeros_like(first), np.empty(first.shape[1:], np.float32)
-    for level, t in enumerate(timesteps):
-        here = None if ablation == "zero" else replacements_at(replacements or {}, level)
-        # Only the fills matter at identity, only the gates and fills at the ablated point.
-        point = ablate(denoiser.identity, chosen, ablation, here)
+    for t_index, t in enumerate(timesteps):
+        values = None if ablation == "zero" else replacements_at(replacements or {}, t_index)
+        # At identity only the replacements matter, at the ablated point gates and replacements.
+        point = ablate(denoiser.identity, chosen, ablation, values)
         if at == "identity":
             point = dataclasses.replace(point, gate=denoiser.identity.gate)
         for start in range(0, len(images), block):
             index = np.resize(np.arange(start, min(start + block, len(images))), block)
             probe_key = keys.stream(key, "probes")
-            losses, *found = _slopes(*network, point, int(t), key, probe_key, images[index], index)
+            losses, *derivatives = _slopes(*network, point, int(t), key, probe_key, images[index], index)
             gradient, products = (
                 np.concatenate([np.asarray(part[site]) for site in sites], axis=-1) @ membership
-                for part in found
+                for part in derivatives
             )
             where = slice(start, min(start + block, len(images)))
             count = where.stop - where.start
-            loss[level, where] = losses[:count]
-            first[:, level, where] = -gradient[:count].T
+            loss[t_index, where] = losses[:count]
+            first[:, t_index, where] = -gradient[:count].T
             if order == "gauss_newton":
                 sign = 1 if at == "identity" else -1
-                second[:, level, where] = sign * (products[:, :count] ** 2).mean(0).T
+                second[:, t_index, where] = sign * (products[:, :count] ** 2).mean(0).T
     dims = ("component", "t", "image")
     return xr.Dataset(
         {
@@ -170,9 +170,9 @@ def gate_scores(
 
 def _membership(identity: Intervention, sites: list[str], chosen: Sequence[Component]) -> np.ndarray:
     """`(units of all sites, components)`: 1 where a unit belongs to a component."""
-    first = dict(zip(sites, np.cumsum([0] + [identity.gate[site].shape[-1] for site in sites])))
-    total = sum(identity.gate[site].shape[-1] for site in sites)
-    member = np.zeros((total, len(chosen)), np.float32)
+    widths = [identity.gate[site].shape[-1] for site in sites]
+    first = dict(zip(sites, np.cumsum([0, *widths[:-1]]), strict=True))
+    member = np.zeros((sum(widths), len(chosen)), np.float32)
     for column, component in enumerate(chosen):
         start, stop = component.index
         member[first[component.site] + start : first[component.site] + stop, column] = 1

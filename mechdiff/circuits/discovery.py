@@ -1,11 +1,11 @@
 """Finds a small circuit that does what the network does.
 
-Components are ranked by the damage of leaving each out, or by gradient scores of which the largest are
-verified. The shortest beginning of that ranking that is as close to the network as asked (see
-`CircuitEvaluator.faithfulness_match`) is pruned: members whose loss leaves it close enough are dropped, the
-most dispensable first, until each one that is left is needed. Where two components do the same, neither is
-missed in the whole network; once pruning has dropped one, the other is. `backup_components` names those that
-could take a member's place.
+Components are ranked by the relative loss increase of ablating each, or by gradient scores of which the
+largest are verified exactly. The shortest prefix of that ranking whose faithfulness match
+(`CircuitEvaluator.faithfulness_match`) reaches tau is pruned: members whose removal leaves the match at tau
+or above are dropped, the most dispensable first, until every member left is needed. Of two redundant
+components neither is needed in the complete network; once pruning has dropped one, the other is.
+`backup_components` names the components that could replace a member.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.core.errors import ConfigError, unknown
 
 RANKINGS = ("exact", "screen")
-Close = Callable[[np.ndarray], np.ndarray]  # circuits [m, component] -> closeness [m]
+Close = Callable[[np.ndarray], np.ndarray]  # circuits [m, component] -> faithfulness match [m]
 Set = Bool[np.ndarray, " component"]
 
 
@@ -29,18 +29,19 @@ class Circuit:
     """A set of components that together do what the network does; everything else is ablated.
 
     Attributes:
-      subject, kind: whose, and under which kind of ablation.
-      tau: closeness that was asked for,
-      every_level: and whether at every timestep, see `Trials`.
+      denoiser, ablation: name of the network, and the ablation of everything outside the circuit.
+      tau: faithfulness match that the circuit had to reach.
+      every_level: whether at every timestep, see `CircuitEvaluator`.
       ranking: `exact` or `screen`.
       components: names of all components, in the order of `effect` and `marginal`.
       members: names, the most needed first.
       order: names of all: the members, those that pruning dropped (the last first), the others by rank. Its
-        beginnings are nested circuits of every size.
-      effect: Deg% of leaving each out of the network, as ranked by.
-      marginal: Deg% of leaving each member out of the circuit, at each timestep; 0 for the others.
-      faithfulness: of the circuit, on the images that it was found on.
-      prefix: length of the beginning that was pruned.
+        prefixes are nested circuits of every size.
+      effect: relative loss increase (%) of ablating each component in the network, the ranking's criterion.
+      marginal: relative loss increase (%) of removing each member from the circuit, at each timestep, in
+        percent of the clean loss; 0 for the others.
+      faithfulness: of the circuit, on the images that it was discovered on.
+      prefix: length of the ranking's prefix that was pruned.
       rounds: of pruning.
       evaluated: circuits that were run.
     """
@@ -64,10 +65,11 @@ class Circuit:
 def discover(
     evaluator: CircuitEvaluator, tau: float = 0.9, ranking: str = "exact", screen: dict | None = None
 ) -> Circuit:
-    """The circuit of a network on the images of `trials`.
+    """The circuit of a network on the images of `evaluator`.
 
     Args:
-      tau: closeness to the network, in (0, 1), that the circuit must have and would lose with any member.
+      evaluator: runs circuits; a stateful cache of their losses.
+      tau: faithfulness match, in (0, 1), that the circuit reaches, and would not reach without any member.
       ranking: `exact`, one run per component; or `screen`, see `screening.screen_and_verify`: a few runs
         for thousands of components.
       screen: arguments of that function.
@@ -80,17 +82,17 @@ def discover(
     if ranking not in RANKINGS:
         raise ConfigError(unknown("ranking", ranking, RANKINGS))
     effect = effects(evaluator) if ranking == "exact" else _screened(evaluator, screen or {})
-    found = select(close_to(evaluator), effect, tau)
-    kept = np.flatnonzero(found.members)
-    loss = evaluator.losses(np.stack([evaluator.ends[1], found.members, *_without(found.members, kept)]))
-    whole, own, *without = loss.mean(axis=2, dtype=np.float64)
-    marginal = np.zeros((len(effect), len(whole)))
-    marginal[kept] = 100 * (np.array(without) - own) / whole
+    selection = select(close_to(evaluator), effect, tau)
+    kept, dropped = np.flatnonzero(selection.members), selection.dropped
+    circuits = [evaluator.ends[1], selection.members, *_without(selection.members, kept)]
+    losses = evaluator.losses(np.stack(circuits))
+    clean, circuit_loss, *without = losses.mean(axis=2, dtype=np.float64)
+    marginal = np.zeros((len(effect), len(clean)))
+    marginal[kept] = 100 * (np.array(without) - circuit_loss) / clean
     # By the loss summed over timesteps, as faithfulness is.
-    need = np.abs(marginal @ whole)
+    need = np.abs(marginal @ clean)
     kept = kept[np.argsort(-need[kept], kind="stable")]
-    others = [i for i in np.argsort(-np.abs(effect), kind="stable") if i not in {*kept, *found.dropped}]
-    named = lambda which: tuple(evaluator.names[i] for i in which)
+    others = [i for i in np.argsort(-np.abs(effect), kind="stable") if i not in {*kept, *dropped}]
     return Circuit(
         denoiser=evaluator.denoiser.name,
         ablation=evaluator.ablation,
@@ -98,13 +100,13 @@ def discover(
         every_level=evaluator.every_level,
         ranking=ranking,
         components=evaluator.names,
-        members=named(kept),
-        order=named([*kept, *found.dropped[::-1], *others]),
+        members=_named(evaluator, kept),
+        order=_named(evaluator, np.array([*kept, *dropped[::-1], *others], int)),
         effect=effect,
         marginal=marginal,
-        faithfulness=float(evaluator.faithfulness(found.members[None])[0, 0]),
-        prefix=found.prefix,
-        rounds=found.rounds,
+        faithfulness=float(evaluator.faithfulness(selection.members[None])[0, 0]),
+        prefix=selection.prefix,
+        rounds=selection.rounds,
         evaluated=evaluator.evaluated,
     )
 
@@ -112,11 +114,16 @@ def discover(
 def effects(
     evaluator: CircuitEvaluator, weights: Float[np.ndarray, "1 image"] | None = None
 ) -> Float[np.ndarray, " component"]:
-    """Deg% of leaving out each component: 100 (L(do) - L) / L, losses averaged over timesteps first."""
-    every = np.arange(len(evaluator.chosen))
-    whole, *without = evaluator.pooled(np.stack([evaluator.ends[1], *_without(evaluator.ends[1], every)]))
+    """Relative loss increase (%) of ablating each component, 100 (L(do) - L) / L, L averaged over timesteps.
+
+    Args:
+      weights: of the images; None: even.
+    """
+    everything = evaluator.ends[1]
+    ablated = _without(everything, np.arange(len(evaluator.chosen)))
+    clean, *without = evaluator.pooled(np.stack([everything, *ablated]))
     weights = evaluator.even if weights is None else weights
-    return 100 * ((np.array(without) @ weights[0]) / (whole @ weights[0]) - 1)
+    return 100 * ((np.array(without) @ weights[0]) / (clean @ weights[0]) - 1)
 
 
 def as_members(circuit: Circuit, names: tuple[str, ...]) -> Set:
@@ -126,44 +133,49 @@ def as_members(circuit: Circuit, names: tuple[str, ...]) -> Set:
       ConfigError: a component that is not among them.
     """
     if {*circuit.components} != {*names}:
-        odd = sorted({*circuit.components} ^ {*names})
-        raise ConfigError(f"circuit of {circuit.denoiser}: component {odd[0]!r} is not in both networks")
+        unshared = sorted({*circuit.components} ^ {*names})
+        raise ConfigError(f"circuit of {circuit.denoiser}: component {unshared[0]!r} is not in both networks")
     return np.isin(names, circuit.members)
 
 
 def backup_components(
     evaluator: CircuitEvaluator, circuit: Circuit, count: int | None = None
 ) -> dict[str, tuple[str, ...]]:
-    """For members, without which the circuit is not close enough: outsiders with which it is, again.
+    """Member -> non-members that can replace it: with one in its place the circuit reaches tau again.
 
     Args:
-      count: of members that are asked about, the most needed first; None: all. Each takes as many runs as
-        there are outsiders.
+      count: of members to examine, the most needed first; None: all. Each takes as many runs as there are
+        non-members.
     """
-    members, asked = as_members(circuit, evaluator.names), circuit.members[:count]
-    swaps = list(itertools.product(map(evaluator.names.index, asked), np.flatnonzero(~members)))
+    members, examined = as_members(circuit, evaluator.names), circuit.members[:count]
+    swaps = list(itertools.product(map(evaluator.names.index, examined), np.flatnonzero(~members)))
     if not swaps:
-        return dict.fromkeys(asked, ())
-    tried = np.tile(members, (len(swaps), 1))
-    for row, (member, outsider) in zip(tried, swaps):
-        row[[member, outsider]] = False, True
-    good = close_to(evaluator)(tried) >= circuit.tau
-    found = [swap for swap, fits in zip(swaps, good) if fits]
-    name = evaluator.names
-    return {own: tuple(name[u] for c, u in found if name[c] == own) for own in asked}
+        return dict.fromkeys(examined, ())
+    circuits = np.tile(members, (len(swaps), 1))
+    for row, (member, outsider) in zip(circuits, swaps, strict=True):
+        row[member] = False
+        row[outsider] = True
+    reaches = close_to(evaluator)(circuits) >= circuit.tau
+    backups: dict[str, list[str]] = {name: [] for name in examined}
+    for (member, outsider), reached in zip(swaps, reaches, strict=True):
+        if reached:
+            backups[evaluator.names[member]].append(evaluator.names[outsider])
+    return {name: tuple(names) for name, names in backups.items()}
 
 
-def shuffled(rng: np.random.Generator, members: Set, parts: Sequence[str]) -> Set:
-    """A random circuit with as many members of each part."""
-    new, parts = np.array(members), np.asarray(parts)
-    for part in np.unique(parts):
-        new[parts == part] = rng.permutation(new[parts == part])
+def shuffled(rng: np.random.Generator, members: Set, component_types: Sequence[str]) -> Set:
+    """A random circuit with as many members of each component type."""
+    new, component_types = np.array(members), np.asarray(component_types)
+    for component_type in np.unique(component_types):
+        same_type = component_types == component_type
+        new[same_type] = rng.permutation(new[same_type])
     return new
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What `select` found: the set, what pruning dropped and in which order, and how it went."""
+    """Result of `select`: the members, the components that pruning dropped in that order, the length of the
+    ranking's prefix, and the rounds of pruning."""
 
     members: Set
     dropped: list[int]
@@ -172,11 +184,10 @@ class Selection:
 
 
 def select(close: Close, effect: Float[np.ndarray, " component"], tau: float) -> Selection:
-    """The shortest beginning of the ranking that is close, pruned until every member is needed."""
+    """The shortest prefix of the ranking by |effect| that reaches tau, pruned until each is needed."""
     order = np.argsort(-np.abs(effect), kind="stable")
     ranks = np.argsort(order)
-    first = lambda sizes: ranks < sizes[:, None]
-    prefix = _smallest(lambda sizes: close(first(sizes)) >= tau, 0, len(order))
+    prefix = _smallest(lambda sizes: close(ranks < sizes[:, None]) >= tau, 0, len(order))
     members, dropped = ranks < prefix, []
     for rounds in itertools.count(1):
         inside = np.flatnonzero(members)
@@ -193,25 +204,25 @@ def select(close: Close, effect: Float[np.ndarray, " component"], tau: float) ->
 
 
 def _smallest(good: Callable[[Int[np.ndarray, " m"]], np.ndarray], low: int, high: int, grid: int = 8) -> int:
-    """The smallest number in (low, high] that is good, as far as ever finer grids can see.
+    """The smallest number in (low, high] that is good, by a search on grids that are refined.
 
-    `high` is good and `low` is not; between them goodness need not be monotone.
+    `high` is good and `low` is not; exact if goodness is monotone between them.
     """
     while high - low > 1:
-        tried = np.unique(np.linspace(low, high, min(grid, high - low) + 1).astype(int))[1:-1]
-        fits = np.flatnonzero(good(tried))
-        place = fits[0] if len(fits) else len(tried)
-        low, high = [low, *tried, high][place : place + 2]
+        candidates = np.unique(np.linspace(low, high, min(grid, high - low) + 1).astype(int))[1:-1]
+        fits = np.flatnonzero(good(candidates))
+        place = fits[0] if len(fits) else len(candidates)
+        low, high = [low, *candidates, high][place : place + 2]
     return int(high)
 
 
 def close_to(evaluator: CircuitEvaluator, weights: Float[np.ndarray, "1 image"] | None = None) -> Close:
-    """Closeness of circuits to the network of `trials`, images being weighted."""
+    """Faithfulness match of circuits as a function of their members, under one weighting of the images."""
     return lambda members: evaluator.faithfulness_match(members, weights)[:, 0]
 
 
 def _without(members: Set, which: Int[np.ndarray, " m"]) -> Bool[np.ndarray, "m component"]:
-    """The set without each of `which` in turn."""
+    """Sets that each lack one of `which`."""
     fewer = np.tile(members, (len(which), 1))
     fewer[np.arange(len(which)), which] = False
     return fewer
@@ -220,23 +231,29 @@ def _without(members: Set, which: Int[np.ndarray, " m"]) -> Bool[np.ndarray, "m 
 def _shorn(
     members: Set, spare: Int[np.ndarray, " n"], counts: Int[np.ndarray, " m"]
 ) -> Bool[np.ndarray, "m component"]:
-    """The set without the first few of `spare`, for every one of `counts`."""
+    """For each of `counts`, the set without that many of `spare`, from its start."""
     fewer = np.tile(members, (len(counts), 1))
-    for row, count in zip(fewer, counts):
+    for row, count in zip(fewer, counts, strict=True):
         row[spare[:count]] = False
     return fewer
 
 
 def _screened(evaluator: CircuitEvaluator, options: dict) -> Float[np.ndarray, " component"]:
-    """Pooled Deg% of all components: exact where the screen verified it, else as it was scored."""
+    """Pooled relative loss increase (%) of all components: exact where it was verified, else the score."""
     if evaluator.folder is None:
-        raise ConfigError("a screen keeps its exact runs in a folder, but these trials have none")
+        raise ConfigError(
+            "a screen keeps its exact runs in a folder, but this CircuitEvaluator has none; give it folder="
+        )
     folder = evaluator.folder / "screen"
-    how = {
+    defaults = {
         "chosen": evaluator.chosen,
         "ablation": evaluator.ablation,
         "replacements": evaluator.replacements,
         "point": "either",
     }
-    found = screening.screen_and_verify(evaluator.denoiser, evaluator.eval_set, folder, **how | options)
-    return np.where(np.isnan(found.effect), found.score, found.effect)
+    screen = screening.screen_and_verify(evaluator.denoiser, evaluator.eval_set, folder, **defaults | options)
+    return np.where(np.isnan(screen.effect), screen.score, screen.effect)
+
+
+def _named(evaluator: CircuitEvaluator, indices: Int[np.ndarray, " n"]) -> tuple[str, ...]:
+    return tuple(evaluator.names[i] for i in indices)

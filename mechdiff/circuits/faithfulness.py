@@ -1,17 +1,17 @@
-"""What a network still does when nothing of it is left but a circuit.
+"""Faithfulness of circuits: loss recovered when everything outside a circuit is ablated.
 
 A circuit C is a set of components; all others are ablated. m(C) is minus the denoising loss, averaged over
 timesteps (which lie evenly in log-SNR and count alike) and over images, and its faithfulness is
 
   f(C) = (m(C) - m(nothing)) / (m(all) - m(nothing))
 
-0 where no component is left and 1 for the whole network, but not bounded by these: a circuit that denoises
+0 where no component is left and 1 for the complete network, but not bounded by these: a circuit that denoises
 better than the network has f > 1, and does not do what the network does either. The definition is ours,
 after MIB (Mueller et al. 2025, arXiv 2504.13151), whose circuits are sets of edges and whose m is the score
 in a task. The unit of replication is the image: everything is a function of weights of images.
 
-A component that acts at few noise levels weighs little in the average. `Trials.every_level` asks f of each
-level by itself; a circuit is then as close to the network as it is where it is least so.
+A component that acts at few timesteps weighs little in the average. With `CircuitEvaluator.every_level`, f is
+taken at each timestep and the least faithfulness match counts.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ NOTHING = 1e-6  # share of the loss: if ablating everything changes less, there 
 
 
 def faithfulness_match(faithfulness: Float[np.ndarray, "*cells"]) -> Float[np.ndarray, "*cells"]:
-    """1 - |1 - f|: as f up to 1, less again above, where a circuit does other than the network."""
+    """1 - |1 - f|: f up to 1, and falling again above, where a circuit denoises better than the network."""
     return 1 - np.abs(1 - faithfulness)
 
 
@@ -52,26 +52,33 @@ def faithfulness(
     whole: Float[np.ndarray, " *image"],
     weights: Float[np.ndarray, "m image"],
 ) -> Float[np.ndarray, "*circuit m"]:
-    """f of circuits under each weighting of the images: a ratio of means, not a mean of ratios."""
+    """f of circuits under each weighting of the images: a ratio of means, not a mean of ratios.
+
+    Args:
+      loss, nothing, whole: losses of the circuits, with everything ablated, and with nothing ablated.
+    """
     return ((loss - nothing) @ weights.T) / ((whole - nothing) @ weights.T)
 
 
 @dataclasses.dataclass(frozen=True)
 class CircuitEvaluator:
-    """Circuits of a network, run on pictures under one kind of ablation; none is run twice.
+    """Runs circuits of a network on images under one ablation. Stateful: no circuit is run twice.
 
     Attributes:
-      subject: whose circuits.
+      denoiser: the network.
       eval_set: images, crossed with timesteps evenly in log-SNR; the same noise for all circuits.
-      kind, fills: of ablation; kinds other than `zero` need fills, site -> `(levels, *site)` or a source of
-        fills, as `sweeps.ablation_sweep` takes them. Optimal fills are those of leaving out one at a time.
-      chosen: components that circuits are sets of; all others are never touched. Empty: all of the network. A
-        unit that two of them share stays only where both do.
-      every_level: whether `faithfulness_match` is that at the worst timestep, not that of losses averaged
-        over them.
-      folder: keeps what was run, so that a run that was killed goes on; None: nothing is kept on disk.
-      batch, block: circuits and images in one program, which serves circuits of all sizes; fewer are filled
-        up.
+      ablation, replacements: of everything outside a circuit; ablations other than `zero` need replacements,
+        site -> `(timesteps, *site)` or a source of them, as `sweeps.ablation_sweep` takes them. `optimal`
+        ones are those of ablating one component at a time.
+      chosen: components that circuits are sets of; all others are never ablated. Empty: all of the network. A
+        unit that two of them share is kept only where both are members.
+      every_level: whether `faithfulness_match` is that at the worst timestep, instead of that of the losses'
+        mean over timesteps.
+      folder: losses are kept here, so that an interrupted run can go on; None: nothing is kept on disk.
+      batch, block: circuits and images in one program; smaller batches are padded to these sizes.
+
+    Raises:
+      ConfigError: an ablation other than `zero` without replacements.
     """
 
     denoiser: Denoiser
@@ -88,13 +95,11 @@ class CircuitEvaluator:
         if not self.chosen:
             object.__setattr__(self, "chosen", components(self.denoiser.unet))
         if self.ablation != "zero" and self.replacements is None:
-            raise ConfigError(
-                f"ablation kind {self.ablation!r} needs fills; see capture, replacements and optimal"
-            )
+            raise ConfigError(f"ablation {self.ablation!r} needs replacements; see sweeps.replacements")
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the components."""
+        """Names of the components."""
         return tuple(component.name for component in self.chosen)
 
     @property
@@ -104,19 +109,19 @@ class CircuitEvaluator:
 
     @property
     def evaluated(self) -> int:
-        """Circuits that were run so far."""
+        """Number of circuits run so far."""
         return len(self._known)
 
     def losses(self, members: Members) -> Float[np.ndarray, "circuit t image"]:
-        """Denoising losses of circuits, image by image; those that are known are not run again."""
+        """Denoising losses of circuits, image by image; known ones are not run again."""
         members = np.asarray(members, bool)
         new = {row.tobytes(): row for row in members}
         todo = np.array([row for mark, row in new.items() if mark not in self._known])
         for start in range(0, len(todo), self.batch):
-            some = todo[start : start + self.batch]
-            loss = self._run(some)
-            self._keep(some, loss)
-            self._known.update(zip((row.tobytes() for row in some), loss))
+            circuits = todo[start : start + self.batch]
+            loss = self._run(circuits)
+            self._keep(circuits, loss)
+            self._known.update(zip((row.tobytes() for row in circuits), loss, strict=True))
         return np.stack([self._known[row.tobytes()] for row in members])
 
     def pooled(self, members: Members) -> Float[np.ndarray, "circuit image"]:
@@ -126,7 +131,7 @@ class CircuitEvaluator:
     def faithfulness(
         self, members: Members, weights: Float[np.ndarray, "m image"] | None = None
     ) -> Float[np.ndarray, "circuit m"]:
-        """f of circuits under each weighting of the images; one column, all alike, if there is none.
+        """f of circuits under each weighting of the images; None: one column, even weights.
 
         Raises:
           ConfigError: ablating everything changes the loss by no more than rounding.
@@ -144,28 +149,31 @@ class CircuitEvaluator:
     def faithfulness_match(
         self, members: Members, weights: Float[np.ndarray, "m image"] | None = None
     ) -> Float[np.ndarray, "circuit m"]:
-        """How close circuits come to the network: on average over timesteps, or where they do so least.
+        """1 - |1 - f| of circuits: of losses averaged over timesteps, or (`every_level`) the least over them.
 
         Raises:
           ConfigError: as `faithfulness`.
         """
-        found = faithfulness_match(self.faithfulness(members, weights))
+        match = faithfulness_match(self.faithfulness(members, weights))
         if not self.every_level:
-            return found
+            return match
         nothing, whole, *loss = self.losses(np.concatenate([self.ends, members])).astype(np.float64)
         weights = self.even if weights is None else weights
-        told = np.flatnonzero(np.abs(nothing.mean(1) / whole.mean(1) - 1) >= NOTHING)  # else f is of rounding
-        at = lambda t: faithfulness(np.array(loss)[:, t], nothing[t], whole[t], weights)
-        return np.min([faithfulness_match(at(t)) for t in told], axis=0) if len(loss) else found
+        if not loss:
+            return match
+        # Elsewhere f is a ratio of rounding errors.
+        defined = np.flatnonzero(np.abs(nothing.mean(1) / whole.mean(1) - 1) >= NOTHING)
+        by_t = [faithfulness(np.array(loss)[:, t], nothing[t], whole[t], weights) for t in defined]
+        return np.min([faithfulness_match(f) for f in by_t], axis=0)
 
     @property
     def ends(self) -> Bool[np.ndarray, "2 component"]:
-        """The circuits of nothing and of all."""
+        """The empty circuit and the complete one."""
         return np.repeat([[False], [True]], len(self.chosen), axis=1)
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of everything that decides the numbers."""
+        """SHA-256 of all inputs that decide the losses."""
         return digests.digest_json(
             {
                 **self.denoiser.digests(),
@@ -185,7 +193,8 @@ class CircuitEvaluator:
         known = {}
         for path in sorted(self._home.glob("*.zarr")) if self.folder else ():
             page = labelled.read(path)
-            known |= zip((row.tobytes() for row in page["member"].values), page["loss"].values)
+            rows = (row.tobytes() for row in page["member"].values)
+            known |= zip(rows, page["loss"].values, strict=True)
         return known
 
     @property
@@ -211,25 +220,27 @@ class CircuitEvaluator:
         rows = np.minimum(np.arange(self.batch), len(members) - 1)
         stacked = keep_sets(self.denoiser.identity, self.chosen, members[rows])
         images, block = self.eval_set.images, min(self.block, self.eval_set.count)
-        found = np.empty((len(members), len(self.eval_set.timesteps), len(images)), np.float32)
-        for level, t in enumerate(self.eval_set.timesteps):
+        losses = np.empty((len(members), len(self.eval_set.timesteps), len(images)), np.float32)
+        for t_index, t in enumerate(self.eval_set.timesteps):
             for start in range(0, len(images), block):
-                # A short last block is filled up, so that it needs no program of its own.
+                # A short last block is padded, so that one compiled program serves all blocks.
                 count = min(block, len(images) - start)
                 index = np.resize(np.arange(start, start + count), block)
-                loss = self._measured(stacked, images[index], index, level, int(t))
-                found[:, level, start : start + count] = loss[: len(members), :count]
-        return found
+                loss = self._measured(stacked, images[index], index, t_index, int(t))
+                losses[:, t_index, start : start + count] = loss[: len(members), :count]
+        return losses
 
-    def _measured(self, stacked: Intervention, images: Images, index: np.ndarray, level: int, t: int):
-        """Losses `(interventions, images)`, the mean over the draws of the fills."""
-        given = [stacked.replacement]
+    def _measured(self, stacked: Intervention, images: Images, index: np.ndarray, t_index: int, t: int):
+        """Losses `(interventions, images)`, the mean over the draws of the replacements."""
+        drawn = [stacked.replacement]
         if self._source is not None:
-            given = [self._source.at(level, index, draw) for draw in range(self._source.draws)]
-        filled = (dataclasses.replace(stacked, replacement=replacement) for replacement in given)
-        return np.mean(
-            [self._engine.measure(one, images, index, t, self.eval_set.key).loss for one in filled], axis=0
-        )
+            drawn = [self._source.at(t_index, index, draw) for draw in range(self._source.draws)]
+        losses = []
+        for replacement in drawn:
+            intervention = dataclasses.replace(stacked, replacement=replacement)
+            measured = self._engine.measure(intervention, images, index, t, self.eval_set.key)
+            losses.append(measured.loss)
+        return np.mean(losses, axis=0)
 
 
 def dataset(
@@ -238,7 +249,7 @@ def dataset(
     loss: Float[np.ndarray, "circuit t image"],
     **labels: Sequence,
 ) -> xr.Dataset:
-    """Circuits and their losses with labels; `labels` give one value a circuit."""
+    """Dataset of circuits and their losses; `labels` are further coordinates, one value per circuit."""
     return xr.Dataset(
         {"member": (("circuit", "component"), members), "loss": (("circuit", "t", "image"), loss)},
         coords={

@@ -1,9 +1,9 @@
-"""How the components share what they bring together: gradients along the whole way from ablated to identity.
+"""Integrated gradients of the loss in the gates, along the straight path from ablated to identity.
 
-A gradient sees one point. At identity, components that stand in for each other hide each other; at the
-ablated point, those that need each other do. Integrated gradients (Sundararajan et al. 2017) see points all
-along the straight path on which the gates open together, and their shares add up to the whole. They miss what
-happens between these points: where two copies of a signal saturate a norm, all of it near the ablated end.
+A gradient is taken at one point. At identity, redundant components hide each other; at the ablated point,
+those that need each other do. Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) average over
+the path on which all gates open together, and their shares sum to the difference of the losses. They miss
+what happens between the points taken: where two copies of a signal saturate a norm, near the ablated end.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ def _shares(
     indices: Int[Array, " batch"],
     key: PRNGKey,
 ) -> dict[str, Float[Array, "batch units"]]:
-    """Minus the mean gradient of each image's loss on the way of the gates from `start` to those of `end`."""
+    """Minus the mean gradient of each image's loss on the gates' path from `start` to those of `end`."""
     batch = len(x0)
     noise, at = image_noise(key, indices, x0.shape[1:]), jnp.full(batch, t)
     x_t = q_sample(schedule, x0, at, noise)
@@ -73,7 +73,7 @@ def integrated_gradients(
     steps: int = 8,
     block: int = 8,
 ) -> xr.Dataset:
-    """Shares of L(without all of `chosen`) - L in which each of them brings the loss down, image by image.
+    """Share of each of `chosen` in L(without all of them) - L, image by image.
 
     The share of a component is -int_0^1 dL/dgate ds, s being how far all gates have opened, by the midpoints
     of `steps` equal parts.
@@ -85,7 +85,7 @@ def integrated_gradients(
       Dataset with `score`, in units of the denoising loss, dims `component, t, image`.
 
     Raises:
-      ConfigError: no steps, or a kind without fills.
+      ConfigError: no steps, or an ablation without its replacements.
     """
     images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     if steps < 1:
@@ -94,21 +94,21 @@ def integrated_gradients(
     images, timesteps = np.asarray(images), np.asarray(timesteps, np.int32)
     network = denoiser.unet, steps, denoiser.schedule, denoiser.params
     score = np.empty((len(chosen), len(timesteps), len(images)), np.float32)
-    for level, t in enumerate(timesteps):
+    for t_index, t in enumerate(timesteps):
         ablated = ablate(
             denoiser.identity,
             chosen,
             ablation,
-            None if ablation == "zero" else replacements_at(replacements or {}, level),
+            None if ablation == "zero" else replacements_at(replacements or {}, t_index),
         )
         end = dataclasses.replace(ablated, gate=dict(denoiser.identity.gate))
         for start in range(0, len(images), block):
-            # The last block is filled up, so that it needs no program of its own.
+            # A short last block is padded, so that one compiled program serves all blocks.
             count = min(block, len(images) - start)
             index = np.resize(np.arange(start, start + count), block)
-            found = jax.device_get(_shares(*network, ablated.gate, end, images[index], int(t), index, key))
-            shares = [found[one.site][:count, slice(*one.index)].sum(axis=-1) for one in chosen]
-            score[:, level, start : start + count] = shares
+            units = jax.device_get(_shares(*network, ablated.gate, end, images[index], int(t), index, key))
+            shares = [units[part.site][:count, slice(*part.index)].sum(axis=-1) for part in chosen]
+            score[:, t_index, start : start + count] = shares
     return xr.Dataset(
         {"score": (("component", "t", "image"), score)},
         coords={

@@ -1,8 +1,9 @@
-"""Second-order effects of pairs of components: redundancy is where single ablations mislead.
+"""Interactions of pairs of components: where they are redundant, ablating one at a time misleads.
 
-The synergy of a pair is L(without both) - L(without a) - L(without b) + L: above 0 where each makes up for
-the other's loss (redundancy), below 0 where the damage of one makes the other useless. To second order it
-is the Hessian of the loss in the two gates.
+The interaction of a pair is L(without both) - L(without a) - L(without b) + L: above 0 where each makes up
+for the removal of the other (redundant, backup), below 0 where one is useless without the other. To second
+order it is the Hessian of the loss in the two gates. Datasets call it `synergy`, whose sign in information
+theory is the opposite.
 """
 
 import dataclasses
@@ -56,9 +57,8 @@ def _curvatures(
         at = jnp.full(count * batch, t)
         x_t = jnp.tile(q_sample(schedule, x0, at[:batch], noise), (count, 1, 1, 1))
         noise, weights = jnp.tile(noise, (count, 1, 1, 1)), jnp.tile(weights, count)
-        per_row = lambda leaf: jnp.repeat(leaf, batch, axis=0)
-        directions = jax.tree.map(per_row, directions)
-        gates = jax.tree.map(lambda one, d: jnp.broadcast_to(one, d.shape), dict(identity.gate), directions)
+        directions = jax.tree.map(lambda leaf: jnp.repeat(leaf, batch, axis=0), directions)
+        gates = jax.tree.map(lambda leaf, d: jnp.broadcast_to(leaf, d.shape), dict(identity.gate), directions)
 
         def loss(gate):
             point = dataclasses.replace(identity, gate=gate)
@@ -88,12 +88,12 @@ def pair_scores(
     *,
     block: int = 16,
 ) -> xr.Dataset:
-    """Second-order synergy of every pair of the `chosen` components under kind `zero`.
+    """Second-order interaction of every pair of the `chosen` components under zero ablation.
 
-    The cost grows with their number, not with that of pairs.
+    The cost grows with the number of components, not of pairs.
 
     Args:
-      images: in [-1, 1]; image i has the noise of `image_noise(key, i)`.
+      eval_set: images in [-1, 1], timesteps and noise, as in `sweeps.ablation_sweep`.
       block: images in one program.
 
     Returns:
@@ -105,20 +105,20 @@ def pair_scores(
     flat = 1 - np.concatenate([stacked.gate[site] for site in sites], axis=1)  # components x all units
     together = min(len(chosen), max(1, ROWS // block))
     order = np.resize(np.arange(len(chosen)), -(-len(chosen) // together) * together).reshape(-1, together)
-    groups = [{site: 1 - stacked.gate[site][some] for site in sites} for some in order]
+    groups = [{site: 1 - stacked.gate[site][rows] for site in sites} for rows in order]
     mesh = devices.over(block)
     network = devices.everywhere(mesh, (denoiser.schedule, denoiser.params, denoiser.identity))
     curvature, loss = np.zeros((len(timesteps), len(chosen), len(chosen))), np.zeros(len(timesteps))
-    for level, t in enumerate(timesteps):
+    for t_index, t in enumerate(timesteps):
         for start in range(0, count, block):
             index = np.arange(start, start + block)
-            weights = (index < count).astype(np.float32) / count  # the last block is filled up with repeats
+            weights = (index < count).astype(np.float32) / count  # the last block is padded with repeats
             index = np.minimum(index, count - 1)
             inputs = int(t), key, x0[index], index, weights
-            found = [_curvatures(denoiser.unet, mesh, *network, group, *inputs) for group in groups]
-            products = np.concatenate([_flat(product, sites) for product, _ in found])[: len(chosen)]
-            curvature[level] += products @ flat.T
-            loss[level] += float(found[0][1])
+            results = [_curvatures(denoiser.unet, mesh, *network, group, *inputs) for group in groups]
+            products = np.concatenate([_flat(product, sites) for product, _ in results])[: len(chosen)]
+            curvature[t_index] += products @ flat.T
+            loss[t_index] += float(results[0][1])
     names = [component.name for component in chosen]
     return xr.Dataset(
         {"curvature": (("t", "a", "b"), curvature), "clean_loss": ("t", loss)},
@@ -129,24 +129,23 @@ def pair_scores(
 def pair_effects(
     denoiser: Denoiser, eval_set: EvalSet, pairs: Sequence[tuple[Component, Component]]
 ) -> xr.Dataset:
-    """Exact effects of pairs under kind `zero`, image by image.
-
-    The singles, the pairs and the clean network share image, noise and timestep.
+    """Exact interactions of pairs under zero ablation, image by image, with common random numbers.
 
     Returns:
       Dataset of losses without the first, the second and both of a pair, `without_a`, `without_b` and
-      `without_both`, and their `synergy`, dims `pair, t, image`; `clean_loss`, dims `t, image`.
+      `without_both`, and their interaction `synergy`, dims `pair, t, image`; `clean_loss`, dims `t, image`.
     """
     images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     singles = {component.name: component for component in itertools.chain(*pairs)}
-    sets = [*((one,) for one in singles.values()), *pairs]
-    gates = [ablate(denoiser.identity, one).gate for one in sets]
-    gate = {site: np.stack([np.asarray(each[site]) for each in gates]) for site in gates[0]}
+    ablated = [*((component,) for component in singles.values()), *pairs]
+    gates = [ablate(denoiser.identity, removed).gate for removed in ablated]
+    gate = {site: np.stack([np.asarray(leaves[site]) for leaves in gates]) for site in gates[0]}
     stacked = dataclasses.replace(denoiser.identity, gate=gate)
     engine = Engine(denoiser.unet, denoiser.schedule, denoiser.params)
     x0, index = np.asarray(images), np.arange(len(images))
     measured = [engine.measure(stacked, x0, index, int(t), key) for t in timesteps]
-    loss, clean = np.stack([one.loss for one in measured], 1), np.stack([one.clean_loss for one in measured])
+    loss = np.stack([losses.loss for losses in measured], 1)
+    clean = np.stack([losses.clean_loss for losses in measured])
     place = {name: row for row, name in enumerate(singles)}
     a, b = (loss[[place[pair[side].name] for pair in pairs]] for side in (0, 1))
     both, dims = loss[len(singles) :], ("pair", "t", "image")

@@ -1,4 +1,4 @@
-"""Whether a circuit is found again: on other draws of the images, and in other networks."""
+"""Stability of circuits under resampling of the images, and their transfer to other networks."""
 
 import dataclasses
 import itertools
@@ -13,22 +13,22 @@ from mechdiff.circuits.discovery import Circuit, as_members, close_to, effects, 
 from mechdiff.circuits.faithfulness import CircuitEvaluator, faithfulness
 
 Set = Bool[np.ndarray, " component"]
-SHUFFLES = 50  # random circuits for each found on a resample
+SHUFFLES = 50  # random circuits for each resample
 
 
 @dataclasses.dataclass(frozen=True)
 class Stability:
-    """Circuits found anew on resamples of the images.
+    """Circuits discovered anew on resamples of the images.
 
     Attributes:
       repeats: resamples.
-      sizes: of the circuits found.
-      frequency: share of them that each component is in, in the order of `Circuit.components`.
-      to_circuit: mean Jaccard index |A and B| / |A or B| with the circuit found on all images.
+      sizes: of the circuits, one per resample.
+      frequency: share of resamples whose circuit holds each component, in the order of `Circuit.components`.
+      to_circuit: mean Jaccard index |A and B| / |A or B| with the circuit of all images.
       spread: 5th and 95th percentile of these.
       pairwise: mean Jaccard index of two resamples.
-      chance: mean Jaccard index of the circuit with random ones that have as many members of each part as
-        the resampled ones.
+      chance: mean Jaccard index of the circuit with random ones that have as many members of each
+        component type as the resampled ones.
     """
 
     repeats: int
@@ -41,27 +41,27 @@ class Stability:
 
 
 def stability(evaluator: CircuitEvaluator, circuit: Circuit, repeats: int = 10, seed: int = 0) -> Stability:
-    """Finds the circuit anew on bootstrap resamples of the images; only circuits not yet run are run.
+    """Discovers the circuit anew on bootstrap resamples of the images; only circuits not yet run are run.
 
-    Each resample ranks anew too, but not with a screen: then the ranking stays.
+    Components are ranked anew on each resample if the ranking is `exact`; that of a screen is kept.
     """
-    found = []
+    resampled = []
     for weights in stats.bootstrap_weights(evaluator.eval_set.count, repeats, seed)[:, None]:
         exact = circuit.ranking == "exact"
         effect = effects(evaluator, weights) if exact else circuit.effect
-        found.append(select(close_to(evaluator, weights), effect, circuit.tau).members)
-    found, own = np.array(found), as_members(circuit, evaluator.names)
-    near = np.array([jaccard(own, other) for other in found])
+        resampled.append(select(close_to(evaluator, weights), effect, circuit.tau).members)
+    resampled, members = np.array(resampled), as_members(circuit, evaluator.names)
+    overlaps = np.array([jaccard(members, other) for other in resampled])
     rng = np.random.default_rng(seed)
-    parts = [component.component_type for component in evaluator.chosen]
-    chance = [jaccard(own, shuffled(rng, other, parts)) for other in found for _ in range(SHUFFLES)]
+    types = [component.component_type for component in evaluator.chosen]
+    chance = [jaccard(members, shuffled(rng, other, types)) for other in resampled for _ in range(SHUFFLES)]
     return Stability(
         repeats=repeats,
-        sizes=tuple(int(size) for size in found.sum(axis=1)),
-        frequency=found.mean(axis=0),
-        to_circuit=float(near.mean()),
-        spread=(float(np.quantile(near, 0.05)), float(np.quantile(near, 0.95))),
-        pairwise=float(np.mean([jaccard(a, b) for a, b in itertools.combinations(found, 2)])),
+        sizes=tuple(int(size) for size in resampled.sum(axis=1)),
+        frequency=resampled.mean(axis=0),
+        to_circuit=float(overlaps.mean()),
+        spread=(float(np.quantile(overlaps, 0.05)), float(np.quantile(overlaps, 0.95))),
+        pairwise=float(np.mean([jaccard(a, b) for a, b in itertools.combinations(resampled, 2)])),
         chance=float(np.mean(chance)),
     )
 
@@ -75,20 +75,22 @@ def transfer(circuits: Mapping[str, Circuit], evaluator: Mapping[str, CircuitEva
     """How faithful each circuit is in each network, on each network's own images.
 
     Args:
-      circuits, trials: by the same names; networks of one architecture, under one kind of ablation; images
-        other than those that the circuits were found on.
+      circuits, evaluator: by the same names; networks of one architecture, under one ablation; images other
+        than those that the circuits were discovered on.
+
     Returns:
       Dataset with f of circuit A in network B, `estimate, low, high`, and how far it drops against B's own
       circuit, `drop_estimate, drop_low, drop_high`, dims `circuit, network`; Student's intervals over images.
+
     Raises:
       ConfigError: components of one network that another lacks.
     """
     names = list(circuits)
     columns = []
     for place, network in enumerate(names):
-        here = evaluator[network]
-        members = np.stack([as_members(circuits[name], here.names) for name in names])
-        nothing, whole, *loss = here.pooled(np.concatenate([here.ends, members]))
+        runner = evaluator[network]
+        members = np.stack([as_members(circuits[name], runner.names) for name in names])
+        nothing, whole, *loss = runner.pooled(np.concatenate([runner.ends, members]))
         units = stats.Units(np.arange(len(whole)), len(whole), False)
         f = lambda w: faithfulness(np.array(loss), nothing, whole, w)  # noqa: B023
         drop = lambda w: f(w)[place] - f(w)  # noqa: B023
@@ -105,15 +107,16 @@ def lines(found: Stability) -> list[str]:
     """Stability as text."""
     low, high = found.spread
     return [
-        f"  found anew on {found.repeats} resamples of the images: {min(found.sizes)} to {max(found.sizes)} "
-        f"members, Jaccard {found.to_circuit:.2f} [{low:.2f}, {high:.2f}] with the circuit, "
-        f"{found.pairwise:.2f} with each other, {found.chance:.2f} by chance"
+        f"  discovered anew on {found.repeats} resamples of the images: {min(found.sizes)} to "
+        f"{max(found.sizes)} members, Jaccard {found.to_circuit:.2f} [{low:.2f}, {high:.2f}] with the "
+        f"circuit, {found.pairwise:.2f} with each other, {found.chance:.2f} by chance"
     ]
 
 
 def moved_lines(moved: xr.Dataset, ablation: str) -> list[str]:
     """What `transfer` returned as text: f of the circuit of each row in the network of each column."""
-    names, width = moved["circuit"].values, max(24, *(len(str(name)) + 2 for name in moved["circuit"].values))
+    names = moved["circuit"].values
+    width = max(24, *(len(str(name)) + 2 for name in names))
     cell = lambda a, b: "{:.3f} [{:.3f}, {:.3f}]".format(
         *(float(moved[end].sel(circuit=a, network=b)) for end in ("estimate", "low", "high"))
     )

@@ -1,4 +1,4 @@
-"""How well scores say what exact effects are: ranks, signs, and whether the largest are found."""
+"""Agreement of scores with exact effects: rank correlation, signs, recall of the largest."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
@@ -12,13 +12,13 @@ from mechdiff.interventions.components import Component
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How well scores say what exact effects are, over `n` components.
+    """Agreement of scores with exact effects over `n` components.
 
     Attributes:
       spearman: rank correlation of |score| and |effect|; NaN below 3 components.
       sign: share with equal signs.
       recall: share of the `k` largest |effect| among the `k` largest |score|.
-      listed: the same among the `2 k` largest |score|, a shortlist that would be verified exactly.
+      listed: recall at 2k: the same among the `2 k` largest |score|.
     """
 
     n: int
@@ -31,7 +31,8 @@ class Agreement:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreAgreement:
-    """Agreement of pooled Deg%, the same within each kind of component, and of Deg%_t at each timestep."""
+    """Agreement of the pooled relative loss increase, overall and within each component type, and of that at
+    each timestep."""
 
     overall: Agreement
     by_part: dict[str, Agreement]
@@ -57,37 +58,43 @@ def score_agreement(
     score: Float[np.ndarray, "component t"],
     effect: Float[np.ndarray, "component t"],
     chosen: Sequence[Component],
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
+    timesteps: Sequence[int] | Int[np.ndarray, " t"],
     k: int,
 ) -> ScoreAgreement:
-    """`agreement` of Deg%_t and its mean over t; components with NaN effects are left out."""
+    """`agreement` of relative loss increases at each t, and of their means over t.
+
+    Components with NaN effects are left out.
+    """
     done = np.isfinite(effect).all(1)
     score, effect = score[done], effect[done]
-    ablations = np.array([component.component_type for component in chosen])[done]
+    types = np.array([component.component_type for component in chosen])[done]
     compare = lambda which: agreement(score[which].mean(1), effect[which].mean(1), k)
     return ScoreAgreement(
         compare(slice(None)),
-        {str(part): compare(ablations == part) for part in sorted(set(ablations))},
+        {str(name): compare(types == name) for name in sorted(set(types))},
         {int(t): agreement(score[:, i], effect[:, i], k) for i, t in enumerate(timesteps)},
     )
 
 
 def summary(found: Collection[Mapping[str, ScoreAgreement]]) -> list[str]:
-    """A table over networks: medians and worst of them, for every point of expansion, part and timestep.
+    """Table of medians and worst over networks, for every point of expansion, component type and timestep.
 
     Args:
-      found: for each network, fidelity by point of expansion.
+      found: for each network, `score_agreement` by point of expansion.
     """
     heads = (f"{what:>9}{'worst':>8}" for what in ("Spearman", "signs", "recall", "listed"))
     rows = [f"{'median over networks':28}{''.join(heads)}"]
     for point in next(iter(found)):
         groups: dict[str, list[Agreement]] = {}
-        for one in (each[point] for each in found):
-            parts = {f"t = {t}": at for t, at in sorted(one.by_t.items())}
-            for name, at in {"all": one.overall, **one.by_part, **parts}.items():
-                groups.setdefault(name, []).append(at)
-        for name, some in groups.items():
-            values = np.array([[at.spearman, at.sign, at.recall, at.listed] for at in some]).T
+        for network in found:
+            fidelity = network[point]
+            by_t = {f"t = {t}": agreed for t, agreed in sorted(fidelity.by_t.items())}
+            for name, agreed in {"all": fidelity.overall, **fidelity.by_part, **by_t}.items():
+                groups.setdefault(name, []).append(agreed)
+        for name, group in groups.items():
+            values = np.array(
+                [[agreed.spearman, agreed.sign, agreed.recall, agreed.listed] for agreed in group]
+            ).T
             defined = [v[~np.isnan(v)] if not np.isnan(v).all() else v for v in values]
             cells = "".join(f"{np.median(v):9.2f}{v.min():8.2f}" for v in defined)
             rows.append(f"{f'{point}: {name}':28}{cells}")

@@ -10,7 +10,7 @@ Measures, all of f as `faithfulness` defines it:
                 not in the circuit (after Wang et al. 2023, arXiv 2211.00593, section 4)
   minimality    f(C) - f(C without c) of each member c; p values by sign flips of images, adjusted for all
                 members by max-T
-  sufficiency   share of random circuits with as many members of each part that are as close to the network:
+  sufficiency   share of random circuits with as many members of each component type that match as well:
                 p = (1 + how many are) / (1 + how many there are)
 Intervals are Student's over images, or over people where it is known who is on them, by leaving out one at a
 time: BCa bootstraps of 8 images covered .90 for .95.
@@ -30,8 +30,8 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.stats import Interval
 
 SHARES = (0, 0.02, 0.05, *(i / 10 for i in range(1, 11)))  # of the components, for the curve
-TIE = 1e-9  # closeness that rounding can make
-UNSEEN = 1e-4  # %, effect on the loss that rounding can make: the ablation can't see the component
+TIE = 1e-9  # faithfulness match that rounding can make
+UNSEEN = 1e-4  # %, relative loss increase that rounding can make
 Set = Bool[np.ndarray, " component"]
 
 
@@ -40,7 +40,8 @@ class Scorecard:
     """Measures of one circuit under one kind of ablation, see the module.
 
     Attributes:
-      subject, kind, members: whose, under which ablation, and the members, the most needed first.
+      denoiser, ablation: name of the network, and the ablation of everything outside the circuit.
+      members: names, the most needed first.
       sizes, curve: of the nested circuits.
       cpr, cmd: areas.
       circuit, complement: f of the circuit, and of everything else.
@@ -51,7 +52,7 @@ class Scorecard:
       random: f of random circuits.
       p: of sufficiency.
       images: that it was scored on.
-      seen: components whose ablation changes anything: those that a circuit can be told to lack.
+      seen: number of components whose ablation changes the loss by more than rounding.
     """
 
     denoiser: str
@@ -86,16 +87,16 @@ def scorecard(
     """Runs the circuits that the measures need and takes the measures.
 
     Args:
-      trials: on images other than those that the circuit was found on; under the same kind of ablation.
+      evaluator: on images other than those that the circuit was discovered on; under the same ablation.
       knockouts: random sets of members, and as many of others, of up to half of them.
       randoms: random circuits, at least 20.
-      seed: of all that is random.
+      seed: of knock-outs and random circuits.
 
     Returns:
-      The measures, and what they were taken from, see `run`.
+      The measures, and the losses that they are functions of, see `run`.
     """
-    found = run(evaluator, circuit, knockouts, randoms, seed)
-    return measure(found), found
+    losses = run(evaluator, circuit, knockouts, randoms, seed)
+    return measure(losses), losses
 
 
 def run(evaluator: CircuitEvaluator, circuit: Circuit, knockouts: int, randoms: int, seed: int) -> xr.Dataset:
@@ -107,44 +108,44 @@ def run(evaluator: CircuitEvaluator, circuit: Circuit, knockouts: int, randoms: 
       attribute `members`.
 
     Raises:
-      ConfigError: another kind of ablation, other components, or counts that are too small.
+      ConfigError: another ablation, other components, or counts that are too small.
     """
     if evaluator.ablation != circuit.ablation:
         raise ConfigError(
-            f"circuit found under {circuit.ablation!r} ablation, but the trials are of {evaluator.ablation!r}"
+            f"circuit of {circuit.ablation!r} ablation, but the evaluator's is {evaluator.ablation!r}"
         )
     if knockouts < 1 or randoms < 20:
         raise ConfigError(f"knockouts={knockouts}, randoms={randoms}: at least 1 and 20 are needed")
-    rng, own = np.random.default_rng(seed), as_members(circuit, evaluator.names)
+    rng, in_circuit = np.random.default_rng(seed), as_members(circuit, evaluator.names)
     rank = np.array([circuit.order.index(name) for name in evaluator.names])
-    nested = [rank < size for size in _sizes(len(own), int(own.sum()))]
-    inside, outside = (_knocked(rng, some, knockouts) for some in (own, ~own))
-    parts = [component.component_type for component in evaluator.chosen]
-    members = [np.arange(len(own)) == evaluator.names.index(name) for name in circuit.members]
+    nested = [rank < size for size in _sizes(len(in_circuit), int(in_circuit.sum()))]
+    inside, outside = (_knocked(rng, members, knockouts) for members in (in_circuit, ~in_circuit))
+    types = [component.component_type for component in evaluator.chosen]
+    singles = [np.arange(len(in_circuit)) == evaluator.names.index(name) for name in circuit.members]
     roles = {
         "nothing": evaluator.ends[:1],
         "whole": evaluator.ends[1:],
-        "circuit": [own],
-        "complement": [~own],
+        "circuit": [in_circuit],
+        "complement": [~in_circuit],
         "nested": nested,
-        "less inside": [own & ~knocked for knocked in inside],
+        "less inside": [in_circuit & ~knocked for knocked in inside],
         "whole less inside": [~knocked for knocked in inside],
-        "less outside": [own & ~knocked for knocked in outside],
+        "less outside": [in_circuit & ~knocked for knocked in outside],
         "whole less outside": [~knocked for knocked in outside],
-        "less member": [own & ~member for member in members],
-        "random": [shuffled(rng, own, parts) for _ in range(randoms)],
+        "less member": [in_circuit & ~single for single in singles],
+        "random": [shuffled(rng, in_circuit, types) for _ in range(randoms)],
     }
     labels = [role for role, sets in roles.items() for _ in sets]
-    sets = np.array([one for group in roles.values() for one in group])
-    found = dataset(evaluator, sets, evaluator.losses(sets), role=labels)
+    circuits = np.array([members for sets in roles.values() for members in sets])
+    losses = dataset(evaluator, circuits, evaluator.losses(circuits), role=labels)
     seen = int((np.abs(circuit.effect) > UNSEEN).sum())
-    return found.assign_attrs(members=list(circuit.members), tau=circuit.tau, seen=seen)
+    return losses.assign_attrs(members=list(circuit.members), tau=circuit.tau, seen=seen)
 
 
 def measure(found: xr.Dataset, seed: int = 0) -> Scorecard:
     """The measures, from what `run` returned; `seed` is of the sign flips."""
-    levels = found["loss"].transpose("circuit", "t", "image").values.astype(np.float64)
-    loss, role = levels.mean(axis=1), found["role"].values
+    loss_by_t = found["loss"].transpose("circuit", "t", "image").values.astype(np.float64)
+    loss, role = loss_by_t.mean(axis=1), found["role"].values
     nothing, whole = (loss[role == name][0] for name in ("nothing", "whole"))
     units = stats.units_of(found)
     even = units.even()
@@ -152,10 +153,14 @@ def measure(found: xr.Dataset, seed: int = 0) -> Scorecard:
     interval = lambda statistic: stats.jackknife_interval(statistic, units)
     sizes = found["member"].values[role == "nested"].sum(axis=1)
     area = lambda values: np.trapezoid(values, sizes / found.sizes["component"], axis=0)
-    ends = [levels[role == name][0] for name in ("nothing", "whole")]
-    by_t = lambda w: np.array([faithfulness(*cells, w) for cells in zip(levels[role == "circuit"][0], *ends)])
-    random, whole_circuit = f("random", even)[:, 0], loss[role == "circuit"]
-    own = f("circuit", even)[:, 0]
+    at_each_t = [loss_by_t[role == name][0] for name in ("circuit", "nothing", "whole")]
+
+    def by_t(w):
+        cells = zip(*at_each_t, strict=True)
+        return np.array([faithfulness(circuit, nothing, whole, w) for circuit, nothing, whole in cells])
+
+    random, circuit_loss = f("random", even)[:, 0], loss[role == "circuit"]
+    circuit_f = f("circuit", even)[:, 0]
     return Scorecard(
         denoiser=found.attrs["denoiser"],
         ablation=found.attrs["ablation"],
@@ -177,11 +182,12 @@ def measure(found: xr.Dataset, seed: int = 0) -> Scorecard:
         ),
         minimality=interval(lambda w: f("circuit", w) - f("less member", w)),
         needed=stats.max_t(
-            units.sums((loss[role == "less member"] - whole_circuit)[:, None])[:, 0], seed=seed
+            units.sums((loss[role == "less member"] - circuit_loss)[:, None])[:, 0], seed=seed
         ),
         random=random,
         p=float(
-            (1 + (faithfulness_match(random) >= faithfulness_match(own) - TIE).sum()) / (1 + len(random))
+            (1 + (faithfulness_match(random) >= faithfulness_match(circuit_f) - TIE).sum())
+            / (1 + len(random))
         ),
         images=found.sizes["image"],
         seen=int(found.attrs.get("seen", found.sizes["component"])),
@@ -191,35 +197,36 @@ def measure(found: xr.Dataset, seed: int = 0) -> Scorecard:
 def lines(card: Scorecard) -> list[str]:
     """The measures as text."""
     show = lambda i: f"{float(i.estimate):.3f} [{float(i.low):.3f}, {float(i.high):.3f}]"
-    each = zip(card.members, card.minimality.estimate, card.minimality.low, card.minimality.high, card.needed)
+    f = card.minimality
+    members = zip(card.members, f.estimate, f.low, f.high, card.needed, strict=True)
     return [
         f"{card.denoiser}, {card.ablation} ablation: {len(card.members)} of {card.seen} components that it "
         f"can see, {card.n} images",
         f"  faithfulness {show(card.circuit)}, of the rest {show(card.complement)}",
         f"  areas: CPR {show(card.cpr)}, CMD {show(card.cmd)}",
         f"  incompleteness: knock-outs inside {show(card.inside)}, outside {show(card.outside)}",
-        f"  random circuits of the same parts: median {np.median(card.random):.3f}, "
+        f"  random circuits of the same component types: median {np.median(card.random):.3f}, "
         f"largest {card.random.max():.3f}; p = {card.p:.3f} ({len(card.random)} circuits)",
         "  size: " + " ".join(f"{size:7d}" for size in card.sizes),
         "  f:    " + " ".join(f"{value:7.3f}" for value in card.curve.estimate),
-        *(f"  {name:24}{f:8.3f} [{low:.3f}, {high:.3f}]  p = {p:.4f}" for name, f, low, high, p in each),
+        *(f"  {name:24}{f:8.3f} [{low:.3f}, {high:.3f}]  p = {p:.4f}" for name, f, low, high, p in members),
     ]
 
 
-def _sizes(count: int, own: int) -> list[int]:
-    return sorted({*(round(share * count) for share in SHARES), own})
+def _sizes(count: int, members: int) -> list[int]:
+    return sorted({*(round(share * count) for share in SHARES), members})
 
 
-def _knocked(rng: np.random.Generator, some: Set, count: int) -> list[Set]:
-    """`count` random parts of a set, of 1 to half of its members; none of an empty one."""
-    places = np.flatnonzero(some)
+def _knocked(rng: np.random.Generator, members: Set, count: int) -> list[Set]:
+    """`count` random subsets, of 1 to half of the members; none of an empty set."""
+    places = np.flatnonzero(members)
     if not len(places):
         return []
     sizes = rng.integers(1, max(1, len(places) // 2) + 1, count)
-    return [np.isin(np.arange(len(some)), rng.permutation(places)[:size]) for size in sizes]
+    return [np.isin(np.arange(len(members)), rng.permutation(places)[:size]) for size in sizes]
 
 
 def _gap(f: Callable[..., np.ndarray], where: str, interval: Callable[..., Interval]) -> Interval:
-    """Mean |f(C without K) - f(all without K)| over the knock-outs of a place; NaN if there are none."""
+    """Mean |f(C without K) - f(all without K)| over knock-outs `inside` or `outside`; NaN if none."""
     gap = lambda w: np.abs(f(f"less {where}", w) - f(f"whole less {where}", w))
     return interval(lambda w: gap(w).mean(axis=0) if len(gap(w)) else np.full(len(w), np.nan))

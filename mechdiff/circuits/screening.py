@@ -1,8 +1,8 @@
 """Screen all components by their scores, verify the best exactly, and estimate what was missed.
 
 The shortlist holds the components with the largest |score|; a random audit of the rest, verified too, tells
-how often the screen misses. While that could be more often than is allowed, the shortlist doubles. What was
-verified once is never computed again.
+how often the screen misses. While the upper end of that rate exceeds `miss_bound`, the shortlist doubles.
+What was verified once is never computed again.
 
 Stopping at the first audit that looks good favors lucky audits. So the 5 % by which intervals may err are
 split evenly over all audits that there could be, whose number is known beforehand.
@@ -34,14 +34,14 @@ EXPANSIONS = ("identity", "ablated", "either")
 
 @dataclasses.dataclass(frozen=True)
 class VerifiedScreen:
-    """What a screen found, and how far it can be trusted.
+    """Result of a screen, with its miss rate and the agreement of scores with exact effects.
 
     Attributes:
       scores: of `attribution.gate_scores`, for all components, by point of expansion.
-      score: pooled score in Deg% that the ranking is by, for all components, in their order.
-      effect: pooled exact Deg% of those verified, NaN for the rest.
+      score: pooled score as a relative loss increase (%), by which components are ranked, in their order.
+      effect: pooled exact relative loss increase (%) of those verified, NaN for the rest.
       shortlist, audited: names.
-      k: how many of the largest effects the screen is asked to find.
+      k: number of largest effects that the screen should not miss.
       looks: audits that were made.
       miss_rate: share of the last audit with an |effect| above the k-th largest of the shortlist.
       miss_interval: of the share of all that are not on the shortlist; over all the audits that the rule may
@@ -68,22 +68,22 @@ def score_all(
     points: Sequence[str] = EXPANSIONS,
     **kwargs: Any,
 ) -> tuple[dict[str, xr.Dataset], dict[str, Float[np.ndarray, "component t"]]]:
-    """Scores by point of expansion, and as Deg%_t: in percent of the untouched network's loss.
+    """Scores by point of expansion, and as relative loss increases: in % of the clean loss at each timestep.
 
     Args:
       points: `identity`, `ablated`, or `either`, the score of larger size of these two: a component matters
-        if its loss hurts while the others are there, or if it helps where they are gone.
+        if its ablation hurts while the others are there, or if it helps where they are ablated.
       kwargs: of `attribution.gate_scores`.
     """
-    needed = ["identity"] + ["ablated"] * (set(points) != {"identity"})
+    needed = ["identity"] if set(points) == {"identity"} else ["identity", "ablated"]
     scores = {at: gate_scores(denoiser, eval_set, chosen=chosen, at=at, **kwargs) for at in needed}
     base = scores["identity"].clean_loss.mean("image").values
-    damage = {at: 100 * found.score.mean("image").values / base for at, found in scores.items()}
+    relative = {at: 100 * dataset.score.mean("image").values / base for at, dataset in scores.items()}
     if "either" in points:
-        first, last = damage["identity"], damage["ablated"]
+        first, last = relative["identity"], relative["ablated"]
         larger = np.abs(first.mean(1)) >= np.abs(last.mean(1))
-        damage["either"] = np.where(larger[:, None], first, last)
-    return scores, {point: damage[point] for point in points}
+        relative["either"] = np.where(larger[:, None], first, last)
+    return scores, {point: relative[point] for point in points}
 
 
 def screen_and_verify(
@@ -102,12 +102,13 @@ def screen_and_verify(
     miss_bound: float = 0.2,
     seed: int = 0,
 ) -> VerifiedScreen:
-    """Finds the components with the `k` largest pooled |Deg%| without running all of them.
+    """Finds the components with the `k` largest pooled |relative loss increase| without running all of them.
 
     Args:
-      images: in [-1, 1]; scores and exact runs see the same images, noise and timesteps.
+      eval_set: images in [-1, 1], noise and timesteps, the same for scores and exact runs.
       folder: exact runs are kept here, see `sweeps.ablation_sweep`.
-      chosen: components to screen, thousands if wished; all of the network if None.
+      chosen: components to screen, possibly thousands; None: all of the network.
+      ablation, replacements: as in `attribution.gate_scores`.
       point: of expansion that the ranking is by, see `score_all`.
       shortlist: components verified first, at least `k`.
       audit: components of the rest that are verified, drawn at random.
@@ -126,32 +127,38 @@ def screen_and_verify(
     if point not in EXPANSIONS:
         raise ConfigError(unknown("point of expansion", point, EXPANSIONS))
     chosen = tuple(chosen or components(denoiser.unet))
-    how = {"ablation": ablation, "replacements": replacements}
-    scores, damage = score_all(denoiser, eval_set, chosen, (point,), probes=probes, **how)
-    exact = np.full(damage[point].shape, np.nan)  # Deg%_t
+    kwargs = {"ablation": ablation, "replacements": replacements}
+    scores, relative = score_all(denoiser, eval_set, chosen, (point,), probes=probes, **kwargs)
+    exact = np.full(relative[point].shape, np.nan)  # relative loss increase at each timestep, %
 
-    def verify(which: Int[np.ndarray, " some"]) -> np.ndarray:
+    def verify(which: Int[np.ndarray, " n"]) -> np.ndarray:
         new = which[np.isnan(exact[which, 0])]
         if len(new):
-            exact[new] = exact_damage(denoiser, eval_set, folder, [chosen[i] for i in new], **how)
+            exact[new] = exact_damage(denoiser, eval_set, folder, [chosen[i] for i in new], **kwargs)
         return np.abs(exact[which].mean(1))
 
-    score = damage[point].mean(1)
+    score = relative[point].mean(1)
     order = np.argsort(-np.abs(score), kind="stable")
-    rule = min(shortlist, len(chosen)), audit, miss_bound, np.random.default_rng(seed)
-    size, audited, looks, missed, interval = audit_until(order, verify, k, *rule)
-    named = lambda which: tuple(chosen[i].name for i in which)
-    return VerifiedScreen(
-        scores,
-        score,
-        exact.mean(1),
-        named(order[:size]),
-        named(audited),
+    size, audited, looks, missed, interval = audit_until(
+        order,
+        verify,
         k,
-        looks,
-        missed / max(len(audited), 1),
-        interval,
-        score_agreement(damage[point], exact, chosen, eval_set.timesteps, k),
+        size=min(shortlist, len(chosen)),
+        audit=audit,
+        bound=miss_bound,
+        rng=np.random.default_rng(seed),
+    )
+    return VerifiedScreen(
+        scores=scores,
+        score=score,
+        effect=exact.mean(1),
+        shortlist=tuple(chosen[i].name for i in order[:size]),
+        audited=tuple(chosen[i].name for i in audited),
+        k=k,
+        looks=looks,
+        miss_rate=missed / max(len(audited), 1),
+        miss_interval=interval,
+        fidelity=score_agreement(relative[point], exact, chosen, eval_set.timesteps, k),
     )
 
 
@@ -168,14 +175,15 @@ def quality(
 ) -> dict[str, ScoreAgreement]:
     """How well each point of expansion ranks the components, all of which are run exactly.
 
-    Over a selection by score, agreement would look other than it is.
+    Agreement within a selection by score would be biased.
     """
     chosen = tuple(chosen or components(denoiser.unet))
-    how = {"ablation": ablation, "replacements": replacements}
-    damage = score_all(denoiser, eval_set, chosen, probes=probes, **how)[1]
-    exact = exact_damage(denoiser, eval_set, folder, chosen, **how)
+    kwargs = {"ablation": ablation, "replacements": replacements}
+    relative = score_all(denoiser, eval_set, chosen, probes=probes, **kwargs)[1]
+    exact = exact_damage(denoiser, eval_set, folder, chosen, **kwargs)
     return {
-        point: score_agreement(found, exact, chosen, eval_set.timesteps, k) for point, found in damage.items()
+        point: score_agreement(scores, exact, chosen, eval_set.timesteps, k)
+        for point, scores in relative.items()
     }
 
 
@@ -186,15 +194,15 @@ def lines(found: VerifiedScreen, names: Sequence[str]) -> list[str]:
     done.sort(key=lambda i: -abs(found.effect[i]))
     row = lambda i: f"{names[i]:28}{found.score[i]:12.3f} %{found.effect[i]:12.3f} %"
     groups = {"all": found.fidelity.overall, **found.fidelity.by_part}
-    groups |= {f"t = {t}": one for t, one in found.fidelity.by_t.items()}
+    groups |= {f"t = {t}": agreement for t, agreement in found.fidelity.by_t.items()}
     low, high = found.miss_interval
     return [
         f"{'component':28}{'score':>14}{'exact':>14}",
         *(row(i) for i in done),
         f"{'of those verified':28}{'n':>6}{'Spearman':>10}{'signs':>8}{'recall':>8}{'listed':>8}",
         *(
-            f"{name:28}{one.n:6}{one.spearman:10.2f}{one.sign:8.0%}{one.recall:8.0%}{one.listed:8.0%}"
-            for name, one in groups.items()
+            f"{name:28}{group.n:6}{group.spearman:10.2f}{group.sign:8.0%}{group.recall:8.0%}{group.listed:8.0%}"
+            for name, group in groups.items()
         ),
         f"{len(done):,} of {len(names):,} verified; of those not on the shortlist {found.miss_rate:.1%} "
         f"[{low:.1%}, {high:.1%}] are missed ({len(found.audited)} audited, audit {found.looks})",
@@ -215,23 +223,24 @@ def audit_until(
 
     A miss is larger than the `k`-th largest of the shortlist `order[:size]`. Audits are fresh draws, so each
     interval is exact for its own shortlist; as one of them is chosen by its outcome, each is
-    given its part of 1 - `level` (Bonferroni over the sizes that there could be).
+    given its part of 1 - `confidence` (Bonferroni over the sizes that there could be).
 
     Args:
-      order: components, the most promising first.
-      verify: sizes of the exact effects of some.
+      order: indices of components, the largest |score| first.
+      verify: indices of components -> |exact effects|.
+      size, audit: of the first shortlist, and of each audit.
 
     Returns:
       Size of the shortlist, the audited, how many audits there were, misses of the last, and its interval.
     """
     possible = 1 + int(np.ceil(np.log2(len(order) / size)))  # the last of them verifies everything
-    each = 1 - (1 - confidence) / max(possible - 1, 1)
+    audit_confidence = 1 - (1 - confidence) / max(possible - 1, 1)
     for looks in range(1, possible + 1):  # noqa: B007
         listed, rest = order[:size], order[size:]
         bar = np.sort(verify(listed))[::-1][min(k, len(listed)) - 1]
         audited = rng.permutation(rest)[:audit]
         missed = int((verify(audited) > bar).sum())
-        interval = finite_population_interval(missed, len(audited), len(rest), each)
+        interval = finite_population_interval(missed, len(audited), len(rest), audit_confidence)
         if interval[1] <= bound:
             break
         size = min(2 * size, len(order))
@@ -246,10 +255,10 @@ def exact_damage(
     ablation: str = "zero",
     replacements: PyTree = None,
 ) -> Float[np.ndarray, "component t"]:
-    """Deg%_t by exact runs."""
+    """Relative loss increase (%) of ablating each component, at each timestep, by exact runs."""
     config = SweepConfig(ablations=(ablation,), image_block=eval_set.count)
     replacements = None if ablation == "zero" else {ablation: replacements}
-    found = ablation_sweep(
+    sweep = ablation_sweep(
         denoiser,
         eval_set,
         folder,
@@ -257,4 +266,4 @@ def exact_damage(
         replacements=replacements,
         chosen=chosen,
     ).isel(ablation=0)
-    return 100 * (found.loss.mean("image") / found.clean_loss.mean("image") - 1).values
+    return 100 * (sweep.loss.mean("image") / sweep.clean_loss.mean("image") - 1).values

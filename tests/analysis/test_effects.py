@@ -190,7 +190,7 @@ def test_excess_damage_is_relative_to_what_could_still_be_gained():
     even = np.full((1, 2), 0.5)
     got = effects.excess_damage(CLEAN, LOSS, np.array([1.0, 0.1]), even)[:, 0]
     np.testing.assert_allclose(got, [100 * (1 / 1 - 0.1 / 0.1) / 2, 0], atol=1e-9)
-    with pytest.raises(ConfigError, match="floor 2 at level 0"):
+    with pytest.raises(ConfigError, match="floor 2 at timestep index 0"):
         effects.excess_damage(CLEAN, LOSS, np.array([2.0, 0.1]), even)
 
 

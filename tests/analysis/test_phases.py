@@ -99,7 +99,7 @@ def test_any_number_of_levels_from_two_bounds_the_phases(levels, expected):
 
 
 def test_unfit_sweeps_are_refused():
-    with pytest.raises(ConfigError, match="1 levels"):
+    with pytest.raises(ConfigError, match="1 timesteps"):
         phases.measure(sweep(np.zeros((1, 3))), "zero")
     with pytest.raises(ConfigError, match="3 images"):
         phases.measure(sweep(np.zeros((4, 3)), images=3), "zero")

@@ -229,7 +229,7 @@ def test_no_steps_are_refused(plant):
 
 
 def test_the_kinds_and_components_asked_for_must_fit(plant, made_up):
-    with pytest.raises(ConfigError, match="needs fills"):
+    with pytest.raises(ConfigError, match="needs replacements"):
         real(plant, ablation="mean")
     with pytest.raises(ConfigError, match="tau=1"):
         circuits.discover(made_up(additive), tau=1)

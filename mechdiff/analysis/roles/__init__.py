@@ -1,7 +1,8 @@
-"""Roles: what a component changes in the predicted picture, and whether that is more than chance.
+"""Roles: what a component changes in the predicted image, and whether that is more than chance.
 
-`effects` measures, `nulls` says what components without a role do, `judging` gives or refuses a role,
-`matching` asks whether other trainings gave it too, `probes` read the factors of synthetic faces.
+`role_effects` measures effects on `image_features`, `nulls` draws components without a role, `assignment`
+tests roles against nulls, `matching` compares them between training seeds, `probes` read the factors of
+synthetic faces.
 """
 
 from mechdiff.analysis.roles.assignment import (

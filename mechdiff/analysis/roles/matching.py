@@ -1,11 +1,11 @@
-"""Are roles the same in another training seed? Heads matched between networks, and how well roles agree then.
+"""Agreement of roles between training seeds, heads being matched between networks.
 
 Heads of one layer have no order: head 2 of one seed may do what head 0 of another does. They are matched
 within their layer by least total distance of their profiles (Hungarian method, Kuhn 1955). They are matched
-by one kind of evidence, attention statistics over noise levels; whether roles agree is judged on another,
-effects. So chance agreement is what is left when effects are shuffled among the heads of each layer, in every
-network alone. Matchings drawn at random for every pair of networks would not do: those that were found fit
-together, if a to b and b to c then a to c, and such agree by chance in another way. Ours.
+by attention statistics over timesteps, and roles are compared by effects, which are other data. So chance
+agreement is that left when effects are shuffled among the heads of each layer, independently per network.
+Matchings drawn at random for every pair of networks would not do: those by distance fit together (a to b and
+b to c imply a to c), and such matchings agree by chance in another way. Definitions are ours.
 """
 
 import itertools
@@ -26,14 +26,14 @@ STATISTICS = ("normalized_entropy", "mutual_information", "distance", "identity_
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far roles of heads agree between training seeds, over all pairs of them.
+    """Agreement of roles of heads between training seeds, over all pairs of seeds.
 
     Attributes:
       profiles: mean correlation of matched heads' selectivity over targets.
-      labels: share of matched heads of one role, of those of which at least one has any; NaN if none has.
+      labels: share of matched heads with equal roles, where at least one has a role; NaN if none has.
       chance_profiles, chance_labels: mean with roles of each network's heads shuffled within layers.
       p_profiles, p_labels: share of shuffles, the true order among them, that agree at least as well.
-      pairs: of seeds.
+      pairs: number of pairs of seeds.
     """
 
     profiles: float
@@ -51,7 +51,7 @@ def layers_of(heads: Iterable[str]) -> list[str]:
 
 
 def attention_profiles(attention: xr.Dataset) -> Profile:
-    """Each head's attention statistics at each level, means over images, `(head, statistics x levels)`."""
+    """Each head's attention statistics, means over images, `(head, statistics x timesteps)`."""
     parts = [attention[name].mean("image").transpose("head", "t").values for name in STATISTICS]
     return np.concatenate(parts, axis=1).astype(np.float64)
 
@@ -64,13 +64,13 @@ def match(first: Profile, second: Profile, layers: Sequence[str]) -> Int[np.ndar
     both = np.concatenate([first, second])
     spread = np.where(both.std(axis=0) > 0, both.std(axis=0), 1)
     first, second, layers = first / spread, second / spread, np.asarray(layers)
-    found = np.empty(len(first), int)
+    counterpart = np.empty(len(first), int)
     for layer in dict.fromkeys(layers):
         heads = np.flatnonzero(layers == layer)
         distance = ((first[heads, None] - second[None, heads]) ** 2).sum(-1)
         rows, columns = linear_sum_assignment(distance)
-        found[heads[rows]] = heads[columns]
-    return found
+        counterpart[heads[rows]] = heads[columns]
+    return counterpart
 
 
 def agreement(
@@ -88,6 +88,7 @@ def agreement(
       selectivity, roles: of `roles.Roles`, for the same heads in the same order.
       layers: of the heads (`layers_of`), the same in all networks.
       repeats: shuffles.
+
     Raises:
       ConfigError: fewer than 2 networks.
     """
@@ -98,10 +99,12 @@ def agreement(
     pairs = list(itertools.combinations(range(len(profiles)), 2))
     alike = [_correlations(selectivity[i], selectivity[j]) for i, j in pairs]
     same = [_labels(roles[i], roles[j]) for i, j in pairs]
-    found = [match(profiles[i], profiles[j], layers) for i, j in pairs]
+    matches = [match(profiles[i], profiles[j], layers) for i, j in pairs]
     names = _relabelled(np.random.default_rng(seed), np.asarray(layers), (repeats, len(profiles)))
     rows = np.stack([names[:, i] for i, _ in pairs], axis=1)  # repeat, pair, head
-    columns = np.stack([names[:, j][:, chosen] for (_, j), chosen in zip(pairs, found)], axis=1)
+    columns = np.stack(
+        [names[:, j][:, chosen] for (_, j), chosen in zip(pairs, matches, strict=True)], axis=1
+    )
     correlations, labels = (_means(np.array(table), rows, columns) for table in (alike, same))
     return Agreement(
         profiles=float(correlations[0]),
@@ -130,28 +133,28 @@ def _correlations(first: np.ndarray, second: np.ndarray) -> Float[np.ndarray, "h
 
 
 def _labels(first: Sequence[str], second: Sequence[str]) -> Float[np.ndarray, "head head"]:
-    """1 where two heads have one role, 0 where they differ, NaN where neither has any."""
-    one, other = np.asarray(first)[:, None], np.asarray(second)[None, :]
-    neither = (one == UNASSIGNED) & (other == UNASSIGNED)
-    return np.where(neither, np.nan, (one == other).astype(np.float64))
+    """1 where two heads have equal roles, 0 where they differ, NaN where neither has one."""
+    rows, columns = np.asarray(first)[:, None], np.asarray(second)[None, :]
+    neither = (rows == UNASSIGNED) & (columns == UNASSIGNED)
+    return np.where(neither, np.nan, (rows == columns).astype(np.float64))
 
 
 def _relabelled(
     rng: np.random.Generator, layers: np.ndarray, shape: tuple[int, int]
 ) -> Int[np.ndarray, "m network head"]:
-    """Heads as they are, then renamed at random within layers, in every network alone."""
+    """Heads in order, then permuted at random within layers, in every network independently."""
     repeats, networks = shape
-    found = np.tile(np.arange(len(layers)), (repeats + 1, networks, 1))
+    heads_of = np.tile(np.arange(len(layers)), (repeats + 1, networks, 1))
     for layer in dict.fromkeys(layers):
         heads = np.flatnonzero(layers == layer)
-        found[1:, :, heads] = rng.permuted(found[1:, :, heads], axis=-1)
-    return found
+        heads_of[1:, :, heads] = rng.permuted(heads_of[1:, :, heads], axis=-1)
+    return heads_of
 
 
 def _means(
     tables: Float[np.ndarray, "pair head head"], rows: Int[np.ndarray, "m pair head"], columns
 ) -> Float[np.ndarray, " m"]:
-    """Mean over pairs of networks and their matched heads, NaN left out; NaN if none is left."""
+    """Mean over pairs of networks and their matched heads without NaN; NaN if none is left."""
     values = tables[np.arange(len(tables))[:, None], rows, columns].reshape(len(rows), -1)
     known = np.isfinite(values)
     count = known.sum(axis=1)

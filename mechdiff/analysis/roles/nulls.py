@@ -1,4 +1,4 @@
-"""Matched random sets of channels: components that have no role, for those that may have one to beat."""
+"""Matched null of roles: random sets of channels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,8 +23,8 @@ def matched_sets(
     """`count` random sets of channels for each class of components (`matched_class`): the matched null.
 
     Channels are drawn without replacement from the residual branches and skips of `pool` (all components of
-    the network) that have the component's resolution, its own site left out: else sets that hold a part of it
-    would share its role. Where there are fewer channels than a component has, all are taken.
+    the network) that have the component's resolution, without its own site: sets that hold a part of it would
+    share its role. Where there are fewer channels than a component has, all are taken.
 
     Returns:
       The class of each set, and the stacked interventions.
@@ -38,9 +38,9 @@ def matched_sets(
     }
     for place, component in enumerate(classes.values()):
         sites = {
-            one.site: identity.gate[one.site].shape[-1]
-            for one in pool
-            if one.component_type in ("res", "skip") and one.resolution == component.resolution
+            other.site: identity.gate[other.site].shape[-1]
+            for other in pool
+            if other.component_type in ("res", "skip") and other.resolution == component.resolution
         }
         sites.pop(component.site, None)
         channels = [(site, i) for site, width in sites.items() for i in range(width)]
@@ -54,8 +54,8 @@ def matched_sets(
 
 def matched_class(component: Component, identity: Intervention) -> str:
     """Components of one class share a null: `RESOLUTION x CHANNELS`, and the site of branches and skips."""
-    own = f" not {component.site}" if component.component_type in ("res", "skip") else ""
-    return f"{component.resolution} x {_channels(component, identity)}{own}"
+    excluded = f" not {component.site}" if component.component_type in ("res", "skip") else ""
+    return f"{component.resolution} x {_channels(component, identity)}{excluded}"
 
 
 def _channels(component: Component, identity: Intervention) -> int:

@@ -1,9 +1,8 @@
-"""Linear probes: what a picture says of each factor that made it, by ridge regression on its pixels.
+"""Linear probes of the factors of synthetic faces: ridge regression on pixels.
 
-A probe is fitted on reference pictures, in the dual form, as there are fewer pictures than pixels. Its
-penalty is that of least leave-one-out error (Hoerl & Kennard 1970; closed form of left-out residuals: Allen
-1974).
-R2 is that of left-out pictures: a factor that can't be read off the pixels linearly has no probe.
+A probe is fitted on reference images, in the dual form, as there are fewer images than pixels. Its penalty is
+that of least leave-one-out error (Hoerl & Kennard 1970; closed form of left-out residuals: Allen 1974). R2 is
+that of left-out images; `fit_all` keeps the probes whose R2 is high enough.
 """
 
 from collections.abc import Mapping
@@ -22,11 +21,11 @@ CYCLIC = ("background_hue", "clothes_hue")  # ends of whose range meet
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear reading of one factor.
+    """A linear probe of one factor.
 
     Attributes:
       weights, offset: reading = pixels @ weights + offset, `(pixels, numbers)` and `(numbers,)`.
-      r2: of pictures left out, all numbers together.
+      r2: of left-out images, all numbers together.
     """
 
     weights: Float[np.ndarray, "pixels numbers"]
@@ -38,7 +37,7 @@ def columns(
     factors: Mapping[str, Float[np.ndarray, " image"]],
 ) -> dict[str, Float[np.ndarray, "image numbers"]]:
     """Factors as columns of variance 1: hues as points of a circle, choices as indicators; no constants."""
-    found = {}
+    standardized = {}
     for name, value in factors.items():
         value, spec = np.asarray(value, np.float64), SPECS[name]
         if np.ptp(value) == 0:
@@ -50,15 +49,15 @@ def columns(
             column = (value[:, None] == np.unique(value)).astype(np.float64)
         else:
             column = value[:, None]
-        found[name] = (column - column.mean(axis=0)) / column.std(axis=0)
-    return found
+        standardized[name] = (column - column.mean(axis=0)) / column.std(axis=0)
+    return standardized
 
 
 def fit(images: Images, target: Float[np.ndarray, "image numbers"]) -> Probe:
     """Ridge regression of `target` on the pixels.
 
     Raises:
-      ConfigError: fewer than 8 pictures.
+      ConfigError: fewer than 8 images.
     """
     return _fitted(*_decomposed(images), target)
 
@@ -66,21 +65,21 @@ def fit(images: Images, target: Float[np.ndarray, "image numbers"]) -> Probe:
 def fit_all(
     images: Images, factors: Mapping[str, Float[np.ndarray, " image"]], least: float = 0.3
 ) -> dict[str, Probe]:
-    """A probe of every factor that is read with an R2 of at least `least` off pictures left out."""
+    """A probe of every factor whose R2 on left-out images is at least `least`."""
     parts = _decomposed(images)
     probes = {name: _fitted(*parts, column) for name, column in columns(factors).items()}
     return {name: probe for name, probe in probes.items() if probe.r2 >= least}
 
 
 def as_arrays(probes: Mapping[str, Probe]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Weights and offsets in float32, as `targets.features` takes them."""
+    """Weights and offsets in float32, as `image_features.features` takes them."""
     return {name: (np.float32(probe.weights), np.float32(probe.offset)) for name, probe in probes.items()}
 
 
 def _decomposed(images: Images) -> tuple[np.ndarray, ...]:
-    """Centred pixels, their mean, and the eigenvectors and values of their Gram matrix."""
+    """Centered pixels, their mean, and the eigenvectors and values of their Gram matrix."""
     if len(images) < 8:
-        raise ConfigError(f"{len(images)} reference pictures: a probe needs at least 8, better hundreds")
+        raise ConfigError(f"{len(images)} reference images: a probe needs at least 8, better hundreds")
     pixels = np.asarray(images, np.float64).reshape(len(images), -1)
     mean = pixels.mean(axis=0)
     pixels = pixels - mean
@@ -96,7 +95,7 @@ def _fitted(pixels, mean, values, vectors, target) -> Probe:
     for penalty in PENALTIES * max(values.mean(), 1e-12):
         shrunk = 1 / (values + penalty)
         dual = vectors @ (shrunk[:, None] * rotated)
-        # Residual of each picture under the fit without it; 1 / n is the share of the mean in it.
+        # Residual of each image under the fit without it; 1 / n is the share of the mean in it.
         left_out = dual / (vectors**2 @ shrunk - 1 / (len(target) * penalty))[:, None]
         error = (left_out**2).sum()
         if best is None or error < best[0]:

@@ -120,5 +120,5 @@ def test_probes_read_what_pixels_hold_and_nothing_else():
     weights, offset = probes.as_arrays(found)["background_hue"]
     reading = images @ weights + offset
     assert np.corrcoef(reading[:, 0], np.cos(2 * np.pi * factors["background_hue"]))[0, 1] > 0.9
-    with pytest.raises(ConfigError, match="5 reference pictures"):
+    with pytest.raises(ConfigError, match="5 reference images"):
         probes.fit(images[:5].reshape(5, 8, 8, 3), shown[:5])
