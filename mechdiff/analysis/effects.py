@@ -167,7 +167,7 @@ def losses(sweep: xr.Dataset, ablation: str) -> tuple[CleanLossArray, LossArray]
     clean = sweep["clean_loss"].transpose("t", "image").values.astype(np.float64)
     loss = sweep["loss"].sel(ablation=ablation).transpose("component", "t", "image").values.astype(np.float64)
     bad = int((~np.isfinite(loss)).sum() + (~np.isfinite(clean)).sum())
-    whose = f"sweep of {sweep.attrs.get('subject')!r}"
+    whose = f"sweep of {sweep.attrs.get('denoiser')!r}"
     if bad:
         raise CheckpointError(f"{whose}: {bad} losses are missing; run it again")
     if not (clean > 0).all():
