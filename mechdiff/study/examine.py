@@ -19,7 +19,7 @@ from mechdiff.core.config import ExperimentConfig, SweepConfig, to_dict
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.load import load_denoiser
+from mechdiff.models.load import load_denoiser, model_folder
 from mechdiff.storage import files, labelled, locks
 from mechdiff.study.inputs import EvalImages, replacement_values
 from mechdiff.sweeps import activations
@@ -38,7 +38,7 @@ class Analysis:
 
 def examine(
     name: str,
-    model: Path,
+    model: str | Path,
     inputs: Callable[[Denoiser, ExperimentConfig], EvalImages],
     config: SweepConfig,
     seed: int,
@@ -50,7 +50,7 @@ def examine(
 
     Args:
       name: shown in the report.
-      model: exported folder, see `checkpoint.export_model`.
+      model: exported folder, or another name of it; see `load.model_folder`.
       inputs: gives the images to examine it on, see `inputs.chooser`.
       seed: of the noise.
     """
@@ -59,7 +59,7 @@ def examine(
     images = inputs(denoiser, trained)
     files.ensure_writable(folder)
     facts = {"inputs": images.label, "seed": seed, "trained_on": trained.data.name}
-    sheet = model / "samples.png"  # imported models may have none
+    sheet = model_folder(model) / "samples.png"  # imported models may have none
     about = {"name": name, "config": to_dict(trained), "record": record, "samples": sheet.is_file(), **facts}
     files.write_json(folder / "subject.json", about)
     (folder / "study.json").unlink(missing_ok=True)  # of an earlier run; `controls.run_study` writes it anew
