@@ -189,7 +189,7 @@ class DataConfig:
     split: Literal["auto", "digest", "folders"] = "auto"  # folder: see `data.folder`
     split_seed: int = 0  # folder: which images are held out by their digest
     held_out: float = 0.2  # folder: share held out, half for validation and half for testing
-    classes: Literal["", "folders"] = ""  # folder: sub-folders are classes
+    classes: str = ""  # label(s) that are the class of an image, with commas: an attribute, a factor, `folder`
 
     def __post_init__(self):
         _within("data.complexity", self.complexity, 0, 4)
@@ -215,6 +215,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     ema_decay: float = 0.9995
+    label_dropout: float = 0.1  # share of images shown under the null class, where there are classes
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
     log_every: int = 50
     eval_every: int = 500
@@ -236,6 +237,7 @@ class TrainConfig:
                 f"train.batch={self.batch} is not divisible by train.accumulate={self.accumulate}"
             )
         _within("train.learning_rate", self.learning_rate, 1e-9, 1.0)
+        _within("train.label_dropout", self.label_dropout, 0.0, 1.0)
         _within("train.ema_decay", self.ema_decay, 0.0, 0.999999)
         _within("train.final_fraction", self.final_fraction, 0.0, 1.0)
         _within("train.clip_norm", self.clip_norm, 1e-6, 1e6)
