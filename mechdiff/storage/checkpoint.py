@@ -10,7 +10,7 @@ import math
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, SupportsFloat
@@ -109,7 +109,6 @@ class TrainCheckpoints:
         step: int | None = None,
         config: dict | None = None,
         ignore: Iterable[str] = (),
-        upgrade: Callable[[dict], dict] = dict,
     ) -> tuple[PyTree, dict]:
         """The state saved at `step` (default: the newest) and its metadata.
 
@@ -119,7 +118,6 @@ class TrainCheckpoints:
           step: default: the newest.
           config: what the checkpoint's config must equal; None: not compared.
           ignore: fields (`"train.steps"`) or sections (`"sweep"`) that may differ.
-          upgrade: a saved config as it would be written today.
 
         Raises:
           CheckpointError: absent, damaged, of other shapes, or of another config (both printed).
@@ -130,7 +128,7 @@ class TrainCheckpoints:
             raise CheckpointError(f"no checkpoint of step {step} in {self.folder}; there are: {self.steps()}")
         metadata, found = self._facts(step)
         if config is not None:
-            compare_configs(upgrade(metadata.get("config", {})), config, path, ignore)
+            compare_configs(metadata.get("config", {}), config, path, ignore)
         check_shapes(found, abstract_state, path)
         with _damage(path, self._way_out(step)):
             state = ocp.load(path, jax.tree.map(_placed, abstract_state))

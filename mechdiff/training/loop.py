@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, UInt8
 
 from mechdiff.core import keys
-from mechdiff.core.config import ExperimentConfig, from_dict, to_dict
+from mechdiff.core.config import ExperimentConfig, to_dict
 from mechdiff.core.errors import NumericsError
 from mechdiff.core.types import PyTree
 from mechdiff.data import batch_at, load, to_bytes, to_float
@@ -69,7 +69,6 @@ class Trainer:
             shapes,
             config=to_dict(self.config),
             ignore=("name", "sweep", "study", "train.steps", "train.keep"),
-            upgrade=lambda saved: to_dict(from_dict(saved)),  # fields may have been added since
         )
         return state, init()[1], int(state.step)
 
