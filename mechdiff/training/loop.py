@@ -232,7 +232,7 @@ def _labels(
     unet, names = config.unet, config.data.classes
     if unet.condition_channels or unet.class_embedding != "table":
         raise ConfigError(
-            f"unet.condition_channels={unet.condition_channels}, unet.class_embedding={unet.class_embedding}: "
+            f"unet.condition_channels={unet.condition_channels}, class_embedding={unet.class_embedding!r}: "
             "training takes classes of a table only (unet.classes, data.classes)"
         )
     if bool(names) != bool(unet.classes):
