@@ -189,7 +189,7 @@ class DataConfig:
     split: Literal["auto", "digest", "folders"] = "auto"  # folder: see `data.folder`
     split_seed: int = 0  # folder: which images are held out by their digest
     held_out: float = 0.2  # folder: share held out, half for validation and half for testing
-    classes: str = ""  # label(s) that are the class of an image, with commas: an attribute, a factor, `folder`
+    classes: str = ""  # labels that make an image's class, with commas: an attribute, a factor, `folder`
 
     def __post_init__(self):
         _within("data.complexity", self.complexity, 0, 4)
@@ -363,6 +363,11 @@ def override(config: ExperimentConfig, assignments: Iterable[str]) -> Experiment
         raise ConfigError(
             f"data.path={config.data.path!r} has no bearing on data.name=synthetic; set data.name too, or "
             "leave it out"
+        )
+    if config.data.name == "synthetic" and config.data.preprocessing != Preprocessing():
+        raise ConfigError(
+            "data.preprocessing has no bearing on data.name=synthetic, which is drawn at its size; set data.name "
+            "too, or leave it out"
         )
     return config
 
