@@ -141,8 +141,8 @@ class DiffusionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an image file becomes an image of the network's size; part of a model, and applied to all that it is
-    examined on. The size is `unet.image_size`; images are never enlarged."""
+    """How an image file becomes an image of the network's size; part of a model, and applied to all that it
+    is examined on. The size is `unet.image_size`; images are never enlarged."""
 
     crop: str = "center"  # the largest centered square; center-N; ddim; none; squash: see `images.cropped`
     filter: Literal["bicubic", "bilinear", "box", "hamming", "lanczos", "nearest"] = "bicubic"  # of Pillow
@@ -363,11 +363,6 @@ def override(config: ExperimentConfig, assignments: Iterable[str]) -> Experiment
         raise ConfigError(
             f"data.path={config.data.path!r} has no bearing on data.name=synthetic; set data.name too, or "
             "leave it out"
-        )
-    if config.data.name == "synthetic" and config.data.preprocessing != Preprocessing():
-        raise ConfigError(
-            "data.preprocessing has no bearing on data.name=synthetic, which is drawn at its size; set data.name "
-            "too, or leave it out"
         )
     return config
 

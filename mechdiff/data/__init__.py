@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mechdiff.core.config import DataConfig
+from mechdiff.core.config import DataConfig, Preprocessing
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.data import celeba, folder, tfds
 from mechdiff.data.cache import SPLITS, load_split, stored
@@ -43,7 +43,7 @@ def load(
     seed: int,
     cache_dir: str | Path | None,
 ) -> Dataset:
-    """One split ("train", "validation", "test") as `size` x `size` bytes, prepared as `config.preprocessing` says.
+    """One split ("train", "validation", "test") as `size` x `size` bytes, by `config.preprocessing`.
 
     `config.n_train` (train) and `config.n_test` (validation and test) say how many: exactly so for synthetic
     images, at most so for the others (0: all). `seed` decides the synthetic images and nothing else. What
@@ -75,6 +75,11 @@ def _synthetic(
 ) -> Dataset:
     from mechdiff.data import synthetic  # imports JAX's numpy; readers of real pictures do without
 
+    if config.preprocessing != Preprocessing():
+        raise ConfigError(
+            f"data.preprocessing ({config.preprocessing.description}) has no bearing on data.name=synthetic, "
+            "which is drawn at its size; set data.name too, or leave it out"
+        )
     complexity, start, room = config.complexity, OFFSETS[split], OFFSETS["validation"]
     if not 1 <= count <= room:
         field = "data.n_train" if split == "train" else "data.n_test"

@@ -18,10 +18,9 @@ def read_array(path: Path) -> Shaped[np.ndarray, "..."]:
       DataError: damaged, of objects, or an `.npz` of several arrays of which none is called `images`.
     """
     try:
-        content = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return content
-        with content:
+        if path.suffix.lower() == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             names = [name for name in NAMES if name in content.files] or content.files
             if len(names) != 1 and names[0] not in NAMES:
                 raise DataError(
@@ -93,7 +92,10 @@ def _scaled(images: np.ndarray, where: str, value_range) -> tuple[np.ndarray, li
     low, high = (float(images.min()), float(images.max())) if images.size else (-1.0, 1.0)
     if value_range is not None:
         least, most = value_range
-        images, notes = (images - least) * (2 / (most - least)) - 1, [f"[{least:g}, {most:g}] scaled to [-1, 1]"]
+        images, notes = (
+            (images - least) * (2 / (most - least)) - 1,
+            [f"[{least:g}, {most:g}] scaled to [-1, 1]"],
+        )
         if images.size and not -1.001 <= images.min() <= images.max() <= 1.001:
             raise DataError(f"{where} holds floats in [{low:g}, {high:g}], outside value_range={value_range}")
         return np.clip(images, -1, 1), notes
@@ -103,7 +105,7 @@ def _scaled(images: np.ndarray, where: str, value_range) -> tuple[np.ndarray, li
         )
     if images.size and low >= 0:
         raise DataError(
-            f"{where} holds floats in [{low:g}, {high:g}]: of [0, 1] or of [-1, 1]? Scale [0, 1] by 2 x - 1, or "
-            "say value_range=(0, 1) or (-1, 1) in Python"
+            f"{where} holds floats in [{low:g}, {high:g}]: is black 0 or -1? Scale [0, 1] by 2 x - 1, or say "
+            "value_range=(0, 1) or (-1, 1) in Python"
         )
     return np.clip(images, -1, 1), []

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Int
 
 from mechdiff.core.config import DataConfig
 from mechdiff.core.errors import DataError
@@ -92,14 +92,18 @@ def list_images(path: str | Path) -> ImageFiles:
     """
     place = Path(path).expanduser()
     if not str(path) or not place.exists():
-        raise DataError(f"no folder or file {str(path)!r}; data.path (or --images) names images, .npy or .npz")
+        raise DataError(
+            f"no folder or file {str(path)!r}; data.path (or --images) names images, .npy or .npz"
+        )
     if place.is_file():
         return _of_array(place)
     names, other = _walk(place)
     if not names:
         there = f"{sum(other.values())} other files ({_counted(other)})" if other else "empty"
         raise DataError(f"no images in {place} ({there}); it may hold {', '.join(IMAGES)}")
-    notes = [f"{sum(other.values())} files that are no images passed over ({_counted(other)})"] if other else []
+    notes = (
+        [f"{sum(other.values())} files that are no images passed over ({_counted(other)})"] if other else []
+    )
 
     def read(index: int) -> bytes:
         return _content(place / ordered[index])
@@ -110,9 +114,12 @@ def list_images(path: str | Path) -> ImageFiles:
     return ImageFiles(ordered, digests, read, str(place), notes)
 
 
-def distinct(listed: ImageFiles) -> Int[np.ndarray, " count"]:
-    """Positions of the different images: of equal ones, the first by name."""
-    return np.flatnonzero([index == 0 or hashed != listed.digests[index - 1] for index, hashed in enumerate(listed.digests)])
+def distinct(listed: ImageFiles) -> tuple[int, ...]:
+    """Positions of the different images: of equal ones the first."""
+    first: dict[str, int] = {}
+    for index, digest in enumerate(listed.digests):
+        first.setdefault(digest, index)
+    return tuple(first.values())
 
 
 def drawn_split(digest: str, seed: int, held_out: float) -> int:
@@ -123,12 +130,12 @@ def drawn_split(digest: str, seed: int, held_out: float) -> int:
 
 def _split(listed: ImageFiles, config: DataConfig) -> tuple[Int[np.ndarray, " count"], int, list[str]]:
     """The split of each image, how many folders it takes from its path, and a note."""
-    tops = [PurePosixPath(name).parts[0].lower() if "/" in name else "" for name in listed.names]
+    tops = [name.split("/")[0].lower() if "/" in name else "" for name in listed.names]
     codes = [SPLIT_NAMES.get(top, -1) for top in tops]
     by_folder = min(codes) == 0 and max(codes) > 0
     if config.split == "folders" and not by_folder:
         raise DataError(
-            f"{listed.where}: data.split=folders needs all images in sub-folders called train, and val or test"
+            f"{listed.where}: data.split=folders needs all images in sub-folders train, and val or test"
         )
     if config.split != "digest" and by_folder:
         splits = np.array(codes)
@@ -155,7 +162,7 @@ def _kept(listed: ImageFiles, splits: np.ndarray, classes: np.ndarray | None) ->
         earlier = first.setdefault(listed.digests[index], index)
         if classes is not None and classes[earlier] != classes[index]:
             raise DataError(
-                f"{listed.where}: {listed.names[earlier]} and {listed.names[index]} are the same image in two "
+                f"{listed.where}: {listed.names[earlier]} and {listed.names[index]} are one image in two "
                 "classes; keep one of them"
             )
     return np.isin(np.arange(len(splits)), list(first.values()))
@@ -208,9 +215,7 @@ def _of_array(path: Path) -> ImageFiles:
     return ImageFiles(names, digests, lambda index: np.asarray(images[int(names[index])]), str(path), notes)
 
 
-def _by_hash(
-    names: Sequence[str], hashes: Sequence[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _by_hash(names: Sequence[str], hashes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names and hashes, ordered by hash (which nobody chose), equal ones by name."""
     rows = sorted(range(len(names)), key=lambda index: (hashes[index], index))
     return tuple(names[index] for index in rows), tuple(hashes[index] for index in rows)

@@ -1,8 +1,8 @@
 """One encoded image, or one array, to bytes of a network's size: decoded, turned upright, cropped, resized.
 
 Pillow does the work, and the bytes are Pillow's. What a file leaves open is refused by name: transparent
-pixels without a background, colors that need a profile (CMYK, LAB), 32-bit grays, several frames. 16-bit grays
-are rounded to 8 bits. A camera's orientation (EXIF) is applied; color profiles are not.
+pixels without a background, colors that need a profile (CMYK, LAB), 32-bit grays, several frames. 16-bit
+grays are rounded to 8 bits. A camera's orientation (EXIF) is applied; color profiles are not.
 """
 
 import io
@@ -36,12 +36,13 @@ def thumbnail(
       DataError: damaged, smaller than `size`, or of a kind that can't be read without a guess.
     """
     image = _opened(encoded, name)
-    image = _converted(image, name, preprocessing)
+    image, whole = _converted(image, name, preprocessing), image.size
     image = cropped(image, name, preprocessing.crop)
     if min(image.size) < size:
+        left = f" (of which the crop leaves {image.width}x{image.height})" if image.size != whole else ""
         raise DataError(
-            f"image {name} is {image.width}x{image.height}{_after(preprocessing.crop)}, too small for "
-            f"{size}x{size}; use unet.image_size of at most {min(image.size)}, or leave it out of the images"
+            f"image {name} is {whole[0]}x{whole[1]}{left}, too small for {size}x{size}; use unet.image_size "
+            f"of at most {min(image.size)}, or leave it out of the images"
         )
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling[preprocessing.filter.upper()])
@@ -66,8 +67,8 @@ def cropped(image: Image.Image, name: str, crop: str) -> Image.Image:
     if crop == "none":
         if image.width != image.height:
             raise DataError(
-                f"image {name} is {image.width}x{image.height}, no square; data.preprocessing.crop=center cuts "
-                "one, squash ignores proportions"
+                f"image {name} is {image.width}x{image.height}, no square; data.preprocessing.crop=center "
+                "cuts one, squash ignores proportions"
             )
         return image
     if crop == "ddim":
@@ -115,7 +116,8 @@ def _converted(image: Image.Image, name: str, preprocessing: Preprocessing) -> I
         image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))  # 65535 / 257 = 255
     elif image.mode not in PLAIN:
         raise DataError(
-            f"image {name} is of mode {image.mode}, whose colors Pillow would guess; convert it to 8-bit RGB or gray"
+            f"image {name} is of mode {image.mode}, whose colors Pillow would guess; convert it to 8-bit RGB "
+            "or gray"
         )
     return image.convert("RGB" if preprocessing.channels == "rgb" else "L")
 
@@ -127,11 +129,8 @@ def _flattened(image: Image.Image, name: str, background: str) -> Image.Image:
         return image.convert("RGB")
     if not background:
         raise DataError(
-            f"image {name} has transparent pixels; data.preprocessing.background=white (or black) is put under them"
+            f"image {name} has transparent pixels; data.preprocessing.background=white (or black) puts a "
+            "color under them"
         )
     under = Image.new("RGBA", image.size, (BACKGROUNDS[background],) * 3 + (255,))
     return Image.alpha_composite(under, image).convert("RGB")
-
-
-def _after(crop: str) -> str:
-    return "" if crop in ("none", "squash") else f" after crop {crop}"

@@ -69,8 +69,8 @@ def model_folder(model: str | Path) -> Path:
 
 
 def name_of(model: str | Path) -> str:
-    """What a model is called in results: its folder's name, or that of the run in whose `model/` it lies, with
-    the step where it is a snapshot.
+    """What a model is called in results: its folder's name, or that of the run in whose `model/` it lies,
+    with the step where it is a snapshot.
 
     Example:
       >>> name_of("runs/faces/model"), name_of("checkpoints/cpu32-celeba-seed0")
