@@ -11,7 +11,6 @@ import dataclasses
 import jax
 from absl import flags
 
-from experiments import _launch
 from mechdiff import circuits
 from mechdiff.circuits import robustness, scorecards
 from mechdiff.core.config import to_dict
@@ -19,6 +18,8 @@ from mechdiff.models import load
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import controls
+
+from . import _launch
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)

@@ -9,7 +9,6 @@ import dataclasses
 import jax
 from absl import flags
 
-from experiments import _launch
 from mechdiff.core import keys
 from mechdiff.core.errors import ConfigError
 from mechdiff.data import to_bytes
@@ -17,6 +16,8 @@ from mechdiff.interventions import build
 from mechdiff.models import load
 from mechdiff.storage import files, image_grid
 from mechdiff.sweeps.execution import rollout
+
+from . import _launch
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 COUNT = flags.DEFINE_integer("count", 64, "Pictures.", lower_bound=1)
