@@ -1,10 +1,10 @@
 """The single module where an intervention acts.
 
-At a site with activation `a`, `a' = gate * a + (1 - gate) * fill`; an attention head's logits are
-divided by its temperature, and its pattern may be mixed with another. Gate, fill and temperature are
-Linen variable collections beside `params`: `apply` refuses to run without them, so an intervention
-can't be forgotten, and differentiation or `vmap` over them is JAX's own. Patterns are collections too,
-but absent where none is replaced, and then cost nothing.
+At a site with activation `a`, `a' = gate * a + (1 - gate) * replacement + add`; an attention head's logits
+are divided by its temperature, and its pattern may be mixed with another. Gate, replacement and temperature
+are Linen variable collections beside `params`: `apply` refuses to run without them, so an intervention
+can't be forgotten, and differentiation or `vmap` over them is JAX's own. Patterns and added directions are
+collections too, but absent where there are none, and then cost nothing.
 
 Every leaf may carry a leading row axis as long as the batch, so that one batch holds many
 interventions; the rank of a leaf says whether it does.
@@ -18,6 +18,7 @@ from mechdiff.core.types import AnyArray
 
 COLLECTIONS = ("gate", "replacement", "temperature")
 PATTERN_COLLECTIONS = ("pattern", "pattern_replacement")  # of the sites that an intervention names, if any
+DIRECTION = "add"  # likewise
 CAPTURED = "sites"  # collection that activations are sown into, before the gate acts
 
 
@@ -52,7 +53,10 @@ class Gate(nn.Module):
         gate = self.variable("gate", "value", jnp.ones, (a.shape[self.unit_axis],))
         replacement = self.variable("replacement", "value", jnp.zeros, (1,) * (a.ndim - 1))
         self.sow(CAPTURED, "value", a)
-        return blend(a, gate.value, replacement.value, self.unit_axis)
+        blended = blend(a, gate.value, replacement.value, self.unit_axis)
+        if not self.has_variable(DIRECTION, "value"):  # known by the structure of the intervention alone
+            return blended
+        return blended + jnp.asarray(self.get_variable(DIRECTION, "value"), a.dtype)
 
 
 class Temperature(nn.Module):

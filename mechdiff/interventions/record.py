@@ -18,16 +18,16 @@ ALWAYS = np.array([0, np.iinfo(np.int32).max], np.int32)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Intervention:
-    """What is done to every site; the identity has gates 1, temperatures 1 and fills 0.
+    """What is done to every site; the identity has gates 1, temperatures 1 and replacements 0.
 
     Attributes:
       gate: site -> `(units,)`; 1 leaves a unit alone, 0 replaces it, between is a dose.
-      fill: site -> what replaces it, broadcastable to one row of the site's activation.
+      replacement: site -> what replaces it, broadcastable to one row of the site's activation.
       temperature: attention site -> `(heads,)`, > 0.
       window: `(2,)` int32, half-open interval of t in which the intervention acts.
       pattern: attention site -> `(heads,)`; 1 leaves a head's pattern alone, 0 replaces it. Only the sites
         named here are looked at: by the structure of the pytree, whatever the values.
-      pattern_fill: the sites of `pattern` -> what replaces patterns, `(heads, queries, keys)` or 1 for
+      pattern_replacement: the sites of `pattern` -> what replaces patterns, `(heads, queries, keys)` or 1 for
         heads or queries that share it.
       add: site -> direction that is added after the gate, a' = a + add, broadcastable to one row of the
         site's activation; absent where nothing is added.
@@ -48,6 +48,11 @@ class Intervention:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, read_only(getattr(self, field.name)))
+
+    def __repr__(self) -> str:
+        from mechdiff.interventions.describe import describe  # which names components of this record
+
+        return f"Intervention({describe(self)})"
 
     def __reduce__(self):  # copies and pickles come by the constructor too
         return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self))

@@ -22,7 +22,8 @@ from mechdiff.core.types import AnyArray, Features, Images, PRNGKey, PyTree, Tim
 from mechdiff.diffusion.process import to_eps
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.components import Component, site_type, units
-from mechdiff.interventions.gates import CAPTURED, COLLECTIONS, PATTERN_COLLECTIONS
+from mechdiff.interventions.directions import directions_at
+from mechdiff.interventions.gates import CAPTURED, COLLECTIONS, DIRECTION, PATTERN_COLLECTIONS
 from mechdiff.interventions.record import ALWAYS, Intervention, in_window
 from mechdiff.models import conditions, layers
 
@@ -195,14 +196,9 @@ def run_stage(
     Returns:
       the next stream, and collection -> site -> captured value.
     """
-    if intervention.add:
-        raise ConfigError(
-            "directions (Intervention.add) do not act on the stages of a UNet; wrap the network by its named "
-            "values (mechdiff.models.traced), where they do"
-        )
     inputs, skips = _inputs(stage, stream, dropout_key is not None)
     variables = {"params": params.get(stage.name, {})}
-    for collection in (*COLLECTIONS, *PATTERN_COLLECTIONS):
+    for collection in (*COLLECTIONS, *PATTERN_COLLECTIONS, DIRECTION):
         variables[collection] = _of_stage(stage, collection, getattr(intervention, collection))
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     with jax.default_matmul_precision(devices.precision()):
@@ -268,7 +264,7 @@ def forward(
     dropout_key: PRNGKey | None = None,
 ) -> tuple[Features, dict[str, dict[str, Any]]]:
     """`apply_unet`, and what was captured on the way: collection -> site -> value."""
-    intervention = in_window(intervention, t)
+    intervention = dataclasses.replace(in_window(intervention, t), add=directions_at(intervention, t))
     stream = enter(config, params, x_t, t, dtype, condition)
     captured: dict[str, dict[str, Any]] = {name: {} for name in capture}
     for i, stage in enumerate(stages(config)):

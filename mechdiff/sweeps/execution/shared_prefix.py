@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mechdiff.core.config import UNetConfig
+from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray, Images, PyTree
 from mechdiff.diffusion.process import to_eps
 from mechdiff.diffusion.schedules import NoiseSchedule
@@ -89,6 +90,11 @@ def forward(
         stacked or shared; fills shared, with or without an axis of images.
       x_t: noisy images at timestep `t`, each seen by every intervention.
     """
+    if stacked.add:
+        raise ConfigError(
+            "a sweep of stacked interventions can't add directions (Intervention.add); examine them one by one "
+            "with denoiser.predict"
+        )
     batch, count = x_t.shape[0], sum(joins)
     stacked = in_window(stacked, jnp.full(count, t))
     stream, joined = enter(config, params, x_t, jnp.full(batch, t)), 0
