@@ -261,8 +261,10 @@ class SweepConfig:
         for kind in self.ablations:
             if kind not in ABLATIONS:
                 raise ConfigError(unknown("ablation kind", kind, ABLATIONS))
-        for name in ("timesteps", "images", "reference_images", "image_block", "draws", "optimal_steps"):
+        for name in ("timesteps", "images", "image_block", "draws", "optimal_steps"):
             _at_least(f"sweep.{name}", getattr(self, name), 1)
+        needed = {"mean", "noise", "optimal"} & set(self.ablations)
+        _at_least("sweep.reference_images", self.reference_images, 1 if needed else 0)
         _at_least("sweep.chunk", self.chunk, 0)
         if "resample" in self.ablations and self.draws >= self.images:
             raise ConfigError(
