@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from mechdiff.core.errors import CheckpointError, DataError, MechdiffError
+from mechdiff.core.config import from_dict, to_dict
+from mechdiff.core.errors import CheckpointError, ConfigError, DataError, MechdiffError
 from mechdiff.core.old_names import RECORD_NAMES
 from mechdiff.core.types import PyTree
 from mechdiff.storage import checksums, digests, files
@@ -128,7 +129,7 @@ class TrainCheckpoints:
             raise CheckpointError(f"no checkpoint of step {step} in {self.folder}; there are: {self.steps()}")
         metadata, found = self._facts(step)
         if config is not None:
-            compare_configs(metadata.get("config", {}), config, path, ignore)
+            compare_configs(_as_now(metadata.get("config", {})), config, path, ignore)
         check_shapes(found, abstract_state, path)
         with _damage(path, self._way_out(step)):
             state = ocp.load(path, jax.tree.map(_placed, abstract_state))
@@ -249,6 +250,14 @@ def load_model(folder: Path | str, abstract_params: PyTree | None = None) -> tup
         params = ocp.load(folder / "params", target)
     record = {RECORD_NAMES.get(name, name): value for name, value in about["record"].items()}
     return params, config, record
+
+
+def _as_now(saved: dict) -> dict:
+    """A saved config with the names and the defaults of today; as it is where it is no whole config."""
+    try:
+        return to_dict(from_dict(saved))
+    except ConfigError:
+        return saved
 
 
 def _context() -> ocp.Context:

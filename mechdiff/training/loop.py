@@ -9,17 +9,18 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Int, UInt8
 
 from mechdiff.core import keys
 from mechdiff.core.config import ExperimentConfig, to_dict
-from mechdiff.core.errors import NumericsError
+from mechdiff.core.errors import ConfigError, NumericsError
 from mechdiff.core.types import PyTree
-from mechdiff.data import batch_at, load, to_bytes, to_float
+from mechdiff.data import Dataset, batch_at, batch_indices, class_labels, load, to_bytes, to_float
 from mechdiff.diffusion.samplers import sample
 from mechdiff.diffusion.schedules import ddim_timesteps, make_schedule, timesteps_by_log_snr
 from mechdiff.interventions.record import Intervention
@@ -44,6 +45,8 @@ class Trainer:
         size = config.unet.image_size
         self.train_set = load(config.data, size, "train", 0, self.workdir / "cache")
         self.test_set = load(config.data, size, "test", 0, self.workdir / "cache")
+        self.train_labels = _labels(config, self.train_set, every=True)
+        self.test_labels = _labels(config, self.test_set)
         self.levels = timesteps_by_log_snr(self.schedule, EVAL_LEVELS)
         self._losses = jax.jit(self._ema_losses)
         self._sample = jax.jit(self._ema_sample)
@@ -101,8 +104,8 @@ class Trainer:
         ) as bar:
             for step in range(start, train.steps):
                 batch = batch_at(self.train_set, self.config.seed, step, train.batch, self.config.data.flip)
-                batch = jax.device_put(batch, self.placement.batch)
-                state, metrics = update(state, batch)
+                batch = jax.device_put((batch, self._labels_at(step)), self.placement.batch)
+                state, metrics = update(state, *batch)
                 pending.append(metrics)
                 done, images_seen = step + 1, images_seen + train.batch
                 bar.update()
@@ -127,6 +130,13 @@ class Trainer:
                     saved.save(done, state, {"config": to_dict(self.config)}, score)
         return state
 
+    def _labels_at(self, step: int) -> Int[np.ndarray, " batch"] | None:
+        """The classes of the images of a step, as `batch_at` takes them."""
+        if self.train_labels is None:
+            return None
+        indices = batch_indices(len(self.train_set), self.config.seed, step, self.config.train.batch)
+        return self.train_labels[indices]
+
     def _due(self, done: int, every: int) -> bool:
         return done % every == 0 or done == self.config.train.steps
 
@@ -149,8 +159,8 @@ class Trainer:
             )
         return {"loss": float(values.loss.mean()), "grad_norm": float(values.grad_norm.mean())}
 
-    def _ema_losses(self, ema: PyTree, identity: Intervention, pictures: Array) -> Array:
-        predict = functools.partial(denoise, self.config.unet, self.schedule, ema, identity)
+    def _ema_losses(self, ema: PyTree, identity: Intervention, pictures: Array, labels: Any) -> Array:
+        predict = functools.partial(denoise, self.config.unet, self.schedule, ema, identity, condition=labels)
         key = keys.stream(jax.random.key(self.config.seed), "evaluation")
         return evaluation.losses(predict, self.schedule, key, to_float(pictures), jnp.asarray(self.levels))
 
@@ -158,21 +168,32 @@ class Trainer:
         """Held-out and training loss of the EMA parameters, per level and pooled."""
         count = min(self.config.train.eval_images, len(self.train_set), len(self.test_set))
         found = [
-            np.asarray(self._losses(ema, identity, np.array(data.images[:count])))
-            for data in (self.train_set, self.test_set)
+            np.asarray(
+                self._losses(
+                    ema,
+                    identity,
+                    np.array(data.images[:count]),
+                    None if labels is None else labels[:count],
+                )
+            )
+            for data, labels in (
+                (self.train_set, self.train_labels),
+                (self.test_set, self.test_labels),
+            )
         ]
         return {"levels": [int(t) for t in self.levels], **evaluation.summary(*found)}
 
     def _ema_sample(self, ema: PyTree, identity: Intervention) -> Array:
         unet = self.config.unet
-        predict = functools.partial(denoise, unet, self.schedule, ema, identity)
+        labels = np.arange(SAMPLES) % unet.classes if unet.classes else None
+        predict = functools.partial(denoise, unet, self.schedule, ema, identity, condition=labels)
         steps = ddim_timesteps(self.schedule.steps, min(SAMPLE_STEPS, self.schedule.steps))
         key = keys.stream(jax.random.key(self.config.seed), "samples")
         shape = (SAMPLES, unet.image_size, unet.image_size, unet.in_channels)
         return to_bytes(sample(predict, self.schedule, key, shape, timesteps=steps))
 
     def samples(self, ema: PyTree, identity: Intervention) -> UInt8[np.ndarray, "n height width channels"]:
-        """A sheet's worth of pictures from the EMA parameters; always from the same noise."""
+        """A sheet of images from the EMA parameters, classes in turn; always from the same noise."""
         return np.asarray(self._sample(ema, identity))
 
     def _export(self, folder: Path, state: TrainState, identity: Intervention, log: run_log.RunLog) -> Path:
@@ -198,6 +219,37 @@ class Trainer:
             dtype="float16",
             extras={"samples.png": image_grid.png(image_grid.sheet(pictures))},
         )
+
+
+def _labels(
+    config: ExperimentConfig, dataset: Dataset, every: bool = False
+) -> Int[np.ndarray, " images"] | None:
+    """The class of each image, for a network with classes.
+
+    Args:
+      every: each class must have an image.
+    """
+    unet, names = config.unet, config.data.classes
+    if unet.condition_channels or unet.class_embedding != "table":
+        raise ConfigError(
+            f"unet.condition_channels={unet.condition_channels}, class_embedding={unet.class_embedding!r}: "
+            "training takes classes of a table only (unet.classes, data.classes)"
+        )
+    if bool(names) != bool(unet.classes):
+        raise ConfigError(
+            f"unet.classes={unet.classes} and data.classes={names!r}: both are needed, or neither (how many "
+            "classes, and which label of the data they are)"
+        )
+    if not names:
+        return None
+    labels = class_labels(dataset, names, unet.classes)
+    missing = np.setdiff1d(np.arange(unet.classes), labels)
+    if every and missing.size:
+        raise ConfigError(
+            f"data.classes={names}: no training image is of class {missing[0]} of {unet.classes}; "
+            "lower it, or take more images"
+        )
+    return labels
 
 
 def train(config: ExperimentConfig, workdir: Path) -> Path:
