@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import shutil
 import signal
 import subprocess
