@@ -14,7 +14,6 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from experiments import _launch
 from mechdiff.core import keys
 from mechdiff.core.config import DataConfig, ExperimentConfig, to_dict
 from mechdiff.data import to_bytes
@@ -23,6 +22,8 @@ from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.pretrained import adm_options
 from mechdiff.storage import checkpoint, files, image_grid
 from mechdiff.sweeps.execution import forecast, rollout
+
+from . import _launch
 
 FROM = flags.DEFINE_string("from", None, "Folder of the foreign model.", required=True)
 TO = flags.DEFINE_string("to", None, "Folder in which the model is put, as model/.", required=True)
