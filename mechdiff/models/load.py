@@ -10,6 +10,7 @@ from mechdiff.core.errors import CheckpointError
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.record import Intervention
+from mechdiff.models import shipped
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import init_unet
 from mechdiff.storage import checkpoint, checksums, files
@@ -21,9 +22,9 @@ def load_trained(folder: str | Path) -> tuple[ExperimentConfig, PyTree, Interven
     """An exported model: its config, EMA parameters, identity intervention and training record.
 
     Args:
-      folder: or another name of it, see `model_folder`.
+      folder: or another name of it, see `model_folder`; or a shipped name.
     """
-    folder = model_folder(folder)
+    folder = shipped.find(model_folder(folder))
     params, config, record = checkpoint.load_model(folder)
     config = from_dict(config)
     shapes, identity = jax.jit(init_unet, static_argnums=1).eval_shape(jax.random.key(0), config.unet)
@@ -36,7 +37,7 @@ def load_denoiser(model: str | Path, name: str = "") -> tuple[Denoiser, Experime
     """An exported model ready to be examined, its config, and its training record.
 
     Args:
-      model: its folder, a run's folder, or `RUN@STEP`; see `model_folder`.
+      model: its folder, a run's folder, or `RUN@STEP`, see `model_folder`; or a shipped name.
       name: shown in results; `name_of` the folder if empty.
     """
     trained, params, identity, record = load_trained(model)

@@ -263,7 +263,7 @@ def chooser(
         if trained.data.name in ("celeba", "tfds"):
             return chosen
         label = f"CelebA images of {celeba}; not known whether the model was trained on them"
-        return dataclasses.replace(chosen, label=label, facts=chosen.facts | {"held_out": None})
+        return dataclasses.replace(chosen, label=label, facts={**chosen.facts, "held_out": None})
 
     return choose
 
