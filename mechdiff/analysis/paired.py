@@ -53,7 +53,7 @@ def by_unit(sweep: xr.Dataset, ablation: str) -> Float[np.ndarray, "component un
 
 
 def pooled_p(sweep: xr.Dataset, ablation: str, seed: int = 0) -> Float[np.ndarray, " component"]:
-    """Two-sided sign-flip p values of pooled relative loss increases, adjusted for all components by max-T."""
+    """Two-sided sign-flip p values of pooled relative loss increases, max-T over all components."""
     return stats.max_t(by_unit(sweep, ablation), seed=seed)
 
 

@@ -71,7 +71,7 @@ class Comparison:
     @property
     def _title(self) -> str:
         first, last = (side.dataset.attrs["denoiser"] for side in (self.before, self.after))
-        return f"{first} (before) to {last} (after), {self.before.ablation} ablation, n = {self.paired.n}"
+        return f"{first} (before), {last} (after): {self.before.ablation} ablation, n = {self.paired.n}"
 
     def __repr__(self) -> str:
         return f"Comparison({self._title})\n{self.top(3).round(3).to_string(index=False)}"

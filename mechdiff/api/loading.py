@@ -2,6 +2,8 @@
 
 import importlib
 import logging
+import os
+import platform
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import jax
 
 from mechdiff.api.model import Model
+from mechdiff.api.places import cache_folder
 from mechdiff.core import devices
 from mechdiff.core.config import DataConfig, ExperimentConfig
 from mechdiff.core.errors import CheckpointError, ConfigError
@@ -44,12 +47,29 @@ def load(source: str | Path | Examinable, *, name: str = "", **stated: Any) -> M
       Model('cpu16-synthetic-seed0': UNet 16x16x3, ... parameters, 56 components; identity)
     """
     if not devices.use_all_cores():
-        logging.info("JAX is at work on %d of the CPU's cores", jax.local_device_count())
+        logging.warning(
+            "JAX is at work on %d of the CPU's cores; call mechdiff.use_all_cores() before anything of JAX's",
+            jax.local_device_count(),
+        )
+    _keep_programs()
     if not isinstance(source, str | Path):
         return _of_denoiser(source, name)
     if FUNCTION.fullmatch(str(source)) and not Path(source).exists():
         return _of_denoiser(_called(str(source)), name)
     return _of_folder(_folder(source), name, stated)
+
+
+def _keep_programs() -> None:
+    """Compiled programs are kept for the next session, unless JAX was told where, or not to. By host: what a
+    CPU compiles for itself another one may not run."""
+    if jax.config.jax_compilation_cache_dir is not None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = cache_folder() / "programs" / platform.node()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # compiled programs are code: private
+    except OSError:  # a home that can't be written to: then they are not kept
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _of_denoiser(denoiser: Any, name: str) -> Model:
@@ -66,7 +86,9 @@ def _called(source: str) -> Any:
     try:
         return getattr(importlib.import_module(module), function)()
     except (ImportError, AttributeError) as error:
-        raise CheckpointError(f"{source}: {error}; give module:function of one that can be imported") from error
+        raise CheckpointError(
+            f"{source}: {error}; give module:function of one that can be imported"
+        ) from error
 
 
 def _folder(source: str | Path) -> Path:

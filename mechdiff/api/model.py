@@ -151,12 +151,14 @@ class Model:
             sources=self.sources,
             condition=condition,
         )
-        return Samples(images, f"{self.name}, {self.doing}", seed)
+        doing = "no intervention" if self.doing == "identity" else self.doing
+        return Samples(images, f"{self.name}, {doing}", seed)
 
     def predict(self, x_t: Images, t: int | AnyArray, condition: Any = None) -> jax.Array:
-        """The noise in `x_t`, `(images, height, width, channels)`, whatever the network was trained to output.
+        """The noise in `x_t`, whatever the network was trained to output.
 
         Args:
+          x_t: noisy images, `(images, height, width, channels)`.
           t: one timestep for all images, or one an image, integers in [0, T).
         """
         x_t, t = check_inputs(self.denoiser, x_t, t)
@@ -178,13 +180,13 @@ class Model:
         return result.screen(self, images, **settings)
 
     def activations(
-        self, images: Given = None, *, sites: str = ".*", timesteps: Sequence[int] = (300,), n: int = 16
+        self, images: Given = None, *, sites: str = ".*", timesteps: Sequence[int] | None = None, n: int = 16
     ) -> xr.Dataset:
         """Activations of sites on noised images; see `reading.activations`."""
         return reading.activations(self, images, sites=sites, timesteps=timesteps, n=n)
 
     def attention(
-        self, images: Given = None, *, heads: str = ".*", timesteps: Sequence[int] = (300,), n: int = 4
+        self, images: Given = None, *, heads: str = ".*", timesteps: Sequence[int] | None = None, n: int = 4
     ) -> xr.Dataset:
         """Attention patterns of heads on noised images; see `reading.attention`."""
         return reading.attention(self, images, heads=heads, timesteps=timesteps, n=n)

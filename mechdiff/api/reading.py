@@ -14,6 +14,7 @@ from mechdiff.api.images import Given, eval_images
 from mechdiff.api.replacing import replacements_of
 from mechdiff.core import keys
 from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.interventions.components import site_type
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention
@@ -36,8 +37,8 @@ def activations(
     images: Given,
     *,
     sites: str,
-    timesteps: Sequence[int],
-    n: int,
+    timesteps: Sequence[int] | None = None,
+    n: int = 8,
     seed: int = 0,
 ) -> xr.Dataset:
     """Activations of sites, before their own gates act, on noised images.
@@ -46,7 +47,7 @@ def activations(
       model: a `Model`; its intervention acts.
       images: see `images.eval_images`; `n` of them.
       sites: regular expression that whole names of sites match, such as `mid.*`.
-      timesteps: integers in [0, T).
+      timesteps: integers in [0, T); None: the one in the middle of log-SNR.
       seed: of the noise: image i has the same noise at every timestep.
     Returns:
       A variable a site, dims `t, image` and its own axes: `y, x, channel` of maps, `token, head, depth` of
@@ -56,6 +57,7 @@ def activations(
       ConfigError: a pattern that matches no site, or a timestep outside [0, T).
     """
     chosen = _matching("site", sites, list(model.denoiser.identity.gate))
+    timesteps = _timesteps(model.denoiser, timesteps)
     captured, facts = _captured(model, images, timesteps, n, seed, CAPTURED)
     variables = {}
     for site in chosen:
@@ -70,8 +72,8 @@ def attention(
     images: Given,
     *,
     heads: str,
-    timesteps: Sequence[int],
-    n: int,
+    timesteps: Sequence[int] | None = None,
+    n: int = 8,
     seed: int = 0,
 ) -> xr.Dataset:
     """Attention patterns, a variable a head: dims `t, image, query, key` (positions row by row), summing to 1
@@ -85,6 +87,7 @@ def attention(
     """
     listed = [c.name for c in model.denoiser.components() if c.component_type == "head"]
     chosen = _matching("head", heads, listed)
+    timesteps = _timesteps(model.denoiser, timesteps)
     captured, facts = _captured(model, images, timesteps, n, seed, PATTERNS)
     variables = {}
     for name in chosen:
@@ -98,21 +101,25 @@ def _captured(
     model: Any, images: Given, timesteps: Sequence[int], n: int, seed: int, collection: str
 ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
     """site -> `(images, ...)` at each timestep, and what to remember of it."""
-    steps = model.denoiser.schedule.steps
-    for t in timesteps:
-        if not 0 <= int(t) < steps:
-            raise ConfigError(f"timestep {t} is out of range; integers in [0, {steps})")
     shown = eval_images(model, images, n)
     key = keys.stream(jax.random.key(seed), "scored noise")
     captured = []
     for t in timesteps:
         acting = _acting(model, int(t))
-        values = captures.activations(
-            acting, shown.scored, int(t), key, np.arange(n), collection=collection
-        )
+        values = captures.activations(acting, shown.scored, int(t), key, np.arange(n), collection=collection)
         captured.append({site: np.asarray(value) for site, value in values.items()})
     facts = {"denoiser": model.name, "intervention": model.doing, "inputs": shown.label, "seed": seed}
     return captured, facts
+
+
+def _timesteps(denoiser: Examinable, timesteps: Sequence[int] | None) -> list[int]:
+    if timesteps is None:
+        return timesteps_by_log_snr(denoiser.schedule, 1).tolist()
+    steps = denoiser.schedule.steps
+    for t in timesteps:
+        if not 0 <= int(t) < steps:
+            raise ConfigError(f"timestep {t} is out of range; integers in [0, {steps})")
+    return [int(t) for t in timesteps]
 
 
 def _acting(model: Any, t: int) -> Examinable:

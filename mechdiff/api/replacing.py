@@ -7,6 +7,7 @@ replacements come from, and they are computed for the timesteps that are visited
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,7 +42,7 @@ Sources = Mapping[str, Source]  # component -> what replaces it
 
 
 def replacements_of(
-    denoiser: Examinable, intervention: Intervention, sources: Sources, timesteps: Iterable[int]
+    denoiser: Examinable, intervention: Intervention, sources: Sources, timesteps: Iterable[Any]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Replacements at each timestep: those that all rows share, site -> `(timesteps, *site)`, and those of
     single rows, site -> `(timesteps, images, *site)`.
@@ -69,9 +70,7 @@ def replacements_of(
     return shared, rows
 
 
-def _by_site(
-    intervention: Intervention, sources: Sources
-) -> dict[str, list[tuple[tuple[int, int], Source]]]:
+def _by_site(intervention: Intervention, sources: Sources) -> dict[str, list[tuple[tuple[int, int], Source]]]:
     by_site: dict[str, list[tuple[tuple[int, int], Source]]] = {}
     for name, (site, index) in select(intervention, list(sources)).items():
         by_site.setdefault(site, []).append((index, sources[name]))
@@ -93,7 +92,9 @@ def _activations(denoiser: Examinable, source: Source, t: int, sites: Iterable[s
     return joined
 
 
-def _joined(site: str, owned: list[tuple[tuple[int, int], Source]], values: Mapping[int, PyTree]) -> np.ndarray:
+def _joined(
+    site: str, owned: list[tuple[tuple[int, int], Source]], values: Mapping[int, PyTree]
+) -> np.ndarray:
     """One site's replacement at one timestep: each unit from its source, zero where there is none."""
     if site_type(site) != "head":  # one component: all of the site
         ((_, source),) = owned

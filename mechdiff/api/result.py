@@ -28,7 +28,9 @@ from mechdiff.study.inputs import EvalImages, replacement_values
 from mechdiff.sweeps.ablation import ablation_sweep
 
 COLUMNS = ["component", "type", "delta_loss", "low", "high", "p", "n"]
-UNITS = "delta_loss, low, high: relative loss increase, %, pooled over noise levels; 95 % interval over images"
+UNITS = (
+    "delta_loss, low, high: relative loss increase, %, pooled over noise levels; 95 % interval over images"
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

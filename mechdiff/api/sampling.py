@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from mechdiff.api.replacing import Sources, replacements_of
-from mechdiff.core import devices, keys
+from mechdiff.core import devices
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree
@@ -54,25 +54,26 @@ def sample(
     for site, values in rows.items():
         if values.shape[1] < n:
             raise ConfigError(f"{n} images, but {site} is patched from {values.shape[1]}; give as many")
-    block = min(BLOCK, n)
-    mesh = devices.over(block)
-    key = jax.random.key(seed)
-    drawn = []
+    block, program = min(BLOCK, n), {"clip": _clip(denoiser)}
+    mesh, key, drawn = devices.over(block), jax.random.key(seed), []
+    network = devices.everywhere(mesh, denoiser)
+    # Of one kind of array, wherever they come from: another placement would be another program.
+    intervention = jax.tree.map(np.asarray, intervention)
     with progress(n, desc=f"sampling {denoiser.name}", unit="image") as bar:
         for start in range(0, n, block):
             places = np.minimum(np.arange(start, start + block), n - 1)
             own = {site: values[:, places] for site, values in rows.items()}
-            told = jax.tree.map(lambda leaf: np.asarray(leaf)[places], condition)
+            told = _at(condition, places)
+            images = (levels, key, places, told)
             drawn.append(
-                np.asarray(
-                    _sampled(
-                        denoiser, intervention, shared, own, levels, key, places, told,
-                        clip=_clip(denoiser), mesh=mesh,
-                    )
-                )
-            )  # fmt: skip
+                np.asarray(_sampled(network, intervention, shared, own, *images, **program, mesh=mesh))
+            )
             bar.update(min(block, n - start))
     return np.concatenate(drawn)[:n]
+
+
+def _at(condition: Any, places: np.ndarray) -> Any:
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[places], condition)
 
 
 def _clip(denoiser: Examinable) -> float | bool:
@@ -109,9 +110,7 @@ def _sampled(
                 return denoiser.predict(acting, x_t, t, condition)
 
             schedule = denoiser.schedule
-            x_prev, _ = one_step(
-                predict, schedule, step_key, x_t, level, previous, indices, ddim_step, clip
-            )
+            x_prev, _ = one_step(predict, schedule, step_key, x_t, level, previous, indices, ddim_step, clip)
             return x_prev, None
 
         return jax.lax.scan(step, x, inputs)[0]

@@ -5,6 +5,7 @@ import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -97,7 +98,7 @@ class Sheet:
         files.write_atomic(Path(path), self._repr_png_())
 
 
-def show(*rows: Samples | Images, labels: Sequence[str] | None = None) -> Sheet:
+def show(*rows: Any, labels: Sequence[str] | None = None) -> Sheet:
     """Images of several models under each other, column i being image i of each.
 
     Args:

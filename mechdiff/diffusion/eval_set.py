@@ -52,6 +52,12 @@ class EvalSet:
             object.__setattr__(self, name, value)
         object.__setattr__(self, "condition", condition)
 
+    def __repr__(self) -> str:
+        side, levels = "x".join(map(str, self.images.shape[-3:])), self.timesteps.tolist()
+        shown = levels if len(levels) <= 12 else f"{len(levels)} timesteps"
+        nested = ", others at each" if self.images.ndim == 5 else ""
+        return f"EvalSet({self.count} images {side} at t = {shown}{nested})"
+
     @property
     def count(self) -> int:
         """Images at each timestep."""

@@ -31,7 +31,9 @@ def describe(intervention: Intervention, replaced: Mapping[str, str] | None = No
         return f"of {len(intervention.gate)} sites, within a transformation"
     rows = max((np.ndim(gate) for gate in intervention.gate.values()), default=1)
     if rows > 1:
-        return f"{len(next(iter(intervention.gate.values())))} of them stacked, {len(intervention.gate)} sites"
+        return (
+            f"{len(next(iter(intervention.gate.values())))} of them stacked, {len(intervention.gate)} sites"
+        )
     parts = [f"{label}: {listed(names)}" for label, names in _groups(intervention, replaced or {}).items()]
     low, high = (int(edge) for edge in np.asarray(intervention.window).reshape(-1)[-2:])
     if parts and (low, high) != tuple(int(edge) for edge in ALWAYS):
@@ -76,7 +78,7 @@ def _groups(intervention: Intervention, replaced: Mapping[str, str]) -> dict[str
                     continue
                 source = replaced.get(name, "zero" if zero else "replaced")
                 label = source if value == 0 else f"scale {value:.3g}"
-                if 0 != value and source != "zero":
+                if value != 0 and source != "zero":
                     label = f"{value:.3g} of itself, the rest {source}"
                 groups.setdefault(label, []).append(name)
     for field, word in (("temperature", "temperature"), ("pattern", "pattern gate")):

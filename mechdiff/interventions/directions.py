@@ -33,7 +33,7 @@ def add_direction(
       (1, 1, 4)
     """
     chosen = select(intervention, [component])
-    ((site, (start, stop)),) = chosen.values()
+    ((site, (start, _)),) = chosen.values()
     added = strength * np.asarray(direction, np.float32)
     if site_type(site) == "head":
         added = _at_head(component, added, intervention.gate[site].shape[-1], start)

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float
 
 from mechdiff.core import devices
 from mechdiff.core.config import UNetConfig
-from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray, Features, Images, PRNGKey, PyTree, Timesteps
 from mechdiff.diffusion.process import to_eps
 from mechdiff.diffusion.schedules import NoiseSchedule

@@ -110,7 +110,7 @@ def plot_ranked(
         axes.set_yticks(rows, names)
         axes.invert_yaxis()
         axes.set(xlabel=label)
-        axes.set_title(title, fontsize=8)
+        axes.set_title(title.replace(": ", ":\n"), fontsize=8)
         return figure
 
     return Plot(draw, f"{title}: {len(names)} rows with intervals")

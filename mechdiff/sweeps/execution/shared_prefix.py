@@ -92,8 +92,8 @@ def forward(
     """
     if stacked.add:
         raise ConfigError(
-            "a sweep of stacked interventions can't add directions (Intervention.add); examine them one by one "
-            "with denoiser.predict"
+            "a sweep of stacked interventions can't add directions (Intervention.add); examine them one "
+            "by one with denoiser.predict"
         )
     batch, count = x_t.shape[0], sum(joins)
     stacked = in_window(stacked, jnp.full(count, t))
