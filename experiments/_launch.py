@@ -26,7 +26,7 @@ from mechdiff.models import load
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
-from mechdiff.study import inputs
+from mechdiff.study import inputs, load_check
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("preset", "quickstart", "Named settings to start from.")
@@ -131,6 +131,8 @@ def opened(
     choose = inputs.chooser(config, celeba, workdir / "cache", images)
     denoiser, trained, record = load.load_denoiser(model, name)
     given = choose(denoiser, trained, record)
+    checked = load_check.check(denoiser, given, record, config.seed)
+    print(f"{denoiser.name}: {given.label}; {checked.words}", file=sys.stderr, flush=True)
     timesteps = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
     key = keys.stream(jax.random.key(config.seed), "scored noise")
     return Opened(denoiser, trained, given, EvalSet(given.scored, timesteps, key))
