@@ -15,9 +15,10 @@ from pathlib import Path
 
 from absl import flags
 
+from mechdiff.cli import tables
 from mechdiff.core.config import to_dict
 from mechdiff.models.load import name_of
-from mechdiff.storage import files
+from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import examine, inputs
 
@@ -36,7 +37,12 @@ def main(config, workdir):
     choose = inputs.chooser(config, CELEBA.value, workdir / "cache")
     target = workdir / "subjects" / name
     examine.examine(name, folder, choose, config.sweep, config.seed, target)
+    swept = labelled.read(target / "sweep.zarr")
+    top = {ablation: tables.top_components(swept, ablation) for ablation in config.sweep.ablations}
+    for ablation, rows in top.items():
+        tables.print_top(rows, f"{name}, {ablation} ablation: largest relative loss increases")
     print(target)
+    return {"folder": target, "top": [row for rows in top.values() for row in rows]}
 
 
 if __name__ == "__main__":
