@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from mechdiff.core import config as records
-from mechdiff.core.config import ExperimentConfig
 from mechdiff.core.presets import preset
 
 
@@ -53,14 +52,13 @@ def names() -> list[str]:
     return [name for name, *_ in _leaves(preset("tiny"))]
 
 
-def _leaves(config: ExperimentConfig) -> Iterator[tuple[str, type, str, Any]]:
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+def _leaves(record: Any, prefix: str = "") -> Iterator[tuple[str, type, str, Any]]:
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
         if dataclasses.is_dataclass(value):
-            for inner in dataclasses.fields(value):
-                yield f"{field.name}.{inner.name}", type(value), inner.name, getattr(value, inner.name)
-        elif field.name != "name":  # that of the preset
-            yield field.name, type(config), field.name, value
+            yield from _leaves(value, f"{prefix}{field.name}.")
+        elif prefix or field.name != "name":  # that of the preset
+            yield prefix + field.name, type(record), field.name, value
 
 
 def _text(value: Any) -> str:
