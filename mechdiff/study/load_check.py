@@ -61,7 +61,7 @@ class LoadCheck:
         """`"as recorded"`, `"unlike its record"`, `"no better than a guess"`, or `"no record"`."""
         if self.of_guess >= 1:
             return "no better than a guess"
-        if self.ratio is None:
+        if self.ratio is None or self.ratio_error is None:
             return "no record"
         beyond = abs(self.ratio - 1) > max(TOLERANCE, ERRORS * self.ratio_error)
         return "unlike its record" if beyond else "as recorded"
@@ -72,7 +72,9 @@ class LoadCheck:
         mean = (
             f"clean loss {np.mean(self.loss):.4g} on {self.images} images at {len(self.timesteps)} timesteps"
         )
-        guess = f"{self.of_guess:.2g} of a guess by pixel variance"
+        share = self.of_guess
+        guess = f"{share:.2f}" if share < 10 else f"{share:.0f} times that"
+        guess = f"{guess} of a guess by pixel variance"
         if self.ratio is not None:
             compared = f"{self.ratio:.2f} (standard error {self.ratio_error:.2f}) of that in its record"
             guess = f"{compared}, {guess}"
