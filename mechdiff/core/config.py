@@ -49,6 +49,22 @@ class UNetConfig:
         1.0  # the network is fed t * timestep_scale (1000 / T where timesteps are rescaled)
     )
     sample_clip: float = 1.0  # sampling clips predicted images to [-sample_clip, sample_clip]; 0: not at all
+    classes: int = 0  # that images are conditioned on; 0: none
+    null_class: bool = True  # with classes: one label more, `classes`, stands for none of them
+    class_embedding: Literal["table", "timestep", "identity"] = (
+        "table"  # a number's features; a vector as it is
+    )
+    condition_channels: int = 0  # of an image (a low resolution, a masked one) that the input is joined with
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether it is told the class of each image (a number, or a vector)."""
+        return self.classes > 0 or self.class_embedding != "table"
+
+    @property
+    def null_label(self) -> int | None:
+        """The label that stands for no class; None if there is none."""
+        return self.classes if self.classes and self.null_class else None
 
     def __post_init__(self):
         levels = len(self.widths)
@@ -72,6 +88,13 @@ class UNetConfig:
         _at_least("unet.time_features", self.time_features, 0)
         _within("unet.timestep_scale", self.timestep_scale, 1e-9, 1e9)
         _at_least("unet.sample_clip", self.sample_clip, 0.0)
+        _at_least("unet.classes", self.classes, 0)
+        _at_least("unet.condition_channels", self.condition_channels, 0)
+        if self.classes and self.class_embedding != "table":
+            raise ConfigError(
+                f"unet.classes={self.classes} is the size of a table, but unet.class_embedding="
+                f"{self.class_embedding!r} has none; set one of them"
+            )
 
     def _check_levels(self, name: str, per_level: tuple[int, ...]) -> None:
         """Widths must be divisible by groups and, where there is attention, by heads."""
@@ -127,6 +150,7 @@ class DataConfig:
     n_train: int = 16384  # synthetic: pictures rendered; else an upper limit (0: all)
     n_test: int = 2048
     flip: bool = True  # mirror training pictures at random
+    classes: str = ""  # label(s) that are the class of an image, with commas: an attribute, a factor, `folder`
 
     def __post_init__(self):
         _within("data.complexity", self.complexity, 0, 4)
@@ -150,6 +174,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     ema_decay: float = 0.9995
+    label_dropout: float = 0.1  # share of images shown under the null class, where there are classes
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
     log_every: int = 50
     eval_every: int = 500
@@ -171,6 +196,7 @@ class TrainConfig:
                 f"train.batch={self.batch} is not divisible by train.accumulate={self.accumulate}"
             )
         _within("train.learning_rate", self.learning_rate, 1e-9, 1.0)
+        _within("train.label_dropout", self.label_dropout, 0.0, 1.0)
         _within("train.ema_decay", self.ema_decay, 0.0, 0.999999)
         _within("train.final_fraction", self.final_fraction, 0.0, 1.0)
         _within("train.clip_norm", self.clip_norm, 1e-6, 1e6)
@@ -244,6 +270,20 @@ class ExperimentConfig:
 
     def __post_init__(self):
         _within("seed", self.seed, 0, 2**32 - 1)  # JAX cuts larger ones to 32 bits
+
+
+# Fields that came after results had been named by a digest of all of them.
+LATER_FIELDS = ("classes", "null_class", "class_embedding", "condition_channels")
+
+
+def decisive(unet: UNetConfig) -> dict:
+    """The fields of a network, JSON-ready, for a digest: later ones only where they are not at their
+    defaults, so that results of networks without them keep their names."""
+    return {
+        name: value
+        for name, value in dataclasses.asdict(unet).items()
+        if name not in LATER_FIELDS or value != getattr(UNetConfig, name)
+    }
 
 
 def to_dict(config: Any) -> dict:

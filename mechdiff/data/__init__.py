@@ -12,12 +12,19 @@ from mechdiff.core.config import DataConfig
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.data import celeba, tfds
 from mechdiff.data.cache import SPLITS, load_split, stored
+from mechdiff.data.classes import class_labels, factor_labels
 from mechdiff.data.dataset import Dataset, batch_at, batch_indices, fingerprint, to_bytes, to_float
 
-__all__ = ["SPLITS", "Dataset", "batch_at", "batch_indices", "load", "to_bytes", "to_float"]
+__all__ = ["SPLITS", "Dataset", "batch_at", "batch_indices", "class_labels", "load", "to_bytes", "to_float"]
 
 OFFSETS = {"train": 0, "validation": 1_000_000, "test": 2_000_000}  # first index of a synthetic split
-READERS = ("celeba", "tfds", "cache", "dataset")  # modules here that the synthetic pictures don't depend on
+READERS = (
+    "celeba",
+    "tfds",
+    "cache",
+    "classes",
+    "dataset",
+)  # modules here that the synthetic pictures don't depend on
 RENDER_BLOCK = 1024  # synthetic pictures rendered between two writes
 
 
@@ -43,17 +50,19 @@ def load(
     folder = Path(config.cache or cache_dir) if config.cache or cache_dir else None
     count = config.n_train if split == "train" else config.n_test
     if config.name == "synthetic":
-        return _synthetic(config.complexity, size, split, seed, count, folder)
+        return _synthetic(config, size, split, seed, count, folder)
     sources = {"celeba": celeba.open_source, "tfds": tfds.open_source}
     if config.name not in sources:
         raise ConfigError(unknown("data.name to load pictures of:", config.name, ["synthetic", *sources]))
     return load_split(sources[config.name](config.path), size=size, split=split, limit=count, folder=folder)
 
 
-def _synthetic(complexity: int, size: int, split: str, seed: int, count: int, folder: Path | None) -> Dataset:
+def _synthetic(
+    config: DataConfig, size: int, split: str, seed: int, count: int, folder: Path | None
+) -> Dataset:
     from mechdiff.data import synthetic  # imports JAX's numpy; readers of real pictures do without
 
-    start, room = OFFSETS[split], OFFSETS["validation"]
+    complexity, start, room = config.complexity, OFFSETS[split], OFFSETS["validation"]
     if not 1 <= count <= room:
         field = "data.n_train" if split == "train" else "data.n_test"
         raise ConfigError(f"{field}={count} synthetic pictures for {split!r}; a split holds 1 to {room}")
@@ -72,6 +81,7 @@ def _synthetic(complexity: int, size: int, split: str, seed: int, count: int, fo
         name="synthetic",
         images=images,
         digest=fingerprint({"source": "synthetic"} | content),
+        labels=factor_labels(seed, start, count, complexity) if config.classes else {},
         ids=np.arange(start, start + count),
     )
 

@@ -19,7 +19,7 @@ class Component:
 
     Attributes:
       name: such as `down1.attn0.head2` or `up0.block1.skip`.
-      component_type: `res`, `head`, `skip` or `time`.
+      component_type: `res`, `head`, `skip`, `time`, `class` or `condition`.
       site: key into the dicts of an `Intervention`.
       index: units of the site's gate that belong to it, `(start, stop)`.
       depth: position of its stage in the forward pass.
@@ -39,6 +39,7 @@ def site_type(site: str) -> str:
     return site.rsplit(".", 1)[-1]
 
 
+VECTORS = ("time", "class")  # types of sites whose activation is a vector a row, not a map
 SINGLE = ("head", "feature")  # types of sites whose units are components one by one
 
 
@@ -83,7 +84,7 @@ def select(identity: Intervention, what: str | Iterable) -> dict[str, tuple[str,
 
 def has_rows(site: str, replacement: AnyArray) -> bool:
     """Whether a fill of a site has a leading axis of rows or images."""
-    return np.ndim(replacement) > (1 if site_type(site) == "time" else 3)
+    return np.ndim(replacement) > (1 if site_type(site) in VECTORS else 3)
 
 
 def component_at(components: Sequence[Component], name: str) -> Component:

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 
 from mechdiff.core import devices
-from mechdiff.core.config import UNetConfig
+from mechdiff.core.config import UNetConfig, decisive
 from mechdiff.core.types import Features, Images, PyTree, Timesteps
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.components import Component
@@ -101,14 +101,14 @@ class Denoiser:
     def predict(
         self, intervention: Intervention, x_t: Images, t: Timesteps, condition: Any = None
     ) -> Features:
-        """The noise in `x_t` under an intervention; see `unet.denoise`. It takes no condition."""
-        return denoise(self.unet, self.schedule, self.params, intervention, x_t, t)
+        """The noise in `x_t` under an intervention; see `unet.denoise` and `conditions.resolve`."""
+        return denoise(self.unet, self.schedule, self.params, intervention, x_t, t, condition)
 
     def digests(self) -> dict:
         """What of it decides numbers, JSON-ready."""
         return {
             "params": digests.digest_arrays(self.params),
-            "unet": dataclasses.asdict(self.unet),
+            "unet": decisive(self.unet),
             "schedule": digests.digest_arrays(self.schedule.log_snr),
             "precision": devices.precision(),
         }

@@ -4,15 +4,15 @@ Lowerings are those that measured fastest on a CPU: attention on explicit (batch
 width) matrices (`attention`), one-pass GroupNorm in float32, SiLU through tanh, plain NHWC convolutions.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Real
 
-from mechdiff.core.types import Features, Timesteps
+from mechdiff.core.types import AnyArray, Features
 from mechdiff.interventions.gates import Gate, Pattern, Temperature
 from mechdiff.models.attention import attend, attention_pattern
 from mechdiff.models.attention_stats import attention_statistics
@@ -20,6 +20,7 @@ from mechdiff.models.convolution import convolve
 
 ATTENTION = "attention"  # collection that attention statistics are sown into
 PATTERNS = "patterns"  # collection that whole patterns are sown into
+Times = Real[AnyArray, " batch"]  # whole or not
 zeros = nn.initializers.zeros_init()
 
 
@@ -29,7 +30,7 @@ def silu(x: Array) -> Array:
 
 
 def time_features(
-    t: Timesteps, width: int, flip_sin_to_cos: bool, shift: float, scale: float = 1.0
+    t: Times, width: int, flip_sin_to_cos: bool, shift: float, scale: float = 1.0
 ) -> Float[Array, "batch width"]:
     """Sinusoidal features of `scale * t` (Ho et al. 2020); odd widths are padded with a zero."""
     half = width // 2
@@ -111,11 +112,32 @@ class TimeMLP(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, t: Timesteps) -> Float[Array, "batch width"]:
+    def __call__(self, t: Times) -> Float[Array, "batch width"]:
         h = time_features(t, self.features, self.flip_sin_to_cos, self.shift, self.scale)
         h = h.astype(self.dtype)
         h = nn.Dense(self.width, dtype=self.dtype, name="dense1")(h)
         return nn.Dense(self.width, dtype=self.dtype, name="dense2")(silu(h))
+
+
+class Embeddings(NamedTuple):
+    """What every residual block is told of its row; `label` is None for a network without classes."""
+
+    time: Float[Array, "batch d"]
+    label: Float[Array, "batch d"] | None = None
+
+
+class LabelTable(nn.Module):
+    """Label -> embedding `(batch, width)`; one that is not in [0, count) gives NaN, never another class."""
+
+    count: int
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, label: Int[AnyArray, " batch"]) -> Float[Array, "batch width"]:
+        table = self.param("embedding", nn.initializers.normal(1.0), (self.count, self.width))
+        label = jnp.where(label < 0, self.count, label)  # negative indices would count from the end
+        return jnp.take(table.astype(self.dtype), label, axis=0, mode="fill", fill_value=jnp.nan)
 
 
 def resampled(x: Features, direction: int) -> Features:
@@ -128,8 +150,9 @@ def resampled(x: Features, direction: int) -> Features:
 class ResidualBlock(nn.Module):
     """norm, SiLU, conv, time injection, norm, SiLU, conv; added to the (projected) input.
 
-    Sites: `time` (the injection), `res` (the branch before it is added), and `skip` where the block
-    takes a skip tensor from the encoder. With `resample` -1 or 1 the block halves or doubles the
+    Sites: `time` (the injection), `res` (the branch before it is added), `skip` where the block takes a skip
+    tensor from the encoder, and `class` where there are classes: the class's part of what is projected and
+    injected, which `time` acts on as a whole. With `resample` -1 or 1 the block halves or doubles the
     resolution of branch and input alike (Dhariwal & Nichol 2021), without parameters of its own.
     """
 
@@ -142,16 +165,17 @@ class ResidualBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Features, temb: Float[Array, "batch d"], skip: Features | None, train: bool
-    ) -> Features:
+    def __call__(self, x: Features, embeddings: Embeddings, skip: Features | None, train: bool) -> Features:
+        embedded = embeddings.time
+        if embeddings.label is not None:
+            embedded = embedded + Gate(name="class")(embeddings.label)
         if skip is not None:
             x = jnp.concatenate([x, Gate(name="skip")(skip)], axis=-1)
         h = silu(GroupNorm(self.groups, self.eps, name="norm1")(x))
         h, x = (resampled(a, self.resample) for a in (h, x))
         h = conv3(self.width, self.dtype, "conv1")(h)
         injected = nn.Dense(self.width * (1 + self.scale_shift), dtype=self.dtype, name="time_dense")(
-            silu(temb)
+            silu(embedded)
         )
         injected = Gate(name="time")(injected)[:, None, None, :]
         if self.scale_shift:
@@ -228,14 +252,18 @@ class Upsample(nn.Module):
 
 
 class ConvIn(nn.Module):
-    """Pixels -> features."""
+    """Pixels -> features. The last `condition_channels` are a condition, site `condition`."""
 
     width: int
     center: bool = False
+    condition_channels: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
+        if self.condition_channels:
+            image, condition = jnp.split(x, [x.shape[-1] - self.condition_channels], axis=-1)
+            x = jnp.concatenate([image, Gate(name="condition")(condition)], axis=-1)
         x = 2 * x - 1 if self.center else x
         return conv3(self.width, self.dtype, "conv")(x.astype(self.dtype))
 

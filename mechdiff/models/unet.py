@@ -1,6 +1,6 @@
 """The denoiser: a fold over named stages, and its pure facade.
 
-A stage takes a `Stream` (activation, skip stack, time embedding) and returns the next one; it
+A stage takes a `Stream` (activation, skip stack, embeddings of time and class) and returns the next one; it
 can be entered with any number of rows, so a sweep can let the rows of an intervention join at the
 stage where they begin to differ. Topology is that of diffusers' `UNet2DModel`.
 """
@@ -24,7 +24,7 @@ from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.components import Component, site_type, units
 from mechdiff.interventions.gates import CAPTURED, COLLECTIONS, PATTERN_COLLECTIONS
 from mechdiff.interventions.record import ALWAYS, Intervention, in_window
-from mechdiff.models import layers
+from mechdiff.models import conditions, layers
 
 PART_OF_HEADS = {
     "temperature": "pattern",
@@ -38,7 +38,7 @@ class Stream(NamedTuple):
 
     h: Float[Array, "rows height width channels"]
     skips: tuple[Float[Array, "rows height width channels"], ...]
-    temb: Float[Array, "rows features"]
+    embeddings: layers.Embeddings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ def module(config: UNetConfig, stage: Stage, dtype: Any = jnp.float32):
     norm = {"groups": config.norm_groups, "eps": config.norm_eps, "dtype": dtype}
     match stage.op:
         case "conv_in":
-            return layers.ConvIn(stage.width, config.center_input, dtype)
+            return layers.ConvIn(stage.width, config.center_input, config.condition_channels, dtype)
         case "block":
             options = {"scale_shift": config.time_scale_shift, "dropout": config.dropout}
             return layers.ResidualBlock(stage.width, resample=stage.resample, **options, **norm)
@@ -139,17 +139,41 @@ def _inputs(stage: Stage, stream: Stream, train: bool) -> tuple[tuple, tuple]:
     if stage.op != "block":
         return (stream.h,), stream.skips
     skip = stream.skips[-1] if stage.pop else None
-    return (stream.h, stream.temb, skip, train), stream.skips[:-1] if stage.pop else stream.skips
+    return (stream.h, stream.embeddings, skip, train), stream.skips[:-1] if stage.pop else stream.skips
 
 
-def _next(stage: Stage, h: Array, skips: tuple, temb: Array) -> Stream:
-    return Stream(h, (*skips, h) if stage.push else skips, temb)
+def _next(stage: Stage, h: Array, skips: tuple, embeddings: layers.Embeddings) -> Stream:
+    return Stream(h, (*skips, h) if stage.push else skips, embeddings)
 
 
-def enter(config: UNetConfig, params: PyTree, x_t: Images, t: Timesteps, dtype: Any = jnp.float32) -> Stream:
-    """The stream before the first stage."""
+def _label_module(config: UNetConfig, dtype: Any = jnp.float32) -> layers.LabelTable | layers.TimeMLP | None:
+    """What embeds labels; None where they are no labels but embeddings."""
+    time = _time_mlp(config, dtype)
+    if config.class_embedding == "table":
+        return layers.LabelTable(config.classes + config.null_class, time.width, dtype)
+    return None if config.class_embedding == "identity" else time
+
+
+def enter(
+    config: UNetConfig,
+    params: PyTree,
+    x_t: Images,
+    t: Timesteps,
+    dtype: Any = jnp.float32,
+    condition: Any = None,
+) -> Stream:
+    """The stream before the first stage.
+
+    Args:
+      condition: as `conditions.resolve` takes it.
+    """
+    label, image = conditions.resolve(config, condition)
+    x_t = x_t if image is None else jnp.concatenate([x_t, image.astype(x_t.dtype)], axis=-1)
     with jax.default_matmul_precision(devices.precision()):
-        return Stream(x_t, (), _time_mlp(config, dtype).apply({"params": params["time"]}, t))
+        time = _time_mlp(config, dtype).apply({"params": params["time"]}, t)
+        if label is not None and (module := _label_module(config, dtype)):
+            label = module.apply({"params": params["class"]}, label)
+    return Stream(x_t, (), layers.Embeddings(time, label if label is None else label.astype(time.dtype)))
 
 
 def run_stage(
@@ -184,7 +208,7 @@ def run_stage(
     with jax.default_matmul_precision(devices.precision()):
         h, sown = module(config, stage, dtype).apply(variables, *inputs, mutable=list(capture), rngs=rngs)
     captured = {name: _to_sites(stage, name, sown.get(name, {})) for name in capture}
-    return _next(stage, h, skips, stream.temb), captured
+    return _next(stage, h, skips, stream.embeddings), captured
 
 
 def apply_unet(
@@ -195,6 +219,7 @@ def apply_unet(
     t: Timesteps,
     *,
     dtype: Any = jnp.float32,
+    condition: Any = None,
     dropout_key: PRNGKey | None = None,
 ) -> Features:
     """The network's output under an intervention: the noise in `x_t` if `config.prediction` is `epsilon`.
@@ -206,9 +231,11 @@ def apply_unet(
       intervention: `identity` of `init_unet` for the plain network; leaves may have a row axis.
       x_t: noisy images, NHWC float32.
       t: one integer timestep per row, in [0, T).
+      condition: classes or images that it is conditioned on, see `conditions.resolve`.
       dropout_key: given only in training.
     """
-    return forward(config, params, intervention, x_t, t, dtype=dtype, dropout_key=dropout_key)[0]
+    told = {"condition": condition, "dropout_key": dropout_key}
+    return forward(config, params, intervention, x_t, t, dtype=dtype, **told)[0]
 
 
 def denoise(
@@ -218,12 +245,13 @@ def denoise(
     intervention: Intervention,
     x_t: Images,
     t: Timesteps,
+    condition: Any = None,
 ) -> Features:
     """Predicted noise in `x_t` under an intervention, whatever the network was trained to output.
 
     `functools.partial(denoise, config, schedule, params, intervention)` is a `types.DenoiseFn`.
     """
-    output = apply_unet(config, params, intervention, x_t, t)
+    output = apply_unet(config, params, intervention, x_t, t, condition=condition)
     return to_eps(config.prediction, schedule, x_t, t, output)
 
 
@@ -235,12 +263,13 @@ def forward(
     t: Timesteps,
     *,
     dtype: Any = jnp.float32,
+    condition: Any = None,
     capture: tuple[str, ...] = (),
     dropout_key: PRNGKey | None = None,
 ) -> tuple[Features, dict[str, dict[str, Any]]]:
     """`apply_unet`, and what was captured on the way: collection -> site -> value."""
     intervention = in_window(intervention, t)
-    stream = enter(config, params, x_t, t, dtype)
+    stream = enter(config, params, x_t, t, dtype, condition)
     captured: dict[str, dict[str, Any]] = {name: {} for name in capture}
     for i, stage in enumerate(stages(config)):
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, i)
@@ -259,14 +288,19 @@ def init_unet(key: PRNGKey, config: UNetConfig) -> tuple[PyTree, Intervention]:
     function with `config` static to avoid compiling op by op.
     """
     t = jnp.zeros((1,), jnp.int32)
-    x = jnp.zeros((1, config.image_size, config.image_size, config.in_channels))
+    x = jnp.zeros((1, config.image_size, config.image_size, config.in_channels + config.condition_channels))
     # XLA's own generator: threefry, inlined for each parameter, takes three times as long to compile.
     bits = jax.random.key_data(key)
     key = jax.random.wrap_key_data(jnp.concatenate([bits, bits]), impl="rbg")
     keys = jax.random.split(key, len(stages(config)) + 1)
     time = _time_mlp(config)
     params = {"time": time.init(keys[0], t)["params"]}
-    stream = Stream(x, (), time.apply({"params": params["time"]}, t))
+    temb, label = time.apply({"params": params["time"]}, t), None
+    if config.takes_labels:
+        label, module_of_labels = jnp.zeros_like(temb), _label_module(config)
+        if module_of_labels:
+            params["class"] = module_of_labels.init(jax.random.fold_in(keys[0], 1), t)["params"]
+    stream = Stream(x, (), layers.Embeddings(temb, label))
     found: dict[str, dict[str, Array]] = {name: {} for name in COLLECTIONS}
     for stage, stage_key in zip(stages(config), keys[1:]):
         inputs, skips = _inputs(stage, stream, False)
@@ -275,7 +309,7 @@ def init_unet(key: PRNGKey, config: UNetConfig) -> tuple[PyTree, Intervention]:
             params[stage.name] = variables["params"]
         for name in COLLECTIONS:
             found[name].update(_to_sites(stage, name, variables.get(name, {})))
-        stream = _next(stage, h, skips, stream.temb)
+        stream = _next(stage, h, skips, stream.embeddings)
     return params, Intervention(**found, window=jnp.asarray(ALWAYS))
 
 

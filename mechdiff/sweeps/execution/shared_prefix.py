@@ -125,15 +125,15 @@ def _run(
         return run_stage(config, stage, params, intervention, stream)[0]
     kept, taken = (stream.skips[:-1], stream.skips[-1:]) if stage.pop else (stream.skips, ())
     gates = intervention.gate, intervention.temperature, intervention.pattern
-    leaves = (stream.h, taken, stream.temb, *gates)
+    leaves = (stream.h, taken, stream.embeddings, *gates)
 
     def some(start):
         at = lambda a: jnp.where(start < len(a), start, start % batch)
         part = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, at(a), block), leaves)
-        h, skips, temb, gate, temperature, pattern = part
+        h, skips, embeddings, gate, temperature, pattern = part
         changed = dataclasses.replace(intervention, gate=gate, temperature=temperature, pattern=pattern)
         changed = _of_images(changed, (start + np.arange(block)) % batch)
-        return run_stage(config, stage, params, changed, Stream(h, skips, temb))[0].h
+        return run_stage(config, stage, params, changed, Stream(h, skips, embeddings))[0].h
 
     # The last block may reach back over rows that the one before it has done.
     starts = np.minimum(np.arange(0, rows, block), rows - block)
@@ -141,7 +141,7 @@ def _run(
     h = parts.reshape(-1, *parts.shape[2:])
     if again := len(h) - rows:
         h = jnp.concatenate([h[:-block], h[again - block :]])
-    return Stream(h, (*kept, h) if stage.push else kept, stream.temb)
+    return Stream(h, (*kept, h) if stage.push else kept, stream.embeddings)
 
 
 def _of_images(intervention: Intervention, images: Int[AnyArray, " rows"]) -> Intervention:
@@ -171,7 +171,8 @@ def _joined(stage: Stage, stream: Stream, batch: int, rows: int) -> Stream:
     skips = stream.skips
     if stage.pop:  # what was pushed before an intervention joined is that of the clean pass
         skips = (*skips[:-1], _extended(skips[-1], batch, rows))
-    return Stream(_extended(stream.h, batch, rows), skips, _extended(stream.temb, batch, rows))
+    embeddings = jax.tree.map(lambda a: _extended(a, batch, rows), stream.embeddings)
+    return Stream(_extended(stream.h, batch, rows), skips, embeddings)
 
 
 def _extended(a: Array, batch: int, rows: int) -> Array:

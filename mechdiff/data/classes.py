@@ -1,0 +1,82 @@
+"""Classes of images: one label of a data set, or several together, as whole numbers."""
+
+import numpy as np
+from jaxtyping import Int, Shaped
+
+from mechdiff.core.errors import ConfigError, DataError, unknown
+from mechdiff.data.dataset import Dataset
+
+
+def class_labels(dataset: Dataset, names: str, classes: int) -> Int[np.ndarray, " count"]:
+    """The class of each image, in [0, classes).
+
+    A label of two values is 0 (False) or 1; whole numbers are classes as they are; real numbers in [0, 1] (a
+    synthetic factor's place in its range) are cut into equal parts, as many as `classes` leaves for them. Of
+    several names only one may have more than two values; the last name varies fastest.
+
+    Args:
+      names: keys of `dataset.labels`, separated by commas: an attribute of CelebA such as `Smiling`, a factor
+        of synthetic faces such as `hair_style`, or `folder`.
+      classes: how many there are in all (`unet.classes`).
+
+    Raises:
+      ConfigError: a name that the data set has no label of, or another number of classes.
+      DataError: labels that are no numbers.
+
+    Example:
+      >>> labels = {"Male": np.array([True, False]), "Smiling": np.array([True, True])}
+      >>> images = np.zeros((2, 8, 8, 3), np.uint8)
+      >>> faces = Dataset(name="faces", images=images, digest="", labels=labels, ids=np.arange(2))
+      >>> class_labels(faces, "Male,Smiling", 4)
+      array([3, 1], dtype=int32)
+    """
+    keys = [name.strip() for name in names.split(",")]
+    for name in keys:
+        if name not in dataset.labels:
+            raise ConfigError(unknown(f"data.classes for {dataset.name}:", name, dataset.labels))
+    several = [name for name in keys if dataset.labels[name].dtype != bool]
+    rest, left_over = divmod(classes, 2 ** (len(keys) - len(several)))
+    if len(several) > 1 or left_over or (rest != 1 and not several):
+        raise ConfigError(
+            f"data.classes={names} does not make unet.classes={classes}: a label of two values makes two, and "
+            "one of several names may have more"
+        )
+    result = np.zeros(len(dataset), np.int32)
+    for name in keys:
+        size = rest if name in several else 2
+        result = result * size + _codes(name, dataset.labels[name], size)
+    return result
+
+
+def _codes(name: str, values: Shaped[np.ndarray, " count"], size: int) -> Int[np.ndarray, " count"]:
+    if values.dtype.kind not in "biuf":
+        raise DataError(f"label {name!r} holds {values.dtype}; classes are made of numbers")
+    codes = values
+    if values.dtype.kind == "f":
+        codes = np.minimum(values * size, size - 1)
+    outside = np.flatnonzero((codes < 0) | (codes >= size))
+    if outside.size:
+        raise ConfigError(
+            f"label {name}={values[outside[0]]} needs more than {size} classes, all that unet.classes leaves it"
+        )
+    return codes.astype(np.int32)
+
+
+def factor_labels(seed: int, start: int, count: int, complexity: int) -> dict[str, np.ndarray]:
+    """Labels of the synthetic faces `start .. start + count - 1`: each factor's choice, a whole number, or
+    its place in its range, in [0, 1]. Factors that `complexity` freezes are left out."""
+    import jax  # readers of real pictures do without it
+
+    from mechdiff.data.factors import LEVELS, SPECS, sample_factors
+
+    key = jax.random.key(seed)
+    draw = jax.vmap(lambda index: sample_factors(jax.random.fold_in(key, index), complexity))
+    values = jax.jit(draw)(start + np.arange(count, dtype=np.int32))
+    labels = {}
+    for name in LEVELS[complexity]:
+        spec, drawn = SPECS[name], np.asarray(values[name])
+        if spec.choices:
+            labels[name] = drawn.astype(bool if spec.choices == 2 else np.int32)
+        else:
+            labels[name] = np.clip((drawn - spec.low) / (spec.high - spec.low), 0, 1)
+    return labels

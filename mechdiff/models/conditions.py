@@ -1,0 +1,97 @@
+"""What a UNet is told beside the noisy image and t: the class of each image, or an image to go by.
+
+A condition is `{"label": ..., "image": ...}`, of which a network takes what its configuration says, or that
+one array alone where it takes just one. Leaves have one entry a row.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Shaped
+
+from mechdiff.core.config import UNetConfig
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.types import AnyArray
+
+Rows = Shaped[AnyArray, "rows *rest"]
+NAMES = ("label", "image")
+
+
+def takes(config: UNetConfig) -> tuple[str, ...]:
+    """What of `label` and `image` a network is told."""
+    return tuple(
+        name for name, taken in zip(NAMES, (config.takes_labels, config.condition_channels > 0)) if taken
+    )
+
+
+def resolve(config: UNetConfig, condition: Any) -> tuple[Rows | None, Rows | None]:
+    """Labels and images, None where the network takes none.
+
+    Args:
+      condition: a mapping of `label` and `image`, or one of them alone. Labels: whole numbers in [0,
+        `config.classes`), `config.null_label` for no class; real numbers for `class_embedding` `timestep`,
+        `(rows, width)` for `identity`. Images: NHWC of the noisy image's side, `config.condition_channels`.
+
+    Raises:
+      ConfigError: a condition too many or too few, or that is not what the network takes.
+
+    Example:
+      >>> resolve(UNetConfig(classes=10), np.array([3, 10]))
+      (array([ 3, 10]), None)
+    """
+    names = takes(config)
+    if condition is None and names:
+        raise ConfigError(
+            f"this network is conditioned on {_described(config)}; give it as the condition, one a row "
+            "(EvalSet(..., condition=...), predict(..., condition=...))"
+        )
+    if condition is None:
+        return None, None
+    if not names:
+        raise ConfigError("this network takes no condition: it has no classes and no condition channels")
+    parts = dict(condition) if isinstance(condition, dict) else {names[0]: condition}
+    if set(parts) != set(names):
+        raise ConfigError(
+            f"condition with {', '.join(map(str, parts))}: this network takes {' and '.join(names)}"
+        )
+    label, image = parts.get("label"), parts.get("image")
+    if label is not None:
+        label = _checked_label(config, label)
+    if image is not None:
+        image = _checked_image(config, image)
+    return label, image
+
+
+def _described(config: UNetConfig) -> str:
+    parts = {
+        "label": f"one of {config.classes} classes" if config.classes else "a class embedding",
+        "image": f"an image of {config.condition_channels} channels",
+    }
+    return " and ".join(parts[name] for name in takes(config))
+
+
+def _checked_label(config: UNetConfig, label: Any) -> Rows:
+    label = label if isinstance(label, jax.Array) else np.asarray(label)
+    rank = 2 if config.class_embedding == "identity" else 1
+    if label.ndim != rank:
+        raise ConfigError(f"labels of shape {label.shape}: expected {rank} axis(es), rows first")
+    if config.class_embedding != "table":
+        return label
+    if not np.issubdtype(label.dtype, np.integer):
+        raise ConfigError(f"labels of type {label.dtype}: expected whole numbers, one a row")
+    if not isinstance(label, jax.core.Tracer):
+        values = np.asarray(label)
+        bound = config.classes + config.null_class
+        wrong = values[(values < 0) | (values >= bound)]
+        if wrong.size:
+            null = f", or {config.null_label} for none" if config.null_class else ""
+            raise ConfigError(f"label {wrong[0]} is out of range; 0 to {config.classes - 1}{null}")
+    return label
+
+
+def _checked_image(config: UNetConfig, image: Any) -> Rows:
+    expected = (config.image_size, config.image_size, config.condition_channels)
+    if np.ndim(image) != 4 or tuple(np.shape(image)[1:]) != expected:
+        raise ConfigError(f"condition images of shape {np.shape(image)}: expected (rows, {expected})")
+    return image
