@@ -150,7 +150,9 @@ class DataConfig:
     n_train: int = 16384  # synthetic: pictures rendered; else an upper limit (0: all)
     n_test: int = 2048
     flip: bool = True  # mirror training pictures at random
-    classes: str = ""  # label(s) that are the class of an image, with commas: an attribute, a factor, `folder`
+    classes: str = (
+        ""  # label(s) that are the class of an image, with commas: an attribute, a factor, `folder`
+    )
 
     def __post_init__(self):
         _within("data.complexity", self.complexity, 0, 4)
@@ -176,6 +178,7 @@ class TrainConfig:
     ema_decay: float = 0.9995
     label_dropout: float = 0.1  # share of images shown under the null class, where there are classes
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
+    fsdp: bool = False  # spread parameters, moments and EMA over the devices, for models larger than one
     log_every: int = 50
     eval_every: int = 500
     eval_images: int = 128

@@ -1,7 +1,7 @@
 """How the processes of one run find one another before JAX joins them: a roll call, and what SLURM says.
 
-JAX ends a process by an abort, with a stack trace, where another one never joins. So process 0 first calls the
-roll itself, and every process that did answer can say in one line which did not.
+JAX ends a process by an abort, with a stack trace, where another one never joins. So process 0 first calls
+the roll itself, and every process that did answer can say in one line which did not.
 """
 
 import contextlib
@@ -37,9 +37,9 @@ class Membership(NamedTuple):
 def slurm_membership(environment: Mapping[str, str]) -> Membership | None:
     """What SLURM's variables say of this task, None outside of a job step.
 
-    A task has all GPUs that it sees where it is alone on its node or SLURM bound them to it, and an even share
-    of them else. (JAX by itself gives every task one GPU, so that one task on a node of eight leaves seven
-    idle.)
+    A task has all GPUs that it sees where it is alone on its node or SLURM bound them to it, and an even
+    share of them else. (JAX by itself gives every task one GPU, so that one task on a node of eight leaves
+    seven idle.)
 
     Example:
       >>> step = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[03-04]", "SLURM_NTASKS": "2"}
@@ -174,8 +174,8 @@ def _answer(host: str, port: int, member: Membership, timeout: float) -> None:
             raise ConfigError(_missing(absent, member.processes, timeout))
         return
     raise ConfigError(
-        f"process {member.process_id} of {member.processes} did not reach process 0 at {member.coordinator} in "
-        f"{timeout:g} s; start process 0 too, or correct --coordinator"
+        f"process {member.process_id} of {member.processes} did not reach process 0 at {member.coordinator} "
+        f"in {timeout:g} s; start process 0 too, or correct --coordinator"
     )
 
 
