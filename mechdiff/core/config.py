@@ -150,9 +150,7 @@ class DataConfig:
     n_train: int = 16384  # synthetic: pictures rendered; else an upper limit (0: all)
     n_test: int = 2048
     flip: bool = True  # mirror training pictures at random
-    classes: str = (
-        ""  # label(s) that are the class of an image, with commas: an attribute, a factor, `folder`
-    )
+    classes: str = ""  # labels that make an image's class, with commas: an attribute, a factor, `folder`
 
     def __post_init__(self):
         _within("data.complexity", self.complexity, 0, 4)

@@ -38,8 +38,8 @@ def class_labels(dataset: Dataset, names: str, classes: int) -> Int[np.ndarray, 
     rest, left_over = divmod(classes, 2 ** (len(keys) - len(several)))
     if len(several) > 1 or left_over or (rest != 1 and not several):
         raise ConfigError(
-            f"data.classes={names} does not make unet.classes={classes}: a label of two values makes two, and "
-            "one of several names may have more"
+            f"data.classes={names} does not make unet.classes={classes}: a label of two values makes two, "
+            "and one of several names may have more"
         )
     result = np.zeros(len(dataset), np.int32)
     for name in keys:
@@ -57,7 +57,8 @@ def _codes(name: str, values: Shaped[np.ndarray, " count"], size: int) -> Int[np
     outside = np.flatnonzero((codes < 0) | (codes >= size))
     if outside.size:
         raise ConfigError(
-            f"label {name}={values[outside[0]]} needs more than {size} classes, all that unet.classes leaves it"
+            f"label {name}={values[outside[0]]} needs more than {size} classes, which is what unet.classes "
+            "leaves it"
         )
     return codes.astype(np.int32)
 

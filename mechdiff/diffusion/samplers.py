@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from mechdiff.core import keys
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import AnyArray, Images, PRNGKey, StepFn, Timesteps
+from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, StepFn, Timesteps
 from mechdiff.diffusion.process import image_noise, log_alpha_bar, posterior, predict_eps, predict_x0
 from mechdiff.diffusion.schedules import NoiseSchedule
 
@@ -55,6 +55,32 @@ def ddim_step(
     variance = eta**2 * posterior(schedule, x0, x_t, t, t_prev)[1]
     direction = jnp.sqrt(jnp.maximum(prev_noise - variance, 0))
     return signal * x0 + direction * eps + jnp.sqrt(variance) * noise
+
+
+def guided(
+    predict: Callable[[Images, Timesteps, PyTree], Images], condition: PyTree, null: PyTree, scale: float
+) -> DenoiseFn:
+    """Classifier-free guidance (Ho & Salimans 2022): the noise eps_null + scale (eps_condition - eps_null).
+
+    Scale 0 is the network without condition and 1 the network under it, each in one row an image and bitwise
+    what `predict` gives; any other scale takes two rows an image.
+
+    Args:
+      predict: `(x_t, t, condition) -> noise`, each row by itself.
+      condition, null: leaves `(batch, ...)`.
+      scale: 1 + w of the paper, as in Imagen and diffusers.
+    """
+    if scale in (0, 1):
+        told = condition if scale else null
+        return lambda x_t, t: predict(x_t, t, told)
+
+    def denoise_fn(x_t: Images, t: Timesteps) -> Images:
+        twice = lambda first, second: jnp.concatenate([first, second])
+        both = jax.tree.map(twice, null, condition)
+        without, under = jnp.split(predict(twice(x_t, x_t), twice(t, t), both), 2)
+        return without + scale * (under - without)
+
+    return denoise_fn
 
 
 def sample(

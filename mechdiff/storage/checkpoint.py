@@ -132,7 +132,7 @@ class TrainCheckpoints:
             raise CheckpointError(f"no checkpoint of step {step} in {self.folder}; there are: {self.steps()}")
         metadata, found = self._facts(step)
         if config is not None:
-            compare_configs(_with_defaults(metadata.get("config", {})), config, path, ignore)
+            compare_configs(_as_now(metadata.get("config", {})), config, path, ignore)
         check_shapes(found, abstract_state, path)
         with _damage(path, self._way_out(step)):
             state = ocp.load(path, jax.tree.map(_placed, abstract_state))
@@ -261,6 +261,14 @@ def load_model(folder: Path | str, abstract_params: PyTree | None = None) -> tup
     return params, config, record
 
 
+def _as_now(saved: dict) -> dict:
+    """A saved config with the names and the defaults of today; as it is where it is no whole config."""
+    try:
+        return to_dict(from_dict(saved))
+    except ConfigError:
+        return saved
+
+
 def _context() -> ocp.Context:
     """Compact files: no copies of shapes and shardings, which the abstract state gives at loading."""
     context = ocp.Context()
@@ -293,14 +301,6 @@ def on_host(tree: PyTree) -> PyTree:
         return np.asarray(array)
 
     return jax.tree.map(leaf, tree)
-
-
-def _with_defaults(config: dict) -> dict:
-    """A config with the fields that came later, at their defaults."""
-    try:
-        return to_dict(from_dict(config))
-    except ConfigError:
-        return config
 
 
 def _digest(metadata: dict, tree: PyTree) -> str:

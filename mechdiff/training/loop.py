@@ -11,17 +11,18 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Int, UInt8
 
 from mechdiff.core import keys, processes
 from mechdiff.core.config import ExperimentConfig, to_dict
-from mechdiff.core.errors import NumericsError
+from mechdiff.core.errors import ConfigError, NumericsError
 from mechdiff.core.types import PyTree
-from mechdiff.data import Dataset, batch_at, load, to_bytes, to_float
+from mechdiff.data import Dataset, batch_at, batch_indices, class_labels, load, to_bytes, to_float
 from mechdiff.diffusion.samplers import sample
 from mechdiff.diffusion.schedules import ddim_timesteps, make_schedule, timesteps_by_log_snr
 from mechdiff.interventions.record import Intervention
@@ -46,6 +47,8 @@ class Trainer:
         processes.announce()
         self.schedule = make_schedule(config.diffusion)
         self.train_set, self.test_set = (self._load(split) for split in ("train", "test"))
+        self.train_labels = _labels(config, self.train_set, every=True)
+        self.test_labels = _labels(config, self.test_set)
         self.levels = timesteps_by_log_snr(self.schedule, EVAL_LEVELS)
         everywhere = self.placement.everywhere
         self._losses = jax.jit(self._ema_losses, out_shardings=everywhere)
@@ -113,15 +116,20 @@ class Trainer:
         state = self.placement.of_state(jax.eval_shape(functools.partial(init_state, self.config))[0])
         return jax.jit(step, donate_argnums=0, out_shardings=(state, self.placement.everywhere))
 
-    def _batch(self, step: int) -> Array:
-        """The pictures of a step on the devices; every process reads those of its own devices alone."""
-        config, train = self.config, self.config.train
-        shape = (train.batch, *self.train_set.images.shape[1:])
+    def _batch(self, step: int) -> tuple[Array, Array | None]:
+        """The images of a step and their classes (None without), on the devices; every process reads those
+        of its own devices alone."""
+        config, batch = self.config, self.config.train.batch
+        shape = (batch, *self.train_set.images.shape[1:])
 
-        def rows(index: tuple[slice, ...]) -> np.ndarray:
-            return batch_at(self.train_set, config.seed, step, train.batch, config.data.flip, index[0])
+        def images(index: tuple[slice, ...]) -> np.ndarray:
+            return batch_at(self.train_set, config.seed, step, batch, config.data.flip, index[0])
 
-        return jax.make_array_from_callback(shape, self.placement.batch, rows)
+        placed = jax.make_array_from_callback(shape, self.placement.batch, images)
+        labels = self._labels_at(step)
+        if labels is None:
+            return placed, None
+        return placed, jax.make_array_from_callback((batch,), self.placement.batch, labels.__getitem__)
 
     def _loop(self, state, identity, start: int, saved, log) -> TrainState:
         train = self.config.train
@@ -131,7 +139,7 @@ class Trainer:
         title = f"training {self.config.name} on {self.train_set.name}"
         with run_log.progress(train.steps, start, title, quiet=not processes.is_first()) as bar:
             for step, batch in prefetched(self._batch, start, train.steps):
-                state, metrics = update(state, batch)
+                state, metrics = update(state, *batch)
                 pending.append(metrics)
                 done, images_seen = step + 1, images_seen + train.batch
                 bar.update()
@@ -157,6 +165,13 @@ class Trainer:
     def _save_sheet(self, done: int, images: np.ndarray) -> None:
         path = self.workdir / "samples" / f"step_{done:07d}.png"
         processes.in_first(lambda: image_grid.save_sheet(path, images))
+
+    def _labels_at(self, step: int) -> Int[np.ndarray, " batch"] | None:
+        """The classes of the images of a step, as `batch_at` takes them."""
+        if self.train_labels is None:
+            return None
+        indices = batch_indices(len(self.train_set), self.config.seed, step, self.config.train.batch)
+        return self.train_labels[indices]
 
     def _due(self, done: int, every: int) -> bool:
         return done % every == 0 or done == self.config.train.steps
@@ -184,8 +199,9 @@ class Trainer:
         """Every device evaluates with all parameters, also where it trains with a share of them."""
         return jax.lax.with_sharding_constraint(ema, self.placement.everywhere)
 
-    def _ema_losses(self, ema: PyTree, identity: Intervention, pictures: Array) -> Array:
-        predict = functools.partial(denoise, self.config.unet, self.schedule, self._whole(ema), identity)
+    def _ema_losses(self, ema: PyTree, identity: Intervention, pictures: Array, labels: Any) -> Array:
+        ema = self._whole(ema)
+        predict = functools.partial(denoise, self.config.unet, self.schedule, ema, identity, condition=labels)
         key = keys.stream(jax.random.key(self.config.seed), "evaluation")
         return evaluation.losses(predict, self.schedule, key, to_float(pictures), jnp.asarray(self.levels))
 
@@ -193,21 +209,33 @@ class Trainer:
         """Held-out and training loss of the EMA parameters, per level and pooled."""
         count = min(self.config.train.eval_images, len(self.train_set), len(self.test_set))
         found = [
-            np.asarray(self._losses(ema, identity, np.array(data.images[:count])))
-            for data in (self.train_set, self.test_set)
+            np.asarray(
+                self._losses(
+                    ema,
+                    identity,
+                    np.array(data.images[:count]),
+                    None if labels is None else labels[:count],
+                )
+            )
+            for data, labels in (
+                (self.train_set, self.train_labels),
+                (self.test_set, self.test_labels),
+            )
         ]
         return {"levels": [int(t) for t in self.levels], **evaluation.summary(*found)}
 
     def _ema_sample(self, ema: PyTree, identity: Intervention) -> Array:
         unet = self.config.unet
-        predict = functools.partial(denoise, unet, self.schedule, self._whole(ema), identity)
+        ema = self._whole(ema)
+        labels = np.arange(SAMPLES) % unet.classes if unet.classes else None
+        predict = functools.partial(denoise, unet, self.schedule, ema, identity, condition=labels)
         steps = ddim_timesteps(self.schedule.steps, min(SAMPLE_STEPS, self.schedule.steps))
         key = keys.stream(jax.random.key(self.config.seed), "samples")
         shape = (SAMPLES, unet.image_size, unet.image_size, unet.in_channels)
         return to_bytes(sample(predict, self.schedule, key, shape, timesteps=steps))
 
     def samples(self, ema: PyTree, identity: Intervention) -> UInt8[np.ndarray, "n height width channels"]:
-        """A sheet's worth of pictures from the EMA parameters; always from the same noise."""
+        """A sheet of images from the EMA parameters, classes in turn; always from the same noise."""
         return np.asarray(self._sample(ema, identity))
 
     def _export(self, folder: Path, state: TrainState, identity: Intervention, log: run_log.RunLog) -> Path:
@@ -234,6 +262,37 @@ class Trainer:
             dtype="float16",
             extras={"samples.png": image_grid.png(image_grid.sheet(images))},
         )
+
+
+def _labels(
+    config: ExperimentConfig, dataset: Dataset, every: bool = False
+) -> Int[np.ndarray, " images"] | None:
+    """The class of each image, for a network with classes.
+
+    Args:
+      every: each class must have an image.
+    """
+    unet, names = config.unet, config.data.classes
+    if unet.condition_channels or unet.class_embedding != "table":
+        raise ConfigError(
+            f"unet.condition_channels={unet.condition_channels}, class_embedding={unet.class_embedding!r}: "
+            "training takes classes of a table only (unet.classes, data.classes)"
+        )
+    if bool(names) != bool(unet.classes):
+        raise ConfigError(
+            f"unet.classes={unet.classes} and data.classes={names!r}: both are needed, or neither (how many "
+            "classes, and which label of the data they are)"
+        )
+    if not names:
+        return None
+    labels = class_labels(dataset, names, unet.classes)
+    missing = np.setdiff1d(np.arange(unet.classes), labels)
+    if every and missing.size:
+        raise ConfigError(
+            f"data.classes={names}: no training image is of class {missing[0]} of {unet.classes}; "
+            "lower it, or take more images"
+        )
+    return labels
 
 
 def train(config: ExperimentConfig, workdir: Path) -> Path:

@@ -83,10 +83,15 @@ def train_step(
     identity: Intervention,
     state: TrainState,
     batch: UInt8[Array, "batch height width channels"],
+    labels: Int[Array, " batch"] | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One update from one batch of pictures. Pure; `config` and `mesh` are static.
+    """One update from one batch of images. Pure; `config` and `mesh` are static.
 
     Each device of the mesh takes its share of the batch, in `accumulate` micro-batches.
+
+    Args:
+      labels: the class of each image, for a network with classes; a share `train.label_dropout` of them is
+        replaced by the null class (classifier-free guidance, Ho & Salimans 2022).
     """
     train = config.train
     key = jax.random.fold_in(keys.stream(jax.random.key(config.seed), "train"), state.step)
@@ -95,16 +100,17 @@ def train_step(
         keys.stream(key, "order"), spread_timesteps(keys.stream(key, "t"), len(x0), schedule.steps)
     )
     noise = jax.random.normal(keys.stream(key, "noise"), x0.shape)
+    labels = _with_null_labels(config, keys.stream(key, "labels"), labels)
     everywhere, shares = PartitionSpec(), PartitionSpec(BATCH)
     specs = shard_specs(state.params, mesh.size if train.fsdp else 1)
     # Written out, as XLA would not split the loops inside convolutions and attention over devices by itself.
     loss, grads = jax.shard_map(
         functools.partial(_gradients, config, identity, specs),
         mesh=mesh,
-        in_specs=(everywhere, specs, shares, shares, shares, everywhere),
+        in_specs=(everywhere, specs, shares, shares, shares, shares, everywhere),
         out_specs=(everywhere, specs),
         check_vma=False,
-    )(schedule, state.params, x0, t, noise, keys.stream(key, "dropout"))
+    )(schedule, state.params, x0, t, noise, labels, keys.stream(key, "dropout"))
 
     updates, opt_state = make_optimizer(train).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -113,16 +119,31 @@ def train_step(
     return TrainState(state.step + 1, params, ema, opt_state), Metrics(loss, optax.tree.norm(grads))
 
 
-def _gradients(config, identity, specs, schedule, params, x0, t, noise, key) -> tuple[Array, PyTree]:
+def _with_null_labels(config: ExperimentConfig, key: PRNGKey, labels: Array | None) -> Array | None:
+    if labels is None or config.unet.null_label is None:
+        return labels
+    dropped = jax.random.bernoulli(key, config.train.label_dropout, labels.shape)
+    return jnp.where(dropped, config.unet.null_label, labels)
+
+
+def _gradients(config, identity, specs, schedule, params, x0, t, noise, labels, key) -> tuple[Array, PyTree]:
     """Mean loss and its gradient over all devices, from one device's share of the batch. Dropout differs
     between devices, and so depends on how many there are."""
     train, unet = config.train, config.unet
 
-    def loss_fn(params: PyTree, x0: Array, t: Array, noise: Array, key: PRNGKey) -> Array:
+    def loss_fn(
+        params: PyTree, x0: Array, t: Array, noise: Array, labels: Array | None, key: PRNGKey
+    ) -> Array:
         params = _whole(params, specs, jnp.dtype(train.dtype))
         dropout = key if unet.dropout else None
         network = functools.partial(
-            apply_unet, unet, params, identity, dtype=jnp.dtype(train.dtype), dropout_key=dropout
+            apply_unet,
+            unet,
+            params,
+            identity,
+            dtype=jnp.dtype(train.dtype),
+            condition=labels,
+            dropout_key=dropout,
         )
         weighting, gamma = config.diffusion.weighting, config.diffusion.min_snr_gamma
         return training_loss(network, schedule, x0, t, noise, unet.prediction, weighting, gamma).mean()
@@ -135,7 +156,7 @@ def _gradients(config, identity, specs, schedule, params, x0, t, noise, key) -> 
         return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params, *inputs)), None
 
     parts = train.accumulate
-    inputs = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), (x0, t, noise))
+    inputs = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), (x0, t, noise, labels))
     keys_of_parts = jax.random.split(jax.random.fold_in(key, jax.lax.axis_index(BATCH)), parts)
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
     total = _accumulated(micro, zero, (*inputs, keys_of_parts), parts)

@@ -1,0 +1,100 @@
+"""Training on classes: labels reach the network, some as the null class; guidance while sampling."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from reference.networks import identity_of, random_params
+
+from mechdiff.core.config import UNetConfig, override
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.presets import preset
+from mechdiff.diffusion.samplers import guided, sample
+from mechdiff.diffusion.schedules import make_schedule
+from mechdiff.models import load
+from mechdiff.models.unet import denoise
+from mechdiff.training import loop, step
+
+ONE = jax.make_mesh((1,), (step.BATCH,), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
+NETWORK = UNetConfig(
+    image_size=8, widths=(8,), heads=(1,), norm_groups=4, mid_attention=False,
+    down_attention=(False,), up_attention=(False,), classes=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def labeled(tiny):
+    return dataclasses.replace(
+        tiny, unet=NETWORK, data=dataclasses.replace(tiny.data, classes="skin_brightness")
+    )
+
+
+def gradient_of_table(config, labels):
+    """First moments of Adam: the clipped gradient, times 0.1."""
+    state, identity = jax.jit(functools.partial(step.init_state, config))()
+    params = random_params(config.unet)
+    state = dataclasses.replace(state, params=params, ema=params)
+    images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
+    update = jax.jit(functools.partial(step.train_step, config, ONE))
+    after, _ = update(make_schedule(config.diffusion), identity, state, images, jnp.asarray(labels))
+    return np.abs(after.params["class"]["embedding"] - params["class"]["embedding"]).max(1) > 0
+
+
+@pytest.mark.parametrize(("share", "moved"), [(0.0, [True, False, False]), (0.5, [True, False, True]),
+                                              (1.0, [False, False, True])])  # fmt: skip
+def test_only_the_rows_of_the_table_that_were_shown_move(labeled, share, moved):
+    config = override(labeled, [f"train.label_dropout={share}"])
+    assert gradient_of_table(config, np.zeros(64, np.int32)).tolist() == moved
+
+
+def test_a_labeled_model_is_trained_and_loaded(labeled, tmp_path):
+    config = override(labeled, ["train.steps=2", "train.save_every=2", "train.eval_every=2"])
+    _, params, _, record = load.load_trained(loop.train(config, tmp_path))
+    assert params["class"]["embedding"].shape[0] == 3 and np.isfinite(record["test_loss"])
+
+
+BAD = [
+    (["unet.classes=0"], "unet.classes=0 and data.classes='skin_brightness': both are needed"),
+    (["data.classes="], "unet.classes=2 and data.classes='': both are needed"),
+    (["unet.classes=9", "data.classes=hair_style"], "no training image is of class 8"),
+    (["unet.condition_channels=1"], "training takes classes of a table only"),
+]
+
+
+@pytest.mark.parametrize(("settings", "expected"), BAD)
+def test_classes_that_do_not_fit_are_one_line(labeled, settings, expected, tmp_path):
+    with pytest.raises(ConfigError, match=expected):
+        loop.Trainer(override(labeled, settings), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Samples of a random network by the scale of guidance, and those by hand."""
+    schedule, params = make_schedule(preset("tiny").diffusion), random_params(NETWORK)
+
+    def predict(x_t, t, condition):
+        return denoise(NETWORK, schedule, params, identity_of(NETWORK), x_t, t, condition)
+
+    def run(denoise_fn):
+        draw = functools.partial(sample, timesteps=[5, 20, 45])
+        return np.asarray(jax.jit(lambda: draw(denoise_fn, schedule, jax.random.key(0), (2, 8, 8, 3)))())
+
+    labels, null = np.array([0, 1]), np.array([2, 2])
+    scales = {scale: run(guided(predict, labels, null, scale)) for scale in (0, 0.0, 1, 3.0)}
+    by_hand = lambda x, t: 3 * predict(x, t, labels) - 2 * predict(x, t, null)
+    alone = {
+        label: run(lambda x, t, c=c: predict(x, t, c)) for label, c in (("null", null), ("class", labels))
+    }
+    return scales, alone | {"hand": run(by_hand)}
+
+
+def test_guidance_of_scale_zero_is_the_sampler_without_classes_bitwise(drawn):
+    scales, expected = drawn
+    np.testing.assert_array_equal(scales[0], expected["null"])
+    np.testing.assert_array_equal(scales[1], expected["class"])
+    np.testing.assert_allclose(scales[3.0], expected["hand"], atol=2e-4)
+    assert np.abs(scales[3.0] - scales[1]).max() > 0.05
