@@ -142,7 +142,7 @@ def save(workdir: Path, name: str, found: xr.Dataset, config: ExperimentConfig, 
 def spread_over_cores(share: int = 0) -> None:
     """Makes every core a device of its own, for launchers whose work is sharded over devices; before any is
     used. On two cores a sweep took 0.55 of the time of one device with two threads. A number that was chosen
-    already, by JAX_NUM_CPU_DEVICES or XLA_FLAGS, stands, and so does one device for each of several processes;
+    already, by JAX_NUM_CPU_DEVICES or XLA_FLAGS, stands, and so does one device for each of many processes;
     accelerators are not touched.
 
     Args:

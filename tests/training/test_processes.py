@@ -1,5 +1,6 @@
 """Training in two processes of two devices each, against one process of two: same numbers, same folder."""
 
+import dataclasses
 import json
 import os
 import re
@@ -13,13 +14,14 @@ import jax
 import numpy as np
 import pytest
 
-from mechdiff.core.config import override, to_dict
+from mechdiff.core.config import UNetConfig, override, to_dict
 from mechdiff.models import load
 from mechdiff.storage import checkpoint, files, run_log
 from mechdiff.training import loop
 
 ROOT = Path(__file__).parents[2]
-KILLED_AT = 13  # after the checkpoint of step 10, before that of step 15
+KILLED_AT = 6  # after the checkpoint of step 4, before that of step 8
+SETTINGS = ("steps=8", "log_every=1", "eval_every=8", "save_every=4", "warmup=2")
 
 # Arguments: a file of (config, folder, step to be killed at) for each run, the port, the process.
 PROGRAM = """
@@ -67,8 +69,15 @@ def in_two_processes(folder, *runs):
 def runs(tiny, tmp_path_factory):
     """Folders: `whole` without a break, `killed` (and then resumed), `broken` (not resumed), `sharded`."""
     folder = tmp_path_factory.mktemp("processes")
-    config = override(tiny, ["train.log_every=1", "train.eval_every=20"])
-    codes, lines = in_two_processes(folder, (config, folder / "whole", 0), (config, folder / "killed", KILLED_AT))
+    one_level = UNetConfig(
+        image_size=8, widths=(32,), heads=(1,), norm_groups=4, mid_attention=False,
+        down_attention=(False,), up_attention=(False,),
+    )  # fmt: skip
+    config = dataclasses.replace(tiny, unet=one_level)  # wide enough to be sharded, and compiled fast
+    config = override(config, [f"train.{setting}" for setting in SETTINGS])
+    codes, lines = in_two_processes(
+        folder, (config, folder / "whole", 0), (config, folder / "killed", KILLED_AT)
+    )
     assert codes == [-9, -9], lines
     shutil.copytree(folder / "killed", folder / "broken")
     sharded = override(config, ["train.fsdp=True"])
@@ -105,12 +114,12 @@ def test_two_processes_train_as_one_does(runs, alone):
 
 def test_a_run_killed_in_both_processes_resumes_to_the_same_numbers(runs):
     folder, _, _ = runs
-    assert checkpoint.TrainCheckpoints(folder / "broken" / "checkpoints").latest_step() == 10
+    assert checkpoint.TrainCheckpoints(folder / "broken" / "checkpoints").latest_step() == 4
     resumed, whole = (load.load_trained(folder / name / "model") for name in ("killed", "whole"))
     jax.tree.map(np.testing.assert_array_equal, resumed[1], whole[1])
     steps = [line["step"] for line in run_log.read_log(folder / "killed" / "log.jsonl")]
     assert steps == [line["step"] for line in run_log.read_log(folder / "whole" / "log.jsonl")]
-    assert files.read_json(folder / "killed" / "manifest.json")["resumed_from"] == 10
+    assert files.read_json(folder / "killed" / "manifest.json")["resumed_from"] == 4
 
 
 def test_one_process_goes_on_where_two_were_killed(runs, tmp_path):
@@ -125,8 +134,8 @@ def test_sharded_state_trains_to_the_same_parameters(runs, alone, tmp_path):
     folder, config, _ = runs
     assert largest_difference(params(folder / "sharded" / "model"), params(alone)) < 5e-4
     shutil.copytree(folder / "sharded", tmp_path / "run")
-    longer = loop.train(override(config, ["train.steps=21"]), tmp_path / "run")
-    assert load.load_trained(longer)[3]["steps"] == 21
+    longer = loop.train(override(config, ["train.steps=9"]), tmp_path / "run")
+    assert load.load_trained(longer)[3]["steps"] == 9
 
 
 def test_every_process_says_what_it_has(runs):
