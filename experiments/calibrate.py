@@ -9,11 +9,12 @@ import time
 
 from absl import flags
 
-from experiments import _launch
 from mechdiff.core.config import to_dict
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.validation import calibration
+
+from . import _launch
 
 REPEATS = flags.DEFINE_integer("repeats", 1000, "Independent data sets of each check.", lower_bound=50)
 IMAGES = flags.DEFINE_integer("images", 32, "Images in a data set.", lower_bound=4)

@@ -12,13 +12,14 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from experiments import _launch
 from mechdiff import circuits
 from mechdiff.circuits import robustness, scorecards
 from mechdiff.core.config import to_dict
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import controls
+
+from . import _launch
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")

@@ -6,11 +6,12 @@ Prints a table and writes DIR/claims.json.
 
 import dataclasses
 
-from experiments import _launch
 from mechdiff.core.errors import ConfigError
 from mechdiff.storage import files
 from mechdiff.study import claims, records
 from mechdiff.study.claims import verdicts
+
+from . import _launch
 
 
 def main(config, workdir):

@@ -10,7 +10,6 @@ import dataclasses
 
 from absl import flags
 
-from experiments import _launch
 from mechdiff.analysis import effects, entropy_causality, roles
 from mechdiff.analysis.roles.image_features import image_feature_names
 from mechdiff.core.config import to_dict
@@ -21,6 +20,8 @@ from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.sweeps import activations, temperature
 from mechdiff.sweeps.ablation import ablation_sweep
+
+from . import _launch
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import _launch
 from mechdiff.models import pretrained
 from mechdiff.models.load import load_trained
+
+from . import _launch
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 TO = flags.DEFINE_string("to", None, "Folder to write.", required=True)

@@ -14,22 +14,23 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from experiments import _launch
 from mechdiff.core import keys
 from mechdiff.core.config import DataConfig, ExperimentConfig, to_dict
 from mechdiff.data import to_bytes
 from mechdiff.models import pretrained, unet
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.pretrained import adm
+from mechdiff.models.pretrained import adm_options
 from mechdiff.storage import checkpoint, files, image_grid
 from mechdiff.sweeps.execution import forecast, rollout
+
+from . import _launch
 
 FROM = flags.DEFINE_string("from", None, "Folder of the foreign model.", required=True)
 TO = flags.DEFINE_string("to", None, "Folder in which the model is put, as model/.", required=True)
 SAMPLES = flags.DEFINE_integer("samples", 4, "Pictures drawn for its sample sheet; 0: none.", lower_bound=0)
 STEPS = flags.DEFINE_integer("steps", 50, "DDIM steps of each.", lower_bound=1)
 flags.DEFINE_string("weights", None, "Which of several: raw, ema, a variant such as fp16, or a file's name.")
-flags.DEFINE_enum("dialect", None, tuple(adm.DIALECTS), "Whose defaults absent ADM flags have.")
+flags.DEFINE_enum("dialect", None, tuple(adm_options.DIALECTS), "Whose defaults absent ADM flags have.")
 flags.DEFINE_enum(
     "noise_schedule", None, ("linear", "scaled_linear", "cosine"), "Noise levels, where no file says."
 )
@@ -39,6 +40,10 @@ flags.DEFINE_float("beta_end", None, "Variance added at the last of them.")
 flags.DEFINE_enum(
     "prediction", None, ("epsilon", "v_prediction", "sample"), "What the network outputs, where no file says."
 )
+flags.DEFINE_enum(
+    "condition", None, ("last", "first"), "Where condition channels lie: behind the noisy image, or before it."
+)
+flags.DEFINE_boolean("null_class", None, "Whether the last class stands for no class.")
 flags.DEFINE_boolean("rescale_timesteps", None, "Whether an ADM network is fed t * 1000 / noise steps.")
 
 

@@ -11,13 +11,14 @@ import dataclasses
 
 from absl import flags
 
-from experiments import _launch
 from mechdiff.circuits import redundancy
 from mechdiff.core.config import to_dict
 from mechdiff.interventions.components import select
 from mechdiff.models.unet import components
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
+
+from . import _launch
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")

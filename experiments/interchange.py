@@ -12,12 +12,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import _launch
 from mechdiff.core import keys
 from mechdiff.data.synthetic import FACTORS
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import load
 from mechdiff.sweeps import interchange
+
+from . import _launch
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 ONLY = flags.DEFINE_list("factors", list(FACTORS), "Which factors.")

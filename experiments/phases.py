@@ -12,7 +12,6 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from experiments import _launch
 from mechdiff.analysis import phases
 from mechdiff.core.config import to_dict
 from mechdiff.models import untrained
@@ -20,6 +19,8 @@ from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study.inputs import replacement_values
 from mechdiff.sweeps.ablation import ablation_sweep
+
+from . import _launch
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")

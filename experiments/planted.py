@@ -9,11 +9,12 @@ import time
 
 from absl import flags
 
-from experiments import _launch
 from mechdiff.core.config import to_dict
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.validation import planted
+
+from . import _launch
 
 INSTANCES = flags.DEFINE_integer("instances", 5, "Random instances of each plant and size.", lower_bound=1)
 ONLY = flags.DEFINE_list("plants", list(planted.FAMILIES), "Which plants.")

@@ -3,10 +3,11 @@
 Reads what `experiments.reproduce` saved there and computes nothing again; prints the path of the report.
 """
 
-from experiments import _launch
 from mechdiff import report
 from mechdiff.core.errors import ConfigError
 from mechdiff.storage import locks
+
+from . import _launch
 
 
 def main(config, workdir):

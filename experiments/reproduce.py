@@ -13,7 +13,6 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import _launch
 from mechdiff import report
 from mechdiff.core.config import to_dict
 from mechdiff.data import celeba
@@ -21,6 +20,8 @@ from mechdiff.storage import files, locks
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import controls, examine, inputs
 from mechdiff.training import loop
+
+from . import _launch
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 PROOFS = ("planted/planted.json", "calibration/calibration.json")

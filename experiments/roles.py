@@ -9,7 +9,6 @@ import dataclasses
 
 from absl import flags
 
-from experiments import _launch
 from mechdiff.analysis import roles
 from mechdiff.analysis.roles.image_features import image_feature_names
 from mechdiff.core.config import to_dict
@@ -18,6 +17,8 @@ from mechdiff.models.unet import components
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import controls
+
+from . import _launch
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")

@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from experiments import _launch
 from mechdiff.core import keys
 from mechdiff.core.errors import ConfigError
 from mechdiff.data import to_bytes
@@ -18,6 +17,8 @@ from mechdiff.interventions import build
 from mechdiff.models import load
 from mechdiff.storage import files, image_grid
 from mechdiff.sweeps.execution import rollout
+
+from . import _launch
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 COUNT = flags.DEFINE_integer("count", 64, "Pictures.", lower_bound=1)

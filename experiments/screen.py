@@ -12,7 +12,6 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from experiments import _launch
 from mechdiff.circuits import score_agreement, screening
 from mechdiff.core.config import ABLATIONS, to_dict
 from mechdiff.models import untrained
@@ -21,6 +20,8 @@ from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study.inputs import replacement_values
 from mechdiff.sweeps.execution import forecast
+
+from . import _launch
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")

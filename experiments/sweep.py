@@ -15,12 +15,13 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import _launch
 from mechdiff.core.config import to_dict
 from mechdiff.models.load import name_of
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import examine, inputs
+
+from . import _launch
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")

@@ -9,10 +9,11 @@ over pictures. Result: WORKDIR/patterns.zarr and .json.
 import numpy as np
 from absl import flags
 
-from experiments import _launch
 from mechdiff import stats
 from mechdiff.analysis import effects
 from mechdiff.sweeps import attention_patterns
+
+from . import _launch
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")

@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from experiments import _launch
 from mechdiff.core import keys
 from mechdiff.core.config import to_dict
 from mechdiff.diffusion.samplers import ddim_step, ddpm_step
@@ -21,6 +20,8 @@ from mechdiff.storage.manifest import run_manifest
 from mechdiff.sweeps.execution import forecast
 from mechdiff.sweeps.execution.rollout import even_windows, network_calls
 from mechdiff.sweeps.sampling import sampling_sweep
+
+from . import _launch
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 WINDOWS = flags.DEFINE_integer("windows", 5, "Parts that the visited levels are cut into.", lower_bound=1)

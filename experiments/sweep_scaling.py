@@ -7,11 +7,12 @@ Result: WORKDIR/doses.zarr and .json.
 
 from absl import flags
 
-from experiments import _launch
 from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.components import select
 from mechdiff.models.unet import components
 from mechdiff.sweeps import scaling
+
+from . import _launch
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")

@@ -10,13 +10,14 @@ import dataclasses
 
 from absl import flags
 
-from experiments import _launch
 from mechdiff.core.config import to_dict
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.sweeps.execution import forecast
 from mechdiff.sweeps.sequential import sequential_sweep
+
+from . import _launch
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")

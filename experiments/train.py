@@ -4,8 +4,9 @@ Start it again with the same flags to go on after an interruption. Real pictures
 `--set=data.name=celeba --set=data.path=PATH`. The trained model is left in WORKDIR/model.
 """
 
-from experiments import _launch
 from mechdiff.training.loop import train
+
+from . import _launch
 
 
 def main(config, workdir):

@@ -14,7 +14,7 @@ from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray
 
-Rows = Shaped[AnyArray, "rows *rest"]
+Rows = Shaped[AnyArray, "rows ..."]
 NAMES = ("label", "image")
 
 

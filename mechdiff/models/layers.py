@@ -135,9 +135,15 @@ class LabelTable(nn.Module):
 
     @nn.compact
     def __call__(self, label: Int[AnyArray, " batch"]) -> Float[Array, "batch width"]:
-        table = self.param("embedding", nn.initializers.normal(1.0), (self.count, self.width))
-        label = jnp.where(label < 0, self.count, label)  # negative indices would count from the end
-        return jnp.take(table.astype(self.dtype), label, axis=0, mode="fill", fill_value=jnp.nan)
+        embed = nn.Embed(
+            self.count,
+            self.width,
+            dtype=self.dtype,
+            embedding_init=nn.initializers.normal(1.0),
+            name="table",
+        )
+        outside = (label < 0) | (label >= self.count)  # a negative index would count from the end
+        return jnp.where(outside[:, None], jnp.nan, embed(jnp.where(outside, 0, label)))
 
 
 def resampled(x: Features, direction: int) -> Features:

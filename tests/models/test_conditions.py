@@ -25,13 +25,13 @@ def images(channels: int, seed: int = 0) -> np.ndarray:
 
 
 def with_table(params: dict, table: np.ndarray) -> dict:
-    return params | {"class": {"embedding": table}}
+    return params | {"class": {"table": {"embedding": table}}}
 
 
 def test_a_class_is_its_row_of_the_table():
     """Permuted rows under permuted labels change nothing; the other class changes the output."""
     params, identity = random_params(LABELED), identity_of(LABELED)
-    table = params["class"]["embedding"]
+    table = params["class"]["table"]["embedding"]
     run = lambda params, label: FORWARD(LABELED, params, identity, images(3), T, condition=np.array(label))
     order = np.array([2, 0, 3, 1])
     np.testing.assert_array_equal(run(params, [2, 3]), run(with_table(params, table[order]), [0, 2]))
@@ -44,7 +44,7 @@ def test_no_class_injected_anywhere_is_a_table_of_zeros():
     blocks = {part.site.rsplit(".", 1)[0] for part in components(LABELED) if part.component_type == "time"}
     assert {site.rsplit(".", 1)[0] for site in sites} == blocks
     without = FORWARD(LABELED, params, ablate(identity, sites), images(3), T, condition=np.array([0, 1]))
-    zeros = with_table(params, np.zeros_like(params["class"]["embedding"]))
+    zeros = with_table(params, np.zeros_like(params["class"]["table"]["embedding"]))
     np.testing.assert_allclose(
         without, FORWARD(LABELED, zeros, identity, images(3), T, condition=np.array([2, 3])), atol=1e-6
     )

@@ -76,6 +76,62 @@ NETWORKS = {  # name -> program, arguments of what makes the network, and what i
 }
 
 
+UNET2D = {"sample_size": SIDE, "block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4}
+UNET2D |= {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"]}
+UNET2D |= {"up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "attention_head_dim": 8}
+IMPROVED = {"in_channels": 3, "model_channels": 32, "out_channels": 6, "num_res_blocks": 1, "num_heads": 2}
+IMPROVED |= {"attention_resolutions": (2,), "channel_mult": (1, 1)}
+RESCALED = {
+    "image_size": SIDE,
+    "diffusion_steps": 4000,
+    "noise_schedule": "cosine",
+    "rescale_timesteps": True,
+}
+CONDITIONED = {  # as NETWORKS; told classes (`LABELS`) or an image (`condition`) too
+    "classes": (
+        "guided_class",
+        CLASS | {"channel_mult": (1, 1), "attention_resolutions": (2,)} | {"num_classes": 5},
+        {},
+    ),
+    "classes_rescaled": (
+        "improved_class",
+        IMPROVED | {"num_classes": 5, "use_scale_shift_norm": True},
+        RESCALED,
+    ),
+    "super_resolution": (
+        "guided_sr",
+        {"large_size": SIDE, "small_size": 2, "num_channels": 32, "num_res_blocks": 1, "learn_sigma": True}
+        | {"attention_resolutions": "4", "num_heads": 2, "channel_mult": "1,1", "resblock_updown": True},
+        {},
+    ),
+    "unet2d_table": ("diffusers", UNET2D | {"num_class_embeds": 5}, {}),
+    "unet2d_number": ("diffusers", UNET2D | {"class_embed_type": "timestep"}, {}),
+    "unet2d_vector": ("diffusers", UNET2D | {"class_embed_type": "identity"}, {}),
+    "unet2d_joined": ("diffusers", UNET2D | {"in_channels": 5, "num_class_embeds": 5}, {}),
+}
+LABELS = (1, 4, 4)  # one class, and the last, which is the null class where a network has one
+
+
+def condition(program: str, arguments: dict) -> dict[str, np.ndarray]:
+    """What a network is told beside the noisy image and t, by our names, images NCHW."""
+    rng, told = np.random.default_rng(2), {}
+    if arguments.get("class_embed_type") == "timestep":
+        told["label"] = np.array([0, 3, 250.5], np.float32)
+    elif arguments.get("class_embed_type") == "identity":
+        told["label"] = rng.standard_normal((len(T), 4 * arguments["block_out_channels"][0])).astype(
+            np.float32
+        )
+    elif arguments.get("num_classes") or arguments.get("num_class_embeds"):
+        told["label"] = np.array(LABELS)
+    side, joined = (
+        arguments.get("large_size", SIDE),
+        3 if program == "guided_sr" else arguments.get("in_channels", 3) - 3,
+    )
+    if joined:
+        told["image"] = rng.standard_normal((len(T), joined, side, side)).astype(np.float32)
+    return told
+
+
 SCRIPT32 = {  # of improved-diffusion's README, for CIFAR-10, but narrower; absent flags are the scripts' own
     "image_size": 32,
     "num_channels": 32,
@@ -90,10 +146,11 @@ SCRIPT32 = {  # of improved-diffusion's README, for CIFAR-10, but narrower; abse
 def main(guided: str, improved: str, ddim: str) -> None:
     sys.path[:0] = [guided, improved, ddim]
     arrays = {}
-    for name, (program, arguments, beside) in NETWORKS.items():
+    for name, (program, arguments, beside) in (NETWORKS | CONDITIONED).items():
         config = written(program, arguments, beside)
         model = make(program, arguments)
-        arrays |= {f"{name}/{key}": value for key, value in computed(model, arguments, beside).items()}
+        values = computed(model, program, arguments, beside)
+        arrays |= {f"{name}/{key}": value for key, value in values.items()}
         shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
         arrays |= {f"{name}/config": config, f"{name}/shapes": json.dumps(shapes)}
     arrays |= script32()
@@ -120,10 +177,30 @@ def make(program: str, arguments: dict):
             diffusion=space(num_diffusion_timesteps=1000),
         )
         return importlib.import_module("models.diffusion").Model(config).eval()
+    if program == "diffusers":
+        return importlib.import_module("diffusers").UNet2DModel(**arguments).eval()
+    if program == "guided_sr":
+        return super_resolution(arguments)
     if program == "guided":
         return importlib.import_module("guided_diffusion.script_util").create_model(**arguments).eval()
     package = {"guided_class": "guided_diffusion", "improved_class": "improved_diffusion"}[program]
     return importlib.import_module(f"{package}.unet").UNetModel(**arguments).eval()
+
+
+def super_resolution(flags: dict):
+    """As `sr_create_model` makes it, which knows larger images only."""
+    kind = importlib.import_module("guided_diffusion.unet").SuperResModel
+    return kind(
+        image_size=flags["large_size"],
+        in_channels=3,
+        model_channels=flags["num_channels"],
+        out_channels=6,
+        num_res_blocks=flags["num_res_blocks"],
+        attention_resolutions=(flags["large_size"] // int(flags["attention_resolutions"]),),
+        channel_mult=tuple(map(int, flags["channel_mult"].split(","))),
+        num_heads=flags["num_heads"],
+        resblock_updown=flags["resblock_updown"],
+    ).eval()
 
 
 def written(program: str, arguments: dict, beside: dict) -> str:
@@ -132,24 +209,40 @@ def written(program: str, arguments: dict, beside: dict) -> str:
         parts = {"model": arguments, "data": {"image_size": SIDE, "channels": 3, "rescaled": True}}
         return json.dumps(parts | {"diffusion": {"beta_schedule": "linear", "num_diffusion_timesteps": 1000}})
     flags = arguments | beside
+    if program == "diffusers":
+        return json.dumps({"_class_name": "UNet2DModel"} | flags)
     if program.endswith("_class"):
         return json.dumps(flags)
     return " ".join(f"--{name} {value}" for name, value in flags.items())
 
 
-def computed(model, arguments: dict, beside: dict) -> dict[str, np.ndarray]:
+def computed(model, program: str, arguments: dict, beside: dict) -> dict[str, np.ndarray]:
     """Input, timesteps, output and gradient."""
     import torch
 
     state = draw({name: tuple(value.shape) for name, value in model.state_dict().items()})
     model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
-    x = np.random.default_rng(1).standard_normal((len(T), 3, SIDE, SIDE)).astype(np.float32)
+    side = arguments.get("large_size", SIDE)
+    x = np.random.default_rng(1).standard_normal((len(T), 3, side, side)).astype(np.float32)
     given = torch.from_numpy(x).requires_grad_()
     scale = 1000 / beside["diffusion_steps"] if beside.get("rescale_timesteps") else 1
     fed = torch.tensor(T) * scale if scale != 1 else torch.tensor(T)
-    output = model(given, fed)[:, :3]
+    told = {name: torch.from_numpy(value) for name, value in condition(program, arguments).items()}
+    output = called(model, program, given, fed, told)[:, :3]
     (output**2).sum().div(2).backward()
     return {"output": output.detach().numpy(), "gradient": given.grad.numpy()}
+
+
+def called(model, program: str, x, t, told: dict):
+    """The network's output, however its program takes conditions."""
+    if program == "guided_sr":
+        return model(x, t, low_res=told["image"])
+    if program == "diffusers":
+        import torch
+
+        x = torch.cat([x, told["image"]], dim=1) if "image" in told else x
+        return model(x, t, class_labels=told.get("label")).sample
+    return model(x, t, *[told[name] for name in ("label",) if name in told])
 
 
 if __name__ == "__main__":

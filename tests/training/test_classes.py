@@ -41,7 +41,9 @@ def gradient_of_table(config, labels):
     images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
     update = jax.jit(functools.partial(step.train_step, config, ONE))
     after, _ = update(make_schedule(config.diffusion), identity, state, images, jnp.asarray(labels))
-    return np.abs(after.params["class"]["embedding"] - params["class"]["embedding"]).max(1) > 0
+    return (
+        np.abs(after.params["class"]["table"]["embedding"] - params["class"]["table"]["embedding"]).max(1) > 0
+    )
 
 
 @pytest.mark.parametrize(("share", "moved"), [(0.0, [True, False, False]), (0.5, [True, False, True]),
@@ -54,7 +56,7 @@ def test_only_the_rows_of_the_table_that_were_shown_move(labeled, share, moved):
 def test_a_labeled_model_is_trained_and_loaded(labeled, tmp_path):
     config = override(labeled, ["train.steps=2", "train.save_every=2", "train.eval_every=2"])
     _, params, _, record = load.load_trained(loop.train(config, tmp_path))
-    assert params["class"]["embedding"].shape[0] == 3 and np.isfinite(record["test_loss"])
+    assert params["class"]["table"]["embedding"].shape[0] == 3 and np.isfinite(record["test_loss"])
 
 
 BAD = [

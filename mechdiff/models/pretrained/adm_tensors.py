@@ -17,7 +17,7 @@ def shapes_say(state: State) -> dict[str, Any]:
     levels is said where it has no parameters and there is more than one level.
 
     Returns:
-      some of `num_channels`, `in_channels`, `learn_sigma`, `use_scale_shift_norm`, `resblock_updown`,
+      some of `num_channels`, `in_channels`, `out_channels`, `use_scale_shift_norm`, `resblock_updown`,
       `widths` and `blocks` (per level, from the top) and `attends` (whether a level has attention).
     """
     said: dict[str, Any] = {}
@@ -26,7 +26,7 @@ def shapes_say(state: State) -> dict[str, Any]:
     first, last = state.get("input_blocks.0.0.weight"), state.get("out.2.weight")
     if first is not None and last is not None and first.ndim == last.ndim == 4:
         said["in_channels"] = first.shape[1]
-        said["learn_sigma"] = last.shape[0] == 2 * first.shape[1]
+        said["out_channels"] = last.shape[0]
     inner, outer = (
         state.get("middle_block.0.emb_layers.1.bias"),
         state.get("middle_block.0.out_layers.3.bias"),

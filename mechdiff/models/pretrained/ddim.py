@@ -14,7 +14,7 @@ import numpy as np
 
 from mechdiff.core.config import DiffusionConfig, UNetConfig
 from mechdiff.core.errors import ConfigError, shorten
-from mechdiff.models.pretrained import states, tensors
+from mechdiff.models.pretrained import conditioning, states, tensors
 from mechdiff.models.pretrained.folders import Place
 from mechdiff.models.pretrained.imported import Imported, Stated
 from mechdiff.models.pretrained.options import (
@@ -88,7 +88,9 @@ def recognizes(config: Mapping[str, Any]) -> bool:
 def read(place: Place, stated: Stated) -> Imported:
     """The model at `place`; errors as `pretrained.read`."""
     model, data, diffusion, passed_over = _sections(place.config)
-    unet = unet_config(model, data)
+    split = conditioning.channels(WHAT, model["in_channels"], model["out_ch"], stated.condition)
+    told = {"in_channels": split.image, "out_channels": split.image, "condition_channels": split.condition}
+    unet = dataclasses.replace(unet_config(model, data), **told)
     levels, notes = _noise_levels(diffusion, stated)
     path, more = states.weight_file(place.home, "model", stated.weights)
     state, dtype = tensors.load(path)
@@ -97,7 +99,8 @@ def read(place: Place, stated: Stated) -> Imported:
     notes = [*place.notes, *more, *wrapping, *notes]
     if passed_over:
         notes.append(f"options without bearing here: {', '.join(map(str, passed_over))}")
-    if states.channels(WHAT, model["in_channels"], model["out_ch"]):
+    state = conditioning.condition_last(state, "conv_in.weight", split)
+    if split.variances:
         state, note = states.without_variances(state, ("conv_out.weight", "conv_out.bias"), unet.out_channels)
         notes.append(note)
     params = tensors.to_params(state, names(unet), unet, path)

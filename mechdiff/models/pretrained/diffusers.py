@@ -9,7 +9,7 @@ from safetensors.numpy import save
 from mechdiff.core.config import DiffusionConfig, UNetConfig
 from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.core.types import PyTree
-from mechdiff.models.pretrained import schedulers, states, tensors
+from mechdiff.models.pretrained import conditioning, schedulers, states, tensors
 from mechdiff.models.pretrained.folders import Place
 from mechdiff.models.pretrained.imported import Imported, Stated
 from mechdiff.models.pretrained.options import (
@@ -59,8 +59,8 @@ TABLE = {  # defaults of diffusers 0.42; they have not changed since 0.0.4
     "norm_eps": Option(1e-5, number(0.0)),
     "resnet_time_scale_shift": Option("default", anything(), ("default", "scale_shift")),
     "add_attention": Option(True, boolean()),
-    "class_embed_type": Option(None, anything(), (None,)),
-    "num_class_embeds": Option(None, anything(), (None,)),
+    "class_embed_type": Option(None, anything(), (None, "timestep", "identity")),
+    "num_class_embeds": Option(None, optional(integer())),
     "num_train_timesteps": Option(None, optional(integer())),
 }
 IGNORED = (  # what diffusers' EMAModel leaves in the config of the weights that it saves
@@ -78,27 +78,33 @@ MODULES = {  # ours -> theirs, inside a stage
 }
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before 0.13
 KINDS = {"block": "resnets", "attn": "attentions", "downsample": "downsamplers.0", "upsample": "upsamplers.0"}
-LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "embedding": "weight"}
+LABELS = ("class_embedding.weight", "class_embedding.linear_1.weight")
 LAST = ("conv_out.weight", "conv_out.bias")
 
 
 def read(place: Place, stated: Stated) -> Imported:
     """The model at `place`; errors as `pretrained.read`."""
     scheduler = schedulers.read(place.scheduler, stated)
-    unet = dataclasses.replace(unet_config(place.config, scheduler.prediction), sample_clip=scheduler.clip)
+    unet = unet_config(place.config, scheduler.prediction)
+    split = conditioning.channels(WHAT, unet.in_channels, unet.out_channels, stated.condition)
+    told = {"in_channels": split.image, "out_channels": split.image, "condition_channels": split.condition}
+    told |= conditioning.classes(unet.classes, stated.null_class, WHAT)
+    unet = dataclasses.replace(unet, sample_clip=scheduler.clip, **told)
     path, notes = states.weight_file(place.home, STEM, stated.weights)
     state, dtype = tensors.load(path)
     state, more = states.unwrapped(modern(state), "conv_in.weight", stated.weights, path)
-    states.check_no_classes(state, path)
+    if not unet.takes_labels:
+        conditioning.check_told(state, LABELS, path, "write num_class_embeds or class_embed_type")
+    state = conditioning.condition_last(state, "conv_in.weight", split)
     notes = [*place.notes, *notes, *more, *scheduler.notes]
-    if states.channels(WHAT, unet.in_channels, unet.out_channels):
-        unet = dataclasses.replace(unet, out_channels=unet.in_channels)
+    if split.variances:
         state, note = states.without_variances(state, LAST, unet.in_channels)
         notes.append(note)
     elif scheduler.learned_variances:
         raise ConfigError(
             f"scheduler option variance_type says that variances are learned, but {WHAT} has "
-            f"out_channels={unet.out_channels}, not {2 * unet.in_channels}"
+            f"out_channels={split.image}, not {2 * split.image}"
         )
     params = tensors.to_params(state, names(unet), unet, path)
     return Imported(unet, scheduler.diffusion, params, "diffusers", dtype, tuple(notes), scheduler.assumed)
@@ -140,6 +146,7 @@ def unet_config(given: Mapping, prediction: str = "epsilon") -> UNetConfig:
     if get["add_attention"] and groups != get["norm_num_groups"]:
         found = get["attn_norm_num_groups"]
         raise ConfigError(refusal(WHAT, "attn_norm_num_groups", found, (get["norm_num_groups"],)))
+    rows = 0 if get["class_embed_type"] else get["num_class_embeds"] or 0
     return UNetConfig(
         image_size=_side(get["sample_size"]),
         in_channels=get["in_channels"],
@@ -163,6 +170,8 @@ def unet_config(given: Mapping, prediction: str = "epsilon") -> UNetConfig:
         resample_blocks=resampled == {True},
         center_input=get["center_input_sample"],
         prediction=prediction,
+        class_embedding=get["class_embed_type"] or "table",
+        **conditioning.classes(rows, None, WHAT),
     )
 
 
@@ -192,7 +201,7 @@ def options(unet: UNetConfig) -> dict:
     return {
         "_class_name": WHAT,
         "sample_size": unet.image_size,
-        "in_channels": unet.in_channels,
+        "in_channels": unet.in_channels + unet.condition_channels,
         "out_channels": unet.out_channels,
         "center_input_sample": unet.center_input,
         "time_embedding_dim": unet.widths[0] * unet.time_width_factor,
@@ -212,6 +221,8 @@ def options(unet: UNetConfig) -> dict:
         "norm_eps": unet.norm_eps,
         "resnet_time_scale_shift": "scale_shift" if unet.time_scale_shift else "default",
         "add_attention": unet.mid_attention,
+        "class_embed_type": None if unet.class_embedding == "table" else unet.class_embedding,
+        "num_class_embeds": unet.classes + unet.null_class if unet.classes else None,
     }
 
 
@@ -222,6 +233,8 @@ def names(unet: UNetConfig) -> dict[str, str]:
         stage, module, leaf = ours.split("/")
         if stage == "time":
             place = f"time_embedding.linear_{module[-1]}"
+        elif stage == "class":
+            place = "class_embedding" + ("" if module == "table" else f".linear_{module[-1]}")
         elif stage in ("conv_in", "conv_out"):
             place = "conv_norm_out" if module == "norm" else stage
         else:

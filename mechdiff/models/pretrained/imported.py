@@ -20,6 +20,9 @@ class Stated:
       noise_schedule, noise_steps, beta_start, beta_end: the noise levels.
       prediction: what the network outputs.
       rescale_timesteps: whether an ADM network was fed t * 1000 / noise_steps.
+      condition: where the channels of a condition lie in the network's input: `last`, behind the noisy image,
+        or `first`.
+      null_class: whether the last class of a table stands for no class.
     """
 
     weights: str | None = None
@@ -30,6 +33,8 @@ class Stated:
     beta_end: float | None = None
     prediction: Prediction | None = None
     rescale_timesteps: bool | None = None
+    condition: Literal["last", "first"] | None = None
+    null_class: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)

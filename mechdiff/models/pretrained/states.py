@@ -11,7 +11,6 @@ COMPILED = "_orig_mod."  # of torch.compile, at any depth
 WRAPPERS = ("module", "model", "ema", "ema_model", "model_ema", "shadow", "online_model", "net", "network")
 WRAPPERS += ("unet", "denoise_fn", "diffusion_model", "state_dict", "params", "params_ema")
 AVERAGED = ("ema", "ema_model", "model_ema", "shadow", "params_ema")
-CLASSES = ("label_emb.weight", "class_embedding.weight", "class_embedding.linear_1.weight")
 
 
 def unwrapped(state: State, probe: str, weights: str | None, path: Path) -> tuple[dict, tuple[str, ...]]:
@@ -53,40 +52,6 @@ def _chosen(prefixes: list[str], weights: str | None, path: Path) -> str:
             f"{path} holds several networks, under {names}; say which: --weights=raw or --weights=ema"
         )
     return choices[0] if choices else prefixes[0]
-
-
-def check_no_classes(state: State, path: Path) -> None:
-    """Refuses by name a network that is conditioned on classes."""
-    for name in CLASSES:
-        if name in state:
-            raise CheckpointError(
-                f"{path} has {name}: a network conditioned on classes, which is not supported"
-            )
-
-
-def channels(what: str, inputs: int, outputs: int) -> bool:
-    """Whether half of the output channels are learned variances.
-
-    Raises:
-      ConfigError: channels that are not those of pictures, or outputs that are neither a picture nor one with
-        variances (more inputs than outputs: a condition is given by channels).
-    """
-    if inputs not in (1, 3) and outputs not in (inputs, 2 * inputs):
-        raise ConfigError(
-            f"{what} option in_channels={inputs} with out_channels={outputs}: a network conditioned by "
-            "channels is not supported; the input must be the noisy picture alone"
-        )
-    if inputs not in (1, 3):
-        raise ConfigError(
-            f"{what} option in_channels={inputs} is not supported; pictures have 1 or 3 channels (latents "
-            "are not pictures)"
-        )
-    if outputs not in (inputs, 2 * inputs):
-        raise ConfigError(
-            f"{what} option out_channels={outputs} is not supported; only {inputs}, or {2 * inputs} with "
-            f"learned variances, of in_channels={inputs}"
-        )
-    return outputs == 2 * inputs
 
 
 def without_variances(state: State, names: tuple[str, ...], outputs: int) -> tuple[dict, str]:

@@ -25,6 +25,7 @@ State = Mapping[str, np.ndarray]
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # widest first
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SHOWN = 6  # names in one error
+TABLES = "/embedding"  # how the names of parameters end that are tables, not matrices
 LONGEST = 80  # characters of a name in one error
 COUNTERS = ("decay", "initted", "num_updates", "num_batches_tracked", "optimization_step", "step", "steps")
 
@@ -151,9 +152,9 @@ def to_params(state: State, table: Mapping[str, str], config: UNetConfig, where:
     params: dict = {}
     wrong = []
     for ours, theirs in table.items():
-        value = inward(state[theirs], len(shapes[ours]))
+        value = inward(state[theirs], len(shapes[ours]), transpose=not ours.endswith(TABLES))
         if value.shape != shapes[ours]:
-            expected = outward(np.empty(shapes[ours], np.bool_)).shape
+            expected = outward(np.empty(shapes[ours], np.bool_), not ours.endswith(TABLES)).shape
             wrong.append(f"{theirs} {state[theirs].shape}, not {expected}")
         stage, module, leaf = ours.split("/")
         params.setdefault(stage, {}).setdefault(module, {})[leaf] = value
@@ -165,20 +166,26 @@ def to_params(state: State, table: Mapping[str, str], config: UNetConfig, where:
 def from_params(params: PyTree, table: Mapping[str, str]) -> dict[str, np.ndarray]:
     """The inverse of `to_params`; contiguous, in the type they have."""
     leaves = named_leaves(params)
-    return {theirs: outward(np.asarray(leaves[ours])) for ours, theirs in table.items()}
+    return {
+        theirs: outward(np.asarray(leaves[ours]), not ours.endswith(TABLES)) for ours, theirs in table.items()
+    }
 
 
-def inward(value: np.ndarray, rank: int) -> np.ndarray:
+def inward(value: np.ndarray, rank: int, transpose: bool = True) -> np.ndarray:
     """(out, in, height, width) -> (height, width, in, out), (out, in) -> (in, out), float32. Where we have a
-    matrix they may have a convolution of size 1."""
+    matrix they may have a convolution of size 1. Without `transpose`: a table of rows, as it is."""
+    if not transpose:
+        return np.ascontiguousarray(value, np.float32)
     if rank == 2 and value.ndim > 2 and value.shape[2:] == (1,) * (value.ndim - 2):
         value = value.reshape(value.shape[:2])
     axes = (2, 3, 1, 0) if value.ndim == 4 else None
     return np.ascontiguousarray(value.transpose(axes), np.float32)
 
 
-def outward(value: np.ndarray) -> np.ndarray:
+def outward(value: np.ndarray, transpose: bool = True) -> np.ndarray:
     """The inverse of `inward`."""
+    if not transpose:
+        return np.ascontiguousarray(value)
     return np.ascontiguousarray(value.transpose((3, 2, 0, 1) if value.ndim == 4 else None))
 
 

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
-from reference.make_pretrained_reference import NETWORKS, T, draw
+from reference.make_pretrained_reference import CONDITIONED, NETWORKS, T, condition, draw
 from reference.networks import identity_of
 from safetensors.numpy import save_file
 
 from mechdiff.core.errors import MechdiffError
 from mechdiff.models import pretrained
 from mechdiff.models import unet as unet_module
-from mechdiff.models.pretrained import Stated, adm, configs, ddim, tensors
+from mechdiff.models.pretrained import Stated, adm, adm_options, configs, ddim, diffusers, tensors
 from mechdiff.models.pretrained.adm_tensors import shapes_say
 from mechdiff.models.unet import apply_unet
 
@@ -39,14 +39,14 @@ def written(folder: Path, config: str, state: dict) -> Path:
     folder.mkdir(exist_ok=True)
     kind = "config.json" if config.startswith("{") else "flags.txt"
     (folder / kind).write_text(config)
-    save_file(state, folder / adm.WEIGHTS)
+    save_file(state, folder / (diffusers.WEIGHTS if "UNet2DModel" in config else adm_options.WEIGHTS))
     return folder
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def output_and_gradient(config, params, identity, x, t):
+def output_and_gradient(config, params, identity, x, t, told=None):
     def half_square(x):
-        output = apply_unet(config, params, identity, x, t)
+        output = apply_unet(config, params, identity, x, t, condition=told)
         return jnp.sum(output**2) / 2, output
 
     gradient, output = jax.grad(half_square, has_aux=True)(x)
@@ -67,6 +67,57 @@ def test_output_and_gradient_equal_those_of_torch(name, tmp_path):
     for value, key in zip(computed, ("output", "gradient"), strict=True):
         expected = np.moveaxis(arrays[key], 1, -1)
         assert np.abs(value - expected).max() < 1e-4 * expected.std(), key
+
+
+def told(name: str) -> dict:
+    """The condition of a network, images NHWC."""
+    program, arguments, _ = CONDITIONED[name]
+    found = condition(program, arguments)
+    return {key: np.moveaxis(a, 1, -1) if key == "image" else a for key, a in found.items()}
+
+
+def assert_equal_to_torch(model, told: dict, arrays: dict) -> None:
+    x = images(model.unet.image_size)
+    computed = output_and_gradient(model.unet, model.params, identity_of(model.unet), x, np.array(T), told)
+    for value, key in zip(computed, ("output", "gradient"), strict=True):
+        expected = np.moveaxis(arrays[key], 1, -1)
+        assert np.abs(value - expected).max() < 1e-4 * expected.std(), key
+
+
+@pytest.mark.parametrize("name", list(CONDITIONED))
+def test_a_conditioned_network_equals_that_of_torch(name, tmp_path):
+    """At two classes, of which one is the null class where there is a table."""
+    arrays = frozen(name)
+    stated = Stated(condition="last" if name == "unet2d_joined" else None)
+    stated = dataclasses.replace(stated, null_class="class_embed_type" not in arrays["config"] or None)
+    if name == "super_resolution":
+        stated = Stated()
+    model = pretrained.read(written(tmp_path, arrays["config"], arrays["state"]), stated)
+    if "table" in name or name.startswith("classes"):
+        assert (model.unet.classes, model.unet.null_label) == (4, 4)
+    assert_equal_to_torch(model, told(name), arrays)
+
+
+def test_a_condition_before_the_noisy_image_is_the_same_network(tmp_path):
+    """Its first convolution's channels in the other order, and said so."""
+    arrays, first = frozen("unet2d_joined"), "conv_in.weight"
+    state = arrays["state"] | {first: np.roll(arrays["state"][first], 2, axis=1)}
+    with pytest.raises(MechdiffError, match="where these 2 lie, so state it: --condition=last"):
+        pretrained.read(written(tmp_path, arrays["config"], state))
+    model = pretrained.read(tmp_path, Stated(condition="first", null_class=True))
+    assert_equal_to_torch(model, told("unet2d_joined"), arrays)
+
+
+def test_conditioned_networks_go_out_to_diffusers_and_come_back(tmp_path):
+    for name in ("unet2d_table", "unet2d_number", "unet2d_vector", "unet2d_joined"):
+        arrays = frozen(name)
+        stated = Stated(condition="last" if name == "unet2d_joined" else None)
+        first = pretrained.read(written(tmp_path / name, arrays["config"], arrays["state"]), stated)
+        folder = tmp_path / f"{name}-out"
+        pretrained.write_diffusers(folder, first.unet, first.diffusion, first.params)
+        second = pretrained.read(folder, stated)
+        assert second.unet == first.unet
+        jax.tree.map(np.testing.assert_array_equal, second.params, first.params)
 
 
 def test_what_the_networks_are():

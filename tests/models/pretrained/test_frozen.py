@@ -16,7 +16,7 @@ from mechdiff.diffusion.process import predict_x0, to_eps
 from mechdiff.diffusion.samplers import ddim_step, ddpm_step
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models import pretrained
-from mechdiff.models.pretrained import adm, schedulers, tensors
+from mechdiff.models.pretrained import adm, adm_options, schedulers, tensors
 from mechdiff.models.pretrained.imported import Stated
 from mechdiff.models.unet import apply_unet, count_parameters
 
@@ -40,7 +40,7 @@ def network():
 
 def written(folder, flags, state):
     (folder / "config.json").write_text(json.dumps(flags))
-    save_file(state, folder / adm.WEIGHTS)
+    save_file(state, folder / adm_options.WEIGHTS)
     return folder
 
 
@@ -93,11 +93,11 @@ def test_both_orders_of_queries_keys_and_values_are_read(network, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "gone", "expected"),
     [
-        ({"class_cond": True}, "", "guided-diffusion option class_cond=True is not supported"),
+        ({"class_cond": True}, "", "1 missing: label_emb.weight"),
         ({"class_cond": "maybe"}, "", "guided-diffusion option class_cond='maybe' is not true or false"),
         ({"num_chanels": 3}, "", "unknown option of guided-diffusion 'num_chanels'; closest: num_channels"),
         ({"num_heads_upsample": 0}, "", "num_heads_upsample=0 is not a whole number of at least 1 or -1"),
-        ({"large_size": 64}, "", "option large_size=64 is not supported; only None"),
+        ({"large_size": 64}, "", "options image_size=8 and large_size=64 differ"),
         ({"dropout": None}, "", "option dropout=None is not a number of at least 0"),
         ({"num_head_channels": None}, "", "num_head_channels=None is not a whole number of at least 1 or -1"),
         ({"num_head_channels": 5}, "", "options of heads (num_heads, num_heads_upsample, num_head_channels)"),
@@ -129,11 +129,21 @@ def test_a_bad_folder_is_one_line_that_names_what_is_wrong(network, tmp_path, fl
     assert expected in str(error.value).replace("2 wrong", "1 wrong") and "\n" not in str(error.value)
 
 
-def test_a_class_conditional_network_is_refused_even_if_its_flags_do_not_say_so(network, tmp_path):
+def test_classes_are_read_off_the_tensors_and_flags_that_deny_them_are_refused(network, tmp_path):
     flags, state, _ = network
-    labelled = state | {"label_emb.weight": np.zeros((10, 128), np.float32)}
-    with pytest.raises(MechdiffError, match=r"label_emb\.weight: a network conditioned on classes"):
-        pretrained.read(written(tmp_path, flags, labelled))
+    table = np.zeros((10, state["time_embed.0.weight"].shape[0]), np.float16)
+    labeled = state | {"label_emb.weight": table}
+    model = pretrained.read(written(tmp_path, flags, labeled))
+    assert (model.unet.classes, model.unet.null_label) == (10, None)
+    assert "num_classes=10" in "".join(model.notes)
+    told = pretrained.read(tmp_path, Stated(null_class=True))
+    assert (told.unet.classes, told.unet.null_label) == (9, 9)
+    for changed, expected in (
+        ({"class_cond": "False"}, "class_cond=False, but"),
+        ({"num_classes": 9}, "wrong shapes"),
+    ):
+        with pytest.raises(MechdiffError, match=expected):
+            pretrained.read(written(tmp_path, flags | changed, labeled))
 
 
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])

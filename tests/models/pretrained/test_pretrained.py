@@ -232,7 +232,12 @@ BAD = [
         "unknown option of UNet2DModel 'atention_head_dim'; closest: attention_head",
     ),
     (option(time_embedding_type="fourier"), "option time_embedding_type='fourier' is not supported"),
-    (option(num_class_embeds=10), "UNet2DModel option num_class_embeds=10 is not supported; only None"),
+    (option(num_class_embeds=10), "1 missing: class_embedding.weight"),
+    (
+        option(num_class_embeds="10"),
+        "option num_class_embeds='10' is not a whole number of at least 1 or null",
+    ),
+    (option(class_embed_type="projection"), "option class_embed_type='projection' is not supported"),
     (option(act_fn="mish"), "option act_fn='mish' is not supported; only 'silu' or 'swish'"),
     (
         option(down_block_types=["SkipDownBlock2D", "DownBlock2D"]),
@@ -244,7 +249,7 @@ BAD = [
     (option(attention_head_dim=5), "option attention_head_dim=5 does not divide 16 channels"),
     (option(sample_size=[8, 16]), "option sample_size=[8, 16] is not supported"),
     (option(in_channels=6), "in_channels=6 with out_channels=3: a network conditioned by channels"),
-    (option(in_channels=4, out_channels=4), "option in_channels=4 is not supported; pictures have 1 or 3"),
+    (option(in_channels=4, out_channels=4), "in_channels=4 with out_channels=4 is not supported; pictures"),
     (option(out_channels=4), "option out_channels=4 is not supported; only 3, or 6 with learned variances"),
     (option(flip_sin_to_cos="False"), "option flip_sin_to_cos='False' is not true or false"),
     (option(layers_per_block="2"), "option layers_per_block='2' is not a whole number of at least 1"),

@@ -15,7 +15,7 @@ from reference.networks import identity_of, random_params
 from mechdiff.core.config import DiffusionConfig
 from mechdiff.core.presets import preset
 from mechdiff.models import pretrained
-from mechdiff.models.pretrained import adm
+from mechdiff.models.pretrained import adm_options
 from mechdiff.models.unet import apply_unet
 
 torch = pytest.importorskip("torch", reason="needs the torch extra")
@@ -142,7 +142,8 @@ def test_the_network_of_p2_weighting_equals_that_of_torch(tmp_path):
     flags = json.loads((Path(__file__).parents[2] / "reference" / "adm_p2_shapes.json").read_text())["config"]
     model = randomized(script.create_model(**flags).eval())
     save_file(
-        {name: value.contiguous() for name, value in model.state_dict().items()}, tmp_path / adm.WEIGHTS
+        {name: value.contiguous() for name, value in model.state_dict().items()},
+        tmp_path / adm_options.WEIGHTS,
     )
     (tmp_path / "config.json").write_text(json.dumps(flags))
     found, rng = pretrained.read(tmp_path), np.random.default_rng(1)

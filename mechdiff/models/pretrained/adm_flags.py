@@ -1,0 +1,279 @@
+"""All flags of an ADM network, from what its users wrote, its tensors, and what is stated beside."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mechdiff.core.errors import ConfigError, shorten
+from mechdiff.models.pretrained import conditioning, states, tensors
+from mechdiff.models.pretrained.adm_options import (
+    ALIASES,
+    ASKED,
+    DECISIVE,
+    DIALECTS,
+    IGNORED,
+    LABELS,
+    MULTIPLIERS,
+    NUM_CLASSES,
+    SUPER_RESOLUTION,
+    TABLE,
+    WHAT,
+)
+from mechdiff.models.pretrained.adm_tensors import shapes_say
+from mechdiff.models.pretrained.imported import Stated
+from mechdiff.models.pretrained.options import Options, read_options
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Flags of an ADM network, complete.
+
+    Attributes:
+      values: of every flag of `TABLE`; `widths`, `blocks` and `attends` per level; `channels`
+        (`conditioning.Channels`) and `class_fields` of `UNetConfig`.
+      notes: what was read off the tensors, assumed, or passed over.
+      assumed: `flag=value` of what no file says.
+    """
+
+    values: dict[str, Any]
+    notes: tuple[str, ...]
+    assumed: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+
+def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without its sections (`model: ...`, `diffusion: ...`), whose options are flags all the same.
+
+    Raises:
+      ConfigError: an option that two sections set differently.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        section = value if isinstance(value, Mapping) and name not in TABLE else {name: value}
+        for inner, item in section.items():
+            if inner in flat and flat[inner] != item:
+                raise ConfigError(f"{WHAT} option {shorten(inner)} is set twice, differently")
+            flat[inner] = item
+    return flat
+
+
+def flags(config: Mapping[str, Any], state: tensors.State, stated: Stated) -> Flags:
+    """All flags of a network: as the config says, as the tensors tell, as is stated, or by default.
+
+    Raises:
+      ConfigError: unknown flags, values that are not supported, contradictions, or what is left open and
+        decides the network.
+    """
+    given, by_class = _spelled(flattened(config))
+    get = read_options(given, TABLE, what=WHAT, ignored=IGNORED)
+    get = _with_statements(get, stated)
+    said = shapes_say(state)
+    values = dict(get.values)
+    read_off = []
+    for name in ("num_channels", "use_scale_shift_norm", "resblock_updown"):
+        if values[name] is None and name in said:
+            values[name] = said[name]
+            read_off.append(f"{name}={said[name]}")
+    values["image_size"] = _side(get)
+    values["use_scale_shift_norm"] = bool(values["use_scale_shift_norm"])
+    values["resblock_updown"] = bool(values["resblock_updown"])
+    values["channels"] = _channels(get, said, stated, read_off)
+    rows = _classes(get, conditioning.table_rows(state, LABELS), read_off)
+    values["class_fields"] = conditioning.classes(rows, stated.null_class, WHAT)
+    if by_class and "num_heads" not in get.stated:
+        values["num_heads"] = 1  # default of the class, not of the scripts
+    values |= _levels(get, values, said, by_class, read_off)
+    if (values["predict_xstart"], values["model_mean_type"]) == (False, "start_x"):
+        values["predict_xstart"] = True
+    assumed = _assumed(get, values, stated)
+    values["rescale_timesteps"] = _rescaled(values, stated)
+    notes = []
+    if read_off:
+        notes.append(f"flags read off the tensors: {', '.join(read_off)}")
+    if assumed:
+        notes.append(
+            f"ASSUMED, as the scripts' defaults: {', '.join(assumed)}; write what is otherwise into the file"
+        )
+    if get.passed_over:
+        notes.append(f"options without bearing here: {', '.join(get.passed_over)}")
+    return Flags(values, tuple(notes), assumed)
+
+
+def _spelled(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The flags in the scripts' spelling, and whether they were the arguments of the network's class."""
+    by_class, flat = "model_channels" in config, {}
+    for name, value in config.items():
+        ours = ALIASES.get(name, name) if isinstance(name, str) else name
+        if ours in flat:
+            raise ConfigError(f"{WHAT} options {shorten(name)} and {shorten(ours)} are the same; write one")
+        flat[ours] = value
+    return flat, by_class
+
+
+def _with_statements(get: Options, stated: Stated) -> Options:
+    """What is stated beside the flags, where they don't say otherwise."""
+    values = dict(get.values)
+    told = {name: getattr(stated, ours) for name, ours in ASKED.items()}
+    told["predict_xstart"] = None if stated.prediction is None else stated.prediction == "sample"
+    told["rescale_timesteps"] = stated.rescale_timesteps
+    for name, value in told.items():
+        if value is None:
+            continue
+        if name in get.stated and values[name] != value:
+            raise ConfigError(
+                f"stated {name}={shorten(value)} contradicts {WHAT} option {name}={values[name]}"
+            )
+        values[name] = value
+    if stated.prediction == "v_prediction" or values["noise_schedule"] not in ("linear", "cosine"):
+        raise ConfigError(f"{WHAT} networks predict epsilon or sample on linear or cosine noise levels")
+    if stated.beta_start is not None or stated.beta_end is not None:
+        raise ConfigError(
+            f"{WHAT}'s betas follow from diffusion_steps; leave out --beta_start and --beta_end"
+        )
+    return dataclasses.replace(get, values=values)
+
+
+def _side(get: Options) -> int:
+    """The image's side: `large_size` of super-resolution, which has no `image_size`."""
+    large = get["large_size"]
+    if large is None:
+        if get["small_size"] is not None:
+            raise ConfigError(
+                f"{WHAT} option large_size is absent beside small_size={get['small_size']}; write it"
+            )
+        return get["image_size"]
+    if "image_size" in get.stated and get["image_size"] != large:
+        raise ConfigError(f"{WHAT} options image_size={get['image_size']} and large_size={large} differ")
+    return large
+
+
+def _channels(
+    get: Options, said: Mapping[str, Any], stated: Stated, read_off: list[str]
+) -> conditioning.Channels:
+    """By the flags, and by the tensors where flags are silent. Super-resolution joins the noisy image with
+    the smaller one, enlarged, behind it."""
+    inputs, outputs, learned = get["in_channels"], get["out_channels"], get["learn_sigma"]
+    doubled = get["large_size"] is not None
+    if doubled:
+        image = inputs or said.get("in_channels", 6) // 2
+        if outputs is None and learned is not None:
+            outputs = image * (1 + learned)
+        outputs = outputs or said.get("out_channels", image)
+        return conditioning.channels(WHAT, 2 * image, outputs, "last", image)
+    inputs = inputs or said.get("in_channels", 3)
+    if "in_channels" not in get.stated and inputs != 3:
+        read_off.append(f"in_channels={inputs}")
+    if outputs is None and learned is not None and inputs in conditioning.PICTURES:
+        outputs = inputs * (1 + learned)
+    if outputs is None:
+        outputs = said.get("out_channels", inputs)
+        read_off.append(f"out_channels={outputs}")
+    return conditioning.channels(WHAT, inputs, outputs, stated.condition)
+
+
+def _classes(get: Options, rows: int, read_off: list[str]) -> int:
+    """Rows of the table of classes; 0: the network has none.
+
+    Args:
+      rows: of the table in the file.
+    """
+    conditioned, count = get["class_cond"], get["num_classes"]
+    if conditioned is False and rows:
+        raise ConfigError(
+            f"{WHAT} option class_cond=False, but the file has {LABELS}, a table of {rows} classes; write "
+            "class_cond=true"
+        )
+    if conditioned is False:
+        return 0
+    if count is None and rows:
+        read_off.append(f"num_classes={rows}")
+    if count is None and conditioned and not rows:
+        return NUM_CLASSES  # then its table is reported as missing
+    return count or rows
+
+
+def _levels(
+    get: Options, values: Mapping[str, Any], said: Mapping[str, Any], by_class: bool, read_off: list[str]
+) -> dict[str, tuple]:
+    """Widths, blocks and attention per level."""
+    if values["num_channels"] is None:
+        raise ConfigError(f"{WHAT} option num_channels is absent, and the tensors don't tell")
+    factors = _multipliers(get, values, said, by_class, read_off)
+    blocks = values["num_res_blocks"]
+    if blocks is None:
+        blocks = said.get("blocks")
+        read_off.append(f"num_res_blocks={blocks if blocks is None else list(blocks)}")
+    if blocks is None or len(blocks) not in (1, len(factors)):
+        shown = "absent" if blocks is None else f"={list(blocks)}"
+        raise ConfigError(
+            f"{WHAT} option num_res_blocks {shown}: need one number, or one for each of {len(factors)} levels"
+        )
+    rates = _rates(get, values["image_size"], by_class)
+    if rates is None and len(said.get("attends", ())) == len(factors):
+        attends = said["attends"]
+        sides = [values["image_size"] // 2**level for level, here in enumerate(attends) if here]
+        read_off.append(f"attention at sides {sides}")
+    elif rates is None:
+        raise ConfigError(f"{WHAT} option attention_resolutions is absent, and the tensors don't tell")
+    else:
+        attends = tuple(2**level in rates for level in range(len(factors)))
+    return {
+        "widths": tuple(int(values["num_channels"] * factor) for factor in factors),
+        "blocks": tuple(blocks) * (len(factors) if len(blocks) == 1 else 1),
+        "attends": attends,
+    }
+
+
+def _multipliers(get, values, said, by_class: bool, read_off: list[str]) -> tuple[float, ...]:
+    if values["channel_mult"] != "":
+        return values["channel_mult"]
+    told = tuple(width / values["num_channels"] for width in said.get("widths", ()))
+    scripts = MULTIPLIERS | (SUPER_RESOLUTION if values["large_size"] else {})
+    usual = (1, 2, 4, 8) if by_class else scripts.get(values["image_size"])
+    if not {"image_size", "large_size"} & get.stated and told and told != usual:
+        shown = [float(factor) for factor in told]
+        raise ConfigError(
+            f"{WHAT} option image_size is absent, and the tensors' channel_mult={shown} is not that of "
+            f"{values['image_size']}, its default; state it"
+        )
+    if usual is not None:
+        return usual
+    if not told:
+        raise ConfigError(f"{WHAT} option channel_mult is needed with image_size={values['image_size']}")
+    read_off.append(f"channel_mult={[float(factor) for factor in told]}")
+    return told
+
+
+def _rates(get: Options, side: int, by_class: bool) -> tuple[int, ...] | None:
+    """Factors of downsampling at which there is attention; None: not said. Scripts take sides, the class
+    takes factors."""
+    asked = get["attention_resolutions"]
+    if asked is None or by_class:
+        return asked
+    return tuple(side // resolution for resolution in asked)
+
+
+def _rescaled(values: Mapping[str, Any], stated: Stated) -> bool:
+    """Whether the network is fed t * 1000 / T. Without bearing for 1000 steps; else it must be known."""
+    if values["diffusion_steps"] == 1000:
+        return False
+    if values["rescale_timesteps"] is not None:
+        return values["rescale_timesteps"]
+    if stated.dialect is not None:
+        return DIALECTS[stated.dialect]
+    raise ConfigError(
+        f"{WHAT} option rescale_timesteps is absent, and with diffusion_steps={values['diffusion_steps']} it "
+        "decides what the network is fed: write true (default of improved-diffusion) or false (of "
+        "guided-diffusion), or give --rescale_timesteps or --dialect"
+    )
+
+
+def _assumed(get: Options, values: Mapping[str, Any], stated: Stated) -> tuple[str, ...]:
+    """Flags that decide numbers, that nobody says and no tensor tells."""
+    told = {ours for ours in ASKED if getattr(stated, ASKED[ours]) is not None}
+    told |= {"predict_xstart"} if stated.prediction or "model_mean_type" in get.stated else set()
+    names = [*DECISIVE, *(["num_heads"] if values["num_head_channels"] == -1 else [])]
+    told |= {"image_size", "use_new_attention_order"} if values["large_size"] else set()  # no flags of theirs
+    return states.summary({name: values[name] for name in names if name not in get.stated | told})

@@ -1,0 +1,84 @@
+"""Names of an ADM network's tensors, and its attention's queries, keys and values taken apart."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mechdiff.core.config import UNetConfig
+from mechdiff.core.errors import CheckpointError
+from mechdiff.models.pretrained import tensors
+from mechdiff.models.unet import stages
+
+BLOCK = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_dense": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "shortcut": "skip_connection",
+}
+MODULES = {  # ours -> theirs, by the op of a stage
+    "block": BLOCK,
+    "attention": {"norm": "norm", "q": "q", "k": "k", "v": "v", "out": "proj_out"},
+    "downsample": {"conv": "op"},
+    "upsample": {"conv": "conv"},
+}
+ENDS = {
+    "conv_in/conv": "input_blocks.0.0",
+    "conv_out/norm": "out.0",
+    "conv_out/conv": "out.2",
+    "class/table": "label_emb",
+    "time/dense1": "time_embed.0",
+    "time/dense2": "time_embed.2",
+}
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "embedding": "weight"}
+
+
+def names(unet: UNetConfig) -> dict[str, str]:
+    """Our parameters, `stage/module/leaf`, and what guided-diffusion calls them."""
+    places, found = stage_places(unet), {}
+    ops = {stage.name: stage.op for stage in stages(unet)}
+    for ours in tensors.parameter_shapes(unet):
+        stage, module, leaf = ours.split("/")
+        end = ENDS.get(f"{stage}/{module}")
+        found[ours] = f"{end or f'{places[stage]}.{MODULES[ops[stage]][module]}'}.{LEAVES[leaf]}"
+    return found
+
+
+def stage_places(unet: UNetConfig) -> dict[str, str]:
+    """Our stages and the dotted paths of theirs. They number what goes on the skip stack, what takes from it,
+    and inside each the layers: attention follows its block, upsampling the last block of its level."""
+    found, number, layer, group = {}, 0, 0, "input_blocks"
+    for stage in stages(unet)[1:-1]:
+        if stage.name == "mid.block0":
+            group, number, layer = "middle_block", 0, -1
+        opens = stage.op in ("block", "downsample") and stage.name.startswith("down")
+        if stage.pop and group == "middle_block":
+            group, number, opens = "output_blocks", -1, True
+        if opens or stage.pop:
+            number, layer = number + 1, 0
+        else:
+            layer += 1
+        place = f"{layer}" if group == "middle_block" else f"{number}.{layer}"
+        found[stage.name] = f"{group}.{place}"
+    return found
+
+
+def split_attention(state: tensors.State, unet: UNetConfig, new_order: bool, path: Path) -> dict:
+    """`qkv` of every attention layer as q, k and v. Its rows are all queries, keys, values in the new order,
+    and queries, keys, values of one head after the other in the old."""
+    found, places = dict(state), stage_places(unet)
+    for stage in stages(unet):
+        for leaf in ("weight", "bias") if stage.op == "attention" else ():
+            name = f"{places[stage.name]}.qkv.{leaf}"
+            if name not in found:
+                continue  # reported with all that is missing
+            value = found.pop(name)
+            if value.ndim == 0 or len(value) != 3 * stage.width:
+                raise CheckpointError(f"{path}: {name} has shape {value.shape}, not {3 * stage.width} rows")
+            heads = 1 if new_order else stage.heads
+            rows = value.reshape(heads, 3, -1, *value.shape[1:])
+            for i, kind in enumerate("qkv"):
+                part = np.ascontiguousarray(rows[:, i]).reshape(stage.width, *value.shape[1:])
+                found[f"{places[stage.name]}.{kind}.{leaf}"] = part
+    return found

@@ -1,0 +1,72 @@
+"""Flags of ADM networks: their types, their defaults, and those without bearing here."""
+
+from mechdiff.models.pretrained.options import (
+    Option,
+    boolean,
+    choice,
+    integer,
+    listed,
+    number,
+    optional,
+)
+
+STEM = "model"
+WEIGHTS = f"{STEM}.safetensors"
+WHAT = "guided-diffusion"
+DIALECTS = {"guided-diffusion": False, "improved-diffusion": True}  # what rescale_timesteps is where absent
+WHOLE = integer(text=True)
+HEADS = integer(text=True, also=(-1,))
+BOOLEAN = boolean(text=True)
+TABLE = {  # defaults of both programs' script_util.py; None: read off the tensors
+    "image_size": Option(64, WHOLE),
+    "in_channels": Option(None, WHOLE),
+    "out_channels": Option(None, WHOLE),
+    "num_channels": Option(None, WHOLE),
+    "num_res_blocks": Option(None, listed(WHOLE, text=True)),
+    "num_heads": Option(4, HEADS),
+    "num_heads_upsample": Option(-1, HEADS),
+    "num_head_channels": Option(-1, HEADS),
+    "attention_resolutions": Option(None, listed(WHOLE, text=True, empty=True)),
+    "channel_mult": Option("", listed(number(1e-9, text=True), text=True, also=("",))),
+    "dropout": Option(0.0, number(0.0, text=True)),
+    "class_cond": Option(None, BOOLEAN),
+    "num_classes": Option(None, optional(WHOLE)),
+    "use_scale_shift_norm": Option(None, BOOLEAN),
+    "resblock_updown": Option(None, BOOLEAN),
+    "conv_resample": Option(True, BOOLEAN),
+    "dims": Option(2, WHOLE, (2,)),
+    "use_new_attention_order": Option(False, BOOLEAN),
+    "use_spatial_transformer": Option(False, BOOLEAN, (False,)),
+    "learn_sigma": Option(None, BOOLEAN),
+    "diffusion_steps": Option(1000, integer(2, text=True)),
+    "noise_schedule": Option("linear", choice("linear", "cosine"), ("linear", "cosine")),
+    "predict_xstart": Option(False, BOOLEAN),
+    "model_mean_type": Option("epsilon", choice("epsilon"), ("epsilon", "start_x")),
+    "rescale_timesteps": Option(None, BOOLEAN),
+    "large_size": Option(None, optional(WHOLE)),  # of super-resolution: conditioned on the smaller image
+    "small_size": Option(None, optional(WHOLE)),
+}
+ALIASES = {"model_channels": "num_channels", "steps": "diffusion_steps"}
+IGNORED = (  # of training, sampling, files and classifiers
+    *("use_checkpoint", "use_fp16", "use_kl", "rescale_learned_sigmas", "sigma_small", "model_var_type"),
+    *("p2_gamma", "p2_k", "timestep_respacing", "use_ddim", "clip_denoised", "dynamic_threshold", "sampler"),
+    *("lr", "lr_anneal_steps", "weight_decay", "batch_size", "microbatch", "ema_rate", "schedule_sampler"),
+    *("log_interval", "save_interval", "resume_checkpoint", "fp16_scale_growth", "iterations", "anneal_lr"),
+    *("num_samples", "num_workers", "eval_interval", "eta", "seed", "device", "gpu", "range_t", "n", "name"),
+    *("(.*_)?(path|dir|root|file|name)", "classifier_.*", "data.*", "log_.*", "save_.*", "sample_.*"),
+    *("eval_.*", "train_.*", "wandb.*"),
+)
+DECISIVE = ("diffusion_steps", "noise_schedule", "predict_xstart", "use_new_attention_order", "image_size")
+ASKED = {"noise_schedule": "noise_schedule", "diffusion_steps": "noise_steps"}
+MULTIPLIERS = {  # where channel_mult is empty; 32 is improved-diffusion's, 128 and 512 guided-diffusion's
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    128: (1, 1, 2, 3, 4),
+    64: (1, 2, 3, 4),
+    32: (1, 2, 2, 2),
+}
+SUPER_RESOLUTION = {512: (1, 1, 2, 2, 4, 4)}  # of its scripts, where they differ
+NUM_CLASSES = 1000  # of both programs, ImageNet's
+LABELS = "label_emb.weight"
+PROBE = "input_blocks.0.0.weight"
+LAST = ("out.2.weight", "out.2.bias")
