@@ -28,6 +28,7 @@ PROGRAM = """
 import json, os, signal, sys
 from pathlib import Path
 import jax
+import numpy as np
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_disable_most_optimizations", True)
 from mechdiff.core import processes
@@ -38,6 +39,8 @@ processes.join(processes.Membership(f"127.0.0.1:{port}", 2, process), 120)
 loop.SAMPLES = loop.SAMPLE_STEPS = 4
 original = loop.Trainer._finite
 for config, folder, killed_at in runs:
+    if Path(folder).name != "whole":  # compiling the sampler once is enough
+        loop.Trainer.samples = lambda self, ema, identity: np.zeros((4, 8, 8, 3), np.uint8)
     def finite(self, pending, done, saved, killed_at=killed_at):
         if done >= killed_at > 0:
             os.kill(os.getpid(), signal.SIGKILL)
