@@ -45,6 +45,8 @@ flags.DEFINE_float(
 )
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
+CELEBA_HELP = "CelebA in its official layout, held-out images are taken; several folders with commas."
+IMAGES_HELP = "A folder of images, or an .npy or .npz file, to examine on."
 LONGEST = 1500  # characters of an error's line
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
@@ -118,19 +120,26 @@ def _join() -> None:
 
 
 def opened(
-    config: ExperimentConfig, workdir: Path, model: str | Path, celeba: str | None, name: str = ""
+    config: ExperimentConfig,
+    workdir: Path,
+    model: str | Path,
+    celeba: str | None,
+    images: str | None = None,
+    name: str = "",
 ) -> Opened:
     """A trained model and what it is examined on, by the settings `sweeps` and `seed`.
 
     Args:
-      celeba: where real pictures lie; see `inputs.chooser`.
-      name: of the subject; its folder's if empty.
+      model: see `load.model_folder`.
+      celeba, images: where images lie; see `inputs.chooser`.
+      name: shown in results; the folder's if empty.
     """
-    denoiser, trained, _ = load.load_denoiser(Path(model), name)
-    given = inputs.chooser(config, celeba, workdir / "cache")(denoiser, trained)
-    levels = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
+    choose = inputs.chooser(config, celeba, workdir / "cache", images)
+    denoiser, trained, record = load.load_denoiser(model, name)
+    given = choose(denoiser, trained, record)
+    timesteps = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
     key = keys.stream(jax.random.key(config.seed), "scored noise")
-    return Opened(denoiser, trained, given, EvalSet(given.scored, levels, key))
+    return Opened(denoiser, trained, given, EvalSet(given.scored, timesteps, key))
 
 
 def save(workdir: Path, name: str, found: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:

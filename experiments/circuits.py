@@ -7,7 +7,6 @@ WORKDIR/circuits/NAME-KIND.json and .zarr, transfer-KIND.zarr; circuits that wer
 """
 
 import dataclasses
-from pathlib import Path
 
 import jax
 from absl import flags
@@ -15,6 +14,7 @@ from absl import flags
 from mechdiff import circuits
 from mechdiff.circuits import robustness, scorecards
 from mechdiff.core.config import to_dict
+from mechdiff.models import load
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import controls
@@ -22,7 +22,8 @@ from mechdiff.study import controls
 from . import _launch
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
-CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
+CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 TAU = flags.DEFINE_float("tau", 0.9, "Closeness to the whole network that a circuit must have.")
 EVERY = flags.DEFINE_bool("every_level", False, "Close at every noise level, not only on average over them.")
 RANKING = flags.DEFINE_enum("ranking", "exact", circuits.RANKINGS, "How components are ranked at first.")
@@ -34,10 +35,10 @@ def main(config, workdir):
     _launch.spread_over_cores()
     root, folder = jax.random.key(config.seed), files.ensure_writable(workdir / "circuits")
     found, held = {}, {}
-    if len({Path(model).name for model in MODEL.value}) < len(MODEL.value):
+    if len({load.name_of(model) for model in MODEL.value}) < len(MODEL.value):
         raise flags.Error("two models are called alike, and so would be their results; rename one's folder")
-    for model in map(Path, MODEL.value):
-        denoiser, _, given, _, _ = _launch.opened(config, workdir, model, CELEBA.value)
+    for model in MODEL.value:
+        denoiser, _, given, _, _ = _launch.opened(config, workdir, model, CELEBA.value, IMAGES.value)
         for ablation in config.sweep.ablations:
             halves = controls.circuit_evaluators(
                 denoiser, given, ablation, config.sweep, root, folder / "run"

@@ -24,7 +24,8 @@ from mechdiff.sweeps.ablation import ablation_sweep
 from . import _launch
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
-CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
+CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 MATCHED = flags.DEFINE_boolean("matched", True, "Hold the norm of a head's output.")
 
 
@@ -32,7 +33,7 @@ def main(config, workdir):
     _launch.spread_over_cores()
     found, inputs, only = {}, {}, dataclasses.replace(config.sweep, ablations=("zero",))
     for folder in MODEL.value:
-        denoiser, _, given, eval_set = _launch.opened(config, workdir, folder, CELEBA.value)
+        denoiser, _, given, eval_set = _launch.opened(config, workdir, folder, CELEBA.value, IMAGES.value)
         inputs[denoiser.name] = given.label
         image_feature_names(denoiser.unet.image_size, denoiser.unet.out_channels)  # may refuse
         heads = heads_over_many_keys(denoiser.unet)

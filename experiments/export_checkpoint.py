@@ -19,7 +19,7 @@ TO = flags.DEFINE_string("to", None, "Folder to write.", required=True)
 
 
 def main(config, workdir):
-    trained, params, _, _ = load_trained(Path(MODEL.value))
+    trained, params, _, _ = load_trained(MODEL.value)
     print(pretrained.write_diffusers(Path(TO.value), trained.unet, trained.diffusion, params))
 
 

@@ -21,7 +21,8 @@ from mechdiff.storage.manifest import run_manifest
 from . import _launch
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
-CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
+CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 COMPONENTS = flags.DEFINE_string("components", ".*", "Regular expression of their names.")
 TOP = flags.DEFINE_integer("top", 20, "Pairs of the largest scores that are run exactly.", lower_bound=1)
 AUDIT = flags.DEFINE_integer("audit", 20, "Other pairs that are run exactly, at random.", lower_bound=0)
@@ -31,7 +32,7 @@ NUMBERS = ("a", "b", "score", "estimate", "low", "high", "p", "single_a", "singl
 def main(config, workdir):
     _launch.spread_over_cores()
     files.ensure_writable(workdir)
-    denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
+    denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
     names = select(denoiser.identity, COMPONENTS.value)
     chosen = [one for one in components(denoiser.unet) if one.name in names]
     counts = {"top": TOP.value, "audit": AUDIT.value}

@@ -6,8 +6,6 @@ predictions that one component's activation brings along, with 95 % intervals ov
 Result: WORKDIR/interchange.zarr and .json.
 """
 
-from pathlib import Path
-
 import jax
 import numpy as np
 from absl import flags
@@ -28,7 +26,7 @@ TOP = flags.DEFINE_integer("top", 3, "Components shown for each factor.", lower_
 
 def main(config, workdir):
     _launch.spread_over_cores()
-    denoiser, trained, _ = load.load_denoiser(Path(MODEL.value))
+    denoiser, trained, _ = load.load_denoiser(MODEL.value)
     levels = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
     key = keys.stream(jax.random.key(config.seed), "interchange")
     asked = {"factors": ONLY.value, "pairs": PAIRS.value, "complexity": trained.data.complexity}

@@ -23,7 +23,8 @@ from mechdiff.sweeps.ablation import ablation_sweep
 from . import _launch
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
-CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
+CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 UNTRAINED = flags.DEFINE_boolean("untrained", False, "With every model also a fresh network of its config.")
 
 
@@ -32,7 +33,9 @@ def main(config, workdir):
     found, inputs = {}, {}
     for folder in map(Path, MODEL.value):
         name = "/".join(folder.parts[-2:])
-        denoiser, _, given, eval_set = _launch.opened(config, workdir, folder, CELEBA.value, name)
+        denoiser, _, given, eval_set = _launch.opened(
+            config, workdir, folder, CELEBA.value, IMAGES.value, name=name
+        )
         for each in [denoiser] + [untrained.untrained(denoiser, config.seed)] * UNTRAINED.value:
             inputs[each.name] = given.label
             replacements = replacement_values(

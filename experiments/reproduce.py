@@ -15,7 +15,7 @@ from absl import flags
 
 from mechdiff import report
 from mechdiff.core.config import to_dict
-from mechdiff.data import celeba
+from mechdiff.data import celeba, collection
 from mechdiff.storage import files, locks
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import controls, examine, inputs
@@ -25,7 +25,8 @@ from . import _launch
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 PROOFS = ("planted/planted.json", "calibration/calibration.json")
-CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
+CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 
 
 def main(config, workdir):
@@ -34,10 +35,12 @@ def main(config, workdir):
         _launch.spread_over_cores()
     with locks.lock(workdir):
         if CELEBA.value:
-            celeba.open_source(CELEBA.value)  # unfit pictures end the run now, not after the first model
+            celeba.open_source(CELEBA.value)  # unfit images end the run now, not after the first model
+        if IMAGES.value:
+            collection.open_collection(IMAGES.value)
         models = {name: CHECKPOINTS / name for name in config.study.models} or trained(config, workdir)
         manifest = run_manifest(to_dict(config), models=sorted(models))
-        choose = inputs.chooser(config, CELEBA.value, workdir / "cache")
+        choose = inputs.chooser(config, CELEBA.value, workdir / "cache", IMAGES.value)
         for name, folder in models.items():
             where = workdir / "subjects" / name
             examined = examine.examine(name, folder, choose, config.sweep, config.seed, where)

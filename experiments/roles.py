@@ -21,7 +21,8 @@ from mechdiff.study import controls
 from . import _launch
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
-CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
+CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 PART = flags.DEFINE_enum("part", "head", ("head", "res", "skip", "all"), "Components to examine.")
 SETS = flags.DEFINE_integer("sets", 600, "Random sets for each class: at least m / .05 of m.", lower_bound=20)
 FRESH = flags.DEFINE_integer("fresh", 3, "Untrained networks to compare with.", lower_bound=1)
@@ -31,12 +32,15 @@ def main(config, workdir):
     _launch.spread_over_cores()
     found, inputs = {}, {}
     for folder in MODEL.value:
-        denoiser, trained, given, eval_set = _launch.opened(config, workdir, folder, CELEBA.value)
+        denoiser, trained, given, eval_set = _launch.opened(
+            config, workdir, folder, CELEBA.value, IMAGES.value
+        )
         image_feature_names(denoiser.unet.image_size, denoiser.unet.out_channels)  # may refuse
         inputs[denoiser.name] = given.label
         fresh = [untrained.untrained(denoiser, config.seed + i) for i in range(FRESH.value)]
         chosen = [one for one in components(denoiser.unet) if PART.value in (one.component_type, "all")]
-        more = controls.face_targets(trained, len(given.scored)) if trained.data.name == "synthetic" else {}
+        synthetic = given.facts.get("name") == "synthetic"  # masks and factors are known of these
+        more = controls.face_targets(trained, len(given.scored)) if synthetic else {}
         one, effect = roles.examine(
             denoiser, eval_set, fresh, chosen, count=SETS.value, seed=config.seed, **more
         )

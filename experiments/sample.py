@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-from pathlib import Path
 
 import jax
 from absl import flags
@@ -30,7 +29,7 @@ WINDOW = flags.DEFINE_list("window", [], "Timesteps LOW,HIGH in which the ablati
 def main(config, workdir):
     _launch.spread_over_cores()
     files.ensure_writable(workdir)
-    denoiser = load.load_denoiser(Path(MODEL.value))[0]
+    denoiser = load.load_denoiser(MODEL.value)[0]
     identity = denoiser.identity
     if ABLATE.value:
         identity = build.ablate(identity, ABLATE.value)

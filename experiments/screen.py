@@ -24,7 +24,8 @@ from mechdiff.sweeps.execution import forecast
 from . import _launch
 
 MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
-CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
+CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 CHANNELS = flags.DEFINE_boolean("channels", False, "Every single channel as well.")
 KIND = flags.DEFINE_enum("ablation", "zero", ABLATIONS, "What a component is replaced by.")
 POINT = flags.DEFINE_enum("point", "identity", screening.EXPANSIONS, "What the ranking is by.")
@@ -38,7 +39,9 @@ def main(config, workdir):
     found, inputs = {"trained": {}, "untrained": {}}, {}
     for folder in map(Path, MODEL.value):
         name = "/".join(folder.parts[-2:])
-        denoiser, trained, given, eval_set = _launch.opened(config, workdir, folder, CELEBA.value, name)
+        denoiser, trained, given, eval_set = _launch.opened(
+            config, workdir, folder, CELEBA.value, IMAGES.value, name=name
+        )
         forecast.print_memory_forecast(denoiser, sweep)
         inputs[name] = given.label
         chosen = components(denoiser.unet, max(denoiser.unet.widths) * 2 if CHANNELS.value else 0)

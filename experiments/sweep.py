@@ -1,8 +1,10 @@
-"""Leaves out each component of a trained model in turn and measures the damage.
+"""Ablates each component of a trained model in turn and measures the relative loss increase.
 
 `python -m experiments.sweep --model=checkpoints/cpu32-synthetic-seed0 --set=sweep.images=64 --workdir=runs/s`
-`--celeba=PATH` gives real pictures to examine a CelebA model on; without it the model's own samples are
-used, and the result says so. Start it again to go on after an interruption. Results: WORKDIR/subjects/NAME.
+`--images=FOLDER` (or `.npy`, `.npz`) gives the images to examine it on, `--celeba=PATH` those of CelebA that
+were held out; without either, a model that was not trained on synthetic faces is examined on its own samples,
+and the result says so. `--model=RUN@STEP` is the model as it was after STEP steps (`train.keep`). Start it
+again to go on after an interruption. Results: WORKDIR/subjects/NAME.
 `--set=sweep.ablations=zero,mean,resample,noise,optimal` chooses what components are replaced with; see
 `mechdiff.replacements` and `mechdiff.optimal`. The last takes many times as long as the others.
 
@@ -10,8 +12,6 @@ Any number of processes, on one machine or on many that share WORKDIR, may run t
 sweep, and those that live finish it. They need not know of each other; if they do (--coordinator, or
 --distributed on SLURM and TPU pods), they begin evenly spread.
 """
-
-from pathlib import Path
 
 from absl import flags
 
@@ -24,18 +24,18 @@ from mechdiff.study import examine, inputs
 from . import _launch
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
-CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
+CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 
 
 def main(config, workdir):
     _launch.spread_over_cores()
-    folder = Path(MODEL.value)
     files.ensure_writable(workdir)
-    name = name_of(folder)
+    name = name_of(MODEL.value)
     files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[name]))
-    choose = inputs.chooser(config, CELEBA.value, workdir / "cache")
+    choose = inputs.chooser(config, CELEBA.value, workdir / "cache", IMAGES.value)
     target = workdir / "subjects" / name
-    examine.examine(name, folder, choose, config.sweep, config.seed, target)
+    examine.examine(name, MODEL.value, choose, config.sweep, config.seed, target)
     print(target)
 
 

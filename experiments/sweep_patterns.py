@@ -16,7 +16,8 @@ from mechdiff.sweeps import attention_patterns
 from . import _launch
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
-CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
+CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 KINDS = flags.DEFINE_list(
     "kinds", list(attention_patterns.PATTERN_SOURCES), "What takes the place of a pattern."
 )
@@ -24,7 +25,7 @@ KINDS = flags.DEFINE_list(
 
 def main(config, workdir):
     _launch.spread_over_cores()
-    denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
+    denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
     block = config.sweep.image_block
     found = attention_patterns.pattern_effects(denoiser, eval_set, kinds=KINDS.value, block=block)
     _launch.save(workdir, "patterns", found, config, models=[denoiser.name], inputs=given.label)

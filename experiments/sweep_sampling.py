@@ -5,8 +5,6 @@ The changed and the clean sample share all noise. Start it again, also beside it
 WORKDIR/trajectories/KEY.zarr, has the distance of every sample to its clean twin.
 """
 
-from pathlib import Path
-
 import jax
 from absl import flags
 
@@ -32,7 +30,7 @@ SAMPLER = flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm"], "How a step is 
 
 def main(config, workdir):
     _launch.spread_over_cores()
-    denoiser = load.load_denoiser(Path(MODEL.value))[0]
+    denoiser = load.load_denoiser(MODEL.value)[0]
     levels = ddim_timesteps(denoiser.schedule.steps, min(STEPS.value, denoiser.schedule.steps))
     windows = even_windows(levels, WINDOWS.value)
     forecast.print_memory_forecast(denoiser, config.sweep, ablations=("zero",), replacements=len(levels))

@@ -15,14 +15,15 @@ from mechdiff.sweeps import scaling
 from . import _launch
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
-CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
+CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 COMPONENTS = flags.DEFINE_string("components", ".*", "Regular expression of their names.")
 DOSES = flags.DEFINE_list("doses", [str(dose) for dose in scaling.GATE_VALUES], "Gates to try.")
 
 
 def main(config, workdir):
     _launch.spread_over_cores()
-    denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
+    denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
     names = select(denoiser.identity, COMPONENTS.value)
     chosen = [one for one in components(denoiser.unet) if one.name in names]
     try:

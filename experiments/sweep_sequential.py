@@ -20,14 +20,15 @@ from mechdiff.sweeps.sequential import sequential_sweep
 from . import _launch
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
-CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
+CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 WIDTH = flags.DEFINE_float("width", 2.0, "In percent of the clean loss; certain enough wherever it lies.")
 
 
 def main(config, workdir):
     _launch.spread_over_cores()
     files.ensure_writable(workdir)
-    denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value)
+    denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
     forecast.print_memory_forecast(denoiser, config.sweep, ablations=("zero",))
     found = sequential_sweep(
         denoiser,

@@ -1,13 +1,25 @@
 """Settings of the whole suite, and the one small trained model that many tests share."""
 
+import atexit
 import dataclasses
+import os
+import shutil
+import tempfile
+
+# Compiling is most of the suite's time. Set where the processes that tests start inherit it, before jax is
+# imported: no optimization, none of the slower kernel emitters, and one cache of compiled programs for all.
+if "MECHDIFF_TEST_PROGRAMS" not in os.environ:  # workers inherit their controller's
+    programs = tempfile.mkdtemp(prefix="mechdiff-programs-")
+    atexit.register(shutil.rmtree, programs, ignore_errors=True)
+    os.environ["MECHDIFF_TEST_PROGRAMS"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 2)  # before any device is used: data-parallel code runs for real
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the suite's time
 
 # Files that take longest, by their few but long tests: begun first, so that no worker is left alone with one.
 LONG = (
@@ -23,12 +35,6 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     place = {f"test_{name}": rank for rank, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compiled_programs(tmp_path_factory):
-    """One cache of compiled programs for the session: runs that are started again don't compile again."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
 
 
 @pytest.fixture(scope="session")

@@ -140,22 +140,63 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which pictures. `path` is where CelebA or a TFDS copy lies (several folders joined by a comma)."""
+class Preprocessing:
+    """How an image file becomes an image of the network's size; part of a model, and applied to all that it
+    is examined on. The size is `unet.image_size`; images are never enlarged."""
 
-    name: Literal["synthetic", "celeba", "tfds", "unknown"] = "synthetic"  # unknown: of an imported model
+    crop: str = "center"  # the largest centered square; center-N; ddim; none; squash: see `images.cropped`
+    filter: Literal["bicubic", "bilinear", "box", "hamming", "lanczos", "nearest"] = "bicubic"  # of Pillow
+    channels: Literal["rgb", "gray"] = "rgb"
+    background: Literal["", "black", "white"] = ""  # under transparent pixels; empty: they are refused
+
+    def __post_init__(self):
+        side = self.crop.removeprefix("center-")
+        if self.crop not in CROPS and (side == self.crop or not side.isdecimal() or int(side) < 1):
+            raise ConfigError(unknown("data.preprocessing.crop", self.crop, [*CROPS, "center-140"]))
+
+    @property
+    def channel_count(self) -> int:
+        """Of an image that it makes."""
+        return 3 if self.channels == "rgb" else 1
+
+    @property
+    def description(self) -> str:
+        """For a reader, such as `'center crop, bicubic, RGB'`."""
+        crop = {"none": "no crop", "squash": "squashed to a square"}.get(self.crop, f"{self.crop} crop")
+        on = f", transparent pixels over {self.background}" if self.background else ""
+        return f"{crop}, {self.filter}, {'RGB' if self.channels == 'rgb' else 'gray'}{on}"
+
+
+CROPS = ("center", "ddim", "none", "squash")  # and center-N
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and what is done to them.
+
+    `path`: where CelebA, a TFDS copy or image files lie (several folders joined by a comma); of `folder` a
+    folder, `.npy` or `.npz`.
+    """
+
+    name: Literal["synthetic", "celeba", "tfds", "folder", "unknown"] = "synthetic"  # unknown: imported model
     path: str = ""
-    cache: str = ""  # where decoded pictures are kept; empty: beside the run
+    cache: str = ""  # where decoded images are kept; empty: beside the run
     complexity: int = 4  # synthetic: rung of the complexity ladder, 0..4
-    n_train: int = 16384  # synthetic: pictures rendered; else an upper limit (0: all)
+    n_train: int = 16384  # synthetic: images rendered; else an upper limit (0: all)
     n_test: int = 2048
-    flip: bool = True  # mirror training pictures at random
+    flip: bool = True  # mirror training images at random
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)  # not of synthetic images
+    split: Literal["auto", "digest", "folders"] = "auto"  # folder: see `data.folder`
+    split_seed: int = 0  # folder: which images are held out by their digest
+    held_out: float = 0.2  # folder: share held out, half for validation and half for testing
     classes: str = ""  # labels that make an image's class, with commas: an attribute, a factor, `folder`
 
     def __post_init__(self):
         _within("data.complexity", self.complexity, 0, 4)
         _at_least("data.n_train", self.n_train, 0)
         _at_least("data.n_test", self.n_test, 0)
+        _at_least("data.split_seed", self.split_seed, 0)
+        _within("data.held_out", self.held_out, 0.001, 0.999)
         if self.name == "synthetic":
             _at_least("data.n_train", self.n_train, 1)
             _at_least("data.n_test", self.n_test, 1)

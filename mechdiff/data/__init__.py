@@ -1,4 +1,4 @@
-"""Pictures: procedural faces, CelebA, or a prepared TensorFlow Datasets copy of it, behind one record."""
+"""Images: procedural faces, CelebA (also as a TensorFlow Datasets copy), or any folder; behind one record."""
 
 import ast
 import sys
@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mechdiff.core.config import DataConfig
+from mechdiff.core.config import DataConfig, Preprocessing
 from mechdiff.core.errors import ConfigError, unknown
-from mechdiff.data import celeba, tfds
+from mechdiff.data import celeba, folder, tfds
 from mechdiff.data.cache import SPLITS, load_split, stored
 from mechdiff.data.classes import class_labels, factor_labels
 from mechdiff.data.dataset import Dataset, batch_at, batch_indices, fingerprint, to_bytes, to_float
@@ -24,8 +24,16 @@ READERS = (
     "cache",
     "classes",
     "dataset",
-)  # modules here that the synthetic pictures don't depend on
-RENDER_BLOCK = 1024  # synthetic pictures rendered between two writes
+    "arrays",
+    "folder",
+    "images",
+)  # modules here that the synthetic images don't depend on
+READERS_OF = {
+    "celeba": lambda config: celeba.open_source(config.path),
+    "tfds": lambda config: tfds.open_source(config.path),
+    "folder": folder.open_source,
+}
+RENDER_BLOCK = 1024  # synthetic images rendered between two writes
 
 
 def load(
@@ -35,26 +43,31 @@ def load(
     seed: int,
     cache_dir: str | Path | None,
 ) -> Dataset:
-    """One split ("train", "validation", "test") as `size` x `size` RGB bytes.
+    """One split ("train", "validation", "test") as `size` x `size` bytes, by `config.preprocessing`.
 
     `config.n_train` (train) and `config.n_test` (validation and test) say how many: exactly so for synthetic
-    pictures, at most so for the others (0: all). `seed` decides the synthetic pictures and nothing else. What
+    images, at most so for the others (0: all). `seed` decides the synthetic images and nothing else. What
     was decoded or rendered is kept in `config.cache`, else in `cache_dir`; with neither it stays in memory.
 
     Raises:
-      DataError: pictures absent, truncated or foreign, an empty split, a cache that can't be written.
+      DataError: images absent, truncated or foreign, an empty split, a cache that can't be written.
       ConfigError: an unknown split, or a kind of data that can't be loaded.
     """
     if split not in SPLITS:
         raise ConfigError(unknown("split", split, SPLITS))
-    folder = Path(config.cache or cache_dir) if config.cache or cache_dir else None
+    cache = Path(config.cache or cache_dir) if config.cache or cache_dir else None
     count = config.n_train if split == "train" else config.n_test
     if config.name == "synthetic":
-        return _synthetic(config, size, split, seed, count, folder)
-    sources = {"celeba": celeba.open_source, "tfds": tfds.open_source}
-    if config.name not in sources:
-        raise ConfigError(unknown("data.name to load pictures of:", config.name, ["synthetic", *sources]))
-    return load_split(sources[config.name](config.path), size=size, split=split, limit=count, folder=folder)
+        return _synthetic(config, size, split, seed, count, cache)
+    if config.name not in READERS_OF:
+        raise ConfigError(unknown("data.name to load images of:", config.name, ["synthetic", *READERS_OF]))
+    source = READERS_OF[config.name](config)
+    if split == "train":
+        for note in source.about.get("notes", ()):
+            print(f"{source.where}: {note}", file=sys.stderr)
+    return load_split(
+        source, size=size, split=split, limit=count, folder=cache, preprocessing=config.preprocessing
+    )
 
 
 def _synthetic(
@@ -62,13 +75,18 @@ def _synthetic(
 ) -> Dataset:
     from mechdiff.data import synthetic  # imports JAX's numpy; readers of real pictures do without
 
+    if config.preprocessing != Preprocessing():
+        raise ConfigError(
+            f"data.preprocessing ({config.preprocessing.description}) has no bearing on data.name=synthetic, "
+            "which is drawn at its size; set data.name too, or leave it out"
+        )
     complexity, start, room = config.complexity, OFFSETS[split], OFFSETS["validation"]
     if not 1 <= count <= room:
         field = "data.n_train" if split == "train" else "data.n_test"
-        raise ConfigError(f"{field}={count} synthetic pictures for {split!r}; a split holds 1 to {room}")
+        raise ConfigError(f"{field}={count} synthetic images for {split!r}; a split holds 1 to {room}")
 
     def blocks():
-        with tqdm(total=count, desc=f"rendering {split}", unit=" pictures", disable=None) as bar:
+        with tqdm(total=count, desc=f"rendering {split}", unit=" images", disable=None) as bar:
             for done in range(0, count, RENDER_BLOCK):
                 step = min(RENDER_BLOCK, count - done)
                 yield synthetic.render_bytes(seed, start + done, step, size, complexity)
@@ -88,7 +106,7 @@ def _synthetic(
 
 @lru_cache
 def _generator_hash() -> str:
-    """The generator's code, comments and layout aside: pictures of an older one are rendered again."""
+    """The generator's code, comments and layout aside: images of an older one are rendered again."""
     modules = [module for name, module in sorted(sys.modules.items()) if _generates(name)]
     return fingerprint([ast.dump(ast.parse(Path(module.__file__).read_text("utf-8"))) for module in modules])
 

@@ -1,4 +1,4 @@
-"""Encoded pictures to a memory-mapped uint8 array, decoded once.
+"""Encoded images to a memory-mapped uint8 array, decoded once.
 
 A cache is two files in one folder, `NAME-HASH.npy` and `NAME-HASH.json`; the hash covers the source, the
 size, the crop and the filter, so changing any of them makes another cache. Both are written aside and then
@@ -8,7 +8,6 @@ same bytes.
 
 import errno
 import hashlib
-import io
 import json
 import os
 import time
@@ -22,35 +21,37 @@ from pathlib import Path
 import numpy as np
 import PIL
 from jaxtyping import Int, Shaped, UInt8
-from PIL import Image
 from tqdm import tqdm
 
+from mechdiff.core.config import Preprocessing
 from mechdiff.core.errors import DataError
 from mechdiff.data.dataset import Dataset, fingerprint
+from mechdiff.data.images import DEFAULT, Encoded, thumbnail
 
 SPLITS = ("train", "validation", "test")  # CelebA's codes 0, 1, 2
-CROP = "centered square of the shorter side"
-FILTER = "Pillow bicubic, antialiased"
+CENTER = "centered square of the shorter side"  # what caches call this crop
 FORMAT = 1  # raise it when the same key must give other bytes
-BLOCK = 1024  # pictures decoded between two writes
+BLOCK = 1024  # images decoded between two writes
 STALE_SECONDS = 3600  # a partial file that nobody has written to for so long belongs to a killed run
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Source:
-    """Encoded pictures of all splits, not yet decoded.
+    """Encoded images of all splits, not yet decoded.
 
     Attributes:
       name: short, for file names and messages.
       where: what to call it in an error (usually its path).
       content: sha256 of what decides the pixels.
       stamp: what else tells an old copy from a new one (modification times) but isn't content.
-      ids: one name a picture.
+      ids: one name an image.
       splits: 0 train, 1 validation, 2 test.
-      labels: attributes, one value a picture; or a function of the cache folder, where costly to read.
-      read: index -> the encoded file; raises DataError. Called from several threads.
+      labels: attributes, one value an image; or a function of the cache folder, where costly to read.
+      read: index -> the encoded file, or pixels; raises DataError. Called from several threads.
       about: JSON-ready facts for the cache's metadata.
-      people: number of the person on each picture, -1 where it is unknown; None: nobody is known.
+      people: number of the person on each image, -1 where it is unknown; None: nobody is known.
+      order: rows in the order in which a split is read; None: a fixed shuffle.
+      digests: sha256 of each image's file, where they were read to draw the split.
     """
 
     name: str
@@ -60,33 +61,43 @@ class Source:
     ids: Shaped[np.ndarray, " count"]
     splits: Int[np.ndarray, " count"]
     labels: dict[str, np.ndarray] | Callable[[Path | None], dict[str, np.ndarray]]
-    read: Callable[[int], bytes]
+    read: Callable[[int], Encoded]
     about: dict = field(default_factory=dict)
     people: Int[np.ndarray, " count"] | None = None
+    order: Int[np.ndarray, " count"] | None = None
+    digests: Shaped[np.ndarray, " count"] | None = None
 
 
-def load_split(source: Source, *, size: int, split: str, limit: int, folder: Path | None) -> Dataset:
-    """One split of `source` as `size` x `size` pictures, decoding all splits on the first call.
+def load_split(
+    source: Source,
+    *,
+    size: int,
+    split: str,
+    limit: int,
+    folder: Path | None,
+    preprocessing: Preprocessing = DEFAULT,
+) -> Dataset:
+    """One split of `source` as `size` x `size` images, decoding all splits on the first call.
 
-    Within a split the order is a fixed shuffle of the source's, so the first `limit` pictures (0: all) are a
-    fair sample of it. `folder` None decodes into memory and keeps nothing.
+    Within a split the order is a fixed shuffle of the source's (or the source's own), so the first `limit`
+    images (0: all) are a fair sample of it. `folder` None decodes into memory and keeps nothing.
 
     Raises:
-      DataError: no pictures in the split, one that can't be decoded, a folder that can't be written.
+      DataError: no images in the split, one that can't be decoded, a folder that can't be written.
     """
     code = SPLITS.index(split)
     counts = np.bincount(source.splits, minlength=len(SPLITS))
     if not counts[code]:
         have = ", ".join(f"{name} {count}" for name, count in zip(SPLITS, counts))
         raise DataError(
-            f"no pictures in the {split!r} split of {source.where} ({have}); join a folder that has some: "
+            f"no images in the {split!r} split of {source.where} ({have}); join a folder that has some: "
             "data.path=FOLDER,OTHER"
         )
-    images = _decoded(source, size, folder)
+    images = _decoded(source, size, preprocessing, folder)
     start, count = int(counts[:code].sum()), int(min(counts[code], limit or counts[code]))
-    rows = _order(source.splits)[start : start + count]
+    rows = _order(source)[start : start + count]
     labels = source.labels(folder) if callable(source.labels) else source.labels
-    content = _key(source, size) | {"stamp": "", "split": split, "count": count}
+    content = _key(source, size, preprocessing) | {"stamp": "", "split": split, "count": count}
     return Dataset(
         name=source.name,
         images=images[start : start + count],
@@ -94,29 +105,8 @@ def load_split(source: Source, *, size: int, split: str, limit: int, folder: Pat
         labels={name: values[rows] for name, values in labels.items()},
         ids=source.ids[rows],
         people=None if source.people is None else source.people[rows],
+        digests=None if source.digests is None else source.digests[rows],
     )
-
-
-def thumbnail(encoded: bytes, size: int, name: str) -> UInt8[np.ndarray, "size size 3"]:
-    """Decode, crop the centered square, resize with antialiasing; never enlarges.
-
-    CelebA's 178x218 gives the usual 178x178 crop; its half-size copies (89x109) give the same framing.
-    """
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            picture = image.convert("RGB")
-    except Exception as error:  # Pillow has no one class for damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"picture {name} can't be decoded ({reason}); fetch the pictures again") from error
-    side = min(picture.size)
-    if side < size:
-        raise DataError(
-            f"picture {name} is {picture.width}x{picture.height}, too small for {size}x{size}; "
-            f"use unet.image_size of at most {side}, or leave its folder out of data.path"
-        )
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    square = picture.crop((left, top, left + side, top + side))
-    return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def stored(
@@ -137,58 +127,67 @@ def stored(
     if folder is None:
         return np.concatenate(list(blocks()))
     path = Path(folder) / f"{name}-{fingerprint(key)[:16]}.npy"
-    found = _open(path, key, shape)
-    if found is None:
+    array = _open(path, key, shape)
+    if array is None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _remove_stale(path)
             _write(path, {"key": key, "shape": list(shape)} | (about or {}), shape, blocks())
         except OSError as error:
             raise DataError(_why_not_written(path, shape, error)) from error
-        found = _open(path, key, shape)
-    if found is None:
+        array = _open(path, key, shape)
+    if array is None:
         raise DataError(f"cache {path} can't be read back; set data.cache to another folder")
-    return found
+    return array
 
 
-def _decoded(source: Source, size: int, folder: Path | None) -> UInt8[np.ndarray, "count size size 3"]:
-    """All pictures, split after split."""
-    order = _order(source.splits)
+def _decoded(
+    source: Source, size: int, preprocessing: Preprocessing, folder: Path | None
+) -> UInt8[np.ndarray, "count size size channels"]:
+    """All images, split after split."""
+    order = _order(source)
+
+    def decode(index: int) -> np.ndarray:
+        return thumbnail(source.read(index), size, str(source.ids[index]), preprocessing)
 
     def blocks() -> Iterator[np.ndarray]:
-        def one(index: int) -> np.ndarray:
-            return thumbnail(source.read(index), size, str(source.ids[index]))
-
         title = f"decoding {source.name} to {size}x{size}"
-        bar = tqdm(total=len(order), desc=title, unit=" pictures", disable=None)  # None: only on a terminal
+        bar = tqdm(total=len(order), desc=title, unit=" images", disable=None)  # None: only on a terminal
         # Threads, not processes: Pillow drops the lock while it works, and JAX does not like to be forked.
         with bar, ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
             for start in range(0, len(order), BLOCK):
-                block = np.stack(list(pool.map(one, order[start : start + BLOCK].tolist())))
+                block = np.stack(list(pool.map(decode, order[start : start + BLOCK].tolist())))
                 bar.update(len(block))
                 yield block
 
     counts = np.bincount(source.splits, minlength=len(SPLITS)).tolist()
     about = {"source": source.about, "pictures": dict(zip(SPLITS, counts)), "pillow": PIL.__version__}
-    shape = (len(order), size, size, 3)
-    return stored(folder, f"{source.name}-{size}", _key(source, size), shape, blocks, about)
+    shape = (len(order), size, size, preprocessing.channel_count)
+    key = _key(source, size, preprocessing)
+    return stored(folder, f"{source.name}-{size}", key, shape, blocks, about)
 
 
-def _key(source: Source, size: int) -> dict:
+def _key(source: Source, size: int, preprocessing: Preprocessing) -> dict:
+    """What decides the bytes. Settings that came later count only where they are not at their defaults, so
+    that caches and digests of the first edition stay valid."""
+    crop = CENTER if preprocessing.crop == "center" else preprocessing.crop
+    later = {name: getattr(preprocessing, name) for name in ("channels", "background")}
     return {
         "source": source.content,
         "stamp": source.stamp,
         "size": size,
-        "crop": CROP,
-        "filter": FILTER,
+        "crop": crop,
+        "filter": f"Pillow {preprocessing.filter}, antialiased",
         "format": FORMAT,
-    }
+    } | {name: value for name, value in later.items() if value != getattr(DEFAULT, name)}
 
 
-def _order(splits: Int[np.ndarray, " count"]) -> Int[np.ndarray, " count"]:
-    """Rows split after split, shuffled (always alike) within each."""
-    shuffled = np.random.default_rng(0).permutation(len(splits))
-    return shuffled[np.argsort(splits[shuffled], kind="stable")]
+def _order(source: Source) -> Int[np.ndarray, " count"]:
+    """Rows split after split, shuffled (always alike) within each, unless the source has an order."""
+    rows = source.order
+    if rows is None:
+        rows = np.random.default_rng(0).permutation(len(source.splits))
+    return rows[np.argsort(source.splits[rows], kind="stable")]
 
 
 def _open(path: Path, key: dict, shape: tuple[int, ...]) -> np.ndarray | None:

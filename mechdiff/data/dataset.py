@@ -1,6 +1,6 @@
 """The one record every data source yields, and batches as a pure function of the step.
 
-Nothing here has a state: `batch_at(dataset, seed, step, batch)` gives the same pictures whenever it is
+Nothing here has a state: `batch_at(dataset, seed, step, batch)` gives the same images whenever it is
 called, so a resumed run needs no iterator to restore.
 """
 
@@ -14,41 +14,43 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
-Pictures = UInt8[np.ndarray, "count height width channels"]
+ImageBytes = UInt8[np.ndarray, "count height width channels"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Dataset:
-    """Pictures of one split, in a fixed order.
+    """Images of one split, in a fixed order.
 
     Attributes:
-      name: where they come from ("synthetic", "celeba", "tfds").
+      name: where they come from ("synthetic", "celeba", "tfds", "folder").
       images: bytes in [0, 255], possibly memory-mapped: index it, don't copy it whole.
       digest: sha256 (hex) of what decides the content: source, size, crop, filter, split and count.
-      labels: attributes, one value a picture; may be empty.
-      ids: what each picture is called in its source (a file name, or an index).
-      people: number of the person on each picture, -1 where it is unknown; None: nobody is known. Pictures of
+      labels: attributes, one value an image; may be empty.
+      ids: what each image is called in its source (a file name, or an index).
+      people: number of the person on each image, -1 where it is unknown; None: nobody is known. Images of
         one person are not independent: intervals draw people.
+      digests: sha256 (hex) of each image's file, where the source reads them; else None.
     """
 
     name: str
-    images: Pictures
+    images: ImageBytes
     digest: str
     labels: Mapping[str, Shaped[np.ndarray, " count"]] = field(default_factory=dict)
     ids: Shaped[np.ndarray, " count"]
     people: Int[np.ndarray, " count"] | None = None
+    digests: Shaped[np.ndarray, " count"] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
 
 def batch_indices(n: int, seed: int, step: int, batch: int) -> Int[np.ndarray, " batch"]:
-    """Which of `n` pictures step `step` (from 0) sees: each once an epoch, in an order drawn per epoch.
+    """Which of `n` images step `step` (from 0) sees: each once an epoch, in an order drawn per epoch.
 
-    A batch may straddle two epochs (or more, when it is larger than `n`), so no picture is ever dropped.
+    A batch may straddle two epochs (or more, when it is larger than `n`), so no image is ever dropped.
     """
     if n < 1:
-        raise ValueError(f"n={n} pictures: at least 1 is needed")
+        raise ValueError(f"n={n} images: at least 1 is needed")
     positions = step * batch + np.arange(batch)
     epochs, offsets = np.divmod(positions, n)
     indices = np.empty(batch, np.int64)
@@ -61,7 +63,7 @@ def batch_indices(n: int, seed: int, step: int, batch: int) -> Int[np.ndarray, "
 def batch_at(
     dataset: Dataset, seed: int, step: int, batch: int, flip: bool = False, rows: slice = slice(None)
 ) -> UInt8[np.ndarray, "rows height width channels"]:
-    """The pictures of step `step`, as bytes; `flip` mirrors each left-right with probability 1/2.
+    """The images of step `step`, as bytes; `flip` mirrors each left-right with probability 1/2.
 
     Args:
       rows: which of the batch are read, where several processes share it.

@@ -6,16 +6,25 @@ from typing import Any
 import jax
 
 from mechdiff.core.config import ExperimentConfig, from_dict
+from mechdiff.core.errors import CheckpointError
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.record import Intervention
+from mechdiff.models import shipped
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import init_unet
-from mechdiff.storage import checkpoint
+from mechdiff.storage import checkpoint, checksums, files
+
+SNAPSHOTS = "snapshots"  # of a training run: the steps that `train.keep` names
 
 
-def load_trained(folder: Path) -> tuple[ExperimentConfig, PyTree, Intervention, dict[str, Any]]:
-    """An exported model: its config, EMA parameters, identity intervention and training record."""
+def load_trained(folder: str | Path) -> tuple[ExperimentConfig, PyTree, Intervention, dict[str, Any]]:
+    """An exported model: its config, EMA parameters, identity intervention and training record.
+
+    Args:
+      folder: or another name of it, see `model_folder`; or a shipped name.
+    """
+    folder = shipped.find(model_folder(folder))
     params, config, record = checkpoint.load_model(folder)
     config = from_dict(config)
     shapes, identity = jax.jit(init_unet, static_argnums=1).eval_shape(jax.random.key(0), config.unet)
@@ -24,10 +33,11 @@ def load_trained(folder: Path) -> tuple[ExperimentConfig, PyTree, Intervention, 
     return config, params, identity, record
 
 
-def load_denoiser(model: Path, name: str = "") -> tuple[Denoiser, ExperimentConfig, dict]:
+def load_denoiser(model: str | Path, name: str = "") -> tuple[Denoiser, ExperimentConfig, dict]:
     """An exported model ready to be examined, its config, and its training record.
 
     Args:
+      model: its folder, a run's folder, or `RUN@STEP`, see `model_folder`; or a shipped name.
       name: shown in results; `name_of` the folder if empty.
     """
     trained, params, identity, record = load_trained(model)
@@ -35,12 +45,69 @@ def load_denoiser(model: Path, name: str = "") -> tuple[Denoiser, ExperimentConf
     return Denoiser(name or name_of(model), trained.unet, schedule, params, identity), trained, record
 
 
-def name_of(model: Path) -> str:
-    """What a model is called in results: its folder's name, or that of the run in whose `model/` it lies.
+def model_folder(model: str | Path) -> Path:
+    """The exported folder that `model` names.
+
+    Args:
+      model: that folder; or the folder RUN of a training (its `model/` is meant); or RUN@STEP (or
+        RUN/checkpoints/STEP): the model as it was after STEP steps, which `train.keep` exports to
+        RUN/snapshots/STEP.
+
+    Raises:
+      CheckpointError: a step that was not exported; those that were are listed.
+    """
+    path = Path(model)
+    if _is_export(path):
+        return path
+    if _is_export(path / "model"):
+        return path / "model"
+    run, at, step = path.name.rpartition("@")
+    if at and step.isdecimal():
+        return _snapshot(path.with_name(run) if run else path.parent, int(step))
+    if path.parent.name == "checkpoints" and path.name.isdecimal():
+        return _snapshot(path.parent.parent, int(path.name))
+    return path
+
+
+def name_of(model: str | Path) -> str:
+    """What a model is called in results: its folder's name, or that of the run in whose `model/` it lies,
+    with the step where it is a snapshot.
 
     Example:
-      >>> name_of(Path("runs/faces/model")), name_of(Path("checkpoints/cpu32-celeba-seed0"))
+      >>> name_of("runs/faces/model"), name_of("checkpoints/cpu32-celeba-seed0")
       ('faces', 'cpu32-celeba-seed0')
+      >>> name_of("runs/faces/snapshots/3200")
+      'faces@3200'
     """
-    model = model.resolve()
+    model = model_folder(model).resolve()
+    if model.parent.name == SNAPSHOTS:
+        return f"{model.parent.parent.name}@{model.name}"
     return model.parent.name if model.name == "model" and model.parent.name else model.name
+
+
+def steps_of(run: str | Path) -> dict[int, Path]:
+    """Training steps at which a run was exported, ascending -> folder; the end of training among them.
+
+    Args:
+      run: folder of the training, or its `model/`.
+    """
+    run = Path(run)
+    run = run.parent if run.name == "model" and _is_export(run) else run
+    folders = [path for path in (run / SNAPSHOTS).glob("*") if path.name.isdecimal() and _is_export(path)]
+    exported = {int(path.name): path for path in folders}
+    if _is_export(run / "model"):
+        record = files.read_json(run / "model" / "record.json")["record"]
+        exported[int(record.get("steps") or 0)] = run / "model"
+    return dict(sorted(exported.items()))
+
+
+def _snapshot(run: Path, step: int) -> Path:
+    exported = steps_of(run)
+    if step in exported:
+        return exported[step]
+    there = f"exported there: {', '.join(map(str, exported))}" if exported else "no step was exported there"
+    raise CheckpointError(f"{run} has no model of step {step} ({there}); train.keep=STEP,... exports more")
+
+
+def _is_export(folder: Path) -> bool:
+    return (folder / checksums.NAME).is_file()

@@ -157,7 +157,7 @@ def head_roles(
     count = max(-(-config.study.role_sets // len(chosen)), roles.untrained_needed())
     fresh = [untrained.untrained(denoiser, config.seed + i) for i in range(count)]
     targets = {}
-    if examined.trained.data.name == "synthetic":
+    if images.facts.get("name") == "synthetic":  # masks and factors are known of these
         targets = face_targets(examined.trained, len(images.scored))
     eval_set = EvalSet(images.scored, levels, noise)
     assigned, effect = roles.examine(

@@ -19,9 +19,9 @@ from mechdiff.core.config import ExperimentConfig, SweepConfig, to_dict
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.load import load_denoiser
+from mechdiff.models.load import load_denoiser, model_folder
 from mechdiff.storage import files, labelled, locks
-from mechdiff.study.inputs import EvalImages, replacement_values
+from mechdiff.study.inputs import TRAINING_IMAGES, EvalImages, replacement_values
 from mechdiff.sweeps import activations
 from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.execution.forecast import print_memory_forecast
@@ -38,8 +38,8 @@ class Analysis:
 
 def examine(
     name: str,
-    model: Path,
-    inputs: Callable[[Denoiser, ExperimentConfig], EvalImages],
+    model: str | Path,
+    inputs: Callable[[Denoiser, ExperimentConfig, dict], EvalImages],
     config: SweepConfig,
     seed: int,
     folder: Path,
@@ -50,17 +50,25 @@ def examine(
 
     Args:
       name: shown in the report.
-      model: exported folder, see `checkpoint.export_model`.
+      model: exported folder, or another name of it; see `load.model_folder`.
       inputs: gives the images to examine it on, see `inputs.chooser`.
       seed: of the noise.
     """
     denoiser, trained, record = load_denoiser(model, name)
     print_memory_forecast(denoiser, config)
-    images = inputs(denoiser, trained)
+    images = inputs(denoiser, trained, record)
     files.ensure_writable(folder)
     facts = {"inputs": images.label, "seed": seed, "trained_on": trained.data.name}
-    sheet = model / "samples.png"  # imported models may have none
-    about = {"name": name, "config": to_dict(trained), "record": record, "samples": sheet.is_file(), **facts}
+    sheet = model_folder(model) / "samples.png"  # imported models may have none
+    record.pop(TRAINING_IMAGES, None)  # of use in choosing images only, and long
+    about = {
+        "name": name,
+        "images": dict(images.facts),
+        "config": to_dict(trained),
+        "record": record,
+        "samples": sheet.is_file(),
+        **facts,
+    }
     files.write_json(folder / "subject.json", about)
     (folder / "study.json").unlink(missing_ok=True)  # of an earlier run; `controls.run_study` writes it anew
     if sheet.is_file():

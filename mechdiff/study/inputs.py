@@ -2,26 +2,32 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int
 
 from mechdiff.core import keys
-from mechdiff.core.config import DataConfig, ExperimentConfig, SweepConfig
-from mechdiff.core.errors import DataError
+from mechdiff.core.config import DataConfig, ExperimentConfig, Preprocessing, SweepConfig
+from mechdiff.core.errors import ConfigError, DataError
 from mechdiff.core.types import AnyArray, Images, Shown
-from mechdiff.data import load, to_bytes, to_float
+from mechdiff.data import Dataset, load, to_bytes, to_float
+from mechdiff.data.collection import open_collection
+from mechdiff.data.images import DEFAULT
 from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.denoiser import Denoiser, Examinable
 from mechdiff.stats.clusters import PERSON
 from mechdiff.sweeps import activations, optimal_ablation
 from mechdiff.sweeps.execution.rollout import draw_samples
 from mechdiff.sweeps.replacements import noise_replacements, resample_replacements
 
 NAMES = {"celeba": "CelebA", "tfds": "CelebA (TFDS)"}  # of data sets, for a reader
+CHANNELS = {1: "gray", 3: "rgb"}
+TRAINING_IMAGES = "training_images"  # of a training record: digests of the images of a folder
+DIGEST_LENGTH = 16  # hex digits by which a model remembers the images of a folder that it was trained on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +42,8 @@ class EvalImages:
         scored images serve all timesteps.
       people: number of the person on each image swept, `[images]` or nested `[timesteps, images]`; None
         unless all are known.
+      facts: JSON-ready: name and digest of the data, count, preprocessing, and whether they were held out
+        from training (None: not known).
     """
 
     scored: Images
@@ -43,6 +51,7 @@ class EvalImages:
     label: str
     nested: Float[AnyArray, "levels images height width channels"] | None = None
     people: Int[np.ndarray, "*levels images"] | None = None
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def labels(self) -> dict:
@@ -78,27 +87,113 @@ def held_out_images(data: DataConfig, size: int, config: SweepConfig, cache: Pat
       DataError: the data set holds too few.
     """
     needed = _images_to_evaluate(config) + config.reference_images
-    pixels, people, name = _held_out(data, size, needed, cache)
+    splits = _held_out(data, size, needed, cache)
+    name = splits[0].name
+    pixels = np.concatenate([split.images for split in splits])
+    people = np.concatenate(
+        [np.full(len(split), -1) if split.people is None else split.people for split in splits]
+    )
     if len(pixels) < needed:
-        scored = "sweep.images x sweep.timesteps" if config.nested else "sweep.images"
-        settings = f"{scored} + sweep.reference_images = {needed}"
-        raise DataError(f"{name}: {len(pixels)} held-out pictures, but {settings}; lower them")
-    return _split(to_float(pixels), config, f"held-out {NAMES.get(name, name)} pictures", people)
+        raise DataError(
+            f"{name}: {len(pixels)} held-out images, but {_settings(config)} = {needed}; lower them"
+        )
+    facts = {
+        "name": NAMES.get(name, name),
+        "count": needed,
+        "of": len(pixels),
+        "sha256": splits[0].digest,
+        "preprocessing": "drawn at that size" if name == "synthetic" else data.preprocessing.description,
+        "held_out": True,
+    }
+    images = _split(to_float(pixels), config, f"held-out {NAMES.get(name, name)} images", people)
+    return dataclasses.replace(images, facts=facts)
 
 
-def _held_out(data: DataConfig, size: int, needed: int, cache: Path) -> tuple[np.ndarray, np.ndarray, str]:
-    """Test images; if they are too few, followed by those of validation, which training does not use either.
+def _settings(config: SweepConfig) -> str:
+    """The settings that say how many images are needed."""
+    scored = "sweep.images x sweep.timesteps" if config.nested else "sweep.images"
+    return f"{scored} + sweep.reference_images"
 
-    Returns:
-      The images, the person on each (-1: unknown), and the name of the data set.
-    """
+
+def _held_out(data: DataConfig, size: int, needed: int, cache: Path) -> list[Dataset]:
+    """Test images; if too few, followed by those of validation, which training does not use either."""
     splits = [load(dataclasses.replace(data, n_test=needed), size, "test", 0, cache)]
     missing = needed - len(splits[0])
     if missing:
         with contextlib.suppress(DataError):  # no such split
             splits.append(load(dataclasses.replace(data, n_test=missing), size, "validation", 0, cache))
-    people = [np.full(len(split), -1) if split.people is None else split.people for split in splits]
-    return np.concatenate([split.images for split in splits]), np.concatenate(people), splits[0].name
+    return splits
+
+
+def images_from(
+    source: str | Path | np.ndarray,
+    denoiser: Examinable,
+    config: SweepConfig,
+    *,
+    preprocessing: Preprocessing = DEFAULT,
+    trained_on: Collection[str] | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> EvalImages:
+    """Anyone's images: `config.images` to score (nested: as many for every timestep), and the next
+    `config.reference_images` for replacements.
+
+    Args:
+      source: a folder of images (sub-folders are read too), an `.npy` or `.npz` file, or an array: whole
+        numbers in [0, 255] or floats in [-1, 1], `(images, height, width, channels)`. Those of a folder or
+        file come in an order drawn from their content, equal ones once; those of an array as they are.
+      denoiser: decides the size, and whether images become RGB or gray.
+      preprocessing: crop and filter of images of another size; those that the model was trained with.
+      trained_on: first `DIGEST_LENGTH` digits of the SHA-256 of images that the model was trained on, which
+        are left out; None: not known.
+      value_range: of an array of floats in another range, such as (0, 1).
+
+    Raises:
+      DataError: too few images, or any that can't be read without a guess; see `data.arrays`, `data.images`.
+    """
+    preprocessing = for_network(preprocessing, denoiser)
+    size = size_of(denoiser)
+    images = open_collection(source, value_range)
+    rows = [row for row in images.rows if images.digests[row][:DIGEST_LENGTH] not in (trained_on or ())]
+    needed = _images_to_evaluate(config) + config.reference_images
+    if len(rows) < needed:
+        seen = len(images.rows) - len(rows)
+        known = f" and {seen} that {denoiser.name} was trained on" if seen else ""
+        raise DataError(
+            f"{images.name}: {len(rows)} different images{known}, but {_settings(config)} = {needed}; lower "
+            "them, or give more images"
+        )
+    pixels = np.stack([images.pixels(row, size, preprocessing) for row in rows[:needed]])
+    facts = {
+        "name": images.name,
+        "count": needed,
+        "of": len(images.rows),
+        "sha256": images.digest,
+        "preprocessing": images.treatment(size, preprocessing),
+        "held_out": None if trained_on is None else True,
+    }
+    return dataclasses.replace(_split(pixels, config, _label(facts)), facts=facts)
+
+
+def _label(facts: dict) -> str:
+    """What images they are, for a reader."""
+    known = "none was trained on" if facts["held_out"] else "not known whether the model was trained on them"
+    prepared = f"sha256 {facts['sha256'][:12]}; {facts['preprocessing']}"
+    return f"{facts['count']} of {facts['of']} images of {facts['name']} ({prepared}); {known}"
+
+
+def for_network(preprocessing: Preprocessing, denoiser: Examinable) -> Preprocessing:
+    """The same in the channels that a network takes.
+
+    Raises:
+      DataError: a network of other channels than RGB or gray.
+    """
+    channels = denoiser.image_shape[-1]
+    if channels not in CHANNELS:
+        raise DataError(
+            f"{denoiser.name} takes {channels} channels; images are made RGB or gray (3 or 1), so leave them "
+            "out to examine it on its own samples"
+        )
+    return dataclasses.replace(preprocessing, channels=CHANNELS[channels])
 
 
 def own_samples(denoiser: Denoiser, config: SweepConfig, seed: int) -> EvalImages:
@@ -128,33 +223,72 @@ def _split(
 
 
 def chooser(
-    config: ExperimentConfig, celeba: str | None, cache: Path
-) -> Callable[[Denoiser, ExperimentConfig], EvalImages]:
-    """A function that gives the images a model is examined on: held-out ones of its data, or its own samples.
+    config: ExperimentConfig, celeba: str | None, cache: Path, images: str | None = None
+) -> Callable[..., EvalImages]:
+    """A function `(denoiser, trained, record=None)` that gives the images a model is examined on: anyone's,
+    held-out ones of its data, or its own samples. They are prepared as those were that it was trained on,
+    unless `config.data.preprocessing` is set.
 
     Args:
-      celeba: folder of CelebA images; None: CelebA models are examined on their own samples.
-    """
+      celeba: folder of CelebA in its layout, of which held-out images are taken; None: models that were not
+        trained on synthetic faces are examined on their own samples.
+      images: a folder of images, or an `.npy` or `.npz` file, that all models are examined on.
 
-    def choose(denoiser: Denoiser, trained: ExperimentConfig) -> EvalImages:
-        data = trained.data
-        if data.name != "synthetic":
-            if not celeba:
-                return own_samples(denoiser, config.sweep, config.seed)
-            data = DataConfig(name="celeba", path=celeba)
-        images = held_out_images(data, denoiser.unet.image_size, config.sweep, cache)
-        if images.scored.shape[-1] != denoiser.unet.in_channels:
-            raise DataError(
-                f"{denoiser.name} takes images of {denoiser.unet.in_channels} channel(s), but those of "
-                f"{data.path or data.name} have {images.scored.shape[-1]}; leave them out to examine it on "
-                "its own samples"
+    Raises:
+      ConfigError: both are given.
+    """
+    if celeba and images:
+        raise ConfigError(f"--celeba={celeba} and --images={images} both name the images; give one of them")
+    wanted = config.data.preprocessing
+
+    def choose(
+        denoiser: Denoiser, trained: ExperimentConfig, record: Mapping[str, Any] | None = None
+    ) -> EvalImages:
+        preprocessing = trained.data.preprocessing if wanted == DEFAULT else wanted
+        if images:
+            trained_on = (record or {}).get(TRAINING_IMAGES)
+            return images_from(
+                images,
+                denoiser,
+                config.sweep,
+                preprocessing=preprocessing,
+                trained_on=None if trained_on is None else frozenset(trained_on),
             )
-        if trained.data.name == "unknown":
-            label = f"CelebA pictures of {celeba}; not known whether the model was trained on them"
-            images = dataclasses.replace(images, label=label)
-        return images
+        if trained.data.name == "synthetic":
+            return _matching(held_out_images(trained.data, size_of(denoiser), config.sweep, cache), denoiser)
+        if not celeba:
+            return own_samples(denoiser, config.sweep, config.seed)
+        faces = DataConfig(name="celeba", path=celeba, preprocessing=for_network(preprocessing, denoiser))
+        chosen = held_out_images(faces, size_of(denoiser), config.sweep, cache)
+        if trained.data.name in ("celeba", "tfds"):
+            return chosen
+        label = f"CelebA images of {celeba}; not known whether the model was trained on them"
+        return dataclasses.replace(chosen, label=label, facts={**chosen.facts, "held_out": None})
 
     return choose
+
+
+def size_of(denoiser: Examinable) -> int:
+    """The side of the square images that a network takes.
+
+    Raises:
+      DataError: it takes others.
+    """
+    height, width, _ = denoiser.image_shape
+    if height != width:
+        raise DataError(f"{denoiser.name} takes images of {width}x{height}; only squares are made of images")
+    return height
+
+
+def _matching(images: EvalImages, denoiser: Examinable) -> EvalImages:
+    """The images, if they have as many channels as the network takes."""
+    channels, expected = images.scored.shape[-1], denoiser.image_shape[-1]
+    if channels != expected:
+        raise DataError(
+            f"{denoiser.name} takes {expected} channel(s), but synthetic images have {channels}; give others "
+            "(--images=FOLDER)"
+        )
+    return images
 
 
 def replacement_values(

@@ -47,6 +47,7 @@ class Trainer:
         processes.announce()
         self.schedule = make_schedule(config.diffusion)
         self.train_set, self.test_set = (self._load(split) for split in ("train", "test"))
+        _check_channels(config, self.train_set)
         self.train_labels = _labels(config, self.train_set, every=True)
         self.test_labels = _labels(config, self.test_set)
         self.levels = timesteps_by_log_snr(self.schedule, EVAL_LEVELS)
@@ -252,6 +253,8 @@ class Trainer:
             "log": processes.in_first(lambda: run_log.read_log(log.path)),
             "manifest": {name: manifest[name] for name in manifest if name not in ("config", "command")},
         }
+        if self.train_set.digests is not None:  # so that it is never examined on them
+            record["training_images"] = sorted(str(digest)[:16] for digest in self.train_set.digests)
         # Where the pictures lay on this machine is no part of the model.
         data = dataclasses.replace(self.config.data, path="", cache="")
         return checkpoint.export_model(
@@ -293,6 +296,16 @@ def _labels(
             "lower it, or take more images"
         )
     return labels
+
+
+def _check_channels(config: ExperimentConfig, dataset: Dataset) -> None:
+    channels, unet = dataset.images.shape[-1], config.unet
+    if (channels, channels) != (unet.in_channels, unet.out_channels):
+        raise ConfigError(
+            f"images of data.name={dataset.name} have {channels} channel(s), but unet.in_channels="
+            f"{unet.in_channels} and out_channels={unet.out_channels}; set these, or "
+            "data.preprocessing.channels=gray (or rgb)"
+        )
 
 
 def train(config: ExperimentConfig, workdir: Path) -> Path:

@@ -31,7 +31,8 @@ from mechdiff import data
 from mechdiff.core.config import DataConfig, SweepConfig
 from mechdiff.core.errors import DataError
 from mechdiff.data import cache, celeba
-from mechdiff.data.cache import load_split, stored, thumbnail
+from mechdiff.data.cache import load_split, stored
+from mechdiff.data.images import thumbnail
 from mechdiff.study import inputs
 
 
@@ -66,7 +67,7 @@ def test_resizing_is_antialiased():
 
 def test_a_picture_is_never_enlarged():
     assert thumbnail(jpeg(1, (89, 109)), 89, "x").shape == (89, 89, 3)
-    with pytest.raises(DataError, match=r"000001.jpg is 89x109, too small for 90x90; .* at most 89"):
+    with pytest.raises(DataError, match=r"000001.jpg is 89x109 .*, too small for 90x90; .* at most 89"):
         thumbnail(jpeg(1, (89, 109)), 90, "000001.jpg")
 
 
@@ -142,7 +143,7 @@ def test_where_test_pictures_are_too_few_to_examine_a_model_validation_helps_out
     np.testing.assert_array_equal(data.to_bytes(found.scored), test.images)
     assert data.to_bytes(found.reference)[0].tobytes() in {one.tobytes() for one in validation.images}
     many = SweepConfig(images=len(test) + len(validation), reference_images=1, image_block=1)
-    with pytest.raises(DataError, match="held-out pictures, but sweep"):
+    with pytest.raises(DataError, match="held-out images, but sweep"):
         inputs.held_out_images(asked, 16, many, tmp_path)
 
 
@@ -233,12 +234,12 @@ WRONG = {
         lambda folder: (folder / celeba.ARCHIVE).write_text("<html>Quota exceeded</html>"),
         "img_align_celeba.zip is truncated or no zip",
     ),
-    "damaged picture": (replace_picture(b"\xff\xd8garbage"), "picture 000003.jpg can't be decoded .*again"),
+    "damaged picture": (replace_picture(b"\xff\xd8garbage"), "image 000003.jpg can't be decoded .*again"),
     "truncated picture": (
         replace_picture(jpeg(3)[:900]),
-        "picture 000003.jpg can't be decoded .*truncated.*again",
+        "image 000003.jpg can't be decoded .*truncated.*again",
     ),
-    "empty picture": (replace_picture(b""), "picture 000003.jpg can't be decoded"),
+    "empty picture": (replace_picture(b""), "image 000003.jpg can't be decoded"),
     "huge picture": (replace_picture(b"x" * (2**24 + 1)), "000003.jpg claims 16777217 bytes"),
     "damaged archive": (flip_a_byte, r"0000\d\d.jpg can't be read \(Bad CRC-32.*download the archive again"),
     "pictures missing": (
@@ -304,7 +305,7 @@ def test_paths_that_are_no_folders_are_named(tmp_path):
 def test_an_empty_split_lists_what_there_is(tmp_path):
     folder = write_pack(tmp_path, splits=(0, 0, 1))
     with pytest.raises(
-        DataError, match=r"no pictures in the 'test' split .*train 2, validation 1, test 0.*join a folder"
+        DataError, match=r"no images in the 'test' split .*train 2, validation 1, test 0.*join a folder"
     ):
         data.load(DataConfig(name="celeba", path=str(folder)), 8, "test", 0, None)
 
@@ -344,7 +345,8 @@ def test_the_metadata_says_how_it_was_made(pack, tmp_path):
     load(pack, folder=tmp_path)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npy"]
     metadata = json.loads(next(tmp_path.glob("*.json")).read_text())
-    assert metadata["key"]["filter"] == cache.FILTER and metadata["key"]["crop"] == cache.CROP
+    assert metadata["key"]["filter"] == "Pillow bicubic, antialiased"
+    assert metadata["key"]["crop"] == "centered square of the shorter side"
     assert metadata["key"]["size"] == 16 and metadata["shape"] == [15, 16, 16, 3]
     assert metadata["pictures"] == {"train": 8, "validation": 3, "test": 4}
     assert set(metadata["source"]["packs"][0]) == {celeba.ARCHIVE, celeba.ATTRIBUTES, celeba.PARTITION}

@@ -195,7 +195,7 @@ def test_an_empty_split_lists_what_there_is(tmp_path):
     pack = write_pack(tmp_path / "pack", splits=(0, 0, 2), marks=official_marks())
     copy = tfds.prepare(pack, tmp_path / "tfds")
     with pytest.raises(
-        DataError, match=r"no pictures in the 'validation' split .*train 2, validation 0, test 1"
+        DataError, match=r"no images in the 'validation' split .*train 2, validation 0, test 1"
     ):
         read(copy, "validation")
     assert len(read(copy, "test")) == 1

@@ -18,6 +18,7 @@ from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PyTree
 from mechdiff.interventions.gates import CAPTURED
+from mechdiff.models import conditions
 from mechdiff.models.unet import forward, init_unet, stages
 
 FREE_SHARE = 0.6  # of the memory that is free, which all devices together may take at once
@@ -129,7 +130,8 @@ def replacement_bytes(config: UNetConfig) -> int:
     params, identity = jax.eval_shape(functools.partial(init_unet, config=config), jax.random.key(0))
     x = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, config.in_channels), "float32")
     t = jax.ShapeDtypeStruct((1,), "int32")
-    captured = jax.eval_shape(functools.partial(forward, config, capture=(CAPTURED,)), params, identity, x, t)
+    run = functools.partial(forward, config, condition=conditions.example(config), capture=(CAPTURED,))
+    captured = jax.eval_shape(run, params, identity, x, t)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(captured[1]))
 
 

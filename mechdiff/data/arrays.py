@@ -1,0 +1,111 @@
+"""Arrays of images in whatever layout people keep them, checked and told apart without a guess."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped
+
+from mechdiff.core.errors import DataError, shorten
+
+SUFFIXES = (".npy", ".npz")
+NAMES = ("images", "image", "x", "arr_0")  # of the images in an .npz, the first that is there
+
+
+def read_array(path: Path) -> Shaped[np.ndarray, "..."]:
+    """The images of an `.npy` (memory-mapped) or `.npz` file; nothing is unpickled.
+
+    Raises:
+      DataError: damaged, of objects, or an `.npz` of several arrays of which none is called `images`.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            names = [name for name in NAMES if name in content.files] or content.files
+            if len(names) != 1 and names[0] not in NAMES:
+                raise DataError(
+                    f"{path} holds {len(names)} arrays ({shorten(names)}); call that of the images 'images'"
+                )
+            return content[names[0]]
+    except DataError:
+        raise
+    except Exception as error:  # zip, header and value errors alike
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path} can't be read as an array ({shorten(reason)}); save it anew") from error
+
+
+def as_images(
+    array: Shaped[np.ndarray, "..."], where: str, value_range: tuple[float, float] | None = None
+) -> tuple[Shaped[np.ndarray, "count height width channels"], list[str]]:
+    """The images of an array as uint8 or, where they were floats, float32 in [-1, 1]; NHWC.
+
+    Args:
+      array: whole numbers in [0, 255], or floats in [-1, 1]; `(count, height, width, channels)`,
+        `(count, channels, height, width)`, or `(count, height, width)` of gray images; 1 or 3 channels.
+      where: what to call it in an error.
+      value_range: of floats that span another range, such as (0, 1): what becomes -1 and 1.
+
+    Returns:
+      The images, and what was done to them, in words.
+
+    Raises:
+      DataError: another layout, or values of which it isn't certain what is black and what is white.
+
+    Example:
+      >>> images, notes = as_images(np.zeros((5, 3, 8, 8), np.uint8), "x")
+      >>> images.shape, notes
+      ((5, 8, 8, 3), ['channels moved last'])
+    """
+    images, notes = _channels_last(array, where)
+    if images.dtype.kind in "ui":
+        low, high = (int(images.min()), int(images.max())) if images.size else (0, 255)
+        if low < 0 or high > 255 or (high <= 1 and images.dtype != np.uint8):
+            raise DataError(
+                f"{where} holds whole numbers in [{low}, {high}]; expected [0, 255], or floats in [-1, 1]"
+            )
+        return images.astype(np.uint8, copy=False), notes
+    if images.dtype.kind != "f":
+        raise DataError(
+            f"{where} holds {images.dtype}; expected whole numbers in [0, 255], or floats in [-1, 1]"
+        )
+    images, scaled = _scaled(np.asarray(images, np.float32), where, value_range)
+    return images, notes + scaled
+
+
+def _channels_last(array: np.ndarray, where: str) -> tuple[np.ndarray, list[str]]:
+    shape = array.shape
+    if array.ndim == 3 and shape[-1] not in (1, 3):
+        return array[..., None], ["a channel axis added"]
+    if array.ndim == 4 and shape[-1] in (1, 3):
+        return array, []
+    if array.ndim == 4 and shape[1] in (1, 3):
+        return np.moveaxis(array, 1, -1), ["channels moved last"]
+    raise DataError(
+        f"{where} has shape {shape}; expected (images, height, width, channels) with 1 or 3 channels"
+    )
+
+
+def _scaled(images: np.ndarray, where: str, value_range) -> tuple[np.ndarray, list[str]]:
+    """Floats in [-1, 1]."""
+    if not np.isfinite(images).all():
+        raise DataError(f"{where} holds NaN or Inf; expected floats in [-1, 1]")
+    low, high = (float(images.min()), float(images.max())) if images.size else (-1.0, 1.0)
+    if value_range is not None:
+        least, most = value_range
+        images, notes = (
+            (images - least) * (2 / (most - least)) - 1,
+            [f"[{least:g}, {most:g}] scaled to [-1, 1]"],
+        )
+        if images.size and not -1.001 <= images.min() <= images.max() <= 1.001:
+            raise DataError(f"{where} holds floats in [{low:g}, {high:g}], outside value_range={value_range}")
+        return np.clip(images, -1, 1), notes
+    if low < -1.001 or high > 1.001:
+        raise DataError(
+            f"{where} holds floats in [{low:g}, {high:g}]; expected [-1, 1], or whole numbers in [0, 255]"
+        )
+    if images.size and low >= 0:
+        raise DataError(
+            f"{where} holds floats in [{low:g}, {high:g}]: is black 0 or -1? Scale [0, 1] by 2 x - 1, or say "
+            "value_range=(0, 1) or (-1, 1) in Python"
+        )
+    return np.clip(images, -1, 1), []

@@ -1,0 +1,115 @@
+"""Images that somebody gives to examine a network on: a folder, a file of an array, or an array."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from mechdiff.core.config import Preprocessing
+from mechdiff.core.errors import DataError
+from mechdiff.data.arrays import SUFFIXES, as_images, read_array
+from mechdiff.data.dataset import fingerprint, to_float
+from mechdiff.data.folder import ImageFiles, distinct, list_images
+from mechdiff.data.images import thumbnail
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Collection:
+    """Images of one place, read when they are asked for.
+
+    Attributes:
+      name: for a reader, such as `faces` (a folder) or `an array`.
+      digests: sha256 (hex) of each.
+      rows: which to take, in order; of equal ones in a folder or file only one.
+      array: the images, uint8 or float32 in [-1, 1]; None: they lie in `files`.
+      files: the files of a folder.
+      notes: what was passed over or converted, in words.
+    """
+
+    name: str
+    digests: tuple[str, ...]
+    rows: tuple[int, ...]
+    array: Shaped[np.ndarray, "count height width channels"] | None = None
+    files: ImageFiles | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        """Of the set of images (sha256, hex), whatever they are called and in whatever order."""
+        return fingerprint(sorted(self.digests))
+
+    def pixels(
+        self, row: int, size: int, preprocessing: Preprocessing
+    ) -> Float[np.ndarray, "{size} {size} channels"]:
+        """One image in [-1, 1]. Of an array of the network's size and channels, as it is.
+
+        Raises:
+          DataError: it can't be read, does not fit the crop, or is of floats in another size.
+        """
+        if self.files is not None:
+            return to_float(thumbnail(self.files.read(row), size, self.files.names[row], preprocessing))
+        image, name = self.array[row], f"{row} of {self.name}"
+        if self._fits(size, preprocessing):
+            return to_float(image) if image.dtype == np.uint8 else np.asarray(image)
+        if image.dtype != np.uint8:
+            raise DataError(
+                f"{self.name} holds floats of shape {image.shape}, but the network takes "
+                f"{(size, size, preprocessing.channel_count)}; give that shape, or whole numbers in [0, 255] "
+                "that can be resized"
+            )
+        return to_float(thumbnail(image, size, name, preprocessing))
+
+    def treatment(self, size: int, preprocessing: Preprocessing) -> str:
+        """What becomes of the images, in words."""
+        as_they_are = self.array is not None and self._fits(size, preprocessing)
+        done = "as they are" if as_they_are else f"{preprocessing.description}, resized to {size}x{size}"
+        return "; ".join([done, *self.notes])
+
+    def _fits(self, size: int, preprocessing: Preprocessing) -> bool:
+        return self.array.shape[1:] == (size, size, preprocessing.channel_count)
+
+
+def open_collection(
+    source: str | Path | np.ndarray, value_range: tuple[float, float] | None = None
+) -> Collection:
+    """The images of a folder, of an `.npy` or `.npz` file, or of an array.
+
+    Those of a folder or file come in the order of their hashes, equal ones once; those of an array as they
+    are.
+
+    Args:
+      value_range: of floats in another range than [-1, 1].
+
+    Raises:
+      DataError: no such place, no images, or an array that can't be read without a guess.
+    """
+    if isinstance(source, str | Path) and Path(source).suffix.lower() not in SUFFIXES:
+        listed = list_images(source)
+        rows, equal = distinct(listed), len(listed.names) - len(distinct(listed))
+        notes = listed.notes + ([f"{equal} equal images left out"] if equal else [])
+        name = Path(listed.where).resolve().name
+        return Collection(name=name, digests=listed.digests, rows=rows, files=listed, notes=notes)
+    if not isinstance(source, str | Path):
+        images, notes = as_images(np.asarray(source), "the array", value_range)
+        return Collection(
+            name="an array",
+            digests=_digests(images),
+            rows=tuple(range(len(images))),
+            array=images,
+            notes=notes,
+        )
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise DataError(f"no file {str(source)!r} with an array of images")
+    images, notes = as_images(read_array(path), str(path), value_range)
+    digests = _digests(images)
+    rows = tuple(np.unique(digests, return_index=True)[1].tolist())
+    if len(rows) < len(digests):
+        notes = [*notes, f"{len(digests) - len(rows)} equal images left out"]
+    return Collection(name=path.name, digests=digests, rows=rows, array=images, notes=notes)
+
+
+def _digests(images: np.ndarray) -> tuple[str, ...]:
+    return tuple(hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for image in images)

@@ -1,0 +1,221 @@
+"""Any images: a folder of files, with sub-folders or without, or the array in an `.npy` or `.npz` file.
+
+What an image is called plays no part: its bytes decide (SHA-256) on which side of the split it lies and in
+which order it comes, so files may be added, moved and renamed. Of equal files one is kept; images that were
+encoded anew count as others. Where the sub-folders are called train, val and test (`SPLIT_NAMES`), they are
+the split, unless `data.split=digest`; a held-out file that is in training too is left out.
+
+Hidden files, what a Mac leaves in archives (`__MACOSX`, `._NAME`), and files that are no images are passed
+over; the last are counted in a note. First-level sub-folders (below train, val and test) are the label
+`folder` of the images, numbered by name, for `data.classes=folder`.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from mechdiff.core.config import DataConfig
+from mechdiff.core.errors import DataError
+from mechdiff.data.arrays import SUFFIXES as ARRAYS
+from mechdiff.data.arrays import as_images, read_array
+from mechdiff.data.cache import Source
+from mechdiff.data.dataset import fingerprint, to_bytes
+from mechdiff.data.images import Encoded
+
+IMAGES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
+IGNORED = ("thumbs.db", "desktop.ini")
+SPLIT_NAMES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2}
+
+
+class ImageFiles(NamedTuple):
+    """Different images, in the order of their hashes.
+
+    Attributes:
+      names: relative paths in the folder; of an array, positions.
+      digests: sha256 of each.
+      read: position -> its encoded bytes, or its pixels.
+      where: the folder or file.
+      notes: what was passed over or converted, in words.
+    """
+
+    names: tuple[str, ...]
+    digests: tuple[str, ...]
+    read: Callable[[int], Encoded]
+    where: str
+    notes: list[str]
+
+    @property
+    def digest(self) -> str:
+        """Of the set of images, whatever they are called."""
+        return fingerprint(sorted(self.digests))
+
+
+def open_source(config: DataConfig) -> Source:
+    """The images of `config.path`, split by `config.split`.
+
+    Raises:
+      DataError: no such folder or file, no images in it, one that can't be read, or an image in two classes.
+    """
+    listed = list_images(config.path)
+    digests = np.array(listed.digests)
+    splits, below, notes = _split(listed, config)
+    labels, folders = _labels(listed.names, below)
+    kept = np.flatnonzero(_kept(listed, splits, labels if "folder" in config.classes else None))
+    content = {"folder": sorted(zip(digests[kept].tolist(), splits[kept].tolist()))}
+    return Source(
+        name="folder",
+        where=listed.where,
+        content=fingerprint(content),
+        stamp="",
+        ids=np.array(listed.names)[kept],
+        splits=splits[kept],
+        labels={} if labels is None else {"folder": labels[kept]},
+        read=lambda index: listed.read(int(kept[index])),
+        about={"folder": Path(listed.where).name, "folders": folders, "notes": [*listed.notes, *notes]},
+        order=np.arange(len(kept)),
+        digests=digests[kept],
+    )
+
+
+def list_images(path: str | Path) -> ImageFiles:
+    """All images of a folder or of an `.npy` or `.npz` file, equal ones among them, ordered by hash.
+
+    Raises:
+      DataError: absent, unreadable, or without images.
+    """
+    place = Path(path).expanduser()
+    if not str(path) or not place.exists():
+        raise DataError(
+            f"no folder or file {str(path)!r}; data.path (or --images) names images, .npy or .npz"
+        )
+    if place.is_file():
+        return _of_array(place)
+    names, other = _walk(place)
+    if not names:
+        there = f"{sum(other.values())} other files ({_counted(other)})" if other else "empty"
+        raise DataError(f"no images in {place} ({there}); it may hold {', '.join(IMAGES)}")
+    notes = (
+        [f"{sum(other.values())} files that are no images passed over ({_counted(other)})"] if other else []
+    )
+
+    def read(index: int) -> bytes:
+        return _content(place / ordered[index])
+
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        hashes = list(pool.map(lambda name: hashlib.sha256(_content(place / name)).hexdigest(), names))
+    ordered, digests = _by_hash(names, hashes)
+    return ImageFiles(ordered, digests, read, str(place), notes)
+
+
+def distinct(listed: ImageFiles) -> tuple[int, ...]:
+    """Positions of the different images: of equal ones the first."""
+    first: dict[str, int] = {}
+    for index, digest in enumerate(listed.digests):
+        first.setdefault(digest, index)
+    return tuple(first.values())
+
+
+def drawn_split(digest: str, seed: int, held_out: float) -> int:
+    """0 train, 1 validation or 2 test: by an image's own hash, whatever else is in the folder."""
+    drawn = int(hashlib.sha256(f"{seed} {digest}".encode()).hexdigest()[:13], 16) / 16**13
+    return 0 if drawn >= held_out else 1 + (drawn < held_out / 2)
+
+
+def _split(listed: ImageFiles, config: DataConfig) -> tuple[Int[np.ndarray, " count"], int, list[str]]:
+    """The split of each image, how many folders it takes from its path, and a note."""
+    tops = [name.split("/")[0].lower() if "/" in name else "" for name in listed.names]
+    codes = [SPLIT_NAMES.get(top, -1) for top in tops]
+    by_folder = min(codes) == 0 and max(codes) > 0
+    if config.split == "folders" and not by_folder:
+        raise DataError(
+            f"{listed.where}: data.split=folders needs all images in sub-folders train, and val or test"
+        )
+    if config.split != "digest" and by_folder:
+        splits = np.array(codes)
+        if 2 not in codes:  # what is held out is for testing
+            splits[splits == 1] = 2
+        return splits, 1, [f"split by sub-folders {', '.join(sorted(set(tops)))}"]
+    drawn = [drawn_split(digest, config.split_seed, config.held_out) for digest in listed.digests]
+    return np.array(drawn), 0, []
+
+
+def _labels(names: Sequence[str], below: int) -> tuple[Int[np.ndarray, " count"] | None, list[str]]:
+    """The number of each image's folder, and the folders; None where some image lies in none."""
+    parts = [PurePosixPath(name).parts[below:] for name in names]
+    if min(map(len, parts)) < 2:
+        return None, []
+    folders, codes = np.unique([path[0] for path in parts], return_inverse=True)
+    return codes.astype(np.int32), folders.tolist()
+
+
+def _kept(listed: ImageFiles, splits: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
+    """Whether each image is kept: of equal ones the first by split and name."""
+    first: dict[str, int] = {}
+    for index in np.argsort(splits, kind="stable").tolist():
+        earlier = first.setdefault(listed.digests[index], index)
+        if classes is not None and classes[earlier] != classes[index]:
+            raise DataError(
+                f"{listed.where}: {listed.names[earlier]} and {listed.names[index]} are one image in two "
+                "classes; keep one of them"
+            )
+    return np.isin(np.arange(len(splits)), list(first.values()))
+
+
+def _walk(folder: Path) -> tuple[list[str], Counter[str]]:
+    """Relative names of images below a folder, sorted, and how many other files of each ending there are."""
+    names, other, visited = [], Counter(), set()
+    for place, folders, entries in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in visited else sorted(name for name in folders if not _is_junk(name))
+        entries = [] if real in visited else entries
+        visited.add(real)
+        for name in entries:
+            if _is_junk(name):
+                continue
+            if name.lower().endswith(IMAGES):
+                names.append((Path(place) / name).relative_to(folder).as_posix())
+            else:
+                other[Path(name).suffix.lower() or "no ending"] += 1
+    return sorted(names), other
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX" or name.lower() in IGNORED
+
+
+def _counted(other: Counter[str]) -> str:
+    return ", ".join(f"{count} {suffix}" for suffix, count in other.most_common(4))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error.strerror}); mend or remove it") from error
+
+
+def _of_array(path: Path) -> ImageFiles:
+    if path.suffix.lower() not in ARRAYS:
+        raise DataError(f"{path} is no folder; a file of images must be {' or '.join(ARRAYS)}")
+    images, notes = as_images(read_array(path), str(path))
+    if not len(images):
+        raise DataError(f"{path} holds no images (shape {images.shape})")
+    if images.dtype != np.uint8:
+        images, notes = to_bytes(images), [*notes, "floats rounded to bytes"]
+    positions = [str(index) for index in range(len(images))]
+    hashes = [hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for image in images]
+    names, digests = _by_hash(positions, hashes)
+    return ImageFiles(names, digests, lambda index: np.asarray(images[int(names[index])]), str(path), notes)
+
+
+def _by_hash(names: Sequence[str], hashes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names and hashes, ordered by hash (which nobody chose), equal ones by name."""
+    rows = sorted(range(len(names)), key=lambda index: (hashes[index], index))
+    return tuple(names[index] for index in rows), tuple(hashes[index] for index in rows)

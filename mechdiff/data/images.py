@@ -1,0 +1,136 @@
+"""One encoded image, or one array, to bytes of a network's size: decoded, turned upright, cropped, resized.
+
+Pillow does the work, and the bytes are Pillow's. What a file leaves open is refused by name: transparent
+pixels without a background, colors that need a profile (CMYK, LAB), 32-bit grays, several frames. 16-bit
+grays are rounded to 8 bits. A camera's orientation (EXIF) is applied; color profiles are not.
+"""
+
+import io
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from mechdiff.core.config import Preprocessing
+from mechdiff.core.errors import DataError
+
+DEFAULT = Preprocessing()
+CELEBA_SIZE = (178, 218)  # width, height of the aligned images
+DDIM_BOX = (25, 57, 153, 185)  # left, top, right, bottom; Crop in ddim's datasets/__init__.py
+SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+PLAIN = ("1", "L", "P", "RGB", "YCbCr")  # modes that Pillow makes RGB or gray without a loss of meaning
+TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
+BACKGROUNDS = {"black": 0, "white": 255}
+
+Encoded = bytes | UInt8[np.ndarray, "height width channels"]  # a file's content, or pixels
+
+
+def thumbnail(
+    encoded: Encoded, size: int, name: str, preprocessing: Preprocessing = DEFAULT
+) -> UInt8[np.ndarray, "size size channels"]:
+    """Decodes, crops and resizes one image, with antialiasing; never enlarges.
+
+    CelebA's 178x218 gives the usual 178x178 crop; its half-size copies (89x109) give the same framing.
+
+    Raises:
+      DataError: damaged, smaller than `size`, or of a kind that can't be read without a guess.
+    """
+    image = _opened(encoded, name)
+    image, whole = _converted(image, name, preprocessing), image.size
+    image = cropped(image, name, preprocessing.crop)
+    if min(image.size) < size:
+        left = f" (of which the crop leaves {image.width}x{image.height})" if image.size != whole else ""
+        raise DataError(
+            f"image {name} is {whole[0]}x{whole[1]}{left}, too small for {size}x{size}; use unet.image_size "
+            f"of at most {min(image.size)}, or leave it out of the images"
+        )
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling[preprocessing.filter.upper()])
+    pixels = np.asarray(image)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def cropped(image: Image.Image, name: str, crop: str) -> Image.Image:
+    """The part of an image that is shown, still in its own resolution.
+
+    Args:
+      crop: `center`: the largest centered square. `center-N`: the centered square of N pixels (140, 148 and
+        160 are usual for CelebA). `ddim`: rows 57 to 185, columns 25 to 153 of CelebA's 178x218, as ddim and
+        its successors cut it. `none`: all of it, which must be a square. `squash`: all of it, whatever its
+        shape; resizing then changes its proportions.
+
+    Raises:
+      DataError: an image that the crop does not fit.
+    """
+    if crop == "squash":
+        return image
+    if crop == "none":
+        if image.width != image.height:
+            raise DataError(
+                f"image {name} is {image.width}x{image.height}, no square; data.preprocessing.crop=center "
+                "cuts one, squash ignores proportions"
+            )
+        return image
+    if crop == "ddim":
+        if image.size != CELEBA_SIZE:
+            raise DataError(
+                f"image {name} is {image.width}x{image.height}; data.preprocessing.crop=ddim is that of "
+                "CelebA's 178x218, use center or center-N"
+            )
+        return image.crop(DDIM_BOX)
+    side = int(crop.removeprefix("center-")) if crop != "center" else min(image.size)
+    if side > min(image.size):
+        raise DataError(
+            f"image {name} is {image.width}x{image.height}, too small for data.preprocessing.crop={crop}; "
+            f"center-{min(image.size)} is the most it has"
+        )
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def _opened(encoded: Encoded, name: str) -> Image.Image:
+    """Decoded in full, upright."""
+    if isinstance(encoded, np.ndarray):
+        return Image.fromarray(encoded[..., 0] if encoded.shape[-1] == 1 else encoded)
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            frames, kind = getattr(image, "n_frames", 1), image.format
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow has no one class for damaged files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"image {name} can't be decoded ({reason}); fetch it again, or leave it out"
+        ) from error
+    if frames > 1 and kind != "MPO":  # a camera's MPO holds previews besides the image
+        raise DataError(f"image {name} ({kind}) has {frames} frames; save the one that is meant")
+    return upright
+
+
+def _converted(image: Image.Image, name: str, preprocessing: Preprocessing) -> Image.Image:
+    """The image in the channels asked for."""
+    if image.mode in TRANSPARENT or "transparency" in image.info:
+        image = _flattened(image.convert("RGBA"), name, preprocessing.background)
+    elif image.mode in SIXTEEN_BIT:
+        wide = np.asarray(image, np.uint16).astype(np.uint32)
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))  # 65535 / 257 = 255
+    elif image.mode not in PLAIN:
+        raise DataError(
+            f"image {name} is of mode {image.mode}, whose colors Pillow would guess; convert it to 8-bit RGB "
+            "or gray"
+        )
+    return image.convert("RGB" if preprocessing.channels == "rgb" else "L")
+
+
+def _flattened(image: Image.Image, name: str, background: str) -> Image.Image:
+    """Without its alpha channel: over a background, where any pixel is transparent."""
+    lowest = image.getchannel("A").getextrema()[0]
+    if lowest == 255:
+        return image.convert("RGB")
+    if not background:
+        raise DataError(
+            f"image {name} has transparent pixels; data.preprocessing.background=white (or black) puts a "
+            "color under them"
+        )
+    under = Image.new("RGBA", image.size, (BACKGROUNDS[background],) * 3 + (255,))
+    return Image.alpha_composite(under, image).convert("RGB")

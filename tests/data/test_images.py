@@ -1,0 +1,168 @@
+"""Decoding and cropping: bytes equal to Pillow's, and everything that leaves a doubt refused in one line."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mechdiff.core.config import Preprocessing
+from mechdiff.core.errors import ConfigError, DataError
+from mechdiff.data.images import thumbnail
+
+RNG = np.random.default_rng(0)
+FACE = RNG.integers(0, 256, (218, 178, 3), np.uint8)
+
+
+def png(image: np.ndarray | Image.Image, form: str = "PNG", **options) -> bytes:
+    """An encoded image."""
+    buffer = io.BytesIO()
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", ["bicubic", "bilinear", "box", "hamming", "lanczos", "nearest"])
+def test_thumbnail_gives_the_bytes_of_pillow(name):
+    filtered = Image.fromarray(FACE[20:198]).resize((32, 32), Image.Resampling[name.upper()])
+    np.testing.assert_array_equal(
+        thumbnail(png(FACE), 32, "x", Preprocessing(filter=name)), np.asarray(filtered)
+    )
+
+
+@pytest.mark.parametrize(
+    "crop, rows, columns",
+    [
+        (
+            "ddim",
+            slice(57, 185),
+            slice(25, 153),
+        ),  # of ddim's datasets/__init__.py: cx=89, cy=121, 64 each way
+        ("center-128", slice(45, 173), slice(25, 153)),
+        ("center-140", slice(39, 179), slice(19, 159)),
+    ],
+)
+def test_crops_are_slices(crop, rows, columns):
+    whole = FACE[rows, columns]
+    np.testing.assert_array_equal(thumbnail(png(FACE), len(whole), "x", Preprocessing(crop=crop)), whole)
+
+
+def test_squash_takes_all_and_none_takes_squares_only():
+    squashed = Image.fromarray(FACE).resize((64, 64), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(thumbnail(png(FACE), 64, "x", Preprocessing(crop="squash")), squashed)
+    square = FACE[:64, :64]
+    np.testing.assert_array_equal(thumbnail(png(square), 64, "x", Preprocessing(crop="none")), square)
+    with pytest.raises(DataError, match=r"image x is 178x218, no square; .*crop=center"):
+        thumbnail(png(FACE), 64, "x", Preprocessing(crop="none"))
+
+
+@pytest.mark.parametrize(
+    "crop, size, why",
+    [
+        ("center-200", 8, "too small for data.preprocessing.crop=center-200; center-178"),
+        ("center-16", 32, r"178x218 \(of which the crop leaves 16x16\), too small for 32x32"),
+        ("center", 179, r"the crop leaves 178x178\), too small"),
+    ],
+)
+def test_thumbnail_refuses_what_is_too_small(crop, size, why):
+    with pytest.raises(DataError, match=why):
+        thumbnail(png(FACE), size, "x", Preprocessing(crop=crop))
+
+
+def test_the_crop_of_ddim_is_of_celeba_only():
+    with pytest.raises(DataError, match=r"64x64; .*crop=ddim is that of CelebA"):
+        thumbnail(png(FACE[:64, :64]), 8, "x", Preprocessing(crop="ddim"))
+
+
+@pytest.mark.parametrize("crop", ["centre", "center-", "center-0", "center-1.5", "-140", "140"])
+def test_preprocessing_refuses_unknown_crops(crop):
+    with pytest.raises(ConfigError, match=r"unknown data\.preprocessing\.crop"):
+        Preprocessing(crop=crop)
+
+
+def test_gray_and_rgb_become_each_other():
+    gray = Preprocessing(channels="gray")
+    luma = np.asarray(Image.fromarray(FACE[:8, :8]).convert("L"))
+    np.testing.assert_array_equal(thumbnail(png(FACE[:8, :8]), 8, "x", gray), luma[..., None])
+    np.testing.assert_array_equal(thumbnail(png(luma), 8, "x"), np.stack([luma] * 3, -1))
+    np.testing.assert_array_equal(thumbnail(luma[..., None], 8, "x", gray), luma[..., None])
+
+
+def test_palettes_and_opaque_alpha_are_converted():
+    palette = Image.fromarray(FACE[:8, :8]).quantize(16)
+    np.testing.assert_array_equal(thumbnail(png(palette), 8, "x"), np.asarray(palette.convert("RGB")))
+    opaque = np.concatenate([FACE[:8, :8], np.full((8, 8, 1), 255, np.uint8)], -1)
+    np.testing.assert_array_equal(thumbnail(png(opaque), 8, "x"), FACE[:8, :8])
+
+
+@pytest.mark.parametrize("background, value", [("white", 255), ("black", 0)])
+def test_transparent_pixels_need_a_background(background, value):
+    alpha = np.where(np.arange(8) < 4, 0, 255).astype(np.uint8) * np.ones((8, 1), np.uint8)
+    clear = np.concatenate([FACE[:8, :8], alpha[..., None]], -1)
+    with pytest.raises(DataError, match=r"x has transparent pixels; .*background=white"):
+        thumbnail(png(clear), 8, "x")
+    pixels = thumbnail(png(clear), 8, "x", Preprocessing(background=background))
+    assert (pixels[:, :4] == value).all()
+    np.testing.assert_array_equal(pixels[:, 4:], FACE[:8, 4:8])
+
+
+def test_a_transparent_color_of_a_palette_counts_as_transparent():
+    palette = Image.fromarray(FACE[:8, :8]).quantize(4)
+    with pytest.raises(DataError, match="transparent"):
+        thumbnail(png(palette, transparency=0), 8, "x")
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_sixteen_bits_are_rounded_not_clipped(form):
+    """Pillow's own conversion clips at 255: nearly everything becomes white."""
+    wide = RNG.integers(0, 65536, (8, 8), np.uint16)
+    wide[0, :3] = 0, 65535, 128
+    pixels = thumbnail(png(wide, form), 8, "x", Preprocessing(channels="gray"))[..., 0]
+    np.testing.assert_array_equal(pixels, np.round(wide.astype(np.float64) / 257).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(FACE[:8, :8]).convert("CMYK"),
+        Image.fromarray(RNG.normal(size=(8, 8)).astype(np.float32)),
+        Image.fromarray(RNG.integers(0, 9999, (8, 8), np.int32)),
+    ],
+    ids=["CMYK", "float", "int32"],
+)
+def test_modes_that_pillow_would_guess_are_refused(image):
+    with pytest.raises(DataError, match=f"image x is of mode {image.mode}, .*convert it"):
+        thumbnail(png(image, "TIFF"), 8, "x")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_a_camera_is_applied(orientation):
+    """EXIF 2.3, section 4.6.4: where row 0 and column 0 of the stored pixels belong."""
+    upright = FACE[:8, :8]
+    store = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a),
+        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        8: lambda a: np.rot90(a, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = png(np.ascontiguousarray(store(upright)), exif=exif)
+    np.testing.assert_array_equal(thumbnail(stored, 8, "x"), upright)
+
+
+def test_several_frames_are_refused():
+    frames = [Image.fromarray(FACE[k : k + 8, :8]) for k in range(3)]
+    moving = png(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match=r"image x \(GIF\) has 3 frames"):
+        thumbnail(moving, 8, "x")
+
+
+@pytest.mark.parametrize("encoded", [b"", b"no image", png(FACE)[:3000]], ids=["empty", "text", "cut off"])
+def test_damage_is_named(encoded):
+    with pytest.raises(DataError, match=r"image photo\.png can't be decoded"):
+        thumbnail(encoded, 8, "photo.png")

@@ -1,0 +1,48 @@
+"""Names of exported models: a folder, a run, a step of a run."""
+
+import numpy as np
+import pytest
+
+from mechdiff.core.errors import CheckpointError
+from mechdiff.models.load import model_folder, name_of, steps_of
+from mechdiff.storage.checkpoint import export_model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of 30 steps, exported after 10, 20 and (twice) 30."""
+    run = tmp_path_factory.mktemp("runs") / "faces"
+    for step, folder in {10: "snapshots/10", 20: "snapshots/20", 30: "model"}.items():
+        export_model(run / folder, {"weight": np.full(2, step, np.float32)}, {}, {"steps": step})
+    return run
+
+
+def test_model_folder_takes_a_run_a_step_and_a_folder(run):
+    assert model_folder(run) == model_folder(run / "model") == run / "model"
+    first = run / "snapshots" / "10"
+    for name in (first, f"{run}@10", f"{run}/model@10", f"{run}/@10", run / "checkpoints" / "10"):
+        assert model_folder(name) == first, name
+    assert model_folder(f"{run}@30") == run / "model"
+
+
+def test_model_folder_lists_the_steps_where_one_is_absent(run, tmp_path):
+    with pytest.raises(CheckpointError, match=r"no model of step 15 \(exported there: 10, 20, 30\)"):
+        model_folder(f"{run}@15")
+    with pytest.raises(CheckpointError, match="no step was exported there"):
+        model_folder(tmp_path / "checkpoints" / "15")
+
+
+def test_model_folder_leaves_other_names_alone(tmp_path):
+    for name in ("a@b", "nowhere", "@"):
+        assert model_folder(tmp_path / name) == tmp_path / name
+
+
+def test_name_of_shows_the_step(run):
+    assert name_of(f"{run}@20") == name_of(run / "checkpoints" / "20") == "faces@20"
+    assert name_of(run) == name_of(run / "model") == name_of(f"{run}@30") == "faces"
+
+
+def test_steps_of_lists_snapshots_and_the_end_in_order(run):
+    assert steps_of(run) == steps_of(run / "model")
+    assert list(steps_of(run)) == [10, 20, 30]
+    assert steps_of(run)[30] == run / "model"

@@ -1,0 +1,139 @@
+"""Anyone's images as what a model is examined on: prepared as it was trained, named, never trained on."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+from reference.networks import SMALL, identity_of
+
+from mechdiff.core.config import (
+    DataConfig,
+    DiffusionConfig,
+    ExperimentConfig,
+    Preprocessing,
+    SweepConfig,
+)
+from mechdiff.core.errors import ConfigError, DataError
+from mechdiff.data import to_bytes, to_float
+from mechdiff.data.collection import open_collection
+from mechdiff.data.images import thumbnail
+from mechdiff.diffusion.schedules import make_schedule
+from mechdiff.models.denoiser import Denoiser
+from mechdiff.study import inputs
+
+FEW = SweepConfig(images=4, reference_images=3)
+
+
+def network(channels: int) -> Denoiser:
+    unet = dataclasses.replace(SMALL, in_channels=channels, out_channels=channels)
+    return Denoiser("mine", unet, make_schedule(DiffusionConfig(steps=10)), {}, identity_of(unet))
+
+
+RGB, GRAY = network(3), network(1)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """12 images of 12x10."""
+    place = tmp_path_factory.mktemp("inputs") / "plots"
+    place.mkdir()
+    for number in range(12):
+        pixels = np.random.default_rng(number).integers(0, 256, (10, 12, 3), np.uint8)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+    return place
+
+
+def test_images_from_a_folder_are_prepared_and_named(place):
+    prepared = Preprocessing(crop="center-9", filter="box")
+    images = inputs.images_from(place, RGB, FEW, preprocessing=prepared)
+    assert images.scored.shape == (4, 8, 8, 3) and images.reference.shape == (3, 8, 8, 3)
+    expected = {thumbnail(path.read_bytes(), 8, "x", prepared).tobytes() for path in place.iterdir()}
+    shown = np.concatenate([images.scored, images.reference])
+    assert len({image.tobytes() for image in shown}) == 7
+    assert {image.tobytes() for image in to_bytes(shown)} <= expected
+    digest = open_collection(place).digest
+    assert images.label == (
+        f"7 of 12 images of plots (sha256 {digest[:12]}; center-9 crop, box, RGB, resized to 8x8); not known "
+        "whether the model was trained on them"
+    )
+    assert images.facts["sha256"] == digest and images.facts["held_out"] is None
+
+
+def test_images_from_follow_the_channels_of_the_network(place):
+    gray = inputs.images_from(place, GRAY, FEW)
+    assert gray.scored.shape == (4, 8, 8, 1) and ", gray," in gray.label
+    with pytest.raises(DataError, match="mine takes 4 channels; images are made RGB or gray"):
+        inputs.images_from(place, network(4), FEW)
+
+
+def test_images_from_leave_out_what_was_trained_on(place):
+    digests = open_collection(place).digests
+    trained_on = frozenset(digest[: inputs.DIGEST_LENGTH] for digest in digests[:5])
+    left = inputs.images_from(place, RGB, FEW, trained_on=trained_on)
+    seen = inputs.images_from(place, RGB, SweepConfig(images=5, reference_images=7)).scored
+    shown = {image.tobytes() for image in np.concatenate([left.scored, left.reference])}
+    assert not shown & {image.tobytes() for image in seen} and left.facts["held_out"]
+    assert "none was trained on" in left.label
+    with pytest.raises(DataError, match="plots: 7 different images and 5 that mine was trained on, but"):
+        inputs.images_from(place, RGB, SweepConfig(images=5, reference_images=3), trained_on=trained_on)
+
+
+def test_images_from_an_array_keep_its_order_and_numbers():
+    floats = np.random.default_rng(0).uniform(-1, 1, (8, 8, 8, 3)).astype(np.float32)
+    images = inputs.images_from(floats, RGB, FEW)
+    np.testing.assert_array_equal(np.concatenate([images.scored, images.reference]), floats[:7])
+    assert "7 of 8 images of an array" in images.label and "as they are" in images.label
+    moved = inputs.images_from(to_bytes(floats).transpose(0, 3, 1, 2), RGB, FEW)
+    np.testing.assert_array_equal(moved.scored, to_float(to_bytes(floats[:4])))
+    assert "as they are; channels moved last" in moved.label
+    with pytest.raises(DataError, match=r"floats of shape \(8, 8, 3\), but the network takes \(8, 8, 1\)"):
+        inputs.images_from(floats, GRAY, FEW)
+    with pytest.raises(
+        DataError, match=r"8 different images, but sweep.images \+ sweep.reference_images = 12"
+    ):
+        inputs.images_from(floats, RGB, SweepConfig(images=5, reference_images=7))
+
+
+def test_images_from_an_array_file(place, tmp_path):
+    pixels = np.stack([np.asarray(Image.open(path)) for path in sorted(place.iterdir())])
+    np.savez(tmp_path / "plots.npz", pixels)
+    images = inputs.images_from(tmp_path / "plots.npz", RGB, FEW)
+    expected = {thumbnail(image, 8, "x").tobytes() for image in pixels}
+    assert {image.tobytes() for image in to_bytes(images.scored)} <= expected
+    assert "images of plots.npz" in images.label
+
+
+def test_images_from_nested(place):
+    nested = inputs.images_from(
+        place, RGB, SweepConfig(images=3, timesteps=3, nested=True, reference_images=3)
+    )
+    assert nested.swept.shape == (3, 3, 8, 8, 3)
+
+
+def trained(name="unknown", **data):
+    return ExperimentConfig(name="x", data=DataConfig(name=name, **data))
+
+
+def test_chooser_prepares_images_as_in_training_unless_told_otherwise(place, tmp_path):
+    squash = Preprocessing(crop="squash")
+    config = ExperimentConfig(name="x", sweep=FEW)
+    choose = inputs.chooser(config, None, tmp_path, str(place))
+    images = choose(RGB, trained(preprocessing=squash), {})
+    assert "squashed to a square" in images.label
+    told = ExperimentConfig(
+        name="x", sweep=FEW, data=DataConfig(preprocessing=Preprocessing(crop="center-8"))
+    )
+    images = inputs.chooser(told, None, tmp_path, str(place))(RGB, trained(preprocessing=squash))
+    assert "center-8 crop" in images.label
+
+
+def test_chooser_takes_one_kind_of_images(tmp_path):
+    with pytest.raises(ConfigError, match="--celeba=a and --images=b both name the images"):
+        inputs.chooser(ExperimentConfig(name="x"), "a", tmp_path, "b")
+
+
+def test_synthetic_images_do_not_fit_a_gray_network(tmp_path):
+    config = ExperimentConfig(name="x", sweep=FEW)
+    with pytest.raises(DataError, match=r"takes 1 channel\(s\), but synthetic images have 3"):
+        inputs.chooser(config, None, tmp_path)(GRAY, trained("synthetic"))
