@@ -22,7 +22,7 @@ import xarray as xr
 from absl import flags, logging
 
 from mechdiff.cli import hints, output
-from mechdiff.core import keys, presets
+from mechdiff.core import containers, keys, presets, processes
 from mechdiff.core.config import ExperimentConfig, override, to_dict
 from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.eval_set import EvalSet
@@ -44,6 +44,12 @@ flags.DEFINE_boolean("distributed", False, "Join the other processes of this SLU
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0: join the processes that name the same.")
 flags.DEFINE_integer("processes", None, "With --coordinator: how many there are.", lower_bound=1)
 flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is, from 0.", lower_bound=0)
+flags.DEFINE_float(
+    "join_timeout",
+    processes.JOIN_SECONDS,
+    "Seconds until the other processes must have joined.",
+    lower_bound=1,
+)
 flags.DEFINE_boolean("json", False, "The result as JSON on stdout; everything else on stderr.")
 flags.DEFINE_boolean("quiet", False, "Show warnings and errors only.")
 flags.DEFINE_string("log_file", None, "File to which every line shown is appended, also with --quiet.")
@@ -164,10 +170,10 @@ def _join() -> None:
         raise flags.Error(f"--coordinator={FLAGS.coordinator} needs --processes=N and --process_id=I")
     if FLAGS.coordinator and FLAGS.process_id >= FLAGS.processes:
         raise flags.Error(f"--process_id={FLAGS.process_id} is not below --processes={FLAGS.processes}")
-    try:
-        jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id)
-    except (ValueError, RuntimeError) as error:
-        raise flags.Error(f"could not join the other processes: {error}") from error
+    member = None
+    if FLAGS.coordinator:
+        member = processes.Membership(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id)
+    processes.join(member, FLAGS.join_timeout)
 
 
 def opened(
@@ -204,14 +210,16 @@ def save(workdir: Path, name: str, found: xr.Dataset, config: ExperimentConfig, 
 def spread_over_cores(share: int = 0) -> None:
     """Makes every core a device of its own, for launchers whose work is sharded over devices; before any is
     used. On two cores a sweep took 0.55 of the time of one device with two threads. A number that was chosen
-    already, by JAX_NUM_CPU_DEVICES or XLA_FLAGS, stands; accelerators are not touched.
+    already, by JAX_NUM_CPU_DEVICES or XLA_FLAGS, stands, and so does one device for each of many processes;
+    accelerators are not touched.
 
     Args:
       share: what the devices must divide, if not 0: fewer of them then, where need be.
     """
     chosen = jax.config.jax_num_cpu_devices != -1 or "device_count" in os.environ.get("XLA_FLAGS", "")
+    chosen = chosen or jax.distributed.is_initialized()
     if not chosen:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = containers.usable_cores()
         jax.config.update("jax_num_cpu_devices", max(n for n in range(1, cores + 1) if share % n == 0))
 
 

@@ -217,6 +217,7 @@ class TrainConfig:
     ema_decay: float = 0.9995
     label_dropout: float = 0.1  # share of images shown under the null class, where there are classes
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
+    fsdp: bool = False  # spread parameters, moments and EMA over the devices, for models larger than one
     log_every: int = 50
     eval_every: int = 500
     eval_images: int = 128
