@@ -11,9 +11,13 @@ from . import _launch
 
 def main(config, workdir):
     _launch.spread_over_cores(share=config.train.batch // config.train.accumulate)
-    print(train(config, workdir))
+    folder = train(config, workdir)
+    print(folder)
+    return {"model": folder}
 
+
+prepare = _launch.use_huge_pages  # before any work
 
 if __name__ == "__main__":
-    _launch.use_huge_pages()
+    prepare()
     _launch.run(main)

@@ -17,6 +17,7 @@ other (the contracts are in `pyproject.toml`, import-linter holds them):
   6  study, validation
   7  report
   8  api
+  9  cli
 `mechdiff/README.md` says what is in each, and has the glossary. Launchers are outside, in `experiments/`.
 """
 

@@ -217,6 +217,7 @@ class TrainConfig:
     ema_decay: float = 0.9995
     label_dropout: float = 0.1  # share of images shown under the null class, where there are classes
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
+    fsdp: bool = False  # spread parameters, moments and EMA over the devices, for models larger than one
     log_every: int = 50
     eval_every: int = 500
     eval_images: int = 128
@@ -432,6 +433,8 @@ def _restore(hint: Any, value: Any, name: str) -> Any:
         return value
     if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value
+        if isinstance(value, str) and arguments[0] is not str:
+            items = [_literal(item.strip()) for item in items]  # "false,true" is no literal as a whole
         items = items if isinstance(items, list | tuple) else [items]
         return tuple(_restore(arguments[0], item, name) for item in items)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -22,7 +23,8 @@ class EvalSet:
         them, `(timesteps, images, ...)`: every timestep has images and noise of its own.
       timesteps: `(timesteps,)` ints in [0, T).
       key: of the noise.
-      condition: what each image is denoised under (class labels, say), leaves `(images, ...)`; None: nothing.
+      condition: what each image is denoised under (class labels, say), leaves `(images, ...)`, or
+        `(timesteps, images, ...)` where the images are nested; None: nothing.
 
     Raises:
       ConfigError: images of another rank, or nested images for another number of timesteps.
@@ -48,6 +50,13 @@ class EvalSet:
             )
         if images.ndim == 5 and len(images) != len(timesteps):
             raise ConfigError(f"nested images for {len(images)} timesteps, but {len(timesteps)} are examined")
+        count = images.shape[:-3]
+        for leaf in jax.tree.leaves(condition):
+            if np.shape(leaf)[: len(count)] != count:
+                raise ConfigError(
+                    f"a condition of shape {np.shape(leaf)} for images of shape {images.shape}: its first "
+                    f"axes must be {count}, one entry an image"
+                )
         for name, value in (("images", images), ("timesteps", timesteps), ("key", key)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "condition", condition)
@@ -71,3 +80,8 @@ class EvalSet:
     def at(self, t_index: int) -> tuple[Images, Int[np.ndarray, " images"]]:
         """The images shown at timestep number `t_index`, and the indices of their noise."""
         return images_at(self.images, t_index)
+
+    def condition_at(self, t_index: int) -> PyTree:
+        """The condition of the images shown at timestep number `t_index`, leaves `(images, ...)`."""
+        nested = self.images.ndim == 5
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[t_index] if nested else leaf, self.condition)

@@ -98,6 +98,7 @@ class _Plan:
     def key(self) -> str:
         """Digest of everything that decides the numbers."""
         shown = self.eval_set
+        told = {} if shown.condition is None else {"condition": digests.digest_arrays(shown.condition)}
         return digests.digest_json(
             {
                 **self.denoiser.digests(),
@@ -108,6 +109,7 @@ class _Plan:
                 "ablations": self.config.ablations,
                 "components": [component.name for component in self.chosen],
                 "numerics": NUMERICS_VERSION,
+                **told,
             }
         )
 
@@ -198,12 +200,13 @@ def _block(
     """
     images, indices = eval_set.at(t_index)
     t, key = int(eval_set.timesteps[t_index]), eval_set.key
+    condition = jax.tree.map(lambda leaf: np.asarray(leaf)[places], eval_set.condition_at(t_index))
     values = [getattr(stacked, field)]
     if source is not None:
         values = (source.at(t_index, places, draw) for draw in range(source.draws))
     losses = [
         engine.measure(
-            dataclasses.replace(stacked, **{field: value}), images[places], indices[places], t, key
+            dataclasses.replace(stacked, **{field: value}), images[places], indices[places], t, key, condition
         )
         for value in values
     ]

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from mechdiff.core import devices
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.devices import ALL, IMAGES
-from mechdiff.core.types import Images, PRNGKey
+from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, images_at, q_sample
 from mechdiff.interventions.gates import CAPTURED
@@ -24,34 +24,37 @@ from mechdiff.sweeps.execution import memory
 
 
 @functools.partial(jax.jit, static_argnames=("unet", "collection"))
-def _captured(unet, params, identity, schedule, x0, t, key, indices, *, collection):
+def _captured(unet, params, identity, schedule, x0, t, key, indices, condition=None, *, collection):
     """What one collection holds of each image; images are shared out over the devices."""
 
-    def local(params, identity, schedule, t, key, x0, indices):
+    def local(params, identity, schedule, t, key, x0, indices, condition):
         rows = jnp.full(x0.shape[0], t)
         x_t = q_sample(schedule, x0, rows, image_noise(key, indices, x0.shape[1:]))
-        return forward(unet, params, identity, x_t, rows, capture=(collection,))[1][collection]
+        told = {"condition": condition, "capture": (collection,)}
+        return forward(unet, params, identity, x_t, rows, **told)[1][collection]
 
-    mesh, specs = devices.over(len(x0)), (*[ALL] * 5, IMAGES, IMAGES)
+    mesh, specs = devices.over(len(x0)), (*[ALL] * 5, IMAGES, IMAGES, IMAGES)
     run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=IMAGES, check_vma=False)
-    return run(params, identity, schedule, t, key, x0, indices)
+    return run(params, identity, schedule, t, key, x0, indices, condition)
 
 
 @functools.partial(jax.jit, static_argnames=("unet",))
-def _moments(unet, params, identity, schedule, x0, t, key, indices, weights):
+def _moments(unet, params, identity, schedule, x0, t, key, indices, weights, condition):
     """Mean of every site over the real rows, and the sum of their squared distances from it."""
-    found = _captured(unet, params, identity, schedule, x0, t, key, indices, collection=CAPTURED)
+    images = (x0, t, key, indices, condition)
+    found = _captured(unet, params, identity, schedule, *images, collection=CAPTURED)
     mean = jax.tree.map(lambda a: jnp.tensordot(weights / weights.sum(), a, 1), found)
     return mean, jax.tree.map(lambda a, m: jnp.tensordot(weights, (a - m) ** 2, 1), found, mean)
 
 
-def _blocks(images: np.ndarray, indices: np.ndarray, block: int):
-    """Image blocks of one shape; the last is padded with repeats of weight 0."""
+def _blocks(images: np.ndarray, indices: np.ndarray, condition: PyTree, block: int):
+    """Blocks of images, indices and conditions of one shape; the last is padded with repeats of weight 0."""
     for start in range(0, len(images), block):
         chosen = np.arange(start, start + block)
         weights = (chosen < len(images)).astype(np.float32)
         chosen = np.minimum(chosen, len(images) - 1)
-        yield images[chosen], indices[chosen], weights
+        told = jax.tree.map(lambda leaf, chosen=chosen: np.asarray(leaf)[chosen], condition)
+        yield images[chosen], indices[chosen], told, weights
 
 
 def activations(
@@ -60,6 +63,7 @@ def activations(
     t: int,
     key: PRNGKey,
     indices: Int[np.ndarray, " batch"],
+    condition: PyTree = None,
     *,
     collection: str = CAPTURED,
 ) -> dict[str, Float[Array, "batch ..."]]:
@@ -67,11 +71,12 @@ def activations(
 
     Args:
       key, indices: image i has the noise of `image_noise(key, i)`.
+      condition: of the images, leaves `(batch, ...)`.
       collection: `sites`; or `patterns` for the attention patterns `(batch, heads, tokens, tokens)`.
     """
     parts = denoiser.params, denoiser.identity, denoiser.schedule
     network = devices.everywhere(devices.over(len(x0)), parts)
-    return _captured(denoiser.unet, *network, x0, t, key, indices, collection=collection)
+    return _captured(denoiser.unet, *network, x0, t, key, indices, condition, collection=collection)
 
 
 def activation_moments(
@@ -86,9 +91,8 @@ def activation_moments(
     `activation_means`.
     """
     unet, params, identity, schedule = denoiser.unet, denoiser.params, denoiser.identity, denoiser.schedule
-    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     network = unet, params, identity, schedule
-    means, deviations = zip(*_moments_of_levels(*network, images, timesteps, key, block))
+    means, deviations = zip(*_moments_of_levels(*network, eval_set, block))
     return _stacked(means), _stacked(deviations)
 
 
@@ -97,15 +101,16 @@ def _stacked(trees: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {site: np.stack([tree.pop(site) for tree in trees]) for site in list(trees[0])}
 
 
-def _moments_of_levels(unet, params, identity, schedule, images, timesteps, key, block):
+def _moments_of_levels(unet, params, identity, schedule, eval_set: EvalSet, block):
     """Mean and standard deviation of every site, float32, timestep by timestep."""
+    images, key = eval_set.images, eval_set.key
     block = memory.rows_at_once(block, memory.row_bytes(unet) + 2 * memory.replacement_bytes(unet))
     indices = np.arange(len(images))
     params, identity, schedule = devices.everywhere(devices.over(block), (params, identity, schedule))
-    for t in timesteps:
+    for t in eval_set.timesteps:
         count, mean, spread = 0.0, {}, {}
-        for x0, index, weights in _blocks(images, indices, block):
-            found = _moments(unet, params, identity, schedule, x0, int(t), key, index, weights)
+        for x0, index, told, weights in _blocks(images, indices, eval_set.condition, block):
+            found = _moments(unet, params, identity, schedule, x0, int(t), key, index, weights, told)
             part, around = ({site: np.asarray(a, np.float64) for site, a in tree.items()} for tree in found)
             more = float(weights.sum())
             share = more / (count + more)
@@ -133,9 +138,8 @@ def activation_means(
       site -> `(levels, *site)`, where `site` is the shape of one row of that activation.
     """
     unet, params, identity, schedule = denoiser.unet, denoiser.params, denoiser.identity, denoiser.schedule
-    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     network = unet, params, identity, schedule
-    return _stacked([mean for mean, _ in _moments_of_levels(*network, images, timesteps, key, block)])
+    return _stacked([mean for mean, _ in _moments_of_levels(*network, eval_set, block)])
 
 
 def replacements_at(replacements: dict[str, np.ndarray], level: int) -> dict[str, np.ndarray]:
@@ -167,8 +171,8 @@ def attention_stats(
     for level, t in enumerate(timesteps):
         pictures, numbers = images_at(images, level)
         parts = [
-            _captured(unet, params, identity, schedule, x0, int(t), key, index, collection=ATTENTION)
-            for x0, index, _ in _blocks(pictures, numbers, block)
+            _captured(unet, params, identity, schedule, x0, int(t), key, index, told, collection=ATTENTION)
+            for x0, index, told, _ in _blocks(pictures, numbers, eval_set.condition_at(level), block)
         ]
         for site in parts[0]:
             joined = [np.concatenate(values)[:count] for values in zip(*(part[site] for part in parts))]

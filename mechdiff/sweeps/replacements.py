@@ -86,13 +86,18 @@ class Resample:
         donors = self.donors[draw, images]
         x0, indices = self.eval_set.at(level)
         t, key = int(self.eval_set.timesteps[level]), self.eval_set.key
-        return activations(self.denoiser, x0[donors], t, key, indices[donors], collection=self.collection)
+        condition = self.eval_set.condition_at(level)
+        condition = jax.tree.map(lambda leaf: np.asarray(leaf)[donors], condition)
+        given = (x0[donors], t, key, indices[donors], condition)
+        return activations(self.denoiser, *given, collection=self.collection)
 
     def digest(self) -> str:
         """SHA-256 of images, timesteps, noise, donors and parameters."""
         shown = self.eval_set
         key = jax.random.key_data(shown.key)
-        return digests.digest_arrays([shown.images, shown.timesteps, key, self.donors, self.denoiser.params])
+        told = [] if shown.condition is None else [shown.condition]
+        arrays = [shown.images, shown.timesteps, key, self.donors, self.denoiser.params]
+        return digests.digest_arrays([*arrays, *told])
 
 
 @dataclasses.dataclass(frozen=True)

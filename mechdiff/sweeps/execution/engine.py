@@ -24,6 +24,7 @@ from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.components import has_rows
 from mechdiff.interventions.record import Intervention
+from mechdiff.models import conditions
 from mechdiff.sweeps.execution import memory, shared_prefix
 
 CPU_WORKING_SET = 256 * 2**20  # bytes of activations in one pass, whose stages run in blocks that fit a cache
@@ -103,6 +104,7 @@ def _measure(
     own: PyTree = None,
     shared: PyTree = None,
     reduce: Reduction = losses,
+    condition: PyTree = None,
 ) -> tuple[PyTree, PyTree]:
     """What `reduce` gives: leaves `(passes, rows, blocks, block, ...)` and `(passes, blocks, block, ...)`.
 
@@ -111,9 +113,9 @@ def _measure(
     """
     everywhere, passes, images = PartitionSpec(), PartitionSpec("passes"), PartitionSpec("images")
 
-    def local(schedule, params, stacked, replacements, x0, indices, t, key, own, shared):
+    def local(schedule, params, stacked, replacements, x0, indices, t, key, own, shared, condition):
         def block(inputs):
-            own_fills, x0, indices, own = inputs
+            own_fills, x0, indices, own, condition = inputs
             noise = image_noise(key, indices, x0.shape[1:])
             x_t = q_sample(schedule, x0, jnp.full(len(x0), t), noise)
 
@@ -121,12 +123,14 @@ def _measure(
                 stacked = dataclasses.replace(
                     stacked, **{k: replacements[0][k] | own_fills[k] for k in FILLS}
                 )
-                clean, eps = shared_prefix.forward(config, joins, schedule, params, stacked, x_t, t)
+                clean, eps = shared_prefix.forward(
+                    config, joins, schedule, params, stacked, x_t, t, condition
+                )
                 return reduce(PassOutputs(schedule, t, x0, noise, x_t, clean, eps, own, shared))
 
             return jax.lax.map(one_pass, stacked)
 
-        changed, clean = jax.lax.map(block, (replacements[1], x0, indices, own))
+        changed, clean = jax.lax.map(block, (replacements[1], x0, indices, own, condition))
         behind = lambda tree, place: jax.tree.map(lambda a: jnp.moveaxis(a, 0, place), tree)
         return behind(changed, 2), behind(clean, 1)
 
@@ -135,11 +139,11 @@ def _measure(
         mesh=mesh,
         in_specs=(
             *(everywhere, everywhere, passes, (everywhere, images), images, images),
-            *(everywhere, everywhere, images, everywhere),
+            *(everywhere, everywhere, images, everywhere, images),
         ),
         out_specs=(PartitionSpec("passes", None, "images"), PartitionSpec("passes", "images")),
         check_vma=False,
-    )(schedule, params, stacked, replacements, x0, indices, t, key, own, shared)
+    )(schedule, params, stacked, replacements, x0, indices, t, key, own, shared, condition)
 
 
 def _mean_square(x: Float[Array, "*rows height width channels"]) -> Float[Array, "*rows"]:
@@ -177,7 +181,13 @@ class Engine:
         return self._placed[mesh]
 
     def measure(
-        self, stacked: Intervention, x0: Images, indices: Int[np.ndarray, " images"], t: int, key: PRNGKey
+        self,
+        stacked: Intervention,
+        x0: Images,
+        indices: Int[np.ndarray, " images"],
+        t: int,
+        key: PRNGKey,
+        condition: PyTree = None,
     ) -> SweepLosses:
         """Losses of every image under every intervention, at one timestep, under common random numbers.
 
@@ -186,8 +196,9 @@ class Engine:
             fills shared by all interventions, each for all images or with a leading axis of images.
           x0: clean images in [-1, 1].
           indices: of the images: image i has the noise of `image_noise(key, i)`.
+          condition: of the images, leaves `(images, ...)`.
         """
-        (loss, change), clean = self.reduce(stacked, x0, indices, t, key)
+        (loss, change), clean = self.reduce(stacked, x0, indices, t, key, condition=condition)
         return SweepLosses(loss, change, clean)
 
     def reduce(
@@ -200,11 +211,12 @@ class Engine:
         reduce: Reduction = losses,
         own: PyTree = None,
         shared: PyTree = None,
+        condition: PyTree = None,
     ) -> tuple[PyTree, PyTree]:
         """Any function of the predictions, taken on the device, for every image under every intervention.
 
         Args:
-          stacked, x0, indices, t, key: as in `measure`.
+          stacked, x0, indices, t, key, condition: as in `measure`.
           reduce: pure and hashable (a function of a module, or a frozen dataclass with `__call__`): it is
             compiled into the pass, and another one is another program. Every image's results depend on that
             image alone.
@@ -213,10 +225,12 @@ class Engine:
         Returns:
           What it returns, on the host: leaves `(interventions, images, ...)`, and `(images, ...)`.
         """
+        conditions.resolve(self.config, condition)  # on the host, where labels can be looked at
         while True:
             rows, block = self._size(stacked, len(x0))
             try:
-                return self._run(stacked, x0, indices, t, key, rows, block, reduce, own, shared)
+                given = (own, shared, condition)
+                return self._run(stacked, x0, indices, t, key, rows, block, reduce, *given)
             except jax.errors.JaxRuntimeError as error:
                 if OUT_OF_MEMORY not in str(error) or rows * block == 1:
                     raise
@@ -265,7 +279,9 @@ class Engine:
             self._limits[shape] = max(limit, next(fit, 1))
         return self._limits[shape]
 
-    def _run(self, stacked, x0, indices, t, key, rows, block, reduce, own, shared) -> tuple[PyTree, PyTree]:
+    def _run(
+        self, stacked, x0, indices, t, key, rows, block, reduce, own, shared, condition
+    ) -> tuple[PyTree, PyTree]:
         wave = shared_prefix.plan_passes(self.config, stacked, rows, self.together)
         blocks = -(-len(x0) // block)
         mesh = self._mesh(blocks)
@@ -291,6 +307,7 @@ class Engine:
                 jax.tree.map(at_places, own),
                 shared,
                 reduce,
+                jax.tree.map(at_places, condition),
             )
         changed, clean = jax.tree.map(np.asarray, found)
         whole = lambda a: a[0].reshape(-1, *a.shape[3:])[: len(x0)]

@@ -19,9 +19,10 @@ from mechdiff.core.config import UNetConfig
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree, StepFn
-from mechdiff.diffusion.samplers import initial_noise, keys_of_steps, one_step, sample
+from mechdiff.diffusion.samplers import guided, initial_noise, keys_of_steps, one_step, sample
 from mechdiff.diffusion.schedules import NoiseSchedule, ddim_timesteps
 from mechdiff.interventions.record import Intervention
+from mechdiff.models import conditions
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import denoise
 from mechdiff.sweeps.execution import memory
@@ -173,8 +174,27 @@ SAMPLE_STEPS = 50  # DDIM
 SAMPLE_BLOCK = 16  # pictures drawn together
 
 
-def draw_samples(denoiser: Denoiser, key: jax.Array, count: int, steps: int = SAMPLE_STEPS) -> Images:
-    """`count` pictures of a subject by DDIM, drawn in blocks of one shape; picture i depends on (key, i)."""
+def draw_samples(
+    denoiser: Denoiser,
+    key: jax.Array,
+    count: int,
+    steps: int = SAMPLE_STEPS,
+    *,
+    condition: PyTree = None,
+    guidance: float = 1.0,
+) -> Images:
+    """`count` images of a denoiser by DDIM, drawn in blocks of one shape; image i depends on (key, i).
+
+    Args:
+      condition: leaves `(count, ...)`; None: of a network with classes, all of them in turn.
+      guidance: scale of `samplers.guided`; other than 1 only for a network with a null class.
+
+    Raises:
+      ConfigError: a network that is conditioned on images, without them; guidance without a null class.
+    """
+    condition = sample_condition(denoiser, count) if condition is None else condition
+    conditions.resolve(denoiser.unet, condition)  # labels are out of range here, or never seen to be
+    null = null_condition(denoiser, condition) if guidance != 1 else condition
     size = denoiser.unet.image_size
     block = memory.rows_at_once(min(SAMPLE_BLOCK, count), memory.row_bytes(denoiser.unet))
     shape = (block, size, size, denoiser.unet.in_channels)
@@ -184,15 +204,51 @@ def draw_samples(denoiser: Denoiser, key: jax.Array, count: int, steps: int = SA
 
     @jax.jit
     @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=(*[ALL] * 4, IMAGES), out_specs=IMAGES, check_vma=False
+        jax.shard_map, mesh=mesh, in_specs=(*[ALL] * 4, *[IMAGES] * 3), out_specs=IMAGES, check_vma=False
     )
-    def block(params, identity, schedule, key, indices):
+    def block(params, identity, schedule, key, indices, condition, null):
         predict = functools.partial(denoise, denoiser.unet, schedule, params, identity)
+        predict = guided(predict, condition, null, guidance)
         own = (len(indices), *shape[1:])
         clip = denoiser.unet.sample_clip
         return sample(predict, schedule, key, own, timesteps=levels, clip=clip, indices=indices)
 
     network = devices.everywhere(mesh, (denoiser.params, denoiser.identity, denoiser.schedule))
     starts = range(0, count, shape[0])
-    drawn = [np.asarray(block(*network, key, start + np.arange(shape[0]))) for start in starts]
+    drawn = []
+    for start in starts:
+        indices = start + np.arange(shape[0])
+        taken = functools.partial(np.take, indices=np.minimum(indices, count - 1), axis=0)
+        drawn.append(np.asarray(block(*network, key, indices, *jax.tree.map(taken, (condition, null)))))
     return np.concatenate(drawn)[:count]
+
+
+def sample_condition(denoiser: Denoiser, count: int) -> PyTree:
+    """What samples are drawn under if nothing is said: every class in turn; None for a network without any.
+
+    Raises:
+      ConfigError: the network is conditioned on more than classes of a table.
+    """
+    unet = denoiser.unet
+    if unet.condition_channels or unet.class_embedding != "table":
+        raise ConfigError(
+            f"{denoiser.name} is conditioned on {' and '.join(conditions.takes(unet))}, which is not made up "
+            "here: give images, and a condition for each of them"
+        )
+    return np.arange(count, dtype=np.int32) % unet.classes if unet.classes else None
+
+
+def null_condition(denoiser: Denoiser, condition: PyTree) -> PyTree:
+    """The condition with every label the null class.
+
+    Raises:
+      ConfigError: the network has none.
+    """
+    if denoiser.unet.null_label is None:
+        raise ConfigError(
+            f"guidance of {denoiser.name}: it has no null class (unet.null_class; --null_class at import)"
+        )
+    empty = lambda label: np.full(np.shape(label), denoiser.unet.null_label, np.int32)
+    if isinstance(condition, dict):
+        return condition | {"label": empty(condition["label"])}
+    return empty(condition)

@@ -81,6 +81,7 @@ def forward(
     stacked: Intervention,
     x_t: Images,
     t: Int[AnyArray, ""],
+    condition: PyTree = None,
 ) -> tuple[Images, Float[Array, "interventions batch height width channels"]]:
     """Predicted noise without and with each intervention, as `unet.denoise` would give it.
 
@@ -89,6 +90,7 @@ def forward(
       stacked: interventions in the order in which they join. Gates, temperatures, patterns and windows
         stacked or shared; fills shared, with or without an axis of images.
       x_t: noisy images at timestep `t`, each seen by every intervention.
+      condition: of the images, leaves `(batch, ...)`; see `conditions.resolve`.
     """
     if stacked.add:
         raise ConfigError(
@@ -97,7 +99,7 @@ def forward(
         )
     batch, count = x_t.shape[0], sum(joins)
     stacked = in_window(stacked, jnp.full(count, t))
-    stream, joined = enter(config, params, x_t, jnp.full(batch, t)), 0
+    stream, joined = enter(config, params, x_t, jnp.full(batch, t), condition=condition), 0
     for stage, joining in zip(stages(config), joins):
         joined += joining
         here, rows = _rows(stage, stacked, batch, joined), (1 + joined) * batch
