@@ -145,8 +145,8 @@ def compare(before: Any, after: Any, images: Given = None, **settings: Any) -> C
     before, after = _model(before), _model(after)
     _check_comparable(before, after)
     if images is None:
-        images = eval_images(before, None, settings.get("n", 16), settings.get("n", 16))
-        images = np.concatenate([images.scored, images.reference])
+        shown = eval_images(before, None, settings.get("n", 16), settings.get("n", 16))
+        images = np.concatenate([shown.scored, shown.reference])
     return _compared(sweep(before, images, **settings), sweep(after, images, **settings))
 
 
