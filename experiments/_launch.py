@@ -22,7 +22,7 @@ import xarray as xr
 from absl import flags, logging
 
 from mechdiff.cli import hints, output
-from mechdiff.core import keys, presets, processes
+from mechdiff.core import containers, keys, presets, processes
 from mechdiff.core.config import ExperimentConfig, override, to_dict
 from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.eval_set import EvalSet
@@ -222,7 +222,7 @@ def spread_over_cores(share: int = 0) -> None:
     chosen = jax.config.jax_num_cpu_devices != -1 or "device_count" in os.environ.get("XLA_FLAGS", "")
     chosen = chosen or jax.distributed.is_initialized()
     if not chosen:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = containers.usable_cores()
         jax.config.update("jax_num_cpu_devices", max(n for n in range(1, cores + 1) if share % n == 0))
 
 

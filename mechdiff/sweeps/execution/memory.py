@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from mechdiff.core import containers
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PyTree
@@ -42,7 +43,7 @@ def available_bytes() -> int:
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(free, _container_limit())
+    return min(free, containers.memory_left())
 
 
 def reachable_bytes() -> int:
@@ -68,15 +69,6 @@ def free_bytes(device: Any) -> int:
 
 def _limit_of(device: Any) -> int:
     return (device.memory_stats() or {}).get("bytes_limit", DEFAULT_DEVICE_BYTES)
-
-
-def _container_limit() -> int:
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-    except OSError:
-        return 2**62
-    return 2**62 if limit == "max" else max(0, int(limit) - int(used))
 
 
 def row_bytes(config: UNetConfig) -> int:
@@ -195,6 +187,8 @@ class Forecast:
                 if self.devices > 1 and not accelerated()
                 else ""
             )
+            if accelerated():  # JAX takes a share of a card when it starts
+                fewer = "XLA_PYTHON_CLIENT_MEM_FRACTION=.95 if no other process uses the card, "
             less = "fewer sweep.timesteps or sweep.ablations=zero (no fills), " if self.kept else ""
             raise ConfigError(
                 f"even one row in a pass takes {_gib(self._with(self.least))}, but this process may "
