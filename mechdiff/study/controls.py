@@ -263,11 +263,14 @@ def _once(path: Path, key: str, make: Callable[[], xr.Dataset]) -> None:
 def _key(examined: Analysis, config: ExperimentConfig) -> str:
     """SHA-256 of everything that decides the numbers; its field names are part of it."""
     images, study = examined.given, dataclasses.replace(config.study, models=())
+    sweep = to_dict(config.sweep)
+    if config.sweep.precision == "float32":  # a later field: results without it keep their names
+        del sweep["precision"]
     return digests.digest_json(
         {
             **examined.denoiser.digests(),
             "pictures": digests.digest_arrays([images.swept, images.reference]),
-            "asked": [config.seed, to_dict(config.sweep), to_dict(study)],
+            "asked": [config.seed, sweep, to_dict(study)],
             "numerics": NUMERICS_VERSION,
         }
     )
