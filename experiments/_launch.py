@@ -198,7 +198,7 @@ def opened(
     print(f"{denoiser.name}: {given.label}; {checked.words}", file=sys.stderr, flush=True)
     timesteps = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
     key = keys.stream(jax.random.key(config.seed), "scored noise")
-    return Opened(denoiser, trained, given, EvalSet(given.scored, timesteps, key))
+    return Opened(denoiser, trained, given, given.scored_set(timesteps, key))
 
 
 def save(workdir: Path, name: str, found: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:

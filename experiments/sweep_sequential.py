@@ -11,7 +11,6 @@ import dataclasses
 from absl import flags
 
 from mechdiff.core.config import to_dict
-from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.sweeps.execution import forecast
@@ -32,7 +31,7 @@ def main(config, workdir):
     forecast.print_memory_forecast(denoiser, config.sweep, ablations=("zero",))
     found = sequential_sweep(
         denoiser,
-        EvalSet(given.swept, eval_set.timesteps, eval_set.key),
+        given.swept_set(eval_set.timesteps, eval_set.key),
         workdir / "certify",
         width=WIDTH.value,
         block=config.sweep.image_block,

@@ -25,7 +25,7 @@ from scipy import special
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
-from mechdiff.core.types import PRNGKey
+from mechdiff.core.types import PRNGKey, PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import images_at
 from mechdiff.interventions.build import leave_one_out
@@ -116,7 +116,16 @@ def sequential_sweep(
     chosen = tuple(chosen or components(denoiser.unet))
     each = 1 - (1 - confidence) / (len(chosen) if joint else 1)
     run = _Run(
-        denoiser, np.asarray(images), np.asarray(timesteps, np.int32), key, chosen, width, each, block, rows
+        denoiser,
+        np.asarray(images),
+        np.asarray(timesteps, np.int32),
+        key,
+        chosen,
+        width,
+        each,
+        block,
+        rows,
+        eval_set.condition,
     )
     return run.go(folder)
 
@@ -132,6 +141,7 @@ class _Run:
     confidence: float  # of each interval
     block: int
     rows: int
+    condition: PyTree = None
 
     @functools.cached_property
     def digest(self) -> str:
@@ -145,6 +155,7 @@ class _Run:
                 "components": [component.name for component in self.chosen],
                 "rule": [self.width, self.confidence, self.block],
                 "numerics": NUMERICS_VERSION,
+                **({} if self.condition is None else {"condition": digests.digest_arrays(self.condition)}),
             }
         )
 
@@ -217,7 +228,9 @@ class _Run:
         clean = np.empty((len(self.timesteps), size), np.float32)
         for level, t in enumerate(self.timesteps):
             pictures, numbers = images_at(self.images, level)
-            found = engine.measure(part, pictures[index], numbers[index], int(t), self.noise_key)
+            at = (index,) if self.images.ndim == 4 else (level, index)
+            told = jax.tree.map(lambda a, at=at: np.asarray(a)[at], self.condition)
+            found = engine.measure(part, pictures[index], numbers[index], int(t), self.noise_key, told)
             loss[running, level], clean[level] = found.loss[:, :size], found.clean_loss[:size]
         region = {"loss": (slice(None), slice(None), where), "clean_loss": (slice(None), where)}
         labelled.put(path, region, {"loss": loss, "clean_loss": clean})

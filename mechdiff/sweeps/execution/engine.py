@@ -24,6 +24,7 @@ from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.components import has_rows
 from mechdiff.interventions.record import Intervention
+from mechdiff.models import conditions
 from mechdiff.sweeps.execution import memory, shared_prefix
 
 CPU_WORKING_SET = 256 * 2**20  # bytes of activations in one pass, whose stages run in blocks that fit a cache
@@ -224,6 +225,7 @@ class Engine:
         Returns:
           What it returns, on the host: leaves `(interventions, images, ...)`, and `(images, ...)`.
         """
+        conditions.resolve(self.config, condition)  # on the host, where labels can be looked at
         while True:
             rows, block = self._size(stacked, len(x0))
             try:

@@ -193,6 +193,7 @@ def draw_samples(
       ConfigError: a network that is conditioned on images, without them; guidance without a null class.
     """
     condition = sample_condition(denoiser, count) if condition is None else condition
+    conditions.resolve(denoiser.unet, condition)  # labels are out of range here, or never seen to be
     null = null_condition(denoiser, condition) if guidance != 1 else condition
     size = denoiser.unet.image_size
     block = memory.rows_at_once(min(SAMPLE_BLOCK, count), memory.row_bytes(denoiser.unet))
