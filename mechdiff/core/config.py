@@ -252,9 +252,7 @@ class SweepConfig:
     timesteps: int = 8  # spread evenly in log-SNR
     images: int = 64  # scored at every timestep
     nested: bool = False  # other images at every timestep: more images in as many runs
-    reference_images: int = (
-        128  # that replacements come from, not scored; zero ablation needs none
-    )
+    reference_images: int = 128  # that replacements come from, not scored; zero ablation needs none
     image_block: int = 16  # images in one chunk of the result
     chunk: int = 0  # interventions at once; 0: chosen by memory
     draws: int = 1  # of ablations `resample` (donors of an image) and `noise`; their losses are averaged

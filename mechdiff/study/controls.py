@@ -79,7 +79,9 @@ def activity(examined: Analysis, levels: Sequence[int], root: PRNGKey) -> xr.Dat
     """`complexity.OF_COVARIANCE` of the activations of every site, dims `measure, site, t`."""
     denoiser, images = examined.denoiser, examined.given
     if not len(images.reference):
-        raise ConfigError("activity is measured around means of the reference images; sweep.reference_images=0")
+        raise ConfigError(
+            "activity is measured around the reference images' means; raise sweep.reference_images"
+        )
     reference = images.reference_set(levels, keys.stream(root, "mean noise"))
     scored = images.scored_set(levels, keys.stream(root, "scored noise"))
     means = activations.activation_means(denoiser, reference)
