@@ -194,6 +194,9 @@ def opened(
       celeba, images: where images lie; see `inputs.chooser`.
       name: shown in results; the folder's if empty.
     """
+    if config.sweep.precision != "float32":
+        line = f"sweep.precision={config.sweep.precision} acts in ablation sweeps; all else is in float32"
+        print(line, file=sys.stderr, flush=True)
     choose = inputs.chooser(config, celeba, workdir / "cache", images)
     denoiser, trained, record = load.load_denoiser(model, name)
     given = choose(denoiser, trained, record)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.old_names import CONFIG_FIELDS
 
+Precision = Literal["float32", "3xtf32", "tf32", "bfloat16"]  # of products, from the most exact down
 Prediction = Literal["epsilon", "v_prediction", "sample"]  # what a network outputs; see `diffusion.target`
 
 
@@ -257,6 +258,7 @@ class SweepConfig:
     chunk: int = 0  # interventions at once; 0: chosen by memory
     draws: int = 1  # of ablations `resample` (donors of an image) and `noise`; their losses are averaged
     optimal_steps: int = 32  # of Adam, for ablation `optimal`
+    precision: Precision = "float32"  # of products; any other measures its own error, see `core.devices`
 
     def __post_init__(self):
         for kind in self.ablations:
