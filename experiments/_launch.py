@@ -112,15 +112,18 @@ def launch(main: Main, argv: list[str]) -> int:
 
 
 def _work(main: Main, config: ExperimentConfig, argv: list[str]) -> None:
-    """Calls `main` with its lines sent where the flags want them; with --json, what it returns is printed."""
-    workdir, start = Path(FLAGS.workdir or f"runs/{config.name}"), time.monotonic()
+    """Calls `main` with its lines sent where the flags want them; with --json, what it returns and the
+    results that it wrote are printed."""
+    workdir = Path(FLAGS.workdir or f"runs/{config.name}")
+    start, began = time.monotonic(), time.time()
     command = shlex.join([Path(argv[0]).name, *argv[1:]])
     settings = {"as_json": FLAGS.json, "quiet": FLAGS.quiet, "log_file": FLAGS.log_file}
     with output.redirected(**settings, command=command):
         result = main(config, workdir)
     if FLAGS.json:
         seconds = round(time.monotonic() - start, 3)
-        output.print_json(command=command, workdir=workdir, seconds=seconds, result=result)
+        written = output.written_since(began, workdir)
+        output.print_json(command=command, workdir=workdir, seconds=seconds, result=result, written=written)
 
 
 def _last_line(line: str) -> None:

@@ -1,7 +1,8 @@
 """Trains a denoiser: `python -m experiments.train --preset=cpu16 --workdir=runs/faces`.
 
-Start it again with the same flags to go on after an interruption. Real pictures:
-`--set=data.name=celeba --set=data.path=PATH`. The trained model is left in WORKDIR/model.
+Start it again with the same flags to go on after an interruption. Your own images:
+`--set=data.name=folder --set=data.path=PATH` (or `celeba`, `tfds`). The trained model is left in
+WORKDIR/model.
 """
 
 from mechdiff.training.loop import train

@@ -78,6 +78,8 @@ def run_study(examined: Analysis, config: ExperimentConfig, folder: Path) -> Non
 def activity(examined: Analysis, levels: Sequence[int], root: PRNGKey) -> xr.Dataset:
     """`complexity.OF_COVARIANCE` of the activations of every site, dims `measure, site, t`."""
     denoiser, images = examined.denoiser, examined.given
+    if not len(images.reference):
+        raise ConfigError("activity is measured around means of reference images; sweep.reference_images=0")
     reference = images.reference_set(levels, keys.stream(root, "mean noise"))
     scored = images.scored_set(levels, keys.stream(root, "scored noise"))
     means = activations.activation_means(denoiser, reference)

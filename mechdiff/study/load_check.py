@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mechdiff.core import keys
-from mechdiff.core.types import Images, PRNGKey
+from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.process import denoising_loss, image_noise
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models.denoiser import Examinable
@@ -109,7 +109,7 @@ def check(
     timesteps = np.asarray(timesteps, np.int32)
     images = np.asarray(given.scored[:IMAGES])
     key = keys.stream(jax.random.key(seed), "load check")
-    condition = no_class(denoiser, len(images))
+    condition = jax.tree.map(lambda leaf: np.asarray(leaf)[:IMAGES], given.scored_condition)
     losses = np.asarray(_losses(denoiser, key, images, timesteps, condition), np.float64)
     ratios = None if not recorded else (losses / np.asarray(recorded)[:, None]).mean(0)
     few = len(images) < 2
@@ -123,7 +123,7 @@ def check(
         ratio_error=None
         if ratios is None
         else float("inf" if few else ratios.std(ddof=1) / len(ratios) ** 0.5),
-        notes=() if condition is None else ("scored under the null class, as images come without classes",),
+        notes=() if condition is None else ("each image under its own condition",),
     )
 
 
@@ -142,7 +142,7 @@ def _losses(
     key: PRNGKey,
     images: Images,
     timesteps: Int[Array, " timesteps"],
-    condition: Int[Array, " images"] | None,
+    condition: PyTree,
 ) -> Float[Array, "timesteps images"]:
     count = images.shape[0]
     noise = image_noise(key, np.arange(count), images.shape[1:])
@@ -154,9 +154,3 @@ def _losses(
         return denoising_loss(predict, denoiser.schedule, images, jax.numpy.full(count, t), noise)
 
     return jax.lax.map(at, timesteps)
-
-
-def no_class(denoiser: Examinable, count: int) -> Int[np.ndarray, " {count}"] | None:
-    """Labels that stand for no class; None for a network without classes, or without such a label."""
-    null = getattr(getattr(denoiser, "unet", None), "null_label", None)
-    return None if null is None else np.full(count, null, np.int32)

@@ -58,6 +58,7 @@ def test_json_on_stdout_holds_what_main_returns_and_nothing_else(launch, capsys,
         "folder": str(tmp_path),
         "top": [{"component": "mid.attn0.head1", "low": None}],
     }
+    assert printed["written"] == [str(tmp_path / "log")]
     assert printed["workdir"] == str(tmp_path) and printed["command"].startswith("launcher --preset=tiny")
     assert err == "a line for a reader\n" and "a line for a reader" in (tmp_path / "log").read_text()
 
