@@ -1,6 +1,6 @@
 """What `accelerator` measures of a device itself: one process, one task, one JSON line.
 
-Tasks: `product` (ceiling), `answers` (correctness against a CPU's stored losses), `profile` (a trace of one sweep).
+Tasks: `product` (ceiling), `answers` (correctness against a CPU's stored losses), `profile` (of a sweep).
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ def product(setting: str, config: ExperimentConfig, side: int) -> dict:
 
 
 def increases(setting: str) -> tuple[np.ndarray, float]:
-    """Relative loss increases `(components, timesteps)` in %, and the error that the sweep measured itself."""
+    """Relative loss increases `(components, timesteps)` in %, and the error that the sweep itself found."""
     denoiser = load_denoiser(MODEL)[0]
     shape = (IMAGES, *denoiser.image_shape)
     images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)

@@ -3,11 +3,11 @@
 `python -m experiments.benchmarks.accelerator --workdir=runs/card` (on a CPU it runs in small, as a rehearsal)
 
 Arms, each a process of its own, the most telling first: correctness against a CPU's stored answers, ceilings
-from products that fill the card, sweeps of `cpu32` and `paper` in every precision against PyTorch's batched
-masks, training of `paper` against PyTorch, a profile. Every arm's result is in WORKDIR/accelerator.json as soon
-as it is there: start it again and it goes on with those that are missing. After `--minutes` no arm is begun,
-and the one that runs is stopped. At the end there is one table, also in WORKDIR/accelerator.txt. Rivals need
-the `torch` extra and are left out, said so, without.
+from products that fill the card, sweeps of `paper` in every precision against PyTorch's batched masks, its
+training against PyTorch, sweeps of `cpu32`, a profile. Every arm's result is in WORKDIR/accelerator.json as
+soon as it is there: start it again and it goes on with those that are missing. After `--minutes` no arm is
+begun, and the one that runs is stopped. At the end there is one table, also in WORKDIR/accelerator.txt.
+Rivals need the `torch` extra and are left out, said so, without.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ MINUTES = flags.DEFINE_float("minutes", 8.0, "After so long no arm is begun.", l
 SMALL = flags.DEFINE_boolean("small", None, "A rehearsal with tiny networks; default: on CPUs.")
 
 OURS, RIVAL, DEVICE = (f"experiments.benchmarks.{name}" for name in ("ours", "rival", "_device"))
+PRODUCTS = ("float32", "tf32", "bfloat16")
 SETTINGS = ("float32", "3xtf32", "tf32", "bfloat16")
 NOTHING = 5.0  # seconds in which no arm can start
 
@@ -55,19 +56,13 @@ def arms(small: bool, rivals: bool, folder: str) -> list[Arm]:
     side = 256 if small else 8192
     kinds = [
         *(Arm(f"answers, {each}", DEVICE, "answers", each, 0, tiny) for each in SETTINGS),
-        *(
-            Arm(f"product, {each}", DEVICE, "product", each, side, tiny)
-            for each in ("float32", "tf32", "bfloat16")
-        ),
+        *(Arm(f"product, {each}", DEVICE, "product", each, side, tiny) for each in PRODUCTS),
         *_sweeps("paper", paper, 4 if small else 16, 1, rivals),
         *_training(paper, 8 if small else 128, rivals),
         *_sweeps("cpu32", cpu32, 4 if small else 64, 1 if small else 4, rivals),
     ]
-    profiled = dataclasses.replace(_at(paper, 1, "float32"), name=folder)
-    return [
-        *kinds,
-        Arm("profile, sweep of paper", DEVICE, "profile", "float32", 4 if small else 16, profiled),
-    ]
+    profiled, images = dataclasses.replace(_at(paper, 1, "float32"), name=folder), 4 if small else 16
+    return [*kinds, Arm("profile, sweep of paper", DEVICE, "profile", "float32", images, profiled)]
 
 
 def _at(config: ExperimentConfig, timesteps: int, setting: str) -> ExperimentConfig:
@@ -97,11 +92,8 @@ def _sweeps(name: str, config: ExperimentConfig, images: int, timesteps: int, ri
 def _training(config: ExperimentConfig, batch: int, rivals: bool) -> list[Arm]:
     title = f"training of paper, {config.train.dtype}, batch {batch}"
     ours = Arm(title, OURS, "training_step", config.train.dtype, batch, config)
-    forms = ("eager", "channels_last") if rivals else ()
-    theirs = [
-        Arm(f"{title}, PyTorch {form} (float32)", RIVAL, "training_step", form, batch, config)
-        for form in forms
-    ]
+    forms = ("channels_last_compiled", "channels_last") if rivals else ()
+    theirs = [Arm(f"{title}, PyTorch {form}", RIVAL, "training_step", form, batch, config) for form in forms]
     return [ours, *theirs]
 
 
