@@ -80,8 +80,8 @@ def print_json(**facts: Any) -> None:
 
 
 def written_since(began: float, workdir: Path, depth: int = 3) -> list[Path]:
-    """Results below a folder that were written after a moment, sorted; a Zarr store and an exported model count
-    as one. What a run keeps for itself (caches, training checkpoints) is none.
+    """Results below a folder that were written after a moment, sorted; a Zarr store and an exported model
+    count as one. What a run keeps for itself (caches, training checkpoints) is none.
 
     Args:
       began: seconds since the epoch.
