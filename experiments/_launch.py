@@ -162,6 +162,9 @@ def _parse(argv: list[str]) -> None:
         raise flags.Error(f"unknown flag --{error.flagname}; did you mean {meant}") from None
     if extra:
         raise flags.Error(f"unexpected argument {extra[0]!r}; write --flag=value (see --help)")
+    images = FLAGS["images"].value if "images" in FLAGS else None
+    if images and images.isdecimal() and not Path(images).exists():
+        raise flags.Error(f"--images={images} is no folder or file; did you mean --set=sweep.images={images}")
     if FLAGS.compilation_cache:
         folder = Path(FLAGS.compilation_cache).absolute()
         with files.plain_errors(folder):

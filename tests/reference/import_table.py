@@ -142,6 +142,7 @@ SAMPLING = {"model_path": "a.pt", "timestep_respacing": "250", "use_ddim": True}
 NOT_RESCALED = {"diffusion_steps": 4000, "rescale_timesteps": "false"}
 CROSS = {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"]}
 FEWER = {"num_channels": DROP, "num_res_blocks": DROP, "channel_mult": DROP}
+COSINE = {"noise_schedule": "cosine"}
 ROWS = [
     Row(S, "as its command line", place=command_line),
     Row(S, "flags as YAML", place=file("config.yaml")),
@@ -164,7 +165,7 @@ ROWS = [
     Row(S, "4000 steps, rescale_timesteps `false` as text", NOT_RESCALED),
     Row(S, "channels and blocks absent", FEWER),
     Row(S, "predict_xstart", {"predict_xstart": True}),
-    Row(S, "stated otherwise than its file", {"noise_schedule": "cosine"}, stated={"noise_schedule": "linear"}),
+    Row(S, "stated otherwise than its file", COSINE, stated={"noise_schedule": "linear"}),
     Row(S, "float16", edit=half),
     Row(S, "names under `module.`", edit=prefixed("module.")),
     Row(S, "names under `_orig_mod.`", edit=prefixed("_orig_mod.")),
