@@ -1,4 +1,4 @@
-"""Draws pictures from a trained model: `python -m experiments.sample --model=checkpoints/cpu32-celeba-seed0`.
+"""Draws images from a trained model: `python -m experiments.sample --model=checkpoints/cpu32-celeba-seed0`.
 
 `--ablate=REGEX` replaces the components whose names match by zero while drawing, from the same noise;
 `--window=LOW,HIGH` limits that to timesteps LOW <= t < HIGH. Of a network with classes all are drawn in turn,

@@ -1,8 +1,8 @@
-"""Finds every component's damage to a stated certainty, spending pictures only where they are needed.
+"""Finds every component's loss increase to a stated certainty, with images only where they are needed.
 
 `python -m experiments.sweep_sequential --model=checkpoints/cpu16-synthetic-seed0 --set=sweep.images=512`
 A component is decided once its interval lies on one side of zero or is narrower than --width percent of the
-clean loss; all intervals together hold with 95 %. With --set=sweep.nested=true every timestep has pictures of
+clean loss; all intervals together hold with 95 %. With --set=sweep.nested=true every timestep has images of
 its own, which say more in as many runs. Start it again to go on. Result: WORKDIR/certified.json.
 """
 

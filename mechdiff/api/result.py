@@ -142,7 +142,7 @@ def sweep(
     Args:
       model: a `Model` without intervention.
       images: see `images.eval_images`.
-      n: images, each at every timestep; for other ablations than `zero` and `resample` as many others are
+      n: images, each at every timestep; for other ablations than `zero` as many others are
         taken for replacements.
       ablation: `zero`, `mean`, `resample`, `noise` or `optimal`.
       components: names or a regular expression; None: all.
@@ -215,7 +215,7 @@ def _check(model: Any, ablation: str) -> None:
 
 
 def _references(ablation: str, n: int) -> int:
-    return 0 if ablation in ("zero", "resample") else n
+    return 0 if ablation == "zero" else n
 
 
 def _shown(

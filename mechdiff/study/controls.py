@@ -78,6 +78,8 @@ def run_study(examined: Analysis, config: ExperimentConfig, folder: Path) -> Non
 def activity(examined: Analysis, levels: Sequence[int], root: PRNGKey) -> xr.Dataset:
     """`complexity.OF_COVARIANCE` of the activations of every site, dims `measure, site, t`."""
     denoiser, images = examined.denoiser, examined.given
+    if not len(images.reference):
+        raise ConfigError("activity is measured around means of reference images; sweep.reference_images=0")
     reference = images.reference_set(levels, keys.stream(root, "mean noise"))
     scored = images.scored_set(levels, keys.stream(root, "scored noise"))
     means = activations.activation_means(denoiser, reference)
@@ -263,11 +265,14 @@ def _once(path: Path, key: str, make: Callable[[], xr.Dataset]) -> None:
 def _key(examined: Analysis, config: ExperimentConfig) -> str:
     """SHA-256 of everything that decides the numbers; its field names are part of it."""
     images, study = examined.given, dataclasses.replace(config.study, models=())
+    sweep = to_dict(config.sweep)
+    if config.sweep.precision == "float32":  # a later field: results without it keep their names
+        del sweep["precision"]
     return digests.digest_json(
         {
             **examined.denoiser.digests(),
             "pictures": digests.digest_arrays([images.swept, images.reference]),
-            "asked": [config.seed, to_dict(config.sweep), to_dict(study)],
+            "asked": [config.seed, sweep, to_dict(study)],
             "numerics": NUMERICS_VERSION,
         }
     )

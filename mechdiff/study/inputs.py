@@ -2,116 +2,32 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
 
 from mechdiff.core import keys
 from mechdiff.core.config import DataConfig, ExperimentConfig, Preprocessing, SweepConfig
 from mechdiff.core.errors import ConfigError, DataError
-from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, Shown
+from mechdiff.core.types import PyTree, Shown
 from mechdiff.data import Dataset, class_labels, load, to_bytes, to_float
 from mechdiff.data.collection import open_collection
 from mechdiff.data.images import DEFAULT
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.models import conditions
 from mechdiff.models.denoiser import Denoiser, Examinable
-from mechdiff.stats.clusters import PERSON
+from mechdiff.study.eval_images import EvalImages, conditioned, images_to_evaluate, split_images
 from mechdiff.sweeps import activations, optimal_ablation
 from mechdiff.sweeps.execution.rollout import draw_samples, sample_condition
 from mechdiff.sweeps.replacements import noise_replacements, resample_replacements
 
-Steps = Sequence[int] | Int[AnyArray, " timesteps"]
 NAMES = {"celeba": "CelebA", "tfds": "CelebA (TFDS)"}  # of data sets, for a reader
 CHANNELS = {1: "gray", 3: "rgb"}
 TRAINING_IMAGES = "training_images"  # of a training record: digests of the images of a folder
 DIGEST_LENGTH = 16  # hex digits by which a model remembers the images of a folder that it was trained on
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalImages:
-    """Images that a denoiser is examined on, in [-1, 1].
-
-    Attributes:
-      scored: losses are measured on these.
-      reference: other images of the same data, for mean activations and other replacements.
-      label: description for a reader.
-      nested: a set of its own for every timestep of a sweep, as `process.images_at` takes it; None: the
-        scored images serve all timesteps.
-      people: number of the person on each image swept, `[images]` or nested `[timesteps, images]`; None
-        unless all are known.
-      facts: JSON-ready: name and digest of the data, count, preprocessing, and whether they were held out
-        from training (None: not known).
-      condition: of the images swept (classes, say), leaves `[images]` or nested `[timesteps, images]`; None:
-        the network takes none.
-      reference_condition: of the reference images.
-    """
-
-    scored: Images
-    reference: Float[AnyArray, "references height width channels"]
-    label: str
-    nested: Float[AnyArray, "levels images height width channels"] | None = None
-    people: Int[np.ndarray, "*levels images"] | None = None
-    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    condition: PyTree = None
-    reference_condition: PyTree = None
-
-    @property
-    def labels(self) -> dict:
-        """Coordinates of a sweep's results: the person on each image, where known."""
-        if self.people is None:
-            return {}
-        return {PERSON: (("t", "image")[-self.people.ndim :], self.people)}
-
-    @property
-    def scored_people(self) -> Int[np.ndarray, " images"] | None:
-        """The person on each scored image; None where that is not known."""
-        if self.people is None or self.people.ndim == 1:
-            return self.people
-        return self.people[0]
-
-    @property
-    def swept(self) -> Shown:
-        """Images of sweeps over all timesteps: nested ones if there are any, else the scored ones."""
-        return self.scored if self.nested is None else self.nested
-
-    @property
-    def scored_condition(self) -> PyTree:
-        """The condition of the scored images."""
-        return self.condition if self.nested is None else jax.tree.map(lambda leaf: leaf[0], self.condition)
-
-    def swept_set(self, timesteps: Steps, key: PRNGKey) -> EvalSet:
-        """The images of sweeps over all timesteps, with their noise and condition."""
-        return EvalSet(self.swept, timesteps, key, self.condition)
-
-    def scored_set(self, timesteps: Steps, key: PRNGKey) -> EvalSet:
-        """The scored images, at every timestep."""
-        return EvalSet(self.scored, timesteps, key, self.scored_condition)
-
-    def reference_set(self, timesteps: Steps, key: PRNGKey) -> EvalSet:
-        """The reference images, at every timestep."""
-        return EvalSet(self.reference, timesteps, key, self.reference_condition)
-
-    def first(self, count: int) -> "EvalImages":
-        """The first `count` images, at every timestep."""
-        nested = None if self.nested is None else self.nested[:, :count]
-        people = None if self.people is None else self.people[..., :count]
-        taken = slice(count) if nested is None else (slice(None), slice(count))
-        condition = jax.tree.map(lambda leaf: np.asarray(leaf)[taken], self.condition)
-        return dataclasses.replace(
-            self, scored=self.scored[:count], nested=nested, people=people, condition=condition
-        )
-
-    def part(self, chosen: slice) -> "EvalImages":
-        """Some of the scored images, at every timestep."""
-        condition = jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], self.scored_condition)
-        return dataclasses.replace(
-            self, scored=self.scored[chosen], nested=None, people=None, condition=condition
-        )
 
 
 def held_out_images(
@@ -126,7 +42,7 @@ def held_out_images(
     Raises:
       DataError: the data set holds too few.
     """
-    needed = _images_to_evaluate(config) + config.reference_images
+    needed = images_to_evaluate(config) + config.reference_images
     splits = _held_out(data, size, needed, cache)
     name = splits[0].name
     pixels = np.concatenate([split.images for split in splits])
@@ -145,12 +61,12 @@ def held_out_images(
         "preprocessing": "drawn at that size" if name == "synthetic" else data.preprocessing.description,
         "held_out": True,
     }
-    images = _split(to_float(pixels), config, f"held-out {NAMES.get(name, name)} images", people)
+    images = split_images(to_float(pixels), config, f"held-out {NAMES.get(name, name)} images", people)
     images = dataclasses.replace(images, facts=facts)
     if not classes:
         return images
     labels = np.concatenate([class_labels(split, data.classes, classes) for split in splits])
-    return _conditioned(images, labels[:needed], config)
+    return conditioned(images, labels[:needed], config)
 
 
 def _settings(config: SweepConfig) -> str:
@@ -210,7 +126,7 @@ def images_from(
     size = size_of(denoiser)
     images = open_collection(source, value_range)
     rows = [row for row in images.rows if images.digests[row][:DIGEST_LENGTH] not in (trained_on or ())]
-    needed = _images_to_evaluate(config) + config.reference_images
+    needed = images_to_evaluate(config) + config.reference_images
     if len(rows) < needed:
         seen = len(images.rows) - len(rows)
         known = f" and {seen} that {denoiser.name} was trained on" if seen else ""
@@ -227,11 +143,11 @@ def images_from(
         "preprocessing": images.treatment(size, preprocessing),
         "held_out": None if trained_on is None else True,
     }
-    chosen = dataclasses.replace(_split(pixels, config, _label(facts)), facts=facts)
+    chosen = dataclasses.replace(split_images(pixels, config, _label(facts)), facts=facts)
     if condition is None:
         return chosen
     places = np.array(rows[:needed])
-    return _conditioned(chosen, jax.tree.map(lambda leaf: np.asarray(leaf)[places], condition), config)
+    return conditioned(chosen, jax.tree.map(lambda leaf: np.asarray(leaf)[places], condition), config)
 
 
 def _label(facts: dict) -> str:
@@ -259,43 +175,11 @@ def for_network(preprocessing: Preprocessing, denoiser: Examinable) -> Preproces
 def own_samples(denoiser: Denoiser, config: SweepConfig, seed: int) -> EvalImages:
     """Images that the denoiser itself samples, for when its data set is not available."""
     key = keys.stream(jax.random.key(seed), "own samples")
-    count = _images_to_evaluate(config) + config.reference_images
+    count = images_to_evaluate(config) + config.reference_images
     condition = sample_condition(denoiser, count)
     drawn = to_float(to_bytes(draw_samples(denoiser, key, count, condition=condition)))
-    images = _split(drawn, config, "the model's own samples (not real pictures)")
-    return images if condition is None else _conditioned(images, condition, config)
-
-
-def _images_to_evaluate(config: SweepConfig) -> int:
-    return config.images * (config.timesteps if config.nested else 1)
-
-
-def _split(
-    pixels: Images, config: SweepConfig, label: str, people: Int[np.ndarray, " count"] | None = None
-) -> EvalImages:
-    scored, reference = np.split(pixels, [_images_to_evaluate(config)])
-    nested = scored.reshape(-1, config.images, *scored.shape[1:]) if config.nested else None
-    people = None if people is None else people[: len(scored)]
-    if people is not None and (people < 0).any():  # images of unknown people would count as independent
-        people = None
-    if people is not None and config.nested:
-        people = people.reshape(-1, config.images)
-    return EvalImages(scored[: config.images], reference, label, nested, people)
-
-
-def _conditioned(images: EvalImages, condition: PyTree, config: SweepConfig) -> EvalImages:
-    """The images with their condition, cut as `_split` cuts them."""
-    scored = _images_to_evaluate(config)
-
-    def swept(leaf: np.ndarray) -> np.ndarray:
-        leaf = np.asarray(leaf)[:scored]
-        return leaf.reshape(-1, config.images, *leaf.shape[1:]) if config.nested else leaf
-
-    return dataclasses.replace(
-        images,
-        condition=jax.tree.map(swept, condition),
-        reference_condition=jax.tree.map(lambda leaf: np.asarray(leaf)[scored:], condition),
-    )
+    images = split_images(drawn, config, "the model's own samples (not real pictures)")
+    return images if condition is None else conditioned(images, condition, config)
 
 
 def _told(denoiser: Denoiser) -> str:
