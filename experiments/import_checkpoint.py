@@ -41,7 +41,10 @@ flags.DEFINE_enum(
     "prediction", None, ("epsilon", "v_prediction", "sample"), "What the network outputs, where no file says."
 )
 flags.DEFINE_enum(
-    "condition", None, ("last", "first"), "Where condition channels lie: behind the noisy image, or before it."
+    "condition",
+    None,
+    ("last", "first"),
+    "Where condition channels lie: behind the noisy image, or before it.",
 )
 flags.DEFINE_boolean("null_class", None, "Whether the last class stands for no class.")
 flags.DEFINE_boolean("rescale_timesteps", None, "Whether an ADM network is fed t * 1000 / noise steps.")

@@ -14,7 +14,6 @@ from absl import flags
 from mechdiff.circuits import redundancy
 from mechdiff.core.config import to_dict
 from mechdiff.interventions.components import select
-from mechdiff.models.unet import components
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
 
@@ -34,7 +33,7 @@ def main(config, workdir):
     files.ensure_writable(workdir)
     denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
     names = select(denoiser.identity, COMPONENTS.value)
-    chosen = [one for one in components(denoiser.unet) if one.name in names]
+    chosen = [one for one in denoiser.components() if one.name in names]
     counts = {"top": TOP.value, "audit": AUDIT.value}
     found = redundancy.verified_pairs(denoiser, eval_set, given.reference, chosen, **counts, seed=config.seed)
     labelled.replace(workdir / "pairs.zarr", found.assign_attrs(denoiser=denoiser.name, inputs=given.label))

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -22,10 +23,12 @@ class EvalSet:
         them, `(timesteps, images, ...)`: every timestep has images and noise of its own.
       timesteps: `(timesteps,)` ints in [0, T).
       key: of the noise.
-      condition: what each image is denoised under (class labels, say), leaves `(images, ...)`; None: nothing.
+      condition: what each image is denoised under (class labels, say), leaves with the images' leading axes,
+        `(images, ...)` or `(timesteps, images, ...)`; None: nothing.
 
     Raises:
-      ConfigError: images of another rank, or nested images for another number of timesteps.
+      ConfigError: images of another rank, nested images for another number of timesteps, or a condition for
+        another number of images.
 
     Example:
       >>> import jax
@@ -48,9 +51,16 @@ class EvalSet:
             )
         if images.ndim == 5 and len(images) != len(timesteps):
             raise ConfigError(f"nested images for {len(images)} timesteps, but {len(timesteps)} are examined")
-        for name, value in (("images", images), ("timesteps", timesteps), ("key", key)):
+        condition = jax.tree.map(np.asarray, condition)
+        for leaf in jax.tree.leaves(condition):
+            if leaf.shape[: images.ndim - 3] != images.shape[:-3]:
+                raise ConfigError(
+                    f"condition of shape {leaf.shape} for images of shape {images.shape}: give one value to "
+                    f"each image, leading axes {images.shape[:-3]}"
+                )
+        values = {"images": images, "timesteps": timesteps, "key": key, "condition": condition}
+        for name, value in values.items():
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "condition", condition)
 
     @property
     def count(self) -> int:
@@ -65,3 +75,9 @@ class EvalSet:
     def at(self, t_index: int) -> tuple[Images, Int[np.ndarray, " images"]]:
         """The images shown at timestep number `t_index`, and the indices of their noise."""
         return images_at(self.images, t_index)
+
+    def condition_at(self, t_index: int) -> PyTree:
+        """What the images shown at timestep number `t_index` are denoised under: leaves `(images, ...)`."""
+        if self.images.ndim == 4:
+            return self.condition
+        return jax.tree.map(lambda leaf: leaf[t_index], self.condition)

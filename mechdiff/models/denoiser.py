@@ -8,10 +8,12 @@ import jax
 from mechdiff.core import devices
 from mechdiff.core.config import UNetConfig, decisive
 from mechdiff.core.types import Features, Images, PyTree, Timesteps
+from mechdiff.diffusion.process import to_eps
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.components import Component
+from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.unet import Stage, components, count_parameters, denoise, stages
+from mechdiff.models.unet import Stage, components, count_parameters, denoise, forward, stages
 from mechdiff.storage import digests
 
 
@@ -33,6 +35,17 @@ class Examinable(Protocol):
         """Height, width, channels."""
         ...
 
+    @property
+    def network(self) -> Any:
+        """What of it is fixed when programs are compiled: hashable."""
+        ...
+
+    @property
+    def stages(self) -> tuple[Stage, ...] | None:
+        """Steps of the forward pass, which sweeps share where interventions leave them alone; None: they run
+        the whole network for every intervention."""
+        ...
+
     def components(self, channel_groups: int = 0) -> tuple[Component, ...]:
         """Every addressable component, in order of execution."""
         ...
@@ -41,6 +54,23 @@ class Examinable(Protocol):
         self, intervention: Intervention, x_t: Images, t: Timesteps, condition: Any = None
     ) -> Features:
         """The noise in `x_t` under an intervention, whatever the network was trained to output."""
+        ...
+
+    def captured(
+        self,
+        intervention: Intervention,
+        x_t: Images,
+        t: Timesteps,
+        condition: Any = None,
+        *,
+        collection: str = CAPTURED,
+    ) -> tuple[Features, dict[str, Any]]:
+        """`predict`, and values on the way: site -> `(batch, ...)`.
+
+        Args:
+          collection: `sites`: activations before their gates act; `patterns` of attention, `(batch, heads,
+            queries, keys)`; `attention`: statistics of patterns, see `attention_stats`.
+        """
         ...
 
     def digests(self) -> dict:
@@ -90,6 +120,11 @@ class Denoiser:
         return self.unet.image_size, self.unet.image_size, self.unet.in_channels
 
     @property
+    def network(self) -> UNetConfig:
+        """What of it is fixed when programs are compiled."""
+        return self.unet
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
         """Steps of the forward pass, which sweeps share where interventions leave them alone."""
         return stages(self.unet)
@@ -103,6 +138,21 @@ class Denoiser:
     ) -> Features:
         """The noise in `x_t` under an intervention; see `unet.denoise` and `conditions.resolve`."""
         return denoise(self.unet, self.schedule, self.params, intervention, x_t, t, condition)
+
+    def captured(
+        self,
+        intervention: Intervention,
+        x_t: Images,
+        t: Timesteps,
+        condition: Any = None,
+        *,
+        collection: str = CAPTURED,
+    ) -> tuple[Features, dict[str, Any]]:
+        """`predict`, and values on the way: collection `sites`, `patterns` or `attention`."""
+        output, values = forward(
+            self.unet, self.params, intervention, x_t, t, condition=condition, capture=(collection,)
+        )
+        return to_eps(self.unet.prediction, self.schedule, x_t, t, output), values[collection]
 
     def digests(self) -> dict:
         """What of it decides numbers, JSON-ready."""

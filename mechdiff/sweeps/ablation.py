@@ -1,4 +1,4 @@
-"""Sweeps: components x kinds x timesteps x images, one value each, under common random numbers.
+"""Ablation sweeps: components x ablations x timesteps x images, one loss each, under common random numbers.
 
 The clean and the changed arm share image, noise and timestep. What a sweep has computed is on disk, piece
 by piece: it can be killed, resumed, and filled by several processes at once.
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import xarray as xr
 from jaxtyping import Int
@@ -23,14 +22,15 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests, labelled, work_sharing
 from mechdiff.sweeps.execution.engine import Engine, SweepLosses
+from mechdiff.sweeps.execution.shown import shown_at, shown_digests
 from mechdiff.sweeps.replacements import ReplacementSource, as_source
 
 
 def ablation_sweep(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     folder: Path,
     *,
@@ -88,7 +88,7 @@ class _Piece(NamedTuple):
 class _Plan:
     """One sweep: what is to be computed, piece by piece."""
 
-    denoiser: Denoiser
+    denoiser: Examinable
     eval_set: EvalSet
     config: SweepConfig
     replacements: dict[str, ReplacementSource]
@@ -97,14 +97,11 @@ class _Plan:
     @functools.cached_property
     def key(self) -> str:
         """Digest of everything that decides the numbers."""
-        shown = self.eval_set
         return digests.digest_json(
             {
                 **self.denoiser.digests(),
-                "images": digests.digest_arrays(shown.images),
-                "noise": digests.digest_arrays(jax.random.key_data(shown.key)),
+                **shown_digests(self.eval_set),
                 "replacements": {name: source.digest() for name, source in self.replacements.items()},
-                "timesteps": shown.timesteps.tolist(),
                 "ablations": self.config.ablations,
                 "components": [component.name for component in self.chosen],
                 "numerics": NUMERICS_VERSION,
@@ -147,7 +144,7 @@ class _Plan:
     def run(self, path: Path) -> None:
         """Computes the pieces that are missing, with other processes if they fill the same store."""
         denoiser, count = self.denoiser, self.eval_set.count
-        engine = Engine(denoiser.unet, denoiser.schedule, denoiser.params, self.config.chunk)
+        engine = Engine(denoiser, self.config.chunk)
         stacked = leave_one_out(denoiser.identity, self.chosen)[1]
         pieces = [
             _Piece(ablation, t_index, slice(start, min(start + self.block, count)))
@@ -196,14 +193,14 @@ def _block(
       places: of the images among those of this timestep.
       source: of what goes into `field` of the interventions; None: it stays.
     """
-    images, indices = eval_set.at(t_index)
+    images, indices, condition = shown_at(eval_set, t_index, places)
     t, key = int(eval_set.timesteps[t_index]), eval_set.key
     values = [getattr(stacked, field)]
     if source is not None:
         values = (source.at(t_index, places, draw) for draw in range(source.draws))
     losses = [
         engine.measure(
-            dataclasses.replace(stacked, **{field: value}), images[places], indices[places], t, key
+            dataclasses.replace(stacked, **{field: value}), images, indices, t, key, condition=condition
         )
         for value in values
     ]
@@ -211,7 +208,7 @@ def _block(
 
 
 def sweep_in_memory(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     stacked: Intervention,
     *,
@@ -232,7 +229,7 @@ def sweep_in_memory(
     source = None if replacements is None else as_source(replacements)
     if field == "replacement" and ablation != "zero" and source is None:
         raise ConfigError(f"{ablation} ablation needs replacements; see sweeps.activations and replacements")
-    engine = Engine(denoiser.unet, denoiser.schedule, denoiser.params)
+    engine = Engine(denoiser)
     per_timestep = []
     for t_index in range(len(eval_set.timesteps)):
         parts = []
@@ -246,7 +243,7 @@ def sweep_in_memory(
 
 
 def component_coords(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     chosen: Sequence[Component],
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     images: int,
