@@ -1,8 +1,8 @@
 """The single module where an intervention acts.
 
 At a site with activation `a`, `a' = gate * a + (1 - gate) * replacement + add`; an attention head's logits
-are divided by its temperature, and its pattern may be mixed with another. Gate, replacement and temperature are
-Linen variable collections beside `params`: `apply` refuses to run without them, so an intervention
+are divided by its temperature, and its pattern may be mixed with another. Gate, replacement and temperature
+are Linen variable collections beside `params`: `apply` refuses to run without them, so an intervention
 can't be forgotten, and differentiation or `vmap` over them is JAX's own. Patterns and directions are
 collections too, but absent where none is replaced or added, and then cost nothing.
 

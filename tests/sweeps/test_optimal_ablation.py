@@ -93,15 +93,15 @@ def test_the_gradient_is_the_slope_of_each_components_own_loss_and_of_no_other()
     wave = shared_prefix.plan_passes(UNET, stacked, 100)
     gate = {site: leaf[wave.order[0]] for site, leaf in stacked.gate.items()}
     ordered = dataclasses.replace(stacked, gate=gate, replacement=None)
-    network = UNET, wave.joins, SCHEDULE, DENOISER.params
-    slope = optimal_ablation._slopes(*network, ordered, mean, scale, point, IMAGES, 3, index, KEY)
+    program = DENOISER, wave.joins, ordered, mean, scale, point
+    slope = optimal_ablation._slopes(*program, IMAGES, 3, index, KEY, None)
 
-    engine, site = Engine(UNET, SCHEDULE, DENOISER.params), "down0.attn0.head"
+    engine, site = Engine(DENOISER), "down0.attn0.head"
     way = np.zeros_like(point[site])
     way[:, 0] = np.sign(slope[site][:, 0])  # the part of the first head
 
     def losses(step):
-        replacement = optimal_ablation._fill(
+        replacement = optimal_ablation._replacement(
             mean, scale, {**point, site: point[site] + np.float32(step) * way}
         )
         return engine.measure(

@@ -18,7 +18,7 @@ from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PyTree
 from mechdiff.interventions.gates import CAPTURED
-from mechdiff.models.traced import TracedNetwork
+from mechdiff.models.traced.denoiser import TracedNetwork
 from mechdiff.models.unet import forward, init_unet, stages
 
 Network = UNetConfig | TracedNetwork  # what of a denoiser is fixed when programs are compiled
