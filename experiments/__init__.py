@@ -1,1 +1,1 @@
-"""Launchers: absl flags -> config -> one library call. Run as `python -m experiments.NAME`."""
+"""Launchers: absl flags -> config -> one library call. `python -m experiments.NAME` or `mechdiff NAME`."""

@@ -1,14 +1,18 @@
 """What all launchers share: the common flags, the config they make, and how errors and interruptions end.
 
 Exit codes: 0 done, 2 an error of input or of the disk (one line on stderr), 128 + n stopped by signal n.
+The command `mechdiff` runs the same launchers through `launch`, with options made of `flags_of` and
+`common_flags`.
 """
 
 import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's own notes; read when jax is imported
@@ -17,7 +21,8 @@ import jax
 import xarray as xr
 from absl import flags, logging
 
-from mechdiff.core import keys, presets
+from mechdiff.cli import hints, output
+from mechdiff.core import containers, keys, presets, processes
 from mechdiff.core.config import ExperimentConfig, override, to_dict
 from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.eval_set import EvalSet
@@ -26,17 +31,28 @@ from mechdiff.models import load
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
-from mechdiff.study import inputs
+from mechdiff.study import inputs, load_check
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("preset", "quickstart", "Named settings to start from.")
-flags.DEFINE_multi_string("set", [], "Change a setting: section.field=value (may be given again).")
+flags.DEFINE_string("preset", "quickstart", f"Settings to start from: {', '.join(presets.PRESETS)}.")
+flags.DEFINE_multi_string(
+    "set", [], "Change a setting: section.field=value (may be given again; `mechdiff settings` lists all)."
+)
 flags.DEFINE_string("workdir", None, "Folder of the results; default: runs/PRESET.")
 flags.DEFINE_string("compilation_cache", None, "Folder in which JAX keeps compiled programs.")
 flags.DEFINE_boolean("distributed", False, "Join the other processes of this SLURM job or TPU pod.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0: join the processes that name the same.")
 flags.DEFINE_integer("processes", None, "With --coordinator: how many there are.", lower_bound=1)
 flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is, from 0.", lower_bound=0)
+flags.DEFINE_float(
+    "join_timeout",
+    processes.JOIN_SECONDS,
+    "Seconds until the other processes must have joined.",
+    lower_bound=1,
+)
+flags.DEFINE_boolean("json", False, "The result as JSON on stdout; everything else on stderr.")
+flags.DEFINE_boolean("quiet", False, "Show warnings and errors only.")
+flags.DEFINE_string("log_file", None, "File to which every line shown is appended, also with --quiet.")
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 CELEBA_HELP = "CelebA in its official layout, held-out images are taken; several folders with commas."
@@ -59,37 +75,87 @@ Main = Callable[[ExperimentConfig, Path], object]
 
 def run(main: Main, argv: list[str] | None = None) -> None:
     """Parses the flags, calls `main(config, workdir)` and ends the process with its exit code."""
-    sys.unraisablehook = _unraisable
-    sys.exit(launch(main, sys.argv if argv is None else argv))
+    sys.exit(end(launch(main, sys.argv if argv is None else argv)))
+
+
+def end(code: int) -> int:
+    """The exit code, once stdout is flushed; see `output.end`."""
+    return output.end(code)
 
 
 def launch(main: Main, argv: list[str]) -> int:
     """As `run`, but returns the exit code. With --debug errors are raised as they are."""
+    sys.unraisablehook = _unraisable
     signal.signal(signal.SIGTERM, _interrupt)
     logging.set_verbosity(logging.WARNING)
-    if {"-h", "--help"} & set(argv):
-        print(_help(argv[0]))
-        return 0
     try:
+        if {"-h", "--help"} & set(argv):
+            print(_help(sys.modules[main.__module__], argv[0]))
+            return 0
         _parse(argv)
         config = override(presets.preset(FLAGS.preset), FLAGS.set)
         _join()
-        main(config, Path(FLAGS.workdir or f"runs/{config.name}"))
+        _work(main, config, argv)
     except KeyboardInterrupt as stop:
         number = stop.args[0] if stop.args else signal.SIGINT
-        print(f"interrupted; the same command goes on: {shlex.join(sys.orig_argv)}", file=sys.stderr)
+        _last_line(f"interrupted; the same command goes on: {shlex.join(sys.orig_argv)}")
         return 128 + number
+    except BrokenPipeError:
+        return output.CLOSED_PIPE
     except (MechdiffError, flags.Error, OSError) as error:
         line = files.explain(error) if isinstance(error, OSError) else " ".join(str(error).split())
         if line is None or (FLAGS.is_parsed() and FLAGS.debug):
             raise
-        print(f"error: {line if len(line) <= LONGEST else line[:LONGEST] + '...'}", file=sys.stderr)
+        _last_line(f"error: {line if len(line) <= LONGEST else line[:LONGEST] + '...'}")
         return 2
     return 0
 
 
+def _work(main: Main, config: ExperimentConfig, argv: list[str]) -> None:
+    """Calls `main` with its lines sent where the flags want them; with --json, what it returns and the
+    results that it wrote are printed."""
+    workdir = Path(FLAGS.workdir or f"runs/{config.name}")
+    start, began = time.monotonic(), time.time()
+    command = shlex.join([Path(argv[0]).name, *argv[1:]])
+    settings = {"as_json": FLAGS.json, "quiet": FLAGS.quiet, "log_file": FLAGS.log_file}
+    with output.redirected(**settings, command=command):
+        result = main(config, workdir)
+    if FLAGS.json:
+        seconds = round(time.monotonic() - start, 3)
+        written = output.written_since(began, workdir)
+        output.print_json(command=command, workdir=workdir, seconds=seconds, result=result, written=written)
+
+
+def _last_line(line: str) -> None:
+    print(line, file=sys.stderr)
+    if FLAGS.is_parsed():
+        output.log_line(FLAGS.log_file, line)
+
+
+def flags_of(module: ModuleType, script: str = "") -> list[flags.Flag]:
+    """The flags of a launcher's own, in the order of their names.
+
+    Args:
+      script: its path, where it was started as a script.
+    """
+    by_module: dict[str, list[flags.Flag]] = FLAGS.flags_by_module_dict()
+    return by_module.get(script if module.__name__ == "__main__" else module.__name__, [])
+
+
+def common_flags() -> list[flags.Flag]:
+    """The flags that all launchers take."""
+    return FLAGS.flags_by_module_dict()[__name__]
+
+
 def _parse(argv: list[str]) -> None:
-    extra = FLAGS(argv)[1:]
+    try:
+        extra = FLAGS(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        value = error.flagvalue.partition("=")[2]  # absl gives the whole word here
+        meant = hints.setting_meant(error.flagname, value or None)
+        if meant is None:
+            raise
+        raise flags.Error(f"unknown flag --{error.flagname}; did you mean {meant}") from None
     if extra:
         raise flags.Error(f"unexpected argument {extra[0]!r}; write --flag=value (see --help)")
     if FLAGS.compilation_cache:
@@ -107,10 +173,10 @@ def _join() -> None:
         raise flags.Error(f"--coordinator={FLAGS.coordinator} needs --processes=N and --process_id=I")
     if FLAGS.coordinator and FLAGS.process_id >= FLAGS.processes:
         raise flags.Error(f"--process_id={FLAGS.process_id} is not below --processes={FLAGS.processes}")
-    try:
-        jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id)
-    except (ValueError, RuntimeError) as error:
-        raise flags.Error(f"could not join the other processes: {error}") from error
+    member = None
+    if FLAGS.coordinator:
+        member = processes.Membership(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id)
+    processes.join(member, FLAGS.join_timeout)
 
 
 def opened(
@@ -128,12 +194,17 @@ def opened(
       celeba, images: where images lie; see `inputs.chooser`.
       name: shown in results; the folder's if empty.
     """
+    if config.sweep.precision != "float32":
+        line = f"sweep.precision={config.sweep.precision} acts in ablation sweeps; all else is in float32"
+        print(line, file=sys.stderr, flush=True)
     choose = inputs.chooser(config, celeba, workdir / "cache", images)
     denoiser, trained, record = load.load_denoiser(model, name)
     given = choose(denoiser, trained, record)
+    checked = load_check.check(denoiser, given, record, config.seed)
+    print(f"{denoiser.name}: {given.label}; {checked.words}", file=sys.stderr, flush=True)
     timesteps = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
     key = keys.stream(jax.random.key(config.seed), "scored noise")
-    return Opened(denoiser, trained, given, EvalSet(given.scored, timesteps, key))
+    return Opened(denoiser, trained, given, given.scored_set(timesteps, key))
 
 
 def save(workdir: Path, name: str, found: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:
@@ -145,14 +216,16 @@ def save(workdir: Path, name: str, found: xr.Dataset, config: ExperimentConfig, 
 def spread_over_cores(share: int = 0) -> None:
     """Makes every core a device of its own, for launchers whose work is sharded over devices; before any is
     used. On two cores a sweep took 0.55 of the time of one device with two threads. A number that was chosen
-    already, by JAX_NUM_CPU_DEVICES or XLA_FLAGS, stands; accelerators are not touched.
+    already, by JAX_NUM_CPU_DEVICES or XLA_FLAGS, stands, and so does one device for each of many processes;
+    accelerators are not touched.
 
     Args:
       share: what the devices must divide, if not 0: fewer of them then, where need be.
     """
     chosen = jax.config.jax_num_cpu_devices != -1 or "device_count" in os.environ.get("XLA_FLAGS", "")
+    chosen = chosen or jax.distributed.is_initialized()
     if not chosen:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = containers.usable_cores()
         jax.config.update("jax_num_cpu_devices", max(n for n in range(1, cores + 1) if share % n == 0))
 
 
@@ -165,10 +238,10 @@ def use_huge_pages() -> None:
         os.execv(sys.executable, sys.orig_argv)
 
 
-def _help(script: str) -> str:
+def _help(module: ModuleType, script: str) -> str:
     """The launcher's docstring, its own flags and the common ones."""
-    own = [name for name in FLAGS.flags_by_module_dict() if name in (script, __name__)]
-    return "\n\n".join([sys.modules["__main__"].__doc__ or "", *map(FLAGS.module_help, own)]).strip()
+    own = script if module.__name__ == "__main__" else module.__name__
+    return "\n\n".join([module.__doc__ or "", FLAGS.module_help(own), FLAGS.module_help(__name__)]).strip()
 
 
 def _interrupt(number: int, _: object) -> None:

@@ -4,6 +4,7 @@ FOLDER is a diffusers `UNet2DModel` or pipeline (config.json, diffusion_pytorch_
 scheduler_config.json); or a state dict as model.safetensors, of guided-diffusion or improved-diffusion beside
 its flags (config.json, config.yaml, or the command line as flags.txt), of ddim beside its config.yaml.
 What files leave open is stated by flags; what nobody states is assumed, and printed with the word ASSUMED.
+How its training images were cropped no file says: `--set=data.preprocessing.crop=ddim` (center-140, ...).
 Afterwards WORKDIR/model is like a trained model: give it to experiments.sample and experiments.sweep as
 --model. Who has only a pickle (.bin, .pt) and trusts it converts it first; the error that names it shows how.
 """
@@ -41,10 +42,7 @@ flags.DEFINE_enum(
     "prediction", None, ("epsilon", "v_prediction", "sample"), "What the network outputs, where no file says."
 )
 flags.DEFINE_enum(
-    "condition",
-    None,
-    ("last", "first"),
-    "Where condition channels lie: behind the noisy image, or before it.",
+    "condition", None, ("last", "first"), "Where condition channels lie: behind the noisy image, or before."
 )
 flags.DEFINE_boolean("null_class", None, "Whether the last class stands for no class.")
 flags.DEFINE_boolean("rescale_timesteps", None, "Whether an ADM network is fed t * 1000 / noise steps.")
@@ -66,7 +64,7 @@ def main(config, workdir):
     about = ExperimentConfig(
         name=source.resolve().name,
         seed=config.seed,
-        data=DataConfig(name="unknown"),
+        data=DataConfig(name="unknown", preprocessing=config.data.preprocessing),
         unet=found.unet,
         diffusion=found.diffusion,
     )

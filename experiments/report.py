@@ -14,7 +14,9 @@ def main(config, workdir):
     if not workdir.is_dir():
         raise ConfigError(f"no results folder at {workdir}; give one with --workdir=FOLDER")
     with locks.lock(workdir):
-        print(report.build(workdir))
+        page = report.build(workdir)
+    print(page)
+    return {"report": page}
 
 
 if __name__ == "__main__":

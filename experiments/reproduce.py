@@ -2,7 +2,7 @@
 
 `python -m experiments.reproduce` examines the shipped pair (preset quickstart; cpu16 is the study of all
 networks at 16x16, cpu32 that of the pair) and ends with the path of the report. `--celeba=PATH` gives real
-pictures to examine the CelebA models on; without them they are examined on pictures that they draw
+images to examine the CelebA models on; without them they are examined on images that they draw
 themselves, and the report says so. A preset that ships no models trains one on synthetic faces, and one on
 CelebA or (without it) on the simplest synthetic faces, first.
 """
@@ -16,6 +16,7 @@ from absl import flags
 from mechdiff import report
 from mechdiff.core.config import to_dict
 from mechdiff.data import celeba, collection
+from mechdiff.models import shipped
 from mechdiff.storage import files, locks
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import controls, examine, inputs
@@ -23,7 +24,6 @@ from mechdiff.training import loop
 
 from . import _launch
 
-CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 PROOFS = ("planted/planted.json", "calibration/calibration.json")
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
@@ -38,7 +38,7 @@ def main(config, workdir):
             celeba.open_source(CELEBA.value)  # unfit images end the run now, not after the first model
         if IMAGES.value:
             collection.open_collection(IMAGES.value)
-        models = {name: CHECKPOINTS / name for name in config.study.models} or trained(config, workdir)
+        models = {name: shipped.folder(name) for name in config.study.models} or trained(config, workdir)
         manifest = run_manifest(to_dict(config), models=sorted(models))
         choose = inputs.chooser(config, CELEBA.value, workdir / "cache", IMAGES.value)
         for name, folder in models.items():
@@ -46,10 +46,12 @@ def main(config, workdir):
             examined = examine.examine(name, folder, choose, config.sweep, config.seed, where)
             controls.run_study(examined, config, where)
         for proof in PROOFS:  # of the instrument, made by launchers of their own
-            if (CHECKPOINTS / proof).exists():
-                files.write_atomic(workdir / Path(proof).name, (CHECKPOINTS / proof).read_bytes())
+            if (shipped.home() / proof).exists():
+                files.write_atomic(workdir / Path(proof).name, (shipped.home() / proof).read_bytes())
         files.write_json(workdir / "manifest.json", {**manifest, "wall_seconds": time.monotonic() - start})
-        print(report.build(workdir))
+        page = report.build(workdir)
+    print(page)
+    return {"report": page, "models": sorted(models)}
 
 
 def trained(config, workdir):

@@ -5,8 +5,9 @@
 were held out; without either, a model that was not trained on synthetic faces is examined on its own samples,
 and the result says so. `--model=RUN@STEP` is the model as it was after STEP steps (`train.keep`). Start it
 again to go on after an interruption. Results: WORKDIR/subjects/NAME.
-`--set=sweep.ablations=zero,mean,resample,noise,optimal` chooses what components are replaced with; see
-`mechdiff.replacements` and `mechdiff.optimal`. The last takes many times as long as the others.
+`--set=sweep.ablations=zero,mean,resample,noise,optimal` chooses what components are replaced with (see
+`mechdiff/sweeps/replacements.py` and `optimal_ablation.py`); the last takes many times as long as the others.
+At the end it prints the ten components of the largest relative loss increase, with --json as JSON.
 
 Any number of processes, on one machine or on many that share WORKDIR, may run the same command: they fill one
 sweep, and those that live finish it. They need not know of each other; if they do (--coordinator, or
@@ -15,9 +16,10 @@ sweep, and those that live finish it. They need not know of each other; if they 
 
 from absl import flags
 
+from mechdiff.cli import tables
 from mechdiff.core.config import to_dict
 from mechdiff.models.load import name_of
-from mechdiff.storage import files
+from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import examine, inputs
 
@@ -36,7 +38,12 @@ def main(config, workdir):
     choose = inputs.chooser(config, CELEBA.value, workdir / "cache", IMAGES.value)
     target = workdir / "subjects" / name
     examine.examine(name, MODEL.value, choose, config.sweep, config.seed, target)
+    swept = labelled.read(target / "sweep.zarr")
+    top = {ablation: tables.top_components(swept, ablation) for ablation in config.sweep.ablations}
+    for ablation, rows in top.items():
+        tables.print_top(rows, f"{name}, {ablation} ablation: largest relative loss increases")
     print(target)
+    return {"folder": target, "top": [row for rows in top.values() for row in rows]}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Trains a denoiser: `python -m experiments.train --preset=cpu16 --workdir=runs/faces`.
 
-Start it again with the same flags to go on after an interruption. Real pictures:
-`--set=data.name=celeba --set=data.path=PATH`. The trained model is left in WORKDIR/model.
+Start it again with the same flags to go on after an interruption. Your own images:
+`--set=data.name=folder --set=data.path=PATH` (or `celeba`, `tfds`). The trained model is left in
+WORKDIR/model.
 """
 
 from mechdiff.training.loop import train
@@ -11,9 +12,13 @@ from . import _launch
 
 def main(config, workdir):
     _launch.spread_over_cores(share=config.train.batch // config.train.accumulate)
-    print(train(config, workdir))
+    folder = train(config, workdir)
+    print(folder)
+    return {"model": folder}
 
+
+prepare = _launch.use_huge_pages  # before any work
 
 if __name__ == "__main__":
-    _launch.use_huge_pages()
+    prepare()
     _launch.run(main)

@@ -35,7 +35,7 @@ def training_step(config, images):
     _launch.spread_over_cores(share=images)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch=images))
     schedule, placement = make_schedule(config.diffusion), data_parallel(config.train)
-    state, identity = jax.jit(functools.partial(init_state, config), out_shardings=placement.state)()
+    state, identity = jax.jit(functools.partial(init_state, config), out_shardings=placement.everywhere)()
     batch = jax.device_put(pictures(config, images), placement.batch)
     constant = jax.tree.map(np.asarray, identity)
     step = jax.jit(

@@ -63,6 +63,25 @@ def resolve(config: UNetConfig, condition: Any) -> tuple[Rows | None, Rows | Non
     return label, image
 
 
+def example(config: UNetConfig, rows: int = 1) -> dict[str, Rows] | None:
+    """A condition of the right shapes, all zeros; None for a network that takes none."""
+    side, parts = config.image_size, {}
+    if config.takes_labels:
+        width = (config.time_features or config.widths[0]) * config.time_width_factor
+        shape = (rows, width) if config.class_embedding == "identity" else (rows,)
+        parts["label"] = np.zeros(shape, np.int32 if config.class_embedding == "table" else np.float32)
+    if config.condition_channels:
+        parts["image"] = np.zeros((rows, side, side, config.condition_channels), np.float32)
+    return parts or None
+
+
+def check(network: Any, condition: Any) -> None:
+    """Raises what `resolve` would, for a UNet's configuration; other networks look at their condition
+    themselves."""
+    if isinstance(network, UNetConfig):
+        resolve(network, condition)
+
+
 def _described(config: UNetConfig) -> str:
     parts = {
         "label": f"one of {config.classes} classes" if config.classes else "a class embedding",

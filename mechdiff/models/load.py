@@ -51,7 +51,7 @@ def model_folder(model: str | Path) -> Path:
     Args:
       model: that folder; or the folder RUN of a training (its `model/` is meant); or RUN@STEP (or
         RUN/checkpoints/STEP): the model as it was after STEP steps, which `train.keep` exports to
-        RUN/snapshots/STEP.
+        RUN/snapshots/STEP; or a shipped network's name, where no folder of that name is.
 
     Raises:
       CheckpointError: a step that was not exported; those that were are listed.
@@ -66,7 +66,8 @@ def model_folder(model: str | Path) -> Path:
         return _snapshot(path.with_name(run) if run else path.parent, int(step))
     if path.parent.name == "checkpoints" and path.name.isdecimal():
         return _snapshot(path.parent.parent, int(path.name))
-    return path
+    is_shipped = str(model) in shipped.names() and not path.exists()
+    return shipped.folder(str(model)) if is_shipped else path
 
 
 def name_of(model: str | Path) -> str:

@@ -1,7 +1,7 @@
 """One model examined from end to end: inputs, replacements, ablation sweep, attention; saved in a folder.
 
 A results folder holds one sub-folder per model, `subjects/NAME`:
-  subject.json     name, config, training record, description of the inputs
+  subject.json     name, config, training record, description of the images, and how well they are denoised
   samples.png      images sampled from the model, if any came with it
   sweep.zarr       `sweeps.ablation_sweep`; its pieces are collected in sweep/
   attention.zarr   `activations.attention_stats`
@@ -9,6 +9,7 @@ The report is made from these files alone.
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +17,11 @@ import jax
 
 from mechdiff.core import keys
 from mechdiff.core.config import ExperimentConfig, SweepConfig, to_dict
-from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.load import load_denoiser, model_folder
 from mechdiff.storage import files, labelled, locks
+from mechdiff.study import load_check
 from mechdiff.study.inputs import TRAINING_IMAGES, EvalImages, replacement_values
 from mechdiff.sweeps import activations
 from mechdiff.sweeps.ablation import ablation_sweep
@@ -57,6 +58,8 @@ def examine(
     denoiser, trained, record = load_denoiser(model, name)
     print_memory_forecast(denoiser, config)
     images = inputs(denoiser, trained, record)
+    checked = load_check.check(denoiser, images, record, seed)
+    print(f"{name}: {checked.words}", file=sys.stderr, flush=True)
     files.ensure_writable(folder)
     facts = {"inputs": images.label, "seed": seed, "trained_on": trained.data.name}
     sheet = model_folder(model) / "samples.png"  # imported models may have none
@@ -64,6 +67,7 @@ def examine(
     about = {
         "name": name,
         "images": dict(images.facts),
+        "load_check": checked.to_dict(),
         "config": to_dict(trained),
         "record": record,
         "samples": sheet.is_file(),
@@ -78,7 +82,7 @@ def examine(
     root = jax.random.key(seed)
     replacements = replacement_values(denoiser, images, timesteps, root, config, images.swept)
     noise = keys.stream(root, "scored noise")
-    eval_set = EvalSet(images.swept, timesteps, noise)
+    eval_set = images.swept_set(timesteps, noise)
     sweep = ablation_sweep(
         denoiser,
         eval_set,

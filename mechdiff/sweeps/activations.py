@@ -59,9 +59,9 @@ def activations(
     t: int,
     key: PRNGKey,
     indices: Int[np.ndarray, " batch"],
+    condition: PyTree = None,
     *,
     collection: str = CAPTURED,
-    condition: PyTree = None,
 ) -> dict[str, Float[Array, "batch ..."]]:
     """Activation of every site on each image at one timestep: site -> `(batch, *site)`.
 

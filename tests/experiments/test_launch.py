@@ -1,6 +1,7 @@
 """The shell of the launchers: exit codes, one line for every error, interruptions that say how to go on."""
 
 import errno
+import json
 import signal
 import subprocess
 import sys
@@ -45,6 +46,38 @@ def launch():
     signal.signal(signal.SIGTERM, handler)
 
 
+def test_json_on_stdout_holds_what_main_returns_and_nothing_else(launch, capsys, tmp_path):
+    def main(config, workdir):
+        print("a line for a reader")
+        return {"folder": workdir, "top": [{"component": "mid.attn0.head1", "low": float("nan")}]}
+
+    assert launch(main, "--json", f"--workdir={tmp_path}", f"--log_file={tmp_path}/log") == 0
+    out, err = capsys.readouterr()
+    printed = json.loads(out)
+    assert printed["result"] == {
+        "folder": str(tmp_path),
+        "top": [{"component": "mid.attn0.head1", "low": None}],
+    }
+    assert printed["written"] == [str(tmp_path / "log")]
+    assert printed["workdir"] == str(tmp_path) and printed["command"].startswith("launcher --preset=tiny")
+    assert err == "a line for a reader\n" and "a line for a reader" in (tmp_path / "log").read_text()
+
+
+def test_errors_are_logged_and_shown_when_quiet(launch, capsys, tmp_path):
+    def main(config, workdir):
+        print("a line for a reader")
+        raise MechdiffError("size=7 is odd")
+
+    assert launch(main, "--quiet", f"--log_file={tmp_path}/log") == 2
+    assert only_line(capsys) == "error: size=7 is odd"
+    assert (tmp_path / "log").read_text().splitlines()[1:] == ["a line for a reader", "error: size=7 is odd"]
+
+
+def test_a_pipe_that_the_reader_closed_is_no_error(launch, capsys):
+    assert launch(raising(BrokenPipeError())) == 141
+    assert capsys.readouterr() == ("", "")
+
+
 def raising(error: BaseException):
     def main(config, workdir):
         raise error
@@ -85,6 +118,8 @@ def test_workdir_is_where_the_flag_says(launch, tmp_path):
         (["--set=train.steps=many"], "error: train.steps='many' is not of type int"),
         (["--set=train.steps"], "error: --set='train.steps' has no '='"),
         (["--wrkdir=x"], "error: Unknown command line flag 'wrkdir'. Did you mean: workdir"),
+        (["--images_per_step=16"], "error: Unknown command line flag 'images_per_step'"),
+        (["--image_block=16"], "error: unknown flag --image_block; did you mean --set=sweep.image_block=16"),
         (["--debug=perhaps"], "error: flag --debug=perhaps: "),
         (["train"], "error: unexpected argument 'train'; write --flag=value"),
     ],

@@ -22,6 +22,7 @@ from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.record import Intervention
+from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.execution import memory, shared_prefix
 
@@ -184,7 +185,6 @@ class Engine:
         indices: Int[np.ndarray, " images"],
         t: int,
         key: PRNGKey,
-        *,
         condition: PyTree = None,
     ) -> SweepLosses:
         """Losses of every image under every intervention, at one timestep, under common random numbers.
@@ -207,7 +207,6 @@ class Engine:
         t: int,
         key: PRNGKey,
         reduce: Reduction = losses,
-        *,
         own: PyTree = None,
         shared: PyTree = None,
         condition: PyTree = None,
@@ -224,6 +223,7 @@ class Engine:
         Returns:
           What it returns, on the host: leaves `(interventions, images, ...)`, and `(images, ...)`.
         """
+        conditions.check(self.denoiser.network, condition)  # on the host, where labels can be looked at
         while True:
             rows, block = self._size(stacked, len(x0))
             try:

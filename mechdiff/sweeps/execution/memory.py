@@ -14,10 +14,12 @@ from typing import Any
 
 import jax
 
+from mechdiff.core import containers
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PyTree
 from mechdiff.interventions.gates import CAPTURED
+from mechdiff.models import conditions
 from mechdiff.models.traced.denoiser import TracedNetwork
 from mechdiff.models.unet import forward, init_unet, stages
 
@@ -44,7 +46,7 @@ def available_bytes() -> int:
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(free, _container_limit())
+    return min(free, containers.memory_left())
 
 
 def reachable_bytes() -> int:
@@ -70,15 +72,6 @@ def free_bytes(device: Any) -> int:
 
 def _limit_of(device: Any) -> int:
     return (device.memory_stats() or {}).get("bytes_limit", DEFAULT_DEVICE_BYTES)
-
-
-def _container_limit() -> int:
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-    except OSError:
-        return 2**62
-    return 2**62 if limit == "max" else max(0, int(limit) - int(used))
 
 
 def row_bytes(config: Network) -> int:
@@ -138,7 +131,8 @@ def replacement_bytes(config: Network) -> int:
     params, identity = jax.eval_shape(functools.partial(init_unet, config=config), jax.random.key(0))
     x = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, config.in_channels), "float32")
     t = jax.ShapeDtypeStruct((1,), "int32")
-    captured = jax.eval_shape(functools.partial(forward, config, capture=(CAPTURED,)), params, identity, x, t)
+    run = functools.partial(forward, config, condition=conditions.example(config), capture=(CAPTURED,))
+    captured = jax.eval_shape(run, params, identity, x, t)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(captured[1]))
 
 
@@ -202,6 +196,8 @@ class Forecast:
                 if self.devices > 1 and not accelerated()
                 else ""
             )
+            if accelerated():  # JAX takes a share of a card when it starts
+                fewer = "XLA_PYTHON_CLIENT_MEM_FRACTION=.95 if no other process uses the card, "
             less = "fewer sweep.timesteps or sweep.ablations=zero (no replacements), " if self.kept else ""
             raise ConfigError(
                 f"even one row in a pass takes {_gib(self._with(self.least))}, but this process may "

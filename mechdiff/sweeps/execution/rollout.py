@@ -15,12 +15,14 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from mechdiff.core import devices
+from mechdiff.core.config import UNetConfig
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree, StepFn
-from mechdiff.diffusion.samplers import initial_noise, keys_of_steps, one_step, sample
+from mechdiff.diffusion.samplers import guided, initial_noise, keys_of_steps, one_step, sample
 from mechdiff.diffusion.schedules import ddim_timesteps
 from mechdiff.interventions.record import Intervention
+from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.execution import memory
 
@@ -172,13 +174,26 @@ SAMPLE_BLOCK = 16  # pictures drawn together
 
 
 def draw_samples(
-    denoiser: Examinable, key: jax.Array, count: int, steps: int = SAMPLE_STEPS, *, condition: PyTree = None
+    denoiser: Examinable,
+    key: jax.Array,
+    count: int,
+    steps: int = SAMPLE_STEPS,
+    *,
+    condition: PyTree = None,
+    guidance: float = 1.0,
 ) -> Images:
-    """`count` images sampled by DDIM, in blocks of one shape; image i depends on (key, i) and its condition.
+    """`count` images of a denoiser by DDIM, drawn in blocks of one shape; image i depends on (key, i).
 
     Args:
-      condition: what each image is sampled under, leaves `(count, ...)`; None: nothing.
+      condition: leaves `(count, ...)`; None: of a network with classes, all of them in turn.
+      guidance: scale of `samplers.guided`; other than 1 only for a network with a null class.
+
+    Raises:
+      ConfigError: a network that is conditioned on images, without them; guidance without a null class.
     """
+    condition = sample_condition(denoiser, count) if condition is None else condition
+    conditions.check(denoiser.network, condition)  # labels are out of range here, or never seen to be
+    null = null_condition(denoiser, condition) if guidance != 1 else condition
     block = memory.rows_at_once(min(SAMPLE_BLOCK, count), memory.row_bytes(denoiser.network))
     levels = ddim_timesteps(denoiser.schedule.steps, min(steps, denoiser.schedule.steps))
     mesh = devices.over(block)
@@ -186,34 +201,78 @@ def draw_samples(
     drawn = []
     for start in range(0, count, block):
         indices = start + np.arange(block)
-        told = jax.tree.map(lambda leaf, at=indices: np.asarray(leaf)[at % count], condition)
-        drawn.append(np.asarray(_drawn(placed, mesh, tuple(levels.tolist()), key, indices, told)))
+        taken = functools.partial(np.take, indices=np.minimum(indices, count - 1), axis=0)
+        told = jax.tree.map(taken, (condition, null))
+        drawn.append(np.asarray(_drawn(placed, mesh, tuple(levels.tolist()), guidance, key, indices, told)))
     return np.concatenate(drawn)[:count]
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "levels"))
+@functools.partial(jax.jit, static_argnames=("mesh", "levels", "guidance"))
 def _drawn(
     denoiser: Examinable,
     mesh: Mesh,
     levels: tuple[int, ...],
+    guidance: float,
     key: PRNGKey,
     indices: Int[Array, " batch"],
-    condition: PyTree,
+    told: tuple[PyTree, PyTree],
 ) -> Images:
-    """Samples of the given indices, under the denoiser's own identity."""
+    """Samples of the given indices, under the denoiser's own identity: one program for all of them.
 
-    def local(denoiser, key, indices, condition):
-        predict = functools.partial(denoiser.predict, denoiser.identity, condition=condition)
+    Args:
+      told: the condition of each image, and its null condition.
+    """
+
+    def local(denoiser, key, indices, told):
+        predict = functools.partial(denoiser.predict, denoiser.identity)
+        predict = guided(predict, *told, guidance)
         shape = (len(indices), *denoiser.image_shape)
-        clip, schedule = sample_clip(denoiser), denoiser.schedule
-        steps = np.asarray(levels)
+        clip, schedule, steps = sample_clip(denoiser), denoiser.schedule, np.asarray(levels)
         return sample(predict, schedule, key, shape, timesteps=steps, clip=clip, indices=indices)
 
     specs = (ALL, ALL, IMAGES, IMAGES)
     run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=IMAGES, check_vma=False)
-    return run(denoiser, key, indices, condition)
+    return run(denoiser, key, indices, told)
 
 
 def sample_clip(denoiser: Examinable) -> float:
     """How far predicted images are clipped while sampling: as a UNet's configuration says, or to [-1, 1]."""
     return getattr(denoiser.network, "sample_clip", 1.0)
+
+
+def sample_condition(denoiser: Examinable, count: int) -> PyTree:
+    """What samples are drawn under if nothing is said: every class in turn; None for a network without any.
+
+    Raises:
+      ConfigError: the network is conditioned on more than classes of a table.
+    """
+    unet = denoiser.network
+    if not isinstance(unet, UNetConfig):
+        if unet.conditioned:
+            raise ConfigError(
+                f"{denoiser.name} takes a condition, which is not made up here: give one an image"
+            )
+        return None
+    if unet.condition_channels or unet.class_embedding != "table":
+        raise ConfigError(
+            f"{denoiser.name} is conditioned on {' and '.join(conditions.takes(unet))}, which is not made up "
+            "here: give images, and a condition for each of them"
+        )
+    return np.arange(count, dtype=np.int32) % unet.classes if unet.classes else None
+
+
+def null_condition(denoiser: Examinable, condition: PyTree) -> PyTree:
+    """The condition with every label the null class.
+
+    Raises:
+      ConfigError: the network has none.
+    """
+    null = getattr(denoiser.network, "null_label", None)
+    if null is None:
+        raise ConfigError(
+            f"guidance of {denoiser.name}: it has no null class (unet.null_class; --null_class at import)"
+        )
+    empty = lambda label: np.full(np.shape(label), null, np.int32)
+    if isinstance(condition, dict):
+        return condition | {"label": empty(condition["label"])}
+    return empty(condition)

@@ -1,0 +1,203 @@
+"""`mechdiff`: every launcher as a subcommand, and lists of what there is. Needs no JAX for its own help."""
+
+import json
+import sys
+from typing import Any
+
+import click
+from click.shell_completion import get_completion_class
+from rich.console import Console
+from rich.table import Table
+
+import mechdiff
+from mechdiff.cli import hints, launchers, options, output, settings
+from mechdiff.core.errors import MechdiffError
+from mechdiff.core.presets import PRESETS
+from mechdiff.models import shipped
+from mechdiff.storage import files
+
+PROGRAM = "mechdiff"
+
+
+def _dashed(word: str) -> str:
+    """Underscores, as launchers' own flags have them, are as good as dashes."""
+    return word.replace("_", "-")
+
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "token_normalize_func": _dashed}
+
+
+class LauncherCommand(click.Command):
+    """A launcher as a subcommand: its flags become options when it is chosen."""
+
+    def __init__(self, launcher: launchers.Launcher):
+        module = launchers.load(launcher.module)
+        shell = sys.modules[f"{module.__package__}._launch"]
+        self.own, self.common = shell.flags_of(module), shell.common_flags()
+        self.needed = {flag.name for flag in self.own if flag.name in options.POSITIONAL and _required(flag)}
+        super().__init__(
+            launcher.command,
+            context_settings=CONTEXT,
+            callback=self._launch,
+            params=options.parameters(self.own, self.common),
+            help=_as_subcommands(module.__doc__ or ""),
+            short_help=launcher.summary,
+        )
+        self.module, self.shell = module, shell
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does, but a setting that was written as an option is answered with how to write it."""
+        typed = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            meant = hints.setting_meant(error.option_name, _value_of(error.option_name, typed))
+            if meant:
+                raise click.UsageError(
+                    f"No such option {error.option_name}; did you mean {meant}", ctx
+                ) from None
+            raise
+
+    def _launch(self, **_: Any) -> None:
+        words = options.to_flags(click.get_current_context(), self.own, self.common)
+        if hasattr(self.module, "prepare"):  # may start the process again, before any work
+            self.module.prepare()
+        sys.exit(self.shell.end(self.shell.launch(self.module.main, [self.module.__name__, *words])))
+
+
+class Commands(click.Group):
+    """Subcommands that are imported when they are chosen, not before."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Launchers by room, then the lists."""
+        return [launcher.command for launcher in launchers.all_launchers()] + list(self.commands)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A launcher, by its short or its long name, or one of the lists."""
+        wanted = _dashed(cmd_name)
+        for launcher in launchers.all_launchers():
+            if wanted in (launcher.command, _dashed(launcher.module)):
+                return LauncherCommand(launcher)
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in the help, by room."""
+        rooms: dict[str, list[tuple[str, str]]] = {}
+        for launcher in launchers.all_launchers():
+            rooms.setdefault(launcher.room, []).append((launcher.command, launcher.summary))
+        for room, rows in rooms.items():
+            with formatter.section(room.capitalize()):
+                formatter.write_dl(rows)
+        with formatter.section("Lists"):
+            formatter.write_dl(
+                [(name, command.get_short_help_str(100)) for name, command in self.commands.items()]
+            )
+
+
+@click.group(cls=Commands, context_settings=CONTEXT, invoke_without_command=True)
+@click.version_option(mechdiff.__version__, prog_name=PROGRAM)
+@click.pass_context
+def commands(context: click.Context) -> None:
+    """Which components of a diffusion denoiser do what, at which noise level, and with which certainty?
+
+    \b
+    mechdiff sweep cpu32-celeba-seed0 -n 16       what does each component cost?
+    mechdiff reproduce                            two shipped networks, one report
+    mechdiff sweep --help                         options of a subcommand
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@commands.command("settings")
+@click.argument("pattern", default="")
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="quickstart", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def list_settings(pattern: str, preset: str, as_json: bool) -> None:
+    """Every setting of --set=NAME=VALUE: type, value in a preset, meaning; those that hold PATTERN."""
+    rows = [row for row in settings.all_settings(preset) if pattern in f"{row.name} {row.meaning}"]
+    if as_json:
+        click.echo(json.dumps([vars(row) for row in rows], indent=1))
+        return
+    if not rows:
+        raise click.UsageError(f"no setting's name or meaning holds {pattern!r}; `mechdiff settings` has all")
+    table = Table("setting", "type", f"in {preset}", "meaning", box=None, header_style="bold")
+    for row in rows:
+        table.add_row(row.name, row.type, row.default, row.meaning)
+    _print(table)
+
+
+@commands.command("models")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def list_models(as_json: bool) -> None:
+    """Shipped networks, which a name stands for wherever a model is wanted."""
+    rows = [_card(name) for name in shipped.names()]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    table = Table("model", "image size", "trained on", "steps x batch", box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    _print(table)
+
+
+@commands.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh"]))
+def completion(shell: str) -> None:
+    """The script of completion: `eval "$(mechdiff completion bash)"` in ~/.bashrc switches it on."""
+    kind = get_completion_class(shell)
+    click.echo(kind(commands, {}, PROGRAM, f"_{PROGRAM.upper()}_COMPLETE").source())
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        commands.main(prog_name=PROGRAM, standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(output.end(stop.exit_code))
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except MechdiffError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(output.end(output.CLOSED_PIPE))
+    sys.exit(output.end(0))
+
+
+def _print(table: Table) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
+    console.print(table)
+
+
+def _card(name: str) -> dict[str, Any]:
+    saved = files.read_json(shipped.folder(name) / "config.json")
+    data, train = saved["data"], saved["train"]
+    rung = data.get("complexity", data.get("level"))
+    seen = f"synthetic faces, complexity {rung}" if data["name"] == "synthetic" else data["name"]
+    size = saved["unet"]["image_size"]
+    return {"name": name, "size": size, "data": seen, "training": f"{train['steps']} x {train['batch']}"}
+
+
+def _required(flag: Any) -> bool:
+    return flag.default in (None, [])
+
+
+def _value_of(option: str, args: list[str]) -> str | None:
+    for place, word in enumerate(args):
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+        if word == option and place + 1 < len(args) and not args[place + 1].startswith("-"):
+            return args[place + 1]
+    return None
+
+
+def _as_subcommands(text: str) -> str:
+    """A launcher's docstring with its commands as `mechdiff` takes them; line breaks stay."""
+    for launcher in launchers.all_launchers():
+        text = text.replace(f"python -m experiments.{launcher.module} ", f"{PROGRAM} {launcher.command} ")
+        text = text.replace(f"python -m experiments.{launcher.module}`", f"{PROGRAM} {launcher.command}`")
+    return "\n\n".join(f"\b\n{paragraph}" for paragraph in text.strip().split("\n\n"))

@@ -1,0 +1,135 @@
+"""Options of a subcommand, made of the flags of its launcher, and the way back to these flags."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from mechdiff.core.presets import PRESETS
+from mechdiff.models import shipped
+
+POSITIONAL = {"model": "MODEL", "from": "FOLDER"}  # flags that may be given without their names
+QUOTE = "'"
+RARE = ("compilation_cache", "distributed", "coordinator", "processes", "process_id")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shortcut:
+    """An option that stands for a setting: `-n 16` is `--set=sweep.images=16`."""
+
+    names: tuple[str, ...]
+    setting: str
+    help: str
+
+    @property
+    def key(self) -> str:
+        """Its name among the parameters."""
+        return "shortcut_" + self.setting.replace(".", "_")
+
+
+SEED = Shortcut(("--seed",), "seed", "Of the noise, and of training.")
+SWEEPS = (
+    Shortcut(("-n",), "sweep.images", "Images scored at every timestep."),
+    Shortcut(("--timesteps",), "sweep.timesteps", "How many, even in log-SNR."),
+    Shortcut(("--ablations",), "sweep.ablations", "Of zero, mean, resample, noise, optimal; with commas."),
+)
+
+
+def shortcuts(own: Iterable[Any]) -> tuple[Shortcut, ...]:
+    """Those of a launcher with these flags: settings of sweeps where it examines a model."""
+    names = {flag.name for flag in own}
+    offered = (*SWEEPS, SEED) if "model" in names and "to" not in names else (SEED,)
+    return tuple(short for short in offered if short.names[-1].lstrip("-") not in names)
+
+
+def parameters(own: Sequence[Any], common: Sequence[Any]) -> list[click.Parameter]:
+    """Arguments and options, those that the launcher alone has first.
+
+    Args:
+      own, common: flags of absl.
+    """
+    made: list[click.Parameter] = []
+    for flag in own:
+        if flag.name in POSITIONAL:
+            made.append(_argument(flag))
+    made += [_option(flag) for flag in own]
+    made += [
+        click.Option([*short.names, short.key], help=f"{short.help} [--set={short.setting}=...]")
+        for short in shortcuts(own)
+    ]
+    made += [_option(flag) for flag in sorted(common, key=lambda flag: flag.name in RARE)]
+    return made
+
+
+def to_flags(context: click.Context, own: Sequence[Any], common: Sequence[Any]) -> list[str]:
+    """What was typed, as the launcher's own flags.
+
+    Raises:
+      click.UsageError: something that the launcher can't do without was not given.
+    """
+    values = {name: value for name, value in context.params.items() if _typed(context, name)}
+    # Before --set, which is the more exact of the two and so has the last word.
+    words = [f"--set={short.setting}={values[short.key]}" for short in shortcuts(own) if short.key in values]
+    for flag in [*own, *common]:
+        value = values.get(flag.name, values.get(f"argument_{flag.name}"))
+        if value is None and flag.name in POSITIONAL and flag.name in context.command.needed:
+            raise click.UsageError(f"{POSITIONAL[flag.name]} is missing", context)
+        words += _words(flag.name, value)
+    return words
+
+
+def _typed(context: click.Context, name: str) -> bool:
+    typed = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    return typed and context.params[name] not in (None, ())
+
+
+def _words(name: str, value: Any) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [f"--{'' if value else 'no'}{name}"]
+    several = value if isinstance(value, tuple) else (value,)
+    return [f"--{name}={item}" for item in several]
+
+
+def _argument(flag: Any) -> click.Argument:
+    several = flag.flag_type().startswith("multi")
+    return click.Argument(
+        [f"argument_{flag.name}"],
+        metavar=f"{POSITIONAL[flag.name]}..." if several else POSITIONAL[flag.name],
+        nargs=-1 if several else 1,
+        required=False,
+        type=click.Path(),
+        shell_complete=_models if flag.name == "model" else None,
+    )
+
+
+def _models(context: click.Context, parameter: click.Parameter, incomplete: str) -> list:
+    """Shipped networks; where none fits, the shell's own files."""
+    fitting = [name for name in shipped.names() if name.startswith(incomplete)]
+    items = [click.shell_completion.CompletionItem(name) for name in fitting]
+    return items or [click.shell_completion.CompletionItem(incomplete, type="file")]
+
+
+def _option(flag: Any) -> click.Option:
+    kind, dashed = flag.flag_type(), flag.name.replace("_", "-")
+    shown = (
+        "" if flag.default in (None, [], False) else f" [default: {str(flag.default_as_str).strip(QUOTE)}]"
+    )
+    settings: dict[str, Any] = {"help": flag.help + shown, "hidden": flag.name in POSITIONAL}
+    if kind == "bool":
+        spelled = f"--{dashed}/--no-{dashed}" if flag.default else f"--{dashed}"
+        return click.Option([spelled, flag.name], is_flag=True, default=None, **settings)
+    if kind.startswith("multi"):
+        settings["multiple"] = True
+    if flag.name == "preset":
+        settings["type"] = click.Choice(list(PRESETS))
+    elif "enum" in kind:
+        settings["type"] = click.Choice(list(flag.parser.enum_values))
+    else:
+        settings["metavar"] = {"int": "N", "float": "NUMBER"}.get(kind, flag.name.upper())
+    if flag.name == "set":
+        settings["metavar"] = "SECTION.FIELD=VALUE"
+    return click.Option([f"--{dashed}", flag.name], **settings)

@@ -1,0 +1,135 @@
+"""Where a launcher's lines go: to the terminal, aside for `--json` and `--quiet`, and to a log file."""
+
+import contextlib
+import io
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mechdiff.storage import files
+from mechdiff.storage.digests import to_jsonable
+
+CLOCK_SECONDS = 1.0  # by which a file system's clock may be behind
+CLOSED_PIPE = 141  # exit code of a process that wrote to a closed pipe: 128 + SIGPIPE
+
+
+class Tee(io.TextIOBase):
+    """Text that goes to a stream, and as lines to a log as well; redrawn bars stay out of the log."""
+
+    def __init__(self, stream: io.TextIOBase, log: io.TextIOBase):
+        self._stream, self._log = stream, log
+
+    def write(self, text: str) -> int:
+        """To both."""
+        if "\r" not in text:
+            self._log.write(text)
+            self._log.flush()
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        """Of the stream; the log is always flushed."""
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        """As the stream is, so that bars are drawn as without a log."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """Of the stream."""
+        return self._stream.fileno()
+
+
+@contextlib.contextmanager
+def redirected(
+    *, as_json: bool = False, quiet: bool = False, log_file: str | None = None, command: str = ""
+) -> Iterator[None]:
+    """Sends what is printed inside where it belongs.
+
+    Args:
+      as_json: what goes to stdout goes to stderr, so that stdout holds one JSON document.
+      quiet: nothing is shown but warnings and errors (with a log file, they and all else are in it).
+      log_file: a file to which all lines are appended.
+      command: first line of its entry.
+    """
+    with contextlib.ExitStack() as stack:
+        out, err = sys.stdout, sys.stderr
+        if quiet:
+            sink = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(_warnings_to(err))
+            out = err = sink
+        elif as_json:
+            out = err
+        if log_file:
+            log = stack.enter_context(_opened(Path(log_file)))
+            log.write(f"# {datetime.now(UTC).isoformat(timespec='seconds')} {command}\n")
+            out, err = Tee(out, log), Tee(err, log)
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        yield
+
+
+def print_json(**facts: Any) -> None:
+    """One JSON document on stdout; NaN as null."""
+    print(json.dumps(to_jsonable(facts), indent=1))
+
+
+def written_since(began: float, workdir: Path, depth: int = 3) -> list[Path]:
+    """Results below a folder that were written after a moment, sorted; a Zarr store counts as one.
+
+    Args:
+      began: seconds since the epoch.
+      depth: of folders looked into.
+    """
+    results = []
+    for path in sorted(workdir.iterdir()) if workdir.is_dir() else ():
+        if path.name.startswith("."):
+            continue
+        if path.is_file() or path.suffix == ".zarr":
+            if path.stat().st_mtime >= began - CLOCK_SECONDS:
+                results.append(path)
+        elif depth > 1:
+            results += written_since(began, path, depth - 1)
+    return results
+
+
+def log_line(log_file: str | None, line: str) -> None:
+    """Adds a line, such as that of an error, to the log file, if there is one."""
+    if log_file:
+        with contextlib.suppress(OSError), Path(log_file).open("a", encoding="utf-8") as log:
+            log.write(line + "\n")
+
+
+def end(code: int) -> int:
+    """Flushes stdout before the process ends; a pipe that the reader closed is no error of ours."""
+    try:
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Python flushes once more at its end, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+
+
+def _opened(path: Path) -> io.TextIOBase:
+    files.ensure_writable(path.parent)
+    with files.plain_errors(path):
+        return path.open("a", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _warnings_to(stream: io.TextIOBase) -> Iterator[None]:
+    before = warnings.showwarning
+
+    def show(message, category, filename, lineno, file=None, line=None):
+        before(message, category, filename, lineno, file or stream, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before

@@ -1,0 +1,156 @@
+"""On load: does a network denoise the images it is examined on, and as well as its record says?
+
+A schedule, a prediction type, a range of values or a crop that was misread leaves a network that runs and is
+wrong. Its loss shows it: against the loss in its training record, and against a guess that knows no more of
+the images than the variance v of their pixels. Of x_t = a x_0 + s e the best linear predictor of e then
+errs by a^2 v / (a^2 v + s^2) (the Wiener filter of white images). What it can't show: a crop that is somewhat
+tighter or wider (of a shipped network of CelebA, center-60 of 89x109 instead of center: ratio 1.04).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from mechdiff.core import keys
+from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.diffusion.process import denoising_loss, image_noise
+from mechdiff.diffusion.schedules import timesteps_by_log_snr
+from mechdiff.models.denoiser import Examinable
+from mechdiff.study.inputs import EvalImages
+
+IMAGES = 16  # scored, at most
+TIMESTEPS = 8  # where the record names none
+TOLERANCE, ERRORS = 0.2, 3  # beyond both, a share and standard errors, a loss is unlike its record
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadCheck:
+    """A network's loss on the images it is about to be examined on.
+
+    Attributes:
+      images: how many were scored.
+      timesteps: at which, ascending.
+      loss: mean squared error of the predicted noise at each.
+      recorded: the same in its training record, on held-out images; None: not recorded.
+      guess: of the best linear guess from the variance of the pixels.
+      ratio: of the loss to the recorded one, mean over timesteps and images; None: not recorded.
+      ratio_error: its standard error over images.
+      notes: what of network and images was made to fit.
+    """
+
+    images: int
+    timesteps: tuple[int, ...]
+    loss: tuple[float, ...]
+    recorded: tuple[float, ...] | None
+    guess: tuple[float, ...]
+    ratio: float | None
+    ratio_error: float | None
+    notes: tuple[str, ...]
+
+    @property
+    def of_guess(self) -> float:
+        """Geometric mean over timesteps of the loss as a share of the guess."""
+        return float(np.exp(np.mean(np.log(self.loss) - np.log(self.guess))))
+
+    @property
+    def verdict(self) -> str:
+        """`"as recorded"`, `"unlike its record"`, `"no better than a guess"`, or `"no record"`."""
+        if self.of_guess >= 1:
+            return "no better than a guess"
+        if self.ratio is None or self.ratio_error is None:
+            return "no record"
+        beyond = abs(self.ratio - 1) > max(TOLERANCE, ERRORS * self.ratio_error)
+        return "unlike its record" if beyond else "as recorded"
+
+    @property
+    def words(self) -> str:
+        """The verdict, for a reader, in one line."""
+        mean = (
+            f"clean loss {np.mean(self.loss):.4g} on {self.images} images at {len(self.timesteps)} timesteps"
+        )
+        share = self.of_guess
+        guess = f"{share:.2f}" if share < 10 else f"{share:.0f} times that"
+        guess = f"{guess} of a guess by pixel variance"
+        if self.ratio is not None:
+            compared = f"{self.ratio:.2f} (standard error {self.ratio_error:.2f}) of that in its record"
+            guess = f"{compared}, {guess}"
+        advice = {
+            "no better than a guess": "it is untrained, or its noise schedule, prediction, range of values "
+            "or preprocessing are not these",
+            "unlike its record": "these images are of another kind than those it was trained on, or prepared "
+            "otherwise (crop, filter)",
+        }
+        known = advice.get(self.verdict)
+        return "; ".join([f"{mean}: {guess}", *([f"{self.verdict}: {known}"] if known else []), *self.notes])
+
+    def to_dict(self) -> dict:
+        """JSON-ready, with `verdict` and `words`."""
+        return dataclasses.asdict(self) | {"verdict": self.verdict, "words": self.words}
+
+
+def check(
+    denoiser: Examinable, given: EvalImages, record: Mapping[str, Any] | None = None, seed: int = 0
+) -> LoadCheck:
+    """Scores a network on the first of the images it is given.
+
+    Args:
+      record: of its training; `levels` and `test_loss_by_level` are compared with.
+      seed: of the noise.
+    """
+    record = record or {}
+    recorded = record.get("test_loss_by_level")
+    timesteps = record.get("levels") if recorded else None
+    if timesteps is None:
+        timesteps = timesteps_by_log_snr(denoiser.schedule, min(TIMESTEPS, denoiser.schedule.steps))
+    timesteps = np.asarray(timesteps, np.int32)
+    images = np.asarray(given.scored[:IMAGES])
+    key = keys.stream(jax.random.key(seed), "load check")
+    condition = jax.tree.map(lambda leaf: np.asarray(leaf)[:IMAGES], given.scored_condition)
+    losses = np.asarray(_losses(denoiser, key, images, timesteps, condition), np.float64)
+    ratios = None if not recorded else (losses / np.asarray(recorded)[:, None]).mean(0)
+    few = len(images) < 2
+    return LoadCheck(
+        images=len(images),
+        timesteps=tuple(int(t) for t in timesteps),
+        loss=tuple(losses.mean(1).tolist()),
+        recorded=None if not recorded else tuple(recorded),
+        guess=tuple(guess(denoiser, images, timesteps).tolist()),
+        ratio=None if ratios is None else float(ratios.mean()),
+        ratio_error=None
+        if ratios is None
+        else float("inf" if few else ratios.std(ddof=1) / len(ratios) ** 0.5),
+        notes=() if condition is None else ("each image under its own condition",),
+    )
+
+
+def guess(
+    denoiser: Examinable, images: Images, timesteps: Int[np.ndarray, " timesteps"]
+) -> Float[np.ndarray, " timesteps"]:
+    """Loss of the best linear guess of the noise from the mean and variance of the pixels alone."""
+    variance = np.asarray(images, np.float64).var((0, 1, 2)).mean()
+    snr = np.exp(np.asarray(denoiser.schedule.log_snr, np.float64)[timesteps])
+    return snr * variance / (snr * variance + 1)
+
+
+@jax.jit
+def _losses(
+    denoiser: Examinable,
+    key: PRNGKey,
+    images: Images,
+    timesteps: Int[Array, " timesteps"],
+    condition: PyTree,
+) -> Float[Array, "timesteps images"]:
+    count = images.shape[0]
+    noise = image_noise(key, np.arange(count), images.shape[1:])
+
+    def predict(x_t, t):
+        return denoiser.predict(denoiser.identity, x_t, t, condition)
+
+    def at(t):
+        return denoising_loss(predict, denoiser.schedule, images, jax.numpy.full(count, t), noise)
+
+    return jax.lax.map(at, timesteps)

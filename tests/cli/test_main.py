@@ -1,0 +1,104 @@
+"""The command: its lists, its help, and that its options become the launchers' flags."""
+
+import json
+from types import SimpleNamespace
+
+import click
+import pytest
+from absl import flags
+from click.testing import CliRunner
+
+from mechdiff.cli import launchers, main, options
+from mechdiff.models import shipped
+
+
+@pytest.fixture
+def invoke():
+    runner = CliRunner()
+    return lambda *words: runner.invoke(main.commands, words, prog_name="mechdiff")
+
+
+def test_the_help_lists_every_launcher_of_the_checkout(invoke):
+    done = invoke()
+    assert done.exit_code == 0
+    files = {path.stem for path in launchers.home().glob("[a-z]*.py")}
+    listed = [launcher.module for launcher in launchers.all_launchers()]
+    assert set(listed) == files and len(listed) == len(files)
+    assert all(f"  {launcher.command} " in done.output for launcher in launchers.all_launchers())
+
+
+def test_summaries_are_whole_sentences():
+    for launcher in launchers.all_launchers():
+        assert launcher.summary.endswith(".") and "`" not in launcher.summary and len(launcher.summary) > 15
+
+
+def test_settings_are_filtered_and_machine_readable(invoke):
+    rows = json.loads(invoke("settings", "label_dropout", "--preset=tiny", "--json").output)
+    assert [row["name"] for row in rows] == ["train.label_dropout"] and rows[0]["default"] == "0.1"
+    assert "label_dropout" in invoke("settings", "label_dropout").output
+    refused = invoke("settings", "nonsense")
+    assert refused.exit_code == 2 and "no setting's name or meaning holds 'nonsense'" in refused.output
+
+
+def test_models_are_those_shipped(invoke):
+    rows = json.loads(invoke("models", "--json").output)
+    assert [row["name"] for row in rows] == list(shipped.names())
+    (row,) = [row for row in rows if row["name"] == "cpu32-celeba-seed0"]
+    assert row["size"] == 32 and row["data"] == "celeba"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_of_both_shells(invoke, shell, monkeypatch):
+    monkeypatch.setattr(click.shell_completion.BashComplete, "_check_version", staticmethod(lambda: None))
+    assert "_MECHDIFF_COMPLETE" in invoke("completion", shell).output
+
+
+def own_flags():
+    values = flags.FlagValues()
+    flags.DEFINE_multi_string("model", None, "Models.", flag_values=values)
+    flags.DEFINE_boolean("every_level", False, "At every one.", flag_values=values)
+    flags.DEFINE_boolean("matched", True, "Hold the norm.", flag_values=values)
+    flags.DEFINE_enum("ranking", "exact", ["exact", "gradient"], "How.", flag_values=values)
+    flags.DEFINE_integer("randoms", 40, "How many.", flag_values=values)
+    return [values[name] for name in ("model", "every_level", "matched", "ranking", "randoms")]
+
+
+@pytest.fixture
+def translate():
+    """`translate(*words)` gives the flags that a subcommand's words become."""
+    own, made = own_flags(), []
+    command = click.Command("circuits", params=options.parameters(own, []), context_settings=main.CONTEXT)
+    command.needed = {"model"}
+    command.callback = lambda **_: made.append(options.to_flags(click.get_current_context(), own, []))
+
+    def call(*words):
+        done = CliRunner().invoke(command, words)
+        return SimpleNamespace(words=made[-1] if made else None, output=done.output, code=done.exit_code)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("typed", "becomes"),
+    [
+        (["a", "b"], ["--model=a", "--model=b"]),
+        (["--model=a", "-n", "16"], ["--set=sweep.images=16", "--model=a"]),
+        (["a", "--every-level"], ["--model=a", "--every_level"]),
+        (["a", "--every_level", "--no-matched"], ["--model=a", "--every_level", "--nomatched"]),
+        (["a", "--ranking=gradient", "--randoms", "50"], ["--model=a", "--ranking=gradient", "--randoms=50"]),
+        (["a", "--seed=3"], ["--set=seed=3", "--model=a"]),
+    ],
+)
+def test_options_become_flags(translate, typed, becomes):
+    assert translate(*typed).words == becomes
+
+
+def test_what_is_missing_or_no_choice_is_refused(translate):
+    assert translate().code == 2 and "MODEL is missing" in translate("--randoms=3").output
+    assert "'best' is not one of 'exact', 'gradient'" in translate("a", "--ranking=best").output
+
+
+def test_help_names_defaults_and_choices(translate):
+    text = translate("--help").output
+    assert "[default: 40]" in text and "[exact|gradient]" in text and "MODEL..." in text
+    assert "[default: exact]" in text and "-n" in text

@@ -1,0 +1,70 @@
+"""Where lines go: stdout, stderr, a log file, nowhere."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from mechdiff.cli import output
+
+
+def say():
+    print("a result")
+    print("a note", file=sys.stderr)
+
+
+def test_json_leaves_stdout_to_the_document(capsys):
+    with output.redirected(as_json=True):
+        say()
+    output.print_json(result={"low": float("nan"), "n": 3})
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"result": {"low": None, "n": 3}}
+    assert err == "a result\na note\n"
+
+
+def test_what_was_written_since_a_moment(tmp_path):
+    for name in ("subjects/a/subject.json", "subjects/a/sweep.zarr/loss/0", "old.json", ".lock"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    os.utime(tmp_path / "old.json", (0, 0))
+    written = [path.relative_to(tmp_path).as_posix() for path in output.written_since(1000.0, tmp_path)]
+    assert written == ["subjects/a/subject.json", "subjects/a/sweep.zarr"]
+    assert output.written_since(0.0, tmp_path / "absent") == []
+
+
+def test_quiet_shows_warnings_alone(capsys, monkeypatch):
+    monkeypatch.setattr(
+        warnings, "showwarning", lambda text, *places: print(text, file=places[3] or sys.stderr)
+    )
+    with output.redirected(quiet=True):
+        say()
+        warnings.showwarning("beware", UserWarning, "file", 1)  # what `warnings.warn` ends in
+    out, err = capsys.readouterr()
+    assert out == "" and "beware" in err and "a note" not in err
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_the_log_holds_all_lines_and_grows(capsys, tmp_path, quiet):
+    log = tmp_path / "new" / "run.log"
+    for _ in range(2):
+        with output.redirected(quiet=quiet, log_file=str(log), command="sweep -n 2"):
+            say()
+            print("\r 50%", end="", file=sys.stderr)  # a bar that is drawn again and again
+    lines = log.read_text().splitlines()
+    assert lines[1:3] == ["a result", "a note"] and lines[0].endswith("sweep -n 2") and len(lines) == 6
+    assert ("a result" in capsys.readouterr().out) is not quiet
+
+
+def test_a_pipe_that_closes_is_quiet():
+    code = "import sys\nfrom mechdiff.cli import output\nprint('x' * 10)\nsys.exit(output.end(0))"
+    read, write = os.pipe()
+    os.close(read)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, env=buffered, check=False
+    )
+    os.close(write)
+    assert done.returncode == output.CLOSED_PIPE and done.stderr == b""

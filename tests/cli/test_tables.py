@@ -1,0 +1,49 @@
+"""The table at the end of a sweep holds what the analysis measures, in order."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from mechdiff.analysis import effects
+from mechdiff.cli import tables
+
+
+@pytest.fixture(scope="module")
+def sweep():
+    """Three components; the second costs 100 %, the third 10 %, the first nothing."""
+    clean = np.random.default_rng(0).uniform(1, 2, (2, 6)).astype(np.float32)
+    loss = (clean[None] * np.array([1.0, 2.0, 1.1], np.float32)[:, None, None])[None]
+    names = ("ablation", "component", "t", "image")
+    return xr.Dataset(
+        {"clean_loss": (names[2:], clean), "loss": (names, loss), "change": (names, loss)},
+        coords={
+            "ablation": ["zero"],
+            "component": ["a", "b", "c"],
+            "t": [10, 500],
+            "log_snr": ("t", [3.0, -1.0]),
+            **{
+                name: ("component", values)
+                for name, values in {
+                    "component_type": ["res", "head", "skip"],
+                    "resolution": [8, 8, 4],
+                    "depth": [0, 1, 2],
+                }.items()
+            },
+        },
+    )
+
+
+def test_the_costliest_come_first_with_the_measured_numbers(sweep):
+    rows = tables.top_components(sweep, "zero", count=2)
+    measured = effects.measure(sweep, "zero")
+    assert [row["component"] for row in rows] == ["b", "c"]
+    assert [row["delta_loss"] for row in rows] == pytest.approx([100, 10], abs=1e-4)
+    assert rows[0]["high"] == measured.pooled.high[1] and rows[0]["p"] == measured.p[1].min()
+    assert rows[0]["n"] == 6 and rows[1]["type"] == "skip"
+
+
+def test_a_table_without_a_terminal_has_a_line_for_each(sweep, capsys):
+    tables.print_top(tables.top_components(sweep, "zero"), "of zero")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "of zero" and lines[2].split() == ["b", "head", "100", "[100,", "100]", "0.031", "6"]
+    assert len(lines) == 5

@@ -1,0 +1,93 @@
+"""The check on load, against its closed form, and with networks that are right, wrong and untrained."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from mechdiff.core.config import DiffusionConfig
+from mechdiff.diffusion.schedules import make_schedule
+from mechdiff.study import load_check
+from mechdiff.study.inputs import EvalImages
+
+SCHEDULE = make_schedule(DiffusionConfig(steps=50))
+SPREAD = 0.3
+RNG = np.random.default_rng(0)
+IMAGES = (SPREAD * RNG.standard_normal((16, 8, 8, 1))).astype(np.float32)
+GIVEN = EvalImages(IMAGES, IMAGES[:1], "white noise")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Wiener:
+    """The best denoiser of white images of a standard deviation (if it is told the right one)."""
+
+    params: np.ndarray
+    schedule: object = SCHEDULE
+    identity: object = None
+    name: str = dataclasses.field(default="wiener", metadata=dict(static=True))
+
+    @property
+    def image_shape(self):
+        return 8, 8, 1
+
+    def components(self, channel_groups: int = 0):
+        return ()
+
+    def digests(self):
+        return {}
+
+    def predict(self, intervention, x_t, t, condition=None):
+        abar = self.schedule.alphas_bar[t][:, None, None, None]
+        variance = abar * self.params**2 + 1 - abar
+        return (1 - abar) ** 0.5 / variance * x_t
+
+
+def guessed(timesteps):
+    abar = np.asarray(SCHEDULE.alphas_bar, np.float64)[list(timesteps)]
+    variance = IMAGES.astype(np.float64).var()
+    return abar * variance / (abar * variance + 1 - abar)
+
+
+def record(scale=1.0):
+    timesteps = [1, 10, 40]
+    return {"levels": timesteps, "test_loss_by_level": (scale * guessed(timesteps)).tolist()}
+
+
+def test_guess_is_the_loss_of_the_wiener_filter():
+    checked = load_check.check(Wiener(np.float32(SPREAD)), GIVEN)
+    np.testing.assert_allclose(checked.guess, guessed(checked.timesteps), rtol=1e-6)
+    # 16 x 64 draws: a relative standard error of sqrt(2 / 1024) = 0.044 at each timestep
+    np.testing.assert_allclose(checked.loss, checked.guess, rtol=0.18)
+    assert checked.verdict == "no record" or checked.of_guess >= 1
+
+
+def test_a_network_as_good_as_its_record_is_told_so():
+    better = load_check.check(Wiener(np.float32(SPREAD)), GIVEN, record())
+    better = dataclasses.replace(
+        better, guess=tuple(2 * g for g in better.guess)
+    )  # any real network beats it
+    assert better.verdict == "as recorded" and abs(better.ratio - 1) < 4 * better.ratio_error
+    assert "of that in its record" in better.words and "preprocessing" not in better.words
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_a_network_unlike_its_record_is_told_so(scale):
+    checked = load_check.check(Wiener(np.float32(SPREAD)), GIVEN, record(scale))
+    checked = dataclasses.replace(checked, guess=tuple(2 * g for g in checked.guess))
+    assert checked.ratio == pytest.approx(1 / scale, rel=0.2)
+    assert checked.verdict == "unlike its record" and "of another kind" in checked.words
+
+
+def test_a_misread_network_is_no_better_than_a_guess():
+    checked = load_check.check(Wiener(np.float32(20.0)), GIVEN, record())
+    assert checked.of_guess > 1.5 and checked.verdict == "no better than a guess"
+    assert "noise schedule, prediction, range of values" in checked.words
+
+
+def test_to_dict_is_plain():
+    saved = load_check.check(Wiener(np.float32(SPREAD)), GIVEN, record()).to_dict()
+    assert saved["verdict"] in saved["words"] or saved["verdict"] == "as recorded"
+    assert all(isinstance(value, int | float | str | tuple | None) for value in saved.values())
+    assert all(isinstance(number, int | float) for number in saved["loss"] + saved["recorded"])
