@@ -10,7 +10,7 @@ from mechdiff.core.config import UNetConfig, decisive
 from mechdiff.core.types import Features, Images, PyTree, Timesteps
 from mechdiff.diffusion.process import to_eps
 from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.components import Component
+from mechdiff.interventions.components import Component, site_type
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.unet import Stage, components, count_parameters, denoise, forward, stages
@@ -48,6 +48,10 @@ class Examinable(Protocol):
 
     def components(self, channel_groups: int = 0) -> tuple[Component, ...]:
         """Every addressable component, in order of execution."""
+        ...
+
+    def unit_axis(self, site: str) -> int:
+        """The negative axis of a site's activation that has one gate a unit."""
         ...
 
     def predict(
@@ -132,6 +136,10 @@ class Denoiser:
     def components(self, channel_groups: int = 0) -> tuple[Component, ...]:
         """Every addressable component; see `unet.components`."""
         return components(self.unet, channel_groups)
+
+    def unit_axis(self, site: str) -> int:
+        """Heads before the channels of each; channels last elsewhere."""
+        return -2 if site_type(site) == "head" else -1
 
     def predict(
         self, intervention: Intervention, x_t: Images, t: Timesteps, condition: Any = None

@@ -25,7 +25,7 @@ from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.interventions.build import leave_one_out
-from mechdiff.interventions.components import Component, site_type
+from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.activations import activation_moments, replacements_at
@@ -67,7 +67,7 @@ def optimal_replacements(
     best_by_timestep = []
     for t_index, t in enumerate(eval_set.timesteps):
         mean, deviation = replacements_at(means, t_index), replacements_at(deviations, t_index)
-        scale = {site: _scale(site, mean[site], deviation[site]) for site in mean}
+        scale = {site: _scale(denoiser.unit_axis(site), mean[site], deviation[site]) for site in mean}
         start = {site: np.stack([np.ones_like(s), np.zeros_like(s)]) for site, s in scale.items()}
         zero = jax.tree.map(np.zeros_like, start)
         descended = _descend(denoiser, stacked, mean, scale, start, eval_set, int(t), steps, batch)
@@ -87,14 +87,11 @@ def _check_apart(chosen: Sequence[Component]) -> None:
                 )
 
 
-def _positions(site: str, ndim: int) -> tuple[int, ...]:
-    """Axes of a site's row that are neither heads nor channels."""
-    return tuple(range(ndim - (2 if site_type(site) == "head" else 1)))
-
-
-def _scale(site: str, mean: np.ndarray, deviation: np.ndarray) -> Float[np.ndarray, "..."]:
-    """Root mean square deviation of each channel; where it does not vary, a thousandth of its size."""
-    rms = lambda a: np.sqrt(np.mean(a * a, axis=_positions(site, a.ndim)))
+def _scale(unit_axis: int, mean: np.ndarray, deviation: np.ndarray) -> Float[np.ndarray, "..."]:
+    """Root mean square deviation of each channel of each unit, other axes kept as 1; where it does not vary,
+    a thousandth of its size."""
+    positions = tuple(axis for axis in range(mean.ndim - 1) if axis != mean.ndim + unit_axis)
+    rms = lambda a: np.sqrt(np.mean(a * a, axis=positions, keepdims=True))
     return np.maximum(rms(deviation), 1e-3 * rms(mean)) + np.float32(1e-12)
 
 
@@ -159,6 +156,8 @@ def _best(engine, stacked, chosen, mean, scale, points, eval_set, t) -> PyTree:
         losses.append(loss.mean(axis=1, dtype=np.float64))
     best = jax.tree.map(np.copy, points[0])
     for component, which in zip(chosen, np.argmin(losses, axis=0), strict=True):
-        units = slice(*component.index)
-        best[component.site][:, units] = points[which][component.site][:, units]
+        target, source = best[component.site], points[which][component.site]
+        axis = engine.denoiser.unit_axis(component.site)
+        units = np.arange(*component.index)
+        np.moveaxis(target, axis, 0)[units] = np.moveaxis(source, axis, 0)[units]
     return best

@@ -105,6 +105,10 @@ class TracedDenoiser:
             ]
         return tuple(listed)
 
+    def unit_axis(self, site: str) -> int:
+        """The negative axis of a site's activation that has one gate a unit."""
+        return next(known.unit_axis for known in self.network.sites if site in known.names)
+
     def predict(
         self, intervention: Intervention, x_t: Images, t: Timesteps, condition: Any = None
     ) -> Features:
