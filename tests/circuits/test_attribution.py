@@ -131,8 +131,8 @@ def test_at_the_ablated_point_a_small_network_of_gates_is_scored_by_what_each_re
 
 
 def test_thousands_of_components_share_one_program(denoiser, images, monkeypatch):
-    traces, inner = [], attribution.denoise
-    monkeypatch.setattr(attribution, "denoise", lambda *args: (traces.append(1), inner(*args))[1])
+    traces, inner = [], Denoiser.predict
+    monkeypatch.setattr(Denoiser, "predict", lambda *args: (traces.append(1), inner(*args))[1])
     every = components(denoiser.unet, channel_groups=1000)  # single channels
     assert len(every) > 150
     for at in ("identity", "ablated"):
