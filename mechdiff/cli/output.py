@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mechdiff.storage import files
+from mechdiff.storage import checksums, files
 from mechdiff.storage.digests import to_jsonable
 
+OWN = ("cache", "checkpoints", "run")  # folders in which a run keeps what it may need again
 CLOCK_SECONDS = 1.0  # by which a file system's clock may be behind
 CLOSED_PIPE = 141  # exit code of a process that wrote to a closed pipe: 128 + SIGPIPE
 
@@ -79,7 +80,8 @@ def print_json(**facts: Any) -> None:
 
 
 def written_since(began: float, workdir: Path, depth: int = 3) -> list[Path]:
-    """Results below a folder that were written after a moment, sorted; a Zarr store counts as one.
+    """Results below a folder that were written after a moment, sorted; a Zarr store and an exported model
+    count as one. What a run keeps for itself (caches, training checkpoints) is none.
 
     Args:
       began: seconds since the epoch.
@@ -87,9 +89,9 @@ def written_since(began: float, workdir: Path, depth: int = 3) -> list[Path]:
     """
     results = []
     for path in sorted(workdir.iterdir()) if workdir.is_dir() else ():
-        if path.name.startswith("."):
+        if path.name.startswith(".") or path.name in OWN:
             continue
-        if path.is_file() or path.suffix == ".zarr":
+        if path.is_file() or path.suffix == ".zarr" or (path / checksums.NAME).is_file():
             if path.stat().st_mtime >= began - CLOCK_SECONDS:
                 results.append(path)
         elif depth > 1:

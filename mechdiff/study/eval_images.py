@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from mechdiff.analysis.class_effects import CLASS
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, Shown
 from mechdiff.diffusion.eval_set import EvalSet
@@ -46,10 +47,13 @@ class EvalImages:
 
     @property
     def labels(self) -> dict:
-        """Coordinates of a sweep's results: the person on each image, where known."""
-        if self.people is None:
-            return {}
-        return {PERSON: (("t", "image")[-self.people.ndim :], self.people)}
+        """Coordinates of a sweep's results: the person on each image and its class, where known."""
+        known = {} if self.people is None else {PERSON: self.people}
+        told = self.condition.get("label") if isinstance(self.condition, dict) else self.condition
+        rank = 1 if self.nested is None else 2
+        if told is not None and np.issubdtype(np.asarray(told).dtype, np.integer) and np.ndim(told) == rank:
+            known[CLASS] = np.asarray(told)
+        return {name: (("t", "image")[-values.ndim :], values) for name, values in known.items()}
 
     @property
     def scored_people(self) -> Int[np.ndarray, " images"] | None:

@@ -157,16 +157,22 @@ class ExaminedModel:
 
 
 def read(folder: Path) -> tuple[dict, list[ExaminedModel]]:
-    """The manifest of a results folder, and its models sorted by name.
+    """The manifest of a results folder, and its models sorted by name, snapshots of one run by step.
 
     Raises:
       DataError, CheckpointError: a file is absent, damaged or unfinished.
     """
     manifest = files.read_json(folder / "manifest.json")
-    folders = sorted(path.parent for path in (folder / "subjects").glob("*/subject.json"))
+    folders = sorted((path.parent for path in (folder / "subjects").glob("*/subject.json")), key=_by_step)
     if not folders:
         raise CheckpointError(f"no examined models in {folder / 'subjects'}; run experiments.reproduce first")
     return manifest, [_examined(path) for path in folders]
+
+
+def _by_step(folder: Path) -> tuple[str, float]:
+    """The run and the step of a model RUN@STEP; the end of training comes last."""
+    run, _, step = folder.name.partition("@")
+    return run, float(step) if step.isdecimal() else float("inf")
 
 
 def _examined(folder: Path) -> ExaminedModel:

@@ -29,6 +29,7 @@ from mechdiff.interventions.record import Intervention
 from mechdiff.models.unet import count_parameters, denoise
 from mechdiff.storage import checkpoint, files, image_grid, locks, run_log
 from mechdiff.storage.manifest import run_manifest
+from mechdiff.storage.tensorboard import TensorBoardLog
 from mechdiff.training import evaluation
 from mechdiff.training.prefetch import prefetched
 from mechdiff.training.step import Metrics, TrainState, data_parallel, init_state, train_step
@@ -41,7 +42,8 @@ SAMPLE_STEPS = 50  # DDIM
 class Trainer:
     """The loop of one run in `workdir`: checkpoints, log, evaluation, sample sheets, final export."""
 
-    def __init__(self, config: ExperimentConfig, workdir: Path):
+    def __init__(self, config: ExperimentConfig, workdir: Path, *, tensorboard: bool = False):
+        self.tensorboard = tensorboard
         self.config, self.workdir = config, files.ensure_writable(workdir)
         self.placement = data_parallel(config.train)
         processes.announce()
@@ -69,11 +71,17 @@ class Trainer:
             processes.in_first(lambda: stack.enter_context(locks.lock(self.workdir)))
             saved = stack.enter_context(checkpoint.TrainCheckpoints(self.workdir / "checkpoints"))
             state, identity, start = self._start(saved)
-            log = processes.in_first(lambda: run_log.RunLog(self.workdir / "log.jsonl", resume_step=start))
+            log = processes.in_first(lambda: self._open_log(start))
             log = stack.enter_context(log or run_log.SilentLog())
             processes.in_first(lambda: self._started(start))
             state = self._loop(state, identity, start, saved, log)
             return self._export(self.workdir / "model", state, identity, log)
+
+    def _open_log(self, start: int) -> run_log.RunLog:
+        path = self.workdir / "log.jsonl"
+        if self.tensorboard:
+            return TensorBoardLog(path, self.workdir / "tensorboard", start)
+        return run_log.RunLog(path, resume_step=start)
 
     def _start(self, saved: checkpoint.TrainCheckpoints) -> tuple[TrainState, Intervention, int]:
         init = functools.partial(init_state, self.config)
@@ -308,6 +316,10 @@ def _check_channels(config: ExperimentConfig, dataset: Dataset) -> None:
         )
 
 
-def train(config: ExperimentConfig, workdir: Path) -> Path:
-    """Trains `config` in `workdir`, resuming what is there; returns the exported model's folder."""
-    return Trainer(config, workdir).run()
+def train(config: ExperimentConfig, workdir: Path, *, tensorboard: bool = False) -> Path:
+    """Trains `config` in `workdir`, resuming what is there; returns the exported model's folder.
+
+    Args:
+      tensorboard: writes the log's numbers to WORKDIR/tensorboard too; needs tensorboardX.
+    """
+    return Trainer(config, workdir, tensorboard=tensorboard).run()
