@@ -1,10 +1,10 @@
 """A work folder in a bucket (`gs://`, `s3://`), through a local copy that is sent there as it grows.
 
-A run reads and writes a plain folder; a thread sends what changed every half minute, and all at the end.
-The bucket has the same files under the same names, and a list of them that is written after them and before
-what is gone is removed: whenever a run is killed, the list names files that are there, and the next run, on
-whatever machine, goes on from them to the same numbers. No file locks are needed: a lease, renewed with each
-sending, keeps a second run out.
+A run reads and writes a plain folder; a thread sends what changed every half minute, and all of it at the
+end. The bucket has the same files under the same names, and a list of them that is written after them and
+before what is gone is removed: whenever a run is killed, the list names files that are there, and the next
+run, on whatever machine, goes on from them to the same numbers. No file locks are needed: a lease, renewed
+with each sending, keeps a second run out.
 """
 
 import contextlib
