@@ -2,13 +2,11 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import AnyArray, Timesteps
-from mechdiff.interventions.components import VECTORS, has_rows, select, site_type
+from mechdiff.core.types import AnyArray
+from mechdiff.interventions.components import VECTORS, select, site_type
 from mechdiff.interventions.record import Intervention
 
 
@@ -44,17 +42,6 @@ def add_direction(
     return dataclasses.replace(
         intervention, add=dict(intervention.add) | {site: added + intervention.add.get(site, 0.0)}
     )
-
-
-def directions_at(intervention: Intervention, t: Timesteps) -> dict[str, Array]:
-    """What is added at `t`, site -> rows first: the directions inside the window, zeros outside of it."""
-    window = jnp.asarray(intervention.window)
-    inside = (t >= window[..., 0]) & (t < window[..., 1])
-    acting = {}
-    for site, leaf in intervention.add.items():
-        rows = jnp.asarray(leaf) if has_rows(site, leaf) else jnp.asarray(leaf)[None]
-        acting[site] = jnp.where(inside.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0.0)
-    return acting
 
 
 def _at_head(component: str, direction: np.ndarray, heads: int, head: int) -> np.ndarray:
