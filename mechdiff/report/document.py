@@ -15,6 +15,7 @@ from mechdiff.report import (
     findings,
     maps,
     numbers,
+    page_data,
     ranking,
     schematic,
     style,
@@ -46,7 +47,8 @@ def render(manifest: dict, models: list[ExaminedModel], folder: Path) -> str:
     environment.filters["level"] = style.level_label
     environment.filters["pretty"] = lambda data: json.dumps(data, indent=2, ensure_ascii=False)
     environment.filters["uri"] = lambda data: style.data_uri(data, "image/png")
-    css = resources.files("mechdiff.report").joinpath("report.css").read_text("utf-8")
+    files_of = resources.files("mechdiff.report")
+    css, script = (files_of.joinpath(f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
     page = environment.get_template("report.html.j2")
     facts = dict.fromkeys(FACTS) | {"config": {}} | manifest
     content = _together(models, figures) | _each(facts["config"], detailed(models), models, figures)
@@ -56,6 +58,7 @@ def render(manifest: dict, models: list[ExaminedModel], folder: Path) -> str:
         "plants": trust.PLANTS,
         "methods": trust.METHODS,
     }
+    content |= {"script": script, "data": page_data.page_data(detailed(models))}
     return page.render(css=css, facts=facts, manifest=manifest, everyone=models, **content)
 
 
@@ -98,6 +101,8 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
         groups.setdefault((model.data, model.inputs), []).append(model)
     return {
         "claims": claims.evaluate(networks),
+        "both": bool(natural and simple),
+        "compared": len([*natural, *simple] or networks),
         "fewest": small_samples.FEWEST,
         "rows": across.rows(models),
         "together": drawn,
