@@ -72,7 +72,15 @@ def draw_ratios(theme: Theme, ratios: dict[str, Interval]) -> Figure:
     figure = style.figure(6.4, height)
     axes = figure.add_axes((0.40, 0.55 / height, 0.58, (height - 0.95) / height))
     axes.axvspan(*PAPER_RATIO, color=theme.muted, alpha=0.25, lw=0)
-    axes.text(np.mean(PAPER_RATIO), -0.75, "the paper", size=style.SMALL, ha="center", va="bottom", color=theme.muted)
+    axes.text(
+        np.mean(PAPER_RATIO),
+        -0.75,
+        "the paper",
+        size=style.SMALL,
+        ha="center",
+        va="bottom",
+        color=theme.muted,
+    )
     for y, (name, ratio) in enumerate(ratios.items()):
         color = theme.muted if name.startswith("untrained") else theme.part("head")
         axes.plot([ratio.low, ratio.high], [y, y], color=color, lw=1.4, solid_capstyle="butt")
@@ -136,7 +144,9 @@ def draw_divergence(theme: Theme, natural: Sequence[Network], simple: Sequence[N
     figure = style.figure(6.4, 3.1)
     axes = figure.add_axes((0.10, 0.16, 0.88, 0.73))
     axes.axhspan(*PAPER_DIVERGENCE, color=theme.muted, alpha=0.16, lw=0)
-    axes.text(x.max(), PAPER_DIVERGENCE[1], " the paper's range ", size=style.SMALL, va="bottom", color=theme.muted)
+    axes.text(
+        x.max(), PAPER_DIVERGENCE[1], " the paper's range ", size=style.SMALL, va="bottom", color=theme.muted
+    )
     axes.plot(x, between, "o-", ms=3.6, lw=1.2, color=theme.part("head"), label="between data sets")
     axes.plot(x, within, "s-", ms=3.2, lw=1.2, color=theme.part("res"), label="between seeds of one data set")
     significant = p < 0.05

@@ -73,7 +73,7 @@ def detailed(models: list[ExaminedModel]) -> list[ExaminedModel]:
 
 
 def _together(models: list[ExaminedModel], figures: Path) -> dict:
-    """Template variables of sections 1 and 2: claims, and figures and tables over all networks."""
+    """Template variables of claims, and figures and tables over all networks."""
     networks = [model.network for model in models]
     natural, simple = across_seeds.sides(networks)
     drawn = {}
@@ -178,7 +178,7 @@ def _pictures(model: ExaminedModel, models: list[ExaminedModel], figures: Path) 
             picture(
                 f"schematic-{damage.ablation}",
                 f"The UNet, each component colored by its pooled ΔL/L under {damage.ablation} ablation,",
-                lambda theme, damage=damage: schematic.draw(theme, unet, damage, pooled),
+                lambda theme, damage=damage: schematic.drawing(theme, unet, damage, pooled),
             )
             for damage in first
         ],

@@ -1,8 +1,8 @@
 """Figures as part of the page: one SVG for both themes, text as text, marks that know their component.
 
-An artist whose gid is made by `mark` or `cells` becomes a group with data attributes, which report.js reads; all
-other ids are made unique on the page. A figure is drawn once in each theme; where the two differ is color
-alone, and each color becomes CSS `light-dark(...)`, so that the reader's theme decides.
+An artist whose gid is made by `mark` or `cells` becomes a group with data attributes, which report.js
+reads; all other ids are made unique on the page. A figure is drawn once in each theme; the two differ in
+color alone, and each color becomes CSS `light-dark(...)`, so that the reader's theme decides.
 """
 
 import re
@@ -50,7 +50,9 @@ def themed(light: str, dark: str, prefix: str, alt: str) -> str:
         raise ConfigError(f"figure {prefix} differs between themes in more than its colors")
     others = iter(_COLOR.findall(dark))
     merged = _COLOR.sub(lambda match: _either(match.group(), next(others)), light)
-    return re.sub(r"<svg ", f'<svg role="group" aria-label="{_escape(alt)}" data-figure="{prefix}" ', merged, count=1)
+    return re.sub(
+        r"<svg ", f'<svg role="group" aria-label="{_escape(alt)}" data-figure="{prefix}" ', merged, count=1
+    )
 
 
 def _either(light: str, dark: str) -> str:

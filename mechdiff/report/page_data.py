@@ -15,7 +15,8 @@ from mechdiff.study.records import ExaminedModel
 
 def page_data(models: list[ExaminedModel]) -> Markup:
     """JSON of all models, safe inside a `<script>` element; see `of_model` for its entries."""
-    text = json.dumps({"models": [of_model(model) for model in models]}, allow_nan=False, separators=(",", ":"))
+    content = {"models": [of_model(model) for model in models]}
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
@@ -79,12 +80,14 @@ def _attention(model: ExaminedModel) -> dict:
 
 
 def _triples(interval: Interval) -> np.ndarray:
-    return np.stack([np.asarray(end, np.float64) for end in (interval.estimate, interval.low, interval.high)], -1)
+    return np.stack(
+        [np.asarray(end, np.float64) for end in (interval.estimate, interval.low, interval.high)], -1
+    )
 
 
 def short(values: np.ndarray) -> list:
     """Nested lists of numbers of four significant digits; None for what is not a number."""
-    if isinstance(values, np.ndarray):
-        return [short(value) for value in values]
-    number = float(f"{float(values):.4g}")
-    return number if math.isfinite(number) else None
+    if values.ndim > 1:
+        return [short(part) for part in values]
+    numbers = [float(f"{value:.4g}") for value in values.tolist()]
+    return [number if math.isfinite(number) else None for number in numbers]

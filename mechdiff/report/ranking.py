@@ -21,14 +21,16 @@ def draw(theme: Theme, damages: dict[str, Effects], ends: tuple[float, float], l
     order = first.order[:SHOWN].tolist()
     ablations = [first, *(damage for damage in damages.values() if damage is not first)]
     height = 0.95 + 0.235 * len(order)
-    figure = style.figure(5.6, height)
+    figure = style.figure(5.3, height)
     axes = figure.add_axes((0.30, 0.6 / height, 0.68, (height - 0.95) / height))
     for k, damage in enumerate(ablations):
         shift = (k - (len(ablations) - 1) / 2) * 0.3
         for place, i in enumerate(order):
             _mark(axes, theme, damage, i, place + shift, filled=k == 0)
     axes.set(ylim=(len(order) - 0.4, -0.6), xlabel="pooled ΔL/L, %, with 95 % interval")
-    axes.set_yticks(range(len(order)), [first.components[i] for i in order], color=theme.ink, size=style.SMALL)
+    axes.set_yticks(
+        range(len(order)), [first.components[i] for i in order], color=theme.ink, size=style.SMALL
+    )
     axes.tick_params(axis="y", length=0)
     style.symlog((axes, "x"), *ends)
     axes.grid(axis="x")
@@ -117,8 +119,8 @@ def draw_agreement(
     theme: Theme, first: Effects, second: Effects, names: tuple[str, str], limits: tuple[float, float]
 ) -> Figure:
     """Pooled ΔL/L of the components that two sides share, with intervals; the diagonal is equality."""
-    figure = style.figure(4.1, 4.0)
-    axes = figure.add_axes((0.17, 0.145, 0.80, 0.80))
+    figure = style.figure(3.6, 3.6)
+    axes = figure.add_axes((0.19, 0.16, 0.78, 0.79))
     where = {name: i for i, name in enumerate(second.components)}
     pairs = [(i, where[name]) for i, name in enumerate(first.components) if name in where]
     pairs = np.array([(i, j) for i, j in pairs if not (first.idle[i] or second.idle[j])], int).reshape(-1, 2)

@@ -72,13 +72,14 @@
   // ---- a component's card --------------------------------------------------------------------------------
   const colors = ["var(--link)", "var(--blue)", "var(--green)", "var(--muted)"];
   const bend = (v) => Math.sign(v) * Math.log10(1 + Math.abs(v));  // symmetric logarithm, linear near 0
+  const room = () => Math.min(420, innerWidth - 80);  // so that labels keep their size on a phone
   function axis(values) {
     const low = Math.min(0, ...values.map(bend)), high = Math.max(bend(1), ...values.map(bend));
     const ticks = [-1000, -100, -10, -1, 0, 1, 10, 100, 1000, 1e4, 1e5].filter((v) => bend(v) >= low && bend(v) <= high);
     return { low, high, ticks };
   }
   function curves(model, i, ends) {
-    const [w, h, left, right, top, bottom] = [420, 210, 50, 12, 12, 44], n = model.t.length;
+    const [w, h, left, right, top, bottom] = [room(), 210, 50, 12, 12, 44], n = model.t.length;
     const x = (j) => left + (n > 1 ? j / (n - 1) : 0.5) * (w - left - right);
     const y = (v) => top + (ends.high - bend(v)) / (ends.high - ends.low) * (h - top - bottom);
     let drawn = ends.ticks.map((v) => `<line x1="${left}" x2="${w - right}" y1="${y(v)}" y2="${y(v)}" class="${v ? "grid" : "zero"}"/>`
@@ -99,7 +100,7 @@
     return `<svg viewBox="0 0 ${w} ${h}" role="img" aria-label="Relative loss increase in % by timestep of ${safe(model.name)}">${drawn}</svg>`;
   }
   function spread(model, i) {
-    const w = 420, rows = Object.entries(model.ablations).filter(([, a]) => a.images[i].length && !a.idle[i]);
+    const w = room(), rows = Object.entries(model.ablations).filter(([, a]) => a.images[i].length && !a.idle[i]);
     if (!rows.length) return "";
     const ends = axis(rows.flatMap(([, a]) => a.images[i])), x = (v) => 60 + (bend(v) - ends.low) / (ends.high - ends.low) * (w - 72);
     const h = 24 * rows.length + 22;

@@ -11,17 +11,17 @@ from matplotlib.path import Path
 
 from mechdiff.analysis.effects import Effects
 from mechdiff.core.config import UNetConfig
-from mechdiff.models.unet import Stage, stages
+from mechdiff.models.unet import Stage, components, stages
 from mechdiff.report import inline, style
 from mechdiff.report.style import Theme, number
 
-UNIT = 0.46  # inches a column
+WIDTH, UNIT = 11.2, 0.46  # inches: the page, and a column at most
 HALF, TALL = 0.43, 0.74  # half width and half height of a stage, columns
 BRIDGE, GAP = 0.3, 0.62  # height of a bridge over the one inside it; from a stage's top to the first
 FOOT = TALL + 1.2  # below a stage's middle: time injection and names
 STRIP = 1.5  # at the bottom, for the key
 KEY_END = 21.2  # the key reaches to this column
-MARGIN = 2.3  # columns left of the U, for resolutions
+MARGIN = 2.8  # columns left of the U, for resolutions
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def draw(theme: Theme, config: UNetConfig, damage: Effects, largest: float) -> F
     bottom = where.middle[-1] - FOOT - 0.35 - STRIP
     right = max(len(where.stages) - 0.5, KEY_END)
     columns = right + MARGIN + 0.4
-    figure = style.figure(columns * UNIT, (top - bottom) * UNIT)
+    unit = max(min(UNIT, WIDTH / columns), 0.42)  # narrower, numbers would not fit
+    figure = style.figure(columns * unit, (top - bottom) * unit)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-MARGIN - 0.4, right), ylim=(bottom, top), aspect="equal")
     axes.axis("off")
@@ -107,7 +108,53 @@ class _Paint:
         """Writes the pooled ΔL/L of a component, in %, on it."""
         if name in self.value and name not in self.idle:
             ink = style.readable_on(self.color(name))
-            axes.text(x, y, number(self.value[name]), size=size, color=ink, ha="center", va="center_baseline")
+            axes.text(x, y, short(self.value[name]), size=size, color=ink, ha="center", va="center_baseline")
+
+
+def short(value: float) -> str:
+    """A number that fits a box of the diagram: one decimal below 10 %, none for what rounds to zero."""
+    if abs(value) < 0.05:
+        return "0"
+    return number(round(value, 1)) if abs(value) < 10 else number(round(value))
+
+
+def drawing(theme: Theme, config: UNetConfig | None, damage: Effects, largest: float) -> Figure:
+    """The diagram of a UNet, or of any other denoiser its components in the order in which they run.
+
+    Args:
+      config: None where the denoiser has no stages of ours.
+    """
+    if config is not None and set(damage.components) <= {part.name for part in components(config)}:
+        return draw(theme, config, damage, largest)
+    return draw_sequence(theme, damage, largest)
+
+
+def draw_sequence(theme: Theme, damage: Effects, largest: float) -> Figure:
+    """Components as boxes in the order of execution, line by line, colored by pooled ΔL/L as in `draw`."""
+    columns, wide, tall = 8, 1.38, 0.52  # boxes a line, inches
+    lines = -(-len(damage.components) // columns)
+    width, height = columns * wide + 0.1, lines * tall + 0.75
+    figure = style.figure(width, height)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(0, height))
+    axes.axis("off")
+    paint = _Paint(theme, damage, largest)
+    for place, name in enumerate(damage.components):
+        x = 0.05 + wide * (place % columns)
+        y = height - tall * (place // columns + 1)
+        axes.add_patch(Rectangle((x, y), wide - 0.08, tall - 0.07, **paint.fill(name)))
+        ink = style.readable_on(paint.color(name)) if name not in paint.idle else theme.ink
+        words = name if len(name) <= 20 else f"{name[:9]}…{name[-9:]}"
+        text = {"size": style.SMALL, "ha": "center", "va": "center_baseline", "color": ink}
+        axes.text(x + wide / 2 - 0.04, y + 0.31, words, **text)
+        value = "no change" if name in paint.idle else short(paint.value[name])
+        axes.text(x + wide / 2 - 0.04, y + 0.13, value, **text)
+    bar = figure.add_axes((0.05 / width, 0.3 / height, 2.4 / width, 0.09 / height))
+    style.key_of_colors(figure, bar, paint.norm, paint.map, style.decades(paint.norm.vmax))
+    bar.set_title(
+        "pooled ΔL/L, %; left to right in the order of execution", size=style.SMALL, pad=3, loc="left"
+    )
+    return figure
 
 
 def _rows(axes: Axes, theme: Theme, where: Plan) -> None:
@@ -116,7 +163,9 @@ def _rows(axes: Axes, theme: Theme, where: Plan) -> None:
         side, width = inside[0].resolution, max(stage.width for stage in inside if stage.op == "block")
         axes.plot([-1.0, len(where.stages) - 0.6], [y, y], color=theme.rule, lw=0.5, ls=(0, (1, 3)), zorder=0)
         axes.text(-1.15, y + 0.06, f"{side} × {side}", ha="right", va="bottom", size=8.5)
-        axes.text(-1.15, y - 0.1, f"{width} channels", ha="right", va="top", size=style.SMALL, color=theme.muted)
+        axes.text(
+            -1.15, y - 0.1, f"{width} channels", ha="right", va="top", size=style.SMALL, color=theme.muted
+        )
 
 
 def _flow(axes: Axes, theme: Theme, where: Plan) -> None:

@@ -170,12 +170,15 @@ def figure(width: float, height: float, **layout) -> Figure:
     return Figure(figsize=(width, height), **layout)
 
 
-def key_of_colors(figure: Figure, axes: Axes, norm: Normalize, colors: Colormap, ticks: Sequence[float]) -> None:
+def key_of_colors(
+    figure: Figure, axes: Axes, norm: Normalize, colors: Colormap, ticks: Sequence[float]
+) -> None:
     """A horizontal color scale in `axes`, in few steps to keep the drawing small, with `ticks` in numbers."""
     bar = figure.colorbar(ScalarMappable(norm, colors.resampled(STEPS)), cax=axes, orientation="horizontal")
     bar.set_ticks(ticks, labels=[number(tick) for tick in ticks])
     bar.ax.minorticks_off()
     bar.outline.set_linewidth(0.5)
+    bar.solids.set_edgecolor("face")  # no seams between the steps
     axes.tick_params(labelsize=SMALL)
 
 
