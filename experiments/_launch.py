@@ -22,14 +22,14 @@ import xarray as xr
 from absl import flags, logging
 
 from mechdiff.cli import hints, output
-from mechdiff.core import keys, presets
+from mechdiff.core import containers, keys, presets, processes
 from mechdiff.core.config import ExperimentConfig, override, to_dict
 from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import load
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.storage import files, labelled
+from mechdiff.storage import bucket, files, labelled
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import inputs, load_check
 
@@ -38,12 +38,18 @@ flags.DEFINE_string("preset", "quickstart", f"Settings to start from: {', '.join
 flags.DEFINE_multi_string(
     "set", [], "Change a setting: section.field=value (may be given again; `mechdiff settings` lists all)."
 )
-flags.DEFINE_string("workdir", None, "Folder of the results; default: runs/PRESET.")
+flags.DEFINE_string("workdir", None, "Folder of the results, or gs:// or s3:// of one; default: runs/PRESET.")
 flags.DEFINE_string("compilation_cache", None, "Folder in which JAX keeps compiled programs.")
 flags.DEFINE_boolean("distributed", False, "Join the other processes of this SLURM job or TPU pod.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0: join the processes that name the same.")
 flags.DEFINE_integer("processes", None, "With --coordinator: how many there are.", lower_bound=1)
 flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is, from 0.", lower_bound=0)
+flags.DEFINE_float(
+    "join_timeout",
+    processes.JOIN_SECONDS,
+    "Seconds until the other processes must have joined.",
+    lower_bound=1,
+)
 flags.DEFINE_boolean("json", False, "The result as JSON on stdout; everything else on stderr.")
 flags.DEFINE_boolean("quiet", False, "Show warnings and errors only.")
 flags.DEFINE_string("log_file", None, "File to which every line shown is appended, also with --quiet.")
@@ -106,15 +112,22 @@ def launch(main: Main, argv: list[str]) -> int:
 
 
 def _work(main: Main, config: ExperimentConfig, argv: list[str]) -> None:
-    """Calls `main` with its lines sent where the flags want them; with --json, what it returns is printed."""
-    workdir, start = Path(FLAGS.workdir or f"runs/{config.name}"), time.monotonic()
+    """Calls `main` with its lines sent where the flags want them; with --json, what it returns and the
+    results that it wrote are printed."""
+    with bucket.local_copy(FLAGS.workdir or f"runs/{config.name}") as workdir:
+        _work_in(workdir, main, config, argv)
+
+
+def _work_in(workdir: Path, main: Main, config: ExperimentConfig, argv: list[str]) -> None:
+    start, began = time.monotonic(), time.time()
     command = shlex.join([Path(argv[0]).name, *argv[1:]])
     settings = {"as_json": FLAGS.json, "quiet": FLAGS.quiet, "log_file": FLAGS.log_file}
     with output.redirected(**settings, command=command):
         result = main(config, workdir)
     if FLAGS.json:
         seconds = round(time.monotonic() - start, 3)
-        output.print_json(command=command, workdir=workdir, seconds=seconds, result=result)
+        written = output.written_since(began, workdir)
+        output.print_json(command=command, workdir=workdir, seconds=seconds, result=result, written=written)
 
 
 def _last_line(line: str) -> None:
@@ -149,6 +162,9 @@ def _parse(argv: list[str]) -> None:
         raise flags.Error(f"unknown flag --{error.flagname}; did you mean {meant}") from None
     if extra:
         raise flags.Error(f"unexpected argument {extra[0]!r}; write --flag=value (see --help)")
+    images = FLAGS["images"].value if "images" in FLAGS else None
+    if images and images.isdecimal() and not Path(images).exists():
+        raise flags.Error(f"--images={images} is no folder or file; did you mean --set=sweep.images={images}")
     if FLAGS.compilation_cache:
         folder = Path(FLAGS.compilation_cache).absolute()
         with files.plain_errors(folder):
@@ -164,10 +180,10 @@ def _join() -> None:
         raise flags.Error(f"--coordinator={FLAGS.coordinator} needs --processes=N and --process_id=I")
     if FLAGS.coordinator and FLAGS.process_id >= FLAGS.processes:
         raise flags.Error(f"--process_id={FLAGS.process_id} is not below --processes={FLAGS.processes}")
-    try:
-        jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id)
-    except (ValueError, RuntimeError) as error:
-        raise flags.Error(f"could not join the other processes: {error}") from error
+    member = None
+    if FLAGS.coordinator:
+        member = processes.Membership(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id)
+    processes.join(member, FLAGS.join_timeout)
 
 
 def opened(
@@ -185,6 +201,9 @@ def opened(
       celeba, images: where images lie; see `inputs.chooser`.
       name: shown in results; the folder's if empty.
     """
+    if config.sweep.precision != "float32":
+        line = f"sweep.precision={config.sweep.precision} acts in ablation sweeps; all else is in float32"
+        print(line, file=sys.stderr, flush=True)
     choose = inputs.chooser(config, celeba, workdir / "cache", images)
     denoiser, trained, record = load.load_denoiser(model, name)
     given = choose(denoiser, trained, record)
@@ -192,7 +211,7 @@ def opened(
     print(f"{denoiser.name}: {given.label}; {checked.words}", file=sys.stderr, flush=True)
     timesteps = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
     key = keys.stream(jax.random.key(config.seed), "scored noise")
-    return Opened(denoiser, trained, given, EvalSet(given.scored, timesteps, key))
+    return Opened(denoiser, trained, given, given.scored_set(timesteps, key))
 
 
 def save(workdir: Path, name: str, found: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:
@@ -204,14 +223,16 @@ def save(workdir: Path, name: str, found: xr.Dataset, config: ExperimentConfig, 
 def spread_over_cores(share: int = 0) -> None:
     """Makes every core a device of its own, for launchers whose work is sharded over devices; before any is
     used. On two cores a sweep took 0.55 of the time of one device with two threads. A number that was chosen
-    already, by JAX_NUM_CPU_DEVICES or XLA_FLAGS, stands; accelerators are not touched.
+    already, by JAX_NUM_CPU_DEVICES or XLA_FLAGS, stands, and so does one device for each of many processes;
+    accelerators are not touched.
 
     Args:
       share: what the devices must divide, if not 0: fewer of them then, where need be.
     """
     chosen = jax.config.jax_num_cpu_devices != -1 or "device_count" in os.environ.get("XLA_FLAGS", "")
+    chosen = chosen or jax.distributed.is_initialized()
     if not chosen:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = containers.usable_cores()
         jax.config.update("jax_num_cpu_devices", max(n for n in range(1, cores + 1) if share % n == 0))
 
 

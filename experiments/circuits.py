@@ -1,9 +1,10 @@
-"""Finds the circuits of trained models, and scores them on pictures that they were not found on.
+"""Finds the circuits of trained models, and scores them on images that they were not found on.
 
 `python -m experiments.circuits --model=checkpoints/cpu16-synthetic-seed0 --set=sweep.images=32`
-For every model and kind of ablation (sweep.ablations) one half of the scored pictures finds the circuit and
+For every model and ablation (sweep.ablations) one half of the scored images finds the circuit and
 the other half scores it; then every circuit is tried in every model of the same components. Results:
-WORKDIR/circuits/NAME-KIND.json and .zarr, transfer-KIND.zarr; circuits that were run are not run again.
+WORKDIR/circuits/NAME-ABLATION.json and .zarr, transfer-ABLATION.zarr; circuits that
+were run are not run again.
 """
 
 import dataclasses

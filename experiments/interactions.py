@@ -2,9 +2,9 @@
 
 `python -m experiments.interactions --model=checkpoints/cpu16-synthetic-seed0 --components='.*head.*'`
 All pairs are scored by products with the Hessian; the --top of them by size, and --audit others at random,
-are run exactly, on other pictures than gave the scores. Synergy is L(without both) - L(without a) -
+are run exactly, on other images than gave the scores. Synergy is L(without both) - L(without a) -
 L(without b) + L in percent of the clean loss L: above 0 where each makes up for the other's loss.
-Results: WORKDIR/pairs.json, and WORKDIR/pairs.zarr with the losses of every picture.
+Results: WORKDIR/pairs.json, and WORKDIR/pairs.zarr with the losses of every image.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ from absl import flags
 
 from mechdiff.circuits import redundancy
 from mechdiff.core.config import to_dict
+from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.components import select
-from mechdiff.models.unet import components
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
 
@@ -33,8 +33,10 @@ def main(config, workdir):
     _launch.spread_over_cores()
     files.ensure_writable(workdir)
     denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
+    if not len(given.reference):
+        raise ConfigError("pairs are scored on the reference images; sweep.reference_images=0 leaves none")
     names = select(denoiser.identity, COMPONENTS.value)
-    chosen = [one for one in components(denoiser.unet) if one.name in names]
+    chosen = [one for one in denoiser.components() if one.name in names]
     counts = {"top": TOP.value, "audit": AUDIT.value}
     found = redundancy.verified_pairs(denoiser, eval_set, given.reference, chosen, **counts, seed=config.seed)
     labelled.replace(workdir / "pairs.zarr", found.assign_attrs(denoiser=denoiser.name, inputs=given.label))

@@ -1,9 +1,9 @@
-"""Tests how many phases denoising has: sweeps models at many noise levels and segments the effects.
+"""Tests how many phases denoising has: sweeps models at many timesteps and segments the effects.
 
 `python -m experiments.phases --model=checkpoints/cpu16-synthetic-seed0 --set=sweep.timesteps=32`
 Several --model may be given; --untrained adds a fresh network of each configuration. Says for every model and
-kind the k of best held-out likelihood, how often resamples chose it, where phases begin, and whether a smooth
-drift fits better. Result: WORKDIR/phases.json.
+ablation the k of best held-out likelihood, how often resamples chose it, where phases begin, and whether a
+smooth drift fits better. Result: WORKDIR/phases.json.
 """
 
 import dataclasses

@@ -2,7 +2,7 @@
 
 `python -m experiments.reproduce` examines the shipped pair (preset quickstart; cpu16 is the study of all
 networks at 16x16, cpu32 that of the pair) and ends with the path of the report. `--celeba=PATH` gives real
-pictures to examine the CelebA models on; without them they are examined on pictures that they draw
+images to examine the CelebA models on; without them they are examined on images that they draw
 themselves, and the report says so. A preset that ships no models trains one on synthetic faces, and one on
 CelebA or (without it) on the simplest synthetic faces, first.
 """

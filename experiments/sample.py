@@ -1,12 +1,14 @@
-"""Draws pictures from a trained model: `python -m experiments.sample --model=checkpoints/cpu32-celeba-seed0`.
+"""Draws images from a trained model: `python -m experiments.sample --model=checkpoints/cpu32-celeba-seed0`.
 
 `--ablate=REGEX` replaces the components whose names match by zero while drawing, from the same noise;
-`--window=LOW,HIGH` limits that to timesteps LOW <= t < HIGH. Writes WORKDIR/samples.png.
+`--window=LOW,HIGH` limits that to timesteps LOW <= t < HIGH. Of a network with classes all are drawn in turn,
+or `--label=NUMBER` alone; `--guidance=SCALE` draws towards them (1: not). Writes WORKDIR/samples.png.
 """
 
 import dataclasses
 
 import jax
+import numpy as np
 from absl import flags
 
 from mechdiff.core import keys
@@ -25,6 +27,9 @@ STEPS = flags.DEFINE_integer("steps", 50, "DDIM steps.", lower_bound=1)
 ABLATE = flags.DEFINE_string("ablate", "", "Regular expression of component names to leave out.")
 WINDOW = flags.DEFINE_list("window", [], "Timesteps LOW,HIGH in which the ablation acts.")
 
+LABEL = flags.DEFINE_integer("label", None, "The class that is drawn, from 0; default: all in turn.")
+GUIDANCE = flags.DEFINE_float("guidance", 1.0, "Scale of classifier-free guidance; 0 is without classes.")
+
 
 def main(config, workdir):
     _launch.spread_over_cores()
@@ -41,7 +46,9 @@ def main(config, workdir):
         identity = build.windowed(identity, low, high)
     denoiser = dataclasses.replace(denoiser, identity=identity)
     key = keys.stream(jax.random.key(config.seed), "own samples")
-    drawn = rollout.draw_samples(denoiser, key, COUNT.value, STEPS.value)
+    labels = None if LABEL.value is None else np.full(COUNT.value, LABEL.value, np.int32)
+    told = {"condition": labels, "guidance": GUIDANCE.value}
+    drawn = rollout.draw_samples(denoiser, key, COUNT.value, STEPS.value, **told)
     image_grid.save_sheet(workdir / "samples.png", to_bytes(drawn))
     print(workdir / "samples.png")
 

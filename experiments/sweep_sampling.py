@@ -1,4 +1,4 @@
-"""Leaves out each component during sampling, in windows of noise levels, and measures how far samples move.
+"""Ablates each component during sampling, in windows of timesteps, and measures how far samples move.
 
 `python -m experiments.sweep_sampling --model=checkpoints/cpu16-synthetic-seed0 --windows=4`
 The changed and the clean sample share all noise. Start it again, also beside itself, to go on. The result,

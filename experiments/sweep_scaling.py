@@ -1,7 +1,8 @@
-"""Dose curves: turns components down, off and up, and measures what becomes of the loss.
+"""Scales components down, off and up, and measures what becomes of the loss.
 
 `python -m experiments.sweep_scaling --model=checkpoints/cpu16-synthetic-seed0 --components='.*skip'`
-Prints for every component pooled Deg% at every dose; 1 leaves it alone, 0 replaces it by zeros.
+Prints for every component the relative loss increase (%, pooled over timesteps) at every gate; 1 leaves it
+alone, 0 replaces it by zeros.
 Result: WORKDIR/doses.zarr and .json.
 """
 
@@ -9,7 +10,6 @@ from absl import flags
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.components import select
-from mechdiff.models.unet import components
 from mechdiff.sweeps import scaling
 
 from . import _launch
@@ -25,7 +25,7 @@ def main(config, workdir):
     _launch.spread_over_cores()
     denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
     names = select(denoiser.identity, COMPONENTS.value)
-    chosen = [one for one in components(denoiser.unet) if one.name in names]
+    chosen = [one for one in denoiser.components() if one.name in names]
     try:
         tried = [float(dose) for dose in DOSES.value]
     except ValueError as error:
@@ -36,7 +36,7 @@ def main(config, workdir):
     _launch.save(workdir, "doses", found, config, models=[denoiser.name], inputs=given.label)
     change = found["loss"].mean("image") / found["clean_loss"].mean("image") - 1
     pooled = (100 * change).mean("t").transpose("component", "dose")
-    print(f"{denoiser.name}: pooled Deg% by dose, {len(given.scored)} pictures ({given.label})")
+    print(f"{denoiser.name}: relative loss increase (%) by gate, {len(given.scored)} images ({given.label})")
     print(f"{'component':22}" + "".join(f"{dose:>10g}" for dose in tried))
     for name, curve in zip(found["component"].values, pooled.values):
         print(f"{name!s:22}" + "".join(f"{value:>10.2f}" for value in curve))

@@ -1,8 +1,8 @@
-"""Finds every component's damage to a stated certainty, spending pictures only where they are needed.
+"""Finds every component's loss increase to a stated certainty, with images only where they are needed.
 
 `python -m experiments.sweep_sequential --model=checkpoints/cpu16-synthetic-seed0 --set=sweep.images=512`
 A component is decided once its interval lies on one side of zero or is narrower than --width percent of the
-clean loss; all intervals together hold with 95 %. With --set=sweep.nested=true every timestep has pictures of
+clean loss; all intervals together hold with 95 %. With --set=sweep.nested=true every timestep has images of
 its own, which say more in as many runs. Start it again to go on. Result: WORKDIR/certified.json.
 """
 
@@ -11,7 +11,6 @@ import dataclasses
 from absl import flags
 
 from mechdiff.core.config import to_dict
-from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.sweeps.execution import forecast
@@ -32,7 +31,7 @@ def main(config, workdir):
     forecast.print_memory_forecast(denoiser, config.sweep, ablations=("zero",))
     found = sequential_sweep(
         denoiser,
-        EvalSet(given.swept, eval_set.timesteps, eval_set.key),
+        given.swept_set(eval_set.timesteps, eval_set.key),
         workdir / "certify",
         width=WIDTH.value,
         block=config.sweep.image_block,

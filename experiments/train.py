@@ -1,17 +1,22 @@
 """Trains a denoiser: `python -m experiments.train --preset=cpu16 --workdir=runs/faces`.
 
-Start it again with the same flags to go on after an interruption. Real pictures:
-`--set=data.name=celeba --set=data.path=PATH`. The trained model is left in WORKDIR/model.
+Start it again with the same flags to go on after an interruption. Your own images:
+`--set=data.name=folder --set=data.path=PATH` (or `celeba`, `tfds`). The trained model is left in
+WORKDIR/model. With --tensorboard, `tensorboard --logdir=WORKDIR` shows how it goes.
 """
+
+from absl import flags
 
 from mechdiff.training.loop import train
 
 from . import _launch
 
+TENSORBOARD = flags.DEFINE_boolean("tensorboard", False, "Log for TensorBoard too, to WORKDIR/tensorboard.")
+
 
 def main(config, workdir):
     _launch.spread_over_cores(share=config.train.batch // config.train.accumulate)
-    folder = train(config, workdir)
+    folder = train(config, workdir, tensorboard=TENSORBOARD.value)
     print(folder)
     return {"model": folder}
 

@@ -1,5 +1,7 @@
-"""A wheel made of the tree works where there is no checkout: it loads a model and builds a report."""
+"""A wheel made of the tree works where there is no checkout: its command sweeps, it builds a report."""
 
+import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
@@ -16,15 +18,16 @@ from mechdiff.models.unet import count_parameters
 from mechdiff.storage import files
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL = ROOT / "checkpoints" / "cpu16-synthetic-seed0"
+NETWORKS = ("cpu32-celeba-seed0", "cpu32-synthetic-seed0")
+PROOFS = ("planted/planted.json", "calibration/calibration.json")
 ELSEWHERE = """
 import sys
 from pathlib import Path
 import jax, mechdiff
 from mechdiff import report
 
-model, results = map(Path, sys.argv[1:])
-config, params, identity, record = mechdiff.load_trained(model)
+results = Path(sys.argv[1])
+config, params, identity, record = mechdiff.load_trained("cpu32-celeba-seed0")
 names = [component.name for component in mechdiff.components(config.unet)]
 print(mechdiff.__file__)
 print(len(names), sum(leaf.size for leaf in jax.tree.leaves(params)))
@@ -39,7 +42,13 @@ def wheel(tmp_path_factory) -> Path:
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
-    shutil.copytree(ROOT / "mechdiff", source / "mechdiff", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("mechdiff", "experiments"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in NETWORKS:
+        shutil.copytree(ROOT / "checkpoints" / name, source / "checkpoints" / name)
+    for name in PROOFS:
+        (source / "checkpoints" / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / "checkpoints" / name, source / "checkpoints" / name)
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "wheel", *options, f"--wheel-dir={out}", str(source)]
     subprocess.run(command, check=True, capture_output=True)
@@ -47,38 +56,72 @@ def wheel(tmp_path_factory) -> Path:
     return path
 
 
-def test_wheel_holds_the_whole_package_and_nothing_else(wheel):
-    files_in_tree = {
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory) -> Path:
+    """Where the wheel is installed: a folder by itself, on no path of this process."""
+    folder = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture
+def outside(site, tmp_path):
+    """`outside(*words)` runs Python outside the checkout with the wheel's package; a notebook's settings of
+    figures, which a report must not need, are about."""
+    environment = {**os.environ, "PYTHONPATH": str(site), "MPLBACKEND": "module://backend_of_a_notebook"}
+
+    def call(*words: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-W", "error", *words]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    return call
+
+
+def test_wheel_holds_package_launchers_two_networks_and_nothing_else(wheel):
+    expected = {
         path.relative_to(ROOT).as_posix()
         for pattern in ("*.py", "*.html", "*.css", "*.js", "*.j2", "py.typed")
         for path in (ROOT / "mechdiff").rglob(pattern)
     }
+    expected |= {f"mechdiff/launchers/{path.name}" for path in (ROOT / "experiments").glob("*.py")}
+    expected |= {f"mechdiff/checkpoints/{name}" for name in PROOFS}
+    for name in NETWORKS:
+        folder = ROOT / "checkpoints" / name
+        inside = [path.relative_to(folder.parent) for path in folder.rglob("*") if path.is_file()]
+        expected |= {f"mechdiff/checkpoints/{path.as_posix()}" for path in inside}
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
         (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         text = archive.read(metadata).decode()
-    assert set(names) == files_in_tree
+    assert set(names) == expected
     assert "mechdiff/py.typed" in names and "mechdiff/report/report.html.j2" in names
     assert "License-Expression: Apache-2.0" in text
 
 
-def test_wheel_loads_a_model_and_builds_a_report_outside_the_checkout(wheel, tmp_path):
-    site, results = tmp_path / "site", tmp_path / "results"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
+def test_the_command_sweeps_a_network_of_the_wheel(wheel, site, outside, tmp_path):
+    (entry,) = importlib.metadata.Distribution.at(next(site.glob("*.dist-info"))).entry_points
+    assert (entry.name, entry.group) == ("mechdiff", "console_scripts")
+    start = f"import sys; from {entry.module} import {entry.attr}; sys.argv[0] = 'mechdiff'; {entry.attr}()"
+    settings = [f"--set=sweep.{name}" for name in ("reference_images=2", "image_block=2")]
+    words = ["cpu32-synthetic-seed0", "-n", "2", "--timesteps=1", "--ablations=zero", "--json", *settings]
+    done = outside("-c", start, "sweep", *words, f"--workdir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)["result"]
+    assert Path(result["folder"]) == tmp_path / "run" / "subjects" / "cpu32-synthetic-seed0"
+    assert len(result["top"]) == 10 and result["top"][0]["delta_loss"] >= result["top"][-1]["delta_loss"] > 0
+    assert (Path(result["folder"]) / "samples.png").is_file()
+
+
+def test_wheel_loads_a_model_and_builds_a_report_outside_the_checkout(site, outside, tmp_path):
+    results = tmp_path / "results"
     fabricate(results, "held-seed0", "held-out synthetic pictures", 0)
     manifest = {"config": to_dict(preset("tiny")), "command": ["reproduce.py"], "wall_seconds": 1.0}
     files.write_json(results / "manifest.json", {**manifest, "packages": {}})
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", ELSEWHERE, str(MODEL), str(results)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(site), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    done = outside("-c", ELSEWHERE, str(results))
     assert done.returncode == 0, done.stderr
     location, network, page = done.stdout.splitlines()
     assert Path(location) == site / "mechdiff" / "__init__.py"
-    assert network == f"56 {count_parameters(preset('cpu16').unet)}"
+    assert network == f"56 {count_parameters(preset('cpu32').unet)}"
     text = Path(page).read_text("utf-8")
     assert "held-seed0" in text and "</html>" in text and "font-family" in text  # template and style sheet

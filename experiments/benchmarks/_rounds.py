@@ -85,12 +85,24 @@ def compare(
     return found
 
 
-def _run(module: str, variant: str, task: str, config: ExperimentConfig, images: int, cache: str) -> dict:
+def _run(
+    module: str, variant: str, task: str, config: ExperimentConfig, images: int, cache: str,
+    *, variables: dict[str, str] | None = None, limit: float | None = None,
+) -> dict:  # fmt: skip
+    """What one arm prints, in a process of its own.
+
+    Args:
+      variables: of its environment, besides this one's.
+      limit: seconds until it is stopped.
+    """
     command = [sys.executable, "-m", module, task, variant, str(images), json.dumps(to_dict(config))]
-    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache} | (variables or {})
     if task == "training_step":  # as `experiments.train` does; PyTorch too may profit from it
         environment["GLIBC_TUNABLES"] = _launch.HUGE_PAGES
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=limit)
+    except subprocess.TimeoutExpired:
+        raise MechdiffError(f"{module} was stopped after {limit:.0f} s; give it more time") from None
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise MechdiffError(f"{module} ended with code {done.returncode}: {reason}")

@@ -35,7 +35,7 @@ def training_step(config, images):
     _launch.spread_over_cores(share=images)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch=images))
     schedule, placement = make_schedule(config.diffusion), data_parallel(config.train)
-    state, identity = jax.jit(functools.partial(init_state, config), out_shardings=placement.state)()
+    state, identity = jax.jit(functools.partial(init_state, config), out_shardings=placement.everywhere)()
     batch = jax.device_put(pictures(config, images), placement.batch)
     constant = jax.tree.map(np.asarray, identity)
     step = jax.jit(
@@ -60,7 +60,8 @@ def forward_sweep(config, images):
     denoiser = Denoiser("benchmark", config.unet, schedule, state.params, identity)
     levels = timesteps_by_log_snr(schedule, config.sweep.timesteps)
     x0 = (pictures(config, images) / 127.5 - 1).astype(np.float32)
-    settings = SweepConfig(ablations=("zero",), image_block=min(images, config.sweep.image_block))
+    block = min(images, config.sweep.image_block)
+    settings = SweepConfig(ablations=("zero",), image_block=block, precision=config.sweep.precision)
 
     def once():
         with tempfile.TemporaryDirectory() as folder:
@@ -88,6 +89,11 @@ def operations(task, images, config):
     return facts
 
 
+def memory_peak():
+    """Most bytes that were taken on the first device, where it counts them."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+
+
 def main(task, variant, images, config):
     config, images = from_dict(json.loads(config)), int(images)
     once, items = {"training_step": training_step, "forward_sweep": forward_sweep}[task](config, images)
@@ -97,6 +103,7 @@ def main(task, variant, images, config):
     taken = _rounds.seconds(once, warm_up=lambda: None)
     result = {"seconds": taken, "compiling": first - taken, "items": items, "product": product()}
     facts = {"parameters": count_parameters(config.unet), **operations(task, images, config)}
+    facts |= {"peak_bytes": peak} if (peak := memory_peak()) else {}
     print(json.dumps(result | facts))
 
 

@@ -173,18 +173,28 @@ def wait():
 
 
 def training_step(config: ExperimentConfig, layout: str, images: int) -> tuple:
-    """Noise, loss, gradients, clipping, AdamW, EMA: what our step does."""
-    model, x0, signal = prepared(config, layout, images)
+    """Noise, loss, gradients, clipping, AdamW, EMA: what our step does; under autocast where ours is bf16.
+
+    Args:
+      layout: as in `prepared`; with `_compiled` behind it the network goes through `torch.compile`.
+    """
+    model, x0, signal = prepared(config, layout.removesuffix("_compiled"), images)
+    network = torch.compile(model) if layout.endswith("_compiled") else model
     parameters = list(model.parameters())
     ema = [parameter.detach().clone() for parameter in parameters]
     train = config.train
-    optimizer = torch.optim.AdamW(parameters, train.learning_rate, weight_decay=train.weight_decay)
+    optimizer = torch.optim.AdamW(
+        parameters, train.learning_rate, weight_decay=train.weight_decay, fused=DEVICE == "cuda"
+    )
+    half = torch.autocast(DEVICE, torch.bfloat16, enabled=train.dtype == "bfloat16")
 
     def once():
         t = torch.randint(config.diffusion.steps, (images,), device=DEVICE)
         noise = torch.randn_like(x0)
         x_t = signal[t].sqrt() * x0 + (1 - signal[t]).sqrt() * noise
-        loss = torch.nn.functional.mse_loss(model(x_t, t).sample, noise)
+        with half:
+            predicted = network(x_t, t).sample
+        loss = torch.nn.functional.mse_loss(predicted.float(), noise)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, train.clip_norm)

@@ -17,6 +17,7 @@ replication is the image, or the person where it is known who is on it (`stats.c
 being fixed.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +52,9 @@ class Effects:
       change: largest mean squared change of a prediction over timesteps and images, `[component]`.
       rms, hurt: root mean square over timesteps, and share of images hurt, `[component]`.
       quantiles: over images, `[component, QUANTILES]`.
+      precision_error: largest error of a relative loss increase by reduced precision of products, in points,
+        `[component]`; 0 in full precision. Intervals of relative loss increases are wider by it at both ends,
+        and cells not above it have p = 1: no effect is certain that the precision can't carry.
       images: scored at each timestep.
       people: on all of them; 0 where that is not known.
     """
@@ -71,6 +75,7 @@ class Effects:
     rms: Interval
     hurt: Interval
     quantiles: Float[np.ndarray, "component quantile"]
+    precision_error: Float[np.ndarray, " component"]
     images: int
     people: int
 
@@ -193,6 +198,9 @@ def measure(
     def interval(statistic: stats.intervals.Statistic) -> Interval:
         return stats.bootstrap_units(statistic, units, repeats=repeats, seed=seed, confidence=confidence)
 
+    error = precision_error(sweep, ablation)
+    cells = _widened(interval(lambda w: relative_loss_increase(clean, loss, w)), error[:, None])
+    lost = (error[:, None] > 0) & (np.abs(cells.estimate) <= error[:, None])
     return Effects(
         ablation=ablation,
         components=tuple(str(name) for name in sweep["component"].values),
@@ -201,18 +209,52 @@ def measure(
         depth=sweep["depth"].values,
         t=sweep["t"].values,
         log_snr=sweep["log_snr"].values.astype(np.float64),
-        cells=interval(lambda w: relative_loss_increase(clean, loss, w)),
-        p=stats.max_t(units.sums(loss - clean), seed=seed),
-        pooled=interval(lambda w: pooled_relative_increase(clean, loss, w)),
-        pooled_losses=interval(lambda w: pooled_loss_ratio_increase(clean, loss, w)),
+        cells=cells,
+        p=np.where(lost, 1.0, stats.max_t(units.sums(loss - clean), seed=seed)),
+        pooled=_widened(interval(lambda w: pooled_relative_increase(clean, loss, w)), error),
+        pooled_losses=_widened(interval(lambda w: pooled_loss_ratio_increase(clean, loss, w)), error),
         effective=interval(lambda w: effective_number(pooled_relative_increase(clean, loss, w))),
         change=sweep["change"].sel(ablation=ablation).max(("t", "image")).values.astype(np.float64),
         rms=interval(lambda w: rms_damage(clean, loss, w)),
         hurt=interval(lambda w: stats.weighted(raised, w).mean(axis=1)),
         quantiles=np.quantile(by_image, QUANTILES, axis=(1, 2)).T,
+        precision_error=error,
         images=sweep.sizes["image"],
         people=units.people,
     )
+
+
+def precision_error(sweep: xr.Dataset, ablation: str) -> Float[np.ndarray, " component"]:
+    """Error of relative loss increases by reduced precision, in points, as the sweep measured it; 0 where its
+    products were in full precision.
+
+    Raises:
+      CheckpointError: it was not measured to the end.
+    """
+    if "precision_error" not in sweep:
+        return np.zeros(sweep.sizes["component"])
+    error = sweep["precision_error"].sel(ablation=ablation).values.astype(np.float64)
+    if not np.isfinite(error).all():
+        name = sweep.attrs.get("denoiser")
+        raise CheckpointError(f"sweep of {name!r}: the error of its precision is missing; run it again")
+    return error
+
+
+def precision_statement(sweep: xr.Dataset, effects: Effects) -> str | None:
+    """One line on numerical error beside sampling error, None where products were in full precision."""
+    if "precision_error" not in sweep:
+        return None
+    sampling = np.median(effects.pooled.high - effects.pooled.low) / 2 - np.median(effects.precision_error)
+    facts = sweep.attrs
+    return (
+        f"products in {facts['precision']}: precision {effects.precision_error.max():.2g} points, sampling "
+        f"{sampling:.2g} (the largest error of a component, measured on {facts['precision_images']} images x "
+        f"{facts['precision_timesteps']} timesteps run in float32 too; the median half width of intervals)"
+    )
+
+
+def _widened(interval: Interval, error: Float[np.ndarray, "..."]) -> Interval:
+    return dataclasses.replace(interval, low=interval.low - error, high=interval.high + error)
 
 
 def rank_correlation(first: Draws, second: Draws) -> Float[np.ndarray, " m"]:

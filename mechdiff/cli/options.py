@@ -69,16 +69,14 @@ def to_flags(context: click.Context, own: Sequence[Any], common: Sequence[Any]) 
     Raises:
       click.UsageError: something that the launcher can't do without was not given.
     """
-    words: list[str] = []
     values = {name: value for name, value in context.params.items() if _typed(context, name)}
+    # Before --set, which is the more exact of the two and so has the last word.
+    words = [f"--set={short.setting}={values[short.key]}" for short in shortcuts(own) if short.key in values]
     for flag in [*own, *common]:
         value = values.get(flag.name, values.get(f"argument_{flag.name}"))
         if value is None and flag.name in POSITIONAL and flag.name in context.command.needed:
             raise click.UsageError(f"{POSITIONAL[flag.name]} is missing", context)
         words += _words(flag.name, value)
-    for short in shortcuts(own):
-        if short.key in values:
-            words.append(f"--set={short.setting}={values[short.key]}")
     return words
 
 

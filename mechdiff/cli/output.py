@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mechdiff.storage import files
+from mechdiff.storage import checksums, files
 from mechdiff.storage.digests import to_jsonable
 
+OWN = ("cache", "checkpoints", "run")  # folders in which a run keeps what it may need again
+CLOCK_SECONDS = 1.0  # by which a file system's clock may be behind
 CLOSED_PIPE = 141  # exit code of a process that wrote to a closed pipe: 128 + SIGPIPE
 
 
@@ -75,6 +77,26 @@ def redirected(
 def print_json(**facts: Any) -> None:
     """One JSON document on stdout; NaN as null."""
     print(json.dumps(to_jsonable(facts), indent=1))
+
+
+def written_since(began: float, workdir: Path, depth: int = 3) -> list[Path]:
+    """Results below a folder that were written after a moment, sorted; a Zarr store and an exported model
+    count as one. What a run keeps for itself (caches, training checkpoints) is none.
+
+    Args:
+      began: seconds since the epoch.
+      depth: of folders looked into.
+    """
+    results = []
+    for path in sorted(workdir.iterdir()) if workdir.is_dir() else ():
+        if path.name.startswith(".") or path.name in OWN:
+            continue
+        if path.is_file() or path.suffix == ".zarr" or (path / checksums.NAME).is_file():
+            if path.stat().st_mtime >= began - CLOCK_SECONDS:
+                results.append(path)
+        elif depth > 1:
+            results += written_since(began, path, depth - 1)
+    return results
 
 
 def log_line(log_file: str | None, line: str) -> None:

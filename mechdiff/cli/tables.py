@@ -18,8 +18,8 @@ def top_components(sweep: xr.Dataset, ablation: str, count: int = TOP) -> list[d
 
     Returns:
       for each its name, type, relative loss increase in % with a 95 % interval over images (or people), the
-      least of its p values over timesteps (adjusted over the whole grid), and the images scored at each
-      timestep.
+      least of its p values over timesteps (adjusted over the whole grid), the images scored at each
+      timestep, and the error by reduced precision of products in points (0: full precision).
     """
     measured = effects.measure(sweep, ablation)
     rows = []
@@ -34,6 +34,7 @@ def top_components(sweep: xr.Dataset, ablation: str, count: int = TOP) -> list[d
                 "high": float(measured.pooled.high[index]),
                 "p": float(measured.p[index].min()),
                 "n": measured.n,
+                "precision_error": float(measured.precision_error[index]),
             }
         )
     return rows
@@ -51,5 +52,8 @@ def print_top(rows: list[dict[str, Any]], title: str) -> None:
         interval = f"[{row['low']:.3g}, {row['high']:.3g}]"
         numbers = (f"{row['delta_loss']:.3g}", interval, f"{row['p']:.2g}", str(row["n"]))
         table.add_row(row["component"], row["type"], *numbers)
+    error = max((row["precision_error"] for row in rows), default=0.0)
+    if error:
+        title += f" (precision {error:.2g} points, within the intervals)"
     print(title)
     Console(file=sys.stdout, width=None if terminal else WIDTH, highlight=False, markup=False).print(table)

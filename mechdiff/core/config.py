@@ -11,6 +11,7 @@ from typing import Any, Literal
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.old_names import CONFIG_FIELDS
 
+Precision = Literal["float32", "3xtf32", "tf32", "bfloat16"]  # of products, from the most exact down
 Prediction = Literal["epsilon", "v_prediction", "sample"]  # what a network outputs; see `diffusion.target`
 
 
@@ -217,6 +218,7 @@ class TrainConfig:
     ema_decay: float = 0.9995
     label_dropout: float = 0.1  # share of images shown under the null class, where there are classes
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
+    fsdp: bool = False  # spread parameters, moments and EMA over the devices, for models larger than one
     log_every: int = 50
     eval_every: int = 500
     eval_images: int = 128
@@ -245,24 +247,27 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """A teacher-forced sweep: components x kinds x timesteps x images."""
+    """An ablation sweep: components x ablations x timesteps x images."""
 
     ablations: tuple[str, ...] = ("zero", "mean")
     timesteps: int = 8  # spread evenly in log-SNR
     images: int = 64  # scored at every timestep
-    nested: bool = False  # other images at every timestep: more pictures in as many runs
-    reference_images: int = 128  # that the mean fills come from; other pictures than those scored
+    nested: bool = False  # other images at every timestep: more images in as many runs
+    reference_images: int = 128  # that replacements come from, not scored; zero ablation needs none
     image_block: int = 16  # images in one chunk of the result
     chunk: int = 0  # interventions at once; 0: chosen by memory
-    draws: int = 1  # of kinds `resample` (donors of an image) and `noise`; their losses are averaged
-    optimal_steps: int = 32  # of Adam, for kind `optimal`
+    draws: int = 1  # of ablations `resample` (donors of an image) and `noise`; their losses are averaged
+    optimal_steps: int = 32  # of Adam, for ablation `optimal`
+    precision: Precision = "float32"  # of products; any other measures its own error, see `core.devices`
 
     def __post_init__(self):
         for kind in self.ablations:
             if kind not in ABLATIONS:
-                raise ConfigError(unknown("ablation kind", kind, ABLATIONS))
-        for name in ("timesteps", "images", "reference_images", "image_block", "draws", "optimal_steps"):
+                raise ConfigError(unknown("ablation", kind, ABLATIONS))
+        for name in ("timesteps", "images", "image_block", "draws", "optimal_steps"):
             _at_least(f"sweep.{name}", getattr(self, name), 1)
+        unused = set(self.ablations) <= {"zero"}
+        _at_least("sweep.reference_images", self.reference_images, 0 if unused else 1)
         _at_least("sweep.chunk", self.chunk, 0)
         if "resample" in self.ablations and self.draws >= self.images:
             raise ConfigError(
@@ -277,16 +282,16 @@ class StudyConfig:
 
     models: tuple[str, ...] = ()  # folders in checkpoints/; empty: train one per data set first
     controls: bool = False  # an untrained network of the same configuration beside each
-    circuits: tuple[str, ...] = ()  # kinds of ablation under which a circuit is looked for
+    circuits: tuple[str, ...] = ()  # ablations under which a circuit is looked for
     role_sets: int = 0  # random sets, and untrained heads, that a role must beat; 0: no roles; 1000 for one
-    random_sets: int = 0  # of as many channels, that each component's damage is compared with; 0: none
+    random_sets: int = 0  # of as many channels, that each component's effect is compared with; 0: none
     images: int = 16  # of those scored, that controls, circuits and roles take
     timesteps: int = 8  # of circuits and roles, spread evenly in log-SNR
 
     def __post_init__(self):
         for kind in self.circuits:
             if kind not in ABLATIONS:
-                raise ConfigError(unknown("ablation kind", kind, ABLATIONS))
+                raise ConfigError(unknown("ablation", kind, ABLATIONS))
         _at_least("study.role_sets", self.role_sets, 0)
         _at_least("study.random_sets", self.random_sets, 0)
         _at_least("study.images", self.images, 4)

@@ -4,13 +4,26 @@ Each device works on images of its own; at most a sum passes between them. So nu
 float32 rounding only.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mechdiff.core.config import Precision
 from mechdiff.core.types import PyTree
 
 ALL, IMAGES = PartitionSpec(), PartitionSpec("images")  # on every device, or shared out along the first axis
+
+THREE_TF32, ROUNDED = "TF32_TF32_F32_X3", "BF16_BF16_F32"  # JAX's names of products of split or cut inputs
+# What JAX calls a precision, by kind of device; where one is not listed, products are in float32 anyway. On
+# CPUs only convolutions are rounded to bfloat16, for rehearsals: nothing gets faster.
+NAMES = {
+    "gpu": {"3xtf32": THREE_TF32, "tf32": "tensorfloat32", "bfloat16": ROUNDED},
+    "tpu": {"tf32": "tensorfloat32", "bfloat16": "bfloat16"},
+    "cpu": {"bfloat16": ROUNDED},
+}
 
 
 def precision() -> str:
@@ -18,6 +31,31 @@ def precision() -> str:
     `jax.config` says otherwise. JAX's own default drops bits on accelerators, TPUs all but 8: too many
     for differences of a part in a thousand. It is part of what names a sweep's store."""
     return jax.config.jax_default_matmul_precision or "float32"
+
+
+def acts(setting: Precision) -> bool:
+    """Whether a precision changes any number on this kind of device."""
+    return setting in NAMES.get(jax.default_backend(), {})
+
+
+def explanation(setting: Precision) -> str | None:
+    """One line for a precision that does not do here what its name says; None for all others."""
+    kind = jax.default_backend()
+    if setting == "float32" or kind == "gpu":
+        return None
+    if not acts(setting):
+        return f"sweep.precision={setting} changes nothing on a {kind.upper()}: products are in float32"
+    if kind == "cpu":
+        return "sweep.precision=bfloat16 on a CPU rounds what enters convolutions, and makes nothing faster"
+    return None
+
+
+@contextlib.contextmanager
+def multiplying(setting: Precision) -> Iterator[None]:
+    """Products of this precision inside of the block; `float32` leaves what is set outside (`precision`)."""
+    name = NAMES.get(jax.default_backend(), {}).get(setting)
+    with jax.default_matmul_precision(name) if name else contextlib.nullcontext():
+        yield
 
 
 def over(images: int) -> Mesh:

@@ -101,7 +101,9 @@ PRESETS = {
             heads=(8, 8, 8, 8),
             norm_groups=32,
             time_width_factor=2,
+            prediction="v_prediction",  # predicted noise, with linear betas, gave strong color casts
         ),
+        diffusion=DiffusionConfig(schedule="cosine"),
         train=TrainConfig(
             steps=500_000,
             batch=128,

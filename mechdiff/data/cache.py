@@ -161,7 +161,7 @@ def _decoded(
                 yield block
 
     counts = np.bincount(source.splits, minlength=len(SPLITS)).tolist()
-    about = {"source": source.about, "pictures": dict(zip(SPLITS, counts)), "pillow": PIL.__version__}
+    about = {"source": source.about, "images": dict(zip(SPLITS, counts)), "pillow": PIL.__version__}
     shape = (len(order), size, size, preprocessing.channel_count)
     key = _key(source, size, preprocessing)
     return stored(folder, f"{source.name}-{size}", key, shape, blocks, about)

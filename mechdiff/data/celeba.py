@@ -2,16 +2,16 @@
 
 A *pack* is a folder with
 
-    img_align_celeba.zip      or the same pictures unpacked in img_align_celeba/
-    list_attr_celeba.txt      count, attribute names, then a line a picture: name and -1 or 1 for each
-    list_eval_partition.txt   a line a picture: name and 0 (train), 1 (validation) or 2 (test)
-    identity_CelebA.txt       a line a picture: name and the number of its person; may be absent
+    img_align_celeba.zip      or the same images unpacked in img_align_celeba/
+    list_attr_celeba.txt      count, attribute names, then a line an image: name and -1 or 1 for each
+    list_eval_partition.txt   a line an image: name and 0 (train), 1 (validation) or 2 (test)
+    identity_CelebA.txt       a line an image: name and the number of its person; may be absent
 
 directly in it or in the `Img`, `Anno` and `Eval` of the official download. The lists may be `.csv` (a line of
-column names, then picture and values), and the pictures one folder deeper, each by itself. Landmarks are not
-needed; without identities, pictures of one person count as independent in every interval. Packs are joined:
+column names, then image and values), and the images one folder deeper, each by itself. Landmarks are not
+needed; without identities, images of one person count as independent in every interval. Packs are joined:
 `path` may list several folders with commas, and a folder's own sub-folders count when they are packs too. A
-picture (a name) that several packs hold is taken from the first.
+image (a name) that several packs hold is taken from the first.
 
 The archive is read in place; nothing is unpacked to disk.
 """
@@ -36,7 +36,7 @@ ATTRIBUTES = "list_attr_celeba.txt"
 PARTITION = "list_eval_partition.txt"
 IDENTITY = "identity_CelebA.txt"
 OFFICIAL_FOLDERS = ("", "Img", "Anno", "Eval")
-LARGEST_FILE = 2**24  # bytes; the largest genuine picture has some 25 thousand
+LARGEST_FILE = 2**24  # bytes; the largest genuine image has some 25 thousand
 WAY_OUT = f"data.path must name folders that hold {ARCHIVE} (or {UNPACKED}/), {ATTRIBUTES} and {PARTITION}"
 
 
@@ -57,7 +57,7 @@ class Pack:
 
 
 def open_source(path: str) -> Source:
-    """All packs that `path` names, joined; reads the lists and the archive's directory but no picture.
+    """All packs that `path` names, joined; reads the lists and the archive's directory but no image.
 
     Raises:
       DataError: anything absent, truncated or foreign, in one line.
@@ -112,13 +112,13 @@ def read_pack(folder: Path) -> Pack:
     names, splits = _read_partition(partition_path)
     attributes, flags_of = _read_attributes(attribute_path)
     archive = find_file(folder, ARCHIVE, required=False)
-    pictures = archive or _innermost(find_file(folder, UNPACKED))
-    entries, read = _open_archive(archive) if archive else _open_folder(pictures)
-    _same_names(set(names), entries.keys(), partition_path, pictures)
+    images = archive or _innermost(find_file(folder, UNPACKED))
+    entries, read = _open_archive(archive) if archive else _open_folder(images)
+    _same_names(set(names), entries.keys(), partition_path, images)
     _covers(flags_of.keys(), names, attribute_path)
     ordered = sorted(entries.items())
     files = {
-        pictures.name: _sha256(f"{name} {size} {check}\n" for name, (size, check, _) in ordered),
+        images.name: _sha256(f"{name} {size} {check}\n" for name, (size, check, _) in ordered),
         ATTRIBUTES: _sha256([attribute_path.read_bytes()]),
         PARTITION: _sha256([partition_path.read_bytes()]),
     }
@@ -128,7 +128,7 @@ def read_pack(folder: Path) -> Pack:
         splits=np.array(splits),
         attributes=attributes,
         flags=np.array([flags_of[name] for name in names]),
-        people=_read_people(find_file(folder, IDENTITY, required=False), names),
+        people=_read_people(find_list(folder, IDENTITY, required=False), names),
         read=read,
         content=fingerprint(files),
         stamp=_sha256(f"{name} {modified}\n" for name, (_, _, modified) in ordered),
@@ -150,7 +150,7 @@ def find_list(folder: Path, name: str, required: bool = True) -> Path | None:
 
 
 def _innermost(folder: Path) -> Path:
-    """Where the pictures lie: `folder`, or the folder of its name in it (once or twice), if it has none."""
+    """Where the images lie: `folder`, or the folder of its name in it (once or twice), if it has none."""
     for _ in range(2):
         inner = folder / UNPACKED
         if inner.is_dir() and not any(path.suffix.lower() == ".jpg" for path in folder.iterdir()):
@@ -168,7 +168,7 @@ def find_file(folder: Path, name: str, required: bool = True) -> Path | None:
     return None
 
 
-# ---- pictures: name -> (bytes, checksum, modification time), and a reader of one
+# ---- images: name -> (bytes, checksum, modification time), and a reader of one
 
 
 def _open_archive(path: Path) -> tuple[dict[str, tuple], Callable[[str], bytes]]:
@@ -177,34 +177,40 @@ def _open_archive(path: Path) -> tuple[dict[str, tuple], Callable[[str], bytes]]
     except (zipfile.BadZipFile, OSError) as error:
         raise DataError(f"{path} is truncated or no zip ({error}); download it again") from error
     infos = [info for info in archive.infolist() if _harmless(info.filename)]
-    members = {PurePosixPath(info.filename).name: info for info in infos}
+    members: dict[str, zipfile.ZipInfo] = {}
+    for info in infos:
+        earlier = members.setdefault(PurePosixPath(info.filename).name, info)
+        if (earlier.file_size, earlier.CRC) != (info.file_size, info.CRC):
+            raise DataError(
+                f"{path} holds two images {earlier.filename} and {info.filename}; keep one of them"
+            )
 
     def read(name: str) -> bytes:
         if members[name].file_size > LARGEST_FILE:
-            raise DataError(f"{path}: {name} claims {members[name].file_size} bytes; no CelebA picture does")
+            raise DataError(f"{path}: {name} claims {members[name].file_size} bytes; no CelebA image does")
         try:
             return archive.read(members[name])
         except Exception as error:  # bad checksum, truncated, encrypted: as many classes
             raise DataError(f"{path}: {name} can't be read ({error}); download the archive again") from error
 
-    # The directory's CRC-32s make the hash one of content, without reading the pictures; no times are needed.
+    # The directory's CRC-32s make the hash one of content, without reading the images; no times are needed.
     return {name: (info.file_size, info.CRC, 0) for name, info in members.items()}, read
 
 
 def _harmless(member: str) -> bool:
-    """A picture, by a relative name that stays inside the archive."""
+    """An image, by a relative name that stays inside the archive."""
     path = PurePosixPath(member)
     inside = not path.is_absolute() and ".." not in path.parts and "\\" not in member
-    return inside and _is_picture(path.name) and "__MACOSX" not in path.parts
+    return inside and _is_image(path.name) and "__MACOSX" not in path.parts
 
 
-def _is_picture(name: str) -> bool:
+def _is_image(name: str) -> bool:
     """By its name; a Mac leaves `._NAME` beside NAME."""
     return name.lower().endswith(".jpg") and not name.startswith("._")
 
 
 def _open_folder(folder: Path) -> tuple[dict[str, tuple], Callable[[str], bytes]]:
-    stats = {path.name: path.stat() for path in folder.iterdir() if _is_picture(path.name)}
+    stats = {path.name: path.stat() for path in folder.iterdir() if _is_image(path.name)}
 
     def read(name: str) -> bytes:
         try:
@@ -229,7 +235,7 @@ def _csv_rows(path: Path) -> list[list[str]]:
     """Rows of a CSV list, the column names first."""
     rows = [row for row in csv.reader(_lines(path)) if any(field.strip() for field in row)]
     if len(rows) < 2:
-        raise DataError(f"{path} names no pictures; download it again")
+        raise DataError(f"{path} names no images; download it again")
     return [[field.strip() for field in row] for row in rows]
 
 
@@ -243,12 +249,12 @@ def _read_partition(path: Path) -> tuple[list[str], list[int]]:
         if not fields:
             continue
         if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
-            raise DataError(f"{path} line {number}: {line[:60]!r} is not 'picture 0|1|2'; download it again")
+            raise DataError(f"{path} line {number}: {line[:60]!r} is not 'image 0|1|2'; download it again")
         if fields[0] in splits or PurePosixPath(fields[0]).name != fields[0]:
             raise DataError(f"{path} line {number}: {fields[0]!r} is named twice or is no plain file name")
         splits[fields[0]] = int(fields[1])
     if not splits:
-        raise DataError(f"{path} names no pictures; download it again")
+        raise DataError(f"{path} names no images; download it again")
     return list(splits), list(splits.values())
 
 
@@ -263,45 +269,48 @@ def _read_attributes(path: Path) -> tuple[tuple[str, ...], dict[str, list[bool]]
         raise DataError(f"{path} does not start with a count and attribute names; download it again")
     count, names, rows = int(lines[0]), tuple(lines[1].split()), lines[2:]
     if count != len(rows):
-        raise DataError(f"{path} promises {count} pictures but lists {len(rows)}; download it again")
+        raise DataError(f"{path} promises {count} images but lists {len(rows)}; download it again")
     flags = {}
     for number, line in enumerate(rows, start=3):
-        picture, *marks = line.split() or [""]
+        image, *marks = line.split() or [""]
         if len(marks) != len(names) or not set(marks) <= {"1", "-1"}:
-            expected = f"a picture and {len(names)} times 1 or -1"
+            expected = f"an image and {len(names)} times 1 or -1"
             raise DataError(f"{path} line {number} is not {expected}; download it again")
-        flags[picture] = [mark == "1" for mark in marks]
+        flags[image] = [mark == "1" for mark in marks]
     return names, flags
 
 
 def _read_people(path: Path | None, names: list[str]) -> Int[np.ndarray, " count"]:
-    """The person on each of these pictures; -1 without a list, or where it does not name the picture."""
+    """The person on each of these images; -1 without a list, or where it does not name the image."""
     people = {}
-    for number, line in enumerate(_lines(path) if path else (), start=1):
+    lines = _lines(path) if path else []
+    if path and path.suffix == ".csv":
+        lines = ["", *(" ".join(row) for row in _csv_rows(path)[1:])]
+    for number, line in enumerate(lines, start=1):
         fields = line.split()
         if fields and (len(fields) != 2 or not fields[1].isdigit()):
-            raise DataError(f"{path} line {number}: {line[:60]!r} is not 'picture number'; download it again")
+            raise DataError(f"{path} line {number}: {line[:60]!r} is not 'image number'; download it again")
         people.update([fields] if fields else [])
     return np.array([int(people.get(name, -1)) for name in names], np.int64)
 
 
-def _same_names(listed: set[str], present: Iterable[str], partition: Path, pictures: Path):
-    """The partition file and the archive must speak of the same pictures: less is an interrupted copy."""
+def _same_names(listed: set[str], present: Iterable[str], partition: Path, images: Path):
+    """The partition file and the archive must speak of the same images: less is an interrupted copy."""
     absent, extra = sorted(listed - set(present)), sorted(set(present) - listed)
     if absent:
         raise DataError(
-            f"{pictures} lacks {len(absent)} of the {len(listed)} pictures of {partition.name} "
-            f"(first: {absent[0]}); fetch the pictures again, or cut the lists to those you have"
+            f"{images} lacks {len(absent)} of the {len(listed)} images of {partition.name} "
+            f"(first: {absent[0]}); fetch the images again, or cut the lists to those you have"
         )
     if extra:
-        lacks = f"lacks {len(extra)} pictures of {pictures.name} (first: {extra[0]})"
+        lacks = f"lacks {len(extra)} images of {images.name} (first: {extra[0]})"
         raise DataError(f"{partition} {lacks}; download it again")
 
 
 def _covers(described: Iterable[str], names: list[str], path: Path):
     absent = sorted(set(names) - set(described))
     if absent:
-        lacks = f"lacks {len(absent)} pictures of {PARTITION} (first: {absent[0]})"
+        lacks = f"lacks {len(absent)} images of {PARTITION} (first: {absent[0]})"
         raise DataError(f"{path} {lacks}; download it again")
 
 

@@ -61,12 +61,16 @@ def batch_indices(n: int, seed: int, step: int, batch: int) -> Int[np.ndarray, "
 
 
 def batch_at(
-    dataset: Dataset, seed: int, step: int, batch: int, flip: bool = False
-) -> UInt8[np.ndarray, "batch height width channels"]:
-    """The images of step `step`, as bytes; `flip` mirrors each left-right with probability 1/2."""
-    images = np.array(dataset.images[batch_indices(len(dataset), seed, step, batch)])
+    dataset: Dataset, seed: int, step: int, batch: int, flip: bool = False, rows: slice = slice(None)
+) -> UInt8[np.ndarray, "rows height width channels"]:
+    """The images of step `step`, as bytes; `flip` mirrors each left-right with probability 1/2.
+
+    Args:
+      rows: which of the batch are read, where several processes share it.
+    """
+    images = np.array(dataset.images[batch_indices(len(dataset), seed, step, batch)[rows]])
     if flip:
-        mirrored = _mirrored(seed, step, batch)
+        mirrored = _mirrored(seed, step, batch)[rows]
         images[mirrored] = images[mirrored, :, ::-1]
     return images
 

@@ -36,7 +36,7 @@ def open_source(path: str) -> Source:
     Record numbers serve as ids: TFDS does not keep file names.
 
     Raises:
-      DataError: the extra is not installed; no copy, another format, no pictures, or records absent.
+      DataError: the extra is not installed; no copy, another format, no images, or records absent.
     """
     folder = find_copy(path)
     builder = _builder(folder)
@@ -151,9 +151,9 @@ def _official_size(encoded: bytes, name: str) -> bytes:
     try:
         size = Image.open(io.BytesIO(encoded)).size
     except Exception as error:
-        raise DataError(f"picture {name} can't be decoded ({error}); fetch the pictures again") from error
+        raise DataError(f"image {name} can't be decoded ({error}); fetch the images again") from error
     if size != PICTURE_SIZE:
-        raise DataError(f"picture {name} is {size[0]}x{size[1]}; celeb_a holds 178x218 pictures, give those")
+        raise DataError(f"image {name} is {size[0]}x{size[1]}; celeb_a holds 178x218 images, give those")
     return encoded
 
 
@@ -163,7 +163,7 @@ def _identities(folder: Path) -> dict[str, int]:
         lines = path.read_text().splitlines() if path else []
         return {name: int(number) for name, number in (line.split() for line in lines)}
     except ValueError as error:
-        raise DataError(f"{path} is not lines of a picture and a number; download it again") from error
+        raise DataError(f"{path} is not lines of an image and a number; download it again") from error
 
 
 def _plain(error: Exception, folder: str | Path) -> DataError:
@@ -221,7 +221,7 @@ def _fields(records, row: int, where: str):
 def _labels(
     cache: Path | None, content: str, names: tuple[str, ...], count: int, fields: Callable[[int], dict]
 ) -> dict[str, np.ndarray]:
-    """The attributes of all records; kept in the cache, since they lie behind the pictures."""
+    """The attributes of all records; kept in the cache, since they lie behind the images."""
     if not names:
         return {}
 

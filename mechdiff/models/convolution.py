@@ -9,12 +9,15 @@ lost most of the gain to page faults. On accelerators XLA's own gradients are us
 
 import functools
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from mechdiff.core import devices
 from mechdiff.core.types import AnyArray, Features
 
 Sides = tuple[tuple[int, int], tuple[int, int]]  # padding before and after, of height and width
@@ -37,9 +40,39 @@ def convolve(
 
 
 def _correlate(x: Features, kernel: AnyArray, stride: int, padding: Sides, dilation: int) -> Features:
-    strides, dilations = (stride, stride), (dilation, dilation)
-    layout = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, kernel, strides, padding, dilations, dimension_numbers=layout)
+    def product(x: Features, kernel: AnyArray, **how: Any) -> Features:
+        strides, dilations = (stride, stride), (dilation, dilation)
+        layout = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            x, kernel, strides, padding, dilations, dimension_numbers=layout, **how
+        )
+
+    chosen = devices.precision() if x.dtype == jnp.float32 else ""
+    if chosen == devices.THREE_TF32:
+        return three_products(functools.partial(product, precision=lax.Precision.HIGH), x, kernel)
+    if chosen == devices.ROUNDED and jax.default_backend() == "cpu":
+        return product(*(lax.reduce_precision(a, 8, 7) for a in (x, kernel)))
+    if chosen == devices.ROUNDED:
+        x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+        return product(x, kernel, preferred_element_type=jnp.float32, precision=lax.Precision.DEFAULT)
+    return product(x, kernel)
+
+
+def split(x: Float[AnyArray, "*shape"]) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """Two float32 arrays whose sum is `x`: its leading 11 bits, which TF32 holds, and the rest.
+
+    By a mask of bits: XLA would fold a cast to fewer bits and back away.
+    """
+    bits = lax.bitcast_convert_type(jnp.asarray(x, jnp.float32), jnp.uint32) & jnp.uint32(0xFFFFE000)
+    leading = lax.bitcast_convert_type(bits, jnp.float32)
+    return leading, x - leading
+
+
+def three_products(product: Callable[[Array, Array], Array], x: AnyArray, kernel: AnyArray) -> Array:
+    """A bilinear product from three of inputs that TF32 holds: nearly float32's accuracy by tensor cores
+    (Ootomo & Yokota 2022). The product of the two rests is below float32's rounding."""
+    (high_x, low_x), (high_kernel, low_kernel) = split(x), split(kernel)
+    return product(low_x, high_kernel) + product(high_x, low_kernel) + product(high_x, high_kernel)
 
 
 def _convolve(x: Features, kernel: AnyArray, stride: int, padding: Sides) -> Features:

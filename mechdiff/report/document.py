@@ -15,6 +15,7 @@ from mechdiff.report import (
     findings,
     maps,
     numbers,
+    over_training,
     page_data,
     ranking,
     schematic,
@@ -96,6 +97,11 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
     if alike and len(ladder) > 1:
         alt = "Effective components by complexity of the synthetic faces."
         add("seeds-ladder", alt, lambda theme: across.draw_ladder(theme, ladder))
+    trainings = over_training.trainings(models)
+    for training in trainings:
+        alt = f"Pooled relative loss increase of the components of {training.name} by training step."
+        draw = functools.partial(over_training.draw, training=training)
+        add(f"over-training-{training.name}", alt, draw)
     groups: dict[tuple[str, str], list[ExaminedModel]] = {}
     for model in models:
         groups.setdefault((model.data, model.inputs), []).append(model)
@@ -106,6 +112,7 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
         "fewest": small_samples.FEWEST,
         "rows": across.rows(models),
         "together": drawn,
+        "trainings": trainings,
         "groups": groups,
     }
 

@@ -3,7 +3,7 @@
 import numpy as np
 from markupsafe import Markup
 
-from mechdiff.analysis.effects import Effects
+from mechdiff.analysis.effects import Effects, precision_statement
 from mechdiff.report import numbers
 from mechdiff.report.numbers import Agreement, Extent, Value
 from mechdiff.report.ranking import PAPER
@@ -48,7 +48,7 @@ def about(model: ExaminedModel) -> list[Markup]:
     """The findings on one model, a sentence each."""
     grids = map(_grid, model.damages.values())
     spreads = _spread(model), _hidden(model), _attention(model)
-    sentences = [_worst(model), _parts(model), *grids, *spreads]
+    sentences = [_worst(model), _parts(model), *grids, *spreads, *_precision(model)]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -74,6 +74,13 @@ def _parts(model: ExaminedModel) -> Markup | None:
     ]
     words = Markup("<b>By component type:</b> mean pooled ΔL/L under {} ablation: {}.")
     return words.format(model.lead.ablation, Markup("; ").join(items))
+
+
+def _precision(model: ExaminedModel) -> list[Markup]:
+    """Numerical error beside sampling error, where products were not in full precision."""
+    lines = [precision_statement(model.sweep, damage) for damage in model.damages.values()]
+    words = Markup("<b>Precision</b> under {} ablation: {}.")
+    return [words.format(name, line) for name, line in zip(model.damages, lines, strict=True) if line]
 
 
 def _grid(damage: Effects) -> Markup:

@@ -18,8 +18,10 @@ from typing import Any, Literal, SupportsFloat
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from mechdiff.core import processes
 from mechdiff.core.config import from_dict, to_dict
 from mechdiff.core.errors import CheckpointError, ConfigError, DataError, MechdiffError
 from mechdiff.core.old_names import RECORD_NAMES
@@ -37,7 +39,8 @@ for _logger in (logging.getLogger("absl"), logging.getLogger()):
 class TrainCheckpoints:
     """The checkpoints of one training run: the newest steps and the best one (lowest score).
 
-    Reading never writes to the folder. One process at a time may save (see `files.hold`).
+    Reading never writes to the folder. One run at a time may save (see `locks.lock`); where it has several
+    processes, all of them save and restore at once, each its own part.
     """
 
     def __init__(self, folder: Path | str, keep: int = 2):
@@ -180,7 +183,8 @@ def export_model(
 ) -> Path:
     """Writes a finished model: `params/` (Orbax), `config.json`, `record.json` and SHA256SUMS of them all.
 
-    The folder appears whole or not at all; an earlier export of the same name is replaced.
+    The folder appears whole or not at all; an earlier export of the same name is replaced. Where a run has
+    several processes, all of them must call this (Orbax waits for them).
 
     Args:
       params: nested dicts of floating arrays.
@@ -193,29 +197,34 @@ def export_model(
       CheckpointError: numbers that are not finite in `dtype`; a folder that is not an export stands there.
     """
     folder = Path(folder).absolute()
-    stored = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
+    stored = jax.tree.map(lambda leaf: np.asarray(jnp.asarray(leaf, dtype)), params)
     for path, leaf in named_leaves(stored).items():
-        if not np.isfinite(np.asarray(leaf)).all():
+        if not np.isfinite(leaf).all():
             raise CheckpointError(f"{path} of the params is not finite in {dtype}; nothing exported")
     if folder.exists() and not (folder / checksums.NAME).is_file():
         raise CheckpointError(f"{folder} exists and is not an exported model; choose another name")
-    files.ensure_writable(folder.parent)
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    token = processes.from_first(uuid.uuid4().int % 2**31)  # of one name in all processes
+    aside = folder.with_name(f".{folder.name}.{token:08x}.tmp")
+
+    def finish() -> None:
+        # Orbax only asks whether this file exists; what it writes there is the folder's absolute path.
+        files.write_atomic(aside / "params" / "commit_success.txt", "committed\n")
+        files.write_json(aside / "config.json", config)
+        files.write_json(aside / "record.json", {"layout": LAYOUT, "dtype": dtype, "record": record})
+        for name, content in (extras or {}).items():
+            files.write_atomic(aside / name, content)
+        checksums.write(aside)
+        _swap(aside, folder)
+
     try:
         with _saving(folder):
-            aside.mkdir()
+            processes.in_first(lambda: files.ensure_writable(aside))
             with _context():
                 ocp.save(aside / "params", stored)
-            # Orbax only asks whether this file exists; what it writes there is the folder's absolute path.
-            files.write_atomic(aside / "params" / "commit_success.txt", "committed\n")
-            files.write_json(aside / "config.json", config)
-            files.write_json(aside / "record.json", {"layout": LAYOUT, "dtype": dtype, "record": record})
-            for name, content in (extras or {}).items():
-                files.write_atomic(aside / name, content)
-            checksums.write(aside)
-            _swap(aside, folder)
+            processes.in_first(finish)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if processes.is_first():
+            shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 
@@ -239,14 +248,14 @@ def load_model(folder: Path | str, abstract_params: PyTree | None = None) -> tup
         layout = None
     if layout != LAYOUT:
         raise CheckpointError(f"{folder} has layout {layout!r}, not {LAYOUT!r}; export the model anew")
-    with _damage(folder / "params", "restore it from its source"):
+    with _damage(folder / "params", "restore it from its source"), _alone():
         found = ocp.metadata(folder / "params").metadata
     if abstract_params is not None:
         check_shapes(found, abstract_params, folder)
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=_first_device()), found
     )
-    with _damage(folder / "params", "restore it from its source"):
+    with _damage(folder / "params", "restore it from its source"), _alone():
         params = ocp.load(folder / "params", target)
     record = {RECORD_NAMES.get(name, name): value for name, value in about["record"].items()}
     return params, config, record
@@ -268,13 +277,39 @@ def _context() -> ocp.Context:
     return context
 
 
+def _alone() -> ocp.Context:
+    """As `_context`, for reading by one process of several: Orbax would wait for the others."""
+    context = _context()
+    if jax.process_count() > 1:
+        me = jax.process_index()
+        context.multiprocessing.primary_host = me
+        context.multiprocessing.active_processes = {me}
+        context.multiprocessing.barrier_sync_key_prefix = f"alone{me}"
+    return context
+
+
+def on_host(tree: PyTree) -> PyTree:
+    """Whole NumPy arrays of `tree`, also of those that are spread over the devices of several processes (who
+    all must call it then)."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+
+    def leaf(array: Any) -> np.ndarray:
+        spread = isinstance(array, jax.Array) and not array.is_fully_addressable
+        if spread and not array.is_fully_replicated:
+            return multihost_utils.process_allgather(array, tiled=True)
+        return np.asarray(array)
+
+    return jax.tree.map(leaf, tree)
+
+
 def _digest(metadata: dict, tree: PyTree) -> str:
     return digests.digest_json([metadata, shapes(tree)])
 
 
 def _digest_arrays(state: PyTree) -> str:
     """Of the leaves by plain path: the same for a record as for the dict in which Orbax keeps it."""
-    return digests.digest_arrays(named_leaves(state))
+    return digests.digest_arrays(on_host(named_leaves(state)))
 
 
 def _first_device() -> jax.sharding.Sharding:

@@ -1,7 +1,8 @@
 """Labelled results on disk: an `xarray.Dataset` in a Zarr folder, filled piece by piece.
 
 Zarr writes each chunk aside and renames it, so a process killed at any moment leaves only whole
-pieces; which are missing is read off the fill value (NaN).
+pieces; which are missing is read off the fill value (NaN). Metadata are consolidated, so `xarray.open_zarr`
+opens a result without a warning.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import zarr
 
 from mechdiff.core.errors import CheckpointError
 from mechdiff.core.old_names import ATTRIBUTE_NAMES, DATASET_NAMES
-from mechdiff.storage import files
+from mechdiff.storage import descriptions, files
 
 FORMAT = 2  # Zarr 3 has no stable type for text labels yet
 
@@ -36,7 +37,8 @@ def create(path: Path, dataset: xr.Dataset, chunks: dict[str, tuple[int, ...]]) 
     with files.plain_errors(path):
         try:
             encoding = {name: {"chunks": shape} for name, shape in chunks.items()}
-            dataset.to_zarr(aside, zarr_format=FORMAT, encoding=encoding, consolidated=False)
+            whole = descriptions.described(dataset)
+            whole.to_zarr(aside, zarr_format=FORMAT, encoding=encoding, consolidated=True)
             aside.rename(path)
         except OSError:
             if not path.exists():  # else another process was first, with the same content
@@ -87,7 +89,7 @@ def read(path: Path) -> xr.Dataset:
     if not path.exists():
         raise CheckpointError(f"no results at {path}; run the sweep first")
     with _whole(path):
-        dataset = xr.open_zarr(path, consolidated=False).load()
+        dataset = xr.open_zarr(path, consolidated=False).load()  # results of 0.1.0 are not consolidated
         dataset.attrs = {ATTRIBUTE_NAMES.get(name, name): value for name, value in dataset.attrs.items()}
         return dataset.rename({old: new for old, new in DATASET_NAMES.items() if old in dataset.variables})
 
@@ -109,7 +111,7 @@ def replace(path: Path, dataset: xr.Dataset) -> None:
     old = path.with_name(f"{aside.name}.old")
     with files.plain_errors(path):
         try:
-            dataset.to_zarr(aside, zarr_format=FORMAT, consolidated=False)
+            descriptions.described(dataset).to_zarr(aside, zarr_format=FORMAT, consolidated=True)
             if path.exists():
                 path.rename(old)
             aside.rename(path)

@@ -1,13 +1,19 @@
 """The lock of a results folder: one process at a time writes there."""
 
 import contextlib
-import fcntl
+import errno
 import os
 import re
 import socket
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
 
 from mechdiff.core.errors import BusyError
 from mechdiff.storage.files import (
@@ -15,12 +21,16 @@ from mechdiff.storage.files import (
     plain_errors,
 )
 
+# What file systems answer that know no locks (some network and FUSE mounts).
+NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+
 
 @contextlib.contextmanager
 def lock(folder: Path | str, wait: bool = False) -> Iterator[Path]:
     """Holds `folder` (created where needed) for this process alone, until the block ends or the process dies.
 
-    The kernel drops the lock with the process, so nothing is left to clean up after a crash.
+    The kernel drops the lock with the process, so nothing is left to clean up after a crash. Where the system
+    or the file system has no such locks, it goes on without one and warns.
 
     Args:
       wait: until another process lets go of it.
@@ -39,10 +49,24 @@ def _opened(path: Path) -> IO[str]:
         return path.open("a+")
 
 
+def _flock(folder: Path, file: IO[str], wait: bool) -> None:
+    try:
+        if fcntl is None:
+            raise OSError(errno.ENOSYS, "this system has no flock")
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warnings.warn(
+            f"{folder}: no file locks here ({error.strerror}); let only one process at a time write there",
+            stacklevel=4,
+        )
+
+
 def _take(folder: Path, file: IO[str], wait: bool) -> None:
     try:
         with plain_errors(folder):
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            _flock(folder, file, wait)
             file.truncate(0)
             file.write(f"{os.getpid()} on {socket.gethostname()}\n")
             file.flush()

@@ -26,7 +26,7 @@ def run_manifest(config: dict, **facts: Any) -> dict:
         {
             "config": config,
             **facts,
-            "packages": {name: _version(name) for name in PACKAGES},
+            "packages": {name: package_version(name) for name in PACKAGES},
             "python": platform.python_version(),
             "platform": platform.platform(),
             "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
@@ -34,19 +34,20 @@ def run_manifest(config: dict, **facts: Any) -> dict:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "numerics": NUMERICS_VERSION,
             "code": code_digest(),
-            "commit": _commit(),
+            "commit": commit(),
         }
     )
 
 
-def _version(name: str) -> str | None:
+def package_version(name: str) -> str | None:
+    """Of an installed package; None where it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The git commit of the sources, or None when they are not a checkout."""
     if not (PACKAGE.parent / ".git").exists():
         return None

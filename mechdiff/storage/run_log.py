@@ -74,6 +74,16 @@ class RunLog:
             self._file = self.path.open("ab", buffering=0)
 
 
+class SilentLog(RunLog):
+    """The log of a process that is not the first: it takes records and writes nothing."""
+
+    def __init__(self) -> None:
+        self.path, self._file = Path(os.devnull), None
+
+    def append(self, record: dict) -> None:
+        pass
+
+
 def read_log(path: Path | str) -> list[dict]:
     """The records of a log; a torn last line is left out.
 
@@ -96,11 +106,14 @@ def read_log(path: Path | str) -> list[dict]:
     return records
 
 
-def progress(total: int, initial: int = 0, desc: str = "", unit: str = "step") -> tqdm:
+def progress(total: int, initial: int = 0, desc: str = "", unit: str = "step", quiet: bool = False) -> tqdm:
     """A progress bar with speed and time left; use it as a context manager and call `update`.
 
-    Where stderr is not a terminal it prints a plain line every 30 seconds instead, none in a shorter run.
+    Where stderr is not a terminal it prints a plain line every 30 seconds instead, none in a shorter run, and
+    where `quiet` nothing at all.
     """
+    if quiet:
+        return tqdm(disable=True)
     if sys.stderr.isatty():
         return tqdm(total=total, initial=initial, desc=desc, unit=unit, dynamic_ncols=True, leave=False)
     return _PlainLines(

@@ -29,12 +29,10 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PRNGKey
 from mechdiff.data import OFFSETS, synthetic
-from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.interventions.components import Component
 from mechdiff.models import untrained
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import components
 from mechdiff.stats.clusters import PERSON
 from mechdiff.storage import digests, files, labelled, locks
 from mechdiff.study.examine import Analysis
@@ -79,8 +77,10 @@ def run_study(examined: Analysis, config: ExperimentConfig, folder: Path) -> Non
 def activity(examined: Analysis, levels: Sequence[int], root: PRNGKey) -> xr.Dataset:
     """`complexity.OF_COVARIANCE` of the activations of every site, dims `measure, site, t`."""
     denoiser, images = examined.denoiser, examined.given
-    reference = EvalSet(images.reference, levels, keys.stream(root, "mean noise"))
-    scored = EvalSet(images.scored, levels, keys.stream(root, "scored noise"))
+    if not len(images.reference):
+        raise ConfigError("activity is measured around means of reference images; sweep.reference_images=0")
+    reference = images.reference_set(levels, keys.stream(root, "mean noise"))
+    scored = images.scored_set(levels, keys.stream(root, "scored noise"))
     means = activations.activation_means(denoiser, reference)
     moments = channel_moments.channel_moments(denoiser, scored, means=means)
     values = {name: complexity.site_values(moments, name) for name in complexity.OF_COVARIANCE}
@@ -130,11 +130,10 @@ def circuit_evaluators(
     timesteps = timesteps_by_log_snr(denoiser.schedule, config.timesteps)
     config = dataclasses.replace(config, ablations=(ablation,))
     evaluators = []
-    for name, images in (("find", given.scored[:count]), ("score", given.scored[count:])):
+    for name, half in (("find", given.part(slice(count))), ("score", given.part(slice(count, None)))):
         key = keys.stream(root, f"circuits: {name}")
-        half = dataclasses.replace(given, scored=images)
         replacements = replacement_values(denoiser, half, timesteps, key, config)
-        eval_set = EvalSet(images, timesteps, keys.stream(key, "scored noise"))
+        eval_set = half.scored_set(timesteps, keys.stream(key, "scored noise"))
         evaluators.append(
             CircuitEvaluator(
                 denoiser,
@@ -142,7 +141,7 @@ def circuit_evaluators(
                 ablation,
                 replacements.get(ablation),
                 folder=folder,
-                block=min(config.image_block, len(images)),
+                block=min(config.image_block, len(half.scored)),
             )
         )
     return tuple(evaluators)
@@ -159,7 +158,7 @@ def head_roles(
     targets = {}
     if images.facts.get("name") == "synthetic":  # masks and factors are known of these
         targets = face_targets(examined.trained, len(images.scored))
-    eval_set = EvalSet(images.scored, levels, noise)
+    eval_set = images.scored_set(levels, noise)
     assigned, effect = roles.examine(
         denoiser, eval_set, fresh, chosen, count=config.study.role_sets, seed=config.seed, **targets
     )
@@ -178,7 +177,7 @@ def control(examined: Analysis, config: ExperimentConfig, noise: PRNGKey, folder
     sweep = dataclasses.replace(config.sweep, images=len(images.scored))
     root = jax.random.key(config.seed)
     replacements = replacement_values(fresh, images, timesteps, root, sweep, images.swept)
-    eval_set = EvalSet(images.swept, timesteps, noise)
+    eval_set = images.swept_set(timesteps, noise)
     results = ablation_sweep(fresh, eval_set, folder / "control", config=sweep, replacements=replacements)
     return results.assign_coords(images.labels)
 
@@ -186,7 +185,7 @@ def control(examined: Analysis, config: ExperimentConfig, noise: PRNGKey, folder
 def control_attention(examined: Analysis, config: ExperimentConfig, noise: PRNGKey) -> xr.Dataset:
     """Attention statistics of the network of `control`, on the same images."""
     fresh, timesteps = _fresh(examined, config)
-    results = activations.attention_stats(fresh, EvalSet(examined.given.swept, timesteps, noise))
+    results = activations.attention_stats(fresh, examined.given.swept_set(timesteps, noise))
     return results.assign_coords(examined.given.labels)
 
 
@@ -204,10 +203,10 @@ def random_sets(examined: Analysis, config: ExperimentConfig, noise: PRNGKey) ->
     timesteps = [int(t) for t in timesteps_by_log_snr(denoiser.schedule, config.study.timesteps)]
     sweep = dataclasses.replace(config.sweep, images=len(images.scored))
     values = replacement_values(denoiser, images, timesteps, jax.random.key(config.seed), sweep)
-    chosen = components(denoiser.unet)
+    chosen = denoiser.components()
     classes = [matched_class(component, denoiser.identity) for component in chosen]
     names, stacked = matched_sets(chosen, chosen, denoiser.identity, count, config.seed)
-    damage, eval_set = [], EvalSet(images.scored, timesteps, noise)
+    damage, eval_set = [], images.scored_set(timesteps, noise)
     for ablation in config.sweep.ablations:
         losses = sweep_in_memory(
             denoiser,
@@ -251,7 +250,7 @@ def _fresh(examined: Analysis, config: ExperimentConfig) -> tuple[Denoiser, np.n
 
 
 def _heads(examined: Analysis) -> list[Component]:
-    chosen = components(examined.denoiser.unet)
+    chosen = examined.denoiser.components()
     return [component for component in chosen if component.component_type == "head"]
 
 
@@ -265,11 +264,14 @@ def _once(path: Path, key: str, make: Callable[[], xr.Dataset]) -> None:
 def _key(examined: Analysis, config: ExperimentConfig) -> str:
     """SHA-256 of everything that decides the numbers; its field names are part of it."""
     images, study = examined.given, dataclasses.replace(config.study, models=())
+    sweep = to_dict(config.sweep)
+    if config.sweep.precision == "float32":  # a later field: results without it keep their names
+        del sweep["precision"]
     return digests.digest_json(
         {
             **examined.denoiser.digests(),
             "pictures": digests.digest_arrays([images.swept, images.reference]),
-            "asked": [config.seed, to_dict(config.sweep), to_dict(study)],
+            "asked": [config.seed, sweep, to_dict(study)],
             "numerics": NUMERICS_VERSION,
         }
     )

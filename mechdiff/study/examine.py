@@ -17,7 +17,6 @@ import jax
 
 from mechdiff.core import keys
 from mechdiff.core.config import ExperimentConfig, SweepConfig, to_dict
-from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.load import load_denoiser, model_folder
@@ -83,7 +82,7 @@ def examine(
     root = jax.random.key(seed)
     replacements = replacement_values(denoiser, images, timesteps, root, config, images.swept)
     noise = keys.stream(root, "scored noise")
-    eval_set = EvalSet(images.swept, timesteps, noise)
+    eval_set = images.swept_set(timesteps, noise)
     sweep = ablation_sweep(
         denoiser,
         eval_set,

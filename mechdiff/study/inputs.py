@@ -8,20 +8,20 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
 
 from mechdiff.core import keys
 from mechdiff.core.config import DataConfig, ExperimentConfig, Preprocessing, SweepConfig
 from mechdiff.core.errors import ConfigError, DataError
-from mechdiff.core.types import AnyArray, Images, Shown
-from mechdiff.data import Dataset, load, to_bytes, to_float
+from mechdiff.core.types import PyTree, Shown
+from mechdiff.data import Dataset, class_labels, load, to_bytes, to_float
 from mechdiff.data.collection import open_collection
 from mechdiff.data.images import DEFAULT
 from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.models import conditions
 from mechdiff.models.denoiser import Denoiser, Examinable
-from mechdiff.stats.clusters import PERSON
+from mechdiff.study.eval_images import EvalImages, conditioned, images_to_evaluate, split_images
 from mechdiff.sweeps import activations, optimal_ablation
-from mechdiff.sweeps.execution.rollout import draw_samples
+from mechdiff.sweeps.execution.rollout import draw_samples, sample_condition
 from mechdiff.sweeps.replacements import noise_replacements, resample_replacements
 
 NAMES = {"celeba": "CelebA", "tfds": "CelebA (TFDS)"}  # of data sets, for a reader
@@ -30,63 +30,19 @@ TRAINING_IMAGES = "training_images"  # of a training record: digests of the imag
 DIGEST_LENGTH = 16  # hex digits by which a model remembers the images of a folder that it was trained on
 
 
-@dataclasses.dataclass(frozen=True)
-class EvalImages:
-    """Images that a denoiser is examined on, in [-1, 1].
-
-    Attributes:
-      scored: losses are measured on these.
-      reference: other images of the same data, for mean activations and other replacements.
-      label: description for a reader.
-      nested: a set of its own for every timestep of a sweep, as `process.images_at` takes it; None: the
-        scored images serve all timesteps.
-      people: number of the person on each image swept, `[images]` or nested `[timesteps, images]`; None
-        unless all are known.
-      facts: JSON-ready: name and digest of the data, count, preprocessing, and whether they were held out
-        from training (None: not known).
-    """
-
-    scored: Images
-    reference: Float[AnyArray, "references height width channels"]
-    label: str
-    nested: Float[AnyArray, "levels images height width channels"] | None = None
-    people: Int[np.ndarray, "*levels images"] | None = None
-    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def labels(self) -> dict:
-        """Coordinates of a sweep's results: the person on each image, where known."""
-        if self.people is None:
-            return {}
-        return {PERSON: (("t", "image")[-self.people.ndim :], self.people)}
-
-    @property
-    def scored_people(self) -> Int[np.ndarray, " images"] | None:
-        """The person on each scored image; None where that is not known."""
-        if self.people is None or self.people.ndim == 1:
-            return self.people
-        return self.people[0]
-
-    @property
-    def swept(self) -> Shown:
-        """Images of sweeps over all timesteps: nested ones if there are any, else the scored ones."""
-        return self.scored if self.nested is None else self.nested
-
-    def first(self, count: int) -> "EvalImages":
-        """The first `count` images, at every timestep."""
-        nested = None if self.nested is None else self.nested[:, :count]
-        people = None if self.people is None else self.people[..., :count]
-        return dataclasses.replace(self, scored=self.scored[:count], nested=nested, people=people)
-
-
-def held_out_images(data: DataConfig, size: int, config: SweepConfig, cache: Path) -> EvalImages:
+def held_out_images(
+    data: DataConfig, size: int, config: SweepConfig, cache: Path, classes: int = 0
+) -> EvalImages:
     """Held-out images of a data set: `images` to score (nested: as many for every timestep), and the next
     `reference_images` for replacements.
+
+    Args:
+      classes: of the network, by `data.classes`; 0: it takes none.
 
     Raises:
       DataError: the data set holds too few.
     """
-    needed = _images_to_evaluate(config) + config.reference_images
+    needed = images_to_evaluate(config) + config.reference_images
     splits = _held_out(data, size, needed, cache)
     name = splits[0].name
     pixels = np.concatenate([split.images for split in splits])
@@ -105,8 +61,12 @@ def held_out_images(data: DataConfig, size: int, config: SweepConfig, cache: Pat
         "preprocessing": "drawn at that size" if name == "synthetic" else data.preprocessing.description,
         "held_out": True,
     }
-    images = _split(to_float(pixels), config, f"held-out {NAMES.get(name, name)} images", people)
-    return dataclasses.replace(images, facts=facts)
+    images = split_images(to_float(pixels), config, f"held-out {NAMES.get(name, name)} images", people)
+    images = dataclasses.replace(images, facts=facts)
+    if not classes:
+        return images
+    labels = np.concatenate([class_labels(split, data.classes, classes) for split in splits])
+    return conditioned(images, labels[:needed], config)
 
 
 def _settings(config: SweepConfig) -> str:
@@ -133,6 +93,7 @@ def images_from(
     preprocessing: Preprocessing = DEFAULT,
     trained_on: Collection[str] | None = None,
     value_range: tuple[float, float] | None = None,
+    condition: PyTree = None,
 ) -> EvalImages:
     """Anyone's images: `config.images` to score (nested: as many for every timestep), and the next
     `config.reference_images` for replacements.
@@ -146,15 +107,26 @@ def images_from(
       trained_on: first `DIGEST_LENGTH` digits of the SHA-256 of images that the model was trained on, which
         are left out; None: not known.
       value_range: of an array of floats in another range, such as (0, 1).
+      condition: of an array's images, leaves `(images, ...)`: their classes, or images to go by; see
+        `models.conditions`.
 
     Raises:
-      DataError: too few images, or any that can't be read without a guess; see `data.arrays`, `data.images`.
+      DataError: too few images, or any that can't be read without a guess (see `data.arrays`, `data.images`);
+        a network that is conditioned, without a condition.
     """
+    if condition is None and isinstance(denoiser, Denoiser) and conditions.takes(denoiser.unet):
+        raise DataError(
+            f"{denoiser.name} is conditioned on {_told(denoiser)}, which other images come without; leave "
+            "them out to examine it on its own samples, or give an array and its condition to "
+            "study.inputs.images_from"
+        )
+    if condition is not None and not isinstance(source, np.ndarray):
+        raise DataError(f"a condition goes with the images of an array, in their order; not with {source}")
     preprocessing = for_network(preprocessing, denoiser)
     size = size_of(denoiser)
     images = open_collection(source, value_range)
     rows = [row for row in images.rows if images.digests[row][:DIGEST_LENGTH] not in (trained_on or ())]
-    needed = _images_to_evaluate(config) + config.reference_images
+    needed = images_to_evaluate(config) + config.reference_images
     if len(rows) < needed:
         seen = len(images.rows) - len(rows)
         known = f" and {seen} that {denoiser.name} was trained on" if seen else ""
@@ -171,7 +143,11 @@ def images_from(
         "preprocessing": images.treatment(size, preprocessing),
         "held_out": None if trained_on is None else True,
     }
-    return dataclasses.replace(_split(pixels, config, _label(facts)), facts=facts)
+    chosen = dataclasses.replace(split_images(pixels, config, _label(facts)), facts=facts)
+    if condition is None:
+        return chosen
+    places = np.array(rows[:needed])
+    return conditioned(chosen, jax.tree.map(lambda leaf: np.asarray(leaf)[places], condition), config)
 
 
 def _label(facts: dict) -> str:
@@ -199,27 +175,36 @@ def for_network(preprocessing: Preprocessing, denoiser: Examinable) -> Preproces
 def own_samples(denoiser: Denoiser, config: SweepConfig, seed: int) -> EvalImages:
     """Images that the denoiser itself samples, for when its data set is not available."""
     key = keys.stream(jax.random.key(seed), "own samples")
-    drawn = to_float(
-        to_bytes(draw_samples(denoiser, key, _images_to_evaluate(config) + config.reference_images))
-    )
-    return _split(drawn, config, "the model's own samples (not real pictures)")
+    count = images_to_evaluate(config) + config.reference_images
+    condition = sample_condition(denoiser, count)
+    drawn = to_float(to_bytes(draw_samples(denoiser, key, count, condition=condition)))
+    images = split_images(drawn, config, "the model's own samples (not real pictures)")
+    return images if condition is None else conditioned(images, condition, config)
 
 
-def _images_to_evaluate(config: SweepConfig) -> int:
-    return config.images * (config.timesteps if config.nested else 1)
+def _told(denoiser: Denoiser) -> str:
+    return " and ".join(conditions.takes(denoiser.unet))
 
 
-def _split(
-    pixels: Images, config: SweepConfig, label: str, people: Int[np.ndarray, " count"] | None = None
-) -> EvalImages:
-    scored, reference = np.split(pixels, [_images_to_evaluate(config)])
-    nested = scored.reshape(-1, config.images, *scored.shape[1:]) if config.nested else None
-    people = None if people is None else people[: len(scored)]
-    if people is not None and (people < 0).any():  # images of unknown people would count as independent
-        people = None
-    if people is not None and config.nested:
-        people = people.reshape(-1, config.images)
-    return EvalImages(scored[: config.images], reference, label, nested, people)
+def _classes_for(denoiser: Examinable, data: DataConfig) -> int:
+    """How many classes of a data set's images a network is told.
+
+    Raises:
+      DataError: it is told something that the data set does not know.
+    """
+    if not isinstance(denoiser, Denoiser) or not conditions.takes(denoiser.unet):
+        return 0
+    if conditions.takes(denoiser.unet) != ("label",) or not denoiser.unet.classes:
+        raise DataError(
+            f"{denoiser.name} is conditioned on {_told(denoiser)}, which a data set of images does not hold; "
+            "give an array and its condition to study.inputs.images_from"
+        )
+    if not data.classes:
+        raise DataError(
+            f"{denoiser.name} has {denoiser.unet.classes} classes; which label of {data.name} they are is "
+            "not known; state it: --set=data.classes=NAME"
+        )
+    return denoiser.unet.classes
 
 
 def chooser(
@@ -255,11 +240,18 @@ def chooser(
                 trained_on=None if trained_on is None else frozenset(trained_on),
             )
         if trained.data.name == "synthetic":
-            return _matching(held_out_images(trained.data, size_of(denoiser), config.sweep, cache), denoiser)
+            known = trained.data, size_of(denoiser), config.sweep, cache
+            return _matching(held_out_images(*known, _classes_for(denoiser, trained.data)), denoiser)
         if not celeba:
             return own_samples(denoiser, config.sweep, config.seed)
-        faces = DataConfig(name="celeba", path=celeba, preprocessing=for_network(preprocessing, denoiser))
-        chosen = held_out_images(faces, size_of(denoiser), config.sweep, cache)
+        faces = DataConfig(
+            name="celeba",
+            path=celeba,
+            preprocessing=for_network(preprocessing, denoiser),
+            classes=config.data.classes or trained.data.classes,
+        )
+        classes = _classes_for(denoiser, faces)
+        chosen = held_out_images(faces, size_of(denoiser), config.sweep, cache, classes)
         if trained.data.name in ("celeba", "tfds"):
             return chosen
         label = f"CelebA images of {celeba}; not known whether the model was trained on them"
@@ -305,8 +297,10 @@ def replacement_values(
       shown: images of the sweep, if not the scored ones of `given`.
     """
     shown = given.scored if shown is None else shown
-    reference = EvalSet(given.reference, timesteps, keys.stream(root, "mean noise"))
-    scored = EvalSet(shown, timesteps, keys.stream(root, "scored noise"))
+    reference = given.reference_set(timesteps, keys.stream(root, "mean noise"))
+    key = keys.stream(root, "scored noise")
+    condition = given.condition if shown is given.swept else given.scored_condition
+    scored = EvalSet(shown, timesteps, key, condition)
     make = {
         "mean": lambda: activations.activation_means(denoiser, reference),
         "resample": lambda: resample_replacements(denoiser, scored, draws=config.draws),

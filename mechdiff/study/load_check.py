@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mechdiff.core import keys
-from mechdiff.core.types import Images, PRNGKey
+from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.process import denoising_loss, image_noise
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models.denoiser import Examinable
@@ -37,6 +37,8 @@ class LoadCheck:
       loss: mean squared error of the predicted noise at each.
       recorded: the same in its training record, on held-out images; None: not recorded.
       guess: of the best linear guess from the variance of the pixels.
+      of_guess: the loss as a share of the guess: sums over timesteps, weighted by min(1, 1 / SNR), so that
+        small errors of the predicted noise (or image) where all is noise (or image) count for little.
       ratio: of the loss to the recorded one, mean over timesteps and images; None: not recorded.
       ratio_error: its standard error over images.
       notes: what of network and images was made to fit.
@@ -47,14 +49,10 @@ class LoadCheck:
     loss: tuple[float, ...]
     recorded: tuple[float, ...] | None
     guess: tuple[float, ...]
+    of_guess: float
     ratio: float | None
     ratio_error: float | None
     notes: tuple[str, ...]
-
-    @property
-    def of_guess(self) -> float:
-        """Geometric mean over timesteps of the loss as a share of the guess."""
-        return float(np.exp(np.mean(np.log(self.loss) - np.log(self.guess))))
 
     @property
     def verdict(self) -> str:
@@ -79,8 +77,8 @@ class LoadCheck:
             compared = f"{self.ratio:.2f} (standard error {self.ratio_error:.2f}) of that in its record"
             guess = f"{compared}, {guess}"
         advice = {
-            "no better than a guess": "it is untrained, or its noise schedule, prediction, range of values "
-            "or preprocessing are not these",
+            "no better than a guess": "it is hardly trained, or its noise schedule, prediction, range of "
+            "values or preprocessing are not these",
             "unlike its record": "these images are of another kind than those it was trained on, or prepared "
             "otherwise (crop, filter)",
         }
@@ -109,21 +107,24 @@ def check(
     timesteps = np.asarray(timesteps, np.int32)
     images = np.asarray(given.scored[:IMAGES])
     key = keys.stream(jax.random.key(seed), "load check")
-    condition = no_class(denoiser, len(images))
+    condition = jax.tree.map(lambda leaf: np.asarray(leaf)[:IMAGES], given.scored_condition)
     losses = np.asarray(_losses(denoiser, key, images, timesteps, condition), np.float64)
     ratios = None if not recorded else (losses / np.asarray(recorded)[:, None]).mean(0)
     few = len(images) < 2
+    guessed, snr = guess(denoiser, images, timesteps), _snr(denoiser, timesteps)
+    weights = np.minimum(1, 1 / snr)
     return LoadCheck(
         images=len(images),
         timesteps=tuple(int(t) for t in timesteps),
         loss=tuple(losses.mean(1).tolist()),
         recorded=None if not recorded else tuple(recorded),
-        guess=tuple(guess(denoiser, images, timesteps).tolist()),
+        guess=tuple(guessed.tolist()),
+        of_guess=float(weights @ losses.mean(1) / (weights @ guessed)),
         ratio=None if ratios is None else float(ratios.mean()),
         ratio_error=None
         if ratios is None
         else float("inf" if few else ratios.std(ddof=1) / len(ratios) ** 0.5),
-        notes=() if condition is None else ("scored under the null class, as images come without classes",),
+        notes=() if condition is None else ("each image under its own condition",),
     )
 
 
@@ -132,8 +133,12 @@ def guess(
 ) -> Float[np.ndarray, " timesteps"]:
     """Loss of the best linear guess of the noise from the mean and variance of the pixels alone."""
     variance = np.asarray(images, np.float64).var((0, 1, 2)).mean()
-    snr = np.exp(np.asarray(denoiser.schedule.log_snr, np.float64)[timesteps])
+    snr = _snr(denoiser, timesteps)
     return snr * variance / (snr * variance + 1)
+
+
+def _snr(denoiser: Examinable, timesteps: Int[np.ndarray, " timesteps"]) -> Float[np.ndarray, " timesteps"]:
+    return np.exp(np.asarray(denoiser.schedule.log_snr, np.float64)[timesteps])
 
 
 @jax.jit
@@ -142,7 +147,7 @@ def _losses(
     key: PRNGKey,
     images: Images,
     timesteps: Int[Array, " timesteps"],
-    condition: Int[Array, " images"] | None,
+    condition: PyTree,
 ) -> Float[Array, "timesteps images"]:
     count = images.shape[0]
     noise = image_noise(key, np.arange(count), images.shape[1:])
@@ -154,9 +159,3 @@ def _losses(
         return denoising_loss(predict, denoiser.schedule, images, jax.numpy.full(count, t), noise)
 
     return jax.lax.map(at, timesteps)
-
-
-def no_class(denoiser: Examinable, count: int) -> Int[np.ndarray, " {count}"] | None:
-    """Labels that stand for no class; None for a network without classes, or without such a label."""
-    null = getattr(getattr(denoiser, "unet", None), "null_label", None)
-    return None if null is None else np.full(count, null, np.int32)

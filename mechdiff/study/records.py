@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -25,6 +26,7 @@ _SETS = {
     "synthetic": "synthetic faces",
     "celeba": "CelebA faces",
     "tfds": "CelebA faces (TFDS)",
+    "folder": "images of a folder",
     "unknown": "images that its files do not name",
 }
 
@@ -90,6 +92,9 @@ class ExaminedModel:
       config, record: training config and training record; entries that were not saved are None.
       network: its results, as claims are tested on it.
       samples: PNG bytes of images sampled from it; empty if none came with it.
+      images_facts: name, digest, count and preprocessing of the images, see `inputs.EvalImages.facts`; empty
+        in older results.
+      load_check: of `load_check.LoadCheck.to_dict`; empty in older results.
     """
 
     name: str
@@ -99,6 +104,8 @@ class ExaminedModel:
     record: dict
     network: Network
     samples: bytes
+    images_facts: Mapping[str, Any] = field(default_factory=dict)
+    load_check: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def sweep(self) -> xr.Dataset:
@@ -150,16 +157,22 @@ class ExaminedModel:
 
 
 def read(folder: Path) -> tuple[dict, list[ExaminedModel]]:
-    """The manifest of a results folder, and its models sorted by name.
+    """The manifest of a results folder, and its models sorted by name, snapshots of one run by step.
 
     Raises:
       DataError, CheckpointError: a file is absent, damaged or unfinished.
     """
     manifest = files.read_json(folder / "manifest.json")
-    folders = sorted(path.parent for path in (folder / "subjects").glob("*/subject.json"))
+    folders = sorted((path.parent for path in (folder / "subjects").glob("*/subject.json")), key=_by_step)
     if not folders:
         raise CheckpointError(f"no examined models in {folder / 'subjects'}; run experiments.reproduce first")
     return manifest, [_examined(path) for path in folders]
+
+
+def _by_step(folder: Path) -> tuple[str, float]:
+    """The run and the step of a model RUN@STEP; the end of training comes last."""
+    run, _, step = folder.name.partition("@")
+    return run, float(step) if step.isdecimal() else float("inf")
 
 
 def _examined(folder: Path) -> ExaminedModel:
@@ -194,6 +207,8 @@ def _examined(folder: Path) -> ExaminedModel:
             **_studied(folder),
         ),
         samples=samples,
+        images_facts=about.get("images", {}),
+        load_check=about.get("load_check", {}),
     )
 
 

@@ -1,4 +1,4 @@
-"""Sweeps: components x kinds x timesteps x images, one value each, under common random numbers.
+"""Ablation sweeps: components x ablations x timesteps x images, one loss each, under common random numbers.
 
 The clean and the changed arm share image, noise and timestep. What a sweep has computed is on disk, piece
 by piece: it can be killed, resumed, and filled by several processes at once.
@@ -6,6 +6,7 @@ by piece: it can be killed, resumed, and filled by several processes at once.
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Int
 
+from mechdiff.core import devices
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
@@ -23,14 +25,16 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests, labelled, work_sharing
+from mechdiff.sweeps import precision
 from mechdiff.sweeps.execution.engine import Engine, SweepLosses
+from mechdiff.sweeps.execution.shown import shown_at, shown_digests
 from mechdiff.sweeps.replacements import ReplacementSource, as_source
 
 
 def ablation_sweep(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     folder: Path,
     *,
@@ -55,6 +59,8 @@ def ablation_sweep(
     Returns:
       Dataset with `loss` and `change` (mean squared change of the prediction), dims `ablation, component,
       t, image`, and `clean_loss`, dims `t, image`; attribute `images_total`, how many were shown in all.
+      Where `config.precision` acts, also `precision_error` (see `precision.largest_error`), dims `ablation,
+      component`, measured on a part of the images and timesteps that was run in full precision too.
     Raises:
       ConfigError: an ablation without replacements.
     """
@@ -69,10 +75,15 @@ def ablation_sweep(
                 f"{ablation} ablation needs replacements; activations.activation_means makes those of 'mean'"
             )
         sources[ablation] = as_source(replacements[ablation])
+    if line := devices.explanation(config.precision):
+        logging.warning("%s", line)
     plan = _Plan(denoiser, eval_set, config, sources, chosen)
-    path = Path(folder) / f"{plan.key[:16]}.zarr"
-    labelled.create(path, plan.empty(facts or {}), plan.chunks())
-    plan.run(path)
+    with devices.multiplying(config.precision):
+        path = Path(folder) / f"{plan.key[:16]}.zarr"
+        labelled.create(path, plan.empty(facts or {}), plan.chunks())
+        plan.run(path)
+    if devices.acts(config.precision):
+        plan.measure_precision(path)
     return labelled.read(path)
 
 
@@ -88,7 +99,7 @@ class _Piece(NamedTuple):
 class _Plan:
     """One sweep: what is to be computed, piece by piece."""
 
-    denoiser: Denoiser
+    denoiser: Examinable
     eval_set: EvalSet
     config: SweepConfig
     replacements: dict[str, ReplacementSource]
@@ -97,19 +108,14 @@ class _Plan:
     @functools.cached_property
     def key(self) -> str:
         """Digest of everything that decides the numbers."""
-        shown = self.eval_set
-        told = {} if shown.condition is None else {"condition": digests.digest_arrays(shown.condition)}
         return digests.digest_json(
             {
                 **self.denoiser.digests(),
-                "images": digests.digest_arrays(shown.images),
-                "noise": digests.digest_arrays(jax.random.key_data(shown.key)),
+                **shown_digests(self.eval_set),
                 "replacements": {name: source.digest() for name, source in self.replacements.items()},
-                "timesteps": shown.timesteps.tolist(),
                 "ablations": self.config.ablations,
                 "components": [component.name for component in self.chosen],
                 "numerics": NUMERICS_VERSION,
-                **told,
             }
         )
 
@@ -129,6 +135,7 @@ class _Plan:
                 "loss": (dims, full),
                 "change": (dims, full),
                 "clean_loss": (("t", "image"), full[0, 0]),
+                **({"precision_error": (dims[:2], full[:, :, 0, 0])} if self.reduced else {}),
             },
             coords={
                 "ablation": list(self.config.ablations),
@@ -138,18 +145,59 @@ class _Plan:
                 "denoiser": self.denoiser.name,
                 "key": self.key,
                 "images_total": shown.images_total,
+                **(precision.facts(self.config.precision, self.checked) if self.reduced else {}),
                 **facts,
             },
         )
 
     def chunks(self) -> dict[str, tuple[int, ...]]:
         piece = (1, len(self.chosen), 1, self.block)
-        return {"loss": piece, "change": piece, "clean_loss": (1, self.block)}
+        rows = {"precision_error": (1, len(self.chosen))} if self.reduced else {}
+        return {"loss": piece, "change": piece, "clean_loss": (1, self.block), **rows}
+
+    @property
+    def reduced(self) -> bool:
+        """Whether products are less exact than float32, and their error is measured."""
+        return devices.acts(self.config.precision)
+
+    @property
+    def checked(self) -> precision.Subset:
+        """What is run in full precision too."""
+        return precision.subset(len(self.eval_set.timesteps), self.block)
+
+    def measure_precision(self, path: Path) -> None:
+        """Runs a part of the sweep in float32, under the same random numbers, and saves the difference."""
+        denoiser, checked = self.denoiser, self.checked
+        places = np.arange(checked.images)
+        stacked = leave_one_out(denoiser.identity, self.chosen)[1]
+        for row, ablation in enumerate(self.config.ablations):
+            if labelled.written(path, "precision_error", (row, 0)):
+                continue
+            source = self.replacements.get(ablation)
+            with jax.default_matmul_precision("float32"):
+                engine = Engine(denoiser, self.config.chunk)
+                exact = [
+                    _block(engine, self.eval_set, t_index, places, stacked, source, "replacement")
+                    for t_index in checked.t_indices
+                ]
+            swept = []
+            for t_index in checked.t_indices:
+                cells = {
+                    "loss": (row, slice(None), t_index, slice(checked.images)),
+                    "clean_loss": (t_index, slice(checked.images)),
+                }
+                swept.append(labelled.region(path, cells))
+            errors = precision.largest_error(
+                [(part["loss"], part["clean_loss"]) for part in swept],
+                [(losses.loss, losses.clean_loss) for losses in exact],
+            )
+            where = (slice(row, row + 1), slice(None))
+            labelled.put(path, {"precision_error": where}, {"precision_error": errors[None]})
 
     def run(self, path: Path) -> None:
         """Computes the pieces that are missing, with other processes if they fill the same store."""
         denoiser, count = self.denoiser, self.eval_set.count
-        engine = Engine(denoiser.unet, denoiser.schedule, denoiser.params, self.config.chunk)
+        engine = Engine(denoiser, self.config.chunk)
         stacked = leave_one_out(denoiser.identity, self.chosen)[1]
         pieces = [
             _Piece(ablation, t_index, slice(start, min(start + self.block, count)))
@@ -198,15 +246,14 @@ def _block(
       places: of the images among those of this timestep.
       source: of what goes into `field` of the interventions; None: it stays.
     """
-    images, indices = eval_set.at(t_index)
+    images, indices, condition = shown_at(eval_set, t_index, places)
     t, key = int(eval_set.timesteps[t_index]), eval_set.key
-    condition = jax.tree.map(lambda leaf: np.asarray(leaf)[places], eval_set.condition_at(t_index))
     values = [getattr(stacked, field)]
     if source is not None:
         values = (source.at(t_index, places, draw) for draw in range(source.draws))
     losses = [
         engine.measure(
-            dataclasses.replace(stacked, **{field: value}), images[places], indices[places], t, key, condition
+            dataclasses.replace(stacked, **{field: value}), images, indices, t, key, condition=condition
         )
         for value in values
     ]
@@ -214,7 +261,7 @@ def _block(
 
 
 def sweep_in_memory(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     stacked: Intervention,
     *,
@@ -235,7 +282,7 @@ def sweep_in_memory(
     source = None if replacements is None else as_source(replacements)
     if field == "replacement" and ablation != "zero" and source is None:
         raise ConfigError(f"{ablation} ablation needs replacements; see sweeps.activations and replacements")
-    engine = Engine(denoiser.unet, denoiser.schedule, denoiser.params)
+    engine = Engine(denoiser)
     per_timestep = []
     for t_index in range(len(eval_set.timesteps)):
         parts = []
@@ -249,7 +296,7 @@ def sweep_in_memory(
 
 
 def component_coords(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     chosen: Sequence[Component],
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     images: int,

@@ -1,9 +1,11 @@
-"""Training: the loop that owns the disk; its step is in `optimization`.
+"""Training: the loop that owns the disk; its step is in `step`.
 
 Everything random follows from (seed, step), so a run killed at any moment and started again ends
-with the parameters of an uninterrupted one.
+with the parameters of an uninterrupted one. In several processes each reads its rows of a batch, all take
+the same steps, and the first writes what is not a checkpoint.
 """
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -16,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
-from mechdiff.core import keys
+from mechdiff.core import keys, processes
 from mechdiff.core.config import ExperimentConfig, to_dict
 from mechdiff.core.errors import ConfigError, NumericsError
 from mechdiff.core.types import PyTree
@@ -27,7 +29,9 @@ from mechdiff.interventions.record import Intervention
 from mechdiff.models.unet import count_parameters, denoise
 from mechdiff.storage import checkpoint, files, image_grid, locks, run_log
 from mechdiff.storage.manifest import run_manifest
+from mechdiff.storage.tensorboard import TensorBoardLog
 from mechdiff.training import evaluation
+from mechdiff.training.prefetch import prefetched
 from mechdiff.training.step import Metrics, TrainState, data_parallel, init_state, train_step
 
 EVAL_LEVELS = 8  # timesteps, evenly spread in log-SNR, that losses are reported at
@@ -38,43 +42,68 @@ SAMPLE_STEPS = 50  # DDIM
 class Trainer:
     """The loop of one run in `workdir`: checkpoints, log, evaluation, sample sheets, final export."""
 
-    def __init__(self, config: ExperimentConfig, workdir: Path):
+    def __init__(self, config: ExperimentConfig, workdir: Path, *, tensorboard: bool = False):
+        self.tensorboard = tensorboard
         self.config, self.workdir = config, files.ensure_writable(workdir)
         self.placement = data_parallel(config.train)
+        processes.announce()
         self.schedule = make_schedule(config.diffusion)
-        size = config.unet.image_size
-        self.train_set = load(config.data, size, "train", 0, self.workdir / "cache")
-        self.test_set = load(config.data, size, "test", 0, self.workdir / "cache")
+        self.train_set, self.test_set = (self._load(split) for split in ("train", "test"))
         _check_channels(config, self.train_set)
         self.train_labels = _labels(config, self.train_set, every=True)
         self.test_labels = _labels(config, self.test_set)
         self.levels = timesteps_by_log_snr(self.schedule, EVAL_LEVELS)
-        self._losses = jax.jit(self._ema_losses)
-        self._sample = jax.jit(self._ema_sample)
+        everywhere = self.placement.everywhere
+        self._losses = jax.jit(self._ema_losses, out_shardings=everywhere)
+        self._sample = jax.jit(self._ema_sample, out_shardings=everywhere)
+
+    def _load(self, split: str) -> Dataset:
+        """Pictures of a split; the first process decodes them, where others find them then."""
+        read = functools.partial(
+            load, self.config.data, self.config.unet.image_size, split, 0, self.workdir / "cache"
+        )
+        images = processes.in_first(read)
+        return read() if images is None else images
 
     def run(self) -> Path:
         """Trains to the end, from the newest checkpoint if there is one; the exported model's folder."""
-        with locks.lock(self.workdir), checkpoint.TrainCheckpoints(self.workdir / "checkpoints") as saved:
+        with contextlib.ExitStack() as stack:
+            processes.in_first(lambda: stack.enter_context(locks.lock(self.workdir)))
+            saved = stack.enter_context(checkpoint.TrainCheckpoints(self.workdir / "checkpoints"))
             state, identity, start = self._start(saved)
-            with run_log.RunLog(self.workdir / "log.jsonl", resume_step=start) as log:
-                self._started(start)
-                state = self._loop(state, identity, start, saved, log)
-                return self._export(self.workdir / "model", state, identity, log)
+            log = processes.in_first(lambda: self._open_log(start))
+            log = stack.enter_context(log or run_log.SilentLog())
+            processes.in_first(lambda: self._started(start))
+            state = self._loop(state, identity, start, saved, log)
+            return self._export(self.workdir / "model", state, identity, log)
+
+    def _open_log(self, start: int) -> run_log.RunLog:
+        path = self.workdir / "log.jsonl"
+        if self.tensorboard:
+            return TensorBoardLog(path, self.workdir / "tensorboard", start)
+        return run_log.RunLog(path, resume_step=start)
 
     def _start(self, saved: checkpoint.TrainCheckpoints) -> tuple[TrainState, Intervention, int]:
-        init = jax.jit(functools.partial(init_state, self.config), out_shardings=self.placement.state)
-        if saved.latest_step() is None:
+        init = functools.partial(init_state, self.config)
+        shapes, identity_shapes = jax.eval_shape(init)
+        shardings = self.placement.of_state(shapes)
+        identity_sharding = jax.tree.map(lambda _: self.placement.everywhere, identity_shapes)
+        init = jax.jit(init, out_shardings=(shardings, identity_sharding))
+        newest = processes.from_first(saved.latest_step() or 0)
+        if not newest:
             return *init(), 0
-        shapes = jax.eval_shape(init)[0]
-        shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.placement.state), shapes
+        placed = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            shardings,
         )
         state, _ = saved.restore(
-            shapes,
+            placed,
+            newest,
             config=to_dict(self.config),
-            ignore=("name", "sweep", "study", "train.steps", "train.keep"),
+            ignore=("name", "sweep", "study", "train.steps", "train.keep", "train.fsdp"),
         )
-        return state, init()[1], int(state.step)
+        return state, init()[1], newest
 
     def _started(self, step: int) -> None:
         facts = {
@@ -93,19 +122,32 @@ class Trainer:
         which is a tenth of the time on a CPU."""
         constant = jax.tree.map(np.asarray, identity)
         step = functools.partial(train_step, self.config, self.placement.mesh, self.schedule, constant)
-        return jax.jit(step, donate_argnums=0)
+        state = self.placement.of_state(jax.eval_shape(functools.partial(init_state, self.config))[0])
+        return jax.jit(step, donate_argnums=0, out_shardings=(state, self.placement.everywhere))
+
+    def _batch(self, step: int) -> tuple[Array, Array | None]:
+        """The images of a step and their classes (None without), on the devices; every process reads those
+        of its own devices alone."""
+        config, batch = self.config, self.config.train.batch
+        shape = (batch, *self.train_set.images.shape[1:])
+
+        def images(index: tuple[slice, ...]) -> np.ndarray:
+            return batch_at(self.train_set, config.seed, step, batch, config.data.flip, index[0])
+
+        placed = jax.make_array_from_callback(shape, self.placement.batch, images)
+        labels = self._labels_at(step)
+        if labels is None:
+            return placed, None
+        return placed, jax.make_array_from_callback((batch,), self.placement.batch, labels.__getitem__)
 
     def _loop(self, state, identity, start: int, saved, log) -> TrainState:
         train = self.config.train
         update = self._update(identity)
         pending: list[Metrics] = []
         clock, images_seen = time.monotonic(), 0
-        with run_log.progress(
-            train.steps, start, f"training {self.config.name} on {self.train_set.name}"
-        ) as bar:
-            for step in range(start, train.steps):
-                batch = batch_at(self.train_set, self.config.seed, step, train.batch, self.config.data.flip)
-                batch = jax.device_put((batch, self._labels_at(step)), self.placement.batch)
+        title = f"training {self.config.name} on {self.train_set.name}"
+        with run_log.progress(train.steps, start, title, quiet=not processes.is_first()) as bar:
+            for step, batch in prefetched(self._batch, start, train.steps):
                 state, metrics = update(state, *batch)
                 pending.append(metrics)
                 done, images_seen = step + 1, images_seen + train.batch
@@ -122,14 +164,16 @@ class Trainer:
                     score = found["test_loss"]
                     log.append({"step": done, "kind": "eval", **found})
                 if train.sample_every and done % train.sample_every == 0:
-                    image_grid.save_sheet(
-                        self.workdir / "samples" / f"step_{done:07d}.png", self.samples(state.ema, identity)
-                    )
+                    self._save_sheet(done, self.samples(state.ema, identity))
                 if done in train.keep:  # before the checkpoint, so that no resumed run can miss it
                     self._export(self.workdir / "snapshots" / str(done), state, identity, log)
                 if self._due(done, train.save_every):
                     saved.save(done, state, {"config": to_dict(self.config)}, score)
         return state
+
+    def _save_sheet(self, done: int, images: np.ndarray) -> None:
+        path = self.workdir / "samples" / f"step_{done:07d}.png"
+        processes.in_first(lambda: image_grid.save_sheet(path, images))
 
     def _labels_at(self, step: int) -> Int[np.ndarray, " batch"] | None:
         """The classes of the images of a step, as `batch_at` takes them."""
@@ -160,7 +204,12 @@ class Trainer:
             )
         return {"loss": float(values.loss.mean()), "grad_norm": float(values.grad_norm.mean())}
 
+    def _whole(self, ema: PyTree) -> PyTree:
+        """Every device evaluates with all parameters, also where it trains with a share of them."""
+        return jax.lax.with_sharding_constraint(ema, self.placement.everywhere)
+
     def _ema_losses(self, ema: PyTree, identity: Intervention, pictures: Array, labels: Any) -> Array:
+        ema = self._whole(ema)
         predict = functools.partial(denoise, self.config.unet, self.schedule, ema, identity, condition=labels)
         key = keys.stream(jax.random.key(self.config.seed), "evaluation")
         return evaluation.losses(predict, self.schedule, key, to_float(pictures), jnp.asarray(self.levels))
@@ -186,6 +235,7 @@ class Trainer:
 
     def _ema_sample(self, ema: PyTree, identity: Intervention) -> Array:
         unet = self.config.unet
+        ema = self._whole(ema)
         labels = np.arange(SAMPLES) % unet.classes if unet.classes else None
         predict = functools.partial(denoise, unet, self.schedule, ema, identity, condition=labels)
         steps = ddim_timesteps(self.schedule.steps, min(SAMPLE_STEPS, self.schedule.steps))
@@ -199,15 +249,16 @@ class Trainer:
 
     def _export(self, folder: Path, state: TrainState, identity: Intervention, log: run_log.RunLog) -> Path:
         """Writes the model as it is after `state.step` steps, with its record, to `folder`."""
-        pictures = self.samples(state.ema, identity)
+        evaluated, images = self.evaluate(state.ema, identity), self.samples(state.ema, identity)
+        ema, steps = checkpoint.on_host(state.ema), int(state.step)
         held_out = np.array(self.test_set.images[:512])
-        manifest = files.read_json(self.workdir / "manifest.json")
+        manifest = processes.in_first(lambda: files.read_json(self.workdir / "manifest.json")) or {}
         record = {
-            **self.evaluate(state.ema, identity),
-            "memorization": evaluation.memorization(pictures, self.train_set.images, held_out),
-            "steps": int(state.step),
-            "images": int(state.step) * self.config.train.batch,
-            "log": run_log.read_log(log.path),
+            **evaluated,
+            "memorization": evaluation.memorization(images, self.train_set.images, held_out),
+            "steps": steps,
+            "images": steps * self.config.train.batch,
+            "log": processes.in_first(lambda: run_log.read_log(log.path)),
             "manifest": {name: manifest[name] for name in manifest if name not in ("config", "command")},
         }
         if self.train_set.digests is not None:  # so that it is never examined on them
@@ -216,11 +267,11 @@ class Trainer:
         data = dataclasses.replace(self.config.data, path="", cache="")
         return checkpoint.export_model(
             folder,
-            state.ema,
+            ema,
             to_dict(dataclasses.replace(self.config, data=data)),
             record,
             dtype="float16",
-            extras={"samples.png": image_grid.png(image_grid.sheet(pictures))},
+            extras={"samples.png": image_grid.png(image_grid.sheet(images))},
         )
 
 
@@ -265,6 +316,10 @@ def _check_channels(config: ExperimentConfig, dataset: Dataset) -> None:
         )
 
 
-def train(config: ExperimentConfig, workdir: Path) -> Path:
-    """Trains `config` in `workdir`, resuming what is there; returns the exported model's folder."""
-    return Trainer(config, workdir).run()
+def train(config: ExperimentConfig, workdir: Path, *, tensorboard: bool = False) -> Path:
+    """Trains `config` in `workdir`, resuming what is there; returns the exported model's folder.
+
+    Args:
+      tensorboard: writes the log's numbers to WORKDIR/tensorboard too; needs tensorboardX.
+    """
+    return Trainer(config, workdir, tensorboard=tensorboard).run()

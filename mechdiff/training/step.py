@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import math
 import operator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -22,6 +24,8 @@ from mechdiff.interventions.record import Intervention
 from mechdiff.models.unet import apply_unet, init_unet
 
 BATCH = "batch"  # the axis of the mesh that a batch is split over
+SHARDED_SIZE = 4096  # numbers that an array must have to be spread over devices; smaller ones lie on each
+WHOLE = "whole"  # name of parameters put together from their shards: never kept for the backward pass
 
 
 @jax.tree_util.register_dataclass
@@ -98,12 +102,13 @@ def train_step(
     noise = jax.random.normal(keys.stream(key, "noise"), x0.shape)
     labels = _with_null_labels(config, keys.stream(key, "labels"), labels)
     everywhere, shares = PartitionSpec(), PartitionSpec(BATCH)
+    specs = shard_specs(state.params, mesh.size if train.fsdp else 1)
     # Written out, as XLA would not split the loops inside convolutions and attention over devices by itself.
     loss, grads = jax.shard_map(
-        functools.partial(_gradients, config, identity),
+        functools.partial(_gradients, config, identity, specs),
         mesh=mesh,
-        in_specs=(everywhere, everywhere, shares, shares, shares, shares, everywhere),
-        out_specs=everywhere,
+        in_specs=(everywhere, specs, shares, shares, shares, shares, everywhere),
+        out_specs=(everywhere, specs),
         check_vma=False,
     )(schedule, state.params, x0, t, noise, labels, keys.stream(key, "dropout"))
 
@@ -121,7 +126,7 @@ def _with_null_labels(config: ExperimentConfig, key: PRNGKey, labels: Array | No
     return jnp.where(dropped, config.unet.null_label, labels)
 
 
-def _gradients(config, identity, schedule, params, x0, t, noise, labels, key) -> tuple[Array, PyTree]:
+def _gradients(config, identity, specs, schedule, params, x0, t, noise, labels, key) -> tuple[Array, PyTree]:
     """Mean loss and its gradient over all devices, from one device's share of the batch. Dropout differs
     between devices, and so depends on how many there are."""
     train, unet = config.train, config.unet
@@ -129,6 +134,7 @@ def _gradients(config, identity, schedule, params, x0, t, noise, labels, key) ->
     def loss_fn(
         params: PyTree, x0: Array, t: Array, noise: Array, labels: Array | None, key: PRNGKey
     ) -> Array:
+        params = _whole(params, specs, jnp.dtype(train.dtype))
         dropout = key if unet.dropout else None
         network = functools.partial(
             apply_unet,
@@ -142,6 +148,10 @@ def _gradients(config, identity, schedule, params, x0, t, noise, labels, key) ->
         weighting, gamma = config.diffusion.weighting, config.diffusion.min_snr_gamma
         return training_loss(network, schedule, x0, t, noise, unet.prediction, weighting, gamma).mean()
 
+    if train.fsdp:  # whole parameters are put together again in the backward pass, layer by layer
+        policy = jax.checkpoint_policies.save_anything_except_these_names(WHOLE)
+        loss_fn = jax.checkpoint(loss_fn, policy=policy)
+
     def micro(total: PyTree, inputs: tuple) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params, *inputs)), None
 
@@ -150,7 +160,40 @@ def _gradients(config, identity, schedule, params, x0, t, noise, labels, key) ->
     keys_of_parts = jax.random.split(jax.random.fold_in(key, jax.lax.axis_index(BATCH)), parts)
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
     total = _accumulated(micro, zero, (*inputs, keys_of_parts), parts)
-    return jax.lax.pmean(jax.tree.map(lambda a: a / parts, total), BATCH)
+    loss, grads = jax.tree.map(lambda a: a / parts, total)
+    return jax.lax.pmean(loss, BATCH), jax.tree.map(_mean_over_devices, grads, specs)
+
+
+def _whole(params: PyTree, specs: PyTree, dtype: Any) -> PyTree:
+    """Parameters put together from the shards of all devices, cast as the layers would (only kernels are
+    sharded). The gradient with respect to a shard is then summed over devices, in float32."""
+
+    def leaf(shard: Array, spec: PartitionSpec) -> Array:
+        if BATCH not in spec:
+            return shard
+        whole = jax.lax.all_gather(shard, BATCH, axis=spec.index(BATCH), tiled=True)
+        return checkpoint_name(whole.astype(dtype), WHOLE)
+
+    return jax.tree.map(leaf, params, specs)
+
+
+def _mean_over_devices(grad: Array, spec: PartitionSpec) -> Array:
+    """Gradients of shards are sums over devices already."""
+    return grad / jax.lax.axis_size(BATCH) if BATCH in spec else jax.lax.pmean(grad, BATCH)
+
+
+def shard_specs(tree: PyTree, count: int) -> PyTree:
+    """How each array of `tree` (or of shapes) is spread over `count` devices: large ones of two axes or more
+    along the longest axis that `count` divides, all others not."""
+
+    def leaf(array: Any) -> PartitionSpec:
+        axes = [axis for axis, size in enumerate(array.shape) if size % count == 0]
+        if count == 1 or not axes or len(array.shape) < 2 or math.prod(array.shape) < SHARDED_SIZE:
+            return PartitionSpec()
+        longest = max(axes, key=lambda axis: array.shape[axis])
+        return PartitionSpec(*(BATCH if axis == longest else None for axis in range(len(array.shape))))
+
+    return jax.tree.map(leaf, tree)
 
 
 def _accumulated(micro, total: PyTree, inputs: PyTree, parts: int) -> PyTree:
@@ -164,25 +207,62 @@ def _accumulated(micro, total: PyTree, inputs: PyTree, parts: int) -> PyTree:
 
 
 class Placement(NamedTuple):
-    """Where arrays lie: state on every device, batches split over them."""
+    """Where arrays lie: batches split over all devices of all processes, state on every one or split too.
+
+    Attributes:
+      mesh: the devices, along one axis.
+      everywhere: whole on every device.
+      batch: split along the first axis.
+      fsdp: whether parameters, moments and EMA are spread over the devices.
+    """
 
     mesh: Mesh
-    state: NamedSharding
+    everywhere: NamedSharding
     batch: NamedSharding
+    fsdp: bool = False
+
+    def of_state(self, shapes: PyTree) -> PyTree:
+        """The sharding of each array of a state.
+
+        Raises:
+          ConfigError: FSDP over devices that divide less than half of the parameters.
+        """
+        specs = shard_specs(shapes, self.mesh.size if self.fsdp else 1)
+        if self.fsdp and self.mesh.size > 1:
+            _check_spread(shapes, specs, self.mesh.size)
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs)
+
+
+def _check_spread(shapes: PyTree, specs: PyTree, count: int) -> None:
+    large = [
+        (math.prod(leaf.shape), BATCH in spec)
+        for leaf, spec in zip(jax.tree.leaves(shapes), jax.tree.leaves(specs), strict=True)
+        if len(leaf.shape) > 1 and math.prod(leaf.shape) >= SHARDED_SIZE
+    ]
+    total = sum(size for size, _ in large)
+    spread = sum(size for size, divides in large if divides)
+    if 2 * spread <= total:
+        share = 100 * spread / total if total else 0
+        raise ConfigError(
+            f"train.fsdp=True can't spread the parameters over {count} devices: {share:.0f} % of them are in "
+            f"arrays that {count} divides; use a number of devices that divides unet.widths, or "
+            "train.fsdp=False"
+        )
 
 
 def data_parallel(config: TrainConfig) -> Placement:
-    """Placement over all devices of this run; the micro-batches must divide among them."""
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"training in {jax.process_count()} processes is not supported; "
-            "start one process that sees all devices of its machine"
-        )
+    """Placement over all devices of all processes; the micro-batches must divide among them.
+
+    Raises:
+      ConfigError: they don't.
+    """
     count = jax.device_count()
     if config.batch % (count * config.accumulate):
+        processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
         raise ConfigError(
-            f"train.batch={config.batch} in {config.accumulate} parts does not divide among {count} devices; "
-            f"use a multiple of {count * config.accumulate}"
+            f"train.batch={config.batch} in {config.accumulate} parts does not divide among {count} devices"
+            f"{processes}; use a multiple of {count * config.accumulate}"
         )
     mesh = jax.make_mesh((count,), (BATCH,), axis_types=(AxisType.Auto,))
-    return Placement(mesh, NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(BATCH)))
+    everywhere, batch = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(BATCH))
+    return Placement(mesh, everywhere, batch, config.fsdp)

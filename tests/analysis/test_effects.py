@@ -210,3 +210,31 @@ def test_pictures_of_one_person_count_as_one():
     np.testing.assert_array_equal(whole.p, people.p)
     width = [each.pooled.high - each.pooled.low for each in (naive, people)]
     assert (width[0] < 0.6 * width[1]).all()
+
+
+def test_error_of_precision_widens_intervals_and_takes_certainty_away():
+    """Components of 2 and of 50 %: an error of 5 points leaves the second certain and the first not."""
+    rng = np.random.default_rng(3)
+    clean = rng.uniform(0.9, 1.1, (3, 24))
+    rise = np.array([0.02, 0.5])[None, :, None, None] * rng.uniform(0.9, 1.1, (1, 2, 3, 24))
+    exact = sweep(clean * (1 + rise), clean)
+    reduced = exact.assign(precision_error=(("ablation", "component"), np.array([[5.0, 5.0]])))
+    reduced = reduced.assign_attrs(precision="tf32", precision_images=8, precision_timesteps=4)
+    before, after = (effects.measure(each, "zero", repeats=200) for each in (exact, reduced))
+    for name in ("cells", "pooled", "pooled_losses"):
+        one, other = getattr(before, name), getattr(after, name)
+        np.testing.assert_array_equal(one.estimate, other.estimate)
+        np.testing.assert_allclose(one.low - other.low, 5)
+        np.testing.assert_allclose(other.high - one.high, 5)
+    assert (before.p < 0.01).all()
+    assert (after.p[0] == 1).all() and (after.p[1] == before.p[1]).all()
+    assert after.pooled.low[0] < 0 < after.pooled.low[1]
+    assert effects.precision_statement(exact, before) is None
+    line = effects.precision_statement(reduced, after)
+    assert line.startswith("products in tf32: precision 5 points, sampling 0.") and "8 images x 4" in line
+
+
+def test_an_error_of_precision_that_was_not_measured_is_refused():
+    reduced = random_sweep(1).assign(precision_error=(("ablation", "component"), np.full((1, 6), np.nan)))
+    with pytest.raises(CheckpointError, match="error of its precision is missing; run it again"):
+        effects.measure(reduced, "zero", repeats=20)

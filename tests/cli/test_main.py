@@ -82,11 +82,11 @@ def translate():
     ("typed", "becomes"),
     [
         (["a", "b"], ["--model=a", "--model=b"]),
-        (["--model=a", "-n", "16"], ["--model=a", "--set=sweep.images=16"]),
+        (["--model=a", "-n", "16"], ["--set=sweep.images=16", "--model=a"]),
         (["a", "--every-level"], ["--model=a", "--every_level"]),
         (["a", "--every_level", "--no-matched"], ["--model=a", "--every_level", "--nomatched"]),
         (["a", "--ranking=gradient", "--randoms", "50"], ["--model=a", "--ranking=gradient", "--randoms=50"]),
-        (["a", "--seed=3"], ["--model=a", "--set=seed=3"]),
+        (["a", "--seed=3"], ["--set=seed=3", "--model=a"]),
     ],
 )
 def test_options_become_flags(translate, typed, becomes):

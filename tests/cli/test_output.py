@@ -25,6 +25,23 @@ def test_json_leaves_stdout_to_the_document(capsys):
     assert err == "a result\na note\n"
 
 
+def test_what_was_written_since_a_moment(tmp_path):
+    for name in (
+        "subjects/a/subject.json",
+        "subjects/a/sweep.zarr/loss/0",
+        "old.json",
+        ".lock",
+        "cache/a.npy",
+        "model/SHA256SUMS",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    os.utime(tmp_path / "old.json", (0, 0))
+    written = [path.relative_to(tmp_path).as_posix() for path in output.written_since(1000.0, tmp_path)]
+    assert written == ["model", "subjects/a/subject.json", "subjects/a/sweep.zarr"]
+    assert output.written_since(0.0, tmp_path / "absent") == []
+
+
 def test_quiet_shows_warnings_alone(capsys, monkeypatch):
     monkeypatch.setattr(
         warnings, "showwarning", lambda text, *places: print(text, file=places[3] or sys.stderr)

@@ -89,3 +89,15 @@ def test_configs_of_the_first_edition_are_read_and_old_settings_are_named():
     assert c.from_dict({"level": 2}, c.DataConfig).complexity == 2
     with pytest.raises(ConfigError, match=r"'sweep\.kinds' is called 'sweep\.ablations' now"):
         c.override(preset("tiny"), ["sweep.kinds=zero"])
+
+
+def test_reference_images_are_needed_only_where_something_is_made_of_them():
+    base = preset("tiny")
+    assert c.override(base, ["sweep.ablations=zero", "sweep.reference_images=0"]).sweep.reference_images == 0
+    with pytest.raises(ConfigError, match=r"sweep\.reference_images=0 is too small"):
+        c.override(base, ["sweep.ablations=zero,mean", "sweep.reference_images=0"])
+
+
+def test_several_booleans_are_separated_by_commas():
+    config = c.override(preset("tiny"), ["unet.up_attention=false,true"])
+    assert config.unet.up_attention == (False, True)

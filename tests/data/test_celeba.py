@@ -1,6 +1,6 @@
 """The official CelebA layout, its cache, and one line for everything that can be wrong with either.
 
-Most tests draw a small pack of their own; those of the real pictures skip where these are absent.
+Most tests draw a small pack of their own; those of the real images skip where these are absent.
 """
 
 import io
@@ -41,17 +41,17 @@ def pack(tmp_path_factory):
     return write_pack(tmp_path_factory.mktemp("celeba"))
 
 
-# ---- pictures
+# ---- images
 
 
 @pytest.mark.parametrize("width, height", [(178, 218), (89, 109)])
 def test_the_crop_is_the_centered_square(width, height):
-    picture = np.zeros((height, width, 3), np.uint8)
+    image = np.zeros((height, width, 3), np.uint8)
     top = (height - width) // 2
-    picture[:top, :, 0] = picture[top + width :, :, 0] = 255
-    picture[top : top + width, :, 1] = 255
+    image[:top, :, 0] = image[top + width :, :, 0] = 255
+    image[top : top + width, :, 1] = 255
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG")
     np.testing.assert_array_equal(
         thumbnail(buffer.getvalue(), 32, "x"), np.full((32, 32, 3), [0, 255, 0], np.uint8)
     )
@@ -65,13 +65,13 @@ def test_resizing_is_antialiased():
     assert abs(inner - 127.5).max() <= 1.5  # picking single pixels would give 0 or 255
 
 
-def test_a_picture_is_never_enlarged():
+def test_a_image_is_never_enlarged():
     assert thumbnail(jpeg(1, (89, 109)), 89, "x").shape == (89, 89, 3)
     with pytest.raises(DataError, match=r"000001.jpg is 89x109 .*, too small for 90x90; .* at most 89"):
         thumbnail(jpeg(1, (89, 109)), 90, "000001.jpg")
 
 
-def test_grey_pictures_become_rgb():
+def test_grey_images_become_rgb():
     buffer = io.BytesIO()
     Image.new("L", (20, 24), 99).save(buffer, "PNG")
     np.testing.assert_array_equal(thumbnail(buffer.getvalue(), 16, "x"), np.full((16, 16, 3), 99, np.uint8))
@@ -124,7 +124,7 @@ def test_a_parent_of_packs_needs_no_pack_of_its_own(tmp_path):
     assert sorted(load(tmp_path).ids) == ["000001.jpg", "000007.jpg"]
 
 
-def test_a_picture_in_two_packs_is_taken_once_from_the_first(tmp_path):
+def test_a_image_in_two_packs_is_taken_once_from_the_first(tmp_path):
     full = write_pack(tmp_path / "full", splits=(0, 0))
     half = write_pack(tmp_path / "half", splits=(0, 0, 0), size=(89, 109))
     dataset = load(f"{full},{half}")
@@ -133,7 +133,7 @@ def test_a_picture_in_two_packs_is_taken_once_from_the_first(tmp_path):
     assert by_id(dataset)["000003.jpg"] == thumbnail(jpeg(3, (89, 109)), 16, "").tobytes()
 
 
-def test_where_test_pictures_are_too_few_to_examine_a_model_validation_helps_out(pack, tmp_path):
+def test_where_test_images_are_too_few_to_examine_a_model_validation_helps_out(pack, tmp_path):
     test, validation = (load(pack, split) for split in ("test", "validation"))
     wanted = len(test) + 1
     asked = DataConfig(name="celeba", path=str(pack))
@@ -147,6 +147,51 @@ def test_where_test_pictures_are_too_few_to_examine_a_model_validation_helps_out
         inputs.held_out_images(asked, 16, many, tmp_path)
 
 
+def as_csv(folder: Path) -> None:
+    """The lists as the mirrors pack them: CSV with a line of column names."""
+    for name, first in {celeba.ATTRIBUTES: 1, celeba.PARTITION: 0, celeba.IDENTITY: 0}.items():
+        lines = (folder / name).read_text().splitlines()[first:]
+        head = [["image_id", *MARKS], *(line.split() for line in lines[1:])]
+        rows = head if first else [["image_id", "value"], *(line.split() for line in lines)]
+        (folder / name.replace(".txt", ".csv")).write_text("\n".join(map(",".join, rows)))
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize("csv", [True, False], ids=["csv", "text"])
+@pytest.mark.parametrize("place", ["archive", "flat", "nested", "mac"])
+def test_packs_of_the_mirrors_are_read_alike(pack, tmp_path, csv, place):
+    """CSV lists, images one folder deeper, archives made on a Mac; alone and mixed."""
+    folder = write_pack(tmp_path / "mirror", unpacked=place in ("flat", "nested"))
+    people = "".join(f"{number:06}.jpg {number % 4}\n" for number in range(1, 16))
+    (folder / celeba.IDENTITY).write_text(people)
+    if place == "nested":
+        (folder / celeba.UNPACKED).rename(folder / "inner")
+        (folder / celeba.UNPACKED).mkdir()
+        (folder / "inner").rename(folder / celeba.UNPACKED / celeba.UNPACKED)
+        (folder / celeba.UNPACKED / ".DS_Store").write_bytes(b"junk")
+    if place == "mac":
+        encoded = read_archive(folder)
+        junk = {"__MACOSX/" + name.replace("/", "/._"): b"junk" for name in encoded}
+        nested = {f"img_align_celeba/{name}": content for name, content in encoded.items()}
+        write_archive(folder, junk | nested | {"../000099.jpg": b"outside"})
+    if csv:
+        as_csv(folder)
+    for split in data.SPLITS:
+        expected, read = load(pack, split), load(folder, split)
+        assert by_id(read) == by_id(expected)
+        assert [int(name[:6]) % 4 for name in read.ids] == read.people.tolist()
+        for name in MARKS:
+            np.testing.assert_array_equal(read.labels[name], expected.labels[name])
+
+
+def test_an_archive_with_two_images_of_one_name_is_refused(tmp_path):
+    folder = write_pack(tmp_path)
+    encoded = read_archive(folder)
+    write_archive(folder, encoded | {"other/000001.jpg": jpeg(2)})
+    with pytest.raises(DataError, match=r"two images .*000001\.jpg and other/000001\.jpg"):
+        load(folder)
+
+
 def test_a_limit_takes_a_prefix_of_one_fixed_shuffle(pack):
     every, some = load(pack), load(pack, limit=5)
     assert every.ids.tolist() != sorted(every.ids.tolist())
@@ -158,9 +203,9 @@ def test_a_limit_takes_a_prefix_of_one_fixed_shuffle(pack):
 
 def test_digests_tell_contents_apart(pack, tmp_path):
     changed = write_pack(tmp_path)
-    pictures = read_archive(changed)
-    name = next(iter(pictures))
-    write_archive(changed, pictures | {name: jpeg(99)})
+    images = read_archive(changed)
+    name = next(iter(images))
+    write_archive(changed, images | {name: jpeg(99)})
     datasets = [load(pack), load(pack, limit=5), load(pack, "test"), load(pack, size=8), load(changed)]
     assert len({dataset.digest for dataset in datasets}) == 5
 
@@ -200,7 +245,7 @@ def truncate(folder: Path):
     path.write_bytes(path.read_bytes()[:-500])
 
 
-def replace_picture(encoded: bytes):
+def replace_image(encoded: bytes):
     return lambda folder: write_archive(
         folder, read_archive(folder) | {f"{celeba.UNPACKED}/000003.jpg": encoded}
     )
@@ -213,10 +258,10 @@ def flip_a_byte(folder: Path):
     path.write_bytes(raw)
 
 
-def lose_a_picture(folder: Path):
-    pictures = read_archive(folder)
-    del pictures[f"{celeba.UNPACKED}/000002.jpg"]
-    write_archive(folder, pictures)
+def lose_a_image(folder: Path):
+    images = read_archive(folder)
+    del images[f"{celeba.UNPACKED}/000002.jpg"]
+    write_archive(folder, images)
 
 
 def clear(folder: Path):
@@ -234,28 +279,28 @@ WRONG = {
         lambda folder: (folder / celeba.ARCHIVE).write_text("<html>Quota exceeded</html>"),
         "img_align_celeba.zip is truncated or no zip",
     ),
-    "damaged picture": (replace_picture(b"\xff\xd8garbage"), "image 000003.jpg can't be decoded .*again"),
-    "truncated picture": (
-        replace_picture(jpeg(3)[:900]),
+    "damaged image": (replace_image(b"\xff\xd8garbage"), "image 000003.jpg can't be decoded .*again"),
+    "truncated image": (
+        replace_image(jpeg(3)[:900]),
         "image 000003.jpg can't be decoded .*truncated.*again",
     ),
-    "empty picture": (replace_picture(b""), "image 000003.jpg can't be decoded"),
-    "huge picture": (replace_picture(b"x" * (2**24 + 1)), "000003.jpg claims 16777217 bytes"),
+    "empty image": (replace_image(b""), "image 000003.jpg can't be decoded"),
+    "huge image": (replace_image(b"x" * (2**24 + 1)), "000003.jpg claims 16777217 bytes"),
     "damaged archive": (flip_a_byte, r"0000\d\d.jpg can't be read \(Bad CRC-32.*download the archive again"),
-    "pictures missing": (
-        lose_a_picture,
-        r"lacks 1 of the 15 pictures of list_eval_partition.txt \(first: 000002.jpg\)",
+    "images missing": (
+        lose_a_image,
+        r"lacks 1 of the 15 images of list_eval_partition.txt \(first: 000002.jpg\)",
     ),
-    "pictures not listed": (
+    "images not listed": (
         edit(celeba.PARTITION, lambda text: text.replace("000005.jpg 0\n", "")),
-        r"list_eval_partition.txt lacks 1 pictures of img_align_celeba.zip \(first: 000005.jpg\)",
+        r"list_eval_partition.txt lacks 1 images of img_align_celeba.zip \(first: 000005.jpg\)",
     ),
     "partition of four": (
         edit(celeba.PARTITION, lambda text: text.replace("000005.jpg 0", "000005.jpg 3")),
         "list_eval_partition.txt line 5: '000005.jpg 3' is not",
     ),
     "partition of html": (edit(celeba.PARTITION, lambda text: "<html>"), "line 1: '<html>' is not"),
-    "partition empty": (edit(celeba.PARTITION, lambda text: ""), "list_eval_partition.txt names no pictures"),
+    "partition empty": (edit(celeba.PARTITION, lambda text: ""), "list_eval_partition.txt names no images"),
     "partition repeats": (
         edit(celeba.PARTITION, lambda text: text + "000005.jpg 0\n"),
         "line 16: '000005.jpg' is named twice",
@@ -266,15 +311,15 @@ WRONG = {
     ),
     "attributes cut": (
         edit(celeba.ATTRIBUTES, lambda text: "\n".join(text.splitlines()[:9])),
-        "list_attr_celeba.txt promises 15 pictures but lists 7",
+        "list_attr_celeba.txt promises 15 images but lists 7",
     ),
-    "attributes lack a picture": (
+    "attributes lack an image": (
         edit(celeba.ATTRIBUTES, lambda text: text.replace("000005.jpg", "900005.jpg")),
-        r"list_attr_celeba.txt lacks 1 pictures of list_eval_partition.txt \(first: 000005.jpg\)",
+        r"list_attr_celeba.txt lacks 1 images of list_eval_partition.txt \(first: 000005.jpg\)",
     ),
     "attributes lack a column": (
         edit(celeba.ATTRIBUTES, lambda text: text.replace("000005.jpg  1", "000005.jpg")),
-        "list_attr_celeba.txt line 7 is not a picture and 3 times 1 or -1",
+        "list_attr_celeba.txt line 7 is not an image and 3 times 1 or -1",
     ),
     "attributes of other values": (
         edit(celeba.ATTRIBUTES, lambda text: text.replace("000005.jpg  1", "000005.jpg  2")),
@@ -317,7 +362,7 @@ def test_packs_of_other_attributes_do_not_mix(tmp_path):
         load(f"{one},{two}")
 
 
-def test_a_picture_that_vanished_is_named(tmp_path):
+def test_a_image_that_vanished_is_named(tmp_path):
     folder = write_pack(tmp_path, unpacked=True)
     source = celeba.open_source(str(folder))
     (folder / celeba.UNPACKED / "000004.jpg").unlink()
@@ -328,7 +373,7 @@ def test_a_picture_that_vanished_is_named(tmp_path):
 # ---- cache
 
 
-def test_pictures_are_decoded_once(pack, tmp_path, monkeypatch):
+def test_images_are_decoded_once(pack, tmp_path, monkeypatch):
     first = load(pack, folder=tmp_path)
     monkeypatch.setattr(cache, "thumbnail", None)  # a call would raise TypeError
     for split in ("validation", "test"):
@@ -348,7 +393,7 @@ def test_the_metadata_says_how_it_was_made(pack, tmp_path):
     assert metadata["key"]["filter"] == "Pillow bicubic, antialiased"
     assert metadata["key"]["crop"] == "centered square of the shorter side"
     assert metadata["key"]["size"] == 16 and metadata["shape"] == [15, 16, 16, 3]
-    assert metadata["pictures"] == {"train": 8, "validation": 3, "test": 4}
+    assert metadata["images"] == {"train": 8, "validation": 3, "test": 4}
     assert set(metadata["source"]["packs"][0]) == {celeba.ARCHIVE, celeba.ATTRIBUTES, celeba.PARTITION}
 
 
@@ -357,7 +402,7 @@ def test_a_touched_file_of_an_unpacked_folder_is_decoded_again(tmp_path):
     before = load(folder, folder=tmp_path / "cache")
     path = folder / celeba.UNPACKED / "000004.jpg"
     size = path.stat().st_size
-    path.write_bytes(jpeg(1).ljust(size, b"\0"))  # another picture of as many bytes
+    path.write_bytes(jpeg(1).ljust(size, b"\0"))  # another image of as many bytes
     assert path.stat().st_size == size
     os.utime(path, (1, 1))
     after = load(folder, folder=tmp_path / "cache")
@@ -409,7 +454,7 @@ def rows(count: int = 4, fail: Exception | None = None):
     return blocks
 
 
-@pytest.mark.parametrize("failure", [KeyboardInterrupt(), DataError("bad picture"), MemoryError()])
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), DataError("bad image"), MemoryError()])
 def test_an_interrupted_cache_leaves_nothing(tmp_path, failure):
     with pytest.raises(type(failure)):
         stored(tmp_path, "x", {}, (4, 1000), rows(fail=failure))
@@ -484,7 +529,7 @@ def test_without_a_folder_nothing_is_written(pack, tmp_path, monkeypatch):
 # ---- the real thing
 
 needs_shared = pytest.mark.skipif(
-    not SHARED.is_dir(), reason="shared/celeba_subset (real CelebA pictures) is absent"
+    not SHARED.is_dir(), reason="shared/celeba_subset (real CelebA images) is absent"
 )
 
 
@@ -503,12 +548,12 @@ def test_the_real_subset_has_the_counts_of_its_readme():
 
 
 @needs_shared
-def test_real_pictures_have_the_known_channel_means():
+def test_real_images_have_the_known_channel_means():
     source = celeba.open_source(str(SHARED))
     sample = np.random.default_rng(0).choice(len(source.ids), 300, replace=False)
-    pictures = np.stack([thumbnail(source.read(int(index)), 64, str(index)) for index in sample])
-    floats = data.to_float(pictures)
-    # Published with the subset for all 14,365; 300 pictures move a mean by about .59 / sqrt(300) / 1.5.
+    images = np.stack([thumbnail(source.read(int(index)), 64, str(index)) for index in sample])
+    floats = data.to_float(images)
+    # Published with the subset for all 14,365; 300 images move a mean by about .59 / sqrt(300) / 1.5.
     np.testing.assert_allclose(floats.mean((0, 1, 2)), [0.04, -0.14, -0.25], atol=0.08)
     assert abs(floats.std() - 0.59) < 0.04
 
@@ -518,7 +563,7 @@ def name_people(pack: Path, people: dict[int, int]) -> None:
     (pack / celeba.IDENTITY).write_text("".join(lines))
 
 
-def test_people_travel_with_their_pictures(tmp_path):
+def test_people_travel_with_their_images(tmp_path):
     pack = write_pack(tmp_path / "pack")
     name_people(pack, {number: 100 + number // 3 for number in range(1, 16)})
     source = celeba.open_source(str(pack))

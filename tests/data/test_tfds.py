@@ -58,14 +58,14 @@ def content_of(dataset):
 
 
 @pytest.mark.parametrize("split", data.SPLITS)
-def test_the_copy_holds_the_official_pictures_and_attributes(pack, copy, split):
+def test_the_copy_holds_the_official_images_and_attributes(pack, copy, split):
     dataset = read(copy, split)
     assert set(dataset.labels) == set(official_marks())
     same_content(dataset, load(pack, split))
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="shared/celeba_subset (real CelebA pictures) is absent")
-def test_real_pictures_survive_the_detour_through_tfds(tmp_path):
+@pytest.mark.skipif(not SHARED.is_dir(), reason="shared/celeba_subset (real CelebA images) is absent")
+def test_real_images_survive_the_detour_through_tfds(tmp_path):
     pack = cut_subset(tmp_path / "pack")
     copy = tfds.prepare(pack, tmp_path / "tfds")
     for split, count in PICTURES.items():
@@ -75,7 +75,7 @@ def test_real_pictures_survive_the_detour_through_tfds(tmp_path):
 
 
 def cut_subset(folder: Path) -> Path:
-    """The first pictures of each split of the real subset, as a pack."""
+    """The first images of each split of the real subset, as a pack."""
     folder.mkdir()
     whole = celeba.read_pack(SHARED)
     rows = [
@@ -205,11 +205,11 @@ def test_prepare_refuses_what_is_no_celeba(pack, copy, tmp_path):
     with pytest.raises(DataError, match="other attributes than CelebA's 40"):
         tfds.prepare(write_pack(tmp_path / "few", splits=(0,)), tmp_path / "tfds")
     half = write_pack(tmp_path / "half", splits=(0,), size=(89, 109), marks=official_marks())
-    with pytest.raises(DataError, match=r"picture 000001.jpg is 89x109; celeb_a holds 178x218"):
+    with pytest.raises(DataError, match=r"image 000001.jpg is 89x109; celeb_a holds 178x218"):
         tfds.prepare(half, tmp_path / "tfds")
     bad = write_pack(tmp_path / "bad", splits=(0, 0), marks=official_marks())
     write_archive(bad, read_archive(bad) | {f"{celeba.UNPACKED}/000002.jpg": b"?"})
-    with pytest.raises(DataError, match=r"^picture 000002.jpg can't be decoded"):
+    with pytest.raises(DataError, match=r"^image 000002.jpg can't be decoded"):
         tfds.prepare(bad, tmp_path / "tfds")
     assert not list(tmp_path.glob("tfds/**/*.array_record*")), "a refused preparation left records behind"
     with pytest.raises(DataError, match="is prepared already; name another folder"):

@@ -1,10 +1,11 @@
 """The benchmarks' arithmetic, and that the rival is the same network with the same components."""
 
 import importlib.util
+import time
 
 import pytest
 
-from experiments.benchmarks import _rounds
+from experiments.benchmarks import _rounds, accelerator
 from mechdiff.core.errors import MechdiffError
 from mechdiff.core.presets import preset
 from mechdiff.models.unet import components, count_parameters
@@ -63,3 +64,35 @@ def test_the_rivals_batch_of_masks_does_what_one_hook_at_a_time_does():
         for row, name in enumerate(masks.names):
             with rival.hooked(*places[name]):
                 torch.testing.assert_close(together[row], alone(x, 7).sample[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_accelerators_arms_go_on_where_they_stopped(monkeypatch):
+    """A failed arm is told and tried again; a finished one is not; without time nothing is begun."""
+    planned = accelerator.arms(small=True, rivals=True, folder="profile")
+    assert len({arm.name for arm in planned}) == len(planned) == 27
+    ran, saved = [], []
+
+    def fails_once(module, variant, task, *rest, variables, limit):
+        ran.append((task, variant))
+        if len(ran) == 2:
+            raise MechdiffError("ended with code 1")
+        return {"items": 8, "seconds": 2.0, "compiling": 3.0, "peak_bytes": 2**29, "device": "x"}
+
+    monkeypatch.setattr(_rounds, "_run", fails_once)
+    later = time.monotonic() + 1000
+    results = accelerator.run(planned[:3], {}, later, lambda state: saved.append(dict(state)))
+    assert [len(state) for state in saved] == [1, 2, 3]
+    lines = accelerator.table(planned[:4], results).splitlines()
+    assert lines[1].endswith("4.0 items/s, 3 s to compile, 0.50 GiB at most")
+    assert lines[2].endswith("failed: ended with code 1") and lines[4].endswith("not run: no time left")
+    accelerator.run(planned[:3], results, later, saved.append)
+    assert ran[3:] == [("answers", planned[1].variant)]
+    accelerator.run(planned, results, time.monotonic(), saved.append)
+    assert len(ran) == 4
+
+
+def test_an_arm_of_the_accelerator_runs_on_a_cpu():
+    (arm,) = (arm for arm in accelerator.arms(True, False, "") if arm.name == "product, float32")
+    results = accelerator.run([arm], {}, time.monotonic() + 120, lambda state: None)
+    assert results[arm.name]["gflops"] > 0 and results[arm.name]["platform"] == "cpu"
+    assert " TFLOP/s, side 256" in accelerator.table([arm], results)

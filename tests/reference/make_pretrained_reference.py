@@ -109,6 +109,13 @@ CONDITIONED = {  # as NETWORKS; told classes (`LABELS`) or an image (`condition`
     "unet2d_vector": ("diffusers", UNET2D | {"class_embed_type": "identity"}, {}),
     "unet2d_joined": ("diffusers", UNET2D | {"in_channels": 5, "num_class_embeds": 5}, {}),
 }
+HOOKED = "unet2d_table"
+HEADS_OF = {  # its attention, there and here
+    "down_blocks.1.attentions.0": "down1.attn0",
+    "mid_block.attentions.0": "mid.attn0",
+    "up_blocks.0.attentions.0": "up1.attn0",
+    "up_blocks.0.attentions.1": "up1.attn1",
+}
 LABELS = (1, 4, 4)  # one class, and the last, which is the null class where a network has one
 
 
@@ -153,9 +160,41 @@ def main(guided: str, improved: str, ddim: str) -> None:
         arrays |= {f"{name}/{key}": value for key, value in values.items()}
         shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
         arrays |= {f"{name}/config": config, f"{name}/shapes": json.dumps(shapes)}
+        if name == HOOKED:
+            arrays |= {f"{name}/{key}": value for key, value in hooked(model, program, arguments).items()}
     arrays |= script32()
     np.savez_compressed(HERE / "pretrained.npz", **arrays)
     print((HERE / "pretrained.npz").stat().st_size, "bytes")
+
+
+def hooked(model, program: str, arguments: dict) -> dict:
+    """Outputs, `(component, row, ...)`, with each head of attention at zero, and the class: by hooks on what
+    goes into a head's output projection and on what comes out of the table. `components`: names of ours."""
+    import torch
+
+    told = {name: torch.from_numpy(value) for name, value in condition(program, arguments).items()}
+    x = np.random.default_rng(1).standard_normal((len(T), 3, SIDE, SIDE)).astype(np.float32)
+    run = lambda: called(model, program, torch.from_numpy(x), torch.tensor(T), told).detach().numpy()
+    outputs, names = [], []
+    depth = arguments["attention_head_dim"]
+    for path, ours in HEADS_OF.items():
+        projection = model.get_submodule(f"{path}.to_out.0")
+        for head in range(projection.in_features // depth):
+            columns = slice(head * depth, (head + 1) * depth)
+
+            def zeroed(module, inputs, columns=columns):
+                changed = inputs[0].clone()
+                changed[..., columns] = 0
+                return (changed,)
+
+            handle = projection.register_forward_pre_hook(zeroed)
+            outputs.append(run())
+            names.append(f"{ours}.head{head}")
+            handle.remove()
+    handle = model.class_embedding.register_forward_hook(lambda module, inputs, output: 0 * output)
+    outputs.append(run())
+    handle.remove()
+    return {"hooked": np.stack(outputs), "components": json.dumps([*names, "class"])}
 
 
 def script32() -> dict[str, str]:

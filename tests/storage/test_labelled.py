@@ -5,6 +5,7 @@ import pytest
 import xarray as xr
 
 from mechdiff.core.errors import CheckpointError
+from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.storage import labelled
 
 
@@ -58,5 +59,31 @@ def test_read_takes_names_of_the_first_edition(tmp_path):
     )
     labelled.replace(tmp_path / "old.zarr", old)
     new = labelled.read(tmp_path / "old.zarr")
-    assert new["loss"].dims == ("ablation", "component") and new.attrs == {"denoiser": "a model"}
+    assert new["loss"].dims == ("ablation", "component") and new.attrs["denoiser"] == "a model"
     assert new["component_type"].values.tolist() == ["res", "head"]
+
+
+@pytest.mark.parametrize("write", ["create", "replace"])
+def test_results_explain_themselves_and_open_without_a_warning(empty, tmp_path, write):
+    path = tmp_path / "a.zarr"
+    if write == "create":
+        labelled.create(path, empty, {"loss": (1, 1, 2)})
+    else:
+        labelled.replace(path, empty)
+    opened = xr.open_zarr(path)  # a warning would be an error here
+    assert opened["loss"].attrs["units"] == "1" and "predicted noise" in opened["loss"].attrs["long_name"]
+    assert all(variable.attrs["long_name"] for variable in opened.variables.values())
+    assert opened.attrs["numerics_version"] == NUMERICS_VERSION and opened.attrs["key"] == "abc"
+    assert not empty["loss"].attrs and empty.attrs == {"key": "abc"}  # what was passed stays as it was
+
+
+def test_what_a_result_says_of_itself_stands(empty, tmp_path):
+    empty["loss"].attrs = {"units": "bit"}
+    labelled.replace(tmp_path / "a.zarr", empty.assign(own_thing=("t", [1.0, 2, 3])))
+    found = labelled.read(tmp_path / "a.zarr")
+    assert found["loss"].attrs["units"] == "bit" and found["own_thing"].attrs == {"long_name": "own thing"}
+
+
+def test_results_of_the_first_edition_are_read_though_not_consolidated(empty, tmp_path):
+    empty.fillna(1.0).to_zarr(tmp_path / "a.zarr", zarr_format=2, consolidated=False)
+    assert (labelled.read(tmp_path / "a.zarr").loss == 1).all()

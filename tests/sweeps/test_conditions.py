@@ -93,6 +93,11 @@ def test_samples_are_drawn_of_every_class_in_turn_and_guided_towards_them():
     null = draw(condition=np.full(4, 3))
     np.testing.assert_array_equal(draw(guidance=0.0), null)
     assert np.abs(draw(guidance=2.0) - in_turn).max() > 1e-2
+    with pytest.raises(ConfigError, match="label 4 is out of range; 0 to 2, or 3 for none"):
+        draw(condition=np.array([0, 1, 2, 4]))
+    with pytest.raises(ConfigError, match="label 4 is out of range"):
+        wrong = EvalSet(IMAGES, T, KEY, np.array([0, 1, 2, 4, 0]))
+        sweep_in_memory(labeled, wrong, leave_one_out(labeled.identity, ".*time")[1])
     with pytest.raises(ConfigError, match="it has no null class"):
         draw_samples(
             denoiser_of(dataclasses.replace(SMALL, classes=3, null_class=False)), KEY, 4, 3, guidance=2.0
@@ -102,5 +107,5 @@ def test_samples_are_drawn_of_every_class_in_turn_and_guided_towards_them():
 
 
 def test_conditions_of_another_count_than_the_images_are_refused():
-    with pytest.raises(ConfigError, match=r"a condition of shape \(4,\) for images of shape \(5, 8, 8, 3\)"):
+    with pytest.raises(ConfigError, match=r"condition of shape \(4,\) for images of shape \(5, 8, 8, 3\)"):
         EvalSet(IMAGES, T, KEY, CONDITION | {"label": np.zeros(4, np.int32)})

@@ -9,7 +9,7 @@ never opened.
 from pathlib import Path
 
 from mechdiff.core.errors import ConfigError, shorten
-from mechdiff.models.pretrained import adm, ddim, diffusers
+from mechdiff.models.pretrained import adm, ddim, diffusers, families
 from mechdiff.models.pretrained.diffusers import write_diffusers
 from mechdiff.models.pretrained.folders import locate
 from mechdiff.models.pretrained.imported import Imported, Stated
@@ -38,10 +38,13 @@ def read(folder: Path | str, stated: Stated | None = None) -> Imported:
     config = place.config
     if config.get("_class_name") == "UNet2DModel":
         return diffusers.read(place, stated)
-    if "_class_name" not in config:
+    if "_class_name" not in config and not families.unsupported(config):
         for layout in (ddim, adm):
             if layout.recognizes(config):
                 return layout.read(place, stated)
+    foreign = families.unsupported(config)
+    if foreign:
+        raise ConfigError(f"{place.described_by} describes {foreign}")
     name = config.get("_class_name")
     shown = shorten(name)[1:-1] if isinstance(name, str) else "no model known here"
     raise ConfigError(

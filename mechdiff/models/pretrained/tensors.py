@@ -23,7 +23,7 @@ from mechdiff.storage.mismatch import named_leaves
 
 State = Mapping[str, np.ndarray]
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # widest first
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SHOWN = 6  # names in one error
 TABLES = "/embedding"  # how the names of parameters end that are tables, not matrices
 LONGEST = 80  # characters of a name in one error

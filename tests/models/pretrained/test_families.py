@@ -10,16 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
-from reference.make_pretrained_reference import CONDITIONED, NETWORKS, T, condition, draw
+from reference.make_pretrained_reference import CONDITIONED, HOOKED, NETWORKS, T, condition, draw
 from reference.networks import identity_of
 from safetensors.numpy import save_file
 
 from mechdiff.core.errors import MechdiffError
+from mechdiff.interventions.build import ablate
 from mechdiff.models import pretrained
 from mechdiff.models import unet as unet_module
 from mechdiff.models.pretrained import Stated, adm, adm_options, configs, ddim, diffusers, tensors
 from mechdiff.models.pretrained.adm_tensors import shapes_say
-from mechdiff.models.unet import apply_unet
+from mechdiff.models.unet import apply_unet, components
 
 REFERENCE = Path(__file__).parents[2] / "reference" / "pretrained.npz"
 
@@ -96,6 +97,27 @@ def test_a_conditioned_network_equals_that_of_torch(name, tmp_path):
     if "table" in name or name.startswith("classes"):
         assert (model.unet.classes, model.unet.null_label) == (4, 4)
     assert_equal_to_torch(model, told(name), arrays)
+
+
+def test_heads_and_class_at_zero_do_what_hooks_do_in_torch(tmp_path):
+    """In a network with classes: each head, and the class wherever it is injected."""
+    arrays = frozen(HOOKED)
+    with np.load(REFERENCE) as stored:
+        outputs, names = stored[f"{HOOKED}/hooked"], json.loads(str(stored[f"{HOOKED}/components"]))
+    model = pretrained.read(written(tmp_path, arrays["config"], arrays["state"]))
+    identity = identity_of(model.unet)
+    run = jax.jit(lambda intervention, x, t, told: apply_unet(
+        model.unet, model.params, intervention, x, t, condition=told
+    ))  # fmt: skip
+    heads = {part.name for part in components(model.unet) if part.component_type == "head"}
+    assert set(names) - {"class"} == heads and len(heads) == 8
+    clean = np.moveaxis(arrays["output"], 1, -1)
+    for name, expected in zip(names, outputs, strict=True):
+        gated = ablate(identity, r".*\.class" if name == "class" else [name])
+        output = run(gated, images(8), np.array(T), told(HOOKED))
+        expected = np.moveaxis(expected, 1, -1)
+        assert np.abs(output - expected).max() < 1e-4 * expected.std(), name
+        assert np.abs(expected - clean).max() > 1e-3 * clean.std(), name
 
 
 def test_a_condition_before_the_noisy_image_is_the_same_network(tmp_path):

@@ -1,0 +1,171 @@
+"""All that is to be measured on a lent card, in one command, arm by arm.
+
+`python -m experiments.benchmarks.accelerator --workdir=runs/card` (on a CPU it runs in small, as a rehearsal)
+
+Arms, each a process of its own, the most telling first: correctness against a CPU's stored answers, ceilings
+from products that fill the card, sweeps of `paper` in every precision against PyTorch's batched masks, its
+training against PyTorch, sweeps of `cpu32`, a profile. Every arm's result is in WORKDIR/accelerator.json as
+soon as it is there: start it again and it goes on with those that are missing. After `--minutes` no arm is
+begun, and the one that runs is stopped. At the end there is one table, also in WORKDIR/accelerator.txt.
+Rivals need the `torch` extra and are left out, said so, without.
+"""
+
+import dataclasses
+import importlib.util
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from absl import flags
+
+from experiments import _launch
+from experiments.benchmarks import _rounds
+from mechdiff.core import presets
+from mechdiff.core.config import ExperimentConfig, override
+from mechdiff.core.errors import MechdiffError
+from mechdiff.storage import files
+
+MINUTES = flags.DEFINE_float("minutes", 8.0, "After so long no arm is begun.", lower_bound=0.1)
+SMALL = flags.DEFINE_boolean("small", None, "A rehearsal with tiny networks; default: on CPUs.")
+
+OURS, RIVAL, DEVICE = (f"experiments.benchmarks.{name}" for name in ("ours", "rival", "_device"))
+PRODUCTS = ("float32", "tf32", "bfloat16")
+SETTINGS = ("float32", "3xtf32", "tf32", "bfloat16")
+NOTHING = 5.0  # seconds in which no arm can start
+
+
+class Arm(NamedTuple):
+    """One process: `module task variant`, of how many images (or a matrix of which side)."""
+
+    name: str
+    module: str
+    task: str
+    variant: str
+    images: int
+    config: ExperimentConfig
+    variables: dict[str, str] = {}  # noqa: RUF012 (never changed)
+
+
+def arms(small: bool, rivals: bool, folder: str) -> list[Arm]:
+    """In the order in which they are run: what is done when time is out is worth the most."""
+    tiny = presets.preset("tiny")
+    paper, cpu32 = (tiny, tiny) if small else (presets.preset("paper"), presets.preset("cpu32"))
+    side = 256 if small else 8192
+    kinds = [
+        *(Arm(f"answers, {each}", DEVICE, "answers", each, 0, tiny) for each in SETTINGS),
+        *(Arm(f"product, {each}", DEVICE, "product", each, side, tiny) for each in PRODUCTS),
+        *_sweeps("paper", paper, 4 if small else 16, 1, rivals),
+        *_training(paper, 8 if small else 128, rivals),
+        *_sweeps("cpu32", cpu32, 4 if small else 64, 1 if small else 4, rivals),
+    ]
+    profiled, images = dataclasses.replace(_at(paper, 1, "float32"), name=folder), 4 if small else 16
+    return [*kinds, Arm("profile, sweep of paper", DEVICE, "profile", "float32", images, profiled)]
+
+
+def _at(config: ExperimentConfig, timesteps: int, setting: str) -> ExperimentConfig:
+    return override(config, [f"sweep.timesteps={timesteps}", f"sweep.precision={setting}"])
+
+
+def _sweeps(name: str, config: ExperimentConfig, images: int, timesteps: int, rivals: bool) -> list[Arm]:
+    """Ours in every precision; the rival's best forms in float32 and TF32."""
+    title = f"sweep of {name}, {images} images, {timesteps} timesteps"
+    ours = [
+        Arm(f"{title}, {each}", OURS, "forward_sweep", each, images, _at(config, timesteps, each))
+        for each in SETTINGS
+    ]
+    forms = ("batched_channels_last", "batched_compiled") if rivals else ()
+    theirs = [
+        Arm(
+            f"{title}, {each}, PyTorch {form}", RIVAL, "forward_sweep", form, images,
+            _at(config, timesteps, "float32"),
+            {"JAX_DEFAULT_MATMUL_PRECISION": "float32" if each == "float32" else "tensorfloat32"},
+        )
+        for each in ("tf32", "float32")
+        for form in forms
+    ]  # fmt: skip
+    return [*ours, *theirs]
+
+
+def _training(config: ExperimentConfig, batch: int, rivals: bool) -> list[Arm]:
+    title = f"training of paper, {config.train.dtype}, batch {batch}"
+    ours = Arm(title, OURS, "training_step", config.train.dtype, batch, config)
+    forms = ("channels_last_compiled", "channels_last") if rivals else ()
+    theirs = [Arm(f"{title}, PyTorch {form}", RIVAL, "training_step", form, batch, config) for form in forms]
+    return [ours, *theirs]
+
+
+def run(
+    planned: list[Arm], done: dict[str, dict], deadline: float, save: Callable[[dict], None]
+) -> dict[str, dict]:
+    """Results by arm; those that failed say why and are tried again the next time."""
+    results = {name: result for name, result in done.items() if "failed" not in result}
+    with tempfile.TemporaryDirectory() as cache:
+        for number, arm in enumerate(planned, 1):
+            left = deadline - time.monotonic()
+            if arm.name in results or left < NOTHING:
+                continue
+            print(f"{number} of {len(planned)}: {arm.name}", file=sys.stderr, flush=True)
+            try:
+                results[arm.name] = _rounds._run(
+                    arm.module, arm.variant, arm.task, arm.config, arm.images, cache,
+                    variables=arm.variables, limit=left,
+                )  # fmt: skip
+            except MechdiffError as error:
+                results[arm.name] = {"failed": str(error)}
+            save(results)
+    return results
+
+
+def table(planned: list[Arm], results: dict[str, dict]) -> str:
+    """All arms, a line each: speed, time of compiling, memory; or why there is nothing."""
+    facts = next((result for result in results.values() if "device" in result), {})
+    about = f"{facts.get('devices', '?')} x {facts.get('device', '?')}, jax {facts.get('jax', '?')}"
+    return "\n".join([about, *(f"{arm.name:64}{_cells(results.get(arm.name))}" for arm in planned)])
+
+
+def _cells(result: dict | None) -> str:
+    if result is None:
+        return "not run: no time left"
+    if "failed" in result:
+        return f"failed: {result['failed']}"
+    if "points" in result:
+        acts = "" if result["acts"] else " (this precision changes nothing here)"
+        own = f", by its own count {result['own_error']:.2g}"
+        return f"{result['points']:.2g} of {result['of']:.0f} points from a CPU{own}{acts}"
+    if "gflops" in result:
+        return f"{result['gflops'] / 1e3:.3g} TFLOP/s, side {result['side']}"
+    if "folder" in result:
+        return f"{result['bytes'] / 2**20:.1f} MiB in {result['folder']}"
+    peak = f", {result['peak_bytes'] / 2**30:.2f} GiB at most" if "peak_bytes" in result else ""
+    compiling = f", {result['compiling']:.0f} s to compile" if "compiling" in result else ""
+    return f"{result['items'] / result['seconds']:.1f} items/s{compiling}{peak}"
+
+
+def _on_cpu() -> bool:
+    """Asked in a process of its own: this one must leave the card's memory to the arms."""
+    program = "import jax; print(jax.default_backend())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    if done.returncode:
+        raise MechdiffError(f"JAX finds no device: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout.split()[-1] == "cpu"
+
+
+def main(config, workdir):
+    small = _on_cpu() if SMALL.value is None else SMALL.value
+    rivals = all(importlib.util.find_spec(package) for package in ("torch", "diffusers"))
+    if not rivals:
+        print("PyTorch or diffusers are not installed: no rivals", file=sys.stderr)
+    path = files.ensure_writable(workdir) / "accelerator.json"
+    done = files.read_json(path) if path.exists() else {}
+    planned = arms(small, rivals, str(workdir / "profile"))
+    deadline = time.monotonic() + 60 * MINUTES.value
+    text = table(planned, run(planned, done, deadline, lambda results: files.write_json(path, results)))
+    files.write_atomic(workdir / "accelerator.txt", text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    _launch.run(main)

@@ -1,0 +1,124 @@
+"""One run in several processes: joining them, what each of them has, and what the first one does for all."""
+
+import os
+import socket
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mechdiff.core import rendezvous
+from mechdiff.core.errors import MechdiffError
+from mechdiff.core.rendezvous import Membership
+
+T = TypeVar("T")
+JOIN_SECONDS = 300.0  # until a process that has not come is given up
+LINE = 1024  # bytes of an error that process 0 tells the others
+NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")  # one entry a GPU, where the driver is loaded
+
+
+def join(member: Membership | None, timeout: float = JOIN_SECONDS) -> None:
+    """Makes this process one of several; before any device is used.
+
+    Args:
+      member: which one of how many, and where the first is; None: SLURM's variables or, on a TPU pod, its
+        own metadata say.
+      timeout: seconds until the others must have come.
+
+    Raises:
+      ConfigError: some did not come (which ones), or nothing says where they are.
+    """
+    member = member or rendezvous.slurm_membership(os.environ)
+    try:
+        if member is None:
+            jax.distributed.initialize(initialization_timeout=int(timeout))
+            return
+        rendezvous.call_roll(member, timeout)
+        jax.distributed.initialize(
+            member.coordinator,
+            member.processes,
+            member.process_id,
+            local_device_ids=member.local_devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=int(timeout),
+        )
+    except (ValueError, RuntimeError) as error:
+        raise MechdiffError(f"could not join the other processes: {error}") from error
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes logs, sheets and exports."""
+    return jax.process_index() == 0
+
+
+def announce() -> None:
+    """Says on stderr what devices this process has, where there are several, and warns of idle GPUs."""
+    own, everyone = jax.local_device_count(), jax.device_count()
+    host, platform = socket.gethostname(), jax.default_backend()
+    used = own
+    if jax.process_count() > 1:
+        here = zlib.crc32(host.encode())
+        hosts, counts = multihost_utils.process_allgather(np.array([here, own], np.uint32)).T
+        used = int(counts[hosts == here].sum())
+        which = f"process {jax.process_index()} of {jax.process_count()} on {host}"
+        _say(f"{which}: {own} {platform} devices of {everyone}")
+    if warning := idle_gpus(platform, used, gpus_here()):
+        _say(f"{host}: {warning}")
+
+
+def gpus_here() -> int:
+    """NVIDIA GPUs of this machine that this process was not forbidden to use."""
+    visible = rendezvous.visible_gpus(os.environ)
+    if visible is not None:
+        return visible
+    return len(list(NVIDIA_DEVICES.iterdir())) if NVIDIA_DEVICES.is_dir() else 0
+
+
+def idle_gpus(platform: str, used: int, present: int) -> str | None:
+    """A warning, where a machine has GPUs that no process uses."""
+    if platform == "cpu" and present:
+        return f"{present} GPUs are idle: JAX sees the CPU only; install jax[cuda12]"
+    if platform == "gpu" and used < present:
+        return f"{present - used} of {present} GPUs are idle; start one process a GPU or one that sees all"
+    return None
+
+
+def in_first(action: Callable[[], T]) -> T | None:
+    """Runs `action` in process 0 while the others wait for it; its error ends all of them.
+
+    Returns:
+      What it returned, in process 0; None in the others.
+    Raises:
+      MechdiffError: its own in process 0; in the others, one that repeats its line.
+    """
+    if jax.process_count() == 1:
+        return action()
+    error, value = None, None
+    if is_first():
+        try:
+            value = action()
+        except MechdiffError as raised:
+            error = raised
+    line = str(error).encode()[:LINE] if error else b""
+    told = multihost_utils.broadcast_one_to_all(np.frombuffer(line.ljust(LINE, b"\0"), np.uint8))
+    if error:
+        raise error
+    if line := bytes(np.asarray(told, np.uint8)).rstrip(b"\0"):
+        raise MechdiffError(f"process 0 stopped: {line.decode(errors='replace')}")
+    return value
+
+
+def from_first(number: int) -> int:
+    """`number` of process 0, in all of them."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,189 @@
+"""How the processes of one run find one another before JAX joins them: a roll call, and what SLURM says.
+
+JAX ends a process by an abort, with a stack trace, where another one never joins. So process 0 first calls
+the roll itself, and every process that did answer can say in one line which did not.
+"""
+
+import contextlib
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from mechdiff.core.errors import ConfigError
+
+RETRY_SECONDS = 0.1  # between two tries to reach process 0
+ANSWER = 4096  # bytes of a message, at most
+
+
+class Membership(NamedTuple):
+    """One process among those of a run.
+
+    Attributes:
+      coordinator: HOST:PORT of process 0.
+      processes: how many there are.
+      process_id: which one this is, from 0.
+      local_devices: numbers of the accelerators of this machine that are its own; None: all that it sees.
+    """
+
+    coordinator: str
+    processes: int
+    process_id: int
+    local_devices: tuple[int, ...] | None = None
+
+
+def slurm_membership(environment: Mapping[str, str]) -> Membership | None:
+    """What SLURM's variables say of this task, None outside of a job step.
+
+    A task has all GPUs that it sees where it is alone on its node or SLURM bound them to it, and an even
+    share of them else. (JAX by itself gives every task one GPU, so that one task on a node of eight leaves
+    seven idle.)
+
+    Example:
+      >>> step = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[03-04]", "SLURM_NTASKS": "2"}
+      >>> step |= {"SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+      >>> slurm_membership(step | {"SLURM_GPUS_ON_NODE": "4", "SLURM_NODEID": "1"})
+      Membership(coordinator='n03:61447', processes=2, process_id=1, local_devices=(0, 1, 2, 3))
+    """
+    needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+    if any(name not in environment for name in needed):
+        return None
+    port = 61440 + int(environment["SLURM_JOB_ID"]) % 4096  # the last ports that there are; any free one does
+    coordinator = f"{_first_host(environment['SLURM_STEP_NODELIST'])}:{port}"
+    return Membership(
+        coordinator,
+        int(environment["SLURM_NTASKS"]),
+        int(environment["SLURM_PROCID"]),
+        _own_gpus(environment),
+    )
+
+
+def visible_gpus(environment: Mapping[str, str]) -> int | None:
+    """GPUs that this process may use by its environment; None where nothing there says."""
+    if "CUDA_VISIBLE_DEVICES" in environment:
+        return len([name for name in environment["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()])
+    on_node = environment.get("SLURM_GPUS_ON_NODE", "")
+    return int(on_node) if on_node.isdecimal() else None
+
+
+def _own_gpus(environment: Mapping[str, str]) -> tuple[int, ...] | None:
+    visible, tasks = visible_gpus(environment), _tasks_here(environment)
+    if not visible:
+        return None
+    on_node = environment.get("SLURM_GPUS_ON_NODE", "")
+    bound = on_node.isdecimal() and visible < int(on_node)  # SLURM hides the GPUs of the other tasks
+    if tasks == 1 or bound:
+        return tuple(range(visible))
+    share = visible // tasks
+    first = int(environment["SLURM_LOCALID"]) * share
+    return tuple(range(first, first + share)) or None
+
+
+def _tasks_here(environment: Mapping[str, str]) -> int:
+    """Tasks of this step on this node, from a text such as `2(x3),1`."""
+    per_node: list[int] = []
+    text = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_NTASKS_PER_NODE", "1")
+    for tasks, repeats in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        per_node += [int(tasks)] * int(repeats or 1)
+    node = int(environment.get("SLURM_NODEID", 0))
+    return per_node[node] if node < len(per_node) else per_node[-1]
+
+
+def _first_host(nodes: str) -> str:
+    """Of SLURM's list, such as `node[03-05,9],gate`: its first name."""
+    match = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", nodes)
+    if match is None:
+        raise ConfigError(f"SLURM_STEP_NODELIST={nodes!r} names no host; give --coordinator=HOST:PORT")
+    return match[1] + (match[2] or "")
+
+
+def call_roll(member: Membership, timeout: float) -> None:
+    """Returns when all processes are there.
+
+    Raises:
+      ConfigError: after `timeout` seconds, in every process that came: it names those that did not, or says
+        that process 0 was not to be reached.
+    """
+    host, _, port = member.coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--coordinator={member.coordinator!r} is not HOST:PORT, such as 10.0.0.1:12345")
+    if member.processes == 1:
+        return
+    if member.process_id == 0:
+        _call(int(port), member.processes, timeout)
+    else:
+        _answer(host.strip("[]"), int(port), member, timeout)
+
+
+def _call(port: int, processes: int, timeout: float) -> None:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(_listening(port))
+        present: dict[int, socket.socket] = {}
+        for connection, process in _callers(server, time.monotonic() + timeout, stack):
+            if 0 < process < processes:
+                present[process] = connection
+            if len(present) == processes - 1:
+                break
+        absent = sorted(set(range(1, processes)) - present.keys())
+        for connection in present.values():
+            with contextlib.suppress(OSError):
+                connection.sendall(json.dumps({"absent": absent}).encode() + b"\n")
+        if absent:
+            raise ConfigError(_missing(absent, processes, timeout))
+
+
+def _listening(port: int) -> socket.socket:
+    try:
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        return socket.create_server(("", port))
+    except OSError as error:
+        raise ConfigError(
+            f"process 0 can't listen on port {port} ({error.strerror}); another port in --coordinator"
+        ) from error
+
+
+def _callers(
+    server: socket.socket, deadline: float, stack: contextlib.ExitStack
+) -> Iterator[tuple[socket.socket, int]]:
+    """Connections and the process that each says it is; strangers are left out."""
+    while (left := deadline - time.monotonic()) > 0:
+        server.settimeout(left)
+        try:
+            connection = stack.enter_context(server.accept()[0])
+            connection.settimeout(min(left, 5.0))
+            yield connection, int(json.loads(connection.recv(ANSWER))["process"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+
+
+def _answer(host: str, port: int, member: Membership, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            with socket.create_connection((host, port), timeout=min(left, 5.0)) as connection:
+                connection.sendall(json.dumps({"process": member.process_id}).encode() + b"\n")
+                connection.settimeout(deadline + 5 - time.monotonic())  # process 0 may have begun a bit later
+                absent = json.loads(connection.makefile("rb").readline(ANSWER))["absent"]
+        except (OSError, ValueError, KeyError, TypeError):
+            time.sleep(RETRY_SECONDS)
+            continue
+        if absent:
+            raise ConfigError(_missing(absent, member.processes, timeout))
+        return
+    raise ConfigError(
+        f"process {member.process_id} of {member.processes} did not reach process 0 at {member.coordinator} "
+        f"in {timeout:g} s; start process 0 too, or correct --coordinator"
+    )
+
+
+def _missing(absent: list[int], processes: int, timeout: float) -> str:
+    shown = ", ".join(str(process) for process in absent[:20])
+    shown += f" and {len(absent) - 20} more" if len(absent) > 20 else ""
+    which = f"process {shown}" if len(absent) == 1 else f"processes {shown}"
+    return (
+        f"{which} of {processes} did not join in {timeout:g} s; start all of them (--process_id=0 to "
+        f"{processes - 1}), or wait longer by --join_timeout"
+    )

@@ -1,0 +1,29 @@
+"""Networks that are known by name but not read, and what to do instead."""
+
+from collections.abc import Mapping
+from typing import Any
+
+WAY_OUT = "write it as a JAX function and wrap that (mechdiff.models.traced)"
+FAMILIES = (  # words of a config that tell a family, and what it is
+    (
+        ("training_mode", "target_ema_mode", "weight_schedule", "distill_steps_per_iter"),
+        "a consistency model or EDM network of openai/consistency_models, on continuous noise levels",
+    ),
+    (("dim_mults", "attn_dim_head", "full_attn"), "a Unet of denoising_diffusion_pytorch (lucidrains)"),
+    (
+        ("augment_dim", "label_dim", "img_resolution", "model_channels_mult", "sigma_data"),
+        "a network of EDM (SongUNet or DhariwalUNet), on continuous noise levels",
+    ),
+    (("first_stage_config", "cond_stage_config", "unet_config"), "a latent diffusion model"),
+)
+
+
+def unsupported(config: Mapping[str, Any]) -> str:
+    """What network a config describes that is not read, and the way out; empty where none of these."""
+    sections = (value for value in config.values() if isinstance(value, Mapping))
+    names = set(config).union(*sections)
+    for words, what in FAMILIES:
+        told = [word for word in words if word in names]
+        if told:
+            return f"{what} (by its option {told[0]}), which is not read; {WAY_OUT}"
+    return ""

@@ -1,0 +1,69 @@
+"""What a labelled result says of itself: units and a long name of every variable, and what made it.
+
+The one place for all results: `labelled` adds these where results are written.
+"""
+
+import functools
+
+import xarray as xr
+
+from mechdiff.core.numerics import NUMERICS_VERSION
+from mechdiff.storage import manifest
+
+LOSS = "mean squared error of the predicted noise"
+# variable -> its unit and its long name. "1" is none: images are in [-1, 1], their differences have no unit.
+NAMES = {
+    "loss": ("1", f"{LOSS} under the intervention"),
+    "clean_loss": ("1", f"{LOSS} without intervention"),
+    "change": ("1", "mean squared change of the prediction by the intervention"),
+    "score": ("1", "loss change of an ablation as its gradient foretells it"),
+    "first": ("1", "first-order part of the score"),
+    "second": ("1", "second-order part of the score"),
+    "without_a": ("1", "loss change when a is ablated"),
+    "without_b": ("1", "loss change when b is ablated"),
+    "without_both": ("1", "loss change when a and b are ablated"),
+    "synergy": ("1", "interaction L(ab) - L(a) - L(b) + L; positive: redundant"),
+    "curvature": ("1", "second derivative of the loss by the gates of a and b"),
+    "set_distance": ("1", "distance between the sets of changed and of clean samples"),
+    "tokens": ("1", "positions that the head attends over"),
+    "entropy": ("nat", "entropy of the attention pattern"),
+    "normalized_entropy": ("1", "entropy of the attention pattern over that of a uniform one, H / ln Nk"),
+    "t": ("1", "timestep"),
+    "log_snr": ("nat", "log of the signal-to-noise ratio"),
+    "image": ("1", "number of the image"),
+    "sample": ("1", "number of the sample"),
+    "component": ("", "name of the component"),
+    "component_type": ("", "type of the component: residual branch, head, skip, time injection, ..."),
+    "ablation": ("", "what the component is replaced by"),
+    "head": ("", "name of the attention head"),
+    "resolution": ("pixel", "height of the component's feature map"),
+    "depth": ("1", "place of the component in the order of execution"),
+    "temperature": ("1", "factor of the temperature of attention"),
+    "low": ("1", "first timestep of the window"),
+    "high": ("1", "timestep after the last of the window"),
+    "person": ("", "number of the person on the image"),
+}
+
+
+def described(dataset: xr.Dataset) -> xr.Dataset:
+    """`dataset` with units and long names where it has none, and with version and commit as attributes.
+
+    Variables that this module doesn't know get their name with blanks as long name, and no unit.
+
+    Example:
+      >>> described(xr.Dataset({"clean_loss": ("t", [0.1])}))["clean_loss"].attrs["units"]
+      '1'
+    """
+    dataset = dataset.copy()
+    for name, variable in dataset.variables.items():
+        units, long_name = NAMES.get(str(name), ("", str(name).replace("_", " ")))
+        told = {"long_name": long_name} | ({"units": units} if units else {})
+        variable.attrs = told | variable.attrs
+    dataset.attrs = _provenance() | dataset.attrs
+    return dataset
+
+
+@functools.cache
+def _provenance() -> dict[str, str | int]:
+    made_by = {"mechdiff_version": manifest.package_version("mechdiff"), "commit": manifest.commit()}
+    return {"numerics_version": NUMERICS_VERSION} | {name: text for name, text in made_by.items() if text}

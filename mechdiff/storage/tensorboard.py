@@ -1,0 +1,44 @@
+"""A run's log that TensorBoard shows as well; needs the extra `tensorboard` (tensorboardX, no TensorFlow)."""
+
+from pathlib import Path
+
+from mechdiff.core.errors import ConfigError
+from mechdiff.storage.run_log import RunLog
+
+
+class TensorBoardLog(RunLog):
+    """As `RunLog`, and every number of a record as a scalar `kind/name` at its step, in `folder`."""
+
+    def __init__(self, path: Path | str, folder: Path | str, resume_step: int = 0):
+        """Opens both.
+
+        Args:
+          folder: of the event files, see `tensorboard --logdir`.
+          resume_step: scalars of later steps are dropped, which the resumed run writes again.
+
+        Raises:
+          ConfigError: tensorboardX is not installed.
+        """
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            raise ConfigError(
+                '--tensorboard needs tensorboardX; pip install "mechdiff[tensorboard]"'
+            ) from None
+        super().__init__(path, resume_step)
+        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1, write_to_disk=True)
+
+    def append(self, record: dict) -> None:
+        """Adds a line to the log, and its numbers to the event file."""
+        super().append(record)
+        step, kind = record.get("step"), record.get("kind", "run")
+        for name, value in record.items():
+            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
+                self._writer.add_scalar(f"{kind}/{name}", value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Lets go of all files."""
+        super().close()
+        if hasattr(self, "_writer"):
+            self._writer.close()

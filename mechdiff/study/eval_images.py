@@ -1,0 +1,136 @@
+"""The images that a denoiser is examined on: those scored, those for replacements, what is known of them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from mechdiff.analysis.class_effects import CLASS
+from mechdiff.core.config import SweepConfig
+from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, Shown
+from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.stats.clusters import PERSON
+
+Steps = Sequence[int] | Int[AnyArray, " timesteps"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalImages:
+    """Images that a denoiser is examined on, in [-1, 1].
+
+    Attributes:
+      scored: losses are measured on these.
+      reference: other images of the same data, for mean activations and other replacements.
+      label: description for a reader.
+      nested: a set of its own for every timestep of a sweep, as `process.images_at` takes it; None: the
+        scored images serve all timesteps.
+      people: number of the person on each image swept, `[images]` or nested `[timesteps, images]`; None
+        unless all are known.
+      facts: JSON-ready: name and digest of the data, count, preprocessing, and whether they were held out
+        from training (None: not known).
+      condition: of the images swept (classes, say), leaves `[images]` or nested `[timesteps, images]`; None:
+        the network takes none.
+      reference_condition: of the reference images.
+    """
+
+    scored: Images
+    reference: Float[AnyArray, "references height width channels"]
+    label: str
+    nested: Float[AnyArray, "levels images height width channels"] | None = None
+    people: Int[np.ndarray, "*levels images"] | None = None
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    condition: PyTree = None
+    reference_condition: PyTree = None
+
+    @property
+    def labels(self) -> dict:
+        """Coordinates of a sweep's results: the person on each image and its class, where known."""
+        known = {} if self.people is None else {PERSON: self.people}
+        told = self.condition.get("label") if isinstance(self.condition, dict) else self.condition
+        rank = 1 if self.nested is None else 2
+        if told is not None and np.issubdtype(np.asarray(told).dtype, np.integer) and np.ndim(told) == rank:
+            known[CLASS] = np.asarray(told)
+        return {name: (("t", "image")[-values.ndim :], values) for name, values in known.items()}
+
+    @property
+    def scored_people(self) -> Int[np.ndarray, " images"] | None:
+        """The person on each scored image; None where that is not known."""
+        if self.people is None or self.people.ndim == 1:
+            return self.people
+        return self.people[0]
+
+    @property
+    def swept(self) -> Shown:
+        """Images of sweeps over all timesteps: nested ones if there are any, else the scored ones."""
+        return self.scored if self.nested is None else self.nested
+
+    @property
+    def scored_condition(self) -> PyTree:
+        """The condition of the scored images."""
+        return self.condition if self.nested is None else jax.tree.map(lambda leaf: leaf[0], self.condition)
+
+    def swept_set(self, timesteps: Steps, key: PRNGKey) -> EvalSet:
+        """The images of sweeps over all timesteps, with their noise and condition."""
+        return EvalSet(self.swept, timesteps, key, self.condition)
+
+    def scored_set(self, timesteps: Steps, key: PRNGKey) -> EvalSet:
+        """The scored images, at every timestep."""
+        return EvalSet(self.scored, timesteps, key, self.scored_condition)
+
+    def reference_set(self, timesteps: Steps, key: PRNGKey) -> EvalSet:
+        """The reference images, at every timestep."""
+        return EvalSet(self.reference, timesteps, key, self.reference_condition)
+
+    def first(self, count: int) -> "EvalImages":
+        """The first `count` images, at every timestep."""
+        nested = None if self.nested is None else self.nested[:, :count]
+        people = None if self.people is None else self.people[..., :count]
+        taken = slice(count) if nested is None else (slice(None), slice(count))
+        condition = jax.tree.map(lambda leaf: np.asarray(leaf)[taken], self.condition)
+        return dataclasses.replace(
+            self, scored=self.scored[:count], nested=nested, people=people, condition=condition
+        )
+
+    def part(self, chosen: slice) -> "EvalImages":
+        """Some of the scored images, at every timestep."""
+        condition = jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], self.scored_condition)
+        return dataclasses.replace(
+            self, scored=self.scored[chosen], nested=None, people=None, condition=condition
+        )
+
+
+def images_to_evaluate(config: SweepConfig) -> int:
+    """Images whose losses a sweep measures, over all timesteps."""
+    return config.images * (config.timesteps if config.nested else 1)
+
+
+def split_images(
+    pixels: Images, config: SweepConfig, label: str, people: Int[np.ndarray, " count"] | None = None
+) -> EvalImages:
+    """The first images to be scored, the others for reference; people only where all are known."""
+    scored, reference = np.split(pixels, [images_to_evaluate(config)])
+    nested = scored.reshape(-1, config.images, *scored.shape[1:]) if config.nested else None
+    people = None if people is None else people[: len(scored)]
+    if people is not None and (people < 0).any():  # images of unknown people would count as independent
+        people = None
+    if people is not None and config.nested:
+        people = people.reshape(-1, config.images)
+    return EvalImages(scored[: config.images], reference, label, nested, people)
+
+
+def conditioned(images: EvalImages, condition: PyTree, config: SweepConfig) -> EvalImages:
+    """The images with their condition, cut as `split_images` cuts them."""
+    scored = images_to_evaluate(config)
+
+    def swept(leaf: np.ndarray) -> np.ndarray:
+        leaf = np.asarray(leaf)[:scored]
+        return leaf.reshape(-1, config.images, *leaf.shape[1:]) if config.nested else leaf
+
+    return dataclasses.replace(
+        images,
+        condition=jax.tree.map(swept, condition),
+        reference_condition=jax.tree.map(lambda leaf: np.asarray(leaf)[scored:], condition),
+    )

@@ -1,0 +1,55 @@
+"""Effects per class against means by hand; a null and a planted difference."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from mechdiff.analysis.class_effects import CLASS, class_effects
+from mechdiff.core.errors import ConfigError
+
+T, COUNT = 3, 40
+
+
+def swept(effect: np.ndarray, labels: np.ndarray, seed: int = 0) -> xr.Dataset:
+    """A sweep of two components, whose losses rise by `effect` (component, t, image) and by chance."""
+    rng = np.random.default_rng(seed)
+    clean = rng.uniform(0.5, 1.5, (T, COUNT))
+    loss = clean * (1 + effect + 0.02 * rng.standard_normal((2, T, COUNT)))
+    dims = ("t", "image")[-labels.ndim :]
+    return xr.Dataset(
+        {
+            "loss": (("ablation", "component", "t", "image"), loss[None]),
+            "clean_loss": (("t", "image"), clean),
+        },
+        coords={"ablation": ["zero"], "component": ["a", "b"], "t": np.arange(T), CLASS: (dims, labels)},
+        attrs={"denoiser": "planted"},
+    )
+
+
+NESTED = np.random.default_rng(1).integers(0, 2, (T, COUNT))
+
+
+@pytest.mark.parametrize("labels", [np.arange(COUNT) % 2, NESTED], ids=["crossed", "nested"])
+def test_the_estimate_is_the_pooled_increase_of_the_classs_own_images(labels):
+    effect = np.stack([0.5 * (np.broadcast_to(labels, (T, COUNT)) == 1), np.full((T, COUNT), 0.2)])
+    sweep = swept(effect, labels)
+    result = class_effects(sweep, "zero", repeats=200)
+    member = np.broadcast_to(labels, (T, COUNT))
+    for label in (0, 1):
+        clean = [sweep["clean_loss"].values[t][member[t] == label].mean() for t in range(T)]
+        loss = np.array([sweep["loss"].values[0, :, t][:, member[t] == label].mean(1) for t in range(T)])
+        by_hand = 100 * (loss / np.array(clean)[:, None] - 1).mean(0)
+        np.testing.assert_allclose(result["estimate"].sel({CLASS: label}), by_hand)
+    planted = result.sel(component="a")
+    assert planted["low"].sel({CLASS: 1}) > 40 and abs(planted["estimate"].sel({CLASS: 0})) < 2
+    alike = result.sel(component="b")  # the null: no difference between the classes
+    assert alike["low"].max() < 20 < alike["high"].min()
+    assert result["images"].values.tolist() == [(labels == 0).sum(), (labels == 1).sum()]
+
+
+def test_a_sweep_without_classes_or_with_too_few_images_of_one_is_refused():
+    labels = (np.arange(COUNT) < 2).astype(int)
+    with pytest.raises(ConfigError, match="class 1 has 2 images at some timestep; at least 3"):
+        class_effects(swept(np.zeros((2, T, COUNT)), labels), "zero")
+    with pytest.raises(ConfigError, match="no coordinate 'class_label'"):
+        class_effects(swept(np.zeros((2, T, COUNT)), labels).drop_vars(CLASS), "zero")

@@ -1,0 +1,138 @@
+"""Who is among the processes of a run: the roll call, SLURM's variables, idle GPUs."""
+
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mechdiff.core import processes, rendezvous
+from mechdiff.core.errors import ConfigError, MechdiffError
+from mechdiff.core.rendezvous import Membership
+
+
+@pytest.fixture
+def port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def called(port, process, processes, timeout=0.6):
+    try:
+        rendezvous.call_roll(Membership(f"127.0.0.1:{port}", processes, process), timeout)
+    except ConfigError as error:
+        return str(error)
+
+
+def test_the_roll_is_complete_when_the_last_one_comes(port):
+    with ThreadPoolExecutor() as pool:
+        early = [pool.submit(called, port, process, 3, 20) for process in (2, 0)]
+        time.sleep(0.2)
+        assert called(port, 1, 3, 20) is None
+        assert [answer.result() for answer in early] == [None, None]
+
+
+def test_those_that_came_name_the_one_that_did_not(port):
+    with ThreadPoolExecutor() as pool:
+        answers = list(pool.map(lambda process: called(port, process, 4), (0, 2)))
+    for answer in answers:
+        assert answer.startswith("processes 1, 3 of 4 did not join in 0.6 s;") and "--join_timeout" in answer
+
+
+def test_without_the_first_process_the_others_say_so(port):
+    assert called(port, 1, 2).startswith(
+        f"process 1 of 2 did not reach process 0 at 127.0.0.1:{port} in 0.6 s"
+    )
+
+
+def test_strangers_are_not_counted(port):
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(called, port, 0, 2, 1.0)
+        for said in (b"GET / HTTP/1.1\n", b'{"process": 7}\n', b"[]\n"):
+            deadline = time.monotonic() + 10
+            while time.monotonic() < deadline:
+                try:
+                    with socket.create_connection(("127.0.0.1", port)) as stranger:
+                        stranger.sendall(said)
+                    break
+                except ConnectionRefusedError:
+                    time.sleep(0.02)
+        assert first.result().startswith("process 1 of 2 did not join")
+
+
+def test_a_port_in_use_is_named(port):
+    with socket.create_server(("", port)):
+        assert f"can't listen on port {port}" in called(port, 0, 2)
+
+
+@pytest.mark.parametrize("coordinator", ["host", "host:", "host:http", ":5", "host:70000"])
+def test_an_address_that_is_none_is_refused(coordinator):
+    with pytest.raises(ConfigError, match="is not HOST:PORT"):
+        rendezvous.call_roll(Membership(coordinator, 2, 1), 1)
+
+
+STEP = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "gpu[03-04]",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "devices"),
+    [
+        ({}, None),  # no GPUs there
+        ({"SLURM_GPUS_ON_NODE": "8"}, tuple(range(8))),  # one task a node has them all
+        ({"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "1,2", "SLURM_LOCALID": "1"}, (4, 5, 6, 7)),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_LOCALID": "1"}, (1,)),
+        # bound by SLURM: a task sees its own alone
+        (
+            {
+                "CUDA_VISIBLE_DEVICES": "2,3", "SLURM_GPUS_ON_NODE": "4",
+                "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_LOCALID": "1",
+            },
+            (0, 1),
+        ),
+    ],
+)  # fmt: skip
+def test_slurm_tasks_share_the_gpus_of_their_node(changes, devices):
+    assert rendezvous.slurm_membership(STEP | changes) == Membership("gpu03:61447", 2, 1, devices)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"), [("a1", "a1"), ("a1,b2", "a1"), ("n[7,9-11],x", "n7"), ("n[2-3]", "n2")]
+)
+def test_the_first_host_of_a_list(nodes, first):
+    assert rendezvous.slurm_membership(STEP | {"SLURM_STEP_NODELIST": nodes}).coordinator == f"{first}:61447"
+
+
+def test_outside_of_slurm_there_is_no_membership():
+    assert rendezvous.slurm_membership({"SLURM_JOB_ID": "7"}) is None
+
+
+@pytest.mark.parametrize(
+    ("platform", "used", "present", "warning"),
+    [
+        ("gpu", 8, 8, None),
+        ("gpu", 1, 8, "7 of 8 GPUs are idle"),
+        ("cpu", 2, 0, None),
+        ("cpu", 2, 1, "1 GPUs are idle: JAX sees the CPU only"),
+        ("tpu", 4, 0, None),
+    ],
+)
+def test_idle_gpus_are_warned_of(platform, used, present, warning):
+    text = processes.idle_gpus(platform, used, present)
+    assert text is None if warning is None else text.startswith(warning)
+
+
+def test_one_process_does_the_first_ones_work_itself():
+    def fail():
+        raise MechdiffError("full")
+
+    assert processes.is_first() and processes.in_first(lambda: 5) == 5 and processes.from_first(3) == 3
+    with pytest.raises(MechdiffError, match="full"):
+        processes.in_first(fail)

@@ -1,0 +1,114 @@
+"""Reduced precision: what it changes, and that a sweep measures it, against sweeps run both ways."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mechdiff.core import devices
+from mechdiff.core.config import SweepConfig, UNetConfig, override
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.presets import preset
+from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.diffusion.schedules import make_schedule
+from mechdiff.models import convolution
+from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.unet import init_unet
+from mechdiff.sweeps import precision
+from mechdiff.sweeps.ablation import ablation_sweep
+
+KEY = jax.random.key(5)
+CONFIG = SweepConfig(image_block=4, chunk=8, ablations=("zero",))
+
+
+def test_a_split_array_is_the_sum_of_its_parts_and_the_first_fits_tf32():
+    x = np.random.default_rng(0).normal(size=1000) * 10.0 ** np.arange(-20, 20, 0.04)
+    x = x.astype(np.float32)
+    high, low = (np.asarray(part) for part in convolution.split(x))
+    np.testing.assert_array_equal(high + low, x)
+    fraction = np.frexp(high)[0] * 2**11
+    np.testing.assert_array_equal(fraction, np.round(fraction))
+    assert (np.abs(low) <= np.abs(high) * 2.0**-10).all()
+
+
+def test_three_products_of_cut_inputs_are_nearly_exact():
+    """The tensor cores are played by a cut to TF32; one such product alone errs a hundred times as much."""
+    rng = np.random.default_rng(1)
+    a, b = (rng.normal(size=(64, 64)).astype(np.float32) for _ in range(2))
+
+    def cut(a, b):
+        return jnp.matmul(convolution.split(a)[0], convolution.split(b)[0])
+
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    scale = np.abs(exact).max()
+    once, thrice = cut(a, b), convolution.three_products(cut, a, b)
+    assert np.abs(thrice - exact).max() < 3e-6 * scale < np.abs(once - exact).max() / 30
+
+
+@pytest.mark.parametrize(("setting", "says"), [("tf32", "changes nothing"), ("3xtf32", "changes nothing")])
+def test_on_a_cpu_they_change_nothing_and_say_so(setting, says):
+    assert not devices.acts(setting) and says in devices.explanation(setting)
+    before = devices.precision()
+    with devices.multiplying(setting):
+        assert devices.precision() == before
+
+
+def test_bfloat16_on_a_cpu_rounds_what_enters_convolutions():
+    rng = np.random.default_rng(2)
+    x, kernel = (rng.normal(size=s).astype(np.float32) for s in ((2, 8, 8, 3), (3, 3, 3, 4)))
+    rounded = [np.asarray(jnp.asarray(a, jnp.bfloat16), np.float32) for a in (x, kernel)]
+    sides = ((1, 1), (1, 1))
+    with devices.multiplying("bfloat16"):
+        outputs = convolution.convolve(x, kernel, 1, sides)
+    np.testing.assert_allclose(outputs, convolution.convolve(*rounded, 1, sides), rtol=1e-5, atol=1e-5)
+    assert np.abs(outputs - convolution.convolve(x, kernel, 1, sides)).max() > 1e-3
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ConfigError, match=r"value for sweep\.precision: 'fp8'; .*tf32"):
+        override(preset("tiny"), ["sweep.precision=fp8"])
+
+
+@pytest.fixture(scope="module")
+def denoiser(tiny):
+    """One level, and components that all do something."""
+    unet = UNetConfig(
+        image_size=8, widths=(8,), heads=(1,), norm_groups=4, mid_attention=False,
+        down_attention=(False,), up_attention=(False,),
+    )  # fmt: skip
+    params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), unet)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: np.float32(p + 0.1 * rng.normal(size=p.shape)), params)
+    return Denoiser("random", unet, make_schedule(tiny.diffusion), params, identity)
+
+
+def test_a_sweep_measures_the_error_of_its_precision(denoiser, tmp_path, caplog):
+    """Both sweeps in full, then: the error is the largest difference at the timesteps that were checked."""
+    images = np.random.default_rng(3).uniform(-1, 1, (6, 8, 8, 3)).astype(np.float32)
+    eval_set = EvalSet(images, np.array([3, 20, 45]), KEY)
+    chosen = denoiser.components()[:6]
+    exact = ablation_sweep(denoiser, eval_set, tmp_path, config=CONFIG, chosen=chosen)
+    config = dataclasses.replace(CONFIG, precision="bfloat16")
+    reduced = ablation_sweep(denoiser, eval_set, tmp_path, config=config, chosen=chosen)
+    assert "precision_error" not in exact and len(list(tmp_path.iterdir())) == 2
+    assert "rounds what enters convolutions" in caplog.text
+    assert reduced.attrs["precision"] == "bfloat16" and reduced.attrs["precision_images"] == 4
+
+    def increases(sweep):
+        cells = sweep.isel(image=slice(4)).astype(np.float64).mean("image")
+        return 100 * (cells["loss"] / cells["clean_loss"] - 1)
+
+    expected = np.abs(increases(reduced) - increases(exact)).max("t")
+    np.testing.assert_allclose(reduced["precision_error"], expected, rtol=1e-3, atol=1e-5)
+    assert float(expected.max()) > 1e-4
+    same = dataclasses.replace(CONFIG, precision="tf32")  # no other numbers on a CPU: the same store
+    again = ablation_sweep(denoiser, eval_set, tmp_path, config=same, chosen=chosen)
+    np.testing.assert_array_equal(again["loss"], exact["loss"])
+    assert len(list(tmp_path.iterdir())) == 2 and "precision_error" not in again
+
+
+def test_what_is_checked_is_spread_over_the_timesteps():
+    assert precision.subset(24, 16) == ((0, 8, 15, 23), 8)
+    assert precision.subset(2, 4) == ((0, 1), 4)

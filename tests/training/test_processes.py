@@ -1,0 +1,149 @@
+"""Training in two processes of two devices each, against one process of two: same numbers, same folder."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mechdiff.core.config import UNetConfig, override, to_dict
+from mechdiff.models import load
+from mechdiff.storage import checkpoint, files, run_log
+from mechdiff.training import loop
+
+ROOT = Path(__file__).parents[2]
+KILLED_AT = 6  # after the checkpoint of step 4, before that of step 8
+SETTINGS = ("steps=8", "log_every=1", "eval_every=8", "save_every=4", "warmup=2")
+
+# Arguments: a file of (config, folder, step to be killed at) for each run, the port, the process.
+PROGRAM = """
+import json, os, signal, sys, time
+from pathlib import Path
+import jax
+import numpy as np
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_disable_most_optimizations", True)
+from mechdiff.core import processes
+from mechdiff.core.config import from_dict
+from mechdiff.training import loop
+runs, port, process = json.loads(Path(sys.argv[1]).read_text()), sys.argv[2], int(sys.argv[3])
+processes.join(processes.Membership(f"127.0.0.1:{port}", 2, process), 120)
+loop.SAMPLES = loop.SAMPLE_STEPS = 4
+original = loop.Trainer._finite
+for config, folder, killed_at in runs:
+    if Path(folder).name != "whole":  # compiling the sampler once is enough
+        loop.Trainer.samples = lambda self, ema, identity: np.zeros((4, 8, 8, 3), np.uint8)
+    def finite(self, pending, done, saved, killed_at=killed_at):
+        if done >= killed_at > 0:
+            saved.wait()
+            time.sleep(0.5)  # until the other has seen that the checkpoint is whole
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, pending, done, saved)
+    loop.Trainer._finite = finite
+    loop.train(from_dict(config), Path(folder))
+"""
+
+
+def in_two_processes(folder, *runs):
+    """Exit codes and what was printed on stderr."""
+    script, plan = folder / "program.py", folder / "runs.json"
+    script.write_text(PROGRAM)
+    plan.write_text(json.dumps([(to_dict(config), str(path), kill) for config, path, kill in runs]))
+    cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir, "PYTHONPATH": str(ROOT)}
+    cache |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    commands = [[sys.executable, str(script), str(plan), str(port), str(process)] for process in (0, 1)]
+    started = [
+        subprocess.Popen(command, env=os.environ | cache, stderr=subprocess.PIPE, text=True, cwd=folder)
+        for command in commands
+    ]
+    ended = [process.communicate(timeout=300)[1] for process in started]
+    return [process.returncode for process in started], ended
+
+
+@pytest.fixture(scope="module")
+def runs(tiny, tmp_path_factory):
+    """Folders: `whole` without a break, `killed` (and then resumed), `broken` (not resumed), `sharded`."""
+    folder = tmp_path_factory.mktemp("processes")
+    one_level = UNetConfig(
+        image_size=8, widths=(32,), heads=(1,), norm_groups=4, mid_attention=False,
+        down_attention=(False,), up_attention=(False,),
+    )  # fmt: skip
+    config = dataclasses.replace(tiny, unet=one_level)  # wide enough to be sharded, and compiled fast
+    config = override(config, [f"train.{setting}" for setting in SETTINGS])
+    codes, lines = in_two_processes(
+        folder, (config, folder / "whole", 0), (config, folder / "killed", KILLED_AT)
+    )
+    assert all(code < 0 for code in codes), lines  # JAX ends one that notices the other's death first
+    shutil.copytree(folder / "killed", folder / "broken")
+    sharded = override(config, ["train.fsdp=True"])
+    codes, lines = in_two_processes(folder, (config, folder / "killed", 0), (sharded, folder / "sharded", 0))
+    assert codes == [0, 0], lines
+    return folder, config, lines
+
+
+@pytest.fixture(scope="module")
+def alone(runs, tmp_path_factory):
+    """The same run in this process alone."""
+    return loop.train(runs[1], tmp_path_factory.mktemp("alone"))
+
+
+def params(model):
+    return load.load_trained(model)[1]
+
+
+def largest_difference(first, second):
+    differences = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), first, second)
+    return max(jax.tree.leaves(differences))
+
+
+def test_two_processes_train_as_one_does(runs, alone):
+    """Sums over four devices instead of two: rounding, which Adam's quotients magnify a little."""
+    folder, config, _ = runs
+    whole = load.load_trained(folder / "whole" / "model")
+    assert largest_difference(whole[1], params(alone)) < 5e-4
+    losses = [[line["loss"] for line in record["log"] if line["kind"] == "train"]
+              for record in (whole[3], load.load_trained(alone)[3])]  # fmt: skip
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    assert len(losses[0]) == config.train.steps
+
+
+def test_a_run_killed_in_both_processes_resumes_to_the_same_numbers(runs):
+    folder, _, _ = runs
+    assert checkpoint.TrainCheckpoints(folder / "broken" / "checkpoints").latest_step() == 4
+    resumed, whole = (load.load_trained(folder / name / "model") for name in ("killed", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, resumed[1], whole[1])
+    steps = [line["step"] for line in run_log.read_log(folder / "killed" / "log.jsonl")]
+    assert steps == [line["step"] for line in run_log.read_log(folder / "whole" / "log.jsonl")]
+    assert files.read_json(folder / "killed" / "manifest.json")["resumed_from"] == 4
+
+
+def test_one_process_goes_on_where_two_were_killed(runs, tmp_path):
+    folder, config, _ = runs
+    shutil.copytree(folder / "broken", tmp_path / "run")
+    model = loop.train(config, tmp_path / "run")
+    assert largest_difference(params(model), params(folder / "whole" / "model")) < 5e-4
+
+
+def test_sharded_state_trains_to_the_same_parameters(runs, alone, tmp_path):
+    """Also what it left is read by one process that doesn't shard."""
+    folder, config, _ = runs
+    assert largest_difference(params(folder / "sharded" / "model"), params(alone)) < 5e-4
+    shutil.copytree(folder / "sharded", tmp_path / "run")
+    longer = loop.train(override(config, ["train.steps=9"]), tmp_path / "run")
+    assert load.load_trained(longer)[3]["steps"] == 9
+
+
+def test_every_process_says_what_it_has(runs):
+    _, _, lines = runs
+    for process, text in enumerate(lines):
+        assert re.search(rf"process {process} of 2 on \S+: 2 cpu devices of 4\n", text)
