@@ -1,10 +1,10 @@
 """Examines one trained network for a study: `python -m experiments.examine --preset=study --model=RUN`.
 
-RUN is the folder of a training, or RUN@STEP one of its snapshots; `--celeba=PATH` where CelebA lies. Results are
-collected in WORKDIR/subjects/NAME, from where the same command goes on after an interruption; finished, they are
-packed into WORKDIR/cells/NAME.zip, of which `experiments.claims` and `experiments.report` read everything.
-`--part=ladder` takes only what the claim about complexity asks of faces of lower complexity and of snapshots: a
-sweep under mean ablation and circuits.
+RUN is the folder of a training, or RUN@STEP one of its snapshots; `--celeba=PATH` where CelebA lies. Results
+are collected in WORKDIR/subjects/NAME, from where the same command goes on after an interruption; finished,
+they are packed into WORKDIR/cells/NAME.zip, of which `experiments.claims` and `experiments.report` read
+everything. `--part=ladder` takes only what the claim about complexity asks of faces of lower complexity and
+of snapshots: a sweep under mean ablation and circuits.
 """
 
 import dataclasses
