@@ -29,7 +29,7 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import load
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.storage import files, labelled
+from mechdiff.storage import bucket, files, labelled
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import inputs, load_check
 
@@ -38,7 +38,7 @@ flags.DEFINE_string("preset", "quickstart", f"Settings to start from: {', '.join
 flags.DEFINE_multi_string(
     "set", [], "Change a setting: section.field=value (may be given again; `mechdiff settings` lists all)."
 )
-flags.DEFINE_string("workdir", None, "Folder of the results; default: runs/PRESET.")
+flags.DEFINE_string("workdir", None, "Folder of the results, or gs:// or s3:// of one; default: runs/PRESET.")
 flags.DEFINE_string("compilation_cache", None, "Folder in which JAX keeps compiled programs.")
 flags.DEFINE_boolean("distributed", False, "Join the other processes of this SLURM job or TPU pod.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0: join the processes that name the same.")
@@ -114,7 +114,11 @@ def launch(main: Main, argv: list[str]) -> int:
 def _work(main: Main, config: ExperimentConfig, argv: list[str]) -> None:
     """Calls `main` with its lines sent where the flags want them; with --json, what it returns and the
     results that it wrote are printed."""
-    workdir = Path(FLAGS.workdir or f"runs/{config.name}")
+    with bucket.local_copy(FLAGS.workdir or f"runs/{config.name}") as workdir:
+        _work_in(workdir, main, config, argv)
+
+
+def _work_in(workdir: Path, main: Main, config: ExperimentConfig, argv: list[str]) -> None:
     start, began = time.monotonic(), time.time()
     command = shlex.join([Path(argv[0]).name, *argv[1:]])
     settings = {"as_json": FLAGS.json, "quiet": FLAGS.quiet, "log_file": FLAGS.log_file}
@@ -158,6 +162,9 @@ def _parse(argv: list[str]) -> None:
         raise flags.Error(f"unknown flag --{error.flagname}; did you mean {meant}") from None
     if extra:
         raise flags.Error(f"unexpected argument {extra[0]!r}; write --flag=value (see --help)")
+    images = FLAGS["images"].value if "images" in FLAGS else None
+    if images and images.isdecimal() and not Path(images).exists():
+        raise flags.Error(f"--images={images} is no folder or file; did you mean --set=sweep.images={images}")
     if FLAGS.compilation_cache:
         folder = Path(FLAGS.compilation_cache).absolute()
         with files.plain_errors(folder):

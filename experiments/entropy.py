@@ -35,7 +35,7 @@ def main(config, workdir):
     for folder in MODEL.value:
         denoiser, _, given, eval_set = _launch.opened(config, workdir, folder, CELEBA.value, IMAGES.value)
         inputs[denoiser.name] = given.label
-        image_feature_names(denoiser.unet.image_size, denoiser.unet.out_channels)  # may refuse
+        image_feature_names(*denoiser.image_shape[1:])  # may refuse
         heads = heads_over_many_keys(denoiser.unet)
         swept = ablation_sweep(denoiser, eval_set, workdir / "sweeps", config=only, chosen=heads)
         attention = activations.attention_stats(denoiser, eval_set).sel(head=[head.name for head in heads])

@@ -15,7 +15,6 @@ from mechdiff.circuits import redundancy
 from mechdiff.core.config import to_dict
 from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.components import select
-from mechdiff.models.unet import components
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
 
@@ -37,7 +36,7 @@ def main(config, workdir):
     if not len(given.reference):
         raise ConfigError("pairs are scored on the reference images; sweep.reference_images=0 leaves none")
     names = select(denoiser.identity, COMPONENTS.value)
-    chosen = [one for one in components(denoiser.unet) if one.name in names]
+    chosen = [one for one in denoiser.components() if one.name in names]
     counts = {"top": TOP.value, "audit": AUDIT.value}
     found = redundancy.verified_pairs(denoiser, eval_set, given.reference, chosen, **counts, seed=config.seed)
     labelled.replace(workdir / "pairs.zarr", found.assign_attrs(denoiser=denoiser.name, inputs=given.label))

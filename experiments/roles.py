@@ -13,7 +13,6 @@ from mechdiff.analysis import roles
 from mechdiff.analysis.roles.image_features import image_feature_names
 from mechdiff.core.config import to_dict
 from mechdiff.models import untrained
-from mechdiff.models.unet import components
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import controls
@@ -35,10 +34,10 @@ def main(config, workdir):
         denoiser, trained, given, eval_set = _launch.opened(
             config, workdir, folder, CELEBA.value, IMAGES.value
         )
-        image_feature_names(denoiser.unet.image_size, denoiser.unet.out_channels)  # may refuse
+        image_feature_names(*denoiser.image_shape[1:])  # may refuse
         inputs[denoiser.name] = given.label
         fresh = [untrained.untrained(denoiser, config.seed + i) for i in range(FRESH.value)]
-        chosen = [one for one in components(denoiser.unet) if PART.value in (one.component_type, "all")]
+        chosen = [one for one in denoiser.components() if PART.value in (one.component_type, "all")]
         synthetic = given.facts.get("name") == "synthetic"  # masks and factors are known of these
         more = controls.face_targets(trained, len(given.scored)) if synthetic else {}
         one, effect = roles.examine(

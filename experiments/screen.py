@@ -15,7 +15,6 @@ from absl import flags
 from mechdiff.circuits import score_agreement, screening
 from mechdiff.core.config import ABLATIONS, to_dict
 from mechdiff.models import untrained
-from mechdiff.models.unet import components
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study.inputs import replacement_values
@@ -33,6 +32,11 @@ EVERY = flags.DEFINE_boolean("every", False, "Run all exactly, to see how well t
 UNTRAINED = flags.DEFINE_boolean("untrained", False, "With every model also a fresh network of its config.")
 
 
+def _widest(denoiser):
+    """Units of the widest site: as many groups make components of single channels everywhere."""
+    return max(gate.shape[-1] for gate in denoiser.identity.gate.values())
+
+
 def main(config, workdir):
     _launch.spread_over_cores()
     sweep = dataclasses.replace(config.sweep, ablations=(KIND.value,))
@@ -44,7 +48,7 @@ def main(config, workdir):
         )
         forecast.print_memory_forecast(denoiser, sweep)
         inputs[name] = given.label
-        chosen = components(denoiser.unet, max(denoiser.unet.widths) * 2 if CHANNELS.value else 0)
+        chosen = denoiser.components(_widest(denoiser) if CHANNELS.value else 0)
         fresh = {"untrained": untrained.untrained(denoiser, trained.seed)} if UNTRAINED.value else {}
         for group, one in {"trained": denoiser, **fresh}.items():
             replacements = replacement_values(

@@ -10,7 +10,6 @@ from absl import flags
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.components import select
-from mechdiff.models.unet import components
 from mechdiff.sweeps import scaling
 
 from . import _launch
@@ -26,7 +25,7 @@ def main(config, workdir):
     _launch.spread_over_cores()
     denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
     names = select(denoiser.identity, COMPONENTS.value)
-    chosen = [one for one in components(denoiser.unet) if one.name in names]
+    chosen = [one for one in denoiser.components() if one.name in names]
     try:
         tried = [float(dose) for dose in DOSES.value]
     except ValueError as error:

@@ -73,9 +73,10 @@ def profile(setting: str, config: ExperimentConfig, side: int) -> dict:
 
 def main(task: str, setting: str, side: str, config: str) -> None:
     run = {"product": product, "answers": answers, "profile": profile}[task]
+    result = run(setting, from_dict(json.loads(config)), int(side))  # may still choose its devices
     facts = {"device": jax.devices()[0].device_kind, "platform": jax.default_backend()}
     facts |= {"devices": jax.device_count(), "jax": jax.__version__, "acts": devices.acts(setting)}
-    print(json.dumps(run(setting, from_dict(json.loads(config)), int(side)) | facts))
+    print(json.dumps(result | facts))
 
 
 if __name__ == "__main__":

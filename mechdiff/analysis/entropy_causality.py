@@ -188,7 +188,7 @@ def temperature_effects_on_roles(
     variances = feature_variances(images)
     variance = np.array([value for value, _ in variances.values()])
     cuts = np.cumsum([count for _, count in variances.values()])[:-1]
-    engine = engine or Engine(denoiser.unet, denoiser.schedule, denoiser.params)
+    engine = engine or Engine(denoiser)
     count = len(chosen)
     effect = np.empty((count, 1 + len(values), len(variance), len(timesteps), len(images)), np.float32)
     loss = np.full((count, 1 + len(values), len(timesteps), len(images)), np.nan, np.float32)

@@ -19,47 +19,43 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from mechdiff.core import devices, keys
-from mechdiff.core.config import UNetConfig
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
-from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.build import ablate
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import components, denoise
+from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.activations import replacements_at
 from mechdiff.sweeps.execution import memory
 
 
-@functools.partial(jax.jit, static_argnames=("unet", "probes", "mesh"))
+@functools.partial(jax.jit, static_argnames=("probes", "mesh"))
 def _slopes(
-    unet: UNetConfig,
+    denoiser: Examinable,
     probes: int,
     mesh: Mesh,
-    schedule: NoiseSchedule,
-    params: PyTree,
     point: Intervention,
     t: Int[Array, ""],
     key: PRNGKey,
     probe_key: PRNGKey,
     x0: Images,
     indices: Int[Array, " batch"],
+    condition: PyTree,
 ) -> tuple[Float[Array, " batch"], PyTree, PyTree]:
     """Each image's loss, its gate gradient, and v^T J / sqrt(pixels): v random signs, J = d eps / d gates."""
 
-    def local(schedule, params, point, t, key, probe_key, x0, indices):
+    def local(denoiser, point, t, key, probe_key, x0, indices, condition):
         batch = len(x0)
         noise = image_noise(key, indices, x0.shape[1:])
         at = jnp.full(batch, t)
-        x_t = q_sample(schedule, x0, at, noise)
+        x_t = q_sample(denoiser.schedule, x0, at, noise)
 
         def predict(gate):
             changed = dataclasses.replace(point, gate=gate)
-            return denoise(unet, schedule, params, changed, x_t, at)
+            return denoiser.predict(changed, x_t, at, condition)
 
         gate = {site: jnp.tile(leaf, (batch, 1)) for site, leaf in point.gate.items()}
         eps, pull = jax.vjp(predict, gate)
@@ -71,16 +67,16 @@ def _slopes(
             return pull(signs(keys.per_image(jax.random.fold_in(probe_key, number), indices)))[0]
 
         second = jax.lax.map(probe, jnp.arange(probes))
-        loss = jnp.mean((eps - noise) ** 2, axis=(1, 2, 3))
+        loss = jnp.mean((eps - noise) ** 2, axis=tuple(range(1, eps.ndim)))
         return loss, first, jax.tree.map(lambda v: v / np.sqrt(pixels), second)
 
-    specs, outs = (*[ALL] * 6, IMAGES, IMAGES), (IMAGES, IMAGES, PartitionSpec(None, "images"))
+    specs, outs = (*[ALL] * 5, IMAGES, IMAGES, IMAGES), (IMAGES, IMAGES, PartitionSpec(None, "images"))
     run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=outs, check_vma=False)
-    return run(schedule, params, point, t, key, probe_key, x0, indices)
+    return run(denoiser, point, t, key, probe_key, x0, indices, condition)
 
 
 def gate_scores(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     *,
     chosen: Sequence[Component] | None = None,
@@ -119,14 +115,13 @@ def gate_scores(
         raise ConfigError(f"order={order!r}, at={at!r}: choose first or gauss_newton, identity or ablated")
     if probes < 1:
         raise ConfigError(f"probes={probes} must be at least 1; 4 are usual")
-    chosen = tuple(chosen or components(denoiser.unet))
+    chosen = tuple(chosen or denoiser.components())
     images, timesteps = np.asarray(images), np.asarray(timesteps, np.int32)
     sites = sorted(denoiser.identity.gate)
-    block = memory.rows_at_once(block, memory.gradient_bytes(denoiser.unet))
+    block = memory.rows_at_once(block, memory.gradient_bytes(denoiser.network))
     membership = _membership(denoiser.identity, sites, chosen)
     mesh = devices.over(block)
-    placed = devices.everywhere(mesh, (denoiser.schedule, denoiser.params))
-    network = denoiser.unet, probes if order == "gauss_newton" else 0, mesh, *placed
+    program = devices.everywhere(mesh, denoiser), probes if order == "gauss_newton" else 0, mesh
     first = np.empty((len(chosen), len(timesteps), len(images)), np.float32)
     second, loss = np.zeros_like(first), np.empty(first.shape[1:], np.float32)
     for t_index, t in enumerate(timesteps):
@@ -138,7 +133,9 @@ def gate_scores(
         for start in range(0, len(images), block):
             index = np.resize(np.arange(start, min(start + block, len(images))), block)
             probe_key = keys.stream(key, "probes")
-            losses, *derivatives = _slopes(*network, point, int(t), key, probe_key, images[index], index)
+            condition = jax.tree.map(lambda leaf, index=index: leaf[index], eval_set.condition)
+            shown = images[index], index, condition
+            losses, *derivatives = _slopes(*program, point, int(t), key, probe_key, *shown)
             gradient, products = (
                 np.concatenate([np.asarray(part[site]) for site in sites], axis=-1) @ membership
                 for part in derivatives

@@ -19,22 +19,21 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
-from mechdiff.core.types import Images, PyTree
+from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import keep_sets
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import components
+from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests, labelled
 from mechdiff.sweeps.execution.engine import Engine
+from mechdiff.sweeps.execution.shown import shown_at, shown_digests
 from mechdiff.sweeps.replacements import ReplacementSource, as_source
 
 Members = Bool[np.ndarray, "circuit component"]
@@ -81,7 +80,7 @@ class CircuitEvaluator:
       ConfigError: an ablation other than `zero` without replacements.
     """
 
-    denoiser: Denoiser
+    denoiser: Examinable
     eval_set: EvalSet
     ablation: str = "zero"
     replacements: PyTree = None
@@ -93,7 +92,7 @@ class CircuitEvaluator:
 
     def __post_init__(self):
         if not self.chosen:
-            object.__setattr__(self, "chosen", components(self.denoiser.unet))
+            object.__setattr__(self, "chosen", self.denoiser.components())
         if self.ablation != "zero" and self.replacements is None:
             raise ConfigError(f"ablation {self.ablation!r} needs replacements; see sweeps.replacements")
 
@@ -177,10 +176,8 @@ class CircuitEvaluator:
         return digests.digest_json(
             {
                 **self.denoiser.digests(),
-                "images": digests.digest_arrays(self.eval_set.images),
-                "noise": digests.digest_arrays(jax.random.key_data(self.eval_set.key)),
+                **shown_digests(self.eval_set),
                 "fills": self._source and self._source.digest(),
-                "timesteps": self.eval_set.timesteps.tolist(),
                 "ablation": self.ablation,
                 "components": self.names,
                 "numerics": NUMERICS_VERSION,
@@ -213,8 +210,7 @@ class CircuitEvaluator:
 
     @functools.cached_property
     def _engine(self) -> Engine:
-        denoiser = self.denoiser
-        return Engine(denoiser.unet, denoiser.schedule, denoiser.params, together=True)
+        return Engine(self.denoiser, together=True)
 
     def _run(self, members: Members) -> Float[np.ndarray, "circuit t image"]:
         rows = np.minimum(np.arange(self.batch), len(members) - 1)
@@ -226,19 +222,22 @@ class CircuitEvaluator:
                 # A short last block is padded, so that one compiled program serves all blocks.
                 count = min(block, len(images) - start)
                 index = np.resize(np.arange(start, start + count), block)
-                loss = self._measured(stacked, images[index], index, t_index, int(t))
+                loss = self._measured(stacked, index, t_index, int(t))
                 losses[:, t_index, start : start + count] = loss[: len(members), :count]
         return losses
 
-    def _measured(self, stacked: Intervention, images: Images, index: np.ndarray, t_index: int, t: int):
+    def _measured(self, stacked: Intervention, index: np.ndarray, t_index: int, t: int):
         """Losses `(interventions, images)`, the mean over the draws of the replacements."""
+        images, _, condition = shown_at(self.eval_set, t_index, index)
         drawn = [stacked.replacement]
         if self._source is not None:
             drawn = [self._source.at(t_index, index, draw) for draw in range(self._source.draws)]
         losses = []
         for replacement in drawn:
             intervention = dataclasses.replace(stacked, replacement=replacement)
-            measured = self._engine.measure(intervention, images, index, t, self.eval_set.key)
+            measured = self._engine.measure(
+                intervention, images, index, t, self.eval_set.key, condition=condition
+            )
             losses.append(measured.loss)
         return np.mean(losses, axis=0)
 

@@ -16,42 +16,40 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float, Int
 
-from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
-from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.build import ablate
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import components, denoise
+from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.activations import replacements_at
 
 
-@functools.partial(jax.jit, static_argnames=("unet", "steps"))
+@functools.partial(jax.jit, static_argnames=("steps",))
 def _shares(
-    unet: UNetConfig,
+    denoiser: Examinable,
     steps: int,
-    schedule: NoiseSchedule,
-    params: PyTree,
     start: PyTree,
     end: Intervention,
     x0: Images,
     t: Int[Array, ""],
     indices: Int[Array, " batch"],
     key: PRNGKey,
+    condition: PyTree,
 ) -> dict[str, Float[Array, "batch units"]]:
     """Minus the mean gradient of each image's loss on the gates' path from `start` to those of `end`."""
     batch = len(x0)
     noise, at = image_noise(key, indices, x0.shape[1:]), jnp.full(batch, t)
-    x_t = q_sample(schedule, x0, at, noise)
+    x_t = q_sample(denoiser.schedule, x0, at, noise)
 
     def loss(gate):
         changed = dataclasses.replace(end, gate=gate)
-        error = denoise(unet, schedule, params, changed, x_t, at) - noise
-        return jnp.mean(error**2, axis=(1, 2, 3)).sum()  # no image's gates touch another image
+        error = denoiser.predict(changed, x_t, at, condition) - noise
+        return jnp.mean(
+            error**2, axis=tuple(range(1, error.ndim))
+        ).sum()  # no image's gates touch another image
 
     def step(total, s):
         gate = {
@@ -64,7 +62,7 @@ def _shares(
 
 
 def integrated_gradients(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     *,
     chosen: Sequence[Component] | None = None,
@@ -90,9 +88,8 @@ def integrated_gradients(
     images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     if steps < 1:
         raise ConfigError(f"steps={steps} must be at least 1; 8 are usual")
-    chosen = tuple(chosen or components(denoiser.unet))
+    chosen = tuple(chosen or denoiser.components())
     images, timesteps = np.asarray(images), np.asarray(timesteps, np.int32)
-    network = denoiser.unet, steps, denoiser.schedule, denoiser.params
     score = np.empty((len(chosen), len(timesteps), len(images)), np.float32)
     for t_index, t in enumerate(timesteps):
         ablated = ablate(
@@ -106,7 +103,9 @@ def integrated_gradients(
             # A short last block is padded, so that one compiled program serves all blocks.
             count = min(block, len(images) - start)
             index = np.resize(np.arange(start, start + count), block)
-            units = jax.device_get(_shares(*network, ablated.gate, end, images[index], int(t), index, key))
+            condition = jax.tree.map(lambda leaf, index=index: leaf[index], eval_set.condition)
+            path = denoiser, steps, ablated.gate, end
+            units = jax.device_get(_shares(*path, images[index], int(t), index, key, condition))
             shares = [units[part.site][:count, slice(*part.index)].sum(axis=-1) for part in chosen]
             score[:, t_index, start : start + count] = shares
     return xr.Dataset(

@@ -19,51 +19,47 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from mechdiff.core import devices
-from mechdiff.core.config import UNetConfig
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
-from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.build import ablate, leave_one_out
 from mechdiff.interventions.components import Component
-from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import denoise
+from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.execution.engine import Engine
 
 ROWS = 64  # directions x images in one program
 
 
-@functools.partial(jax.jit, static_argnames=("unet", "mesh"))
+@functools.partial(jax.jit, static_argnames=("mesh",))
 def _curvatures(
-    unet: UNetConfig,
+    denoiser: Examinable,
     mesh: Mesh,
-    schedule: NoiseSchedule,
-    params: PyTree,
-    identity: Intervention,
     directions: PyTree,
     t: Int[Array, ""],
     key: PRNGKey,
     x0: Images,
     indices: Int[Array, " batch"],
+    condition: PyTree,
     weights: Float[Array, " batch"],
 ) -> tuple[PyTree, Float[Array, ""]]:
     """H d of each direction d, H being the Hessian of the weighted loss in the gates, and that loss."""
 
-    def local(schedule, params, identity, directions, t, key, x0, indices, weights):
+    def local(denoiser, directions, t, key, x0, indices, condition, weights):
+        identity = denoiser.identity
         count, batch = len(next(iter(directions.values()))), len(x0)
         noise = image_noise(key, indices, x0.shape[1:])
         at = jnp.full(count * batch, t)
-        x_t = jnp.tile(q_sample(schedule, x0, at[:batch], noise), (count, 1, 1, 1))
-        noise, weights = jnp.tile(noise, (count, 1, 1, 1)), jnp.tile(weights, count)
+        times = lambda a: jnp.tile(a, (count, *[1] * (a.ndim - 1)))
+        x_t = times(q_sample(denoiser.schedule, x0, at[:batch], noise))
+        noise, weights, condition = jax.tree.map(times, (noise, weights, condition))
         directions = jax.tree.map(lambda leaf: jnp.repeat(leaf, batch, axis=0), directions)
         gates = jax.tree.map(lambda leaf, d: jnp.broadcast_to(leaf, d.shape), dict(identity.gate), directions)
 
         def loss(gate):
             point = dataclasses.replace(identity, gate=gate)
-            error = denoise(unet, schedule, params, point, x_t, at) - noise
-            return weights @ jnp.mean(error**2, axis=(1, 2, 3))
+            error = denoiser.predict(point, x_t, at, condition) - noise
+            return weights @ jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
 
         # Reverse over reverse, since our convolution on CPUs has no forward mode; every direction has rows of
         # its own instead of a turn in a loop, in which XLA's convolution gradients are slow.
@@ -72,9 +68,9 @@ def _curvatures(
         products = jax.tree.map(lambda leaf: leaf.reshape(count, batch, -1).sum(1), products)
         return jax.lax.psum((products, total[0] / count), "images")
 
-    specs = (*[ALL] * 6, IMAGES, IMAGES, IMAGES)
+    specs = (*[ALL] * 4, IMAGES, IMAGES, IMAGES, IMAGES)
     run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=ALL, check_vma=False)
-    return run(schedule, params, identity, directions, t, key, x0, indices, weights)
+    return run(denoiser, directions, t, key, x0, indices, condition, weights)
 
 
 def _flat(leaves: PyTree, sites: Sequence[str]) -> Float[np.ndarray, "directions units"]:
@@ -82,7 +78,7 @@ def _flat(leaves: PyTree, sites: Sequence[str]) -> Float[np.ndarray, "directions
 
 
 def pair_scores(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     chosen: Sequence[Component],
     *,
@@ -107,15 +103,16 @@ def pair_scores(
     order = np.resize(np.arange(len(chosen)), -(-len(chosen) // together) * together).reshape(-1, together)
     groups = [{site: 1 - stacked.gate[site][rows] for site in sites} for rows in order]
     mesh = devices.over(block)
-    network = devices.everywhere(mesh, (denoiser.schedule, denoiser.params, denoiser.identity))
+    placed = devices.everywhere(mesh, denoiser)
     curvature, loss = np.zeros((len(timesteps), len(chosen), len(chosen))), np.zeros(len(timesteps))
     for t_index, t in enumerate(timesteps):
         for start in range(0, count, block):
             index = np.arange(start, start + block)
             weights = (index < count).astype(np.float32) / count  # the last block is padded with repeats
             index = np.minimum(index, count - 1)
-            inputs = int(t), key, x0[index], index, weights
-            results = [_curvatures(denoiser.unet, mesh, *network, group, *inputs) for group in groups]
+            condition = jax.tree.map(lambda leaf, index=index: leaf[index], eval_set.condition)
+            inputs = int(t), key, x0[index], index, condition, weights
+            results = [_curvatures(placed, mesh, group, *inputs) for group in groups]
             products = np.concatenate([_flat(product, sites) for product, _ in results])[: len(chosen)]
             curvature[t_index] += products @ flat.T
             loss[t_index] += float(results[0][1])
@@ -127,7 +124,7 @@ def pair_scores(
 
 
 def pair_effects(
-    denoiser: Denoiser, eval_set: EvalSet, pairs: Sequence[tuple[Component, Component]]
+    denoiser: Examinable, eval_set: EvalSet, pairs: Sequence[tuple[Component, Component]]
 ) -> xr.Dataset:
     """Exact interactions of pairs under zero ablation, image by image, with common random numbers.
 
@@ -141,9 +138,10 @@ def pair_effects(
     gates = [ablate(denoiser.identity, removed).gate for removed in ablated]
     gate = {site: np.stack([np.asarray(leaves[site]) for leaves in gates]) for site in gates[0]}
     stacked = dataclasses.replace(denoiser.identity, gate=gate)
-    engine = Engine(denoiser.unet, denoiser.schedule, denoiser.params)
+    engine = Engine(denoiser)
     x0, index = np.asarray(images), np.arange(len(images))
-    measured = [engine.measure(stacked, x0, index, int(t), key) for t in timesteps]
+    condition = eval_set.condition
+    measured = [engine.measure(stacked, x0, index, int(t), key, condition=condition) for t in timesteps]
     loss = np.stack([losses.loss for losses in measured], 1)
     clean = np.stack([losses.clean_loss for losses in measured])
     place = {name: row for row, name in enumerate(singles)}

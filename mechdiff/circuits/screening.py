@@ -24,8 +24,7 @@ from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.components import Component
-from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import components
+from mechdiff.models.denoiser import Examinable
 from mechdiff.stats import finite_population_interval
 from mechdiff.sweeps.ablation import ablation_sweep
 
@@ -62,7 +61,7 @@ class VerifiedScreen:
 
 
 def score_all(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     chosen: Sequence[Component],
     points: Sequence[str] = EXPANSIONS,
@@ -87,7 +86,7 @@ def score_all(
 
 
 def screen_and_verify(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     folder: Path,
     *,
@@ -126,7 +125,7 @@ def screen_and_verify(
         )
     if point not in EXPANSIONS:
         raise ConfigError(unknown("point of expansion", point, EXPANSIONS))
-    chosen = tuple(chosen or components(denoiser.unet))
+    chosen = tuple(chosen or denoiser.components())
     kwargs = {"ablation": ablation, "replacements": replacements}
     scores, relative = score_all(denoiser, eval_set, chosen, (point,), probes=probes, **kwargs)
     exact = np.full(relative[point].shape, np.nan)  # relative loss increase at each timestep, %
@@ -163,7 +162,7 @@ def screen_and_verify(
 
 
 def quality(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     folder: Path,
     *,
@@ -177,7 +176,7 @@ def quality(
 
     Agreement within a selection by score would be biased.
     """
-    chosen = tuple(chosen or components(denoiser.unet))
+    chosen = tuple(chosen or denoiser.components())
     kwargs = {"ablation": ablation, "replacements": replacements}
     relative = score_all(denoiser, eval_set, chosen, probes=probes, **kwargs)[1]
     exact = exact_damage(denoiser, eval_set, folder, chosen, **kwargs)
@@ -248,7 +247,7 @@ def audit_until(
 
 
 def exact_damage(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     folder: Path,
     chosen: Sequence[Component],

@@ -23,11 +23,12 @@ class EvalSet:
         them, `(timesteps, images, ...)`: every timestep has images and noise of its own.
       timesteps: `(timesteps,)` ints in [0, T).
       key: of the noise.
-      condition: what each image is denoised under (class labels, say), leaves `(images, ...)`, or
-        `(timesteps, images, ...)` where the images are nested; None: nothing.
+      condition: what each image is denoised under (class labels, say), leaves with the images' leading axes,
+        `(images, ...)` or `(timesteps, images, ...)`; None: nothing.
 
     Raises:
-      ConfigError: images of another rank, or nested images for another number of timesteps.
+      ConfigError: images of another rank, nested images for another number of timesteps, or a condition for
+        another number of images.
 
     Example:
       >>> import jax
@@ -50,16 +51,16 @@ class EvalSet:
             )
         if images.ndim == 5 and len(images) != len(timesteps):
             raise ConfigError(f"nested images for {len(images)} timesteps, but {len(timesteps)} are examined")
-        count = images.shape[:-3]
+        condition = jax.tree.map(np.asarray, condition)
         for leaf in jax.tree.leaves(condition):
-            if np.shape(leaf)[: len(count)] != count:
+            if leaf.shape[: images.ndim - 3] != images.shape[:-3]:
                 raise ConfigError(
-                    f"a condition of shape {np.shape(leaf)} for images of shape {images.shape}: its first "
-                    f"axes must be {count}, one entry an image"
+                    f"condition of shape {leaf.shape} for images of shape {images.shape}: give one value to "
+                    f"each image, leading axes {images.shape[:-3]}"
                 )
-        for name, value in (("images", images), ("timesteps", timesteps), ("key", key)):
+        values = {"images": images, "timesteps": timesteps, "key": key, "condition": condition}
+        for name, value in values.items():
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "condition", condition)
 
     @property
     def count(self) -> int:
@@ -76,6 +77,7 @@ class EvalSet:
         return images_at(self.images, t_index)
 
     def condition_at(self, t_index: int) -> PyTree:
-        """The condition of the images shown at timestep number `t_index`, leaves `(images, ...)`."""
-        nested = self.images.ndim == 5
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[t_index] if nested else leaf, self.condition)
+        """What the images shown at timestep number `t_index` are denoised under: leaves `(images, ...)`."""
+        if self.images.ndim == 4:
+            return self.condition
+        return jax.tree.map(lambda leaf: leaf[t_index], self.condition)

@@ -1,10 +1,10 @@
 """The single module where an intervention acts.
 
-At a site with activation `a`, `a' = gate * a + (1 - gate) * fill`; an attention head's logits are
-divided by its temperature, and its pattern may be mixed with another. Gate, fill and temperature are
-Linen variable collections beside `params`: `apply` refuses to run without them, so an intervention
-can't be forgotten, and differentiation or `vmap` over them is JAX's own. Patterns are collections too,
-but absent where none is replaced, and then cost nothing.
+At a site with activation `a`, `a' = gate * a + (1 - gate) * replacement + add`; an attention head's logits
+are divided by its temperature, and its pattern may be mixed with another. Gate, replacement and temperature
+are Linen variable collections beside `params`: `apply` refuses to run without them, so an intervention
+can't be forgotten, and differentiation or `vmap` over them is JAX's own. Patterns and directions are
+collections too, but absent where none is replaced or added, and then cost nothing.
 
 Every leaf may carry a leading row axis as long as the batch, so that one batch holds many
 interventions; the rank of a leaf says whether it does.
@@ -14,10 +14,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray
 
 COLLECTIONS = ("gate", "replacement", "temperature")
-PATTERN_COLLECTIONS = ("pattern", "pattern_replacement")  # of the sites that an intervention names, if any
+NAMED_COLLECTIONS = (
+    "pattern",
+    "pattern_replacement",
+    "add",
+)  # of the sites that an intervention names, if any
 CAPTURED = "sites"  # collection that activations are sown into, before the gate acts
 
 
@@ -27,12 +32,12 @@ def blend(
     replacement: Float[AnyArray, "..."],
     unit_axis: int,
 ) -> Float[Array, "batch *rest"]:
-    """`gate * a + (1 - gate) * fill`, in the dtype of `a`.
+    """`gate * a + (1 - gate) * replacement`, in the dtype of `a`.
 
     Args:
       a: activation with rows first.
       gate: `(units,)`, or `(batch, units)` with one gate a row.
-      fill: broadcastable to one row of `a`, or with rows first.
+      replacement: broadcastable to one row of `a`, or with rows first.
       unit_axis: negative axis of `a` that the gate's units run along.
     """
     rows = gate.shape[:-1]
@@ -52,7 +57,16 @@ class Gate(nn.Module):
         gate = self.variable("gate", "value", jnp.ones, (a.shape[self.unit_axis],))
         replacement = self.variable("replacement", "value", jnp.zeros, (1,) * (a.ndim - 1))
         self.sow(CAPTURED, "value", a)
-        return blend(a, gate.value, replacement.value, self.unit_axis)
+        blended = blend(a, gate.value, replacement.value, self.unit_axis)
+        if not self.has_variable("add", "value"):  # known by the structure of the intervention alone
+            return blended
+        direction = self.get_variable("add", "value")
+        if any(size not in (1, full) for size, full in zip(direction.shape, a.shape, strict=True)):
+            raise ConfigError(
+                f"direction of a site {self.name!r} has shape {direction.shape[1:]}; it must broadcast to "
+                f"{a.shape[1:]}, one row of the activation"
+            )
+        return blended + jnp.asarray(direction, blended.dtype)
 
 
 class Temperature(nn.Module):

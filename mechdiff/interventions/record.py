@@ -1,16 +1,17 @@
-"""Interventions as pytrees: building, selecting, stacking and windowing them.
+"""Interventions as pytrees: the record, and what of it acts at a timestep.
 
 An intervention never touches the network: it is an argument of it. Arrays are made in NumPy, so
 building thousands costs no compilation.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechdiff.core.types import PyTree, Timesteps
+from mechdiff.core.types import AnyArray, PyTree, Timesteps
 
 ALWAYS = np.array([0, np.iinfo(np.int32).max], np.int32)
 
@@ -18,16 +19,16 @@ ALWAYS = np.array([0, np.iinfo(np.int32).max], np.int32)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Intervention:
-    """What is done to every site; the identity has gates 1, temperatures 1 and fills 0.
+    """What is done to every site; the identity has gates 1, temperatures 1 and replacements 0.
 
     Attributes:
-      gate: site -> `(units,)`; 1 leaves a unit alone, 0 replaces it, between is a dose.
-      fill: site -> what replaces it, broadcastable to one row of the site's activation.
+      gate: site -> `(units,)`; 1 leaves a unit alone, 0 replaces it, others scale it.
+      replacement: site -> what replaces it, broadcastable to one row of the site's activation.
       temperature: attention site -> `(heads,)`, > 0.
       window: `(2,)` int32, half-open interval of t in which the intervention acts.
       pattern: attention site -> `(heads,)`; 1 leaves a head's pattern alone, 0 replaces it. Only the sites
         named here are looked at: by the structure of the pytree, whatever the values.
-      pattern_fill: the sites of `pattern` -> what replaces patterns, `(heads, queries, keys)` or 1 for
+      pattern_replacement: the sites of `pattern` -> what replaces patterns, `(heads, queries, keys)` or 1 for
         heads or queries that share it.
       add: site -> direction that is added after the gate, a' = a + add, broadcastable to one row of the
         site's activation; absent where nothing is added.
@@ -86,3 +87,21 @@ def in_window(intervention: Intervention, t: Timesteps) -> Intervention:
         temperature=jax.tree.map(act, intervention.temperature),
         pattern=jax.tree.map(act, intervention.pattern),
     )
+
+
+def directions_in_window(
+    intervention: Intervention, t: Timesteps, ranks: Mapping[str, int]
+) -> dict[str, AnyArray]:
+    """The directions (`add`) as they act at `t`: per row, 0 outside the window.
+
+    Args:
+      ranks: site -> axes of one row of its activation; a direction with one more has rows.
+    """
+    window = jnp.asarray(intervention.window)
+    inside = (t >= window[..., 0]) & (t < window[..., 1])
+
+    def acting(site: str, leaf: AnyArray) -> AnyArray:
+        rows_first = leaf if jnp.ndim(leaf) > ranks[site] else jnp.asarray(leaf)[None]
+        return jnp.where(inside.reshape(-1, *[1] * ranks[site]), rows_first, 0.0)
+
+    return {site: acting(site, leaf) for site, leaf in intervention.add.items()}

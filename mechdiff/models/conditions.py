@@ -75,6 +75,13 @@ def example(config: UNetConfig, rows: int = 1) -> dict[str, Rows] | None:
     return parts or None
 
 
+def check(network: Any, condition: Any) -> None:
+    """Raises what `resolve` would, for a UNet's configuration; other networks look at their condition
+    themselves."""
+    if isinstance(network, UNetConfig):
+        resolve(network, condition)
+
+
 def _described(config: UNetConfig) -> str:
     parts = {
         "label": f"one of {config.classes} classes" if config.classes else "a class embedding",

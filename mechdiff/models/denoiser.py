@@ -8,10 +8,12 @@ import jax
 from mechdiff.core import devices
 from mechdiff.core.config import UNetConfig, decisive
 from mechdiff.core.types import Features, Images, PyTree, Timesteps
+from mechdiff.diffusion.process import to_eps
 from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.components import Component
+from mechdiff.interventions.components import Component, site_type
+from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.unet import Stage, components, count_parameters, denoise, stages
+from mechdiff.models.unet import Stage, components, count_parameters, denoise, forward, stages
 from mechdiff.storage import digests
 
 
@@ -33,14 +35,46 @@ class Examinable(Protocol):
         """Height, width, channels."""
         ...
 
+    @property
+    def network(self) -> Any:
+        """What of it is fixed when programs are compiled: hashable."""
+        ...
+
+    @property
+    def stages(self) -> tuple[Stage, ...] | None:
+        """Steps of the forward pass, which sweeps share where interventions leave them alone; None: they run
+        the whole network for every intervention."""
+        ...
+
     def components(self, channel_groups: int = 0) -> tuple[Component, ...]:
         """Every addressable component, in order of execution."""
+        ...
+
+    def unit_axis(self, site: str) -> int:
+        """The negative axis of a site's activation that has one gate a unit."""
         ...
 
     def predict(
         self, intervention: Intervention, x_t: Images, t: Timesteps, condition: Any = None
     ) -> Features:
         """The noise in `x_t` under an intervention, whatever the network was trained to output."""
+        ...
+
+    def captured(
+        self,
+        intervention: Intervention,
+        x_t: Images,
+        t: Timesteps,
+        condition: Any = None,
+        *,
+        collection: str = CAPTURED,
+    ) -> tuple[Features, dict[str, Any]]:
+        """`predict`, and values on the way: site -> `(batch, ...)`.
+
+        Args:
+          collection: `sites`: activations before their gates act; `patterns` of attention, `(batch, heads,
+            queries, keys)`; `attention`: statistics of patterns, see `attention_stats`.
+        """
         ...
 
     def digests(self) -> dict:
@@ -90,6 +124,11 @@ class Denoiser:
         return self.unet.image_size, self.unet.image_size, self.unet.in_channels
 
     @property
+    def network(self) -> UNetConfig:
+        """What of it is fixed when programs are compiled."""
+        return self.unet
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
         """Steps of the forward pass, which sweeps share where interventions leave them alone."""
         return stages(self.unet)
@@ -98,11 +137,30 @@ class Denoiser:
         """Every addressable component; see `unet.components`."""
         return components(self.unet, channel_groups)
 
+    def unit_axis(self, site: str) -> int:
+        """Heads before the channels of each; channels last elsewhere."""
+        return -2 if site_type(site) == "head" else -1
+
     def predict(
         self, intervention: Intervention, x_t: Images, t: Timesteps, condition: Any = None
     ) -> Features:
         """The noise in `x_t` under an intervention; see `unet.denoise` and `conditions.resolve`."""
         return denoise(self.unet, self.schedule, self.params, intervention, x_t, t, condition)
+
+    def captured(
+        self,
+        intervention: Intervention,
+        x_t: Images,
+        t: Timesteps,
+        condition: Any = None,
+        *,
+        collection: str = CAPTURED,
+    ) -> tuple[Features, dict[str, Any]]:
+        """`predict`, and values on the way: collection `sites`, `patterns` or `attention`."""
+        output, values = forward(
+            self.unet, self.params, intervention, x_t, t, condition=condition, capture=(collection,)
+        )
+        return to_eps(self.unet.prediction, self.schedule, x_t, t, output), values[collection]
 
     def digests(self) -> dict:
         """What of it decides numbers, JSON-ready."""

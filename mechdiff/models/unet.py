@@ -13,17 +13,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from mechdiff.core import devices
 from mechdiff.core.config import UNetConfig
-from mechdiff.core.errors import ConfigError
+from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.types import AnyArray, Features, Images, PRNGKey, PyTree, Timesteps
 from mechdiff.diffusion.process import to_eps
 from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.components import Component, site_type, units
-from mechdiff.interventions.gates import CAPTURED, COLLECTIONS, PATTERN_COLLECTIONS
-from mechdiff.interventions.record import ALWAYS, Intervention, in_window
+from mechdiff.interventions.components import VECTORS, Component, site_type, units
+from mechdiff.interventions.gates import CAPTURED, COLLECTIONS, NAMED_COLLECTIONS
+from mechdiff.interventions.record import ALWAYS, Intervention, directions_in_window, in_window
 from mechdiff.models import conditions, layers
 
 PART_OF_HEADS = {
@@ -176,6 +177,28 @@ def enter(
     return Stream(x_t, (), layers.Embeddings(time, label if label is None else label.astype(time.dtype)))
 
 
+def at_timesteps(intervention: Intervention, t: Timesteps) -> Intervention:
+    """The intervention as it acts at `t`: leaves per row, those of the identity outside its window.
+
+    Raises:
+      ConfigError: a direction at a site that is not there, or of more axes than rows of it.
+    """
+    acting = in_window(intervention, t)
+    if not intervention.add:
+        return acting
+    ranks = {}
+    for site, leaf in intervention.add.items():
+        if site not in intervention.gate:
+            raise ConfigError(unknown("site", site, intervention.gate))
+        ranks[site] = 1 if site_type(site) in VECTORS else 3
+        if np.ndim(leaf) not in (ranks[site], ranks[site] + 1):
+            raise ConfigError(
+                f"direction of {site!r} has shape {np.shape(leaf)}; it must have {ranks[site]} axes that "
+                "broadcast to one row of the activation, or one of rows before them"
+            )
+    return dataclasses.replace(acting, add=directions_in_window(intervention, t, ranks))
+
+
 def run_stage(
     config: UNetConfig,
     stage: Stage,
@@ -190,19 +213,14 @@ def run_stage(
     """One step of the fold.
 
     Args:
-      intervention: already resolved by `in_window`; leaves per row or shared.
+      intervention: already resolved by `at_timesteps`; leaves per row or shared.
       capture: collections to return, of `sites`, `attention` and `patterns`.
     Returns:
       the next stream, and collection -> site -> captured value.
     """
-    if intervention.add:
-        raise ConfigError(
-            "directions (Intervention.add) do not act on the stages of a UNet; wrap the network by its named "
-            "values (mechdiff.models.traced), where they do"
-        )
     inputs, skips = _inputs(stage, stream, dropout_key is not None)
     variables = {"params": params.get(stage.name, {})}
-    for collection in (*COLLECTIONS, *PATTERN_COLLECTIONS):
+    for collection in (*COLLECTIONS, *NAMED_COLLECTIONS):
         variables[collection] = _of_stage(stage, collection, getattr(intervention, collection))
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     with jax.default_matmul_precision(devices.precision()):
@@ -268,7 +286,7 @@ def forward(
     dropout_key: PRNGKey | None = None,
 ) -> tuple[Features, dict[str, dict[str, Any]]]:
     """`apply_unet`, and what was captured on the way: collection -> site -> value."""
-    intervention = in_window(intervention, t)
+    intervention = at_timesteps(intervention, t)
     stream = enter(config, params, x_t, t, dtype, condition)
     captured: dict[str, dict[str, Any]] = {name: {} for name in capture}
     for i, stage in enumerate(stages(config)):

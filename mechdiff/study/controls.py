@@ -33,7 +33,6 @@ from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.interventions.components import Component
 from mechdiff.models import untrained
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import components
 from mechdiff.stats.clusters import PERSON
 from mechdiff.storage import digests, files, labelled, locks
 from mechdiff.study.examine import Analysis
@@ -204,7 +203,7 @@ def random_sets(examined: Analysis, config: ExperimentConfig, noise: PRNGKey) ->
     timesteps = [int(t) for t in timesteps_by_log_snr(denoiser.schedule, config.study.timesteps)]
     sweep = dataclasses.replace(config.sweep, images=len(images.scored))
     values = replacement_values(denoiser, images, timesteps, jax.random.key(config.seed), sweep)
-    chosen = components(denoiser.unet)
+    chosen = denoiser.components()
     classes = [matched_class(component, denoiser.identity) for component in chosen]
     names, stacked = matched_sets(chosen, chosen, denoiser.identity, count, config.seed)
     damage, eval_set = [], images.scored_set(timesteps, noise)
@@ -251,7 +250,7 @@ def _fresh(examined: Analysis, config: ExperimentConfig) -> tuple[Denoiser, np.n
 
 
 def _heads(examined: Analysis) -> list[Component]:
-    chosen = components(examined.denoiser.unet)
+    chosen = examined.denoiser.components()
     return [component for component in chosen if component.component_type == "head"]
 
 

@@ -77,8 +77,8 @@ class LoadCheck:
             compared = f"{self.ratio:.2f} (standard error {self.ratio_error:.2f}) of that in its record"
             guess = f"{compared}, {guess}"
         advice = {
-            "no better than a guess": "it is untrained, or its noise schedule, prediction, range of values "
-            "or preprocessing are not these",
+            "no better than a guess": "it is hardly trained, or its noise schedule, prediction, range of "
+            "values or preprocessing are not these",
             "unlike its record": "these images are of another kind than those it was trained on, or prepared "
             "otherwise (crop, filter)",
         }

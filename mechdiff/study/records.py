@@ -158,7 +158,7 @@ class ExaminedModel:
 
 
 def read(folder: Path) -> tuple[dict, list[ExaminedModel]]:
-    """The manifest of a results folder, and its models sorted by name.
+    """The manifest of a results folder, and its models sorted by name, snapshots of one run by step.
 
     Raises:
       DataError, CheckpointError: a file is absent, damaged or unfinished.
@@ -168,10 +168,16 @@ def read(folder: Path) -> tuple[dict, list[ExaminedModel]]:
     shipped = {path.stem: path for path in (folder / packing.CELLS).glob("*.zip")}
     if not folders and not shipped:
         raise CheckpointError(f"no examined models in {folder / 'subjects'}; run experiments.reproduce first")
-    names = sorted({*folders, *shipped})
+    names = sorted({*folders, *shipped}, key=_by_step)
     return manifest, [
         _examined(folders[name]) if name in folders else _shipped(shipped[name]) for name in names
     ]
+
+
+def _by_step(name: str) -> tuple[str, float]:
+    """The run and the step of a model RUN@STEP; the end of training comes last."""
+    run, _, step = name.partition("@")
+    return run, float(step) if step.isdecimal() else float("inf")
 
 
 def _examined(folder: Path) -> ExaminedModel:

@@ -1,4 +1,4 @@
-"""Sweeps: components x kinds x timesteps x images, one value each, under common random numbers.
+"""Ablation sweeps: components x ablations x timesteps x images, one loss each, under common random numbers.
 
 The clean and the changed arm share image, noise and timestep. What a sweep has computed is on disk, piece
 by piece: it can be killed, resumed, and filled by several processes at once.
@@ -25,15 +25,16 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests, labelled, work_sharing
 from mechdiff.sweeps import precision
 from mechdiff.sweeps.execution.engine import Engine, SweepLosses
+from mechdiff.sweeps.execution.shown import shown_at, shown_digests
 from mechdiff.sweeps.replacements import ReplacementSource, as_source
 
 
 def ablation_sweep(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     folder: Path,
     *,
@@ -98,7 +99,7 @@ class _Piece(NamedTuple):
 class _Plan:
     """One sweep: what is to be computed, piece by piece."""
 
-    denoiser: Denoiser
+    denoiser: Examinable
     eval_set: EvalSet
     config: SweepConfig
     replacements: dict[str, ReplacementSource]
@@ -107,19 +108,14 @@ class _Plan:
     @functools.cached_property
     def key(self) -> str:
         """Digest of everything that decides the numbers."""
-        shown = self.eval_set
-        told = {} if shown.condition is None else {"condition": digests.digest_arrays(shown.condition)}
         return digests.digest_json(
             {
                 **self.denoiser.digests(),
-                "images": digests.digest_arrays(shown.images),
-                "noise": digests.digest_arrays(jax.random.key_data(shown.key)),
+                **shown_digests(self.eval_set),
                 "replacements": {name: source.digest() for name, source in self.replacements.items()},
-                "timesteps": shown.timesteps.tolist(),
                 "ablations": self.config.ablations,
                 "components": [component.name for component in self.chosen],
                 "numerics": NUMERICS_VERSION,
-                **told,
             }
         )
 
@@ -179,7 +175,7 @@ class _Plan:
                 continue
             source = self.replacements.get(ablation)
             with jax.default_matmul_precision("float32"):
-                engine = Engine(denoiser.unet, denoiser.schedule, denoiser.params, self.config.chunk)
+                engine = Engine(denoiser, self.config.chunk)
                 exact = [
                     _block(engine, self.eval_set, t_index, places, stacked, source, "replacement")
                     for t_index in checked.t_indices
@@ -201,7 +197,7 @@ class _Plan:
     def run(self, path: Path) -> None:
         """Computes the pieces that are missing, with other processes if they fill the same store."""
         denoiser, count = self.denoiser, self.eval_set.count
-        engine = Engine(denoiser.unet, denoiser.schedule, denoiser.params, self.config.chunk)
+        engine = Engine(denoiser, self.config.chunk)
         stacked = leave_one_out(denoiser.identity, self.chosen)[1]
         pieces = [
             _Piece(ablation, t_index, slice(start, min(start + self.block, count)))
@@ -250,15 +246,14 @@ def _block(
       places: of the images among those of this timestep.
       source: of what goes into `field` of the interventions; None: it stays.
     """
-    images, indices = eval_set.at(t_index)
+    images, indices, condition = shown_at(eval_set, t_index, places)
     t, key = int(eval_set.timesteps[t_index]), eval_set.key
-    condition = jax.tree.map(lambda leaf: np.asarray(leaf)[places], eval_set.condition_at(t_index))
     values = [getattr(stacked, field)]
     if source is not None:
         values = (source.at(t_index, places, draw) for draw in range(source.draws))
     losses = [
         engine.measure(
-            dataclasses.replace(stacked, **{field: value}), images[places], indices[places], t, key, condition
+            dataclasses.replace(stacked, **{field: value}), images, indices, t, key, condition=condition
         )
         for value in values
     ]
@@ -266,7 +261,7 @@ def _block(
 
 
 def sweep_in_memory(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     stacked: Intervention,
     *,
@@ -287,7 +282,7 @@ def sweep_in_memory(
     source = None if replacements is None else as_source(replacements)
     if field == "replacement" and ablation != "zero" and source is None:
         raise ConfigError(f"{ablation} ablation needs replacements; see sweeps.activations and replacements")
-    engine = Engine(denoiser.unet, denoiser.schedule, denoiser.params)
+    engine = Engine(denoiser)
     per_timestep = []
     for t_index in range(len(eval_set.timesteps)):
         parts = []
@@ -301,7 +296,7 @@ def sweep_in_memory(
 
 
 def component_coords(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     chosen: Sequence[Component],
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     images: int,

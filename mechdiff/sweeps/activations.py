@@ -10,55 +10,51 @@ import xarray as xr
 from jaxtyping import Array, Float, Int
 
 from mechdiff.core import devices
-from mechdiff.core.config import UNetConfig
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.diffusion.process import image_noise, images_at, q_sample
+from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.models.attention_stats import AttentionStatistics
-from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.layers import ATTENTION
-from mechdiff.models.unet import forward, stages
+from mechdiff.models.denoiser import Examinable
+from mechdiff.models.layers import ATTENTION, PATTERNS
 from mechdiff.sweeps.execution import memory
+from mechdiff.sweeps.execution.shown import shown_at
 
 
-@functools.partial(jax.jit, static_argnames=("unet", "collection"))
-def _captured(unet, params, identity, schedule, x0, t, key, indices, condition=None, *, collection):
+@functools.partial(jax.jit, static_argnames=("collection",))
+def _captured(denoiser, x0, t, key, indices, condition, *, collection):
     """What one collection holds of each image; images are shared out over the devices."""
 
-    def local(params, identity, schedule, t, key, x0, indices, condition):
+    def local(denoiser, t, key, x0, indices, condition):
         rows = jnp.full(x0.shape[0], t)
-        x_t = q_sample(schedule, x0, rows, image_noise(key, indices, x0.shape[1:]))
-        told = {"condition": condition, "capture": (collection,)}
-        return forward(unet, params, identity, x_t, rows, **told)[1][collection]
+        x_t = q_sample(denoiser.schedule, x0, rows, image_noise(key, indices, x0.shape[1:]))
+        return denoiser.captured(denoiser.identity, x_t, rows, condition, collection=collection)[1]
 
-    mesh, specs = devices.over(len(x0)), (*[ALL] * 5, IMAGES, IMAGES, IMAGES)
+    mesh, specs = devices.over(len(x0)), (ALL, ALL, ALL, IMAGES, IMAGES, IMAGES)
     run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=IMAGES, check_vma=False)
-    return run(params, identity, schedule, t, key, x0, indices, condition)
+    return run(denoiser, t, key, x0, indices, condition)
 
 
-@functools.partial(jax.jit, static_argnames=("unet",))
-def _moments(unet, params, identity, schedule, x0, t, key, indices, weights, condition):
+@jax.jit
+def _moments(denoiser, x0, t, key, indices, condition, weights):
     """Mean of every site over the real rows, and the sum of their squared distances from it."""
-    images = (x0, t, key, indices, condition)
-    found = _captured(unet, params, identity, schedule, *images, collection=CAPTURED)
-    mean = jax.tree.map(lambda a: jnp.tensordot(weights / weights.sum(), a, 1), found)
-    return mean, jax.tree.map(lambda a, m: jnp.tensordot(weights, (a - m) ** 2, 1), found, mean)
+    values = _captured(denoiser, x0, t, key, indices, condition, collection=CAPTURED)
+    mean = jax.tree.map(lambda a: jnp.tensordot(weights / weights.sum(), a, 1), values)
+    return mean, jax.tree.map(lambda a, m: jnp.tensordot(weights, (a - m) ** 2, 1), values, mean)
 
 
-def _blocks(images: np.ndarray, indices: np.ndarray, condition: PyTree, block: int):
-    """Blocks of images, indices and conditions of one shape; the last is padded with repeats of weight 0."""
-    for start in range(0, len(images), block):
-        chosen = np.arange(start, start + block)
-        weights = (chosen < len(images)).astype(np.float32)
-        chosen = np.minimum(chosen, len(images) - 1)
-        told = jax.tree.map(lambda leaf, chosen=chosen: np.asarray(leaf)[chosen], condition)
-        yield images[chosen], indices[chosen], told, weights
+def _blocks(eval_set: EvalSet, t_index: int, block: int):
+    """Blocks of one shape of what is shown at one timestep: images, indices, condition, and weights; the last
+    is padded with repeats of weight 0."""
+    for start in range(0, eval_set.count, block):
+        places = np.arange(start, start + block)
+        weights = (places < eval_set.count).astype(np.float32)
+        yield *shown_at(eval_set, t_index, np.minimum(places, eval_set.count - 1)), weights
 
 
 def activations(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     x0: Images,
     t: int,
     key: PRNGKey,
@@ -71,47 +67,40 @@ def activations(
 
     Args:
       key, indices: image i has the noise of `image_noise(key, i)`.
-      condition: of the images, leaves `(batch, ...)`.
       collection: `sites`; or `patterns` for the attention patterns `(batch, heads, tokens, tokens)`.
+      condition: what each image is denoised under, leaves `(batch, ...)`; None: nothing.
     """
-    parts = denoiser.params, denoiser.identity, denoiser.schedule
-    network = devices.everywhere(devices.over(len(x0)), parts)
-    return _captured(denoiser.unet, *network, x0, t, key, indices, condition, collection=collection)
+    placed = devices.everywhere(devices.over(len(x0)), denoiser)
+    return _captured(placed, x0, t, key, indices, condition, collection=collection)
 
 
 def activation_moments(
-    denoiser: Denoiser,
-    eval_set: EvalSet,
-    *,
-    block: int = 16,
+    denoiser: Examinable, eval_set: EvalSet, *, block: int = 16
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Mean and standard deviation over images of every site, per timestep and position.
 
     Blocks are joined by the rule of Chan et al. 1983, in float64. Arguments and shapes are those of
     `activation_means`.
     """
-    unet, params, identity, schedule = denoiser.unet, denoiser.params, denoiser.identity, denoiser.schedule
-    network = unet, params, identity, schedule
-    means, deviations = zip(*_moments_of_levels(*network, eval_set, block))
+    means, deviations = zip(*_moments_by_timestep(denoiser, eval_set, block), strict=True)
     return _stacked(means), _stacked(deviations)
 
 
 def _stacked(trees: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Site -> `(levels, *site)`; empties the trees on the way, since large ones fill the memory."""
+    """Site -> `(timesteps, *site)`; empties the trees on the way, since large ones fill the memory."""
     return {site: np.stack([tree.pop(site) for tree in trees]) for site in list(trees[0])}
 
 
-def _moments_of_levels(unet, params, identity, schedule, eval_set: EvalSet, block):
+def _moments_by_timestep(denoiser: Examinable, eval_set: EvalSet, block: int):
     """Mean and standard deviation of every site, float32, timestep by timestep."""
-    images, key = eval_set.images, eval_set.key
-    block = memory.rows_at_once(block, memory.row_bytes(unet) + 2 * memory.replacement_bytes(unet))
-    indices = np.arange(len(images))
-    params, identity, schedule = devices.everywhere(devices.over(block), (params, identity, schedule))
-    for t in eval_set.timesteps:
+    network = denoiser.network
+    block = memory.rows_at_once(block, memory.row_bytes(network) + 2 * memory.replacement_bytes(network))
+    placed = devices.everywhere(devices.over(block), denoiser)
+    for t_index, t in enumerate(eval_set.timesteps):
         count, mean, spread = 0.0, {}, {}
-        for x0, index, told, weights in _blocks(images, indices, eval_set.condition, block):
-            found = _moments(unet, params, identity, schedule, x0, int(t), key, index, weights, told)
-            part, around = ({site: np.asarray(a, np.float64) for site, a in tree.items()} for tree in found)
+        for x0, indices, condition, weights in _blocks(eval_set, t_index, block):
+            moments = _moments(placed, x0, int(t), eval_set.key, indices, condition, weights)
+            part, around = ({site: np.asarray(a, np.float64) for site, a in tree.items()} for tree in moments)
             more = float(weights.sum())
             share = more / (count + more)
             for site, value in part.items():
@@ -123,56 +112,47 @@ def _moments_of_levels(unet, params, identity, schedule, eval_set: EvalSet, bloc
         yield tuple({s: a.astype(np.float32) for s, a in tree.items()} for tree in (mean, deviation))
 
 
-def activation_means(
-    denoiser: Denoiser,
-    eval_set: EvalSet,
-    *,
-    block: int = 16,
-) -> dict[str, np.ndarray]:
-    """Mean activation of every site over images, per timestep and position: fills of kind `mean`.
+def activation_means(denoiser: Examinable, eval_set: EvalSet, *, block: int = 16) -> dict[str, np.ndarray]:
+    """Mean activation of every site over images, per timestep and position: replacements of `mean` ablation.
 
     Args:
-      images: in [-1, 1]; take others than those that are scored.
-      key: of the noise, one draw per image, shared by all timesteps.
+      eval_set: other images than those that are scored; their noise is one draw an image, shared by all
+        timesteps.
+      block: images at once.
     Returns:
-      site -> `(levels, *site)`, where `site` is the shape of one row of that activation.
+      site -> `(timesteps, *site)`, where `site` is the shape of one row of that activation.
     """
-    unet, params, identity, schedule = denoiser.unet, denoiser.params, denoiser.identity, denoiser.schedule
-    network = unet, params, identity, schedule
-    return _stacked([mean for mean, _ in _moments_of_levels(*network, eval_set, block)])
+    return _stacked([mean for mean, _ in _moments_by_timestep(denoiser, eval_set, block)])
 
 
-def replacements_at(replacements: dict[str, np.ndarray], level: int) -> dict[str, np.ndarray]:
-    """The fills of one timestep out of `activation_means`."""
-    return {site: values[level] for site, values in replacements.items()}
+def replacements_at(replacements: dict[str, np.ndarray], t_index: int) -> dict[str, np.ndarray]:
+    """The replacements of one timestep out of `activation_means`."""
+    return {site: values[t_index] for site, values in replacements.items()}
 
 
 def attention_stats(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     *,
     block: int = 16,
 ) -> xr.Dataset:
-    """Statistics of every head's pattern, dims `head, t, image`; see `metrics.attention`.
+    """Statistics of every head's pattern, dims `head, t, image`; see `models.attention_stats`.
 
     No pattern leaves the network: each is reduced where it arises. `tokens` (a coordinate of `head`) is
     the number of positions attended over, without which an entropy means little. Heads over one position are
     left out and named in the attribute `over_one_key`; see `over_many_keys`.
 
     Args:
-      images: crossed with the timesteps or nested in them, as in `sweeps.ablation_sweep`.
+      eval_set: images, crossed with the timesteps or nested in them.
     """
-    unet, params, identity, schedule = denoiser.unet, denoiser.params, denoiser.identity, denoiser.schedule
-    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
-    count = images.shape[-4]
-    block = memory.rows_at_once(block, memory.row_bytes(unet))
-    params, identity, schedule = devices.everywhere(devices.over(block), (params, identity, schedule))
+    timesteps, count = eval_set.timesteps, eval_set.count
+    block = memory.rows_at_once(block, memory.row_bytes(denoiser.network))
+    placed = devices.everywhere(devices.over(block), denoiser)
     columns: dict[str, list] = {}
-    for level, t in enumerate(timesteps):
-        pictures, numbers = images_at(images, level)
+    for t_index, t in enumerate(timesteps):
         parts = [
-            _captured(unet, params, identity, schedule, x0, int(t), key, index, told, collection=ATTENTION)
-            for x0, index, told, _ in _blocks(pictures, numbers, eval_set.condition_at(level), block)
+            _captured(placed, x0, int(t), eval_set.key, indices, condition, collection=ATTENTION)
+            for x0, indices, condition, _ in _blocks(eval_set, t_index, block)
         ]
         for site in parts[0]:
             joined = [np.concatenate(values)[:count] for values in zip(*(part[site] for part in parts))]
@@ -188,15 +168,16 @@ def attention_stats(
         )
         for k, name in enumerate(AttentionStatistics._fields)
     }
-    keys = [_keys(unet, site) for site, levels in columns.items() for _ in range(levels[0][0].shape[1])]
+    keys = _keys(denoiser, eval_set)
+    tokens = [keys[site] for site, levels in columns.items() for _ in range(levels[0][0].shape[1])]
     dataset = xr.Dataset(
         variables,
         coords={
             "head": np.array(heads, dtype=str),
             "t": np.asarray(timesteps, np.int32),
             "image": np.arange(count),
-            "log_snr": ("t", np.asarray(schedule.log_snr)[np.asarray(timesteps)]),
-            "tokens": ("head", np.asarray(keys, np.int32)),
+            "log_snr": ("t", np.asarray(denoiser.schedule.log_snr)[timesteps]),
+            "tokens": ("head", np.asarray(tokens, np.int32)),
         },
     )
     return over_many_keys(dataset)
@@ -217,5 +198,10 @@ def over_many_keys(statistics: xr.Dataset) -> xr.Dataset:
     return statistics.isel(head=~single).assign_attrs(over_one_key=names)
 
 
-def _keys(unet: UNetConfig, site: str) -> int:
-    return next(stage.resolution**2 for stage in stages(unet) if f"{stage.name}.head" == site)
+def _keys(denoiser: Examinable, eval_set: EvalSet) -> dict[str, int]:
+    """Positions that the patterns of each site attend over, by shape alone."""
+    x0, indices, condition, _ = next(_blocks(eval_set, 0, 1))
+    t = int(eval_set.timesteps[0])
+    patterns = functools.partial(_captured, collection=PATTERNS)
+    shapes = jax.eval_shape(patterns, denoiser, x0, t, eval_set.key, indices, condition)
+    return {site: pattern.shape[-1] for site, pattern in shapes.items()}

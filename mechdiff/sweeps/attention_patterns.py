@@ -19,7 +19,7 @@ from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.components import Component, select, site_type
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.denoiser import Examinable
 from mechdiff.models.layers import PATTERNS
 from mechdiff.models.unet import components, stages
 from mechdiff.sweeps.ablation import component_coords, sweep_in_memory
@@ -68,7 +68,7 @@ def one_pattern_each(identity: Intervention, heads: Sequence[Component], pattern
 
 
 def pattern_effects(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     *,
     kinds: Sequence[str] = PATTERN_SOURCES,
@@ -88,7 +88,7 @@ def pattern_effects(
       ConfigError: an unknown kind, a network without heads, or too many donors.
     """
     images, timesteps = eval_set.images, eval_set.timesteps
-    heads = heads_of(denoiser.unet, heads)
+    heads = heads_of(unet_of(denoiser), heads)
     losses, changes = [], []
     for kind in kinds:
         if kind not in PATTERN_SOURCES:
@@ -112,6 +112,20 @@ def pattern_effects(
         },
         coords={"kind": list(kinds), **component_coords(denoiser, heads, timesteps, len(images))},
         attrs={"denoiser": denoiser.name, "draws": draws},
+    )
+
+
+def unet_of(denoiser: Examinable) -> UNetConfig:
+    """The configuration of the UNet that a denoiser is; an error if it is another network.
+
+    Raises:
+      ConfigError: temperatures and patterns act on this package's attention only.
+    """
+    if isinstance(denoiser.network, UNetConfig):
+        return denoiser.network
+    raise ConfigError(
+        f"{denoiser.name}: temperatures and patterns of attention act on this package's UNet only; name a "
+        'pattern as a site, `checkpoint_name(pattern, "block0.pattern@1")`, and ablate its heads'
     )
 
 

@@ -15,16 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
-from mechdiff.interventions.components import site_type
-from mechdiff.interventions.gates import CAPTURED
-from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import forward
+from mechdiff.interventions.components import VECTORS, site_type
+from mechdiff.models.denoiser import Examinable
 
 
 class Moments(NamedTuple):
@@ -48,22 +43,22 @@ def as_rows(a: Float[Array, "batch ..."], site: str) -> Float[Array, "batch posi
     return a.reshape(a.shape[0], -1, a.shape[-1])
 
 
-@functools.partial(jax.jit, static_argnames=("unet", "groups"))
-def _sums(unet, params, intervention, schedule, x0, t, key, indices, means, groups):
+@functools.partial(jax.jit, static_argnames=("groups",))
+def _sums(denoiser, x0, t, key, indices, condition, means, groups):
     rows = jnp.full(x0.shape[0], t)
-    x_t = q_sample(schedule, x0, rows, image_noise(key, indices, x0.shape[1:]))
-    found = forward(unet, params, intervention, x_t, rows, capture=(CAPTURED,))[1][CAPTURED]
+    x_t = q_sample(denoiser.schedule, x0, rows, image_noise(key, indices, x0.shape[1:]))
+    values = denoiser.captured(denoiser.identity, x_t, rows, condition)[1]
 
     def of_site(site, a):
         a = as_rows(a - means[site] if site in means else a, site)
         a = a.reshape(groups, -1, a.shape[-1])
         return a.sum(1), jnp.einsum("grc,grd->gcd", a, a)
 
-    return {site: of_site(site, a) for site, a in found.items() if site_type(site) != "time"}
+    return {site: of_site(site, a) for site, a in values.items() if site_type(site) not in VECTORS}
 
 
 def channel_moments(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     *,
     means: Mapping[str, np.ndarray] | None = None,
@@ -83,7 +78,6 @@ def channel_moments(
     Raises:
       ConfigError: fewer than 2 groups.
     """
-    unet, params, schedule = denoiser.unet, denoiser.params, denoiser.schedule
     images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     groups = min(groups, len(images))
     if groups < 2:
@@ -99,14 +93,13 @@ def channel_moments(
             # A short last block repeats groups, so that it needs no program of its own.
             some = np.resize(np.arange(start, min(start + block, groups)), block)
             rows = indices.reshape(groups, size)[some].ravel()
-            part = _sums(
-                unet, params, denoiser.identity, schedule, images[rows], int(t), key, rows, at, groups=block
-            )
+            condition = jax.tree.map(lambda leaf, rows=rows: leaf[rows], eval_set.condition)
+            part = _sums(denoiser, images[rows], int(t), key, rows, condition, at, groups=block)
             parts.append(jax.tree.map(np.asarray, part))
         for site in parts[0]:
             joined = [np.concatenate([part[site][i] for part in parts])[:groups] for i in range(2)]
             found.setdefault(site, []).append(joined)
-    shapes = _positions(unet, params, denoiser.identity)
+    shapes = _positions(denoiser, eval_set)
     return {
         site: Moments(
             np.stack([first for first, _ in levels]).astype(np.float64),
@@ -117,12 +110,17 @@ def channel_moments(
     }
 
 
-def _positions(unet: UNetConfig, params: PyTree, intervention: Intervention) -> dict[str, int]:
-    x = jax.ShapeDtypeStruct((1, unet.image_size, unet.image_size, unet.in_channels), jnp.float32)
+def _positions(denoiser: Examinable, eval_set: EvalSet) -> dict[str, int]:
+    """Rows that each site has for one image, by shape alone."""
+    x = jax.ShapeDtypeStruct((1, *denoiser.image_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.int32)
-    run = functools.partial(forward, unet, params, intervention, capture=(CAPTURED,))
-    found = jax.eval_shape(lambda x, t: run(x, t)[1][CAPTURED], x, t)
-    rows = {site: jax.eval_shape(functools.partial(as_rows, site=site), a) for site, a in found.items()}
+    condition = jax.tree.map(lambda leaf: leaf[:1], eval_set.condition)
+
+    def values(denoiser, x, t, condition):
+        return denoiser.captured(denoiser.identity, x, t, condition)[1]
+
+    shapes = jax.eval_shape(values, denoiser, x, t, condition)
+    rows = {site: jax.eval_shape(functools.partial(as_rows, site=site), a) for site, a in shapes.items()}
     return {site: a.shape[1] for site, a in rows.items()}
 
 

@@ -28,8 +28,7 @@ from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import components, denoise
+from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.ablation import component_coords
 from mechdiff.sweeps.activations import activations
 from mechdiff.sweeps.execution.engine import Engine, PassOutputs
@@ -47,19 +46,21 @@ def factor_pairs(
     return np.stack(first), np.stack(second)
 
 
-def transfer_fraction(seen: PassOutputs) -> tuple[tuple[Array, Array], Array]:
+def transfer_fraction(outputs: PassOutputs) -> tuple[tuple[Array, Array], Array]:
     """For each component and image <eps_do - eps, eps' - eps> and |eps_do - eps|^2, and for each image
-    |eps' - eps|^2, as means over pixels. `seen.own` is eps'."""
-    way, change = seen.own - seen.clean, seen.eps - seen.clean
+    |eps' - eps|^2, as means over pixels. `outputs.own` is eps'."""
+    way, change = outputs.own - outputs.clean, outputs.eps - outputs.clean
     mean = lambda x: jnp.mean(x, axis=(-3, -2, -1))
     return (mean(change * way), mean(change * change)), mean(way * way)
 
 
-_denoise = jax.jit(denoise, static_argnames=("config",))
+@jax.jit
+def _predict(denoiser: Examinable, x_t: Images, t: Int[Array, " batch"]) -> Images:
+    return denoiser.predict(denoiser.identity, x_t, t)
 
 
 def interchange_effects(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     timesteps: Sequence[int] | Int[np.ndarray, " levels"],
     key: PRNGKey,
     *,
@@ -76,7 +77,7 @@ def interchange_effects(
       factors: of `data.synthetic`; each has pairs of its own, of the same first faces.
       pairs: of each factor.
       chosen: components; all of the network if None.
-      level: rung of the complexity ladder that the faces are drawn from.
+      complexity: rung 0 to 4 of the ladder that the faces are drawn from.
       block: pairs at once.
     Returns:
       Dataset with `moved` (see the module; NaN where the factor does not show), its numerator `along` and the
@@ -88,17 +89,17 @@ def interchange_effects(
     for factor in factors:
         if factor not in FACTORS:
             raise ConfigError(unknown("factor", factor, FACTORS))
-    if pairs < 1 or denoiser.unet.in_channels != 3:
+    if pairs < 1 or denoiser.image_shape[-1] != 3:
         raise ConfigError(f"pairs={pairs}: faces in color and at least one pair of them are needed")
-    chosen = tuple(chosen or components(denoiser.unet))
-    engine = Engine(denoiser.unet, denoiser.schedule, denoiser.params)
+    chosen = tuple(chosen or denoiser.components())
+    engine = Engine(denoiser)
     faces, noise = keys.stream(key, "faces"), keys.stream(key, "noise")
     shape = (len(factors), len(chosen), len(timesteps), pairs)
     along, change = np.empty(shape, np.float32), np.empty(shape, np.float32)
     distance = np.empty((shape[0], *shape[2:]), np.float32)
     stacked = leave_one_out(denoiser.identity, chosen)[1]
     for row, factor in enumerate(factors):
-        first, second = factor_pairs(faces, factor, pairs, denoiser.unet.image_size, complexity)
+        first, second = factor_pairs(faces, factor, pairs, denoiser.image_shape[0], complexity)
         for column, t in enumerate(timesteps):
             for start in range(0, pairs, block):
                 where = slice(start, min(start + block, pairs))
@@ -125,7 +126,7 @@ def interchange_effects(
 
 def _block(
     engine: Engine,
-    denoiser: Denoiser,
+    denoiser: Examinable,
     stacked: Intervention,
     first: Images,
     second: Images,
@@ -137,7 +138,7 @@ def _block(
     replacement = activations(denoiser, second, t, key, index)
     at = jnp.full(len(index), t)
     x_t = q_sample(denoiser.schedule, second, at, image_noise(key, index, second.shape[1:]))
-    other = _denoise(denoiser.unet, denoiser.schedule, denoiser.params, denoiser.identity, x_t, at)
+    other = _predict(denoiser, x_t, at)
     from_second = dataclasses.replace(stacked, replacement=replacement)
     return engine.reduce(from_second, first, index, t, key, transfer_fraction, own=np.asarray(other))
 

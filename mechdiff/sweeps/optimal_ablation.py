@@ -1,4 +1,4 @@
-"""Fills of kind `optimal`: the constants that hurt least (Li & Janson 2024, arXiv 2409.09951).
+"""Replacements of `optimal` ablation: the constants that hurt least (Li & Janson 2024, arXiv 2409.09951).
 
 Zero and mean ablation put wrong information in a component's place, and part of their damage is due to that;
 the constant that minimises the loss of the ablated network puts the least. Ours is, per timestep and part,
@@ -20,17 +20,14 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from mechdiff.core import keys
-from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
-from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.build import leave_one_out
-from mechdiff.interventions.components import Component, site_type
+from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import components
+from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.activations import activation_moments, replacements_at
 from mechdiff.sweeps.execution import shared_prefix
 from mechdiff.sweeps.execution.engine import Engine
@@ -39,16 +36,16 @@ RATE = 0.05  # of Adam at first, falling to 0 by a cosine; v is in units of the 
 
 
 def optimal_replacements(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     *,
     chosen: Sequence[Component] | None = None,
     steps: int = 32,
     batch: int = 8,
 ) -> dict[str, np.ndarray]:
-    """Fills of kind `optimal` for leaving out the `chosen` components one at a time.
+    """Replacements of `optimal` ablation for leaving out the `chosen` components one at a time.
 
-    All components are optimized at once: they share one array of fills, in which each has its own part.
+    All components are optimized at once: they share one array of replacements; each has its own part.
 
     Args:
       images: reference images in [-1, 1]; take others than those that are scored.
@@ -62,25 +59,21 @@ def optimal_replacements(
     Raises:
       ConfigError: components that overlap.
     """
-    unet, params, identity, schedule = denoiser.unet, denoiser.params, denoiser.identity, denoiser.schedule
-    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
-    chosen = tuple(chosen or components(unet))
+    chosen = tuple(chosen or denoiser.components())
     _check_apart(chosen)
-    stacked = leave_one_out(identity, chosen)[1]
+    stacked = leave_one_out(denoiser.identity, chosen)[1]
     means, deviations = activation_moments(denoiser, eval_set)
-    engine = Engine(unet, schedule, params)
-    found = []
-    for level, t in enumerate(timesteps):
-        mean, deviation = replacements_at(means, level), replacements_at(deviations, level)
-        scale = {site: _scale(site, mean[site], deviation[site]) for site in mean}
+    engine = Engine(denoiser)
+    best_by_timestep = []
+    for t_index, t in enumerate(eval_set.timesteps):
+        mean, deviation = replacements_at(means, t_index), replacements_at(deviations, t_index)
+        scale = {site: _scale(denoiser.unit_axis(site), mean[site], deviation[site]) for site in mean}
         start = {site: np.stack([np.ones_like(s), np.zeros_like(s)]) for site, s in scale.items()}
         zero = jax.tree.map(np.zeros_like, start)
-        sought = _descend(
-            unet, params, schedule, stacked, mean, scale, start, images, int(t), key, steps, batch
-        )
-        best = _best(engine, stacked, chosen, mean, scale, (start, zero, sought), images, int(t), key)
-        found.append(_fill(mean, scale, best))
-    return {site: np.stack([np.asarray(level[site]) for level in found]) for site in means}
+        descended = _descend(denoiser, stacked, mean, scale, start, eval_set, int(t), steps, batch)
+        best = _best(engine, stacked, chosen, mean, scale, (start, zero, descended), eval_set, int(t))
+        best_by_timestep.append(_replacement(mean, scale, best))
+    return {site: np.stack([np.asarray(best[site]) for best in best_by_timestep]) for site in means}
 
 
 def _check_apart(chosen: Sequence[Component]) -> None:
@@ -90,32 +83,27 @@ def _check_apart(chosen: Sequence[Component]) -> None:
             other = taken.setdefault((component.site, unit), component.name)
             if other != component.name:
                 raise ConfigError(
-                    f"{component.name!r} and {other!r} overlap; kind 'optimal' needs components that don't"
+                    f"{component.name!r} and {other!r} overlap; optimal ablation needs components that don't"
                 )
 
 
-def _positions(site: str, ndim: int) -> tuple[int, ...]:
-    """Axes of a site's row that are neither heads nor channels."""
-    return tuple(range(ndim - (2 if site_type(site) == "head" else 1)))
-
-
-def _scale(site: str, mean: np.ndarray, deviation: np.ndarray) -> Float[np.ndarray, "..."]:
-    """Root mean square deviation of each channel; where it does not vary, a thousandth of its size."""
-    rms = lambda a: np.sqrt(np.mean(a * a, axis=_positions(site, a.ndim)))
+def _scale(unit_axis: int, mean: np.ndarray, deviation: np.ndarray) -> Float[np.ndarray, "..."]:
+    """Root mean square deviation of each channel of each unit, other axes kept as 1; where it does not vary,
+    a thousandth of its size."""
+    positions = tuple(axis for axis in range(mean.ndim - 1) if axis != mean.ndim + unit_axis)
+    rms = lambda a: np.sqrt(np.mean(a * a, axis=positions, keepdims=True))
     return np.maximum(rms(deviation), 1e-3 * rms(mean)) + np.float32(1e-12)
 
 
-def _fill(mean: PyTree, scale: PyTree, point: PyTree) -> PyTree:
+def _replacement(mean: PyTree, scale: PyTree, point: PyTree) -> PyTree:
     """`u * mean + v` of every site; a point holds u and v / scale along its first axis."""
     return {site: point[site][0] * mean[site] + point[site][1] * scale[site] for site in mean}
 
 
-@functools.partial(jax.jit, static_argnames=("unet", "joins"))
+@functools.partial(jax.jit, static_argnames=("joins",))
 def _slopes(
-    unet: UNetConfig,
+    denoiser: Examinable,
     joins: tuple[int, ...],
-    schedule: NoiseSchedule,
-    params: PyTree,
     stacked: Intervention,
     mean: PyTree,
     scale: PyTree,
@@ -124,46 +112,52 @@ def _slopes(
     t: Int[Array, ""],
     indices: Int[Array, " batch"],
     key: PRNGKey,
+    condition: PyTree,
 ) -> PyTree:
-    """Gradient of the sum over components of their mean losses; each part of a fill serves one alone."""
+    """Gradient of the sum over components of their mean losses; each part of a replacement serves one."""
     noise = image_noise(key, indices, x0.shape[1:])
-    x_t = q_sample(schedule, x0, jnp.full(len(x0), t), noise)
+    x_t = q_sample(denoiser.schedule, x0, jnp.full(len(x0), t), noise)
 
     def loss(point):
-        filled = dataclasses.replace(stacked, replacement=_fill(mean, scale, point))
-        eps = shared_prefix.forward(unet, joins, schedule, params, filled, x_t, t)[1]
+        replaced = dataclasses.replace(stacked, replacement=_replacement(mean, scale, point))
+        eps = shared_prefix.forward(denoiser, joins, replaced, x_t, t, condition)[1]
         return jnp.sum((eps - noise) ** 2) / noise.size
 
     return jax.grad(loss)(point)
 
 
-def _descend(unet, params, schedule, stacked, mean, scale, point, images, t, key, steps, batch) -> PyTree:
+def _descend(denoiser, stacked, mean, scale, point, eval_set, t, steps, batch) -> PyTree:
     """`steps` of Adam from `point`, over the images in turn, each time with new noise."""
-    wave = shared_prefix.plan_passes(unet, stacked, sum(map(len, stacked.gate.values())))
+    plan = shared_prefix.plan_passes(denoiser.network, stacked, sum(map(len, stacked.gate.values())))
     ordered = dataclasses.replace(
-        stacked, gate={site: gate[wave.order[0]] for site, gate in stacked.gate.items()}, replacement=None
+        stacked, gate={site: gate[plan.order[0]] for site, gate in stacked.gate.items()}, replacement=None
     )
     optimizer = optax.adam(optax.cosine_decay_schedule(RATE, steps))
     state = optimizer.init(point)
     advance = jax.jit(optimizer.update)
     for step in range(steps):
-        index = (step * batch + np.arange(batch)) % len(images)
-        fresh = jax.random.fold_in(keys.stream(key, "optimal"), step)
-        network = unet, wave.joins, schedule, params, ordered
-        slope = _slopes(*network, mean, scale, point, images[index], t, index, fresh)
+        index = (step * batch + np.arange(batch)) % eval_set.count
+        fresh = jax.random.fold_in(keys.stream(eval_set.key, "optimal"), step)
+        condition = jax.tree.map(lambda leaf, index=index: leaf[index], eval_set.condition)
+        program = denoiser, plan.joins, ordered, mean, scale, point
+        slope = _slopes(*program, eval_set.images[index], t, index, fresh, condition)
         update, state = advance(slope, state)
         point = optax.apply_updates(point, update)
     return jax.tree.map(np.asarray, point)
 
 
-def _best(engine, stacked, chosen, mean, scale, points, images, t, key) -> PyTree:
+def _best(engine, stacked, chosen, mean, scale, points, eval_set, t) -> PyTree:
     """For every component the point with the least mean loss, the first of equals."""
-    index, losses = np.arange(len(images)), []
+    images, losses = eval_set.images, []
+    shown = images, np.arange(len(images)), t, eval_set.key
     for point in points:
-        filled = dataclasses.replace(stacked, replacement=_fill(mean, scale, point))
-        losses.append(engine.measure(filled, images, index, t, key).loss.mean(axis=1, dtype=np.float64))
+        replaced = dataclasses.replace(stacked, replacement=_replacement(mean, scale, point))
+        loss = engine.measure(replaced, *shown, condition=eval_set.condition).loss
+        losses.append(loss.mean(axis=1, dtype=np.float64))
     best = jax.tree.map(np.copy, points[0])
-    for component, which in zip(chosen, np.argmin(losses, axis=0)):
-        units = slice(*component.index)
-        best[component.site][:, units] = points[which][component.site][:, units]
+    for component, which in zip(chosen, np.argmin(losses, axis=0), strict=True):
+        target, source = best[component.site], points[which][component.site]
+        axis = engine.denoiser.unit_axis(component.site)
+        units = np.arange(*component.index)
+        np.moveaxis(target, axis, 0)[units] = np.moveaxis(source, axis, 0)[units]
     return best

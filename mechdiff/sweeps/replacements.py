@@ -1,10 +1,10 @@
-"""What an ablated component is replaced with, for the kinds of ablation that differ between images.
+"""What an ablated component is replaced with, for the ablations that differ between images.
 
   resample  the activation of another image of the same set, at the same timestep and with that image's own
             noise: each image is the donor of exactly one other in a draw, and no donor comes twice
   noise     mean + deviation * xi, of the reference images per timestep and position, and xi standard normal,
             fresh for every image, timestep, site and draw. This definition is ours
-Where there are several draws, the losses under them are averaged, not the fills.
+Where there are several draws, the losses under them are averaged, not the replacements.
 """
 
 import dataclasses
@@ -20,25 +20,24 @@ from mechdiff.core.types import PRNGKey, PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise
 from mechdiff.interventions.gates import CAPTURED
-from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests
 from mechdiff.sweeps.activations import activation_moments, activations, replacements_at
-
-Levels = Int[np.ndarray, " levels"]
+from mechdiff.sweeps.execution.shown import shown_at
 
 
 @runtime_checkable
 class ReplacementSource(Protocol):
-    """A source of fills.
+    """A source of replacements.
 
     Attributes:
-      draws: how many times it can be asked for the fills of one image, over which losses are averaged.
+      draws: how many times it can be asked for the replacements of one image, over which losses are averaged.
     """
 
     draws: int
 
-    def at(self, level: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
-        """Site -> fill at timestep number `level`, with or without an axis for the images asked for."""
+    def at(self, t_index: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
+        """Site -> replacement at timestep number `t_index`, with or without an axis for the images."""
         ...
 
     def digest(self) -> str:
@@ -48,14 +47,14 @@ class ReplacementSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """Fills that are the same for all images, `values`: site -> `(levels, *site)`."""
+    """Replacements that are the same for all images, `values`: site -> `(timesteps, *site)`."""
 
     values: PyTree
     draws: int = 1
 
-    def at(self, level: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
-        """The fills of one timestep."""
-        return replacements_at(self.values, level)
+    def at(self, t_index: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
+        """The replacements of one timestep."""
+        return replacements_at(self.values, t_index)
 
     def digest(self) -> str:
         """Digest of the values."""
@@ -64,14 +63,14 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class Resample:
-    """Fills of kind `resample`; made by `replacements.resample_replacements`.
+    """Replacements of `resample` ablation; made by `replacements.resample_replacements`.
 
     Attributes:
       donors: `(draws, images)`, whose activation each image gets.
       collection: what of a donor is taken, as for `activations.activations`.
     """
 
-    denoiser: Denoiser
+    denoiser: Examinable
     eval_set: EvalSet
     donors: Int[np.ndarray, "draws images"]
     collection: str = CAPTURED
@@ -81,41 +80,39 @@ class Resample:
         """Donors of one image."""
         return len(self.donors)
 
-    def at(self, level: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
+    def at(self, t_index: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
         """The activations of the images' donors."""
-        donors = self.donors[draw, images]
-        x0, indices = self.eval_set.at(level)
-        t, key = int(self.eval_set.timesteps[level]), self.eval_set.key
-        condition = self.eval_set.condition_at(level)
-        condition = jax.tree.map(lambda leaf: np.asarray(leaf)[donors], condition)
-        given = (x0[donors], t, key, indices[donors], condition)
-        return activations(self.denoiser, *given, collection=self.collection)
+        x0, indices, condition = shown_at(self.eval_set, t_index, self.donors[draw, images])
+        t, key = int(self.eval_set.timesteps[t_index]), self.eval_set.key
+        options = {"collection": self.collection, "condition": condition}
+        return activations(self.denoiser, x0, t, key, indices, **options)
 
     def digest(self) -> str:
-        """SHA-256 of images, timesteps, noise, donors and parameters."""
+        """SHA-256 of images, timesteps, noise, donors, parameters and, where there is one, condition."""
         shown = self.eval_set
-        key = jax.random.key_data(shown.key)
-        told = [] if shown.condition is None else [shown.condition]
-        arrays = [shown.images, shown.timesteps, key, self.donors, self.denoiser.params]
-        return digests.digest_arrays([*arrays, *told])
+        decisive = [shown.images, shown.timesteps, jax.random.key_data(shown.key), self.donors]
+        decisive.append(self.denoiser.params)
+        if shown.condition is not None:
+            decisive.append(shown.condition)
+        return digests.digest_arrays(decisive)
 
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """Fills of kind `noise`: `means`, `deviations` are site -> `(levels, *site)`; see
+    """Replacements of `noise` ablation: `means`, `deviations` are site -> `(timesteps, *site)`; see
     `noise_replacements`.
     """
 
     means: PyTree
     deviations: PyTree
-    timesteps: Levels
+    timesteps: Int[np.ndarray, " timesteps"]
     key: PRNGKey
     draws: int = 1
 
-    def at(self, level: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
+    def at(self, t_index: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
         """Gaussian activations, one of each site for every image."""
-        mean, deviation = replacements_at(self.means, level), replacements_at(self.deviations, level)
-        return _gaussian(mean, deviation, self.key, int(self.timesteps[level]), draw, images)
+        mean, deviation = replacements_at(self.means, t_index), replacements_at(self.deviations, t_index)
+        return _gaussian(mean, deviation, self.key, int(self.timesteps[t_index]), draw, images)
 
     def digest(self) -> str:
         """Digest of the moments and the key."""
@@ -140,7 +137,7 @@ def _gaussian(
 
 
 def as_source(values: PyTree) -> ReplacementSource:
-    """A source of fills as it is, or arrays site -> `(levels, *site)` as one."""
+    """A source of replacements as it is, or arrays site -> `(timesteps, *site)` as one."""
     return Constant(values) if isinstance(values, dict) else values
 
 
@@ -162,7 +159,7 @@ def derangements(key: PRNGKey, count: int, draws: int) -> Int[np.ndarray, "draws
 
 
 def resample_replacements(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     *,
     draws: int = 1,
@@ -178,7 +175,7 @@ def resample_replacements(
 
 
 def noise_replacements(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     *,
     draws: int = 1,

@@ -1,4 +1,4 @@
-"""Trajectory sweeps: components x kinds x windows of t x samples, told by what becomes of the final sample.
+"""Sampling sweeps: components x ablations x windows of t x samples, and the change of the final sample.
 
 The clean and the changed arm begin with the same x_T and draw the same noise at every step. Before an
 intervention's window opens its trajectory is the clean one, exactly; so the clean trajectory is walked once,
@@ -22,8 +22,7 @@ from mechdiff.core.types import PRNGKey, PyTree, StepFn
 from mechdiff.diffusion.samplers import ddim_step
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
-from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import components
+from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests, labelled, work_sharing
 from mechdiff.sweeps.execution import engine, memory, rollout
 from mechdiff.sweeps.execution.rollout import Levels, Rollout, Window, zero_replacements
@@ -50,7 +49,7 @@ def energy_distance(
 
 
 def sampling_sweep(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     levels: Levels,
     windows: Sequence[Window],
     samples: int,
@@ -64,6 +63,7 @@ def sampling_sweep(
     clip: float | None = None,
     block: int = 8,
     rows: int = 0,
+    condition: PyTree = None,
     facts: dict | None = None,
 ) -> xr.Dataset:
     """Samples with each component left out in each window, and measures how far each sample moves.
@@ -74,33 +74,36 @@ def sampling_sweep(
       levels: timesteps visited, as for `samplers.sample`.
       windows: half-open intervals of t; each must hold a visited level. See `even_windows`.
       samples: sample i has the noise of index i, whatever the intervention; at least 2.
-      fills: kind -> site -> `(steps, *site)`, in the order of increasing t, for kinds other than `zero`.
+      replacements: ablation -> site -> `(steps, *site)`, in the order of increasing t, for ablations other
+        than `zero`.
       step_fn: `ddim_step` or `ddpm_step`, or a partial of them.
       clip: of predicted images, as for `samplers.sample`; None: as the network's config says.
       block: samples that are walked together; a piece of the result.
       rows: interventions x samples at once on each device; 0: chosen by memory.
+      condition: what each sample is denoised under, leaves `(samples, ...)`; None: nothing.
 
     Returns:
       Dataset with `distance` (root mean square change of the final sample's pixels, images being in [-1, 1]),
-      dims `kind, component, window, sample`, and `set_distance`, dims `kind, component, window`:
+      dims `ablation, component, window, sample`, and `set_distance`, dims `ablation, component, window`:
       `energy_distance` between the clean and the changed sets.
 
     Raises:
-      ConfigError: a kind without fills, a window without levels, or fewer than two samples.
+      ConfigError: an ablation without replacements, a window without timesteps, or fewer than two samples.
     """
     if samples < 2:
         raise ConfigError(f"samples={samples}: a distance between sets needs at least 2")
-    chosen = tuple(chosen or components(denoiser.unet))
+    chosen = tuple(chosen or denoiser.components())
     for ablation in ablations:
         if ablation != "zero" and ablation not in (replacements or {}):
-            raise ConfigError(f"ablation kind {ablation!r} needs fills for every sampling step")
+            raise ConfigError(f"{ablation} ablation needs replacements for every sampling step")
         if ablation != "zero" and not isinstance(replacements[ablation], dict):
             raise ConfigError(
-                f"fills of kind {ablation!r} differ between images; trajectories need arrays, as of 'mean'"
+                f"replacements of {ablation} ablation differ between images; sampling needs arrays, "
+                "as for 'mean'"
             )
     down = np.sort(np.asarray(levels, np.int32))[::-1].copy()
-    clip = denoiser.unet.sample_clip if clip is None else float(clip)
-    walker = Rollout(denoiser, down, key, step_fn, clip, min(block, samples))
+    clip = rollout.sample_clip(denoiser) if clip is None else float(clip)
+    walker = Rollout(denoiser, down, key, step_fn, clip, min(block, samples), condition)
     plan = _Plan(walker, tuple(windows), samples, tuple(ablations), replacements or {}, chosen, rows)
     path = Path(folder) / f"{plan.digest[:16]}.zarr"
     labelled.create(path, plan.empty(facts or {}), plan.chunks())
@@ -110,7 +113,7 @@ def sampling_sweep(
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """One trajectory sweep, in pieces of (kind, window, group of components)."""
+    """One sampling sweep, in pieces of (ablation, window, group of components)."""
 
     walker: Rollout
     windows: tuple[Window, ...]
@@ -123,7 +126,7 @@ class _Plan:
     @functools.cached_property
     def digest(self) -> str:
         """Digest of everything that decides the numbers."""
-        step = self.walker.step_fn
+        step, condition = self.walker.step_fn, self.walker.condition
         return digests.digest_json(
             {
                 **self.walker.denoiser.digests(),
@@ -136,6 +139,7 @@ class _Plan:
                 "fills": digests.digest_arrays(self.replacements),
                 "kinds": self.ablations,
                 "components": [component.name for component in self.chosen],
+                **({} if condition is None else {"condition": digests.digest_arrays(condition)}),
                 "numerics": NUMERICS_VERSION,
             }
         )
@@ -143,10 +147,10 @@ class _Plan:
     @functools.cached_property
     def group(self) -> int:
         """Components that are walked together."""
-        found = list(self.walker.mesh.devices.flat)
-        unet = self.walker.denoiser.unet
-        limit = self.rows or engine.memory_limit(found[0]) // memory.row_bytes(unet)
-        return max(1, min(len(self.chosen), limit * len(found) // self.walker.block))
+        devices = list(self.walker.mesh.devices.flat)
+        row = memory.row_bytes(self.walker.denoiser.network)
+        limit = self.rows or engine.memory_limit(devices[0]) // row
+        return max(1, min(len(self.chosen), limit * len(devices) // self.walker.block))
 
     def empty(self, facts: dict) -> xr.Dataset:
         """The labeled result before the first piece."""

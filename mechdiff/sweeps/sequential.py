@@ -17,7 +17,6 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float, Int
@@ -25,17 +24,15 @@ from scipy import special
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
-from mechdiff.core.types import PRNGKey, PyTree
 from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.diffusion.process import images_at
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import components
+from mechdiff.models.denoiser import Examinable
 from mechdiff.stats import skewed_sequence
 from mechdiff.storage import digests, labelled, run_log
 from mechdiff.sweeps.execution.engine import Engine
+from mechdiff.sweeps.execution.shown import shown_at, shown_digests
 
 FIRST_LOOK = 32  # images before the first look: the sequence is asymptotic
 
@@ -81,7 +78,7 @@ def effect_and_influence(
 
 
 def sequential_sweep(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     folder: Path,
     *,
@@ -108,40 +105,24 @@ def sequential_sweep(
     Raises:
       ConfigError: a width that is not positive, or fewer than 32 images.
     """
-    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     if width <= 0:
         raise ConfigError(f"width={width} must be above 0, in percent of the clean loss")
-    if (count := np.shape(images)[-4]) < FIRST_LOOK:
-        raise ConfigError(f"{count} images; at least {FIRST_LOOK} are needed before the first look")
-    chosen = tuple(chosen or components(denoiser.unet))
+    if eval_set.count < FIRST_LOOK:
+        raise ConfigError(f"{eval_set.count} images; at least {FIRST_LOOK} are needed before the first look")
+    chosen = tuple(chosen or denoiser.components())
     each = 1 - (1 - confidence) / (len(chosen) if joint else 1)
-    run = _Run(
-        denoiser,
-        np.asarray(images),
-        np.asarray(timesteps, np.int32),
-        key,
-        chosen,
-        width,
-        each,
-        block,
-        rows,
-        eval_set.condition,
-    )
-    return run.go(folder)
+    return _Run(denoiser, eval_set, chosen, width, each, block, rows).go(folder)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    denoiser: Denoiser
-    images: np.ndarray
-    timesteps: np.ndarray
-    noise_key: PRNGKey
+    denoiser: Examinable
+    eval_set: EvalSet
     chosen: tuple[Component, ...]
     width: float
     confidence: float  # of each interval
     block: int
     rows: int
-    condition: PyTree = None
 
     @functools.cached_property
     def digest(self) -> str:
@@ -149,26 +130,28 @@ class _Run:
         return digests.digest_json(
             {
                 **self.denoiser.digests(),
-                "images": digests.digest_arrays(self.images),
-                "noise": digests.digest_arrays(jax.random.key_data(self.noise_key)),
-                "timesteps": self.timesteps.tolist(),
+                **shown_digests(self.eval_set),
                 "components": [component.name for component in self.chosen],
                 "rule": [self.width, self.confidence, self.block],
                 "numerics": NUMERICS_VERSION,
-                **({} if self.condition is None else {"condition": digests.digest_arrays(self.condition)}),
             }
         )
 
     @property
+    def timesteps(self) -> Int[np.ndarray, " t"]:
+        """Of the eval set."""
+        return self.eval_set.timesteps
+
+    @property
     def total(self) -> int:
         """Images at one timestep."""
-        return self.images.shape[-4]
+        return self.eval_set.count
 
     def go(self, folder: Path) -> SequentialResult:
         path = Path(folder) / f"{self.digest[:16]}.zarr"
         labelled.create(path, self._empty(), self._chunks())
         denoiser = self.denoiser
-        engine = Engine(denoiser.unet, denoiser.schedule, denoiser.params, self.rows)
+        engine = Engine(denoiser, self.rows)
         stacked = leave_one_out(denoiser.identity, self.chosen)[1]
         count, total = len(self.chosen), self.total
         clean = np.full((len(self.timesteps), total), np.nan)
@@ -226,12 +209,10 @@ class _Run:
         size = where.stop - where.start
         loss = np.full((len(running), len(self.timesteps), size), np.nan, np.float32)
         clean = np.empty((len(self.timesteps), size), np.float32)
-        for level, t in enumerate(self.timesteps):
-            pictures, numbers = images_at(self.images, level)
-            at = (index,) if self.images.ndim == 4 else (level, index)
-            told = jax.tree.map(lambda a, at=at: np.asarray(a)[at], self.condition)
-            found = engine.measure(part, pictures[index], numbers[index], int(t), self.noise_key, told)
-            loss[running, level], clean[level] = found.loss[:, :size], found.clean_loss[:size]
+        for t_index, t in enumerate(self.timesteps):
+            images, indices, condition = shown_at(self.eval_set, t_index, index)
+            losses = engine.measure(part, images, indices, int(t), self.eval_set.key, condition=condition)
+            loss[running, t_index], clean[t_index] = losses.loss[:, :size], losses.clean_loss[:size]
         region = {"loss": (slice(None), slice(None), where), "clean_loss": (slice(None), where)}
         labelled.put(path, region, {"loss": loss, "clean_loss": clean})
 

@@ -30,7 +30,7 @@ from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.layers import ATTENTION
 from mechdiff.models.unet import forward
 from mechdiff.sweeps.ablation import component_coords
-from mechdiff.sweeps.attention_patterns import heads_of
+from mechdiff.sweeps.attention_patterns import heads_of, unet_of
 
 
 def matched_temperature(
@@ -137,7 +137,7 @@ def temperature_effects(
       image`.
     """
     images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
-    heads = heads_of(denoiser.unet, heads)
+    heads = heads_of(unet_of(denoiser), heads)
     settings = [(value, head) for value in values for head in heads]
     leaves = [set_temperature(denoiser.identity, [head], value).temperature for value, head in settings]
     stacked = {site: np.stack([leaf[site] for leaf in leaves]) for site in leaves[0]}

@@ -124,7 +124,7 @@ def test_tempered_effects_compare_each_temperature_with_leaving_the_head_out():
     denoiser = Denoiser("by hand", networks.unet_of("small"), cosine_schedule(100), {}, identity)
     images = np.random.default_rng(6).uniform(-1, 1, (5, 8, 8, 3)).astype(np.float32)
     found = jax.jit(image_features.features)(images)
-    engine = Recorded(denoiser.unet, denoiser.schedule, {})
+    engine = Recorded(denoiser)
     engine.numbers = sum(value.shape[-1] for value in found.values())
     gates = np.full((2, 2, 1, 5), 0.5)  # temperature, component, t, image
     tempered = xr.Dataset(

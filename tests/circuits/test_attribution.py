@@ -106,7 +106,7 @@ def test_the_clean_loss_is_that_of_the_engine_and_scores_don_t_move_with_the_blo
         denoiser, EvalSet(images, LEVELS, KEY), chosen=everything, probes=64, block=4
     )
     np.testing.assert_allclose(few.score, scores.score, rtol=1e-3, atol=1e-6)
-    engine = Engine(denoiser.unet, denoiser.schedule, denoiser.params, devices=tuple(jax.devices()[:1]))
+    engine = Engine(denoiser, devices=tuple(jax.devices()[:1]))
     stacked = dataclasses.replace(
         denoiser.identity, gate={k: np.asarray(v)[None] for k, v in denoiser.identity.gate.items()}
     )
@@ -131,8 +131,8 @@ def test_at_the_ablated_point_a_small_network_of_gates_is_scored_by_what_each_re
 
 
 def test_thousands_of_components_share_one_program(denoiser, images, monkeypatch):
-    traces, inner = [], attribution.denoise
-    monkeypatch.setattr(attribution, "denoise", lambda *args: (traces.append(1), inner(*args))[1])
+    traces, inner = [], Denoiser.predict
+    monkeypatch.setattr(Denoiser, "predict", lambda *args: (traces.append(1), inner(*args))[1])
     every = components(denoiser.unet, channel_groups=1000)  # single channels
     assert len(every) > 150
     for at in ("identity", "ablated"):
@@ -256,7 +256,7 @@ def test_an_untrained_twin_is_a_new_network_in_which_every_component_matters(den
         if a.ndim > 1:  # a kernel; none is left at zero
             assert a.std() > 0.3 / np.sqrt(np.prod(a.shape[:-1])) and not np.allclose(a, c)
     stacked = leave_one_out(fresh.identity, components(fresh.unet))[1]
-    engine = Engine(fresh.unet, fresh.schedule, fresh.params)
+    engine = Engine(fresh)
     assert (engine.measure(stacked, images, np.arange(6), LEVELS[0], KEY).change > 1e-8).all()
 
 

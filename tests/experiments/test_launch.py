@@ -225,3 +225,10 @@ def test_an_interruption_that_a_callback_swallows_comes_again(monkeypatch, capsy
     with flagsaver.flagsaver():
         assert _launch.launch(main, ["launcher", f"--workdir={tmp_path}"]) == 128 + signal.SIGTERM
     assert "goes on" in capsys.readouterr().err
+
+
+def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
+    if "images" not in _launch.FLAGS:
+        _launch.flags.DEFINE_string("images", None, "A folder.")
+    assert launch(raising(AssertionError()), "--images=16") == 2
+    assert only_line(capsys).endswith("did you mean --set=sweep.images=16")

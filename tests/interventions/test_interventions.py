@@ -27,6 +27,7 @@ from mechdiff.interventions.build import (
 from mechdiff.interventions.components import component_at, select
 from mechdiff.interventions.gates import blend
 from mechdiff.models import layers
+from mechdiff.models.layers import Embeddings
 from mechdiff.models.unet import Stream, apply_unet, components, run_stage, stages
 
 UNET = preset("tiny").unet
@@ -209,7 +210,7 @@ def stream_before(stage, skip_width):
     side = stage.resolution
     width = PARAMS[stage.name][{"block": "norm1", "attention": "norm"}[stage.op]]["scale"].size - skip_width
     skips = (draw(2, side, side, skip_width),) if skip_width else ()
-    return Stream(draw(2, side, side, width), skips, draw(2, 32))
+    return Stream(draw(2, side, side, width), skips, Embeddings(draw(2, 32), None))
 
 
 @pytest.mark.parametrize("name, skip_width", [("up0.block1", 8), ("mid.attn0", 0)])

@@ -44,6 +44,7 @@ def examined(steps, seed=0, inputs="some"):
         quantiles=cells,
         images=IMAGES,
         people=0,
+        precision_error=pooled * 0,
     )
     config, sweep = (
         dataclasses.replace(preset("tiny"), seed=seed),

@@ -28,12 +28,20 @@ class Wiener:
     identity: object = None
     name: str = dataclasses.field(default="wiener", metadata=dict(static=True))
 
+    network, stages = None, None
+
     @property
     def image_shape(self):
         return 8, 8, 1
 
     def components(self, channel_groups: int = 0):
         return ()
+
+    def unit_axis(self, site):
+        return -1
+
+    def captured(self, intervention, x_t, t, condition=None, *, collection="sites"):
+        return self.predict(intervention, x_t, t, condition), {}
 
     def digests(self):
         return {}

@@ -16,6 +16,7 @@ from mechdiff.interventions.build import ablate
 from mechdiff.interventions.components import select
 from mechdiff.models.attention_stats import attention_statistics
 from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.layers import Embeddings
 from mechdiff.models.unet import Stream, apply_unet, components, forward, run_stage, stages
 from mechdiff.sweeps import activations
 
@@ -117,7 +118,7 @@ def patterns_of(stage, h):
 def test_captured_statistics_are_those_of_the_stages_pattern():
     stage = next(stage for stage in stages(UNET) if stage.op == "attention")
     h = np.random.default_rng(0).standard_normal((2, stage.resolution, stage.resolution, stage.width))
-    stream = Stream(jnp.asarray(h, jnp.float32), (), jnp.zeros((2, 4)))
+    stream = Stream(jnp.asarray(h, jnp.float32), (), Embeddings(jnp.zeros((2, 4)), None))
     run = jax.jit(functools.partial(run_stage, UNET, stage, capture=("attention",)))
     found = run(PARAMS, IDENTITY, stream)[1]["attention"][f"{stage.name}.head"]
     for image, heads in enumerate(patterns_of(stage, h)):
@@ -196,7 +197,7 @@ def test_mean_fills_fit_every_site_and_replace_exactly(captured):
     h = np.random.default_rng(0).standard_normal((2, 4, 4, 16)).astype(np.float32)
     run = jax.jit(functools.partial(run_stage, UNET, stage))
     replaced = ablate(IDENTITY, ["mid.block0.res"], "mean", replacements)
-    found = run(PARAMS, replaced, Stream(h, (), jnp.ones((2, 32))))[0].h
+    found = run(PARAMS, replaced, Stream(h, (), Embeddings(jnp.ones((2, 32)), None)))[0].h
     np.testing.assert_array_equal(found, h + replacements["mid.block0.res"])
 
 

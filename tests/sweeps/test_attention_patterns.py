@@ -17,6 +17,7 @@ from mechdiff.interventions.build import set_gate, windowed
 from mechdiff.interventions.build import set_temperature as set_temperature
 from mechdiff.interventions.components import component_at
 from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.layers import Embeddings
 from mechdiff.models.unet import Stream, components, forward, run_stage, stages
 from mechdiff.sweeps import activations, attention_patterns, scaling, temperature
 from mechdiff.sweeps.execution import shared_prefix
@@ -100,13 +101,13 @@ def test_a_replaced_pattern_is_attention_with_that_pattern_and_own_values(enteri
     }
     full = np.broadcast_to(given[kind], (3, 2, 64, 64))
     changed = attention_patterns.replace_pattern(IDENTITY, ["mid.attn0.head1"], {SITE: given[kind]}, dose)
-    found = stage(PARAMS, changed, Stream(entering, (), jnp.ones((3, 32))))[0].h
+    found = stage(PARAMS, changed, Stream(entering, (), Embeddings(jnp.ones((3, 32)), None)))[0].h
     other = lambda a, row, head: a if head == 0 else dose * a + (1 - dose) * full[row, head]
     np.testing.assert_allclose(found, by_hand(entering, other), rtol=2e-4, atol=2e-5)
 
 
 def test_without_a_named_site_nothing_is_computed_and_with_open_gates_nothing_changes(entering):
-    stream = Stream(entering, (), jnp.ones((3, 32)))
+    stream = Stream(entering, (), Embeddings(jnp.ones((3, 32)), None))
     named = attention_patterns.replace_pattern(
         IDENTITY, [], attention_patterns.constant_patterns(UNET, "uniform")
     )

@@ -107,5 +107,5 @@ def test_samples_are_drawn_of_every_class_in_turn_and_guided_towards_them():
 
 
 def test_conditions_of_another_count_than_the_images_are_refused():
-    with pytest.raises(ConfigError, match=r"a condition of shape \(4,\) for images of shape \(5, 8, 8, 3\)"):
+    with pytest.raises(ConfigError, match=r"condition of shape \(4,\) for images of shape \(5, 8, 8, 3\)"):
         EvalSet(IMAGES, T, KEY, CONDITION | {"label": np.zeros(4, np.int32)})

@@ -87,21 +87,23 @@ def test_the_gradient_is_the_slope_of_each_components_own_loss_and_of_no_other()
     """All components share one array of fills: a step in the part of one must move its loss alone."""
     means, deviations = activations.activation_moments(DENOISER, EvalSet(IMAGES, LEVELS[:1], KEY))
     mean, deviation = activations.replacements_at(means, 0), activations.replacements_at(deviations, 0)
-    scale = {site: optimal_ablation._scale(site, mean[site], deviation[site]) for site in mean}
+    scale = {
+        site: optimal_ablation._scale(DENOISER.unit_axis(site), mean[site], deviation[site]) for site in mean
+    }
     point = {site: np.stack([np.ones_like(s), np.zeros_like(s)]) for site, s in scale.items()}
     stacked, index = leave_one_out(DENOISER.identity, CHOSEN)[1], np.arange(6)
     wave = shared_prefix.plan_passes(UNET, stacked, 100)
     gate = {site: leaf[wave.order[0]] for site, leaf in stacked.gate.items()}
     ordered = dataclasses.replace(stacked, gate=gate, replacement=None)
-    network = UNET, wave.joins, SCHEDULE, DENOISER.params
-    slope = optimal_ablation._slopes(*network, ordered, mean, scale, point, IMAGES, 3, index, KEY)
+    program = DENOISER, wave.joins, ordered, mean, scale, point
+    slope = optimal_ablation._slopes(*program, IMAGES, 3, index, KEY, None)
 
-    engine, site = Engine(UNET, SCHEDULE, DENOISER.params), "down0.attn0.head"
+    engine, site = Engine(DENOISER), "down0.attn0.head"
     way = np.zeros_like(point[site])
-    way[:, 0] = np.sign(slope[site][:, 0])  # the part of the first head
+    way[:, :, 0] = np.sign(slope[site][:, :, 0])  # the part of the first head
 
     def losses(step):
-        replacement = optimal_ablation._fill(
+        replacement = optimal_ablation._replacement(
             mean, scale, {**point, site: point[site] + np.float32(step) * way}
         )
         return engine.measure(

@@ -126,13 +126,13 @@ def test_network_calls_are_those_of_the_closed_formula_and_one_program_serves_al
 ):
     inner, calls, traces = rollout._walk.__wrapped__, [], []
 
-    @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+    @functools.partial(jax.jit, static_argnums=(1, 2, 3))
     def traced(*args):
-        traces.append(len(next(iter(args[6].gate.values()))))
+        traces.append(len(next(iter(args[4].gate.values()))))
         return inner(*args)
 
     def counting(*args):
-        calls.append(len(next(iter(args[6].gate.values()))) * len(args[11]) * (args[10] - args[9]))
+        calls.append(len(next(iter(args[4].gate.values()))) * len(args[9]) * (args[8] - args[7]))
         return traced(*args)
 
     monkeypatch.setattr(rollout, "_walk", counting)
@@ -193,7 +193,7 @@ def test_bad_windows_kinds_and_counts_are_refused(denoiser, chosen, tmp_path):
     run = functools.partial(sampling.sampling_sweep, denoiser, LEVELS, chosen=chosen, folder=tmp_path)
     with pytest.raises(ConfigError, match=r"\[9, 10\) holds none"):
         run(windows=[(9, 10)], samples=2, key=KEY)
-    with pytest.raises(ConfigError, match="'mean' needs fills"):
+    with pytest.raises(ConfigError, match="mean ablation needs replacements"):
         run(windows=WINDOWS, samples=2, key=KEY, ablations=("mean",))
     with pytest.raises(ConfigError, match="at least 2"):
         run(windows=WINDOWS, samples=1, key=KEY)

@@ -21,6 +21,7 @@ from mechdiff.sweeps import sequential
 from mechdiff.sweeps.ablation import ablation_sweep
 
 KEY = jax.random.key(4)
+NOTHING = EvalSet(np.empty((0, 8, 8, 3)), np.arange(2), jax.random.key(0))  # losses are given by hand
 NAMES = ("down0.block0.res", "mid.attn0.head1", "up0.block1.skip", "up1.block0.time")
 
 
@@ -103,7 +104,7 @@ def test_the_whole_rule_covers_where_it_stops(denoiser, rise):
     """Simulated skewed losses, looked at block by block until apart from 0 or narrow; the truth is known."""
     rng, runs, total = np.random.default_rng(5), 300, 640
     some = (component_at(components(denoiser.unet), NAMES[0]),)
-    rule = sequential._Run(denoiser, np.empty(0), np.arange(2), KEY, some, 4.0, 0.9, 16, 0)
+    rule = sequential._Run(denoiser, NOTHING, some, 4.0, 0.9, 16, 0)
     covered, sizes = 0, []
     for _ in range(runs):
         clean = rng.gamma(2.0, size=(2, total)) * [[1.0], [0.2]]
@@ -137,9 +138,7 @@ def test_the_fixed_design_is_the_smallest_with_which_ordinary_intervals_of_all_p
     some = tuple(component_at(components(denoiser.unet), name) for name in NAMES[:3])
     clean = rng.gamma(2.0, size=(2, 64))
     loss = clean * (1 + rises) + 0.6 * rng.normal(size=(3, 2, 64))
-    found = sequential._Run(denoiser, np.empty(0), np.arange(2), KEY, some, 4.0, 0.9, 16, 0)._look(
-        clean, loss
-    )
+    found = sequential._Run(denoiser, NOTHING, some, 4.0, 0.9, 16, 0)._look(clean, loss)
     estimate, influence = sequential.effect_and_influence(clean, loss)
     half = scipy_stats.norm.ppf(0.95) * influence.std(-1, ddof=1)  # of one image
     passes = lambda n: (half / np.sqrt(n) <= np.maximum(2.0, np.abs(estimate))).all()

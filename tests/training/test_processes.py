@@ -25,7 +25,7 @@ SETTINGS = ("steps=8", "log_every=1", "eval_every=8", "save_every=4", "warmup=2"
 
 # Arguments: a file of (config, folder, step to be killed at) for each run, the port, the process.
 PROGRAM = """
-import json, os, signal, sys
+import json, os, signal, sys, time
 from pathlib import Path
 import jax
 import numpy as np
@@ -43,6 +43,8 @@ for config, folder, killed_at in runs:
         loop.Trainer.samples = lambda self, ema, identity: np.zeros((4, 8, 8, 3), np.uint8)
     def finite(self, pending, done, saved, killed_at=killed_at):
         if done >= killed_at > 0:
+            saved.wait()
+            time.sleep(0.5)  # until the other has seen that the checkpoint is whole
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, pending, done, saved)
     loop.Trainer._finite = finite
@@ -81,7 +83,7 @@ def runs(tiny, tmp_path_factory):
     codes, lines = in_two_processes(
         folder, (config, folder / "whole", 0), (config, folder / "killed", KILLED_AT)
     )
-    assert codes == [-9, -9], lines
+    assert all(code < 0 for code in codes), lines  # JAX ends one that notices the other's death first
     shutil.copytree(folder / "killed", folder / "broken")
     sharded = override(config, ["train.fsdp=True"])
     codes, lines = in_two_processes(folder, (config, folder / "killed", 0), (sharded, folder / "sharded", 0))

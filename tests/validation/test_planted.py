@@ -30,7 +30,7 @@ def exact(made, chosen):
     """Plant -> Deg% `[component, t]` and largest change `[component]` of leaving out each component."""
     found = {}
     for name, plant in made.items():
-        engine = Engine(plant.denoiser.unet, plant.denoiser.schedule, plant.denoiser.params)
+        engine = Engine(plant.denoiser)
         stacked, index = leave_one_out(plant.denoiser.identity, chosen)[1], np.arange(IMAGES)
         levels = [
             engine.measure(stacked, plant.images, index, int(t), jax.random.key(5)) for t in plant.timesteps

@@ -27,7 +27,6 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import components
 
 UNASSIGNED = "unassigned"
 ROUNDING = 1e-8  # effect, in variances of a target, that float32 rounding can make
@@ -88,7 +87,7 @@ def examine(
         return role_effects(network, eval_set, stacked, names, **inputs)
 
     trained, untrained = run(denoiser, alone, names), [run(network, alone, names) for network in fresh]
-    sets, random = matched_sets(chosen, components(denoiser.unet), denoiser.identity, count, seed)
+    sets, random = matched_sets(chosen, denoiser.components(), denoiser.identity, count, seed)
     classes = [matched_class(component, denoiser.identity) for component in chosen]
     return assign(trained, run(denoiser, random, sets), untrained, classes, fdr), trained
 

@@ -74,18 +74,18 @@ def role_effects(
     """
     images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     stats.intervals.check_units(len(images))
-    image_features.image_feature_names(denoiser.unet.image_size, denoiser.unet.out_channels)  # may refuse
+    image_features.image_feature_names(*denoiser.image_shape[1:])  # may refuse
     images, index = np.asarray(images, np.float32), np.arange(len(images))
     masks = None if masks is None else np.asarray(masks, np.float32)
     shared = None if probes is None else dict(probes)
     variances = feature_variances(images, masks, tuple(parts), shared)
     variance = np.array([value for value, _ in variances.values()])
     varies = np.flatnonzero(variance > 1e-9)
-    engine = engine or Engine(denoiser.unet, denoiser.schedule, denoiser.params)
+    engine = engine or Engine(denoiser)
     reduce = Shift(tuple(parts))
+    more = {"own": masks, "shared": shared, "condition": eval_set.condition}
     distances = [
-        engine.reduce(stacked, images, index, int(t), key, reduce, masks, shared)
-        for t in np.asarray(timesteps)
+        engine.reduce(stacked, images, index, int(t), key, reduce, **more) for t in np.asarray(timesteps)
     ]
     scaled = lambda a: a[..., varies] / variance[varies]
     effect = np.stack([scaled(changed) for changed, _ in distances])  # t, component, image, target

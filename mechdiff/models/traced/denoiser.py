@@ -2,11 +2,13 @@
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from mechdiff.core.errors import ConfigError, unknown
@@ -14,13 +16,17 @@ from mechdiff.core.types import Features, Images, PyTree, Timesteps
 from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.components import Component, site_type, units
+from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention
+from mechdiff.models.attention_stats import attention_statistics
 from mechdiff.models.denoiser import Label
+from mechdiff.models.layers import ATTENTION
 from mechdiff.models.traced.edits import GateEdits, leaves_of, per_turn
 from mechdiff.models.traced.interpreter import Plan, evaluate
 from mechdiff.models.traced.sites import Site, in_order
 from mechdiff.storage import digests
 
+PATTERN = "pattern"  # type of the sites that hold attention patterns
 Function = Callable[..., Array]  # fn(params, x, time), or fn(params, x, time, condition)
 
 
@@ -35,6 +41,8 @@ class TracedNetwork:
       row_shape: of one row of x.
       conditioned: whether `fn` takes a condition.
       digest: of the program that `fn` is traced to.
+      row_bytes: alive at once for one row of x, as `size.peak_bytes` counts them.
+      gradient_bytes: of all values computed for one row of x.
     """
 
     fn: Function
@@ -43,6 +51,13 @@ class TracedNetwork:
     row_shape: tuple[int, ...]
     conditioned: bool
     digest: str
+    row_bytes: int
+    gradient_bytes: int
+
+    @property
+    def replacement_bytes(self) -> int:
+        """Of one replacement of every site, which is also what is captured of one row."""
+        return sum(4 * math.prod(site.shape[1:]) * len(site.names) for site in self.sites)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +105,10 @@ class TracedDenoiser:
             ]
         return tuple(listed)
 
+    def unit_axis(self, site: str) -> int:
+        """The negative axis of a site's activation that has one gate a unit."""
+        return next(known.unit_axis for known in self.network.sites if site in known.names)
+
     def predict(
         self, intervention: Intervention, x_t: Images, t: Timesteps, condition: Any = None
     ) -> Features:
@@ -105,6 +124,36 @@ class TracedDenoiser:
         """
         output, _ = _run(self.network, self, intervention, x_t, t, condition, frozenset())
         return self.network.parameterization.to_eps(self.schedule, x_t, t, output)
+
+    def captured(
+        self,
+        intervention: Intervention,
+        x_t: Images,
+        t: Timesteps,
+        condition: Any = None,
+        *,
+        collection: str = CAPTURED,
+    ) -> tuple[Features, dict[str, Any]]:
+        """`predict`, and values on the way: site -> `(batch, ...)`.
+
+        Args:
+          collection: `sites`: of every site, before its gate acts; `patterns`: of those whose name ends in
+            `pattern`, units (heads) first after the rows; `attention`: their statistics, over a square grid
+            of positions if they make one, else over a row of them.
+        """
+        patterns = [name for site in self.network.sites for name in site.names if site_type(name) == PATTERN]
+        sites = None if collection == CAPTURED else patterns
+        known = {name: site for site in self.network.sites for name in site.names}
+        tags = frozenset(known[name].tag for name in (known if sites is None else sites))
+        output, values = _run(self.network, self, intervention, x_t, t, condition, tags)
+        values = per_turn(self.network.sites, values)
+        if collection != CAPTURED:
+            values = {name: jnp.moveaxis(values[name], known[name].unit_axis, 1) for name in patterns}
+        if collection == ATTENTION:
+            values = {
+                name: attention_statistics(value, _grid(value.shape[-1])) for name, value in values.items()
+            }
+        return self.network.parameterization.to_eps(self.schedule, x_t, t, output), values
 
     def digests(self) -> dict:
         """What decides numbers, JSON-ready: parameters, schedule, program and parameterization."""
@@ -187,6 +236,11 @@ def _run(
     plan = Plan(edits, capture, edits.split_rows)
     (output,), captured = evaluate(program, jax.tree.leaves(args), leaves, plan)
     return output, captured
+
+
+def _grid(tokens: int) -> tuple[int, int]:
+    side = math.isqrt(tokens)
+    return (side, side) if side * side == tokens else (1, tokens)
 
 
 def _groups(site: str, width: int, count: int) -> dict[str, tuple[int, int]]:

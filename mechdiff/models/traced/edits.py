@@ -12,7 +12,7 @@ from jaxtyping import Array
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.types import AnyArray, Timesteps
 from mechdiff.interventions.gates import blend
-from mechdiff.interventions.record import ALWAYS, Intervention, in_window
+from mechdiff.interventions.record import ALWAYS, Intervention, directions_in_window, in_window
 from mechdiff.models.traced.sites import Site, in_order
 
 
@@ -59,27 +59,19 @@ def leaves_of(sites: Sequence[Site], intervention: Intervention, t: Timesteps) -
     """
     _check(sites, intervention)
     acting = in_window(intervention, t)
+    ranks = {name: len(site.shape) - 1 for site in sites for name in site.names}
+    directions = directions_in_window(intervention, t, ranks)
     leaves = {}
     for site in sites:
         at_site = {
             "gate": _turned(site, [acting.gate[name] for name in site.names]),
             "replacement": _turned(site, [acting.replacement[name] for name in site.names]),
         }
-        added = [intervention.add.get(name) for name in site.names]
-        if any(leaf is not None for leaf in added):
-            at_site["add"] = _turned(site, [_acting(site, leaf, intervention, t) for leaf in added])
+        if any(name in directions for name in site.names):
+            nothing = jnp.zeros((1,) * len(site.shape))
+            at_site["add"] = _turned(site, [directions.get(name, nothing) for name in site.names])
         leaves[site.tag] = at_site
     return leaves
-
-
-def _acting(site: Site, leaf: AnyArray | None, intervention: Intervention, t: Timesteps) -> Array:
-    """A direction where the window is open, zeros elsewhere, rows first."""
-    window = jnp.asarray(intervention.window)
-    inside = (t >= window[..., 0]) & (t < window[..., 1])
-    if leaf is None:
-        return jnp.zeros((1,) * len(site.shape))
-    rows_first = jnp.asarray(leaf) if np.ndim(leaf) == len(site.shape) else jnp.asarray(leaf)[None]
-    return jnp.where(inside.reshape(-1, *[1] * (len(site.shape) - 1)), rows_first, 0.0)
 
 
 def _turned(site: Site, leaves: Sequence[AnyArray]) -> Array:

@@ -16,6 +16,7 @@ from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.models.traced.denoiser import Function, TracedDenoiser, TracedNetwork
 from mechdiff.models.traced.edits import identity_of
 from mechdiff.models.traced.sites import ROWS, Site, discover
+from mechdiff.models.traced.size import peak_bytes, total_bytes
 from mechdiff.storage import digests
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+")  # of a function in memory, in the text of a program
@@ -73,6 +74,8 @@ def wrap(
     _check_function(fn, args_of)
     sites = discover(fn, args_of, dict(unit_axes or {}))
     _check_names(sites)
+    rows = ROWS[-1]
+    program = jax.make_jaxpr(fn)(*args_of(rows))
     network = TracedNetwork(
         fn=fn,
         parameterization=parameterization,
@@ -80,6 +83,8 @@ def wrap(
         row_shape=tuple(np.shape(example[0])[1:]),
         conditioned=len(example) == 3,
         digest=_digest_program(fn, args_of(ROWS[0])),
+        row_bytes=-(-peak_bytes(program) // rows),
+        gradient_bytes=-(-total_bytes(program) // rows),
     )
     name = name or getattr(fn, "__name__", type(fn).__name__)
     return TracedDenoiser(params, identity_of(sites), schedule, network, name)

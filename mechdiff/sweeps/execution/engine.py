@@ -18,18 +18,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from mechdiff.core import devices
-from mechdiff.core.config import UNetConfig
-from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.components import has_rows
 from mechdiff.interventions.record import Intervention
 from mechdiff.models import conditions
+from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.execution import memory, shared_prefix
 
 CPU_WORKING_SET = 256 * 2**20  # bytes of activations in one pass, whose stages run in blocks that fit a cache
 CPU_ROWS = (32, 16, 8, 4, 2)  # of a pass, the first that memory holds, where the working set is too small
-FILLS = ("replacement", "pattern_replacement")  # of an intervention: what may differ between images
+REPLACEMENTS = ("replacement", "pattern_replacement")  # of an intervention: what may differ between images
+PATTERN_RANK = 3  # heads, queries, keys
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # how XLA's errors begin
 
 
@@ -75,10 +75,10 @@ Reduction = Callable[
 ]  # leaves (interventions, batch, ...) and (batch, ...)
 
 
-def losses(seen: PassOutputs) -> tuple[tuple[Array, Array], Array]:
-    """Loss and change under each intervention, and the clean loss: see `Measured`."""
-    found = _mean_square(seen.eps - seen.noise), _mean_square(seen.eps - seen.clean)
-    return found, _mean_square(seen.clean - seen.noise)
+def losses(outputs: PassOutputs) -> tuple[tuple[Array, Array], Array]:
+    """Loss and change under each intervention, and the clean loss: see `SweepLosses`."""
+    ablated = _mean_square(outputs.eps - outputs.noise), _mean_square(outputs.eps - outputs.clean)
+    return ablated, _mean_square(outputs.clean - outputs.noise)
 
 
 def memory_limit(device: Any) -> int:
@@ -88,49 +88,48 @@ def memory_limit(device: Any) -> int:
     return int(memory.FREE_SHARE * memory.free_bytes(device))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "joins", "mesh", "reduce"))
+@functools.partial(jax.jit, static_argnames=("joins", "mesh", "reduce"))
 def _measure(
-    config: UNetConfig,
+    denoiser: Examinable,
     joins: tuple[int, ...],
     mesh: Mesh,
-    schedule: NoiseSchedule,
-    params: PyTree,
     stacked: Intervention,
     replacements: tuple[dict[str, PyTree], dict[str, PyTree]],
     x0: Float[Array, "blocks block height width channels"],
     indices: Int[Array, "blocks block"],
     t: Int[Array, ""],
     key: PRNGKey,
-    own: PyTree = None,
-    shared: PyTree = None,
-    reduce: Reduction = losses,
-    condition: PyTree = None,
+    condition: PyTree,
+    own: PyTree,
+    shared: PyTree,
+    reduce: Reduction,
 ) -> tuple[PyTree, PyTree]:
     """What `reduce` gives: leaves `(passes, rows, blocks, block, ...)` and `(passes, blocks, block, ...)`.
 
     Args:
-      fills: `fill` and `pattern_fill` of all images alike, and those of each image, `(blocks, block, ...)`.
+      replacements: `replacement` and `pattern_replacement` of all images alike, and those of each image,
+        `(blocks, block, ...)`.
+      condition, own: of each image, leaves `(blocks, block, ...)`.
     """
     everywhere, passes, images = PartitionSpec(), PartitionSpec("passes"), PartitionSpec("images")
 
-    def local(schedule, params, stacked, replacements, x0, indices, t, key, own, shared, condition):
+    def local(denoiser, stacked, replacements, x0, indices, t, key, condition, own, shared):
+        schedule = denoiser.schedule
+
         def block(inputs):
-            own_fills, x0, indices, own, condition = inputs
+            of_images, x0, indices, condition, own = inputs
             noise = image_noise(key, indices, x0.shape[1:])
             x_t = q_sample(schedule, x0, jnp.full(len(x0), t), noise)
 
             def one_pass(stacked):
-                stacked = dataclasses.replace(
-                    stacked, **{k: replacements[0][k] | own_fills[k] for k in FILLS}
-                )
-                clean, eps = shared_prefix.forward(
-                    config, joins, schedule, params, stacked, x_t, t, condition
-                )
+                both = {name: replacements[0][name] | of_images[name] for name in REPLACEMENTS}
+                stacked = dataclasses.replace(stacked, **both)
+                clean, eps = shared_prefix.forward(denoiser, joins, stacked, x_t, t, condition)
                 return reduce(PassOutputs(schedule, t, x0, noise, x_t, clean, eps, own, shared))
 
             return jax.lax.map(one_pass, stacked)
 
-        changed, clean = jax.lax.map(block, (replacements[1], x0, indices, own, condition))
+        changed, clean = jax.lax.map(block, (replacements[1], x0, indices, condition, own))
         behind = lambda tree, place: jax.tree.map(lambda a: jnp.moveaxis(a, 0, place), tree)
         return behind(changed, 2), behind(clean, 1)
 
@@ -138,12 +137,12 @@ def _measure(
         local,
         mesh=mesh,
         in_specs=(
-            *(everywhere, everywhere, passes, (everywhere, images), images, images),
-            *(everywhere, everywhere, images, everywhere, images),
+            *(everywhere, passes, (everywhere, images), images, images),
+            *(everywhere, everywhere, images, images, everywhere),
         ),
         out_specs=(PartitionSpec("passes", None, "images"), PartitionSpec("passes", "images")),
         check_vma=False,
-    )(schedule, params, stacked, replacements, x0, indices, t, key, own, shared, condition)
+    )(denoiser, stacked, replacements, x0, indices, t, key, condition, own, shared)
 
 
 def _mean_square(x: Float[Array, "*rows height width channels"]) -> Float[Array, "*rows"]:
@@ -155,15 +154,14 @@ class Engine:
     """A denoiser, and how much of it runs at once.
 
     Attributes:
+      denoiser: any `Examinable`; those with stages share prefixes of the network, see `shared_prefix`.
       rows: interventions x images in one pass, 0: as many as memory holds; halved when it runs out.
       devices: that share the work; empty: all of this process.
       together: interventions all join at the first stage, see `shared_prefix.plan_passes`: for stacks that
         differ each time in where they join.
     """
 
-    config: UNetConfig
-    schedule: NoiseSchedule
-    params: PyTree
+    denoiser: Examinable
     rows: int = 0
     devices: tuple[Any, ...] = ()
     together: bool = False
@@ -172,12 +170,12 @@ class Engine:
         self.devices = self.devices or tuple(jax.local_devices())
         self._placed, self._limits = {}, {}
 
-    def _on(self, mesh: Mesh) -> tuple[NoiseSchedule, PyTree]:
-        """Schedule and parameters on every device of a mesh. Of that very mesh: JAX reads the layout of the
+    def _on(self, mesh: Mesh) -> Examinable:
+        """The denoiser on every device of a mesh. Of that very mesh: JAX reads the layout of the
         results off the mesh of the arguments, and two of equal axis names but other shapes are mixed up."""
         if mesh not in self._placed:
             everywhere = NamedSharding(mesh, PartitionSpec())
-            self._placed[mesh] = jax.device_put((self.schedule, self.params), everywhere)
+            self._placed[mesh] = jax.device_put(self.denoiser, everywhere)
         return self._placed[mesh]
 
     def measure(
@@ -192,11 +190,11 @@ class Engine:
         """Losses of every image under every intervention, at one timestep, under common random numbers.
 
         Args:
-          stacked: gates stacked; temperatures, patterns and windows stacked or shared; fills and pattern
-            fills shared by all interventions, each for all images or with a leading axis of images.
+          stacked: gates stacked; temperatures, patterns, directions (`add`) and windows stacked or shared;
+            replacements shared by all interventions, each for all images or with a leading axis of images.
           x0: clean images in [-1, 1].
           indices: of the images: image i has the noise of `image_noise(key, i)`.
-          condition: of the images, leaves `(images, ...)`.
+          condition: what each image is denoised under, leaves `(images, ...)`; None: nothing.
         """
         (loss, change), clean = self.reduce(stacked, x0, indices, t, key, condition=condition)
         return SweepLosses(loss, change, clean)
@@ -225,12 +223,12 @@ class Engine:
         Returns:
           What it returns, on the host: leaves `(interventions, images, ...)`, and `(images, ...)`.
         """
-        conditions.resolve(self.config, condition)  # on the host, where labels can be looked at
+        conditions.check(self.denoiser.network, condition)  # on the host, where labels can be looked at
         while True:
             rows, block = self._size(stacked, len(x0))
             try:
-                given = (own, shared, condition)
-                return self._run(stacked, x0, indices, t, key, rows, block, reduce, *given)
+                inputs = condition, own, shared, reduce
+                return self._run(stacked, x0, indices, t, key, (rows, block), inputs)
             except jax.errors.JaxRuntimeError as error:
                 if OUT_OF_MEMORY not in str(error) or rows * block == 1:
                     raise
@@ -241,13 +239,13 @@ class Engine:
         """What `measure` of `images` at once will take, before anything is placed or compiled.
 
         Args:
-          kept: bytes of fills.
+          kept: bytes of replacements.
         """
         rows, block = self._size(stacked, images)
-        joins = shared_prefix.plan_passes(self.config, stacked, rows, self.together).joins
-        one_pass = memory.pass_bytes(self.config, joins, block)
-        least = memory.pass_bytes(self.config, (1, *[0] * (len(joins) - 1)))
-        parameters, devices = memory.tree_bytes(self.params), len(self.devices)
+        joins = shared_prefix.plan_passes(self.denoiser.network, stacked, rows, self.together).joins
+        one_pass = memory.pass_bytes(self.denoiser.network, joins, block)
+        least = memory.pass_bytes(self.denoiser.network, (1, *[0] * (len(joins) - 1)))
+        parameters, devices = memory.tree_bytes(self.denoiser.params), len(self.devices)
         free = memory.reachable_bytes()
         return memory.Forecast(parameters, one_pass, least, kept, devices, sum(joins) * block, free)
 
@@ -262,7 +260,7 @@ class Engine:
 
     @functools.cached_property
     def _rows_held(self) -> int:
-        return max(1, memory_limit(self.devices[0]) // memory.row_bytes(self.config))
+        return max(1, memory_limit(self.devices[0]) // memory.row_bytes(self.denoiser.network))
 
     def _limit(self, stacked: Intervention) -> int:
         """Rows of a pass that memory holds. With few, the clean rows are a large part of the work, and the
@@ -271,48 +269,84 @@ class Engine:
         limit = self._rows_held
         if self.devices[0].platform != "cpu" or limit >= CPU_ROWS[0]:
             return limit
-        joins = lambda n: shared_prefix.plan_passes(self.config, stacked, n, self.together).joins
+
+        def joins(rows: int) -> tuple[int, ...]:
+            return shared_prefix.plan_passes(self.denoiser.network, stacked, rows, self.together).joins
+
         if (shape := joins(CPU_ROWS[0])) not in self._limits:
-            copies = (1 + len(self.devices)) * memory.tree_bytes(self.params)
+            copies = (1 + len(self.devices)) * memory.tree_bytes(self.denoiser.params)
             room = memory.FREE_SHARE * (memory.available_bytes() - copies) / len(self.devices)
-            fit = (n for n in CPU_ROWS if memory.pass_bytes(self.config, joins(n)) <= room)
+            fit = (rows for rows in CPU_ROWS if memory.pass_bytes(self.denoiser.network, joins(rows)) <= room)
             self._limits[shape] = max(limit, next(fit, 1))
         return self._limits[shape]
 
-    def _run(
-        self, stacked, x0, indices, t, key, rows, block, reduce, own, shared, condition
-    ) -> tuple[PyTree, PyTree]:
-        wave = shared_prefix.plan_passes(self.config, stacked, rows, self.together)
+    def _run(self, stacked, x0, indices, t, key, size, inputs) -> tuple[PyTree, PyTree]:
+        (rows, block), (condition, own, shared, reduce) = size, inputs
+        plan = shared_prefix.plan_passes(self.denoiser.network, stacked, rows, self.together)
         blocks = -(-len(x0) // block)
         mesh = self._mesh(blocks)
-        order = _padded(wave.order, mesh.shape["passes"])
+        order = _padded(plan.order, mesh.shape["passes"])
         places = _padded(np.arange(blocks * block).reshape(blocks, block), mesh.shape["images"])
         places = np.minimum(places, len(x0) - 1)
         count = len(next(iter(stacked.gate.values())))
-        at_places = lambda a: np.asarray(a)[places]
+
+        def at_places(tree: PyTree) -> PyTree:
+            return jax.tree.map(lambda leaf: np.asarray(leaf)[places], tree)
+
         with jax.default_matmul_precision(devices.precision()):  # of reductions too
-            found = _measure(
-                self.config,
-                wave.joins,
+            changed, clean = _measure(
+                self._on(mesh),
+                plan.joins,
                 mesh,
-                *self._on(mesh),
-                dataclasses.replace(
-                    _arranged(stacked, order, count), replacement=None, pattern_replacement=None
-                ),
-                (_fills(stacked, False), jax.tree.map(at_places, _fills(stacked, True))),
+                self._arranged(stacked, order, count),
+                (self._replacements(stacked, False), at_places(self._replacements(stacked, True))),
                 x0[places],
                 indices[places],
                 t,
                 key,
-                jax.tree.map(at_places, own),
+                at_places(condition),
+                at_places(own),
                 shared,
                 reduce,
-                jax.tree.map(at_places, condition),
             )
-        changed, clean = jax.tree.map(np.asarray, found)
-        whole = lambda a: a[0].reshape(-1, *a.shape[3:])[: len(x0)]
-        put = lambda a: _scattered(a, order, count)[:, : len(x0)]
-        return jax.tree.map(put, changed), jax.tree.map(whole, clean)
+        changed, clean = jax.tree.map(np.asarray, (changed, clean))
+        clean = jax.tree.map(lambda leaf: leaf[0].reshape(-1, *leaf.shape[3:])[: len(x0)], clean)
+        return jax.tree.map(lambda leaf: _scattered(leaf, order, count)[:, : len(x0)], changed), clean
+
+    def _rank(self, name: str, site: str) -> int:
+        """Axes of one row of what replaces the activation, or the pattern, of a site."""
+        return np.ndim(self.denoiser.identity.replacement[site]) if name != REPLACEMENTS[1] else PATTERN_RANK
+
+    def _replacements(self, stacked: Intervention, of_images: bool) -> dict[str, PyTree]:
+        """The replacements that differ between images, or those that don't."""
+
+        def picked(name: str) -> PyTree:
+            return {
+                site: leaf
+                for site, leaf in getattr(stacked, name).items()
+                if (np.ndim(leaf) > self._rank(name, site)) == of_images
+            }
+
+        return {name: picked(name) for name in REPLACEMENTS}
+
+    def _arranged(self, stacked: Intervention, order: np.ndarray, count: int) -> Intervention:
+        """All but the replacements, with leaves `(passes, rows, ...)`; shared ones repeated."""
+
+        def leaf(values: AnyArray, shared_rank: int) -> np.ndarray:
+            values = np.asarray(values)
+            if values.ndim == shared_rank:
+                values = np.broadcast_to(values, (count, *values.shape))
+            return values[order]
+
+        units = {
+            name: {site: leaf(values, 1) for site, values in getattr(stacked, name).items()}
+            for name in ("gate", "temperature", "pattern")
+        }
+        add = {site: leaf(values, self._rank("add", site)) for site, values in stacked.add.items()}
+        window = leaf(stacked.window, 1)
+        return dataclasses.replace(
+            stacked, **units, add=add, window=window, replacement=None, pattern_replacement=None
+        )
 
     def _mesh(self, blocks: int) -> Mesh:
         """Devices over images as far as there are blocks of them, then over passes."""
@@ -325,31 +359,6 @@ class Engine:
 def _padded(rows: np.ndarray, multiple: int) -> np.ndarray:
     """Rows repeated at the end until their number divides."""
     return np.pad(rows, ((0, -len(rows) % multiple), (0, 0)), mode="edge")
-
-
-def _fills(stacked: Intervention, of_images: bool) -> dict[str, PyTree]:
-    """The fills that differ between images, or those that don't."""
-    pick = lambda replacements: {
-        site: a for site, a in replacements.items() if has_rows(site, a) == of_images
-    }
-    return {name: pick(getattr(stacked, name)) for name in FILLS}
-
-
-def _arranged(stacked: Intervention, order: np.ndarray, count: int) -> Intervention:
-    """Leaves `(passes, rows, ...)`; shared ones repeated."""
-
-    def leaf(a, shared_rank: int):
-        a = np.asarray(a)
-        a = np.broadcast_to(a, (count, *a.shape)) if a.ndim == shared_rank else a
-        return a[order]
-
-    return dataclasses.replace(
-        stacked,
-        gate={site: leaf(a, 1) for site, a in stacked.gate.items()},
-        temperature={site: leaf(a, 1) for site, a in stacked.temperature.items()},
-        pattern={site: leaf(a, 1) for site, a in stacked.pattern.items()},
-        window=leaf(stacked.window, 1),
-    )
 
 
 def _scattered(values: np.ndarray, order: np.ndarray, count: int) -> np.ndarray:

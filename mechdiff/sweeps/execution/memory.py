@@ -1,7 +1,7 @@
 """How much memory a sweep takes, told before it is compiled, and how much there is.
 
 Estimates from the shapes of activations. On a CPU the stages of a pass run a few rows at a time
-(`wavefront`), so what a pass holds is what stands between its stages: the rows of the stream and the skips.
+(`shared_prefix`), so what a pass holds is what stands between its stages: the rows of the stream and skips.
 On accelerators they run whole, and it is their memory that counts, of all that this process has together.
 """
 
@@ -20,7 +20,10 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PyTree
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.models import conditions
+from mechdiff.models.traced.denoiser import TracedNetwork
 from mechdiff.models.unet import forward, init_unet, stages
+
+Network = UNetConfig | TracedNetwork  # what of a denoiser is fixed when programs are compiled
 
 FREE_SHARE = 0.6  # of the memory that is free, which all devices together may take at once
 HOST_OVERHEAD = 2**30  # bytes of Python, JAX, compiled programs and results
@@ -71,9 +74,11 @@ def _limit_of(device: Any) -> int:
     return (device.memory_stats() or {}).get("bytes_limit", DEFAULT_DEVICE_BYTES)
 
 
-def row_bytes(config: UNetConfig) -> int:
+def row_bytes(config: Network) -> int:
     """Bytes that one row keeps alive at the widest point of the forward pass, stages run whole: an estimate,
     from which a pass is sized before it is compiled."""
+    if not isinstance(config, UNetConfig):
+        return config.row_bytes
     maps, held = [], 0
     for stage in stages(config):
         output = stage.resolution**2 * stage.width * 4
@@ -84,8 +89,8 @@ def row_bytes(config: UNetConfig) -> int:
     return max(maps)
 
 
-def pass_bytes(config: UNetConfig, joins: Sequence[int], batch: int = 1) -> int:
-    """Bytes alive at the widest point of a pass of `wavefront.forward` on one device: an estimate.
+def pass_bytes(config: Network, joins: Sequence[int], batch: int = 1) -> int:
+    """Bytes alive at the widest point of a pass of `shared_prefix.forward` on one device: an estimate.
 
     On a CPU XLA's count for `ddpm-celebahq-256` was 1.03, 2.96 and 7.27 GiB for 2, 8 and 38 interventions.
 
@@ -93,7 +98,7 @@ def pass_bytes(config: UNetConfig, joins: Sequence[int], batch: int = 1) -> int:
       joins: interventions that join at each stage, of `shared_prefix.plan_passes`.
       batch: images seen by each.
     """
-    if accelerated():
+    if accelerated() or not isinstance(config, UNetConfig):
         return (1 + sum(joins)) * batch * row_bytes(config)
     rows, most, flat = batch, 0, config.image_size**2 * config.in_channels * 4  # of one row, as it flows
     skips: list[tuple[int, int]] = []  # bytes of a row, and of all rows that there were
@@ -111,14 +116,18 @@ def pass_bytes(config: UNetConfig, joins: Sequence[int], batch: int = 1) -> int:
     return most
 
 
-def gradient_bytes(config: UNetConfig) -> int:
+def gradient_bytes(config: Network) -> int:
     """Bytes that one image keeps alive between a forward pass and its gradient."""
+    if not isinstance(config, UNetConfig):
+        return config.gradient_bytes
     return sum(GRAD_MAPS * stage.resolution**2 * stage.width * 4 for stage in stages(config))
 
 
 @functools.lru_cache
-def replacement_bytes(config: UNetConfig) -> int:
-    """Bytes of one fill of every site, which is also what is captured of one image."""
+def replacement_bytes(config: Network) -> int:
+    """Bytes of one replacement of every site, which is also what is captured of one image."""
+    if not isinstance(config, UNetConfig):
+        return config.replacement_bytes
     params, identity = jax.eval_shape(functools.partial(init_unet, config=config), jax.random.key(0))
     x = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, config.in_channels), "float32")
     t = jax.ShapeDtypeStruct((1,), "int32")
@@ -149,7 +158,7 @@ class Forecast:
       parameters: bytes of one copy; every device has one, beside that which was read.
       one_pass: bytes of activations on one device at the widest point.
       least: the same with one intervention and one image.
-      kept: bytes of what ablations put in place of components.
+      kept: bytes of what ablations replace components with.
       devices: that share the work.
       rows: interventions x images in a pass, without the plain ones.
       free: bytes that this process may have, see `reachable_bytes`.
@@ -176,7 +185,7 @@ class Forecast:
         return (
             f"predicted memory: {_gib(self.total)} of {_gib(self.free)} that this process may have "
             f"(devices: {self.devices}, each with parameters {_gib(self.parameters)} and a pass of "
-            f"{self.rows} rows {_gib(self.one_pass)}; fills {_gib(self.kept)})"
+            f"{self.rows} rows {_gib(self.one_pass)}; replacements {_gib(self.kept)})"
         )
 
     def require(self) -> None:
@@ -189,7 +198,7 @@ class Forecast:
             )
             if accelerated():  # JAX takes a share of a card when it starts
                 fewer = "XLA_PYTHON_CLIENT_MEM_FRACTION=.95 if no other process uses the card, "
-            less = "fewer sweep.timesteps or sweep.ablations=zero (no fills), " if self.kept else ""
+            less = "fewer sweep.timesteps or sweep.ablations=zero (no replacements), " if self.kept else ""
             raise ConfigError(
                 f"even one row in a pass takes {_gib(self._with(self.least))}, but this process may "
                 f"have {_gib(self.free)}; the way out: {fewer}{less}or a machine with more memory"

@@ -20,11 +20,10 @@ from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree, StepFn
 from mechdiff.diffusion.samplers import guided, initial_noise, keys_of_steps, one_step, sample
-from mechdiff.diffusion.schedules import NoiseSchedule, ddim_timesteps
+from mechdiff.diffusion.schedules import ddim_timesteps
 from mechdiff.interventions.record import Intervention
 from mechdiff.models import conditions
-from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import denoise
+from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.execution import memory
 
 Window = tuple[int, int]
@@ -61,14 +60,12 @@ def first_step_inside(levels: Levels, window: Window) -> int:
     return int(inside[0])
 
 
-@functools.partial(jax.jit, static_argnames=("unet", "step_fn", "clip", "mesh"))
+@functools.partial(jax.jit, static_argnames=("step_fn", "clip", "mesh"))
 def _walk(
-    unet: UNetConfig,
+    denoiser: Examinable,
     step_fn: StepFn,
     clip: float,
     mesh: Mesh,
-    schedule: NoiseSchedule,
-    params: PyTree,
     stacked: Intervention,
     replacements: PyTree,
     levels: Int[Array, " steps"],
@@ -77,21 +74,24 @@ def _walk(
     x: Images,
     indices: Int[Array, " batch"],
     key: PRNGKey,
+    condition: PyTree,
 ) -> Float[Array, "interventions batch height width channels"]:
     """Images after steps `start` to `stop` of a walk down `levels`, under each intervention.
 
     Where the walk begins and ends are arguments, so all windows share one program.
     """
 
-    def local(schedule, params, stacked, replacements, levels, start, stop, x, indices, key):
+    def local(denoiser, stacked, replacements, levels, start, stop, key, x, indices, condition):
         count, batch = len(next(iter(stacked.gate.values()))), len(x)
         per_row = lambda leaf: jnp.repeat(leaf, batch, axis=0)
         stacked = dataclasses.replace(
             stacked,
             gate=jax.tree.map(per_row, stacked.gate),
             temperature=jax.tree.map(per_row, stacked.temperature),
+            add=jax.tree.map(per_row, stacked.add),
         )
         indices = jnp.tile(indices, count)
+        condition = jax.tree.map(lambda leaf: jnp.tile(leaf, (count, *[1] * (leaf.ndim - 1))), condition)
         previous = jnp.append(levels[1:], -1)
         step_keys = keys_of_steps(key, levels)
 
@@ -99,52 +99,51 @@ def _walk(
             here = dataclasses.replace(
                 stacked, replacement=jax.tree.map(lambda replacement: replacement[i], replacements)
             )
-            predict = functools.partial(denoise, unet, schedule, params, here)
+            predict = functools.partial(denoiser.predict, here, condition=condition)
             at = levels[i], previous[i]
-            return one_step(predict, schedule, step_keys[i], x_t, *at, indices, step_fn, clip)[0]
+            return one_step(predict, denoiser.schedule, step_keys[i], x_t, *at, indices, step_fn, clip)[0]
 
-        final = jax.lax.fori_loop(start, stop, step, jnp.tile(x, (count, 1, 1, 1)))
+        final = jax.lax.fori_loop(start, stop, step, jnp.tile(x, (count, *[1] * (x.ndim - 1))))
         return final.reshape(count, *x.shape)
 
-    specs = (*[ALL] * 7, IMAGES, IMAGES, ALL)
+    specs = (*[ALL] * 7, IMAGES, IMAGES, IMAGES)
     outs = PartitionSpec(None, "images")
     run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=outs, check_vma=False)
-    return run(schedule, params, stacked, replacements, levels, start, stop, x, indices, key)
+    return run(denoiser, stacked, replacements, levels, start, stop, key, x, indices, condition)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """One subject's sampler, with what all its walks share."""
+    """A denoiser's sampler, with what all its rollouts share."""
 
-    denoiser: Denoiser
+    denoiser: Examinable
     levels: np.ndarray  # descending
     key: PRNGKey
     step_fn: StepFn
     clip: float  # see `sampler.sample`
     block: int  # images that are walked together
+    condition: PyTree = None  # of each sample, leaves (samples, ...)
 
     @functools.cached_property
     def mesh(self) -> Mesh:
         return devices.over(self.block)
 
     @functools.cached_property
-    def _network(self) -> tuple[NoiseSchedule, PyTree]:
-        return devices.everywhere(self.mesh, (self.denoiser.schedule, self.denoiser.params))
+    def _placed(self) -> Examinable:
+        return devices.everywhere(self.mesh, self.denoiser)
 
     def walk(self, stacked: Intervention, replacements, start: int, stop: int, x, indices) -> Array:
-        program = self.denoiser.unet, self.step_fn, self.clip, self.mesh
+        program = self._placed, self.step_fn, self.clip, self.mesh
         x = devices.shared(self.mesh, x)  # always laid out alike: another layout would be another program
-        return _walk(
-            *program, *self._network, stacked, replacements, self.levels, start, stop, x, indices, self.key
-        )
+        condition = jax.tree.map(lambda leaf: np.asarray(leaf)[indices], self.condition)
+        span = self.levels, start, stop
+        return _walk(*program, stacked, replacements, *span, x, indices, self.key, condition)
 
     def clean(self, starts: Sequence[int], indices: np.ndarray) -> tuple[dict[int, Array], Array]:
         """States at the steps `starts`, and the final images."""
-        unet = self.denoiser.unet
-        shape = (unet.image_size, unet.image_size, unet.in_channels)
         identity = _stacked_identity(self.denoiser.identity)
         none = zero_replacements(self.denoiser.identity, len(self.levels))
-        x, at, states = initial_noise(self.key, indices, shape), 0, {}
+        x, at, states = initial_noise(self.key, indices, self.denoiser.image_shape), 0, {}
         for stop in sorted({*starts, len(self.levels)}):
             x = self.walk(identity, none, at, stop, x, indices)[0]
             at = stop
@@ -163,7 +162,7 @@ def _stacked_identity(identity: Intervention) -> Intervention:
 
 
 def zero_replacements(identity: Intervention, steps: int) -> PyTree:
-    """Fills of kind `zero` for every step."""
+    """Replacements of `zero` ablation for every step."""
     return {
         site: np.zeros((steps, *np.shape(replacement)), np.float32)
         for site, replacement in identity.replacement.items()
@@ -175,7 +174,7 @@ SAMPLE_BLOCK = 16  # pictures drawn together
 
 
 def draw_samples(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     key: jax.Array,
     count: int,
     steps: int = SAMPLE_STEPS,
@@ -193,43 +192,67 @@ def draw_samples(
       ConfigError: a network that is conditioned on images, without them; guidance without a null class.
     """
     condition = sample_condition(denoiser, count) if condition is None else condition
-    conditions.resolve(denoiser.unet, condition)  # labels are out of range here, or never seen to be
+    conditions.check(denoiser.network, condition)  # labels are out of range here, or never seen to be
     null = null_condition(denoiser, condition) if guidance != 1 else condition
-    size = denoiser.unet.image_size
-    block = memory.rows_at_once(min(SAMPLE_BLOCK, count), memory.row_bytes(denoiser.unet))
-    shape = (block, size, size, denoiser.unet.in_channels)
+    block = memory.rows_at_once(min(SAMPLE_BLOCK, count), memory.row_bytes(denoiser.network))
     levels = ddim_timesteps(denoiser.schedule.steps, min(steps, denoiser.schedule.steps))
-
-    mesh = devices.over(shape[0])
-
-    @jax.jit
-    @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=(*[ALL] * 4, *[IMAGES] * 3), out_specs=IMAGES, check_vma=False
-    )
-    def block(params, identity, schedule, key, indices, condition, null):
-        predict = functools.partial(denoise, denoiser.unet, schedule, params, identity)
-        predict = guided(predict, condition, null, guidance)
-        own = (len(indices), *shape[1:])
-        clip = denoiser.unet.sample_clip
-        return sample(predict, schedule, key, own, timesteps=levels, clip=clip, indices=indices)
-
-    network = devices.everywhere(mesh, (denoiser.params, denoiser.identity, denoiser.schedule))
-    starts = range(0, count, shape[0])
+    mesh = devices.over(block)
+    placed = devices.everywhere(mesh, denoiser)
     drawn = []
-    for start in starts:
-        indices = start + np.arange(shape[0])
+    for start in range(0, count, block):
+        indices = start + np.arange(block)
         taken = functools.partial(np.take, indices=np.minimum(indices, count - 1), axis=0)
-        drawn.append(np.asarray(block(*network, key, indices, *jax.tree.map(taken, (condition, null)))))
+        told = jax.tree.map(taken, (condition, null))
+        drawn.append(np.asarray(_drawn(placed, mesh, tuple(levels.tolist()), guidance, key, indices, told)))
     return np.concatenate(drawn)[:count]
 
 
-def sample_condition(denoiser: Denoiser, count: int) -> PyTree:
+@functools.partial(jax.jit, static_argnames=("mesh", "levels", "guidance"))
+def _drawn(
+    denoiser: Examinable,
+    mesh: Mesh,
+    levels: tuple[int, ...],
+    guidance: float,
+    key: PRNGKey,
+    indices: Int[Array, " batch"],
+    told: tuple[PyTree, PyTree],
+) -> Images:
+    """Samples of the given indices, under the denoiser's own identity: one program for all of them.
+
+    Args:
+      told: the condition of each image, and its null condition.
+    """
+
+    def local(denoiser, key, indices, told):
+        predict = functools.partial(denoiser.predict, denoiser.identity)
+        predict = guided(predict, *told, guidance)
+        shape = (len(indices), *denoiser.image_shape)
+        clip, schedule, steps = sample_clip(denoiser), denoiser.schedule, np.asarray(levels)
+        return sample(predict, schedule, key, shape, timesteps=steps, clip=clip, indices=indices)
+
+    specs = (ALL, ALL, IMAGES, IMAGES)
+    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=IMAGES, check_vma=False)
+    return run(denoiser, key, indices, told)
+
+
+def sample_clip(denoiser: Examinable) -> float:
+    """How far predicted images are clipped while sampling: as a UNet's configuration says, or to [-1, 1]."""
+    return getattr(denoiser.network, "sample_clip", 1.0)
+
+
+def sample_condition(denoiser: Examinable, count: int) -> PyTree:
     """What samples are drawn under if nothing is said: every class in turn; None for a network without any.
 
     Raises:
       ConfigError: the network is conditioned on more than classes of a table.
     """
-    unet = denoiser.unet
+    unet = denoiser.network
+    if not isinstance(unet, UNetConfig):
+        if unet.conditioned:
+            raise ConfigError(
+                f"{denoiser.name} takes a condition, which is not made up here: give one an image"
+            )
+        return None
     if unet.condition_channels or unet.class_embedding != "table":
         raise ConfigError(
             f"{denoiser.name} is conditioned on {' and '.join(conditions.takes(unet))}, which is not made up "
@@ -238,17 +261,18 @@ def sample_condition(denoiser: Denoiser, count: int) -> PyTree:
     return np.arange(count, dtype=np.int32) % unet.classes if unet.classes else None
 
 
-def null_condition(denoiser: Denoiser, condition: PyTree) -> PyTree:
+def null_condition(denoiser: Examinable, condition: PyTree) -> PyTree:
     """The condition with every label the null class.
 
     Raises:
       ConfigError: the network has none.
     """
-    if denoiser.unet.null_label is None:
+    null = getattr(denoiser.network, "null_label", None)
+    if null is None:
         raise ConfigError(
             f"guidance of {denoiser.name}: it has no null class (unet.null_class; --null_class at import)"
         )
-    empty = lambda label: np.full(np.shape(label), denoiser.unet.null_label, np.int32)
+    empty = lambda label: np.full(np.shape(label), null, np.int32)
     if isinstance(condition, dict):
         return condition | {"label": empty(condition["label"])}
     return empty(condition)

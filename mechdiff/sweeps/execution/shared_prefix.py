@@ -3,12 +3,13 @@
 The batch grows on its way through the stages: the clean rows go first, and the rows of an intervention
 join, as copies of the clean ones, at the first stage that it changes. A leave-one-out sweep is one program
 of about half the operations of one pass per component, compiled once whatever the number of sweeps. Where
-memory holds only a part of the rows at a time, they take turns in the same program (`plan`).
+memory holds only a part of the rows at a time, they take turns in the same program (`plan_passes`).
+A denoiser without stages runs whole for every intervention.
 """
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,10 @@ from jaxtyping import Array, Float, Int
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.types import AnyArray, Images, PyTree
 from mechdiff.diffusion.process import to_eps
-from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.components import has_rows
-from mechdiff.interventions.record import Intervention, in_window
-from mechdiff.models.unet import Stage, Stream, enter, run_stage, stages
+from mechdiff.interventions.components import VECTORS, has_rows, site_type
+from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Denoiser, Examinable
+from mechdiff.models.unet import Stage, Stream, at_timesteps, enter, run_stage, stages
 from mechdiff.sweeps.execution.memory import CPU_BLOCK
 
 
@@ -30,7 +31,8 @@ class PassPlan(NamedTuple):
 
     Attributes:
       order: which intervention each row of each pass is; places left over hold repeats.
-      joins: interventions that join at each stage, the same in every pass.
+      joins: interventions that join at each stage, the same in every pass; all of them at one place where the
+        network has no stages.
     """
 
     order: Int[np.ndarray, "passes rows"]
@@ -41,18 +43,25 @@ def joining_stages(config: UNetConfig, stacked: Intervention) -> Int[np.ndarray,
     """The first stage that each intervention of a stack changes, whatever its window; the last if none does.
 
     Args:
-      stacked: gates `(interventions, units)`; temperatures and patterns likewise or shared.
+      stacked: gates `(interventions, units)`; temperatures, patterns and directions likewise or shared.
     """
     place = {stage.name: i for i, stage in enumerate(stages(config))}
-    first = np.full(len(next(iter(stacked.gate.values()))), len(place) - 1)
-    for leaves in (stacked.gate, stacked.temperature, stacked.pattern):
-        for site, leaf in leaves.items():
-            changed = (np.atleast_2d(leaf) != 1).any(axis=1)
-            first = np.where(changed, np.minimum(first, place[site.rsplit(".", 1)[0]]), first)
+    count = len(next(iter(stacked.gate.values())))
+    first = np.full(count, len(place) - 1)
+    changes = [
+        (site, (np.atleast_2d(leaf) != 1).any(axis=1))
+        for leaves in (stacked.gate, stacked.temperature, stacked.pattern)
+        for site, leaf in leaves.items()
+    ]
+    for site, leaf in stacked.add.items():
+        of_each = np.ndim(leaf) > (1 if site_type(site) in VECTORS else 3)
+        changes.append((site, (np.reshape(leaf, (count if of_each else 1, -1)) != 0).any(axis=1)))
+    for site, changed in changes:
+        first = np.where(changed, np.minimum(first, place[site.rsplit(".", 1)[0]]), first)
     return first
 
 
-def plan_passes(config: UNetConfig, stacked: Intervention, rows: int, together: bool = False) -> PassPlan:
+def plan_passes(network: Any, stacked: Intervention, rows: int, together: bool = False) -> PassPlan:
     """Passes of at most `rows` interventions, alike in how many join at every stage.
 
     Interventions are sorted by the first stage that they change and dealt out to the passes in turn, as cards
@@ -60,39 +69,46 @@ def plan_passes(config: UNetConfig, stacked: Intervention, rows: int, together: 
     several, each by about one part in `rows` of the network.
 
     Args:
+      network: of the denoiser: a UNet's configuration, or anything else, which has no stages to join at.
       together: all join at the first stage, whatever they change: one program for all stacks of one size.
     """
-    first = joining_stages(config, stacked) * (not together)
+    if isinstance(network, UNetConfig):
+        places, first = len(stages(network)), joining_stages(network, stacked)
+    else:
+        places, first = 1, np.zeros(len(next(iter(stacked.gate.values()))), int)
+    if together:
+        first = np.zeros_like(first)
     passes = -(-len(first) // max(rows, 1))
     rounds = -(-len(first) // passes)
     dealt = np.arange(rounds * passes).reshape(rounds, passes)
     # Places left over repeat the last.
     order = np.argsort(first, kind="stable")[np.minimum(dealt, len(first) - 1)].T
-    joins = np.bincount(first[order[0]], minlength=len(stages(config)))
+    joins = np.bincount(first[order[0]], minlength=places)
     return PassPlan(order, tuple(joins.tolist()))
 
 
 def forward(
-    config: UNetConfig,
+    denoiser: Examinable,
     joins: tuple[int, ...],
-    schedule: NoiseSchedule,
-    params: PyTree,
     stacked: Intervention,
     x_t: Images,
     t: Int[AnyArray, ""],
     condition: PyTree = None,
 ) -> tuple[Images, Float[Array, "interventions batch height width channels"]]:
-    """Predicted noise without and with each intervention, as `unet.denoise` would give it.
+    """Predicted noise without and with each intervention, as `denoiser.predict` would give it.
 
     Args:
-      joins: of `plan`; static.
-      stacked: interventions in the order in which they join. Gates, temperatures, patterns and windows
-        stacked or shared; fills shared, with or without an axis of images.
+      joins: of `plan_passes`; static.
+      stacked: interventions in the order in which they join. Gates, temperatures, patterns, directions and
+        windows stacked; replacements shared, with or without an axis of images.
       x_t: noisy images at timestep `t`, each seen by every intervention.
-      condition: of the images, leaves `(batch, ...)`; see `conditions.resolve`.
+      condition: what each image is denoised under, leaves `(batch, ...)`.
     """
+    if not isinstance(denoiser, Denoiser):
+        return _whole(denoiser, stacked, x_t, t, condition)
+    config, schedule, params = denoiser.unet, denoiser.schedule, denoiser.params
     batch, count = x_t.shape[0], sum(joins)
-    stacked = in_window(stacked, jnp.full(count, t))
+    stacked = at_timesteps(stacked, jnp.full(count, t))
     stream, joined = enter(config, params, x_t, jnp.full(batch, t), condition=condition), 0
     for stage, joining in zip(stages(config), joins):
         joined += joining
@@ -102,6 +118,34 @@ def forward(
     tiled = _extended(x_t, batch, rows)
     eps = to_eps(config.prediction, schedule, tiled, jnp.full(rows, t), _extended(stream.h, batch, rows))
     eps = eps.reshape(1 + count, *x_t.shape)
+    return eps[0], eps[1:]
+
+
+def _whole(
+    denoiser: Examinable, stacked: Intervention, x_t: Images, t: Int[AnyArray, ""], condition: PyTree
+) -> tuple[Images, Float[Array, "interventions batch height width channels"]]:
+    """`forward` of a network without stages. The identity is the first row of the same program, so that an
+    intervention that changes nothing gives no change, to the last bit."""
+    count = len(next(iter(stacked.gate.values())))
+    stacked = dataclasses.replace(stacked, window=jnp.broadcast_to(stacked.window, (count, 2)))
+    first = dataclasses.replace(
+        stacked,
+        gate={site: jnp.ones_like(leaf[:1]) for site, leaf in stacked.gate.items()},
+        add={site: jnp.zeros_like(leaf[:1]) for site, leaf in stacked.add.items()},
+        window=stacked.window[:1],
+    )
+    shared = {"replacement": None, "pattern_replacement": None}
+    rows = jax.tree.map(
+        lambda *leaves: jnp.concatenate(leaves),
+        dataclasses.replace(first, **shared),
+        dataclasses.replace(stacked, **shared),
+    )
+
+    def predict(row: Intervention) -> Images:
+        row = dataclasses.replace(row, replacement=stacked.replacement)
+        return denoiser.predict(row, x_t, jnp.full(len(x_t), t), condition)
+
+    eps = jax.vmap(predict)(dataclasses.replace(rows, pattern_replacement={}))
     return eps[0], eps[1:]
 
 
@@ -126,14 +170,16 @@ def _run(
         intervention = _of_images(intervention, np.arange(rows) % batch)
         return run_stage(config, stage, params, intervention, stream)[0]
     kept, taken = (stream.skips[:-1], stream.skips[-1:]) if stage.pop else (stream.skips, ())
-    gates = intervention.gate, intervention.temperature, intervention.pattern
+    gates = intervention.gate, intervention.temperature, intervention.pattern, intervention.add
     leaves = (stream.h, taken, stream.embeddings, *gates)
 
     def some(start):
         at = lambda a: jnp.where(start < len(a), start, start % batch)
         part = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, at(a), block), leaves)
-        h, skips, embeddings, gate, temperature, pattern = part
-        changed = dataclasses.replace(intervention, gate=gate, temperature=temperature, pattern=pattern)
+        h, skips, embeddings, gate, temperature, pattern, add = part
+        changed = dataclasses.replace(
+            intervention, gate=gate, temperature=temperature, pattern=pattern, add=add
+        )
         changed = _of_images(changed, (start + np.arange(block)) % batch)
         return run_stage(config, stage, params, changed, Stream(h, skips, embeddings))[0].h
 
@@ -147,7 +193,7 @@ def _run(
 
 
 def _of_images(intervention: Intervention, images: Int[AnyArray, " rows"]) -> Intervention:
-    """Fills that differ between images, taken for each row from its image."""
+    """Replacements that differ between images, taken for each row from its image."""
 
     def taken(replacements: PyTree) -> PyTree:
         return {
@@ -184,13 +230,13 @@ def _extended(a: Array, batch: int, rows: int) -> Array:
 
 
 def _rows(stage: Stage, stacked: Intervention, batch: int, joined: int) -> Intervention:
-    """The intervention at one stage; gates, temperatures and patterns per row, 1 for the clean rows."""
+    """The intervention at one stage; leaves per row, those of the identity for the clean rows."""
 
     def of_stage(leaves: PyTree) -> PyTree:
         return {site: leaf for site, leaf in leaves.items() if site.rsplit(".", 1)[0] == stage.name}
 
-    def per_row(leaf: Array) -> Array:
-        clean = jnp.ones((1, leaf.shape[-1]), leaf.dtype)
+    def per_row(leaf: Array, identity: float = 1.0) -> Array:
+        clean = jnp.full((1, *leaf.shape[1:]), identity, leaf.dtype)
         return jnp.repeat(jnp.concatenate([clean, leaf[:joined]]), batch, axis=0)
 
     return dataclasses.replace(
@@ -198,6 +244,7 @@ def _rows(stage: Stage, stacked: Intervention, batch: int, joined: int) -> Inter
         gate={site: per_row(leaf) for site, leaf in of_stage(stacked.gate).items()},
         temperature={site: per_row(leaf) for site, leaf in of_stage(stacked.temperature).items()},
         pattern={site: per_row(leaf) for site, leaf in of_stage(stacked.pattern).items()},
+        add={site: per_row(leaf, 0.0) for site, leaf in of_stage(stacked.add).items()},
         replacement=of_stage(stacked.replacement),
         pattern_replacement=of_stage(stacked.pattern_replacement),
     )

@@ -62,11 +62,12 @@ def measured():
     found = []
     for params in (planted(),):
         denoiser = Denoiser("planted", UNET, SCHEDULE, params, identity)
-        given = {"masks": MASKS, "parts": PARTS, "engine": Engine(UNET, SCHEDULE, params)}
+        given = {"masks": MASKS, "parts": PARTS, "engine": Engine(denoiser)}
         found.append(roles.role_effects(denoiser, EVAL_SET, stacked, [*names, *sets], **given))
     fresh = []
     for seed in range(FRESH):
-        given = {"masks": MASKS, "parts": PARTS, "engine": Engine(UNET, SCHEDULE, random_params(UNET, seed))}
+        untrained = Denoiser("fresh", UNET, SCHEDULE, random_params(UNET, seed), identity)
+        given = {"masks": MASKS, "parts": PARTS, "engine": Engine(untrained)}
         fresh.append(roles.role_effects(denoiser, EVAL_SET, alone, names, **given))
     classes = [roles.matched_class(component, identity) for component in chosen]
     own, null = (

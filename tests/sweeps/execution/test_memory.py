@@ -25,7 +25,7 @@ SUBJECT = Denoiser("small", UNET, linear_schedule(), PARAMS, IDENTITY)
 
 def runner(rows=0, together=False):
     devices = tuple(jax.devices()[:1])
-    return engine.Engine(UNET, linear_schedule(), PARAMS, rows, devices, together)
+    return engine.Engine(SUBJECT, rows, devices, together)
 
 
 def test_a_pass_takes_the_rows_that_flow_and_the_skips_of_those_that_there_were():
@@ -99,7 +99,7 @@ def test_fills_count_where_kinds_have_them(capsys, monkeypatch):
     told = []
     for ablations in (("zero",), ("zero", "mean")):
         forecast.print_memory_forecast(SUBJECT, SweepConfig(ablations=ablations, images=4, timesteps=2))
-        told.append(float(capsys.readouterr().out.rsplit("fills ")[-1].split()[0]))
+        told.append(float(capsys.readouterr().out.rsplit("replacements ")[-1].split()[0]))
     assert told == [0, (2 + len(jax.devices()) + forecast.MOMENTS) / 4]
 
 

@@ -1,4 +1,4 @@
-"""The wavefront and the engine against one pass per intervention."""
+"""Shared prefixes and the engine against one pass per intervention."""
 
 import dataclasses
 
@@ -14,7 +14,8 @@ from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.build import ablate, leave_one_out, random_subsets, set_temperature, windowed
 from mechdiff.interventions.record import ALWAYS, STACKED, Intervention
-from mechdiff.models.unet import components, denoise, init_unet, stages
+from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.unet import components, init_unet, stages
 from mechdiff.sweeps.execution import engine, shared_prefix
 
 KEY = jax.random.key(2)
@@ -23,13 +24,13 @@ T = 20
 
 @pytest.fixture(scope="module")
 def network(tiny):
-    """Config, schedule, parameters and identity of a network whose components all do something."""
+    """A network whose components all do something."""
     params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), tiny.unet)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda p: (np.asarray(p) + 0.1 * rng.normal(size=p.shape)).astype(np.float32), params
     )
-    return tiny.unet, make_schedule(tiny.diffusion), params, identity
+    return Denoiser("tiny", tiny.unet, make_schedule(tiny.diffusion), params, identity)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def images():
 def everything(network):
     """One intervention per component, with fills that are not zero."""
     rng = np.random.default_rng(3)
-    identity = network[3]
+    identity = network.identity
     replacements = {
         site: rng.normal(size=(1,) * np.ndim(replacement))
         for site, replacement in identity.replacement.items()
@@ -52,15 +53,14 @@ def everything(network):
 
 @pytest.fixture(scope="module")
 def plain(network):
-    """Losses by one whole pass per intervention, vmapped: no wavefront."""
-    config, schedule, params, _ = network
+    """Losses by one whole pass per intervention, vmapped: nothing is shared."""
 
     @jax.jit
     def loss(stacked, x0, indices, t):
         noise = image_noise(KEY, indices, x0.shape[1:])
         at = jnp.full(len(x0), t)
-        x_t = q_sample(schedule, x0, at, noise)
-        one = lambda i: denoise(config, schedule, params, i, x_t, at)
+        x_t = q_sample(network.schedule, x0, at, noise)
+        one = lambda i: network.predict(i, x_t, at)
         eps = jax.vmap(one, in_axes=(STACKED,))(stacked)
         return jnp.mean((eps - noise) ** 2, axis=(2, 3, 4))
 
@@ -74,8 +74,7 @@ def expected(plain, everything, images):
 
 @pytest.mark.parametrize("rows, devices", [(0, 2), (30, 1), (24, 2), (3, 1)])
 def test_losses_are_those_of_one_pass_per_intervention(network, everything, images, expected, rows, devices):
-    config, schedule, params, _ = network
-    runner = engine.Engine(config, schedule, params, rows, tuple(jax.devices()[:devices]))
+    runner = engine.Engine(network, rows, tuple(jax.devices()[:devices]))
     found = runner.measure(everything, images, np.arange(5), T, KEY)
     np.testing.assert_allclose(found.loss, expected, rtol=2e-5)
     assert found.clean_loss.shape == (5,) and (found.change > 0).all()
@@ -85,10 +84,9 @@ def test_losses_are_those_of_one_pass_per_intervention(network, everything, imag
 def test_losses_do_not_move_with_the_rows_that_a_stage_takes_at_once(
     network, everything, images, expected, monkeypatch, block
 ):
-    config, schedule, params, _ = network
     monkeypatch.setattr(shared_prefix, "_block", lambda stage, rows, *shape: min(rows, block))
     jax.clear_caches()  # the programs of other tests took other blocks
-    runner = engine.Engine(config, schedule, params, devices=tuple(jax.devices()[:1]))
+    runner = engine.Engine(network, devices=tuple(jax.devices()[:1]))
     found = runner.measure(everything, images, np.arange(5), T, KEY)
     jax.clear_caches()
     np.testing.assert_allclose(found.loss, expected, rtol=2e-5)
@@ -104,24 +102,24 @@ def test_a_block_of_rows_fits_or_is_one_row(rows, side):
 
 
 def test_the_clean_rows_are_the_plain_network(network, everything, images):
-    config, schedule, params, identity = network
-    wave = shared_prefix.plan_passes(config, everything, 1000)
+    identity = network.identity
+    wave = shared_prefix.plan_passes(network.unet, everything, 1000)
     stacked = dataclasses.replace(
         everything, gate={site: leaf[wave.order[0]] for site, leaf in everything.gate.items()}
     )
-    run = jax.jit(shared_prefix.forward, static_argnums=(0, 1))
-    clean, eps = run(config, wave.joins, schedule, params, stacked, images, jnp.int32(T))
-    plain = jax.jit(denoise, static_argnums=0)(config, schedule, params, identity, images, jnp.full(5, T))
+    run = jax.jit(shared_prefix.forward, static_argnums=1)
+    clean, eps = run(network, wave.joins, stacked, images, jnp.int32(T))
+    plain = jax.jit(Denoiser.predict)(network, identity, images, jnp.full(5, T))
     np.testing.assert_allclose(clean, plain, atol=2e-6)
-    assert eps.shape == (len(components(config)), *images.shape)
+    assert eps.shape == (len(network.components()), *images.shape)
 
 
 def test_a_window_and_a_temperature_act_as_they_do_alone(network, images, plain):
-    config, schedule, params, identity = network
+    identity = network.identity
     wide = set_temperature(identity, r"down1\.attn0\.head0", 3.0)
     stacked = leave_one_out(wide, r".*\.res")[1]
     inside, outside = windowed(stacked, T, T + 1), windowed(stacked, T + 1, T + 9)
-    runner = engine.Engine(config, schedule, params)
+    runner = engine.Engine(network)
     run = lambda stacked: runner.measure(stacked, images, np.arange(5), T, KEY)
     np.testing.assert_allclose(run(inside).loss, plain(inside, images, np.arange(5), T), rtol=2e-5)
     idle = run(outside)
@@ -130,12 +128,12 @@ def test_a_window_and_a_temperature_act_as_they_do_alone(network, images, plain)
 
 
 def test_a_thousand_interventions_compile_once(network, images, plain, monkeypatch):
-    config, schedule, params, identity = network
+    identity = network.identity
     members, stacked = random_subsets(jax.random.key(1), identity, ".*", 1000, size=3)
     assert (members.sum(1) == 3).all()
     traces, forward = [], shared_prefix.forward
     monkeypatch.setattr(shared_prefix, "forward", lambda *args: (traces.append(1), forward(*args))[1])
-    runner = engine.Engine(config, schedule, params, rows=80, devices=tuple(jax.devices()[:1]))
+    runner = engine.Engine(network, rows=80, devices=tuple(jax.devices()[:1]))
     found = runner.measure(stacked, images[:2], np.arange(2), T, KEY)
     assert found.loss.shape == (1000, 2) and len(traces) == 1
     some = dataclasses.replace(stacked, gate={k: v[950:] for k, v in stacked.gate.items()})
@@ -143,8 +141,7 @@ def test_a_thousand_interventions_compile_once(network, images, plain, monkeypat
 
 
 def test_an_image_does_not_move_with_the_others(network, everything, images, expected):
-    config, schedule, params, _ = network
-    runner = engine.Engine(config, schedule, params, devices=tuple(jax.devices()[:1]))
+    runner = engine.Engine(network, devices=tuple(jax.devices()[:1]))
     found = runner.measure(everything, images[3:], np.array([3, 4]), T, KEY)
     np.testing.assert_allclose(found.loss, expected[:, 3:], rtol=2e-5)
 
@@ -152,17 +149,16 @@ def test_an_image_does_not_move_with_the_others(network, everything, images, exp
 def test_running_out_of_memory_halves_the_work_and_loses_nothing(
     network, everything, images, expected, monkeypatch
 ):
-    config, schedule, params, _ = network
     measure, asked = engine._measure, []
 
-    def small(config, joins, mesh, schedule, params, stacked, replacement, x0, *rest):
+    def small(denoiser, joins, mesh, stacked, replacement, x0, *rest):
         asked.append((1 + sum(joins)) * x0.shape[1])
         if asked[-1] > 60:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room")
-        return measure(config, joins, mesh, schedule, params, stacked, replacement, x0, *rest)
+        return measure(denoiser, joins, mesh, stacked, replacement, x0, *rest)
 
     monkeypatch.setattr(engine, "_measure", small)
-    runner = engine.Engine(config, schedule, params, rows=200, devices=tuple(jax.devices()[:1]))
+    runner = engine.Engine(network, rows=200, devices=tuple(jax.devices()[:1]))
     found = runner.measure(everything, images, np.arange(5), T, KEY)
     np.testing.assert_allclose(found.loss, expected, rtol=2e-5)
     assert asked[0] > 60 >= asked[-1] and len(asked) <= 4
@@ -173,7 +169,7 @@ def test_other_errors_of_the_device_are_not_swallowed(network, everything, image
         raise jax.errors.JaxRuntimeError("INTERNAL: bad")
 
     monkeypatch.setattr(engine, "_measure", broken)
-    runner = engine.Engine(*network[:3])
+    runner = engine.Engine(network)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         runner.measure(everything, images, np.arange(5), T, KEY)
 
@@ -210,13 +206,12 @@ def test_a_plan_holds_every_intervention_and_lets_none_join_late(seed, count, si
 
 def test_the_wave_costs_about_half_of_whole_passes(network, everything, images):
     """By XLA's own count of operations, which nothing else here looks at."""
-    config, schedule, params, _ = network
-    wave = shared_prefix.plan_passes(config, everything, 1000)
+    wave = shared_prefix.plan_passes(network.unet, everything, 1000)
     x_t, t = images[:1], jnp.int32(T)
-    run = jax.jit(shared_prefix.forward, static_argnums=(0, 1))
+    run = jax.jit(shared_prefix.forward, static_argnums=1)
     whole = (wave.order.size, *([0] * (len(wave.joins) - 1)))
     flops = [
-        run.lower(config, joins, schedule, params, everything, x_t, t).cost_analysis()["flops"]
+        run.lower(network, joins, everything, x_t, t).cost_analysis()["flops"]
         for joins in (wave.joins, whole)
     ]
     assert 0.35 < flops[0] / flops[1] < 0.7
@@ -224,12 +219,12 @@ def test_the_wave_costs_about_half_of_whole_passes(network, everything, images):
 
 def test_ablations_of_one_image_do_not_leak_into_another_row(network, images):
     """Two interventions that share no site: each row equals its own single pass, bitwise order aside."""
-    config, schedule, params, identity = network
+    identity = network.identity
     one, two = (ablate(identity, [name]) for name in ("down0.block0.res", "up0.block1.skip"))
     stacked = dataclasses.replace(
         identity, gate={site: np.stack([one.gate[site], two.gate[site]]) for site in identity.gate}
     )
-    runner = engine.Engine(config, schedule, params, devices=tuple(jax.devices()[:1]))
+    runner = engine.Engine(network, devices=tuple(jax.devices()[:1]))
     both = runner.measure(stacked, images[:2], np.arange(2), T, KEY)
     swapped = dataclasses.replace(stacked, gate={k: v[::-1] for k, v in stacked.gate.items()})
     again = runner.measure(swapped, images[:2], np.arange(2), T, KEY)

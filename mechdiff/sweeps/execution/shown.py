@@ -1,0 +1,31 @@
+"""What of an eval set decides numbers, and the part of it that one pass is shown."""
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from mechdiff.core.types import Images, PyTree
+from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.storage import digests
+
+
+def shown_digests(eval_set: EvalSet) -> dict:
+    """Digests of images, noise, timesteps and, where there is one, condition: JSON-ready."""
+    shown = {
+        "images": digests.digest_arrays(eval_set.images),
+        "noise": digests.digest_arrays(jax.random.key_data(eval_set.key)),
+        "timesteps": eval_set.timesteps.tolist(),
+    }
+    if eval_set.condition is not None:
+        shown["condition"] = digests.digest_arrays(eval_set.condition)
+    return shown
+
+
+def shown_at(
+    eval_set: EvalSet, t_index: int, places: Int[np.ndarray, " block"]
+) -> tuple[Images, Int[np.ndarray, " block"], PyTree]:
+    """Images `places` of those shown at timestep number `t_index`, the indices of their noise, and what they
+    are denoised under."""
+    images, indices = eval_set.at(t_index)
+    condition = jax.tree.map(lambda leaf: leaf[places], eval_set.condition_at(t_index))
+    return images[places], indices[places], condition

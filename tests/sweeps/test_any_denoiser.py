@@ -1,0 +1,218 @@
+"""Sweeps, scores and circuits of a function that is no UNet, against plain loops over its predictions."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.ad_checkpoint import checkpoint_name as name
+
+from mechdiff.circuits import attribution, integrated_gradients, interactions, screening
+from mechdiff.circuits.discovery import discover
+from mechdiff.circuits.faithfulness import CircuitEvaluator
+from mechdiff.core.config import SweepConfig
+from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.diffusion.schedules import cosine_schedule
+from mechdiff.interventions.build import ablate, leave_one_out
+from mechdiff.models.traced import wrap
+from mechdiff.sweeps import activations, optimal_ablation, replacements
+from mechdiff.sweeps.ablation import ablation_sweep, sweep_in_memory
+from mechdiff.sweeps.attention_patterns import pattern_effects
+from mechdiff.sweeps.execution import engine, rollout, shared_prefix
+from mechdiff.sweeps.sampling import sampling_sweep
+from mechdiff.sweeps.sequential import sequential_sweep
+
+SIDE, WIDTH, HEADS, CLASSES = 4, 8, 2, 3
+SCHEDULE, KEY = cosine_schedule(50), jax.random.key(3)
+RNG = np.random.default_rng(0)
+IMAGES = RNG.uniform(-1, 1, (5, SIDE, SIDE, 3)).astype(np.float32)
+LABELS = np.array([0, 1, 2, 1, 0])
+EVAL_SET = EvalSet(IMAGES, [5, 40], KEY, LABELS)
+
+
+def transformer(params, x, t, label):
+    """One block of attention and MLP over pixels; the class is added to every token."""
+    h = x.reshape(len(x), -1, 3) @ params["enter"] + jnp.sin(t / 10)[:, None, None]
+    h = h + name(params["labels"][label], "class")[:, None]
+    q, k, v = ((h @ params[part]).reshape(*h.shape[:2], HEADS, -1) for part in "qkv")
+    pattern = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k), axis=-1)
+    heads = jnp.einsum("bhqk,bkhd->bqhd", name(pattern, "attn.pattern@1"), v)
+    h = h + name(heads, "attn.head@2").reshape(h.shape) @ params["out"]
+    h = h + name(jnp.tanh(h @ params["up"]) @ params["down"], "mlp")
+    return (h @ params["leave"]).reshape(x.shape)
+
+
+def parameters():
+    shapes = {"enter": (3, WIDTH), "labels": (CLASSES, WIDTH), "out": (WIDTH, WIDTH), "leave": (WIDTH, 3)}
+    shapes |= {part: (WIDTH, WIDTH) for part in "qkv"} | {"up": (WIDTH, 16), "down": (16, WIDTH)}
+    return {part: jnp.float32(RNG.normal(size=shape) / np.sqrt(shape[0])) for part, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def denoiser():
+    example = IMAGES[:1], np.array([3]), LABELS[:1]
+    return wrap(transformer, parameters(), schedule=SCHEDULE, example=example, name="transformer")
+
+
+@pytest.fixture(scope="module")
+def plain(denoiser):
+    """Losses of an intervention by one call of the network, `(timesteps, images)`."""
+    predict = jax.jit(type(denoiser).predict)
+
+    def losses(intervention):
+        per_timestep = []
+        for t in EVAL_SET.timesteps:
+            rows, noise = np.full(len(IMAGES), t), image_noise(KEY, np.arange(len(IMAGES)), IMAGES.shape[1:])
+            x_t = q_sample(SCHEDULE, IMAGES, rows, noise)
+            eps = predict(denoiser, intervention, x_t, rows, LABELS)
+            per_timestep.append(np.mean((eps - noise) ** 2, axis=(1, 2, 3)))
+        return np.stack(per_timestep)
+
+    return losses
+
+
+def test_a_sweep_is_a_loop_over_ablations_and_is_not_computed_twice(denoiser, plain, tmp_path, monkeypatch):
+    means = {"mean": activations.activation_means(denoiser, EVAL_SET, block=2)}
+    config = SweepConfig(ablations=("zero", "mean"), image_block=2)
+    swept = ablation_sweep(denoiser, EVAL_SET, tmp_path, config=config, replacements=means)
+    np.testing.assert_allclose(swept["clean_loss"], plain(denoiser.identity), rtol=1e-5)
+    for component in swept["component"].values:
+        cells = swept["loss"].sel(component=component)
+        np.testing.assert_allclose(
+            cells.sel(ablation="zero"), plain(ablate(denoiser.identity, [component])), rtol=1e-5
+        )
+        for t_index in range(2):
+            mean = activations.replacements_at(means["mean"], t_index)
+            expected = plain(ablate(denoiser.identity, [component], "mean", mean))[t_index]
+            np.testing.assert_allclose(cells.sel(ablation="mean")[t_index], expected, rtol=1e-5)
+    monkeypatch.setattr(engine, "_measure", None)
+    again = ablation_sweep(denoiser, EVAL_SET, tmp_path, config=config, replacements=means)
+    np.testing.assert_array_equal(again["loss"], swept["loss"])
+
+
+def test_the_identity_among_interventions_changes_nothing_to_the_last_bit(denoiser):
+    stacked = leave_one_out(denoiser.identity, denoiser.components())[1]
+    gate = {site: np.concatenate([leaf, np.ones_like(leaf[:1])]) for site, leaf in stacked.gate.items()}
+    losses = sweep_in_memory(denoiser, EVAL_SET, dataclasses.replace(stacked, gate=gate))
+    assert (losses.change[-1] == 0).all() and (losses.change[:-1] > 0).all()
+
+
+def test_interventions_are_traced_once(denoiser, monkeypatch):
+    traces, inner = [], shared_prefix.forward
+    monkeypatch.setattr(shared_prefix, "forward", lambda *args: (traces.append(1), inner(*args))[1])
+    runner = engine.Engine(denoiser, rows=4, devices=tuple(jax.devices()[:1]))
+    for seed in range(3):
+        stacked = leave_one_out(denoiser.identity, denoiser.components())[1]
+        gate = {site: leaf * np.float32(seed / 3) for site, leaf in stacked.gate.items()}
+        stacked = dataclasses.replace(stacked, gate=gate)
+        runner.measure(stacked, IMAGES[:2], np.arange(2), 5 + seed, KEY, LABELS[:2])
+    assert len(traces) == 1
+
+
+def test_directions_of_all_strengths_are_a_loop_over_them(denoiser, plain):
+    direction = RNG.normal(size=(1, WIDTH)).astype(np.float32)
+    strengths = np.array([0.0, 0.5, 2.0], np.float32)
+    gate = {site: np.tile(leaf, (3, 1)) for site, leaf in denoiser.identity.gate.items()}
+    stacked = dataclasses.replace(
+        denoiser.identity, gate=gate, add={"mlp": strengths[:, None, None] * direction}
+    )
+    losses = sweep_in_memory(denoiser, EVAL_SET, stacked, block=3)
+    for row, strength in enumerate(strengths):
+        pushed = dataclasses.replace(denoiser.identity, add={"mlp": strength * direction})
+        np.testing.assert_allclose(losses.loss[row], plain(pushed), rtol=1e-5)
+
+
+def test_scores_shares_and_interactions_are_those_of_the_losses(denoiser, plain):
+    whole = plain(denoiser.identity)
+    scores = attribution.gate_scores(denoiser, EVAL_SET, order="first", block=2)
+    step, head = 1e-2, "attn.head0"
+    gate = {site: leaf.copy() for site, leaf in denoiser.identity.gate.items()}
+    gate["attn.head"][0] -= step
+    slope = (whole - plain(dataclasses.replace(denoiser.identity, gate=gate))) / step
+    np.testing.assert_allclose(
+        scores["first"].sel(component=head), -slope, atol=0.02 * np.abs(slope).max() + 2e-5
+    )
+    shares = integrated_gradients.integrated_gradients(denoiser, EVAL_SET, steps=64, block=5)
+    nothing = plain(ablate(denoiser.identity, ".*"))
+    np.testing.assert_allclose(shares["score"].sum("component"), nothing - whole, rtol=0.02, atol=1e-4)
+    parts = denoiser.components()
+    pair = interactions.pair_effects(denoiser, EVAL_SET, [(parts[0], parts[-1])])
+    both = plain(ablate(denoiser.identity, [parts[0], parts[-1]]))
+    np.testing.assert_allclose(pair["without_both"][0], both, rtol=1e-5)
+    curvature = interactions.pair_scores(denoiser, EVAL_SET, parts[:2])["curvature"]
+    assert np.isfinite(curvature).all() and (np.abs(curvature) > 0).any()
+
+
+def test_screens_and_circuits_run(denoiser, plain, tmp_path):
+    screen = screening.screen_and_verify(denoiser, EVAL_SET, tmp_path, k=1, shortlist=2, audit=1)
+    assert len(screen.shortlist) >= 2
+    evaluator = CircuitEvaluator(denoiser, EVAL_SET)
+    losses = evaluator.losses(evaluator.ends)
+    np.testing.assert_allclose(losses[1], plain(denoiser.identity), rtol=1e-5)
+    np.testing.assert_allclose(losses[0], plain(ablate(denoiser.identity, ".*")), rtol=1e-5)
+    assert set(discover(evaluator).members) <= set(evaluator.names)
+
+
+def test_replacements_of_every_kind_have_the_shape_of_the_sites(denoiser, tmp_path):
+    config = SweepConfig(ablations=("resample", "noise", "optimal"), image_block=5)
+    sources = {
+        "resample": replacements.resample_replacements(denoiser, EVAL_SET),
+        "noise": replacements.noise_replacements(denoiser, EVAL_SET),
+        "optimal": optimal_ablation.optimal_replacements(denoiser, EVAL_SET, steps=2, batch=2),
+    }
+    swept = ablation_sweep(denoiser, EVAL_SET, tmp_path, config=config, replacements=sources)
+    assert np.isfinite(swept["loss"]).all()
+    zero = ablation_sweep(denoiser, EVAL_SET, tmp_path, config=SweepConfig(ablations=("zero",)))
+    best = swept["loss"].sel(ablation="optimal").mean("image")
+    assert (
+        best <= zero["loss"][0].mean("image") + 1e-6
+    ).all()  # zero is among the candidates, on these images
+
+
+def test_samples_move_under_their_own_condition(denoiser, tmp_path):
+    levels = [5, 20, 40]
+    windows = rollout.even_windows(levels, 1)
+    options = {"block": 2, "condition": LABELS[:4]}
+    swept = sampling_sweep(denoiser, levels, windows, 4, KEY, tmp_path, **options)
+    assert (swept["distance"].sel(component="mlp") > 0).all()
+    drawn = rollout.draw_samples(denoiser, KEY, 3, 3, condition=np.array([0, 1, 0]))
+    alone = rollout.draw_samples(denoiser, KEY, 3, 3, condition=np.array([0, 0, 0]))
+    np.testing.assert_allclose(drawn[[0, 2]], alone[[0, 2]], atol=1e-5)
+    assert np.abs(drawn[1] - alone[1]).max() > 1e-3
+    with pytest.raises(ConfigError, match="condition"):
+        rollout.draw_samples(denoiser, KEY, 2, 3)
+
+
+def test_a_sequential_sweep_ends(denoiser, tmp_path):
+    images = RNG.uniform(-1, 1, (40, SIDE, SIDE, 3)).astype(np.float32)
+    shown = EvalSet(images, [20], KEY, np.arange(40) % CLASSES)
+    result = sequential_sweep(denoiser, shown, tmp_path, width=1e6)
+    assert result.decided.all() and (result.images == 32).all()
+
+
+def test_entropy_is_that_of_the_named_patterns(denoiser):
+    statistics = activations.attention_stats(denoiser, EVAL_SET, block=2)
+    assert list(statistics["head"].values) == ["attn.pattern0", "attn.pattern1"]
+    patterns = activations.activations(
+        denoiser, IMAGES, 40, KEY, np.arange(5), LABELS, collection="patterns"
+    )["attn.pattern"]
+    expected = -(patterns * np.log(patterns)).sum(-1).mean(-1)
+    np.testing.assert_allclose(statistics["entropy"].sel(t=40).T, expected, rtol=1e-4)
+    with pytest.raises(ConfigError, match="UNet only"):
+        pattern_effects(denoiser, EVAL_SET)
+
+
+def test_memory_is_told_from_the_program(denoiser):
+    network = denoiser.network
+    widest = SIDE**2 * WIDTH * 4
+    assert widest <= network.row_bytes <= network.gradient_bytes
+    forecast = engine.Engine(denoiser).forecast(leave_one_out(denoiser.identity, denoiser.components())[1], 5)
+    assert forecast.one_pass >= forecast.least >= 2 * network.row_bytes
+
+
+def test_a_condition_for_other_images_is_refused():
+    with pytest.raises(ConfigError, match="condition"):
+        EvalSet(IMAGES, [5], KEY, LABELS[:3])
