@@ -72,7 +72,15 @@ def draw_ratios(theme: Theme, ratios: dict[str, Interval]) -> Figure:
     figure = style.figure(6.4, height)
     axes = figure.add_axes((0.40, 0.55 / height, 0.58, (height - 0.95) / height))
     axes.axvspan(*PAPER_RATIO, color=theme.muted, alpha=0.25, lw=0)
-    axes.text(np.mean(PAPER_RATIO), -0.75, "the paper", size=6.8, ha="center", va="bottom", color=theme.muted)
+    axes.text(
+        np.mean(PAPER_RATIO),
+        -0.75,
+        "the paper",
+        size=style.SMALL,
+        ha="center",
+        va="bottom",
+        color=theme.muted,
+    )
     for y, (name, ratio) in enumerate(ratios.items()):
         color = theme.muted if name.startswith("untrained") else theme.part("head")
         axes.plot([ratio.low, ratio.high], [y, y], color=color, lw=1.4, solid_capstyle="butt")
@@ -82,7 +90,7 @@ def draw_ratios(theme: Theme, ratios: dict[str, Interval]) -> Figure:
         ylim=(len(ratios) - 0.4, -0.7),
         xlabel="CelebA / synthetic faces, with 95 % interval",
     )
-    axes.set_yticks(range(len(ratios)), list(ratios), color=theme.ink, size=7)
+    axes.set_yticks(range(len(ratios)), list(ratios), color=theme.ink, size=style.SMALL)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
@@ -96,8 +104,8 @@ def draw_damage(theme: Theme, networks: Sequence[Network]) -> Figure:
     damage = np.array([across_seeds.damage(network.sweep, ablation) for network in networks])
     order = np.argsort(-np.median(damage, axis=0), kind="stable")[:SHOWN]
     height = 1.05 + 0.25 * len(order)
-    figure = style.figure(6.4, height)
-    axes = figure.add_axes((0.23, 0.55 / height, 0.75, (height - 0.95) / height))
+    figure = style.figure(6.8, height)
+    axes = figure.add_axes((0.27, 0.55 / height, 0.71, (height - 0.95) / height))
     side = [SIDES.get(network.data, OTHERS) for network in networks]
     sides = sorted(set(side))
     for place, (label, color, mark) in enumerate(sides):
@@ -110,7 +118,7 @@ def draw_damage(theme: Theme, networks: Sequence[Network]) -> Figure:
     axes.set(
         ylim=(len(order) - 0.4, -0.6), xlabel=f"pooled ΔL/L, %, {ablation} ablation; a mark for every network"
     )
-    axes.set_yticks(range(len(order)), [names[i] for i in order], color=theme.ink, size=7)
+    axes.set_yticks(range(len(order)), [names[i] for i in order], color=theme.ink, size=style.SMALL)
     axes.tick_params(axis="y", length=0)
     shown = damage[:, order]
     style.symlog((axes, "x"), min(-0.3, 1.3 * float(shown.min())), max(1.5, 1.3 * float(shown.max())))
@@ -136,7 +144,9 @@ def draw_divergence(theme: Theme, natural: Sequence[Network], simple: Sequence[N
     figure = style.figure(6.4, 3.1)
     axes = figure.add_axes((0.10, 0.16, 0.88, 0.73))
     axes.axhspan(*PAPER_DIVERGENCE, color=theme.muted, alpha=0.16, lw=0)
-    axes.text(x.max(), PAPER_DIVERGENCE[1], " the paper's range ", size=6.8, va="bottom", color=theme.muted)
+    axes.text(
+        x.max(), PAPER_DIVERGENCE[1], " the paper's range ", size=style.SMALL, va="bottom", color=theme.muted
+    )
     axes.plot(x, between, "o-", ms=3.6, lw=1.2, color=theme.part("head"), label="between data sets")
     axes.plot(x, within, "s-", ms=3.2, lw=1.2, color=theme.part("res"), label="between seeds of one data set")
     significant = p < 0.05
@@ -177,4 +187,4 @@ def draw_ladder(theme: Theme, ladder: dict[int, list[float]]) -> Figure:
 
 def _key(axes: Axes, theme: Theme) -> None:
     place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": 3, "borderaxespad": 0}
-    axes.legend(fontsize=7, labelcolor=theme.ink, handletextpad=0.3, columnspacing=1.2, **place)
+    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handletextpad=0.3, columnspacing=1.2, **place)

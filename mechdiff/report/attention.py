@@ -2,12 +2,12 @@
 
 import numpy as np
 import xarray as xr
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from mechdiff.report import style
+from mechdiff.report import inline, style
 from mechdiff.report.style import Theme
 
 PANELS = {
@@ -17,9 +17,9 @@ PANELS = {
     "distance": "attended distance, sides",
     "identity_mass": "weight on itself",
 }
-UNIT = ("normalized_entropy", "identity_mass")  # scales that always run from 0 to 1
+UNIT = ("normalized_entropy",)  # scale that always runs from 0 to 1
 ROW, BREAK = 0.155, 0.35  # inches a head; rows between layers
-LEFT, WIDE, APART, RIGHT, TOP, BOTTOM = 1.75, 1.7, 0.13, 0.1, 0.35, 0.98  # inches
+LEFT, WIDE, APART, RIGHT, TOP, BOTTOM = 2.1, 1.68, 0.13, 0.1, 0.35, 0.98  # inches
 
 
 def limits(datasets: list[xr.Dataset]) -> dict[str, tuple[float, float]]:
@@ -50,13 +50,13 @@ def draw(theme: Theme, data: xr.Dataset, scale: dict[str, tuple[float, float]]) 
         left = (LEFT + k * (WIDE + APART)) / width
         axes = figure.add_axes((left, BOTTOM / height, WIDE / width, ROW * tall / height))
         _panel(axes, theme, data, name, tops, starts, scale[name])
-        axes.set_title(title, pad=5, size=8)
+        axes.set_title(title, pad=5, size=style.SMALL)
         bar = figure.add_axes((left + 0.08 / width, 0.34 / height, (WIDE - 0.16) / width, 0.085 / height))
         ceilings = [0.0, *np.log(np.unique(data["tokens"].values))] if name == "entropy" else []
         _bar(figure, bar, theme, scale[name], ceilings)
         if k == 0:
             _labels(axes, theme, data, tops)
-            side = {"size": 6.8, "color": theme.muted, "ha": "right", "va": "center"}
+            side = {"size": style.SMALL, "color": theme.muted, "ha": "right", "va": "center"}
             figure.text((LEFT - 0.08) / width, (BOTTOM - 0.12) / height, "log-SNR", **side)
     return figure
 
@@ -65,15 +65,14 @@ def _panel(axes: Axes, theme: Theme, data: xr.Dataset, name: str, tops, starts, 
     values = data[name].mean("image").transpose("head", "t").values
     timesteps = values.shape[1]
     for start, stop in zip(starts, [*starts[1:], len(values)], strict=True):
-        extent = (0, timesteps, tops[stop - 1] + 1, tops[start])
-        axes.imshow(
-            values[start:stop], cmap=theme.sequential, norm=Normalize(*ends), extent=extent, aspect="auto",
-            interpolation="none",
-        )  # fmt: skip
+        borders = np.append(tops[start:stop], tops[stop - 1] + 1)
+        gid = inline.cells(name, list(range(start, stop)))
+        look = {"cmap": theme.sequential, "norm": Normalize(*ends), "gid": gid}
+        axes.pcolormesh(np.arange(timesteps + 1), borders, values[start:stop], **look)
     axes.set(xlim=(0, timesteps), ylim=(tops[-1] + 1, 0), yticks=[])
     ticks = np.unique(np.linspace(0, timesteps - 1, min(timesteps, 4)).round().astype(int))
     log_snr = data["log_snr"].values
-    axes.set_xticks(ticks + 0.5, [style.level_label(log_snr[j]) for j in ticks], size=6.2)
+    axes.set_xticks(ticks + 0.5, [style.level_label(log_snr[j]) for j in ticks], size=style.SMALL)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -83,14 +82,10 @@ def _labels(axes: Axes, theme: Theme, data: xr.Dataset, tops: np.ndarray) -> Non
     across = axes.get_yaxis_transform()
     place = {"ha": "right", "va": "center_baseline", "transform": across}
     for head, keys, top in zip(data["head"].values, data["tokens"].values, tops, strict=True):
-        axes.text(-0.29, top + 0.5, str(head), size=6.6, **place)
-        axes.text(-0.04, top + 0.5, f"Nk {keys}", size=6, color=theme.muted, **place)
+        axes.text(-0.36, top + 0.5, str(head), size=style.SMALL, gid=inline.mark(str(head)), **place)
+        axes.text(-0.04, top + 0.5, f"Nk {keys}", size=style.SMALL, color=theme.muted, **place)
 
 
 def _bar(figure: Figure, bar: Axes, theme: Theme, ends: tuple[float, float], marks: list[float]) -> None:
-    scale = ScalarMappable(Normalize(*ends), theme.sequential)
-    colors = figure.colorbar(scale, cax=bar, orientation="horizontal")
-    ticks = marks or np.linspace(*ends, 3)
-    colors.set_ticks(ticks, labels=[style.number(tick) for tick in ticks])
-    bar.tick_params(labelsize=6.5)
-    colors.outline.set_linewidth(0.5)
+    ticks = marks or [float(tick) for tick in np.linspace(*ends, 3)]
+    style.key_of_colors(figure, bar, Normalize(*ends), colormaps[theme.sequential], ticks)

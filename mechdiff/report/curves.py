@@ -39,7 +39,7 @@ def _steps(axes: Axes, theme: Theme, train: list[dict], evaluated: list[dict]) -
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(lambda value, _: style.number(value))
     _plain_log(axes)
-    axes.legend(fontsize=6.8, labelcolor=theme.ink, handlelength=1.6)
+    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handlelength=1.6)
 
 
 def _levels(axes: Axes, theme: Theme, model: ExaminedModel, evaluated: list[dict]) -> None:
@@ -61,7 +61,7 @@ def _levels(axes: Axes, theme: Theme, model: ExaminedModel, evaluated: list[dict
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.invert_xaxis()
     _plain_log(axes)
-    axes.legend(fontsize=6.8, labelcolor=theme.ink, handlelength=1.6)
+    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handlelength=1.6)
 
 
 def _plain_log(axes: Axes) -> None:

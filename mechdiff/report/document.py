@@ -16,6 +16,7 @@ from mechdiff.report import (
     maps,
     numbers,
     over_training,
+    page_data,
     ranking,
     schematic,
     style,
@@ -47,7 +48,8 @@ def render(manifest: dict, models: list[ExaminedModel], folder: Path) -> str:
     environment.filters["level"] = style.level_label
     environment.filters["pretty"] = lambda data: json.dumps(data, indent=2, ensure_ascii=False)
     environment.filters["uri"] = lambda data: style.data_uri(data, "image/png")
-    css = resources.files("mechdiff.report").joinpath("report.css").read_text("utf-8")
+    files_of = resources.files("mechdiff.report")
+    css, script = (files_of.joinpath(f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
     page = environment.get_template("report.html.j2")
     facts = dict.fromkeys(FACTS) | {"config": {}} | manifest
     content = _together(models, figures) | _each(facts["config"], detailed(models), models, figures)
@@ -57,6 +59,7 @@ def render(manifest: dict, models: list[ExaminedModel], folder: Path) -> str:
         "plants": trust.PLANTS,
         "methods": trust.METHODS,
     }
+    content |= {"script": script, "data": page_data.page_data(detailed(models))}
     return page.render(css=css, facts=facts, manifest=manifest, everyone=models, **content)
 
 
@@ -71,7 +74,7 @@ def detailed(models: list[ExaminedModel]) -> list[ExaminedModel]:
 
 
 def _together(models: list[ExaminedModel], figures: Path) -> dict:
-    """Template variables of sections 1 and 2: claims, and figures and tables over all networks."""
+    """Template variables of claims, and figures and tables over all networks."""
     networks = [model.network for model in models]
     natural, simple = across_seeds.sides(networks)
     drawn = {}
@@ -104,6 +107,8 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
         groups.setdefault((model.data, model.inputs), []).append(model)
     return {
         "claims": claims.evaluate(networks),
+        "both": bool(natural and simple),
+        "compared": len([*natural, *simple] or networks),
         "fewest": small_samples.FEWEST,
         "rows": across.rows(models),
         "together": drawn,
@@ -180,7 +185,7 @@ def _pictures(model: ExaminedModel, models: list[ExaminedModel], figures: Path) 
             picture(
                 f"schematic-{damage.ablation}",
                 f"The UNet, each component colored by its pooled ΔL/L under {damage.ablation} ablation,",
-                lambda theme, damage=damage: schematic.draw(theme, unet, damage, pooled),
+                lambda theme, damage=damage: schematic.drawing(theme, unet, damage, pooled),
             )
             for damage in first
         ],

@@ -182,7 +182,7 @@ def ranges(spans: list[Extent]) -> list[Markup]:
     ]
     paper = (
         "The abstract of the paper names a degradation of {:g} % to {:g} %, for an estimand that is not "
-        "known: the ranges are shown side by side (section 10), but do not measure the same quantity."
+        "known: the ranges are shown side by side, but do not measure the same quantity."
     )
     return [*sentences, Markup(paper).format(*PAPER)]
 

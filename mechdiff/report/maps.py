@@ -2,20 +2,19 @@
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
 from mechdiff.analysis.effects import Effects
-from mechdiff.report import style
+from mechdiff.report import inline, style
 from mechdiff.report.style import Theme
 
 ALPHA = 0.05  # family-wise, of all cells of a map
-ROW = 0.145  # inches
+ROW = 0.155  # inches
 BREAK = 0.9  # rows between component types
 KEY = 4.7  # inches for the color scale and its key
-LEFT, RIGHT, TOP, BOTTOM = 1.75, 0.1, 0.35, 1.1  # inches around the panels
+LEFT, RIGHT, TOP, BOTTOM = 2.0, 0.1, 0.35, 1.1  # inches around the panels
 
 
 def rows(damage: Effects) -> list[int | None]:
@@ -33,7 +32,7 @@ def draw(theme: Theme, damages: list[Effects], largest: float) -> Figure:
     """One panel per ablation, with the same rows and a color scale from -`largest` to +`largest` %."""
     order = rows(damages[0])
     edges = np.cumsum([0.0] + [BREAK if i is None else 1.0 for i in order])
-    wide = max(2.6, 0.36 * len(damages[0].t))
+    wide = max(2.6, 0.40 * len(damages[0].t))
     width = LEFT + max(len(damages) * (wide + 0.2), KEY) + RIGHT
     height = TOP + ROW * edges[-1] + BOTTOM
     figure = style.figure(width, height)
@@ -55,14 +54,15 @@ def _panel(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np.nda
     for block in blocks:
         members = [k for k in block if order[k] is not None]
         values = damage.cells.estimate[[order[k] for k in members]]
-        extent = (0, levels, edges[members[-1] + 1], edges[members[0]])
-        axes.imshow(values, cmap=colors, norm=norm, extent=extent, aspect="auto", interpolation="none")
+        borders = np.append(edges[members], edges[members[-1] + 1])
+        gid = inline.cells(damage.ablation, [order[k] for k in members])
+        axes.pcolormesh(np.arange(levels + 1), borders, values, cmap=colors, norm=norm, gid=gid)
     axes.set(xlim=(0, levels), ylim=(edges[-1], 0))
     _uncertain(axes, theme, damage, order, edges)
     step = max(1, -(-levels // 10))
     ticks = np.arange(0, levels, step)
     names = [f"{style.level_label(damage.log_snr[j])}\n{damage.t[j]}" for j in ticks]
-    axes.set_xticks(ticks + 0.5, names, size=6.5)
+    axes.set_xticks(ticks + 0.5, names, size=style.SMALL)
     axes.tick_params(length=0)
     axes.set_yticks([])
     for spine in axes.spines.values():
@@ -85,9 +85,9 @@ def _uncertain(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np
         for k, start, stop in runs
     ]
     path = Path.make_compound_path(*(Path(box, closed=True) for box in boxes))
-    axes.add_patch(PathPatch(path, facecolor=theme.paper, alpha=0.55, linewidth=0))
+    axes.add_patch(PathPatch(path, facecolor=theme.paper, alpha=0.55, linewidth=0, gid=inline.cover("fade")))
     hatch = {"facecolor": "none", "edgecolor": theme.muted, "hatch": "/////"}
-    axes.add_patch(PathPatch(path, linewidth=0, alpha=0.75, **hatch))
+    axes.add_patch(PathPatch(path, linewidth=0, alpha=0.75, gid=inline.cover("hatch"), **hatch))
 
 
 def _labels(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np.ndarray) -> None:
@@ -96,33 +96,28 @@ def _labels(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np.nd
     for k, i in enumerate(order):
         if i is not None:
             at = (edges[k] + edges[k + 1]) / 2
-            place = {"ha": "right", "va": "center_baseline", "transform": across}
-            axes.text(-0.02, at, damage.components[i], size=6.6, **place)
+            place = {"ha": "right", "va": "center_baseline", "size": style.SMALL, "transform": across}
+            axes.text(-0.02, at, damage.components[i], gid=inline.mark(damage.components[i]), **place)
     inch = 1 / (axes.get_position().width * axes.figure.get_figwidth())
     for component_type in dict.fromkeys(damage.part):
         inside = [k for k, i in enumerate(order) if i is not None and damage.part[i] == component_type]
         low, high = edges[inside[0]], edges[inside[-1] + 1]
-        x = -1.42 * inch
+        x = -1.68 * inch
         line = {"color": theme.part(component_type), "lw": 2.2, "solid_capstyle": "butt"}
         axes.plot([x, x], [low + 0.1, high - 0.1], transform=across, clip_on=False, **line)
         words = style.WORDS.get(component_type, component_type)
-        short = words if (high - low) * ROW > 0.062 * len(words) else component_type
+        short = words if (high - low) * ROW > 0.075 * len(words) else component_type
         place = {"rotation": 90, "ha": "right", "va": "center", "transform": across}
         color = theme.part(component_type)
-        axes.text(x - 0.08 * inch, (low + high) / 2, short, size=7.2, color=color, **place)
+        axes.text(x - 0.08 * inch, (low + high) / 2, short, size=style.SMALL, color=color, **place)
 
 
 def _scale(figure: Figure, theme: Theme, largest: float, width: float, height: float) -> None:
     bar = figure.add_axes((LEFT / width, 0.34 / height, 2.6 / width, 0.1 / height))
     norm = style.damage_norm(largest)
-    colors = figure.colorbar(ScalarMappable(norm, theme.damage_map), cax=bar, orientation="horizontal")
-    ticks = style.decades(norm.vmax)
-    colors.set_ticks(ticks, labels=[style.number(tick) for tick in ticks])
-    colors.ax.minorticks_off()
-    colors.outline.set_linewidth(0.5)
-    bar.tick_params(labelsize=6.5)
-    bar.set_title("ΔL/L at this timestep, %", size=7, pad=3)
-    text = {"size": 7, "va": "center", "ha": "right"}
+    style.key_of_colors(figure, bar, norm, theme.damage_map, style.decades(norm.vmax))
+    bar.set_title("ΔL/L at this timestep, %", size=style.SMALL, pad=3)
+    text = {"size": style.SMALL, "va": "center", "ha": "right"}
     figure.text((LEFT - 0.12) / width, (BOTTOM - 0.12) / height, "log-SNR", color=theme.muted, **text)
     figure.text((LEFT - 0.12) / width, (BOTTOM - 0.235) / height, "t", color=theme.muted, **text)
     key = figure.add_axes(((LEFT + 2.85) / width, 0.34 / height, 0.22 / width, 0.13 / height))
@@ -130,4 +125,4 @@ def _scale(figure: Figure, theme: Theme, largest: float, width: float, height: f
     key.add_patch(PathPatch(Path.unit_rectangle(), lw=0.5, **hatch))
     key.axis("off")
     words = f"not significant\n(max-T p ≥ {ALPHA:g})"
-    figure.text((LEFT + 3.15) / width, 0.4 / height, words, size=6.8, va="center", linespacing=1.3)
+    figure.text((LEFT + 3.15) / width, 0.4 / height, words, size=style.SMALL, va="center", linespacing=1.3)

@@ -79,7 +79,7 @@ def draw(theme: Theme, training: Training) -> Figure:
     axes.axhline(0, color=theme.muted, lw=0.8)
     axes.grid(axis="y")
     place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
-    axes.legend(fontsize=6.8, labelcolor=theme.ink, handlelength=2.4, **place)
+    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handlelength=2.4, **place)
     return figure
 
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mechdiff.analysis.effects import Effects
-from mechdiff.report import style
+from mechdiff.report import inline, style
 from mechdiff.report.style import MARKERS, WORDS, Theme
 
 SHOWN = 15
@@ -21,14 +21,16 @@ def draw(theme: Theme, damages: dict[str, Effects], ends: tuple[float, float], l
     order = first.order[:SHOWN].tolist()
     ablations = [first, *(damage for damage in damages.values() if damage is not first)]
     height = 0.95 + 0.235 * len(order)
-    figure = style.figure(5.5, height)
-    axes = figure.add_axes((0.27, 0.6 / height, 0.71, (height - 0.95) / height))
+    figure = style.figure(5.3, height)
+    axes = figure.add_axes((0.30, 0.6 / height, 0.68, (height - 0.95) / height))
     for k, damage in enumerate(ablations):
         shift = (k - (len(ablations) - 1) / 2) * 0.3
         for place, i in enumerate(order):
             _mark(axes, theme, damage, i, place + shift, filled=k == 0)
     axes.set(ylim=(len(order) - 0.4, -0.6), xlabel="pooled ΔL/L, %, with 95 % interval")
-    axes.set_yticks(range(len(order)), [first.components[i] for i in order], color=theme.ink, size=7)
+    axes.set_yticks(
+        range(len(order)), [first.components[i] for i in order], color=theme.ink, size=style.SMALL
+    )
     axes.tick_params(axis="y", length=0)
     style.symlog((axes, "x"), *ends)
     axes.grid(axis="x")
@@ -46,6 +48,7 @@ def _mark(axes: Axes, theme: Theme, damage: Effects, i: int, y: float, filled: b
     axes.plot(
         pooled.estimate[i], y, MARKERS.get(damage.part[i], "o"), ms=4.6, color=color,
         markerfacecolor=color if filled else theme.paper, markeredgewidth=0.9,
+        gid=inline.mark(damage.components[i], damage.ablation),
     )  # fmt: skip
 
 
@@ -55,7 +58,7 @@ def _ablations_key(axes: Axes, theme: Theme, ablations: list[str]) -> None:
         look = {"color": theme.ink, "markerfacecolor": face, "ms": 4.6, "markeredgewidth": 0.9}
         axes.plot([], [], "o", label=f"{ablation} ablation", **look)
     place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": len(ablations), "borderaxespad": 0}
-    axes.legend(fontsize=7, labelcolor=theme.ink, handletextpad=0.2, columnspacing=1.2, **place)
+    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handletextpad=0.2, columnspacing=1.2, **place)
 
 
 def ends(damages: list[Effects]) -> tuple[float, float]:
@@ -82,11 +85,11 @@ def draw_range(theme: Theme, rows: list[Row], limits: tuple[float, float]) -> Fi
     axes.axvspan(*PAPER, color=theme.muted, alpha=0.16, lw=0)
     words = f"paper's abstract\n{PAPER[0]:g} % to {PAPER[1]:g} %"
     place = {"ha": "center", "va": "bottom", "color": theme.muted}
-    axes.text(np.sqrt(PAPER[0] * PAPER[1]), -0.62, words, size=6.8, **place)
+    axes.text(np.sqrt(PAPER[0] * PAPER[1]), -0.62, words, size=style.SMALL, **place)
     for y, row in enumerate(rows):
         _strip(axes, theme, row.damage, y)
     axes.set(ylim=(len(rows) - 0.45, -0.6), xlabel="pooled ΔL/L, % (ours)")
-    axes.set_yticks(range(len(rows)), [row.label for row in rows], color=theme.ink, size=7.4)
+    axes.set_yticks(range(len(rows)), [row.label for row in rows], color=theme.ink, size=style.SMALL)
     axes.tick_params(axis="y", length=0)
     style.symlog((axes, "x"), low, high)
     axes.grid(axis="x")
@@ -109,15 +112,15 @@ def _strip(axes: Axes, theme: Theme, damage: Effects, y: float) -> None:
     for value, side in ((values.min(), "right"), (values.max(), "left")):
         gap = -4 if side == "right" else 4
         place = {"xytext": (gap, 0), "textcoords": "offset points", "ha": side, "va": "center_baseline"}
-        axes.annotate(style.number(value), (value, y), size=7, zorder=3, **place)
+        axes.annotate(style.number(value), (value, y), size=style.SMALL, zorder=3, **place)
 
 
 def draw_agreement(
     theme: Theme, first: Effects, second: Effects, names: tuple[str, str], limits: tuple[float, float]
 ) -> Figure:
     """Pooled ΔL/L of the components that two sides share, with intervals; the diagonal is equality."""
-    figure = style.figure(4.1, 4.0)
-    axes = figure.add_axes((0.17, 0.145, 0.80, 0.80))
+    figure = style.figure(3.6, 3.6)
+    axes = figure.add_axes((0.19, 0.16, 0.78, 0.79))
     where = {name: i for i, name in enumerate(second.components)}
     pairs = [(i, where[name]) for i, name in enumerate(first.components) if name in where]
     pairs = np.array([(i, j) for i, j in pairs if not (first.idle[i] or second.idle[j])], int).reshape(-1, 2)
@@ -135,7 +138,7 @@ def draw_agreement(
     axes.set(xlabel=names[0], ylabel=names[1])
     axes.grid()
     if types:
-        axes.legend(fontsize=6.6, labelcolor=theme.ink, loc="upper left", handletextpad=0.2)
+        axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, loc="upper left", handletextpad=0.2)
     return figure
 
 

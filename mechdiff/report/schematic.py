@@ -5,24 +5,23 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Polygon, Rectangle
 from matplotlib.path import Path
 
 from mechdiff.analysis.effects import Effects
 from mechdiff.core.config import UNetConfig
-from mechdiff.models.unet import Stage, stages
-from mechdiff.report import style
+from mechdiff.models.unet import Stage, components, stages
+from mechdiff.report import inline, style
 from mechdiff.report.style import Theme, number
 
-UNIT = 0.445  # inches a column
-HALF, TALL = 0.36, 0.5  # half width and half height of a stage, columns
+WIDTH, UNIT = 11.2, 0.46  # inches: the page, and a column at most
+HALF, TALL = 0.43, 0.74  # half width and half height of a stage, columns
 BRIDGE, GAP = 0.3, 0.62  # height of a bridge over the one inside it; from a stage's top to the first
-FOOT = 1.25  # below a stage's middle: time injection and names
+FOOT = TALL + 1.2  # below a stage's middle: time injection and names
 STRIP = 1.5  # at the bottom, for the key
 KEY_END = 21.2  # the key reaches to this column
-MARGIN = 2.3  # columns left of the U, for resolutions
+MARGIN = 2.8  # columns left of the U, for resolutions
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,8 @@ def draw(theme: Theme, config: UNetConfig, damage: Effects, largest: float) -> F
     bottom = where.middle[-1] - FOOT - 0.35 - STRIP
     right = max(len(where.stages) - 0.5, KEY_END)
     columns = right + MARGIN + 0.4
-    figure = style.figure(columns * UNIT, (top - bottom) * UNIT)
+    unit = max(min(UNIT, WIDTH / columns), 0.42)  # narrower, numbers would not fit
+    figure = style.figure(columns * unit, (top - bottom) * unit)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-MARGIN - 0.4, right), ylim=(bottom, top), aspect="equal")
     axes.axis("off")
@@ -90,7 +90,7 @@ class _Paint:
     """Colors and numbers of components."""
 
     def __init__(self, theme: Theme, damage: Effects, largest: float):
-        self.theme = theme
+        self.theme, self.ablation = theme, damage.ablation
         self.norm, self.map = style.damage_norm(largest), theme.damage_map
         self.value = dict(zip(damage.components, damage.pooled.estimate, strict=True))
         self.idle = {name for name, idle in zip(damage.components, damage.idle, strict=True) if idle}
@@ -98,17 +98,63 @@ class _Paint:
     def fill(self, name: str) -> dict:
         """Face and edge of a component; one that is not measured or idle is empty and dotted."""
         if name not in self.value or name in self.idle:
-            return {**_plain(self.theme), "linestyle": ":"}
-        return {**_plain(self.theme), "facecolor": self.color(name)}
+            return {**_plain(self.theme), "linestyle": ":", "gid": inline.mark(name, self.ablation)}
+        return {**_plain(self.theme), "facecolor": self.color(name), "gid": inline.mark(name, self.ablation)}
 
     def color(self, name: str):
         return self.map(self.norm(self.value[name]))
 
-    def label(self, axes: Axes, name: str, x: float, y: float, size: float = 6.2) -> None:
+    def label(self, axes: Axes, name: str, x: float, y: float, size: float = style.SMALL) -> None:
         """Writes the pooled ΔL/L of a component, in %, on it."""
         if name in self.value and name not in self.idle:
             ink = style.readable_on(self.color(name))
-            axes.text(x, y, number(self.value[name]), size=size, color=ink, ha="center", va="center_baseline")
+            axes.text(x, y, short(self.value[name]), size=size, color=ink, ha="center", va="center_baseline")
+
+
+def short(value: float) -> str:
+    """A number that fits a box of the diagram: one decimal below 10 %, none for what rounds to zero."""
+    if abs(value) < 0.05:
+        return "0"
+    return number(round(value, 1)) if abs(value) < 10 else number(round(value))
+
+
+def drawing(theme: Theme, config: UNetConfig | None, damage: Effects, largest: float) -> Figure:
+    """The diagram of a UNet, or of any other denoiser its components in the order in which they run.
+
+    Args:
+      config: None where the denoiser has no stages of ours.
+    """
+    if config is not None and set(damage.components) <= {part.name for part in components(config)}:
+        return draw(theme, config, damage, largest)
+    return draw_sequence(theme, damage, largest)
+
+
+def draw_sequence(theme: Theme, damage: Effects, largest: float) -> Figure:
+    """Components as boxes in the order of execution, line by line, colored by pooled ΔL/L as in `draw`."""
+    columns, wide, tall = 8, 1.38, 0.52  # boxes a line, inches
+    lines = -(-len(damage.components) // columns)
+    width, height = columns * wide + 0.1, lines * tall + 0.75
+    figure = style.figure(width, height)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(0, height))
+    axes.axis("off")
+    paint = _Paint(theme, damage, largest)
+    for place, name in enumerate(damage.components):
+        x = 0.05 + wide * (place % columns)
+        y = height - tall * (place // columns + 1)
+        axes.add_patch(Rectangle((x, y), wide - 0.08, tall - 0.07, **paint.fill(name)))
+        ink = style.readable_on(paint.color(name)) if name not in paint.idle else theme.ink
+        words = name if len(name) <= 20 else f"{name[:9]}…{name[-9:]}"
+        text = {"size": style.SMALL, "ha": "center", "va": "center_baseline", "color": ink}
+        axes.text(x + wide / 2 - 0.04, y + 0.31, words, **text)
+        value = "no change" if name in paint.idle else short(paint.value[name])
+        axes.text(x + wide / 2 - 0.04, y + 0.13, value, **text)
+    bar = figure.add_axes((0.05 / width, 0.3 / height, 2.4 / width, 0.09 / height))
+    style.key_of_colors(figure, bar, paint.norm, paint.map, style.decades(paint.norm.vmax))
+    bar.set_title(
+        "pooled ΔL/L, %; left to right in the order of execution", size=style.SMALL, pad=3, loc="left"
+    )
+    return figure
 
 
 def _rows(axes: Axes, theme: Theme, where: Plan) -> None:
@@ -117,7 +163,9 @@ def _rows(axes: Axes, theme: Theme, where: Plan) -> None:
         side, width = inside[0].resolution, max(stage.width for stage in inside if stage.op == "block")
         axes.plot([-1.0, len(where.stages) - 0.6], [y, y], color=theme.rule, lw=0.5, ls=(0, (1, 3)), zorder=0)
         axes.text(-1.15, y + 0.06, f"{side} × {side}", ha="right", va="bottom", size=8.5)
-        axes.text(-1.15, y - 0.1, f"{width} channels", ha="right", va="top", size=6.5, color=theme.muted)
+        axes.text(
+            -1.15, y - 0.1, f"{width} channels", ha="right", va="top", size=style.SMALL, color=theme.muted
+        )
 
 
 def _flow(axes: Axes, theme: Theme, where: Plan) -> None:
@@ -167,7 +215,7 @@ def _stage(axes: Axes, paint: _Paint, where: Plan, config: UNetConfig, i: int, s
             axes.add_patch(Rectangle((x - 0.2, y - TALL), 0.4, 2 * TALL, zorder=3, **_plain(paint.theme)))
             axes.plot([x - HALF, x + HALF], [y, y], color=paint.theme.muted, lw=1, zorder=1)
             name = stage.op.replace("_", " ")
-            axes.text(x, y, name, rotation=90, size=6, ha="center", va="center", zorder=4)
+            axes.text(x, y, name, rotation=90, size=style.SMALL, ha="center", va="center", zorder=4)
 
 
 def _plain(theme: Theme) -> dict:
@@ -201,7 +249,7 @@ def _heads(axes: Axes, paint: _Paint, name: str, heads: int, x: float, y: float)
         full = f"{name}.head{head}"
         axes.add_patch(Rectangle((x - HALF + 0.06, low), 2 * HALF - 0.12, tall, zorder=3, **paint.fill(full)))
         if heads <= 4:
-            paint.label(axes, full, x, low + tall / 2, 5.2)
+            paint.label(axes, full, x, low + tall / 2)
 
 
 def _groups(axes: Axes, theme: Theme, where: Plan) -> None:
@@ -213,12 +261,12 @@ def _groups(axes: Axes, theme: Theme, where: Plan) -> None:
             runs.setdefault((group, where.row[i]), []).append(i)
             word = {"downsample": "down", "upsample": "up"}.get(short, short)
             place = {"ha": "center", "va": "baseline", "color": theme.muted}
-            axes.text(i, where.place(i)[1] - 1.12, word, size=5.6, **place)
+            axes.text(i, where.place(i)[1] - TALL - 0.74, word, size=style.SMALL, **place)
     for (group, row), members in runs.items():
-        y = where.middle[row] - 1.24
+        y = where.middle[row] - TALL - 0.84
         if len(members) > 1 or group == "mid":
             axes.plot([members[0] - HALF, members[-1] + HALF], [y, y], color=theme.muted, lw=0.7)
-            axes.text(np.mean(members), y - 0.08, group, size=7, ha="center", va="top")
+            axes.text(np.mean(members), y - 0.08, group, size=style.SMALL, ha="center", va="top")
 
 
 def _key(figure: Figure, axes: Axes, paint: _Paint, bottom: float) -> None:
@@ -226,13 +274,8 @@ def _key(figure: Figure, axes: Axes, paint: _Paint, bottom: float) -> None:
     corners = [(-MARGIN, bottom + 0.5), (3.2, bottom + 0.7)]
     left, right = figure.transFigure.inverted().transform(axes.transData.transform(corners))
     bar = figure.add_axes((*left, *(right - left)))
-    colors = figure.colorbar(ScalarMappable(paint.norm, paint.map), cax=bar, orientation="horizontal")
-    ticks = style.decades(paint.norm.vmax)
-    colors.set_ticks(ticks, labels=[number(tick) for tick in ticks])
-    colors.ax.minorticks_off()
-    colors.outline.set_linewidth(0.5)
-    bar.tick_params(labelsize=6.5)
-    bar.set_title("pooled ΔL/L, %", size=7, pad=3)
+    style.key_of_colors(figure, bar, paint.norm, paint.map, style.decades(paint.norm.vmax))
+    bar.set_title("pooled ΔL/L, %", size=style.SMALL, pad=3)
     x, y = 4.6, bottom + 0.6
     shapes = (
         (lambda x: Rectangle((x - 0.2, y - 0.2), 0.4, 0.4), "residual branch", 3.3),
@@ -245,5 +288,5 @@ def _key(figure: Figure, axes: Axes, paint: _Paint, bottom: float) -> None:
         shape = shape_at(x)
         shape.set(facecolor=paint.theme.paper, edgecolor=paint.theme.muted, linewidth=0.8)
         axes.add_patch(shape)
-        axes.text(x + 0.4, y, words, size=6.8, va="center_baseline")
+        axes.text(x + 0.4, y, words, size=style.SMALL, va="center_baseline")
         x += width

@@ -3,18 +3,23 @@
 import base64
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap, SymLogNorm
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, SymLogNorm
 from matplotlib.figure import Figure
 
+from mechdiff.report import inline
 from mechdiff.storage import files
 
 PIXELS = 96  # CSS pixels an inch
+STEPS = 48  # of a color scale
+SMALL = 8.3  # points: 11 CSS pixels, the smallest text of a figure
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif"
 
 
@@ -77,11 +82,10 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure ready for the page: data URIs for both themes, size in CSS pixels, alternative text."""
+    """A figure ready for the page: inline SVG for both themes, size in CSS pixels, alternative text."""
 
     name: str
-    light: str
-    dark: str
+    svg: str
     width: int
     height: int
     alt: str
@@ -93,8 +97,8 @@ Draw = Callable[[Theme], Figure]
 
 _FIXED = {
     "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "axes.titlesize": 8.5,
+    "font.size": 8.5,
+    "axes.titlesize": 9,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -120,13 +124,13 @@ def settings(theme: Theme) -> dict:
 
 
 def _ticks(theme: Theme) -> dict:
-    sizes = {"labelsize": 7.5, "major.size": 3, "major.width": 0.8}
+    sizes = {"labelsize": SMALL, "major.size": 3, "major.width": 0.8}
     return {"color": theme.rule, "labelcolor": theme.muted, **sizes}
 
 
 def picture(folder: Path, name: str, alt: str, draw: Draw) -> Picture:
     """A figure drawn in both themes; `folder` gets `name.svg`, `name-dark.svg` and `name.png`."""
-    pages, size, name = {}, (0, 0), re.sub(r"[^\w.-]+", "-", name)
+    drawings, size, name = {}, (0, 0), re.sub(r"[^\w.-]+", "-", name)
     for theme in (LIGHT, DARK):
         with matplotlib.rc_context(settings(theme)):
             figure = draw(theme)
@@ -136,8 +140,8 @@ def picture(folder: Path, name: str, alt: str, draw: Draw) -> Picture:
                 files.write_atomic(folder / f"{name}.png", _png(figure, theme))
         suffix = "" if theme is LIGHT else "-dark"
         files.write_atomic(folder / f"{name}{suffix}.svg", data)
-        pages[theme.name] = data_uri(data, "image/svg+xml")
-    return Picture(name, pages["light"], pages["dark"], *size, alt)
+        drawings[theme.name] = data.decode()
+    return Picture(name, inline.themed(drawings["light"], drawings["dark"], name, alt), *size, alt)
 
 
 def svg(figure: Figure) -> bytes:
@@ -164,6 +168,18 @@ def data_uri(data: bytes, kind: str) -> str:
 def figure(width: float, height: float, **layout) -> Figure:
     """An empty figure; width and height in inches."""
     return Figure(figsize=(width, height), **layout)
+
+
+def key_of_colors(
+    figure: Figure, axes: Axes, norm: Normalize, colors: Colormap, ticks: Sequence[float]
+) -> None:
+    """A horizontal color scale in `axes`, in few steps to keep the drawing small, with `ticks` in numbers."""
+    bar = figure.colorbar(ScalarMappable(norm, colors.resampled(STEPS)), cax=axes, orientation="horizontal")
+    bar.set_ticks(ticks, labels=[number(tick) for tick in ticks])
+    bar.ax.minorticks_off()
+    bar.outline.set_linewidth(0.5)
+    bar.solids.set_edgecolor("face")  # no seams between the steps
+    axes.tick_params(labelsize=SMALL)
 
 
 def damage_norm(largest: Number) -> SymLogNorm:

@@ -12,89 +12,25 @@ import pytest
 import xarray as xr
 from absl.testing import flagsaver
 from PIL import Image
+from reference.results import IMAGES, T, fabricate
 
 from experiments import _launch
 from experiments import report as launcher
 from mechdiff import report
 from mechdiff.analysis import effects
-from mechdiff.core.config import UNetConfig, override, to_dict
+from mechdiff.core.config import UNetConfig, to_dict
 from mechdiff.core.errors import DataError, MechdiffError
 from mechdiff.core.presets import preset
-from mechdiff.diffusion.schedules import make_schedule
-from mechdiff.models.unet import components, stages
+from mechdiff.models.unet import stages
 from mechdiff.report import document, findings, maps, numbers, schematic, style, trust
-from mechdiff.storage import files, image_grid, labelled
+from mechdiff.storage import files, labelled
 from mechdiff.study import records
 
-T = np.array([2, 20, 45], np.int32)
-IMAGES = 5
 NAMES = {
     "own-seed0": "the model's own samples (not real pictures)",
     "held-seed0": "held-out synthetic pictures",
 }
 VOID = {"meta", "img", "source", "link", "br", "hr"}
-
-
-def fabricate(folder, name: str, inputs: str, seed: int, *changes: str) -> None:
-    """Saved results of one subject: random numbers in the layout of `examine.examine`."""
-    rng, config = np.random.default_rng(seed), override(preset("tiny"), changes)
-    parts = components(config.unet)
-    log_snr = np.asarray(make_schedule(config.diffusion).log_snr)[T]
-    clean = rng.uniform(0.5, 1, (len(T), IMAGES))
-    worse = np.exp(rng.normal(-2, 2, (2, len(parts), 1, 1))) * rng.uniform(
-        0.5, 1.5, (2, len(parts), len(T), IMAGES)
-    )
-    worse[1, [part.component_type == "time" for part in parts]] = 0  # as mean ablation of a time injection is
-    dims = ("ablation", "component", "t", "image")
-    levels = {"t": T, "log_snr": ("t", log_snr), "image": np.arange(IMAGES)}
-    fields = {"component_type": "component_type", "resolution": "resolution", "depth": "depth"}
-    swept = xr.Dataset(
-        {
-            "loss": (dims, (clean + worse).astype(np.float32)),
-            "change": (dims, worse.astype(np.float32)),
-            "clean_loss": (dims[2:], clean.astype(np.float32)),
-        },
-        coords={
-            "ablation": ["zero", "mean"],
-            "component": [part.name for part in parts],
-            **{
-                ours: ("component", [getattr(part, theirs) for part in parts])
-                for ours, theirs in fields.items()
-            },
-            **levels,
-        },
-        attrs={"denoiser": name, "inputs": inputs},
-    )
-    heads = [part for part in parts if part.component_type == "head"]
-    keys = np.array([part.resolution**2 for part in heads], np.int32)
-    shares = rng.uniform(0, 1, (len(heads), len(T), IMAGES)).astype(np.float32)
-    values = {statistic: shares for statistic in records.STATISTICS}
-    values["entropy"] = shares * np.log(keys)[:, None, None]
-    attention = xr.Dataset(
-        {statistic: (("head", "t", "image"), value) for statistic, value in values.items()},
-        coords={"head": [part.name for part in heads], "tokens": ("head", keys), **levels},
-    )
-    where = folder / "subjects" / name
-    labelled.replace(where / "sweep.zarr", swept)
-    labelled.replace(where / "attention.zarr", attention)
-    sheet = image_grid.sheet(rng.integers(0, 255, (4, 8, 8, 3), dtype=np.uint8))
-    files.write_atomic(where / "samples.png", image_grid.png(sheet))
-    about = {"name": name, "inputs": inputs, "seed": 0, "config": to_dict(config)}
-    about["record"] = record() if "held" in name else {}  # an imported model has no record
-    files.write_json(where / "subject.json", about)
-
-
-def record() -> dict:
-    by_level = {
-        "levels": [0, 20, 49],
-        "test_loss_by_level": [0.9, 0.5, 0.1],
-        "train_loss_by_level": [0.8, 0.5, 0.1],
-    }
-    summary = {**by_level, "test_loss": 0.5, "train_loss": 0.47}
-    log = [{"step": 5, "kind": "train", "loss": 0.9}, {"step": 10, "kind": "train", "loss": None}]
-    memorization = {"samples_nearest": 0.25, "held_out_nearest": 0.5, "ratio": 0.5, "copies": 0.125}
-    evaluations = [{"step": step, "kind": "eval", **summary} for step in (5, 10)]
-    return {**summary, "steps": 10, "images": 80, "memorization": memorization, "log": log + evaluations}
 
 
 @pytest.fixture(scope="module")
@@ -153,24 +89,25 @@ def test_page_is_nested_correctly_and_has_the_landmarks_of_a_document(page):
 
 def test_page_requests_nothing_and_links_only_to_the_paper(page):
     outline = Outline(page)
-    sources = [image["src"] for image in outline.of("img")] + [one["srcset"] for one in outline.of("source")]
+    sources = [image["src"] for image in outline.of("img")]
     assert sources and all(source.startswith("data:image/") for source in sources)
     assert re.findall(r"https?://[^\s\"'<]+", page) == ["https://arxiv.org/abs/2506.17237"]
-    assert not outline.of("script") and not outline.of("link")
-    assert "@import" not in page and "url(" not in page
+    assert all("src" not in script for script in outline.of("script")) and not outline.of("link")
+    assert "@import" not in page and set(re.findall(r"url\((.)", page)) == {"#"}
 
 
 def test_every_picture_has_words_and_every_table_a_caption_and_headers(page):
     outline = Outline(page)
     assert all(image["alt"].strip() for image in outline.of("img"))
+    drawings = [drawing for drawing in outline.of("svg") if "data-figure" in drawing]
+    assert drawings and all(drawing["aria-label"].strip() for drawing in drawings)
     assert len(outline.of("table")) == len(outline.of("caption"))
     assert all(cell.get("scope") in ("row", "col") for cell in outline.of("th"))
 
 
 def test_figures_follow_the_readers_theme(page):
-    outline = Outline(page)
-    assert len(outline.of("picture")) == len(outline.of("source"))
-    assert all("dark" in source["media"] for source in outline.of("source"))
+    inline = re.findall(r"<svg role.*?</svg>", page, re.DOTALL)
+    assert inline and all(f"light-dark({style.LIGHT.ink},{style.DARK.ink})" in drawing for drawing in inline)
 
 
 def test_own_samples_are_labelled_wherever_their_numbers_are_shown(page, found):
@@ -195,7 +132,7 @@ def test_all_figures_are_there_as_png_and_svg(folder, page):
     png = {path.stem for path in (folder / "figures").glob("*.png")}
     assert png == {name for name in svg if not name.endswith("-dark")}
     assert svg == png | {f"{name}-dark" for name in png}
-    assert len(png) == page.count("<picture>")
+    assert len(png) == page.count("data-figure=")
     for path in (folder / "figures").glob("*.svg"):
         assert ET.parse(path).getroot().tag.endswith("svg")
     for path in (folder / "figures").glob("*.png"):
@@ -426,7 +363,7 @@ def many(tmp_path_factory):
 def test_many_networks_are_shown_together_and_one_of_each_data_set_in_detail(many):
     outline = Outline(many)
     assert "All networks together" in many and "<b>2 networks</b> trained on CelebA faces, seeds 0, 1" in many
-    alts = [image["alt"] for image in outline.of("img")]
+    alts = [drawing.get("aria-label", "") for drawing in outline.of("svg")]
     assert sum("Map of relative loss increase" in alt for alt in alts) == 3  # the first seed of each
     for name in ("seed0", "seed1"):
         assert f"held-celeba4-{name}" in many

@@ -1,0 +1,94 @@
+"""Figures as part of the page: one SVG for both themes, text as text, marks that know their component.
+
+An artist whose gid is made by `mark` or `cells` becomes a group with data attributes, which report.js
+reads; all other ids are made unique on the page. A figure is drawn once in each theme; the two differ in
+color alone, and each color becomes CSS `light-dark(...)`, so that the reader's theme decides.
+"""
+
+import re
+
+from mechdiff.core.errors import ConfigError
+
+_COLOR = re.compile(r"#[0-9a-f]{6}\b")
+_TAG = re.compile(r"<[^>]*>")
+_LONG = re.compile(r"(\.\d{2})\d+")
+_ID = re.compile(r'\sid="([^"]*)"')
+_REFERENCE = re.compile(r'(url\(|href=")#([^")]+)')
+SEPARATOR = "|"
+
+
+def mark(component: str, ablation: str = "") -> str:
+    """The gid of an artist that stands for a component, under one ablation or (empty) under all."""
+    return SEPARATOR.join(("mark", component, ablation))
+
+
+def cells(statistic: str, rows: list[int]) -> str:
+    """The gid of a mesh of cells, row by row; `rows` are their components' or heads' places in the results.
+
+    Args:
+      statistic: an ablation, or the name of an attention statistic.
+    """
+    return SEPARATOR.join(("cells", statistic, ",".join(map(str, rows))))
+
+
+def cover(name: str) -> str:
+    """The gid of an artist that lies over cells and lets the pointer through."""
+    return SEPARATOR.join(("cover", name))
+
+
+def themed(light: str, dark: str, prefix: str, alt: str) -> str:
+    """One inline `<svg>` of the same figure drawn in two themes.
+
+    Args:
+      prefix: of ids; unique on the page.
+      alt: alternative text.
+    Raises:
+      ConfigError: the drawings differ in more than colors.
+    """
+    light, dark = _plain(light, prefix), _plain(dark, prefix)
+    if _COLOR.sub("#", light) != _COLOR.sub("#", dark):
+        raise ConfigError(f"figure {prefix} differs between themes in more than its colors")
+    others = iter(_COLOR.findall(dark))
+    merged = _COLOR.sub(lambda match: _either(match.group(), next(others)), light)
+    return re.sub(
+        r"<svg ", f'<svg role="group" aria-label="{_escape(alt)}" data-figure="{prefix}" ', merged, count=1
+    )
+
+
+def _either(light: str, dark: str) -> str:
+    return light if light == dark else f"light-dark({light},{dark})"
+
+
+def _plain(svg: str, prefix: str) -> str:
+    """The drawing without prolog and namespaces, short numbers, ids by order, and gids as data attributes."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<style>.*?</style>\s*|<style [^>]*>.*?</style>\s*|<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\s(?:xmlns(?::\w+)?|version)="[^"]*"', "", svg).replace("xlink:href", "href")
+    referenced = {name for _, name in _REFERENCE.findall(svg)}
+    places: dict[str, str] = {}
+
+    def short(name: str) -> str:
+        return places.setdefault(name, f"{prefix}-{len(places)}")
+
+    def identify(match: re.Match) -> str:
+        name = match.group(1)
+        if SEPARATOR in name:
+            return _data(*name.split(SEPARATOR))
+        return f' id="{short(name)}"' if name in referenced else ""
+
+    svg = _ID.sub(identify, svg)
+    svg = _REFERENCE.sub(lambda match: f"{match.group(1)}#{short(match.group(2))}", svg)
+    svg = _TAG.sub(lambda match: _LONG.sub(r"\1", match.group()), svg)
+    return re.sub(r"\n\s*", "\n", svg).strip()
+
+
+def _data(what: str, name: str, extra: str = "") -> str:
+    if what == "cells":
+        return f' data-cells="{name}" data-rows="{extra}"'
+    if what == "mark":
+        return f' data-c="{name}" data-a="{extra}"'
+    return ' class="cover"'
+
+
+def _escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

@@ -1,0 +1,93 @@
+"""The page's data as JSON: what report.js shows when a cell is hovered or a component's card is opened."""
+
+import json
+import math
+
+import numpy as np
+from markupsafe import Markup
+
+from mechdiff.analysis import effects
+from mechdiff.analysis.effects import Effects
+from mechdiff.report.numbers import attention_intervals
+from mechdiff.stats import Interval
+from mechdiff.study.records import ExaminedModel
+
+
+def page_data(models: list[ExaminedModel]) -> Markup:
+    """JSON of all models, safe inside a `<script>` element; see `of_model` for its entries."""
+    content = {"models": [of_model(model) for model in models]}
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def of_model(model: ExaminedModel) -> dict:
+    """One model's results, numbers of four digits, None where there is none.
+
+    `ablations[name]` holds `pooled` (per component: estimate, low, high, in %), `cells` (per component and
+    timestep: estimate, low, high, max-T p), `idle`, and `images` (per component: an image's contribution to
+    pooled ΔL/L, in %). `attention` holds `heads` and per statistic the same triples per head and timestep.
+    """
+    lead = model.lead
+    places = zip(lead.components, lead.part, lead.resolution, strict=True)
+    return {
+        "name": model.name,
+        "inputs": model.inputs,
+        "own": model.own_samples,
+        "t": lead.t.tolist(),
+        "log_snr": short(lead.log_snr),
+        "components": [
+            {"name": name, "type": component_type, "resolution": int(resolution)}
+            for name, component_type, resolution in places
+        ],
+        "ablations": {name: _ablation(model, damage) for name, damage in model.damages.items()},
+        "attention": _attention(model),
+    }
+
+
+def _ablation(model: ExaminedModel, damage: Effects) -> dict:
+    triples = _triples(damage.cells)
+    cells = np.concatenate([triples, damage.p[..., None]], axis=-1)
+    return {
+        "n": damage.n,
+        "people": damage.people,
+        "pooled": short(_triples(damage.pooled)),
+        "cells": short(cells),
+        "idle": np.asarray(damage.idle).astype(int).tolist(),
+        "images": short(image_contributions(model, damage.ablation)),
+    }
+
+
+def image_contributions(model: ExaminedModel, ablation: str) -> np.ndarray:
+    """Each image's contribution to pooled ΔL/L, in %, `[component, image]`; their mean is pooled ΔL/L.
+
+    The mean over timesteps of 100 (l(do) - l) / L0, l the image's loss and L0 the mean loss of the images.
+    """
+    clean, losses = effects.losses(model.sweep, ablation)
+    return (100 * (losses - clean) / clean.mean(axis=-1, keepdims=True)).mean(axis=1)
+
+
+def _attention(model: ExaminedModel) -> dict:
+    data = model.attention
+    if not data.sizes["head"]:
+        return {"heads": [], "statistics": {}}
+    intervals = attention_intervals(data)
+    return {
+        "heads": [str(head) for head in data["head"].values],
+        "keys": [int(keys) for keys in data["tokens"].values],
+        "n": int(data.sizes["image"]),
+        "statistics": {name: short(_triples(interval)) for name, interval in intervals.items()},
+    }
+
+
+def _triples(interval: Interval) -> np.ndarray:
+    return np.stack(
+        [np.asarray(end, np.float64) for end in (interval.estimate, interval.low, interval.high)], -1
+    )
+
+
+def short(values: np.ndarray) -> list:
+    """Nested lists of numbers of four significant digits; None for what is not a number."""
+    if values.ndim > 1:
+        return [short(part) for part in values]
+    numbers = [float(f"{value:.4g}") for value in values.tolist()]
+    return [number if math.isfinite(number) else None for number in numbers]

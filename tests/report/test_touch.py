@@ -1,0 +1,236 @@
+"""The report in a real browser: hover, click, keys, tables, links, downloads, dark, phone, print, access."""
+
+import csv
+import io
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from reference.results import fabricate
+
+from mechdiff import report
+from mechdiff.core.config import to_dict
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.presets import preset
+from mechdiff.report import findings, inline, page_data, schematic, style
+from mechdiff.storage import files
+from mechdiff.study import records
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A results folder of one small model, with its report."""
+    folder = tmp_path_factory.mktemp("touch")
+    fabricate(folder, "held-seed0", "held-out synthetic images", 1)
+    files.write_json(folder / "manifest.json", {"config": to_dict(preset("tiny"))})
+    report.build(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(results):
+    return records.read(results)[1][0]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium of the system."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+
+
+@pytest.fixture(scope="module")
+def opened(browser, results):
+    """The report, opened once; errors of its script fail the test that causes them."""
+    errors = []
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto((results / "report.html").as_uri())
+    page.errors = errors
+    return page
+
+
+@pytest.fixture
+def page(opened):
+    yield opened
+    if opened.locator("#card").get_attribute("open") is not None:
+        opened.keyboard.press("Escape")
+    assert opened.errors == []
+
+
+def test_hovered_cell_says_value_interval_p_and_n_of_the_component_beside_it(page, model):
+    mesh = page.locator('#maps [data-cells="zero"]').nth(0)
+    cell = mesh.locator("use, path").nth(len(model.lead.t) + 1)  # second row, second timestep
+    cell.hover()
+    words = page.locator("#tip").inner_text()
+    damage = model.damages["zero"]
+    name = words.splitlines()[0]
+    i = damage.components.index(name)
+    number = re.search(r"ΔL/L (\S+) \[(\S+), (\S+)\]", words).groups()
+    ends = damage.cells.estimate, damage.cells.low, damage.cells.high
+    shown = [float(value.replace("−", "-").replace(",", "")) for value in number]
+    np.testing.assert_allclose(shown, [end[i, 1] for end in ends], rtol=0.06, atol=0.002)
+    assert f"t = {damage.t[1]}" in words and f"n = {model.images} images" in words and "p " in words
+    label = page.locator(f'#maps [data-c="{name}"] text').first.bounding_box()
+    box = cell.bounding_box()  # an oracle that doesn't know of indices: the cell lies in its label's row
+    assert abs((label["y"] + label["height"] / 2) - (box["y"] + box["height"] / 2)) < box["height"] / 2
+
+
+def test_click_opens_the_card_with_every_ablation_and_a_link_to_it(page, model):
+    name = model.lead.components[int(model.lead.order[0])]
+    page.locator(f'#network [data-c="{name}"][data-a="mean"]').first.click()
+    assert page.locator("#h-card").inner_text() == name
+    assert page.evaluate("location.hash") == f"#c={name}"
+    words = page.locator("#card").inner_text()
+    for ablation, damage in model.damages.items():
+        assert (
+            f"{ablation} ablation: {findings.precise(damage.pooled.estimate[model.lead.order[0]])}" in words
+        )
+    marks = page.locator("#card svg").nth(1).locator("circle").count()
+    assert marks == len(model.damages) * model.images  # the spread over images
+    page.keyboard.press("Escape")
+    assert page.evaluate("location.hash") == "" and not page.locator("#card").is_visible()
+
+
+def test_link_to_a_component_opens_its_card_and_an_unknown_one_nothing(page, model):
+    page.evaluate(f"location.hash = 'c={model.lead.components[2]}'")
+    page.locator("#card").wait_for(state="visible")
+    page.locator("#card .next").click()
+    page.wait_for_function(f"document.getElementById('h-card').textContent === '{model.lead.components[3]}'")
+    page.keyboard.press("Escape")
+    page.evaluate("location.hash = 'c=nothing.of.the.kind'")
+    assert not page.locator("#card").is_visible()
+
+
+def test_keys_reach_a_component_and_open_its_card(page):
+    mark = page.locator('#network svg [data-c][tabindex="0"]').first
+    mark.focus()
+    assert page.locator("#tip").is_visible()
+    page.keyboard.press("Enter")
+    page.locator("#card").wait_for(state="visible")
+    assert page.locator("#h-card").inner_text() == mark.get_attribute("data-c")
+
+
+def rows(page) -> list[list[str]]:
+    """Components and their pooled estimates in the first table of all cells, those that are visible."""
+    script = """rows => rows.filter(row => !row.hidden).map(row =>
+        [row.cells[0].textContent, row.cells[1].firstChild.textContent])"""
+    return page.locator("#maps table.grid").first.locator("tbody tr").evaluate_all(script)
+
+
+def test_tables_sort_filter_and_download(page, model, tmp_path):
+    page.locator("#maps details summary").first.click()
+    page.locator("#maps table.grid").first.locator("thead button").nth(1).click()
+    damage = model.damages["zero"]
+    by_effect = [damage.components[i] for i in damage.order]
+    shown = [name for name, value in rows(page)]
+    values = [float(value.replace("−", "-").replace(",", "")) for _, value in rows(page)]
+    assert sorted(shown) == sorted(by_effect) and values == sorted(values, reverse=True)
+    assert shown[0] == by_effect[0]
+    page.locator("#maps input[type=search]").first.fill("head1")
+    assert rows(page) and all("head1" in name for name, _ in rows(page))
+    page.locator("#maps input[type=search]").first.fill("")
+    with page.expect_download() as download:
+        page.locator("#maps .tools button", has_text="CSV").first.click()
+    table = list(csv.DictReader(io.StringIO(download.value.path().read_text("utf-8"))))
+    assert [row["component"] for row in table] == shown
+    np.testing.assert_allclose(
+        [float(row["pooled ΔL/L, %"]) for row in table],
+        damage.pooled.estimate[damage.order],
+        rtol=0.01,
+        atol=0.002,
+    )
+    with page.expect_download() as download:
+        page.locator("#maps .tools button", has_text="JSON").first.click()
+    assert [row["component"] for row in json.loads(download.value.path().read_text("utf-8"))] == shown
+
+
+def test_figures_download_as_svg_that_stands_alone(page):
+    with page.expect_download() as download:
+        page.locator("#maps figcaption button").first.click()
+    drawing = download.value.path().read_text("utf-8")
+    assert 'xmlns="http://www.w3.org/2000/svg"' in drawing and "light-dark" not in drawing
+    assert style.LIGHT.ink in drawing
+
+
+def test_text_of_figures_is_no_smaller_than_11_pixels(page):
+    script = """texts => Math.min(...texts.filter(t => t.getBoundingClientRect().width).map(t =>
+        parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a))"""
+    upright = page.locator(".drawing svg text:not([transform*='rotate(-90'])")
+    assert upright.evaluate_all(script) > 10.9
+
+
+def test_dark_reader_and_paper_have_their_colors(page):
+    ink = "getComputedStyle(document.querySelector('.drawing text')).fill"
+    page.emulate_media(color_scheme="dark")
+    dark = page.evaluate(ink), page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.emulate_media(color_scheme="dark", media="print")
+    paper = page.evaluate(ink), page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.emulate_media(color_scheme="light", media="screen")
+    light = page.evaluate(ink), page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert paper == light and dark[0] != light[0] and dark[1] != light[1]
+
+
+def test_phone_scrolls_downward_only(page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    page.set_viewport_size({"width": 1280, "height": 900})
+    assert wide <= 390
+
+
+def test_nothing_serious_hinders_a_screen_reader(page, model):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+    page.evaluate(f"location.hash = 'c={model.lead.components[0]}'")
+    page.locator("#card").wait_for(state="visible")
+    for _ in range(2):  # with the card open, and closed
+        issues = axe.Axe().run(page).response["violations"]
+        serious = [
+            (issue["id"], issue["nodes"][0]["html"][:120])
+            for issue in issues
+            if issue["impact"] in ("serious", "critical")
+        ]
+        assert serious == []
+        page.keyboard.press("Escape")
+
+
+def test_page_is_whole_without_scripts(browser, results):
+    context = browser.new_context(java_script_enabled=False)
+    plain = context.new_page()
+    plain.goto((results / "report.html").as_uri())
+    assert plain.locator(".drawing svg").first.is_visible() and not plain.locator("#card").is_visible()
+    assert plain.locator(".tools").count() == plain.locator("#card .tools").count()
+    context.close()
+
+
+def test_contributions_of_images_average_to_the_pooled_effect(model):
+    for ablation, damage in model.damages.items():
+        contributions = page_data.image_contributions(model, ablation)
+        np.testing.assert_allclose(contributions.mean(axis=1), damage.pooled.estimate, rtol=1e-9)
+
+
+def test_data_cannot_end_its_script_element(model):
+    assert "<" not in page_data.page_data([model]) and json.loads(page_data.page_data([model]))["models"]
+
+
+def test_drawings_that_differ_in_more_than_colors_are_refused():
+    with pytest.raises(ConfigError, match="differs between themes"):
+        inline.themed('<svg><path d="M 0 0"/></svg>', '<svg><path d="M 1 0"/></svg>', "x", "words")
+    merged = inline.themed(
+        '<svg ><path fill="#000000"/></svg>', '<svg ><path fill="#ffffff"/></svg>', "x", "a<b"
+    )
+    assert "light-dark(#000000,#ffffff)" in merged and 'aria-label="a&lt;b"' in merged
+
+
+def test_components_without_stages_are_drawn_in_order_of_execution(model):
+    names = [f"layers.{i}" for i in range(len(model.lead.components))]
+    damage = records.effects.measure(model.sweep.assign_coords(component=names), "mean")
+    drawn = style.svg(schematic.drawing(style.LIGHT, None, damage, 10.0)).decode()
+    marked = re.findall(r"mark\|(layers\.\d+)\|mean", drawn)
+    assert marked == names
