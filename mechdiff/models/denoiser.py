@@ -186,7 +186,8 @@ class Denoiser:
         *,
         collection: str = CAPTURED,
     ) -> tuple[Features, dict[str, Any]]:
-        """`predict`, and values on the way: collection `sites`, `patterns` or `attention`."""
+        """`predict`, and values on the way: collection `sites`, `patterns` or `attention`; or `streams`, the
+        feature map that leaves each stage."""
         output, values = forward(
             self.unet, self.params, intervention, x_t, t, condition=condition, capture=(collection,)
         )
