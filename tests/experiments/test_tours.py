@@ -2,7 +2,6 @@
 
 import ast
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 
 TOURS = Path(__file__).parents[2] / "experiments" / "tours"
 SMALL = {
-    "ten_minutes": {"samples": 2, "steps": 2, "images": 4, "timesteps": 2},
+    "ten_minutes": {"samples": 2, "steps": 8, "images": 4, "timesteps": 2},
     "your_model_and_images": {"images": 2, "timesteps": 2, "components": r"mid\.block0.*", "side": 32},
     "find_prove_steer": {"images": 4, "timesteps": 2, "pairs": 4, "samples": 2, "steps": 2, "shuffles": 2},
 }
@@ -36,34 +35,33 @@ def run(name):
             names |= SMALL[name]
         if isinstance(last, ast.Expr):
             shown.append(eval(compile(ast.Expression(last.value), name, "eval"), names))
-    return shown, names
+    return [value for value in shown if value is not None], names
 
 
-def drawn(value):
-    """Its picture, if it is one; what a notebook would print otherwise."""
-    if hasattr(value, "_repr_png_"):
-        assert value._repr_png_().startswith(b"\x89PNG")
-    assert len(repr(value)) < 8_000
-    return value
+def check_readable(values):
+    """Pictures can be drawn, and what a notebook would print is short."""
+    for value in values:
+        assert len(repr(value)) < 2_000
+        if hasattr(value, "_repr_png_"):
+            assert value._repr_png_().startswith(b"\x89PNG")
 
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    logging.getLogger().setLevel(logging.ERROR)
 
 
 def test_ten_minutes():
     shown, names = run("ten_minutes")
-    assert all(drawn(value) is value for value in shown)
-    assert names["result"].dataset.sizes == {"ablation": 1, "component": 6, "t": 2, "image": 4}
+    check_readable(shown)
+    assert dict(names["result"].dataset.sizes) == {"ablation": 1, "component": 6, "t": 2, "image": 4}
     assert not np.array_equal(names["before"].images, names["after"].images)
 
 
 def test_your_model_and_images():
     shown, names = run("your_model_and_images")
-    assert all(drawn(value) is value for value in shown)
+    check_readable(shown)
     difference = next(value for value in shown if isinstance(value, float))
     assert difference < 1e-4  # what was written as a diffusers folder predicts what the original does
     compared = shown[-1]
@@ -73,7 +71,7 @@ def test_your_model_and_images():
 
 def test_find_prove_steer(capsys):
     shown, names = run("find_prove_steer")
-    assert all(drawn(value) is value for value in shown)
+    check_readable(shown)
     assert not set(map(bytes, names["searched"])) & set(map(bytes, names["proving"]))
     assert set(names["result"].frame.component) == set(names["chosen"])
     *lines, last = capsys.readouterr().out.splitlines()
@@ -94,4 +92,4 @@ def test_outputs_are_kept_whole_and_light():
         outputs = [output for cell in cells(name) for output in cell["outputs"]]
         assert all(output["output_type"] != "error" for output in outputs)
         text = json.dumps(outputs)
-        assert "/tmp/" not in text and "/root/" not in text and "/work/" not in text
+        assert "/tmp/" not in text and "/home/" not in text  # where it was run is nobody's business
