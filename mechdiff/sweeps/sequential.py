@@ -5,10 +5,10 @@ lies on one side of zero or is narrower than a stated width; then it is left out
 of images costs no coverage: the sequence holds at all sizes at once. The images of a component are the
 first n of one list, so its interval does not depend on what the others are.
 
-What is certain: the sign. The intervals rest on an asymptotic theorem, corrected for few and skewed pictures
-(`stats.skewed_sequence`). Where damage is lognormal over pictures with log-sd 1, joint intervals of 95 % held
+What is certain: the sign. The intervals rest on an asymptotic theorem, corrected for few and skewed images
+(`stats.skewed_sequence`). Where damage is lognormal over images with log-sd 1, joint intervals of 95 % held
 all sizes in four simulated runs of five, and no sign was wrong (the calibration has the numbers): the more of
-a damage rests on few pictures, the less sure is its *size*. A component that matters for pictures of which
+a damage rests on few images, the less sure is its *size*. A component that matters for images of which
 none has been shown can't be told from one that doesn't matter.
 """
 
@@ -45,7 +45,7 @@ class SequentialResult:
       components: names.
       estimate: pooled Deg%, the mean over timesteps of 100 (L(do) - L0) / L0.
       low, high: its confidence sequence where it stopped; not symmetric, see `stats.skewed_sequence`. The
-        sign is certified; how large a damage is, less so the more it rests on few pictures.
+        sign is certified; how large a damage is, less so the more it rests on few images.
       images: how many each component was scored on.
       decided: whether the interval lies on one side of zero or is narrow enough.
       spent: components x images that were computed.

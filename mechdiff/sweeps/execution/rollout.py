@@ -170,7 +170,7 @@ def zero_replacements(identity: Intervention, steps: int) -> PyTree:
 
 
 SAMPLE_STEPS = 50  # DDIM
-SAMPLE_BLOCK = 16  # pictures drawn together
+SAMPLE_BLOCK = 16  # images drawn together
 
 
 def draw_samples(
