@@ -26,8 +26,11 @@ def losses(
     Noise is that of `image_noise(key, i)`: the same at every timestep and in every call.
     """
     noise = image_noise(key, jnp.arange(images.shape[0]), images.shape[1:])
-    at = lambda t: denoising_loss(denoise_fn, schedule, images, jnp.full(images.shape[0], t), noise)
-    return jax.lax.map(at, timesteps)
+
+    def loss_at(t):
+        return denoising_loss(denoise_fn, schedule, images, jnp.full(images.shape[0], t), noise)
+
+    return jax.lax.map(loss_at, timesteps)
 
 
 def nearest_distances(

@@ -152,11 +152,14 @@ class Rollout:
 
 
 def _stacked_identity(identity: Intervention) -> Intervention:
-    grown = lambda leaf: np.asarray(leaf)[None]
+
+    def with_row_axis(leaf):
+        return np.asarray(leaf)[None]
+
     return dataclasses.replace(
         identity,
-        gate=jax.tree.map(grown, identity.gate),
-        temperature=jax.tree.map(grown, identity.temperature),
+        gate=jax.tree.map(with_row_axis, identity.gate),
+        temperature=jax.tree.map(with_row_axis, identity.temperature),
         replacement=None,
     )
 
