@@ -52,11 +52,13 @@ def network_calls(levels: Levels, windows: Sequence[Window], count: int) -> tupl
 
 
 def first_step_inside(levels: Levels, window: Window) -> int:
-    """The first step of a walk down `levels` that is inside a window."""
+    """The first step of a rollout down `levels` that is inside a window."""
     down = np.sort(np.asarray(levels))[::-1]
     inside = np.flatnonzero((down >= window[0]) & (down < window[1]))
     if len(inside) == 0:
-        raise ConfigError(f"window [{window[0]}, {window[1]}) holds none of the {len(down)} levels visited")
+        raise ConfigError(
+            f"window [{window[0]}, {window[1]}) holds none of the {len(down)} timesteps visited"
+        )
     return int(inside[0])
 
 
@@ -76,9 +78,9 @@ def _walk(
     key: PRNGKey,
     condition: PyTree,
 ) -> Float[Array, "interventions batch height width channels"]:
-    """Images after steps `start` to `stop` of a walk down `levels`, under each intervention.
+    """Images after steps `start` to `stop` of a rollout down `levels`, under each intervention.
 
-    Where the walk begins and ends are arguments, so all windows share one program.
+    Where the rollout begins and ends are arguments, so all windows share one program.
     """
 
     def local(denoiser, stacked, replacements, levels, start, stop, key, x, indices, condition):
