@@ -113,7 +113,8 @@ def _with_replacements(identity: Intervention, ablation: str, replacements: Mapp
         return identity
     if replacements is None:
         raise ConfigError(
-            f"ablation {ablation!r} needs replacements; sweeps.activations.activation_means makes those of 'mean'"
+            f"ablation {ablation!r} needs replacements; "
+            "sweeps.activations.activation_means makes those of 'mean'"
         )
     missing = sorted(set(identity.replacement) - set(replacements))
     if missing:

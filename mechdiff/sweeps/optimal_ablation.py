@@ -7,7 +7,8 @@ component,
 with `mean` the map of `mean` ablation, and one u and one v per channel (per channel of a head), sought
 by Adam on reference images. The family holds mean (u 1, v 0) and zero ablation (0, 0), and every constant
 that is alike at all positions. Each component keeps the best of mean, zero and what Adam found, so that
-neither of the two raises the loss less on the reference images; on other images the loss is a fair held-out number.
+neither of the two raises the loss less on the reference images; on other images the loss is a fair
+held-out number.
 """
 
 import dataclasses

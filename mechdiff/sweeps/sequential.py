@@ -7,9 +7,9 @@ component are the first n of one list, so its interval does not depend on what t
 
 What is certain: the sign. The intervals rest on an asymptotic theorem, corrected for few and skewed images
 (`stats.skewed_sequence`). Where the loss increase is lognormal over images with log-sd 1, joint
-intervals of 95 % held all sizes in four simulated runs of five, and no sign was wrong (the
-calibration has the numbers): the fewer images carry a loss increase, the less certain is its *size*. A component that matters for images of which
-none has been shown can't be told from one that doesn't matter.
+intervals of 95 % held all sizes in four simulated runs of five, and no sign was wrong (the calibration has
+the numbers): the fewer images carry a loss increase, the less certain is its *size*. A component that
+matters for images of which none has been shown can't be told from one that doesn't matter.
 """
 
 import dataclasses
