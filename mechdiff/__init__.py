@@ -1,11 +1,12 @@
 """mechdiff: which components of a diffusion denoiser do what, at which noise level, and how sure are we?
 
-    config = mechdiff.preset("cpu32")
-    schedule = mechdiff.make_schedule(config.diffusion)
-    params, identity = mechdiff.init_unet(jax.random.key(0), config.unet)
-    without = mechdiff.ablate(identity, "mid.attn0.head.*")
-    eps = mechdiff.denoise(config.unet, schedule, params, without, x_t, t)
+    import mechdiff as md
+    model = md.load("cpu32-celeba-seed0")
+    gone = model.ablate("up1.attn1.head3").during(0, 300)
+    md.show(model.sample(8, seed=0), gone.sample(8, seed=0))
+    model.sweep("my_pictures/", n=16).top(10)
 
+`__all__` has the names of daily use; others are reached through rooms, such as `mechdiff.circuits.stability`.
 Rooms, from the ground up; a file imports only from lower layers, and rooms of one layer never import each
 other (the contracts are in `pyproject.toml`, import-linter holds them):
   1  core
@@ -15,126 +16,248 @@ other (the contracts are in `pyproject.toml`, import-linter holds them):
   5  circuits, analysis
   6  study, validation
   7  report
+  8  api
+  9  cli
 `mechdiff/README.md` says what is in each, and has the glossary. Launchers are outside, in `experiments/`.
 """
 
-from mechdiff.analysis.roles.assignment import role_effects
-from mechdiff.circuits.attribution import gate_scores
-from mechdiff.circuits.discovery import Circuit, backup_components, discover
-from mechdiff.circuits.faithfulness import CircuitEvaluator
-from mechdiff.circuits.integrated_gradients import integrated_gradients
-from mechdiff.circuits.interactions import pair_effects, pair_scores
-from mechdiff.circuits.redundancy import verified_pairs
-from mechdiff.circuits.robustness import stability, transfer
-from mechdiff.circuits.scorecards import Scorecard, scorecard
-from mechdiff.circuits.screening import screen_and_verify
-from mechdiff.core.config import ExperimentConfig, UNetConfig, override
-from mechdiff.core.errors import MechdiffError
-from mechdiff.core.presets import preset
-from mechdiff.diffusion.process import denoising_loss, predict_x0, q_sample, training_loss
-from mechdiff.diffusion.samplers import ddim_step, ddpm_step, sample
-from mechdiff.diffusion.schedules import (
-    NoiseSchedule,
-    cosine_schedule,
-    linear_schedule,
-    make_schedule,
-    scaled_linear_schedule,
-    timesteps_by_log_snr,
-)
-from mechdiff.interventions.build import (
-    ablate,
-    keep_only,
-    leave_one_out,
-    random_subsets,
-    set_gate,
-    set_temperature,
-    windowed,
-)
-from mechdiff.interventions.components import Component
-from mechdiff.interventions.record import STACKED, Intervention
-from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.load import load_trained
-from mechdiff.models.unet import apply_unet, components, count_parameters, denoise, init_unet
-from mechdiff.sweeps.ablation import ablation_sweep
-from mechdiff.sweeps.activations import activation_means, attention_stats
-from mechdiff.sweeps.attention_patterns import pattern_effects, replace_pattern
-from mechdiff.sweeps.execution.engine import Engine
-from mechdiff.sweeps.execution.rollout import even_windows
-from mechdiff.sweeps.interchange import interchange_effects
-from mechdiff.sweeps.optimal_ablation import optimal_replacements
-from mechdiff.sweeps.replacements import noise_replacements, resample_replacements
-from mechdiff.sweeps.sampling import sampling_sweep
-from mechdiff.sweeps.scaling import scaling_curves
-from mechdiff.sweeps.sequential import sequential_sweep
-from mechdiff.sweeps.temperature import matched_temperature, temperature_effects
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # at run time names are imported when they are first used, so that this module is quick
+    from mechdiff.analysis.roles.assignment import role_effects as role_effects
+    from mechdiff.api.compare import compare as compare
+    from mechdiff.api.compare import compare_steps as compare_steps
+    from mechdiff.api.loading import load as load
+    from mechdiff.api.model import Model as Model
+    from mechdiff.api.result import Result as Result
+    from mechdiff.api.show import show as show
+    from mechdiff.circuits.attribution import gate_scores as gate_scores
+    from mechdiff.circuits.discovery import (
+        Circuit as Circuit,
+    )
+    from mechdiff.circuits.discovery import (
+        backup_components as backup_components,
+    )
+    from mechdiff.circuits.discovery import (
+        discover as discover,
+    )
+    from mechdiff.circuits.faithfulness import CircuitEvaluator as CircuitEvaluator
+    from mechdiff.circuits.integrated_gradients import integrated_gradients as integrated_gradients
+    from mechdiff.circuits.interactions import pair_effects as pair_effects
+    from mechdiff.circuits.interactions import pair_scores as pair_scores
+    from mechdiff.circuits.redundancy import verified_pairs as verified_pairs
+    from mechdiff.circuits.robustness import stability as stability
+    from mechdiff.circuits.robustness import transfer as transfer
+    from mechdiff.circuits.scorecards import Scorecard as Scorecard
+    from mechdiff.circuits.scorecards import scorecard as scorecard
+    from mechdiff.circuits.screening import screen_and_verify as screen_and_verify
+    from mechdiff.core.config import (
+        ExperimentConfig as ExperimentConfig,
+    )
+    from mechdiff.core.config import (
+        UNetConfig as UNetConfig,
+    )
+    from mechdiff.core.config import (
+        override as override,
+    )
+    from mechdiff.core.devices import use_all_cores as use_all_cores
+    from mechdiff.core.errors import MechdiffError as MechdiffError
+    from mechdiff.core.presets import preset as preset
+    from mechdiff.diffusion.eval_set import EvalSet as EvalSet
+    from mechdiff.diffusion.process import (
+        denoising_loss as denoising_loss,
+    )
+    from mechdiff.diffusion.process import (
+        predict_x0 as predict_x0,
+    )
+    from mechdiff.diffusion.process import (
+        q_sample as q_sample,
+    )
+    from mechdiff.diffusion.process import (
+        training_loss as training_loss,
+    )
+    from mechdiff.diffusion.samplers import ddim_step as ddim_step
+    from mechdiff.diffusion.samplers import ddpm_step as ddpm_step
+    from mechdiff.diffusion.samplers import sample as sample
+    from mechdiff.diffusion.schedules import (
+        NoiseSchedule as NoiseSchedule,
+    )
+    from mechdiff.diffusion.schedules import (
+        cosine_schedule as cosine_schedule,
+    )
+    from mechdiff.diffusion.schedules import (
+        linear_schedule as linear_schedule,
+    )
+    from mechdiff.diffusion.schedules import (
+        make_schedule as make_schedule,
+    )
+    from mechdiff.diffusion.schedules import (
+        scaled_linear_schedule as scaled_linear_schedule,
+    )
+    from mechdiff.diffusion.schedules import (
+        timesteps_by_log_snr as timesteps_by_log_snr,
+    )
+    from mechdiff.interventions.build import (
+        ablate as ablate,
+    )
+    from mechdiff.interventions.build import (
+        keep_only as keep_only,
+    )
+    from mechdiff.interventions.build import (
+        leave_one_out as leave_one_out,
+    )
+    from mechdiff.interventions.build import (
+        random_subsets as random_subsets,
+    )
+    from mechdiff.interventions.build import (
+        set_gate as set_gate,
+    )
+    from mechdiff.interventions.build import (
+        set_temperature as set_temperature,
+    )
+    from mechdiff.interventions.build import (
+        windowed as windowed,
+    )
+    from mechdiff.interventions.components import Component as Component
+    from mechdiff.interventions.record import STACKED as STACKED
+    from mechdiff.interventions.record import Intervention as Intervention
+    from mechdiff.models.denoiser import Denoiser as Denoiser
+    from mechdiff.models.load import load_denoiser as load_denoiser
+    from mechdiff.models.load import load_trained as load_trained
+    from mechdiff.models.traced.wrapping import wrap as wrap
+    from mechdiff.models.unet import (
+        apply_unet as apply_unet,
+    )
+    from mechdiff.models.unet import (
+        components as components,
+    )
+    from mechdiff.models.unet import (
+        count_parameters as count_parameters,
+    )
+    from mechdiff.models.unet import (
+        denoise as denoise,
+    )
+    from mechdiff.models.unet import (
+        init_unet as init_unet,
+    )
+    from mechdiff.sweeps.ablation import ablation_sweep as ablation_sweep
+    from mechdiff.sweeps.activations import (
+        activation_means as activation_means,
+    )
+    from mechdiff.sweeps.activations import (
+        attention_stats as attention_stats,
+    )
+    from mechdiff.sweeps.attention_patterns import (
+        pattern_effects as pattern_effects,
+    )
+    from mechdiff.sweeps.attention_patterns import (
+        replace_pattern as replace_pattern,
+    )
+    from mechdiff.sweeps.execution.engine import Engine as Engine
+    from mechdiff.sweeps.execution.rollout import even_windows as even_windows
+    from mechdiff.sweeps.interchange import interchange_effects as interchange_effects
+    from mechdiff.sweeps.optimal_ablation import optimal_replacements as optimal_replacements
+    from mechdiff.sweeps.replacements import (
+        noise_replacements as noise_replacements,
+    )
+    from mechdiff.sweeps.replacements import (
+        resample_replacements as resample_replacements,
+    )
+    from mechdiff.sweeps.sampling import sampling_sweep as sampling_sweep
+    from mechdiff.sweeps.scaling import scaling_curves as scaling_curves
+    from mechdiff.sweeps.sequential import sequential_sweep as sequential_sweep
+    from mechdiff.sweeps.temperature import (
+        matched_temperature as matched_temperature,
+    )
+    from mechdiff.sweeps.temperature import (
+        temperature_effects as temperature_effects,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "STACKED",
     "Circuit",
-    "CircuitEvaluator",
     "Component",
     "Denoiser",
-    "Engine",
-    "ExperimentConfig",
+    "EvalSet",
     "Intervention",
     "MechdiffError",
-    "NoiseSchedule",
-    "Scorecard",
-    "UNetConfig",
-    "ablate",
+    "Model",
+    "Result",
     "ablation_sweep",
-    "activation_means",
-    "apply_unet",
-    "attention_stats",
-    "backup_components",
-    "components",
-    "cosine_schedule",
-    "count_parameters",
-    "ddim_step",
-    "ddpm_step",
-    "denoise",
-    "denoising_loss",
+    "compare",
+    "compare_steps",
     "discover",
-    "even_windows",
-    "gate_scores",
-    "init_unet",
-    "integrated_gradients",
-    "interchange_effects",
-    "keep_only",
-    "leave_one_out",
-    "linear_schedule",
-    "load_trained",
+    "load",
     "make_schedule",
-    "matched_temperature",
-    "noise_replacements",
-    "optimal_replacements",
-    "override",
-    "pair_effects",
-    "pair_scores",
-    "pattern_effects",
-    "predict_x0",
     "preset",
-    "q_sample",
-    "random_subsets",
-    "replace_pattern",
-    "resample_replacements",
-    "role_effects",
-    "sample",
     "sampling_sweep",
-    "scaled_linear_schedule",
-    "scaling_curves",
-    "scorecard",
     "screen_and_verify",
-    "sequential_sweep",
-    "set_gate",
-    "set_temperature",
-    "stability",
-    "temperature_effects",
-    "timesteps_by_log_snr",
-    "training_loss",
-    "transfer",
-    "verified_pairs",
-    "windowed",
+    "show",
+    "use_all_cores",
+    "wrap",
 ]
+
+_NAMES = {  # module -> names that can be had from here; those beyond `__all__` are of older versions
+    "analysis.roles.assignment": "role_effects",
+    "api.compare": "compare compare_steps",
+    "api.loading": "load",
+    "api.model": "Model",
+    "api.result": "Result",
+    "api.show": "show",
+    "circuits.attribution": "gate_scores",
+    "circuits.discovery": "Circuit backup_components discover",
+    "circuits.faithfulness": "CircuitEvaluator",
+    "circuits.integrated_gradients": "integrated_gradients",
+    "circuits.interactions": "pair_effects pair_scores",
+    "circuits.redundancy": "verified_pairs",
+    "circuits.robustness": "stability transfer",
+    "circuits.scorecards": "Scorecard scorecard",
+    "circuits.screening": "screen_and_verify",
+    "core.config": "ExperimentConfig UNetConfig override",
+    "core.devices": "use_all_cores",
+    "core.errors": "MechdiffError",
+    "core.presets": "preset",
+    "diffusion.eval_set": "EvalSet",
+    "diffusion.process": "denoising_loss predict_x0 q_sample training_loss",
+    "diffusion.samplers": "ddim_step ddpm_step sample",
+    "diffusion.schedules": "NoiseSchedule cosine_schedule linear_schedule make_schedule "
+    "scaled_linear_schedule timesteps_by_log_snr",
+    "interventions.build": "ablate keep_only leave_one_out random_subsets set_gate set_temperature windowed",
+    "interventions.components": "Component",
+    "interventions.record": "Intervention STACKED",
+    "models.denoiser": "Denoiser",
+    "models.load": "load_denoiser load_trained",
+    "models.traced.wrapping": "wrap",
+    "models.unet": "apply_unet components count_parameters denoise init_unet",
+    "sweeps.ablation": "ablation_sweep",
+    "sweeps.activations": "activation_means attention_stats",
+    "sweeps.attention_patterns": "pattern_effects replace_pattern",
+    "sweeps.execution.engine": "Engine",
+    "sweeps.execution.rollout": "even_windows",
+    "sweeps.interchange": "interchange_effects",
+    "sweeps.optimal_ablation": "optimal_replacements",
+    "sweeps.replacements": "noise_replacements resample_replacements",
+    "sweeps.sampling": "sampling_sweep",
+    "sweeps.scaling": "scaling_curves",
+    "sweeps.sequential": "sequential_sweep",
+    "sweeps.temperature": "matched_temperature temperature_effects",
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
+_ROOMS = {module.name for module in pkgutil.iter_modules(__path__)}
+
+
+def __getattr__(name: str):
+    if name in _MODULES:
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_ROOMS, "__version__"})

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from mechdiff.circuits import screening
 from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.interventions.describe import listed
 
 RANKINGS = ("exact", "screen")
 Close = Callable[[np.ndarray], np.ndarray]  # circuits [m, component] -> faithfulness match [m]
@@ -60,6 +61,11 @@ class Circuit:
     prefix: int
     rounds: int
     evaluated: int
+
+    def __repr__(self) -> str:
+        size = f"{len(self.members)} of {len(self.components)} components"
+        reached = f"faithfulness {self.faithfulness:.3f} (tau {self.tau:g}) under {self.ablation} ablation"
+        return f"Circuit({self.denoiser}: {size}, {reached}: {listed(self.members)})"
 
 
 def discover(

@@ -26,7 +26,7 @@ ROOMS = {  # in the order of their use: room -> launchers, by the names of their
     ),
     "circuits": ("screen", "interactions", "circuits"),
     "analysis": ("phases", "roles", "entropy"),
-    "study": ("reproduce", "claims"),
+    "study": ("reproduce", "examine", "claims"),
     "validation": ("planted", "calibrate"),
     "report": ("report",),
 }

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.errors import ConfigError, shorten, unknown
 from mechdiff.core.old_names import CONFIG_FIELDS
 
 Precision = Literal["float32", "3xtf32", "tf32", "bfloat16"]  # of products, from the most exact down
@@ -317,6 +317,14 @@ class ExperimentConfig:
     def __post_init__(self):
         _within("seed", self.seed, 0, 2**32 - 1)  # JAX cuts larger ones to 32 bits
 
+    def __repr__(self) -> str:
+        from mechdiff.core.presets import PRESETS  # which are made of this record
+
+        base = PRESETS.get(self.name, type(self)(name=self.name))
+        changed = _differences("", to_dict(self), to_dict(base))
+        start = f"preset {self.name}" if self.name in PRESETS else f"{self.name}, defaults"
+        return f"ExperimentConfig({'; '.join([start, *changed])})"
+
 
 # Fields that came after results had been named by a digest of all of them.
 LATER_FIELDS = ("classes", "null_class", "class_embedding", "condition_channels")
@@ -330,6 +338,17 @@ def decisive(unet: UNetConfig) -> dict:
         for name, value in dataclasses.asdict(unet).items()
         if name not in LATER_FIELDS or value != getattr(UNetConfig, name)
     }
+
+
+def _differences(prefix: str, values: dict, base: dict) -> list[str]:
+    """Settings that differ, as they would be set: `section.field=value`."""
+    lines = []
+    for name, value in values.items():
+        if isinstance(value, dict) and isinstance(base.get(name), dict):
+            lines += _differences(f"{prefix}{name}.", value, base[name])
+        elif value != base.get(name):
+            lines.append(f"{prefix}{name}={shorten(value)}")
+    return lines
 
 
 def to_dict(config: Any) -> dict:

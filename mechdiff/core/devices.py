@@ -5,6 +5,7 @@ float32 rounding only.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import jax
@@ -31,6 +32,24 @@ def precision() -> str:
     `jax.config` says otherwise. JAX's own default drops bits on accelerators, TPUs all but 8: too many
     for differences of a part in a thousand. It is part of what names a sweep's store."""
     return jax.config.jax_default_matmul_precision or "float32"
+
+
+def use_all_cores() -> bool:
+    """Makes every CPU core a device of its own, over which sweeps share out their images; must come before
+    any device is used. A number that was chosen already, by JAX_NUM_CPU_DEVICES or XLA_FLAGS, stands.
+
+    Returns:
+      Whether it is so: False where JAX had begun with fewer.
+    """
+    chosen = jax.config.jax_num_cpu_devices != -1 or "device_count" in os.environ.get("XLA_FLAGS", "")
+    if chosen:
+        return True
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        jax.config.update("jax_num_cpu_devices", cores)
+    except RuntimeError:  # JAX is at work
+        return jax.default_backend() != "cpu" or jax.local_device_count() >= cores
+    return True
 
 
 def acts(setting: Precision) -> bool:

@@ -130,6 +130,14 @@ PRESETS["quickstart"] = dataclasses.replace(
     study=StudyConfig(models=("cpu32-synthetic-seed0", "cpu32-celeba-seed0")),
 )
 
+# The study anew, on splits of 2,140 held-out images: 24 x 84 scored, 124 others for mean activations.
+PRESETS["study"] = dataclasses.replace(
+    PRESETS["cpu16"],
+    name="study",
+    sweep=dataclasses.replace(PRESETS["cpu16"].sweep, images=84, reference_images=124, image_block=28),
+    study=dataclasses.replace(PRESETS["cpu16"].study, models=(), random_sets=20),
+)
+
 
 def preset(name: str) -> ExperimentConfig:
     """The experiment called `name`; an unknown name is an error that lists the closest ones."""

@@ -43,6 +43,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        side = "x".join(map(str, self.images.shape[1:]))
+        return f"Dataset({self.name}: {len(self)} images {side}, sha256 {self.digest[:12]})"
+
 
 def batch_indices(n: int, seed: int, step: int, batch: int) -> Int[np.ndarray, " batch"]:
     """Which of `n` images step `step` (from 0) sees: each once an epoch, in an order drawn per epoch.

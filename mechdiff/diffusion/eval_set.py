@@ -62,6 +62,12 @@ class EvalSet:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
+    def __repr__(self) -> str:
+        side, levels = "x".join(map(str, self.images.shape[-3:])), self.timesteps.tolist()
+        shown = levels if len(levels) <= 12 else f"{len(levels)} timesteps"
+        nested = ", others at each" if self.images.ndim == 5 else ""
+        return f"EvalSet({self.count} images {side} at t = {shown}{nested})"
+
     @property
     def count(self) -> int:
         """Images at each timestep."""

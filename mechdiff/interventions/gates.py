@@ -18,11 +18,8 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray
 
 COLLECTIONS = ("gate", "replacement", "temperature")
-NAMED_COLLECTIONS = (
-    "pattern",
-    "pattern_replacement",
-    "add",
-)  # of the sites that an intervention names, if any
+# Of the sites that an intervention names, if any.
+NAMED_COLLECTIONS = ("pattern", "pattern_replacement", "add")
 CAPTURED = "sites"  # collection that activations are sown into, before the gate acts
 
 

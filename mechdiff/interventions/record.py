@@ -50,6 +50,11 @@ class Intervention:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, read_only(getattr(self, field.name)))
 
+    def __repr__(self) -> str:
+        from mechdiff.interventions.describe import describe  # which names components of this record
+
+        return f"Intervention({describe(self)})"
+
     def __reduce__(self):  # copies and pickles come by the constructor too
         return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 

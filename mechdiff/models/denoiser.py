@@ -4,9 +4,12 @@ import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from mechdiff.core import devices
 from mechdiff.core.config import UNetConfig, decisive
+from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Features, Images, PyTree, Timesteps
 from mechdiff.diffusion.process import to_eps
 from mechdiff.diffusion.schedules import NoiseSchedule
@@ -82,6 +85,31 @@ class Examinable(Protocol):
         ...
 
 
+def check_inputs(denoiser: "Examinable", x_t: Any, t: Any) -> tuple[Any, Any]:
+    """`x_t` and one timestep a row; a single integer `t` serves all rows.
+
+    Raises:
+      ConfigError: images of another shape, such as with channels first; timesteps that are no integers, are
+        not one a row, or lie outside [0, T).
+    """
+    expected, shape = tuple(denoiser.image_shape), np.shape(x_t)
+    if len(shape) != len(expected) + 1 or shape[1:] != expected:
+        first = ""
+        if len(shape) == 4 and (*shape[2:], shape[1]) == expected:
+            first = "; channels come last here: x.transpose(0, 2, 3, 1) puts them there"
+        raise ConfigError(f"images of shape {shape}, but {denoiser.name} takes (images, {expected}){first}")
+    kind, rank = np.result_type(t), np.ndim(t)
+    if not np.issubdtype(kind, np.integer) or rank > 1 or (rank == 1 and len(t) not in (1, len(x_t))):
+        raise ConfigError(
+            f"t of type {kind} and shape {np.shape(t)}: expected one integer timestep, or one for each of "
+            f"the {len(x_t)} images"
+        )
+    steps = denoiser.schedule.steps
+    if not isinstance(t, jax.core.Tracer) and not (np.min(t) >= 0 and np.max(t) < steps):
+        raise ConfigError(f"t from {np.min(t)} to {np.max(t)} is out of range; integers in [0, {steps})")
+    return x_t, (t if rank == 1 and len(t) == len(x_t) else jnp.full(len(x_t), t, jnp.int32))
+
+
 class Label(str):
     """A name that is equal to every other, so that it is no reason to compile again."""
 
@@ -106,7 +134,8 @@ class Denoiser:
     Example:
       >>> import jax, mechdiff
       >>> config = mechdiff.preset("tiny")
-      >>> params, identity = mechdiff.init_unet(jax.random.key(0), config.unet)
+      >>> make = lambda key: mechdiff.init_unet(key, config.unet)
+      >>> params, identity = jax.eval_shape(make, jax.random.key(0))  # shapes are enough to look at
       >>> schedule = mechdiff.make_schedule(config.diffusion)
       >>> Denoiser("fresh", config.unet, schedule, params, identity)
       Denoiser('fresh': UNet 8x8x3, 45,259 parameters, 28 components)
@@ -145,6 +174,7 @@ class Denoiser:
         self, intervention: Intervention, x_t: Images, t: Timesteps, condition: Any = None
     ) -> Features:
         """The noise in `x_t` under an intervention; see `unet.denoise` and `conditions.resolve`."""
+        x_t, t = check_inputs(self, x_t, t)
         return denoise(self.unet, self.schedule, self.params, intervention, x_t, t, condition)
 
     def captured(
@@ -156,7 +186,8 @@ class Denoiser:
         *,
         collection: str = CAPTURED,
     ) -> tuple[Features, dict[str, Any]]:
-        """`predict`, and values on the way: collection `sites`, `patterns` or `attention`."""
+        """`predict`, and values on the way: collection `sites`, `patterns` or `attention`; or `streams`, the
+        feature map that leaves each stage."""
         output, values = forward(
             self.unet, self.params, intervention, x_t, t, condition=condition, capture=(collection,)
         )

@@ -27,6 +27,7 @@ from mechdiff.interventions.gates import CAPTURED, COLLECTIONS, NAMED_COLLECTION
 from mechdiff.interventions.record import ALWAYS, Intervention, directions_in_window, in_window
 from mechdiff.models import conditions, layers
 
+STREAMS = "streams"  # collection of the whole feature maps that leave stages, by the stage's name
 PART_OF_HEADS = {
     "temperature": "pattern",
     "pattern": "mix",
@@ -214,7 +215,7 @@ def run_stage(
 
     Args:
       intervention: already resolved by `at_timesteps`; leaves per row or shared.
-      capture: collections to return, of `sites`, `attention` and `patterns`.
+      capture: collections to return, of `sites`, `attention`, `patterns` and `streams`.
     Returns:
       the next stream, and collection -> site -> captured value.
     """
@@ -226,6 +227,8 @@ def run_stage(
     with jax.default_matmul_precision(devices.precision()):
         h, sown = module(config, stage, dtype).apply(variables, *inputs, mutable=list(capture), rngs=rngs)
     captured = {name: _to_sites(stage, name, sown.get(name, {})) for name in capture}
+    if STREAMS in captured:
+        captured[STREAMS] = {stage.name: h}
     return _next(stage, h, skips, stream.embeddings), captured
 
 
@@ -285,7 +288,11 @@ def forward(
     capture: tuple[str, ...] = (),
     dropout_key: PRNGKey | None = None,
 ) -> tuple[Features, dict[str, dict[str, Any]]]:
-    """`apply_unet`, and what was captured on the way: collection -> site -> value."""
+    """`apply_unet`, and what was captured on the way: collection -> site -> value.
+
+    Args:
+      capture: collections, as `run_stage` takes them; `streams` has the feature map that leaves each stage.
+    """
     intervention = at_timesteps(intervention, t)
     stream = enter(config, params, x_t, t, dtype, condition)
     captured: dict[str, dict[str, Any]] = {name: {} for name in capture}

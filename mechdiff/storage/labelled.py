@@ -80,6 +80,16 @@ def region(path: Path, where: dict[str, tuple]) -> dict[str, np.ndarray]:
         return {name: _array(path, name)[index] for name, index in where.items()}
 
 
+def opened(path: Path) -> xr.Dataset:
+    """The result, its variables read from disk when they are looked at.
+
+    Raises:
+      CheckpointError: damaged.
+    """
+    with _whole(path):
+        return xr.open_zarr(path, consolidated=True, chunks=None)
+
+
 def read(path: Path) -> xr.Dataset:
     """The result, loaded into memory; names of the first edition are read as those of today.
 

@@ -18,6 +18,7 @@ from mechdiff.core.errors import CheckpointError
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.unet import count_parameters
 from mechdiff.storage import files, labelled
+from mechdiff.study import packing
 from mechdiff.sweeps.activations import over_many_keys
 
 STATISTICS = ("entropy", "normalized_entropy", "mutual_information", "distance", "identity_mass")
@@ -163,24 +164,25 @@ def read(folder: Path) -> tuple[dict, list[ExaminedModel]]:
       DataError, CheckpointError: a file is absent, damaged or unfinished.
     """
     manifest = files.read_json(folder / "manifest.json")
-    folders = sorted((path.parent for path in (folder / "subjects").glob("*/subject.json")), key=_by_step)
-    if not folders:
+    folders = {path.parent.name: path.parent for path in (folder / "subjects").glob("*/subject.json")}
+    shipped = {path.stem: path for path in (folder / packing.CELLS).glob("*.zip")}
+    if not folders and not shipped:
         raise CheckpointError(f"no examined models in {folder / 'subjects'}; run experiments.reproduce first")
-    return manifest, [_examined(path) for path in folders]
+    names = sorted({*folders, *shipped}, key=_by_step)
+    return manifest, [
+        _examined(folders[name]) if name in folders else _shipped(shipped[name]) for name in names
+    ]
 
 
-def _by_step(folder: Path) -> tuple[str, float]:
+def _by_step(name: str) -> tuple[str, float]:
     """The run and the step of a model RUN@STEP; the end of training comes last."""
-    run, _, step = folder.name.partition("@")
+    run, _, step = name.partition("@")
     return run, float(step) if step.isdecimal() else float("inf")
 
 
 def _examined(folder: Path) -> ExaminedModel:
     about = files.read_json(folder / "subject.json")
-    absent = sorted({"name", "inputs", "seed", "config", "record"} - set(about))
-    if absent:
-        lacks = f"lacks {', '.join(absent)}"
-        raise CheckpointError(f"{folder / 'subject.json'} {lacks}; run experiments.reproduce again")
+    _check_facts(folder / "subject.json", about)
     sweep, attention = (labelled.read(folder / f"{part}.zarr") for part in ("sweep", "attention"))
     _check(folder / "sweep.zarr", sweep, ("loss", "clean_loss", "change"))
     _check(folder / "attention.zarr", attention, STATISTICS)
@@ -188,6 +190,23 @@ def _examined(folder: Path) -> ExaminedModel:
     sheet = folder / "samples.png"
     with files.plain_errors(sheet):
         samples = sheet.read_bytes() if about.get("samples", True) else b""
+    return _model(about, {"sweep": sweep, "attention": attention, **_studied(folder)}, samples)
+
+
+def _shipped(path: Path) -> ExaminedModel:
+    """A model from a file of `packing.pack`."""
+    about, results, members = packing.unpack(path)
+    _check_facts(path, about)
+    return _model(about, _with_circuits(results), members.get("samples.png", b""))
+
+
+def _check_facts(path: Path, about: dict) -> None:
+    absent = sorted({"name", "inputs", "seed", "config", "record"} - set(about))
+    if absent:
+        raise CheckpointError(f"{path} lacks {', '.join(absent)}; run experiments.reproduce again")
+
+
+def _model(about: dict, results: dict, samples: bytes) -> ExaminedModel:
     config = from_dict(about["config"])
     data = config.data
     return ExaminedModel(
@@ -201,10 +220,8 @@ def _examined(folder: Path) -> ExaminedModel:
             data=data.name,
             complexity=data.complexity,
             seed=config.seed,
-            sweep=sweep,
-            attention=attention,
             steps=int(about["record"].get("steps") or 0),
-            **_studied(folder),
+            **results,
         ),
         samples=samples,
         images_facts=about.get("images", {}),
@@ -216,11 +233,18 @@ def _studied(folder: Path) -> dict:
     """Results of `controls.run_study`, those that study.json lists."""
     path = folder / "study.json"
     names = files.read_json(path)["results"] if path.exists() else []
-    results = {name: labelled.read(folder / f"{name}.zarr") for name in names}
+    return _with_circuits({name: labelled.read(folder / f"{name}.zarr") for name in names})
+
+
+def _with_circuits(results: dict[str, xr.Dataset]) -> dict:
+    """Results by field of `Network`: those named circuit_ABLATION together, by ablation."""
     circuits = {
-        name.removeprefix("circuit_"): results.pop(name) for name in names if name.startswith("circuit_")
+        name.removeprefix("circuit_"): result
+        for name, result in results.items()
+        if name.startswith("circuit_")
     }
-    return results | {"circuits": circuits}
+    others = {name: result for name, result in results.items() if not name.startswith("circuit_")}
+    return others | {"circuits": circuits}
 
 
 def _check(path: Path, dataset: xr.Dataset, required: tuple[str, ...]) -> None:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from mechdiff import stats
 from mechdiff.core import keys
 from mechdiff.core.errors import ConfigError, unknown
-from mechdiff.core.types import Images, PRNGKey
+from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.data.synthetic import FACTORS, factor_pair
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.interventions.build import leave_one_out
@@ -55,8 +55,8 @@ def transfer_fraction(outputs: PassOutputs) -> tuple[tuple[Array, Array], Array]
 
 
 @jax.jit
-def _predict(denoiser: Examinable, x_t: Images, t: Int[Array, " batch"]) -> Images:
-    return denoiser.predict(denoiser.identity, x_t, t)
+def _predict(denoiser: Examinable, x_t: Images, t: Int[Array, " batch"], condition: PyTree) -> Images:
+    return denoiser.predict(denoiser.identity, x_t, t, condition)
 
 
 def interchange_effects(
@@ -69,6 +69,7 @@ def interchange_effects(
     chosen: Sequence[Component] | None = None,
     complexity: int = 4,
     block: int = 16,
+    condition: PyTree = None,
 ) -> xr.Dataset:
     """How much of each factor every component carries, at each noise level, pair by pair.
 
@@ -79,6 +80,7 @@ def interchange_effects(
       chosen: components; all of the network if None.
       complexity: rung 0 to 4 of the ladder that the faces are drawn from.
       block: pairs at once.
+      condition: what both faces of each pair are denoised under, leaves `(pairs, ...)`; None: nothing.
     Returns:
       Dataset with `moved` (see the module; NaN where the factor does not show), its numerator `along` and the
       squared `change`, dims `factor, component, t, image`; and `distance`, |eps' - eps|^2, dims `factor, t,
@@ -104,8 +106,9 @@ def interchange_effects(
             for start in range(0, pairs, block):
                 where = slice(start, min(start + block, pairs))
                 index = np.resize(np.arange(start, where.stop), min(block, pairs))
-                found = _block(engine, denoiser, stacked, first[index], second[index], index, int(t), noise)
-                (products, squares), ways = found
+                told = jax.tree.map(lambda leaf, index=index: np.asarray(leaf)[index], condition)
+                both = first[index], second[index], index
+                (products, squares), ways = _block(engine, stacked, *both, int(t), noise, told)
                 count = where.stop - start
                 along[row, :, column, where] = products[:, :count]
                 change[row, :, column, where] = squares[:, :count]
@@ -126,21 +129,23 @@ def interchange_effects(
 
 def _block(
     engine: Engine,
-    denoiser: Examinable,
     stacked: Intervention,
     first: Images,
     second: Images,
     index: Int[np.ndarray, " batch"],
     t: int,
     key: PRNGKey,
+    condition: PyTree,
 ):
-    """What `moved` measures on one block of pairs."""
-    replacement = activations(denoiser, second, t, key, index)
+    """What `transfer_fraction` gives for one block of pairs."""
+    denoiser = engine.denoiser
+    replacement = activations(denoiser, second, t, key, index, condition)
     at = jnp.full(len(index), t)
     x_t = q_sample(denoiser.schedule, second, at, image_noise(key, index, second.shape[1:]))
-    other = _predict(denoiser, x_t, at)
+    other = _predict(denoiser, x_t, at, condition)
     from_second = dataclasses.replace(stacked, replacement=replacement)
-    return engine.reduce(from_second, first, index, t, key, transfer_fraction, own=np.asarray(other))
+    given = {"own": np.asarray(other), "condition": condition}
+    return engine.reduce(from_second, first, index, t, key, transfer_fraction, **given)
 
 
 def transfer_by_component(

@@ -18,7 +18,7 @@ from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import cosine_schedule
 from mechdiff.interventions.build import ablate, leave_one_out
 from mechdiff.models.traced import wrap
-from mechdiff.sweeps import activations, optimal_ablation, replacements
+from mechdiff.sweeps import activations, interchange, optimal_ablation, replacements
 from mechdiff.sweeps.ablation import ablation_sweep, sweep_in_memory
 from mechdiff.sweeps.attention_patterns import pattern_effects
 from mechdiff.sweeps.execution import engine, rollout, shared_prefix
@@ -203,6 +203,48 @@ def test_entropy_is_that_of_the_named_patterns(denoiser):
     np.testing.assert_allclose(statistics["entropy"].sel(t=40).T, expected, rtol=1e-4)
     with pytest.raises(ConfigError, match="UNet only"):
         pattern_effects(denoiser, EVAL_SET)
+
+
+def test_groups_of_channels_are_components_too(denoiser, plain):
+    groups = [part for part in denoiser.components(channel_groups=2) if part.name == "mlp.0-4"]
+    losses = sweep_in_memory(denoiser, EVAL_SET, leave_one_out(denoiser.identity, groups)[1])
+    gate = {site: leaf.copy() for site, leaf in denoiser.identity.gate.items()}
+    gate["mlp"][:4] = 0
+    np.testing.assert_allclose(
+        losses.loss[0], plain(dataclasses.replace(denoiser.identity, gate=gate)), rtol=1e-5
+    )
+
+
+def test_a_sampling_sweep_goes_on_where_it_stopped(denoiser, tmp_path, monkeypatch):
+    levels, options = [5, 40], {"block": 2, "rows": 1, "condition": LABELS[:2]}
+    windows = rollout.even_windows(levels, 2)
+    whole = sampling_sweep(denoiser, levels, windows, 2, KEY, tmp_path / "whole", **options)
+    walk, calls = rollout._walk, []
+
+    def stopping(*args):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return walk(*args)
+
+    monkeypatch.setattr(rollout, "_walk", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        sampling_sweep(denoiser, levels, windows, 2, KEY, tmp_path / "stopped", **options)
+    again = sampling_sweep(denoiser, levels, windows, 2, KEY, tmp_path / "stopped", **options)
+    np.testing.assert_array_equal(again["distance"], whole["distance"])
+
+
+def test_factors_are_carried_under_a_condition():
+    def copied(params, x, t, label):
+        return name(params * x, "copy")
+
+    example = np.zeros((1, 8, 8, 3), np.float32), np.array([3]), LABELS[:1]
+    copying = wrap(copied, jnp.float32(0.5), schedule=SCHEDULE, example=example)
+    moved = interchange.interchange_effects(
+        copying, [5], KEY, factors=["glasses"], pairs=2, condition=LABELS[:2]
+    )
+    share = moved["moved"].values[np.isfinite(moved["moved"].values)]
+    np.testing.assert_allclose(share, 1, atol=1e-4)  # the one component carries all that there is
 
 
 def test_memory_is_told_from_the_program(denoiser):

@@ -1,0 +1,103 @@
+"""Effects pooled over timesteps, each with a test; and two denoisers compared on the same images and noise.
+
+The unit is the image (or the person, where known): its pooled relative loss increase under each ablation, and
+the difference of these between two denoisers. Sign flips of units test them; the training seeds are fixed, so
+that nothing here speaks of other trainings.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+
+from mechdiff import stats
+from mechdiff.analysis import effects
+from mechdiff.core.errors import ConfigError
+from mechdiff.stats import Interval
+
+PAIRED_BY = ("images_sha256", "noise_seed")  # attributes that must agree where both sweeps have them
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Change of pooled relative loss increases from one denoiser to another, in percentage points.
+
+    Attributes:
+      components: that both have, in the order of the first.
+      before, after: pooled relative loss increases, %, `[component]`.
+      difference: after - before.
+      p: two-sided sign-flip p values of the differences, Holm-adjusted over components.
+      n: images, or people where they are known.
+    """
+
+    components: tuple[str, ...]
+    before: Float[np.ndarray, " component"]
+    after: Float[np.ndarray, " component"]
+    difference: Interval
+    p: Float[np.ndarray, " component"]
+
+    @property
+    def n(self) -> int:
+        """Units: images, or people where they are known."""
+        return self.difference.n
+
+
+def by_unit(sweep: xr.Dataset, ablation: str) -> Float[np.ndarray, "component unit"]:
+    """Pooled relative loss increase of each image (or the sum over each person's images), %."""
+    clean, loss = effects.losses(sweep, ablation)
+    nested = sweep.attrs.get("images_total", 0) > sweep.sizes["image"]
+    units = stats.units_of(sweep)
+    values = units.sums(effects.picture_damage(clean, loss, nested))
+    return values.sum(axis=1) if units.clustered else values.reshape(len(values), -1)
+
+
+def pooled_p(sweep: xr.Dataset, ablation: str, seed: int = 0) -> Float[np.ndarray, " component"]:
+    """Two-sided sign-flip p values of pooled relative loss increases, max-T over all components."""
+    return stats.max_t(by_unit(sweep, ablation), seed=seed)
+
+
+def paired_difference(
+    before: xr.Dataset, after: xr.Dataset, ablation: str, repeats: int = 2000, seed: int = 0
+) -> PairedDifference:
+    """How the effect of each component's ablation differs between two denoisers, image by image.
+
+    Args:
+      before, after: sweeps of equal timesteps over equal images and noise.
+      repeats, seed: of the bootstrap; the same resamples of images serve both sides.
+
+    Raises:
+      ConfigError: sweeps of other timesteps, images or noise; no component in common.
+    """
+    _check_paired(before, after)
+    there = set(after["component"].values.tolist())
+    names = [name for name in before["component"].values.tolist() if name in there]
+    if not names:
+        raise ConfigError("the two denoisers have no component in common; their effects can't be compared")
+    sides = [sweep.sel(component=names) for sweep in (before, after)]
+    losses = [effects.losses(side, ablation) for side in sides]
+
+    def pooled(side: int, weights: np.ndarray) -> np.ndarray:
+        return effects.pooled_relative_increase(*losses[side], weights)
+
+    units = stats.units_of(before)
+    interval = stats.bootstrap_units(
+        lambda weights: pooled(1, weights) - pooled(0, weights), units, repeats=repeats, seed=seed
+    )
+    units_before, units_after = (by_unit(side, ablation) for side in sides)
+    p = stats.holm(stats.permutation_test(units_after - units_before, seed=seed))
+    even = [pooled(side, units.even())[:, 0] for side in range(2)]
+    return PairedDifference(tuple(names), even[0], even[1], interval, p)
+
+
+def _check_paired(before: xr.Dataset, after: xr.Dataset) -> None:
+    sizes = [(side["t"].values.tolist(), side.sizes["image"]) for side in (before, after)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"sweeps of timesteps and images {sizes[0]} and {sizes[1]}: they are paired image by image, so "
+            "sweep both on the same"
+        )
+    for name in PAIRED_BY:
+        values = [side.attrs.get(name) for side in (before, after)]
+        if None not in values and values[0] != values[1]:
+            raise ConfigError(f"sweeps with {name} {values[0]} and {values[1]} can't be paired; use the same")

@@ -1,0 +1,26 @@
+"""The daily face: load a model, change it, sample, sweep, compare; objects that print what they are.
+
+Methods of `Model` and `Result` are thin: each calls one pure function that is public here or in a room below.
+"""
+
+from mechdiff.api.compare import Comparison, Course, compare, compare_steps
+from mechdiff.api.loading import load
+from mechdiff.api.model import Model
+from mechdiff.api.result import Result, Screen, screen, sweep
+from mechdiff.api.show import Samples, Sheet, show
+
+__all__ = [
+    "Comparison",
+    "Course",
+    "Model",
+    "Result",
+    "Samples",
+    "Screen",
+    "Sheet",
+    "compare",
+    "compare_steps",
+    "load",
+    "screen",
+    "show",
+    "sweep",
+]

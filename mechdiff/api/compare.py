@@ -1,0 +1,193 @@
+"""Two models on the same images and noise, and one model over its training."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mechdiff.analysis.paired import PairedDifference, paired_difference
+from mechdiff.api.images import Given, eval_images
+from mechdiff.api.loading import load
+from mechdiff.api.result import Result, sweep
+from mechdiff.core.errors import CheckpointError, ConfigError
+from mechdiff.interventions.describe import table
+from mechdiff.models.load import steps_of
+from mechdiff.report import single
+from mechdiff.report.single import Plot
+
+UNITS = (
+    "before, after: relative loss increase, %, pooled over noise levels; difference: percentage points with "
+    "95 % interval over images; p: sign flips, Holm over components"
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Comparison:
+    """What changed from one model to another: effects of ablations, paired by image and noise.
+
+    Attributes:
+      before, after: their sweeps, in this order.
+      paired: differences with intervals and p values.
+    """
+
+    before: Result
+    after: Result
+    paired: PairedDifference
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """All components, the largest change first: component, before, after (%), difference (percentage
+        points), low, high, p (Holm), n (images)."""
+        paired = self.paired
+        frame = pd.DataFrame(
+            {
+                "component": paired.components,
+                "before": paired.before,
+                "after": paired.after,
+                "difference": paired.difference.estimate,
+                "low": paired.difference.low,
+                "high": paired.difference.high,
+                "p": paired.p,
+                "n": paired.n,
+            }
+        )
+        frame.attrs["units"] = UNITS
+        order = np.argsort(-np.abs(paired.difference.estimate), kind="stable")
+        return frame.iloc[order].reset_index(drop=True)
+
+    def top(self, n: int = 10) -> pd.DataFrame:
+        """The `n` components whose effect changed most, in either direction."""
+        return self.frame.head(n)
+
+    def plot(self, n: int = 20) -> Plot:
+        """The largest changes with their intervals."""
+        top = self.top(n)
+        columns = [top[name].tolist() for name in ("component", "difference", "low", "high")]
+        label = "change of relative loss increase, percentage points"
+        return single.plot_ranked(*columns, label=label, title=self._title)
+
+    @property
+    def _title(self) -> str:
+        first, last = (side.dataset.attrs["denoiser"] for side in (self.before, self.after))
+        return f"{first} (before), {last} (after): {self.before.ablation} ablation, n = {self.paired.n}"
+
+    def __repr__(self) -> str:
+        return f"Comparison({self._title})\n{self.top(3).round(3).to_string(index=False)}"
+
+    def _repr_html_(self) -> str:
+        rows = self.top(5).round(3).to_html(index=False, border=0)
+        return f"{table('Comparison', [('of', self._title)])}{rows}<small>{UNITS}</small>"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Course:
+    """One model at several steps of its training, on the same images and noise.
+
+    Attributes:
+      results: training step -> sweep, ascending.
+    """
+
+    results: dict[int, Result]
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """step, component, delta_loss (%), low, high, n: a row for each step and component."""
+        parts = []
+        for step, result in self.results.items():
+            pooled = result.effects.pooled
+            columns = {
+                "step": step,
+                "component": result.effects.components,
+                "delta_loss": pooled.estimate,
+                "low": pooled.low,
+                "high": pooled.high,
+                "n": pooled.n,
+            }
+            parts.append(pd.DataFrame(columns))
+        return pd.concat(parts, ignore_index=True)
+
+    def changes(self) -> Comparison:
+        """From the first step to the last."""
+        first, *_, last = self.results.values()
+        return _compared(first, last)
+
+    def plot(self, *components: str) -> Plot:
+        """Effects of components over training; default: the five largest at the last step."""
+        last = list(self.results.values())[-1]
+        chosen = components or tuple(last.top(5)["component"])
+        frame = self.frame.set_index("component")
+        lines = {}
+        for name in chosen:
+            rows = frame.loc[[name]]
+            lines[name] = tuple(rows[column].tolist() for column in ("delta_loss", "low", "high"))
+        return single.plot_course(list(self.results), lines, last._title)
+
+    def __repr__(self) -> str:
+        return f"Course({len(self.results)} steps: {', '.join(map(str, list(self.results)[:10]))})"
+
+
+def compare(before: Any, after: Any, images: Given = None, **settings: Any) -> Comparison:
+    """Effects of ablating each component in two models, on the same images, timesteps and noise.
+
+    Args:
+      before, after: models, or what `load` takes.
+      images: see `images.eval_images`; None: those that `before` would be examined on, for both.
+      settings: of `result.sweep`.
+
+    Raises:
+      ConfigError: models of images of different shape, or of different noise schedules.
+
+    Example:
+      >>> compare("runs/a", "runs/b", "my_pictures/").top(10)  # doctest: +SKIP
+    """
+    before, after = _model(before), _model(after)
+    _check_comparable(before, after)
+    if images is None:
+        shown = eval_images(before, None, settings.get("n", 16), settings.get("n", 16))
+        images = np.concatenate([shown.scored, shown.reference])
+    return _compared(sweep(before, images, **settings), sweep(after, images, **settings))
+
+
+def compare_steps(run: str | Path, images: Given = None, **settings: Any) -> Course:
+    """A model as it was at every exported step of its training (`train.keep`), the end among them.
+
+    Args:
+      run: the folder of the training.
+      images: see `images.eval_images`; None: those that the last model would be examined on.
+      settings: of `result.sweep`.
+
+    Raises:
+      CheckpointError: fewer than two steps were exported.
+    """
+    folders = steps_of(run)
+    if len(folders) < 2:
+        raise CheckpointError(
+            f"{run} has {len(folders)} exported steps; at least 2 are compared (train with "
+            "--set=train.keep=STEP,STEP)"
+        )
+    models = {step: load(folder) for step, folder in folders.items()}
+    if images is None:
+        n = settings.get("n", 16)
+        shown = eval_images(list(models.values())[-1], None, n, n)
+        images = np.concatenate([shown.scored, shown.reference])
+    return Course({step: sweep(model, images, **settings) for step, model in models.items()})
+
+
+def _model(given: Any) -> Any:
+    return load(given) if isinstance(given, str | Path) else given
+
+
+def _check_comparable(before: Any, after: Any) -> None:
+    shapes = [tuple(model.denoiser.image_shape) for model in (before, after)]
+    if shapes[0] != shapes[1]:
+        raise ConfigError(f"models of images {shapes[0]} and {shapes[1]} can't be paired image by image")
+    levels = [np.asarray(model.denoiser.schedule.log_snr) for model in (before, after)]
+    if levels[0].shape != levels[1].shape or not np.allclose(*levels, atol=1e-4):
+        raise ConfigError(f"{before.name} and {after.name} have different noise schedules: can't be paired")
+
+
+def _compared(before: Result, after: Result) -> Comparison:
+    paired = paired_difference(before.dataset, after.dataset, before.ablation)
+    return Comparison(before, after, paired)

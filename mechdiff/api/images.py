@@ -1,0 +1,41 @@
+"""Which images a model is examined on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mechdiff.api.places import cache_folder
+from mechdiff.core.config import SweepConfig
+from mechdiff.core.types import AnyArray
+from mechdiff.data.images import DEFAULT
+from mechdiff.study.inputs import TRAINING_IMAGES, EvalImages, held_out_images, images_from, own_samples
+
+Given = str | Path | AnyArray | None
+
+
+def eval_images(model: Any, images: Given, n: int, reference: int = 0) -> EvalImages:
+    """`n` images to examine a model on, and `reference` others, prepared as those it was trained on.
+
+    Args:
+      model: a `Model`.
+      images: a folder, an `.npy` or `.npz` file, or an array: bytes, or floats in [-1, 1]. None: held-out
+        synthetic faces for a model that was trained on these, samples of the model's own for any other.
+
+    Raises:
+      DataError: too few images, or any that can't be read without a guess.
+    """
+    config = SweepConfig(ablations=("zero",), images=n, reference_images=reference)
+    trained = model.config
+    if images is None and trained is not None and trained.data.name == "synthetic":
+        return held_out_images(trained.data, model.denoiser.image_shape[0], config, cache_folder())
+    if images is None:
+        return own_samples(model.denoiser, config, seed=0)
+    known = model.record.get(TRAINING_IMAGES)
+    return images_from(
+        images if isinstance(images, str | Path) else np.asarray(images),
+        model.denoiser,
+        config,
+        preprocessing=DEFAULT if trained is None else trained.data.preprocessing,
+        trained_on=None if known is None else frozenset(known),
+    )

@@ -1,0 +1,120 @@
+"""`load`: a model by whatever name it has."""
+
+import importlib
+import logging
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mechdiff.api.model import Model
+from mechdiff.api.places import cache_folder
+from mechdiff.core import devices
+from mechdiff.core.config import DataConfig, ExperimentConfig
+from mechdiff.core.errors import CheckpointError, ConfigError
+from mechdiff.models import load as exported
+from mechdiff.models import pretrained, shipped
+from mechdiff.models.denoiser import Denoiser, Examinable
+from mechdiff.models.unet import init_unet
+from mechdiff.storage import checksums
+
+FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
+
+
+def load(source: str | Path | Examinable, *, name: str = "", **stated: Any) -> Model:
+    """A model to be examined.
+
+    The first call makes every CPU core a device of its own, as launchers do, unless JAX is at work already or
+    JAX_NUM_CPU_DEVICES says otherwise; see `devices.use_all_cores`.
+
+    Args:
+      source: the name of a shipped network (`cpu32-celeba-seed0`); a folder that was exported here; the
+        folder RUN of a training, or RUN@STEP; a folder of diffusers or of guided-diffusion (ADM), which is
+        read as it is; `module:function` of a function that returns a denoiser; or a denoiser.
+      name: shown in results; default: that of the source.
+      stated: what the files of others leave open, such as `prediction="v_prediction"`; see
+        `models.pretrained.Stated`.
+
+    Raises:
+      CheckpointError: nothing is there, or it is damaged; shipped networks are listed.
+      ConfigError: an option of a foreign folder that is not supported.
+
+    Example:
+      >>> load("cpu16-synthetic-seed0")  # doctest: +ELLIPSIS
+      Model('cpu16-synthetic-seed0': UNet 16x16x3, ... parameters, 56 components; identity)
+    """
+    if not devices.use_all_cores():
+        logging.warning(
+            "JAX is at work on %d of the CPU's cores; call mechdiff.use_all_cores() before anything of JAX's",
+            jax.local_device_count(),
+        )
+    _keep_programs()
+    if not isinstance(source, str | Path):
+        return _of_denoiser(source, name)
+    if FUNCTION.fullmatch(str(source)) and not Path(source).exists():
+        return _of_denoiser(_called(str(source)), name)
+    return _of_folder(_folder(source), name, stated)
+
+
+def _keep_programs() -> None:
+    """Compiled programs are kept for the next session, unless JAX was told where, or not to. By host: what a
+    CPU compiles for itself another one may not run."""
+    if jax.config.jax_compilation_cache_dir is not None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = cache_folder() / "programs" / platform.node()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # compiled programs are code: private
+    except OSError:  # a home that can't be written to: then they are not kept
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _of_denoiser(denoiser: Any, name: str) -> Model:
+    if not isinstance(denoiser, Examinable):
+        raise ConfigError(
+            f"{type(denoiser).__name__} is no denoiser; make one by mechdiff.wrap(fn, params, ...) or "
+            "mechdiff.Denoiser(...), or give a name or a folder"
+        )
+    return Model(denoiser, denoiser.identity, origin=name or denoiser.name)
+
+
+def _called(source: str) -> Any:
+    module, function = source.split(":")
+    try:
+        return getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(
+            f"{source}: {error}; give module:function of one that can be imported"
+        ) from error
+
+
+def _folder(source: str | Path) -> Path:
+    """An exported folder, or one of others."""
+    path = exported.model_folder(source)
+    return path if path.exists() else shipped.find(path)
+
+
+def _of_folder(folder: Path, name: str, stated: dict[str, Any]) -> Model:
+    if (folder / checksums.NAME).is_file():
+        if stated:
+            raise ConfigError(f"{', '.join(stated)} can't be stated of {folder}: its config says it")
+        denoiser, config, record = exported.load_denoiser(folder, name)
+        return Model(denoiser, denoiser.identity, config=config, record=record, origin=str(folder))
+    try:
+        statement = pretrained.Stated(**stated)
+    except TypeError as error:
+        raise ConfigError(f"{error}; see mechdiff.models.pretrained.Stated") from error
+    imported = pretrained.read(folder, statement)
+    for note in (*imported.notes, *(f"ASSUMED {option}" for option in imported.assumed)):
+        logging.warning("%s: %s", folder.name, note)
+    called = name or folder.resolve().name
+    identity = jax.jit(lambda key: init_unet(key, imported.unet)[1])(jax.random.key(0))
+    denoiser = Denoiser(called, imported.unet, imported.schedule, imported.params, identity)
+    config = ExperimentConfig(
+        name=called, data=DataConfig(name="unknown"), unet=imported.unet, diffusion=imported.diffusion
+    )
+    record = {"imported": {"layout": imported.layout, "notes": imported.notes, "assumed": imported.assumed}}
+    return Model(denoiser, identity, config=config, record=record, origin=str(folder))

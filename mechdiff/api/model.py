@@ -1,0 +1,226 @@
+"""`Model`: a denoiser under an intervention, to hold, change, sample and measure."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from mechdiff.api import reading, result, sampling
+from mechdiff.api.images import Given, eval_images
+from mechdiff.api.replacing import Source, replacements_of
+from mechdiff.api.show import Samples
+from mechdiff.core.config import ExperimentConfig
+from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.types import AnyArray, Images
+from mechdiff.interventions import build
+from mechdiff.interventions.components import Component, component_at, select
+from mechdiff.interventions.describe import describe, table
+from mechdiff.interventions.directions import add_direction
+from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Examinable, check_inputs
+
+What = str | Component | Iterable[str | Component]  # a name, a regular expression, or a list of components
+ABLATIONS = ("zero", "mean")  # that act while sampling; sweeps know more
+REFERENCES = 16  # images that a mean is taken over
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A denoiser under an intervention. Methods that change something return another model.
+
+    Attributes:
+      denoiser: the network, untouched.
+      intervention: what is done to it.
+      sources: component -> images whose activations replace its own, timestep by timestep.
+      config: how it was trained; None: not known.
+      record: of its training or import.
+      origin: where it was loaded from.
+
+    Example:
+      >>> import mechdiff as md
+      >>> model = md.load("cpu16-synthetic-seed0")
+      >>> model.ablate("mid.attn0.head.").during(0, 300)  # doctest: +ELLIPSIS
+      Model('cpu16-synthetic-seed0': UNet 16x16x3, ...; zero: mid.attn0.head0, ...; t in [0, 300))
+      >>> model.components(type="head").columns.tolist()
+      ['name', 'type', 'resolution', 'depth']
+    """
+
+    denoiser: Examinable
+    intervention: Intervention
+    sources: Mapping[str, Source] = dataclasses.field(default_factory=dict)
+    config: ExperimentConfig | None = None
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    origin: str = ""
+
+    @property
+    def name(self) -> str:
+        """Shown in results."""
+        return self.denoiser.name
+
+    @property
+    def doing(self) -> str:
+        """What is done to the network, in words."""
+        labels = {name: source.label for name, source in self.sources.items()}
+        return describe(self.intervention, labels)
+
+    def components(self, type: str | None = None) -> pd.DataFrame:
+        """Every addressable component, in order of execution: name, type, resolution (pixels), depth.
+
+        Args:
+          type: of component, such as `head`, `res`, `skip` or `time`; None: all.
+        """
+        listed = self.denoiser.components()
+        types = dict.fromkeys(component.component_type for component in listed)
+        if type is not None and type not in types:
+            raise ConfigError(unknown("component type", type, types))
+        rows = [
+            (component.name, component.component_type, component.resolution, component.depth)
+            for component in listed
+            if type in (None, component.component_type)
+        ]
+        return pd.DataFrame(rows, columns=["name", "type", "resolution", "depth"])
+
+    def ablate(self, what: What, with_: str = "zero", images: Given = None) -> "Model":
+        """Components replaced.
+
+        Args:
+          what: a name, a regular expression that whole names match, or a list of names.
+          with_: `zero`; or `mean`, over 16 images at the same timestep and position.
+          images: that the mean is over: a folder, file or array; None: see `images.eval_images`.
+        """
+        if with_ not in ABLATIONS:
+            raise ConfigError(unknown("ablation of a model", with_, ABLATIONS) + "; model.sweep knows more")
+        changed = self._set(build.set_gate(self.intervention, _listed(self.intervention, what), 0.0))
+        names = list(select(self.intervention, _listed(self.intervention, what)))
+        if with_ == "zero":
+            return changed._forget(names)
+        reference = eval_images(self, images, REFERENCES)
+        source = Source(reference.scored, True, f"mean over {REFERENCES} images")
+        return dataclasses.replace(changed, sources=dict(self.sources) | dict.fromkeys(names, source))
+
+    def scale(self, what: What, factor: float) -> "Model":
+        """Activations of components multiplied by `factor` (1: unchanged, 0: ablated, 2: doubled)."""
+        chosen = _listed(self.intervention, what)
+        scaled = self._set(build.set_gate(self.intervention, chosen, factor))
+        return scaled._forget(list(select(self.intervention, chosen)))
+
+    def temperature(self, what: What, value: float) -> "Model":
+        """Attention logits of heads divided by `value`, above 0: above 1 patterns are flatter."""
+        chosen = _listed(self.intervention, what)
+        return self._set(build.set_temperature(self.intervention, chosen, value))
+
+    def add(self, component: str, direction: AnyArray, strength: float = 1.0) -> "Model":
+        """`strength * direction` added to one component's activation; see `directions.add_direction`."""
+        return self._set(add_direction(self.intervention, component, direction, strength))
+
+    def patch(self, what: What, source: Given) -> "Model":
+        """Activations of components replaced by those on other images: image i goes into sample i.
+
+        Args:
+          source: a folder, file or array of images; as many as are sampled.
+        """
+        count = len(source) if isinstance(source, np.ndarray | jax.Array) else REFERENCES
+        images = eval_images(self, source, count)
+        chosen = _listed(self.intervention, what)
+        names = list(select(self.intervention, chosen))
+        patched = self._set(build.set_gate(self.intervention, chosen, 0.0))
+        given = Source(images.scored, False, f"patched from {count} images")
+        return dataclasses.replace(patched, sources=dict(self.sources) | dict.fromkeys(names, given))
+
+    def during(self, low: int, high: int) -> "Model":
+        """All that is done is done only where low <= t < high, t = 0 being the least noise."""
+        return self._set(build.windowed(self.intervention, low, high))
+
+    def untouched(self) -> "Model":
+        """The model without intervention."""
+        return dataclasses.replace(self, intervention=self.denoiser.identity, sources={})
+
+    def sample(self, n: int = 8, *, seed: int = 0, steps: int = 50, condition: Any = None) -> Samples:
+        """`n` images by DDIM; see `sampling.sample`. Equal seeds begin with equal noise."""
+        images = sampling.sample(
+            self.denoiser,
+            self.intervention,
+            n,
+            seed=seed,
+            steps=steps,
+            sources=self.sources,
+            condition=condition,
+        )
+        doing = "no intervention" if self.doing == "identity" else self.doing
+        return Samples(images, f"{self.name}, {doing}", seed)
+
+    def predict(self, x_t: Images, t: int | AnyArray, condition: Any = None) -> jax.Array:
+        """The noise in `x_t`, whatever the network was trained to output.
+
+        Args:
+          x_t: noisy images, `(images, height, width, channels)`.
+          t: one timestep for all images, or one an image, integers in [0, T).
+        """
+        x_t, levels = check_inputs(self.denoiser, x_t, t)
+        acting = self.intervention
+        if self.sources:
+            if len(set(np.asarray(levels).tolist())) != 1:
+                raise ConfigError("replacements from images need one t for all rows; call predict for each t")
+            shared, rows = replacements_of(self.denoiser, acting, self.sources, [int(levels[0])])
+            values = {site: value[0] for site, value in (shared | rows).items()}
+            acting = dataclasses.replace(acting, replacement=dict(acting.replacement) | values)
+        return reading.predicted(self.denoiser, acting, jnp.asarray(x_t), jnp.asarray(levels), condition)
+
+    def sweep(self, images: Given = None, **settings: Any) -> "result.Result":
+        """Ablates one component at a time and measures the denoising loss; see `result.sweep`."""
+        return result.sweep(self, images, **settings)
+
+    def screen(self, images: Given = None, **settings: Any) -> "result.Screen":
+        """A first ranking of all components by gradients, in one pass or two; see `result.screen`."""
+        return result.screen(self, images, **settings)
+
+    def activations(
+        self, images: Given = None, *, sites: str = ".*", timesteps: Sequence[int] | None = None, n: int = 16
+    ) -> xr.Dataset:
+        """Activations of sites on noised images; see `reading.activations`."""
+        return reading.activations(self, images, sites=sites, timesteps=timesteps, n=n)
+
+    def attention(
+        self, images: Given = None, *, heads: str = ".*", timesteps: Sequence[int] | None = None, n: int = 4
+    ) -> xr.Dataset:
+        """Attention patterns of heads on noised images; see `reading.attention`."""
+        return reading.attention(self, images, heads=heads, timesteps=timesteps, n=n)
+
+    def component(self, name: str) -> Component:
+        """One component by its name, or an error with the closest names."""
+        return component_at(self.denoiser.components(), name)
+
+    def _set(self, intervention: Intervention) -> "Model":
+        return dataclasses.replace(self, intervention=intervention)
+
+    def _forget(self, names: Sequence[str]) -> "Model":
+        kept = {name: source for name, source in self.sources.items() if name not in names}
+        return dataclasses.replace(self, sources=kept)
+
+    def _facts(self) -> list[tuple[str, object]]:
+        about = repr(self.denoiser).split(": ", 1)[-1].rstrip(")")
+        facts: list[tuple[str, object]] = [("network", about), ("intervention", self.doing)]
+        if self.config is not None:
+            facts.append(("trained on", self.config.data.name))
+        if self.record.get("steps"):
+            facts.append(("training steps", self.record["steps"]))
+        return [*facts, ("origin", self.origin)]
+
+    def __repr__(self) -> str:
+        about = self._facts()[0][1]
+        return f"Model({self.name!r}: {about}; {self.doing})"
+
+    def _repr_html_(self) -> str:
+        return table(f"Model {self.name}", self._facts())
+
+
+def _listed(intervention: Intervention, what: What) -> str | list:
+    """`what` as `components.select` takes it."""
+    if isinstance(what, Component):
+        return [what]
+    return what if isinstance(what, str) else list(what)

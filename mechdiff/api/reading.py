@@ -1,0 +1,153 @@
+"""What a model does inside: activations of sites and attention patterns, as labeled arrays."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+from jaxtyping import Array
+
+from mechdiff.api.images import Given, eval_images
+from mechdiff.api.replacing import replacements_of
+from mechdiff.core import keys
+from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.diffusion.schedules import timesteps_by_log_snr
+from mechdiff.interventions.components import site_type
+from mechdiff.interventions.gates import CAPTURED
+from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Examinable
+from mechdiff.models.layers import PATTERNS
+from mechdiff.sweeps import activations as captures
+
+AXES = {1: ("channel",), 3: ("y", "x", "channel")}  # of one row of a site's activation, by rank
+HEAD_AXES = ("token", "head", "depth")
+
+
+@jax.jit
+def predicted(denoiser: Any, intervention: Intervention, x_t: Any, t: Any, condition: Any = None) -> Array:
+    """`denoiser.predict`, compiled once a shape, whatever the intervention."""
+    return denoiser.predict(intervention, x_t, t, condition)
+
+
+def activations(
+    model: Any,
+    images: Given,
+    *,
+    sites: str,
+    timesteps: Sequence[int] | None = None,
+    n: int = 8,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Activations of sites, before their own gates act, on noised images.
+
+    Args:
+      model: a `Model`; its intervention acts.
+      images: see `images.eval_images`; `n` of them.
+      sites: regular expression that whole names of sites match, such as `mid.*`.
+      timesteps: integers in [0, T); None: the one in the middle of log-SNR.
+      seed: of the noise: image i has the same noise at every timestep.
+    Returns:
+      A variable a site, dims `t, image` and its own axes: `y, x, channel` of maps, `token, head, depth` of
+      attention heads, `channel` of vectors; each with its length, so that `y_16` is an axis of 16.
+
+    Raises:
+      ConfigError: a pattern that matches no site, or a timestep outside [0, T).
+    """
+    chosen = _matching("site", sites, list(model.denoiser.identity.gate))
+    timesteps = _timesteps(model.denoiser, timesteps)
+    captured, facts = _captured(model, images, timesteps, n, seed, CAPTURED)
+    variables = {}
+    for site in chosen:
+        stacked = np.stack([values[site] for values in captured])
+        axes = HEAD_AXES if site_type(site) == "head" else AXES[stacked.ndim - 2]
+        variables[site] = _variable(stacked, axes, f"activation of {site}")
+    return xr.Dataset(variables, coords=_coordinates(model, timesteps), attrs=facts)
+
+
+def attention(
+    model: Any,
+    images: Given,
+    *,
+    heads: str,
+    timesteps: Sequence[int] | None = None,
+    n: int = 8,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Attention patterns, a variable a head: dims `t, image, query, key` (positions row by row), summing to 1
+    over keys.
+
+    Args:
+      heads: regular expression that whole names of heads match, such as `up1.attn1.head3`.
+
+    Raises:
+      ConfigError: a pattern that matches no head.
+    """
+    listed = [c.name for c in model.denoiser.components() if c.component_type == "head"]
+    chosen = _matching("head", heads, listed)
+    timesteps = _timesteps(model.denoiser, timesteps)
+    captured, facts = _captured(model, images, timesteps, n, seed, PATTERNS)
+    variables = {}
+    for name in chosen:
+        component = model.component(name)
+        stacked = np.stack([values[component.site][:, component.index[0]] for values in captured])
+        variables[name] = _variable(stacked, ("query", "key"), f"attention pattern of {name}")
+    return xr.Dataset(variables, coords=_coordinates(model, timesteps), attrs=facts)
+
+
+def _captured(
+    model: Any, images: Given, timesteps: Sequence[int], n: int, seed: int, collection: str
+) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
+    """site -> `(images, ...)` at each timestep, and what to remember of it."""
+    shown = eval_images(model, images, n)
+    key = keys.stream(jax.random.key(seed), "scored noise")
+    captured = []
+    for t in timesteps:
+        acting = _acting(model, int(t))
+        values = captures.activations(acting, shown.scored, int(t), key, np.arange(n), collection=collection)
+        captured.append({site: np.asarray(value) for site, value in values.items()})
+    facts = {"denoiser": model.name, "intervention": model.doing, "inputs": shown.label, "seed": seed}
+    return captured, facts
+
+
+def _timesteps(denoiser: Examinable, timesteps: Sequence[int] | None) -> list[int]:
+    if timesteps is None:
+        return timesteps_by_log_snr(denoiser.schedule, 1).tolist()
+    steps = denoiser.schedule.steps
+    for t in timesteps:
+        if not 0 <= int(t) < steps:
+            raise ConfigError(f"timestep {t} is out of range; integers in [0, {steps})")
+    return [int(t) for t in timesteps]
+
+
+def _acting(model: Any, t: int) -> Examinable:
+    """A denoiser whose identity is what the model does at `t`."""
+    shared, rows = replacements_of(model.denoiser, model.intervention, model.sources, [t])
+    values = {site: value[0] for site, value in (shared | rows).items()}
+    replacement = dict(model.intervention.replacement) | values
+    acting = dataclasses.replace(model.intervention, replacement=replacement)
+    return dataclasses.replace(model.denoiser, identity=acting)
+
+
+def _matching(what: str, pattern: str, names: list[str]) -> list[str]:
+    chosen = [name for name in names if name == pattern or re.fullmatch(pattern, name)]
+    if not chosen:
+        raise ConfigError(unknown(what, pattern, names))
+    return chosen
+
+
+def _variable(values: np.ndarray, axes: Sequence[str], long_name: str) -> xr.Variable:
+    sizes = values.shape[2:]
+    own = tuple(f"{axis}_{size}" for axis, size in zip(axes, sizes, strict=True))
+    return xr.Variable(("t", "image", *own), values, attrs={"long_name": long_name, "units": "1"})
+
+
+def _coordinates(model: Any, timesteps: Sequence[int]) -> dict[str, Any]:
+    levels = np.asarray(timesteps, np.int32)
+    log_snr = np.asarray(model.denoiser.schedule.log_snr)[levels]
+    return {
+        "t": ("t", levels, {"long_name": "timestep", "units": "1"}),
+        "log_snr": ("t", log_snr, {"long_name": "logarithm of the signal-to-noise ratio", "units": "1"}),
+    }

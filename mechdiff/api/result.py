@@ -1,0 +1,238 @@
+"""Sweeps and screens of a model, as results that print, rank and draw themselves."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from mechdiff.analysis import effects, paired
+from mechdiff.api.images import Given, eval_images
+from mechdiff.api.places import cache_folder
+from mechdiff.circuits.screening import score_all
+from mechdiff.core import keys
+from mechdiff.core.config import ABLATIONS, SweepConfig
+from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.diffusion.schedules import timesteps_by_log_snr
+from mechdiff.interventions.components import select
+from mechdiff.interventions.describe import table
+from mechdiff.report import single
+from mechdiff.report.single import Plot
+from mechdiff.storage import digests
+from mechdiff.study.inputs import EvalImages, replacement_values
+from mechdiff.sweeps.ablation import ablation_sweep
+
+COLUMNS = ["component", "type", "delta_loss", "low", "high", "p", "n"]
+UNITS = (
+    "delta_loss, low, high: relative loss increase, %, pooled over noise levels; 95 % interval over images"
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Result:
+    """What ablating each component does to a model's denoising loss.
+
+    Attributes:
+      dataset: losses, dims `ablation, component, t, image`; see `sweeps.ablation_sweep`.
+      ablation: the first of those swept, which tables and plots show.
+    """
+
+    dataset: xr.Dataset
+    ablation: str
+
+    @functools.cached_property
+    def effects(self) -> effects.Effects:
+        """Relative loss increases with intervals, per timestep and pooled."""
+        return effects.measure(self.dataset, self.ablation)
+
+    @functools.cached_property
+    def frame(self) -> pd.DataFrame:
+        """All components, the largest loss increase first: component, type, delta_loss (% of the loss, pooled
+        over timesteps), low, high (95 % interval), p (sign flips, max-T over components), n (images)."""
+        measured, p = self.effects, paired.pooled_p(self.dataset, self.ablation)
+        pooled = measured.pooled
+        frame = pd.DataFrame(
+            {
+                "component": measured.components,
+                "type": measured.part,
+                "delta_loss": pooled.estimate,
+                "low": pooled.low,
+                "high": pooled.high,
+                "p": p,
+                "n": pooled.n,
+            }
+        )
+        frame.attrs["units"] = UNITS
+        return frame.iloc[measured.order].reset_index(drop=True)
+
+    def top(self, n: int = 10) -> pd.DataFrame:
+        """The `n` components whose ablation raises the loss most; columns as in `frame`."""
+        return self.frame.head(n)
+
+    def plot(self, component: str | None = None) -> Plot:
+        """Relative loss increase of one component over log-SNR with its interval; of all, as a map."""
+        if component is None:
+            return single.plot_map(self.effects, self._title)
+        if component not in self.effects.components:
+            raise ConfigError(unknown("component", component, self.effects.components))
+        return single.plot_component(self.effects, component, self._title)
+
+    @property
+    def _title(self) -> str:
+        return f"{self.dataset.attrs.get('denoiser', 'model')}, {self.ablation} ablation"
+
+    def _about(self) -> str:
+        sizes = self.dataset.sizes
+        shown = self.dataset.attrs.get("inputs", "images")
+        return (
+            f"{self._title}: {sizes['component']} components, {sizes['t']} timesteps, "
+            f"{sizes['image']} images ({shown})"
+        )
+
+    def __repr__(self) -> str:
+        return f"Result({self._about()[:400]})\n{_rounded(self.top(3)).to_string(index=False)}"
+
+    def _repr_html_(self) -> str:
+        rows = _rounded(self.top(5)).to_html(index=False, border=0)
+        return f"{table('Result', [('of', self._about())])}{rows}<small>{UNITS}</small>"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Screen:
+    """A first ranking by gradients: predicted relative loss increases. It ranks, it does not measure.
+
+    Attributes:
+      frame: component, type, score (%), n (images); the largest size first.
+      denoiser: its name.
+    """
+
+    frame: pd.DataFrame
+    denoiser: str
+
+    def top(self, n: int = 10) -> pd.DataFrame:
+        """The `n` components with the largest predicted effects, of either sign."""
+        return self.frame.head(n)
+
+    def __repr__(self) -> str:
+        shown = self.top(3).round(2).to_string(index=False)
+        return f"Screen of {self.denoiser}, {len(self.frame)} components by gradients\n{shown}"
+
+    def _repr_html_(self) -> str:
+        return f"<b>Screen of {self.denoiser}, by gradients</b>{self.top(5).round(2).to_html(index=False)}"
+
+
+def sweep(
+    model: Any,
+    images: Given = None,
+    *,
+    n: int = 16,
+    ablation: str = "zero",
+    components: Any = None,
+    timesteps: int = 8,
+    seed: int = 0,
+    folder: str | Path | None = None,
+) -> Result:
+    """Leaves out one component at a time: `sweeps.ablation_sweep` with images found and defaults filled in.
+
+    Args:
+      model: a `Model` without intervention.
+      images: see `images.eval_images`.
+      n: images, each at every timestep; for other ablations than `zero` as many others are
+        taken for replacements.
+      ablation: `zero`, `mean`, `resample`, `noise` or `optimal`.
+      components: names or a regular expression; None: all.
+      timesteps: how many, evenly spread in log-SNR.
+      seed: of the noise.
+      folder: in which what was computed is kept and resumed; None: the user's cache.
+
+    Raises:
+      ConfigError: an unknown ablation or component, or a model under an intervention.
+    """
+    _check(model, ablation)
+    config = SweepConfig(
+        ablations=(ablation,), images=n, timesteps=timesteps, reference_images=_references(ablation, n)
+    )
+    shown, eval_set = _shown(model, images, n, timesteps, seed, config.reference_images)
+    root = jax.random.key(seed)
+    replacements = replacement_values(model.denoiser, shown, eval_set.timesteps, root, config)
+    facts = {
+        "inputs": shown.label,
+        "noise_seed": seed,
+        "images_sha256": digests.digest_arrays(shown.scored),
+        "preprocessing": str(shown.facts.get("preprocessing", "none")),
+    }
+    dataset = ablation_sweep(
+        model.denoiser,
+        eval_set,
+        Path(folder or cache_folder() / "sweeps"),
+        config=config,
+        replacements=replacements,
+        chosen=_chosen(model, components),
+        facts=facts,
+    )
+    # What is cached may have been computed under another name.
+    dataset = dataset.assign_attrs(denoiser=model.name, **facts).assign_coords(shown.labels)
+    return Result(dataset, ablation)
+
+
+def screen(
+    model: Any, images: Given = None, *, n: int = 8, timesteps: int = 4, seed: int = 0, probes: int = 4
+) -> Screen:
+    """Ranks all components by the gradient of the loss in their gates; see `circuits.attribution`.
+
+    Its cost does not grow with the number of components. Zero ablation; arguments as in `sweep`.
+    """
+    _check(model, "zero")
+    _, eval_set = _shown(model, images, n, timesteps, seed, 0)
+    chosen = model.denoiser.components()
+    _, relative = score_all(model.denoiser, eval_set, chosen, ("identity",), probes=probes)
+    score = relative["identity"].mean(axis=1)
+    frame = pd.DataFrame(
+        {
+            "component": [component.name for component in chosen],
+            "type": [component.component_type for component in chosen],
+            "score": score,
+            "n": n,
+        }
+    )
+    order = np.argsort(-np.abs(score), kind="stable")
+    return Screen(frame.iloc[order].reset_index(drop=True), model.name)
+
+
+def _check(model: Any, ablation: str) -> None:
+    if ablation not in ABLATIONS:
+        raise ConfigError(unknown("ablation", ablation, ABLATIONS))
+    if model.doing != "identity":
+        raise ConfigError(
+            f"{model.name} is under an intervention ({model.doing}); sweeps examine the network itself: "
+            "model.untouched().sweep(...)"
+        )
+
+
+def _references(ablation: str, n: int) -> int:
+    return 0 if ablation == "zero" else n
+
+
+def _shown(
+    model: Any, images: Given, n: int, timesteps: int, seed: int, reference: int
+) -> tuple[EvalImages, EvalSet]:
+    shown = eval_images(model, images, n, reference)
+    levels = timesteps_by_log_snr(model.denoiser.schedule, timesteps)
+    key = keys.stream(jax.random.key(seed), "scored noise")
+    return shown, EvalSet(shown.scored, levels, key)
+
+
+def _chosen(model: Any, components: Any) -> list | None:
+    if components is None:
+        return None
+    names = set(select(model.denoiser.identity, components))
+    return [component for component in model.denoiser.components() if component.name in names]
+
+
+def _rounded(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.round({"delta_loss": 2, "low": 2, "high": 2, "p": 4})

@@ -1,0 +1,127 @@
+"""Images side by side: rows with labels, as one picture that a notebook shows and a script saves."""
+
+import dataclasses
+import functools
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.types import Images
+from mechdiff.data import to_bytes
+from mechdiff.storage import files
+
+SIDE = 96  # pixels of an image on the sheet, at least
+GAP = 4
+TEXT = 14  # pixels
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Samples:
+    """Images that a model drew.
+
+    Attributes:
+      images: `(n, height, width, channels)` in [-1, 1].
+      label: the model and what was done to it.
+      seed: of the noise.
+    """
+
+    images: Images
+    label: str
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.array(self.images, dtype=dtype)
+
+    def __repr__(self) -> str:
+        side = "x".join(map(str, self.images.shape[1:]))
+        return f"Samples({len(self)} images {side} of {self.label}, seed {self.seed})"
+
+    def _repr_png_(self) -> bytes:
+        return show(self)._repr_png_()
+
+    def save(self, path: str | Path) -> None:
+        """Writes them as one PNG."""
+        show(self).save(path)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sheet:
+    """Rows of images with labels.
+
+    Attributes:
+      rows: uint8, each `(n, height, width, channels)`.
+      labels: one a row.
+    """
+
+    rows: tuple[UInt8[np.ndarray, "n height width channels"], ...]
+    labels: tuple[str, ...]
+
+    @functools.cached_property
+    def image(self) -> Image.Image:
+        """The whole sheet."""
+        height, width = self.rows[0].shape[1:3]
+        zoom = max(1, -(-SIDE // height))
+        height, width, columns = height * zoom, width * zoom, max(map(len, self.rows))
+        line = TEXT + 2 * GAP + height
+        font = ImageFont.load_default(TEXT)
+        wide = max(int(font.getlength(label)) for label in self.labels) + 2 * GAP
+        size = max(wide, columns * (width + GAP) + GAP), len(self.rows) * line + GAP
+        sheet = Image.new("RGB", size, "white")
+        draw = ImageDraw.Draw(sheet)
+        for row, (images, label) in enumerate(zip(self.rows, self.labels, strict=True)):
+            draw.text((GAP, row * line + GAP // 2), label, fill="#1d1d1f", font=font)
+            for column, image in enumerate(images):
+                pixels = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
+                place = GAP + column * (width + GAP), row * line + TEXT + 2 * GAP
+                sheet.paste(pixels.resize((width, height), Image.Resampling.NEAREST), place)
+        return sheet
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.image.save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def __repr__(self) -> str:
+        return f"Sheet({len(self.rows)} rows: {'; '.join(self.labels)[:200]})"
+
+    def save(self, path: str | Path) -> None:
+        """Writes the sheet as PNG, whole or not at all."""
+        files.write_atomic(Path(path), self._repr_png_())
+
+
+def show(*rows: Any, labels: Sequence[str] | None = None) -> Sheet:
+    """Images of several models under each other, column i being image i of each.
+
+    Args:
+      rows: what `Model.sample` returns, or arrays `(n, height, width, channels)` in [-1, 1].
+      labels: one a row; default: what each was made by.
+
+    Raises:
+      ConfigError: no rows, labels that are not one a row, or images of different sizes.
+
+    Example:
+      >>> show(np.zeros((2, 8, 8, 3), np.float32), labels=["gray"])
+      Sheet(1 rows: gray)
+    """
+    if not rows:
+        raise ConfigError("nothing to show; give samples, such as md.show(model.sample(8))")
+    if labels is not None and len(labels) != len(rows):
+        raise ConfigError(f"{len(labels)} labels for {len(rows)} rows; give one a row")
+    pixels = [to_bytes(np.asarray(getattr(row, "images", row), np.float32)) for row in rows]
+    for images in pixels:
+        if images.ndim != 4 or images.shape[1:] != pixels[0].shape[1:] or images.shape[-1] not in (1, 3):
+            raise ConfigError(
+                f"images of shape {images.shape} beside {pixels[0].shape}: each row is "
+                "(images, height, width, channels), all of one size, with 1 or 3 channels last"
+            )
+    default = [getattr(row, "label", f"row {number}") for number, row in enumerate(rows)]
+    return Sheet(tuple(pixels), tuple(str(label) for label in labels or default))

@@ -1,0 +1,87 @@
+"""Examined networks as small files from which verdicts and the report are computed without any network.
+
+`cells/NAME.zip` of a results folder takes the place of `subjects/NAME`, see `examine`. Of a sweep it holds
+what an ablation adds to the loss of each image, rounded (`storage.packed`), the clean losses exactly, and of
+the change of predictions the largest over timesteps and images, which is all that is asked of it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from mechdiff.core.errors import CheckpointError
+from mechdiff.storage import files, labelled, packed
+from mechdiff.storage.packed import Packed
+
+CELLS = "cells"
+# Of the scatter over images: what is rounded, and how finely.
+SHARES = {
+    "increase": 1 / 8,
+    "entropy": 1 / 8,
+    "effect": 1 / 4,
+    "error": 1 / 4,
+    "mutual_information": 1 / 2,
+    "distance": 1 / 2,
+    "identity_mass": 1 / 2,
+}
+SWEEPS, ATTENTION = ("sweep", "control"), ("attention", "control_attention")
+
+
+def pack(folder: Path, path: Path, *, samples: bool = False) -> None:
+    """Writes the results of one examined network into one file.
+
+    Args:
+      folder: of `examine.examine`, and of `controls.run_study` if that was run.
+      samples: whether images sampled from the network are kept too.
+
+    Raises:
+      CheckpointError, DataError: the examination is not finished, or a result is damaged.
+    """
+    about = files.read_json(folder / "subject.json")
+    study = folder / "study.json"
+    names = ["sweep", "attention", *(files.read_json(study)["results"] if study.exists() else [])]
+    results = {name: _slim(name, labelled.read(folder / f"{name}.zarr")) for name in names}
+    members = {}
+    if samples and (folder / "samples.png").is_file():
+        members["samples.png"] = (folder / "samples.png").read_bytes()
+    packed.write(path, about, results, SHARES, members)
+
+
+def unpack(path: Path) -> Packed:
+    """What `pack` has written, with results as sweeps and statistics make them."""
+    content = packed.read(path)
+    absent = [name for name in ("sweep", "attention") if name not in content.results]
+    if absent:
+        raise CheckpointError(f"{path} lacks {', '.join(absent)}; pack it again")
+    return content._replace(results=_restored(content.results))
+
+
+def _restored(results: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    restored = {}
+    for name, result in results.items():
+        if name in SWEEPS:
+            result = _whole_sweep(result)
+        if name in ATTENTION:
+            keys = np.log(result["tokens"].astype(np.float64))
+            result = result.assign(normalized_entropy=(result["entropy"] / keys).astype(np.float32))
+        restored[name] = result
+    return restored
+
+
+def _slim(name: str, result: xr.Dataset) -> xr.Dataset:
+    if name in SWEEPS:
+        largest = result["change"].max(("t", "image"))
+        increase = (result["loss"].astype(np.float64) - result["clean_loss"]).transpose(*result["loss"].dims)
+        return result.drop_vars(["loss", "change"]).assign(increase=increase, largest_change=largest)
+    if name in ATTENTION:
+        return result.drop_vars(["normalized_entropy", "effective_keys"], errors="ignore")
+    return result
+
+
+def _whole_sweep(result: xr.Dataset) -> xr.Dataset:
+    increase = result["increase"]
+    loss = (result["clean_loss"].astype(np.float64) + increase).transpose(*increase.dims).astype(np.float32)
+    change = result["largest_change"].broadcast_like(increase).transpose(*increase.dims)
+    return result.drop_vars(["increase", "largest_change"]).assign(loss=loss, change=change)

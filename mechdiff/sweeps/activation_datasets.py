@@ -1,0 +1,242 @@
+"""Activations as labeled arrays, in memory or on disk: what probes and dictionaries are fitted on."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.numerics import NUMERICS_VERSION
+from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.interventions.components import site_type
+from mechdiff.interventions.gates import CAPTURED
+from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Examinable
+from mechdiff.models.unet import STREAMS
+from mechdiff.storage import digests, labelled, work_sharing
+from mechdiff.sweeps.execution import memory
+from mechdiff.sweeps.execution.shown import shown_at, shown_digests
+
+DONE = "done"  # variable that says which images are on disk
+PATTERN = "pattern"
+UNIT_NAMES = {"head": "head", PATTERN: "head", "feature": "feature"}  # of the axis of a site's units, by type
+
+
+def activation_dataset(
+    denoiser: Examinable,
+    eval_set: EvalSet,
+    sites: str | Sequence[str] = ".*",
+    *,
+    timesteps: Sequence[int] | None = None,
+    intervention: Intervention | None = None,
+    folder: str | Path | None = None,
+    block: int = 16,
+) -> xr.Dataset:
+    """Activations of sites, before their own gates act on them.
+
+    Args:
+      sites: names or regular expressions (full match). Of a network with stages, a stage's full name, such as
+        `mid.block1`, is the whole feature map that leaves it.
+      timesteps: in [0, T); those of `eval_set` if None.
+      intervention: under which the network runs; the identity if None.
+      folder: where the result goes piece by piece, under a digest of all that decides its numbers; started
+        again, it goes on, and what comes back is read from disk when it is looked at. None: all in memory.
+      block: images at once; fewer where memory is short.
+    Returns:
+      One variable a site, float32, with dims `t`, `image`, and axes of its own that are named for what they
+      are and how long: `y_16, x_16, channel_32` of maps, `token_256, head_4, depth_8` of heads, `channel_32`
+      of vectors, `head_4, query_64, key_64` of patterns.
+    Raises:
+      ConfigError: a name or pattern that matches no site, or a timestep outside [0, T).
+
+    Example:
+      >>> acts = activation_dataset(denoiser, eval_set, "mid.*head")  # doctest: +SKIP
+      >>> acts["mid.attn0.head"].sel(t=300).dims  # doctest: +SKIP
+      ('image', 'token_16', 'head_4', 'depth_8')
+    """
+    eval_set = _at_timesteps(denoiser, eval_set, timesteps)
+    intervention = denoiser.identity if intervention is None else intervention
+    plan = _Plan(denoiser, eval_set, intervention, _matching(denoiser, sites), block)
+    return plan.in_memory() if folder is None else plan.on_disk(Path(folder))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What is to be computed, piece by piece: a block of images at one timestep."""
+
+    denoiser: Examinable
+    eval_set: EvalSet
+    intervention: Intervention
+    sites: tuple[str, ...]
+    most: int
+
+    @functools.cached_property
+    def block(self) -> int:
+        """Images in one piece."""
+        network = self.denoiser.network
+        each = memory.row_bytes(network) + memory.replacement_bytes(network)
+        return min(memory.rows_at_once(self.most, each), self.eval_set.count)
+
+    @functools.cached_property
+    def pieces(self) -> list[tuple[int, slice]]:
+        """Timestep by number, and images."""
+        starts = range(0, self.eval_set.count, self.block)
+        spans = [slice(start, min(start + self.block, self.eval_set.count)) for start in starts]
+        return [(t_index, span) for t_index in range(len(self.eval_set.timesteps)) for span in spans]
+
+    def values(self, piece: tuple[int, slice]) -> dict[str, np.ndarray]:
+        """Site -> `(images, ...)`. A short last block is filled up: it needs no program of its own."""
+        t_index, span = piece
+        places = np.resize(np.arange(span.start, span.stop), self.block)
+        shown = shown_at(self.eval_set, t_index, places)
+        t = int(self.eval_set.timesteps[t_index])
+        values = _captured(self.denoiser, self.intervention, t, self.eval_set.key, *shown, sites=self.sites)
+        count = span.stop - span.start
+        return {site: np.asarray(value, np.float32)[:count] for site, value in values.items()}
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Site -> shape of one row."""
+        shown = shown_at(self.eval_set, 0, np.arange(1))
+        captured = functools.partial(_captured, sites=self.sites)
+        values = jax.eval_shape(captured, self.denoiser, self.intervention, 0, self.eval_set.key, *shown)
+        return {site: values[site].shape[1:] for site in self.sites}
+
+    def dataset(self, arrays: dict[str, np.ndarray]) -> xr.Dataset:
+        """The labeled result with these arrays, `(t, image, ...)`."""
+        timesteps = self.eval_set.timesteps
+        variables = {
+            site: (
+                ("t", "image", *axes_of(self.denoiser, site, self.shapes[site])),
+                array,
+                {"long_name": f"activation of {site}", "units": "1"},
+            )
+            for site, array in arrays.items()
+        }
+        coordinates = {
+            "t": timesteps,
+            "image": np.arange(self.eval_set.count),
+            "log_snr": ("t", np.asarray(self.denoiser.schedule.log_snr)[timesteps]),
+        }
+        return xr.Dataset(variables, coordinates, {"denoiser": self.denoiser.name})
+
+    def in_memory(self) -> xr.Dataset:
+        """All pieces, computed now."""
+        arrays = self._empty(np.empty)
+        for piece in self.pieces:
+            for site, value in self.values(piece).items():
+                arrays[site][piece] = value
+        return self.dataset(arrays)
+
+    def on_disk(self, folder: Path) -> xr.Dataset:
+        """The result in `folder`, opened; pieces that it lacks are computed first."""
+        path = folder / f"{self.key[:16]}.zarr"
+        shape = (len(self.eval_set.timesteps), self.eval_set.count)
+        nothing = self._empty(lambda shape, dtype: np.broadcast_to(np.array(np.nan, dtype), shape))
+        empty = self.dataset(nothing).assign(
+            {DONE: (("t", "image"), np.full(shape, np.nan, np.float32), {"long_name": "1 where it is there"})}
+        )
+        chunks = {site: (1, self.block, *self.shapes[site]) for site in self.sites}
+        labelled.create(path, empty.assign_attrs(key=self.key), chunks | {DONE: (1, self.block)})
+
+        def done(piece: tuple[int, slice]) -> bool:
+            return labelled.written(path, DONE, (piece[0], piece[1].start))
+
+        def compute(piece: tuple[int, slice]) -> None:
+            where = (slice(piece[0], piece[0] + 1), piece[1])
+            values = {site: value[None] for site, value in self.values(piece).items()}
+            values[DONE] = np.ones((1, piece[1].stop - piece[1].start), np.float32)
+            labelled.put(path, dict.fromkeys(values, where), values)
+
+        work_sharing.run_missing(self.pieces, done, compute, f"activations of {self.denoiser.name}")
+        return labelled.opened(path).drop_vars(DONE)
+
+    @property
+    def key(self) -> str:
+        """Digest of everything that decides the numbers, and of how they are cut into pieces."""
+        return digests.digest_json(
+            {
+                **self.denoiser.digests(),
+                **shown_digests(self.eval_set),
+                "intervention": digests.digest_arrays(self.intervention),
+                "sites": self.sites,
+                "block": self.block,
+                "numerics": NUMERICS_VERSION,
+            }
+        )
+
+    def _empty(self, make: Any) -> dict[str, np.ndarray]:
+        leading = (len(self.eval_set.timesteps), self.eval_set.count)
+        return {site: make((*leading, *self.shapes[site]), np.float32) for site in self.sites}
+
+
+@functools.partial(jax.jit, static_argnames=("sites",))
+def _captured(denoiser, intervention, t, key, x0, indices, condition, *, sites):
+    """Values of `sites` alone: the compiler drops what no other needs."""
+    rows = jnp.full(x0.shape[0], t)
+    x_t = q_sample(denoiser.schedule, x0, rows, image_noise(key, indices, x0.shape[1:]))
+    collections = {STREAMS if site in _stage_names(denoiser) else CAPTURED for site in sites}
+    values = {}
+    for collection in sorted(collections):
+        values |= denoiser.captured(intervention, x_t, rows, condition, collection=collection)[1]
+    return {site: values[site] for site in sites}
+
+
+def axes_of(denoiser: Examinable, site: str, shape: Sequence[int]) -> tuple[str, ...]:
+    """Names of the axes of one row of a site, each with its length: an axis of 16 rows of pixels is `y_16`.
+
+    Args:
+      site: or a stage, see `activation_dataset`.
+      shape: of one row.
+    """
+    unit = len(shape) - 1 if site in _stage_names(denoiser) else len(shape) + denoiser.unit_axis(site)
+    names = {unit: UNIT_NAMES.get(site_type(site), "channel")}
+    others = [axis for axis in range(len(shape)) if axis != unit]
+    if site_type(site) == PATTERN and len(others) > 1:
+        names |= {others[-2]: "query", others[-1]: "key"}
+        del others[-2:]
+    elif others and names[unit] == "head":
+        names[others.pop()] = "depth"
+    remaining = {1: ("token",), 2: ("y", "x")}.get(len(others), [f"axis{i}" for i in range(len(others))])
+    names |= dict(zip(others, remaining, strict=True))
+    return tuple(f"{names[axis]}_{size}" for axis, size in enumerate(shape))
+
+
+def _stage_names(denoiser: Examinable) -> tuple[str, ...]:
+    return tuple(stage.name for stage in denoiser.stages or ())
+
+
+def _matching(denoiser: Examinable, sites: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of sites, and of stages that are named in full, in the order of execution."""
+    known = list(dict.fromkeys(component.site for component in denoiser.components()))
+    chosen: set[str] = set()
+    for pattern in [sites] if isinstance(sites, str) else sites:
+        if pattern in _stage_names(denoiser) or pattern in known:
+            chosen.add(pattern)
+            continue
+        try:
+            matched = {site for site in known if re.fullmatch(pattern, site)}
+        except re.error as error:
+            raise ConfigError(f"pattern {pattern!r} is not a regular expression: {error}") from None
+        if not matched:
+            raise ConfigError(unknown("site", pattern, known))
+        chosen |= matched
+    return tuple(name for name in (*known, *_stage_names(denoiser)) if name in chosen)
+
+
+def _at_timesteps(denoiser: Examinable, eval_set: EvalSet, timesteps: Sequence[int] | None) -> EvalSet:
+    if timesteps is not None:
+        eval_set = EvalSet(eval_set.images, timesteps, eval_set.key, eval_set.condition)
+    steps = denoiser.schedule.steps
+    for t in eval_set.timesteps:
+        if not 0 <= t < steps:
+            raise ConfigError(f"timestep {t} is out of range; integers in [0, {steps})")
+    return eval_set

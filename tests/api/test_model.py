@@ -1,0 +1,162 @@
+"""A model does what the builders of interventions and the network do."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from mechdiff.api import sampling
+from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.samplers import sample
+from mechdiff.diffusion.schedules import ddim_timesteps
+from mechdiff.interventions import build
+from mechdiff.models.denoiser import check_inputs
+from mechdiff.sweeps.activations import activations
+
+KEY = jax.random.key(0)
+
+
+def eps(model, images, t=30):
+    return np.asarray(model.predict(images, t))
+
+
+def test_a_chain_is_the_interventions_it_names(model, images):
+    head = model.components("head").name[0]
+    chained = (
+        model.ablate("mid.block0.res").temperature([head], 2.0).scale("mid.block1.res", 0.5).during(0, 40)
+    )
+    plain = build.ablate(model.denoiser.identity, "mid.block0.res")
+    plain = build.set_gate(build.set_temperature(plain, [head], 2.0), "mid.block1.res", 0.5)
+    plain = build.windowed(plain, 0, 40)
+    t = np.full(len(images), 30, np.int32)
+    expected = jax.jit(model.denoiser.predict)(plain, images, t)
+    np.testing.assert_allclose(eps(chained, images), expected, atol=1e-5)
+    np.testing.assert_array_equal(eps(chained, images, 45), eps(model, images, 45))
+    assert not np.allclose(eps(chained, images), eps(model, images))
+
+
+@pytest.mark.parametrize("site", ["mid.block0.res", "mid.block0.time", "mid.attn0.head1"])
+def test_adding_a_direction_is_replacing_by_the_sum(model, images, site):
+    component = model.component(site)
+    t = np.full(len(images), 30, np.int32)
+    captured = _captured(model.denoiser, images, t)[component.site]
+    size = captured.shape[-1]
+    direction = np.random.default_rng(0).standard_normal(size).astype(np.float32)
+    shift = np.zeros(captured.shape, np.float32)
+    units = (slice(*component.index), slice(None)) if component.component_type == "head" else (slice(None),)
+    shift[(..., *units)] = 3 * direction
+    identity = model.denoiser.identity
+    replaced = dataclasses.replace(
+        build.set_gate(identity, [site], 0.0),
+        replacement=dict(identity.replacement) | {component.site: captured + shift},
+    )
+    if component.component_type == "head":  # of the other heads too: replaced by what they are
+        gate = dict(identity.gate) | {component.site: np.zeros_like(identity.gate[component.site])}
+        replaced = dataclasses.replace(replaced, gate=gate)
+    added = model.add(site, direction, 3.0)
+    expected = np.asarray(jax.jit(model.denoiser.predict)(replaced, images, t))
+    np.testing.assert_allclose(eps(added, images), expected, atol=2e-5)
+    assert np.abs(expected - eps(model, images)).max() > 1e-3
+    np.testing.assert_array_equal(eps(added.during(40, 45), images), eps(model, images))
+
+
+def _captured(denoiser, x_t, t):
+    from mechdiff.models.unet import forward
+
+    run = jax.jit(
+        lambda x: forward(denoiser.unet, denoiser.params, denoiser.identity, x, t, capture=("sites",))
+    )
+    return jax.tree.map(np.asarray, run(x_t)[1]["sites"])
+
+
+def test_two_interventions_of_one_structure_share_a_program_and_their_noise(model):
+    untouched = model.sample(2, steps=2, seed=3)
+    before = sampling._sampled._cache_size()
+    gone = model.ablate("mid.block0.res").during(0, 30).sample(2, steps=2, seed=3)
+    again = model.temperature("mid.attn0.head.", 3.0).sample(2, steps=2, seed=4)
+    assert sampling._sampled._cache_size() == before
+    assert not np.array_equal(untouched.images, gone.images)
+    assert not np.array_equal(untouched.images, again.images)
+
+
+def test_samples_are_those_of_the_sampler(model):
+    denoiser = model.denoiser
+    gone = model.ablate("mid.block0.res")
+    levels = ddim_timesteps(denoiser.schedule.steps, 3)
+
+    @jax.jit
+    def plain(intervention):
+        def predict(x, t):
+            return denoiser.predict(intervention, x, t)
+
+        clip = denoiser.unet.sample_clip
+        return sample(
+            predict,
+            denoiser.schedule,
+            jax.random.key(5),
+            (2, *denoiser.image_shape),
+            timesteps=levels,
+            clip=clip,
+        )
+
+    drawn = gone.sample(2, seed=5, steps=3).images
+    np.testing.assert_allclose(drawn, plain(gone.intervention), atol=1e-5)
+
+
+def test_patching_with_what_is_there_anyway_changes_nothing(model, images):
+    """The source's own noised images under a patch from the source: replaced by themselves."""
+    source = images[:2]
+    patched = model.patch("mid.attn0.head1", source)
+    from mechdiff.core import keys
+    from mechdiff.diffusion.process import image_noise, q_sample
+
+    noise = image_noise(keys.stream(KEY, "replacing images"), np.arange(2), source.shape[1:])
+    x_t = np.asarray(q_sample(model.denoiser.schedule, source, np.full(2, 30), noise))
+    np.testing.assert_allclose(eps(patched, x_t), eps(model, x_t), atol=1e-5)
+    assert np.abs(eps(patched, x_t[::-1]) - eps(model, x_t[::-1])).max() > 1e-4
+
+
+def test_a_mean_is_that_of_the_images_and_zero_forgets_it(model, images):
+    many = np.concatenate([images] * 3)[:16]
+    averaged = model.ablate("mid.block0.res", with_="mean", images=many)
+    from mechdiff.core import keys
+
+    key = keys.stream(KEY, "replacing images")
+    captured = activations(model.denoiser, many, 30, key, np.arange(16))["mid.block0.res"]
+    identity = model.denoiser.identity
+    mean = dict(identity.replacement) | {"mid.block0.res": np.asarray(captured).mean(axis=0)}
+    plain = dataclasses.replace(build.ablate(identity, "mid.block0.res"), replacement=mean)
+    expected = jax.jit(model.denoiser.predict)(plain, images, np.full(len(images), 30, np.int32))
+    np.testing.assert_allclose(eps(averaged, images), expected, atol=1e-5)
+    assert averaged.doing == "mean over 16 images: mid.block0.res"
+    zero = averaged.ablate("mid.block0.res")
+    np.testing.assert_array_equal(eps(zero, images), eps(model.ablate("mid.block0.res"), images))
+
+
+def test_errors_name_the_way_out(model, images):
+    with pytest.raises(ConfigError, match=r"closest: mid.block0.res"):
+        model.ablate("mid.block0.rse")
+    with pytest.raises(ConfigError, match=r"model.sweep knows more"):
+        model.ablate("mid.block0.res", with_="resample")
+    with pytest.raises(ConfigError, match=r"unknown component type 'heads'; closest: head"):
+        model.components("heads")
+    with pytest.raises(ConfigError, match=r"channels come last"):
+        check_inputs(model.denoiser, images.transpose(0, 3, 1, 2), np.zeros(6, np.int32))
+    with pytest.raises(ConfigError, match=r"expected one integer timestep"):
+        check_inputs(model.denoiser, images, 0.5)
+    with pytest.raises(ConfigError, match=r"out of range; integers in \[0, "):
+        check_inputs(model.denoiser, images, 10_000)
+    with pytest.raises(ConfigError, match=r"2 images, but mid.block0.res is patched from 1"):
+        model.patch("mid.block0.res", images[:1]).sample(2, steps=2)
+
+
+def test_activations_and_patterns_have_names(model, images):
+    acts = model.activations(images, sites="mid.*", timesteps=[10, 45], n=3)
+    assert acts["mid.block0.res"].dims[:2] == ("t", "image") and acts.sizes["t"] == 2
+    assert acts["mid.block0.res"].attrs["long_name"] and acts["t"].attrs["units"] == "1"
+    patterns = model.attention(images, heads="mid.attn0.head1", n=3)["mid.attn0.head1"]
+    np.testing.assert_allclose(patterns.sum(patterns.dims[-1]), 1, atol=1e-5)
+    uniform = model.temperature("mid.attn0.head1", 1e6).attention(images, heads="mid.attn0.head1", n=3)
+    keys = uniform["mid.attn0.head1"].shape[-1]
+    np.testing.assert_allclose(uniform["mid.attn0.head1"], 1 / keys, atol=1e-4)

@@ -1,0 +1,136 @@
+"""Tables of sweeps and comparisons say what the losses say; everything prints short."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from mechdiff.analysis import paired
+from mechdiff.api import compare, load, show
+from mechdiff.api.model import Model
+from mechdiff.core.errors import CheckpointError, ConfigError, MechdiffError
+
+
+@pytest.fixture(scope="module")
+def result(model, images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweeps")
+    return model.sweep(images, n=6, timesteps=2, components="mid.*", folder=folder)
+
+
+def test_the_table_is_the_losses(result):
+    data = result.dataset
+    loss, clean = data.loss.sel(ablation="zero").mean("image"), data.clean_loss.mean("image")
+    pooled = (100 * (loss / clean - 1)).mean("t")
+    frame = result.frame.set_index("component")
+    np.testing.assert_allclose(frame["delta_loss"], pooled.sel(component=frame.index), rtol=1e-3)
+    assert frame["delta_loss"].is_monotonic_decreasing
+    assert (frame["low"] <= frame["delta_loss"]).all() and (frame["n"] == 6).all()
+    assert list(result.top(2).columns) == ["component", "type", "delta_loss", "low", "high", "p", "n"]
+
+
+def test_screens_rank_all_components(model, images):
+    screen = model.screen(images, n=4, timesteps=2)
+    assert len(screen.frame) == len(model.components())
+    assert np.abs(screen.frame.score).is_monotonic_decreasing
+
+
+def test_a_model_compared_with_itself_has_not_changed(model, images, result, tmp_path):
+    twin = Model(dataclasses.replace(model.denoiser, name="twin"), model.intervention)
+    settings = {"n": 6, "timesteps": 2, "components": "mid.*", "folder": tmp_path}
+    compared = compare(model, twin, images, **settings)
+    assert (compared.frame["difference"] == 0).all() and (compared.frame["p"] == 1).all()
+    assert "tiny (before), twin (after)" in repr(compared)
+
+
+def made_up(rng, effect=0.0, images=16, components=6):
+    """A sweep whose losses are noise about 1, the first component's ablation `effect` above it."""
+    loss = 1.5 + 0.2 * rng.standard_normal((1, components, 1, images))
+    loss[0, 0] += effect
+    return xr.Dataset(
+        {
+            "loss": (("ablation", "component", "t", "image"), loss),
+            "clean_loss": (("t", "image"), np.ones((1, images))),
+        },
+        coords={
+            "ablation": ["zero"],
+            "component": [f"c{i}" for i in range(components)],
+            "t": [300],
+            "image": np.arange(images),
+        },
+    )
+
+
+def test_paired_differences_err_as_often_as_they_say_and_can_succeed():
+    rng = np.random.default_rng(0)
+    null = [paired.paired_difference(made_up(rng), made_up(rng), "zero", repeats=50) for _ in range(60)]
+    wrong = np.mean([(p.p < 0.05).any() for p in null])
+    assert wrong <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 60)
+    changed = paired.paired_difference(made_up(rng), made_up(rng, 0.5), "zero")
+    assert changed.p[0] < 0.01 and (changed.p[1:] > 0.05).all()
+    assert changed.difference.low[0] < 50 < changed.difference.high[0]
+
+
+def test_what_can_not_be_paired_is_refused():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ConfigError, match="image by image"):
+        paired.paired_difference(made_up(rng), made_up(rng, images=8), "zero")
+    first, second = (made_up(rng).assign_attrs(noise_seed=seed) for seed in (0, 1))
+    with pytest.raises(ConfigError, match="noise_seed 0 and 1"):
+        paired.paired_difference(first, second, "zero")
+
+
+def test_nothing_prints_more_than_a_kilobyte(model, result, images, tiny):
+    import jax
+
+    from mechdiff.data import load as load_data
+    from mechdiff.diffusion.eval_set import EvalSet
+
+    samples = model.ablate(".*head.").sample(2, steps=2)
+    data = load_data(tiny.data, 8, "test", 0, None)
+    eval_set = EvalSet(images, [1, 2], jax.random.key(0))
+    shown = [model, model.denoiser, model.ablate(".*").intervention, result, samples, show(samples)]
+    for value in [*shown, result.plot(), tiny, data, eval_set]:
+        assert len(repr(value)) < 1000, type(value)
+        html = getattr(value, "_repr_html_", str)()
+        assert len(html) < 3000
+    assert "zero" in repr(model.ablate("mid.block0.res"))
+
+
+def test_figures_are_saved_whatever_the_backend(result, tmp_path):
+    result.plot().save(tmp_path / "map.png")
+    result.plot("mid.block0.res").save(tmp_path / "one.svg")
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (tmp_path / "one.svg").read_bytes()
+    with pytest.raises(ConfigError, match="unknown component"):
+        result.plot("mid.block9.res")
+
+
+def test_sweeps_of_a_changed_model_are_refused(model, images, tmp_path):
+    with pytest.raises(ConfigError, match="untouched"):
+        model.ablate("mid.block0.res").sweep(images, folder=tmp_path)
+
+
+def test_rows_of_a_sheet_are_one_size(images):
+    sheet = show(images[:2], images[2:4], labels=["a", "b"])
+    height, width = images.shape[1:3]
+    zoom = -(-96 // height)
+    assert sheet.image.height >= 2 * height * zoom and sheet.image.width >= 2 * width * zoom
+    with pytest.raises(ConfigError, match="all of one size"):
+        show(images, images[:, :4])
+    with pytest.raises(ConfigError, match="one a row"):
+        show(images, labels=[])
+
+
+def test_load_takes_functions_and_lists_what_there_is(denoiser, monkeypatch):
+    import sys
+    import types
+
+    module = types.ModuleType("my_denoisers")
+    module.make, module.wrong = (lambda: denoiser), (lambda: 3)
+    monkeypatch.setitem(sys.modules, "my_denoisers", module)
+    assert load("my_denoisers:make").name == "tiny"
+    with pytest.raises(MechdiffError, match="int is no denoiser"):
+        load("my_denoisers:wrong")
+    with pytest.raises(CheckpointError, match=r"no shipped network of that name: .*cpu16-synthetic-seed0"):
+        load("cpu99-celeba-seed0")
