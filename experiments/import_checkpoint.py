@@ -19,8 +19,8 @@ from absl import flags
 from mechdiff.core import keys
 from mechdiff.core.config import DataConfig, ExperimentConfig, to_dict
 from mechdiff.data import to_bytes
-from mechdiff.models import load, pretrained, unet
-from mechdiff.models.denoiser import Denoiser, Examinable
+from mechdiff.models import load, pretrained
+from mechdiff.models.denoiser import Examinable
 from mechdiff.models.pretrained import adm_options, builders
 from mechdiff.storage import checkpoint, files, image_grid
 from mechdiff.sweeps.execution import forecast, rollout
@@ -59,18 +59,18 @@ def main(config, workdir):
     source, target = Path(FROM.value), Path(TO.value)
     found = pretrained.read(source, stated())
     files.ensure_writable(target)
-    denoiser = examinable(found, source.name)
+    denoiser = builders.denoiser_of(found, source.name)
     report(found, denoiser, config)
-    is_function = isinstance(found, pretrained.ImportedFunction)
     about = ExperimentConfig(
         name=source.resolve().name,
         seed=config.seed,
         data=DataConfig(name="unknown", preprocessing=config.data.preprocessing),
-        unet=builders.shape_of(found) if is_function else found.unet,
+        unet=builders.unet_of(found),
         diffusion=found.diffusion,
     )
-    function = {"layout": found.layout, "options": found.options} if is_function else None
-    saved = to_dict(about) | ({load.FUNCTION: function} if function else {})
+    saved = to_dict(about)
+    if isinstance(found, pretrained.ImportedFunction):
+        saved[load.FUNCTION] = {"layout": found.layout, "options": found.options}
     record = {"imported": {"layout": found.layout, "notes": found.notes, "assumed": found.assumed}}
     sheet = {}
     if SAMPLES.value:
@@ -81,14 +81,6 @@ def main(config, workdir):
         target / "model", found.params, saved, record, dtype=found.dtype, extras=sheet
     )
     print(folder)
-
-
-def examinable(found: pretrained.Imported | pretrained.ImportedFunction, name: str) -> Examinable:
-    """The denoiser that was read."""
-    if isinstance(found, pretrained.ImportedFunction):
-        return builders.build(found.layout, found.options, found.params, found.diffusion, name=name)
-    identity = jax.jit(lambda key: unet.init_unet(key, found.unet)[1])(jax.random.key(0))
-    return Denoiser(name, found.unet, found.schedule, found.params, identity)
 
 
 def report(found, denoiser: Examinable, config: ExperimentConfig) -> None:

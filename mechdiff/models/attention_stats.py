@@ -36,8 +36,8 @@ def attention_statistics(
 ) -> AttentionStatistics:
     """Statistics of row-stochastic patterns over the positions of a `grid` (height, width).
 
-    Keys beyond the positions, last, are memory, which lies nowhere: it counts in all but the distance, which is
-    the mean over what the positions get.
+    Keys beyond the positions, last, are memory, which lies nowhere: it counts in all but the distance, which
+    is the mean over what the positions get.
     """
     tokens = pattern.shape[-1]
     placed = pattern[..., : pattern.shape[-2]]

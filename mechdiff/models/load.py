@@ -31,7 +31,9 @@ def load_trained(folder: str | Path) -> tuple[ExperimentConfig, PyTree, Interven
     params, config, record = checkpoint.load_model(folder)
     if FUNCTION in config:
         layout = config[FUNCTION]["layout"]
-        raise CheckpointError(f"{folder} is a network of {layout}, no UNet of this package; only load_denoiser reads it")
+        raise CheckpointError(
+            f"{folder} is a network of {layout}, no UNet of this package; only load_denoiser reads it"
+        )
     config = from_dict(config)
     shapes, identity = jax.jit(init_unet, static_argnums=1).eval_shape(jax.random.key(0), config.unet)
     checkpoint.check_shapes(params, shapes, folder)
@@ -39,11 +41,13 @@ def load_trained(folder: str | Path) -> tuple[ExperimentConfig, PyTree, Interven
     return config, params, identity, record
 
 
-def load_denoiser(model: str | Path, name: str = "") -> tuple[Denoiser | TracedDenoiser, ExperimentConfig, dict]:
+def load_denoiser(
+    model: str | Path, name: str = ""
+) -> tuple[Denoiser | TracedDenoiser, ExperimentConfig, dict]:
     """An exported model ready to be examined, its config, and its training record.
 
-    An imported function (`pretrained.ImportedFunction`) comes as a `TracedDenoiser`; of its config, `unet` says
-    no more than the shape of images.
+    An imported function (`pretrained.ImportedFunction`) comes as a `TracedDenoiser`; of its config, `unet`
+    says no more than the shape of images.
 
     Args:
       model: its folder, a run's folder, or `RUN@STEP`, see `model_folder`; or a shipped name.

@@ -20,7 +20,10 @@ from .make_pretrained_reference import T, draw
 HERE = Path(__file__).parent
 SIDE = 8
 LUCIDRAINS = {  # arguments of Unet, and of GaussianDiffusion
-    "lucidrains": ({"dim": 16, "dim_mults": (1, 2), "attn_heads": 2, "attn_dim_head": 8}, {"timesteps": 1000}),
+    "lucidrains": (
+        {"dim": 16, "dim_mults": (1, 2), "attn_heads": 2, "attn_dim_head": 8},
+        {"timesteps": 1000},
+    ),
     "lucidrains_all": (
         {"dim": 8, "init_dim": 12, "dim_mults": (1, 2, 2), "self_condition": True, "learned_variance": True}
         | {"attn_heads": (1, 2, 4), "attn_dim_head": (8, 8, 4), "full_attn": (False, True, False)}
@@ -46,7 +49,12 @@ def main(lucidrains: str, edm: str) -> None:
 
 def lucid(name: str) -> dict:
     """A network, and the state dict of its `GaussianDiffusion` beside an average, as a trainer saves them."""
-    for absent in ("torchvision", "torchvision.transforms", "torchvision.utils", "accelerate"):  # data, training
+    for absent in (
+        "torchvision",
+        "torchvision.transforms",
+        "torchvision.utils",
+        "accelerate",
+    ):  # data, training
         sys.modules[absent] = types.SimpleNamespace(
             transforms=None, utils=None, Accelerator=None, __spec__=None, __path__=[]
         )
@@ -54,9 +62,11 @@ def lucid(name: str) -> dict:
     ema = importlib.import_module("ema_pytorch").EMA
     arguments, diffusion = LUCIDRAINS[name]
     model = package.Unet(**arguments).eval()
-    whole = package.GaussianDiffusion(model, image_size=SIDE, **diffusion) if not arguments.get(
-        "learned_variance"
-    ) else types.SimpleNamespace(model=model)
+    whole = (
+        package.GaussianDiffusion(model, image_size=SIDE, **diffusion)
+        if not arguments.get("learned_variance")
+        else types.SimpleNamespace(model=model)
+    )
     filled(model)
     values = computed(lambda x, t: model(x, t)[:, :3])
     projections = {path: module for path, module in model.named_modules() if path.endswith("to_out")}

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mechdiff.core.config import DiffusionConfig
@@ -19,8 +17,16 @@ from mechdiff.core.errors import CheckpointError, ConfigError, shorten
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.pretrained import states, tensors
+from mechdiff.models.pretrained.fit import check_fit
 from mechdiff.models.pretrained.folders import Place
-from mechdiff.models.pretrained.imported import Imported, ImportedFunction, Stated
+from mechdiff.models.pretrained.imported import ImportedFunction, Stated
+from mechdiff.models.pretrained.lucidrains_levels import (
+    OBJECTIVES,
+    SCHEDULES,
+    WHAT,
+    noise_levels,
+    objective,
+)
 from mechdiff.models.pretrained.lucidrains_network import Network
 from mechdiff.models.pretrained.options import (
     Option,
@@ -34,13 +40,9 @@ from mechdiff.models.pretrained.options import (
     optional,
     read_options,
 )
-from mechdiff.models.pretrained.schedulers import from_betas
 from mechdiff.models.traced import TracedDenoiser, wrap
 
-WHAT = "lucidrains"
 WHOLE = integer(text=True)
-OBJECTIVES = {"pred_noise": "epsilon", "pred_v": "v_prediction", "pred_x0": "sample"}
-SCHEDULES = ("linear", "cosine", "sigmoid")
 TABLE = {  # arguments of Unet and GaussianDiffusion
     "image_size": Option(None, WHOLE),
     "dim": Option(None, optional(WHOLE)),
@@ -72,8 +74,8 @@ RMS, GROUPS = "downs.0.0.block1.norm.g", "downs.0.0.block1.norm.bias"
 
 
 def recognizes(config: Mapping[str, Any]) -> bool:
-    """Whether a config is of this layout: it has a word that no other has, or the image's side alone."""
-    return any(name in config for name in TELLING) or set(config) == {"image_size"}
+    """Whether a config is of this layout: it has a word that no other has, or no word but this layout's."""
+    return any(name in config for name in TELLING) or ("image_size" in config and set(config) <= set(TABLE))
 
 
 def read(place: Place, stated: Stated) -> ImportedFunction:
@@ -89,29 +91,46 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     buffers, state = _buffers(state)
     _check_release(state, path)
     options = _options(get, state, path)
-    _check_shapes(state, options, path)
-    diffusion, levels = _noise_levels(get, buffers, stated)
-    objective, prediction = _objective(get, buffers, stated)
-    notes = [*place.notes, *notes, *wrapping, levels, objective]
+    check_fit(_network(options), state, _example(options), path, WHAT)
+    diffusion, levels = noise_levels(get, buffers, stated)
+    told, prediction = objective(get, buffers, stated)
+    notes = [*place.notes, *notes, *wrapping, levels, told]
     if options["self_condition"]:
-        notes.append("self-conditioned: examined without an earlier estimate, as in the first step of sampling")
+        notes.append(
+            "self-conditioned: examined without an earlier estimate, as in the first step of sampling"
+        )
     assumed = () if "sinusoidal_pos_emb_theta" in get.stated else ("sinusoidal_pos_emb_theta=10000.0",)
     assumed = () if "time_mlp.0.weights" in state else assumed
     if assumed:
         notes.append(f"ASSUMED: {assumed[0]}, the package's own, which no tensor tells")
     return ImportedFunction(
-        WHAT, options | {"prediction": prediction}, state, diffusion, dtype, tuple(filter(None, notes)), assumed
+        WHAT,
+        options | {"prediction": prediction},
+        state,
+        diffusion,
+        dtype,
+        tuple(filter(None, notes)),
+        assumed,
     )
 
 
-def build(options: Mapping[str, Any], params: PyTree, diffusion: DiffusionConfig, name: str) -> TracedDenoiser:
+def build(
+    options: Mapping[str, Any], params: PyTree, diffusion: DiffusionConfig, name: str
+) -> TracedDenoiser:
     """The denoiser of `ImportedFunction.options`, or of what was saved of them."""
-    size, channels = options["image_size"], options["channels"]
-    network = Network(options["levels"], channels, options["self_condition"], options["theta"])
-    example = (np.zeros((1, size, size, channels), np.float32), np.zeros(1, np.int32))
+    network, example = _network(options), _example(options)
     schedule = make_schedule(diffusion)
     kind = options["prediction"]
     return wrap(network, params, schedule=schedule, example=example, name=name, parameterization=kind)
+
+
+def _network(options: Mapping[str, Any]) -> Network:
+    return Network(options["levels"], options["channels"], options["self_condition"], options["theta"])
+
+
+def _example(options: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    size, channels = options["image_size"], options["channels"]
+    return np.zeros((1, size, size, channels), np.float32), np.zeros(1, np.int32)
 
 
 def _refuse_statements(stated: Stated) -> None:
@@ -136,8 +155,8 @@ def _check_release(state: tensors.State, path: Path) -> None:
     old = any(".fn." in name and ".to_qkv." in name for name in state)
     if GROUPS in state or old:
         raise ConfigError(
-            f"{path} is of a release of denoising_diffusion_pytorch before 2 (group norms), which is not read; "
-            "only release 2 (RMS norms) is"
+            f"{path} is of a release of denoising_diffusion_pytorch before 2 (group norms), which is not "
+            "read; only release 2 (RMS norms) is"
         )
     raise CheckpointError(f"{path} has no {RMS}: no Unet of denoising_diffusion_pytorch 2")
 
@@ -154,7 +173,9 @@ def _options(get: Options, state: tensors.State, path: Path) -> dict[str, Any]:
     memory = {name: state[f"{name}.mem_kv"].shape for name in attentions if f"{name}.mem_kv" in state}
     full = [f"{name}.to_out.weight" in state for name in memory]
     dim = len(state["time_mlp.3.weight"]) // 4
-    widths = [len(state[f"downs.{level}.3{'' if level == levels - 1 else '.1'}.weight"]) for level in range(levels)]
+    widths = [
+        len(state[f"downs.{level}.3{'' if level == levels - 1 else '.1'}.weight"]) for level in range(levels)
+    ]
     told = {
         "dim": dim,
         "dim_mults": tuple(width // dim for width in widths),
@@ -190,108 +211,3 @@ def _channels(get: Options, joined: int, outputs: int) -> tuple[int, bool]:
             "(1 or 3; latents are not pictures)"
         )
     return fits[0], joined == 2 * fits[0]
-
-
-class _Read(dict):
-    """Tensors that remember which of them were taken."""
-
-    def __init__(self, tensors_: Mapping[str, Any]):
-        super().__init__(tensors_)
-        self.taken = set()
-
-    def __getitem__(self, name: str) -> Any:
-        self.taken.add(name)
-        return super().__getitem__(name)
-
-
-def _check_shapes(state: tensors.State, options: Mapping[str, Any], path: Path) -> None:
-    """That the network takes every tensor and finds each, and that their shapes fit one another."""
-    network = Network(options["levels"], options["channels"], options["self_condition"], options["theta"])
-    check_fit(network, state, options, path)
-
-
-def check_fit(network: Any, state: tensors.State, options: Mapping[str, Any], path: Path) -> None:
-    """That `network(tensors, x, t)` finds every tensor, takes each, and that their shapes fit.
-
-    Raises:
-      CheckpointError: in one line.
-    """
-    size, channels = options["image_size"], options["channels"]
-    read = _Read({name: jnp.asarray(value) for name, value in state.items()})
-    x, t = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.float32)
-    try:
-        jax.eval_shape(lambda x, t: network(read, x, t), x, t)
-    except KeyError as error:
-        raise CheckpointError(f"{path} does not fit {WHAT}: 1 missing: {error.args[0]}") from None
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: shapes of tensors don't fit ({str(error).strip().splitlines()[0][:100]})") from None
-    unused = sorted(set(state) - read.taken)
-    odd = [n for n, a in state.items() if n.endswith(".bias") and a.shape != state[n[:-4] + "weight"].shape[:1]]
-    if unused or odd:
-        listed_ = ", ".join((unused or odd)[:4])
-        raise CheckpointError(f"{path} does not fit {WHAT}: {'unused' if unused else 'wrong shapes'}: {listed_}")
-
-
-def _noise_levels(get: Options, buffers: Mapping, stated: Stated) -> tuple[DiffusionConfig, str]:
-    """Those of the buffer `betas`; or by name, from the config or the statements, all of which must agree."""
-    names = {get["beta_schedule"], stated.noise_schedule} - {None}
-    steps = {get["timesteps"], stated.noise_steps} - {None}
-    if len(names) > 1 or len(steps) > 1:
-        raise ConfigError(f"{WHAT}: what is stated of the noise levels contradicts the config: {names | steps}")
-    if "betas" in buffers:
-        betas = np.asarray(buffers["betas"], np.float64)
-        if steps - {len(betas)}:
-            raise ConfigError(f"{WHAT} option timesteps={steps.pop()}, but the file has {len(betas)} betas")
-        for name in names:
-            if not np.allclose(betas, betas_of(name, len(betas)), rtol=1e-4, atol=1e-9):
-                raise ConfigError(f"{WHAT} option beta_schedule={name}, but the file's betas are others")
-        return from_betas(betas), "noise levels are those of the file's betas"
-    if not names or not steps:
-        raise ConfigError(
-            f"{WHAT}: the file has no betas (a bare Unet): state beta_schedule ({', '.join(SCHEDULES)}) and "
-            "timesteps in the config"
-        )
-    name = names.pop()
-    if name not in SCHEDULES:
-        raise ConfigError(f"{WHAT} noise schedule {shorten(name)} is not known; known: {', '.join(SCHEDULES)}")
-    return from_betas(betas_of(name, steps.pop())), ""
-
-
-def betas_of(name: str, steps: int) -> np.ndarray:
-    """The package's schedules: linear scaled to `steps`, cosine, and sigmoid (start -3, end 3, tau 1)."""
-    if name == "linear":
-        return np.linspace(0.1 / steps, 20 / steps, steps)
-    fraction = np.arange(steps + 1) / steps
-    if name == "cosine":
-        bar = np.cos((fraction + 0.008) / 1.008 * np.pi / 2) ** 2
-    else:
-        low, high = 1 / (1 + np.exp(3.0)), 1 / (1 + np.exp(-3.0))
-        bar = (high - 1 / (1 + np.exp(-(6 * fraction - 3)))) / (high - low)
-    return np.clip(1 - bar[1:] / bar[:-1], 0, 0.999)
-
-
-def _objective(get: Options, buffers: Mapping, stated: Stated) -> tuple[str, str]:
-    """A note, and what the network outputs: by the weights of the loss, else as the config or flags say."""
-    told = {OBJECTIVES.get(get["objective"]), stated.prediction, _by_loss_weight(buffers)} - {None}
-    if len(told) > 1:
-        raise ConfigError(f"{WHAT}: objective is told as {' and '.join(sorted(told))}; they contradict")
-    if not told:
-        raise ConfigError(
-            f"{WHAT} option objective is absent, and no tensor tells it: write {' or '.join(OBJECTIVES)}"
-        )
-    by_file = get["objective"] is None and stated.prediction is None
-    prediction = told.pop()
-    return (f"the weights of its loss are those of {prediction}" if by_file else ""), prediction
-
-
-def _by_loss_weight(buffers: Mapping) -> str | None:
-    """Which output the buffer `loss_weight` belongs to: 1, snr or snr / (snr + 1), where snr is below 1, as the
-    weights may be cut above."""
-    if not {"loss_weight", "alphas_cumprod"} <= set(buffers):
-        return None
-    weight, bar = (np.asarray(buffers[name], np.float64) for name in ("loss_weight", "alphas_cumprod"))
-    snr = bar / np.maximum(1 - bar, 1e-12)
-    expected = {"epsilon": np.ones_like(snr), "sample": snr, "v_prediction": snr / (snr + 1)}
-    below = (snr < 1) & (snr > 1e-3)
-    fits = [k for k, e in expected.items() if below.any() and np.allclose(weight[below], e[below], rtol=1e-2)]
-    return fits[0] if len(fits) == 1 else None

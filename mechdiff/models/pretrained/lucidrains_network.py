@@ -68,8 +68,10 @@ class Network:
             h = _joined(h, skips.pop(), f"{ours}.block1")
             h = _block(params, f"{theirs}.1", f"{ours}.block1", h, time)
             h = h + _attention(params, f"{theirs}.2", f"{ours}.attn", h)
-            h = convolve(params, f"{theirs}.3", h) if not level else convolve(
-                params, f"{theirs}.3.1", enlarged(h)
+            h = (
+                convolve(params, f"{theirs}.3", h)
+                if not level
+                else convolve(params, f"{theirs}.3.1", enlarged(h))
             )
         h = _joined(h, first, "out")
         h = _block(params, "final_res_block", "out.block0", h, time)

@@ -12,11 +12,14 @@ from reference.make_foreign_reference import SIDE, noisy
 from reference.make_pretrained_reference import T, draw
 from safetensors.numpy import save_file
 
+from mechdiff.core.config import ExperimentConfig, to_dict
 from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.schedules import cosine_schedule, make_schedule
 from mechdiff.interventions.build import ablate
-from mechdiff.models import pretrained
+from mechdiff.models import load, pretrained
 from mechdiff.models.pretrained import Stated, builders
+from mechdiff.models.pretrained.lucidrains_levels import by_loss_weight
+from mechdiff.storage.checkpoint import export_model
 
 REFERENCE = Path(__file__).parents[2] / "reference" / "foreign.npz"
 X, TIMES = np.moveaxis(noisy(), 1, -1), np.array(T)
@@ -37,18 +40,19 @@ def trained(arrays: dict) -> dict:
     """What a trainer saves: its model and the average of it, which is the network of `frozen`."""
     raw, saved = draw(json.loads(str(arrays["shapes"])), seed=1), {}
     for name in json.loads(str(arrays["names/model"])) + json.loads(str(arrays["names/ema"])):
-        head, _, last = name.rpartition(".")
-        wrappers, inside = name.partition("model.model.")[::2] if "model.model." in name else (name, "")
+        wrappers, _, inside = name.partition("model.model.")
         if inside:
             saved[name] = (arrays["state"] if wrappers.endswith("ema_") else raw)[inside]
         else:
-            saved[name] = np.asarray(arrays.get(last, np.zeros(1)), np.float32)
+            saved[name] = np.asarray(arrays.get(name.split(".")[-1], np.zeros(1)), np.float32)
     return saved
 
 
 def written(folder, config: dict, state: dict):
     (folder / "config.json").write_text(json.dumps(config))
-    save_file({name: np.ascontiguousarray(value) for name, value in state.items()}, folder / "model.safetensors")
+    save_file(
+        {name: np.ascontiguousarray(value) for name, value in state.items()}, folder / "model.safetensors"
+    )
     return folder
 
 
@@ -135,16 +139,26 @@ def test_only_softmax_attention_has_an_entropy(tmp_path):
         assert (statistics[site].distance > 0).all()
 
 
+def test_what_is_saved_is_loaded_as_it_was_read(tmp_path):
+    found = pretrained.read(written(tmp_path, BARE, frozen("lucidrains_all")["state"]))
+    about = ExperimentConfig(unet=builders.shape_of(found), diffusion=found.diffusion)
+    saved = to_dict(about) | {load.FUNCTION: {"layout": found.layout, "options": found.options}}
+    folder = export_model(tmp_path / "model", found.params, saved, {})
+    loaded, trained, _ = load.load_denoiser(folder, "network")
+    assert loaded.digests() == built(found).digests()
+    assert (loaded.name, loaded.image_shape, trained.unet.image_size) == ("network", (SIDE, SIDE, 3), SIDE)
+    with pytest.raises(MechdiffError, match="lucidrains, no UNet of this package"):
+        load.load_trained(folder)
+
+
 @pytest.mark.parametrize("objective", ["epsilon", "v_prediction", "sample"])
 def test_the_objective_is_told_by_the_weights_of_the_loss(objective):
-    from mechdiff.models.pretrained.lucidrains import _by_loss_weight
-
     bar = np.asarray(cosine_schedule(1000).alphas_bar, np.float64)
     snr = bar / (1 - bar)
     cut = np.minimum(snr, 5)  # min_snr_loss_weight
     weight = {"epsilon": cut / snr, "v_prediction": cut / (snr + 1), "sample": cut}[objective]
-    assert _by_loss_weight({"alphas_cumprod": bar, "loss_weight": weight}) == objective
-    assert _by_loss_weight({"alphas_cumprod": bar, "loss_weight": 3 * weight}) is None
+    assert by_loss_weight({"alphas_cumprod": bar, "loss_weight": weight}) == objective
+    assert by_loss_weight({"alphas_cumprod": bar, "loss_weight": 3 * weight}) is None
 
 
 def renamed(state: dict, old: str, new: str) -> dict:
