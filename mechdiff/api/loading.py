@@ -15,8 +15,8 @@ from mechdiff.api.places import cache_folder
 from mechdiff.core import devices
 from mechdiff.core.config import DataConfig, ExperimentConfig
 from mechdiff.core.errors import CheckpointError, ConfigError
+from mechdiff.models import factories, pretrained, shipped
 from mechdiff.models import load as exported
-from mechdiff.models import pretrained, shipped
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.pretrained import builders
 from mechdiff.storage import checksums
@@ -117,4 +117,6 @@ def _of_folder(folder: Path, name: str, stated: dict[str, Any]) -> Model:
         name=called, data=DataConfig(name="unknown"), unet=unet, diffusion=imported.diffusion
     )
     record = {"imported": {"layout": imported.layout, "notes": imported.notes, "assumed": imported.assumed}}
+    if isinstance(imported, pretrained.ImportedFunction):
+        record[factories.FUNCTION] = factories.facts(imported.layout, denoiser)
     return Model(denoiser, denoiser.identity, config=config, record=record, origin=str(folder))

@@ -10,10 +10,9 @@ from mechdiff.core.errors import CheckpointError
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.record import Intervention
-from mechdiff.models import shipped
-from mechdiff.models.denoiser import Denoiser
+from mechdiff.models import factories, shipped
+from mechdiff.models.denoiser import Denoiser, Examinable
 from mechdiff.models.pretrained import builders
-from mechdiff.models.traced import TracedDenoiser
 from mechdiff.models.unet import init_unet
 from mechdiff.storage import checkpoint, checksums, files
 
@@ -41,25 +40,23 @@ def load_trained(folder: str | Path) -> tuple[ExperimentConfig, PyTree, Interven
     return config, params, identity, record
 
 
-def load_denoiser(
-    model: str | Path, name: str = ""
-) -> tuple[Denoiser | TracedDenoiser, ExperimentConfig, dict]:
+def load_denoiser(model: str | Path, name: str = "") -> tuple[Examinable, ExperimentConfig, dict]:
     """An exported model ready to be examined, its config, and its training record.
 
     An imported function (`pretrained.ImportedFunction`) comes as a `TracedDenoiser`; of its config, `unet`
-    says no more than the shape of images.
+    says no more than the shape of images, and its record has the facts of a function (`factories.facts`).
 
     Args:
-      model: its folder, a run's folder, or `RUN@STEP`, see `model_folder`; or a shipped name.
+      model: its folder, a run's folder, or `RUN@STEP`, see `model_folder`; or a shipped name; or
+        `module:function` of a function that makes one, see `factories`.
       name: shown in results; `name_of` the folder if empty.
     """
+    if factories.is_factory(model):
+        made = factories.make(model, name)
+        return made.denoiser, factories.config_of(made.denoiser), factories.record_of(model, made)
     folder = shipped.find(model_folder(model))
     if _is_function(folder):
-        params, config, record = checkpoint.load_model(folder)
-        made = config.pop(FUNCTION)
-        trained = from_dict(config)
-        made = (made["layout"], made["options"], params, trained.diffusion)
-        return builders.build(*made, name=name or name_of(model)), trained, record
+        return _function(folder, name or name_of(model))
     trained, params, identity, record = load_trained(model)
     schedule = make_schedule(trained.diffusion)
     return Denoiser(name or name_of(model), trained.unet, schedule, params, identity), trained, record
@@ -92,7 +89,7 @@ def model_folder(model: str | Path) -> Path:
 
 def name_of(model: str | Path) -> str:
     """What a model is called in results: its folder's name, or that of the run in whose `model/` it lies,
-    with the step where it is a snapshot.
+    with the step where it is a snapshot; of `module:function`, the last word of the module before it.
 
     Example:
       >>> name_of("runs/faces/model"), name_of("checkpoints/cpu32-celeba-seed0")
@@ -100,6 +97,8 @@ def name_of(model: str | Path) -> str:
       >>> name_of("runs/faces/snapshots/3200")
       'faces@3200'
     """
+    if factories.is_factory(model):
+        return factories.name_of(model)
     model = model_folder(model).resolve()
     if model.parent.name == SNAPSHOTS:
         return f"{model.parent.parent.name}@{model.name}"
@@ -128,6 +127,15 @@ def _snapshot(run: Path, step: int) -> Path:
         return exported[step]
     there = f"exported there: {', '.join(map(str, exported))}" if exported else "no step was exported there"
     raise CheckpointError(f"{run} has no model of step {step} ({there}); train.keep=STEP,... exports more")
+
+
+def _function(folder: Path, name: str) -> tuple[Examinable, ExperimentConfig, dict]:
+    """A network that is a function of its own tensors, as `import_checkpoint` saved it."""
+    params, config, record = checkpoint.load_model(folder)
+    made = config.pop(FUNCTION)
+    trained = from_dict(config)
+    denoiser = builders.build(made["layout"], made["options"], params, trained.diffusion, name=name)
+    return denoiser, trained, record | {factories.FUNCTION: factories.facts(made["layout"], denoiser)}
 
 
 def _is_function(folder: Path) -> bool:

@@ -15,14 +15,14 @@ from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
-from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.ablation import component_coords, sweep_in_memory
 
 GATE_VALUES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
 
 def scaling_curves(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     chosen: Sequence[Component],
     doses: Sequence[float] = GATE_VALUES,

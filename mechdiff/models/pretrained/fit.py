@@ -36,9 +36,7 @@ def check_fit(network: Callable, state: State, example: tuple, path: Path, what:
         output = network(read, *example)
         unused = sorted(set(state) - read.taken)
         if unused:
-            raise CheckpointError(
-                f"{path} does not fit {what}: unused: {', '.join(unused[:4])}"
-            )
+            raise CheckpointError(f"{path} does not fit {what}: unused: {', '.join(unused[:4])}")
         return output
 
     shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in state.items()}

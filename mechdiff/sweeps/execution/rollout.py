@@ -250,7 +250,8 @@ def sample_condition(denoiser: Examinable, count: int) -> PyTree:
     if not isinstance(unet, UNetConfig):
         if unet.conditioned:
             raise ConfigError(
-                f"{denoiser.name} takes a condition, which is not made up here: give one an image"
+                f"{denoiser.name} takes a condition, which is not made up here: give one for each image (a "
+                "function named by --model returns (denoiser, images, condition))"
             )
         return None
     if unet.condition_channels or unet.class_embedding != "table":

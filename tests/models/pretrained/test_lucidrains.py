@@ -141,7 +141,7 @@ def test_only_softmax_attention_has_an_entropy(tmp_path):
 
 def test_what_is_saved_is_loaded_as_it_was_read(tmp_path):
     found = pretrained.read(written(tmp_path, BARE, frozen("lucidrains_all")["state"]))
-    about = ExperimentConfig(unet=builders.shape_of(found), diffusion=found.diffusion)
+    about = ExperimentConfig(name="network", unet=builders.shape_of(found), diffusion=found.diffusion)
     saved = to_dict(about) | {load.FUNCTION: {"layout": found.layout, "options": found.options}}
     folder = export_model(tmp_path / "model", found.params, saved, {})
     loaded, trained, _ = load.load_denoiser(folder, "network")
