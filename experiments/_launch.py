@@ -28,7 +28,7 @@ from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import load
-from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import bucket, files, labelled
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import inputs, load_check
@@ -55,6 +55,7 @@ flags.DEFINE_boolean("quiet", False, "Show warnings and errors only.")
 flags.DEFINE_string("log_file", None, "File to which every line shown is appended, also with --quiet.")
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
+MODEL_HELP = "Folder of a trained model, a shipped name, or MODULE:FUNCTION of one that returns a denoiser."
 CELEBA_HELP = "CelebA in its official layout, held-out images are taken; several folders with commas."
 IMAGES_HELP = "A folder of images, or an .npy or .npz file, to examine on."
 LONGEST = 1500  # characters of an error's line
@@ -64,7 +65,7 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 class Opened(NamedTuple):
     """A trained model, how it was trained, its images, and those of them that it is examined on."""
 
-    denoiser: Denoiser
+    denoiser: Examinable
     trained: ExperimentConfig
     given: inputs.EvalImages
     eval_set: EvalSet
@@ -197,7 +198,7 @@ def opened(
     """A trained model and what it is examined on, by the settings `sweeps` and `seed`.
 
     Args:
-      model: see `load.model_folder`.
+      model: see `load.load_denoiser`.
       celeba, images: where images lie; see `inputs.chooser`.
       name: shown in results; the folder's if empty.
     """

@@ -22,7 +22,7 @@ from mechdiff.study import controls
 
 from . import _launch
 
-MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
+MODEL = flags.DEFINE_multi_string("model", None, _launch.MODEL_HELP, required=True)
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 TAU = flags.DEFINE_float("tau", 0.9, "Closeness to the whole network that a circuit must have.")
@@ -39,7 +39,7 @@ def main(config, workdir):
     if len({load.name_of(model) for model in MODEL.value}) < len(MODEL.value):
         raise flags.Error("two models are called alike, and so would be their results; rename one's folder")
     for model in MODEL.value:
-        denoiser, _, given, _, _ = _launch.opened(config, workdir, model, CELEBA.value, IMAGES.value)
+        denoiser, _, given, _ = _launch.opened(config, workdir, model, CELEBA.value, IMAGES.value)
         for ablation in config.sweep.ablations:
             halves = controls.circuit_evaluators(
                 denoiser, given, ablation, config.sweep, root, folder / "run"

@@ -23,7 +23,7 @@ from mechdiff.sweeps.ablation import ablation_sweep
 
 from . import _launch
 
-MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
+MODEL = flags.DEFINE_multi_string("model", None, _launch.MODEL_HELP, required=True)
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 MATCHED = flags.DEFINE_boolean("matched", True, "Hold the norm of a head's output.")

@@ -2,7 +2,8 @@
 
 FOLDER is a diffusers `UNet2DModel` or pipeline (config.json, diffusion_pytorch_model.safetensors,
 scheduler_config.json); or a state dict as model.safetensors, of guided-diffusion or improved-diffusion beside
-its flags (config.json, config.yaml, or the command line as flags.txt), of ddim beside its config.yaml.
+its flags (config.json, config.yaml, or the command line as flags.txt), of ddim beside its config.yaml, of
+lucidrains' Unet beside a config.json that says image_size.
 What files leave open is stated by flags; what nobody states is assumed, and printed with the word ASSUMED.
 How its training images were cropped no file says: `--set=data.preprocessing.crop=ddim` (center-140, ...).
 Afterwards WORKDIR/model is like a trained model: give it to experiments.sample and experiments.sweep as
@@ -18,9 +19,9 @@ from absl import flags
 from mechdiff.core import keys
 from mechdiff.core.config import DataConfig, ExperimentConfig, to_dict
 from mechdiff.data import to_bytes
-from mechdiff.models import pretrained, unet
-from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.pretrained import adm_options
+from mechdiff.models import load, pretrained
+from mechdiff.models.denoiser import Examinable
+from mechdiff.models.pretrained import adm_options, builders
 from mechdiff.storage import checkpoint, files, image_grid
 from mechdiff.sweeps.execution import forecast, rollout
 
@@ -58,16 +59,18 @@ def main(config, workdir):
     source, target = Path(FROM.value), Path(TO.value)
     found = pretrained.read(source, stated())
     files.ensure_writable(target)
-    identity = jax.jit(lambda key: unet.init_unet(key, found.unet)[1])(jax.random.key(0))
-    denoiser = Denoiser(source.name, found.unet, found.schedule, found.params, identity)
+    denoiser = builders.denoiser_of(found, source.name)
     report(found, denoiser, config)
     about = ExperimentConfig(
         name=source.resolve().name,
         seed=config.seed,
         data=DataConfig(name="unknown", preprocessing=config.data.preprocessing),
-        unet=found.unet,
+        unet=builders.unet_of(found),
         diffusion=found.diffusion,
     )
+    saved = to_dict(about)
+    if isinstance(found, pretrained.ImportedFunction):
+        saved[load.FUNCTION] = {"layout": found.layout, "options": found.options}
     record = {"imported": {"layout": found.layout, "notes": found.notes, "assumed": found.assumed}}
     sheet = {}
     if SAMPLES.value:
@@ -75,14 +78,14 @@ def main(config, workdir):
         pictures = to_bytes(rollout.draw_samples(denoiser, key, SAMPLES.value, STEPS.value))
         sheet["samples.png"] = image_grid.png(image_grid.sheet(pictures))
     folder = checkpoint.export_model(
-        target / "model", found.params, to_dict(about), record, dtype=found.dtype, extras=sheet
+        target / "model", found.params, saved, record, dtype=found.dtype, extras=sheet
     )
     print(folder)
 
 
-def report(found: pretrained.Imported, denoiser: Denoiser, config: ExperimentConfig) -> None:
+def report(found, denoiser: Examinable, config: ExperimentConfig) -> None:
     """What was read, and how much memory examining it takes."""
-    count = unet.count_parameters(found.unet)
+    count = sum(leaf.size for leaf in jax.tree.leaves(found.params))
     print(f"{found.layout}: {count / 1e6:.1f} M parameters, stored as {found.dtype}")
     forecast.print_memory_forecast(denoiser, config.sweep)
     for note in found.notes:

@@ -12,6 +12,7 @@ import dataclasses
 from absl import flags
 
 from mechdiff.circuits import redundancy
+from mechdiff.core import keys
 from mechdiff.core.config import to_dict
 from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.components import select
@@ -20,7 +21,7 @@ from mechdiff.storage.manifest import run_manifest
 
 from . import _launch
 
-MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
+MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 COMPONENTS = flags.DEFINE_string("components", ".*", "Regular expression of their names.")
@@ -38,7 +39,8 @@ def main(config, workdir):
     names = select(denoiser.identity, COMPONENTS.value)
     chosen = [one for one in denoiser.components() if one.name in names]
     counts = {"top": TOP.value, "audit": AUDIT.value}
-    found = redundancy.verified_pairs(denoiser, eval_set, given.reference, chosen, **counts, seed=config.seed)
+    others = given.reference_set(eval_set.timesteps, keys.stream(eval_set.key, "pair scores"))
+    found = redundancy.verified_pairs(denoiser, eval_set, others, chosen, **counts, seed=config.seed)
     labelled.replace(workdir / "pairs.zarr", found.assign_attrs(denoiser=denoiser.name, inputs=given.label))
     rows = zip(*(found[name].values.tolist() for name in NUMBERS))
     agreed = {name: dataclasses.asdict(one) for name, one in redundancy.pair_agreement(found).items()}

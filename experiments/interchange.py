@@ -18,7 +18,7 @@ from mechdiff.sweeps import interchange
 
 from . import _launch
 
-MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
+MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
 ONLY = flags.DEFINE_list("factors", list(FACTORS), "Which factors.")
 PAIRS = flags.DEFINE_integer("pairs", 16, "Pairs of faces for each factor.", lower_bound=2)
 TOP = flags.DEFINE_integer("top", 3, "Components shown for each factor.", lower_bound=1)

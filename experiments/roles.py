@@ -19,7 +19,7 @@ from mechdiff.study import controls
 
 from . import _launch
 
-MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
+MODEL = flags.DEFINE_multi_string("model", None, _launch.MODEL_HELP, required=True)
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 PART = flags.DEFINE_enum("part", "head", ("head", "res", "skip", "all"), "Components to examine.")

@@ -22,7 +22,7 @@ from mechdiff.sweeps.execution import forecast
 
 from . import _launch
 
-MODEL = flags.DEFINE_multi_string("model", None, "Folder of a trained model.", required=True)
+MODEL = flags.DEFINE_multi_string("model", None, _launch.MODEL_HELP, required=True)
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 CHANNELS = flags.DEFINE_boolean("channels", False, "Every single channel as well.")
@@ -84,7 +84,7 @@ def verified(denoiser, eval_set, folder, **asked):
 
 
 def plain(found):
-    """What goes into the JSON file: all but the scores of every picture."""
+    """What goes into the JSON file: all but the scores of every image."""
     if isinstance(found, dict):
         return {at: dataclasses.asdict(one) for at, one in found.items()}
     kept = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}

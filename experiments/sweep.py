@@ -25,7 +25,7 @@ from mechdiff.study import examine, inputs
 
 from . import _launch
 
-MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
+MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 

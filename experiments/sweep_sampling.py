@@ -10,9 +10,10 @@ from absl import flags
 
 from mechdiff.core import keys
 from mechdiff.core.config import to_dict
+from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.samplers import ddim_step, ddpm_step
 from mechdiff.diffusion.schedules import ddim_timesteps
-from mechdiff.models import load
+from mechdiff.models import factories, load
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.sweeps.execution import forecast
@@ -21,7 +22,7 @@ from mechdiff.sweeps.sampling import sampling_sweep
 
 from . import _launch
 
-MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
+MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
 WINDOWS = flags.DEFINE_integer("windows", 5, "Parts that the visited levels are cut into.", lower_bound=1)
 SAMPLES = flags.DEFINE_integer("samples", 16, "Samples under every intervention.", lower_bound=2)
 STEPS = flags.DEFINE_integer("steps", 50, "Levels visited.", lower_bound=1)
@@ -30,7 +31,7 @@ SAMPLER = flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm"], "How a step is 
 
 def main(config, workdir):
     _launch.spread_over_cores()
-    denoiser = load.load_denoiser(MODEL.value)[0]
+    denoiser, _, record = load.load_denoiser(MODEL.value)
     levels = ddim_timesteps(denoiser.schedule.steps, min(STEPS.value, denoiser.schedule.steps))
     windows = even_windows(levels, WINDOWS.value)
     forecast.print_memory_forecast(denoiser, config.sweep, ablations=("zero",), replacements=len(levels))
@@ -43,6 +44,7 @@ def main(config, workdir):
         SAMPLES.value,
         keys.stream(jax.random.key(config.seed), "trajectories"),
         workdir / "trajectories",
+        condition=condition_of(denoiser, record, SAMPLES.value),
         step_fn={"ddim": ddim_step, "ddpm": ddpm_step}[SAMPLER.value],
     )
     shared, naive = network_calls(levels, windows, found.sizes["component"])
@@ -53,6 +55,16 @@ def main(config, workdir):
     ):
         row = distance.sel(component=component).values
         print(f"{component:24}" + "".join(f"{value:8.3f}" for value in row))
+
+
+def condition_of(denoiser, record, count):
+    """What a network of a user's function is told, as it came with its images; None: nothing, or what
+    `sampling_sweep` makes up."""
+    _, condition = record.get(factories.GIVEN, (None, None))
+    held = min((len(leaf) for leaf in jax.tree.leaves(condition)), default=count)
+    if held < count:
+        raise ConfigError(f"{denoiser.name} came with {held} conditions; --samples={count} needs as many")
+    return jax.tree.map(lambda leaf: leaf[:count], condition)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from mechdiff.sweeps.sequential import sequential_sweep
 
 from . import _launch
 
-MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
+MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 WIDTH = flags.DEFINE_float("width", 2.0, "In percent of the clean loss; certain enough wherever it lies.")

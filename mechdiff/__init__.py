@@ -143,6 +143,7 @@ if TYPE_CHECKING:  # at run time names are imported when they are first used, so
         init_unet as init_unet,
     )
     from mechdiff.sweeps.ablation import ablation_sweep as ablation_sweep
+    from mechdiff.sweeps.activation_datasets import activations as activations
     from mechdiff.sweeps.activations import (
         activation_means as activation_means,
     )
@@ -187,6 +188,7 @@ __all__ = [
     "Model",
     "Result",
     "ablation_sweep",
+    "activations",
     "compare",
     "compare_steps",
     "discover",
@@ -233,6 +235,7 @@ _NAMES = {  # module -> names that can be had from here; those beyond `__all__` 
     "models.traced.wrapping": "wrap",
     "models.unet": "apply_unet components count_parameters denoise init_unet",
     "sweeps.ablation": "ablation_sweep",
+    "sweeps.activation_datasets": "activations",
     "sweeps.activations": "activation_means attention_stats",
     "sweeps.attention_patterns": "pattern_effects replace_pattern",
     "sweeps.execution.engine": "Engine",

@@ -15,10 +15,10 @@ from mechdiff.api.places import cache_folder
 from mechdiff.core import devices
 from mechdiff.core.config import DataConfig, ExperimentConfig
 from mechdiff.core.errors import CheckpointError, ConfigError
+from mechdiff.models import factories, pretrained, shipped
 from mechdiff.models import load as exported
-from mechdiff.models import pretrained, shipped
-from mechdiff.models.denoiser import Denoiser, Examinable
-from mechdiff.models.unet import init_unet
+from mechdiff.models.denoiser import Examinable
+from mechdiff.models.pretrained import builders
 from mechdiff.storage import checksums
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
@@ -32,8 +32,9 @@ def load(source: str | Path | Examinable, *, name: str = "", **stated: Any) -> M
 
     Args:
       source: the name of a shipped network (`cpu32-celeba-seed0`); a folder that was exported here; the
-        folder RUN of a training, or RUN@STEP; a folder of diffusers or of guided-diffusion (ADM), which is
-        read as it is; `module:function` of a function that returns a denoiser; or a denoiser.
+        folder RUN of a training, or RUN@STEP; a folder of diffusers, of guided-diffusion (ADM), of ddim or
+        of lucidrains, which is read as it is; `module:function` of a function that returns a
+        denoiser; or a denoiser.
       name: shown in results; default: that of the source.
       stated: what the files of others leave open, such as `prediction="v_prediction"`; see
         `models.pretrained.Stated`.
@@ -111,10 +112,11 @@ def _of_folder(folder: Path, name: str, stated: dict[str, Any]) -> Model:
     for note in (*imported.notes, *(f"ASSUMED {option}" for option in imported.assumed)):
         logging.warning("%s: %s", folder.name, note)
     called = name or folder.resolve().name
-    identity = jax.jit(lambda key: init_unet(key, imported.unet)[1])(jax.random.key(0))
-    denoiser = Denoiser(called, imported.unet, imported.schedule, imported.params, identity)
+    denoiser, unet = builders.denoiser_of(imported, called), builders.unet_of(imported)
     config = ExperimentConfig(
-        name=called, data=DataConfig(name="unknown"), unet=imported.unet, diffusion=imported.diffusion
+        name=called, data=DataConfig(name="unknown"), unet=unet, diffusion=imported.diffusion
     )
     record = {"imported": {"layout": imported.layout, "notes": imported.notes, "assumed": imported.assumed}}
-    return Model(denoiser, identity, config=config, record=record, origin=str(folder))
+    if isinstance(imported, pretrained.ImportedFunction):
+        record[factories.FUNCTION] = factories.facts(imported.layout, denoiser)
+    return Model(denoiser, denoiser.identity, config=config, record=record, origin=str(folder))

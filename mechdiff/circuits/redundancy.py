@@ -15,13 +15,13 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.components import Component
-from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.denoiser import Examinable
 
 
 def verified_pairs(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
-    others: Float[AnyArray, "others height width channels"],
+    others: EvalSet | Float[AnyArray, "others height width channels"],
     chosen: Sequence[Component],
     *,
     top: int = 20,
@@ -36,7 +36,8 @@ def verified_pairs(
 
     Args:
       eval_set: that pairs are verified on.
-      others: images in [-1, 1] that pairs are scored on, different ones.
+      others: images in [-1, 1] that pairs are scored on, different ones; an `EvalSet` where
+        they have a condition.
       confidence: of each interval.
 
     Returns:
@@ -51,7 +52,9 @@ def verified_pairs(
     """
     if len(chosen) < 2 or top < 1 or audit < 0:
         raise ConfigError(f"{len(chosen)} components, top={top}, audit={audit}: need two, 1 and 0 at least")
-    score_set = EvalSet(others, eval_set.timesteps, keys.stream(eval_set.key, "pair scores"))
+    score_set = others
+    if not isinstance(others, EvalSet):
+        score_set = EvalSet(others, eval_set.timesteps, keys.stream(eval_set.key, "pair scores"))
     scored = pair_scores(denoiser, score_set, chosen)
     score = (100 * scored.curvature / scored.clean_loss).mean("t").values
     every = sorted(itertools.combinations(range(len(chosen)), 2), key=lambda pair: -abs(score[pair]))

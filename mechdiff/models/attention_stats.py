@@ -32,10 +32,17 @@ class AttentionStatistics(NamedTuple):
 
 
 def attention_statistics(
-    pattern: Float[Array, "batch heads tokens tokens"], grid: tuple[int, int]
+    pattern: Float[Array, "batch heads tokens keys"], grid: tuple[int, int]
 ) -> AttentionStatistics:
-    """Statistics of row-stochastic patterns over the positions of a `grid` (height, width)."""
+    """Statistics of row-stochastic patterns over the positions of a `grid` (height, width).
+
+    Keys beyond the positions, last, are memory, which lies nowhere: it counts in all but the distance, which
+    is the mean over what the positions get.
+    """
     tokens = pattern.shape[-1]
+    placed = pattern[..., : pattern.shape[-2]]
+    if placed.shape != pattern.shape:
+        placed = placed / placed.sum(-1, keepdims=True)
     row_entropy = -xlogy(pattern, pattern).sum(-1).mean(-1)
     average = pattern.mean(-2)
     mutual = -xlogy(average, average).sum(-1) - row_entropy
@@ -44,7 +51,7 @@ def attention_statistics(
         normalized_entropy=row_entropy / max(np.log(tokens), 1e-12),
         effective_keys=jnp.exp(row_entropy),
         mutual_information=jnp.maximum(mutual, 0),
-        distance=(pattern * _distances(grid)).sum(-1).mean(-1),
+        distance=(placed * _distances(grid)).sum(-1).mean(-1),
         identity_mass=jnp.diagonal(pattern, axis1=-2, axis2=-1).mean(-1),
     )
 

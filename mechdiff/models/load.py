@@ -10,11 +10,13 @@ from mechdiff.core.errors import CheckpointError
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.record import Intervention
-from mechdiff.models import shipped
-from mechdiff.models.denoiser import Denoiser
+from mechdiff.models import factories, shipped
+from mechdiff.models.denoiser import Denoiser, Examinable
+from mechdiff.models.pretrained import builders
 from mechdiff.models.unet import init_unet
 from mechdiff.storage import checkpoint, checksums, files
 
+FUNCTION = "function"  # in the config of a network that is a function of its own tensors
 SNAPSHOTS = "snapshots"  # of a training run: the steps that `train.keep` names
 
 
@@ -26,6 +28,11 @@ def load_trained(folder: str | Path) -> tuple[ExperimentConfig, PyTree, Interven
     """
     folder = shipped.find(model_folder(folder))
     params, config, record = checkpoint.load_model(folder)
+    if FUNCTION in config:
+        layout = config[FUNCTION]["layout"]
+        raise CheckpointError(
+            f"{folder} is a network of {layout}, no UNet of this package; only load_denoiser reads it"
+        )
     config = from_dict(config)
     shapes, identity = jax.jit(init_unet, static_argnums=1).eval_shape(jax.random.key(0), config.unet)
     checkpoint.check_shapes(params, shapes, folder)
@@ -33,13 +40,23 @@ def load_trained(folder: str | Path) -> tuple[ExperimentConfig, PyTree, Interven
     return config, params, identity, record
 
 
-def load_denoiser(model: str | Path, name: str = "") -> tuple[Denoiser, ExperimentConfig, dict]:
+def load_denoiser(model: str | Path, name: str = "") -> tuple[Examinable, ExperimentConfig, dict]:
     """An exported model ready to be examined, its config, and its training record.
 
+    An imported function (`pretrained.ImportedFunction`) comes as a `TracedDenoiser`; of its config, `unet`
+    says no more than the shape of images, and its record has the facts of a function (`factories.facts`).
+
     Args:
-      model: its folder, a run's folder, or `RUN@STEP`, see `model_folder`; or a shipped name.
+      model: its folder, a run's folder, or `RUN@STEP`, see `model_folder`; or a shipped name; or
+        `module:function` of a function that makes one, see `factories`.
       name: shown in results; `name_of` the folder if empty.
     """
+    if factories.is_factory(model):
+        made = factories.make(model, name)
+        return made.denoiser, factories.config_of(made.denoiser), factories.record_of(model, made)
+    folder = shipped.find(model_folder(model))
+    if _is_function(folder):
+        return _function(folder, name or name_of(model))
     trained, params, identity, record = load_trained(model)
     schedule = make_schedule(trained.diffusion)
     return Denoiser(name or name_of(model), trained.unet, schedule, params, identity), trained, record
@@ -72,7 +89,7 @@ def model_folder(model: str | Path) -> Path:
 
 def name_of(model: str | Path) -> str:
     """What a model is called in results: its folder's name, or that of the run in whose `model/` it lies,
-    with the step where it is a snapshot.
+    with the step where it is a snapshot; of `module:function`, the last word of the module before it.
 
     Example:
       >>> name_of("runs/faces/model"), name_of("checkpoints/cpu32-celeba-seed0")
@@ -80,6 +97,8 @@ def name_of(model: str | Path) -> str:
       >>> name_of("runs/faces/snapshots/3200")
       'faces@3200'
     """
+    if factories.is_factory(model):
+        return factories.name_of(model)
     model = model_folder(model).resolve()
     if model.parent.name == SNAPSHOTS:
         return f"{model.parent.parent.name}@{model.name}"
@@ -108,6 +127,20 @@ def _snapshot(run: Path, step: int) -> Path:
         return exported[step]
     there = f"exported there: {', '.join(map(str, exported))}" if exported else "no step was exported there"
     raise CheckpointError(f"{run} has no model of step {step} ({there}); train.keep=STEP,... exports more")
+
+
+def _function(folder: Path, name: str) -> tuple[Examinable, ExperimentConfig, dict]:
+    """A network that is a function of its own tensors, as `import_checkpoint` saved it."""
+    params, config, record = checkpoint.load_model(folder)
+    made = config.pop(FUNCTION)
+    trained = from_dict(config)
+    denoiser = builders.build(made["layout"], made["options"], params, trained.diffusion, name=name)
+    return denoiser, trained, record | {factories.FUNCTION: factories.facts(made["layout"], denoiser)}
+
+
+def _is_function(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.is_file() and FUNCTION in files.read_json(config)
 
 
 def _is_export(folder: Path) -> bool:

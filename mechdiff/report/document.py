@@ -163,7 +163,7 @@ def _pictures(model: ExaminedModel, models: list[ExaminedModel], figures: Path) 
     cell = max(float(np.abs(damage.cells.estimate).max()) for damage in all_damages)
     pooled = max(float(np.abs(damage.pooled.estimate).max()) for damage in all_damages)
     ends, scale = ranking.ends(all_damages), attention.limits([other.attention for other in models])
-    damages, unet = list(model.damages.values()), model.config.unet
+    damages, unet = list(model.damages.values()), None if model.function else model.config.unet
     first = [model.lead, *(damage for damage in damages if damage is not model.lead)]
 
     def picture(what: str, alt: str, draw) -> Picture:
@@ -184,7 +184,7 @@ def _pictures(model: ExaminedModel, models: list[ExaminedModel], figures: Path) 
         "schematics": [
             picture(
                 f"schematic-{damage.ablation}",
-                f"The UNet, each component colored by its pooled ΔL/L under {damage.ablation} ablation,",
+                f"The network, each component colored by its pooled ΔL/L under {damage.ablation} ablation,",
                 lambda theme, damage=damage: schematic.drawing(theme, unet, damage, pooled),
             )
             for damage in first

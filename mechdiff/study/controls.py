@@ -32,7 +32,7 @@ from mechdiff.data import OFFSETS, synthetic
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.interventions.components import Component
 from mechdiff.models import untrained
-from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.denoiser import Denoiser, Examinable
 from mechdiff.stats.clusters import PERSON
 from mechdiff.storage import digests, files, labelled, locks
 from mechdiff.study.examine import Analysis
@@ -109,7 +109,7 @@ def circuit(examined: Analysis, ablation: str, config: ExperimentConfig, folder:
 
 
 def circuit_evaluators(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     given: EvalImages,
     ablation: str,
     config: SweepConfig,

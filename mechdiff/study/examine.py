@@ -18,7 +18,8 @@ import jax
 from mechdiff.core import keys
 from mechdiff.core.config import ExperimentConfig, SweepConfig, to_dict
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
-from mechdiff.models.denoiser import Denoiser
+from mechdiff.models import factories
+from mechdiff.models.denoiser import Examinable
 from mechdiff.models.load import load_denoiser, model_folder
 from mechdiff.storage import files, labelled, locks
 from mechdiff.study import load_check
@@ -32,7 +33,7 @@ from mechdiff.sweeps.execution.forecast import print_memory_forecast
 class Analysis:
     """An examined model: the denoiser, its training config, and the images it was examined on (`given`)."""
 
-    denoiser: Denoiser
+    denoiser: Examinable
     trained: ExperimentConfig
     given: EvalImages
 
@@ -40,7 +41,7 @@ class Analysis:
 def examine(
     name: str,
     model: str | Path,
-    inputs: Callable[[Denoiser, ExperimentConfig, dict], EvalImages],
+    inputs: Callable[[Examinable, ExperimentConfig, dict], EvalImages],
     config: SweepConfig,
     seed: int,
     folder: Path,
@@ -51,7 +52,7 @@ def examine(
 
     Args:
       name: shown in the report.
-      model: exported folder, or another name of it; see `load.model_folder`.
+      model: exported folder, or another name of it, or `module:function`; see `load.load_denoiser`.
       inputs: gives the images to examine it on, see `inputs.chooser`.
       seed: of the noise.
     """
@@ -63,7 +64,8 @@ def examine(
     files.ensure_writable(folder)
     facts = {"inputs": images.label, "seed": seed, "trained_on": trained.data.name}
     sheet = model_folder(model) / "samples.png"  # imported models may have none
-    record.pop(TRAINING_IMAGES, None)  # of use in choosing images only, and long
+    for chosen_by in (TRAINING_IMAGES, factories.GIVEN):  # of use in choosing images only, and long
+        record.pop(chosen_by, None)
     about = {
         "name": name,
         "images": dict(images.facts),

@@ -17,8 +17,9 @@ from mechdiff.data import Dataset, class_labels, load, to_bytes, to_float
 from mechdiff.data.collection import open_collection
 from mechdiff.data.images import DEFAULT
 from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.models import conditions
+from mechdiff.models import conditions, factories
 from mechdiff.models.denoiser import Denoiser, Examinable
+from mechdiff.storage import digests
 from mechdiff.study.eval_images import EvalImages, conditioned, images_to_evaluate, split_images
 from mechdiff.sweeps import activations, optimal_ablation
 from mechdiff.sweeps.execution.rollout import draw_samples, sample_condition
@@ -114,11 +115,13 @@ def images_from(
       DataError: too few images, or any that can't be read without a guess (see `data.arrays`, `data.images`);
         a network that is conditioned, without a condition.
     """
-    if condition is None and isinstance(denoiser, Denoiser) and conditions.takes(denoiser.unet):
+    if condition is None and _told(denoiser):
+        way_out = "leave them out to examine it on its own samples"
+        if not isinstance(denoiser, Denoiser):
+            way_out = "let its function return (denoiser, images, condition)"
         raise DataError(
-            f"{denoiser.name} is conditioned on {_told(denoiser)}, which other images come without; leave "
-            "them out to examine it on its own samples, or give an array and its condition to "
-            "study.inputs.images_from"
+            f"{denoiser.name} is conditioned on {_told(denoiser)}, which other images come without; "
+            f"{way_out}, or give an array and its condition to study.inputs.images_from"
         )
     if condition is not None and not isinstance(source, np.ndarray):
         raise DataError(f"a condition goes with the images of an array, in their order; not with {source}")
@@ -150,6 +153,42 @@ def images_from(
     return conditioned(chosen, jax.tree.map(lambda leaf: np.asarray(leaf)[places], condition), config)
 
 
+def given_images(
+    denoiser: Examinable, config: SweepConfig, images: np.ndarray, condition: PyTree = None
+) -> EvalImages:
+    """The images that a user's function gave with its denoiser, as `images_from` takes an array; of any shape
+    that the network takes, and floats as they are."""
+    needed = images_to_evaluate(config) + config.reference_images
+    images = to_float(images) if images.dtype == np.uint8 else np.asarray(images, np.float32)
+    if images.shape[1:] != denoiser.image_shape:
+        raise DataError(
+            f"{denoiser.name} came with images of shape {images.shape}; it takes (images, "
+            f"{', '.join(map(str, denoiser.image_shape))})"
+        )
+    if len(images) < needed:
+        raise DataError(
+            f"{denoiser.name} came with {len(images)} images, but {_settings(config)} = {needed}; lower "
+            "them, or give more images"
+        )
+    if condition is None and _told(denoiser):
+        raise DataError(
+            f"{denoiser.name} is conditioned on {_told(denoiser)}; let its function return (denoiser, "
+            "images, condition)"
+        )
+    facts = {
+        "name": "images that its function gave",
+        "count": needed,
+        "of": len(images),
+        "sha256": digests.digest_arrays(images),
+        "preprocessing": "as they are",
+        "held_out": None,
+    }
+    chosen = dataclasses.replace(split_images(images[:needed], config, _label(facts)), facts=facts)
+    if condition is None:
+        return chosen
+    return conditioned(chosen, jax.tree.map(lambda leaf: np.asarray(leaf)[:needed], condition), config)
+
+
 def _label(facts: dict) -> str:
     """What images they are, for a reader."""
     known = "none was trained on" if facts["held_out"] else "not known whether the model was trained on them"
@@ -172,7 +211,7 @@ def for_network(preprocessing: Preprocessing, denoiser: Examinable) -> Preproces
     return dataclasses.replace(preprocessing, channels=CHANNELS[channels])
 
 
-def own_samples(denoiser: Denoiser, config: SweepConfig, seed: int) -> EvalImages:
+def own_samples(denoiser: Examinable, config: SweepConfig, seed: int) -> EvalImages:
     """Images that the denoiser itself samples, for when its data set is not available."""
     key = keys.stream(jax.random.key(seed), "own samples")
     count = images_to_evaluate(config) + config.reference_images
@@ -182,7 +221,10 @@ def own_samples(denoiser: Denoiser, config: SweepConfig, seed: int) -> EvalImage
     return images if condition is None else conditioned(images, condition, config)
 
 
-def _told(denoiser: Denoiser) -> str:
+def _told(denoiser: Examinable) -> str:
+    """What a network is conditioned on, for a reader; empty: nothing."""
+    if not isinstance(denoiser, Denoiser):
+        return "what its function takes" if getattr(denoiser.network, "conditioned", False) else ""
     return " and ".join(conditions.takes(denoiser.unet))
 
 
@@ -227,7 +269,7 @@ def chooser(
     wanted = config.data.preprocessing
 
     def choose(
-        denoiser: Denoiser, trained: ExperimentConfig, record: Mapping[str, Any] | None = None
+        denoiser: Examinable, trained: ExperimentConfig, record: Mapping[str, Any] | None = None
     ) -> EvalImages:
         preprocessing = trained.data.preprocessing if wanted == DEFAULT else wanted
         if images:
@@ -239,6 +281,9 @@ def chooser(
                 preprocessing=preprocessing,
                 trained_on=None if trained_on is None else frozenset(trained_on),
             )
+        given = (record or {}).get(factories.GIVEN)
+        if given is not None and not celeba:
+            return given_images(denoiser, config.sweep, *given)
         if trained.data.name == "synthetic":
             known = trained.data, size_of(denoiser), config.sweep, cache
             return _matching(held_out_images(*known, _classes_for(denoiser, trained.data)), denoiser)
@@ -284,7 +329,7 @@ def _matching(images: EvalImages, denoiser: Examinable) -> EvalImages:
 
 
 def replacement_values(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     given: EvalImages,
     timesteps,
     root: jax.Array,

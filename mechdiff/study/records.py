@@ -16,6 +16,7 @@ from mechdiff.analysis.effects import Effects
 from mechdiff.core.config import ExperimentConfig, from_dict
 from mechdiff.core.errors import CheckpointError
 from mechdiff.diffusion.schedules import make_schedule
+from mechdiff.models.factories import FUNCTION
 from mechdiff.models.unet import count_parameters
 from mechdiff.storage import files, labelled
 from mechdiff.study import packing
@@ -146,14 +147,38 @@ class ExaminedModel:
         """Effects under the ablation that figures show first: `mean` if it was swept, else the first."""
         return self.damages.get("mean") or next(iter(self.damages.values()))
 
+    @property
+    def function(self) -> dict[str, Any] | None:
+        """Facts of a network that a user's function made (`models.factories.facts`); None: a UNet of ours."""
+        return self.record.get(FUNCTION)
+
+    @cached_property
+    def architecture(self) -> str:
+        """Kind of network, size of its images and number of its parameters, for a reader."""
+        if self.function:
+            size, parameters = self.function["image_shape"], self.function["parameters"]
+            kind = f"JAX function of {self.function['name']}, {' × '.join(map(str, size))} numbers an image"
+            return f"{kind}, {parameters:,} parameters"
+        unet = self.config.unet
+        return f"UNet, {unet.image_size} × {unet.image_size} pixels, {self.parameters:,} parameters"
+
+    @cached_property
+    def noise_schedule(self) -> str:
+        """Name and number of timesteps of its noise schedule, for a reader."""
+        if self.function:
+            return f"of the function, T = {len(self.log_snr):,}"
+        return f"{self.config.diffusion.schedule}, T = {self.config.diffusion.steps:,}"
+
     @cached_property
     def parameters(self) -> int:
         """Number of parameters of the network."""
-        return count_parameters(self.config.unet)
+        return self.function["parameters"] if self.function else count_parameters(self.config.unet)
 
     @cached_property
     def log_snr(self) -> Float[np.ndarray, " steps"]:
         """log-SNR of every timestep of its schedule."""
+        if self.function:
+            return np.asarray(self.function["log_snr"], np.float64)
         return np.asarray(make_schedule(self.config.diffusion).log_snr, np.float64)
 
 

@@ -30,7 +30,7 @@ PATTERN = "pattern"
 UNIT_NAMES = {"head": "head", PATTERN: "head", "feature": "feature"}  # of the axis of a site's units, by type
 
 
-def activation_dataset(
+def activations(
     denoiser: Examinable,
     eval_set: EvalSet,
     sites: str | Sequence[str] = ".*",
@@ -58,7 +58,7 @@ def activation_dataset(
       ConfigError: a name or pattern that matches no site, or a timestep outside [0, T).
 
     Example:
-      >>> acts = activation_dataset(denoiser, eval_set, "mid.*head")  # doctest: +SKIP
+      >>> acts = activations(denoiser, eval_set, "mid.*head")  # doctest: +SKIP
       >>> acts["mid.attn0.head"].sel(t=300).dims  # doctest: +SKIP
       ('image', 'token_16', 'head_4', 'depth_8')
     """
@@ -194,7 +194,7 @@ def axes_of(denoiser: Examinable, site: str, shape: Sequence[int]) -> tuple[str,
     """Names of the axes of one row of a site, each with its length: an axis of 16 rows of pixels is `y_16`.
 
     Args:
-      site: or a stage, see `activation_dataset`.
+      site: or a stage, see `activations`.
       shape: of one row.
     """
     unit = len(shape) - 1 if site in _stage_names(denoiser) else len(shape) + denoiser.unit_axis(site)

@@ -1,4 +1,4 @@
-"""The tours run, cell by cell, and what they show is light; sizes are tiny here, words and code are theirs."""
+"""The tours run, cell by cell, and what they show is light; only sizes are other ones here."""
 
 import ast
 import json

@@ -19,11 +19,12 @@ from safetensors.numpy import save_file
 
 from mechdiff.core.errors import MechdiffError
 from mechdiff.models import pretrained
-from mechdiff.models.pretrained import Stated, configs
+from mechdiff.models.pretrained import Stated, builders, configs
 
 from .make_pretrained_reference import draw
 
 FROZEN = Path(__file__).parent / "pretrained.npz"
+FOREIGN = FROZEN.with_name("foreign.npz")
 README = Path(__file__).parents[2] / "mechdiff" / "models" / "pretrained" / "README.md"
 BEGIN, END = "<!-- table begins -->", "<!-- table ends -->"
 LONGEST = 150  # characters of an outcome in the table
@@ -59,6 +60,10 @@ def prefixed(*prefixes: str) -> Callable[[dict], dict]:
 
 def half(state: dict) -> dict:
     return {name: value.astype(np.float16) for name, value in state.items()}
+
+
+def grouped(state: dict) -> dict:
+    return {name.replace("block1.norm.g", "block1.norm.bias"): value for name, value in state.items()}
 
 
 def without(*names: str) -> Callable[[dict], dict]:
@@ -134,6 +139,8 @@ C = "classes"  # guided-diffusion, arguments of the class, with classes
 U = "unet2d_table"  # diffusers, with classes
 J = "unet2d_joined"  # diffusers, conditioned by channels
 DDIM = "ddim"
+L, LA = "lucidrains", "lucidrains_all"
+LEVELS = {"objective": "pred_v", "beta_schedule": "sigmoid", "timesteps": 100}
 BETAS = {"_class_name": "DDPMScheduler", "num_train_timesteps": 100, "beta_schedule": "linear"}
 LINEAR = beside(BETAS)
 DPM = BETAS | {"_class_name": "DPMSolverMultistepScheduler"}
@@ -231,7 +238,19 @@ ROWS = [
     Row(DDIM, "pictures not rescaled", {"data": {"image_size": 8, "rescaled": False}}),
     Row(DDIM, "an unknown section", {"first_stage": {}}),
     Row(DDIM, "a numbered list for a section", {"diffusion": [1]}),
-    Row(S, "Unet of denoising_diffusion_pytorch", {"dim_mults": [1, 2], "num_channels": DROP}),
+    Row(L, "a bare Unet, objective and noise levels in its config", LEVELS),
+    Row(L, "its arguments stated as made, single for all levels", LEVELS | {"dim": 16, "attn_heads": 2}),
+    Row(L, "the objective by a flag", LEVELS | {"objective": DROP}, stated={"prediction": "sample"}),
+    Row(L, "no objective", LEVELS | {"objective": DROP}),
+    Row(L, "no noise levels"),
+    Row(L, "heads stated otherwise than its tensors", LEVELS | {"attn_heads": 4}),
+    Row(L, "averaged, under `ema_model.model.`", LEVELS, edit=prefixed("ema_model.model.")),
+    Row(L, "raw and averaged", LEVELS, edit=prefixed("online_model.model.", "ema_model.model.")),
+    Row(L, "a release before 2", LEVELS, edit=grouped),
+    Row(L, "images not normalized", LEVELS | {"auto_normalize": False}),
+    Row(L, "options of another program", {"dim_mults": [1], "groups": 8}),
+    Row(LA, "self-conditioned, learned variances, learned frequencies of time", LEVELS),
+    Row(LA, "the side not divisible", LEVELS | {"image_size": 6}),
     Row(S, "options of EDM", {"img_resolution": 32, "num_channels": DROP}),
     Row(S, "a latent diffusion model", {"first_stage_config": {}, "num_channels": DROP}),
     Row(S, "an empty config", place=file("config.json", "{}")),
@@ -248,6 +267,8 @@ def outcome(row: Row, folder: Path) -> str:
     except MechdiffError as error:
         line = str(error).replace(str(folder) + "/", "").replace(str(folder), "FOLDER")
         return "refused: " + shortened(line)
+    if isinstance(model, pretrained.ImportedFunction):
+        return function(model)
     unet, levels = model.unet, model.diffusion
     facts = [f"{unet.prediction}, {levels.steps} {levels.schedule}"]
     facts += [f"{unet.classes} classes"] if unet.classes else []
@@ -260,6 +281,15 @@ def outcome(row: Row, folder: Path) -> str:
     return "read: " + "; ".join(facts)
 
 
+def function(model: pretrained.ImportedFunction) -> str:
+    levels = model.diffusion
+    denoiser = builders.build(model.layout, model.options, model.params, levels)
+    facts = [f"{model.options['prediction']}, {levels.steps} {levels.schedule}"]
+    facts += [f"{len(denoiser.components())} components"]
+    facts += [f"assumed: {len(model.assumed)}"] if model.assumed else []
+    return "read: " + "; ".join(facts)
+
+
 def shortened(line: str) -> str:
     line = " ".join(line.split()).replace("|", "/")
     return line if len(line) <= LONGEST else line[:LONGEST].rsplit(" ", 1)[0] + " ..."
@@ -267,8 +297,10 @@ def shortened(line: str) -> str:
 
 def written(row: Row, folder: Path) -> Path:
     """The folder of a row."""
-    with np.load(FROZEN) as stored:
-        text, shapes = str(stored[f"{row.network}/config"]), str(stored[f"{row.network}/shapes"])
+    foreign = row.network in (L, LA)
+    with np.load(FOREIGN if foreign else FROZEN) as stored:
+        text = '{"image_size": 8}' if foreign else str(stored[f"{row.network}/config"])
+        shapes = str(stored[f"{row.network}/shapes"])
     config = json.loads(text) if text.startswith("{") else dict(configs.flags_of(text))
     config |= row.options
     config = {name: value for name, value in config.items() if value is not DROP}

@@ -17,7 +17,7 @@ from mechdiff.models import unet
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.traced import wrap
 from mechdiff.storage import labelled
-from mechdiff.sweeps.activation_datasets import activation_dataset
+from mechdiff.sweeps.activation_datasets import activations
 
 SCHEDULE, KEY = linear_schedule(50), jax.random.key(4)
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (3, 8, 8, 3)).astype(np.float32)
@@ -36,7 +36,7 @@ def noisy(t):
 
 def test_sites_and_the_stream_after_a_stage_of_a_unet(denoiser):
     chosen = ["mid.*res", "mid.attn0.head", "mid.block0.time", "mid.attn0", "mid.block1"]
-    acts = activation_dataset(denoiser, EVAL_SET, chosen, block=2)
+    acts = activations(denoiser, EVAL_SET, chosen, block=2)
     assert acts["mid.block0.res"].dims == ("t", "image", "y_8", "x_8", "channel_8")
     assert acts["mid.attn0.head"].dims == ("t", "image", "token_64", "head_2", "depth_4")
     assert acts["mid.block0.time"].dims == ("t", "image", "channel_8")
@@ -54,15 +54,15 @@ def test_sites_and_the_stream_after_a_stage_of_a_unet(denoiser):
 def test_an_intervention_reaches_what_comes_after_it(denoiser):
     without = ablate(denoiser.identity, ["down0.block0.res"])
     options = {"sites": ["down0.block0.res", "mid.block0.res"], "timesteps": [7]}
-    plain = activation_dataset(denoiser, EVAL_SET, **options)
-    acts = activation_dataset(denoiser, EVAL_SET, **options, intervention=without)
+    plain = activations(denoiser, EVAL_SET, **options)
+    acts = activations(denoiser, EVAL_SET, **options, intervention=without)
     assert acts["t"].values.tolist() == [7]
     np.testing.assert_allclose(acts["down0.block0.res"], plain["down0.block0.res"], atol=1e-6)
     assert np.abs(acts["mid.block0.res"] - plain["mid.block0.res"]).max() > 1e-3
 
 
 def test_on_disk_it_is_the_same_and_goes_on_where_it_stopped(denoiser, tmp_path, monkeypatch):
-    whole = activation_dataset(denoiser, EVAL_SET, "mid.block0.*", block=2)
+    whole = activations(denoiser, EVAL_SET, "mid.block0.*", block=2)
     put, pieces = labelled.put, []
 
     def stops_at_the_third(path, region, values):
@@ -73,14 +73,14 @@ def test_on_disk_it_is_the_same_and_goes_on_where_it_stopped(denoiser, tmp_path,
 
     monkeypatch.setattr(labelled, "put", stops_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        activation_dataset(denoiser, EVAL_SET, "mid.block0.*", block=2, folder=tmp_path)
+        activations(denoiser, EVAL_SET, "mid.block0.*", block=2, folder=tmp_path)
     monkeypatch.setattr(labelled, "put", lambda *args: (pieces.append(1), put(*args)))
-    stored = activation_dataset(denoiser, EVAL_SET, "mid.block0.*", block=2, folder=tmp_path)
+    stored = activations(denoiser, EVAL_SET, "mid.block0.*", block=2, folder=tmp_path)
     assert len(pieces) == 4  # two timesteps of two blocks, none twice
     xr.testing.assert_equal(stored.load(), whole)
-    activation_dataset(denoiser, EVAL_SET, "mid.block0.*", block=2, folder=tmp_path)
+    activations(denoiser, EVAL_SET, "mid.block0.*", block=2, folder=tmp_path)
     assert len(pieces) == 4
-    activation_dataset(denoiser, EVAL_SET, "mid.block1.*", block=2, folder=tmp_path)
+    activations(denoiser, EVAL_SET, "mid.block1.*", block=2, folder=tmp_path)
     assert len(pieces) == 8 and len(list(tmp_path.glob("*.zarr"))) == 2
 
 
@@ -95,7 +95,7 @@ def test_named_values_of_any_function_under_their_conditions():
     labels = np.array([1.0, 2.0, 3.0], np.float32)
     example = IMAGES[:1], np.array([3]), labels[:1]
     model = wrap(fn, jnp.float32(2.0), schedule=SCHEDULE, example=example)
-    acts = activation_dataset(model, EvalSet(IMAGES, [5, 40], KEY, labels), block=2)
+    acts = activations(model, EvalSet(IMAGES, [5, 40], KEY, labels), block=2)
     assert {site: acts[site].dims[2:] for site in acts} == {
         "shifted": ("y_8", "x_8", "channel_3"),
         "block.head": ("token_64", "head_3", "depth_1"),
@@ -112,6 +112,6 @@ def test_named_values_of_any_function_under_their_conditions():
 def test_what_matches_nothing_is_refused(denoiser):
     for sites, expected in (("mid.block0.ress", "mid.block0.res"), ("[", "not a regular expression")):
         with pytest.raises(ConfigError, match=expected):
-            activation_dataset(denoiser, EVAL_SET, sites)
+            activations(denoiser, EVAL_SET, sites)
     with pytest.raises(ConfigError, match=r"timestep 50 is out of range; integers in \[0, 50\)"):
-        activation_dataset(denoiser, EVAL_SET, timesteps=[50])
+        activations(denoiser, EVAL_SET, timesteps=[50])

@@ -26,7 +26,7 @@ from mechdiff.analysis.roles.role_effects import Effects, mean_effects, role_eff
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
-from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.denoiser import Examinable
 
 UNASSIGNED = "unassigned"
 ROUNDING = 1e-8  # effect, in variances of a target, that float32 rounding can make
@@ -57,9 +57,9 @@ class Roles:
 
 
 def examine(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
-    fresh: Sequence[Denoiser],
+    fresh: Sequence[Examinable],
     chosen: Sequence[Component],
     *,
     count: int = 1000,

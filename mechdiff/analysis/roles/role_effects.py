@@ -22,7 +22,7 @@ from mechdiff.core.types import Images, PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import predict_x0
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.execution.engine import Engine, PassOutputs
 
 Effects = Float[np.ndarray, "component target"]
@@ -46,7 +46,7 @@ class Shift:
 
 
 def role_effects(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     stacked: Intervention,
     names: Sequence[str],

@@ -9,15 +9,15 @@ never opened.
 from pathlib import Path
 
 from mechdiff.core.errors import ConfigError, shorten
-from mechdiff.models.pretrained import adm, ddim, diffusers, families
+from mechdiff.models.pretrained import adm, ddim, diffusers, families, lucidrains
 from mechdiff.models.pretrained.diffusers import write_diffusers
 from mechdiff.models.pretrained.folders import locate
-from mechdiff.models.pretrained.imported import Imported, Stated
+from mechdiff.models.pretrained.imported import Imported, ImportedFunction, Stated
 
-__all__ = ["Imported", "Stated", "read", "write_diffusers"]
+__all__ = ["Imported", "ImportedFunction", "Stated", "read", "write_diffusers"]
 
 
-def read(folder: Path | str, stated: Stated | None = None) -> Imported:
+def read(folder: Path | str, stated: Stated | None = None) -> Imported | ImportedFunction:
     """The model in a folder of any layout that is known.
 
     Args:
@@ -39,7 +39,7 @@ def read(folder: Path | str, stated: Stated | None = None) -> Imported:
     if config.get("_class_name") == "UNet2DModel":
         return diffusers.read(place, stated)
     if "_class_name" not in config and not families.unsupported(config):
-        for layout in (ddim, adm):
+        for layout in (ddim, adm, lucidrains):
             if layout.recognizes(config):
                 return layout.read(place, stated)
     foreign = families.unsupported(config)
@@ -50,5 +50,5 @@ def read(folder: Path | str, stated: Stated | None = None) -> Imported:
     raise ConfigError(
         f"{place.described_by} describes {shown}; "
         "supported: diffusers' UNet2DModel (_class_name), guided-diffusion's flags (num_channels, ...) or "
-        "arguments (model_channels, ...), and ddim's config (model: ch, ...)"
+        "arguments (model_channels, ...), ddim's config (model: ch, ...), and lucidrains' (dim_mults, ...)"
     )

@@ -9,7 +9,6 @@ FAMILIES = (  # words of a config that tell a family, and what it is
         ("training_mode", "target_ema_mode", "weight_schedule", "distill_steps_per_iter"),
         "a consistency model or EDM network of openai/consistency_models, on continuous noise levels",
     ),
-    (("dim_mults", "attn_dim_head", "full_attn"), "a Unet of denoising_diffusion_pytorch (lucidrains)"),
     (
         ("augment_dim", "label_dim", "img_resolution", "model_channels_mult", "sigma_data"),
         "a network of EDM (SongUNet or DhariwalUNet), on continuous noise levels",

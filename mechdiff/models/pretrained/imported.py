@@ -1,7 +1,7 @@
 """What a reader of foreign checkpoints is told, and what it returns."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from mechdiff.core.config import DiffusionConfig, Prediction, UNetConfig
 from mechdiff.core.types import PyTree
@@ -61,4 +61,29 @@ class Imported:
     @property
     def schedule(self) -> NoiseSchedule:
         """The noise levels it was trained with."""
+        return make_schedule(self.diffusion)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportedFunction:
+    """A foreign model that is no UNet of ours, but a function of its own tensors with named values.
+
+    Attributes:
+      layout: whose it is; a key of `builders.BUILDERS`.
+      options: what makes the function, JSON-ready; `image_size` and `channels` among them.
+      params: its tensors by their own names, float32, on the host.
+      diffusion, dtype, notes, assumed: as of `Imported`.
+    """
+
+    layout: str
+    options: dict[str, Any]
+    params: PyTree
+    diffusion: DiffusionConfig
+    dtype: str
+    notes: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise levels it is examined at."""
         return make_schedule(self.diffusion)

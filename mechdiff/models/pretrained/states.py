@@ -10,6 +10,7 @@ from mechdiff.models.pretrained.tensors import State
 COMPILED = "_orig_mod."  # of torch.compile, at any depth
 WRAPPERS = ("module", "model", "ema", "ema_model", "model_ema", "shadow", "online_model", "net", "network")
 WRAPPERS += ("unet", "denoise_fn", "diffusion_model", "state_dict", "params", "params_ema")
+COPIED = "online_model"  # the raw network that an average keeps beside itself
 AVERAGED = ("ema", "ema_model", "model_ema", "shadow", "params_ema")
 
 
@@ -43,7 +44,10 @@ def unwrapped(state: State, probe: str, weights: str | None, path: Path) -> tupl
 
 
 def _chosen(prefixes: list[str], weights: str | None, path: Path) -> str:
-    averaged = [prefix for prefix in prefixes if set(prefix.split(".")) & set(AVERAGED)]
+    originals = [prefix for prefix in prefixes if COPIED not in prefix.split(".")]
+    averaged = [prefix for prefix in originals if set(prefix.split(".")) & set(AVERAGED)]
+    if len(originals) > len(averaged):  # the raw network itself lies there too
+        prefixes = originals
     raw = [prefix for prefix in prefixes if prefix not in averaged]
     choices = {"raw": raw, "ema": averaged}.get(weights or "", prefixes)
     if len(prefixes) > 1 and len(choices) != 1:

@@ -151,7 +151,7 @@ class TracedDenoiser:
             values = {name: jnp.moveaxis(values[name], known[name].unit_axis, 1) for name in patterns}
         if collection == ATTENTION:
             values = {
-                name: attention_statistics(value, _grid(value.shape[-1])) for name, value in values.items()
+                name: attention_statistics(value, _grid(value.shape[-2])) for name, value in values.items()
             }
         return self.network.parameterization.to_eps(self.schedule, x_t, t, output), values
 

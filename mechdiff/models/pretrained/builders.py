@@ -1,0 +1,53 @@
+"""Denoisers of foreign functions, from what was read or saved of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from mechdiff.core.config import DiffusionConfig, UNetConfig
+from mechdiff.core.errors import CheckpointError, unknown
+from mechdiff.core.types import PyTree
+from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.pretrained import lucidrains
+from mechdiff.models.pretrained.imported import Imported, ImportedFunction
+from mechdiff.models.traced import TracedDenoiser
+from mechdiff.models.unet import init_unet
+
+BUILDERS = {lucidrains.WHAT: lucidrains.build}
+
+
+def build(
+    layout: str, options: Mapping[str, Any], params: PyTree, diffusion: DiffusionConfig, *, name: str = ""
+) -> TracedDenoiser:
+    """The denoiser of a layout.
+
+    Args:
+      layout, options, params, diffusion: as of `ImportedFunction`.
+      name: shown in results; the layout's if empty.
+    Raises:
+      CheckpointError: a layout that is not known.
+    """
+    if layout not in BUILDERS:
+        raise CheckpointError(unknown("layout of a foreign network", layout, BUILDERS))
+    return BUILDERS[layout](options, params, diffusion, name or layout)
+
+
+def denoiser_of(found: Imported | ImportedFunction, name: str) -> Denoiser | TracedDenoiser:
+    """What was read, ready to be examined."""
+    if isinstance(found, ImportedFunction):
+        return build(found.layout, found.options, found.params, found.diffusion, name=name)
+    identity = jax.jit(lambda key: init_unet(key, found.unet)[1])(jax.random.key(0))
+    return Denoiser(name, found.unet, found.schedule, found.params, identity)
+
+
+def unet_of(found: Imported | ImportedFunction) -> UNetConfig:
+    """The network's config; of a function, `shape_of` it."""
+    return shape_of(found) if isinstance(found, ImportedFunction) else found.unet
+
+
+def shape_of(found: ImportedFunction) -> UNetConfig:
+    """A config that says the shape of images and nothing else of the network: one level, all else default."""
+    size, channels = found.options["image_size"], found.options["channels"]
+    one_level = {"widths": (32,), "down_attention": (False,), "up_attention": (False,), "heads": (1,)}
+    return UNetConfig(image_size=size, in_channels=channels, out_channels=channels, **one_level)

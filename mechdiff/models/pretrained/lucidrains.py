@@ -1,0 +1,213 @@
+"""denoising_diffusion_pytorch's `Unet` (lucidrains), release 2, as its users save it.
+
+A folder holds `model.safetensors` (the network, a `GaussianDiffusion`, or a trainer's average of one) and a
+config: `{"image_size": 32}` is enough where the file holds the buffers of `GaussianDiffusion`. Widths,
+levels, heads and their depth, kinds of attention, self-conditioning and learned variances are read off the
+tensors; noise levels and the objective off the buffers `betas` and `loss_weight`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mechdiff.core.config import DiffusionConfig
+from mechdiff.core.errors import CheckpointError, ConfigError, shorten
+from mechdiff.core.types import PyTree
+from mechdiff.diffusion.schedules import make_schedule
+from mechdiff.models.pretrained import states, tensors
+from mechdiff.models.pretrained.fit import check_fit
+from mechdiff.models.pretrained.folders import Place
+from mechdiff.models.pretrained.imported import ImportedFunction, Stated
+from mechdiff.models.pretrained.lucidrains_levels import (
+    OBJECTIVES,
+    SCHEDULES,
+    WHAT,
+    noise_levels,
+    objective,
+)
+from mechdiff.models.pretrained.lucidrains_network import Network
+from mechdiff.models.pretrained.options import (
+    Option,
+    Options,
+    anything,
+    boolean,
+    choice,
+    integer,
+    listed,
+    number,
+    optional,
+    read_options,
+)
+from mechdiff.models.traced import TracedDenoiser, wrap
+
+WHOLE = integer(text=True)
+TABLE = {  # arguments of Unet and GaussianDiffusion
+    "image_size": Option(None, WHOLE),
+    "dim": Option(None, optional(WHOLE)),
+    "dim_mults": Option(None, listed(WHOLE, text=True)),
+    "channels": Option(None, WHOLE),
+    "self_condition": Option(None, boolean(text=True)),
+    "learned_variance": Option(None, boolean(text=True)),
+    "attn_heads": Option(None, listed(WHOLE, text=True)),
+    "attn_dim_head": Option(None, listed(WHOLE, text=True)),
+    "full_attn": Option(None, listed(boolean(text=True), also=(None,))),
+    "sinusoidal_pos_emb_theta": Option(10000.0, number(1.0, text=True)),
+    "objective": Option(None, choice(*OBJECTIVES), (None, *OBJECTIVES)),
+    "beta_schedule": Option(None, choice(*SCHEDULES), (None, *SCHEDULES)),
+    "timesteps": Option(None, integer(2, text=True)),
+    "auto_normalize": Option(True, boolean(text=True), (True,)),
+    "immiscible": Option(False, anything(), (False, True)),
+    "schedule_fn_kwargs": Option(None, anything(), (None, {})),
+}
+IGNORED = ("init_dim", "out_dim", "dropout", "flash_attn", "learned_sinusoidal.*", "random_fourier_features")
+IGNORED += ("sampling_timesteps", "ddim_sampling_eta", "offset_noise_strength", "min_snr.*", "_class_name")
+IGNORED += ("train_.*", "ema_.*", "gradient_.*", "batch_size", "results_folder", "amp", "fp16", "num_samples")
+TELLING = ("dim_mults", "attn_dim_head", "full_attn", "objective", "self_condition")
+BUFFERS = ("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "loss_weight")
+BUFFERS += ("sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod")
+BUFFERS += ("sqrt_recipm1_alphas_cumprod", "posterior_variance", "posterior_log_variance_clipped")
+BUFFERS += ("posterior_mean_coef1", "posterior_mean_coef2")
+PROBE = "init_conv.weight"
+RMS, GROUPS = "downs.0.0.block1.norm.g", "downs.0.0.block1.norm.bias"
+
+
+def recognizes(config: Mapping[str, Any]) -> bool:
+    """Whether a config is of this layout: it has a word that no other has, or no word but this layout's."""
+    return any(name in config for name in TELLING) or ("image_size" in config and set(config) <= set(TABLE))
+
+
+def read(place: Place, stated: Stated) -> ImportedFunction:
+    """The model at `place`; errors as `pretrained.read`."""
+    get = read_options(place.config, TABLE, what=WHAT, ignored=IGNORED)
+    if get["image_size"] is None:
+        raise ConfigError(f"{WHAT} option image_size is absent; write the side of the pictures")
+    _refuse_statements(stated)
+    path, notes = states.weight_file(place.home, "model", stated.weights)
+    state, dtype = tensors.load(path)
+    weights = stated.weights if stated.weights in ("raw", "ema") else None
+    state, wrapping = states.unwrapped(state, PROBE, weights, path)
+    buffers, state = _buffers(state)
+    _check_release(state, path)
+    options = _options(get, state, path)
+    check_fit(_network(options), state, _example(options), path, WHAT)
+    diffusion, levels = noise_levels(get, buffers, stated)
+    told, prediction = objective(get, buffers, stated)
+    notes = [*place.notes, *notes, *wrapping, levels, told]
+    if options["self_condition"]:
+        notes.append(
+            "self-conditioned: examined without an earlier estimate, as in the first step of sampling"
+        )
+    assumed = () if "sinusoidal_pos_emb_theta" in get.stated else ("sinusoidal_pos_emb_theta=10000.0",)
+    assumed = () if "time_mlp.0.weights" in state else assumed
+    if assumed:
+        notes.append(f"ASSUMED: {assumed[0]}, the package's own, which no tensor tells")
+    return ImportedFunction(
+        WHAT,
+        options | {"prediction": prediction},
+        state,
+        diffusion,
+        dtype,
+        tuple(filter(None, notes)),
+        assumed,
+    )
+
+
+def build(
+    options: Mapping[str, Any], params: PyTree, diffusion: DiffusionConfig, name: str
+) -> TracedDenoiser:
+    """The denoiser of `ImportedFunction.options`, or of what was saved of them."""
+    network, example = _network(options), _example(options)
+    schedule = make_schedule(diffusion)
+    kind = options["prediction"]
+    return wrap(network, params, schedule=schedule, example=example, name=name, parameterization=kind)
+
+
+def _network(options: Mapping[str, Any]) -> Network:
+    return Network(options["levels"], options["channels"], options["self_condition"], options["theta"])
+
+
+def _example(options: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    size, channels = options["image_size"], options["channels"]
+    return np.zeros((1, size, size, channels), np.float32), np.zeros(1, np.int32)
+
+
+def _refuse_statements(stated: Stated) -> None:
+    for name in ("dialect", "beta_start", "beta_end", "rescale_timesteps", "condition", "null_class"):
+        if getattr(stated, name) is not None:
+            raise ConfigError(f"--{name}: a Unet of {WHAT} has no such thing; leave it out")
+
+
+def _buffers(state: tensors.State) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Tables of `GaussianDiffusion` by their own names, which an average holds twice, and the rest."""
+    buffers, rest = {}, {}
+    for name, value in state.items():
+        *wrappers, last = name.split(".")
+        is_buffer = last in BUFFERS and all(word in states.WRAPPERS for word in wrappers)
+        (buffers if is_buffer else rest)[last if is_buffer else name] = value
+    return buffers, rest
+
+
+def _check_release(state: tensors.State, path: Path) -> None:
+    if RMS in state:
+        return
+    old = any(".fn." in name and ".to_qkv." in name for name in state)
+    if GROUPS in state or old:
+        raise ConfigError(
+            f"{path} is of a release of denoising_diffusion_pytorch before 2 (group norms), which is not "
+            "read; only release 2 (RMS norms) is"
+        )
+    raise CheckpointError(f"{path} has no {RMS}: no Unet of denoising_diffusion_pytorch 2")
+
+
+def _options(get: Options, state: tensors.State, path: Path) -> dict[str, Any]:
+    """What makes the network, JSON-ready; a config that says otherwise than the tensors is refused."""
+    levels = sum(f"downs.{level}.0.block1.proj.weight" in state for level in range(len(state)))
+    for name in (PROBE, "final_conv.weight", "time_mlp.3.weight"):
+        if name not in state:
+            raise CheckpointError(f"{path} does not fit {WHAT}: 1 missing: {name}")
+    joined, outputs = state[PROBE].shape[1], len(state["final_conv.weight"])
+    channels, self_condition = _channels(get, joined, outputs)
+    attentions = [f"downs.{level}.2" for level in range(levels)]
+    memory = {name: state[f"{name}.mem_kv"].shape for name in attentions if f"{name}.mem_kv" in state}
+    full = [f"{name}.to_out.weight" in state for name in memory]
+    dim = len(state["time_mlp.3.weight"]) // 4
+    widths = [
+        len(state[f"downs.{level}.3{'' if level == levels - 1 else '.1'}.weight"]) for level in range(levels)
+    ]
+    told = {
+        "dim": dim,
+        "dim_mults": tuple(width // dim for width in widths),
+        "channels": channels,
+        "self_condition": self_condition,
+        "learned_variance": outputs == 2 * channels,
+        "attn_heads": tuple(shape[1] for shape in memory.values()),
+        "attn_dim_head": tuple(shape[3 if f else 2] for shape, f in zip(memory.values(), full)),
+        "full_attn": tuple(full),
+    }
+    for name, value in told.items():
+        stated = get[name]
+        single = isinstance(value, tuple) and isinstance(stated, tuple) and len(stated) == 1
+        stated = stated * len(value) if single else stated
+        if stated not in (None, value, (None,) * levels):
+            raise ConfigError(f"{WHAT} option {name}={shorten(get[name])}, but the tensors say {value}")
+    side = get["image_size"]
+    if side % 2 ** (levels - 1):
+        raise ConfigError(f"{WHAT} option image_size={side} is not divisible by {2 ** (levels - 1)}")
+    ours = {"levels": levels, "image_size": side, "channels": channels, "self_condition": self_condition}
+    return ours | {"theta": get["sinusoidal_pos_emb_theta"]}
+
+
+def _channels(get: Options, joined: int, outputs: int) -> tuple[int, bool]:
+    """Channels of an image, and whether the input is joined with an earlier estimate of it."""
+    fits = [c for c in {joined, joined // 2} if joined in (c, 2 * c) and outputs in (c, 2 * c)]
+    if get["channels"] is not None:
+        fits = [c for c in fits if c == get["channels"]]
+    fits = [c for c in fits if c in (1, 3)] or fits
+    if len(fits) != 1 or fits[0] not in (1, 3):
+        raise ConfigError(
+            f"{WHAT}: {joined} channels in and {outputs} out, channels={get['channels']}: state channels "
+            "(1 or 3; latents are not pictures)"
+        )
+    return fits[0], joined == 2 * fits[0]

@@ -1,0 +1,84 @@
+"""Noise levels and objective of lucidrains' `GaussianDiffusion`: from buffers, a config, or statements."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from mechdiff.core.config import DiffusionConfig
+from mechdiff.core.errors import ConfigError, shorten
+from mechdiff.models.pretrained.imported import Stated
+from mechdiff.models.pretrained.options import Options
+from mechdiff.models.pretrained.schedulers import from_betas
+
+WHAT = "lucidrains"
+OBJECTIVES = {"pred_noise": "epsilon", "pred_v": "v_prediction", "pred_x0": "sample"}
+SCHEDULES = ("linear", "cosine", "sigmoid")
+
+
+def noise_levels(get: Options, buffers: Mapping, stated: Stated) -> tuple[DiffusionConfig, str]:
+    """Those of the buffer `betas`; or by name, from the config or the statements, all of which must agree."""
+    names = {get["beta_schedule"], stated.noise_schedule} - {None}
+    steps = {get["timesteps"], stated.noise_steps} - {None}
+    if len(names) > 1 or len(steps) > 1:
+        raise ConfigError(
+            f"{WHAT}: what is stated of the noise levels contradicts the config: {names | steps}"
+        )
+    if "betas" in buffers:
+        betas = np.asarray(buffers["betas"], np.float64)
+        if steps - {len(betas)}:
+            raise ConfigError(f"{WHAT} option timesteps={steps.pop()}, but the file has {len(betas)} betas")
+        for name in names:
+            if not np.allclose(betas, betas_of(name, len(betas)), rtol=1e-4, atol=1e-9):
+                raise ConfigError(f"{WHAT} option beta_schedule={name}, but the file's betas are others")
+        return from_betas(betas), "noise levels are those of the file's betas"
+    if not names or not steps:
+        raise ConfigError(
+            f"{WHAT}: the file has no betas (a bare Unet): state beta_schedule ({', '.join(SCHEDULES)}) and "
+            "timesteps in the config"
+        )
+    name = names.pop()
+    if name not in SCHEDULES:
+        raise ConfigError(
+            f"{WHAT} noise schedule {shorten(name)} is not known; known: {', '.join(SCHEDULES)}"
+        )
+    return from_betas(betas_of(name, steps.pop())), ""
+
+
+def betas_of(name: str, steps: int) -> np.ndarray:
+    """The package's schedules: linear scaled to `steps`, cosine, and sigmoid (start -3, end 3, tau 1)."""
+    if name == "linear":
+        return np.linspace(0.1 / steps, 20 / steps, steps)
+    fraction = np.arange(steps + 1) / steps
+    if name == "cosine":
+        bar = np.cos((fraction + 0.008) / 1.008 * np.pi / 2) ** 2
+    else:
+        low, high = 1 / (1 + np.exp(3.0)), 1 / (1 + np.exp(-3.0))
+        bar = (high - 1 / (1 + np.exp(-(6 * fraction - 3)))) / (high - low)
+    return np.clip(1 - bar[1:] / bar[:-1], 0, 0.999)
+
+
+def objective(get: Options, buffers: Mapping, stated: Stated) -> tuple[str, str]:
+    """A note, and what the network outputs: by the weights of the loss, else as the config or flags say."""
+    told = {OBJECTIVES.get(get["objective"]), stated.prediction, by_loss_weight(buffers)} - {None}
+    if len(told) > 1:
+        raise ConfigError(f"{WHAT}: objective is told as {' and '.join(sorted(told))}; they contradict")
+    if not told:
+        raise ConfigError(
+            f"{WHAT} option objective is absent, and no tensor tells it: write {' or '.join(OBJECTIVES)}"
+        )
+    by_file = get["objective"] is None and stated.prediction is None
+    prediction = told.pop()
+    return (f"the weights of its loss are those of {prediction}" if by_file else ""), prediction
+
+
+def by_loss_weight(buffers: Mapping) -> str | None:
+    """Which output the buffer `loss_weight` belongs to: 1, snr or snr / (snr + 1), where snr is below 1, as
+    the weights may be cut above."""
+    if not {"loss_weight", "alphas_cumprod"} <= set(buffers):
+        return None
+    weight, bar = (np.asarray(buffers[name], np.float64) for name in ("loss_weight", "alphas_cumprod"))
+    snr = bar / np.maximum(1 - bar, 1e-12)
+    expected = {"epsilon": np.ones_like(snr), "sample": snr, "v_prediction": snr / (snr + 1)}
+    below = (snr < 1) & (snr > 1e-3)
+    fits = [k for k, e in expected.items() if below.any() and np.allclose(weight[below], e[below], rtol=1e-2)]
+    return fits[0] if len(fits) == 1 else None

@@ -1,0 +1,185 @@
+"""lucidrains' Unet against PyTorch (`make_foreign_reference`), as its users save it."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference.make_foreign_reference import SIDE, noisy
+from reference.make_pretrained_reference import T, draw
+from safetensors.numpy import save_file
+
+from mechdiff.core.config import ExperimentConfig, to_dict
+from mechdiff.core.errors import MechdiffError
+from mechdiff.diffusion.schedules import cosine_schedule, make_schedule
+from mechdiff.interventions.build import ablate
+from mechdiff.models import load, pretrained
+from mechdiff.models.pretrained import Stated, builders
+from mechdiff.models.pretrained.lucidrains_levels import by_loss_weight
+from mechdiff.storage.checkpoint import export_model
+
+REFERENCE = Path(__file__).parents[2] / "reference" / "foreign.npz"
+X, TIMES = np.moveaxis(noisy(), 1, -1), np.array(T)
+WHOLE = {"image_size": SIDE}
+BARE = WHOLE | {"objective": "pred_noise", "beta_schedule": "cosine", "timesteps": 1000}
+
+
+@functools.cache
+def frozen(name: str) -> dict:
+    """Arrays of one network, images NHWC, and its tensors as `state`."""
+    with np.load(REFERENCE) as stored:
+        arrays = {key.removeprefix(f"{name}/"): stored[key] for key in stored if key.startswith(f"{name}/")}
+    arrays |= {key: np.moveaxis(arrays[key], -3, -1) for key in ("output", "gradient", "hooked")}
+    return arrays | {"state": draw(json.loads(str(arrays["shapes"])))}
+
+
+def trained(arrays: dict) -> dict:
+    """What a trainer saves: its model and the average of it, which is the network of `frozen`."""
+    raw, saved = draw(json.loads(str(arrays["shapes"])), seed=1), {}
+    for name in json.loads(str(arrays["names/model"])) + json.loads(str(arrays["names/ema"])):
+        wrappers, _, inside = name.partition("model.model.")
+        if inside:
+            saved[name] = (arrays["state"] if wrappers.endswith("ema_") else raw)[inside]
+        else:
+            saved[name] = np.asarray(arrays.get(name.split(".")[-1], np.zeros(1)), np.float32)
+    return saved
+
+
+def written(folder, config: dict, state: dict):
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(
+        {name: np.ascontiguousarray(value) for name, value in state.items()}, folder / "model.safetensors"
+    )
+    return folder
+
+
+def built(found):
+    return builders.build(found.layout, found.options, found.params, found.diffusion)
+
+
+def check_parity(denoiser, arrays) -> None:
+    """Output, input gradient, and every head's ablation are PyTorch's."""
+
+    @jax.jit
+    def output_and_gradient(x):
+        def half_square(x):
+            output = denoiser.network.fn(denoiser.params, x, jnp.asarray(TIMES, jnp.float32))
+            return jnp.sum(output**2) / 2, output
+
+        gradient, output = jax.grad(half_square, has_aux=True)(x)
+        return output, gradient
+
+    output, gradient = output_and_gradient(X)
+    assert np.abs(output - arrays["output"]).max() < 1e-4 * arrays["output"].std()
+    assert np.abs(gradient - arrays["gradient"]).max() < 1e-4 * arrays["gradient"].std()
+
+
+def check_heads(denoiser, arrays, names) -> None:
+    predict = jax.jit(denoiser.predict)
+    parameterization = denoiser.network.parameterization
+    for name, hooked in zip(names, arrays["hooked"], strict=True):
+        eps = predict(ablate(denoiser.identity, [name]), X, TIMES)
+        expected = parameterization.to_eps(denoiser.schedule, X, TIMES, hooked)
+        whole = parameterization.to_eps(denoiser.schedule, X, TIMES, arrays["output"])
+        effect = np.abs(whole - expected).max()
+        assert np.abs(eps - expected).max() < 1e-2 * effect and effect > 1e-3 * hooked.std(), name
+
+
+def heads_of(arrays, levels: int) -> list[str]:
+    """Our names of the heads that were hooked."""
+    names = []
+    for path, head in json.loads(str(arrays["heads"])):
+        side, *numbers = path.split(".")
+        level = int(numbers[0]) if numbers else 0
+        place = {"downs": f"down{level}", "ups": f"up{levels - 1 - level}", "mid_attn": "mid"}[side]
+        names.append(f"{place}.attn.head{head}")
+    return names
+
+
+def test_a_trainers_average_is_read_by_its_buffers_alone(tmp_path):
+    arrays = frozen("lucidrains")
+    folder = written(tmp_path, WHOLE, trained(arrays))
+    with pytest.raises(MechdiffError, match="--weights=raw or --weights=ema"):
+        pretrained.read(folder)
+    found = pretrained.read(folder, Stated(weights="ema"))
+    assert found.options["prediction"] == "v_prediction"  # the package's default, by the weights of the loss
+    np.testing.assert_allclose(make_schedule(found.diffusion).alphas_bar, arrays["alphas_cumprod"], atol=2e-6)
+    denoiser = built(found)
+    check_parity(denoiser, arrays)
+    check_heads(denoiser, arrays, heads_of(arrays, levels=2))
+    raw = pretrained.read(folder, Stated(weights="raw"))
+    assert not np.allclose(raw.params["init_conv.weight"], found.params["init_conv.weight"])
+
+
+def test_all_that_a_network_can_have_is_read_off_its_tensors(tmp_path):
+    arrays = frozen("lucidrains_all")
+    found = pretrained.read(written(tmp_path, BARE, arrays["state"]))
+    assert found.options["self_condition"] and found.options["levels"] == 3 and not found.assumed
+    np.testing.assert_allclose(
+        make_schedule(found.diffusion).log_snr, cosine_schedule(1000).log_snr, rtol=1e-5, atol=1e-5
+    )
+    denoiser = built(found)
+    check_parity(denoiser, arrays)
+    check_heads(denoiser, arrays, heads_of(arrays, levels=3))
+
+
+def test_only_softmax_attention_has_an_entropy(tmp_path):
+    denoiser = built(pretrained.read(written(tmp_path, BARE, frozen("lucidrains_all")["state"])))
+    _, patterns = denoiser.captured(denoiser.identity, X, TIMES, collection="patterns")
+    assert set(patterns) == {"down1.attn.pattern", "mid.attn.pattern", "up1.attn.pattern"}
+    assert patterns["down1.attn.pattern"].shape == (3, 2, 16, 16 + 4)  # with memory
+    _, statistics = denoiser.captured(denoiser.identity, X, TIMES, collection="attention")
+    for site, pattern in patterns.items():
+        np.testing.assert_allclose(pattern.sum(-1), 1, rtol=1e-5)
+        entropy = -np.sum(pattern * np.log(pattern), -1).mean(-1)
+        np.testing.assert_allclose(statistics[site].entropy, entropy, rtol=1e-4)
+        assert (statistics[site].distance > 0).all()
+
+
+def test_what_is_saved_is_loaded_as_it_was_read(tmp_path):
+    found = pretrained.read(written(tmp_path, BARE, frozen("lucidrains_all")["state"]))
+    about = ExperimentConfig(name="network", unet=builders.shape_of(found), diffusion=found.diffusion)
+    saved = to_dict(about) | {load.FUNCTION: {"layout": found.layout, "options": found.options}}
+    folder = export_model(tmp_path / "model", found.params, saved, {})
+    loaded, trained, _ = load.load_denoiser(folder, "network")
+    assert loaded.digests() == built(found).digests()
+    assert (loaded.name, loaded.image_shape, trained.unet.image_size) == ("network", (SIDE, SIDE, 3), SIDE)
+    with pytest.raises(MechdiffError, match="lucidrains, no UNet of this package"):
+        load.load_trained(folder)
+
+
+@pytest.mark.parametrize("objective", ["epsilon", "v_prediction", "sample"])
+def test_the_objective_is_told_by_the_weights_of_the_loss(objective):
+    bar = np.asarray(cosine_schedule(1000).alphas_bar, np.float64)
+    snr = bar / (1 - bar)
+    cut = np.minimum(snr, 5)  # min_snr_loss_weight
+    weight = {"epsilon": cut / snr, "v_prediction": cut / (snr + 1), "sample": cut}[objective]
+    assert by_loss_weight({"alphas_cumprod": bar, "loss_weight": weight}) == objective
+    assert by_loss_weight({"alphas_cumprod": bar, "loss_weight": 3 * weight}) is None
+
+
+def renamed(state: dict, old: str, new: str) -> dict:
+    return {name.replace(old, new): value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("config", "edit", "line"),
+    [
+        (WHOLE, dict, "objective is absent|no betas"),
+        ({"dim_mults": [1, 2]}, dict, "image_size is absent"),
+        (BARE | {"dim_mults": [1, 3, 2]}, dict, "dim_mults=.*the tensors say"),
+        (BARE | {"image_size": 6}, dict, "not divisible by 4"),
+        (BARE | {"dim_mult": [1]}, dict, "unknown option of lucidrains 'dim_mult'; closest: dim_mults"),
+        (BARE, lambda state: renamed(state, "norm.g", "norm.bias"), "before 2"),
+        (BARE, lambda state: state | {"more.weight": np.zeros((1, 1), np.float32)}, "unused: more.weight"),
+        (BARE, lambda state: {k: v for k, v in state.items() if k != "mid_attn.mem_kv"}, "missing: mid_attn"),
+    ],
+)
+def test_what_can_not_be_read_is_refused_in_one_line(config, edit, line, tmp_path):
+    folder = written(tmp_path, config, edit(dict(frozen("lucidrains_all")["state"])))
+    with pytest.raises(MechdiffError, match=line) as error:
+        pretrained.read(folder)
+    assert "\n" not in str(error.value)
