@@ -84,7 +84,7 @@ def verified(denoiser, eval_set, folder, **asked):
 
 
 def plain(found):
-    """What goes into the JSON file: all but the scores of every picture."""
+    """What goes into the JSON file: all but the scores of every image."""
     if isinstance(found, dict):
         return {at: dataclasses.asdict(one) for at, one in found.items()}
     kept = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}

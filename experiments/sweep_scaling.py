@@ -38,7 +38,7 @@ def main(config, workdir):
     pooled = (100 * change).mean("t").transpose("component", "dose")
     print(f"{denoiser.name}: relative loss increase (%) by gate, {len(given.scored)} images ({given.label})")
     print(f"{'component':22}" + "".join(f"{dose:>10g}" for dose in tried))
-    for name, curve in zip(found["component"].values, pooled.values):
+    for name, curve in zip(found["component"].values, pooled.values, strict=True):
         print(f"{name!s:22}" + "".join(f"{value:>10.2f}" for value in curve))
 
 

@@ -101,21 +101,24 @@ def compare(
     least = min(images)
     if least < 4:
         raise ConfigError(f"{least} images can't be split into halves; at least 4")
-    take = lambda a, b, w: measured(measure, a, b, w, tokens)
+
+    def divergence_of(a, b, weights):
+        return measured(measure, a, b, weights, tokens)
+
     resampled = tuple(stats.bootstrap_weights(n, draws, seed + i) for i, n in enumerate(images))
     even = tuple(np.full((1, n), 1 / n) for n in images)
-    low, high = np.quantile(take(*sides, resampled), [0.025, 0.975], axis=-1)
-    value = Interval(estimate=take(*sides, even)[:, 0], low=low, high=high, confidence=0.95, n=least)
+    low, high = np.quantile(divergence_of(*sides, resampled), [0.025, 0.975], axis=-1)
+    value = Interval(estimate=divergence_of(*sides, even)[:, 0], low=low, high=high, confidence=0.95, n=least)
     halves = [_two_halves(rng, n, least // 2, draws) for n in images]
     both = np.concatenate(sides, axis=-1)
-    shuffled = take(both, both, _relabelled(rng, *images, draws))
+    shuffled = divergence_of(both, both, _relabelled(rng, *images, draws))
     return Divergence(
         measure=measure,
         t=first["t"].values,
         log_snr=first["log_snr"].values.astype(np.float64),
         value=value,
-        halves=take(*sides, (halves[0][0], halves[1][0])),
-        within=np.stack([take(side, side, half) for side, half in zip(sides, halves, strict=True)]),
+        halves=divergence_of(*sides, (halves[0][0], halves[1][0])),
+        within=np.stack([divergence_of(side, side, half) for side, half in zip(sides, halves, strict=True)]),
         p=_adjusted(shuffled),
     )
 

@@ -249,12 +249,16 @@ def across_seeds(matrices: Float[np.ndarray, "seed t component"], most: int = MO
     return steps.reshape(seeds, seeds - 1, -1).mean(axis=1)
 
 
+def _cumulative(a: np.ndarray) -> np.ndarray:
+    """Sums over the first 0, 1, 2, ... entries of axis 1."""
+    return np.concatenate([np.zeros_like(a[:, :1]), a.cumsum(axis=1)], axis=1)
+
+
 def _costs(matrix: Matrix) -> Float[np.ndarray, "draws start stop"]:
     """Squares about the mean of timesteps `start` to `stop - 1`, summed over components; inf where none."""
     timesteps = matrix.shape[-2]
     centered = matrix - matrix.mean(axis=-2, keepdims=True)
-    ahead = lambda a: np.concatenate([np.zeros_like(a[:, :1]), a.cumsum(axis=1)], axis=1)
-    sums, squares = ahead(centered), ahead((centered**2).sum(-1))
+    sums, squares = _cumulative(centered), _cumulative((centered**2).sum(-1))
     gram = sums @ sums.swapaxes(1, 2)
     norms = np.einsum("mii->mi", gram)
     between = norms[:, None, :] + norms[:, :, None] - 2 * gram  # |sum over the timesteps|^2

@@ -90,17 +90,30 @@ def transfer(circuits: Mapping[str, Circuit], evaluator: Mapping[str, CircuitEva
     for place, network in enumerate(names):
         runner = evaluator[network]
         members = np.stack([as_members(circuits[name], runner.names) for name in names])
-        nothing, whole, *loss = runner.pooled(np.concatenate([runner.ends, members]))
-        units = stats.Units(np.arange(len(whole)), len(whole), False)
-        f = lambda w: faithfulness(np.array(loss), nothing, whole, w)  # noqa: B023
-        drop = lambda w: f(w)[place] - f(w)  # noqa: B023
-        columns.append([stats.jackknife_interval(statistic, units) for statistic in (f, drop)])
+        columns.append(_faithfulness_and_drop(runner.pooled(np.concatenate([runner.ends, members])), place))
     variables = {
         prefix + end: (("circuit", "network"), np.stack([getattr(pair[i], end) for pair in columns], 1))
         for i, prefix in enumerate(("", "drop_"))
         for end in ("estimate", "low", "high")
     }
     return xr.Dataset(variables, coords={"circuit": names, "network": names})
+
+
+def _faithfulness_and_drop(losses, place: int) -> list[stats.Interval]:
+    """Intervals of f of each circuit in one network, and of how far f lies below that of circuit `place`.
+
+    `losses` are those of the empty circuit, of the whole network and of each circuit, per image.
+    """
+    empty_loss, full_loss, *circuit_losses = losses
+    units = stats.Units(np.arange(len(full_loss)), len(full_loss), False)
+
+    def f(weights):
+        return faithfulness(np.array(circuit_losses), empty_loss, full_loss, weights)
+
+    def drop(weights):
+        return f(weights)[place] - f(weights)
+
+    return [stats.jackknife_interval(statistic, units) for statistic in (f, drop)]
 
 
 def lines(found: Stability) -> list[str]:
@@ -117,9 +130,11 @@ def moved_lines(moved: xr.Dataset, ablation: str) -> list[str]:
     """What `transfer` returned as text: f of the circuit of each row in the network of each column."""
     names = moved["circuit"].values
     width = max(24, *(len(str(name)) + 2 for name in names))
-    cell = lambda a, b: "{:.3f} [{:.3f}, {:.3f}]".format(
-        *(float(moved[end].sel(circuit=a, network=b)) for end in ("estimate", "low", "high"))
-    )
+
+    def cell(circuit, network):
+        entry = moved.sel(circuit=circuit, network=network)
+        return f"{float(entry['estimate']):.3f} [{float(entry['low']):.3f}, {float(entry['high']):.3f}]"
+
     return [
         f"faithfulness of the circuit of (row) in the network of (column), {ablation} ablation",
         " " * width + "".join(f"{name:>{width}}" for name in names),

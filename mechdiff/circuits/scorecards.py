@@ -149,11 +149,17 @@ def measure(found: xr.Dataset, seed: int = 0) -> Scorecard:
     nothing, whole = (loss[role == name][0] for name in ("nothing", "whole"))
     units = stats.units_of(found)
     even = units.even()
-    f = lambda name, w: faithfulness(loss[role == name], nothing, whole, w)
-    interval = lambda statistic: stats.jackknife_interval(statistic, units)
     sizes = found["member"].values[role == "nested"].sum(axis=1)
-    area = lambda values: np.trapezoid(values, sizes / found.sizes["component"], axis=0)
     at_each_t = [loss_by_t[role == name][0] for name in ("circuit", "nothing", "whole")]
+
+    def f(name, w):
+        return faithfulness(loss[role == name], nothing, whole, w)
+
+    def interval(statistic):
+        return stats.jackknife_interval(statistic, units)
+
+    def area(values):
+        return np.trapezoid(values, sizes / found.sizes["component"], axis=0)
 
     def by_t(w):
         cells = zip(*at_each_t, strict=True)
@@ -228,5 +234,9 @@ def _knocked(rng: np.random.Generator, members: Set, count: int) -> list[Set]:
 
 def _gap(f: Callable[..., np.ndarray], where: str, interval: Callable[..., Interval]) -> Interval:
     """Mean |f(C without K) - f(all without K)| over knock-outs `inside` or `outside`; NaN if none."""
-    gap = lambda w: np.abs(f(f"less {where}", w) - f(f"whole less {where}", w))
-    return interval(lambda w: gap(w).mean(axis=0) if len(gap(w)) else np.full(len(w), np.nan))
+
+    def mean_gap(weights):
+        gaps = np.abs(f(f"less {where}", weights) - f(f"whole less {where}", weights))
+        return gaps.mean(axis=0) if len(gaps) else np.full(len(weights), np.nan)
+
+    return interval(mean_gap)

@@ -298,7 +298,13 @@ class StudyConfig:
         _at_least("study.timesteps", self.timesteps, 1)
 
 
-ABLATIONS = ("zero", "mean", "resample", "noise", "optimal")  # that a sweep can fill; `scale` is set by hand
+ABLATIONS = (
+    "zero",
+    "mean",
+    "resample",
+    "noise",
+    "optimal",
+)  # whose replacements a sweep can make; `scale` is set by hand
 
 
 @dataclass(frozen=True, kw_only=True)

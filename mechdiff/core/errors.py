@@ -18,7 +18,7 @@ class ConfigError(MechdiffError):
 
 
 class DataError(MechdiffError):
-    """Pictures, attribute files or caches that are absent, truncated or foreign."""
+    """Images, attribute files or caches that are absent, truncated or foreign."""
 
 
 class CheckpointError(MechdiffError):

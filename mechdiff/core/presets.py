@@ -52,7 +52,7 @@ PRESETS = {
         ),
         diffusion=DiffusionConfig(schedule="cosine"),
         train=TrainConfig(steps=2000, batch=32, learning_rate=2e-3, warmup=100, ema_decay=0.998),
-        # 44 x 24 pictures and 128 others: what 1,199 pictures of validation and test can give.
+        # 44 x 24 images and 128 others: what 1,199 images of validation and test can give.
         sweep=SweepConfig(timesteps=24, images=44, nested=True, reference_images=128, image_block=22),
         study=StudyConfig(
             models=(

@@ -72,16 +72,16 @@ def open_source(path: str) -> Source:
             owner.setdefault(name, (number, row))
     rows = [[row for number, row in owner.values() if number == which] for which in range(len(packs))]
     ids, packs_of = np.array(list(owner)), [number for number, _ in owner.values()]
-    flags = np.concatenate([pack.flags[taken] for pack, taken in zip(packs, rows)])
-    people = np.concatenate([pack.people[taken] for pack, taken in zip(packs, rows)])
+    flags = np.concatenate([pack.flags[taken] for pack, taken in zip(packs, rows, strict=True)])
+    people = np.concatenate([pack.people[taken] for pack, taken in zip(packs, rows, strict=True)])
     return Source(
         name="celeba",
         where=path,
         content=fingerprint([pack.content for pack in packs]),
         stamp=fingerprint([pack.stamp for pack in packs]),
         ids=ids,
-        splits=np.concatenate([pack.splits[taken] for pack, taken in zip(packs, rows)]),
-        labels=dict(zip(packs[0].attributes, flags.T)),
+        splits=np.concatenate([pack.splits[taken] for pack, taken in zip(packs, rows, strict=True)]),
+        labels=dict(zip(packs[0].attributes, flags.T, strict=True)),
         people=people if (people >= 0).any() else None,
         read=lambda index: packs[packs_of[index]].read(str(ids[index])),
         about={"packs": [pack.files for pack in packs]},

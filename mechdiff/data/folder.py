@@ -68,7 +68,7 @@ def open_source(config: DataConfig) -> Source:
     splits, below, notes = _split(listed, config)
     labels, folders = _labels(listed.names, below)
     kept = np.flatnonzero(_kept(listed, splits, labels if "folder" in config.classes else None))
-    content = {"folder": sorted(zip(digests[kept].tolist(), splits[kept].tolist()))}
+    content = {"folder": sorted(zip(digests[kept].tolist(), splits[kept].tolist(), strict=True))}
     return Source(
         name="folder",
         where=listed.where,

@@ -139,7 +139,7 @@ def _offline_builder(official: ModuleType, pack: celeba.Pack, identities: dict[s
                     {
                         "image": io.BytesIO(_official_size(pack.read(name), name)),
                         "landmarks": dict.fromkeys(official.LANDMARK_HEADINGS, -1),
-                        "attributes": dict(zip(pack.attributes, pack.flags[row].tolist())),
+                        "attributes": dict(zip(pack.attributes, pack.flags[row].tolist(), strict=True)),
                         "identity": {"Identity_No": identities.get(name, -1)},
                     },
                 )

@@ -5,7 +5,7 @@ E[eps | x_t]; no network denoises such data with less loss. Two families have it
   Gaussian N(m, C)                   s (a^2 C + s^2 I)^-1 (x_t - a m)
   mixture sum_k w_k N(m_k, d_k^2 I)  sum_k r_k s (x_t - a m_k) / (a^2 d_k^2 + s^2), with the posterior weights
                                      r_k ~ w_k N(x_t; a m_k, (a^2 d_k^2 + s^2) I)
-A mixture at the training pictures with d = 0 is the denoiser that remembers them and nothing else.
+A mixture at the training images with d = 0 is the denoiser that remembers them and nothing else.
 """
 
 import dataclasses
@@ -74,7 +74,7 @@ def gaussian_denoiser(
     mean: Float[np.ndarray, "height width channels"],
     covariance: Float[np.ndarray, "pixels pixels"],
 ) -> GaussianDenoiser:
-    """The best denoiser of pictures drawn from N(mean, covariance).
+    """The best denoiser of images drawn from N(mean, covariance).
 
     Args:
       covariance: of the pixels in the order of `mean.reshape(-1)`; symmetric, not negative.
@@ -99,7 +99,7 @@ def mixture_denoiser(
     means: Float[np.ndarray, "parts height width channels"],
     deviations: Float[np.ndarray, " parts"],
 ) -> MixtureDenoiser:
-    """The best denoiser of pictures drawn from a mixture of round Gaussians.
+    """The best denoiser of images drawn from a mixture of round Gaussians.
 
     Args:
       weights: positive; scaled to sum 1.

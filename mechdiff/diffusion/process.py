@@ -33,13 +33,14 @@ def image_noise(
 
 
 def images_at(images: Shown, level: int) -> tuple[Images, Int[np.ndarray, " images"]]:
-    """The pictures that a sweep shows at its timestep number `level`, and the numbers of their noise.
+    """The images that a sweep uses at timestep index `level`, and the indices of their noise.
 
     Args:
-      images: crossed with the levels, `(images, height, width, channels)`: all are shown at every level, each
-        with one noise. Or nested in them, `(levels, images, ...)`: every level has pictures and noise of its
-        own. Nested, as many runs see `levels` times as many pictures, and place i stands for a bundle of
-        independent ones, one a level: bundles are resampled as images are.
+      images: crossed with the timesteps, `(images, height, width, channels)`: all are used at every
+        timestep, each with one noise. Or nested in them, `(timesteps, images, ...)`: every timestep has
+        images and noise of its own. Nested, the same number of runs covers `timesteps` times as many
+        images, and index i stands for a bundle of independent ones, one per timestep: bundles are
+        resampled as images are.
     """
     if images.ndim == 4:
         return images, np.arange(len(images))

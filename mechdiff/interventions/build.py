@@ -27,8 +27,8 @@ def ablate(
     """The selected components replaced.
 
     Args:
-      kind: `zero`, or any other name with `fills` given (the fills are what makes the kind).
-      fills: site -> array broadcastable to a row of the site's activation, see `capture`.
+      ablation: `zero`, or any other name with `replacements` (which are what makes the ablation).
+      replacements: site -> array broadcastable to a row of the site's activation, see `sweeps.activations`.
     """
     return set_gate(_with_replacements(identity, ablation, replacements), what, 0.0)
 
@@ -64,7 +64,7 @@ def windowed(intervention: Intervention, low: int, high: int) -> Intervention:
 def leave_one_out(
     identity: Intervention, what, ablation: str = "zero", replacements: Mapping | None = None
 ) -> tuple[tuple[str, ...], Intervention]:
-    """One intervention per selected component, stacked: gates get a leading axis, fills are shared."""
+    """One intervention per selected component, stacked: gates get a leading axis, replacements are shared."""
     chosen = select(identity, what)
     gate = _tiled(identity, len(chosen))
     for row, (site, (start, stop)) in enumerate(chosen.values()):
@@ -113,11 +113,12 @@ def _with_replacements(identity: Intervention, ablation: str, replacements: Mapp
         return identity
     if replacements is None:
         raise ConfigError(
-            f"ablation kind {ablation!r} needs fills; capture.activation_means makes those of 'mean'"
+            f"ablation {ablation!r} needs replacements; "
+            "sweeps.activations.activation_means makes those of 'mean'"
         )
     missing = sorted(set(identity.replacement) - set(replacements))
     if missing:
-        raise ConfigError(f"fills lack {len(missing)} sites of this network, first {missing[0]!r}")
+        raise ConfigError(f"replacements lack {len(missing)} sites of this network, first {missing[0]!r}")
     return dataclasses.replace(
         identity, replacement={site: replacements[site] for site in identity.replacement}
     )

@@ -83,7 +83,7 @@ def select(identity: Intervention, what: str | Iterable) -> dict[str, tuple[str,
 
 
 def has_rows(site: str, replacement: AnyArray) -> bool:
-    """Whether a fill of a site has a leading axis of rows or images."""
+    """Whether a replacement of a site has a leading axis of rows or images."""
     return np.ndim(replacement) > (1 if site_type(site) in VECTORS else 3)
 
 

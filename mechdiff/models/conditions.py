@@ -20,9 +20,8 @@ NAMES = ("label", "image")
 
 def takes(config: UNetConfig) -> tuple[str, ...]:
     """What of `label` and `image` a network is told."""
-    return tuple(
-        name for name, taken in zip(NAMES, (config.takes_labels, config.condition_channels > 0)) if taken
-    )
+    taken = (config.takes_labels, config.condition_channels > 0)
+    return tuple(name for name, is_taken in zip(NAMES, taken, strict=True) if is_taken)
 
 
 def resolve(config: UNetConfig, condition: Any) -> tuple[Rows | None, Rows | None]:

@@ -1,6 +1,6 @@
-"""Images that come in clusters: thirty pictures of one person are not thirty independent pictures.
+"""Images that come in clusters: thirty images of one person are not thirty independent images.
 
-Where it is known who is on a picture, the unit of resampling is the person: all pictures of a person are
+Where it is known who is on an image, the unit of resampling is the person: all images of a person are
 drawn, left out and flipped together (cluster bootstrap, Davison & Hinkley 1997, section 3.8; Field & Welsh
 2007). Where it is not known, each image is a unit of its own, and every function here gives what it would
 have given without clusters.
@@ -75,7 +75,7 @@ class Units:
 def units_of(result: xr.Dataset) -> Units:
     """The units of a saved result: the people of its coordinate `person`, else its images.
 
-    Pictures of whom one is unknown (negative) are units one by one only where nobody is known.
+    Images of whom one is unknown (negative) are units one by one only where nobody is known.
 
     Args:
       result: with the dimension `image`, and with `t` where `person` varies over it.

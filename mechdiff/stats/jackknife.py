@@ -1,7 +1,7 @@
 """Student's interval of any function of weighted units, by leaving out one unit at a time.
 
 A bootstrap of a few units spreads too little and, being a set of quantiles, can't widen to make up for it:
-BCa intervals of faithfulness from 8 pictures covered .90 for .95. The jackknife's variance (Tukey 1958; Efron
+BCa intervals of faithfulness from 8 images covered .90 for .95. The jackknife's variance (Tukey 1958; Efron
 & Tibshirani 1993, chapter 11) with Student's quantile does for smooth functions of means.
 """
 

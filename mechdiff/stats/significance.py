@@ -101,7 +101,7 @@ def welch(
         parts.append(values.var(axis=-1, ddof=1) / n)
         freedoms.append(n - 1)
     square = parts[0] + parts[1]
-    below = sum(part**2 / freedom for part, freedom in zip(parts, freedoms))
+    below = sum(part**2 / freedom for part, freedom in zip(parts, freedoms, strict=True))
     freedom = np.where(below > 0, square**2 / np.where(below > 0, below, 1), sum(freedoms))
     return np.asarray(means[0] - means[1]), np.asarray(np.sqrt(square)), np.asarray(freedom)
 

@@ -1,8 +1,8 @@
 """Tests and intervals whose unit of replication is the training seed: one network each.
 
-Every network of a data set sees the same pictures, so that how these were drawn moves all seeds together and
-can't be seen in their spread. Where a number can be taken anew on resampled pictures, that variance is added
-(Satterthwaite): seeds and pictures are two crossed sources of error. What one seed makes of one picture
+Every network of a data set sees the same images, so that how these were drawn moves all seeds together and
+can't be seen in their spread. Where a number can be taken anew on resampled images, that variance is added
+(Satterthwaite): seeds and images are two crossed sources of error. What one seed makes of one image
 counts in both, so that such intervals are rather too wide.
 """
 

@@ -1,4 +1,4 @@
-"""Pictures as files: sheets of many."""
+"""Images as files: sheets of many."""
 
 import io
 import math

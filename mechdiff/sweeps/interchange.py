@@ -48,7 +48,7 @@ def factor_pairs(
 
 def transfer_fraction(outputs: PassOutputs) -> tuple[tuple[Array, Array], Array]:
     """For each component and image <eps_do - eps, eps' - eps> and |eps_do - eps|^2, and for each image
-    |eps' - eps|^2, as means over pixels. `outputs.own` is eps'."""
+    |eps' - eps|^2, as means over pixels. `PassOutputs.own` is eps'."""
     way, change = outputs.own - outputs.clean, outputs.eps - outputs.clean
     mean = lambda x: jnp.mean(x, axis=(-3, -2, -1))
     return (mean(change * way), mean(change * change)), mean(way * way)

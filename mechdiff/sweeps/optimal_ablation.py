@@ -1,12 +1,14 @@
 """Replacements of `optimal` ablation: the constants that hurt least (Li & Janson 2024, arXiv 2409.09951).
 
-Zero and mean ablation put wrong information in a component's place, and part of their damage is due to that;
-the constant that minimises the loss of the ablated network puts the least. Ours is, per timestep and part,
-  fill = u * mean + v,
-with `mean` the map of kind `mean`, and one u and one v per channel (per channel of a head), sought by Adam on
-reference images. The family holds mean (u 1, v 0) and zero ablation (0, 0), and every constant that is alike
-at all positions. Each component keeps the best of mean, zero and what Adam found, so that neither of the two
-does less damage on the reference images; on other images the loss is a fair held-out number.
+Zero and mean ablation put wrong information in a component's place, and part of the loss increase is due to
+that; the constant that minimizes the loss of the ablated network puts the least. Ours is, per timestep and
+component,
+  replacement = u * mean + v,
+with `mean` the map of `mean` ablation, and one u and one v per channel (per channel of a head), sought
+by Adam on reference images. The family holds mean (u 1, v 0) and zero ablation (0, 0), and every constant
+that is alike at all positions. Each component keeps the best of mean, zero and what Adam found, so that
+neither of the two raises the loss less on the reference images; on other images the loss is a fair
+held-out number.
 """
 
 import dataclasses

@@ -31,18 +31,19 @@ def scaling_curves(
     replacements: PyTree = None,
     block: int = 16,
 ) -> xr.Dataset:
-    """Denoising loss of every image with the gates of one component at every dose, in one compiled program.
+    """Denoising loss of every image with the gate of one component at every value, in one compiled program.
 
     Args:
-      images: in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in `sweeps.ablation_sweep`.
-      doses: gates, finite.
-      kind, fills: what takes the place of the part that is turned down, as in `sweeps.ablation_sweep`: for
-        kinds other than `zero` site -> `(levels, *site)` or a source of fills.
+      eval_set: images in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in
+        `sweeps.ablation_sweep`.
+      doses: gate values, finite.
+      ablation, replacements: what takes the place of the share that is scaled down, as in
+        `sweeps.ablation_sweep`: for ablations other than `zero` site -> `(timesteps, *site)` or a source.
       block: images at once.
     Returns:
       Dataset with `loss` and `change`, dims `dose, component, t, image`, and `clean_loss`, dims `t, image`.
     Raises:
-      ConfigError: no doses, doses that are not finite, or a kind without fills.
+      ConfigError: no gate values, ones that are not finite, or an ablation without its replacements.
     """
     images, timesteps = eval_set.images, eval_set.timesteps
     doses = np.asarray(doses, np.float32)

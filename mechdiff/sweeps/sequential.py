@@ -1,15 +1,15 @@
-"""A sweep that goes on until it is certain, and spends images only where they are needed.
+"""An ablation sweep that stops when every confidence sequence is decided (anytime-valid).
 
-Every component is followed by a confidence sequence of its pooled damage. It is decided once the interval
-lies on one side of zero or is narrower than a stated width; then it is left out. Looking after every block
-of images costs no coverage: the sequence holds at all sizes at once. The images of a component are the
-first n of one list, so its interval does not depend on what the others are.
+Every component has a confidence sequence of its pooled relative loss increase. It is decided once the
+interval lies on one side of zero or is narrower than a stated width; then it is left out. Looking
+after every block of images costs no coverage: the sequence holds at all sizes at once. The images of a
+component are the first n of one list, so its interval does not depend on what the others are.
 
-What is certain: the sign. The intervals rest on an asymptotic theorem, corrected for few and skewed pictures
-(`stats.skewed_sequence`). Where damage is lognormal over pictures with log-sd 1, joint intervals of 95 % held
-all sizes in four simulated runs of five, and no sign was wrong (the calibration has the numbers): the more of
-a damage rests on few pictures, the less sure is its *size*. A component that matters for pictures of which
-none has been shown can't be told from one that doesn't matter.
+What is certain: the sign. The intervals rest on an asymptotic theorem, corrected for few and skewed images
+(`stats.skewed_sequence`). Where the loss increase is lognormal over images with log-sd 1, joint
+intervals of 95 % held all sizes in four simulated runs of five, and no sign was wrong (the calibration has
+the numbers): the fewer images carry a loss increase, the less certain is its *size*. A component that
+matters for images of which none has been shown can't be told from one that doesn't matter.
 """
 
 import dataclasses
@@ -39,13 +39,13 @@ FIRST_LOOK = 32  # images before the first look: the sequence is asymptotic
 
 @dataclasses.dataclass(frozen=True)
 class SequentialResult:
-    """Damage of every component, as certain as was asked or as the images allowed.
+    """Relative loss increase of every component, as certain as was asked or as the images allowed.
 
     Attributes:
       components: names.
-      estimate: pooled Deg%, the mean over timesteps of 100 (L(do) - L0) / L0.
+      estimate: pooled relative loss increase (%), the mean over timesteps of 100 (L(do) - L0) / L0.
       low, high: its confidence sequence where it stopped; not symmetric, see `stats.skewed_sequence`. The
-        sign is certified; how large a damage is, less so the more it rests on few pictures.
+        sign is certified; the size is less certain the fewer images carry it.
       images: how many each component was scored on.
       decided: whether the interval lies on one side of zero or is narrow enough.
       spent: components x images that were computed.
@@ -89,16 +89,16 @@ def sequential_sweep(
     joint: bool = True,
     rows: int = 0,
 ) -> SequentialResult:
-    """Zeroes one component at a time until the damage of each is certain.
+    """Zeroes one component at a time until the relative loss increase of each is certain.
 
     Resumable: what was computed is in `folder`, and a run that is started again takes it from there.
 
     Args:
-      images: as many as may be spent, in [-1, 1], in random order; image i has the noise of index i. Nested
-        in the timesteps (`process.images_at`) they say more in as many runs, and fewer runs are needed.
-      width: in Deg%; an interval this narrow is certain enough, wherever it lies.
-      level: coverage of the intervals at any time.
-      joint: whether `level` is that of all intervals together (Bonferroni), or of each.
+      eval_set: as many images as may be spent, in [-1, 1], in random order; image i has the noise of index i.
+        Nested in the timesteps (`process.images_at`) they say more in as many runs, and fewer are needed.
+      width: in percent of the clean loss; an interval this narrow is certain enough, wherever it lies.
+      confidence: coverage of the intervals at any time.
+      joint: whether `confidence` is that of all intervals together (Bonferroni), or of each.
       block: images between two looks.
       rows: interventions x images in one program; 0: chosen by memory.
 
@@ -110,8 +110,8 @@ def sequential_sweep(
     if eval_set.count < FIRST_LOOK:
         raise ConfigError(f"{eval_set.count} images; at least {FIRST_LOOK} are needed before the first look")
     chosen = tuple(chosen or denoiser.components())
-    each = 1 - (1 - confidence) / (len(chosen) if joint else 1)
-    return _Run(denoiser, eval_set, chosen, width, each, block, rows).go(folder)
+    of_each = 1 - (1 - confidence) / (len(chosen) if joint else 1)
+    return _Run(denoiser, eval_set, chosen, width, of_each, block, rows).go(folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +156,8 @@ class _Run:
         count, total = len(self.chosen), self.total
         clean = np.full((len(self.timesteps), total), np.nan)
         loss = np.full((count, *clean.shape), np.nan)
-        running, found = np.ones(count, bool), None
-        with run_log.progress(total, 0, f"certifying {denoiser.name}", unit="picture") as bar:
+        running, result = np.ones(count, bool), None
+        with run_log.progress(total, 0, f"certifying {denoiser.name}", unit="image") as bar:
             for start in range(0, total, self.block):
                 where = slice(start, min(start + self.block, total))
                 if not labelled.written(path, "clean_loss", (0, start)):
@@ -166,13 +166,13 @@ class _Run:
                 bar.update(where.stop - where.start)
                 if where.stop < FIRST_LOOK:
                     continue
-                found = self._look(clean, loss)
-                left = running & ~found.decided
+                result = self._look(clean, loss)
+                left = running & ~result.decided
                 if not left.any():
                     break
                 # A new set of components is a new program: not before it is worth compiling one.
                 running = left if left.sum() <= running.sum() / 2 else running
-        return found
+        return result
 
     def _look(self, clean: np.ndarray, loss: np.ndarray) -> SequentialResult:
         images = np.isfinite(loss[:, 0]).sum(-1)

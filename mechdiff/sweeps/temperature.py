@@ -1,8 +1,8 @@
 """Does function follow entropy? A direct test: a head's entropy is moved, the size of its output is not.
 
 A temperature of a head's logits moves the entropy of its pattern, but also the norm of its output, which
-could do damage by itself. At matched norm the head's gate, image by image, gives the output back the norm
-that it had:
+could raise the loss by itself. At matched norm the head's gate, image by image, gives the output back the
+norm that it had:
   gate = |z| / |z tempered|, norms over positions and depth.
 This definition is ours.
 """
@@ -49,7 +49,7 @@ def matched_temperature(
     chosen, a site is matched under what the sites before it do.
 
     Args:
-      what: heads, as for `ablate`; their fills become zero.
+      what: heads, as for `ablate`; their replacements become zero.
       value: of the temperature, above 0.
     """
     tempered = set_temperature(identity, what, value)
@@ -162,7 +162,10 @@ def temperature_effects(
     dims = ("temperature", "component", "t", "image")
     return xr.Dataset(
         {
-            **{name: (dims, values) for name, values in zip(("loss", "change", "entropy", "gate"), found)},
+            **{
+                name: (dims, values)
+                for name, values in zip(("loss", "change", "entropy", "gate"), found, strict=True)
+            },
             "clean_loss": (dims[2:], clean),
         },
         coords={

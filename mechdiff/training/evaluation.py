@@ -1,4 +1,4 @@
-"""How well a denoiser denoises, and whether it remembers its training pictures."""
+"""How well a denoiser denoises, and whether it remembers its training images."""
 
 from collections.abc import Callable
 
@@ -26,8 +26,11 @@ def losses(
     Noise is that of `image_noise(key, i)`: the same at every timestep and in every call.
     """
     noise = image_noise(key, jnp.arange(images.shape[0]), images.shape[1:])
-    at = lambda t: denoising_loss(denoise_fn, schedule, images, jnp.full(images.shape[0], t), noise)
-    return jax.lax.map(at, timesteps)
+
+    def loss_at(t):
+        return denoising_loss(denoise_fn, schedule, images, jnp.full(images.shape[0], t), noise)
+
+    return jax.lax.map(loss_at, timesteps)
 
 
 def nearest_distances(
@@ -53,12 +56,12 @@ def nearest_distances(
 
 
 def memorization(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
-    """Whether samples lie nearer to training pictures than held-out pictures do.
+    """Whether samples lie nearer to training images than held-out images do.
 
     Returns:
-      `samples_nearest`, `held_out_nearest`: median distance to the nearest training picture;
-      `ratio`: the first over the second (far below 1 means remembered pictures);
-      `copies`: share of samples nearer to a training picture than 99 % of held-out pictures are
+      `samples_nearest`, `held_out_nearest`: median distance to the nearest training image;
+      `ratio`: the first over the second (far below 1 means remembered images);
+      `copies`: share of samples nearer to a training image than 99 % of held-out images are
       (0.01 is expected of a model that remembers nothing).
     """
     ours, theirs = nearest_distances(samples, train)[0], nearest_distances(held_out, train)[0]
@@ -71,7 +74,7 @@ def memorization(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -
 
 
 def summary(train_losses: np.ndarray, test_losses: np.ndarray) -> dict:
-    """Mean held-out loss, per level and pooled, and its gap to the loss on training pictures."""
+    """Mean held-out loss, per level and pooled, and its gap to the loss on training images."""
     return {
         "test_loss": float(test_losses.mean()),
         "train_loss": float(train_losses.mean()),

@@ -35,7 +35,7 @@ from mechdiff.training.prefetch import prefetched
 from mechdiff.training.step import Metrics, TrainState, data_parallel, init_state, train_step
 
 EVAL_LEVELS = 8  # timesteps, evenly spread in log-SNR, that losses are reported at
-SAMPLES = 64  # pictures on a sample sheet
+SAMPLES = 64  # images on a sample sheet
 SAMPLE_STEPS = 50  # DDIM
 
 
@@ -58,7 +58,7 @@ class Trainer:
         self._sample = jax.jit(self._ema_sample, out_shardings=everywhere)
 
     def _load(self, split: str) -> Dataset:
-        """Pictures of a split; the first process decodes them, where others find them then."""
+        """Images of a split; the first process decodes them, where others find them then."""
         read = functools.partial(
             load, self.config.data, self.config.unet.image_size, split, 0, self.workdir / "cache"
         )
@@ -263,7 +263,7 @@ class Trainer:
         }
         if self.train_set.digests is not None:  # so that it is never examined on them
             record["training_images"] = sorted(str(digest)[:16] for digest in self.train_set.digests)
-        # Where the pictures lay on this machine is no part of the model.
+        # Where the images lay on this machine is no part of the model.
         data = dataclasses.replace(self.config.data, path="", cache="")
         return checkpoint.export_model(
             folder,

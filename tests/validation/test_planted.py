@@ -1,12 +1,17 @@
 """Every plant is what it says, by exact ablation; scores of methods by hand and by enumeration."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
+from experiments.examples import own_unet
 from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import leave_one_out, set_gate
 from mechdiff.models.unet import components
+from mechdiff.sweeps.ablation import sweep_in_memory
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.validation import planted
 from mechdiff.validation.planted import datasets, methods, metrics, networks, weights
@@ -56,6 +61,26 @@ def test_exact_ablation_finds_what_was_planted_and_its_sign(made, exact, chosen,
     assert (found["auroc"], found["precision"], found["sign"]) == (1, 1, 1)
     size = np.abs(rise.mean(axis=1))
     assert size[signs != 0].min() > 2 * size[signs == 0].max()
+
+
+@pytest.fixture(scope="module")
+def by_names(made):
+    """The network of all plants as a function of which only its named values are known."""
+    denoiser = next(iter(made.values())).denoiser
+    return own_unet.wrapped(denoiser.unet, denoiser.schedule, denoiser.params, denoiser.identity)
+
+
+@pytest.mark.parametrize("name", planted.FAMILIES)
+def test_plants_are_found_through_named_values_as_through_stages(made, exact, chosen, by_names, name):
+    plant = made[name]
+    function = dataclasses.replace(by_names, params=plant.denoiser.params)
+    names, stacked = leave_one_out(function.identity, [component.name for component in chosen])
+    assert list(names) == [component.name for component in chosen]
+    losses = sweep_in_memory(function, EvalSet(plant.images, plant.timesteps, jax.random.key(5)), stacked)
+    rise = 100 * (losses.loss.mean(-1) / losses.clean_loss.mean(-1) - 1)
+    np.testing.assert_allclose(rise, exact[name][0], rtol=1e-3, atol=0.01)
+    signs = np.array([plant.signs.get(component.name, 0) for component in chosen])
+    np.testing.assert_equal(metrics.compare(rise, signs), metrics.compare(exact[name][0], signs))
 
 
 @pytest.mark.parametrize("name", ["uniform", "redundant", "harmful"])

@@ -130,8 +130,9 @@ def _measure(
             return jax.lax.map(one_pass, stacked)
 
         changed, clean = jax.lax.map(block, (replacements[1], x0, indices, condition, own))
-        behind = lambda tree, place: jax.tree.map(lambda a: jnp.moveaxis(a, 0, place), tree)
-        return behind(changed, 2), behind(clean, 1)
+        # `map` puts the axis of blocks first; it belongs where the images are sharded.
+        changed = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 2), changed)
+        return changed, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), clean)
 
     return jax.shard_map(
         local,

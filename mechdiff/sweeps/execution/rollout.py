@@ -52,11 +52,13 @@ def network_calls(levels: Levels, windows: Sequence[Window], count: int) -> tupl
 
 
 def first_step_inside(levels: Levels, window: Window) -> int:
-    """The first step of a walk down `levels` that is inside a window."""
+    """The first step of a rollout down `levels` that is inside a window."""
     down = np.sort(np.asarray(levels))[::-1]
     inside = np.flatnonzero((down >= window[0]) & (down < window[1]))
     if len(inside) == 0:
-        raise ConfigError(f"window [{window[0]}, {window[1]}) holds none of the {len(down)} levels visited")
+        raise ConfigError(
+            f"window [{window[0]}, {window[1]}) holds none of the {len(down)} timesteps visited"
+        )
     return int(inside[0])
 
 
@@ -76,9 +78,9 @@ def _walk(
     key: PRNGKey,
     condition: PyTree,
 ) -> Float[Array, "interventions batch height width channels"]:
-    """Images after steps `start` to `stop` of a walk down `levels`, under each intervention.
+    """Images after steps `start` to `stop` of a rollout down `levels`, under each intervention.
 
-    Where the walk begins and ends are arguments, so all windows share one program.
+    Where the rollout begins and ends are arguments, so all windows share one program.
     """
 
     def local(denoiser, stacked, replacements, levels, start, stop, key, x, indices, condition):
@@ -152,11 +154,14 @@ class Rollout:
 
 
 def _stacked_identity(identity: Intervention) -> Intervention:
-    grown = lambda leaf: np.asarray(leaf)[None]
+
+    def with_row_axis(leaf):
+        return np.asarray(leaf)[None]
+
     return dataclasses.replace(
         identity,
-        gate=jax.tree.map(grown, identity.gate),
-        temperature=jax.tree.map(grown, identity.temperature),
+        gate=jax.tree.map(with_row_axis, identity.gate),
+        temperature=jax.tree.map(with_row_axis, identity.temperature),
         replacement=None,
     )
 
@@ -170,7 +175,7 @@ def zero_replacements(identity: Intervention, steps: int) -> PyTree:
 
 
 SAMPLE_STEPS = 50  # DDIM
-SAMPLE_BLOCK = 16  # pictures drawn together
+SAMPLE_BLOCK = 16  # images drawn together
 
 
 def draw_samples(
