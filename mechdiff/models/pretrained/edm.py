@@ -1,8 +1,8 @@
 """EDM's networks (NVlabs/edm) under its own preconditioning: DhariwalUNet, and SongUNet without FIR.
 
 A folder holds `model.safetensors` (see the README for the line that takes it out of a pickle one trusts) and
-a config.json with `sigma_data` (0.5 in all of EDM's own), which says that the preconditioning is EDM's. All
-else is read off names and shapes.
+a config.json with `sigma_data` (0.5 in all of EDM's own) and `precond` (EDM, of the four that the same
+networks were trained with: nothing in the tensors tells). All else is read off names and shapes.
 """
 
 import re
@@ -33,7 +33,7 @@ TABLE = {
     "sigma_max": Option(80.0, number(1e-6)),
     "rho": Option(7.0, number(1.0)),
     "steps": Option(1000, integer(2)),
-    "precond": Option("edm", anything(), ("edm", "EDMPrecond")),
+    "precond": Option(None, anything(), (None, "edm", "EDMPrecond")),
     "img_resolution": Option(None, integer()),
 }
 IGNORED = ("img_channels", "label_dim", "model_type", "use_fp16", "augment_dim", "dropout", "label_dropout")
@@ -50,6 +50,11 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     get = read_options(place.config, TABLE, what=WHAT, ignored=IGNORED)
     if get["sigma_data"] is None:
         raise ConfigError(f"{WHAT} option sigma_data is absent; write it (0.5 in EDM's own networks)")
+    if get["precond"] is None:
+        raise ConfigError(
+            f"{WHAT} option precond is absent; write edm if the network was trained in EDMPrecond "
+            "(the same networks under VP, VE and iDDPM preconditioning are not read)"
+        )
     path, notes = states.weight_file(place.home, "model", stated.weights)
     state, dtype = tensors.load(path)
     state, wrapping = states.unwrapped(state, "map_layer0.weight", stated.weights, path)

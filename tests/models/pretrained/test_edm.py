@@ -30,7 +30,7 @@ def written(folder, name: str, config: dict, extra: dict | None = None):
 
 @pytest.mark.parametrize("name", ["edm_adm", "edm_ddpmpp"])
 def test_the_denoised_image_and_its_gradient_are_those_of_torch(name, tmp_path):
-    arrays = written(tmp_path, name, {"sigma_data": 0.5})
+    arrays = written(tmp_path, name, {"sigma_data": 0.5, "precond": "edm"})
     denoiser = builders.denoiser_of(pretrained.read(tmp_path), name)
     sigma = np.array(SIGMAS, np.float32)[:, None, None, None]
 
@@ -53,10 +53,11 @@ def test_the_denoised_image_and_its_gradient_are_those_of_torch(name, tmp_path):
     ("config", "extra", "line"),
     [
         ({"img_resolution": 8}, {}, "sigma_data is absent"),
-        ({"sigma_data": 0.5, "img_resolution": 16}, {}, "tensors say 8"),
+        ({"sigma_data": 0.5, "precond": "edm", "img_resolution": 16}, {}, "tensors say 8"),
+        ({"sigma_data": 0.5}, {}, "precond is absent"),
         ({"sigma_data": 0.5, "precond": "vp"}, {}, "precond='vp' is not supported"),
         (
-            {"sigma_data": 0.5},
+            {"sigma_data": 0.5, "precond": "edm"},
             {"enc.4x4_down.conv0.resample_filter": np.zeros((1, 1, 4, 4), np.float32)},
             "FIR",
         ),
