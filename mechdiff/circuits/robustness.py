@@ -43,7 +43,8 @@ class Stability:
 def stability(evaluator: CircuitEvaluator, circuit: Circuit, repeats: int = 10, seed: int = 0) -> Stability:
     """Discovers the circuit anew on bootstrap resamples of the images, or of the people on them.
 
-    Only circuits not yet run are run.     Components are ranked anew on each resample if the ranking is `exact`; that of a screen is kept.
+    Only circuits not yet run are run. Components are ranked anew on each resample if the ranking is `exact`;
+    that of a screen is kept.
     """
     resampled = []
     for weights in evaluator.units.resamples(repeats, seed)[:, None]:
@@ -80,8 +81,8 @@ def transfer(circuits: Mapping[str, Circuit], evaluator: Mapping[str, CircuitEva
 
     Returns:
       Dataset with f of circuit A in network B, `estimate, low, high`, and how far it drops against B's own
-      circuit, `drop_estimate, drop_low, drop_high`, dims `circuit, network`; Student's intervals over images or
-      people.
+      circuit, `drop_estimate, drop_low, drop_high`, dims `circuit, network`; Student's intervals over
+      images or people.
 
     Raises:
       ConfigError: components of one network that another lacks.
