@@ -30,7 +30,8 @@ class EvalImages:
       people: number of the person on each image swept, `[images]` or nested `[timesteps, images]`; None
         unless all are known.
       facts: JSON-ready: name and digest of the data, count, preprocessing, and whether they were held out
-        from training (None: not known).
+        from training (None: not known); of held-out ones `ids`, what each is called in its source, those
+        swept first (timestep by timestep), then the reference images.
       condition: of the images swept (classes, say), leaves `[images]` or nested `[timesteps, images]`; None:
         the network takes none.
       reference_condition: of the reference images.

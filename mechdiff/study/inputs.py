@@ -61,6 +61,7 @@ def held_out_images(
         "sha256": splits[0].digest,
         "preprocessing": "drawn at that size" if name == "synthetic" else data.preprocessing.description,
         "held_out": True,
+        "ids": [str(name) for split in splits for name in split.ids][:needed],
     }
     images = split_images(to_float(pixels), config, f"held-out {NAMES.get(name, name)} images", people)
     images = dataclasses.replace(images, facts=facts)

@@ -141,6 +141,7 @@ def test_where_test_images_are_too_few_to_examine_a_model_validation_helps_out(p
     found = inputs.held_out_images(asked, 16, few, tmp_path)
     assert len(found.scored) + len(found.reference) == wanted
     np.testing.assert_array_equal(data.to_bytes(found.scored), test.images)
+    assert found.facts["ids"][:-1] == list(test.ids) and found.facts["ids"][-1] in validation.ids
     assert data.to_bytes(found.reference)[0].tobytes() in {one.tobytes() for one in validation.images}
     many = SweepConfig(images=len(test) + len(validation), reference_images=1, image_block=1)
     with pytest.raises(DataError, match="held-out images, but sweep"):
@@ -572,6 +573,10 @@ def test_people_travel_with_their_images(tmp_path):
     few = SweepConfig(images=2, timesteps=2, nested=True, reference_images=1)
     given = inputs.held_out_images(DataConfig(name="celeba", path=str(pack)), 16, few, tmp_path)
     assert given.people.shape == (2, 2) and set(given.people.ravel()) <= set(found.people)
+    names = given.facts["ids"]  # swept timestep by timestep, then for reference
+    assert len(names) == 5 and given.people.ravel().tolist() == [
+        100 + int(name[:6]) // 3 for name in names[:4]
+    ]
     assert given.labels["person"][0] == ("t", "image") and given.first(1).people.shape == (2, 1)
     single = inputs.held_out_images(
         DataConfig(name="celeba", path=str(pack)), 16, SweepConfig(images=3, reference_images=1), tmp_path
