@@ -3,7 +3,7 @@
 FOLDER is a diffusers `UNet2DModel` or pipeline (config.json, diffusion_pytorch_model.safetensors,
 scheduler_config.json); or a state dict as model.safetensors, of guided-diffusion or improved-diffusion beside
 its flags (config.json, config.yaml, or the command line as flags.txt), of ddim beside its config.yaml, of
-lucidrains' Unet beside a config.json that says image_size.
+lucidrains' Unet beside a config.json that says image_size, of EDM beside one that says sigma_data.
 What files leave open is stated by flags; what nobody states is assumed, and printed with the word ASSUMED.
 How its training images were cropped no file says: `--set=data.preprocessing.crop=ddim` (center-140, ...).
 Afterwards WORKDIR/model is like a trained model: give it to experiments.sample and experiments.sweep as

@@ -6,18 +6,19 @@ import os
 import shutil
 import tempfile
 
-# Compiling is most of the suite's time. Set where the processes that tests start inherit it, before jax is
-# imported: no optimization, none of the slower kernel emitters, and one cache of compiled programs for all.
-if "MECHDIFF_TEST_PROGRAMS" not in os.environ:  # workers inherit their controller's
-    programs = tempfile.mkdtemp(prefix="mechdiff-programs-")
-    atexit.register(shutil.rmtree, programs, ignore_errors=True)
-    os.environ["MECHDIFF_TEST_PROGRAMS"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# Compiling is most of the suite's time: no optimization, none of the slower kernel emitters, and a cache of
+# compiled programs for each worker and the processes that its tests start, which inherit all this. (Workers
+# don't share one: JAX writes it without a lock.) Set before jax is imported.
+programs = tempfile.mkdtemp(prefix="mechdiff-programs-")
+atexit.register(shutil.rmtree, programs, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+if "fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 
-import jax
-import pytest
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 2)  # before any device is used: data-parallel code runs for real
 

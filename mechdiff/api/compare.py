@@ -160,6 +160,9 @@ def compare_steps(run: str | Path, images: Given = None, **settings: Any) -> Cou
 
     Raises:
       CheckpointError: fewer than two steps were exported.
+
+    Example:
+      >>> compare_steps("runs/faces", "my_images/", n=16).plot().save("course.png")  # doctest: +SKIP
     """
     folders = steps_of(run)
     if len(folders) < 2:

@@ -40,6 +40,12 @@ class Result:
     Attributes:
       dataset: losses, dims `ablation, component, t, image`; see `sweeps.ablation_sweep`.
       ablation: the first of those swept, which tables and plots show.
+
+    Example:
+      >>> import mechdiff as md
+      >>> result = md.load("cpu16-synthetic-seed0").sweep(n=16)  # doctest: +SKIP
+      >>> result.top(10)  # doctest: +SKIP
+      >>> result.plot().save("map.svg")  # doctest: +SKIP
     """
 
     dataset: xr.Dataset

@@ -45,6 +45,10 @@ class Circuit:
       prefix: length of the ranking's prefix that was pruned.
       rounds: of pruning.
       evaluated: circuits that were run.
+
+    Example:
+      >>> circuit = discover(evaluator)  # doctest: +SKIP
+      >>> circuit.members[:3], circuit.faithfulness  # doctest: +SKIP
     """
 
     denoiser: str
@@ -82,6 +86,10 @@ def discover(
 
     Raises:
       ConfigError: tau or ranking out of range, or a screen without a folder.
+
+    Example:
+      >>> evaluator = CircuitEvaluator(denoiser, eval_set)  # doctest: +SKIP
+      >>> discover(evaluator, tau=0.9).members  # doctest: +SKIP
     """
     if not 0 < tau < 1:
         raise ConfigError(f"tau={tau} must lie between 0 and 1; 0.9 is usual")

@@ -117,6 +117,9 @@ def screen_and_verify(
 
     Raises:
       ConfigError: a shortlist below `k`, an audit below 1, a bound outside (0, 1], or an unknown point.
+
+    Example (`Model.screen` is the first half of it, see experiments/tours/find_prove_steer.ipynb):
+      >>> screen_and_verify(denoiser, eval_set, "runs/mine", k=5)  # doctest: +SKIP
     """
     if shortlist < k or k < 1 or audit < 1 or not 0 < miss_bound <= 1:
         raise ConfigError(

@@ -40,6 +40,10 @@ def use_all_cores() -> bool:
 
     Returns:
       Whether it is so: False where JAX had begun with fewer.
+
+    Example:
+      >>> use_all_cores()  # doctest: +SKIP
+      True
     """
     chosen = jax.config.jax_num_cpu_devices != -1 or "device_count" in os.environ.get("XLA_FLAGS", "")
     if chosen:

@@ -10,7 +10,15 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 class MechdiffError(Exception):
-    """Base of all errors caused by input; launchers print its one line and exit with code 2."""
+    """Base of all errors caused by input; launchers print its one line and exit with code 2.
+
+    Example:
+      >>> try:
+      ...     raise ConfigError(unknown("ablation", "zeor", ("zero", "mean")))
+      ... except MechdiffError as error:
+      ...     print(error)
+      unknown ablation 'zeor'; closest: zero
+    """
 
 
 class ConfigError(MechdiffError):

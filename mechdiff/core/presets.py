@@ -140,7 +140,12 @@ PRESETS["study"] = dataclasses.replace(
 
 
 def preset(name: str) -> ExperimentConfig:
-    """The experiment called `name`; an unknown name is an error that lists the closest ones."""
+    """The experiment called `name`; an unknown name is an error that lists the closest ones.
+
+    Example:
+      >>> preset("cpu16").unet.image_size
+      16
+    """
     if name not in PRESETS:
         raise ConfigError(unknown("preset", name, PRESETS))
     return PRESETS[name]

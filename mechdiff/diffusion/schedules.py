@@ -68,7 +68,13 @@ def schedule_from_betas(betas: Sequence[float]) -> NoiseSchedule:
 
 
 def make_schedule(config: DiffusionConfig) -> NoiseSchedule:
-    """The schedule a config names. Raises ConfigError for an unknown name."""
+    """The schedule a config names. Raises ConfigError for an unknown name.
+
+    Example:
+      >>> schedule = make_schedule(DiffusionConfig(steps=1000, schedule="cosine"))
+      >>> schedule.steps
+      1000
+    """
     if config.schedule == "linear":
         return linear_schedule(config.steps, config.beta_start, config.beta_end)
     if config.schedule == "scaled_linear":

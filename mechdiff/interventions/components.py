@@ -8,9 +8,7 @@ import numpy as np
 
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.types import AnyArray
-from mechdiff.interventions.record import (
-    Intervention,
-)
+from mechdiff.interventions.record import Intervention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +22,13 @@ class Component:
       index: units of the site's gate that belong to it, `(start, stop)`.
       depth: position of its stage in the forward pass.
       resolution: side of the feature map, pixels.
+
+    Example:
+      >>> from mechdiff.interventions.record import ALWAYS
+      >>> head = Component("mid.attn0.head1", "head", "mid.attn0.head", (1, 2), depth=9, resolution=4)
+      >>> identity = Intervention({head.site: np.ones(4)}, {head.site: np.zeros((1, 1, 1))}, {}, ALWAYS)
+      >>> select(identity, [head])
+      {'mid.attn0.head1': ('mid.attn0.head', (1, 2))}
     """
 
     name: str

@@ -27,6 +27,8 @@ def describe(intervention: Intervention, replaced: Mapping[str, str] | None = No
       'zero: mid.head3; t in [0, 300)'
     """
     leaves = jax.tree.leaves(intervention)
+    if not isinstance(intervention.gate, Mapping):  # the axes of `STACKED`, say
+        return "of no sites, within a transformation"
     if not all(isinstance(leaf, np.ndarray | jax.Array) for leaf in leaves) or _is_traced(leaves):
         return f"of {len(intervention.gate)} sites, within a transformation"
     rows = max((np.ndim(gate) for gate in intervention.gate.values()), default=1)

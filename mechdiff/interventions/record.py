@@ -36,6 +36,12 @@ class Intervention:
     whatever a transformation puts in their place, such as the axes of `STACKED`. Arrays of NumPy are
     read-only views: a compiled function that closes over an intervention would not see an edit. Copy an
     array, change the copy, and give it to `dataclasses.replace`.
+
+    Example:
+      >>> gates, zeros = {"mid.res": np.ones(1)}, {"mid.res": np.zeros((1, 1, 1))}
+      >>> identity = Intervention(gates, zeros, {}, ALWAYS)
+      >>> dataclasses.replace(identity, gate={"mid.res": np.zeros(1)})
+      Intervention(zero: mid.res)
     """
 
     gate: PyTree

@@ -21,7 +21,7 @@ from mechdiff.models.convolution import convolve
 ATTENTION = "attention"  # collection that attention statistics are sown into
 PATTERNS = "patterns"  # collection that whole patterns are sown into
 Times = Real[AnyArray, " batch"]  # whole or not
-zeros = nn.initializers.zeros_init()
+_zeros = nn.initializers.zeros_init()
 
 
 def silu(x: Array) -> Array:
@@ -55,7 +55,7 @@ class GroupNorm(nn.Module):
     def __call__(self, x: Float[Array, "batch *space width"]) -> Float[Array, "batch *space width"]:
         width = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (width,))
-        bias = self.param("bias", zeros, (width,))
+        bias = self.param("bias", _zeros, (width,))
         depth = width // self.groups
         count = np.prod(x.shape[1:-1], dtype=int) * depth
         space = tuple(range(1, x.ndim - 1))
@@ -91,7 +91,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Features) -> Features:
         kernel = self.param("kernel", self.kernel_init, (self.window, self.window, x.shape[-1], self.width))
-        bias = self.param("bias", zeros, (self.width,))
+        bias = self.param("bias", _zeros, (self.width,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         return convolve(x, kernel, self.stride, (self.padding, self.padding)) + bias
 
@@ -190,7 +190,7 @@ class ResidualBlock(nn.Module):
         else:
             h = GroupNorm(self.groups, self.eps, name="norm2")(h + injected)
         h = nn.Dropout(self.dropout, deterministic=not train)(silu(h))
-        h = conv3(self.width, self.dtype, "conv2", kernel_init=zeros)(h)
+        h = conv3(self.width, self.dtype, "conv2", kernel_init=_zeros)(h)
         if x.shape[-1] != self.width:
             x = Conv(self.width, window=1, padding=(0, 0), dtype=self.dtype, name="shortcut")(x)
         return x + Gate(name="res")(h)
@@ -222,7 +222,7 @@ class Attention(nn.Module):
             self.sow(PATTERNS, "value", attention_pattern(q, k))
         z = Pattern(name="mix")(attend(q, k, v), v).swapaxes(1, 2)
         z = Gate(unit_axis=-2, name="head")(z).reshape(batch, tokens, channels)
-        out = nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="out")(z)
+        out = nn.Dense(channels, dtype=self.dtype, kernel_init=_zeros, name="out")(z)
         return x + out.reshape(x.shape)
 
     def _heads(self, h: Float[Array, "batch tokens channels"]) -> Float[Array, "batch heads tokens depth"]:
@@ -285,4 +285,4 @@ class ConvOut(nn.Module):
     @nn.compact
     def __call__(self, x: Features) -> Features:
         h = silu(GroupNorm(self.groups, self.eps, name="norm")(x))
-        return conv3(self.channels, self.dtype, "conv", kernel_init=zeros)(h).astype(jnp.float32)
+        return conv3(self.channels, self.dtype, "conv", kernel_init=_zeros)(h).astype(jnp.float32)

@@ -63,6 +63,11 @@ def ablation_sweep(
       component`, measured on a part of the images and timesteps that was run in full precision too.
     Raises:
       ConfigError: an ablation without replacements.
+
+    Example (`Model.sweep` is the short way, see experiments/tours/ten_minutes.ipynb):
+      >>> eval_set = EvalSet(images, timesteps, jax.random.key(0))  # doctest: +SKIP
+      >>> ablation_sweep(denoiser, eval_set, "runs/mine").sizes  # doctest: +SKIP
+      Frozen({'ablation': 1, 'component': 56, 't': 8, 'image': 16})
     """
     config = config or SweepConfig()
     chosen = tuple(chosen or denoiser.components())

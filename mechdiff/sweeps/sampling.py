@@ -89,6 +89,11 @@ def sampling_sweep(
 
     Raises:
       ConfigError: an ablation without replacements, a window without timesteps, or fewer than two samples.
+
+    Example:
+      >>> levels = ddim_timesteps(schedule.steps, 50)  # doctest: +SKIP
+      >>> windows = even_windows(levels, 4)  # doctest: +SKIP
+      >>> sampling_sweep(denoiser, levels, windows, 16, jax.random.key(0), "runs/mine")  # doctest: +SKIP
     """
     if samples < 2:
         raise ConfigError(f"samples={samples}: a distance between sets needs at least 2")

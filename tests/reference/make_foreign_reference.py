@@ -19,6 +19,7 @@ from .make_pretrained_reference import T, draw
 
 HERE = Path(__file__).parent
 SIDE = 8
+SIGMAS = (0.02, 0.8, 40.0)
 LUCIDRAINS = {  # arguments of Unet, and of GaussianDiffusion
     "lucidrains": (
         {"dim": 16, "dim_mults": (1, 2), "attn_heads": 2, "attn_dim_head": 8},
@@ -32,6 +33,14 @@ LUCIDRAINS = {  # arguments of Unet, and of GaussianDiffusion
     ),
 }
 
+EDM = {  # class, arguments
+    "edm_adm": ("DhariwalUNet", {"model_channels": 64, "channel_mult": [1, 2], "attn_resolutions": [4]}),
+    "edm_ddpmpp": ("SongUNet", {"model_channels": 16, "channel_mult": [1, 2], "augment_dim": 9}
+                   | {"attn_resolutions": [4]}),
+}  # fmt: skip
+CLASSES = 5
+LABELS = (1, 4, CLASSES)  # the last: no class
+
 
 def noisy() -> np.ndarray:
     """Images NCHW."""
@@ -43,6 +52,8 @@ def main(lucidrains: str, edm: str) -> None:
     arrays = {}
     for name in LUCIDRAINS:
         arrays |= {f"{name}/{key}": value for key, value in lucid(name).items()}
+    for name in EDM:
+        arrays |= {f"{name}/{key}": value for key, value in edm_network(name).items()}
     np.savez_compressed(HERE / "foreign.npz", **arrays)
     print((HERE / "foreign.npz").stat().st_size, "bytes")
 
@@ -80,6 +91,21 @@ def lucid(name: str) -> dict:
         values["betas"], values["loss_weight"] = whole.betas.numpy(), whole.loss_weight.numpy()
         values["alphas_cumprod"] = whole.alphas_cumprod.numpy()
     return values
+
+
+def edm_network(name: str) -> dict:
+    """D(x, sigma) of a network under EDM's preconditioning at sigmas of `SIGMAS`, and its gradient."""
+    import torch
+
+    networks = importlib.import_module("training.networks")
+    kind, arguments = EDM[name]
+    model = networks.EDMPrecond(SIDE, 3, label_dim=CLASSES, model_type=kind, num_blocks=1, **arguments).eval()
+    shapes = {key: shape for key, shape in shapes_of(model).items() if "resample_filter" not in key}
+    state = {key: torch.from_numpy(value) for key, value in draw(shapes).items()}
+    model.load_state_dict(state, strict=False)
+    labels = torch.eye(CLASSES + 1)[list(LABELS), :CLASSES]
+    values = computed(lambda x, t: model(x, torch.tensor(SIGMAS), labels))
+    return values | {"shapes": json.dumps(shapes)}
 
 
 def shapes_of(model) -> dict:

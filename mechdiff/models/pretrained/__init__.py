@@ -9,7 +9,7 @@ never opened.
 from pathlib import Path
 
 from mechdiff.core.errors import ConfigError, shorten
-from mechdiff.models.pretrained import adm, ddim, diffusers, families, lucidrains
+from mechdiff.models.pretrained import adm, ddim, diffusers, edm, families, lucidrains
 from mechdiff.models.pretrained.diffusers import write_diffusers
 from mechdiff.models.pretrained.folders import locate
 from mechdiff.models.pretrained.imported import Imported, ImportedFunction, Stated
@@ -39,7 +39,7 @@ def read(folder: Path | str, stated: Stated | None = None) -> Imported | Importe
     if config.get("_class_name") == "UNet2DModel":
         return diffusers.read(place, stated)
     if "_class_name" not in config and not families.unsupported(config):
-        for layout in (ddim, adm, lucidrains):
+        for layout in (ddim, adm, lucidrains, edm):
             if layout.recognizes(config):
                 return layout.read(place, stated)
     foreign = families.unsupported(config)

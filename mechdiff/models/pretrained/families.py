@@ -9,10 +9,6 @@ FAMILIES = (  # words of a config that tell a family, and what it is
         ("training_mode", "target_ema_mode", "weight_schedule", "distill_steps_per_iter"),
         "a consistency model or EDM network of openai/consistency_models, on continuous noise levels",
     ),
-    (
-        ("augment_dim", "label_dim", "img_resolution", "model_channels_mult", "sigma_data"),
-        "a network of EDM (SongUNet or DhariwalUNet), on continuous noise levels",
-    ),
     (("first_stage_config", "cond_stage_config", "unet_config"), "a latent diffusion model"),
 )
 

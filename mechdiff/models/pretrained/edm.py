@@ -1,0 +1,135 @@
+"""EDM's networks (NVlabs/edm) under its own preconditioning: DhariwalUNet, and SongUNet without FIR.
+
+A folder holds `model.safetensors` (see the README for the line that takes it out of a pickle one trusts) and
+a config.json with `sigma_data` (0.5 in all of EDM's own) and `precond` (EDM, of the four that the same
+networks were trained with: nothing in the tensors tells). All else is read off names and shapes.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mechdiff.core.config import DiffusionConfig
+from mechdiff.core.errors import CheckpointError, ConfigError
+from mechdiff.core.types import PyTree
+from mechdiff.diffusion.parameterization import Parameterization
+from mechdiff.diffusion.schedules import make_schedule
+from mechdiff.models.pretrained import states, tensors
+from mechdiff.models.pretrained.edm_network import Network
+from mechdiff.models.pretrained.fit import check_fit
+from mechdiff.models.pretrained.folders import Place
+from mechdiff.models.pretrained.imported import ImportedFunction, Stated
+from mechdiff.models.pretrained.options import Option, anything, integer, number, read_options
+from mechdiff.models.pretrained.schedulers import from_betas
+from mechdiff.models.traced import TracedDenoiser, wrap
+
+WHAT = "edm"
+TABLE = {
+    "sigma_data": Option(None, number(1e-6)),
+    "sigma_min": Option(0.002, number(1e-6)),
+    "sigma_max": Option(80.0, number(1e-6)),
+    "rho": Option(7.0, number(1.0)),
+    "steps": Option(1000, integer(2)),
+    "precond": Option(None, anything(), (None, "edm", "EDMPrecond")),
+    "img_resolution": Option(None, integer()),
+}
+IGNORED = ("img_channels", "label_dim", "model_type", "use_fp16", "augment_dim", "dropout", "label_dropout")
+TELLING = ("sigma_data", "img_resolution")
+
+
+def recognizes(config: Mapping[str, Any]) -> bool:
+    """Whether a config is of EDM's network, and not of consistency training, which has the same words."""
+    return any(name in config for name in TELLING) and "training_mode" not in config
+
+
+def read(place: Place, stated: Stated) -> ImportedFunction:
+    """The model at `place`; errors as `pretrained.read`."""
+    get = read_options(place.config, TABLE, what=WHAT, ignored=IGNORED)
+    if get["sigma_data"] is None:
+        raise ConfigError(f"{WHAT} option sigma_data is absent; write it (0.5 in EDM's own networks)")
+    if get["precond"] is None:
+        raise ConfigError(
+            f"{WHAT} option precond is absent; write edm if the network was trained in EDMPrecond "
+            "(the same networks under VP, VE and iDDPM preconditioning are not read)"
+        )
+    path, notes = states.weight_file(place.home, "model", stated.weights)
+    state, dtype = tensors.load(path)
+    state, wrapping = states.unwrapped(state, "map_layer0.weight", stated.weights, path)
+    state = _without_filters(state, path)
+    dropped = state.pop("map_augment.weight", None)
+    options = _options(state, path) | {"sigma_data": get["sigma_data"]}
+    if get["img_resolution"] not in (None, options["image_size"]):
+        side = get["img_resolution"]
+        raise ConfigError(f"{WHAT} option img_resolution={side}, tensors say {options['image_size']}")
+    check_fit(_network(options), state, _example(options), path, WHAT)
+    notes = [*place.notes, *notes, *wrapping]
+    if dropped is not None:
+        notes.append("its input of augmentations is dropped: examined on images that are not augmented")
+    assumed = states.summary(
+        {name: get[name] for name in ("sigma_min", "sigma_max", "rho", "steps") if name not in get.stated}
+    )
+    notes += (
+        [f"ASSUMED noise levels, which networks of EDM leave open: {', '.join(assumed)}"] if assumed else []
+    )
+    ramp = np.linspace(
+        get["sigma_min"] ** (1 / get["rho"]), get["sigma_max"] ** (1 / get["rho"]), get["steps"]
+    )
+    bar = 1 / (1 + ramp ** (2 * get["rho"]))
+    diffusion = from_betas(1 - bar / np.append(1.0, bar[:-1]))
+    return ImportedFunction(WHAT, options, state, diffusion, dtype, tuple(notes), assumed)
+
+
+def build(
+    options: Mapping[str, Any], params: PyTree, diffusion: DiffusionConfig, name: str
+) -> TracedDenoiser:
+    """The denoiser of `ImportedFunction.options`, or of what was saved of them."""
+    kind = Parameterization(output="edm", sigma_data=options["sigma_data"])
+    schedule, example = make_schedule(diffusion), _example(options)
+    return wrap(
+        _network(options), params, schedule=schedule, example=example, name=name, parameterization=kind
+    )
+
+
+def _without_filters(state: tensors.State, path: Path) -> dict[str, np.ndarray]:
+    kept = {name: value for name, value in state.items() if not name.endswith("resample_filter")}
+    filters = [value for name, value in state.items() if name not in kept]
+    if any(value.size != 4 for value in filters) or any("_aux_" in n and n.startswith("enc.") for n in kept):
+        raise ConfigError(
+            f"{path} is an NCSN++ (FIR filters or an auxiliary path in the encoder), which is not read; "
+            "DDPM++ and ADM of EDM are"
+        )
+    return kept
+
+
+def _options(state: tensors.State, path: Path) -> dict[str, Any]:
+    blocks = [re.fullmatch(r"enc\.(\d+)x\1_block(\d+)\.conv0\.weight", name) for name in state]
+    blocks = [(int(match[1]), int(match[2])) for match in blocks if match]
+    if not blocks:
+        raise CheckpointError(f"{path} has no enc.SxS_block0.conv0.weight: no network of EDM")
+    sides = sorted({side for side, _ in blocks}, reverse=True)
+    kind = "DhariwalUNet" if "out_conv.weight" in state else "SongUNet"
+    entry = state.get(f"enc.{sides[0]}x{sides[0]}_conv.weight")
+    if entry is None:
+        raise CheckpointError(f"{path} does not fit {WHAT}: 1 missing: enc.{sides[0]}x{sides[0]}_conv.weight")
+    classes = state["map_label.weight"].shape[1] if "map_label.weight" in state else 0
+    return {
+        "kind": kind,
+        "sides": sides,
+        "blocks": max(index for _, index in blocks) + 1,
+        "classes": classes,
+        "image_size": sides[0],
+        "channels": entry.shape[1],
+    }
+
+
+def _network(options: Mapping[str, Any]) -> Network:
+    return Network(options["kind"], tuple(options["sides"]), options["blocks"], options["classes"])
+
+
+def _example(options: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
+    size, channels = options["image_size"], options["channels"]
+    shown = np.zeros((1, size, size, channels), np.float32), np.zeros(1, np.int32)
+    return (*shown, np.zeros(1, np.int32)) if options["classes"] else shown

@@ -1,0 +1,69 @@
+"""EDM's networks against NVlabs/edm in PyTorch (`make_foreign_reference`): D(x, sigma), classes and none."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference.make_foreign_reference import LABELS, SIGMAS, noisy
+from reference.make_pretrained_reference import draw
+from safetensors.numpy import save_file
+
+from mechdiff.core.errors import MechdiffError
+from mechdiff.models import pretrained
+from mechdiff.models.pretrained import builders
+
+REFERENCE = Path(__file__).parents[2] / "reference" / "foreign.npz"
+X = np.moveaxis(noisy(), 1, -1)
+
+
+def written(folder, name: str, config: dict, extra: dict | None = None):
+    with np.load(REFERENCE) as stored:
+        arrays = {key: np.moveaxis(stored[f"{name}/{key}"], 1, -1) for key in ("output", "gradient")}
+        state = draw(json.loads(str(stored[f"{name}/shapes"]))) | (extra or {})
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(state, folder / "model.safetensors")
+    return arrays
+
+
+@pytest.mark.parametrize("name", ["edm_adm", "edm_ddpmpp"])
+def test_the_denoised_image_and_its_gradient_are_those_of_torch(name, tmp_path):
+    arrays = written(tmp_path, name, {"sigma_data": 0.5, "precond": "edm"})
+    denoiser = builders.denoiser_of(pretrained.read(tmp_path), name)
+    sigma = np.array(SIGMAS, np.float32)[:, None, None, None]
+
+    @jax.jit
+    def denoised(x):
+        fed = x / jnp.sqrt(sigma**2 + 0.25)
+        f = denoiser.network.fn(denoiser.params, fed, jnp.log(sigma.ravel()) / 4, jnp.array(LABELS))
+        return 0.25 / (sigma**2 + 0.25) * x + sigma * 0.5 / jnp.sqrt(sigma**2 + 0.25) * f
+
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(denoised(x) ** 2) / 2))(X)
+    assert np.abs(denoised(X) - arrays["output"]).max() < 1e-4 * arrays["output"].std()
+    assert np.abs(gradient - arrays["gradient"]).max() < 1e-4 * arrays["gradient"].std()
+    types = {component.site.rsplit(".", 1)[-1] for component in denoiser.components()}
+    assert types >= {"res", "time", "head", "skip", "class"}
+    sigmas = np.exp(-np.asarray(denoiser.schedule.log_snr, np.float64) / 2)
+    np.testing.assert_allclose(sigmas[[0, -1]], [0.002, 80], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "extra", "line"),
+    [
+        ({"img_resolution": 8}, {}, "sigma_data is absent"),
+        ({"sigma_data": 0.5, "precond": "edm", "img_resolution": 16}, {}, "tensors say 8"),
+        ({"sigma_data": 0.5}, {}, "precond is absent"),
+        ({"sigma_data": 0.5, "precond": "vp"}, {}, "precond='vp' is not supported"),
+        (
+            {"sigma_data": 0.5, "precond": "edm"},
+            {"enc.4x4_down.conv0.resample_filter": np.zeros((1, 1, 4, 4), np.float32)},
+            "FIR",
+        ),
+    ],
+)
+def test_what_can_not_be_read_is_refused(config, extra, line, tmp_path):
+    written(tmp_path, "edm_ddpmpp", config, extra)
+    with pytest.raises(MechdiffError, match=line):
+        pretrained.read(tmp_path)
