@@ -72,7 +72,8 @@ def save(
             strongest(denoiser, chosen, images, timesteps[len(timesteps) // 2], noise),
             attention_maps(denoiser, images, timesteps, noise),
         ]
-        labelled.replace(path, xr.merge(parts).assign_attrs(made_of=made_of))
+        merged = xr.merge(parts, combine_attrs="no_conflicts")
+        labelled.replace(path, merged.assign_attrs(made_of=made_of))
 
 
 def drawable(denoiser: Examinable) -> bool:

@@ -10,6 +10,7 @@ from mechdiff.core.config import SweepConfig
 from mechdiff.data import to_bytes
 from mechdiff.interventions.build import ablate
 from mechdiff.models import load
+from mechdiff.report import examples as cards
 from mechdiff.storage import labelled
 from mechdiff.study import examine, examples, inputs, records
 from mechdiff.sweeps.execution import rollout
@@ -70,6 +71,10 @@ def test_examples_are_drawn_once_and_read_with_the_results(examined, monkeypatch
         examples.keys.stream(jax.random.key(0), "scored noise"),
     )
     examples.save(folder / "examples.zarr", analysis.denoiser, analysis.given, sweep, 0, noise)
-    assert set(records._examined(folder).examples["head"].values) == {
+    read = records._examined(folder).examples
+    shown = cards.figures(read)  # the page has a place for all that is saved
+    assert set(shown) == {*read["component"].values.tolist(), *read["head"].values.tolist()}
+    assert f"t = {read.attrs['strongest_t']}," in shown[str(read["component"].values[0])][1]["caption"]
+    assert set(read["head"].values) == {
         component.name for component in analysis.denoiser.components() if component.component_type == "head"
     }

@@ -31,7 +31,7 @@ def examine(networks: Sequence[Network]) -> Finding:
     """
     ablations = [str(ablation) for ablation in networks[0].sweep["ablation"].values] if networks else []
     if len(ablations) < 2:
-        raise NotTestable(f"needs sweeps with at least two ablations; there are {ablations}")
+        raise NotTestable(f"needs sweeps with at least two ablations; there is only {', '.join(map(str, ablations)) or 'none'}")
     names = [str(name) for name in networks[0].sweep["component"].values]
     visible = np.logical_or.reduce([across_seeds.visible(network.sweep) for network in networks])
     least = bottlenecks.weakest(
