@@ -16,6 +16,7 @@ from mechdiff.core.config import to_dict
 from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.models.unet import components
+from mechdiff.stats.clusters import PERSON
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.sweeps import activations, temperature
@@ -39,6 +40,8 @@ def main(config, workdir):
         heads = heads_over_many_keys(denoiser.unet)
         swept = ablation_sweep(denoiser, eval_set, workdir / "sweeps", config=only, chosen=heads)
         attention = activations.attention_stats(denoiser, eval_set).sel(head=[head.name for head in heads])
+        if given.scored_people is not None:
+            attention = attention.assign_coords({PERSON: ("image", given.scored_people)})
         effect = roles.role_effects(denoiser, eval_set, *leave_one_out(denoiser.identity, heads)[::-1])
         tempered = temperature.temperature_effects(denoiser, eval_set, heads=heads, matched=MATCHED.value)
         moved = entropy_causality.temperature_effects_on_roles(denoiser, tempered, given.scored, eval_set.key)

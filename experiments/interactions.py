@@ -40,7 +40,9 @@ def main(config, workdir):
     chosen = [one for one in denoiser.components() if one.name in names]
     counts = {"top": TOP.value, "audit": AUDIT.value}
     others = given.reference_set(eval_set.timesteps, keys.stream(eval_set.key, "pair scores"))
-    found = redundancy.verified_pairs(denoiser, eval_set, others, chosen, **counts, seed=config.seed)
+    found = redundancy.verified_pairs(
+        denoiser, eval_set, others, chosen, **counts, seed=config.seed, people=given.scored_people
+    )
     labelled.replace(workdir / "pairs.zarr", found.assign_attrs(denoiser=denoiser.name, inputs=given.label))
     rows = zip(*(found[name].values.tolist() for name in NUMBERS))
     agreed = {name: dataclasses.asdict(one) for name, one in redundancy.pair_agreement(found).items()}

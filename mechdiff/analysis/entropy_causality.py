@@ -43,7 +43,7 @@ class Observed:
     """Rank correlation of entropy with another quantity over the heads of one network.
 
     Attributes:
-      overall: Spearman's, with its percentile interval over images; `n` counts images.
+      overall: Spearman's, with its percentile interval over images (`n` of them), or people.
       within: the same of ranks within layers, less each layer's mean.
       p: of `overall`, two-sided, heads shuffled anywhere; `p_within`: of `within`, shuffled within layers.
       heads: number of heads.
@@ -86,7 +86,7 @@ def correlation(
     """Rank correlation over heads of a quantity with normalized entropy, with permutation p values.
 
     Args:
-      attention: of `activations.attention_stats`.
+      attention: of `activations.attention_stats`; with the coordinate `person`, people are resampled.
       other: of the same heads, as a function of weights `[m, image]` of the same images that gives `[head,
         m]`: `effect_size`, `max_selectivity`.
     """
@@ -94,18 +94,19 @@ def correlation(
         attention["normalized_entropy"].transpose("head", "t", "image").values.astype(np.float64).mean(1)
     )
     layers = np.array(layers_of(attention["head"].values))
-    weights = stats.bootstrap_weights(entropy.shape[-1], repeats, seed)
+    units = stats.units_of(attention)
 
     def both(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return entropy @ w.T, other(w)
 
-    x, y = both(np.full((1, entropy.shape[-1]), 1 / entropy.shape[-1]))
+    x, y = both(units.even())
     if len(x) != len(y):
         raise ConfigError(
             f"{len(x)} heads have an entropy, {len(y)} the other quantity; compare the same heads"
         )
-    overall = stats.bootstrap(lambda w: effects.rank_correlation(*both(w)), weights, method="percentile")
-    within = stats.bootstrap(lambda w: within_layers(*both(w), layers), weights, method="percentile")
+    draws = {"repeats": repeats, "seed": seed, "method": "percentile"}
+    overall = stats.bootstrap_units(lambda w: effects.rank_correlation(*both(w)), units, **draws)
+    within = stats.bootstrap_units(lambda w: within_layers(*both(w), layers), units, **draws)
     rng = np.random.default_rng(seed)
     anywhere = np.stack([rng.permutation(x[:, 0]) for _ in range(repeats)], axis=1)
     inside = np.tile(x, (1, repeats))

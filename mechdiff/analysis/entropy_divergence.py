@@ -36,11 +36,11 @@ class Divergence:
     Attributes:
       measure: of `MEASURES`.
       t, log_snr: timesteps.
-      value: on all images, with percentile intervals over images, `[t]`.
+      value: on all images, with percentile intervals over images or people, `[t]`.
       halves: between a random half of one and a random half of the other, `[t, draw]`.
       within: between two random halves of the first, and of the second, `[2, t, draw]`.
-      p: of `value` when the labels of the data sets are shuffled among images, adjusted by max over
-        timesteps, `[t]`. The unit is the image, the networks being fixed.
+      p: of `value` when the labels of the data sets are shuffled among units, adjusted by max over
+        timesteps, `[t]`. The unit is the image, or the person (`_units`), the networks being fixed.
     """
 
     measure: str
@@ -89,29 +89,32 @@ def compare(
 
     Args:
       first, second: as `activations.attention_stats` makes them, of networks of one configuration at the same
-        timesteps; of one network on two data sets, or of one trained on each.
+        timesteps; of one network on two data sets, or of one trained on each. With the coordinate `person`,
+        on `image`, people are drawn, halved and relabelled, not images.
       draws: of the bootstrap and of random halves.
+
     Raises:
       ConfigError: an unknown measure, or sets that can't be compared.
     """
     check_alike([first, second])
     sides = [_entropies(attention) for attention in (first, second)]
     tokens, rng = first["tokens"].values, np.random.default_rng(seed)
-    images = [side.shape[-1] for side in sides]
-    least = min(images)
+    units = _units(first, second)
+    least = min(side.count for side in units)
     if least < 4:
-        raise ConfigError(f"{least} images can't be split into halves; at least 4")
+        what = "people" if units[0].clustered else "images"
+        raise ConfigError(f"{least} {what} can't be split into halves; at least 4")
 
     def divergence_of(a, b, weights):
         return measured(measure, a, b, weights, tokens)
 
-    resampled = tuple(stats.bootstrap_weights(n, draws, seed + i) for i, n in enumerate(images))
-    even = tuple(np.full((1, n), 1 / n) for n in images)
+    resampled = tuple(side.resamples(draws, seed + i) for i, side in enumerate(units))
+    even = tuple(side.even() for side in units)
     low, high = np.quantile(divergence_of(*sides, resampled), [0.025, 0.975], axis=-1)
     value = Interval(estimate=divergence_of(*sides, even)[:, 0], low=low, high=high, confidence=0.95, n=least)
-    halves = [_two_halves(rng, n, least // 2, draws) for n in images]
+    halves = [_two_halves(rng, side, least // 2, draws) for side in units]
     both = np.concatenate(sides, axis=-1)
-    shuffled = divergence_of(both, both, _relabelled(rng, *images, draws))
+    shuffled = divergence_of(both, both, _relabelled(rng, *units, draws))
     return Divergence(
         measure=measure,
         t=first["t"].values,
@@ -161,19 +164,48 @@ def _entropy(p: Float[np.ndarray, "bins t m"]) -> Levels:
     return -(p * np.log(np.where(p > 0, p, 1))).sum(axis=0)
 
 
-def _two_halves(rng: np.random.Generator, images: int, size: int, draws: int) -> tuple[Weights, Weights]:
-    """Two disjoint random sets of `size` images, `draws` times."""
-    rank = rng.permuted(np.tile(np.arange(images), (draws, 1)), axis=1)
-    return (rank < size) / size, ((rank >= size) & (rank < 2 * size)) / size
+def _units(first: xr.Dataset, second: xr.Dataset) -> tuple[stats.Units, stats.Units]:
+    """What is drawn and relabelled of each side: images, or people.
+
+    Where people are known on one side alone, the other's images are taken in blocks, as many as there are
+    people: labels are shuffled among units of about equal size and number, so that a spread that is larger
+    between people than between blocks doesn't make p too small.
+    """
+    units = stats.units_of(first), stats.units_of(second)
+    if units[0].clustered == units[1].clustered:
+        return units
+    people = max(side.people for side in units)
+
+    def in_blocks(side: stats.Units) -> stats.Units:
+        if side.clustered:
+            return side
+        count = min(people, side.count)
+        return stats.Units(side.member * count // side.count, count, True)
+
+    return in_blocks(units[0]), in_blocks(units[1])
 
 
-def _relabelled(rng: np.random.Generator, first: int, second: int, draws: int) -> tuple[Weights, Weights]:
-    """Weights of two sets of `first` and `second` images: as they are, then `draws` times shuffled."""
-    count = first + second
+def _two_halves(
+    rng: np.random.Generator, units: stats.Units, size: int, draws: int
+) -> tuple[Weights, Weights]:
+    """Two disjoint random sets of `size` units, `draws` times."""
+    rank = rng.permuted(np.tile(np.arange(units.count), (draws, 1)), axis=1)
+    first, second = rank < size, (rank >= size) & (rank < 2 * size)
+    return units.weights(first.astype(np.float64)), units.weights(second.astype(np.float64))
+
+
+def _relabelled(
+    rng: np.random.Generator, first: stats.Units, second: stats.Units, draws: int
+) -> tuple[Weights, Weights]:
+    """Weights of the images of both sides: as they are, then with labels of units shuffled `draws` times."""
+    count = first.count + second.count
+    member = np.concatenate([first.member, first.count + second.member])
+    both = stats.Units(member, count, first.clustered)
     rank = np.concatenate(
         [np.arange(count)[None], rng.permuted(np.tile(np.arange(count), (draws, 1)), axis=1)]
     )
-    return (rank < first) / first, (rank >= first) / second
+    to_first = (rank < first.count).astype(np.float64)
+    return both.weights(to_first), both.weights(1 - to_first)
 
 
 def _adjusted(values: Float[np.ndarray, "t draws"]) -> Float[np.ndarray, " t"]:

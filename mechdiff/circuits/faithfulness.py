@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
@@ -31,6 +31,7 @@ from mechdiff.interventions.build import keep_sets
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
+from mechdiff.stats import Units, units_from
 from mechdiff.storage import digests, labelled
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.sweeps.execution.shown import shown_at, shown_digests
@@ -75,9 +76,10 @@ class CircuitEvaluator:
         mean over timesteps.
       folder: losses are kept here, so that an interrupted run can go on; None: nothing is kept on disk.
       batch, block: circuits and images in one program; smaller batches are padded to these sizes.
+      people: number of the person on each image; then people are resampled. None: images are.
 
     Raises:
-      ConfigError: an ablation other than `zero` without replacements.
+      ConfigError: an ablation other than `zero` without replacements, or people of other images.
     """
 
     denoiser: Examinable
@@ -89,17 +91,27 @@ class CircuitEvaluator:
     folder: Path | None = None
     batch: int = 8
     block: int = 16
+    people: Int[np.ndarray, " image"] | None = None
 
     def __post_init__(self):
         if not self.chosen:
             object.__setattr__(self, "chosen", self.denoiser.components())
         if self.ablation != "zero" and self.replacements is None:
             raise ConfigError(f"ablation {self.ablation!r} needs replacements; see sweeps.replacements")
+        if self.people is not None and np.shape(self.people) != (self.eval_set.count,):
+            raise ConfigError(
+                f"people of shape {np.shape(self.people)} for {self.eval_set.count} images; number each"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the components."""
         return tuple(component.name for component in self.chosen)
+
+    @property
+    def units(self) -> Units:
+        """What is resampled: people where they are known, else images."""
+        return units_from(self.people, self.eval_set.count)
 
     @property
     def even(self) -> Float[np.ndarray, "1 image"]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from mechdiff import stats
 from mechdiff.circuits.interactions import pair_effects, pair_scores
@@ -28,6 +28,7 @@ def verified_pairs(
     audit: int = 20,
     seed: int = 0,
     confidence: float = 0.95,
+    people: Int[np.ndarray, " image"] | None = None,
 ) -> xr.Dataset:
     """Scores all pairs of `chosen`; runs the `top` by |score| and a random audit of the rest exactly.
 
@@ -39,11 +40,12 @@ def verified_pairs(
       others: images in [-1, 1] that pairs are scored on, different ones; an `EvalSet` where
         they have a condition.
       confidence: of each interval.
+      people: number of the person on each image of `eval_set`; then people are resampled and flipped.
 
     Returns:
       The variables of `pair_effects`; of every verified pair, in percent of the clean loss and as means over
-      timesteps, its `score` and its exact `estimate` with `low` and `high` (BCa bootstrap over images), `p`
-      (sign flips of images, corrected by Holm for all verified pairs), `single_a` and `single_b`
+      timesteps, its `score` and its exact `estimate` with `low` and `high` (BCa bootstrap over images or
+      people), `p` (sign flips of them, corrected by Holm for all verified pairs), `single_a` and `single_b`
       (relative loss increase of each alone), and whether it was `audited`; `curvature` of all pairs, dims
       `t, left, right`.
 
@@ -62,11 +64,13 @@ def verified_pairs(
     picked = [*every[:top], *(every[i] for i in rest)]
     exact = pair_effects(denoiser, eval_set, [(chosen[a], chosen[b]) for a, b in picked])
     clean, interaction = exact.clean_loss.values, exact.synergy.values
-    weights = stats.bootstrap_weights(eval_set.count, seed=seed)
-    interval = stats.bootstrap(
-        lambda w: 100 * (interaction @ w.T / (clean @ w.T)).mean(1), weights, confidence
-    )
-    by_image = 100 * (interaction / clean.mean(-1, keepdims=True)).mean(1)
+    units = stats.units_from(people, eval_set.count)
+
+    def interaction_in_percent(weights):
+        return 100 * (interaction @ weights.T / (clean @ weights.T)).mean(1)
+
+    interval = stats.bootstrap_units(interaction_in_percent, units, seed=seed, confidence=confidence)
+    by_unit = units.sums(100 * interaction / clean.mean(-1, keepdims=True)).mean(1)
 
     def increase(loss):
         return 100 * (loss.mean("image") / exact.clean_loss.mean("image") - 1).mean("t").values
@@ -76,7 +80,7 @@ def verified_pairs(
         "estimate": interval.estimate,
         "low": interval.low,
         "high": interval.high,
-        "p": stats.holm(stats.permutation_test(by_image, seed=seed)),
+        "p": stats.holm(stats.permutation_test(by_unit, seed=seed)),
         "single_a": increase(exact.without_a),
         "single_b": increase(exact.without_b),
         "audited": np.arange(len(picked)) >= top,

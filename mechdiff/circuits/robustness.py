@@ -1,4 +1,4 @@
-"""Stability of circuits under resampling of the images, and their transfer to other networks."""
+"""Stability of circuits under resampling of images or people, and their transfer to other networks."""
 
 import dataclasses
 import itertools
@@ -41,12 +41,13 @@ class Stability:
 
 
 def stability(evaluator: CircuitEvaluator, circuit: Circuit, repeats: int = 10, seed: int = 0) -> Stability:
-    """Discovers the circuit anew on bootstrap resamples of the images; only circuits not yet run are run.
+    """Discovers the circuit anew on bootstrap resamples of the images, or of the people on them.
 
-    Components are ranked anew on each resample if the ranking is `exact`; that of a screen is kept.
+    Only circuits not yet run are run. Components are ranked anew on each resample if the ranking is `exact`;
+    that of a screen is kept.
     """
     resampled = []
-    for weights in stats.bootstrap_weights(evaluator.eval_set.count, repeats, seed)[:, None]:
+    for weights in evaluator.units.resamples(repeats, seed)[:, None]:
         exact = circuit.ranking == "exact"
         effect = effects(evaluator, weights) if exact else circuit.effect
         resampled.append(select(close_to(evaluator, weights), effect, circuit.tau).members)
@@ -80,7 +81,8 @@ def transfer(circuits: Mapping[str, Circuit], evaluator: Mapping[str, CircuitEva
 
     Returns:
       Dataset with f of circuit A in network B, `estimate, low, high`, and how far it drops against B's own
-      circuit, `drop_estimate, drop_low, drop_high`, dims `circuit, network`; Student's intervals over images.
+      circuit, `drop_estimate, drop_low, drop_high`, dims `circuit, network`; Student's intervals over
+      images or people.
 
     Raises:
       ConfigError: components of one network that another lacks.
@@ -90,7 +92,8 @@ def transfer(circuits: Mapping[str, Circuit], evaluator: Mapping[str, CircuitEva
     for place, network in enumerate(names):
         runner = evaluator[network]
         members = np.stack([as_members(circuits[name], runner.names) for name in names])
-        columns.append(_faithfulness_and_drop(runner.pooled(np.concatenate([runner.ends, members])), place))
+        losses = runner.pooled(np.concatenate([runner.ends, members]))
+        columns.append(_faithfulness_and_drop(losses, place, runner.units))
     variables = {
         prefix + end: (("circuit", "network"), np.stack([getattr(pair[i], end) for pair in columns], 1))
         for i, prefix in enumerate(("", "drop_"))
@@ -99,13 +102,12 @@ def transfer(circuits: Mapping[str, Circuit], evaluator: Mapping[str, CircuitEva
     return xr.Dataset(variables, coords={"circuit": names, "network": names})
 
 
-def _faithfulness_and_drop(losses, place: int) -> list[stats.Interval]:
+def _faithfulness_and_drop(losses, place: int, units: stats.Units) -> list[stats.Interval]:
     """Intervals of f of each circuit in one network, and of how far f lies below that of circuit `place`.
 
     `losses` are those of the empty circuit, of the whole network and of each circuit, per image.
     """
     empty_loss, full_loss, *circuit_losses = losses
-    units = stats.Units(np.arange(len(full_loss)), len(full_loss), False)
 
     def f(weights):
         return faithfulness(np.array(circuit_losses), empty_loss, full_loss, weights)

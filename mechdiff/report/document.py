@@ -76,7 +76,8 @@ def detailed(models: list[ExaminedModel]) -> list[ExaminedModel]:
 def _together(models: list[ExaminedModel], figures: Path) -> dict:
     """Template variables of claims, and figures and tables over all networks."""
     networks = [model.network for model in models]
-    natural, simple = across_seeds.sides(networks)
+    finished = across_seeds.last(networks)  # snapshots of one training are no seeds
+    natural, simple = across_seeds.sides(finished)
     drawn = {}
 
     def add(name: str, alt: str, draw) -> None:
@@ -88,12 +89,12 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
         alt = "Pooled relative loss increase of single components in every network."
         add("seeds-damage", alt, lambda theme: across.draw_damage(theme, full))
     if alike and min(len(natural), len(simple)) > 1:
-        ratios = across_seeds.ratios(networks)
+        ratios = across_seeds.ratios(finished)
         alt = "Ratios of complexity, CelebA over synthetic faces, by several measures."
         add("seeds-ratios", alt, lambda theme: across.draw_ratios(theme, ratios))
         alt = "Divergence of attention entropy by timestep, between data sets and between seeds."
         add("seeds-divergence", alt, lambda theme: across.draw_divergence(theme, natural, simple))
-    ladder = across_seeds.ladder(networks)
+    ladder = across_seeds.ladder(finished)
     if alike and len(ladder) > 1:
         alt = "Effective components by complexity of the synthetic faces."
         add("seeds-ladder", alt, lambda theme: across.draw_ladder(theme, ladder))

@@ -6,7 +6,7 @@ resampled or flipped, *jointly* in all cells, which keeps the dependence between
 NaN in a cell makes its results NaN and touches no other cell; corrections refuse it.
 """
 
-from mechdiff.stats.clusters import Units, bootstrap_units, units_of, weighted
+from mechdiff.stats.clusters import Units, bootstrap_units, units_from, units_of, weighted
 from mechdiff.stats.finite import finite_population_interval
 from mechdiff.stats.intervals import (
     Interval,
@@ -61,6 +61,7 @@ __all__ = [
     "satterthwaite",
     "skewed_sequence",
     "student_mean",
+    "units_from",
     "units_of",
     "weighted",
     "welch",

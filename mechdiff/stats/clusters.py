@@ -84,13 +84,28 @@ def units_of(result: xr.Dataset) -> Units:
       ConfigError: fewer than 2 units.
     """
     images = result.sizes["image"]
-    if PERSON not in result.coords or (result[PERSON].values < 0).any():
-        return Units(np.arange(check_units(images)), images, False)
+    if PERSON not in result.coords:
+        return units_from(None, images)
     person = result[PERSON]
     if "t" in person.dims:
         person = person.transpose("t", "image")
-    known, member = np.unique(person.values, return_inverse=True)
-    return Units(member.reshape(person.shape), check_units(len(known)), True)
+    return units_from(person.values, images)
+
+
+def units_from(people: Int[np.ndarray, "*levels image"] | None, images: int) -> Units:
+    """The units of so many images: the people on them, or the images where one is unknown (negative).
+
+    Raises:
+      ConfigError: fewer than 2 units.
+
+    Example:
+      >>> units_from(np.array([7, 7, 3]), 3).count, units_from(None, 3).count
+      (2, 3)
+    """
+    if people is None or (np.asarray(people) < 0).any():
+        return Units(np.arange(check_units(images)), images, False)
+    known, member = np.unique(people, return_inverse=True)
+    return Units(member.reshape(np.shape(people)), check_units(len(known)), True)
 
 
 def weighted(

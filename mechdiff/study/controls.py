@@ -142,6 +142,7 @@ def circuit_evaluators(
                 replacements.get(ablation),
                 folder=folder,
                 block=min(config.image_block, len(half.scored)),
+                people=half.people,
             )
         )
     return tuple(evaluators)

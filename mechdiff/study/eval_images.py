@@ -97,8 +97,9 @@ class EvalImages:
     def part(self, chosen: slice) -> "EvalImages":
         """Some of the scored images, at every timestep."""
         condition = jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], self.scored_condition)
+        people = None if self.scored_people is None else self.scored_people[chosen]
         return dataclasses.replace(
-            self, scored=self.scored[chosen], nested=None, people=None, condition=condition
+            self, scored=self.scored[chosen], nested=None, people=people, condition=condition
         )
 
 

@@ -66,6 +66,24 @@ def test_unrelated_quantities_give_uniform_p():
     assert (np.array(p) < 0.1).mean(0).max() < 0.25 and 0.35 < np.mean(p) < 0.65
 
 
+def test_intervals_of_a_correlation_draw_people_where_they_are_known():
+    """Eight images of two and of eight people: eight people are as good as images, alike ones aren't."""
+    entropy = np.random.default_rng(2).uniform(0, 1, HEADS)
+    noise = np.repeat(0.4 * np.random.default_rng(5).standard_normal((HEADS, 1, 4)), 2, axis=-1)
+    other = mean_of(entropy[:, None, None] + np.broadcast_to(noise, (HEADS, LEVELS, IMAGES)))
+    plain = attention(entropy)
+    people = {"pairs": np.repeat(np.arange(4), 2), "each": np.arange(8)}
+    known = {name: plain.assign_coords(person=("image", person)) for name, person in people.items()}
+    found = {
+        name: entropy_causality.correlation(given, other, repeats=400).overall
+        for name, given in {"images": plain, **known}.items()
+    }
+    assert (found["images"].n, found["each"].n, found["pairs"].n) == (8, 8, 4)
+    assert found["images"].low == found["each"].low and found["images"].high == found["each"].high
+    width = {name: interval.high - interval.low for name, interval in found.items()}
+    assert width["pairs"] > 1.2 * width["images"]
+
+
 def effects_of(selective) -> xr.Dataset:
     """Role effects `(head, temperature, target)` with the share of `edges` given by `selective`."""
     share = np.asarray(selective)[:, :, None]

@@ -81,3 +81,34 @@ def test_unlike_sets_are_refused():
         entropy_divergence.compare(attention(), other)
     with pytest.raises(ConfigError, match="unknown measure"):
         entropy_divergence.compare(attention(), attention(), "entropy")
+
+
+def of_people(seed, people=10, each=8) -> xr.Dataset:
+    """Entropies whose noise is mostly that of the person: nothing differs between two such sets."""
+    rng = np.random.default_rng(seed)
+    person = np.repeat(np.arange(people), each)
+    apart = 0.1 * rng.standard_normal((1, LEVELS, people))[..., person]
+    plain = attention(seed=seed, images=people * each)
+    return plain.assign(entropy=plain["entropy"] + apart).assign_coords(person=("image", person))
+
+
+def test_people_not_images_are_relabelled_and_drawn():
+    # Images as units find a difference where only other people were drawn (null), people as units don't.
+    pairs = [(of_people(i), of_people(1000 + i)) for i in range(40)]
+    unknown = [tuple(side.drop_vars("person") for side in pair) for pair in pairs]
+    half_known = [(pair[0], attention(seed=2000 + i, images=80)) for i, pair in enumerate(pairs)]
+
+    def errs(sets):
+        p = [entropy_divergence.compare(*pair, "means", draws=99).p.min() for pair in sets]
+        return np.mean(np.array(p) <= 0.05)
+
+    assert errs(unknown) > 0.3 and errs(pairs) < 0.17
+    assert errs(half_known) < 0.17
+    shifted = of_people(1).assign(entropy=of_people(1)["entropy"] + 0.4)
+    found = entropy_divergence.compare(of_people(0), shifted, "means", draws=99)
+    assert found.p.max() < 0.05 and found.value.n == 10
+    by_image = entropy_divergence.compare(*unknown[0], "means", draws=99).value
+    by_person = entropy_divergence.compare(*pairs[0], "means", draws=99).value
+    assert ((by_person.high - by_person.low) > 1.3 * (by_image.high - by_image.low)).all()
+    with pytest.raises(ConfigError, match="3 people"):
+        entropy_divergence.compare(of_people(0, people=3), of_people(1, people=3))

@@ -326,12 +326,32 @@ def test_resamples_find_a_clear_circuit_again_and_an_unclear_one_less_often(made
     assert discovery.shuffled(rng, np.arange(6) < 2, ["x"] * 3 + ["y"] * 3)[:3].sum() == 2
 
 
+def test_people_are_left_out_and_drawn_where_they_are_known(made_up):
+    evaluator = made_up(additive)
+    found = circuits.discover(evaluator)
+    moved = {}
+    for name, people in {
+        "unknown": None,
+        "each": np.arange(IMAGES),
+        "three": np.repeat([4, 9, 7], 4),
+    }.items():
+        known = dataclasses.replace(evaluator, people=people)
+        moved[name] = robustness.transfer({"own": found}, {"own": known})
+    assert moved["unknown"].equals(moved["each"]) and not moved["unknown"].equals(moved["three"])
+    assert known.units.people == 3 and set(np.unique(known.units.resamples(50) * 12)) <= {0, 1, 2, 3}
+    assert robustness.stability(known, found, repeats=4).to_circuit == 1
+    with pytest.raises(ConfigError, match="12 images"):
+        dataclasses.replace(evaluator, people=np.arange(5))
+
+
 def test_halves_are_other_pictures_with_other_noise(nobody):
     pixels = np.random.default_rng(0).uniform(-1, 1, (9, 8, 8, 3)).astype(np.float32)
-    given, config = EvalImages(pixels, pixels[:2], "noise"), SweepConfig(timesteps=3, images=9)
+    given = EvalImages(pixels, pixels[:2], "noise", people=np.arange(9) // 2)
+    config = SweepConfig(timesteps=3, images=9)
     asked = config, jax.random.key(4), None
     find, score = controls.circuit_evaluators(nobody, given, "zero", *asked)
     assert find.eval_set.count == 4 and score.eval_set.count == 5 and find.digest != score.digest
+    assert find.people.tolist() == [0, 0, 1, 1] and score.people.tolist() == [2, 2, 3, 3, 4]
     assert not np.array_equal(*(jax.random.key_data(evaluator.eval_set.key) for evaluator in (find, score)))
     assert find.eval_set.timesteps.tolist() == score.eval_set.timesteps.tolist()
     assert len(find.eval_set.timesteps) == 3

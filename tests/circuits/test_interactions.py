@@ -115,6 +115,13 @@ def test_the_best_pairs_and_an_audit_are_verified_on_other_pictures(denoiser, im
     agreed = redundancy.pair_agreement(found, k=1)["verified"]
     expected = score_agreement.agreement(found.score.values, found.estimate.values, 1)
     assert dataclasses.astuple(agreed) == dataclasses.astuple(expected)
+    pairs_of_images = {"people": np.repeat(np.arange(len(images) // 2), 2)}
+    by_person = redundancy.verified_pairs(
+        denoiser, EvalSet(images, LEVELS, KEY), others, chosen, top=2, audit=5, **pairs_of_images
+    )
+    np.testing.assert_array_equal(by_person.estimate, found.estimate)
+    assert (by_person.p >= 3 * 2 / 8).all() and not by_person.low.equals(found.low)  # 8 flips of three people
+
     lines = redundancy.pair_lines(found)
     largest = int(np.argmax(np.abs(found.estimate.values)))
     assert lines[1].split()[:3] == [found.a.values[largest], "+", found.b.values[largest]]
