@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from mechdiff.analysis import effects
 from mechdiff.analysis.effects import Effects
+from mechdiff.report import examples
 from mechdiff.report.numbers import attention_intervals
 from mechdiff.stats import Interval
 from mechdiff.study.records import ExaminedModel
@@ -26,6 +27,7 @@ def of_model(model: ExaminedModel) -> dict:
     `ablations[name]` holds `pooled` (per component: estimate, low, high, in %), `cells` (per component and
     timestep: estimate, low, high, max-T p), `idle`, and `images` (per component: an image's contribution to
     pooled ΔL/L, in %). `attention` holds `heads` and per statistic the same triples per head and timestep.
+    `examples[name]` lists the images of a component's card, see `examples.figures`.
     """
     lead = model.lead
     places = zip(lead.components, lead.part, lead.resolution, strict=True)
@@ -41,6 +43,7 @@ def of_model(model: ExaminedModel) -> dict:
         ],
         "ablations": {name: _ablation(model, damage) for name, damage in model.damages.items()},
         "attention": _attention(model),
+        "examples": examples.figures(model.examples),
     }
 
 

@@ -5,6 +5,7 @@ A results folder holds one sub-folder per model, `subjects/NAME`:
   samples.png      images sampled from the model, if any came with it
   sweep.zarr       `sweeps.ablation_sweep`; its pieces are collected in sweep/
   attention.zarr   `activations.attention_stats`
+  examples.zarr    images for the eye, see `examples`; none of a network whose images can't be shown
 The report is made from these files alone.
 """
 
@@ -22,7 +23,7 @@ from mechdiff.models import factories
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.load import load_denoiser, model_folder
 from mechdiff.storage import files, labelled, locks
-from mechdiff.study import load_check
+from mechdiff.study import examples, load_check
 from mechdiff.study.inputs import TRAINING_IMAGES, EvalImages, replacement_values
 from mechdiff.sweeps import activations
 from mechdiff.sweeps.ablation import ablation_sweep
@@ -98,4 +99,5 @@ def examine(
         attention = attention.assign_attrs(denoiser=name, **facts).assign_coords(images.labels)
         labelled.replace(folder / "attention.zarr", attention)
         labelled.replace(folder / "sweep.zarr", sweep.assign_coords(images.labels))
+    examples.save(folder / "examples.zarr", denoiser, images, sweep, seed, noise)
     return Analysis(denoiser, trained, images)

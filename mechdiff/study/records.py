@@ -1,7 +1,7 @@
 """A results folder as records: what was saved, checked, and the effects computed from it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,7 @@ class ExaminedModel:
       images_facts: name, digest, count and preprocessing of the images, see `inputs.EvalImages.facts`; empty
         in older results.
       load_check: of `load_check.LoadCheck.to_dict`; empty in older results.
+      examples: of `examples.save`; None in older and in packed results.
     """
 
     name: str
@@ -108,6 +109,7 @@ class ExaminedModel:
     samples: bytes
     images_facts: Mapping[str, Any] = field(default_factory=dict)
     load_check: Mapping[str, Any] = field(default_factory=dict)
+    examples: xr.Dataset | None = None
 
     @property
     def sweep(self) -> xr.Dataset:
@@ -215,7 +217,9 @@ def _examined(folder: Path) -> ExaminedModel:
     sheet = folder / "samples.png"
     with files.plain_errors(sheet):
         samples = sheet.read_bytes() if about.get("samples", True) else b""
-    return _model(about, {"sweep": sweep, "attention": attention, **_studied(folder)}, samples)
+    model = _model(about, {"sweep": sweep, "attention": attention, **_studied(folder)}, samples)
+    shown = folder / "examples.zarr"
+    return replace(model, examples=labelled.read(shown)) if shown.exists() else model
 
 
 def _shipped(path: Path) -> ExaminedModel:

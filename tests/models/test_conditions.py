@@ -61,7 +61,7 @@ def test_the_output_is_linear_in_the_gate_only_where_the_network_is():
         changed = dataclasses.replace(identity, gate=gate)
         return jnp.sum(apply_unet(LABELED, params, changed, images(3), T, condition=np.array([0, 1])) ** 2)
 
-    step = 1e-2
+    step = 5e-2  # in float32: smaller ones drown in rounding
     difference = (loss(0.5 + step) - loss(0.5 - step)) / (2 * step)
     np.testing.assert_allclose(jax.grad(loss)(0.5), difference, rtol=2e-2)
     half = set_gate(identity, "mid.block0.class", 0.5)

@@ -96,7 +96,10 @@ def test_group_norm_of_a_constant_is_its_bias():
 
 def test_silu_is_x_times_sigmoid():
     x = np.linspace(-30, 30, 301)
-    np.testing.assert_allclose(layers.silu(jnp.float32(x)), x / (1 + np.exp(-x)), atol=2e-6)
+    exact = x / (1 + np.exp(-x))
+    np.testing.assert_allclose(
+        layers.silu(jnp.float32(x)), exact, atol=1e-5
+    )  # of 30; XLA without optimization
 
 
 @pytest.mark.parametrize("flip", [False, True])

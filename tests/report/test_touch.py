@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+import xarray as xr
 from reference.results import fabricate
 
 from mechdiff import report
@@ -15,7 +16,7 @@ from mechdiff.core.config import to_dict
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.presets import preset
 from mechdiff.report import findings, inline, page_data, schematic, style
-from mechdiff.storage import files
+from mechdiff.storage import files, labelled
 from mechdiff.study import records
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -27,8 +28,38 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("touch")
     fabricate(folder, "held-seed0", "held-out synthetic images", 1)
     files.write_json(folder / "manifest.json", {"config": to_dict(preset("tiny"))})
+    subject = folder / "subjects" / "held-seed0"
+    labelled.replace(subject / "examples.zarr", fabricated_examples(labelled.read(subject / "sweep.zarr")))
     report.build(folder)
     return folder
+
+
+def fabricated_examples(sweep) -> xr.Dataset:
+    """Random images of two components, one of them a head, in the layout of `study.examples`."""
+    rng = np.random.default_rng(3)
+    names = sweep["component"].values.tolist()
+    head = next(name for name in names if "head" in name)
+    axes = ("y", "x", "channel")
+    return xr.Dataset(
+        {
+            "untouched": (("sample", *axes), rng.integers(0, 255, (4, 8, 8, 3), dtype=np.uint8)),
+            "ablated": (
+                ("component", "sample", *axes),
+                rng.integers(0, 255, (2, 4, 8, 8, 3), dtype=np.uint8),
+            ),
+            "strongest": (
+                ("component", "rank", *axes),
+                rng.integers(0, 255, (2, 3, 8, 8, 3), dtype=np.uint8),
+            ),
+            "strongest_image": (("component", "rank"), np.array([[4, 0, 1], [2, 3, 0]], np.int32)),
+            "pattern": (
+                ("head", "t", "image", "query", "key"),
+                rng.integers(0, 255, (1, 2, 2, 32, 32), dtype=np.uint8),
+            ),
+        },
+        coords={"component": [names[0], head], "head": [head], "t": [2, 45]},
+        attrs={"steps": 12, "strongest_t": 20},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +128,27 @@ def test_click_opens_the_card_with_every_ablation_and_a_link_to_it(page, model):
     assert marks == len(model.damages) * model.images  # the spread over images
     page.keyboard.press("Escape")
     assert page.evaluate("location.hash") == "" and not page.locator("#card").is_visible()
+
+
+def test_card_shows_images_of_components_that_have_them(page, model):
+    head = str(model.examples["head"].values[0])
+    for name, expected in ((head, 3), (str(model.examples["component"].values[0]), 2)):
+        page.evaluate(f"location.hash = 'c={name}'")
+        page.wait_for_function(f"document.getElementById('h-card').textContent === '{name}'")
+        images = page.locator("#card figure img")
+        assert images.count() == expected
+        widths = images.evaluate_all(
+            "all => Promise.all(all.map(i => i.decode().then(() => i.naturalWidth)))"
+        )
+        assert (
+            widths[0] == 4 * 8 + 3 and widths[1] == 3 * 8 + 2
+        )  # samples and strongest images beside each other
+        assert "from equal noise" in page.locator("#card figcaption").first.inner_text()
+        assert "images" in images.nth(1).get_attribute("alt")
+    others = [name for name in model.lead.components if name not in model.examples["component"].values]
+    page.evaluate(f"location.hash = 'c={others[0]}'")
+    page.wait_for_function(f"document.getElementById('h-card').textContent === '{others[0]}'")
+    assert page.locator("#card figure img").count() == 0
 
 
 def test_link_to_a_component_opens_its_card_and_an_unknown_one_nothing(page, model):

@@ -31,7 +31,8 @@ def examine(networks: Sequence[Network]) -> Finding:
     """
     ablations = [str(ablation) for ablation in networks[0].sweep["ablation"].values] if networks else []
     if len(ablations) < 2:
-        raise NotTestable(f"needs sweeps with at least two ablations; there are {ablations}")
+        swept = ", ".join(ablations) or "none"
+        raise NotTestable(f"needs sweeps with at least two ablations; swept: {swept}")
     names = [str(name) for name in networks[0].sweep["component"].values]
     visible = np.logical_or.reduce([across_seeds.visible(network.sweep) for network in networks])
     least = bottlenecks.weakest(
