@@ -42,6 +42,13 @@ class PairedDifference:
         """Units: images, or people where they are known."""
         return self.difference.n
 
+    @property
+    def least_p(self) -> float:
+        """The least p that there can be: two of all sign flips of n units are as extreme as can be, and Holm
+        counts every component."""
+        flips = min(2.0**self.n, stats.FLIPS + 1)
+        return min(1.0, len(self.components) * (2 if flips == 2.0**self.n else 1) / flips)
+
 
 def by_unit(sweep: xr.Dataset, ablation: str) -> Float[np.ndarray, "component unit"]:
     """Pooled relative loss increase of each image (or the sum over each person's images), %."""

@@ -66,19 +66,19 @@ class Comparison:
         top = self.top(n)
         columns = [top[name].tolist() for name in ("component", "difference", "low", "high")]
         label = "change of relative loss increase, percentage points"
-        return single.plot_ranked(*columns, label=label, title=self._title)
+        return single.plot_ranked(*columns, label=label, title=self.title)
 
     @property
-    def _title(self) -> str:
+    def title(self) -> str:
         first, last = (side.dataset.attrs["denoiser"] for side in (self.before, self.after))
         return f"{first} (before), {last} (after): {self.before.ablation} ablation, n = {self.paired.n}"
 
     def __repr__(self) -> str:
-        return f"Comparison({self._title})\n{self.top(3).round(3).to_string(index=False)}"
+        return f"Comparison({self.title})\n{self.top(3).round(3).to_string(index=False)}"
 
     def _repr_html_(self) -> str:
         rows = self.top(5).round(3).to_html(index=False, border=0)
-        return f"{table('Comparison', [('of', self._title)])}{rows}<small>{UNITS}</small>"
+        return f"{table('Comparison', [('of', self.title)])}{rows}<small>{UNITS}</small>"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

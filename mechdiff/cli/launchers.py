@@ -25,7 +25,7 @@ ROOMS = {  # in the order of their use: room -> launchers, by the names of their
         "interchange",
     ),
     "circuits": ("screen", "interactions", "circuits"),
-    "analysis": ("phases", "roles", "entropy"),
+    "analysis": ("compare", "phases", "roles", "entropy"),
     "study": ("reproduce", "examine", "claims"),
     "validation": ("planted", "calibrate"),
     "report": ("report",),

@@ -10,7 +10,12 @@ from click.core import ParameterSource
 from mechdiff.core.presets import PRESETS
 from mechdiff.models import shipped
 
-POSITIONAL = {"model": "MODEL", "from": "FOLDER"}  # flags that may be given without their names
+POSITIONAL = {
+    "model": "MODEL",
+    "from": "FOLDER",
+    "before": "BEFORE",
+    "after": "AFTER",
+}  # flags that may be given without their names
 QUOTE = "'"
 RARE = ("compilation_cache", "distributed", "coordinator", "processes", "process_id")
 
@@ -51,9 +56,8 @@ def parameters(own: Sequence[Any], common: Sequence[Any]) -> list[click.Paramete
       own, common: flags of absl.
     """
     made: list[click.Parameter] = []
-    for flag in own:
-        if flag.name in POSITIONAL:
-            made.append(_argument(flag))
+    named = {flag.name: flag for flag in own}
+    made += [_argument(named[name]) for name in POSITIONAL if name in named]
     made += [_option(flag) for flag in own]
     made += [
         click.Option([*short.names, short.key], help=f"{short.help} [--set={short.setting}=...]")
@@ -102,7 +106,7 @@ def _argument(flag: Any) -> click.Argument:
         nargs=-1 if several else 1,
         required=False,
         type=click.Path(),
-        shell_complete=_models if flag.name == "model" else None,
+        shell_complete=None if flag.name == "from" else _models,
     )
 
 

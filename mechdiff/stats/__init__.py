@@ -26,6 +26,7 @@ from mechdiff.stats.intervals import (
 from mechdiff.stats.jackknife import jackknife_error, jackknife_interval, pseudo_values
 from mechdiff.stats.sequential import confidence_sequence, skewed_sequence
 from mechdiff.stats.significance import (
+    FLIPS,
     benjamini_hochberg,
     equivalence_test,
     holm,
@@ -35,6 +36,7 @@ from mechdiff.stats.significance import (
 )
 
 __all__ = [
+    "FLIPS",
     "Interval",
     "Units",
     "benjamini_hochberg",

@@ -16,9 +16,12 @@ from mechdiff.stats.intervals import Cells, check_units
 BLOCK = 1000  # sign flips held at once
 
 
+FLIPS = 9999  # random sign flips where not all of them are taken
+
+
 def permutation_test(
     differences: Cells,
-    repeats: int = 9999,
+    repeats: int = FLIPS,
     seed: int = 0,
     alternative: Literal["two-sided", "greater"] = "two-sided",
 ) -> Float[np.ndarray, "*cells"]:
@@ -37,7 +40,7 @@ def permutation_test(
     return np.where(np.isnan(observed[..., 0]), np.nan, count / len(signs))
 
 
-def max_t(differences: Cells, repeats: int = 9999, seed: int = 0) -> Float[np.ndarray, "*cells"]:
+def max_t(differences: Cells, repeats: int = FLIPS, seed: int = 0) -> Float[np.ndarray, "*cells"]:
     """Two-sided sign-flip p values adjusted for all cells by step-down max-T.
 
     Westfall & Young 1993, algorithm 4.1. Controls the chance of any false rejection in the grid, and uses the

@@ -125,7 +125,7 @@ def _encoded(result: xr.Dataset, shares: Mapping[str, float]) -> xr.Dataset:
         # Zigzag: small numbers of either sign have an empty high byte, which costs nothing once shuffled.
         zigzag = ((codes << 1) ^ (codes >> 15)).astype(np.uint16)
         result = result.assign(
-            {name: (cells.dims, zigzag, cells.attrs), name + STEP: (cells.dims[:-1], step)}
+            {name: (cells.dims, zigzag, cells.attrs), f"{name}{STEP}": (cells.dims[:-1], step)}
         )
     return result
 

@@ -1,0 +1,77 @@
+"""Compares two models, or one over its training: what each component's ablation costs before and after.
+
+`python -m experiments.compare --before=cpu32-synthetic-seed0 --after=runs/tuned/model --images=FOLDER`
+Both are swept on the same images, timesteps and noise; differences are paired image by image, with 95 %
+intervals over images and Holm's p over components. `--before=RUN --steps=all` (no --after) sweeps every step
+that was exported in training (`train.keep`) and compares the first with the last. Without --images both are
+examined on what the first would be. The first of `sweep.ablations` is compared. Start it again to go on after
+an interruption. Results: WORKDIR/compare.csv and compare.png, of steps also course.csv and course.png.
+"""
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from mechdiff.api.compare import Comparison, compare, compare_steps
+from mechdiff.core.config import to_dict
+from mechdiff.storage import files
+from mechdiff.storage.manifest import run_manifest
+
+from . import _launch
+
+BEFORE = flags.DEFINE_string("before", None, _launch.MODEL_HELP, required=True)
+AFTER = flags.DEFINE_string("after", None, "The model that it is compared with; as --before.")
+STEPS = flags.DEFINE_enum("steps", None, ("all",), "Compare all exported steps of one training instead.")
+IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
+
+
+def main(config, workdir):
+    if (AFTER.value is None) == (STEPS.value is None):
+        raise flags.Error("give a second model (--after=MODEL), or --steps=all for the steps of one training")
+    _launch.spread_over_cores()
+    files.ensure_writable(workdir)
+    models = [value for value in (BEFORE.value, AFTER.value) if value]
+    files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=models))
+    settings = {
+        "n": config.sweep.images,
+        "timesteps": config.sweep.timesteps,
+        "ablation": config.sweep.ablations[0],
+        "seed": config.seed,
+        "folder": workdir / "sweeps",
+    }
+    if STEPS.value:
+        course = compare_steps(BEFORE.value, IMAGES.value, **settings)
+        course.frame.to_csv(workdir / "course.csv", index=False)
+        course.plot().save(workdir / "course.png")
+        comparison = course.changes()
+    else:
+        comparison = compare(BEFORE.value, AFTER.value, IMAGES.value, **settings)
+    comparison.frame.to_csv(workdir / "compare.csv", index=False)
+    comparison.plot().save(workdir / "compare.png")
+    print_top(comparison)
+    print(workdir / "compare.csv")
+    return {"folder": workdir, "top": comparison.top(10).to_dict("records")}
+
+
+def print_top(comparison: Comparison) -> None:
+    """The ten largest changes as a table, and what p could be at all."""
+    table = Table(box=None, header_style="bold")
+    table.add_column("component", no_wrap=True)
+    for head in ("before %", "after %", "change, points", "95 % interval", "p (Holm)"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in comparison.top(10).to_dict("records"):
+        sides = (f"{row[side]:.3g}" for side in ("before", "after"))
+        interval = f"[{row['low']:.3g}, {row['high']:.3g}]"
+        table.add_row(row["component"], *sides, f"{row['difference']:+.3g}", interval, f"{row['p']:.2g}")
+    print(f"{comparison.title}: largest changes")
+    Console(width=100, highlight=False, markup=False).print(table)
+    paired = comparison.paired
+    if paired.least_p > 0.05:
+        print(
+            f"n = {paired.n} images, {len(paired.components)} components: no p can fall below "
+            f"{paired.least_p:.2g}, whatever changed; take more images (-n 16)"
+        )
+
+
+if __name__ == "__main__":
+    _launch.run(main)

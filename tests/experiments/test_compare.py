@@ -1,0 +1,52 @@
+"""The launcher of comparisons: two models, a model and itself, and the steps of one training."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from absl.testing import flagsaver
+
+from experiments import _launch, compare
+from mechdiff.api.compare import compare_steps
+from mechdiff.core.errors import CheckpointError
+
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (12, 8, 8, 3)).astype(np.float32)
+SMALL = ("--preset=tiny", "--set=sweep.images=6", "--set=sweep.timesteps=2", "--set=sweep.ablations=zero")
+
+
+def launched(capsys, tmp_path, *flags):
+    np.save(tmp_path / "images.npy", IMAGES)
+    argv = ["compare", *SMALL, f"--images={tmp_path / 'images.npy'}", f"--workdir={tmp_path / 'out'}", *flags]
+    with flagsaver.flagsaver():
+        code = _launch.launch(compare.main, argv)
+    return code, capsys.readouterr()
+
+
+def test_a_model_compared_with_itself_has_not_changed_and_small_n_is_said(trained, tmp_path, capsys):
+    code, said = launched(capsys, tmp_path, f"--before={trained[0]}", f"--after={trained[0]}")
+    assert code == 0, said.err
+    frame = pd.read_csv(tmp_path / "out" / "compare.csv")
+    assert (frame["difference"] == 0).all() and (frame["p"] == 1).all() and (frame["before"] != 0).any()
+    assert (tmp_path / "out" / "compare.png").stat().st_size > 1000
+    assert f"no p can fall below {min(1, len(frame) * 2 / 2**6):.2g}" in said.out.replace("\n", " ")
+
+
+@pytest.mark.parametrize("flags", [(), ("--after=x", "--steps=all")])
+def test_one_of_a_second_model_and_steps_is_asked_for(trained, tmp_path, capsys, flags):
+    code, said = launched(capsys, tmp_path, f"--before={trained[0]}", *flags)
+    assert code == 2 and "--steps=all" in said.err and said.err.count("\n") == 1
+
+
+def test_steps_of_a_training_are_swept_on_the_same_images(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run / "snapshots" / "10")
+    shutil.copytree(trained[0], run / "snapshots" / "20")
+    code, said = launched(capsys, tmp_path, f"--before={run}", "--steps=all")
+    assert code == 0, said.err
+    course = pd.read_csv(tmp_path / "out" / "course.csv")
+    assert set(course["step"]) == {10, 20}
+    first, last = (course[course["step"] == step].set_index("component")["delta_loss"] for step in (10, 20))
+    pd.testing.assert_series_equal(first, last)
+    with pytest.raises(CheckpointError, match=r"train\.keep"):
+        compare_steps(trained[0], IMAGES)
