@@ -28,14 +28,25 @@ LONG = (
     "controls", "sampling", "shared_prefix", "sequential", "checkpoint",
 )  # fmt: skip
 
+# Rooms and files whose tests train, start processes or a browser, or run a whole study: not in `-m unit`.
+WHOLE = (
+    "experiments", "study", "training", "report", "validation", "api", "pretrained", "test_work_sharing",
+    "test_bucket", "test_checkpoint", "test_wheel", "test_readme", "test_numerics", "test_roles",
+)  # fmt: skip
+
 
 def pytest_configure(config):
     config.option.loadscopereorder = False  # xdist would begin with the files of most tests
 
 
 def pytest_collection_modifyitems(items):
-    place = {f"test_{name}": rank for rank, name in enumerate(LONG)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+    ranks = {f"test_{name}": rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(LONG)))
+    for item in items:
+        place = item.path.relative_to(item.config.rootpath)
+        inner = not {*place.parts, place.stem} & {*WHOLE}
+        if inner and not item.get_closest_marker("slow"):
+            item.add_marker("unit")
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,8 @@ from click.core import ParameterSource
 from mechdiff.core.presets import PRESETS
 from mechdiff.models import shipped
 
-POSITIONAL = {
-    "model": "MODEL",
-    "from": "FOLDER",
-    "before": "BEFORE",
-    "after": "AFTER",
-}  # flags that may be given without their names
+# Flags that may be given without their names, in this order.
+POSITIONAL = {"model": "MODEL", "from": "FOLDER", "before": "BEFORE", "after": "AFTER"}
 QUOTE = "'"
 RARE = ("compilation_cache", "distributed", "coordinator", "processes", "process_id")
 

@@ -29,7 +29,7 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests, labelled, work_sharing
 from mechdiff.sweeps import precision
 from mechdiff.sweeps.execution.engine import Engine, SweepLosses
-from mechdiff.sweeps.execution.shown import shown_at, shown_digests
+from mechdiff.sweeps.execution.shown import provenance, shown_at, shown_digests
 from mechdiff.sweeps.replacements import ReplacementSource, as_source
 
 
@@ -147,7 +147,7 @@ class _Plan:
                 **component_coords(self.denoiser, self.chosen, shown.timesteps, shown.count),
             },
             attrs={
-                "denoiser": self.denoiser.name,
+                **provenance(self.denoiser),
                 "key": self.key,
                 "images_total": shown.images_total,
                 **(precision.facts(self.config.precision, self.checked) if self.reduced else {}),

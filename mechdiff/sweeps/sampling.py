@@ -26,6 +26,7 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests, labelled, work_sharing
 from mechdiff.sweeps.execution import engine, memory, rollout
 from mechdiff.sweeps.execution.rollout import Levels, Rollout, Window, zero_replacements
+from mechdiff.sweeps.execution.shown import provenance
 
 
 def energy_distance(
@@ -175,7 +176,7 @@ class _Plan:
                 "component_type": ("component", [component.component_type for component in self.chosen]),
                 "depth": ("component", [component.depth for component in self.chosen]),
             },
-            attrs={"denoiser": self.walker.denoiser.name, "key": self.digest, **facts},
+            attrs={**provenance(self.walker.denoiser), "key": self.digest, **facts},
         )
 
     def chunks(self) -> dict[str, tuple[int, ...]]:

@@ -32,7 +32,7 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.stats import skewed_sequence
 from mechdiff.storage import digests, labelled, run_log
 from mechdiff.sweeps.execution.engine import Engine
-from mechdiff.sweeps.execution.shown import shown_at, shown_digests
+from mechdiff.sweeps.execution.shown import provenance, shown_at, shown_digests
 
 FIRST_LOOK = 32  # images before the first look: the sequence is asymptotic
 
@@ -230,7 +230,7 @@ class _Run:
                 "t": self.timesteps,
                 "image": np.arange(self.total),
             },
-            attrs={"denoiser": self.denoiser.name, "key": self.digest},
+            attrs={**provenance(self.denoiser), "key": self.digest},
         )
 
     def _chunks(self) -> dict[str, tuple[int, ...]]:

@@ -10,8 +10,10 @@ from reference.networks import SMALL, identity_of, random_params
 
 from experiments.examples import linen_dit, nnx_unet, own_unet
 from experiments.examples.common import loss_increases
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import linear_schedule
 from mechdiff.interventions.build import ablate
+from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import denoise
 
 SIZE = linen_dit.SIZE
@@ -35,6 +37,17 @@ def test_nnx_unet_without_its_skip_is_the_unet_with_zeros_for_weights():
     expected = model.network.fn(state, x, t)
     assert np.abs(expected - model.network.fn(model.params, x, t)).max() > 1e-4
     close(model.predict(ablate(model.identity, ["up.skip"]), x, t), expected)
+
+
+def test_a_probed_direction_moves_predictions_by_its_length_while_it_is_short():
+    probe = pytest.importorskip("experiments.examples.probe", reason="scikit-learn is absent")
+    denoiser = Denoiser("small", SMALL, linear_schedule(50), random_params(SMALL), identity_of(SMALL))
+    images, labels = probe.labeled_faces(4, 8)
+    accuracy, direction, _ = probe.fitted(denoiser, EvalSet(images, [20], jax.random.key(0)), labels, 20)
+    assert 0 <= accuracy <= 1 and np.linalg.norm(direction) == pytest.approx(1)
+    steps = np.array([0.0, 0.01, -0.01])[:, None] * direction
+    still, forth, back = probe.richer(denoiser, images, labels, 20, steps)
+    assert still == 0 and abs(forth) > 1e-6 and forth == pytest.approx(-back, rel=0.1)
 
 
 @pytest.fixture(scope="module")

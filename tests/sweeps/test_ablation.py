@@ -94,6 +94,7 @@ def test_levels_with_pictures_of_their_own_equal_a_sweep_of_each(denoiser, image
     found = ablation_sweep(denoiser, EvalSet(nested, levels, KEY), tmp_path, config=config)
     whole = ablation_sweep(denoiser, EvalSet(images, levels, KEY), tmp_path, config=config)
     assert dict(found.sizes) == {**whole.sizes, "image": 2}
+    assert len(found.attrs["parameters_sha256"]) == 64 and "log-SNR from" in found.attrs["schedule"]
     assert found.attrs["images_total"] == whole.attrs["images_total"] == 6
     for level in range(3):
         alone = whole.isel(t=level, image=slice(2 * level, 2 * level + 2))

@@ -1,4 +1,4 @@
-"""What of an eval set decides numbers, and the part of it that one pass is shown."""
+"""What of an eval set and of a denoiser is written beside results, and the part that one pass is shown."""
 
 import jax
 import numpy as np
@@ -6,6 +6,7 @@ from jaxtyping import Int
 
 from mechdiff.core.types import Images, PyTree
 from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests
 
 
@@ -19,6 +20,16 @@ def shown_digests(eval_set: EvalSet) -> dict:
     if eval_set.condition is not None:
         shown["condition"] = digests.digest_arrays(eval_set.condition)
     return shown
+
+
+def provenance(denoiser: Examinable) -> dict:
+    """What a result says of the denoiser that made it: name, digest of its parameters, noise schedule."""
+    log_snr = np.asarray(denoiser.schedule.log_snr)
+    return {
+        "denoiser": denoiser.name,
+        "parameters_sha256": digests.digest_arrays(denoiser.params),
+        "schedule": f"{len(log_snr)} timesteps, log-SNR from {log_snr.max():.2f} to {log_snr.min():.2f}",
+    }
 
 
 def shown_at(
