@@ -24,7 +24,7 @@ jax.config.update("jax_num_cpu_devices", 2)  # before any device is used: data-p
 
 # Files that take longest, by their few but long tests: begun first, so that no worker is left alone with one.
 LONG = (
-    "work_sharing", "attribution", "loop",
+    "processes", "work_sharing", "attribution", "loop", "tours",
     "controls", "sampling", "shared_prefix", "sequential", "checkpoint",
 )  # fmt: skip
 

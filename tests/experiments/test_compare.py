@@ -1,13 +1,16 @@
 """The launcher of comparisons: two models, a model and itself, and the steps of one training."""
 
+import importlib
 import shutil
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from absl import flags
 from absl.testing import flagsaver
 
-from experiments import _launch, compare
+from experiments import _launch
 from mechdiff.api.compare import compare_steps
 from mechdiff.core.errors import CheckpointError
 
@@ -15,16 +18,26 @@ IMAGES = np.random.default_rng(0).uniform(-1, 1, (12, 8, 8, 3)).astype(np.float3
 SMALL = ("--preset=tiny", "--set=sweep.images=6", "--set=sweep.timesteps=2", "--set=sweep.ablations=zero")
 
 
-def launched(capsys, tmp_path, *flags):
+@pytest.fixture
+def launched(tmp_path, capsys):
+    """`launched(*flags)`: exit code and what was printed; the launcher's flags are gone afterwards."""
+    module = "experiments.compare"
+    compare = importlib.import_module(module)
     np.save(tmp_path / "images.npy", IMAGES)
-    argv = ["compare", *SMALL, f"--images={tmp_path / 'images.npy'}", f"--workdir={tmp_path / 'out'}", *flags]
+
+    def launch(*given):
+        shown = (f"--images={tmp_path / 'images.npy'}", f"--workdir={tmp_path / 'out'}")
+        return _launch.launch(compare.main, ["compare", *SMALL, *shown, *given]), capsys.readouterr()
+
     with flagsaver.flagsaver():
-        code = _launch.launch(compare.main, argv)
-    return code, capsys.readouterr()
+        yield launch
+    for flag in list(flags.FLAGS.flags_by_module_dict()[module]):
+        delattr(flags.FLAGS, flag.name)
+    del sys.modules[module]
 
 
-def test_a_model_compared_with_itself_has_not_changed_and_small_n_is_said(trained, tmp_path, capsys):
-    code, said = launched(capsys, tmp_path, f"--before={trained[0]}", f"--after={trained[0]}")
+def test_a_model_compared_with_itself_has_not_changed_and_small_n_is_said(trained, tmp_path, launched):
+    code, said = launched(f"--before={trained[0]}", f"--after={trained[0]}")
     assert code == 0, said.err
     frame = pd.read_csv(tmp_path / "out" / "compare.csv")
     assert (frame["difference"] == 0).all() and (frame["p"] == 1).all() and (frame["before"] != 0).any()
@@ -32,17 +45,17 @@ def test_a_model_compared_with_itself_has_not_changed_and_small_n_is_said(traine
     assert f"no p can fall below {min(1, len(frame) * 2 / 2**6):.2g}" in said.out.replace("\n", " ")
 
 
-@pytest.mark.parametrize("flags", [(), ("--after=x", "--steps=all")])
-def test_one_of_a_second_model_and_steps_is_asked_for(trained, tmp_path, capsys, flags):
-    code, said = launched(capsys, tmp_path, f"--before={trained[0]}", *flags)
+@pytest.mark.parametrize("others", [(), ("--after=x", "--steps=all")])
+def test_one_of_a_second_model_and_steps_is_asked_for(trained, launched, others):
+    code, said = launched(f"--before={trained[0]}", *others)
     assert code == 2 and "--steps=all" in said.err and said.err.count("\n") == 1
 
 
-def test_steps_of_a_training_are_swept_on_the_same_images(trained, tmp_path, capsys):
+def test_steps_of_a_training_are_swept_on_the_same_images(trained, tmp_path, launched):
     run = tmp_path / "run"
     shutil.copytree(trained[0], run / "snapshots" / "10")
     shutil.copytree(trained[0], run / "snapshots" / "20")
-    code, said = launched(capsys, tmp_path, f"--before={run}", "--steps=all")
+    code, said = launched(f"--before={run}", "--steps=all")
     assert code == 0, said.err
     course = pd.read_csv(tmp_path / "out" / "course.csv")
     assert set(course["step"]) == {10, 20}
