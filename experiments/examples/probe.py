@@ -56,7 +56,9 @@ def richer(denoiser, images, labels, t, directions):
     nothing = {SITE: np.zeros((1, 1, len(directions[0])), np.float32)}
     clean = predicted(dataclasses.replace(denoiser.identity, add=nothing))
     moved = [
-        predicted(dataclasses.replace(denoiser.identity, add={SITE: np.float32(direction)[None, None]}))
+        predicted(
+            dataclasses.replace(denoiser.identity, add={SITE: np.asarray(direction, np.float32)[None, None]})
+        )
         - clean
         for direction in directions
     ]
