@@ -22,7 +22,7 @@ import xarray as xr
 from absl import flags, logging
 
 from mechdiff.cli import hints, output
-from mechdiff.core import containers, keys, presets, processes
+from mechdiff.core import keys, presets, processes
 from mechdiff.core.config import ExperimentConfig, override, to_dict
 from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.eval_set import EvalSet
@@ -219,22 +219,6 @@ def save(workdir: Path, name: str, found: xr.Dataset, config: ExperimentConfig, 
     """Writes WORKDIR/NAME.zarr, and its manifest beside it as NAME.json."""
     labelled.replace(workdir / f"{name}.zarr", found)
     files.write_json(workdir / f"{name}.json", {"manifest": run_manifest(to_dict(config), **facts)})
-
-
-def spread_over_cores(share: int = 0) -> None:
-    """Makes every core a device of its own, for launchers whose work is sharded over devices; before any is
-    used. On two cores a sweep took 0.55 of the time of one device with two threads. A number that was chosen
-    already, by JAX_NUM_CPU_DEVICES or XLA_FLAGS, stands, and so does one device for each of many processes;
-    accelerators are not touched.
-
-    Args:
-      share: what the devices must divide, if not 0: fewer of them then, where need be.
-    """
-    chosen = jax.config.jax_num_cpu_devices != -1 or "device_count" in os.environ.get("XLA_FLAGS", "")
-    chosen = chosen or jax.distributed.is_initialized()
-    if not chosen:
-        cores = containers.usable_cores()
-        jax.config.update("jax_num_cpu_devices", max(n for n in range(1, cores + 1) if share % n == 0))
 
 
 def use_huge_pages() -> None:

@@ -15,6 +15,7 @@ from absl import flags
 from mechdiff import circuits
 from mechdiff.circuits import robustness, scorecards
 from mechdiff.core.config import to_dict
+from mechdiff.core.devices import use_all_cores
 from mechdiff.models import load
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
@@ -33,7 +34,7 @@ REPEATS = flags.DEFINE_integer("repeats", 10, "Resamples on which circuits are f
 
 
 def main(config, workdir):
-    _launch.spread_over_cores()
+    use_all_cores()
     root, folder = jax.random.key(config.seed), files.ensure_writable(workdir / "circuits")
     found, held = {}, {}
     if len({load.name_of(model) for model in MODEL.value}) < len(MODEL.value):

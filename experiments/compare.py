@@ -14,6 +14,7 @@ from rich.table import Table
 
 from mechdiff.api.compare import Comparison, compare, compare_steps
 from mechdiff.core.config import to_dict
+from mechdiff.core.devices import use_all_cores
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 
@@ -28,7 +29,7 @@ IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 def main(config, workdir):
     if (AFTER.value is None) == (STEPS.value is None):
         raise flags.Error("give a second model (--after=MODEL), or --steps=all for the steps of one training")
-    _launch.spread_over_cores()
+    use_all_cores()
     files.ensure_writable(workdir)
     models = [value for value in (BEFORE.value, AFTER.value) if value]
     files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=models))

@@ -13,6 +13,7 @@ from absl import flags
 from mechdiff.analysis import effects, entropy_causality, roles
 from mechdiff.analysis.roles.image_features import image_feature_names
 from mechdiff.core.config import to_dict
+from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.models.unet import components
@@ -31,7 +32,7 @@ MATCHED = flags.DEFINE_boolean("matched", True, "Hold the norm of a head's outpu
 
 
 def main(config, workdir):
-    _launch.spread_over_cores()
+    use_all_cores()
     found, inputs, only = {}, {}, dataclasses.replace(config.sweep, ablations=("zero",))
     for folder in MODEL.value:
         denoiser, _, given, eval_set = _launch.opened(config, workdir, folder, CELEBA.value, IMAGES.value)

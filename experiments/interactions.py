@@ -14,6 +14,7 @@ from absl import flags
 from mechdiff.circuits import redundancy
 from mechdiff.core import keys
 from mechdiff.core.config import to_dict
+from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.components import select
 from mechdiff.storage import files, labelled
@@ -31,7 +32,7 @@ NUMBERS = ("a", "b", "score", "estimate", "low", "high", "p", "single_a", "singl
 
 
 def main(config, workdir):
-    _launch.spread_over_cores()
+    use_all_cores()
     files.ensure_writable(workdir)
     denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
     if not len(given.reference):

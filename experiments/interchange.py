@@ -11,6 +11,7 @@ import numpy as np
 from absl import flags
 
 from mechdiff.core import keys
+from mechdiff.core.devices import use_all_cores
 from mechdiff.data.synthetic import FACTORS
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import load
@@ -25,7 +26,7 @@ TOP = flags.DEFINE_integer("top", 3, "Components shown for each factor.", lower_
 
 
 def main(config, workdir):
-    _launch.spread_over_cores()
+    use_all_cores()
     denoiser, trained, _ = load.load_denoiser(MODEL.value)
     levels = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
     key = keys.stream(jax.random.key(config.seed), "interchange")

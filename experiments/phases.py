@@ -14,6 +14,7 @@ from absl import flags
 
 from mechdiff.analysis import phases
 from mechdiff.core.config import to_dict
+from mechdiff.core.devices import use_all_cores
 from mechdiff.models import untrained
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
@@ -29,7 +30,7 @@ UNTRAINED = flags.DEFINE_boolean("untrained", False, "With every model also a fr
 
 
 def main(config, workdir):
-    _launch.spread_over_cores()
+    use_all_cores()
     found, inputs = {}, {}
     for folder in map(Path, MODEL.value):
         name = "/".join(folder.parts[-2:])

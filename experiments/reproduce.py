@@ -15,6 +15,7 @@ from absl import flags
 
 from mechdiff import report
 from mechdiff.core.config import to_dict
+from mechdiff.core.devices import use_all_cores
 from mechdiff.data import celeba, collection
 from mechdiff.models import shipped
 from mechdiff.storage import files, locks
@@ -32,7 +33,7 @@ IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 def main(config, workdir):
     start = time.monotonic()
     if config.study.models:  # else it trains, and a batch may not divide among the cores
-        _launch.spread_over_cores()
+        use_all_cores()
     with locks.lock(workdir):
         if CELEBA.value:
             celeba.open_source(CELEBA.value)  # unfit images end the run now, not after the first model

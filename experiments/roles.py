@@ -12,6 +12,7 @@ from absl import flags
 from mechdiff.analysis import roles
 from mechdiff.analysis.roles.image_features import image_feature_names
 from mechdiff.core.config import to_dict
+from mechdiff.core.devices import use_all_cores
 from mechdiff.models import untrained
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
@@ -28,7 +29,7 @@ FRESH = flags.DEFINE_integer("fresh", 3, "Untrained networks to compare with.", 
 
 
 def main(config, workdir):
-    _launch.spread_over_cores()
+    use_all_cores()
     found, inputs = {}, {}
     for folder in MODEL.value:
         denoiser, trained, given, eval_set = _launch.opened(

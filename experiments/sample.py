@@ -12,6 +12,7 @@ import numpy as np
 from absl import flags
 
 from mechdiff.core import keys
+from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
 from mechdiff.data import to_bytes
 from mechdiff.interventions import build
@@ -32,7 +33,7 @@ GUIDANCE = flags.DEFINE_float("guidance", 1.0, "Scale of classifier-free guidanc
 
 
 def main(config, workdir):
-    _launch.spread_over_cores()
+    use_all_cores()
     files.ensure_writable(workdir)
     denoiser = load.load_denoiser(MODEL.value)[0]
     identity = denoiser.identity

@@ -14,6 +14,7 @@ from absl import flags
 
 from mechdiff.circuits import score_agreement, screening
 from mechdiff.core.config import ABLATIONS, to_dict
+from mechdiff.core.devices import use_all_cores
 from mechdiff.models import untrained
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
@@ -38,7 +39,7 @@ def _widest(denoiser):
 
 
 def main(config, workdir):
-    _launch.spread_over_cores()
+    use_all_cores()
     sweep = dataclasses.replace(config.sweep, ablations=(KIND.value,))
     found, inputs = {"trained": {}, "untrained": {}}, {}
     for folder in map(Path, MODEL.value):

@@ -18,6 +18,7 @@ from absl import flags
 
 from mechdiff.cli import tables
 from mechdiff.core.config import to_dict
+from mechdiff.core.devices import use_all_cores
 from mechdiff.models.load import name_of
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
@@ -31,7 +32,7 @@ IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 
 
 def main(config, workdir):
-    _launch.spread_over_cores()
+    use_all_cores()
     files.ensure_writable(workdir)
     name = name_of(MODEL.value)
     files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[name]))

@@ -11,6 +11,7 @@ from absl import flags
 
 from mechdiff import stats
 from mechdiff.analysis import effects
+from mechdiff.core.devices import use_all_cores
 from mechdiff.sweeps import attention_patterns
 
 from . import _launch
@@ -24,7 +25,7 @@ KINDS = flags.DEFINE_list(
 
 
 def main(config, workdir):
-    _launch.spread_over_cores()
+    use_all_cores()
     denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
     block = config.sweep.image_block
     found = attention_patterns.pattern_effects(denoiser, eval_set, kinds=KINDS.value, block=block)

@@ -10,6 +10,7 @@ from absl import flags
 
 from mechdiff.core import keys
 from mechdiff.core.config import to_dict
+from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.samplers import ddim_step, ddpm_step
 from mechdiff.diffusion.schedules import ddim_timesteps
@@ -30,7 +31,7 @@ SAMPLER = flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm"], "How a step is 
 
 
 def main(config, workdir):
-    _launch.spread_over_cores()
+    use_all_cores()
     denoiser, _, record = load.load_denoiser(MODEL.value)
     levels = ddim_timesteps(denoiser.schedule.steps, min(STEPS.value, denoiser.schedule.steps))
     windows = even_windows(levels, WINDOWS.value)

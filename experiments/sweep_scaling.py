@@ -8,6 +8,7 @@ Result: WORKDIR/doses.zarr and .json.
 
 from absl import flags
 
+from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.components import select
 from mechdiff.sweeps import scaling
@@ -22,7 +23,7 @@ DOSES = flags.DEFINE_list("doses", [str(dose) for dose in scaling.GATE_VALUES], 
 
 
 def main(config, workdir):
-    _launch.spread_over_cores()
+    use_all_cores()
     denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
     names = select(denoiser.identity, COMPONENTS.value)
     chosen = [one for one in denoiser.components() if one.name in names]

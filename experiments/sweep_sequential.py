@@ -11,6 +11,7 @@ import dataclasses
 from absl import flags
 
 from mechdiff.core.config import to_dict
+from mechdiff.core.devices import use_all_cores
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.sweeps.execution import forecast
@@ -25,7 +26,7 @@ WIDTH = flags.DEFINE_float("width", 2.0, "In percent of the clean loss; certain 
 
 
 def main(config, workdir):
-    _launch.spread_over_cores()
+    use_all_cores()
     files.ensure_writable(workdir)
     denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
     forecast.print_memory_forecast(denoiser, config.sweep, ablations=("zero",))

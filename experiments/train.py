@@ -7,6 +7,7 @@ WORKDIR/model. With --tensorboard, `tensorboard --logdir=WORKDIR` shows how it g
 
 from absl import flags
 
+from mechdiff.core.devices import use_all_cores
 from mechdiff.training.loop import train
 
 from . import _launch
@@ -15,7 +16,7 @@ TENSORBOARD = flags.DEFINE_boolean("tensorboard", False, "Log for TensorBoard to
 
 
 def main(config, workdir):
-    _launch.spread_over_cores(share=config.train.batch // config.train.accumulate)
+    use_all_cores(share=config.train.batch // config.train.accumulate)
     folder = train(config, workdir, tensorboard=TENSORBOARD.value)
     print(folder)
     return {"model": folder}

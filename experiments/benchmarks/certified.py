@@ -23,6 +23,7 @@ from experiments import _launch
 from experiments.benchmarks import _operations
 from mechdiff.core import keys
 from mechdiff.core.config import SweepConfig, override
+from mechdiff.core.devices import use_all_cores
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import load
@@ -39,7 +40,7 @@ ROUNDS = flags.DEFINE_integer("rounds", 1, "Turns that each arm takes.", lower_b
 
 
 def main(config, workdir):
-    _launch.spread_over_cores()
+    use_all_cores()
     asked = [f"sweep.images={IMAGES.value}", "sweep.reference_images=1", "sweep.nested=true"]
     config = override(config, asked)
     denoiser, trained, _ = load.load_denoiser(Path(MODEL.value))

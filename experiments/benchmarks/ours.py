@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _launch
 from experiments.benchmarks import _operations, _rounds
 from mechdiff.core import devices
 from mechdiff.core.config import SweepConfig, from_dict
+from mechdiff.core.devices import use_all_cores
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import make_schedule, timesteps_by_log_snr
 from mechdiff.interventions.build import leave_one_out
@@ -32,7 +32,7 @@ def pictures(config, images):
 
 def training_step(config, images):
     """The step that `experiments.train` runs: noise, loss, gradients, clipping, AdamW, EMA."""
-    _launch.spread_over_cores(share=images)
+    use_all_cores(share=images)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch=images))
     schedule, placement = make_schedule(config.diffusion), data_parallel(config.train)
     state, identity = jax.jit(functools.partial(init_state, config), out_shardings=placement.everywhere)()
@@ -54,7 +54,7 @@ def forward_sweep(config, images):
     """`sweeps.ablation_sweep` over every component as a user calls it: digests, and writing the result,
     included.
     """
-    _launch.spread_over_cores()
+    use_all_cores()
     schedule = make_schedule(config.diffusion)
     state, identity = jax.jit(functools.partial(init_state, config))()
     denoiser = Denoiser("benchmark", config.unet, schedule, state.params, identity)

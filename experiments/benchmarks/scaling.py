@@ -23,6 +23,7 @@ from absl import flags
 from experiments import _launch
 from experiments.benchmarks import _operations
 from mechdiff.core.config import SweepConfig
+from mechdiff.core.devices import use_all_cores
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import make_schedule, timesteps_by_log_snr
 from mechdiff.models.denoiser import Denoiser
@@ -34,7 +35,7 @@ DOUBLINGS = flags.DEFINE_integer("doublings", 2, "How often each axis is doubled
 
 
 def main(config, workdir):
-    _launch.spread_over_cores()
+    use_all_cores()
     known = len(components(config.unet))
     start = {
         "components": max(1, known // 2**DOUBLINGS.value),
@@ -67,7 +68,7 @@ def row(name, config, size, first):
 
 def measured(config, components, images, timesteps, resolution):
     """Seconds of a sweep that need not compile, and the peak of this process in MiB."""
-    _launch.spread_over_cores()
+    use_all_cores()
     config = dataclasses.replace(config, unet=dataclasses.replace(config.unet, image_size=resolution))
     run = sweep(config, components, images, timesteps)
     run()

@@ -21,6 +21,7 @@ from experiments import _launch
 from experiments.benchmarks import _operations
 from mechdiff.circuits import screening
 from mechdiff.circuits.attribution import gate_scores
+from mechdiff.core.devices import use_all_cores
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import make_schedule, timesteps_by_log_snr
 from mechdiff.models import untrained
@@ -34,7 +35,7 @@ ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns that each arm takes.", lower_b
 
 
 def main(config, workdir):
-    _launch.spread_over_cores()
+    use_all_cores()
     identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), config.unet)[1]
     schedule = make_schedule(config.diffusion)
     denoiser = untrained.untrained(Denoiser("benchmark", config.unet, schedule, None, identity))

@@ -15,6 +15,7 @@ from absl import flags
 
 from experiments import _launch
 from experiments.benchmarks import _operations, scaling
+from mechdiff.core.devices import use_all_cores
 from mechdiff.models.unet import components
 from mechdiff.sweeps.execution import engine
 
@@ -23,7 +24,7 @@ MEMORY = flags.DEFINE_integer("memory", 3000, "Bound of the process, MiB.", lowe
 
 
 def main(config, workdir):
-    _launch.spread_over_cores()
+    use_all_cores()
     count = len(components(config.unet))
     images = -(-WORK.value // count)
     run = scaling.sweep(config, count, images, timesteps=1)

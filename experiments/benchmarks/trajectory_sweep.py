@@ -20,6 +20,7 @@ from absl import flags
 
 from experiments import _launch
 from experiments.benchmarks import _operations
+from mechdiff.core.devices import use_all_cores
 from mechdiff.diffusion.schedules import ddim_timesteps, make_schedule
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, init_unet
@@ -34,7 +35,7 @@ ROUNDS = flags.DEFINE_integer("rounds", 2, "Turns that each arm takes.", lower_b
 
 
 def main(config, workdir):
-    _launch.spread_over_cores()
+    use_all_cores()
     params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), config.unet)
     rng = np.random.default_rng(0)  # a fresh network predicts nothing: let it
     params = jax.tree.map(

@@ -1,10 +1,8 @@
 """`load`: a model by whatever name it has."""
 
-import importlib
 import logging
 import os
 import platform
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,12 @@ from mechdiff.api.model import Model
 from mechdiff.api.places import cache_folder
 from mechdiff.core import devices
 from mechdiff.core.config import DataConfig, ExperimentConfig
-from mechdiff.core.errors import CheckpointError, ConfigError
+from mechdiff.core.errors import ConfigError
 from mechdiff.models import factories, pretrained, shipped
 from mechdiff.models import load as exported
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.pretrained import builders
 from mechdiff.storage import checksums
-
-FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
 
 
 def load(source: str | Path | Examinable, *, name: str = "", **stated: Any) -> Model:
@@ -34,7 +30,7 @@ def load(source: str | Path | Examinable, *, name: str = "", **stated: Any) -> M
       source: the name of a shipped network (`cpu32-celeba-seed0`); a folder that was exported here; the
         folder RUN of a training, or RUN@STEP; a folder of diffusers, of guided-diffusion (ADM), of ddim or
         of lucidrains, which is read as it is; `module:function` of a function that returns a
-        denoiser; or a denoiser.
+        denoiser, see `models.factories`; or a denoiser.
       name: shown in results; default: that of the source.
       stated: what the files of others leave open, such as `prediction="v_prediction"`; see
         `models.pretrained.Stated`.
@@ -55,8 +51,10 @@ def load(source: str | Path | Examinable, *, name: str = "", **stated: Any) -> M
     _keep_programs()
     if not isinstance(source, str | Path):
         return _of_denoiser(source, name)
-    if FUNCTION.fullmatch(str(source)) and not Path(source).exists():
-        return _of_denoiser(_called(str(source)), name)
+    if factories.is_factory(source):
+        made = factories.make(source, name)
+        config, record = factories.config_of(made.denoiser), factories.record_of(source, made)
+        return Model(made.denoiser, made.denoiser.identity, config=config, record=record, origin=str(source))
     return _of_folder(_folder(source), name, stated)
 
 
@@ -80,16 +78,6 @@ def _of_denoiser(denoiser: Any, name: str) -> Model:
             "mechdiff.Denoiser(...), or give a name or a folder"
         )
     return Model(denoiser, denoiser.identity, origin=name or denoiser.name)
-
-
-def _called(source: str) -> Any:
-    module, function = source.split(":")
-    try:
-        return getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise CheckpointError(
-            f"{source}: {error}; give module:function of one that can be imported"
-        ) from error
 
 
 def _folder(source: str | Path) -> Path:

@@ -15,15 +15,12 @@ from mechdiff.api.replacing import replacements_of
 from mechdiff.core import keys
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
-from mechdiff.interventions.components import site_type
-from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.layers import PATTERNS
-from mechdiff.sweeps import activations as captures
-
-AXES = {1: ("channel",), 3: ("y", "x", "channel")}  # of one row of a site's activation, by rank
-HEAD_AXES = ("token", "head", "depth")
+from mechdiff.study.eval_images import EvalImages
+from mechdiff.sweeps import activation_datasets
+from mechdiff.sweeps.activations import activations as patterns_of
 
 
 @jax.jit
@@ -50,21 +47,20 @@ def activations(
       timesteps: integers in [0, T); None: the one in the middle of log-SNR.
       seed: of the noise: image i has the same noise at every timestep.
     Returns:
-      A variable a site, dims `t, image` and its own axes: `y, x, channel` of maps, `token, head, depth` of
-      attention heads, `channel` of vectors; each with its length, so that `y_16` is an axis of 16.
+      As of `sweeps.activation_datasets.activations`.
 
     Raises:
       ConfigError: a pattern that matches no site, or a timestep outside [0, T).
     """
-    chosen = _matching("site", sites, list(model.denoiser.identity.gate))
-    timesteps = _timesteps(model.denoiser, timesteps)
-    captured, facts = _captured(model, images, timesteps, n, seed, CAPTURED)
-    variables = {}
-    for site in chosen:
-        stacked = np.stack([values[site] for values in captured])
-        axes = HEAD_AXES if site_type(site) == "head" else AXES[stacked.ndim - 2]
-        variables[site] = _variable(stacked, axes, f"activation of {site}")
-    return xr.Dataset(variables, coords=_coordinates(model, timesteps), attrs=facts)
+    shown, key = eval_images(model, images, n), keys.stream(jax.random.key(seed), "scored noise")
+    parts = [
+        activation_datasets.activations(_acting(model, t), shown.scored_set([t], key), sites)
+        for t in _timesteps(model.denoiser, timesteps)
+    ]
+    together = xr.concat(
+        parts, "t", data_vars="minimal", coords="minimal", compat="override", join="override"
+    )
+    return together.assign_attrs(_facts(model, shown, seed))
 
 
 def attention(
@@ -88,28 +84,21 @@ def attention(
     listed = [c.name for c in model.denoiser.components() if c.component_type == "head"]
     chosen = _matching("head", heads, listed)
     timesteps = _timesteps(model.denoiser, timesteps)
-    captured, facts = _captured(model, images, timesteps, n, seed, PATTERNS)
+    shown, key = eval_images(model, images, n), keys.stream(jax.random.key(seed), "scored noise")
+    inputs = key, np.arange(n), shown.scored_condition
+    captured = [
+        patterns_of(_acting(model, t), shown.scored, t, *inputs, collection=PATTERNS) for t in timesteps
+    ]
     variables = {}
     for name in chosen:
         component = model.component(name)
-        stacked = np.stack([values[component.site][:, component.index[0]] for values in captured])
+        stacked = np.stack([np.asarray(values[component.site])[:, component.index[0]] for values in captured])
         variables[name] = _variable(stacked, ("query", "key"), f"attention pattern of {name}")
-    return xr.Dataset(variables, coords=_coordinates(model, timesteps), attrs=facts)
+    return xr.Dataset(variables, coords=_coordinates(model, timesteps), attrs=_facts(model, shown, seed))
 
 
-def _captured(
-    model: Any, images: Given, timesteps: Sequence[int], n: int, seed: int, collection: str
-) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
-    """site -> `(images, ...)` at each timestep, and what to remember of it."""
-    shown = eval_images(model, images, n)
-    key = keys.stream(jax.random.key(seed), "scored noise")
-    captured = []
-    for t in timesteps:
-        acting = _acting(model, int(t))
-        values = captures.activations(acting, shown.scored, int(t), key, np.arange(n), collection=collection)
-        captured.append({site: np.asarray(value) for site, value in values.items()})
-    facts = {"denoiser": model.name, "intervention": model.doing, "inputs": shown.label, "seed": seed}
-    return captured, facts
+def _facts(model: Any, shown: EvalImages, seed: int) -> dict[str, Any]:
+    return {"denoiser": model.name, "intervention": model.doing, "inputs": shown.label, "seed": seed}
 
 
 def _timesteps(denoiser: Examinable, timesteps: Sequence[int] | None) -> list[int]:

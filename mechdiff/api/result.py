@@ -230,7 +230,7 @@ def _shown(
     shown = eval_images(model, images, n, reference)
     levels = timesteps_by_log_snr(model.denoiser.schedule, timesteps)
     key = keys.stream(jax.random.key(seed), "scored noise")
-    return shown, EvalSet(shown.scored, levels, key)
+    return shown, shown.scored_set(levels, key)
 
 
 def _chosen(model: Any, components: Any) -> list | None:

@@ -17,8 +17,10 @@ from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.samplers import ddim_step, initial_noise, keys_of_steps, one_step
 from mechdiff.diffusion.schedules import ddim_timesteps
 from mechdiff.interventions.record import Intervention
+from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage.run_log import progress
+from mechdiff.sweeps.execution.rollout import sample_clip, sample_condition
 
 BLOCK = 16  # images of one program
 OF_ROWS = PartitionSpec(None, "images")  # replacements: timesteps, images, ...
@@ -42,19 +44,21 @@ def sample(
       seed: of the noise.
       steps: of DDIM, evenly spread over [0, T); at most T.
       sources: of replacements that depend on the timestep.
-      condition: leaves `(n, ...)`.
+      condition: leaves `(n, ...)`; None: of a network with classes, all of them in turn.
 
     Raises:
       ConfigError: `n` or `steps` below 1, or fewer source images than `n`.
     """
     if n < 1 or steps < 1:
         raise ConfigError(f"n={n} images in steps={steps}: both must be at least 1")
+    condition = sample_condition(denoiser, n) if condition is None else condition
+    conditions.check(denoiser.network, condition)  # labels are out of range here, or never seen to be
     levels = ddim_timesteps(denoiser.schedule.steps, min(steps, denoiser.schedule.steps))[::-1]
     shared, rows = replacements_of(denoiser, intervention, sources or {}, levels)
     for site, values in rows.items():
         if values.shape[1] < n:
             raise ConfigError(f"{n} images, but {site} is patched from {values.shape[1]}; give as many")
-    block, program = min(BLOCK, n), {"clip": _clip(denoiser)}
+    block, program = min(BLOCK, n), {"clip": sample_clip(denoiser)}
     mesh, key, drawn = devices.over(block), jax.random.key(seed), []
     network = devices.everywhere(mesh, denoiser)
     # Of one kind of array, wherever they come from: another placement would be another program.
@@ -76,11 +80,6 @@ def _at(condition: Any, places: np.ndarray) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[places], condition)
 
 
-def _clip(denoiser: Examinable) -> float | bool:
-    unet = getattr(denoiser, "unet", None)
-    return True if unet is None else unet.sample_clip
-
-
 @functools.partial(jax.jit, static_argnames=("clip", "mesh"))
 def _sampled(
     denoiser: Any,
@@ -92,7 +91,7 @@ def _sampled(
     indices: Any,
     condition: PyTree,
     *,
-    clip: float | bool,
+    clip: float,
     mesh: Mesh,
 ) -> Any:
     """Images `indices` after a walk down `levels`; images are shared out over the devices of the mesh."""

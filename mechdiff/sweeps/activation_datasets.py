@@ -21,7 +21,7 @@ from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.unet import STREAMS
-from mechdiff.storage import digests, labelled, work_sharing
+from mechdiff.storage import descriptions, digests, labelled, work_sharing
 from mechdiff.sweeps.execution import memory
 from mechdiff.sweeps.execution.shown import shown_at, shown_digests
 
@@ -134,7 +134,7 @@ class _Plan:
         for piece in self.pieces:
             for site, value in self.values(piece).items():
                 arrays[site][piece] = value
-        return self.dataset(arrays)
+        return descriptions.described(self.dataset(arrays))
 
     def on_disk(self, folder: Path) -> xr.Dataset:
         """The result in `folder`, opened; pieces that it lacks are computed first."""

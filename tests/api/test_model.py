@@ -5,13 +5,19 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from reference import user_network
 
+import mechdiff as md
 from mechdiff.api import sampling
+from mechdiff.core import keys
+from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.samplers import sample
 from mechdiff.diffusion.schedules import ddim_timesteps
 from mechdiff.interventions import build
 from mechdiff.models.denoiser import check_inputs
+from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.activations import activations
 
 KEY = jax.random.key(0)
@@ -160,3 +166,19 @@ def test_activations_and_patterns_have_names(model, images):
     uniform = model.temperature("mid.attn0.head1", 1e6).attention(images, heads="mid.attn0.head1", n=3)
     keys = uniform["mid.attn0.head1"].shape[-1]
     np.testing.assert_allclose(uniform["mid.attn0.head1"], 1 / keys, atol=1e-4)
+
+
+def test_a_users_function_is_examined_on_its_own_images_under_their_classes(tmp_path):
+    model = md.load("reference.user_network:with_classes")
+    denoiser, images, labels = user_network.with_classes()
+    acts = model.activations(sites="mlp", timesteps=[20], n=3)
+    key = keys.stream(jax.random.key(0), "scored noise")
+    expected = activations(denoiser, images[:3], 20, key, np.arange(3), labels[:3])["mlp"]
+    np.testing.assert_allclose(acts["mlp"][0], expected, atol=1e-6)
+    swept = model.sweep(n=3, timesteps=1, folder=tmp_path).dataset
+    others = EvalSet(images[:3], swept["t"].values, key, np.roll(labels[:3], 1))
+    turned = ablation_sweep(denoiser, others, tmp_path, config=SweepConfig(ablations=("zero",)))
+    assert np.abs(turned["clean_loss"] - swept["clean_loss"].values).max() > 1e-6
+    with pytest.raises(ConfigError, match="takes a condition"):
+        model.sample(2)
+    assert model.sample(2, steps=2, condition=labels[:2]).images.shape == (2, *denoiser.image_shape)

@@ -129,8 +129,8 @@ def test_load_takes_functions_and_lists_what_there_is(denoiser, monkeypatch):
     module = types.ModuleType("my_denoisers")
     module.make, module.wrong = (lambda: denoiser), (lambda: 3)
     monkeypatch.setitem(sys.modules, "my_denoisers", module)
-    assert load("my_denoisers:make").name == "tiny"
-    with pytest.raises(MechdiffError, match="int is no denoiser"):
+    assert load("my_denoisers:make").name == "my_denoisers.make"  # as launchers call it
+    with pytest.raises(MechdiffError, match="returns 3, which is no denoiser"):
         load("my_denoisers:wrong")
     with pytest.raises(CheckpointError, match=r"no shipped network of that name: .*cpu16-synthetic-seed0"):
         load("cpu99-celeba-seed0")
