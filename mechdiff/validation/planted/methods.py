@@ -66,7 +66,7 @@ def score(plant: PlantedNetwork, folder: Path) -> list[dict]:
     if plant.window:
         inside = (plant.timesteps >= plant.window[0]) & (plant.timesteps < plant.window[1])
     measured = {name: compare(values, signs, inside, name not in UNSIGNED) for name, values in scores.items()}
-    if plant.pair:
+    if plant.pairs:
         paired = [component for component in chosen if component.component_type in ("head", "res")]
         measured["pairs exact"] = _pairs_exact(plant, key, paired, clean)
         measured["pairs by curvature"] = _pairs_by_curvature(plant, key, paired, clean)
@@ -193,7 +193,7 @@ def _pairs_exact(
     pairs = list(itertools.combinations(chosen, 2))
     effects = pair_effects(plant.denoiser, EvalSet(_half(plant), plant.timesteps, key), pairs)
     interaction = effects.synergy.mean("image").values
-    return compare(100 * interaction / clean, _planted_pair(plant, chosen))
+    return compare(100 * interaction / clean, _planted_pairs(plant, chosen))
 
 
 def _pairs_by_curvature(
@@ -203,7 +203,7 @@ def _pairs_by_curvature(
     eval_set = EvalSet(_half(plant), plant.timesteps, key)
     matrix = pair_scores(plant.denoiser, eval_set, chosen).curvature.values
     left, right = np.triu_indices(len(chosen), 1)
-    return compare(100 * matrix[:, left, right].T / clean, _planted_pair(plant, chosen))
+    return compare(100 * matrix[:, left, right].T / clean, _planted_pairs(plant, chosen))
 
 
 def _half(plant: PlantedNetwork) -> Images:
@@ -211,8 +211,8 @@ def _half(plant: PlantedNetwork) -> Images:
     return plant.images[: len(plant.images) // 2]
 
 
-def _planted_pair(plant: PlantedNetwork, chosen: Sequence[Component]) -> np.ndarray:
-    """Planted sign of the interaction of each pair, 0 for all but the planted one."""
-    first, second, sign = plant.pair
+def _planted_pairs(plant: PlantedNetwork, chosen: Sequence[Component]) -> np.ndarray:
+    """Planted sign of the interaction of each pair, 0 for all but the planted ones."""
+    signs = {frozenset((first, second)): sign for first, second, sign in plant.pairs}
     pairs = itertools.combinations([component.name for component in chosen], 2)
-    return np.array([sign if {*pair} == {first, second} else 0 for pair in pairs])
+    return np.array([signs.get(frozenset(pair), 0) for pair in pairs])
