@@ -9,9 +9,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from jaxtyping import Float
 
+from mechdiff.analysis import effects
 from mechdiff.circuits.attribution import gate_scores
+from mechdiff.circuits.backups import candidates, costs_in_company
 from mechdiff.circuits.discovery import backup_components, discover
 from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.circuits.integrated_gradients import integrated_gradients
@@ -30,7 +33,7 @@ from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.activations import activation_means, attention_stats
 from mechdiff.sweeps.optimal_ablation import optimal_replacements
 from mechdiff.sweeps.replacements import resample_replacements
-from mechdiff.validation.planted.metrics import compare
+from mechdiff.validation.planted.metrics import NOTHING, compare
 from mechdiff.validation.planted.networks import PlantedNetwork, make
 
 Scores = dict[str, Float[np.ndarray, "component t"]]
@@ -40,8 +43,11 @@ METHODS = (
     *("exact zero", "exact mean", "exact resample", "exact optimal"),
     *("discovery on average", "discovery at every level", "discovery with stand-ins"),
     *("pairs by curvature", "pairs exact"),
+    *("exact zero over images", "pairs of candidates"),
 )
-UNSIGNED = METHODS[:2]  # predict no sign of an effect
+UNITLESS = METHODS[:2]  # not in % of the loss
+UNSIGNED = (*UNITLESS, "exact zero over images")  # predict no sign of an effect
+CANDIDATES = 8  # as in a study
 # Limits of the most expensive methods, so that the table takes less than half an hour on one core:
 OPTIMAL_SIZES, OPTIMAL_STEPS = ("small",), 8
 BACKUPS = 4  # members of a circuit whose backup components are searched
@@ -58,14 +64,18 @@ def score(plant: PlantedNetwork, folder: Path) -> list[dict]:
     """
     key = jax.random.key(plant.instance)
     chosen = components(plant.denoiser.unet)
-    effects, clean = _exact(plant, folder, key, chosen)
-    scores = {**_observed(plant, key, chosen), **_predicted(plant, key, chosen, clean), **effects}
+    exact, clean = _exact(plant, folder, key, chosen)
+    scores = {**_observed(plant, key, chosen), **_predicted(plant, key, chosen, clean), **exact}
     scores |= discovered(plant, key, chosen, folder / "circuits")
     signs = np.array([plant.signs.get(component.name, 0) for component in chosen])
     inside = None
     if plant.window:
         inside = (plant.timesteps >= plant.window[0]) & (plant.timesteps < plant.window[1])
-    measured = {name: compare(values, signs, inside, name not in UNSIGNED) for name, values in scores.items()}
+    scores["pairs of candidates"] = _in_company(plant, key, chosen, scores["exact zero"])
+    measured = {
+        name: compare(values, signs, inside, name not in UNSIGNED, 0.0 if name in UNITLESS else NOTHING)
+        for name, values in scores.items()
+    }
     if plant.pairs:
         paired = [component for component in chosen if component.component_type in ("head", "res")]
         measured["pairs exact"] = _pairs_exact(plant, key, paired, clean)
@@ -107,10 +117,19 @@ def _exact(
         config=config,
         replacements=replacements,
         chosen=chosen,
-    ).mean("image")
+    )
+    over_images = _over_images(sweep)
+    sweep = sweep.mean("image")
     clean = sweep["clean_loss"].values.astype(np.float64)
     increase = 100 * (sweep["loss"].transpose("ablation", "component", "t").values / clean - 1)
-    return {f"exact {ablation}": increase[i] for i, ablation in enumerate(config.ablations)}, clean
+    scores = {f"exact {ablation}": increase[i] for i, ablation in enumerate(config.ablations)}
+    return scores | {"exact zero over images": over_images}, clean
+
+
+def _over_images(sweep: xr.Dataset) -> Float[np.ndarray, "component t"]:
+    """Root mean square over images of their relative loss increase (%) under zero ablation."""
+    clean, loss = effects.losses(sweep, "zero")
+    return np.sqrt(((100 * (loss - clean) / clean.mean(-1, keepdims=True)) ** 2).mean(-1))
 
 
 def _predicted(plant: PlantedNetwork, key, chosen: Sequence[Component], clean: np.ndarray) -> Scores:
@@ -186,13 +205,25 @@ def _variances(unet, params, identity, schedule, x0, t, key, indices):
     return {site: a.reshape(-1, a.shape[-1]).mean(0) for site, a in spread.items()}
 
 
+def _in_company(
+    plant: PlantedNetwork, key, chosen: Sequence[Component], alone: Float[np.ndarray, "component t"]
+) -> Float[np.ndarray, "component t"]:
+    """Relative loss increase (%) of each component alone; of the `CANDIDATES` of a study, where it costs
+    most, alone or with one other gone."""
+    others = EvalSet(plant.others, plant.timesteps, keys.stream(key, "candidates"))
+    picked = candidates(plant.denoiser, others, chosen, CANDIDATES)
+    pairs = list(itertools.combinations(picked, 2))
+    costs = costs_in_company(pair_effects(plant.denoiser, EvalSet(plant.images, plant.timesteps, key), pairs))
+    return np.stack([costs.get(part.name, own) for part, own in zip(chosen, alone, strict=True)])
+
+
 def _pairs_exact(
     plant: PlantedNetwork, key, chosen: Sequence[Component], clean: np.ndarray
 ) -> dict[str, float]:
     """`MEASURES` of the interactions of all pairs of components, by exact ablation."""
     pairs = list(itertools.combinations(chosen, 2))
-    effects = pair_effects(plant.denoiser, EvalSet(_half(plant), plant.timesteps, key), pairs)
-    interaction = effects.synergy.mean("image").values
+    exact = pair_effects(plant.denoiser, EvalSet(_half(plant), plant.timesteps, key), pairs)
+    interaction = exact.synergy.mean("image").values
     return compare(100 * interaction / clean, _planted_pairs(plant, chosen))
 
 
