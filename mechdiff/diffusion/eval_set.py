@@ -1,14 +1,43 @@
 """What a denoiser is examined on: clean images, timesteps, and the key of their noise."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, Shown
-from mechdiff.diffusion.process import images_at
+from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, Shown, Timesteps
+from mechdiff.diffusion.process import image_noise, images_at, q_sample
+from mechdiff.diffusion.schedules import NoiseSchedule
+
+
+class EvalBatch(NamedTuple):
+    """Images that are shown together at one timestep. A pytree, so that compiled functions take it whole.
+
+    Attributes:
+      x0: clean images in [-1, 1].
+      indices: of the images: the one of index i has the noise `process.image_noise(key, i)`.
+      t: the timestep of all of them, in [0, T).
+      key: of the noise.
+      condition: what each image is denoised under, leaves `(batch, ...)`; None: nothing.
+    """
+
+    x0: Images
+    indices: Int[AnyArray, " batch"]
+    t: int | Int[AnyArray, ""]
+    key: PRNGKey
+    condition: PyTree = None
+
+
+def noised(schedule: NoiseSchedule, batch: EvalBatch) -> tuple[Images, Timesteps, Images]:
+    """The noisy images of a batch, the timestep of each, and its noise: what a denoiser is given, and what
+    it is to find."""
+    noise = image_noise(batch.key, batch.indices, batch.x0.shape[1:])
+    t = jnp.full(len(batch.x0), batch.t)
+    return q_sample(schedule, batch.x0, t, noise), t, noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +64,8 @@ class EvalSet:
       >>> eval_set = EvalSet(np.zeros((4, 8, 8, 3), np.float32), [10, 500], jax.random.key(0))
       >>> eval_set.count, eval_set.images_total, eval_set.timesteps
       (4, 4, array([ 10, 500], dtype=int32))
+      >>> eval_set.batch(1, np.array([0, 3])).indices
+      array([0, 3])
     """
 
     images: Shown
@@ -87,3 +118,11 @@ class EvalSet:
         if self.images.ndim == 4:
             return self.condition
         return jax.tree.map(lambda leaf: leaf[t_index], self.condition)
+
+    def batch(self, t_index: int, places: Int[np.ndarray, " batch"] | None = None) -> EvalBatch:
+        """Images `places` of those shown at timestep number `t_index`; all of them if None."""
+        images, indices = self.at(t_index)
+        condition, t = self.condition_at(t_index), int(self.timesteps[t_index])
+        if places is not None:
+            images, indices, condition = jax.tree.map(lambda leaf: leaf[places], (images, indices, condition))
+        return EvalBatch(images, indices, t, self.key, condition)
