@@ -4,40 +4,39 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, Shown, Timesteps
-from mechdiff.diffusion.process import image_noise, images_at, q_sample
+from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, Shown
+from mechdiff.diffusion.process import Noised, images_at, noised
 from mechdiff.diffusion.schedules import NoiseSchedule
 
 
 class EvalBatch(NamedTuple):
-    """Images that are shown together at one timestep. A pytree, so that compiled functions take it whole.
+    """Images that are shown together at one timestep: a pytree, one argument of compiled functions.
 
     Attributes:
-      x0: clean images in [-1, 1].
+      images: clean, in [-1, 1].
       indices: of the images: the one of index i has the noise `process.image_noise(key, i)`.
       t: the timestep of all of them, in [0, T).
       key: of the noise.
       condition: what each image is denoised under, leaves `(batch, ...)`; None: nothing.
     """
 
-    x0: Images
+    images: Images
     indices: Int[AnyArray, " batch"]
     t: int | Int[AnyArray, ""]
     key: PRNGKey
     condition: PyTree = None
 
+    def noised(self, schedule: NoiseSchedule) -> Noised:
+        """The images with their noise: what a denoiser is given, and what it is to find."""
+        return noised(schedule, self.images, self.t, self.key, self.indices)
 
-def noised(schedule: NoiseSchedule, batch: EvalBatch) -> tuple[Images, Timesteps, Images]:
-    """The noisy images of a batch, the timestep of each, and its noise: what a denoiser is given, and what
-    it is to find."""
-    noise = image_noise(batch.key, batch.indices, batch.x0.shape[1:])
-    t = jnp.full(len(batch.x0), batch.t)
-    return q_sample(schedule, batch.x0, t, noise), t, noise
+
+BATCH = EvalBatch(IMAGES, IMAGES, ALL, ALL, IMAGES)  # how it is shared out over devices, for `jax.shard_map`
 
 
 @dataclasses.dataclass(frozen=True)

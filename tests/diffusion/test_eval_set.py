@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mechdiff.core.errors import ConfigError
-from mechdiff.diffusion.eval_set import EvalSet, noised
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import linear_schedule
 
 KEY = jax.random.key(0)
@@ -35,18 +35,18 @@ def test_a_batch_is_noised_as_the_forward_process_says():
     images = np.random.default_rng(0).uniform(-1, 1, (2, 3, 2, 2, 1)).astype(np.float32)
     eval_set = EvalSet(images, [10, 500], KEY, {"label": np.arange(6).reshape(2, 3)})
     batch = eval_set.batch(1, np.array([2, 0]))
-    np.testing.assert_array_equal(batch.x0, images[1][[2, 0]])
+    np.testing.assert_array_equal(batch.images, images[1][[2, 0]])
     np.testing.assert_array_equal(batch.condition["label"], [5, 3])
     schedule = linear_schedule()
-    x_t, t, noise = noised(schedule, batch)
+    x_t, t, noise = batch.noised(schedule)
     own = [jax.random.normal(jax.random.fold_in(KEY, index), (2, 2, 1)) for index in (5, 3)]
     np.testing.assert_array_equal(noise, np.stack(own))
     signal = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[500]
-    expected = np.sqrt(signal) * batch.x0.astype(np.float64) + np.sqrt(1 - signal) * np.stack(own)
+    expected = np.sqrt(signal) * batch.images.astype(np.float64) + np.sqrt(1 - signal) * np.stack(own)
     np.testing.assert_allclose(x_t, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(t, [500, 500])
 
 
 def test_a_batch_without_places_is_all_of_a_timestep():
     batch = EvalSet(np.zeros((4, 8, 8, 3), np.float32), [10, 500], KEY).batch(0)
-    assert batch.x0.shape == (4, 8, 8, 3) and batch.t == 10 and batch.condition is None
+    assert batch.images.shape == (4, 8, 8, 3) and batch.t == 10 and batch.condition is None
