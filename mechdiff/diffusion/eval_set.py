@@ -1,14 +1,42 @@
 """What a denoiser is examined on: clean images, timesteps, and the key of their noise."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Int
 
+from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, Shown
-from mechdiff.diffusion.process import images_at
+from mechdiff.diffusion.process import Noised, images_at, noised
+from mechdiff.diffusion.schedules import NoiseSchedule
+
+
+class EvalBatch(NamedTuple):
+    """Images that one pass is shown at one timestep: a pytree, one argument of compiled functions.
+
+    Attributes:
+      images: clean, `(batch, height, width, channels)`.
+      indices: of their noise.
+      t: the timestep, one int.
+      key: of the noise.
+      condition: leaves `(batch, ...)`; None: nothing.
+    """
+
+    images: Images
+    indices: Int[AnyArray, " batch"]
+    t: int
+    key: PRNGKey
+    condition: PyTree = None
+
+    def noised(self, schedule: NoiseSchedule) -> Noised:
+        """The images with their noise."""
+        return noised(schedule, self.images, self.t, self.key, self.indices)
+
+
+BATCH = EvalBatch(IMAGES, IMAGES, ALL, ALL, IMAGES)  # how `devices.map_over_images` shares it out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,3 +115,10 @@ class EvalSet:
         if self.images.ndim == 4:
             return self.condition
         return jax.tree.map(lambda leaf: leaf[t_index], self.condition)
+
+    def batch(self, t_index: int, places: Int[np.ndarray, " batch"]) -> EvalBatch:
+        """Images `places` of those shown at timestep number `t_index`."""
+        images, indices = self.at(t_index)
+        condition = jax.tree.map(lambda leaf: leaf[places], self.condition_at(t_index))
+        t = int(self.timesteps[t_index])
+        return EvalBatch(images[places], indices[places], t, self.key, condition)
