@@ -5,7 +5,8 @@
 
 Both arms are ours and take turns in one process. The exact arm is the sweep that shares prefixes, the fastest
 that we have; its time is that of the sample times components / sample, for its cost grows with their number.
-The scores' does not. Compiling comes before the clock starts. The network is untrained: times don't depend on it.
+The scores' does not. Compiling comes before the clock starts. The network is untrained: times don't depend on
+that.
 """
 
 import statistics

@@ -269,8 +269,9 @@ def audit_until(
 ) -> Audit:
     """Doubles the shortlist until the share of the rest that it misses is surely below `config.miss_bound`.
 
-    A miss is larger than the `k`-th largest of the shortlist, the first of `order`. Audits are fresh draws, so
-    each interval is exact for its own shortlist; as one of them is chosen by its outcome, each is given its part of 1 - `confidence` (Bonferroni over the sizes that there could be).
+    A miss is larger than the `k`-th largest of the shortlist, the first of `order`. Audits are fresh draws,
+    so each interval is exact for its own shortlist; as one of them is chosen by its outcome, each is given
+    its part of 1 - `confidence` (Bonferroni over the sizes that there could be).
 
     Args:
       order: indices of components, the largest |score| first.
