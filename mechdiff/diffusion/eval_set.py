@@ -15,28 +15,28 @@ from mechdiff.diffusion.schedules import NoiseSchedule
 
 
 class EvalBatch(NamedTuple):
-    """Images that one pass is shown at one timestep: a pytree, one argument of compiled functions.
+    """Images that are shown together at one timestep: a pytree, one argument of compiled functions.
 
     Attributes:
-      images: clean, `(batch, height, width, channels)`.
-      indices: of their noise.
-      t: the timestep, one int.
+      images: clean, in [-1, 1].
+      indices: of the images: the one of index i has the noise `process.image_noise(key, i)`.
+      t: the timestep of all of them, in [0, T).
       key: of the noise.
-      condition: leaves `(batch, ...)`; None: nothing.
+      condition: what each image is denoised under, leaves `(batch, ...)`; None: nothing.
     """
 
     images: Images
     indices: Int[AnyArray, " batch"]
-    t: int
+    t: int | Int[AnyArray, ""]
     key: PRNGKey
     condition: PyTree = None
 
     def noised(self, schedule: NoiseSchedule) -> Noised:
-        """The images with their noise."""
+        """The images with their noise: what a denoiser is given, and what it is to find."""
         return noised(schedule, self.images, self.t, self.key, self.indices)
 
 
-BATCH = EvalBatch(IMAGES, IMAGES, ALL, ALL, IMAGES)  # how `devices.map_over_images` shares it out
+BATCH = EvalBatch(IMAGES, IMAGES, ALL, ALL, IMAGES)  # how it is shared out over devices, for `devices.map_over_images`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,8 @@ class EvalSet:
       >>> eval_set = EvalSet(np.zeros((4, 8, 8, 3), np.float32), [10, 500], jax.random.key(0))
       >>> eval_set.count, eval_set.images_total, eval_set.timesteps
       (4, 4, array([ 10, 500], dtype=int32))
+      >>> eval_set.batch(1, np.array([0, 3])).indices
+      array([0, 3])
     """
 
     images: Shown
@@ -116,9 +118,10 @@ class EvalSet:
             return self.condition
         return jax.tree.map(lambda leaf: leaf[t_index], self.condition)
 
-    def batch(self, t_index: int, places: Int[np.ndarray, " batch"]) -> EvalBatch:
-        """Images `places` of those shown at timestep number `t_index`."""
+    def batch(self, t_index: int, places: Int[np.ndarray, " batch"] | None = None) -> EvalBatch:
+        """Images `places` of those shown at timestep number `t_index`; all of them if None."""
         images, indices = self.at(t_index)
-        condition = jax.tree.map(lambda leaf: leaf[places], self.condition_at(t_index))
-        t = int(self.timesteps[t_index])
-        return EvalBatch(images[places], indices[places], t, self.key, condition)
+        condition, t = self.condition_at(t_index), int(self.timesteps[t_index])
+        if places is not None:
+            images, indices, condition = jax.tree.map(lambda leaf: leaf[places], (images, indices, condition))
+        return EvalBatch(images, indices, t, self.key, condition)
