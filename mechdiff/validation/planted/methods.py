@@ -13,7 +13,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from mechdiff.analysis import effects
-from mechdiff.circuits.attribution import gate_scores
+from mechdiff.circuits.attribution import Expansion, gate_scores
 from mechdiff.circuits.backups import candidates, costs_in_company
 from mechdiff.circuits.discovery import backup_components, discover
 from mechdiff.circuits.faithfulness import CircuitEvaluator
@@ -141,7 +141,7 @@ def _predicted(plant: PlantedNetwork, key, chosen: Sequence[Component], clean: n
             plant.denoiser,
             eval_set,
             chosen=chosen,
-            at=at,
+            expansion=Expansion(at=at),
             block=len(plant.images),
         ).mean("image")
         for method, variable in (("first order", "first"), ("gauss-newton", "score")):
