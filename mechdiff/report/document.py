@@ -150,7 +150,8 @@ def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedMode
         "reference_images": config.get("sweep", {}).get("reference_images"),
         "alpha": maps.ALPHA,
         "paper": ranking.PAPER,
-        "shown": ranking.SHOWN,
+        "shown": ranking.SHOWN - ranking.VARIED,
+        "varied": ranking.VARIED,
         "words": style.WORDS,
         "ceilings": sorted({int(k) for s in models for k in s.attention["tokens"].values}),
         "log": np.log,
@@ -180,8 +181,8 @@ def _pictures(model: ExaminedModel, models: list[ExaminedModel], figures: Path) 
         ),
         "ranking": picture(
             "ranking",
-            f"Forest plot of the {ranking.SHOWN} components with the largest pooled relative loss increase",
-            lambda theme: ranking.draw(theme, model.damages, ends),
+            f"Forest plot of {ranking.SHOWN} components with large pooled relative loss increase",
+            lambda theme: ranking.draw(theme, model.damages, ranking.forest_ends(all_damages)),
         ),
         "schematics": [
             picture(

@@ -161,7 +161,7 @@ def test_any_one_of_three_may_go_and_two_may_not(made):
     vote = datasets.VOTE * np.sign(plant.images[:, 0, 0, 0])
     for gone in ([], members[:1], members[1:2], members[2:], members[:2], members[1:], members):
         left = 3 - len(gone)
-        np.testing.assert_allclose(mean_color(shown(plant, gone))[:, 0], vote * (left >= 2), atol=0.01)
+        np.testing.assert_allclose(mean_color(shown(plant, gone))[:, 0], vote * (left >= 2), atol=0.02)
     assert {sign for *_, sign in plant.pairs} == {1} and len(plant.pairs) == 3
 
 
@@ -183,7 +183,7 @@ def test_of_two_composed_heads_neither_does_anything_without_the_other(made):
     without = [shown(plant, names) for names in ([first], [second], [first, second])]
     content = np.abs(plant.images[..., 0]).mean()
     assert np.abs(without[0] - without[2]).mean() < 0.05 * content  # the relay is never quite empty
-    np.testing.assert_allclose(without[1], without[2], atol=1e-4)
+    np.testing.assert_allclose(without[1], without[2], atol=0.02)
     assert np.abs(shown(plant) - without[2])[..., 0].mean() > 0.8 * content
 
 

@@ -52,7 +52,7 @@ def checkers(rng: np.random.Generator, count: int, side: int) -> Images:
 def votes(rng: np.random.Generator, count: int, side: int) -> Images:
     """One content per image, near `VOTE` of either sign; channel 1 as in `cells`; channel 2 is `KNOWN`."""
     image = np.array(cells(rng, count, side))
-    content = rng.choice([-1, 1], (count, 1, 1)) * rng.uniform(0.9, 1.1, (count, 1, 1)) * VOTE
+    content = rng.choice([-1, 1], (count, 1, 1)) * rng.uniform(0.95, 1.05, (count, 1, 1)) * VOTE
     image[..., 0], image[..., 2] = content, KNOWN
     return image
 

@@ -60,7 +60,7 @@ def _counting(params: PyTree) -> None:
     kernel = params["conv_in"]["conv"]["kernel"]
     kernel[:, :, 2, LIVE + 4], kernel[:, :, 2, LIVE + 5] = REFERENCE / 9, -REFERENCE / 9
     copy = vote * 2 / (REFERENCE * known)  # one copy of the mean content, as the norm leaves it
-    low, high = 1.15 * copy, 1.35 * copy  # copies at which the output begins and ends to rise
+    low, high = 1.25 * copy, 1.45 * copy  # copies at which the output begins and ends to rise
     steep = 12 / (high - low)
     last = params["conv_out"]
     last["norm"]["scale"][LIVE : LIVE + 4] = steep
