@@ -68,12 +68,12 @@ def _named_roles(rng: np.random.Generator, repeats: int) -> list[Check]:
 
 
 def _role_margin(rng: np.random.Generator, repeats: int) -> list[Check]:
-    """Roles are not supported where the interval of the excess correlation ends below the margin; 4 + 4
-    networks of 8 heads, permuted within two layers."""
-    layers = ["a"] * 4 + ["b"] * 4
+    """Roles are not supported where the interval of the excess correlation ends below the margin; 6 + 6
+    networks of 16 heads, permuted within four layers."""
+    layers = [f"layer{i // 4}" for i in range(16)]
 
     def network(profile: np.ndarray, role: np.ndarray, link: float) -> tuple[np.ndarray, np.ndarray]:
-        order = np.concatenate([rng.permutation(4), 4 + rng.permutation(4)])
+        order = np.concatenate([4 * i + rng.permutation(4) for i in range(4)])
         selectivity = link * role + np.sqrt(1 - link**2) * rng.normal(size=role.shape)
         return (profile + 0.3 * rng.normal(size=profile.shape))[order], selectivity[order]
 
@@ -81,7 +81,7 @@ def _role_margin(rng: np.random.Generator, repeats: int) -> list[Check]:
         values = []
         for side in sides:
             profiles, selectivity = zip(*side, strict=True)
-            named = [["x"] * 8] * len(side)
+            named = [["x"] * 16] * len(side)
             result = matching.agreement(list(profiles), list(selectivity), named, layers, 50, 0)
             values.append(result.profiles - result.chance_profiles)
         return float(np.mean(values))
@@ -89,8 +89,8 @@ def _role_margin(rng: np.random.Generator, repeats: int) -> list[Check]:
     def refused(link: float) -> bool:
         sides = []
         for _ in range(2):
-            profile, role = rng.normal(size=(8, 6)), rng.normal(size=(8, 10))
-            sides.append([network(profile, role, link) for _ in range(4)])
+            profile, role = rng.normal(size=(16, 6)), rng.normal(size=(16, 12))
+            sides.append([network(profile, role, link) for _ in range(6)])
         interval = small_samples.jackknife_interval(excess, *sides, excess(*sides))
         return bool(interval[1] < ROLE_MARGIN)
 
