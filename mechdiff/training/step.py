@@ -21,6 +21,7 @@ from mechdiff.data import to_float
 from mechdiff.diffusion.process import training_loss
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.record import Intervention
+from mechdiff.models.stage_modules import Mode
 from mechdiff.models.unet import apply_unet, init_unet
 
 BATCH = "batch"  # the axis of the mesh that a batch is split over
@@ -135,15 +136,14 @@ def _gradients(config, identity, specs, schedule, params, x0, t, noise, labels, 
         params: PyTree, x0: Array, t: Array, noise: Array, labels: Array | None, key: PRNGKey
     ) -> Array:
         params = _whole(params, specs, jnp.dtype(train.dtype))
-        dropout = key if unet.dropout else None
+        mode = Mode(jnp.dtype(train.dtype), key if unet.dropout else None)
         network = functools.partial(
             apply_unet,
             unet,
             params,
             identity,
-            dtype=jnp.dtype(train.dtype),
             condition=labels,
-            dropout_key=dropout,
+            mode=mode,
         )
         weighting, gamma = config.diffusion.weighting, config.diffusion.min_snr_gamma
         return training_loss(network, schedule, x0, t, noise, unet.prediction, weighting, gamma).mean()

@@ -21,7 +21,7 @@ from mechdiff.models.traced import wrap
 from mechdiff.sweeps import activations, interchange, optimal_ablation, replacements
 from mechdiff.sweeps.ablation import ablation_sweep, sweep_in_memory
 from mechdiff.sweeps.attention_patterns import pattern_effects
-from mechdiff.sweeps.execution import engine, passes, rollout, shared_prefix
+from mechdiff.sweeps.execution import drawing, engine, passes, rollout, shared_prefix
 from mechdiff.sweeps.sampling import sampling_sweep
 from mechdiff.sweeps.sequential import sequential_sweep
 
@@ -178,12 +178,12 @@ def test_samples_move_under_their_own_condition(denoiser, tmp_path):
     options = {"block": 2, "condition": LABELS[:4]}
     swept = sampling_sweep(denoiser, levels, windows, 4, KEY, tmp_path, **options)
     assert (swept["distance"].sel(component="mlp") > 0).all()
-    drawn = rollout.draw_samples(denoiser, KEY, 3, 3, condition=np.array([0, 1, 0]))
-    alone = rollout.draw_samples(denoiser, KEY, 3, 3, condition=np.array([0, 0, 0]))
+    drawn = drawing.draw_samples(denoiser, KEY, 3, 3, condition=np.array([0, 1, 0]))
+    alone = drawing.draw_samples(denoiser, KEY, 3, 3, condition=np.array([0, 0, 0]))
     np.testing.assert_allclose(drawn[[0, 2]], alone[[0, 2]], atol=1e-5)
     assert np.abs(drawn[1] - alone[1]).max() > 1e-3
     with pytest.raises(ConfigError, match="condition"):
-        rollout.draw_samples(denoiser, KEY, 2, 3)
+        drawing.draw_samples(denoiser, KEY, 2, 3)
 
 
 def test_a_sequential_sweep_ends(denoiser, tmp_path):
@@ -219,15 +219,15 @@ def test_a_sampling_sweep_goes_on_where_it_stopped(denoiser, tmp_path, monkeypat
     levels, options = [5, 40], {"block": 2, "rows": 1, "condition": LABELS[:2]}
     windows = rollout.even_windows(levels, 2)
     whole = sampling_sweep(denoiser, levels, windows, 2, KEY, tmp_path / "whole", **options)
-    walk, calls = rollout._walk, []
+    roll, calls = rollout.roll, []
 
-    def stopping(*args):
+    def stopping(*args, **options):
         calls.append(1)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return walk(*args)
+        return roll(*args, **options)
 
-    monkeypatch.setattr(rollout, "_walk", stopping)
+    monkeypatch.setattr(rollout, "roll", stopping)
     with pytest.raises(KeyboardInterrupt):
         sampling_sweep(denoiser, levels, windows, 2, KEY, tmp_path / "stopped", **options)
     again = sampling_sweep(denoiser, levels, windows, 2, KEY, tmp_path / "stopped", **options)

@@ -16,7 +16,8 @@ from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.build import ablate, leave_one_out, random_subsets, set_temperature, windowed
 from mechdiff.interventions.record import ALWAYS, STACKED, Intervention
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import components, init_unet, stages
+from mechdiff.models.stages import stages
+from mechdiff.models.unet import components, init_unet
 from mechdiff.sweeps.execution import engine, passes, shared_prefix
 
 KEY = jax.random.key(2)
