@@ -49,9 +49,7 @@ flags.DEFINE_enum(
 flags.DEFINE_enum(
     "condition", None, ("last", "first"), "Where condition channels lie: behind the noisy image, or before."
 )
-CLASS_NAMES = flags.DEFINE_list(
-    "class_names", [], "What its classes are called, in their order, with commas."
-)
+CLASS_NAMES = flags.DEFINE_list("class_names", [], "What its classes are called, in order, with commas.")
 flags.DEFINE_boolean("null_class", None, "Whether the last class stands for no class.")
 flags.DEFINE_boolean("rescale_timesteps", None, "Whether an ADM network is fed t * 1000 / noise steps.")
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mechdiff.core.config import Preprocessing
 from mechdiff.core.errors import DataError, shorten
 from mechdiff.data.dataset import to_float
+from mechdiff.data.scrambled import scrambled
 
 DEFAULT = Preprocessing()
 CELEBA_SIZE = (178, 218)  # width, height of the aligned images
@@ -29,7 +30,7 @@ Encoded = bytes | UInt8[np.ndarray, "height width channels"]  # a file's content
 def thumbnail(
     encoded: Encoded, size: int, name: str, preprocessing: Preprocessing = DEFAULT
 ) -> UInt8[np.ndarray, "size size channels"]:
-    """Decodes, crops and resizes one image, with antialiasing; never enlarges.
+    """Decodes, crops and resizes one image, with antialiasing; never enlarges. Phases are scrambled last.
 
     CelebA's 178x218 gives the usual 178x178 crop; its half-size copies (89x109) give the same framing.
 
@@ -49,7 +50,8 @@ def thumbnail(
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling[preprocessing.filter.upper()])
     pixels = np.asarray(image)
-    return pixels if pixels.ndim == 3 else pixels[..., None]
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    return scrambled(pixels) if preprocessing.phases == "random" else pixels
 
 
 def enlarged(
