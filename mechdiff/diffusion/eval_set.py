@@ -1,14 +1,42 @@
 """What a denoiser is examined on: clean images, timesteps, and the key of their noise."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Int
 
+from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, Shown
-from mechdiff.diffusion.process import images_at
+from mechdiff.diffusion.process import Noised, images_at, noised
+from mechdiff.diffusion.schedules import NoiseSchedule
+
+
+class EvalBatch(NamedTuple):
+    """Images that are shown together at one timestep: a pytree, one argument of compiled functions.
+
+    Attributes:
+      images: clean, in [-1, 1].
+      indices: of the images: the one of index i has the noise `process.image_noise(key, i)`.
+      t: the timestep of all of them, in [0, T).
+      key: of the noise.
+      condition: what each image is denoised under, leaves `(batch, ...)`; None: nothing.
+    """
+
+    images: Images
+    indices: Int[AnyArray, " batch"]
+    t: int | Int[AnyArray, ""]
+    key: PRNGKey
+    condition: PyTree = None
+
+    def noised(self, schedule: NoiseSchedule) -> Noised:
+        """The images with their noise: what a denoiser is given, and what it is to find."""
+        return noised(schedule, self.images, self.t, self.key, self.indices)
+
+
+BATCH = EvalBatch(IMAGES, IMAGES, ALL, ALL, IMAGES)  # how it is shared out over devices, for `jax.shard_map`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +63,8 @@ class EvalSet:
       >>> eval_set = EvalSet(np.zeros((4, 8, 8, 3), np.float32), [10, 500], jax.random.key(0))
       >>> eval_set.count, eval_set.images_total, eval_set.timesteps
       (4, 4, array([ 10, 500], dtype=int32))
+      >>> eval_set.batch(1, np.array([0, 3])).indices
+      array([0, 3])
     """
 
     images: Shown
@@ -87,3 +117,11 @@ class EvalSet:
         if self.images.ndim == 4:
             return self.condition
         return jax.tree.map(lambda leaf: leaf[t_index], self.condition)
+
+    def batch(self, t_index: int, places: Int[np.ndarray, " batch"] | None = None) -> EvalBatch:
+        """Images `places` of those shown at timestep number `t_index`; all of them if None."""
+        images, indices = self.at(t_index)
+        condition, t = self.condition_at(t_index), int(self.timesteps[t_index])
+        if places is not None:
+            images, indices, condition = jax.tree.map(lambda leaf: leaf[places], (images, indices, condition))
+        return EvalBatch(images, indices, t, self.key, condition)

@@ -5,7 +5,7 @@ Images are NHWC float in [-1, 1]; `t` is int in [0, T), one per image.
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,26 @@ def images_at(images: Shown, level: int) -> tuple[Images, Int[np.ndarray, " imag
 def q_sample(schedule: NoiseSchedule, x0: Images, t: Timesteps, noise: Images) -> Images:
     """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (Ho et al. 2020, eq. 4)."""
     return _rows(schedule.sqrt_alphas_bar[t]) * x0 + _rows(schedule.sqrt_one_minus_alphas_bar[t]) * noise
+
+
+class Noised(NamedTuple):
+    """Noised images: `x_t`, with the timestep `t` and the `noise` of each."""
+
+    x_t: Images
+    t: Timesteps
+    noise: Images
+
+
+def noised(
+    schedule: NoiseSchedule,
+    x0: Images,
+    t: Int[AnyArray, ""] | int,
+    key: PRNGKey,
+    indices: Int[AnyArray, " batch"],
+) -> Noised:
+    """Images at one timestep, image i with the noise of `image_noise(key, indices[i])`."""
+    timesteps, noise = jnp.full(len(x0), t), image_noise(key, indices, x0.shape[1:])
+    return Noised(q_sample(schedule, x0, timesteps, noise), timesteps, noise)
 
 
 def predict_x0(schedule: NoiseSchedule, x_t: Images, t: Timesteps, eps: Images) -> Images:

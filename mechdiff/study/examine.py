@@ -3,7 +3,8 @@
 A results folder holds one sub-folder per model, `subjects/NAME`:
   subject.json     name, config, training record, description of the images, and how well they are denoised
   samples.png      images sampled from the model, if any came with it
-  sweep.zarr       `sweeps.ablation_sweep`; its pieces are collected in sweep/
+  sweep.zarr       `sweeps.ablation_sweep` with effects and intervals (`saved_effects`); its pieces are
+                   collected in sweep/
   attention.zarr   `activations.attention_stats`
   examples.zarr    images for the eye, see `examples`; none of a network whose images can't be shown
 The report is made from these files alone.
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import jax
 
+from mechdiff.analysis.saved_effects import with_effects
 from mechdiff.core import keys
 from mechdiff.core.config import ExperimentConfig, SweepConfig, to_dict
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
@@ -98,6 +100,9 @@ def examine(
     with locks.lock(folder, wait=True):  # every process that shares the sweep comes here, with equal results
         attention = attention.assign_attrs(denoiser=name, **facts).assign_coords(images.labels)
         labelled.replace(folder / "attention.zarr", attention)
-        labelled.replace(folder / "sweep.zarr", sweep.assign_coords(images.labels))
+        sweep = sweep.assign_coords(images.labels)
+        if sweep.sizes["image"] > 1:  # of a single image there is no interval
+            sweep = with_effects(sweep)
+        labelled.replace(folder / "sweep.zarr", sweep)
     examples.save(folder / "examples.zarr", denoiser, images, sweep, seed, noise)
     return Analysis(denoiser, trained, images)

@@ -226,6 +226,7 @@ def _shipped(path: Path) -> ExaminedModel:
     """A model from a file of `packing.pack`."""
     about, results, members = packing.unpack(path)
     _check_facts(path, about)
+    results["attention"] = over_many_keys(results["attention"])
     return _model(about, _with_circuits(results), members.get("samples.png", b""))
 
 
