@@ -83,7 +83,6 @@ def main(_, workdir):
     images = BATCH.value
     networks = {
         "own UNet, tiny": lambda: own("tiny"),
-        "own UNet, cpu16": lambda: own("cpu16"),
         "NNX UNet": nnx,
         "Linen DiT": lambda: dit(images),
     }
