@@ -38,23 +38,17 @@ ROUNDING = 1e-12  # mean squared change of a prediction of unit variance that fl
 
 
 @dataclass(frozen=True)
-class Effects:
-    """Effects of one ablation on one denoiser; see the module for symbols.
+class EffectGrid:
+    """One number for every component at every timestep, and pooled: an effect, or how one changed.
 
     Attributes:
       ablation: where replacements come from.
       components: names; `part` (component type), `resolution`, `depth` as in the sweep.
       t, log_snr: timesteps.
-      cells: relative loss increase (%), `[component, t]`.
+      cells: relative loss increase (%), or its change (percentage points), `[component, t]`.
       p: sign-flip p values of the cells' loss differences, adjusted by max-T over this grid.
-      pooled, pooled_losses: see the module.
-      effective: effective number of components, exp(entropy of the shares of |pooled|).
+      pooled: see the module.
       change: largest mean squared change of a prediction over timesteps and images, `[component]`.
-      rms, hurt: root mean square over timesteps, and share of images hurt, `[component]`.
-      quantiles: over images, `[component, QUANTILES]`.
-      precision_error: largest error of a relative loss increase by reduced precision of products, in points,
-        `[component]`; 0 in full precision. Intervals of relative loss increases are wider by it at both ends,
-        and cells not above it have p = 1: no effect is certain that the precision can't carry.
       images: scored at each timestep.
       people: on all of them; 0 where that is not known.
     """
@@ -69,13 +63,7 @@ class Effects:
     cells: Interval
     p: Float[np.ndarray, "component t"]
     pooled: Interval
-    pooled_losses: Interval
-    effective: Interval
     change: Float[np.ndarray, " component"]
-    rms: Interval
-    hurt: Interval
-    quantiles: Float[np.ndarray, "component quantile"]
-    precision_error: Float[np.ndarray, " component"]
     images: int
     people: int
 
@@ -93,6 +81,28 @@ class Effects:
     def idle(self) -> Bool[np.ndarray, " component"]:
         """Components whose ablation changed no prediction by more than rounding: nothing was tested."""
         return self.change <= ROUNDING
+
+
+@dataclass(frozen=True)
+class Effects(EffectGrid):
+    """Effects of one ablation on one denoiser; see the module for symbols.
+
+    Attributes:
+      pooled_losses: see the module.
+      effective: effective number of components, exp(entropy of the shares of |pooled|).
+      rms, hurt: root mean square over timesteps, and share of images hurt, `[component]`.
+      quantiles: over images, `[component, QUANTILES]`.
+      precision_error: largest error of a relative loss increase by reduced precision of products, in points,
+        `[component]`; 0 in full precision. Intervals of relative loss increases are wider by it at both ends,
+        and cells not above it have p = 1: no effect is certain that the precision can't carry.
+    """
+
+    pooled_losses: Interval
+    effective: Interval
+    rms: Interval
+    hurt: Interval
+    quantiles: Float[np.ndarray, "component quantile"]
+    precision_error: Float[np.ndarray, " component"]
 
 
 def relative_loss_increase(
@@ -119,22 +129,25 @@ def rms_damage(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draw
 
 
 def excess_damage(
-    clean: CleanLossArray, loss: LossArray, floor: Float[np.ndarray, " t"], weights: Weights
+    clean: CleanLossArray, loss: LossArray, floor: Float[np.ndarray, " *cells"], weights: Weights
 ) -> Draws:
     """Loss increase relative to the clean loss's excess over the optimal one, mean over timesteps, in %.
 
     Args:
-      floor: loss of the optimal denoiser at each timestep, in the units of `clean`.
+      floor: loss of the optimal denoiser in the units of `clean`: expected, `(t,)`, or on the same images and
+        noise, `(t, image)`, which leaves less noise in the difference.
 
     Raises:
       ConfigError: a floor that is not below the clean loss at every timestep.
     """
-    excess = stats.weighted(clean, weights) - np.asarray(floor, np.float64)[:, None]
+    floor = np.asarray(floor, np.float64)
+    least = floor[:, None] if floor.ndim == 1 else stats.weighted(floor, weights)
+    excess = stats.weighted(clean, weights) - least
     if not (excess > 0).all():
         t_index = int(np.argmin(excess.min(axis=-1)))
         raise ConfigError(
-            f"floor {float(floor[t_index]):.4g} at timestep index {t_index} is not below the network's loss; "
-            "give that of the optimal denoiser in the units of the clean loss"
+            f"floor {float(least[t_index].max()):.4g} at timestep index {t_index} is not below the network's "
+            "loss; give that of the optimal denoiser in the units of the clean loss"
         )
     return 100 * ((stats.weighted(loss, weights) - stats.weighted(clean, weights)) / excess).mean(axis=1)
 

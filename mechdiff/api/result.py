@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from mechdiff.analysis import effects, paired
+from mechdiff.analysis import effects
+from mechdiff.analysis.saved_effects import effect_table, with_effects
 from mechdiff.api.images import Given, eval_images
 from mechdiff.api.places import cache_folder
 from mechdiff.circuits.screening import score_all
@@ -23,11 +24,10 @@ from mechdiff.interventions.components import select
 from mechdiff.interventions.describe import table
 from mechdiff.report import single
 from mechdiff.report.single import Plot
-from mechdiff.storage import digests
+from mechdiff.storage import digests, labelled
 from mechdiff.study.inputs import EvalImages, replacement_values
 from mechdiff.sweeps.ablation import ablation_sweep
 
-COLUMNS = ["component", "type", "delta_loss", "low", "high", "p", "n"]
 UNITS = (
     "delta_loss, low, high: relative loss increase, %, pooled over noise levels; 95 % interval over images"
 )
@@ -38,7 +38,8 @@ class Result:
     """What ablating each component does to a model's denoising loss.
 
     Attributes:
-      dataset: losses, dims `ablation, component, t, image`; see `sweeps.ablation_sweep`.
+      dataset: losses, dims `ablation, component, t, image`, see `sweeps.ablation_sweep`; with effects and
+        their intervals, see `saved_effects.with_effects`.
       ablation: the first of those swept, which tables and plots show.
 
     Example:
@@ -60,25 +61,17 @@ class Result:
     def frame(self) -> pd.DataFrame:
         """All components, the largest loss increase first: component, type, delta_loss (% of the loss, pooled
         over timesteps), low, high (95 % interval), p (sign flips, max-T over components), n (images)."""
-        measured, p = self.effects, paired.pooled_p(self.dataset, self.ablation)
-        pooled = measured.pooled
-        frame = pd.DataFrame(
-            {
-                "component": measured.components,
-                "type": measured.part,
-                "delta_loss": pooled.estimate,
-                "low": pooled.low,
-                "high": pooled.high,
-                "p": p,
-                "n": pooled.n,
-            }
-        )
+        frame = effect_table(self.dataset, self.ablation)
         frame.attrs["units"] = UNITS
-        return frame.iloc[measured.order].reset_index(drop=True)
+        return frame
 
     def top(self, n: int = 10) -> pd.DataFrame:
         """The `n` components whose ablation raises the loss most; columns as in `frame`."""
         return self.frame.head(n)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the dataset as a Zarr folder that explains itself: `xarray.open_zarr(path)`."""
+        labelled.replace(Path(path), self.dataset)
 
     def plot(self, component: str | None = None) -> Plot:
         """Relative loss increase of one component over log-SNR with its interval; of all, as a map."""
@@ -183,7 +176,7 @@ def sweep(
     )
     # What is cached may have been computed under another name.
     dataset = dataset.assign_attrs(denoiser=model.name, **facts).assign_coords(shown.labels)
-    return Result(dataset, ablation)
+    return Result(with_effects(dataset) if n > 1 else dataset, ablation)
 
 
 def screen(

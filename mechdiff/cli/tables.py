@@ -7,7 +7,7 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-from mechdiff.analysis import effects
+from mechdiff.analysis import effects, saved_effects
 
 TOP = 10
 WIDTH = 100  # of a table where stdout is no terminal
@@ -17,27 +17,15 @@ def top_components(sweep: xr.Dataset, ablation: str, count: int = TOP) -> list[d
     """The components of the largest pooled relative loss increase, the largest first.
 
     Returns:
-      for each its name, type, relative loss increase in % with a 95 % interval over images (or people), the
-      least of its p values over timesteps (adjusted over the whole grid), the images scored at each
-      timestep, and the error by reduced precision of products in points (0: full precision).
+      for each its name, type, relative loss increase in % with a 95 % interval over images (or people), p
+      (sign flips, max-T over components), how many images (or people) these are over, and the error by
+      reduced precision of products in points (0: full precision).
     """
-    measured = effects.measure(sweep, ablation)
-    rows = []
-    for index in measured.order[:count]:
-        rows.append(
-            {
-                "component": measured.components[index],
-                "type": measured.part[index],
-                "ablation": ablation,
-                "delta_loss": float(measured.pooled.estimate[index]),
-                "low": float(measured.pooled.low[index]),
-                "high": float(measured.pooled.high[index]),
-                "p": float(measured.p[index].min()),
-                "n": measured.n,
-                "precision_error": float(measured.precision_error[index]),
-            }
-        )
-    return rows
+    frame = saved_effects.effect_table(sweep, ablation).head(count).assign(ablation=ablation)
+    errors = effects.precision_error(sweep, ablation)
+    by_name = dict(zip(sweep["component"].values.astype(str), errors.tolist(), strict=True))
+    frame["precision_error"] = frame["component"].map(by_name)
+    return frame.to_dict("records")
 
 
 def print_top(rows: list[dict[str, Any]], title: str) -> None:

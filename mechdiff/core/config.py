@@ -13,6 +13,8 @@ from mechdiff.core.old_names import CONFIG_FIELDS
 
 Precision = Literal["float32", "3xtf32", "tf32", "bfloat16"]  # of products, from the most exact down
 Prediction = Literal["epsilon", "v_prediction", "sample"]  # what a network outputs; see `diffusion.target`
+LARGEST = 4096  # side of an image, channels, blocks; beyond it a number is a slip, and memory would end
+MOST_STEPS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ class UNetConfig:
             if len(getattr(self, name)) != levels:
                 raise ConfigError(f"unet.{name}={getattr(self, name)} needs {levels} entries, one per width")
         for name in ("image_size", "in_channels", "out_channels", "blocks_per_level", "norm_groups"):
-            _at_least(f"unet.{name}", getattr(self, name), 1)
+            _within(f"unet.{name}", getattr(self, name), 1, LARGEST)
         if self.image_size % 2 ** (levels - 1):
             raise ConfigError(
                 f"unet.image_size={self.image_size} is not divisible by {2 ** (levels - 1)}, "
@@ -86,6 +88,7 @@ class UNetConfig:
         for blocks in self.level_blocks:
             _at_least("unet.level_blocks", blocks, 1)
         _within("unet.dropout", self.dropout, 0.0, 0.999)
+        _within("unet.norm_eps", self.norm_eps, 0.0, 1.0)
         _at_least("unet.time_features", self.time_features, 0)
         _within("unet.timestep_scale", self.timestep_scale, 1e-9, 1e9)
         _at_least("unet.sample_clip", self.sample_clip, 0.0)
@@ -100,7 +103,7 @@ class UNetConfig:
     def _check_levels(self, name: str, per_level: tuple[int, ...]) -> None:
         """Widths must be divisible by groups and, where there is attention, by heads."""
         for level, (width, heads) in enumerate(zip(self.widths, per_level)):
-            _at_least("unet.widths", width, 1)
+            _within("unet.widths", width, 1, LARGEST**2)
             _at_least(f"unet.{name}", heads, 1)
             if width % self.norm_groups:
                 raise ConfigError(
@@ -127,7 +130,7 @@ class DiffusionConfig:
     betas: tuple[float, ...] = ()  # of schedule `betas`: all of them, one per step
 
     def __post_init__(self):
-        _at_least("diffusion.steps", self.steps, 2)
+        _within("diffusion.steps", self.steps, 2, MOST_STEPS)
         expected = self.steps if self.schedule == "betas" else 0
         if len(self.betas) != expected:
             raise ConfigError(
@@ -149,6 +152,7 @@ class Preprocessing:
     filter: Literal["bicubic", "bilinear", "box", "hamming", "lanczos", "nearest"] = "bicubic"  # of Pillow
     channels: Literal["rgb", "gray"] = "rgb"
     background: Literal["", "black", "white"] = ""  # under transparent pixels; empty: they are refused
+    phases: Literal["kept", "random"] = "kept"  # random: same spectrum, no shapes; see `data.scrambled`
 
     def __post_init__(self):
         side = self.crop.removeprefix("center-")
@@ -165,9 +169,11 @@ class Preprocessing:
         """For a reader, such as `'center crop, bicubic, RGB'`."""
         crop = {"none": "no crop", "squash": "squashed to a square"}.get(self.crop, f"{self.crop} crop")
         on = f", transparent pixels over {self.background}" if self.background else ""
-        return f"{crop}, {self.filter}, {'RGB' if self.channels == 'rgb' else 'gray'}{on}"
+        scrambled = ", random phases" if self.phases == "random" else ""
+        return f"{crop}, {self.filter}, {'RGB' if self.channels == 'rgb' else 'gray'}{on}{scrambled}"
 
 
+DRAWN = ("synthetic", "gaussian")  # names of data whose images are drawn at their size, not read
 CROPS = ("center", "ddim", "none", "squash")  # and center-N
 
 
@@ -179,11 +185,13 @@ class DataConfig:
     folder, `.npy` or `.npz`.
     """
 
-    name: Literal["synthetic", "celeba", "tfds", "folder", "unknown"] = "synthetic"  # unknown: imported model
+    name: Literal["synthetic", "gaussian", "celeba", "tfds", "folder", "unknown"] = (
+        "synthetic"  # gaussian: see `data.gaussian`; unknown: imported model
+    )
     path: str = ""
     cache: str = ""  # where decoded images are kept; empty: beside the run
     complexity: int = 4  # synthetic: rung of the complexity ladder, 0..4
-    n_train: int = 16384  # synthetic: images rendered; else an upper limit (0: all)
+    n_train: int = 16384  # synthetic, gaussian: images rendered; else an upper limit (0: all)
     n_test: int = 2048
     flip: bool = True  # mirror training images at random
     preprocessing: Preprocessing = field(default_factory=Preprocessing)  # not of synthetic images
@@ -198,7 +206,7 @@ class DataConfig:
         _at_least("data.n_test", self.n_test, 0)
         _at_least("data.split_seed", self.split_seed, 0)
         _within("data.held_out", self.held_out, 0.001, 0.999)
-        if self.name == "synthetic":
+        if self.name in DRAWN:
             _at_least("data.n_train", self.n_train, 1)
             _at_least("data.n_test", self.n_test, 1)
 
@@ -389,10 +397,10 @@ def override(config: ExperimentConfig, assignments: Iterable[str]) -> Experiment
         if not equals:
             raise ConfigError(f"--set={assignment!r} has no '='; write section.field=value")
         config = _assign(config, path.strip().split("."), text.strip(), path.strip())
-    if config.data.name == "synthetic" and config.data.path:
+    if config.data.name in DRAWN and config.data.path:
         raise ConfigError(
-            f"data.path={config.data.path!r} has no bearing on data.name=synthetic; set data.name too, or "
-            "leave it out"
+            f"data.path={config.data.path!r} has no bearing on data.name={config.data.name}; set data.name "
+            "too, or leave it out"
         )
     return config
 

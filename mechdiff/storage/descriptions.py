@@ -11,11 +11,41 @@ from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.storage import manifest
 
 LOSS = "mean squared error of the predicted noise"
+UNITS = "images (people where they are known)"
+FLIPS = f"two-sided sign flips of {UNITS}"
+POINTS = "percentage points"
+
+
+def _intervals(name: str, meaning: str, unit: str) -> dict[str, tuple[str, str]]:
+    """A quantity and the ends of its interval."""
+    end = f"end of the 95 % interval over {UNITS}: {meaning}"
+    return {
+        name: (unit, meaning),
+        f"{name}_low": (unit, f"lower {end}"),
+        f"{name}_high": (unit, f"upper {end}"),
+    }
+
+
 # variable -> its unit and its long name. "1" is none: images are in [-1, 1], their differences have no unit.
 NAMES = {
     "loss": ("1", f"{LOSS} under the intervention"),
     "clean_loss": ("1", f"{LOSS} without intervention"),
     "change": ("1", "mean squared change of the prediction by the intervention"),
+    **_intervals(
+        "delta_loss", "relative loss increase 100 (L(do) / L - 1) by the ablation at this timestep", "%"
+    ),
+    **_intervals("pooled_delta_loss", "relative loss increase by the ablation, mean over timesteps", "%"),
+    "delta_loss_p": ("1", f"p of the loss increase: {FLIPS}, max-T over components and timesteps"),
+    "pooled_delta_loss_p": ("1", f"p of the pooled relative loss increase: {FLIPS}, max-T over components"),
+    "delta_loss_n": ("1", f"number of {UNITS} that intervals and p values are over"),
+    **_intervals(
+        "difference", "change of the relative loss increase, last - first, at this timestep", POINTS
+    ),
+    **_intervals("pooled_difference", "change of the pooled relative loss increase, last - first", POINTS),
+    "difference_p": ("1", f"p of the change at this timestep: {FLIPS}, max-T over components and timesteps"),
+    "pooled_difference_p": ("1", f"p of the change: {FLIPS}, Holm over components"),
+    "contribution": ("%", "contribution of an image to the pooled relative loss increase"),
+    "model": ("", "name of the model"),
     "score": ("1", "loss change of an ablation as its gradient foretells it"),
     "first": ("1", "first-order part of the score"),
     "second": ("1", "second-order part of the score"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from mechdiff.analysis.saved_effects import without_effects
 from mechdiff.core.errors import CheckpointError
 from mechdiff.storage import files, labelled, packed
 from mechdiff.storage.packed import Packed
@@ -72,6 +73,7 @@ def _restored(results: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
 
 def _slim(name: str, result: xr.Dataset) -> xr.Dataset:
     if name in SWEEPS:
+        result = without_effects(result)  # computed anew from the rounded losses
         largest = result["change"].max(("t", "image"))
         increase = (result["loss"].astype(np.float64) - result["clean_loss"]).transpose(*result["loss"].dims)
         return result.drop_vars(["loss", "change"]).assign(increase=increase, largest_change=largest)

@@ -29,6 +29,15 @@ def test_the_table_is_the_losses(result):
     assert list(result.top(2).columns) == ["component", "type", "delta_loss", "low", "high", "p", "n"]
 
 
+def test_a_saved_result_opens_with_the_table_in_it(result, tmp_path):
+    result.save(tmp_path / "result.zarr")
+    opened = xr.open_zarr(tmp_path / "result.zarr").sel(ablation="zero")
+    frame = result.frame.set_index("component")
+    pooled = opened.sel(component=frame.index.tolist())["pooled_delta_loss_low"]
+    np.testing.assert_array_equal(pooled, frame["low"])
+    assert pooled.attrs["units"] == "%" and opened.attrs["denoiser"] == "tiny"
+
+
 def test_screens_rank_all_components(model, images):
     screen = model.screen(images, n=4, timesteps=2)
     assert len(screen.frame) == len(model.components())

@@ -30,7 +30,11 @@ def test_claims_read_a_packed_network_whose_folder_is_gone(tiny, tmp_path, monke
     packing.pack(folder, tmp_path / packing.CELLS / "small.zip")
     folder.parent.rename(tmp_path / "elsewhere")
 
+    for ablation, measured in whole.damages.items():  # saved beside the losses, not packed
+        saved = whole.sweep["pooled_delta_loss_low"].sel(ablation=ablation)
+        np.testing.assert_array_equal(saved, measured.pooled.low)
     shipped = records.read(tmp_path)[1][0]
+    assert "pooled_delta_loss" not in shipped.sweep
     assert shipped.name == "small" and shipped.network.steps == 7
     assert shipped.images_facts == whole.images_facts and len(shipped.images_facts["ids"]) == 6
     first, second = whole.network.sweep, shipped.network.sweep
