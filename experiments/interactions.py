@@ -1,9 +1,9 @@
-"""Which components stand in for each other: second-order effects of pairs in a trained model.
+"""Which components back each other up: interactions of pairs in a trained model.
 
 `python -m experiments.interactions --model=checkpoints/cpu16-synthetic-seed0 --components='.*head.*'`
 All pairs are scored by products with the Hessian; the --top of them by size, and --audit others at random,
-are run exactly, on other images than gave the scores. Synergy is L(without both) - L(without a) -
-L(without b) + L in percent of the clean loss L: above 0 where each makes up for the other's loss.
+are run exactly, on other images than gave the scores. The interaction is L(without both) - L(without a) -
+L(without b) + L in percent of the clean loss L: above 0 where each makes up for the removal of the other.
 Results: WORKDIR/pairs.json, and WORKDIR/pairs.zarr with the losses of every image.
 """
 
@@ -34,27 +34,28 @@ NUMBERS = ("a", "b", "score", "estimate", "low", "high", "p", "single_a", "singl
 def main(config, workdir):
     use_all_cores()
     files.ensure_writable(workdir)
-    denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
-    if not len(given.reference):
+    denoiser, _, images, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
+    if not len(images.reference):
         raise ConfigError("pairs are scored on the reference images; sweep.reference_images=0 leaves none")
     names = select(denoiser.identity, COMPONENTS.value)
-    chosen = [one for one in denoiser.components() if one.name in names]
-    counts = {"top": TOP.value, "audit": AUDIT.value}
-    others = given.reference_set(eval_set.timesteps, keys.stream(eval_set.key, "pair scores"))
-    found = redundancy.verified_pairs(
-        denoiser, eval_set, others, chosen, **counts, seed=config.seed, people=given.scored_people
+    chosen = [component for component in denoiser.components() if component.name in names]
+    settings = redundancy.PairConfig(top=TOP.value, audit=AUDIT.value, seed=config.seed)
+    others = images.reference_set(eval_set.timesteps, keys.stream(eval_set.key, "pair scores"))
+    pairs = redundancy.verified_pairs(
+        denoiser, eval_set, others, chosen, config=settings, people=images.scored_people
     )
-    labelled.replace(workdir / "pairs.zarr", found.assign_attrs(denoiser=denoiser.name, inputs=given.label))
-    rows = zip(*(found[name].values.tolist() for name in NUMBERS))
-    agreed = {name: dataclasses.asdict(one) for name, one in redundancy.pair_agreement(found).items()}
-    manifest = run_manifest(to_dict(config), models=[denoiser.name], inputs=given.label)
-    kept = {"pairs": [dict(zip(NUMBERS, row)) for row in rows], "agreement": agreed, "manifest": manifest}
-    files.write_json(workdir / "pairs.json", kept)
-    print(
-        f"{len(chosen) * (len(chosen) - 1) // 2:,} pairs scored on {len(given.reference)} pictures, ", end=""
-    )
-    print(f"{len(kept['pairs'])} of them run on {len(given.scored)} others")
-    print("\n".join(redundancy.pair_lines(found)))
+    labelled.replace(workdir / "pairs.zarr", pairs.assign_attrs(denoiser=denoiser.name, inputs=images.label))
+    agreements = redundancy.pair_agreement(pairs)
+    record = {
+        "pairs": pairs[list(NUMBERS)].reset_coords().to_pandas()[list(NUMBERS)].to_dict("records"),
+        "agreement": {name: dataclasses.asdict(agreement) for name, agreement in agreements.items()},
+        "manifest": run_manifest(to_dict(config), models=[denoiser.name], inputs=images.label),
+    }
+    files.write_json(workdir / "pairs.json", record)
+    count = len(chosen) * (len(chosen) - 1) // 2
+    print(f"{count:,} pairs scored on {len(images.reference)} images, ", end="")
+    print(f"{pairs.sizes['pair']} of them run on {len(images.scored)} others")
+    print("\n".join(redundancy.pair_lines(pairs)))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ MODEL = flags.DEFINE_multi_string("model", None, _launch.MODEL_HELP, required=Tr
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 CHANNELS = flags.DEFINE_boolean("channels", False, "Every single channel as well.")
-KIND = flags.DEFINE_enum("ablation", "zero", ABLATIONS, "What a component is replaced by.")
+ABLATION = flags.DEFINE_enum("ablation", "zero", ABLATIONS, "What a component is replaced by.")
 POINT = flags.DEFINE_enum("point", "identity", screening.EXPANSIONS, "What the ranking is by.")
 EVERY = flags.DEFINE_boolean("every", False, "Run all exactly, to see how well the scores rank them.")
 UNTRAINED = flags.DEFINE_boolean("untrained", False, "With every model also a fresh network of its config.")
@@ -40,56 +40,76 @@ def _widest(denoiser):
 
 def main(config, workdir):
     use_all_cores()
-    sweep = dataclasses.replace(config.sweep, ablations=(KIND.value,))
-    found, inputs = {"trained": {}, "untrained": {}}, {}
+    examine, sweep = (
+        examine_all if EVERY.value else verify,
+        dataclasses.replace(config.sweep, ablations=(ABLATION.value,)),
+    )
+    screens, inputs = {"trained": {}, "untrained": {}}, {}
     for folder in map(Path, MODEL.value):
         name = "/".join(folder.parts[-2:])
-        denoiser, trained, given, eval_set = _launch.opened(
+        denoiser, trained, images, eval_set = _launch.opened(
             config, workdir, folder, CELEBA.value, IMAGES.value, name=name
         )
         forecast.print_memory_forecast(denoiser, sweep)
-        inputs[name] = given.label
+        inputs[name] = images.label
         chosen = denoiser.components(_widest(denoiser) if CHANNELS.value else 0)
-        fresh = {"untrained": untrained.untrained(denoiser, trained.seed)} if UNTRAINED.value else {}
-        for group, one in {"trained": denoiser, **fresh}.items():
+        networks = {"trained": denoiser}
+        if UNTRAINED.value:
+            networks["untrained"] = untrained.untrained(denoiser, trained.seed)
+        for group, network in networks.items():
             replacements = replacement_values(
-                one, given, eval_set.timesteps, jax.random.key(config.seed), sweep
-            )
-            asked = {"chosen": chosen, "ablation": KIND.value, "replacements": replacements.get(KIND.value)}
-            found[group][one.name] = (every if EVERY.value else verified)(
-                one, eval_set, workdir / "exact", **asked
+                network, images, eval_set.timesteps, jax.random.key(config.seed), sweep
+            ).get(ABLATION.value)
+            screens[group][network.name] = examine(
+                network,
+                eval_set,
+                workdir / "exact",
+                chosen=chosen,
+                ablation=ABLATION.value,
+                replacements=replacements,
             )
     if EVERY.value:
-        groups = [(f"{len(some)} {group}, {KIND.value}", some) for group, some in found.items() if some]
         tables = "\n\n".join(
-            "\n".join([title, *score_agreement.summary(some.values())]) for title, some in groups
+            "\n".join(
+                [f"{len(of_group)} {group}, {ABLATION.value}", *score_agreement.summary(of_group.values())]
+            )
+            for group, of_group in screens.items()
+            if of_group
         )
         files.write_atomic(workdir / "screen.txt", f"{tables}\n".encode())
         print(f"\n{tables}")
-    manifest = run_manifest(to_dict(config), models=MODEL.value, ablation=KIND.value, inputs=inputs)
-    kept = {name: plain(facts) for some in found.values() for name, facts in some.items()}
-    files.write_json(workdir / "screen.json", {"models": kept, "manifest": manifest})
+    manifest = run_manifest(to_dict(config), models=MODEL.value, ablation=ABLATION.value, inputs=inputs)
+    records = {name: plain(screen) for of_group in screens.values() for name, screen in of_group.items()}
+    files.write_json(workdir / "screen.json", {"models": records, "manifest": manifest})
 
 
-def every(denoiser, eval_set, folder, **asked):
-    found = screening.quality(denoiser, eval_set, folder, **asked)
-    shown = (f"{at} {one.overall.spearman:.2f}, {one.overall.recall:.0%}" for at, one in found.items())
-    print(f"{denoiser.name:36} Spearman, recall of the top 10: {'; '.join(shown)}", flush=True)
-    return found
+def examine_all(denoiser, eval_set, folder, **options):
+    """Runs all components exactly; how well each point of expansion ranks them."""
+    agreements = screening.quality(denoiser, eval_set, folder, **options)
+    parts = [
+        f"{point} {agreement.overall.spearman:.2f}, {agreement.overall.recall:.0%}"
+        for point, agreement in agreements.items()
+    ]
+    print(f"{denoiser.name:36} Spearman, recall of the top 10: {'; '.join(parts)}", flush=True)
+    return agreements
 
 
-def verified(denoiser, eval_set, folder, **asked):
-    found = screening.screen_and_verify(denoiser, eval_set, folder, **asked, point=POINT.value)
-    print("\n".join([denoiser.name, *screening.lines(found, [one.name for one in asked["chosen"]])]))
-    return found
+def verify(denoiser, eval_set, folder, *, chosen, **options):
+    """Screens the chosen components and verifies the most promising."""
+    settings = screening.ScreenConfig(point=POINT.value)
+    screen = screening.screen_and_verify(
+        denoiser, eval_set, folder, chosen=chosen, config=settings, **options
+    )
+    print("\n".join([denoiser.name, *screening.lines(screen, [component.name for component in chosen])]))
+    return screen
 
 
-def plain(found):
+def plain(screen):
     """What goes into the JSON file: all but the scores of every image."""
-    if isinstance(found, dict):
-        return {at: dataclasses.asdict(one) for at, one in found.items()}
-    kept = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
-    return kept | {"scores": None, "fidelity": dataclasses.asdict(found.fidelity)}
+    if isinstance(screen, dict):
+        return {point: dataclasses.asdict(agreement) for point, agreement in screen.items()}
+    record = {field.name: getattr(screen, field.name) for field in dataclasses.fields(screen)}
+    return record | {"scores": None, "fidelity": dataclasses.asdict(screen.fidelity)}
 
 
 if __name__ == "__main__":

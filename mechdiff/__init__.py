@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # at run time names are imported when they are first used, so
     from mechdiff.api.model import Model as Model
     from mechdiff.api.result import Result as Result
     from mechdiff.api.show import show as show
+    from mechdiff.circuits.attribution import Expansion as Expansion
     from mechdiff.circuits.attribution import gate_scores as gate_scores
     from mechdiff.circuits.discovery import (
         Circuit as Circuit,
@@ -47,11 +48,13 @@ if TYPE_CHECKING:  # at run time names are imported when they are first used, so
     from mechdiff.circuits.integrated_gradients import integrated_gradients as integrated_gradients
     from mechdiff.circuits.interactions import pair_effects as pair_effects
     from mechdiff.circuits.interactions import pair_scores as pair_scores
+    from mechdiff.circuits.redundancy import PairConfig as PairConfig
     from mechdiff.circuits.redundancy import verified_pairs as verified_pairs
     from mechdiff.circuits.robustness import stability as stability
     from mechdiff.circuits.robustness import transfer as transfer
     from mechdiff.circuits.scorecards import Scorecard as Scorecard
     from mechdiff.circuits.scorecards import scorecard as scorecard
+    from mechdiff.circuits.screening import ScreenConfig as ScreenConfig
     from mechdiff.circuits.screening import screen_and_verify as screen_and_verify
     from mechdiff.core.config import (
         ExperimentConfig as ExperimentConfig,
@@ -209,15 +212,15 @@ _NAMES = {  # module -> names that can be had from here; those beyond `__all__` 
     "api.model": "Model",
     "api.result": "Result",
     "api.show": "show",
-    "circuits.attribution": "gate_scores",
+    "circuits.attribution": "Expansion gate_scores",
     "circuits.discovery": "Circuit backup_components discover",
     "circuits.faithfulness": "CircuitEvaluator",
     "circuits.integrated_gradients": "integrated_gradients",
     "circuits.interactions": "pair_effects pair_scores",
-    "circuits.redundancy": "verified_pairs",
+    "circuits.redundancy": "PairConfig verified_pairs",
     "circuits.robustness": "stability transfer",
     "circuits.scorecards": "Scorecard scorecard",
-    "circuits.screening": "screen_and_verify",
+    "circuits.screening": "ScreenConfig screen_and_verify",
     "core.config": "ExperimentConfig UNetConfig override",
     "core.devices": "use_all_cores",
     "core.errors": "MechdiffError",

@@ -3,9 +3,10 @@
 `python -m experiments.benchmarks.screening --preset=cpu16 --sample=64 --images=16`; shorter with --rounds=1,
 --sample=16, --set=sweep.timesteps=2.
 
-Both arms are ours and take turns in one process. The exact arm is the wavefront sweep, the fastest that we
-have; its time is that of the sample times components / sample, for its cost grows with their number. The
-scores' does not. Compiling comes before the clock starts. The network is untrained: times don't depend on it.
+Both arms are ours and take turns in one process. The exact arm is the sweep that shares prefixes, the fastest
+that we have; its time is that of the sample times components / sample, for its cost grows with their number.
+The scores' does not. Compiling comes before the clock starts. The network is untrained: times don't depend on
+that.
 """
 
 import statistics
@@ -20,7 +21,7 @@ from absl import flags
 from experiments import _launch
 from experiments.benchmarks import _operations
 from mechdiff.circuits import screening
-from mechdiff.circuits.attribution import gate_scores
+from mechdiff.circuits.attribution import Expansion, gate_scores
 from mechdiff.core.devices import use_all_cores
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import make_schedule, timesteps_by_log_snr
@@ -30,7 +31,7 @@ from mechdiff.models.unet import components, init_unet
 
 SAMPLE = flags.DEFINE_integer("sample", 64, "Components that are run exactly.", lower_bound=1)
 PROBES = flags.DEFINE_integer("probes", 4, "Random vectors of the scores.", lower_bound=1)
-IMAGES = flags.DEFINE_integer("images", 16, "Pictures.", lower_bound=1)
+IMAGES = flags.DEFINE_integer("images", 16, "Images.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns that each arm takes.", lower_bound=1)
 
 
@@ -42,19 +43,19 @@ def main(config, workdir):
     every = components(config.unet, channel_groups=2 * max(config.unet.widths))  # no skip is wider
     rng = np.random.default_rng(0)
     count = min(SAMPLE.value, len(every))
-    some = [every[i] for i in sorted(rng.choice(len(every), count, replace=False))]
+    sampled = [every[i] for i in sorted(rng.choice(len(every), count, replace=False))]
     side, sweep = config.unet.image_size, config.sweep
     images = rng.uniform(-1, 1, (IMAGES.value, side, side, config.unet.in_channels)).astype(np.float32)
     eval_set = EvalSet(images, timesteps_by_log_snr(schedule, sweep.timesteps), jax.random.key(0))
 
     def exact():
         with TemporaryDirectory() as folder:
-            screening.exact_damage(denoiser, eval_set, Path(folder), some)
+            screening.exact_increase(denoiser, eval_set, Path(folder), sampled)
 
-    arms = {
-        "scores": lambda: gate_scores(denoiser, eval_set, chosen=every, probes=PROBES.value),
-        "exact": exact,
-    }
+    def scores_of_all():
+        gate_scores(denoiser, eval_set, chosen=every, expansion=Expansion(probes=PROBES.value))
+
+    arms = {"scores": scores_of_all, "exact": exact}
     seconds = {name: [] for name in arms}
     for arm in arms.values():  # compiles
         arm()
@@ -63,18 +64,18 @@ def main(config, workdir):
             start = time.perf_counter()
             arms[name]()
             seconds[name].append(time.perf_counter() - start)
-    share = len(every) / len(some)
-    whole = statistics.median(seconds["exact"]) * share
+    share = len(every) / len(sampled)
+    all_exact = statistics.median(seconds["exact"]) * share
     scores = statistics.median(seconds["scores"])
-    ratios = [share * b / a for a, b in zip(seconds["scores"], seconds["exact"])]
+    ratios = [share * b / a for a, b in zip(seconds["scores"], seconds["exact"], strict=True)]
     print(
-        f"{len(every):,} components (single channels included), {IMAGES.value} pictures, {sweep.timesteps} "
+        f"{len(every):,} components (single channels included), {IMAGES.value} images, {sweep.timesteps} "
         f"timesteps, preset {config.name}; medians of {ROUNDS.value} rounds\n"
         f"{'arm':48}{'seconds':>12}\n"
         f"{f'scores of all, {PROBES.value} probes':48}{scores:12.2f}\n"
-        f"{f'exact, {len(some)} of them':48}{whole / share:12.2f}\n"
-        f"{'exact, all (extrapolated, not run)':48}{whole:12.1f}\n"
-        f"ratio {whole / scores:.0f} x (rounds: {min(ratios):.0f} to {max(ratios):.0f})\n"
+        f"{f'exact, {len(sampled)} of them':48}{all_exact / share:12.2f}\n"
+        f"{'exact, all (extrapolated, not run)':48}{all_exact:12.1f}\n"
+        f"ratio {all_exact / scores:.0f} x (rounds: {min(ratios):.0f} to {max(ratios):.0f})\n"
         f"{_operations.ceiling()}"
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mechdiff.api.places import cache_folder
-from mechdiff.core.config import SweepConfig
+from mechdiff.core.config import DRAWN, SweepConfig
 from mechdiff.core.types import AnyArray
 from mechdiff.data.images import DEFAULT
 from mechdiff.models import factories
@@ -28,8 +28,8 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0) -> EvalIm
     Args:
       model: a `Model`.
       images: a folder, an `.npy` or `.npz` file, or an array: bytes, or floats in [-1, 1]. None: held-out
-        synthetic faces for a model that was trained on these, what a user's function gave with its
-        denoiser, and samples of the model's own for any other.
+        synthetic or Gaussian images for a model that was trained on these, what a user's function gave with
+        its denoiser, and samples of the model's own for any other.
 
     Raises:
       DataError: too few images, or any that can't be read without a guess.
@@ -38,7 +38,7 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0) -> EvalIm
     trained, given = model.config, model.record.get(factories.GIVEN)
     if images is None and given is not None:
         return given_images(model.denoiser, config, *given)
-    if images is None and trained is not None and trained.data.name == "synthetic":
+    if images is None and trained is not None and trained.data.name in DRAWN:
         return held_out_images(trained.data, model.denoiser.image_shape[0], config, cache_folder())
     if images is None:
         return own_samples(model.denoiser, config, seed=0)

@@ -16,18 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from mechdiff.core import devices, keys
+from mechdiff.core.batches import batches
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import Images, PRNGKey, PyTree
-from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.core.types import PRNGKey, PyTree
+from mechdiff.diffusion.eval_set import BATCH, EvalBatch, EvalSet
 from mechdiff.interventions.build import ablate
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
+from mechdiff.sweeps.ablation import component_coords
 from mechdiff.sweeps.activations import replacements_at
 from mechdiff.sweeps.execution import memory
 
@@ -38,41 +39,62 @@ def _slopes(
     probes: int,
     mesh: Mesh,
     point: Intervention,
-    t: Int[Array, ""],
-    key: PRNGKey,
+    batch: EvalBatch,
     probe_key: PRNGKey,
-    x0: Images,
-    indices: Int[Array, " batch"],
-    condition: PyTree,
 ) -> tuple[Float[Array, " batch"], PyTree, PyTree]:
     """Each image's loss, its gate gradient, and v^T J / sqrt(pixels): v random signs, J = d eps / d gates."""
 
-    def local(denoiser, point, t, key, probe_key, x0, indices, condition):
-        batch = len(x0)
-        noise = image_noise(key, indices, x0.shape[1:])
-        at = jnp.full(batch, t)
-        x_t = q_sample(denoiser.schedule, x0, at, noise)
+    def local(denoiser, point, probe_key, batch):
+        count, shape = len(batch.images), batch.images.shape[1:]
+        x_t, t, noise = batch.noised(denoiser.schedule)
 
         def predict(gate):
             changed = dataclasses.replace(point, gate=gate)
-            return denoiser.predict(changed, x_t, at, condition)
+            return denoiser.predict(changed, x_t, t, batch.condition)
 
-        gate = {site: jnp.tile(leaf, (batch, 1)) for site, leaf in point.gate.items()}
+        gate = {site: jnp.tile(leaf, (count, 1)) for site, leaf in point.gate.items()}
         eps, pull = jax.vjp(predict, gate)
         pixels = eps[0].size
         (first,) = pull(2 * (eps - noise) / pixels)
 
         def probe(number):
-            signs = jax.vmap(lambda image: jax.random.rademacher(image, x0.shape[1:], x0.dtype))
-            return pull(signs(keys.per_image(jax.random.fold_in(probe_key, number), indices)))[0]
+            signs = jax.vmap(lambda key: jax.random.rademacher(key, shape, batch.images.dtype))
+            return pull(signs(keys.per_image(jax.random.fold_in(probe_key, number), batch.indices)))[0]
 
         second = jax.lax.map(probe, jnp.arange(probes))
         loss = jnp.mean((eps - noise) ** 2, axis=tuple(range(1, eps.ndim)))
         return loss, first, jax.tree.map(lambda v: v / np.sqrt(pixels), second)
 
-    specs, outs = (*[ALL] * 5, IMAGES, IMAGES, IMAGES), (IMAGES, IMAGES, PartitionSpec(None, "images"))
-    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=outs, check_vma=False)
-    return run(denoiser, point, t, key, probe_key, x0, indices, condition)
+    outs = IMAGES, IMAGES, PartitionSpec(None, "images")
+    run = devices.map_over_images(local, mesh, (ALL, ALL, ALL, BATCH), outs)
+    return run(denoiser, point, probe_key, batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Expansion:
+    """How the loss is expanded in the gates.
+
+    Attributes:
+      order: `first`, or `gauss_newton` for both parts.
+      at: the point of expansion, `identity` or `ablated`.
+      probes: random vectors, at least 1; the relative error of a curvature is about sqrt(2 / (probes x
+        images)).
+
+    Raises:
+      ConfigError: an unknown order or point, or probes below 1.
+    """
+
+    order: str = "gauss_newton"
+    at: str = "identity"
+    probes: int = 4
+
+    def __post_init__(self):
+        if self.order not in ("first", "gauss_newton") or self.at not in ("identity", "ablated"):
+            raise ConfigError(
+                f"order={self.order!r}, at={self.at!r}: choose first or gauss_newton, identity or ablated"
+            )
+        if self.probes < 1:
+            raise ConfigError(f"probes={self.probes} must be at least 1; 4 are usual")
 
 
 def gate_scores(
@@ -82,9 +104,7 @@ def gate_scores(
     chosen: Sequence[Component] | None = None,
     ablation: str = "zero",
     replacements: PyTree = None,
-    order: str = "gauss_newton",
-    at: str = "identity",
-    probes: int = 4,
+    expansion: Expansion | None = None,
     block: int = 8,
 ) -> xr.Dataset:
     """Predicted loss increase of ablating each component, image by image.
@@ -96,57 +116,48 @@ def gate_scores(
 
     Args:
       eval_set: images in [-1, 1], timesteps and noise, as in `sweeps.ablation_sweep`.
-      order: `first`, or `gauss_newton` for both parts.
-      at: the point of expansion, `identity` or `ablated`.
       chosen: components, overlapping or not, such as single channels (`unet.components(config, groups)`).
       ablation: others than `zero` need `replacements`, site -> `(timesteps, *site)`.
-      probes: random vectors; the relative error of a curvature is about sqrt(2 / (probes x images)).
+      expansion: its order, point and random vectors; None: `Expansion()`.
       block: images in one program.
 
     Returns:
-      Dataset with `score`, its parts `first` (-g) and `second` (+-C; 0 where `order` is `first`), in units of
-      the denoising loss, dims `component, t, image`, and `clean_loss` at the point, dims `t, image`.
+      Dataset with `score`, its parts `first` (-g) and `second` (+-C; 0 where the order is `first`), in units
+      of the denoising loss, dims `component, t, image`, and `clean_loss` at the point, dims `t, image`.
 
     Raises:
-      ConfigError: an unknown order or point, probes below 1, or an ablation without its replacements.
+      ConfigError: an ablation without its replacements.
     """
-    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
-    if order not in ("first", "gauss_newton") or at not in ("identity", "ablated"):
-        raise ConfigError(f"order={order!r}, at={at!r}: choose first or gauss_newton, identity or ablated")
-    if probes < 1:
-        raise ConfigError(f"probes={probes} must be at least 1; 4 are usual")
+    expansion = expansion or Expansion()
+    curved, at_identity = expansion.order == "gauss_newton", expansion.at == "identity"
     chosen = tuple(chosen or denoiser.components())
-    images, timesteps = np.asarray(images), np.asarray(timesteps, np.int32)
+    timesteps, count = eval_set.timesteps, eval_set.count
     sites = sorted(denoiser.identity.gate)
     block = memory.rows_at_once(block, memory.gradient_bytes(denoiser.network))
     membership = _membership(denoiser.identity, sites, chosen)
     mesh = devices.over(block)
-    program = devices.everywhere(mesh, denoiser), probes if order == "gauss_newton" else 0, mesh
-    first = np.empty((len(chosen), len(timesteps), len(images)), np.float32)
+    placed, probes = devices.everywhere(mesh, denoiser), expansion.probes if curved else 0
+    probe_key = keys.stream(eval_set.key, "probes")
+    first = np.empty((len(chosen), len(timesteps), count), np.float32)
     second, loss = np.zeros_like(first), np.empty(first.shape[1:], np.float32)
-    for t_index, t in enumerate(timesteps):
+    for t_index in range(len(timesteps)):
         values = None if ablation == "zero" else replacements_at(replacements or {}, t_index)
         # At identity only the replacements matter, at the ablated point gates and replacements.
         point = ablate(denoiser.identity, chosen, ablation, values)
-        if at == "identity":
+        if at_identity:
             point = dataclasses.replace(point, gate=denoiser.identity.gate)
-        for start in range(0, len(images), block):
-            index = np.resize(np.arange(start, min(start + block, len(images))), block)
-            probe_key = keys.stream(key, "probes")
-            condition = jax.tree.map(lambda leaf, index=index: leaf[index], eval_set.condition)
-            shown = images[index], index, condition
-            losses, *derivatives = _slopes(*program, point, int(t), key, probe_key, *shown)
+        for batch in batches(count, block):
+            shown = eval_set.batch(t_index, batch.indices)
+            losses, *derivatives = _slopes(placed, probes, mesh, point, shown, probe_key)
             gradient, products = (
                 np.concatenate([np.asarray(part[site]) for site in sites], axis=-1) @ membership
                 for part in derivatives
             )
-            where = slice(start, min(start + block, len(images)))
-            count = where.stop - where.start
-            loss[t_index, where] = losses[:count]
-            first[:, t_index, where] = -gradient[:count].T
-            if order == "gauss_newton":
-                sign = 1 if at == "identity" else -1
-                second[:, t_index, where] = sign * (products[:, :count] ** 2).mean(0).T
+            loss[t_index, batch.span] = losses[: batch.count]
+            first[:, t_index, batch.span] = -gradient[: batch.count].T
+            if curved:
+                squares = (products[:, : batch.count] ** 2).mean(0).T
+                second[:, t_index, batch.span] = squares if at_identity else -squares
     dims = ("component", "t", "image")
     return xr.Dataset(
         {
@@ -155,13 +166,8 @@ def gate_scores(
             "second": (dims, second),
             "clean_loss": (dims[1:], loss),
         },
-        coords={
-            "component": [component.name for component in chosen],
-            "component_type": ("component", [component.component_type for component in chosen]),
-            "t": timesteps,
-            "image": np.arange(len(images)),
-        },
-        attrs={"denoiser": denoiser.name, "ablation": ablation, "order": order, "at": at, "probes": probes},
+        coords=component_coords(denoiser, chosen, timesteps, count),
+        attrs={"denoiser": denoiser.name, "ablation": ablation, **dataclasses.asdict(expansion)},
     )
 
 

@@ -9,6 +9,7 @@ components neither is needed in the complete network; once pruning has dropped o
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -17,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from mechdiff.circuits import screening
 from mechdiff.circuits.faithfulness import CircuitEvaluator
+from mechdiff.circuits.screening import ScreenConfig
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.interventions.describe import listed
 
@@ -73,7 +75,7 @@ class Circuit:
 
 
 def discover(
-    evaluator: CircuitEvaluator, tau: float = 0.9, ranking: str = "exact", screen: dict | None = None
+    evaluator: CircuitEvaluator, tau: float = 0.9, ranking: str = "exact", screen: ScreenConfig | None = None
 ) -> Circuit:
     """The circuit of a network on the images of `evaluator`.
 
@@ -82,7 +84,7 @@ def discover(
       tau: faithfulness match, in (0, 1), that the circuit reaches, and would not reach without any member.
       ranking: `exact`, one run per component; or `screen`, see `screening.screen_and_verify`: a few runs
         for thousands of components.
-      screen: arguments of that function.
+      screen: its settings; None: `ScreenConfig(point="either")`.
 
     Raises:
       ConfigError: tau or ranking out of range, or a screen without a folder.
@@ -95,7 +97,7 @@ def discover(
         raise ConfigError(f"tau={tau} must lie between 0 and 1; 0.9 is usual")
     if ranking not in RANKINGS:
         raise ConfigError(unknown("ranking", ranking, RANKINGS))
-    effect = effects(evaluator) if ranking == "exact" else _screened(evaluator, screen or {})
+    effect = effects(evaluator) if ranking == "exact" else _screened(evaluator, screen)
     selection = select(close_to(evaluator), effect, tau)
     kept, dropped = np.flatnonzero(selection.members), selection.dropped
     circuits = [evaluator.ends[1], selection.members, *_without(selection.members, kept)]
@@ -209,12 +211,17 @@ def select(close: Close, effect: Float[np.ndarray, " component"], tau: float) ->
         spare = inside[left >= tau][np.argsort(-left[left >= tau], kind="stable")]
         if not len(spare):
             return Selection(members, dropped, prefix, rounds)
-        fails = lambda counts: close(_shorn(members, spare, counts)) < tau  # noqa: B023
+        fails = functools.partial(_fails, close, tau, members, spare)
         fits = len(spare) == 1 or not fails(np.array([len(spare)]))[0]
         count = len(spare) if fits else _smallest(fails, 1, len(spare)) - 1
         members = _shorn(members, spare, np.array([count]))[0]
         dropped += spare[:count].tolist()
     raise AssertionError
+
+
+def _fails(close: Close, tau: float, members: Set, spare: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Whether the set without that many of `spare` falls below tau, for each of `counts`."""
+    return close(_shorn(members, spare, counts)) < tau
 
 
 def _smallest(good: Callable[[Int[np.ndarray, " m"]], np.ndarray], low: int, high: int, grid: int = 8) -> int:
@@ -252,20 +259,21 @@ def _shorn(
     return fewer
 
 
-def _screened(evaluator: CircuitEvaluator, options: dict) -> Float[np.ndarray, " component"]:
+def _screened(evaluator: CircuitEvaluator, config: ScreenConfig | None) -> Float[np.ndarray, " component"]:
     """Pooled relative loss increase (%) of all components: exact where it was verified, else the score."""
     if evaluator.folder is None:
         raise ConfigError(
             "a screen keeps its exact runs in a folder, but this CircuitEvaluator has none; give it folder="
         )
-    folder = evaluator.folder / "screen"
-    defaults = {
-        "chosen": evaluator.chosen,
-        "ablation": evaluator.ablation,
-        "replacements": evaluator.replacements,
-        "point": "either",
-    }
-    screen = screening.screen_and_verify(evaluator.denoiser, evaluator.eval_set, folder, **defaults | options)
+    screen = screening.screen_and_verify(
+        evaluator.denoiser,
+        evaluator.eval_set,
+        evaluator.folder / "screen",
+        chosen=evaluator.chosen,
+        ablation=evaluator.ablation,
+        replacements=evaluator.replacements,
+        config=config or ScreenConfig(point="either"),
+    )
     return np.where(np.isnan(screen.effect), screen.score, screen.effect)
 
 

@@ -14,50 +14,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from mechdiff.core.batches import batches
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import Images, PRNGKey, PyTree
-from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.core.types import PyTree
+from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.build import ablate
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
+from mechdiff.sweeps.ablation import component_coords
 from mechdiff.sweeps.activations import replacements_at
 
 
 @functools.partial(jax.jit, static_argnames=("steps",))
 def _shares(
-    denoiser: Examinable,
-    steps: int,
-    start: PyTree,
-    end: Intervention,
-    x0: Images,
-    t: Int[Array, ""],
-    indices: Int[Array, " batch"],
-    key: PRNGKey,
-    condition: PyTree,
+    denoiser: Examinable, steps: int, start: PyTree, end: Intervention, batch: EvalBatch
 ) -> dict[str, Float[Array, "batch units"]]:
     """Minus the mean gradient of each image's loss on the gates' path from `start` to those of `end`."""
-    batch = len(x0)
-    noise, at = image_noise(key, indices, x0.shape[1:]), jnp.full(batch, t)
-    x_t = q_sample(denoiser.schedule, x0, at, noise)
+    count = len(batch.images)
+    x_t, t, noise = batch.noised(denoiser.schedule)
 
     def loss(gate):
         changed = dataclasses.replace(end, gate=gate)
-        error = denoiser.predict(changed, x_t, at, condition) - noise
-        return jnp.mean(
-            error**2, axis=tuple(range(1, error.ndim))
-        ).sum()  # no image's gates touch another image
+        error = denoiser.predict(changed, x_t, t, batch.condition) - noise
+        per_image = jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
+        return per_image.sum()  # no image's gates touch another image
 
     def step(total, s):
         gate = {
-            site: jnp.tile((1 - s) * start[site] + s * gate, (batch, 1)) for site, gate in end.gate.items()
+            site: jnp.tile((1 - s) * start[site] + s * gate, (count, 1)) for site, gate in end.gate.items()
         }
         return jax.tree.map(lambda sum_, g: sum_ - g / steps, total, jax.grad(loss)(gate)), None
 
-    nothing = {site: jnp.zeros((batch, gate.shape[-1])) for site, gate in end.gate.items()}
+    nothing = {site: jnp.zeros((count, gate.shape[-1])) for site, gate in end.gate.items()}
     return jax.lax.scan(step, nothing, (jnp.arange(steps) + 0.5) / steps)[0]
 
 
@@ -85,36 +76,24 @@ def integrated_gradients(
     Raises:
       ConfigError: no steps, or an ablation without its replacements.
     """
-    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
     if steps < 1:
         raise ConfigError(f"steps={steps} must be at least 1; 8 are usual")
     chosen = tuple(chosen or denoiser.components())
-    images, timesteps = np.asarray(images), np.asarray(timesteps, np.int32)
-    score = np.empty((len(chosen), len(timesteps), len(images)), np.float32)
-    for t_index, t in enumerate(timesteps):
-        ablated = ablate(
-            denoiser.identity,
-            chosen,
-            ablation,
-            None if ablation == "zero" else replacements_at(replacements or {}, t_index),
-        )
+    timesteps, count = eval_set.timesteps, eval_set.count
+    score = np.empty((len(chosen), len(timesteps), count), np.float32)
+    for t_index in range(len(timesteps)):
+        values = None if ablation == "zero" else replacements_at(replacements or {}, t_index)
+        ablated = ablate(denoiser.identity, chosen, ablation, values)
         end = dataclasses.replace(ablated, gate=dict(denoiser.identity.gate))
-        for start in range(0, len(images), block):
-            # A short last block is padded, so that one compiled program serves all blocks.
-            count = min(block, len(images) - start)
-            index = np.resize(np.arange(start, start + count), block)
-            condition = jax.tree.map(lambda leaf, index=index: leaf[index], eval_set.condition)
-            path = denoiser, steps, ablated.gate, end
-            units = jax.device_get(_shares(*path, images[index], int(t), index, key, condition))
-            shares = [units[part.site][:count, slice(*part.index)].sum(axis=-1) for part in chosen]
-            score[:, t_index, start : start + count] = shares
+        for batch in batches(count, block):
+            shown = eval_set.batch(t_index, batch.indices)
+            units = jax.device_get(_shares(denoiser, steps, ablated.gate, end, shown))
+            score[:, t_index, batch.span] = [
+                units[component.site][: batch.count, slice(*component.index)].sum(axis=-1)
+                for component in chosen
+            ]
     return xr.Dataset(
         {"score": (("component", "t", "image"), score)},
-        coords={
-            "component": [component.name for component in chosen],
-            "component_type": ("component", [component.component_type for component in chosen]),
-            "t": timesteps,
-            "image": np.arange(len(images)),
-        },
+        coords=component_coords(denoiser, chosen, timesteps, count),
         attrs={"denoiser": denoiser.name, "ablation": ablation, "steps": steps},
     )

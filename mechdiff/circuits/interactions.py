@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from mechdiff.core import devices
+from mechdiff.core.batches import batches
 from mechdiff.core.devices import ALL, IMAGES
-from mechdiff.core.types import Images, PRNGKey, PyTree
-from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.core.types import PyTree
+from mechdiff.diffusion.eval_set import BATCH, EvalBatch, EvalSet
 from mechdiff.interventions.build import ablate, leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Examinable
@@ -36,41 +36,37 @@ def _curvatures(
     denoiser: Examinable,
     mesh: Mesh,
     directions: PyTree,
-    t: Int[Array, ""],
-    key: PRNGKey,
-    x0: Images,
-    indices: Int[Array, " batch"],
-    condition: PyTree,
+    batch: EvalBatch,
     weights: Float[Array, " batch"],
 ) -> tuple[PyTree, Float[Array, ""]]:
     """H d of each direction d, H being the Hessian of the weighted loss in the gates, and that loss."""
 
-    def local(denoiser, directions, t, key, x0, indices, condition, weights):
+    def local(denoiser, directions, batch, weights):
         identity = denoiser.identity
-        count, batch = len(next(iter(directions.values()))), len(x0)
-        noise = image_noise(key, indices, x0.shape[1:])
-        at = jnp.full(count * batch, t)
-        times = lambda a: jnp.tile(a, (count, *[1] * (a.ndim - 1)))
-        x_t = times(q_sample(denoiser.schedule, x0, at[:batch], noise))
-        noise, weights, condition = jax.tree.map(times, (noise, weights, condition))
-        directions = jax.tree.map(lambda leaf: jnp.repeat(leaf, batch, axis=0), directions)
+        count, images = len(next(iter(directions.values()))), len(batch.images)
+
+        def for_each_direction(a):
+            return jnp.tile(a, (count, *[1] * (a.ndim - 1)))
+
+        rows = *batch.noised(denoiser.schedule), batch.condition, weights
+        x_t, t, noise, condition, weights = jax.tree.map(for_each_direction, rows)
+        directions = jax.tree.map(lambda leaf: jnp.repeat(leaf, images, axis=0), directions)
         gates = jax.tree.map(lambda leaf, d: jnp.broadcast_to(leaf, d.shape), dict(identity.gate), directions)
 
         def loss(gate):
             point = dataclasses.replace(identity, gate=gate)
-            error = denoiser.predict(point, x_t, at, condition) - noise
+            error = denoiser.predict(point, x_t, t, condition) - noise
             return weights @ jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
 
         # Reverse over reverse, since our convolution on CPUs has no forward mode; every direction has rows of
         # its own instead of a turn in a loop, in which XLA's convolution gradients are slow.
         total, slopes = jax.vjp(jax.value_and_grad(loss), gates)
         (products,) = slopes((jnp.zeros(()), directions))
-        products = jax.tree.map(lambda leaf: leaf.reshape(count, batch, -1).sum(1), products)
+        products = jax.tree.map(lambda leaf: leaf.reshape(count, images, -1).sum(1), products)
         return jax.lax.psum((products, total[0] / count), "images")
 
-    specs = (*[ALL] * 4, IMAGES, IMAGES, IMAGES, IMAGES)
-    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=ALL, check_vma=False)
-    return run(denoiser, directions, t, key, x0, indices, condition, weights)
+    run = devices.map_over_images(local, mesh, (ALL, ALL, BATCH, IMAGES), ALL)
+    return run(denoiser, directions, batch, weights)
 
 
 def _flat(leaves: PyTree, sites: Sequence[str]) -> Float[np.ndarray, "directions units"]:
@@ -95,24 +91,21 @@ def pair_scores(
     Returns:
       Dataset with `curvature`, dims `t, a, b` (its diagonal is a component's own), and `clean_loss`, dim `t`.
     """
-    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
-    x0, count, block = np.asarray(images), len(images), min(block, len(images))
+    timesteps, count, block = eval_set.timesteps, eval_set.count, min(block, eval_set.count)
     sites, stacked = sorted(denoiser.identity.gate), leave_one_out(denoiser.identity, chosen)[1]
     flat = 1 - np.concatenate([stacked.gate[site] for site in sites], axis=1)  # components x all units
     together = min(len(chosen), max(1, ROWS // block))
-    order = np.resize(np.arange(len(chosen)), -(-len(chosen) // together) * together).reshape(-1, together)
-    groups = [{site: 1 - stacked.gate[site][rows] for site in sites} for rows in order]
+    groups = [
+        {site: 1 - stacked.gate[site][group.indices] for site in sites}
+        for group in batches(len(chosen), together)
+    ]
     mesh = devices.over(block)
     placed = devices.everywhere(mesh, denoiser)
     curvature, loss = np.zeros((len(timesteps), len(chosen), len(chosen))), np.zeros(len(timesteps))
-    for t_index, t in enumerate(timesteps):
-        for start in range(0, count, block):
-            index = np.arange(start, start + block)
-            weights = (index < count).astype(np.float32) / count  # the last block is padded with repeats
-            index = np.minimum(index, count - 1)
-            condition = jax.tree.map(lambda leaf, index=index: leaf[index], eval_set.condition)
-            inputs = int(t), key, x0[index], index, condition, weights
-            results = [_curvatures(placed, mesh, group, *inputs) for group in groups]
+    for t_index in range(len(timesteps)):
+        for batch in batches(count, block):
+            shown, weights = eval_set.batch(t_index, batch.indices), batch.weights / count
+            results = [_curvatures(placed, mesh, group, shown, weights) for group in groups]
             products = np.concatenate([_flat(product, sites) for product, _ in results])[: len(chosen)]
             curvature[t_index] += products @ flat.T
             loss[t_index] += float(results[0][1])

@@ -1,5 +1,6 @@
 """Redundant pairs of components: interactions ranked by curvature, verified by exact runs."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 
@@ -18,19 +19,40 @@ from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Examinable
 
 
+@dataclasses.dataclass(frozen=True)
+class PairConfig:
+    """Which pairs are run exactly, and how certain their intervals are.
+
+    Attributes:
+      top: pairs of the largest |score|, at least 1.
+      audit: pairs of the rest, at random.
+      seed: of the audit's draw, of the bootstrap and of the sign flips.
+      confidence: of each interval.
+
+    Raises:
+      ConfigError: counts that are too small.
+    """
+
+    top: int = 20
+    audit: int = 20
+    seed: int = 0
+    confidence: float = 0.95
+
+    def __post_init__(self):
+        if self.top < 1 or self.audit < 0:
+            raise ConfigError(f"top={self.top}, audit={self.audit}: need 1 and 0 at least")
+
+
 def verified_pairs(
     denoiser: Examinable,
     eval_set: EvalSet,
     others: EvalSet | Float[AnyArray, "others height width channels"],
     chosen: Sequence[Component],
     *,
-    top: int = 20,
-    audit: int = 20,
-    seed: int = 0,
-    confidence: float = 0.95,
+    config: PairConfig | None = None,
     people: Int[np.ndarray, " image"] | None = None,
 ) -> xr.Dataset:
-    """Scores all pairs of `chosen`; runs the `top` by |score| and a random audit of the rest exactly.
+    """Scores all pairs of `chosen`; runs the largest |scores| and a random audit of the rest exactly.
 
     Scores are taken on `others`, so that the choice of pairs is independent of the images that they are
     verified on: p values need correction for the verified pairs alone.
@@ -39,7 +61,7 @@ def verified_pairs(
       eval_set: that pairs are verified on.
       others: images in [-1, 1] that pairs are scored on, different ones; an `EvalSet` where
         they have a condition.
-      confidence: of each interval.
+      config: how many pairs are run, and the seed; None: `PairConfig()`.
       people: number of the person on each image of `eval_set`; then people are resampled and flipped.
 
     Returns:
@@ -50,18 +72,20 @@ def verified_pairs(
       `t, left, right`.
 
     Raises:
-      ConfigError: fewer than two components, or counts that are too small.
+      ConfigError: fewer than two components.
     """
-    if len(chosen) < 2 or top < 1 or audit < 0:
-        raise ConfigError(f"{len(chosen)} components, top={top}, audit={audit}: need two, 1 and 0 at least")
+    config = config or PairConfig()
+    if len(chosen) < 2:
+        raise ConfigError(f"{len(chosen)} components: a pair needs two")
     score_set = others
     if not isinstance(others, EvalSet):
         score_set = EvalSet(others, eval_set.timesteps, keys.stream(eval_set.key, "pair scores"))
     scored = pair_scores(denoiser, score_set, chosen)
     score = (100 * scored.curvature / scored.clean_loss).mean("t").values
     every = sorted(itertools.combinations(range(len(chosen)), 2), key=lambda pair: -abs(score[pair]))
-    rest = np.random.default_rng(seed).permutation(len(every) - min(top, len(every)))[:audit] + top
-    picked = [*every[:top], *(every[i] for i in rest)]
+    top, left = every[: config.top], every[config.top :]
+    audited = np.random.default_rng(config.seed).permutation(len(left))[: config.audit]
+    picked = [*top, *(left[i] for i in audited)]
     exact = pair_effects(denoiser, eval_set, [(chosen[a], chosen[b]) for a, b in picked])
     clean, interaction = exact.clean_loss.values, exact.synergy.values
     units = stats.units_from(people, eval_set.count)
@@ -69,7 +93,9 @@ def verified_pairs(
     def interaction_in_percent(weights):
         return 100 * (interaction @ weights.T / (clean @ weights.T)).mean(1)
 
-    interval = stats.bootstrap_units(interaction_in_percent, units, seed=seed, confidence=confidence)
+    interval = stats.bootstrap_units(
+        interaction_in_percent, units, seed=config.seed, confidence=config.confidence
+    )
     by_unit = units.sums(100 * interaction / clean.mean(-1, keepdims=True)).mean(1)
 
     def increase(loss):
@@ -80,38 +106,38 @@ def verified_pairs(
         "estimate": interval.estimate,
         "low": interval.low,
         "high": interval.high,
-        "p": stats.holm(stats.permutation_test(by_unit, seed=seed)),
+        "p": stats.holm(stats.permutation_test(by_unit, seed=config.seed)),
         "single_a": increase(exact.without_a),
         "single_b": increase(exact.without_b),
-        "audited": np.arange(len(picked)) >= top,
+        "audited": np.arange(len(picked)) >= config.top,
     }
     curvature = {"curvature": scored.curvature.rename(a="left", b="right")}
     return exact.assign({name: ("pair", np.asarray(values)) for name, values in per_pair.items()} | curvature)
 
 
-def pair_agreement(found: xr.Dataset, k: int = 10) -> dict[str, Agreement]:
+def pair_agreement(pairs: xr.Dataset, k: int = 10) -> dict[str, Agreement]:
     """Agreement of scores with exact interactions, over all pairs of `verified_pairs` and over its audit.
 
     The audit is a random sample of the pairs of small scores; all verified pairs are a choice by score.
     Recall is of the `k` largest, or of a third of the pairs where that is fewer.
     """
-    groups = {"verified": np.ones(found.sizes["pair"], bool), "audited": found.audited.values}
+    groups = {"verified": np.ones(pairs.sizes["pair"], bool), "audited": pairs.audited.values}
     return {
         name: agreement(
-            found.score.values[which], found.estimate.values[which], min(k, int(np.ceil(which.sum() / 3)))
+            pairs.score.values[which], pairs.estimate.values[which], min(k, int(np.ceil(which.sum() / 3)))
         )
         for name, which in groups.items()
         if which.any()
     }
 
 
-def pair_lines(found: xr.Dataset) -> list[str]:
+def pair_lines(pairs: xr.Dataset) -> list[str]:
     """`verified_pairs` as a table, the largest exact interaction first; percent of the clean loss."""
     head = f"{'pair':44}{'first':>9}{'second':>9}{'score':>10}{'interaction':>12}"
     head += f"  {'interval':22}{'p (Holm)':>9}"
     rows = []
-    for i in np.argsort(-np.abs(found.estimate.values), kind="stable"):
-        pair = found.isel(pair=i)
+    for i in np.argsort(-np.abs(pairs.estimate.values), kind="stable"):
+        pair = pairs.isel(pair=i)
         values = [float(pair[name]) for name in ("single_a", "single_b", "score", "estimate")]
         bounds = f"[{float(pair.low):.3f}, {float(pair.high):.3f}]"
         numbers = "".join(f"{value:{width}.3f}" for value, width in zip(values, (9, 9, 10, 12), strict=True))
@@ -122,6 +148,6 @@ def pair_lines(found: xr.Dataset) -> list[str]:
         f"{name}: {group.n} pairs, rank correlation of sizes {group.spearman:.2f}, "
         f"equal signs {group.sign:.0%}, "
         f"{group.recall:.0%} of the {group.k} largest among the {group.k} best scores"
-        for name, group in pair_agreement(found).items()
+        for name, group in pair_agreement(pairs).items()
     ]
     return [head, *rows, *groups]

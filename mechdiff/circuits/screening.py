@@ -11,13 +11,13 @@ split evenly over all audits that there could be, whose number is known beforeha
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 
-from mechdiff.circuits.attribution import gate_scores
+from mechdiff.circuits.attribution import Expansion, gate_scores
 from mechdiff.circuits.score_agreement import ScoreAgreement, score_agreement
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError, unknown
@@ -29,6 +29,47 @@ from mechdiff.stats import finite_population_interval
 from mechdiff.sweeps.ablation import ablation_sweep
 
 EXPANSIONS = ("identity", "ablated", "either")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScreenConfig:
+    """How components are screened, and how far the screen is checked.
+
+    Attributes:
+      k: largest effects that the screen should not miss, at least 1.
+      shortlist: components verified first, at least `k`.
+      audit: components of the rest that are verified, drawn at random, at least 1.
+      miss_bound: in (0, 1]; the shortlist doubles while the upper end of the miss rate's interval is above
+        this. With a clean audit of n of a large rest, and room for m doublings, that end is about
+        ln(40 (m + 1)) / n.
+      probes: random vectors of the scores, see `attribution.Expansion`.
+      point: of expansion that the ranking is by, see `score_all`.
+      seed: of the audit's draw.
+
+    Raises:
+      ConfigError: a value out of its range, or an unknown point.
+
+    Example:
+      >>> ScreenConfig(k=3, shortlist=5).miss_bound
+      0.2
+    """
+
+    k: int = 10
+    shortlist: int = 20
+    audit: int = 30
+    miss_bound: float = 0.2
+    probes: int = 4
+    point: str = "identity"
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.shortlist < self.k or self.k < 1 or self.audit < 1 or not 0 < self.miss_bound <= 1:
+            raise ConfigError(
+                f"shortlist={self.shortlist}, k={self.k}, audit={self.audit}, miss_bound={self.miss_bound}: "
+                "need shortlist >= k >= 1, audit >= 1 and 0 < miss_bound <= 1"
+            )
+        if self.point not in EXPANSIONS:
+            raise ConfigError(unknown("point of expansion", self.point, EXPANSIONS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +106,31 @@ def score_all(
     eval_set: EvalSet,
     chosen: Sequence[Component],
     points: Sequence[str] = EXPANSIONS,
-    **kwargs: Any,
+    *,
+    ablation: str = "zero",
+    replacements: PyTree = None,
+    probes: int = 4,
 ) -> tuple[dict[str, xr.Dataset], dict[str, Float[np.ndarray, "component t"]]]:
     """Scores by point of expansion, and as relative loss increases: in % of the clean loss at each timestep.
 
     Args:
       points: `identity`, `ablated`, or `either`, the score of larger size of these two: a component matters
         if its ablation hurts while the others are there, or if it helps where they are ablated.
-      kwargs: of `attribution.gate_scores`.
+      ablation, replacements: as in `attribution.gate_scores`.
+      probes: random vectors, see `attribution.Expansion`.
     """
     needed = ["identity"] if set(points) == {"identity"} else ["identity", "ablated"]
-    scores = {at: gate_scores(denoiser, eval_set, chosen=chosen, at=at, **kwargs) for at in needed}
+    scores = {
+        at: gate_scores(
+            denoiser,
+            eval_set,
+            chosen=chosen,
+            ablation=ablation,
+            replacements=replacements,
+            expansion=Expansion(at=at, probes=probes),
+        )
+        for at in needed
+    }
     base = scores["identity"].clean_loss.mean("image").values
     relative = {at: 100 * dataset.score.mean("image").values / base for at, dataset in scores.items()}
     if "either" in points:
@@ -93,74 +148,50 @@ def screen_and_verify(
     chosen: Sequence[Component] | None = None,
     ablation: str = "zero",
     replacements: PyTree = None,
-    probes: int = 4,
-    point: str = "identity",
-    k: int = 10,
-    shortlist: int = 20,
-    audit: int = 30,
-    miss_bound: float = 0.2,
-    seed: int = 0,
+    config: ScreenConfig | None = None,
 ) -> VerifiedScreen:
-    """Finds the components with the `k` largest pooled |relative loss increase| without running all of them.
+    """Finds the components of the largest pooled |relative loss increase| without running all of them.
 
     Args:
       eval_set: images in [-1, 1], noise and timesteps, the same for scores and exact runs.
       folder: exact runs are kept here, see `sweeps.ablation_sweep`.
       chosen: components to screen, possibly thousands; None: all of the network.
       ablation, replacements: as in `attribution.gate_scores`.
-      point: of expansion that the ranking is by, see `score_all`.
-      shortlist: components verified first, at least `k`.
-      audit: components of the rest that are verified, drawn at random.
-      miss_bound: the shortlist doubles while the upper end of the miss rate's interval is above this. With a
-        clean audit of n of a large rest, and room for m doublings, that end is about ln(40 (m + 1)) / n.
-      seed: of the audit's draw.
+      config: how many are verified, and by which scores; None: `ScreenConfig()`.
 
     Raises:
-      ConfigError: a shortlist below `k`, an audit below 1, a bound outside (0, 1], or an unknown point.
+      ConfigError: an ablation without its replacements.
 
     Example (`Model.screen` is the first half of it, see experiments/tours/find_prove_steer.ipynb):
-      >>> screen_and_verify(denoiser, eval_set, "runs/mine", k=5)  # doctest: +SKIP
+      >>> screen_and_verify(denoiser, eval_set, "runs/mine", config=ScreenConfig(k=5))  # doctest: +SKIP
     """
-    if shortlist < k or k < 1 or audit < 1 or not 0 < miss_bound <= 1:
-        raise ConfigError(
-            f"shortlist={shortlist}, k={k}, audit={audit}, miss_bound={miss_bound}: "
-            "need shortlist >= k >= 1, audit >= 1 and 0 < miss_bound <= 1"
-        )
-    if point not in EXPANSIONS:
-        raise ConfigError(unknown("point of expansion", point, EXPANSIONS))
+    config = config or ScreenConfig()
     chosen = tuple(chosen or denoiser.components())
     kwargs = {"ablation": ablation, "replacements": replacements}
-    scores, relative = score_all(denoiser, eval_set, chosen, (point,), probes=probes, **kwargs)
-    exact = np.full(relative[point].shape, np.nan)  # relative loss increase at each timestep, %
+    scores, relative = score_all(denoiser, eval_set, chosen, (config.point,), probes=config.probes, **kwargs)
+    scored = relative[config.point]
+    exact = np.full(scored.shape, np.nan)  # relative loss increase at each timestep, %
 
     def verify(which: Int[np.ndarray, " n"]) -> np.ndarray:
         new = which[np.isnan(exact[which, 0])]
         if len(new):
-            exact[new] = exact_damage(denoiser, eval_set, folder, [chosen[i] for i in new], **kwargs)
+            exact[new] = exact_increase(denoiser, eval_set, folder, [chosen[i] for i in new], **kwargs)
         return np.abs(exact[which].mean(1))
 
-    score = relative[point].mean(1)
+    score = scored.mean(1)
     order = np.argsort(-np.abs(score), kind="stable")
-    size, audited, looks, missed, interval = audit_until(
-        order,
-        verify,
-        k,
-        size=min(shortlist, len(chosen)),
-        audit=audit,
-        bound=miss_bound,
-        rng=np.random.default_rng(seed),
-    )
+    audit = audit_until(order, verify, config, np.random.default_rng(config.seed))
     return VerifiedScreen(
         scores=scores,
         score=score,
         effect=exact.mean(1),
-        shortlist=tuple(chosen[i].name for i in order[:size]),
-        audited=tuple(chosen[i].name for i in audited),
-        k=k,
-        looks=looks,
-        miss_rate=missed / max(len(audited), 1),
-        miss_interval=interval,
-        fidelity=score_agreement(relative[point], exact, chosen, eval_set.timesteps, k),
+        shortlist=tuple(chosen[i].name for i in order[: audit.size]),
+        audited=tuple(chosen[i].name for i in audit.audited),
+        k=config.k,
+        looks=audit.looks,
+        miss_rate=audit.missed / max(len(audit.audited), 1),
+        miss_interval=audit.interval,
+        fidelity=score_agreement(scored, exact, chosen, eval_set.timesteps, config.k),
     )
 
 
@@ -172,84 +203,99 @@ def quality(
     chosen: Sequence[Component] | None = None,
     ablation: str = "zero",
     replacements: PyTree = None,
-    probes: int = 4,
-    k: int = 10,
+    config: ScreenConfig | None = None,
 ) -> dict[str, ScoreAgreement]:
     """How well each point of expansion ranks the components, all of which are run exactly.
 
-    Agreement within a selection by score would be biased.
+    Agreement within a selection by score would be biased. Of `config` it takes `k` and `probes`.
     """
+    config = config or ScreenConfig()
     chosen = tuple(chosen or denoiser.components())
     kwargs = {"ablation": ablation, "replacements": replacements}
-    relative = score_all(denoiser, eval_set, chosen, probes=probes, **kwargs)[1]
-    exact = exact_damage(denoiser, eval_set, folder, chosen, **kwargs)
+    relative = score_all(denoiser, eval_set, chosen, probes=config.probes, **kwargs)[1]
+    exact = exact_increase(denoiser, eval_set, folder, chosen, **kwargs)
     return {
-        point: score_agreement(scores, exact, chosen, eval_set.timesteps, k)
+        point: score_agreement(scores, exact, chosen, eval_set.timesteps, config.k)
         for point, scores in relative.items()
     }
 
 
-def lines(found: VerifiedScreen, names: Sequence[str]) -> list[str]:
+def lines(screen: VerifiedScreen, names: Sequence[str]) -> list[str]:
     """A screen as a table: what was verified, by size, and how far the scores can be trusted."""
     place = {name: i for i, name in enumerate(names)}
-    done = [place[name] for name in (*found.shortlist, *found.audited)]
-    done.sort(key=lambda i: -abs(found.effect[i]))
-    row = lambda i: f"{names[i]:28}{found.score[i]:12.3f} %{found.effect[i]:12.3f} %"
-    groups = {"all": found.fidelity.overall, **found.fidelity.by_part}
-    groups |= {f"t = {t}": agreement for t, agreement in found.fidelity.by_t.items()}
-    low, high = found.miss_interval
+    done = [place[name] for name in (*screen.shortlist, *screen.audited)]
+    done.sort(key=lambda i: -abs(screen.effect[i]))
+    groups = {"all": screen.fidelity.overall, **screen.fidelity.by_part}
+    groups |= {f"t = {t}": agreement for t, agreement in screen.fidelity.by_t.items()}
+    low, high = screen.miss_interval
     return [
         f"{'component':28}{'score':>14}{'exact':>14}",
-        *(row(i) for i in done),
+        *(f"{names[i]:28}{screen.score[i]:12.3f} %{screen.effect[i]:12.3f} %" for i in done),
         f"{'of those verified':28}{'n':>6}{'Spearman':>10}{'signs':>8}{'recall':>8}{'listed':>8}",
         *(
             f"{name:28}{group.n:6}{group.spearman:10.2f}{group.sign:8.0%}{group.recall:8.0%}{group.listed:8.0%}"
             for name, group in groups.items()
         ),
-        f"{len(done):,} of {len(names):,} verified; of those not on the shortlist {found.miss_rate:.1%} "
-        f"[{low:.1%}, {high:.1%}] are missed ({len(found.audited)} audited, audit {found.looks})",
+        f"{len(done):,} of {len(names):,} verified; of those not on the shortlist {screen.miss_rate:.1%} "
+        f"[{low:.1%}, {high:.1%}] are missed ({len(screen.audited)} audited, audit {screen.looks})",
     ]
+
+
+class Audit(NamedTuple):
+    """How an audit ended.
+
+    Attributes:
+      size: of the shortlist.
+      audited: indices of the components that were drawn last.
+      looks: audits that were made.
+      missed: misses among `audited`.
+      interval: of the share of misses in all that are not on the shortlist.
+    """
+
+    size: int
+    audited: Int[np.ndarray, " audited"]
+    looks: int
+    missed: int
+    interval: tuple[float, float]
 
 
 def audit_until(
     order: Int[np.ndarray, " component"],
     verify: Callable[[np.ndarray], np.ndarray],
-    k: int,
-    size: int,
-    audit: int,
-    bound: float,
+    config: ScreenConfig,
     rng: np.random.Generator,
+    *,
     confidence: float = 0.95,
-) -> tuple[int, Int[np.ndarray, " audited"], int, int, tuple[float, float]]:
-    """Doubles the shortlist until the share of the rest that it misses is surely below `bound`.
+) -> Audit:
+    """Doubles the shortlist until the share of the rest that it misses is surely below `config.miss_bound`.
 
-    A miss is larger than the `k`-th largest of the shortlist `order[:size]`. Audits are fresh draws, so each
-    interval is exact for its own shortlist; as one of them is chosen by its outcome, each is
-    given its part of 1 - `confidence` (Bonferroni over the sizes that there could be).
+    A miss is larger than the `k`-th largest of the shortlist, the first of `order`. Audits are fresh draws,
+    so each interval is exact for its own shortlist; as one of them is chosen by its outcome, each is given
+    its part of 1 - `confidence` (Bonferroni over the sizes that there could be).
 
     Args:
       order: indices of components, the largest |score| first.
       verify: indices of components -> |exact effects|.
-      size, audit: of the first shortlist, and of each audit.
-
-    Returns:
-      Size of the shortlist, the audited, how many audits there were, misses of the last, and its interval.
+      config: sizes of the first shortlist and of each audit, and the bound.
+      rng: what the audits are drawn by.
+      confidence: of the last interval.
     """
+    size = min(config.shortlist, len(order))
     possible = 1 + int(np.ceil(np.log2(len(order) / size)))  # the last of them verifies everything
     audit_confidence = 1 - (1 - confidence) / max(possible - 1, 1)
-    for looks in range(1, possible + 1):  # noqa: B007
+    looks = 1
+    while True:
         listed, rest = order[:size], order[size:]
-        bar = np.sort(verify(listed))[::-1][min(k, len(listed)) - 1]
-        audited = rng.permutation(rest)[:audit]
+        bar = np.sort(verify(listed))[::-1][min(config.k, len(listed)) - 1]
+        audited = rng.permutation(rest)[: config.audit]
         missed = int((verify(audited) > bar).sum())
         interval = finite_population_interval(missed, len(audited), len(rest), audit_confidence)
-        if interval[1] <= bound:
-            break
-        size = min(2 * size, len(order))
-    return len(listed), audited, looks, missed, interval
+        if interval[1] <= config.miss_bound or looks == possible:
+            return Audit(size, audited, looks, missed, interval)
+        size, looks = min(2 * size, len(order)), looks + 1
 
 
-def exact_damage(
+def exact_increase(
     denoiser: Examinable,
     eval_set: EvalSet,
     folder: Path,

@@ -149,6 +149,7 @@ class Preprocessing:
     filter: Literal["bicubic", "bilinear", "box", "hamming", "lanczos", "nearest"] = "bicubic"  # of Pillow
     channels: Literal["rgb", "gray"] = "rgb"
     background: Literal["", "black", "white"] = ""  # under transparent pixels; empty: they are refused
+    phases: Literal["kept", "random"] = "kept"  # random: same spectrum, no shapes; see `data.scrambled`
 
     def __post_init__(self):
         side = self.crop.removeprefix("center-")
@@ -165,9 +166,11 @@ class Preprocessing:
         """For a reader, such as `'center crop, bicubic, RGB'`."""
         crop = {"none": "no crop", "squash": "squashed to a square"}.get(self.crop, f"{self.crop} crop")
         on = f", transparent pixels over {self.background}" if self.background else ""
-        return f"{crop}, {self.filter}, {'RGB' if self.channels == 'rgb' else 'gray'}{on}"
+        scrambled = ", random phases" if self.phases == "random" else ""
+        return f"{crop}, {self.filter}, {'RGB' if self.channels == 'rgb' else 'gray'}{on}{scrambled}"
 
 
+DRAWN = ("synthetic", "gaussian")  # names of data whose images are drawn at their size, not read
 CROPS = ("center", "ddim", "none", "squash")  # and center-N
 
 
@@ -179,11 +182,13 @@ class DataConfig:
     folder, `.npy` or `.npz`.
     """
 
-    name: Literal["synthetic", "celeba", "tfds", "folder", "unknown"] = "synthetic"  # unknown: imported model
+    name: Literal["synthetic", "gaussian", "celeba", "tfds", "folder", "unknown"] = (
+        "synthetic"  # gaussian: see `data.gaussian`; unknown: imported model
+    )
     path: str = ""
     cache: str = ""  # where decoded images are kept; empty: beside the run
     complexity: int = 4  # synthetic: rung of the complexity ladder, 0..4
-    n_train: int = 16384  # synthetic: images rendered; else an upper limit (0: all)
+    n_train: int = 16384  # synthetic, gaussian: images rendered; else an upper limit (0: all)
     n_test: int = 2048
     flip: bool = True  # mirror training images at random
     preprocessing: Preprocessing = field(default_factory=Preprocessing)  # not of synthetic images
@@ -198,7 +203,7 @@ class DataConfig:
         _at_least("data.n_test", self.n_test, 0)
         _at_least("data.split_seed", self.split_seed, 0)
         _within("data.held_out", self.held_out, 0.001, 0.999)
-        if self.name == "synthetic":
+        if self.name in DRAWN:
             _at_least("data.n_train", self.n_train, 1)
             _at_least("data.n_test", self.n_test, 1)
 
@@ -389,10 +394,10 @@ def override(config: ExperimentConfig, assignments: Iterable[str]) -> Experiment
         if not equals:
             raise ConfigError(f"--set={assignment!r} has no '='; write section.field=value")
         config = _assign(config, path.strip().split("."), text.strip(), path.strip())
-    if config.data.name == "synthetic" and config.data.path:
+    if config.data.name in DRAWN and config.data.path:
         raise ConfigError(
-            f"data.path={config.data.path!r} has no bearing on data.name=synthetic; set data.name too, or "
-            "leave it out"
+            f"data.path={config.data.path!r} has no bearing on data.name={config.data.name}; set data.name "
+            "too, or leave it out"
         )
     return config
 

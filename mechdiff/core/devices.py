@@ -6,7 +6,8 @@ float32 rounding only.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -101,3 +102,17 @@ def everywhere(mesh: Mesh, tree: PyTree) -> PyTree:
 def shared(mesh: Mesh, images: PyTree) -> PyTree:
     """Arrays laid out so that every device holds its part of their first axis."""
     return jax.device_put(images, NamedSharding(mesh, IMAGES))
+
+
+def map_over_images(
+    function: Callable, mesh: Mesh, specs: tuple[PyTree, ...], outs: PyTree = IMAGES
+) -> Callable[..., Any]:
+    """`function` on every device of a mesh, each on its share of the images.
+
+    Args:
+      function: of arrays, in which an image's results depend on that image alone (or are summed by
+        `jax.lax.psum` along `images`).
+      specs, outs: of its arguments and of its results, `ALL` or `IMAGES` or trees of them.
+    """
+    # `check_vma` would ask for a mark on every value that is alike on all devices.
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=outs, check_vma=False)

@@ -171,7 +171,7 @@ def _key(source: Source, size: int, preprocessing: Preprocessing) -> dict:
     """What decides the bytes. Settings that came later count only where they are not at their defaults, so
     that caches and digests of the first edition stay valid."""
     crop = CENTER if preprocessing.crop == "center" else preprocessing.crop
-    later = {name: getattr(preprocessing, name) for name in ("channels", "background")}
+    later = {name: getattr(preprocessing, name) for name in ("channels", "background", "phases")}
     return {
         "source": source.content,
         "stamp": source.stamp,

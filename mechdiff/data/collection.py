@@ -10,9 +10,10 @@ from jaxtyping import Float, Shaped
 from mechdiff.core.config import Preprocessing
 from mechdiff.core.errors import DataError
 from mechdiff.data.arrays import SUFFIXES, as_images, read_array
-from mechdiff.data.dataset import fingerprint, to_float
+from mechdiff.data.dataset import fingerprint, to_bytes, to_float
 from mechdiff.data.folder import ImageFiles, distinct, list_images
 from mechdiff.data.images import thumbnail
+from mechdiff.data.scrambled import scrambled
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -43,7 +44,7 @@ class Collection:
     def pixels(
         self, row: int, size: int, preprocessing: Preprocessing
     ) -> Float[np.ndarray, "{size} {size} channels"]:
-        """One image in [-1, 1]. Of an array of the network's size and channels, as it is.
+        """One image in [-1, 1]. Of an array of the network's size and channels, as it is, phases aside.
 
         Raises:
           DataError: it can't be read, does not fit the crop, or is of floats in another size.
@@ -52,6 +53,8 @@ class Collection:
             return to_float(thumbnail(self.files.read(row), size, self.files.names[row], preprocessing))
         image, name = self.array[row], f"{row} of {self.name}"
         if self._fits(size, preprocessing):
+            if preprocessing.phases == "random":
+                return to_float(scrambled(image if image.dtype == np.uint8 else to_bytes(image)))
             return to_float(image) if image.dtype == np.uint8 else np.asarray(image)
         if image.dtype != np.uint8:
             raise DataError(
@@ -64,7 +67,8 @@ class Collection:
     def treatment(self, size: int, preprocessing: Preprocessing) -> str:
         """What becomes of the images, in words."""
         as_they_are = self.array is not None and self._fits(size, preprocessing)
-        done = "as they are" if as_they_are else f"{preprocessing.description}, resized to {size}x{size}"
+        unchanged = "random phases" if preprocessing.phases == "random" else "as they are"
+        done = unchanged if as_they_are else f"{preprocessing.description}, resized to {size}x{size}"
         return "; ".join([done, *self.notes])
 
     def _fits(self, size: int, preprocessing: Preprocessing) -> bool:

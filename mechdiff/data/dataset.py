@@ -22,7 +22,7 @@ class Dataset:
     """Images of one split, in a fixed order.
 
     Attributes:
-      name: where they come from ("synthetic", "celeba", "tfds", "folder").
+      name: where they come from ("synthetic", "gaussian", "celeba", "tfds", "folder").
       images: bytes in [0, 255], possibly memory-mapped: index it, don't copy it whole.
       digest: sha256 (hex) of what decides the content: source, size, crop, filter, split and count.
       labels: attributes, one value an image; may be empty.

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from mechdiff.core.config import Preprocessing
 from mechdiff.core.errors import DataError
+from mechdiff.data.scrambled import scrambled
 
 DEFAULT = Preprocessing()
 CELEBA_SIZE = (178, 218)  # width, height of the aligned images
@@ -28,7 +29,7 @@ Encoded = bytes | UInt8[np.ndarray, "height width channels"]  # a file's content
 def thumbnail(
     encoded: Encoded, size: int, name: str, preprocessing: Preprocessing = DEFAULT
 ) -> UInt8[np.ndarray, "size size channels"]:
-    """Decodes, crops and resizes one image, with antialiasing; never enlarges.
+    """Decodes, crops and resizes one image, with antialiasing; never enlarges. Phases are scrambled last.
 
     CelebA's 178x218 gives the usual 178x178 crop; its half-size copies (89x109) give the same framing.
 
@@ -47,7 +48,8 @@ def thumbnail(
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling[preprocessing.filter.upper()])
     pixels = np.asarray(image)
-    return pixels if pixels.ndim == 3 else pixels[..., None]
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    return scrambled(pixels) if preprocessing.phases == "random" else pixels
 
 
 def cropped(image: Image.Image, name: str, crop: str) -> Image.Image:

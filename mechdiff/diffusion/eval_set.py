@@ -36,7 +36,7 @@ class EvalBatch(NamedTuple):
         return noised(schedule, self.images, self.t, self.key, self.indices)
 
 
-BATCH = EvalBatch(IMAGES, IMAGES, ALL, ALL, IMAGES)  # how it is shared out over devices, for `jax.shard_map`
+BATCH = EvalBatch(IMAGES, IMAGES, ALL, ALL, IMAGES)  # how it is shared out: `devices.map_over_images`
 
 
 @dataclasses.dataclass(frozen=True)

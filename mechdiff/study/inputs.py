@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from mechdiff.core import keys
-from mechdiff.core.config import DataConfig, ExperimentConfig, Preprocessing, SweepConfig
+from mechdiff.core.config import DRAWN, DataConfig, ExperimentConfig, Preprocessing, SweepConfig
 from mechdiff.core.errors import ConfigError, DataError
 from mechdiff.core.types import PyTree, Shown
 from mechdiff.data import Dataset, class_labels, load, to_bytes, to_float
@@ -25,7 +25,7 @@ from mechdiff.sweeps import activations, optimal_ablation
 from mechdiff.sweeps.execution.rollout import draw_samples, sample_condition
 from mechdiff.sweeps.replacements import noise_replacements, resample_replacements
 
-NAMES = {"celeba": "CelebA", "tfds": "CelebA (TFDS)"}  # of data sets, for a reader
+NAMES = {"celeba": "CelebA", "tfds": "CelebA (TFDS)", "gaussian": "Gaussian"}  # of data sets, for a reader
 CHANNELS = {1: "gray", 3: "rgb"}
 TRAINING_IMAGES = "training_images"  # of a training record: digests of the images of a folder
 DIGEST_LENGTH = 16  # hex digits by which a model remembers the images of a folder that it was trained on
@@ -59,7 +59,7 @@ def held_out_images(
         "count": needed,
         "of": len(pixels),
         "sha256": splits[0].digest,
-        "preprocessing": "drawn at that size" if name == "synthetic" else data.preprocessing.description,
+        "preprocessing": "drawn at that size" if name in DRAWN else data.preprocessing.description,
         "held_out": True,
         "ids": [str(name) for split in splits for name in split.ids][:needed],
     }
@@ -285,7 +285,7 @@ def chooser(
         given = (record or {}).get(factories.GIVEN)
         if given is not None and not celeba:
             return given_images(denoiser, config.sweep, *given)
-        if trained.data.name == "synthetic":
+        if trained.data.name in DRAWN:
             known = trained.data, size_of(denoiser), config.sweep, cache
             return _matching(held_out_images(*known, _classes_for(denoiser, trained.data)), denoiser)
         if not celeba:
@@ -323,7 +323,7 @@ def _matching(images: EvalImages, denoiser: Examinable) -> EvalImages:
     channels, expected = images.scored.shape[-1], denoiser.image_shape[-1]
     if channels != expected:
         raise DataError(
-            f"{denoiser.name} takes {expected} channel(s), but synthetic images have {channels}; give others "
+            f"{denoiser.name} takes {expected} channel(s), but its data has {channels}; give others "
             "(--images=FOLDER)"
         )
     return images

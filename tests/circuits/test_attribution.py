@@ -10,6 +10,8 @@ from scipy.stats import hypergeom, spearmanr
 
 from mechdiff import stats
 from mechdiff.circuits import attribution, score_agreement, screening
+from mechdiff.circuits.attribution import Expansion
+from mechdiff.circuits.screening import ScreenConfig
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.eval_set import EvalSet
@@ -51,7 +53,7 @@ def everything(denoiser):
 @pytest.fixture(scope="module")
 def scores(denoiser, images, everything):
     return attribution.gate_scores(
-        denoiser, EvalSet(images, LEVELS, KEY), chosen=everything, probes=64, block=6
+        denoiser, EvalSet(images, LEVELS, KEY), chosen=everything, expansion=Expansion(probes=64), block=6
     )
 
 
@@ -103,7 +105,7 @@ def test_the_clean_loss_is_that_of_the_engine_and_scores_don_t_move_with_the_blo
     denoiser, images, everything, scores
 ):
     few = attribution.gate_scores(
-        denoiser, EvalSet(images, LEVELS, KEY), chosen=everything, probes=64, block=4
+        denoiser, EvalSet(images, LEVELS, KEY), chosen=everything, expansion=Expansion(probes=64), block=4
     )
     np.testing.assert_allclose(few.score, scores.score, rtol=1e-3, atol=1e-6)
     engine = Engine(denoiser, devices=tuple(jax.devices()[:1]))
@@ -120,7 +122,10 @@ def test_at_the_ablated_point_a_small_network_of_gates_is_scored_by_what_each_re
     """The exact L(without all) - L(with one alone) ranks as the score does."""
     chosen = [c for c in components(denoiser.unet) if c.component_type == "head"]
     found = attribution.gate_scores(
-        denoiser, EvalSet(images, LEVELS[:1], KEY), chosen=chosen, at="ablated", probes=64
+        denoiser,
+        EvalSet(images, LEVELS[:1], KEY),
+        chosen=chosen,
+        expansion=Expansion(at="ablated", probes=64),
     )
     none = set_gate(denoiser.identity, chosen, 0.0)
     before = plain(none)[1]
@@ -137,7 +142,11 @@ def test_thousands_of_components_share_one_program(denoiser, images, monkeypatch
     assert len(every) > 150
     for at in ("identity", "ablated"):
         attribution.gate_scores(
-            denoiser, EvalSet(images[:3], [7, 8, 9], KEY), chosen=every, at=at, probes=3, block=3
+            denoiser,
+            EvalSet(images[:3], [7, 8, 9], KEY),
+            chosen=every,
+            expansion=Expansion(at=at, probes=3),
+            block=3,
         )
     assert len(traces) == 1
 
@@ -164,11 +173,7 @@ def test_screening_finds_what_exact_runs_find_and_computes_nothing_twice(
         denoiser,
         EvalSet(images, LEVELS, KEY),
         tmp_path / "a",
-        k=3,
-        shortlist=5,
-        audit=6,
-        miss_bound=0.6,
-        probes=8,
+        config=ScreenConfig(k=3, shortlist=5, audit=6, miss_bound=0.6, probes=8),
     )
     assert len(ran) == len(set(ran)) == np.isfinite(found.effect).sum()
     assert set(found.shortlist) | set(found.audited) <= set(ran)
@@ -184,7 +189,10 @@ def test_screening_finds_what_exact_runs_find_and_computes_nothing_twice(
 def damage(denoiser, images):
     """Predicted Deg%_t of every component at each point, by the definition."""
     scored = {
-        at: attribution.gate_scores(denoiser, EvalSet(images, LEVELS, KEY), at=at, probes=8) for at in POINTS
+        at: attribution.gate_scores(
+            denoiser, EvalSet(images, LEVELS, KEY), expansion=Expansion(at=at, probes=8)
+        )
+        for at in POINTS
     }
     base = scored["identity"].clean_loss.mean("image").values
     found = {at: 100 * scored[at].score.mean("image").values / base for at in POINTS}
@@ -197,7 +205,9 @@ def damage(denoiser, images):
 def test_quality_compares_all_components_at_every_point_with_their_exact_runs(
     denoiser, images, exact, damage, tmp_path
 ):
-    found = screening.quality(denoiser, EvalSet(images, LEVELS, KEY), tmp_path, probes=8, k=5)
+    found = screening.quality(
+        denoiser, EvalSet(images, LEVELS, KEY), tmp_path, config=ScreenConfig(probes=8, k=5)
+    )
     assert found.keys() == damage.keys()
     for point, predicted in damage.items():
         expected = score_agreement.agreement(predicted.mean(1), exact.mean(1), 5)
@@ -225,11 +235,9 @@ def test_a_screen_ranks_by_the_point_that_is_asked_for(
 ):
     names = [component.name for component in components(denoiser.unet)]
     known = lambda *args, **_: exact[[names.index(component.name) for component in args[3]]]
-    monkeypatch.setattr(screening, "exact_damage", known)
-    settings = {"k": 3, "shortlist": 4, "audit": 5, "miss_bound": 1.0, "probes": 8}
-    found = screening.screen_and_verify(
-        denoiser, EvalSet(images, LEVELS, KEY), tmp_path, point=point, **settings
-    )
+    monkeypatch.setattr(screening, "exact_increase", known)
+    settings = ScreenConfig(k=3, shortlist=4, audit=5, miss_bound=1.0, probes=8, point=point)
+    found = screening.screen_and_verify(denoiser, EvalSet(images, LEVELS, KEY), tmp_path, config=settings)
     np.testing.assert_allclose(found.score, damage[point].mean(1), rtol=1e-5)
     order = np.argsort(-abs(damage[point].mean(1)))
     assert found.shortlist == tuple(names[i] for i in order[:4]) and len(found.audited) == 5
@@ -243,9 +251,9 @@ def test_a_screen_ranks_by_the_point_that_is_asked_for(
     assert shown[11].split()[:2] == ["all", "9"] and f"9 of {len(names)} verified" in shown[-1]
 
 
-def test_a_point_that_does_not_exist_is_refused(denoiser, images, tmp_path):
+def test_a_point_that_does_not_exist_is_refused():
     with pytest.raises(ConfigError, match="'ablatd'; closest: ablated"):
-        screening.screen_and_verify(denoiser, EvalSet(images, LEVELS, KEY), tmp_path, point="ablatd")
+        ScreenConfig(point="ablatd")
 
 
 def test_an_untrained_twin_is_a_new_network_in_which_every_component_matters(denoiser, images):
@@ -270,10 +278,9 @@ def test_a_screen_that_misses_widens_until_all_is_verified(denoiser, images, exa
 
     known = lambda *args, **_: exact[[names.index(component.name) for component in args[3]]]
     monkeypatch.setattr(screening, "gate_scores", useless)
-    monkeypatch.setattr(screening, "exact_damage", known)
-    found = screening.screen_and_verify(
-        denoiser, EvalSet(images, LEVELS, KEY), tmp_path, k=5, shortlist=5, audit=8, miss_bound=0.05, probes=1
-    )
+    monkeypatch.setattr(screening, "exact_increase", known)
+    settings = ScreenConfig(k=5, shortlist=5, audit=8, miss_bound=0.05, probes=1)
+    found = screening.screen_and_verify(denoiser, EvalSet(images, LEVELS, KEY), tmp_path, config=settings)
     np.testing.assert_allclose(found.effect, exact.mean(1))
     assert found.audited == () and found.miss_interval == (0.0, 0.0)
 
@@ -283,11 +290,12 @@ def test_the_miss_interval_covers_wherever_the_audits_stop():
 
     def covered(level, runs=200):
         rng, good = np.random.default_rng(0), 0
+        settings = ScreenConfig(k=20, shortlist=20, audit=25, miss_bound=0.2)
         for _ in range(runs):
             effect = np.where(rng.random(400) < 0.25, 2.0, 0.5)
             effect[:20] = 1
             size, _, _, _, (low, high) = screening.audit_until(
-                np.arange(400), effect.__getitem__, 20, 20, 25, 0.2, rng, level
+                np.arange(400), effect.__getitem__, settings, rng, confidence=level
             )
             bar = np.sort(effect[:size])[::-1][19]
             share = (effect[size:] > bar).mean() if size < 400 else 0.0
@@ -320,14 +328,12 @@ def test_agreement_counts_by_hand():
 
 
 @pytest.mark.parametrize("bad", [{"order": "second"}, {"at": "nowhere"}, {"probes": 0}])
-def test_bad_requests_of_scores_are_refused(denoiser, images, bad):
+def test_bad_requests_of_scores_are_refused(bad):
     with pytest.raises(ConfigError):
-        attribution.gate_scores(denoiser, EvalSet(images, LEVELS, KEY), **bad)
+        Expansion(**bad)
 
 
 @pytest.mark.parametrize("bad", [{"k": 6}, {"audit": 0}, {"miss_bound": 0.0}])
-def test_bad_requests_of_screens_are_refused(denoiser, images, tmp_path, bad):
+def test_bad_requests_of_screens_are_refused(bad):
     with pytest.raises(ConfigError, match="need shortlist"):
-        screening.screen_and_verify(
-            denoiser, EvalSet(images, LEVELS, KEY), tmp_path, **{"shortlist": 5, "k": 2, **bad}
-        )
+        ScreenConfig(**{"shortlist": 5, "k": 2, **bad})

@@ -376,14 +376,16 @@ def test_a_circuit_is_less_faithful_in_a_network_that_does_otherwise(made_up):
 def test_a_screen_ranks_by_what_it_verified_and_else_by_its_scores(made_up, tmp_path, monkeypatch):
     evaluator, asked = made_up(additive, folder=tmp_path), inspect.signature(screening.screen_and_verify)
 
+    settings = screening.ScreenConfig(k=3)
+
     def screen(*args, **kwargs):
         given = asked.bind(*args, **kwargs).arguments
-        assert given["chosen"] == evaluator.chosen and given["k"] == 3
+        assert given["chosen"] == evaluator.chosen and given["config"] == settings
         effect = np.where(np.arange(len(evaluator.names)) < 5, discovery.effects(evaluator), np.nan)
         return SimpleNamespace(effect=effect, score=discovery.effects(evaluator) + 1e-3)
 
     monkeypatch.setattr(screening, "screen_and_verify", screen)
-    found = circuits.discover(evaluator, ranking="screen", screen={"k": 3})
+    found = circuits.discover(evaluator, ranking="screen", screen=settings)
     assert found.members == (A, C) and found.ranking == "screen"
     again = robustness.stability(evaluator, found, repeats=3)
     assert again.to_circuit == 1

@@ -90,9 +90,10 @@ def test_exact_synergy_is_that_of_single_and_double_ablations(chosen, loss, exac
         np.testing.assert_allclose(exact.without_b[row, 0], out(second), atol=2e-6)
 
 
-def test_the_best_pairs_and_an_audit_are_verified_on_other_pictures(denoiser, images, chosen, exact):
+def test_the_best_pairs_and_an_audit_are_verified_on_other_images(denoiser, images, chosen, exact):
     others = np.random.default_rng(2).uniform(-1, 1, (4, 8, 8, 3)).astype(np.float32)
-    found = redundancy.verified_pairs(denoiser, EvalSet(images, LEVELS, KEY), others, chosen, top=2, audit=5)
+    few = redundancy.PairConfig(top=2, audit=5)
+    found = redundancy.verified_pairs(denoiser, EvalSet(images, LEVELS, KEY), others, chosen, config=few)
     scored = interactions.pair_scores(
         denoiser, EvalSet(others, LEVELS, keys.stream(KEY, "pair scores")), chosen
     )
@@ -115,9 +116,9 @@ def test_the_best_pairs_and_an_audit_are_verified_on_other_pictures(denoiser, im
     agreed = redundancy.pair_agreement(found, k=1)["verified"]
     expected = score_agreement.agreement(found.score.values, found.estimate.values, 1)
     assert dataclasses.astuple(agreed) == dataclasses.astuple(expected)
-    pairs_of_images = {"people": np.repeat(np.arange(len(images) // 2), 2)}
+    people = np.repeat(np.arange(len(images) // 2), 2)  # two images of each
     by_person = redundancy.verified_pairs(
-        denoiser, EvalSet(images, LEVELS, KEY), others, chosen, top=2, audit=5, **pairs_of_images
+        denoiser, EvalSet(images, LEVELS, KEY), others, chosen, config=few, people=people
     )
     np.testing.assert_array_equal(by_person.estimate, found.estimate)
     assert (by_person.p >= 3 * 2 / 8).all() and not by_person.low.equals(found.low)  # 8 flips of three people
@@ -129,8 +130,12 @@ def test_the_best_pairs_and_an_audit_are_verified_on_other_pictures(denoiser, im
     assert sum(line.endswith("audited") for line in lines) == 1 and lines[-1].startswith("audited: 1 pairs")
 
 
-@pytest.mark.parametrize("bad", [{"top": 0}, {"audit": -1}, {"chosen": 1}])
-def test_bad_requests_of_pairs_are_refused(denoiser, images, chosen, bad):
-    some = chosen[: bad.pop("chosen", 3)]
+@pytest.mark.parametrize("bad", [{"top": 0}, {"audit": -1}])
+def test_bad_requests_of_pairs_are_refused(bad):
     with pytest.raises(ConfigError, match="at least"):
-        redundancy.verified_pairs(denoiser, EvalSet(images, LEVELS, KEY), images, some, **bad)
+        redundancy.PairConfig(**bad)
+
+
+def test_a_single_component_makes_no_pair(denoiser, images, chosen):
+    with pytest.raises(ConfigError, match="a pair needs two"):
+        redundancy.verified_pairs(denoiser, EvalSet(images, LEVELS, KEY), images, chosen[:1])

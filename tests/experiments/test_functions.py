@@ -69,7 +69,7 @@ def test_pairs_and_samples_are_told_the_classes(config, tmp_path):
     denoiser, _, given, eval_set = _launch.opened(config, tmp_path, CLASSES, None)
     others = given.reference_set(eval_set.timesteps, eval_set.key)
     assert others.condition.tolist() == [1, 2, 0, 1]
-    options = {"top": 1, "audit": 0}
+    options = {"config": redundancy.PairConfig(top=1, audit=0)}
     pairs = redundancy.verified_pairs(denoiser, eval_set, others, denoiser.components()[2:], **options)
     assert np.isfinite(pairs["estimate"]).all()
     with pytest.raises(ConfigError, match="takes a condition"):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import mechdiff
+from mechdiff.circuits.attribution import Expansion
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.data import to_float
@@ -34,7 +35,8 @@ def numbers() -> dict[str, np.ndarray]:
         swept = mechdiff.ablation_sweep(
             denoiser, EvalSet(images[:2], TIMESTEPS, key), Path(folder), config=config, replacements=means
         ).load()
-    scores = mechdiff.gate_scores(denoiser, EvalSet(images[:2], TIMESTEPS, key), probes=2)
+    eval_set = EvalSet(images[:2], TIMESTEPS, key)
+    scores = mechdiff.gate_scores(denoiser, eval_set, expansion=Expansion(probes=2))
     return {
         "loss": swept["loss"].values,
         "change": swept["change"].values,

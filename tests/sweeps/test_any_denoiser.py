@@ -127,7 +127,9 @@ def test_directions_of_all_strengths_are_a_loop_over_them(denoiser, plain):
 
 def test_scores_shares_and_interactions_are_those_of_the_losses(denoiser, plain):
     whole = plain(denoiser.identity)
-    scores = attribution.gate_scores(denoiser, EVAL_SET, order="first", block=2)
+    scores = attribution.gate_scores(
+        denoiser, EVAL_SET, expansion=attribution.Expansion(order="first"), block=2
+    )
     step, head = 1e-2, "attn.head0"
     gate = {site: leaf.copy() for site, leaf in denoiser.identity.gate.items()}
     gate["attn.head"][0] -= step
@@ -147,7 +149,8 @@ def test_scores_shares_and_interactions_are_those_of_the_losses(denoiser, plain)
 
 
 def test_screens_and_circuits_run(denoiser, plain, tmp_path):
-    screen = screening.screen_and_verify(denoiser, EVAL_SET, tmp_path, k=1, shortlist=2, audit=1)
+    settings = screening.ScreenConfig(k=1, shortlist=2, audit=1)
+    screen = screening.screen_and_verify(denoiser, EVAL_SET, tmp_path, config=settings)
     assert len(screen.shortlist) >= 2
     evaluator = CircuitEvaluator(denoiser, EVAL_SET)
     losses = evaluator.losses(evaluator.ends)

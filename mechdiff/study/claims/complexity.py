@@ -156,7 +156,8 @@ def _excess(networks: Sequence[Network]) -> Values | None:
     for network in networks:
         clean, loss = effects.losses(network.sweep, across_seeds.lead(network.sweep))
         weights = across_seeds.weightings(network.sweep)
-        damage.append(effects.excess_damage(clean, loss, network.sweep["floor"].values, weights))
+        floor = network.sweep.get("floor_loss", network.sweep["floor"]).values
+        damage.append(effects.excess_damage(clean, loss, floor, weights))
     return _spread(np.array(damage))
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from mechdiff.circuits.attribution import gate_scores
+from mechdiff.circuits.attribution import Expansion, gate_scores
 from mechdiff.circuits.discovery import backup_components, discover
 from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.circuits.integrated_gradients import integrated_gradients
@@ -122,7 +122,7 @@ def _predicted(plant: PlantedNetwork, key, chosen: Sequence[Component], clean: n
             plant.denoiser,
             eval_set,
             chosen=chosen,
-            at=at,
+            expansion=Expansion(at=at),
             block=len(plant.images),
         ).mean("image")
         for method, variable in (("first order", "first"), ("gauss-newton", "score")):

@@ -1,0 +1,41 @@
+"""Work cut into batches of one length, so that one compiled program serves all of them."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+class Batch(NamedTuple):
+    """Items that are computed together.
+
+    Attributes:
+      indices: of the items, always `size` of them: a short last batch is filled up with repeats of its own.
+      span: where the results belong; those of repeats are cut off: `results[: batch.count]`.
+    """
+
+    indices: Int[np.ndarray, " size"]
+    span: slice
+
+    @property
+    def count(self) -> int:
+        """Items without the repeats, which are the last."""
+        return self.span.stop - self.span.start
+
+    @property
+    def weights(self) -> Float[np.ndarray, " size"]:
+        """1 for every item, 0 for its repeats: for sums over a batch."""
+        return (np.arange(len(self.indices)) < self.count).astype(np.float32)
+
+
+def batches(count: int, size: int) -> Iterator[Batch]:
+    """Items 0 to `count - 1` in batches of `size`.
+
+    Example:
+      >>> [(batch.indices.tolist(), batch.span) for batch in batches(5, 3)]
+      [([0, 1, 2], slice(0, 3, None)), ([3, 4, 3], slice(3, 5, None))]
+    """
+    for start in range(0, count, size):
+        span = slice(start, min(start + size, count))
+        yield Batch(np.resize(np.arange(span.start, span.stop), size), span)

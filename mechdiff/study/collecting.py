@@ -1,0 +1,181 @@
+"""Packed networks of many examinations put into one folder, of which verdicts and the report are made.
+
+Each examination leaves `cells/NAME.zip` and `manifest.json` in a folder of its own. Together they make
+  cells/NAME.zip   of every network, as they are
+  manifest.json    settings shared by most of them, and of each network: command, code, start, other settings
+  images.csv       every image used, once for each set of images: what it is called in its source, what it is
+                   used for (`scored` or `reference`), and the person on it where known
+"""
+
+import collections
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from mechdiff.core.errors import ConfigError
+from mechdiff.stats.clusters import PERSON
+from mechdiff.storage import files
+from mechdiff.storage.manifest import run_manifest
+from mechdiff.study import packing
+
+COLUMNS = ("images", "sha256", "place", "id", "use", "person")
+MADE_WITH = ("command", "started", "code", "commit", "numerics", "devices")  # kept of each network's manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class Examination:
+    """A packed network and the manifest that was written beside it."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of the network."""
+        return self.path.stem
+
+
+def find(places: Sequence[str | Path]) -> list[Examination]:
+    """All packed networks of results folders, or of folders that hold results folders.
+
+    Raises:
+      ConfigError: no packed network in a place, or two different ones of one name.
+    """
+    examinations: dict[str, Examination] = {}
+    for place in map(Path, places):
+        cells = [*place.glob(f"{packing.CELLS}/*.zip"), *place.glob(f"*/{packing.CELLS}/*.zip")]
+        if not cells:
+            raise ConfigError(
+                f"no {packing.CELLS}/*.zip in {place} or its sub-folders; run experiments.examine first"
+            )
+        for path in cells:
+            earlier = examinations.get(path.stem)
+            if earlier is not None and earlier.path.read_bytes() != path.read_bytes():
+                raise ConfigError(f"{earlier.path} and {path} are different networks of one name; rename one")
+            examinations[path.stem] = Examination(path, files.read_json(path.parents[1] / "manifest.json"))
+    return [examinations[name] for name in sorted(examinations)]
+
+
+def collect(places: Sequence[str | Path], folder: Path) -> list[str]:
+    """Puts packed networks and what is known of their making into `folder`; those already there stay.
+
+    Args:
+      places: as in `find`.
+
+    Returns:
+      Names of all networks that `folder` then holds.
+
+    Raises:
+      ConfigError, CheckpointError, DataError: nothing to collect, or a damaged file.
+    """
+    examinations = find(places)
+    anew = {examination.name: _made_with(examination) for examination in examinations}
+    before = _before(folder)
+    cells = files.ensure_writable(folder / packing.CELLS)
+    for examination in examinations:
+        path = cells / examination.path.name
+        if examination.path.resolve() != path.resolve():
+            files.write_atomic(path, examination.path.read_bytes())
+    made = before | anew
+    made = {name: made[name] for name in sorted(made)}
+    images = images_table([cells / f"{name}.zip" for name in made])
+    files.write_atomic(folder / "images.csv", images.to_csv(index=False))
+    files.write_json(folder / "manifest.json", _manifest(made))
+    return list(made)
+
+
+def images_table(paths: Iterable[Path]) -> pd.DataFrame:
+    """Every image that packed networks were examined on, with columns `images` (the set's name), `sha256` (of
+    the set), `place` (from 0), `id`, `use` and `person`; equal sets of several networks once.
+
+    Sets of which no ids were kept (a network's own samples, somebody's folder) are left out.
+
+    Raises:
+      CheckpointError: a file is absent or damaged.
+    """
+    tables = {}
+    for content in map(packing.unpack, paths):
+        facts = content.about.get("images", {})
+        key = facts.get("sha256"), len(facts.get("ids", ()))
+        if key[1] and key not in tables:
+            tables[key] = _set_of_images(facts, content.results["sweep"])
+    if not tables:
+        return pd.DataFrame(columns=COLUMNS)
+    return pd.concat(tables.values(), ignore_index=True)
+
+
+def _set_of_images(facts: Mapping[str, Any], sweep: xr.Dataset) -> pd.DataFrame:
+    """The table of one set: those scored first, timestep by timestep, as `EvalImages.facts` lists them."""
+    ids = facts["ids"]
+    scored = int(sweep.attrs.get("images_total", sweep.sizes["image"]))
+    people = [int(person) for person in np.ravel(sweep[PERSON])] if PERSON in sweep.coords else []
+    columns = {
+        "images": facts["name"],
+        "sha256": facts["sha256"][:12],
+        "place": np.arange(len(ids)),
+        "id": ids,
+        "use": ["scored"] * scored + ["reference"] * (len(ids) - scored),
+        "person": pd.array(people + [None] * (len(ids) - len(people)), dtype="Int64"),
+    }
+    return pd.DataFrame(columns)[list(COLUMNS)]
+
+
+def _before(folder: Path) -> dict[str, dict]:
+    """How the networks were made that lie in `folder` already."""
+    if not (folder / "manifest.json").exists():
+        return {}
+    manifest = files.read_json(folder / "manifest.json")
+    if "networks" not in manifest:
+        raise ConfigError(
+            f"{folder}/manifest.json is of another kind of results; collect into a folder of its own"
+        )
+    return {
+        name: {**facts, "config": _changed(manifest["config"], facts["other_settings"])}
+        for name, facts in manifest["networks"].items()
+    }
+
+
+def _made_with(examination: Examination) -> dict:
+    facts = examination.manifest
+    return {name: facts.get(name) for name in MADE_WITH} | {"config": facts["config"]}
+
+
+def _manifest(made: Mapping[str, dict]) -> dict:
+    """The manifest of the collection; settings of a network stand where they differ from most."""
+    flat = {name: _flat(facts["config"]) for name, facts in made.items()}
+    common = collections.Counter(json.dumps(values, sort_keys=True) for values in flat.values())
+    shared = json.loads(common.most_common(1)[0][0])
+    networks = {}
+    for name, facts in made.items():
+        other = {setting: value for setting, value in flat[name].items() if shared.get(setting) != value}
+        networks[name] = {key: facts[key] for key in MADE_WITH} | {"other_settings": other}
+    return run_manifest(_changed({}, shared), models=list(made), networks=networks)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their full names, `section.field`."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _changed(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict:
+    """The config with some settings, by their full names, put in."""
+    changed = json.loads(json.dumps(config))
+    for name, value in settings.items():
+        *sections, field = name.split(".")
+        section = changed
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[field] = value
+    return changed
