@@ -99,6 +99,7 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
         "together": drawn,
         "trainings": trainings,
         "groups": groups,
+        "training_seeds": numbers.training_seeds,
     }
 
 

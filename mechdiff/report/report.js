@@ -45,6 +45,7 @@
   }
   function aboutMark(mark) {
     const model = modelOf(mark), name = mark.dataset.c, i = indexIn(model, name), words = [];
+    if (mark.dataset.told) return { name, words: [mark.dataset.told] };
     if (i < 0) return null;
     const wanted = mark.dataset.a ? [mark.dataset.a] : Object.keys(model.ablations);
     for (const key of wanted.filter((a) => a in model.ablations)) {
