@@ -18,7 +18,7 @@ def about(model: ExaminedModel) -> Markup:
     named = backups.named_pairs(table)
     words = (
         "<b>Pairs of components,</b> zero ablation: all {} pairs of the {} likeliest candidates by gradients "
-        "were run, of {} images. {}"
+        "were run, on {} images. {}"
     )
     candidates = {*table.a.values.tolist(), *table.b.values.tolist()}
     counts = table.sizes["pair"], len(candidates), table.sizes["image"]

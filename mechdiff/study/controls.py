@@ -45,6 +45,11 @@ SCORED = 0.9  # faithfulness match, of `complexity.TAUS`, of the circuit that is
 KNOCKOUTS, RANDOMS = 10, 40  # knockouts of a circuit, and random circuits it is compared with
 PROBED = 400  # faces that probes of factors are fitted on
 BLOCK = 16  # faces generated together
+SETTINGS_OF = {
+    "random_sets": "random_sets",
+    "roles": "role_sets",
+    "pairs": "pairs",
+}  # of `StudyConfig`, that decide one result
 
 
 def run_study(examined: Analysis, config: ExperimentConfig, folder: Path) -> None:
@@ -70,11 +75,10 @@ def run_study(examined: Analysis, config: ExperimentConfig, folder: Path) -> Non
         makers["roles"] = lambda: head_roles(fewer, config, timesteps, noise)
     if study.pairs:
         makers["pairs"] = lambda: pairs(fewer, config, timesteps, noise)
-    key = _key(examined, config)
     for name, make in makers.items():
-        _once(folder / f"{name}.zarr", f"{key} {study.pairs}" if name == "pairs" else key, make)
+        _once(folder / f"{name}.zarr", _key(examined, config, name), make)
     with locks.lock(folder, wait=True):
-        files.write_json(folder / "study.json", {"made_of": key, "results": list(makers)})
+        files.write_json(folder / "study.json", {"results": list(makers)})
 
 
 def activity(examined: Analysis, levels: Sequence[int], root: PRNGKey) -> xr.Dataset:
@@ -299,18 +303,21 @@ def _once(path: Path, key: str, make: Callable[[], xr.Dataset]) -> None:
             labelled.replace(path, make().assign_attrs(made_of=key))
 
 
-def _key(examined: Analysis, config: ExperimentConfig) -> str:
-    """SHA-256 of everything that decides the numbers; its field names are part of it."""
-    images, study = examined.given, dataclasses.replace(config.study, models=())
-    sweep, asked = to_dict(config.sweep), to_dict(study)
+def _key(examined: Analysis, config: ExperimentConfig, result: str) -> str:
+    """SHA-256 of everything that decides the numbers of `result`; its field names are part of it.
+
+    Settings of other results are left out, so that roles can be added to a study without doing the rest anew.
+    """
+    images, sweep = examined.given, to_dict(config.sweep)
+    names = ["images", "timesteps", *([SETTINGS_OF[result]] if result in SETTINGS_OF else [])]
+    study = {name: getattr(config.study, name) for name in names}
     if config.sweep.precision == "float32":  # a later field: results without it keep their names
         del sweep["precision"]
-    del asked["pairs"]  # a later field, which decides no other result
     return digests.digest_json(
         {
             **examined.denoiser.digests(),
             "pictures": digests.digest_arrays([images.swept, images.reference]),
-            "asked": [config.seed, sweep, asked],
+            "asked": [config.seed, sweep, study],
             "numerics": NUMERICS_VERSION,
         }
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.types import PyTree
-from mechdiff.models.unet import stages
+from mechdiff.models.stages import stages
 from mechdiff.validation.planted import datasets
 
 STEPS = 1000  # timesteps of the noise schedule
