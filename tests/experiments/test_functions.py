@@ -40,14 +40,8 @@ def test_a_function_is_swept_and_reported_in_order_of_execution(config, tmp_path
     assert "own samples" in page and "The UNet of" not in page
     _, models = records.read(tmp_path)
     (told,) = (model for model in models if model.name == "user_network.with_classes")
-    assert list(told.sweep["component"].values) == [
-        "class",
-        "attn.pattern",
-        "attn.head0",
-        "attn.head1",
-        "mlp",
-    ]
-    assert told.attention["head"].values.tolist() == ["attn.pattern0", "attn.pattern1"]
+    assert list(told.sweep["component"].values) == ["class", "attn.head0", "attn.head1", "mlp"]
+    assert told.attention["head"].values.tolist() == ["attn.head0", "attn.head1"]
     assert len(told.log_snr) == 100 and told.parameters == 90
     assert told.sweep["class_label"].values.tolist() == [0, 1, 2, 0]
     # the sweep's clean loss is that of the function called by hand, each image under its own class
@@ -70,7 +64,7 @@ def test_pairs_and_samples_are_told_the_classes(config, tmp_path):
     others = given.reference_set(eval_set.timesteps, eval_set.key)
     assert others.condition.tolist() == [1, 2, 0, 1]
     options = {"config": redundancy.PairConfig(top=1, audit=0)}
-    pairs = redundancy.verified_pairs(denoiser, eval_set, others, denoiser.components()[2:], **options)
+    pairs = redundancy.verified_pairs(denoiser, eval_set, others, denoiser.components()[1:], **options)
     assert np.isfinite(pairs["estimate"]).all()
     with pytest.raises(ConfigError, match="takes a condition"):
         redundancy.verified_pairs(denoiser, eval_set, given.reference, denoiser.components()[2:], **options)
