@@ -16,7 +16,7 @@ from mechdiff.core.config import override
 from mechdiff.core.errors import ConfigError, DataError
 from mechdiff.models import load
 from mechdiff.storage import files, labelled
-from mechdiff.study import examine, inputs, records
+from mechdiff.study import controls, examine, inputs, records
 from mechdiff.sweeps.sampling import sampling_sweep
 
 CLASSES = "reference.user_network:with_classes"
@@ -57,6 +57,20 @@ def test_a_function_is_swept_and_reported_in_order_of_execution(config, tmp_path
     eps = user_network.network(wrapped.params, signal * images[:4] + scale * noise, np.full(4, t), labels[:4])
     expected = np.mean((eps - noise) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(told.sweep["clean_loss"].sel(t=t), expected, rtol=1e-4)
+
+
+def test_a_function_with_init_has_an_untrained_control(config, tmp_path):
+    model = "reference.user_network:with_init"
+    choose = inputs.chooser(config, None, tmp_path / "cache")
+    examined = examine.examine("with_init", model, choose, config.sweep, 0, tmp_path / "with_init")
+    noise = keys.stream(jax.random.key(0), "scored noise")
+    control = controls.control(examined, config, noise, tmp_path)
+    trained = labelled.read(tmp_path / "with_init" / "sweep.zarr")
+    assert control["component"].equals(trained["component"])
+    assert np.isfinite(control["loss"]).all()
+    assert (np.abs(control["clean_loss"] - trained["clean_loss"]) > 1e-3).all()
+    attention = controls.control_attention(examined, config, noise)
+    assert list(attention["head"].values) == ["attn.head0", "attn.head1"]
 
 
 def test_pairs_and_samples_are_told_the_classes(config, tmp_path):

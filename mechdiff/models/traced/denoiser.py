@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array
 
 from mechdiff.core.errors import ConfigError, unknown
-from mechdiff.core.types import Features, Images, PyTree, Timesteps
+from mechdiff.core.types import Features, Images, PRNGKey, PyTree, Timesteps
 from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.components import HEAD, PATTERN, Component, pattern_site, site_type, units
@@ -43,6 +43,7 @@ class TracedNetwork:
       digest: of the program that `fn` is traced to.
       row_bytes: alive at once for one row of x, as `size.peak_bytes` counts them.
       gradient_bytes: of all values computed for one row of x.
+      init: `init(key)` draws fresh parameters; None: how is not known, and no untrained control can be made.
     """
 
     fn: Function
@@ -53,6 +54,7 @@ class TracedNetwork:
     digest: str
     row_bytes: int
     gradient_bytes: int
+    init: Callable[[PRNGKey], PyTree] | None = None
 
     @property
     def replacement_bytes(self) -> int:
