@@ -24,8 +24,10 @@ from mechdiff.interventions.record import STACKED, Intervention, rows
 from mechdiff.models.attention import attention_pattern
 from mechdiff.models.layers import Attention
 from mechdiff.models.load import load_trained
+from mechdiff.models.stage_modules import enter, run_stage
+from mechdiff.models.stages import stages
 from mechdiff.models.traced import TracedDenoiser, wrap
-from mechdiff.models.unet import denoise, enter, run_stage, stages
+from mechdiff.models.unet import denoise
 
 
 def named(stage: str, call, args, kwargs, context):

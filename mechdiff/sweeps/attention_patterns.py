@@ -24,9 +24,9 @@ from mechdiff.interventions.components import HEAD, PATTERN, Component, pattern_
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.layers import PATTERNS
+from mechdiff.models.stages import stages
 from mechdiff.models.traced.denoiser import TracedNetwork
 from mechdiff.models.traced.sites import Site
-from mechdiff.models.unet import stages
 from mechdiff.sweeps.ablation import component_coords, sweep_in_memory
 from mechdiff.sweeps.activations import activations
 from mechdiff.sweeps.execution.shown import shown_at
