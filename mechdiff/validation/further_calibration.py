@@ -22,7 +22,7 @@ def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
     return [
         *_beyond_controls(next(rngs), repeats),
         *_named_roles(next(rngs), repeats),
-        *_role_margin(next(rngs), max(50, repeats // 4)),
+        *_role_margin(next(rngs), max(min(repeats, 50), repeats // 4)),
         *_pairs(next(rngs), repeats),
     ]
 
