@@ -56,6 +56,11 @@ class UNetConfig:
         return self.classes > 0 or self.class_embedding != "table"
 
     @property
+    def label_count(self) -> int:
+        """Labels of the table: the classes, and the null class if there is one; 0 without classes."""
+        return self.classes if self.null_label is None else self.classes + 1
+
+    @property
     def null_label(self) -> int | None:
         """The label that stands for no class; None if there is none."""
         return self.classes if self.classes and self.null_class else None

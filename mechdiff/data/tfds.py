@@ -77,10 +77,10 @@ def find_copy(path: str) -> Path:
         raise DataError(f"no folder {path!r} with a TFDS copy; {WAY_OUT}")
     if (folder / INFO).is_file():
         return folder
-    found = sorted(info.parent for place in ("*", "celeb_a/*") for info in folder.glob(f"{place}/{INFO}"))
-    if not found:
+    copies = sorted(info.parent for place in ("*", "celeb_a/*") for info in folder.glob(f"{place}/{INFO}"))
+    if not copies:
         raise DataError(f"no prepared TFDS copy (no {INFO}) in {path!r}; {WAY_OUT}")
-    return found[-1]
+    return copies[-1]
 
 
 def prepare(source: str | Path, data_folder: str | Path) -> Path:
@@ -232,7 +232,7 @@ def _labels(
 
     key = {"source": content, "attributes": list(names)}
     flags = stored(cache, "tfds-attributes", key, (count, len(names)), blocks)
-    return dict(zip(names, np.array(flags, bool).T))
+    return dict(zip(names, np.array(flags, bool).T, strict=True))
 
 
 def _content(shards: list[Path]) -> str:

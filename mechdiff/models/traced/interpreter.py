@@ -78,7 +78,8 @@ def evaluate(program: ClosedJaxpr, values: Sequence[Any], leaves: Leaves, plan: 
       (4.0, 6.0)
     """
     jaxpr = program.jaxpr
-    environment = dict(zip(jaxpr.constvars, program.consts)) | dict(zip(jaxpr.invars, values))
+    environment = dict(zip(jaxpr.constvars, program.consts, strict=True))
+    environment |= zip(jaxpr.invars, values, strict=True)
     captured: Captured = {}
 
     def read(atom):
@@ -87,7 +88,7 @@ def evaluate(program: ClosedJaxpr, values: Sequence[Any], leaves: Leaves, plan: 
     for equation in jaxpr.eqns:
         operands = [read(atom) for atom in equation.invars]
         outputs, news = _step(equation, operands, leaves, plan)
-        environment.update(zip(equation.outvars, outputs))
+        environment.update(zip(equation.outvars, outputs, strict=True))
         captured.update(news)
     return [read(atom) for atom in jaxpr.outvars], captured
 
@@ -210,8 +211,8 @@ def _hi_remat(equation: JaxprEqn, operands: list, leaves: Leaves, plan: Plan) ->
     if type(primitive).__name__ != "RematTraced":
         raise ConfigError(cannot_enter(min(names_within(equation)), type(primitive).__name__))
     run = functools.partial(evaluate, closed(primitive.jaxpr), plan=plan)
-    again = jax.checkpoint(lambda operands, leaves: run(operands, leaves), policy=primitive.policy)
-    return again(operands, dict(leaves))
+    checkpointed = jax.checkpoint(lambda operands, leaves: run(operands, leaves), policy=primitive.policy)
+    return checkpointed(operands, dict(leaves))
 
 
 def _shard_map(equation: JaxprEqn, operands: list, leaves: Leaves, plan: Plan) -> Result:
