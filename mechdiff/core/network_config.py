@@ -7,7 +7,8 @@ from typing import Literal
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.ranges import at_least, within
 
-Prediction = Literal["epsilon", "v_prediction", "sample"]  # what a network outputs; see `diffusion.target`
+# What a network outputs; see `diffusion.process.prediction_target`.
+Prediction = Literal["epsilon", "v_prediction", "sample"]
 LARGEST = 4096  # side of an image, channels, blocks; beyond it a number is a slip, and memory would end
 
 

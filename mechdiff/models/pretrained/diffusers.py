@@ -337,7 +337,7 @@ def _side(size: tuple[int, ...] | None) -> int:
     if size is None or len(set(size)) != 1 or len(size) > 2:
         raise ConfigError(
             f"{WHAT} option sample_size={shorten(size and list(size))} is not supported; write the side of "
-            "square images"
+            "square pictures"
         )
     return size[0]
 

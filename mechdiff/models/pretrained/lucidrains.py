@@ -83,7 +83,7 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     """The model at `place`; errors as `pretrained.read`."""
     get = read_options(place.config, TABLE, what=WHAT, ignored=IGNORED)
     if get["image_size"] is None:
-        raise ConfigError(f"{WHAT} option image_size is absent; write the side of the images")
+        raise ConfigError(f"{WHAT} option image_size is absent; write the side of the pictures")
     path, notes = states.weight_file(place.home, "model", stated.weights)
     state, dtype = tensors.load(path)
     weights = stated.weights if stated.weights in ("raw", "ema") else None
