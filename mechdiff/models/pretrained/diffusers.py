@@ -334,12 +334,15 @@ def _attending(down: tuple[bool, ...], up: tuple[bool, ...], middle: bool) -> li
 
 
 def _side(size: tuple[int, ...] | None) -> int:
-    if size is None or len(set(size)) != 1 or len(size) > 2:
-        raise ConfigError(
-            f"{WHAT} option sample_size={shorten(size and list(size))} is not supported; write the side of "
-            "square pictures"
-        )
-    return size[0]
+    match size:
+        case (side,):
+            return side
+        case (side, other) if side == other:
+            return side
+    raise ConfigError(
+        f"{WHAT} option sample_size={shorten(size and list(size))} is not supported; write the side of "
+        "square pictures"
+    )
 
 
 def _time_factor(width: int | None, first: int) -> int:

@@ -38,6 +38,10 @@ Captured = dict[str, Any]  # site -> its value before it was edited, turns of sc
 Result = tuple[list[Any], Captured]
 
 
+def _none_split(site: str, leaves: Any) -> Any:
+    return jax.tree.map(lambda _: False, leaves)
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What is done on the way; hashable, and the same object from call to call, for the sake of JAX's cache.
@@ -46,12 +50,12 @@ class Plan:
       edit: `(site, value, leaves of the site) -> value` of the same shape and dtype.
       capture: sites whose values are returned.
       split_rows: `(site, leaves of the site) -> pytree of bool`, whether a leaf is split where rows are: only
-        looked at for sites in `shard_map`.
+        looked at for sites in `shard_map`; no leaf is, if left out.
     """
 
     edit: Callable[[str, Any, Any], Any]
     capture: frozenset[str] = frozenset()
-    split_rows: Callable[[str, Any], Any] | None = None
+    split_rows: Callable[[str, Any], Any] = _none_split
 
 
 def evaluate(program: ClosedJaxpr, values: Sequence[Any], leaves: Leaves, plan: Plan) -> Result:
