@@ -16,11 +16,11 @@ def test_controls_named_roles_margins_and_pairs_keep_their_word():
 
 def test_the_first_listed_component_decided_where_nothing_was_significant():
     rng = np.random.default_rng(0)
-    damage = 20 + rng.normal(size=(12, 6))
-    damage[:, 0] -= 3  # surely below the mean of its type, whatever the others are
+    scatter = rng.normal(size=(12, 24))
+    damage = 20 + scatter - scatter.mean(axis=0)
+    damage[:, 0] -= 3  # surely below the mean of its type, while no other is surely above it
     assert old_rules.first_listed(damage) == (False, True)
-    damage[:, 0] += 3
-    damage[:, 1] -= 3
+    damage = damage[:, ::-1].copy()
     assert old_rules.first_listed(damage) == (False, False)
     damage[:, 5] += 30
     assert old_rules.first_listed(damage) == (True, False)
