@@ -34,7 +34,7 @@ _SETS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Network:
     """One examined network: its training data, training seed and results.
 
