@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mechdiff.core.config import DataConfig, ExperimentConfig, StudyConfig
 from mechdiff.core.errors import ConfigError, unknown
-from mechdiff.storage import files
+from mechdiff.storage import files, packed
 from mechdiff.study import packing
 
 SIDES = ("celeba", "synthetic")  # data sets that claims compare, examined in full
@@ -95,9 +95,9 @@ def of_ladder(config: ExperimentConfig) -> ExperimentConfig:
 def write_pieces(examined: Path, folder: Path, largest: int = LARGEST_PIECE) -> list[Path]:
     """All packed networks and their manifests in a few files of at most `largest` bytes, to be carried away.
 
-    A piece is a zip of `NAME/cells/NAME.zip` and `NAME/manifest.json`; unpacked into one folder, pieces are what
-    `collecting.collect` takes. Networks come in the order in which they were packed, so that only the last
-    piece changes as a study goes on.
+    A piece is a zip of `NAME/cells/NAME.zip` and `NAME/manifest.json`; unpacked into one folder, pieces are
+    what `collecting.collect` takes. Networks come in the order in which they were packed, so that only the
+    last piece changes as a study goes on.
 
     Args:
       examined: folder of examinations, one folder each.
@@ -124,6 +124,7 @@ def _write_piece(path: Path, cells: Sequence[Path]) -> Path:
         for cell in cells:
             examination = cell.parents[1]
             for member in (cell, examination / "manifest.json"):
-                bundle.write(member, Path(examination.name) / member.relative_to(examination))
+                name = Path(examination.name) / member.relative_to(examination)
+                bundle.writestr(zipfile.ZipInfo(str(name), packed.EPOCH), member.read_bytes())
     aside.replace(path)
     return path
