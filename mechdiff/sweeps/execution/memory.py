@@ -82,7 +82,10 @@ def row_bytes(config: Network) -> int:
     for stage in stages(config):
         output = stage.resolution**2 * stage.width * 4
         patterns = stage.heads * stage.resolution**4 * 4 if stage.op == "attention" else 0
-        held += output * (stage.push - stage.pop)
+        if stage.push:
+            held += output
+        if stage.pop:
+            held -= output
         # Logits and their softmax; on a CPU attention works in blocks.
         maps.append(held + 4 * output + (2 * patterns if accelerated() else min(patterns, 2**20)))
     return max(maps)
