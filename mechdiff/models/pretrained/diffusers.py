@@ -136,13 +136,13 @@ def write_diffusers(folder: Path | str, unet: UNetConfig, diffusion: DiffusionCo
     return folder
 
 
-def unet_config(given: Mapping, prediction: str = "epsilon") -> UNetConfig:
-    """Our config of a `UNet2DModel` made with the options `given`; absent ones are diffusers' defaults.
+def unet_config(config: Mapping, prediction: str = "epsilon") -> UNetConfig:
+    """Our config of a `UNet2DModel` made with these options; absent ones are diffusers' defaults.
 
     Raises:
       ConfigError: unknown or unsupported options.
     """
-    get = read_options(given, TABLE, what=WHAT, ignored=IGNORED)
+    get = read_options(config, TABLE, what=WHAT, ignored=IGNORED)
     _check_widths(get)
     widths, film = tuple(get["block_out_channels"]), get["resnet_time_scale_shift"] == "scale_shift"
     down, up = _attention(get, "down_block_types"), _attention(get, "up_block_types")[::-1]
