@@ -48,13 +48,16 @@ def render(manifest: dict, models: list[ExaminedModel], folder: Path) -> str:
 
 
 def detailed(models: list[ExaminedModel]) -> list[ExaminedModel]:
-    """Models shown in detail: all if at most `DETAILED`, else the first training seed of each data set."""
+    """Models shown in detail: all if at most `DETAILED`, else the first training seed of each data set at the
+    end of its training; of data sets that claims compare, these alone."""
     if len(models) <= DETAILED:
         return models
-    first = {}
-    for model in sorted(models, key=lambda model: model.config.seed):
-        first.setdefault(model.data, model)
-    return [model for model in models if model in first.values()]
+    sides = across_seeds.sides(across_seeds.last([model.network for model in models]))
+    first = [side[0] for side in sides if side]
+    if len(first) < 2:
+        last = sorted(models, key=lambda model: (model.config.seed, -model.network.steps))
+        first = list({model.data: model.network for model in reversed(last)}.values())
+    return [model for model in models if any(model.network is network for network in first)]
 
 
 def _together(models: list[ExaminedModel], figures: Path) -> dict:
@@ -82,7 +85,7 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
     if alike and len(ladder) > 1:
         alt = "Effective components by complexity of the synthetic faces."
         add("seeds-ladder", alt, lambda theme: across.draw_ladder(theme, ladder))
-    trainings = over_training.trainings(models)
+    trainings = over_training.trainings(models, detailed(models))
     for training in trainings:
         alt = f"Pooled relative loss increase of the components of {training.name} by training step."
         draw = functools.partial(over_training.draw, training=training)

@@ -1,5 +1,6 @@
 """A results folder as records: what was saved, checked, and the effects computed from it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -34,7 +35,7 @@ _SETS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Network:
     """One examined network: its training data, training seed and results.
 
@@ -203,10 +204,11 @@ def read(folder: Path) -> tuple[dict, list[ExaminedModel]]:
     ]
 
 
-def _by_step(name: str) -> tuple[str, float]:
-    """The run and the step of a model RUN@STEP; the end of training comes last."""
+def _by_step(name: str) -> tuple[list[str | int], float]:
+    """The run and the step of a model RUN@STEP; seed 2 comes before seed 10, the end of training last."""
     run, _, step = name.partition("@")
-    return run, float(step) if step.isdecimal() else float("inf")
+    parts = [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", run)]
+    return parts, float(step) if step.isdecimal() else float("inf")
 
 
 def _examined(folder: Path) -> ExaminedModel:
