@@ -95,10 +95,10 @@ def check_inputs(denoiser: "Examinable", x_t: Any, t: Any) -> tuple[Any, Any]:
     """
     expected, shape = tuple(denoiser.image_shape), np.shape(x_t)
     if len(shape) != len(expected) + 1 or shape[1:] != expected:
-        first = ""
+        hint = ""
         if len(shape) == 4 and (*shape[2:], shape[1]) == expected:
-            first = "; channels come last here: x.transpose(0, 2, 3, 1) puts them there"
-        raise ConfigError(f"images of shape {shape}, but {denoiser.name} takes (images, {expected}){first}")
+            hint = "; channels come last here: x.transpose(0, 2, 3, 1) puts them there"
+        raise ConfigError(f"images of shape {shape}, but {denoiser.name} takes (images, {expected}){hint}")
     return x_t, check_timesteps(t, len(x_t), denoiser.schedule.steps)
 
 
@@ -108,10 +108,10 @@ def check_timesteps(t: Any, images: int, steps: int) -> Any:
     Raises:
       ConfigError: timesteps that are no integers, are not one an image, or lie outside [0, steps).
     """
-    kind, rank = jnp.result_type(t), np.ndim(t)
-    if not np.issubdtype(kind, np.integer) or rank > 1 or (rank == 1 and len(t) not in (1, images)):
+    dtype, rank = jnp.result_type(t), np.ndim(t)
+    if not np.issubdtype(dtype, np.integer) or rank > 1 or (rank == 1 and len(t) not in (1, images)):
         raise ConfigError(
-            f"t of type {kind} and shape {np.shape(t)}: expected one integer timestep, or one for each of "
+            f"t of type {dtype} and shape {np.shape(t)}: expected one integer timestep, or one for each of "
             f"the {images} images"
         )
     if not isinstance(t, jax.core.Tracer):
