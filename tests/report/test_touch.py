@@ -276,7 +276,7 @@ def test_components_without_stages_are_drawn_in_order_of_execution(model):
 
 
 def test_a_block_of_components_stands_on_lines_of_its_own():
-    names = ["time", "class", *(f"block0.head{i}" for i in range(5)), "mid.mlp", *"out last".split()]
+    names = ["time", "class", *(f"block0.head{i}" for i in range(5)), "mid.mlp", *["out", "last"]]
     places = schematic.in_lines(names, 4)
     assert places[:2] == [(0, 0), (0, 1)]
     assert places[2:7] == [
