@@ -22,6 +22,7 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from scipy import special
 
+from mechdiff.core.batches import Batch, batches
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.diffusion.eval_set import EvalSet
@@ -32,7 +33,7 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.stats import skewed_sequence
 from mechdiff.storage import digests, labelled, run_log
 from mechdiff.sweeps.execution.engine import Engine
-from mechdiff.sweeps.execution.shown import provenance, shown_at, shown_digests
+from mechdiff.sweeps.execution.shown import provenance, shown_digests
 
 FIRST_LOOK = 32  # images before the first look: the sequence is asymptotic
 
@@ -68,7 +69,7 @@ class SequentialResult:
 def effect_and_influence(
     clean: Float[np.ndarray, "t image"], loss: Float[np.ndarray, "*component t image"]
 ) -> tuple[Float[np.ndarray, " *component"], Float[np.ndarray, "*component image"]]:
-    """Pooled Deg%, and what each image adds to it: the delta method for ratios of means.
+    """Pooled relative loss increase (%), and what each image adds to it (delta method for ratios of means).
 
     The estimate's standard error is that of the mean of the influences, which is 0.
     """
@@ -77,16 +78,45 @@ def effect_and_influence(
     return 100 * (ratio[..., 0].mean(-1) - 1), 100 * ((loss - ratio * clean) / base).mean(-2)
 
 
+@dataclasses.dataclass(frozen=True)
+class StoppingRule:
+    """When a component is decided.
+
+    Attributes:
+      width: in percent of the clean loss, above 0; an interval this narrow is certain enough, wherever it
+        lies.
+      confidence: coverage of the intervals at any time.
+      joint: whether `confidence` is that of all intervals together (Bonferroni), or of each.
+
+    Raises:
+      ConfigError: a width that is not positive.
+
+    Example:
+      >>> StoppingRule(2.0).of_each(10)
+      0.995
+    """
+
+    width: float
+    confidence: float = 0.95
+    joint: bool = True
+
+    def __post_init__(self):
+        if self.width <= 0:
+            raise ConfigError(f"width={self.width} must be above 0, in percent of the clean loss")
+
+    def of_each(self, intervals: int) -> float:
+        """Confidence of each of so many intervals."""
+        return 1 - (1 - self.confidence) / (intervals if self.joint else 1)
+
+
 def sequential_sweep(
     denoiser: Examinable,
     eval_set: EvalSet,
+    rule: StoppingRule,
     folder: Path,
     *,
-    width: float,
-    confidence: float = 0.95,
     chosen: Sequence[Component] | None = None,
     block: int = 16,
-    joint: bool = True,
     rows: int = 0,
 ) -> SequentialResult:
     """Zeroes one component at a time until the relative loss increase of each is certain.
@@ -96,22 +126,19 @@ def sequential_sweep(
     Args:
       eval_set: as many images as may be spent, in [-1, 1], in random order; image i has the noise of index i.
         Nested in the timesteps (`process.images_at`) they say more in as many runs, and fewer are needed.
-      width: in percent of the clean loss; an interval this narrow is certain enough, wherever it lies.
-      confidence: coverage of the intervals at any time.
-      joint: whether `confidence` is that of all intervals together (Bonferroni), or of each.
+      rule: when a component is decided.
+      folder: where results are kept.
+      chosen: components; all of the network if None.
       block: images between two looks.
       rows: interventions x images in one program; 0: chosen by memory.
 
     Raises:
-      ConfigError: a width that is not positive, or fewer than 32 images.
+      ConfigError: fewer than 32 images.
     """
-    if width <= 0:
-        raise ConfigError(f"width={width} must be above 0, in percent of the clean loss")
     if eval_set.count < FIRST_LOOK:
         raise ConfigError(f"{eval_set.count} images; at least {FIRST_LOOK} are needed before the first look")
     chosen = tuple(chosen or denoiser.components())
-    of_each = 1 - (1 - confidence) / (len(chosen) if joint else 1)
-    return _Run(denoiser, eval_set, chosen, width, of_each, block, rows).go(folder)
+    return _Run(denoiser, eval_set, chosen, rule, block, rows).go(folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,10 +146,14 @@ class _Run:
     denoiser: Examinable
     eval_set: EvalSet
     chosen: tuple[Component, ...]
-    width: float
-    confidence: float  # of each interval
+    rule: StoppingRule
     block: int
     rows: int
+
+    @property
+    def confidence(self) -> float:
+        """Of each interval."""
+        return self.rule.of_each(len(self.chosen))
 
     @functools.cached_property
     def digest(self) -> str:
@@ -132,7 +163,7 @@ class _Run:
                 **self.denoiser.digests(),
                 **shown_digests(self.eval_set),
                 "components": [component.name for component in self.chosen],
-                "rule": [self.width, self.confidence, self.block],
+                "rule": [self.rule.width, self.confidence, self.block],
                 "numerics": NUMERICS_VERSION,
             }
         )
@@ -158,12 +189,12 @@ class _Run:
         loss = np.full((count, *clean.shape), np.nan)
         running, result = np.ones(count, bool), None
         with run_log.progress(total, 0, f"certifying {denoiser.name}", unit="image") as bar:
-            for start in range(0, total, self.block):
-                where = slice(start, min(start + self.block, total))
-                if not labelled.written(path, "clean_loss", (0, start)):
-                    self._compute(path, engine, stacked, running, where)
+            for batch in batches(total, self.block):
+                where = batch.span
+                if not labelled.written(path, "clean_loss", (0, where.start)):
+                    self._compute(path, engine, stacked, running, batch)
                 clean[:, where], loss[..., where] = self._kept(path, where)
-                bar.update(where.stop - where.start)
+                bar.update(batch.count)
                 if where.stop < FIRST_LOOK:
                     continue
                 result = self._look(clean, loss)
@@ -183,37 +214,40 @@ class _Run:
             deviation[rows] = influence.std(-1, ddof=1)
             below, above = skewed_sequence(influence, self.confidence, planned=4 * FIRST_LOOK)
             low[rows], high[rows] = estimate[rows] - below, estimate[rows] + above
-        decided = (low > 0) | (high < 0) | (high - low <= self.width)
+        decided = (low > 0) | (high < 0) | (high - low <= self.rule.width)
         return SequentialResult(
-            tuple(component.name for component in self.chosen),
-            estimate,
-            low,
-            high,
-            images,
-            decided,
-            int(images.sum()),
-            len(images) * int(self._fixed_images(estimate, deviation).max()),
+            components=tuple(component.name for component in self.chosen),
+            estimate=estimate,
+            low=low,
+            high=high,
+            images=images,
+            decided=decided,
+            spent=int(images.sum()),
+            fixed=len(images) * int(self._fixed_images(estimate, deviation).max()),
         )
 
     def _fixed_images(self, estimate: np.ndarray, deviation: np.ndarray) -> Int[np.ndarray, " component"]:
         """Images with which an ordinary interval of each component is certain, at least `FIRST_LOOK`."""
         z = special.ndtri((1 + self.confidence) / 2)
-        reach = np.maximum(np.abs(estimate), self.width / 2)  # half-width that is small enough
+        reach = np.maximum(np.abs(estimate), self.rule.width / 2)  # half-width that is small enough
         return np.maximum(FIRST_LOOK, np.ceil((z * deviation / reach) ** 2)).astype(int)
 
     def _compute(
-        self, path: Path, engine: Engine, stacked: Intervention, running: np.ndarray, where: slice
+        self, path: Path, engine: Engine, stacked: Intervention, running: np.ndarray, batch: Batch
     ) -> None:
-        part = dataclasses.replace(stacked, gate={k: v[running] for k, v in stacked.gate.items()})
-        index = np.resize(np.arange(where.start, where.stop), self.block)  # one shape, so one program
-        size = where.stop - where.start
-        loss = np.full((len(running), len(self.timesteps), size), np.nan, np.float32)
-        clean = np.empty((len(self.timesteps), size), np.float32)
-        for t_index, t in enumerate(self.timesteps):
-            images, indices, condition = shown_at(self.eval_set, t_index, index)
-            losses = engine.measure(part, images, indices, int(t), self.eval_set.key, condition=condition)
-            loss[running, t_index], clean[t_index] = losses.loss[:, :size], losses.clean_loss[:size]
-        region = {"loss": (slice(None), slice(None), where), "clean_loss": (slice(None), where)}
+        undecided = dataclasses.replace(
+            stacked, gate={site: gate[running] for site, gate in stacked.gate.items()}
+        )
+        loss = np.full((len(running), len(self.timesteps), batch.count), np.nan, np.float32)
+        clean = np.empty((len(self.timesteps), batch.count), np.float32)
+        for t_index in range(len(self.timesteps)):
+            shown = self.eval_set.batch(t_index, batch.indices)
+            losses = engine.measure(
+                undecided, shown.images, shown.indices, shown.t, shown.key, condition=shown.condition
+            )
+            loss[running, t_index] = losses.loss[:, : batch.count]
+            clean[t_index] = losses.clean_loss[: batch.count]
+        region = {"loss": (slice(None), slice(None), batch.span), "clean_loss": (slice(None), batch.span)}
         labelled.put(path, region, {"loss": loss, "clean_loss": clean})
 
     def _kept(self, path: Path, where: slice) -> tuple[np.ndarray, np.ndarray]:
@@ -234,5 +268,5 @@ class _Run:
         )
 
     def _chunks(self) -> dict[str, tuple[int, ...]]:
-        levels = len(self.timesteps)
-        return {"loss": (len(self.chosen), levels, self.block), "clean_loss": (levels, self.block)}
+        steps = len(self.timesteps)
+        return {"loss": (len(self.chosen), steps, self.block), "clean_loss": (steps, self.block)}

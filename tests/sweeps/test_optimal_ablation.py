@@ -9,7 +9,7 @@ from reference.networks import SMALL, identity_of, random_params
 
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
-from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.diffusion.schedules import cosine_schedule
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import component_at
@@ -95,17 +95,16 @@ def test_the_gradient_is_the_slope_of_each_components_own_loss_and_of_no_other()
     wave = shared_prefix.plan_passes(UNET, stacked, 100)
     gate = {site: leaf[wave.order[0]] for site, leaf in stacked.gate.items()}
     ordered = dataclasses.replace(stacked, gate=gate, replacement=None)
-    program = DENOISER, wave.joins, ordered, mean, scale, point
-    slope = optimal_ablation._slopes(*program, IMAGES, 3, index, KEY, None)
+    family = optimal_ablation._Family(mean, scale)
+    batch = EvalBatch(IMAGES, index, 3, KEY)
+    slope = optimal_ablation._slopes(DENOISER, wave.joins, ordered, family, point, batch)
 
     engine, site = Engine(DENOISER), "down0.attn0.head"
     way = np.zeros_like(point[site])
     way[:, :, 0] = np.sign(slope[site][:, :, 0])  # the part of the first head
 
     def losses(step):
-        replacement = optimal_ablation._replacement(
-            mean, scale, {**point, site: point[site] + np.float32(step) * way}
-        )
+        replacement = family.replacement({**point, site: point[site] + np.float32(step) * way})
         return engine.measure(
             dataclasses.replace(stacked, replacement=replacement), IMAGES, index, 3, KEY
         ).loss.mean(1)
