@@ -200,18 +200,19 @@ class CircuitEvaluator:
     def _known(self) -> dict[bytes, Float[np.ndarray, "t image"]]:
         """Members as bytes -> losses; at first those on disk."""
         known = {}
-        for path in sorted(self._home.glob("*.zarr")) if self.folder else ():
+        for path in sorted(self._home.glob("*.zarr")) if self._home else ():
             page = labelled.read(path)
             rows = (row.tobytes() for row in page["member"].values)
             known |= zip(rows, page["loss"].values, strict=True)
         return known
 
     @property
-    def _home(self) -> Path:
-        return self.folder / self.digest[:16]
+    def _home(self) -> Path | None:
+        """Where losses are kept; None: nowhere."""
+        return self.folder and self.folder / self.digest[:16]
 
     def _keep(self, members: Members, loss: Float[np.ndarray, "circuit t image"]) -> None:
-        if self.folder is None:
+        if self._home is None:
             return
         page = dataset(self, members, loss)
         labelled.create(self._home / f"{digests.digest_arrays(members)[:16]}.zarr", page, {})

@@ -87,7 +87,7 @@ def verified_pairs(
     audited = np.random.default_rng(config.seed).permutation(len(left))[: config.audit]
     picked = [*top, *(left[i] for i in audited)]
     exact = pair_effects(denoiser, eval_set, [(chosen[a], chosen[b]) for a, b in picked])
-    clean, interaction = exact.clean_loss.values, exact.synergy.values
+    clean, interaction = exact.clean_loss.values, exact.interaction.values
     units = stats.units_from(people, eval_set.count)
 
     def interaction_in_percent(weights):

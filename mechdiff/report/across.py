@@ -54,7 +54,7 @@ def rows(models: Sequence[ExaminedModel]) -> list[Row]:
 def _row(model: ExaminedModel) -> Row:
     network, worst, roles = model.network, {}, None
     for ablation in map(str, network.sweep["ablation"].values):
-        damage = across_seeds.damage(network.sweep, ablation)
+        damage = across_seeds.relative_increases(network.sweep, ablation)
         worst[ablation] = str(network.sweep["component"].values[damage.argmax()]), float(damage.max())
     if network.roles is not None:
         roles = {}
@@ -101,7 +101,7 @@ def draw_damage(theme: Theme, networks: Sequence[Network]) -> Figure:
     """Pooled ΔL/L of the components with the largest median, a mark for every network."""
     names = [str(name) for name in networks[0].sweep["component"].values]
     ablation = across_seeds.lead(networks[0].sweep)
-    damage = np.array([across_seeds.damage(network.sweep, ablation) for network in networks])
+    damage = np.array([across_seeds.relative_increases(network.sweep, ablation) for network in networks])
     order = np.argsort(-np.median(damage, axis=0), kind="stable")[:SHOWN]
     height = 1.05 + 0.25 * len(order)
     figure = style.figure(6.8, height)

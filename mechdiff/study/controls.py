@@ -198,7 +198,7 @@ def random_sets(examined: Analysis, config: ExperimentConfig, noise: PRNGKey) ->
     timestep), at `study.timesteps` timesteps, as circuits are.
 
     Returns:
-      Dataset with `damage`, pooled ΔL/L of each set in %, dims `ablation, component, set`.
+      Dataset with `relative_increase`, pooled ΔL/L of each set in %, dims `ablation, component, set`.
     """
     denoiser, images, count = examined.denoiser, examined.given, config.study.random_sets
     timesteps = [int(t) for t in timesteps_by_log_snr(denoiser.schedule, config.study.timesteps)]
@@ -207,7 +207,7 @@ def random_sets(examined: Analysis, config: ExperimentConfig, noise: PRNGKey) ->
     chosen = denoiser.components()
     classes = [matched_class(component, denoiser.identity) for component in chosen]
     names, stacked = matched_sets(chosen, chosen, denoiser.identity, count, config.seed)
-    damage, eval_set = [], images.scored_set(timesteps, noise)
+    increases, eval_set = [], images.scored_set(timesteps, noise)
     for ablation in config.sweep.ablations:
         losses = sweep_in_memory(
             denoiser,
@@ -221,9 +221,9 @@ def random_sets(examined: Analysis, config: ExperimentConfig, noise: PRNGKey) ->
         clean = np.asarray(losses.clean_loss, np.float64).mean(-1)
         pooled = 100 * (loss / clean - 1).mean(-1)
         of_class = {name: pooled[np.array(names) == name] for name in dict.fromkeys(names)}
-        damage.append([of_class[name] for name in classes])
+        increases.append([of_class[name] for name in classes])
     return xr.Dataset(
-        {"damage": (("ablation", "component", "set"), np.array(damage))},
+        {"relative_increase": (("ablation", "component", "set"), np.array(increases))},
         coords={
             "ablation": list(config.sweep.ablations),
             "component": [component.name for component in chosen],

@@ -179,7 +179,9 @@ def test_samples_move_under_their_own_condition(denoiser, tmp_path):
     levels = [5, 20, 40]
     windows = rollout.even_windows(levels, 1)
     samples = SampleSet(levels, 4, KEY, LABELS[:4])
-    swept = sampling_sweep(denoiser, samples, windows, tmp_path, config=SweepConfig(("zero",), image_block=2))
+    swept = sampling_sweep(
+        denoiser, samples, windows, tmp_path, config=SweepConfig(ablations=("zero",), image_block=2)
+    )
     assert (swept["distance"].sel(component="mlp") > 0).all()
     drawn = rollout.draw_samples(denoiser, KEY, 3, 3, condition=np.array([0, 1, 0]))
     alone = rollout.draw_samples(denoiser, KEY, 3, 3, condition=np.array([0, 0, 0]))
@@ -220,7 +222,10 @@ def test_groups_of_channels_are_components_too(denoiser, plain):
 
 def test_a_sampling_sweep_goes_on_where_it_stopped(denoiser, tmp_path, monkeypatch):
     samples = SampleSet([5, 40], 2, KEY, LABELS[:2])
-    windows, config = rollout.even_windows([5, 40], 2), SweepConfig(("zero",), image_block=2, chunk=1)
+    windows, config = (
+        rollout.even_windows([5, 40], 2),
+        SweepConfig(ablations=("zero",), image_block=2, chunk=1),
+    )
     whole = sampling_sweep(denoiser, samples, windows, tmp_path / "whole", config=config)
     walk, calls = rollout._walk, []
 

@@ -1,4 +1,4 @@
-"""Pattern interventions against attention written out, temperatures at matched norm, and dose curves."""
+"""Pattern interventions against attention written out, temperatures at matched norm, and scaling curves."""
 
 import dataclasses
 import functools
@@ -204,7 +204,7 @@ def test_temperature_effects_are_those_of_plain_passes_at_the_clean_norm():
     assert (sharp < flat).all() and (flat <= np.log(64) + 1e-5).all()
 
 
-def test_dose_curves_are_those_of_plain_passes_in_one_program(monkeypatch):
+def test_scaling_curves_are_those_of_plain_passes_in_one_program(monkeypatch):
     traces, walk = [], shared_prefix.forward
     monkeypatch.setattr(shared_prefix, "forward", lambda *args: (traces.append(1), walk(*args))[1])
     chosen = [component_at(components(UNET), name) for name in ("down0.block0.res", "mid.attn0.head1")]
@@ -213,16 +213,16 @@ def test_dose_curves_are_those_of_plain_passes_in_one_program(monkeypatch):
     )
     assert len(traces) == 1
     for component in chosen:
-        for dose in (0.0, 0.5, 2.0):
-            cell = found.sel(dose=dose, component=component.name).isel(t=1)
+        for gate in (0.0, 0.5, 2.0):
+            cell = found.sel(gate=gate, component=component.name).isel(t=1)
             np.testing.assert_allclose(
-                cell.loss, losses(set_gate(IDENTITY, [component], dose), 40), rtol=1e-5
+                cell.loss, losses(set_gate(IDENTITY, [component], gate), 40), rtol=1e-5
             )
-    assert (found.change.sel(dose=1.0) < 1e-12).all()
-    np.testing.assert_allclose(found.loss.sel(dose=1.0)[0], found.clean_loss, rtol=1e-6)
+    assert (found.change.sel(gate=1.0) < 1e-12).all()
+    np.testing.assert_allclose(found.loss.sel(gate=1.0)[0], found.clean_loss, rtol=1e-6)
 
 
-def test_doses_that_are_no_numbers_are_refused():
+def test_gates_that_are_no_numbers_are_refused():
     with pytest.raises(ConfigError, match="finite"):
         scaling.scaling_curves(DENOISER, EvalSet(IMAGES, LEVELS, KEY), SOME, (0.0, float("nan")))
 

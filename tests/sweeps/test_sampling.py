@@ -69,7 +69,7 @@ def swept(denoiser, chosen, means, tmp_path_factory):
         sampling.SampleSet(LEVELS, SAMPLES, KEY),
         WINDOWS,
         folder,
-        config=SweepConfig(("zero", "mean"), image_block=2, chunk=6),
+        config=SweepConfig(ablations=("zero", "mean"), image_block=2, chunk=6),
         replacements=means,
         chosen=chosen,
     )
@@ -146,7 +146,7 @@ def test_network_calls_are_those_of_the_closed_formula_and_one_program_serves_al
         return traced(*args)
 
     monkeypatch.setattr(rollout, "_walk", counting)
-    config = SweepConfig(("zero",), image_block=2, chunk=2)
+    config = SweepConfig(ablations=("zero",), image_block=2, chunk=2)
     samples = sampling.SampleSet(LEVELS, 4, KEY)
     sampling.sampling_sweep(denoiser, samples, WINDOWS, tmp_path, config=config, chosen=chosen)
     shared, naive = rollout.network_calls(LEVELS, WINDOWS, len(chosen))
@@ -164,7 +164,7 @@ def test_devices_share_a_walk_and_change_no_number(denoiser, chosen, means, swep
         sampling.SampleSet(LEVELS, SAMPLES, KEY),
         WINDOWS,
         tmp_path,
-        config=SweepConfig(("zero", "mean"), image_block=2, chunk=12),
+        config=SweepConfig(ablations=("zero", "mean"), image_block=2, chunk=12),
         replacements=means,
         chosen=chosen,
     )
@@ -212,7 +212,7 @@ def test_bad_windows_kinds_and_counts_are_refused(denoiser, chosen, tmp_path):
     with pytest.raises(ConfigError, match=r"\[9, 10\) holds none"):
         run(windows=[(9, 10)])
     with pytest.raises(ConfigError, match="mean ablation needs replacements"):
-        run(windows=WINDOWS, config=SweepConfig(("mean",)))
+        run(windows=WINDOWS, config=SweepConfig(ablations=("mean",)))
     with pytest.raises(ConfigError, match="at least 2"):
         sampling.SampleSet(LEVELS, 1, KEY)
     with pytest.raises(ConfigError, match="choose 1 to 6"):

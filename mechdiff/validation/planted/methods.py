@@ -192,7 +192,7 @@ def _pairs_exact(
     """`MEASURES` of the interactions of all pairs of components, by exact ablation."""
     pairs = list(itertools.combinations(chosen, 2))
     effects = pair_effects(plant.denoiser, EvalSet(_half(plant), plant.timesteps, key), pairs)
-    interaction = effects.synergy.mean("image").values
+    interaction = effects.interaction.mean("image").values
     return compare(100 * interaction / clean, _planted_pair(plant, chosen))
 
 
@@ -213,6 +213,6 @@ def _half(plant: PlantedNetwork) -> Images:
 
 def _planted_pair(plant: PlantedNetwork, chosen: Sequence[Component]) -> np.ndarray:
     """Planted sign of the interaction of each pair, 0 for all but the planted one."""
-    first, second, sign = plant.pair
+    first, second, sign = plant.pair or ("", "", 0)
     pairs = itertools.combinations([component.name for component in chosen], 2)
     return np.array([sign if {*pair} == {first, second} else 0 for pair in pairs])
