@@ -1,18 +1,17 @@
 """Settings of the whole suite, and the one small trained model that many tests share."""
 
-import atexit
 import dataclasses
 import os
-import shutil
-import tempfile
+from pathlib import Path
 
 # Compiling is most of the suite's time: no optimization, none of the slower kernel emitters, and a cache of
 # compiled programs for each worker and the processes that its tests start, which inherit all this. (Workers
-# don't share one: JAX writes it without a lock.) Set before jax is imported.
-programs = tempfile.mkdtemp(prefix="mechdiff-programs-")
-atexit.register(shutil.rmtree, programs, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+# don't share one: JAX writes it without a lock.) Kept beside pytest's own cache, so that what was compiled
+# yesterday is not compiled today. Set before jax is imported.
+programs = Path(__file__).parents[1] / ".pytest_cache" / "programs"
+programs /= os.environ.get("PYTEST_XDIST_WORKER", "main")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(programs)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if "fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"

@@ -128,22 +128,25 @@ def rms_relative_increase(clean: CleanLossArray, loss: LossArray, weights: Weigh
 
 
 def excess_relative_increase(
-    clean: CleanLossArray, loss: LossArray, floor: Float[np.ndarray, " t"], weights: Weights
+    clean: CleanLossArray, loss: LossArray, floor: Float[np.ndarray, " *cells"], weights: Weights
 ) -> Draws:
     """Loss increase relative to the clean loss's excess over the optimal one, mean over timesteps, in %.
 
     Args:
-      floor: loss of the optimal denoiser at each timestep, in the units of `clean`.
+      floor: loss of the optimal denoiser in the units of `clean`: expected, `(t,)`, or on the same images and
+        noise, `(t, image)`, which leaves less noise in the difference.
 
     Raises:
       ConfigError: a floor that is not below the clean loss at every timestep.
     """
-    excess = stats.weighted(clean, weights) - np.asarray(floor, np.float64)[:, None]
+    floor = np.asarray(floor, np.float64)
+    least = floor[:, None] if floor.ndim == 1 else stats.weighted(floor, weights)
+    excess = stats.weighted(clean, weights) - least
     if not (excess > 0).all():
         t_index = int(np.argmin(excess.min(axis=-1)))
         raise ConfigError(
-            f"floor {float(floor[t_index]):.4g} at timestep index {t_index} is not below the network's loss; "
-            "give that of the optimal denoiser in the units of the clean loss"
+            f"floor {float(least[t_index].max()):.4g} at timestep index {t_index} is not below the network's "
+            "loss; give that of the optimal denoiser in the units of the clean loss"
         )
     return 100 * ((stats.weighted(loss, weights) - stats.weighted(clean, weights)) / excess).mean(axis=1)
 

@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 
 from mechdiff.api.places import cache_folder
-from mechdiff.core.config import SweepConfig
+from mechdiff.core.config import DRAWN, SweepConfig
 from mechdiff.core.types import AnyArray
 from mechdiff.data.images import DEFAULT
 from mechdiff.models import factories
+from mechdiff.models.load import check_known
+from mechdiff.study import conditions_given
 from mechdiff.study.inputs import (
     TRAINING_IMAGES,
     EvalImages,
@@ -28,17 +30,19 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0) -> EvalIm
     Args:
       model: a `Model`.
       images: a folder, an `.npy` or `.npz` file, or an array: bytes, or floats in [-1, 1]. None: held-out
-        synthetic faces for a model that was trained on these, what a user's function gave with its
-        denoiser, and samples of the model's own for any other.
+        synthetic or Gaussian images for a model that was trained on these, what a user's function gave with
+        its denoiser, and samples of the model's own for any other.
 
     Raises:
       DataError: too few images, or any that can't be read without a guess.
+      ConfigError: an imported network whose noise levels nobody stated.
     """
+    check_known(model.record, model.name)
     config = SweepConfig(ablations=("zero",), images=n, reference_images=reference)
     trained, given = model.config, model.record.get(factories.GIVEN)
     if images is None and given is not None:
         return given_images(model.denoiser, config, *given)
-    if images is None and trained is not None and trained.data.name == "synthetic":
+    if images is None and trained is not None and trained.data.name in DRAWN:
         return held_out_images(trained.data, model.denoiser.image_shape[0], config, cache_folder())
     if images is None:
         return own_samples(model.denoiser, config, seed=0)
@@ -49,4 +53,5 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0) -> EvalIm
         config,
         preprocessing=DEFAULT if trained is None else trained.data.preprocessing,
         trained_on=None if known is None else frozenset(known),
+        given=conditions_given.given_for(model.record, conditions_given.Given()),
     )

@@ -1,21 +1,33 @@
-"""Images: procedural faces, CelebA (also as a TensorFlow Datasets copy), or any folder; behind one record."""
+"""Images: procedural faces, Gaussian ones, CelebA (also as a TensorFlow Datasets copy), or any folder."""
 
 import ast
 import sys
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from tqdm import tqdm
 
-from mechdiff.core.config import DataConfig, Preprocessing
+from mechdiff.core.config import DRAWN, DataConfig, Preprocessing
 from mechdiff.core.errors import ConfigError, unknown
-from mechdiff.data import celeba, folder, tfds
+from mechdiff.data import celeba, folder, gaussian, tfds
 from mechdiff.data.cache import SPLITS, load_split, stored
-from mechdiff.data.classes import class_labels, factor_labels
+from mechdiff.data.classes import class_labels, class_names, factor_labels
 from mechdiff.data.dataset import Dataset, batch_at, batch_indices, fingerprint, to_bytes, to_float
 
-__all__ = ["SPLITS", "Dataset", "batch_at", "batch_indices", "class_labels", "load", "to_bytes", "to_float"]
+__all__ = [
+    "SPLITS",
+    "Dataset",
+    "batch_at",
+    "batch_indices",
+    "class_labels",
+    "class_names",
+    "load",
+    "to_bytes",
+    "to_float",
+]
 
 OFFSETS = {"train": 0, "validation": 1_000_000, "test": 2_000_000}  # first index of a synthetic split
 READERS = (
@@ -25,8 +37,11 @@ READERS = (
     "classes",
     "dataset",
     "arrays",
+    "collection",
     "folder",
     "images",
+    "scrambled",
+    "gaussian",
 )  # modules here that the synthetic images don't depend on
 READERS_OF = {
     "celeba": lambda config: celeba.open_source(config.path),
@@ -46,8 +61,9 @@ def load(
     """One split ("train", "validation", "test") as `size` x `size` bytes, by `config.preprocessing`.
 
     `config.n_train` (train) and `config.n_test` (validation and test) say how many: exactly so for synthetic
-    images, at most so for the others (0: all). `seed` decides the synthetic images and nothing else. What
-    was decoded or rendered is kept in `config.cache`, else in `cache_dir`; with neither it stays in memory.
+    and Gaussian images, at most so for the others (0: all). `seed` decides these images and nothing else.
+    What was decoded or rendered is kept in `config.cache`, else in `cache_dir`; with neither it stays in
+    memory.
 
     Raises:
       DataError: images absent, truncated or foreign, an empty split, a cache that can't be written.
@@ -57,10 +73,12 @@ def load(
         raise ConfigError(unknown("split", split, SPLITS))
     cache = Path(config.cache or cache_dir) if config.cache or cache_dir else None
     count = config.n_train if split == "train" else config.n_test
-    if config.name == "synthetic":
-        return _synthetic(config, size, split, seed, count, cache)
+    if config.name in DRAWN:
+        _check_drawn(config, split, count)
+        draw = _synthetic if config.name == "synthetic" else _gaussian
+        return draw(config, size, split, seed, count, cache)
     if config.name not in READERS_OF:
-        raise ConfigError(unknown("data.name to load images of:", config.name, ["synthetic", *READERS_OF]))
+        raise ConfigError(unknown("data.name to load images of:", config.name, [*DRAWN, *READERS_OF]))
     source = READERS_OF[config.name](config)
     if split == "train":
         for note in source.about.get("notes", ()):
@@ -70,31 +88,34 @@ def load(
     )
 
 
+def _check_drawn(config: DataConfig, split: str, count: int) -> None:
+    if config.preprocessing != Preprocessing():
+        raise ConfigError(
+            f"data.preprocessing ({config.preprocessing.description}) has no bearing on data.name="
+            f"{config.name}, which is drawn at its size; set data.name too, or leave it out"
+        )
+    room = OFFSETS["validation"]
+    if not 1 <= count <= room:
+        field = "data.n_train" if split == "train" else "data.n_test"
+        raise ConfigError(f"{field}={count} {config.name} images for {split!r}; a split holds 1 to {room}")
+
+
 def _synthetic(
     config: DataConfig, size: int, split: str, seed: int, count: int, folder: Path | None
 ) -> Dataset:
     from mechdiff.data import synthetic  # imports JAX's numpy; readers of real pictures do without
 
-    if config.preprocessing != Preprocessing():
-        raise ConfigError(
-            f"data.preprocessing ({config.preprocessing.description}) has no bearing on data.name=synthetic, "
-            "which is drawn at its size; set data.name too, or leave it out"
-        )
-    complexity, start, room = config.complexity, OFFSETS[split], OFFSETS["validation"]
-    if not 1 <= count <= room:
-        field = "data.n_train" if split == "train" else "data.n_test"
-        raise ConfigError(f"{field}={count} synthetic images for {split!r}; a split holds 1 to {room}")
-
-    def blocks():
-        with tqdm(total=count, desc=f"rendering {split}", unit=" images", disable=None) as bar:
-            for done in range(0, count, RENDER_BLOCK):
-                step = min(RENDER_BLOCK, count - done)
-                yield synthetic.render_bytes(seed, start + done, step, size, complexity)
-                bar.update(step)
-
+    complexity, start = config.complexity, OFFSETS[split]
     content = {"seed": seed, "level": complexity, "start": start, "count": count, "size": size}
-    key = content | {"generator": _generator_hash()}
-    images = stored(folder, f"synthetic-{size}-{split}", key, (count, size, size, 3), blocks)
+    images = stored(
+        folder,
+        f"synthetic-{size}-{split}",
+        content | {"generator": _generator_hash()},
+        (count, size, size, 3),
+        lambda: _blocks(
+            split, count, lambda i, n: synthetic.render_bytes(seed, start + i, n, size, complexity)
+        ),
+    )
     return Dataset(
         name="synthetic",
         images=images,
@@ -104,10 +125,43 @@ def _synthetic(
     )
 
 
+def _gaussian(
+    config: DataConfig, size: int, split: str, seed: int, count: int, folder: Path | None
+) -> Dataset:
+    start = OFFSETS[split]
+    content = {"seed": seed, "start": start, "count": count, "size": size}
+    images = stored(
+        folder,
+        f"gaussian-{size}-{split}",
+        content | {"generator": _code_hash(gaussian)},
+        (count, size, size, 3),
+        lambda: _blocks(split, count, lambda i, n: gaussian.render_bytes(seed, start + i, n, size)),
+    )
+    return Dataset(
+        name=config.name,
+        images=images,
+        digest=fingerprint({"source": config.name} | content),
+        ids=np.arange(start, start + count),
+    )
+
+
+def _blocks(split: str, count: int, render: Callable[[int, int], np.ndarray]) -> Iterator[np.ndarray]:
+    """`render(first, number)` over all images, some at a time."""
+    with tqdm(total=count, desc=f"rendering {split}", unit=" images", disable=None) as bar:
+        for done in range(0, count, RENDER_BLOCK):
+            step = min(RENDER_BLOCK, count - done)
+            yield render(done, step)
+            bar.update(step)
+
+
 @lru_cache
 def _generator_hash() -> str:
     """The generator's code, comments and layout aside: images of an older one are rendered again."""
     modules = [module for name, module in sorted(sys.modules.items()) if _generates(name)]
+    return _code_hash(*modules)
+
+
+def _code_hash(*modules: ModuleType) -> str:
     return fingerprint([ast.dump(ast.parse(Path(module.__file__).read_text("utf-8"))) for module in modules])
 
 

@@ -9,10 +9,11 @@ from jaxtyping import Float, Shaped
 
 from mechdiff.core.config import Preprocessing
 from mechdiff.core.errors import DataError
-from mechdiff.data.arrays import SUFFIXES, as_images, read_array
-from mechdiff.data.dataset import fingerprint, to_float
+from mechdiff.data.arrays import SUFFIXES, as_images, read_array, read_labels
+from mechdiff.data.dataset import fingerprint, to_bytes, to_float
 from mechdiff.data.folder import ImageFiles, distinct, list_images
 from mechdiff.data.images import thumbnail
+from mechdiff.data.scrambled import scrambled
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -25,6 +26,7 @@ class Collection:
       rows: which to take, in order; of equal ones in a folder or file only one.
       array: the images, uint8 or float32 in [-1, 1]; None: they lie in `files`.
       files: the files of a folder.
+      labels: the class of each, as an `.npz` file holds it: whole numbers or names.
       notes: what was passed over or converted, in words.
     """
 
@@ -33,6 +35,7 @@ class Collection:
     rows: tuple[int, ...]
     array: Shaped[np.ndarray, "count height width channels"] | None = None
     files: ImageFiles | None = None
+    labels: Shaped[np.ndarray, " count"] | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -43,7 +46,7 @@ class Collection:
     def pixels(
         self, row: int, size: int, preprocessing: Preprocessing
     ) -> Float[np.ndarray, "{size} {size} channels"]:
-        """One image in [-1, 1]. Of an array of the network's size and channels, as it is.
+        """One image in [-1, 1]. Of an array of the network's size and channels, as it is, phases aside.
 
         Raises:
           DataError: it can't be read, does not fit the crop, or is of floats in another size.
@@ -52,6 +55,8 @@ class Collection:
             return to_float(thumbnail(self.files.read(row), size, self.files.names[row], preprocessing))
         image, name = self.array[row], f"{row} of {self.name}"
         if self._fits(size, preprocessing):
+            if preprocessing.phases == "random":
+                return to_float(scrambled(image if image.dtype == np.uint8 else to_bytes(image)))
             return to_float(image) if image.dtype == np.uint8 else np.asarray(image)
         if image.dtype != np.uint8:
             raise DataError(
@@ -64,7 +69,8 @@ class Collection:
     def treatment(self, size: int, preprocessing: Preprocessing) -> str:
         """What becomes of the images, in words."""
         as_they_are = self.array is not None and self._fits(size, preprocessing)
-        done = "as they are" if as_they_are else f"{preprocessing.description}, resized to {size}x{size}"
+        unchanged = "random phases" if preprocessing.phases == "random" else "as they are"
+        done = unchanged if as_they_are else f"{preprocessing.description}, resized to {size}x{size}"
         return "; ".join([done, *self.notes])
 
     def _fits(self, size: int, preprocessing: Preprocessing) -> bool:
@@ -108,7 +114,8 @@ def open_collection(
     rows = tuple(np.unique(digests, return_index=True)[1].tolist())
     if len(rows) < len(digests):
         notes = [*notes, f"{len(digests) - len(rows)} equal images left out"]
-    return Collection(name=path.name, digests=digests, rows=rows, array=images, notes=notes)
+    labels = read_labels(path, len(images))
+    return Collection(name=path.name, digests=digests, rows=rows, array=images, labels=labels, notes=notes)
 
 
 def _digests(images: np.ndarray) -> tuple[str, ...]:

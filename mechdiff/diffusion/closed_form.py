@@ -1,8 +1,9 @@
 """Denoisers that are known exactly: the posterior-mean noise of data whose distribution is known.
 
 With x_t = a x_0 + s eps (a = sqrt(abar_t), s = sqrt(1 - abar_t)) the best prediction of the noise is
-E[eps | x_t]; no network denoises such data with less loss. Two families have it in closed form:
+E[eps | x_t]; no network denoises such data with less loss. Three families have it in closed form:
   Gaussian N(m, C)                   s (a^2 C + s^2 I)^-1 (x_t - a m)
+  stationary N(m, C), C diagonal in a Fourier basis: the same, frequency by frequency, at any size
   mixture sum_k w_k N(m_k, d_k^2 I)  sum_k r_k s (x_t - a m_k) / (a^2 d_k^2 + s^2), with the posterior weights
                                      r_k ~ w_k N(x_t; a m_k, (a^2 d_k^2 + s^2) I)
 A mixture at the training images with d = 0 is the denoiser that remembers them and nothing else.
@@ -49,6 +50,37 @@ class GaussianDenoiser:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class StationaryDenoiser:
+    """A `types.DenoiseFn` of Gaussian images, stationary on a torus; the Wiener filter of their spectrum.
+
+    Attributes:
+      mean: of a value.
+      spectrum: variance of each Fourier coefficient (orthonormal transform) of each color.
+      colors: rows, orthonormal: the combinations of channels that are independent.
+    """
+
+    schedule: NoiseSchedule
+    mean: Float[AnyArray, ""]
+    spectrum: Float[AnyArray, "height width channels"]
+    colors: Float[AnyArray, "channels channels"]
+
+    def __call__(self, x_t: Images, t: Timesteps) -> Images:
+        """E[eps | x_t]."""
+        a, s = (values[t][:, None, None, None] for values in _scales(self.schedule))
+        with jax.default_matmul_precision(devices.precision()):
+            away = jnp.fft.fft2((x_t - a * self.mean) @ self.colors.T, axes=(1, 2))
+            filtered = jnp.fft.ifft2(away * s / (a**2 * self.spectrum + s**2), axes=(1, 2))
+            return filtered.real @ self.colors
+
+    def loss(self, t: Timesteps) -> Float[Array, " batch"]:
+        """Expected denoising loss at `t`, the least there can be; as `GaussianDenoiser.loss`."""
+        a, s = (values[t][:, None, None, None] for values in _scales(self.schedule))
+        signal = a**2 * self.spectrum
+        return jnp.mean(signal / (signal + s**2), axis=(1, 2, 3))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class MixtureDenoiser:
     """A `types.DenoiseFn`; made by `mixture_denoiser`."""
 
@@ -91,6 +123,30 @@ def gaussian_denoiser(
         raise ConfigError(f"covariance has the eigenvalue {spread.min():.3g}; none may be negative")
     arrays = (np.asarray(a, np.float32) for a in (mean, np.maximum(spread, 0), basis))
     return GaussianDenoiser(schedule, *arrays)
+
+
+def stationary_denoiser(
+    schedule: NoiseSchedule,
+    spectrum: Float[np.ndarray, "height width channels"],
+    colors: Float[np.ndarray, "channels channels"],
+    mean: float = 0.0,
+) -> StationaryDenoiser:
+    """The best denoiser of stationary Gaussian images, such as `data.gaussian` draws.
+
+    Args:
+      spectrum: variances of Fourier coefficients, orthonormal transform; equal at opposite frequencies.
+      colors: rows are the independent combinations of channels; orthonormal.
+
+    Raises:
+      ConfigError: a negative or lopsided spectrum, or colors that are not orthonormal.
+    """
+    spectrum, colors = np.asarray(spectrum, np.float64), np.asarray(colors, np.float64)
+    opposite = np.roll(spectrum[::-1, ::-1], 1, axis=(0, 1))
+    if not (spectrum >= 0).all() or not np.allclose(spectrum, opposite):
+        raise ConfigError("a spectrum must be 0 or more, and equal at opposite frequencies")
+    if not np.allclose(colors @ colors.T, np.eye(spectrum.shape[-1])):
+        raise ConfigError(f"colors of shape {colors.shape} must be orthonormal rows, one for each channel")
+    return StationaryDenoiser(schedule, *(np.asarray(a, np.float32) for a in (mean, spectrum, colors)))
 
 
 def mixture_denoiser(

@@ -3,8 +3,8 @@
 A results folder holds one sub-folder per model, `subjects/NAME`:
   subject.json     name, config, training record, description of the images, and how well they are denoised
   samples.png      images sampled from the model, if any came with it
-  sweep.zarr       `sweeps.ablation_sweep` with effects and intervals (`saved_effects`); its pieces are
-                   collected in sweep/
+  sweep.zarr       `sweeps.ablation_sweep` with effects and intervals (`saved_effects`) and, where it is
+                   known, the loss of the best denoiser (`floor`); its pieces are collected in sweep/
   attention.zarr   `activations.attention_stats`
   examples.zarr    images for the eye, see `examples`; none of a network whose images can't be shown
 The report is made from these files alone.
@@ -23,9 +23,9 @@ from mechdiff.core.config import ExperimentConfig, SweepConfig, to_dict
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import factories
 from mechdiff.models.denoiser import Examinable
-from mechdiff.models.load import load_denoiser, model_folder
+from mechdiff.models.load import check_known, load_denoiser, model_folder
 from mechdiff.storage import files, labelled, locks
-from mechdiff.study import examples, load_check
+from mechdiff.study import examples, floor, load_check
 from mechdiff.study.inputs import TRAINING_IMAGES, EvalImages, replacement_values
 from mechdiff.sweeps import activations
 from mechdiff.sweeps.ablation import ablation_sweep
@@ -60,6 +60,7 @@ def examine(
       seed: of the noise.
     """
     denoiser, trained, record = load_denoiser(model, name)
+    check_known(record, name)
     print_memory_forecast(denoiser, config)
     images = inputs(denoiser, trained, record)
     checked = load_check.check(denoiser, images, record, seed)
@@ -97,10 +98,13 @@ def examine(
         facts=facts,
     )
     attention = activations.attention_stats(denoiser, eval_set)
+    best = floor.best_denoiser(images, denoiser.schedule)
     with locks.lock(folder, wait=True):  # every process that shares the sweep comes here, with equal results
         attention = attention.assign_attrs(denoiser=name, **facts).assign_coords(images.labels)
         labelled.replace(folder / "attention.zarr", attention)
         sweep = sweep.assign_coords(images.labels)
+        if best is not None:
+            sweep = floor.with_floor(sweep, best, eval_set)
         if sweep.sizes["image"] > 1:  # of a single image there is no interval
             sweep = with_effects(sweep)
         labelled.replace(folder / "sweep.zarr", sweep)

@@ -26,6 +26,7 @@ STATISTICS = ("entropy", "normalized_entropy", "mutual_information", "distance",
 RECORD = ("steps", "images", "levels", "test_loss", "train_loss", "memorization", "log", "manifest")
 _SETS = {
     "synthetic": "synthetic faces",
+    "gaussian": "Gaussian images",
     "celeba": "CelebA faces",
     "tfds": "CelebA faces (TFDS)",
     "folder": "images of a folder",
@@ -38,7 +39,7 @@ class Network:
     """One examined network: its training data, training seed and results.
 
     Attributes:
-      data: `synthetic`, `celeba`, ...
+      data: `synthetic`, `celeba`, ...; of images with random phases, `celeba scrambled`.
       complexity: of synthetic faces, 0 to 4.
       seed: of training.
       sweep, attention: of `sweeps.ablation_sweep` and `activations.attention_stats`.
@@ -137,7 +138,8 @@ class ExaminedModel:
         """What it was trained on, for a reader."""
         data = self.config.data
         complexity = f" (complexity {data.complexity})" if data.name == "synthetic" else ""
-        return _SETS.get(data.name, data.name) + complexity
+        scrambled = ", phases scrambled" if data.preprocessing.phases == "random" else ""
+        return _SETS.get(data.name, data.name) + complexity + scrambled
 
     @property
     def images(self) -> int:
@@ -247,7 +249,7 @@ def _model(about: dict, results: dict, samples: bytes) -> ExaminedModel:
         record=dict.fromkeys(RECORD) | about["record"],
         network=Network(
             name=about["name"],
-            data=data.name,
+            data=f"{data.name} scrambled" if data.preprocessing.phases == "random" else data.name,
             complexity=data.complexity,
             seed=config.seed,
             steps=int(about["record"].get("steps") or 0),

@@ -32,7 +32,8 @@ from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.ablation import component_coords
 from mechdiff.sweeps.activations import activations
-from mechdiff.sweeps.execution.engine import Engine, PassOutputs
+from mechdiff.sweeps.execution.engine import Engine
+from mechdiff.sweeps.execution.passes import PassOutputs
 
 ROUNDING = 1e-12  # mean squared distance of two predictions that float32 rounding can make
 
@@ -164,16 +165,8 @@ def _moved(engine: Engine, stacked: Intervention, first: EvalBatch, second: Eval
     images, indices, t, key, condition = second
     replacement = activations(engine.denoiser, images, int(t), key, indices, condition)
     from_second = dataclasses.replace(stacked, replacement=replacement)
-    return engine.reduce(
-        from_second,
-        first.images,
-        first.indices,
-        int(first.t),
-        first.key,
-        transfer_fraction,
-        own=np.asarray(_predict(engine.denoiser, second)),
-        condition=first.condition,
-    )
+    other = np.asarray(_predict(engine.denoiser, second))
+    return engine.reduce(from_second, first, transfer_fraction, own=other)
 
 
 def transfer_by_component(

@@ -178,10 +178,7 @@ def _best(
     losses = []
     for point in points:
         replaced = dataclasses.replace(stacked, replacement=family.replacement(point))
-        measured = engine.measure(
-            replaced, batch.images, batch.indices, int(batch.t), batch.key, condition=batch.condition
-        )
-        losses.append(measured.loss.mean(axis=1, dtype=np.float64))
+        losses.append(engine.measure(replaced, batch).loss.mean(axis=1, dtype=np.float64))
     best = jax.tree.map(np.copy, points[0])
     for component, which in zip(chosen, np.argmin(losses, axis=0), strict=True):
         target, source = best[component.site], points[which][component.site]

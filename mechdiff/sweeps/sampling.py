@@ -22,14 +22,14 @@ from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PRNGKey, PyTree, StepFn
-from mechdiff.diffusion.samplers import ddim_step
+from mechdiff.diffusion.samplers import TimestepSequence, ddim_step
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests, labelled, work_sharing
-from mechdiff.sweeps.execution import engine, memory, rollout
-from mechdiff.sweeps.execution.rollout import Levels, Rollout, Window, zero_replacements
+from mechdiff.sweeps.execution import drawing, engine, memory, rollout
+from mechdiff.sweeps.execution.rollout import Rollout, Window, zero_replacements
 from mechdiff.sweeps.execution.shown import provenance
 
 
@@ -73,7 +73,7 @@ class SampleSet:
       16
     """
 
-    timesteps: Levels
+    timesteps: TimestepSequence
     count: int
     key: PRNGKey
     condition: PyTree = None
@@ -136,7 +136,7 @@ def sampling_sweep(
             )
     sampler = _rollout(denoiser, sample_set, config.image_block)
     for window in windows:
-        rollout.first_step_inside(sampler.levels, window)  # refuses a window without timesteps
+        rollout.first_step_inside(sampler.timesteps, window)  # refuses a window without timesteps
     plan = _Plan(sampler, tuple(windows), sample_set.count, config, replacements or {}, chosen)
     path = Path(folder) / f"{plan.digest[:16]}.zarr"
     labelled.create(path, plan.empty(facts or {}), plan.chunks())
@@ -146,7 +146,7 @@ def sampling_sweep(
 
 def _rollout(denoiser: Examinable, sample_set: SampleSet, block: int) -> Rollout:
     down = np.sort(np.asarray(sample_set.timesteps, np.int32))[::-1].copy()
-    clip = rollout.sample_clip(denoiser) if sample_set.clip is None else float(sample_set.clip)
+    clip = drawing.sample_clip(denoiser) if sample_set.clip is None else float(sample_set.clip)
     block = min(block, sample_set.count)
     return Rollout(denoiser, down, sample_set.key, sample_set.step_fn, clip, block, sample_set.condition)
 
@@ -177,7 +177,7 @@ class _Plan:
         return digests.digest_json(
             {
                 **self.sampler.denoiser.digests(),
-                "levels": self.sampler.levels.tolist(),
+                "levels": self.sampler.timesteps.tolist(),
                 "noise": digests.digest_arrays(jax.random.key_data(self.sampler.key)),
                 "step": [getattr(step, "func", step).__name__, repr(getattr(step, "keywords", {}))],
                 "clip": self.sampler.clip,
@@ -246,7 +246,7 @@ class _Plan:
     @functools.cached_property
     def _starts(self) -> list[int]:
         """Number of the first step inside of each window."""
-        return [rollout.first_step_inside(self.sampler.levels, window) for window in self.windows]
+        return [rollout.first_step_inside(self.sampler.timesteps, window) for window in self.windows]
 
     @functools.cached_property
     def _blocks(self) -> list[np.ndarray]:
@@ -265,7 +265,7 @@ class _Plan:
         order = np.resize(np.arange(len(chosen)), self.group)
         return dataclasses.replace(
             stacked,
-            replacement=None,
+            replacement=self._replacements(self.config.ablations[piece.ablation]),
             window=np.asarray(self.windows[piece.window], np.int32),
             gate={s: v[order] for s, v in stacked.gate.items()},
             temperature={s: np.tile(np.asarray(v), (len(order), 1)) for s, v in stacked.temperature.items()},
@@ -274,15 +274,14 @@ class _Plan:
     def _replacements(self, ablation: str) -> PyTree:
         """What components are replaced by, in the order of the steps."""
         if ablation == "zero":
-            return zero_replacements(self.sampler.denoiser.identity, len(self.sampler.levels))
+            return zero_replacements(self.sampler.denoiser.identity, len(self.sampler.timesteps))
         return {site: values[::-1] for site, values in self.replacements[ablation].items()}
 
     def _compute(self, path: Path, piece: _Piece) -> None:
         acting, start = self._acting(piece), self._starts[piece.window]
-        replacements = self._replacements(self.config.ablations[piece.ablation])
-        stop, clean, changed = len(self.sampler.levels), [], []
+        span, clean, changed = (start, len(self.sampler.timesteps)), [], []
         for indices, (states, final) in zip(self._blocks, self._clean, strict=True):
-            images = self.sampler.walk(acting, replacements, start, stop, states[start], indices)
+            images = self.sampler.run(acting, span, states[start], indices)
             clean.append(np.asarray(final))
             changed.append(np.asarray(images))
         clean = np.concatenate(clean)[: self.samples]

@@ -241,10 +241,7 @@ class _Run:
         loss = np.full((len(running), len(self.timesteps), batch.count), np.nan, np.float32)
         clean = np.empty((len(self.timesteps), batch.count), np.float32)
         for t_index in range(len(self.timesteps)):
-            shown = self.eval_set.batch(t_index, batch.indices)
-            losses = engine.measure(
-                undecided, shown.images, shown.indices, shown.t, shown.key, condition=shown.condition
-            )
+            losses = engine.measure(undecided, self.eval_set.batch(t_index, batch.indices))
             loss[running, t_index] = losses.loss[:, : batch.count]
             clean[t_index] = losses.clean_loss[: batch.count]
         region = {"loss": (slice(None), slice(None), batch.span), "clean_loss": (slice(None), batch.span)}

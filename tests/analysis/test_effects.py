@@ -186,7 +186,7 @@ def test_what_pictures_add_has_pooled_damage_as_its_mean(own):
     np.testing.assert_allclose(cells.mean((1, 2)), effects.pooled_relative_increase(clean, loss, even)[:, 0])
 
 
-def test_excess_damage_is_relative_to_what_could_still_be_gained():
+def test_excess_relative_increase_is_relative_to_what_could_still_be_gained():
     even = np.full((1, 2), 0.5)
     got = effects.excess_relative_increase(CLEAN, LOSS, np.array([1.0, 0.1]), even)[:, 0]
     np.testing.assert_allclose(got, [100 * (1 / 1 - 0.1 / 0.1) / 2, 0], atol=1e-9)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mechdiff.core.errors import ConfigError
-from mechdiff.diffusion.closed_form import gaussian_denoiser, mixture_denoiser
+from mechdiff.diffusion.closed_form import gaussian_denoiser, mixture_denoiser, stationary_denoiser
 from mechdiff.diffusion.process import denoising_loss
 from mechdiff.diffusion.schedules import cosine_schedule
 
@@ -92,3 +92,30 @@ def test_what_is_no_distribution_is_refused():
         gaussian_denoiser(SCHEDULE, np.zeros((1, 1, 2)), np.eye(3))
     with pytest.raises(ConfigError, match="above 0"):
         mixture_denoiser(SCHEDULE, np.array([1.0, 0.0]), np.zeros((2, 1, 1, 1)), np.ones(2))
+
+
+def test_a_stationary_denoiser_is_the_gaussian_one_of_its_covariance():
+    rng, size = np.random.default_rng(5), 4
+    colors = np.linalg.qr(rng.normal(size=(3, 3)))[0].T
+    spectrum = rng.uniform(0.01, 2, (size, size, 3))
+    spectrum = (spectrum + np.roll(spectrum[::-1, ::-1], 1, axis=(0, 1))) / 2
+    pixels = np.eye(size * size * 3).reshape(-1, size, size, 3)  # the covariance, a pixel at a time
+    filtered = np.fft.ifft2(np.fft.fft2(pixels @ colors.T, axes=(1, 2)) * spectrum, axes=(1, 2)).real @ colors
+    covariance = filtered.reshape(len(pixels), -1)
+    mean = 0.2
+    plain = gaussian_denoiser(SCHEDULE, np.full((size, size, 3), mean), (covariance + covariance.T) / 2)
+    fast = stationary_denoiser(SCHEDULE, spectrum, colors, mean)
+    x_t = rng.normal(size=(3, size, size, 3)).astype(np.float32)
+    np.testing.assert_allclose(fast(x_t, T), plain(x_t, T), atol=1e-5)
+    np.testing.assert_allclose(fast.loss(T), plain.loss(T), rtol=1e-5)
+
+
+def test_a_spectrum_of_no_real_image_is_refused():
+    flat = np.ones((4, 4, 3))
+    lopsided = flat.copy()
+    lopsided[1, 0, 0] = 2
+    for spectrum in (lopsided, -flat):
+        with pytest.raises(ConfigError, match="opposite frequencies"):
+            stationary_denoiser(SCHEDULE, spectrum, np.eye(3))
+    with pytest.raises(ConfigError, match="orthonormal"):
+        stationary_denoiser(SCHEDULE, flat, 2 * np.eye(3))

@@ -105,9 +105,8 @@ def test_the_gradient_is_the_slope_of_each_components_own_loss_and_of_no_other()
 
     def losses(step):
         replacement = family.replacement({**point, site: point[site] + np.float32(step) * way})
-        return engine.measure(
-            dataclasses.replace(stacked, replacement=replacement), IMAGES, index, 3, KEY
-        ).loss.mean(1)
+        replaced = dataclasses.replace(stacked, replacement=replacement)
+        return engine.measure(replaced, batch).loss.mean(1)
 
     rise = (losses(0.05) - losses(-0.05)) / 0.1
     np.testing.assert_allclose(rise[1], (slope[site][:, 0] * way[:, 0]).sum(), rtol=0.02)

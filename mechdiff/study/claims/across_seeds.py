@@ -19,6 +19,11 @@ from mechdiff.stats.small_samples import over_seeds
 from mechdiff.study.records import Network
 
 RESAMPLES = 400
+CONTROLS = (
+    "gaussian",
+    "celeba scrambled",
+    "tfds scrambled",
+)  # data beside the claims, see `without_controls`
 TOP_COMPLEXITY = 4  # highest complexity of synthetic faces: all factors vary
 
 
@@ -35,6 +40,12 @@ def alike(networks: Sequence[Network]) -> bool:
         for network in networks
     }
     return len(shapes) <= 1
+
+
+def without_controls(networks: Sequence[Network]) -> list[Network]:
+    """The networks that claims are about: not those of Gaussian images and of scrambled ones, which show what
+    measures make of data without faces."""
+    return [network for network in networks if network.data not in CONTROLS]
 
 
 def sides(networks: Sequence[Network]) -> tuple[list[Network], list[Network]]:

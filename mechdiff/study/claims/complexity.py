@@ -158,9 +158,8 @@ def _excess(networks: Sequence[Network]) -> Values | None:
     for network in networks:
         clean, loss = effects.losses(network.sweep, across_seeds.lead(network.sweep))
         weights = across_seeds.weightings(network.sweep)
-        increases.append(
-            effects.excess_relative_increase(clean, loss, network.sweep["floor"].values, weights)
-        )
+        floor = network.sweep.get("floor_loss", network.sweep["floor"]).values
+        increases.append(effects.excess_relative_increase(clean, loss, floor, weights))
     return _effective(np.array(increases))
 
 

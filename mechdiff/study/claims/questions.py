@@ -24,8 +24,10 @@ def evaluate(networks: Sequence[Network]) -> list[Claim]:
 
     Claims that compare data sets take CelebA as the natural and synthetic faces of complexity 4 as the simple
     one. Faces of lower complexity, and snapshots of a training other than its last, serve the claim about
-    complexity alone. If components or timesteps of the networks differ, no claim is testable.
+    complexity alone; networks of control data serve no claim. If components or timesteps of the networks
+    differ, no claim is testable.
     """
+    networks = across_seeds.without_controls(networks)
     final = across_seeds.last(networks)
     full = [
         network

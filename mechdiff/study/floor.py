@@ -1,0 +1,51 @@
+"""The least loss there can be, of networks whose data's distribution is known, beside what they reach."""
+
+import jax
+import numpy as np
+import xarray as xr
+
+from mechdiff.data import gaussian
+from mechdiff.diffusion.closed_form import StationaryDenoiser, stationary_denoiser
+from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.diffusion.process import denoising_loss
+from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.study.eval_images import EvalImages
+from mechdiff.study.inputs import NAMES
+
+
+def best_denoiser(images: EvalImages, schedule: NoiseSchedule) -> StationaryDenoiser | None:
+    """The optimal denoiser of the images that a network is examined on; None where it is not known.
+
+    Args:
+      schedule: of the network.
+    """
+    if images.facts.get("name") != NAMES["gaussian"]:
+        return None
+    return stationary_denoiser(schedule, gaussian.spectrum(images.scored.shape[1]), gaussian.COLORS)
+
+
+def with_floor(sweep: xr.Dataset, best: StationaryDenoiser, eval_set: EvalSet) -> xr.Dataset:
+    """The sweep, with the loss of the optimal denoiser in the units of its clean loss.
+
+    Returns:
+      The sweep and `floor`, the expected loss, dim `t`, and `floor_loss`, that on the images and noise of
+      the sweep, dims `t, image`.
+    """
+    losses = np.array([_losses(best, eval_set, t_index) for t_index in range(len(eval_set.timesteps))])
+    about = {"units": "mean squared error of the noise"}
+    expected = np.asarray(best.loss(eval_set.timesteps))
+    return sweep.assign(
+        floor=("t", expected, about | {"long_name": "expected loss of the optimal denoiser"}),
+        floor_loss=(("t", "image"), losses, about | {"long_name": "loss of the optimal denoiser"}),
+    )
+
+
+@jax.jit
+def _loss(best: StationaryDenoiser, x0, t, noise):
+    return denoising_loss(best, best.schedule, x0, t, noise)
+
+
+def _losses(best: StationaryDenoiser, eval_set: EvalSet, t_index: int) -> np.ndarray:
+    batch = eval_set.batch(t_index, np.arange(eval_set.count))
+    drawn = batch.noised(best.schedule)
+    return np.asarray(_loss(best, batch.images, drawn.t, drawn.noise))
