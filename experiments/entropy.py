@@ -33,21 +33,25 @@ MATCHED = flags.DEFINE_boolean("matched", True, "Hold the norm of a head's outpu
 
 def main(config, workdir):
     use_all_cores()
-    found, inputs, only = {}, {}, dataclasses.replace(config.sweep, ablations=("zero",))
+    records, inputs = {}, {}
+    sweep = dataclasses.replace(config.sweep, ablations=("zero",))
     for folder in MODEL.value:
-        denoiser, _, given, eval_set = _launch.opened(config, workdir, folder, CELEBA.value, IMAGES.value)
-        inputs[denoiser.name] = given.label
+        denoiser, _, images, eval_set = _launch.opened(config, workdir, folder, CELEBA.value, IMAGES.value)
+        inputs[denoiser.name] = images.label
         image_feature_names(*denoiser.image_shape[1:])  # may refuse
         heads = heads_over_many_keys(denoiser.unet)
-        swept = ablation_sweep(denoiser, eval_set, workdir / "sweeps", config=only, chosen=heads)
+        swept = ablation_sweep(denoiser, eval_set, workdir / "sweeps", config=sweep, chosen=heads)
         attention = activations.attention_stats(denoiser, eval_set).sel(head=[head.name for head in heads])
-        if given.scored_people is not None:
-            attention = attention.assign_coords({PERSON: ("image", given.scored_people)})
-        effect = roles.role_effects(denoiser, eval_set, *leave_one_out(denoiser.identity, heads)[::-1])
+        if images.scored_people is not None:
+            attention = attention.assign_coords({PERSON: ("image", images.scored_people)})
+        names, stacked = leave_one_out(denoiser.identity, heads)
+        effect = roles.role_effects(denoiser, eval_set, stacked, names)
         tempered = temperature.temperature_effects(denoiser, eval_set, heads=heads, matched=MATCHED.value)
-        moved = entropy_causality.temperature_effects_on_roles(denoiser, tempered, given.scored, eval_set.key)
+        moved = entropy_causality.temperature_effects_on_roles(
+            denoiser, tempered, images.scored, eval_set.key
+        )
         size = entropy_causality.effect_size(*effects.losses(swept, "zero"))
-        kept = {
+        links = {
             "effect": entropy_causality.correlation(attention, size),
             "selectivity": entropy_causality.correlation(
                 attention, entropy_causality.max_selectivity(effect)
@@ -56,10 +60,10 @@ def main(config, workdir):
                 moved, entropy_causality.normalized(tempered, attention)
             ),
         }
-        found[denoiser.name] = {name: dataclasses.asdict(one) for name, one in kept.items()}
-        print(denoiser.name, *(line(name, one) for name, one in kept.items()), sep="\n")
+        records[denoiser.name] = {name: dataclasses.asdict(link) for name, link in links.items()}
+        print(denoiser.name, *(line(name, link) for name, link in links.items()), sep="\n")
     manifest = run_manifest(to_dict(config), models=MODEL.value, inputs=inputs)
-    files.write_json(workdir / "entropy.json", {"entropy": found, "manifest": manifest})
+    files.write_json(workdir / "entropy.json", {"entropy": records, "manifest": manifest})
 
 
 def heads_over_many_keys(unet):
@@ -78,14 +82,17 @@ def heads_over_many_keys(unet):
     return many
 
 
-def line(name, one):
+def line(name, link):
     if name == "caused":
-        slopes = {target: float(slope.round(2)) for target, slope in zip(one.targets, one.within.estimate)}
-        yes = [target for target, follows in zip(one.targets, one.follows) if follows]
-        return f"  slopes within {one.heads} heads {slopes}; as between heads: {yes or 'none'}"
-    rho = "{estimate:.2f} [{low:.2f}, {high:.2f}]".format(**vars(one.overall))
-    inside = f"within layers {one.within.estimate:.2f}, p {one.p_within:.3f}"
-    return f"  entropy and {name}: {rho} over {one.heads} heads, p {one.p:.3f}; {inside}"
+        slopes = {
+            target: float(slope.round(2))
+            for target, slope in zip(link.targets, link.within.estimate, strict=True)
+        }
+        yes = [target for target, follows in zip(link.targets, link.follows, strict=True) if follows]
+        return f"  slopes within {link.heads} heads {slopes}; as between heads: {yes or 'none'}"
+    rho = "{estimate:.2f} [{low:.2f}, {high:.2f}]".format(**vars(link.overall))
+    inside = f"within layers {link.within.estimate:.2f}, p {link.p_within:.3f}"
+    return f"  entropy and {name}: {rho} over {link.heads} heads, p {link.p:.3f}; {inside}"
 
 
 if __name__ == "__main__":

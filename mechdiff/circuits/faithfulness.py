@@ -49,15 +49,15 @@ def faithfulness_match(faithfulness: Float[np.ndarray, "*cells"]) -> Float[np.nd
 def faithfulness(
     loss: Float[np.ndarray, "*circuit image"],
     nothing: Float[np.ndarray, " *image"],
-    whole: Float[np.ndarray, " *image"],
+    full: Float[np.ndarray, " *image"],
     weights: Float[np.ndarray, "m image"],
 ) -> Float[np.ndarray, "*circuit m"]:
     """f of circuits under each weighting of the images: a ratio of means, not a mean of ratios.
 
     Args:
-      loss, nothing, whole: losses of the circuits, with everything ablated, and with nothing ablated.
+      loss, nothing, full: losses of the circuits, with everything ablated, and with nothing ablated.
     """
-    return ((loss - nothing) @ weights.T) / ((whole - nothing) @ weights.T)
+    return ((loss - nothing) @ weights.T) / ((full - nothing) @ weights.T)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,14 +148,14 @@ class CircuitEvaluator:
           ConfigError: ablating everything changes the loss by no more than rounding.
         """
         members = np.asarray(members, bool)
-        nothing, whole, *loss = self.pooled(np.concatenate([self.ends, members]))
-        if abs(nothing.mean() / whole.mean() - 1) < NOTHING:
+        nothing, full, *loss = self.pooled(np.concatenate([self.ends, members]))
+        if abs(nothing.mean() / full.mean() - 1) < NOTHING:
             raise ConfigError(
-                f"{self.denoiser.name}: the loss is {whole.mean():.6g} with all components and without any; "
+                f"{self.denoiser.name}: the loss is {full.mean():.6g} with all components and without any; "
                 "there is nothing that a circuit could explain"
             )
-        loss = np.array(loss).reshape(-1, len(whole))
-        return faithfulness(loss, nothing, whole, self.even if weights is None else weights)
+        loss = np.array(loss).reshape(-1, len(full))
+        return faithfulness(loss, nothing, full, self.even if weights is None else weights)
 
     def faithfulness_match(
         self, members: Members, weights: Float[np.ndarray, "m image"] | None = None
@@ -168,13 +168,13 @@ class CircuitEvaluator:
         match = faithfulness_match(self.faithfulness(members, weights))
         if not self.every_level:
             return match
-        nothing, whole, *loss = self.losses(np.concatenate([self.ends, members])).astype(np.float64)
+        nothing, full, *loss = self.losses(np.concatenate([self.ends, members])).astype(np.float64)
         weights = self.even if weights is None else weights
         if not loss:
             return match
         # Elsewhere f is a ratio of rounding errors.
-        defined = np.flatnonzero(np.abs(nothing.mean(1) / whole.mean(1) - 1) >= NOTHING)
-        by_t = [faithfulness(np.array(loss)[:, t], nothing[t], whole[t], weights) for t in defined]
+        defined = np.flatnonzero(np.abs(nothing.mean(1) / full.mean(1) - 1) >= NOTHING)
+        by_t = [faithfulness(np.array(loss)[:, t], nothing[t], full[t], weights) for t in defined]
         return np.min([faithfulness_match(f) for f in by_t], axis=0)
 
     @property
