@@ -15,6 +15,7 @@ from mechdiff.core.batches import batches
 from mechdiff.core.devices import ALL
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.eval_set import BATCH, EvalBatch, EvalSet
+from mechdiff.interventions.components import HEAD, pattern_site, site_type
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.models.attention_stats import AttentionStatistics
 from mechdiff.models.denoiser import Examinable
@@ -148,10 +149,12 @@ def attention_stats(
         by_timestep.append(
             jax.tree.map(lambda *values: np.concatenate([np.asarray(v) for v in values])[:count], *parts)
         )
+    named = [site for site in denoiser.identity.gate if site_type(site) == HEAD]
+    outputs = {pattern_site(site): site for site in named}  # what heads are called by
     keys, heads, tokens = _keys(denoiser, eval_set), [], []
     for site, statistics in by_timestep[0].items():
         of_site = statistics.entropy.shape[1]
-        heads += [f"{site}{head}" for head in range(of_site)]
+        heads += [f"{outputs.get(site, site)}{head}" for head in range(of_site)]
         tokens += [keys[site]] * of_site
 
     def all_heads(statistic: str) -> Float[np.ndarray, "head t image"]:

@@ -9,7 +9,7 @@ This definition is ours.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,18 +20,31 @@ from jaxtyping import Array, Float
 
 from mechdiff.core.batches import batches
 from mechdiff.core.config import UNetConfig
+from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PyTree, Timesteps
 from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
-from mechdiff.diffusion.process import to_eps
-from mechdiff.interventions.build import set_temperature
-from mechdiff.interventions.components import Component, select
+from mechdiff.interventions.build import set_temperature, tempered_site
+from mechdiff.interventions.components import HEAD, Component, select, site_type
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.attention_stats import AttentionStatistics
+from mechdiff.models.denoiser import Examinable
 from mechdiff.models.layers import ATTENTION
 from mechdiff.models.unet import forward
 from mechdiff.sweeps.ablation import component_coords
-from mechdiff.sweeps.attention_patterns import heads_of, unet_of
+from mechdiff.sweeps.attention_patterns import check_patterns, heads_of
+
+HEAD_AXIS = -2  # of the outputs of our UNet's heads, before the channels of each
+Sites = dict[str, Array]  # site -> activations, rows first
+
+
+class _Outcome(NamedTuple):
+    """Of each image, under one setting: losses `(batch,)`; entropies and gates, site -> `(batch, heads)`."""
+
+    loss: Array
+    change: Array
+    entropy: Sites
+    gate: Sites
 
 
 def matched_temperature(
@@ -55,73 +68,89 @@ def matched_temperature(
     """
     tempered = set_temperature(identity, what, value)
     sites = {site for site, _ in select(identity, what).values()}
+    zeros = {site: np.zeros((1, 1, 1), np.float32) for site in sites}
+    per_row = {site: np.tile(leaf, (len(x_t), 1)) for site, leaf in tempered.temperature.items()}
     tempered = dataclasses.replace(
-        tempered,
-        replacement={**tempered.replacement, **{site: np.zeros((1, 1, 1), np.float32) for site in sites}},
+        tempered, replacement={**tempered.replacement, **zeros}, temperature=per_row
     )
-    per_row = {site: np.tile(np.asarray(leaf), (len(x_t), 1)) for site, leaf in tempered.temperature.items()}
-    tempered = dataclasses.replace(tempered, temperature=per_row)
-    gate = {**identity.gate, **_matching(unet, params, identity, tempered, x_t, t, rounds=len(sites))}
-    return dataclasses.replace(tempered, gate=gate)
+    gate = _matching_of_unet(unet, params, identity, tempered, x_t, t, rounds=len(sites))
+    return dataclasses.replace(tempered, gate={**identity.gate, **gate})
 
 
 @functools.partial(jax.jit, static_argnames=("unet", "rounds"))
-def _matching(unet, params, identity, tempered, x_t, t, *, rounds) -> dict[str, Float[Array, "batch heads"]]:
-    """Gates of the tempered heads; each round settles one more site, those before it being matched."""
+def _matching_of_unet(unet, params, identity, tempered, x_t, t, *, rounds) -> Sites:
+    def captured(intervention: Intervention) -> Sites:
+        return forward(unet, params, intervention, x_t, t, capture=(CAPTURED,))[1][CAPTURED]
 
-    def norms(intervention):
-        sites = forward(unet, params, intervention, x_t, t, capture=(CAPTURED,))[1][CAPTURED]
-        return {site: jnp.sqrt((sites[site] ** 2).sum((1, 3))) for site in tempered.temperature}
+    return _matching(captured, lambda site: HEAD_AXIS, identity, tempered, rounds)
 
-    clean = norms(identity)
-    gate = {}
+
+def _matching(
+    captured: Callable[[Intervention], Sites],
+    unit_axis: Callable[[str], int],
+    identity: Intervention,
+    tempered: Intervention,
+    rounds: int,
+) -> Sites:
+    """Gates of the tempered heads; each round settles one more site, those before it being matched.
+
+    Args:
+      captured: activations under an intervention.
+      unit_axis: the negative axis of a site's activation that heads run along.
+    """
+    places = {site: tempered_site(site, tempered.temperature) for site in identity.gate}
+    sites = [site for site in places if site_type(site) == HEAD and places[site] in tempered.temperature]
+
+    def norms(activations: Sites) -> Sites:
+        return {site: _norm(activations[site], unit_axis(site)) for site in sites}
+
+    clean, gate = norms(captured(identity)), {}
     for _ in range(rounds):
-        here = dataclasses.replace(tempered, gate={**identity.gate, **gate})
-        for site, norm in norms(here).items():
+        now = norms(captured(dataclasses.replace(tempered, gate={**identity.gate, **gate})))
+        for site, norm in now.items():
             ratio = clean[site] / jnp.where(norm > 0, norm, 1)
-            gate[site] = jnp.where(tempered.temperature[site] == 1, identity.gate[site], ratio)
+            untouched = tempered.temperature[places[site]] == 1
+            gate[site] = jnp.where(untouched, identity.gate[site], ratio)
     return gate
 
 
-class _Tempered(NamedTuple):
-    """What a temperature does, `(settings, batch, ...)`."""
-
-    loss: Float[Array, "settings batch"]
-    change: Float[Array, "settings batch"]
-    entropy: dict[str, Float[Array, "settings batch heads"]]
-    gate: dict[str, Float[Array, "settings batch heads"]]
+def _norm(activation: Float[Array, "batch ..."], unit_axis: int) -> Float[Array, "batch heads"]:
+    """Of every head's output, over all axes but rows and heads."""
+    rest = tuple(axis for axis in range(1, activation.ndim) if axis != activation.ndim + unit_axis)
+    return jnp.sqrt((activation**2).sum(rest))
 
 
-@functools.partial(jax.jit, static_argnames=("matched",))
+@functools.partial(jax.jit, static_argnames="matched")
 def _tempered(
-    denoiser: Denoiser, temperatures: PyTree, batch: EvalBatch, *, matched: bool
-) -> tuple[Float[Array, " batch"], _Tempered]:
-    """Each image's clean loss, and what every setting of the temperatures does."""
-    unet, params, identity = denoiser.unet, denoiser.params, denoiser.identity
-    x_t, t, noise = batch.noised(denoiser.schedule)
+    denoiser: Examinable, temperatures: PyTree, batch: EvalBatch, *, matched: bool
+) -> tuple[Array, _Outcome]:
+    """Each image's clean loss; what comes of every setting, leaves `(settings, batch, ...)`."""
+    (x_t, t, noise), identity = batch.noised(denoiser.schedule), denoiser.identity
 
-    def mean_square(x):
+    def mean_square(x: Images) -> Float[Array, " batch"]:
         return jnp.mean(x * x, axis=(1, 2, 3))
 
-    def predict(intervention):
-        output, captured = forward(unet, params, intervention, x_t, t, capture=(ATTENTION,))
-        return to_eps(unet.prediction, denoiser.schedule, x_t, t, output), captured[ATTENTION]
+    def captured(intervention: Intervention) -> Sites:
+        return denoiser.captured(intervention, x_t, t, batch.condition)[1]
+
+    def predict(intervention: Intervention) -> tuple[Images, dict[str, AttentionStatistics]]:
+        return denoiser.captured(intervention, x_t, t, batch.condition, collection=ATTENTION)
 
     clean = predict(identity)[0]
 
-    def under(setting):
+    def outcome(setting: PyTree) -> _Outcome:
         rows = {site: jnp.tile(leaf, (len(x_t), 1)) for site, leaf in setting.items()}
         changed = dataclasses.replace(identity, temperature=rows)
-        gate = _matching(unet, params, identity, changed, x_t, t, rounds=1) if matched else {}
+        gate = _matching(captured, denoiser.unit_axis, identity, changed, rounds=1) if matched else {}
         eps, patterns = predict(dataclasses.replace(changed, gate={**identity.gate, **gate}))
         entropy = {site: statistics.entropy for site, statistics in patterns.items()}
-        return _Tempered(mean_square(eps - noise), mean_square(eps - clean), entropy, gate)
+        return _Outcome(mean_square(eps - noise), mean_square(eps - clean), entropy, gate)
 
-    return mean_square(clean - noise), jax.lax.map(under, temperatures)
+    return mean_square(clean - noise), jax.lax.map(outcome, temperatures)
 
 
 def temperature_effects(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     values: Sequence[float] = (0.25, 0.5, 2.0, 4.0),
     *,
@@ -131,8 +160,11 @@ def temperature_effects(
 ) -> xr.Dataset:
     """Denoising loss with one head's entropy moved by a temperature, image by image.
 
+    Of a function whose patterns are named (`block0.pattern@1`), a pattern p becomes p ** (1 / T), normalized.
+
     Args:
-      eval_set: images in [-1, 1], timesteps and noise, as in `sweeps.ablation_sweep`.
+      eval_set: images in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in
+        `sweeps.ablation_sweep`.
       values: temperatures above 0; above 1 flatten the pattern.
       heads: all of the network if None.
       matched: at the clean norm of the head's output, see `matched_temperature`.
@@ -141,28 +173,35 @@ def temperature_effects(
       Dataset with `loss`, `change`, the head's `entropy` (nats) under its temperature and the `gate` that
       restored the norm (1 where not matched), dims `temperature, component, t, image`; `clean_loss`, dims `t,
       image`.
+    Raises:
+      ConfigError: no heads, patterns without names or that are none, outputs of heads without names where
+        their norms are to be matched.
     """
-    timesteps, count = eval_set.timesteps, eval_set.count
-    heads = heads_of(unet_of(denoiser), heads)
+    heads = heads_of(denoiser, heads)
+    check_patterns(denoiser, eval_set)
+    if matched:
+        _check_outputs(denoiser, heads)
     settings = [(value, head) for value in values for head in heads]
     leaves = [set_temperature(denoiser.identity, [head], value).temperature for value, head in settings]
     stacked = {site: np.stack([leaf[site] for leaf in leaves]) for site in leaves[0]}
-    shape = (len(settings), len(timesteps), count)
+    timesteps, total = eval_set.timesteps, eval_set.count
+    shape = (len(settings), len(timesteps), total)
     arrays = {name: np.ones(shape, np.float32) for name in ("loss", "change", "entropy", "gate")}
     clean = np.empty(shape[1:], np.float32)
     for t_index in range(len(timesteps)):
-        for batch in batches(count, min(block, count)):
+        for batch in batches(total, min(block, total)):
             shown = eval_set.batch(t_index, batch.indices)
-            clean_loss, tempered = jax.device_get(_tempered(denoiser, stacked, shown, matched=matched))
+            loss, outcome = _tempered(denoiser, stacked, shown, matched=matched)
             where, real = (slice(None), t_index, batch.span), slice(batch.count)
-            clean[t_index, batch.span] = clean_loss[real]
-            arrays["loss"][where] = tempered.loss[:, real]
-            arrays["change"][where] = tempered.change[:, real]
+            clean[t_index, batch.span] = loss[real]
+            arrays["loss"][where] = outcome.loss[:, real]
+            arrays["change"][where] = outcome.change[:, real]
             for row, (_, head) in enumerate(settings):
                 cell, unit = (row, t_index, batch.span), head.index[0]
-                arrays["entropy"][cell] = tempered.entropy[head.site][row, real, unit]
+                place = tempered_site(head.site, stacked)
+                arrays["entropy"][cell] = outcome.entropy[place][row, real, unit]
                 if matched:
-                    arrays["gate"][cell] = tempered.gate[head.site][row, real, unit]
+                    arrays["gate"][cell] = outcome.gate[head.site][row, real, unit]
     dims, shape = ("temperature", "component", "t", "image"), (len(values), len(heads), *shape[1:])
     return xr.Dataset(
         {
@@ -171,7 +210,17 @@ def temperature_effects(
         },
         coords={
             "temperature": np.asarray(values, np.float64),
-            **component_coords(denoiser, heads, timesteps, count),
+            **component_coords(denoiser, heads, timesteps, total),
         },
         attrs={"denoiser": denoiser.name, "matched": int(matched)},
     )
+
+
+def _check_outputs(denoiser: Examinable, heads: Sequence[Component]) -> None:
+    for head in heads:
+        if head.component_type != HEAD:
+            output = f"{head.site.removesuffix(head.component_type)}{HEAD}"
+            raise ConfigError(
+                f"the norm of what {head.name!r} gives can't be matched, since its output has no name; name "
+                f'it `checkpoint_name(z, "{output}@2")`, or give matched=False'
+            )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.interventions.components import PATTERN, site_type
 from mechdiff.models.traced.interpreter import RULES, cannot_enter
 from mechdiff.models.traced.liveness import reaching
 from mechdiff.models.traced.programs import BRANCHES, Naming, walk
@@ -166,6 +167,11 @@ def _site(naming: Naming, other: Naming | None, unit_axes: Mapping[str, int]) ->
         raise ConfigError(
             f"axis {axis} of site {plain!r} can't hold its units: the value has shape {shape}, rows first; "
             f"choose 1 to {len(shape) - 1}, or -1 to {1 - len(shape)}"
+        )
+    if site_type(plain) == PATTERN and unit_axis == -1:
+        raise ConfigError(
+            f"the last axis of pattern {plain!r} holds its keys, not its heads; say where heads are, as in "
+            f'"{plain}@1" for (rows, heads, queries, keys)'
         )
     return Site(
         tag=name,
