@@ -109,7 +109,7 @@ class TracedDenoiser:
                 owned |= _groups(name, site.units, channel_groups)
             where = (site_type(name), name)
             listed += [
-                Component(each, *where, index, depth, _side(site.shape)) for each, index in owned.items()
+                Component(part, *where, index, depth, _side(site.shape)) for part, index in owned.items()
             ]
         return tuple(listed)
 

@@ -162,8 +162,10 @@ def _check_temperatures(known: Mapping[str, Site], intervention: Intervention) -
 
 def _check_fits(name: str, site: Site, leaf: Any, what: str) -> None:
     rank, row = np.ndim(leaf), site.shape[1:]
-    own = np.shape(leaf)[1:] if rank == len(site.shape) else np.shape(leaf)
-    fits = rank in (len(row), len(row) + 1) and all(size in (1, full) for size, full in zip(own, row))
+    shape = np.shape(leaf)[1:] if rank == len(site.shape) else np.shape(leaf)
+    fits = rank in (len(row), len(row) + 1) and all(
+        size in (1, full) for size, full in zip(shape, row, strict=True)
+    )
     if not fits:
         raise ConfigError(
             f"{what} of {name!r} has shape {tuple(np.shape(leaf))}; it must have {len(row)} axes that "

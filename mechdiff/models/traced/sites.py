@@ -229,7 +229,9 @@ def _with_units(name: str, shape: Sequence[int], row_axis: int) -> int:
 
 def in_order(sites: Iterable[Site]) -> list[tuple[str, Site]]:
     """Every site's names, each with the site, as they are executed: a scan's turns one by one."""
-    placed = [(place, name, site) for site in sites for place, name in zip(site.places, site.names)]
+    placed = [
+        (place, name, site) for site in sites for place, name in zip(site.places, site.names, strict=True)
+    ]
     return [(name, site) for _, name, site in sorted(placed, key=lambda entry: entry[0])]
 
 
@@ -250,5 +252,5 @@ def numbered(name: str, turns: Sequence[int]) -> tuple[str, ...]:
         )
     names = ["turn*." * (len(turns) - name.count(TURN)) + name]
     for length in turns:
-        names = [each.replace(TURN, str(turn), 1) for each in names for turn in range(length)]
+        names = [template.replace(TURN, str(turn), 1) for template in names for turn in range(length)]
     return tuple(names)
