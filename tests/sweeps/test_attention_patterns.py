@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from reference.networks import SMALL, identity_of, random_params
 
+from mechdiff.analysis import effects
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
@@ -134,7 +135,7 @@ def test_a_pattern_acts_in_its_window_alone():
 @pytest.fixture(scope="module")
 def replaced():
     return attention_patterns.pattern_effects(
-        DENOISER, EvalSet(IMAGES, LEVELS, KEY), heads=SOME, kinds=("uniform", "frozen"), draws=2, block=4
+        DENOISER, EvalSet(IMAGES, LEVELS, KEY), heads=SOME, ablations=("uniform", "frozen"), draws=2, block=4
     )
 
 
@@ -149,7 +150,7 @@ def test_effects_of_patterns_are_those_of_plain_passes(replaced):
         changed = attention_patterns.replace_pattern(
             IDENTITY, [head], attention_patterns.constant_patterns(UNET, "uniform")
         )
-        found = cell.loss.sel(kind="uniform", component=head.name)
+        found = cell.loss.sel(ablation="uniform", component=head.name)
         np.testing.assert_allclose(found, losses(changed, 40), rtol=1e-5)
         each = [
             losses(
@@ -158,9 +159,11 @@ def test_effects_of_patterns_are_those_of_plain_passes(replaced):
             )
             for donor in donors
         ]
-        found = cell.loss.sel(kind="frozen", component=head.name)
+        found = cell.loss.sel(ablation="frozen", component=head.name)
         np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-5)
     assert (replaced.change > 0).all()
+    loss = effects.losses(replaced, "frozen")[1]  # results are read as those of sweeps
+    np.testing.assert_array_equal(loss, replaced.loss.sel(ablation="frozen"))
 
 
 def test_what_is_no_head_or_no_pattern_is_refused():
