@@ -23,6 +23,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float, Int
 
+from mechdiff.core.batches import batches
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PyTree
@@ -226,17 +227,14 @@ class CircuitEvaluator:
         return Engine(self.denoiser, together=True)
 
     def _run(self, members: Members) -> Float[np.ndarray, "circuit t image"]:
-        rows = np.minimum(np.arange(self.batch), len(members) - 1)
+        rows = np.resize(np.arange(len(members)), self.batch)  # always so many: one program
         stacked = keep_sets(self.denoiser.identity, self.chosen, members[rows])
-        images, block = self.eval_set.images, min(self.block, self.eval_set.count)
-        losses = np.empty((len(members), len(self.eval_set.timesteps), len(images)), np.float32)
+        count = self.eval_set.count
+        losses = np.empty((len(members), len(self.eval_set.timesteps), count), np.float32)
         for t_index in range(len(self.eval_set.timesteps)):
-            for start in range(0, len(images), block):
-                # A short last block is padded, so that one compiled program serves all blocks.
-                count = min(block, len(images) - start)
-                index = np.resize(np.arange(start, start + count), block)
-                loss = self._measured(stacked, index, t_index)
-                losses[:, t_index, start : start + count] = loss[: len(members), :count]
+            for batch in batches(count, min(self.block, count)):
+                loss = self._measured(stacked, batch.indices, t_index)
+                losses[:, t_index, batch.span] = loss[: len(members), : batch.count]
         return losses
 
     def _measured(self, stacked: Intervention, index: np.ndarray, t_index: int):
