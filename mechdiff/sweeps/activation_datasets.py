@@ -56,7 +56,7 @@ def activations(
     Raises:
       ConfigError: a name or pattern that matches no site, or a timestep outside [0, T).
 
-    Example:
+    Example (runnable in experiments/tours/find_prove_steer.ipynb):
       >>> acts = activations(denoiser, eval_set, "mid.*head")  # doctest: +SKIP
       >>> acts["mid.attn0.head"].sel(t=300).dims  # doctest: +SKIP
       ('image', 'token_16', 'head_4', 'depth_8')
