@@ -12,6 +12,7 @@ study.json lists the results of the last study; others in the folder are not rea
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -64,17 +65,17 @@ def run_study(examined: Analysis, config: ExperimentConfig, folder: Path) -> Non
     noise = keys.stream(root, "scored noise")
     makers: dict[str, Callable[[], xr.Dataset]] = {}
     if study.controls:
-        makers["activity"] = lambda: activity(examined, timesteps, root)
-        makers["control"] = lambda: control(fewer, config, noise, folder)
-        makers["control_attention"] = lambda: control_attention(fewer, config, noise)
+        makers["activity"] = functools.partial(activity, examined, timesteps, root)
+        makers["control"] = functools.partial(control, fewer, config, noise, folder)
+        makers["control_attention"] = functools.partial(control_attention, fewer, config, noise)
     for ablation in study.circuits:
-        makers[f"circuit_{ablation}"] = lambda ablation=ablation: circuit(fewer, ablation, config, folder)
+        makers[f"circuit_{ablation}"] = functools.partial(circuit, fewer, ablation, config, folder)
     if study.random_sets:
-        makers["random_sets"] = lambda: random_sets(fewer, config, noise)
+        makers["random_sets"] = functools.partial(random_sets, fewer, config, noise)
     if study.role_sets and _heads(examined):
-        makers["roles"] = lambda: head_roles(fewer, config, timesteps, noise)
+        makers["roles"] = functools.partial(head_roles, fewer, config, timesteps, noise)
     if study.pairs:
-        makers["pairs"] = lambda: pairs(fewer, config, timesteps, noise)
+        makers["pairs"] = functools.partial(pairs, fewer, config, timesteps, noise)
     for name, make in makers.items():
         _once(folder / f"{name}.zarr", _key(examined, config, name), make)
     with locks.lock(folder, wait=True):
