@@ -221,8 +221,8 @@ def opened(
 
 def chooser(config: ExperimentConfig, workdir: Path, celeba: str | None, images: str | None) -> Callable:
     """`inputs.chooser`, with what --classes and --conditions say of the images."""
-    stated = Given(classes=FLAGS["classes"].value, conditions=FLAGS["conditions"].value)
-    return inputs.chooser(config, celeba, workdir / "cache", images, stated)
+    said = Given(classes=FLAGS["classes"].value, conditions=FLAGS["conditions"].value)  # unparsed in tests
+    return inputs.chooser(config, celeba, workdir / "cache", images, said)
 
 
 def save(workdir: Path, name: str, result: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:

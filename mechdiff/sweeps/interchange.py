@@ -49,8 +49,8 @@ def factor_pairs(
 
 def transfer_fraction(outputs: PassOutputs) -> tuple[tuple[Array, Array], Array]:
     """For each component and image <eps_do - eps, eps' - eps> and |eps_do - eps|^2, and for each image
-    |eps' - eps|^2, as means over pixels. `PassOutputs.own` is eps'."""
-    way, change = outputs.own - outputs.clean, outputs.eps - outputs.clean
+    |eps' - eps|^2, as means over pixels. `PassOutputs.per_image` is eps'."""
+    way, change = outputs.per_image - outputs.clean, outputs.eps - outputs.clean
 
     def mean(x):
         return jnp.mean(x, axis=(-3, -2, -1))
@@ -166,7 +166,7 @@ def _moved(engine: Engine, stacked: Intervention, first: EvalBatch, second: Eval
     replacement = activations(engine.denoiser, images, int(t), key, indices, condition)
     from_second = dataclasses.replace(stacked, replacement=replacement)
     other = np.asarray(_predict(engine.denoiser, second))
-    return engine.reduce(from_second, first, transfer_fraction, own=other)
+    return engine.reduce(from_second, first, transfer_fraction, per_image=other)
 
 
 def transfer_by_component(
