@@ -23,7 +23,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float, Int
 
-from mechdiff.core.batches import batches
+from mechdiff.core.batches import batches, filled
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PyTree
@@ -227,7 +227,7 @@ class CircuitEvaluator:
         return Engine(self.denoiser, together=True)
 
     def _run(self, members: Members) -> Float[np.ndarray, "circuit t image"]:
-        rows = np.resize(np.arange(len(members)), self.batch)  # always so many: one program
+        rows = filled(slice(0, len(members)), self.batch)  # always so many: one program
         stacked = keep_sets(self.denoiser.identity, self.chosen, members[rows])
         count = self.eval_set.count
         losses = np.empty((len(members), len(self.eval_set.timesteps), count), np.float32)

@@ -17,7 +17,7 @@ import xarray as xr
 from jaxtyping import Int
 
 from mechdiff.core import devices
-from mechdiff.core.batches import batches
+from mechdiff.core.batches import batches, filled
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
@@ -222,8 +222,7 @@ class _Plan:
         work_sharing.run_missing(pieces, done, compute, f"sweeping {denoiser.name}")
 
     def _compute(self, engine: Engine, stacked: Intervention, path: Path, piece: _Piece) -> None:
-        # A short last block is filled up, so that it needs no program of its own.
-        places = np.resize(np.arange(piece.images.start, piece.images.stop), self.block)
+        places = filled(piece.images, self.block)
         count = piece.images.stop - piece.images.start
         source = self.replacements.get(self.config.ablations[piece.ablation])
         losses = _block(engine, self.eval_set, piece.t_index, places, stacked, source, "replacement")

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array
 
-from mechdiff.core.batches import batches
+from mechdiff.core.batches import batches, filled
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
@@ -93,8 +93,7 @@ class _Plan:
     def values(self, piece: tuple[int, slice]) -> dict[str, np.ndarray]:
         """Site -> `(images, ...)`. A short last block is filled up: it needs no program of its own."""
         t_index, span = piece
-        places = np.resize(np.arange(span.start, span.stop), self.block)
-        batch = self.eval_set.batch(t_index, places)
+        batch = self.eval_set.batch(t_index, filled(span, self.block))
         values = _captured(self.denoiser, self.intervention, batch, sites=self.sites)
         count = span.stop - span.start
         return {site: np.asarray(value, np.float32)[:count] for site, value in values.items()}

@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float
 
-from mechdiff.core.batches import batches
+from mechdiff.core.batches import batches, filled
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
@@ -262,7 +262,7 @@ class _Plan:
         """Interventions of a group of components; a short one is filled up, to need no program of its own."""
         chosen = self.chosen[piece.group]
         stacked = leave_one_out(self.sampler.denoiser.identity, chosen)[1]
-        order = np.resize(np.arange(len(chosen)), self.group)
+        order = filled(slice(0, len(chosen)), self.group)
         return dataclasses.replace(
             stacked,
             replacement=self._replacements(self.config.ablations[piece.ablation]),
