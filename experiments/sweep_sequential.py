@@ -36,6 +36,7 @@ def main(config, workdir):
         StoppingRule(WIDTH.value),
         workdir / "certify",
         block=config.sweep.image_block,
+        precision=config.sweep.precision,
     )
     manifest = run_manifest(to_dict(config), models=[denoiser.name], inputs=images.label)
     files.write_json(workdir / "certified.json", {**dataclasses.asdict(result), "manifest": manifest})
@@ -44,6 +45,9 @@ def main(config, workdir):
         mark = "" if result.decided[i] else "  undecided"
         row = f"{result.components[i]:24}{result.estimate[i]:10.2f} %  {bounds:24}{result.images[i]:6d}{mark}"
         print(row)
+    if result.precision_error.any():
+        words = f"precision {result.precision_error.max():.2g} points at most, within the intervals"
+        print(f"products in {config.sweep.precision}: {words}")
     print(
         f"{result.spent:,} components x images; the smallest fixed design would have spent {result.fixed:,}"
     )
