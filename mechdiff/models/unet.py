@@ -160,13 +160,14 @@ def enter(
     config: UNetConfig,
     params: PyTree,
     x_t: Images,
-    t: Timesteps,
+    t: layers.Times,
     dtype: Any = jnp.float32,
     condition: Any = None,
 ) -> Stream:
     """The stream before the first stage.
 
     Args:
+      t: timesteps, or what else the network is told of the noise, real numbers.
       condition: as `conditions.resolve` takes it.
     """
     label, image = conditions.resolve(config, condition)

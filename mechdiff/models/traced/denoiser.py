@@ -161,7 +161,7 @@ class TracedDenoiser:
         return {
             "params": digests.digest_arrays(self.params),
             "program": self.network.digest,
-            "parameterization": dataclasses.asdict(self.network.parameterization),
+            "parameterization": self.network.parameterization.decisive(),
             "schedule": digests.digest_arrays(self.schedule.log_snr),
         }
 
