@@ -8,7 +8,8 @@ from pathlib import Path
 # compiled programs for each worker and the processes that its tests start, which inherit all this. (Workers
 # don't share one: JAX writes it without a lock.) Kept beside pytest's own cache, so that what was compiled
 # yesterday is not compiled today. Set before jax is imported.
-programs = Path(__file__).parents[1] / ".pytest_cache" / "programs" / os.environ.get("PYTEST_XDIST_WORKER", "main")
+programs = Path(__file__).parents[1] / ".pytest_cache" / "programs"
+programs /= os.environ.get("PYTEST_XDIST_WORKER", "main")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(programs)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"

@@ -36,8 +36,10 @@ from mechdiff.models.pretrained.options import (
     number,
     read_options,
 )
+from mechdiff.models.stage_modules import enter, run_stage
+from mechdiff.models.stages import stages
 from mechdiff.models.traced import TracedDenoiser, wrap
-from mechdiff.models.unet import enter, init_unet, run_stage, stages
+from mechdiff.models.unet import init_unet
 
 WHAT = "consistency"
 STATED = ("weights", "null_class")
