@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from mechdiff.analysis.class_effects import CLASS, FEWEST, class_effects
+from mechdiff.analysis.class_effects import CLASS, class_effects
 from mechdiff.core.config import UNetConfig
 from mechdiff.models import conditions
 from mechdiff.report.numbers import Value
@@ -13,6 +13,7 @@ from mechdiff.study.conditions_given import CLASS_NAMES
 from mechdiff.study.records import ExaminedModel
 
 SHOWN, MOST = 10, 12  # components and classes in the table, those of the largest effects and most images
+FEWEST = 8  # images of a class at a timestep: intervals from fewer promise too much
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class ByClass:
     images: tuple[int, ...]
     rows: tuple[Row, ...]
     left_out: int
+    fewest: int = FEWEST
 
 
 def by_class(model: ExaminedModel) -> ByClass | None:

@@ -63,7 +63,7 @@ def half(state: dict) -> dict:
 
 
 def grouped(state: dict) -> dict:
-    return {name.replace("block1.norm.g", "block1.norm.bias"): value for name, value in state.items()}
+    return {name.replace("to_qkv", "fn.fn.to_qkv"): value for name, value in state.items()}
 
 
 def without(*names: str) -> Callable[[dict], dict]:
@@ -276,7 +276,7 @@ ROWS = [
     Row(L, "heads stated otherwise than its tensors", LEVELS | {"attn_heads": 4}),
     Row(L, "averaged, under `ema_model.model.`", LEVELS, edit=prefixed("ema_model.model.")),
     Row(L, "raw and averaged", LEVELS, edit=prefixed("online_model.model.", "ema_model.model.")),
-    Row(L, "a release before 2", LEVELS, edit=grouped),
+    Row(L, "a release before 1.9", LEVELS, edit=grouped),
     Row(L, "images not normalized", LEVELS | {"auto_normalize": False}),
     Row(L, "options of another program", {"dim_mults": [1], "groups": 8}),
     Row(LA, "self-conditioned, learned variances, learned frequencies of time", LEVELS),

@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array
 
 from mechdiff.core.errors import ConfigError, unknown
-from mechdiff.core.types import Features, Images, PyTree, Timesteps
+from mechdiff.core.types import AnyArray, Features, Images, PyTree, Timesteps
 from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.components import Component, site_type, units
@@ -233,7 +233,7 @@ def _run(
 
 def program_of(
     denoiser: TracedDenoiser, x_t: Images, t: Timesteps, condition: Any
-) -> tuple[ClosedJaxpr, list[Array]]:
+) -> tuple[ClosedJaxpr, list[AnyArray]]:
     """The function as a program for so many rows, and its arguments.
 
     Raises:
