@@ -111,7 +111,7 @@ def read_pack(folder: Path) -> Pack:
     partition_path, attribute_path = find_list(folder, PARTITION), find_list(folder, ATTRIBUTES)
     names, splits = read_partition(partition_path)
     attributes, flags_of = read_attributes(attribute_path)
-    archive = find_file(folder, ARCHIVE, required=False)
+    archive = look_for_file(folder, ARCHIVE)
     images = archive or _innermost(find_file(folder, UNPACKED))
     entries, read = _open_archive(archive) if archive else _open_folder(images)
     _same_names(set(names), entries.keys(), partition_path, images)
@@ -128,7 +128,7 @@ def read_pack(folder: Path) -> Pack:
         splits=np.array(splits),
         attributes=attributes,
         flags=np.array([flags_of[name] for name in names]),
-        people=read_people(find_list(folder, IDENTITY, required=False), names),
+        people=read_people(look_for_list(folder, IDENTITY), names),
         read=read,
         content=fingerprint(files),
         stamp=_sha256(f"{name} {modified}\n" for name, (_, _, modified) in ordered),
@@ -138,15 +138,18 @@ def read_pack(folder: Path) -> Pack:
 
 def _is_pack(folder: Path) -> bool:
     """Whether any file of the layout is there; `read_pack` then says which one is missing."""
-    lists = [find_list(folder, name, required=False) for name in (ATTRIBUTES, PARTITION)]
-    return any([*lists, *(find_file(folder, name, required=False) for name in (ARCHIVE, UNPACKED))])
+    lists = [look_for_list(folder, name) for name in (ATTRIBUTES, PARTITION)]
+    return any([*lists, *(look_for_file(folder, name) for name in (ARCHIVE, UNPACKED))])
 
 
-def find_list(folder: Path, name: str, required: bool = True) -> Path | None:
+def find_list(folder: Path, name: str) -> Path:
     """`find_file` of a list, or of the same list as CSV."""
-    text = find_file(folder, name, required=False)
-    table = find_file(folder, name.replace(".txt", ".csv"), required=False)
-    return text or table or find_file(folder, name, required)
+    return look_for_list(folder, name) or find_file(folder, name)
+
+
+def look_for_list(folder: Path, name: str) -> Path | None:
+    """As `find_list`; None if nowhere."""
+    return look_for_file(folder, name) or look_for_file(folder, name.replace(".txt", ".csv"))
 
 
 def _innermost(folder: Path) -> Path:
@@ -158,14 +161,18 @@ def _innermost(folder: Path) -> Path:
     return folder
 
 
-def find_file(folder: Path, name: str, required: bool = True) -> Path | None:
-    """Where a file of the layout lies in `folder`; None (or a DataError, when required) if nowhere."""
-    for place in OFFICIAL_FOLDERS:
-        if (folder / place / name).exists():
-            return folder / place / name
-    if required:
+def find_file(folder: Path, name: str) -> Path:
+    """Where a file of the layout lies in `folder`; a DataError if nowhere."""
+    path = look_for_file(folder, name)
+    if path is None:
         raise DataError(f"{folder} lacks {ARCHIVE if name == UNPACKED else name}; {WAY_OUT}")
-    return None
+    return path
+
+
+def look_for_file(folder: Path, name: str) -> Path | None:
+    """As `find_file`; None if nowhere."""
+    places = (folder / place / name for place in OFFICIAL_FOLDERS)
+    return next((path for path in places if path.exists()), None)
 
 
 # ---- images: name -> (bytes, checksum, modification time), and a reader of one

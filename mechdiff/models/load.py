@@ -15,7 +15,8 @@ from mechdiff.models import factories, shipped
 from mechdiff.models.denoiser import Denoiser, Examinable
 from mechdiff.models.pretrained import builders
 from mechdiff.models.unet import init_unet
-from mechdiff.storage import checkpoint, checksums, files
+from mechdiff.storage import checksums, exported, files
+from mechdiff.storage.mismatch import check_shapes
 
 FUNCTION = "function"  # in the config of a network that is a function of its own tensors
 IMPORTED = "imported"  # in the record of a network that was read from others' files: `Imported.facts`
@@ -29,7 +30,7 @@ def load_trained(folder: str | Path) -> tuple[ExperimentConfig, PyTree, Interven
       folder: or another name of it, see `model_folder`; or a shipped name.
     """
     folder = shipped.find(model_folder(folder))
-    params, config, record = checkpoint.load_model(folder)
+    params, config, record = exported.load_model(folder)
     if FUNCTION in config:
         layout = config[FUNCTION]["layout"]
         raise CheckpointError(
@@ -37,7 +38,7 @@ def load_trained(folder: str | Path) -> tuple[ExperimentConfig, PyTree, Interven
         )
     config = from_dict(config)
     shapes, identity = jax.jit(init_unet, static_argnums=1).eval_shape(jax.random.key(0), config.unet)
-    checkpoint.check_shapes(params, shapes, folder)
+    check_shapes(params, shapes, folder)
     identity = jax.jit(lambda key: init_unet(key, config.unet)[1])(jax.random.key(0))
     return config, params, identity, record
 
@@ -144,7 +145,7 @@ def _snapshot(run: Path, step: int) -> Path:
 
 def _function(folder: Path, name: str) -> tuple[Examinable, ExperimentConfig, dict]:
     """A network that is a function of its own tensors, as `import_checkpoint` saved it."""
-    params, config, record = checkpoint.load_model(folder)
+    params, config, record = exported.load_model(folder)
     made = config.pop(FUNCTION)
     trained = from_dict(config)
     denoiser = builders.build(made["layout"], made["options"], params, trained.diffusion, name=name)
