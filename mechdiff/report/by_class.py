@@ -73,7 +73,7 @@ def _rows(model: ExaminedModel, kept: np.ndarray) -> tuple[Row, ...]:
             lead.components[i],
             lead.part[i],
             Value(*(float(getattr(lead.pooled, end)[i]) for end in ("estimate", "low", "high"))),
-            tuple(_value(found, lead.components[i], label) for label in kept),
+            tuple(_value(found, lead.components[i], label) for label in kept.tolist()),
         )
         for i in chosen
     )

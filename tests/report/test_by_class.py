@@ -1,16 +1,15 @@
 """Effects by class on the page: whose images, which components, what is left out."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from mechdiff.analysis import effects
 from mechdiff.analysis.class_effects import CLASS, class_effects
 from mechdiff.core.presets import preset
 from mechdiff.report import by_class
+from mechdiff.study import records
 from mechdiff.study.conditions_given import CLASS_NAMES
 
 NAMES, T, IMAGES = ("a", "b", "told"), np.array([2, 9]), 24
@@ -21,7 +20,8 @@ def examined(labels, names=("cats", "dogs", "eels"), unet=UNET):
     """A model on images of 3 classes; component b raises the loss on images of class 1 alone."""
     rng = np.random.default_rng(0)
     clean = rng.uniform(0.9, 1.1, (len(T), IMAGES))
-    factor = np.stack([np.full(IMAGES, 1.1), 1 + 0.5 * (np.asarray(labels) == 1), np.full(IMAGES, 1.01)])
+    of_class = np.zeros(IMAGES) if labels is None else np.asarray(labels) == 1
+    factor = np.stack([np.full(IMAGES, 1.1), 1 + 0.5 * of_class, np.full(IMAGES, 1.01)])
     loss = clean * factor[:, None]
     dims = ("ablation", "component", "t", "image")
     sweep = xr.Dataset(
@@ -45,9 +45,10 @@ def examined(labels, names=("cats", "dogs", "eels"), unet=UNET):
     if labels is not None:
         sweep = sweep.assign_coords({CLASS: ("image", np.asarray(labels))})
     config = dataclasses.replace(preset("tiny"), unet=unet)
-    lead = effects.measure(sweep, "zero")
+    facts = {"name": "net", "data": "folder", "complexity": 0, "seed": 0, "attention": xr.Dataset()}
+    network = records.Network(sweep=sweep, **facts)
     record = {CLASS_NAMES: list(names)}
-    return SimpleNamespace(sweep=sweep, lead=lead, config=config, record=record, function=None)
+    return records.ExaminedModel("net", "images", 0, config, record, network, b"")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def model():
 
 def test_each_column_is_the_effect_on_the_images_of_one_class(model):
     table = by_class.by_class(model)
-    assert table.classes == ("0: cats", "1: dogs", "2: eels") and table.images == (16, 16, 16)
+    assert table.classes == ("0: cats", "1: dogs", "2: eels") and table.images == (8, 8, 8)
     assert table.left_out == 0 and {row.component for row in table.rows} == set(NAMES)
     expected = class_effects(model.sweep, "zero")
     for row in table.rows:
@@ -81,8 +82,7 @@ def test_classes_of_few_images_are_left_out_and_the_null_class_is_named():
 
 
 def test_without_classes_nothing_is_said():
-    model = examined(np.zeros(IMAGES, int), unet=preset("tiny").unet)
-    model.sweep = model.sweep.drop_vars(CLASS)
+    model = examined(None, unet=preset("tiny").unet)
     assert by_class.by_class(model) is None and by_class.conditioned_on(model) == ""
 
 
