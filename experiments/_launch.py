@@ -169,6 +169,9 @@ def _parse(argv: list[str]) -> None:
     images = FLAGS["images"].value if "images" in FLAGS else None
     if images and images.isdecimal() and not Path(images).exists():
         raise flags.Error(f"--images={images} is no folder or file; did you mean --set=sweep.images={images}")
+    for name in ("classes", "conditions"):
+        if FLAGS[name].value and not images:
+            raise flags.Error(f"--{name} says what the images of --images=FOLDER are; give that too")
     if FLAGS.compilation_cache:
         folder = Path(FLAGS.compilation_cache).absolute()
         with files.plain_errors(folder):

@@ -71,7 +71,7 @@ def main(config, workdir):
     about = ExperimentConfig(
         name=source.resolve().name,
         seed=config.seed,
-        data=DataConfig(name="unknown", preprocessing=config.data.preprocessing),
+        data=DataConfig(name="unknown", n_train=0, n_test=0, preprocessing=config.data.preprocessing),
         unet=builders.unet_of(imported),
         diffusion=imported.diffusion,
     )
