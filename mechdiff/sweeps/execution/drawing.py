@@ -81,7 +81,7 @@ def _drawn(
         return sample(predict, sampler, key, (len(indices), *denoiser.image_shape), indices=indices)
 
     specs = (ALL, ALL, IMAGES, IMAGES)
-    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=IMAGES, check_vma=False)
+    run = devices.map_over_images(local, mesh, specs)
     return run(denoiser, key, indices, condition_and_null)
 
 
