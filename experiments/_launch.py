@@ -221,7 +221,7 @@ def opened(
 
 def chooser(config: ExperimentConfig, workdir: Path, celeba: str | None, images: str | None) -> Callable:
     """`inputs.chooser`, with what --classes and --conditions say of the images."""
-    said = Given(classes=FLAGS.classes, conditions=FLAGS.conditions)
+    said = Given(classes=FLAGS["classes"].value, conditions=FLAGS["conditions"].value)  # unparsed in tests
     return inputs.chooser(config, celeba, workdir / "cache", images, said)
 
 
