@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 
 from mechdiff.core.errors import CheckpointError
 from mechdiff.storage import files
+from mechdiff.storage.labelled import renamed
 
 STEP = "_step"  # suffix of the variable that holds the steps of another
 LARGEST = 2**14  # multiple of a step that a code may reach
@@ -108,7 +109,8 @@ def read(path: Path) -> Packed:
             members = {name: bundle.read(name) for name in alone}
         store = zarr.storage.ZipStore(path, mode="r")
         results = {
-            name: _decoded(xr.open_zarr(store, group=name, consolidated=False).load()) for name in names
+            name: renamed(_decoded(xr.open_zarr(store, group=name, consolidated=False).load()))
+            for name in names
         }
         store.close()
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
@@ -116,6 +118,16 @@ def read(path: Path) -> Packed:
             f"{path} can't be read ({str(error)[:120]}); restore it, or pack it again"
         ) from error
     return Packed(about, results, members)
+
+
+def with_about(path: Path, about: Mapping[str, Any]) -> bytes:
+    """The content of a file that `write` has written, with other facts."""
+    changed = io.BytesIO()
+    with zipfile.ZipFile(path) as bundle, zipfile.ZipFile(changed, "w", zipfile.ZIP_DEFLATED) as other:
+        for name in bundle.namelist():
+            content = json.dumps(about, sort_keys=True).encode() if name == ABOUT else bundle.read(name)
+            _add(other, name, content)
+    return changed.getvalue()
 
 
 def _encoded(result: xr.Dataset, shares: Mapping[str, float]) -> xr.Dataset:

@@ -14,14 +14,19 @@ matters for images of which none has been shown can't be told from one that does
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float, Int
 from scipy import special
 
+from mechdiff.core import devices
+from mechdiff.core.batches import Batch, batches
+from mechdiff.core.config import Precision
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.diffusion.eval_set import EvalSet
@@ -31,6 +36,7 @@ from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.stats import skewed_sequence
 from mechdiff.storage import digests, labelled, run_log
+from mechdiff.sweeps import precision
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.sweeps.execution.shown import provenance, shown_digests
 
@@ -53,6 +59,8 @@ class SequentialResult:
         all (nested in timesteps if these were), enough for the component that needs most by an ordinary
         interval of the same level. It is what hindsight would choose: a planner without these data would
         spend more.
+      precision_error: largest error of a relative loss increase by reduced precision of products, in points,
+        see `precision.largest_error`; 0 in full precision. Intervals are wider by it at both ends.
     """
 
     components: tuple[str, ...]
@@ -63,12 +71,13 @@ class SequentialResult:
     decided: Bool[np.ndarray, " component"]
     spent: int
     fixed: int
+    precision_error: Float[np.ndarray, " component"]
 
 
 def effect_and_influence(
     clean: Float[np.ndarray, "t image"], loss: Float[np.ndarray, "*component t image"]
 ) -> tuple[Float[np.ndarray, " *component"], Float[np.ndarray, "*component image"]]:
-    """Pooled Deg%, and what each image adds to it: the delta method for ratios of means.
+    """Pooled relative loss increase (%), and what each image adds to it (delta method for ratios of means).
 
     The estimate's standard error is that of the mean of the influences, which is 0.
     """
@@ -77,17 +86,47 @@ def effect_and_influence(
     return 100 * (ratio[..., 0].mean(-1) - 1), 100 * ((loss - ratio * clean) / base).mean(-2)
 
 
+@dataclasses.dataclass(frozen=True)
+class StoppingRule:
+    """When a component is decided.
+
+    Attributes:
+      width: in percent of the clean loss, above 0; an interval this narrow is certain enough, wherever it
+        lies.
+      confidence: coverage of the intervals at any time.
+      joint: whether `confidence` is that of all intervals together (Bonferroni), or of each.
+
+    Raises:
+      ConfigError: a width that is not positive.
+
+    Example:
+      >>> StoppingRule(2.0).of_each(10)
+      0.995
+    """
+
+    width: float
+    confidence: float = 0.95
+    joint: bool = True
+
+    def __post_init__(self):
+        if self.width <= 0:
+            raise ConfigError(f"width={self.width} must be above 0, in percent of the clean loss")
+
+    def of_each(self, intervals: int) -> float:
+        """Confidence of each of so many intervals."""
+        return 1 - (1 - self.confidence) / (intervals if self.joint else 1)
+
+
 def sequential_sweep(
     denoiser: Examinable,
     eval_set: EvalSet,
+    rule: StoppingRule,
     folder: Path,
     *,
-    width: float,
-    confidence: float = 0.95,
     chosen: Sequence[Component] | None = None,
     block: int = 16,
-    joint: bool = True,
     rows: int = 0,
+    precision: Precision = "float32",
 ) -> SequentialResult:
     """Zeroes one component at a time until the relative loss increase of each is certain.
 
@@ -96,22 +135,24 @@ def sequential_sweep(
     Args:
       eval_set: as many images as may be spent, in [-1, 1], in random order; image i has the noise of index i.
         Nested in the timesteps (`process.images_at`) they say more in as many runs, and fewer are needed.
-      width: in percent of the clean loss; an interval this narrow is certain enough, wherever it lies.
-      confidence: coverage of the intervals at any time.
-      joint: whether `confidence` is that of all intervals together (Bonferroni), or of each.
+      rule: when a component is decided.
+      folder: where results are kept.
+      chosen: components; all of the network if None.
       block: images between two looks.
       rows: interventions x images in one program; 0: chosen by memory.
+      precision: of products, see `core.devices`; any that acts here measures its own error on a part of the
+        first images, and no sign is decided that it can't carry.
 
     Raises:
-      ConfigError: a width that is not positive, or fewer than 32 images.
+      ConfigError: fewer than 32 images.
     """
-    if width <= 0:
-        raise ConfigError(f"width={width} must be above 0, in percent of the clean loss")
     if eval_set.count < FIRST_LOOK:
         raise ConfigError(f"{eval_set.count} images; at least {FIRST_LOOK} are needed before the first look")
     chosen = tuple(chosen or denoiser.components())
-    of_each = 1 - (1 - confidence) / (len(chosen) if joint else 1)
-    return _Run(denoiser, eval_set, chosen, width, of_each, block, rows).go(folder)
+    if line := devices.explanation(precision):
+        logging.warning("%s", line)
+    with devices.multiplying(precision):
+        return _Run(denoiser, eval_set, chosen, rule, block, rows, precision).go(folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,10 +160,15 @@ class _Run:
     denoiser: Examinable
     eval_set: EvalSet
     chosen: tuple[Component, ...]
-    width: float
-    confidence: float  # of each interval
+    rule: StoppingRule
     block: int
     rows: int
+    precision: Precision = "float32"
+
+    @property
+    def confidence(self) -> float:
+        """Of each interval."""
+        return self.rule.of_each(len(self.chosen))
 
     @functools.cached_property
     def digest(self) -> str:
@@ -132,10 +178,16 @@ class _Run:
                 **self.denoiser.digests(),
                 **shown_digests(self.eval_set),
                 "components": [component.name for component in self.chosen],
-                "rule": [self.width, self.confidence, self.block],
+                "rule": [self.rule.width, self.confidence, self.block],
                 "numerics": NUMERICS_VERSION,
+                **({"precision": self.precision} if self.reduced else {}),
             }
         )
+
+    @property
+    def reduced(self) -> bool:
+        """Whether products are less exact than float32, and their error is measured."""
+        return devices.acts(self.precision)
 
     @property
     def timesteps(self) -> Int[np.ndarray, " t"]:
@@ -157,16 +209,19 @@ class _Run:
         clean = np.full((len(self.timesteps), total), np.nan)
         loss = np.full((count, *clean.shape), np.nan)
         running, result = np.ones(count, bool), None
+        error = np.zeros(count)
         with run_log.progress(total, 0, f"certifying {denoiser.name}", unit="image") as bar:
-            for start in range(0, total, self.block):
-                where = slice(start, min(start + self.block, total))
-                if not labelled.written(path, "clean_loss", (0, start)):
-                    self._compute(path, engine, stacked, running, where)
+            for batch in batches(total, self.block):
+                where = batch.span
+                if not labelled.written(path, "clean_loss", (0, where.start)):
+                    self._compute(path, engine, stacked, running, batch)
                 clean[:, where], loss[..., where] = self._kept(path, where)
-                bar.update(where.stop - where.start)
+                bar.update(batch.count)
+                if self.reduced and where.start == 0:
+                    error = self._precision_error(path, stacked)
                 if where.stop < FIRST_LOOK:
                     continue
-                result = self._look(clean, loss)
+                result = self._look(clean, loss, error)
                 left = running & ~result.decided
                 if not left.any():
                     break
@@ -174,7 +229,7 @@ class _Run:
                 running = left if left.sum() <= running.sum() / 2 else running
         return result
 
-    def _look(self, clean: np.ndarray, loss: np.ndarray) -> SequentialResult:
+    def _look(self, clean: np.ndarray, loss: np.ndarray, error: np.ndarray | None = None) -> SequentialResult:
         images = np.isfinite(loss[:, 0]).sum(-1)
         estimate, deviation, low, high = (np.empty(len(images)) for _ in range(4))
         for size in np.unique(images):  # components that were left out together
@@ -183,36 +238,61 @@ class _Run:
             deviation[rows] = influence.std(-1, ddof=1)
             below, above = skewed_sequence(influence, self.confidence, planned=4 * FIRST_LOOK)
             low[rows], high[rows] = estimate[rows] - below, estimate[rows] + above
-        decided = (low > 0) | (high < 0) | (high - low <= self.width)
+        error = np.zeros(len(images)) if error is None else error
+        low, high = low - error, high + error
+        decided = (low > 0) | (high < 0) | (high - low <= self.rule.width)
         return SequentialResult(
-            tuple(component.name for component in self.chosen),
-            estimate,
-            low,
-            high,
-            images,
-            decided,
-            int(images.sum()),
-            len(images) * int(self._fixed_images(estimate, deviation).max()),
+            components=tuple(component.name for component in self.chosen),
+            estimate=estimate,
+            low=low,
+            high=high,
+            images=images,
+            decided=decided,
+            spent=int(images.sum()),
+            fixed=len(images) * int(self._fixed_images(estimate, deviation).max()),
+            precision_error=error,
         )
+
+    def _precision_error(self, path: Path, stacked: Intervention) -> Float[np.ndarray, " component"]:
+        """Of a part of the first block that is run in float32 too; kept in the store."""
+        checked = precision.subset(len(self.timesteps), self.block)
+        if not labelled.written(path, "precision_error", (0,)):
+            places = np.arange(checked.images)
+            with jax.default_matmul_precision("float32"):
+                engine = Engine(self.denoiser, self.rows)
+                shown = [self.eval_set.batch(t_index, places) for t_index in checked.t_indices]
+                exact = [engine.measure(stacked, batch) for batch in shown]
+            first = slice(checked.images)
+            swept = [
+                labelled.region(path, {"loss": (slice(None), t_index, first), "clean_loss": (t_index, first)})
+                for t_index in checked.t_indices
+            ]
+            errors = precision.largest_error(
+                [(part["loss"], part["clean_loss"]) for part in swept],
+                [(losses.loss, losses.clean_loss) for losses in exact],
+            )
+            labelled.put(path, {"precision_error": (slice(None),)}, {"precision_error": errors})
+        return labelled.region(path, {"precision_error": (slice(None),)})["precision_error"]
 
     def _fixed_images(self, estimate: np.ndarray, deviation: np.ndarray) -> Int[np.ndarray, " component"]:
         """Images with which an ordinary interval of each component is certain, at least `FIRST_LOOK`."""
         z = special.ndtri((1 + self.confidence) / 2)
-        reach = np.maximum(np.abs(estimate), self.width / 2)  # half-width that is small enough
+        reach = np.maximum(np.abs(estimate), self.rule.width / 2)  # half-width that is small enough
         return np.maximum(FIRST_LOOK, np.ceil((z * deviation / reach) ** 2)).astype(int)
 
     def _compute(
-        self, path: Path, engine: Engine, stacked: Intervention, running: np.ndarray, where: slice
+        self, path: Path, engine: Engine, stacked: Intervention, running: np.ndarray, batch: Batch
     ) -> None:
-        part = dataclasses.replace(stacked, gate={k: v[running] for k, v in stacked.gate.items()})
-        index = np.resize(np.arange(where.start, where.stop), self.block)  # one shape, so one program
-        size = where.stop - where.start
-        loss = np.full((len(running), len(self.timesteps), size), np.nan, np.float32)
-        clean = np.empty((len(self.timesteps), size), np.float32)
+        undecided = dataclasses.replace(
+            stacked, gate={site: gate[running] for site, gate in stacked.gate.items()}
+        )
+        loss = np.full((len(running), len(self.timesteps), batch.count), np.nan, np.float32)
+        clean = np.empty((len(self.timesteps), batch.count), np.float32)
         for t_index in range(len(self.timesteps)):
-            losses = engine.measure(part, self.eval_set.batch(t_index, index))
-            loss[running, t_index], clean[t_index] = losses.loss[:, :size], losses.clean_loss[:size]
-        region = {"loss": (slice(None), slice(None), where), "clean_loss": (slice(None), where)}
+            losses = engine.measure(undecided, self.eval_set.batch(t_index, batch.indices))
+            loss[running, t_index] = losses.loss[:, : batch.count]
+            clean[t_index] = losses.clean_loss[: batch.count]
+        region = {"loss": (slice(None), slice(None), batch.span), "clean_loss": (slice(None), batch.span)}
         labelled.put(path, region, {"loss": loss, "clean_loss": clean})
 
     def _kept(self, path: Path, where: slice) -> tuple[np.ndarray, np.ndarray]:
@@ -222,8 +302,9 @@ class _Run:
     def _empty(self) -> xr.Dataset:
         shape = (len(self.chosen), len(self.timesteps), self.total)
         full = np.full(shape, np.nan, np.float32)
+        errors = {"precision_error": ("component", full[:, 0, 0])} if self.reduced else {}
         return xr.Dataset(
-            {"loss": (("component", "t", "image"), full), "clean_loss": (("t", "image"), full[0])},
+            {"loss": (("component", "t", "image"), full), "clean_loss": (("t", "image"), full[0]), **errors},
             coords={
                 "component": [component.name for component in self.chosen],
                 "t": self.timesteps,
@@ -233,5 +314,6 @@ class _Run:
         )
 
     def _chunks(self) -> dict[str, tuple[int, ...]]:
-        levels = len(self.timesteps)
-        return {"loss": (len(self.chosen), levels, self.block), "clean_loss": (levels, self.block)}
+        steps = len(self.timesteps)
+        errors = {"precision_error": (len(self.chosen),)} if self.reduced else {}
+        return {"loss": (len(self.chosen), steps, self.block), "clean_loss": (steps, self.block), **errors}

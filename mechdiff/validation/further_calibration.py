@@ -121,7 +121,7 @@ def _pairs(rng: np.random.Generator, repeats: int) -> list[Check]:
             "without_a": (dims, first),
             "without_b": (dims, second),
             "without_both": (dims, both),
-            "synergy": (dims, both - first - second + clean),
+            "interaction": (dims, both - first - second + clean),
             "clean_loss": (dims[1:], clean),
         }
         return str(backups.interaction_table(xr.Dataset(variables)).named.values[0])

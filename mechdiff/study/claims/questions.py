@@ -25,20 +25,21 @@ def evaluate(networks: Sequence[Network]) -> list[Claim]:
 
     Claims that compare data sets take CelebA as the natural and synthetic faces of complexity 4 as the simple
     one. Faces of lower complexity, and snapshots of a training other than its last, serve the claim about
-    complexity alone; networks of control data serve no claim. If components or timesteps of the networks
-    differ, no claim is testable.
+    complexity alone; networks of control data are described beside it and serve no claim. If components or
+    timesteps of the networks differ, no claim is testable.
     """
+    controls = [network for network in networks if network.data in across_seeds.CONTROLS]
     networks = across_seeds.without_controls(networks)
     final = across_seeds.last(networks)
     full = [
         network
         for network in final
-        if network.data != "synthetic" or network.complexity == across_seeds.TOP_LEVEL
+        if network.data != "synthetic" or network.complexity == across_seeds.TOP_COMPLEXITY
     ]
     if not across_seeds.alike(full):
         return decide([dataclasses.replace(question, test=_mixed) for question in QUESTIONS], full)
     questions = [
-        dataclasses.replace(question, test=lambda _: complexity.examine(networks))
+        dataclasses.replace(question, test=lambda _: complexity.examine(networks, controls))
         if question.id == "complexity"
         else question
         for question in QUESTIONS
