@@ -17,12 +17,12 @@ from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.build import leave_one_out
-from mechdiff.models.unet import components
 from mechdiff.stats.clusters import PERSON
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.sweeps import activations, temperature
 from mechdiff.sweeps.ablation import ablation_sweep
+from mechdiff.sweeps.attention_patterns import heads_of
 
 from . import _launch
 
@@ -35,21 +35,25 @@ MATCHED = flags.DEFINE_boolean("matched", True, "Hold the norm of a head's outpu
 def main(config, workdir):
     use_all_cores()
     results, rows, inputs = {}, [], {}
-    only = dataclasses.replace(config.sweep, ablations=("zero",))
+    sweep = dataclasses.replace(config.sweep, ablations=("zero",))
     for folder in MODEL.value:
-        denoiser, _, given, eval_set = _launch.opened(config, workdir, folder, CELEBA.value, IMAGES.value)
-        inputs[denoiser.name] = given.label
+        denoiser, _, images, eval_set = _launch.opened(config, workdir, folder, CELEBA.value, IMAGES.value)
+        inputs[denoiser.name] = images.label
         image_feature_names(*denoiser.image_shape[1:])  # may refuse
-        heads = heads_over_many_keys(denoiser.unet)
-        swept = ablation_sweep(denoiser, eval_set, workdir / "sweeps", config=only, chosen=heads)
-        attention = activations.attention_stats(denoiser, eval_set).sel(head=[head.name for head in heads])
-        if given.scored_people is not None:
-            attention = attention.assign_coords({PERSON: ("image", given.scored_people)})
-        effect = roles.role_effects(denoiser, eval_set, *leave_one_out(denoiser.identity, heads)[::-1])
+        attention = activations.attention_stats(denoiser, eval_set)
+        heads = heads_over_many_keys(denoiser, attention)
+        swept = ablation_sweep(denoiser, eval_set, workdir / "sweeps", config=sweep, chosen=heads)
+        attention = attention.sel(head=[head.name for head in heads])
+        if images.scored_people is not None:
+            attention = attention.assign_coords({PERSON: ("image", images.scored_people)})
+        names, stacked = leave_one_out(denoiser.identity, heads)
+        effect = roles.role_effects(denoiser, eval_set, stacked, names)
         tempered = temperature.temperature_effects(denoiser, eval_set, heads=heads, matched=MATCHED.value)
-        moved = entropy_causality.temperature_effects_on_roles(denoiser, tempered, given.scored, eval_set.key)
+        moved = entropy_causality.temperature_effects_on_roles(
+            denoiser, tempered, images.scored, eval_set.key, condition=images.scored_condition
+        )
         size = entropy_causality.effect_size(*effects.losses(swept, "zero"))
-        kept = {
+        links = {
             "effect": entropy_causality.correlation(attention, size),
             "selectivity": entropy_causality.correlation(
                 attention, entropy_causality.max_selectivity(effect)
@@ -58,10 +62,10 @@ def main(config, workdir):
                 moved, entropy_causality.normalized(tempered, attention)
             ),
         }
-        results[denoiser.name] = {name: dataclasses.asdict(result) for name, result in kept.items()}
-        print(denoiser.name, *(line(name, result) for name, result in kept.items()), sep="\n")
+        results[denoiser.name] = {name: dataclasses.asdict(result) for name, result in links.items()}
+        print(denoiser.name, *(line(name, result) for name, result in links.items()), sep="\n")
         for name in ("effect", "selectivity"):
-            rows.append(row(denoiser.name, name, kept[name]))
+            rows.append(row(denoiser.name, name, links[name]))
     manifest = run_manifest(to_dict(config), models=MODEL.value, inputs=inputs)
     files.write_json(workdir / "entropy.json", {"entropy": results, "manifest": manifest})
     tables.print_records("entropy of attention and what heads do: rank correlation over heads", rows)
@@ -83,14 +87,16 @@ def row(network, name, observed):
     }
 
 
-def heads_over_many_keys(unet):
+def heads_over_many_keys(denoiser, attention):
     """The heads whose patterns have an entropy to speak of: those over more than one position.
 
+    Args:
+      attention: of `activations.attention_stats`.
     Raises:
-      ConfigError: fewer than 3, of which nothing can be said.
+      ConfigError: no patterns, or fewer than 3 heads, of which nothing can be said.
     """
-    heads = [component for component in components(unet) if component.component_type == "head"]
-    many = [component for component in heads if component.resolution > 1]
+    heads, known = heads_of(denoiser), set(attention["head"].values.tolist())
+    many = [component for component in heads if component.name in known]
     if len(many) < 3:
         raise ConfigError(
             f"{len(many)} heads attend over more than one position ({len(heads)} heads in all); entropy is "

@@ -190,7 +190,8 @@ def key_of_colors(
     bar.set_ticks(ticks, labels=[number(tick) for tick in ticks])
     bar.ax.minorticks_off()
     bar.outline.set_linewidth(0.5)
-    bar.solids.set_edgecolor("face")  # no seams between the steps
+    if bar.solids is not None:
+        bar.solids.set_edgecolor("face")  # no seams between the steps
     axes.tick_params(labelsize=SMALL)
 
 
