@@ -32,6 +32,7 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import bucket, files, labelled
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import inputs, load_check
+from mechdiff.study.conditions_given import Given
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("preset", "quickstart", f"Settings to start from: {', '.join(presets.PRESETS)}.")
@@ -50,6 +51,8 @@ flags.DEFINE_float(
     "Seconds until the other processes must have joined.",
     lower_bound=1,
 )
+flags.DEFINE_string("classes", "", "With --images: SUBFOLDER=NUMBER,... of their classes, or one NUMBER.")
+flags.DEFINE_string("conditions", "", "With --images: folder of the images to go by, called as they are.")
 flags.DEFINE_boolean("json", False, "The result as JSON on stdout; everything else on stderr.")
 flags.DEFINE_boolean("quiet", False, "Show warnings and errors only.")
 flags.DEFINE_string("log_file", None, "File to which every line shown is appended, also with --quiet.")
@@ -205,14 +208,21 @@ def opened(
     if config.sweep.precision != "float32":
         line = f"sweep.precision={config.sweep.precision} acts in ablation sweeps; all else is in float32"
         print(line, file=sys.stderr, flush=True)
-    choose = inputs.chooser(config, celeba, workdir / "cache", images)
+    choose = chooser(config, workdir, celeba, images)
     denoiser, trained, record = load.load_denoiser(model, name)
+    load.check_known(record, denoiser.name)
     given = choose(denoiser, trained, record)
     checked = load_check.check(denoiser, given, record, config.seed)
     print(f"{denoiser.name}: {given.label}; {checked.words}", file=sys.stderr, flush=True)
     timesteps = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
     key = keys.stream(jax.random.key(config.seed), "scored noise")
     return Opened(denoiser, trained, given, given.scored_set(timesteps, key))
+
+
+def chooser(config: ExperimentConfig, workdir: Path, celeba: str | None, images: str | None) -> Callable:
+    """`inputs.chooser`, with what --classes and --conditions say of the images."""
+    said = Given(classes=FLAGS.classes, conditions=FLAGS.conditions)
+    return inputs.chooser(config, celeba, workdir / "cache", images, said)
 
 
 def save(workdir: Path, name: str, found: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:

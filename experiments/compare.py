@@ -5,7 +5,8 @@ Both are swept on the same images, timesteps and noise; differences are paired i
 intervals over images and Holm's p over components. `--before=RUN --steps=all` (no --after) sweeps every step
 that was exported in training (`train.keep`) and compares the first with the last. Without --images both are
 examined on what the first would be. The first of `sweep.ablations` is compared. Start it again to go on after
-an interruption. Results: WORKDIR/compare.csv and compare.png, of steps also course.csv and course.png.
+an interruption. Prints the ten largest changes. Results: WORKDIR/compare.html, the page "what changed", from
+compare.zarr; compare.csv and compare.png, of steps also course.csv and course.png.
 """
 
 from absl import flags
@@ -42,16 +43,15 @@ def main(config, workdir):
     }
     if STEPS.value:
         course = compare_steps(BEFORE.value, IMAGES.value, **settings)
-        course.frame.to_csv(workdir / "course.csv", index=False)
         course.plot().save(workdir / "course.png")
-        comparison = course.changes()
+        comparison, page = course.changes(), course.save(workdir)
     else:
         comparison = compare(BEFORE.value, AFTER.value, IMAGES.value, **settings)
-    comparison.frame.to_csv(workdir / "compare.csv", index=False)
+        page = comparison.save(workdir)
     comparison.plot().save(workdir / "compare.png")
     print_top(comparison)
-    print(workdir / "compare.csv")
-    return {"folder": workdir, "top": comparison.top(10).to_dict("records")}
+    print(page)
+    return {"folder": workdir, "report": page, "top": comparison.top(10).to_dict("records")}
 
 
 def print_top(comparison: Comparison) -> None:

@@ -5,6 +5,8 @@ scheduler_config.json); or a state dict as model.safetensors, of guided-diffusio
 its flags (config.json, config.yaml, or the command line as flags.txt), of ddim beside its config.yaml, of
 lucidrains' Unet beside a config.json that says image_size, of EDM beside one that says sigma_data.
 What files leave open is stated by flags; what nobody states is assumed, and printed with the word ASSUMED.
+Noise levels and the prediction are not assumed where no file says them: before anything is drawn or examined
+they are asked for.
 How its training images were cropped no file says: `--set=data.preprocessing.crop=ddim` (center-140, ...).
 Afterwards WORKDIR/model is like a trained model: give it to experiments.sample and experiments.sweep as
 --model. Who has only a pickle (.bin, .pt) and trusts it converts it first; the error that names it shows how.
@@ -18,11 +20,13 @@ from absl import flags
 
 from mechdiff.core import keys
 from mechdiff.core.config import DataConfig, ExperimentConfig, to_dict
+from mechdiff.core.errors import ConfigError
 from mechdiff.data import to_bytes
-from mechdiff.models import load, pretrained
+from mechdiff.models import conditions, load, pretrained
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.pretrained import adm_options, builders
 from mechdiff.storage import checkpoint, files, image_grid
+from mechdiff.study.conditions_given import CLASS_NAMES as CLASS
 from mechdiff.sweeps.execution import forecast, rollout
 
 from . import _launch
@@ -45,6 +49,7 @@ flags.DEFINE_enum(
 flags.DEFINE_enum(
     "condition", None, ("last", "first"), "Where condition channels lie: behind the noisy image, or before."
 )
+CLASS_NAMES = flags.DEFINE_list("class_names", [], "What its classes are called, in order, with commas.")
 flags.DEFINE_boolean("null_class", None, "Whether the last class stands for no class.")
 flags.DEFINE_boolean("rescale_timesteps", None, "Whether an ADM network is fed t * 1000 / noise steps.")
 
@@ -58,9 +63,11 @@ def stated() -> pretrained.Stated:
 def main(config, workdir):
     source, target = Path(FROM.value), Path(TO.value)
     found = pretrained.read(source, stated())
-    files.ensure_writable(target)
     denoiser = builders.denoiser_of(found, source.name)
     report(found, denoiser, config)
+    if found.asks and SAMPLES.value:
+        raise ConfigError(f"{source}: {found.asks}; --samples=0 reads it without drawing anything")
+    files.ensure_writable(target)
     about = ExperimentConfig(
         name=source.resolve().name,
         seed=config.seed,
@@ -71,7 +78,7 @@ def main(config, workdir):
     saved = to_dict(about)
     if isinstance(found, pretrained.ImportedFunction):
         saved[load.FUNCTION] = {"layout": found.layout, "options": found.options}
-    record = {"imported": {"layout": found.layout, "notes": found.notes, "assumed": found.assumed}}
+    record = {load.IMPORTED: found.facts, **class_names(denoiser)}
     sheet = {}
     if SAMPLES.value:
         key = keys.stream(jax.random.key(config.seed), "samples")
@@ -81,6 +88,14 @@ def main(config, workdir):
         target / "model", found.params, saved, record, dtype=found.dtype, extras=sheet
     )
     print(folder)
+
+
+def class_names(denoiser: Examinable) -> dict[str, list[str]]:
+    """The entry of a record with the names that are stated, one for each class."""
+    names, classes = CLASS_NAMES.value, conditions.taken(denoiser.network).classes
+    if names and len(names) != classes:
+        raise ConfigError(f"--class_names has {len(names)} names, but {denoiser.name} has {classes} classes")
+    return {CLASS: names} if names else {}
 
 
 def report(found, denoiser: Examinable, config: ExperimentConfig) -> None:

@@ -20,7 +20,7 @@ from mechdiff.data import celeba, collection
 from mechdiff.models import shipped
 from mechdiff.storage import files, locks
 from mechdiff.storage.manifest import run_manifest
-from mechdiff.study import controls, examine, inputs
+from mechdiff.study import controls, examine
 from mechdiff.training import loop
 
 from . import _launch
@@ -41,7 +41,7 @@ def main(config, workdir):
             collection.open_collection(IMAGES.value)
         models = {name: shipped.folder(name) for name in config.study.models} or trained(config, workdir)
         manifest = run_manifest(to_dict(config), models=sorted(models))
-        choose = inputs.chooser(config, CELEBA.value, workdir / "cache", IMAGES.value)
+        choose = _launch.chooser(config, workdir, CELEBA.value, IMAGES.value)
         for name, folder in models.items():
             where = workdir / "subjects" / name
             examined = examine.examine(name, folder, choose, config.sweep, config.seed, where)

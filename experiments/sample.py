@@ -35,7 +35,8 @@ GUIDANCE = flags.DEFINE_float("guidance", 1.0, "Scale of classifier-free guidanc
 def main(config, workdir):
     use_all_cores()
     files.ensure_writable(workdir)
-    denoiser = load.load_denoiser(MODEL.value)[0]
+    denoiser, _, record = load.load_denoiser(MODEL.value)
+    load.check_known(record, denoiser.name)
     identity = denoiser.identity
     if ABLATE.value:
         identity = build.ablate(identity, ABLATE.value)

@@ -22,7 +22,7 @@ from mechdiff.core.devices import use_all_cores
 from mechdiff.models.load import name_of
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
-from mechdiff.study import examine, inputs
+from mechdiff.study import examine
 
 from . import _launch
 
@@ -36,7 +36,7 @@ def main(config, workdir):
     files.ensure_writable(workdir)
     name = name_of(MODEL.value)
     files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[name]))
-    choose = inputs.chooser(config, CELEBA.value, workdir / "cache", IMAGES.value)
+    choose = _launch.chooser(config, workdir, CELEBA.value, IMAGES.value)
     target = workdir / "subjects" / name
     examine.examine(name, MODEL.value, choose, config.sweep, config.seed, target)
     swept = labelled.read(target / "sweep.zarr")

@@ -33,6 +33,7 @@ SAMPLER = flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm"], "How a step is 
 def main(config, workdir):
     use_all_cores()
     denoiser, _, record = load.load_denoiser(MODEL.value)
+    load.check_known(record, denoiser.name)
     levels = ddim_timesteps(denoiser.schedule.steps, min(STEPS.value, denoiser.schedule.steps))
     windows = even_windows(levels, WINDOWS.value)
     forecast.print_memory_forecast(denoiser, config.sweep, ablations=("zero",), replacements=len(levels))

@@ -1,20 +1,17 @@
 """Settings of the whole suite, and the one small trained model that many tests share."""
 
-import atexit
 import dataclasses
 import os
-import shutil
-import tempfile
+from pathlib import Path
 
 # Compiling is most of the suite's time: no optimization, none of the slower kernel emitters, one module a
 # program, and one cache of programs for all workers and the processes that their tests start, which inherit
-# all this. (JAX writes the cache without a lock: a program that is read half-written is compiled again.) Set
-# before jax is imported. A folder named in the environment is used and kept.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    programs = tempfile.mkdtemp(prefix="mechdiff-programs-")
-    atexit.register(shutil.rmtree, programs, ignore_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+# all this. (JAX writes the cache without a lock: a program that is read half-written is compiled again.) Kept
+# beside pytest's own cache, so that what was compiled yesterday is not compiled today, unless the environment
+# names another folder. Set before jax is imported.
+programs = Path(__file__).parents[1] / ".pytest_cache" / "programs"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 for flag in ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"):
     if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):

@@ -1,24 +1,39 @@
 """What the examples share: a few lines of training, and leaving every component out in turn."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from safetensors.numpy import load_file, save
 
 from mechdiff.diffusion.process import denoising_loss
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.record import STACKED
 from mechdiff.models.traced import TracedDenoiser
+from mechdiff.storage import files
+
+SAVED_EVERY = 250  # steps
 
 
-def trained(loss: Callable, params, batches: Callable, *, steps: int, rate: float, seed: int = 0):
+def trained(
+    loss: Callable,
+    params,
+    batches: Callable,
+    *,
+    steps: int,
+    rate: float,
+    seed: int = 0,
+    state_file: Path | None = None,
+):
     """Parameters after `steps` of Adam with a cosine schedule, and the losses.
 
     Args:
       loss: `loss(params, key, batch)`, a scalar.
       batches: `batches(key)` draws a batch; under jit.
+      state_file: where parameters, moments and losses are kept now and then; training goes on from there.
     """
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
 
@@ -30,10 +45,27 @@ def trained(loss: Callable, params, batches: Callable, *, steps: int, rate: floa
         return optax.apply_updates(params, updates), state, value
 
     state, losses = optimizer.init(params), []
-    for key in jax.random.split(jax.random.key(seed), steps):
-        params, state, value = step(params, state, key)
+    if state_file is not None and state_file.exists():
+        (params, state), losses = _read(state_file, (params, state))
+    keys = jax.random.split(jax.random.key(seed), steps)
+    for number in range(len(losses), steps):
+        params, state, value = step(params, state, keys[number])
         losses.append(value)
+        done = number + 1
+        if state_file is not None and (done % SAVED_EVERY == 0 or done == steps):
+            _write(state_file, (params, state), losses)
     return params, np.asarray(losses)
+
+
+def _write(path: Path, tree, losses) -> None:
+    arrays = {str(place): np.asarray(leaf) for place, leaf in enumerate(jax.tree.leaves(tree))}
+    files.write_atomic(path, save(arrays | {"losses": np.asarray(losses)}))
+
+
+def _read(path: Path, like):
+    arrays = load_file(path)
+    leaves = [arrays[str(place)] for place in range(len(jax.tree.leaves(like)))]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves), list(arrays["losses"])
 
 
 def loss_increases(

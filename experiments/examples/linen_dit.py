@@ -35,9 +35,12 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, h):
         batch, tokens, width = h.shape
-        split = nn.Dense(3 * width, name="qkv")(h).reshape(batch, tokens, 3, self.heads, width // self.heads)
-        mixed = nn.dot_product_attention(split[:, :, 0], split[:, :, 1], split[:, :, 2])
-        mixed = checkpoint_name(mixed, "block*.head@2")
+        depth = width // self.heads
+        split = nn.Dense(3 * width, name="qkv")(h).reshape(batch, tokens, 3, self.heads, depth)
+        query, key, value = split[:, :, 0], split[:, :, 1], split[:, :, 2]
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / depth**0.5
+        pattern = checkpoint_name(nn.softmax(logits), "block*.pattern@1")
+        mixed = checkpoint_name(jnp.einsum("bhqk,bkhd->bqhd", pattern, value), "block*.head@2")
         return nn.Dense(width, name="project")(mixed.reshape(batch, tokens, width))
 
 
@@ -95,7 +98,7 @@ class DiT(nn.Module):
         return h.reshape(x.shape)
 
 
-def labelled_faces(key, each: int = 8):
+def labeled_faces(key, each: int = 8):
     """`each` faces of every rung, and their rungs."""
     indices = jax.random.randint(key, (RUNGS, each), 0, 1 << 20)
     images = [faces(jax.random.key(rung), indices[rung], SIZE, rung).image for rung in range(RUNGS)]
@@ -103,21 +106,21 @@ def labelled_faces(key, each: int = 8):
 
 
 def denoiser(
-    *, steps: int, width: int = 64, depth: int = 4, heads: int = 4, draw=labelled_faces
+    *, steps: int, width: int = 64, depth: int = 4, heads: int = 4, draw=labeled_faces, state_file=None
 ) -> TracedDenoiser:
     """The network, trained on the images and classes that `draw(key)` makes, and wrapped."""
     module = DiT(width, depth, heads)
     example = (jnp.zeros((1, SIZE, SIZE, 3)), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
     params = jax.jit(module.init)(jax.random.key(0), *example)
 
-    def loss(params, key, labelled):
+    def loss(params, key, labeled):
         at, noise = jax.random.split(key)
-        x0, label = labelled
+        x0, label = labeled
         t = jax.random.randint(at, label.shape, 0, SCHEDULE.steps)
         network = lambda x, t: module.apply(params, x, t, label)
         return training_loss(network, SCHEDULE, x0, t, jax.random.normal(noise, x0.shape)).mean()
 
-    params, losses = trained(loss, params, draw, steps=steps, rate=1e-3)
+    params, losses = trained(loss, params, draw, steps=steps, rate=1e-3, state_file=state_file)
     print(f"loss: first {losses[:10].mean():.3f}, last {losses[-50:].mean():.4f}")
     return wrap(module.apply, params, schedule=SCHEDULE, example=example, name="linen-dit")
 
@@ -137,7 +140,7 @@ def worth_of_the_class(model: TracedDenoiser, x0, t, noise, label, component: st
 def main(_):
     """Trains, leaves out every component, and asks which carry the class."""
     model = denoiser(steps=flags.FLAGS.steps)
-    x0, label = labelled_faces(jax.random.key(9), 16)
+    x0, label = labeled_faces(jax.random.key(9), 16)
     noise, t = jax.random.normal(jax.random.key(10), x0.shape), jnp.full(80, EXAMINED)
     increases = loss_increases(model, x0, t, noise, condition=label)
     show(increases)

@@ -1,22 +1,30 @@
 """Two models on the same images and noise, and one model over its training."""
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
+from mechdiff.analysis.changes import changes
 from mechdiff.analysis.paired import PairedDifference, paired_difference
 from mechdiff.api.images import Given, eval_images
 from mechdiff.api.loading import load
 from mechdiff.api.result import Result, sweep
+from mechdiff.core.config import UNetConfig, to_dict
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.interventions.describe import table
 from mechdiff.models.load import steps_of
+from mechdiff.report import changes as page
 from mechdiff.report import single
 from mechdiff.report.single import Plot
+from mechdiff.storage import files, labelled
 
+SHARED = ("inputs", "images_sha256", "noise_seed", "preprocessing", "schedule")  # by all that are compared
 UNITS = (
     "before, after: relative loss increase, %, pooled over noise levels; difference: percentage points with "
     "95 % interval over images; p: sign flips, Holm over components"
@@ -30,11 +38,13 @@ class Comparison:
     Attributes:
       before, after: their sweeps, in this order.
       paired: differences with intervals and p values.
+      unet: of both; None: they differ, or are not of ours.
     """
 
     before: Result
     after: Result
     paired: PairedDifference
+    unet: UNetConfig | None = None
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -68,8 +78,19 @@ class Comparison:
         label = "change of relative loss increase, percentage points"
         return single.plot_ranked(*columns, label=label, title=self.title)
 
+    @functools.cached_property
+    def dataset(self) -> xr.Dataset:
+        """Effects of both, their differences at every timestep and pooled: see `analysis.changes.changes`."""
+        labels = [side.dataset.attrs["denoiser"] for side in (self.before, self.after)]
+        return _changes([self.before, self.after], labels, self.unet)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes `compare.zarr`, `compare.csv` and the page "what changed"; returns the page's path."""
+        return _save(Path(folder), self.dataset, self.frame)
+
     @property
     def title(self) -> str:
+        """Both names, ablation, and n."""
         first, last = (side.dataset.attrs["denoiser"] for side in (self.before, self.after))
         return f"{first} (before), {last} (after): {self.before.ablation} ablation, n = {self.paired.n}"
 
@@ -87,9 +108,11 @@ class Course:
 
     Attributes:
       results: training step -> sweep, ascending.
+      unet: of all; None: not of ours.
     """
 
     results: dict[int, Result]
+    unet: UNetConfig | None = None
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -111,7 +134,19 @@ class Course:
     def changes(self) -> Comparison:
         """From the first step to the last."""
         first, *_, last = self.results.values()
-        return _compared(first, last)
+        return _compared(first, last, self.unet)
+
+    @functools.cached_property
+    def dataset(self) -> xr.Dataset:
+        """As `Comparison.dataset`, of all steps; differences are from the first to the last."""
+        labels = [f"step {step}" for step in self.results]
+        return _changes(list(self.results.values()), labels, self.unet, steps=list(self.results))
+
+    def save(self, folder: str | Path) -> Path:
+        """As `Comparison.save`, with all steps on the page; and `course.csv`."""
+        folder = files.ensure_writable(Path(folder))
+        files.write_atomic(folder / "course.csv", self.frame.to_csv(index=False))
+        return _save(folder, self.dataset, self.changes().frame)
 
     def plot(self, *components: str) -> Plot:
         """Effects of components over training; default: the five largest at the last step."""
@@ -144,10 +179,8 @@ def compare(before: Any, after: Any, images: Given = None, **settings: Any) -> C
     """
     before, after = _model(before), _model(after)
     _check_comparable(before, after)
-    if images is None:
-        shown = eval_images(before, None, settings.get("n", 16), settings.get("n", 16))
-        images = np.concatenate([shown.scored, shown.reference])
-    return _compared(sweep(before, images, **settings), sweep(after, images, **settings))
+    results = _swept([before, after], images, before, settings)
+    return _compared(*results, _common_unet([before, after]))
 
 
 def compare_steps(run: str | Path, images: Given = None, **settings: Any) -> Course:
@@ -171,11 +204,9 @@ def compare_steps(run: str | Path, images: Given = None, **settings: Any) -> Cou
             "--set=train.keep=STEP,STEP)"
         )
     models = {step: load(folder) for step, folder in folders.items()}
-    if images is None:
-        n = settings.get("n", 16)
-        shown = eval_images(list(models.values())[-1], None, n, n)
-        images = np.concatenate([shown.scored, shown.reference])
-    return Course({step: sweep(model, images, **settings) for step, model in models.items()})
+    in_order = list(models.values())
+    results = _swept(in_order, images, in_order[-1], settings)
+    return Course(dict(zip(models, results, strict=True)), _common_unet(in_order))
 
 
 def _model(given: Any) -> Any:
@@ -191,6 +222,43 @@ def _check_comparable(before: Any, after: Any) -> None:
         raise ConfigError(f"{before.name} and {after.name} have different noise schedules: can't be paired")
 
 
-def _compared(before: Result, after: Result) -> Comparison:
+def _compared(before: Result, after: Result, unet: UNetConfig | None) -> Comparison:
     paired = paired_difference(before.dataset, after.dataset, before.ablation)
-    return Comparison(before, after, paired)
+    return Comparison(before, after, paired, unet)
+
+
+def _swept(models: Sequence[Any], images: Given, chooser: Any, settings: dict[str, Any]) -> list[Result]:
+    """Sweeps of all models on the same images; where none are given, on those of `chooser`, and called so."""
+    if images is not None:
+        return [sweep(model, images, **settings) for model in models]
+    n = settings.get("n", 16)
+    shown = eval_images(chooser, None, n, n)
+    together = np.concatenate([shown.scored, shown.reference])
+    results = [sweep(model, together, **settings) for model in models]
+    return [
+        dataclasses.replace(result, dataset=result.dataset.assign_attrs(inputs=shown.label))
+        for result in results
+    ]
+
+
+def _common_unet(models: Sequence[Any]) -> UNetConfig | None:
+    """The UNet that all models are, where they are one."""
+    unets = [getattr(model.denoiser, "unet", None) for model in models]
+    return unets[0] if all(unet == unets[0] for unet in unets) else None
+
+
+def _changes(
+    results: Sequence[Result], labels: Sequence[str], unet: UNetConfig | None, **facts: Any
+) -> xr.Dataset:
+    kept = {name: results[0].dataset.attrs.get(name) for name in SHARED}
+    if unet is not None:
+        facts["unet"] = to_dict(unet)
+    facts = {name: value for name, value in {**kept, **facts}.items() if value is not None}
+    return changes([result.dataset for result in results], labels, results[0].ablation, facts)
+
+
+def _save(folder: Path, dataset: xr.Dataset, frame: pd.DataFrame) -> Path:
+    folder = files.ensure_writable(folder)
+    labelled.replace(folder / f"{page.NAME}.zarr", dataset)
+    files.write_atomic(folder / f"{page.NAME}.csv", frame.to_csv(index=False))
+    return page.build(folder)

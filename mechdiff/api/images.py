@@ -10,6 +10,8 @@ from mechdiff.core.config import DRAWN, SweepConfig
 from mechdiff.core.types import AnyArray
 from mechdiff.data.images import DEFAULT
 from mechdiff.models import factories
+from mechdiff.models.load import check_known
+from mechdiff.study import conditions_given
 from mechdiff.study.inputs import (
     TRAINING_IMAGES,
     EvalImages,
@@ -33,7 +35,9 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0) -> EvalIm
 
     Raises:
       DataError: too few images, or any that can't be read without a guess.
+      ConfigError: an imported network whose noise levels nobody stated.
     """
+    check_known(model.record, model.name)
     config = SweepConfig(ablations=("zero",), images=n, reference_images=reference)
     trained, given = model.config, model.record.get(factories.GIVEN)
     if images is None and given is not None:
@@ -49,4 +53,5 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0) -> EvalIm
         config,
         preprocessing=DEFAULT if trained is None else trained.data.preprocessing,
         trained_on=None if known is None else frozenset(known),
+        given=conditions_given.given_for(model.record, conditions_given.Given()),
     )

@@ -104,7 +104,7 @@ def _of_folder(folder: Path, name: str, stated: dict[str, Any]) -> Model:
     config = ExperimentConfig(
         name=called, data=DataConfig(name="unknown"), unet=unet, diffusion=imported.diffusion
     )
-    record = {"imported": {"layout": imported.layout, "notes": imported.notes, "assumed": imported.assumed}}
+    record: dict[str, Any] = {exported.IMPORTED: imported.facts}
     if isinstance(imported, pretrained.ImportedFunction):
         record[factories.FUNCTION] = factories.facts(imported.layout, denoiser)
     return Model(denoiser, denoiser.identity, config=config, record=record, origin=str(folder))

@@ -23,6 +23,7 @@ from mechdiff.interventions.describe import describe, table
 from mechdiff.interventions.directions import add_direction
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable, check_inputs
+from mechdiff.models.load import check_known
 
 What = str | Component | Iterable[str | Component]  # a name, a regular expression, or a list of components
 ABLATIONS = ("zero", "mean")  # that act while sampling; sweeps know more
@@ -142,6 +143,7 @@ class Model:
 
     def sample(self, n: int = 8, *, seed: int = 0, steps: int = 50, condition: Any = None) -> Samples:
         """`n` images by DDIM; see `sampling.sample`. Equal seeds begin with equal noise."""
+        check_known(self.record, self.name)
         images = sampling.sample(
             self.denoiser,
             self.intervention,

@@ -13,6 +13,8 @@ from mechdiff.core.old_names import CONFIG_FIELDS
 
 Precision = Literal["float32", "3xtf32", "tf32", "bfloat16"]  # of products, from the most exact down
 Prediction = Literal["epsilon", "v_prediction", "sample"]  # what a network outputs; see `diffusion.target`
+LARGEST = 4096  # side of an image, channels, blocks; beyond it a number is a slip, and memory would end
+MOST_STEPS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ class UNetConfig:
             if len(getattr(self, name)) != levels:
                 raise ConfigError(f"unet.{name}={getattr(self, name)} needs {levels} entries, one per width")
         for name in ("image_size", "in_channels", "out_channels", "blocks_per_level", "norm_groups"):
-            _at_least(f"unet.{name}", getattr(self, name), 1)
+            _within(f"unet.{name}", getattr(self, name), 1, LARGEST)
         if self.image_size % 2 ** (levels - 1):
             raise ConfigError(
                 f"unet.image_size={self.image_size} is not divisible by {2 ** (levels - 1)}, "
@@ -86,6 +88,7 @@ class UNetConfig:
         for blocks in self.level_blocks:
             _at_least("unet.level_blocks", blocks, 1)
         _within("unet.dropout", self.dropout, 0.0, 0.999)
+        _within("unet.norm_eps", self.norm_eps, 0.0, 1.0)
         _at_least("unet.time_features", self.time_features, 0)
         _within("unet.timestep_scale", self.timestep_scale, 1e-9, 1e9)
         _at_least("unet.sample_clip", self.sample_clip, 0.0)
@@ -100,7 +103,7 @@ class UNetConfig:
     def _check_levels(self, name: str, per_level: tuple[int, ...]) -> None:
         """Widths must be divisible by groups and, where there is attention, by heads."""
         for level, (width, heads) in enumerate(zip(self.widths, per_level)):
-            _at_least("unet.widths", width, 1)
+            _within("unet.widths", width, 1, LARGEST**2)
             _at_least(f"unet.{name}", heads, 1)
             if width % self.norm_groups:
                 raise ConfigError(
@@ -127,7 +130,7 @@ class DiffusionConfig:
     betas: tuple[float, ...] = ()  # of schedule `betas`: all of them, one per step
 
     def __post_init__(self):
-        _at_least("diffusion.steps", self.steps, 2)
+        _within("diffusion.steps", self.steps, 2, MOST_STEPS)
         expected = self.steps if self.schedule == "betas" else 0
         if len(self.betas) != expected:
             raise ConfigError(

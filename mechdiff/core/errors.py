@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 _SHORT = reprlib.Repr()  # never walks more of a value than it shows
+_CHOICES = 160  # characters of the choices in an error
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
@@ -49,8 +50,14 @@ def unknown(what: str, name: str, options: Iterable[str]) -> str:
     """One line for an unknown `name`: the closest options first, or all of them when none is close."""
     options = [str(option) for option in options]
     near = difflib.get_close_matches(str(name)[:200], options, n=3, cutoff=0.5)
-    hint = f"closest: {', '.join(near)}" if near else f"choose from: {', '.join(options[:12])}"
+    hint = f"closest: {', '.join(near)}" if near else f"choose from: {', '.join(_first(options))}"
     return f"unknown {what} {shorten(name)}; {hint}"
+
+
+def _first(options: list[str]) -> list[str]:
+    """As many of the first twelve as fit into a short line."""
+    fitting = [len(", ".join(options[:count])) <= _CHOICES for count in range(1, min(len(options), 12) + 1)]
+    return options[: max(1, sum(fitting))]
 
 
 def shorten(value: Any) -> str:

@@ -14,10 +14,20 @@ from mechdiff.core.config import DRAWN, DataConfig, Preprocessing
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.data import celeba, folder, gaussian, tfds
 from mechdiff.data.cache import SPLITS, load_split, stored
-from mechdiff.data.classes import class_labels, factor_labels
+from mechdiff.data.classes import class_labels, class_names, factor_labels
 from mechdiff.data.dataset import Dataset, batch_at, batch_indices, fingerprint, to_bytes, to_float
 
-__all__ = ["SPLITS", "Dataset", "batch_at", "batch_indices", "class_labels", "load", "to_bytes", "to_float"]
+__all__ = [
+    "SPLITS",
+    "Dataset",
+    "batch_at",
+    "batch_indices",
+    "class_labels",
+    "class_names",
+    "load",
+    "to_bytes",
+    "to_float",
+]
 
 OFFSETS = {"train": 0, "validation": 1_000_000, "test": 2_000_000}  # first index of a synthetic split
 READERS = (

@@ -9,6 +9,7 @@ from mechdiff.core.errors import DataError, shorten
 
 SUFFIXES = (".npy", ".npz")
 NAMES = ("images", "image", "x", "arr_0")  # of the images in an .npz, the first that is there
+LABELS = ("labels", "label", "classes", "class", "y", "targets", "arr_1")  # of the class of each, likewise
 
 
 def read_array(path: Path) -> Shaped[np.ndarray, "..."]:
@@ -22,6 +23,10 @@ def read_array(path: Path) -> Shaped[np.ndarray, "..."]:
             return np.load(path, mmap_mode="r", allow_pickle=False)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             names = [name for name in NAMES if name in content.files] or content.files
+            if not names:
+                raise DataError(f"{path} holds no arrays; save the images as 'images'")
+            if len(names) > 1 and names[0] not in NAMES:  # x_train and y_train, say
+                names = [name for name in names if content[name].ndim > 2] or names
             if len(names) != 1 and names[0] not in NAMES:
                 raise DataError(
                     f"{path} holds {len(names)} arrays ({shorten(names)}); call that of the images 'images'"
@@ -32,6 +37,33 @@ def read_array(path: Path) -> Shaped[np.ndarray, "..."]:
     except Exception as error:  # zip, header and value errors alike
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} can't be read as an array ({shorten(reason)}); save it anew") from error
+
+
+def read_labels(path: Path, count: int) -> Shaped[np.ndarray, " count"] | None:
+    """The class of each image of an `.npz` file, whole numbers or names; None where it holds none.
+
+    That is the array called `labels` (or another of `LABELS`), or the only one of one axis.
+
+    Raises:
+      DataError: labels that are not one an image, or neither whole numbers nor text.
+    """
+    if path.suffix.lower() != ".npz":
+        return None
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            flat = {name: content[name] for name in content.files if content[name].ndim == 1}
+    except ValueError as error:  # of objects
+        raise DataError(f"{path} can't be read as arrays ({shorten(str(error))}); save it anew") from error
+    names = [name for name in LABELS if name in flat] or list(flat)
+    if not names or (len(names) > 1 and names[0] not in LABELS):
+        return None
+    labels = flat[names[0]]
+    if len(labels) != count or labels.dtype.kind not in "uiU":
+        raise DataError(
+            f"{path}: {names[0]} holds {len(labels)} values of type {labels.dtype}; expected whole numbers "
+            f"or names, one for each of {count} images"
+        )
+    return labels
 
 
 def as_images(

@@ -12,7 +12,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -47,6 +47,7 @@ class Source:
       ids: one name an image.
       splits: 0 train, 1 validation, 2 test.
       labels: attributes, one value an image; or a function of the cache folder, where costly to read.
+      names: label -> what its values 0, 1, ... are called.
       read: index -> the encoded file, or pixels; raises DataError. Called from several threads.
       about: JSON-ready facts for the cache's metadata.
       people: number of the person on each image, -1 where it is unknown; None: nobody is known.
@@ -63,6 +64,7 @@ class Source:
     labels: dict[str, np.ndarray] | Callable[[Path | None], dict[str, np.ndarray]]
     read: Callable[[int], Encoded]
     about: dict = field(default_factory=dict)
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     people: Int[np.ndarray, " count"] | None = None
     order: Int[np.ndarray, " count"] | None = None
     digests: Shaped[np.ndarray, " count"] | None = None
@@ -103,6 +105,7 @@ def load_split(
         images=images[start : start + count],
         digest=fingerprint(content),
         labels={name: values[rows] for name, values in labels.items()},
+        names={name: tuple(called) for name, called in source.names.items()},
         ids=source.ids[rows],
         people=None if source.people is None else source.people[rows],
         digests=None if source.digests is None else source.digests[rows],

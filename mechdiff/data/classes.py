@@ -1,5 +1,7 @@
 """Classes of images: one label of a data set, or several together, as whole numbers."""
 
+import itertools
+
 import numpy as np
 from jaxtyping import Int, Shaped
 
@@ -46,6 +48,29 @@ def class_labels(dataset: Dataset, names: str, classes: int) -> Int[np.ndarray, 
         size = rest if name in several else 2
         result = result * size + _codes(name, dataset.labels[name], size)
     return result
+
+
+def class_names(dataset: Dataset, names: str, classes: int) -> tuple[str, ...]:
+    """What the classes of `class_labels` are called, in their order; see there for the arguments.
+
+    Example:
+      >>> labels = {"Male": np.array([True, False]), "Smiling": np.array([True, True])}
+      >>> images = np.zeros((2, 8, 8, 3), np.uint8)
+      >>> faces = Dataset(name="faces", images=images, digest="", labels=labels, ids=np.arange(2))
+      >>> class_names(faces, "Male,Smiling", 4)
+      ('not Male, not Smiling', 'not Male, Smiling', 'Male, not Smiling', 'Male, Smiling')
+    """
+    keys = [name.strip() for name in names.split(",")]
+    two_valued = sum(dataset.labels[name].dtype == bool for name in keys)
+    called = []
+    for name in keys:
+        if dataset.labels[name].dtype == bool:
+            called.append((f"not {name}", name))
+            continue
+        known = dataset.names.get(name, ())
+        size = classes // 2**two_valued
+        called.append(known if len(known) == size else tuple(f"{name} {value}" for value in range(size)))
+    return tuple(", ".join(parts) for parts in itertools.product(*called))
 
 
 def _codes(name: str, values: Shaped[np.ndarray, " count"], size: int) -> Int[np.ndarray, " count"]:

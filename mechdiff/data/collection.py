@@ -9,7 +9,7 @@ from jaxtyping import Float, Shaped
 
 from mechdiff.core.config import Preprocessing
 from mechdiff.core.errors import DataError
-from mechdiff.data.arrays import SUFFIXES, as_images, read_array
+from mechdiff.data.arrays import SUFFIXES, as_images, read_array, read_labels
 from mechdiff.data.dataset import fingerprint, to_bytes, to_float
 from mechdiff.data.folder import ImageFiles, distinct, list_images
 from mechdiff.data.images import thumbnail
@@ -26,6 +26,7 @@ class Collection:
       rows: which to take, in order; of equal ones in a folder or file only one.
       array: the images, uint8 or float32 in [-1, 1]; None: they lie in `files`.
       files: the files of a folder.
+      labels: the class of each, as an `.npz` file holds it: whole numbers or names.
       notes: what was passed over or converted, in words.
     """
 
@@ -34,6 +35,7 @@ class Collection:
     rows: tuple[int, ...]
     array: Shaped[np.ndarray, "count height width channels"] | None = None
     files: ImageFiles | None = None
+    labels: Shaped[np.ndarray, " count"] | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -112,7 +114,8 @@ def open_collection(
     rows = tuple(np.unique(digests, return_index=True)[1].tolist())
     if len(rows) < len(digests):
         notes = [*notes, f"{len(digests) - len(rows)} equal images left out"]
-    return Collection(name=path.name, digests=digests, rows=rows, array=images, notes=notes)
+    labels = read_labels(path, len(images))
+    return Collection(name=path.name, digests=digests, rows=rows, array=images, labels=labels, notes=notes)
 
 
 def _digests(images: np.ndarray) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ class Dataset:
       images: bytes in [0, 255], possibly memory-mapped: index it, don't copy it whole.
       digest: sha256 (hex) of what decides the content: source, size, crop, filter, split and count.
       labels: attributes, one value an image; may be empty.
+      names: label -> what its values 0, 1, ... are called, where they are called anything (folders).
       ids: what each image is called in its source (a file name, or an index).
       people: number of the person on each image, -1 where it is unknown; None: nobody is known. Images of
         one person are not independent: intervals draw people.
@@ -36,6 +37,7 @@ class Dataset:
     images: ImageBytes
     digest: str
     labels: Mapping[str, Shaped[np.ndarray, " count"]] = field(default_factory=dict)
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ids: Shaped[np.ndarray, " count"]
     people: Int[np.ndarray, " count"] | None = None
     digests: Shaped[np.ndarray, " count"] | None = None

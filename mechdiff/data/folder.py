@@ -77,6 +77,7 @@ def open_source(config: DataConfig) -> Source:
         ids=np.array(listed.names)[kept],
         splits=splits[kept],
         labels={} if labels is None else {"folder": labels[kept]},
+        names={} if labels is None else {"folder": folders},
         read=lambda index: listed.read(int(kept[index])),
         about={"folder": Path(listed.where).name, "folders": folders, "notes": [*listed.notes, *notes]},
         order=np.arange(len(kept)),
@@ -144,6 +145,19 @@ def _split(listed: ImageFiles, config: DataConfig) -> tuple[Int[np.ndarray, " co
         return splits, 1, [f"split by sub-folders {', '.join(sorted(set(tops)))}"]
     drawn = [drawn_split(digest, config.split_seed, config.held_out) for digest in listed.digests]
     return np.array(drawn), 0, []
+
+
+def class_folders(names: Sequence[str]) -> list[str]:
+    """The folder that says the class of each image: the first of its path, below train, val or test; empty
+    where it lies in none.
+
+    Example:
+      >>> class_folders(["cats/1.png", "test/dogs/old/2.png", "3.png"])
+      ['cats', 'dogs', '']
+    """
+    folders = [PurePosixPath(name).parts[:-1] for name in names]
+    folders = [parts[1:] if parts and parts[0].lower() in SPLIT_NAMES else parts for parts in folders]
+    return [parts[0] if parts else "" for parts in folders]
 
 
 def _labels(names: Sequence[str], below: int) -> tuple[Int[np.ndarray, " count"] | None, list[str]]:

@@ -8,11 +8,12 @@ grays are rounded to 8 bits. A camera's orientation (EXIF) is applied; color pro
 import io
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mechdiff.core.config import Preprocessing
-from mechdiff.core.errors import DataError
+from mechdiff.core.errors import DataError, shorten
+from mechdiff.data.dataset import to_float
 from mechdiff.data.scrambled import scrambled
 
 DEFAULT = Preprocessing()
@@ -36,6 +37,7 @@ def thumbnail(
     Raises:
       DataError: damaged, smaller than `size`, or of a kind that can't be read without a guess.
     """
+    name = shorten(name)[1:-1]  # of one line, whatever a file is called
     image = _opened(encoded, name)
     image, whole = _converted(image, name, preprocessing), image.size
     image = cropped(image, name, preprocessing.crop)
@@ -50,6 +52,20 @@ def thumbnail(
     pixels = np.asarray(image)
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
     return scrambled(pixels) if preprocessing.phases == "random" else pixels
+
+
+def enlarged(
+    encoded: Encoded, size: int, name: str, preprocessing: Preprocessing = DEFAULT
+) -> Float[np.ndarray, "size size channels"]:
+    """One image in [-1, 1] as `thumbnail` makes it; a smaller one is enlarged bilinearly, as networks of
+    super-resolution are given it (PyTorch's `interpolate`, `align_corners=False`)."""
+    image = _converted(_opened(encoded, name), name, preprocessing)
+    image = cropped(image, name, preprocessing.crop)
+    if min(image.size) >= size:
+        return to_float(thumbnail(encoded, size, name, preprocessing))
+    planes = [Image.fromarray(np.asarray(plane, np.float32)) for plane in image.split()]
+    planes = [np.asarray(plane.resize((size, size), Image.Resampling.BILINEAR)) for plane in planes]
+    return np.stack(planes, -1) / np.float32(127.5) - 1
 
 
 def cropped(image: Image.Image, name: str, crop: str) -> Image.Image:
@@ -99,6 +115,10 @@ def _opened(encoded: Encoded, name: str) -> Image.Image:
             frames, kind = getattr(image, "n_frames", 1), image.format
             image.load()
             upright = ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"image {name} can't be decoded (of no format that Pillow knows); fetch it again, or leave it out"
+        ) from error
     except Exception as error:  # Pillow has no one class for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(

@@ -4,6 +4,7 @@ A condition is `{"label": ..., "image": ...}`, of which a network takes what its
 one array alone where it takes just one. Leaves have one entry a row.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -16,6 +17,36 @@ from mechdiff.core.types import AnyArray
 
 Rows = Shaped[AnyArray, "rows ..."]
 NAMES = ("label", "image")
+
+
+@dataclasses.dataclass(frozen=True)
+class Takes:
+    """What a network is told of each image that images in files can tell.
+
+    Attributes:
+      classes: how many; 0: none.
+      null_label: the label that stands for no class; None: there is none.
+      channels: of an image that it goes by; 0: none.
+    """
+
+    classes: int = 0
+    null_label: int | None = None
+    channels: int = 0
+
+
+def taken(network: Any) -> Takes:
+    """What a network is told, of a UNet's configuration or of a traced network.
+
+    Of a function (`TracedNetwork.fn`) by its attributes `classes` and `null_label`, where it has them.
+
+    Example:
+      >>> taken(UNetConfig(classes=10))
+      Takes(classes=10, null_label=10, channels=0)
+    """
+    if isinstance(network, UNetConfig):
+        return Takes(network.classes, network.null_label, network.condition_channels)
+    function = getattr(network, "fn", None)
+    return Takes(getattr(function, "classes", 0), getattr(function, "null_label", None))
 
 
 def takes(config: UNetConfig) -> tuple[str, ...]:

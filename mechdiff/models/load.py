@@ -1,12 +1,13 @@
 """Loads an exported model, as a record to be examined or as its parts."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from mechdiff.core.config import ExperimentConfig, from_dict
-from mechdiff.core.errors import CheckpointError
+from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.record import Intervention
@@ -17,6 +18,7 @@ from mechdiff.models.unet import init_unet
 from mechdiff.storage import checkpoint, checksums, files
 
 FUNCTION = "function"  # in the config of a network that is a function of its own tensors
+IMPORTED = "imported"  # in the record of a network that was read from others' files: `Imported.facts`
 SNAPSHOTS = "snapshots"  # of a training run: the steps that `train.keep` names
 
 
@@ -60,6 +62,17 @@ def load_denoiser(model: str | Path, name: str = "") -> tuple[Examinable, Experi
     trained, params, identity, record = load_trained(model)
     schedule = make_schedule(trained.diffusion)
     return Denoiser(name or name_of(model), trained.unet, schedule, params, identity), trained, record
+
+
+def check_known(record: Mapping[str, Any], name: str) -> None:
+    """Refuses an imported network of which nobody said what decides its numbers: its noise levels, say.
+
+    Raises:
+      ConfigError: with what is to be stated.
+    """
+    asks = record.get(IMPORTED, {}).get("asks")
+    if asks:
+        raise ConfigError(f"{name}: {asks} when it is imported or loaded")
 
 
 def model_folder(model: str | Path) -> Path:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -11,7 +12,7 @@ from mechdiff.analysis import network_divergence
 from mechdiff.analysis.roles import matching
 from mechdiff.circuits import scorecards
 from mechdiff.circuits.scorecards import Scorecard
-from mechdiff.report import style
+from mechdiff.report import inline, style
 from mechdiff.report.style import Theme
 from mechdiff.stats import Interval
 from mechdiff.study.claims import across_seeds
@@ -25,6 +26,7 @@ SIDES = {  # name of data -> label of its networks, component type whose color t
     "tfds": ("CelebA", "head", "o"),
     "synthetic": ("synthetic faces", "res", "s"),
 }
+MARKS = "os^DvPX<>ph"  # of the training seeds of one data set
 OTHERS = ("other images", "skip", "^")
 
 
@@ -98,26 +100,30 @@ def draw_ratios(theme: Theme, ratios: dict[str, Interval]) -> Figure:
 
 
 def draw_damage(theme: Theme, networks: Sequence[Network]) -> Figure:
-    """Pooled ΔL/L of the components with the largest median, a mark for every network."""
+    """Pooled ΔL/L of the components with the largest median: a mark for every network, each named in the key,
+    and a line over those of one data set. Color: data set; shape: place among its training seeds."""
     names = [str(name) for name in networks[0].sweep["component"].values]
     ablation = across_seeds.lead(networks[0].sweep)
     damage = np.array([across_seeds.damage(network.sweep, ablation) for network in networks])
     order = np.argsort(-np.median(damage, axis=0), kind="stable")[:SHOWN]
-    height = 1.05 + 0.25 * len(order)
-    figure = style.figure(6.8, height)
-    axes = figure.add_axes((0.27, 0.55 / height, 0.71, (height - 0.95) / height))
-    side = [SIDES.get(network.data, OTHERS) for network in networks]
-    sides = sorted(set(side))
-    for place, (label, color, mark) in enumerate(sides):
-        members = np.array([other == sides[place] for other in side])
-        for y, component in enumerate(order):
-            values, shift = damage[members, component], 0.32 * (place - (len(sides) - 1) / 2)
-            look = {"ls": "", "ms": 4.4, "color": theme.part(color), "alpha": 0.75, "mew": 0}
-            word = label if y == 0 else None
-            axes.plot(values, np.full(len(values), y + shift), mark, label=word, **look)
-    axes.set(
-        ylim=(len(order) - 0.4, -0.6), xlabel=f"pooled ΔL/L, %, {ablation} ablation; a mark for every network"
-    )
+    sides: dict[tuple[str, str, str], list[int]] = {}
+    for i, network in enumerate(networks):
+        sides.setdefault(SIDES.get(network.data, OTHERS), []).append(i)
+    height = 1.05 + max(0.25 * len(order), 0.19 * (len(networks) + len(sides)))
+    figure = style.figure(8.6, height)
+    axes = figure.add_axes((0.21, 0.55 / height, 0.53, (height - 0.75) / height))
+    for place, (side, members) in enumerate(sorted(sides.items())):
+        shift = 0.34 * (place - (len(sides) - 1) / 2)
+        _seeds(axes, theme.part(side[1]), shift, damage[np.ix_(members, order)])
+        for rank, i in enumerate(members):
+            look = {"color": theme.part(side[1]), "marker": MARKS[rank % len(MARKS)], "ms": 4.4, "mew": 0}
+            axes.plot([], [], ls="", label=networks[i].name, **look)  # the key's entry
+            for y, component in enumerate(order):
+                value = float(damage[i, component])
+                words = f"{networks[i].name}: pooled ΔL/L {style.number(value)} %, {ablation} ablation"
+                gid = inline.told(names[component], words)
+                axes.plot(value, y + shift, alpha=0.8, gid=gid, **look)
+    axes.set(ylim=(len(order) - 0.4, -0.6), xlabel=f"pooled ΔL/L, %, {ablation} ablation; a mark a network")
     axes.set_yticks(range(len(order)), [names[i] for i in order], color=theme.ink, size=style.SMALL)
     axes.tick_params(axis="y", length=0)
     shown = damage[:, order]
@@ -125,8 +131,17 @@ def draw_damage(theme: Theme, networks: Sequence[Network]) -> Figure:
     axes.grid(axis="x")
     axes.grid(axis="y", alpha=0.5)
     axes.spines["left"].set_visible(False)
-    _key(axes, theme)
+    place = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "borderaxespad": 0}
+    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handletextpad=0.3, labelspacing=0.35, **place)
     return figure
+
+
+def _seeds(axes: Axes, color: str, shift: float, damage: Float[np.ndarray, "network component"]) -> None:
+    """For each component a line from the least to the largest network of one data set, and a tick at their
+    mean."""
+    rows = np.arange(damage.shape[1]) + shift
+    axes.hlines(rows, damage.min(axis=0), damage.max(axis=0), color=color, lw=0.9, alpha=0.6)
+    axes.vlines(damage.mean(axis=0), rows - 0.14, rows + 0.14, color=color, lw=1.4)
 
 
 def draw_divergence(theme: Theme, natural: Sequence[Network], simple: Sequence[Network]) -> Figure:

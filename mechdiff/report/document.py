@@ -1,11 +1,8 @@
 """The HTML document: figures and tables of a results folder put together by a template."""
 
 import functools
-import json
-from importlib import resources
 from pathlib import Path
 
-import jinja2
 import numpy as np
 
 from mechdiff.report import (
@@ -17,6 +14,7 @@ from mechdiff.report import (
     numbers,
     over_training,
     page_data,
+    pages,
     ranking,
     schematic,
     style,
@@ -37,20 +35,6 @@ DETAILED = 4  # models with figures of their own; of more, the first training se
 def render(manifest: dict, models: list[ExaminedModel], folder: Path) -> str:
     """The page of a results folder; its figures are also written into `folder/figures`."""
     figures = files.ensure_writable(folder / "figures")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mechdiff.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": style.number, "precise": findings.precise, "between": findings.between}
-    environment.filters["level"] = style.level_label
-    environment.filters["pretty"] = lambda data: json.dumps(data, indent=2, ensure_ascii=False)
-    environment.filters["uri"] = lambda data: style.data_uri(data, "image/png")
-    files_of = resources.files("mechdiff.report")
-    css, script = (files_of.joinpath(f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
-    page = environment.get_template("report.html.j2")
     facts = dict.fromkeys(FACTS) | {"config": {}} | manifest
     content = _together(models, figures) | _each(facts["config"], detailed(models), models, figures)
     content |= {
@@ -59,8 +43,8 @@ def render(manifest: dict, models: list[ExaminedModel], folder: Path) -> str:
         "plants": trust.PLANTS,
         "methods": trust.METHODS,
     }
-    content |= {"script": script, "data": page_data.page_data(detailed(models))}
-    return page.render(css=css, facts=facts, manifest=manifest, everyone=models, **content)
+    content["data"] = page_data.page_data(detailed(models))
+    return pages.render("report.html.j2", facts=facts, manifest=manifest, everyone=models, **content)
 
 
 def detailed(models: list[ExaminedModel]) -> list[ExaminedModel]:
@@ -115,6 +99,7 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
         "together": drawn,
         "trainings": trainings,
         "groups": groups,
+        "training_seeds": numbers.training_seeds,
     }
 
 

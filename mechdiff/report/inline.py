@@ -22,6 +22,11 @@ def mark(component: str, ablation: str = "") -> str:
     return SEPARATOR.join(("mark", component, ablation))
 
 
+def told(component: str, words: str) -> str:
+    """The gid of an artist that stands for a component and says something of its own when it is hovered."""
+    return SEPARATOR.join(("told", component, words))
+
+
 def cells(statistic: str, rows: list[int]) -> str:
     """The gid of a mesh of cells, row by row; `rows` are their components' or heads' places in the results.
 
@@ -85,6 +90,8 @@ def _plain(svg: str, prefix: str) -> str:
 def _data(what: str, name: str, extra: str = "") -> str:
     if what == "cells":
         return f' data-cells="{name}" data-rows="{extra}"'
+    if what == "told":
+        return f' data-c="{name}" data-told="{extra}"'
     if what == "mark":
         return f' data-c="{name}" data-a="{extra}"'
     return ' class="cover"'

@@ -1,12 +1,14 @@
 """Maps of relative loss increase: components x timesteps, one panel per ablation."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from mechdiff.analysis.effects import Effects
+from mechdiff.analysis.effects import EffectGrid
 from mechdiff.report import inline, style
 from mechdiff.report.style import Theme
 
@@ -17,7 +19,7 @@ KEY = 4.7  # inches for the color scale and its key
 LEFT, RIGHT, TOP, BOTTOM = 2.0, 0.1, 0.35, 1.1  # inches around the panels
 
 
-def rows(damage: Effects) -> list[int | None]:
+def rows(damage: EffectGrid) -> list[int | None]:
     """Components by component type, then by depth; None for the gap between types."""
     order: list[int | None] = []
     for component_type in dict.fromkeys(["res", "head", "skip", "time", *damage.part]):
@@ -28,8 +30,14 @@ def rows(damage: Effects) -> list[int | None]:
     return order
 
 
-def draw(theme: Theme, damages: list[Effects], largest: float) -> Figure:
-    """One panel per ablation, with the same rows and a color scale from -`largest` to +`largest` %."""
+def draw(
+    theme: Theme, damages: Sequence[EffectGrid], largest: float, quantity: str = "ΔL/L at this timestep, %"
+) -> Figure:
+    """One panel per ablation, with the same rows and a color scale from -`largest` to +`largest`.
+
+    Args:
+      quantity: what the numbers are, with their unit.
+    """
     order = rows(damages[0])
     edges = np.cumsum([0.0] + [BREAK if i is None else 1.0 for i in order])
     wide = max(2.6, 0.40 * len(damages[0].t))
@@ -42,11 +50,13 @@ def draw(theme: Theme, damages: list[Effects], largest: float) -> Figure:
         _panel(axes, theme, damage, order, edges, largest)
         if k == 0:
             _labels(axes, theme, damage, order, edges)
-    _scale(figure, theme, largest, width, height)
+    _scale(figure, theme, largest, (width, height), quantity)
     return figure
 
 
-def _panel(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np.ndarray, largest: float) -> None:
+def _panel(
+    axes: Axes, theme: Theme, damage: EffectGrid, order: list, edges: np.ndarray, largest: float
+) -> None:
     levels = len(damage.t)
     norm, colors = style.damage_norm(largest), theme.damage_map
     axes.set(xlim=(0, levels), ylim=(edges[-1], 0))
@@ -70,7 +80,7 @@ def _panel(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np.nda
     axes.set_title(f"{damage.ablation} ablation", pad=6)
 
 
-def _uncertain(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np.ndarray) -> None:
+def _uncertain(axes: Axes, theme: Theme, damage: EffectGrid, order: list, edges: np.ndarray) -> None:
     """Fades and hatches cells that are not significant; neighboring cells form one box."""
     runs = []  # row, first timestep, timestep after the last
     for k, i in enumerate(order):
@@ -90,7 +100,7 @@ def _uncertain(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np
     axes.add_patch(PathPatch(path, linewidth=0, alpha=0.75, gid=inline.cover("hatch"), **hatch))
 
 
-def _labels(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np.ndarray) -> None:
+def _labels(axes: Axes, theme: Theme, damage: EffectGrid, order: list, edges: np.ndarray) -> None:
     """Component names, and component types along a colored bar at the far left."""
     across = axes.get_yaxis_transform()
     for k, i in enumerate(order):
@@ -112,11 +122,12 @@ def _labels(axes: Axes, theme: Theme, damage: Effects, order: list, edges: np.nd
         axes.text(x - 0.08 * inch, (low + high) / 2, short, size=style.SMALL, color=color, **place)
 
 
-def _scale(figure: Figure, theme: Theme, largest: float, width: float, height: float) -> None:
+def _scale(figure: Figure, theme: Theme, largest: float, size: tuple[float, float], quantity: str) -> None:
+    width, height = size
     bar = figure.add_axes((LEFT / width, 0.34 / height, 2.6 / width, 0.1 / height))
     norm = style.damage_norm(largest)
     style.key_of_colors(figure, bar, norm, theme.damage_map, style.decades(norm.vmax))
-    bar.set_title("ΔL/L at this timestep, %", size=style.SMALL, pad=3)
+    bar.set_title(quantity, size=style.SMALL, pad=3)
     text = {"size": style.SMALL, "va": "center", "ha": "right"}
     figure.text((LEFT - 0.12) / width, (BOTTOM - 0.12) / height, "log-SNR", color=theme.muted, **text)
     figure.text((LEFT - 0.12) / width, (BOTTOM - 0.235) / height, "t", color=theme.muted, **text)

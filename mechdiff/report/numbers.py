@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +65,22 @@ def seeds(models: list[ExaminedModel]) -> dict[str, int]:
     """Data set -> number of distinct training seeds among the models."""
     pairs = {(model.data, model.config.seed) for model in models}
     return dict(Counter(data for data, _ in pairs))
+
+
+def training_seeds(models: Sequence[ExaminedModel]) -> str:
+    """Training seeds of several networks in words, each once; empty where files of others don't tell them.
+
+    Example:
+      >>> training_seeds(models)  # doctest: +SKIP
+      'training seeds 0, 1'
+    """
+    if any(model.config.data.name == "unknown" for model in models):
+        return ""
+    distinct = sorted({model.config.seed for model in models})
+    words = f"training {'seed' if len(distinct) == 1 else 'seeds'} {', '.join(map(str, distinct))}"
+    if len(distinct) == len(models):
+        return words
+    return f"{words}: of equal seed they are states of one training or variants, no replicates"
 
 
 def extent(model: ExaminedModel, damage: Effects) -> Extent | None:

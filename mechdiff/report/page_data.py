@@ -4,10 +4,11 @@ import json
 import math
 
 import numpy as np
+from jaxtyping import Float
 from markupsafe import Markup
 
 from mechdiff.analysis import effects
-from mechdiff.analysis.effects import Effects
+from mechdiff.analysis.effects import EffectGrid
 from mechdiff.report import examples
 from mechdiff.report.numbers import attention_intervals
 from mechdiff.stats import Interval
@@ -16,7 +17,12 @@ from mechdiff.study.records import ExaminedModel
 
 def page_data(models: list[ExaminedModel]) -> Markup:
     """JSON of all models, safe inside a `<script>` element; see `of_model` for its entries."""
-    content = {"models": [of_model(model) for model in models]}
+    return as_json([of_model(model) for model in models])
+
+
+def as_json(models: list[dict]) -> Markup:
+    """JSON of models, each as `of_model` makes it, safe inside a `<script>` element."""
+    content = {"models": models}
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
@@ -29,25 +35,34 @@ def of_model(model: ExaminedModel) -> dict:
     pooled ΔL/L, in %). `attention` holds `heads` and per statistic the same triples per head and timestep.
     `examples[name]` lists the images of a component's card, see `examples.figures`.
     """
-    lead = model.lead
-    places = zip(lead.components, lead.part, lead.resolution, strict=True)
     return {
         "name": model.name,
         "inputs": model.inputs,
         "own": model.own_samples,
-        "t": lead.t.tolist(),
-        "log_snr": short(lead.log_snr),
-        "components": [
-            {"name": name, "type": component_type, "resolution": int(resolution)}
-            for name, component_type, resolution in places
-        ],
-        "ablations": {name: _ablation(model, damage) for name, damage in model.damages.items()},
+        **axes_of(model.lead),
+        "ablations": {
+            name: of_grid(damage, image_contributions(model, name)) for name, damage in model.damages.items()
+        },
         "attention": _attention(model),
         "examples": examples.figures(model.examples),
     }
 
 
-def _ablation(model: ExaminedModel, damage: Effects) -> dict:
+def axes_of(damage: EffectGrid) -> dict:
+    """Timesteps and components of a model, see `of_model`."""
+    places = zip(damage.components, damage.part, damage.resolution, strict=True)
+    return {
+        "t": damage.t.tolist(),
+        "log_snr": short(damage.log_snr),
+        "components": [
+            {"name": name, "type": component_type, "resolution": int(resolution)}
+            for name, component_type, resolution in places
+        ],
+    }
+
+
+def of_grid(damage: EffectGrid, contributions: Float[np.ndarray, "component image"]) -> dict:
+    """One ablation of one model, see `of_model`."""
     triples = _triples(damage.cells)
     cells = np.concatenate([triples, damage.p[..., None]], axis=-1)
     return {
@@ -56,7 +71,7 @@ def _ablation(model: ExaminedModel, damage: Effects) -> dict:
         "pooled": short(_triples(damage.pooled)),
         "cells": short(cells),
         "idle": np.asarray(damage.idle).astype(int).tolist(),
-        "images": short(image_contributions(model, damage.ablation)),
+        "images": short(contributions),
     }
 
 

@@ -16,7 +16,11 @@
       : size >= 100 ? size.toFixed(0) : size >= 10 ? size.toFixed(1) : size.toFixed(size >= 1 ? 2 : digits);
     return (value < 0 && Number(shown.replace(/,/g, "")) ? "−" : "") + shown;
   };
+  const plain = { cell: "ΔL/L", pooled: "pooled ΔL/L", unit: "%" };  // what the numbers of most models are
+  const measure = (model) => model.measure ?? plain;
   const between = ([estimate, low, high]) => `${text(estimate)} [${text(low)}, ${text(high)}]`;
+  const pooled = (model, ablation, i) => `${between(ablation.pooled[i])} ${measure(model).unit}`
+    + (ablation.pooled[i].length > 3 ? `, ${chance(ablation.pooled[i][3])} (Holm)` : "");
   const chance = (p) => (p < 0.001 ? "p < 0.001" : `p = ${text(p)}`);
   const safe = (words) => String(words).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
   const modelOf = (element) => data.models[Number(element.closest("[data-model]")?.dataset.model ?? 0)];
@@ -31,7 +35,8 @@
     const where = `t = ${model.t[j]}, log-SNR ${text(model.log_snr[j])}`;
     if (what in model.ablations) {
       const ablation = model.ablations[what], cell = ablation.cells[row][j], name = model.components[row].name;
-      const value = ablation.idle[row] ? "no prediction changed" : `ΔL/L ${between(cell)} %, ${chance(cell[3])} (max-T)`;
+      const value = ablation.idle[row] ? "no prediction changed"
+        : `${measure(model).cell} ${between(cell)} ${measure(model).unit}, ${chance(cell[3])} (max-T)`;
       return { name, words: [`${what} ablation, ${where}`, value, `n = ${ablation.n} images`] };
     }
     const name = model.attention.heads[row];
@@ -40,12 +45,16 @@
   }
   function aboutMark(mark) {
     const model = modelOf(mark), name = mark.dataset.c, i = indexIn(model, name), words = [];
+    if (mark.dataset.told) return { name, words: [mark.dataset.told] };
     if (i < 0) return null;
     const wanted = mark.dataset.a ? [mark.dataset.a] : Object.keys(model.ablations);
     for (const key of wanted.filter((a) => a in model.ablations)) {
       const ablation = model.ablations[key];
       words.push(ablation.idle[i] ? `${key} ablation: no prediction changed`
-        : `${key} ablation: pooled ΔL/L ${between(ablation.pooled[i])} %, n = ${ablation.n} images`);
+        : `${key} ablation: ${measure(model).pooled} ${pooled(model, ablation, i)}, n = ${ablation.n} images`);
+      if (!model.measure) continue;
+      for (const other of data.models.filter((m) => m !== model))
+        words.push(`${other.name}: pooled ΔL/L ${between(other.ablations[key].pooled[i])} %`);
     }
     return { name, words };
   }
@@ -97,7 +106,7 @@
         + cells.map((c, j) => `<line x1="${x(j) + shift}" x2="${x(j) + shift}" y1="${y(c[1])}" y2="${y(c[2])}"/>`
           + `<circle cx="${x(j) + shift}" cy="${y(c[0])}" r="3" ${c[3] < 0.05 ? "" : 'style="fill:var(--paper)"'}/>`).join("") + "</g>";
     });
-    return `<svg viewBox="0 0 ${w} ${h}" role="img" aria-label="Relative loss increase in % by timestep of ${safe(model.name)}">${drawn}</svg>`;
+    return `<svg viewBox="0 0 ${w} ${h}" role="img" aria-label="${model.measure ? "Change of relative" : "Relative"} loss increase by timestep, ${safe(model.name)}">${drawn}</svg>`;
   }
   function spread(model, i) {
     const w = room(), rows = Object.entries(model.ablations).filter(([, a]) => a.images[i].length && !a.idle[i]);
@@ -111,7 +120,7 @@
       drawn += `<text x="54" y="${24 * k + 17}" text-anchor="end">${safe(name)}</text>`
         + ablation.images[i].map((v, m) => `<circle cx="${x(v)}" cy="${24 * k + 13 + 7 * (((m * 0.618) % 1) * 2 - 1)}" r="2.2" style="fill:${color};opacity:.6"/>`).join("");
     });
-    return `<p class="sample">Spread over images: each mark is one image’s contribution to pooled ΔL/L, %.</p>
+    return `<p class="sample">Spread over images: each mark is one image’s contribution to ${measure(model).pooled}, ${measure(model).unit}.</p>
       <svg viewBox="0 0 ${w} ${h}" role="img" aria-label="Spread over images of ${safe(model.name)}">${drawn}</svg>`;
   }
   function attention(model, name) {
@@ -135,7 +144,7 @@
     const columns = models.map((model) => {
       const i = indexIn(model, name);
       const lines = Object.entries(model.ablations).map(([key, a], k) => `<li><span class="dot" style="background:${colors[k % 4]}"></span>${safe(key)} ablation: `
-        + (a.idle[i] ? "no prediction changed" : `${between(a.pooled[i])} %, rank ${1 + a.pooled.filter((v) => v[0] > a.pooled[i][0]).length} of ${a.pooled.length}, n = ${a.n}`) + "</li>").join("");
+        + (a.idle[i] ? "no prediction changed" : pooled(model, a, i) + (model.measure ? "" : `, rank ${1 + a.pooled.filter((v) => v[0] > a.pooled[i][0]).length} of ${a.pooled.length}`) + `, n = ${a.n}`) + "</li>").join("");
       return `<section><h3>${safe(model.name)}</h3><p class="sample">Inputs: ${safe(model.inputs)}.</p><ul class="key">${lines}</ul>
         ${curves(model, i, ends)}${spread(model, i)}${shown(model, name)}${attention(model, name)}</section>`;
     });

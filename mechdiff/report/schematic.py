@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Polygon, Rectangle
 from matplotlib.path import Path
 
-from mechdiff.analysis.effects import Effects
+from mechdiff.analysis.effects import EffectGrid
 from mechdiff.core.config import UNetConfig
 from mechdiff.models.unet import Stage, components, stages
 from mechdiff.report import inline, style
@@ -21,6 +21,7 @@ BRIDGE, GAP = 0.3, 0.62  # height of a bridge over the one inside it; from a sta
 FOOT = TALL + 1.2  # below a stage's middle: time injection and names
 STRIP = 1.5  # at the bottom, for the key
 KEY_END = 21.2  # the key reaches to this column
+POOLED = "pooled ΔL/L, %"  # what the numbers of a diagram are
 MARGIN = 2.8  # columns left of the U, for resolutions
 
 
@@ -64,8 +65,10 @@ def plan(config: UNetConfig) -> Plan:
     return Plan(in_order, row, tuple(middle), decks)
 
 
-def draw(theme: Theme, config: UNetConfig, damage: Effects, largest: float) -> Figure:
-    """The network of `config`, colored by pooled ΔL/L on a scale from -`largest` to +`largest` %."""
+def draw(
+    theme: Theme, config: UNetConfig, damage: EffectGrid, largest: float, quantity: str = POOLED
+) -> Figure:
+    """The network of `config`, colored by `quantity` on a scale from -`largest` to +`largest`."""
     where = plan(config)
     top = max([deck for *_, deck in where.bridges] + [TALL]) + 0.35
     bottom = where.middle[-1] - FOOT - 0.35 - STRIP
@@ -82,14 +85,14 @@ def draw(theme: Theme, config: UNetConfig, damage: Effects, largest: float) -> F
     for i, stage in enumerate(where.stages):
         _stage(axes, paint, where, config, i, stage)
     _groups(axes, theme, where)
-    _key(figure, axes, paint, bottom)
+    _key(figure, axes, paint, bottom, quantity)
     return figure
 
 
 class _Paint:
     """Colors and numbers of components."""
 
-    def __init__(self, theme: Theme, damage: Effects, largest: float):
+    def __init__(self, theme: Theme, damage: EffectGrid, largest: float):
         self.theme, self.ablation = theme, damage.ablation
         self.norm, self.map = style.damage_norm(largest), theme.damage_map
         self.value = dict(zip(damage.components, damage.pooled.estimate, strict=True))
@@ -118,18 +121,21 @@ def short(value: float) -> str:
     return number(round(value, 1)) if abs(value) < 10 else number(round(value))
 
 
-def drawing(theme: Theme, config: UNetConfig | None, damage: Effects, largest: float) -> Figure:
+def drawing(
+    theme: Theme, config: UNetConfig | None, damage: EffectGrid, largest: float, quantity: str = POOLED
+) -> Figure:
     """The diagram of a UNet, or of any other denoiser its components in the order in which they run.
 
     Args:
       config: None where the denoiser has no stages of ours.
+      quantity: what the numbers are, with their unit.
     """
     if config is not None and set(damage.components) <= {part.name for part in components(config)}:
-        return draw(theme, config, damage, largest)
-    return draw_sequence(theme, damage, largest)
+        return draw(theme, config, damage, largest, quantity)
+    return draw_sequence(theme, damage, largest, quantity)
 
 
-def draw_sequence(theme: Theme, damage: Effects, largest: float) -> Figure:
+def draw_sequence(theme: Theme, damage: EffectGrid, largest: float, quantity: str = POOLED) -> Figure:
     """Components as boxes in the order of execution, line by line, colored by pooled ΔL/L as in `draw`."""
     columns, wide, tall = 8, 1.38, 0.52  # boxes a line, inches
     lines = -(-len(damage.components) // columns)
@@ -151,9 +157,7 @@ def draw_sequence(theme: Theme, damage: Effects, largest: float) -> Figure:
         axes.text(x + wide / 2 - 0.04, y + 0.13, value, **text)
     bar = figure.add_axes((0.05 / width, 0.3 / height, 2.4 / width, 0.09 / height))
     style.key_of_colors(figure, bar, paint.norm, paint.map, style.decades(paint.norm.vmax))
-    bar.set_title(
-        "pooled ΔL/L, %; left to right in the order of execution", size=style.SMALL, pad=3, loc="left"
-    )
+    bar.set_title(f"{quantity}; left to right in the order of execution", size=style.SMALL, pad=3, loc="left")
     return figure
 
 
@@ -269,13 +273,13 @@ def _groups(axes: Axes, theme: Theme, where: Plan) -> None:
             axes.text(np.mean(members), y - 0.08, group, size=style.SMALL, ha="center", va="top")
 
 
-def _key(figure: Figure, axes: Axes, paint: _Paint, bottom: float) -> None:
+def _key(figure: Figure, axes: Axes, paint: _Paint, bottom: float, quantity: str) -> None:
     """Color bar and shapes, in a strip under the network."""
     corners = [(-MARGIN, bottom + 0.5), (3.2, bottom + 0.7)]
     left, right = figure.transFigure.inverted().transform(axes.transData.transform(corners))
     bar = figure.add_axes((*left, *(right - left)))
     style.key_of_colors(figure, bar, paint.norm, paint.map, style.decades(paint.norm.vmax))
-    bar.set_title("pooled ΔL/L, %", size=style.SMALL, pad=3)
+    bar.set_title(quantity, size=style.SMALL, pad=3)
     x, y = 4.6, bottom + 0.6
     shapes = (
         (lambda x: Rectangle((x - 0.2, y - 0.2), 0.4, 0.4), "residual branch", 3.3),

@@ -72,6 +72,12 @@ DARK = Theme(
     damage=("#9ad0ff", "#4f8fc9", "#2f4a66", "#26272b", "#6b3f2c", "#d97a3a", "#ffe08a"),
 )
 MARKERS = {"res": "o", "head": "s", "skip": "^", "time": "D"}
+TYPES = {  # component type -> what one is called
+    "res": "residual branch",
+    "head": "attention head",
+    "skip": "skip tensor",
+    "time": "time injection",
+}
 WORDS = {
     "res": "residual branches",
     "head": "attention heads",

@@ -23,7 +23,7 @@ from mechdiff.core.config import ExperimentConfig, SweepConfig, to_dict
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import factories
 from mechdiff.models.denoiser import Examinable
-from mechdiff.models.load import load_denoiser, model_folder
+from mechdiff.models.load import check_known, load_denoiser, model_folder
 from mechdiff.storage import files, labelled, locks
 from mechdiff.study import examples, floor, load_check
 from mechdiff.study.inputs import TRAINING_IMAGES, EvalImages, replacement_values
@@ -60,6 +60,7 @@ def examine(
       seed: of the noise.
     """
     denoiser, trained, record = load_denoiser(model, name)
+    check_known(record, name)
     print_memory_forecast(denoiser, config)
     images = inputs(denoiser, trained, record)
     checked = load_check.check(denoiser, images, record, seed)

@@ -20,13 +20,13 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.models import conditions, factories
 from mechdiff.models.denoiser import Denoiser, Examinable
 from mechdiff.storage import digests
+from mechdiff.study.conditions_given import CHANNELS, Given, condition_of, given_for
 from mechdiff.study.eval_images import EvalImages, conditioned, images_to_evaluate, split_images
 from mechdiff.sweeps import activations, optimal_ablation
 from mechdiff.sweeps.execution.rollout import draw_samples, sample_condition
 from mechdiff.sweeps.replacements import noise_replacements, resample_replacements
 
 NAMES = {"celeba": "CelebA", "tfds": "CelebA (TFDS)", "gaussian": "Gaussian"}  # of data sets, for a reader
-CHANNELS = {1: "gray", 3: "rgb"}
 TRAINING_IMAGES = "training_images"  # of a training record: digests of the images of a folder
 DIGEST_LENGTH = 16  # hex digits by which a model remembers the images of a folder that it was trained on
 
@@ -96,6 +96,7 @@ def images_from(
     trained_on: Collection[str] | None = None,
     value_range: tuple[float, float] | None = None,
     condition: PyTree = None,
+    given: Given = Given(),  # noqa: B008 (frozen)
 ) -> EvalImages:
     """Anyone's images: `config.images` to score (nested: as many for every timestep), and the next
     `config.reference_images` for replacements.
@@ -111,12 +112,13 @@ def images_from(
       value_range: of an array of floats in another range, such as (0, 1).
       condition: of an array's images, leaves `(images, ...)`: their classes, or images to go by; see
         `models.conditions`.
+      given: what tells the condition of images in a folder or file; see `conditions_given`.
 
     Raises:
       DataError: too few images, or any that can't be read without a guess (see `data.arrays`, `data.images`);
         a network that is conditioned, without a condition.
     """
-    if condition is None and _told(denoiser):
+    if condition is None and _told(denoiser) and not _is_from_files(denoiser, source):
         way_out = "leave them out to examine it on its own samples"
         if not isinstance(denoiser, Denoiser):
             way_out = "let its function return (denoiser, images, condition)"
@@ -126,6 +128,9 @@ def images_from(
         )
     if condition is not None and not isinstance(source, np.ndarray):
         raise DataError(f"a condition goes with the images of an array, in their order; not with {source}")
+    if not _told(denoiser) and (given.classes or given.conditions):
+        flag = "--classes" if given.classes else "--conditions"
+        raise ConfigError(f"{flag} has no bearing on {denoiser.name}, which takes no condition; leave it out")
     preprocessing = for_network(preprocessing, denoiser)
     size = size_of(denoiser)
     images = open_collection(source, value_range)
@@ -147,11 +152,13 @@ def images_from(
         "preprocessing": images.treatment(size, preprocessing),
         "held_out": None if trained_on is None else True,
     }
+    if condition is None and _told(denoiser):
+        condition, facts["conditions"] = condition_of(denoiser, images, rows[:needed], given, preprocessing)
+    elif condition is not None:
+        places = np.array(rows[:needed])
+        condition = jax.tree.map(lambda leaf: np.asarray(leaf)[places], condition)
     chosen = dataclasses.replace(split_images(pixels, config, _label(facts)), facts=facts)
-    if condition is None:
-        return chosen
-    places = np.array(rows[:needed])
-    return conditioned(chosen, jax.tree.map(lambda leaf: np.asarray(leaf)[places], condition), config)
+    return chosen if condition is None else conditioned(chosen, condition, config)
 
 
 def given_images(
@@ -194,6 +201,7 @@ def _label(facts: dict) -> str:
     """What images they are, for a reader."""
     known = "none was trained on" if facts["held_out"] else "not known whether the model was trained on them"
     prepared = f"sha256 {facts['sha256'][:12]}; {facts['preprocessing']}"
+    prepared = "; ".join([prepared, *facts.get("conditions", ())])
     return f"{facts['count']} of {facts['of']} images of {facts['name']} ({prepared}); {known}"
 
 
@@ -229,6 +237,12 @@ def _told(denoiser: Examinable) -> str:
     return " and ".join(conditions.takes(denoiser.unet))
 
 
+def _is_from_files(denoiser: Examinable, source: str | Path | np.ndarray) -> bool:
+    """Whether a folder or file can tell what a network is conditioned on."""
+    takes = conditions.taken(denoiser.network)
+    return not isinstance(source, np.ndarray) and bool(takes.classes or takes.channels)
+
+
 def _classes_for(denoiser: Examinable, data: DataConfig) -> int:
     """How many classes of a data set's images a network is told.
 
@@ -251,7 +265,11 @@ def _classes_for(denoiser: Examinable, data: DataConfig) -> int:
 
 
 def chooser(
-    config: ExperimentConfig, celeba: str | None, cache: Path, images: str | None = None
+    config: ExperimentConfig,
+    celeba: str | None,
+    cache: Path,
+    images: str | None = None,
+    given: Given = Given(),  # noqa: B008 (frozen)
 ) -> Callable[..., EvalImages]:
     """A function `(denoiser, trained, record=None)` that gives the images a model is examined on: anyone's,
     held-out ones of its data, or its own samples. They are prepared as those were that it was trained on,
@@ -261,12 +279,17 @@ def chooser(
       celeba: folder of CelebA in its layout, of which held-out images are taken; None: models that were not
         trained on synthetic faces are examined on their own samples.
       images: a folder of images, or an `.npy` or `.npz` file, that all models are examined on.
+      given: what tells the condition of these images.
 
     Raises:
-      ConfigError: both are given.
+      ConfigError: both are given, or a condition without images.
     """
     if celeba and images:
         raise ConfigError(f"--celeba={celeba} and --images={images} both name the images; give one of them")
+    if not images and (given.classes or given.conditions):
+        raise ConfigError(
+            "--classes and --conditions say what the images of --images=FOLDER are; give that too"
+        )
     wanted = config.data.preprocessing
 
     def choose(
@@ -281,10 +304,11 @@ def chooser(
                 config.sweep,
                 preprocessing=preprocessing,
                 trained_on=None if trained_on is None else frozenset(trained_on),
+                given=given_for(record, given),
             )
-        given = (record or {}).get(factories.GIVEN)
-        if given is not None and not celeba:
-            return given_images(denoiser, config.sweep, *given)
+        came_with = (record or {}).get(factories.GIVEN)
+        if came_with is not None and not celeba:
+            return given_images(denoiser, config.sweep, *came_with)
         if trained.data.name in DRAWN:
             known = trained.data, size_of(denoiser), config.sweep, cache
             return _matching(held_out_images(*known, _classes_for(denoiser, trained.data)), denoiser)

@@ -22,7 +22,16 @@ from mechdiff.core import keys, processes
 from mechdiff.core.config import ExperimentConfig, to_dict
 from mechdiff.core.errors import ConfigError, NumericsError
 from mechdiff.core.types import PyTree
-from mechdiff.data import Dataset, batch_at, batch_indices, class_labels, load, to_bytes, to_float
+from mechdiff.data import (
+    Dataset,
+    batch_at,
+    batch_indices,
+    class_labels,
+    class_names,
+    load,
+    to_bytes,
+    to_float,
+)
 from mechdiff.diffusion.samplers import sample
 from mechdiff.diffusion.schedules import ddim_timesteps, make_schedule, timesteps_by_log_snr
 from mechdiff.interventions.record import Intervention
@@ -261,6 +270,9 @@ class Trainer:
             "log": processes.in_first(lambda: run_log.read_log(log.path)),
             "manifest": {name: manifest[name] for name in manifest if name not in ("config", "command")},
         }
+        if self.config.unet.classes:
+            named = self.train_set, self.config.data.classes, self.config.unet.classes
+            record["class_names"] = list(class_names(*named))
         if self.train_set.digests is not None:  # so that it is never examined on them
             record["training_images"] = sorted(str(digest)[:16] for digest in self.train_set.digests)
         # Where the images lay on this machine is no part of the model.

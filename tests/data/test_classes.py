@@ -7,7 +7,7 @@ import pytest
 
 from mechdiff.core.config import DataConfig
 from mechdiff.core.errors import ConfigError, DataError
-from mechdiff.data import class_labels, load
+from mechdiff.data import class_labels, class_names, load
 from mechdiff.data.dataset import Dataset
 from mechdiff.data.synthetic import faces
 
@@ -67,3 +67,14 @@ def test_factors_of_synthetic_faces_are_labels_of_their_images():
     plain = load(dataclasses.replace(config, classes=""), 8, "test", 3, None)
     assert (plain.digest, plain.labels) == (split.digest, {})
     np.testing.assert_array_equal(plain.images, split.images)
+
+
+def test_classes_are_called_by_their_labels_and_folders():
+    named = dataclasses.replace(dataset(), names={"folder": ("cats", "dogs", "eels")})
+    assert class_names(named, "folder,Smiling", 6)[:3] == (
+        "cats, not Smiling",
+        "cats, Smiling",
+        "dogs, not Smiling",
+    )
+    assert class_names(named, "place", 2) == ("place 0", "place 1")
+    assert class_names(dataset(), "folder", 4)[3] == "folder 3"

@@ -42,6 +42,8 @@ def test_a_model_compared_with_itself_has_not_changed_and_small_n_is_said(traine
     frame = pd.read_csv(tmp_path / "out" / "compare.csv")
     assert (frame["difference"] == 0).all() and (frame["p"] == 1).all() and (frame["before"] != 0).any()
     assert (tmp_path / "out" / "compare.png").stat().st_size > 1000
+    page = (tmp_path / "out" / "compare.html").read_text("utf-8")
+    assert said.out.rstrip().endswith("compare.html") and "0 of" in page and frame["component"][0] in page
     assert f"no p can fall below {min(1, len(frame) * 2 / 2**6):.2g}" in said.out.replace("\n", " ")
 
 
@@ -59,6 +61,7 @@ def test_steps_of_a_training_are_swept_on_the_same_images(trained, tmp_path, lau
     assert code == 0, said.err
     course = pd.read_csv(tmp_path / "out" / "course.csv")
     assert set(course["step"]) == {10, 20}
+    assert 'id="course"' in (tmp_path / "out" / "compare.html").read_text("utf-8")
     first, last = (course[course["step"] == step].set_index("component")["delta_loss"] for step in (10, 20))
     pd.testing.assert_series_equal(first, last)
     with pytest.raises(CheckpointError, match=r"train\.keep"):

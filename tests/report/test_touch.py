@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -18,8 +17,6 @@ from mechdiff.core.presets import preset
 from mechdiff.report import findings, inline, page_data, schematic, style
 from mechdiff.storage import files, labelled
 from mechdiff.study import records
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +62,6 @@ def fabricated_examples(sweep) -> xr.Dataset:
 @pytest.fixture(scope="module")
 def model(results):
     return records.read(results)[1][0]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """A headless Chromium of the system."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
 
 
 @pytest.fixture(scope="module")

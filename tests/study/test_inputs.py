@@ -135,5 +135,5 @@ def test_chooser_takes_one_kind_of_images(tmp_path):
 
 def test_synthetic_images_do_not_fit_a_gray_network(tmp_path):
     config = ExperimentConfig(name="x", sweep=FEW)
-    with pytest.raises(DataError, match=r"takes 1 channel\(s\), but synthetic images have 3"):
+    with pytest.raises(DataError, match=r"takes 1 channel\(s\), but its data has 3"):
         inputs.chooser(config, None, tmp_path)(GRAY, trained("synthetic"))

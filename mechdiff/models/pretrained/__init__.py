@@ -6,7 +6,9 @@ dict with its flags, or a state dict of Ho's network in its PyTorch names (ddim,
 never opened.
 """
 
+import dataclasses
 from pathlib import Path
+from types import ModuleType
 
 from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.models.pretrained import adm, ddim, diffusers, edm, families, lucidrains
@@ -37,10 +39,12 @@ def read(folder: Path | str, stated: Stated | None = None) -> Imported | Importe
     place = locate(Path(folder), stated.weights)
     config = place.config
     if config.get("_class_name") == "UNet2DModel":
+        _check_bearing(stated, diffusers)
         return diffusers.read(place, stated)
     if "_class_name" not in config and not families.unsupported(config):
         for layout in (ddim, adm, lucidrains, edm):
             if layout.recognizes(config):
+                _check_bearing(stated, layout)
                 return layout.read(place, stated)
     foreign = families.unsupported(config)
     if foreign:
@@ -48,7 +52,18 @@ def read(folder: Path | str, stated: Stated | None = None) -> Imported | Importe
     name = config.get("_class_name")
     shown = shorten(name)[1:-1] if isinstance(name, str) else "no model known here"
     raise ConfigError(
-        f"{place.described_by} describes {shown}; "
-        "supported: diffusers' UNet2DModel (_class_name), guided-diffusion's flags (num_channels, ...) or "
-        "arguments (model_channels, ...), ddim's config (model: ch, ...), and lucidrains' (dim_mults, ...)"
+        f"{place.described_by} describes {shown}; supported: diffusers' UNet2DModel (_class_name), "
+        "guided-diffusion's flags (num_channels, ...), ddim's config (model: ch, ...), lucidrains' "
+        "(dim_mults, ...), EDM's (sigma_data, ...)"
     )
+
+
+def _check_bearing(stated: Stated, layout: ModuleType) -> None:
+    """Refuses a statement that networks of a layout have no use for: it may be meant for another.
+
+    Raises:
+      ConfigError: by name.
+    """
+    for field in dataclasses.fields(Stated):
+        if getattr(stated, field.name) is not None and field.name not in layout.STATED:
+            raise ConfigError(f"--{field.name} has no bearing on a network of {layout.WHAT}; leave it out")

@@ -17,9 +17,11 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.models.pretrained import conditioning, states, tensors
 from mechdiff.models.pretrained.adm_flags import Flags, flags, flattened
 from mechdiff.models.pretrained.adm_names import names, split_attention
-from mechdiff.models.pretrained.adm_options import LAST, PROBE, STEM, WHAT
+from mechdiff.models.pretrained.adm_options import LAST, PROBE, STATED, STEM, WHAT
 from mechdiff.models.pretrained.folders import Place
 from mechdiff.models.pretrained.imported import Imported, Stated
+
+__all__ = ["STATED", "WHAT", "read", "recognizes", "unet_config"]
 
 
 def recognizes(config: Mapping[str, Any]) -> bool:
@@ -61,7 +63,7 @@ def unet_config(get: Flags) -> UNetConfig:
     up_heads = ()
     if get["num_heads_upsample"] != -1 and get["num_head_channels"] == -1:
         up_heads = tuple(get["num_heads_upsample"] if a else 1 for a in attends)
-    _check_heads(widths, here, heads, up_heads)
+    _check_heads(get, here, heads, up_heads)
     blocks = get["blocks"]
     return UNetConfig(
         image_size=get["image_size"],
@@ -91,12 +93,16 @@ def unet_config(get: Flags) -> UNetConfig:
 
 
 def _heads(get: Flags, count: int, width: int) -> int:
+    """Heads of a level; of one that is too narrow for a head, and has none, one."""
     depth = get["num_head_channels"]
     return count if depth == -1 else max(width // depth, 1)
 
 
-def _check_heads(widths, here, heads, up_heads) -> None:
-    for width, attending, *counts in zip(widths, here, heads, up_heads or heads, strict=True):
+def _check_heads(get: Flags, here: tuple[bool, ...], heads: tuple, up_heads: tuple) -> None:
+    depth = get["num_head_channels"]
+    for width, attending, *counts in zip(get["widths"], here, heads, up_heads or heads, strict=True):
+        if attending and depth != -1 and width % depth:
+            raise ConfigError(f"{WHAT} option num_head_channels={depth} does not divide {width} channels")
         for count in counts:
             if attending and (count < 1 or width % count):
                 raise ConfigError(

@@ -1,5 +1,6 @@
 """Flags of ADM networks: their types, their defaults, and those without bearing here."""
 
+from mechdiff.core.config import MOST_STEPS
 from mechdiff.models.pretrained.options import (
     Option,
     boolean,
@@ -13,6 +14,8 @@ from mechdiff.models.pretrained.options import (
 STEM = "model"
 WEIGHTS = f"{STEM}.safetensors"
 WHAT = "guided-diffusion"
+STATED = ("weights", "dialect", "noise_schedule", "noise_steps", "prediction", "rescale_timesteps")
+STATED += ("condition", "null_class", "beta_start", "beta_end")  # the last two are refused with the reason
 DIALECTS = {"guided-diffusion": False, "improved-diffusion": True}  # what rescale_timesteps is where absent
 WHOLE = integer(text=True)
 HEADS = integer(text=True, also=(-1,))
@@ -38,7 +41,7 @@ TABLE = {  # defaults of both programs' script_util.py; None: read off the tenso
     "use_new_attention_order": Option(False, BOOLEAN),
     "use_spatial_transformer": Option(False, BOOLEAN, (False,)),
     "learn_sigma": Option(None, BOOLEAN),
-    "diffusion_steps": Option(1000, integer(2, text=True)),
+    "diffusion_steps": Option(1000, integer(2, MOST_STEPS, text=True)),
     "noise_schedule": Option("linear", choice("linear", "cosine"), ("linear", "cosine")),
     "predict_xstart": Option(False, BOOLEAN),
     "model_mean_type": Option("epsilon", choice("epsilon"), ("epsilon", "start_x")),

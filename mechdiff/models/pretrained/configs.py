@@ -1,7 +1,10 @@
 """Files that describe a foreign network: JSON, YAML, or a command line pasted as text."""
 
+import functools
+import json
 import re
 import shlex
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,10 @@ from mechdiff.core.errors import ConfigError, DataError, shorten
 from mechdiff.storage import files
 
 NAMES = ("config.json", "config.yaml", "config.yml", "flags.txt")
-OTHERS = ("*.yaml", "*.yml", "flags*.txt")  # of other names, if there is just one
+OTHERS = (r".*\.ya?ml", r".*\.json", r"(flags|args|options).*\.(txt|sh)")  # if there is just one of them
+NOT_OURS = r"model_index\.json|.*index.*\.json|scheduler.*|preprocessor.*|trainer_state.*|.*stats?\.json|\..*"
 LARGEST = 2**24  # bytes
+MERGE = "tag:yaml.org,2002:merge"  # `<<: *defaults`, whose options may be set anew
 
 
 def config_file(folder: Path) -> Path:
@@ -24,11 +29,20 @@ def config_file(folder: Path) -> Path:
     for name in NAMES:
         if (folder / name).is_file():
             return folder / name
-    others = sorted({path for pattern in OTHERS for path in folder.glob(pattern)})
+    others = sorted(path for path in folder.glob("*") if path.is_file() and _may_describe(path.name))
     if len(others) > 1:
         names = ", ".join(path.name for path in others[:4])
-        raise ConfigError(f"{folder} has several configs ({names}); name the network's {NAMES[1]}")
+        raise ConfigError(
+            f"{folder} has several configs ({names}); call the network's {' or '.join(NAMES[:2])}"
+        )
     return others[0] if others else folder / NAMES[0]
+
+
+def _may_describe(name: str) -> bool:
+    """Whether a file may be a network's config under another name."""
+    if re.fullmatch(NOT_OURS, name, re.IGNORECASE):
+        return False
+    return any(re.fullmatch(pattern, name, re.IGNORECASE) for pattern in OTHERS)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -38,11 +52,12 @@ def read_config(path: Path) -> dict[str, Any]:
       DataError: absent, not readable, or not of its format.
       ConfigError: not a mapping of names to values.
     """
-    if path.suffix == ".json" or not path.is_file():
+    suffix = path.suffix.lower()
+    if suffix == ".json" or not path.is_file():
         content = _json(path)
     else:
         text = _text(path)
-        content = _yaml(path, text) if path.suffix in (".yaml", ".yml") else flags_of(text, str(path))
+        content = _yaml(path, text) if suffix in (".yaml", ".yml") else flags_of(text, str(path))
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds {shorten(content)}, not options by name")
     for name in content:
@@ -94,9 +109,32 @@ def _unquoted(word: str) -> list[str]:
 
 def _json(path: Path) -> Any:
     try:
-        return files.read_json(path)
+        content = files.read_json(path)
+        with path.open("rb") as file:
+            json.load(file, object_pairs_hook=functools.partial(_once, path))
     except RecursionError:
         raise DataError(f"{path}: nested too deeply for a config") from None
+    return content
+
+
+def _once(path: Path, pairs: list[tuple[Any, Any]]) -> dict:
+    """The pairs as a mapping; ConfigError where one name has two different values."""
+    content: dict = {}
+    for name, value in pairs:
+        if name in content and content[name] != value:
+            raise ConfigError(f"{path} sets {shorten(name)} twice, differently; keep one of them")
+        content[name] = value
+    return content
+
+
+class _Once(yaml.SafeLoader):
+    """YAML's safe loader, for which a name set twice is an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        own = [pair for pair in node.value if pair[0].tag != MERGE]
+        pairs = [tuple(self.construct_object(part, deep=True) for part in pair) for pair in own]
+        _once(Path(self.name), [pair for pair in pairs if isinstance(pair[0], Hashable)])
+        return super().construct_mapping(node, deep)
 
 
 def _text(path: Path) -> str:
@@ -110,7 +148,12 @@ def _text(path: Path) -> str:
 
 def _yaml(path: Path, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        loader = _Once(text)
+        loader.name = str(path)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mechdiff.core.config import DiffusionConfig, UNetConfig
+from mechdiff.core.config import MOST_STEPS, DiffusionConfig, UNetConfig
 from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.models.pretrained import conditioning, states, tensors
 from mechdiff.models.pretrained.folders import Place
@@ -32,6 +32,7 @@ from mechdiff.models.pretrained.schedulers import from_betas, sigmoid_betas
 from mechdiff.models.unet import Stage, stages
 
 WHAT = "ddim"
+STATED = ("weights", "noise_schedule", "noise_steps", "beta_start", "beta_end", "prediction", "condition")
 SIDES = listed(integer(text=True), text=True, empty=True)
 MODEL = {
     "type": Option("simple", anything(), ("simple", "bayesian")),
@@ -55,7 +56,7 @@ DIFFUSION = {
     "beta_schedule": Option("linear", choice("linear"), ("linear", "quad", "const", "sigmoid")),
     "beta_start": Option(1e-4, number(0.0, text=True)),
     "beta_end": Option(0.02, number(0.0, text=True)),
-    "num_diffusion_timesteps": Option(1000, integer(2, text=True)),
+    "num_diffusion_timesteps": Option(1000, integer(2, MOST_STEPS, text=True)),
 }
 IGNORED_MODEL = ("var_type", "ema", "ema_rate", "conv_shortcut", "use_timestep")
 IGNORED_SECTIONS = ("training", "sampling", "optim", "optimizer", "testing", "eval", "device", "seed")
@@ -105,7 +106,9 @@ def read(place: Place, stated: Stated) -> Imported:
         notes.append(note)
     params = tensors.to_params(state, names(unet), unet, path)
     unet = dataclasses.replace(unet, prediction=stated.prediction or "epsilon")
-    return Imported(unet, levels, params, WHAT, dtype, tuple(notes), _assumed(diffusion, stated))
+    assumed = _assumed(diffusion, stated)
+    asks = states.levels_asked("its config has no (whole) section diffusion", assumed)
+    return Imported(unet, levels, params, WHAT, dtype, tuple(notes), assumed, asks)
 
 
 def unet_config(model: Options, data: Options) -> UNetConfig:

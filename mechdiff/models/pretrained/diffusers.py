@@ -31,8 +31,10 @@ from mechdiff.storage import files
 STEM = "diffusion_pytorch_model"
 WEIGHTS = f"{STEM}.safetensors"
 WHAT = "UNet2DModel"
+STATED = ("weights", "noise_schedule", "noise_steps", "beta_start", "beta_end", "prediction", "condition")
+STATED += ("null_class",)
 
-WORDS = listed(choice("UNet2DModel's kinds of blocks"))
+WORDS = listed(choice(kind="the name of a kind of block"))
 TABLE = {  # defaults of diffusers 0.42; they have not changed since 0.0.4
     "sample_size": Option(None, optional(listed(integer()))),
     "in_channels": Option(3, integer()),
@@ -107,7 +109,8 @@ def read(place: Place, stated: Stated) -> Imported:
             f"out_channels={split.image}, not {2 * split.image}"
         )
     params = tensors.to_params(state, names(unet), unet, path)
-    return Imported(unet, scheduler.diffusion, params, "diffusers", dtype, tuple(notes), scheduler.assumed)
+    facts = {"notes": tuple(notes), "assumed": scheduler.assumed, "asks": scheduler.asks}
+    return Imported(unet, scheduler.diffusion, params, "diffusers", dtype, **facts)
 
 
 def write_diffusers(folder: Path | str, unet: UNetConfig, diffusion: DiffusionConfig, params: PyTree) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mechdiff.core.config import DiffusionConfig
+from mechdiff.core.config import MOST_STEPS, DiffusionConfig
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.parameterization import Parameterization
@@ -27,12 +27,13 @@ from mechdiff.models.pretrained.schedulers import from_betas
 from mechdiff.models.traced import TracedDenoiser, wrap
 
 WHAT = "edm"
+STATED = ("weights",)
 TABLE = {
     "sigma_data": Option(None, number(1e-6)),
     "sigma_min": Option(0.002, number(1e-6)),
     "sigma_max": Option(80.0, number(1e-6)),
     "rho": Option(7.0, number(1.0)),
-    "steps": Option(1000, integer(2)),
+    "steps": Option(1000, integer(2, MOST_STEPS)),
     "precond": Option(None, anything(), (None, "edm", "EDMPrecond")),
     "img_resolution": Option(None, integer()),
 }

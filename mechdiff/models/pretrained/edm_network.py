@@ -34,6 +34,11 @@ class Network:
     classes: int = 0
 
     @property
+    def null_label(self) -> int | None:
+        """The label that stands for no class."""
+        return self.classes or None
+
+    @property
     def is_song(self) -> bool:
         """Whether it is DDPM++'s."""
         return self.kind == "SongUNet"

@@ -50,6 +50,8 @@ def locate(folder: Path, weights: str | None = None) -> Place:
     bases = [home, *_parents(home)]
     _refuse_latents(bases)
     described_by = config_file(home)
+    if not described_by.exists():
+        raise DataError(_undescribed(described_by))
     config = read_config(described_by)
     scheduler, more = _scheduler(home, bases)
     return Place(home, described_by, config, scheduler, (*notes, *more))
@@ -77,6 +79,17 @@ def _home(folder: Path, weights: str | None) -> tuple[Path, tuple[str, ...]]:
     other = "ema" if kind == "raw" else "raw"
     note += f"for {NETWORKS[other]}/ give --weights={other} or --from={folder / NETWORKS[other]}"
     return there[kind], (note,) if len(there) > 1 else ()
+
+
+def _undescribed(path: Path) -> str:
+    """The line for a folder without a config: which folders below have one, or what to write."""
+    folder = path.parent
+    below = [place for pattern in ("*", "*/*") for place in sorted(folder.glob(pattern)) if place.is_dir()]
+    described = [str(place.relative_to(folder)) for place in below if config_file(place).is_file()]
+    line = f"{path}: no such file or folder; "
+    if described:
+        return f"{line}networks are described in {', '.join(described[:3])}: name one of these folders"
+    return f"{line}it has the network's options (or config.yaml, or its command line in flags.txt)"
 
 
 def _parents(home: Path) -> Iterator[Path]:

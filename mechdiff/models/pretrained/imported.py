@@ -48,6 +48,7 @@ class Imported:
       dtype: the widest of its stored numbers; keeping them in it loses nothing.
       notes: what was passed over, dropped, chosen or assumed, in sentences for a reader.
       assumed: names of what no file says and nobody stated, `option=value`.
+      asks: what must be stated before the network is sampled or examined, in one line; empty: nothing.
     """
 
     unet: UNetConfig
@@ -57,6 +58,12 @@ class Imported:
     dtype: str
     notes: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    asks: str = ""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is kept of the import in a model's record, JSON-ready."""
+        return _facts(self)
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -72,7 +79,7 @@ class ImportedFunction:
       layout: whose it is; a key of `builders.BUILDERS`.
       options: what makes the function, JSON-ready; `image_size` and `channels` among them.
       params: its tensors by their own names, float32, on the host.
-      diffusion, dtype, notes, assumed: as of `Imported`.
+      diffusion, dtype, notes, assumed, asks: as of `Imported`.
     """
 
     layout: str
@@ -82,8 +89,19 @@ class ImportedFunction:
     dtype: str
     notes: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    asks: str = ""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is kept of the import in a model's record, JSON-ready."""
+        return _facts(self)
 
     @property
     def schedule(self) -> NoiseSchedule:
         """The noise levels it is examined at."""
         return make_schedule(self.diffusion)
+
+
+def _facts(model: Imported | ImportedFunction) -> dict[str, Any]:
+    kept = ("layout", "notes", "assumed", "asks")
+    return {name: getattr(model, name) for name in kept if name != "asks" or model.asks}

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mechdiff.core.config import DiffusionConfig
+from mechdiff.core.config import MOST_STEPS, DiffusionConfig
 from mechdiff.core.errors import CheckpointError, ConfigError, shorten
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.schedules import make_schedule
@@ -42,6 +42,7 @@ from mechdiff.models.pretrained.options import (
 )
 from mechdiff.models.traced import TracedDenoiser, wrap
 
+STATED = ("weights", "noise_schedule", "noise_steps", "prediction")
 WHOLE = integer(text=True)
 TABLE = {  # arguments of Unet and GaussianDiffusion
     "image_size": Option(None, WHOLE),
@@ -56,7 +57,7 @@ TABLE = {  # arguments of Unet and GaussianDiffusion
     "sinusoidal_pos_emb_theta": Option(10000.0, number(1.0, text=True)),
     "objective": Option(None, choice(*OBJECTIVES), (None, *OBJECTIVES)),
     "beta_schedule": Option(None, choice(*SCHEDULES), (None, *SCHEDULES)),
-    "timesteps": Option(None, integer(2, text=True)),
+    "timesteps": Option(None, integer(2, MOST_STEPS, text=True)),
     "auto_normalize": Option(True, boolean(text=True), (True,)),
     "immiscible": Option(False, anything(), (False, True)),
     "schedule_fn_kwargs": Option(None, anything(), (None, {})),
@@ -83,7 +84,6 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     get = read_options(place.config, TABLE, what=WHAT, ignored=IGNORED)
     if get["image_size"] is None:
         raise ConfigError(f"{WHAT} option image_size is absent; write the side of the pictures")
-    _refuse_statements(stated)
     path, notes = states.weight_file(place.home, "model", stated.weights)
     state, dtype = tensors.load(path)
     weights = stated.weights if stated.weights in ("raw", "ema") else None
@@ -131,12 +131,6 @@ def _network(options: Mapping[str, Any]) -> Network:
 def _example(options: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     size, channels = options["image_size"], options["channels"]
     return np.zeros((1, size, size, channels), np.float32), np.zeros(1, np.int32)
-
-
-def _refuse_statements(stated: Stated) -> None:
-    for name in ("dialect", "beta_start", "beta_end", "rescale_timesteps", "condition", "null_class"):
-        if getattr(stated, name) is not None:
-            raise ConfigError(f"--{name}: a Unet of {WHAT} has no such thing; leave it out")
 
 
 def _buffers(state: tensors.State) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

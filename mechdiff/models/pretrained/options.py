@@ -122,8 +122,8 @@ def boolean(text: bool = False) -> Type:
     return Type("true or false", read)
 
 
-def integer(low: int | None = 1, *, text: bool = False, also: tuple = ()) -> Type:
-    """A whole number of at least `low`, or one of `also`; with `text`, also written as text."""
+def integer(low: int | None = 1, high: int | None = None, *, text: bool = False, also: tuple = ()) -> Type:
+    """A whole number from `low` to `high`, or one of `also`; with `text`, also written as text."""
 
     def read(value):
         if value in also and not isinstance(value, bool):
@@ -131,12 +131,14 @@ def integer(low: int | None = 1, *, text: bool = False, also: tuple = ()) -> Typ
         number = _whole(value, text)
         if number in also:
             return number
-        if low is not None and number < low:
+        if (low is not None and number < low) or (high is not None and number > high):
             raise ValueError
         return number
 
     more = "".join(f" or {_shown(other)}" for other in also)
-    return Type(f"a whole number{'' if low is None else f' of at least {low}'}{more}", read)
+    least = "" if low is None else f" of at least {low}"
+    most = "" if high is None else f" and at most {high}"
+    return Type(f"a whole number{least}{most}{more}", read)
 
 
 def number(low: float | None = None, *, text: bool = False) -> Type:
@@ -164,7 +166,7 @@ def listed(item: Type, *, text: bool = False, also: tuple = (), empty: bool = Fa
             return value
         items = value
         if text and isinstance(value, str):
-            items = value.strip().strip("()[]").split(",")
+            items = value.strip().strip("()[]").removesuffix(",").split(",")
         if not isinstance(items, list | tuple):
             items = [items]
         if not items and not empty:
@@ -175,15 +177,15 @@ def listed(item: Type, *, text: bool = False, also: tuple = (), empty: bool = Fa
     return Type(f"a list, each {item.expected}{more}", read)
 
 
-def choice(*words: str | None) -> Type:
-    """One of some words (None: null)."""
+def choice(*words: str | None, kind: str = "") -> Type:
+    """One of some words (None: null), which `Option.only` holds it to; `kind` is what they are called."""
 
     def read(value):
         if value is None or isinstance(value, str):
             return value
         raise ValueError
 
-    return Type(f"one of {', '.join(_shown(word) for word in words)}", read)
+    return Type(kind or f"one of {', '.join(_shown(word) for word in words)}", read)
 
 
 def optional(kind: Type) -> Type:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mechdiff.core.config import DiffusionConfig
+from mechdiff.core.config import MOST_STEPS, DiffusionConfig
 from mechdiff.core.errors import ConfigError, shorten, unknown
 from mechdiff.models.pretrained import states
 from mechdiff.models.pretrained.imported import Stated
@@ -44,15 +44,16 @@ DEFAULTS_OF = {  # class -> defaults that differ, of diffusers 0.42
     **{f"{name}Scheduler": LATENT_DEFAULTS | {"beta_schedule": "scaled_linear"} for name in ("LCM", "TCD")},
     "UnCLIPScheduler": {"beta_schedule": "squaredcos_cap_v2"},
 }
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 FIXED_VARIANCES = (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
 TABLE = {
     "_class_name": Option("DDPMScheduler", choice("DDPMScheduler")),
-    "num_train_timesteps": Option(1000, integer(2)),
+    "num_train_timesteps": Option(1000, integer(2, MOST_STEPS)),
     "beta_start": Option(1e-4, number(0.0)),
     "beta_end": Option(0.02, number(0.0)),
-    "beta_schedule": Option("linear", choice("linear"), (*OURS, "sigmoid")),
+    "beta_schedule": Option("linear", choice(*OURS, "sigmoid"), (*OURS, "sigmoid")),
     "trained_betas": Option(None, optional(listed(number(0.0)))),
-    "prediction_type": Option("epsilon", choice("epsilon"), ("epsilon", "v_prediction", "sample")),
+    "prediction_type": Option("epsilon", choice(*PREDICTIONS), PREDICTIONS),
     "predict_epsilon": Option(True, boolean()),  # before diffusers 0.10
     "rescale_betas_zero_snr": Option(False, boolean()),
     "variance_type": Option("fixed_small", choice(None), (*FIXED_VARIANCES, "learned", "learned_range")),
@@ -81,6 +82,7 @@ ASKED = {  # what we call the options that decide what a network's output means
     "prediction_type": "prediction",
 }
 FAINTEST = 2.0**-24  # abar of the last level where it is rescaled to none; as in diffusers
+STEP_DOWN = 0.25  # at most this share of the abar of the level before, which may be fainter still
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Scheduler:
     Attributes:
       learned_variances: whether the network also outputs variances, by its word.
       clip: range that predicted images are clipped to; 0: none.
+      asks: see `Imported`.
     """
 
     prediction: str
@@ -98,6 +101,7 @@ class Scheduler:
     learned_variances: bool
     notes: tuple[str, ...]
     assumed: tuple[str, ...]
+    asks: str
 
 
 def read(given: Mapping[str, Any], stated: Stated = Stated()) -> Scheduler:  # noqa: B008 (frozen)
@@ -132,6 +136,7 @@ def read(given: Mapping[str, Any], stated: Stated = Stated()) -> Scheduler:  # n
         learned_variances=get["variance_type"] in ("learned", "learned_range"),
         notes=tuple(notes),
         assumed=assumed,
+        asks=states.levels_asked("no scheduler_config.json lies there or beside", assumed),
     )
 
 
@@ -172,16 +177,23 @@ def _with_statements(given: Mapping[str, Any], stated: Stated) -> tuple[dict[str
     missing = (
         {} if given else {ours: TABLE[name].default for name, ours in ASKED.items() if name not in merged}
     )
-    if stated.noise_schedule == "cosine":
+    if merged.get("beta_schedule") == theirs["cosine"]:
+        _refuse_betas(stated)
         missing = {name: value for name, value in missing.items() if not name.startswith("beta")}
     return merged, states.summary(missing)
 
 
+def _refuse_betas(stated: Stated) -> None:
+    for name in ("beta_start", "beta_end"):
+        if getattr(stated, name) is not None:
+            raise ConfigError(f"--{name} has no bearing on a cosine schedule; leave it out")
+
+
 def _assumptions(assumed: tuple[str, ...]) -> str:
     return (
-        f"no scheduler_config.json: ASSUMED, by diffusers' defaults: {', '.join(assumed)}; if that is wrong, "
-        "put the file beside the network or state them: --noise_schedule, --noise_steps, --beta_start, "
-        "--beta_end, --prediction"
+        f"no scheduler_config.json: ASSUMED, by diffusers' defaults: {', '.join(assumed)}; put the file "
+        "beside the network or state them: --noise_schedule, --noise_steps, --beta_start, --beta_end, "
+        "--prediction"
     )
 
 
@@ -234,7 +246,8 @@ def zero_terminal_snr(betas) -> np.ndarray:
     """Betas rescaled so that the last level holds no signal but `FAINTEST` (Lin et al. 2024, algorithm 1)."""
     signal = np.sqrt(np.cumprod(1 - np.asarray(betas, np.float64)))
     signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
-    bar = np.maximum(signal**2, FAINTEST)
+    bar = signal**2
+    bar[-1] = min(FAINTEST, STEP_DOWN * bar[-2])
     return 1 - bar / np.append(1.0, bar[:-1])
 
 

@@ -25,8 +25,7 @@ def unwrapped(state: State, probe: str, weights: str | None, path: Path) -> tupl
       CheckpointError: raw and averaged tensors, and `weights` does not say which.
     """
     plain = {name.replace(COMPILED, ""): value for name, value in state.items()}
-    prefixes = sorted({name.removesuffix(probe) for name in plain if name.endswith(probe)})
-    prefixes = [prefix for prefix in prefixes if all(part in WRAPPERS for part in prefix.split(".")[:-1])]
+    prefixes = _prefixes(plain, probe)
     if not prefixes:
         return plain, ()
     prefix = _chosen(prefixes, weights, path)
@@ -43,6 +42,15 @@ def unwrapped(state: State, probe: str, weights: str | None, path: Path) -> tupl
     return kept, ("; ".join(notes),) if notes else ()
 
 
+def _prefixes(state: State, probe: str) -> list[str]:
+    """What wrappers put before the names of networks; of an unknown wrapper only if all tensors are in it."""
+    prefixes = sorted({name.removesuffix(probe) for name in state if name.endswith(probe)})
+    known = [prefix for prefix in prefixes if all(part in WRAPPERS for part in prefix.split(".")[:-1])]
+    if known or len(prefixes) != 1 or not prefixes[0].endswith("."):
+        return known
+    return prefixes if all(name.startswith(prefixes[0]) for name in state) else []
+
+
 def _chosen(prefixes: list[str], weights: str | None, path: Path) -> str:
     originals = [prefix for prefix in prefixes if COPIED not in prefix.split(".")]
     averaged = [prefix for prefix in originals if set(prefix.split(".")) & set(AVERAGED)]
@@ -50,6 +58,10 @@ def _chosen(prefixes: list[str], weights: str | None, path: Path) -> str:
         prefixes = originals
     raw = [prefix for prefix in prefixes if prefix not in averaged]
     choices = {"raw": raw, "ema": averaged}.get(weights or "", prefixes)
+    if len(prefixes) == 1 and prefixes == averaged and weights == "raw":
+        raise CheckpointError(
+            f"--weights=raw: {path} holds averages only, under {prefixes[0]!r}; leave it out"
+        )
     if len(prefixes) > 1 and len(choices) != 1:
         names = " and ".join(repr(prefix) for prefix in prefixes[:4])
         raise CheckpointError(
@@ -85,7 +97,7 @@ def weight_file(folder: Path, stem: str, weights: str | None) -> tuple[Path, tup
             raise ConfigError(f"--weights={shorten(weights)[1:-1]}: no such file in {folder}")
         return folder / weights, ()
     if weights == "raw" and "non_ema" in variants:
-        return variants["non_ema"], ()
+        return variants["non_ema"], (f"read {variants['non_ema'].name}",)
     if weights and weights not in ("raw", "ema"):
         if weights not in variants:
             have = ", ".join(variants) or "none"
@@ -99,6 +111,10 @@ def weight_file(folder: Path, stem: str, weights: str | None) -> tuple[Path, tup
         note = f"read {main.name}; beside it, not read: {beside} (choose by --weights=NAME)"
         return main, (note,) if beside else ()
     candidates = list(variants.values()) or others
+    if len(candidates) > 1 and all(re.search(r"-\d+-of-\d+$", path.stem) for path in candidates):
+        raise ConfigError(
+            f"{folder} has {len(candidates)} shards without {main.name}.index.json; fetch it too"
+        )
     if len(candidates) > 1:
         names = ", ".join(path.name for path in candidates[:4])
         raise ConfigError(f"{folder} has no {main.name} but {names}; choose by --weights=NAME")
@@ -119,6 +135,20 @@ def _variants(folder: Path, stem: str) -> dict[str, Path]:
 
 def _index(folder: Path, main: Path) -> Path:
     return folder / f"{main.name}.index.json"
+
+
+def levels_asked(reason: str, assumed: tuple[str, ...]) -> str:
+    """The line that asks for noise levels and the prediction, where they are but `assumed`; else empty.
+
+    Betas of a schedule that was stated may be its usual ones.
+    """
+    names = [option.partition("=")[0] for option in assumed]
+    flags = [
+        f"--{option}" for name, option in zip(names, assumed, strict=True) if not name.startswith("beta")
+    ]
+    if not flags:
+        return ""
+    return f"{reason}, so what decides its numbers is not known; state it ({' '.join(flags)} is usual)"
 
 
 def summary(options: Mapping[str, object]) -> tuple[str, ...]:

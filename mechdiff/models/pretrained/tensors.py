@@ -24,16 +24,16 @@ from mechdiff.storage.mismatch import named_leaves
 State = Mapping[str, np.ndarray]
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # widest first
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-SHOWN = 6  # names in one error
+SHOWN = 3  # names in one error
 TABLES = "/embedding"  # how the names of parameters end that are tables, not matrices
-LONGEST = 80  # characters of a name in one error
+LONGEST = 60  # characters of a name in one error
 COUNTERS = ("decay", "initted", "num_updates", "num_batches_tracked", "optimization_step", "step", "steps")
 
-CONVERT = (  # for people who have a pickle that they trust; ddim keeps a list, raw first and averaged last
-    'python -c "import sys, torch; from safetensors.torch import save_file; '
-    "s = torch.load(sys.argv[1], 'cpu', weights_only=True); s = s[-1] if isinstance(s, list) else s; "
-    'save_file({k: v.contiguous() for k, v in s.items()}, sys.argv[2])"'
+CONVERT = (  # for people who have a pickle that they trust; the README has it for lists and views too
+    'python -c "import torch, safetensors.torch as s; s.save_file('
+    "torch.load('{}', 'cpu', weights_only=True), '{}')\""
 )
+POINTER = b"version https://git-lfs"  # how the stand-in of a file in Git LFS begins
 
 
 def index_of(path: Path) -> Path:
@@ -95,12 +95,20 @@ def _load(path: Path) -> tuple[dict[str, np.ndarray], str]:
             strange = sorted({kind for kind in kinds.values() if kind not in DTYPES})
             if strange:
                 raise CheckpointError(
-                    f"{path} has numbers of type {strange[0]}; supported: {', '.join(DTYPES)}"
+                    f"{path} has numbers of type {strange[0]}; supported: {', '.join(DTYPES)}; save it as "
+                    "one of them"
                 )
             state = {name: file.get_tensor(name).astype(np.float32) for name in kinds}
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from None
+    _check_finite(state, path)
     return state, next((DTYPES[kind] for kind in DTYPES if kind in kinds.values()), "float32")
+
+
+def _check_finite(state: State, path: Path) -> None:
+    wrong = [name for name, value in state.items() if not np.isfinite(value).all()]
+    if wrong:
+        raise CheckpointError(f"{path} holds NaN or Inf: {_listed('tensors', wrong)}; it was saved broken")
 
 
 def _is_counter(name: str, tensor) -> bool:
@@ -108,16 +116,22 @@ def _is_counter(name: str, tensor) -> bool:
 
 
 def _absent(path: Path) -> CheckpointError:
-    found = [other.name for other in sorted(path.parent.glob("*")) if other.suffix in PICKLES]
-    if found:
-        return _pickle(path.with_name(found[0]), path.name)
-    return CheckpointError(f"{path} is absent; that file holds the parameters")
+    if path.is_symlink():
+        return CheckpointError(f"{path} is a link to {path.readlink()}, which is absent; fetch that file")
+    others = sorted(other.name for other in path.parent.glob("*"))
+    pickles = [name for name in others if Path(name).suffix in PICKLES]
+    if pickles:
+        return _pickle(path.with_name(pickles[0]), path.name)
+    there = shorten(", ".join(others[:SHOWN]) or "nothing")[1:-1]
+    return CheckpointError(f"{path} is absent, which holds the parameters; there lies {there}")
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     with path.open("rb") as file:
-        head = file.read(2)
-    if head == b"PK" or head[:1] == b"\x80":  # how pickles of torch begin, new and old
+        head = file.read(len(POINTER))
+    if head == POINTER:
+        return CheckpointError(f"{path} is a pointer of Git LFS, not the file; fetch it (git lfs pull)")
+    if head[:2] == b"PK" or head[:1] == b"\x80":  # how pickles of torch begin, new and old
         return _pickle(path, f"new-{path.name}")
     reason = next(iter(str(error).splitlines()), "")[:150]
     return CheckpointError(f"{path} is damaged ({reason}); download it again")
@@ -125,8 +139,8 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
 
 def _pickle(path: Path, target: str) -> CheckpointError:
     return CheckpointError(
-        f"{path} is a pickle, which can run code and is never opened here; if you trust it, convert it with "
-        f"torch: {CONVERT} {path.name} {target}"
+        f"{path} is a pickle, which can run code and is never opened here; if you trust it, convert it: "
+        f"{CONVERT.format(path.name, target)}"
     )
 
 

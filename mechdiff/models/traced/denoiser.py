@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array
 
 from mechdiff.core.errors import ConfigError, unknown
@@ -222,6 +223,23 @@ def _run(
     capture: frozenset[str],
 ) -> tuple[Array, dict[str, Array]]:
     """The function's own output under an intervention, and captured values by tag."""
+    program, arguments = program_of(denoiser, x_t, t, condition)
+    leaves = leaves_of(network.sites, intervention, t)
+    edits = GateEdits(network.sites)
+    plan = Plan(edits, capture, edits.split_rows)
+    (output,), captured = evaluate(program, arguments, leaves, plan)
+    return output, captured
+
+
+def program_of(
+    denoiser: TracedDenoiser, x_t: Images, t: Timesteps, condition: Any
+) -> tuple[ClosedJaxpr, list[Array]]:
+    """The function as a program for so many rows, and its arguments.
+
+    Raises:
+      ConfigError: a condition too many or too few.
+    """
+    network = denoiser.network
     if network.conditioned != (condition is not None):
         raise ConfigError(
             "this network takes a condition; give predict(..., condition=...)"
@@ -231,11 +249,7 @@ def _run(
     x, time = network.parameterization.inputs(denoiser.schedule, x_t, t)
     args = (denoiser.params, x, time) if condition is None else (denoiser.params, x, time, condition)
     program = jax.make_jaxpr(jax.jit(network.fn))(*args)  # under JAX's cache of traced functions
-    leaves = leaves_of(network.sites, intervention, t)
-    edits = GateEdits(network.sites)
-    plan = Plan(edits, capture, edits.split_rows)
-    (output,), captured = evaluate(program, jax.tree.leaves(args), leaves, plan)
-    return output, captured
+    return program, jax.tree.leaves(args)
 
 
 def _grid(tokens: int) -> tuple[int, int]:

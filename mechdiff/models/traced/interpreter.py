@@ -98,10 +98,10 @@ def _step(equation: JaxprEqn, operands: list, leaves: Leaves, plan: Plan) -> Res
         news = {name: operands[0]} if name in plan.capture else {}
         if name in leaves:
             operands = [plan.edit(name, operands[0], leaves[name]), *operands[1:]]
-        return _bind(equation, operands), news
+        return bind(equation, operands), news
     inside = names_within(equation)
     if not inside & (plan.capture | leaves.keys()):
-        return _bind(equation, operands), {}
+        return bind(equation, operands), {}
     rule = RULES.get(equation.primitive.name)
     if rule is None:
         raise ConfigError(cannot_enter(min(inside), equation.primitive.name))
@@ -109,7 +109,8 @@ def _step(equation: JaxprEqn, operands: list, leaves: Leaves, plan: Plan) -> Res
     return rule(equation, operands, within, dataclasses.replace(plan, capture=plan.capture & inside))
 
 
-def _bind(equation: JaxprEqn, operands: list) -> list:
+def bind(equation: JaxprEqn, operands: list) -> list:
+    """Runs an equation as it stands; one output for each of its variables."""
     primitive = equation.primitive
     with equation.ctx.manager:
         outputs = primitive.bind(*operands, **primitive.get_bind_params(equation.params))

@@ -251,8 +251,10 @@ def sample_condition(denoiser: Examinable, count: int) -> PyTree:
     Raises:
       ConfigError: the network is conditioned on more than classes of a table.
     """
-    unet = denoiser.network
+    unet, classes = denoiser.network, conditions.taken(denoiser.network).classes
     if not isinstance(unet, UNetConfig):
+        if unet.conditioned and classes:
+            return np.arange(count, dtype=np.int32) % classes
         if unet.conditioned:
             raise ConfigError(
                 f"{denoiser.name} takes a condition, which is not made up here: give one for each image (a "

@@ -4,17 +4,19 @@ The batch grows on its way through the stages: the clean rows go first, and the 
 join, as copies of the clean ones, at the first stage that it changes. A leave-one-out sweep is one program
 of about half the operations of one pass per component, compiled once whatever the number of sweeps. Where
 memory holds only a part of the rows at a time, they take turns in the same program (`plan_passes`).
-A denoiser without stages runs whole for every intervention.
+Of a function with named values the sites take the place of the stages, see `models.traced.joining`; any other
+denoiser without stages runs whole for every intervention.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.types import AnyArray, Images, PyTree
@@ -22,6 +24,8 @@ from mechdiff.diffusion.process import to_eps
 from mechdiff.interventions.components import VECTORS, has_rows, site_type
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Denoiser, Examinable
+from mechdiff.models.traced.denoiser import TracedDenoiser, TracedNetwork
+from mechdiff.models.traced.joining import predict_each, site_places
 from mechdiff.models.unet import Stage, Stream, at_timesteps, enter, run_stage, stages
 from mechdiff.sweeps.execution.memory import CPU_BLOCK
 
@@ -31,8 +35,8 @@ class PassPlan(NamedTuple):
 
     Attributes:
       order: which intervention each row of each pass is; places left over hold repeats.
-      joins: interventions that join at each stage, the same in every pass; all of them at one place where the
-        network has no stages.
+      joins: interventions that join at each stage, or at each site of a traced function, the same in every
+        pass; all of them at one place where the network has neither.
     """
 
     order: Int[np.ndarray, "passes rows"]
@@ -48,17 +52,36 @@ def joining_stages(config: UNetConfig, stacked: Intervention) -> Int[np.ndarray,
     place = {stage.name: i for i, stage in enumerate(stages(config))}
     count = len(next(iter(stacked.gate.values())))
     first = np.full(count, len(place) - 1)
-    changes = [
-        (site, (np.atleast_2d(leaf) != 1).any(axis=1))
-        for leaves in (stacked.gate, stacked.temperature, stacked.pattern)
-        for site, leaf in leaves.items()
-    ]
-    for site, leaf in stacked.add.items():
-        of_each = np.ndim(leaf) > (1 if site_type(site) in VECTORS else 3)
-        changes.append((site, (np.reshape(leaf, (count if of_each else 1, -1)) != 0).any(axis=1)))
-    for site, changed in changes:
+    for site, changed in _changes(stacked, count, lambda site: 1 if site_type(site) in VECTORS else 3):
         first = np.where(changed, np.minimum(first, place[site.rsplit(".", 1)[0]]), first)
     return first
+
+
+def joining_sites(network: TracedNetwork, stacked: Intervention) -> Int[np.ndarray, " interventions"]:
+    """As `joining_stages`: the first site in the order of execution."""
+    place = site_places(network)
+    ranks = {name: len(site.shape) - 1 for site in network.sites for name in site.names}
+    count = len(next(iter(stacked.gate.values())))
+    first = np.full(count, len(place) - 1)
+    for site, changed in _changes(stacked, count, ranks.__getitem__):
+        first = np.where(changed, np.minimum(first, place[site]), first)
+    return first
+
+
+def _changes(
+    stacked: Intervention, count: int, rank_of: Callable[[str], int]
+) -> Iterator[tuple[str, Bool[np.ndarray, "..."]]]:
+    """Each site with whether it is changed, by each intervention of a stack or by all alike.
+
+    Args:
+      rank_of: site -> axes of one row of its activation; a direction with one more is stacked.
+    """
+    for leaves in (stacked.gate, stacked.temperature, stacked.pattern):
+        for site, leaf in leaves.items():
+            yield site, (np.atleast_2d(leaf) != 1).any(axis=1)
+    for site, leaf in stacked.add.items():
+        of_each = np.ndim(leaf) > rank_of(site)
+        yield site, (np.reshape(leaf, (count if of_each else 1, -1)) != 0).any(axis=1)
 
 
 def plan_passes(network: Any, stacked: Intervention, rows: int, together: bool = False) -> PassPlan:
@@ -69,11 +92,14 @@ def plan_passes(network: Any, stacked: Intervention, rows: int, together: bool =
     several, each by about one part in `rows` of the network.
 
     Args:
-      network: of the denoiser: a UNet's configuration, or anything else, which has no stages to join at.
+      network: of the denoiser: a UNet's configuration, a traced function's facts, or anything else, which has
+        no places to join at.
       together: all join at the first stage, whatever they change: one program for all stacks of one size.
     """
     if isinstance(network, UNetConfig):
         places, first = len(stages(network)), joining_stages(network, stacked)
+    elif isinstance(network, TracedNetwork):
+        places, first = len(site_places(network)), joining_sites(network, stacked)
     else:
         places, first = 1, np.zeros(len(next(iter(stacked.gate.values()))), int)
     if together:
@@ -104,8 +130,10 @@ def forward(
       x_t: noisy images at timestep `t`, each seen by every intervention.
       condition: what each image is denoised under, leaves `(batch, ...)`.
     """
+    if isinstance(denoiser, TracedDenoiser):
+        return predict_each(denoiser, joins, stacked, x_t, jnp.full(len(x_t), t), condition)
     if not isinstance(denoiser, Denoiser):
-        return _whole(denoiser, stacked, x_t, t, condition)
+        return forward_whole(denoiser, stacked, x_t, t, condition)
     config, schedule, params = denoiser.unet, denoiser.schedule, denoiser.params
     batch, count = x_t.shape[0], sum(joins)
     stacked = at_timesteps(stacked, jnp.full(count, t))
@@ -121,7 +149,7 @@ def forward(
     return eps[0], eps[1:]
 
 
-def _whole(
+def forward_whole(
     denoiser: Examinable, stacked: Intervention, x_t: Images, t: Int[AnyArray, ""], condition: PyTree
 ) -> tuple[Images, Float[Array, "interventions batch height width channels"]]:
     """`forward` of a network without stages. The identity is the first row of the same program, so that an

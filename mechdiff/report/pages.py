@@ -1,0 +1,44 @@
+"""What the pages of the report share: templates with their filters, style sheet and script."""
+
+import json
+from importlib import resources
+
+import jinja2
+
+from mechdiff.report import findings, style
+
+
+def render(template: str, **content: object) -> str:
+    """A page of this folder's templates, whole in one file.
+
+    Args:
+      template: such as `report.html.j2`.
+      content: its variables, besides `css` and `script`.
+
+    Raises:
+      jinja2.UndefinedError: a variable that the template uses is absent.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mechdiff.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": style.number, "precise": findings.precise, "between": findings.between}
+    environment.filters["level"] = style.level_label
+    environment.filters["pretty"] = _pretty
+    environment.filters["uri"] = _png_uri
+    return environment.get_template(template).render(css=_file("css"), script=_file("js"), **content)
+
+
+def _file(kind: str) -> str:
+    return resources.files("mechdiff.report").joinpath(f"report.{kind}").read_text("utf-8")
+
+
+def _pretty(data: object) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False)
+
+
+def _png_uri(data: bytes) -> str:
+    return style.data_uri(data, "image/png")

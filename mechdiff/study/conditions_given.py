@@ -1,0 +1,211 @@
+"""What anyone's images are denoised under: their classes by sub-folder or label, condition images by name."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from mechdiff.core.config import Preprocessing
+from mechdiff.core.errors import ConfigError, DataError, shorten
+from mechdiff.core.types import PyTree
+from mechdiff.data.arrays import SUFFIXES
+from mechdiff.data.collection import Collection, open_collection
+from mechdiff.data.folder import class_folders
+from mechdiff.data.images import enlarged
+from mechdiff.models import conditions
+from mechdiff.models.denoiser import Examinable
+
+CLASS_NAMES = "class_names"  # of a training record: what the network's classes are called, in their order
+CHANNELS = {1: "gray", 3: "rgb"}  # of images in files
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given:
+    """What is said beside the images that a conditioned network is examined on.
+
+    Attributes:
+      classes: which class the images of a sub-folder (or of a label in an `.npz` file) are of,
+        `NAME=NUMBER,NAME=NUMBER`; or one NUMBER for all images; empty: by the network's class names.
+      conditions: a folder of images to go by, each called as the image it belongs to; or, where the images
+        are an array in a file, such a file in the same order.
+      names: what the network's classes are called, in their order; empty: not known.
+    """
+
+    classes: str = ""
+    conditions: str = ""
+    names: tuple[str, ...] = ()
+
+
+def given_for(record: Mapping[str, Any] | None, given: Given) -> Given:
+    """The same with the class names that a model's record holds."""
+    names = (record or {}).get(CLASS_NAMES) or given.names
+    return dataclasses.replace(given, names=tuple(names))
+
+
+def condition_of(
+    denoiser: Examinable,
+    images: Collection,
+    rows: Sequence[int],
+    given: Given,
+    preprocessing: Preprocessing,
+) -> tuple[PyTree, tuple[str, ...]]:
+    """The condition of images, leaves `(rows, ...)` as `predict` takes it, and in words what it is.
+
+    Args:
+      images: all of them; `rows` are those that are examined, in order.
+      preprocessing: of condition images, in whatever channels the network takes.
+
+    Raises:
+      DataError: a class or a condition image that is missing or can't be told.
+    """
+    takes = conditions.taken(denoiser.network)
+    parts, words = {}, []
+    if takes.classes:
+        parts["label"], said = _labels(denoiser, images, rows, given)
+        words.append(said)
+    if takes.channels:
+        parts["image"], said = _condition_images(denoiser, images, rows, given, preprocessing)
+        words.append(said)
+    return (parts if len(parts) > 1 else next(iter(parts.values()))), tuple(words)
+
+
+def _labels(
+    denoiser: Examinable, images: Collection, rows: Sequence[int], given: Given
+) -> tuple[Int[np.ndarray, " rows"], str]:
+    takes = conditions.taken(denoiser.network)
+    if given.classes.isdecimal():
+        label = _checked(int(given.classes), takes, "--classes")
+        return np.full(len(rows), label, np.int32), f"each as class {_called(label, given)}"
+    if images.files is not None:
+        found = class_folders([images.files.names[row] for row in rows])
+        _check_copies(images)
+        if "" in found:
+            raise DataError(
+                f"{images.name}: {found.count('')} of {len(rows)} images lie in no sub-folder, which would "
+                f"say their class ({denoiser.name} has {takes.classes}); --classes=NUMBER is one for all"
+            )
+        return _numbers(found, takes, given, f"{images.name}, sub-folder"), "classes by sub-folder"
+    if images.labels is None:
+        raise DataError(
+            f"{images.name} holds no labels, and {denoiser.name} has {takes.classes} classes; save them as "
+            "'labels' in an .npz file, or give --classes=NUMBER for all"
+        )
+    labels = images.labels[list(rows)]
+    if labels.dtype.kind == "U":
+        return _numbers(labels.tolist(), takes, given, f"{images.name}, label"), "classes by label"
+    for label in labels:
+        _checked(int(label), takes, f"{images.name}, label")
+    return labels.astype(np.int32), "classes by label"
+
+
+def _numbers(
+    found: Sequence[str], takes: conditions.Takes, given: Given, where: str
+) -> Int[np.ndarray, " rows"]:
+    """The class of each name, by `--classes` or the network's class names."""
+    numbers = _stated(given.classes, takes) if given.classes else {n: i for i, n in enumerate(given.names)}
+    unknown = sorted(set(found) - set(numbers))
+    if unknown:
+        known = f"known: {shorten(', '.join(numbers))[1:-1]}" if numbers else "the model's record names none"
+        stated = ",".join(f"{name}=NUMBER" for name in unknown[:3])
+        raise DataError(
+            f"{where} {shorten(unknown[0])}: which of {takes.classes} classes it is, is not known ({known}); "
+            f"state it: --classes={stated}{',...' if len(unknown) > 3 else ''}"
+        )
+    return np.array([numbers[name] for name in found], np.int32)
+
+
+def _stated(text: str, takes: conditions.Takes) -> dict[str, int]:
+    """`NAME=NUMBER,...`, in which names may hold commas and equality signs."""
+    pairs = re.findall(r"(.+?)=(\d+)(?:,|$)", text)
+    if ",".join("=".join(pair) for pair in pairs) != text:
+        raise ConfigError(
+            f"--classes={shorten(text)[1:-1]} is neither NAME=NUMBER,NAME=NUMBER nor one NUMBER for all"
+        )
+    return {name: _checked(int(number), takes, f"--classes: {name}") for name, number in pairs}
+
+
+def _checked(label: int, takes: conditions.Takes, where: str) -> int:
+    if 0 <= label < takes.classes or label == takes.null_label:
+        return label
+    null = "" if takes.null_label is None else f", or {takes.null_label} for none"
+    raise ConfigError(f"{where}={label} is out of range; classes are 0 to {takes.classes - 1}{null}")
+
+
+def _called(label: int, given: Given) -> str:
+    return f"{label} ({given.names[label]})" if label < len(given.names) else str(label)
+
+
+def _check_copies(images: Collection) -> None:
+    """That no image lies in two classes."""
+    folders, first = class_folders(images.files.names), {}
+    for name, digest, folder in zip(images.files.names, images.digests, folders, strict=True):
+        earlier, where = first.setdefault(digest, (name, folder))
+        if where != folder:
+            raise DataError(
+                f"{images.name}: {earlier} and {name} are one image in two classes; keep one of them"
+            )
+
+
+def _condition_images(
+    denoiser: Examinable,
+    images: Collection,
+    rows: Sequence[int],
+    given: Given,
+    preprocessing: Preprocessing,
+) -> tuple[Float[np.ndarray, "rows height width channels"], str]:
+    channels, side = conditions.taken(denoiser.network).channels, denoiser.image_shape[0]
+    if not given.conditions:
+        raise DataError(
+            f"{denoiser.name} is conditioned on an image of {channels} channels; give one for each image: "
+            "--conditions=FOLDER, called as those they belong to"
+        )
+    is_file = Path(given.conditions).suffix.lower() in SUFFIXES
+    if is_file != (images.files is None):
+        raise DataError(
+            f"--conditions={given.conditions} and --images are a folder and a file; both must be folders, "
+            "paired by name, or both files of arrays, paired by position"
+        )
+    if channels not in CHANNELS:
+        raise DataError(
+            f"{denoiser.name} is conditioned on {channels} channels; files hold 1 or 3, so give arrays to "
+            "study.inputs.images_from in Python"
+        )
+    others = open_collection(given.conditions)
+    places = list(rows) if is_file else _paired(images, rows, others)
+    if is_file and len(others.array) != len(images.array):
+        raise DataError(
+            f"--conditions={given.conditions} holds {len(others.array)} images, but {images.name} "
+            f"{len(images.array)}; they are paired by position"
+        )
+    preprocessing = dataclasses.replace(preprocessing, channels=CHANNELS[channels])
+    shown = np.stack([_prepared(others, place, side, preprocessing) for place in places])
+    return shown, f"condition images of {others.name} (sha256 {others.digest[:12]})"
+
+
+def _prepared(others: Collection, place: int, side: int, preprocessing: Preprocessing) -> np.ndarray:
+    if others.files is not None:
+        return enlarged(others.files.read(place), side, others.files.names[place], preprocessing)
+    if others.array.dtype == np.uint8 and others.array.shape[1:3] != (side, side):
+        return enlarged(others.array[place], side, f"{place} of {others.name}", preprocessing)
+    return others.pixels(place, side, preprocessing)
+
+
+def _paired(images: Collection, rows: Sequence[int], others: Collection) -> list[int]:
+    """The place of each image's condition among `others`: the one of its path, whatever the ending."""
+    places: dict[str, int] = {}
+    for place, name in enumerate(others.files.names):
+        stem = str(Path(name).with_suffix(""))
+        if stem in places:
+            raise DataError(f"{others.name} holds several images called {stem}; keep one of them")
+        places[stem] = place
+    paired = []
+    for row in rows:
+        name = images.files.names[row]
+        if str(Path(name).with_suffix("")) not in places:
+            raise DataError(f"{others.name} holds no condition image for {name}; it must have the same name")
+        paired.append(places[str(Path(name).with_suffix(""))])
+    return paired

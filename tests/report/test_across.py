@@ -1,0 +1,75 @@
+"""All networks together: every mark says which network it is, and seeds are counted once."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib import rc_context
+
+from mechdiff.core.presets import preset
+from mechdiff.report import across, numbers, style
+from mechdiff.study.claims import across_seeds
+from mechdiff.study.records import ExaminedModel, Network
+
+IMAGES = 3
+
+
+def network(name, data, seed):
+    """Four components that cost 1, 2, 3 and 4 times as much as the seed's own factor."""
+    factors = 1 + 0.1 * (seed + 1) * np.arange(1, 5)
+    loss = np.broadcast_to(factors[None, :, None, None], (1, 4, 2, IMAGES))
+    dims = ("ablation", "component", "t", "image")
+    coords = {"ablation": ["zero"], "component": [f"block{k}.res" for k in range(4)], "t": [1, 5]}
+    sweep = xr.Dataset({"loss": (dims, loss), "clean_loss": (dims[2:], np.ones((2, IMAGES)))}, coords=coords)
+    return Network(name, data, 4, seed, sweep, sweep)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    faces = [network(f"faces-seed{seed}", "synthetic", seed) for seed in (0, 1)]
+    return [*faces, *(network(f"celeba-seed{seed}", "celeba", seed) for seed in (0, 1, 2))]
+
+
+def test_every_network_has_its_name_in_the_key_and_a_mark_at_its_value(networks):
+    with rc_context(style.settings(style.LIGHT)):
+        axes = across.draw_damage(style.LIGHT, networks).axes[0]
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sorted(names) == sorted(each.name for each in networks)
+    marks = {}
+    for line in axes.lines:
+        if line.get_gid():
+            _, component, words = line.get_gid().split("|")
+            marks[words.split(":")[0], component] = float(line.get_xdata()[0]), line.get_marker()
+    assert len(marks) == len(networks) * 4
+    for each in networks:
+        values = across_seeds.damage(each.sweep, "zero")
+        assert [marks[each.name, f"block{k}.res"][0] for k in range(4)] == pytest.approx(values.tolist())
+    shapes = {marks[f"celeba-seed{seed}", "block0.res"][1] for seed in (0, 1, 2)}
+    assert len(shapes) == 3
+    spans = axes.collections[0].get_segments()  # CelebA's: from the least to the largest seed
+    expected = [across_seeds.damage(each.sweep, "zero") for each in networks[2:]]
+    largest = np.max(expected, axis=0)
+    assert sorted(span[1, 0] for span in spans) == pytest.approx(sorted(largest))
+
+
+def test_a_mark_s_words_become_data_of_the_page(networks):
+    with rc_context(style.settings(style.LIGHT)):
+        drawn = style.svg(across.draw_damage(style.LIGHT, networks)).decode()
+    page = style.inline.themed(drawn, drawn, "seeds", "words")
+    told = re.findall(r'data-c="block3\.res" data-told="([^"]*)"', page)
+    assert "celeba-seed2: pooled ΔL/L 120 %, zero ablation" in told and len(told) == len(networks)
+
+
+def test_training_seeds_are_each_said_once():
+    def model(seed, data="synthetic"):
+        config = preset("tiny")
+        config = dataclasses.replace(config, seed=seed, data=dataclasses.replace(config.data, name=data))
+        empty = xr.Dataset()
+        return ExaminedModel("name", "", 0, config, {}, Network("name", data, 4, seed, empty, empty), b"")
+
+    assert numbers.training_seeds([model(1), model(0)]) == "training seeds 0, 1"
+    same = numbers.training_seeds([model(0), model(0), model(0)])
+    assert same.startswith("training seed 0: ") and "no replicates" in same
+    assert numbers.training_seeds([model(0), model(0, "unknown")]) == ""
