@@ -1,4 +1,4 @@
-"""Launchers in this process, one after the other: `python -m tests.reference.launching '[["sweep", "--flag"]]'`."""
+"""Launchers in one process, one after the other: `python -m tests.reference.launching '[["sweep", "--x"]]'`."""
 
 import importlib
 import json
@@ -12,13 +12,15 @@ from experiments import _launch
 
 
 def launch(name: str, *argv: str) -> int:
-    """Exit code of `python -m experiments.NAME`; its flags and its signal handler are gone afterwards."""
-    handler, module = signal.getsignal(signal.SIGTERM), importlib.import_module(f"experiments.{name}")
+    """Exit code of `python -m experiments.NAME`; its flags and its handlers are gone afterwards."""
+    handler, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
+    module = importlib.import_module(f"experiments.{name}")
     try:
         with flagsaver.flagsaver():
             return _launch.launch(module.main, [name, *argv])
     finally:
         signal.signal(signal.SIGTERM, handler)
+        sys.unraisablehook = hook
         for flag in list(flags.FLAGS.flags_by_module_dict().get(module.__name__, ())):
             delattr(flags.FLAGS, flag.name)
         del sys.modules[module.__name__]

@@ -28,7 +28,7 @@ UNET = UNetConfig(  # the least network with what is shared: each of many proces
 
 @pytest.fixture(scope="module")
 def sweep(tiny, tmp_path_factory):
-    """`sweep(workdir, devices, *flags, also=())`: a process of virtual devices that sweeps, then runs others."""
+    """`sweep(workdir, devices, *flags, also=())`: a process that sweeps, and runs others, on devices."""
     folder = tmp_path_factory.mktemp("untrained") / "model"
     config = to_dict(dataclasses.replace(tiny, unet=UNET))
     checkpoint.export_model(folder, random_params(UNET), config, {}, extras={"samples.png": b""})

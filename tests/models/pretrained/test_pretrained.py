@@ -1,7 +1,6 @@
 """Foreign checkpoints: folders that can't be read, the round trip, and a sweep against hooks in PyTorch."""
 
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -26,7 +25,6 @@ from mechdiff.sweeps.ablation import ablation_sweep
 
 WEIGHTS = diffusers.WEIGHTS
 TINY = preset("tiny").unet
-ROOT = Path(__file__).parents[3]
 DIFFUSION = DiffusionConfig(schedule="scaled_linear", steps=40, beta_start=0.001, beta_end=0.1)
 
 
