@@ -1,4 +1,4 @@
-"""Launchers in one process, one after the other: `python -m tests.reference.launching '[["sweep", "--x"]]'`."""
+"""Launchers in one process, in turn: `python -m tests.reference.launching '[["sweep", "--model=..."]]'`."""
 
 import importlib
 import json
