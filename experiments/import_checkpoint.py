@@ -27,7 +27,7 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.models.pretrained import adm_options, builders
 from mechdiff.storage import checkpoint, files, image_grid
 from mechdiff.study.conditions_given import CLASS_NAMES as CLASS
-from mechdiff.sweeps.execution import forecast, rollout
+from mechdiff.sweeps.execution import drawing, forecast
 
 from . import _launch
 
@@ -82,7 +82,7 @@ def main(config, workdir):
     sheet = {}
     if SAMPLES.value:
         key = keys.stream(jax.random.key(config.seed), "samples")
-        pictures = to_bytes(rollout.draw_samples(denoiser, key, SAMPLES.value, STEPS.value))
+        pictures = to_bytes(drawing.draw_samples(denoiser, key, SAMPLES.value, STEPS.value))
         sheet["samples.png"] = image_grid.png(image_grid.sheet(pictures))
     folder = checkpoint.export_model(
         target / "model", found.params, saved, record, dtype=found.dtype, extras=sheet

@@ -18,7 +18,7 @@ from mechdiff.data import to_bytes
 from mechdiff.interventions import build
 from mechdiff.models import load
 from mechdiff.storage import files, image_grid
-from mechdiff.sweeps.execution import rollout
+from mechdiff.sweeps.execution import drawing
 
 from . import _launch
 
@@ -50,7 +50,7 @@ def main(config, workdir):
     key = keys.stream(jax.random.key(config.seed), "own samples")
     labels = None if LABEL.value is None else np.full(COUNT.value, LABEL.value, np.int32)
     told = {"condition": labels, "guidance": GUIDANCE.value}
-    drawn = rollout.draw_samples(denoiser, key, COUNT.value, STEPS.value, **told)
+    drawn = drawing.draw_samples(denoiser, key, COUNT.value, STEPS.value, **told)
     image_grid.save_sheet(workdir / "samples.png", to_bytes(drawn))
     print(workdir / "samples.png")
 

@@ -81,6 +81,7 @@ if TYPE_CHECKING:  # at run time names are imported when they are first used, so
     from mechdiff.diffusion.process import (
         training_loss as training_loss,
     )
+    from mechdiff.diffusion.samplers import Sampler as Sampler
     from mechdiff.diffusion.samplers import ddim_step as ddim_step
     from mechdiff.diffusion.samplers import ddpm_step as ddpm_step
     from mechdiff.diffusion.samplers import sample as sample
@@ -227,7 +228,7 @@ _NAMES = {  # module -> names that can be had from here; those beyond `__all__` 
     "core.presets": "preset",
     "diffusion.eval_set": "EvalSet",
     "diffusion.process": "denoising_loss predict_x0 q_sample training_loss",
-    "diffusion.samplers": "ddim_step ddpm_step sample",
+    "diffusion.samplers": "Sampler ddim_step ddpm_step sample",
     "diffusion.schedules": "NoiseSchedule cosine_schedule linear_schedule make_schedule "
     "scaled_linear_schedule timesteps_by_log_snr",
     "interventions.build": "ablate keep_only leave_one_out random_subsets set_gate set_temperature windowed",

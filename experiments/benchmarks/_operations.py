@@ -12,7 +12,8 @@ from mechdiff.core import devices
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.types import PyTree
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.unet import enter, run_stage, stages
+from mechdiff.models.stage_modules import enter, run_stage
+from mechdiff.models.stages import stages
 from mechdiff.sweeps.execution.shared_prefix import joining_stages
 
 

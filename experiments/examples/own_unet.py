@@ -22,8 +22,10 @@ from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.gates import Gate
 from mechdiff.interventions.record import STACKED, Intervention, rows
 from mechdiff.models.load import load_trained
+from mechdiff.models.stage_modules import enter, run_stage
+from mechdiff.models.stages import stages
 from mechdiff.models.traced import TracedDenoiser, wrap
-from mechdiff.models.unet import denoise, enter, run_stage, stages
+from mechdiff.models.unet import denoise
 
 
 def named(stage: str, call, args, kwargs, context):

@@ -28,12 +28,14 @@ from mechdiff.analysis.roles.matching import layers_of
 from mechdiff.analysis.roles.role_effects import mean_images
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey
+from mechdiff.diffusion.eval_set import EvalBatch
 from mechdiff.interventions.components import select
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.stats import Interval
 from mechdiff.stats.intervals import Statistic
-from mechdiff.sweeps.execution.engine import Engine, PassOutputs
+from mechdiff.sweeps.execution.engine import Engine
+from mechdiff.sweeps.execution.passes import PassOutputs
 
 LEAST = 0.02  # least range of normalized entropy for a slope
 
@@ -195,7 +197,7 @@ def temperature_effects_on_roles(
     loss = np.full((count, 1 + len(values), len(timesteps), len(images)), np.nan, np.float32)
     for t_index, t in enumerate(timesteps):
         stacked = _rows(denoiser.identity, chosen, values, gates[t_index])
-        (read, losses), clean = engine.reduce(stacked, images, index, int(t), key, Read())
+        (read, losses), clean = engine.reduce(stacked, EvalBatch(images, index, int(t), key), Read())
         read = read.reshape(count, 1 + len(values), *read.shape[1:]).astype(np.float64)
         without, read[:, 0] = read[:, 0].copy(), clean  # the first row of a head ablates it
         apart = np.split((read - without[:, None]) ** 2, cuts, axis=-1)

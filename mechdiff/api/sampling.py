@@ -14,13 +14,13 @@ from mechdiff.core import devices
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree
-from mechdiff.diffusion.samplers import ddim_step, initial_noise, keys_of_steps, one_step
+from mechdiff.diffusion.samplers import Sampler, initial_noise, keys_of_steps, one_step
 from mechdiff.diffusion.schedules import ddim_timesteps
 from mechdiff.interventions.record import Intervention
 from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage.run_log import progress
-from mechdiff.sweeps.execution.rollout import sample_clip, sample_condition
+from mechdiff.sweeps.execution.drawing import sample_clip, sample_condition
 
 BLOCK = 16  # images of one program
 OF_ROWS = PartitionSpec(None, "images")  # replacements: timesteps, images, ...
@@ -108,9 +108,8 @@ def _sampled(
             def predict(x_t, t):
                 return denoiser.predict(acting, x_t, t, condition)
 
-            schedule = denoiser.schedule
-            x_prev, _ = one_step(predict, schedule, step_key, x_t, level, previous, indices, ddim_step, clip)
-            return x_prev, None
+            sampler = Sampler(denoiser.schedule, clip=clip)
+            return one_step(predict, sampler, step_key, x_t, level, previous, indices)[0], None
 
         return jax.lax.scan(step, x, inputs)[0]
 

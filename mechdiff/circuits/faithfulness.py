@@ -34,7 +34,7 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.stats import Units, units_from
 from mechdiff.storage import digests, labelled
 from mechdiff.sweeps.execution.engine import Engine
-from mechdiff.sweeps.execution.shown import shown_at, shown_digests
+from mechdiff.sweeps.execution.shown import shown_digests
 from mechdiff.sweeps.replacements import ReplacementSource, as_source
 
 Members = Bool[np.ndarray, "circuit component"]
@@ -229,28 +229,25 @@ class CircuitEvaluator:
         stacked = keep_sets(self.denoiser.identity, self.chosen, members[rows])
         images, block = self.eval_set.images, min(self.block, self.eval_set.count)
         losses = np.empty((len(members), len(self.eval_set.timesteps), len(images)), np.float32)
-        for t_index, t in enumerate(self.eval_set.timesteps):
+        for t_index in range(len(self.eval_set.timesteps)):
             for start in range(0, len(images), block):
                 # A short last block is padded, so that one compiled program serves all blocks.
                 count = min(block, len(images) - start)
                 index = np.resize(np.arange(start, start + count), block)
-                loss = self._measured(stacked, index, t_index, int(t))
+                loss = self._measured(stacked, index, t_index)
                 losses[:, t_index, start : start + count] = loss[: len(members), :count]
         return losses
 
-    def _measured(self, stacked: Intervention, index: np.ndarray, t_index: int, t: int):
+    def _measured(self, stacked: Intervention, index: np.ndarray, t_index: int):
         """Losses `(interventions, images)`, the mean over the draws of the replacements."""
-        images, _, condition = shown_at(self.eval_set, t_index, index)
+        batch = self.eval_set.batch(t_index, index)
         drawn = [stacked.replacement]
         if self._source is not None:
             drawn = [self._source.at(t_index, index, draw) for draw in range(self._source.draws)]
         losses = []
         for replacement in drawn:
             intervention = dataclasses.replace(stacked, replacement=replacement)
-            measured = self._engine.measure(
-                intervention, images, index, t, self.eval_set.key, condition=condition
-            )
-            losses.append(measured.loss)
+            losses.append(self._engine.measure(intervention, batch).loss)
         return np.mean(losses, axis=0)
 
 

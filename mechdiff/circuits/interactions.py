@@ -125,16 +125,14 @@ def pair_effects(
       Dataset of losses without the first, the second and both of a pair, `without_a`, `without_b` and
       `without_both`, and their interaction `synergy`, dims `pair, t, image`; `clean_loss`, dims `t, image`.
     """
-    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
+    timesteps = eval_set.timesteps
     singles = {component.name: component for component in itertools.chain(*pairs)}
     ablated = [*((component,) for component in singles.values()), *pairs]
     gates = [ablate(denoiser.identity, removed).gate for removed in ablated]
     gate = {site: np.stack([np.asarray(leaves[site]) for leaves in gates]) for site in gates[0]}
     stacked = dataclasses.replace(denoiser.identity, gate=gate)
     engine = Engine(denoiser)
-    x0, index = np.asarray(images), np.arange(len(images))
-    condition = eval_set.condition
-    measured = [engine.measure(stacked, x0, index, int(t), key, condition=condition) for t in timesteps]
+    measured = [engine.measure(stacked, eval_set.batch(t_index)) for t_index in range(len(timesteps))]
     loss = np.stack([losses.loss for losses in measured], 1)
     clean = np.stack([losses.clean_loss for losses in measured])
     place = {name: row for row, name in enumerate(singles)}
@@ -152,6 +150,6 @@ def pair_effects(
             "a": ("pair", [a.name for a, _ in pairs]),
             "b": ("pair", [b.name for _, b in pairs]),
             "t": np.asarray(timesteps),
-            "image": index,
+            "image": np.arange(eval_set.count),
         },
     )

@@ -4,6 +4,7 @@ Image i of a sample depends on the key and on its index alone, and the noise of 
 move with the batch size, and rows with equal indices (one image under several interventions) share all noise.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
@@ -18,7 +19,7 @@ from mechdiff.diffusion.process import image_noise, log_alpha_bar, posterior, pr
 from mechdiff.diffusion.schedules import NoiseSchedule
 
 DenoiseFn = Callable[[Images, Timesteps], Images]  # a `types.DenoiseFn`
-Levels = Sequence[int] | Int[np.ndarray, " n"]
+TimestepSequence = Sequence[int] | Int[np.ndarray, " n"]
 
 
 def ddpm_step(
@@ -71,26 +72,41 @@ def guided(
       scale: 1 + w of the paper, as in Imagen and diffusers.
     """
     if scale in (0, 1):
-        told = condition if scale else null
-        return lambda x_t, t: predict(x_t, t, told)
+        return lambda x_t, t: predict(x_t, t, condition if scale else null)
 
     def denoise_fn(x_t: Images, t: Timesteps) -> Images:
-        twice = lambda first, second: jnp.concatenate([first, second])
-        both = jax.tree.map(twice, null, condition)
-        without, under = jnp.split(predict(twice(x_t, x_t), twice(t, t), both), 2)
+        both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), null, condition)
+        eps = predict(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), both)
+        without, under = jnp.split(eps, 2)
         return without + scale * (under - without)
 
     return denoise_fn
 
 
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """How images are drawn from noise.
+
+    Attributes:
+      schedule: the noise levels that the denoiser was trained with.
+      step_fn: `(schedule, x_t, x0, t, t_prev, noise) -> x_prev`, where `x0` is the prediction after clipping.
+      timesteps: those visited, concrete, increasing, in [0, T); all if None. See `schedules.ddim_timesteps`.
+      clip: each prediction of x_0 is clipped to [-clip, clip]; True is 1, the range of images; False or 0:
+        not at all.
+    """
+
+    schedule: NoiseSchedule
+    step_fn: StepFn = ddim_step
+    timesteps: TimestepSequence | None = None
+    clip: bool | float = True
+
+
 def sample(
     denoise_fn: DenoiseFn,
-    schedule: NoiseSchedule,
+    sampler: Sampler,
     key: PRNGKey,
     shape: tuple[int, int, int, int],
-    step_fn: StepFn = ddim_step,
-    timesteps: Levels | None = None,
-    clip: bool | float = True,
+    *,
     noise: Images | None = None,
     indices: Int[Array, " batch"] | None = None,
 ) -> Images:
@@ -98,34 +114,35 @@ def sample(
 
     Args:
       denoise_fn: predicts the noise in x_t; called with `t` int of shape (batch,).
-      schedule: the noise levels it was trained with.
+      sampler: schedule, steps and clipping.
       key: of all randomness.
       shape: (batch, height, width, channels).
-      step_fn: `(schedule, x_t, x0, t, t_prev, noise) -> x_prev`, where `x0` is the prediction after clipping.
-      timesteps: levels visited, concrete, increasing, in [0, T); all if None. See `schedules.ddim_timesteps`.
-      clip: each prediction of x_0 is clipped to [-clip, clip]; True is 1, the range of images; False or 0:
-        not at all.
       noise: x_T, standard normal; drawn from `key` if None.
       indices: index of each image; 0, 1, ... if None. Equal indices share their noise.
 
     Returns:
-      The images; within [-clip, clip] unless `clip` is 0.
+      The images; within [-clip, clip] unless `sampler.clip` is 0.
 
     Raises:
       ConfigError: timesteps that are not increasing or outside [0, T).
+
+    Example:
+      >>> from mechdiff.diffusion.schedules import linear_schedule
+      >>> predict = lambda x_t, t: x_t  # all of it is noise
+      >>> sampler = Sampler(linear_schedule(), timesteps=[0, 500, 999])
+      >>> sample(predict, sampler, jax.random.key(0), (2, 8, 8, 3)).shape
+      (2, 8, 8, 3)
     """
-    return sample_path(denoise_fn, schedule, key, shape, (), step_fn, timesteps, clip, noise, indices)[0]
+    return sample_path(denoise_fn, sampler, key, shape, (), noise=noise, indices=indices)[0]
 
 
 def sample_path(
     denoise_fn: DenoiseFn,
-    schedule: NoiseSchedule,
+    sampler: Sampler,
     key: PRNGKey,
     shape: tuple[int, int, int, int],
-    keep: Levels,
-    step_fn: StepFn = ddim_step,
-    timesteps: Levels | None = None,
-    clip: bool | float = True,
+    keep: TimestepSequence,
+    *,
     noise: Images | None = None,
     indices: Int[Array, " batch"] | None = None,
 ) -> tuple[Images, Float[Array, "kept batch height width channels"]]:
@@ -134,19 +151,19 @@ def sample_path(
     Raises:
       ConfigError: as `sample`, and a timestep to keep that is not visited or is named twice.
     """
-    levels, slots = _plan(schedule.steps, timesteps, keep)
+    timesteps, slots = _plan(sampler, keep)
     indices = jnp.arange(shape[0]) if indices is None else indices
     noise = initial_noise(key, indices, shape[1:]) if noise is None else noise
-    step_keys = keys_of_steps(key, levels)
 
     def step(carry, inputs):
         x_t, kept = carry
-        level, level_prev, slot, step_key = inputs
-        x_prev, x0 = one_step(denoise_fn, schedule, step_key, x_t, level, level_prev, indices, step_fn, clip)
+        t, t_prev, slot, step_key = inputs
+        x_prev, x0 = one_step(denoise_fn, sampler, step_key, x_t, t, t_prev, indices)
         kept = kept.at[slot].set(x0, mode="drop") if len(keep) else kept
         return (x_prev, kept), None
 
-    inputs = (levels, np.append(levels[1:], -1).astype(np.int32), slots, step_keys)
+    previous = np.append(timesteps[1:], -1).astype(np.int32)
+    inputs = (timesteps, previous, slots, keys_of_steps(key, timesteps))
     start = (noise, jnp.zeros((len(keep), *shape), noise.dtype))
     return jax.lax.scan(step, start, inputs)[0]
 
@@ -156,42 +173,45 @@ def initial_noise(key: PRNGKey, indices: Int[AnyArray, " batch"], shape: tuple[i
     return image_noise(keys.stream(key, "initial"), indices, shape)
 
 
-def keys_of_steps(key: PRNGKey, levels: Int[AnyArray, " steps"]) -> Key[Array, " steps"]:
-    """The key of the noise that `sample` adds at each level."""
-    return keys.per_image(keys.stream(key, "steps"), jnp.asarray(levels))
+def keys_of_steps(key: PRNGKey, timesteps: Int[AnyArray, " steps"]) -> Key[Array, " steps"]:
+    """The key of the noise that `sample` adds at each timestep."""
+    return keys.per_image(keys.stream(key, "steps"), jnp.asarray(timesteps))
 
 
 def one_step(
     denoise_fn: DenoiseFn,
-    schedule: NoiseSchedule,
+    sampler: Sampler,
     step_key: PRNGKey,
     x_t: Images,
-    level: Int[AnyArray, ""],
-    level_prev: Int[AnyArray, ""],
+    t: Int[AnyArray, ""],
+    t_prev: Int[AnyArray, ""],
     indices: Int[AnyArray, " batch"],
-    step_fn: StepFn,
-    clip: bool | float,
 ) -> tuple[Images, Images]:
-    """One step of `sample`: x at `level_prev`, and the prediction of x_0 that it went by.
+    """One step of `sample`: x at `t_prev`, and the prediction of x_0 that it went by.
 
     Args:
       step_key: of `keys_of_steps`.
-      level, level_prev: where `x_t` is and where it goes; -1 is clean data.
+      t, t_prev: where `x_t` is and where it goes; -1 is clean data.
     """
     batch = x_t.shape[0]
-    t, t_prev = jnp.full(batch, level), jnp.full(batch, level_prev)
-    x0 = predict_x0(schedule, x_t, t, denoise_fn(x_t, t))
-    x0 = jnp.clip(x0, -clip, clip) if clip else x0
-    return step_fn(schedule, x_t, x0, t, t_prev, image_noise(step_key, indices, x_t.shape[1:])), x0
+    t, t_prev = jnp.full(batch, t), jnp.full(batch, t_prev)
+    x0 = predict_x0(sampler.schedule, x_t, t, denoise_fn(x_t, t))
+    x0 = jnp.clip(x0, -sampler.clip, sampler.clip) if sampler.clip else x0
+    noise = image_noise(step_key, indices, x_t.shape[1:])
+    return sampler.step_fn(sampler.schedule, x_t, x0, t, t_prev, noise), x0
 
 
-def _plan(steps: int, timesteps: Levels | None, keep: Levels) -> tuple[np.ndarray, np.ndarray]:
-    """The levels in the order of the visit, and the place of each in `keep` (len(keep): not kept)."""
-    levels = np.asarray(range(steps) if timesteps is None else timesteps, np.int32)
-    if levels.size == 0 or levels[0] < 0 or levels[-1] >= steps or np.any(np.diff(levels) <= 0):
-        raise ConfigError(f"timesteps={levels.tolist()}: need increasing levels in [0, {steps})")
-    place = {int(level): slot for slot, level in enumerate(keep)}
-    if len(place) < len(keep) or not place.keys() <= set(levels.tolist()):
-        raise ConfigError(f"keep={list(keep)}: need distinct levels among the {levels.size} that are visited")
-    levels = levels[::-1]
-    return levels, np.array([place.get(int(level), len(keep)) for level in levels], np.int32)
+def _plan(sampler: Sampler, keep: TimestepSequence) -> tuple[np.ndarray, np.ndarray]:
+    """The timesteps in the order of the visit, and the place of each in `keep` (len(keep): not kept)."""
+    steps = sampler.schedule.steps
+    timesteps = np.asarray(range(steps) if sampler.timesteps is None else sampler.timesteps, np.int32)
+    increasing = timesteps.size > 0 and np.all(np.diff(timesteps) > 0)
+    if not increasing or timesteps[0] < 0 or timesteps[-1] >= steps:
+        raise ConfigError(f"timesteps={timesteps.tolist()}: need increasing timesteps in [0, {steps})")
+    slots = {int(t): slot for slot, t in enumerate(keep)}
+    if len(slots) < len(keep) or not slots.keys() <= set(timesteps.tolist()):
+        raise ConfigError(
+            f"keep={list(keep)}: need distinct timesteps among the {timesteps.size} that are visited"
+        )
+    timesteps = timesteps[::-1]
+    return timesteps, np.array([slots.get(int(t), len(keep)) for t in timesteps], np.int32)

@@ -40,8 +40,13 @@ class Component:
 
 
 def site_type(site: str) -> str:
-    """The kind of a site: the last word of its name."""
-    return site.rsplit(".", 1)[-1]
+    """The type of a site's components: the last word of its name."""
+    return site.rpartition(".")[2]
+
+
+def site_stage(site: str) -> str:
+    """The stage that a site is in: its name without the last word."""
+    return site.rpartition(".")[0]
 
 
 VECTORS = ("time", "class")  # types of sites whose activation is a vector a row, not a map

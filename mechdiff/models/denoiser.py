@@ -16,7 +16,8 @@ from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.components import Component, site_type
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.unet import Stage, components, count_parameters, denoise, forward, stages
+from mechdiff.models.stages import Stage, stages
+from mechdiff.models.unet import components, count_parameters, denoise, forward
 from mechdiff.storage import digests
 
 

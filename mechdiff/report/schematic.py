@@ -11,7 +11,8 @@ from matplotlib.path import Path
 
 from mechdiff.analysis.effects import EffectGrid
 from mechdiff.core.config import UNetConfig
-from mechdiff.models.unet import Stage, components, stages
+from mechdiff.models.stages import Stage, stages
+from mechdiff.models.unet import components
 from mechdiff.report import inline, style
 from mechdiff.report.style import Theme, number
 

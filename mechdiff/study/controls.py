@@ -44,6 +44,7 @@ SCORED = 0.9  # faithfulness match, of `complexity.TAUS`, of the circuit that is
 KNOCKOUTS, RANDOMS = 10, 40  # knockouts of a circuit, and random circuits it is compared with
 PROBED = 400  # faces that probes of factors are fitted on
 BLOCK = 16  # faces generated together
+SETTINGS_OF = {"random_sets": "random_sets", "roles": "role_sets"}  # of `StudyConfig`, that decide one result
 
 
 def run_study(examined: Analysis, config: ExperimentConfig, folder: Path) -> None:
@@ -67,11 +68,10 @@ def run_study(examined: Analysis, config: ExperimentConfig, folder: Path) -> Non
         makers["random_sets"] = lambda: random_sets(fewer, config, noise)
     if study.role_sets and _heads(examined):
         makers["roles"] = lambda: head_roles(fewer, config, timesteps, noise)
-    key = _key(examined, config)
     for name, make in makers.items():
-        _once(folder / f"{name}.zarr", key, make)
+        _once(folder / f"{name}.zarr", _key(examined, config, name), make)
     with locks.lock(folder, wait=True):
-        files.write_json(folder / "study.json", {"made_of": key, "results": list(makers)})
+        files.write_json(folder / "study.json", {"results": list(makers)})
 
 
 def activity(examined: Analysis, levels: Sequence[int], root: PRNGKey) -> xr.Dataset:
@@ -262,17 +262,21 @@ def _once(path: Path, key: str, make: Callable[[], xr.Dataset]) -> None:
             labelled.replace(path, make().assign_attrs(made_of=key))
 
 
-def _key(examined: Analysis, config: ExperimentConfig) -> str:
-    """SHA-256 of everything that decides the numbers; its field names are part of it."""
-    images, study = examined.given, dataclasses.replace(config.study, models=())
-    sweep = to_dict(config.sweep)
+def _key(examined: Analysis, config: ExperimentConfig, result: str) -> str:
+    """SHA-256 of everything that decides the numbers of `result`; its field names are part of it.
+
+    Settings of other results are left out, so that roles can be added to a study without doing the rest anew.
+    """
+    images, sweep = examined.given, to_dict(config.sweep)
+    names = ["images", "timesteps", *([SETTINGS_OF[result]] if result in SETTINGS_OF else [])]
+    study = {name: getattr(config.study, name) for name in names}
     if config.sweep.precision == "float32":  # a later field: results without it keep their names
         del sweep["precision"]
     return digests.digest_json(
         {
             **examined.denoiser.digests(),
             "pictures": digests.digest_arrays([images.swept, images.reference]),
-            "asked": [config.seed, sweep, to_dict(study)],
+            "asked": [config.seed, sweep, study],
             "numerics": NUMERICS_VERSION,
         }
     )

@@ -32,7 +32,7 @@ from mechdiff.models.layers import PATTERNS
 from mechdiff.storage import digests, labelled, locks
 from mechdiff.study.inputs import EvalImages
 from mechdiff.sweeps import activations
-from mechdiff.sweeps.execution import memory, rollout
+from mechdiff.sweeps.execution import drawing, memory, rollout
 
 COMPONENTS, SAMPLES, STEPS = 8, 4, 12  # samples are drawn without the components of the largest effect
 STRONGEST = 3  # images on which an activation is largest
@@ -102,21 +102,20 @@ def samples(denoiser: Examinable, chosen: Sequence[Component], seed: int, images
     """Samples of the network as it is, and with each component replaced by zero, from the same noise.
 
     DDIM of `STEPS` steps; sample i has the noise of (seed, i) and the condition of scored image i. All
-    interventions are walked by one program.
+    interventions are run by one program.
     """
     count = min(SAMPLES, len(images.scored))
     levels = ddim_timesteps(denoiser.schedule.steps, min(STEPS, denoiser.schedule.steps))
     condition = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], images.scored_condition)
     key, down = sampling_key(seed), np.sort(levels)[::-1].copy()
-    clip = rollout.sample_clip(denoiser)
-    walker = rollout.Rollout(denoiser, down, key, ddim_step, clip, count, condition)
+    clip = drawing.sample_clip(denoiser)
+    sampler = rollout.Rollout(denoiser, down, key, ddim_step, clip, count, condition)
     identity, indices = denoiser.identity, np.arange(count)
     stacked = leave_one_out(identity, chosen)[1]
     gate = {site: np.concatenate([np.ones_like(rows[:1]), rows]) for site, rows in stacked.gate.items()}
     total = 1 + len(chosen)
     fitting = memory.rows_at_once(total * count, memory.row_bytes(denoiser.network))
     group = max(1, min(total, fitting // count))
-    none = rollout.zero_replacements(identity, len(down))
     start = initial_noise(key, indices, denoiser.image_shape)
     drawn = []
     for first in range(0, total, group):
@@ -127,9 +126,9 @@ def samples(denoiser: Examinable, chosen: Sequence[Component], seed: int, images
             temperature={
                 site: np.tile(np.asarray(value), (group, 1)) for site, value in identity.temperature.items()
             },
-            replacement=None,
+            replacement=rollout.zero_replacements(identity, len(down)),
         )
-        drawn.append(np.asarray(walker.walk(acting, none, 0, len(down), start, indices)))
+        drawn.append(np.asarray(sampler.run(acting, (0, len(down)), start, indices)))
     small = thumbnails(np.concatenate(drawn)[:total])
     axes = ("sample", "y", "x", "channel")
     return xr.Dataset(

@@ -23,7 +23,7 @@ from mechdiff.storage import digests
 from mechdiff.study.conditions_given import CHANNELS, Given, condition_of, given_for
 from mechdiff.study.eval_images import EvalImages, conditioned, images_to_evaluate, split_images
 from mechdiff.sweeps import activations, optimal_ablation
-from mechdiff.sweeps.execution.rollout import draw_samples, sample_condition
+from mechdiff.sweeps.execution.drawing import draw_samples, sample_condition
 from mechdiff.sweeps.replacements import noise_replacements, resample_replacements
 
 NAMES = {"celeba": "CelebA", "tfds": "CelebA (TFDS)", "gaussian": "Gaussian"}  # of data sets, for a reader

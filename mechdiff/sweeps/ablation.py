@@ -28,8 +28,9 @@ from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests, labelled, work_sharing
 from mechdiff.sweeps import precision
-from mechdiff.sweeps.execution.engine import Engine, SweepLosses
-from mechdiff.sweeps.execution.shown import provenance, shown_at, shown_digests
+from mechdiff.sweeps.execution.engine import Engine
+from mechdiff.sweeps.execution.passes import SweepLosses
+from mechdiff.sweeps.execution.shown import provenance, shown_digests
 from mechdiff.sweeps.replacements import ReplacementSource, as_source
 
 
@@ -251,17 +252,11 @@ def _block(
       places: of the images among those of this timestep.
       source: of what goes into `field` of the interventions; None: it stays.
     """
-    images, indices, condition = shown_at(eval_set, t_index, places)
-    t, key = int(eval_set.timesteps[t_index]), eval_set.key
+    batch = eval_set.batch(t_index, places)
     values = [getattr(stacked, field)]
     if source is not None:
         values = (source.at(t_index, places, draw) for draw in range(source.draws))
-    losses = [
-        engine.measure(
-            dataclasses.replace(stacked, **{field: value}), images, indices, t, key, condition=condition
-        )
-        for value in values
-    ]
+    losses = [engine.measure(dataclasses.replace(stacked, **{field: value}), batch) for value in values]
     return SweepLosses(*(np.mean(draws, axis=0, dtype=draws[0].dtype) for draws in zip(*losses, strict=True)))
 
 

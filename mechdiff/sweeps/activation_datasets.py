@@ -20,7 +20,7 @@ from mechdiff.interventions.components import site_type
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
-from mechdiff.models.unet import STREAMS
+from mechdiff.models.stage_modules import STREAMS
 from mechdiff.storage import descriptions, digests, labelled, work_sharing
 from mechdiff.sweeps.execution import memory
 from mechdiff.sweeps.execution.shown import shown_at, shown_digests

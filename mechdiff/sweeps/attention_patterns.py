@@ -21,7 +21,8 @@ from mechdiff.interventions.components import Component, select, site_type
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.layers import PATTERNS
-from mechdiff.models.unet import components, stages
+from mechdiff.models.stages import stages
+from mechdiff.models.unet import components
 from mechdiff.sweeps.ablation import component_coords, sweep_in_memory
 from mechdiff.sweeps.replacements import resample_replacements
 

@@ -24,6 +24,7 @@ from mechdiff.core import keys
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.data.synthetic import FACTORS, factor_pair
+from mechdiff.diffusion.eval_set import EvalBatch
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
@@ -31,7 +32,8 @@ from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.ablation import component_coords
 from mechdiff.sweeps.activations import activations
-from mechdiff.sweeps.execution.engine import Engine, PassOutputs
+from mechdiff.sweeps.execution.engine import Engine
+from mechdiff.sweeps.execution.passes import PassOutputs
 
 ROUNDING = 1e-12  # mean squared distance of two predictions that float32 rounding can make
 
@@ -144,8 +146,8 @@ def _block(
     x_t = q_sample(denoiser.schedule, second, at, image_noise(key, index, second.shape[1:]))
     other = _predict(denoiser, x_t, at, condition)
     from_second = dataclasses.replace(stacked, replacement=replacement)
-    given = {"own": np.asarray(other), "condition": condition}
-    return engine.reduce(from_second, first, index, t, key, transfer_fraction, **given)
+    batch = EvalBatch(first, index, t, key, condition)
+    return engine.reduce(from_second, batch, transfer_fraction, own=np.asarray(other))
 
 
 def transfer_by_component(

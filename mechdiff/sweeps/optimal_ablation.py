@@ -73,7 +73,8 @@ def optimal_replacements(
         start = {site: np.stack([np.ones_like(s), np.zeros_like(s)]) for site, s in scale.items()}
         zero = jax.tree.map(np.zeros_like, start)
         descended = _descend(denoiser, stacked, mean, scale, start, eval_set, int(t), steps, batch)
-        best = _best(engine, stacked, chosen, mean, scale, (start, zero, descended), eval_set, int(t))
+        points = start, zero, descended
+        best = _best(engine, stacked, chosen, mean, scale, points, eval_set.batch(t_index))
         best_by_timestep.append(_replacement(mean, scale, best))
     return {site: np.stack([np.asarray(best[site]) for best in best_by_timestep]) for site in means}
 
@@ -148,13 +149,12 @@ def _descend(denoiser, stacked, mean, scale, point, eval_set, t, steps, batch) -
     return jax.tree.map(np.asarray, point)
 
 
-def _best(engine, stacked, chosen, mean, scale, points, eval_set, t) -> PyTree:
+def _best(engine, stacked, chosen, mean, scale, points, batch) -> PyTree:
     """For every component the point with the least mean loss, the first of equals."""
-    images, losses = eval_set.images, []
-    shown = images, np.arange(len(images)), t, eval_set.key
+    losses = []
     for point in points:
         replaced = dataclasses.replace(stacked, replacement=_replacement(mean, scale, point))
-        loss = engine.measure(replaced, *shown, condition=eval_set.condition).loss
+        loss = engine.measure(replaced, batch).loss
         losses.append(loss.mean(axis=1, dtype=np.float64))
     best = jax.tree.map(np.copy, points[0])
     for component, which in zip(chosen, np.argmin(losses, axis=0), strict=True):

@@ -19,13 +19,13 @@ from jaxtyping import Array, Float
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PRNGKey, PyTree, StepFn
-from mechdiff.diffusion.samplers import ddim_step
+from mechdiff.diffusion.samplers import TimestepSequence, ddim_step
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests, labelled, work_sharing
-from mechdiff.sweeps.execution import engine, memory, rollout
-from mechdiff.sweeps.execution.rollout import Levels, Rollout, Window, zero_replacements
+from mechdiff.sweeps.execution import drawing, engine, memory, rollout
+from mechdiff.sweeps.execution.rollout import Rollout, Window, zero_replacements
 from mechdiff.sweeps.execution.shown import provenance
 
 
@@ -51,7 +51,7 @@ def energy_distance(
 
 def sampling_sweep(
     denoiser: Examinable,
-    levels: Levels,
+    levels: TimestepSequence,
     windows: Sequence[Window],
     samples: int,
     key: PRNGKey,
@@ -108,7 +108,7 @@ def sampling_sweep(
                 "as for 'mean'"
             )
     down = np.sort(np.asarray(levels, np.int32))[::-1].copy()
-    clip = rollout.sample_clip(denoiser) if clip is None else float(clip)
+    clip = drawing.sample_clip(denoiser) if clip is None else float(clip)
     walker = Rollout(denoiser, down, key, step_fn, clip, min(block, samples), condition)
     plan = _Plan(walker, tuple(windows), samples, tuple(ablations), replacements or {}, chosen, rows)
     path = Path(folder) / f"{plan.digest[:16]}.zarr"
@@ -136,7 +136,7 @@ class _Plan:
         return digests.digest_json(
             {
                 **self.walker.denoiser.digests(),
-                "levels": self.walker.levels.tolist(),
+                "levels": self.walker.timesteps.tolist(),
                 "noise": digests.digest_arrays(jax.random.key_data(self.walker.key)),
                 "step": [getattr(step, "func", step).__name__, repr(getattr(step, "keywords", {}))],
                 "clip": self.walker.clip,
@@ -185,7 +185,7 @@ class _Plan:
 
     def run(self, path: Path) -> None:
         """Computes the pieces that are missing, as `sweeps` does."""
-        starts = [rollout.first_step_inside(self.walker.levels, window) for window in self.windows]
+        starts = [rollout.first_step_inside(self.walker.timesteps, window) for window in self.windows]
         pieces = [
             (ablation, window, slice(first, min(first + self.group, len(self.chosen))))
             for ablation in range(len(self.ablations))
@@ -210,6 +210,12 @@ class _Plan:
     def _states(self, starts: Sequence[int]) -> list[tuple[dict[int, Array], Array]]:
         return [self.walker.clean(starts, indices) for indices in self._blocks()]
 
+    def _replacements(self, ablation: str) -> PyTree:
+        """Of one ablation, step by step."""
+        if ablation == "zero":
+            return zero_replacements(self.walker.denoiser.identity, len(self.walker.timesteps))
+        return {site: values[::-1] for site, values in self.replacements[ablation].items()}
+
     def _piece(self, path: Path, states, starts, ablation: int, window: int, group: slice) -> None:
         denoiser, start = self.walker.denoiser, starts[window]
         stacked = leave_one_out(denoiser.identity, self.chosen[group])[1]
@@ -217,23 +223,15 @@ class _Plan:
         order = np.resize(np.arange(group.stop - group.start), self.group)
         stacked = dataclasses.replace(
             stacked,
-            replacement=None,
+            replacement=self._replacements(self.ablations[ablation]),
             window=np.asarray(self.windows[window], np.int32),
             gate={s: v[order] for s, v in stacked.gate.items()},
             temperature={s: np.tile(np.asarray(v), (len(order), 1)) for s, v in stacked.temperature.items()},
         )
-        replacements = zero_replacements(denoiser.identity, len(self.walker.levels))
-        if self.ablations[ablation] != "zero":
-            replacements = {
-                site: values[::-1] for site, values in self.replacements[self.ablations[ablation]].items()
-            }
-        clean, changed = [], []
-        for indices, (kept, final) in zip(self._blocks(), states):
-            found = self.walker.walk(
-                stacked, replacements, start, len(self.walker.levels), kept[start], indices
-            )
+        clean, changed, span = [], [], (start, len(self.walker.timesteps))
+        for indices, (kept, final) in zip(self._blocks(), states, strict=True):
             clean.append(np.asarray(final))
-            changed.append(np.asarray(found))
+            changed.append(np.asarray(self.walker.run(stacked, span, kept[start], indices)))
         clean = np.concatenate(clean)[: self.samples]
         changed = np.concatenate(changed, axis=1)[: group.stop - group.start, : self.samples]
         distance = np.sqrt(np.mean((changed - clean) ** 2, axis=(2, 3, 4)))

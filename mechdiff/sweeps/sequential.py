@@ -32,7 +32,7 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.stats import skewed_sequence
 from mechdiff.storage import digests, labelled, run_log
 from mechdiff.sweeps.execution.engine import Engine
-from mechdiff.sweeps.execution.shown import provenance, shown_at, shown_digests
+from mechdiff.sweeps.execution.shown import provenance, shown_digests
 
 FIRST_LOOK = 32  # images before the first look: the sequence is asymptotic
 
@@ -209,9 +209,8 @@ class _Run:
         size = where.stop - where.start
         loss = np.full((len(running), len(self.timesteps), size), np.nan, np.float32)
         clean = np.empty((len(self.timesteps), size), np.float32)
-        for t_index, t in enumerate(self.timesteps):
-            images, indices, condition = shown_at(self.eval_set, t_index, index)
-            losses = engine.measure(part, images, indices, int(t), self.eval_set.key, condition=condition)
+        for t_index in range(len(self.timesteps)):
+            losses = engine.measure(part, self.eval_set.batch(t_index, index))
             loss[running, t_index], clean[t_index] = losses.loss[:, :size], losses.clean_loss[:size]
         region = {"loss": (slice(None), slice(None), where), "clean_loss": (slice(None), where)}
         labelled.put(path, region, {"loss": loss, "clean_loss": clean})

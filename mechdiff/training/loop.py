@@ -32,7 +32,7 @@ from mechdiff.data import (
     to_bytes,
     to_float,
 )
-from mechdiff.diffusion.samplers import sample
+from mechdiff.diffusion.samplers import Sampler, sample
 from mechdiff.diffusion.schedules import ddim_timesteps, make_schedule, timesteps_by_log_snr
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.unet import count_parameters, denoise
@@ -250,7 +250,7 @@ class Trainer:
         steps = ddim_timesteps(self.schedule.steps, min(SAMPLE_STEPS, self.schedule.steps))
         key = keys.stream(jax.random.key(self.config.seed), "samples")
         shape = (SAMPLES, unet.image_size, unet.image_size, unet.in_channels)
-        return to_bytes(sample(predict, self.schedule, key, shape, timesteps=steps))
+        return to_bytes(sample(predict, Sampler(self.schedule, timesteps=steps), key, shape))
 
     def samples(self, ema: PyTree, identity: Intervention) -> UInt8[np.ndarray, "n height width channels"]:
         """A sheet of images from the EMA parameters, classes in turn; always from the same noise."""

@@ -21,11 +21,12 @@ from mechdiff.data import to_float
 from mechdiff.diffusion.process import training_loss
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.record import Intervention
+from mechdiff.models.stage_modules import Mode
 from mechdiff.models.unet import apply_unet, init_unet
 
 BATCH = "batch"  # the axis of the mesh that a batch is split over
 SHARDED_SIZE = 4096  # numbers that an array must have to be spread over devices; smaller ones lie on each
-WHOLE = "whole"  # name of parameters put together from their shards: never kept for the backward pass
+GATHERED = "gathered"  # name of parameters put together from their shards: never kept for the backward pass
 
 
 @jax.tree_util.register_dataclass
@@ -37,6 +38,15 @@ class TrainState:
     params: PyTree
     ema: PyTree
     opt_state: PyTree
+
+
+class NoisedBatch(NamedTuple):
+    """What one step learns from: clean images, the timestep and the noise of each, and its class, if any."""
+
+    x0: Float[Array, "batch height width channels"]
+    t: Int[Array, " batch"]
+    noise: Float[Array, "batch height width channels"]
+    labels: Int[Array, " batch"] | None
 
 
 class Metrics(NamedTuple):
@@ -107,10 +117,10 @@ def train_step(
     loss, grads = jax.shard_map(
         functools.partial(_gradients, config, identity, specs),
         mesh=mesh,
-        in_specs=(everywhere, specs, shares, shares, shares, shares, everywhere),
+        in_specs=(everywhere, specs, shares, everywhere),
         out_specs=(everywhere, specs),
         check_vma=False,
-    )(schedule, state.params, x0, t, noise, labels, keys.stream(key, "dropout"))
+    )(schedule, state.params, NoisedBatch(x0, t, noise, labels), keys.stream(key, "dropout"))
 
     updates, opt_state = make_optimizer(train).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -126,53 +136,60 @@ def _with_null_labels(config: ExperimentConfig, key: PRNGKey, labels: Array | No
     return jnp.where(dropped, config.unet.null_label, labels)
 
 
-def _gradients(config, identity, specs, schedule, params, x0, t, noise, labels, key) -> tuple[Array, PyTree]:
+def _gradients(
+    config: ExperimentConfig,
+    identity: Intervention,
+    specs: PyTree,
+    schedule: NoiseSchedule,
+    params: PyTree,
+    batch: NoisedBatch,
+    key: PRNGKey,
+) -> tuple[Array, PyTree]:
     """Mean loss and its gradient over all devices, from one device's share of the batch. Dropout differs
     between devices, and so depends on how many there are."""
     train, unet = config.train, config.unet
 
-    def loss_fn(
-        params: PyTree, x0: Array, t: Array, noise: Array, labels: Array | None, key: PRNGKey
-    ) -> Array:
-        params = _whole(params, specs, jnp.dtype(train.dtype))
-        dropout = key if unet.dropout else None
-        network = functools.partial(
-            apply_unet,
-            unet,
-            params,
-            identity,
-            dtype=jnp.dtype(train.dtype),
-            condition=labels,
-            dropout_key=dropout,
+    def loss_fn(params: PyTree, batch: NoisedBatch, key: PRNGKey) -> Array:
+        params = _gathered(params, specs, jnp.dtype(train.dtype))
+        mode = Mode(jnp.dtype(train.dtype), key if unet.dropout else None)
+        network = functools.partial(apply_unet, unet, params, identity, condition=batch.labels, mode=mode)
+        losses = training_loss(
+            network,
+            schedule,
+            batch.x0,
+            batch.t,
+            batch.noise,
+            prediction=unet.prediction,
+            weighting=config.diffusion.weighting,
+            gamma=config.diffusion.min_snr_gamma,
         )
-        weighting, gamma = config.diffusion.weighting, config.diffusion.min_snr_gamma
-        return training_loss(network, schedule, x0, t, noise, unet.prediction, weighting, gamma).mean()
+        return losses.mean()
 
     if train.fsdp:  # whole parameters are put together again in the backward pass, layer by layer
-        policy = jax.checkpoint_policies.save_anything_except_these_names(WHOLE)
+        policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
         loss_fn = jax.checkpoint(loss_fn, policy=policy)
 
     def micro(total: PyTree, inputs: tuple) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params, *inputs)), None
 
     parts = train.accumulate
-    inputs = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), (x0, t, noise, labels))
+    micro_batches = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
     keys_of_parts = jax.random.split(jax.random.fold_in(key, jax.lax.axis_index(BATCH)), parts)
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    total = _accumulated(micro, zero, (*inputs, keys_of_parts), parts)
+    total = _accumulated(micro, zero, (micro_batches, keys_of_parts), parts)
     loss, grads = jax.tree.map(lambda a: a / parts, total)
     return jax.lax.pmean(loss, BATCH), jax.tree.map(_mean_over_devices, grads, specs)
 
 
-def _whole(params: PyTree, specs: PyTree, dtype: Any) -> PyTree:
+def _gathered(params: PyTree, specs: PyTree, dtype: Any) -> PyTree:
     """Parameters put together from the shards of all devices, cast as the layers would (only kernels are
     sharded). The gradient with respect to a shard is then summed over devices, in float32."""
 
     def leaf(shard: Array, spec: PartitionSpec) -> Array:
         if BATCH not in spec:
             return shard
-        whole = jax.lax.all_gather(shard, BATCH, axis=spec.index(BATCH), tiled=True)
-        return checkpoint_name(whole.astype(dtype), WHOLE)
+        gathered = jax.lax.all_gather(shard, BATCH, axis=spec.index(BATCH), tiled=True)
+        return checkpoint_name(gathered.astype(dtype), GATHERED)
 
     return jax.tree.map(leaf, params, specs)
 

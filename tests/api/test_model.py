@@ -13,7 +13,7 @@ from mechdiff.core import keys
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.diffusion.samplers import sample
+from mechdiff.diffusion.samplers import Sampler, sample
 from mechdiff.diffusion.schedules import ddim_timesteps
 from mechdiff.interventions import build
 from mechdiff.models.denoiser import check_inputs
@@ -96,15 +96,8 @@ def test_samples_are_those_of_the_sampler(model):
         def predict(x, t):
             return denoiser.predict(intervention, x, t)
 
-        clip = denoiser.unet.sample_clip
-        return sample(
-            predict,
-            denoiser.schedule,
-            jax.random.key(5),
-            (2, *denoiser.image_shape),
-            timesteps=levels,
-            clip=clip,
-        )
+        sampler = Sampler(denoiser.schedule, timesteps=levels, clip=denoiser.unet.sample_clip)
+        return sample(predict, sampler, jax.random.key(5), (2, *denoiser.image_shape))
 
     drawn = gone.sample(2, seed=5, steps=3).images
     np.testing.assert_allclose(drawn, plain(gone.intervention), atol=1e-5)

@@ -14,7 +14,7 @@ from mechdiff.circuits.attribution import Expansion
 from mechdiff.circuits.screening import ScreenConfig
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
-from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.interventions.build import leave_one_out, set_gate
 from mechdiff.interventions.components import component_at
@@ -96,7 +96,7 @@ def test_the_clean_loss_is_that_of_the_engine_and_scores_don_t_move_with_the_blo
     stacked = dataclasses.replace(
         denoiser.identity, gate={k: np.asarray(v)[None] for k, v in denoiser.identity.gate.items()}
     )
-    found = engine.measure(stacked, images, np.arange(6), LEVELS[1], KEY)
+    found = engine.measure(stacked, EvalBatch(images, np.arange(6), LEVELS[1], KEY))
     np.testing.assert_allclose(scores.clean_loss[1], found.clean_loss, rtol=1e-5)
 
 
@@ -253,7 +253,7 @@ def test_an_untrained_twin_is_a_new_network_in_which_every_component_matters(den
             assert a.std() > 0.3 / np.sqrt(np.prod(a.shape[:-1])) and not np.allclose(a, c)
     stacked = leave_one_out(fresh.identity, components(fresh.unet))[1]
     engine = Engine(fresh)
-    assert (engine.measure(stacked, images, np.arange(6), LEVELS[0], KEY).change > 1e-8).all()
+    assert (engine.measure(stacked, EvalBatch(images, np.arange(6), LEVELS[0], KEY)).change > 1e-8).all()
 
 
 def test_a_screen_that_misses_widens_until_all_is_verified(denoiser, images, exact, tmp_path, monkeypatch):

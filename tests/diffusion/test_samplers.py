@@ -9,7 +9,7 @@ import pytest
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion import process
-from mechdiff.diffusion.samplers import ddim_step, ddpm_step, sample, sample_path
+from mechdiff.diffusion.samplers import Sampler, ddim_step, ddpm_step, sample, sample_path
 from mechdiff.diffusion.schedules import ddim_timesteps, linear_schedule
 
 STEPS = {"ddpm": ddpm_step, "ddim": ddim_step, "ddim eta=1": partial(ddim_step, eta=1.0)}
@@ -49,8 +49,8 @@ def draws(covariance):
 
     @jax.jit
     def all_samplers(key):
-        run = partial(sample, denoise, SCHEDULE, key, (N, 1, 1, 2), clip=False)
-        return {name: run(step_fn=step) for name, step in STEPS.items()}
+        samplers = {name: Sampler(SCHEDULE, step, clip=False) for name, step in STEPS.items()}
+        return {name: sample(denoise, sampler, key, (N, 1, 1, 2)) for name, sampler in samplers.items()}
 
     return {name: np.asarray(x, np.float64)[:, 0, 0] for name, x in all_samplers(jax.random.key(1)).items()}
 
@@ -69,7 +69,7 @@ def test_deterministic_ddim_follows_the_probability_flow_of_gaussian_data(covari
     """The flow maps x_T to m + C^1/2 S_T^-1/2 (x_T - sqrt(abar_T) m), as C and S_T commute."""
     start = jnp.asarray(np.random.default_rng(0).normal(size=(16, 1, 1, 2)), jnp.float32)
     denoise = gaussian_denoiser(covariance)
-    got = sample(denoise, SCHEDULE, jax.random.key(0), start.shape, clip=False, noise=start)
+    got = sample(denoise, Sampler(SCHEDULE, clip=False), jax.random.key(0), start.shape, noise=start)
     values, vectors = np.linalg.eigh(covariance)
     scale = np.sqrt(values / (BAR[-1] * values + 1 - BAR[-1]))
     flow = vectors @ np.diag(scale) @ vectors.T
@@ -103,7 +103,8 @@ def test_strided_ancestral_sampling_has_the_mean_and_variance_of_its_theory():
         alpha = bar / prev
         slope = (np.sqrt(prev) * (1 - alpha) * pull + np.sqrt(alpha) * (1 - prev)) / (1 - bar)
         variance = slope**2 * variance + (1 - prev) * (1 - alpha) / (1 - bar)
-    run = jax.jit(lambda key: sample(denoise, SCHEDULE, key, (N, 1, 1, 2), ddpm_step, levels, clip=False))
+    sampler = Sampler(SCHEDULE, ddpm_step, levels, clip=False)
+    run = jax.jit(lambda key: sample(denoise, sampler, key, (N, 1, 1, 2)))
     x = np.asarray(run(jax.random.key(2)))[:, 0, 0]
     assert np.all(np.abs(x.mean(axis=0) - MEAN) < 4 * np.sqrt(spread / N) + 0.02)
     np.testing.assert_allclose(x.var(axis=0), variance, rtol=4 * np.sqrt(2 / N))
@@ -138,11 +139,10 @@ def test_two_step_trajectory_by_hand():
     for clip in (False, True):
         got, kept = sample_path(
             lambda x, t: x / 2 + t[:, None, None, None] / 10,
-            schedule,
+            Sampler(schedule, clip=clip),
             jax.random.key(0),
             (2, 1, 1, 1),
             [1, 0],
-            clip=clip,
             noise=start,
         )
         expected, predictions = by_hand(np.array([1.0, -3.0]), clip)
@@ -197,14 +197,15 @@ def small_denoiser(x_t, t):
 @pytest.fixture(scope="module")
 def five_images():
     """`(key) -> (x0, predictions at t = 0, 5, 3)` of ancestral sampling, compiled once."""
-    return jax.jit(lambda key: sample_path(small_denoiser, SMALL, key, (5, 2, 2, 1), [0, 5, 3], ddpm_step))
+    sampler = Sampler(SMALL, ddpm_step)
+    return jax.jit(lambda key: sample_path(small_denoiser, sampler, key, (5, 2, 2, 1), [0, 5, 3]))
 
 
 def test_an_image_depends_on_key_and_index_but_not_on_its_batch(five_images):
     five, _ = five_images(jax.random.key(0))
     other, _ = five_images(jax.random.key(1))
     again = jnp.array([3, 3])
-    two = sample(small_denoiser, SMALL, jax.random.key(0), (2, 2, 2, 1), ddpm_step, indices=again)
+    two = sample(small_denoiser, Sampler(SMALL, ddpm_step), jax.random.key(0), (2, 2, 2, 1), indices=again)
     np.testing.assert_allclose(two, five[again], atol=1e-6)
     assert np.abs(other - five).max(axis=(1, 2, 3)).min() > 0.01
 
@@ -212,13 +213,16 @@ def test_an_image_depends_on_key_and_index_but_not_on_its_batch(five_images):
 def test_given_noise_fixes_deterministic_samples_whatever_the_key():
     start = jax.random.normal(jax.random.key(5), (2, 2, 2, 1))
     first, second = (
-        sample(small_denoiser, SMALL, jax.random.key(k), start.shape, noise=start) for k in (0, 1)
+        sample(small_denoiser, Sampler(SMALL), jax.random.key(k), start.shape, noise=start) for k in (0, 1)
     )
     np.testing.assert_array_equal(first, second)
 
 
 def test_clip_keeps_predictions_and_samples_inside_the_range_of_images():
-    draw = partial(sample_path, lambda x, t: -3 * x, SMALL, jax.random.key(0), (4, 2, 2, 1), [7, 4, 0])
+    def draw(clip):
+        sampler = Sampler(SMALL, clip=clip)
+        return sample_path(lambda x, t: -3 * x, sampler, jax.random.key(0), (4, 2, 2, 1), [7, 4, 0])
+
     assert all(np.abs(result).max() == 1 for result in draw(clip=True))
     assert all(np.abs(result).max() > 1 for result in draw(clip=False))
 
@@ -228,7 +232,8 @@ def test_steps_visit_the_levels_downwards_and_end_at_clean_data():
         return 10 * x_t + jnp.stack([t, t_prev], axis=-1).astype(jnp.float32)[:, None, None, :]
 
     start = jnp.zeros((1, 1, 1, 2))
-    got = sample(lambda x, t: x, SMALL, jax.random.key(0), (1, 1, 1, 2), spy, [1, 4, 6], noise=start)
+    sampler = Sampler(SMALL, spy, [1, 4, 6])
+    got = sample(lambda x, t: x, sampler, jax.random.key(0), (1, 1, 1, 2), noise=start)
     np.testing.assert_allclose(got.ravel(), [641, 409])  # digits: t is 6, 4, 1 and t_prev is 4, 1, -1
 
 
@@ -237,15 +242,17 @@ def test_every_step_has_fresh_noise():
         return jnp.concatenate([x_t[..., 1:], noise[..., :1]], axis=-1)
 
     start = jnp.zeros((2, 1, 1, 3))
-    got = sample(lambda x, t: x, SMALL, jax.random.key(0), (2, 1, 1, 3), record, [1, 4, 6], noise=start)
+    sampler = Sampler(SMALL, record, [1, 4, 6])
+    got = sample(lambda x, t: x, sampler, jax.random.key(0), (2, 1, 1, 3), noise=start)
     assert len(np.unique(got)) == 6
 
 
 def test_kept_predictions_come_in_the_order_asked_and_leave_the_sample_alone(five_images):
     x, kept = five_images(jax.random.key(0))
-    plain, backwards = jax.jit(
-        lambda key: sample_path(small_denoiser, SMALL, key, (5, 2, 2, 1), [3, 5], ddpm_step)
-    )(jax.random.key(0))
+    sampler = Sampler(SMALL, ddpm_step)
+    plain, backwards = jax.jit(lambda key: sample_path(small_denoiser, sampler, key, (5, 2, 2, 1), [3, 5]))(
+        jax.random.key(0)
+    )
     np.testing.assert_allclose(plain, x, atol=1e-6)
     np.testing.assert_allclose(backwards, kept[jnp.array([2, 1])], atol=1e-6)
     np.testing.assert_array_equal(kept[0], x)  # at t = 0 the step returns its prediction
@@ -254,17 +261,19 @@ def test_kept_predictions_come_in_the_order_asked_and_leave_the_sample_alone(fiv
 
 def test_one_level_is_enough_and_returns_its_prediction():
     start = jnp.full((1, 1, 1, 1), 0.5)
-    got = sample(lambda x, t: 0 * x, SMALL, jax.random.key(0), (1, 1, 1, 1), timesteps=[3], noise=start)
+    sampler = Sampler(SMALL, timesteps=[3])
+    got = sample(lambda x, t: 0 * x, sampler, jax.random.key(0), (1, 1, 1, 1), noise=start)
     np.testing.assert_allclose(got.item(), 0.5 / SMALL.sqrt_alphas_bar[3], rtol=1e-6)
 
 
 @pytest.mark.parametrize("timesteps", [[], [3, 2], [2, 2], [0, 8], [-1, 3]])
 def test_levels_that_are_not_increasing_or_out_of_range_are_refused(timesteps):
     with pytest.raises(ConfigError, match="timesteps="):
-        sample(small_denoiser, SMALL, jax.random.key(0), (1, 1, 1, 1), timesteps=timesteps)
+        sample(small_denoiser, Sampler(SMALL, timesteps=timesteps), jax.random.key(0), (1, 1, 1, 1))
 
 
 @pytest.mark.parametrize("keep", [[5], [2, 2]])
 def test_levels_to_keep_must_be_visited_once(keep):
     with pytest.raises(ConfigError, match="keep="):
-        sample_path(small_denoiser, SMALL, jax.random.key(0), (1, 1, 1, 1), keep, timesteps=[2, 3])
+        sampler = Sampler(SMALL, timesteps=[2, 3])
+        sample_path(small_denoiser, sampler, jax.random.key(0), (1, 1, 1, 1), keep)

@@ -28,7 +28,9 @@ from mechdiff.interventions.components import component_at, select
 from mechdiff.interventions.gates import blend
 from mechdiff.models import layers
 from mechdiff.models.layers import Embeddings
-from mechdiff.models.unet import Stream, apply_unet, components, run_stage, stages
+from mechdiff.models.stage_modules import Stream, run_stage
+from mechdiff.models.stages import stages
+from mechdiff.models.unet import apply_unet, components
 
 UNET = preset("tiny").unet
 PARAMS, IDENTITY = jax.tree.map(jnp.asarray, random_params(UNET)), identity_of(UNET)

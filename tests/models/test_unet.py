@@ -12,7 +12,9 @@ from reference.torch_unets import GATED, PATHS, reference
 from mechdiff.core.presets import preset
 from mechdiff.interventions.build import ablate, leave_one_out
 from mechdiff.interventions.components import select
-from mechdiff.models.unet import apply_unet, components, count_parameters, enter, init_unet, run_stage, stages
+from mechdiff.models.stage_modules import enter, run_stage
+from mechdiff.models.stages import stages
+from mechdiff.models.unet import apply_unet, components, count_parameters, init_unet
 
 FORWARD = jax.jit(apply_unet, static_argnums=0)
 

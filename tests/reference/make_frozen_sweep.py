@@ -17,7 +17,7 @@ from mechdiff.data.synthetic import render_bytes
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.models.load import load_denoiser
 from mechdiff.sweeps.activations import activation_means
-from mechdiff.sweeps.execution.rollout import draw_samples
+from mechdiff.sweeps.execution.drawing import draw_samples
 
 MODEL = Path(__file__).parents[2] / "checkpoints" / "cpu16-synthetic-seed0"
 FROZEN = Path(__file__).with_name("frozen_sweep.npz")

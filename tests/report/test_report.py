@@ -21,7 +21,7 @@ from mechdiff.analysis import effects
 from mechdiff.core.config import UNetConfig, to_dict
 from mechdiff.core.errors import DataError, MechdiffError
 from mechdiff.core.presets import preset
-from mechdiff.models.unet import stages
+from mechdiff.models.stages import stages
 from mechdiff.report import document, findings, maps, numbers, schematic, style, trust
 from mechdiff.storage import files, labelled
 from mechdiff.study import records

@@ -67,12 +67,27 @@ def test_what_is_there_is_not_made_again(deepened, monkeypatch):
     for name in makers:
         monkeypatch.setattr(controls, name, lambda *a, name=name, **k: pytest.fail(f"{name} was made again"))
     controls.run_study(examined, config, folder)
-    other = dataclasses.replace(config, seed=config.seed + 1)
-    assert controls._key(examined, other) != controls._key(examined, config)
-    models = dataclasses.replace(config.study, models=("one more",))
-    assert controls._key(examined, dataclasses.replace(config, study=models)) == controls._key(
-        examined, config
-    )
+
+
+def test_results_are_made_anew_only_for_settings_that_decide_them(deepened):
+    examined, config, _ = deepened
+
+    def changed(config, **settings):
+        other = dataclasses.replace(config, **settings)
+        names = ("activity", "control", "circuit_mean", "random_sets", "roles")
+        return {
+            name
+            for name in names
+            if controls._key(examined, other, name) != controls._key(examined, config, name)
+        }
+
+    def study(**settings):
+        return changed(config, study=dataclasses.replace(config.study, **settings))
+
+    assert len(changed(config, seed=config.seed + 1)) == len(study(images=8)) == 5
+    assert study(models=("one more",)) == set()
+    assert study(role_sets=config.study.role_sets + 1) == {"roles"}
+    assert study(random_sets=config.study.random_sets + 1) == {"random_sets"}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from mechdiff.models import load
 from mechdiff.report import examples as cards
 from mechdiff.storage import labelled
 from mechdiff.study import examine, examples, inputs, records
-from mechdiff.sweeps.execution import rollout
+from mechdiff.sweeps.execution import drawing
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_pairs_are_samples_of_the_untouched_and_of_the_ablated_network(examined)
     ablated = dataclasses.replace(denoiser, identity=ablate(denoiser.identity, [name]))
     key, kept = examples.sampling_key(0), (shown["untouched"], shown["ablated"].sel(component=name))
     for acting, bytes_ in zip((denoiser, ablated), kept, strict=True):
-        drawn = rollout.draw_samples(acting, key, count, examples.STEPS)
+        drawn = drawing.draw_samples(acting, key, count, examples.STEPS)
         assert np.abs(to_bytes(drawn).astype(int) - bytes_.values.astype(int)).max() <= 1  # of rounding
     assert (shown["untouched"] != shown["ablated"]).any()
 

@@ -17,7 +17,9 @@ from mechdiff.interventions.components import select
 from mechdiff.models.attention_stats import attention_statistics
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.layers import Embeddings
-from mechdiff.models.unet import Stream, apply_unet, components, forward, run_stage, stages
+from mechdiff.models.stage_modules import Stream, run_stage
+from mechdiff.models.stages import stages
+from mechdiff.models.unet import apply_unet, components, forward
 from mechdiff.sweeps import activations
 
 CONFIG = preset("tiny")

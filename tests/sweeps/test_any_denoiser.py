@@ -13,7 +13,7 @@ from mechdiff.circuits.discovery import discover
 from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
-from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import cosine_schedule
 from mechdiff.interventions.build import ablate, leave_one_out
@@ -21,7 +21,7 @@ from mechdiff.models.traced import wrap
 from mechdiff.sweeps import activations, interchange, optimal_ablation, replacements
 from mechdiff.sweeps.ablation import ablation_sweep, sweep_in_memory
 from mechdiff.sweeps.attention_patterns import pattern_effects
-from mechdiff.sweeps.execution import engine, rollout, shared_prefix
+from mechdiff.sweeps.execution import drawing, engine, passes, rollout, shared_prefix
 from mechdiff.sweeps.sampling import sampling_sweep
 from mechdiff.sweeps.sequential import sequential_sweep
 
@@ -88,7 +88,7 @@ def test_a_sweep_is_a_loop_over_ablations_and_is_not_computed_twice(denoiser, pl
             mean = activations.replacements_at(means["mean"], t_index)
             expected = plain(ablate(denoiser.identity, [component], "mean", mean))[t_index]
             np.testing.assert_allclose(cells.sel(ablation="mean")[t_index], expected, rtol=1e-5)
-    monkeypatch.setattr(engine, "_measure", None)
+    monkeypatch.setattr(passes, "run_passes", None)
     again = ablation_sweep(denoiser, EVAL_SET, tmp_path, config=config, replacements=means)
     np.testing.assert_array_equal(again["loss"], swept["loss"])
 
@@ -108,7 +108,7 @@ def test_interventions_are_traced_once(denoiser, monkeypatch):
         stacked = leave_one_out(denoiser.identity, denoiser.components())[1]
         gate = {site: leaf * np.float32(seed / 3) for site, leaf in stacked.gate.items()}
         stacked = dataclasses.replace(stacked, gate=gate)
-        runner.measure(stacked, IMAGES[:2], np.arange(2), 5 + seed, KEY, LABELS[:2])
+        runner.measure(stacked, EvalBatch(IMAGES[:2], np.arange(2), 5 + seed, KEY, LABELS[:2]))
     assert len(traces) == 1
 
 
@@ -181,12 +181,12 @@ def test_samples_move_under_their_own_condition(denoiser, tmp_path):
     options = {"block": 2, "condition": LABELS[:4]}
     swept = sampling_sweep(denoiser, levels, windows, 4, KEY, tmp_path, **options)
     assert (swept["distance"].sel(component="mlp") > 0).all()
-    drawn = rollout.draw_samples(denoiser, KEY, 3, 3, condition=np.array([0, 1, 0]))
-    alone = rollout.draw_samples(denoiser, KEY, 3, 3, condition=np.array([0, 0, 0]))
+    drawn = drawing.draw_samples(denoiser, KEY, 3, 3, condition=np.array([0, 1, 0]))
+    alone = drawing.draw_samples(denoiser, KEY, 3, 3, condition=np.array([0, 0, 0]))
     np.testing.assert_allclose(drawn[[0, 2]], alone[[0, 2]], atol=1e-5)
     assert np.abs(drawn[1] - alone[1]).max() > 1e-3
     with pytest.raises(ConfigError, match="condition"):
-        rollout.draw_samples(denoiser, KEY, 2, 3)
+        drawing.draw_samples(denoiser, KEY, 2, 3)
 
 
 def test_a_sequential_sweep_ends(denoiser, tmp_path):
@@ -222,15 +222,15 @@ def test_a_sampling_sweep_goes_on_where_it_stopped(denoiser, tmp_path, monkeypat
     levels, options = [5, 40], {"block": 2, "rows": 1, "condition": LABELS[:2]}
     windows = rollout.even_windows(levels, 2)
     whole = sampling_sweep(denoiser, levels, windows, 2, KEY, tmp_path / "whole", **options)
-    walk, calls = rollout._walk, []
+    roll, calls = rollout.roll, []
 
-    def stopping(*args):
+    def stopping(*args, **options):
         calls.append(1)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return walk(*args)
+        return roll(*args, **options)
 
-    monkeypatch.setattr(rollout, "_walk", stopping)
+    monkeypatch.setattr(rollout, "roll", stopping)
     with pytest.raises(KeyboardInterrupt):
         sampling_sweep(denoiser, levels, windows, 2, KEY, tmp_path / "stopped", **options)
     again = sampling_sweep(denoiser, levels, windows, 2, KEY, tmp_path / "stopped", **options)

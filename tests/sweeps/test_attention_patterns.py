@@ -18,7 +18,9 @@ from mechdiff.interventions.build import set_temperature as set_temperature
 from mechdiff.interventions.components import component_at
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.layers import Embeddings
-from mechdiff.models.unet import Stream, components, forward, run_stage, stages
+from mechdiff.models.stage_modules import Stream, run_stage
+from mechdiff.models.stages import stages
+from mechdiff.models.unet import components, forward
 from mechdiff.sweeps import activations, attention_patterns, scaling, temperature
 from mechdiff.sweeps.execution import shared_prefix
 from mechdiff.sweeps.replacements import resample_replacements

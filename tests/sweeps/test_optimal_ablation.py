@@ -9,7 +9,7 @@ from reference.networks import SMALL, identity_of, random_params
 
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
-from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.diffusion.schedules import cosine_schedule
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import component_at
@@ -106,9 +106,8 @@ def test_the_gradient_is_the_slope_of_each_components_own_loss_and_of_no_other()
         replacement = optimal_ablation._replacement(
             mean, scale, {**point, site: point[site] + np.float32(step) * way}
         )
-        return engine.measure(
-            dataclasses.replace(stacked, replacement=replacement), IMAGES, index, 3, KEY
-        ).loss.mean(1)
+        replaced = dataclasses.replace(stacked, replacement=replacement)
+        return engine.measure(replaced, EvalBatch(IMAGES, index, 3, KEY)).loss.mean(1)
 
     rise = (losses(0.05) - losses(-0.05)) / 0.1
     np.testing.assert_allclose(rise[1], (slope[site][:, 0] * way[:, 0]).sum(), rtol=0.02)

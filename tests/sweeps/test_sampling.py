@@ -9,7 +9,15 @@ import pytest
 from mechdiff.core import devices
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.diffusion.samplers import ddim_step, ddpm_step, initial_noise, keys_of_steps, one_step, sample
+from mechdiff.diffusion.samplers import (
+    Sampler,
+    ddim_step,
+    ddpm_step,
+    initial_noise,
+    keys_of_steps,
+    one_step,
+    sample,
+)
 from mechdiff.diffusion.schedules import ddim_timesteps
 from mechdiff.interventions.build import ablate, windowed
 from mechdiff.models.unet import components, denoise
@@ -44,7 +52,7 @@ def plain(denoiser):
     def draw(intervention, step_fn):
         predict = functools.partial(denoise, denoiser.unet, denoiser.schedule, denoiser.params, intervention)
         shape = (SAMPLES, 8, 8, 3)
-        return sample(predict, denoiser.schedule, KEY, shape, step_fn=step_fn, timesteps=LEVELS)
+        return sample(predict, Sampler(denoiser.schedule, step_fn, LEVELS), KEY, shape)
 
     return lambda intervention, step_fn=ddim_step: np.asarray(draw(intervention, step_fn))
 
@@ -93,10 +101,9 @@ def test_fills_follow_the_step(denoiser, chosen, means, swept):
             intervention = intervention if low <= level < high else denoiser.identity
             predict = functools.partial(run, denoiser.unet, denoiser.schedule, denoiser.params, intervention)
             previous = np.append(down, -1)[i + 1]
-            x[arm] = one_step(
-                predict, denoiser.schedule, step_keys[i], x[arm], np.asarray(level), np.asarray(previous),
-                np.arange(SAMPLES), ddim_step, True,
-            )[0]  # fmt: skip
+            span = np.asarray(level), np.asarray(previous)
+            sampler = Sampler(denoiser.schedule)
+            x[arm] = one_step(predict, sampler, step_keys[i], x[arm], *span, np.arange(SAMPLES))[0]
     found = swept.sel(ablation="mean", component=component.name).isel(window=1)
     np.testing.assert_allclose(found.distance, rms(x["changed"], x["clean"]), rtol=2e-3, atol=2e-5)
 
@@ -113,18 +120,19 @@ def test_ddpm_shares_the_noise_of_every_step(denoiser, chosen, plain, tmp_path):
 def test_network_calls_are_those_of_the_closed_formula_and_one_program_serves_all_windows(
     denoiser, chosen, tmp_path, monkeypatch
 ):
-    inner, calls, traces = rollout._walk.__wrapped__, [], []
+    inner, calls, traces = rollout.roll.__wrapped__, [], []
+    stack_size = lambda stacked: len(next(iter(stacked.gate.values())))
 
-    @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-    def traced(*args):
-        traces.append(len(next(iter(args[4].gate.values()))))
-        return inner(*args)
+    @functools.partial(jax.jit, static_argnames=("step_fn", "clip", "mesh"))
+    def traced(denoiser, stacked, *args, **options):
+        traces.append(stack_size(stacked))
+        return inner(denoiser, stacked, *args, **options)
 
-    def counting(*args):
-        calls.append(len(next(iter(args[4].gate.values()))) * len(args[9]) * (args[8] - args[7]))
-        return traced(*args)
+    def counting(denoiser, stacked, steps, samples, **options):
+        calls.append(stack_size(stacked) * len(samples.x_t) * (steps.stop - steps.start))
+        return traced(denoiser, stacked, steps, samples, **options)
 
-    monkeypatch.setattr(rollout, "_walk", counting)
+    monkeypatch.setattr(rollout, "roll", counting)
     sampling.sampling_sweep(denoiser, LEVELS, WINDOWS, 4, KEY, tmp_path, chosen=chosen, block=2, rows=2)
     shared, naive = rollout.network_calls(LEVELS, WINDOWS, len(chosen))
     assert sum(calls) == 4 * shared

@@ -13,7 +13,7 @@ from reference.networks import identity_of, random_params
 from mechdiff.core.config import UNetConfig, override
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.presets import preset
-from mechdiff.diffusion.samplers import guided, sample
+from mechdiff.diffusion.samplers import Sampler, guided, sample
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models import load
 from mechdiff.models.unet import denoise
@@ -82,8 +82,8 @@ def drawn():
         return denoise(NETWORK, schedule, params, identity_of(NETWORK), x_t, t, condition)
 
     def run(denoise_fn):
-        draw = functools.partial(sample, timesteps=[5, 20, 45])
-        return np.asarray(jax.jit(lambda: draw(denoise_fn, schedule, jax.random.key(0), (2, 8, 8, 3)))())
+        sampler = Sampler(schedule, timesteps=[5, 20, 45])
+        return np.asarray(jax.jit(lambda: sample(denoise_fn, sampler, jax.random.key(0), (2, 8, 8, 3)))())
 
     labels, null = np.array([0, 1]), np.array([2, 2])
     scales = {scale: run(guided(predict, labels, null, scale)) for scale in (0, 0.0, 1, 3.0)}

@@ -36,10 +36,9 @@ def exact(made, chosen):
     found = {}
     for name, plant in made.items():
         engine = Engine(plant.denoiser)
-        stacked, index = leave_one_out(plant.denoiser.identity, chosen)[1], np.arange(IMAGES)
-        levels = [
-            engine.measure(stacked, plant.images, index, int(t), jax.random.key(5)) for t in plant.timesteps
-        ]
+        stacked = leave_one_out(plant.denoiser.identity, chosen)[1]
+        eval_set = EvalSet(plant.images, plant.timesteps, jax.random.key(5))
+        levels = [engine.measure(stacked, eval_set.batch(t_index)) for t_index in range(len(plant.timesteps))]
         rise = [100 * (m.loss.mean(1) / m.clean_loss.mean() - 1) for m in levels]
         found[name] = np.stack(rise, 1), np.max([m.change.max(1) for m in levels], axis=0)
     return found

@@ -23,7 +23,8 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import predict_x0
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
-from mechdiff.sweeps.execution.engine import Engine, PassOutputs
+from mechdiff.sweeps.execution.engine import Engine
+from mechdiff.sweeps.execution.passes import PassOutputs
 
 Effects = Float[np.ndarray, "component target"]
 
@@ -72,20 +73,20 @@ def role_effects(
     Raises:
       ConfigError: images that 4x4 cells do not divide, or fewer than 2.
     """
-    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
+    images, timesteps = eval_set.images, eval_set.timesteps
     stats.intervals.check_units(len(images))
     image_features.image_feature_names(*denoiser.image_shape[1:])  # may refuse
-    images, index = np.asarray(images, np.float32), np.arange(len(images))
+    images = np.asarray(images, np.float32)
     masks = None if masks is None else np.asarray(masks, np.float32)
     shared = None if probes is None else dict(probes)
     variances = feature_variances(images, masks, tuple(parts), shared)
     variance = np.array([value for value, _ in variances.values()])
     varies = np.flatnonzero(variance > 1e-9)
     engine = engine or Engine(denoiser)
-    reduce = Shift(tuple(parts))
-    more = {"own": masks, "shared": shared, "condition": eval_set.condition}
+    reduction = Shift(tuple(parts))
     distances = [
-        engine.reduce(stacked, images, index, int(t), key, reduce, **more) for t in np.asarray(timesteps)
+        engine.reduce(stacked, eval_set.batch(t_index), reduction, own=masks, shared=shared)
+        for t_index in range(len(timesteps))
     ]
     scaled = lambda a: a[..., varies] / variance[varies]
     effect = np.stack([scaled(changed) for changed, _ in distances])  # t, component, image, target
@@ -102,7 +103,7 @@ def role_effects(
             "component": list(names),
             "target": [list(variances)[i] for i in varies],
             "t": np.asarray(timesteps, np.int32),
-            "image": index,
+            "image": np.arange(len(images)),
             "log_snr": ("t", np.asarray(denoiser.schedule.log_snr)[np.asarray(timesteps)]),
             "variance": ("target", variance[varies]),
         },

@@ -7,7 +7,7 @@ import numpy as np
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import CheckpointError
 from mechdiff.models.pretrained import tensors
-from mechdiff.models.unet import stages
+from mechdiff.models.stages import stages
 
 BLOCK = {
     "norm1": "in_layers.0",

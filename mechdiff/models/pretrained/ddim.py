@@ -29,7 +29,7 @@ from mechdiff.models.pretrained.options import (
     read_options,
 )
 from mechdiff.models.pretrained.schedulers import from_betas, sigmoid_betas
-from mechdiff.models.unet import Stage, stages
+from mechdiff.models.stages import Stage, stages
 
 WHAT = "ddim"
 STATED = ("weights", "noise_schedule", "noise_steps", "beta_start", "beta_end", "prediction", "condition")

@@ -25,7 +25,7 @@ from mechdiff.models.pretrained.options import (
     read_options,
     refusal,
 )
-from mechdiff.models.unet import Stage, stages
+from mechdiff.models.stages import Stage, stages
 from mechdiff.storage import files
 
 STEM = "diffusion_pytorch_model"

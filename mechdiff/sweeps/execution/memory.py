@@ -20,8 +20,9 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PyTree
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.models import conditions
+from mechdiff.models.stages import stages
 from mechdiff.models.traced.denoiser import TracedNetwork
-from mechdiff.models.unet import forward, init_shapes, stages
+from mechdiff.models.unet import forward, init_shapes
 
 Network = UNetConfig | TracedNetwork  # what of a denoiser is fixed when programs are compiled
 

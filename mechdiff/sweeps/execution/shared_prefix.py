@@ -21,12 +21,13 @@ from jaxtyping import Array, Bool, Float, Int
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.types import AnyArray, Images, PyTree
 from mechdiff.diffusion.process import to_eps
-from mechdiff.interventions.components import VECTORS, has_rows, site_type
+from mechdiff.interventions.components import VECTORS, has_rows, site_stage, site_type
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Denoiser, Examinable
+from mechdiff.models.stage_modules import Stream, at_timesteps, enter, run_stage
+from mechdiff.models.stages import Stage, stages
 from mechdiff.models.traced.denoiser import TracedDenoiser, TracedNetwork
 from mechdiff.models.traced.joining import predict_each, site_places
-from mechdiff.models.unet import Stage, Stream, at_timesteps, enter, run_stage, stages
 from mechdiff.sweeps.execution.memory import CPU_BLOCK
 
 
@@ -53,7 +54,7 @@ def joining_stages(config: UNetConfig, stacked: Intervention) -> Int[np.ndarray,
     count = len(next(iter(stacked.gate.values())))
     first = np.full(count, len(place) - 1)
     for site, changed in _changes(stacked, count, lambda site: 1 if site_type(site) in VECTORS else 3):
-        first = np.where(changed, np.minimum(first, place[site.rsplit(".", 1)[0]]), first)
+        first = np.where(changed, np.minimum(first, place[site_stage(site)]), first)
     return first
 
 
@@ -261,7 +262,7 @@ def _rows(stage: Stage, stacked: Intervention, batch: int, joined: int) -> Inter
     """The intervention at one stage; leaves per row, those of the identity for the clean rows."""
 
     def of_stage(leaves: PyTree) -> PyTree:
-        return {site: leaf for site, leaf in leaves.items() if site.rsplit(".", 1)[0] == stage.name}
+        return {site: leaf for site, leaf in leaves.items() if site_stage(site) == stage.name}
 
     def per_row(leaf: Array, identity: float = 1.0) -> Array:
         clean = jnp.full((1, *leaf.shape[1:]), identity, leaf.dtype)

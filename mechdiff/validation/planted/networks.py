@@ -13,7 +13,7 @@ from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.types import Images, PyTree
 from mechdiff.diffusion.schedules import cosine_schedule
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import stages
+from mechdiff.models.stages import stages
 from mechdiff.validation.planted import datasets, weights
 from mechdiff.validation.planted.gain import best_gain
 

@@ -17,7 +17,8 @@ from mechdiff.core.config import UNetConfig
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.record import ALWAYS, Intervention
-from mechdiff.models.unet import init_shapes, stages
+from mechdiff.models.stages import stages
+from mechdiff.models.unet import init_shapes
 
 GROUP = 8  # channels
 LIVE, HIDDEN, TRASH = 0, GROUP, 2 * GROUP  # first channel of each

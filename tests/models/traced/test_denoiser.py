@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name as name
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.process import denoising_loss
-from mechdiff.diffusion.samplers import sample
+from mechdiff.diffusion.samplers import Sampler, sample
 from mechdiff.diffusion.schedules import linear_schedule
 from mechdiff.interventions.build import ablate, leave_one_out, set_gate, windowed
 from mechdiff.interventions.record import STACKED
@@ -197,7 +197,7 @@ def test_losses_and_samplers_take_it_as_it_is(denoiser):
     denoise = lambda x, t: denoiser.predict(denoiser.identity, x, t)
     noise = jax.random.normal(jax.random.key(3), X.shape)
     assert denoising_loss(denoise, SCHEDULE, X, T, noise).shape == (3,)
-    images = sample(denoise, SCHEDULE, jax.random.key(4), X.shape)
+    images = sample(denoise, Sampler(SCHEDULE), jax.random.key(4), X.shape)
     assert images.shape == X.shape and np.all(np.isfinite(images))
 
 

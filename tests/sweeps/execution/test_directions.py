@@ -9,7 +9,7 @@ import pytest
 from reference.networks import SMALL, identity_of, random_params
 
 from mechdiff.core.errors import ConfigError
-from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import linear_schedule
 from mechdiff.interventions.build import ablate, windowed
@@ -118,7 +118,7 @@ def test_stacks_of_directions_are_whole_passes_one_by_one(denoiser, predict, row
     ]
     runner = engine.Engine(denoiser, rows, devices=tuple(jax.devices()[:1]))
     for t in (5, 40):
-        measured = runner.measure(stacked, IMAGES, np.arange(3), t, KEY)
+        measured = runner.measure(stacked, EvalBatch(IMAGES, np.arange(3), t, KEY))
         expected = [losses(denoiser, predict, each, t) for each in cases]
         np.testing.assert_allclose(measured.loss, expected, rtol=2e-5)
         assert (measured.change[0] == 0).all()

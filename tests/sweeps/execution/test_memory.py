@@ -12,7 +12,8 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import linear_schedule
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import components, stages
+from mechdiff.models.stages import stages
+from mechdiff.models.unet import components
 from mechdiff.sweeps.activations import activation_means
 from mechdiff.sweeps.execution import engine, forecast, memory, shared_prefix
 

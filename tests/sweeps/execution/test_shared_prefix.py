@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechdiff.core.presets import preset
+from mechdiff.diffusion.eval_set import EvalBatch
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.interventions.build import ablate, leave_one_out, random_subsets, set_temperature, windowed
 from mechdiff.interventions.record import ALWAYS, STACKED, Intervention
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import components, stages
-from mechdiff.sweeps.execution import engine, shared_prefix
+from mechdiff.models.stages import stages
+from mechdiff.models.unet import components
+from mechdiff.sweeps.execution import engine, passes, shared_prefix
 
 KEY = jax.random.key(2)
 T = 20
@@ -68,7 +70,7 @@ def expected(plain, everything, images):
 @pytest.mark.parametrize("rows, devices", [(0, 2), (30, 1), (24, 2), (3, 1)])
 def test_losses_are_those_of_one_pass_per_intervention(network, everything, images, expected, rows, devices):
     runner = engine.Engine(network, rows, tuple(jax.devices()[:devices]))
-    found = runner.measure(everything, images, np.arange(5), T, KEY)
+    found = runner.measure(everything, EvalBatch(images, np.arange(5), T, KEY))
     np.testing.assert_allclose(found.loss, expected, rtol=2e-5)
     assert found.clean_loss.shape == (5,) and (found.change > 0).all()
 
@@ -84,7 +86,7 @@ def test_losses_do_not_move_with_the_rows_that_a_stage_takes_at_once(
     # Another network to the cache of programs, which took other blocks, though not to rounding.
     unet = dataclasses.replace(network.unet, norm_eps=1e-6 + 1e-9 * block)
     runner = engine.Engine(dataclasses.replace(network, unet=unet), devices=tuple(jax.devices()[:1]))
-    found = runner.measure(everything, images, np.arange(5), T, KEY)
+    found = runner.measure(everything, EvalBatch(images, np.arange(5), T, KEY))
     assert max(taken) > block
     np.testing.assert_allclose(found.loss, expected, rtol=2e-5)
 
@@ -117,7 +119,7 @@ def test_a_window_and_a_temperature_act_as_they_do_alone(network, images, plain)
     stacked = leave_one_out(wide, r".*\.res")[1]
     inside, outside = windowed(stacked, T, T + 1), windowed(stacked, T + 1, T + 9)
     runner = engine.Engine(network)
-    run = lambda stacked: runner.measure(stacked, images, np.arange(5), T, KEY)
+    run = lambda stacked: runner.measure(stacked, EvalBatch(images, np.arange(5), T, KEY))
     np.testing.assert_allclose(run(inside).loss, plain(inside, images, np.arange(5), T), rtol=2e-5)
     idle = run(outside)
     assert (idle.change < 1e-12).all()
@@ -131,7 +133,7 @@ def test_a_thousand_interventions_compile_once(network, images, plain, monkeypat
     traces, forward = [], shared_prefix.forward
     monkeypatch.setattr(shared_prefix, "forward", lambda *args: (traces.append(1), forward(*args))[1])
     runner = engine.Engine(network, rows=80, devices=tuple(jax.devices()[:1]))
-    found = runner.measure(stacked, images[:2], np.arange(2), T, KEY)
+    found = runner.measure(stacked, EvalBatch(images[:2], np.arange(2), T, KEY))
     assert found.loss.shape == (1000, 2) and len(traces) == 1
     some = dataclasses.replace(stacked, gate={k: v[950:] for k, v in stacked.gate.items()})
     np.testing.assert_allclose(found.loss[950:], plain(some, images[:2], np.arange(2), T), rtol=2e-5)
@@ -139,36 +141,36 @@ def test_a_thousand_interventions_compile_once(network, images, plain, monkeypat
 
 def test_an_image_does_not_move_with_the_others(network, everything, images, expected):
     runner = engine.Engine(network, devices=tuple(jax.devices()[:1]))
-    found = runner.measure(everything, images[3:], np.array([3, 4]), T, KEY)
+    found = runner.measure(everything, EvalBatch(images[3:], np.array([3, 4]), T, KEY))
     np.testing.assert_allclose(found.loss, expected[:, 3:], rtol=2e-5)
 
 
 def test_running_out_of_memory_halves_the_work_and_loses_nothing(
     network, everything, images, expected, monkeypatch
 ):
-    measure, asked = engine._measure, []
+    run_passes, sizes = passes.run_passes, []
 
-    def small(denoiser, joins, mesh, stacked, replacement, x0, *rest):
-        asked.append((1 + sum(joins)) * x0.shape[1])
-        if asked[-1] > 60:
+    def small(denoiser, stacked, images, common, *, joins, **options):
+        sizes.append((1 + sum(joins)) * images.x0.shape[1])
+        if sizes[-1] > 60:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room")
-        return measure(denoiser, joins, mesh, stacked, replacement, x0, *rest)
+        return run_passes(denoiser, stacked, images, common, joins=joins, **options)
 
-    monkeypatch.setattr(engine, "_measure", small)
+    monkeypatch.setattr(passes, "run_passes", small)
     runner = engine.Engine(network, rows=200, devices=tuple(jax.devices()[:1]))
-    found = runner.measure(everything, images, np.arange(5), T, KEY)
+    found = runner.measure(everything, EvalBatch(images, np.arange(5), T, KEY))
     np.testing.assert_allclose(found.loss, expected, rtol=2e-5)
-    assert asked[0] > 60 >= asked[-1] and len(asked) <= 4
+    assert sizes[0] > 60 >= sizes[-1] and len(sizes) <= 4
 
 
 def test_other_errors_of_the_device_are_not_swallowed(network, everything, images, monkeypatch):
-    def broken(*args):
+    def broken(*args, **options):
         raise jax.errors.JaxRuntimeError("INTERNAL: bad")
 
-    monkeypatch.setattr(engine, "_measure", broken)
+    monkeypatch.setattr(passes, "run_passes", broken)
     runner = engine.Engine(network)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        runner.measure(everything, images, np.arange(5), T, KEY)
+        runner.measure(everything, EvalBatch(images, np.arange(5), T, KEY))
 
 
 @settings(max_examples=50, deadline=None)
@@ -222,7 +224,7 @@ def test_ablations_of_one_image_do_not_leak_into_another_row(network, images):
         identity, gate={site: np.stack([one.gate[site], two.gate[site]]) for site in identity.gate}
     )
     runner = engine.Engine(network, devices=tuple(jax.devices()[:1]))
-    both = runner.measure(stacked, images[:2], np.arange(2), T, KEY)
+    both = runner.measure(stacked, EvalBatch(images[:2], np.arange(2), T, KEY))
     swapped = dataclasses.replace(stacked, gate={k: v[::-1] for k, v in stacked.gate.items()})
-    again = runner.measure(swapped, images[:2], np.arange(2), T, KEY)
+    again = runner.measure(swapped, EvalBatch(images[:2], np.arange(2), T, KEY))
     np.testing.assert_allclose(both.loss, again.loss[::-1], rtol=1e-6)

@@ -1,0 +1,73 @@
+"""The configuration of data: which images, and what is done to them."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.ranges import at_least, within
+
+DRAWN = ("synthetic", "gaussian")  # names of data whose images are drawn at their size, not read
+CROPS = ("center", "ddim", "none", "squash")  # and center-N
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image file becomes an image of the network's size; part of a model, and applied to all that it
+    is examined on. The size is `unet.image_size`; images are never enlarged."""
+
+    crop: str = "center"  # the largest centered square; center-N; ddim; none; squash: see `images.cropped`
+    filter: Literal["bicubic", "bilinear", "box", "hamming", "lanczos", "nearest"] = "bicubic"  # of Pillow
+    channels: Literal["rgb", "gray"] = "rgb"
+    background: Literal["", "black", "white"] = ""  # under transparent pixels; empty: they are refused
+    phases: Literal["kept", "random"] = "kept"  # random: same spectrum, no shapes; see `data.scrambled`
+
+    def __post_init__(self):
+        side = self.crop.removeprefix("center-")
+        if self.crop not in CROPS and (side == self.crop or not side.isdecimal() or int(side) < 1):
+            raise ConfigError(unknown("data.preprocessing.crop", self.crop, [*CROPS, "center-140"]))
+
+    @property
+    def channel_count(self) -> int:
+        """Of an image that it makes."""
+        return 3 if self.channels == "rgb" else 1
+
+    @property
+    def description(self) -> str:
+        """For a reader, such as `'center crop, bicubic, RGB'`."""
+        crop = {"none": "no crop", "squash": "squashed to a square"}.get(self.crop, f"{self.crop} crop")
+        on = f", transparent pixels over {self.background}" if self.background else ""
+        scrambled = ", random phases" if self.phases == "random" else ""
+        return f"{crop}, {self.filter}, {'RGB' if self.channels == 'rgb' else 'gray'}{on}{scrambled}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and what is done to them.
+
+    `path`: where CelebA, a TFDS copy or image files lie (several folders joined by a comma); of `folder` a
+    folder, `.npy` or `.npz`.
+    """
+
+    # gaussian: see `data.gaussian`; unknown: of an imported model.
+    name: Literal["synthetic", "gaussian", "celeba", "tfds", "folder", "unknown"] = "synthetic"
+    path: str = ""
+    cache: str = ""  # where decoded images are kept; empty: beside the run
+    complexity: int = 4  # synthetic: rung of the complexity ladder, 0..4
+    n_train: int = 16384  # synthetic, gaussian: images rendered; else an upper limit (0: all)
+    n_test: int = 2048
+    flip: bool = True  # mirror training images at random
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)  # not of synthetic images
+    split: Literal["auto", "digest", "folders"] = "auto"  # folder: see `data.folder`
+    split_seed: int = 0  # folder: which images are held out by their digest
+    held_out: float = 0.2  # folder: share held out, half for validation and half for testing
+    classes: str = ""  # labels that make an image's class, with commas: an attribute, a factor, `folder`
+
+    def __post_init__(self):
+        within("data.complexity", self.complexity, 0, 4)
+        at_least("data.n_train", self.n_train, 0)
+        at_least("data.n_test", self.n_test, 0)
+        at_least("data.split_seed", self.split_seed, 0)
+        within("data.held_out", self.held_out, 0.001, 0.999)
+        if self.name in DRAWN:
+            at_least("data.n_train", self.n_train, 1)
+            at_least("data.n_test", self.n_test, 1)

@@ -1,0 +1,102 @@
+"""Frozen records from and to plain fields: what a config file holds, and what `--set` assigns."""
+
+import ast
+import dataclasses
+import math
+import typing
+from typing import Any, Literal
+
+from mechdiff.core.errors import ConfigError, shorten, unknown
+from mechdiff.core.old_names import CONFIG_FIELDS
+
+
+def from_fields(data: dict, record: type) -> Any:
+    """The record of these fields; unknown or missing ones are errors that name them. Fields of the first
+    edition are read under their old names."""
+    hints = typing.get_type_hints(record)
+    renamed = CONFIG_FIELDS.get(record.__name__, {})
+    data = {renamed.get(name, name): value for name, value in data.items()}
+    for name in data:
+        if name not in hints:
+            raise ConfigError(unknown("field", name, hints))
+    values = {name: _restore(hints[name], value, name) for name, value in data.items()}
+    try:
+        return record(**values)
+    except TypeError as error:
+        raise ConfigError(f"{record.__name__}: {error}") from None
+
+
+def differences(prefix: str, values: dict, base: dict) -> list[str]:
+    """Settings that differ, as they would be set: `section.field=value`."""
+    lines = []
+    for name, value in values.items():
+        if isinstance(value, dict) and isinstance(base.get(name), dict):
+            lines += differences(f"{prefix}{name}.", value, base[name])
+        elif value != base.get(name):
+            lines.append(f"{prefix}{name}={shorten(value)}")
+    return lines
+
+
+def assigned(config: Any, path: list[str], text: str, full: str) -> Any:
+    """A record with one field set from text, the field being named by its path through inner records.
+
+    Args:
+      full: the whole path, for errors.
+    """
+    hints = typing.get_type_hints(type(config))
+    if path[0] in (renamed := CONFIG_FIELDS.get(type(config).__name__, {})):
+        new = full.removesuffix(path[0]) + renamed[path[0]]
+        raise ConfigError(f"setting {full!r} is called {new!r} now; write --set={new}=...")
+    if path[0] not in hints:
+        raise ConfigError(unknown("field", full, _all_fields(type(config), full, path)))
+    current = getattr(config, path[0])
+    if dataclasses.is_dataclass(current):
+        if len(path) == 1:
+            names = ", ".join(field.name for field in dataclasses.fields(current))
+            raise ConfigError(f"{full!r} is a section; name a field of it: {names}")
+        return dataclasses.replace(config, **{path[0]: assigned(current, path[1:], text, full)})
+    if len(path) > 1:
+        raise ConfigError(f"{full!r}: {path[0]!r} is a field, not a section")
+    return dataclasses.replace(config, **{path[0]: _restore(hints[path[0]], _literal(text), full)})
+
+
+def _all_fields(record: type, full: str, path: list[str]) -> list[str]:
+    prefix = full[: len(full) - len(".".join(path))]
+    names = []
+    for name, hint in typing.get_type_hints(record).items():
+        inner = typing.get_type_hints(hint) if dataclasses.is_dataclass(hint) else None
+        names += [f"{prefix}{name}.{leaf}" for leaf in inner] if inner else [prefix + name]
+    return names
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _restore(hint: Any, value: Any, name: str) -> Any:
+    """`value` as the type that `hint` asks for, or a ConfigError that names both."""
+    if dataclasses.is_dataclass(hint):
+        return from_fields(value, hint)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(unknown(f"value for {name}:", value, arguments))
+        return value
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        if isinstance(value, str) and arguments[0] is not str:
+            items = [_literal(item.strip()) for item in items]  # "false,true" is no literal as a whole
+        items = items if isinstance(items, list | tuple) else [items]
+        return tuple(_restore(arguments[0], item, name) for item in items)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and isinstance(value, int | float):
+        return str(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{name}={value!r} is not of type {hint.__name__}")
+    if hint is float and not math.isfinite(value):
+        raise ConfigError(f"{name}={value} is not a finite number")
+    return value

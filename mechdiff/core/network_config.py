@@ -1,0 +1,122 @@
+"""The configuration of a UNet: what its network is, and what a digest of it is taken over."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.ranges import at_least, within
+
+Prediction = Literal["epsilon", "v_prediction", "sample"]  # what a network outputs; see `diffusion.target`
+LARGEST = 4096  # side of an image, channels, blocks; beyond it a number is a slip, and memory would end
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """A DDPM UNet (Ho et al. 2020); a superset of diffusers' `UNet2DModel` where DDPM checkpoints use it.
+
+    Levels are ordered from the highest resolution to the lowest, for encoder and decoder alike.
+    """
+
+    image_size: int = 32  # pixels; divisible by 2 ** (levels - 1)
+    in_channels: int = 3
+    out_channels: int = 3
+    widths: tuple[int, ...] = (32, 64, 64)  # channels per level
+    blocks_per_level: int = 1  # the decoder has one more
+    down_attention: tuple[bool, ...] = (False, True, True)
+    up_attention: tuple[bool, ...] = (False, True, True)
+    mid_attention: bool = True
+    heads: tuple[int, ...] = (4, 4, 4)  # per level; the middle uses the last
+    norm_groups: int = 8
+    norm_eps: float = 1e-6
+    dropout: float = 0.0
+    time_scale_shift: bool = False  # FiLM instead of addition in the residual blocks
+    time_width_factor: int = 4  # width of the time embedding, in units of time_features
+    flip_sin_to_cos: bool = False  # cos half first
+    frequency_shift: float = 1.0
+    down_padding: Literal[0, 1] = 1  # 0 pads right and bottom only, as the original DDPM does
+    resample_conv: bool = True  # a convolution in down- and upsampling; else pooling and nearest
+    resample_blocks: bool = False  # residual blocks do the down- and upsampling, as ADM may
+    center_input: bool = False  # 2 x - 1 first
+    prediction: Prediction = "epsilon"
+    up_heads: tuple[int, ...] = ()  # per level, of the decoder; empty: as `heads`
+    level_blocks: tuple[int, ...] = ()  # per level, where they differ; empty: blocks_per_level at each
+    time_features: int = 0  # width of the sinusoidal features; 0: widths[0]
+    timestep_scale: float = 1.0  # the network is given t * timestep_scale (1000 / T where rescaled)
+    sample_clip: float = 1.0  # sampling clips predicted images to [-sample_clip, sample_clip]; 0: not at all
+    classes: int = 0  # that images are conditioned on; 0: none
+    null_class: bool = True  # with classes: one label more, `classes`, stands for none of them
+    # A table; features of a number, as of a timestep; a vector as it is.
+    class_embedding: Literal["table", "timestep", "identity"] = "table"
+    condition_channels: int = 0  # of an image (a low resolution, a masked one) that the input is joined with
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether it is told the class of each image (a number, or a vector)."""
+        return self.classes > 0 or self.class_embedding != "table"
+
+    @property
+    def null_label(self) -> int | None:
+        """The label that stands for no class; None if there is none."""
+        return self.classes if self.classes and self.null_class else None
+
+    def __post_init__(self):
+        levels = len(self.widths)
+        optional = [name for name in ("up_heads", "level_blocks") if getattr(self, name)]
+        for name in ("down_attention", "up_attention", "heads", *optional):
+            if len(getattr(self, name)) != levels:
+                raise ConfigError(f"unet.{name}={getattr(self, name)} needs {levels} entries, one per width")
+        for name in ("image_size", "in_channels", "out_channels", "blocks_per_level", "norm_groups"):
+            within(f"unet.{name}", getattr(self, name), 1, LARGEST)
+        if self.image_size % 2 ** (levels - 1):
+            raise ConfigError(
+                f"unet.image_size={self.image_size} is not divisible by {2 ** (levels - 1)}, "
+                f"which {levels} widths need; change image_size or widths"
+            )
+        self._check_levels("heads", self.heads)
+        if self.up_heads:
+            self._check_levels("up_heads", self.up_heads)
+        for blocks in self.level_blocks:
+            at_least("unet.level_blocks", blocks, 1)
+        within("unet.dropout", self.dropout, 0.0, 0.999)
+        within("unet.norm_eps", self.norm_eps, 0.0, 1.0)
+        at_least("unet.time_features", self.time_features, 0)
+        within("unet.timestep_scale", self.timestep_scale, 1e-9, 1e9)
+        at_least("unet.sample_clip", self.sample_clip, 0.0)
+        at_least("unet.classes", self.classes, 0)
+        at_least("unet.condition_channels", self.condition_channels, 0)
+        if self.classes and self.class_embedding != "table":
+            raise ConfigError(
+                f"unet.classes={self.classes} is the size of a table, but unet.class_embedding="
+                f"{self.class_embedding!r} has none; set one of them"
+            )
+
+    def _check_levels(self, name: str, per_level: tuple[int, ...]) -> None:
+        """Widths must be divisible by groups and, where there is attention, by heads."""
+        for level, (width, heads) in enumerate(zip(self.widths, per_level, strict=True)):
+            within("unet.widths", width, 1, LARGEST**2)
+            at_least(f"unet.{name}", heads, 1)
+            if width % self.norm_groups:
+                raise ConfigError(
+                    f"unet.widths[{level}]={width} is not divisible by unet.norm_groups={self.norm_groups}"
+                )
+            attends = self.down_attention[level] or self.up_attention[level]
+            middle = self.mid_attention and level == len(self.widths) - 1
+            if (attends or middle) and width % heads:
+                raise ConfigError(
+                    f"unet.widths[{level}]={width} is not divisible by unet.{name}[{level}]={heads}"
+                )
+
+
+# Fields that came after results had been named by a digest of all of them.
+LATER_FIELDS = ("classes", "null_class", "class_embedding", "condition_channels")
+
+
+def decisive(unet: UNetConfig) -> dict:
+    """The fields of a network, JSON-ready, for a digest: later ones only where they are not at their
+    defaults, so that results of networks without them keep their names."""
+    return {
+        name: value
+        for name, value in dataclasses.asdict(unet).items()
+        if name not in LATER_FIELDS or value != getattr(UNetConfig, name)
+    }

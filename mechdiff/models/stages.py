@@ -1,0 +1,93 @@
+"""The topology of the denoiser: its stages in order. It is that of diffusers' `UNet2DModel`."""
+
+import dataclasses
+import functools
+
+from mechdiff.core.config import UNetConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One step of the fold.
+
+    Attributes:
+      name: key of its parameters and prefix of its sites, such as `down0.block0`.
+      op: `conv_in`, `block`, `attention`, `downsample`, `upsample` or `conv_out`.
+      level: index into the widths of the config.
+      resolution: side of its output, pixels.
+      width: channels of its output.
+      push: whether its output goes on the skip stack.
+      pop: whether it takes a skip tensor.
+      resample: -1 halves, 1 doubles the resolution.
+      heads: of attention; 0 elsewhere.
+    """
+
+    name: str
+    op: str
+    level: int
+    resolution: int
+    width: int
+    push: bool = False
+    pop: bool = False
+    resample: int = 0
+    heads: int = 0
+
+
+@functools.lru_cache
+def stages(config: UNetConfig) -> tuple[Stage, ...]:
+    """The stages of a network in order."""
+    encoder = [_stage(config, "conv_in", "conv_in", 0, push=True)]
+    for level in range(len(config.widths)):
+        encoder += _encoder_level(config, level)
+    decoder = []
+    for level in reversed(range(len(config.widths))):
+        decoder += _decoder_level(config, level)
+    out = Stage("conv_out", "conv_out", 0, config.image_size, config.out_channels)
+    return (*encoder, *_middle(config), *decoder, out)
+
+
+def _stage(config: UNetConfig, name: str, op: str, level: int, **options) -> Stage:
+    """A stage whose output has the resolution and the width of its level."""
+    side = {"resolution": config.image_size // 2**level, "width": config.widths[level]}
+    return Stage(name, op, level, **side | options)
+
+
+def _blocks(config: UNetConfig, level: int) -> int:
+    return config.level_blocks[level] if config.level_blocks else config.blocks_per_level
+
+
+def _encoder_level(config: UNetConfig, level: int) -> list[Stage]:
+    listed, attends = [], config.down_attention[level]
+    for block in range(_blocks(config, level)):
+        listed.append(_stage(config, f"down{level}.block{block}", "block", level, push=not attends))
+        if attends:
+            heads = config.heads[level]
+            name = f"down{level}.attn{block}"
+            listed.append(_stage(config, name, "attention", level, push=True, heads=heads))
+    if level < len(config.widths) - 1:
+        op, half = "block" if config.resample_blocks else "downsample", config.image_size // 2 ** (level + 1)
+        options = {"resolution": half, "push": True, "resample": -1}
+        listed.append(_stage(config, f"down{level}.downsample", op, level, **options))
+    return listed
+
+
+def _middle(config: UNetConfig) -> list[Stage]:
+    last = len(config.widths) - 1
+    listed = [_stage(config, "mid.block0", "block", last)]
+    if config.mid_attention:
+        listed.append(_stage(config, "mid.attn0", "attention", last, heads=config.heads[last]))
+    return [*listed, _stage(config, "mid.block1", "block", last)]
+
+
+def _decoder_level(config: UNetConfig, level: int) -> list[Stage]:
+    listed, up_heads = [], config.up_heads or config.heads
+    for block in range(_blocks(config, level) + 1):
+        listed.append(_stage(config, f"up{level}.block{block}", "block", level, pop=True))
+        if config.up_attention[level]:
+            name = f"up{level}.attn{block}"
+            listed.append(_stage(config, name, "attention", level, heads=up_heads[level]))
+    if level > 0:
+        op, double = "block" if config.resample_blocks else "upsample", config.image_size // 2 ** (level - 1)
+        options = {"resolution": double, "resample": 1}
+        listed.append(_stage(config, f"up{level}.upsample", op, level, **options))
+    return listed

@@ -1,0 +1,130 @@
+"""Samples of a denoiser as it is, and what they are drawn under."""
+
+import functools
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from mechdiff.core import devices
+from mechdiff.core.config import UNetConfig
+from mechdiff.core.devices import ALL, IMAGES
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.diffusion.samplers import Sampler, guided, sample
+from mechdiff.diffusion.schedules import ddim_timesteps
+from mechdiff.models import conditions
+from mechdiff.models.denoiser import Examinable
+from mechdiff.sweeps.execution import memory
+
+SAMPLE_STEPS = 50  # DDIM
+SAMPLE_BLOCK = 16  # images drawn together
+
+
+def draw_samples(
+    denoiser: Examinable,
+    key: jax.Array,
+    count: int,
+    steps: int = SAMPLE_STEPS,
+    *,
+    condition: PyTree = None,
+    guidance: float = 1.0,
+) -> Images:
+    """`count` images of a denoiser by DDIM, drawn in blocks of one shape; image i depends on (key, i).
+
+    Args:
+      condition: leaves `(count, ...)`; None: of a network with classes, all of them in turn.
+      guidance: scale of `samplers.guided`; other than 1 only for a network with a null class.
+
+    Raises:
+      ConfigError: a network that is conditioned on images, without them; guidance without a null class.
+    """
+    condition = sample_condition(denoiser, count) if condition is None else condition
+    conditions.check(denoiser.network, condition)  # labels are out of range here, or never seen to be
+    null = null_condition(denoiser, condition) if guidance != 1 else condition
+    block = memory.rows_at_once(min(SAMPLE_BLOCK, count), memory.row_bytes(denoiser.network))
+    timesteps = ddim_timesteps(denoiser.schedule.steps, min(steps, denoiser.schedule.steps)).tolist()
+    mesh = devices.over(block)
+    placed = devices.everywhere(mesh, denoiser)
+    program = {"mesh": mesh, "timesteps": tuple(timesteps), "guidance": guidance}
+    drawn = []
+    for start in range(0, count, block):
+        indices = start + np.arange(block)
+        places = np.minimum(indices, count - 1)
+        pair = jax.tree.map(lambda leaf, places=places: np.take(leaf, places, axis=0), (condition, null))
+        drawn.append(np.asarray(_drawn(placed, key, indices, pair, **program)))
+    return np.concatenate(drawn)[:count]
+
+
+@functools.partial(jax.jit, static_argnames=("mesh", "timesteps", "guidance"))
+def _drawn(
+    denoiser: Examinable,
+    key: PRNGKey,
+    indices: Int[Array, " batch"],
+    condition_and_null: tuple[PyTree, PyTree],
+    *,
+    mesh: Mesh,
+    timesteps: tuple[int, ...],
+    guidance: float,
+) -> Images:
+    """Samples of these indices, under the denoiser's own identity: one program for all of them.
+
+    Args:
+      condition_and_null: the condition of each image, and its null condition.
+    """
+
+    def local(denoiser, key, indices, condition_and_null):
+        predict = functools.partial(denoiser.predict, denoiser.identity)
+        predict = guided(predict, *condition_and_null, guidance)
+        sampler = Sampler(denoiser.schedule, timesteps=timesteps, clip=sample_clip(denoiser))
+        return sample(predict, sampler, key, (len(indices), *denoiser.image_shape), indices=indices)
+
+    specs = (ALL, ALL, IMAGES, IMAGES)
+    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=IMAGES, check_vma=False)
+    return run(denoiser, key, indices, condition_and_null)
+
+
+def sample_clip(denoiser: Examinable) -> float:
+    """How far predicted images are clipped while sampling: as a UNet's configuration says, or to [-1, 1]."""
+    return getattr(denoiser.network, "sample_clip", 1.0)
+
+
+def sample_condition(denoiser: Examinable, count: int) -> PyTree:
+    """What samples are drawn under if nothing is said: every class in turn; None for a network without any.
+
+    Raises:
+      ConfigError: the network is conditioned on more than classes of a table.
+    """
+    unet, classes = denoiser.network, conditions.taken(denoiser.network).classes
+    if not isinstance(unet, UNetConfig):
+        if unet.conditioned and classes:
+            return np.arange(count, dtype=np.int32) % classes
+        if unet.conditioned:
+            raise ConfigError(
+                f"{denoiser.name} takes a condition, which is not made up here: give one for each image (a "
+                "function named by --model returns (denoiser, images, condition))"
+            )
+        return None
+    if unet.condition_channels or unet.class_embedding != "table":
+        raise ConfigError(
+            f"{denoiser.name} is conditioned on {' and '.join(conditions.takes(unet))}, which is not made up "
+            "here: give images, and a condition for each of them"
+        )
+    return np.arange(count, dtype=np.int32) % unet.classes if unet.classes else None
+
+
+def null_condition(denoiser: Examinable, condition: PyTree) -> PyTree:
+    """The condition with every label the null class.
+
+    Raises:
+      ConfigError: the network has none.
+    """
+    null = getattr(denoiser.network, "null_label", None)
+    if null is None:
+        raise ConfigError(
+            f"guidance of {denoiser.name}: it has no null class (unet.null_class; --null_class at import)"
+        )
+    if isinstance(condition, dict):
+        return condition | {"label": np.full(np.shape(condition["label"]), null, np.int32)}
+    return np.full(np.shape(condition), null, np.int32)

@@ -1,0 +1,126 @@
+"""Where every intervention and every image of a sweep goes: decided on the host, once for each call.
+
+Interventions are dealt out to passes and images to blocks; both are spread over a mesh (passes x images) of
+devices. Places left over hold repeats, which `by_intervention` and `by_image` drop.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from mechdiff.core.types import AnyArray, PyTree
+from mechdiff.interventions.record import Intervention
+from mechdiff.sweeps.execution.shared_prefix import PassPlan
+
+REPLACEMENTS = ("replacement", "pattern_replacement")  # of an intervention: what may differ between images
+PATTERN_RANK = 3  # heads, queries, keys
+
+
+class Layout(NamedTuple):
+    """Interventions and images over passes, blocks and devices.
+
+    Attributes:
+      mesh: the devices, passes x images.
+      joins: interventions of a pass that join at each stage, see `PassPlan`.
+      order: which intervention each row of each pass is.
+      places: which image each place of each block is.
+    """
+
+    mesh: Mesh
+    joins: tuple[int, ...]
+    order: Int[np.ndarray, "passes rows"]
+    places: Int[np.ndarray, "blocks block"]
+
+    @property
+    def block(self) -> int:
+        """Images in a block."""
+        return self.places.shape[1]
+
+    @property
+    def interventions(self) -> int:
+        """How many there are, without repeats."""
+        return int(self.order.max()) + 1
+
+    @property
+    def images(self) -> int:
+        """How many there are, without repeats."""
+        return int(self.places.max()) + 1
+
+
+def lay_out(plan: PassPlan, images: int, block: int, devices: Sequence[Any]) -> Layout:
+    """The layout of the interventions of a plan and of `images` in blocks of `block`."""
+    blocks = -(-images // block)
+    mesh = _mesh(devices, blocks)
+    places = np.arange(blocks * block).reshape(blocks, block)
+    places = np.minimum(_padded(places, mesh.shape["images"]), images - 1)
+    return Layout(mesh, plan.joins, _padded(plan.order, mesh.shape["passes"]), places)
+
+
+def _mesh(devices: Sequence[Any], blocks: int) -> Mesh:
+    """Devices over images as far as there are blocks of them, then over passes."""
+    count = len(devices)
+    along_images = max(d for d in range(1, count + 1) if count % d == 0 and d <= blocks)
+    return Mesh(np.array(devices).reshape(count // along_images, along_images), ("passes", "images"))
+
+
+def _padded(rows: np.ndarray, multiple: int) -> np.ndarray:
+    """Rows repeated at the end until their number divides."""
+    return np.pad(rows, ((0, -len(rows) % multiple), (0, 0)), mode="edge")
+
+
+def by_pass(layout: Layout, stacked: Intervention, identity: Intervention) -> Intervention:
+    """All but the replacements of a stack, with leaves `(passes, rows, ...)`; shared ones repeated."""
+
+    def dealt(values: AnyArray, shared_rank: int) -> np.ndarray:
+        values = np.asarray(values)
+        if values.ndim == shared_rank:
+            values = np.broadcast_to(values, (layout.interventions, *values.shape))
+        return values[layout.order]
+
+    units = {
+        name: {site: dealt(values, 1) for site, values in getattr(stacked, name).items()}
+        for name in ("gate", "temperature", "pattern")
+    }
+    add = {site: dealt(values, np.ndim(identity.replacement[site])) for site, values in stacked.add.items()}
+    window, gone = dealt(stacked.window, 1), dict.fromkeys(REPLACEMENTS)
+    return dataclasses.replace(stacked, **units, add=add, window=window, **gone)
+
+
+def split_replacements(
+    stacked: Intervention, identity: Intervention
+) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+    """The replacements of sites where all images have the same, and of those where each has its own."""
+    common: dict[str, PyTree] = {name: {} for name in REPLACEMENTS}
+    own: dict[str, PyTree] = {name: {} for name in REPLACEMENTS}
+    for name in REPLACEMENTS:
+        for site, leaf in getattr(stacked, name).items():
+            rank = np.ndim(identity.replacement[site]) if name == "replacement" else PATTERN_RANK
+            (own if np.ndim(leaf) > rank else common)[name][site] = leaf
+    return common, own
+
+
+def by_block(layout: Layout, tree: PyTree) -> PyTree:
+    """Leaves `(images, ...)` as `(blocks, block, ...)`."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[layout.places], tree)
+
+
+def by_intervention(layout: Layout, tree: PyTree) -> PyTree:
+    """Leaves `(passes, rows, blocks, block, ...)` as `(interventions, images, ...)`."""
+
+    def scattered(values: np.ndarray) -> np.ndarray:
+        flat = values.reshape(layout.order.size, -1, *values.shape[4:])
+        result = np.empty((layout.interventions, *flat.shape[1:]), flat.dtype)
+        result[layout.order.ravel()] = flat
+        return result[:, : layout.images]
+
+    return jax.tree.map(scattered, tree)
+
+
+def by_image(layout: Layout, tree: PyTree) -> PyTree:
+    """Leaves `(passes, blocks, block, ...)`, the same in every pass, as `(images, ...)`."""
+    return jax.tree.map(lambda leaf: leaf[0].reshape(-1, *leaf.shape[3:])[: layout.images], tree)

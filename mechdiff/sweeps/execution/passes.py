@@ -1,0 +1,156 @@
+"""The compiled program of a sweep: passes of interventions over blocks of images, and what is read off them.
+
+Each device maps over its share, one pass and one block of images at a time.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from mechdiff.core.types import PRNGKey, PyTree
+from mechdiff.diffusion.eval_set import EvalBatch
+from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.interventions.record import Intervention
+from mechdiff.models.denoiser import Examinable
+from mechdiff.sweeps.execution import shared_prefix
+from mechdiff.sweeps.execution.layout import REPLACEMENTS
+
+EVERYWHERE, PASSES, IMAGES = PartitionSpec(), PartitionSpec("passes"), PartitionSpec("images")
+
+
+class SweepLosses(NamedTuple):
+    """Denoising losses of images under interventions, on the host.
+
+    Attributes:
+      loss: mean squared error of the predicted noise under each intervention.
+      change: mean squared change of the prediction.
+      clean_loss: without intervention.
+    """
+
+    loss: Float[np.ndarray, "interventions images"]
+    change: Float[np.ndarray, "interventions images"]
+    clean_loss: Float[np.ndarray, " images"]
+
+
+class PassOutputs(NamedTuple):
+    """What a reduction is given of one pass, on the device.
+
+    Attributes:
+      schedule, t: of the pass.
+      x0, noise, x_t: clean images, their noise, and what the network was given.
+      clean: predicted noise without intervention.
+      eps: predicted noise under each intervention of the pass.
+      own: what the caller gave for each image (leaves `(batch, ...)`), None if nothing.
+      shared: what the caller gave for all images, None if nothing.
+    """
+
+    schedule: NoiseSchedule
+    t: Int[Array, ""]
+    x0: Float[Array, "batch height width channels"]
+    noise: Float[Array, "batch height width channels"]
+    x_t: Float[Array, "batch height width channels"]
+    clean: Float[Array, "batch height width channels"]
+    eps: Float[Array, "interventions batch height width channels"]
+    own: PyTree
+    shared: PyTree
+
+
+# Gives leaves (interventions, batch, ...) and (batch, ...).
+Reduction = Callable[[PassOutputs], tuple[PyTree, PyTree]]
+
+
+class ImageInputs(NamedTuple):
+    """What differs between images: leaves `(blocks, block, ...)`.
+
+    Attributes:
+      x0, indices, condition: the `images` of `EvalBatch`, their indices and condition.
+      replacements: `replacement` and `pattern_replacement` of those sites where images have their own.
+      own: for the reduction.
+    """
+
+    x0: Float[Array, "blocks block height width channels"]
+    indices: Int[Array, "blocks block"]
+    condition: PyTree
+    replacements: dict[str, PyTree]
+    own: PyTree
+
+
+class CommonInputs(NamedTuple):
+    """What all images share.
+
+    Attributes:
+      t, key: as in `EvalBatch`.
+      replacements: of those sites where all images have the same.
+      shared: for the reduction.
+    """
+
+    t: int | Int[Array, ""]
+    key: PRNGKey
+    replacements: dict[str, PyTree]
+    shared: PyTree
+
+
+def losses(outputs: PassOutputs) -> tuple[tuple[Array, Array], Array]:
+    """Loss and change under each intervention, and the clean loss: see `SweepLosses`."""
+    ablated = _mean_square(outputs.eps - outputs.noise), _mean_square(outputs.eps - outputs.clean)
+    return ablated, _mean_square(outputs.clean - outputs.noise)
+
+
+def _mean_square(x: Float[Array, "*rows height width channels"]) -> Float[Array, "*rows"]:
+    return jnp.mean(x * x, axis=(-3, -2, -1))
+
+
+@functools.partial(jax.jit, static_argnames=("joins", "mesh", "reduction"))
+def run_passes(
+    denoiser: Examinable,
+    stacked: Intervention,
+    images: ImageInputs,
+    common: CommonInputs,
+    *,
+    joins: tuple[int, ...],
+    mesh: Mesh,
+    reduction: Reduction,
+) -> tuple[PyTree, PyTree]:
+    """What `reduction` gives: leaves `(passes, rows, blocks, block, ...)` and `(passes, blocks, block, ...)`.
+
+    Args:
+      stacked: all but replacements, leaves `(passes, rows, ...)`.
+      joins: of each pass, see `shared_prefix.plan_passes`.
+      mesh: devices, passes x images.
+    """
+
+    def local(denoiser, stacked, images, common):
+        def run_block(images):
+            batch = EvalBatch(images.x0, images.indices, common.t, common.key, images.condition)
+            x_t, _, noise = batch.noised(denoiser.schedule)
+
+            def run_pass(stacked):
+                replacements = {
+                    name: common.replacements[name] | images.replacements[name] for name in REPLACEMENTS
+                }
+                stacked = dataclasses.replace(stacked, **replacements)
+                clean, eps = shared_prefix.forward(denoiser, joins, stacked, x_t, common.t, images.condition)
+                inputs = denoiser.schedule, common.t, images.x0, noise, x_t
+                return reduction(PassOutputs(*inputs, clean, eps, images.own, common.shared))
+
+            return jax.lax.map(run_pass, stacked)
+
+        changed, clean = jax.lax.map(run_block, images)
+        # `map` puts the axis of blocks first; it belongs where the images are sharded.
+        changed = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), changed)
+        return changed, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), clean)
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(EVERYWHERE, PASSES, IMAGES, EVERYWHERE),
+        out_specs=(PartitionSpec("passes", None, "images"), PartitionSpec("passes", "images")),
+        check_vma=False,
+    )(denoiser, stacked, images, common)
