@@ -73,7 +73,7 @@ def in_two_processes(folder, *runs):
         subprocess.Popen(command, env=os.environ | cache, stderr=subprocess.PIPE, text=True, cwd=folder)
         for command in commands
     ]
-    ended = [process.communicate(timeout=300)[1] for process in started]
+    ended = [process.communicate(timeout=900)[1] for process in started]
     return [process.returncode for process in started], ended
 
 
