@@ -1,5 +1,7 @@
 """The shared network as a model."""
 
+import dataclasses
+
 import pytest
 
 
@@ -7,4 +9,4 @@ import pytest
 def model(denoiser, tiny):
     from mechdiff.api.model import Model
 
-    return Model(denoiser, denoiser.identity, config=tiny)
+    return Model(dataclasses.replace(denoiser, name="tiny"), denoiser.identity, config=tiny)
