@@ -2,7 +2,8 @@
 
 `python -m experiments.circuits --model=checkpoints/cpu16-synthetic-seed0 --set=sweep.images=32`
 For every model and ablation (sweep.ablations) one half of the scored images finds the circuit and
-the other half scores it; then every circuit is tried in every model of the same components. Results:
+the other half scores it; then every circuit is tried in every model of the same components. Prints each
+circuit's scores, and at the end a table with a line for each circuit. Results:
 WORKDIR/circuits/NAME-ABLATION.json and .zarr, transfer-ABLATION.zarr; circuits that
 were run are not run again.
 """
@@ -14,6 +15,7 @@ from absl import flags
 
 from mechdiff import circuits
 from mechdiff.circuits import robustness, scorecards
+from mechdiff.cli import tables
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.models import load
@@ -36,7 +38,7 @@ REPEATS = flags.DEFINE_integer("repeats", 10, "Resamples on which circuits are f
 def main(config, workdir):
     use_all_cores()
     root, folder = jax.random.key(config.seed), files.ensure_writable(workdir / "circuits")
-    found, held = {}, {}
+    found, held, rows = {}, {}, []
     if len({load.name_of(model) for model in MODEL.value}) < len(MODEL.value):
         raise flags.Error("two models are called alike, and so would be their results; rename one's folder")
     for model in MODEL.value:
@@ -50,6 +52,7 @@ def main(config, workdir):
             card, runs = scorecards.scorecard(halves[1], circuit, randoms=RANDOMS.value, seed=config.seed)
             again = robustness.stability(halves[0], circuit, REPEATS.value, config.seed)
             print("\n".join([*scorecards.lines(card), *robustness.lines(again)]), flush=True)
+            rows.append(row(card))
             facts = {"circuit": circuit, "scorecard": card, "stability": again}
             facts = {name: dataclasses.asdict(one) for name, one in facts.items()}
             manifest = run_manifest(to_dict(config), model=str(model), inputs=given.label)
@@ -61,6 +64,23 @@ def main(config, workdir):
         moved = robustness.transfer(found[ablation], held[ablation])
         labelled.replace(folder / f"transfer-{ablation}.zarr", moved)
         print("\n".join(robustness.moved_lines(moved, ablation)))
+    tables.print_records("circuits, scored on images that they were not found on (f: faithfulness)", rows)
+    print(folder)
+    return {"folder": folder, "circuits": rows}
+
+
+def row(card: scorecards.Scorecard) -> dict:
+    """A circuit's line in the table at the end."""
+    return {
+        "network": card.denoiser,
+        "ablation": card.ablation,
+        "members": len(card.members),
+        "of": card.seen,
+        "f": float(card.circuit.estimate),
+        "95 %": (float(card.circuit.low), float(card.circuit.high)),
+        "p (random)": float(card.p),
+        "most needed": ", ".join(card.members[:3]),
+    }
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 `python -m experiments.entropy --model=checkpoints/cpu16-synthetic-seed0 --set=sweep.images=32`
 Several --model may be given. Observed: rank correlation of entropy with the size of a head's effect and with
 its selectivity. Caused: slope of selectivity on entropy within heads, at matched output norm or --nomatched.
-Result: WORKDIR/entropy.json.
+Prints these in words, and at the end the correlations as a table. Result: WORKDIR/entropy.json.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from absl import flags
 
 from mechdiff.analysis import effects, entropy_causality, roles
 from mechdiff.analysis.roles.image_features import image_feature_names
+from mechdiff.cli import tables
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
@@ -33,7 +34,8 @@ MATCHED = flags.DEFINE_boolean("matched", True, "Hold the norm of a head's outpu
 
 def main(config, workdir):
     use_all_cores()
-    found, inputs, only = {}, {}, dataclasses.replace(config.sweep, ablations=("zero",))
+    results, rows, inputs = {}, [], {}
+    only = dataclasses.replace(config.sweep, ablations=("zero",))
     for folder in MODEL.value:
         denoiser, _, given, eval_set = _launch.opened(config, workdir, folder, CELEBA.value, IMAGES.value)
         inputs[denoiser.name] = given.label
@@ -56,10 +58,29 @@ def main(config, workdir):
                 moved, entropy_causality.normalized(tempered, attention)
             ),
         }
-        found[denoiser.name] = {name: dataclasses.asdict(one) for name, one in kept.items()}
-        print(denoiser.name, *(line(name, one) for name, one in kept.items()), sep="\n")
+        results[denoiser.name] = {name: dataclasses.asdict(result) for name, result in kept.items()}
+        print(denoiser.name, *(line(name, result) for name, result in kept.items()), sep="\n")
+        for name in ("effect", "selectivity"):
+            rows.append(row(denoiser.name, name, kept[name]))
     manifest = run_manifest(to_dict(config), models=MODEL.value, inputs=inputs)
-    files.write_json(workdir / "entropy.json", {"entropy": found, "manifest": manifest})
+    files.write_json(workdir / "entropy.json", {"entropy": results, "manifest": manifest})
+    tables.print_records("entropy of attention and what heads do: rank correlation over heads", rows)
+    print(workdir / "entropy.json")
+    return {"folder": workdir, "correlations": rows}
+
+
+def row(network, name, observed):
+    """A line of the table at the end."""
+    overall, within = observed.overall, float(observed.within.estimate)
+    return {
+        "network": network,
+        "entropy and": name,
+        "rho": float(overall.estimate),
+        "95 %": (float(overall.low), float(overall.high)),
+        "p": float(observed.p),
+        "within layers": within,
+        "heads": observed.heads,
+    }
 
 
 def heads_over_many_keys(unet):
@@ -78,14 +99,16 @@ def heads_over_many_keys(unet):
     return many
 
 
-def line(name, one):
+def line(name, result):
+    """A result in words."""
     if name == "caused":
-        slopes = {target: float(slope.round(2)) for target, slope in zip(one.targets, one.within.estimate)}
-        yes = [target for target, follows in zip(one.targets, one.follows) if follows]
-        return f"  slopes within {one.heads} heads {slopes}; as between heads: {yes or 'none'}"
-    rho = "{estimate:.2f} [{low:.2f}, {high:.2f}]".format(**vars(one.overall))
-    inside = f"within layers {one.within.estimate:.2f}, p {one.p_within:.3f}"
-    return f"  entropy and {name}: {rho} over {one.heads} heads, p {one.p:.3f}; {inside}"
+        slopes = zip(result.targets, result.within.estimate, strict=True)
+        rounded = {target: float(slope.round(2)) for target, slope in slopes}
+        yes = [target for target, follows in zip(result.targets, result.follows, strict=True) if follows]
+        return f"  slopes within {result.heads} heads {rounded}; as between heads: {yes or 'none'}"
+    rho = "{estimate:.2f} [{low:.2f}, {high:.2f}]".format(**vars(result.overall))
+    inside = f"within layers {result.within.estimate:.2f}, p {result.p_within:.3f}"
+    return f"  entropy and {name}: {rho} over {result.heads} heads, p {result.p:.3f}; {inside}"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from mechdiff.data import to_bytes
 from mechdiff.models import conditions, load, pretrained
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.pretrained import adm_options, builders
-from mechdiff.storage import checkpoint, files, image_grid
+from mechdiff.storage import exported, files, image_grid
 from mechdiff.study.conditions_given import CLASS_NAMES as CLASS
 from mechdiff.sweeps.execution import drawing, forecast
 
@@ -84,7 +84,7 @@ def main(config, workdir):
         key = keys.stream(jax.random.key(config.seed), "samples")
         pictures = to_bytes(drawing.draw_samples(denoiser, key, SAMPLES.value, STEPS.value))
         sheet["samples.png"] = image_grid.png(image_grid.sheet(pictures))
-    folder = checkpoint.export_model(
+    folder = exported.export_model(
         target / "model", found.params, saved, record, dtype=found.dtype, extras=sheet
     )
     print(folder)

@@ -2,8 +2,9 @@
 
 `python -m experiments.screen --model=checkpoints/cpu16-synthetic-seed0 --channels --set=sweep.images=16`
 With --every all components are run exactly; one line for each --model (several may be given) says how well
-each point of expansion ranks them, and a table (WORKDIR/screen.txt) where that fails. Result:
-WORKDIR/screen.json.
+each point of expansion ranks them, and a table (WORKDIR/screen.txt) where that fails. Else it prints
+for each model what was verified, how far the scores can be trusted, and the ten largest exact effects.
+Result: WORKDIR/screen.json.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import jax
 from absl import flags
 
 from mechdiff.circuits import score_agreement, screening
+from mechdiff.cli import tables
 from mechdiff.core.config import ABLATIONS, to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.models import untrained
@@ -44,7 +46,7 @@ def main(config, workdir):
         examine_all if EVERY.value else verify,
         dataclasses.replace(config.sweep, ablations=(ABLATION.value,)),
     )
-    screens, inputs = {"trained": {}, "untrained": {}}, {}
+    screens, inputs, largest = {"trained": {}, "untrained": {}}, {}, {}
     for folder in map(Path, MODEL.value):
         name = "/".join(folder.parts[-2:])
         denoiser, trained, images, eval_set = _launch.opened(
@@ -68,19 +70,26 @@ def main(config, workdir):
                 ablation=ABLATION.value,
                 replacements=replacements,
             )
+            if not EVERY.value:
+                names = [component.name for component in chosen]
+                largest[network.name] = screening.top(screens[group][network.name], names)
     if EVERY.value:
-        tables = "\n\n".join(
+        summaries = "\n\n".join(
             "\n".join(
                 [f"{len(of_group)} {group}, {ABLATION.value}", *score_agreement.summary(of_group.values())]
             )
             for group, of_group in screens.items()
             if of_group
         )
-        files.write_atomic(workdir / "screen.txt", f"{tables}\n".encode())
-        print(f"\n{tables}")
+        files.write_atomic(workdir / "screen.txt", f"{summaries}\n".encode())
+        print(f"\n{summaries}")
     manifest = run_manifest(to_dict(config), models=MODEL.value, ablation=ABLATION.value, inputs=inputs)
     records = {name: plain(screen) for of_group in screens.values() for name, screen in of_group.items()}
     files.write_json(workdir / "screen.json", {"models": records, "manifest": manifest})
+    for name, rows in largest.items():
+        tables.print_records(f"\n{name}, {ABLATION.value} ablation: largest verified effects", rows)
+    print(workdir / "screen.json")
+    return {"folder": workdir, "top": largest}
 
 
 def examine_all(denoiser, eval_set, folder, **options):

@@ -1,10 +1,11 @@
-"""How long a user waits for the first answers: loading, samples, a screen, a sweep, from a fresh process.
+"""How long a user waits for the first answers: loading, a screen, samples, a sweep, from a fresh process.
 
-`python -m experiments.benchmarks.first_answer --model=cpu32-synthetic-seed0 --n=16` times, one after another in
-one process: importing and loading; a screen of all components (the first answer); 8 samples; a sweep of n
+`python -m experiments.benchmarks.first_answer --model=cpu32-synthetic-seed0 --n=16` times, one after another
+in one process: importing and loading; a screen of all components (the first answer); 8 samples; a sweep of n
 images at 4 timesteps. Two sessions follow each other: the first with nothing compiled, the second with the
-programs that the first one kept, as a user has them the next day. Prints for each step wall seconds, processor
-seconds (of all cores), and how many programs were compiled in how long. Results: WORKDIR/first_answer.json.
+programs that the first one kept, as a user has them the next day. Prints for each step wall seconds,
+processor seconds (of all cores), how many programs were compiled, and in how many seconds. Result:
+WORKDIR/first_answer.json.
 """
 
 import json

@@ -19,8 +19,10 @@ from jax.ad_checkpoint import checkpoint_name
 from mechdiff.core.config import UNetConfig
 from mechdiff.diffusion.schedules import NoiseSchedule, make_schedule
 from mechdiff.interventions.build import leave_one_out
-from mechdiff.interventions.gates import Gate
+from mechdiff.interventions.gates import Gate, Pattern
 from mechdiff.interventions.record import STACKED, Intervention, rows
+from mechdiff.models.attention import attention_pattern
+from mechdiff.models.layers import Attention
 from mechdiff.models.load import load_trained
 from mechdiff.models.stage_modules import enter, run_stage
 from mechdiff.models.stages import stages
@@ -35,20 +37,35 @@ def named(stage: str, call, args, kwargs, context):
     return call(*args, **kwargs)
 
 
-def by_names(config: UNetConfig, identity: Intervention, params, x, t):
-    """The UNet's output, with a name wherever it has a gate."""
+def with_patterns(stage: str, heads: list, call, args, kwargs, context):
+    """As `named`, and attention is written out, its pattern named; `heads` keeps queries, keys and values."""
+    result = named(stage, call, args, kwargs, context)
+    if isinstance(context.module, Attention) and context.method_name == "_heads":
+        heads.append(result)
+    if not isinstance(context.module, Pattern):
+        return result
+    query, key, value = heads
+    pattern = attention_pattern(query * query.shape[-1] ** -0.5, key)
+    return checkpoint_name(pattern, f"{stage}.pattern@1").astype(value.dtype) @ value
+
+
+def by_names(config: UNetConfig, identity: Intervention, patterns: bool, params, x, t):
+    """The UNet's output, with a name wherever it has a gate, and for its patterns if they are asked for."""
     stream = enter(config, params, x, t)
     for stage in stages(config):
-        with nn.intercept_methods(functools.partial(named, stage.name)):
+        naming = functools.partial(with_patterns, stage.name, []) if patterns else None
+        with nn.intercept_methods(naming or functools.partial(named, stage.name)):
             stream, _ = run_stage(config, stage, params, identity, stream)
     return stream.h
 
 
-def wrapped(config: UNetConfig, schedule: NoiseSchedule, params, identity: Intervention) -> TracedDenoiser:
+def wrapped(
+    config: UNetConfig, schedule: NoiseSchedule, params, identity: Intervention, *, patterns: bool = False
+) -> TracedDenoiser:
     """The UNet as a function of which nothing but names is known."""
     shape = (1, config.image_size, config.image_size, config.in_channels)
     return wrap(
-        functools.partial(by_names, config, identity),
+        functools.partial(by_names, config, identity, patterns),
         params,
         schedule=schedule,
         example=(jnp.zeros(shape), jnp.zeros(1, jnp.int32)),

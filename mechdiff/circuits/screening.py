@@ -220,6 +220,21 @@ def quality(
     }
 
 
+def top(screen: VerifiedScreen, names: Sequence[str], count: int = 10) -> list[dict[str, object]]:
+    """The verified components of the largest effects, of either sign: component, score and exact effect, %.
+
+    Args:
+      names: of all components, in their order.
+    """
+    sizes = np.where(np.isnan(screen.effect), -1.0, np.abs(screen.effect))
+    order = np.argsort(-sizes, kind="stable")[:count]
+    return [
+        {"component": names[i], "score, %": float(screen.score[i]), "exact, %": float(screen.effect[i])}
+        for i in order
+        if sizes[i] >= 0
+    ]
+
+
 def lines(screen: VerifiedScreen, names: Sequence[str]) -> list[str]:
     """A screen as a table: what was verified, by size, and how far the scores can be trusted."""
     place = {name: i for i, name in enumerate(names)}

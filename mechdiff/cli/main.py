@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 import click
-from click.shell_completion import get_completion_class
+from click.shell_completion import CompletionItem, get_completion_class
 from rich.console import Console
 from rich.table import Table
 
@@ -79,6 +79,14 @@ class Commands(click.Group):
             if wanted in (launcher.command, _dashed(launcher.module)):
                 return LauncherCommand(launcher)
         return super().get_command(ctx, cmd_name)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names that go on as typed; no launcher is imported for it, since flags of two would collide."""
+        offered = {launcher.command: launcher.summary for launcher in launchers.all_launchers()}
+        offered |= {name: command.get_short_help_str() for name, command in self.commands.items()}
+        typed = _dashed(incomplete)
+        items = [CompletionItem(name, help=told) for name, told in offered.items() if name.startswith(typed)]
+        return items + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in the help, by room."""

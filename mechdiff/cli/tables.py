@@ -1,8 +1,9 @@
-"""Results in the terminal: the components whose ablation costs most."""
+"""Results in the terminal: the components whose ablation costs most, and tables of records."""
 
 import sys
 from typing import Any
 
+import numpy as np
 import xarray as xr
 from rich.console import Console
 from rich.table import Table
@@ -28,9 +29,40 @@ def top_components(sweep: xr.Dataset, ablation: str, count: int = TOP) -> list[d
     return frame.to_dict("records")
 
 
+def print_records(title: str, rows: list[dict[str, Any]]) -> None:
+    """A table of records with equal keys, its columns named by them, to stdout; numbers of three digits.
+
+    Args:
+      title: its line above; nothing is printed where there are no rows.
+    """
+    if not rows:
+        return
+    table = Table(box=None, header_style="bold")
+    for name, value in rows[0].items():
+        text = isinstance(value, str)
+        table.add_column(name, justify="left" if text else "right", no_wrap=not text)
+    for row in rows:
+        table.add_row(*map(_cell, row.values()))
+    print(title)
+    _print(table)
+
+
+def _cell(value: Any) -> str:
+    """A number, or an interval's ends as a pair, in three digits; nothing for what is not known."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_cell, value))}]"
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return "–"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _print(table: Table) -> None:
+    terminal = sys.stdout.isatty()
+    Console(file=sys.stdout, width=None if terminal else WIDTH, highlight=False, markup=False).print(table)
+
+
 def print_top(rows: list[dict[str, Any]], title: str) -> None:
     """A table of what `top_components` gives, to stdout."""
-    terminal = sys.stdout.isatty()
     table = Table(box=None, header_style="bold")
     table.add_column("component", no_wrap=True)
     table.add_column("type")
@@ -44,4 +76,4 @@ def print_top(rows: list[dict[str, Any]], title: str) -> None:
     if error:
         title += f" (precision {error:.2g} points, within the intervals)"
     print(title)
-    Console(file=sys.stdout, width=None if terminal else WIDTH, highlight=False, markup=False).print(table)
+    _print(table)

@@ -63,8 +63,8 @@ def _groups(controller: str) -> Iterator[Path]:
             continue
         homes = [MOUNT / controllers, MOUNT / controller] if controllers else [MOUNT]
         home = next((path for path in homes if path.is_dir()), MOUNT)
-        own = home / name.lstrip("/")
-        yield from (own, *(parent for parent in own.parents if parent.is_relative_to(home)))
+        group = home / name.lstrip("/")
+        yield from (group, *(parent for parent in group.parents if parent.is_relative_to(home)))
 
 
 def _number(*paths: Path) -> int | None:

@@ -69,12 +69,12 @@ def acts(setting: Precision) -> bool:
 
 def explanation(setting: Precision) -> str | None:
     """One line for a precision that does not do here what its name says; None for all others."""
-    kind = jax.default_backend()
-    if setting == "float32" or kind == "gpu":
+    platform = jax.default_backend()
+    if setting == "float32" or platform == "gpu":
         return None
     if not acts(setting):
-        return f"sweep.precision={setting} changes nothing on a {kind.upper()}: products are in float32"
-    if kind == "cpu":
+        return f"sweep.precision={setting} changes nothing on a {platform.upper()}: products are in float32"
+    if platform == "cpu":
         return "sweep.precision=bfloat16 on a CPU rounds what enters convolutions, and makes nothing faster"
     return None
 

@@ -23,7 +23,7 @@ class MechdiffError(Exception):
 
 
 class ConfigError(MechdiffError):
-    """A preset, field, component, kind or value that cannot be used."""
+    """A preset, field, component, ablation or value that cannot be used."""
 
 
 class DataError(MechdiffError):

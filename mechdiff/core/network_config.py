@@ -7,7 +7,8 @@ from typing import Literal
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.ranges import at_least, within
 
-Prediction = Literal["epsilon", "v_prediction", "sample"]  # what a network outputs; see `diffusion.target`
+# What a network outputs; see `diffusion.process.prediction_target`.
+Prediction = Literal["epsilon", "v_prediction", "sample"]
 LARGEST = 4096  # side of an image, channels, blocks; beyond it a number is a slip, and memory would end
 
 
@@ -54,6 +55,11 @@ class UNetConfig:
     def takes_labels(self) -> bool:
         """Whether it is told the class of each image (a number, or a vector)."""
         return self.classes > 0 or self.class_embedding != "table"
+
+    @property
+    def label_count(self) -> int:
+        """Labels of the table: the classes, and the null class if there is one; 0 without classes."""
+        return self.classes if self.null_label is None else self.classes + 1
 
     @property
     def null_label(self) -> int | None:

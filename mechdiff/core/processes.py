@@ -58,15 +58,15 @@ def is_first() -> bool:
 
 def announce() -> None:
     """Says on stderr what devices this process has, where there are several, and warns of idle GPUs."""
-    own, everyone = jax.local_device_count(), jax.device_count()
+    local, total = jax.local_device_count(), jax.device_count()
     host, platform = socket.gethostname(), jax.default_backend()
-    used = own
+    used = local
     if jax.process_count() > 1:
         here = zlib.crc32(host.encode())
-        hosts, counts = multihost_utils.process_allgather(np.array([here, own], np.uint32)).T
+        hosts, counts = multihost_utils.process_allgather(np.array([here, local], np.uint32)).T
         used = int(counts[hosts == here].sum())
         which = f"process {jax.process_index()} of {jax.process_count()} on {host}"
-        _say(f"{which}: {own} {platform} devices of {everyone}")
+        _say(f"{which}: {local} {platform} devices of {total}")
     if warning := idle_gpus(platform, used, gpus_here()):
         _say(f"{host}: {warning}")
 
@@ -105,10 +105,10 @@ def in_first(action: Callable[[], T]) -> T | None:
         except MechdiffError as raised:
             error = raised
     line = str(error).encode()[:LINE] if error else b""
-    told = multihost_utils.broadcast_one_to_all(np.frombuffer(line.ljust(LINE, b"\0"), np.uint8))
+    broadcast = multihost_utils.broadcast_one_to_all(np.frombuffer(line.ljust(LINE, b"\0"), np.uint8))
     if error:
         raise error
-    if line := bytes(np.asarray(told, np.uint8)).rstrip(b"\0"):
+    if line := bytes(np.asarray(broadcast, np.uint8)).rstrip(b"\0"):
         raise MechdiffError(f"process 0 stopped: {line.decode(errors='replace')}")
     return value
 

@@ -32,6 +32,7 @@ __all__ = [
 OFFSETS = {"train": 0, "validation": 1_000_000, "test": 2_000_000}  # first index of a synthetic split
 READERS = (
     "celeba",
+    "celeba_lists",
     "tfds",
     "cache",
     "classes",
@@ -67,7 +68,7 @@ def load(
 
     Raises:
       DataError: images absent, truncated or foreign, an empty split, a cache that can't be written.
-      ConfigError: an unknown split, or a kind of data that can't be loaded.
+      ConfigError: an unknown split, or data that can't be loaded.
     """
     if split not in SPLITS:
         raise ConfigError(unknown("split", split, SPLITS))
@@ -103,7 +104,7 @@ def _check_drawn(config: DataConfig, split: str, count: int) -> None:
 def _synthetic(
     config: DataConfig, size: int, split: str, seed: int, count: int, folder: Path | None
 ) -> Dataset:
-    from mechdiff.data import synthetic  # imports JAX's numpy; readers of real pictures do without
+    from mechdiff.data import synthetic  # imports JAX's numpy; readers of real images do without
 
     complexity, start = config.complexity, OFFSETS[split]
     content = {"seed": seed, "level": complexity, "start": start, "count": count, "size": size}

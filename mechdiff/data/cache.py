@@ -90,7 +90,7 @@ def load_split(
     code = SPLITS.index(split)
     counts = np.bincount(source.splits, minlength=len(SPLITS))
     if not counts[code]:
-        have = ", ".join(f"{name} {count}" for name, count in zip(SPLITS, counts))
+        have = ", ".join(f"{name} {count}" for name, count in zip(SPLITS, counts, strict=True))
         raise DataError(
             f"no images in the {split!r} split of {source.where} ({have}); join a folder that has some: "
             "data.path=FOLDER,OTHER"
@@ -164,7 +164,11 @@ def _decoded(
                 yield block
 
     counts = np.bincount(source.splits, minlength=len(SPLITS)).tolist()
-    about = {"source": source.about, "images": dict(zip(SPLITS, counts)), "pillow": PIL.__version__}
+    about = {
+        "source": source.about,
+        "images": dict(zip(SPLITS, counts, strict=True)),
+        "pillow": PIL.__version__,
+    }
     shape = (len(order), size, size, preprocessing.channel_count)
     key = _key(source, size, preprocessing)
     return stored(folder, f"{source.name}-{size}", key, shape, blocks, about)

@@ -10,13 +10,12 @@ A *pack* is a folder with
 directly in it or in the `Img`, `Anno` and `Eval` of the official download. The lists may be `.csv` (a line of
 column names, then image and values), and the images one folder deeper, each by itself. Landmarks are not
 needed; without identities, images of one person count as independent in every interval. Packs are joined:
-`path` may list several folders with commas, and a folder's own sub-folders count when they are packs too. A
+`path` may list several folders with commas, and a folder's own sub-folders count when they are packs too. An
 image (a name) that several packs hold is taken from the first.
 
 The archive is read in place; nothing is unpacked to disk.
 """
 
-import csv
 import hashlib
 import zipfile
 from collections.abc import Callable, Iterable
@@ -28,6 +27,7 @@ from jaxtyping import Bool, Int
 
 from mechdiff.core.errors import DataError
 from mechdiff.data.cache import Source
+from mechdiff.data.celeba_lists import read_attributes, read_partition, read_people
 from mechdiff.data.dataset import fingerprint
 
 ARCHIVE = "img_align_celeba.zip"
@@ -90,28 +90,28 @@ def open_source(path: str) -> Source:
 
 def find_packs(path: str) -> list[Path]:
     """The folders in `path` (joined by commas) that are packs, each followed by its sub-folders that are."""
-    found = {}
+    packs_by_place: dict[Path, Path] = {}
     for text in filter(None, (part.strip() for part in path.split(","))):
         folder = Path(text).expanduser()
         if not folder.is_dir():
             raise DataError(f"no folder {text!r}; {WAY_OUT}")
         inner = [child for child in sorted(folder.iterdir()) if child.is_dir() and _is_pack(child)]
         inner = [child for child in inner if child.name not in (*OFFICIAL_FOLDERS, UNPACKED)]
-        packs = [folder] * _is_pack(folder) + inner
+        packs = [folder, *inner] if _is_pack(folder) else inner
         if not packs:
             raise DataError(f"no CelebA in {text!r}; {WAY_OUT}")
-        found |= {pack.resolve(): pack for pack in packs}
-    if not found:
+        packs_by_place |= {pack.resolve(): pack for pack in packs}
+    if not packs_by_place:
         raise DataError(f"data.path={path!r} names no folder; {WAY_OUT}")
-    return list(found.values())
+    return list(packs_by_place.values())
 
 
 def read_pack(folder: Path) -> Pack:
     """The lists and the directory of one pack, checked against each other."""
     partition_path, attribute_path = find_list(folder, PARTITION), find_list(folder, ATTRIBUTES)
-    names, splits = _read_partition(partition_path)
-    attributes, flags_of = _read_attributes(attribute_path)
-    archive = find_file(folder, ARCHIVE, required=False)
+    names, splits = read_partition(partition_path)
+    attributes, flags_of = read_attributes(attribute_path)
+    archive = look_for_file(folder, ARCHIVE)
     images = archive or _innermost(find_file(folder, UNPACKED))
     entries, read = _open_archive(archive) if archive else _open_folder(images)
     _same_names(set(names), entries.keys(), partition_path, images)
@@ -128,7 +128,7 @@ def read_pack(folder: Path) -> Pack:
         splits=np.array(splits),
         attributes=attributes,
         flags=np.array([flags_of[name] for name in names]),
-        people=_read_people(find_list(folder, IDENTITY, required=False), names),
+        people=read_people(look_for_list(folder, IDENTITY), names),
         read=read,
         content=fingerprint(files),
         stamp=_sha256(f"{name} {modified}\n" for name, (_, _, modified) in ordered),
@@ -138,15 +138,18 @@ def read_pack(folder: Path) -> Pack:
 
 def _is_pack(folder: Path) -> bool:
     """Whether any file of the layout is there; `read_pack` then says which one is missing."""
-    lists = [find_list(folder, name, required=False) for name in (ATTRIBUTES, PARTITION)]
-    return any([*lists, *(find_file(folder, name, required=False) for name in (ARCHIVE, UNPACKED))])
+    lists = [look_for_list(folder, name) for name in (ATTRIBUTES, PARTITION)]
+    return any([*lists, *(look_for_file(folder, name) for name in (ARCHIVE, UNPACKED))])
 
 
-def find_list(folder: Path, name: str, required: bool = True) -> Path | None:
+def find_list(folder: Path, name: str) -> Path:
     """`find_file` of a list, or of the same list as CSV."""
-    text = find_file(folder, name, required=False)
-    table = find_file(folder, name.replace(".txt", ".csv"), required=False)
-    return text or table or find_file(folder, name, required)
+    return look_for_list(folder, name) or find_file(folder, name)
+
+
+def look_for_list(folder: Path, name: str) -> Path | None:
+    """As `find_list`; None if nowhere."""
+    return look_for_file(folder, name) or look_for_file(folder, name.replace(".txt", ".csv"))
 
 
 def _innermost(folder: Path) -> Path:
@@ -158,14 +161,18 @@ def _innermost(folder: Path) -> Path:
     return folder
 
 
-def find_file(folder: Path, name: str, required: bool = True) -> Path | None:
-    """Where a file of the layout lies in `folder`; None (or a DataError, when required) if nowhere."""
-    for place in OFFICIAL_FOLDERS:
-        if (folder / place / name).exists():
-            return folder / place / name
-    if required:
+def find_file(folder: Path, name: str) -> Path:
+    """Where a file of the layout lies in `folder`; a DataError if nowhere."""
+    path = look_for_file(folder, name)
+    if path is None:
         raise DataError(f"{folder} lacks {ARCHIVE if name == UNPACKED else name}; {WAY_OUT}")
-    return None
+    return path
+
+
+def look_for_file(folder: Path, name: str) -> Path | None:
+    """As `find_file`; None if nowhere."""
+    places = (folder / place / name for place in OFFICIAL_FOLDERS)
+    return next((path for path in places if path.exists()), None)
 
 
 # ---- images: name -> (bytes, checksum, modification time), and a reader of one
@@ -221,77 +228,7 @@ def _open_folder(folder: Path) -> tuple[dict[str, tuple], Callable[[str], bytes]
     return {name: (stat.st_size, "", stat.st_mtime_ns) for name, stat in stats.items()}, read
 
 
-# ---- lists
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise DataError(f"{path} can't be read ({error.strerror})") from error
-
-
-def _csv_rows(path: Path) -> list[list[str]]:
-    """Rows of a CSV list, the column names first."""
-    rows = [row for row in csv.reader(_lines(path)) if any(field.strip() for field in row)]
-    if len(rows) < 2:
-        raise DataError(f"{path} names no images; download it again")
-    return [[field.strip() for field in row] for row in rows]
-
-
-def _read_partition(path: Path) -> tuple[list[str], list[int]]:
-    splits = {}
-    lines = _lines(path)
-    if path.suffix == ".csv":  # the line of column names is kept, blank, for the numbers in errors
-        lines = ["", *(" ".join(row) for row in _csv_rows(path)[1:])]
-    for number, line in enumerate(lines, start=1):
-        fields = line.split()
-        if not fields:
-            continue
-        if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
-            raise DataError(f"{path} line {number}: {line[:60]!r} is not 'image 0|1|2'; download it again")
-        if fields[0] in splits or PurePosixPath(fields[0]).name != fields[0]:
-            raise DataError(f"{path} line {number}: {fields[0]!r} is named twice or is no plain file name")
-        splits[fields[0]] = int(fields[1])
-    if not splits:
-        raise DataError(f"{path} names no images; download it again")
-    return list(splits), list(splits.values())
-
-
-def _read_attributes(path: Path) -> tuple[tuple[str, ...], dict[str, list[bool]]]:
-    lines = _lines(path)
-    if path.suffix == ".csv":
-        head, *table = _csv_rows(path)
-        lines = [str(len(table)), " ".join(head[1:]), *(" ".join(row) for row in table)]
-    while lines and not lines[-1].strip():
-        lines.pop()
-    if len(lines) < 2 or not lines[0].strip().isdigit():
-        raise DataError(f"{path} does not start with a count and attribute names; download it again")
-    count, names, rows = int(lines[0]), tuple(lines[1].split()), lines[2:]
-    if count != len(rows):
-        raise DataError(f"{path} promises {count} images but lists {len(rows)}; download it again")
-    flags = {}
-    for number, line in enumerate(rows, start=3):
-        image, *marks = line.split() or [""]
-        if len(marks) != len(names) or not set(marks) <= {"1", "-1"}:
-            expected = f"an image and {len(names)} times 1 or -1"
-            raise DataError(f"{path} line {number} is not {expected}; download it again")
-        flags[image] = [mark == "1" for mark in marks]
-    return names, flags
-
-
-def _read_people(path: Path | None, names: list[str]) -> Int[np.ndarray, " count"]:
-    """The person on each of these images; -1 without a list, or where it does not name the image."""
-    people = {}
-    lines = _lines(path) if path else []
-    if path and path.suffix == ".csv":
-        lines = ["", *(" ".join(row) for row in _csv_rows(path)[1:])]
-    for number, line in enumerate(lines, start=1):
-        fields = line.split()
-        if fields and (len(fields) != 2 or not fields[1].isdigit()):
-            raise DataError(f"{path} line {number}: {line[:60]!r} is not 'image number'; download it again")
-        people.update([fields] if fields else [])
-    return np.array([int(people.get(name, -1)) for name in names], np.int64)
+# ---- checks
 
 
 def _same_names(listed: set[str], present: Iterable[str], partition: Path, images: Path):

@@ -91,7 +91,7 @@ def _codes(name: str, values: Shaped[np.ndarray, " count"], size: int) -> Int[np
 def factor_labels(seed: int, start: int, count: int, complexity: int) -> dict[str, np.ndarray]:
     """Labels of the synthetic faces `start .. start + count - 1`: each factor's choice, a whole number, or
     its place in its range, in [0, 1]. Factors that `complexity` freezes are left out."""
-    import jax  # readers of real pictures do without it
+    import jax  # readers of real images do without it
 
     from mechdiff.data.factors import LEVELS, SPECS, sample_factors
 

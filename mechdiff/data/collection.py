@@ -53,6 +53,7 @@ class Collection:
         """
         if self.files is not None:
             return to_float(thumbnail(self.files.read(row), size, self.files.names[row], preprocessing))
+        assert self.array is not None  # files or an array
         image, name = self.array[row], f"{row} of {self.name}"
         if self._fits(size, preprocessing):
             if preprocessing.phases == "random":
@@ -68,13 +69,15 @@ class Collection:
 
     def treatment(self, size: int, preprocessing: Preprocessing) -> str:
         """What becomes of the images, in words."""
-        as_they_are = self.array is not None and self._fits(size, preprocessing)
+        as_they_are = self._fits(size, preprocessing)
         unchanged = "random phases" if preprocessing.phases == "random" else "as they are"
         done = unchanged if as_they_are else f"{preprocessing.description}, resized to {size}x{size}"
         return "; ".join([done, *self.notes])
 
     def _fits(self, size: int, preprocessing: Preprocessing) -> bool:
-        return self.array.shape[1:] == (size, size, preprocessing.channel_count)
+        """Whether it is an array of this size and as many channels."""
+        shape = (size, size, preprocessing.channel_count)
+        return self.array is not None and self.array.shape[1:] == shape
 
 
 def open_collection(

@@ -39,13 +39,13 @@ def thumbnail(
     """
     name = shorten(name)[1:-1]  # of one line, whatever a file is called
     image = _opened(encoded, name)
-    image, whole = _converted(image, name, preprocessing), image.size
+    image, original = _converted(image, name, preprocessing), image.size
     image = cropped(image, name, preprocessing.crop)
     if min(image.size) < size:
-        left = f" (of which the crop leaves {image.width}x{image.height})" if image.size != whole else ""
+        left = f" (of which the crop leaves {image.width}x{image.height})" if image.size != original else ""
         raise DataError(
-            f"image {name} is {whole[0]}x{whole[1]}{left}, too small for {size}x{size}; use unet.image_size "
-            f"of at most {min(image.size)}, or leave it out of the images"
+            f"image {name} is {original[0]}x{original[1]}{left}, too small for {size}x{size}; use "
+            f"unet.image_size of at most {min(image.size)}, or leave it out of the images"
         )
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling[preprocessing.filter.upper()])

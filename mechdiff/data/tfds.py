@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -77,10 +78,10 @@ def find_copy(path: str) -> Path:
         raise DataError(f"no folder {path!r} with a TFDS copy; {WAY_OUT}")
     if (folder / INFO).is_file():
         return folder
-    found = sorted(info.parent for place in ("*", "celeb_a/*") for info in folder.glob(f"{place}/{INFO}"))
-    if not found:
+    copies = sorted(info.parent for place in ("*", "celeb_a/*") for info in folder.glob(f"{place}/{INFO}"))
+    if not copies:
         raise DataError(f"no prepared TFDS copy (no {INFO}) in {path!r}; {WAY_OUT}")
-    return found[-1]
+    return copies[-1]
 
 
 def prepare(source: str | Path, data_folder: str | Path) -> Path:
@@ -119,8 +120,12 @@ def prepare(source: str | Path, data_folder: str | Path) -> Path:
     return Path(builder.data_path)
 
 
-def _offline_builder(official: ModuleType, pack: celeba.Pack, identities: dict[str, int]) -> type:
-    """TFDS's builder with another origin of the files; features, version and name stay its own."""
+def _offline_builder(official: Any, pack: celeba.Pack, identities: dict[str, int]) -> type:
+    """TFDS's builder with another origin of the files; features, version and name stay its own.
+
+    Args:
+      official: the module of TFDS's celeb_a.
+    """
     from etils import epath
 
     class OfflineCelebA(official.Builder, skip_registration=True):
@@ -158,7 +163,7 @@ def _official_size(encoded: bytes, name: str) -> bytes:
 
 
 def _identities(folder: Path) -> dict[str, int]:
-    path = celeba.find_file(folder, IDENTITY, required=False)
+    path = celeba.look_for_file(folder, IDENTITY)
     try:
         lines = path.read_text().splitlines() if path else []
         return {name: int(number) for name, number in (line.split() for line in lines)}
@@ -232,7 +237,7 @@ def _labels(
 
     key = {"source": content, "attributes": list(names)}
     flags = stored(cache, "tfds-attributes", key, (count, len(names)), blocks)
-    return dict(zip(names, np.array(flags, bool).T))
+    return dict(zip(names, np.array(flags, bool).T, strict=True))
 
 
 def _content(shards: list[Path]) -> str:

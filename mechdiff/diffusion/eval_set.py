@@ -93,8 +93,8 @@ class EvalSet:
             object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
-        side, levels = "x".join(map(str, self.images.shape[-3:])), self.timesteps.tolist()
-        shown = levels if len(levels) <= 12 else f"{len(levels)} timesteps"
+        side, timesteps = "x".join(map(str, self.images.shape[-3:])), self.timesteps.tolist()
+        shown = timesteps if len(timesteps) <= 12 else f"{len(timesteps)} timesteps"
         nested = ", others at each" if self.images.ndim == 5 else ""
         return f"EvalSet({self.count} images {side} at t = {shown}{nested})"
 

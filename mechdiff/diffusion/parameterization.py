@@ -82,18 +82,18 @@ class Parameterization:
         """Scales and weights at `t`, int in [0, T), one a row."""
         signal, noise = schedule.sqrt_alphas_bar[t], schedule.sqrt_one_minus_alphas_bar[t]
         sigma = jnp.exp(-schedule.log_snr[t] / 2)
-        one, zero = jnp.ones_like(signal), jnp.zeros_like(signal)
+        ones, zeros = jnp.ones_like(signal), jnp.zeros_like(signal)
         match self.output:
             case "epsilon":
-                now = Coefficients(one, t, zero, one, zero, one)
+                now = Coefficients(ones, t, zeros, ones, zeros, ones)
             case "v_prediction":
-                now = Coefficients(one, t, noise, signal, -noise, signal)
+                now = Coefficients(ones, t, noise, signal, -noise, signal)
             case "sample":
-                now = Coefficients(one, t, 1 / noise, -1 / sigma, one, zero)
+                now = Coefficients(ones, t, 1 / noise, -1 / sigma, ones, zeros)
             case "edm":
                 now = self._edm(signal, sigma)
             case "edm_denoised":
-                now = Coefficients(1 / signal, sigma, 1 / noise, -1 / sigma, one, zero)
+                now = Coefficients(1 / signal, sigma, 1 / noise, -1 / sigma, ones, zeros)
             case _:
                 now = self._flow(signal, noise)
         return now if self.time_scale == 1 else now._replace(time=self.time_scale * now.time)

@@ -32,8 +32,8 @@ def image_noise(
     return jax.vmap(lambda image_key: jax.random.normal(image_key, shape))(keys.per_image(key, indices))
 
 
-def images_at(images: Shown, level: int) -> tuple[Images, Int[np.ndarray, " images"]]:
-    """The images that a sweep uses at timestep index `level`, and the indices of their noise.
+def images_at(images: Shown, t_index: int) -> tuple[Images, Int[np.ndarray, " images"]]:
+    """The images that a sweep uses at timestep number `t_index`, and the indices of their noise.
 
     Args:
       images: crossed with the timesteps, `(images, height, width, channels)`: all are used at every
@@ -44,7 +44,7 @@ def images_at(images: Shown, level: int) -> tuple[Images, Int[np.ndarray, " imag
     """
     if images.ndim == 4:
         return images, np.arange(len(images))
-    return images[level], level * images.shape[1] + np.arange(images.shape[1])
+    return images[t_index], t_index * images.shape[1] + np.arange(images.shape[1])
 
 
 def q_sample(schedule: NoiseSchedule, x0: Images, t: Timesteps, noise: Images) -> Images:
@@ -121,7 +121,7 @@ def prediction_target(
 def to_eps(
     prediction: Prediction, schedule: NoiseSchedule, x_t: Images, t: Timesteps, output: Images
 ) -> Images:
-    """The noise in `x_t` that an output of this `prediction` implies: `target` solved for the noise."""
+    """The noise in `x_t` that an output of this `prediction` implies: `prediction_target` solved for it."""
     if prediction == "epsilon":
         return output
     if prediction == "v_prediction":
@@ -137,7 +137,7 @@ def loss_weights(
     gamma: float = 5.0,
     prediction: Prediction = "epsilon",
 ) -> Float[Array, " batch"]:
-    """Weight of each image's squared error of `target`: 1, or what makes the squared error of x_0 count
+    """Weight of each image's squared error of `prediction_target`: 1, or what makes that of x_0 count
     min(SNR_t, gamma) times (min-SNR, Hang et al. 2023).
 
     Raises:
@@ -179,7 +179,7 @@ def training_loss(
     weighting: Literal["uniform", "min_snr"] = "uniform",
     gamma: float = 5.0,
 ) -> Float[Array, " batch"]:
-    """Each image's weighted mean squared error of `network`'s output from its `target`.
+    """Each image's weighted mean squared error of `network`'s output from `prediction_target`.
 
     With `epsilon` and uniform weights this is `denoising_loss`.
     """

@@ -91,7 +91,7 @@ def timesteps_by_log_snr(schedule: NoiseSchedule, n: int) -> Int[np.ndarray, " n
 
     The spread runs over the inner 98 % of t (from 0.01 (T-1) to 0.99 (T-1)): log-SNR changes steeply at both
     ends of a schedule, so that the outermost steps would otherwise take a large share of an even grid.
-    Where levels are sparser than the grid, neighbors are pushed apart to keep every t distinct.
+    Where timesteps are sparser than the grid, neighbors are pushed apart to keep every t distinct.
     The schedule must be concrete (not traced). Raises ConfigError unless 1 <= n <= T.
     """
     steps = _check_count(schedule.steps, n)

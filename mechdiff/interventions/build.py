@@ -1,7 +1,7 @@
 """Builders of interventions: ablate, keep, set gates and temperatures, windows, stacks."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PRNGKey
-from mechdiff.interventions.components import Component, select
+from mechdiff.interventions.components import HEAD, PATTERN, Component, pattern_site, select, site_type
 from mechdiff.interventions.record import Intervention
 
 
@@ -43,15 +43,42 @@ def keep_only(
 
 
 def set_temperature(identity: Intervention, what, value: float) -> Intervention:
-    """Attention temperature of the selected heads; above 1 flattens the pattern, below 1 sharpens it."""
+    """Attention temperature of the selected heads; above 1 flattens the pattern, below 1 sharpens it.
+
+    Where a function names its patterns, heads are selected as their outputs (`block0.head1`) or as their
+    patterns (`block0.pattern1`).
+    """
     if not value > 0:
         raise ConfigError(f"temperature={value} must be above 0")
-    new = {site: np.array(array) for site, array in identity.temperature.items()}
+    new = temperatures(identity)
     for name, (site, (start, stop)) in select(identity, what).items():
-        if site not in new:
-            raise ConfigError(f"component {name!r} is not an attention head; temperature acts on heads")
-        new[site][..., start:stop] = value
+        place = tempered_site(site, new)
+        if place not in new:
+            raise ConfigError(_not_tempered(name, site))
+        new[place][..., start:stop] = value
     return dataclasses.replace(identity, temperature=new)
+
+
+def temperatures(identity: Intervention) -> dict[str, Float[np.ndarray, "..."]]:
+    """Temperatures that can be set, site -> `(heads,)`: those of our UNet's attention, or 1 for every pattern
+    that a function names."""
+    patterns = [site for site in identity.gate if site_type(site) == PATTERN]
+    ones = {site: np.ones(np.shape(identity.gate[site])[-1:], np.float32) for site in patterns}
+    return ones | {site: np.array(leaf) for site, leaf in identity.temperature.items()}
+
+
+def tempered_site(site: str, known: Container[str]) -> str:
+    """The key of a head's temperature: its own site in our UNet, that of its pattern elsewhere."""
+    return site if site in known else pattern_site(site)
+
+
+def _not_tempered(name: str, site: str) -> str:
+    if site_type(site) != HEAD:
+        return f"component {name!r} is not an attention head; temperature acts on heads"
+    return (
+        f"the pattern of {name!r} has no name; name it where it is computed, "
+        f'`checkpoint_name(pattern, "{pattern_site(site)}@1")`'
+    )
 
 
 def windowed(intervention: Intervention, low: int, high: int) -> Intervention:

@@ -50,7 +50,8 @@ def site_stage(site: str) -> str:
 
 
 VECTORS = ("time", "class")  # types of sites whose activation is a vector a row, not a map
-SINGLE = ("head", "feature")  # types of sites whose units are components one by one
+HEAD, PATTERN = "head", "pattern"  # types of sites: outputs of attention heads, and what they attend to
+SINGLE = (HEAD, PATTERN, "feature")  # types of sites whose units are components one by one
 
 
 def units(site: str, count: int) -> dict[str, tuple[int, int]]:
@@ -58,6 +59,16 @@ def units(site: str, count: int) -> dict[str, tuple[int, int]]:
     if site_type(site) in SINGLE:
         return {f"{site}{i}": (i, i + 1) for i in range(count)}
     return {site: (0, count)}
+
+
+def pattern_site(site: str) -> str:
+    """Where a function names the pattern whose heads' outputs it names `site`.
+
+    Example:
+      >>> pattern_site("block0.attn.head"), pattern_site("block0.attn.pattern")
+      ('block0.attn.pattern', 'block0.attn.pattern')
+    """
+    return f"{site.removesuffix(HEAD)}{PATTERN}" if site_type(site) == HEAD else site
 
 
 def select(identity: Intervention, what: str | Iterable) -> dict[str, tuple[str, tuple[int, int]]]:

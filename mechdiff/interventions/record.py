@@ -91,7 +91,10 @@ def in_window(intervention: Intervention, t: Timesteps) -> Intervention:
     """The intervention as it acts at `t`: gates, temperatures and patterns per row, 1 outside the window."""
     window = jnp.asarray(intervention.window)
     inside = (t >= window[..., 0]) & (t < window[..., 1])
-    act = lambda leaf: jnp.where(inside[:, None], leaf, 1.0)
+
+    def act(leaf: AnyArray) -> AnyArray:
+        return jnp.where(inside[:, None], leaf, 1.0)
+
     return dataclasses.replace(
         intervention,
         gate=jax.tree.map(act, intervention.gate),

@@ -50,25 +50,27 @@ def _weights(q: Array, k: Array) -> tuple[Array, Array]:
 
 @jax.custom_vjp
 def _mix(q: Array, k: Array, v: Array) -> Array:
+    """softmax(q k^T) v of each row, `(rows, tokens, depth)`; patterns are made again for the gradient."""
     weights, total = _weights(q, k)
     mixed = _product(v.swapaxes(-1, -2), weights.astype(v.dtype)) / total
     return mixed.swapaxes(-1, -2).astype(v.dtype)
 
 
-def _forward(q: Array, k: Array, v: Array):
+def _mix_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array, Array]]:
     return _mix(q, k, v), (q, k, v)
 
 
-def _backward(saved, g: Array):
-    q, k, v = saved
+def _mix_backward(inputs: tuple[Array, Array, Array], g: Array) -> tuple[Array, Array, Array]:
+    """With P the pattern and dP = v g^T, the gradient of the logits is P (dP - sum over keys of P dP)."""
+    q, k, v = inputs
     weights, total = _weights(q, k)
     pattern = weights / total
-    for_pattern = _product(v, g.swapaxes(-1, -2))
-    for_logits = pattern * (for_pattern - (pattern * for_pattern).sum(-2, keepdims=True))
-    for_v = _product(pattern.astype(g.dtype), g)
-    for_logits = for_logits.astype(q.dtype)
-    for_q = _product(k.swapaxes(-1, -2), for_logits).swapaxes(-1, -2)
-    return for_q.astype(q.dtype), _product(for_logits, q).astype(k.dtype), for_v.astype(v.dtype)
+    pattern_grad = _product(v, g.swapaxes(-1, -2))
+    logits_grad = pattern * (pattern_grad - (pattern * pattern_grad).sum(-2, keepdims=True))
+    v_grad = _product(pattern.astype(g.dtype), g)
+    logits_grad = logits_grad.astype(q.dtype)
+    q_grad = _product(k.swapaxes(-1, -2), logits_grad).swapaxes(-1, -2)
+    return q_grad.astype(q.dtype), _product(logits_grad, q).astype(k.dtype), v_grad.astype(v.dtype)
 
 
-_mix.defvjp(_forward, _backward)
+_mix.defvjp(_mix_forward, _mix_backward)

@@ -131,7 +131,7 @@ def _checked_label(config: UNetConfig, label: Any) -> Rows:
         raise ConfigError(f"labels of type {label.dtype}: expected whole numbers, one a row")
     if not isinstance(label, jax.core.Tracer):
         values = np.asarray(label)
-        bound = config.classes + config.null_class
+        bound = config.label_count
         wrong = values[(values < 0) | (values >= bound)]
         if wrong.size:
             null = f", or {config.null_label} for none" if config.null_class else ""

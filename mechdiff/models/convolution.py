@@ -105,7 +105,7 @@ def input_gradient(
     """Gradient for the input of `convolve`, of the given shape, from the cotangent `g` of its output."""
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
     sides = []
-    for size, out, window, (low, _) in zip(shape[1:3], g.shape[1:3], kernel.shape, padding):
+    for size, out, window, (low, _) in zip(shape[1:3], g.shape[1:3], kernel.shape[:2], padding, strict=True):
         before = window - 1 - low
         sides.append((before, size + window - 2 - (out - 1) * stride - before))
     return _correlate(g, flipped, 1, tuple(sides), dilation=stride)
@@ -120,7 +120,7 @@ def weight_gradient(
     """
     (batch, *_, inputs), (_, height, width, outputs) = x.shape, g.shape
     if stride == 1 and outputs < inputs:
-        mirrored = tuple((w - 1 - low, w - 1 - high) for w, (low, high) in zip(window, padding))
+        mirrored = tuple((w - 1 - low, w - 1 - high) for w, (low, high) in zip(window, padding, strict=True))
         return weight_gradient(g, x, window, 1, mirrored)[::-1, ::-1].swapaxes(2, 3)
     patches = functools.partial(_patches, window=window, stride=stride, padding=padding, out=(height, width))
     most = max(1, POSITIONS // (height * width))

@@ -95,14 +95,14 @@ def check_inputs(denoiser: "Examinable", x_t: Any, t: Any) -> tuple[Any, Any]:
     """
     expected, shape = tuple(denoiser.image_shape), np.shape(x_t)
     if len(shape) != len(expected) + 1 or shape[1:] != expected:
-        first = ""
+        hint = ""
         if len(shape) == 4 and (*shape[2:], shape[1]) == expected:
-            first = "; channels come last here: x.transpose(0, 2, 3, 1) puts them there"
-        raise ConfigError(f"images of shape {shape}, but {denoiser.name} takes (images, {expected}){first}")
-    kind, rank = jnp.result_type(t), np.ndim(t)
-    if not np.issubdtype(kind, np.integer) or rank > 1 or (rank == 1 and len(t) not in (1, len(x_t))):
+            hint = "; channels come last here: x.transpose(0, 2, 3, 1) puts them there"
+        raise ConfigError(f"images of shape {shape}, but {denoiser.name} takes (images, {expected}){hint}")
+    dtype, rank = jnp.result_type(t), np.ndim(t)
+    if not np.issubdtype(dtype, np.integer) or rank > 1 or (rank == 1 and len(t) not in (1, len(x_t))):
         raise ConfigError(
-            f"t of type {kind} and shape {np.shape(t)}: expected one integer timestep, or one for each of "
+            f"t of type {dtype} and shape {np.shape(t)}: expected one integer timestep, or one for each of "
             f"the {len(x_t)} images"
         )
     steps = denoiser.schedule.steps

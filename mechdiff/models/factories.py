@@ -84,9 +84,9 @@ def make(model: str | Path, name: str = "") -> Made:
     parts = result if isinstance(result, tuple) and not isinstance(result, Examinable) else (result,)
     if not 1 <= len(parts) <= 3 or not isinstance(parts[0], Examinable):
         raise ConfigError(f"{model} returns {shorten(result)}, which is no denoiser; {_HOW}")
-    denoiser, *given = parts
+    denoiser, *extras = parts
     named = dataclasses.replace(denoiser, name=name or name_of(model))  # type: ignore[type-var]
-    return Made(named, *given)
+    return Made(named, *extras)
 
 
 def config_of(denoiser: Examinable) -> ExperimentConfig:
@@ -108,8 +108,8 @@ def facts(model: str | Path, denoiser: Examinable) -> dict[str, Any]:
 
 def record_of(model: str | Path, made: Made) -> dict[str, Any]:
     """What stands in for a training record: the network's facts, and the images that it came with."""
-    given = {} if made.images is None else {GIVEN: (np.asarray(made.images), made.condition)}
-    return {FUNCTION: facts(model, made.denoiser), **given}
+    images = {} if made.images is None else {GIVEN: (np.asarray(made.images), made.condition)}
+    return {FUNCTION: facts(model, made.denoiser), **images}
 
 
 def _function(model: str) -> Any:

@@ -13,7 +13,8 @@ from mechdiff.models import factories, shipped
 from mechdiff.models.denoiser import Denoiser, Examinable
 from mechdiff.models.pretrained import builders
 from mechdiff.models.unet import identity_intervention, init_shapes
-from mechdiff.storage import checkpoint, checksums, files
+from mechdiff.storage import checksums, exported, files
+from mechdiff.storage.mismatch import check_shapes
 
 FUNCTION = "function"  # in the config of a network that is a function of its own tensors
 IMPORTED = "imported"  # in the record of a network that was read from others' files: `Imported.facts`
@@ -27,14 +28,14 @@ def load_trained(folder: str | Path) -> tuple[ExperimentConfig, PyTree, Interven
       folder: or another name of it, see `model_folder`; or a shipped name.
     """
     folder = shipped.find(model_folder(folder))
-    params, config, record = checkpoint.load_model(folder)
+    params, config, record = exported.load_model(folder)
     if FUNCTION in config:
         layout = config[FUNCTION]["layout"]
         raise CheckpointError(
             f"{folder} is a network of {layout}, no UNet of this package; only load_denoiser reads it"
         )
     config = from_dict(config)
-    checkpoint.check_shapes(params, init_shapes(config.unet)[0], folder)
+    check_shapes(params, init_shapes(config.unet)[0], folder)
     return config, params, identity_intervention(config.unet), record
 
 
@@ -140,7 +141,7 @@ def _snapshot(run: Path, step: int) -> Path:
 
 def _function(folder: Path, name: str) -> tuple[Examinable, ExperimentConfig, dict]:
     """A network that is a function of its own tensors, as `import_checkpoint` saved it."""
-    params, config, record = checkpoint.load_model(folder)
+    params, config, record = exported.load_model(folder)
     made = config.pop(FUNCTION)
     trained = from_dict(config)
     denoiser = builders.build(made["layout"], made["options"], params, trained.diffusion, name=name)

@@ -80,7 +80,7 @@ def label_module(config: UNetConfig, dtype: Any = jnp.float32) -> layers.LabelTa
     """The Linen module that embeds labels; None where they are no labels but embeddings."""
     time = time_mlp(config, dtype)
     if config.class_embedding == "table":
-        return layers.LabelTable(config.classes + config.null_class, time.width, dtype)
+        return layers.LabelTable(config.label_count, time.width, dtype)
     return None if config.class_embedding == "identity" else time
 
 

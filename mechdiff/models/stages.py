@@ -2,8 +2,21 @@
 
 import dataclasses
 import functools
+import re
+from typing import NamedTuple
 
 from mechdiff.core.config import UNetConfig
+
+_NAME = re.compile(r"(?P<side>down|mid|up)(?P<level>\d*)\.(?P<module>[a-z]+)(?P<number>\d*)")
+
+
+class StageName(NamedTuple):
+    """A stage's name in parts, as text: `up2.attn1` is `("up", "2", "attn", "1")`."""
+
+    side: str  # down, mid or up
+    level: str  # empty in the middle
+    module: str  # block, attn, downsample or upsample
+    number: str  # empty for resampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +44,17 @@ class Stage:
     pop: bool = False
     resample: int = 0
     heads: int = 0
+
+    @property
+    def parts(self) -> StageName | None:
+        """Its name in parts; None for `conv_in` and `conv_out`.
+
+        Example:
+          >>> Stage("up2.attn1", "attention", level=2, resolution=8, width=64).parts
+          StageName(side='up', level='2', module='attn', number='1')
+        """
+        match = _NAME.fullmatch(self.name)
+        return StageName(**match.groupdict()) if match else None
 
 
 @functools.lru_cache

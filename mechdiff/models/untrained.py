@@ -1,36 +1,55 @@
 """An untrained network of the same configuration: the control of every finding."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
 
 from mechdiff.core.errors import ConfigError
+from mechdiff.core.types import PyTree
 from mechdiff.models.denoiser import Denoiser, Examinable
+from mechdiff.models.traced.denoiser import TracedDenoiser
 from mechdiff.models.unet import init_unet
 
 
-def untrained(denoiser: Examinable, seed: int = 0) -> Denoiser:
+def untrained(denoiser: Examinable, seed: int = 0) -> Any:
     """A fresh network of the same configuration, to see what of a finding is due to training.
 
     Kernels that training starts at zero, with which no ablation could change the prediction, are drawn like
-    the rest: normal, of variance 1 / fan-in.
+    the rest: normal, of variance 1 / fan-in. The fan-in is the product of all axes but the last, that of the
+    layers of a scan among them.
 
+    Args:
+      denoiser: a UNet of this package, or a function that was wrapped with `init`.
+    Returns:
+      A denoiser of the same kind.
     Raises:
-      ConfigError: a network that is no UNet of ours, whose fresh parameters only its author can make.
+      ConfigError: a function without `init`, whose fresh parameters only its author can make.
     """
-    if not isinstance(denoiser, Denoiser):
-        raise ConfigError(
-            f"{denoiser.name} is no UNet of this package, and how its parameters are drawn is not known; "
-            "wrap it with fresh parameters and examine that too"
-        )
-    params = jax.jit(init_unet, static_argnums=1)(jax.random.key(seed), denoiser.unet)[0]
+    params = _fresh(denoiser, seed)
     rng = np.random.default_rng(seed)
 
-    def leaf(value):
+    def drawn(value: Any) -> np.ndarray:
         value = np.asarray(value)
-        if value.ndim == 1 or value.any():
+        if value.ndim < 2 or value.any():
             return value
         return (rng.normal(size=value.shape) / np.sqrt(np.prod(value.shape[:-1]))).astype(value.dtype)
 
-    return dataclasses.replace(denoiser, name=f"untrained-{denoiser.name}", params=jax.tree.map(leaf, params))
+    params = jax.tree.map(drawn, params)
+    return dataclasses.replace(denoiser, name=f"untrained-{denoiser.name}", params=params)  # type: ignore[type-var]
+
+
+def _fresh(denoiser: Examinable, seed: int) -> PyTree:
+    """Parameters as training begins with."""
+    key = jax.random.key(seed)
+    if isinstance(denoiser, Denoiser):
+        return jax.jit(init_unet, static_argnums=1)(key, denoiser.unet)[0]
+    init = denoiser.network.init if isinstance(denoiser, TracedDenoiser) else None
+    if init is None:
+        raise ConfigError(
+            f"how parameters of {denoiser.name} are drawn before training is not known, so there is no "
+            "untrained control; wrap it with init=, a function of a PRNG key that returns them, or leave "
+            "controls out (study.controls=false, study.role_sets=0)"
+        )
+    return jax.jit(init)(key)

@@ -35,7 +35,7 @@ class Units:
              [0.5       , 0.5       , 0.        ]])
     """
 
-    member: Int[np.ndarray, "*levels image"]
+    member: Int[np.ndarray, "*timesteps image"]
     count: int
     clustered: bool
 
@@ -44,7 +44,7 @@ class Units:
         """People on the images; 0 where that is not known."""
         return self.count if self.clustered else 0
 
-    def weights(self, shares: Float[np.ndarray, "m unit"]) -> Float[np.ndarray, "m *levels image"]:
+    def weights(self, shares: Float[np.ndarray, "m unit"]) -> Float[np.ndarray, "m *timesteps image"]:
         """Shares of units as shares of images, at every timestep of sum 1.
 
         Units of equal share give all images alike, however many a unit has. A resample that drew nobody who
@@ -55,11 +55,11 @@ class Units:
         even = 1 / self.member.shape[-1]
         return np.where(total > 0, drawn / np.where(total > 0, total, 1), even)
 
-    def even(self) -> Float[np.ndarray, "1 *levels image"]:
+    def even(self) -> Float[np.ndarray, "1 *timesteps image"]:
         """The weighting in which all images count alike."""
         return np.full((1, *self.member.shape), 1 / self.member.shape[-1])
 
-    def resamples(self, repeats: int = 2000, seed: int = 0) -> Float[np.ndarray, "repeats *levels image"]:
+    def resamples(self, repeats: int = 2000, seed: int = 0) -> Float[np.ndarray, "repeats *timesteps image"]:
         """Weights of images in resamples of units with replacement."""
         return self.weights(bootstrap_weights(self.count, repeats, seed))
 
@@ -73,9 +73,7 @@ class Units:
 
 
 def units_of(result: xr.Dataset) -> Units:
-    """The units of a saved result: the people of its coordinate `person`, else its images.
-
-    Images of whom one is unknown (negative) are units one by one only where nobody is known.
+    """The units of a saved result: the people of its coordinate `person`, else its images; as `units_from`.
 
     Args:
       result: with the dimension `image`, and with `t` where `person` varies over it.
@@ -92,7 +90,7 @@ def units_of(result: xr.Dataset) -> Units:
     return units_from(person.values, images)
 
 
-def units_from(people: Int[np.ndarray, "*levels image"] | None, images: int) -> Units:
+def units_from(people: Int[np.ndarray, "*timesteps image"] | None, images: int) -> Units:
     """The units of so many images: the people on them, or the images where one is unknown (negative).
 
     Raises:
@@ -109,7 +107,7 @@ def units_from(people: Int[np.ndarray, "*levels image"] | None, images: int) -> 
 
 
 def weighted(
-    values: Float[np.ndarray, "*cells t image"], weights: Float[np.ndarray, "m *levels image"]
+    values: Float[np.ndarray, "*cells t image"], weights: Float[np.ndarray, "m *timesteps image"]
 ) -> Float[np.ndarray, "*cells t m"]:
     """Weighted means over images; weights `[m, image]` serve all timesteps, `[m, t, image]` one each."""
     if weights.ndim == 2:

@@ -92,9 +92,9 @@ def jackknife_interval(
     n = min(len(first), len(second))
     if n < FEWEST:
         return (np.nan, np.nan)
-    left = [statistic(_without(first, i), second) for i in range(len(first))]
-    right = [statistic(first, _without(second, i)) for i in range(len(second))]
-    parts = [(float(sum((len(x) - 1) * np.var(x) for x in (left, right))), n - 1)]
+    without_first = [statistic(_without(first, i), second) for i in range(len(first))]
+    without_second = [statistic(first, _without(second, i)) for i in range(len(second))]
+    parts = [(float(sum((len(x) - 1) * np.var(x) for x in (without_first, without_second))), n - 1)]
     if draws is not None:
         parts.append(resampled_variance(draws, images))
     return _student(estimate, satterthwaite(*parts), True, 0.0)[0]
@@ -104,8 +104,11 @@ def _without(items: Sequence, index: int) -> list:
     return [*items[:index], *items[index + 1 :]]
 
 
-def _student(mean: float, spread: tuple[float, float], above: bool, null: float) -> tuple[Ends, float]:
-    error, freedom = spread
+def _student(
+    mean: float, error_and_freedom: tuple[float, float], above: bool, null: float
+) -> tuple[Ends, float]:
+    """Student's 95 % interval and one-sided p of a mean, from its standard error and degrees of freedom."""
+    error, freedom = error_and_freedom
     half = float(stdtrit(freedom, 0.975)) * error
     excess = null - mean if above else mean - null
     p = float(stdtr(freedom, excess / error)) if error else np.nan

@@ -45,10 +45,10 @@ def _read(path: Path) -> dict[str, str]:
     listed = {}
     for line in filter(None, lines):
         match = re.fullmatch(r"([0-9a-f]{64})  (\S+)\n", line)
-        name = PurePosixPath(match[2]) if match else None
-        if name is None or name.is_absolute() or ".." in name.parts:
+        digest, name = (match[1], PurePosixPath(match[2])) if match else ("", PurePosixPath("/"))
+        if name.is_absolute() or ".." in name.parts:
             raise CheckpointError(f"{path} is damaged at {line[:100]!r}; {_WAY_OUT}")
-        listed[str(name)] = match[1]
+        listed[str(name)] = digest
     return listed
 
 

@@ -87,8 +87,8 @@ def described(dataset: xr.Dataset) -> xr.Dataset:
     dataset = dataset.copy()
     for name, variable in dataset.variables.items():
         units, long_name = NAMES.get(str(name), ("", str(name).replace("_", " ")))
-        told = {"long_name": long_name} | ({"units": units} if units else {})
-        variable.attrs = told | variable.attrs
+        known = {"long_name": long_name} | ({"units": units} if units else {})
+        variable.attrs = known | variable.attrs
     dataset.attrs = _provenance() | dataset.attrs
     return dataset
 

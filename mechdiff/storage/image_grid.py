@@ -27,10 +27,10 @@ def sheet(
 
 def png(image: UInt8[np.ndarray, "height width channels"], zoom: int = 1) -> bytes:
     """PNG bytes of an image, each pixel drawn as `zoom` x `zoom`; one channel or three."""
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+    drawn = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    drawn = drawn.resize((drawn.width * zoom, drawn.height * zoom), Image.Resampling.NEAREST)
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    drawn.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

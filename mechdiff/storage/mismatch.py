@@ -12,14 +12,14 @@ from mechdiff.core.types import PyTree
 from mechdiff.storage import digests
 
 
-def compare_configs(saved: dict, given: dict, where: Path | str, ignore: Iterable[str] = ()) -> None:
+def compare_configs(saved: dict, wanted: dict, where: Path | str, ignore: Iterable[str] = ()) -> None:
     """Raises a CheckpointError naming the fields in which two config dicts differ, with both values."""
-    saved, given = _fields(digests.to_jsonable(saved)), _fields(digests.to_jsonable(given))
+    saved, wanted = _fields(digests.to_jsonable(saved)), _fields(digests.to_jsonable(wanted))
     ignored = tuple(ignore)
     different = [
-        f"{name} is {_shown(saved, name)} there and {_shown(given, name)} here"
-        for name in sorted(saved.keys() | given.keys())
-        if saved.get(name) != given.get(name)
+        f"{name} is {_shown(saved, name)} there and {_shown(wanted, name)} here"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
         and not any(name == field or name.startswith(f"{field}.") for field in ignored)
     ]
     if different:
@@ -27,11 +27,11 @@ def compare_configs(saved: dict, given: dict, where: Path | str, ignore: Iterabl
         raise CheckpointError(f"{where} was made with another config: {'; '.join(different)}; {way_out}")
 
 
-def check_shapes(found: PyTree, wanted: PyTree, where: Path | str) -> None:
+def check_shapes(stored: PyTree, wanted: PyTree, where: Path | str) -> None:
     """Raises a CheckpointError naming the first leaf whose shape differs, with both shapes."""
-    found, wanted = shapes(found), shapes(wanted)
-    for path in sorted(found.keys() | wanted.keys()):
-        there, here = found.get(path, "absent"), wanted.get(path, "absent")
+    stored, wanted = shapes(stored), shapes(wanted)
+    for path in sorted(stored.keys() | wanted.keys()):
+        there, here = stored.get(path, "absent"), wanted.get(path, "absent")
         if there != here:
             line = f"{where} does not fit: {path} is {there} there and {here} in the network asked for"
             raise CheckpointError(f"{line}; use the config that it was made with")

@@ -49,8 +49,8 @@ def rounded(
     values = np.asarray(values, np.float64)
     largest = np.abs(values).max(axis=-1)
     step = np.maximum(values.std(axis=-1) * share, largest / LARGEST).astype(np.float32)
-    whole = np.floor(values / np.where(step > 0, step, 1)[..., None])
-    return whole.astype(np.int16), step
+    codes = np.floor(values / np.where(step > 0, step, 1)[..., None])
+    return codes.astype(np.int16), step
 
 
 def restored(

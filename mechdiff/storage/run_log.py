@@ -1,6 +1,7 @@
 """A run's log, one JSON object a line, and its progress on the terminal."""
 
 import errno
+import io
 import json
 import os
 import sys
@@ -33,9 +34,8 @@ class RunLog:
           MechdiffError: the file cannot be written.
         """
         self.path = Path(path)
-        self._file = None
         files.ensure_writable(self.path.parent)
-        self._keep(read_log(self.path) if self.path.exists() else [])
+        self._file = self._opened(read_log(self.path) if self.path.exists() else [])
         if resume_step is not None:
             self.rewind(resume_step)
 
@@ -52,12 +52,12 @@ class RunLog:
 
     def rewind(self, step: int) -> None:
         """Drops the lines of later steps, which the resumed run will write again."""
-        self._keep([record for record in read_log(self.path) if record.get("step", step) <= step])
+        self.close()
+        self._file = self._opened([r for r in read_log(self.path) if r.get("step", step) <= step])
 
     def close(self) -> None:
         """Lets go of the file."""
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -65,20 +65,21 @@ class RunLog:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def _keep(self, records: list[dict]) -> None:
-        self.close()
+    def _opened(self, records: list[dict]) -> io.FileIO:
+        """The file, of which these records are left."""
         kept = b"".join(_line(record) for record in records)
         with files.plain_errors(self.path):
             if not self.path.exists() or self.path.read_bytes() != kept:
                 files.write_atomic(self.path, kept)
-            self._file = self.path.open("ab", buffering=0)
+            return self.path.open("ab", buffering=0)
 
 
 class SilentLog(RunLog):
     """The log of a process that is not the first: it takes records and writes nothing."""
 
     def __init__(self) -> None:
-        self.path, self._file = Path(os.devnull), None
+        self.path = Path(os.devnull)
+        self._file = self.path.open("ab", buffering=0)
 
     def append(self, record: dict) -> None:
         pass

@@ -32,7 +32,7 @@ from mechdiff.data import OFFSETS, synthetic
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.interventions.components import Component
 from mechdiff.models import untrained
-from mechdiff.models.denoiser import Denoiser, Examinable
+from mechdiff.models.denoiser import Examinable
 from mechdiff.stats.clusters import PERSON
 from mechdiff.storage import digests, files, labelled, locks
 from mechdiff.study.examine import Analysis
@@ -244,7 +244,7 @@ def face_targets(trained: ExperimentConfig, count: int) -> dict:
     return {"masks": masks, "parts": synthetic.PARTS, "probes": probes.as_arrays(fitted)}
 
 
-def _fresh(examined: Analysis, config: ExperimentConfig) -> tuple[Denoiser, np.ndarray]:
+def _fresh(examined: Analysis, config: ExperimentConfig) -> tuple[Examinable, np.ndarray]:
     """The untrained network and the timesteps it is examined at."""
     fresh = untrained.untrained(examined.denoiser, examined.trained.seed)
     return fresh, timesteps_by_log_snr(fresh.schedule, config.sweep.timesteps)

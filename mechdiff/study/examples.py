@@ -26,7 +26,7 @@ from mechdiff.data import to_bytes
 from mechdiff.diffusion.samplers import ddim_step, initial_noise
 from mechdiff.diffusion.schedules import ddim_timesteps
 from mechdiff.interventions.build import leave_one_out
-from mechdiff.interventions.components import Component
+from mechdiff.interventions.components import Component, pattern_site
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.layers import PATTERNS
 from mechdiff.storage import digests, labelled, locks
@@ -190,7 +190,7 @@ def attention_maps(
             shown = denoiser, images.scored[place], t, noise, place, condition
             values = activations.activations(*shown, collection=PATTERNS)
             for head in heads:
-                pattern = values.get(head.site)
+                pattern = values.get(head.site, values.get(pattern_site(head.site)))
                 if pattern is not None and pattern.shape[-1] > 1:
                     maps = drawn.setdefault(head.name, {})
                     maps[level, image] = as_bytes(np.asarray(pattern[0, head.index[0]]))

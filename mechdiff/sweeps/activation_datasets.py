@@ -16,7 +16,7 @@ from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
-from mechdiff.interventions.components import site_type
+from mechdiff.interventions.components import PATTERN, site_type
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
@@ -26,7 +26,6 @@ from mechdiff.sweeps.execution import memory
 from mechdiff.sweeps.execution.shown import shown_at, shown_digests
 
 DONE = "done"  # variable that says which images are on disk
-PATTERN = "pattern"
 UNIT_NAMES = {"head": "head", PATTERN: "head", "feature": "feature"}  # of the axis of a site's units, by type
 
 
@@ -216,7 +215,8 @@ def _stage_names(denoiser: Examinable) -> tuple[str, ...]:
 
 def _matching(denoiser: Examinable, sites: str | Sequence[str]) -> tuple[str, ...]:
     """Names of sites, and of stages that are named in full, in the order of execution."""
-    known = list(dict.fromkeys(component.site for component in denoiser.components()))
+    of_components = [component.site for component in denoiser.components()]
+    known = list(dict.fromkeys([*of_components, *denoiser.identity.gate]))  # named patterns are no components
     chosen: set[str] = set()
     for pattern in [sites] if isinstance(sites, str) else sites:
         if pattern in _stage_names(denoiser) or pattern in known:

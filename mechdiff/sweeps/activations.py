@@ -14,6 +14,7 @@ from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.interventions.components import HEAD, pattern_site, site_type
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.models.attention_stats import AttentionStatistics
 from mechdiff.models.denoiser import Examinable
@@ -158,7 +159,13 @@ def attention_stats(
             joined = [np.concatenate(values)[:count] for values in zip(*(part[site] for part in parts))]
             columns.setdefault(site, []).append(joined)  # statistic x (image, head)
     nothing = np.empty((0, len(timesteps), count))
-    heads = [f"{site}{i}" for site, levels in columns.items() for i in range(levels[0][0].shape[1])]
+    named = [site for site in denoiser.identity.gate if site_type(site) == HEAD]
+    outputs = {pattern_site(site): site for site in named}  # what heads are called by
+    heads = [
+        f"{outputs.get(site, site)}{i}"
+        for site, levels in columns.items()
+        for i in range(levels[0][0].shape[1])
+    ]
     variables = {
         name: (
             ("head", "t", "image"),

@@ -1,11 +1,14 @@
 """Interventions on attention patterns: does it matter where a head looks, and how sharply?
 
 A head's pattern A becomes g A + (1 - g) P, while its values stay its own (`gates.Pattern`), with P
-  uniform   1 / tokens everywhere: the head looks everywhere alike
+  uniform   1 / keys everywhere: the head looks everywhere alike
   identity  each position looks at itself alone
   frozen    the pattern of the same head on another image of the set, at the same timestep and with that
             image's own noise: donors are those of `replacements.resample_replacements`
 If replacing a pattern does nothing, then nothing about it, such as its entropy, can be a mechanism.
+
+Our UNet's patterns have a gate of their own. A function names its patterns, `block0.pattern@1`: there they
+are sites, and replacing one is an ablation of it.
 """
 
 import dataclasses
@@ -17,28 +20,56 @@ import xarray as xr
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.interventions.components import Component, select, site_type
+from mechdiff.interventions.components import HEAD, PATTERN, Component, pattern_site, select, site_type
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.layers import PATTERNS
 from mechdiff.models.stages import stages
-from mechdiff.models.unet import components
+from mechdiff.models.traced.denoiser import TracedNetwork
+from mechdiff.models.traced.sites import Site
 from mechdiff.sweeps.ablation import component_coords, sweep_in_memory
+from mechdiff.sweeps.activations import activations
+from mechdiff.sweeps.execution.shown import shown_at
 from mechdiff.sweeps.replacements import resample_replacements
 
 PATTERN_SOURCES = ("uniform", "identity", "frozen")
+TOLERANCE = 1e-2  # by which the sum of a pattern over keys may miss 1, in half precision too
 
 
-def constant_patterns(unet: UNetConfig, kind: str) -> dict[str, np.ndarray]:
-    """Patterns of kind `uniform` or `identity` for every attention site, one for all heads."""
-    make = {
-        "uniform": lambda tokens: np.full((1, 1, tokens), 1 / tokens, np.float32),
-        "identity": lambda tokens: np.eye(tokens, dtype=np.float32)[None],
-    }
-    if kind not in make:
-        raise ConfigError(unknown("kind of constant pattern", kind, make))
-    attends = [stage for stage in stages(unet) if stage.op == "attention"]
-    return {f"{stage.name}.head": make[kind](stage.resolution**2) for stage in attends}
+def constant_patterns(network: UNetConfig | TracedNetwork, kind: str) -> dict[str, np.ndarray]:
+    """Patterns of kind `uniform` or `identity` for every attention site, one for all heads.
+
+    Returns:
+      `(1, queries, keys)`, 1 for queries that share it; of a function's named patterns in their own order.
+    Raises:
+      ConfigError: another kind, or `identity` of a pattern whose queries are not its keys.
+    """
+    if kind not in ("uniform", "identity"):
+        raise ConfigError(unknown("kind of constant pattern", kind, ("uniform", "identity")))
+    if isinstance(network, UNetConfig):
+        attends = [stage for stage in stages(network) if stage.op == "attention"]
+        return {f"{stage.name}.head": _constant(kind, stage.resolution**2) for stage in attends}
+    named = {name: site for site in network.sites for name in site.names if site_type(name) == PATTERN}
+    return {name: _constant_at(name, site, kind) for name, site in named.items()}
+
+
+def _constant(kind: str, tokens: int) -> np.ndarray:
+    if kind == "identity":
+        return np.eye(tokens, dtype=np.float32)[None]
+    return np.full((1, 1, tokens), 1 / tokens, np.float32)
+
+
+def _constant_at(name: str, site: Site, kind: str) -> np.ndarray:
+    """The same with the axes of a named pattern; its heads may stand anywhere before the keys."""
+    row, keys = list(site.shape[1:]), site.shape[-1]
+    if kind == "uniform":
+        return np.full([1] * (len(row) - 1) + [keys], 1 / keys, np.float32)
+    others = [size for axis, size in enumerate(row) if axis != len(row) + site.unit_axis]
+    if others != [keys, keys]:
+        raise ConfigError(
+            f"pattern {name!r} has axes {others} beside its heads; in an identity pattern queries are keys"
+        )
+    return np.expand_dims(np.eye(keys, dtype=np.float32), len(row) + site.unit_axis)
 
 
 def replace_pattern(identity: Intervention, what, patterns: Mapping, dose: float = 0.0) -> Intervention:
@@ -47,25 +78,37 @@ def replace_pattern(identity: Intervention, what, patterns: Mapping, dose: float
     Args:
       what: heads, as for `ablate`.
       patterns: attention site -> `(heads, queries, keys)` or 1 for what is shared, with or without a leading
-        row axis: `constant_patterns`, or `activations.activations(..., collection="patterns")`.
+        row axis: `constant_patterns`, or `activations.activations(..., collection="patterns")`. Where a
+        function names its patterns, their sites, with axes as they are named.
       dose: the share that their own pattern keeps; 1 leaves them alone.
     Raises:
       ConfigError: a component that is not a head, or a site without a pattern.
     """
+    named = any(site_type(site) == PATTERN for site in patterns)
     gate = {site: np.ones(np.shape(identity.gate[site]), np.float32) for site in patterns}
     for name, (site, (start, stop)) in select(identity, what).items():
-        if site_type(site) != "head" or site not in gate:
+        place = pattern_site(site) if named else site
+        if site_type(site) not in (HEAD, PATTERN) or place not in gate:
             raise ConfigError(f"component {name!r} is not an attention head with a pattern given for it")
-        gate[site][..., start:stop] = dose
+        gate[place][..., start:stop] = dose
+    if named:
+        replacement = {**identity.replacement, **patterns}
+        return dataclasses.replace(identity, gate={**identity.gate, **gate}, replacement=replacement)
     return dataclasses.replace(identity, pattern=gate, pattern_replacement=dict(patterns))
 
 
 def one_pattern_each(identity: Intervention, heads: Sequence[Component], patterns: Mapping) -> Intervention:
     """One intervention per head, stacked, that replaces its pattern: for `Engine.measure`."""
-    each = [replace_pattern(identity, [head], patterns).pattern for head in heads]
-    stacked = {site: np.stack([one[site] for one in each]) for site in patterns}
-    gate = {site: np.tile(np.asarray(leaf), (len(heads), 1)) for site, leaf in identity.gate.items()}
-    return dataclasses.replace(identity, gate=gate, pattern=stacked, pattern_replacement=dict(patterns))
+    each = [replace_pattern(identity, [head], patterns) for head in heads]
+
+    def stacked(leaves: Sequence[Mapping]) -> dict[str, np.ndarray]:
+        return {site: np.stack([leaf[site] for leaf in leaves]) for site in leaves[0]}
+
+    return dataclasses.replace(
+        each[0],
+        gate=stacked([intervention.gate for intervention in each]),
+        pattern=stacked([intervention.pattern for intervention in each]),
+    )
 
 
 def pattern_effects(
@@ -86,55 +129,78 @@ def pattern_effects(
     Returns:
       Dataset with `loss` and `change`, dims `kind, component, t, image`, and `clean_loss`, dims `t, image`.
     Raises:
-      ConfigError: an unknown kind, a network without heads, or too many donors.
+      ConfigError: an unknown kind, a network without heads or named patterns, values named as patterns that
+        are none, or too many donors.
     """
-    images, timesteps = eval_set.images, eval_set.timesteps
-    heads = heads_of(unet_of(denoiser), heads)
-    losses, changes = [], []
+    heads = heads_of(denoiser, heads)
+    check_patterns(denoiser, eval_set)
+    named = isinstance(denoiser.network, TracedNetwork)
+    losses, changes, clean_loss = [], [], None
     for kind in kinds:
         if kind not in PATTERN_SOURCES:
             raise ConfigError(unknown("kind of pattern", kind, PATTERN_SOURCES))
-        patterns = constant_patterns(denoiser.unet, "uniform" if kind == "frozen" else kind)
+        patterns = constant_patterns(denoiser.network, "uniform" if kind == "frozen" else kind)
         stacked, source = one_pattern_each(denoiser.identity, heads, patterns), None
         if kind == "frozen":
             source = resample_replacements(denoiser, eval_set, draws=draws)
-            source = dataclasses.replace(source, collection=PATTERNS)
-        found = sweep_in_memory(
-            denoiser, eval_set, stacked, replacements=source, block=block, field="pattern_replacement"
+            source = source if named else dataclasses.replace(source, collection=PATTERNS)
+        swept = sweep_in_memory(
+            denoiser,
+            eval_set,
+            stacked,
+            replacements=source,
+            block=block,
+            field="replacement" if named else "pattern_replacement",
         )
-        losses.append(found.loss)
-        changes.append(found.change)
-    dims = ("kind", "component", "t", "image")
+        losses.append(swept.loss)
+        changes.append(swept.change)
+        clean_loss = swept.clean_loss
+    dims, coords = ("kind", "component", "t", "image"), (denoiser, heads, eval_set.timesteps, eval_set.count)
     return xr.Dataset(
         {
             "loss": (dims, np.stack(losses)),
             "change": (dims, np.stack(changes)),
-            "clean_loss": (dims[2:], found.clean_loss),
+            "clean_loss": (dims[2:], clean_loss),
         },
-        coords={"kind": list(kinds), **component_coords(denoiser, heads, timesteps, len(images))},
+        coords={"kind": list(kinds), **component_coords(*coords)},
         attrs={"denoiser": denoiser.name, "draws": draws},
     )
 
 
-def unet_of(denoiser: Examinable) -> UNetConfig:
-    """The configuration of the UNet that a denoiser is; an error if it is another network.
+def heads_of(denoiser: Examinable, heads: Sequence[Component] | None = None) -> tuple[Component, ...]:
+    """`heads`, or all of the network whose patterns can be reached.
 
     Raises:
-      ConfigError: temperatures and patterns act on this package's attention only.
+      ConfigError: there are none.
     """
+    if heads:
+        return tuple(heads)
+    listed = [part for part in denoiser.components() if part.component_type in (HEAD, PATTERN)]
     if isinstance(denoiser.network, UNetConfig):
-        return denoiser.network
-    raise ConfigError(
-        f"{denoiser.name}: temperatures and patterns of attention act on this package's UNet only; name a "
-        'pattern as a site, `checkpoint_name(pattern, "block0.pattern@1")`, and ablate its heads'
-    )
+        if not listed:
+            raise ConfigError("this network has no attention heads; there is no pattern to replace")
+        return tuple(listed)
+    reached = tuple(part for part in listed if pattern_site(part.site) in denoiser.identity.gate)
+    if not reached:
+        raise ConfigError(
+            f"{denoiser.name}: no value is named as a pattern of attention; name what the softmax returns, "
+            '`checkpoint_name(pattern, "block0.pattern@1")`, axis 1 being the heads'
+        )
+    return reached
 
 
-def heads_of(unet: UNetConfig, heads: Sequence[Component] | None = None) -> tuple[Component, ...]:
-    """`heads`, or all of the network; an error if there are none."""
-    found = tuple(
-        heads or (component for component in components(unet) if component.component_type == "head")
-    )
-    if not found:
-        raise ConfigError("this network has no attention heads; there is no pattern to replace")
-    return found
+def check_patterns(denoiser: Examinable, eval_set: EvalSet) -> None:
+    """Raises ConfigError where a function names a value as a pattern that is none: weights that are below 0,
+    or don't add up to 1 over keys, on the first image. Our UNet's are what they should be."""
+    if isinstance(denoiser.network, UNetConfig):
+        return
+    images, indices, condition = shown_at(eval_set, 0, np.arange(1))
+    t = int(eval_set.timesteps[0])
+    shown = denoiser, images, t, eval_set.key, indices, condition
+    for site, pattern in activations(*shown, collection=PATTERNS).items():
+        least, sums = np.min(pattern), np.asarray(pattern, np.float64).sum(-1)
+        if least < 0 or np.abs(sums - 1).max() > TOLERANCE:
+            raise ConfigError(
+                f"{site!r} is no pattern of attention: its least weight is {least:.3g} and its sums over "
+                f"keys are {sums.min():.3g} to {sums.max():.3g}; name what the softmax returns, keys last"
+            )

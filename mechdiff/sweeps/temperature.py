@@ -9,7 +9,8 @@ This definition is ours.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +19,33 @@ import xarray as xr
 from jaxtyping import Array, Float, Int
 
 from mechdiff.core.config import UNetConfig
-from mechdiff.core.types import Images, PRNGKey, PyTree, Timesteps
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, Timesteps
 from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.diffusion.process import image_noise, q_sample, to_eps
-from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.build import set_temperature
-from mechdiff.interventions.components import Component, select
+from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.interventions.build import set_temperature, tempered_site
+from mechdiff.interventions.components import HEAD, Component, select, site_type
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.attention_stats import AttentionStatistics
+from mechdiff.models.denoiser import Examinable
 from mechdiff.models.layers import ATTENTION
 from mechdiff.models.unet import forward
 from mechdiff.sweeps.ablation import component_coords
-from mechdiff.sweeps.attention_patterns import heads_of, unet_of
+from mechdiff.sweeps.attention_patterns import check_patterns, heads_of
+from mechdiff.sweeps.execution.shown import shown_at
+
+HEAD_AXIS = -2  # of the outputs of our UNet's heads, before the channels of each
+Sites = dict[str, Array]  # site -> activations, rows first
+
+
+class _Outcome(NamedTuple):
+    """Of each image, under one setting: losses `(batch,)`; entropies and gates, site -> `(batch, heads)`."""
+
+    loss: Array
+    change: Array
+    entropy: Sites
+    gate: Sites
 
 
 def matched_temperature(
@@ -54,69 +69,97 @@ def matched_temperature(
     """
     tempered = set_temperature(identity, what, value)
     sites = {site for site, _ in select(identity, what).values()}
+    zeros = {site: np.zeros((1, 1, 1), np.float32) for site in sites}
+    per_row = {site: np.tile(leaf, (len(x_t), 1)) for site, leaf in tempered.temperature.items()}
     tempered = dataclasses.replace(
-        tempered,
-        replacement={**tempered.replacement, **{site: np.zeros((1, 1, 1), np.float32) for site in sites}},
+        tempered, replacement={**tempered.replacement, **zeros}, temperature=per_row
     )
-    rows = lambda a: np.tile(np.asarray(a), (len(x_t), 1))
-    per_row = {site: rows(leaf) for site, leaf in tempered.temperature.items()}
-    tempered = dataclasses.replace(tempered, temperature=per_row)
-    gate = {**identity.gate, **_matching(unet, params, identity, tempered, x_t, t, rounds=len(sites))}
-    return dataclasses.replace(tempered, gate=gate)
+    gate = _matching_of_unet(unet, params, identity, tempered, x_t, t, rounds=len(sites))
+    return dataclasses.replace(tempered, gate={**identity.gate, **gate})
 
 
 @functools.partial(jax.jit, static_argnames=("unet", "rounds"))
-def _matching(unet, params, identity, tempered, x_t, t, *, rounds) -> dict[str, Float[Array, "batch heads"]]:
-    """Gates of the tempered heads; each round settles one more site, those before it being matched."""
-    norms = lambda sites: {s: jnp.sqrt((sites[s] ** 2).sum((1, 3))) for s in tempered.temperature}
-    clean = norms(forward(unet, params, identity, x_t, t, capture=(CAPTURED,))[1][CAPTURED])
-    gate = {}
+def _matching_of_unet(unet, params, identity, tempered, x_t, t, *, rounds) -> Sites:
+    def captured(intervention: Intervention) -> Sites:
+        return forward(unet, params, intervention, x_t, t, capture=(CAPTURED,))[1][CAPTURED]
+
+    return _matching(captured, lambda site: HEAD_AXIS, identity, tempered, rounds)
+
+
+def _matching(
+    captured: Callable[[Intervention], Sites],
+    unit_axis: Callable[[str], int],
+    identity: Intervention,
+    tempered: Intervention,
+    rounds: int,
+) -> Sites:
+    """Gates of the tempered heads; each round settles one more site, those before it being matched.
+
+    Args:
+      captured: activations under an intervention.
+      unit_axis: the negative axis of a site's activation that heads run along.
+    """
+    places = {site: tempered_site(site, tempered.temperature) for site in identity.gate}
+    sites = [site for site in places if site_type(site) == HEAD and places[site] in tempered.temperature]
+
+    def norms(activations: Sites) -> Sites:
+        return {site: _norm(activations[site], unit_axis(site)) for site in sites}
+
+    clean, gate = norms(captured(identity)), {}
     for _ in range(rounds):
-        here = dataclasses.replace(tempered, gate={**identity.gate, **gate})
-        found = norms(forward(unet, params, here, x_t, t, capture=(CAPTURED,))[1][CAPTURED])
-        for site, norm in found.items():
+        now = norms(captured(dataclasses.replace(tempered, gate={**identity.gate, **gate})))
+        for site, norm in now.items():
             ratio = clean[site] / jnp.where(norm > 0, norm, 1)
-            gate[site] = jnp.where(tempered.temperature[site] == 1, identity.gate[site], ratio)
+            untouched = tempered.temperature[places[site]] == 1
+            gate[site] = jnp.where(untouched, identity.gate[site], ratio)
     return gate
 
 
-@functools.partial(jax.jit, static_argnames=("unet", "matched"))
+def _norm(activation: Float[Array, "batch ..."], unit_axis: int) -> Float[Array, "batch heads"]:
+    """Of every head's output, over all axes but rows and heads."""
+    rest = tuple(axis for axis in range(1, activation.ndim) if axis != activation.ndim + unit_axis)
+    return jnp.sqrt((activation**2).sum(rest))
+
+
+@functools.partial(jax.jit, static_argnames="matched")
 def _tempered(
-    unet: UNetConfig,
+    denoiser: Examinable,
     matched: bool,
-    schedule: NoiseSchedule,
-    params: PyTree,
-    identity: Intervention,
     temperatures: PyTree,
     x0: Images,
-    t: Int[Array, ""],
-    indices: Int[Array, " batch"],
+    t: Int[AnyArray, ""],
+    indices: Int[AnyArray, " batch"],
     key: PRNGKey,
-) -> tuple[Array, PyTree]:
-    """Each image's clean loss; loss, change, entropy and gate at every setting, `(settings, batch, ...)`."""
+    condition: PyTree,
+) -> tuple[Array, _Outcome]:
+    """Each image's clean loss; what comes of every setting, leaves `(settings, batch, ...)`."""
     noise, at = image_noise(key, indices, x0.shape[1:]), jnp.full(len(x0), t)
-    x_t = q_sample(schedule, x0, at, noise)
-    mean_square = lambda x: jnp.mean(x * x, axis=(1, 2, 3))
+    x_t, identity = q_sample(denoiser.schedule, x0, at, noise), denoiser.identity
 
-    def predict(intervention):
-        output, seen = forward(unet, params, intervention, x_t, at, capture=(ATTENTION,))
-        return to_eps(unet.prediction, schedule, x_t, at, output), seen[ATTENTION]
+    def mean_square(x: Images) -> Float[Array, " batch"]:
+        return jnp.mean(x * x, axis=(1, 2, 3))
+
+    def captured(intervention: Intervention) -> Sites:
+        return denoiser.captured(intervention, x_t, at, condition)[1]
+
+    def predict(intervention: Intervention) -> tuple[Images, dict[str, AttentionStatistics]]:
+        return denoiser.captured(intervention, x_t, at, condition, collection=ATTENTION)
 
     clean = predict(identity)[0]
 
-    def one(setting):
+    def outcome(setting: PyTree) -> _Outcome:
         rows = {site: jnp.tile(leaf, (len(x0), 1)) for site, leaf in setting.items()}
         changed = dataclasses.replace(identity, temperature=rows)
-        gate = _matching(unet, params, identity, changed, x_t, at, rounds=1) if matched else {}
-        eps, seen = predict(dataclasses.replace(changed, gate={**identity.gate, **gate}))
-        entropy = {site: statistics.entropy for site, statistics in seen.items()}
-        return mean_square(eps - noise), mean_square(eps - clean), entropy, gate
+        gate = _matching(captured, denoiser.unit_axis, identity, changed, rounds=1) if matched else {}
+        eps, patterns = predict(dataclasses.replace(changed, gate={**identity.gate, **gate}))
+        entropy = {site: statistics.entropy for site, statistics in patterns.items()}
+        return _Outcome(mean_square(eps - noise), mean_square(eps - clean), entropy, gate)
 
-    return mean_square(clean - noise), jax.lax.map(one, temperatures)
+    return mean_square(clean - noise), jax.lax.map(outcome, temperatures)
 
 
 def temperature_effects(
-    denoiser: Denoiser,
+    denoiser: Examinable,
     eval_set: EvalSet,
     values: Sequence[float] = (0.25, 0.5, 2.0, 4.0),
     *,
@@ -126,8 +169,11 @@ def temperature_effects(
 ) -> xr.Dataset:
     """Denoising loss with one head's entropy moved by a temperature, image by image.
 
+    Of a function whose patterns are named (`block0.pattern@1`), a pattern p becomes p ** (1 / T), normalized.
+
     Args:
-      images: in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in `sweeps.ablation_sweep`.
+      eval_set: images in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in
+        `sweeps.ablation_sweep`.
       values: temperatures above 0; above 1 flatten the pattern.
       heads: all of the network if None.
       matched: at the clean norm of the head's output, see `matched_temperature`.
@@ -135,42 +181,56 @@ def temperature_effects(
       Dataset with `loss`, `change`, the head's `entropy` (nats) under its temperature and the `gate` that
       restored the norm (1 where not matched), dims `temperature, component, t, image`; `clean_loss`, dims `t,
       image`.
+    Raises:
+      ConfigError: no heads, patterns without names or that are none, outputs of heads without names where
+        their norms are to be matched.
     """
-    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
-    heads = heads_of(unet_of(denoiser), heads)
+    heads = heads_of(denoiser, heads)
+    check_patterns(denoiser, eval_set)
+    if matched:
+        _check_outputs(denoiser, heads)
     settings = [(value, head) for value in values for head in heads]
     leaves = [set_temperature(denoiser.identity, [head], value).temperature for value, head in settings]
     stacked = {site: np.stack([leaf[site] for leaf in leaves]) for site in leaves[0]}
-    shape = (4, len(settings), len(timesteps), len(images))
-    found, clean = np.ones(shape, np.float32), np.empty(shape[2:], np.float32)
-    network = denoiser.unet, matched, denoiser.schedule, denoiser.params, denoiser.identity, stacked
-    images = np.asarray(images)
+    timesteps, total = eval_set.timesteps, eval_set.count
+    shape = (4, len(settings), len(timesteps), total)
+    cells, clean = np.ones(shape, np.float32), np.empty(shape[2:], np.float32)
     for level, t in enumerate(timesteps):
-        for start in range(0, len(images), block):
-            index = np.resize(np.arange(start, min(start + block, len(images))), min(block, len(images)))
-            loss, (losses, changes, entropy, gate) = _tempered(*network, images[index], int(t), index, key)
-            where = slice(start, min(start + block, len(images)))
-            count = where.stop - start
+        for start in range(0, total, block):
+            stop = min(start + block, total)
+            places = np.resize(np.arange(start, stop), min(block, total))
+            x0, indices, condition = shown_at(eval_set, level, places)
+            passed = x0, int(t), indices, eval_set.key, condition
+            loss, outcome = _tempered(denoiser, matched, stacked, *passed)
+            where, count = slice(start, stop), stop - start
             clean[level, where] = loss[:count]
-            found[0, :, level, where], found[1, :, level, where] = losses[:, :count], changes[:, :count]
+            cells[0, :, level, where] = outcome.loss[:, :count]
+            cells[1, :, level, where] = outcome.change[:, :count]
             for row, (_, head) in enumerate(settings):
-                unit = head.index[0]
-                found[2, row, level, where] = entropy[head.site][row, :count, unit]
+                unit, place = head.index[0], tempered_site(head.site, stacked)
+                cells[2, row, level, where] = outcome.entropy[place][row, :count, unit]
                 if matched:
-                    found[3, row, level, where] = gate[head.site][row, :count, unit]
-    found = found.reshape(4, len(values), len(heads), *shape[2:])
-    dims = ("temperature", "component", "t", "image")
+                    cells[3, row, level, where] = outcome.gate[head.site][row, :count, unit]
+    cells = cells.reshape(4, len(values), len(heads), *shape[2:])
+    dims, names = ("temperature", "component", "t", "image"), ("loss", "change", "entropy", "gate")
     return xr.Dataset(
         {
-            **{
-                name: (dims, values)
-                for name, values in zip(("loss", "change", "entropy", "gate"), found, strict=True)
-            },
+            **{name: (dims, of_name) for name, of_name in zip(names, cells, strict=True)},
             "clean_loss": (dims[2:], clean),
         },
         coords={
             "temperature": np.asarray(values, np.float64),
-            **component_coords(denoiser, heads, timesteps, len(images)),
+            **component_coords(denoiser, heads, timesteps, total),
         },
         attrs={"denoiser": denoiser.name, "matched": int(matched)},
     )
+
+
+def _check_outputs(denoiser: Examinable, heads: Sequence[Component]) -> None:
+    for head in heads:
+        if head.component_type != HEAD:
+            output = f"{head.site.removesuffix(head.component_type)}{HEAD}"
+            raise ConfigError(
+                f"the norm of what {head.name!r} gives can't be matched, since its output has no name; name "
+                f'it `checkpoint_name(z, "{output}@2")`, or give matched=False'
+            )

@@ -11,16 +11,14 @@ from mechdiff.core.types import Images, PRNGKey
 from mechdiff.diffusion.process import denoising_loss, image_noise
 from mechdiff.diffusion.schedules import NoiseSchedule
 
-Levels = Int[np.ndarray, " levels"]
-
 
 def losses(
     denoise_fn: Callable,
     schedule: NoiseSchedule,
     key: PRNGKey,
     images: Images,
-    timesteps: Int[Array, " levels"],
-) -> Float[Array, "levels batch"]:
+    timesteps: Int[Array, " timesteps"],
+) -> Float[Array, "timesteps batch"]:
     """Unweighted denoising loss of each image at each timestep.
 
     Noise is that of `image_noise(key, i)`: the same at every timestep and in every call.
@@ -74,7 +72,8 @@ def memorization(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -
 
 
 def summary(train_losses: np.ndarray, test_losses: np.ndarray) -> dict:
-    """Mean held-out loss, per level and pooled, and its gap to the loss on training images."""
+    """Mean held-out loss, per timestep (`..._by_level`, as saved records have it) and pooled, and its gap to
+    the loss on training images."""
     return {
         "test_loss": float(test_losses.mean()),
         "train_loss": float(train_losses.mean()),

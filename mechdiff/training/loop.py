@@ -20,30 +20,22 @@ from jaxtyping import Array, Int, UInt8
 
 from mechdiff.core import keys, processes
 from mechdiff.core.config import ExperimentConfig, to_dict
-from mechdiff.core.errors import ConfigError, NumericsError
+from mechdiff.core.errors import NumericsError
 from mechdiff.core.types import PyTree
-from mechdiff.data import (
-    Dataset,
-    batch_at,
-    batch_indices,
-    class_labels,
-    class_names,
-    load,
-    to_bytes,
-    to_float,
-)
+from mechdiff.data import Dataset, class_names, to_bytes, to_float
 from mechdiff.diffusion.samplers import Sampler, sample
 from mechdiff.diffusion.schedules import ddim_timesteps, make_schedule, timesteps_by_log_snr
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.unet import count_parameters, denoise
-from mechdiff.storage import checkpoint, files, image_grid, locks, run_log
+from mechdiff.storage import checkpoint, exported, files, image_grid, locks, run_log
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.storage.tensorboard import TensorBoardLog
 from mechdiff.training import evaluation
+from mechdiff.training.batches import load_run_data, placed_batch
 from mechdiff.training.prefetch import prefetched
 from mechdiff.training.step import Metrics, TrainState, data_parallel, init_state, train_step
 
-EVAL_LEVELS = 8  # timesteps, evenly spread in log-SNR, that losses are reported at
+EVAL_TIMESTEPS = 8  # evenly spread in log-SNR, that losses are reported at
 SAMPLES = 64  # images on a sample sheet
 SAMPLE_STEPS = 50  # DDIM
 
@@ -57,22 +49,11 @@ class Trainer:
         self.placement = data_parallel(config.train)
         processes.announce()
         self.schedule = make_schedule(config.diffusion)
-        self.train_set, self.test_set = (self._load(split) for split in ("train", "test"))
-        _check_channels(config, self.train_set)
-        self.train_labels = _labels(config, self.train_set, every=True)
-        self.test_labels = _labels(config, self.test_set)
-        self.levels = timesteps_by_log_snr(self.schedule, EVAL_LEVELS)
+        self.data = load_run_data(config, self.workdir / "cache")
+        self.timesteps = timesteps_by_log_snr(self.schedule, EVAL_TIMESTEPS)
         everywhere = self.placement.everywhere
         self._losses = jax.jit(self._ema_losses, out_shardings=everywhere)
         self._sample = jax.jit(self._ema_sample, out_shardings=everywhere)
-
-    def _load(self, split: str) -> Dataset:
-        """Images of a split; the first process decodes them, where others find them then."""
-        read = functools.partial(
-            load, self.config.data, self.config.unet.image_size, split, 0, self.workdir / "cache"
-        )
-        images = processes.in_first(read)
-        return read() if images is None else images
 
     def run(self) -> Path:
         """Trains to the end, from the newest checkpoint if there is one; the exported model's folder."""
@@ -118,9 +99,9 @@ class Trainer:
         facts = {
             "parameters": count_parameters(self.config.unet),
             "data": {
-                "train": self.train_set.digest,
-                "test": self.test_set.digest,
-                "n_train": len(self.train_set),
+                "train": self.data.train.digest,
+                "test": self.data.test.digest,
+                "n_train": len(self.data.train),
             },
             "resumed_from": step,
         }
@@ -134,29 +115,15 @@ class Trainer:
         state = self.placement.of_state(jax.eval_shape(functools.partial(init_state, self.config))[0])
         return jax.jit(step, donate_argnums=0, out_shardings=(state, self.placement.everywhere))
 
-    def _batch(self, step: int) -> tuple[Array, Array | None]:
-        """The images of a step and their classes (None without), on the devices; every process reads those
-        of its own devices alone."""
-        config, batch = self.config, self.config.train.batch
-        shape = (batch, *self.train_set.images.shape[1:])
-
-        def images(index: tuple[slice, ...]) -> np.ndarray:
-            return batch_at(self.train_set, config.seed, step, batch, config.data.flip, index[0])
-
-        placed = jax.make_array_from_callback(shape, self.placement.batch, images)
-        labels = self._labels_at(step)
-        if labels is None:
-            return placed, None
-        return placed, jax.make_array_from_callback((batch,), self.placement.batch, labels.__getitem__)
-
     def _loop(self, state, identity, start: int, saved, log) -> TrainState:
         train = self.config.train
         update = self._update(identity)
         pending: list[Metrics] = []
         clock, images_seen = time.monotonic(), 0
-        title = f"training {self.config.name} on {self.train_set.name}"
+        make_batch = functools.partial(placed_batch, self.data, self.placement.batch)
+        title = f"training {self.config.name} on {self.data.train.name}"
         with run_log.progress(train.steps, start, title, quiet=not processes.is_first()) as bar:
-            for step, batch in prefetched(self._batch, start, train.steps):
+            for step, batch in prefetched(make_batch, start, train.steps):
                 state, metrics = update(state, *batch)
                 pending.append(metrics)
                 done, images_seen = step + 1, images_seen + train.batch
@@ -169,9 +136,9 @@ class Trainer:
                     log.append({"step": done, "kind": "train", **values, "images_per_second": round(rate, 2)})
                 score = None
                 if self._due(done, train.eval_every):
-                    found = self.evaluate(state.ema, identity)
-                    score = found["test_loss"]
-                    log.append({"step": done, "kind": "eval", **found})
+                    losses = self.evaluate(state.ema, identity)
+                    score = losses["test_loss"]
+                    log.append({"step": done, "kind": "eval", **losses})
                 if train.sample_every and done % train.sample_every == 0:
                     self._save_sheet(done, self.samples(state.ema, identity))
                 if done in train.keep:  # before the checkpoint, so that no resumed run can miss it
@@ -184,67 +151,51 @@ class Trainer:
         path = self.workdir / "samples" / f"step_{done:07d}.png"
         processes.in_first(lambda: image_grid.save_sheet(path, images))
 
-    def _labels_at(self, step: int) -> Int[np.ndarray, " batch"] | None:
-        """The classes of the images of a step, as `batch_at` takes them."""
-        if self.train_labels is None:
-            return None
-        indices = batch_indices(len(self.train_set), self.config.seed, step, self.config.train.batch)
-        return self.train_labels[indices]
-
     def _due(self, done: int, every: int) -> bool:
         return done % every == 0 or done == self.config.train.steps
 
     def _finite(self, pending: list[Metrics], done: int, saved) -> dict[str, float]:
         """Means of the steps since the last look; NaN or Inf in any of them ends the run."""
-        values = Metrics(*(np.array(column) for column in zip(*jax.device_get(pending))))
+        values = Metrics(*(np.array(column) for column in zip(*jax.device_get(pending), strict=True)))
         bad = ~(np.isfinite(values.loss) & np.isfinite(values.grad_norm))
         if bad.any():
             step = done - len(bad) + int(bad.argmax())
             saved.wait()
             last = saved.latest_step()
-            kept = (
-                f"{saved.folder / str(last)} is the last good checkpoint"
-                if last
-                else "no checkpoint was kept yet"
-            )
+            kept = "no checkpoint was kept yet"
+            if last:
+                kept = f"{saved.folder / str(last)} is the last good checkpoint"
             raise NumericsError(
                 f"loss {values.loss[bad.argmax()]} at step {step} is not finite; {kept}; "
                 "lower train.learning_rate or train.clip_norm and start again"
             )
         return {"loss": float(values.loss.mean()), "grad_norm": float(values.grad_norm.mean())}
 
-    def _whole(self, ema: PyTree) -> PyTree:
+    def _on_every_device(self, ema: PyTree) -> PyTree:
         """Every device evaluates with all parameters, also where it trains with a share of them."""
         return jax.lax.with_sharding_constraint(ema, self.placement.everywhere)
 
-    def _ema_losses(self, ema: PyTree, identity: Intervention, pictures: Array, labels: Any) -> Array:
-        ema = self._whole(ema)
+    def _ema_losses(self, ema: PyTree, identity: Intervention, images: Array, labels: Any) -> Array:
+        ema = self._on_every_device(ema)
         predict = functools.partial(denoise, self.config.unet, self.schedule, ema, identity, condition=labels)
         key = keys.stream(jax.random.key(self.config.seed), "evaluation")
-        return evaluation.losses(predict, self.schedule, key, to_float(pictures), jnp.asarray(self.levels))
+        return evaluation.losses(predict, self.schedule, key, to_float(images), jnp.asarray(self.timesteps))
 
     def evaluate(self, ema: PyTree, identity: Intervention) -> dict:
-        """Held-out and training loss of the EMA parameters, per level and pooled."""
-        count = min(self.config.train.eval_images, len(self.train_set), len(self.test_set))
-        found = [
-            np.asarray(
-                self._losses(
-                    ema,
-                    identity,
-                    np.array(data.images[:count]),
-                    None if labels is None else labels[:count],
-                )
-            )
-            for data, labels in (
-                (self.train_set, self.train_labels),
-                (self.test_set, self.test_labels),
-            )
-        ]
-        return {"levels": [int(t) for t in self.levels], **evaluation.summary(*found)}
+        """Held-out and training loss of the EMA parameters, per timestep and pooled."""
+        count = min(self.config.train.eval_images, len(self.data.train), len(self.data.test))
+
+        def losses(dataset: Dataset, labels: Int[np.ndarray, " images"] | None) -> np.ndarray:
+            labels = None if labels is None else labels[:count]
+            return np.asarray(self._losses(ema, identity, np.array(dataset.images[:count]), labels))
+
+        train = losses(self.data.train, self.data.train_labels)
+        test = losses(self.data.test, self.data.test_labels)
+        return {"levels": [int(t) for t in self.timesteps], **evaluation.summary(train, test)}
 
     def _ema_sample(self, ema: PyTree, identity: Intervention) -> Array:
         unet = self.config.unet
-        ema = self._whole(ema)
+        ema = self._on_every_device(ema)
         labels = np.arange(SAMPLES) % unet.classes if unet.classes else None
         predict = functools.partial(denoise, unet, self.schedule, ema, identity, condition=labels)
         steps = ddim_timesteps(self.schedule.steps, min(SAMPLE_STEPS, self.schedule.steps))
@@ -260,71 +211,30 @@ class Trainer:
         """Writes the model as it is after `state.step` steps, with its record, to `folder`."""
         evaluated, images = self.evaluate(state.ema, identity), self.samples(state.ema, identity)
         ema, steps = checkpoint.on_host(state.ema), int(state.step)
-        held_out = np.array(self.test_set.images[:512])
+        held_out = np.array(self.data.test.images[:512])
         manifest = processes.in_first(lambda: files.read_json(self.workdir / "manifest.json")) or {}
         record = {
             **evaluated,
-            "memorization": evaluation.memorization(images, self.train_set.images, held_out),
+            "memorization": evaluation.memorization(images, self.data.train.images, held_out),
             "steps": steps,
             "images": steps * self.config.train.batch,
             "log": processes.in_first(lambda: run_log.read_log(log.path)),
             "manifest": {name: manifest[name] for name in manifest if name not in ("config", "command")},
         }
         if self.config.unet.classes:
-            named = self.train_set, self.config.data.classes, self.config.unet.classes
+            named = self.data.train, self.config.data.classes, self.config.unet.classes
             record["class_names"] = list(class_names(*named))
-        if self.train_set.digests is not None:  # so that it is never examined on them
-            record["training_images"] = sorted(str(digest)[:16] for digest in self.train_set.digests)
+        if self.data.train.digests is not None:  # so that it is never examined on them
+            record["training_images"] = sorted(str(digest)[:16] for digest in self.data.train.digests)
         # Where the images lay on this machine is no part of the model.
         data = dataclasses.replace(self.config.data, path="", cache="")
-        return checkpoint.export_model(
+        return exported.export_model(
             folder,
             ema,
             to_dict(dataclasses.replace(self.config, data=data)),
             record,
             dtype="float16",
             extras={"samples.png": image_grid.png(image_grid.sheet(images))},
-        )
-
-
-def _labels(
-    config: ExperimentConfig, dataset: Dataset, every: bool = False
-) -> Int[np.ndarray, " images"] | None:
-    """The class of each image, for a network with classes.
-
-    Args:
-      every: each class must have an image.
-    """
-    unet, names = config.unet, config.data.classes
-    if unet.condition_channels or unet.class_embedding != "table":
-        raise ConfigError(
-            f"unet.condition_channels={unet.condition_channels}, class_embedding={unet.class_embedding!r}: "
-            "training takes classes of a table only (unet.classes, data.classes)"
-        )
-    if bool(names) != bool(unet.classes):
-        raise ConfigError(
-            f"unet.classes={unet.classes} and data.classes={names!r}: both are needed, or neither (how many "
-            "classes, and which label of the data they are)"
-        )
-    if not names:
-        return None
-    labels = class_labels(dataset, names, unet.classes)
-    missing = np.setdiff1d(np.arange(unet.classes), labels)
-    if every and missing.size:
-        raise ConfigError(
-            f"data.classes={names}: no training image is of class {missing[0]} of {unet.classes}; "
-            "lower it, or take more images"
-        )
-    return labels
-
-
-def _check_channels(config: ExperimentConfig, dataset: Dataset) -> None:
-    channels, unet = dataset.images.shape[-1], config.unet
-    if (channels, channels) != (unet.in_channels, unet.out_channels):
-        raise ConfigError(
-            f"images of data.name={dataset.name} have {channels} channel(s), but unet.in_channels="
-            f"{unet.in_channels} and out_channels={unet.out_channels}; set these, or "
-            "data.preprocessing.channels=gray (or rgb)"
         )
 
 

@@ -129,11 +129,12 @@ def test_the_strongest_selectivity_is_that_of_the_weighted_effects():
 class Recorded(Engine):
     """In the place of an engine: predictions that the rows' gates and temperatures decide by hand."""
 
-    def reduce(self, stacked, images, index, t, key, reduce):
+    def reduce(self, stacked, batch, reduction):
         gate, warmth = stacked.gate["mid.attn0.head"], stacked.temperature["mid.attn0.head"]
+        count = len(batch.images)
         self.rows = gate, warmth
-        read = (gate * warmth).sum(1)[:, None, None] * np.ones((1, len(images), self.numbers))
-        return (np.float32(read), np.ones((len(gate), len(images)), np.float32)), np.float32(read[0] * 0 + 2)
+        read = (gate * warmth).sum(1)[:, None, None] * np.ones((1, count, self.numbers))
+        return (np.float32(read), np.ones((len(gate), count), np.float32)), np.float32(read[0] * 0 + 2)
 
 
 def test_tempered_effects_compare_each_temperature_with_leaving_the_head_out():

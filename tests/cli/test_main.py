@@ -53,6 +53,16 @@ def test_completion_of_both_shells(invoke, shell, monkeypatch):
     assert "_MECHDIFF_COMPLETE" in invoke("completion", shell).output
 
 
+def test_names_are_completed_without_importing_a_launcher(monkeypatch):
+    """Two launchers in one process would define the same flags twice, which is an error."""
+    monkeypatch.setattr(launchers, "load", None)
+    complete = click.shell_completion.get_completion_class("zsh")(main.commands, {}, "mechdiff", "_X")
+    offered = {item.value: item.help for item in complete.get_completions([], "sweep_s")}
+    assert set(offered) == {"sweep-sequential", "sweep-sampling", "sweep-scaling"}
+    assert all(told.endswith(".") for told in offered.values())
+    assert [item.value for item in complete.get_completions([], "sett")] == ["settings"]
+
+
 def own_flags():
     values = flags.FlagValues()
     flags.DEFINE_multi_string("model", None, "Models.", flag_values=values)

@@ -16,7 +16,7 @@ from mechdiff.core.config import override
 from mechdiff.core.errors import ConfigError, DataError
 from mechdiff.models import load
 from mechdiff.storage import files, labelled
-from mechdiff.study import examine, inputs, records
+from mechdiff.study import controls, examine, inputs, records
 from mechdiff.sweeps.sampling import sampling_sweep
 
 CLASSES = "reference.user_network:with_classes"
@@ -40,14 +40,8 @@ def test_a_function_is_swept_and_reported_in_order_of_execution(config, tmp_path
     assert "own samples" in page and "The UNet of" not in page
     _, models = records.read(tmp_path)
     (told,) = (model for model in models if model.name == "user_network.with_classes")
-    assert list(told.sweep["component"].values) == [
-        "class",
-        "attn.pattern",
-        "attn.head0",
-        "attn.head1",
-        "mlp",
-    ]
-    assert told.attention["head"].values.tolist() == ["attn.pattern0", "attn.pattern1"]
+    assert list(told.sweep["component"].values) == ["class", "attn.head0", "attn.head1", "mlp"]
+    assert told.attention["head"].values.tolist() == ["attn.head0", "attn.head1"]
     assert len(told.log_snr) == 100 and told.parameters == 90
     assert told.sweep["class_label"].values.tolist() == [0, 1, 2, 0]
     # the sweep's clean loss is that of the function called by hand, each image under its own class
@@ -65,12 +59,26 @@ def test_a_function_is_swept_and_reported_in_order_of_execution(config, tmp_path
     np.testing.assert_allclose(told.sweep["clean_loss"].sel(t=t), expected, rtol=1e-4)
 
 
+def test_a_function_with_init_has_an_untrained_control(config, tmp_path):
+    model = "reference.user_network:with_init"
+    choose = inputs.chooser(config, None, tmp_path / "cache")
+    examined = examine.examine("with_init", model, choose, config.sweep, 0, tmp_path / "with_init")
+    noise = keys.stream(jax.random.key(0), "scored noise")
+    control = controls.control(examined, config, noise, tmp_path)
+    trained = labelled.read(tmp_path / "with_init" / "sweep.zarr")
+    assert control["component"].equals(trained["component"])
+    assert np.isfinite(control["loss"]).all()
+    assert (np.abs(control["clean_loss"] - trained["clean_loss"]) > 1e-3).all()
+    attention = controls.control_attention(examined, config, noise)
+    assert list(attention["head"].values) == ["attn.head0", "attn.head1"]
+
+
 def test_pairs_and_samples_are_told_the_classes(config, tmp_path):
     denoiser, _, given, eval_set = _launch.opened(config, tmp_path, CLASSES, None)
     others = given.reference_set(eval_set.timesteps, eval_set.key)
     assert others.condition.tolist() == [1, 2, 0, 1]
     options = {"config": redundancy.PairConfig(top=1, audit=0)}
-    pairs = redundancy.verified_pairs(denoiser, eval_set, others, denoiser.components()[2:], **options)
+    pairs = redundancy.verified_pairs(denoiser, eval_set, others, denoiser.components()[1:], **options)
     assert np.isfinite(pairs["estimate"]).all()
     with pytest.raises(ConfigError, match="takes a condition"):
         redundancy.verified_pairs(denoiser, eval_set, given.reference, denoiser.components()[2:], **options)

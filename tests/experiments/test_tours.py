@@ -11,7 +11,7 @@ from reference.networks import SMALL, random_params
 
 from mechdiff.core.config import DiffusionConfig, to_dict
 from mechdiff.core.presets import preset
-from mechdiff.storage import checkpoint
+from mechdiff.storage import exported
 
 TOURS = Path(__file__).parents[2] / "experiments" / "tours"
 UNET = dataclasses.replace(SMALL, image_size=16)  # the side of the faces that the tours draw
@@ -32,7 +32,7 @@ def network(tmp_path_factory):
     """The folder of a network of the tours' sites; README's example opens a shipped one."""
     config = dataclasses.replace(preset("tiny"), unet=UNET, diffusion=DiffusionConfig())
     folder = tmp_path_factory.mktemp("network") / "small"
-    return checkpoint.export_model(folder, random_params(UNET), to_dict(config), {})
+    return exported.export_model(folder, random_params(UNET), to_dict(config), {})
 
 
 def run(name, network):

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from reference import user_network
 
 from mechdiff.core.errors import ConfigError
-from mechdiff.models import factories, load, untrained
+from mechdiff.models import factories, load
 
 MODULE = "reference.user_network"
 
@@ -56,8 +55,3 @@ def test_errors_of_a_users_module_name_it(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError, match=r"'broken_network' can't be imported: .*absent_library"):
         load.load_denoiser("broken_network:denoiser")
-
-
-def test_its_untrained_control_is_for_its_author_to_make():
-    with pytest.raises(ConfigError, match="fresh parameters"):
-        untrained.untrained(user_network.denoiser())

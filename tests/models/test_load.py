@@ -5,7 +5,7 @@ import pytest
 
 from mechdiff.core.errors import CheckpointError
 from mechdiff.models.load import model_folder, name_of, steps_of
-from mechdiff.storage.checkpoint import export_model
+from mechdiff.storage.exported import export_model
 
 
 @pytest.fixture(scope="module")

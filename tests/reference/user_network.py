@@ -32,14 +32,26 @@ def _parameters():
     return {name: jnp.float32(rng.normal(size=shape) / 3) for name, shape in shapes.items()}
 
 
-def _wrapped(fn, *condition):
-    x = jnp.zeros((1, SIDE, SIDE, 3))
-    return wrap(fn, _parameters(), schedule=linear_schedule(100), example=(x, jnp.zeros(1, int), *condition))
+def fresh(key):
+    """Parameters before training; what enters the residual stream from the MLP is 0."""
+    keys = iter(jax.random.split(key, 4))
+    drawn = {name: jax.random.normal(next(keys), leaf.shape) / 2 for name, leaf in _parameters().items()}
+    return drawn | {"up": jnp.zeros((WIDTH, WIDTH))}
+
+
+def _wrapped(fn, *condition, **options):
+    example = jnp.zeros((1, SIDE, SIDE, 3)), jnp.zeros(1, int), *condition
+    return wrap(fn, _parameters(), schedule=linear_schedule(100), example=example, **options)
 
 
 def denoiser():
     """On its own samples, if no images are named."""
     return _wrapped(network)
+
+
+def with_init():
+    """Whose untrained control can be made, with images."""
+    return _wrapped(network, init=fresh), with_classes()[1]
 
 
 def with_classes():

@@ -16,7 +16,8 @@ import pytest
 
 from mechdiff.core.errors import CheckpointError
 from mechdiff.storage import checkpoint, checksums
-from mechdiff.storage.checkpoint import TrainCheckpoints, export_model, load_model
+from mechdiff.storage.checkpoint import TrainCheckpoints
+from mechdiff.storage.exported import export_model, load_model
 
 # Orbax leaves tasks of closed event loops behind when it fails on a damaged file; what they say when
 # they are collected is no news, and must not fall on whatever test runs then.
@@ -248,7 +249,8 @@ import sys
 import jax, jax.numpy as jnp
 jax.config.update("jax_num_cpu_devices", 2)
 from jax.sharding import NamedSharding, PartitionSpec
-from mechdiff.storage.checkpoint import TrainCheckpoints, load_model
+from mechdiff.storage.checkpoint import TrainCheckpoints
+from mechdiff.storage.exported import load_model
 
 mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
 split = NamedSharding(mesh, PartitionSpec("batch"))

@@ -15,7 +15,7 @@ from reference.launching import launch
 from reference.networks import random_params
 
 from mechdiff.core.config import UNetConfig, to_dict
-from mechdiff.storage import checkpoint, files, labelled
+from mechdiff.storage import exported, files, labelled
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ["--preset=tiny", "--set=sweep.images=6", "--set=sweep.reference_images=4", "--set=sweep.timesteps=4"]
@@ -31,7 +31,7 @@ def sweep(tiny, tmp_path_factory):
     """`sweep(workdir, devices, *flags, also=())`: a process that sweeps, and runs others, on devices."""
     folder = tmp_path_factory.mktemp("untrained") / "model"
     config = to_dict(dataclasses.replace(tiny, unet=UNET))
-    checkpoint.export_model(folder, random_params(UNET), config, {}, extras={"samples.png": b""})
+    exported.export_model(folder, random_params(UNET), config, {}, extras={"samples.png": b""})
 
     def start(workdir, devices, *flags, also=()):
         place = [f"--model={folder}", f"--workdir={workdir}", *FLAGS]

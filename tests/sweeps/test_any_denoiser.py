@@ -20,7 +20,6 @@ from mechdiff.interventions.build import ablate, leave_one_out
 from mechdiff.models.traced import wrap
 from mechdiff.sweeps import activations, interchange, optimal_ablation, replacements
 from mechdiff.sweeps.ablation import ablation_sweep, sweep_in_memory
-from mechdiff.sweeps.attention_patterns import pattern_effects
 from mechdiff.sweeps.execution import drawing, engine, passes, rollout, shared_prefix
 from mechdiff.sweeps.sampling import sampling_sweep
 from mechdiff.sweeps.sequential import sequential_sweep
@@ -198,14 +197,12 @@ def test_a_sequential_sweep_ends(denoiser, tmp_path):
 
 def test_entropy_is_that_of_the_named_patterns(denoiser):
     statistics = activations.attention_stats(denoiser, EVAL_SET, block=2)
-    assert list(statistics["head"].values) == ["attn.pattern0", "attn.pattern1"]
+    assert list(statistics["head"].values) == ["attn.head0", "attn.head1"]
     patterns = activations.activations(
         denoiser, IMAGES, 40, KEY, np.arange(5), LABELS, collection="patterns"
     )["attn.pattern"]
     expected = -(patterns * np.log(patterns)).sum(-1).mean(-1)
     np.testing.assert_allclose(statistics["entropy"].sel(t=40).T, expected, rtol=1e-4)
-    with pytest.raises(ConfigError, match="UNet only"):
-        pattern_effects(denoiser, EVAL_SET)
 
 
 def test_groups_of_channels_are_components_too(denoiser, plain):

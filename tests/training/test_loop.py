@@ -22,8 +22,8 @@ from mechdiff.diffusion.process import denoising_loss
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models import load
 from mechdiff.models.unet import apply_unet
-from mechdiff.storage import checkpoint, digests, files, locks, run_log
-from mechdiff.training import loop, step
+from mechdiff.storage import checkpoint, digests, exported, files, locks, run_log
+from mechdiff.training import batches, loop, step
 
 ROOT = Path(__file__).parents[2]
 ONE = jax.make_mesh((1,), (step.BATCH,), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
@@ -218,9 +218,9 @@ def interrupted(config, workdir, step, monkeypatch):
             raise Stop
         return original(dataset, seed, now, *rest)
 
-    original = loop.batch_at
+    original = batches.batch_at
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(loop, "batch_at", batch_at)
+        patch.setattr(batches, "batch_at", batch_at)
         loop.train(config, workdir)
 
 
@@ -301,8 +301,8 @@ def test_kept_steps_are_exported_and_the_last_one_is_the_model(tiny, trained, tm
     config = override(tiny, ["train.keep=18,20"])
     model = loop.train(config, tmp_path / "run")
     earlier, last = (tmp_path / "run" / "snapshots" / step for step in ("18", "20"))
-    assert checkpoint.load_model(earlier)[2]["steps"] == 18
-    params = [digests.digest_arrays(checkpoint.load_model(folder)[0]) for folder in (earlier, last, model)]
+    assert exported.load_model(earlier)[2]["steps"] == 18
+    params = [digests.digest_arrays(exported.load_model(folder)[0]) for folder in (earlier, last, model)]
     assert params[0] != params[1] and params[1] == params[2]
     with pytest.raises(ConfigError, match=r"train\.keep=21 is out of range"):
         override(tiny, ["train.keep=21"])

@@ -115,10 +115,10 @@ def _spelled(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
 def _with_statements(get: Options, stated: Stated) -> Options:
     """What is stated beside the flags, where they don't say otherwise."""
     values = dict(get.values)
-    told = {name: getattr(stated, ours) for name, ours in ASKED.items()}
-    told["predict_xstart"] = None if stated.prediction is None else stated.prediction == "sample"
-    told["rescale_timesteps"] = stated.rescale_timesteps
-    for name, value in told.items():
+    statements = {name: getattr(stated, ours) for name, ours in ASKED.items()}
+    statements["predict_xstart"] = None if stated.prediction is None else stated.prediction == "sample"
+    statements["rescale_timesteps"] = stated.rescale_timesteps
+    for name, value in statements.items():
         if value is None:
             continue
         if name in get.stated and values[name] != value:
@@ -229,30 +229,30 @@ def _levels(
 def _multipliers(get, values, said, by_class: bool, read_off: list[str]) -> tuple[float, ...]:
     if values["channel_mult"] != "":
         return values["channel_mult"]
-    told = tuple(width / values["num_channels"] for width in said.get("widths", ()))
+    by_widths = tuple(width / values["num_channels"] for width in said.get("widths", ()))
     scripts = MULTIPLIERS | (SUPER_RESOLUTION if values["large_size"] else {})
     usual = (1, 2, 4, 8) if by_class else scripts.get(values["image_size"])
-    if not {"image_size", "large_size"} & get.stated and told and told != usual:
-        shown = [float(factor) for factor in told]
+    if not {"image_size", "large_size"} & get.stated and by_widths and by_widths != usual:
+        shown = [float(factor) for factor in by_widths]
         raise ConfigError(
             f"{WHAT} option image_size is absent, and the tensors' channel_mult={shown} is not that of "
             f"{values['image_size']}, its default; state it"
         )
     if usual is not None:
         return usual
-    if not told:
+    if not by_widths:
         raise ConfigError(f"{WHAT} option channel_mult is needed with image_size={values['image_size']}")
-    read_off.append(f"channel_mult={[float(factor) for factor in told]}")
-    return told
+    read_off.append(f"channel_mult={[float(factor) for factor in by_widths]}")
+    return by_widths
 
 
 def _rates(get: Options, side: int, by_class: bool) -> tuple[int, ...] | None:
     """Factors of downsampling at which there is attention; None: not said. Scripts take sides, the class
     takes factors."""
-    asked = get["attention_resolutions"]
-    if asked is None or by_class:
-        return asked
-    return tuple(side // resolution for resolution in asked)
+    resolutions = get["attention_resolutions"]
+    if resolutions is None or by_class:
+        return resolutions
+    return tuple(side // resolution for resolution in resolutions)
 
 
 def _rescaled(values: Mapping[str, Any], stated: Stated) -> bool:
@@ -272,8 +272,10 @@ def _rescaled(values: Mapping[str, Any], stated: Stated) -> bool:
 
 def _assumed(get: Options, values: Mapping[str, Any], stated: Stated) -> tuple[str, ...]:
     """Flags that decide numbers, that nobody says and no tensor tells."""
-    told = {ours for ours in ASKED if getattr(stated, ASKED[ours]) is not None}
-    told |= {"predict_xstart"} if stated.prediction or "model_mean_type" in get.stated else set()
+    known = {ours for ours in ASKED if getattr(stated, ASKED[ours]) is not None}
+    if stated.prediction or "model_mean_type" in get.stated:
+        known |= {"predict_xstart"}
     names = [*DECISIVE, *(["num_heads"] if values["num_head_channels"] == -1 else [])]
-    told |= {"image_size", "use_new_attention_order"} if values["large_size"] else set()  # no flags of theirs
-    return states.summary({name: values[name] for name in names if name not in get.stated | told})
+    if values["large_size"]:  # super-resolution has no such flags
+        known |= {"image_size", "use_new_attention_order"}
+    return states.summary({name: values[name] for name in names if name not in get.stated | known})

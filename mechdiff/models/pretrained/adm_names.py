@@ -36,19 +36,19 @@ LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "embedding": "w
 
 def names(unet: UNetConfig) -> dict[str, str]:
     """Our parameters, `stage/module/leaf`, and what guided-diffusion calls them."""
-    places, found = stage_places(unet), {}
+    places, table = stage_places(unet), {}
     ops = {stage.name: stage.op for stage in stages(unet)}
     for ours in tensors.parameter_shapes(unet):
         stage, module, leaf = ours.split("/")
         end = ENDS.get(f"{stage}/{module}")
-        found[ours] = f"{end or f'{places[stage]}.{MODULES[ops[stage]][module]}'}.{LEAVES[leaf]}"
-    return found
+        table[ours] = f"{end or f'{places[stage]}.{MODULES[ops[stage]][module]}'}.{LEAVES[leaf]}"
+    return table
 
 
 def stage_places(unet: UNetConfig) -> dict[str, str]:
     """Our stages and the dotted paths of theirs. They number what goes on the skip stack, what takes from it,
     and inside each the layers: attention follows its block, upsampling the last block of its level."""
-    found, number, layer, group = {}, 0, 0, "input_blocks"
+    places, number, layer, group = {}, 0, 0, "input_blocks"
     for stage in stages(unet)[1:-1]:
         if stage.name == "mid.block0":
             group, number, layer = "middle_block", 0, -1
@@ -60,25 +60,25 @@ def stage_places(unet: UNetConfig) -> dict[str, str]:
         else:
             layer += 1
         place = f"{layer}" if group == "middle_block" else f"{number}.{layer}"
-        found[stage.name] = f"{group}.{place}"
-    return found
+        places[stage.name] = f"{group}.{place}"
+    return places
 
 
 def split_attention(state: tensors.State, unet: UNetConfig, new_order: bool, path: Path) -> dict:
     """`qkv` of every attention layer as q, k and v. Its rows are all queries, keys, values in the new order,
     and queries, keys, values of one head after the other in the old."""
-    found, places = dict(state), stage_places(unet)
+    split, places = dict(state), stage_places(unet)
     for stage in stages(unet):
         for leaf in ("weight", "bias") if stage.op == "attention" else ():
             name = f"{places[stage.name]}.qkv.{leaf}"
-            if name not in found:
+            if name not in split:
                 continue  # reported with all that is missing
-            value = found.pop(name)
+            value = split.pop(name)
             if value.ndim == 0 or len(value) != 3 * stage.width:
                 raise CheckpointError(f"{path}: {name} has shape {value.shape}, not {3 * stage.width} rows")
             heads = 1 if new_order else stage.heads
             rows = value.reshape(heads, 3, -1, *value.shape[1:])
-            for i, kind in enumerate("qkv"):
+            for i, letter in enumerate("qkv"):
                 part = np.ascontiguousarray(rows[:, i]).reshape(stage.width, *value.shape[1:])
-                found[f"{places[stage.name]}.{kind}.{leaf}"] = part
-    return found
+                split[f"{places[stage.name]}.{letter}.{leaf}"] = part
+    return split

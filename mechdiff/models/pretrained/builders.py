@@ -33,21 +33,21 @@ def build(
     return BUILDERS[layout](options, params, diffusion, name or layout)
 
 
-def denoiser_of(found: Imported | ImportedFunction, name: str) -> Denoiser | TracedDenoiser:
+def denoiser_of(imported: Imported | ImportedFunction, name: str) -> Denoiser | TracedDenoiser:
     """What was read, ready to be examined."""
-    if isinstance(found, ImportedFunction):
-        return build(found.layout, found.options, found.params, found.diffusion, name=name)
-    identity = jax.jit(lambda key: init_unet(key, found.unet)[1])(jax.random.key(0))
-    return Denoiser(name, found.unet, found.schedule, found.params, identity)
+    if isinstance(imported, ImportedFunction):
+        return build(imported.layout, imported.options, imported.params, imported.diffusion, name=name)
+    identity = jax.jit(lambda key: init_unet(key, imported.unet)[1])(jax.random.key(0))
+    return Denoiser(name, imported.unet, imported.schedule, imported.params, identity)
 
 
-def unet_of(found: Imported | ImportedFunction) -> UNetConfig:
+def unet_of(imported: Imported | ImportedFunction) -> UNetConfig:
     """The network's config; of a function, `shape_of` it."""
-    return shape_of(found) if isinstance(found, ImportedFunction) else found.unet
+    return shape_of(imported) if isinstance(imported, ImportedFunction) else imported.unet
 
 
-def shape_of(found: ImportedFunction) -> UNetConfig:
+def shape_of(imported: ImportedFunction) -> UNetConfig:
     """A config that says the shape of images and nothing else of the network: one level, all else default."""
-    size, channels = found.options["image_size"], found.options["channels"]
+    size, channels = imported.options["image_size"], imported.options["channels"]
     one_level = {"widths": (32,), "down_attention": (False,), "up_attention": (False,), "heads": (1,)}
     return UNetConfig(image_size=size, in_channels=channels, out_channels=channels, **one_level)

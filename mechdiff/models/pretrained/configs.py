@@ -131,8 +131,8 @@ class _Once(yaml.SafeLoader):
     """YAML's safe loader, for which a name set twice is an error."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        own = [pair for pair in node.value if pair[0].tag != MERGE]
-        pairs = [tuple(self.construct_object(part, deep=True) for part in pair) for pair in own]
+        direct = [pair for pair in node.value if pair[0].tag != MERGE]
+        pairs = [tuple(self.construct_object(part, deep=True) for part in pair) for pair in direct]
         _once(Path(self.name), [pair for pair in pairs if isinstance(pair[0], Hashable)])
         return super().construct_mapping(node, deep)
 

@@ -29,7 +29,7 @@ from mechdiff.models.pretrained.options import (
     read_options,
 )
 from mechdiff.models.pretrained.schedulers import from_betas, sigmoid_betas
-from mechdiff.models.stages import Stage, stages
+from mechdiff.models.stages import StageName, stages
 
 WHAT = "ddim"
 STATED = ("weights", "noise_schedule", "noise_steps", "beta_start", "beta_end", "prediction", "condition")
@@ -90,8 +90,12 @@ def read(place: Place, stated: Stated) -> Imported:
     """The model at `place`; errors as `pretrained.read`."""
     model, data, diffusion, passed_over = _sections(place.config)
     split = conditioning.channels(WHAT, model["in_channels"], model["out_ch"], stated.condition)
-    told = {"in_channels": split.image, "out_channels": split.image, "condition_channels": split.condition}
-    unet = dataclasses.replace(unet_config(model, data), **told)
+    channels = {
+        "in_channels": split.image,
+        "out_channels": split.image,
+        "condition_channels": split.condition,
+    }
+    unet = dataclasses.replace(unet_config(model, data), **channels)
     levels, notes = _noise_levels(diffusion, stated)
     path, more = states.weight_file(place.home, "model", stated.weights)
     state, dtype = tensors.load(path)
@@ -145,7 +149,7 @@ def unet_config(model: Options, data: Options) -> UNetConfig:
 
 def names(unet: UNetConfig) -> dict[str, str]:
     """Our parameters, `stage/module/leaf`, and what these programs call them."""
-    places = {stage.name: _place(stage) for stage in stages(unet)}
+    places = {stage.name: _place(stage.parts) for stage in stages(unet) if stage.parts}
     table = {}
     for ours in tensors.parameter_shapes(unet):
         stage, module, leaf = ours.split("/")
@@ -154,15 +158,11 @@ def names(unet: UNetConfig) -> dict[str, str]:
     return table
 
 
-def _place(stage: Stage) -> str:
+def _place(name: StageName) -> str:
     """The dotted path of a stage: `up2.attn1` is `up.2.attn.1`, `mid.block1` is `mid.block_2`."""
-    group, _, part = stage.name.partition(".")
-    kind = part.rstrip("0123456789")
-    number = part.removeprefix(kind)
-    if group == "mid":
-        return f"mid.{kind}_{int(number) + 1}"
-    side = group.rstrip("0123456789")
-    return ".".join(filter(None, (side, group.removeprefix(side), kind, number)))
+    if name.side == "mid":
+        return f"mid.{name.module}_{int(name.number) + 1}"
+    return ".".join(filter(None, name))
 
 
 def _sections(config: Mapping[str, Any]) -> tuple[Options, Options, Options, list[str]]:

@@ -25,7 +25,7 @@ from mechdiff.models.pretrained.options import (
     read_options,
     refusal,
 )
-from mechdiff.models.stages import Stage, stages
+from mechdiff.models.stages import StageName, stages
 from mechdiff.storage import files
 
 STEM = "diffusion_pytorch_model"
@@ -79,7 +79,12 @@ MODULES = {  # ours -> theirs, inside a stage
     "out": "to_out.0",
 }
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before 0.13
-KINDS = {"block": "resnets", "attn": "attentions", "downsample": "downsamplers.0", "upsample": "upsamplers.0"}
+MODULE_LISTS = {
+    "block": "resnets",
+    "attn": "attentions",
+    "downsample": "downsamplers.0",
+    "upsample": "upsamplers.0",
+}
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "embedding": "weight"}
 LABELS = ("class_embedding.weight", "class_embedding.linear_1.weight")
 LAST = ("conv_out.weight", "conv_out.bias")
@@ -90,9 +95,9 @@ def read(place: Place, stated: Stated) -> Imported:
     scheduler = schedulers.read(place.scheduler, stated)
     unet = unet_config(place.config, scheduler.prediction)
     split = conditioning.channels(WHAT, unet.in_channels, unet.out_channels, stated.condition)
-    told = {"in_channels": split.image, "out_channels": split.image, "condition_channels": split.condition}
-    told |= conditioning.classes(unet.classes, stated.null_class, WHAT)
-    unet = dataclasses.replace(unet, sample_clip=scheduler.clip, **told)
+    fields = {"in_channels": split.image, "out_channels": split.image, "condition_channels": split.condition}
+    fields |= conditioning.classes(unet.classes, stated.null_class, WHAT)
+    unet = dataclasses.replace(unet, sample_clip=scheduler.clip, **fields)
     path, notes = states.weight_file(place.home, STEM, stated.weights)
     state, dtype = tensors.load(path)
     state, more = states.unwrapped(modern(state), "conv_in.weight", stated.weights, path)
@@ -143,12 +148,15 @@ def unet_config(given: Mapping, prediction: str = "epsilon") -> UNetConfig:
     down, up = _attention(get, "down_block_types"), _attention(get, "up_block_types")[::-1]
     resampled = {*_resampled(get, "down"), *_resampled(get, "up")}
     if len(resampled) > 1:
-        raise ConfigError(f"{WHAT} options down_block_types and up_block_types mix convolutions and residual "
-                          "blocks for resampling; only one of them throughout is supported")  # fmt: skip
+        raise ConfigError(
+            f"{WHAT} options down_block_types and up_block_types mix convolutions and residual blocks for "
+            "resampling; only one of them throughout is supported"
+        )
     groups = get["attn_norm_num_groups"] or (None if film else get["norm_num_groups"])
     if get["add_attention"] and groups != get["norm_num_groups"]:
-        found = get["attn_norm_num_groups"]
-        raise ConfigError(refusal(WHAT, "attn_norm_num_groups", found, (get["norm_num_groups"],)))
+        raise ConfigError(
+            refusal(WHAT, "attn_norm_num_groups", get["attn_norm_num_groups"], (get["norm_num_groups"],))
+        )
     rows = 0 if get["class_embed_type"] else get["num_class_embeds"] or 0
     return UNetConfig(
         image_size=_side(get["sample_size"]),
@@ -159,9 +167,7 @@ def unet_config(given: Mapping, prediction: str = "epsilon") -> UNetConfig:
         down_attention=down,
         up_attention=up,
         mid_attention=get["add_attention"],
-        heads=_heads(
-            widths, get["attention_head_dim"], [a or b for a, b in zip(down, up)], get["add_attention"]
-        ),
+        heads=_heads(widths, get["attention_head_dim"], _attending(down, up, get["add_attention"])),
         norm_groups=get["norm_num_groups"],
         norm_eps=get["norm_eps"],
         dropout=float(get["dropout"]),
@@ -184,8 +190,10 @@ def options(unet: UNetConfig) -> dict:
     Raises:
       ConfigError: it has no options for this network.
     """
-    depths = {w // h for w, h, attends in zip(unet.widths, unet.heads, _attending(unet)) if attends}
-    single = all(h == 1 for h, attends in zip(unet.heads, _attending(unet)) if attends)
+    attending = _attending(unet.down_attention, unet.up_attention, unet.mid_attention)
+    used = [(w, h) for w, h, attends in zip(unet.widths, unet.heads, attending, strict=True) if attends]
+    depths = {width // heads for width, heads in used}
+    single = all(heads == 1 for _, heads in used)
     if len(depths) > 1 and not single:
         raise ConfigError(
             f"unet.heads={unet.heads} of unet.widths={unet.widths} make heads {sorted(depths)} wide; {WHAT} "
@@ -200,7 +208,10 @@ def options(unet: UNetConfig) -> dict:
     if unet.frequency_shift % 1:
         raise ConfigError(f"unet.frequency_shift={unet.frequency_shift}: freq_shift of {WHAT} is an integer")
     middle = "Resnet{}sampleBlock2D" if unet.resample_blocks else "{}Block2D"
-    kinds = lambda attends, side: [f"Attn{side}Block2D" if a else middle.format(side) for a in attends]
+
+    def block_types(attends: tuple[bool, ...], side: str) -> list[str]:
+        return [f"Attn{side}Block2D" if here else middle.format(side) for here in attends]
+
     return {
         "_class_name": WHAT,
         "sample_size": unet.image_size,
@@ -210,8 +221,8 @@ def options(unet: UNetConfig) -> dict:
         "time_embedding_dim": unet.widths[0] * unet.time_width_factor,
         "freq_shift": int(unet.frequency_shift),
         "flip_sin_to_cos": unet.flip_sin_to_cos,
-        "down_block_types": kinds(unet.down_attention, "Down"),
-        "up_block_types": kinds(unet.up_attention[::-1], "Up"),
+        "down_block_types": block_types(unet.down_attention, "Down"),
+        "up_block_types": block_types(unet.up_attention[::-1], "Up"),
         "block_out_channels": list(unet.widths),
         "layers_per_block": unet.blocks_per_level,
         "downsample_padding": unet.down_padding,
@@ -225,13 +236,13 @@ def options(unet: UNetConfig) -> dict:
         "resnet_time_scale_shift": "scale_shift" if unet.time_scale_shift else "default",
         "add_attention": unet.mid_attention,
         "class_embed_type": None if unet.class_embedding == "table" else unet.class_embedding,
-        "num_class_embeds": unet.classes + unet.null_class if unet.classes else None,
+        "num_class_embeds": unet.label_count or None,
     }
 
 
 def names(unet: UNetConfig) -> dict[str, str]:
     """Our parameters, `stage/module/leaf`, and what diffusers calls them."""
-    places, found = stage_places(unet), {}
+    places, table = stage_places(unet), {}
     for ours in tensors.parameter_shapes(unet):
         stage, module, leaf = ours.split("/")
         if stage == "time":
@@ -242,13 +253,14 @@ def names(unet: UNetConfig) -> dict[str, str]:
             place = "conv_norm_out" if module == "norm" else stage
         else:
             place = f"{places[stage]}.{MODULES.get(module, module)}"
-        found[ours] = f"{place}.{LEAVES[leaf]}"
-    return found
+        table[ours] = f"{place}.{LEAVES[leaf]}"
+    return table
 
 
 def stage_places(unet: UNetConfig) -> dict[str, str]:
     """Our stages and the dotted paths of theirs; decoder levels count from the bottom with them."""
-    return {stage.name: _place(stage, len(unet.widths) - 1) for stage in stages(unet) if "." in stage.name}
+    last = len(unet.widths) - 1
+    return {stage.name: _place(stage.parts, last) for stage in stages(unet) if stage.parts}
 
 
 def component_name(theirs: str, unet: UNetConfig) -> str:
@@ -260,22 +272,24 @@ def component_name(theirs: str, unet: UNetConfig) -> str:
 
 def modern(state: tensors.State) -> dict:
     """A state dict with the names that attention has had since diffusers 0.13."""
-    found = {}
+    renamed = {}
     for name, value in state.items():
         path, _, leaf = name.rpartition(".")
         stem, _, module = path.rpartition(".")
         old = OLD_NAMES.get(module) if ".attentions." in name else None
-        found[f"{stem}.{old}.{leaf}" if old else name] = value
-    return found
+        renamed[f"{stem}.{old}.{leaf}" if old else name] = value
+    return renamed
 
 
-def _place(stage: Stage, last: int) -> str:
-    group, own = stage.name.split(".")
-    kind = own.rstrip("0123456789")
-    number = own.removeprefix(kind)
-    block = "mid_block" if group == "mid" else f"down_blocks.{group[4:]}" if group.startswith("down") else ""
-    block = block or f"up_blocks.{last - int(group[2:])}"
-    return f"{block}.{KINDS[kind]}.{number}".rstrip(".")
+def _place(name: StageName, last: int) -> str:
+    match name.side:
+        case "down":
+            block = f"down_blocks.{name.level}"
+        case "mid":
+            block = "mid_block"
+        case _:
+            block = f"up_blocks.{last - int(name.level)}"
+    return f"{block}.{MODULE_LISTS[name.module]}.{name.number}".rstrip(".")
 
 
 def _check_widths(get: Options) -> None:
@@ -289,13 +303,13 @@ def _check_widths(get: Options) -> None:
 
 def _attention(get: Options, option: str) -> tuple[bool, ...]:
     side = "Down" if option.startswith("down") else "Up"
-    kinds = (f"{side}Block2D", f"Resnet{side}sampleBlock2D", f"Attn{side}Block2D")
-    for kind in get[option]:
-        if kind not in kinds:
-            raise ConfigError(refusal(WHAT, option, kind, kinds))
+    names = (f"{side}Block2D", f"Resnet{side}sampleBlock2D", f"Attn{side}Block2D")
+    for name in get[option]:
+        if name not in names:
+            raise ConfigError(refusal(WHAT, option, name, names))
     if len(get[option]) != len(get["block_out_channels"]):
         raise ConfigError(f"{WHAT} options {option} and block_out_channels differ in length")
-    return tuple(kind.startswith("Attn") for kind in get[option])
+    return tuple(name.startswith("Attn") for name in get[option])
 
 
 def _resampled(get: Options, side: str) -> set[bool]:
@@ -304,27 +318,31 @@ def _resampled(get: Options, side: str) -> set[bool]:
     return {t.startswith("Resnet") or (t.startswith("Attn") and kind == "resnet") for t in types}
 
 
-def _heads(widths, depth: int | None, attends: list[bool], mid: bool) -> tuple[int, ...]:
+def _heads(widths: tuple[int, ...], depth: int | None, attends: list[bool]) -> tuple[int, ...]:
     """Heads per level; no depth means one head. Levels without attention may be narrower than a head."""
-    attends = [*attends[:-1], attends[-1] or mid]
-    for width, here in zip(widths, attends):
+    levels = list(zip(widths, attends, strict=True))
+    for width, here in levels:
         if here and depth and width % depth:
             raise ConfigError(f"{WHAT} option attention_head_dim={depth} does not divide {width} channels")
-    return tuple(width // depth if depth and here else 1 for width, here in zip(widths, attends))
+    return tuple(width // depth if depth and here else 1 for width, here in levels)
 
 
-def _attending(unet: UNetConfig) -> list[bool]:
-    found = [a or b for a, b in zip(unet.down_attention, unet.up_attention)]
-    return [*found[:-1], found[-1] or unet.mid_attention]
+def _attending(down: tuple[bool, ...], up: tuple[bool, ...], middle: bool) -> list[bool]:
+    """Per level, whether there is attention anywhere; the middle is of the last."""
+    attends = [a or b for a, b in zip(down, up, strict=True)]
+    return [*attends[:-1], attends[-1] or middle]
 
 
 def _side(size: tuple[int, ...] | None) -> int:
-    if size is None or len(set(size)) != 1 or len(size) > 2:
-        raise ConfigError(
-            f"{WHAT} option sample_size={shorten(size and list(size))} is not supported; write the side of "
-            "square pictures"
-        )
-    return size[0]
+    match size:
+        case (side,):
+            return side
+        case (side, other) if side == other:
+            return side
+    raise ConfigError(
+        f"{WHAT} option sample_size={shorten(size and list(size))} is not supported; write the side of "
+        "square pictures"
+    )
 
 
 def _time_factor(width: int | None, first: int) -> int:

@@ -77,15 +77,15 @@ class Network:
         powers = jnp.arange(half) / (half - 1 if self.is_song else half)
         phase = time.astype(jnp.float32)[:, None] * (1 / 10000) ** powers
         waves = (jnp.sin(phase), jnp.cos(phase)) if self.is_song else (jnp.cos(phase), jnp.sin(phase))
-        emb, told = jnp.concatenate(waves, axis=-1), 0.0
+        emb, by_class = jnp.concatenate(waves, axis=-1), 0.0
         if self.classes:
-            told = linear(params, "map_label", jax.nn.one_hot(label, self.classes) * self._class_scale)
-            told = checkpoint_name(told, "class")
+            by_class = linear(params, "map_label", jax.nn.one_hot(label, self.classes) * self._class_scale)
+            by_class = checkpoint_name(by_class, "class")
         if self.is_song:
-            emb = jax.nn.silu(linear(params, "map_layer0", emb + told))
+            emb = jax.nn.silu(linear(params, "map_layer0", emb + by_class))
             return jax.nn.silu(linear(params, "map_layer1", emb))
         emb = jax.nn.silu(linear(params, "map_layer0", emb))
-        return jax.nn.silu(linear(params, "map_layer1", emb) + told)
+        return jax.nn.silu(linear(params, "map_layer1", emb) + by_class)
 
     @property
     def _class_scale(self) -> float:
@@ -107,11 +107,11 @@ class Network:
         scale = math.sqrt(0.5) if self.is_song else 1.0
         h = _resampled(jax.nn.silu(self._norm(params, f"{theirs}.norm0", x)), part)
         h = convolve(params, f"{theirs}.conv0", h)
-        told = checkpoint_name(linear(params, f"{theirs}.affine", emb), f"{ours}.time")[:, None, None]
+        injected = checkpoint_name(linear(params, f"{theirs}.affine", emb), f"{ours}.time")[:, None, None]
         if self.is_song:
-            h = self._norm(params, f"{theirs}.norm1", h + told)
+            h = self._norm(params, f"{theirs}.norm1", h + injected)
         else:
-            gain, shift = jnp.split(told, 2, axis=-1)
+            gain, shift = jnp.split(injected, 2, axis=-1)
             h = self._norm(params, f"{theirs}.norm1", h) * (gain + 1) + shift
         h = checkpoint_name(convolve(params, f"{theirs}.conv1", jax.nn.silu(h)), f"{ours}.res")
         straight = _resampled(x, part)

@@ -18,7 +18,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
     sections = (value for value in config.values() if isinstance(value, Mapping))
     names = set(config).union(*sections)
     for words, what in FAMILIES:
-        told = [word for word in words if word in names]
-        if told:
-            return f"{what} (by its option {told[0]}), which is not read; {WAY_OUT}"
+        options = [word for word in words if word in names]
+        if options:
+            return f"{what} (by its option {options[0]}), which is not read; {WAY_OUT}"
     return ""

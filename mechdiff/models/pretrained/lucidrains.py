@@ -93,8 +93,8 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     options = _options(get, state, path)
     check_fit(_network(options), state, _example(options), path, WHAT)
     diffusion, levels = noise_levels(get, buffers, stated)
-    told, prediction = objective(get, buffers, stated)
-    notes = [*place.notes, *notes, *wrapping, levels, told]
+    objective_note, prediction = objective(get, buffers, stated)
+    notes = [*place.notes, *notes, *wrapping, levels, objective_note]
     if options["self_condition"]:
         notes.append(
             "self-conditioned: examined without an earlier estimate, as in the first step of sampling"
@@ -170,17 +170,17 @@ def _options(get: Options, state: tensors.State, path: Path) -> dict[str, Any]:
     widths = [
         len(state[f"downs.{level}.3{'' if level == levels - 1 else '.1'}.weight"]) for level in range(levels)
     ]
-    told = {
+    read_off = {
         "dim": dim,
         "dim_mults": tuple(width // dim for width in widths),
         "channels": channels,
         "self_condition": self_condition,
         "learned_variance": outputs == 2 * channels,
         "attn_heads": tuple(shape[1] for shape in memory.values()),
-        "attn_dim_head": tuple(shape[3 if f else 2] for shape, f in zip(memory.values(), full)),
+        "attn_dim_head": tuple(shape[3 if f else 2] for shape, f in zip(memory.values(), full, strict=True)),
         "full_attn": tuple(full),
     }
-    for name, value in told.items():
+    for name, value in read_off.items():
         stated = get[name]
         single = isinstance(value, tuple) and isinstance(stated, tuple) and len(stated) == 1
         stated = stated * len(value) if single else stated

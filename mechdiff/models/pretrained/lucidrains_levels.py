@@ -59,15 +59,17 @@ def betas_of(name: str, steps: int) -> np.ndarray:
 
 def objective(get: Options, buffers: Mapping, stated: Stated) -> tuple[str, str]:
     """A note, and what the network outputs: by the weights of the loss, else as the config or flags say."""
-    told = {OBJECTIVES.get(get["objective"]), stated.prediction, by_loss_weight(buffers)} - {None}
-    if len(told) > 1:
-        raise ConfigError(f"{WHAT}: objective is told as {' and '.join(sorted(told))}; they contradict")
-    if not told:
+    predictions = {OBJECTIVES.get(get["objective"]), stated.prediction, by_loss_weight(buffers)} - {None}
+    if len(predictions) > 1:
+        raise ConfigError(
+            f"{WHAT}: objective is told as {' and '.join(sorted(predictions))}; they contradict"
+        )
+    if not predictions:
         raise ConfigError(
             f"{WHAT} option objective is absent, and no tensor tells it: write {' or '.join(OBJECTIVES)}"
         )
     by_file = get["objective"] is None and stated.prediction is None
-    prediction = told.pop()
+    prediction = predictions.pop()
     return (f"the weights of its loss are those of {prediction}" if by_file else ""), prediction
 
 

@@ -120,7 +120,9 @@ def _attention(params: Tensors, theirs: str, ours: str, x: Features) -> Features
     q, k, v = (a.reshape(x.shape[0], -1, heads, depth) for a in jnp.split(qkv, 3, axis=-1))
     to_tokens = (0, 3, 1, 2) if is_linear else (0, 2, 1, 3)  # memory: (k or v, memory, heads, depth)
     mixing = _mixed_linearly if is_linear else _mixed_by_softmax
-    mixed = mixing(q, *(_with_memory(a, m) for a, m in zip((k, v), memory.transpose(to_tokens))), ours)
+    mixed = mixing(
+        q, *(_with_memory(a, m) for a, m in zip((k, v), memory.transpose(to_tokens), strict=True)), ours
+    )
     mixed = checkpoint_name(mixed, f"{ours}.head@2").reshape(*x.shape[:-1], heads * depth)
     if not is_linear:
         return convolve(params, f"{theirs}.to_out", mixed)

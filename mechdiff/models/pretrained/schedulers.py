@@ -64,7 +64,7 @@ TABLE = {
     "sigma_min": Option(None, anything(), (None,)),
     "sigma_max": Option(None, anything(), (None,)),
 }
-# How pictures are drawn, not what the network is: `sampler` has its own ways.
+# How images are drawn, not what the network is: `sampler` has its own ways.
 SAMPLING = (
     *("algorithm_type", "corrector_order", "disable_corrector", "dynamic_thresholding_ratio", "eta"),
     *("euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type", "lambda_min_clipped"),

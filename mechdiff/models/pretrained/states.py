@@ -124,13 +124,13 @@ def weight_file(folder: Path, stem: str, weights: str | None) -> tuple[Path, tup
 
 
 def _variants(folder: Path, stem: str) -> dict[str, Path]:
-    found = {}
+    variants = {}
     for path in sorted(folder.glob(f"{stem}.*")):
         match = re.fullmatch(rf"{re.escape(stem)}\.(\w+)\.safetensors", path.name)
         match = match or re.fullmatch(rf"{re.escape(stem)}\.safetensors\.index\.(\w+)\.json", path.name)
         if match:
-            found[match[1]] = folder / f"{stem}.{match[1]}.safetensors"
-    return found
+            variants[match[1]] = folder / f"{stem}.{match[1]}.safetensors"
+    return variants
 
 
 def _index(folder: Path, main: Path) -> Path:

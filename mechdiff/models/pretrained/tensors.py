@@ -55,21 +55,21 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], str]:
     index = index_of(path)
     if path.is_file() or not index.is_file():
         return _load(path)
-    state, kinds = {}, set()
+    state, dtypes = {}, set()
     for name, tensors in _shards(index).items():
-        found, kind = _load(path.with_name(name))
-        if set(found) != tensors:
-            strange = sorted(set(found) ^ tensors)
+        shard, dtype = _load(path.with_name(name))
+        if set(shard) != tensors:
+            strange = sorted(set(shard) ^ tensors)
             raise CheckpointError(f"{index} and {name} differ: {_listed('only in one of them', strange)}")
-        state |= found
-        kinds.add(kind)
-    return state, next(kind for kind in DTYPES.values() if kind in kinds)
+        state |= shard
+        dtypes.add(dtype)
+    return state, next(dtype for dtype in DTYPES.values() if dtype in dtypes)
 
 
 def _shards(index: Path) -> dict[str, set[str]]:
     """Names of the files that an index lists, and the tensors in each."""
-    found = files.read_json(index)
-    places = found.get("weight_map") if isinstance(found, dict) else None
+    content = files.read_json(index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{index} has no weight_map of tensors to files; download it again")
     shards: dict[str, set[str]] = {}
@@ -90,18 +90,18 @@ def _load(path: Path) -> tuple[dict[str, np.ndarray], str]:
     try:
         with safe_open(path, framework="np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            kinds = {name: s.get_dtype() for name, s in slices.items() if not _is_counter(name, s)}
-            strange = sorted({kind for kind in kinds.values() if kind not in DTYPES})
+            dtypes = {name: s.get_dtype() for name, s in slices.items() if not _is_counter(name, s)}
+            strange = sorted({dtype for dtype in dtypes.values() if dtype not in DTYPES})
             if strange:
                 raise CheckpointError(
                     f"{path} has numbers of type {strange[0]}; supported: {', '.join(DTYPES)}; save it as "
                     "one of them"
                 )
-            state = {name: file.get_tensor(name).astype(np.float32) for name in kinds}
+            state = {name: file.get_tensor(name).astype(np.float32) for name in dtypes}
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from None
     _check_finite(state, path)
-    return state, next((DTYPES[kind] for kind in DTYPES if kind in kinds.values()), "float32")
+    return state, next((ours for theirs, ours in DTYPES.items() if theirs in dtypes.values()), "float32")
 
 
 def _check_finite(state: State, path: Path) -> None:
@@ -146,8 +146,8 @@ def _pickle(path: Path, target: str) -> CheckpointError:
 @functools.cache
 def parameter_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of our parameters by `stage/module/leaf`."""
-    found = init_shapes(config)[0]
-    return {name: tuple(leaf.shape) for name, leaf in named_leaves(found).items()}
+    params = init_shapes(config)[0]
+    return {name: tuple(leaf.shape) for name, leaf in named_leaves(params).items()}
 
 
 def to_params(state: State, table: Mapping[str, str], config: UNetConfig, where: Path | str) -> PyTree:
@@ -160,8 +160,8 @@ def to_params(state: State, table: Mapping[str, str], config: UNetConfig, where:
     missing = [name for name in table.values() if name not in state]
     unused = sorted(set(state) - set(table.values()))
     if missing or unused:
-        found = [_listed("missing", missing), _listed("unused", unused)]
-        raise CheckpointError(f"{where} does not fit its config: {'; '.join(filter(None, found))}")
+        problems = [_listed("missing", missing), _listed("unused", unused)]
+        raise CheckpointError(f"{where} does not fit its config: {'; '.join(filter(None, problems))}")
     params: dict = {}
     wrong = []
     for ours, theirs in table.items():

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,21 +13,20 @@ from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array
 
 from mechdiff.core.errors import ConfigError, unknown
-from mechdiff.core.types import Features, Images, PyTree, Timesteps
+from mechdiff.core.types import Features, Images, PRNGKey, PyTree, Timesteps
 from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.components import Component, site_type, units
+from mechdiff.interventions.components import HEAD, PATTERN, Component, pattern_site, site_type, units
 from mechdiff.interventions.gates import CAPTURED
-from mechdiff.interventions.record import Intervention
+from mechdiff.interventions.record import Intervention, in_window
 from mechdiff.models.attention_stats import attention_statistics
 from mechdiff.models.denoiser import Label
 from mechdiff.models.layers import ATTENTION
-from mechdiff.models.traced.edits import GateEdits, leaves_of, per_turn
+from mechdiff.models.traced.edits import GateEdits, leaves_of, per_turn, tempered
 from mechdiff.models.traced.interpreter import Plan, evaluate
 from mechdiff.models.traced.sites import Site, in_order
 from mechdiff.storage import digests
 
-PATTERN = "pattern"  # type of the sites that hold attention patterns
 Function = Callable[..., Array]  # fn(params, x, time), or fn(params, x, time, condition)
 
 
@@ -44,6 +43,7 @@ class TracedNetwork:
       digest: of the program that `fn` is traced to.
       row_bytes: alive at once for one row of x, as `size.peak_bytes` counts them.
       gradient_bytes: of all values computed for one row of x.
+      init: `init(key)` draws fresh parameters; None: how is not known, and no untrained control can be made.
     """
 
     fn: Function
@@ -54,6 +54,7 @@ class TracedNetwork:
     digest: str
     row_bytes: int
     gradient_bytes: int
+    init: Callable[[PRNGKey], PyTree] | None = None
 
     @property
     def replacement_bytes(self) -> int:
@@ -89,20 +90,26 @@ class TracedDenoiser:
     def components(self, channel_groups: int = 0) -> tuple[Component, ...]:
         """Every addressable component, in order of execution.
 
-        A site is one component, but for one whose name ends in `head`, every unit of which is.
+        A site is one component, but for one whose name ends in `head` or `pattern`, every unit of which is.
+        Patterns are left out where the outputs of the same heads have names (`a.head` beside `a.pattern`):
+        those are the components, and a pattern is addressed by its temperature or replaced.
 
         Args:
           channel_groups: also list this many equal groups of every other site's units as components of their
             own (0: none).
         """
         listed = []
-        for depth, (name, site) in enumerate(in_order(self.network.sites)):
+        in_turn = in_order(self.network.sites)
+        attended = {pattern_site(name) for name, _ in in_turn if site_type(name) == HEAD}
+        for depth, (name, site) in enumerate(in_turn):
+            if name in attended:
+                continue
             owned = dict(units(name, site.units))
             if channel_groups and len(owned) == 1:
                 owned |= _groups(name, site.units, channel_groups)
             where = (site_type(name), name)
             listed += [
-                Component(each, *where, index, depth, _side(site.shape)) for each, index in owned.items()
+                Component(part, *where, index, depth, _side(site.shape)) for part, index in owned.items()
             ]
         return tuple(listed)
 
@@ -139,15 +146,15 @@ class TracedDenoiser:
 
         Args:
           collection: `sites`: of every site, before its gate acts; `patterns`: of those whose name ends in
-            `pattern`, units (heads) first after the rows; `attention`: their statistics, over a square grid
-            of positions if they make one, else over a row of them.
+            `pattern`, tempered but not yet replaced, units (heads) first after the rows; `attention`: their
+            statistics, over a square grid of positions if they make one, else over a row of them.
         """
         patterns = [name for site in self.network.sites for name in site.names if site_type(name) == PATTERN]
         sites = None if collection == CAPTURED else patterns
         known = {name: site for site in self.network.sites for name in site.names}
         tags = frozenset(known[name].tag for name in (known if sites is None else sites))
         output, values = _run(self.network, self, intervention, x_t, t, condition, tags)
-        values = per_turn(self.network.sites, values)
+        values = _tempered(per_turn(self.network.sites, values), known, intervention, t)
         if collection != CAPTURED:
             values = {name: jnp.moveaxis(values[name], known[name].unit_axis, 1) for name in patterns}
         if collection == ATTENTION:
@@ -209,8 +216,20 @@ def activations(
     tags = frozenset(known[name].tag for name in sites)
     intervention = denoiser.identity if intervention is None else intervention
     _, captured = _run(denoiser.network, denoiser, intervention, x_t, t, condition, tags)
-    values = per_turn(denoiser.network.sites, captured)
+    values = _tempered(per_turn(denoiser.network.sites, captured), known, intervention, t)
     return {name: values[name] for name in sites}
+
+
+def _tempered(
+    values: dict[str, Array], known: Mapping[str, Site], intervention: Intervention, t: Timesteps
+) -> dict[str, Array]:
+    """Captured values, patterns under their temperatures: what their gates are given."""
+    acting = in_window(intervention, t).temperature
+    changed = {name: acting[name] for name in values if name in acting}
+    return values | {
+        name: tempered(values[name], temperature, known[name].unit_axis)
+        for name, temperature in changed.items()
+    }
 
 
 def _run(

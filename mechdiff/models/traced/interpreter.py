@@ -38,6 +38,10 @@ Captured = dict[str, Any]  # site -> its value before it was edited, turns of sc
 Result = tuple[list[Any], Captured]
 
 
+def _none_split(site: str, leaves: Any) -> Any:
+    return jax.tree.map(lambda _: False, leaves)
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What is done on the way; hashable, and the same object from call to call, for the sake of JAX's cache.
@@ -46,12 +50,12 @@ class Plan:
       edit: `(site, value, leaves of the site) -> value` of the same shape and dtype.
       capture: sites whose values are returned.
       split_rows: `(site, leaves of the site) -> pytree of bool`, whether a leaf is split where rows are: only
-        looked at for sites in `shard_map`.
+        looked at for sites in `shard_map`; no leaf is, if left out.
     """
 
     edit: Callable[[str, Any, Any], Any]
     capture: frozenset[str] = frozenset()
-    split_rows: Callable[[str, Any], Any] | None = None
+    split_rows: Callable[[str, Any], Any] = _none_split
 
 
 def evaluate(program: ClosedJaxpr, values: Sequence[Any], leaves: Leaves, plan: Plan) -> Result:
@@ -78,7 +82,8 @@ def evaluate(program: ClosedJaxpr, values: Sequence[Any], leaves: Leaves, plan: 
       (4.0, 6.0)
     """
     jaxpr = program.jaxpr
-    environment = dict(zip(jaxpr.constvars, program.consts)) | dict(zip(jaxpr.invars, values))
+    environment = dict(zip(jaxpr.constvars, program.consts, strict=True))
+    environment |= zip(jaxpr.invars, values, strict=True)
     captured: Captured = {}
 
     def read(atom):
@@ -87,7 +92,7 @@ def evaluate(program: ClosedJaxpr, values: Sequence[Any], leaves: Leaves, plan: 
     for equation in jaxpr.eqns:
         operands = [read(atom) for atom in equation.invars]
         outputs, news = _step(equation, operands, leaves, plan)
-        environment.update(zip(equation.outvars, outputs))
+        environment.update(zip(equation.outvars, outputs, strict=True))
         captured.update(news)
     return [read(atom) for atom in jaxpr.outvars], captured
 
@@ -210,8 +215,8 @@ def _hi_remat(equation: JaxprEqn, operands: list, leaves: Leaves, plan: Plan) ->
     if type(primitive).__name__ != "RematTraced":
         raise ConfigError(cannot_enter(min(names_within(equation)), type(primitive).__name__))
     run = functools.partial(evaluate, closed(primitive.jaxpr), plan=plan)
-    again = jax.checkpoint(lambda operands, leaves: run(operands, leaves), policy=primitive.policy)
-    return again(operands, dict(leaves))
+    checkpointed = jax.checkpoint(lambda operands, leaves: run(operands, leaves), policy=primitive.policy)
+    return checkpointed(operands, dict(leaves))
 
 
 def _shard_map(equation: JaxprEqn, operands: list, leaves: Leaves, plan: Plan) -> Result:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.interventions.components import PATTERN, site_type
 from mechdiff.models.traced.interpreter import RULES, cannot_enter
 from mechdiff.models.traced.liveness import reaching
 from mechdiff.models.traced.programs import BRANCHES, Naming, walk
@@ -167,6 +168,11 @@ def _site(naming: Naming, other: Naming | None, unit_axes: Mapping[str, int]) ->
             f"axis {axis} of site {plain!r} can't hold its units: the value has shape {shape}, rows first; "
             f"choose 1 to {len(shape) - 1}, or -1 to {1 - len(shape)}"
         )
+    if site_type(plain) == PATTERN and unit_axis == -1:
+        raise ConfigError(
+            f"the last axis of pattern {plain!r} holds its keys, not its heads; say where heads are, as in "
+            f'"{plain}@1" for (rows, heads, queries, keys)'
+        )
     return Site(
         tag=name,
         names=numbered(plain, naming.turns),
@@ -223,7 +229,9 @@ def _with_units(name: str, shape: Sequence[int], row_axis: int) -> int:
 
 def in_order(sites: Iterable[Site]) -> list[tuple[str, Site]]:
     """Every site's names, each with the site, as they are executed: a scan's turns one by one."""
-    placed = [(place, name, site) for site in sites for place, name in zip(site.places, site.names)]
+    placed = [
+        (place, name, site) for site in sites for place, name in zip(site.places, site.names, strict=True)
+    ]
     return [(name, site) for _, name, site in sorted(placed, key=lambda entry: entry[0])]
 
 
@@ -244,5 +252,5 @@ def numbered(name: str, turns: Sequence[int]) -> tuple[str, ...]:
         )
     names = ["turn*." * (len(turns) - name.count(TURN)) + name]
     for length in turns:
-        names = [each.replace(TURN, str(turn), 1) for each in names for turn in range(length)]
+        names = [template.replace(TURN, str(turn), 1) for template in names for turn in range(length)]
     return tuple(names)

@@ -33,7 +33,7 @@ def peak_bytes(program: ClosedJaxpr) -> int:
     for atom in program.jaxpr.outvars:
         if not isinstance(atom, Literal):
             last[atom] = len(equations)
-    given = {*program.jaxpr.invars, *program.jaxpr.constvars}
+    inputs = {*program.jaxpr.invars, *program.jaxpr.constvars}
     alive = most = 0
     for place, equation in enumerate(equations):
         inside = max((peak_bytes(inner) for inner in subprograms(equation)), default=0)
@@ -41,7 +41,7 @@ def peak_bytes(program: ClosedJaxpr) -> int:
         most = max(most, alive + inside)
         done = {atom for atom in equation.invars if not isinstance(atom, Literal) and last[atom] == place}
         unused = {atom for atom in equation.outvars if atom not in last}
-        alive -= sum(_bytes(atom) for atom in (done - given) | unused)
+        alive -= sum(_bytes(atom) for atom in (done - inputs) | unused)
     return most
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechdiff.core.errors import ConfigError
+from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import NoiseSchedule
@@ -31,6 +31,7 @@ def wrap(
     name: str = "",
     unit_axes: Mapping[str, int] | None = None,
     parameterization: Parameterization | str = "epsilon",
+    init: Any = None,
 ) -> TracedDenoiser:
     """A denoiser from any pure JAX function in which values are named.
 
@@ -51,6 +52,7 @@ def wrap(
       unit_axes: regular expression of sites' names -> axis of their units, where names don't say it; the last
         axis elsewhere.
       parameterization: what `fn` takes and returns, or its `output` alone.
+      init: `init(key)` draws parameters as they were before training; untrained controls are made of it.
     Raises:
       ConfigError: not a JAX function, shapes that don't fit, no names or names that can't be used; one line.
 
@@ -68,6 +70,10 @@ def wrap(
     if not callable(fn):
         raise ConfigError(f"fn={fn!r} can't be called; give a function fn(params, x_t, t[, condition])")
     _check_example(example)
+    if init is not None and not callable(init):
+        raise ConfigError(f"init={init!r} can't be called; give a function of a PRNG key that returns params")
+    if init is not None:
+        _check_init(init, params)
     if isinstance(parameterization, str):
         parameterization = Parameterization(output=parameterization)
     args_of = functools.partial(_arguments, parameterization, schedule, params, example)
@@ -85,6 +91,7 @@ def wrap(
         digest=_digest_program(fn, args_of(ROWS[0])),
         row_bytes=-(-peak_bytes(program) // rows),
         gradient_bytes=-(-total_bytes(program) // rows),
+        init=init,
     )
     name = name or getattr(fn, "__name__", type(fn).__name__)
     return TracedDenoiser(params, identity_of(sites), schedule, network, name)
@@ -108,6 +115,27 @@ def _check_example(example: tuple) -> None:
         raise ConfigError(f"x of the example has shape {shape}; its first axis is the rows'")
     if shape_of_t != shape[:1] or not jnp.issubdtype(dtype, jnp.integer):
         raise ConfigError(f"t of the example has shape {shape_of_t} and dtype {dtype}; give one int a row")
+
+
+def _check_init(init: Any, params: PyTree) -> None:
+    """That `init` draws parameters like `params`; it is traced, not run."""
+    try:
+        drawn = jax.eval_shape(init, jax.random.key(0))
+    except Exception as error:  # whatever the user's function raises
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        raise ConfigError(
+            f"init(key) can't be traced by JAX: {type(error).__name__}: {reason}; give a function of one "
+            "PRNG key that returns parameters"
+        ) from error
+    if jax.tree.structure(drawn) != jax.tree.structure(params):
+        raise ConfigError(
+            "init(key) returns another tree than params: "
+            f"{shorten(jax.tree.structure(drawn))}, expected {shorten(jax.tree.structure(params))}"
+        )
+    for (path, leaf), own in zip(jax.tree.leaves_with_path(drawn), jax.tree.leaves(params)):
+        if leaf.shape != np.shape(own):
+            name = jax.tree_util.keystr(path)
+            raise ConfigError(f"init(key) gives {name} the shape {leaf.shape}, params have {np.shape(own)}")
 
 
 def _check_function(fn: Function, args_of: Callable[[int], tuple]) -> None:

@@ -29,9 +29,7 @@ Network = UNetConfig | TracedNetwork  # what of a denoiser is fixed when program
 FREE_SHARE = 0.6  # of the memory that is free, which all devices together may take at once
 HOST_OVERHEAD = 2**30  # bytes of Python, JAX, compiled programs and results
 LIVE_MAPS = 4  # feature maps that are alive at once inside a stage
-LOOP_COPIES = (
-    3  # of what enters and leaves a stage, held by XLA around the loop over its rows; fitted, as INSIDE
-)
+LOOP_COPIES = 3  # of what enters and leaves a stage, held by XLA around the loop over its rows; fitted
 GRAD_MAPS = 8  # feature maps that a stage keeps for its gradient
 DEFAULT_DEVICE_BYTES = 8 * 2**30  # bytes of an accelerator that does not say how many it has
 CPU_BLOCK = 2**20  # bytes of a stage's input or output at once on a CPU; 0.5 to 2 MiB measured alike
@@ -103,10 +101,10 @@ def pass_bytes(config: Network, joins: Sequence[int], batch: int = 1) -> int:
         return (1 + sum(joins)) * batch * row_bytes(config)
     rows, most, flat = batch, 0, config.image_size**2 * config.in_channels * 4  # of one row, as it flows
     skips: list[tuple[int, int]] = []  # bytes of a row, and of all rows that there were
-    for stage, joining in zip(stages(config), joins):
+    for stage, joining in zip(stages(config), joins, strict=True):
         before, rows = rows, rows + joining * batch
         out = stage.resolution**2 * stage.width * 4
-        held = sum(whole for _, whole in skips)
+        held = sum(of_all_rows for _, of_all_rows in skips)
         taken = skips.pop()[0] if stage.pop else 0
         single = max(flat, out) > CPU_BLOCK // 2  # rows are run one at a time: those that join are not copied
         entering = before * flat if single else (before + rows) * flat + rows * taken

@@ -139,7 +139,7 @@ def forward(
     batch, count = x_t.shape[0], sum(joins)
     stacked = at_timesteps(stacked, jnp.full(count, t))
     stream, joined = enter(config, params, x_t, jnp.full(batch, t), condition=condition), 0
-    for stage, joining in zip(stages(config), joins):
+    for stage, joining in zip(stages(config), joins, strict=True):
         joined += joining
         here, rows = _rows(stage, stacked, batch, joined), (1 + joined) * batch
         stream = _run(config, stage, params, here, stream, batch, rows)
@@ -202,9 +202,12 @@ def _run(
     gates = intervention.gate, intervention.temperature, intervention.pattern, intervention.add
     leaves = (stream.h, taken, stream.embeddings, *gates)
 
-    def some(start):
-        at = lambda a: jnp.where(start < len(a), start, start % batch)
-        part = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, at(a), block), leaves)
+    def run_block(start):
+        def sliced(leaf):  # rows that have not joined are those of the clean pass
+            first = jnp.where(start < len(leaf), start, start % batch)
+            return jax.lax.dynamic_slice_in_dim(leaf, first, block)
+
+        part = jax.tree.map(sliced, leaves)
         h, skips, embeddings, gate, temperature, pattern, add = part
         changed = dataclasses.replace(
             intervention, gate=gate, temperature=temperature, pattern=pattern, add=add
@@ -214,10 +217,10 @@ def _run(
 
     # The last block may reach back over rows that the one before it has done.
     starts = np.minimum(np.arange(0, rows, block), rows - block)
-    parts = jax.lax.map(some, starts)
+    parts = jax.lax.map(run_block, starts)
     h = parts.reshape(-1, *parts.shape[2:])
-    if again := len(h) - rows:
-        h = jnp.concatenate([h[:-block], h[again - block :]])
+    if repeated := len(h) - rows:
+        h = jnp.concatenate([h[:-block], h[repeated - block :]])
     return Stream(h, (*kept, h) if stage.push else kept, stream.embeddings)
 
 

@@ -19,7 +19,7 @@ from mechdiff.interventions.build import ablate
 from mechdiff.models import load, pretrained
 from mechdiff.models.pretrained import Stated, builders
 from mechdiff.models.pretrained.lucidrains_levels import by_loss_weight
-from mechdiff.storage.checkpoint import export_model
+from mechdiff.storage.exported import export_model
 
 REFERENCE = Path(__file__).parents[2] / "reference" / "foreign.npz"
 X, TIMES = np.moveaxis(noisy(), 1, -1), np.array(T)

@@ -19,7 +19,7 @@ from mechdiff.diffusion.schedules import linear_schedule
 from mechdiff.models import pretrained
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.pretrained import diffusers, tensors
-from mechdiff.storage import checkpoint
+from mechdiff.storage import exported
 from mechdiff.storage.mismatch import named_leaves
 from mechdiff.sweeps.ablation import ablation_sweep
 
@@ -98,8 +98,8 @@ def test_small_numbers_are_widened_exactly_and_their_type_is_kept(copied, dtype)
     params = tensors.to_params(expected, diffusers.names(TINY), TINY, "")
     assert found.dtype == dtype
     assert same(found.params, params)
-    folder = checkpoint.export_model(copied / "model", found.params, {}, {}, dtype=dtype)
-    assert same(jax.device_get(checkpoint.load_model(folder)[0]), params)
+    folder = exported.export_model(copied / "model", found.params, {}, {}, dtype=dtype)
+    assert same(jax.device_get(exported.load_model(folder)[0]), params)
 
 
 def test_attention_may_have_the_names_of_old_versions(copied, written):
@@ -310,13 +310,12 @@ def test_a_network_that_diffusers_has_no_options_for_is_not_written(changes, exp
 
 def test_an_imported_model_is_like_a_trained_one_and_goes_out_again(written, tmp_path, capsys):
     theirs, params = written
-    assert (
-        launch("import_checkpoint", f"--from={theirs}", f"--to={tmp_path}", "--samples=1", "--steps=2") == 0
-    )
+    few = ("--samples=1", "--steps=2")
+    assert launch("import_checkpoint", f"--from={theirs}", f"--to={tmp_path}", *few) == 0
     out, err = capsys.readouterr()
     assert err == "" and out.startswith("diffusers: 0.0 M parameters, stored as float32\n")
     assert out.endswith(f"{tmp_path / 'model'}\n")
-    config, record = checkpoint.load_model(tmp_path / "model")[1:]
+    config, record = exported.load_model(tmp_path / "model")[1:]
     assert from_dict(config).unet == pretrained.read(theirs).unet and from_dict(config).data.name == "unknown"
     assert record["imported"]["layout"] == "diffusers"
     assert (tmp_path / "model" / "samples.png").read_bytes().startswith(b"\x89PNG")

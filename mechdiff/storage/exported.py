@@ -1,0 +1,118 @@
+"""Finished models on disk: parameters, config, record and the SHA-256 of them all.
+
+What is loaded is what was saved, or nothing is loaded.
+"""
+
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechdiff.core import processes
+from mechdiff.core.errors import CheckpointError, DataError
+from mechdiff.core.old_names import RECORD_NAMES
+from mechdiff.core.types import PyTree
+from mechdiff.storage import checkpoint, checksums, files
+from mechdiff.storage.guards import damage, saving
+from mechdiff.storage.mismatch import check_shapes, named_leaves
+
+LAYOUT = "mechdiff-model-1"  # of an exported folder; a change of its files needs a new name
+
+
+def export_model(
+    folder: Path | str,
+    params: PyTree,
+    config: dict,
+    record: dict,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    extras: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Writes a finished model: `params/` (Orbax), `config.json`, `record.json` and SHA256SUMS of them all.
+
+    The folder appears whole or not at all; an earlier export of the same name is replaced. Where a run has
+    several processes, all of them must call this (Orbax waits for them).
+
+    Args:
+      params: nested dicts of floating arrays.
+      config: what the model was trained with.
+      record: facts about the training (data, score, ...), JSON-ready.
+      extras: other files to keep beside them, name -> content.
+      dtype: of the stored numbers; float16 halves the size at a relative error of 2**-11.
+
+    Raises:
+      CheckpointError: numbers that are not finite in `dtype`; a folder that is not an export stands there.
+    """
+    folder = Path(folder).absolute()
+    stored = jax.tree.map(lambda leaf: np.asarray(jnp.asarray(leaf, dtype)), params)
+    for path, leaf in named_leaves(stored).items():
+        if not np.isfinite(leaf).all():
+            raise CheckpointError(f"{path} of the params is not finite in {dtype}; nothing exported")
+    if folder.exists() and not (folder / checksums.NAME).is_file():
+        raise CheckpointError(f"{folder} exists and is not an exported model; choose another name")
+    token = processes.from_first(uuid.uuid4().int % 2**31)  # of one name in all processes
+    aside = folder.with_name(f".{folder.name}.{token:08x}.tmp")
+
+    def finish() -> None:
+        # Orbax only asks whether this file exists; what it writes there is the folder's absolute path.
+        files.write_atomic(aside / "params" / "commit_success.txt", "committed\n")
+        files.write_json(aside / "config.json", config)
+        files.write_json(aside / "record.json", {"layout": LAYOUT, "dtype": dtype, "record": record})
+        for name, content in (extras or {}).items():
+            files.write_atomic(aside / name, content)
+        checksums.write(aside)
+        _swap(aside, folder)
+
+    try:
+        with saving(folder):
+            processes.in_first(lambda: files.ensure_writable(aside))
+            checkpoint.save_arrays(aside / "params", stored)
+            processes.in_first(finish)
+    finally:
+        if processes.is_first():
+            shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def load_model(folder: Path | str, abstract_params: PyTree | None = None) -> tuple[PyTree, dict, dict]:
+    """An exported model: float32 `params` on the first device, the config's dict, and the training record.
+
+    Every file is compared with SHA256SUMS before anything of it is used; nothing is written.
+
+    Args:
+      abstract_params: shapes that the params must have (say, of `jax.eval_shape` of the initializer).
+
+    Raises:
+      CheckpointError: absent, damaged, of an unknown layout, or of other shapes.
+    """
+    folder = Path(folder).absolute()
+    checksums.verify(folder)
+    try:
+        config, about = files.read_json(folder / "config.json"), files.read_json(folder / "record.json")
+        layout = about["layout"]
+    except (DataError, KeyError, TypeError):
+        layout = None
+    if layout != LAYOUT:
+        raise CheckpointError(f"{folder} has layout {layout!r}, not {LAYOUT!r}; export the model anew")
+    with damage(folder / "params", "restore it from its source"):
+        stored = checkpoint.stored_shapes(folder / "params")
+    if abstract_params is not None:
+        check_shapes(stored, abstract_params, folder)
+    with damage(folder / "params", "restore it from its source"):
+        params = checkpoint.load_arrays(folder / "params", stored)
+    record = {RECORD_NAMES.get(name, name): value for name, value in about["record"].items()}
+    return params, config, record
+
+
+def _swap(aside: Path, folder: Path) -> None:
+    """Puts `aside` in the place of `folder`; an earlier `folder` is removed afterwards."""
+    old = folder.with_name(f"{aside.name}.old")
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    files.sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,47 @@
+"""Fresh networks: drawn as their author's function draws, and refused where it is not known."""
+
+import jax
+import numpy as np
+import pytest
+from reference import user_network
+
+from mechdiff.core.errors import ConfigError
+from mechdiff.models.untrained import untrained
+
+
+def test_parameters_come_from_the_authors_function_and_zero_kernels_are_drawn():
+    trained, _ = user_network.with_init()
+    fresh, again, other = (untrained(trained, seed) for seed in (1, 1, 2))
+    assert fresh.name == f"untrained-{trained.name}" and fresh.network == trained.network
+    expected = user_network.fresh(jax.random.key(1))
+    for name, leaf in fresh.params.items():
+        np.testing.assert_array_equal(leaf, again.params[name])
+        assert (leaf != other.params[name]).any() and leaf.dtype == np.float32
+        if name != "up":
+            np.testing.assert_array_equal(leaf, expected[name])
+    assert not expected["up"].any() and fresh.params["up"].all()
+    assert fresh.params["up"].std() == pytest.approx(1 / np.sqrt(user_network.WIDTH), rel=0.4)
+
+
+def wrapped(init):
+    return user_network._wrapped(user_network.network, init=init)
+
+
+@pytest.mark.parametrize(
+    ("init", "words"),
+    [
+        (lambda key: {}, "another tree"),
+        (lambda key: {**user_network.fresh(key), "up": key}, "the shape ()"),
+        (lambda: {}, "can't be traced"),
+        (3, "can't be called"),
+    ],
+)
+def test_a_function_that_draws_other_parameters_is_refused_in_one_line(init, words):
+    with pytest.raises(ConfigError) as error:
+        wrapped(init)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_without_the_function_the_way_out_is_named():
+    with pytest.raises(ConfigError, match="init="):
+        untrained(user_network.denoiser())
