@@ -1,6 +1,7 @@
 """Proves every method on denoisers whose responsible components are known.
 
 `python -m experiments.planted --instances=5`
+Plants are those of `validation/README.md`; `--plants`, `--sizes` and `--methods` take some of them.
 Prints one line a plant and method: AUROC, precision at k, sign and window, with 95 % intervals over instances
 and sizes. Results: WORKDIR/planted.json; plants that are scored are not scored again.
 """
@@ -19,6 +20,7 @@ from . import _launch
 INSTANCES = flags.DEFINE_integer("instances", 5, "Random instances of each plant and size.", lower_bound=1)
 ONLY = flags.DEFINE_list("plants", list(planted.FAMILIES), "Which plants.")
 SIZES = flags.DEFINE_list("sizes", list(planted.SIZES), "Which sizes of network.")
+METHODS = flags.DEFINE_list("methods", list(planted.METHODS), "Which methods.")
 
 
 def main(config, workdir):
@@ -27,7 +29,7 @@ def main(config, workdir):
     for instance in range(config.seed, config.seed + INSTANCES.value):
         for size in SIZES.value:
             for name in ONLY.value:
-                records += planted.scored(name, instance, size, workdir / "planted")
+                records += planted.scored(name, instance, size, workdir / "planted", METHODS.value)
     rows = planted.summarize(records)
     manifest = run_manifest(to_dict(config), wall_seconds=round(time.monotonic() - started, 1))
     files.write_json(workdir / "planted.json", {"summary": rows, "records": records, "manifest": manifest})

@@ -157,7 +157,13 @@ def held_out(fit: Matrix, scored: Matrix, most: int = MOST) -> tuple[Scores, Sco
 
 
 def measure(
-    sweep: xr.Dataset, ablation: str, most: int = MOST, splits: int = 20, draws: int = 200, seed: int = 0
+    sweep: xr.Dataset,
+    ablation: str,
+    most: int = MOST,
+    splits: int = 20,
+    draws: int = 200,
+    seed: int = 0,
+    ordered: bool = True,
 ) -> Phases:
     """The phases of a saved sweep, see the module.
 
@@ -168,6 +174,7 @@ def measure(
       splits: of the images into halves, whose scores are averaged.
       draws: of the bootstrap, each with a new split whose halves are resampled separately (no image is in
         both), and of the order of timesteps.
+      ordered: whether the order of timesteps is tested (`p_order`, else NaN), a third of the time.
     Raises:
       ConfigError: too few images or timesteps, or no component that changed anything.
     """
@@ -200,7 +207,7 @@ def measure(
         share=np.bincount(gain.argmax(axis=1), minlength=len(score)) / draws,
         gain=gain,
         stepped=float((drawn_steps.max(axis=1) > drawn_drift.max(axis=1)).mean()),
-        p_order=order_test(fit, scored, most, draws, seed),
+        p_order=order_test(fit, scored, most, draws, seed) if ordered else np.full(len(score), np.nan),
         images=clean.shape[-1],
     )
 

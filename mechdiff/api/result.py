@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from mechdiff.analysis import effects
+from mechdiff.analysis import effects, variation
 from mechdiff.analysis.saved_effects import effect_table, with_effects
 from mechdiff.api.images import Given, eval_images
 from mechdiff.api.places import cache_folder
@@ -65,9 +65,27 @@ class Result:
         frame.attrs["units"] = UNITS
         return frame
 
-    def top(self, n: int = 10) -> pd.DataFrame:
-        """The `n` components whose ablation raises the loss most; columns as in `frame`."""
-        return self.frame.head(n)
+    @functools.cached_property
+    def variation(self) -> pd.DataFrame:
+        """How each component's effect varies over timesteps and images; see `analysis.variation`."""
+        return variation.variation(self.dataset, self.ablation)
+
+    def top(self, n: int = 10, by: str = "delta_loss") -> pd.DataFrame:
+        """The `n` components whose ablation raises the loss most; columns as in `frame`.
+
+        Args:
+          by: another order, by a column of `variation`, which is then shown as well: `over_images` finds
+            what matters for few images, `over_timesteps` what helps at some timesteps and hurts at others.
+
+        Raises:
+          ConfigError: no such column.
+        """
+        if by == "delta_loss":
+            return self.frame.head(n)
+        if by not in variation.COLUMNS:
+            raise ConfigError(unknown("order", by, ["delta_loss", *variation.COLUMNS]))
+        frame = self.frame.merge(self.variation[["component", by]], on="component")
+        return frame.sort_values(by, ascending=False, kind="stable", ignore_index=True).head(n)
 
     def save(self, path: str | Path) -> None:
         """Writes the dataset as a Zarr folder that explains itself: `xarray.open_zarr(path)`."""

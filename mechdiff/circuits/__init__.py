@@ -1,9 +1,11 @@
 """Circuits: small sets of components that do what the network does.
 
 `faithfulness` runs sets of components and measures how faithful each is, `discovery` finds a small faithful
-one, `scorecards` evaluates it on other images, `robustness` on resamples and in other networks.
+one, `scorecards` evaluates it on other images, `robustness` on resamples and in other networks. `backups`
+names pairs of components that make up for each other.
 """
 
+from mechdiff.circuits.backups import verified_backups
 from mechdiff.circuits.discovery import RANKINGS, Circuit, backup_components, discover
 from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.circuits.robustness import Stability, stability, transfer
@@ -20,4 +22,5 @@ __all__ = [
     "scorecard",
     "stability",
     "transfer",
+    "verified_backups",
 ]

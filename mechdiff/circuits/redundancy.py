@@ -9,6 +9,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 
 from mechdiff import stats
+from mechdiff.circuits.backups import by_unit, interaction_table
 from mechdiff.circuits.interactions import pair_effects, pair_scores
 from mechdiff.circuits.score_agreement import Agreement, agreement
 from mechdiff.core import keys
@@ -65,10 +66,8 @@ def verified_pairs(
       people: number of the person on each image of `eval_set`; then people are resampled and flipped.
 
     Returns:
-      The variables of `pair_effects`; of every verified pair, in percent of the clean loss and as means over
-      timesteps, its `score` and its exact `estimate` with `low` and `high` (BCa bootstrap over images or
-      people), `p` (sign flips of them, corrected by Holm for all verified pairs), `single_a` and `single_b`
-      (relative loss increase of each alone), and whether it was `audited`; `curvature` of all pairs, dims
+      The variables of `backups.interaction_table`, but `p` (sign flips) corrected by Holm for all verified
+      pairs; of each its `score` (%) and whether it was `audited`; `curvature` of all pairs, dims
       `t, left, right`.
 
     Raises:
@@ -87,32 +86,15 @@ def verified_pairs(
     audited = np.random.default_rng(config.seed).permutation(len(left))[: config.audit]
     picked = [*top, *(left[i] for i in audited)]
     exact = pair_effects(denoiser, eval_set, [(chosen[a], chosen[b]) for a, b in picked])
-    clean, interaction = exact.clean_loss.values, exact.synergy.values
-    units = stats.units_from(people, eval_set.count)
-
-    def interaction_in_percent(weights):
-        return 100 * (interaction @ weights.T / (clean @ weights.T)).mean(1)
-
-    interval = stats.bootstrap_units(
-        interaction_in_percent, units, seed=config.seed, confidence=config.confidence
-    )
-    by_unit = units.sums(100 * interaction / clean.mean(-1, keepdims=True)).mean(1)
-
-    def increase(loss):
-        return 100 * (loss.mean("image") / exact.clean_loss.mean("image") - 1).mean("t").values
-
+    table = interaction_table(exact, people, config.seed, config.confidence)
+    tested = by_unit(exact, stats.units_from(people, eval_set.count))
     per_pair = {
         "score": [score[pair] for pair in picked],
-        "estimate": interval.estimate,
-        "low": interval.low,
-        "high": interval.high,
-        "p": stats.holm(stats.permutation_test(by_unit, seed=config.seed)),
-        "single_a": increase(exact.without_a),
-        "single_b": increase(exact.without_b),
+        "p": stats.holm(stats.permutation_test(tested, seed=config.seed)),
         "audited": np.arange(len(picked)) >= config.top,
     }
     curvature = {"curvature": scored.curvature.rename(a="left", b="right")}
-    return exact.assign({name: ("pair", np.asarray(values)) for name, values in per_pair.items()} | curvature)
+    return table.assign({name: ("pair", np.asarray(values)) for name, values in per_pair.items()} | curvature)
 
 
 def pair_agreement(pairs: xr.Dataset, k: int = 10) -> dict[str, Agreement]:

@@ -130,8 +130,9 @@ class StudyConfig:
     circuits: tuple[str, ...] = ()  # ablations under which a circuit is looked for
     role_sets: int = 0  # random sets, and untrained heads, that a role must beat; 0: no roles; 1000 for one
     random_sets: int = 0  # of as many channels, that each component's effect is compared with; 0: none
-    images: int = 16  # of those scored, that controls, circuits and roles take
-    timesteps: int = 8  # of circuits and roles, spread evenly in log-SNR
+    images: int = 16  # of those scored, that controls, circuits, roles and pairs take
+    timesteps: int = 8  # of circuits, roles and pairs, spread evenly in log-SNR
+    pairs: int = 0  # likeliest candidates whose pairs are run, for components that repair others; 0: none
 
     def __post_init__(self):
         for ablation in self.circuits:
@@ -141,6 +142,10 @@ class StudyConfig:
         at_least("study.random_sets", self.random_sets, 0)
         at_least("study.images", self.images, 4)
         at_least("study.timesteps", self.timesteps, 1)
+        if self.pairs == 1 or self.pairs < 0:
+            raise ConfigError(
+                f"study.pairs={self.pairs}: a pair takes two components; 8 are usual, 0 for none"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

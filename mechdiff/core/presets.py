@@ -63,6 +63,7 @@ PRESETS = {
             circuits=("mean",),
             role_sets=1000,
             timesteps=4,
+            pairs=8,
         ),
     ),
     # 32x32, attention at 16x16 and 8x8: faces in two hours on one core.
@@ -86,6 +87,7 @@ PRESETS = {
             circuits=("mean",),
             role_sets=1000,
             timesteps=4,
+            pairs=8,
         ),
     ),
     # The size that the paper names (262 M parameters); its other settings are not known and are ours.
@@ -127,7 +129,7 @@ PRESETS["quickstart"] = dataclasses.replace(
     PRESETS["cpu32"],
     name="quickstart",
     sweep=SweepConfig(images=32, reference_images=64, image_block=16),
-    study=StudyConfig(models=("cpu32-synthetic-seed0", "cpu32-celeba-seed0")),
+    study=StudyConfig(models=("cpu32-synthetic-seed0", "cpu32-celeba-seed0"), timesteps=4, pairs=8),
 )
 
 # The study anew, on splits of 2,140 held-out images: 24 x 84 scored, 124 others for mean activations.

@@ -15,6 +15,7 @@ from mechdiff.report import (
     over_training,
     page_data,
     pages,
+    pairs,
     ranking,
     schematic,
     style,
@@ -48,13 +49,16 @@ def render(manifest: dict, models: list[ExaminedModel], folder: Path) -> str:
 
 
 def detailed(models: list[ExaminedModel]) -> list[ExaminedModel]:
-    """Models shown in detail: all if at most `DETAILED`, else the first training seed of each data set."""
+    """Models shown in detail: all if at most `DETAILED`, else the first training seed of each data set at the
+    end of its training; of data sets that claims compare, these alone."""
     if len(models) <= DETAILED:
         return models
-    first = {}
-    for model in sorted(models, key=lambda model: model.config.seed):
-        first.setdefault(model.data, model)
-    return [model for model in models if model in first.values()]
+    sides = across_seeds.sides(across_seeds.last([model.network for model in models]))
+    first = [side[0] for side in sides if side]
+    if len(first) < 2:
+        last = sorted(models, key=lambda model: (model.config.seed, -model.network.steps))
+        first = list({model.data: model.network for model in reversed(last)}.values())
+    return [model for model in models if any(model.network is network for network in first)]
 
 
 def _together(models: list[ExaminedModel], figures: Path) -> dict:
@@ -82,7 +86,7 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
     if alike and len(ladder) > 1:
         alt = "Effective components by complexity of the synthetic faces."
         add("seeds-ladder", alt, lambda theme: across.draw_ladder(theme, ladder))
-    trainings = over_training.trainings(models)
+    trainings = over_training.trainings(models, detailed(models))
     for training in trainings:
         alt = f"Pooled relative loss increase of the components of {training.name} by training step."
         draw = functools.partial(over_training.draw, training=training)
@@ -112,7 +116,7 @@ def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedMode
         if (span := numbers.extent(model, damage)) is not None
     ]
     lead = models[0].lead.ablation
-    pairs = numbers.between_subjects(models, lead)
+    between = numbers.between_subjects(models, lead)
     counts = numbers.seeds(everyone)
     return {
         "models": models,
@@ -121,20 +125,21 @@ def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedMode
         "agreement_pictures": _agreements(models, lead, figures),
         "spans": spans,
         "lead": lead,
-        "pairs": pairs,
+        "pairs": between,
         "ablation_pairs": {model.name: numbers.between_kinds(model) for model in models},
         "attention_tables": {
             s.name: numbers.attention_intervals(s.attention) for s in models if s.attention.sizes["head"]
         },
         "statistics": {name: attention.PANELS[name] for name in STATISTICS},
-        "findings": {model.name: findings.about(model) for model in models},
-        "cross": [*findings.agreements(pairs, lead), *findings.ranges(spans)],
+        "findings": {model.name: [*findings.about(model), pairs.about(model)] for model in models},
+        "cross": [*findings.agreements(between, lead), *findings.ranges(spans)],
         "sample": {model.name: findings.sample(model, counts) for model in models},
         "memorization": {model.name: findings.memorization(model) for model in models},
         "reference_images": config.get("sweep", {}).get("reference_images"),
         "alpha": maps.ALPHA,
         "paper": ranking.PAPER,
-        "shown": ranking.SHOWN,
+        "shown": ranking.SHOWN - ranking.VARIED,
+        "varied": ranking.VARIED,
         "words": style.WORDS,
         "ceilings": sorted({int(k) for s in models for k in s.attention["tokens"].values}),
         "log": np.log,
@@ -164,8 +169,8 @@ def _pictures(model: ExaminedModel, models: list[ExaminedModel], figures: Path) 
         ),
         "ranking": picture(
             "ranking",
-            f"Forest plot of the {ranking.SHOWN} components with the largest pooled relative loss increase",
-            lambda theme: ranking.draw(theme, model.damages, ends),
+            f"Forest plot of {ranking.SHOWN} components with large pooled relative loss increase",
+            lambda theme: ranking.draw(theme, model.damages, ranking.forest_ends(all_damages)),
         ),
         "schematics": [
             picture(
@@ -209,8 +214,8 @@ def _agreements(models: list[ExaminedModel], ablation: str, figures: Path) -> li
     """Scatter plots of the first `PAIRS_DRAWN` pairs of models with at least 3 shared components."""
     pictures = []
     holders = [model for model in models if ablation in model.damages]
-    pairs = [(a, b) for i, a in enumerate(holders) for b in holders[i + 1 :]]
-    for first, second in pairs[:PAIRS_DRAWN]:
+    of_models = [(a, b) for i, a in enumerate(holders) for b in holders[i + 1 :]]
+    for first, second in of_models[:PAIRS_DRAWN]:
         sides = first.damages[ablation], second.damages[ablation]
         if len(numbers.active(sides[0]) & numbers.active(sides[1])) < 3:
             continue

@@ -14,6 +14,9 @@ _TAG = re.compile(r"<[^>]*>")
 _LONG = re.compile(r"(\.\d{2})\d+")
 _ID = re.compile(r'\sid="([^"]*)"')
 _REFERENCE = re.compile(r'(url\(|href=")#([^")]+)')
+_RECTANGLE = re.compile(r"M (\S+) (\S+) ?\nL (\S+) \2 ?\nL \3 (\S+) ?\nL \1 \4 ?\nL \1 \2 ?\n")
+_CELLS = re.compile(r"<g data-cells=.*?</g>", re.DOTALL)
+_CLIP = re.compile(r' clip-path="[^"]*"')
 SEPARATOR = "|"
 
 
@@ -84,7 +87,14 @@ def _plain(svg: str, prefix: str) -> str:
     svg = _ID.sub(identify, svg)
     svg = _REFERENCE.sub(lambda match: f"{match.group(1)}#{short(match.group(2))}", svg)
     svg = _TAG.sub(lambda match: _LONG.sub(r"\1", match.group()), svg)
-    return re.sub(r"\n\s*", "\n", svg).strip()
+    return _with_short_cells(re.sub(r"\n\s*", "\n", svg).strip())
+
+
+def _with_short_cells(svg: str) -> str:
+    """Rectangles by their sides, and cells of a mesh, which lie within their axes, without a clip each: maps
+    are most of a report."""
+    svg = _RECTANGLE.sub(r"M\1 \2H\3V\4H\1z", svg)
+    return _CELLS.sub(lambda match: _CLIP.sub("", match.group()), svg)
 
 
 def _data(what: str, name: str, extra: str = "") -> str:

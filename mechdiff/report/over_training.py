@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from mechdiff.core.config import to_dict
 from mechdiff.report import style
 from mechdiff.report.style import Theme
+from mechdiff.study.claims import across_seeds
 from mechdiff.study.records import ExaminedModel
 
 SHOWN = 6  # components with a color and a name; the others are gray
@@ -45,13 +46,19 @@ class Training:
         return np.argsort(-self.estimate.max(0), kind="stable")[:SHOWN]
 
 
-def trainings(models: list[ExaminedModel]) -> list[Training]:
-    """Each run of which several snapshots were examined, under the same ablation and on the same images."""
+def trainings(models: list[ExaminedModel], shown: list[ExaminedModel] | None = None) -> list[Training]:
+    """Each run of which several snapshots were examined, under the same ablation and on the same images.
+
+    Args:
+      shown: only runs of which one of these models is a snapshot; None: all.
+    """
     runs: dict[str, list[ExaminedModel]] = {}
     for model in models:
         if model.record.get("steps"):
             runs.setdefault(_run(model), []).append(model)
-    return [_training(_by_step(run)) for run in runs.values() if len(_by_step(run)) > 1]
+    shown = models if shown is None else shown
+    chosen = [run for run in runs.values() if any(model is other for model in run for other in shown)]
+    return [_training(_by_step(run)) for run in chosen if len(_by_step(run)) > 1]
 
 
 def draw(theme: Theme, training: Training) -> Figure:
@@ -88,8 +95,8 @@ def _run(model: ExaminedModel) -> str:
     config = to_dict(model.config)
     kept = {name: config[name] for name in ("seed", "data", "unet", "diffusion")}
     train = {name: value for name, value in config["train"].items() if name not in ("steps", "keep")}
-    components = [str(name) for name in model.lead.components]
-    examined = [model.inputs, model.seed, model.lead.ablation, components]
+    components = [str(name) for name in model.sweep["component"].values]
+    examined = [model.inputs, model.seed, across_seeds.lead(model.sweep), components]
     return json.dumps([kept, train, examined], sort_keys=True)
 
 

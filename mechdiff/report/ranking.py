@@ -11,18 +11,21 @@ from mechdiff.report import inline, style
 from mechdiff.report.style import MARKERS, WORDS, Theme
 
 SHOWN = 15
+VARIED = 3  # of those shown: not the largest on average, but the most varied over timesteps or images
 PAPER = (25.6, 128.3)  # % degradation, abstract of arXiv 2506.17237
 
 
 def draw(theme: Theme, damages: dict[str, Effects], ends: tuple[float, float], lead: str = "mean") -> Figure:
-    """Forest plot of the `SHOWN` components with the largest pooled ΔL/L under `lead`; other ablations as
-    open marks below."""
+    """Forest plot of the components of `chosen` under `lead`, with the 5 to 95 % quantiles of images' own
+    contributions as thin lines; other ablations as open marks below."""
     first = damages.get(lead) or next(iter(damages.values()))
-    order = first.order[:SHOWN].tolist()
+    order = chosen(first)
     ablations = [first, *(damage for damage in damages.values() if damage is not first)]
     height = 0.95 + 0.235 * len(order)
     figure = style.figure(5.3, height)
     axes = figure.add_axes((0.30, 0.6 / height, 0.68, (height - 0.95) / height))
+    for place, i in enumerate(order):
+        axes.hlines(place, first.quantiles[i, 0], first.quantiles[i, -1], color=theme.muted, lw=0.5, zorder=1)
     for k, damage in enumerate(ablations):
         shift = (k - (len(ablations) - 1) / 2) * 0.3
         for place, i in enumerate(order):
@@ -38,6 +41,18 @@ def draw(theme: Theme, damages: dict[str, Effects], ends: tuple[float, float], l
     axes.spines["left"].set_visible(False)
     _ablations_key(axes, theme, [damage.ablation for damage in ablations])
     return figure
+
+
+def chosen(damage: Effects) -> list[int]:
+    """Components of the forest plot: the largest on average, and below them the `VARIED` whose effect is
+    largest at some timesteps (root mean square) or on some images (5 or 95 % quantile)."""
+    order = damage.order.tolist()
+    if len(order) <= SHOWN:
+        return order
+    largest = order[: SHOWN - VARIED]
+    size = np.maximum(damage.rms.estimate, np.abs(damage.quantiles).max(axis=1))
+    varied = [i for i in np.argsort(-size, kind="stable").tolist() if i not in largest]
+    return [*largest, *varied[:VARIED]]
 
 
 def _mark(axes: Axes, theme: Theme, damage: Effects, i: int, y: float, filled: bool) -> None:
@@ -66,6 +81,14 @@ def ends(damages: list[Effects]) -> tuple[float, float]:
     low = min(float(damage.pooled.low.min()) for damage in damages)
     high = max(float(damage.pooled.high.max()) for damage in damages)
     return min(-0.3, 1.3 * low), max(1.5, 1.25 * high)
+
+
+def forest_ends(damages: list[Effects]) -> tuple[float, float]:
+    """Ends of the forest plots' axis, which shows quantiles over images too, in %."""
+    low, high = ends(damages)
+    shown = [damage.quantiles[chosen(damage)] for damage in damages]
+    lowest, highest = (float(f([f(quantiles) for quantiles in shown])) for f in (np.min, np.max))
+    return min(low, 1.3 * lowest), max(high, 1.25 * highest)
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@
     const columns = models.map((model) => {
       const i = indexIn(model, name);
       const lines = Object.entries(model.ablations).map(([key, a], k) => `<li><span class="dot" style="background:${colors[k % 4]}"></span>${safe(key)} ablation: `
-        + (a.idle[i] ? "no prediction changed" : pooled(model, a, i) + (model.measure ? "" : `, rank ${1 + a.pooled.filter((v) => v[0] > a.pooled[i][0]).length} of ${a.pooled.length}`) + `, n = ${a.n}`) + "</li>").join("");
+        + (a.idle[i] ? "no prediction changed" : pooled(model, a, i) + (model.measure ? "" : `, rank ${1 + a.pooled.filter((v) => v[0] > a.pooled[i][0]).length} of ${a.pooled.length}`) + `, n = ${a.n}${a.people ? ` images at a timestep, of ${a.people} people` : ""}`) + "</li>").join("");
       return `<section><h3>${safe(model.name)}</h3><p class="sample">Inputs: ${safe(model.inputs)}.</p><ul class="key">${lines}</ul>
         ${curves(model, i, ends)}${spread(model, i)}${shown(model, name)}${attention(model, name)}</section>`;
     });

@@ -14,10 +14,19 @@ PLANTS = {
     "cancelling": "cancelling",
     "detail": "detail",
     "harmful": "harmful",
+    "two_of_three": "two of three",
+    "partial_backup": "partial backup",
+    "composition": "composition",
+    "rare": "rare images",
+    "place": "one place",
+    "changing": "changes sign over t",
+    "superposition": "superposition",
 }
 METHODS = {  # names in saved results -> today's, for a reader
     "discovery at every level": "discovery at every timestep",
     "discovery with stand-ins": "discovery with backup components",
+    "exact zero over images": "exact zero, rms over images",
+    "pairs of candidates": "exact zero, alone or with one other gone",
 }
 
 

@@ -8,6 +8,7 @@ study.json lists the results of the last study; others in the folder are not rea
   circuit_ABLATION.zarr  circuits run to score the discovered one, see `scorecards.run`
   random_sets.zarr       relative loss increase of random sets of as many channels as each component
   roles.zarr             selectivity and roles of heads, and the effects that they are computed from
+  pairs.zarr             components that make up for each other, see `circuits.backups`
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ import xarray as xr
 from mechdiff import circuits
 from mechdiff.analysis import complexity, roles
 from mechdiff.analysis.roles import matched_class, matched_sets, probes
-from mechdiff.circuits import scorecards
+from mechdiff.circuits import backups, scorecards
 from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.core import keys
 from mechdiff.core.config import ExperimentConfig, SweepConfig, to_dict
@@ -44,7 +45,11 @@ SCORED = 0.9  # faithfulness match, of `complexity.TAUS`, of the circuit that is
 KNOCKOUTS, RANDOMS = 10, 40  # knockouts of a circuit, and random circuits it is compared with
 PROBED = 400  # faces that probes of factors are fitted on
 BLOCK = 16  # faces generated together
-SETTINGS_OF = {"random_sets": "random_sets", "roles": "role_sets"}  # of `StudyConfig`, that decide one result
+SETTINGS_OF = {
+    "random_sets": "random_sets",
+    "roles": "role_sets",
+    "pairs": "pairs",
+}  # of `StudyConfig`, that decide one result
 
 
 def run_study(examined: Analysis, config: ExperimentConfig, folder: Path) -> None:
@@ -68,6 +73,8 @@ def run_study(examined: Analysis, config: ExperimentConfig, folder: Path) -> Non
         makers["random_sets"] = lambda: random_sets(fewer, config, noise)
     if study.role_sets and _heads(examined):
         makers["roles"] = lambda: head_roles(fewer, config, timesteps, noise)
+    if study.pairs:
+        makers["pairs"] = lambda: pairs(fewer, config, timesteps, noise)
     for name, make in makers.items():
         _once(folder / f"{name}.zarr", _key(examined, config, name), make)
     with locks.lock(folder, wait=True):
@@ -229,6 +236,40 @@ def random_sets(examined: Analysis, config: ExperimentConfig, noise: PRNGKey) ->
             "component": [component.name for component in chosen],
             "class": ("component", classes),
         },
+    )
+
+
+def pairs(
+    examined: Analysis, config: ExperimentConfig, timesteps: Sequence[int], noise: PRNGKey
+) -> xr.Dataset:
+    """Pairs of the `study.pairs` likeliest components, see `backups.verified_backups`.
+
+    Candidates are chosen on as many reference images, or on images that the pairs are not run on where there
+    are none.
+
+    Raises:
+      ConfigError: fewer than 4 images.
+    """
+    denoiser, images = examined.denoiser, examined.given
+    choice = keys.stream(jax.random.key(config.seed), "candidates")
+    if len(images.reference):
+        others = images.fewer_references(len(images.scored)).reference_set(timesteps, choice)
+    else:
+        half = len(images.scored) // 2
+        if half < 2:
+            raise ConfigError(
+                f"{len(images.scored)} images are too few to choose pairs and to run them; give 4"
+            )
+        images, rest = images.part(slice(half)), images.part(slice(half, None))
+        others = rest.scored_set(timesteps, choice)
+    return backups.verified_backups(
+        denoiser,
+        images.scored_set(timesteps, noise),
+        others,
+        denoiser.components(),
+        count=config.study.pairs,
+        seed=config.seed,
+        people=images.scored_people,
     )
 
 

@@ -95,6 +95,11 @@ class EvalImages:
             self, scored=self.scored[:count], nested=nested, people=people, condition=condition
         )
 
+    def fewer_references(self, count: int) -> "EvalImages":
+        """With the first `count` of the reference images only."""
+        condition = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], self.reference_condition)
+        return dataclasses.replace(self, reference=self.reference[:count], reference_condition=condition)
+
     def part(self, chosen: slice) -> "EvalImages":
         """Some of the scored images, at every timestep."""
         condition = jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], self.scored_condition)

@@ -1,5 +1,6 @@
 """A results folder as records: what was saved, checked, and the effects computed from it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -34,7 +35,7 @@ _SETS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Network:
     """One examined network: its training data, training seed and results.
 
@@ -44,8 +45,8 @@ class Network:
       seed: of training.
       sweep, attention: of `sweeps.ablation_sweep` and `activations.attention_stats`.
       control, control_attention: the same of an untrained network, on some of the images.
-      activity, roles, circuits, random_sets: of `controls.run_study`, circuits by ablation; absent where the
-        study did not include them.
+      activity, roles, circuits, random_sets, pairs: of `controls.run_study`, circuits by ablation; absent
+        where the study did not include them.
       steps: of training. Of several snapshots of one training, claims use the last.
     """
 
@@ -61,6 +62,7 @@ class Network:
     roles: xr.Dataset | None = None
     circuits: Mapping[str, xr.Dataset] = field(default_factory=dict)
     random_sets: xr.Dataset | None = None
+    pairs: xr.Dataset | None = None
     steps: int = 0
 
     @property
@@ -203,10 +205,11 @@ def read(folder: Path) -> tuple[dict, list[ExaminedModel]]:
     ]
 
 
-def _by_step(name: str) -> tuple[str, float]:
-    """The run and the step of a model RUN@STEP; the end of training comes last."""
+def _by_step(name: str) -> tuple[list[str | int], float]:
+    """The run and the step of a model RUN@STEP; seed 2 comes before seed 10, the end of training last."""
     run, _, step = name.partition("@")
-    return run, float(step) if step.isdecimal() else float("inf")
+    parts = [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", run)]
+    return parts, float(step) if step.isdecimal() else float("inf")
 
 
 def _examined(folder: Path) -> ExaminedModel:

@@ -26,6 +26,9 @@ class Check:
       low, high: its 95 % Clopper-Pearson interval over repetitions (Student's for `mean_error`).
       p: of the measured rate if the promise holds: Kolmogorov-Smirnov, binomial, or Student.
       n: repetitions.
+      before: rate of the rule that this one replaced, on the same data (`old_rules`) or as an outside audit
+        measured it on its own; NaN where there was none.
+      before_by: `old rule` or `audit`; empty where there was none.
     """
 
     name: str
@@ -36,6 +39,8 @@ class Check:
     high: float
     p: float
     n: int
+    before: float = float("nan")
+    before_by: str = ""
 
     @property
     def holds(self) -> bool:
@@ -69,6 +74,12 @@ def finds(name: str, right: Bool[np.ndarray, " repeat"], least: float) -> Check:
     )
 
 
+def replacing(check: Check, old: Bool[np.ndarray, " repeat"] | float) -> Check:
+    """The check with the rate of the rule that it replaced: outcomes on the same data, or an audit's rate."""
+    before_by = "audit" if isinstance(old, float) else "old rule"
+    return dataclasses.replace(check, before=float(np.mean(old)), before_by=before_by)
+
+
 def mean_error(name: str, rate: Float[np.ndarray, " repeat"]) -> Check:
     """A mean of rates in [0, 1], promised to be at most `ALPHA`; Student, since rates are not counts."""
     interval = stats.student_mean(rate, LEVEL)
@@ -80,14 +91,14 @@ def mean_error(name: str, rate: Float[np.ndarray, " repeat"]) -> Check:
 
 def table(checks: list[Check]) -> str:
     """Checks as text, one per line."""
-    lines = [f"{'check':70}{'promise':16}{'nominal':>8}  {'measured':24}{'p':>8}{'n':>6}"]
+    lines = [f"{'check':70}{'promise':16}{'nominal':>8}  {'measured':24}{'p':>8}{'n':>6}{'before':>16}"]
     for check in checks:
         nominal = "" if np.isnan(check.nominal) else f"{check.nominal:.2f}"
         measured = f"{check.found:.3f} [{check.low:.3f}, {check.high:.3f}]"
-        verdict = "" if check.holds else "  VIOLATED"
-        lines.append(
-            f"{check.name:70}{check.promise:16}{nominal:>8}  {measured:24}{check.p:8.3f}{check.n:6}{verdict}"
-        )
+        before = f"{check.before:.3f} {check.before_by}" if check.before_by else ""
+        row = f"{check.name:70}{check.promise:16}{nominal:>8}  {measured:24}{check.p:8.3f}{check.n:6}"
+        row += f"{before:>16}"
+        lines.append(row.rstrip() if check.holds else f"{row}  VIOLATED")
     return "\n".join(lines)
 
 

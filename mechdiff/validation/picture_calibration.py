@@ -1,6 +1,8 @@
 """Calibration of intervals over images: sequential sweeps with optional stopping, faithfulness from few
 images, and images clustered by person."""
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float
 
@@ -8,9 +10,12 @@ from mechdiff import stats
 from mechdiff.analysis import effects
 from mechdiff.circuits.faithfulness import faithfulness
 from mechdiff.sweeps import sequential
-from mechdiff.validation.checks import LEVEL, Check, covers, errs
+from mechdiff.validation import old_rules
+from mechdiff.validation.checks import ALPHA, LEVEL, Check, covers, errs, replacing, uniform
 
 COMPONENTS, TIMESTEPS, MOST, WIDTH = 56, 4, 256, 0.5  # of a sequential sweep; WIDTH in %
+OLD_FIRST_LOOK = 16  # images
+RESAMPLES, FLIPS = 300, 399
 LAWS = {  # distributions of relative loss increase over images, mean 1
     "normal": lambda rng, shape: 1 + rng.normal(size=shape),
     "gamma, cv .7": lambda rng, shape: rng.gamma(1 / 0.49, 0.49, shape),
@@ -26,36 +31,53 @@ COVERED = {
 
 def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
     """All checks, each over `repeats` simulated sweeps."""
-    rngs = iter(rng.spawn(3))
+    rngs = iter(rng.spawn(4))
     return [
         *_sequential(next(rngs), repeats),
         *_faithfulness(next(rngs), repeats),
         *_people(next(rngs), repeats),
+        *_flipped_people(next(rngs), repeats),
     ]
 
 
 def _sequential(rng: np.random.Generator, repeats: int) -> list[Check]:
     results = []
     for name, law in LAWS.items():
-        runs = np.array([stopped(rng, law) for _ in range(repeats)])
-        results.append(
-            covers(f"sequential, all of {COMPONENTS} sizes: {name}", runs[:, 0], COVERED.get(name, LEVEL))
-        )
-        results.append(errs(f"sequential, any wrong sign: {name}", runs[:, 1]))
+        runs = np.array([simulated(rng, law) for _ in range(repeats)])
+        new, old = runs[:, 0], runs[:, 1]
+        size = covers(f"sequential, all of {COMPONENTS} sizes: {name}", new[:, 0], COVERED.get(name, LEVEL))
+        sign = errs(f"sequential, any wrong sign: {name}", new[:, 1])
+        results += [replacing(size, old[:, 0]), replacing(sign, old[:, 1])]
     return results
 
 
-def stopped(rng: np.random.Generator, law, block: int = 16) -> tuple[bool, bool]:
-    """One sequential sweep by the rule of `sweeps.sequential`: whether all intervals cover the truth when
-    it stops, and whether any lies on the wrong side of 0."""
+def simulated(rng: np.random.Generator, law) -> tuple[tuple[bool, bool], tuple[bool, bool]]:
+    """`stopped` of one sequential sweep by the rule of `sweeps.sequential`, and by the old one."""
     size = 0.03 * rng.lognormal(sigma=1.0, size=COMPONENTS) * rng.choice([1, 1, 1, -0.3], size=COMPONENTS)
     clean = np.exp(0.4 * rng.normal(size=MOST) + 0.3 * rng.normal(size=(TIMESTEPS, MOST)) - 0.125)
     loss = clean * (1 + size[:, None, None] * law(rng, (COMPONENTS, 1, MOST)))
+    data = size, clean, loss
+    return (
+        stopped(data, sequential.FIRST_LOOK, stats.skewed_sequence),
+        stopped(data, OLD_FIRST_LOOK, old_rules.normal_width),
+    )
+
+
+def stopped(data: tuple[np.ndarray, ...], first: int, ends: Callable, block: int = 16) -> tuple[bool, bool]:
+    """Whether all intervals cover the truth when a sequential sweep stops, and whether any lies on the wrong
+    side of 0.
+
+    Args:
+      data: true effects, clean losses and losses.
+      first: images at the first look.
+      ends: how far intervals reach below and above.
+    """
+    size, clean, loss = data
     confidence = 1 - (1 - LEVEL) / COMPONENTS  # of each component (Bonferroni)
     low, high, left = np.zeros(COMPONENTS), np.zeros(COMPONENTS), np.arange(COMPONENTS)
-    for n in range(sequential.FIRST_LOOK, MOST + 1, block):
+    for n in range(first, MOST + 1, block):
         estimate, influence = sequential.effect_and_influence(clean[:, :n], loss[left][..., :n])
-        below, above = stats.skewed_sequence(influence, confidence, planned=4 * sequential.FIRST_LOOK)
+        below, above = ends(influence, confidence, planned=4 * first)
         low[left], high[left] = estimate - below, estimate + above
         left = left[(low[left] <= 0) & (high[left] >= 0) & (high[left] - low[left] > WIDTH)]
         if not len(left):
@@ -79,12 +101,15 @@ def _faithfulness(rng: np.random.Generator, repeats: int) -> list[Check]:
     results = []
     for images in (8, 32):
         units = stats.Units(np.arange(images), images, False)
-        covered = []
-        for ablated, intact, circuit in circuit_losses(rng, repeats, images):
+        covered, before = [], []
+        for number, (ablated, intact, circuit) in enumerate(circuit_losses(rng, repeats, images)):
             f = lambda w: faithfulness(circuit, ablated, intact, w)  # noqa: B023
             interval = stats.jackknife_interval(f, units)
             covered.append(interval.low <= 0.8 <= interval.high)
-        results.append(covers(f"Student, faithfulness from {images} pictures", np.array(covered, bool)))
+            bootstrap = stats.bootstrap_units(f, units, repeats=RESAMPLES, seed=number)
+            before.append(bootstrap.low <= 0.8 <= bootstrap.high)
+        check = covers(f"Student, faithfulness from {images} pictures", np.array(covered, bool))
+        results.append(replacing(check, np.array(before, bool)))
     return results
 
 
@@ -92,13 +117,29 @@ def _people(rng: np.random.Generator, repeats: int, people: int = 40, each: int 
     """Pooled relative loss increase from images of 40 people, a tenth of the variance of log losses between
     people."""
     person = np.repeat(np.arange(people), each)
-    units, covered = stats.Units(person, people, True), []
+    units, images = stats.Units(person, people, True), stats.Units(np.arange(len(person)), len(person), False)
+    covered, before = [], []
     for number in range(repeats):
         between = np.sqrt(0.1) * rng.normal(size=(2, people))[:, person]
         logs = between + np.sqrt(0.9) * rng.normal(size=(2, len(person)))
         clean = np.exp(0.5 * logs[0] - 0.125)[None]
         loss = clean[None] * (1 + 0.2 * np.exp(0.5 * logs[1] - 0.125))
         statistic = lambda w: effects.pooled_relative_increase(clean, loss, w)  # noqa: B023
-        interval = stats.bootstrap_units(statistic, units, repeats=300, seed=number)
-        covered.append(interval.low[0] <= 20 <= interval.high[0])
-    return [covers(f"BCa over people, {people} of {each} pictures each", np.array(covered, bool))]
+        for unit, outcomes in ((units, covered), (images, before)):
+            interval = stats.bootstrap_units(statistic, unit, repeats=RESAMPLES, seed=number)
+            outcomes.append(interval.low[0] <= 20 <= interval.high[0])
+    check = covers(f"BCa over people, {people} of {each} pictures each", np.array(covered, bool))
+    return [replacing(check, np.array(before, bool))]
+
+
+def _flipped_people(rng: np.random.Generator, repeats: int, people: int = 40, each: int = 26) -> list[Check]:
+    """The clustered null: differences of mean 0, a tenth of whose variance is between people. Signs are
+    flipped by person; before, by image."""
+    p, before = [], []
+    for number in range(repeats):
+        shared = np.sqrt(0.1) * rng.normal(size=(people, 1))
+        differences = shared + np.sqrt(0.9) * rng.normal(size=(people, each))
+        p.append(stats.permutation_test(differences.sum(axis=1)[None], FLIPS, number)[0])
+        before.append(stats.permutation_test(differences.reshape(1, -1), FLIPS, number)[0])
+    check = uniform(f"sign flips of {people} people with {each} pictures each", np.array(p))
+    return [replacing(check, np.array(before) <= ALPHA)]

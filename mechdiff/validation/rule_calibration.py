@@ -12,13 +12,15 @@ from mechdiff.analysis.entropy_causality import within_layers
 from mechdiff.analysis.network_divergence import NetworkDivergence
 from mechdiff.analysis.roles import assignment, matching
 from mechdiff.stats import benjamini_hochberg, small_samples
-from mechdiff.validation.checks import ALPHA, Check, errs, finds
+from mechdiff.validation import old_rules
+from mechdiff.validation.checks import ALPHA, Check, errs, finds, replacing
 
 LAYERS = [f"layer{i}" for i in range(7) for _ in range(4)]  # of 28 heads
 LEVELS = 6  # timesteps of entropies
 MARGIN = 0.015  # nats, of the claim about divergence
+RATIO_MARGIN = float(np.log(1.042))  # of the claim about complexity
 PICTURE_HALVES = 6  # splits of the images into halves, in the checks of phases
-Rows = Float[np.ndarray, "network component"]
+ROLES_BEFORE = 0.003  # raw p <= .05 by chance under the old rule, as the audit measured it (F6)
 
 
 def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
@@ -60,8 +62,14 @@ def _divergence(rng: np.random.Generator, repeats: int) -> list[Check]:
 
     name = "divergence, 5 + 5 networks, heads in any order"
     return [
-        errs(f"{name}: no difference", np.array([result.p <= ALPHA for result in none])),
-        finds(f"{name}: 1 sd of trainings", np.array([result.p <= ALPHA for result in same]), 0.8),
+        replacing(
+            errs(f"{name}: no difference", np.array([result.p <= ALPHA for result in none])),
+            np.array([old_rules.p_and_interval(result) for result in none]),
+        ),
+        replacing(
+            finds(f"{name}: 1 sd of trainings", np.array([result.p <= ALPHA for result in same]), 0.8),
+            np.array([old_rules.p_and_interval(result) for result in same]),
+        ),
         errs(
             "divergence varies with level: a constant difference",
             np.array([x.p_varies <= ALPHA for x in same]),
@@ -75,11 +83,14 @@ def _divergence(rng: np.random.Generator, repeats: int) -> list[Check]:
 def _bottlenecks(rng: np.random.Generator, repeats: int) -> list[Check]:
     """24 components of 12 networks; trainings deviate by 30 % of a component's relative loss increase."""
 
-    def study(costs: Float[np.ndarray, "*networks component"]) -> bottlenecks.Bottleneck:
+    def study(
+        costs: Float[np.ndarray, "*networks component"],
+    ) -> tuple[bottlenecks.Bottleneck, tuple[bool, bool]]:
+        """By the rule, and by the old one under the first of two ablations."""
         damage = costs * (1 + 0.3 * rng.normal(size=(12, 2, 24)))
         visible = np.ones((2, 24), bool)
         least = bottlenecks.weakest(damage[..., None], visible)
-        return bottlenecks.crossed(least, np.arange(12) % 2 == 0)
+        return bottlenecks.crossed(least, np.arange(12) % 2 == 0), old_rules.first_listed(damage[:, 0])
 
     # The minimum over two ablations is expected below their mean; with this mean, at the threshold.
     at_threshold = 25 / (1 - 0.3 / np.sqrt(np.pi))
@@ -88,19 +99,35 @@ def _bottlenecks(rng: np.random.Generator, repeats: int) -> list[Check]:
     bottleneck = np.where(np.arange(24) == 0, 60.0, 10.0)
     planted = [study(bottleneck) for _ in range(repeats)]
     flat = [study(np.full(24, 8.0)) for _ in range(repeats)]
+    exchangeable = [
+        study(at_threshold * np.exp(0.4 * rng.normal(size=(12, 1, 24)) - 0.08)) for _ in range(repeats)
+    ]
+
+    def some(name: str, studies: list, power: float | None = None) -> Check:
+        found = np.array([result.p <= ALPHA for result, _ in studies])
+        check = errs(name, found) if power is None else finds(name, found, power)
+        return replacing(check, np.array([supported for _, (supported, _) in studies]))
+
+    def none(name: str, studies: list, power: float | None = None) -> Check:
+        found = np.array([result.p_none <= ALPHA for result, _ in studies])
+        check = errs(name, found) if power is None else finds(name, found, power)
+        return replacing(check, np.array([refused for _, (_, refused) in studies]))
+
     return [
-        errs("bottleneck: three components at the threshold", np.array([x.p <= ALPHA for x in edge])),
-        errs("bottleneck: exchangeable components", np.array([x.p <= ALPHA for x in alike])),
-        finds("bottleneck: one planted at 2.4 thresholds", np.array([x.p <= ALPHA for x in planted]), 0.8),
-        errs("no bottleneck: three components at the threshold", np.array([x.p_none <= ALPHA for x in edge])),
-        finds("no bottleneck: all at a third of it", np.array([x.p_none <= ALPHA for x in flat]), 0.8),
+        some("bottleneck: three components at the threshold", edge),
+        some("bottleneck: exchangeable components", alike),
+        some("bottleneck: one planted at 2.4 thresholds", planted, 0.8),
+        none("no bottleneck: three components at the threshold", edge),
+        none("no bottleneck: exchangeable components at the threshold", exchangeable),
+        none("no bottleneck: all at a third of it", flat, 0.8),
     ]
 
 
 def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
     """24 timesteps of 12 components in 6 networks; independent noise of images in either half."""
 
-    def study(shape: Float[np.ndarray, "level component"], noise: float) -> bool:
+    def study(shape: Float[np.ndarray, "level component"], noise: float) -> tuple[bool, bool, bool]:
+        """Whether four phases are supported, by the rule and by the old one; and whether not supported."""
         networks = shape + 0.3 * rng.normal(size=(6, 1, 12)) * shape
         halves = [
             (networks[:, None] + noise * rng.normal(size=(6, PICTURE_HALVES, 24, 12))).reshape(-1, 24, 12)
@@ -110,8 +137,8 @@ def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
             score.reshape(6, PICTURE_HALVES, -1).mean(axis=1) for score in phases.held_out(*halves)
         )
         margin = steps[:, 3] - np.maximum(np.delete(steps, 3, axis=1).max(axis=1), drift.max(axis=1))
-        _, (low, _), p = small_samples.over_seeds(margin)
-        return bool(p <= ALPHA and low > 0)
+        _, (low, high), p = small_samples.over_seeds(margin)
+        return bool(p <= ALPHA and low > 0), old_rules.steps_alone(steps), bool(high < 0)
 
     line = lambda: np.linspace(-1, 1, 24)[:, None] * rng.normal(0.5, 0.3, 12)
     bend = lambda: np.linspace(-1, 1, 24)[:, None] ** 2 * rng.normal(0.5, 0.3, 12)
@@ -122,26 +149,31 @@ def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
     stepped = np.array([study(four(), 0.3) for _ in range(repeats)])
     return [
         *(
-            errs(f"four phases: straight drift, noise {noise:g}", drift[:, i])
+            replacing(errs(f"four phases: straight drift, noise {noise:g}", drift[:, i, 0]), drift[:, i, 1])
             for i, noise in enumerate(noise_levels)
         ),
-        errs("four phases: a parabola", curved),
-        finds("four phases: four steps", stepped, 0.8),
+        replacing(errs("four phases: a parabola", curved[:, 0]), curved[:, 1]),
+        replacing(finds("four phases: four steps", stepped[:, 0], 0.8), stepped[:, 1]),
+        errs("four phases not supported: four steps", stepped[:, 2]),
+        finds("four phases not supported: straight drift, noise 0.05", drift[:, 0, 2], 0.8),
     ]
 
 
 def _complexity(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Check]:
     """45 components; trainings scatter the log of each component's relative loss increase."""
 
-    def supported(widths: tuple[float, float], scatter: tuple[float, float]) -> bool:
+    def study(widths: tuple[float, float], scatter: tuple[float, float]) -> tuple[bool, bool, bool]:
+        """Whether the natural side is called more complex, by the rule and by the old one; and whether that
+        is not supported."""
         place = rng.normal(size=45)
         sides = [
             np.exp(wide * place + sd * rng.normal(size=(n, 45)))
             for wide, sd in zip(widths, scatter, strict=True)
         ]
         natural, simple = map(spread.pseudo_values, sides)
-        _, _, p = small_samples.between_groups(natural, simple, pseudo=True)
-        return bool(p <= ALPHA)
+        _, (low, high), p = small_samples.between_groups(natural, simple, pseudo=True)
+        refused = high < 0 or max(abs(low), abs(high)) < RATIO_MARGIN
+        return bool(p <= ALPHA), old_rules.each_network_alone(*sides), bool(refused)
 
     laws = {
         "no difference": ((1, 1), (0.4, 0.4)),
@@ -149,13 +181,17 @@ def _complexity(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Chec
         "the natural side scatters twice as much": ((1, 1), (0.6, 0.3)),
     }
     results = {
-        name: [supported(widths, scatter) for _ in range(repeats)] for name, (widths, scatter) in laws.items()
+        name: np.array([study(widths, scatter) for _ in range(repeats)])
+        for name, (widths, scatter) in laws.items()
     }
-    power = [supported((0.8, 1), (0.4, 0.4)) for _ in range(repeats)]
+    wider = np.array([study((0.8, 1), (0.4, 0.4)) for _ in range(repeats)])
+    reverse = np.array([study((1, 0.8), (0.4, 0.4)) for _ in range(repeats)])
     name = f"complexity, {n} + {n} networks"
     return [
-        *(errs(f"{name}: {law}", np.array(values)) for law, values in results.items()),
-        finds(f"{name}: wider spread", np.array(power), 0.8),
+        *(replacing(errs(f"{name}: {law}", values[:, 0]), values[:, 1]) for law, values in results.items()),
+        replacing(finds(f"{name}: wider spread", wider[:, 0], 0.8), wider[:, 1]),
+        errs("complexity not supported: wider spread", wider[:, 2]),
+        finds("complexity not supported: wider spread on the simple side", reverse[:, 2], 0.8),
     ]
 
 
@@ -181,24 +217,31 @@ def _entropy(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Check]:
     """28 heads; depth confounds entropy and relative loss increase; untrained networks may correlate too."""
     layers = np.array(LAYERS)
 
-    def correlations(link: float) -> Float[np.ndarray, " network"]:
+    def correlations(link: float) -> tuple[Float[np.ndarray, " network"], bool]:
+        """Within layers; and whether the old rule called it supported."""
         depth = np.repeat(rng.normal(size=(7, n)), 4, axis=0)
         entropy = rng.normal(size=(28, n))
         damage = link * entropy + np.sqrt(1 - link**2) * rng.normal(size=(28, n))
-        return within_layers(entropy + 2 * depth, damage - 2 * depth, layers)
+        entropy, damage = entropy + 2 * depth, damage - 2 * depth
+        return within_layers(entropy, damage, layers), old_rules.all_heads_alike(entropy, damage)
 
-    def supported(trained: float, fresh: float) -> bool:
-        added = correlations(trained) - correlations(fresh)
-        _, (_, high), p = small_samples.over_seeds(added, above=False)
-        return bool(p <= ALPHA and high < 0)
+    def study(trained: float, fresh: float) -> tuple[bool, bool, bool]:
+        """Whether it is supported, by the rule and by the old one; and whether it is not supported."""
+        of_trained, before = correlations(trained)
+        _, (low, high), p = small_samples.over_seeds(of_trained - correlations(fresh)[0], above=False)
+        return bool(p <= ALPHA and high < 0), before, bool(low > 0)
 
-    null = np.array([supported(0, 0) for _ in range(repeats)])
-    untrained = np.array([supported(-0.4, -0.4) for _ in range(repeats)])
-    power = np.array([supported(-0.5, 0) for _ in range(repeats)])
+    null = np.array([study(0, 0) for _ in range(repeats)])
+    untrained = np.array([study(-0.4, -0.4) for _ in range(repeats)])
+    link = np.array([study(-0.5, 0) for _ in range(repeats)])
+    opposite = np.array([study(0.5, 0) for _ in range(repeats)])
+    name = "entropy and importance"
     return [
-        errs("entropy and importance: a matter of layers", null),
-        errs("entropy and importance: untrained networks do the same", untrained),
-        finds("entropy and importance: within layers by training", power, 0.8),
+        replacing(errs(f"{name}: a matter of layers", null[:, 0]), null[:, 1]),
+        replacing(errs(f"{name}: untrained networks do the same", untrained[:, 0]), untrained[:, 1]),
+        replacing(finds(f"{name}: within layers by training", link[:, 0], 0.8), link[:, 1]),
+        errs(f"{name} not supported: a matter of layers", null[:, 2]),
+        finds(f"{name} not supported: the opposite within layers", opposite[:, 2], 0.8),
     ]
 
 
@@ -223,7 +266,7 @@ def _roles(rng: np.random.Generator, repeats: int) -> list[Check]:
     return [
         errs("role: heads drawn as untrained ones, any named", none),
         finds("role: a lone head of 28", np.array(lone), 0.8),
-        errs("roles return: selectivity by chance", np.array(chance)),
+        replacing(errs("roles return: selectivity by chance", np.array(chance)), ROLES_BEFORE),
         finds("roles return: in a random place of the layer", np.array(returns), 0.8),
     ]
 

@@ -29,6 +29,17 @@ def test_the_table_is_the_losses(result):
     assert list(result.top(2).columns) == ["component", "type", "delta_loss", "low", "high", "p", "n"]
 
 
+def test_components_can_be_ranked_by_how_their_effect_varies(result):
+    varied = result.top(3, by="over_images")
+    clean, loss = result.dataset.clean_loss, result.dataset.loss.sel(ablation="zero")
+    by_image = (100 * (loss - clean) / clean.mean("image")).mean("t")
+    expected = np.sqrt((by_image**2).mean("image"))
+    np.testing.assert_allclose(varied["over_images"], np.sort(expected)[::-1][:3], rtol=1e-3)
+    assert varied.columns[-1] == "over_images" and len(varied) == 3
+    with pytest.raises(ConfigError, match="over_timesteps"):
+        result.top(by="over_timestep")
+
+
 def test_a_saved_result_opens_with_the_table_in_it(result, tmp_path):
     result.save(tmp_path / "result.zarr")
     opened = xr.open_zarr(tmp_path / "result.zarr").sel(ablation="zero")

@@ -48,7 +48,7 @@ def examined(steps, seed=0, inputs="some"):
     )
     config, sweep = (
         dataclasses.replace(preset("tiny"), seed=seed),
-        xr.Dataset(coords={"image": range(IMAGES)}),
+        xr.Dataset(coords={"image": range(IMAGES), "component": list(COMPONENTS), "ablation": ["zero"]}),
     )
     network = Network("faces", "synthetic", 4, seed, sweep, sweep)
     model = ExaminedModel(f"faces@{steps}", inputs, 0, config, {"steps": steps}, network, b"")
@@ -63,6 +63,12 @@ def test_trainings_joins_snapshots_of_one_run_in_order():
     assert first.name == "faces" and first.images == IMAGES
     np.testing.assert_array_equal(first.estimate, np.outer([10, 100, 1000], np.arange(9)))
     np.testing.assert_array_equal(first.high - first.low, 3)
+
+
+def test_trainings_are_those_of_the_models_that_are_shown():
+    models = [examined(10), examined(20), examined(10, seed=1), examined(20, seed=1)]
+    assert [training.steps.tolist() for training in trainings(models, models[3:])] == [[10, 20]]
+    assert trainings(models, []) == []
 
 
 def test_trainings_keeps_apart_what_can_not_be_compared():

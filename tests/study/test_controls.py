@@ -23,7 +23,9 @@ def deepened(trained, tmp_path_factory):
     sweep = SweepConfig(
         ablations=("mean",), timesteps=3, images=8, nested=True, reference_images=4, image_block=4
     )
-    asked = StudyConfig(controls=True, circuits=("mean",), role_sets=20, random_sets=3, images=4, timesteps=2)
+    asked = StudyConfig(
+        controls=True, circuits=("mean",), role_sets=20, random_sets=3, images=4, timesteps=2, pairs=3
+    )
     config = dataclasses.replace(config, sweep=sweep, study=asked)
     choose = inputs.chooser(config, None, folder / "cache")
     examined = examine.examine("tiny", model, choose, config.sweep, 0, folder)
@@ -53,6 +55,13 @@ def test_random_sets_are_those_of_each_components_class(deepened):
     assert all(np.ptp(own.values, axis=0).max() == 0 for _, own in rows)
 
 
+def test_pairs_of_the_likeliest_components_are_run(deepened):
+    table = labelled.read(deepened[2] / "pairs.zarr")
+    assert table.sizes["pair"] == 3 and table.sizes["image"] == 4 and table.sizes["t"] == 2
+    joint = (table.without_both.mean("image") / table.clean_loss.mean("image") - 1).mean("t")
+    np.testing.assert_allclose(table.joint, 100 * joint, rtol=1e-4)
+
+
 def test_circuits_carry_their_sizes_and_can_be_measured(deepened):
     runs = labelled.read(deepened[2] / "circuit_mean.zarr")
     card = scorecards.measure(runs)
@@ -63,7 +72,7 @@ def test_circuits_carry_their_sizes_and_can_be_measured(deepened):
 
 def test_what_is_there_is_not_made_again(deepened, monkeypatch):
     examined, config, folder = deepened
-    makers = ("activity", "circuit", "head_roles", "control", "control_attention")
+    makers = ("activity", "circuit", "head_roles", "control", "control_attention", "pairs")
     for name in makers:
         monkeypatch.setattr(controls, name, lambda *a, name=name, **k: pytest.fail(f"{name} was made again"))
     controls.run_study(examined, config, folder)
@@ -74,7 +83,7 @@ def test_results_are_made_anew_only_for_settings_that_decide_them(deepened):
 
     def changed(config, **settings):
         other = dataclasses.replace(config, **settings)
-        names = ("activity", "control", "circuit_mean", "random_sets", "roles")
+        names = ("activity", "control", "circuit_mean", "random_sets", "roles", "pairs")
         return {
             name
             for name in names
@@ -84,9 +93,10 @@ def test_results_are_made_anew_only_for_settings_that_decide_them(deepened):
     def study(**settings):
         return changed(config, study=dataclasses.replace(config.study, **settings))
 
-    assert len(changed(config, seed=config.seed + 1)) == len(study(images=8)) == 5
+    assert len(changed(config, seed=config.seed + 1)) == len(study(images=8)) == 6
     assert study(models=("one more",)) == set()
     assert study(role_sets=config.study.role_sets + 1) == {"roles"}
+    assert study(pairs=config.study.pairs + 1) == {"pairs"}
     assert study(random_sets=config.study.random_sets + 1) == {"random_sets"}
 
 

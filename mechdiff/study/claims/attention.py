@@ -1,5 +1,6 @@
 """Claims about attention heads: entropy divergence of data sets, consistent roles, entropy and importance."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,6 +56,7 @@ def _divergence(networks: Sequence[Network]) -> tuple[NetworkDivergence, int, in
     return _compared(tuple(natural), tuple(simple)), min(len(natural), len(simple)), timesteps
 
 
+@functools.lru_cache(maxsize=1)  # two claims ask for it, one after the other
 def _compared(natural: tuple[Network, ...], simple: tuple[Network, ...]) -> NetworkDivergence:
     draws = np.array([_profiles(network.attention) for network in (*natural, *simple)])
     count = len(natural)

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+import xarray as xr
 
 from mechdiff.analysis import phases
 from mechdiff.core.errors import NotTestable
@@ -61,7 +62,7 @@ def _phases(networks: Sequence[Network]) -> Finding:
             f"{timesteps} timesteps were swept; a test of four phases takes at least {LEVELS} "
             "(--set=sweep.timesteps=32)"
         )
-    fits = [phases.measure(network.sweep, across_seeds.lead(network.sweep)) for network in networks]
+    fits = [_fit(network.sweep) for network in networks]
     # Four phases must fit better than any other number of phases, and than any polynomial trend.
     margins = np.array([fit.score[3] - max(np.delete(fit.score, 3).max(), fit.drift.max()) for fit in fits])
     best = sorted(fit.k for fit in fits)
@@ -71,12 +72,14 @@ def _phases(networks: Sequence[Network]) -> Finding:
         f"them; a piecewise-constant model fits better than a polynomial trend in {stepped:.0%} of resamples"
     )
     if all(network.control is not None for network in networks):
-        fresh = [
-            phases.measure(network.control, across_seeds.lead(network.control)).k for network in networks
-        ]
+        fresh = [_fit(network.control).k for network in networks]
         because += f"; in an untrained network the best number is {_range(sorted(fresh))}"
     estimate, interval, p = over_seeds(margins)
     return Finding(estimate, interval, p, len(fits), because)
+
+
+def _fit(sweep: xr.Dataset) -> phases.Phases:
+    return phases.measure(sweep, across_seeds.lead(sweep), ordered=False)
 
 
 def _range(values: Sequence[int]) -> str:

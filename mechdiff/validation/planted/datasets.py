@@ -11,6 +11,8 @@ import numpy as np
 from mechdiff.core.types import Images
 
 PlantedImages = Callable[[np.random.Generator, int, int], Images]
+VOTE, KNOWN = 0.7, 0.9  # size of the content of `votes`, and its channel 2
+ELSEWHERE = 0.3  # content of all but the rare images of `rarely`
 
 
 def regions(rng: np.random.Generator, count: int, side: int) -> Images:
@@ -44,6 +46,47 @@ def checkers(rng: np.random.Generator, count: int, side: int) -> Images:
     image = np.array(cells(rng, count, side))
     board = np.where(np.indices((side, side)).sum(0) % 2, 0.7, -0.7)
     image[..., 0] = rng.choice([-1, 1], (count, 1, 1)) * board
+    return image
+
+
+def votes(rng: np.random.Generator, count: int, side: int) -> Images:
+    """One content per image, near `VOTE` of either sign; channel 1 as in `cells`; channel 2 is `KNOWN`."""
+    image = np.array(cells(rng, count, side))
+    content = rng.choice([-1, 1], (count, 1, 1)) * rng.uniform(0.95, 1.05, (count, 1, 1)) * VOTE
+    image[..., 0], image[..., 2] = content, KNOWN
+    return image
+
+
+def rarely(rng: np.random.Generator, count: int, side: int) -> Images:
+    """One content per image in channel 0. One image in eight, anywhere among them, has 0.8 of either sign, in
+    channel 2 as well; the others have `ELSEWHERE` and nothing in channel 2. Channel 1 as in `cells`."""
+    image = np.array(cells(rng, count, side))
+    rare = np.arange(count) % 8 == np.repeat(rng.integers(8, size=-(-count // 8)), 8)[:count]
+    content = rng.choice([-1, 1], count) * np.where(rare, 0.8, ELSEWHERE)
+    image[..., 0] = content[:, None, None]
+    image[..., 2] = np.where(rare, content, 0)[:, None, None]
+    return image
+
+
+def quarter(rng: np.random.Generator, count: int, side: int, where: tuple[int, int]) -> Images:
+    """One content per image, of size 0.4 to 0.9, in the quarter at row and column `where`, which is marked in
+    channel 1; 0 elsewhere."""
+    image = np.zeros((count, side, side, 3), np.float32)
+    image[..., 1] = -0.8
+    half = side // 2
+    rows, columns = (slice(half * place, half * (place + 1)) for place in where)
+    content = rng.uniform(0.4, 0.9, (count, 1, 1)) * rng.choice([-1, 1], (count, 1, 1))
+    image[:, rows, columns, 0], image[:, rows, columns, 1] = content, 0.8
+    return image
+
+
+def either(rng: np.random.Generator, count: int, side: int) -> Images:
+    """One content of 0.5 to 0.9 per image, in channel 0 or in channel 1; channel 2 as 1 of `cells`."""
+    image = np.zeros((count, side, side, 3), np.float32)
+    image[..., 2] = cells(rng, count, side)[..., 1]
+    content, first = rng.uniform(0.5, 0.9, count), rng.random(count) < 0.5
+    image[..., 0] = np.where(first, content, 0)[:, None, None]
+    image[..., 1] = np.where(first, 0, content)[:, None, None]
     return image
 
 

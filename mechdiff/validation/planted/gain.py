@@ -1,6 +1,8 @@
-"""The gain at which a planted component denoises best, as training would set it.
+"""The gain of a planted component: that at which it denoises best, as training would set it, or that at
+which its help and its harm cancel.
 
-There the gradient of the loss with respect to its gate vanishes, as it nearly does in trained networks.
+At the best gain the gradient of the loss with respect to its gate vanishes, as it nearly does in trained
+networks.
 """
 
 import functools
@@ -10,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from scipy.optimize import brentq
 
 from mechdiff.core.types import Images
 from mechdiff.diffusion.process import image_noise, q_sample
@@ -20,6 +23,7 @@ from mechdiff.models.unet import denoise
 
 GATES = (0.0, 0.5, 1.0)  # gate values of the parabola
 BOUNDS = (0.2, 5.0)  # of the change in one round
+LEFT = 1.0  # pooled relative loss increase at the balanced gain, %
 
 
 def best_gain(
@@ -45,6 +49,28 @@ def best_gain(
         curve = np.polyfit(GATES, (loss / loss[-1]).mean(axis=1), 2)
         gain *= float(np.clip(-curve[1] / (2 * curve[0]), *BOUNDS))
     return gain
+
+
+def balanced_gain(
+    network: Callable[[float], Denoiser],
+    component: str,
+    images: Images,
+    timesteps: Int[np.ndarray, " levels"],
+) -> float:
+    """The gain at which ablating `component` raises the pooled loss by `LEFT` only, help and harm cancelling.
+
+    Args:
+      network: gain -> denoiser; more than the best gain does harm where less would have helped.
+    """
+    best = best_gain(network, component, images, timesteps)
+
+    def excess(gain: float) -> float:
+        denoiser = network(gain)
+        ablated = set_gate(denoiser.identity, [component], 0.0)
+        clean, without = (losses(denoiser, x, images, timesteps) for x in (denoiser.identity, ablated))
+        return 100 * float((without / clean - 1).mean()) - LEFT
+
+    return float(brentq(excess, best, 4 * best, xtol=1e-3))
 
 
 def losses(

@@ -3,21 +3,25 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from jaxtyping import Float
 
+from mechdiff.analysis import effects
 from mechdiff.circuits.attribution import Expansion, gate_scores
+from mechdiff.circuits.backups import candidates, costs_in_company
 from mechdiff.circuits.discovery import backup_components, discover
 from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.circuits.integrated_gradients import integrated_gradients
 from mechdiff.circuits.interactions import pair_effects, pair_scores
 from mechdiff.core import keys
 from mechdiff.core.config import SweepConfig
+from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import Images
 from mechdiff.diffusion.eval_set import EvalSet
@@ -30,73 +34,109 @@ from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.activations import activation_means, attention_stats
 from mechdiff.sweeps.optimal_ablation import optimal_replacements
 from mechdiff.sweeps.replacements import resample_replacements
-from mechdiff.validation.planted.metrics import compare
+from mechdiff.validation.planted.metrics import NOTHING, compare
 from mechdiff.validation.planted.networks import PlantedNetwork, make
 
 Scores = dict[str, Float[np.ndarray, "component t"]]
-METHODS = (
-    *("entropy", "activation variance", "first order at identity", "first order at ablated"),
+OBSERVED = ("entropy", "activation variance")  # not in % of the loss
+PREDICTED = (
+    *("first order at identity", "first order at ablated"),
     *("gauss-newton at identity", "gauss-newton at ablated", "integrated gradients"),
-    *("exact zero", "exact mean", "exact resample", "exact optimal"),
-    *("discovery on average", "discovery at every level", "discovery with stand-ins"),
-    *("pairs by curvature", "pairs exact"),
 )
-UNSIGNED = METHODS[:2]  # predict no sign of an effect
+EXACT = ("exact zero", "exact mean", "exact resample", "exact optimal")
+DISCOVERED = ("discovery on average", "discovery at every level", "discovery with stand-ins")
+PAIRS = ("pairs by curvature", "pairs exact")
+OVER_IMAGES, IN_COMPANY = "exact zero over images", "pairs of candidates"
+METHODS = (*OBSERVED, *PREDICTED, *EXACT, *DISCOVERED, *PAIRS, OVER_IMAGES, IN_COMPANY)
+UNSIGNED = (*OBSERVED, OVER_IMAGES)  # predict no sign of an effect
+CANDIDATES = 8  # as in a study
 # Limits of the most expensive methods, so that the table takes less than half an hour on one core:
 OPTIMAL_SIZES, OPTIMAL_STEPS = ("small",), 8
 BACKUPS = 4  # members of a circuit whose backup components are searched
 
 
-def score(plant: PlantedNetwork, folder: Path) -> list[dict]:
+def score(plant: PlantedNetwork, folder: Path, methods: Collection[str] = METHODS) -> list[dict]:
     """One record per method: plant, size, instance, method and `MEASURES`, NaN where one does not apply.
 
-    Entropy ranks heads only; pairs are scored for networks with a planted pair, optimal ablation for
+    Entropy ranks heads only; pairs are scored for networks with planted pairs, optimal ablation for
     `OPTIMAL_SIZES`.
 
     Args:
       folder: of the exact sweep, which resumes there.
+      methods: of `METHODS`; what no other takes is not computed.
     """
     key = jax.random.key(plant.instance)
     chosen = components(plant.denoiser.unet)
-    effects, clean = _exact(plant, folder, key, chosen)
-    scores = {**_observed(plant, key, chosen), **_predicted(plant, key, chosen, clean), **effects}
-    scores |= discovered(plant, key, chosen, folder / "circuits")
+    scores, clean = _exact(plant, folder, key, chosen, methods)
+    groups = {
+        OBSERVED: lambda: _observed(plant, key, chosen),
+        PREDICTED: lambda: _predicted(plant, key, chosen, clean),
+        DISCOVERED: lambda: discovered(plant, key, chosen, folder / "circuits"),
+        (IN_COMPANY,): lambda: {IN_COMPANY: _in_company(plant, key, chosen, scores["exact zero"])},
+    }
+    for group, compute in groups.items():
+        if not {*group}.isdisjoint(methods):
+            scores |= compute()
     signs = np.array([plant.signs.get(component.name, 0) for component in chosen])
     inside = None
     if plant.window:
         inside = (plant.timesteps >= plant.window[0]) & (plant.timesteps < plant.window[1])
-    measured = {name: compare(values, signs, inside, name not in UNSIGNED) for name, values in scores.items()}
-    if plant.pair:
+    measured = {
+        name: compare(values, signs, inside, name not in UNSIGNED, 0.0 if name in OBSERVED else NOTHING)
+        for name, values in scores.items()
+    }
+    if plant.pairs and not {*PAIRS}.isdisjoint(methods):
         paired = [component for component in chosen if component.component_type in ("head", "res")]
         measured["pairs exact"] = _pairs_exact(plant, key, paired, clean)
         measured["pairs by curvature"] = _pairs_by_curvature(plant, key, paired, clean)
     labels = {"plant": plant.name, "size": plant.size, "instance": plant.instance}
-    return [{**labels, "method": name, **measured[name]} for name in METHODS if name in measured]
-
-
-def scored(name: str, instance: int, size: str, folder: Path) -> list[dict]:
-    """`score` of one planted network, cached in `folder` under its name and `NUMERICS_VERSION`."""
-    path = files.ensure_writable(folder) / f"{name}-{size}-{instance}-numerics{NUMERICS_VERSION}.json"
-    if not path.exists():
-        files.write_json(path, score(make(name, instance, size), folder / path.stem))
-    records = files.read_json(path)
     return [
-        {key: float("nan") if value is None else value for key, value in record.items()} for record in records
+        {**labels, "method": name, **measured[name]}
+        for name in METHODS
+        if name in measured and name in methods
+    ]
+
+
+def scored(
+    name: str, instance: int, size: str, folder: Path, methods: Collection[str] = METHODS
+) -> list[dict]:
+    """`score` of one planted network; the methods already scored are cached in `folder` under its name and
+    `NUMERICS_VERSION`.
+
+    Raises:
+      ConfigError: an unknown plant, size or method.
+    """
+    for method in methods:
+        if method not in METHODS:
+            raise ConfigError(unknown("method", method, METHODS))
+    path = files.ensure_writable(folder) / f"{name}-{size}-{instance}-numerics{NUMERICS_VERSION}.json"
+    saved = files.read_json(path) if path.exists() else {"methods": [], "records": []}
+    left = [method for method in methods if method not in saved["methods"]]
+    if left:
+        records = score(make(name, instance, size), folder / path.stem, left)
+        saved = {"methods": [*saved["methods"], *left], "records": [*saved["records"], *records]}
+        files.write_json(path, saved)
+    return [
+        {key: float("nan") if value is None else value for key, value in record.items()}
+        for record in sorted(files.read_json(path)["records"], key=lambda row: METHODS.index(row["method"]))
+        if record["method"] in methods
     ]
 
 
 def _exact(
-    plant: PlantedNetwork, folder: Path, key, chosen: Sequence[Component]
+    plant: PlantedNetwork, folder: Path, key, chosen: Sequence[Component], methods: Collection[str]
 ) -> tuple[Scores, np.ndarray]:
-    """Relative loss increase (%) under every ablation, `[component, t]`, and the clean loss `[t]`."""
+    """Relative loss increase (%) under the ablations that `methods` take, `[component, t]`, and the clean
+    loss `[t]`."""
     denoiser = plant.denoiser
     eval_set = EvalSet(plant.images, plant.timesteps, key)
     reference = EvalSet(plant.others, plant.timesteps, keys.stream(key, "mean fills"))
-    replacements = {
-        "mean": activation_means(denoiser, reference),
-        "resample": resample_replacements(denoiser, eval_set),
-    }
-    if plant.size in OPTIMAL_SIZES:
+    replacements = {}
+    if "exact mean" in methods:
+        replacements["mean"] = activation_means(denoiser, reference)
+    if "exact resample" in methods:
+        replacements["resample"] = resample_replacements(denoiser, eval_set)
+    if "exact optimal" in methods and plant.size in OPTIMAL_SIZES:
         options = {"chosen": chosen, "steps": OPTIMAL_STEPS}
         replacements["optimal"] = optimal_replacements(denoiser, reference, **options)
     config = SweepConfig(ablations=("zero", *replacements), image_block=len(plant.images))
@@ -107,10 +147,19 @@ def _exact(
         config=config,
         replacements=replacements,
         chosen=chosen,
-    ).mean("image")
+    )
+    over_images = _over_images(sweep)
+    sweep = sweep.mean("image")
     clean = sweep["clean_loss"].values.astype(np.float64)
     increase = 100 * (sweep["loss"].transpose("ablation", "component", "t").values / clean - 1)
-    return {f"exact {ablation}": increase[i] for i, ablation in enumerate(config.ablations)}, clean
+    scores = {f"exact {ablation}": increase[i] for i, ablation in enumerate(config.ablations)}
+    return scores | {OVER_IMAGES: over_images}, clean
+
+
+def _over_images(sweep: xr.Dataset) -> Float[np.ndarray, "component t"]:
+    """Root mean square over images of their relative loss increase (%) under zero ablation."""
+    clean, loss = effects.losses(sweep, "zero")
+    return np.sqrt(((100 * (loss - clean) / clean.mean(-1, keepdims=True)) ** 2).mean(-1))
 
 
 def _predicted(plant: PlantedNetwork, key, chosen: Sequence[Component], clean: np.ndarray) -> Scores:
@@ -153,8 +202,7 @@ def discovered(plant: PlantedNetwork, key, chosen: Sequence[Component], folder: 
             row = everywhere.marginal[place[member]]
             if np.abs(row.mean()) > np.abs(shared[place[outsider]].mean()):
                 shared[place[outsider]] = row
-    names = ("discovery on average", "discovery at every level", "discovery with stand-ins")
-    return dict(zip(names, (average.marginal, everywhere.marginal, shared), strict=True))
+    return dict(zip(DISCOVERED, (average.marginal, everywhere.marginal, shared), strict=True))
 
 
 def _observed(plant: PlantedNetwork, key, chosen: Sequence[Component]) -> Scores:
@@ -186,14 +234,26 @@ def _variances(unet, params, identity, schedule, x0, t, key, indices):
     return {site: a.reshape(-1, a.shape[-1]).mean(0) for site, a in spread.items()}
 
 
+def _in_company(
+    plant: PlantedNetwork, key, chosen: Sequence[Component], alone: Float[np.ndarray, "component t"]
+) -> Float[np.ndarray, "component t"]:
+    """Relative loss increase (%) of each component alone; of the `CANDIDATES` of a study, where it costs
+    most, alone or with one other gone."""
+    others = EvalSet(plant.others, plant.timesteps, keys.stream(key, "candidates"))
+    picked = candidates(plant.denoiser, others, chosen, CANDIDATES)
+    pairs = list(itertools.combinations(picked, 2))
+    costs = costs_in_company(pair_effects(plant.denoiser, EvalSet(plant.images, plant.timesteps, key), pairs))
+    return np.stack([costs.get(part.name, own) for part, own in zip(chosen, alone, strict=True)])
+
+
 def _pairs_exact(
     plant: PlantedNetwork, key, chosen: Sequence[Component], clean: np.ndarray
 ) -> dict[str, float]:
     """`MEASURES` of the interactions of all pairs of components, by exact ablation."""
     pairs = list(itertools.combinations(chosen, 2))
-    effects = pair_effects(plant.denoiser, EvalSet(_half(plant), plant.timesteps, key), pairs)
-    interaction = effects.synergy.mean("image").values
-    return compare(100 * interaction / clean, _planted_pair(plant, chosen))
+    exact = pair_effects(plant.denoiser, EvalSet(_half(plant), plant.timesteps, key), pairs)
+    interaction = exact.synergy.mean("image").values
+    return compare(100 * interaction / clean, _planted_pairs(plant, chosen))
 
 
 def _pairs_by_curvature(
@@ -203,7 +263,7 @@ def _pairs_by_curvature(
     eval_set = EvalSet(_half(plant), plant.timesteps, key)
     matrix = pair_scores(plant.denoiser, eval_set, chosen).curvature.values
     left, right = np.triu_indices(len(chosen), 1)
-    return compare(100 * matrix[:, left, right].T / clean, _planted_pair(plant, chosen))
+    return compare(100 * matrix[:, left, right].T / clean, _planted_pairs(plant, chosen))
 
 
 def _half(plant: PlantedNetwork) -> Images:
@@ -211,8 +271,8 @@ def _half(plant: PlantedNetwork) -> Images:
     return plant.images[: len(plant.images) // 2]
 
 
-def _planted_pair(plant: PlantedNetwork, chosen: Sequence[Component]) -> np.ndarray:
-    """Planted sign of the interaction of each pair, 0 for all but the planted one."""
-    first, second, sign = plant.pair
+def _planted_pairs(plant: PlantedNetwork, chosen: Sequence[Component]) -> np.ndarray:
+    """Planted sign of the interaction of each pair, 0 for all but the planted ones."""
+    signs = {frozenset((first, second)): sign for first, second, sign in plant.pairs}
     pairs = itertools.combinations([component.name for component in chosen], 2)
-    return np.array([sign if {*pair} == {first, second} else 0 for pair in pairs])
+    return np.array([signs.get(frozenset(pair), 0) for pair in pairs])

@@ -26,19 +26,22 @@ def compare(
     signs: np.ndarray,
     inside: Bool[np.ndarray, " t"] | None = None,
     signed: bool = True,
+    nothing: float | None = None,
 ) -> dict[str, float]:
     """`MEASURES` of one method's scores; components with NaN are excluded.
 
     Args:
       signs: planted sign, 0 for components that are not planted.
       inside: timesteps of the planted window.
-      signed: whether scores are in % of the clean loss.
+      signed: whether scores have the sign of a loss increase.
+      nothing: sizes below this tie with 0; None: `NOTHING` of signed scores, else 0.
     """
     scored = ~np.isnan(scores).any(axis=1)
     scores, signs = scores[scored].astype(np.float64), signs[scored]
     size, matters = np.abs(scores.mean(axis=1)), signs != 0
-    if signed:
-        size = np.where(size < NOTHING, 0.0, size)
+    if nothing is None:
+        nothing = NOTHING if signed else 0.0
+    size = np.where(size < nothing, 0.0, size)
     k, others = int(matters.sum()), int((~matters).sum())
     if not k or not others:
         return dict.fromkeys(MEASURES, float("nan"))

@@ -1,0 +1,193 @@
+"""Components that make up for each other, or are of no use without each other: pairs of likely candidates,
+run exactly.
+
+Ablating one component at a time shows nothing of what another one repairs. With L the clean loss, a pair's
+interaction is L(without both) - L(without a) - L(without b) + L (`interactions`). Above 0, the second
+removal costs more than the sum of both alone: one backs up the other, in full or in part. Candidates are the
+best by gradients, of which integrated gradients see components that hide each other at the identity, on
+other images than the pairs are run on. A pair is named where its interval lies beyond `LEAST`.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float, Int
+from scipy.stats import rankdata
+
+from mechdiff import stats
+from mechdiff.circuits.attribution import gate_scores
+from mechdiff.circuits.integrated_gradients import integrated_gradients
+from mechdiff.circuits.interactions import pair_effects
+from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.interventions.components import Component
+from mechdiff.models.denoiser import Examinable
+
+LEAST = 1.0  # % of the clean loss
+BACKUP, COMMON = "backup", "common"  # what a pair is named
+
+
+def candidates(
+    denoiser: Examinable, eval_set: EvalSet, chosen: Sequence[Component], count: int
+) -> tuple[Component, ...]:
+    """The `count` of `chosen` that come first by integrated gradients or by their score at the identity.
+
+    Returns:
+      Components, the best first; both rankings take turns, integrated gradients first.
+    """
+    path = integrated_gradients(denoiser, eval_set, chosen=chosen)
+    point = gate_scores(denoiser, eval_set, chosen=chosen)
+    clean = point.clean_loss.mean("image")
+    sizes = [np.abs((scores.score.mean("image") / clean).mean("t").values) for scores in (path, point)]
+    ranks = np.stack([rankdata(-size, method="ordinal") for size in sizes])
+    order = np.lexsort((ranks.argmin(axis=0), ranks.min(axis=0)))
+    return tuple(chosen[i] for i in order[:count])
+
+
+def verified_backups(
+    denoiser: Examinable,
+    eval_set: EvalSet,
+    others: EvalSet,
+    chosen: Sequence[Component],
+    *,
+    count: int = 8,
+    seed: int = 0,
+    people: Int[np.ndarray, " image"] | None = None,
+) -> xr.Dataset:
+    """Runs all pairs of the `count` likeliest candidates of `chosen`; zero ablation.
+
+    Args:
+      eval_set: that pairs are run on.
+      others: that candidates are chosen on, of other images; then the choice does not bias the pairs' p.
+      people: number of the person on each image of `eval_set`; then people are resampled and flipped.
+
+    Returns:
+      The variables of `pair_effects` and `interaction_table`.
+
+    Raises:
+      ConfigError: fewer than two components or candidates.
+
+    Example:
+      >>> pairs = verified_backups(denoiser, eval_set, others, denoiser.components())  # doctest: +SKIP
+      >>> print("\\n".join(lines(pairs)))  # doctest: +SKIP
+    """
+    if min(len(chosen), count) < 2:
+        raise ConfigError(f"{len(chosen)} components, count={count}: a pair takes two; give 2 or more")
+    picked = candidates(denoiser, others, chosen, count)
+    exact = pair_effects(denoiser, eval_set, list(itertools.combinations(picked, 2)))
+    return interaction_table(exact, people, seed)
+
+
+def interaction_table(
+    exact: xr.Dataset,
+    people: Int[np.ndarray, " image"] | None = None,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> xr.Dataset:
+    """Pairs of `pair_effects` with their interactions in percent of the clean loss, means over timesteps.
+
+    Returns:
+      `exact` with, of each pair: `estimate`, `low`, `high` of its interaction (BCa bootstrap over images or
+      people); `p` (sign flips of them, max-T over the pairs); `single_a`, `single_b`, `joint`,
+      relative loss increases (%) without one or both; `strength` (see `strengths`); and `named`: `backup`
+      where `low` is above `LEAST`, `common` where `high` is below -`LEAST`, else empty.
+    """
+    clean, interaction = exact.clean_loss.values, exact.synergy.values
+    units = stats.units_from(people, exact.sizes["image"])
+
+    def in_percent(weights):
+        return 100 * (interaction @ weights.T / (clean @ weights.T)).mean(1)
+
+    interval = stats.bootstrap_units(in_percent, units, seed=seed, confidence=confidence)
+
+    def increase(loss):
+        return 100 * (loss.mean("image") / exact.clean_loss.mean("image") - 1).mean("t").values
+
+    singles = np.stack([increase(exact.without_a), increase(exact.without_b)])
+    joint = increase(exact.without_both)
+    named = np.where(interval.low > LEAST, BACKUP, np.where(interval.high < -LEAST, COMMON, ""))
+    per_pair = {
+        "estimate": interval.estimate,
+        "low": interval.low,
+        "high": interval.high,
+        "p": stats.max_t(by_unit(exact, units), seed=seed),
+        "single_a": singles[0],
+        "single_b": singles[1],
+        "joint": joint,
+        "strength": strengths(singles, joint),
+        "named": named,
+    }
+    return exact.assign({name: ("pair", np.asarray(values)) for name, values in per_pair.items()})
+
+
+def by_unit(exact: xr.Dataset, units: stats.Units) -> Float[np.ndarray, "pair unit"]:
+    """Interaction (%) on each image, or its sum over each person's images; means over timesteps."""
+    clean = exact.clean_loss.values.mean(-1, keepdims=True)
+    return units.sums(100 * exact.synergy.values / clean).mean(1)
+
+
+def strengths(
+    singles: Float[np.ndarray, "2 pair"], joint: Float[np.ndarray, " pair"]
+) -> Float[np.ndarray, " pair"]:
+    """How much of a cost an interaction makes up.
+
+    Of a positive one: the share of what losing the costlier component would cost that the other one repairs,
+    1 - single / (joint - other single): 1 of a full backup, between 0 and 1 of a partial one. Of a negative
+    one: the share of the lesser single cost that losing both does not add, 1 where the two are of no use
+    without each other, up to 2 where they cancel. NaN where the cost is not above 0.
+
+    Example:
+      >>> strengths(np.array([[25.0], [0.0]]), np.array([100.0]))
+      array([0.75])
+
+    (Where half of an error is repaired, as three quarters of its square are.)
+    """
+    lesser, costlier = np.sort(singles, axis=0)
+    interaction = joint - lesser - costlier
+    cost = np.where(interaction > 0, joint - lesser, lesser)
+    return np.where(cost > 0, np.abs(interaction) / np.where(cost > 0, cost, 1), np.nan)
+
+
+def costs_in_company(table: xr.Dataset) -> dict[str, Float[np.ndarray, " t"]]:
+    """Component -> relative loss increase (%) at each timestep of losing it, where that costs most in size on
+    average: alone, or where one other of the pairs is gone too.
+
+    Args:
+      table: of `pair_effects`.
+    """
+    clean = table.clean_loss.mean("image").values
+    first, second, both = (
+        100 * (table[name].mean("image").transpose("pair", "t").values / clean - 1)
+        for name in ("without_a", "without_b", "without_both")
+    )
+    options: dict[str, list[np.ndarray]] = {}
+    for i, names in enumerate(zip(table.a.values.tolist(), table.b.values.tolist(), strict=True)):
+        for name, alone, other in zip(names, (first[i], second[i]), (second[i], first[i]), strict=True):
+            options.setdefault(name, []).extend([alone, both[i] - other])
+    return {name: max(costs, key=lambda cost: abs(cost.mean())) for name, costs in options.items()}
+
+
+def named_pairs(table: xr.Dataset) -> xr.Dataset:
+    """The pairs that have a name, the largest interaction first."""
+    which = np.flatnonzero(table.named.values != "")
+    return table.isel(pair=which[np.argsort(-np.abs(table.estimate.values[which]), kind="stable")])
+
+
+def lines(table: xr.Dataset) -> list[str]:
+    """The named pairs as a table; percent of the clean loss."""
+    head = (
+        f"{'pair':44}{'first':>9}{'second':>9}{'both':>9}{'interaction':>12}  {'interval':20}{'strength':>9}"
+    )
+    rows = []
+    named = named_pairs(table)
+    for i in range(named.sizes["pair"]):
+        pair = named.isel(pair=i)
+        values = [float(pair[name]) for name in ("single_a", "single_b", "joint", "estimate")]
+        numbers = "".join(f"{value:{width}.2f}" for value, width in zip(values, (9, 9, 9, 12), strict=True))
+        bounds = f"[{float(pair.low):.2f}, {float(pair.high):.2f}]"
+        names = f"{pair.a.item()} + {pair.b.item()}"
+        rows.append(f"{names:44}{numbers}  {bounds:20}{float(pair.strength):9.2f}  {pair.named.item()}")
+    count, total = named.sizes["pair"], table.sizes["pair"]
+    return [head, *rows, f"{count} of {total} pairs lie beyond {LEAST:g} % of the loss, either way"]

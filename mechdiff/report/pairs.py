@@ -1,0 +1,51 @@
+"""Sentences on components that make up for each other, or that cost nothing twice, see `circuits.backups`."""
+
+from markupsafe import Markup
+
+from mechdiff.circuits import backups
+from mechdiff.report.findings import between, precise
+from mechdiff.report.numbers import Value
+from mechdiff.study.records import ExaminedModel
+
+SHOWN = 5  # pairs of a sentence; the largest interactions
+
+
+def about(model: ExaminedModel) -> Markup:
+    """What was seen of the pairs of one model; older results have none, and the sentence says so."""
+    table = model.network.pairs
+    if table is None:
+        return Markup("<b>Pairs of components</b> (one makes up for the other's removal): not examined.")
+    named = backups.named_pairs(table)
+    words = (
+        "<b>Pairs of components,</b> zero ablation: all {} pairs of the {} likeliest candidates by gradients "
+        "were run, on {} images. {}"
+    )
+    candidates = {*table.a.values.tolist(), *table.b.values.tolist()}
+    counts = table.sizes["pair"], len(candidates), table.sizes["image"]
+    return Markup(words).format(*counts, _listed(named))
+
+
+def _listed(named) -> Markup:
+    count = named.sizes["pair"]
+    if not count:
+        return Markup("No interaction is surely above {:g} % of the loss, either way.").format(backups.LEAST)
+    items = [_item(named.isel(pair=i)) for i in range(min(count, SHOWN))]
+    more = f"; and {count - SHOWN} more" if count > SHOWN else ""
+    words = "Beyond {:g} % of the loss, by 95 % intervals: {}{}."
+    return Markup(words).format(backups.LEAST, Markup("; ").join(items), more)
+
+
+def _item(pair) -> Markup:
+    interaction = Value(*(float(pair[end]) for end in ("estimate", "low", "high")))
+    names = pair.a.item(), pair.b.item()
+    share = 100 * float(pair.strength)
+    if pair.named.item() == backups.BACKUP:
+        costlier = float(pair.single_a) >= float(pair.single_b)
+        first, second = names if costlier else names[::-1]
+        words = "<code>{}</code> makes up for {} % of what losing <code>{}</code> costs (interaction {})"
+        return Markup(words).format(second, precise(share), first, between(interaction, " %"))
+    words = (
+        "<code>{}</code> and <code>{}</code> share {} % of the lesser's cost: losing both costs less than "
+        "the sum (interaction {})"
+    )
+    return Markup(words).format(*names, precise(share), between(interaction, " %"))

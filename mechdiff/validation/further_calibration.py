@@ -1,0 +1,141 @@
+"""Calibration of what decides beside the main tests: controls of bottlenecks, numbers of named roles, the
+margin of roles, and pairs of components that are named."""
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Bool, Float
+from scipy.stats import binom
+
+from mechdiff.analysis.roles import matching
+from mechdiff.circuits import backups
+from mechdiff.stats import small_samples
+from mechdiff.validation.checks import ALPHA, Check, errs, finds
+
+NETWORKS, SETS, QUANTILE = 12, 20, 0.95  # of a study; channel sets of each component, and what it must exceed
+ROLE_MARGIN = 0.1  # of a correlation above chance
+IMAGES, TIMESTEPS = 16, 4  # of pairs, as a study runs them
+
+
+def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
+    """All checks, each over `repeats` simulated studies; of the margin of roles a quarter as many."""
+    rngs = iter(rng.spawn(4))
+    return [
+        *_beyond_controls(next(rngs), repeats),
+        *_named_roles(next(rngs), repeats),
+        *_role_margin(next(rngs), max(min(repeats, 50), repeats // 4)),
+        *_pairs(next(rngs), repeats),
+    ]
+
+
+def _beyond_controls(rng: np.random.Generator, repeats: int) -> list[Check]:
+    """A component's relative loss increase of 40 % against that of untrained networks, and of channel sets of
+    the same network, as `claims.bottlenecks` takes them; trainings deviate by 30 %."""
+
+    def p(control: Float[np.ndarray, " network"]) -> float:
+        own = 40 * (1 + 0.3 * rng.normal(size=NETWORKS))
+        return small_samples.over_seeds(own - control)[2]
+
+    def sets(mean: float) -> Float[np.ndarray, " network"]:
+        drawn = mean * (1 + 0.3 * rng.normal(size=(NETWORKS, SETS)))
+        return np.quantile(drawn, QUANTILE, axis=1)
+
+    def outcomes(control) -> Bool[np.ndarray, " repeat"]:
+        return np.array([p(control()) <= ALPHA for _ in range(repeats)])
+
+    name = "bottleneck beyond"
+    as_much = outcomes(lambda: 40 * (1 + 0.3 * rng.normal(size=NETWORKS)))
+    half = outcomes(lambda: 20 * (1 + 0.3 * rng.normal(size=NETWORKS)))
+    return [
+        errs(f"{name} untrained networks: as much there", as_much),
+        finds(f"{name} untrained networks: half as much there", half, 0.8),
+        errs(f"{name} channel sets: one of them", outcomes(lambda: sets(40.0))),
+        finds(f"{name} channel sets: they cost a third", outcomes(lambda: sets(40 / 3)), 0.8),
+    ]
+
+
+def _named_roles(rng: np.random.Generator, repeats: int) -> list[Check]:
+    """How many of 16 networks have a named role, against the 5 % that heads without any would give."""
+    rates = {"as many as untrained heads give": ALPHA, "in half of them": 0.5}
+    found = {
+        name: binom.sf(rng.binomial(16, rate, repeats) - 1, 16, ALPHA) <= ALPHA
+        for name, rate in rates.items()
+    }
+    null, some = found
+    return [
+        errs(f"networks with a role: {null}", found[null]),
+        finds(f"networks with a role: {some}", found[some], 0.8),
+    ]
+
+
+def _role_margin(rng: np.random.Generator, repeats: int) -> list[Check]:
+    """Roles are not supported where the interval of the excess correlation ends below the margin; 6 + 6
+    networks of 16 heads, permuted within four layers."""
+    layers = [f"layer{i // 4}" for i in range(16)]
+
+    def network(profile: np.ndarray, role: np.ndarray, link: float) -> tuple[np.ndarray, np.ndarray]:
+        order = np.concatenate([4 * i + rng.permutation(4) for i in range(4)])
+        selectivity = link * role + np.sqrt(1 - link**2) * rng.normal(size=role.shape)
+        return (profile + 0.3 * rng.normal(size=profile.shape))[order], selectivity[order]
+
+    def excess(*sides) -> float:
+        values = []
+        for side in sides:
+            profiles, selectivity = zip(*side, strict=True)
+            named = [["x"] * 16] * len(side)
+            result = matching.agreement(list(profiles), list(selectivity), named, layers, 50, 0)
+            values.append(result.profiles - result.chance_profiles)
+        return float(np.mean(values))
+
+    def refused(link: float) -> bool:
+        sides = []
+        for _ in range(2):
+            profile, role = rng.normal(size=(16, 6)), rng.normal(size=(16, 12))
+            sides.append([network(profile, role, link) for _ in range(6)])
+        interval = small_samples.jackknife_interval(excess, *sides, excess(*sides))
+        return bool(interval[1] < ROLE_MARGIN)
+
+    # Two networks' selectivities correlate by link^2, and so does the excess over shuffled heads.
+    edge = [refused(np.sqrt(ROLE_MARGIN)) for _ in range(repeats)]
+    nothing = [refused(0.0) for _ in range(repeats)]
+    return [
+        errs("roles not supported: a correlation at the margin", np.array(edge)),
+        finds("roles not supported: selectivity by chance", np.array(nothing), 0.5),
+    ]
+
+
+def _pairs(rng: np.random.Generator, repeats: int) -> list[Check]:
+    """Pairs named by their interaction, of losses that are skewed over images."""
+
+    def named(joint: float, singles: tuple[float, float]) -> str:
+        clean = np.exp(0.5 * rng.normal(size=(TIMESTEPS, IMAGES)) - 0.125)
+
+        def loss(cost: float) -> Float[np.ndarray, "1 t image"]:
+            scatter = np.exp(0.5 * rng.normal(size=IMAGES) - 0.125)
+            return (clean * (1 + cost / 100 * scatter))[None]
+
+        first, second = map(loss, singles)
+        # What both cost beside the sum is drawn apart: an interaction scatters as single costs do.
+        both = first + second - clean + loss(joint - sum(singles)) - clean
+        dims = ("pair", "t", "image")
+        variables = {
+            "without_a": (dims, first),
+            "without_b": (dims, second),
+            "without_both": (dims, both),
+            "synergy": (dims, both - first - second + clean),
+            "clean_loss": (dims[1:], clean),
+        }
+        return str(backups.interaction_table(xr.Dataset(variables)).named.values[0])
+
+    laws = {
+        "edge": (11.0, (6.0, 4.0)),
+        "apart": (10.0, (6.0, 4.0)),
+        "partial": (20.0, (5.0, 0.0)),
+        "common": (6.0, (6.0, 6.0)),
+    }
+    names = {law: np.array([named(*values) for _ in range(repeats)]) for law, values in laws.items()}
+    return [
+        errs("pair: an interaction at the margin is named", names["edge"] != ""),
+        errs("pair: independent components are named", names["apart"] != ""),
+        finds("pair: a partial backup is named so", names["partial"] == backups.BACKUP, 0.8),
+        finds("pair: components of common use are named so", names["common"] == backups.COMMON, 0.8),
+    ]

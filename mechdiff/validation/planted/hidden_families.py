@@ -1,0 +1,214 @@
+"""Families of planted networks that single ablations, or means over images and timesteps, hide.
+
+Two of three heads suffice; a backup repairs a part only; two heads that need each other; a component for one
+image in eight, for one place, at some timesteps against others; two features in one pair of channels.
+"""
+
+import functools
+
+import numpy as np
+
+from mechdiff.core.types import PyTree
+from mechdiff.validation.planted import datasets, weights
+from mechdiff.validation.planted.families import Family
+from mechdiff.validation.planted.weights import CARRIER, HIDDEN, LIVE
+from mechdiff.validation.planted.wiring import BRANCHES, Wired, copied, head_name, head_places, pick
+
+REPAIRED = 0.5  # of what the first head of a partial backup does, by the second where the first is gone
+REFERENCE = 16.0  # gain of the reference that counts of copies are compared with
+DECOYS = 3 * weights.LEAK  # where a pooled effect near 0 has to stand out from those of distractors
+ASIDE = LIVE + 6  # where distractors of `two_of_three` leak to
+STEEP = 20.0  # of the SiLUs that read a feature's sign
+
+
+def _two_of_three(unet, schedule, timesteps, rng) -> Wired:
+    """Three heads copy the content; `_counting` shows it where two copies arrive, and nothing where one does.
+    Distractors leak into another channel of the image, or thresholds would swallow what they do."""
+    heads = head_places(unet)
+    members = [heads[i] for i in rng.choice(len(heads), 3, replace=False)]
+    base = weights.distractors(unet, rng)
+
+    def redo(gain):
+        params = copied(base)
+        weights.frame(params, {}, carrier=0.0)
+        _counting(params)
+        for stage in params.values():
+            if "conv2" in stage:
+                leak = stage["conv2"]["kernel"][..., LIVE : LIVE + 2]
+                stage["conv2"]["kernel"][..., ASIDE : ASIDE + 2] = leak
+                leak[:] = 0
+        for place in members:
+            weights.head(params, *place, unet.heads[-1], gain)
+            written = _written(params, place, unet.heads[-1])
+            written[LIVE + 2 : LIVE + 4] = written[LIVE : LIVE + 2]
+        return params
+
+    first, second, third = map(head_name, members)
+    pairs = ((first, second, 1), (first, third, 1), (second, third, 1))
+    return Wired(datasets.votes, redo, dict.fromkeys((first, second, third), 1), fit=None, pairs=pairs)
+
+
+def _counting(params: PyTree) -> None:
+    """An output that is `datasets.VOTE` of either sign where two copies or more of the content arrive, and 0
+    where one does: the difference of two ramps.
+
+    Images have a known constant in channel 2, which arrives smoothed as the only large content of the live
+    group. Its norm divides by it, so that thresholds hold at every timestep; live holds the copies twice, for
+    one ramp each.
+    """
+    known, vote = datasets.KNOWN, datasets.VOTE
+    kernel = params["conv_in"]["conv"]["kernel"]
+    kernel[:, :, 2, LIVE + 4], kernel[:, :, 2, LIVE + 5] = REFERENCE / 9, -REFERENCE / 9
+    copy = vote * 2 / (REFERENCE * known)  # one copy of the mean content, as the norm leaves it
+    low, high = 1.25 * copy, 1.45 * copy  # copies at which the output begins and ends to rise
+    steep = 12 / (high - low)
+    last = params["conv_out"]
+    last["norm"]["scale"][LIVE : LIVE + 4] = steep
+    last["norm"]["bias"][LIVE : LIVE + 4] = [-steep * low] * 2 + [-steep * high] * 2
+    out = last["conv"]["kernel"]
+    out[:] = 0
+    size = REFERENCE * known / 2  # root mean square of the live group
+    out[1, 1, ASIDE : ASIDE + 2, 1] = [size, -size]
+    out[1, 1, LIVE : LIVE + 4, 0] = np.array([1, -1, -1, 1]) * vote / (steep * (high - low))
+    last["conv"]["bias"][2] = known
+
+
+def _partial_backup(unet, schedule, timesteps, rng) -> Wired:
+    """One head averages over all positions. A later one adds `REPAIRED` of what is missing of that: nothing,
+    unless the first is gone."""
+    first, second = _in_two_layers(unet, rng)
+    base, heads = weights.distractors(unet, rng), unet.heads[-1]
+
+    def redo(gain):
+        params = copied(base)
+        weights.frame(params, {})
+        weights.head(params, *first, heads, gain, (0, 1, 2))
+        weights.head(params, *second, heads, REPAIRED * gain, (0, 1, 2))
+        value = params[second[0]]["v"]["kernel"]
+        start = second[1] * (value.shape[1] // heads)
+        for channel in range(3):
+            value[LIVE + 2 * channel, start + channel] = -CARRIER / 2 / gain
+        return params
+
+    names = head_name(first), head_name(second)
+    return Wired(datasets.flat, redo, dict.fromkeys(names, 1), pairs=((*names, 1),))
+
+
+def _composition(unet, schedule, timesteps, rng) -> Wired:
+    """One head copies the content of distant positions to a relay, a later one from there to the output."""
+    first, second = _in_two_layers(unet, rng)
+    base, heads = weights.distractors(unet, rng), unet.heads[-1]
+    relay = HIDDEN + 4  # that of image channel 2, which holds nothing
+
+    def redo(gain):
+        params = copied(base)
+        weights.frame(params, {1: 0.8})
+        params["conv_in"]["conv"]["kernel"][:, :, 2] = 0
+        weights.head(params, *first, heads, 1.0, (0,), match=9.0)
+        _redirected(params, first, heads, relay)
+        weights.head(params, *second, heads, gain, (2,), match=9.0)
+        _redirected(params, second, heads, LIVE)
+        return params
+
+    names = head_name(first), head_name(second)
+    return Wired(datasets.regions, redo, {names[1]: 1, names[0]: 1}, pairs=((*names, -1),))
+
+
+def _redirected(params: PyTree, place: tuple[str, int], heads: int, plus: int) -> None:
+    """A head's only content goes to the pair of channels at `plus` instead of where it went."""
+    written = _written(params, place, heads)
+    gain = written.max()
+    written[:] = 0
+    written[plus], written[plus + 1] = gain, -gain
+
+
+def _written(params: PyTree, place: tuple[str, int], heads: int) -> np.ndarray:
+    """Weights from a head's first content to all channels; writing to them changes `params`."""
+    stage, index = place
+    kernel = params[stage]["out"]["kernel"]
+    return kernel[index * (len(kernel) // heads)]
+
+
+def _rare(unet, schedule, timesteps, rng) -> Wired:
+    """One head shows the mean of channel 0 in channel 2. It is there in one image of eight; in the others it
+    is not, and the head does nearly as much harm in all as it helps in the few."""
+    place, base = pick(rng, head_places(unet)), weights.distractors(unet, rng)
+
+    def redo(gain):
+        params = copied(base)
+        weights.frame(params, {0: 0.8, 1: 0.8})
+        weights.head(params, *place, unet.heads[-1], gain)
+        _redirected(params, place, unet.heads[-1], LIVE + 4)
+        return params
+
+    return Wired(datasets.rarely, redo, {head_name(place): 1}, fit="balanced")
+
+
+def _place(unet, schedule, timesteps, rng) -> Wired:
+    """One head copies content that is in one quarter of the image only, among positions of that quarter."""
+    place, base = pick(rng, head_places(unet)), weights.distractors(unet, rng)
+    quarter = int(rng.integers(2)), int(rng.integers(2))
+
+    def redo(gain):
+        params = copied(base)
+        weights.frame(params, {1: 0.8})
+        weights.head(params, *place, unet.heads[-1], gain, match=9.0)
+        return params
+
+    scene = functools.partial(datasets.quarter, where=quarter)
+    return Wired(scene, redo, {head_name(place): 1}, quarter=quarter)
+
+
+def _changing(unet, schedule, timesteps, rng) -> Wired:
+    """One branch adds the noisy content: it helps at some timesteps, and hurts as much at noisier ones."""
+    stage, base = pick(rng, BRANCHES), weights.distractors(unet, rng, leak=DECOYS)
+
+    def redo(gain):
+        params = copied(base)
+        weights.frame(params, {1: 0.8})
+        weights.branch(params, stage, gain)
+        return params
+
+    return Wired(datasets.cells, redo, {f"{stage}.res": 1}, fit="balanced")
+
+
+def _superposition(unet, schedule, timesteps, rng) -> Wired:
+    """One head carries two features, never there together, as the two signs of one number: mean channel 0
+    where it is positive, mean channel 1 where it is negative. SiLUs of the output tell them apart."""
+    (stage, index), base = pick(rng, head_places(unet)), weights.distractors(unet, rng)
+    heads = unet.heads[-1]
+
+    def redo(gain):
+        params = copied(base)
+        weights.frame(params, {2: 0.8})
+        weights.head(params, stage, index, heads, gain)
+        value = params[stage]["v"]["kernel"]
+        value[HIDDEN + 2, index * (value.shape[1] // heads)] = -CARRIER / 2
+        last = params["conv_out"]
+        last["norm"]["scale"][LIVE : LIVE + 2] = STEEP
+        last["conv"]["kernel"][1, 1, LIVE : LIVE + 4, :2] = 0
+        for channel in range(2):
+            last["conv"]["kernel"][1, 1, LIVE + channel, channel] = CARRIER / 2 / STEEP
+        return params
+
+    return Wired(datasets.either, redo, {f"{stage}.head{index}": 1})
+
+
+def _in_two_layers(unet, rng: np.random.Generator) -> tuple[tuple[str, int], tuple[str, int]]:
+    """Two random heads, the second in a later layer."""
+    heads = head_places(unet)
+    layers = list(dict.fromkeys(stage for stage, _ in heads))
+    early, late = sorted(rng.choice(len(layers), 2, replace=False))
+    first, second = (pick(rng, [head for head in heads if head[0] == layers[i]]) for i in (early, late))
+    return first, second
+
+
+HIDDEN_FAMILIES: dict[str, Family] = {
+    "two_of_three": _two_of_three,
+    "partial_backup": _partial_backup,
+    "composition": _composition,
+    "rare": _rare,
+    "place": _place,
+    "changing": _changing,
+    "superposition": _superposition,
+}

@@ -1,0 +1,96 @@
+"""Pairs that make up for each other: numbers by hand, a null, and a planted network whose backup is known."""
+
+import jax
+import numpy as np
+import pytest
+import xarray as xr
+
+from mechdiff.circuits import backups
+from mechdiff.core.errors import ConfigError
+from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.models.unet import components
+from mechdiff.validation import planted
+
+IMAGES, TIMESTEPS = 24, 2
+
+
+def losses(rng, **costs):
+    """Losses of `pair_effects` whose relative increases are as told, scattered over images."""
+    clean = np.exp(0.3 * rng.normal(size=(TIMESTEPS, IMAGES)))
+    pairs = len(next(iter(costs.values())))
+    scattered = 1 + 0.2 * rng.normal(size=(pairs, TIMESTEPS, IMAGES))
+    raised = {
+        name: clean * (1 + np.array(cost)[:, None, None] / 100 * scattered) for name, cost in costs.items()
+    }
+    dims = ("pair", "t", "image")
+    variables = {name: (dims, value) for name, value in raised.items()}
+    synergy = raised["without_both"] - raised["without_a"] - raised["without_b"] + clean
+    coords = {"a": ("pair", [f"a{i}" for i in range(pairs)]), "b": ("pair", [f"b{i}" for i in range(pairs)])}
+    return xr.Dataset(variables | {"synergy": (dims, synergy), "clean_loss": (dims[1:], clean)}, coords)
+
+
+def test_a_partial_backup_common_work_and_independent_parts_are_told_apart():
+    rng = np.random.default_rng(2)
+    exact = losses(
+        rng, without_a=[25.0, 30.0, 20.0], without_b=[0.0, 20.0, 10.0], without_both=[100.0, 30.0, 30.0]
+    )
+    table = backups.interaction_table(exact)
+    assert table.named.values.tolist() == [backups.BACKUP, backups.COMMON, ""]
+    np.testing.assert_allclose(table.estimate, [75, -20, 0], atol=5)
+    np.testing.assert_allclose(table.strength[:2], [0.75, 1], atol=0.1)
+    assert (table.low < table.estimate).all() and (table.estimate < table.high).all()
+    assert (table.p.values[:2] < 0.05).all() and table.p.values[2] > table.p.values[:2].max()
+    assert backups.named_pairs(table).a.values.tolist() == ["a0", "a1"]
+    shown = backups.lines(table)
+    assert shown[1].startswith("a0 + b0") and shown[1].endswith(backups.BACKUP) and shown[-1][:6] == "2 of 3"
+
+
+def test_independent_parts_are_hardly_ever_named():
+    rng, named = np.random.default_rng(1), 0
+    for number in range(40):
+        exact = losses(rng, without_a=[8.0, 3.0], without_b=[5.0, 3.0], without_both=[13.0, 6.0])
+        named += (backups.interaction_table(exact, seed=number).named.values != "").sum()
+    assert named <= 4  # of 80; a 95 % interval beyond +-1 % errs in 2.5 % at most
+
+
+@pytest.mark.parametrize(
+    "singles, joint, strength",
+    [((25, 0), 100, 0.75), ((0, 0), 80, 1.0), ((40, 60), 60, 1.0), ((50, 50), 0, 2.0), ((10, 20), 30, 0.0)],
+)
+def test_strength_by_hand(singles, joint, strength):
+    found = backups.strengths(np.array(singles, float)[:, None], np.array([joint], float))
+    assert found[0] == pytest.approx(strength)
+    swapped = backups.strengths(np.array(singles[::-1], float)[:, None], np.array([joint], float))
+    assert swapped[0] == found[0]
+
+
+def test_no_cost_has_no_strength():
+    assert np.isnan(backups.strengths(np.array([[-5.0], [0.0]]), np.array([-20.0]))).all()
+
+
+@pytest.fixture(scope="module")
+def known():
+    """A planted network with a partial backup, its components, and its two sets of images."""
+    plant = planted.make("partial_backup", 1, images=8)
+    sets = [EvalSet(images, plant.timesteps, jax.random.key(3)) for images in (plant.images, plant.others)]
+    return plant, components(plant.denoiser.unet), *sets
+
+
+def test_a_silent_backup_is_among_the_candidates_and_named_with_its_strength(known):
+    plant, chosen, eval_set, others = known
+    table = backups.verified_backups(plant.denoiser, eval_set, others, chosen, count=5)
+    assert table.sizes["pair"] == 10
+    first = backups.named_pairs(table).isel(pair=0)
+    assert {first.a.item(), first.b.item()} == set(plant.signs) and first.named.item() == backups.BACKUP
+    assert 0.65 < float(first.strength) < 0.9  # half of an error is three quarters of its square
+    costs = backups.costs_in_company(table)
+    silent = plant.pairs[0][1]
+    alone = float(first.single_b if first.b.item() == silent else first.single_a)
+    assert costs[silent].mean() > 20 * abs(alone)
+    np.testing.assert_allclose(costs[silent].mean(), first.joint - max(first.single_a, first.single_b))
+
+
+def test_one_component_makes_no_pair(known):
+    plant, chosen, eval_set, others = known
+    with pytest.raises(ConfigError, match="a pair takes two"):
+        backups.verified_backups(plant.denoiser, eval_set, others, chosen[:1])

@@ -1,0 +1,74 @@
+"""Sentences on pairs of components, and which components the forest plot shows."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import xarray as xr
+from reference.results import fabricate
+
+from mechdiff.report import pairs, ranking
+from mechdiff.storage import files
+from mechdiff.study import records
+
+
+@pytest.fixture(scope="module")
+def examined(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    fabricate(folder, "tiny", "held-out synthetic pictures", 0)
+    files.write_json(folder / "manifest.json", {})
+    return records.read(folder)[1][0]
+
+
+def with_pairs(model, named, strength):
+    """The model with pairs of these names."""
+    count = len(named)
+    numbers = {
+        "estimate": [-25.0 if name == "common" else 75.0 for name in named],
+        "low": [70.0] * count,
+        "high": [80.0] * count,
+        "single_a": [0.0] * count,
+        "single_b": [25.0] * count,
+        "strength": [strength] * count,
+        "named": named,
+    }
+    coords = {
+        "a": ("pair", [f"a{i}" for i in range(count)]),
+        "b": ("pair", ["<b>"] * count),
+        "image": range(16),
+    }
+    table = xr.Dataset({name: ("pair", values) for name, values in numbers.items()}, coords)
+    return dataclasses.replace(model, network=dataclasses.replace(model.network, pairs=table))
+
+
+def test_a_backup_is_named_with_its_share_and_markup_is_escaped(examined):
+    sentence = pairs.about(with_pairs(examined, ["backup", ""], 0.75))
+    assert "<code>a0</code> makes up for 75.0 % of what losing <code>&lt;b&gt;</code> costs" in sentence
+    assert "all 2 pairs of the 3 likeliest" in sentence and "of 16 images" not in sentence
+    assert "16 images" in sentence and "a1" not in sentence
+
+
+def test_common_work_and_more_pairs_than_are_shown(examined):
+    sentence = pairs.about(with_pairs(examined, ["common"] * 7, 1.0))
+    assert sentence.count("share 100 % of the lesser") == pairs.SHOWN and "and 2 more" in sentence
+
+
+def test_nothing_named_and_nothing_examined_are_said(examined):
+    assert "No interaction is surely above 1 %" in pairs.about(with_pairs(examined, [""], 0.1))
+    assert "not examined" in pairs.about(examined)
+
+
+def test_the_forest_plot_keeps_rows_for_what_means_hide(examined):
+    damage = examined.lead
+    order = damage.order.tolist()
+    hidden = order[-1], order[-2]  # the least on average
+    quantiles, rms = damage.quantiles.copy(), damage.rms.estimate.copy()
+    quantiles[hidden[0], -1], rms[hidden[1]] = 1e6, 1e5
+    varied = dataclasses.replace(
+        damage, quantiles=quantiles, rms=dataclasses.replace(damage.rms, estimate=rms)
+    )
+    chosen = ranking.chosen(varied)
+    largest = ranking.SHOWN - ranking.VARIED
+    assert chosen[:largest] == order[:largest] and len(set(chosen)) == ranking.SHOWN
+    assert chosen[largest : largest + 2] == [*hidden]
+    assert np.isfinite(ranking.forest_ends([varied])).all() and ranking.forest_ends([varied])[1] > 1e6

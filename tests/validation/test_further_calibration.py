@@ -1,0 +1,47 @@
+"""What decides beside the main tests keeps its word; the old rules do what the audit says of them."""
+
+import numpy as np
+
+from mechdiff.validation import checks as checks_of
+from mechdiff.validation import further_calibration, old_rules
+
+
+def test_controls_named_roles_margins_and_pairs_keep_their_word():
+    found = further_calibration.checks(np.random.default_rng(6), 20)
+    assert [check.name for check in found if not check.holds] == []
+    for rule in ("bottleneck beyond", "networks with a role", "roles not supported", "pair:"):
+        promises = {check.promise for check in found if check.name.startswith(rule)}
+        assert promises == {"errs at most", "finds at least"}, rule
+
+
+def test_the_first_listed_component_decided_where_nothing_was_significant():
+    rng = np.random.default_rng(0)
+    scatter = rng.normal(size=(12, 24))
+    damage = 20 + scatter - scatter.mean(axis=0)
+    damage[:, 0] -= 3  # surely below the mean of its type, while no other is surely above it
+    assert old_rules.first_listed(damage) == (False, True)
+    damage = damage[:, ::-1].copy()
+    assert old_rules.first_listed(damage) == (False, False)
+    damage[:, 5] += 30
+    assert old_rules.first_listed(damage) == (True, False)
+
+
+def test_four_steps_against_other_numbers_of_steps_alone():
+    rng = np.random.default_rng(1)
+    steps = rng.normal(0, 0.01, (8, 8))
+    assert not old_rules.steps_alone(steps)
+    steps[:, 3] += 1
+    assert old_rules.steps_alone(steps)
+
+
+def test_a_rate_before_is_that_of_the_same_data_or_of_the_audit():
+    check = checks_of.errs("a rule", np.zeros(50, bool))
+    same = checks_of.replacing(check, np.arange(50) < 10)
+    audit = checks_of.replacing(check, 0.25)
+    assert (same.before, same.before_by, audit.before, audit.before_by) == (0.2, "old rule", 0.25, "audit")
+    lines = checks_of.table([check, same, audit]).splitlines()
+    assert (
+        "old rule" not in lines[1]
+        and lines[2].endswith("0.200 old rule")
+        and lines[3].endswith("0.250 audit")
+    )
