@@ -206,8 +206,8 @@ def opened(
       name: shown in results; the folder's if empty.
     """
     if config.sweep.precision != "float32":
-        line = f"sweep.precision={config.sweep.precision} acts in ablation sweeps; all else is in float32"
-        print(line, file=sys.stderr, flush=True)
+        words = "acts in ablation and sequential sweeps; all else is in float32"
+        print(f"sweep.precision={config.sweep.precision} {words}", file=sys.stderr, flush=True)
     choose = chooser(config, workdir, celeba, images)
     denoiser, trained, record = load.load_denoiser(model, name)
     load.check_known(record, denoiser.name)
@@ -221,7 +221,7 @@ def opened(
 
 def chooser(config: ExperimentConfig, workdir: Path, celeba: str | None, images: str | None) -> Callable:
     """`inputs.chooser`, with what --classes and --conditions say of the images."""
-    said = Given(classes=FLAGS.classes, conditions=FLAGS.conditions)
+    said = Given(classes=FLAGS["classes"].value, conditions=FLAGS["conditions"].value)  # unparsed in tests
     return inputs.chooser(config, celeba, workdir / "cache", images, said)
 
 

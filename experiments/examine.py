@@ -7,16 +7,14 @@ everything. `--part=ladder` takes only what the claim about complexity asks of f
 of snapshots: a sweep under mean ablation and circuits.
 """
 
-import dataclasses
-
 from absl import flags
 
-from mechdiff.core.config import StudyConfig, to_dict
+from mechdiff.core.config import to_dict
 from mechdiff.core.errors import ConfigError
 from mechdiff.models.load import model_folder
 from mechdiff.storage import files, locks
 from mechdiff.storage.manifest import run_manifest
-from mechdiff.study import controls, examine, inputs, packing
+from mechdiff.study import controls, examine, inputs, packing, plan
 
 from . import _launch
 
@@ -31,7 +29,7 @@ def main(config, workdir):
     if not MODEL.value:
         raise ConfigError("no network; give one with --model=RUN or --model=RUN@STEP")
     name = NAME.value or MODEL.value.rstrip("/").rpartition("/")[2]
-    config = of_ladder(config) if PART.value == "ladder" else config
+    config = plan.of_ladder(config) if PART.value == "ladder" else config
     folder, path = workdir / "subjects" / name, workdir / packing.CELLS / f"{name}.zip"
     with locks.lock(workdir):
         choose = inputs.chooser(config, CELEBA.value, workdir / "cache")
@@ -42,13 +40,6 @@ def main(config, workdir):
         files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[name]))
     print(path)
     return {"cells": path}
-
-
-def of_ladder(config):
-    """The settings for faces of lower complexity and snapshots: mean ablation and its circuits."""
-    sweep = dataclasses.replace(config.sweep, ablations=("mean",))
-    study = StudyConfig(circuits=("mean",), images=config.study.images, timesteps=config.study.timesteps)
-    return dataclasses.replace(config, sweep=sweep, study=study)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ def main(config, workdir):
         workdir / "certify",
         width=WIDTH.value,
         block=config.sweep.image_block,
+        precision=config.sweep.precision,
     )
     manifest = run_manifest(to_dict(config), models=[denoiser.name], inputs=given.label)
     files.write_json(workdir / "certified.json", {**dataclasses.asdict(found), "manifest": manifest})
@@ -43,6 +44,9 @@ def main(config, workdir):
         bounds = f"[{found.low[i]:.2f}, {found.high[i]:.2f}]"
         mark = "" if found.decided[i] else "  undecided"
         print(f"{found.components[i]:24}{found.estimate[i]:10.2f} %  {bounds:24}{found.images[i]:6d}{mark}")
+    if found.precision_error.any():
+        words = f"precision {found.precision_error.max():.2g} points at most, within the intervals"
+        print(f"products in {config.sweep.precision}: {words}")
     print(
         f"{found.spent:,} components x pictures; the smallest fixed design would have spent {found.fixed:,}"
     )

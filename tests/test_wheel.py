@@ -9,11 +9,15 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import xarray as xr
+from PIL import Image
 from report.test_report import fabricate
 
 from mechdiff.core.config import to_dict
 from mechdiff.core.presets import preset
+from mechdiff.models.unet import components as unet_components
 from mechdiff.models.unet import count_parameters
 from mechdiff.storage import files
 
@@ -32,6 +36,33 @@ names = [component.name for component in mechdiff.components(config.unet)]
 print(mechdiff.__file__)
 print(len(names), sum(leaf.size for leaf in jax.tree.leaves(params)))
 print(report.build(results))
+"""
+
+
+TEN_LINES = """
+import json, sys
+import mechdiff as md
+import numpy as np
+own, head, images = sys.argv[1:4]
+small = {"n": 3, "timesteps": 2, "components": "mid.*"}
+
+model = md.load(own)
+heads = model.components(type="head")
+gone = model.ablate(head).during(0, 30)
+rows = (model.sample(2, seed=0, steps=2), gone.sample(2, seed=0, steps=2))
+md.show(*rows).save("rows.png")
+result = model.sweep(images, folder="sweeps", **small)
+top = result.top(10)
+result.plot(head).save("head.png"); result.plot().save("map.png")
+activations = model.activations(images, sites="mid.*", timesteps=[14, 40], n=2)
+changed = md.compare(model, model, images, folder="sweeps", **small)
+
+changed.save("changed"), result.save("result.zarr")
+shipped = md.load("cpu32-celeba-seed0").components(type="head")
+differ = not np.array_equal(rows[0].images, rows[1].images)
+table, sizes = (top.columns.tolist(), top.component.tolist()), dict(activations.sizes)
+told = [len(heads), differ, *table, sizes, len(shipped)]
+print(json.dumps([*told, changed.top(1).difference.tolist()]))
 """
 
 
@@ -125,3 +156,24 @@ def test_wheel_loads_a_model_and_builds_a_report_outside_the_checkout(site, outs
     assert network == f"56 {count_parameters(preset('cpu32').unet)}"
     text = Path(page).read_text("utf-8")
     assert "held-seed0" in text and "</html>" in text and "font-family" in text  # template and style sheet
+
+
+def test_the_ten_lines_of_the_face_run_outside_the_checkout(trained, outside, tmp_path):
+    """On a tiny network of ours and a folder of images: what `README.md` shows, from load to compare."""
+    images = tmp_path / "my_images"
+    images.mkdir()
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 255, (6, 8, 8, 3), np.uint8)):
+        Image.fromarray(pixels).save(images / f"{number}.png")
+    done = outside("-c", TEN_LINES, str(trained[0]), "mid.attn0.head1", str(images))
+    assert done.returncode == 0, done.stderr
+    heads, differ, columns, components, sizes, shipped, change = json.loads(done.stdout.splitlines()[-1])
+    config = preset("tiny").unet
+    assert heads == sum(part.component_type == "head" for part in unet_components(config)) and shipped == 28
+    assert differ and change == [0.0]
+    assert columns == ["component", "type", "delta_loss", "low", "high", "p", "n"]
+    assert "mid.attn0.head1" in components and sizes["t"] == 2 and sizes["image"] == 2
+    for name in ("rows.png", "head.png", "map.png"):
+        with Image.open(tmp_path / name) as figure:
+            assert min(figure.size) > 50
+    assert "</html>" in (tmp_path / "changed" / "compare.html").read_text("utf-8")
+    assert "pooled_delta_loss" in xr.open_zarr(tmp_path / "result.zarr")

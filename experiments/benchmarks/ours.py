@@ -22,7 +22,8 @@ from mechdiff.interventions.build import leave_one_out
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, count_parameters, init_unet
 from mechdiff.sweeps.ablation import ablation_sweep
-from mechdiff.training.step import data_parallel, init_state, train_step
+from mechdiff.training.placement import data_parallel
+from mechdiff.training.step import init_state, train_step
 
 
 def pictures(config, images):

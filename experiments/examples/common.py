@@ -68,9 +68,7 @@ def _read(path: Path, like):
     return jax.tree.unflatten(jax.tree.structure(like), leaves), list(arrays["losses"])
 
 
-def loss_increases(
-    denoiser: TracedDenoiser, x0, t, noise, components: str = ".*", condition=None
-) -> dict[str, np.ndarray]:
+def loss_increases(denoiser: TracedDenoiser, x0, t, noise, condition=None) -> dict[str, np.ndarray]:
     """What leaving a component out (zero ablation) adds to the denoising loss, image by image.
 
     In units of the mean clean loss, so that the mean over images is the relative loss increase.
@@ -84,7 +82,7 @@ def loss_increases(
         predict = lambda x, t: denoiser.predict(intervention, x, t, condition)
         return denoising_loss(predict, denoiser.schedule, x0, t, noise)
 
-    names, stacked = leave_one_out(denoiser.identity, components)
+    names, stacked = leave_one_out(denoiser.identity, denoiser.components())
     clean = losses(denoiser.identity)
     ablated = jax.jit(jax.vmap(losses, in_axes=(STACKED,)))(stacked)
     return dict(zip(names, np.asarray((ablated - clean) / clean.mean())))

@@ -2,10 +2,17 @@
 
 The architecture is that of Peebles & Xie 2023 (patches, adaLN-Zero), its blocks in an `nn.scan`: a value
 named `block*.mlp` in the body is a site of every block. The class is the rung of the faces' complexity
-ladder. `python -m experiments.examples.linen_dit` trains for some minutes; then it asks which components the
-denoising
-needs, and which of them carry the class: ablated, they lose more of what the right class is worth.
+ladder. `python -m experiments.examples.linen_dit` trains for some minutes, and goes on where it was stopped;
+then it asks which components the denoising needs, and which of them carry the class: without them a wrong
+class costs less than with them. What came out is in `README.md` beside this file. The launchers examine the
+trained network as they do any other:
+
+    python -m experiments.sweep --model=experiments.examples.linen_dit:examined --workdir=runs/dit
+    python -m experiments.report --workdir=runs/dit
 """
+
+import functools
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -15,16 +22,23 @@ from absl import app, flags
 from jax.ad_checkpoint import checkpoint_name
 
 from experiments.examples.common import loss_increases, show, time_features, trained
+from mechdiff.core.errors import ConfigError
 from mechdiff.data.synthetic import faces
 from mechdiff.diffusion.process import denoising_loss, training_loss
 from mechdiff.diffusion.schedules import cosine_schedule
 from mechdiff.interventions.build import ablate
+from mechdiff.interventions.record import Intervention
 from mechdiff.models.traced import TracedDenoiser, wrap
+from mechdiff.storage import files
+from mechdiff.storage.manifest import run_manifest
 
 SCHEDULE = cosine_schedule()
 RUNGS = 5  # of the complexity ladder, 0 to 4: the classes
 SIZE, PATCH = 16, 2
-EXAMINED = 400  # timestep at which components are left out
+STEPS = 1500  # of training
+EXAMINED, EACH = 400, 16  # timestep at which components are left out, on so many images of each rung
+WORKDIR = "runs/linen_dit"
+STATE = "state.safetensors"  # in it
 
 
 class Attention(nn.Module):
@@ -105,13 +119,25 @@ def labeled_faces(key, each: int = 8):
     return jnp.concatenate(images), jnp.repeat(jnp.arange(RUNGS), each)
 
 
+def examined() -> tuple[TracedDenoiser, np.ndarray, np.ndarray]:
+    """For launchers: the network that `main` trained in `WORKDIR`, faces of all rungs in turn, and these."""
+    state = Path(WORKDIR, STATE)
+    if not state.exists():
+        raise ConfigError(f"no {state}; train first: python -m experiments.examples.linen_dit")
+    images, label = labeled_faces(jax.random.key(9), EACH)
+    in_turn = np.arange(RUNGS * EACH).reshape(RUNGS, EACH).T.ravel()
+    model = denoiser(steps=STEPS, state_file=state)
+    return model, np.asarray(images)[in_turn], np.asarray(label)[in_turn]
+
+
 def denoiser(
     *, steps: int, width: int = 64, depth: int = 4, heads: int = 4, draw=labeled_faces, state_file=None
 ) -> TracedDenoiser:
     """The network, trained on the images and classes that `draw(key)` makes, and wrapped."""
     module = DiT(width, depth, heads)
     example = (jnp.zeros((1, SIZE, SIZE, 3)), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
-    params = jax.jit(module.init)(jax.random.key(0), *example)
+    init = functools.partial(_fresh, module, example)
+    params = jax.jit(init)(jax.random.key(0))
 
     def loss(params, key, labeled):
         at, noise = jax.random.split(key)
@@ -122,36 +148,65 @@ def denoiser(
 
     params, losses = trained(loss, params, draw, steps=steps, rate=1e-3, state_file=state_file)
     print(f"loss: first {losses[:10].mean():.3f}, last {losses[-50:].mean():.4f}")
-    return wrap(module.apply, params, schedule=SCHEDULE, example=example, name="linen-dit")
+    options = {"schedule": SCHEDULE, "example": example, "init": init}
+    return wrap(module.apply, params, name="linen-dit", **options)
+
+
+def _fresh(module: DiT, example: tuple, key):
+    return module.init(key, *example)
+
+
+@jax.jit
+def _losses(model: TracedDenoiser, intervention: Intervention, x0, t, noise, said):
+    predict = lambda x, t: model.predict(intervention, x, t, said)
+    return denoising_loss(predict, SCHEDULE, x0, t, noise)
 
 
 def worth_of_the_class(model: TracedDenoiser, x0, t, noise, label, component: str | None = None):
-    """By how much a wrong class raises the loss of each image, in % of the loss with the right one."""
+    """By how much a wrong class raises the loss of each image, in % of the mean loss with the right one and
+    nothing ablated."""
     intervention = ablate(model.identity, [component]) if component else model.identity
+    given = model, intervention, x0, t, noise
+    right, wrong = _losses(*given, label), _losses(*given, (label + 2) % RUNGS)
+    clean = _losses(model, model.identity, x0, t, noise, label).mean()
+    return np.asarray(100 * (wrong - right) / clean)
 
-    def losses(said):
-        predict = lambda x, t: model.predict(intervention, x, t, said)
-        return denoising_loss(predict, SCHEDULE, x0, t, noise)
 
-    right, wrong = jax.jit(losses)(label), jax.jit(losses)((label + 2) % RUNGS)
-    return np.asarray(100 * (wrong / right - 1))
+def mean_and_error(values) -> list[float]:
+    """Mean over images and its standard error."""
+    return [float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)]
 
 
 def main(_):
-    """Trains, leaves out every component, and asks which carry the class."""
-    model = denoiser(steps=flags.FLAGS.steps)
-    x0, label = labeled_faces(jax.random.key(9), 16)
-    noise, t = jax.random.normal(jax.random.key(10), x0.shape), jnp.full(80, EXAMINED)
+    """Trains, leaves out every component, and asks which carry the class; WORKDIR/examined.json."""
+    workdir, steps = Path(flags.FLAGS.workdir), flags.FLAGS.steps
+    workdir.mkdir(parents=True, exist_ok=True)
+    model = denoiser(steps=steps, state_file=workdir / STATE)
+    x0, label = labeled_faces(jax.random.key(9), EACH)
+    noise, t = jax.random.normal(jax.random.key(10), x0.shape), jnp.full(len(x0), EXAMINED)
     increases = loss_increases(model, x0, t, noise, condition=label)
     show(increases)
-    print("\nloss with a wrong class, in % above that with the right one:")
-    for component in (None, *increases):
-        worth = worth_of_the_class(model, x0, t, noise, label, component)
-        print(
-            f"{component or 'nothing ablated':24s} {worth.mean():7.2f} % +- {worth.std(ddof=1) / 80**0.5:.2f}"
+    whole = worth_of_the_class(model, x0, t, noise, label)
+    print(
+        "\nthe right class is worth {:.2f} % +- {:.2f} of the loss; of that is lost without".format(
+            *mean_and_error(whole)
         )
+    )
+    lost = {part: whole - worth_of_the_class(model, x0, t, noise, label, part) for part in increases}
+    for part, values in sorted(lost.items(), key=lambda item: -item[1].mean()):
+        print("{:24s} {:7.2f} % +- {:.2f}".format(part, *mean_and_error(values)))
+    results = {
+        "manifest": run_manifest(
+            {"steps": steps, "timestep": EXAMINED, "images": len(x0)}, models=[model.name]
+        ),
+        "worth_of_the_class_percent": mean_and_error(whole),
+        "relative_loss_increase_percent": {part: mean_and_error(100 * v) for part, v in increases.items()},
+        "lost_worth_of_the_class_percent": {part: mean_and_error(values) for part, values in lost.items()},
+    }
+    files.write_json(workdir / "examined.json", results)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("steps", 1500, "Steps of training.")
+    flags.DEFINE_integer("steps", STEPS, "Steps of training.")
+    flags.DEFINE_string("workdir", WORKDIR, "Folder of the training and of what came out.")
     app.run(main)

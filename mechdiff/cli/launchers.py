@@ -26,7 +26,7 @@ ROOMS = {  # in the order of their use: room -> launchers, by the names of their
     ),
     "circuits": ("screen", "interactions", "circuits"),
     "analysis": ("compare", "phases", "roles", "entropy"),
-    "study": ("reproduce", "examine", "collect", "claims"),
+    "study": ("reproduce", "study", "examine", "collect", "claims"),
     "validation": ("planted", "calibrate"),
     "report": ("report",),
 }

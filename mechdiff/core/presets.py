@@ -140,6 +140,36 @@ PRESETS["study"] = dataclasses.replace(
     study=dataclasses.replace(PRESETS["cpu16"].study, models=(), random_sets=20),
 )
 
+# The same at 64x64 (15 M parameters), trained and examined by `experiments.study` on one GPU.
+PRESETS["study64"] = ExperimentConfig(
+    name="study64",
+    data=DataConfig(n_train=32_768, n_test=2140),
+    unet=UNetConfig(
+        image_size=64,
+        widths=(64, 128, 192, 256),
+        down_attention=(False, False, True, True),
+        up_attention=(False, False, True, True),
+        heads=(4, 4, 4, 4),
+        norm_groups=16,
+        prediction="v_prediction",
+    ),
+    diffusion=DiffusionConfig(schedule="cosine"),
+    train=TrainConfig(
+        steps=8000,
+        batch=128,
+        learning_rate=5e-4,
+        warmup=500,
+        ema_decay=0.999,
+        dtype="bfloat16",
+        eval_every=2000,
+        eval_images=512,
+        save_every=1000,
+        keep=(2000, 4000, 8000),
+    ),
+    sweep=dataclasses.replace(PRESETS["study"].sweep, image_block=84),
+    study=PRESETS["study"].study,
+)
+
 
 def preset(name: str) -> ExperimentConfig:
     """The experiment called `name`; an unknown name is an error that lists the closest ones.

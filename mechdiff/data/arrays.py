@@ -137,7 +137,7 @@ def _scaled(images: np.ndarray, where: str, value_range) -> tuple[np.ndarray, li
         )
     if images.size and low >= 0:
         raise DataError(
-            f"{where} holds floats in [{low:g}, {high:g}]: is black 0 or -1? Scale [0, 1] by 2 x - 1, or say "
-            "value_range=(0, 1) or (-1, 1) in Python"
+            f"{where} holds floats in [{low:g}, {high:g}]: is black 0 or -1? Scale [0, 1] by 2 x - 1, or "
+            "give bytes in [0, 255], which leave no doubt"
         )
     return np.clip(images, -1, 1), []

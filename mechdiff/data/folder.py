@@ -126,7 +126,9 @@ def distinct(listed: ImageFiles) -> tuple[int, ...]:
 def drawn_split(digest: str, seed: int, held_out: float) -> int:
     """0 train, 1 validation or 2 test: by an image's own hash, whatever else is in the folder."""
     drawn = int(hashlib.sha256(f"{seed} {digest}".encode()).hexdigest()[:13], 16) / 16**13
-    return 0 if drawn >= held_out else 1 + (drawn < held_out / 2)
+    if drawn >= held_out:
+        return 0
+    return 2 if drawn < held_out / 2 else 1
 
 
 def _split(listed: ImageFiles, config: DataConfig) -> tuple[Int[np.ndarray, " count"], int, list[str]]:

@@ -13,7 +13,6 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -120,34 +119,37 @@ def prepare(source: str | Path, data_folder: str | Path) -> Path:
     return Path(builder.data_path)
 
 
-def _offline_builder(official: Any, pack: celeba.Pack, identities: dict[str, int]) -> type:
+def _offline_builder(official: ModuleType, pack: celeba.Pack, identities: dict[str, int]) -> type:
     """TFDS's builder with another origin of the files; features, version and name stay its own.
 
     Args:
       official: the module of TFDS's celeb_a.
     """
     from etils import epath
+    from tensorflow_datasets.core import registered
 
-    class OfflineCelebA(official.Builder, skip_registration=True):
-        name = "celeb_a"
-        pkg_dir_path = epath.Path(official.__file__).parent  # where its citation and description lie
+    with registered.skip_registration():
 
-        def _split_generators(self, dl_manager):
-            codes = np.unique(pack.splits)
-            return {SPLITS[code]: self._generate_examples(code) for code in codes}
+        class OfflineCelebA(official.Builder):
+            name = "celeb_a"
+            pkg_dir_path = epath.Path(official.__file__).parent  # where its citation and description lie
 
-        def _generate_examples(self, code):
-            for row in sorted(np.flatnonzero(pack.splits == code), key=pack.names.__getitem__):
-                name = pack.names[row]
-                yield (
-                    name,
-                    {
-                        "image": io.BytesIO(_official_size(pack.read(name), name)),
-                        "landmarks": dict.fromkeys(official.LANDMARK_HEADINGS, -1),
-                        "attributes": dict(zip(pack.attributes, pack.flags[row].tolist(), strict=True)),
-                        "identity": {"Identity_No": identities.get(name, -1)},
-                    },
-                )
+            def _split_generators(self, dl_manager):
+                codes = np.unique(pack.splits)
+                return {SPLITS[code]: self._generate_examples(code) for code in codes}
+
+            def _generate_examples(self, code):
+                for row in sorted(np.flatnonzero(pack.splits == code), key=pack.names.__getitem__):
+                    name = pack.names[row]
+                    yield (
+                        name,
+                        {
+                            "image": io.BytesIO(_official_size(pack.read(name), name)),
+                            "landmarks": dict.fromkeys(official.LANDMARK_HEADINGS, -1),
+                            "attributes": dict(zip(pack.attributes, pack.flags[row].tolist(), strict=True)),
+                            "identity": {"Identity_No": identities.get(name, -1)},
+                        },
+                    )
 
     return OfflineCelebA
 

@@ -13,11 +13,11 @@ from mechdiff.interventions.components import HEAD, PATTERN, Component, pattern_
 from mechdiff.interventions.record import Intervention
 
 
-def set_gate(identity: Intervention, what, dose: float) -> Intervention:
-    """Gates of the selected components set to `dose`; the rest as in `identity`."""
-    gate = {site: np.array(value) for site, value in identity.gate.items()}
+def set_gate(identity: Intervention, what, value: float) -> Intervention:
+    """Gates of the selected components set to `value`; the rest as in `identity`."""
+    gate = {site: np.array(leaf) for site, leaf in identity.gate.items()}
     for site, (start, stop) in select(identity, what).values():
-        gate[site][..., start:stop] = dose
+        gate[site][..., start:stop] = value
     return dataclasses.replace(identity, gate=gate)
 
 

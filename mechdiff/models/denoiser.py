@@ -99,16 +99,28 @@ def check_inputs(denoiser: "Examinable", x_t: Any, t: Any) -> tuple[Any, Any]:
         if len(shape) == 4 and (*shape[2:], shape[1]) == expected:
             hint = "; channels come last here: x.transpose(0, 2, 3, 1) puts them there"
         raise ConfigError(f"images of shape {shape}, but {denoiser.name} takes (images, {expected}){hint}")
+    return x_t, check_timesteps(t, len(x_t), denoiser.schedule.steps)
+
+
+def check_timesteps(t: Any, images: int, steps: int) -> Any:
+    """One timestep for each of so many images; a single integer `t` serves all.
+
+    Raises:
+      ConfigError: timesteps that are no integers, are not one an image, or lie outside [0, steps).
+    """
     dtype, rank = jnp.result_type(t), np.ndim(t)
-    if not np.issubdtype(dtype, np.integer) or rank > 1 or (rank == 1 and len(t) not in (1, len(x_t))):
+    if not np.issubdtype(dtype, np.integer) or rank > 1 or (rank == 1 and len(t) not in (1, images)):
         raise ConfigError(
             f"t of type {dtype} and shape {np.shape(t)}: expected one integer timestep, or one for each of "
-            f"the {len(x_t)} images"
+            f"the {images} images"
         )
-    steps = denoiser.schedule.steps
-    if not isinstance(t, jax.core.Tracer) and not (np.min(t) >= 0 and np.max(t) < steps):
-        raise ConfigError(f"t from {np.min(t)} to {np.max(t)} is out of range; integers in [0, {steps})")
-    return x_t, (t if rank == 1 and len(t) == len(x_t) else jnp.full(len(x_t), t, jnp.int32))
+    if not isinstance(t, jax.core.Tracer):
+        values = np.asarray(t)  # of NumPy: within a trace, JAX's own minimum would be traced
+        if values.min() < 0 or values.max() >= steps:
+            raise ConfigError(
+                f"t from {values.min()} to {values.max()} is out of range; integers in [0, {steps})"
+            )
+    return t if rank == 1 and len(t) == images else jnp.full(images, t, jnp.int32)
 
 
 class Label(str):

@@ -25,7 +25,7 @@ _zeros = nn.initializers.zeros_init()
 
 
 def silu(x: Array) -> Array:
-    """`x * sigmoid(x)`; through tanh, which XLA vectorises better on CPU."""
+    """`x * sigmoid(x)`; through tanh, which XLA vectorizes better on CPU."""
     return 0.5 * x * (1 + jnp.tanh(0.5 * x))
 
 
@@ -120,7 +120,7 @@ class TimeMLP(nn.Module):
 
 
 class Embeddings(NamedTuple):
-    """What every residual block is told of its row; `label` is None for a network without classes."""
+    """Embeddings of a row, for every residual block; `label` is None for a network without classes."""
 
     time: Float[Array, "batch d"]
     label: Float[Array, "batch d"] | None = None
@@ -180,9 +180,8 @@ class ResidualBlock(nn.Module):
         h = silu(GroupNorm(self.groups, self.eps, name="norm1")(x))
         h, x = (resampled(a, self.resample) for a in (h, x))
         h = conv3(self.width, self.dtype, "conv1")(h)
-        injected = nn.Dense(self.width * (1 + self.scale_shift), dtype=self.dtype, name="time_dense")(
-            silu(embedded)
-        )
+        width = 2 * self.width if self.scale_shift else self.width
+        injected = nn.Dense(width, dtype=self.dtype, name="time_dense")(silu(embedded))
         injected = Gate(name="time")(injected)[:, None, None, :]
         if self.scale_shift:
             factor, offset = jnp.split(injected, 2, axis=-1)

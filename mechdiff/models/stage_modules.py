@@ -175,8 +175,11 @@ def run_stage(
 
 def _of_stage(stage: Stage, collection: str, leaves: Mapping[str, AnyArray]) -> dict[str, dict]:
     """Site -> leaf, as the nested collection of one stage's module."""
-    own = {site_type(site): leaf for site, leaf in leaves.items() if site_stage(site) == stage.name}
-    return {MODULE_OF_HEADS.get(collection, name): {"value": leaf} for name, leaf in own.items()}
+    variables = {}
+    for site, leaf in leaves.items():
+        if site_stage(site) == stage.name:
+            variables[MODULE_OF_HEADS.get(collection, site_type(site))] = {"value": leaf}
+    return variables
 
 
 def to_sites(stage: Stage, collection: str, variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def _pictures(changed: Changed, figures: Path) -> dict[str, Picture | None]:
         "largest": (f"The {SHOWN} largest changes", functools.partial(draw_largest, changed=changed)),
         "map": (
             "Map of changes, components by timesteps",
-            lambda theme: maps.draw(theme, [difference], cell, f"change of ΔL/L at this timestep, {POINTS}"),
+            lambda theme: maps.draw(theme, [difference], cell, f"change of ΔL/L, {POINTS}"),
         ),
     }
     if changed.steps:

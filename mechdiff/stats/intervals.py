@@ -68,8 +68,8 @@ def bootstrap(
       weights: resamples, from `bootstrap_weights` or `hierarchical_weights`.
       confidence: nominal coverage, in (0, 1).
       method: `percentile`, or `bca`, corrected for bias and skewness (Efron & Tibshirani 1993, section 14.3);
-        `bca` wants a single axis of units. Both read the tails of `expanded`, since resamples of few units
-        spread too little.
+        `bca` wants a single axis of units. Both read the tails of `expanded_level`, since resamples of few
+        units spread too little.
     """
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence={confidence} must lie between 0 and 1; 0.95 is usual")
@@ -138,7 +138,7 @@ def ratio_effect(
     seed: int = 0,
     method: Literal["bca", "percentile"] = "bca",
 ) -> Interval:
-    """Deg% = 100 (mean changed - mean baseline) / mean baseline, with its paired bootstrap interval.
+    """Relative increase, 100 (mean changed / mean baseline - 1) %, with its paired bootstrap interval.
 
     Both means are taken over the same resampled units. Cells broadcast: one baseline may serve many changes.
 
@@ -201,7 +201,7 @@ def sample_size(
     normal = special.ndtri((1 + confidence) / 2) * sd / half_width
     n = np.maximum(2, np.ceil(normal**2)).astype(np.int64)  # a lower bound: t exceeds the normal quantile
     while np.any(wide := special.stdtrit(n - 1, (1 + confidence) / 2) * sd > half_width * np.sqrt(n)):
-        n = n + wide
+        n = np.where(wide, n + 1, n)
     return np.asarray(n)
 
 
@@ -215,11 +215,12 @@ def check_units(n: int) -> int:
 def _jackknife(statistic: Statistic, n: int) -> np.ndarray:
     """The statistic without each unit in turn: [*cells, n]."""
     check_units(n)
-    rows = [
-        1.0 - (np.arange(n) == np.arange(start, min(start + BLOCK, n))[:, None])
-        for start in range(0, n, BLOCK)
-    ]
-    return np.concatenate([statistic(weights / (n - 1)) for weights in rows], axis=-1)
+    values = []
+    for start in range(0, n, BLOCK):
+        left_out = np.arange(start, min(start + BLOCK, n))[:, None]
+        weights = np.where(np.arange(n) == left_out, 0.0, 1.0) / (n - 1)
+        values.append(statistic(weights))
+    return np.concatenate(values, axis=-1)
 
 
 def _bca_tails(

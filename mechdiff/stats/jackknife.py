@@ -39,9 +39,9 @@ def jackknife_error(values: Float[np.ndarray, "*cells unit"]) -> Float[np.ndarra
 
 
 def pseudo_values(
-    whole: float | Float[np.ndarray, "*cells"], without: Float[np.ndarray, "*cells unit"]
+    estimate: float | Float[np.ndarray, "*cells"], without: Float[np.ndarray, "*cells unit"]
 ) -> Float[np.ndarray, "*cells unit"]:
     """Tukey's pseudo-values n f - (n - 1) f without i: their mean is free of the bias of order 1 / n, and
     they are treated as n independent values."""
     n = without.shape[-1]
-    return n * np.asarray(whole)[..., None] - (n - 1) * without
+    return n * np.asarray(estimate)[..., None] - (n - 1) * without

@@ -14,8 +14,6 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.stats.intervals import Cells, check_units
 
 BLOCK = 1000  # sign flips held at once
-
-
 FLIPS = 9999  # random sign flips where not all of them are taken
 
 

@@ -37,8 +37,8 @@ def create(path: Path, dataset: xr.Dataset, chunks: dict[str, tuple[int, ...]]) 
     with files.plain_errors(path):
         try:
             encoding = {name: {"chunks": shape} for name, shape in chunks.items()}
-            whole = descriptions.described(dataset)
-            whole.to_zarr(aside, zarr_format=FORMAT, encoding=encoding, consolidated=True)
+            described = descriptions.described(dataset)
+            described.to_zarr(aside, zarr_format=FORMAT, encoding=encoding, consolidated=True)
             aside.rename(path)
         except OSError:
             if not path.exists():  # else another process was first, with the same content

@@ -118,6 +118,16 @@ def read(path: Path) -> Packed:
     return Packed(about, results, members)
 
 
+def with_about(path: Path, about: Mapping[str, Any]) -> bytes:
+    """The content of a file that `write` has written, with other facts."""
+    changed = io.BytesIO()
+    with zipfile.ZipFile(path) as bundle, zipfile.ZipFile(changed, "w", zipfile.ZIP_DEFLATED) as other:
+        for name in bundle.namelist():
+            content = json.dumps(about, sort_keys=True).encode() if name == ABOUT else bundle.read(name)
+            _add(other, name, content)
+    return changed.getvalue()
+
+
 def _encoded(result: xr.Dataset, shares: Mapping[str, float]) -> xr.Dataset:
     for name in [name for name in result.data_vars if name in shares]:
         cells = result[name].transpose(..., "image")

@@ -1,15 +1,17 @@
 """Packed networks of many examinations put into one folder, of which verdicts and the report are made.
 
 Each examination leaves `cells/NAME.zip` and `manifest.json` in a folder of its own. Together they make
-  cells/NAME.zip   of every network, as they are
+  cells/NAME.zip   of every network
   manifest.json    settings shared by most of them, and of each network: command, code, start, other settings
   images.csv       every image used, once for each set of images: what it is called in its source, what it is
                    used for (`scored` or `reference`), and the person on it where known
+Folders of the machine that made them are left out of all three.
 """
 
 import collections
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import xarray as xr
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.stats.clusters import PERSON
-from mechdiff.storage import files
+from mechdiff.storage import files, packed
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import packing
 
@@ -79,15 +81,20 @@ def collect(places: Sequence[str | Path], folder: Path) -> list[str]:
     before = _before(folder)
     cells = files.ensure_writable(folder / packing.CELLS)
     for examination in examinations:
-        path = cells / examination.path.name
-        if examination.path.resolve() != path.resolve():
-            files.write_atomic(path, examination.path.read_bytes())
+        files.write_atomic(cells / examination.path.name, _content(examination.path))
     made = before | anew
     made = {name: made[name] for name in sorted(made)}
     images = images_table([cells / f"{name}.zip" for name in made])
     files.write_atomic(folder / "images.csv", images.to_csv(index=False))
     files.write_json(folder / "manifest.json", _manifest(made))
     return list(made)
+
+
+def _content(path: Path) -> bytes:
+    """A packed network, without folders of the machine."""
+    about = packing.unpack(path).about
+    cleaned = packing.without_places(about)
+    return path.read_bytes() if cleaned == about else packed.with_about(path, cleaned)
 
 
 def images_table(paths: Iterable[Path]) -> pd.DataFrame:
@@ -142,8 +149,14 @@ def _before(folder: Path) -> dict[str, dict]:
 
 
 def _made_with(examination: Examination) -> dict:
-    facts = examination.manifest
-    return {name: facts.get(name) for name in MADE_WITH} | {"config": facts["config"]}
+    facts = packing.without_places(examination.manifest)
+    made = {name: facts.get(name) for name in MADE_WITH} | {"config": facts["config"]}
+    return made | {"command": _without_folders(facts.get("command") or [])}
+
+
+def _without_folders(command: Sequence[str]) -> list[str]:
+    """A command whose paths are cut to their last part."""
+    return [re.sub(r"[^=,\s]*/(?=[^/])", "", word) for word in command]
 
 
 def _manifest(made: Mapping[str, dict]) -> dict:
@@ -155,7 +168,8 @@ def _manifest(made: Mapping[str, dict]) -> dict:
     for name, facts in made.items():
         other = {setting: value for setting, value in flat[name].items() if shared.get(setting) != value}
         networks[name] = {key: facts[key] for key in MADE_WITH} | {"other_settings": other}
-    return run_manifest(_changed({}, shared), models=list(made), networks=networks)
+    manifest = run_manifest(_changed({}, shared), models=list(made), networks=networks)
+    return manifest | {"command": _without_folders(manifest["command"])}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

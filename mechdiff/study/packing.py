@@ -7,6 +7,7 @@ the change of predictions the largest over timesteps and images, which is all th
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -47,7 +48,15 @@ def pack(folder: Path, path: Path, *, samples: bool = False) -> None:
     members = {}
     if samples and (folder / "samples.png").is_file():
         members["samples.png"] = (folder / "samples.png").read_bytes()
-    packed.write(path, about, results, SHARES, members)
+    packed.write(path, without_places(about), results, SHARES, members)
+
+
+def without_places(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts (or a manifest) without folders of the machine: where images lay, and where they were kept."""
+    config = about.get("config", {})
+    if "data" not in config:
+        return dict(about)
+    return {**about, "config": {**config, "data": {**config["data"], "path": "", "cache": ""}}}
 
 
 def unpack(path: Path) -> Packed:

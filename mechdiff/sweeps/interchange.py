@@ -50,8 +50,8 @@ def factor_pairs(
 
 def transfer_fraction(outputs: PassOutputs) -> tuple[tuple[Array, Array], Array]:
     """For each component and image <eps_do - eps, eps' - eps> and |eps_do - eps|^2, and for each image
-    |eps' - eps|^2, as means over pixels. `PassOutputs.own` is eps'."""
-    way, change = outputs.own - outputs.clean, outputs.eps - outputs.clean
+    |eps' - eps|^2, as means over pixels. `PassOutputs.per_image` is eps'."""
+    way, change = outputs.per_image - outputs.clean, outputs.eps - outputs.clean
     mean = lambda x: jnp.mean(x, axis=(-3, -2, -1))
     return (mean(change * way), mean(change * change)), mean(way * way)
 
@@ -147,7 +147,7 @@ def _block(
     other = _predict(denoiser, x_t, at, condition)
     from_second = dataclasses.replace(stacked, replacement=replacement)
     batch = EvalBatch(first, index, t, key, condition)
-    return engine.reduce(from_second, batch, transfer_fraction, own=np.asarray(other))
+    return engine.reduce(from_second, batch, transfer_fraction, per_image=np.asarray(other))
 
 
 def transfer_by_component(

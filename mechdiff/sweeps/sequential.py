@@ -14,14 +14,18 @@ matters for images of which none has been shown can't be told from one that does
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float, Int
 from scipy import special
 
+from mechdiff.core import devices
+from mechdiff.core.config import Precision
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.diffusion.eval_set import EvalSet
@@ -31,6 +35,7 @@ from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.stats import skewed_sequence
 from mechdiff.storage import digests, labelled, run_log
+from mechdiff.sweeps import precision
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.sweeps.execution.shown import provenance, shown_digests
 
@@ -53,6 +58,8 @@ class SequentialResult:
         all (nested in timesteps if these were), enough for the component that needs most by an ordinary
         interval of the same level. It is what hindsight would choose: a planner without these data would
         spend more.
+      precision_error: largest error of a relative loss increase by reduced precision of products, in points,
+        see `precision.largest_error`; 0 in full precision. Intervals are wider by it at both ends.
     """
 
     components: tuple[str, ...]
@@ -63,6 +70,7 @@ class SequentialResult:
     decided: Bool[np.ndarray, " component"]
     spent: int
     fixed: int
+    precision_error: Float[np.ndarray, " component"]
 
 
 def effect_and_influence(
@@ -88,6 +96,7 @@ def sequential_sweep(
     block: int = 16,
     joint: bool = True,
     rows: int = 0,
+    precision: Precision = "float32",
 ) -> SequentialResult:
     """Zeroes one component at a time until the relative loss increase of each is certain.
 
@@ -101,6 +110,8 @@ def sequential_sweep(
       joint: whether `confidence` is that of all intervals together (Bonferroni), or of each.
       block: images between two looks.
       rows: interventions x images in one program; 0: chosen by memory.
+      precision: of products, see `core.devices`; any that acts here measures its own error on a part of the
+        first images, and no sign is decided that it can't carry.
 
     Raises:
       ConfigError: a width that is not positive, or fewer than 32 images.
@@ -111,7 +122,11 @@ def sequential_sweep(
         raise ConfigError(f"{eval_set.count} images; at least {FIRST_LOOK} are needed before the first look")
     chosen = tuple(chosen or denoiser.components())
     of_each = 1 - (1 - confidence) / (len(chosen) if joint else 1)
-    return _Run(denoiser, eval_set, chosen, width, of_each, block, rows).go(folder)
+    if line := devices.explanation(precision):
+        logging.warning("%s", line)
+    run = _Run(denoiser, eval_set, chosen, width, of_each, block, rows, precision)
+    with devices.multiplying(precision):
+        return run.go(folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +138,7 @@ class _Run:
     confidence: float  # of each interval
     block: int
     rows: int
+    precision: Precision = "float32"
 
     @functools.cached_property
     def digest(self) -> str:
@@ -134,8 +150,14 @@ class _Run:
                 "components": [component.name for component in self.chosen],
                 "rule": [self.width, self.confidence, self.block],
                 "numerics": NUMERICS_VERSION,
+                **({"precision": self.precision} if self.reduced else {}),
             }
         )
+
+    @property
+    def reduced(self) -> bool:
+        """Whether products are less exact than float32, and their error is measured."""
+        return devices.acts(self.precision)
 
     @property
     def timesteps(self) -> Int[np.ndarray, " t"]:
@@ -157,6 +179,7 @@ class _Run:
         clean = np.full((len(self.timesteps), total), np.nan)
         loss = np.full((count, *clean.shape), np.nan)
         running, result = np.ones(count, bool), None
+        error = np.zeros(count)
         with run_log.progress(total, 0, f"certifying {denoiser.name}", unit="image") as bar:
             for start in range(0, total, self.block):
                 where = slice(start, min(start + self.block, total))
@@ -164,9 +187,11 @@ class _Run:
                     self._compute(path, engine, stacked, running, where)
                 clean[:, where], loss[..., where] = self._kept(path, where)
                 bar.update(where.stop - where.start)
+                if self.reduced and start == 0:
+                    error = self._precision_error(path, stacked)
                 if where.stop < FIRST_LOOK:
                     continue
-                result = self._look(clean, loss)
+                result = self._look(clean, loss, error)
                 left = running & ~result.decided
                 if not left.any():
                     break
@@ -174,7 +199,7 @@ class _Run:
                 running = left if left.sum() <= running.sum() / 2 else running
         return result
 
-    def _look(self, clean: np.ndarray, loss: np.ndarray) -> SequentialResult:
+    def _look(self, clean: np.ndarray, loss: np.ndarray, error: np.ndarray | None = None) -> SequentialResult:
         images = np.isfinite(loss[:, 0]).sum(-1)
         estimate, deviation, low, high = (np.empty(len(images)) for _ in range(4))
         for size in np.unique(images):  # components that were left out together
@@ -183,6 +208,8 @@ class _Run:
             deviation[rows] = influence.std(-1, ddof=1)
             below, above = skewed_sequence(influence, self.confidence, planned=4 * FIRST_LOOK)
             low[rows], high[rows] = estimate[rows] - below, estimate[rows] + above
+        error = np.zeros(len(images)) if error is None else error
+        low, high = low - error, high + error
         decided = (low > 0) | (high < 0) | (high - low <= self.width)
         return SequentialResult(
             tuple(component.name for component in self.chosen),
@@ -193,7 +220,29 @@ class _Run:
             decided,
             int(images.sum()),
             len(images) * int(self._fixed_images(estimate, deviation).max()),
+            error,
         )
+
+    def _precision_error(self, path: Path, stacked: Intervention) -> Float[np.ndarray, " component"]:
+        """Of a part of the first block that is run in float32 too; kept in the store."""
+        checked = precision.subset(len(self.timesteps), self.block)
+        if not labelled.written(path, "precision_error", (0,)):
+            places = np.arange(checked.images)
+            with jax.default_matmul_precision("float32"):
+                engine = Engine(self.denoiser, self.rows)
+                batches = [self.eval_set.batch(t_index, places) for t_index in checked.t_indices]
+                exact = [engine.measure(stacked, batch) for batch in batches]
+            first = slice(checked.images)
+            swept = [
+                labelled.region(path, {"loss": (slice(None), t_index, first), "clean_loss": (t_index, first)})
+                for t_index in checked.t_indices
+            ]
+            errors = precision.largest_error(
+                [(part["loss"], part["clean_loss"]) for part in swept],
+                [(losses.loss, losses.clean_loss) for losses in exact],
+            )
+            labelled.put(path, {"precision_error": (slice(None),)}, {"precision_error": errors})
+        return labelled.region(path, {"precision_error": (slice(None),)})["precision_error"]
 
     def _fixed_images(self, estimate: np.ndarray, deviation: np.ndarray) -> Int[np.ndarray, " component"]:
         """Images with which an ordinary interval of each component is certain, at least `FIRST_LOOK`."""
@@ -222,8 +271,9 @@ class _Run:
     def _empty(self) -> xr.Dataset:
         shape = (len(self.chosen), len(self.timesteps), self.total)
         full = np.full(shape, np.nan, np.float32)
+        errors = {"precision_error": ("component", full[:, 0, 0])} if self.reduced else {}
         return xr.Dataset(
-            {"loss": (("component", "t", "image"), full), "clean_loss": (("t", "image"), full[0])},
+            {"loss": (("component", "t", "image"), full), "clean_loss": (("t", "image"), full[0]), **errors},
             coords={
                 "component": [component.name for component in self.chosen],
                 "t": self.timesteps,
@@ -234,4 +284,5 @@ class _Run:
 
     def _chunks(self) -> dict[str, tuple[int, ...]]:
         levels = len(self.timesteps)
-        return {"loss": (len(self.chosen), levels, self.block), "clean_loss": (levels, self.block)}
+        errors = {"precision_error": (len(self.chosen),)} if self.reduced else {}
+        return {"loss": (len(self.chosen), levels, self.block), "clean_loss": (levels, self.block), **errors}

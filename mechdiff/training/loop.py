@@ -32,8 +32,9 @@ from mechdiff.storage.manifest import run_manifest
 from mechdiff.storage.tensorboard import TensorBoardLog
 from mechdiff.training import evaluation
 from mechdiff.training.batches import load_run_data, placed_batch
+from mechdiff.training.placement import data_parallel
 from mechdiff.training.prefetch import prefetched
-from mechdiff.training.step import Metrics, TrainState, data_parallel, init_state, train_step
+from mechdiff.training.step import Metrics, TrainState, init_state, train_step
 
 EVAL_TIMESTEPS = 8  # evenly spread in log-SNR, that losses are reported at
 SAMPLES = 64  # images on a sample sheet

@@ -148,3 +148,13 @@ def test_a_phone_scrolls_downward_only_and_a_screen_reader_is_not_hindered(page)
     page.set_viewport_size({"width": 390, "height": 844})
     wide = page.evaluate("document.documentElement.scrollWidth")
     assert wide <= 390 and serious == []
+
+
+def test_paper_cuts_no_figure(page):
+    page.set_viewport_size({"width": 700, "height": 1000})
+    page.emulate_media(media="print")
+    ends = page.locator("figure .drawing").evaluate_all(
+        "all => all.map(d => d.getBoundingClientRect().right)"
+    )
+    page.emulate_media(media="screen")
+    assert len(ends) >= 3 and max(ends) <= 700

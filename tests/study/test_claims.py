@@ -178,6 +178,19 @@ def test_damage_over_excess_loss_speaks_first_where_the_floor_is_known():
     assert "over excess loss" in found(made)["complexity"].because
 
 
+def test_control_data_are_described_beside_the_claim_and_decide_nothing():
+    made = complex_study((0.1, 0.2, 0.3))
+    flat = [network("gaussian", seed, np.full(12, 0.3), np.linspace(0, 1, 6)) for seed in range(3)]
+    apart, together = (claims.evaluate(networks) for networks in (made, [*made, *flat]))
+    for one, other in zip(apart, together, strict=True):
+        assert (one.verdict, one.n_seeds) == (other.verdict, other.n_seeds)
+        np.testing.assert_array_equal(
+            [one.estimate, *one.interval, one.p], [other.estimate, *other.interval, other.p]
+        )
+    assert "12.0 in 3 networks of gaussian images" in together[0].because
+    assert together[0].because.startswith(apart[0].because)
+
+
 def test_a_bottleneck_is_named_by_networks_that_do_not_test_it():
     rng = np.random.default_rng(0)
     made = [

@@ -11,7 +11,7 @@ from mechdiff.core.config import override, to_dict
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.core.presets import preset
 from mechdiff.stats.clusters import PERSON
-from mechdiff.storage import files, labelled
+from mechdiff.storage import files, labelled, packed
 from mechdiff.study import claims, collecting, packing, records
 
 
@@ -27,8 +27,9 @@ def examined(folder, name, seed, *changes, ids=("a", "b", "c", "d", "e", "f", "g
     labelled.replace(subject / "sweep.zarr", sweep.assign_coords(people))
     packing.pack(subject, folder / packing.CELLS / f"{name}.zip", samples=True)
     shutil.rmtree(folder / "subjects")
-    config = to_dict(override(preset("tiny"), settings))
-    manifest = {"config": config, "models": [name], "command": ["examine", name], "code": "c0de"}
+    config = to_dict(override(preset("tiny"), ("data.cache=/secret/cache", *settings)))
+    command = ["examine", f"--model=/secret/runs/{name}", "--celeba=/secret/full,/secret/half/"]
+    manifest = {"config": config, "models": [name], "command": command, "code": "c0de"}
     files.write_json(folder / "manifest.json", manifest)
     return folder
 
@@ -64,10 +65,22 @@ def test_settings_of_most_networks_are_shared_and_others_are_said(examinations, 
     collecting.collect([examinations], tmp_path / "study")
     manifest = files.read_json(tmp_path / "study" / "manifest.json")
     networks = manifest["networks"]
-    assert networks["held-celeba-0"]["command"] == ["examine", "held-celeba-0"]
+    assert networks["held-celeba-0"]["command"] == ["examine", "--model=held-celeba-0", "--celeba=full,half/"]
     assert networks["held-celeba-0"]["other_settings"] == {}
     assert networks["held-synthetic-0"]["other_settings"] == {"sweep.images": 3}
     assert manifest["config"]["sweep"]["images"] == preset("tiny").sweep.images
+
+
+def test_folders_of_the_machine_are_left_out(examinations, tmp_path):
+    path = examinations / "a" / "cells" / "held-celeba-0.zip"
+    about = packed.read(path).about
+    about["config"]["data"]["path"] = "/secret/celeba"  # as files were packed before
+    path.write_bytes(packed.with_about(path, about))
+    collecting.collect([examinations], tmp_path / "study")
+    kept = packed.read(tmp_path / "study" / "cells" / path.name)
+    assert kept.about["config"]["data"]["path"] == "" and set(kept.results) == set(packed.read(path).results)
+    shipped = b"".join(file.read_bytes() for file in (tmp_path / "study").rglob("*") if file.is_file())
+    assert b"secret" not in shipped
 
 
 def test_images_and_people_are_listed_once(examinations, tmp_path):

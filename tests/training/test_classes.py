@@ -18,8 +18,9 @@ from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models import load
 from mechdiff.models.unet import denoise
 from mechdiff.training import loop, step
+from mechdiff.training.placement import BATCH
 
-ONE = jax.make_mesh((1,), (step.BATCH,), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
+ONE = jax.make_mesh((1,), (BATCH,), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
 NETWORK = UNetConfig(
     image_size=8, widths=(8,), heads=(1,), norm_groups=4, mid_attention=False,
     down_attention=(False,), up_attention=(False,), classes=2,

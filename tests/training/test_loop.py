@@ -24,9 +24,10 @@ from mechdiff.models import load
 from mechdiff.models.unet import apply_unet
 from mechdiff.storage import checkpoint, digests, exported, files, locks, run_log
 from mechdiff.training import batches, loop, step
+from mechdiff.training.placement import BATCH, Placement, data_parallel, shard_specs
 
 ROOT = Path(__file__).parents[2]
-ONE = jax.make_mesh((1,), (step.BATCH,), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
+ONE = jax.make_mesh((1,), (BATCH,), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_the_learning_rate_warms_up_then_decays(small, setting):
 
 def test_two_devices_train_as_one_does(small, setting):
     state, identity, batch, schedule = setting
-    placement = step.data_parallel(small.train)
+    placement = data_parallel(small.train)
     assert len(placement.batch.device_set) == 2
     spread = jax.device_put(batch, placement.batch)
     one, metrics_one = stepped(small, setting)
@@ -144,7 +145,7 @@ def test_sharded_parameters_make_the_same_step_and_take_half_the_room(small):
     state, identity = jax.jit(functools.partial(step.init_state, wide))()
     states, losses, sizes = [], [], []
     for config in (wide, sharded):
-        placement = step.data_parallel(config.train)
+        placement = data_parallel(config.train)
         shardings = placement.of_state(state)
         placed = jax.device_put(state, shardings), jax.device_put(batch, placement.batch)
         update = functools.partial(step.train_step, config, placement.mesh, schedule, identity)
@@ -166,8 +167,8 @@ def test_shards_lie_along_the_longest_axis_that_divides():
         "small": jax.ShapeDtypeStruct((8, 8), "float32"),
         "bias": jax.ShapeDtypeStruct((8192,), "float32"),
     }
-    specs = {name: tuple(spec) for name, spec in step.shard_specs(shapes, 4).items()}
-    axis = step.BATCH
+    specs = {name: tuple(spec) for name, spec in shard_specs(shapes, 4).items()}
+    axis = BATCH
     assert specs == {
         "kernel": (None, None, None, axis),
         "odd": (None, None, axis, None),
@@ -177,9 +178,9 @@ def test_shards_lie_along_the_longest_axis_that_divides():
 
 
 def test_sharding_over_devices_that_do_not_divide_is_refused():
-    mesh = jax.make_mesh((2,), (step.BATCH,), axis_types=(AxisType.Auto,))
+    mesh = jax.make_mesh((2,), (BATCH,), axis_types=(AxisType.Auto,))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    placement = step.Placement(mesh, everywhere, everywhere, fsdp=True)
+    placement = Placement(mesh, everywhere, everywhere, fsdp=True)
     with pytest.raises(ConfigError, match=r"train\.fsdp=True .* 2 devices: 0 % .* divides unet\.widths"):
         placement.of_state({"kernel": jax.ShapeDtypeStruct((3, 3, 65, 33), "float32")})
 
@@ -187,7 +188,7 @@ def test_sharding_over_devices_that_do_not_divide_is_refused():
 @pytest.mark.parametrize("setting", ["batch=7", "accumulate=8"])
 def test_a_batch_that_does_not_divide_among_devices_is_refused(small, setting):
     with pytest.raises(ConfigError, match=r"train.batch=[78] .* 2 devices"):
-        step.data_parallel(override(small, [f"train.{setting}"]).train)
+        data_parallel(override(small, [f"train.{setting}"]).train)
 
 
 def test_the_export_holds_config_losses_and_memorization(tiny, trained):

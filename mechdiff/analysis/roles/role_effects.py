@@ -32,7 +32,7 @@ Effects = Float[np.ndarray, "component target"]
 @dataclass(frozen=True)
 class Shift:
     """Reduction of a pass: squared distance of every target from that of the clean prediction, and of the
-    clean prediction's from the image's. `own` are masks or None, `shared` probes as arrays or None."""
+    clean prediction's from the image's. `per_image` are masks or None, `shared` probes as arrays or None."""
 
     parts: tuple[str, ...] = ()
 
@@ -40,7 +40,7 @@ class Shift:
         self, outputs: PassOutputs
     ) -> tuple[Float[Array, "n batch target"], Float[Array, "batch target"]]:
         def read(x):
-            return image_features.features(x, outputs.own, self.parts, outputs.shared)
+            return image_features.features(x, outputs.per_image, self.parts, outputs.shared)
 
         clean, changed = read(mean_images(outputs, outputs.clean)), read(mean_images(outputs, outputs.eps))
         return _distance(changed, clean), _distance(clean, read(outputs.x0))
@@ -85,7 +85,7 @@ def role_effects(
     engine = engine or Engine(denoiser)
     reduction = Shift(tuple(parts))
     distances = [
-        engine.reduce(stacked, eval_set.batch(t_index), reduction, own=masks, shared=shared)
+        engine.reduce(stacked, eval_set.batch(t_index), reduction, per_image=masks, shared=shared)
         for t_index in range(len(timesteps))
     ]
     scaled = lambda a: a[..., varies] / variance[varies]

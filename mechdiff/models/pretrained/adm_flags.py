@@ -66,8 +66,8 @@ def flags(config: Mapping[str, Any], state: tensors.State, stated: Stated) -> Fl
       ConfigError: unknown flags, values that are not supported, contradictions, or what is left open and
         decides the network.
     """
-    given, by_class = _spelled(flattened(config))
-    get = read_options(given, TABLE, what=WHAT, ignored=IGNORED)
+    spelled, by_class = _spelled(flattened(config))
+    get = read_options(spelled, TABLE, what=WHAT, ignored=IGNORED)
     get = _with_statements(get, stated)
     said = shapes_say(state)
     values = dict(get.values)

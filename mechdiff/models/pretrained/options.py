@@ -57,12 +57,12 @@ class Options:
 
 
 def read_options(
-    given: Mapping[str, Any], table: Mapping[str, Option], *, what: str, ignored: tuple[str, ...] = ()
+    config: Mapping[str, Any], table: Mapping[str, Option], *, what: str, ignored: tuple[str, ...] = ()
 ) -> Options:
     """The options that a config states, checked, and the defaults of the rest.
 
     Args:
-      given: as the file holds it.
+      config: as the file holds it.
       ignored: regular expressions (full match) of names without bearing on what the network computes; so are
         names that begin with `_`.
       what: for messages, such as `UNet2DModel`.
@@ -76,7 +76,7 @@ def read_options(
       {'bias': False}
     """
     passed_over = []
-    for name in given:
+    for name in config:
         if not isinstance(name, str):
             raise ConfigError(f"{what} option {shorten(name)} is not a name; write it as text")
         if name in table or name.startswith("_"):
@@ -85,12 +85,12 @@ def read_options(
             raise ConfigError(unknown(f"option of {what}", name, table))
         passed_over.append(name)
     values = {name: option.default for name, option in table.items()}
-    for name in table.keys() & given.keys():
-        values[name] = read_value(what, name, given[name], table[name].type)
+    for name in table.keys() & config.keys():
+        values[name] = read_value(what, name, config[name], table[name].type)
     for name, option in table.items():
         if option.only and values[name] not in option.only:
             raise ConfigError(refusal(what, name, values[name], option.only))
-    return Options(values, frozenset(table.keys() & given.keys()), tuple(passed_over))
+    return Options(values, frozenset(table.keys() & config.keys()), tuple(passed_over))
 
 
 def read_value(what: str, name: str, value: Any, kind: Type) -> Any:

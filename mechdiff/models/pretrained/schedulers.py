@@ -104,13 +104,13 @@ class Scheduler:
     asks: str
 
 
-def read(given: Mapping[str, Any], stated: Stated = Stated()) -> Scheduler:  # noqa: B008 (frozen)
+def read(config: Mapping[str, Any], stated: Stated = Stated()) -> Scheduler:  # noqa: B008 (frozen)
     """What a scheduler's options, and those that are stated beside, mean.
 
     Raises:
       ConfigError: unknown options, values that are not supported, or a statement that contradicts them.
     """
-    merged, assumed = _with_statements(given, stated)
+    merged, assumed = _with_statements(config, stated)
     kind = merged.get("_class_name", "DDPMScheduler")
     if not isinstance(kind, str) or kind not in DEFAULTS_OF:
         raise ConfigError(_no_betas(kind))
@@ -121,7 +121,7 @@ def read(given: Mapping[str, Any], stated: Stated = Stated()) -> Scheduler:  # n
     unclipped = kind in ("HeunDiscreteScheduler", "LCMScheduler", "TCDScheduler")
     clips = get["clip_sample"] if "clip_sample" in get.stated else not unclipped
     notes = [_assumptions(assumed)] if assumed else []
-    drawn = sorted(name for name in get.passed_over if given.get(name) not in (None, False))
+    drawn = sorted(name for name in get.passed_over if config.get(name) not in (None, False))
     if drawn:
         notes.append(f"options of sampling without bearing here: {', '.join(drawn)}")
     if get["rescale_betas_zero_snr"]:
@@ -160,22 +160,22 @@ def write(diffusion: DiffusionConfig, prediction: str, clip: float = 1.0) -> dic
     return options
 
 
-def _with_statements(given: Mapping[str, Any], stated: Stated) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _with_statements(config: Mapping[str, Any], stated: Stated) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Options and statements together, and what neither says where there are no options at all."""
-    merged = dict(given)
+    merged = dict(config)
     theirs = {ours: name for name, ours in OURS.items()}
     for name, ours in ASKED.items():
         value = getattr(stated, ours)
         value = theirs.get(value, value) if name == "beta_schedule" else value
         if value is None:
             continue
-        if name in given and given[name] != value:
+        if name in config and config[name] != value:
             raise ConfigError(
-                f"--{ours}={shorten(value)} contradicts {WHAT} option {name}={shorten(given[name])}"
+                f"--{ours}={shorten(value)} contradicts {WHAT} option {name}={shorten(config[name])}"
             )
         merged[name] = value
     missing = (
-        {} if given else {ours: TABLE[name].default for name, ours in ASKED.items() if name not in merged}
+        {} if config else {ours: TABLE[name].default for name, ours in ASKED.items() if name not in merged}
     )
     if merged.get("beta_schedule") == theirs["cosine"]:
         _refuse_betas(stated)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array
 
@@ -20,7 +21,7 @@ from mechdiff.interventions.components import HEAD, PATTERN, Component, pattern_
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention, in_window
 from mechdiff.models.attention_stats import attention_statistics
-from mechdiff.models.denoiser import Label
+from mechdiff.models.denoiser import Label, check_timesteps
 from mechdiff.models.layers import ATTENTION
 from mechdiff.models.traced.edits import GateEdits, leaves_of, per_turn, tempered
 from mechdiff.models.traced.interpreter import Plan, evaluate
@@ -62,7 +63,7 @@ class TracedNetwork:
         return sum(4 * math.prod(site.shape[1:]) * len(site.names) for site in self.sites)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class TracedDenoiser:
     """A network that is examined through its named values; a pytree of `params`, `identity` and `schedule`.
 
@@ -81,6 +82,11 @@ class TracedDenoiser:
     network: TracedNetwork
     name: str = "network"
     stages: None = None
+
+    def __repr__(self) -> str:
+        parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
+        row, listed = "x".join(map(str, self.image_shape)), len(self.components())
+        return f"TracedDenoiser({self.name!r}: {row}, {parameters:,} parameters, {listed} components)"
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -125,11 +131,13 @@ class TracedDenoiser:
         Args:
           intervention: made from `identity`; leaves may have a row axis.
           x_t: noisy images, `(batch, *image_shape)`, on this package's scale (variance preserving).
-          t: one timestep a row, int in [0, T).
+          t: one timestep a row, int in [0, T); a single one serves all rows.
           condition: what the function takes after the time, if it takes a condition.
         Raises:
-          ConfigError: a condition too many or too few; an intervention of another network.
+          ConfigError: a condition too many or too few; an intervention of another network; timesteps that are
+            none.
         """
+        t = check_timesteps(t, len(x_t), self.schedule.steps)
         output, _ = _run(self.network, self, intervention, x_t, t, condition, frozenset())
         return self.network.parameterization.to_eps(self.schedule, x_t, t, output)
 
@@ -252,7 +260,7 @@ def _run(
 
 def program_of(
     denoiser: TracedDenoiser, x_t: Images, t: Timesteps, condition: Any
-) -> tuple[ClosedJaxpr, list[Array]]:
+) -> tuple[ClosedJaxpr, list[Any]]:
     """The function as a program for so many rows, and its arguments.
 
     Raises:

@@ -107,7 +107,7 @@ def predict_each(
     edits = Edits(leaves, _passes(network, joins), Plan(gates, split_rows=gates.split_rows))
     (output,) = _evaluate(program, [Value(argument) for argument in arguments], edits)
     to_eps = network.parameterization.to_eps
-    eps = jax.vmap(lambda each: to_eps(denoiser.schedule, x_t, t, each))(_extended(output, 1 + count).array)
+    eps = jax.vmap(lambda row: to_eps(denoiser.schedule, x_t, t, row))(_extended(output, 1 + count).array)
     return eps[0], eps[1:]
 
 
@@ -162,14 +162,15 @@ def _leaves(denoiser: TracedDenoiser, stacked: Intervention, t: Timesteps) -> Le
 
 def _evaluate(program: ClosedJaxpr, values: Sequence[Value], edits: Edits) -> list[Value]:
     jaxpr = program.jaxpr
-    environment = dict(zip(jaxpr.constvars, map(Value, program.consts))) | dict(zip(jaxpr.invars, values))
+    environment = dict(zip(jaxpr.constvars, map(Value, program.consts), strict=True))
+    environment |= zip(jaxpr.invars, values, strict=True)
 
     def read(atom) -> Value:
         return Value(atom.val) if isinstance(atom, Literal) else environment[atom]
 
     for equation in jaxpr.eqns:
         outputs = _step(equation, [read(atom) for atom in equation.invars], edits)
-        environment.update(zip(equation.outvars, outputs))
+        environment.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
@@ -233,7 +234,7 @@ def _turn_by_turn(equation: JaxprEqn, operands: list[Value], edits: Edits) -> li
         slices = [Value(x.array[:, turn] if x.passes else x.array[turn], x.passes) for x in xs]
         outputs = _evaluate(params["jaxpr"], [*consts, *carry, *slices], edits.at_turn(turn))
         carry, ys[turn] = outputs[:carried], outputs[carried:]
-    return [*carry, *map(_stacked, zip(*ys))]
+    return [*carry, *map(_stacked, zip(*ys, strict=True))]
 
 
 def _stacked(turns: Sequence[Value]) -> Value:

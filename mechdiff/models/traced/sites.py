@@ -101,6 +101,8 @@ def _by_name(namings: Iterable[Naming]) -> dict[str, Naming]:
     firsts: dict[str, Naming] = {}
     for naming in namings:
         name, shape = naming.name, naming.aval.shape
+        if not _plain(name)[0]:
+            raise ConfigError(f"a value of shape {shape} has the name {name!r}; call it such as 'block0.mlp'")
         refused = [step for step in naming.path if step.split(":")[0] not in RULES]
         if refused:
             raise ConfigError(cannot_enter(name, refused[0]))

@@ -69,6 +69,7 @@ def wrap(
     """
     if not callable(fn):
         raise ConfigError(f"fn={fn!r} can't be called; give a function fn(params, x_t, t[, condition])")
+    _check_schedule(schedule)
     _check_example(example)
     if init is not None and not callable(init):
         raise ConfigError(f"init={init!r} can't be called; give a function of a PRNG key that returns params")
@@ -105,6 +106,14 @@ def _arguments(
         lambda leaf: jax.ShapeDtypeStruct((rows, *np.shape(leaf)[1:]), jnp.result_type(leaf)), example
     )
     return (params, *jax.eval_shape(parameterization.inputs, schedule, x, t), *condition)
+
+
+def _check_schedule(schedule: Any) -> None:
+    if not isinstance(schedule, NoiseSchedule):
+        raise ConfigError(
+            f"schedule={shorten(schedule)} is no noise schedule; make one, such as "
+            "mechdiff.diffusion.schedules.cosine_schedule(steps)"
+        )
 
 
 def _check_example(example: tuple) -> None:

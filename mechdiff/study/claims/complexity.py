@@ -44,8 +44,12 @@ class Measure:
     pseudo: bool = True
 
 
-def examine(networks: Sequence[Network]) -> Finding:
+def examine(networks: Sequence[Network], controls: Sequence[Network] = ()) -> Finding:
     """The claim on all networks, including those of lower complexity and snapshots of trainings.
+
+    Args:
+      controls: networks of control data; what the measure is in them is said beside the claim, and decides
+        nothing.
 
     Raises:
       NotTestable: no ladder, no measure that rises on it, or no networks of matched loss.
@@ -66,11 +70,25 @@ def examine(networks: Sequence[Network]) -> Finding:
     because = (
         f"{measure.name}: {sizes[0]:.1f} in {len(natural)} networks of CelebA, {sizes[1]:.1f} in "
         f"{len(simple)} of synthetic faces, mean clean losses at a ratio of {ratio:.2f}; {because}"
+        f"{_beside(measure, networks, controls)}"
     )
     ends = tuple(float(np.exp(end)) for end in interval)
     negligible = bool(np.abs(interval).max() < MARGIN)  # False for NaN
     n = min(len(natural), len(simple))
     return Finding(float(np.exp(estimate)), ends, p, n, because, null=1.0, negligible=negligible)
+
+
+def _beside(measure: Measure, networks: Sequence[Network], controls: Sequence[Network]) -> str:
+    """The measure in networks of control data, in words; empty where there are too few, or others."""
+    words = []
+    for data in across_seeds.CONTROLS:
+        side = [network for network in across_seeds.last(controls) if network.data == data]
+        if len(side) < small_samples.FEWEST or not across_seeds.alike([networks[0], *side]):
+            continue
+        values = measure.of(side)
+        if values is not None:
+            words.append(f"{float(np.exp(values[0].mean())):.1f} in {len(side)} networks of {data} images")
+    return f"; beside the claim, {', '.join(words)}" if words else ""
 
 
 def measures(networks: Sequence[Network]) -> list[Measure]:

@@ -25,9 +25,10 @@ def evaluate(networks: Sequence[Network]) -> list[Claim]:
 
     Claims that compare data sets take CelebA as the natural and synthetic faces of complexity 4 as the simple
     one. Faces of lower complexity, and snapshots of a training other than its last, serve the claim about
-    complexity alone; networks of control data serve no claim. If components or timesteps of the networks
-    differ, no claim is testable.
+    complexity alone; networks of control data are described beside it and serve no claim. If components or
+    timesteps of the networks differ, no claim is testable.
     """
+    controls = [network for network in networks if network.data in across_seeds.CONTROLS]
     networks = across_seeds.without_controls(networks)
     final = across_seeds.last(networks)
     full = [
@@ -38,7 +39,7 @@ def evaluate(networks: Sequence[Network]) -> list[Claim]:
     if not across_seeds.alike(full):
         return decide([dataclasses.replace(question, test=_mixed) for question in QUESTIONS], full)
     questions = [
-        dataclasses.replace(question, test=lambda _: complexity.examine(networks))
+        dataclasses.replace(question, test=lambda _: complexity.examine(networks, controls))
         if question.id == "complexity"
         else question
         for question in QUESTIONS

@@ -75,7 +75,7 @@ class Engine:
         batch: EvalBatch,
         reduction: Reduction = passes.losses,
         *,
-        own: PyTree = None,
+        per_image: PyTree = None,
         shared: PyTree = None,
     ) -> tuple[PyTree, PyTree]:
         """Any function of the predictions, taken on the device, for every image under every intervention.
@@ -85,7 +85,7 @@ class Engine:
           reduction: pure and hashable (a function of a module, or a frozen dataclass with `__call__`): it is
             compiled into the pass, and another one is another program. Every image's results depend on that
             image alone.
-          own: arrays given to it for each image, leaves `(images, ...)`.
+          per_image: arrays given to it for each image, leaves `(images, ...)`.
           shared: arrays given to it for all of them.
         Returns:
           What it returns, on the host: leaves `(interventions, images, ...)`, and `(images, ...)`.
@@ -95,7 +95,7 @@ class Engine:
             rows, block = self._size(stacked, len(batch.images))
             plan = layout.lay_out(self._plan(stacked, rows), len(batch.images), block, self.devices)
             try:
-                return self._run(plan, stacked, batch, reduction, own, shared)
+                return self._run(plan, stacked, batch, reduction, per_image, shared)
             except jax.errors.JaxRuntimeError as error:
                 if OUT_OF_MEMORY not in str(error) or rows * block == 1:
                     raise
@@ -108,11 +108,11 @@ class Engine:
         stacked: Intervention,
         batch: EvalBatch,
         reduction: Reduction,
-        own: PyTree,
+        per_image: PyTree,
         shared: PyTree,
     ) -> tuple[PyTree, PyTree]:
         common, of_images = layout.split_replacements(stacked, self.denoiser.identity)
-        inputs = passes.ImageInputs(batch.images, batch.indices, batch.condition, of_images, own)
+        inputs = passes.ImageInputs(batch.images, batch.indices, batch.condition, of_images, per_image)
         with jax.default_matmul_precision(devices.precision()):  # of reductions too
             changed, clean = passes.run_passes(
                 self._on(plan.mesh),

@@ -96,12 +96,12 @@ def split_replacements(
 ) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
     """The replacements of sites where all images have the same, and of those where each has its own."""
     common: dict[str, PyTree] = {name: {} for name in REPLACEMENTS}
-    own: dict[str, PyTree] = {name: {} for name in REPLACEMENTS}
+    per_image: dict[str, PyTree] = {name: {} for name in REPLACEMENTS}
     for name in REPLACEMENTS:
         for site, leaf in getattr(stacked, name).items():
             rank = np.ndim(identity.replacement[site]) if name == "replacement" else PATTERN_RANK
-            (own if np.ndim(leaf) > rank else common)[name][site] = leaf
-    return common, own
+            (per_image if np.ndim(leaf) > rank else common)[name][site] = leaf
+    return common, per_image
 
 
 def by_block(layout: Layout, tree: PyTree) -> PyTree:

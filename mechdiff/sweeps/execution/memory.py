@@ -82,7 +82,10 @@ def row_bytes(config: Network) -> int:
     for stage in stages(config):
         output = stage.resolution**2 * stage.width * 4
         patterns = stage.heads * stage.resolution**4 * 4 if stage.op == "attention" else 0
-        held += output * (stage.push - stage.pop)
+        if stage.push:
+            held += output
+        if stage.pop:
+            held -= output
         # Logits and their softmax; on a CPU attention works in blocks.
         maps.append(held + 4 * output + (2 * patterns if accelerated() else min(patterns, 2**20)))
     return max(maps)
@@ -140,11 +143,11 @@ def tree_bytes(tree: PyTree) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
-def rows_at_once(wanted: int, each: int) -> int:
-    """How many of `wanted` images that take `each` bytes may be under way, of all devices together: halved
-    until they fit into a share of the free memory, at least one."""
+def rows_at_once(wanted: int, bytes_of_one: int) -> int:
+    """How many of `wanted` images that take `bytes_of_one` each may be under way, of all devices together:
+    halved until they fit into a share of the free memory, at least one."""
     room = FREE_SHARE * available_bytes()
-    while wanted > 1 and wanted * each > room:
+    while wanted > 1 and wanted * bytes_of_one > room:
         wanted = -(-wanted // 2)
     return wanted
 

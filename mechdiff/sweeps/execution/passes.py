@@ -47,7 +47,7 @@ class PassOutputs(NamedTuple):
       x0, noise, x_t: clean images, their noise, and what the network was given.
       clean: predicted noise without intervention.
       eps: predicted noise under each intervention of the pass.
-      own: what the caller gave for each image (leaves `(batch, ...)`), None if nothing.
+      per_image: what the caller gave for each image (leaves `(batch, ...)`), None if nothing.
       shared: what the caller gave for all images, None if nothing.
     """
 
@@ -58,7 +58,7 @@ class PassOutputs(NamedTuple):
     x_t: Float[Array, "batch height width channels"]
     clean: Float[Array, "batch height width channels"]
     eps: Float[Array, "interventions batch height width channels"]
-    own: PyTree
+    per_image: PyTree
     shared: PyTree
 
 
@@ -72,14 +72,14 @@ class ImageInputs(NamedTuple):
     Attributes:
       x0, indices, condition: the `images` of `EvalBatch`, their indices and condition.
       replacements: `replacement` and `pattern_replacement` of those sites where images have their own.
-      own: for the reduction.
+      per_image: for the reduction.
     """
 
     x0: Float[Array, "blocks block height width channels"]
     indices: Int[Array, "blocks block"]
     condition: PyTree
     replacements: dict[str, PyTree]
-    own: PyTree
+    per_image: PyTree
 
 
 class CommonInputs(NamedTuple):
@@ -138,7 +138,7 @@ def run_passes(
                 stacked = dataclasses.replace(stacked, **replacements)
                 clean, eps = shared_prefix.forward(denoiser, joins, stacked, x_t, common.t, images.condition)
                 inputs = denoiser.schedule, common.t, images.x0, noise, x_t
-                return reduction(PassOutputs(*inputs, clean, eps, images.own, common.shared))
+                return reduction(PassOutputs(*inputs, clean, eps, images.per_image, common.shared))
 
             return jax.lax.map(run_pass, stacked)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from reference import named_networks
 from mechdiff.diffusion.schedules import linear_schedule
 from mechdiff.interventions.build import ablate, leave_one_out
 from mechdiff.interventions.record import STACKED
+from mechdiff.models import traced
 from mechdiff.models.traced import wrap
 
 if importlib.util.find_spec("equinox"):
@@ -24,6 +26,21 @@ else:
 X = jax.random.normal(jax.random.key(4), (2, 2, 2, named_networks.CHANNELS))
 T = jnp.array([3, 7])
 each_network = pytest.mark.parametrize("network", NETWORKS, ids=str)
+
+
+def table(networks):
+    """Rows of the README: each framework with the constructs that values were named in."""
+    constructs = {}
+    for network in networks:
+        constructs.setdefault(network.framework, []).append(network.construct)
+    return [f"| {framework} | {'; '.join(names)} |" for framework, names in constructs.items()]
+
+
+def test_readme_lists_what_is_shown():
+    lines = (pathlib.Path(traced.__file__).parent / "README.md").read_text().splitlines()
+    start = lines.index("| framework | constructs |") + 2
+    rows = table(NETWORKS)
+    assert lines[start : start + len(rows)] == rows
 
 
 def wrapped(network, count=None):
@@ -100,3 +117,7 @@ def test_gradient_of_gates_equals_finite_differences(network):
         behind = jax.tree.map(lambda a, b: a - step * b, ones, way)
         assert abs(slope) > 1e-3
         np.testing.assert_allclose(slope, (loss(ahead) - loss(behind)) / (2 * step), rtol=1e-6)
+
+
+if __name__ == "__main__":
+    print(*table(NETWORKS), sep="\n")

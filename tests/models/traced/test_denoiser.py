@@ -14,7 +14,7 @@ from mechdiff.diffusion.samplers import Sampler, sample
 from mechdiff.diffusion.schedules import linear_schedule
 from mechdiff.interventions.build import ablate, leave_one_out, set_gate, windowed
 from mechdiff.interventions.record import STACKED
-from mechdiff.models.traced import Parameterization, activations, wrap
+from mechdiff.models.traced import Parameterization, activations, wrap, wrapping
 
 SCHEDULE = linear_schedule(20)
 X = jax.random.normal(jax.random.key(0), (3, 4, 4, 2))
@@ -237,6 +237,7 @@ def bad(**changes):
         ({"example": (X[0, 0, 0], T[:2])}, "its first axis is the rows'"),
         ({"fn": lambda p, x, t: x.reshape(3, 32)}, "can't be traced by JAX at 8 rows"),
         ({"fn": lambda p, x, t: x}, "no value of this function has a name"),
+        ({"fn": lambda p, x, t: name(x, "")}, "has the name ''; call it such as 'block0.mlp'"),
         ({"example": (X,)}, r"example has 1 entries; give \(x, t\)"),
         ({"example": (X, T.astype(float))}, "t of the example has .* float.*give one int a row"),
         ({"example": (X, T[0])}, "t of the example has shape"),
@@ -273,6 +274,29 @@ def test_bad_functions_get_one_line(changes, message):
 def test_bad_interventions_get_one_line(denoiser, change, message):
     with pytest.raises(ConfigError, match=message):
         denoiser.predict(change(denoiser.identity), X, T)
+
+
+@pytest.mark.parametrize(
+    ("t", "message"),
+    [(T - 3, "t from -1 to 12 is out of range"), (T + 5, "t from 7 to 20 is out of range")],
+)
+def test_timesteps_that_are_none_get_one_line(denoiser, t, message):
+    with pytest.raises(ConfigError, match=message):
+        denoiser.predict(denoiser.identity, X, t)
+
+
+def test_a_denoiser_is_shown_in_a_line(denoiser):
+    parts = len(denoiser.components())
+    assert repr(denoiser).endswith(f"4x4x2, {count(PARAMS)} parameters, {parts} components)")
+
+
+def test_a_missing_schedule_gets_one_line():
+    with pytest.raises(ConfigError, match="schedule=None is no noise schedule"):
+        wrapping._check_schedule(None)
+
+
+def count(params):
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def test_unknown_sites_of_activations_name_the_closest(denoiser):

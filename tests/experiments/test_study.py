@@ -1,0 +1,60 @@
+"""A study that was interrupted goes on, and its pieces are what `collect` takes."""
+
+import importlib
+import signal
+import sys
+import zipfile
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import _launch
+from mechdiff.storage import files
+from mechdiff.study import collecting, controls, plan
+
+SMALL = (
+    "--preset=tiny", "--seeds=1", "--data=gaussian,synthetic-level0", "--set=train.steps=2",
+    "--set=train.warmup=1", "--set=train.eval_images=8", "--set=data.n_train=16", "--set=data.n_test=16",
+    "--set=sweep.images=2", "--set=sweep.timesteps=2", "--set=sweep.reference_images=2",
+    "--set=sweep.ablations=mean",
+)  # fmt: skip
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch, tiny):
+    """`study()`: its exit code; the launcher's flags are gone afterwards."""
+    module = "experiments.study"
+    launcher = importlib.import_module(module)
+    monkeypatch.setattr(plan, "of_ladder", lambda config: config)  # the sweep alone
+    with flagsaver.flagsaver():
+        yield lambda: _launch.launch(launcher.main, ["study", *SMALL, f"--workdir={tmp_path / 'out'}"])
+    for flag in list(flags.FLAGS.flags_by_module_dict()[module]):
+        delattr(flags.FLAGS, flag.name)
+    del sys.modules[module]
+
+
+@pytest.mark.slow
+def test_a_study_that_was_interrupted_goes_on(tmp_path, monkeypatch, study, capsys):
+    out, run_study = tmp_path / "out", controls.run_study
+
+    def interrupted(examined, config, folder):
+        if "gaussian" not in folder.name:
+            raise KeyboardInterrupt
+        run_study(examined, config, folder)
+
+    monkeypatch.setattr(controls, "run_study", interrupted)
+    assert study() == 128 + signal.SIGINT
+    names = ["tiny-gaussian-seed0", "tiny-synthetic-level0-seed0"]
+    first, second = (out / "examined" / name / "cells" / f"{name}.zip" for name in names)
+    assert first.exists() and not second.exists()
+    before = first.stat().st_mtime_ns
+    monkeypatch.setattr(controls, "run_study", run_study)
+    assert study() == 0
+    assert first.stat().st_mtime_ns == before and second.exists()
+    (piece,) = sorted((out / "pieces").iterdir())
+    assert str(piece) in capsys.readouterr().out
+    zipfile.ZipFile(piece).extractall(tmp_path / "home")
+    assert collecting.collect([tmp_path / "home"], tmp_path / "study") == names
+    made = files.read_json(tmp_path / "study" / "manifest.json")["networks"]
+    assert list(made) == names

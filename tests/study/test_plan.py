@@ -1,0 +1,53 @@
+"""The plan of a study: its networks and their order, and pieces to be carried away."""
+
+import os
+import zipfile
+
+import pytest
+
+from mechdiff.core.errors import ConfigError
+from mechdiff.core.presets import preset
+from mechdiff.study import plan
+
+
+def test_networks_come_seed_by_seed_with_the_images_of_their_names():
+    data = ("celeba", "synthetic", "synthetic-level2", "scrambled", "gaussian")
+    planned = plan.networks(preset("study64"), data, 2, "faces")
+    assert [network.config.seed for network in planned] == [0] * 5 + [1] * 5
+    assert planned[5].name == "study64-celeba-seed1" and planned[5].snapshots == (2000, 4000)
+    images = [network.config.data for network in planned[:5]]
+    assert [one.name for one in images] == ["celeba", "synthetic", "synthetic", "celeba", "gaussian"]
+    assert [one.path for one in images] == ["faces", "", "", "faces", ""]
+    assert [one.preprocessing.phases for one in images] == ["kept"] * 3 + ["random", "kept"]
+    assert (images[1].complexity, images[2].complexity) == (4, 2)
+    assert [network.full for network in planned[:5]] == [True, True, False, False, False]
+    assert all(network.snapshots == () for network in planned[2:5])
+
+
+def test_what_can_not_be_planned_is_one_line():
+    with pytest.raises(ConfigError, match="scrambled networks are trained on CelebA"):
+        plan.networks(preset("tiny"), ["scrambled"], 1, None)
+    with pytest.raises(ConfigError, match="synthetic-level2"):
+        plan.networks(preset("tiny"), ["synthetic-level3"], 1, None)
+
+
+def test_pieces_hold_every_network_once_and_only_the_last_changes(tmp_path):
+    def pack(name, time):
+        cells = tmp_path / "examined" / name / "cells"
+        cells.mkdir(parents=True)
+        (cells / f"{name}.zip").write_bytes(os.urandom(100_000))
+        (cells.parent / "manifest.json").write_text("{}")
+        os.utime(cells / f"{name}.zip", (time, time))
+
+    for number, name in enumerate("zyx"):
+        pack(name, number)
+    first = plan.write_pieces(tmp_path / "examined", tmp_path / "pieces", largest=400_000)
+    before = first[0].read_bytes()
+    pack("a", 10)
+    pieces = plan.write_pieces(tmp_path / "examined", tmp_path / "pieces", largest=400_000)
+    assert pieces[:1] == first[:1] and before == pieces[0].read_bytes() and len(pieces) == 2
+    names = [name for piece in pieces for name in zipfile.ZipFile(piece).namelist()]
+    assert sorted(names) == sorted(
+        f"{name}/{member}" for name in "axyz" for member in (f"cells/{name}.zip", "manifest.json")
+    )
+    assert all(piece.stat().st_size < 400_000 for piece in pieces)
