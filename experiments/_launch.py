@@ -70,7 +70,7 @@ class Opened(NamedTuple):
 
     denoiser: Examinable
     trained: ExperimentConfig
-    given: inputs.EvalImages
+    images: inputs.EvalImages
     eval_set: EvalSet
 
 
@@ -169,6 +169,9 @@ def _parse(argv: list[str]) -> None:
     images = FLAGS["images"].value if "images" in FLAGS else None
     if images and images.isdecimal() and not Path(images).exists():
         raise flags.Error(f"--images={images} is no folder or file; did you mean --set=sweep.images={images}")
+    for name in ("classes", "conditions"):
+        if FLAGS[name].value and not images:
+            raise flags.Error(f"--{name} says what the images of --images=FOLDER are; give that too")
     if FLAGS.compilation_cache:
         folder = Path(FLAGS.compilation_cache).absolute()
         with files.plain_errors(folder):
@@ -211,12 +214,12 @@ def opened(
     choose = chooser(config, workdir, celeba, images)
     denoiser, trained, record = load.load_denoiser(model, name)
     load.check_known(record, denoiser.name)
-    given = choose(denoiser, trained, record)
-    checked = load_check.check(denoiser, given, record, config.seed)
-    print(f"{denoiser.name}: {given.label}; {checked.words}", file=sys.stderr, flush=True)
+    images_of = choose(denoiser, trained, record)
+    checked = load_check.check(denoiser, images_of, record, config.seed)
+    print(f"{denoiser.name}: {images_of.label}; {checked.words}", file=sys.stderr, flush=True)
     timesteps = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
     key = keys.stream(jax.random.key(config.seed), "scored noise")
-    return Opened(denoiser, trained, given, given.scored_set(timesteps, key))
+    return Opened(denoiser, trained, images_of, images_of.scored_set(timesteps, key))
 
 
 def chooser(config: ExperimentConfig, workdir: Path, celeba: str | None, images: str | None) -> Callable:
@@ -225,9 +228,9 @@ def chooser(config: ExperimentConfig, workdir: Path, celeba: str | None, images:
     return inputs.chooser(config, celeba, workdir / "cache", images, said)
 
 
-def save(workdir: Path, name: str, found: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:
+def save(workdir: Path, name: str, result: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:
     """Writes WORKDIR/NAME.zarr, and its manifest beside it as NAME.json."""
-    labelled.replace(workdir / f"{name}.zarr", found)
+    labelled.replace(workdir / f"{name}.zarr", result)
     files.write_json(workdir / f"{name}.json", {"manifest": run_manifest(to_dict(config), **facts)})
 
 
@@ -242,8 +245,8 @@ def use_huge_pages() -> None:
 
 def _help(module: ModuleType, script: str) -> str:
     """The launcher's docstring, its own flags and the common ones."""
-    own = script if module.__name__ == "__main__" else module.__name__
-    return "\n\n".join([module.__doc__ or "", FLAGS.module_help(own), FLAGS.module_help(__name__)]).strip()
+    shown = script if module.__name__ == "__main__" else module.__name__
+    return "\n\n".join([module.__doc__ or "", FLAGS.module_help(shown), FLAGS.module_help(__name__)]).strip()
 
 
 def _interrupt(number: int, _: object) -> None:

@@ -25,8 +25,8 @@ def main(config, workdir):
     files.ensure_writable(workdir)
     checks = calibration.calibrate(REPEATS.value, IMAGES.value, config.seed)
     manifest = run_manifest(to_dict(config), wall_seconds=round(time.monotonic() - started, 1))
-    found = [{**dataclasses.asdict(check), "holds": check.holds} for check in checks]
-    files.write_json(workdir / "calibration.json", {"checks": found, "manifest": manifest})
+    records = [{**dataclasses.asdict(check), "holds": check.holds} for check in checks]
+    files.write_json(workdir / "calibration.json", {"checks": records, "manifest": manifest})
     print(calibration.table(checks))
 
 

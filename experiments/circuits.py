@@ -28,8 +28,8 @@ from . import _launch
 MODEL = flags.DEFINE_multi_string("model", None, _launch.MODEL_HELP, required=True)
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
-TAU = flags.DEFINE_float("tau", 0.9, "Closeness to the whole network that a circuit must have.")
-EVERY = flags.DEFINE_bool("every_level", False, "Close at every noise level, not only on average over them.")
+TAU = flags.DEFINE_float("tau", 0.9, "Faithfulness match that a circuit must reach.")
+EVERY = flags.DEFINE_bool("every_level", False, "At every timestep, not only on average over them.")
 RANKING = flags.DEFINE_enum("ranking", "exact", circuits.RANKINGS, "How components are ranked at first.")
 RANDOMS = flags.DEFINE_integer("randoms", 40, "Random circuits to compare with.", lower_bound=20)
 REPEATS = flags.DEFINE_integer("repeats", 10, "Resamples on which circuits are found anew.", lower_bound=2)
@@ -38,14 +38,14 @@ REPEATS = flags.DEFINE_integer("repeats", 10, "Resamples on which circuits are f
 def main(config, workdir):
     use_all_cores()
     root, folder = jax.random.key(config.seed), files.ensure_writable(workdir / "circuits")
-    found, held, rows = {}, {}, []
+    discovered, held_out, rows = {}, {}, []  # by ablation and network
     if len({load.name_of(model) for model in MODEL.value}) < len(MODEL.value):
         raise flags.Error("two models are called alike, and so would be their results; rename one's folder")
     for model in MODEL.value:
-        denoiser, _, given, _ = _launch.opened(config, workdir, model, CELEBA.value, IMAGES.value)
+        denoiser, _, images, _ = _launch.opened(config, workdir, model, CELEBA.value, IMAGES.value)
         for ablation in config.sweep.ablations:
             halves = controls.circuit_evaluators(
-                denoiser, given, ablation, config.sweep, root, folder / "run"
+                denoiser, images, ablation, config.sweep, root, folder / "run"
             )
             halves = [dataclasses.replace(half, every_level=EVERY.value) for half in halves]
             circuit = circuits.discover(halves[0], TAU.value, RANKING.value)
@@ -54,14 +54,16 @@ def main(config, workdir):
             print("\n".join([*scorecards.lines(card), *robustness.lines(again)]), flush=True)
             rows.append(row(card))
             facts = {"circuit": circuit, "scorecard": card, "stability": again}
-            facts = {name: dataclasses.asdict(one) for name, one in facts.items()}
-            manifest = run_manifest(to_dict(config), model=str(model), inputs=given.label)
+            facts = {name: dataclasses.asdict(result) for name, result in facts.items()}
+            manifest = run_manifest(to_dict(config), model=str(model), inputs=images.label)
             files.write_json(folder / f"{denoiser.name}-{ablation}.json", facts | {"manifest": manifest})
             labelled.replace(folder / f"{denoiser.name}-{ablation}.zarr", runs)
-            found.setdefault(ablation, {})[denoiser.name] = circuit
-            held.setdefault(ablation, {})[denoiser.name] = halves[1]
-    for ablation in found if len(MODEL.value) > 1 else ():
-        moved = robustness.transfer(found[ablation], held[ablation])
+            discovered.setdefault(ablation, {})[denoiser.name] = circuit
+            held_out.setdefault(ablation, {})[denoiser.name] = halves[1]
+    for ablation, of_networks in discovered.items():
+        if len(of_networks) == 1:
+            break  # nowhere to transfer a circuit to
+        moved = robustness.transfer(of_networks, held_out[ablation])
         labelled.replace(folder / f"transfer-{ablation}.zarr", moved)
         print("\n".join(robustness.moved_lines(moved, ablation)))
     tables.print_records("circuits, scored on images that they were not found on (f: faithfulness)", rows)

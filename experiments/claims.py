@@ -17,9 +17,9 @@ from . import _launch
 def main(config, workdir):
     if not workdir.is_dir():
         raise ConfigError(f"no results folder at {workdir}; give one with --workdir=FOLDER")
-    found = claims.evaluate([denoiser.network for denoiser in records.read(workdir)[1]])
-    print(verdicts.table(found))
-    files.write_json(workdir / "claims.json", [dataclasses.asdict(claim) for claim in found])
+    answers = claims.evaluate([denoiser.network for denoiser in records.read(workdir)[1]])
+    print(verdicts.table(answers))
+    files.write_json(workdir / "claims.json", [dataclasses.asdict(claim) for claim in answers])
 
 
 if __name__ == "__main__":

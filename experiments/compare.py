@@ -30,6 +30,8 @@ IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 def main(config, workdir):
     if (AFTER.value is None) == (STEPS.value is None):
         raise flags.Error("give a second model (--after=MODEL), or --steps=all for the steps of one training")
+    if flags.FLAGS.classes or flags.FLAGS.conditions:
+        raise flags.Error("--classes and --conditions: compare knows classes by the models' own names only")
     use_all_cores()
     files.ensure_writable(workdir)
     models = [value for value in (BEFORE.value, AFTER.value) if value]

@@ -35,21 +35,24 @@ MATCHED = flags.DEFINE_boolean("matched", True, "Hold the norm of a head's outpu
 def main(config, workdir):
     use_all_cores()
     results, rows, inputs = {}, [], {}
-    only = dataclasses.replace(config.sweep, ablations=("zero",))
+    sweep = dataclasses.replace(config.sweep, ablations=("zero",))
     for folder in MODEL.value:
-        denoiser, _, given, eval_set = _launch.opened(config, workdir, folder, CELEBA.value, IMAGES.value)
-        inputs[denoiser.name] = given.label
+        denoiser, _, images, eval_set = _launch.opened(config, workdir, folder, CELEBA.value, IMAGES.value)
+        inputs[denoiser.name] = images.label
         image_feature_names(*denoiser.image_shape[1:])  # may refuse
         heads = heads_over_many_keys(denoiser.unet)
-        swept = ablation_sweep(denoiser, eval_set, workdir / "sweeps", config=only, chosen=heads)
+        swept = ablation_sweep(denoiser, eval_set, workdir / "sweeps", config=sweep, chosen=heads)
         attention = activations.attention_stats(denoiser, eval_set).sel(head=[head.name for head in heads])
-        if given.scored_people is not None:
-            attention = attention.assign_coords({PERSON: ("image", given.scored_people)})
-        effect = roles.role_effects(denoiser, eval_set, *leave_one_out(denoiser.identity, heads)[::-1])
+        if images.scored_people is not None:
+            attention = attention.assign_coords({PERSON: ("image", images.scored_people)})
+        names, stacked = leave_one_out(denoiser.identity, heads)
+        effect = roles.role_effects(denoiser, eval_set, stacked, names)
         tempered = temperature.temperature_effects(denoiser, eval_set, heads=heads, matched=MATCHED.value)
-        moved = entropy_causality.temperature_effects_on_roles(denoiser, tempered, given.scored, eval_set.key)
+        moved = entropy_causality.temperature_effects_on_roles(
+            denoiser, tempered, images.scored, eval_set.key
+        )
         size = entropy_causality.effect_size(*effects.losses(swept, "zero"))
-        kept = {
+        links = {
             "effect": entropy_causality.correlation(attention, size),
             "selectivity": entropy_causality.correlation(
                 attention, entropy_causality.max_selectivity(effect)
@@ -58,10 +61,10 @@ def main(config, workdir):
                 moved, entropy_causality.normalized(tempered, attention)
             ),
         }
-        results[denoiser.name] = {name: dataclasses.asdict(result) for name, result in kept.items()}
-        print(denoiser.name, *(line(name, result) for name, result in kept.items()), sep="\n")
+        results[denoiser.name] = {name: dataclasses.asdict(result) for name, result in links.items()}
+        print(denoiser.name, *(line(name, result) for name, result in links.items()), sep="\n")
         for name in ("effect", "selectivity"):
-            rows.append(row(denoiser.name, name, kept[name]))
+            rows.append(row(denoiser.name, name, links[name]))
     manifest = run_manifest(to_dict(config), models=MODEL.value, inputs=inputs)
     files.write_json(workdir / "entropy.json", {"entropy": results, "manifest": manifest})
     tables.print_records("entropy of attention and what heads do: rank correlation over heads", rows)

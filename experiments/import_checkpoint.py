@@ -62,30 +62,30 @@ def stated() -> pretrained.Stated:
 
 def main(config, workdir):
     source, target = Path(FROM.value), Path(TO.value)
-    found = pretrained.read(source, stated())
-    denoiser = builders.denoiser_of(found, source.name)
-    report(found, denoiser, config)
-    if found.asks and SAMPLES.value:
-        raise ConfigError(f"{source}: {found.asks}; --samples=0 reads it without drawing anything")
+    imported = pretrained.read(source, stated())
+    denoiser = builders.denoiser_of(imported, source.name)
+    report(imported, denoiser, config)
+    if imported.asks and SAMPLES.value:
+        raise ConfigError(f"{source}: {imported.asks}; --samples=0 reads it without drawing anything")
     files.ensure_writable(target)
     about = ExperimentConfig(
         name=source.resolve().name,
         seed=config.seed,
-        data=DataConfig(name="unknown", preprocessing=config.data.preprocessing),
-        unet=builders.unet_of(found),
-        diffusion=found.diffusion,
+        data=DataConfig(name="unknown", n_train=0, n_test=0, preprocessing=config.data.preprocessing),
+        unet=builders.unet_of(imported),
+        diffusion=imported.diffusion,
     )
     saved = to_dict(about)
-    if isinstance(found, pretrained.ImportedFunction):
-        saved[load.FUNCTION] = {"layout": found.layout, "options": found.options}
-    record = {load.IMPORTED: found.facts, **class_names(denoiser)}
+    if isinstance(imported, pretrained.ImportedFunction):
+        saved[load.FUNCTION] = {"layout": imported.layout, "options": imported.options}
+    record = {load.IMPORTED: imported.facts, **class_names(denoiser)}
     sheet = {}
     if SAMPLES.value:
         key = keys.stream(jax.random.key(config.seed), "samples")
-        pictures = to_bytes(drawing.draw_samples(denoiser, key, SAMPLES.value, STEPS.value))
-        sheet["samples.png"] = image_grid.png(image_grid.sheet(pictures))
+        drawn = to_bytes(drawing.draw_samples(denoiser, key, SAMPLES.value, STEPS.value))
+        sheet["samples.png"] = image_grid.png(image_grid.sheet(drawn))
     folder = exported.export_model(
-        target / "model", found.params, saved, record, dtype=found.dtype, extras=sheet
+        target / "model", imported.params, saved, record, dtype=imported.dtype, extras=sheet
     )
     print(folder)
 
@@ -98,12 +98,12 @@ def class_names(denoiser: Examinable) -> dict[str, list[str]]:
     return {CLASS: names} if names else {}
 
 
-def report(found, denoiser: Examinable, config: ExperimentConfig) -> None:
+def report(imported, denoiser: Examinable, config: ExperimentConfig) -> None:
     """What was read, and how much memory examining it takes."""
-    count = sum(leaf.size for leaf in jax.tree.leaves(found.params))
-    print(f"{found.layout}: {count / 1e6:.1f} M parameters, stored as {found.dtype}")
+    count = sum(leaf.size for leaf in jax.tree.leaves(imported.params))
+    print(f"{imported.layout}: {count / 1e6:.1f} M parameters, stored as {imported.dtype}")
     forecast.print_memory_forecast(denoiser, config.sweep)
-    for note in found.notes:
+    for note in imported.notes:
         print(note)
 
 

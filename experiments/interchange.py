@@ -28,17 +28,17 @@ TOP = flags.DEFINE_integer("top", 3, "Components shown for each factor.", lower_
 def main(config, workdir):
     use_all_cores()
     denoiser, trained, _ = load.load_denoiser(MODEL.value)
-    levels = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
+    timesteps = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
     key = keys.stream(jax.random.key(config.seed), "interchange")
-    asked = {"factors": ONLY.value, "pairs": PAIRS.value, "complexity": trained.data.complexity}
-    found = interchange.interchange_effects(denoiser, levels, key, **asked)
-    _launch.save(workdir, "interchange", found, config, models=[denoiser.name])
-    _, share = interchange.transfer_by_component(found, seed=config.seed)
+    pairs = interchange.PairSet(key, ONLY.value, PAIRS.value, trained.data.complexity)
+    effects = interchange.interchange_effects(denoiser, timesteps, pairs)
+    _launch.save(workdir, "interchange", effects, config, models=[denoiser.name])
+    _, share = interchange.transfer_by_component(effects, seed=config.seed)
     print(f"{denoiser.name}: components that carry most of each factor, {PAIRS.value} pairs of faces")
-    for factor, estimate, low, high in zip(ONLY.value, share.estimate, share.low, share.high):
+    for factor, estimate, low, high in zip(ONLY.value, share.estimate, share.low, share.high, strict=True):
         most = np.argsort(-np.nan_to_num(estimate, nan=-np.inf))[: TOP.value]
         parts = [
-            f"{found['component'].values[i]} {estimate[i]:.2f} [{low[i]:.2f}, {high[i]:.2f}]" for i in most
+            f"{effects['component'].values[i]} {estimate[i]:.2f} [{low[i]:.2f}, {high[i]:.2f}]" for i in most
         ]
         print(f"{factor:24}" + "; ".join(parts))
 

@@ -31,35 +31,39 @@ UNTRAINED = flags.DEFINE_boolean("untrained", False, "With every model also a fr
 
 def main(config, workdir):
     use_all_cores()
-    found, inputs = {}, {}
+    records, inputs = {}, {}
     for folder in map(Path, MODEL.value):
         name = "/".join(folder.parts[-2:])
-        denoiser, _, given, eval_set = _launch.opened(
+        denoiser, _, images, eval_set = _launch.opened(
             config, workdir, folder, CELEBA.value, IMAGES.value, name=name
         )
-        for each in [denoiser] + [untrained.untrained(denoiser, config.seed)] * UNTRAINED.value:
-            inputs[each.name] = given.label
+        networks = [denoiser]
+        if UNTRAINED.value:
+            networks.append(untrained.untrained(denoiser, config.seed))
+        for network in networks:
+            inputs[network.name] = images.label
             replacements = replacement_values(
-                each, given, eval_set.timesteps, jax.random.key(config.seed), config.sweep
+                network, images, eval_set.timesteps, jax.random.key(config.seed), config.sweep
             )
             swept = ablation_sweep(
-                each, eval_set, workdir / "sweeps", config=config.sweep, replacements=replacements
+                network, eval_set, workdir / "sweeps", config=config.sweep, replacements=replacements
             )
             for ablation in config.sweep.ablations:
-                one = phases.measure(swept, ablation)
-                print(line(each.name, ablation, one))
-                found[f"{each.name} {ablation}"] = dataclasses.asdict(one) | {"boundaries": one.boundaries}
+                measured = phases.measure(swept, ablation)
+                print(line(network.name, ablation, measured))
+                facts = dataclasses.asdict(measured) | {"boundaries": measured.boundaries}
+                records[f"{network.name} {ablation}"] = facts
     manifest = run_manifest(to_dict(config), models=MODEL.value, inputs=inputs)
-    files.write_json(workdir / "phases.json", {"phases": found, "manifest": manifest})
+    files.write_json(workdir / "phases.json", {"phases": records, "manifest": manifest})
 
 
-def line(name, ablation, one):
-    where = ", ".join(f"{edge:+.1f}" for edge in one.boundaries) or "none"
-    low, high = one.likely()
-    four = one.share[3] if len(one.share) > 3 else 0
+def line(name, ablation, measured):
+    where = ", ".join(f"{edge:+.1f}" for edge in measured.boundaries) or "none"
+    low, high = measured.likely()
+    four = measured.share[3] if len(measured.share) > 3 else 0
     return (
-        f"{name:36} {ablation:5} k {one.k} [{low}, {high}], four in {four:.0%} of resamples; steps beat "
-        f"drift in {one.stepped:.0%}; boundaries at log-SNR {where}"
+        f"{name:36} {ablation:5} k {measured.k} [{low}, {high}], four in {four:.0%} of resamples; "
+        f"piecewise constant beats a trend in {measured.stepped:.0%}; boundaries at log-SNR {where}"
     )
 
 

@@ -60,10 +60,10 @@ def trained(config, workdir):
     simple = dataclasses.replace(config.data, complexity=0)
     real = dataclasses.replace(config.data, name="celeba", path=CELEBA.value or "", n_train=0, n_test=0)
     other = {f"{config.name}-celeba": real} if CELEBA.value else {f"{config.name}-synthetic-level0": simple}
-    found = {}
+    folders = {}
     for name, data in ({f"{config.name}-synthetic": config.data} | other).items():
-        found[name] = loop.train(dataclasses.replace(config, data=data), workdir / "models" / name)
-    return found
+        folders[name] = loop.train(dataclasses.replace(config, data=data), workdir / "models" / name)
+    return folders
 
 
 if __name__ == "__main__":

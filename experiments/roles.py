@@ -30,26 +30,31 @@ FRESH = flags.DEFINE_integer("fresh", 3, "Untrained networks to compare with.", 
 
 def main(config, workdir):
     use_all_cores()
-    found, inputs = {}, {}
+    records, inputs = {}, {}
     for folder in MODEL.value:
-        denoiser, trained, given, eval_set = _launch.opened(
+        denoiser, trained, images, eval_set = _launch.opened(
             config, workdir, folder, CELEBA.value, IMAGES.value
         )
         image_feature_names(*denoiser.image_shape[1:])  # may refuse
-        inputs[denoiser.name] = given.label
+        inputs[denoiser.name] = images.label
         fresh = [untrained.untrained(denoiser, config.seed + i) for i in range(FRESH.value)]
-        chosen = [one for one in denoiser.components() if PART.value in (one.component_type, "all")]
-        synthetic = given.facts.get("name") == "synthetic"  # masks and factors are known of these
-        more = controls.face_targets(trained, len(given.scored)) if synthetic else {}
-        one, effect = roles.examine(
-            denoiser, eval_set, fresh, chosen, count=SETS.value, seed=config.seed, **more
+        chosen = [
+            component
+            for component in denoiser.components()
+            if PART.value in (component.component_type, "all")
+        ]
+        synthetic = images.facts.get("name") == "synthetic"  # masks and factors are known of these
+        targets = controls.face_targets(trained, len(images.scored)) if synthetic else {}
+        assignment, effect = roles.examine(
+            denoiser, eval_set, fresh, chosen, count=SETS.value, seed=config.seed, **targets
         )
         labelled.replace(workdir / f"{denoiser.name}.zarr", effect)
-        found[denoiser.name] = dataclasses.asdict(one)
-        named = {name: role for name, role in zip(one.components, one.role) if role != roles.UNASSIGNED}
-        print(f"{denoiser.name}: {len(named)} of {len(one.role)} have a role: {named or 'none'}")
+        records[denoiser.name] = dataclasses.asdict(assignment)
+        by_name = zip(assignment.components, assignment.role, strict=True)
+        named = {name: role for name, role in by_name if role != roles.UNASSIGNED}
+        print(f"{denoiser.name}: {len(named)} of {len(assignment.role)} have a role: {named or 'none'}")
     manifest = run_manifest(to_dict(config), models=MODEL.value, inputs=inputs)
-    files.write_json(workdir / "roles.json", {"roles": found, "manifest": manifest})
+    files.write_json(workdir / "roles.json", {"roles": records, "manifest": manifest})
 
 
 if __name__ == "__main__":

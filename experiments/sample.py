@@ -49,8 +49,8 @@ def main(config, workdir):
     denoiser = dataclasses.replace(denoiser, identity=identity)
     key = keys.stream(jax.random.key(config.seed), "own samples")
     labels = None if LABEL.value is None else np.full(COUNT.value, LABEL.value, np.int32)
-    told = {"condition": labels, "guidance": GUIDANCE.value}
-    drawn = drawing.draw_samples(denoiser, key, COUNT.value, STEPS.value, **told)
+    options = {"condition": labels, "guidance": GUIDANCE.value}
+    drawn = drawing.draw_samples(denoiser, key, COUNT.value, STEPS.value, **options)
     image_grid.save_sheet(workdir / "samples.png", to_bytes(drawn))
     print(workdir / "samples.png")
 

@@ -19,30 +19,37 @@ from . import _launch
 MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
-KINDS = flags.DEFINE_list(
+SOURCES = flags.DEFINE_list(
     "kinds", list(attention_patterns.PATTERN_SOURCES), "What takes the place of a pattern."
 )
 
 
 def main(config, workdir):
     use_all_cores()
-    denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
-    block = config.sweep.image_block
-    found = attention_patterns.pattern_effects(denoiser, eval_set, kinds=KINDS.value, block=block)
-    _launch.save(workdir, "patterns", found, config, models=[denoiser.name], inputs=given.label)
-    weights = stats.bootstrap_weights(len(given.scored), seed=config.seed)
-    pooled = {}
-    for kind in KINDS.value:
-        clean, loss = effects.losses(found, kind)
-        pooled[kind] = stats.bootstrap(lambda w: effects.pooled_relative_increase(clean, loss, w), weights)  # noqa: B023
-    print(
-        f"{denoiser.name}: pooled Deg% with patterns replaced, {len(given.scored)} pictures ({given.label})"
+    denoiser, _, images, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
+    swept = attention_patterns.pattern_effects(
+        denoiser, eval_set, ablations=SOURCES.value, block=config.sweep.image_block
     )
-    print(f"{'head':22}" + "".join(f"{kind:>28}" for kind in pooled))
-    order = np.argsort(-next(iter(pooled.values())).estimate)
-    for i in order:
-        cells = [f"{one.estimate[i]:.2f} [{one.low[i]:.2f}, {one.high[i]:.2f}]" for one in pooled.values()]
-        print(f"{found['component'].values[i]!s:22}" + "".join(f"{cell:>28}" for cell in cells))
+    _launch.save(workdir, "patterns", swept, config, models=[denoiser.name], inputs=images.label)
+    weights = stats.bootstrap_weights(len(images.scored), seed=config.seed)
+    pooled = {source: pooled_increase(swept, source, weights) for source in SOURCES.value}
+    count = len(images.scored)
+    print(
+        f"{denoiser.name}: relative loss increase (%) with patterns replaced, {count} images ({images.label})"
+    )
+    print(f"{'head':22}" + "".join(f"{source:>28}" for source in pooled))
+    for i in np.argsort(-next(iter(pooled.values())).estimate):
+        cells = [
+            f"{interval.estimate[i]:.2f} [{interval.low[i]:.2f}, {interval.high[i]:.2f}]"
+            for interval in pooled.values()
+        ]
+        print(f"{swept['component'].values[i]!s:22}" + "".join(f"{cell:>28}" for cell in cells))
+
+
+def pooled_increase(swept, source, weights):
+    """Pooled relative loss increase of every head, with its interval over images."""
+    clean, loss = effects.losses(swept, source)
+    return stats.bootstrap(lambda w: effects.pooled_relative_increase(clean, loss, w), weights)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,14 @@ from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.sweeps.execution import forecast
 from mechdiff.sweeps.execution.rollout import even_windows, network_calls
-from mechdiff.sweeps.sampling import sampling_sweep
+from mechdiff.sweeps.sampling import SampleSet, sampling_sweep
 
 from . import _launch
 
 MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
-WINDOWS = flags.DEFINE_integer("windows", 5, "Parts that the visited levels are cut into.", lower_bound=1)
+WINDOWS = flags.DEFINE_integer("windows", 5, "Parts that the visited timesteps are cut into.", lower_bound=1)
 SAMPLES = flags.DEFINE_integer("samples", 16, "Samples under every intervention.", lower_bound=2)
-STEPS = flags.DEFINE_integer("steps", 50, "Levels visited.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 50, "Timesteps visited.", lower_bound=1)
 SAMPLER = flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm"], "How a step is made.")
 
 
@@ -34,27 +34,24 @@ def main(config, workdir):
     use_all_cores()
     denoiser, _, record = load.load_denoiser(MODEL.value)
     load.check_known(record, denoiser.name)
-    levels = ddim_timesteps(denoiser.schedule.steps, min(STEPS.value, denoiser.schedule.steps))
-    windows = even_windows(levels, WINDOWS.value)
-    forecast.print_memory_forecast(denoiser, config.sweep, ablations=("zero",), replacements=len(levels))
+    timesteps = ddim_timesteps(denoiser.schedule.steps, min(STEPS.value, denoiser.schedule.steps))
+    windows = even_windows(timesteps, WINDOWS.value)
+    forecast.print_memory_forecast(denoiser, config.sweep, ablations=("zero",), replacements=len(timesteps))
     files.ensure_writable(workdir)
     files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[denoiser.name]))
-    found = sampling_sweep(
-        denoiser,
-        levels,
-        windows,
+    samples = SampleSet(
+        timesteps,
         SAMPLES.value,
         keys.stream(jax.random.key(config.seed), "trajectories"),
-        workdir / "trajectories",
         condition=condition_of(denoiser, record, SAMPLES.value),
         step_fn={"ddim": ddim_step, "ddpm": ddpm_step}[SAMPLER.value],
     )
-    shared, naive = network_calls(levels, windows, found.sizes["component"])
+    swept = sampling_sweep(denoiser, samples, windows, workdir / "trajectories")
+    shared, naive = network_calls(timesteps, windows, swept.sizes["component"])
     print(f"{shared:,} network calls a sample instead of {naive:,}: {naive / shared:.2f} x fewer")
-    distance = found.distance.isel(ablation=0).mean("sample")
-    for component in (
-        distance.mean("window").sortby(distance.mean("window"), ascending=False).component.values
-    ):
+    distance = swept.distance.isel(ablation=0).mean("sample")
+    largest_first = distance.mean("window").sortby(distance.mean("window"), ascending=False)
+    for component in largest_first.component.values:
         row = distance.sel(component=component).values
         print(f"{component:24}" + "".join(f"{value:8.3f}" for value in row))
 

@@ -15,7 +15,7 @@ from mechdiff.core.devices import use_all_cores
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.sweeps.execution import forecast
-from mechdiff.sweeps.sequential import sequential_sweep
+from mechdiff.sweeps.sequential import StoppingRule, sequential_sweep
 
 from . import _launch
 
@@ -28,27 +28,28 @@ WIDTH = flags.DEFINE_float("width", 2.0, "In percent of the clean loss; certain 
 def main(config, workdir):
     use_all_cores()
     files.ensure_writable(workdir)
-    denoiser, _, given, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
+    denoiser, _, images, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
     forecast.print_memory_forecast(denoiser, config.sweep, ablations=("zero",))
-    found = sequential_sweep(
+    result = sequential_sweep(
         denoiser,
-        given.swept_set(eval_set.timesteps, eval_set.key),
+        images.swept_set(eval_set.timesteps, eval_set.key),
+        StoppingRule(WIDTH.value),
         workdir / "certify",
-        width=WIDTH.value,
         block=config.sweep.image_block,
         precision=config.sweep.precision,
     )
-    manifest = run_manifest(to_dict(config), models=[denoiser.name], inputs=given.label)
-    files.write_json(workdir / "certified.json", {**dataclasses.asdict(found), "manifest": manifest})
-    for i in (-found.estimate).argsort(kind="stable"):
-        bounds = f"[{found.low[i]:.2f}, {found.high[i]:.2f}]"
-        mark = "" if found.decided[i] else "  undecided"
-        print(f"{found.components[i]:24}{found.estimate[i]:10.2f} %  {bounds:24}{found.images[i]:6d}{mark}")
-    if found.precision_error.any():
-        words = f"precision {found.precision_error.max():.2g} points at most, within the intervals"
+    manifest = run_manifest(to_dict(config), models=[denoiser.name], inputs=images.label)
+    files.write_json(workdir / "certified.json", {**dataclasses.asdict(result), "manifest": manifest})
+    for i in (-result.estimate).argsort(kind="stable"):
+        bounds = f"[{result.low[i]:.2f}, {result.high[i]:.2f}]"
+        mark = "" if result.decided[i] else "  undecided"
+        row = f"{result.components[i]:24}{result.estimate[i]:10.2f} %  {bounds:24}{result.images[i]:6d}{mark}"
+        print(row)
+    if result.precision_error.any():
+        words = f"precision {result.precision_error.max():.2g} points at most, within the intervals"
         print(f"products in {config.sweep.precision}: {words}")
     print(
-        f"{found.spent:,} components x pictures; the smallest fixed design would have spent {found.fixed:,}"
+        f"{result.spent:,} components x images; the smallest fixed design would have spent {result.fixed:,}"
     )
 
 

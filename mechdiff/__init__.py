@@ -162,6 +162,7 @@ if TYPE_CHECKING:  # at run time names are imported when they are first used, so
     )
     from mechdiff.sweeps.execution.engine import Engine as Engine
     from mechdiff.sweeps.execution.rollout import even_windows as even_windows
+    from mechdiff.sweeps.interchange import PairSet as PairSet
     from mechdiff.sweeps.interchange import interchange_effects as interchange_effects
     from mechdiff.sweeps.optimal_ablation import optimal_replacements as optimal_replacements
     from mechdiff.sweeps.replacements import (
@@ -170,8 +171,10 @@ if TYPE_CHECKING:  # at run time names are imported when they are first used, so
     from mechdiff.sweeps.replacements import (
         resample_replacements as resample_replacements,
     )
+    from mechdiff.sweeps.sampling import SampleSet as SampleSet
     from mechdiff.sweeps.sampling import sampling_sweep as sampling_sweep
     from mechdiff.sweeps.scaling import scaling_curves as scaling_curves
+    from mechdiff.sweeps.sequential import StoppingRule as StoppingRule
     from mechdiff.sweeps.sequential import sequential_sweep as sequential_sweep
     from mechdiff.sweeps.temperature import (
         matched_temperature as matched_temperature,
@@ -244,12 +247,12 @@ _NAMES = {  # module -> names that can be had from here; those beyond `__all__` 
     "sweeps.attention_patterns": "pattern_effects replace_pattern",
     "sweeps.execution.engine": "Engine",
     "sweeps.execution.rollout": "even_windows",
-    "sweeps.interchange": "interchange_effects",
+    "sweeps.interchange": "PairSet interchange_effects",
     "sweeps.optimal_ablation": "optimal_replacements",
     "sweeps.replacements": "noise_replacements resample_replacements",
-    "sweeps.sampling": "sampling_sweep",
+    "sweeps.sampling": "SampleSet sampling_sweep",
     "sweeps.scaling": "scaling_curves",
-    "sweeps.sequential": "sequential_sweep",
+    "sweeps.sequential": "StoppingRule sequential_sweep",
     "sweeps.temperature": "matched_temperature temperature_effects",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -2,13 +2,13 @@
 
 `python -m experiments.benchmarks.certified --model=MODEL --images=512 --width=0.5`
 
-Adaptive: `sequential_sweep`, which drops components once their intervals are certain, with other pictures at
-every timestep (nested), run to its end. Fixed: an exact sweep of all components on one number of pictures,
+Adaptive: `sequential_sweep`, which drops components once their intervals are certain, with other images at
+every timestep (nested), run to its end. Fixed: an exact sweep of all components on one number of images,
 the smallest with which an ordinary interval (no looking in between) of each would pass the same rule; once
-nested, once with the same pictures at all timesteps (crossed), as one would do it otherwise. These numbers
-come from deviations that were measured, on what the adaptive arm saw and on `--pilot` pictures, so the fixed
-arms know them beforehand, which no planner does. Their cost is linear in pictures: they are run on `--pilot`
-pictures, and their time is extrapolated. All run in one process, compiled beforehand, in turns.
+nested, once with the same images at all timesteps (crossed), as one would do it otherwise. These numbers
+come from deviations that were measured, on what the adaptive arm saw and on `--pilot` images, so the fixed
+arms know them beforehand, which no planner does. Their cost is linear in images: they are run on `--pilot`
+images, and their time is extrapolated. All run in one process, compiled beforehand, in turns.
 """
 
 import statistics
@@ -29,64 +29,64 @@ from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import load
 from mechdiff.study import inputs
 from mechdiff.sweeps.ablation import ablation_sweep
-from mechdiff.sweeps.sequential import sequential_sweep
+from mechdiff.sweeps.sequential import StoppingRule, sequential_sweep
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
 WIDTH = flags.DEFINE_float("width", 5.0, "In percent of the clean loss; certain enough wherever it lies.")
-IMAGES = flags.DEFINE_integer("images", 512, "Pictures a timestep that may be spent.", lower_bound=16)
-PILOT = flags.DEFINE_integer("pilot", 64, "Pictures that fixed designs are run on.", lower_bound=16)
+IMAGES = flags.DEFINE_integer("images", 512, "Images a timestep that may be spent.", lower_bound=16)
+PILOT = flags.DEFINE_integer("pilot", 64, "Images that fixed designs are run on.", lower_bound=16)
 ROUNDS = flags.DEFINE_integer("rounds", 1, "Turns that each arm takes.", lower_bound=1)
 
 
 def main(config, workdir):
     use_all_cores()
-    asked = [f"sweep.images={IMAGES.value}", "sweep.reference_images=1", "sweep.nested=true"]
-    config = override(config, asked)
+    settings = [f"sweep.images={IMAGES.value}", "sweep.reference_images=1", "sweep.nested=true"]
+    config = override(config, settings)
     denoiser, trained, _ = load.load_denoiser(Path(MODEL.value))
-    given = inputs.chooser(config, CELEBA.value, workdir / "cache")(denoiser, trained)
-    levels = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
+    images = inputs.chooser(config, CELEBA.value, workdir / "cache")(denoiser, trained)
+    timesteps = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
     key, block = keys.stream(jax.random.key(config.seed), "scored noise"), config.sweep.image_block
     pilot = min(PILOT.value, IMAGES.value)
 
-    def adaptive(images):
+    def adaptive(shown):
         with TemporaryDirectory() as folder:
-            return sequential_sweep(
-                denoiser, EvalSet(images, levels, key), Path(folder), width=WIDTH.value, block=block
-            )
+            eval_set = EvalSet(shown, timesteps, key)
+            return sequential_sweep(denoiser, eval_set, StoppingRule(WIDTH.value), Path(folder), block=block)
 
     def fixed():
         with TemporaryDirectory() as folder:
+            eval_set = EvalSet(images.scored[:pilot], timesteps, key)
             settings = SweepConfig(ablations=("zero",), image_block=block)
-            ablation_sweep(
-                denoiser, EvalSet(given.scored[:pilot], levels, key), Path(folder), config=settings
-            )
+            ablation_sweep(denoiser, eval_set, Path(folder), config=settings)
 
-    found, crossed = adaptive(given.nested), adaptive(given.scored[:pilot])  # compile
+    nested, crossed = adaptive(images.nested), adaptive(images.scored[:pilot])  # compile
     fixed()
-    seconds = {adaptive: [], fixed: []}
+    arms = {"adaptive": lambda: adaptive(images.nested), "fixed": fixed}
+    seconds = {name: [] for name in arms}
     for turn in range(ROUNDS.value):
-        for arm in (adaptive, fixed)[:: 1 if turn % 2 else -1]:
+        for name in list(arms)[:: 1 if turn % 2 else -1]:
             start = time.perf_counter()
-            arm(*[given.nested] * (arm is adaptive))
-            seconds[arm].append(time.perf_counter() - start)
-    took, each = statistics.median(seconds[adaptive]), statistics.median(seconds[fixed]) / pilot
-    count, left = len(found.components), int((~found.decided).sum())
-    shown = f"{found.images.min()} to {found.images.max()}"
+            arms[name]()
+            seconds[name].append(time.perf_counter() - start)
+    took = statistics.median(seconds["adaptive"])
+    per_image = statistics.median(seconds["fixed"]) / pilot
+    count, left = len(nested.components), int((~nested.decided).sum())
+    spent = f"{nested.images.min()} to {nested.images.max()}"
     print(
-        f"{count} components of {denoiser.name}, {len(levels)} timesteps, to {WIDTH.value} % or apart from "
-        f"0; medians of {ROUNDS.value} rounds\n"
-        f"{'':24}{'pictures a timestep':>22}{'components x pictures':>24}{'seconds':>10}"
+        f"{count} components of {denoiser.name}, {len(timesteps)} timesteps, to {WIDTH.value} % or apart "
+        f"from 0; medians of {ROUNDS.value} rounds\n"
+        f"{'':24}{'images a timestep':>22}{'components x images':>24}{'seconds':>10}"
         f"{'over adaptive':>16}{'in runs':>10}\n"
-        f"{'adaptive, nested':24}{shown:>22}{found.spent:24,}{took:10.1f}"
+        f"{'adaptive, nested':24}{spent:>22}{nested.spent:24,}{took:10.1f}"
     )
-    for name, runs in (("fixed, nested", found.fixed), ("fixed, crossed", crossed.fixed)):
+    for name, runs in (("fixed, nested", nested.fixed), ("fixed, crossed", crossed.fixed)):
         needed = runs // count
-        ratios = f"{each * needed / took:14.2f} x{runs / found.spent:8.2f} x"
-        print(f"{name:24}{needed:22}{runs:24,}{each * needed:10.1f}{ratios}")
-    print(f"fixed designs: run on {pilot} pictures, extrapolated\n{_operations.ceiling()}")
+        ratios = f"{per_image * needed / took:14.2f} x{runs / nested.spent:8.2f} x"
+        print(f"{name:24}{needed:22}{runs:24,}{per_image * needed:10.1f}{ratios}")
+    print(f"fixed designs: run on {pilot} images, extrapolated\n{_operations.ceiling()}")
     if left:
-        print(f"{left} components stayed undecided: no certified answer; give more pictures (--images)")
+        print(f"{left} components stayed undecided: no certified answer; give more images (--images)")
 
 
 if __name__ == "__main__":

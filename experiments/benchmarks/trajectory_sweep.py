@@ -42,40 +42,38 @@ def main(config, workdir):
         lambda p: (np.asarray(p) + 0.02 * rng.normal(size=p.shape)).astype(np.float32), params
     )
     denoiser = Denoiser("benchmark", config.unet, make_schedule(config.diffusion), params, identity)
-    levels = ddim_timesteps(denoiser.schedule.steps, min(STEPS.value, denoiser.schedule.steps))
-    windows = rollout.even_windows(levels, WINDOWS.value)
+    timesteps = ddim_timesteps(denoiser.schedule.steps, min(STEPS.value, denoiser.schedule.steps))
+    windows = rollout.even_windows(timesteps, WINDOWS.value)
     every = components(config.unet)
     chosen = every[:: max(1, len(every) // COMPONENTS.value)][: COMPONENTS.value]
 
     def shared():
         with TemporaryDirectory() as folder:
-            key = jax.random.key(0)
-            return sampling.sampling_sweep(
-                denoiser, levels, windows, SAMPLES.value, key, Path(folder), chosen=chosen
-            )
+            samples = sampling.SampleSet(timesteps, SAMPLES.value, jax.random.key(0))
+            return sampling.sampling_sweep(denoiser, samples, windows, Path(folder), chosen=chosen)
 
     def naive():
-        with mock.patch.object(rollout, "opening", lambda levels, window: 0):
+        with mock.patch.object(rollout, "first_step_inside", lambda timesteps, window: 0):
             return shared()
 
     arms, seconds = {"shared": shared, "naive": naive}, {"shared": [], "naive": []}
-    found = {name: arm() for name, arm in arms.items()}  # compiles
-    worst = float(abs(found["shared"].distance - found["naive"].distance).max())
+    swept = {name: arm() for name, arm in arms.items()}  # compiles
+    worst = float(abs(swept["shared"].distance - swept["naive"].distance).max())
     for turn in range(ROUNDS.value):
         for name in list(arms)[:: 1 if turn % 2 else -1]:
             start = time.perf_counter()
             arms[name]()
             seconds[name].append(time.perf_counter() - start)
     middle = {name: statistics.median(times) for name, times in seconds.items()}
-    each = sum(_operations.of_stages(config.unet, params, identity)) * SAMPLES.value / 1e9
-    calls = dict(zip(arms, rollout.network_calls(levels, windows, len(chosen))))
+    per_call = sum(_operations.of_stages(config.unet, params, identity)) * SAMPLES.value / 1e9
+    calls = dict(zip(arms, rollout.network_calls(timesteps, windows, len(chosen)), strict=True))
     print(
-        f"{len(chosen)} components in {len(windows)} windows of {len(levels)} steps, "
+        f"{len(chosen)} components in {len(windows)} windows of {len(timesteps)} steps, "
         f"{SAMPLES.value} samples, preset {config.name}; medians of {ROUNDS.value} rounds\n"
         f"{'arm':12}{'calls a sample':>16}{'seconds':>10}{'GF/s':>8}"
     )
     for name, count in calls.items():
-        print(f"{name:12}{count:16,}{middle[name]:10.1f}{each * count / middle[name]:8.1f}")
+        print(f"{name:12}{count:16,}{middle[name]:10.1f}{per_call * count / middle[name]:8.1f}")
     print(
         f"ratio {middle['naive'] / middle['shared']:.2f} x in time, "
         f"{calls['naive'] / calls['shared']:.2f} x in network calls; "

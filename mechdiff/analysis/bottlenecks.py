@@ -38,20 +38,21 @@ class Bottleneck:
 
 
 def weakest(
-    damage: Float[np.ndarray, "network kind component draws"], seen: Bool[np.ndarray, "kind component"]
+    increase: Float[np.ndarray, "network ablation component draws"],
+    changes: Bool[np.ndarray, "ablation component"],
 ) -> Float[np.ndarray, "network component draws"]:
     """Smallest relative loss increase over the ablations that change the component; -inf if none does.
 
     Args:
-      damage: relative loss increase (%).
-      seen: whether an ablation changes the component.
+      increase: relative loss increase (%).
+      changes: whether an ablation changes the component.
     """
-    least = np.where(seen[None, :, :, None], damage, np.inf).min(axis=1)
+    least = np.where(changes[None, :, :, None], increase, np.inf).min(axis=1)
     return np.where(np.isfinite(least), least, -np.inf)
 
 
 def crossed(
-    damage: Float[np.ndarray, "network component draws"],
+    increase: Float[np.ndarray, "network component draws"],
     first: Bool[np.ndarray, " network"],
     images: int = 0,
     threshold: float = THRESHOLD,
@@ -59,13 +60,13 @@ def crossed(
     """Chosen on one half of the networks and tested on the other, both ways.
 
     Args:
-      damage: of `weakest`: first on all images evenly weighted, then in resamples of them, if any.
+      increase: of `weakest`: first on all images evenly weighted, then in resamples of them, if any.
       first: the half that each network belongs to.
       images: units that were resampled.
     """
-    kept = np.flatnonzero(np.isfinite(damage).all(axis=(0, 2)))  # that some ablation changes
-    damage = damage[:, kept]
-    halves = damage[first], damage[~first]
+    kept = np.flatnonzero(np.isfinite(increase).all(axis=(0, 2)))  # that some ablation changes
+    increase = increase[:, kept]
+    halves = increase[first], increase[~first]
     if not all(len(half) for half in halves) or not len(kept):
         return Bottleneck((-1, -1), np.nan, (np.nan, np.nan), np.nan, np.nan, np.nan)
     chosen = [int(half[..., 0].mean(axis=0).argmax()) for half in halves]
@@ -75,7 +76,7 @@ def crossed(
     widths = [(answer[1][1] - answer[1][0]) / 2 for answer in answers]
     estimate = float(np.mean([answer[0] for answer in answers]))
     half = float(np.sqrt(np.sum(np.square(widths))) / 2)
-    none = [_tested(damage[:, i], images, threshold, above=False)[2] for i in range(len(kept))]
+    none = [_tested(increase[:, i], images, threshold, above=False)[2] for i in range(len(kept))]
     above = np.concatenate([values[:, 0] > threshold for values in tested])
     return Bottleneck(
         chosen=(int(kept[chosen[0]]), int(kept[chosen[1]])),
@@ -99,5 +100,6 @@ def split(data: list[str], seeds: list[int]) -> Bool[np.ndarray, " network"]:
 def _tested(
     values: Float[np.ndarray, "network draws"], images: int, threshold: float, above: bool = True
 ) -> tuple[float, tuple[float, float], float]:
+    """Mean over networks, its interval, and p against the threshold; the first column is the estimate."""
     draws = values[:, 1:] if values.shape[1] > 1 else None
     return over_seeds(values[:, 0], draws, images, above, threshold)

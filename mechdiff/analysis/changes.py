@@ -82,7 +82,7 @@ def cell_differences(before: xr.Dataset, after: xr.Dataset, ablation: str) -> tu
         first, last = (effects.relative_loss_increase(*side, weights) for side in losses)
         return last - first
 
-    before_by_image, after_by_image = (effects.picture_damage(*side, own=True) for side in losses)
+    before_by_image, after_by_image = (effects.increase_by_image(*side, nested=True) for side in losses)
     p = stats.max_t(units.sums(after_by_image - before_by_image))
     return stats.bootstrap_units(difference, units), p
 
@@ -139,7 +139,7 @@ def _names(sweep: xr.Dataset) -> list[str]:
 
 def _contributions(sweep: xr.Dataset, ablation: str) -> np.ndarray:
     """Of each image to the pooled effect, mean over timesteps, in %, `[component, image]`."""
-    return effects.picture_damage(*effects.losses(sweep, ablation))[:, 0]
+    return effects.increase_by_image(*effects.losses(sweep, ablation))[:, 0]
 
 
 def _clean_loss(sweep: xr.Dataset, ablation: str) -> np.ndarray:

@@ -1,5 +1,7 @@
 """What a component does to the images of each class, from a saved sweep of a network with classes."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
@@ -13,7 +15,13 @@ FEWEST = 3  # images of a class at a timestep
 
 
 def class_effects(
-    sweep: xr.Dataset, ablation: str, *, repeats: int = 2000, seed: int = 0, confidence: float = 0.95
+    sweep: xr.Dataset,
+    ablation: str,
+    *,
+    labels: Sequence[int] | None = None,
+    repeats: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
 ) -> xr.Dataset:
     """The pooled relative loss increase of every component over the images of each class.
 
@@ -23,6 +31,7 @@ def class_effects(
 
     Args:
       sweep: of `sweeps.ablation_sweep`, with the coordinate `class_label`.
+      labels: the classes that are measured; None: all that there are images of.
       repeats, seed: of the resampling.
 
     Returns:
@@ -37,11 +46,11 @@ def class_effects(
             f"this sweep has no coordinate {CLASS!r}: its network has no classes, or its images came without"
         )
     clean, loss = effects.losses(sweep, ablation)
-    labels = sweep[CLASS].transpose(..., "image").values
-    classes = np.unique(labels)
+    of_images = sweep[CLASS].transpose(..., "image").values
+    classes = np.unique(of_images) if labels is None else np.asarray(labels)
     units, columns = stats.units_of(sweep), []
     for label in classes:
-        member = labels == label
+        member = of_images == label
         if member.sum(-1).min() < FEWEST:
             raise ConfigError(
                 f"class {label} has {member.sum(-1).min()} images at some timestep; at least {FEWEST} are "
@@ -59,7 +68,7 @@ def class_effects(
         name: (axes, np.stack([getattr(interval, name) for interval in columns], 1), {"units": "%"})
         for name in ("estimate", "low", "high")
     }
-    counts = [int((labels == label).sum()) for label in classes]
+    counts = [int((of_images == label).sum()) for label in classes]
     return xr.Dataset(
         values | {"images": (CLASS, counts)},
         coords={"component": sweep["component"], CLASS: classes},

@@ -71,11 +71,12 @@ def effective_components(sweep: xr.Dataset, ablation: str) -> Measure:
     return lambda weights: effects.effective_number(effects.pooled_relative_increase(clean, loss, weights))
 
 
-def covariance_measure(found: Mapping[str, Moments], name: str) -> Measure:
+def covariance_measure(moments_by_site: Mapping[str, Moments], name: str) -> Measure:
     """`participation`, `rank` or `variance` of the activations of one network.
 
     Args:
-      found: site -> moments, of `channel_moments.channel_moments`; its groups take the place of images.
+      moments_by_site: site -> moments, of `channel_moments.channel_moments`; its groups take the place of
+        images.
 
     Raises:
       ConfigError: an unknown name.
@@ -86,21 +87,21 @@ def covariance_measure(found: Mapping[str, Moments], name: str) -> Measure:
     def measure(weights):
         logs = [
             np.log(OF_COVARIANCE[name](covariance(moments, weights))).mean(axis=1)
-            for moments in found.values()
+            for moments in moments_by_site.values()
         ]
         return np.exp(np.mean(logs, axis=0))
 
     return measure
 
 
-def site_values(found: Mapping[str, Moments], name: str) -> dict[str, Float[np.ndarray, " t"]]:
+def site_values(moments_by_site: Mapping[str, Moments], name: str) -> dict[str, Float[np.ndarray, " t"]]:
     """One of `OF_COVARIANCE` for each site and timestep, with even weights of images."""
 
     def value(moments: Moments) -> np.ndarray:
         count = len(moments.rows)
         return OF_COVARIANCE[name](covariance(moments, np.full((1, count), 1 / count)))[0]
 
-    return {site: value(moments) for site, moments in found.items()}
+    return {site: value(moments) for site, moments in moments_by_site.items()}
 
 
 def values(measures: Sequence[Measure], images: int) -> Float[np.ndarray, " network"]:
@@ -179,12 +180,12 @@ def halves(
     size = images // 2
     if size < 2:
         raise ConfigError(f"{images} images can't be split into halves; at least 4")
-    one, other = (order < size) / size, ((order >= size) & (order < 2 * size)) / size
-    return np.exp(np.mean([np.log(measure(one)) - np.log(measure(other)) for measure in measures], axis=0))
+    first, second = (order < size) / size, ((order >= size) & (order < 2 * size)) / size
+    return np.exp(np.mean([np.log(measure(first)) - np.log(measure(second)) for measure in measures], axis=0))
 
 
 def among_seeds(values: Float[np.ndarray, " seed"]) -> Float[np.ndarray, " pair"]:
     """Control: ratios, the larger over the smaller, of all pairs of training seeds of one data set."""
     stats.intervals.check_units(len(values))
     logs = np.log(values)
-    return np.exp([abs(one - other) for one, other in itertools.combinations(logs, 2)])
+    return np.exp([abs(a - b) for a, b in itertools.combinations(logs, 2)])

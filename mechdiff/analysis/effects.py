@@ -23,7 +23,6 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float, Int
-from scipy.stats import rankdata
 
 from mechdiff import stats
 from mechdiff.core.errors import CheckpointError, ConfigError, unknown
@@ -123,12 +122,12 @@ def pooled_loss_ratio_increase(clean: CleanLossArray, loss: LossArray, weights: 
     return 100 * (raised.sum(axis=1) / base.sum(axis=0) - 1)
 
 
-def rms_damage(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
+def rms_relative_increase(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
     """Root mean square over timesteps of the relative loss increase, in %, under each weighting."""
     return np.sqrt((relative_loss_increase(clean, loss, weights) ** 2).mean(axis=1))
 
 
-def excess_damage(
+def excess_relative_increase(
     clean: CleanLossArray, loss: LossArray, floor: Float[np.ndarray, " *cells"], weights: Weights
 ) -> Draws:
     """Loss increase relative to the clean loss's excess over the optimal one, mean over timesteps, in %.
@@ -152,22 +151,21 @@ def excess_damage(
     return 100 * ((stats.weighted(loss, weights) - stats.weighted(clean, weights)) / excess).mean(axis=1)
 
 
-def picture_damage(
-    clean: CleanLossArray, loss: LossArray, own: bool = False
-) -> Float[np.ndarray, "component own_t image"]:
+def increase_by_image(
+    clean: CleanLossArray, loss: LossArray, nested: bool = False
+) -> Float[np.ndarray, "component t_or_1 image"]:
     """Relative loss increase of each image, 100 (l_t(do) - l_t) / L0_t, whose mean is the pooled one.
 
     Args:
-      own: whether timesteps have different images (nested design). If not, the mean over timesteps is taken
-        (t = 1).
+      nested: whether timesteps have different images. If not, the mean over timesteps is taken (t = 1).
     """
     cells = 100 * (loss - clean) / clean.mean(axis=-1, keepdims=True)
-    return cells if own else cells.mean(axis=1, keepdims=True)
+    return cells if nested else cells.mean(axis=1, keepdims=True)
 
 
-def effective_number(damage: Draws) -> Float[np.ndarray, " m"]:
-    """exp(-sum p ln p) with p = |damage| / sum |damage|, in [1, components]; NaN where all are 0."""
-    size = np.abs(damage)
+def effective_number(increases: Draws) -> Float[np.ndarray, " m"]:
+    """exp(-sum p ln p) with p = |increase| / sum |increase|, in [1, components]; NaN where all are 0."""
+    size = np.abs(increases)
     total = size.sum(axis=0)
     p = np.where(size > 0, size / np.where(total > 0, total, 1), 1.0)
     return np.where(total > 0, np.exp(-(p * np.log(p)).sum(axis=0)), np.nan)
@@ -205,7 +203,7 @@ def measure(
     clean, loss = losses(sweep, ablation)
     units = stats.units_of(sweep)
     nested = sweep.attrs.get("images_total", 0) > sweep.sizes["image"]
-    by_image = picture_damage(clean, loss, nested)
+    by_image = increase_by_image(clean, loss, nested)
     raised = (by_image > 0).astype(np.float64)
 
     def interval(statistic: stats.intervals.Statistic) -> Interval:
@@ -228,7 +226,7 @@ def measure(
         pooled_losses=_widened(interval(lambda w: pooled_loss_ratio_increase(clean, loss, w)), error),
         effective=interval(lambda w: effective_number(pooled_relative_increase(clean, loss, w))),
         change=sweep["change"].sel(ablation=ablation).max(("t", "image")).values.astype(np.float64),
-        rms=interval(lambda w: rms_damage(clean, loss, w)),
+        rms=interval(lambda w: rms_relative_increase(clean, loss, w)),
         hurt=interval(lambda w: stats.weighted(raised, w).mean(axis=1)),
         quantiles=np.quantile(by_image, QUANTILES, axis=(1, 2)).T,
         precision_error=error,
@@ -268,77 +266,3 @@ def precision_statement(sweep: xr.Dataset, effects: Effects) -> str | None:
 
 def _widened(interval: Interval, error: Float[np.ndarray, "..."]) -> Interval:
     return dataclasses.replace(interval, low=interval.low - error, high=interval.high + error)
-
-
-def rank_correlation(first: Draws, second: Draws) -> Float[np.ndarray, " m"]:
-    """Spearman's correlation over components, for each draw; NaN where one side has no spread."""
-    x, y = (rankdata(values, axis=0) for values in (first, second))
-    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-    scale = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
-    return np.where(scale > 0, (x * y).sum(axis=0) / np.where(scale > 0, scale, 1), np.nan)
-
-
-def ablations_agreement(
-    sweep: xr.Dataset, first: str, second: str, repeats: int = 2000, seed: int = 0
-) -> Interval:
-    """Rank correlation of pooled relative loss increases between two ablations of one denoiser.
-
-    Over the components that changed a prediction under both; the same resamples of images serve both. Raises
-    as `denoisers_agreement` does.
-    """
-    shared = _shared((sweep, first), (sweep, second))
-    sides = [losses(sweep.sel(component=shared), ablation) for ablation in (first, second)]
-    units = stats.units_of(sweep)
-    return _ranked(sides, [units, units], [stats.bootstrap_weights(units.count, repeats, seed)] * 2)
-
-
-def denoisers_agreement(
-    first: xr.Dataset, second: xr.Dataset, ablation: str, repeats: int = 2000, seed: int = 0
-) -> Interval:
-    """Rank correlation of pooled relative loss increases of two denoisers; `n`: the smaller image count.
-
-    Over the components that both have and that changed a prediction in both. The images of the two are
-    resampled independently.
-
-    Raises:
-      ConfigError: fewer than 3 such components.
-    """
-    shared = _shared((first, ablation), (second, ablation))
-    sides = [losses(sweep.sel(component=shared), ablation) for sweep in (first, second)]
-    units = [stats.units_of(sweep) for sweep in (first, second)]
-    shares = [stats.bootstrap_weights(side.count, repeats, seed + i) for i, side in enumerate(units)]
-    return _ranked(sides, units, shares)
-
-
-def _shared(*sides: tuple[xr.Dataset, str]) -> list[str]:
-    """Components whose ablation changed a prediction on every side, in the order of the first."""
-    active = []
-    for sweep, ablation in sides:
-        change = sweep["change"].sel(ablation=ablation).max(("t", "image"))
-        active.append([str(name) for name in sweep["component"].values[change.values > ROUNDING]])
-    shared = [name for name in active[0] if all(name in others for others in active[1:])]
-    if len(shared) < 3:
-        raise ConfigError(f"{len(shared)} components in common: at least 3 are needed to compare their ranks")
-    return shared
-
-
-def _ranked(
-    sides: list[tuple[np.ndarray, np.ndarray]],
-    units: list[stats.Units],
-    shares: list[np.ndarray],
-    confidence: float = 0.95,
-) -> Interval:
-    """Percentile interval of the rank correlation of two sides (clean, loss), in resamples of their units."""
-
-    def correlate(weights: list[np.ndarray]) -> np.ndarray:
-        first, second = (
-            pooled_relative_increase(clean, loss, w) for (clean, loss), w in zip(sides, weights, strict=True)
-        )
-        return rank_correlation(first, second)
-
-    estimate = correlate([side.even() for side in units])[0]
-    drawn = correlate([side.weights(share) for side, share in zip(units, shares, strict=True)])
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    ends = {"low": np.asarray(low), "high": np.asarray(high)}
-    n = min(len(side.member.T) for side in units)
-    return Interval(estimate=np.asarray(estimate), **ends, confidence=confidence, n=n)

@@ -23,6 +23,7 @@ from scipy.stats import rankdata
 
 from mechdiff import stats
 from mechdiff.analysis import effects
+from mechdiff.analysis.agreement import rank_correlation
 from mechdiff.analysis.roles import families, feature_variances, image_features, selectivity
 from mechdiff.analysis.roles.matching import layers_of
 from mechdiff.analysis.roles.role_effects import mean_images
@@ -107,7 +108,7 @@ def correlation(
             f"{len(x)} heads have an entropy, {len(y)} the other quantity; compare the same heads"
         )
     draws = {"repeats": repeats, "seed": seed, "method": "percentile"}
-    overall = stats.bootstrap_units(lambda w: effects.rank_correlation(*both(w)), units, **draws)
+    overall = stats.bootstrap_units(lambda w: rank_correlation(*both(w)), units, **draws)
     within = stats.bootstrap_units(lambda w: within_layers(*both(w), layers), units, **draws)
     rng = np.random.default_rng(seed)
     anywhere = np.stack([rng.permutation(x[:, 0]) for _ in range(repeats)], axis=1)
@@ -121,7 +122,7 @@ def correlation(
     return Observed(
         overall=overall,
         within=within,
-        p=p(overall.estimate, effects.rank_correlation(anywhere, np.tile(y, (1, repeats)))),
+        p=p(overall.estimate, rank_correlation(anywhere, np.tile(y, (1, repeats)))),
         p_within=p(within.estimate, within_layers(inside, np.tile(y, (1, repeats)), layers)),
         heads=len(entropy),
     )

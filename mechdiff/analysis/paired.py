@@ -55,7 +55,7 @@ def by_unit(sweep: xr.Dataset, ablation: str) -> Float[np.ndarray, "component un
     clean, loss = effects.losses(sweep, ablation)
     nested = sweep.attrs.get("images_total", 0) > sweep.sizes["image"]
     units = stats.units_of(sweep)
-    values = units.sums(effects.picture_damage(clean, loss, nested))
+    values = units.sums(effects.increase_by_image(clean, loss, nested))
     return values.sum(axis=1) if units.clustered else values.reshape(len(values), -1)
 
 

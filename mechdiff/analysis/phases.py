@@ -112,23 +112,23 @@ def segment(
     most = _bounded(matrix.shape[-2], most)
     cost = _costs(matrix)
     draws, ends = cost.shape[0], cost.shape[1]
-    best, back = cost[:, 0, :], []  # best[:, j]: levels 0 .. j - 1 in the phases so far
+    best, back = cost[:, 0, :], []  # best[:, j]: timesteps 0 .. j - 1 in the phases so far
     sums, starts = [best[:, -1]], [np.zeros((draws, 1), int)]
     for _ in range(2, most + 1):
         options = best[:, :, None] + cost  # the last phase begins at the first of the two axes
         back.append(options.argmin(axis=1))
         best = options.min(axis=1)
         sums.append(best[:, -1])
-        place, found = np.full(draws, ends - 1), []
+        place, later = np.full(draws, ends - 1), []
         for choice in reversed(back):
             place = choice[np.arange(draws), place]
-            found.append(place)
-        starts.append(np.stack([np.zeros(draws, int), *found[::-1]], axis=1))
+            later.append(place)
+        starts.append(np.stack([np.zeros(draws, int), *later[::-1]], axis=1))
     return np.maximum(np.stack(sums, axis=1), 0), starts
 
 
 def step_means(matrix: Matrix, starts: Int[np.ndarray, "draws phases"]) -> Matrix:
-    """The piecewise constant fit: each component's mean over the levels of its phase."""
+    """The piecewise constant fit: each component's mean over the timesteps of its phase."""
     levels = matrix.shape[-2]
     phase = (np.arange(levels)[None, :, None] >= starts[:, None, :]).sum(-1) - 1
     member = (phase[:, :, None] == np.arange(starts.shape[1])).astype(np.float64)
@@ -220,7 +220,10 @@ def order_test(
     p = (1 + orders that gain at least as much) / (1 + repeats); gains are averaged over the splits (draws).
     """
     rng = np.random.default_rng(seed)
-    gain = lambda order: _gain(held_out(fit[:, order], scored[:, order], most)[0]).mean(axis=0)
+
+    def gain(order):
+        return _gain(held_out(fit[:, order], scored[:, order], most)[0]).mean(axis=0)
+
     observed = gain(np.arange(fit.shape[-2]))
     shuffled = np.stack([gain(rng.permutation(fit.shape[-2])) for _ in range(repeats)])
     p = (1 + (shuffled >= observed - 1e-12).sum(axis=0)) / (1 + repeats)

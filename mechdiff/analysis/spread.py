@@ -22,27 +22,27 @@ from mechdiff import stats
 from mechdiff.analysis.effects import effective_number
 from mechdiff.stats import small_samples
 
-Damages = Float[np.ndarray, "network component *m"]
+Increases = Float[np.ndarray, "network component *m"]
 
 
-def log_spread(damage: Damages) -> Float[np.ndarray, "*m"]:
+def log_effective_number(increases: Increases) -> Float[np.ndarray, "*m"]:
     """Log of the effective number of components of the mean over networks, a mean of cube roots."""
-    mean = np.cbrt(damage).mean(axis=0) ** 3
+    mean = np.cbrt(increases).mean(axis=0) ** 3
     return np.log(effective_number(mean.reshape(len(mean), -1))).reshape(mean.shape[1:])
 
 
-def pseudo_values(damage: Float[np.ndarray, "network component"]) -> Float[np.ndarray, " network"]:
-    """`log_spread`, its bias of order 1 / n removed, as one value per network; NaN for a single one.
+def pseudo_values(increases: Float[np.ndarray, "network component"]) -> Float[np.ndarray, " network"]:
+    """`log_effective_number`, its bias of order 1 / n removed: one value per network, NaN for a single one.
 
     Example:
       >>> pseudo_values(np.ones((3, 8))).round(3) == np.log(8).round(3)
       array([ True,  True,  True])
     """
-    count = len(damage)
+    count = len(increases)
     if count < 2:
         return np.full(count, np.nan)
-    without = np.array([log_spread(np.delete(damage, i, axis=0)) for i in range(count)])
-    return stats.pseudo_values(log_spread(damage), without)
+    without = np.array([log_effective_number(np.delete(increases, i, axis=0)) for i in range(count)])
+    return stats.pseudo_values(log_effective_number(increases), without)
 
 
 def ordered(rungs: Sequence[Float[np.ndarray, " _"]], pseudo: bool = False) -> tuple[bool, float]:

@@ -1,7 +1,7 @@
 """How the effect of ablating a component varies over timesteps and over images, beside its mean.
 
 A component may help at some timesteps and hurt at others, or matter for a few images only: its pooled
-relative loss increase is then near 0. Definitions are ours, in terms of `effects.picture_damage`.
+relative loss increase is then near 0. Definitions are ours, in terms of `effects.increase_by_image`.
 """
 
 import numpy as np
@@ -36,12 +36,12 @@ def variation(sweep: xr.Dataset, ablation: str) -> pd.DataFrame:
     """
     clean, loss = effects.losses(sweep, ablation)
     nested = sweep.attrs.get("images_total", 0) > sweep.sizes["image"]
-    by_image = effects.picture_damage(clean, loss, nested).reshape(len(loss), -1)
+    by_image = effects.increase_by_image(clean, loss, nested).reshape(len(loss), -1)
     even = np.full((1, clean.shape[-1]), 1 / clean.shape[-1])
     return pd.DataFrame(
         {
             "component": sweep["component"].values.astype(str),
-            "over_timesteps": effects.rms_damage(clean, loss, even)[:, 0],
+            "over_timesteps": effects.rms_relative_increase(clean, loss, even)[:, 0],
             "over_images": np.sqrt((by_image**2).mean(axis=1)),
             "hurt": 100 * (by_image > 0).mean(axis=1),
             "top_tenth": 100 * top_share(by_image, TENTH),

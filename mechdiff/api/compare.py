@@ -174,7 +174,7 @@ def compare(before: Any, after: Any, images: Given = None, **settings: Any) -> C
     Raises:
       ConfigError: models of images of different shape, or of different noise schedules.
 
-    Example:
+    Example (runnable in experiments/tours/your_model_and_images.ipynb):
       >>> compare("runs/a", "runs/b", "my_pictures/").top(10)  # doctest: +SKIP
     """
     before, after = _model(before), _model(after)
@@ -194,7 +194,7 @@ def compare_steps(run: str | Path, images: Given = None, **settings: Any) -> Cou
     Raises:
       CheckpointError: fewer than two steps were exported.
 
-    Example:
+    Example (`mechdiff compare RUN` is the runnable version):
       >>> compare_steps("runs/faces", "my_images/", n=16).plot().save("course.png")  # doctest: +SKIP
     """
     folders = steps_of(run)

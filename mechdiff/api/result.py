@@ -42,7 +42,7 @@ class Result:
         their intervals, see `saved_effects.with_effects`.
       ablation: the first of those swept, which tables and plots show.
 
-    Example:
+    Example (runnable in experiments/tours/ten_minutes.ipynb):
       >>> import mechdiff as md
       >>> result = md.load("cpu16-synthetic-seed0").sweep(n=16)  # doctest: +SKIP
       >>> result.top(10)  # doctest: +SKIP

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from mechdiff.api.replacing import Sources, replacements_of
 from mechdiff.core import devices
+from mechdiff.core.batches import batches
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree
@@ -53,66 +54,78 @@ def sample(
         raise ConfigError(f"n={n} images in steps={steps}: both must be at least 1")
     condition = sample_condition(denoiser, n) if condition is None else condition
     conditions.check(denoiser.network, condition)  # labels are out of range here, or never seen to be
-    levels = ddim_timesteps(denoiser.schedule.steps, min(steps, denoiser.schedule.steps))[::-1]
-    shared, rows = replacements_of(denoiser, intervention, sources or {}, levels)
-    for site, values in rows.items():
+    timesteps = ddim_timesteps(denoiser.schedule.steps, min(steps, denoiser.schedule.steps))[::-1]
+    shared, of_images = replacements_of(denoiser, intervention, sources or {}, timesteps)
+    for site, values in of_images.items():
         if values.shape[1] < n:
             raise ConfigError(f"{n} images, but {site} is patched from {values.shape[1]}; give as many")
-    block, program = min(BLOCK, n), {"clip": sample_clip(denoiser)}
+    block, clip = min(BLOCK, n), sample_clip(denoiser)
     mesh, key, drawn = devices.over(block), jax.random.key(seed), []
     network = devices.everywhere(mesh, denoiser)
     # Of one kind of array, wherever they come from: another placement would be another program.
     intervention = jax.tree.map(np.asarray, intervention)
     with progress(n, desc=f"sampling {denoiser.name}", unit="image") as bar:
-        for start in range(0, n, block):
-            places = np.minimum(np.arange(start, start + block), n - 1)
-            own = {site: values[:, places] for site, values in rows.items()}
-            told = _at(condition, places)
-            images = (levels, key, places, told)
-            drawn.append(
-                np.asarray(_sampled(network, intervention, shared, own, *images, **program, mesh=mesh))
+        for batch in batches(n, block):
+            samples = _Samples(
+                batch.indices,
+                jax.tree.map(lambda leaf, at=batch.indices: np.asarray(leaf)[at], condition),
+                {site: values[:, batch.indices] for site, values in of_images.items()},
             )
-            bar.update(min(block, n - start))
+            down = _Steps(timesteps, shared)
+            images = _sampled(network, intervention, down, samples, key, clip=clip, mesh=mesh)
+            drawn.append(np.asarray(images))
+            bar.update(batch.count)
     return np.concatenate(drawn)[:n]
 
 
-def _at(condition: Any, places: np.ndarray) -> Any:
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[places], condition)
+class _Steps(NamedTuple):
+    """What all images of one program share: timesteps, descending, and replacements, a row at each."""
+
+    timesteps: Any
+    replacements: PyTree
+
+
+class _Samples(NamedTuple):
+    """What each image has of its own: the index of its noise, its condition, and replacements `(timesteps,
+    images, ...)`."""
+
+    indices: Any
+    condition: PyTree
+    replacements: PyTree
 
 
 @functools.partial(jax.jit, static_argnames=("clip", "mesh"))
 def _sampled(
     denoiser: Any,
     intervention: Intervention,
-    shared: PyTree,
-    own: PyTree,
-    levels: Any,
+    steps: _Steps,
+    samples: _Samples,
     key: PRNGKey,
-    indices: Any,
-    condition: PyTree,
     *,
     clip: float,
     mesh: Mesh,
 ) -> Any:
-    """Images `indices` after a walk down `levels`; images are shared out over the devices of the mesh."""
+    """Images after all steps; they are shared out over the devices of the mesh."""
 
-    def local(denoiser, intervention, shared, own, levels, key, indices, condition):
-        x = initial_noise(key, indices, denoiser.image_shape)
-        inputs = levels, jnp.append(levels[1:], -1), keys_of_steps(key, levels), shared, own
+    def local(denoiser, intervention, steps, samples, key):
+        x = initial_noise(key, samples.indices, denoiser.image_shape)
+        previous = jnp.append(steps.timesteps[1:], -1)
+        step_keys = keys_of_steps(key, steps.timesteps)
+        inputs = steps.timesteps, previous, step_keys, steps.replacements, samples.replacements
 
         def step(x_t, at):
-            level, previous, step_key, *here = at
-            replacement = dict(intervention.replacement) | here[0] | here[1]
+            t, t_previous, step_key, shared, of_images = at
+            replacement = dict(intervention.replacement) | shared | of_images
             acting = dataclasses.replace(intervention, replacement=replacement)
 
             def predict(x_t, t):
-                return denoiser.predict(acting, x_t, t, condition)
+                return denoiser.predict(acting, x_t, t, samples.condition)
 
             sampler = Sampler(denoiser.schedule, clip=clip)
-            return one_step(predict, sampler, step_key, x_t, level, previous, indices)[0], None
+            return one_step(predict, sampler, step_key, x_t, t, t_previous, samples.indices)[0], None
 
         return jax.lax.scan(step, x, inputs)[0]
 
-    specs = (ALL, ALL, ALL, OF_ROWS, ALL, ALL, IMAGES, IMAGES)
-    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=IMAGES, check_vma=False)
-    return run(denoiser, intervention, shared, own, levels, key, indices, condition)
+    specs = (ALL, ALL, ALL, _Samples(IMAGES, IMAGES, OF_ROWS), ALL)
+    run = devices.map_over_images(local, mesh, specs)
+    return run(denoiser, intervention, steps, samples, key)

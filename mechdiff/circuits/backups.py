@@ -94,7 +94,7 @@ def interaction_table(
       relative loss increases (%) without one or both; `strength` (see `strengths`); and `named`: `backup`
       where `low` is above `LEAST`, `common` where `high` is below -`LEAST`, else empty.
     """
-    clean, interaction = exact.clean_loss.values, exact.synergy.values
+    clean, interaction = exact.clean_loss.values, exact.interaction.values
     units = stats.units_from(people, exact.sizes["image"])
 
     def in_percent(weights):
@@ -125,7 +125,7 @@ def interaction_table(
 def by_unit(exact: xr.Dataset, units: stats.Units) -> Float[np.ndarray, "pair unit"]:
     """Interaction (%) on each image, or its sum over each person's images; means over timesteps."""
     clean = exact.clean_loss.values.mean(-1, keepdims=True)
-    return units.sums(100 * exact.synergy.values / clean).mean(1)
+    return units.sums(100 * exact.interaction.values / clean).mean(1)
 
 
 def strengths(

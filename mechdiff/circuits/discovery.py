@@ -48,7 +48,7 @@ class Circuit:
       rounds: of pruning.
       evaluated: circuits that were run.
 
-    Example:
+    Example (`python -m experiments.circuits` is the runnable version):
       >>> circuit = discover(evaluator)  # doctest: +SKIP
       >>> circuit.members[:3], circuit.faithfulness  # doctest: +SKIP
     """
@@ -89,7 +89,7 @@ def discover(
     Raises:
       ConfigError: tau or ranking out of range, or a screen without a folder.
 
-    Example:
+    Example (`python -m experiments.circuits` is the runnable version):
       >>> evaluator = CircuitEvaluator(denoiser, eval_set)  # doctest: +SKIP
       >>> discover(evaluator, tau=0.9).members  # doctest: +SKIP
     """

@@ -23,6 +23,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float, Int
 
+from mechdiff.core.batches import batches, filled
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PyTree
@@ -49,15 +50,15 @@ def faithfulness_match(faithfulness: Float[np.ndarray, "*cells"]) -> Float[np.nd
 def faithfulness(
     loss: Float[np.ndarray, "*circuit image"],
     nothing: Float[np.ndarray, " *image"],
-    whole: Float[np.ndarray, " *image"],
+    full: Float[np.ndarray, " *image"],
     weights: Float[np.ndarray, "m image"],
 ) -> Float[np.ndarray, "*circuit m"]:
     """f of circuits under each weighting of the images: a ratio of means, not a mean of ratios.
 
     Args:
-      loss, nothing, whole: losses of the circuits, with everything ablated, and with nothing ablated.
+      loss, nothing, full: losses of the circuits, with everything ablated, and with nothing ablated.
     """
-    return ((loss - nothing) @ weights.T) / ((whole - nothing) @ weights.T)
+    return ((loss - nothing) @ weights.T) / ((full - nothing) @ weights.T)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,14 +149,14 @@ class CircuitEvaluator:
           ConfigError: ablating everything changes the loss by no more than rounding.
         """
         members = np.asarray(members, bool)
-        nothing, whole, *loss = self.pooled(np.concatenate([self.ends, members]))
-        if abs(nothing.mean() / whole.mean() - 1) < NOTHING:
+        nothing, full, *loss = self.pooled(np.concatenate([self.ends, members]))
+        if abs(nothing.mean() / full.mean() - 1) < NOTHING:
             raise ConfigError(
-                f"{self.denoiser.name}: the loss is {whole.mean():.6g} with all components and without any; "
+                f"{self.denoiser.name}: the loss is {full.mean():.6g} with all components and without any; "
                 "there is nothing that a circuit could explain"
             )
-        loss = np.array(loss).reshape(-1, len(whole))
-        return faithfulness(loss, nothing, whole, self.even if weights is None else weights)
+        loss = np.array(loss).reshape(-1, len(full))
+        return faithfulness(loss, nothing, full, self.even if weights is None else weights)
 
     def faithfulness_match(
         self, members: Members, weights: Float[np.ndarray, "m image"] | None = None
@@ -168,13 +169,13 @@ class CircuitEvaluator:
         match = faithfulness_match(self.faithfulness(members, weights))
         if not self.every_level:
             return match
-        nothing, whole, *loss = self.losses(np.concatenate([self.ends, members])).astype(np.float64)
+        nothing, full, *loss = self.losses(np.concatenate([self.ends, members])).astype(np.float64)
         weights = self.even if weights is None else weights
         if not loss:
             return match
         # Elsewhere f is a ratio of rounding errors.
-        defined = np.flatnonzero(np.abs(nothing.mean(1) / whole.mean(1) - 1) >= NOTHING)
-        by_t = [faithfulness(np.array(loss)[:, t], nothing[t], whole[t], weights) for t in defined]
+        defined = np.flatnonzero(np.abs(nothing.mean(1) / full.mean(1) - 1) >= NOTHING)
+        by_t = [faithfulness(np.array(loss)[:, t], nothing[t], full[t], weights) for t in defined]
         return np.min([faithfulness_match(f) for f in by_t], axis=0)
 
     @property
@@ -200,18 +201,19 @@ class CircuitEvaluator:
     def _known(self) -> dict[bytes, Float[np.ndarray, "t image"]]:
         """Members as bytes -> losses; at first those on disk."""
         known = {}
-        for path in sorted(self._home.glob("*.zarr")) if self.folder else ():
+        for path in sorted(self._home.glob("*.zarr")) if self._home else ():
             page = labelled.read(path)
             rows = (row.tobytes() for row in page["member"].values)
             known |= zip(rows, page["loss"].values, strict=True)
         return known
 
     @property
-    def _home(self) -> Path:
-        return self.folder / self.digest[:16]
+    def _home(self) -> Path | None:
+        """Where losses are kept; None: nowhere."""
+        return self.folder and self.folder / self.digest[:16]
 
     def _keep(self, members: Members, loss: Float[np.ndarray, "circuit t image"]) -> None:
-        if self.folder is None:
+        if self._home is None:
             return
         page = dataset(self, members, loss)
         labelled.create(self._home / f"{digests.digest_arrays(members)[:16]}.zarr", page, {})
@@ -225,17 +227,14 @@ class CircuitEvaluator:
         return Engine(self.denoiser, together=True)
 
     def _run(self, members: Members) -> Float[np.ndarray, "circuit t image"]:
-        rows = np.minimum(np.arange(self.batch), len(members) - 1)
+        rows = filled(slice(0, len(members)), self.batch)  # always so many: one program
         stacked = keep_sets(self.denoiser.identity, self.chosen, members[rows])
-        images, block = self.eval_set.images, min(self.block, self.eval_set.count)
-        losses = np.empty((len(members), len(self.eval_set.timesteps), len(images)), np.float32)
+        count = self.eval_set.count
+        losses = np.empty((len(members), len(self.eval_set.timesteps), count), np.float32)
         for t_index in range(len(self.eval_set.timesteps)):
-            for start in range(0, len(images), block):
-                # A short last block is padded, so that one compiled program serves all blocks.
-                count = min(block, len(images) - start)
-                index = np.resize(np.arange(start, start + count), block)
-                loss = self._measured(stacked, index, t_index)
-                losses[:, t_index, start : start + count] = loss[: len(members), :count]
+            for batch in batches(count, min(self.block, count)):
+                loss = self._measured(stacked, batch.indices, t_index)
+                losses[:, t_index, batch.span] = loss[: len(members), : batch.count]
         return losses
 
     def _measured(self, stacked: Intervention, index: np.ndarray, t_index: int):

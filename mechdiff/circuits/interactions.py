@@ -2,8 +2,7 @@
 
 The interaction of a pair is L(without both) - L(without a) - L(without b) + L: above 0 where each makes up
 for the removal of the other (redundant, backup), below 0 where one is useless without the other. To second
-order it is the Hessian of the loss in the two gates. Datasets call it `synergy`, whose sign in information
-theory is the opposite.
+order it is the Hessian of the loss in the two gates.
 """
 
 import dataclasses
@@ -123,7 +122,7 @@ def pair_effects(
 
     Returns:
       Dataset of losses without the first, the second and both of a pair, `without_a`, `without_b` and
-      `without_both`, and their interaction `synergy`, dims `pair, t, image`; `clean_loss`, dims `t, image`.
+      `without_both`, and their `interaction`, dims `pair, t, image`; `clean_loss`, dims `t, image`.
     """
     timesteps = eval_set.timesteps
     singles = {component.name: component for component in itertools.chain(*pairs)}
@@ -143,7 +142,7 @@ def pair_effects(
             "without_a": (dims, a),
             "without_b": (dims, b),
             "without_both": (dims, both),
-            "synergy": (dims, both - a - b + clean),
+            "interaction": (dims, both - a - b + clean),
             "clean_loss": (dims[1:], clean),
         },
         coords={

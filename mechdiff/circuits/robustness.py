@@ -118,13 +118,13 @@ def _faithfulness_and_drop(losses, place: int, units: stats.Units) -> list[stats
     return [stats.jackknife_interval(statistic, units) for statistic in (f, drop)]
 
 
-def lines(found: Stability) -> list[str]:
+def lines(stability: Stability) -> list[str]:
     """Stability as text."""
-    low, high = found.spread
+    low, high = stability.spread
     return [
-        f"  discovered anew on {found.repeats} resamples of the images: {min(found.sizes)} to "
-        f"{max(found.sizes)} members, Jaccard {found.to_circuit:.2f} [{low:.2f}, {high:.2f}] with the "
-        f"circuit, {found.pairwise:.2f} with each other, {found.chance:.2f} by chance"
+        f"  discovered anew on {stability.repeats} resamples of the images: {min(stability.sizes)} to "
+        f"{max(stability.sizes)} members, Jaccard {stability.to_circuit:.2f} [{low:.2f}, {high:.2f}] with "
+        f"the circuit, {stability.pairwise:.2f} with each other, {stability.chance:.2f} by chance"
     ]
 
 

@@ -42,7 +42,10 @@ class ScoreAgreement:
 def agreement(score: Float[np.ndarray, " n"], effect: Float[np.ndarray, " n"], k: int) -> Agreement:
     """Compares scores with exact effects; `k` is cut to their number."""
     k = min(k, len(score))
-    top = lambda values, k: set(np.argsort(-np.abs(values), kind="stable")[:k].tolist())
+
+    def top(values, count):
+        return set(np.argsort(-np.abs(values), kind="stable")[:count].tolist())
+
     enough = len(score) > 2 and np.ptp(np.abs(score)) > 0 and np.ptp(np.abs(effect)) > 0
     return Agreement(
         n=len(score),
@@ -68,7 +71,10 @@ def score_agreement(
     done = np.isfinite(effect).all(1)
     score, effect = score[done], effect[done]
     types = np.array([component.component_type for component in chosen])[done]
-    compare = lambda which: agreement(score[which].mean(1), effect[which].mean(1), k)
+
+    def compare(which):
+        return agreement(score[which].mean(1), effect[which].mean(1), k)
+
     return ScoreAgreement(
         compare(slice(None)),
         {str(name): compare(types == name) for name in sorted(set(types))},
@@ -76,17 +82,17 @@ def score_agreement(
     )
 
 
-def summary(found: Collection[Mapping[str, ScoreAgreement]]) -> list[str]:
+def summary(networks: Collection[Mapping[str, ScoreAgreement]]) -> list[str]:
     """Table of medians and worst over networks, for every point of expansion, component type and timestep.
 
     Args:
-      found: for each network, `score_agreement` by point of expansion.
+      networks: for each, `score_agreement` by point of expansion.
     """
     heads = (f"{what:>9}{'worst':>8}" for what in ("Spearman", "signs", "recall", "listed"))
     rows = [f"{'median over networks':28}{''.join(heads)}"]
-    for point in next(iter(found)):
+    for point in next(iter(networks)):
         groups: dict[str, list[Agreement]] = {}
-        for network in found:
+        for network in networks:
             fidelity = network[point]
             by_t = {f"t = {t}": agreed for t, agreed in sorted(fidelity.by_t.items())}
             for name, agreed in {"all": fidelity.overall, **fidelity.by_part, **by_t}.items():

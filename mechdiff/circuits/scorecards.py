@@ -142,35 +142,35 @@ def run(evaluator: CircuitEvaluator, circuit: Circuit, knockouts: int, randoms: 
     return losses.assign_attrs(members=list(circuit.members), tau=circuit.tau, seen=seen)
 
 
-def measure(found: xr.Dataset, seed: int = 0) -> Scorecard:
+def measure(losses: xr.Dataset, seed: int = 0) -> Scorecard:
     """The measures, from what `run` returned; `seed` is of the sign flips."""
-    loss_by_t = found["loss"].transpose("circuit", "t", "image").values.astype(np.float64)
-    loss, role = loss_by_t.mean(axis=1), found["role"].values
-    nothing, whole = (loss[role == name][0] for name in ("nothing", "whole"))
-    units = stats.units_of(found)
+    loss_by_t = losses["loss"].transpose("circuit", "t", "image").values.astype(np.float64)
+    loss, role = loss_by_t.mean(axis=1), losses["role"].values
+    nothing, full = (loss[role == name][0] for name in ("nothing", "whole"))
+    units = stats.units_of(losses)
     even = units.even()
-    sizes = found["member"].values[role == "nested"].sum(axis=1)
+    sizes = losses["member"].values[role == "nested"].sum(axis=1)
     at_each_t = [loss_by_t[role == name][0] for name in ("circuit", "nothing", "whole")]
 
     def f(name, w):
-        return faithfulness(loss[role == name], nothing, whole, w)
+        return faithfulness(loss[role == name], nothing, full, w)
 
     def interval(statistic):
         return stats.jackknife_interval(statistic, units)
 
     def area(values):
-        return np.trapezoid(values, sizes / found.sizes["component"], axis=0)
+        return np.trapezoid(values, sizes / losses.sizes["component"], axis=0)
 
     def by_t(w):
         cells = zip(*at_each_t, strict=True)
-        return np.array([faithfulness(circuit, nothing, whole, w) for circuit, nothing, whole in cells])
+        return np.array([faithfulness(circuit, nothing, full, w) for circuit, nothing, full in cells])
 
     random, circuit_loss = f("random", even)[:, 0], loss[role == "circuit"]
     circuit_f = f("circuit", even)[:, 0]
     return Scorecard(
-        denoiser=found.attrs["denoiser"],
-        ablation=found.attrs["ablation"],
-        members=tuple(found.attrs["members"]),
+        denoiser=losses.attrs["denoiser"],
+        ablation=losses.attrs["ablation"],
+        members=tuple(losses.attrs["members"]),
         sizes=sizes,
         curve=interval(lambda w: f("nested", w)),
         cpr=interval(lambda w: area(f("nested", w))),
@@ -195,14 +195,17 @@ def measure(found: xr.Dataset, seed: int = 0) -> Scorecard:
             (1 + (faithfulness_match(random) >= faithfulness_match(circuit_f) - TIE).sum())
             / (1 + len(random))
         ),
-        images=found.sizes["image"],
-        seen=int(found.attrs.get("seen", found.sizes["component"])),
+        images=losses.sizes["image"],
+        seen=int(losses.attrs.get("seen", losses.sizes["component"])),
     )
 
 
 def lines(card: Scorecard) -> list[str]:
     """The measures as text."""
-    show = lambda i: f"{float(i.estimate):.3f} [{float(i.low):.3f}, {float(i.high):.3f}]"
+
+    def show(interval):
+        return f"{float(interval.estimate):.3f} [{float(interval.low):.3f}, {float(interval.high):.3f}]"
+
     f = card.minimality
     members = zip(card.members, f.estimate, f.low, f.high, card.needed, strict=True)
     return [

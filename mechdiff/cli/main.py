@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem, get_completion_class
+from click.shell_completion import BashComplete, CompletionItem, ZshComplete
 from rich.console import Console
 from rich.table import Table
 
@@ -153,8 +153,8 @@ def list_models(as_json: bool) -> None:
 @click.argument("shell", type=click.Choice(["bash", "zsh"]))
 def completion(shell: str) -> None:
     """The script of completion: `eval "$(mechdiff completion bash)"` in ~/.bashrc switches it on."""
-    kind = get_completion_class(shell)
-    click.echo(kind(commands, {}, PROGRAM, f"_{PROGRAM.upper()}_COMPLETE").source())
+    complete = {"bash": BashComplete, "zsh": ZshComplete}[shell]
+    click.echo(complete(commands, {}, PROGRAM, f"_{PROGRAM.upper()}_COMPLETE").source())
 
 
 def main() -> None:

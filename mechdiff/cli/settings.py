@@ -93,6 +93,9 @@ def _comments() -> dict[tuple[str, str], str]:
     for node in ast.parse(source).body:
         for line in node.body if isinstance(node, ast.ClassDef) else ():
             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
-                texts = [by_line.get(number, "") for number in range(line.lineno, line.end_lineno + 1)]
+                texts = [
+                    by_line.get(number, "")
+                    for number in range(line.lineno, (line.end_lineno or line.lineno) + 1)
+                ]
                 comments[node.name, line.target.id] = " ".join(text.lstrip("# ") for text in texts if text)
     return comments

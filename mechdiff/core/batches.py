@@ -38,4 +38,14 @@ def batches(count: int, size: int) -> Iterator[Batch]:
     """
     for start in range(0, count, size):
         span = slice(start, min(start + size, count))
-        yield Batch(np.resize(np.arange(span.start, span.stop), size), span)
+        yield Batch(filled(span, size), span)
+
+
+def filled(span: slice, size: int) -> Int[np.ndarray, " size"]:
+    """The items of a span, filled up with repeats of them to `size`.
+
+    Example:
+      >>> filled(slice(3, 5), 3)
+      array([3, 4, 3])
+    """
+    return np.resize(np.arange(span.start, span.stop), size)

@@ -7,7 +7,14 @@ CONFIG_FIELDS = {
 }
 
 # of saved datasets: dimensions and variables then -> now
-DATASET_NAMES = {"kind": "ablation", "part": "component_type", "normalised_entropy": "normalized_entropy"}
+DATASET_NAMES = {
+    "kind": "ablation",
+    "part": "component_type",
+    "normalised_entropy": "normalized_entropy",
+    "synergy": "interaction",
+    "dose": "gate",
+    "damage": "relative_increase",  # of random sets of channels
+}
 
 # of a training record: entries then -> now
 RECORD_NAMES = {"memorisation": "memorization"}

@@ -6,7 +6,7 @@ sqrt((1 - abar_t) / abar_t), and flow matching's (1 - s) x_0 + s noise times sqr
 sigma / (1 + sigma). So a parameterization is four numbers at each t: the scale of the network's input, the
 time it is told, and the weights of x_t and of its output in the noise. Sources: Ho et al. 2020 (epsilon,
 sample); Salimans & Ho 2022 (v); Karras et al. 2022, table 1 (EDM); Lipman et al. 2023 and Liu et al. 2023
-(flow).
+(flow); Song et al. 2023 (consistency).
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from mechdiff.core.types import AnyArray, Timesteps
 from mechdiff.diffusion.schedules import NoiseSchedule
 
 Rows = Float[AnyArray, "batch *rest"]
-KINDS = ("epsilon", "v_prediction", "sample", "edm", "edm_denoised", "flow")
+KINDS = ("epsilon", "v_prediction", "sample", "edm", "edm_denoised", "consistency", "flow")
 
 
 class Coefficients(NamedTuple):
@@ -48,23 +48,26 @@ class Parameterization:
     Attributes:
       output: `epsilon` (the noise), `v_prediction` (sqrt(abar) noise - sqrt(1 - abar) x_0), `sample` (x_0):
         the network is told t, and sees x_t. `edm`: F(c_in x, ln(sigma) / 4), with x = x_0 + sigma noise and D
-        = c_skip x + c_out F. `edm_denoised`: D(x, sigma) itself. `flow`: the velocity noise - x_0 at (1 - s)
-        x_0 + s noise, the network told s in [0, 1].
-      sigma_data: of `edm`, the data's standard deviation in c_skip, c_out and c_in.
+        = c_skip x + c_out F. `edm_denoised`: D(x, sigma) itself. `consistency`: as `edm`, with the c_skip and
+        c_out that make D(x, sigma_min) = x (Song et al. 2023, appendix C). `flow`: the velocity noise - x_0
+        at (1 - s) x_0 + s noise, the network told s in [0, 1].
+      sigma_data: of `edm` and `consistency`, the data's standard deviation in c_skip, c_out and c_in.
+      sigma_min: of `consistency`, the noise level at which it returns its input.
       noise_at: of `flow`, the time of pure noise, 1 or 0; 0 is the convention in which the velocity is
         x_0 - noise and time 1 - s.
       time_scale: what the network is told is this many times the time above (Stable Diffusion 3 is told 1000
-        s).
+        s, consistency models 1000 ln(sigma) / 4).
     Raises:
       ConfigError: an unknown output, or numbers out of range.
 
     Example:
       >>> Parameterization(output="flow", time_scale=1000.0)
-      Parameterization(output='flow', sigma_data=0.5, noise_at=1, time_scale=1000.0)
+      Parameterization(output='flow', sigma_data=0.5, sigma_min=0.002, noise_at=1, time_scale=1000.0)
     """
 
     output: str = "epsilon"
     sigma_data: float = 0.5
+    sigma_min: float = 0.002
     noise_at: int = 1
     time_scale: float = 1.0
 
@@ -73,10 +76,19 @@ class Parameterization:
             raise ConfigError(unknown("parameterization", self.output, KINDS))
         if not self.sigma_data > 0:
             raise ConfigError(f"sigma_data={self.sigma_data} must be above 0; EDM's is 0.5")
+        if not self.sigma_min >= 0:
+            raise ConfigError(f"sigma_min={self.sigma_min} must be at least 0; 0.002 is usual")
         if self.noise_at not in (0, 1):
             raise ConfigError(f"noise_at={self.noise_at} must be 1 (x_0 at time 0) or 0 (noise at time 0)")
         if not self.time_scale > 0:
             raise ConfigError(f"time_scale={self.time_scale} must be above 0; 1 is usual")
+
+    def decisive(self) -> dict[str, str | float]:
+        """The fields, JSON-ready, for a digest; `sigma_min`, which came later, only where it counts."""
+        fields = dataclasses.asdict(self)
+        if self.output != "consistency":
+            del fields["sigma_min"]
+        return fields
 
     def coefficients(self, schedule: NoiseSchedule, t: Timesteps) -> Coefficients:
         """Scales and weights at `t`, int in [0, T), one a row."""
@@ -92,6 +104,8 @@ class Parameterization:
                 now = Coefficients(ones, t, 1 / noise, -1 / sigma, ones, zeros)
             case "edm":
                 now = self._edm(signal, sigma)
+            case "consistency":
+                now = self._consistency(signal, sigma)
             case "edm_denoised":
                 now = Coefficients(1 / signal, sigma, 1 / noise, -1 / sigma, ones, zeros)
             case _:
@@ -107,6 +121,20 @@ class Parameterization:
             from_output=-self.sigma_data / norm,
             of_x0=sigma / (self.sigma_data * norm),
             of_noise=-self.sigma_data / norm,
+        )
+
+    def _consistency(self, signal: Array, sigma: Array) -> Coefficients:
+        norm, above = jnp.sqrt(sigma**2 + self.sigma_data**2), sigma - self.sigma_min
+        kept = above**2 / (above**2 + self.sigma_data**2)  # 1 - c_skip
+        scale = self.sigma_data * above / norm  # c_out
+        solved = jnp.where(scale == 0, 1, scale)  # at sigma_min every output is as good
+        return Coefficients(
+            input_scale=1 / (norm * signal),
+            time=jnp.log(sigma) / 4,
+            from_x=kept / sigma / signal,
+            from_output=-scale / sigma,
+            of_x0=kept / solved,
+            of_noise=-(1 - kept) * sigma / solved,
         )
 
     def _flow(self, signal: Array, noise: Array) -> Coefficients:

@@ -10,8 +10,12 @@ Every leaf may carry a leading row axis as long as the batch, so that one batch 
 interventions; the rank of a leaf says whether it does.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from mechdiff.core.errors import ConfigError
@@ -64,6 +68,20 @@ class Gate(nn.Module):
                 f"{a.shape[1:]}, one row of the activation"
             )
         return blended + jnp.asarray(direction, blended.dtype)
+
+
+@contextlib.contextmanager
+def named(prefix: str) -> Iterator[None]:
+    """Within it a gate names what it is given, `PREFIX.SITE@AXIS`, instead of gating it: the network becomes
+    a function with named values (`jax.ad_checkpoint.checkpoint_name`), for `models.traced`."""
+
+    def name(call, args, kwargs, context):
+        if not isinstance(context.module, Gate) or context.method_name != "__call__":
+            return call(*args, **kwargs)
+        return checkpoint_name(args[0], f"{prefix}.{context.module.name}@{context.module.unit_axis}")
+
+    with nn.intercept_methods(name):
+        yield
 
 
 class Temperature(nn.Module):

@@ -88,7 +88,7 @@ def enter(
     config: UNetConfig,
     params: PyTree,
     x_t: Images,
-    t: Timesteps,
+    t: layers.Times,
     dtype: Any = jnp.float32,
     condition: Any = None,
 ) -> Stream:

@@ -56,7 +56,7 @@ def rows(models: Sequence[ExaminedModel]) -> list[Row]:
 def _row(model: ExaminedModel) -> Row:
     network, worst, roles = model.network, {}, None
     for ablation in map(str, network.sweep["ablation"].values):
-        damage = across_seeds.damage(network.sweep, ablation)
+        damage = across_seeds.relative_increases(network.sweep, ablation)
         worst[ablation] = str(network.sweep["component"].values[damage.argmax()]), float(damage.max())
     if network.roles is not None:
         roles = {}
@@ -104,7 +104,7 @@ def draw_damage(theme: Theme, networks: Sequence[Network]) -> Figure:
     and a line over those of one data set. Color: data set; shape: place among its training seeds."""
     names = [str(name) for name in networks[0].sweep["component"].values]
     ablation = across_seeds.lead(networks[0].sweep)
-    damage = np.array([across_seeds.damage(network.sweep, ablation) for network in networks])
+    damage = np.array([across_seeds.relative_increases(network.sweep, ablation) for network in networks])
     order = np.argsort(-np.median(damage, axis=0), kind="stable")[:SHOWN]
     sides: dict[tuple[str, str, str], list[int]] = {}
     for i, network in enumerate(networks):

@@ -8,6 +8,7 @@ import numpy as np
 from mechdiff.report import (
     across,
     attention,
+    by_class,
     curves,
     findings,
     maps,
@@ -126,6 +127,8 @@ def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedMode
         "spans": spans,
         "lead": lead,
         "pairs": between,
+        "by_class": {s.name: found for s in models if (found := by_class.by_class(s)) is not None},
+        "conditioned_on": {s.name: by_class.conditioned_on(s) for s in models},
         "ablation_pairs": {model.name: numbers.between_kinds(model) for model in models},
         "attention_tables": {
             s.name: numbers.attention_intervals(s.attention) for s in models if s.attention.sizes["head"]

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from mechdiff import stats
-from mechdiff.analysis import effects
+from mechdiff.analysis import agreement, effects
 from mechdiff.analysis.effects import Effects
 from mechdiff.core.errors import ConfigError
 from mechdiff.report.maps import ALPHA
@@ -111,7 +111,7 @@ def between_kinds(model: ExaminedModel) -> list[Agreement]:
     agreements = []
     for first, second in itertools.combinations(model.damages.values(), 2):
         try:
-            interval = effects.ablations_agreement(model.sweep, first.ablation, second.ablation)
+            interval = agreement.of_ablations(model.sweep, first.ablation, second.ablation)
         except ConfigError:  # too few components in common
             continue
         agreements.append(_agreement(first, second, first.ablation, second.ablation, "ablation", interval))
@@ -125,7 +125,7 @@ def between_subjects(models: list[ExaminedModel], ablation: str) -> list[Agreeme
         if ablation not in first.damages or ablation not in second.damages:
             continue
         try:
-            interval = effects.denoisers_agreement(first.sweep, second.sweep, ablation)
+            interval = agreement.of_denoisers(first.sweep, second.sweep, ablation)
         except ConfigError:
             continue
         relation = "same data, other seed" if first.data == second.data else "other data"

@@ -59,7 +59,8 @@ LIGHT = Theme(
     ink="#1d1d1f",
     muted="#6a6a70",
     rule="#d9d6cf",
-    parts={"res": "#0072b2", "head": "#d55e00", "skip": "#009e73", "time": "#a5558d"},
+    parts={"res": "#0072b2", "head": "#d55e00", "skip": "#009e73", "time": "#a5558d"}
+    | {"class": "#8a6d00", "condition": "#1f8a99"},
     damage=("#1f4e86", "#5b8fc0", "#b5cfe3", "#f3f1ec", "#f2cf9f", "#dc7f4d", "#8e1f2f"),
 )
 DARK = Theme(
@@ -68,21 +69,26 @@ DARK = Theme(
     ink="#e9e7e2",
     muted="#9c9ba0",
     rule="#3a3b40",
-    parts={"res": "#56b4e9", "head": "#f0913e", "skip": "#2fc79a", "time": "#d896c2"},
+    parts={"res": "#56b4e9", "head": "#f0913e", "skip": "#2fc79a", "time": "#d896c2"}
+    | {"class": "#e6c84f", "condition": "#7fd4e0"},
     damage=("#9ad0ff", "#4f8fc9", "#2f4a66", "#26272b", "#6b3f2c", "#d97a3a", "#ffe08a"),
 )
-MARKERS = {"res": "o", "head": "s", "skip": "^", "time": "D"}
+MARKERS = {"res": "o", "head": "s", "skip": "^", "time": "D", "class": "P", "condition": "X"}
 TYPES = {  # component type -> what one is called
     "res": "residual branch",
     "head": "attention head",
     "skip": "skip tensor",
     "time": "time injection",
+    "class": "class injection",
+    "condition": "condition channels",
 }
 WORDS = {
     "res": "residual branches",
     "head": "attention heads",
     "skip": "skip tensors",
     "time": "time injections",
+    "class": "class injections",
+    "condition": "condition channels",
 }
 
 
@@ -184,7 +190,8 @@ def key_of_colors(
     bar.set_ticks(ticks, labels=[number(tick) for tick in ticks])
     bar.ax.minorticks_off()
     bar.outline.set_linewidth(0.5)
-    bar.solids.set_edgecolor("face")  # no seams between the steps
+    if bar.solids is not None:
+        bar.solids.set_edgecolor("face")  # no seams between the steps
     axes.tick_params(labelsize=SMALL)
 
 

@@ -52,7 +52,7 @@ NAMES = {
     "without_a": ("1", "loss change when a is ablated"),
     "without_b": ("1", "loss change when b is ablated"),
     "without_both": ("1", "loss change when a and b are ablated"),
-    "synergy": ("1", "interaction L(ab) - L(a) - L(b) + L; positive: redundant"),
+    "interaction": ("1", "interaction of a and b, L(ab) - L(a) - L(b) + L; positive: redundant"),
     "curvature": ("1", "second derivative of the loss by the gates of a and b"),
     "set_distance": ("1", "distance between the sets of changed and of clean samples"),
     "tokens": ("1", "positions that the head attends over"),

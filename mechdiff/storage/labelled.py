@@ -99,9 +99,14 @@ def read(path: Path) -> xr.Dataset:
     if not path.exists():
         raise CheckpointError(f"no results at {path}; run the sweep first")
     with _whole(path):
-        dataset = xr.open_zarr(path, consolidated=False).load()  # results of 0.1.0 are not consolidated
-        dataset.attrs = {ATTRIBUTE_NAMES.get(name, name): value for name, value in dataset.attrs.items()}
-        return dataset.rename({old: new for old, new in DATASET_NAMES.items() if old in dataset.variables})
+        return renamed(xr.open_zarr(path, consolidated=False).load())  # results of 0.1.0 are not consolidated
+
+
+def renamed(dataset: xr.Dataset) -> xr.Dataset:
+    """A result with today's names of what earlier versions called otherwise."""
+    result = dataset.rename({old: new for old, new in DATASET_NAMES.items() if old in dataset.variables})
+    result.attrs = {ATTRIBUTE_NAMES.get(name, name): value for name, value in dataset.attrs.items()}
+    return result
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 
 from mechdiff.core.errors import CheckpointError
 from mechdiff.storage import files
+from mechdiff.storage.labelled import renamed
 
 STEP = "_step"  # suffix of the variable that holds the steps of another
 LARGEST = 2**14  # multiple of a step that a code may reach
@@ -108,7 +109,8 @@ def read(path: Path) -> Packed:
             members = {name: bundle.read(name) for name in alone}
         store = zarr.storage.ZipStore(path, mode="r")
         results = {
-            name: _decoded(xr.open_zarr(store, group=name, consolidated=False).load()) for name in names
+            name: renamed(_decoded(xr.open_zarr(store, group=name, consolidated=False).load()))
+            for name in names
         }
         store.close()
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:

@@ -12,6 +12,7 @@ study.json lists the results of the last study; others in the folder are not rea
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -64,17 +65,17 @@ def run_study(examined: Analysis, config: ExperimentConfig, folder: Path) -> Non
     noise = keys.stream(root, "scored noise")
     makers: dict[str, Callable[[], xr.Dataset]] = {}
     if study.controls:
-        makers["activity"] = lambda: activity(examined, timesteps, root)
-        makers["control"] = lambda: control(fewer, config, noise, folder)
-        makers["control_attention"] = lambda: control_attention(fewer, config, noise)
+        makers["activity"] = functools.partial(activity, examined, timesteps, root)
+        makers["control"] = functools.partial(control, fewer, config, noise, folder)
+        makers["control_attention"] = functools.partial(control_attention, fewer, config, noise)
     for ablation in study.circuits:
-        makers[f"circuit_{ablation}"] = lambda ablation=ablation: circuit(fewer, ablation, config, folder)
+        makers[f"circuit_{ablation}"] = functools.partial(circuit, fewer, ablation, config, folder)
     if study.random_sets:
-        makers["random_sets"] = lambda: random_sets(fewer, config, noise)
+        makers["random_sets"] = functools.partial(random_sets, fewer, config, noise)
     if study.role_sets and _heads(examined):
-        makers["roles"] = lambda: head_roles(fewer, config, timesteps, noise)
+        makers["roles"] = functools.partial(head_roles, fewer, config, timesteps, noise)
     if study.pairs:
-        makers["pairs"] = lambda: pairs(fewer, config, timesteps, noise)
+        makers["pairs"] = functools.partial(pairs, fewer, config, timesteps, noise)
     for name, make in makers.items():
         _once(folder / f"{name}.zarr", _key(examined, config, name), make)
     with locks.lock(folder, wait=True):
@@ -205,7 +206,7 @@ def random_sets(examined: Analysis, config: ExperimentConfig, noise: PRNGKey) ->
     timestep), at `study.timesteps` timesteps, as circuits are.
 
     Returns:
-      Dataset with `damage`, pooled ΔL/L of each set in %, dims `ablation, component, set`.
+      Dataset with `relative_increase`, pooled ΔL/L of each set in %, dims `ablation, component, set`.
     """
     denoiser, images, count = examined.denoiser, examined.given, config.study.random_sets
     timesteps = [int(t) for t in timesteps_by_log_snr(denoiser.schedule, config.study.timesteps)]
@@ -214,7 +215,7 @@ def random_sets(examined: Analysis, config: ExperimentConfig, noise: PRNGKey) ->
     chosen = denoiser.components()
     classes = [matched_class(component, denoiser.identity) for component in chosen]
     names, stacked = matched_sets(chosen, chosen, denoiser.identity, count, config.seed)
-    damage, eval_set = [], images.scored_set(timesteps, noise)
+    increases, eval_set = [], images.scored_set(timesteps, noise)
     for ablation in config.sweep.ablations:
         losses = sweep_in_memory(
             denoiser,
@@ -228,9 +229,9 @@ def random_sets(examined: Analysis, config: ExperimentConfig, noise: PRNGKey) ->
         clean = np.asarray(losses.clean_loss, np.float64).mean(-1)
         pooled = 100 * (loss / clean - 1).mean(-1)
         of_class = {name: pooled[np.array(names) == name] for name in dict.fromkeys(names)}
-        damage.append([of_class[name] for name in classes])
+        increases.append([of_class[name] for name in classes])
     return xr.Dataset(
-        {"damage": (("ablation", "component", "set"), np.array(damage))},
+        {"relative_increase": (("ablation", "component", "set"), np.array(increases))},
         coords={
             "ablation": list(config.sweep.ablations),
             "component": [component.name for component in chosen],

@@ -20,6 +20,7 @@ from PIL import Image
 
 from mechdiff.analysis import effects
 from mechdiff.core import keys
+from mechdiff.core.batches import batches
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PRNGKey
 from mechdiff.data import to_bytes
@@ -118,18 +119,18 @@ def samples(denoiser: Examinable, chosen: Sequence[Component], seed: int, images
     group = max(1, min(total, fitting // count))
     start = initial_noise(key, indices, denoiser.image_shape)
     drawn = []
-    for first in range(0, total, group):
-        rows = np.minimum(np.arange(first, first + group), total - 1)  # the last is filled up with repeats
+    for batch in batches(total, group):
         acting = dataclasses.replace(
             stacked,
-            gate={site: values[rows] for site, values in gate.items()},
+            gate={site: values[batch.indices] for site, values in gate.items()},
             temperature={
                 site: np.tile(np.asarray(value), (group, 1)) for site, value in identity.temperature.items()
             },
             replacement=rollout.zero_replacements(identity, len(down)),
         )
-        drawn.append(np.asarray(sampler.run(acting, (0, len(down)), start, indices)))
-    small = thumbnails(np.concatenate(drawn)[:total])
+        images_drawn = sampler.run(acting, (0, len(down)), start, indices)
+        drawn.append(np.asarray(images_drawn)[: batch.count])
+    small = thumbnails(np.concatenate(drawn))
     axes = ("sample", "y", "x", "channel")
     return xr.Dataset(
         {"untouched": (axes, small[0]), "ablated": (("component", *axes), small[1:])},
@@ -148,11 +149,11 @@ def strongest(
 ) -> xr.Dataset:
     """The scored images on which the activation of a component has the largest root mean square at `t`."""
     network, count = denoiser.network, len(images.scored)
-    each = memory.row_bytes(network) + memory.replacement_bytes(network)
-    block = memory.rows_at_once(min(8, count), each)
+    of_image = memory.row_bytes(network) + memory.replacement_bytes(network)
+    block = memory.rows_at_once(min(8, count), of_image)
     size = np.empty((len(chosen), count))
-    for first in range(0, count, block):
-        places = np.minimum(np.arange(first, first + block), count - 1)
+    for batch in batches(count, block):
+        places = batch.indices
         condition = jax.tree.map(lambda leaf, at=places: np.asarray(leaf)[at], images.scored_condition)
         values = activations.activations(denoiser, images.scored[places], t, noise, places, condition)
         for row, component in enumerate(chosen):

@@ -17,6 +17,7 @@ import xarray as xr
 from jaxtyping import Int
 
 from mechdiff.core import devices
+from mechdiff.core.batches import batches, filled
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
@@ -206,10 +207,10 @@ class _Plan:
         engine = Engine(denoiser, self.config.chunk)
         stacked = leave_one_out(denoiser.identity, self.chosen)[1]
         pieces = [
-            _Piece(ablation, t_index, slice(start, min(start + self.block, count)))
+            _Piece(ablation, t_index, batch.span)
             for ablation in range(len(self.config.ablations))
             for t_index in range(len(self.eval_set.timesteps))
-            for start in range(0, count, self.block)
+            for batch in batches(count, self.block)
         ]
 
         def done(piece: _Piece) -> bool:
@@ -221,8 +222,7 @@ class _Plan:
         work_sharing.run_missing(pieces, done, compute, f"sweeping {denoiser.name}")
 
     def _compute(self, engine: Engine, stacked: Intervention, path: Path, piece: _Piece) -> None:
-        # A short last block is filled up, so that it needs no program of its own.
-        places = np.resize(np.arange(piece.images.start, piece.images.stop), self.block)
+        places = filled(piece.images, self.block)
         count = piece.images.stop - piece.images.start
         source = self.replacements.get(self.config.ablations[piece.ablation])
         losses = _block(engine, self.eval_set, piece.t_index, places, stacked, source, "replacement")
@@ -286,11 +286,9 @@ def sweep_in_memory(
     per_timestep = []
     for t_index in range(len(eval_set.timesteps)):
         parts = []
-        for start in range(0, eval_set.count, block):
-            places = np.arange(start, min(start + block, eval_set.count))
-            padded = np.resize(places, min(block, eval_set.count))
-            losses = _block(engine, eval_set, t_index, padded, stacked, source, field)
-            parts.append([values[..., : len(places)] for values in losses])
+        for batch in batches(eval_set.count, min(block, eval_set.count)):
+            losses = _block(engine, eval_set, t_index, batch.indices, stacked, source, field)
+            parts.append([values[..., : batch.count] for values in losses])
         per_timestep.append([np.concatenate(values, axis=-1) for values in zip(*parts, strict=True)])
     return SweepLosses(*(np.stack(values, axis=-2) for values in zip(*per_timestep, strict=True)))
 
@@ -298,7 +296,7 @@ def sweep_in_memory(
 def component_coords(
     denoiser: Examinable,
     chosen: Sequence[Component],
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
+    timesteps: Sequence[int] | Int[np.ndarray, " timesteps"],
     images: int,
 ) -> dict:
     """Coordinates `component`, `t` and `image` of a sweep, with what is known of each."""

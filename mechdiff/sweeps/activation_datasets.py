@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from jaxtyping import Array
 
+from mechdiff.core.batches import batches, filled
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.numerics import NUMERICS_VERSION
-from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.components import PATTERN, site_type
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention
@@ -23,7 +23,7 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.models.stage_modules import STREAMS
 from mechdiff.storage import descriptions, digests, labelled, work_sharing
 from mechdiff.sweeps.execution import memory
-from mechdiff.sweeps.execution.shown import shown_at, shown_digests
+from mechdiff.sweeps.execution.shown import shown_digests
 
 DONE = "done"  # variable that says which images are on disk
 UNIT_NAMES = {"head": "head", PATTERN: "head", "feature": "feature"}  # of the axis of a site's units, by type
@@ -56,7 +56,7 @@ def activations(
     Raises:
       ConfigError: a name or pattern that matches no site, or a timestep outside [0, T).
 
-    Example:
+    Example (runnable in experiments/tours/find_prove_steer.ipynb):
       >>> acts = activations(denoiser, eval_set, "mid.*head")  # doctest: +SKIP
       >>> acts["mid.attn0.head"].sel(t=300).dims  # doctest: +SKIP
       ('image', 'token_16', 'head_4', 'depth_8')
@@ -81,32 +81,29 @@ class _Plan:
     def block(self) -> int:
         """Images in one piece."""
         network = self.denoiser.network
-        each = memory.row_bytes(network) + memory.replacement_bytes(network)
-        return min(memory.rows_at_once(self.most, each), self.eval_set.count)
+        of_image = memory.row_bytes(network) + memory.replacement_bytes(network)
+        return min(memory.rows_at_once(self.most, of_image), self.eval_set.count)
 
     @functools.cached_property
     def pieces(self) -> list[tuple[int, slice]]:
         """Timestep by number, and images."""
-        starts = range(0, self.eval_set.count, self.block)
-        spans = [slice(start, min(start + self.block, self.eval_set.count)) for start in starts]
+        spans = [batch.span for batch in batches(self.eval_set.count, self.block)]
         return [(t_index, span) for t_index in range(len(self.eval_set.timesteps)) for span in spans]
 
     def values(self, piece: tuple[int, slice]) -> dict[str, np.ndarray]:
         """Site -> `(images, ...)`. A short last block is filled up: it needs no program of its own."""
         t_index, span = piece
-        places = np.resize(np.arange(span.start, span.stop), self.block)
-        shown = shown_at(self.eval_set, t_index, places)
-        t = int(self.eval_set.timesteps[t_index])
-        values = _captured(self.denoiser, self.intervention, t, self.eval_set.key, *shown, sites=self.sites)
+        batch = self.eval_set.batch(t_index, filled(span, self.block))
+        values = _captured(self.denoiser, self.intervention, batch, sites=self.sites)
         count = span.stop - span.start
         return {site: np.asarray(value, np.float32)[:count] for site, value in values.items()}
 
     @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Site -> shape of one row."""
-        shown = shown_at(self.eval_set, 0, np.arange(1))
         captured = functools.partial(_captured, sites=self.sites)
-        values = jax.eval_shape(captured, self.denoiser, self.intervention, 0, self.eval_set.key, *shown)
+        batch = self.eval_set.batch(0, np.arange(1))
+        values = jax.eval_shape(captured, self.denoiser, self.intervention, batch)
         return {site: values[site].shape[1:] for site in self.sites}
 
     def dataset(self, arrays: dict[str, np.ndarray]) -> xr.Dataset:
@@ -178,14 +175,15 @@ class _Plan:
 
 
 @functools.partial(jax.jit, static_argnames=("sites",))
-def _captured(denoiser, intervention, t, key, x0, indices, condition, *, sites):
+def _captured(
+    denoiser: Examinable, intervention: Intervention, batch: EvalBatch, *, sites: tuple[str, ...]
+) -> dict[str, Array]:
     """Values of `sites` alone: the compiler drops what no other needs."""
-    rows = jnp.full(x0.shape[0], t)
-    x_t = q_sample(denoiser.schedule, x0, rows, image_noise(key, indices, x0.shape[1:]))
+    x_t, t, _ = batch.noised(denoiser.schedule)
     collections = {STREAMS if site in _stage_names(denoiser) else CAPTURED for site in sites}
     values = {}
     for collection in sorted(collections):
-        values |= denoiser.captured(intervention, x_t, rows, condition, collection=collection)[1]
+        values |= denoiser.captured(intervention, x_t, t, batch.condition, collection=collection)[1]
     return {site: values[site] for site in sites}
 
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,48 +11,36 @@ import xarray as xr
 from jaxtyping import Array, Float, Int
 
 from mechdiff.core import devices
-from mechdiff.core.devices import ALL, IMAGES
+from mechdiff.core.batches import batches
+from mechdiff.core.devices import ALL
 from mechdiff.core.types import Images, PRNGKey, PyTree
-from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.diffusion.eval_set import BATCH, EvalBatch, EvalSet
 from mechdiff.interventions.components import HEAD, pattern_site, site_type
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.models.attention_stats import AttentionStatistics
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.layers import ATTENTION, PATTERNS
 from mechdiff.sweeps.execution import memory
-from mechdiff.sweeps.execution.shown import shown_at
 
 
 @functools.partial(jax.jit, static_argnames=("collection",))
-def _captured(denoiser, x0, t, key, indices, condition, *, collection):
+def _captured(denoiser: Examinable, batch: EvalBatch, *, collection: str) -> dict[str, Any]:
     """What one collection holds of each image; images are shared out over the devices."""
 
-    def local(denoiser, t, key, x0, indices, condition):
-        rows = jnp.full(x0.shape[0], t)
-        x_t = q_sample(denoiser.schedule, x0, rows, image_noise(key, indices, x0.shape[1:]))
-        return denoiser.captured(denoiser.identity, x_t, rows, condition, collection=collection)[1]
+    def local(denoiser, batch):
+        x_t, t, _ = batch.noised(denoiser.schedule)
+        return denoiser.captured(denoiser.identity, x_t, t, batch.condition, collection=collection)[1]
 
-    mesh, specs = devices.over(len(x0)), (ALL, ALL, ALL, IMAGES, IMAGES, IMAGES)
-    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=IMAGES, check_vma=False)
-    return run(denoiser, t, key, x0, indices, condition)
+    mesh = devices.over(len(batch.images))
+    return devices.map_over_images(local, mesh, (ALL, BATCH))(denoiser, batch)
 
 
 @jax.jit
-def _moments(denoiser, x0, t, key, indices, condition, weights):
+def _moments(denoiser: Examinable, batch: EvalBatch, weights: Float[Array, " batch"]):
     """Mean of every site over the real rows, and the sum of their squared distances from it."""
-    values = _captured(denoiser, x0, t, key, indices, condition, collection=CAPTURED)
+    values = _captured(denoiser, batch, collection=CAPTURED)
     mean = jax.tree.map(lambda a: jnp.tensordot(weights / weights.sum(), a, 1), values)
     return mean, jax.tree.map(lambda a, m: jnp.tensordot(weights, (a - m) ** 2, 1), values, mean)
-
-
-def _blocks(eval_set: EvalSet, t_index: int, block: int):
-    """Blocks of one shape of what is shown at one timestep: images, indices, condition, and weights; the last
-    is padded with repeats of weight 0."""
-    for start in range(0, eval_set.count, block):
-        places = np.arange(start, start + block)
-        weights = (places < eval_set.count).astype(np.float32)
-        yield *shown_at(eval_set, t_index, np.minimum(places, eval_set.count - 1)), weights
 
 
 def activations(
@@ -72,7 +61,7 @@ def activations(
       condition: what each image is denoised under, leaves `(batch, ...)`; None: nothing.
     """
     placed = devices.everywhere(devices.over(len(x0)), denoiser)
-    return _captured(placed, x0, t, key, indices, condition, collection=collection)
+    return _captured(placed, EvalBatch(x0, indices, t, key, condition), collection=collection)
 
 
 def activation_moments(
@@ -97,19 +86,21 @@ def _moments_by_timestep(denoiser: Examinable, eval_set: EvalSet, block: int):
     network = denoiser.network
     block = memory.rows_at_once(block, memory.row_bytes(network) + 2 * memory.replacement_bytes(network))
     placed = devices.everywhere(devices.over(block), denoiser)
-    for t_index, t in enumerate(eval_set.timesteps):
-        count, mean, spread = 0.0, {}, {}
-        for x0, indices, condition, weights in _blocks(eval_set, t_index, block):
-            moments = _moments(placed, x0, int(t), eval_set.key, indices, condition, weights)
-            part, around = ({site: np.asarray(a, np.float64) for site, a in tree.items()} for tree in moments)
-            more = float(weights.sum())
+    for t_index in range(len(eval_set.timesteps)):
+        count, mean, squares = 0.0, {}, {}
+        for batch in batches(eval_set.count, block):
+            moments = _moments(placed, eval_set.batch(t_index, batch.indices), batch.weights)
+            of_batch, around = (
+                {site: np.asarray(a, np.float64) for site, a in tree.items()} for tree in moments
+            )
+            more = float(batch.count)
             share = more / (count + more)
-            for site, value in part.items():
+            for site, value in of_batch.items():
                 shift = value - mean.get(site, 0.0)
-                spread[site] = spread.get(site, 0.0) + around[site] + shift**2 * (count * share)
+                squares[site] = squares.get(site, 0.0) + around[site] + shift**2 * (count * share)
                 mean[site] = mean.get(site, 0.0) + shift * share
             count += more
-        deviation = {site: np.sqrt(value / count) for site, value in spread.items()}
+        deviation = {site: np.sqrt(value / count) for site, value in squares.items()}
         yield tuple({s: a.astype(np.float32) for s, a in tree.items()} for tree in (mean, deviation))
 
 
@@ -149,36 +140,32 @@ def attention_stats(
     timesteps, count = eval_set.timesteps, eval_set.count
     block = memory.rows_at_once(block, memory.row_bytes(denoiser.network))
     placed = devices.everywhere(devices.over(block), denoiser)
-    columns: dict[str, list] = {}
-    for t_index, t in enumerate(timesteps):
+    by_timestep = []  # site -> statistics (image, head)
+    for t_index in range(len(timesteps)):
         parts = [
-            _captured(placed, x0, int(t), eval_set.key, indices, condition, collection=ATTENTION)
-            for x0, indices, condition, _ in _blocks(eval_set, t_index, block)
+            _captured(placed, eval_set.batch(t_index, batch.indices), collection=ATTENTION)
+            for batch in batches(count, block)
         ]
-        for site in parts[0]:
-            joined = [np.concatenate(values)[:count] for values in zip(*(part[site] for part in parts))]
-            columns.setdefault(site, []).append(joined)  # statistic x (image, head)
-    nothing = np.empty((0, len(timesteps), count))
+        by_timestep.append(
+            jax.tree.map(lambda *values: np.concatenate([np.asarray(v) for v in values])[:count], *parts)
+        )
     named = [site for site in denoiser.identity.gate if site_type(site) == HEAD]
     outputs = {pattern_site(site): site for site in named}  # what heads are called by
-    heads = [
-        f"{outputs.get(site, site)}{i}"
-        for site, levels in columns.items()
-        for i in range(levels[0][0].shape[1])
-    ]
-    variables = {
-        name: (
-            ("head", "t", "image"),
-            np.concatenate(
-                [nothing, *(np.stack([level[k].T for level in levels], 1) for levels in columns.values())]
-            ).astype(np.float32),
-        )
-        for k, name in enumerate(AttentionStatistics._fields)
-    }
-    keys = _keys(denoiser, eval_set)
-    tokens = [keys[site] for site, levels in columns.items() for _ in range(levels[0][0].shape[1])]
+    keys, heads, tokens = _keys(denoiser, eval_set), [], []
+    for site, statistics in by_timestep[0].items():
+        of_site = statistics.entropy.shape[1]
+        heads += [f"{outputs.get(site, site)}{head}" for head in range(of_site)]
+        tokens += [keys[site]] * of_site
+
+    def all_heads(statistic: str) -> Float[np.ndarray, "head t image"]:
+        nothing = np.empty((0, len(timesteps), count))
+        sites = [
+            np.stack([getattr(at_t[site], statistic).T for at_t in by_timestep], 1) for site in by_timestep[0]
+        ]
+        return np.concatenate([nothing, *sites]).astype(np.float32)
+
     dataset = xr.Dataset(
-        variables,
+        {name: (("head", "t", "image"), all_heads(name)) for name in AttentionStatistics._fields},
         coords={
             "head": np.array(heads, dtype=str),
             "t": np.asarray(timesteps, np.int32),
@@ -207,8 +194,7 @@ def over_many_keys(statistics: xr.Dataset) -> xr.Dataset:
 
 def _keys(denoiser: Examinable, eval_set: EvalSet) -> dict[str, int]:
     """Positions that the patterns of each site attend over, by shape alone."""
-    x0, indices, condition, _ = next(_blocks(eval_set, 0, 1))
-    t = int(eval_set.timesteps[0])
+    batch = eval_set.batch(0, np.arange(1))
     patterns = functools.partial(_captured, collection=PATTERNS)
-    shapes = jax.eval_shape(patterns, denoiser, x0, t, eval_set.key, indices, condition)
+    shapes = jax.eval_shape(patterns, denoiser, batch)
     return {site: pattern.shape[-1] for site, pattern in shapes.items()}

@@ -36,33 +36,33 @@ PATTERN_SOURCES = ("uniform", "identity", "frozen")
 TOLERANCE = 1e-2  # by which the sum of a pattern over keys may miss 1, in half precision too
 
 
-def constant_patterns(network: UNetConfig | TracedNetwork, kind: str) -> dict[str, np.ndarray]:
-    """Patterns of kind `uniform` or `identity` for every attention site, one for all heads.
+def constant_patterns(network: UNetConfig | TracedNetwork, pattern: str) -> dict[str, np.ndarray]:
+    """Patterns called `uniform` or `identity` for every attention site, one for all heads.
 
     Returns:
       `(1, queries, keys)`, 1 for queries that share it; of a function's named patterns in their own order.
     Raises:
-      ConfigError: another kind, or `identity` of a pattern whose queries are not its keys.
+      ConfigError: another name, or `identity` of a pattern whose queries are not its keys.
     """
-    if kind not in ("uniform", "identity"):
-        raise ConfigError(unknown("kind of constant pattern", kind, ("uniform", "identity")))
+    if pattern not in ("uniform", "identity"):
+        raise ConfigError(unknown("constant pattern", pattern, ("uniform", "identity")))
     if isinstance(network, UNetConfig):
         attends = [stage for stage in stages(network) if stage.op == "attention"]
-        return {f"{stage.name}.head": _constant(kind, stage.resolution**2) for stage in attends}
+        return {f"{stage.name}.head": _constant(pattern, stage.resolution**2) for stage in attends}
     named = {name: site for site in network.sites for name in site.names if site_type(name) == PATTERN}
-    return {name: _constant_at(name, site, kind) for name, site in named.items()}
+    return {name: _constant_at(name, site, pattern) for name, site in named.items()}
 
 
-def _constant(kind: str, tokens: int) -> np.ndarray:
-    if kind == "identity":
+def _constant(pattern: str, tokens: int) -> np.ndarray:
+    if pattern == "identity":
         return np.eye(tokens, dtype=np.float32)[None]
     return np.full((1, 1, tokens), 1 / tokens, np.float32)
 
 
-def _constant_at(name: str, site: Site, kind: str) -> np.ndarray:
+def _constant_at(name: str, site: Site, pattern: str) -> np.ndarray:
     """The same with the axes of a named pattern; its heads may stand anywhere before the keys."""
     row, keys = list(site.shape[1:]), site.shape[-1]
-    if kind == "uniform":
+    if pattern == "uniform":
         return np.full([1] * (len(row) - 1) + [keys], 1 / keys, np.float32)
     others = [size for axis, size in enumerate(row) if axis != len(row) + site.unit_axis]
     if others != [keys, keys]:
@@ -72,7 +72,7 @@ def _constant_at(name: str, site: Site, kind: str) -> np.ndarray:
     return np.expand_dims(np.eye(keys, dtype=np.float32), len(row) + site.unit_axis)
 
 
-def replace_pattern(identity: Intervention, what, patterns: Mapping, dose: float = 0.0) -> Intervention:
+def replace_pattern(identity: Intervention, what, patterns: Mapping, kept: float = 0.0) -> Intervention:
     """The patterns of the selected heads mixed with others.
 
     Args:
@@ -80,7 +80,7 @@ def replace_pattern(identity: Intervention, what, patterns: Mapping, dose: float
       patterns: attention site -> `(heads, queries, keys)` or 1 for what is shared, with or without a leading
         row axis: `constant_patterns`, or `activations.activations(..., collection="patterns")`. Where a
         function names its patterns, their sites, with axes as they are named.
-      dose: the share that their own pattern keeps; 1 leaves them alone.
+      kept: share of their own pattern; 1 leaves them alone.
     Raises:
       ConfigError: a component that is not a head, or a site without a pattern.
     """
@@ -90,7 +90,7 @@ def replace_pattern(identity: Intervention, what, patterns: Mapping, dose: float
         place = pattern_site(site) if named else site
         if site_type(site) not in (HEAD, PATTERN) or place not in gate:
             raise ConfigError(f"component {name!r} is not an attention head with a pattern given for it")
-        gate[place][..., start:stop] = dose
+        gate[place][..., start:stop] = kept
     if named:
         replacement = {**identity.replacement, **patterns}
         return dataclasses.replace(identity, gate={**identity.gate, **gate}, replacement=replacement)
@@ -99,15 +99,15 @@ def replace_pattern(identity: Intervention, what, patterns: Mapping, dose: float
 
 def one_pattern_each(identity: Intervention, heads: Sequence[Component], patterns: Mapping) -> Intervention:
     """One intervention per head, stacked, that replaces its pattern: for `Engine.measure`."""
-    each = [replace_pattern(identity, [head], patterns) for head in heads]
+    replaced = [replace_pattern(identity, [head], patterns) for head in heads]
 
     def stacked(leaves: Sequence[Mapping]) -> dict[str, np.ndarray]:
         return {site: np.stack([leaf[site] for leaf in leaves]) for site in leaves[0]}
 
     return dataclasses.replace(
-        each[0],
-        gate=stacked([intervention.gate for intervention in each]),
-        pattern=stacked([intervention.pattern for intervention in each]),
+        replaced[0],
+        gate=stacked([intervention.gate for intervention in replaced]),
+        pattern=stacked([intervention.pattern for intervention in replaced]),
     )
 
 
@@ -115,7 +115,7 @@ def pattern_effects(
     denoiser: Examinable,
     eval_set: EvalSet,
     *,
-    kinds: Sequence[str] = PATTERN_SOURCES,
+    ablations: Sequence[str] = PATTERN_SOURCES,
     heads: Sequence[Component] | None = None,
     draws: int = 1,
     block: int = 16,
@@ -123,25 +123,28 @@ def pattern_effects(
     """Denoising loss with one head's pattern replaced, image by image.
 
     Args:
-      images: in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in `sweeps.ablation_sweep`.
+      eval_set: images in [-1, 1], timesteps and noise, as in `sweeps.ablation_sweep`.
+      ablations: what takes the place of a pattern, of `PATTERN_SOURCES`.
       heads: all of the network if None.
-      draws: donors per image of kind `frozen`, over which losses are averaged.
+      draws: donors per image of `frozen`, over which losses are averaged.
+      block: images at once.
     Returns:
-      Dataset with `loss` and `change`, dims `kind, component, t, image`, and `clean_loss`, dims `t, image`.
+      Dataset as of `sweeps.ablation_sweep`: `loss` and `change`, dims `ablation, component, t, image`, and
+      `clean_loss`, dims `t, image`.
     Raises:
-      ConfigError: an unknown kind, a network without heads or named patterns, values named as patterns that
+      ConfigError: an unknown source, a network without heads or named patterns, values named as patterns that
         are none, or too many donors.
     """
     heads = heads_of(denoiser, heads)
     check_patterns(denoiser, eval_set)
     named = isinstance(denoiser.network, TracedNetwork)
     losses, changes, clean_loss = [], [], None
-    for kind in kinds:
-        if kind not in PATTERN_SOURCES:
-            raise ConfigError(unknown("kind of pattern", kind, PATTERN_SOURCES))
-        patterns = constant_patterns(denoiser.network, "uniform" if kind == "frozen" else kind)
+    for ablation in ablations:
+        if ablation not in PATTERN_SOURCES:
+            raise ConfigError(unknown("source of patterns", ablation, PATTERN_SOURCES))
+        patterns = constant_patterns(denoiser.network, "uniform" if ablation == "frozen" else ablation)
         stacked, source = one_pattern_each(denoiser.identity, heads, patterns), None
-        if kind == "frozen":
+        if ablation == "frozen":
             source = resample_replacements(denoiser, eval_set, draws=draws)
             source = source if named else dataclasses.replace(source, collection=PATTERNS)
         swept = sweep_in_memory(
@@ -155,14 +158,17 @@ def pattern_effects(
         losses.append(swept.loss)
         changes.append(swept.change)
         clean_loss = swept.clean_loss
-    dims, coords = ("kind", "component", "t", "image"), (denoiser, heads, eval_set.timesteps, eval_set.count)
+    dims, coords = (
+        ("ablation", "component", "t", "image"),
+        (denoiser, heads, eval_set.timesteps, eval_set.count),
+    )
     return xr.Dataset(
         {
             "loss": (dims, np.stack(losses)),
             "change": (dims, np.stack(changes)),
             "clean_loss": (dims[2:], clean_loss),
         },
-        coords={"kind": list(kinds), **component_coords(*coords)},
+        coords={"ablation": list(ablations), **component_coords(*coords)},
         attrs={"denoiser": denoiser.name, "draws": draws},
     )
 

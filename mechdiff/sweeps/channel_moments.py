@@ -1,4 +1,4 @@
-"""First and second moments of activations over channels, per site, noise level and group of images.
+"""First and second moments of activations over channels, per site, timestep and group of images.
 
 Covariance is taken over (image, position), after the mean of every position was taken away if it is given:
 otherwise what is alike in all images, such as a face in the middle, counts as variance. Channels are few, so
@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mechdiff.core.batches import batches
 from mechdiff.core.errors import ConfigError
-from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.core.types import PyTree
+from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.components import VECTORS, site_type
 from mechdiff.models.denoiser import Examinable
 
@@ -44,10 +45,12 @@ def as_rows(a: Float[Array, "batch ..."], site: str) -> Float[Array, "batch posi
 
 
 @functools.partial(jax.jit, static_argnames=("groups",))
-def _sums(denoiser, x0, t, key, indices, condition, means, groups):
-    rows = jnp.full(x0.shape[0], t)
-    x_t = q_sample(denoiser.schedule, x0, rows, image_noise(key, indices, x0.shape[1:]))
-    values = denoiser.captured(denoiser.identity, x_t, rows, condition)[1]
+def _sums(
+    denoiser: Examinable, batch: EvalBatch, means: PyTree, groups: int
+) -> dict[str, tuple[Float[Array, "group channel"], Float[Array, "group channel channel"]]]:
+    """Sum of a, and of a a', of every site, in consecutive groups of the batch."""
+    x_t, t, _ = batch.noised(denoiser.schedule)
+    values = denoiser.captured(denoiser.identity, x_t, t, batch.condition)[1]
 
     def of_site(site, a):
         a = as_rows(a - means[site] if site in means else a, site)
@@ -67,9 +70,8 @@ def channel_moments(
     """Moments of every site of heads' outputs, residual branches and skips; time injections don't vary.
 
     Args:
-      denoiser.identity: the identity for the plain network.
-      images: in [-1, 1]; the last few are left out so that groups are of one size.
-      key: of the noise, one draw per image, shared by all timesteps.
+      eval_set: images in [-1, 1], of which the last few are left out so that groups are of one size; their
+        noise is one draw per image, shared by all timesteps.
       means: of `activations.activation_means` at the same timesteps, from other images; None: nothing is
         taken away but each channel's mean over positions and images.
       groups: of consecutive images, at most as many as there are images: the units of resampling.
@@ -78,35 +80,30 @@ def channel_moments(
     Raises:
       ConfigError: fewer than 2 groups.
     """
-    images, timesteps, key = eval_set.images, eval_set.timesteps, eval_set.key
-    groups = min(groups, len(images))
+    groups = min(groups, eval_set.count)
     if groups < 2:
-        raise ConfigError(f"{len(images)} images in {groups} group(s): at least 2 are needed")
-    size = len(images) // groups
+        raise ConfigError(f"{eval_set.count} images in {groups} group(s): at least 2 are needed")
+    size = eval_set.count // groups
     block = max(1, 16 // size)  # groups in one pass
-    indices = np.arange(groups * size)
-    found: dict[str, list] = {}
-    for level, t in enumerate(timesteps):
-        at = {site: value[level] for site, value in (means or {}).items()}
-        parts = []
-        for start in range(0, groups, block):
-            # A short last block repeats groups, so that it needs no program of its own.
-            some = np.resize(np.arange(start, min(start + block, groups)), block)
-            rows = indices.reshape(groups, size)[some].ravel()
-            condition = jax.tree.map(lambda leaf, rows=rows: leaf[rows], eval_set.condition)
-            part = _sums(denoiser, images[rows], int(t), key, rows, condition, at, groups=block)
-            parts.append(jax.tree.map(np.asarray, part))
-        for site in parts[0]:
-            joined = [np.concatenate([part[site][i] for part in parts])[:groups] for i in range(2)]
-            found.setdefault(site, []).append(joined)
+    images = np.arange(groups * size).reshape(groups, size)
+    by_timestep = []  # site -> (first, second)
+    for t_index in range(len(eval_set.timesteps)):
+        at_t = {site: value[t_index] for site, value in (means or {}).items()}
+        parts = [
+            _sums(denoiser, eval_set.batch(t_index, images[batch.indices].ravel()), at_t, groups=block)
+            for batch in batches(groups, block)
+        ]
+        by_timestep.append(
+            jax.tree.map(lambda *sums: np.concatenate([np.asarray(s) for s in sums])[:groups], *parts)
+        )
     shapes = _positions(denoiser, eval_set)
     return {
         site: Moments(
-            np.stack([first for first, _ in levels]).astype(np.float64),
-            np.stack([second for _, second in levels]).astype(np.float64),
+            np.stack([at_t[site][0] for at_t in by_timestep]).astype(np.float64),
+            np.stack([at_t[site][1] for at_t in by_timestep]).astype(np.float64),
             np.full(groups, size * shapes[site]),
         )
-        for site, levels in found.items()
+        for site in by_timestep[0]
     }
 
 

@@ -21,11 +21,11 @@ from jaxtyping import Array, Float, Int
 
 from mechdiff import stats
 from mechdiff.core import keys
+from mechdiff.core.batches import batches
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.data.synthetic import FACTORS, factor_pair
-from mechdiff.diffusion.eval_set import EvalBatch
-from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
@@ -44,77 +44,104 @@ def factor_pairs(
     """Faces 0 to `count - 1` of a key and their twins, which differ in `factor` alone; see
     `data.synthetic.factor_pair`."""
     pairs = [factor_pair(key, index, factor, size, complexity) for index in range(count)]
-    first, second = zip(*((one.image, two.image) for one, two in pairs))
-    return np.stack(first), np.stack(second)
+    return np.stack([face.image for face, _ in pairs]), np.stack([twin.image for _, twin in pairs])
 
 
 def transfer_fraction(outputs: PassOutputs) -> tuple[tuple[Array, Array], Array]:
     """For each component and image <eps_do - eps, eps' - eps> and |eps_do - eps|^2, and for each image
     |eps' - eps|^2, as means over pixels. `PassOutputs.per_image` is eps'."""
     way, change = outputs.per_image - outputs.clean, outputs.eps - outputs.clean
-    mean = lambda x: jnp.mean(x, axis=(-3, -2, -1))
+
+    def mean(x):
+        return jnp.mean(x, axis=(-3, -2, -1))
+
     return (mean(change * way), mean(change * change)), mean(way * way)
 
 
+@dataclasses.dataclass(frozen=True)
+class PairSet:
+    """Which pairs of faces activations are moved between.
+
+    Attributes:
+      key: of the faces and of their noise. Pair i has the noise of index i under every factor.
+      factors: of `data.synthetic`; each has pairs of its own, of the same first faces.
+      count: pairs of each factor, at least 1.
+      complexity: rung 0 to 4 of the ladder that the faces are drawn from.
+      condition: what both faces of each pair are denoised under, leaves `(count, ...)`; None: nothing.
+
+    Raises:
+      ConfigError: an unknown factor, or no pairs.
+
+    Example:
+      >>> PairSet(jax.random.key(0), factors=("glasses",), count=4).complexity
+      4
+    """
+
+    key: PRNGKey
+    factors: Sequence[str] = FACTORS
+    count: int = 16
+    complexity: int = 4
+    condition: PyTree = None
+
+    def __post_init__(self):
+        for factor in self.factors:
+            if factor not in FACTORS:
+                raise ConfigError(unknown("factor", factor, FACTORS))
+        if self.count < 1:
+            raise ConfigError(f"pairs={self.count}: at least one pair of faces is needed")
+
+    def at(self, factor: str, size: int, timesteps: Int[np.ndarray, " timesteps"]) -> tuple[EvalSet, EvalSet]:
+        """The faces of a factor and their twins, under the same noise."""
+        faces = factor_pairs(keys.stream(self.key, "faces"), factor, self.count, size, self.complexity)
+        noise = keys.stream(self.key, "noise")
+        first, second = (EvalSet(images, timesteps, noise, self.condition) for images in faces)
+        return first, second
+
+
 @jax.jit
-def _predict(denoiser: Examinable, x_t: Images, t: Int[Array, " batch"], condition: PyTree) -> Images:
-    return denoiser.predict(denoiser.identity, x_t, t, condition)
+def _predict(denoiser: Examinable, batch: EvalBatch) -> Images:
+    x_t, t, _ = batch.noised(denoiser.schedule)
+    return denoiser.predict(denoiser.identity, x_t, t, batch.condition)
 
 
 def interchange_effects(
     denoiser: Examinable,
-    timesteps: Sequence[int] | Int[np.ndarray, " levels"],
-    key: PRNGKey,
+    timesteps: Sequence[int] | Int[np.ndarray, " timesteps"],
+    pairs: PairSet,
     *,
-    factors: Sequence[str] = FACTORS,
-    pairs: int = 16,
     chosen: Sequence[Component] | None = None,
-    complexity: int = 4,
     block: int = 16,
-    condition: PyTree = None,
 ) -> xr.Dataset:
-    """How much of each factor every component carries, at each noise level, pair by pair.
+    """How much of each factor every component carries, at each timestep, pair by pair.
 
     Args:
-      key: of the faces and of their noise. Pair i has the noise of index i under every factor.
-      factors: of `data.synthetic`; each has pairs of its own, of the same first faces.
-      pairs: of each factor.
+      pairs: of faces that differ in one factor.
       chosen: components; all of the network if None.
-      complexity: rung 0 to 4 of the ladder that the faces are drawn from.
       block: pairs at once.
-      condition: what both faces of each pair are denoised under, leaves `(pairs, ...)`; None: nothing.
     Returns:
       Dataset with `moved` (see the module; NaN where the factor does not show), its numerator `along` and the
       squared `change`, dims `factor, component, t, image`; and `distance`, |eps' - eps|^2, dims `factor, t,
       image`. All but `moved` are means over pixels.
     Raises:
-      ConfigError: an unknown factor, or no pairs.
+      ConfigError: a network of images that are not in color.
     """
-    for factor in factors:
-        if factor not in FACTORS:
-            raise ConfigError(unknown("factor", factor, FACTORS))
-    if pairs < 1 or denoiser.image_shape[-1] != 3:
-        raise ConfigError(f"pairs={pairs}: faces in color and at least one pair of them are needed")
-    chosen = tuple(chosen or denoiser.components())
+    if denoiser.image_shape[-1] != 3:
+        raise ConfigError(f"{denoiser.name}: pairs of faces are in color, its images are not")
+    chosen, timesteps = tuple(chosen or denoiser.components()), np.asarray(timesteps, np.int32)
     engine = Engine(denoiser)
-    faces, noise = keys.stream(key, "faces"), keys.stream(key, "noise")
-    shape = (len(factors), len(chosen), len(timesteps), pairs)
+    shape = (len(pairs.factors), len(chosen), len(timesteps), pairs.count)
     along, change = np.empty(shape, np.float32), np.empty(shape, np.float32)
     distance = np.empty((shape[0], *shape[2:]), np.float32)
     stacked = leave_one_out(denoiser.identity, chosen)[1]
-    for row, factor in enumerate(factors):
-        first, second = factor_pairs(faces, factor, pairs, denoiser.image_shape[0], complexity)
-        for column, t in enumerate(timesteps):
-            for start in range(0, pairs, block):
-                where = slice(start, min(start + block, pairs))
-                index = np.resize(np.arange(start, where.stop), min(block, pairs))
-                told = jax.tree.map(lambda leaf, index=index: np.asarray(leaf)[index], condition)
-                both = first[index], second[index], index
-                (products, squares), ways = _block(engine, stacked, *both, int(t), noise, told)
-                count = where.stop - start
-                along[row, :, column, where] = products[:, :count]
-                change[row, :, column, where] = squares[:, :count]
-                distance[row, column, where] = ways[:count]
+    for row, factor in enumerate(pairs.factors):
+        first, second = pairs.at(factor, denoiser.image_shape[0], timesteps)
+        for t_index in range(len(timesteps)):
+            for batch in batches(pairs.count, min(block, pairs.count)):
+                shown = [eval_set.batch(t_index, batch.indices) for eval_set in (first, second)]
+                (products, squares), ways = _moved(engine, stacked, *shown)
+                along[row, :, t_index, batch.span] = products[:, : batch.count]
+                change[row, :, t_index, batch.span] = squares[:, : batch.count]
+                distance[row, t_index, batch.span] = ways[: batch.count]
     dims = ("factor", "component", "t", "image")
     shows = np.where(distance > ROUNDING, distance, np.nan)[:, None]
     return xr.Dataset(
@@ -124,46 +151,38 @@ def interchange_effects(
             "change": (dims, change),
             "distance": (("factor", "t", "image"), distance),
         },
-        coords={"factor": list(factors), **component_coords(denoiser, chosen, timesteps, pairs)},
-        attrs={"denoiser": denoiser.name, "complexity": complexity},
+        coords={
+            "factor": list(pairs.factors),
+            **component_coords(denoiser, chosen, timesteps, pairs.count),
+        },
+        attrs={"denoiser": denoiser.name, "complexity": pairs.complexity},
     )
 
 
-def _block(
-    engine: Engine,
-    stacked: Intervention,
-    first: Images,
-    second: Images,
-    index: Int[np.ndarray, " batch"],
-    t: int,
-    key: PRNGKey,
-    condition: PyTree,
-):
-    """What `transfer_fraction` gives for one block of pairs."""
-    denoiser = engine.denoiser
-    replacement = activations(denoiser, second, t, key, index, condition)
-    at = jnp.full(len(index), t)
-    x_t = q_sample(denoiser.schedule, second, at, image_noise(key, index, second.shape[1:]))
-    other = _predict(denoiser, x_t, at, condition)
+def _moved(engine: Engine, stacked: Intervention, first: EvalBatch, second: EvalBatch):
+    """What `transfer_fraction` gives for some pairs: activations on the second faces replace those on the
+    first."""
+    images, indices, t, key, condition = second
+    replacement = activations(engine.denoiser, images, int(t), key, indices, condition)
     from_second = dataclasses.replace(stacked, replacement=replacement)
-    batch = EvalBatch(first, index, t, key, condition)
-    return engine.reduce(from_second, batch, transfer_fraction, per_image=np.asarray(other))
+    other = np.asarray(_predict(engine.denoiser, second))
+    return engine.reduce(from_second, first, transfer_fraction, per_image=other)
 
 
 def transfer_by_component(
-    found: xr.Dataset, repeats: int = 2000, seed: int = 0, confidence: float = 0.95
+    effects: xr.Dataset, repeats: int = 2000, seed: int = 0, confidence: float = 0.95
 ) -> tuple[xr.DataArray, stats.Interval]:
-    """The fraction of each factor that every component carries over all levels, with its interval over pairs.
+    """The fraction of each factor that every component carries, over all timesteps, with its interval.
 
-    It is the ratio of sums, sum along / sum distance over timesteps and pairs, which pairs and levels that
+    It is the ratio of sums, sum along / sum distance over timesteps and pairs, which pairs and timesteps that
     hardly show the factor can't upset. Estimates, dims `factor, component`, and the same with their bounds.
 
     Args:
-      found: by `interchange_effects`; at least 2 pairs.
-      repeats, seed, level: of the bootstrap over pairs.
+      effects: of `interchange_effects`; at least 2 pairs.
+      repeats, seed, confidence: of the bootstrap over pairs.
     """
-    along = found["along"].sum("t").transpose("factor", "component", "image").astype(np.float64)
-    distance = found["distance"].sum("t").transpose("factor", "image").values.astype(np.float64)[:, None]
+    along = effects["along"].sum("t").transpose("factor", "component", "image").astype(np.float64)
+    distance = effects["distance"].sum("t").transpose("factor", "image").values.astype(np.float64)[:, None]
 
     def share(weights):
         below = distance @ weights.T

@@ -13,19 +13,19 @@ held-out number.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float
 
 from mechdiff.core import keys
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import Images, PRNGKey, PyTree
-from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.core.types import PyTree
+from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
@@ -50,14 +50,15 @@ def optimal_replacements(
     All components are optimized at once: they share one array of replacements; each has its own part.
 
     Args:
-      images: reference images in [-1, 1]; take others than those that are scored.
-      key: of the noise, fresh in every step; the choice between candidates is made under one draw per image,
-        that of `activation_means`.
+      eval_set: reference images in [-1, 1]; take others than those that are scored. Its key is that of the
+        noise, fresh in every step; the choice between candidates is made under one draw per image, that of
+        `activation_means`.
       chosen: components that don't overlap; all of the network if None.
-      steps: of Adam, each on the next `batch` images; all in one program, which keeps what the gradient
-        needs of (components + 1) x batch forward passes.
+      steps: of Adam, each on the next `batch` images.
+      batch: images in one program, which keeps what the gradient needs of (components + 1) x batch forward
+        passes.
     Returns:
-      site -> `(levels, *site)`; the mean where nothing was chosen.
+      site -> `(timesteps, *site)`; the mean where nothing was chosen.
     Raises:
       ConfigError: components that overlap.
     """
@@ -65,17 +66,18 @@ def optimal_replacements(
     _check_apart(chosen)
     stacked = leave_one_out(denoiser.identity, chosen)[1]
     means, deviations = activation_moments(denoiser, eval_set)
-    engine = Engine(denoiser)
+    engine, program = Engine(denoiser), _gradient_of(denoiser, stacked)
     best_by_timestep = []
-    for t_index, t in enumerate(eval_set.timesteps):
+    for t_index in range(len(eval_set.timesteps)):
         mean, deviation = replacements_at(means, t_index), replacements_at(deviations, t_index)
         scale = {site: _scale(denoiser.unit_axis(site), mean[site], deviation[site]) for site in mean}
+        family = _Family(mean, scale)
         start = {site: np.stack([np.ones_like(s), np.zeros_like(s)]) for site, s in scale.items()}
         zero = jax.tree.map(np.zeros_like, start)
-        descended = _descend(denoiser, stacked, mean, scale, start, eval_set, int(t), steps, batch)
-        points = start, zero, descended
-        best = _best(engine, stacked, chosen, mean, scale, points, eval_set.batch(t_index))
-        best_by_timestep.append(_replacement(mean, scale, best))
+        batches = _batches(eval_set, t_index, steps, batch)
+        descended = _descend(functools.partial(program, family), start, batches, steps)
+        best = _best(engine, stacked, chosen, family, (start, zero, descended), eval_set.batch(t_index))
+        best_by_timestep.append(family.replacement(best))
     return {site: np.stack([np.asarray(best[site]) for best in best_by_timestep]) for site in means}
 
 
@@ -94,13 +96,24 @@ def _scale(unit_axis: int, mean: np.ndarray, deviation: np.ndarray) -> Float[np.
     """Root mean square deviation of each channel of each unit, other axes kept as 1; where it does not vary,
     a thousandth of its size."""
     positions = tuple(axis for axis in range(mean.ndim - 1) if axis != mean.ndim + unit_axis)
-    rms = lambda a: np.sqrt(np.mean(a * a, axis=positions, keepdims=True))
+
+    def rms(a):
+        return np.sqrt(np.mean(a * a, axis=positions, keepdims=True))
+
     return np.maximum(rms(deviation), 1e-3 * rms(mean)) + np.float32(1e-12)
 
 
-def _replacement(mean: PyTree, scale: PyTree, point: PyTree) -> PyTree:
-    """`u * mean + v` of every site; a point holds u and v / scale along its first axis."""
-    return {site: point[site][0] * mean[site] + point[site][1] * scale[site] for site in mean}
+class _Family(NamedTuple):
+    """The replacements `u * mean + v` of every site, at one timestep."""
+
+    mean: PyTree
+    scale: PyTree  # unit of v
+
+    def replacement(self, point: PyTree) -> PyTree:
+        """Of a point, which holds u and v / scale along its first axis."""
+        return {
+            site: point[site][0] * self.mean[site] + point[site][1] * self.scale[site] for site in self.mean
+        }
 
 
 @functools.partial(jax.jit, static_argnames=("joins",))
@@ -108,54 +121,64 @@ def _slopes(
     denoiser: Examinable,
     joins: tuple[int, ...],
     stacked: Intervention,
-    mean: PyTree,
-    scale: PyTree,
+    family: _Family,
     point: PyTree,
-    x0: Images,
-    t: Int[Array, ""],
-    indices: Int[Array, " batch"],
-    key: PRNGKey,
-    condition: PyTree,
+    batch: EvalBatch,
 ) -> PyTree:
     """Gradient of the sum over components of their mean losses; each part of a replacement serves one."""
-    noise = image_noise(key, indices, x0.shape[1:])
-    x_t = q_sample(denoiser.schedule, x0, jnp.full(len(x0), t), noise)
+    x_t, _, noise = batch.noised(denoiser.schedule)
 
     def loss(point):
-        replaced = dataclasses.replace(stacked, replacement=_replacement(mean, scale, point))
-        eps = shared_prefix.forward(denoiser, joins, replaced, x_t, t, condition)[1]
+        replaced = dataclasses.replace(stacked, replacement=family.replacement(point))
+        eps = shared_prefix.forward(denoiser, joins, replaced, x_t, batch.t, batch.condition)[1]
         return jnp.sum((eps - noise) ** 2) / noise.size
 
     return jax.grad(loss)(point)
 
 
-def _descend(denoiser, stacked, mean, scale, point, eval_set, t, steps, batch) -> PyTree:
-    """`steps` of Adam from `point`, over the images in turn, each time with new noise."""
+def _gradient_of(denoiser: Examinable, stacked: Intervention) -> Callable[..., PyTree]:
+    """`_slopes` of all interventions in one pass, as a function of family, point and batch."""
     plan = shared_prefix.plan_passes(denoiser.network, stacked, sum(map(len, stacked.gate.values())))
     ordered = dataclasses.replace(
         stacked, gate={site: gate[plan.order[0]] for site, gate in stacked.gate.items()}, replacement=None
     )
+    return functools.partial(_slopes, denoiser, plan.joins, ordered)
+
+
+def _batches(eval_set: EvalSet, t_index: int, steps: int, size: int) -> Iterator[EvalBatch]:
+    """The images in turn, each time with new noise."""
+    key = keys.stream(eval_set.key, "optimal")
+    for step in range(steps):
+        places = (step * size + np.arange(size)) % eval_set.count
+        yield eval_set.batch(t_index, places)._replace(key=jax.random.fold_in(key, step))
+
+
+def _descend(
+    gradient: Callable[..., PyTree], point: PyTree, batches: Iterator[EvalBatch], steps: int
+) -> PyTree:
+    """`steps` of Adam from `point`, one on each batch."""
     optimizer = optax.adam(optax.cosine_decay_schedule(RATE, steps))
     state = optimizer.init(point)
     advance = jax.jit(optimizer.update)
-    for step in range(steps):
-        index = (step * batch + np.arange(batch)) % eval_set.count
-        fresh = jax.random.fold_in(keys.stream(eval_set.key, "optimal"), step)
-        condition = jax.tree.map(lambda leaf, index=index: leaf[index], eval_set.condition)
-        program = denoiser, plan.joins, ordered, mean, scale, point
-        slope = _slopes(*program, eval_set.images[index], t, index, fresh, condition)
-        update, state = advance(slope, state)
+    for batch in batches:
+        update, state = advance(gradient(point, batch), state)
         point = optax.apply_updates(point, update)
     return jax.tree.map(np.asarray, point)
 
 
-def _best(engine, stacked, chosen, mean, scale, points, batch) -> PyTree:
+def _best(
+    engine: Engine,
+    stacked: Intervention,
+    chosen: Sequence[Component],
+    family: _Family,
+    points: Sequence[PyTree],
+    batch: EvalBatch,
+) -> PyTree:
     """For every component the point with the least mean loss, the first of equals."""
     losses = []
     for point in points:
-        replaced = dataclasses.replace(stacked, replacement=_replacement(mean, scale, point))
-        loss = engine.measure(replaced, batch).loss
-        losses.append(loss.mean(axis=1, dtype=np.float64))
+        replaced = dataclasses.replace(stacked, replacement=family.replacement(point))
+        losses.append(engine.measure(replaced, batch).loss.mean(axis=1, dtype=np.float64))
     best = jax.tree.map(np.copy, points[0])
     for component, which in zip(chosen, np.argmin(losses, axis=0), strict=True):
         target, source = best[component.site], points[which][component.site]

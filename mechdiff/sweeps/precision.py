@@ -50,5 +50,5 @@ def largest_error(swept: Sequence[Losses], exact: Sequence[Losses]) -> Float[np.
         ablated, clean = (np.asarray(values, np.float64).mean(axis=-1) for values in losses)
         return 100 * (ablated / clean - 1)
 
-    differences = [increase(one) - increase(other) for one, other in zip(swept, exact, strict=True)]
+    differences = [increase(reduced) - increase(full) for reduced, full in zip(swept, exact, strict=True)]
     return np.abs(differences).max(axis=0)

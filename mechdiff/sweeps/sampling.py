@@ -1,8 +1,8 @@
 """Sampling sweeps: components x ablations x windows of t x samples, and the change of the final sample.
 
 The clean and the changed arm begin with the same x_T and draw the same noise at every step. Before an
-intervention's window opens its trajectory is the clean one, exactly; so the clean trajectory is walked once,
-its states are kept where windows open, and every changed trajectory begins there. With K components in W even
+intervention's window opens its trajectory is the clean one, exactly; so that is computed once, its states are
+kept where windows open, and every changed trajectory begins there. With K components in W even
 windows of S steps that is S + K S (W + 1) / 2 network calls a sample instead of K W S.
 """
 
@@ -10,18 +10,22 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float
 
+from mechdiff.core.batches import batches, filled
+from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PRNGKey, PyTree, StepFn
 from mechdiff.diffusion.samplers import TimestepSequence, ddim_step
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
+from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests, labelled, work_sharing
 from mechdiff.sweeps.execution import drawing, engine, memory, rollout
@@ -49,39 +53,64 @@ def energy_distance(
     return 2 * mean(*flat) - mean(flat[0], flat[0]) - mean(flat[1], flat[1])
 
 
+@dataclasses.dataclass(frozen=True)
+class SampleSet:
+    """What a sampling sweep draws, the same under every intervention.
+
+    Attributes:
+      timesteps: visited, as for `samplers.sample`.
+      count: samples, at least 2; sample i has the noise of index i, whatever the intervention.
+      key: of all noise.
+      condition: what each sample is denoised under, leaves `(count, ...)`; None: nothing.
+      step_fn: `ddim_step` or `ddpm_step`, or a partial of them.
+      clip: of predicted images, as for `samplers.sample`; None: as the network's config says.
+
+    Raises:
+      ConfigError: fewer than two samples.
+
+    Example:
+      >>> SampleSet([5, 300, 900], 16, jax.random.key(0)).count
+      16
+    """
+
+    timesteps: TimestepSequence
+    count: int
+    key: PRNGKey
+    condition: PyTree = None
+    step_fn: StepFn = ddim_step
+    clip: float | None = None
+
+    def __post_init__(self):
+        if self.count < 2:
+            raise ConfigError(f"samples={self.count}: a distance between sets needs at least 2")
+
+
+SETTINGS = SweepConfig(ablations=("zero",), image_block=8)  # of a sampling sweep for which none are given
+
+
 def sampling_sweep(
     denoiser: Examinable,
-    levels: TimestepSequence,
+    sample_set: SampleSet,
     windows: Sequence[Window],
-    samples: int,
-    key: PRNGKey,
     folder: Path,
     *,
-    ablations: Sequence[str] = ("zero",),
+    config: SweepConfig = SETTINGS,
     replacements: PyTree = None,
     chosen: Sequence[Component] | None = None,
-    step_fn: StepFn = ddim_step,
-    clip: float | None = None,
-    block: int = 8,
-    rows: int = 0,
-    condition: PyTree = None,
     facts: dict | None = None,
 ) -> xr.Dataset:
     """Samples with each component left out in each window, and measures how far each sample moves.
 
-    Resumable, and filled by any number of processes, as `sweeps.ablation_sweep` is.
+    Resumable, and computed by any number of processes, as `sweeps.ablation_sweep` is.
 
     Args:
-      levels: timesteps visited, as for `samplers.sample`.
-      windows: half-open intervals of t; each must hold a visited level. See `even_windows`.
-      samples: sample i has the noise of index i, whatever the intervention; at least 2.
+      windows: half-open intervals of t; each must hold a visited timestep. See `even_windows`.
+      config: `ablations`; samples at once (`image_block`); and interventions x samples at once on each device
+        (`chunk`; 0: chosen by memory). Nothing else of it is read.
       replacements: ablation -> site -> `(steps, *site)`, in the order of increasing t, for ablations other
         than `zero`.
-      step_fn: `ddim_step` or `ddpm_step`, or a partial of them.
-      clip: of predicted images, as for `samplers.sample`; None: as the network's config says.
-      block: samples that are walked together; a piece of the result.
-      rows: interventions x samples at once on each device; 0: chosen by memory.
-      condition: what each sample is denoised under, leaves `(samples, ...)`; None: nothing.
+      chosen: components; all of the network if None.
+      facts: JSON-ready, kept in the result's attributes.
 
     Returns:
       Dataset with `distance` (root mean square change of the final sample's pixels, images being in [-1, 1]),
@@ -89,17 +118,15 @@ def sampling_sweep(
       `energy_distance` between the clean and the changed sets.
 
     Raises:
-      ConfigError: an ablation without replacements, a window without timesteps, or fewer than two samples.
+      ConfigError: an ablation without replacements, or a window without timesteps.
 
-    Example:
-      >>> levels = ddim_timesteps(schedule.steps, 50)  # doctest: +SKIP
-      >>> windows = even_windows(levels, 4)  # doctest: +SKIP
-      >>> sampling_sweep(denoiser, levels, windows, 16, jax.random.key(0), "runs/mine")  # doctest: +SKIP
+    Example (`python -m experiments.sweep_sampling` is the runnable version):
+      >>> timesteps = ddim_timesteps(schedule.steps, 50)  # doctest: +SKIP
+      >>> sample_set = SampleSet(timesteps, 16, jax.random.key(0))  # doctest: +SKIP
+      >>> sampling_sweep(denoiser, sample_set, even_windows(timesteps, 4), "runs/mine")  # doctest: +SKIP
     """
-    if samples < 2:
-        raise ConfigError(f"samples={samples}: a distance between sets needs at least 2")
     chosen = tuple(chosen or denoiser.components())
-    for ablation in ablations:
+    for ablation in config.ablations:
         if ablation != "zero" and ablation not in (replacements or {}):
             raise ConfigError(f"{ablation} ablation needs replacements for every sampling step")
         if ablation != "zero" and not isinstance(replacements[ablation], dict):
@@ -107,43 +134,57 @@ def sampling_sweep(
                 f"replacements of {ablation} ablation differ between images; sampling needs arrays, "
                 "as for 'mean'"
             )
-    down = np.sort(np.asarray(levels, np.int32))[::-1].copy()
-    clip = drawing.sample_clip(denoiser) if clip is None else float(clip)
-    walker = Rollout(denoiser, down, key, step_fn, clip, min(block, samples), condition)
-    plan = _Plan(walker, tuple(windows), samples, tuple(ablations), replacements or {}, chosen, rows)
+    sampler = _rollout(denoiser, sample_set, config.image_block)
+    for window in windows:
+        rollout.first_step_inside(sampler.timesteps, window)  # refuses a window without timesteps
+    plan = _Plan(sampler, tuple(windows), sample_set.count, config, replacements or {}, chosen)
     path = Path(folder) / f"{plan.digest[:16]}.zarr"
     labelled.create(path, plan.empty(facts or {}), plan.chunks())
     plan.run(path)
     return labelled.read(path)
 
 
+def _rollout(denoiser: Examinable, sample_set: SampleSet, block: int) -> Rollout:
+    down = np.sort(np.asarray(sample_set.timesteps, np.int32))[::-1].copy()
+    clip = drawing.sample_clip(denoiser) if sample_set.clip is None else float(sample_set.clip)
+    block = min(block, sample_set.count)
+    return Rollout(denoiser, down, sample_set.key, sample_set.step_fn, clip, block, sample_set.condition)
+
+
+class _Piece(NamedTuple):
+    """What is computed and written at once: indices of an ablation and a window, and some components."""
+
+    ablation: int
+    window: int
+    group: slice
+
+
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """One sampling sweep, in pieces of (ablation, window, group of components)."""
+    """One sampling sweep, piece by piece."""
 
-    walker: Rollout
+    sampler: Rollout
     windows: tuple[Window, ...]
     samples: int
-    ablations: tuple[str, ...]
+    config: SweepConfig
     replacements: PyTree
     chosen: tuple[Component, ...]
-    rows: int  # on each device
 
     @functools.cached_property
     def digest(self) -> str:
         """Digest of everything that decides the numbers."""
-        step, condition = self.walker.step_fn, self.walker.condition
+        step, condition = self.sampler.step_fn, self.sampler.condition
         return digests.digest_json(
             {
-                **self.walker.denoiser.digests(),
-                "levels": self.walker.timesteps.tolist(),
-                "noise": digests.digest_arrays(jax.random.key_data(self.walker.key)),
+                **self.sampler.denoiser.digests(),
+                "levels": self.sampler.timesteps.tolist(),
+                "noise": digests.digest_arrays(jax.random.key_data(self.sampler.key)),
                 "step": [getattr(step, "func", step).__name__, repr(getattr(step, "keywords", {}))],
-                "clip": self.walker.clip,
+                "clip": self.sampler.clip,
                 "windows": self.windows,
                 "samples": self.samples,
                 "fills": digests.digest_arrays(self.replacements),
-                "kinds": self.ablations,
+                "kinds": self.config.ablations,
                 "components": [component.name for component in self.chosen],
                 **({} if condition is None else {"condition": digests.digest_arrays(condition)}),
                 "numerics": NUMERICS_VERSION,
@@ -152,15 +193,15 @@ class _Plan:
 
     @functools.cached_property
     def group(self) -> int:
-        """Components that are walked together."""
-        devices = list(self.walker.mesh.devices.flat)
-        row = memory.row_bytes(self.walker.denoiser.network)
-        limit = self.rows or engine.memory_limit(devices[0]) // row
-        return max(1, min(len(self.chosen), limit * len(devices) // self.walker.block))
+        """Components whose samples are drawn together."""
+        devices = list(self.sampler.mesh.devices.flat)
+        row = memory.row_bytes(self.sampler.denoiser.network)
+        limit = self.config.chunk or engine.memory_limit(devices[0]) // row
+        return max(1, min(len(self.chosen), limit * len(devices) // self.sampler.block))
 
     def empty(self, facts: dict) -> xr.Dataset:
         """The labeled result before the first piece."""
-        shape = (len(self.ablations), len(self.chosen), len(self.windows), self.samples)
+        shape = (len(self.config.ablations), len(self.chosen), len(self.windows), self.samples)
         full = np.full(shape, np.nan, np.float32)
         return xr.Dataset(
             {
@@ -168,7 +209,7 @@ class _Plan:
                 "set_distance": (("ablation", "component", "window"), full[..., 0]),
             },
             coords={
-                "ablation": list(self.ablations),
+                "ablation": list(self.config.ablations),
                 "component": [component.name for component in self.chosen],
                 "low": ("window", [low for low, _ in self.windows]),
                 "high": ("window", [high for _, high in self.windows]),
@@ -176,7 +217,7 @@ class _Plan:
                 "component_type": ("component", [component.component_type for component in self.chosen]),
                 "depth": ("component", [component.depth for component in self.chosen]),
             },
-            attrs={**provenance(self.walker.denoiser), "key": self.digest, **facts},
+            attrs={**provenance(self.sampler.denoiser), "key": self.digest, **facts},
         )
 
     def chunks(self) -> dict[str, tuple[int, ...]]:
@@ -184,59 +225,71 @@ class _Plan:
         return {"distance": (1, 1, 1, self.samples), "set_distance": (1, 1, 1)}
 
     def run(self, path: Path) -> None:
-        """Computes the pieces that are missing, as `sweeps` does."""
-        starts = [rollout.first_step_inside(self.walker.timesteps, window) for window in self.windows]
+        """Computes the pieces that are missing, with other processes if they work on the same store."""
         pieces = [
-            (ablation, window, slice(first, min(first + self.group, len(self.chosen))))
-            for ablation in range(len(self.ablations))
+            _Piece(ablation, window, group.span)
+            for ablation in range(len(self.config.ablations))
             for window in range(len(self.windows))
-            for first in range(0, len(self.chosen), self.group)
+            for group in batches(len(self.chosen), self.group)
         ]
-        title = f"sampling {self.walker.denoiser.name}"
-        states = functools.cache(lambda: self._states(starts))  # not before a piece is missing
-        compute = lambda piece: self._piece(path, states(), starts, *piece)
 
-        def done(piece):
-            found = labelled.region(path, {"distance": (piece[0], piece[2], piece[1], 0)})
-            return np.isfinite(found["distance"]).all()
+        def done(piece: _Piece) -> bool:
+            where = (piece.ablation, piece.group, piece.window, 0)
+            return bool(np.isfinite(labelled.region(path, {"distance": where})["distance"]).all())
 
+        def compute(piece: _Piece) -> None:
+            self._compute(path, piece)
+
+        title = f"sampling {self.sampler.denoiser.name}"
         work_sharing.run_missing(pieces, done, compute, title)
 
+    @functools.cached_property
+    def _starts(self) -> list[int]:
+        """Number of the first step inside of each window."""
+        return [rollout.first_step_inside(self.sampler.timesteps, window) for window in self.windows]
+
+    @functools.cached_property
     def _blocks(self) -> list[np.ndarray]:
-        """Indices of the samples, in blocks of one shape; the last is filled up with repeats."""
-        first = range(0, self.samples, self.walker.block)
-        return [np.minimum(np.arange(start, start + self.walker.block), self.samples - 1) for start in first]
+        """Indices of the samples, in blocks of one shape."""
+        return [batch.indices for batch in batches(self.samples, self.sampler.block)]
 
-    def _states(self, starts: Sequence[int]) -> list[tuple[dict[int, Array], Array]]:
-        return [self.walker.clean(starts, indices) for indices in self._blocks()]
+    @functools.cached_property
+    def _clean(self) -> list[tuple[dict[int, Array], Array]]:
+        """Clean states where windows open, and clean final images, block by block; computed once."""
+        return [self.sampler.clean(self._starts, indices) for indices in self._blocks]
 
-    def _replacements(self, ablation: str) -> PyTree:
-        """Of one ablation, step by step."""
-        if ablation == "zero":
-            return zero_replacements(self.walker.denoiser.identity, len(self.walker.timesteps))
-        return {site: values[::-1] for site, values in self.replacements[ablation].items()}
-
-    def _piece(self, path: Path, states, starts, ablation: int, window: int, group: slice) -> None:
-        denoiser, start = self.walker.denoiser, starts[window]
-        stacked = leave_one_out(denoiser.identity, self.chosen[group])[1]
-        # A short last group is filled up, so that it needs no program of its own.
-        order = np.resize(np.arange(group.stop - group.start), self.group)
-        stacked = dataclasses.replace(
+    def _acting(self, piece: _Piece) -> Intervention:
+        """Interventions of a group of components; a short one is filled up, to need no program of its own."""
+        chosen = self.chosen[piece.group]
+        stacked = leave_one_out(self.sampler.denoiser.identity, chosen)[1]
+        order = filled(slice(0, len(chosen)), self.group)
+        return dataclasses.replace(
             stacked,
-            replacement=self._replacements(self.ablations[ablation]),
-            window=np.asarray(self.windows[window], np.int32),
+            replacement=self._replacements(self.config.ablations[piece.ablation]),
+            window=np.asarray(self.windows[piece.window], np.int32),
             gate={s: v[order] for s, v in stacked.gate.items()},
             temperature={s: np.tile(np.asarray(v), (len(order), 1)) for s, v in stacked.temperature.items()},
         )
-        clean, changed, span = [], [], (start, len(self.walker.timesteps))
-        for indices, (kept, final) in zip(self._blocks(), states, strict=True):
+
+    def _replacements(self, ablation: str) -> PyTree:
+        """What components are replaced by, in the order of the steps."""
+        if ablation == "zero":
+            return zero_replacements(self.sampler.denoiser.identity, len(self.sampler.timesteps))
+        return {site: values[::-1] for site, values in self.replacements[ablation].items()}
+
+    def _compute(self, path: Path, piece: _Piece) -> None:
+        acting, start = self._acting(piece), self._starts[piece.window]
+        span, clean, changed = (start, len(self.sampler.timesteps)), [], []
+        for indices, (states, final) in zip(self._blocks, self._clean, strict=True):
+            images = self.sampler.run(acting, span, states[start], indices)
             clean.append(np.asarray(final))
-            changed.append(np.asarray(self.walker.run(stacked, span, kept[start], indices)))
+            changed.append(np.asarray(images))
         clean = np.concatenate(clean)[: self.samples]
-        changed = np.concatenate(changed, axis=1)[: group.stop - group.start, : self.samples]
+        changed = np.concatenate(changed, axis=1)[: piece.group.stop - piece.group.start, : self.samples]
         distance = np.sqrt(np.mean((changed - clean) ** 2, axis=(2, 3, 4)))
         sets = np.array([energy_distance(clean, images) for images in changed], np.float32)
-        where = (slice(ablation, ablation + 1), group, slice(window, window + 1))
+        window = slice(piece.window, piece.window + 1)
+        where = (slice(piece.ablation, piece.ablation + 1), piece.group, window)
         region = {"distance": (*where, slice(None)), "set_distance": where}
-        put = {"set_distance": sets[None, :, None], "distance": distance[None, :, None]}
-        labelled.put(path, region, put)
+        values = {"set_distance": sets[None, :, None], "distance": distance[None, :, None]}
+        labelled.put(path, region, values)

@@ -1,4 +1,4 @@
-"""Dose curves: what becomes of the loss as a component is turned down, off, or up.
+"""Scaling curves: what becomes of the loss as a component is turned down, off, or up.
 
 A gate of 1 leaves a component alone, 0 replaces it, 2 counts what it adds to its replacement twice. A curve
 that is not monotonic, or that improves beside 1, says what the two ends can't.
@@ -25,7 +25,7 @@ def scaling_curves(
     denoiser: Examinable,
     eval_set: EvalSet,
     chosen: Sequence[Component],
-    doses: Sequence[float] = GATE_VALUES,
+    gate_values: Sequence[float] = GATE_VALUES,
     *,
     ablation: str = "zero",
     replacements: PyTree = None,
@@ -36,35 +36,37 @@ def scaling_curves(
     Args:
       eval_set: images in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in
         `sweeps.ablation_sweep`.
-      doses: gate values, finite.
+      gate_values: finite.
       ablation, replacements: what takes the place of the share that is scaled down, as in
         `sweeps.ablation_sweep`: for ablations other than `zero` site -> `(timesteps, *site)` or a source.
       block: images at once.
     Returns:
-      Dataset with `loss` and `change`, dims `dose, component, t, image`, and `clean_loss`, dims `t, image`.
+      Dataset with `loss` and `change`, dims `gate, component, t, image`, and `clean_loss`, dims `t, image`.
     Raises:
       ConfigError: no gate values, ones that are not finite, or an ablation without its replacements.
     """
-    images, timesteps = eval_set.images, eval_set.timesteps
-    doses = np.asarray(doses, np.float32)
-    if doses.size == 0 or not np.isfinite(doses).all():
-        raise ConfigError(f"doses={doses.tolist()}: give one or more finite numbers, such as {GATE_VALUES}")
+    values = np.asarray(gate_values, np.float32)
+    if values.size == 0 or not np.isfinite(values).all():
+        raise ConfigError(f"gates {values.tolist()}: give one or more finite numbers, such as {GATE_VALUES}")
     ablated = leave_one_out(denoiser.identity, chosen)[1]
-    # Gates are 0 where a component is and 1 elsewhere: the dose takes the place of the zeros.
-    mixed = lambda gate: (gate + (1 - gate) * doses[:, None, None]).reshape(-1, gate.shape[-1])
-    stacked = dataclasses.replace(ablated, gate={site: mixed(gate) for site, gate in ablated.gate.items()})
-    found = sweep_in_memory(
+
+    def scaled(gate):
+        # Gates are 0 where a component is and 1 elsewhere: the values take the place of the zeros.
+        return (gate + (1 - gate) * values[:, None, None]).reshape(-1, gate.shape[-1])
+
+    stacked = dataclasses.replace(ablated, gate={site: scaled(gate) for site, gate in ablated.gate.items()})
+    losses = sweep_in_memory(
         denoiser, eval_set, stacked, ablation=ablation, replacements=replacements, block=block
     )
-    shape = (len(doses), len(chosen), *found.loss.shape[1:])
-    dims = ("dose", "component", "t", "image")
-    coords = component_coords(denoiser, chosen, timesteps, len(images))
+    shape = (len(values), len(chosen), *losses.loss.shape[1:])
+    dims = ("gate", "component", "t", "image")
+    coords = component_coords(denoiser, chosen, eval_set.timesteps, eval_set.count)
     return xr.Dataset(
         {
-            "loss": (dims, found.loss.reshape(shape)),
-            "change": (dims, found.change.reshape(shape)),
-            "clean_loss": (dims[2:], found.clean_loss),
+            "loss": (dims, losses.loss.reshape(shape)),
+            "change": (dims, losses.change.reshape(shape)),
+            "clean_loss": (dims[2:], losses.clean_loss),
         },
-        coords={"dose": doses, **coords},
+        coords={"gate": values, **coords},
         attrs={"denoiser": denoiser.name, "ablation": ablation},
     )

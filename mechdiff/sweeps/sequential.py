@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import special
 
 from mechdiff.core import devices
+from mechdiff.core.batches import Batch, batches
 from mechdiff.core.config import Precision
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
@@ -76,7 +77,7 @@ class SequentialResult:
 def effect_and_influence(
     clean: Float[np.ndarray, "t image"], loss: Float[np.ndarray, "*component t image"]
 ) -> tuple[Float[np.ndarray, " *component"], Float[np.ndarray, "*component image"]]:
-    """Pooled Deg%, and what each image adds to it: the delta method for ratios of means.
+    """Pooled relative loss increase (%), and what each image adds to it (delta method for ratios of means).
 
     The estimate's standard error is that of the mean of the influences, which is 0.
     """
@@ -85,16 +86,45 @@ def effect_and_influence(
     return 100 * (ratio[..., 0].mean(-1) - 1), 100 * ((loss - ratio * clean) / base).mean(-2)
 
 
+@dataclasses.dataclass(frozen=True)
+class StoppingRule:
+    """When a component is decided.
+
+    Attributes:
+      width: in percent of the clean loss, above 0; an interval this narrow is certain enough, wherever it
+        lies.
+      confidence: coverage of the intervals at any time.
+      joint: whether `confidence` is that of all intervals together (Bonferroni), or of each.
+
+    Raises:
+      ConfigError: a width that is not positive.
+
+    Example:
+      >>> StoppingRule(2.0).of_each(10)
+      0.995
+    """
+
+    width: float
+    confidence: float = 0.95
+    joint: bool = True
+
+    def __post_init__(self):
+        if self.width <= 0:
+            raise ConfigError(f"width={self.width} must be above 0, in percent of the clean loss")
+
+    def of_each(self, intervals: int) -> float:
+        """Confidence of each of so many intervals."""
+        return 1 - (1 - self.confidence) / (intervals if self.joint else 1)
+
+
 def sequential_sweep(
     denoiser: Examinable,
     eval_set: EvalSet,
+    rule: StoppingRule,
     folder: Path,
     *,
-    width: float,
-    confidence: float = 0.95,
     chosen: Sequence[Component] | None = None,
     block: int = 16,
-    joint: bool = True,
     rows: int = 0,
     precision: Precision = "float32",
 ) -> SequentialResult:
@@ -105,28 +135,24 @@ def sequential_sweep(
     Args:
       eval_set: as many images as may be spent, in [-1, 1], in random order; image i has the noise of index i.
         Nested in the timesteps (`process.images_at`) they say more in as many runs, and fewer are needed.
-      width: in percent of the clean loss; an interval this narrow is certain enough, wherever it lies.
-      confidence: coverage of the intervals at any time.
-      joint: whether `confidence` is that of all intervals together (Bonferroni), or of each.
+      rule: when a component is decided.
+      folder: where results are kept.
+      chosen: components; all of the network if None.
       block: images between two looks.
       rows: interventions x images in one program; 0: chosen by memory.
       precision: of products, see `core.devices`; any that acts here measures its own error on a part of the
         first images, and no sign is decided that it can't carry.
 
     Raises:
-      ConfigError: a width that is not positive, or fewer than 32 images.
+      ConfigError: fewer than 32 images.
     """
-    if width <= 0:
-        raise ConfigError(f"width={width} must be above 0, in percent of the clean loss")
     if eval_set.count < FIRST_LOOK:
         raise ConfigError(f"{eval_set.count} images; at least {FIRST_LOOK} are needed before the first look")
     chosen = tuple(chosen or denoiser.components())
-    of_each = 1 - (1 - confidence) / (len(chosen) if joint else 1)
     if line := devices.explanation(precision):
         logging.warning("%s", line)
-    run = _Run(denoiser, eval_set, chosen, width, of_each, block, rows, precision)
     with devices.multiplying(precision):
-        return run.go(folder)
+        return _Run(denoiser, eval_set, chosen, rule, block, rows, precision).go(folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,11 +160,15 @@ class _Run:
     denoiser: Examinable
     eval_set: EvalSet
     chosen: tuple[Component, ...]
-    width: float
-    confidence: float  # of each interval
+    rule: StoppingRule
     block: int
     rows: int
     precision: Precision = "float32"
+
+    @property
+    def confidence(self) -> float:
+        """Of each interval."""
+        return self.rule.of_each(len(self.chosen))
 
     @functools.cached_property
     def digest(self) -> str:
@@ -148,7 +178,7 @@ class _Run:
                 **self.denoiser.digests(),
                 **shown_digests(self.eval_set),
                 "components": [component.name for component in self.chosen],
-                "rule": [self.width, self.confidence, self.block],
+                "rule": [self.rule.width, self.confidence, self.block],
                 "numerics": NUMERICS_VERSION,
                 **({"precision": self.precision} if self.reduced else {}),
             }
@@ -181,13 +211,13 @@ class _Run:
         running, result = np.ones(count, bool), None
         error = np.zeros(count)
         with run_log.progress(total, 0, f"certifying {denoiser.name}", unit="image") as bar:
-            for start in range(0, total, self.block):
-                where = slice(start, min(start + self.block, total))
-                if not labelled.written(path, "clean_loss", (0, start)):
-                    self._compute(path, engine, stacked, running, where)
+            for batch in batches(total, self.block):
+                where = batch.span
+                if not labelled.written(path, "clean_loss", (0, where.start)):
+                    self._compute(path, engine, stacked, running, batch)
                 clean[:, where], loss[..., where] = self._kept(path, where)
-                bar.update(where.stop - where.start)
-                if self.reduced and start == 0:
+                bar.update(batch.count)
+                if self.reduced and where.start == 0:
                     error = self._precision_error(path, stacked)
                 if where.stop < FIRST_LOOK:
                     continue
@@ -210,17 +240,17 @@ class _Run:
             low[rows], high[rows] = estimate[rows] - below, estimate[rows] + above
         error = np.zeros(len(images)) if error is None else error
         low, high = low - error, high + error
-        decided = (low > 0) | (high < 0) | (high - low <= self.width)
+        decided = (low > 0) | (high < 0) | (high - low <= self.rule.width)
         return SequentialResult(
-            tuple(component.name for component in self.chosen),
-            estimate,
-            low,
-            high,
-            images,
-            decided,
-            int(images.sum()),
-            len(images) * int(self._fixed_images(estimate, deviation).max()),
-            error,
+            components=tuple(component.name for component in self.chosen),
+            estimate=estimate,
+            low=low,
+            high=high,
+            images=images,
+            decided=decided,
+            spent=int(images.sum()),
+            fixed=len(images) * int(self._fixed_images(estimate, deviation).max()),
+            precision_error=error,
         )
 
     def _precision_error(self, path: Path, stacked: Intervention) -> Float[np.ndarray, " component"]:
@@ -230,8 +260,8 @@ class _Run:
             places = np.arange(checked.images)
             with jax.default_matmul_precision("float32"):
                 engine = Engine(self.denoiser, self.rows)
-                batches = [self.eval_set.batch(t_index, places) for t_index in checked.t_indices]
-                exact = [engine.measure(stacked, batch) for batch in batches]
+                shown = [self.eval_set.batch(t_index, places) for t_index in checked.t_indices]
+                exact = [engine.measure(stacked, batch) for batch in shown]
             first = slice(checked.images)
             swept = [
                 labelled.region(path, {"loss": (slice(None), t_index, first), "clean_loss": (t_index, first)})
@@ -247,21 +277,22 @@ class _Run:
     def _fixed_images(self, estimate: np.ndarray, deviation: np.ndarray) -> Int[np.ndarray, " component"]:
         """Images with which an ordinary interval of each component is certain, at least `FIRST_LOOK`."""
         z = special.ndtri((1 + self.confidence) / 2)
-        reach = np.maximum(np.abs(estimate), self.width / 2)  # half-width that is small enough
+        reach = np.maximum(np.abs(estimate), self.rule.width / 2)  # half-width that is small enough
         return np.maximum(FIRST_LOOK, np.ceil((z * deviation / reach) ** 2)).astype(int)
 
     def _compute(
-        self, path: Path, engine: Engine, stacked: Intervention, running: np.ndarray, where: slice
+        self, path: Path, engine: Engine, stacked: Intervention, running: np.ndarray, batch: Batch
     ) -> None:
-        part = dataclasses.replace(stacked, gate={k: v[running] for k, v in stacked.gate.items()})
-        index = np.resize(np.arange(where.start, where.stop), self.block)  # one shape, so one program
-        size = where.stop - where.start
-        loss = np.full((len(running), len(self.timesteps), size), np.nan, np.float32)
-        clean = np.empty((len(self.timesteps), size), np.float32)
+        undecided = dataclasses.replace(
+            stacked, gate={site: gate[running] for site, gate in stacked.gate.items()}
+        )
+        loss = np.full((len(running), len(self.timesteps), batch.count), np.nan, np.float32)
+        clean = np.empty((len(self.timesteps), batch.count), np.float32)
         for t_index in range(len(self.timesteps)):
-            losses = engine.measure(part, self.eval_set.batch(t_index, index))
-            loss[running, t_index], clean[t_index] = losses.loss[:, :size], losses.clean_loss[:size]
-        region = {"loss": (slice(None), slice(None), where), "clean_loss": (slice(None), where)}
+            losses = engine.measure(undecided, self.eval_set.batch(t_index, batch.indices))
+            loss[running, t_index] = losses.loss[:, : batch.count]
+            clean[t_index] = losses.clean_loss[: batch.count]
+        region = {"loss": (slice(None), slice(None), batch.span), "clean_loss": (slice(None), batch.span)}
         labelled.put(path, region, {"loss": loss, "clean_loss": clean})
 
     def _kept(self, path: Path, where: slice) -> tuple[np.ndarray, np.ndarray]:
@@ -283,6 +314,6 @@ class _Run:
         )
 
     def _chunks(self) -> dict[str, tuple[int, ...]]:
-        levels = len(self.timesteps)
+        steps = len(self.timesteps)
         errors = {"precision_error": (len(self.chosen),)} if self.reduced else {}
-        return {"loss": (len(self.chosen), levels, self.block), "clean_loss": (levels, self.block), **errors}
+        return {"loss": (len(self.chosen), steps, self.block), "clean_loss": (steps, self.block), **errors}

@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from mechdiff.core.batches import batches
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, Timesteps
-from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.core.types import Images, PyTree, Timesteps
+from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.build import set_temperature, tempered_site
 from mechdiff.interventions.components import HEAD, Component, select, site_type
 from mechdiff.interventions.gates import CAPTURED
@@ -33,7 +33,6 @@ from mechdiff.models.layers import ATTENTION
 from mechdiff.models.unet import forward
 from mechdiff.sweeps.ablation import component_coords
 from mechdiff.sweeps.attention_patterns import check_patterns, heads_of
-from mechdiff.sweeps.execution.shown import shown_at
 
 HEAD_AXIS = -2  # of the outputs of our UNet's heads, before the channels of each
 Sites = dict[str, Array]  # site -> activations, rows first
@@ -123,32 +122,24 @@ def _norm(activation: Float[Array, "batch ..."], unit_axis: int) -> Float[Array,
 
 @functools.partial(jax.jit, static_argnames="matched")
 def _tempered(
-    denoiser: Examinable,
-    matched: bool,
-    temperatures: PyTree,
-    x0: Images,
-    t: Int[AnyArray, ""],
-    indices: Int[AnyArray, " batch"],
-    key: PRNGKey,
-    condition: PyTree,
+    denoiser: Examinable, temperatures: PyTree, batch: EvalBatch, *, matched: bool
 ) -> tuple[Array, _Outcome]:
     """Each image's clean loss; what comes of every setting, leaves `(settings, batch, ...)`."""
-    noise, at = image_noise(key, indices, x0.shape[1:]), jnp.full(len(x0), t)
-    x_t, identity = q_sample(denoiser.schedule, x0, at, noise), denoiser.identity
+    (x_t, t, noise), identity = batch.noised(denoiser.schedule), denoiser.identity
 
     def mean_square(x: Images) -> Float[Array, " batch"]:
         return jnp.mean(x * x, axis=(1, 2, 3))
 
     def captured(intervention: Intervention) -> Sites:
-        return denoiser.captured(intervention, x_t, at, condition)[1]
+        return denoiser.captured(intervention, x_t, t, batch.condition)[1]
 
     def predict(intervention: Intervention) -> tuple[Images, dict[str, AttentionStatistics]]:
-        return denoiser.captured(intervention, x_t, at, condition, collection=ATTENTION)
+        return denoiser.captured(intervention, x_t, t, batch.condition, collection=ATTENTION)
 
     clean = predict(identity)[0]
 
     def outcome(setting: PyTree) -> _Outcome:
-        rows = {site: jnp.tile(leaf, (len(x0), 1)) for site, leaf in setting.items()}
+        rows = {site: jnp.tile(leaf, (len(x_t), 1)) for site, leaf in setting.items()}
         changed = dataclasses.replace(identity, temperature=rows)
         gate = _matching(captured, denoiser.unit_axis, identity, changed, rounds=1) if matched else {}
         eps, patterns = predict(dataclasses.replace(changed, gate={**identity.gate, **gate}))
@@ -177,6 +168,7 @@ def temperature_effects(
       values: temperatures above 0; above 1 flatten the pattern.
       heads: all of the network if None.
       matched: at the clean norm of the head's output, see `matched_temperature`.
+      block: images at once.
     Returns:
       Dataset with `loss`, `change`, the head's `entropy` (nats) under its temperature and the `gate` that
       restored the norm (1 where not matched), dims `temperature, component, t, image`; `clean_loss`, dims `t,
@@ -193,29 +185,27 @@ def temperature_effects(
     leaves = [set_temperature(denoiser.identity, [head], value).temperature for value, head in settings]
     stacked = {site: np.stack([leaf[site] for leaf in leaves]) for site in leaves[0]}
     timesteps, total = eval_set.timesteps, eval_set.count
-    shape = (4, len(settings), len(timesteps), total)
-    cells, clean = np.ones(shape, np.float32), np.empty(shape[2:], np.float32)
-    for level, t in enumerate(timesteps):
-        for start in range(0, total, block):
-            stop = min(start + block, total)
-            places = np.resize(np.arange(start, stop), min(block, total))
-            x0, indices, condition = shown_at(eval_set, level, places)
-            passed = x0, int(t), indices, eval_set.key, condition
-            loss, outcome = _tempered(denoiser, matched, stacked, *passed)
-            where, count = slice(start, stop), stop - start
-            clean[level, where] = loss[:count]
-            cells[0, :, level, where] = outcome.loss[:, :count]
-            cells[1, :, level, where] = outcome.change[:, :count]
+    shape = (len(settings), len(timesteps), total)
+    arrays = {name: np.ones(shape, np.float32) for name in ("loss", "change", "entropy", "gate")}
+    clean = np.empty(shape[1:], np.float32)
+    for t_index in range(len(timesteps)):
+        for batch in batches(total, min(block, total)):
+            shown = eval_set.batch(t_index, batch.indices)
+            loss, outcome = _tempered(denoiser, stacked, shown, matched=matched)
+            where, real = (slice(None), t_index, batch.span), slice(batch.count)
+            clean[t_index, batch.span] = loss[real]
+            arrays["loss"][where] = outcome.loss[:, real]
+            arrays["change"][where] = outcome.change[:, real]
             for row, (_, head) in enumerate(settings):
-                unit, place = head.index[0], tempered_site(head.site, stacked)
-                cells[2, row, level, where] = outcome.entropy[place][row, :count, unit]
+                cell, unit = (row, t_index, batch.span), head.index[0]
+                place = tempered_site(head.site, stacked)
+                arrays["entropy"][cell] = outcome.entropy[place][row, real, unit]
                 if matched:
-                    cells[3, row, level, where] = outcome.gate[head.site][row, :count, unit]
-    cells = cells.reshape(4, len(values), len(heads), *shape[2:])
-    dims, names = ("temperature", "component", "t", "image"), ("loss", "change", "entropy", "gate")
+                    arrays["gate"][cell] = outcome.gate[head.site][row, real, unit]
+    dims, shape = ("temperature", "component", "t", "image"), (len(values), len(heads), *shape[1:])
     return xr.Dataset(
         {
-            **{name: (dims, of_name) for name, of_name in zip(names, cells, strict=True)},
+            **{name: (dims, array.reshape(shape)) for name, array in arrays.items()},
             "clean_loss": (dims[2:], clean),
         },
         coords={

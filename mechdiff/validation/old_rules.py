@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from mechdiff import stats
-from mechdiff.analysis.effects import effective_number, rank_correlation
+from mechdiff.analysis.agreement import rank_correlation
+from mechdiff.analysis.effects import effective_number
 from mechdiff.analysis.network_divergence import NetworkDivergence
 from mechdiff.stats import small_samples
 from mechdiff.validation.checks import ALPHA

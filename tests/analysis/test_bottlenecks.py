@@ -8,31 +8,32 @@ from mechdiff.analysis import bottlenecks
 
 
 def test_the_least_of_the_kinds_that_see_a_component_counts():
-    damage = np.array([[[30.0, 5.0, 1.0], [20.0, 9.0, 0.0]]])[..., None]
+    increases = np.array([[[30.0, 5.0, 1.0], [20.0, 9.0, 0.0]]])[..., None]
     seen = np.array([[True, True, False], [True, False, False]])
-    np.testing.assert_array_equal(bottlenecks.weakest(damage, seen)[0, :, 0], [20, 5, -np.inf])
+    np.testing.assert_array_equal(bottlenecks.weakest(increases, seen)[0, :, 0], [20, 5, -np.inf])
 
 
 def test_each_half_tests_what_the_other_named():
     rng = np.random.default_rng(0)
-    damage = rng.normal(10, 2, (8, 5))
+    increases = rng.normal(10, 2, (8, 5))
     first = np.arange(8) < 4
-    damage[first, 1] += 40  # the first half names component 1, which costs the second half nothing
-    damage[~first, 3] += 50
-    found = bottlenecks.crossed(damage[..., None], first)
+    increases[first, 1] += 40  # the first half names component 1, which costs the second half nothing
+    increases[~first, 3] += 50
+    found = bottlenecks.crossed(increases[..., None], first)
     assert found.chosen == (1, 3) and found.share == 0
     student = [
-        scipy.stats.ttest_1samp(x, 25, alternative="greater").pvalue for x in (damage[4:, 1], damage[:4, 3])
+        scipy.stats.ttest_1samp(x, 25, alternative="greater").pvalue
+        for x in (increases[4:, 1], increases[:4, 3])
     ]
     assert found.p == pytest.approx(max(student)) and found.p > 0.9
-    assert found.estimate == pytest.approx((damage[4:, 1].mean() + damage[:4, 3].mean()) / 2)
+    assert found.estimate == pytest.approx((increases[4:, 1].mean() + increases[:4, 3].mean()) / 2)
     assert found.interval[0] < found.estimate < found.interval[1]
 
 
 def test_a_component_that_no_kind_sees_is_never_named():
-    damage = np.random.default_rng(0).normal(40, 2, (8, 3, 1))
-    damage[:, 0] = -np.inf
-    assert min(bottlenecks.crossed(damage, np.arange(8) % 2 == 0).chosen) >= 1
+    increases = np.random.default_rng(0).normal(40, 2, (8, 3, 1))
+    increases[:, 0] = -np.inf
+    assert min(bottlenecks.crossed(increases, np.arange(8) % 2 == 0).chosen) >= 1
 
 
 def test_none_is_a_bottleneck_only_if_all_are_below():

@@ -7,7 +7,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechdiff.analysis import effects
+from mechdiff.analysis import agreement, effects
 from mechdiff.core.errors import CheckpointError, ConfigError
 
 CLEAN = np.array([[1.0, 3.0], [0.1, 0.3]])  # t, image
@@ -78,7 +78,7 @@ def test_rank_correlation_is_scipys_with_ties(seed):
     rng = np.random.default_rng(seed)
     first, second = rng.integers(0, 4, (2, 12, 3)).astype(float)
     expected = [scipy.stats.spearmanr(first[:, i], second[:, i]).statistic for i in range(3)]
-    np.testing.assert_allclose(effects.rank_correlation(first, second), expected, atol=1e-12)
+    np.testing.assert_allclose(agreement.rank_correlation(first, second), expected, atol=1e-12)
 
 
 def test_measure_agrees_with_a_float64_loop():
@@ -117,17 +117,17 @@ def test_kinds_agree_fully_when_one_is_the_other_and_idle_components_are_left_ou
     both = xr.concat(
         [data, data.assign_coords(ablation=["mean"])], "ablation", data_vars="minimal", coords="minimal"
     )
-    assert effects.ablations_agreement(both, "zero", "mean", repeats=50).estimate == pytest.approx(1)
+    assert agreement.of_ablations(both, "zero", "mean", repeats=50).estimate == pytest.approx(1)
     two = {"ablation": "mean", "component": both["component"][:2]}
     both["change"].loc[two] = 0
     both["loss"].loc[two] = 1e3  # would spoil the ranks if counted
-    assert effects.ablations_agreement(both, "zero", "mean", repeats=50).estimate == pytest.approx(1)
+    assert agreement.of_ablations(both, "zero", "mean", repeats=50).estimate == pytest.approx(1)
 
 
 def test_subjects_agree_over_the_components_they_share():
     first, second = random_sweep(3, images=9), random_sweep(3, images=9).isel(image=slice(0, 5))
     second = second.isel(component=[4, 2, 0, 1])
-    found = effects.denoisers_agreement(first, second, "zero", repeats=50)
+    found = agreement.of_denoisers(first, second, "zero", repeats=50)
     names = [str(name) for name in second["component"].values]
     sides = [effects.measure(data, "zero", repeats=20) for data in (first, second)]
     values = [[side.pooled.estimate[side.components.index(name)] for name in names] for side in sides]
@@ -138,7 +138,7 @@ def test_subjects_agree_over_the_components_they_share():
 def test_too_few_components_in_common_are_refused():
     other = random_sweep(5, components=2, names=["a.res", "mid.block0.res"])
     with pytest.raises(ConfigError, match="1 components in common"):
-        effects.denoisers_agreement(random_sweep(4), other, "zero")
+        agreement.of_denoisers(random_sweep(4), other, "zero")
 
 
 def test_an_unfinished_sweep_is_refused_in_one_line():
@@ -180,18 +180,18 @@ def test_a_component_that_matters_for_one_picture_in_ten_is_seen_in_the_spread()
 def test_what_pictures_add_has_pooled_damage_as_its_mean(own):
     data = random_sweep(3)
     clean, loss = effects.losses(data, "zero")
-    cells = effects.picture_damage(clean, loss, own)
+    cells = effects.increase_by_image(clean, loss, own)
     assert cells.shape == (6, 3 if own else 1, 9)
     even = np.full((1, 9), 1 / 9)
     np.testing.assert_allclose(cells.mean((1, 2)), effects.pooled_relative_increase(clean, loss, even)[:, 0])
 
 
-def test_excess_damage_is_relative_to_what_could_still_be_gained():
+def test_excess_relative_increase_is_relative_to_what_could_still_be_gained():
     even = np.full((1, 2), 0.5)
-    got = effects.excess_damage(CLEAN, LOSS, np.array([1.0, 0.1]), even)[:, 0]
+    got = effects.excess_relative_increase(CLEAN, LOSS, np.array([1.0, 0.1]), even)[:, 0]
     np.testing.assert_allclose(got, [100 * (1 / 1 - 0.1 / 0.1) / 2, 0], atol=1e-9)
     with pytest.raises(ConfigError, match="floor 2 at timestep index 0"):
-        effects.excess_damage(CLEAN, LOSS, np.array([2.0, 0.1]), even)
+        effects.excess_relative_increase(CLEAN, LOSS, np.array([2.0, 0.1]), even)
 
 
 def test_pictures_of_one_person_count_as_one():

@@ -8,15 +8,15 @@ from mechdiff.analysis import spread
 from mechdiff.analysis.effects import effective_number
 
 
-def test_damage_is_averaged_before_its_effective_number_is_taken():
-    damage = np.array([[1.0, 0.0], [0.0, 1.0]])
-    assert np.exp(spread.log_spread(damage)) == pytest.approx(2)
+def test_increases_are_averaged_before_its_effective_number_is_taken():
+    increases = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert np.exp(spread.log_effective_number(increases)) == pytest.approx(2)
     mixed = np.array([[8.0, -1.0], [1.0, 1.0]])  # cube roots 1.5 and 0
-    assert np.exp(spread.log_spread(mixed)) == pytest.approx(1)
-    assert effective_number(damage.T).tolist() == [1, 1]  # network by network
+    assert np.exp(spread.log_effective_number(mixed)) == pytest.approx(1)
+    assert effective_number(increases.T).tolist() == [1, 1]  # network by network
     draws = np.random.default_rng(0).random((3, 4, 5))
-    got = [spread.log_spread(draws[..., i]) for i in range(5)]
-    np.testing.assert_allclose(spread.log_spread(draws), np.array(got))
+    got = [spread.log_effective_number(draws[..., i]) for i in range(5)]
+    np.testing.assert_allclose(spread.log_effective_number(draws), np.array(got))
 
 
 def test_pseudo_values_take_off_what_scatter_makes_of_the_effective_number():
@@ -25,9 +25,9 @@ def test_pseudo_values_take_off_what_scatter_makes_of_the_effective_number():
     truth = np.log(effective_number(place[:, None])[0])
     plain, corrected = [], []
     for _ in range(300):
-        damage = place * np.exp(0.8 * rng.normal(size=(6, 45)))
-        plain.append(float(spread.log_spread(damage)) - truth)
-        corrected.append(spread.pseudo_values(damage).mean() - truth)
+        increases = place * np.exp(0.8 * rng.normal(size=(6, 45)))
+        plain.append(float(spread.log_effective_number(increases)) - truth)
+        corrected.append(spread.pseudo_values(increases).mean() - truth)
     assert abs(np.mean(corrected)) < abs(np.mean(plain)) / 3
     assert np.isnan(spread.pseudo_values(place[None])).all()
 

@@ -24,9 +24,11 @@ def losses(rng, **costs):
     }
     dims = ("pair", "t", "image")
     variables = {name: (dims, value) for name, value in raised.items()}
-    synergy = raised["without_both"] - raised["without_a"] - raised["without_b"] + clean
+    interaction = raised["without_both"] - raised["without_a"] - raised["without_b"] + clean
     coords = {"a": ("pair", [f"a{i}" for i in range(pairs)]), "b": ("pair", [f"b{i}" for i in range(pairs)])}
-    return xr.Dataset(variables | {"synergy": (dims, synergy), "clean_loss": (dims[1:], clean)}, coords)
+    return xr.Dataset(
+        variables | {"interaction": (dims, interaction), "clean_loss": (dims[1:], clean)}, coords
+    )
 
 
 def test_a_partial_backup_common_work_and_independent_parts_are_told_apart():

@@ -64,12 +64,12 @@ def test_pair_scores_are_mixed_differences_of_the_loss(denoiser, images, chosen,
     assert float(found.sel(a=NAMES[0], b=NAMES[2])) == pytest.approx(mixed, rel=0.05, abs=2e-3)
 
 
-def test_exact_synergy_is_that_of_single_and_double_ablations(chosen, loss, exact):
+def test_exact_interaction_is_that_of_single_and_double_ablations(chosen, loss, exact):
     a, b, c = chosen
     out = lambda *components: loss([(component, 0.0) for component in components])
     for row, (first, second) in enumerate([(a, b), (a, c), (b, c)]):
         expected = out(first, second) - out(first) - out(second) + out()
-        np.testing.assert_allclose(exact.synergy[row, 0], expected, atol=2e-6)
+        np.testing.assert_allclose(exact.interaction[row, 0], expected, atol=2e-6)
         np.testing.assert_allclose(exact.without_b[row, 0], out(second), atol=2e-6)
 
 
@@ -88,7 +88,7 @@ def test_the_best_pairs_and_an_audit_are_verified_on_other_images(denoiser, imag
     place = {(a, b): row for row, (a, b) in enumerate(zip(exact.a.values, exact.b.values))}
     rows = [place[pair] for pair in zip(found.a.values, found.b.values)]
     clean = exact.clean_loss.values[0]
-    estimate = 100 * exact.synergy.values[rows, 0].mean(-1) / clean.mean()
+    estimate = 100 * exact.interaction.values[rows, 0].mean(-1) / clean.mean()
     np.testing.assert_allclose(found.estimate, estimate, rtol=1e-3, atol=1e-3)
     assert ((found.low <= found.estimate) & (found.estimate <= found.high)).all()
     # Six images have 64 flips of signs: no p value is below 2 / 64, nor the smallest of three by Holm 6 / 64.

@@ -39,10 +39,10 @@ def exact(parameterization, x, time):
         s = time if parameterization.noise_at == 1 else 1 - time
         signal, noise = 1 - s, s
     else:
-        sigma = np.exp(4 * time) if parameterization.output == "edm" else time
+        sigma = np.exp(4 * time) if parameterization.output in ("edm", "consistency") else time
         signal, noise = np.ones_like(sigma), sigma
     signal, noise = signal[:, None], noise[:, None]
-    if parameterization.output == "edm":
+    if parameterization.output in ("edm", "consistency"):
         x = x * np.sqrt(noise**2 + parameterization.sigma_data**2)
     clean = MEAN + signal * SPREAD**2 / (signal**2 * SPREAD**2 + noise**2) * (x - signal * MEAN)
     match parameterization.output:
@@ -55,6 +55,10 @@ def exact(parameterization, x, time):
                 noise * parameterization.sigma_data / total**0.5,
             )
             return (clean - skip * x) / out
+        case "consistency":
+            data, above = parameterization.sigma_data, noise - parameterization.sigma_min
+            skip = data**2 / (above**2 + data**2)
+            return (clean - skip * x) / (data * above / np.sqrt(noise**2 + data**2))
         case _:
             velocity = (x - signal * clean) / noise - clean
             return velocity if parameterization.noise_at == 1 else -velocity

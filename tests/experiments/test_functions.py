@@ -17,7 +17,7 @@ from mechdiff.core.errors import ConfigError, DataError
 from mechdiff.models import load
 from mechdiff.storage import files, labelled
 from mechdiff.study import controls, examine, inputs, records
-from mechdiff.sweeps.sampling import sampling_sweep
+from mechdiff.sweeps.sampling import SampleSet, sampling_sweep
 
 CLASSES = "reference.user_network:with_classes"
 FEW = ["sweep.images=4", "sweep.reference_images=4", "sweep.timesteps=2"]
@@ -82,10 +82,8 @@ def test_pairs_and_samples_are_told_the_classes(config, tmp_path):
     assert np.isfinite(pairs["estimate"]).all()
     with pytest.raises(ConfigError, match="takes a condition"):
         redundancy.verified_pairs(denoiser, eval_set, given.reference, denoiser.components()[2:], **options)
-    levels = [10, 60]
-    swept = sampling_sweep(
-        denoiser, levels, [(0, 100)], 2, eval_set.key, tmp_path, condition=np.array([0, 2])
-    )
+    samples = SampleSet([10, 60], 2, eval_set.key, np.array([0, 2]))
+    swept = sampling_sweep(denoiser, samples, [(0, 100)], tmp_path)
     assert (swept["distance"].sel(component="mlp") > 0).all()
 
 

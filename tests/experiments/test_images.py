@@ -50,8 +50,8 @@ def test_a_model_of_a_folder_is_never_examined_on_what_it_was_trained_on(config,
     assert opened.denoiser.name == "shapes@10"
     record = load.load_trained(run)[3]
     seen = set(record["training_images"])
-    assert seen < {digest[:16] for digest in digests} and opened.given.facts["held_out"]
-    assert "squashed to a square" in opened.given.label and "none was trained on" in opened.given.label
+    assert seen < {digest[:16] for digest in digests} and opened.images.facts["held_out"]
+    assert "squashed to a square" in opened.images.label and "none was trained on" in opened.images.label
     assert "of that in its record" in capsys.readouterr().err
     last, end = (load.load_trained(run / name)[1] for name in ("snapshots/20", "model"))
     jax.tree.map(np.testing.assert_array_equal, last, end)

@@ -119,6 +119,7 @@ def test_workdir_is_where_the_flag_says(launch, tmp_path):
         (["--set=train.steps"], "error: --set='train.steps' has no '='"),
         (["--wrkdir=x"], "error: Unknown command line flag 'wrkdir'. Did you mean: workdir"),
         (["--images_per_step=16"], "error: Unknown command line flag 'images_per_step'"),
+        (["--classes=cats=1"], "error: --classes says what the images of --images=FOLDER are; give that too"),
         (["--image_block=16"], "error: unknown flag --image_block; did you mean --set=sweep.image_block=16"),
         (["--debug=perhaps"], "error: flag --debug=perhaps: "),
         (["train"], "error: unexpected argument 'train'; write --flag=value"),

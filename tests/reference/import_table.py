@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from mechdiff.core.errors import MechdiffError
-from mechdiff.models import pretrained
+from mechdiff.models import conditions, pretrained
 from mechdiff.models.pretrained import Stated, builders, configs
 
 from .make_pretrained_reference import draw
@@ -63,7 +63,7 @@ def half(state: dict) -> dict:
 
 
 def grouped(state: dict) -> dict:
-    return {name.replace("block1.norm.g", "block1.norm.bias"): value for name, value in state.items()}
+    return {name.replace("to_qkv", "fn.fn.to_qkv"): value for name, value in state.items()}
 
 
 def without(*names: str) -> Callable[[dict], dict]:
@@ -134,16 +134,32 @@ def pickle_only(folder: Path, config: dict, state: dict) -> Path:
     return folder
 
 
+def broken(state: dict) -> dict:
+    return state | {"conv_in.bias": np.full_like(state["conv_in.bias"], np.nan)}
+
+
+def inside(folder: Path, config: dict, state: dict) -> Path:
+    (folder / "checkpoint-9").mkdir()
+    file("config.json")(folder / "checkpoint-9", config, state)
+    return folder
+
+
 S = "upsample_heads"  # guided-diffusion, flags of the scripts
 C = "classes"  # guided-diffusion, arguments of the class, with classes
 U = "unet2d_table"  # diffusers, with classes
 J = "unet2d_joined"  # diffusers, conditioned by channels
 DDIM = "ddim"
 L, LA = "lucidrains", "lucidrains_all"
+EDM = ("edm_adm", "edm_ddpmpp")
+OF_EDM = {"sigma_data": 0.5, "precond": "edm"}
 LEVELS = {"objective": "pred_v", "beta_schedule": "sigmoid", "timesteps": 100}
 BETAS = {"_class_name": "DDPMScheduler", "num_train_timesteps": 100, "beta_schedule": "linear"}
 LINEAR = beside(BETAS)
 DPM = BETAS | {"_class_name": "DPMSolverMultistepScheduler"}
+CM = {"_class_name": "CMStochasticIterativeScheduler", "num_train_timesteps": 40, "rho": 7.0}
+CM |= {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
+TWICE = '{"_class_name": "UNet2DModel", "sample_size": 8, "sample_size": 16}'
+SHARDS = tuple(f"diffusion_pytorch_model-0000{part}-of-00002.safetensors" for part in (1, 2))
 STATED = {"noise_schedule": "cosine", "noise_steps": 50, "prediction": "epsilon"}
 SAMPLING = {"model_path": "a.pt", "timestep_respacing": "250", "use_ddim": True}
 NOT_RESCALED = {"diffusion_steps": 4000, "rescale_timesteps": "false"}
@@ -184,7 +200,9 @@ ROWS = [
     Row(S, "two files of weights", place=variant("ema_0.9999_100.safetensors", "model000100.safetensors")),
     Row(S, "only a pickle", place=pickle_only),
     Row(S, "three dimensions", {"dims": 3}),
-    Row(S, "options of consistency training", {"training_mode": "edm", "sigma_max": 80.0}),
+    Row(S, "options of consistency training, a teacher", {"training_mode": "edm", "sigma_max": 80.0}),
+    Row(S, "a consistency model", {"training_mode": "consistency_distillation", "sigma_min": "0.002"}),
+    Row(S, "its weights' schedule alone", {"weight_schedule": "karras"}),
     Row("super_resolution", "super-resolution flags"),
     Row("super_resolution", "image_size beside large_size", {"image_size": 32}),
     Row("super_resolution", "small_size without large_size", {"large_size": DROP}),
@@ -212,6 +230,18 @@ ROWS = [
         place=beside({"_class_name": "EulerDiscreteScheduler", "beta_schedule": "squaredcos_cap_v2"})),
     Row(U, "flow matching", place=beside({"_class_name": "FlowMatchEulerDiscreteScheduler"})),
     Row(U, "EDM's scheduler", place=beside({"_class_name": "EDMEulerScheduler"})),
+    Row(U, "a consistency model's scheduler", place=beside(CM)),
+    Row(U, "the same, sigma_min as text", place=beside(CM | {"sigma_min": "tiny"})),
+    Row(U, "a consistency model, its prediction stated", place=beside(CM), stated={"prediction": "sample"}),
+    Row(U, "1,000,000,000 steps", place=beside(BETAS | {"num_train_timesteps": 10**9})),
+    Row(U, "zero terminal SNR of 1000 linear betas",
+        place=beside({"_class_name": "DDPMScheduler", "rescale_betas_zero_snr": True})),
+    Row(U, "NaN in a tensor", edit=broken),
+    Row(U, "names under `denoiser.`, an unknown wrapper", edit=prefixed("denoiser.")),
+    Row(U, "a dialect stated", stated={"dialect": "improved-diffusion"}),
+    Row(U, "an option twice, differently", place=file("config.json", TWICE)),
+    Row(U, "two shards without their index", place=variant(*SHARDS)),
+    Row(U, "the network one folder down", place=inside),
     Row(U, "clip_sample as text", place=beside(BETAS | {"clip_sample": "False"})),
     Row(U, "a prediction of another name", place=beside(BETAS | {"prediction_type": "v-prediction"})),
     Row(U, "an unknown option of the scheduler", place=beside(BETAS | {"beta_stop": 0.1})),
@@ -246,11 +276,16 @@ ROWS = [
     Row(L, "heads stated otherwise than its tensors", LEVELS | {"attn_heads": 4}),
     Row(L, "averaged, under `ema_model.model.`", LEVELS, edit=prefixed("ema_model.model.")),
     Row(L, "raw and averaged", LEVELS, edit=prefixed("online_model.model.", "ema_model.model.")),
-    Row(L, "a release before 2", LEVELS, edit=grouped),
+    Row(L, "a release before 1.9", LEVELS, edit=grouped),
     Row(L, "images not normalized", LEVELS | {"auto_normalize": False}),
     Row(L, "options of another program", {"dim_mults": [1], "groups": 8}),
     Row(LA, "self-conditioned, learned variances, learned frequencies of time", LEVELS),
     Row(LA, "the side not divisible", LEVELS | {"image_size": 6}),
+    Row("edm_adm", "DhariwalUNet with classes", OF_EDM),
+    Row("edm_ddpmpp", "SongUNet (DDPM++), augmentations", OF_EDM),
+    Row("edm_ddpmpp", "precond absent", {"sigma_data": 0.5}),
+    Row("edm_ddpmpp", "preconditioned as VP", OF_EDM | {"precond": "vp"}),
+    Row("edm_ddpmpp", "noise levels of its own", OF_EDM | {"sigma_max": 10, "steps": 50}),
     Row(S, "options of EDM", {"img_resolution": 32, "num_channels": DROP}),
     Row(S, "a latent diffusion model", {"first_stage_config": {}, "num_channels": DROP}),
     Row(S, "an empty config", place=file("config.json", "{}")),
@@ -284,8 +319,10 @@ def outcome(row: Row, folder: Path) -> str:
 def function(model: pretrained.ImportedFunction) -> str:
     levels = model.diffusion
     denoiser = builders.build(model.layout, model.options, model.params, levels)
-    facts = [f"{model.options['prediction']}, {levels.steps} {levels.schedule}"]
+    facts = [f"{model.options.get('prediction', model.layout)}, {levels.steps} {levels.schedule}"]
     facts += [f"{len(denoiser.components())} components"]
+    classes = conditions.taken(denoiser.network).classes
+    facts += [f"{classes} classes"] if classes else []
     facts += [f"assumed: {len(model.assumed)}"] if model.assumed else []
     return "read: " + "; ".join(facts)
 
@@ -297,9 +334,10 @@ def shortened(line: str) -> str:
 
 def written(row: Row, folder: Path) -> Path:
     """The folder of a row."""
-    foreign = row.network in (L, LA)
+    foreign = row.network in (L, LA, *EDM)
     with np.load(FOREIGN if foreign else FROZEN) as stored:
         text = '{"image_size": 8}' if foreign else str(stored[f"{row.network}/config"])
+        text = "{}" if row.network in EDM else text
         shapes = str(stored[f"{row.network}/shapes"])
     config = json.loads(text) if text.startswith("{") else dict(configs.flags_of(text))
     config |= row.options

@@ -44,12 +44,12 @@ def test_every_network_has_its_name_in_the_key_and_a_mark_at_its_value(networks)
             marks[words.split(":")[0], component] = float(line.get_xdata()[0]), line.get_marker()
     assert len(marks) == len(networks) * 4
     for each in networks:
-        values = across_seeds.damage(each.sweep, "zero")
+        values = across_seeds.relative_increases(each.sweep, "zero")
         assert [marks[each.name, f"block{k}.res"][0] for k in range(4)] == pytest.approx(values.tolist())
     shapes = {marks[f"celeba-seed{seed}", "block0.res"][1] for seed in (0, 1, 2)}
     assert len(shapes) == 3
     spans = axes.collections[0].get_segments()  # CelebA's: from the least to the largest seed
-    expected = [across_seeds.damage(each.sweep, "zero") for each in networks[2:]]
+    expected = [across_seeds.relative_increases(each.sweep, "zero") for each in networks[2:]]
     largest = np.max(expected, axis=0)
     assert sorted(span[1, 0] for span in spans) == pytest.approx(sorted(largest))
 

@@ -46,3 +46,17 @@ def test_equal_results_give_equal_files_and_damage_is_one_line(result, tmp_path)
         packed.read(paths[0])
     with pytest.raises(CheckpointError, match="pack it again"):
         packed.read(tmp_path / "absent.zip")
+
+
+def test_names_of_earlier_versions_are_read_as_those_of_today(tmp_path):
+    values = np.arange(6.0).reshape(2, 3)
+    sets = xr.Dataset({"damage": (("component", "set"), values)})
+    pairs = xr.Dataset({"synergy": ("pair", values[0])}, attrs={"subject": "toy"})
+    curves = xr.Dataset({"loss": ("dose", values[0])}, coords={"dose": [0.0, 1.0, 2.0]})
+    results = {"random_sets": sets, "pairs": pairs, "curves": curves}
+    packed.write(tmp_path / "toy.zip", {}, results, {})
+    back = packed.read(tmp_path / "toy.zip").results
+    np.testing.assert_array_equal(back["random_sets"]["relative_increase"], values)
+    np.testing.assert_array_equal(back["pairs"]["interaction"], values[0])
+    assert back["pairs"].attrs == {"denoiser": "toy"}
+    assert float(back["curves"]["loss"].sel(gate=2.0)) == values[0, 2]

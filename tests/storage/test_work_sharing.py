@@ -112,8 +112,8 @@ def test_pairs_are_scored_run_and_saved_and_unknown_components_refused(sweep, tm
     (pair,) = kept["pairs"]
     assert (pair["a"], pair["b"]) == ("down0.attn0.head0", "down0.attn0.head1")
     assert pair["low"] <= pair["estimate"] <= pair["high"] and pair["p"] <= 1 and not pair["audited"]
-    synergy = 100 * (table.synergy.mean("image") / table.clean_loss.mean("image")).mean("t")
-    assert float(synergy[0]) == pytest.approx(pair["estimate"], rel=1e-5)
+    interaction = 100 * (table.interaction.mean("image") / table.clean_loss.mean("image")).mean("t")
+    assert float(interaction[0]) == pytest.approx(pair["estimate"], rel=1e-5)
     capsys.readouterr()
     assert launch("interactions", *place, "--components=mid.head") == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]  # after what the check on load says

@@ -203,7 +203,7 @@ def test_a_bottleneck_is_named_by_networks_that_do_not_test_it():
     assert answer.verdict == "supported" and "100% of networks" in answer.because
     assert answer.because.count("not testable here") == 2  # neither untrained networks nor random sets
     sets = xr.Dataset(
-        {"damage": (("ablation", "component", "set"), np.full((2, 12, 20), 90.0))},
+        {"relative_increase": (("ablation", "component", "set"), np.full((2, 12, 20), 90.0))},
         coords={"ablation": ["zero", "mean"], "component": NAMES},
     )
     beaten = [dataclasses.replace(one, random_sets=sets) for one in made]

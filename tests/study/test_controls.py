@@ -49,9 +49,11 @@ def test_everything_asked_for_is_there(deepened):
 
 def test_random_sets_are_those_of_each_components_class(deepened):
     found = labelled.read(deepened[2] / "random_sets.zarr")
-    assert found["damage"].dims == ("ablation", "component", "set") and found.sizes["set"] == 3
-    assert np.isfinite(found["damage"].values).all() and np.ptp(found["damage"].values) > 0
-    rows = found["damage"].isel(ablation=0).groupby("class")
+    assert found["relative_increase"].dims == ("ablation", "component", "set") and found.sizes["set"] == 3
+    assert (
+        np.isfinite(found["relative_increase"].values).all() and np.ptp(found["relative_increase"].values) > 0
+    )
+    rows = found["relative_increase"].isel(ablation=0).groupby("class")
     assert all(np.ptp(own.values, axis=0).max() == 0 for _, own in rows)
 
 

@@ -70,7 +70,7 @@ def test_examinations_keep_the_floor_and_so_do_packed_ones(network):
         assert (sweep["clean_loss"] > sweep["floor_loss"]).all() and (sweep["floor"] > 0).all()
         clean, loss = effects.losses(sweep, "zero")
         even = np.full((1, *clean.shape), 0.5)
-        excess = effects.excess_damage(clean, loss, sweep["floor_loss"].values, even)
+        excess = effects.excess_relative_increase(clean, loss, sweep["floor_loss"].values, even)
         zero = sweep.sel(ablation="zero").astype(np.float64)
         above = (zero["clean_loss"] - zero["floor_loss"]).mean("image")
         expected = 100 * ((zero["loss"] - zero["clean_loss"]).mean("image") / above).mean("t")

@@ -21,8 +21,8 @@ from mechdiff.models.traced import wrap
 from mechdiff.sweeps import activations, interchange, optimal_ablation, replacements
 from mechdiff.sweeps.ablation import ablation_sweep, sweep_in_memory
 from mechdiff.sweeps.execution import drawing, engine, passes, rollout, shared_prefix
-from mechdiff.sweeps.sampling import sampling_sweep
-from mechdiff.sweeps.sequential import sequential_sweep
+from mechdiff.sweeps.sampling import SampleSet, sampling_sweep
+from mechdiff.sweeps.sequential import StoppingRule, sequential_sweep
 
 SIDE, WIDTH, HEADS, CLASSES = 4, 8, 2, 3
 SCHEDULE, KEY = cosine_schedule(50), jax.random.key(3)
@@ -177,8 +177,10 @@ def test_replacements_of_every_kind_have_the_shape_of_the_sites(denoiser, tmp_pa
 def test_samples_move_under_their_own_condition(denoiser, tmp_path):
     levels = [5, 20, 40]
     windows = rollout.even_windows(levels, 1)
-    options = {"block": 2, "condition": LABELS[:4]}
-    swept = sampling_sweep(denoiser, levels, windows, 4, KEY, tmp_path, **options)
+    samples = SampleSet(levels, 4, KEY, LABELS[:4])
+    swept = sampling_sweep(
+        denoiser, samples, windows, tmp_path, config=SweepConfig(ablations=("zero",), image_block=2)
+    )
     assert (swept["distance"].sel(component="mlp") > 0).all()
     drawn = drawing.draw_samples(denoiser, KEY, 3, 3, condition=np.array([0, 1, 0]))
     alone = drawing.draw_samples(denoiser, KEY, 3, 3, condition=np.array([0, 0, 0]))
@@ -191,7 +193,7 @@ def test_samples_move_under_their_own_condition(denoiser, tmp_path):
 def test_a_sequential_sweep_ends(denoiser, tmp_path):
     images = RNG.uniform(-1, 1, (40, SIDE, SIDE, 3)).astype(np.float32)
     shown = EvalSet(images, [20], KEY, np.arange(40) % CLASSES)
-    result = sequential_sweep(denoiser, shown, tmp_path, width=1e6)
+    result = sequential_sweep(denoiser, shown, StoppingRule(1e6), tmp_path)
     assert result.decided.all() and (result.images == 32).all()
 
 
@@ -216,9 +218,12 @@ def test_groups_of_channels_are_components_too(denoiser, plain):
 
 
 def test_a_sampling_sweep_goes_on_where_it_stopped(denoiser, tmp_path, monkeypatch):
-    levels, options = [5, 40], {"block": 2, "rows": 1, "condition": LABELS[:2]}
-    windows = rollout.even_windows(levels, 2)
-    whole = sampling_sweep(denoiser, levels, windows, 2, KEY, tmp_path / "whole", **options)
+    samples = SampleSet([5, 40], 2, KEY, LABELS[:2])
+    windows, config = (
+        rollout.even_windows([5, 40], 2),
+        SweepConfig(ablations=("zero",), image_block=2, chunk=1),
+    )
+    whole = sampling_sweep(denoiser, samples, windows, tmp_path / "whole", config=config)
     roll, calls = rollout.roll, []
 
     def stopping(*args, **options):
@@ -229,8 +234,8 @@ def test_a_sampling_sweep_goes_on_where_it_stopped(denoiser, tmp_path, monkeypat
 
     monkeypatch.setattr(rollout, "roll", stopping)
     with pytest.raises(KeyboardInterrupt):
-        sampling_sweep(denoiser, levels, windows, 2, KEY, tmp_path / "stopped", **options)
-    again = sampling_sweep(denoiser, levels, windows, 2, KEY, tmp_path / "stopped", **options)
+        sampling_sweep(denoiser, samples, windows, tmp_path / "stopped", config=config)
+    again = sampling_sweep(denoiser, samples, windows, tmp_path / "stopped", config=config)
     np.testing.assert_array_equal(again["distance"], whole["distance"])
 
 
@@ -240,9 +245,8 @@ def test_factors_are_carried_under_a_condition():
 
     example = np.zeros((1, 8, 8, 3), np.float32), np.array([3]), LABELS[:1]
     copying = wrap(copied, jnp.float32(0.5), schedule=SCHEDULE, example=example)
-    moved = interchange.interchange_effects(
-        copying, [5], KEY, factors=["glasses"], pairs=2, condition=LABELS[:2]
-    )
+    pairs = interchange.PairSet(KEY, ["glasses"], 2, condition=LABELS[:2])
+    moved = interchange.interchange_effects(copying, [5], pairs)
     share = moved["moved"].values[np.isfinite(moved["moved"].values)]
     np.testing.assert_allclose(share, 1, atol=1e-4)  # the one component carries all that there is
 

@@ -1,4 +1,4 @@
-"""Pattern interventions against attention written out, temperatures at matched norm, and dose curves."""
+"""Pattern interventions against attention written out, temperatures at matched norm, and scaling curves."""
 
 import dataclasses
 import functools
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from reference.networks import SMALL, identity_of, random_params
 
+from mechdiff.analysis import effects
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
@@ -134,7 +135,7 @@ def test_a_pattern_acts_in_its_window_alone():
 @pytest.fixture(scope="module")
 def replaced():
     return attention_patterns.pattern_effects(
-        DENOISER, EvalSet(IMAGES, LEVELS, KEY), heads=SOME, kinds=("uniform", "frozen"), draws=2, block=4
+        DENOISER, EvalSet(IMAGES, LEVELS, KEY), heads=SOME, ablations=("uniform", "frozen"), draws=2, block=4
     )
 
 
@@ -149,7 +150,7 @@ def test_effects_of_patterns_are_those_of_plain_passes(replaced):
         changed = attention_patterns.replace_pattern(
             IDENTITY, [head], attention_patterns.constant_patterns(UNET, "uniform")
         )
-        found = cell.loss.sel(kind="uniform", component=head.name)
+        found = cell.loss.sel(ablation="uniform", component=head.name)
         np.testing.assert_allclose(found, losses(changed, 40), rtol=1e-5)
         each = [
             losses(
@@ -158,9 +159,11 @@ def test_effects_of_patterns_are_those_of_plain_passes(replaced):
             )
             for donor in donors
         ]
-        found = cell.loss.sel(kind="frozen", component=head.name)
+        found = cell.loss.sel(ablation="frozen", component=head.name)
         np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-5)
     assert (replaced.change > 0).all()
+    loss = effects.losses(replaced, "frozen")[1]  # results are read as those of sweeps
+    np.testing.assert_array_equal(loss, replaced.loss.sel(ablation="frozen"))
 
 
 def test_what_is_no_head_or_no_pattern_is_refused():
@@ -206,7 +209,7 @@ def test_temperature_effects_are_those_of_plain_passes_at_the_clean_norm():
     assert (sharp < flat).all() and (flat <= np.log(64) + 1e-5).all()
 
 
-def test_dose_curves_are_those_of_plain_passes_in_one_program(monkeypatch):
+def test_scaling_curves_are_those_of_plain_passes_in_one_program(monkeypatch):
     traces, walk = [], shared_prefix.forward
     monkeypatch.setattr(shared_prefix, "forward", lambda *args: (traces.append(1), walk(*args))[1])
     chosen = [component_at(components(UNET), name) for name in ("down0.block0.res", "mid.attn0.head1")]
@@ -215,16 +218,16 @@ def test_dose_curves_are_those_of_plain_passes_in_one_program(monkeypatch):
     )
     assert len(traces) == 1
     for component in chosen:
-        for dose in (0.0, 0.5, 2.0):
-            cell = found.sel(dose=dose, component=component.name).isel(t=1)
+        for gate in (0.0, 0.5, 2.0):
+            cell = found.sel(gate=gate, component=component.name).isel(t=1)
             np.testing.assert_allclose(
-                cell.loss, losses(set_gate(IDENTITY, [component], dose), 40), rtol=1e-5
+                cell.loss, losses(set_gate(IDENTITY, [component], gate), 40), rtol=1e-5
             )
-    assert (found.change.sel(dose=1.0) < 1e-12).all()
-    np.testing.assert_allclose(found.loss.sel(dose=1.0)[0], found.clean_loss, rtol=1e-6)
+    assert (found.change.sel(gate=1.0) < 1e-12).all()
+    np.testing.assert_allclose(found.loss.sel(gate=1.0)[0], found.clean_loss, rtol=1e-6)
 
 
-def test_doses_that_are_no_numbers_are_refused():
+def test_gates_that_are_no_numbers_are_refused():
     with pytest.raises(ConfigError, match="finite"):
         scaling.scaling_curves(DENOISER, EvalSet(IMAGES, LEVELS, KEY), SOME, (0.0, float("nan")))
 

@@ -35,7 +35,7 @@ def pairs():
 @pytest.fixture(scope="module")
 def found():
     return interchange.interchange_effects(
-        SUBJECT, LEVELS, KEY, factors=FACTORS, pairs=PAIRS, chosen=CHOSEN, block=2
+        SUBJECT, LEVELS, interchange.PairSet(KEY, FACTORS, PAIRS), chosen=CHOSEN, block=2
     )
 
 
@@ -71,8 +71,8 @@ def test_the_sole_path_carries_everything(found):
     last["norm1"]["scale"][:trunk] = 0
     last["norm1"]["bias"][:trunk] = 0
     alone = dataclasses.replace(SUBJECT, params=params)
-    given = {"factors": FACTORS[:1], "pairs": PAIRS, "chosen": CHOSEN, "block": 2}
-    got = interchange.interchange_effects(alone, LEVELS, KEY, **given)
+    pairs = interchange.PairSet(KEY, FACTORS[:1], PAIRS)
+    got = interchange.interchange_effects(alone, LEVELS, pairs, chosen=CHOSEN, block=2)
     np.testing.assert_allclose(got.moved.sel(component="up0.block1.skip"), 1, atol=1e-4)
     np.testing.assert_allclose(got.moved.drop_sel(component="up0.block1.skip"), 0, atol=1e-4)
 
@@ -87,4 +87,4 @@ def test_carriers_are_ratios_of_sums_with_intervals_over_pairs(found):
 
 def test_an_unknown_factor_is_one_line_with_the_closest():
     with pytest.raises(ConfigError, match="closest: hair_style"):
-        interchange.interchange_effects(SUBJECT, LEVELS, KEY, factors=("hairstyle",))
+        interchange.PairSet(KEY, ("hairstyle",))

@@ -62,7 +62,7 @@ def test_our_unet_through_names_has_patterns_replaced_as_through_its_stages(name
         for site, pattern in expected.items():
             np.testing.assert_array_equal(constant[site.replace("head", "pattern")], pattern)
     swept, expected = (
-        attention_patterns.pattern_effects(denoiser, EVAL_SET, kinds=("frozen",), heads=heads(denoiser))
+        attention_patterns.pattern_effects(denoiser, EVAL_SET, ablations=("frozen",), heads=heads(denoiser))
         for denoiser in (named, OWN)
     )
     same(swept, expected)
@@ -131,7 +131,7 @@ def test_patterns_without_outputs_are_tempered_scaled_and_replaced_by_themselves
     with pytest.raises(ConfigError, match=r"block0\.head@2"):
         temperature.temperature_effects(denoiser, shown, heads=one)
     curve = scaling.scaling_curves(denoiser, shown, one, (0.0, 1.0))
-    assert (curve["change"].sel(dose=1.0) == 0).all() and (curve["change"].sel(dose=0.0) > 0).all()
+    assert (curve["change"].sel(gate=1.0) == 0).all() and (curve["change"].sel(gate=0.0) > 0).all()
 
 
 def refused(fn, *names, **options):

@@ -95,19 +95,18 @@ def test_the_gradient_is_the_slope_of_each_components_own_loss_and_of_no_other()
     wave = shared_prefix.plan_passes(UNET, stacked, 100)
     gate = {site: leaf[wave.order[0]] for site, leaf in stacked.gate.items()}
     ordered = dataclasses.replace(stacked, gate=gate, replacement=None)
-    program = DENOISER, wave.joins, ordered, mean, scale, point
-    slope = optimal_ablation._slopes(*program, IMAGES, 3, index, KEY, None)
+    family = optimal_ablation._Family(mean, scale)
+    batch = EvalBatch(IMAGES, index, 3, KEY)
+    slope = optimal_ablation._slopes(DENOISER, wave.joins, ordered, family, point, batch)
 
     engine, site = Engine(DENOISER), "down0.attn0.head"
     way = np.zeros_like(point[site])
     way[:, :, 0] = np.sign(slope[site][:, :, 0])  # the part of the first head
 
     def losses(step):
-        replacement = optimal_ablation._replacement(
-            mean, scale, {**point, site: point[site] + np.float32(step) * way}
-        )
+        replacement = family.replacement({**point, site: point[site] + np.float32(step) * way})
         replaced = dataclasses.replace(stacked, replacement=replacement)
-        return engine.measure(replaced, EvalBatch(IMAGES, index, 3, KEY)).loss.mean(1)
+        return engine.measure(replaced, batch).loss.mean(1)
 
     rise = (losses(0.05) - losses(-0.05)) / 0.1
     np.testing.assert_allclose(rise[1], (slope[site][:, 0] * way[:, 0]).sum(), rtol=0.02)

@@ -114,9 +114,9 @@ def test_a_sweep_measures_the_error_of_its_precision(denoiser, tmp_path, caplog)
 def test_a_sequential_sweep_measures_the_error_of_its_precision(denoiser, tmp_path):
     images = np.random.default_rng(4).uniform(-1, 1, (32, 8, 8, 3)).astype(np.float32)
     eval_set, chosen = EvalSet(images, np.array([3, 45]), KEY), denoiser.components()[:3]
-    options = {"width": 1e6, "chosen": chosen, "block": 32}
-    exact = sequential_sweep(denoiser, eval_set, tmp_path, **options)
-    reduced = sequential_sweep(denoiser, eval_set, tmp_path, precision="bfloat16", **options)
+    rule, options = sequential.StoppingRule(1e6), {"chosen": chosen, "block": 32}
+    exact = sequential_sweep(denoiser, eval_set, rule, tmp_path, **options)
+    reduced = sequential_sweep(denoiser, eval_set, rule, tmp_path, precision="bfloat16", **options)
     assert not exact.precision_error.any() and reduced.precision_error.max() > 1e-4
     stores = {len(labelled.read(path).data_vars): labelled.read(path) for path in tmp_path.glob("*.zarr")}
     increases = [
@@ -125,7 +125,7 @@ def test_a_sequential_sweep_measures_the_error_of_its_precision(denoiser, tmp_pa
     ]
     expected = np.abs(increases[0] - increases[1]).max("t")
     np.testing.assert_allclose(reduced.precision_error, expected, rtol=1e-3, atol=1e-5)
-    again = sequential_sweep(denoiser, eval_set, tmp_path, precision="bfloat16", **options)
+    again = sequential_sweep(denoiser, eval_set, rule, tmp_path, precision="bfloat16", **options)
     np.testing.assert_array_equal(again.low, reduced.low)
 
 
@@ -134,7 +134,9 @@ def test_no_sign_is_certain_that_the_precision_can_not_carry(denoiser):
     clean = rng.gamma(20.0, size=(2, 64))
     loss = clean * np.array([1.5, 1.01])[:, None, None] + 0.01 * rng.normal(size=(2, 2, 64))
     shown = EvalSet(np.empty((0, 8, 8, 3)), np.arange(2), KEY)  # losses are given by hand
-    rule = sequential._Run(denoiser, shown, denoiser.components()[:2], 1e-3, 0.95, 16, 0)
+    rule = sequential._Run(
+        denoiser, shown, denoiser.components()[:2], sequential.StoppingRule(1e-3, joint=False), 16, 0
+    )
     exact, rough = rule._look(clean, loss), rule._look(clean, loss, np.array([5.0, 5.0]))
     assert exact.decided.tolist() == [True, True] and rough.decided.tolist() == [True, False]
     np.testing.assert_allclose(exact.low - rough.low, 5)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mechdiff.core import devices
+from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.samplers import (
@@ -59,11 +60,16 @@ def plain(denoiser):
 
 @pytest.fixture(scope="module")
 def swept(denoiser, chosen, means, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("walked")
+    folder = tmp_path_factory.mktemp("swept")
     return sampling.sampling_sweep(
-        denoiser, LEVELS, WINDOWS, SAMPLES, KEY, folder,
-        ablations=("zero", "mean"), replacements=means, chosen=chosen, block=2, rows=6,
-    )  # fmt: skip
+        denoiser,
+        sampling.SampleSet(LEVELS, SAMPLES, KEY),
+        WINDOWS,
+        folder,
+        config=SweepConfig(ablations=("zero", "mean"), image_block=2, chunk=6),
+        replacements=means,
+        chosen=chosen,
+    )
 
 
 def rms(a, b):
@@ -110,7 +116,11 @@ def test_fills_follow_the_step(denoiser, chosen, means, swept):
 
 def test_ddpm_shares_the_noise_of_every_step(denoiser, chosen, plain, tmp_path):
     found = sampling.sampling_sweep(
-        denoiser, LEVELS, WINDOWS[2:], SAMPLES, KEY, tmp_path, chosen=chosen[:1], step_fn=ddpm_step
+        denoiser,
+        sampling.SampleSet(LEVELS, SAMPLES, KEY, step_fn=ddpm_step),
+        WINDOWS[2:],
+        tmp_path,
+        chosen=chosen[:1],
     )
     late = windowed(ablate(denoiser.identity, chosen[:1]), *WINDOWS[2])
     expected = rms(plain(late, ddpm_step), plain(denoiser.identity, ddpm_step))
@@ -133,7 +143,9 @@ def test_network_calls_are_those_of_the_closed_formula_and_one_program_serves_al
         return traced(denoiser, stacked, steps, samples, **options)
 
     monkeypatch.setattr(rollout, "roll", counting)
-    sampling.sampling_sweep(denoiser, LEVELS, WINDOWS, 4, KEY, tmp_path, chosen=chosen, block=2, rows=2)
+    config = SweepConfig(ablations=("zero",), image_block=2, chunk=2)
+    samples = sampling.SampleSet(LEVELS, 4, KEY)
+    sampling.sampling_sweep(denoiser, samples, WINDOWS, tmp_path, config=config, chosen=chosen)
     shared, naive = rollout.network_calls(LEVELS, WINDOWS, len(chosen))
     assert sum(calls) == 4 * shared
     steps, count, windows = len(LEVELS), len(chosen), len(WINDOWS)
@@ -145,9 +157,14 @@ def test_devices_share_a_walk_and_change_no_number(denoiser, chosen, means, swep
     asked, over = [], devices.over
     monkeypatch.setattr(devices, "over", lambda images: (asked.append(images), over(1))[1])
     alone = sampling.sampling_sweep(
-        denoiser, LEVELS, WINDOWS, SAMPLES, KEY, tmp_path,
-        ablations=("zero", "mean"), replacements=means, chosen=chosen, block=2, rows=12,
-    )  # fmt: skip
+        denoiser,
+        sampling.SampleSet(LEVELS, SAMPLES, KEY),
+        WINDOWS,
+        tmp_path,
+        config=SweepConfig(ablations=("zero", "mean"), image_block=2, chunk=12),
+        replacements=means,
+        chosen=chosen,
+    )
     assert over(2).size == 2 and asked == [2]  # `swept` ran on both devices
     for name in ("distance", "set_distance"):
         np.testing.assert_allclose(swept[name], alone[name], rtol=1e-3, atol=2e-5)
@@ -187,12 +204,13 @@ def test_energy_distance_is_unbiased_where_sets_share_their_noise():
 
 
 def test_bad_windows_kinds_and_counts_are_refused(denoiser, chosen, tmp_path):
-    run = functools.partial(sampling.sampling_sweep, denoiser, LEVELS, chosen=chosen, folder=tmp_path)
+    samples = sampling.SampleSet(LEVELS, 2, KEY)
+    run = functools.partial(sampling.sampling_sweep, denoiser, samples, chosen=chosen, folder=tmp_path)
     with pytest.raises(ConfigError, match=r"\[9, 10\) holds none"):
-        run(windows=[(9, 10)], samples=2, key=KEY)
+        run(windows=[(9, 10)])
     with pytest.raises(ConfigError, match="mean ablation needs replacements"):
-        run(windows=WINDOWS, samples=2, key=KEY, ablations=("mean",))
+        run(windows=WINDOWS, config=SweepConfig(ablations=("mean",)))
     with pytest.raises(ConfigError, match="at least 2"):
-        run(windows=WINDOWS, samples=1, key=KEY)
+        sampling.SampleSet(LEVELS, 1, KEY)
     with pytest.raises(ConfigError, match="choose 1 to 6"):
         rollout.even_windows(LEVELS, 7)

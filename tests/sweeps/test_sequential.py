@@ -1,7 +1,6 @@
 """Sequences that may be looked at, and the sweep that stops by them."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -17,6 +16,7 @@ from mechdiff.models.unet import components
 from mechdiff.storage import labelled
 from mechdiff.sweeps import sequential
 from mechdiff.sweeps.ablation import ablation_sweep
+from mechdiff.sweeps.sequential import StoppingRule
 
 KEY = jax.random.key(4)
 NOTHING = EvalSet(np.empty((0, 8, 8, 3)), np.arange(2), jax.random.key(0))  # losses are given by hand
@@ -102,7 +102,7 @@ def test_the_whole_rule_covers_where_it_stops(denoiser, rise):
     """Simulated skewed losses, looked at block by block until apart from 0 or narrow; the truth is known."""
     rng, runs, total = np.random.default_rng(5), 300, 640
     some = (component_at(components(denoiser.unet), NAMES[0]),)
-    rule = sequential._Run(denoiser, NOTHING, some, 4.0, 0.9, 16, 0)
+    rule = sequential._Run(denoiser, NOTHING, some, StoppingRule(4.0, 0.9, joint=False), 16, 0)
     covered, sizes = 0, []
     for _ in range(runs):
         clean = rng.gamma(2.0, size=(2, total)) * [[1.0], [0.2]]
@@ -126,7 +126,9 @@ def test_the_fixed_design_is_the_smallest_with_which_ordinary_intervals_of_all_p
     some = tuple(component_at(components(denoiser.unet), name) for name in NAMES[:3])
     clean = rng.gamma(2.0, size=(2, 64))
     loss = clean * (1 + rises) + 0.6 * rng.normal(size=(3, 2, 64))
-    found = sequential._Run(denoiser, NOTHING, some, 4.0, 0.9, 16, 0)._look(clean, loss)
+    found = sequential._Run(denoiser, NOTHING, some, StoppingRule(4.0, 0.9, joint=False), 16, 0)._look(
+        clean, loss
+    )
     estimate, influence = sequential.effect_and_influence(clean, loss)
     half = scipy_stats.norm.ppf(0.95) * influence.std(-1, ddof=1)  # of one image
     passes = lambda n: (half / np.sqrt(n) <= np.maximum(2.0, np.abs(estimate))).all()
@@ -139,9 +141,14 @@ def test_the_fixed_design_is_the_smallest_with_which_ordinary_intervals_of_all_p
 def certify(denoiser):
     images = np.random.default_rng(1).uniform(-1, 1, (64, 8, 8, 3)).astype(np.float32)
     chosen = [component_at(components(denoiser.unet), name) for name in NAMES]
-    return images, chosen, functools.partial(
-        sequential.sequential_sweep, denoiser, EvalSet(images, [5, 30], KEY), chosen=chosen, block=8
-    )  # fmt: skip
+
+    def run(folder, **rule):
+        eval_set = EvalSet(images, [5, 30], KEY)
+        return sequential.sequential_sweep(
+            denoiser, eval_set, StoppingRule(**rule), folder, chosen=chosen, block=8
+        )
+
+    return images, chosen, run
 
 
 def test_estimates_are_those_of_a_plain_sweep_on_the_same_images(denoiser, certify, tmp_path):
@@ -161,11 +168,13 @@ def test_estimates_are_those_of_a_plain_sweep_on_the_same_images(denoiser, certi
     assert (found.low < found.estimate).all() and (found.estimate < found.high).all()
 
 
-def test_pictures_nested_in_timesteps_are_each_timesteps_own(denoiser, certify, tmp_path):
+def test_images_nested_in_timesteps_are_each_timesteps_own(denoiser, certify, tmp_path):
     images, chosen, _ = certify
     nested = np.stack([images[:32], images[32:]])
     eval_set = EvalSet(nested, [5, 30], KEY)
-    found = sequential.sequential_sweep(denoiser, eval_set, tmp_path / "a", chosen=chosen, block=8, width=1e6)
+    found = sequential.sequential_sweep(
+        denoiser, eval_set, StoppingRule(1e6), tmp_path / "a", chosen=chosen, block=8
+    )
     config = SweepConfig(ablations=("zero",), image_block=8)
     swept = ablation_sweep(denoiser, eval_set, tmp_path / "b", config=config, chosen=chosen).isel(ablation=0)
     some = swept.isel(image=slice(0, 32))

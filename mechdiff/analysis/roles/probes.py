@@ -91,15 +91,14 @@ def _fitted(pixels, mean, values, vectors, target) -> Probe:
     center = target.mean(axis=0)
     rotated = vectors.T @ (target - center)
     total = ((target - center) ** 2).sum()
-    best = None
+    least, best = np.inf, np.zeros_like(target)
     for penalty in PENALTIES * max(values.mean(), 1e-12):
         shrunk = 1 / (values + penalty)
         dual = vectors @ (shrunk[:, None] * rotated)
         # Residual of each image under the fit without it; 1 / n is the share of the mean in it.
         left_out = dual / (vectors**2 @ shrunk - 1 / (len(target) * penalty))[:, None]
         error = (left_out**2).sum()
-        if best is None or error < best[0]:
-            best = error, dual
-    error, dual = best
-    weights = pixels.T @ dual
-    return Probe(weights, center - mean @ weights, float(1 - error / total))
+        if error < least:
+            least, best = error, dual
+    weights = pixels.T @ best
+    return Probe(weights, center - mean @ weights, float(1 - least / total))

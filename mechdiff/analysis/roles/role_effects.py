@@ -88,9 +88,9 @@ def role_effects(
         engine.reduce(stacked, eval_set.batch(t_index), reduction, per_image=masks, shared=shared)
         for t_index in range(len(timesteps))
     ]
-    scaled = lambda a: a[..., varies] / variance[varies]
-    effect = np.stack([scaled(changed) for changed, _ in distances])  # t, component, image, target
-    error = np.stack([scaled(clean) for _, clean in distances])
+    # t, component, image, target; and without components
+    effect = np.stack([changed[..., varies] / variance[varies] for changed, _ in distances])
+    error = np.stack([clean[..., varies] / variance[varies] for _, clean in distances])
     return xr.Dataset(
         {
             "effect": (
@@ -118,7 +118,10 @@ def feature_variances(
     targets = jax.jit(image_features.features, static_argnames="parts")(
         images, masks, parts=parts, probes=probes
     )
-    spread = lambda f: float(np.var(np.asarray(f, np.float64), axis=0).sum())
+
+    def spread(f):
+        return float(np.var(np.asarray(f, np.float64), axis=0).sum())
+
     return {name: (spread(f), f.shape[-1]) for name, f in sorted(targets.items())}
 
 

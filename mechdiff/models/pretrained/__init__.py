@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mechdiff.core.errors import ConfigError, shorten
-from mechdiff.models.pretrained import adm, ddim, diffusers, edm, families, lucidrains
+from mechdiff.models.pretrained import adm, consistency, ddim, diffusers, edm, families, lucidrains
 from mechdiff.models.pretrained.diffusers import write_diffusers
 from mechdiff.models.pretrained.folders import locate
 from mechdiff.models.pretrained.imported import Imported, ImportedFunction, Stated
@@ -38,6 +38,9 @@ def read(folder: Path | str, stated: Stated | None = None) -> Imported | Importe
     stated = stated or Stated()
     place = locate(Path(folder), stated.weights)
     config = place.config
+    if consistency.recognizes(config, place.scheduler):
+        _check_bearing(stated, consistency)
+        return consistency.read(place, stated)
     if config.get("_class_name") == "UNet2DModel":
         _check_bearing(stated, diffusers)
         return diffusers.read(place, stated)

@@ -9,12 +9,12 @@ from mechdiff.core.config import DiffusionConfig, UNetConfig
 from mechdiff.core.errors import CheckpointError, unknown
 from mechdiff.core.types import PyTree
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.pretrained import edm, lucidrains
+from mechdiff.models.pretrained import consistency, edm, lucidrains
 from mechdiff.models.pretrained.imported import Imported, ImportedFunction
 from mechdiff.models.traced import TracedDenoiser
 from mechdiff.models.unet import init_unet
 
-BUILDERS = {lucidrains.WHAT: lucidrains.build, edm.WHAT: edm.build}
+BUILDERS = {layout.WHAT: layout.build for layout in (lucidrains, edm, consistency)}
 
 
 def build(

@@ -75,12 +75,16 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     notes += (
         [f"ASSUMED noise levels, which networks of EDM leave open: {', '.join(assumed)}"] if assumed else []
     )
-    ramp = np.linspace(
-        get["sigma_min"] ** (1 / get["rho"]), get["sigma_max"] ** (1 / get["rho"]), get["steps"]
-    )
-    bar = 1 / (1 + ramp ** (2 * get["rho"]))
-    diffusion = from_betas(1 - bar / np.append(1.0, bar[:-1]))
+    low, high, rho = get["sigma_min"], get["sigma_max"], get["rho"]
+    diffusion = karras_levels(np.linspace(0, 1, get["steps"]), low, high, rho)
     return ImportedFunction(WHAT, options, state, diffusion, dtype, tuple(notes), assumed)
+
+
+def karras_levels(places: np.ndarray, low: float, high: float, rho: float) -> DiffusionConfig:
+    """Noise levels of Karras et al. 2022, eq. 5, at places in [0, 1], 0 being the lowest sigma."""
+    sigma = (low ** (1 / rho) + places * (high ** (1 / rho) - low ** (1 / rho))) ** rho
+    bar = 1 / (1 + sigma**2)
+    return from_betas(1 - bar / np.append(1.0, bar[:-1]))
 
 
 def build(

@@ -5,10 +5,6 @@ from typing import Any
 
 WAY_OUT = "write it as a JAX function and wrap that (mechdiff.models.traced)"
 FAMILIES = (  # words of a config that tell a family, and what it is
-    (
-        ("training_mode", "target_ema_mode", "weight_schedule", "distill_steps_per_iter"),
-        "a consistency model or EDM network of openai/consistency_models, on continuous noise levels",
-    ),
     (("first_stage_config", "cond_stage_config", "unet_config"), "a latent diffusion model"),
 )
 

@@ -1,4 +1,4 @@
-"""denoising_diffusion_pytorch's `Unet` (lucidrains), release 2, as its users save it.
+"""denoising_diffusion_pytorch's `Unet` (lucidrains), releases 1.9 to 2, as its users save it.
 
 A folder holds `model.safetensors` (the network, a `GaussianDiffusion`, or a trainer's average of one) and a
 config: `{"image_size": 32}` is enough where the file holds the buffers of `GaussianDiffusion`. Widths,
@@ -54,6 +54,7 @@ TABLE = {  # arguments of Unet and GaussianDiffusion
     "attn_heads": Option(None, listed(WHOLE, text=True)),
     "attn_dim_head": Option(None, listed(WHOLE, text=True)),
     "full_attn": Option(None, listed(boolean(text=True), also=(None,))),
+    "resnet_block_groups": Option(None, optional(WHOLE)),
     "sinusoidal_pos_emb_theta": Option(10000.0, number(1.0, text=True)),
     "objective": Option(None, choice(*OBJECTIVES), (None, *OBJECTIVES)),
     "beta_schedule": Option(None, choice(*SCHEDULES), (None, *SCHEDULES)),
@@ -72,6 +73,8 @@ BUFFERS += ("sqrt_recipm1_alphas_cumprod", "posterior_variance", "posterior_log_
 BUFFERS += ("posterior_mean_coef1", "posterior_mean_coef2")
 PROBE = "init_conv.weight"
 RMS, GROUPS = "downs.0.0.block1.norm.g", "downs.0.0.block1.norm.bias"
+MEMORY = "mid_attn.mem_kv"
+USUAL_GROUPS = 8
 
 
 def recognizes(config: Mapping[str, Any]) -> bool:
@@ -99,10 +102,11 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
         notes.append(
             "self-conditioned: examined without an earlier estimate, as in the first step of sampling"
         )
-    assumed = () if "sinusoidal_pos_emb_theta" in get.stated else ("sinusoidal_pos_emb_theta=10000.0",)
-    assumed = () if "time_mlp.0.weights" in state else assumed
+    usual = {} if "time_mlp.0.weights" in state else {"sinusoidal_pos_emb_theta": 10000.0}
+    usual |= {"resnet_block_groups": USUAL_GROUPS} if GROUPS in state else {}
+    assumed = states.summary({name: value for name, value in usual.items() if name not in get.stated})
     if assumed:
-        notes.append(f"ASSUMED: {assumed[0]}, the package's own, which no tensor tells")
+        notes.append(f"ASSUMED: {', '.join(assumed)}, the package's own, which no tensor tells")
     return ImportedFunction(
         WHAT,
         options | {"prediction": prediction},
@@ -125,7 +129,8 @@ def build(
 
 
 def _network(options: Mapping[str, Any]) -> Network:
-    return Network(options["levels"], options["channels"], options["self_condition"], options["theta"])
+    told = (options[name] for name in ("levels", "channels", "self_condition", "theta"))
+    return Network(*told, groups=options.get("groups", USUAL_GROUPS))
 
 
 def _example(options: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -144,15 +149,14 @@ def _buffers(state: tensors.State) -> tuple[dict[str, np.ndarray], dict[str, np.
 
 
 def _check_release(state: tensors.State, path: Path) -> None:
-    if RMS in state:
-        return
-    old = any(".fn." in name and ".to_qkv." in name for name in state)
-    if GROUPS in state or old:
+    wrapped = any(".fn." in name and ".to_qkv." in name for name in state)
+    if wrapped or (GROUPS in state and MEMORY not in state):
         raise ConfigError(
-            f"{path} is of a release of denoising_diffusion_pytorch before 2 (group norms), which is not "
-            "read; only release 2 (RMS norms) is"
+            f"{path} is of a release of denoising_diffusion_pytorch before 1.9, which is not read: whether "
+            "convolutions standardize their weights, and how many heads there are, leaves no trace in tensors"
         )
-    raise CheckpointError(f"{path} has no {RMS}: no Unet of denoising_diffusion_pytorch 2")
+    if RMS not in state and GROUPS not in state:
+        raise CheckpointError(f"{path} has no {RMS}: no Unet of denoising_diffusion_pytorch 1.9 or later")
 
 
 def _options(get: Options, state: tensors.State, path: Path) -> dict[str, Any]:
@@ -190,7 +194,12 @@ def _options(get: Options, state: tensors.State, path: Path) -> dict[str, Any]:
     if side % 2 ** (levels - 1):
         raise ConfigError(f"{WHAT} option image_size={side} is not divisible by {2 ** (levels - 1)}")
     ours = {"levels": levels, "image_size": side, "channels": channels, "self_condition": self_condition}
-    return ours | {"theta": get["sinusoidal_pos_emb_theta"]}
+    width, groups = len(state["downs.0.0.block1.proj.weight"]), get["resnet_block_groups"] or USUAL_GROUPS
+    if GROUPS not in state and get["resnet_block_groups"] is not None:
+        raise ConfigError(f"{WHAT} option resnet_block_groups={groups}, but the tensors say RMS norms")
+    if GROUPS in state and width % groups:
+        raise ConfigError(f"{WHAT} option resnet_block_groups={groups} does not divide {width} channels")
+    return ours | {"theta": get["sinusoidal_pos_emb_theta"], "groups": groups}
 
 
 def _channels(get: Options, joined: int, outputs: int) -> tuple[int, bool]:

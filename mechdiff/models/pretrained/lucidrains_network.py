@@ -1,6 +1,7 @@
-"""The forward pass of `Unet` in denoising_diffusion_pytorch 2 (lucidrains), its parts named.
+"""The forward pass of `Unet` in denoising_diffusion_pytorch (lucidrains), releases 1.9 to 2, its parts named.
 
-Residual blocks whose first half is scaled and shifted by the time, RMS norms over channels, linear attention
+Residual blocks whose first half is scaled and shifted by the time, RMS norms over channels (group norms in
+the blocks of releases below 2), linear attention
 (Shen et al. 2018) at the outer levels and softmax attention inside; both have learned memory keys and values
 beside the positions.
 
@@ -12,6 +13,7 @@ undefined and none is given.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -34,39 +36,41 @@ class Network:
       channels: of an image.
       self_condition: the input is joined with an earlier estimate of the image, zeros here.
       theta: period of the slowest feature of time, over 2 pi.
+      groups: of the group norms in blocks, which releases 1.9 to 1.11 have in the place of RMS norms.
     """
 
     levels: int
     channels: int = 3
     self_condition: bool = False
     theta: float = 10000.0
+    groups: int = 8
 
     def __call__(self, params: Tensors, x: Features, t: Real[AnyArray, " batch"]) -> Features:
         """What the network outputs, `(batch, height, width, channels)`; a learned variance is dropped."""
         if self.self_condition:
             x = jnp.concatenate([jnp.zeros_like(x), x], axis=-1)
-        time = _time(params, t, self.theta)
+        time, block = _time(params, t, self.theta), functools.partial(_block, groups=self.groups)
         h = first = convolve(params, "init_conv", x)
         skips = []
         for level in range(self.levels):
             theirs, ours = f"downs.{level}", f"down{level}"
-            h = _block(params, f"{theirs}.0", f"{ours}.block0", h, time)
+            h = block(params, f"{theirs}.0", f"{ours}.block0", h, time)
             skips.append(h)
-            h = _block(params, f"{theirs}.1", f"{ours}.block1", h, time)
+            h = block(params, f"{theirs}.1", f"{ours}.block1", h, time)
             h = h + _attention(params, f"{theirs}.2", f"{ours}.attn", h)
             skips.append(h)
             last = level == self.levels - 1
             h = convolve(params, f"{theirs}.3", h) if last else convolve(params, f"{theirs}.3.1", _packed(h))
-        h = _block(params, "mid_block1", "mid.block0", h, time)
+        h = block(params, "mid_block1", "mid.block0", h, time)
         h = h + _attention(params, "mid_attn", "mid.attn", h)
-        h = _block(params, "mid_block2", "mid.block1", h, time)
+        h = block(params, "mid_block2", "mid.block1", h, time)
         for index in range(self.levels):
             level = self.levels - 1 - index
             theirs, ours = f"ups.{index}", f"up{level}"
             h = _joined(h, skips.pop(), f"{ours}.block0")
-            h = _block(params, f"{theirs}.0", f"{ours}.block0", h, time)
+            h = block(params, f"{theirs}.0", f"{ours}.block0", h, time)
             h = _joined(h, skips.pop(), f"{ours}.block1")
-            h = _block(params, f"{theirs}.1", f"{ours}.block1", h, time)
+            h = block(params, f"{theirs}.1", f"{ours}.block1", h, time)
             h = h + _attention(params, f"{theirs}.2", f"{ours}.attn", h)
             h = (
                 convolve(params, f"{theirs}.3", h)
@@ -74,7 +78,7 @@ class Network:
                 else convolve(params, f"{theirs}.3.1", enlarged(h))
             )
         h = _joined(h, first, "out")
-        h = _block(params, "final_res_block", "out.block0", h, time)
+        h = block(params, "final_res_block", "out.block0", h, time)
         return convolve(params, "final_conv", h)[..., : self.channels]
 
 
@@ -91,6 +95,17 @@ def _time(params: Tensors, t: Real[AnyArray, " batch"], theta: float) -> Float[A
     return linear(params, "time_mlp.3", hidden)
 
 
+def _block_norm(params: Tensors, name: str, x: Features, groups: int) -> Features:
+    """The norm of a block: over groups of channels where it has a bias, else RMS."""
+    if f"{name}.bias" not in params:
+        return _norm(params, name, x)
+    split = x.reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
+    mean = split.mean((1, 3), keepdims=True)
+    variance = jnp.square(split - mean).mean((1, 3), keepdims=True)
+    normed = ((split - mean) * jax.lax.rsqrt(variance + 1e-5)).reshape(x.shape)
+    return normed * params[f"{name}.weight"] + params[f"{name}.bias"]
+
+
 def _norm(params: Tensors, name: str, x: Features) -> Features:
     """RMS norm over channels, with torch's guard against a norm of zero."""
     gain = params[f"{name}.g"].reshape(-1)
@@ -99,13 +114,13 @@ def _norm(params: Tensors, name: str, x: Features) -> Features:
     return x / length * gain * math.sqrt(x.shape[-1])
 
 
-def _block(params: Tensors, theirs: str, ours: str, x: Features, time: AnyArray) -> Features:
+def _block(params: Tensors, theirs: str, ours: str, x: Features, time: AnyArray, groups: int) -> Features:
     """A residual block: two convolutions, normalized, the first scaled and shifted by the time."""
     injected = checkpoint_name(linear(params, f"{theirs}.mlp.1", jax.nn.silu(time)), f"{ours}.time")
     scale, shift = jnp.split(injected[:, None, None], 2, axis=-1)
-    h = _norm(params, f"{theirs}.block1.norm", convolve(params, f"{theirs}.block1.proj", x))
+    h = _block_norm(params, f"{theirs}.block1.norm", convolve(params, f"{theirs}.block1.proj", x), groups)
     h = jax.nn.silu(h * (scale + 1) + shift)
-    h = _norm(params, f"{theirs}.block2.norm", convolve(params, f"{theirs}.block2.proj", h))
+    h = _block_norm(params, f"{theirs}.block2.norm", convolve(params, f"{theirs}.block2.proj", h), groups)
     straight = convolve(params, f"{theirs}.res_conv", x) if f"{theirs}.res_conv.weight" in params else x
     return straight + checkpoint_name(jax.nn.silu(h), f"{ours}.res")
 

@@ -24,7 +24,7 @@ CONTROLS = (
     "celeba scrambled",
     "tfds scrambled",
 )  # data beside the claims, see `without_controls`
-TOP_LEVEL = 4  # highest complexity of synthetic faces: all factors vary
+TOP_COMPLEXITY = 4  # highest complexity of synthetic faces: all factors vary
 
 
 def lead(sweep: xr.Dataset) -> str:
@@ -49,11 +49,11 @@ def without_controls(networks: Sequence[Network]) -> list[Network]:
 
 
 def sides(networks: Sequence[Network]) -> tuple[list[Network], list[Network]]:
-    """Networks of CelebA and of synthetic faces of complexity `TOP_LEVEL`, sorted by training seed."""
+    """Networks of CelebA and of synthetic faces of complexity `TOP_COMPLEXITY`, sorted by training seed."""
     by_seed = sorted(networks, key=lambda network: network.seed)
     natural = [network for network in by_seed if network.data in ("celeba", "tfds")]
     simple = [
-        network for network in by_seed if network.data == "synthetic" and network.complexity == TOP_LEVEL
+        network for network in by_seed if network.data == "synthetic" and network.complexity == TOP_COMPLEXITY
     ]
     return natural, simple
 
@@ -79,12 +79,14 @@ def few(natural: Sequence, simple: Sequence, least: int) -> str:
     )
 
 
-def damage(sweep: xr.Dataset, ablation: str) -> Float[np.ndarray, " component"]:
+def relative_increases(sweep: xr.Dataset, ablation: str) -> Float[np.ndarray, " component"]:
     """Pooled relative loss increase (ΔL/L, %) of each component, images weighted evenly."""
-    return damages(sweep, ablation, even(sweep))[:, 0]
+    return increase_draws(sweep, ablation, even(sweep))[:, 0]
 
 
-def damages(sweep: xr.Dataset, ablation: str, weights: Float[np.ndarray, "m *levels image"]) -> effects.Draws:
+def increase_draws(
+    sweep: xr.Dataset, ablation: str, weights: Float[np.ndarray, "m *timesteps image"]
+) -> effects.Draws:
     """Pooled relative loss increase (ΔL/L, %) under each weighting of the images."""
     return effects.pooled_relative_increase(*effects.losses(sweep, ablation), weights)
 
@@ -94,13 +96,13 @@ def effective(sweep: xr.Dataset, ablation: str) -> float:
     return float(complexity.effective_components(sweep, ablation)(even(sweep))[0])
 
 
-def weightings(results: xr.Dataset) -> Float[np.ndarray, "draws *levels image"]:
+def weightings(results: xr.Dataset) -> Float[np.ndarray, "draws *timesteps image"]:
     """Even weights, then `RESAMPLES` resamples of units: the same for all networks with as many units."""
     units = stats.units_of(results)
     return np.concatenate([units.even(), units.resamples(RESAMPLES)])
 
 
-def even(sweep: xr.Dataset) -> Float[np.ndarray, "1 *levels image"]:
+def even(sweep: xr.Dataset) -> Float[np.ndarray, "1 *timesteps image"]:
     """Even weights of the images."""
     return stats.units_of(sweep).even()
 
@@ -130,20 +132,23 @@ def measures(network: Network) -> dict[str, Float[np.ndarray, " draws"]]:
     over sites and timesteps; effective components of the untrained control.
     """
 
-    def spread(sweep: xr.Dataset, ablation: str) -> Float[np.ndarray, " draws"]:
+    def effective_draws(sweep: xr.Dataset, ablation: str) -> Float[np.ndarray, " draws"]:
         return complexity.effective_components(sweep, ablation)(weightings(sweep))
 
     ablations = [str(ablation) for ablation in network.sweep["ablation"].values]
-    values = {f"effective components, {ablation}": spread(network.sweep, ablation) for ablation in ablations}
+    values = {
+        f"effective components, {ablation}": effective_draws(network.sweep, ablation)
+        for ablation in ablations
+    }
     for ablation, runs in network.circuits.items():
-        for tau, size in zip(complexity.TAUS, np.atleast_1d(runs.attrs["sizes"])):
+        for tau, size in zip(complexity.TAUS, np.atleast_1d(runs.attrs["sizes"]), strict=True):
             values[f"circuit to {tau:g}, {ablation}"] = np.array([size], np.float64)
     if network.activity is not None:
         logs = np.log(network.activity["value"]).mean(("site", "t"))
         for name in logs["measure"].values:
             values[f"activations: {name}"] = np.exp([float(logs.sel(measure=name))])
     if network.control is not None:
-        values["untrained: effective components"] = spread(network.control, lead(network.control))
+        values["untrained: effective components"] = effective_draws(network.control, lead(network.control))
     return values
 
 
@@ -157,9 +162,7 @@ def ratios(networks: Sequence[Network]) -> dict[str, Interval]:
     for name in natural[0]:
         if not all(name in values for values in [*natural, *simple]):
             continue
-        logs = np.array(
-            [np.log(one[name]) - np.log(other[name]) for one, other in zip(natural, simple, strict=True)]
-        )
+        logs = np.array([np.log(a[name]) - np.log(b[name]) for a, b in zip(natural, simple, strict=True)])
         draws = logs[:, 1:] if logs.shape[1] > 1 else None
         mean, (low, high), _ = over_seeds(logs[:, 0], draws, units)
         estimate, low, high = map(np.asarray, np.exp([mean, low, high]))

@@ -91,7 +91,7 @@ def roles(networks: Sequence[Network]) -> Finding:
     named = [[_named(network) for network in side] for side in (natural, simple)]
     having, total = np.count_nonzero(named[0] + named[1]), len(named[0] + named[1])
     p = max(*(result.p_profiles for result in results), float(binom.sf(having - 1, total, ALPHA)))
-    heads = natural[0].roles.sizes["component"]
+    heads = _roles(natural[0]).sizes["component"]
     words = []
     for name, result, counts in zip(("CelebA", "synthetic faces"), results, named, strict=True):
         text = (
@@ -106,15 +106,22 @@ def roles(networks: Sequence[Network]) -> Finding:
     return Finding(estimate, interval, p, least, "; ".join(words), negligible=negligible, p_alone=True)
 
 
+def _roles(network: Network) -> xr.Dataset:
+    if network.roles is None:
+        raise NotTestable(f"{network.name} holds no roles of heads (--set=study.role_sets=1000)")
+    return network.roles
+
+
 def _named(network: Network) -> int:
     """Number of heads with a role."""
-    return int((network.roles["role"] != matching.UNASSIGNED).sum())
+    return int((_roles(network)["role"] != matching.UNASSIGNED).sum())
 
 
 def _agreement(side: Sequence[Network], repeats: int = 2000) -> matching.Agreement:
     patterned = {str(name) for name in side[0].attention["head"].values}  # heads over one key have none
-    heads = [str(name) for name in side[0].roles["component"].values if str(name) in patterned]
-    roles = [network.roles.sel(component=heads) for network in side]
+    results = [_roles(network) for network in side]
+    heads = [str(name) for name in results[0]["component"].values if str(name) in patterned]
+    roles = [result.sel(component=heads) for result in results]
     return matching.agreement(
         [matching.attention_profiles(network.attention.sel(head=heads)) for network in side],
         [of_heads["selectivity"].transpose("component", "target").values for of_heads in roles],
@@ -154,5 +161,5 @@ def rank_link(sweep: xr.Dataset, attention: xr.Dataset) -> Float[np.ndarray, " d
     values = attention["normalized_entropy"].transpose("head", "t", "image").values.astype(np.float64)
     entropies = stats.weighted(values, across_seeds.weightings(attention)).mean(axis=1)
     rows = sweep.sel(component=heads)
-    damage = across_seeds.damages(rows, across_seeds.lead(sweep), across_seeds.weightings(sweep))
+    damage = across_seeds.increase_draws(rows, across_seeds.lead(sweep), across_seeds.weightings(sweep))
     return within_layers(entropies, np.abs(damage), np.array(matching.layers_of(heads)))

@@ -36,7 +36,7 @@ def examine(networks: Sequence[Network]) -> Finding:
     names = [str(name) for name in networks[0].sweep["component"].values]
     visible = np.logical_or.reduce([across_seeds.visible(network.sweep) for network in networks])
     least = bottlenecks.weakest(
-        np.array([_damage(network.sweep, ablations) for network in networks]), visible
+        np.array([_increases(network.sweep, ablations) for network in networks]), visible
     )
     first = bottlenecks.split([f"{n.data}{n.complexity}" for n in networks], [n.seed for n in networks])
     units = min(network.units.count for network in networks)
@@ -58,9 +58,9 @@ def examine(networks: Sequence[Network]) -> Finding:
     )  # fmt: skip
 
 
-def _damage(sweep: xr.Dataset, ablations: Sequence[str]) -> Float[np.ndarray, "ablation component draws"]:
+def _increases(sweep: xr.Dataset, ablations: Sequence[str]) -> Float[np.ndarray, "ablation component draws"]:
     weights = across_seeds.weightings(sweep)
-    return np.array([across_seeds.damages(sweep, ablation, weights) for ablation in ablations])
+    return np.array([across_seeds.increase_draws(sweep, ablation, weights) for ablation in ablations])
 
 
 def _beyond_controls(
@@ -93,20 +93,21 @@ def _untrained(
 ) -> Float[np.ndarray, " network"] | None:
     """Pooled ΔL/L (%) of the same component in the untrained network of the same seed: the largest over
     ablations, which is conservative."""
-    if any(network.control is None for network in networks):
+    controls = [network.control for network in networks if network.control is not None]
+    if len(controls) < len(networks):
         return None
     largest = []
-    for network, component in zip(networks, tested, strict=True):
+    for network, control, component in zip(networks, controls, tested, strict=True):
         ablations = [str(ablation) for ablation in network.sweep["ablation"].values]
-        both = [i for i, ablation in enumerate(ablations) if ablation in network.control["ablation"].values]
-        damage = [
-            across_seeds.damage(network.control, ablations[i])[component]
+        both = [i for i, ablation in enumerate(ablations) if ablation in control["ablation"].values]
+        increases = [
+            across_seeds.relative_increases(control, ablations[i])[component]
             for i in both
             if visible[i, component]
         ]
-        if not damage:
+        if not increases:
             return None
-        largest.append(max(damage))
+        largest.append(max(increases))
     return np.array(largest)
 
 
@@ -114,12 +115,13 @@ def _random(
     networks: Sequence[Network], tested: np.ndarray, visible: Bool[np.ndarray, "ablation component"]
 ) -> Float[np.ndarray, " network"] | None:
     """95th percentile of pooled ΔL/L (%) over random sets of as many channels, largest over ablations."""
-    if any(network.random_sets is None for network in networks):
+    of_networks = [network.random_sets for network in networks if network.random_sets is not None]
+    if len(of_networks) < len(networks):
         return None
     largest = []
-    for network, component in zip(networks, tested, strict=True):
+    for network, random_sets, component in zip(networks, of_networks, tested, strict=True):
         name = str(network.sweep["component"].values[component])
-        sets = network.random_sets["damage"].sel(component=name)
+        sets = random_sets["relative_increase"].sel(component=name)
         ablations = [str(ablation) for ablation in network.sweep["ablation"].values]
         values = [
             np.quantile(sets.sel(ablation=ablation).values, QUANTILE)

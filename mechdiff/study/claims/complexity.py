@@ -60,7 +60,9 @@ def examine(networks: Sequence[Network], controls: Sequence[Network] = ()) -> Fi
         raise NotTestable("networks of the ladder were swept at other timesteps or have other components")
     measure, because = _gate(final)
     natural, simple, ratio = _matched(networks)
-    first, second = (measure.of(side) for side in (natural, simple))
+    first, second = measure.of(natural), measure.of(simple)
+    if first is None or second is None:
+        raise NotTestable(f"{measure.name} is not known of all networks of matched loss")
     draws = None if first[1] is None or second[1] is None else first[1] - second[1]
     units = min(network.units.count for network in [*natural, *simple])
     estimate, interval, p = small_samples.between_groups(
@@ -119,8 +121,8 @@ def _gate(networks: Sequence[Network]) -> tuple[Measure, str]:
         )
     words = []
     for measure in measures(networks):
-        values = [measure.of(rung) for rung in rungs]
-        if any(value is None for value in values):
+        values = [value for rung in rungs if (value := measure.of(rung)) is not None]
+        if len(values) < len(rungs):
             continue
         rises, p = spread.ordered([value[0] for value in values], measure.pseudo)
         shown = ", ".join(f"{np.exp(value[0].mean()):.1f}" for value in values)
@@ -160,27 +162,27 @@ def _loss(networks: Sequence[Network]) -> float:
 
 
 def _relative(networks: Sequence[Network]) -> Values:
-    damage = [
-        across_seeds.damages(n.sweep, across_seeds.lead(n.sweep), across_seeds.weightings(n.sweep))
+    increases = [
+        across_seeds.increase_draws(n.sweep, across_seeds.lead(n.sweep), across_seeds.weightings(n.sweep))
         for n in networks
     ]
-    return _spread(np.array(damage))
+    return _effective(np.array(increases))
 
 
 def _excess(networks: Sequence[Network]) -> Values | None:
     if not all("floor" in network.sweep for network in networks):
         return None
-    damage = []
+    increases = []
     for network in networks:
         clean, loss = effects.losses(network.sweep, across_seeds.lead(network.sweep))
         weights = across_seeds.weightings(network.sweep)
         floor = network.sweep.get("floor_loss", network.sweep["floor"]).values
-        damage.append(effects.excess_damage(clean, loss, floor, weights))
-    return _spread(np.array(damage))
+        increases.append(effects.excess_relative_increase(clean, loss, floor, weights))
+    return _effective(np.array(increases))
 
 
-def _spread(damage: Float[np.ndarray, "network component draws"]) -> Values:
-    return spread.pseudo_values(damage[..., 0]), spread.log_spread(damage[..., 1:])
+def _effective(increases: Float[np.ndarray, "network component draws"]) -> Values:
+    return spread.pseudo_values(increases[..., 0]), spread.log_effective_number(increases[..., 1:])
 
 
 def _sizes(networks: Sequence[Network], ablation: str, place: int) -> Values | None:

@@ -34,7 +34,7 @@ def evaluate(networks: Sequence[Network]) -> list[Claim]:
     full = [
         network
         for network in final
-        if network.data != "synthetic" or network.complexity == across_seeds.TOP_LEVEL
+        if network.data != "synthetic" or network.complexity == across_seeds.TOP_COMPLEXITY
     ]
     if not across_seeds.alike(full):
         return decide([dataclasses.replace(question, test=_mixed) for question in QUESTIONS], full)

@@ -119,7 +119,7 @@ def roll(
         return final.reshape(count, batch, *final.shape[1:])
 
     specs, outs = (ALL, ALL, ALL, IMAGES), PartitionSpec(None, "images")
-    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=outs, check_vma=False)
+    run = devices.map_over_images(local, mesh, specs, outs)
     return run(denoiser, stacked, steps, samples)
 
 

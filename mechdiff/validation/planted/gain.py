@@ -5,7 +5,6 @@ At the best gain the gradient of the loss with respect to its gate vanishes, as 
 networks.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -15,11 +14,10 @@ from jaxtyping import Array, Float, Int
 from scipy.optimize import brentq
 
 from mechdiff.core.types import Images
-from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.diffusion.process import noised
 from mechdiff.interventions.build import set_gate
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import denoise
 
 GATES = (0.0, 0.5, 1.0)  # gate values of the parabola
 BOUNDS = (0.2, 5.0)  # of the change in one round
@@ -30,7 +28,7 @@ def best_gain(
     network: Callable[[float], Denoiser],
     component: str,
     images: Images,
-    timesteps: Int[np.ndarray, " levels"],
+    timesteps: Int[np.ndarray, " timesteps"],
     rounds: int = 2,
 ) -> float:
     """The gain of `component` with the least relative loss, timesteps weighted evenly.
@@ -74,21 +72,13 @@ def balanced_gain(
 
 
 def losses(
-    denoiser: Denoiser, intervention: Intervention, images: Images, timesteps: Int[np.ndarray, " levels"]
-) -> Float[np.ndarray, " levels"]:
+    denoiser: Denoiser, intervention: Intervention, images: Images, timesteps: Int[np.ndarray, " timesteps"]
+) -> Float[np.ndarray, " timesteps"]:
     """Mean denoising loss at each timestep under an intervention."""
-    return np.array(
-        [
-            _loss(denoiser.unet, denoiser.schedule, denoiser.params, intervention, images, int(t))
-            for t in timesteps
-        ]
-    )
+    return np.array([_loss(denoiser, intervention, images, int(t)) for t in timesteps])
 
 
-@functools.partial(jax.jit, static_argnames="unet")
-def _loss(unet, schedule, params, intervention, x0: Images, t: Int[Array, ""]) -> Float[Array, ""]:
-    timesteps = jnp.full(len(x0), t)
-    noise = image_noise(jax.random.key(0), jnp.arange(len(x0)), x0.shape[1:])
-    x_t = q_sample(schedule, x0, timesteps, noise)
-    predicted = denoise(unet, schedule, params, intervention, x_t, timesteps)
-    return jnp.mean((predicted - noise) ** 2)
+@jax.jit
+def _loss(denoiser: Denoiser, intervention: Intervention, x0: Images, t: Int[Array, ""]) -> Float[Array, ""]:
+    x_t, timesteps, noise = noised(denoiser.schedule, x0, t, jax.random.key(0), jnp.arange(len(x0)))
+    return jnp.mean((denoiser.predict(intervention, x_t, timesteps) - noise) ** 2)

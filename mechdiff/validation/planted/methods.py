@@ -1,7 +1,6 @@
 """Scores of components by every method, compared with the planted truth (`metrics`)."""
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from mechdiff.analysis import effects
 from mechdiff.circuits.attribution import Expansion, gate_scores
@@ -24,11 +23,10 @@ from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import Images
-from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.diffusion.process import image_noise, q_sample
+from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.components import Component, site_type
-from mechdiff.interventions.gates import CAPTURED
-from mechdiff.models.unet import components, forward
+from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.unet import components
 from mechdiff.storage import files
 from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.activations import activation_means, attention_stats
@@ -208,13 +206,12 @@ def discovered(plant: PlantedNetwork, key, chosen: Sequence[Component], folder: 
 def _observed(plant: PlantedNetwork, key, chosen: Sequence[Component]) -> Scores:
     """Scores without intervention: 1 - normalized entropy of heads, variance of activations over images."""
     denoiser = plant.denoiser
-    heads = attention_stats(denoiser, EvalSet(plant.images, plant.timesteps, key), block=len(plant.images))
+    eval_set = EvalSet(plant.images, plant.timesteps, key)
+    heads = attention_stats(denoiser, eval_set, block=len(plant.images))
     entropy = heads["normalized_entropy"].mean("image").reindex(head=[component.name for component in chosen])
-    index = np.arange(len(plant.images))
-    unet, params, identity, schedule = denoiser.unet, denoiser.params, denoiser.identity, denoiser.schedule
     by_timestep = [
-        jax.device_get(_variances(unet, params, identity, schedule, plant.images, int(t), key, index))
-        for t in plant.timesteps
+        jax.device_get(_variances(denoiser, eval_set.batch(t_index)))
+        for t_index in range(len(eval_set.timesteps))
     ]
     variance = [
         [sites[component.site][slice(*component.index)].mean() for sites in by_timestep]
@@ -223,15 +220,18 @@ def _observed(plant: PlantedNetwork, key, chosen: Sequence[Component]) -> Scores
     return {"entropy": 1 - entropy.values, "activation variance": np.array(variance)}
 
 
-@functools.partial(jax.jit, static_argnames="unet")
-def _variances(unet, params, identity, schedule, x0, t, key, indices):
-    """Variance over images of each unit's activation, averaged over positions: site -> `(units,)`."""
-    timesteps = jnp.full(len(x0), t)
-    x_t = q_sample(schedule, x0, timesteps, image_noise(key, indices, x0.shape[1:]))
-    sites = forward(unet, params, identity, x_t, timesteps, capture=(CAPTURED,))[1][CAPTURED]
-    units_last = lambda site, a: jnp.moveaxis(a, -2, -1) if site_type(site) == "head" else a
-    spread = {site: units_last(site, a.var(axis=0)) for site, a in sites.items()}
-    return {site: a.reshape(-1, a.shape[-1]).mean(0) for site, a in spread.items()}
+@jax.jit
+def _variances(denoiser: Denoiser, batch: EvalBatch) -> dict[str, Float[Array, " units"]]:
+    """Variance over images of each unit's activation, averaged over positions."""
+    x_t, t, _ = batch.noised(denoiser.schedule)
+
+    def of_units(site, activation):
+        variance = activation.var(axis=0)
+        units_last = jnp.moveaxis(variance, -2, -1) if site_type(site) == "head" else variance
+        return units_last.reshape(-1, units_last.shape[-1]).mean(0)
+
+    sites = denoiser.captured(denoiser.identity, x_t, t)[1]
+    return {site: of_units(site, activation) for site, activation in sites.items()}
 
 
 def _in_company(
@@ -252,7 +252,7 @@ def _pairs_exact(
     """`MEASURES` of the interactions of all pairs of components, by exact ablation."""
     pairs = list(itertools.combinations(chosen, 2))
     exact = pair_effects(plant.denoiser, EvalSet(_half(plant), plant.timesteps, key), pairs)
-    interaction = exact.synergy.mean("image").values
+    interaction = exact.interaction.mean("image").values
     return compare(100 * interaction / clean, _planted_pairs(plant, chosen))
 
 

@@ -22,6 +22,7 @@ from mechdiff.models.pretrained.lucidrains_levels import by_loss_weight
 from mechdiff.storage.exported import export_model
 
 REFERENCE = Path(__file__).parents[2] / "reference" / "foreign.npz"
+GROUPS = "lucidrains_groups"  # of release 1.11.0
 X, TIMES = np.moveaxis(noisy(), 1, -1), np.array(T)
 WHOLE = {"image_size": SIDE}
 BARE = WHOLE | {"objective": "pred_noise", "beta_schedule": "cosine", "timesteps": 1000}
@@ -30,7 +31,9 @@ BARE = WHOLE | {"objective": "pred_noise", "beta_schedule": "cosine", "timesteps
 @functools.cache
 def frozen(name: str) -> dict:
     """Arrays of one network, images NHWC, and its tensors as `state`."""
-    with np.load(REFERENCE) as stored:
+    with np.load(
+        REFERENCE.with_name("lucidrains_groups.npz" if name == GROUPS else REFERENCE.name)
+    ) as stored:
         arrays = {key.removeprefix(f"{name}/"): stored[key] for key in stored if key.startswith(f"{name}/")}
     arrays |= {key: np.moveaxis(arrays[key], -3, -1) for key in ("output", "gradient", "hooked")}
     return arrays | {"state": draw(json.loads(str(arrays["shapes"])))}
@@ -126,6 +129,20 @@ def test_all_that_a_network_can_have_is_read_off_its_tensors(tmp_path):
     check_heads(denoiser, arrays, heads_of(arrays, levels=3))
 
 
+def test_a_release_before_2_has_group_norms_whose_groups_must_be_stated_where_they_are_not_8(tmp_path):
+    """Against release 1.11.0 with 4 groups (`make_lucidrains_groups_reference`)."""
+    arrays = frozen(GROUPS)
+    state = arrays["state"]
+    stated = pretrained.read(written(tmp_path, BARE | {"resnet_block_groups": 4}, state))
+    assert not any("groups" in name for name in stated.assumed)
+    check_parity(built(stated), arrays)
+    check_heads(built(stated), arrays, heads_of(arrays, levels=2))
+    usual = pretrained.read(written(tmp_path, BARE, state))
+    assert usual.assumed[-1] == "resnet_block_groups=8" and usual.options["groups"] == 8
+    with pytest.raises(MechdiffError, match="resnet_block_groups=5 does not divide 16 channels"):
+        pretrained.read(written(tmp_path, BARE | {"resnet_block_groups": 5}, state))
+
+
 def test_only_softmax_attention_has_an_entropy(tmp_path):
     denoiser = built(pretrained.read(written(tmp_path, BARE, frozen("lucidrains_all")["state"])))
     _, patterns = denoiser.captured(denoiser.identity, X, TIMES, collection="patterns")
@@ -173,7 +190,8 @@ def renamed(state: dict, old: str, new: str) -> dict:
         (BARE | {"dim_mults": [1, 3, 2]}, dict, "dim_mults=.*the tensors say"),
         (BARE | {"image_size": 6}, dict, "not divisible by 4"),
         (BARE | {"dim_mult": [1]}, dict, "unknown option of lucidrains 'dim_mult'; closest: dim_mults"),
-        (BARE, lambda state: renamed(state, "norm.g", "norm.bias"), "before 2"),
+        (BARE, lambda state: renamed(state, "mid_attn.to_qkv", "mid_attn.fn.fn.to_qkv"), "before 1.9"),
+        (BARE | {"resnet_block_groups": 4}, dict, "resnet_block_groups=4, but the tensors say RMS norms"),
         (BARE, lambda state: state | {"more.weight": np.zeros((1, 1), np.float32)}, "unused: more.weight"),
         (BARE, lambda state: {k: v for k, v in state.items() if k != "mid_attn.mem_kv"}, "missing: mid_attn"),
     ],

@@ -17,7 +17,7 @@ from mechdiff.interventions.record import ALWAYS, STACKED, Intervention
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.stages import stages
 from mechdiff.models.unet import components
-from mechdiff.sweeps.execution import engine, passes, shared_prefix
+from mechdiff.sweeps.execution import engine, joining_rows, passes, shared_prefix
 
 KEY = jax.random.key(2)
 T = 20
@@ -81,7 +81,7 @@ def test_losses_do_not_move_with_the_rows_that_a_stage_takes_at_once(
 ):
     taken = []
     monkeypatch.setattr(
-        shared_prefix, "_block", lambda stage, rows, *shape: (taken.append(rows), min(rows, block))[1]
+        joining_rows, "_block", lambda stage, rows, *shape: (taken.append(rows), min(rows, block))[1]
     )
     # Another network to the cache of programs, which took other blocks, though not to rounding.
     unet = dataclasses.replace(network.unet, norm_eps=1e-6 + 1e-9 * block)
@@ -95,9 +95,9 @@ def test_losses_do_not_move_with_the_rows_that_a_stage_takes_at_once(
 @given(rows=st.integers(1, 300), side=st.integers(1, 64))
 def test_a_block_of_rows_fits_or_is_one_row(rows, side):
     stage = stages(preset("tiny").unet)[0]
-    block = shared_prefix._block(stage, rows, side, side, 32)
+    block = joining_rows._block(stage, rows, side, side, 32)
     assert 1 <= block <= rows
-    assert block == 1 or block * side * side * 32 * 4 <= shared_prefix.CPU_BLOCK
+    assert block == 1 or block * side * side * 32 * 4 <= joining_rows.CPU_BLOCK
 
 
 def test_the_clean_rows_are_the_plain_network(network, everything, images):

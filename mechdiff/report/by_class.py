@@ -1,0 +1,112 @@
+"""Effects on the images of each class, of a network with classes: numbers, no drawing, no HTML."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from mechdiff.analysis.class_effects import CLASS, class_effects
+from mechdiff.core.config import UNetConfig
+from mechdiff.models import conditions
+from mechdiff.report.numbers import Value
+from mechdiff.study.conditions_given import CLASS_NAMES
+from mechdiff.study.records import ExaminedModel
+
+SHOWN, MOST = 10, 12  # components and classes in the table, those of the largest effects and most images
+FEWEST = 8  # images of a class at a timestep: intervals from fewer promise too much
+
+
+@dataclass(frozen=True)
+class Row:
+    """One component: its pooled ΔL/L on the images of each class, and on all."""
+
+    component: str
+    component_type: str
+    everywhere: Value
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class ByClass:
+    """Effects by class of one model.
+
+    Attributes:
+      classes: what the columns are called.
+      images: of each class, all timesteps together.
+      rows: the components with the largest pooled ΔL/L, then those of type `class`.
+      left_out: classes with fewer than `FEWEST` images at some timestep, or beyond the first `MOST`.
+    """
+
+    ablation: str
+    classes: tuple[str, ...]
+    images: tuple[int, ...]
+    rows: tuple[Row, ...]
+    left_out: int
+    fewest: int = FEWEST
+
+
+def by_class(model: ExaminedModel) -> ByClass | None:
+    """Effects of the lead ablation by class; None where the classes of images are not known."""
+    if CLASS not in model.sweep.coords:
+        return None
+    labels = model.sweep[CLASS].transpose(..., "image").values
+    present, counts = np.unique(labels, return_counts=True)
+    enough = np.array([(labels == label).sum(-1).min() >= FEWEST for label in present])
+    most = np.argsort(-counts[enough], kind="stable")[:MOST]
+    kept = np.sort(present[enough][most])
+    names = tuple(class_name(model, int(label)) for label in kept)
+    images = tuple(int(counts[present == label][0]) for label in kept)
+    rows = _rows(model, kept) if len(kept) else ()
+    return ByClass(model.lead.ablation, names, images, rows, len(present) - len(kept))
+
+
+def _rows(model: ExaminedModel, kept: np.ndarray) -> tuple[Row, ...]:
+    lead = model.lead
+    largest = np.argsort(-np.abs(lead.pooled.estimate), kind="stable")[:SHOWN].tolist()
+    classes = [i for i, component_type in enumerate(lead.part) if component_type == "class"]
+    chosen = [i for i in [*largest, *(i for i in classes if i not in largest)] if not lead.idle[i]]
+    names = [lead.components[i] for i in chosen]
+    sweep = model.sweep.sel(component=names)
+    found = class_effects(sweep, lead.ablation, labels=kept.tolist())
+    return tuple(
+        Row(
+            lead.components[i],
+            lead.part[i],
+            Value(*(float(getattr(lead.pooled, end)[i]) for end in ("estimate", "low", "high"))),
+            tuple(_value(found, lead.components[i], label) for label in kept.tolist()),
+        )
+        for i in chosen
+    )
+
+
+def _value(found: xr.Dataset, component: str, label: int) -> Value:
+    cell = found.sel({"component": component, CLASS: label})
+    return Value(*(float(cell[end]) for end in ("estimate", "low", "high")))
+
+
+def class_name(model: ExaminedModel, label: int) -> str:
+    """What a class is called: by the model's record, else its number."""
+    names = model.record.get(CLASS_NAMES) or ()
+    takes = conditions.taken(model.config.unet)
+    if label == takes.null_label:
+        return "no class"
+    return f"{label}: {names[label]}" if label < len(names) else str(label)
+
+
+def conditioned_on(model: ExaminedModel) -> str:
+    """What a UNet is told beside the noisy image and t, for a reader; empty: nothing."""
+    unet = model.config.unet
+    if model.function or not conditions.takes(unet):
+        return ""
+    said = [_classes(model, unet)] if unet.takes_labels else []
+    said += [f"an image of {unet.condition_channels} channels"] if unet.condition_channels else []
+    return " and ".join(said)
+
+
+def _classes(model: ExaminedModel, unet: UNetConfig) -> str:
+    if not unet.classes:
+        return f"a class, by {unet.class_embedding} embedding"
+    names = model.record.get(CLASS_NAMES) or ()
+    shown = f": {', '.join(names[:MOST])}{', …' if len(names) > MOST else ''}" if names else ""
+    null = "" if unet.null_label is None else f", or none of them (label {unet.null_label})"
+    return f"one of {unet.classes} classes{shown}{null}"
