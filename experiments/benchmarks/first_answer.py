@@ -1,7 +1,7 @@
 """How long a user waits for the first answers: loading, a screen, samples, a sweep, from a fresh process.
 
 `python -m experiments.benchmarks.first_answer --model=cpu32-synthetic-seed0 --n=16` times, one after another
-in one process: importing and loading; a screen of all components (the first answer); 8 samples; a sweep of n
+in one process: importing; loading; a screen of all components (the first answer); 8 samples; a sweep of n
 images at 4 timesteps. Two sessions follow each other: the first with nothing compiled, the second with the
 programs that the first one kept, as a user has them the next day. Prints for each step wall seconds,
 processor seconds (of all cores), how many programs were compiled, and in how many seconds. Result:
@@ -26,7 +26,8 @@ from mechdiff.storage import files
 MODEL = flags.DEFINE_string("model", "cpu32-synthetic-seed0", _launch.MODEL_HELP)
 IMAGES = flags.DEFINE_integer("n", 16, "Images of the sweep.", lower_bound=2)
 STEPS = {  # name -> what a user types; `md`, `model` and `n` are there
-    "load": "import mechdiff as md; model = md.load(name)",
+    "import": "import jax; import mechdiff as md",
+    "load": "model = md.load(name)",
     "screen": "told = model.screen().top(1).component[0]",
     "samples": "model.sample(8, seed=0)",
     "sweep": "model.sweep(n=n, timesteps=4, folder=folder)",
@@ -66,7 +67,7 @@ def measure(name: str, n: int, folder: str) -> dict:
     for step, code in STEPS.items():
         before, wall, processor = len(compiled), time.monotonic(), time.process_time()
         exec(code, scope)  # the very lines that a user types
-        if step == "load":
+        if step == "import":
             _listen(compiled)
         inside = compiled[before:]
         taken[step] = {

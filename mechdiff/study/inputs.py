@@ -184,7 +184,7 @@ def given_images(
             "images, condition)"
         )
     facts = {
-        "name": "images that its function gave",
+        "name": "what its function gave",
         "count": needed,
         "of": len(images),
         "sha256": digests.digest_arrays(images),

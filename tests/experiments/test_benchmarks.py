@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from experiments.benchmarks import _rounds, accelerator
+from experiments.benchmarks import _rounds, accelerator, first_answer
 from mechdiff.core.errors import MechdiffError
 from mechdiff.core.presets import preset
 from mechdiff.models.unet import components, count_parameters
@@ -96,3 +96,16 @@ def test_an_arm_of_the_accelerator_runs_on_a_cpu():
     results = accelerator.run([arm], {}, time.monotonic() + 120, lambda state: None)
     assert results[arm.name]["gflops"] > 0 and results[arm.name]["platform"] == "cpu"
     assert " TFLOP/s, side 256" in accelerator.table([arm], results)
+
+
+def test_first_answers_are_timed_step_by_step_and_shown(monkeypatch, capsys):
+    monkeypatch.setattr(
+        first_answer, "STEPS", {"load": "told = name", "screen": "import time; time.sleep(.03)"}
+    )
+    measured = first_answer.measure("up0.block1.skip", 4, "nowhere")
+    assert measured["told"] == "up0.block1.skip" and list(measured["steps"]) == ["load", "screen"]
+    screen = measured["steps"]["screen"]
+    assert screen["seconds"] >= 0.03 > screen["processor_seconds"] and screen["programs"] == 0
+    first_answer.print_table({"first": measured})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split()[:2] == ["first", "screen"] and lines[-1].endswith("up0.block1.skip")

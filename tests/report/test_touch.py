@@ -273,3 +273,17 @@ def test_components_without_stages_are_drawn_in_order_of_execution(model):
     drawn = style.svg(schematic.drawing(style.LIGHT, None, damage, 10.0)).decode()
     marked = re.findall(r"mark\|(layers\.\d+)\|mean", drawn)
     assert marked == names
+
+
+def test_a_block_of_components_stands_on_lines_of_its_own():
+    names = ["time", "class", *(f"block0.head{i}" for i in range(5)), "mid.mlp", *["out", "last"]]
+    places = schematic.in_lines(names, 4)
+    assert places[:2] == [(0, 0), (0, 1)]
+    assert places[2:7] == [
+        (1, 0),
+        (1, 1),
+        (1, 2),
+        (1, 3),
+        (2, 0),
+    ]  # the block, which is too long for one line
+    assert places[7:] == [(3, 0), (3, 1), (3, 2)] and schematic.in_lines([], 4) == []

@@ -80,8 +80,7 @@ def _drawn(
         sampler = Sampler(denoiser.schedule, timesteps=timesteps, clip=sample_clip(denoiser))
         return sample(predict, sampler, key, (len(indices), *denoiser.image_shape), indices=indices)
 
-    specs = (ALL, ALL, IMAGES, IMAGES)
-    run = devices.map_over_images(local, mesh, specs)
+    run = devices.map_over_images(local, mesh, (ALL, ALL, IMAGES, IMAGES))
     return run(denoiser, key, indices, condition_and_null)
 
 

@@ -130,7 +130,7 @@ class Engine:
         """The denoiser on every device of a mesh. Of that very mesh: JAX reads the layout of the
         results off the mesh of the arguments, and two of equal axis names but other shapes are mixed up."""
         if mesh not in self._placed:
-            self._placed[mesh] = jax.device_put(self.denoiser, NamedSharding(mesh, passes.EVERYWHERE))
+            self._placed[mesh] = jax.device_put(self.denoiser, NamedSharding(mesh, devices.ALL))
         return self._placed[mesh]
 
     def forecast(self, stacked: Intervention, images: int, kept: int = 0) -> memory.Forecast:

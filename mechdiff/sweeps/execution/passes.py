@@ -14,6 +14,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from mechdiff.core import devices
+from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.types import PRNGKey, PyTree
 from mechdiff.diffusion.eval_set import EvalBatch
 from mechdiff.diffusion.schedules import NoiseSchedule
@@ -22,7 +24,7 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.execution import shared_prefix
 from mechdiff.sweeps.execution.layout import REPLACEMENTS
 
-EVERYWHERE, PASSES, IMAGES = PartitionSpec(), PartitionSpec("passes"), PartitionSpec("images")
+PASSES = PartitionSpec("passes")
 
 
 class SweepLosses(NamedTuple):
@@ -147,10 +149,6 @@ def run_passes(
         changed = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), changed)
         return changed, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), clean)
 
-    return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(EVERYWHERE, PASSES, IMAGES, EVERYWHERE),
-        out_specs=(PartitionSpec("passes", None, "images"), PartitionSpec("passes", "images")),
-        check_vma=False,
-    )(denoiser, stacked, images, common)
+    outs = PartitionSpec("passes", None, "images"), PartitionSpec("passes", "images")
+    run = devices.map_over_images(local, mesh, (ALL, PASSES, IMAGES, ALL), outs)
+    return run(denoiser, stacked, images, common)

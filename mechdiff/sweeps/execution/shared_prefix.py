@@ -9,7 +9,6 @@ denoiser without stages runs whole for every intervention.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -21,14 +20,14 @@ from jaxtyping import Array, Bool, Float, Int
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.types import AnyArray, Images, PyTree
 from mechdiff.diffusion.process import to_eps
-from mechdiff.interventions.components import VECTORS, has_rows, site_stage, site_type
+from mechdiff.interventions.components import VECTORS, site_stage, site_type
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Denoiser, Examinable
-from mechdiff.models.stage_modules import Stream, at_timesteps, enter, run_stage
-from mechdiff.models.stages import Stage, stages
+from mechdiff.models.stage_modules import at_timesteps, enter
+from mechdiff.models.stages import stages
 from mechdiff.models.traced.denoiser import TracedDenoiser, TracedNetwork
 from mechdiff.models.traced.joining import predict_each, site_places
-from mechdiff.sweeps.execution.memory import CPU_BLOCK
+from mechdiff.sweeps.execution.joining_rows import extended, rows_at_stage, run_rows
 
 
 class PassPlan(NamedTuple):
@@ -141,11 +140,11 @@ def forward(
     stream, joined = enter(config, params, x_t, jnp.full(batch, t), condition=condition), 0
     for stage, joining in zip(stages(config), joins, strict=True):
         joined += joining
-        here, rows = _rows(stage, stacked, batch, joined), (1 + joined) * batch
-        stream = _run(config, stage, params, here, stream, batch, rows)
+        here, rows = rows_at_stage(stage, stacked, batch, joined), (1 + joined) * batch
+        stream = run_rows(config, stage, params, here, stream, batch, rows)
     rows = (1 + count) * batch
-    tiled = _extended(x_t, batch, rows)
-    eps = to_eps(config.prediction, schedule, tiled, jnp.full(rows, t), _extended(stream.h, batch, rows))
+    tiled = extended(x_t, batch, rows)
+    eps = to_eps(config.prediction, schedule, tiled, jnp.full(rows, t), extended(stream.h, batch, rows))
     eps = eps.reshape(1 + count, *x_t.shape)
     return eps[0], eps[1:]
 
@@ -176,107 +175,3 @@ def forward_whole(
 
     eps = jax.vmap(predict)(dataclasses.replace(rows, pattern_replacement={}))
     return eps[0], eps[1:]
-
-
-def _run(
-    config: UNetConfig,
-    stage: Stage,
-    params: PyTree,
-    intervention: Intervention,
-    stream: Stream,
-    batch: int,
-    rows: int,
-) -> Stream:
-    """`run_stage` for all `rows`, those that join now as copies of the clean ones.
-
-    On a CPU a few rows at a time, so that what passes between its layers stays in cache: a block at 32x32
-    then takes half the time, one at 16x16 nine tenths. One at a time, the copies are never made: they would
-    be most of the memory of a large network."""
-    block = _block(stage, rows, *stream.h.shape[1:]) if jax.default_backend() == "cpu" else rows
-    if block > 1 or rows == 1:
-        stream = _joined(stage, stream, batch, rows)
-    if block == rows:
-        intervention = _of_images(intervention, np.arange(rows) % batch)
-        return run_stage(config, stage, params, intervention, stream)[0]
-    kept, taken = (stream.skips[:-1], stream.skips[-1:]) if stage.pop else (stream.skips, ())
-    gates = intervention.gate, intervention.temperature, intervention.pattern, intervention.add
-    leaves = (stream.h, taken, stream.embeddings, *gates)
-
-    def run_block(start):
-        def sliced(leaf):  # rows that have not joined are those of the clean pass
-            first = jnp.where(start < len(leaf), start, start % batch)
-            return jax.lax.dynamic_slice_in_dim(leaf, first, block)
-
-        part = jax.tree.map(sliced, leaves)
-        h, skips, embeddings, gate, temperature, pattern, add = part
-        changed = dataclasses.replace(
-            intervention, gate=gate, temperature=temperature, pattern=pattern, add=add
-        )
-        changed = _of_images(changed, (start + np.arange(block)) % batch)
-        return run_stage(config, stage, params, changed, Stream(h, skips, embeddings))[0].h
-
-    # The last block may reach back over rows that the one before it has done.
-    starts = np.minimum(np.arange(0, rows, block), rows - block)
-    parts = jax.lax.map(run_block, starts)
-    h = parts.reshape(-1, *parts.shape[2:])
-    if repeated := len(h) - rows:
-        h = jnp.concatenate([h[:-block], h[repeated - block :]])
-    return Stream(h, (*kept, h) if stage.push else kept, stream.embeddings)
-
-
-def _of_images(intervention: Intervention, images: Int[AnyArray, " rows"]) -> Intervention:
-    """Replacements that differ between images, taken for each row from its image."""
-
-    def taken(replacements: PyTree) -> PyTree:
-        return {
-            site: jnp.take(replacement, images, axis=0) if has_rows(site, replacement) else replacement
-            for site, replacement in replacements.items()
-        }
-
-    replacements = {
-        "replacement": taken(intervention.replacement),
-        "pattern_replacement": taken(intervention.pattern_replacement),
-    }
-    return dataclasses.replace(intervention, **replacements)
-
-
-def _block(stage: Stage, rows: int, *shape: int) -> int:
-    """Rows of a stage at a time: as many as `CPU_BLOCK` holds, or somewhat fewer that divide better."""
-    most = max(1, CPU_BLOCK // (4 * max(stage.resolution**2 * stage.width, math.prod(shape))))
-    return rows if rows <= most else min(range((most + 1) // 2, most + 1), key=lambda n: (-rows % n, -n))
-
-
-def _joined(stage: Stage, stream: Stream, batch: int, rows: int) -> Stream:
-    """The stream with all `rows`: one per image for the clean pass and each intervention that has joined."""
-    skips = stream.skips
-    if stage.pop:  # what was pushed before an intervention joined is that of the clean pass
-        skips = (*skips[:-1], _extended(skips[-1], batch, rows))
-    embeddings = jax.tree.map(lambda a: _extended(a, batch, rows), stream.embeddings)
-    return Stream(_extended(stream.h, batch, rows), skips, embeddings)
-
-
-def _extended(a: Array, batch: int, rows: int) -> Array:
-    """`a` with copies of its first `batch` rows behind it, `rows` rows in all."""
-    copies = (rows - a.shape[0]) // batch
-    return jnp.concatenate([a, jnp.tile(a[:batch], (copies, *[1] * (a.ndim - 1)))]) if copies else a
-
-
-def _rows(stage: Stage, stacked: Intervention, batch: int, joined: int) -> Intervention:
-    """The intervention at one stage; leaves per row, those of the identity for the clean rows."""
-
-    def of_stage(leaves: PyTree) -> PyTree:
-        return {site: leaf for site, leaf in leaves.items() if site_stage(site) == stage.name}
-
-    def per_row(leaf: Array, identity: float = 1.0) -> Array:
-        clean = jnp.full((1, *leaf.shape[1:]), identity, leaf.dtype)
-        return jnp.repeat(jnp.concatenate([clean, leaf[:joined]]), batch, axis=0)
-
-    return dataclasses.replace(
-        stacked,
-        gate={site: per_row(leaf) for site, leaf in of_stage(stacked.gate).items()},
-        temperature={site: per_row(leaf) for site, leaf in of_stage(stacked.temperature).items()},
-        pattern={site: per_row(leaf) for site, leaf in of_stage(stacked.pattern).items()},
-        add={site: per_row(leaf, 0.0) for site, leaf in of_stage(stacked.add).items()},
-        replacement=of_stage(stacked.replacement),
-        pattern_replacement=of_stage(stacked.pattern_replacement),
-    )

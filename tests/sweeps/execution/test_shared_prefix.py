@@ -18,7 +18,7 @@ from mechdiff.interventions.record import ALWAYS, STACKED, Intervention
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.stages import stages
 from mechdiff.models.unet import components, init_unet
-from mechdiff.sweeps.execution import engine, passes, shared_prefix
+from mechdiff.sweeps.execution import engine, joining_rows, passes, shared_prefix
 
 KEY = jax.random.key(2)
 T = 20
@@ -86,7 +86,7 @@ def test_losses_are_those_of_one_pass_per_intervention(network, everything, imag
 def test_losses_do_not_move_with_the_rows_that_a_stage_takes_at_once(
     network, everything, images, expected, monkeypatch, block
 ):
-    monkeypatch.setattr(shared_prefix, "_block", lambda stage, rows, *shape: min(rows, block))
+    monkeypatch.setattr(joining_rows, "_block", lambda stage, rows, *shape: min(rows, block))
     jax.clear_caches()  # the programs of other tests took other blocks
     runner = engine.Engine(network, devices=tuple(jax.devices()[:1]))
     found = runner.measure(everything, EvalBatch(images, np.arange(5), T, KEY))
@@ -98,9 +98,9 @@ def test_losses_do_not_move_with_the_rows_that_a_stage_takes_at_once(
 @given(rows=st.integers(1, 300), side=st.integers(1, 64))
 def test_a_block_of_rows_fits_or_is_one_row(rows, side):
     stage = stages(preset("tiny").unet)[0]
-    block = shared_prefix._block(stage, rows, side, side, 32)
+    block = joining_rows._block(stage, rows, side, side, 32)
     assert 1 <= block <= rows
-    assert block == 1 or block * side * side * 32 * 4 <= shared_prefix.CPU_BLOCK
+    assert block == 1 or block * side * side * 32 * 4 <= joining_rows.CPU_BLOCK
 
 
 def test_the_clean_rows_are_the_plain_network(network, everything, images):
