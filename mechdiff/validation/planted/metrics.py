@@ -94,10 +94,10 @@ def _mean(values: list[float], repeats: int) -> list[float]:
 
 def table(rows: Sequence[dict]) -> str:
     """Rows of `summarize` as text; a measure that does not apply is a dash."""
-    lines = [f"{'plant':12}{'method':26}{'n':>3}" + "".join(f"{measure:>21}" for measure in MEASURES)]
+    lines = [f"{'plant':15}{'method':26}{'n':>3}" + "".join(f"{measure:>21}" for measure in MEASURES)]
     for row in rows:
         cells = "".join(f"{_cell(*row[measure]):>21}" for measure in MEASURES)
-        lines.append(f"{row['plant']:12}{row['method']:26}{row['n']:3}{cells}")
+        lines.append(f"{row['plant']:15}{row['method']:26}{row['n']:3}{cells}")
     return "\n".join(lines)
 
 
