@@ -17,12 +17,12 @@ from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.build import leave_one_out
-from mechdiff.models.unet import components
 from mechdiff.stats.clusters import PERSON
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.sweeps import activations, temperature
 from mechdiff.sweeps.ablation import ablation_sweep
+from mechdiff.sweeps.attention_patterns import heads_of
 
 from . import _launch
 
@@ -40,16 +40,17 @@ def main(config, workdir):
         denoiser, _, images, eval_set = _launch.opened(config, workdir, folder, CELEBA.value, IMAGES.value)
         inputs[denoiser.name] = images.label
         image_feature_names(*denoiser.image_shape[1:])  # may refuse
-        heads = heads_over_many_keys(denoiser.unet)
+        attention = activations.attention_stats(denoiser, eval_set)
+        heads = heads_over_many_keys(denoiser, attention)
         swept = ablation_sweep(denoiser, eval_set, workdir / "sweeps", config=sweep, chosen=heads)
-        attention = activations.attention_stats(denoiser, eval_set).sel(head=[head.name for head in heads])
+        attention = attention.sel(head=[head.name for head in heads])
         if images.scored_people is not None:
             attention = attention.assign_coords({PERSON: ("image", images.scored_people)})
         names, stacked = leave_one_out(denoiser.identity, heads)
         effect = roles.role_effects(denoiser, eval_set, stacked, names)
         tempered = temperature.temperature_effects(denoiser, eval_set, heads=heads, matched=MATCHED.value)
         moved = entropy_causality.temperature_effects_on_roles(
-            denoiser, tempered, images.scored, eval_set.key
+            denoiser, tempered, images.scored, eval_set.key, condition=images.scored_condition
         )
         size = entropy_causality.effect_size(*effects.losses(swept, "zero"))
         links = {
@@ -86,14 +87,16 @@ def row(network, name, observed):
     }
 
 
-def heads_over_many_keys(unet):
+def heads_over_many_keys(denoiser, attention):
     """The heads whose patterns have an entropy to speak of: those over more than one position.
 
+    Args:
+      attention: of `activations.attention_stats`.
     Raises:
-      ConfigError: fewer than 3, of which nothing can be said.
+      ConfigError: no patterns, or fewer than 3 heads, of which nothing can be said.
     """
-    heads = [component for component in components(unet) if component.component_type == "head"]
-    many = [component for component in heads if component.resolution > 1]
+    heads, known = heads_of(denoiser), set(attention["head"].values.tolist())
+    many = [component for component in heads if component.name in known]
     if len(many) < 3:
         raise ConfigError(
             f"{len(many)} heads attend over more than one position ({len(heads)} heads in all); entropy is "

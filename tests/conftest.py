@@ -4,27 +4,29 @@ import dataclasses
 import os
 from pathlib import Path
 
-# Compiling is most of the suite's time: no optimization, none of the slower kernel emitters, and a cache of
-# compiled programs for each worker and the processes that its tests start, which inherit all this. (Workers
-# don't share one: JAX writes it without a lock.) Kept beside pytest's own cache, so that what was compiled
-# yesterday is not compiled today. Set before jax is imported.
+# Compiling is most of the suite's time: no optimization, none of the slower kernel emitters, one module a
+# program, and one cache of programs for all workers and the processes that their tests start, which inherit
+# all this. (JAX writes the cache without a lock: a program that is read half-written is compiled again.) Kept
+# beside pytest's own cache, so that what was compiled yesterday is not compiled today, unless the environment
+# names another folder. Set before jax is imported.
 programs = Path(__file__).parents[1] / ".pytest_cache" / "programs"
-programs /= os.environ.get("PYTEST_XDIST_WORKER", "main")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(programs)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-if "fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+for flag in ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"):
+    if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 2)  # before any device is used: data-parallel code runs for real
 
 # Files that take longest, by their few but long tests: begun first, so that no worker is left alone with one.
 LONG = (
-    "processes", "work_sharing", "attribution", "loop", "tours",
-    "controls", "sampling", "shared_prefix", "sequential", "checkpoint",
+    "processes", "work_sharing", "controls", "loop", "numerics", "wheel", "tours", "attribution", "planted",
+    "report", "roles", "sampling", "shared_prefix", "sequential", "checkpoint",
 )  # fmt: skip
 
 # Rooms and files whose tests train, start processes or a browser, or run a whole study: not in `-m unit`.
@@ -50,13 +52,34 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def tiny():
-    """The `tiny` preset with fewer pictures on its sheets."""
+    """The `tiny` preset with the smallest network, few images and fewer samples on its sheets."""
+    from reference.networks import SMALL
+
     from mechdiff.core.presets import preset
     from mechdiff.training import loop
 
     loop.SAMPLES, loop.SAMPLE_STEPS = 4, 4
     config = preset("tiny")
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, n_train=64, n_test=32))
+    data = dataclasses.replace(config.data, n_train=64, n_test=32)
+    return dataclasses.replace(config, unet=SMALL, data=data)
+
+
+@pytest.fixture(scope="session")
+def denoiser(tiny):
+    """A network whose components all do something, one object for all tests: programs are compiled once."""
+    from reference.networks import identity_of, random_params
+
+    from mechdiff.diffusion.schedules import make_schedule
+    from mechdiff.models.denoiser import Denoiser
+
+    schedule = make_schedule(tiny.diffusion)
+    return Denoiser("random", tiny.unet, schedule, random_params(tiny.unet), identity_of(tiny.unet))
+
+
+@pytest.fixture(scope="session")
+def images():
+    """Six images of noise, as many pixels as `denoiser` takes."""
+    return np.random.default_rng(1).uniform(-1, 1, (6, 8, 8, 3)).astype(np.float32)
 
 
 @pytest.fixture(scope="session")

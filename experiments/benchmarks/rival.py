@@ -30,15 +30,18 @@ Hooks = dict[str, tuple[Callable, Callable]]  # component -> how to register a h
 
 def unet2d(config: UNetConfig) -> diffusers.UNet2DModel:
     """The network of `config`, freshly initialized."""
-    ablations = lambda attends, side: [f"{'Attn' * flag}{side}Block2D" for flag in attends]
+
+    def blocks_of(attends, side):
+        return [f"Attn{side}Block2D" if flag else f"{side}Block2D" for flag in attends]
+
     model = diffusers.UNet2DModel(
         sample_size=config.image_size,
         in_channels=config.in_channels,
         out_channels=config.out_channels,
         block_out_channels=config.widths,
         layers_per_block=config.blocks_per_level,
-        down_block_types=ablations(config.down_attention, "Down"),
-        up_block_types=ablations(config.up_attention[::-1], "Up"),
+        down_block_types=blocks_of(config.down_attention, "Down"),
+        up_block_types=blocks_of(config.up_attention[::-1], "Up"),
         add_attention=config.mid_attention,
         attention_head_dim=1,  # the number of heads is set below: it may differ between levels
         norm_num_groups=config.norm_groups,
@@ -52,7 +55,7 @@ def unet2d(config: UNetConfig) -> diffusers.UNet2DModel:
         center_input_sample=config.center_input,
     )
     blocks = [*model.down_blocks, *reversed(model.up_blocks), model.mid_block]
-    for block, heads in zip(blocks, [*config.heads, *config.heads, config.heads[-1]]):
+    for block, heads in zip(blocks, [*config.heads, *config.heads, config.heads[-1]], strict=True):
         for attention in getattr(block, "attentions", []):
             if attention is not None:
                 attention.heads = heads
@@ -217,7 +220,7 @@ def forward_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
         for t in np.linspace(0, config.diffusion.steps - 1, config.sweep.timesteps).astype(int).tolist():
             noise = torch.randn_like(x0)
             x_t = signal[t].sqrt() * x0 + (1 - signal[t]).sqrt() * noise
-            for x, target in zip(x_t.split(block), noise.split(block)):
+            for x, target in zip(x_t.split(block), noise.split(block), strict=True):
                 for place in components.values():
                     with hooked(*place):
                         loss = (model(x, t).sample - target).square().mean((1, 2, 3))

@@ -85,7 +85,7 @@ def loss_increases(denoiser: TracedDenoiser, x0, t, noise, condition=None) -> di
     names, stacked = leave_one_out(denoiser.identity, denoiser.components())
     clean = losses(denoiser.identity)
     ablated = jax.jit(jax.vmap(losses, in_axes=(STACKED,)))(stacked)
-    return dict(zip(names, np.asarray((ablated - clean) / clean.mean())))
+    return dict(zip(names, np.asarray((ablated - clean) / clean.mean()), strict=True))
 
 
 def show(increases: dict[str, np.ndarray]) -> None:

@@ -28,11 +28,13 @@ from mechdiff.analysis.roles import families, feature_variances, image_features,
 from mechdiff.analysis.roles.matching import layers_of
 from mechdiff.analysis.roles.role_effects import mean_images
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import Images, PRNGKey
+from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.eval_set import EvalBatch
+from mechdiff.interventions.build import temperatures as temperatures_of
+from mechdiff.interventions.build import tempered_site
 from mechdiff.interventions.components import select
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.denoiser import Examinable
 from mechdiff.stats import Interval
 from mechdiff.stats.intervals import Statistic
 from mechdiff.sweeps.execution.engine import Engine
@@ -169,7 +171,12 @@ class Read:
 
 
 def temperature_effects_on_roles(
-    denoiser: Denoiser, tempered: xr.Dataset, images: Images, key: PRNGKey, engine: Engine | None = None
+    denoiser: Examinable,
+    tempered: xr.Dataset,
+    images: Images,
+    key: PRNGKey,
+    engine: Engine | None = None,
+    condition: PyTree = None,
 ) -> xr.Dataset:
     """Role effects of heads at several temperatures of their own softmax, and at temperature 1.
 
@@ -179,6 +186,7 @@ def temperature_effects_on_roles(
       images: in [-1, 1], those of `tempered`; at least 2.
       key: of their noise.
       engine: of the denoiser, to reuse its compiled programs.
+      condition: what each image is denoised under, leaves `(images, ...)`; None: nothing.
 
     Returns:
       Dataset with `effect`, dims `head, temperature, target, t, image`: E_f of ablating the head, against the
@@ -198,7 +206,9 @@ def temperature_effects_on_roles(
     loss = np.full((count, 1 + len(values), len(timesteps), len(images)), np.nan, np.float32)
     for t_index, t in enumerate(timesteps):
         stacked = _rows(denoiser.identity, chosen, values, gates[t_index])
-        (read, losses), clean = engine.reduce(stacked, EvalBatch(images, index, int(t), key), Read())
+        (read, losses), clean = engine.reduce(
+            stacked, EvalBatch(images, index, int(t), key, condition), Read()
+        )
         read = read.reshape(count, 1 + len(values), *read.shape[1:]).astype(np.float64)
         without, read[:, 0] = read[:, 0].copy(), clean  # the first row of a head ablates it
         apart = np.split((read - without[:, None]) ** 2, cuts, axis=-1)
@@ -269,12 +279,12 @@ def _rows(identity: Intervention, chosen, temperatures, gates) -> Intervention:
         return np.tile(np.asarray(leaf, np.float32), (len(chosen) * width, 1))
 
     gate = {site: tiled(leaf) for site, leaf in identity.gate.items()}
-    temperature = {site: tiled(leaf) for site, leaf in identity.temperature.items()}
+    temperature = {site: tiled(leaf) for site, leaf in temperatures_of(identity).items()}
     for i, (site, (start, stop)) in enumerate(chosen.values()):
         gate[site][i * width, start:stop] = 0
         for j, value in enumerate(temperatures):
             gate[site][i * width + 1 + j, start:stop] = gates[i, j]
-            temperature[site][i * width + 1 + j, start:stop] = value
+            temperature[tempered_site(site, temperature)][i * width + 1 + j, start:stop] = value
     return replace(identity, gate=gate, temperature=temperature)
 
 

@@ -209,8 +209,8 @@ def compare_steps(run: str | Path, images: Given = None, **settings: Any) -> Cou
     return Course(dict(zip(models, results, strict=True)), _common_unet(in_order))
 
 
-def _model(given: Any) -> Any:
-    return load(given) if isinstance(given, str | Path) else given
+def _model(model: Any) -> Any:
+    return load(model) if isinstance(model, str | Path) else model
 
 
 def _check_comparable(before: Any, after: Any) -> None:

@@ -39,9 +39,9 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0) -> EvalIm
     """
     check_known(model.record, model.name)
     config = SweepConfig(ablations=("zero",), images=n, reference_images=reference)
-    trained, given = model.config, model.record.get(factories.GIVEN)
-    if images is None and given is not None:
-        return given_images(model.denoiser, config, *given)
+    trained, came_with = model.config, model.record.get(factories.GIVEN)
+    if images is None and came_with is not None:
+        return given_images(model.denoiser, config, *came_with)
     if images is None and trained is not None and trained.data.name in DRAWN:
         return held_out_images(trained.data, model.denoiser.image_shape[0], config, cache_folder())
     if images is None:

@@ -130,8 +130,8 @@ class Model:
         chosen = _listed(self.intervention, what)
         names = list(select(self.intervention, chosen))
         patched = self._set(build.set_gate(self.intervention, chosen, 0.0))
-        given = Source(images.scored, False, f"patched from {count} images")
-        return dataclasses.replace(patched, sources=dict(self.sources) | dict.fromkeys(names, given))
+        patch = Source(images.scored, False, f"patched from {count} images")
+        return dataclasses.replace(patched, sources=dict(self.sources) | dict.fromkeys(names, patch))
 
     def during(self, low: int, high: int) -> "Model":
         """All that is done is done only where low <= t < high, t = 0 being the least noise."""

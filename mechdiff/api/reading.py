@@ -129,14 +129,14 @@ def _matching(what: str, pattern: str, names: list[str]) -> list[str]:
 
 def _variable(values: np.ndarray, axes: Sequence[str], long_name: str) -> xr.Variable:
     sizes = values.shape[2:]
-    own = tuple(f"{axis}_{size}" for axis, size in zip(axes, sizes, strict=True))
-    return xr.Variable(("t", "image", *own), values, attrs={"long_name": long_name, "units": "1"})
+    of_row = tuple(f"{axis}_{size}" for axis, size in zip(axes, sizes, strict=True))
+    return xr.Variable(("t", "image", *of_row), values, attrs={"long_name": long_name, "units": "1"})
 
 
 def _coordinates(model: Any, timesteps: Sequence[int]) -> dict[str, Any]:
-    levels = np.asarray(timesteps, np.int32)
-    log_snr = np.asarray(model.denoiser.schedule.log_snr)[levels]
+    timesteps = np.asarray(timesteps, np.int32)
+    log_snr = np.asarray(model.denoiser.schedule.log_snr)[timesteps]
     return {
-        "t": ("t", levels, {"long_name": "timestep", "units": "1"}),
+        "t": ("t", timesteps, {"long_name": "timestep", "units": "1"}),
         "log_snr": ("t", log_snr, {"long_name": "logarithm of the signal-to-noise ratio", "units": "1"}),
     }

@@ -85,7 +85,9 @@ class Commands(click.Group):
         offered = {launcher.command: launcher.summary for launcher in launchers.all_launchers()}
         offered |= {name: command.get_short_help_str() for name, command in self.commands.items()}
         typed = _dashed(incomplete)
-        items = [CompletionItem(name, help=told) for name, told in offered.items() if name.startswith(typed)]
+        items = [
+            CompletionItem(name, help=summary) for name, summary in offered.items() if name.startswith(typed)
+        ]
         return items + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -185,9 +187,9 @@ def _card(name: str) -> dict[str, Any]:
     saved = files.read_json(shipped.folder(name) / "config.json")
     data, train = saved["data"], saved["train"]
     rung = data.get("complexity", data.get("level"))
-    seen = f"synthetic faces, complexity {rung}" if data["name"] == "synthetic" else data["name"]
+    images = f"synthetic faces, complexity {rung}" if data["name"] == "synthetic" else data["name"]
     size = saved["unet"]["image_size"]
-    return {"name": name, "size": size, "data": seen, "training": f"{train['steps']} x {train['batch']}"}
+    return {"name": name, "size": size, "data": images, "training": f"{train['steps']} x {train['batch']}"}
 
 
 def _required(flag: Any) -> bool:

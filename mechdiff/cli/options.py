@@ -38,32 +38,32 @@ SWEEPS = (
 )
 
 
-def shortcuts(own: Iterable[Any]) -> tuple[Shortcut, ...]:
+def shortcuts(flags: Iterable[Any]) -> tuple[Shortcut, ...]:
     """Those of a launcher with these flags: settings of sweeps where it examines a model."""
-    names = {flag.name for flag in own}
+    names = {flag.name for flag in flags}
     offered = (*SWEEPS, SEED) if "model" in names and "to" not in names else (SEED,)
     return tuple(short for short in offered if short.names[-1].lstrip("-") not in names)
 
 
-def parameters(own: Sequence[Any], common: Sequence[Any]) -> list[click.Parameter]:
+def parameters(flags: Sequence[Any], common: Sequence[Any]) -> list[click.Parameter]:
     """Arguments and options, those that the launcher alone has first.
 
     Args:
-      own, common: flags of absl.
+      flags, common: flags of absl.
     """
     made: list[click.Parameter] = []
-    named = {flag.name: flag for flag in own}
+    named = {flag.name: flag for flag in flags}
     made += [_argument(named[name]) for name in POSITIONAL if name in named]
-    made += [_option(flag) for flag in own]
+    made += [_option(flag) for flag in flags]
     made += [
         click.Option([*short.names, short.key], help=f"{short.help} [--set={short.setting}=...]")
-        for short in shortcuts(own)
+        for short in shortcuts(flags)
     ]
     made += [_option(flag) for flag in sorted(common, key=lambda flag: flag.name in RARE)]
     return made
 
 
-def to_flags(context: click.Context, own: Sequence[Any], common: Sequence[Any]) -> list[str]:
+def to_flags(context: click.Context, flags: Sequence[Any], common: Sequence[Any]) -> list[str]:
     """What was typed, as the launcher's own flags.
 
     Raises:
@@ -71,8 +71,10 @@ def to_flags(context: click.Context, own: Sequence[Any], common: Sequence[Any]) 
     """
     values = {name: value for name, value in context.params.items() if _typed(context, name)}
     # Before --set, which is the more exact of the two and so has the last word.
-    words = [f"--set={short.setting}={values[short.key]}" for short in shortcuts(own) if short.key in values]
-    for flag in [*own, *common]:
+    words = [
+        f"--set={short.setting}={values[short.key]}" for short in shortcuts(flags) if short.key in values
+    ]
+    for flag in [*flags, *common]:
         value = values.get(flag.name, values.get(f"argument_{flag.name}"))
         if value is None and flag.name in POSITIONAL and flag.name in context.command.needed:
             raise click.UsageError(f"{POSITIONAL[flag.name]} is missing", context)

@@ -8,7 +8,10 @@ The standard deviation of a value is 1/4, not CelebA's 1/2, so that of all value
 
 Images are bytes like all others. Rounding adds noise of variance STEP^2 / 12, which `spectrum` includes: the
 images' distribution is that of the closed form as far as rounding errors are independent, and these are where
-the noise of a timestep is not much smaller than STEP.
+the noise of a timestep is not much smaller than STEP. Measured on 3,000 images of 16x16 at 5 of 24 timesteps
+of the cosine schedule: 5.9e-5 of values are cut off; rounding raises the loss of the best denoiser by 0.29 %
+at the cleanest timestep (closed form: 0.30 %) and by less elsewhere; its loss on bytes is the stated one to
+within two standard errors, which are 0.1 % at the cleanest timestep and 1 % at the noisiest.
 """
 
 import numpy as np

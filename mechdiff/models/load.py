@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from mechdiff.core.config import ExperimentConfig, from_dict
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.core.types import PyTree
@@ -14,7 +12,7 @@ from mechdiff.interventions.record import Intervention
 from mechdiff.models import factories, shipped
 from mechdiff.models.denoiser import Denoiser, Examinable
 from mechdiff.models.pretrained import builders
-from mechdiff.models.unet import init_unet
+from mechdiff.models.unet import identity_intervention, init_shapes
 from mechdiff.storage import checksums, exported, files
 from mechdiff.storage.mismatch import check_shapes
 
@@ -37,10 +35,8 @@ def load_trained(folder: str | Path) -> tuple[ExperimentConfig, PyTree, Interven
             f"{folder} is a network of {layout}, no UNet of this package; only load_denoiser reads it"
         )
     config = from_dict(config)
-    shapes, identity = jax.jit(init_unet, static_argnums=1).eval_shape(jax.random.key(0), config.unet)
-    check_shapes(params, shapes, folder)
-    identity = jax.jit(lambda key: init_unet(key, config.unet)[1])(jax.random.key(0))
-    return config, params, identity, record
+    check_shapes(params, init_shapes(config.unet)[0], folder)
+    return config, params, identity_intervention(config.unet), record
 
 
 def load_denoiser(model: str | Path, name: str = "") -> tuple[Examinable, ExperimentConfig, dict]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from mechdiff.core.config import UNetConfig
@@ -154,9 +155,20 @@ def init_unet(key: PRNGKey, config: UNetConfig) -> tuple[PyTree, Intervention]:
 
 
 @functools.lru_cache(maxsize=64)
-def _shapes(config: UNetConfig) -> tuple[PyTree, Intervention]:
-    """Of parameters and identity; tracing costs more than a whole sweep of a small network."""
+def init_shapes(config: UNetConfig) -> tuple[PyTree, Intervention]:
+    """Shapes of what `init_unet` makes; kept, as tracing costs more than a whole sweep of a small network."""
     return jax.eval_shape(functools.partial(init_unet, config=config), jax.random.key(0))
+
+
+def identity_intervention(config: UNetConfig) -> Intervention:
+    """The identity intervention, as `init_unet` makes it; nothing is compiled."""
+    shapes = init_shapes(config)[1]
+
+    def filled(leaves: dict[str, Any], value: float) -> dict[str, Array]:
+        return {site: jnp.asarray(np.full(leaf.shape, value, leaf.dtype)) for site, leaf in leaves.items()}
+
+    gate, replacement = filled(shapes.gate, 1), filled(shapes.replacement, 0)
+    return Intervention(gate, replacement, filled(shapes.temperature, 1), jnp.asarray(ALWAYS))
 
 
 def components(config: UNetConfig, channel_groups: int = 0) -> tuple[Component, ...]:
@@ -166,7 +178,7 @@ def components(config: UNetConfig, channel_groups: int = 0) -> tuple[Component, 
       channel_groups: also list, for `res` and `skip` sites, this many equal groups of channels as
         components of their own (0: none; the width of a site gives single channels).
     """
-    shapes = _shapes(config)[1].gate
+    shapes = init_shapes(config)[1].gate
     depth = {stage.name: (i, stage.resolution) for i, stage in enumerate(stages(config))}
     listed: list[Component] = []
     for site in sorted(shapes, key=lambda site: (depth[site_stage(site)][0], site)):
@@ -186,4 +198,4 @@ def _groups(site: str, width: int, count: int) -> dict[str, tuple[int, int]]:
 
 def count_parameters(config: UNetConfig) -> int:
     """Number of parameters, by shape alone."""
-    return sum(leaf.size for leaf in jax.tree.leaves(_shapes(config)[0]))
+    return sum(leaf.size for leaf in jax.tree.leaves(init_shapes(config)[0]))

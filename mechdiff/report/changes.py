@@ -122,8 +122,8 @@ def findings(changed: Changed) -> list[Markup]:
     rose = int((sure & (difference.estimate > 0)).sum())
     fell = int((sure & (difference.estimate < 0)).sum())
     words = (
-        "<b>Significant changes:</b> {} of {} components (Holm p < {:g}): ablation costs more than before of "
-        "{}, less of {}."
+        "<b>Significant changes:</b> {} of {} components (Holm p < {:g}); ablation costs more than before "
+        "for {}, less for {}."
     )
     sentences = [Markup(words).format(rose + fell, len(sure), ALPHA, rose, fell)]
     if changed.least_p > ALPHA:

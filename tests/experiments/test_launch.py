@@ -229,7 +229,9 @@ def test_an_interruption_that_a_callback_swallows_comes_again(monkeypatch, capsy
 
 
 def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
-    if "images" not in _launch.FLAGS:
-        _launch.flags.DEFINE_string("images", None, "A folder.")
-    assert launch(raising(AssertionError()), "--images=16") == 2
+    _launch.flags.DEFINE_string("images", None, "A folder.")
+    try:
+        assert launch(raising(AssertionError()), "--images=16") == 2
+    finally:
+        delattr(_launch.FLAGS, "images")
     assert only_line(capsys).endswith("did you mean --set=sweep.images=16")

@@ -1,14 +1,21 @@
 """The tours run, cell by cell, and what they show is light; only sizes are other ones here."""
 
 import ast
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from reference.networks import SMALL, random_params
+
+from mechdiff.core.config import DiffusionConfig, to_dict
+from mechdiff.core.presets import preset
+from mechdiff.storage import exported
 
 TOURS = Path(__file__).parents[2] / "experiments" / "tours"
-SMALL = {
+UNET = dataclasses.replace(SMALL, image_size=16)  # the side of the faces that the tours draw
+FEWER = {
     "ten_minutes": {"samples": 2, "steps": 8, "images": 4, "timesteps": 2},
     "your_model_and_images": {"images": 2, "timesteps": 2, "components": r"mid\.block0.*", "side": 32},
     "find_prove_steer": {"images": 4, "timesteps": 2, "pairs": 4, "samples": 2, "steps": 2, "shuffles": 2},
@@ -20,7 +27,15 @@ def cells(name):
     return [cell for cell in listed if cell["cell_type"] == "code"]
 
 
-def run(name):
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """The folder of a network of the tours' sites; README's example opens a shipped one."""
+    config = dataclasses.replace(preset("tiny"), unet=UNET, diffusion=DiffusionConfig())
+    folder = tmp_path_factory.mktemp("network") / "small"
+    return exported.export_model(folder, random_params(UNET), to_dict(config), {})
+
+
+def run(name, network):
     """Values that the cells show, and the names they leave."""
     shown, names = [], {}
     for cell in cells(name):
@@ -31,8 +46,8 @@ def run(name):
             body.body.pop()
         exec(compile(body, name, "exec"), names)
         if "parameters" in cell["metadata"].get("tags", []):
-            assert set(SMALL[name]) <= set(names), "a parameter that the tour doesn't have"
-            names |= SMALL[name]
+            assert {"network", *FEWER[name]} <= set(names), "a parameter that the tour doesn't have"
+            names |= {"network": network, **FEWER[name]}
         if isinstance(last, ast.Expr):
             shown.append(eval(compile(ast.Expression(last.value), name, "eval"), names))
     return [value for value in shown if value is not None], names
@@ -52,15 +67,15 @@ def own_cache(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def test_ten_minutes():
-    shown, names = run("ten_minutes")
+def test_ten_minutes(network):
+    shown, names = run("ten_minutes", network)
     check_readable(shown)
-    assert dict(names["result"].dataset.sizes) == {"ablation": 1, "component": 6, "t": 2, "image": 4}
+    assert dict(names["result"].dataset.sizes) == {"ablation": 1, "component": 2, "t": 2, "image": 4}
     assert not np.array_equal(names["before"].images, names["after"].images)
 
 
-def test_your_model_and_images():
-    shown, names = run("your_model_and_images")
+def test_your_model_and_images(network):
+    shown, names = run("your_model_and_images", network)
     check_readable(shown)
     difference = next(value for value in shown if isinstance(value, float))
     assert difference < 1e-4  # what was written as a diffusers folder predicts what the original does
@@ -69,8 +84,8 @@ def test_your_model_and_images():
     assert not Path(names["work"].name).exists()
 
 
-def test_find_prove_steer(capsys):
-    shown, names = run("find_prove_steer")
+def test_find_prove_steer(capsys, network):
+    shown, names = run("find_prove_steer", network)
     check_readable(shown)
     assert not set(map(bytes, names["searched"])) & set(map(bytes, names["proving"]))
     assert set(names["result"].frame.component) == set(names["chosen"])
@@ -84,9 +99,9 @@ def test_find_prove_steer(capsys):
 
 
 def test_outputs_are_kept_whole_and_light():
-    assert {path.stem for path in TOURS.glob("*.ipynb")} == set(SMALL)
+    assert {path.stem for path in TOURS.glob("*.ipynb")} == set(FEWER)
     assert sum(path.stat().st_size for path in TOURS.glob("*.ipynb")) < 300_000
-    for name in SMALL:
+    for name in FEWER:
         counts = [cell["execution_count"] for cell in cells(name)]
         assert counts == list(range(1, len(counts) + 1)), f"{name} was not run from top to bottom"
         outputs = [output for cell in cells(name) for output in cell["outputs"]]

@@ -104,7 +104,14 @@ def edm_network(name: str) -> dict:
     state = {key: torch.from_numpy(value) for key, value in draw(shapes).items()}
     model.load_state_dict(state, strict=False)
     labels = torch.eye(CLASSES + 1)[list(LABELS), :CLASSES]
-    values = computed(lambda x, t: model(x, torch.tensor(SIGMAS), labels))
+
+    def call(x, t):
+        return model(x, torch.tensor(SIGMAS), labels)
+
+    values = computed(call)
+    attending = {path: block for path, block in model.named_modules() if getattr(block, "num_heads", 0)}
+    projections = {f"{path}.to_out": block.proj for path, block in attending.items()}
+    values |= hooked(model, projections, call, {path: block.num_heads for path, block in attending.items()})
     return values | {"shapes": json.dumps(shapes)}
 
 
@@ -129,13 +136,18 @@ def computed(call) -> dict[str, np.ndarray]:
     return {"output": output.detach().numpy(), "gradient": x.grad.numpy()}
 
 
-def hooked(model, projections: dict, call) -> dict:
-    """Outputs, `(component, row, ...)`, without each head: zeros where it enters its output projection."""
+def hooked(model, projections: dict, call, counts: dict | None = None) -> dict:
+    """Outputs, `(component, row, ...)`, without each head: zeros where it enters its output projection.
+
+    Args:
+      counts: heads by path, where they are no attribute of the module there.
+    """
     import torch
 
     outputs, names = [], []
     for path, projection in projections.items():
-        heads = model.get_submodule(path.removesuffix(".to_out")).heads
+        place = path.removesuffix(".to_out")
+        heads = counts[place] if counts else model.get_submodule(place).heads
         width = next(projection.parameters()).shape[1] // heads
         for head in range(heads):
 

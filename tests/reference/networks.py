@@ -1,13 +1,11 @@
 """Small networks for tests, made by shape alone: nothing is compiled, and no parameter is zero."""
 
-import functools
-
 import jax
 import numpy as np
 
 from mechdiff.core.config import UNetConfig
 from mechdiff.interventions.record import ALWAYS, Intervention
-from mechdiff.models.unet import init_unet
+from mechdiff.models.unet import init_shapes
 
 # One level, attention down and in the middle: half as long to compile as preset `tiny`.
 SMALL = UNetConfig(
@@ -17,7 +15,7 @@ SMALL = UNetConfig(
 
 def shapes(config: UNetConfig):
     """Shapes of the parameters and of the identity intervention."""
-    return jax.eval_shape(functools.partial(init_unet, config=config), jax.random.key(0))
+    return init_shapes(config)
 
 
 def identity_of(config: UNetConfig) -> Intervention:

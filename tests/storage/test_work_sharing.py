@@ -1,6 +1,7 @@
 """One sweep over several devices and several processes, against one device."""
 
 import dataclasses
+import json
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reference.launching import launch
 from reference.networks import random_params
 
 from mechdiff.core.config import UNetConfig, to_dict
@@ -26,19 +28,19 @@ UNET = UNetConfig(  # the least network with what is shared: each of many proces
 
 @pytest.fixture(scope="module")
 def sweep(tiny, tmp_path_factory):
-    """`sweep(workdir, devices, *flags)`: starts the launcher, or another one, on virtual devices."""
+    """`sweep(workdir, devices, *flags, also=())`: a process that sweeps, and runs others, on devices."""
     folder = tmp_path_factory.mktemp("untrained") / "model"
     config = to_dict(dataclasses.replace(tiny, unet=UNET))
     exported.export_model(folder, random_params(UNET), config, {}, extras={"samples.png": b""})
 
-    def start(workdir, devices, *flags, launcher="sweep"):
-        module = f"experiments.{launcher}"
-        command = [sys.executable, "-m", module, f"--model={folder}", f"--workdir={workdir}"]
+    def start(workdir, devices, *flags, also=()):
+        place = [f"--model={folder}", f"--workdir={workdir}", *FLAGS]
+        launches = [["sweep", *place, *flags], *([name, *place, *own] for name, *own in also)]
+        command = [sys.executable, "-m", "tests.reference.launching", json.dumps(launches)]
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-        return subprocess.Popen(
-            [*command, *FLAGS, *flags], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
-        )
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
+    start.model = folder
     return start
 
 
@@ -54,10 +56,17 @@ def table(workdir):
 
 
 @pytest.fixture(scope="module")
-def alone(sweep, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("alone")
-    finished(sweep(workdir, 1))
-    return table(workdir)
+def folders(sweep, tmp_path_factory):
+    """Number of devices -> work folder of a sweep and of a sweep of trajectories."""
+    made = {n: tmp_path_factory.mktemp(f"devices{n}") for n in (1, 8)}
+    walks = ["sweep_sampling", "--samples=8", "--steps=3", "--windows=1"]
+    finished(*(sweep(folder, n, also=[walks]) for n, folder in made.items()))
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone(folders):
+    return table(folders[1])
 
 
 def same(found, expected):
@@ -65,9 +74,8 @@ def same(found, expected):
         np.testing.assert_allclose(found[name], expected[name], rtol=5e-5, atol=1e-9)
 
 
-def test_eight_devices_give_the_numbers_of_one(sweep, alone, tmp_path):
-    finished(sweep(tmp_path, 8))
-    same(table(tmp_path), alone)
+def test_eight_devices_give_the_numbers_of_one(folders, alone):
+    same(table(folders[8]), alone)
 
 
 def test_two_joined_processes_fill_one_sweep_and_a_lost_one_is_made_up_for(sweep, alone, tmp_path):
@@ -89,28 +97,27 @@ def test_two_joined_processes_fill_one_sweep_and_a_lost_one_is_made_up_for(sweep
     same(table(tmp_path), alone)
 
 
-def test_eight_devices_walk_trajectories_as_one_does(sweep, tmp_path):
-    walks = ["--samples=8", "--steps=3", "--windows=1"]
-    finished(*(sweep(tmp_path / str(n), n, *walks, launcher="sweep_sampling") for n in (1, 8)))
-    one, eight = (labelled.read(*(tmp_path / str(n) / "trajectories").glob("*.zarr")) for n in (1, 8))
+def test_eight_devices_walk_trajectories_as_one_does(folders):
+    one, eight = (labelled.read(*(folder / "trajectories").glob("*.zarr")) for folder in folders.values())
     assert float(one.distance.max()) > 0.01
     for name in ("distance", "set_distance"):
         np.testing.assert_allclose(eight[name], one[name], rtol=2e-4, atol=2e-5)
 
 
-def test_pairs_are_scored_run_and_saved_and_unknown_components_refused(sweep, tmp_path):
+def test_pairs_are_scored_run_and_saved_and_unknown_components_refused(sweep, tmp_path, capsys):
+    place = [f"--model={sweep.model}", f"--workdir={tmp_path}", *FLAGS, "--nodebug"]
     few = ["--set=sweep.images=4", "--set=sweep.timesteps=1", "--components=down0.*head."]
-    finished(sweep(tmp_path, 2, *few, launcher="interactions"))
+    assert launch("interactions", *place, *few) == 0
     kept, table = files.read_json(tmp_path / "pairs.json"), labelled.read(tmp_path / "pairs.zarr")
     (pair,) = kept["pairs"]
     assert (pair["a"], pair["b"]) == ("down0.attn0.head0", "down0.attn0.head1")
     assert pair["low"] <= pair["estimate"] <= pair["high"] and pair["p"] <= 1 and not pair["audited"]
     interaction = 100 * (table.interaction.mean("image") / table.clean_loss.mean("image")).mean("t")
     assert float(interaction[0]) == pytest.approx(pair["estimate"], rel=1e-5)
-    process = sweep(tmp_path, 1, "--components=mid.head", "--nodebug", launcher="interactions")
-    _, err = process.communicate(timeout=100)
-    last = err.strip().splitlines()[-1]  # after what the check on load says
-    assert process.returncode == 2 and last.startswith("error: unknown component")
+    capsys.readouterr()
+    assert launch("interactions", *place, "--components=mid.head") == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]  # after what the check on load says
+    assert last.startswith("error: unknown component")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +127,7 @@ def test_pairs_are_scored_run_and_saved_and_unknown_components_refused(sweep, tm
         (["--coordinator=localhost:1", "--processes=2", "--process_id=2"], "is not below --processes=2"),
     ],
 )
-def test_half_a_coordinate_is_refused_with_a_way_out(sweep, tmp_path, flags, line):
-    process = sweep(tmp_path, 1, "--nodebug", *flags)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2 and line in err and err.count("\n") == 1
+def test_half_a_coordinate_is_refused_with_a_way_out(tmp_path, capsys, flags, line):
+    assert launch("sweep", "--model=none", f"--workdir={tmp_path}", *flags) == 2
+    err = capsys.readouterr().err
+    assert line in err and err.count("\n") == 1

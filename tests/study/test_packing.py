@@ -33,6 +33,7 @@ def test_claims_read_a_packed_network_whose_folder_is_gone(tiny, tmp_path, monke
     for ablation, measured in whole.damages.items():  # saved beside the losses, not packed
         saved = whole.sweep["pooled_delta_loss_low"].sel(ablation=ablation)
         np.testing.assert_array_equal(saved, measured.pooled.low)
+    assert whole.sweep.attrs["preprocessing"] == whole.images_facts["preprocessing"]
     shipped = records.read(tmp_path)[1][0]
     assert "pooled_delta_loss" not in shipped.sweep
     assert shipped.name == "small" and shipped.network.steps == 7

@@ -19,10 +19,9 @@ from mechdiff.diffusion.samplers import (
     one_step,
     sample,
 )
-from mechdiff.diffusion.schedules import ddim_timesteps, make_schedule
+from mechdiff.diffusion.schedules import ddim_timesteps
 from mechdiff.interventions.build import ablate, windowed
-from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import components, denoise, init_unet
+from mechdiff.models.unet import components, denoise
 from mechdiff.sweeps import activations, sampling
 from mechdiff.sweeps.execution import rollout
 
@@ -33,18 +32,8 @@ WINDOWS = rollout.even_windows(LEVELS, 3)
 
 
 @pytest.fixture(scope="module")
-def denoiser(tiny):
-    params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), tiny.unet)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda p: (np.asarray(p) + 0.1 * rng.normal(size=p.shape)).astype(np.float32), params
-    )
-    return Denoiser("random", tiny.unet, make_schedule(tiny.diffusion), params, identity)
-
-
-@pytest.fixture(scope="module")
 def chosen(denoiser):
-    names = {"down0.block0.res", "mid.attn0.head1", "up0.block1.skip", "up1.block0.time"}
+    names = {"down0.block0.res", "mid.attn0.head1", "up0.block1.skip", "up0.block0.time"}
     return [component for component in components(denoiser.unet) if component.name in names]
 
 
@@ -178,7 +167,7 @@ def test_devices_share_a_walk_and_change_no_number(denoiser, chosen, means, swep
     )
     assert over(2).size == 2 and asked == [2]  # `swept` ran on both devices
     for name in ("distance", "set_distance"):
-        np.testing.assert_allclose(swept[name], alone[name], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(swept[name], alone[name], rtol=1e-3, atol=2e-5)
 
 
 def test_ten_windows_save_nearly_half():

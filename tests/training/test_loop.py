@@ -51,10 +51,14 @@ def setting(small):
     return state, identity, batch, make_schedule(small.diffusion)
 
 
+@functools.cache
+def update(config, mesh):
+    return jax.jit(functools.partial(step.train_step, config, mesh))
+
+
 def stepped(config, setting, mesh=ONE):
     state, identity, batch, schedule = setting
-    update = functools.partial(step.train_step, config, mesh)
-    return jax.jit(update)(schedule, identity, state, batch)
+    return update(config, mesh)(schedule, identity, state, batch)
 
 
 def test_accumulated_micro_batches_make_the_same_step(small, setting):
@@ -138,17 +142,16 @@ def test_sharded_parameters_make_the_same_step_and_take_half_the_room(small):
     sharded = override(wide, ["train.fsdp=True"])
     schedule = make_schedule(wide.diffusion)
     batch = np.random.default_rng(1).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
+    state, identity = jax.jit(functools.partial(step.init_state, wide))()
     states, losses, sizes = [], [], []
     for config in (wide, sharded):
         placement = data_parallel(config.train)
-        init = functools.partial(step.init_state, config)
-        shardings = placement.of_state(jax.eval_shape(init)[0])
-        state, identity = jax.jit(init)()
+        shardings = placement.of_state(state)
         placed = jax.device_put(state, shardings), jax.device_put(batch, placement.batch)
         update = functools.partial(step.train_step, config, placement.mesh, schedule, identity)
         compiled = jax.jit(update, out_shardings=(shardings, placement.everywhere)).lower(*placed).compile()
-        state, metrics = compiled(*placed)
-        states.append(jax.device_get(state))
+        after, metrics = compiled(*placed)
+        states.append(jax.device_get(after))
         losses.append(metrics)
         sizes.append(compiled.memory_analysis().argument_size_in_bytes)
     np.testing.assert_allclose(*losses, rtol=1e-5)
@@ -198,6 +201,12 @@ def test_the_export_holds_config_losses_and_memorization(tiny, trained):
     assert (trained[0] / "samples.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.fixture
+def unsampled(monkeypatch):
+    """Runs that draw no samples: `trained` has drawn and exported some."""
+    monkeypatch.setattr(loop.Trainer, "samples", lambda *_: np.zeros((4, 8, 8, 3), np.uint8))
+
+
 class Stop(Exception):
     pass
 
@@ -216,6 +225,7 @@ def interrupted(config, workdir, step, monkeypatch):
         loop.train(config, workdir)
 
 
+@pytest.mark.usefixtures("unsampled")
 @pytest.mark.parametrize("step", [3, 13])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(tiny, trained, tmp_path, monkeypatch, step):
     interrupted(tiny, tmp_path, step, monkeypatch)
@@ -229,6 +239,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tiny, trained, tmp_path, mon
     assert untimed[0] == untimed[1]
 
 
+@pytest.mark.usefixtures("unsampled")
 def test_a_killed_process_resumes_to_the_same_parameters(tiny, trained, tmp_path):
     program = (
         "import sys, dataclasses, jax; from pathlib import Path; from mechdiff.training import loop; "
@@ -248,6 +259,7 @@ def test_a_killed_process_resumes_to_the_same_parameters(tiny, trained, tmp_path
     jax.tree.map(np.testing.assert_array_equal, resumed[1], load.load_trained(trained[0])[1])
 
 
+@pytest.mark.usefixtures("unsampled")
 def test_nan_stops_the_run_and_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
     interrupted(tiny, tmp_path, 11, monkeypatch)
     trainer = loop.Trainer(tiny, tmp_path)
@@ -274,6 +286,7 @@ def test_another_config_does_not_continue_a_run(tiny, trained):
         loop.train(override(tiny, ["train.learning_rate=0.01"]), trained[1])
 
 
+@pytest.mark.usefixtures("unsampled")
 def test_more_steps_continue_a_finished_run(tiny, trained, tmp_path):
     shutil.copytree(trained[1], tmp_path / "run")
     longer = loop.train(override(tiny, ["train.steps=21"]), tmp_path / "run")
@@ -281,6 +294,7 @@ def test_more_steps_continue_a_finished_run(tiny, trained, tmp_path):
     assert run_log.read_log(tmp_path / "run" / "log.jsonl")[-1]["step"] == 21
 
 
+@pytest.mark.usefixtures("unsampled")
 def test_kept_steps_are_exported_and_the_last_one_is_the_model(tiny, trained, tmp_path):
     """`train.keep` may be given late: what it names after the newest checkpoint is kept."""
     shutil.copytree(trained[1], tmp_path / "run")

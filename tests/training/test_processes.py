@@ -21,7 +21,14 @@ from mechdiff.training import loop
 
 ROOT = Path(__file__).parents[2]
 KILLED_AT = 6  # after the checkpoint of step 4, before that of step 8
-SETTINGS = ("steps=8", "log_every=1", "eval_every=8", "save_every=4", "warmup=2")
+SETTINGS = (
+    "train.steps=8",
+    "train.log_every=1",
+    "train.eval_every=8",
+    "train.save_every=4",
+    "train.warmup=2",
+)
+SETTINGS += ("train.warmup=2", "data.name=gaussian")  # data that no program is compiled to draw
 
 # Arguments: a file of (config, folder, step to be killed at) for each run, the port, the process.
 PROGRAM = """
@@ -66,7 +73,7 @@ def in_two_processes(folder, *runs):
         subprocess.Popen(command, env=os.environ | cache, stderr=subprocess.PIPE, text=True, cwd=folder)
         for command in commands
     ]
-    ended = [process.communicate(timeout=300)[1] for process in started]
+    ended = [process.communicate(timeout=900)[1] for process in started]
     return [process.returncode for process in started], ended
 
 
@@ -79,7 +86,7 @@ def runs(tiny, tmp_path_factory):
         down_attention=(False,), up_attention=(False,),
     )  # fmt: skip
     config = dataclasses.replace(tiny, unet=one_level)  # wide enough to be sharded, and compiled fast
-    config = override(config, [f"train.{setting}" for setting in SETTINGS])
+    config = override(config, SETTINGS)
     codes, lines = in_two_processes(
         folder, (config, folder / "whole", 0), (config, folder / "killed", KILLED_AT)
     )
@@ -89,6 +96,14 @@ def runs(tiny, tmp_path_factory):
     codes, lines = in_two_processes(folder, (config, folder / "killed", 0), (sharded, folder / "sharded", 0))
     assert codes == [0, 0], lines
     return folder, config, lines
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unsampled():
+    """No sampler is compiled in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Trainer, "samples", lambda *_: np.zeros((4, 8, 8, 3), np.uint8))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import CheckpointError, shorten
 from mechdiff.core.types import PyTree
-from mechdiff.models.unet import init_unet
+from mechdiff.models.unet import init_shapes
 from mechdiff.storage import files
 from mechdiff.storage.mismatch import named_leaves
 
@@ -147,7 +146,7 @@ def _pickle(path: Path, target: str) -> CheckpointError:
 @functools.cache
 def parameter_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of our parameters by `stage/module/leaf`."""
-    params = jax.eval_shape(functools.partial(init_unet, config=config), jax.random.key(0))[0]
+    params = init_shapes(config)[0]
     return {name: tuple(leaf.shape) for name, leaf in named_leaves(params).items()}
 
 

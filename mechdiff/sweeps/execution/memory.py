@@ -22,7 +22,7 @@ from mechdiff.interventions.gates import CAPTURED
 from mechdiff.models import conditions
 from mechdiff.models.stages import stages
 from mechdiff.models.traced.denoiser import TracedNetwork
-from mechdiff.models.unet import forward, init_unet
+from mechdiff.models.unet import forward, init_shapes
 
 Network = UNetConfig | TracedNetwork  # what of a denoiser is fixed when programs are compiled
 
@@ -130,7 +130,7 @@ def replacement_bytes(config: Network) -> int:
     """Bytes of one replacement of every site, which is also what is captured of one image."""
     if not isinstance(config, UNetConfig):
         return config.replacement_bytes
-    params, identity = jax.eval_shape(functools.partial(init_unet, config=config), jax.random.key(0))
+    params, identity = init_shapes(config)
     x = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, config.in_channels), "float32")
     t = jax.ShapeDtypeStruct((1,), "int32")
     run = functools.partial(forward, config, condition=conditions.example(config), capture=(CAPTURED,))

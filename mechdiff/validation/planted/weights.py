@@ -10,8 +10,6 @@ them to the output). Live and hidden hold each of the three image channels as a 
 Without the carrier, GroupNorm divides a signal by its own size: one copy then has the effect of two.
 """
 
-import functools
-
 import jax
 import numpy as np
 
@@ -20,7 +18,7 @@ from mechdiff.core.types import PyTree
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.record import ALWAYS, Intervention
 from mechdiff.models.stages import stages
-from mechdiff.models.unet import init_unet
+from mechdiff.models.unet import init_shapes
 
 GROUP = 8  # channels
 LIVE, HIDDEN, TRASH = 0, GROUP, 2 * GROUP  # first channel of each
@@ -33,7 +31,7 @@ HIGH_PASS = (
 
 def template(config: UNetConfig) -> tuple[PyTree, Intervention]:
     """Zero parameters of the network, and its identity intervention; nothing is compiled."""
-    shapes, identity = jax.eval_shape(functools.partial(init_unet, config=config), jax.random.key(0))
+    shapes, identity = init_shapes(config)
 
     def filled(tree: PyTree, value: float) -> PyTree:
         return jax.tree.map(lambda leaf: np.full(leaf.shape, value, np.float32), tree)

@@ -1,6 +1,8 @@
 """EDM's networks against NVlabs/edm in PyTorch (`make_foreign_reference`): D(x, sigma), classes and none."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -12,6 +14,8 @@ from reference.make_pretrained_reference import draw
 from safetensors.numpy import save_file
 
 from mechdiff.core.errors import MechdiffError
+from mechdiff.diffusion.parameterization import schedule_from_sigmas
+from mechdiff.interventions.build import ablate
 from mechdiff.models import pretrained
 from mechdiff.models.pretrained import builders
 
@@ -21,7 +25,10 @@ X = np.moveaxis(noisy(), 1, -1)
 
 def written(folder, name: str, config: dict, extra: dict | None = None):
     with np.load(REFERENCE) as stored:
-        arrays = {key: np.moveaxis(stored[f"{name}/{key}"], 1, -1) for key in ("output", "gradient")}
+        arrays = {
+            key: np.moveaxis(stored[f"{name}/{key}"], -3, -1) for key in ("output", "gradient", "hooked")
+        }
+        arrays["heads"] = json.loads(str(stored[f"{name}/heads"]))
         state = draw(json.loads(str(stored[f"{name}/shapes"]))) | (extra or {})
     (folder / "config.json").write_text(json.dumps(config))
     save_file(state, folder / "model.safetensors")
@@ -34,19 +41,38 @@ def test_the_denoised_image_and_its_gradient_are_those_of_torch(name, tmp_path):
     denoiser = builders.denoiser_of(pretrained.read(tmp_path), name)
     sigma = np.array(SIGMAS, np.float32)[:, None, None, None]
 
-    @jax.jit
-    def denoised(x):
+    def half_square(x):
         fed = x / jnp.sqrt(sigma**2 + 0.25)
         f = denoiser.network.fn(denoiser.params, fed, jnp.log(sigma.ravel()) / 4, jnp.array(LABELS))
-        return 0.25 / (sigma**2 + 0.25) * x + sigma * 0.5 / jnp.sqrt(sigma**2 + 0.25) * f
+        denoised = 0.25 / (sigma**2 + 0.25) * x + sigma * 0.5 / jnp.sqrt(sigma**2 + 0.25) * f
+        return jnp.sum(denoised**2) / 2, denoised
 
-    gradient = jax.jit(jax.grad(lambda x: jnp.sum(denoised(x) ** 2) / 2))(X)
-    assert np.abs(denoised(X) - arrays["output"]).max() < 1e-4 * arrays["output"].std()
+    gradient, denoised = jax.jit(jax.grad(half_square, has_aux=True))(X)
+    assert np.abs(denoised - arrays["output"]).max() < 1e-4 * arrays["output"].std()
     assert np.abs(gradient - arrays["gradient"]).max() < 1e-4 * arrays["gradient"].std()
     types = {component.site.rsplit(".", 1)[-1] for component in denoiser.components()}
     assert types >= {"res", "time", "head", "skip", "class"}
     sigmas = np.exp(-np.asarray(denoiser.schedule.log_snr, np.float64) / 2)
     np.testing.assert_allclose(sigmas[[0, -1]], [0.002, 80], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["edm_adm", "edm_ddpmpp"])
+def test_ablated_heads_are_those_of_hooks(name, tmp_path):
+    """D without each head, from the noise that `predict` finds in x / sqrt(1 + sigma^2)."""
+    arrays = written(tmp_path, name, {"sigma_data": 0.5, "precond": "edm"})
+    made = builders.denoiser_of(pretrained.read(tmp_path), name)
+    denoiser = dataclasses.replace(made, schedule=schedule_from_sigmas(SIGMAS))
+    sigma = np.array(SIGMAS, np.float32)[:, None, None, None]
+    scaled, t = X / np.sqrt(1 + sigma**2), np.arange(len(SIGMAS))
+
+    @jax.jit
+    def denoised(intervention):
+        return X - sigma * denoiser.predict(intervention, scaled, t, np.array(LABELS))
+
+    for (place, head), expected in zip(arrays["heads"], arrays["hooked"], strict=True):
+        half, side, part = re.fullmatch(r"model\.(enc|dec)\.(\d+)x\d+_(\w+)", place).groups()
+        gone = ablate(denoiser.identity, [f"{half}{side}.{part}.attn.head{head}"])
+        assert np.abs(denoised(gone) - expected).max() < 1e-4 * expected.std(), (place, head)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,11 @@
 """Foreign checkpoints: folders that can't be read, the round trip, and a sweep against hooks in PyTorch."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from reference.launching import launch
 from reference.networks import random_params
 from reference.torch_unets import GATED, reference
 from safetensors.numpy import load_file, save_file
@@ -27,7 +25,6 @@ from mechdiff.sweeps.ablation import ablation_sweep
 
 WEIGHTS = diffusers.WEIGHTS
 TINY = preset("tiny").unet
-ROOT = Path(__file__).parents[3]
 DIFFUSION = DiffusionConfig(schedule="scaled_linear", steps=40, beta_start=0.001, beta_end=0.1)
 
 
@@ -44,12 +41,6 @@ def copied(written, tmp_path):
     for path in written[0].iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
-
-
-def launch(name: str, *flags: str) -> subprocess.CompletedProcess:
-    """A launcher in a process of its own."""
-    command = [sys.executable, "-m", f"experiments.{name}", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def change_json(path, **changes):
@@ -294,11 +285,11 @@ def test_a_bad_folder_is_one_line_that_names_what_is_wrong(copied, spoil, expect
     assert expected in line and "\n" not in line and len(line) < 500
 
 
-def test_the_launcher_ends_with_exit_code_2_and_leaves_nothing(copied):
+def test_the_launcher_ends_with_exit_code_2_and_leaves_nothing(copied, capsys):
     truncate(copied)
-    done = launch("import_checkpoint", f"--from={copied}", f"--to={copied / 'ours'}")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {copied / WEIGHTS} is damaged") and done.stderr.count("\n") == 1
+    assert launch("import_checkpoint", f"--from={copied}", f"--to={copied / 'ours'}") == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"error: {copied / WEIGHTS} is damaged") and err.count("\n") == 1
     assert not (copied / "ours").exists()
 
 
@@ -317,18 +308,19 @@ def test_a_network_that_diffusers_has_no_options_for_is_not_written(changes, exp
     assert not (tmp_path / "new").exists()
 
 
-def test_an_imported_model_is_like_a_trained_one_and_goes_out_again(written, tmp_path):
+def test_an_imported_model_is_like_a_trained_one_and_goes_out_again(written, tmp_path, capsys):
     theirs, params = written
-    done = launch("import_checkpoint", f"--from={theirs}", f"--to={tmp_path}", "--samples=1", "--steps=2")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("diffusers: 0.0 M parameters, stored as float32\n")
-    assert done.stdout.endswith(f"{tmp_path / 'model'}\n")
+    few = ("--samples=1", "--steps=2")
+    assert launch("import_checkpoint", f"--from={theirs}", f"--to={tmp_path}", *few) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and out.startswith("diffusers: 0.0 M parameters, stored as float32\n")
+    assert out.endswith(f"{tmp_path / 'model'}\n")
     config, record = exported.load_model(tmp_path / "model")[1:]
     assert from_dict(config).unet == pretrained.read(theirs).unet and from_dict(config).data.name == "unknown"
     assert record["imported"]["layout"] == "diffusers"
     assert (tmp_path / "model" / "samples.png").read_bytes().startswith(b"\x89PNG")
-    done = launch("export_checkpoint", f"--model={tmp_path / 'model'}", f"--to={tmp_path / 'back'}")
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", f"{tmp_path / 'back'}\n")
+    assert launch("export_checkpoint", f"--model={tmp_path / 'model'}", f"--to={tmp_path / 'back'}") == 0
+    assert capsys.readouterr() == (f"{tmp_path / 'back'}\n", "")
     assert (tmp_path / "back" / WEIGHTS).read_bytes() == (theirs / WEIGHTS).read_bytes()
     assert same(pretrained.read(tmp_path / "back").params, params)
 

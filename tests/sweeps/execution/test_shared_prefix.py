@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from mechdiff.core.presets import preset
 from mechdiff.diffusion.eval_set import EvalBatch
 from mechdiff.diffusion.process import image_noise, q_sample
-from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.build import ablate, leave_one_out, random_subsets, set_temperature, windowed
 from mechdiff.interventions.record import ALWAYS, STACKED, Intervention
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.stages import stages
-from mechdiff.models.unet import components, init_unet
+from mechdiff.models.unet import components
 from mechdiff.sweeps.execution import engine, joining_rows, passes, shared_prefix
 
 KEY = jax.random.key(2)
@@ -25,19 +24,13 @@ T = 20
 
 
 @pytest.fixture(scope="module")
-def network(tiny):
-    """A network whose components all do something."""
-    params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), tiny.unet)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda p: (np.asarray(p) + 0.1 * rng.normal(size=p.shape)).astype(np.float32), params
-    )
-    return Denoiser("tiny", tiny.unet, make_schedule(tiny.diffusion), params, identity)
+def network(denoiser):
+    return denoiser
 
 
 @pytest.fixture(scope="module")
-def images():
-    return np.random.default_rng(1).uniform(-1, 1, (5, 8, 8, 3)).astype(np.float32)
+def images(images):
+    return images[:5]
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +79,15 @@ def test_losses_are_those_of_one_pass_per_intervention(network, everything, imag
 def test_losses_do_not_move_with_the_rows_that_a_stage_takes_at_once(
     network, everything, images, expected, monkeypatch, block
 ):
-    monkeypatch.setattr(joining_rows, "_block", lambda stage, rows, *shape: min(rows, block))
-    jax.clear_caches()  # the programs of other tests took other blocks
-    runner = engine.Engine(network, devices=tuple(jax.devices()[:1]))
+    taken = []
+    monkeypatch.setattr(
+        joining_rows, "_block", lambda stage, rows, *shape: (taken.append(rows), min(rows, block))[1]
+    )
+    # Another network to the cache of programs, which took other blocks, though not to rounding.
+    unet = dataclasses.replace(network.unet, norm_eps=1e-6 + 1e-9 * block)
+    runner = engine.Engine(dataclasses.replace(network, unet=unet), devices=tuple(jax.devices()[:1]))
     found = runner.measure(everything, EvalBatch(images, np.arange(5), T, KEY))
-    jax.clear_caches()
+    assert max(taken) > block
     np.testing.assert_allclose(found.loss, expected, rtol=2e-5)
 
 
@@ -112,13 +109,13 @@ def test_the_clean_rows_are_the_plain_network(network, everything, images):
     run = jax.jit(shared_prefix.forward, static_argnums=1)
     clean, eps = run(network, wave.joins, stacked, images, jnp.int32(T))
     plain = jax.jit(Denoiser.predict)(network, identity, images, jnp.full(5, T))
-    np.testing.assert_allclose(clean, plain, atol=2e-6)
+    np.testing.assert_allclose(clean, plain, atol=1e-5)
     assert eps.shape == (len(network.components()), *images.shape)
 
 
 def test_a_window_and_a_temperature_act_as_they_do_alone(network, images, plain):
     identity = network.identity
-    wide = set_temperature(identity, r"down1\.attn0\.head0", 3.0)
+    wide = set_temperature(identity, r"down0\.attn0\.head0", 3.0)
     stacked = leave_one_out(wide, r".*\.res")[1]
     inside, outside = windowed(stacked, T, T + 1), windowed(stacked, T + 1, T + 9)
     runner = engine.Engine(network)

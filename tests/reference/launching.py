@@ -1,0 +1,30 @@
+"""Launchers in one process, in turn: `python -m tests.reference.launching '[["sweep", "--model=..."]]'`."""
+
+import importlib
+import json
+import signal
+import sys
+
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import _launch
+
+
+def launch(name: str, *argv: str) -> int:
+    """Exit code of `python -m experiments.NAME`; its flags and its handlers are gone afterwards."""
+    handler, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
+    module = importlib.import_module(f"experiments.{name}")
+    try:
+        with flagsaver.flagsaver():
+            return _launch.launch(module.main, [name, *argv])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        sys.unraisablehook = hook
+        for flag in list(flags.FLAGS.flags_by_module_dict().get(module.__name__, ())):
+            delattr(flags.FLAGS, flag.name)
+        del sys.modules[module.__name__]
+
+
+if __name__ == "__main__":
+    sys.exit(max(launch(*words) for words in json.loads(sys.argv[1])))
