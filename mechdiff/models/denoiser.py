@@ -46,8 +46,8 @@ class Examinable(Protocol):
 
     @property
     def stages(self) -> tuple[Stage, ...] | None:
-        """Steps of the forward pass, which sweeps share where interventions leave them alone; None: they run
-        the whole network for every intervention."""
+        """Steps of the forward pass, which sweeps share where interventions leave them alone. None: sites
+        take their place (`traced.TracedDenoiser`), or every intervention runs the whole network."""
         ...
 
     def components(self, channel_groups: int = 0) -> tuple[Component, ...]:

@@ -29,7 +29,6 @@ from mechdiff.models.traced.denoiser import TracedNetwork
 from mechdiff.models.traced.sites import Site
 from mechdiff.sweeps.ablation import component_coords, sweep_in_memory
 from mechdiff.sweeps.activations import activations
-from mechdiff.sweeps.execution.shown import shown_at
 from mechdiff.sweeps.replacements import resample_replacements
 
 PATTERN_SOURCES = ("uniform", "identity", "frozen")
@@ -200,10 +199,9 @@ def check_patterns(denoiser: Examinable, eval_set: EvalSet) -> None:
     or don't add up to 1 over keys, on the first image. Our UNet's are what they should be."""
     if isinstance(denoiser.network, UNetConfig):
         return
-    images, indices, condition = shown_at(eval_set, 0, np.arange(1))
-    t = int(eval_set.timesteps[0])
-    shown = denoiser, images, t, eval_set.key, indices, condition
-    for site, pattern in activations(*shown, collection=PATTERNS).items():
+    images, indices, t, key, condition = eval_set.batch(0, np.arange(1))
+    patterns = activations(denoiser, images, t, key, indices, condition, collection=PATTERNS)
+    for site, pattern in patterns.items():
         least, sums = np.min(pattern), np.asarray(pattern, np.float64).sum(-1)
         if least < 0 or np.abs(sums - 1).max() > TOLERANCE:
             raise ConfigError(

@@ -23,7 +23,6 @@ from mechdiff.interventions.gates import CAPTURED
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests
 from mechdiff.sweeps.activations import activation_moments, activations, replacements_at
-from mechdiff.sweeps.execution.shown import shown_at
 
 
 @runtime_checkable
@@ -82,10 +81,8 @@ class Resample:
 
     def at(self, t_index: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
         """The activations of the images' donors."""
-        x0, indices, condition = shown_at(self.eval_set, t_index, self.donors[draw, images])
-        t, key = int(self.eval_set.timesteps[t_index]), self.eval_set.key
-        options = {"collection": self.collection, "condition": condition}
-        return activations(self.denoiser, x0, t, key, indices, **options)
+        x0, indices, t, key, condition = self.eval_set.batch(t_index, self.donors[draw, images])
+        return activations(self.denoiser, x0, t, key, indices, condition, collection=self.collection)
 
     def digest(self) -> str:
         """SHA-256 of images, timesteps, noise, donors, parameters and, where there is one, condition."""

@@ -21,7 +21,7 @@ from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import apply_unet, components
 from mechdiff.sweeps import activations
 from mechdiff.sweeps.ablation import ablation_sweep
-from mechdiff.sweeps.execution import shared_prefix
+from mechdiff.sweeps.execution import joining_rows
 from mechdiff.sweeps.replacements import derangements, noise_replacements, resample_replacements
 
 UNET, SCHEDULE = SMALL, cosine_schedule(50)
@@ -87,7 +87,7 @@ def test_donors_of_pictures_nested_in_levels_are_of_their_level():
 
 def test_rows_that_are_taken_a_few_at_a_time_get_the_fills_of_their_images(donors, tmp_path, monkeypatch):
     whole = swept("resample", donors, tmp_path / "whole")
-    monkeypatch.setattr(shared_prefix, "_block", lambda stage, rows, *shape: min(rows, 7))
+    monkeypatch.setattr(joining_rows, "_block", lambda stage, rows, *shape: min(rows, 7))
     few = swept("resample", donors, tmp_path / "few", block=5)  # of another shape: compiled with these blocks
     np.testing.assert_allclose(few.loss, whole.loss, rtol=1e-5)
 

@@ -73,7 +73,7 @@ class TracedDenoiser:
       schedule: noise levels of the timesteps.
       network: the function, its sites, and its parameterization; static.
       name: shown in results; no reason to compile again.
-      stages: None: sweeps don't share prefixes of the network.
+      stages: None: sweeps share what stands before its sites instead, see `joining`.
     """
 
     params: PyTree

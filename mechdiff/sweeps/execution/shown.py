@@ -1,10 +1,8 @@
-"""What of an eval set and of a denoiser is written beside results, and the part that one pass is shown."""
+"""What of an eval set and of a denoiser is written beside results."""
 
 import jax
 import numpy as np
-from jaxtyping import Int
 
-from mechdiff.core.types import Images, PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests
@@ -30,13 +28,3 @@ def provenance(denoiser: Examinable) -> dict:
         "parameters_sha256": digests.digest_arrays(denoiser.params),
         "schedule": f"{len(log_snr)} timesteps, log-SNR from {log_snr.max():.2f} to {log_snr.min():.2f}",
     }
-
-
-def shown_at(
-    eval_set: EvalSet, t_index: int, places: Int[np.ndarray, " block"]
-) -> tuple[Images, Int[np.ndarray, " block"], PyTree]:
-    """Images `places` of those shown at timestep number `t_index`, the indices of their noise, and what they
-    are denoised under."""
-    images, indices = eval_set.at(t_index)
-    condition = jax.tree.map(lambda leaf: leaf[places], eval_set.condition_at(t_index))
-    return images[places], indices[places], condition
