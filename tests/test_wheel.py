@@ -158,7 +158,7 @@ def test_wheel_loads_a_model_and_builds_a_report_outside_the_checkout(site, outs
     assert "held-seed0" in text and "</html>" in text and "font-family" in text  # template and style sheet
 
 
-def test_the_ten_lines_of_the_face_run_outside_the_checkout(trained, outside, tmp_path):
+def test_the_ten_lines_of_the_face_run_outside_the_checkout(tiny, trained, outside, tmp_path):
     """On a tiny network of ours and a folder of images: what `README.md` shows, from load to compare."""
     images = tmp_path / "my_images"
     images.mkdir()
@@ -167,8 +167,8 @@ def test_the_ten_lines_of_the_face_run_outside_the_checkout(trained, outside, tm
     done = outside("-c", TEN_LINES, str(trained[0]), "mid.attn0.head1", str(images))
     assert done.returncode == 0, done.stderr
     heads, differ, columns, components, sizes, shipped, change = json.loads(done.stdout.splitlines()[-1])
-    config = preset("tiny").unet
-    assert heads == sum(part.component_type == "head" for part in unet_components(config)) and shipped == 28
+    assert heads == sum(part.component_type == "head" for part in unet_components(tiny.unet))
+    assert shipped == 28
     assert differ and change == [0.0]
     assert columns == ["component", "type", "delta_loss", "low", "high", "p", "n"]
     assert "mid.attn0.head1" in components and sizes["t"] == 2 and sizes["image"] == 2

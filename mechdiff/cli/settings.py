@@ -1,16 +1,16 @@
-"""All settings, read off the records of `core/config.py`: name, type, default, and the comment beside it."""
+"""All settings, read off the configuration records: name, type, default, and the comment beside each."""
 
 import ast
 import dataclasses
 import functools
 import inspect
 import io
+import sys
 import tokenize
 import typing
 from collections.abc import Iterator
 from typing import Any
 
-from mechdiff.core import config as records
 from mechdiff.core.presets import preset
 
 
@@ -80,13 +80,13 @@ def _annotation(owner: type, field: str) -> str:
 
 
 def _meaning(owner: type, field: str) -> str:
-    return _comments().get((owner.__name__, field), "")
+    return _comments(owner.__module__).get((owner.__name__, field), "")
 
 
 @functools.cache
-def _comments() -> dict[tuple[str, str], str]:
-    """(class, field) -> the comment on the lines of the field."""
-    source = inspect.getsource(records)
+def _comments(module: str) -> dict[tuple[str, str], str]:
+    """(class, field) -> the comment on the lines of the field, of the records in a module."""
+    source = inspect.getsource(sys.modules[module])
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     by_line = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
     comments = {}

@@ -27,8 +27,8 @@ class RunData:
     config: ExperimentConfig
     train: Dataset
     test: Dataset
-    train_labels: Int[np.ndarray, " images"] | None
-    test_labels: Int[np.ndarray, " images"] | None
+    train_labels: Int[np.ndarray, " train_images"] | None
+    test_labels: Int[np.ndarray, " test_images"] | None
 
 
 def load_run_data(config: ExperimentConfig, cache: Path) -> RunData:

@@ -20,7 +20,8 @@ def test_types_choices_and_meanings_are_those_of_the_record():
     assert rows["sweep.images"] == settings.Setting("sweep.images", "int", "8", "scored at every timestep")
     assert rows["unet.widths"].type == "int,..." and rows["unet.widths"].default == "8,16"
     assert rows["train.dtype"].type == "float32 | bfloat16"
-    assert rows["unet.timestep_scale"].meaning.startswith("the network is fed t")  # a comment of two lines
+    assert rows["unet.timestep_scale"].meaning.startswith("the network is given t *")
+    assert rows["data.n_train"].meaning and rows["train.keep"].meaning  # records of other modules, too
     assert "name" not in rows and rows["seed"].default == "0"
 
 

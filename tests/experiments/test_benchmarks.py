@@ -1,11 +1,13 @@
 """The benchmarks' arithmetic, and that the rival is the same network with the same components."""
 
+import importlib
 import importlib.util
 import time
 
 import pytest
+from reference.launching import forget
 
-from experiments.benchmarks import _rounds, accelerator, first_answer
+from experiments.benchmarks import _rounds, accelerator
 from mechdiff.core.errors import MechdiffError
 from mechdiff.core.presets import preset
 from mechdiff.models.unet import components, count_parameters
@@ -98,7 +100,14 @@ def test_an_arm_of_the_accelerator_runs_on_a_cpu():
     assert " TFLOP/s, side 256" in accelerator.table([arm], results)
 
 
-def test_first_answers_are_timed_step_by_step_and_shown(monkeypatch, capsys):
+@pytest.fixture
+def first_answer():
+    module = importlib.import_module("experiments.benchmarks.first_answer")
+    yield module
+    forget(module)
+
+
+def test_first_answers_are_timed_step_by_step_and_shown(first_answer, monkeypatch, capsys):
     monkeypatch.setattr(
         first_answer, "STEPS", {"load": "told = name", "screen": "import time; time.sleep(.03)"}
     )

@@ -4,6 +4,7 @@ import importlib
 import json
 import signal
 import sys
+from types import ModuleType
 
 from absl import flags
 from absl.testing import flagsaver
@@ -21,9 +22,14 @@ def launch(name: str, *argv: str) -> int:
     finally:
         signal.signal(signal.SIGTERM, handler)
         sys.unraisablehook = hook
-        for flag in list(flags.FLAGS.flags_by_module_dict().get(module.__name__, ())):
-            delattr(flags.FLAGS, flag.name)
-        del sys.modules[module.__name__]
+        forget(module)
+
+
+def forget(module: ModuleType) -> None:
+    """Takes back the flags that a launcher defined when imported: others have some of the same names."""
+    for flag in list(flags.FLAGS.flags_by_module_dict().get(module.__name__, ())):
+        delattr(flags.FLAGS, flag.name)
+    del sys.modules[module.__name__]
 
 
 if __name__ == "__main__":

@@ -396,7 +396,7 @@ def test_networks_of_unlike_components_or_unknown_pictures_have_a_page_too(tmp_p
     fabricate(tmp_path, "held-a", "held-out pictures", 1, "data.name=unknown", "data.path=x")
     files.write_json(tmp_path / "manifest.json", {"config": {}})
     first = report.build(tmp_path).read_text("utf-8")
-    assert "other images" in (tmp_path / "figures" / "seeds-damage.svg").read_text("utf-8")
+    assert "held-a" in (tmp_path / "figures" / "seeds-damage.svg").read_text("utf-8")
     assert "no figure can show them side by side" not in first
     fabricate(tmp_path, "held-b", "held-out pictures", 2)
     path = tmp_path / "subjects" / "held-b" / "sweep.zarr"

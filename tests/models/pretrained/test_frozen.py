@@ -100,7 +100,7 @@ def test_both_orders_of_queries_keys_and_values_are_read(network, tmp_path):
         ({"large_size": 64}, "", "options image_size=8 and large_size=64 differ"),
         ({"dropout": None}, "", "option dropout=None is not a number of at least 0"),
         ({"num_head_channels": None}, "", "num_head_channels=None is not a whole number of at least 1 or -1"),
-        ({"num_head_channels": 5}, "", "options of heads (num_heads, num_heads_upsample, num_head_channels)"),
+        ({"num_head_channels": 5}, "", "option num_head_channels=5 does not divide 32 channels"),
         (
             {"attention_resolutions": None},
             "",
