@@ -1,6 +1,7 @@
 """Images that somebody gives to examine a network on: a folder, a file of an array, or an array."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +43,11 @@ class Collection:
     def digest(self) -> str:
         """Of the set of images (sha256, hex), whatever they are called and in whatever order."""
         return fingerprint(sorted(self.digests))
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the files, below their folder; none of an array."""
+        return () if self.files is None else self.files.names
 
     def pixels(
         self, row: int, size: int, preprocessing: Preprocessing

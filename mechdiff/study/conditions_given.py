@@ -81,7 +81,7 @@ def _labels(
         label = _checked(int(given.classes), takes, "--classes")
         return np.full(len(rows), label, np.int32), f"each as class {_called(label, given)}"
     if images.files is not None:
-        found = class_folders([images.files.names[row] for row in rows])
+        found = class_folders([images.names[row] for row in rows])
         _check_copies(images)
         if "" in found:
             raise DataError(
@@ -141,8 +141,8 @@ def _called(label: int, given: Given) -> str:
 
 def _check_copies(images: Collection) -> None:
     """That no image lies in two classes."""
-    folders, first = class_folders(images.files.names), {}
-    for name, digest, folder in zip(images.files.names, images.digests, folders, strict=True):
+    folders, first = class_folders(images.names), {}
+    for name, digest, folder in zip(images.names, images.digests, folders, strict=True):
         earlier, where = first.setdefault(digest, (name, folder))
         if where != folder:
             raise DataError(
@@ -189,6 +189,7 @@ def _condition_images(
 def _prepared(others: Collection, place: int, side: int, preprocessing: Preprocessing) -> np.ndarray:
     if others.files is not None:
         return enlarged(others.files.read(place), side, others.files.names[place], preprocessing)
+    assert others.array is not None  # files or an array
     if others.array.dtype == np.uint8 and others.array.shape[1:3] != (side, side):
         return enlarged(others.array[place], side, f"{place} of {others.name}", preprocessing)
     return others.pixels(place, side, preprocessing)
@@ -197,14 +198,14 @@ def _prepared(others: Collection, place: int, side: int, preprocessing: Preproce
 def _paired(images: Collection, rows: Sequence[int], others: Collection) -> list[int]:
     """The place of each image's condition among `others`: the one of its path, whatever the ending."""
     places: dict[str, int] = {}
-    for place, name in enumerate(others.files.names):
+    for place, name in enumerate(others.names):
         stem = str(Path(name).with_suffix(""))
         if stem in places:
             raise DataError(f"{others.name} holds several images called {stem}; keep one of them")
         places[stem] = place
     paired = []
     for row in rows:
-        name = images.files.names[row]
+        name = images.names[row]
         if str(Path(name).with_suffix("")) not in places:
             raise DataError(f"{others.name} holds no condition image for {name}; it must have the same name")
         paired.append(places[str(Path(name).with_suffix(""))])
