@@ -32,7 +32,7 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import bucket, files, labelled
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import inputs, load_check
-from mechdiff.study.conditions_given import Given
+from mechdiff.study.condition_sources import ConditionSources
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("preset", "quickstart", f"Settings to start from: {', '.join(presets.PRESETS)}.")
@@ -166,17 +166,21 @@ def _parse(argv: list[str]) -> None:
         raise flags.Error(f"unknown flag --{error.flagname}; did you mean {meant}") from None
     if extra:
         raise flags.Error(f"unexpected argument {extra[0]!r}; write --flag=value (see --help)")
-    images = FLAGS["images"].value if "images" in FLAGS else None
-    if images and images.isdecimal() and not Path(images).exists():
-        raise flags.Error(f"--images={images} is no folder or file; did you mean --set=sweep.images={images}")
-    for name in ("classes", "conditions"):
-        if FLAGS[name].value and not images:
-            raise flags.Error(f"--{name} says what the images of --images=FOLDER are; give that too")
+    _check_images(FLAGS["images"].value if "images" in FLAGS else None)
     if FLAGS.compilation_cache:
         folder = Path(FLAGS.compilation_cache).absolute()
         with files.plain_errors(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # compiled programs are code: private
         jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _check_images(images: str | int | None) -> None:
+    """Of a launcher that examines images: that they are a folder or file. Benchmarks take their number."""
+    if isinstance(images, str) and images.isdecimal() and not Path(images).exists():
+        raise flags.Error(f"--images={images} is no folder or file; did you mean --set=sweep.images={images}")
+    for name in ("classes", "conditions"):
+        if FLAGS[name].value and not (images and isinstance(images, str)):
+            raise flags.Error(f"--{name} says what the images of --images=FOLDER are; give that too")
 
 
 def _join() -> None:
@@ -224,8 +228,9 @@ def opened(
 
 def chooser(config: ExperimentConfig, workdir: Path, celeba: str | None, images: str | None) -> Callable:
     """`inputs.chooser`, with what --classes and --conditions say of the images."""
-    said = Given(classes=FLAGS["classes"].value, conditions=FLAGS["conditions"].value)  # unparsed in tests
-    return inputs.chooser(config, celeba, workdir / "cache", images, said)
+    classes, conditions = (FLAGS[name].value for name in ("classes", "conditions"))  # unparsed in tests
+    sources = ConditionSources(classes=classes, conditions=conditions)
+    return inputs.chooser(config, celeba, workdir / "cache", images, sources)
 
 
 def save(workdir: Path, name: str, result: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:

@@ -9,12 +9,9 @@ of snapshots: a sweep under mean ablation and circuits.
 
 from absl import flags
 
-from mechdiff.core.config import to_dict
 from mechdiff.core.errors import ConfigError
-from mechdiff.models.load import model_folder
-from mechdiff.storage import files, locks
-from mechdiff.storage.manifest import run_manifest
-from mechdiff.study import controls, examine, inputs, packing, plan
+from mechdiff.storage import locks
+from mechdiff.study import examination, inputs, plan
 
 from . import _launch
 
@@ -30,14 +27,9 @@ def main(config, workdir):
         raise ConfigError("no network; give one with --model=RUN or --model=RUN@STEP")
     name = NAME.value or MODEL.value.rstrip("/").rpartition("/")[2]
     config = plan.of_ladder(config) if PART.value == "ladder" else config
-    folder, path = workdir / "subjects" / name, workdir / packing.CELLS / f"{name}.zip"
     with locks.lock(workdir):
         choose = inputs.chooser(config, CELEBA.value, workdir / "cache")
-        model = model_folder(MODEL.value)
-        examined = examine.examine(name, model, choose, config.sweep, config.seed, folder)
-        controls.run_study(examined, config, folder)
-        packing.pack(folder, path, samples=SAMPLES.value)
-        files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[name]))
+        path = examination.examine_and_pack(name, MODEL.value, choose, config, workdir, samples=SAMPLES.value)
     print(path)
     return {"cells": path}
 

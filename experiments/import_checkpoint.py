@@ -26,7 +26,7 @@ from mechdiff.models import conditions, load, pretrained
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.pretrained import adm_options, builders
 from mechdiff.storage import exported, files, image_grid
-from mechdiff.study.conditions_given import CLASS_NAMES as CLASS
+from mechdiff.study.condition_sources import CLASS_NAMES as CLASS
 from mechdiff.sweeps.execution import drawing, forecast
 
 from . import _launch

@@ -42,10 +42,8 @@ def _widest(denoiser):
 
 def main(config, workdir):
     use_all_cores()
-    examine, sweep = (
-        examine_all if EVERY.value else verify,
-        dataclasses.replace(config.sweep, ablations=(ABLATION.value,)),
-    )
+    examine = examine_all if EVERY.value else verify
+    sweep = dataclasses.replace(config.sweep, ablations=(ABLATION.value,))
     screens, inputs, largest = {"trained": {}, "untrained": {}}, {}, {}
     for folder in map(Path, MODEL.value):
         name = "/".join(folder.parts[-2:])

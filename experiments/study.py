@@ -13,11 +13,8 @@ import dataclasses
 
 from absl import flags
 
-from mechdiff.core.config import to_dict
-from mechdiff.models.load import model_folder
-from mechdiff.storage import files, locks
-from mechdiff.storage.manifest import run_manifest
-from mechdiff.study import controls, examine, inputs, packing, plan
+from mechdiff.storage import locks
+from mechdiff.study import examination, inputs, plan
 from mechdiff.training import loop
 
 from . import _launch
@@ -35,38 +32,31 @@ def main(config, workdir):
     if not config.data.cache:  # images are decoded once for all trainings
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache=f"{workdir}/cache"))
     planned = plan.networks(config, DATA.value, SEEDS.value, CELEBA.value)
+    examined, folder = workdir / "examined", workdir / "pieces"
     with locks.lock(workdir):
         for number, network in enumerate(planned, start=1):
             print(f"{network.name}: {number} of {len(planned)}", flush=True)
-            if not _packed(workdir, network.name).exists():
+            if not examination.packed_path(examined / network.name, network.name).exists():
                 loop.train(network.config, workdir / "runs" / network.name)
-            _examine(network.name, network.name, network.full, config, workdir)
+            sampled = network.full and network.config.seed == plan.SAMPLED_SEED
+            _examine(network.name, config if network.full else plan.of_ladder(config), workdir, sampled)
+            plan.write_pieces(examined, folder)
         for network in planned:
             for step in network.snapshots:
-                _examine(f"{network.name}@{step}", f"{network.name}@{step}", False, config, workdir)
-    pieces = sorted((workdir / "pieces").glob("*.zip"))
+                _examine(f"{network.name}@{step}", plan.of_ladder(config), workdir)
+                plan.write_pieces(examined, folder)
+    pieces = sorted(folder.glob("*.zip"))
     print(*pieces, sep="\n")
     return {"pieces": pieces}
 
 
-def _packed(workdir, name):
-    return workdir / "examined" / name / packing.CELLS / f"{name}.zip"
-
-
-def _examine(name, run, full, config, workdir):
-    """One trained network examined and packed, unless it is packed already."""
-    path = _packed(workdir, name)
-    if path.exists():
-        return
-    where = path.parents[1]
-    config = config if full else plan.of_ladder(config)
-    choose = inputs.chooser(config, CELEBA.value, workdir / "cache")
-    model = model_folder(str(workdir / "runs" / run))
-    examined = examine.examine(name, model, choose, config.sweep, config.seed, where / "subjects" / name)
-    controls.run_study(examined, config, where / "subjects" / name)
-    files.write_json(where / "manifest.json", run_manifest(to_dict(config), models=[name]))
-    packing.pack(where / "subjects" / name, path, samples=full and examined.trained.seed == plan.SAMPLED_SEED)
-    plan.write_pieces(workdir / "examined", workdir / "pieces")
+def _examine(name, config, workdir, samples=False):
+    """One trained network, RUN or RUN@STEP, examined and packed, unless it is packed already."""
+    where = workdir / "examined" / name
+    if not examination.packed_path(where, name).exists():
+        choose = inputs.chooser(config, CELEBA.value, workdir / "cache")
+        run = str(workdir / "runs" / name)
+        examination.examine_and_pack(name, run, choose, config, where, samples=samples)
 
 
 if __name__ == "__main__":

@@ -166,8 +166,8 @@ def worth_of_the_class(model: TracedDenoiser, x0, t, noise, label, component: st
     """By how much a wrong class raises the loss of each image, in % of the mean loss with the right one and
     nothing ablated."""
     intervention = ablate(model.identity, [component]) if component else model.identity
-    given = model, intervention, x0, t, noise
-    right, wrong = _losses(*given, label), _losses(*given, (label + 2) % RUNGS)
+    common = model, intervention, x0, t, noise
+    right, wrong = _losses(*common, label), _losses(*common, (label + 2) % RUNGS)
     clean = _losses(model, model.identity, x0, t, noise, label).mean()
     return np.asarray(100 * (wrong - right) / clean)
 

@@ -6,8 +6,9 @@ from jaxtyping import Float
 from scipy.stats import rankdata
 
 from mechdiff import stats
-from mechdiff.analysis.effects import ROUNDING, Draws, losses, pooled_relative_increase
+from mechdiff.analysis.effects import Draws, losses, pooled_relative_increase
 from mechdiff.core.errors import ConfigError
+from mechdiff.core.numerics import ROUNDING
 from mechdiff.stats import Interval
 
 

@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float, Int
 
 from mechdiff import stats
 from mechdiff.core.errors import CheckpointError, ConfigError, unknown
+from mechdiff.core.numerics import ROUNDING
 from mechdiff.stats import Interval
 
 CleanLossArray = Float[np.ndarray, "t image"]
@@ -33,7 +34,6 @@ LossArray = Float[np.ndarray, "component t image"]
 Weights = Float[np.ndarray, "m *timesteps image"]
 Draws = Float[np.ndarray, "component m"]
 QUANTILES = (0.05, 0.5, 0.95)  # of the relative loss increase over images
-ROUNDING = 1e-10  # mean squared change of a prediction of unit variance: float32 rounding makes up to 2e-12
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from jaxtyping import Float, Int
 from mechdiff import stats
 from mechdiff.analysis import effects
 from mechdiff.core.errors import ConfigError
+from mechdiff.core.numerics import ROUNDING
 from mechdiff.stats import Interval
 
 Matrix = Float[np.ndarray, "draws t component"]
@@ -178,7 +179,7 @@ def measure(
     Raises:
       ConfigError: too few images or timesteps, or no component that changed anything.
     """
-    active = sweep["change"].sel(ablation=ablation).max(("t", "image")).values > effects.ROUNDING
+    active = sweep["change"].sel(ablation=ablation).max(("t", "image")).values > ROUNDING
     if not active.any():
         raise ConfigError(
             f"ablation {ablation!r}: no component changed a prediction, so there are no phases to find"

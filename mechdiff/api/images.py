@@ -11,7 +11,7 @@ from mechdiff.core.types import AnyArray
 from mechdiff.data.images import DEFAULT
 from mechdiff.models import factories
 from mechdiff.models.load import check_known
-from mechdiff.study import conditions_given
+from mechdiff.study import condition_sources
 from mechdiff.study.inputs import (
     TRAINING_IMAGES,
     EvalImages,
@@ -53,5 +53,5 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0) -> EvalIm
         config,
         preprocessing=DEFAULT if trained is None else trained.data.preprocessing,
         trained_on=None if known is None else frozenset(known),
-        given=conditions_given.given_for(model.record, conditions_given.Given()),
+        sources=condition_sources.with_class_names(model.record, condition_sources.ConditionSources()),
     )

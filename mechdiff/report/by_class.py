@@ -9,7 +9,7 @@ from mechdiff.analysis.class_effects import CLASS, class_effects
 from mechdiff.core.config import UNetConfig
 from mechdiff.models import conditions
 from mechdiff.report.numbers import Value
-from mechdiff.study.conditions_given import CLASS_NAMES
+from mechdiff.study.condition_sources import CLASS_NAMES
 from mechdiff.study.records import ExaminedModel
 
 SHOWN, MOST = 10, 12  # components and classes in the table, those of the largest effects and most images
@@ -67,20 +67,20 @@ def _rows(model: ExaminedModel, kept: np.ndarray) -> tuple[Row, ...]:
     chosen = [i for i in [*largest, *(i for i in classes if i not in largest)] if not lead.idle[i]]
     names = [lead.components[i] for i in chosen]
     sweep = model.sweep.sel(component=names)
-    found = class_effects(sweep, lead.ablation, labels=kept.tolist())
+    effects = class_effects(sweep, lead.ablation, labels=kept.tolist())
     return tuple(
         Row(
             lead.components[i],
             lead.part[i],
             Value(*(float(getattr(lead.pooled, end)[i]) for end in ("estimate", "low", "high"))),
-            tuple(_value(found, lead.components[i], label) for label in kept.tolist()),
+            tuple(_value(effects, lead.components[i], label) for label in kept.tolist()),
         )
         for i in chosen
     )
 
 
-def _value(found: xr.Dataset, component: str, label: int) -> Value:
-    cell = found.sel({"component": component, CLASS: label})
+def _value(effects: xr.Dataset, component: str, label: int) -> Value:
+    cell = effects.sel({"component": component, CLASS: label})
     return Value(*(float(cell[end]) for end in ("estimate", "low", "high")))
 
 

@@ -138,9 +138,9 @@ def findings(changed: Changed) -> list[Markup]:
         if (change.estimate > 0) != (title == "Largest rise") or change.estimate == 0:
             continue
         ends = [between(numbers.value(changed.sides[side].pooled, place), " %") for side in (0, -1)]
-        told = (title, changed.difference.components[place], *ends)
+        facts = (title, changed.difference.components[place], *ends)
         p = precise(float(changed.p[place]))
-        sentences.append(Markup(words).format(*told, between(change, f" {POINTS}"), p))
+        sentences.append(Markup(words).format(*facts, between(change, f" {POINTS}"), p))
     words = "<b>Loss without ablation,</b> mean over these images and timesteps: {} before, {} after."
     first, last = (f"{changed.clean[side]:.4g}" for side in (0, -1))
     return [*sentences, Markup(words).format(first, last)]

@@ -127,7 +127,7 @@ def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedMode
         "spans": spans,
         "lead": lead,
         "pairs": between,
-        "by_class": {s.name: found for s in models if (found := by_class.by_class(s)) is not None},
+        "by_class": {s.name: table for s in models if (table := by_class.by_class(s)) is not None},
         "conditioned_on": {s.name: by_class.conditioned_on(s) for s in models},
         "ablation_pairs": {model.name: numbers.between_kinds(model) for model in models},
         "attention_tables": {

@@ -20,7 +20,7 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.models import conditions, factories
 from mechdiff.models.denoiser import Denoiser, Examinable
 from mechdiff.storage import digests
-from mechdiff.study.conditions_given import CHANNELS, Given, condition_of, given_for
+from mechdiff.study.condition_sources import CHANNELS, ConditionSources, condition_of, with_class_names
 from mechdiff.study.eval_images import EvalImages, conditioned, images_to_evaluate, split_images
 from mechdiff.sweeps import activations, optimal_ablation
 from mechdiff.sweeps.execution.drawing import draw_samples, sample_condition
@@ -96,7 +96,7 @@ def images_from(
     trained_on: Collection[str] | None = None,
     value_range: tuple[float, float] | None = None,
     condition: PyTree = None,
-    given: Given = Given(),  # noqa: B008 (frozen)
+    sources: ConditionSources = ConditionSources(),
 ) -> EvalImages:
     """Anyone's images: `config.images` to score (nested: as many for every timestep), and the next
     `config.reference_images` for replacements.
@@ -112,7 +112,7 @@ def images_from(
       value_range: of an array of floats in another range, such as (0, 1).
       condition: of an array's images, leaves `(images, ...)`: their classes, or images to go by; see
         `models.conditions`.
-      given: what tells the condition of images in a folder or file; see `conditions_given`.
+      sources: what tells the condition of images in a folder or file; see `condition_sources`.
 
     Raises:
       DataError: too few images, or any that can't be read without a guess (see `data.arrays`, `data.images`);
@@ -128,8 +128,8 @@ def images_from(
         )
     if condition is not None and not isinstance(source, np.ndarray):
         raise DataError(f"a condition goes with the images of an array, in their order; not with {source}")
-    if not _told(denoiser) and (given.classes or given.conditions):
-        flag = "--classes" if given.classes else "--conditions"
+    if not _told(denoiser) and (sources.classes or sources.conditions):
+        flag = "--classes" if sources.classes else "--conditions"
         raise ConfigError(f"{flag} has no bearing on {denoiser.name}, which takes no condition; leave it out")
     preprocessing = for_network(preprocessing, denoiser)
     size = size_of(denoiser)
@@ -153,7 +153,7 @@ def images_from(
         "held_out": None if trained_on is None else True,
     }
     if condition is None and _told(denoiser):
-        condition, facts["conditions"] = condition_of(denoiser, images, rows[:needed], given, preprocessing)
+        condition, facts["conditions"] = condition_of(denoiser, images, rows[:needed], sources, preprocessing)
     elif condition is not None:
         places = np.array(rows[:needed])
         condition = jax.tree.map(lambda leaf: np.asarray(leaf)[places], condition)
@@ -269,7 +269,7 @@ def chooser(
     celeba: str | None,
     cache: Path,
     images: str | None = None,
-    given: Given = Given(),  # noqa: B008 (frozen)
+    sources: ConditionSources = ConditionSources(),
 ) -> Callable[..., EvalImages]:
     """A function `(denoiser, trained, record=None)` that gives the images a model is examined on: anyone's,
     held-out ones of its data, or its own samples. They are prepared as those were that it was trained on,
@@ -279,14 +279,14 @@ def chooser(
       celeba: folder of CelebA in its layout, of which held-out images are taken; None: models that were not
         trained on synthetic faces are examined on their own samples.
       images: a folder of images, or an `.npy` or `.npz` file, that all models are examined on.
-      given: what tells the condition of these images.
+      sources: what tells the condition of these images.
 
     Raises:
       ConfigError: both are given, or a condition without images.
     """
     if celeba and images:
         raise ConfigError(f"--celeba={celeba} and --images={images} both name the images; give one of them")
-    if not images and (given.classes or given.conditions):
+    if not images and (sources.classes or sources.conditions):
         raise ConfigError(
             "--classes and --conditions say what the images of --images=FOLDER are; give that too"
         )
@@ -304,7 +304,7 @@ def chooser(
                 config.sweep,
                 preprocessing=preprocessing,
                 trained_on=None if trained_on is None else frozenset(trained_on),
-                given=given_for(record, given),
+                sources=with_class_names(record, sources),
             )
         came_with = (record or {}).get(factories.GIVEN)
         if came_with is not None and not celeba:

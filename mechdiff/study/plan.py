@@ -9,6 +9,7 @@ Data sets, by the names that networks have in results:
 """
 
 import dataclasses
+import io
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,12 +120,12 @@ def write_pieces(examined: Path, folder: Path, largest: int = LARGEST_PIECE) -> 
 
 
 def _write_piece(path: Path, cells: Sequence[Path]) -> Path:
-    aside = path.with_suffix(".tmp")
-    with files.plain_errors(path), zipfile.ZipFile(aside, "w") as bundle:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as bundle:
         for cell in cells:
             examination = cell.parents[1]
             for member in (cell, examination / "manifest.json"):
                 name = Path(examination.name) / member.relative_to(examination)
                 bundle.writestr(zipfile.ZipInfo(str(name), packed.EPOCH), member.read_bytes())
-    aside.replace(path)
+    files.write_atomic(path, content.getvalue())
     return path

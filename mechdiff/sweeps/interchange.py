@@ -23,6 +23,7 @@ from mechdiff import stats
 from mechdiff.core import keys
 from mechdiff.core.batches import batches
 from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.numerics import ROUNDING
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.data.synthetic import FACTORS, factor_pair
 from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
@@ -34,8 +35,6 @@ from mechdiff.sweeps.ablation import component_coords
 from mechdiff.sweeps.activations import activations
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.sweeps.execution.passes import PassOutputs
-
-ROUNDING = 1e-12  # mean squared distance of two predictions that float32 rounding can make
 
 
 def factor_pairs(

@@ -56,14 +56,14 @@ def _beyond_controls(rng: np.random.Generator, repeats: int) -> list[Check]:
 def _named_roles(rng: np.random.Generator, repeats: int) -> list[Check]:
     """How many of 16 networks have a named role, against the 5 % that heads without any would give."""
     rates = {"as many as untrained heads give": ALPHA, "in half of them": 0.5}
-    found = {
+    answers = {
         name: binom.sf(rng.binomial(16, rate, repeats) - 1, 16, ALPHA) <= ALPHA
         for name, rate in rates.items()
     }
-    null, some = found
+    null, half = answers
     return [
-        errs(f"networks with a role: {null}", found[null]),
-        finds(f"networks with a role: {some}", found[some], 0.8),
+        errs(f"networks with a role: {null}", answers[null]),
+        finds(f"networks with a role: {half}", answers[half], 0.8),
     ]
 
 

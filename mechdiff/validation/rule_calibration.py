@@ -104,13 +104,13 @@ def _bottlenecks(rng: np.random.Generator, repeats: int) -> list[Check]:
     ]
 
     def some(name: str, studies: list, power: float | None = None) -> Check:
-        found = np.array([result.p <= ALPHA for result, _ in studies])
-        check = errs(name, found) if power is None else finds(name, found, power)
+        concluded = np.array([result.p <= ALPHA for result, _ in studies])
+        check = errs(name, concluded) if power is None else finds(name, concluded, power)
         return replacing(check, np.array([supported for _, (supported, _) in studies]))
 
     def none(name: str, studies: list, power: float | None = None) -> Check:
-        found = np.array([result.p_none <= ALPHA for result, _ in studies])
-        check = errs(name, found) if power is None else finds(name, found, power)
+        concluded = np.array([result.p_none <= ALPHA for result, _ in studies])
+        check = errs(name, concluded) if power is None else finds(name, concluded, power)
         return replacing(check, np.array([refused for _, (_, refused) in studies]))
 
     return [

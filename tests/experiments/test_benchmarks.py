@@ -109,10 +109,10 @@ def first_answer():
 
 def test_first_answers_are_timed_step_by_step_and_shown(first_answer, monkeypatch, capsys):
     monkeypatch.setattr(
-        first_answer, "STEPS", {"load": "told = name", "screen": "import time; time.sleep(.03)"}
+        first_answer, "STEPS", {"load": "first = name", "screen": "import time; time.sleep(.03)"}
     )
     measured = first_answer.measure("up0.block1.skip", 4, "nowhere")
-    assert measured["told"] == "up0.block1.skip" and list(measured["steps"]) == ["load", "screen"]
+    assert measured["first"] == "up0.block1.skip" and list(measured["steps"]) == ["load", "screen"]
     screen = measured["steps"]["screen"]
     assert screen["seconds"] >= 0.03 > screen["processor_seconds"] and screen["programs"] == 0
     first_answer.print_table({"first": measured})

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 from absl.testing import flagsaver
+from reference import launching
 
 from experiments import _launch
 from mechdiff.core.errors import MechdiffError
@@ -235,3 +236,31 @@ def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
     finally:
         delattr(_launch.FLAGS, "images")
     assert only_line(capsys).endswith("did you mean --set=sweep.images=16")
+
+
+EXPERIMENTS = ROOT / "experiments"
+ARMS = ("ours", "rival")  # programs that benchmarks start
+LAUNCHERS = [
+    *sorted(path.stem for path in EXPERIMENTS.glob("[!_]*.py")),
+    *sorted(
+        f"benchmarks.{path.stem}" for path in EXPERIMENTS.glob("benchmarks/[!_]*.py") if path.stem not in ARMS
+    ),
+]
+REQUIRED = {"compare": ("before",), "export_checkpoint": ("model", "to"), "import_checkpoint": ("from", "to")}
+OF_A_MODEL = (
+    "sweep", "sweep_sequential", "sweep_scaling", "sweep_patterns", "sweep_sampling", "sample", "screen",
+    "entropy", "circuits", "phases", "interchange", "roles", "interactions", "benchmarks.certified",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_every_launcher_starts_with_nothing_but_what_it_requires(name, tmp_path):
+    called = []
+    required = REQUIRED.get(name, ("model",) if name in OF_A_MODEL else ())
+    code = launching.launch(
+        name,
+        f"--workdir={tmp_path}",
+        *(f"--{flag}=x" for flag in required),
+        main=lambda config, workdir: called.append(workdir),
+    )
+    assert code == 0 and called == [tmp_path]

@@ -53,6 +53,9 @@ def test_a_study_that_was_interrupted_goes_on(tmp_path, monkeypatch, study, caps
     assert study() == 0
     assert first.stat().st_mtime_ns == before and second.exists()
     (piece,) = sorted((out / "pieces").iterdir())
+    content = piece.read_bytes()
+    piece.unlink()  # as if it had been stopped between packing and this
+    assert study() == 0 and piece.read_bytes() == content
     assert str(piece) in capsys.readouterr().out
     zipfile.ZipFile(piece).extractall(tmp_path / "home")
     assert collecting.collect([tmp_path / "home"], tmp_path / "study") == names

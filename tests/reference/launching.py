@@ -12,13 +12,17 @@ from absl.testing import flagsaver
 from experiments import _launch
 
 
-def launch(name: str, *argv: str) -> int:
-    """Exit code of `python -m experiments.NAME`; its flags and its handlers are gone afterwards."""
+def launch(name: str, *argv: str, main: _launch.Main | None = None) -> int:
+    """Exit code of `python -m experiments.NAME`; its flags and its handlers are gone afterwards.
+
+    Args:
+      main: called in place of the launcher's own.
+    """
     handler, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
     module = importlib.import_module(f"experiments.{name}")
     try:
         with flagsaver.flagsaver():
-            return _launch.launch(module.main, [name, *argv])
+            return _launch.launch(main or module.main, [name, *argv])
     finally:
         signal.signal(signal.SIGTERM, handler)
         sys.unraisablehook = hook

@@ -10,7 +10,7 @@ from mechdiff.analysis.class_effects import CLASS, class_effects
 from mechdiff.core.presets import preset
 from mechdiff.report import by_class
 from mechdiff.study import records
-from mechdiff.study.conditions_given import CLASS_NAMES
+from mechdiff.study.condition_sources import CLASS_NAMES
 
 NAMES, T, IMAGES = ("a", "b", "told"), np.array([2, 9]), 24
 UNET = dataclasses.replace(preset("tiny").unet, classes=3)

@@ -11,14 +11,14 @@ from mechdiff.study import plan
 
 
 def test_networks_come_seed_by_seed_with_the_images_of_their_names():
-    data = ("celeba", "synthetic", "synthetic-level2", "scrambled", "gaussian")
-    planned = plan.networks(preset("study64"), data, 2, "faces")
+    names = ("celeba", "synthetic", "synthetic-level2", "scrambled", "gaussian")
+    planned = plan.networks(preset("study64"), names, 2, "faces")
     assert [network.config.seed for network in planned] == [0] * 5 + [1] * 5
     assert planned[5].name == "study64-celeba-seed1" and planned[5].snapshots == (2000, 4000)
     images = [network.config.data for network in planned[:5]]
-    assert [one.name for one in images] == ["celeba", "synthetic", "synthetic", "celeba", "gaussian"]
-    assert [one.path for one in images] == ["faces", "", "", "faces", ""]
-    assert [one.preprocessing.phases for one in images] == ["kept"] * 3 + ["random", "kept"]
+    assert [data.name for data in images] == ["celeba", "synthetic", "synthetic", "celeba", "gaussian"]
+    assert [data.path for data in images] == ["faces", "", "", "faces", ""]
+    assert [data.preprocessing.phases for data in images] == ["kept"] * 3 + ["random", "kept"]
     assert (images[1].complexity, images[2].complexity) == (4, 2)
     assert [network.full for network in planned[:5]] == [True, True, False, False, False]
     assert all(network.snapshots == () for network in planned[2:5])

@@ -144,8 +144,8 @@ def build(
 ) -> TracedDenoiser:
     """The denoiser of `ImportedFunction.options`, or of what was saved of them."""
     unet = from_dict(options["unet"], UNetConfig)
-    given = {key: options[key] for key in ("sigma_data", "sigma_min")}
-    kind = Parameterization(output=options["kind"], time_scale=TIME_SCALE, **given)
+    scalings = {key: options[key] for key in ("sigma_data", "sigma_min")}
+    kind = Parameterization(output=options["kind"], time_scale=TIME_SCALE, **scalings)
     x = np.zeros((1, unet.image_size, unet.image_size, unet.in_channels), np.float32)
     label = (np.zeros(1, np.int32),) if unet.classes else ()
     example = (x, np.zeros(1, np.int32), *label)

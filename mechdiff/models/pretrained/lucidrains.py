@@ -129,8 +129,8 @@ def build(
 
 
 def _network(options: Mapping[str, Any]) -> Network:
-    told = (options[name] for name in ("levels", "channels", "self_condition", "theta"))
-    return Network(*told, groups=options.get("groups", USUAL_GROUPS))
+    arguments = (options[name] for name in ("levels", "channels", "self_condition", "theta"))
+    return Network(*arguments, groups=options.get("groups", USUAL_GROUPS))
 
 
 def _example(options: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -104,7 +104,7 @@ class Scheduler:
     asks: str
 
 
-def read(config: Mapping[str, Any], stated: Stated = Stated()) -> Scheduler:  # noqa: B008 (frozen)
+def read(config: Mapping[str, Any], stated: Stated = Stated()) -> Scheduler:
     """What a scheduler's options, and those that are stated beside, mean.
 
     Raises:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from mechdiff import stats
 from mechdiff.analysis import complexity, effects
 from mechdiff.core.errors import NotTestable
+from mechdiff.core.numerics import ROUNDING
 from mechdiff.stats import Interval
 from mechdiff.stats.small_samples import over_seeds
 from mechdiff.study.records import Network
@@ -121,7 +122,7 @@ def visible(sweep: xr.Dataset) -> Bool[np.ndarray, "ablation component"]:
     """Whether ablating a component changed any prediction beyond rounding. If not (such as time injections
     under mean ablation), that ablation did not test it."""
     change = sweep["change"].max(("t", "image")).transpose("ablation", "component").values
-    return change > effects.ROUNDING
+    return change > ROUNDING
 
 
 def measures(network: Network) -> dict[str, Float[np.ndarray, " draws"]]:

@@ -11,7 +11,8 @@ from mechdiff.core.config import DiffusionConfig, SweepConfig
 from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.study.conditions_given import CLASS_NAMES, Given, given_for
+from mechdiff.study.condition_sources import CLASS_NAMES, with_class_names
+from mechdiff.study.condition_sources import ConditionSources as Sources
 from mechdiff.study.inputs import images_from
 
 COUNT, SIDE = 6, SMALL.image_size
@@ -59,8 +60,8 @@ def labels_of(chosen) -> dict[int, int]:
 
 
 def test_sub_folders_are_matched_to_the_class_names_of_the_model(folder):
-    given = given_for({CLASS_NAMES: ["eels", "cats", "dogs"]}, Given())
-    chosen = images_from(folder, CLASSES, CONFIG, given=given)
+    sources = with_class_names({CLASS_NAMES: ["eels", "cats", "dogs"]}, Sources())
+    chosen = images_from(folder, CLASSES, CONFIG, sources=sources)
     assert labels_of(chosen) == {0: 1, 3: 1, 1: 2, 4: 2, 2: 0, 5: 0}
     assert "classes by sub-folder" in chosen.label and chosen.facts["conditions"] == (
         "classes by sub-folder",
@@ -68,9 +69,9 @@ def test_sub_folders_are_matched_to_the_class_names_of_the_model(folder):
 
 
 def test_classes_are_stated_where_the_model_names_none(folder):
-    stated = images_from(folder, CLASSES, CONFIG, given=Given(classes="cats=2,dogs=0,eels=3"))
+    stated = images_from(folder, CLASSES, CONFIG, sources=Sources(classes="cats=2,dogs=0,eels=3"))
     assert labels_of(stated) == {0: 2, 3: 2, 1: 0, 4: 0, 2: 3, 5: 3}  # 3: no class
-    single = images_from(folder, CLASSES, CONFIG, given=Given(classes="1", names=FOLDERS))
+    single = images_from(folder, CLASSES, CONFIG, sources=Sources(classes="1", names=FOLDERS))
     assert set(labels_of(single).values()) == {1} and "each as class 1 (dogs)" in single.label
 
 
@@ -79,7 +80,7 @@ def test_classes_are_stated_where_the_model_names_none(folder):
 def test_labels_of_an_npz_file(tmp_path, labels, names):
     pixels = np.stack([image(number) for number in range(COUNT)])
     np.savez(tmp_path / "a.npz", **dict(zip(names, (pixels, labels), strict=True)))
-    chosen = images_from(tmp_path / "a.npz", CLASSES, CONFIG, given=Given(names=FOLDERS))
+    chosen = images_from(tmp_path / "a.npz", CLASSES, CONFIG, sources=Sources(names=FOLDERS))
     assert labels_of(chosen) == {number: number % 3 for number in range(COUNT)}
     assert "classes by label" in chosen.label
 
@@ -90,7 +91,7 @@ def test_condition_images_are_paired_by_name_and_enlarged(folder, tmp_path):
         path = conditions / FOLDERS[number % 3] / f"{number}.bmp"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image(number, SIDE // 2)).save(path)
-    chosen = images_from(folder, LARGER, CONFIG, given=Given(conditions=str(conditions)))
+    chosen = images_from(folder, LARGER, CONFIG, sources=Sources(conditions=str(conditions)))
     for pixels, shown in zip(chosen.scored, chosen.condition, strict=True):
         small = image(number_of(pixels), SIDE // 2) / 127.5 - 1
         np.testing.assert_allclose(shown, bilinear(small), atol=1e-6)
@@ -111,7 +112,9 @@ def test_condition_images_of_arrays_are_paired_by_position(tmp_path):
     pixels = np.stack([image(number) for number in range(COUNT)])
     np.save(tmp_path / "a.npy", pixels)
     np.save(tmp_path / "b.npy", 255 - pixels)
-    chosen = images_from(tmp_path / "a.npy", LARGER, CONFIG, given=Given(conditions=str(tmp_path / "b.npy")))
+    chosen = images_from(
+        tmp_path / "a.npy", LARGER, CONFIG, sources=Sources(conditions=str(tmp_path / "b.npy"))
+    )
     np.testing.assert_allclose(chosen.condition, -np.asarray(chosen.scored), atol=1e-6)
 
 
@@ -125,28 +128,28 @@ def loose(folder):
 
 
 REFUSED = [
-    (CLASSES, Given(), None, "sub-folder 'cats': which of 3 classes it is, is not known (the model's record"),
-    (CLASSES, Given(names=("cats", "dogs", "x")), None, "state it: --classes=eels=NUMBER"),
-    (CLASSES, Given(classes="cats=0,dogs=9,eels=1"), None, "--classes: dogs=9 is out of range; classes are"),
-    (CLASSES, Given(classes="cats"), None, "--classes=cats is neither NAME=NUMBER,NAME=NUMBER nor"),
-    (CLASSES, Given(classes="7"), None, "--classes=7 is out of range"),
-    (CLASSES, Given(names=FOLDERS), copied, "are one image in two classes"),
-    (CLASSES, Given(names=FOLDERS), loose, "lie in no sub-folder"),
-    (LARGER, Given(), None, "an image of 3 channels; give one for each image: --conditions=FOLDER"),
-    (LARGER, Given(conditions="nowhere"), None, "no folder or file 'nowhere'"),
-    (LARGER, Given(conditions="a.npy"), None, "are a folder and a file; both must be"),
-    (network(condition_channels=4), Given(conditions="."), None, "conditioned on 4 channels; files hold 1"),
-    (network(), Given(classes="1"), None, "--classes has no bearing on net, which takes no condition"),
-    (network(class_embedding="identity"), Given(), None, "give an array and its condition"),
+    (CLASSES, Sources(), None, "sub-folder 'cats': which of 3 classes it is, is not known (the model's"),
+    (CLASSES, Sources(names=("cats", "dogs", "x")), None, "state it: --classes=eels=NUMBER"),
+    (CLASSES, Sources(classes="cats=0,dogs=9,eels=1"), None, "--classes: dogs=9 is out of range; classes"),
+    (CLASSES, Sources(classes="cats"), None, "--classes=cats is neither NAME=NUMBER,NAME=NUMBER nor"),
+    (CLASSES, Sources(classes="7"), None, "--classes=7 is out of range"),
+    (CLASSES, Sources(names=FOLDERS), copied, "are one image in two classes"),
+    (CLASSES, Sources(names=FOLDERS), loose, "lie in no sub-folder"),
+    (LARGER, Sources(), None, "an image of 3 channels; give one for each image: --conditions=FOLDER"),
+    (LARGER, Sources(conditions="nowhere"), None, "no folder or file 'nowhere'"),
+    (LARGER, Sources(conditions="a.npy"), None, "are a folder and a file; both must be"),
+    (network(condition_channels=4), Sources(conditions="."), None, "conditioned on 4 channels; files hold 1"),
+    (network(), Sources(classes="1"), None, "--classes has no bearing on net, which takes no condition"),
+    (network(class_embedding="identity"), Sources(), None, "give an array and its condition"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("denoiser", "given", "spoil", "expected"), REFUSED)
-def test_what_can_not_be_told_is_refused_in_one_line(folder, denoiser, given, spoil, expected):
+@pytest.mark.parametrize(("denoiser", "sources", "spoil", "expected"), REFUSED)
+def test_what_can_not_be_told_is_refused_in_one_line(folder, denoiser, sources, spoil, expected):
     if spoil is not None:
         spoil(folder)
     with pytest.raises(MechdiffError) as error:
-        images_from(folder, denoiser, CONFIG, given=given)
+        images_from(folder, denoiser, CONFIG, sources=sources)
     line = str(error.value)
     assert expected in line and "\n" not in line and len(line.replace(str(folder), "")) <= 300
 
@@ -155,4 +158,4 @@ def test_a_condition_image_that_is_missing_is_named(folder, tmp_path):
     (tmp_path / "other").mkdir()
     Image.fromarray(image(9)).save(tmp_path / "other" / "9.png")
     with pytest.raises(MechdiffError, match=r"other holds no condition image for .*png; it must"):
-        images_from(folder, LARGER, CONFIG, given=Given(conditions=str(tmp_path / "other")))
+        images_from(folder, LARGER, CONFIG, sources=Sources(conditions=str(tmp_path / "other")))

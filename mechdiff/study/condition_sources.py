@@ -24,7 +24,7 @@ CHANNELS = {1: "gray", 3: "rgb"}  # of images in files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Given:
+class ConditionSources:
     """What is said beside the images that a conditioned network is examined on.
 
     Attributes:
@@ -40,17 +40,17 @@ class Given:
     names: tuple[str, ...] = ()
 
 
-def given_for(record: Mapping[str, Any] | None, given: Given) -> Given:
-    """The same with the class names that a model's record holds."""
-    names = (record or {}).get(CLASS_NAMES) or given.names
-    return dataclasses.replace(given, names=tuple(names))
+def with_class_names(record: Mapping[str, Any] | None, sources: ConditionSources) -> ConditionSources:
+    """The sources with the class names that a model's record holds."""
+    names = (record or {}).get(CLASS_NAMES) or sources.names
+    return dataclasses.replace(sources, names=tuple(names))
 
 
 def condition_of(
     denoiser: Examinable,
     images: Collection,
     rows: Sequence[int],
-    given: Given,
+    sources: ConditionSources,
     preprocessing: Preprocessing,
 ) -> tuple[PyTree, tuple[str, ...]]:
     """The condition of images, leaves `(rows, ...)` as `predict` takes it, and in words what it is.
@@ -65,30 +65,30 @@ def condition_of(
     takes = conditions.taken(denoiser.network)
     parts, words = {}, []
     if takes.classes:
-        parts["label"], said = _labels(denoiser, images, rows, given)
+        parts["label"], said = _labels(denoiser, images, rows, sources)
         words.append(said)
     if takes.channels:
-        parts["image"], said = _condition_images(denoiser, images, rows, given, preprocessing)
+        parts["image"], said = _condition_images(denoiser, images, rows, sources, preprocessing)
         words.append(said)
     return (parts if len(parts) > 1 else next(iter(parts.values()))), tuple(words)
 
 
 def _labels(
-    denoiser: Examinable, images: Collection, rows: Sequence[int], given: Given
+    denoiser: Examinable, images: Collection, rows: Sequence[int], sources: ConditionSources
 ) -> tuple[Int[np.ndarray, " rows"], str]:
     takes = conditions.taken(denoiser.network)
-    if given.classes.isdecimal():
-        label = _checked(int(given.classes), takes, "--classes")
-        return np.full(len(rows), label, np.int32), f"each as class {_called(label, given)}"
+    if sources.classes.isdecimal():
+        label = _checked(int(sources.classes), takes, "--classes")
+        return np.full(len(rows), label, np.int32), f"each as class {_called(label, sources)}"
     if images.files is not None:
-        found = class_folders([images.names[row] for row in rows])
+        folders = class_folders([images.names[row] for row in rows])
         _check_copies(images)
-        if "" in found:
+        if "" in folders:
             raise DataError(
-                f"{images.name}: {found.count('')} of {len(rows)} images lie in no sub-folder, which would "
+                f"{images.name}: {folders.count('')} of {len(rows)} images lie in no sub-folder, which would "
                 f"say their class ({denoiser.name} has {takes.classes}); --classes=NUMBER is one for all"
             )
-        return _numbers(found, takes, given, f"{images.name}, sub-folder"), "classes by sub-folder"
+        return _numbers(folders, takes, sources, f"{images.name}, sub-folder"), "classes by sub-folder"
     if images.labels is None:
         raise DataError(
             f"{images.name} holds no labels, and {denoiser.name} has {takes.classes} classes; save them as "
@@ -96,18 +96,20 @@ def _labels(
         )
     labels = images.labels[list(rows)]
     if labels.dtype.kind == "U":
-        return _numbers(labels.tolist(), takes, given, f"{images.name}, label"), "classes by label"
+        return _numbers(labels.tolist(), takes, sources, f"{images.name}, label"), "classes by label"
     for label in labels:
         _checked(int(label), takes, f"{images.name}, label")
     return labels.astype(np.int32), "classes by label"
 
 
 def _numbers(
-    found: Sequence[str], takes: conditions.Takes, given: Given, where: str
+    names: Sequence[str], takes: conditions.Takes, sources: ConditionSources, where: str
 ) -> Int[np.ndarray, " rows"]:
     """The class of each name, by `--classes` or the network's class names."""
-    numbers = _stated(given.classes, takes) if given.classes else {n: i for i, n in enumerate(given.names)}
-    unknown = sorted(set(found) - set(numbers))
+    numbers = (
+        _stated(sources.classes, takes) if sources.classes else {n: i for i, n in enumerate(sources.names)}
+    )
+    unknown = sorted(set(names) - set(numbers))
     if unknown:
         known = f"known: {shorten(', '.join(numbers))[1:-1]}" if numbers else "the model's record names none"
         stated = ",".join(f"{name}=NUMBER" for name in unknown[:3])
@@ -115,7 +117,7 @@ def _numbers(
             f"{where} {shorten(unknown[0])}: which of {takes.classes} classes it is, is not known ({known}); "
             f"state it: --classes={stated}{',...' if len(unknown) > 3 else ''}"
         )
-    return np.array([numbers[name] for name in found], np.int32)
+    return np.array([numbers[name] for name in names], np.int32)
 
 
 def _stated(text: str, takes: conditions.Takes) -> dict[str, int]:
@@ -135,8 +137,8 @@ def _checked(label: int, takes: conditions.Takes, where: str) -> int:
     raise ConfigError(f"{where}={label} is out of range; classes are 0 to {takes.classes - 1}{null}")
 
 
-def _called(label: int, given: Given) -> str:
-    return f"{label} ({given.names[label]})" if label < len(given.names) else str(label)
+def _called(label: int, sources: ConditionSources) -> str:
+    return f"{label} ({sources.names[label]})" if label < len(sources.names) else str(label)
 
 
 def _check_copies(images: Collection) -> None:
@@ -154,19 +156,19 @@ def _condition_images(
     denoiser: Examinable,
     images: Collection,
     rows: Sequence[int],
-    given: Given,
+    sources: ConditionSources,
     preprocessing: Preprocessing,
 ) -> tuple[Float[np.ndarray, "rows height width channels"], str]:
     channels, side = conditions.taken(denoiser.network).channels, denoiser.image_shape[0]
-    if not given.conditions:
+    if not sources.conditions:
         raise DataError(
             f"{denoiser.name} is conditioned on an image of {channels} channels; give one for each image: "
             "--conditions=FOLDER, called as those they belong to"
         )
-    is_file = Path(given.conditions).suffix.lower() in SUFFIXES
+    is_file = Path(sources.conditions).suffix.lower() in SUFFIXES
     if is_file != (images.files is None):
         raise DataError(
-            f"--conditions={given.conditions} and --images are a folder and a file; both must be folders, "
+            f"--conditions={sources.conditions} and --images are a folder and a file; both must be folders, "
             "paired by name, or both files of arrays, paired by position"
         )
     if channels not in CHANNELS:
@@ -174,11 +176,11 @@ def _condition_images(
             f"{denoiser.name} is conditioned on {channels} channels; files hold 1 or 3, so give arrays to "
             "study.inputs.images_from in Python"
         )
-    others = open_collection(given.conditions)
+    others = open_collection(sources.conditions)
     places = list(rows) if is_file else _paired(images, rows, others)
     if is_file and len(others.array) != len(images.array):
         raise DataError(
-            f"--conditions={given.conditions} holds {len(others.array)} images, but {images.name} "
+            f"--conditions={sources.conditions} holds {len(others.array)} images, but {images.name} "
             f"{len(images.array)}; they are paired by position"
         )
     preprocessing = dataclasses.replace(preprocessing, channels=CHANNELS[channels])

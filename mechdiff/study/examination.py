@@ -1,0 +1,44 @@
+"""One network examined as a study asks, and packed: what `experiments.examine` and `experiments.study` do."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mechdiff.core.config import ExperimentConfig, to_dict
+from mechdiff.models.load import model_folder
+from mechdiff.storage import files
+from mechdiff.storage.manifest import run_manifest
+from mechdiff.study import controls, examine, packing
+from mechdiff.study.eval_images import EvalImages
+
+
+def packed_path(workdir: Path, name: str) -> Path:
+    """Where the packed results of a network lie in the folder of its examination."""
+    return workdir / packing.CELLS / f"{name}.zip"
+
+
+def examine_and_pack(
+    name: str,
+    model: str,
+    choose: Callable[..., EvalImages],
+    config: ExperimentConfig,
+    workdir: Path,
+    *,
+    samples: bool = False,
+) -> Path:
+    """Examines a trained network, going on with what is there, and packs the results beside a manifest.
+
+    Args:
+      name: of the network in results.
+      model: folder of a training, or RUN@STEP.
+      choose: of `inputs.chooser`.
+      samples: keep the sheet of samples in the packed file.
+
+    Returns:
+      The packed file, the last thing that is written.
+    """
+    folder, path = workdir / "subjects" / name, packed_path(workdir, name)
+    examined = examine.examine(name, model_folder(model), choose, config.sweep, config.seed, folder)
+    controls.run_study(examined, config, folder)
+    files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[name]))
+    packing.pack(folder, path, samples=samples)
+    return path
