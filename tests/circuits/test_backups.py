@@ -96,7 +96,7 @@ def test_a_silent_backup_is_among_the_candidates_and_named_with_its_strength(kno
 
 
 def named_table(singles, joint):
-    """Pairs of components whose single costs and, by pair, joint costs are as told; interactions are certain."""
+    """Pairs whose single and joint costs are as told; their interactions are certain."""
     pairs = list(joint)
     interaction = np.array([joint[a, b] - singles[a] - singles[b] for a, b in pairs])
     values = {
