@@ -87,10 +87,10 @@ def _bottlenecks(rng: np.random.Generator, repeats: int) -> list[Check]:
         costs: Float[np.ndarray, "*networks component"],
     ) -> tuple[bottlenecks.Bottleneck, tuple[bool, bool]]:
         """By the rule, and by the old one under the first of two ablations."""
-        damage = costs * (1 + 0.3 * rng.normal(size=(12, 2, 24)))
+        increase = costs * (1 + 0.3 * rng.normal(size=(12, 2, 24)))
         visible = np.ones((2, 24), bool)
-        least = bottlenecks.weakest(damage[..., None], visible)
-        return bottlenecks.crossed(least, np.arange(12) % 2 == 0), old_rules.first_listed(damage[:, 0])
+        least = bottlenecks.weakest(increase[..., None], visible)
+        return bottlenecks.crossed(least, np.arange(12) % 2 == 0), old_rules.first_listed(increase[:, 0])
 
     # The minimum over two ablations is expected below their mean; with this mean, at the threshold.
     at_threshold = 25 / (1 - 0.3 / np.sqrt(np.pi))
@@ -221,9 +221,9 @@ def _entropy(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Check]:
         """Within layers; and whether the old rule called it supported."""
         depth = np.repeat(rng.normal(size=(7, n)), 4, axis=0)
         entropy = rng.normal(size=(28, n))
-        damage = link * entropy + np.sqrt(1 - link**2) * rng.normal(size=(28, n))
-        entropy, damage = entropy + 2 * depth, damage - 2 * depth
-        return within_layers(entropy, damage, layers), old_rules.all_heads_alike(entropy, damage)
+        increase = link * entropy + np.sqrt(1 - link**2) * rng.normal(size=(28, n))
+        entropy, increase = entropy + 2 * depth, increase - 2 * depth
+        return within_layers(entropy, increase, layers), old_rules.all_heads_alike(entropy, increase)
 
     def study(trained: float, fresh: float) -> tuple[bool, bool, bool]:
         """Whether it is supported, by the rule and by the old one; and whether it is not supported."""
