@@ -16,8 +16,8 @@ from mechdiff.analysis.entropy_causality import within_layers
 from mechdiff.stats import small_samples
 from mechdiff.sweeps import sequential
 from mechdiff.validation.checks import ALPHA, Check, errs, finds
-from mechdiff.validation.picture_calibration import COMPONENTS, FLIPS, LAWS, MOST, last_intervals
-from mechdiff.validation.rule_calibration import LAYERS, LEVELS, PICTURE_HALVES
+from mechdiff.validation.image_calibration import COMPONENTS, FLIPS, LAWS, MOST, last_intervals
+from mechdiff.validation.rule_calibration import IMAGE_HALVES, LAYERS, LEVELS
 
 NETWORKS, TIMESTEPS, CURVES = 12, 24, 12  # of a study; components whose curves are cut into phases
 LOG_SD = 0.5  # of skewed trainings
@@ -56,7 +56,7 @@ def _divergence(rng: np.random.Generator, repeats: int, n: int = 5) -> list[Chec
     shifted = np.array([study(0.2).p_varies <= ALPHA for _ in range(repeats)])
     return [
         errs("divergence: no difference, one side scatters twice as much", same),
-        errs("divergence varies: a constant difference, the same scatter", shifted),
+        errs("divergence varies with the timestep: a constant difference, unequal scatter", shifted),
     ]
 
 
@@ -98,12 +98,12 @@ def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
         networks = shape * (1 + 0.3 * rng.normal(size=(6, 1, CURVES)))
         noise = 0.1 + 0.1 * (1 + place)
         halves = [
-            (networks[:, None] + noise * rng.normal(size=(6, PICTURE_HALVES, TIMESTEPS, CURVES))).reshape(
+            (networks[:, None] + noise * rng.normal(size=(6, IMAGE_HALVES, TIMESTEPS, CURVES))).reshape(
                 -1, TIMESTEPS, CURVES
             )
             for _ in range(2)
         ]
-        steps, drift = (score.reshape(6, PICTURE_HALVES, -1).mean(1) for score in phases.held_out(*halves))
+        steps, drift = (score.reshape(6, IMAGE_HALVES, -1).mean(1) for score in phases.held_out(*halves))
         margin = steps[:, 3] - np.maximum(np.delete(steps, 3, axis=1).max(1), drift.max(1))
         _, (low, _), p = small_samples.over_seeds(margin)
         return bool(p <= ALPHA and low > 0)

@@ -72,13 +72,13 @@ def test_nothing_named_and_nothing_examined_are_said(examined):
 
 
 def test_the_forest_plot_keeps_rows_for_what_means_hide(examined):
-    damage = examined.lead
-    order = damage.order.tolist()
+    increase = examined.lead
+    order = increase.order.tolist()
     hidden = order[-1], order[-2]  # the least on average
-    quantiles, rms = damage.quantiles.copy(), damage.rms.estimate.copy()
+    quantiles, rms = increase.quantiles.copy(), increase.rms.estimate.copy()
     quantiles[hidden[0], -1], rms[hidden[1]] = 1e6, 1e5
     varied = dataclasses.replace(
-        damage, quantiles=quantiles, rms=dataclasses.replace(damage.rms, estimate=rms)
+        increase, quantiles=quantiles, rms=dataclasses.replace(increase.rms, estimate=rms)
     )
     chosen = ranking.chosen(varied)
     largest = ranking.SHOWN - ranking.VARIED

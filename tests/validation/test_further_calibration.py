@@ -3,7 +3,7 @@
 import numpy as np
 
 from mechdiff import stats
-from mechdiff.validation import attacks, further_calibration, old_rules, picture_calibration
+from mechdiff.validation import attacks, further_calibration, image_calibration, old_rules
 from mechdiff.validation import checks as checks_of
 
 
@@ -59,10 +59,10 @@ def test_attacks_have_nulls_for_every_rule_attacked_and_power_where_only_nulls_w
 
 def test_sequential_sweeps_decide_what_is_large_and_leave_nothing_out():
     rng = np.random.default_rng(8)
-    size = np.where(np.arange(picture_calibration.COMPONENTS) < 3, 0.2, 0.0)
-    clean = np.exp(0.1 * rng.normal(size=(4, picture_calibration.MOST)))
-    noise = rng.normal(size=(picture_calibration.COMPONENTS, 1, picture_calibration.MOST))
+    size = np.where(np.arange(image_calibration.COMPONENTS) < 3, 0.2, 0.0)
+    clean = np.exp(0.1 * rng.normal(size=(4, image_calibration.MOST)))
+    noise = rng.normal(size=(image_calibration.COMPONENTS, 1, image_calibration.MOST))
     loss = clean * (1 + size[:, None, None] + 0.001 * noise)
-    low, high = picture_calibration.last_intervals((size, clean, loss), 32, stats.skewed_sequence)
+    low, high = image_calibration.last_intervals((size, clean, loss), 32, stats.skewed_sequence)
     assert ((low > 0) == (size > 0)).all() and (high - low < 1).all()
-    assert picture_calibration.stopped((size, clean, loss), 32, stats.skewed_sequence)[1] is False
+    assert image_calibration.stopped((size, clean, loss), 32, stats.skewed_sequence)[1] is False

@@ -116,7 +116,7 @@ def _faithfulness(rng: np.random.Generator, repeats: int) -> list[Check]:
             covered.append(interval.low <= 0.8 <= interval.high)
             bootstrap = stats.bootstrap_units(f, units, repeats=RESAMPLES, seed=number)
             before.append(bootstrap.low <= 0.8 <= bootstrap.high)
-        check = covers(f"Student, faithfulness from {images} pictures", np.array(covered, bool))
+        check = covers(f"Student, faithfulness from {images} images", np.array(covered, bool))
         results.append(replacing(check, np.array(before, bool)))
     return results
 
@@ -136,7 +136,7 @@ def _people(rng: np.random.Generator, repeats: int, people: int = 40, each: int 
         for unit, outcomes in ((units, covered), (images, before)):
             interval = stats.bootstrap_units(statistic, unit, repeats=RESAMPLES, seed=number)
             outcomes.append(interval.low[0] <= 20 <= interval.high[0])
-    check = covers(f"BCa over people, {people} of {each} pictures each", np.array(covered, bool))
+    check = covers(f"BCa over people, {people} of {each} images each", np.array(covered, bool))
     return [replacing(check, np.array(before, bool))]
 
 
@@ -149,5 +149,5 @@ def _flipped_people(rng: np.random.Generator, repeats: int, people: int = 40, ea
         differences = shared + np.sqrt(0.9) * rng.normal(size=(people, each))
         p.append(stats.permutation_test(differences.sum(axis=1)[None], FLIPS, number)[0])
         before.append(stats.permutation_test(differences.reshape(1, -1), FLIPS, number)[0])
-    check = uniform(f"sign flips of {people} people with {each} pictures each", np.array(p))
+    check = uniform(f"sign flips of {people} people with {each} images each", np.array(p))
     return [replacing(check, np.array(before) <= ALPHA)]
