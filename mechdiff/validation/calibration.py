@@ -130,8 +130,8 @@ def _seeds(rng: np.random.Generator, repeats: int, seeds: int = 5) -> list[Check
     networks = f"2 x {seeds} networks"
     tests = (
         f"Student over {seeds} pairs of seeds",
-        f"relabelling of {networks}, largest of levels",
-        f"relabelling of {networks}, mean over levels",
+        f"relabelling of {networks}, largest over timesteps",
+        f"relabelling of {networks}, mean over timesteps",
         "roles of matched heads, shuffled in layers",
     )
     p = {name: [] for name in tests}

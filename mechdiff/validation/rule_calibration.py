@@ -130,7 +130,7 @@ def _bottlenecks(rng: np.random.Generator, repeats: int) -> list[Check]:
 def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
     """24 timesteps of 12 components in 6 networks; independent noise of images in either half."""
 
-    def study(shape: Float[np.ndarray, "level component"], noise: float) -> tuple[bool, bool, bool]:
+    def study(shape: Float[np.ndarray, "t component"], noise: float) -> tuple[bool, bool, bool]:
         """Whether four phases are supported, by the rule and by the old one; and whether not supported."""
         networks = shape + 0.3 * rng.normal(size=(6, 1, 12)) * shape
         halves = [
