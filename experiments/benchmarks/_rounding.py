@@ -1,4 +1,4 @@
-"""Products as an accelerator's reduced precisions make them, on a CPU: for rehearsals of accuracy, not of time.
+"""Products as reduced precisions of accelerators make them, on a CPU: to rehearse accuracy, not time.
 
 A card rounds what enters a product (TF32: 10 bits of fraction, bfloat16: 7) and adds up in float32. Here the
 inputs of every convolution and matrix product are rounded so, to the nearest, before XLA multiplies in

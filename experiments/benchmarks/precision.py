@@ -40,8 +40,8 @@ COLUMNS |= {"lost": 5, "turned": 7, "gained": 7}
 
 
 def compared(exact: effects.Effects, reduced: effects.Effects) -> dict[str, float | int]:
-    """Differences of pooled relative loss increases, in points and as a share of half widths of intervals; and
-    how many components are certain in one of both alone, or in both with another sign."""
+    """Differences of pooled relative loss increases, in points and as a share of half widths of intervals;
+    and how many components are certain in one of both alone, or in both with another sign."""
     difference = reduced.pooled.estimate - exact.pooled.estimate
     half_width = (exact.pooled.high - exact.pooled.low) / 2
     share = np.abs(difference)[half_width > 0] / half_width[half_width > 0]
