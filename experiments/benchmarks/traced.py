@@ -70,7 +70,7 @@ def measured(denoiser, condition, images: int, repeats: int) -> dict[str, float]
             start = time.process_time()
             outputs[name] = jax.block_until_ready(run(denoiser, x))
             seconds[name].append(time.process_time() - start)
-    differences = [jnp.abs(a - b).max() for a, b in zip(outputs["whole"], outputs["shared"])]
+    differences = [jnp.abs(a - b).max() for a, b in zip(outputs["whole"], outputs["shared"], strict=True)]
     return {
         "components": len(names),
         **{f"operations, {name}": run.cost_analysis()["flops"] for name, run in compiled.items()},

@@ -56,8 +56,8 @@ def rows(models: Sequence[ExaminedModel]) -> list[Row]:
 def _row(model: ExaminedModel) -> Row:
     network, worst, roles = model.network, {}, None
     for ablation in map(str, network.sweep["ablation"].values):
-        damage = across_seeds.relative_increases(network.sweep, ablation)
-        worst[ablation] = str(network.sweep["component"].values[damage.argmax()]), float(damage.max())
+        increase = across_seeds.relative_increases(network.sweep, ablation)
+        worst[ablation] = str(network.sweep["component"].values[increase.argmax()]), float(increase.max())
     if network.roles is not None:
         roles = {}
         for head, role in zip(network.roles["component"].values, network.roles["role"].values, strict=True):
@@ -99,13 +99,13 @@ def draw_ratios(theme: Theme, ratios: dict[str, Interval]) -> Figure:
     return figure
 
 
-def draw_damage(theme: Theme, networks: Sequence[Network]) -> Figure:
+def draw_increases(theme: Theme, networks: Sequence[Network]) -> Figure:
     """Pooled ΔL/L of the components with the largest median: a mark for every network, each named in the key,
     and a line over those of one data set. Color: data set; shape: place among its training seeds."""
     names = [str(name) for name in networks[0].sweep["component"].values]
     ablation = across_seeds.lead(networks[0].sweep)
-    damage = np.array([across_seeds.relative_increases(network.sweep, ablation) for network in networks])
-    order = np.argsort(-np.median(damage, axis=0), kind="stable")[:SHOWN]
+    increase = np.array([across_seeds.relative_increases(network.sweep, ablation) for network in networks])
+    order = np.argsort(-np.median(increase, axis=0), kind="stable")[:SHOWN]
     sides: dict[tuple[str, str, str], list[int]] = {}
     for i, network in enumerate(networks):
         sides.setdefault(SIDES.get(network.data, OTHERS), []).append(i)
@@ -114,19 +114,19 @@ def draw_damage(theme: Theme, networks: Sequence[Network]) -> Figure:
     axes = figure.add_axes((0.21, 0.55 / height, 0.53, (height - 0.75) / height))
     for place, (side, members) in enumerate(sorted(sides.items())):
         shift = 0.34 * (place - (len(sides) - 1) / 2)
-        _seeds(axes, theme.part(side[1]), shift, damage[np.ix_(members, order)])
+        _seeds(axes, theme.part(side[1]), shift, increase[np.ix_(members, order)])
         for rank, i in enumerate(members):
             look = {"color": theme.part(side[1]), "marker": MARKS[rank % len(MARKS)], "ms": 4.4, "mew": 0}
             axes.plot([], [], ls="", label=networks[i].name, **look)  # the key's entry
             for y, component in enumerate(order):
-                value = float(damage[i, component])
+                value = float(increase[i, component])
                 words = f"{networks[i].name}: pooled ΔL/L {style.number(value)} %, {ablation} ablation"
                 gid = inline.told(names[component], words)
                 axes.plot(value, y + shift, alpha=0.8, gid=gid, **look)
     axes.set(ylim=(len(order) - 0.4, -0.6), xlabel=f"pooled ΔL/L, %, {ablation} ablation; a mark a network")
     axes.set_yticks(range(len(order)), [names[i] for i in order], color=theme.ink, size=style.SMALL)
     axes.tick_params(axis="y", length=0)
-    shown = damage[:, order]
+    shown = increase[:, order]
     style.symlog((axes, "x"), min(-0.3, 1.3 * float(shown.min())), max(1.5, 1.3 * float(shown.max())))
     axes.grid(axis="x")
     axes.grid(axis="y", alpha=0.5)
@@ -136,12 +136,12 @@ def draw_damage(theme: Theme, networks: Sequence[Network]) -> Figure:
     return figure
 
 
-def _seeds(axes: Axes, color: str, shift: float, damage: Float[np.ndarray, "network component"]) -> None:
+def _seeds(axes: Axes, color: str, shift: float, increase: Float[np.ndarray, "network component"]) -> None:
     """For each component a line from the least to the largest network of one data set, and a tick at their
     mean."""
-    rows = np.arange(damage.shape[1]) + shift
-    axes.hlines(rows, damage.min(axis=0), damage.max(axis=0), color=color, lw=0.9, alpha=0.6)
-    axes.vlines(damage.mean(axis=0), rows - 0.14, rows + 0.14, color=color, lw=1.4)
+    rows = np.arange(increase.shape[1]) + shift
+    axes.hlines(rows, increase.min(axis=0), increase.max(axis=0), color=color, lw=0.9, alpha=0.6)
+    axes.vlines(increase.mean(axis=0), rows - 0.14, rows + 0.14, color=color, lw=1.4)
 
 
 def draw_divergence(theme: Theme, natural: Sequence[Network], simple: Sequence[Network]) -> Figure:

@@ -76,7 +76,7 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
     if alike:
         full = [*natural, *simple] or networks
         alt = "Pooled relative loss increase of single components in every network."
-        add("seeds-damage", alt, lambda theme: across.draw_damage(theme, full))
+        add("seeds-increase", alt, lambda theme: across.draw_increases(theme, full))
     if alike and min(len(natural), len(simple)) > 1:
         ratios = across_seeds.ratios(finished)
         alt = "Ratios of complexity, CelebA over synthetic faces, by several measures."
@@ -113,8 +113,8 @@ def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedMode
     spans = [
         span
         for model in models
-        for damage in model.damages.values()
-        if (span := numbers.extent(model, damage)) is not None
+        for increase in model.increases.values()
+        if (span := numbers.extent(model, increase)) is not None
     ]
     lead = models[0].lead.ablation
     between = numbers.between_subjects(models, lead)
@@ -153,35 +153,35 @@ def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedMode
 
 def _pictures(model: ExaminedModel, models: list[ExaminedModel], figures: Path) -> dict:
     """Figures of one model: name -> picture (None: nothing to draw), or a list with one per ablation."""
-    all_damages = [damage for other in models for damage in other.damages.values()]
-    cell = max(float(np.abs(damage.cells.estimate).max()) for damage in all_damages)
-    pooled = max(float(np.abs(damage.pooled.estimate).max()) for damage in all_damages)
-    ends, scale = ranking.ends(all_damages), attention.limits([other.attention for other in models])
-    damages, unet = list(model.damages.values()), None if model.function else model.config.unet
-    first = [model.lead, *(damage for damage in damages if damage is not model.lead)]
+    all_increases = [increase for other in models for increase in other.increases.values()]
+    cell = max(float(np.abs(increase.cells.estimate).max()) for increase in all_increases)
+    pooled = max(float(np.abs(increase.pooled.estimate).max()) for increase in all_increases)
+    ends, scale = ranking.ends(all_increases), attention.limits([other.attention for other in models])
+    increases, unet = list(model.increases.values()), None if model.function else model.config.unet
+    first = [model.lead, *(increase for increase in increases if increase is not model.lead)]
 
     def picture(what: str, alt: str, draw) -> Picture:
         return style.picture(figures, f"{what}-{model.name}", f"{alt} of {model.name}.", draw)
 
     pictures = dict.fromkeys(("curves", "attention", "ablations")) | {
         "map": picture(
-            "damage-map",
+            "increase-map",
             "Map of relative loss increase: "
-            f"{len(damages[0].components)} components at {len(damages[0].t)} timesteps",
-            lambda theme: maps.draw(theme, damages, cell),
+            f"{len(increases[0].components)} components at {len(increases[0].t)} timesteps",
+            lambda theme: maps.draw(theme, increases, cell),
         ),
         "ranking": picture(
             "ranking",
             f"Forest plot of {ranking.SHOWN} components with large pooled relative loss increase",
-            lambda theme: ranking.draw(theme, model.damages, ranking.forest_ends(all_damages)),
+            lambda theme: ranking.draw(theme, model.increases, ranking.forest_ends(all_increases)),
         ),
         "schematics": [
             picture(
-                f"schematic-{damage.ablation}",
-                f"The network, each component colored by its pooled ΔL/L under {damage.ablation} ablation,",
-                lambda theme, damage=damage: schematic.drawing(theme, unet, damage, pooled),
+                f"schematic-{increase.ablation}",
+                f"The network, each component colored by its pooled ΔL/L under {increase.ablation} ablation,",
+                lambda theme, increase=increase: schematic.drawing(theme, unet, increase, pooled),
             )
-            for damage in first
+            for increase in first
         ],
     }
     if model.record.get("log"):
@@ -192,7 +192,7 @@ def _pictures(model: ExaminedModel, models: list[ExaminedModel], figures: Path) 
             "attention", alt, lambda theme: attention.draw(theme, model.attention, scale)
         )
     if len(first) > 1:
-        names = tuple(f"pooled ΔL/L, %, {damage.ablation} ablation" for damage in first[:2])
+        names = tuple(f"pooled ΔL/L, %, {increase.ablation} ablation" for increase in first[:2])
         pictures["ablations"] = picture(
             "ablations",
             f"Scatter plot of pooled ΔL/L under {first[0].ablation} against {first[1].ablation} ablation",
@@ -207,8 +207,10 @@ def _range(spans: list, models: list[ExaminedModel], figures: Path) -> Picture |
     rows = []
     for span in spans:
         inputs = ", own samples" if span.model.own_samples else ""
-        rows.append(ranking.Row(f"{span.model.name}\n{span.damage.ablation} ablation{inputs}", span.damage))
-    limits = ranking.ends([span.damage for span in spans])
+        rows.append(
+            ranking.Row(f"{span.model.name}\n{span.increase.ablation} ablation{inputs}", span.increase)
+        )
+    limits = ranking.ends([span.increase for span in spans])
     alt = "Pooled ΔL/L of all components, a row for each model and ablation, and the paper's range."
     return style.picture(figures, "range", alt, lambda theme: ranking.draw_range(theme, rows, limits))
 
@@ -216,10 +218,10 @@ def _range(spans: list, models: list[ExaminedModel], figures: Path) -> Picture |
 def _agreements(models: list[ExaminedModel], ablation: str, figures: Path) -> list[Picture]:
     """Scatter plots of the first `PAIRS_DRAWN` pairs of models with at least 3 shared components."""
     pictures = []
-    holders = [model for model in models if ablation in model.damages]
+    holders = [model for model in models if ablation in model.increases]
     of_models = [(a, b) for i, a in enumerate(holders) for b in holders[i + 1 :]]
     for first, second in of_models[:PAIRS_DRAWN]:
-        sides = first.damages[ablation], second.damages[ablation]
+        sides = first.increases[ablation], second.increases[ablation]
         if len(numbers.active(sides[0]) & numbers.active(sides[1])) < 3:
             continue
         names = tuple(f"pooled ΔL/L, %, {model.name}" for model in (first, second))

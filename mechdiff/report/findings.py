@@ -46,7 +46,7 @@ def sample(model: ExaminedModel, seeds: dict[str, int]) -> str:
 
 def about(model: ExaminedModel) -> list[Markup]:
     """The findings on one model, a sentence each."""
-    grids = map(_grid, model.damages.values())
+    grids = map(_grid, model.increases.values())
     spreads = _spread(model), _hidden(model), _attention(model)
     sentences = [_worst(model), _parts(model), *grids, *spreads, *_precision(model)]
     return [sentence for sentence in sentences if sentence]
@@ -54,11 +54,11 @@ def about(model: ExaminedModel) -> list[Markup]:
 
 def _worst(model: ExaminedModel) -> Markup | None:
     parts = []
-    for damage in model.damages.values():
-        span = numbers.extent(model, damage)
+    for increase in model.increases.values():
+        span = numbers.extent(model, increase)
         if span is not None:
             words = Markup("under {} ablation <code>{}</code>, pooled ΔL/L = {}")
-            parts.append(words.format(damage.ablation, span.most, between(span.high, " %")))
+            parts.append(words.format(increase.ablation, span.most, between(span.high, " %")))
     if not parts:
         return Markup("No ablation changed any prediction: nothing was tested.")
     return Markup("<b>Largest effect of a single component:</b> {}.").format(Markup("; ").join(parts))
@@ -78,56 +78,58 @@ def _parts(model: ExaminedModel) -> Markup | None:
 
 def _precision(model: ExaminedModel) -> list[Markup]:
     """Numerical error beside sampling error, where products were not in full precision."""
-    lines = [precision_statement(model.sweep, damage) for damage in model.damages.values()]
+    lines = [precision_statement(model.sweep, increase) for increase in model.increases.values()]
     words = Markup("<b>Precision</b> under {} ablation: {}.")
-    return [words.format(name, line) for name, line in zip(model.damages, lines, strict=True) if line]
+    return [words.format(name, line) for name, line in zip(model.increases, lines, strict=True) if line]
 
 
-def _grid(damage: Effects) -> Markup:
-    raised, lowered = numbers.told_apart(damage)
+def _grid(increase: Effects) -> Markup:
+    raised, lowered = numbers.told_apart(increase)
     words = (
         "<b>Map, {} ablation:</b> {} of {} component × timestep cells are significant (max-T, p < {:g} in "
         "the family of {}): {} raise the loss, {} lower it. {}"
     )
-    idle = int(damage.idle.sum())
+    idle = int(increase.idle.sum())
     tail = (
-        f"Of {_count(len(damage.idle), 'component')}, ablating {idle} changed no prediction." if idle else ""
+        f"Of {_count(len(increase.idle), 'component')}, ablating {idle} changed no prediction."
+        if idle
+        else ""
     )
-    significant, family = raised + lowered, damage.p.size
+    significant, family = raised + lowered, increase.p.size
     return Markup(words).format(
-        damage.ablation, significant, family, numbers.ALPHA, family, raised, lowered, tail
+        increase.ablation, significant, family, numbers.ALPHA, family, raised, lowered, tail
     )
 
 
 def _spread(model: ExaminedModel) -> Markup:
-    damage = model.lead
+    increase = model.lead
     words = (
         "<b>Concentration:</b> under {} ablation, the effective number of components (exp of the entropy of "
         "their shares of pooled |ΔL/L|) is {}, of {} whose ablation changed a prediction."
     )
-    active = int((~damage.idle).sum())
-    return Markup(words).format(damage.ablation, between(numbers.value(damage.effective)), active)
+    active = int((~increase.idle).sum())
+    return Markup(words).format(increase.ablation, between(numbers.value(increase.effective)), active)
 
 
 def _hidden(model: ExaminedModel) -> Markup | None:
     """Effects that the mean over timesteps and images hides: of both signs, or on few images."""
-    damage = model.lead
-    active = np.flatnonzero(~damage.idle)
+    increase = model.lead
+    active = np.flatnonzero(~increase.idle)
     if not len(active):
         return None
-    varied = active[(damage.rms.estimate - np.abs(damage.pooled.estimate))[active].argmax()]
-    rare = active[(damage.quantiles[:, -1] - damage.quantiles[:, 1])[active].argmax()]
+    varied = active[(increase.rms.estimate - np.abs(increase.pooled.estimate))[active].argmax()]
+    rare = active[(increase.quantiles[:, -1] - increase.quantiles[:, 1])[active].argmax()]
     words = (
         "<b>Variation,</b> {} ablation: <code>{}</code> varies most over timesteps, root mean square of ΔL/L "
         "{} at a mean of {}; <code>{}</code> most over images: the loss rises on {:.0f} % of them; median "
         "{} %, 95 % quantile {} %."
     )
-    median, highest = (precise(damage.quantiles[rare, i]) for i in (1, -1))
-    rms = between(numbers.value(damage.rms, varied), " %")
-    mean = between(numbers.value(damage.pooled, varied), " %")
-    names = [damage.components[i] for i in (varied, rare)]
-    raised = 100 * damage.hurt.estimate[rare]
-    return Markup(words).format(damage.ablation, names[0], rms, mean, names[1], raised, median, highest)
+    median, highest = (precise(increase.quantiles[rare, i]) for i in (1, -1))
+    rms = between(numbers.value(increase.rms, varied), " %")
+    mean = between(numbers.value(increase.pooled, varied), " %")
+    names = [increase.components[i] for i in (varied, rare)]
+    raised = 100 * increase.hurt.estimate[rare]
+    return Markup(words).format(increase.ablation, names[0], rms, mean, names[1], raised, median, highest)
 
 
 def _attention(model: ExaminedModel) -> Markup | None:
@@ -171,12 +173,12 @@ def ranges(spans: list[Extent]) -> list[Markup]:
     sentences = [
         Markup(words).format(
             item.model.name,
-            item.damage.ablation,
+            item.increase.ablation,
             between(item.low, " %"),
             item.least,
             between(item.high, " %"),
             item.most,
-            item.damage.n,
+            item.increase.n,
         )
         for item in spans
     ]

@@ -19,73 +19,73 @@ KEY = 4.7  # inches for the color scale and its key
 LEFT, RIGHT, TOP, BOTTOM = 2.0, 0.1, 0.35, 1.1  # inches around the panels
 
 
-def rows(damage: EffectGrid) -> list[int | None]:
+def rows(increase: EffectGrid) -> list[int | None]:
     """Components by component type, then by depth; None for the gap between types."""
     order: list[int | None] = []
-    for component_type in dict.fromkeys(["res", "head", "skip", "time", *damage.part]):
-        members = [i for i, other in enumerate(damage.part) if other == component_type]
+    for component_type in dict.fromkeys(["res", "head", "skip", "time", *increase.part]):
+        members = [i for i, other in enumerate(increase.part) if other == component_type]
         if members and order:
             order.append(None)
-        order += sorted(members, key=lambda i: (damage.depth[i], i))
+        order += sorted(members, key=lambda i: (increase.depth[i], i))
     return order
 
 
 def draw(
-    theme: Theme, damages: Sequence[EffectGrid], largest: float, quantity: str = "ΔL/L at this timestep, %"
+    theme: Theme, increases: Sequence[EffectGrid], largest: float, quantity: str = "ΔL/L at this timestep, %"
 ) -> Figure:
     """One panel per ablation, with the same rows and a color scale from -`largest` to +`largest`.
 
     Args:
       quantity: what the numbers are, with their unit.
     """
-    order = rows(damages[0])
+    order = rows(increases[0])
     edges = np.cumsum([0.0] + [BREAK if i is None else 1.0 for i in order])
-    wide = max(2.6, 0.40 * len(damages[0].t))
-    width = LEFT + max(len(damages) * (wide + 0.2), KEY) + RIGHT
+    wide = max(2.6, 0.40 * len(increases[0].t))
+    width = LEFT + max(len(increases) * (wide + 0.2), KEY) + RIGHT
     height = TOP + ROW * edges[-1] + BOTTOM
     figure = style.figure(width, height)
-    for k, damage in enumerate(damages):
+    for k, increase in enumerate(increases):
         box = (LEFT + k * (wide + 0.2)) / width, BOTTOM / height, wide / width, ROW * edges[-1] / height
         axes = figure.add_axes(box)
-        _panel(axes, theme, damage, order, edges, largest)
+        _panel(axes, theme, increase, order, edges, largest)
         if k == 0:
-            _labels(axes, theme, damage, order, edges)
+            _labels(axes, theme, increase, order, edges)
     _scale(figure, theme, largest, (width, height), quantity)
     return figure
 
 
 def _panel(
-    axes: Axes, theme: Theme, damage: EffectGrid, order: list, edges: np.ndarray, largest: float
+    axes: Axes, theme: Theme, increase: EffectGrid, order: list, edges: np.ndarray, largest: float
 ) -> None:
-    levels = len(damage.t)
-    norm, colors = style.damage_norm(largest), theme.damage_map
+    levels = len(increase.t)
+    norm, colors = style.effect_norm(largest), theme.effect_map
     axes.set(xlim=(0, levels), ylim=(edges[-1], 0))
     blocks = np.split(np.arange(len(order)), [k for k, i in enumerate(order) if i is None])
     for block in blocks:
         members = [k for k in block if order[k] is not None]
-        values = damage.cells.estimate[[order[k] for k in members]]
+        values = increase.cells.estimate[[order[k] for k in members]]
         borders = np.append(edges[members], edges[members[-1] + 1])
-        gid = inline.cells(damage.ablation, [order[k] for k in members])
+        gid = inline.cells(increase.ablation, [order[k] for k in members])
         axes.pcolormesh(np.arange(levels + 1), borders, values, cmap=colors, norm=norm, gid=gid)
     axes.set(xlim=(0, levels), ylim=(edges[-1], 0))
-    _uncertain(axes, theme, damage, order, edges)
+    _uncertain(axes, theme, increase, order, edges)
     step = max(1, -(-levels // 10))
     ticks = np.arange(0, levels, step)
-    names = [f"{style.level_label(damage.log_snr[j])}\n{damage.t[j]}" for j in ticks]
+    names = [f"{style.level_label(increase.log_snr[j])}\n{increase.t[j]}" for j in ticks]
     axes.set_xticks(ticks + 0.5, names, size=style.SMALL)
     axes.tick_params(length=0)
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_title(f"{damage.ablation} ablation", pad=6)
+    axes.set_title(f"{increase.ablation} ablation", pad=6)
 
 
-def _uncertain(axes: Axes, theme: Theme, damage: EffectGrid, order: list, edges: np.ndarray) -> None:
+def _uncertain(axes: Axes, theme: Theme, increase: EffectGrid, order: list, edges: np.ndarray) -> None:
     """Fades and hatches cells that are not significant; neighboring cells form one box."""
     runs = []  # row, first timestep, timestep after the last
     for k, i in enumerate(order):
         if i is not None:
-            steps = np.diff(np.concatenate([[0], ~(damage.p[i] < ALPHA), [0]]).astype(int))
+            steps = np.diff(np.concatenate([[0], ~(increase.p[i] < ALPHA), [0]]).astype(int))
             starts, stops = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
             runs += [(k, start, stop) for start, stop in zip(starts, stops, strict=True)]
     if not runs:
@@ -100,17 +100,17 @@ def _uncertain(axes: Axes, theme: Theme, damage: EffectGrid, order: list, edges:
     axes.add_patch(PathPatch(path, linewidth=0, alpha=0.75, gid=inline.cover("hatch"), **hatch))
 
 
-def _labels(axes: Axes, theme: Theme, damage: EffectGrid, order: list, edges: np.ndarray) -> None:
+def _labels(axes: Axes, theme: Theme, increase: EffectGrid, order: list, edges: np.ndarray) -> None:
     """Component names, and component types along a colored bar at the far left."""
     across = axes.get_yaxis_transform()
     for k, i in enumerate(order):
         if i is not None:
             at = (edges[k] + edges[k + 1]) / 2
             place = {"ha": "right", "va": "center_baseline", "size": style.SMALL, "transform": across}
-            axes.text(-0.02, at, damage.components[i], gid=inline.mark(damage.components[i]), **place)
+            axes.text(-0.02, at, increase.components[i], gid=inline.mark(increase.components[i]), **place)
     inch = 1 / (axes.get_position().width * axes.figure.get_figwidth())
-    for component_type in dict.fromkeys(damage.part):
-        inside = [k for k, i in enumerate(order) if i is not None and damage.part[i] == component_type]
+    for component_type in dict.fromkeys(increase.part):
+        inside = [k for k, i in enumerate(order) if i is not None and increase.part[i] == component_type]
         low, high = edges[inside[0]], edges[inside[-1] + 1]
         x = -1.68 * inch
         line = {"color": theme.part(component_type), "lw": 2.2, "solid_capstyle": "butt"}
@@ -125,8 +125,8 @@ def _labels(axes: Axes, theme: Theme, damage: EffectGrid, order: list, edges: np
 def _scale(figure: Figure, theme: Theme, largest: float, size: tuple[float, float], quantity: str) -> None:
     width, height = size
     bar = figure.add_axes((LEFT / width, 0.34 / height, 2.6 / width, 0.1 / height))
-    norm = style.damage_norm(largest)
-    style.key_of_colors(figure, bar, norm, theme.damage_map, style.decades(norm.vmax))
+    norm = style.effect_norm(largest)
+    style.key_of_colors(figure, bar, norm, theme.effect_map, style.decades(norm.vmax))
     bar.set_title(quantity, size=style.SMALL, pad=3)
     text = {"size": style.SMALL, "va": "center", "ha": "right"}
     figure.text((LEFT - 0.12) / width, (BOTTOM - 0.12) / height, "log-SNR", color=theme.muted, **text)

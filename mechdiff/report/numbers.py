@@ -34,7 +34,7 @@ class Extent:
     under one ablation, among those whose ablation changed a prediction."""
 
     model: ExaminedModel
-    damage: Effects
+    increase: Effects
     least: str
     low: Value
     most: str
@@ -83,12 +83,12 @@ def training_seeds(models: Sequence[ExaminedModel]) -> str:
     return f"{words}: of equal seed they are states of one training or variants, no replicates"
 
 
-def extent(model: ExaminedModel, damage: Effects) -> Extent | None:
+def extent(model: ExaminedModel, increase: Effects) -> Extent | None:
     """The range of pooled ΔL/L over components; None where no ablation changed any prediction."""
-    active = np.flatnonzero(~damage.idle)
+    active = np.flatnonzero(~increase.idle)
     if not len(active):
         return None
-    pooled = damage.pooled.estimate
+    pooled = increase.pooled.estimate
     least, most = active[pooled[active].argmin()], active[pooled[active].argmax()]
 
     def span(values: np.ndarray) -> tuple[float, float]:
@@ -96,20 +96,20 @@ def extent(model: ExaminedModel, damage: Effects) -> Extent | None:
 
     return Extent(
         model=model,
-        damage=damage,
-        least=damage.components[least],
-        low=value(damage.pooled, least),
-        most=damage.components[most],
-        high=value(damage.pooled, most),
-        losses=span(damage.pooled_losses.estimate),
-        cells=span(damage.cells.estimate),
+        increase=increase,
+        least=increase.components[least],
+        low=value(increase.pooled, least),
+        most=increase.components[most],
+        high=value(increase.pooled, most),
+        losses=span(increase.pooled_losses.estimate),
+        cells=span(increase.cells.estimate),
     )
 
 
 def between_kinds(model: ExaminedModel) -> list[Agreement]:
     """Agreement of every two ablations of one model."""
     agreements = []
-    for first, second in itertools.combinations(model.damages.values(), 2):
+    for first, second in itertools.combinations(model.increases.values(), 2):
         try:
             interval = agreement.of_ablations(model.sweep, first.ablation, second.ablation)
         except ConfigError:  # too few components in common
@@ -122,14 +122,14 @@ def between_subjects(models: list[ExaminedModel], ablation: str) -> list[Agreeme
     """Agreement of every two models under one ablation, where both have it."""
     agreements = []
     for first, second in itertools.combinations(models, 2):
-        if ablation not in first.damages or ablation not in second.damages:
+        if ablation not in first.increases or ablation not in second.increases:
             continue
         try:
             interval = agreement.of_denoisers(first.sweep, second.sweep, ablation)
         except ConfigError:
             continue
         relation = "same data, other seed" if first.data == second.data else "other data"
-        sides = first.damages[ablation], second.damages[ablation]
+        sides = first.increases[ablation], second.increases[ablation]
         agreements.append(_agreement(*sides, first.name, second.name, relation, interval))
     return agreements
 
@@ -144,31 +144,31 @@ def _agreement(
     return Agreement(name, other_name, relation, value(interval), len(common), shared, interval.n)
 
 
-def active(damage: Effects) -> set[str]:
+def active(increase: Effects) -> set[str]:
     """Components whose ablation changed a prediction beyond rounding."""
-    return set(damage.components) - set(idle(damage))
+    return set(increase.components) - set(idle(increase))
 
 
-def idle(damage: Effects) -> list[str]:
+def idle(increase: Effects) -> list[str]:
     """Components whose ablation changed no prediction beyond rounding."""
-    return [name for name, unchanged in zip(damage.components, damage.idle, strict=True) if unchanged]
+    return [name for name, unchanged in zip(increase.components, increase.idle, strict=True) if unchanged]
 
 
-def told_apart(damage: Effects) -> tuple[int, int]:
+def told_apart(increase: Effects) -> tuple[int, int]:
     """Significant cells of the map (max-T): how many raise the loss, how many lower it."""
-    significant = damage.p < ALPHA
-    raised, lowered = damage.cells.estimate > 0, damage.cells.estimate < 0
+    significant = increase.p < ALPHA
+    raised, lowered = increase.cells.estimate > 0, increase.cells.estimate < 0
     return int((significant & raised).sum()), int((significant & lowered).sum())
 
 
 def part_means(model: ExaminedModel, ablation: str) -> dict[str, tuple[int, Value]]:
     """Component type -> number of components that are not idle, and the mean of their pooled ΔL/L."""
-    damage = model.damages[ablation]
+    increase = model.increases[ablation]
     clean, loss = effects.losses(model.sweep, ablation)
     units, means = stats.units_of(model.sweep), {}
-    for component_type in dict.fromkeys(damage.part):
-        same_type = [other == component_type for other in damage.part]
-        rows = np.flatnonzero(np.array(same_type) & ~damage.idle)
+    for component_type in dict.fromkeys(increase.part):
+        same_type = [other == component_type for other in increase.part]
+        rows = np.flatnonzero(np.array(same_type) & ~increase.idle)
         if len(rows):
             mean = lambda w, rows=rows: effects.pooled_relative_increase(clean, loss[rows], w).mean(axis=0)
             means[component_type] = len(rows), value(stats.bootstrap_units(mean, units))

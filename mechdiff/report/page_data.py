@@ -41,19 +41,20 @@ def of_model(model: ExaminedModel) -> dict:
         "own": model.own_samples,
         **axes_of(model.lead),
         "ablations": {
-            name: of_grid(damage, image_contributions(model, name)) for name, damage in model.damages.items()
+            name: of_grid(increase, image_contributions(model, name))
+            for name, increase in model.increases.items()
         },
         "attention": _attention(model),
         "examples": examples.figures(model.examples),
     }
 
 
-def axes_of(damage: EffectGrid) -> dict:
+def axes_of(increase: EffectGrid) -> dict:
     """Timesteps and components of a model, see `of_model`."""
-    places = zip(damage.components, damage.part, damage.resolution, strict=True)
+    places = zip(increase.components, increase.part, increase.resolution, strict=True)
     return {
-        "t": damage.t.tolist(),
-        "log_snr": short(damage.log_snr),
+        "t": increase.t.tolist(),
+        "log_snr": short(increase.log_snr),
         "components": [
             {"name": name, "type": component_type, "resolution": int(resolution)}
             for name, component_type, resolution in places
@@ -61,16 +62,16 @@ def axes_of(damage: EffectGrid) -> dict:
     }
 
 
-def of_grid(damage: EffectGrid, contributions: Float[np.ndarray, "component image"]) -> dict:
+def of_grid(increase: EffectGrid, contributions: Float[np.ndarray, "component image"]) -> dict:
     """One ablation of one model, see `of_model`."""
-    triples = _triples(damage.cells)
-    cells = np.concatenate([triples, damage.p[..., None]], axis=-1)
+    triples = _triples(increase.cells)
+    cells = np.concatenate([triples, increase.p[..., None]], axis=-1)
     return {
-        "n": damage.n,
-        "people": damage.people,
-        "pooled": short(_triples(damage.pooled)),
+        "n": increase.n,
+        "people": increase.people,
+        "pooled": short(_triples(increase.pooled)),
         "cells": short(cells),
-        "idle": np.asarray(damage.idle).astype(int).tolist(),
+        "idle": np.asarray(increase.idle).astype(int).tolist(),
         "images": short(contributions),
     }
 

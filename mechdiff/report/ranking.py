@@ -15,21 +15,23 @@ VARIED = 3  # of those shown: not the largest on average, but the most varied ov
 PAPER = (25.6, 128.3)  # % degradation, abstract of arXiv 2506.17237
 
 
-def draw(theme: Theme, damages: dict[str, Effects], ends: tuple[float, float], lead: str = "mean") -> Figure:
+def draw(
+    theme: Theme, increases: dict[str, Effects], ends: tuple[float, float], lead: str = "mean"
+) -> Figure:
     """Forest plot of the components of `chosen` under `lead`, with the 5 to 95 % quantiles of images' own
     contributions as thin lines; other ablations as open marks below."""
-    first = damages.get(lead) or next(iter(damages.values()))
+    first = increases.get(lead) or next(iter(increases.values()))
     order = chosen(first)
-    ablations = [first, *(damage for damage in damages.values() if damage is not first)]
+    ablations = [first, *(increase for increase in increases.values() if increase is not first)]
     height = 0.95 + 0.235 * len(order)
     figure = style.figure(5.3, height)
     axes = figure.add_axes((0.30, 0.6 / height, 0.68, (height - 0.95) / height))
     for place, i in enumerate(order):
         axes.hlines(place, first.quantiles[i, 0], first.quantiles[i, -1], color=theme.muted, lw=0.5, zorder=1)
-    for k, damage in enumerate(ablations):
+    for k, increase in enumerate(ablations):
         shift = (k - (len(ablations) - 1) / 2) * 0.3
         for place, i in enumerate(order):
-            _mark(axes, theme, damage, i, place + shift, filled=k == 0)
+            _mark(axes, theme, increase, i, place + shift, filled=k == 0)
     axes.set(ylim=(len(order) - 0.4, -0.6), xlabel="pooled ΔL/L, %, with 95 % interval")
     axes.set_yticks(
         range(len(order)), [first.components[i] for i in order], color=theme.ink, size=style.SMALL
@@ -39,31 +41,31 @@ def draw(theme: Theme, damages: dict[str, Effects], ends: tuple[float, float], l
     axes.grid(axis="x")
     axes.axvline(0, color=theme.muted, lw=0.8)
     axes.spines["left"].set_visible(False)
-    _ablations_key(axes, theme, [damage.ablation for damage in ablations])
+    _ablations_key(axes, theme, [increase.ablation for increase in ablations])
     return figure
 
 
-def chosen(damage: Effects) -> list[int]:
+def chosen(increase: Effects) -> list[int]:
     """Components of the forest plot: the largest on average, and below them the `VARIED` whose effect is
     largest at some timesteps (root mean square) or on some images (5 or 95 % quantile)."""
-    order = damage.order.tolist()
+    order = increase.order.tolist()
     if len(order) <= SHOWN:
         return order
     largest = order[: SHOWN - VARIED]
-    size = np.maximum(damage.rms.estimate, np.abs(damage.quantiles).max(axis=1))
+    size = np.maximum(increase.rms.estimate, np.abs(increase.quantiles).max(axis=1))
     varied = [i for i in np.argsort(-size, kind="stable").tolist() if i not in largest]
     return [*largest, *varied[:VARIED]]
 
 
-def _mark(axes: Axes, theme: Theme, damage: Effects, i: int, y: float, filled: bool) -> None:
-    color = theme.part(damage.part[i])
-    pooled = damage.pooled
+def _mark(axes: Axes, theme: Theme, increase: Effects, i: int, y: float, filled: bool) -> None:
+    color = theme.part(increase.part[i])
+    pooled = increase.pooled
     line = {"color": color, "lw": 1.3 if filled else 0.9, "solid_capstyle": "butt"}
     axes.plot([pooled.low[i], pooled.high[i]], [y, y], **line)
     axes.plot(
-        pooled.estimate[i], y, MARKERS.get(damage.part[i], "o"), ms=4.6, color=color,
+        pooled.estimate[i], y, MARKERS.get(increase.part[i], "o"), ms=4.6, color=color,
         markerfacecolor=color if filled else theme.paper, markeredgewidth=0.9,
-        gid=inline.mark(damage.components[i], damage.ablation),
+        gid=inline.mark(increase.components[i], increase.ablation),
     )  # fmt: skip
 
 
@@ -76,17 +78,17 @@ def _ablations_key(axes: Axes, theme: Theme, ablations: list[str]) -> None:
     axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handletextpad=0.2, columnspacing=1.2, **place)
 
 
-def ends(damages: list[Effects]) -> tuple[float, float]:
+def ends(increases: list[Effects]) -> tuple[float, float]:
     """Ends of an axis that shows the intervals of pooled ΔL/L of all, in %."""
-    low = min(float(damage.pooled.low.min()) for damage in damages)
-    high = max(float(damage.pooled.high.max()) for damage in damages)
+    low = min(float(increase.pooled.low.min()) for increase in increases)
+    high = max(float(increase.pooled.high.max()) for increase in increases)
     return min(-0.3, 1.3 * low), max(1.5, 1.25 * high)
 
 
-def forest_ends(damages: list[Effects]) -> tuple[float, float]:
+def forest_ends(increases: list[Effects]) -> tuple[float, float]:
     """Ends of the forest plots' axis, which shows quantiles over images too, in %."""
-    low, high = ends(damages)
-    shown = [damage.quantiles[chosen(damage)] for damage in damages]
+    low, high = ends(increases)
+    shown = [increase.quantiles[chosen(increase)] for increase in increases]
     lowest, highest = (float(f([f(quantiles) for quantiles in shown])) for f in (np.min, np.max))
     return min(low, 1.3 * lowest), max(high, 1.25 * highest)
 
@@ -96,7 +98,7 @@ class Row:
     """One line of the range figure."""
 
     label: str
-    damage: Effects
+    increase: Effects
 
 
 def draw_range(theme: Theme, rows: list[Row], limits: tuple[float, float]) -> Figure:
@@ -110,7 +112,7 @@ def draw_range(theme: Theme, rows: list[Row], limits: tuple[float, float]) -> Fi
     place = {"ha": "center", "va": "bottom", "color": theme.muted}
     axes.text(np.sqrt(PAPER[0] * PAPER[1]), -0.62, words, size=style.SMALL, **place)
     for y, row in enumerate(rows):
-        _strip(axes, theme, row.damage, y)
+        _strip(axes, theme, row.increase, y)
     axes.set(ylim=(len(rows) - 0.45, -0.6), xlabel="pooled ΔL/L, % (ours)")
     axes.set_yticks(range(len(rows)), [row.label for row in rows], color=theme.ink, size=style.SMALL)
     axes.tick_params(axis="y", length=0)
@@ -121,15 +123,15 @@ def draw_range(theme: Theme, rows: list[Row], limits: tuple[float, float]) -> Fi
     return figure
 
 
-def _strip(axes: Axes, theme: Theme, damage: Effects, y: float) -> None:
+def _strip(axes: Axes, theme: Theme, increase: Effects, y: float) -> None:
     """Components that are not idle as jittered marks, on a line from the smallest to the largest value."""
-    active = np.flatnonzero(~damage.idle)
+    active = np.flatnonzero(~increase.idle)
     if not len(active):
         return
-    values = damage.pooled.estimate[active]
+    values = increase.pooled.estimate[active]
     axes.plot([values.min(), values.max()], [y, y], color=theme.ink, lw=0.8, zorder=1)
     heights = y + 0.26 * (2 * ((np.arange(len(active)) * 0.61803) % 1) - 1)
-    for component_type, places in _by_type(damage, active):
+    for component_type, places in _by_type(increase, active):
         look = {"ms": 3.4, "color": theme.part(component_type), "alpha": 0.85, "mew": 0, "ls": ""}
         axes.plot(values[places], heights[places], MARKERS.get(component_type, "o"), **look)
     for value, side in ((values.min(), "right"), (values.max(), "left")):
@@ -165,13 +167,13 @@ def draw_agreement(
     return figure
 
 
-def _by_type(damage: Effects, rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
+def _by_type(increase: Effects, rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """Component types among `rows`, each with its positions in `rows`."""
-    types = np.array([damage.part[i] for i in rows])
+    types = np.array([increase.part[i] for i in rows])
     return [(str(name), np.flatnonzero(types == name)) for name in dict.fromkeys(types)]
 
 
-def _bars(damage: Effects, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _bars(increase: Effects, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pooled estimates of `rows`, and how far their intervals reach below and above."""
-    low, middle, high = (getattr(damage.pooled, end)[rows] for end in ("low", "estimate", "high"))
+    low, middle, high = (getattr(increase.pooled, end)[rows] for end in ("low", "estimate", "high"))
     return middle, np.maximum([middle - low, high - middle], 0)

@@ -70,7 +70,7 @@ def plan(config: UNetConfig) -> Plan:
 
 
 def draw(
-    theme: Theme, config: UNetConfig, damage: EffectGrid, largest: float, quantity: str = POOLED
+    theme: Theme, config: UNetConfig, increase: EffectGrid, largest: float, quantity: str = POOLED
 ) -> Figure:
     """The network of `config`, colored by `quantity` on a scale from -`largest` to +`largest`."""
     where = plan(config)
@@ -83,7 +83,7 @@ def draw(
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-MARGIN - 0.4, right), ylim=(bottom, top), aspect="equal")
     axes.axis("off")
-    paint = _Paint(theme, damage, largest)
+    paint = _Paint(theme, increase, largest)
     _rows(axes, theme, where)
     _flow(axes, theme, where)
     for i, stage in enumerate(where.stages):
@@ -96,11 +96,11 @@ def draw(
 class _Paint:
     """Colors and numbers of components."""
 
-    def __init__(self, theme: Theme, damage: EffectGrid, largest: float):
-        self.theme, self.ablation = theme, damage.ablation
-        self.norm, self.map = style.damage_norm(largest), theme.damage_map
-        self.value = dict(zip(damage.components, damage.pooled.estimate, strict=True))
-        self.idle = {name for name, idle in zip(damage.components, damage.idle, strict=True) if idle}
+    def __init__(self, theme: Theme, increase: EffectGrid, largest: float):
+        self.theme, self.ablation = theme, increase.ablation
+        self.norm, self.map = style.effect_norm(largest), theme.effect_map
+        self.value = dict(zip(increase.components, increase.pooled.estimate, strict=True))
+        self.idle = {name for name, idle in zip(increase.components, increase.idle, strict=True) if idle}
 
     def fill(self, name: str) -> dict:
         """Face and edge of a component; one that is not measured or idle is empty and dotted."""
@@ -126,7 +126,7 @@ def short(value: float) -> str:
 
 
 def drawing(
-    theme: Theme, config: UNetConfig | None, damage: EffectGrid, largest: float, quantity: str = POOLED
+    theme: Theme, config: UNetConfig | None, increase: EffectGrid, largest: float, quantity: str = POOLED
 ) -> Figure:
     """The diagram of a UNet, or of any other denoiser its components in the order in which they run.
 
@@ -134,24 +134,24 @@ def drawing(
       config: None where the denoiser has no stages of ours.
       quantity: what the numbers are, with their unit.
     """
-    if config is not None and set(damage.components) <= {part.name for part in components(config)}:
-        return draw(theme, config, damage, largest, quantity)
-    return draw_sequence(theme, damage, largest, quantity)
+    if config is not None and set(increase.components) <= {part.name for part in components(config)}:
+        return draw(theme, config, increase, largest, quantity)
+    return draw_sequence(theme, increase, largest, quantity)
 
 
-def draw_sequence(theme: Theme, damage: EffectGrid, largest: float, quantity: str = POOLED) -> Figure:
+def draw_sequence(theme: Theme, increase: EffectGrid, largest: float, quantity: str = POOLED) -> Figure:
     """Components as boxes in the order of execution, colored by pooled ΔL/L as in `draw`; blocks stand on
     lines of their own, see `in_lines`."""
     columns, wide, tall = 8, 1.38, 0.52  # boxes a line, inches
-    places = in_lines(damage.components, columns)
+    places = in_lines(increase.components, columns)
     lines = 1 + places[-1][0] if places else 1
     width, height = columns * wide + 0.1, lines * tall + 0.75
     figure = style.figure(width, height)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(0, height))
     axes.axis("off")
-    paint = _Paint(theme, damage, largest)
-    for (line, column), name in zip(places, damage.components, strict=True):
+    paint = _Paint(theme, increase, largest)
+    for (line, column), name in zip(places, increase.components, strict=True):
         x, y = 0.05 + wide * column, height - tall * (line + 1)
         axes.add_patch(Rectangle((x, y), wide - 0.08, tall - 0.07, **paint.fill(name)))
         ink = style.readable_on(paint.color(name)) if name not in paint.idle else theme.ink
@@ -216,7 +216,7 @@ def _flow(axes: Axes, theme: Theme, where: Plan) -> None:
 def _line(axes: Axes, corners: list[tuple[float, float]], color: str, width: float) -> None:
     """A line with rounded corners."""
     points, codes = [corners[0]], [Path.MOVETO]
-    for before, corner, after in zip(corners, corners[1:], corners[2:]):
+    for before, corner, after in zip(corners, corners[1:], corners[2:], strict=False):
         into, out = _towards(corner, before), _towards(corner, after)
         points += [into, corner, out]
         codes += [Path.LINETO, Path.CURVE3, Path.CURVE3]

@@ -30,7 +30,7 @@ class Theme:
     Attributes:
       paper, ink, muted, rule: background, text, secondary text, hairlines.
       parts: component type -> color.
-      damage: colors of negative, zero (the paper) to large ΔL/L.
+      diverging: colors of negative, zero (the paper) to large ΔL/L.
       sequential: name of a matplotlib color map.
     """
 
@@ -40,13 +40,13 @@ class Theme:
     muted: str
     rule: str
     parts: dict[str, str]
-    damage: tuple[str, ...]
+    diverging: tuple[str, ...]
     sequential: str = "cividis"
 
     @property
-    def damage_map(self) -> LinearSegmentedColormap:
+    def effect_map(self) -> LinearSegmentedColormap:
         """Diverging color map; ΔL/L = 0 has the color of the paper."""
-        return LinearSegmentedColormap.from_list(f"damage-{self.name}", self.damage)
+        return LinearSegmentedColormap.from_list(f"effects-{self.name}", self.diverging)
 
     def part(self, name: str) -> str:
         """Color of a component type."""
@@ -61,7 +61,7 @@ LIGHT = Theme(
     rule="#d9d6cf",
     parts={"res": "#0072b2", "head": "#d55e00", "skip": "#009e73", "time": "#a5558d"}
     | {"class": "#8a6d00", "condition": "#1f8a99"},
-    damage=("#1f4e86", "#5b8fc0", "#b5cfe3", "#f3f1ec", "#f2cf9f", "#dc7f4d", "#8e1f2f"),
+    diverging=("#1f4e86", "#5b8fc0", "#b5cfe3", "#f3f1ec", "#f2cf9f", "#dc7f4d", "#8e1f2f"),
 )
 DARK = Theme(
     name="dark",
@@ -71,7 +71,7 @@ DARK = Theme(
     rule="#3a3b40",
     parts={"res": "#56b4e9", "head": "#f0913e", "skip": "#2fc79a", "time": "#d896c2"}
     | {"class": "#e6c84f", "condition": "#7fd4e0"},
-    damage=("#9ad0ff", "#4f8fc9", "#2f4a66", "#26272b", "#6b3f2c", "#d97a3a", "#ffe08a"),
+    diverging=("#9ad0ff", "#4f8fc9", "#2f4a66", "#26272b", "#6b3f2c", "#d97a3a", "#ffe08a"),
 )
 MARKERS = {"res": "o", "head": "s", "skip": "^", "time": "D", "class": "P", "condition": "X"}
 TYPES = {  # component type -> what one is called
@@ -195,7 +195,7 @@ def key_of_colors(
     axes.tick_params(labelsize=SMALL)
 
 
-def damage_norm(largest: Number) -> SymLogNorm:
+def effect_norm(largest: Number) -> SymLogNorm:
     """Symmetric scale of ΔL/L in %, linear within +-1 % and logarithmic beyond, up to `largest`."""
     largest = max(2.0, float(largest))
     return SymLogNorm(linthresh=1.0, linscale=0.6, vmin=-largest, vmax=largest, base=10)

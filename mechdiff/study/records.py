@@ -125,7 +125,7 @@ class ExaminedModel:
         return self.network.attention
 
     @cached_property
-    def damages(self) -> dict[str, Effects]:
+    def increases(self) -> dict[str, Effects]:
         """Ablation -> effects of all components, with intervals over images."""
         ablations = [str(ablation) for ablation in self.sweep["ablation"].values]
         return {ablation: effects.measure(self.sweep, ablation) for ablation in ablations}
@@ -151,7 +151,7 @@ class ExaminedModel:
     @property
     def lead(self) -> Effects:
         """Effects under the ablation that figures show first: `mean` if it was swept, else the first."""
-        return self.damages.get("mean") or next(iter(self.damages.values()))
+        return self.increases.get("mean") or next(iter(self.increases.values()))
 
     @property
     def function(self) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from mechdiff.analysis import effects, network_divergence
 from mechdiff.analysis.roles.matching import agreement
 from mechdiff.core.errors import ConfigError
 from mechdiff.stats.small_samples import over_seeds
-from mechdiff.validation import further_calibration, picture_calibration, rule_calibration
+from mechdiff.validation import attacks, further_calibration, image_calibration, rule_calibration
 from mechdiff.validation.checks import ALPHA, LEVEL, Check, covers, mean_error, table, uniform
 
 __all__ = ["Check", "calibrate", "table"]
@@ -31,12 +31,13 @@ def calibrate(repeats: int = 400, images: int = 32, seed: int = 0) -> list[Check
     """
     if repeats < 50:
         raise ConfigError(f"repeats={repeats} show nothing; at least 50, better 400")
-    basic, rules, images_of_people, further = np.random.default_rng(seed).spawn(4)
+    basic, rules, images_of_people, further, attacked = np.random.default_rng(seed).spawn(5)
     return [
         *basics(basic, repeats, images),
         *rule_calibration.checks(rules, repeats),
-        *picture_calibration.checks(images_of_people, repeats),
+        *image_calibration.checks(images_of_people, repeats),
         *further_calibration.checks(further, repeats),
+        *attacks.checks(attacked, repeats),
     ]
 
 
@@ -109,8 +110,8 @@ def _sweeps(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:
         clean = losses(rng, GRID[1:], images)
         loss = clean * rng.gamma(4, 1.2 / 4, (*GRID, images))
         weights = stats.bootstrap_weights(images, RESAMPLES, number)
-        damage = stats.bootstrap(lambda w: effects.pooled_relative_increase(clean, loss, w), weights, LEVEL)  # noqa: B023
-        covered.append((damage.low[0] <= 20) & (damage.high[0] >= 20))
+        increase = stats.bootstrap(lambda w: effects.pooled_relative_increase(clean, loss, w), weights, LEVEL)  # noqa: B023
+        covered.append((increase.low[0] <= 20) & (increase.high[0] >= 20))
     looks = np.arange(images, 8 * images)
     values = losses(rng, (repeats, 1, 1), 8 * images)[:, 0, 0]
     n = np.arange(1, 8 * images + 1)
@@ -119,7 +120,7 @@ def _sweeps(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:
     width = stats.confidence_sequence(looks, deviation[:, looks - 1], LEVEL)
     always = (np.abs(mean[:, looks - 1] - 1) <= width).all(axis=1)
     return [
-        covers("BCa, pooled damage of a sweep", np.array(covered)),
+        covers("BCa, pooled loss increase of a sweep", np.array(covered)),
         covers(f"confidence sequence, at all of {len(looks)} looks", always),
     ]
 
@@ -129,8 +130,8 @@ def _seeds(rng: np.random.Generator, repeats: int, seeds: int = 5) -> list[Check
     networks = f"2 x {seeds} networks"
     tests = (
         f"Student over {seeds} pairs of seeds",
-        f"relabelling of {networks}, largest of levels",
-        f"relabelling of {networks}, mean over levels",
+        f"relabelling of {networks}, largest over timesteps",
+        f"relabelling of {networks}, mean over timesteps",
         "roles of matched heads, shuffled in layers",
     )
     p = {name: [] for name in tests}
@@ -150,12 +151,12 @@ def _seeds(rng: np.random.Generator, repeats: int, seeds: int = 5) -> list[Check
 def _crossed(rng: np.random.Generator, repeats: int, images: int, seeds: int = 5) -> list[Check]:
     """Intervals over networks that were measured on the same images, and so share their sampling error."""
     weights, checks = stats.bootstrap_weights(images, RESAMPLES), []
-    for name, spread in (("seeds", 1.0), ("pictures", np.sqrt(images) * 0.5)):
+    for name, spread in (("seeds", 1.0), ("images", np.sqrt(images) * 0.5)):
         shared = spread * rng.normal(size=(repeats, 1, images))
         cells = rng.normal(size=(repeats, seeds, 1)) + shared + rng.normal(size=(repeats, seeds, images))
         results = [over_seeds(values.mean(-1), values @ weights.T, images) for values in cells]
         covered = np.array([low <= 0 <= high for _, (low, high), _ in results])
-        checks.append(covers(f"{seeds} seeds on the same pictures, more by {name}", covered))
+        checks.append(covers(f"{seeds} seeds on the same images, more by {name}", covered))
     return checks
 
 

@@ -15,13 +15,13 @@ from mechdiff.stats import small_samples
 from mechdiff.validation.checks import ALPHA
 
 
-def first_listed(damage: Float[np.ndarray, "network component"]) -> tuple[bool, bool]:
+def first_listed(increase: Float[np.ndarray, "network component"]) -> tuple[bool, bool]:
     """F1: whether a bottleneck was `supported`, and whether it was `not supported`.
 
     Each component was compared with the mean of its type. The verdict read the interval of the component of
     smallest adjusted p: of the first one listed, where none was significant and all were 1.
     """
-    excess = damage - damage.mean(axis=1, keepdims=True)
+    excess = increase - increase.mean(axis=1, keepdims=True)
     answers = [small_samples.over_seeds(values) for values in excess.T]
     adjusted = stats.holm(np.array([p for *_, p in answers]))
     place = int(adjusted.argmin())
@@ -59,8 +59,8 @@ def each_network_alone(
 
 
 def all_heads_alike(
-    entropy: Float[np.ndarray, "head network"], damage: Float[np.ndarray, "head network"]
+    entropy: Float[np.ndarray, "head network"], increase: Float[np.ndarray, "head network"]
 ) -> bool:
     """Entropy and importance: over all heads, without regard to layers or to untrained networks."""
-    _, (_, high), p = small_samples.over_seeds(rank_correlation(entropy, damage), above=False)
+    _, (_, high), p = small_samples.over_seeds(rank_correlation(entropy, increase), above=False)
     return bool(p <= ALPHA and high < 0)

@@ -19,7 +19,7 @@ LAYERS = [f"layer{i}" for i in range(7) for _ in range(4)]  # of 28 heads
 LEVELS = 6  # timesteps of entropies
 MARGIN = 0.015  # nats, of the claim about divergence
 RATIO_MARGIN = float(np.log(1.042))  # of the claim about complexity
-PICTURE_HALVES = 6  # splits of the images into halves, in the checks of phases
+IMAGE_HALVES = 6  # splits of the images into halves, in the checks of phases
 ROLES_BEFORE = 0.003  # raw p <= .05 by chance under the old rule, as the audit measured it (F6)
 
 
@@ -71,10 +71,14 @@ def _divergence(rng: np.random.Generator, repeats: int) -> list[Check]:
             np.array([old_rules.p_and_interval(result) for result in same]),
         ),
         errs(
-            "divergence varies with level: a constant difference",
+            "divergence varies with the timestep: a constant difference",
             np.array([x.p_varies <= ALPHA for x in same]),
         ),
-        finds("divergence varies with level: a slope", np.array([x.p_varies <= ALPHA for x in waves]), 0.8),
+        finds(
+            "divergence varies with the timestep: a slope",
+            np.array([x.p_varies <= ALPHA for x in waves]),
+            0.8,
+        ),
         errs("divergence not supported: a difference at the margin", within(edge)),
         finds("divergence not supported: no difference, 6 + 6 of sd 0.02", within(still), 0.5),
     ]
@@ -87,10 +91,10 @@ def _bottlenecks(rng: np.random.Generator, repeats: int) -> list[Check]:
         costs: Float[np.ndarray, "*networks component"],
     ) -> tuple[bottlenecks.Bottleneck, tuple[bool, bool]]:
         """By the rule, and by the old one under the first of two ablations."""
-        damage = costs * (1 + 0.3 * rng.normal(size=(12, 2, 24)))
+        increase = costs * (1 + 0.3 * rng.normal(size=(12, 2, 24)))
         visible = np.ones((2, 24), bool)
-        least = bottlenecks.weakest(damage[..., None], visible)
-        return bottlenecks.crossed(least, np.arange(12) % 2 == 0), old_rules.first_listed(damage[:, 0])
+        least = bottlenecks.weakest(increase[..., None], visible)
+        return bottlenecks.crossed(least, np.arange(12) % 2 == 0), old_rules.first_listed(increase[:, 0])
 
     # The minimum over two ablations is expected below their mean; with this mean, at the threshold.
     at_threshold = 25 / (1 - 0.3 / np.sqrt(np.pi))
@@ -126,16 +130,14 @@ def _bottlenecks(rng: np.random.Generator, repeats: int) -> list[Check]:
 def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
     """24 timesteps of 12 components in 6 networks; independent noise of images in either half."""
 
-    def study(shape: Float[np.ndarray, "level component"], noise: float) -> tuple[bool, bool, bool]:
+    def study(shape: Float[np.ndarray, "t component"], noise: float) -> tuple[bool, bool, bool]:
         """Whether four phases are supported, by the rule and by the old one; and whether not supported."""
         networks = shape + 0.3 * rng.normal(size=(6, 1, 12)) * shape
         halves = [
-            (networks[:, None] + noise * rng.normal(size=(6, PICTURE_HALVES, 24, 12))).reshape(-1, 24, 12)
+            (networks[:, None] + noise * rng.normal(size=(6, IMAGE_HALVES, 24, 12))).reshape(-1, 24, 12)
             for _ in range(2)
         ]
-        steps, drift = (
-            score.reshape(6, PICTURE_HALVES, -1).mean(axis=1) for score in phases.held_out(*halves)
-        )
+        steps, drift = (score.reshape(6, IMAGE_HALVES, -1).mean(axis=1) for score in phases.held_out(*halves))
         margin = steps[:, 3] - np.maximum(np.delete(steps, 3, axis=1).max(axis=1), drift.max(axis=1))
         _, (low, high), p = small_samples.over_seeds(margin)
         return bool(p <= ALPHA and low > 0), old_rules.steps_alone(steps), bool(high < 0)
@@ -221,9 +223,9 @@ def _entropy(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Check]:
         """Within layers; and whether the old rule called it supported."""
         depth = np.repeat(rng.normal(size=(7, n)), 4, axis=0)
         entropy = rng.normal(size=(28, n))
-        damage = link * entropy + np.sqrt(1 - link**2) * rng.normal(size=(28, n))
-        entropy, damage = entropy + 2 * depth, damage - 2 * depth
-        return within_layers(entropy, damage, layers), old_rules.all_heads_alike(entropy, damage)
+        increase = link * entropy + np.sqrt(1 - link**2) * rng.normal(size=(28, n))
+        entropy, increase = entropy + 2 * depth, increase - 2 * depth
+        return within_layers(entropy, increase, layers), old_rules.all_heads_alike(entropy, increase)
 
     def study(trained: float, fresh: float) -> tuple[bool, bool, bool]:
         """Whether it is supported, by the rule and by the old one; and whether it is not supported."""

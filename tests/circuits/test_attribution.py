@@ -247,7 +247,7 @@ def test_a_point_that_does_not_exist_is_refused():
 def test_an_untrained_twin_is_a_new_network_in_which_every_component_matters(denoiser, images):
     fresh, again, other = (untrained.untrained(denoiser, seed) for seed in (1, 1, 2))
     assert fresh.name == "untrained-random" and fresh.unet == denoiser.unet
-    for a, b, c in zip(*(jax.tree.leaves(one.params) for one in (fresh, again, other))):
+    for a, b, c in zip(*(jax.tree.leaves(one.params) for one in (fresh, again, other)), strict=True):
         np.testing.assert_array_equal(a, b)
         if a.ndim > 1:  # a kernel; none is left at zero
             assert a.std() > 0.3 / np.sqrt(np.prod(a.shape[:-1])) and not np.allclose(a, c)

@@ -195,7 +195,7 @@ def test_losses_are_those_of_keep_only_by_one_pass_each(plant):
     here = {site: replacement[1] for site, replacement in replacements.items()}
     at = jnp.full(4, int(plant.timesteps[1]))
     x_t = q_sample(denoiser.schedule, plant.images, at, noise)
-    for names, loss in zip(kept, found):
+    for names, loss in zip(kept, found, strict=True):
         only = keep_only(denoiser.identity, names, "constant", here)
         eps = plain(denoiser.unet, denoiser.schedule, denoiser.params, only, x_t, at)
         np.testing.assert_allclose(loss[1], jnp.mean((eps - noise) ** 2, axis=(1, 2, 3)), rtol=1e-4)

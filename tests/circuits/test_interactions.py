@@ -81,12 +81,12 @@ def test_the_best_pairs_and_an_audit_are_verified_on_other_images(denoiser, imag
         denoiser, EvalSet(others, LEVELS, keys.stream(KEY, "pair scores")), chosen
     )
     percent = (100 * scored.curvature / scored.clean_loss).isel(t=0)
-    expected = [float(percent.sel(a=a, b=b)) for a, b in zip(found.a.values, found.b.values)]
+    expected = [float(percent.sel(a=a, b=b)) for a, b in zip(found.a.values, found.b.values, strict=True)]
     np.testing.assert_allclose(found.score, expected, rtol=1e-6)
     assert (np.diff(abs(found.score)) <= 0).all() and found.audited.values.tolist() == [False, False, True]
 
-    place = {(a, b): row for row, (a, b) in enumerate(zip(exact.a.values, exact.b.values))}
-    rows = [place[pair] for pair in zip(found.a.values, found.b.values)]
+    place = {(a, b): row for row, (a, b) in enumerate(zip(exact.a.values, exact.b.values, strict=True))}
+    rows = [place[pair] for pair in zip(found.a.values, found.b.values, strict=True)]
     clean = exact.clean_loss.values[0]
     estimate = 100 * exact.interaction.values[rows, 0].mean(-1) / clean.mean()
     np.testing.assert_allclose(found.estimate, estimate, rtol=1e-3, atol=1e-3)

@@ -75,7 +75,7 @@ def test_the_split_stays_where_files_are_added_renamed_and_moved(drawn, tmp_path
     assert renamed.digest == load(drawn).digest
     write(other, range(100, 120))
     after = contents(other)
-    for earlier, later in zip(before, after):
+    for earlier, later in zip(before, after, strict=True):
         assert earlier <= later
     assert load(other).digest != load(drawn).digest
 

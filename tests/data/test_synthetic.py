@@ -77,7 +77,7 @@ def test_draws_are_uniform_and_uncorrelated():
     n = 3000
     draws = jax.jit(jax.vmap(sample_factors))(jax.random.split(KEY, n))
     table = np.stack([np.asarray(draws[name], np.float64) for name in FACTORS])
-    for name, row in zip(FACTORS, table):
+    for name, row in zip(FACTORS, table, strict=True):
         spec = SPECS[name]
         if name == "glasses":
             assert abs(row.mean() - GLASSES_RATE) < 4 * math.sqrt(GLASSES_RATE * (1 - GLASSES_RATE) / n)

@@ -97,7 +97,7 @@ def test_strided_ancestral_sampling_has_the_mean_and_variance_of_its_theory():
     spread = 0.3
     denoise = gaussian_denoiser(spread * np.eye(2))
     variance = 1.0
-    for t, t_prev in zip(levels[::-1], np.append(levels[-2::-1], -1)):
+    for t, t_prev in zip(levels[::-1], np.append(levels[-2::-1], -1), strict=True):
         bar, prev = BAR[t], (BAR[t_prev] if t_prev >= 0 else 1.0)
         pull = np.sqrt(bar) * spread / (bar * spread + 1 - bar)  # of x_0 on x_t
         alpha = bar / prev

@@ -178,7 +178,7 @@ def test_random_subsets_ablate_their_members_and_are_uniform():
     members, stacked = random_subsets(jax.random.key(0), IDENTITY, ".*", count=600, size=5)
     assert (members.sum(1) == 5).all()
     for i in (0, 17):
-        expected = ablate(IDENTITY, [name for name, member in zip(NAMES, members[i]) if member])
+        expected = ablate(IDENTITY, [name for name, member in zip(NAMES, members[i], strict=True) if member])
         for site, gate in expected.gate.items():
             np.testing.assert_array_equal(stacked.gate[site][i], gate)
     share = 5 / len(NAMES)

@@ -52,7 +52,7 @@ def test_convolution_and_its_gradients_are_those_of_xla(case):
         convolve(x, kernel, stride, (pad, pad)), plain(x, kernel, stride, (pad, pad))
     )
     ours, theirs = (gradients(conv, x, kernel, stride, (pad, pad)) for conv in (convolve, plain))
-    for a, b in zip(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * float(abs(b).max()))
 
 
@@ -131,7 +131,7 @@ def test_attention_has_the_gradients_of_the_plain_product(block, monkeypatch):
     q, k, v, weight = (random(3, 3, 16, 5, seed=i) for i in range(4))
     plain = lambda q, k, v: attention.attention_pattern(q, k) @ v
     gradients = lambda f: jax.grad(lambda *a: (f(*a) * weight).sum(), argnums=(0, 1, 2))
-    for ours, expected in zip(gradients(attention.attend)(q, k, v), gradients(plain)(q, k, v)):
+    for ours, expected in zip(gradients(attention.attend)(q, k, v), gradients(plain)(q, k, v), strict=True):
         np.testing.assert_allclose(ours, expected, atol=2e-5)
     curved = lambda f: jax.grad(lambda q: (gradients(f)(q, k, v)[1] ** 2).sum())(q)
     np.testing.assert_allclose(curved(attention.attend), curved(plain), atol=2e-4, rtol=1e-4)

@@ -84,7 +84,7 @@ def test_gates_at_zero_do_what_hooks_do_in_torch(ablated):
     frozen = reference(GATED)[3]
     assert {f"ablated/{name}" for name in names} == {name for name in frozen if name.startswith("ablated/")}
     assert np.abs(outputs[0] - frozen["output"]).max() < 1e-5
-    for name, output in zip(names, outputs[1:]):
+    for name, output in zip(names, outputs[1:], strict=True):
         assert np.abs(output - frozen[f"ablated/{name}"]).max() < 1e-5, name
 
 
@@ -142,7 +142,7 @@ def test_gate_gradients_are_the_slopes_of_the_loss():
     step = 2e-2  # of one component's gates: truncation and float32 rounding are both near 1e-4
     for name, (site, (start, stop)) in select(identity, ".*").items():
         moved = [dict(at) for _ in range(2)]
-        for sign, gates in zip((-1, 1), moved):
+        for sign, gates in zip((-1, 1), moved, strict=True):
             gates[site] = at[site] + sign * step * (np.isin(np.arange(len(at[site])), np.arange(start, stop)))
         low, high = (float(slope({s: np.float32(g) for s, g in gates.items()})[0]) for gates in moved)
         expected = (high - low) / (2 * step)

@@ -56,7 +56,7 @@ def write_pack(
     ]
     lines = [str(len(rows)), " ".join(marks), *("  ".join(row) for row in rows)]
     (folder / celeba.ATTRIBUTES).write_text("".join(line + end for line in lines), newline="")
-    lines = [f"{name} {split}" for name, split in zip(pictures, splits)]
+    lines = [f"{name} {split}" for name, split in zip(pictures, splits, strict=True)]
     (folder / celeba.PARTITION).write_text("".join(line + end for line in lines), newline="")
     return folder
 
@@ -77,4 +77,4 @@ def load(path, split: str = "train", size: int = 16, limit: int = 0, folder: Pat
 
 
 def by_id(dataset) -> dict[str, bytes]:
-    return {str(name): image.tobytes() for name, image in zip(dataset.ids, dataset.images)}
+    return {str(name): image.tobytes() for name, image in zip(dataset.ids, dataset.images, strict=True)}

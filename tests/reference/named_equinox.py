@@ -25,7 +25,7 @@ class EquinoxNetwork(eqx.Module):
     def __call__(self, x, t, edit=checkpoint_name):
         pixels = lambda layer: jax.vmap(jax.vmap(layer))
         h = pixels(self.into)(x) + 0.1 * t.astype(x.dtype)
-        for block, name in zip(self.blocks, BLOCKS):
+        for block, name in zip(self.blocks, BLOCKS, strict=True):
             turn = lambda block, h: h + edit(jnp.sin(pixels(block)(h)), name)  # noqa: B023
             h = (eqx.filter_checkpoint(turn) if self.checkpoint else turn)(block, h)
         return pixels(self.out)(h)

@@ -304,7 +304,7 @@ class NnxNetwork(nnx.Module):
             )
             return turn(h, self.blocks)
         lift = {"nnx.remat": nnx.remat, "nnx.jit": nnx.jit, "no construct": lambda fn: fn}[self.construct]
-        for block, name in zip(self.blocks, BLOCKS):
+        for block, name in zip(self.blocks, BLOCKS, strict=True):
             h = lift(lambda block, h: block(h, name))(block, h)  # noqa: B023
         return h
 

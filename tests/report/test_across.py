@@ -34,7 +34,7 @@ def networks():
 
 def test_every_network_has_its_name_in_the_key_and_a_mark_at_its_value(networks):
     with rc_context(style.settings(style.LIGHT)):
-        axes = across.draw_damage(style.LIGHT, networks).axes[0]
+        axes = across.draw_increases(style.LIGHT, networks).axes[0]
     names = [text.get_text() for text in axes.get_legend().get_texts()]
     assert sorted(names) == sorted(each.name for each in networks)
     marks = {}
@@ -56,7 +56,7 @@ def test_every_network_has_its_name_in_the_key_and_a_mark_at_its_value(networks)
 
 def test_a_mark_s_words_become_data_of_the_page(networks):
     with rc_context(style.settings(style.LIGHT)):
-        drawn = style.svg(across.draw_damage(style.LIGHT, networks)).decode()
+        drawn = style.svg(across.draw_increases(style.LIGHT, networks)).decode()
     page = style.inline.themed(drawn, drawn, "seeds", "words")
     told = re.findall(r'data-c="block3\.res" data-told="([^"]*)"', page)
     assert "celeba-seed2: pooled ΔL/L 120 %, zero ablation" in told and len(told) == len(networks)

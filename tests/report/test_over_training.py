@@ -52,7 +52,7 @@ def examined(steps, seed=0, inputs="some"):
     )
     network = Network("faces", "synthetic", 4, seed, sweep, sweep)
     model = ExaminedModel(f"faces@{steps}", inputs, 0, config, {"steps": steps}, network, b"")
-    model.__dict__["damages"] = {"zero": measured}  # what `damages` would compute and keep
+    model.__dict__["increases"] = {"zero": measured}  # what `increases` would compute and keep
     return model
 
 

@@ -142,21 +142,25 @@ def test_all_figures_are_there_as_png_and_svg(folder, page):
 
 def test_each_number_of_the_table_is_that_of_the_sweep(page, found):
     model = found[0]
-    damage = effects.measure(model.sweep, "zero")
-    for i in (0, len(damage.components) - 1):
-        row = re.search(rf'<tr><th scope="row">{re.escape(damage.components[i])}</th>(.*?)</tr>', page).group(
-            1
-        )
+    increase = effects.measure(model.sweep, "zero")
+    for i in (0, len(increase.components) - 1):
+        row = re.search(
+            rf'<tr><th scope="row">{re.escape(increase.components[i])}</th>(.*?)</tr>', page
+        ).group(1)
         shown = re.findall(r"<td[^>]*>([^<]*)<small>([^<]*) … ([^<]*)</small>", row)
-        cells = [numbers.value(damage.pooled, i), numbers.value(damage.pooled_losses, i)]
-        cells.append(numbers.value(damage.rms, i))
-        cells += [numbers.value(damage.cells, i, j) for j in range(len(T))]
-        assert f"<td>{100 * damage.hurt.estimate[i]:.0f}<small>" in row
+        cells = [numbers.value(increase.pooled, i), numbers.value(increase.pooled_losses, i)]
+        cells.append(numbers.value(increase.rms, i))
+        cells += [numbers.value(increase.cells, i, j) for j in range(len(T))]
+        assert f"<td>{100 * increase.hurt.estimate[i]:.0f}<small>" in row
         assert shown == [tuple(map(findings.precise, (v.estimate, v.low, v.high))) for v in cells]
 
 
 def test_components_that_mean_ablation_cannot_change_are_listed(page, found):
-    names = [name for name, part in zip(found[0].lead.components, found[0].lead.part) if part == "time"]
+    names = [
+        name
+        for name, part in zip(found[0].lead.components, found[0].lead.part, strict=True)
+        if part == "time"
+    ]
     assert found[0].lead.ablation == "mean" and set(
         np.array(found[0].lead.components)[found[0].lead.idle]
     ) == set(names)
@@ -167,23 +171,23 @@ def test_components_that_mean_ablation_cannot_change_are_listed(page, found):
 
 
 def test_extent_leaves_idle_components_out(found):
-    model, damage = found[0], found[0].damages["mean"]
-    span = numbers.extent(model, damage)
+    model, increase = found[0], found[0].increases["mean"]
+    span = numbers.extent(model, increase)
     loss = model.sweep["loss"].sel(ablation="mean").values.astype(np.float64)
     clean = model.sweep["clean_loss"].values.astype(np.float64)
     pooled = (100 * (loss.mean(-1) / clean.mean(-1) - 1)).mean(-1)
-    active = [i for i, part in enumerate(damage.part) if part != "time"]
+    active = [i for i, part in enumerate(increase.part) if part != "time"]
     assert span.low.estimate == pytest.approx(pooled[active].min())
     assert span.high.estimate == pytest.approx(pooled[active].max())
-    assert span.most == damage.components[active[int(pooled[active].argmax())]]
+    assert span.most == increase.components[active[int(pooled[active].argmax())]]
 
 
 def test_part_means_are_means_over_the_components_of_a_kind(found):
-    model, damage = found[0], found[0].damages["zero"]
+    model, increase = found[0], found[0].increases["zero"]
     means = numbers.part_means(model, "zero")
     assert set(means) == {"res", "head", "skip", "time"}
     for part, (count, mean) in means.items():
-        own = damage.pooled.estimate[[other == part for other in damage.part]]
+        own = increase.pooled.estimate[[other == part for other in increase.part]]
         assert count == len(own) and mean.estimate == pytest.approx(own.mean())
 
 
@@ -198,7 +202,7 @@ def test_attention_ends_are_the_cleanest_and_the_noisiest_level(found):
 def test_findings_print_intervals_images_and_seeds(page, found):
     assert f"n = {IMAGES} images, n = 1 trained seed" in page
     sentence = findings.about(found[0])[0]
-    most = numbers.extent(found[0], found[0].damages["zero"])
+    most = numbers.extent(found[0], found[0].increases["zero"])
     assert f"<code>{most.most}</code>" in sentence and findings.between(most.high, " %") in sentence
 
 
@@ -241,16 +245,16 @@ def test_bridges_of_the_schematic_are_the_skips_of_the_network(config):
 
 
 def test_rows_of_the_map_hold_each_component_once_by_kind_and_depth(found):
-    damage = found[0].lead
-    order = maps.rows(damage)
+    increase = found[0].lead
+    order = maps.rows(increase)
     groups = [[]]
     for i in order:
         groups.append([]) if i is None else groups[-1].append(i)
-    assert sorted(i for group in groups for i in group) == list(range(len(damage.components)))
-    assert [damage.part[group[0]] for group in groups] == ["res", "head", "skip", "time"]
+    assert sorted(i for group in groups for i in group) == list(range(len(increase.components)))
+    assert [increase.part[group[0]] for group in groups] == ["res", "head", "skip", "time"]
     for group in groups:
-        assert len({damage.part[i] for i in group}) == 1
-        assert (np.diff(damage.depth[group]) >= 0).all()
+        assert len({increase.part[i] for i in group}) == 1
+        assert (np.diff(increase.depth[group]) >= 0).all()
 
 
 def test_the_same_figure_has_the_same_bytes():
@@ -290,10 +294,10 @@ DAMAGES = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damaged_results_end_in_one_line_that_names_the_place(folder, tmp_path, name):
-    damage, words = DAMAGES[name]
+    increase, words = DAMAGES[name]
     where = tmp_path / "results"
     shutil.copytree(folder, where, ignore=shutil.ignore_patterns("figures", "report.html"))
-    damage(where)
+    increase(where)
     with pytest.raises(MechdiffError) as caught:
         report.build(where)
     assert words in str(caught.value) and "\n" not in str(caught.value)
@@ -396,11 +400,11 @@ def test_networks_of_unlike_components_or_unknown_pictures_have_a_page_too(tmp_p
     fabricate(tmp_path, "held-a", "held-out pictures", 1, "data.name=unknown", "data.path=x")
     files.write_json(tmp_path / "manifest.json", {"config": {}})
     first = report.build(tmp_path).read_text("utf-8")
-    assert "held-a" in (tmp_path / "figures" / "seeds-damage.svg").read_text("utf-8")
+    assert "held-a" in (tmp_path / "figures" / "seeds-increase.svg").read_text("utf-8")
     assert "no figure can show them side by side" not in first
     fabricate(tmp_path, "held-b", "held-out pictures", 2)
     path = tmp_path / "subjects" / "held-b" / "sweep.zarr"
     swept = labelled.read(path)
     labelled.replace(path, swept.assign_coords(component=[f"x.{name}" for name in swept["component"].values]))
     found = records.read(tmp_path)[1]
-    assert "seeds-damage" not in document._together(found, tmp_path / "figures")["together"]
+    assert "seeds-increase" not in document._together(found, tmp_path / "figures")["together"]

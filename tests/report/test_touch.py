@@ -88,14 +88,14 @@ def test_hovered_cell_says_value_interval_p_and_n_of_the_component_beside_it(pag
     cell = mesh.locator("use, path").nth(len(model.lead.t) + 1)  # second row, second timestep
     cell.hover()
     words = page.locator("#tip").inner_text()
-    damage = model.damages["zero"]
+    increase = model.increases["zero"]
     name = words.splitlines()[0]
-    i = damage.components.index(name)
+    i = increase.components.index(name)
     number = re.search(r"ΔL/L (\S+) \[(\S+), (\S+)\]", words).groups()
-    ends = damage.cells.estimate, damage.cells.low, damage.cells.high
+    ends = increase.cells.estimate, increase.cells.low, increase.cells.high
     shown = [float(value.replace("−", "-").replace(",", "")) for value in number]
     np.testing.assert_allclose(shown, [end[i, 1] for end in ends], rtol=0.06, atol=0.002)
-    assert f"t = {damage.t[1]}" in words and f"n = {model.images} images" in words and "p " in words
+    assert f"t = {increase.t[1]}" in words and f"n = {model.images} images" in words and "p " in words
     label = page.locator(f'#maps [data-c="{name}"] text').first.bounding_box()
     box = cell.bounding_box()  # an oracle that doesn't know of indices: the cell lies in its label's row
     assert abs((label["y"] + label["height"] / 2) - (box["y"] + box["height"] / 2)) < box["height"] / 2
@@ -107,12 +107,12 @@ def test_click_opens_the_card_with_every_ablation_and_a_link_to_it(page, model):
     assert page.locator("#h-card").inner_text() == name
     assert page.evaluate("location.hash") == f"#c={name}"
     words = page.locator("#card").inner_text()
-    for ablation, damage in model.damages.items():
+    for ablation, increase in model.increases.items():
         assert (
-            f"{ablation} ablation: {findings.precise(damage.pooled.estimate[model.lead.order[0]])}" in words
+            f"{ablation} ablation: {findings.precise(increase.pooled.estimate[model.lead.order[0]])}" in words
         )
     marks = page.locator("#card svg").nth(1).locator("circle").count()
-    assert marks == len(model.damages) * model.images  # the spread over images
+    assert marks == len(model.increases) * model.images  # the spread over images
     page.keyboard.press("Escape")
     assert page.evaluate("location.hash") == "" and not page.locator("#card").is_visible()
 
@@ -167,8 +167,8 @@ def rows(page) -> list[list[str]]:
 def test_tables_sort_filter_and_download(page, model, tmp_path):
     page.locator("#maps details summary").first.click()
     page.locator("#maps table.grid").first.locator("thead button").nth(1).click()
-    damage = model.damages["zero"]
-    by_effect = [damage.components[i] for i in damage.order]
+    increase = model.increases["zero"]
+    by_effect = [increase.components[i] for i in increase.order]
     shown = [name for name, value in rows(page)]
     values = [float(value.replace("−", "-").replace(",", "")) for _, value in rows(page)]
     assert sorted(shown) == sorted(by_effect) and values == sorted(values, reverse=True)
@@ -182,7 +182,7 @@ def test_tables_sort_filter_and_download(page, model, tmp_path):
     assert [row["component"] for row in table] == shown
     np.testing.assert_allclose(
         [float(row["pooled ΔL/L, %"]) for row in table],
-        damage.pooled.estimate[damage.order],
+        increase.pooled.estimate[increase.order],
         rtol=0.01,
         atol=0.002,
     )
@@ -249,9 +249,9 @@ def test_page_is_whole_without_scripts(browser, results):
 
 
 def test_contributions_of_images_average_to_the_pooled_effect(model):
-    for ablation, damage in model.damages.items():
+    for ablation, increase in model.increases.items():
         contributions = page_data.image_contributions(model, ablation)
-        np.testing.assert_allclose(contributions.mean(axis=1), damage.pooled.estimate, rtol=1e-9)
+        np.testing.assert_allclose(contributions.mean(axis=1), increase.pooled.estimate, rtol=1e-9)
 
 
 def test_data_cannot_end_its_script_element(model):
@@ -269,8 +269,8 @@ def test_drawings_that_differ_in_more_than_colors_are_refused():
 
 def test_components_without_stages_are_drawn_in_order_of_execution(model):
     names = [f"layers.{i}" for i in range(len(model.lead.components))]
-    damage = records.effects.measure(model.sweep.assign_coords(component=names), "mean")
-    drawn = style.svg(schematic.drawing(style.LIGHT, None, damage, 10.0)).decode()
+    increase = records.effects.measure(model.sweep.assign_coords(component=names), "mean")
+    drawn = style.svg(schematic.drawing(style.LIGHT, None, increase, 10.0)).decode()
     marked = re.findall(r"mark\|(layers\.\d+)\|mean", drawn)
     assert marked == names
 

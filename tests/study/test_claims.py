@@ -142,7 +142,10 @@ def complex_study(costs, loss=1.0):
         shake = lambda seed=seed: 1 + 0.02 * np.random.default_rng(seed).standard_normal(12)
         natural = network("celeba", seed, np.r_[1.0, np.full(11, 0.5)] * shake(), np.linspace(0, 1, 6))
         sweep = natural.sweep.assign({name: natural.sweep[name] * loss for name in ("loss", "clean_loss")})
-        made += [dataclasses.replace(natural, sweep=sweep), *ladder(seed, shake, zip((0, 2, 4), costs))]
+        made += [
+            dataclasses.replace(natural, sweep=sweep),
+            *ladder(seed, shake, zip((0, 2, 4), costs, strict=True)),
+        ]
     return made
 
 

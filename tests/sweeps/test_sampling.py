@@ -199,7 +199,7 @@ def test_energy_distance_of_shifted_normals_is_the_closed_form():
 def test_energy_distance_is_unbiased_where_sets_share_their_noise():
     rng = np.random.default_rng(1)
     draws = rng.normal(size=(2, 400, 6, 2, 2, 1))
-    found = [sampling.energy_distance(a, b) for a, b in zip(*draws)]
+    found = [sampling.energy_distance(a, b) for a, b in zip(*draws, strict=True)]
     assert abs(np.mean(found)) < 4 * np.std(found) / 20
 
 

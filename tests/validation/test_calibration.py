@@ -7,7 +7,7 @@ from mechdiff import stats
 from mechdiff.analysis import effects
 from mechdiff.core.errors import ConfigError
 from mechdiff.stats import small_samples
-from mechdiff.validation import calibration, picture_calibration, rule_calibration
+from mechdiff.validation import calibration, image_calibration, rule_calibration
 from mechdiff.validation import checks as checks_of
 
 
@@ -70,10 +70,10 @@ def test_every_rule_of_verdicts_has_a_null_and_a_positive_control():
 
 
 def test_numbers_over_pictures_keep_their_word():
-    found = picture_calibration.checks(np.random.default_rng(4), 20)
+    found = image_calibration.checks(np.random.default_rng(4), 20)
     assert [check.name for check in found if not check.holds] == []
     signs = [check.found for check in found if "wrong sign" in check.name]
-    assert len(signs) == len(picture_calibration.LAWS) and sum(signs) == 0
+    assert len(signs) == len(image_calibration.LAWS) and sum(signs) == 0
 
 
 def test_a_rule_that_reads_scatter_as_simplicity_is_seen():

@@ -148,7 +148,7 @@ def _jit(equation: JaxprEqn, operands: list, leaves: Leaves, plan: Plan) -> Resu
 def _constrained(values: list, shardings: Sequence[Any]) -> list:
     return [
         jax.lax.with_sharding_constraint(value, sharding) if isinstance(sharding, Sharding) else value
-        for value, sharding in zip(values, shardings)
+        for value, sharding in zip(values, shardings, strict=True)
     ]
 
 

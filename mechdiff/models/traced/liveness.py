@@ -33,7 +33,9 @@ def reaching(program: ClosedJaxpr, outputs: Sequence[bool] | None = None) -> Nee
     jaxpr = program.jaxpr
     outputs = [True] * len(jaxpr.outvars) if outputs is None else outputs
     needed = {
-        atom for atom, wanted in zip(jaxpr.outvars, outputs) if wanted and not isinstance(atom, Literal)
+        atom
+        for atom, wanted in zip(jaxpr.outvars, outputs, strict=True)
+        if wanted and not isinstance(atom, Literal)
     }
     reached: set[str] = set()
     for equation in reversed(jaxpr.eqns):
@@ -43,7 +45,9 @@ def reaching(program: ClosedJaxpr, outputs: Sequence[bool] | None = None) -> Nee
         reads, names = _of_equation(equation, wanted)
         reached |= names
         needed |= {
-            atom for atom, read in zip(equation.invars, reads) if read and not isinstance(atom, Literal)
+            atom
+            for atom, read in zip(equation.invars, reads, strict=True)
+            if read and not isinstance(atom, Literal)
         }
     return [atom in needed for atom in jaxpr.invars], reached
 
@@ -69,7 +73,9 @@ def _of_scan(equation: JaxprEqn, wanted: list[bool]) -> Needed:
     wanted = list(wanted)
     while True:  # what a turn needs of the carry, the turn before has to make
         reads, names = reaching(params["jaxpr"], wanted)
-        carry = [old or new for old, new in zip(wanted[:carried], reads[start : start + carried])]
+        carry = [
+            old or new for old, new in zip(wanted[:carried], reads[start : start + carried], strict=True)
+        ]
         if carry == wanted[:carried]:
             return reads, names
         wanted[:carried] = carry
@@ -77,5 +83,5 @@ def _of_scan(equation: JaxprEqn, wanted: list[bool]) -> Needed:
 
 def _of_branches(equation: JaxprEqn, wanted: list[bool]) -> Needed:
     each = [reaching(program, wanted) for program in subprograms(equation)]
-    reads = [any(column) for column in zip(*(reads for reads, _ in each))]
+    reads = [any(column) for column in zip(*(reads for reads, _ in each), strict=True)]
     return [True, *reads], set().union(*(names for _, names in each))

@@ -122,7 +122,7 @@ def _by_name(namings: Iterable[Naming]) -> dict[str, Naming]:
 
 def _alternatives(path: Sequence[str], other: Sequence[str]) -> bool:
     """Whether two paths part at a `cond`, so that one of them at most is taken."""
-    for step, other_step in zip(path, other):
+    for step, other_step in zip(path, other, strict=False):
         if step != other_step:
             return step.split(":")[0] == other_step.split(":")[0] == BRANCHES
     return False
@@ -206,7 +206,7 @@ def _at_turn(place: tuple[int | None, ...], turn: int) -> tuple[int | None, ...]
 
 
 def _row_axis(name: str, few: Sequence[int], more: Sequence[int], split: bool) -> int:
-    changed = [axis for axis, (size, larger) in enumerate(zip(few, more)) if size != larger]
+    changed = [axis for axis, (size, larger) in enumerate(zip(few, more, strict=False)) if size != larger]
     if len(changed) == 1:
         size, larger = few[changed[0]], more[changed[0]]
         shards = ROWS[0] // size if split else 1

@@ -161,5 +161,5 @@ def rank_link(sweep: xr.Dataset, attention: xr.Dataset) -> Float[np.ndarray, " d
     values = attention["normalized_entropy"].transpose("head", "t", "image").values.astype(np.float64)
     entropies = stats.weighted(values, across_seeds.weightings(attention)).mean(axis=1)
     rows = sweep.sel(component=heads)
-    damage = across_seeds.increase_draws(rows, across_seeds.lead(sweep), across_seeds.weightings(sweep))
-    return within_layers(entropies, np.abs(damage), np.array(matching.layers_of(heads)))
+    increase = across_seeds.increase_draws(rows, across_seeds.lead(sweep), across_seeds.weightings(sweep))
+    return within_layers(entropies, np.abs(increase), np.array(matching.layers_of(heads)))

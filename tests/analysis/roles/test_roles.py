@@ -95,7 +95,7 @@ def test_effects_are_those_of_whole_passes(measured):
 
 def test_planted_roles_are_found_and_decoys_get_none(measured):
     found = roles.assign(*measured)
-    given = dict(zip(found.components, found.role))
+    given = dict(zip(found.components, found.role, strict=True))
     assert given[DETAIL] in ("detail0", "edges", "texture")
     assert given[MEAN] in ("layout", "color")
     assert given[NAMES[1]] == given[NAMES[3]] == roles.UNASSIGNED

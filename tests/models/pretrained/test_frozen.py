@@ -75,7 +75,7 @@ def test_the_network_of_p2_weighting_fits_tensor_by_tensor():
     unet = adm.unet_config(adm.flags(stored["config"] | {"learn_sigma": False}, state, Stated()))
     params = tensors.to_params(adm.split_attention(state, unet, False, HERE), adm.names(unet), unet, HERE)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count_parameters(unet) == 93_563_910 - 3459
-    assert {heads for heads, here in zip(unet.heads, unet.down_attention) if here} == {8}
+    assert {heads for heads, here in zip(unet.heads, unet.down_attention, strict=True) if here} == {8}
 
 
 def test_both_orders_of_queries_keys_and_values_are_read(network, tmp_path):

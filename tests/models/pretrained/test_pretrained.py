@@ -80,9 +80,11 @@ def same(a, b) -> bool:
 def test_the_round_trip_through_diffusers_is_bitwise(unet, tmp_path):
     params = random_params(unet)
     found = pretrained.read(pretrained.write_diffusers(tmp_path, unet, DIFFUSION, params))
-    attends = [a or b for a, b in zip(unet.down_attention, unet.up_attention)]
+    attends = [a or b for a, b in zip(unet.down_attention, unet.up_attention, strict=True)]
     attends[-1] |= unet.mid_attention
-    heads = tuple(h if here else 1 for h, here in zip(unet.heads, attends))  # elsewhere heads mean nothing
+    heads = tuple(
+        h if here else 1 for h, here in zip(unet.heads, attends, strict=True)
+    )  # elsewhere heads mean nothing
     assert to_dict(found.unet) == {**to_dict(unet), "heads": heads}
     assert found.diffusion == DIFFUSION
     assert same(found.params, params)

@@ -124,7 +124,7 @@ def differences(arguments: dict, folder) -> tuple[float, float]:
         found.unet, found.params, identity_of(found.unet), nhwc(x.detach().numpy()), t, nhwc(towards)
     )
     theirs = (nhwc(output.detach().numpy()), nhwc(x.grad.numpy()))
-    return tuple(float(np.abs(a - b).max() / b.std()) for a, b in zip(ours, theirs))
+    return tuple(float(np.abs(a - b).max() / b.std()) for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=SLOW) for n in MODELS])

@@ -73,7 +73,7 @@ def test_ablations_equal_the_hand_edited_twin_and_trace_nothing_again(network):
     @jax.jit
     @jax.vmap
     def twin(gate):
-        of = dict(zip(sites, gate))
+        of = dict(zip(sites, gate, strict=True))
         return network.twin(lambda value, name: of.get(name, 1.0) * value, network.params, X, T)
 
     expected = twin(gates)
@@ -81,13 +81,13 @@ def test_ablations_equal_the_hand_edited_twin_and_trace_nothing_again(network):
     clean = predict(denoiser.identity, X, T)
     traces.clear()
     np.testing.assert_allclose(clean, expected[0], rtol=1e-5, atol=1e-5)
-    for site, output in zip(sites, expected[1:]):
+    for site, output in zip(sites, expected[1:], strict=True):
         ablated = ablate(denoiser.identity, f"{site}[0-9]*")  # all heads of a site, where it has them
         np.testing.assert_allclose(predict(ablated, X, T), output, rtol=1e-5, atol=1e-5)
     names, stacked = leave_one_out(denoiser.identity, ".*")
     batched = jax.vmap(denoiser.predict, in_axes=(STACKED, None, None))(stacked, X, T)
-    row = {name: output for name, output in zip(names, batched)}
-    for site, output in zip(sites, expected[1:]):
+    row = {name: output for name, output in zip(names, batched, strict=True)}
+    for site, output in zip(sites, expected[1:], strict=True):
         if site in row:
             np.testing.assert_allclose(row[site], output, rtol=1e-5, atol=1e-5)
     assert not traces

@@ -323,7 +323,7 @@ def test_time_is_scaled_for_networks_that_are_told_it_so():
 def test_leave_one_out_under_vmap_is_row_by_row(denoiser):
     names, stacked = leave_one_out(denoiser.identity, "block.*mlp")
     many = jax.vmap(denoiser.predict, in_axes=(STACKED, None, None))(stacked, X, T)
-    for output, component in zip(many, names):
+    for output, component in zip(many, names, strict=True):
         close(output, denoiser.predict(ablate(denoiser.identity, [component]), X, T))
 
 

@@ -65,14 +65,24 @@ def simulated(rng: np.random.Generator, law) -> tuple[tuple[bool, bool], tuple[b
 
 def stopped(data: tuple[np.ndarray, ...], first: int, ends: Callable, block: int = 16) -> tuple[bool, bool]:
     """Whether all intervals cover the truth when a sequential sweep stops, and whether any lies on the wrong
-    side of 0.
+    side of 0. Arguments as of `last_intervals`."""
+    truth = 100 * data[0]
+    low, high = last_intervals(data, first, ends, block)
+    holds = bool(((low <= truth) & (truth <= high)).all())
+    return holds, bool(((low > 0) & (truth <= 0) | (high < 0) & (truth >= 0)).any())
+
+
+def last_intervals(
+    data: tuple[np.ndarray, ...], first: int, ends: Callable, block: int = 16
+) -> tuple[Float[np.ndarray, " component"], Float[np.ndarray, " component"]]:
+    """Lower and upper ends (%) of all components' intervals when a sequential sweep stops.
 
     Args:
       data: true effects, clean losses and losses.
       first: images at the first look.
       ends: how far intervals reach below and above.
     """
-    size, clean, loss = data
+    _, clean, loss = data
     confidence = 1 - (1 - LEVEL) / COMPONENTS  # of each component (Bonferroni)
     low, high, left = np.zeros(COMPONENTS), np.zeros(COMPONENTS), np.arange(COMPONENTS)
     for n in range(first, MOST + 1, block):
@@ -82,9 +92,7 @@ def stopped(data: tuple[np.ndarray, ...], first: int, ends: Callable, block: int
         left = left[(low[left] <= 0) & (high[left] >= 0) & (high[left] - low[left] > WIDTH)]
         if not len(left):
             break
-    truth = 100 * size
-    holds = bool(((low <= truth) & (truth <= high)).all())
-    return holds, bool(((low > 0) & (truth <= 0) | (high < 0) & (truth >= 0)).any())
+    return low, high
 
 
 def circuit_losses(
@@ -108,7 +116,7 @@ def _faithfulness(rng: np.random.Generator, repeats: int) -> list[Check]:
             covered.append(interval.low <= 0.8 <= interval.high)
             bootstrap = stats.bootstrap_units(f, units, repeats=RESAMPLES, seed=number)
             before.append(bootstrap.low <= 0.8 <= bootstrap.high)
-        check = covers(f"Student, faithfulness from {images} pictures", np.array(covered, bool))
+        check = covers(f"Student, faithfulness from {images} images", np.array(covered, bool))
         results.append(replacing(check, np.array(before, bool)))
     return results
 
@@ -128,7 +136,7 @@ def _people(rng: np.random.Generator, repeats: int, people: int = 40, each: int 
         for unit, outcomes in ((units, covered), (images, before)):
             interval = stats.bootstrap_units(statistic, unit, repeats=RESAMPLES, seed=number)
             outcomes.append(interval.low[0] <= 20 <= interval.high[0])
-    check = covers(f"BCa over people, {people} of {each} pictures each", np.array(covered, bool))
+    check = covers(f"BCa over people, {people} of {each} images each", np.array(covered, bool))
     return [replacing(check, np.array(before, bool))]
 
 
@@ -141,5 +149,5 @@ def _flipped_people(rng: np.random.Generator, repeats: int, people: int = 40, ea
         differences = shared + np.sqrt(0.9) * rng.normal(size=(people, each))
         p.append(stats.permutation_test(differences.sum(axis=1)[None], FLIPS, number)[0])
         before.append(stats.permutation_test(differences.reshape(1, -1), FLIPS, number)[0])
-    check = uniform(f"sign flips of {people} people with {each} pictures each", np.array(p))
+    check = uniform(f"sign flips of {people} people with {each} images each", np.array(p))
     return [replacing(check, np.array(before) <= ALPHA)]
