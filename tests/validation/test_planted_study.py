@@ -1,55 +1,69 @@
-"""A study, from end to end, of networks that hide what is responsible from single ablations or from means."""
+"""What a study adds by default to single ablations, on networks that hide what is responsible from these or
+from means: the report names it."""
 
 import dataclasses
 
+import jax
+import numpy as np
 import pytest
 
-from experiments.examples import planted_networks
-from mechdiff import report
+from mechdiff.analysis import effects
+from mechdiff.analysis.variation import variation
 from mechdiff.core.config import StudyConfig, SweepConfig
-from mechdiff.storage import files
-from mechdiff.study import controls, examine, inputs, records
+from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.report import pairs, ranking
+from mechdiff.study import controls
+from mechdiff.study.eval_images import EvalImages
+from mechdiff.study.examine import Analysis
+from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.validation import planted
 
-NAMES = ("two_of_three", "rare")
+KEY = jax.random.key(5)
 
 
 @pytest.fixture(scope="module")
-def studied(tiny, tmp_path_factory):
-    """The page and the models of a study of `NAMES` with the methods that presets ask for, in small."""
-    folder = tmp_path_factory.mktemp("study")
-    sweep = SweepConfig(timesteps=3, images=8, reference_images=8, image_block=8)
-    config = dataclasses.replace(
-        tiny, name="planted", sweep=sweep, study=StudyConfig(images=8, timesteps=2, pairs=8)
-    )
-    choose = inputs.chooser(config, None, folder / "cache")
-    for name in NAMES:
-        model = f"{planted_networks.__name__}:{name}"
-        where = folder / "subjects" / name
-        controls.run_study(examine.examine(name, model, choose, config.sweep, 0, where), config, where)
-    files.write_json(folder / "manifest.json", {})
-    page = report.build(folder).read_text()
-    return page, {model.name: model for model in records.read(folder)[1]}
+def sentence(tiny):
+    """Name of a planted network -> its planted components, and what a study's report says of its pairs."""
+
+    def of(name):
+        plant = planted.make(name, 1, images=8)
+        config = dataclasses.replace(tiny, study=StudyConfig(pairs=5))
+        examined = Analysis(plant.denoiser, config, EvalImages(plant.images, plant.others, "planted"))
+        table = controls.pairs(examined, config, [int(t) for t in plant.timesteps], KEY)
+        return plant, str(pairs.sentence(table))
+
+    return of
 
 
-def planted_in(name):
-    return set(planted.make(name, images=planted_networks.IMAGES).signs)
+def test_a_study_names_three_heads_of_which_any_one_may_go_and_no_two(sentence):
+    plant, text = sentence("two_of_three")
+    named = text[: text.index("any one may go and no two")].split("<code>")[1:]
+    assert {name.partition("</code>")[0] for name in named} == set(plant.signs)
 
 
-def test_three_heads_of_which_any_one_may_go_are_named_as_a_group(studied):
-    page, models = studied
-    alone = models["two_of_three"].damages["zero"]
-    members = [name in planted_in("two_of_three") for name in alone.components]
-    assert alone.idle[members].all()  # no single ablation shows anything of them
-    start = page.index("any one may go and no two")
-    assert planted_in("two_of_three") <= set(
-        page[start - 300 : start].replace("<code>", "</code>").split("</code>")
-    )
+def test_a_study_names_a_backup_that_repairs_a_part(sentence):
+    plant, text = sentence("partial_backup")
+    first, second, _ = plant.pairs[0]
+    after = text.partition(f"<code>{second}</code> makes up for ")[2]
+    assert after.partition(" what losing ")[2].startswith(f"<code>{first}</code>")
+    assert 65 < float(after.partition(" %")[0]) < 90  # half of an error: three quarters of its square
 
 
-def test_a_head_that_few_images_need_is_named_for_its_spread_over_images(studied):
-    page, models = studied
-    (name,) = planted_in("rare")
-    alone = models["rare"].lead
-    assert abs(alone.pooled.estimate[alone.components.index(name)]) < 5
-    assert f"<code>{name}</code> most over images" in page
+@pytest.fixture(scope="module")
+def rare(tmp_path_factory):
+    """The planted network of a component that one image in eight needs, and its sweep by zero ablation."""
+    plant = planted.make("rare", 1, images=8)
+    eval_set = EvalSet(plant.images, plant.timesteps, KEY)
+    folder = tmp_path_factory.mktemp("rare")
+    config = SweepConfig(ablations=("zero",), image_block=8)
+    return plant, ablation_sweep(plant.denoiser, eval_set, folder, config=config)
+
+
+def test_what_few_images_need_comes_first_by_its_spread_over_images(rare):
+    plant, sweep = rare
+    table = variation(sweep, "zero")
+    assert set(table.component[[table.over_images.idxmax()]]) == set(plant.signs)
+    damage = effects.measure(sweep, "zero", repeats=50)
+    place = damage.components.index(next(iter(plant.signs)))
+    assert np.argsort(-np.abs(damage.pooled.estimate)).tolist().index(place) > 0  # not first by its mean
+    assert place in ranking.chosen(damage)
