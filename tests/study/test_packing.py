@@ -30,7 +30,7 @@ def test_claims_read_a_packed_network_whose_folder_is_gone(tiny, tmp_path, monke
     packing.pack(folder, tmp_path / packing.CELLS / "small.zip")
     folder.parent.rename(tmp_path / "elsewhere")
 
-    for ablation, measured in whole.damages.items():  # saved beside the losses, not packed
+    for ablation, measured in whole.increases.items():  # saved beside the losses, not packed
         saved = whole.sweep["pooled_delta_loss_low"].sel(ablation=ablation)
         np.testing.assert_array_equal(saved, measured.pooled.low)
     assert whole.sweep.attrs["preprocessing"] == whole.images_facts["preprocessing"]
