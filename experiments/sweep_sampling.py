@@ -59,7 +59,7 @@ def main(config, workdir):
 def condition_of(denoiser, record, count):
     """What a network of a user's function is told, as it came with its images; None: nothing, or what
     `sampling_sweep` makes up."""
-    _, condition = record.get(factories.GIVEN, (None, None))
+    _, condition = record.get(factories.WITH_IMAGES, (None, None))
     held = min((len(leaf) for leaf in jax.tree.leaves(condition)), default=count)
     if held < count:
         raise ConfigError(f"{denoiser.name} came with {held} conditions; --samples={count} needs as many")

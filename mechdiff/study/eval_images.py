@@ -141,3 +141,9 @@ def conditioned(images: EvalImages, condition: PyTree, config: SweepConfig) -> E
         condition=jax.tree.map(swept, condition),
         reference_condition=jax.tree.map(lambda leaf: np.asarray(leaf)[scored:], condition),
     )
+
+
+def settings_in_words(config: SweepConfig) -> str:
+    """The settings that say how many images are needed."""
+    scored = "sweep.images x sweep.timesteps" if config.nested else "sweep.images"
+    return f"{scored} + sweep.reference_images"

@@ -26,7 +26,9 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.models.load import check_known, load_denoiser, model_folder
 from mechdiff.storage import files, labelled, locks
 from mechdiff.study import examples, floor, load_check
-from mechdiff.study.inputs import TRAINING_IMAGES, EvalImages, replacement_values
+from mechdiff.study.eval_images import EvalImages
+from mechdiff.study.inputs import TRAINING_IMAGES
+from mechdiff.study.replacement_values import replacement_values
 from mechdiff.sweeps import activations
 from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.execution.forecast import print_memory_forecast
@@ -34,11 +36,11 @@ from mechdiff.sweeps.execution.forecast import print_memory_forecast
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """An examined model: the denoiser, its training config, and the images it was examined on (`given`)."""
+    """An examined model: the denoiser, its training config, and the images it was examined on (`images`)."""
 
     denoiser: Examinable
     trained: ExperimentConfig
-    given: EvalImages
+    images: EvalImages
 
 
 def examine(
@@ -56,7 +58,7 @@ def examine(
     Args:
       name: shown in the report.
       model: exported folder, or another name of it, or `module:function`; see `load.load_denoiser`.
-      inputs: gives the images to examine it on, see `inputs.chooser`.
+      inputs: gives the images to examine it on, see `choosing.chooser`.
       seed: of the noise.
     """
     denoiser, trained, record = load_denoiser(model, name)
@@ -68,7 +70,7 @@ def examine(
     files.ensure_writable(folder)
     facts = {"inputs": images.label, "seed": seed, "trained_on": trained.data.name}
     sheet = model_folder(model) / "samples.png"  # imported models may have none
-    for chosen_by in (TRAINING_IMAGES, factories.GIVEN):  # of use in choosing images only, and long
+    for chosen_by in (TRAINING_IMAGES, factories.WITH_IMAGES):  # of use in choosing images only, and long
         record.pop(chosen_by, None)
     about = {
         "name": name,
@@ -80,7 +82,9 @@ def examine(
         **facts,
     }
     files.write_json(folder / "subject.json", about)
-    (folder / "study.json").unlink(missing_ok=True)  # of an earlier run; `controls.run_study` writes it anew
+    (folder / "study.json").unlink(
+        missing_ok=True
+    )  # of an earlier run; `further_results.run_study` writes it anew
     if sheet.is_file():
         files.write_atomic(folder / "samples.png", sheet.read_bytes())
 

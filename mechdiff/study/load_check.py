@@ -20,7 +20,7 @@ from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.process import denoising_loss, image_noise
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models.denoiser import Examinable
-from mechdiff.study.inputs import EvalImages
+from mechdiff.study.eval_images import EvalImages
 
 IMAGES = 16  # scored, at most
 TIMESTEPS = 8  # where the record names none
