@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from mechdiff.analysis import changes
 from mechdiff.analysis.effects import EffectGrid
 from mechdiff.core.config import UNetConfig, from_dict
-from mechdiff.report import inline, maps, numbers, over_training, page_data, pages, schematic, style
+from mechdiff.report import inline, maps, numbers, over_training, page_data, pages, paint, schematic, style
 from mechdiff.report.findings import between, precise
 from mechdiff.report.over_training import Training
 from mechdiff.report.style import Picture, Theme
@@ -183,8 +183,8 @@ def _pictures(changed: Changed, figures: Path) -> dict[str, Picture | None]:
 
     drawn = {
         "change": ("The network, colored by change", schematic_of(difference, largest, change)),
-        "before": ("The network before", schematic_of(sides[0], effect, schematic.POOLED)),
-        "after": ("The network after", schematic_of(sides[-1], effect, schematic.POOLED)),
+        "before": ("The network before", schematic_of(sides[0], effect, paint.POOLED)),
+        "after": ("The network after", schematic_of(sides[-1], effect, paint.POOLED)),
         "largest": (f"The {SHOWN} largest changes", functools.partial(draw_largest, changed=changed)),
         "map": (
             "Map of changes, components by timesteps",

@@ -99,8 +99,8 @@ def _classes_for(denoiser: Examinable, data: DataConfig) -> int:
         return 0
     if conditions.takes(denoiser.unet) != ("label",) or not denoiser.unet.classes:
         raise DataError(
-            f"{denoiser.name} is conditioned on {conditioned_on(denoiser)}, which a data set of images does not "
-            "hold; give an array and its condition to study.inputs.images_from"
+            f"{denoiser.name} is conditioned on {conditioned_on(denoiser)}, which a data set "
+            "of images does not hold; give an array and its condition to study.inputs.images_from"
         )
     if not data.classes:
         raise DataError(
