@@ -20,7 +20,8 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.study.examine import Analysis
 from mechdiff.study.replacement_values import replacement_values
 from mechdiff.sweeps import activations, channel_moments
-from mechdiff.sweeps.ablation import ablation_sweep, sweep_in_memory
+from mechdiff.sweeps.ablation import ablation_sweep
+from mechdiff.sweeps.in_memory import sweep_in_memory
 
 
 def activity(examined: Analysis, levels: Sequence[int], root: PRNGKey) -> xr.Dataset:

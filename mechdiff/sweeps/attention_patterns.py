@@ -27,8 +27,9 @@ from mechdiff.models.layers import PATTERNS
 from mechdiff.models.stages import stages
 from mechdiff.models.traced.denoiser import TracedNetwork
 from mechdiff.models.traced.sites import Site
-from mechdiff.sweeps.ablation import component_coords, sweep_in_memory
 from mechdiff.sweeps.activations import activations
+from mechdiff.sweeps.coords import component_coords
+from mechdiff.sweeps.in_memory import sweep_in_memory
 from mechdiff.sweeps.replacements import resample_replacements
 
 PATTERN_SOURCES = ("uniform", "identity", "frozen")

@@ -31,8 +31,8 @@ from mechdiff.models.attention_stats import AttentionStatistics
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.layers import ATTENTION
 from mechdiff.models.unet import forward
-from mechdiff.sweeps.ablation import component_coords
 from mechdiff.sweeps.attention_patterns import check_patterns, heads_of
+from mechdiff.sweeps.coords import component_coords
 
 HEAD_AXIS = -2  # of the outputs of our UNet's heads, before the channels of each
 Sites = dict[str, Array]  # site -> activations, rows first

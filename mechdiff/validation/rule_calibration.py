@@ -7,8 +7,8 @@ Sizes are those of studies: 5 to 12 networks, 28 heads in 7 layers, 24 component
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mechdiff.analysis import bottlenecks, network_divergence, phases, spread
-from mechdiff.analysis.entropy_causality import within_layers
+from mechdiff.analysis import bottlenecks, network_divergence, spread
+from mechdiff.analysis.entropy_correlation import within_layers
 from mechdiff.analysis.network_divergence import NetworkDivergence
 from mechdiff.analysis.roles import assignment, matching
 from mechdiff.stats import benjamini_hochberg, small_samples
@@ -19,7 +19,7 @@ LAYERS = [f"layer{i}" for i in range(7) for _ in range(4)]  # of 28 heads
 LEVELS = 6  # timesteps of entropies
 MARGIN = 0.015  # nats, of the claim about divergence
 RATIO_MARGIN = float(np.log(1.042))  # of the claim about complexity
-PICTURE_HALVES = 6  # splits of the images into halves, in the checks of phases
+HALVES = 6  # splits of the images into halves, in the checks of phases
 ROLES_BEFORE = 0.003  # raw p <= .05 by chance under the old rule, as the audit measured it (F6)
 
 
@@ -130,12 +130,10 @@ def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
         """Whether four phases are supported, by the rule and by the old one; and whether not supported."""
         networks = shape + 0.3 * rng.normal(size=(6, 1, 12)) * shape
         halves = [
-            (networks[:, None] + noise * rng.normal(size=(6, PICTURE_HALVES, 24, 12))).reshape(-1, 24, 12)
+            (networks[:, None] + noise * rng.normal(size=(6, HALVES, 24, 12))).reshape(-1, 24, 12)
             for _ in range(2)
         ]
-        steps, drift = (
-            score.reshape(6, PICTURE_HALVES, -1).mean(axis=1) for score in phases.held_out(*halves)
-        )
+        steps, drift = (score.reshape(6, HALVES, -1).mean(axis=1) for score in segmentation.held_out(*halves))
         margin = steps[:, 3] - np.maximum(np.delete(steps, 3, axis=1).max(axis=1), drift.max(axis=1))
         _, (low, high), p = small_samples.over_seeds(margin)
         return bool(p <= ALPHA and low > 0), old_rules.steps_alone(steps), bool(high < 0)
