@@ -7,7 +7,7 @@ Sizes are those of studies: 5 to 12 networks, 28 heads in 7 layers, 24 component
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mechdiff.analysis import bottlenecks, network_divergence, spread
+from mechdiff.analysis import bottlenecks, network_divergence, segmentation, spread
 from mechdiff.analysis.entropy_correlation import within_layers
 from mechdiff.analysis.network_divergence import NetworkDivergence
 from mechdiff.analysis.roles import assignment, matching
