@@ -15,7 +15,8 @@ from mechdiff.core.devices import use_all_cores
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.sweeps.execution import forecast
-from mechdiff.sweeps.sequential import StoppingRule, sequential_sweep
+from mechdiff.sweeps.sequential import sequential_sweep
+from mechdiff.sweeps.stopping import StoppingRule
 
 from . import _launch
 

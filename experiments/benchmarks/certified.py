@@ -29,7 +29,8 @@ from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import load
 from mechdiff.study import choosing
 from mechdiff.sweeps.ablation import ablation_sweep
-from mechdiff.sweeps.sequential import StoppingRule, sequential_sweep
+from mechdiff.sweeps.sequential import sequential_sweep
+from mechdiff.sweeps.stopping import StoppingRule
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from mechdiff import stats
 from mechdiff.analysis import effects
 from mechdiff.circuits.faithfulness import faithfulness
-from mechdiff.sweeps import sequential
+from mechdiff.sweeps import stopping
 from mechdiff.validation import old_rules
 from mechdiff.validation.checks import ALPHA, LEVEL, Check, covers, errs, replacing, uniform
 
@@ -58,7 +58,7 @@ def simulated(rng: np.random.Generator, law) -> tuple[tuple[bool, bool], tuple[b
     loss = clean * (1 + size[:, None, None] * law(rng, (COMPONENTS, 1, MOST)))
     data = size, clean, loss
     return (
-        stopped(data, sequential.FIRST_LOOK, stats.skewed_sequence),
+        stopped(data, stopping.FIRST_LOOK, stats.skewed_sequence),
         stopped(data, OLD_FIRST_LOOK, old_rules.normal_width),
     )
 
@@ -76,7 +76,7 @@ def stopped(data: tuple[np.ndarray, ...], first: int, ends: Callable, block: int
     confidence = 1 - (1 - LEVEL) / COMPONENTS  # of each component (Bonferroni)
     low, high, left = np.zeros(COMPONENTS), np.zeros(COMPONENTS), np.arange(COMPONENTS)
     for n in range(first, MOST + 1, block):
-        estimate, influence = sequential.effect_and_influence(clean[:, :n], loss[left][..., :n])
+        estimate, influence = stopping.effect_and_influence(clean[:, :n], loss[left][..., :n])
         below, above = ends(influence, confidence, planned=4 * first)
         low[left], high[left] = estimate - below, estimate + above
         left = left[(low[left] <= 0) & (high[left] >= 0) & (high[left] - low[left] > WIDTH)]
