@@ -175,7 +175,7 @@ def compare(before: Any, after: Any, images: Given = None, **settings: Any) -> C
       ConfigError: models of images of different shape, or of different noise schedules.
 
     Example (runnable in experiments/tours/your_model_and_images.ipynb):
-      >>> compare("runs/a", "runs/b", "my_pictures/").top(10)  # doctest: +SKIP
+      >>> compare("runs/a", "runs/b", "my_images/").top(10)  # doctest: +SKIP
     """
     before, after = _model(before), _model(after)
     _check_comparable(before, after)

@@ -80,5 +80,5 @@ def own_samples(denoiser: Examinable, config: SweepConfig, seed: int) -> EvalIma
     count = images_to_evaluate(config) + config.reference_images
     condition = sample_condition(denoiser, count)
     drawn = to_float(to_bytes(draw_samples(denoiser, key, count, condition=condition)))
-    images = split_images(drawn, config, "the model's own samples (not real pictures)")
+    images = split_images(drawn, config, "the model's own samples (not real images)")
     return images if condition is None else conditioned(images, condition, config)
