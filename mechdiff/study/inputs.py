@@ -84,18 +84,18 @@ def _check_condition(
     denoiser: Examinable, source: str | Path | np.ndarray, condition: PyTree, sources: ConditionSources
 ) -> None:
     """That the condition of images can be told, and that nothing is said of one that the network lacks."""
-    told = conditioned_on(denoiser)
-    if condition is None and told and not _tells_condition(denoiser, source):
+    conditions_of = conditioned_on(denoiser)
+    if condition is None and conditions_of and not _tells_condition(denoiser, source):
         way_out = "leave them out to examine it on its own samples"
         if not isinstance(denoiser, Denoiser):
             way_out = "let its function return (denoiser, images, condition)"
         raise DataError(
-            f"{denoiser.name} is conditioned on {told}, which other images come without; "
+            f"{denoiser.name} is conditioned on {conditions_of}, which other images come without; "
             f"{way_out}, or give an array and its condition to study.inputs.images_from"
         )
     if condition is not None and not isinstance(source, np.ndarray):
         raise DataError(f"a condition goes with the images of an array, in their order; not with {source}")
-    if not told and (sources.classes or sources.conditions):
+    if not conditions_of and (sources.classes or sources.conditions):
         flag = "--classes" if sources.classes else "--conditions"
         raise ConfigError(f"{flag} has no bearing on {denoiser.name}, which takes no condition; leave it out")
 
