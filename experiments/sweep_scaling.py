@@ -19,7 +19,7 @@ MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 COMPONENTS = flags.DEFINE_string("components", ".*", "Regular expression of their names.")
-DOSES = flags.DEFINE_list("doses", [str(value) for value in scaling.GATE_VALUES], "Gates to try.")
+GATES = flags.DEFINE_list("doses", [str(value) for value in scaling.GATE_VALUES], "Gates to try.")
 
 
 def main(config, workdir):
@@ -28,10 +28,10 @@ def main(config, workdir):
     names = select(denoiser.identity, COMPONENTS.value)
     chosen = [component for component in denoiser.components() if component.name in names]
     try:
-        gates = [float(value) for value in DOSES.value]
+        gates = [float(value) for value in GATES.value]
     except ValueError as error:
         raise ConfigError(
-            f"--doses={','.join(DOSES.value)}: {error}; give numbers such as 0,0.5,1,2"
+            f"--doses={','.join(GATES.value)}: {error}; give numbers such as 0,0.5,1,2"
         ) from None
     curves = scaling.scaling_curves(denoiser, eval_set, chosen, gates, block=config.sweep.image_block)
     _launch.save(workdir, "doses", curves, config, models=[denoiser.name], inputs=images.label)

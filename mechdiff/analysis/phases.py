@@ -170,10 +170,8 @@ def excess(trained: Phases, control: Phases, confidence: float = 0.95) -> Interv
             f"gains {trained.gain.shape} and {control.gain.shape} (draws, k) differ; measure both alike"
         )
     drawn = trained.gain - control.gain
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     estimate = _gain(trained.score[None])[0] - _gain(control.score[None])[0]
-    n = min(trained.images, control.images)
-    return Interval(estimate=estimate, low=low, high=high, confidence=confidence, n=n)
+    return stats.percentile_interval(estimate, drawn, confidence, min(trained.images, control.images))
 
 
 def across_seeds(matrices: Float[np.ndarray, "seed t component"], most: int = MOST) -> Scores:

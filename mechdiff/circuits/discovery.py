@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from mechdiff import stats
 from mechdiff.circuits import screening
 from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.circuits.screening import ScreenConfig
@@ -139,7 +140,7 @@ def effects(
     ablated = _without(everything, np.arange(len(evaluator.chosen)))
     clean, *without = evaluator.pooled(np.stack([everything, *ablated]))
     weights = evaluator.even if weights is None else weights
-    return 100 * ((np.array(without) @ weights[0]) / (clean @ weights[0]) - 1)
+    return stats.percent_increase(np.array(without) @ weights[0], clean @ weights[0])
 
 
 def as_members(circuit: Circuit, names: tuple[str, ...]) -> Set:

@@ -18,11 +18,10 @@ import xarray as xr
 from mechdiff.core import devices
 from mechdiff.core.batches import batches, filled
 from mechdiff.core.config import SweepConfig
-from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.interventions.build import leave_one_out
+from mechdiff.interventions.build import leave_one_out, without_replacements
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
@@ -78,9 +77,7 @@ def ablation_sweep(
         if ablation == "zero":
             continue
         if ablation not in (replacements or {}):
-            raise ConfigError(
-                f"{ablation} ablation needs replacements; activations.activation_means makes those of 'mean'"
-            )
+            raise without_replacements(ablation)
         sources[ablation] = as_source(replacements[ablation])
     if line := devices.explanation(config.precision):
         logging.warning("%s", line)

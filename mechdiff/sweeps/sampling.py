@@ -23,7 +23,7 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PRNGKey, PyTree, StepFn
 from mechdiff.diffusion.samplers import TimestepSequence, ddim_step
-from mechdiff.interventions.build import leave_one_out
+from mechdiff.interventions.build import leave_one_out, without_replacements
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
@@ -128,7 +128,7 @@ def sampling_sweep(
     chosen = tuple(chosen or denoiser.components())
     for ablation in config.ablations:
         if ablation != "zero" and ablation not in (replacements or {}):
-            raise ConfigError(f"{ablation} ablation needs replacements for every sampling step")
+            raise without_replacements(ablation)
         if ablation != "zero" and not isinstance(replacements[ablation], dict):
             raise ConfigError(
                 f"replacements of {ablation} ablation differ between images; sampling needs arrays, "
