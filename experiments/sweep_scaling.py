@@ -8,6 +8,7 @@ Result: WORKDIR/doses.zarr and .json.
 
 from absl import flags
 
+from mechdiff.cli import tables
 from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.components import select
@@ -37,12 +38,15 @@ def main(config, workdir):
     _launch.save(workdir, "doses", curves, config, models=[denoiser.name], inputs=images.label)
     change = curves["loss"].mean("image") / curves["clean_loss"].mean("image") - 1
     pooled = (100 * change).mean("t").transpose("component", "gate")
-    print(
+    rows = [
+        {"component": str(name)}
+        | {f"gate {gate:g}": float(value) for gate, value in zip(gates, curve, strict=True)}
+        for name, curve in zip(curves["component"].values, pooled.values, strict=True)
+    ]
+    title = (
         f"{denoiser.name}: relative loss increase (%) by gate, {len(images.scored)} images ({images.label})"
     )
-    print(f"{'component':22}" + "".join(f"{gate:>10g}" for gate in gates))
-    for name, curve in zip(curves["component"].values, pooled.values, strict=True):
-        print(f"{name!s:22}" + "".join(f"{value:>10.2f}" for value in curve))
+    tables.print_records(title, rows)
 
 
 if __name__ == "__main__":
