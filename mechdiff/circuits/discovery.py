@@ -49,9 +49,14 @@ class Circuit:
       rounds: of pruning.
       evaluated: circuits that were run.
 
-    Example (`python -m experiments.circuits` is the runnable version):
-      >>> circuit = discover(evaluator)  # doctest: +SKIP
-      >>> circuit.members[:3], circuit.faithfulness  # doctest: +SKIP
+    Example:
+      >>> import jax
+      >>> from mechdiff.diffusion.eval_set import EvalSet
+      >>> from mechdiff.models.toy import toy_denoiser
+      >>> eval_set = EvalSet(np.zeros((4, 2, 2, 3), np.float32), [30, 90], jax.random.key(0))
+      >>> circuit = discover(CircuitEvaluator(toy_denoiser(), eval_set))
+      >>> len(circuit.members), circuit.order[-1], circuit.faithfulness > circuit.tau
+      (2, 'idle.mlp', True)
     """
 
     denoiser: str
@@ -90,9 +95,13 @@ def discover(
     Raises:
       ConfigError: tau or ranking out of range, or a screen without a folder.
 
-    Example (`python -m experiments.circuits` is the runnable version):
-      >>> evaluator = CircuitEvaluator(denoiser, eval_set)  # doctest: +SKIP
-      >>> discover(evaluator, tau=0.9).members  # doctest: +SKIP
+    Example (`python -m experiments.circuits` also scores it):
+      >>> import jax
+      >>> from mechdiff.diffusion.eval_set import EvalSet
+      >>> from mechdiff.models.toy import toy_denoiser
+      >>> eval_set = EvalSet(np.zeros((4, 2, 2, 3), np.float32), [30, 90], jax.random.key(0))
+      >>> discover(CircuitEvaluator(toy_denoiser(), eval_set), tau=0.9).members
+      ('large.mlp', 'small.mlp')
     """
     if not 0 < tau < 1:
         raise ConfigError(f"tau={tau} must lie between 0 and 1; 0.9 is usual")

@@ -65,10 +65,17 @@ def ablation_sweep(
     Raises:
       ConfigError: an ablation without replacements.
 
-    Example (`Model.sweep` is the short way, see experiments/tours/ten_minutes.ipynb):
-      >>> eval_set = EvalSet(images, timesteps, jax.random.key(0))  # doctest: +SKIP
-      >>> ablation_sweep(denoiser, eval_set, "runs/mine").sizes  # doctest: +SKIP
-      Frozen({'ablation': 1, 'component': 56, 't': 8, 'image': 16})
+    Example (`Model.sweep` is the short way):
+      >>> import tempfile
+      >>> from mechdiff.models.toy import toy_denoiser
+      >>> eval_set = EvalSet(np.zeros((4, 2, 2, 3), np.float32), [30, 90], jax.random.key(0))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     swept = ablation_sweep(
+      ...         toy_denoiser(), eval_set, Path(folder), config=SweepConfig(ablations=("zero",))
+      ...     )
+      >>> costs = (swept["loss"] - swept["clean_loss"]).sel(ablation="zero").mean(("t", "image"))
+      >>> costs["component"].values[costs.argsort()].tolist()
+      ['idle.mlp', 'small.mlp', 'large.mlp']
     """
     config = config or SweepConfig()
     chosen = tuple(chosen or denoiser.components())
