@@ -223,7 +223,7 @@ class _Plan:
         def compute(piece: _Piece) -> None:
             self._compute(engine, stacked, path, piece)
 
-        work_sharing.run_missing(pieces, done, compute, f"sweeping {denoiser.name}")
+        work_sharing.run_missing(path, pieces, done, compute, f"sweeping {denoiser.name}")
 
     def _compute(self, engine: Engine, stacked: Intervention, path: Path, piece: _Piece) -> None:
         places = filled(piece.images, self.block)

@@ -154,7 +154,7 @@ class _Plan:
             values[DONE] = np.ones((1, piece[1].stop - piece[1].start), np.float32)
             labelled.put(path, dict.fromkeys(values, where), values)
 
-        work_sharing.run_missing(self.pieces, done, compute, f"activations of {self.denoiser.name}")
+        work_sharing.run_missing(path, self.pieces, done, compute, f"activations of {self.denoiser.name}")
         return labelled.opened(path).drop_vars(DONE)
 
     @property

@@ -246,7 +246,7 @@ class _Plan:
             self._compute(path, piece)
 
         title = f"sampling {self.sampler.denoiser.name}"
-        work_sharing.run_missing(pieces, done, compute, title)
+        work_sharing.run_missing(path, pieces, done, compute, title)
 
     @functools.cached_property
     def _starts(self) -> list[int]:

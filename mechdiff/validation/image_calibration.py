@@ -65,14 +65,24 @@ def simulated(rng: np.random.Generator, law) -> tuple[tuple[bool, bool], tuple[b
 
 def stopped(data: tuple[np.ndarray, ...], first: int, ends: Callable, block: int = 16) -> tuple[bool, bool]:
     """Whether all intervals cover the truth when a sequential sweep stops, and whether any lies on the wrong
-    side of 0.
+    side of 0. Arguments as of `last_intervals`."""
+    truth = 100 * data[0]
+    low, high = last_intervals(data, first, ends, block)
+    holds = bool(((low <= truth) & (truth <= high)).all())
+    return holds, bool(((low > 0) & (truth <= 0) | (high < 0) & (truth >= 0)).any())
+
+
+def last_intervals(
+    data: tuple[np.ndarray, ...], first: int, ends: Callable, block: int = 16
+) -> tuple[Float[np.ndarray, " component"], Float[np.ndarray, " component"]]:
+    """Lower and upper ends (%) of all components' intervals when a sequential sweep stops.
 
     Args:
       data: true effects, clean losses and losses.
       first: images at the first look.
       ends: how far intervals reach below and above.
     """
-    size, clean, loss = data
+    _, clean, loss = data
     confidence = 1 - (1 - LEVEL) / COMPONENTS  # of each component (Bonferroni)
     low, high, left = np.zeros(COMPONENTS), np.zeros(COMPONENTS), np.arange(COMPONENTS)
     for n in range(first, MOST + 1, block):
@@ -82,9 +92,7 @@ def stopped(data: tuple[np.ndarray, ...], first: int, ends: Callable, block: int
         left = left[(low[left] <= 0) & (high[left] >= 0) & (high[left] - low[left] > WIDTH)]
         if not len(left):
             break
-    truth = 100 * size
-    holds = bool(((low <= truth) & (truth <= high)).all())
-    return holds, bool(((low > 0) & (truth <= 0) | (high < 0) & (truth >= 0)).any())
+    return low, high
 
 
 def circuit_losses(

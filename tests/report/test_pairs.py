@@ -53,6 +53,19 @@ def test_common_work_and_more_pairs_than_are_shown(examined):
     assert sentence.count("share 100 % of the lesser") == pairs.SHOWN and "and 2 more" in sentence
 
 
+def test_a_group_of_which_any_one_may_go_is_named_once_and_not_as_pairs(examined):
+    model = with_pairs(examined, ["backup"] * 4, 1.0)
+    pair = {"a": list("rrsr"), "b": list("sttu"), "single_a": [0.2] * 4, "single_b": [0.2, 0.2, 0.2, 25.0]}
+    joint = {"joint": [50.0, 60.0, 70.0, 80.0]}
+    table = model.network.pairs.assign({name: ("pair", values) for name, values in (pair | joint).items()})
+    table = table.set_coords(["a", "b"])
+    network = dataclasses.replace(model.network, pairs=table)
+    sentence = pairs.about(dataclasses.replace(model, network=network))
+    group = "of <code>r</code>, <code>s</code> and <code>t</code> any one may go and no two"
+    assert group in sentence and "two together 50.0 to 70.0 %" in sentence
+    assert sentence.count("makes up for") == 1 and "<code>u</code>" in sentence
+
+
 def test_nothing_named_and_nothing_examined_are_said(examined):
     assert "No interaction is surely above 1 %" in pairs.about(with_pairs(examined, [""], 0.1))
     assert "not examined" in pairs.about(examined)
