@@ -213,7 +213,7 @@ def opened(
       name: shown in results; the folder's if empty.
     """
     if config.sweep.precision != "float32":
-        words = "acts in ablation and sequential sweeps; all else is in float32"
+        words = "acts in sweeps, screens and samples; all else is in float32"
         print(f"sweep.precision={config.sweep.precision} {words}", file=sys.stderr, flush=True)
     choose = chooser(config, workdir, celeba, images)
     denoiser, trained, record = load.load_denoiser(model, name)

@@ -5,6 +5,7 @@ float32 rounding only.
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -77,6 +78,12 @@ def explanation(setting: Precision) -> str | None:
     if platform == "cpu":
         return "sweep.precision=bfloat16 on a CPU rounds what enters convolutions, and makes nothing faster"
     return None
+
+
+def warn_of(setting: Precision) -> None:
+    """Logs `explanation`, if there is any."""
+    if line := explanation(setting):
+        logging.warning("%s", line)
 
 
 @contextlib.contextmanager
