@@ -261,7 +261,7 @@ class _Plan:
         """Draws a part of the samples in float32, from the same noise, and saves the difference."""
         samples, windows = self.checked.images, list(self.checked.t_indices)
         in_full = dataclasses.replace(self, samples=samples)  # with a clean trajectory of its own
-        groups = batches(len(self.chosen), self.group)
+        groups = list(batches(len(self.chosen), self.group))
         for row in range(len(self.config.ablations)):
             if labelled.written(path, "precision_error", (row, 0)):
                 continue

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
-from mechdiff.core import keys, processes
+from mechdiff.core import devices, keys, processes
 from mechdiff.core.config import ExperimentConfig, to_dict
 from mechdiff.core.errors import NumericsError
 from mechdiff.core.types import PyTree
@@ -65,8 +65,17 @@ class Trainer:
             log = processes.in_first(lambda: self._open_log(start))
             log = stack.enter_context(log or run_log.SilentLog())
             processes.in_first(lambda: self._started(start))
-            state = self._loop(state, identity, start, saved, log)
+            with devices.enough_memory(self._way_out_of_memory()):
+                state = self._loop(state, identity, start, saved, log)
             return self._export(self.workdir / "model", state, identity, log)
+
+    def _way_out_of_memory(self) -> str:
+        train = self.config.train
+        spread = "" if train.fsdp else ", set train.fsdp=True on several devices"
+        return (
+            f"raise train.accumulate (now {train.accumulate}), lower train.batch (now {train.batch})"
+            f"{spread}, set train.dtype=bfloat16, or use a larger card"
+        )
 
     def _open_log(self, start: int) -> run_log.RunLog:
         path = self.workdir / "log.jsonl"

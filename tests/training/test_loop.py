@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import AxisType
 
 from mechdiff.core.config import UNetConfig, override
-from mechdiff.core.errors import BusyError, CheckpointError, ConfigError, NumericsError
+from mechdiff.core.errors import BusyError, CheckpointError, ConfigError, MechdiffError, NumericsError
 from mechdiff.diffusion.process import denoising_loss
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models import load
@@ -183,6 +183,17 @@ def test_sharding_over_devices_that_do_not_divide_is_refused():
     placement = Placement(mesh, everywhere, everywhere, fsdp=True)
     with pytest.raises(ConfigError, match=r"train\.fsdp=True .* 2 devices: 0 % .* divides unet\.widths"):
         placement.of_state({"kernel": jax.ShapeDtypeStruct((3, 3, 65, 33), "float32")})
+
+
+def test_a_card_too_small_for_a_step_is_named_with_the_way_out(small, tmp_path, monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+
+    monkeypatch.setattr(loop.Trainer, "_loop", full)
+    with pytest.raises(
+        MechdiffError, match=r"too small; raise train\.accumulate \(now 1\), lower train\.batch"
+    ):
+        loop.Trainer(small, tmp_path).run()
 
 
 @pytest.mark.parametrize("setting", ["batch=7", "accumulate=8"])
