@@ -10,6 +10,7 @@ import dataclasses
 import jax
 from absl import flags
 
+from mechdiff.cli import tables
 from mechdiff.core import keys
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
@@ -53,19 +54,23 @@ def main(config, workdir):
     shared, naive = network_calls(timesteps, windows, swept.sizes["component"])
     print(f"{shared:,} network calls a sample instead of {naive:,}: {naive / shared:.2f} x fewer")
     if statement := precision.sampling_statement(swept):
-        print(f"{statement}; ~: not above it")
+        print(f"{statement}; –: not above it")
     carried = swept.distance.isel(ablation=0, sample=0).copy(data=precision.carried(swept)[0])
     distance = swept.distance.isel(ablation=0).mean("sample")
     largest_first = distance.mean("window").sortby(distance.mean("window"), ascending=False)
-    for component in largest_first.component.values:
-        pairs = zip(*(table.sel(component=component).values for table in (distance, carried)), strict=True)
-        print(f"{component:24}" + "".join(f"{value:8.3f}" if sure else f"{'~':>8}" for value, sure in pairs))
+    shown = distance.where(carried)
+    names = [f"t in [{low}, {high})" for low, high in windows]
+    rows = [
+        {"component": str(name)} | dict(zip(names, shown.sel(component=name).values.tolist(), strict=True))
+        for name in largest_first.component.values
+    ]
+    tables.print_records("distance of samples to those without ablation, by window of timesteps", rows)
 
 
 def condition_of(denoiser, record, count):
     """What a network of a user's function is told, as it came with its images; None: nothing, or what
     `sampling_sweep` makes up."""
-    _, condition = record.get(factories.GIVEN, (None, None))
+    _, condition = record.get(factories.WITH_IMAGES, (None, None))
     held = min((len(leaf) for leaf in jax.tree.leaves(condition)), default=count)
     if held < count:
         raise ConfigError(f"{denoiser.name} came with {held} conditions; --samples={count} needs as many")

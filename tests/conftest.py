@@ -32,8 +32,8 @@ jax.config.update("jax_num_cpu_devices", 2)  # before any device is used: data-p
 
 # Files that take longest, by their few but long tests: begun first, so that no worker is left alone with one.
 LONG = (
-    "processes", "work_sharing", "controls", "loop", "numerics", "wheel", "tours", "attribution", "planted",
-    "report", "roles", "sampling", "shared_prefix", "sequential", "checkpoint",
+    "processes", "work_sharing", "further_results", "loop", "numerics", "wheel", "tours", "attribution",
+    "planted", "report", "roles", "sampling", "shared_prefix", "sequential", "checkpoint",
 )  # fmt: skip
 
 # Rooms and files whose tests train, start processes or a browser, or run a whole study: not in `-m unit`.

@@ -15,8 +15,8 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.interventions.build import leave_one_out, set_gate
 from mechdiff.models.unet import components, denoise
-from mechdiff.sweeps.ablation import sweep_in_memory
 from mechdiff.sweeps.execution.engine import Engine
+from mechdiff.sweeps.in_memory import sweep_in_memory
 from mechdiff.validation import planted
 from mechdiff.validation.planted import (
     datasets,
