@@ -15,7 +15,6 @@ from jaxtyping import Bool, Float
 from mechdiff.core import devices
 from mechdiff.core.config import Precision
 from mechdiff.core.types import Images
-
 from mechdiff.stats import percent_increase
 
 IMAGES = 8  # run in full too, at each of
@@ -74,10 +73,11 @@ def largest_distance_error(
 
 
 def carried(swept: xr.Dataset) -> Bool[np.ndarray, "ablation component window"]:
-    """Of a sampling sweep: which mean distances are larger than what its precision makes of nothing."""
+    """Of a sampling sweep: which mean distances are above the error of their precision; in full precision
+    all."""
     means = swept["distance"].mean("sample").transpose("ablation", "component", "window").values
     error = swept["precision_error"].values if "precision_error" in swept else np.zeros(means.shape[:2])
-    return means > error[..., None]
+    return (means > error[..., None]) | (error == 0)[..., None]
 
 
 def sampling_statement(swept: xr.Dataset) -> str | None:
