@@ -5,9 +5,12 @@ The changed and the clean sample share all noise. Start it again, also beside it
 WORKDIR/trajectories/KEY.zarr, has the distance of every sample to its clean twin.
 """
 
+import dataclasses
+
 import jax
 from absl import flags
 
+from mechdiff.cli import tables
 from mechdiff.core import keys
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
@@ -17,9 +20,9 @@ from mechdiff.diffusion.schedules import ddim_timesteps
 from mechdiff.models import factories, load
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
+from mechdiff.sweeps import precision, sampling
 from mechdiff.sweeps.execution import forecast
 from mechdiff.sweeps.execution.rollout import even_windows, network_calls
-from mechdiff.sweeps.sampling import SampleSet, sampling_sweep
 
 from . import _launch
 
@@ -39,27 +42,35 @@ def main(config, workdir):
     forecast.print_memory_forecast(denoiser, config.sweep, ablations=("zero",), replacements=len(timesteps))
     files.ensure_writable(workdir)
     files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[denoiser.name]))
-    samples = SampleSet(
+    samples = sampling.SampleSet(
         timesteps,
         SAMPLES.value,
         keys.stream(jax.random.key(config.seed), "trajectories"),
         condition=condition_of(denoiser, record, SAMPLES.value),
         step_fn={"ddim": ddim_step, "ddpm": ddpm_step}[SAMPLER.value],
     )
-    swept = sampling_sweep(denoiser, samples, windows, workdir / "trajectories")
+    settings = dataclasses.replace(sampling.SETTINGS, precision=config.sweep.precision)
+    swept = sampling.sampling_sweep(denoiser, samples, windows, workdir / "trajectories", config=settings)
     shared, naive = network_calls(timesteps, windows, swept.sizes["component"])
     print(f"{shared:,} network calls a sample instead of {naive:,}: {naive / shared:.2f} x fewer")
+    if statement := precision.sampling_statement(swept):
+        print(f"{statement}; –: not above it")
+    carried = swept.distance.isel(ablation=0, sample=0).copy(data=precision.carried(swept)[0])
     distance = swept.distance.isel(ablation=0).mean("sample")
     largest_first = distance.mean("window").sortby(distance.mean("window"), ascending=False)
-    for component in largest_first.component.values:
-        row = distance.sel(component=component).values
-        print(f"{component:24}" + "".join(f"{value:8.3f}" for value in row))
+    shown = distance.where(carried)
+    names = [f"t in [{low}, {high})" for low, high in windows]
+    rows = [
+        {"component": str(name)} | dict(zip(names, shown.sel(component=name).values.tolist(), strict=True))
+        for name in largest_first.component.values
+    ]
+    tables.print_records("distance of samples to those without ablation, by window of timesteps", rows)
 
 
 def condition_of(denoiser, record, count):
     """What a network of a user's function is told, as it came with its images; None: nothing, or what
     `sampling_sweep` makes up."""
-    _, condition = record.get(factories.GIVEN, (None, None))
+    _, condition = record.get(factories.WITH_IMAGES, (None, None))
     held = min((len(leaf) for leaf in jax.tree.leaves(condition)), default=count)
     if held < count:
         raise ConfigError(f"{denoiser.name} came with {held} conditions; --samples={count} needs as many")

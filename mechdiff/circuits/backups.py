@@ -160,7 +160,7 @@ def costs_in_company(table: xr.Dataset) -> dict[str, Float[np.ndarray, " t"]]:
     """
     clean = table.clean_loss.mean("image").values
     first, second, both = (
-        100 * (table[name].mean("image").transpose("pair", "t").values / clean - 1)
+        stats.percent_increase(table[name].mean("image").transpose("pair", "t").values, clean)
         for name in ("without_a", "without_b", "without_both")
     )
     options: dict[str, list[np.ndarray]] = {}

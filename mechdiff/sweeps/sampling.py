@@ -17,17 +17,19 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float
 
+from mechdiff.core import devices
 from mechdiff.core.batches import batches, filled
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PRNGKey, PyTree, StepFn
 from mechdiff.diffusion.samplers import TimestepSequence, ddim_step
-from mechdiff.interventions.build import leave_one_out
+from mechdiff.interventions.build import leave_one_out, without_replacements
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests, labelled, work_sharing
+from mechdiff.sweeps import precision
 from mechdiff.sweeps.execution import drawing, engine, memory, rollout
 from mechdiff.sweeps.execution.rollout import Rollout, Window, zero_replacements
 from mechdiff.sweeps.execution.shown import provenance
@@ -106,7 +108,7 @@ def sampling_sweep(
     Args:
       windows: half-open intervals of t; each must hold a visited timestep. See `even_windows`.
       config: `ablations`; samples at once (`image_block`); and interventions x samples at once on each device
-        (`chunk`; 0: chosen by memory). Nothing else of it is read.
+        (`chunk`; 0: chosen by memory); `precision` of products. Nothing else of it is read.
       replacements: ablation -> site -> `(steps, *site)`, in the order of increasing t, for ablations other
         than `zero`.
       chosen: components; all of the network if None.
@@ -115,20 +117,27 @@ def sampling_sweep(
     Returns:
       Dataset with `distance` (root mean square change of the final sample's pixels, images being in [-1, 1]),
       dims `ablation, component, window, sample`, and `set_distance`, dims `ablation, component, window`:
-      `energy_distance` between the clean and the changed sets.
+      `energy_distance` between the clean and the changed sets. Where `config.precision` acts, also
+      `precision_error` (see `precision.largest_distance_error`), dims `ablation, component`, measured on a
+      part of the samples and windows that was drawn in full precision too.
 
     Raises:
       ConfigError: an ablation without replacements, or a window without timesteps.
 
-    Example (`python -m experiments.sweep_sampling` is the runnable version):
-      >>> timesteps = ddim_timesteps(schedule.steps, 50)  # doctest: +SKIP
-      >>> sample_set = SampleSet(timesteps, 16, jax.random.key(0))  # doctest: +SKIP
-      >>> sampling_sweep(denoiser, sample_set, even_windows(timesteps, 4), "runs/mine")  # doctest: +SKIP
+    Example:
+      >>> import tempfile
+      >>> from mechdiff.models.toy import toy_denoiser
+      >>> sample_set = SampleSet([10, 50, 90], 2, jax.random.key(0))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     swept = sampling_sweep(toy_denoiser(), sample_set, [(0, 60), (60, 100)], Path(folder))
+      >>> moved = swept["distance"].sel(ablation="zero").mean("sample") > 0
+      >>> dict(zip(moved["component"].values.tolist(), moved.values.tolist(), strict=True))
+      {'large.mlp': [True, True], 'small.mlp': [True, True], 'idle.mlp': [False, False]}
     """
     chosen = tuple(chosen or denoiser.components())
     for ablation in config.ablations:
         if ablation != "zero" and ablation not in (replacements or {}):
-            raise ConfigError(f"{ablation} ablation needs replacements for every sampling step")
+            raise without_replacements(ablation)
         if ablation != "zero" and not isinstance(replacements[ablation], dict):
             raise ConfigError(
                 f"replacements of {ablation} ablation differ between images; sampling needs arrays, "
@@ -137,10 +146,14 @@ def sampling_sweep(
     sampler = _rollout(denoiser, sample_set, config.image_block)
     for window in windows:
         rollout.first_step_inside(sampler.timesteps, window)  # refuses a window without timesteps
+    devices.warn_of(config.precision)
     plan = _Plan(sampler, tuple(windows), sample_set.count, config, replacements or {}, chosen)
-    path = Path(folder) / f"{plan.digest[:16]}.zarr"
-    labelled.create(path, plan.empty(facts or {}), plan.chunks())
-    plan.run(path)
+    with devices.multiplying(config.precision):
+        path = Path(folder) / f"{plan.digest[:16]}.zarr"
+        labelled.create(path, plan.empty(facts or {}), plan.chunks())
+        plan.run(path)
+    if plan.reduced:
+        plan.measure_precision(path)
     return labelled.read(path)
 
 
@@ -203,10 +216,12 @@ class _Plan:
         """The labeled result before the first piece."""
         shape = (len(self.config.ablations), len(self.chosen), len(self.windows), self.samples)
         full = np.full(shape, np.nan, np.float32)
+        dims = ("ablation", "component", "window", "sample")
         return xr.Dataset(
             {
-                "distance": (("ablation", "component", "window", "sample"), full),
-                "set_distance": (("ablation", "component", "window"), full[..., 0]),
+                "distance": (dims, full),
+                "set_distance": (dims[:3], full[..., 0]),
+                **({"precision_error": (dims[:2], full[..., 0, 0])} if self.reduced else {}),
             },
             coords={
                 "ablation": list(self.config.ablations),
@@ -217,12 +232,59 @@ class _Plan:
                 "component_type": ("component", [component.component_type for component in self.chosen]),
                 "depth": ("component", [component.depth for component in self.chosen]),
             },
-            attrs={**provenance(self.sampler.denoiser), "key": self.digest, **facts},
+            attrs={
+                **provenance(self.sampler.denoiser),
+                "key": self.digest,
+                **(self._precision_facts() if self.reduced else {}),
+                **facts,
+            },
         )
 
     def chunks(self) -> dict[str, tuple[int, ...]]:
         # A component each, so that processes with other memory or devices, and so other groups, can share.
-        return {"distance": (1, 1, 1, self.samples), "set_distance": (1, 1, 1)}
+        rows = {"precision_error": (1, len(self.chosen))} if self.reduced else {}
+        return {"distance": (1, 1, 1, self.samples), "set_distance": (1, 1, 1), **rows}
+
+    @property
+    def reduced(self) -> bool:
+        """Whether products are less exact than float32, and their error is measured."""
+        return devices.acts(self.config.precision)
+
+    @property
+    def checked(self) -> precision.Subset:
+        """What is drawn in full precision too: places of windows, and how many of the first samples."""
+        return precision.subset(len(self.windows), min(self.sampler.block, self.samples))
+
+    def _precision_facts(self) -> dict:
+        return {
+            "precision": self.config.precision,
+            "precision_samples": self.checked.images,
+            "precision_windows": len(self.checked.t_indices),
+        }
+
+    def measure_precision(self, path: Path) -> None:
+        """Draws a part of the samples in float32, from the same noise, and saves the difference."""
+        samples, windows = self.checked.images, list(self.checked.t_indices)
+        in_full = dataclasses.replace(self, samples=samples)  # with a clean trajectory of its own
+        groups = list(batches(len(self.chosen), self.group))
+        for row in range(len(self.config.ablations)):
+            if labelled.written(path, "precision_error", (row, 0)):
+                continue
+            with jax.default_matmul_precision("float32"):
+                exact = [
+                    np.concatenate(
+                        [in_full._distances(_Piece(row, window, group.span))[0] for group in groups]
+                    )
+                    for window in windows
+                ]
+            # One window after the other: a list of places would be taken together with the slices.
+            swept = [
+                labelled.region(path, {"distance": (row, slice(None), window, slice(samples))})["distance"]
+                for window in windows
+            ]
+            errors = precision.largest_distance_error(np.stack(swept, axis=1), np.stack(exact, axis=1))
+            where = (slice(row, row + 1), slice(None))
+            labelled.put(path, {"precision_error": where}, {"precision_error": errors[None]})
 
     def run(self, path: Path) -> None:
         """Computes the pieces that are missing, with other processes if they work on the same store."""
@@ -277,7 +339,10 @@ class _Plan:
             return zero_replacements(self.sampler.denoiser.identity, len(self.sampler.timesteps))
         return {site: values[::-1] for site, values in self.replacements[ablation].items()}
 
-    def _compute(self, path: Path, piece: _Piece) -> None:
+    def _distances(
+        self, piece: _Piece
+    ) -> tuple[Float[np.ndarray, "components samples"], Float[np.ndarray, " components"]]:
+        """Of each sample from its clean twin, and between both sets."""
         acting, start = self._acting(piece), self._starts[piece.window]
         span, clean, changed = (start, len(self.sampler.timesteps)), [], []
         for indices, (states, final) in zip(self._blocks, self._clean, strict=True):
@@ -288,6 +353,10 @@ class _Plan:
         changed = np.concatenate(changed, axis=1)[: piece.group.stop - piece.group.start, : self.samples]
         distance = np.sqrt(np.mean((changed - clean) ** 2, axis=(2, 3, 4)))
         sets = np.array([energy_distance(clean, images) for images in changed], np.float32)
+        return distance, sets
+
+    def _compute(self, path: Path, piece: _Piece) -> None:
+        distance, sets = self._distances(piece)
         window = slice(piece.window, piece.window + 1)
         where = (slice(piece.ablation, piece.ablation + 1), piece.group, window)
         region = {"distance": (*where, slice(None)), "set_distance": where}

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from mechdiff import stats
-from mechdiff.analysis import bottlenecks, network_divergence, phases, spread
-from mechdiff.analysis.entropy_causality import within_layers
+from mechdiff.analysis import bottlenecks, network_divergence, segmentation, spread
+from mechdiff.analysis.entropy_correlation import within_layers
 from mechdiff.stats import small_samples
-from mechdiff.sweeps import sequential
+from mechdiff.sweeps import stopping
 from mechdiff.validation.checks import ALPHA, Check, errs, finds
 from mechdiff.validation.image_calibration import COMPONENTS, FLIPS, LAWS, MOST, last_intervals
 from mechdiff.validation.rule_calibration import IMAGE_HALVES, LAYERS, LEVELS
@@ -115,7 +115,9 @@ def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
             )
             for _ in range(2)
         ]
-        steps, drift = (score.reshape(6, IMAGE_HALVES, -1).mean(1) for score in phases.held_out(*halves))
+        steps, drift = (
+            score.reshape(6, IMAGE_HALVES, -1).mean(1) for score in segmentation.held_out(*halves)
+        )
         margin = steps[:, 3] - np.maximum(np.delete(steps, 3, axis=1).max(1), drift.max(1))
         _, (low, _), p = small_samples.over_seeds(margin)
         return bool(p <= ALPHA and low > 0)
@@ -209,5 +211,5 @@ def _signs(rng: np.random.Generator) -> bool:
     size = size * rng.uniform(1, 5, COMPONENTS)
     clean = np.exp(0.4 * rng.normal(size=MOST) + 0.3 * rng.normal(size=(4, MOST)) - 0.125)
     loss = clean * (1 + size[:, None, None] * LAWS["lognormal, log-sd .5"](rng, (COMPONENTS, 1, MOST)))
-    low, _ = last_intervals((size, clean, loss), sequential.FIRST_LOOK, stats.skewed_sequence)
+    low, _ = last_intervals((size, clean, loss), stopping.FIRST_LOOK, stats.skewed_sequence)
     return float((low[size > 0] > 0).mean()) >= 0.9

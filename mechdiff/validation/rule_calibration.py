@@ -7,8 +7,8 @@ Sizes are those of studies: 5 to 12 networks, 28 heads in 7 layers, 24 component
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mechdiff.analysis import bottlenecks, network_divergence, phases, spread
-from mechdiff.analysis.entropy_causality import within_layers
+from mechdiff.analysis import bottlenecks, network_divergence, segmentation, spread
+from mechdiff.analysis.entropy_correlation import within_layers
 from mechdiff.analysis.network_divergence import NetworkDivergence
 from mechdiff.analysis.roles import assignment, matching
 from mechdiff.stats import benjamini_hochberg, small_samples
@@ -137,7 +137,9 @@ def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
             (networks[:, None] + noise * rng.normal(size=(6, IMAGE_HALVES, 24, 12))).reshape(-1, 24, 12)
             for _ in range(2)
         ]
-        steps, drift = (score.reshape(6, IMAGE_HALVES, -1).mean(axis=1) for score in phases.held_out(*halves))
+        steps, drift = (
+            score.reshape(6, IMAGE_HALVES, -1).mean(axis=1) for score in segmentation.held_out(*halves)
+        )
         margin = steps[:, 3] - np.maximum(np.delete(steps, 3, axis=1).max(axis=1), drift.max(axis=1))
         _, (low, high), p = small_samples.over_seeds(margin)
         return bool(p <= ALPHA and low > 0), old_rules.steps_alone(steps), bool(high < 0)

@@ -15,7 +15,7 @@ from mechdiff.study import records
 @pytest.fixture(scope="module")
 def examined(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    fabricate(folder, "tiny", "held-out synthetic pictures", 0)
+    fabricate(folder, "tiny", "held-out synthetic images", 0)
     files.write_json(folder / "manifest.json", {})
     return records.read(folder)[1][0]
 

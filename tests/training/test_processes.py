@@ -32,8 +32,9 @@ SETTINGS = (
 
 # Arguments: a file of (config, folder, step to be killed at) for each run, the port, the process.
 PROGRAM = """
-import json, os, signal, sys, time
+import gc, json, os, signal, sys, time
 from pathlib import Path
+gc.set_threshold(50_000, 10, 10)
 import jax
 import numpy as np
 jax.config.update("jax_num_cpu_devices", 2)

@@ -8,10 +8,10 @@ from mechdiff.validation import checks as checks_of
 
 
 def test_controls_named_roles_margins_and_pairs_keep_their_word():
-    found = further_calibration.checks(np.random.default_rng(6), 20)
-    assert [check.name for check in found if not check.holds] == []
+    result = further_calibration.checks(np.random.default_rng(6), 20)
+    assert [check.name for check in result if not check.holds] == []
     for rule in ("bottleneck beyond", "networks with a role", "roles not supported", "pair:"):
-        promises = {check.promise for check in found if check.name.startswith(rule)}
+        promises = {check.promise for check in result if check.name.startswith(rule)}
         assert promises == {"errs at most", "finds at least"}, rule
 
 
@@ -49,10 +49,10 @@ def test_a_rate_before_is_that_of_the_same_data_or_of_the_audit():
 
 
 def test_every_attack_has_a_null_and_a_positive_control():
-    found = attacks.checks(np.random.default_rng(7), 20)
-    assert [check.name for check in found if not check.holds] == []
+    result = attacks.checks(np.random.default_rng(7), 20)
+    assert [check.name for check in result if not check.holds] == []
     for rule in ("divergence", "bottleneck", "no bottleneck", "four phases", "ladder", "entropy"):
-        promises = {check.promise for check in found if check.name.startswith(rule)}
+        promises = {check.promise for check in result if check.name.startswith(rule)}
         assert promises == {"errs at most", "finds at least"}, rule
 
 

@@ -11,25 +11,25 @@ from mechdiff.core.config import StudyConfig, SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.models import load
 from mechdiff.storage import labelled
-from mechdiff.study import controls, examine, inputs
+from mechdiff.study import choosing, circuit_results, controls, examine, further_results, role_results
 
 
 @pytest.fixture(scope="module")
 def deepened(trained, tmp_path_factory):
     """A tiny model examined and studied; the config, and the folder of results."""
-    controls.PROBED, controls.BLOCK = 12, 4  # drawing faces is slow where programs are not optimized
+    role_results.PROBED, role_results.BLOCK = 12, 4  # drawing faces is slow where programs are not optimized
     model, folder = trained[0], tmp_path_factory.mktemp("subject")
     _, config, _ = load.load_denoiser(model)
     sweep = SweepConfig(
         ablations=("mean",), timesteps=3, images=8, nested=True, reference_images=4, image_block=4
     )
-    asked = StudyConfig(
+    study = StudyConfig(
         controls=True, circuits=("mean",), role_sets=20, random_sets=3, images=4, timesteps=2, pairs=3
     )
-    config = dataclasses.replace(config, sweep=sweep, study=asked)
-    choose = inputs.chooser(config, None, folder / "cache")
+    config = dataclasses.replace(config, sweep=sweep, study=study)
+    choose = choosing.chooser(config, None, folder / "cache")
     examined = examine.examine("tiny", model, choose, config.sweep, 0, folder)
-    controls.run_study(examined, config, folder)
+    further_results.run_study(examined, config, folder)
     return examined, config, folder
 
 
@@ -48,12 +48,13 @@ def test_everything_asked_for_is_there(deepened):
 
 
 def test_random_sets_are_those_of_each_components_class(deepened):
-    found = labelled.read(deepened[2] / "random_sets.zarr")
-    assert found["relative_increase"].dims == ("ablation", "component", "set") and found.sizes["set"] == 3
+    result = labelled.read(deepened[2] / "random_sets.zarr")
+    assert result["relative_increase"].dims == ("ablation", "component", "set") and result.sizes["set"] == 3
     assert (
-        np.isfinite(found["relative_increase"].values).all() and np.ptp(found["relative_increase"].values) > 0
+        np.isfinite(result["relative_increase"].values).all()
+        and np.ptp(result["relative_increase"].values) > 0
     )
-    rows = found["relative_increase"].isel(ablation=0).groupby("class")
+    rows = result["relative_increase"].isel(ablation=0).groupby("class")
     assert all(np.ptp(own.values, axis=0).max() == 0 for _, own in rows)
 
 
@@ -74,10 +75,19 @@ def test_circuits_carry_their_sizes_and_can_be_measured(deepened):
 
 def test_what_is_there_is_not_made_again(deepened, monkeypatch):
     examined, config, folder = deepened
-    makers = ("activity", "circuit", "head_roles", "control", "control_attention", "pairs")
-    for name in makers:
-        monkeypatch.setattr(controls, name, lambda *a, name=name, **k: pytest.fail(f"{name} was made again"))
-    controls.run_study(examined, config, folder)
+    makers = {
+        controls: ("activity", "control", "control_attention", "random_sets"),
+        circuit_results: ("circuit", "pairs"),
+        role_results: ("head_roles",),
+    }
+
+    def fail(*args, **kwargs):
+        pytest.fail("a result was made again")
+
+    for module, names in makers.items():
+        for name in names:
+            monkeypatch.setattr(module, name, fail)
+    further_results.run_study(examined, config, folder)
 
 
 def test_results_are_made_anew_only_for_settings_that_decide_them(deepened):
@@ -89,7 +99,7 @@ def test_results_are_made_anew_only_for_settings_that_decide_them(deepened):
         return {
             name
             for name in names
-            if controls._key(examined, other, name) != controls._key(examined, config, name)
+            if further_results._key(examined, other, name) != further_results._key(examined, config, name)
         }
 
     def study(**settings):
@@ -103,8 +113,8 @@ def test_results_are_made_anew_only_for_settings_that_decide_them(deepened):
 
 
 @pytest.mark.parametrize(
-    "asked", [{"circuits": ("man",)}, {"role_sets": -1}, {"images": 2}, {"timesteps": 0}]
+    "wanted", [{"circuits": ("man",)}, {"role_sets": -1}, {"images": 2}, {"timesteps": 0}]
 )
-def test_impossible_studies_are_refused(asked):
+def test_impossible_studies_are_refused(wanted):
     with pytest.raises(ConfigError, match=r"study|man"):
-        StudyConfig(**asked)
+        StudyConfig(**wanted)
