@@ -244,8 +244,9 @@ def save(workdir: Path, name: str, result: xr.Dataset, config: ExperimentConfig,
 
 
 def use_huge_pages() -> None:
-    """Starts this process again with memory in huge pages where the C library is glibc: a training step,
-    whose buffers are new each time, then took 0.85 of the time on two cores. A sweep gains nothing by it."""
+    """Starts this process again with memory in huge pages where the C library is glibc, for launchers that
+    run long: buffers of a training step and of a pass are new each time. On two cores a step then took 0.85
+    of the time; on one core a sweep of a tiny network 0.86, of one of 4.4 million parameters 0.95."""
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
         os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, HUGE_PAGES]))
