@@ -207,9 +207,12 @@ def test_quality_compares_all_components_at_every_point_with_their_exact_runs(
 
 def test_summaries_show_the_median_and_the_worst_network_and_pass_over_what_is_undefined():
     at = lambda rank, sign, recall: score_agreement.Agreement(5, 3, rank, sign, recall, 1.0)
-    single = lambda rank, part: score_agreement.ScoreAgreement(
-        at(rank, 1.0, 1.0), {"head": at(part, 0.5, 0.25)}, {9: at(0.1, 0.2, 0.3)}
-    )
+
+    def single(rank, part):
+        return score_agreement.ScoreAgreement(
+            at(rank, 1.0, 1.0), {"head": at(part, 0.5, 0.25)}, {9: at(0.1, 0.2, 0.3)}
+        )
+
     nets = [single(0.9, float("nan")), single(0.7, 0.6), single(0.8, float("nan"))]
     rows = [line.split() for line in score_agreement.summary([{"identity": net} for net in nets])[1:]]
     assert " ".join(rows[0]) == "identity: all 0.80 0.70 1.00 1.00 1.00 1.00 1.00 1.00"
