@@ -66,5 +66,8 @@ def trained(config, workdir):
     return folders
 
 
+prepare = _launch.use_huge_pages  # before any work
+
 if __name__ == "__main__":
+    prepare()
     _launch.run(main)

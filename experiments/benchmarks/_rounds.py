@@ -97,7 +97,7 @@ def _run(
     """
     command = [sys.executable, "-m", module, task, variant, str(images), json.dumps(to_dict(config))]
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache} | (variables or {})
-    if task == "training_step":  # as `experiments.train` does; PyTorch too may profit from it
+    if task in ("training_step", "forward_sweep"):  # as long launchers do; PyTorch too may profit from it
         environment["GLIBC_TUNABLES"] = _launch.HUGE_PAGES
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=limit)

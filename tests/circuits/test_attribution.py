@@ -225,7 +225,9 @@ def test_a_screen_ranks_by_the_point_that_is_asked_for(
     denoiser, images, exact, damage, tmp_path, monkeypatch, point
 ):
     names = [component.name for component in components(denoiser.unet)]
-    known = lambda *args, **_: exact[[names.index(component.name) for component in args[3]]]
+    known = lambda *args, **_: screening.ExactIncrease(
+        exact[[names.index(component.name) for component in args[3]]], np.zeros(len(args[3]))
+    )
     monkeypatch.setattr(screening, "exact_increase", known)
     settings = ScreenConfig(k=3, shortlist=4, audit=5, miss_bound=1.0, probes=8, point=point)
     result = screening.screen_and_verify(denoiser, EvalSet(images, LEVELS, KEY), tmp_path, config=settings)
@@ -269,7 +271,9 @@ def test_a_screen_that_misses_widens_until_all_is_verified(denoiser, images, exa
             score=(result.score.dims, np.random.default_rng(0).normal(size=result.score.shape))
         )
 
-    known = lambda *args, **_: exact[[names.index(component.name) for component in args[3]]]
+    known = lambda *args, **_: screening.ExactIncrease(
+        exact[[names.index(component.name) for component in args[3]]], np.zeros(len(args[3]))
+    )
     monkeypatch.setattr(screening, "gate_scores", useless)
     monkeypatch.setattr(screening, "exact_increase", known)
     settings = ScreenConfig(k=5, shortlist=5, audit=8, miss_bound=0.05, probes=1)
