@@ -221,7 +221,7 @@ class _Passes:
         probes = expansion.probes if expansion.order == "gauss_newton" else 0
         shared = devices.everywhere(mesh, denoiser), probes, mesh
         quickly = calls <= FEW and jax.default_backend() == "cpu"
-        program = _program(quickly and not jax.config.jax_disable_most_optimizations)
+        program = _program(quickly and not jax.config.read("jax_disable_most_optimizations"))
         return cls(program, shared, keys.stream(eval_set.key, "probes"), block)
 
     def run(self, point: Intervention, batch: EvalBatch) -> Any:
