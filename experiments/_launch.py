@@ -31,7 +31,7 @@ from mechdiff.models import load
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import bucket, files, labelled
 from mechdiff.storage.manifest import run_manifest
-from mechdiff.study import inputs, load_check
+from mechdiff.study import choosing, inputs, load_check
 from mechdiff.study.condition_sources import ConditionSources
 
 FLAGS = flags.FLAGS
@@ -209,7 +209,7 @@ def opened(
 
     Args:
       model: see `load.load_denoiser`.
-      celeba, images: where images lie; see `inputs.chooser`.
+      celeba, images: where images lie; see `choosing.chooser`.
       name: shown in results; the folder's if empty.
     """
     if config.sweep.precision != "float32":
@@ -227,10 +227,10 @@ def opened(
 
 
 def chooser(config: ExperimentConfig, workdir: Path, celeba: str | None, images: str | None) -> Callable:
-    """`inputs.chooser`, with what --classes and --conditions say of the images."""
+    """`choosing.chooser`, with what --classes and --conditions say of the images."""
     classes, conditions = (FLAGS[name].value for name in ("classes", "conditions"))  # unparsed in tests
     sources = ConditionSources(classes=classes, conditions=conditions)
-    return inputs.chooser(config, celeba, workdir / "cache", images, sources)
+    return choosing.chooser(config, celeba, workdir / "cache", images, sources)
 
 
 def save(workdir: Path, name: str, result: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:

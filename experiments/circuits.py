@@ -21,7 +21,7 @@ from mechdiff.core.devices import use_all_cores
 from mechdiff.models import load
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
-from mechdiff.study import controls
+from mechdiff.study import circuit_results
 
 from . import _launch
 
@@ -44,7 +44,7 @@ def main(config, workdir):
     for model in MODEL.value:
         denoiser, _, images, _ = _launch.opened(config, workdir, model, CELEBA.value, IMAGES.value)
         for ablation in config.sweep.ablations:
-            halves = controls.circuit_evaluators(
+            halves = circuit_results.circuit_evaluators(
                 denoiser, images, ablation, config.sweep, root, folder / "run"
             )
             halves = [dataclasses.replace(half, every_level=EVERY.value) for half in halves]

@@ -10,7 +10,7 @@ import dataclasses
 
 from absl import flags
 
-from mechdiff.analysis import effects, entropy_causality, roles
+from mechdiff.analysis import effects, entropy_causality, entropy_correlation, roles
 from mechdiff.analysis.roles.image_features import image_feature_names
 from mechdiff.cli import tables
 from mechdiff.core.config import to_dict
@@ -52,11 +52,11 @@ def main(config, workdir):
         moved = entropy_causality.temperature_effects_on_roles(
             denoiser, tempered, images.scored, eval_set.key, condition=images.scored_condition
         )
-        size = entropy_causality.effect_size(*effects.losses(swept, "zero"))
+        size = entropy_correlation.effect_size(*effects.losses(swept, "zero"))
         links = {
-            "effect": entropy_causality.correlation(attention, size),
-            "selectivity": entropy_causality.correlation(
-                attention, entropy_causality.max_selectivity(effect)
+            "effect": entropy_correlation.correlation(attention, size),
+            "selectivity": entropy_correlation.correlation(
+                attention, entropy_correlation.max_selectivity(effect)
             ),
             "caused": entropy_causality.within_head_slope(
                 moved, entropy_causality.normalized(tempered, attention)

@@ -11,7 +11,7 @@ from absl import flags
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.storage import locks
-from mechdiff.study import examination, inputs, plan
+from mechdiff.study import choosing, examination, plan
 
 from . import _launch
 
@@ -28,7 +28,7 @@ def main(config, workdir):
     name = NAME.value or MODEL.value.rstrip("/").rpartition("/")[2]
     config = plan.of_ladder(config) if PART.value == "ladder" else config
     with locks.lock(workdir):
-        choose = inputs.chooser(config, CELEBA.value, workdir / "cache")
+        choose = choosing.chooser(config, CELEBA.value, workdir / "cache")
         path = examination.examine_and_pack(name, MODEL.value, choose, config, workdir, samples=SAMPLES.value)
     print(path)
     return {"cells": path}

@@ -18,7 +18,7 @@ from mechdiff.core.devices import use_all_cores
 from mechdiff.models import untrained
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
-from mechdiff.study.inputs import replacement_values
+from mechdiff.study.replacement_values import replacement_values
 from mechdiff.sweeps.ablation import ablation_sweep
 
 from . import _launch

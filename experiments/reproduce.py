@@ -20,7 +20,7 @@ from mechdiff.data import celeba, collection
 from mechdiff.models import shipped
 from mechdiff.storage import files, locks
 from mechdiff.storage.manifest import run_manifest
-from mechdiff.study import controls, examine
+from mechdiff.study import examine, further_results
 from mechdiff.training import loop
 
 from . import _launch
@@ -45,7 +45,7 @@ def main(config, workdir):
         for name, folder in models.items():
             where = workdir / "subjects" / name
             examined = examine.examine(name, folder, choose, config.sweep, config.seed, where)
-            controls.run_study(examined, config, where)
+            further_results.run_study(examined, config, where)
         for proof in PROOFS:  # of the instrument, made by launchers of their own
             if (shipped.home() / proof).exists():
                 files.write_atomic(workdir / Path(proof).name, (shipped.home() / proof).read_bytes())

@@ -16,7 +16,7 @@ from mechdiff.core.devices import use_all_cores
 from mechdiff.models import untrained
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
-from mechdiff.study import controls
+from mechdiff.study import role_results
 
 from . import _launch
 
@@ -44,7 +44,7 @@ def main(config, workdir):
             if PART.value in (component.component_type, "all")
         ]
         synthetic = images.facts.get("name") == "synthetic"  # masks and factors are known of these
-        targets = controls.face_targets(trained, len(images.scored)) if synthetic else {}
+        targets = role_results.face_targets(trained, len(images.scored)) if synthetic else {}
         assignment, effect = roles.examine(
             denoiser, eval_set, fresh, chosen, count=SETS.value, seed=config.seed, **targets
         )

@@ -14,7 +14,7 @@ import dataclasses
 from absl import flags
 
 from mechdiff.storage import locks
-from mechdiff.study import examination, inputs, plan
+from mechdiff.study import choosing, examination, plan
 from mechdiff.training import loop
 
 from . import _launch
@@ -54,7 +54,7 @@ def _examine(name, config, workdir, samples=False):
     """One trained network, RUN or RUN@STEP, examined and packed, unless it is packed already."""
     where = workdir / "examined" / name
     if not examination.packed_path(where, name).exists():
-        choose = inputs.chooser(config, CELEBA.value, workdir / "cache")
+        choose = choosing.chooser(config, CELEBA.value, workdir / "cache")
         run = str(workdir / "runs" / name)
         examination.examine_and_pack(name, run, choose, config, where, samples=samples)
 

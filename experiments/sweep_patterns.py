@@ -11,6 +11,7 @@ from absl import flags
 
 from mechdiff import stats
 from mechdiff.analysis import effects
+from mechdiff.cli import tables
 from mechdiff.core.devices import use_all_cores
 from mechdiff.sweeps import attention_patterns
 
@@ -33,17 +34,15 @@ def main(config, workdir):
     _launch.save(workdir, "patterns", swept, config, models=[denoiser.name], inputs=images.label)
     weights = stats.bootstrap_weights(len(images.scored), seed=config.seed)
     pooled = {source: pooled_increase(swept, source, weights) for source in SOURCES.value}
-    count = len(images.scored)
-    print(
-        f"{denoiser.name}: relative loss increase (%) with patterns replaced, {count} images ({images.label})"
-    )
-    print(f"{'head':22}" + "".join(f"{source:>28}" for source in pooled))
+    rows = []
     for i in np.argsort(-next(iter(pooled.values())).estimate):
-        cells = [
-            f"{interval.estimate[i]:.2f} [{interval.low[i]:.2f}, {interval.high[i]:.2f}]"
-            for interval in pooled.values()
-        ]
-        print(f"{swept['component'].values[i]!s:22}" + "".join(f"{cell:>28}" for cell in cells))
+        row: dict = {"head": str(swept["component"].values[i])}
+        for source, interval in pooled.items():
+            row[source] = float(interval.estimate[i])
+            row[f"{source}, 95 %"] = (float(interval.low[i]), float(interval.high[i]))
+        rows.append(row)
+    what = f"{len(images.scored)} images ({images.label})"
+    tables.print_records(f"{denoiser.name}: relative loss increase (%) with patterns replaced, {what}", rows)
 
 
 def pooled_increase(swept, source, weights):

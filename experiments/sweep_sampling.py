@@ -8,6 +8,7 @@ WORKDIR/trajectories/KEY.zarr, has the distance of every sample to its clean twi
 import jax
 from absl import flags
 
+from mechdiff.cli import tables
 from mechdiff.core import keys
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
@@ -51,15 +52,18 @@ def main(config, workdir):
     print(f"{shared:,} network calls a sample instead of {naive:,}: {naive / shared:.2f} x fewer")
     distance = swept.distance.isel(ablation=0).mean("sample")
     largest_first = distance.mean("window").sortby(distance.mean("window"), ascending=False)
-    for component in largest_first.component.values:
-        row = distance.sel(component=component).values
-        print(f"{component:24}" + "".join(f"{value:8.3f}" for value in row))
+    names = [f"t in [{low}, {high})" for low, high in windows]
+    rows = [
+        {"component": str(name)} | dict(zip(names, distance.sel(component=name).values.tolist(), strict=True))
+        for name in largest_first.component.values
+    ]
+    tables.print_records("distance of samples to those without ablation, by window of timesteps", rows)
 
 
 def condition_of(denoiser, record, count):
     """What a network of a user's function is told, as it came with its images; None: nothing, or what
     `sampling_sweep` makes up."""
-    _, condition = record.get(factories.GIVEN, (None, None))
+    _, condition = record.get(factories.WITH_IMAGES, (None, None))
     held = min((len(leaf) for leaf in jax.tree.leaves(condition)), default=count)
     if held < count:
         raise ConfigError(f"{denoiser.name} came with {held} conditions; --samples={count} needs as many")

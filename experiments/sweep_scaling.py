@@ -8,6 +8,7 @@ Result: WORKDIR/doses.zarr and .json.
 
 from absl import flags
 
+from mechdiff.cli import tables
 from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.components import select
@@ -19,7 +20,7 @@ MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 COMPONENTS = flags.DEFINE_string("components", ".*", "Regular expression of their names.")
-DOSES = flags.DEFINE_list("doses", [str(value) for value in scaling.GATE_VALUES], "Gates to try.")
+GATES = flags.DEFINE_list("doses", [str(value) for value in scaling.GATE_VALUES], "Gates to try.")
 
 
 def main(config, workdir):
@@ -28,21 +29,24 @@ def main(config, workdir):
     names = select(denoiser.identity, COMPONENTS.value)
     chosen = [component for component in denoiser.components() if component.name in names]
     try:
-        gates = [float(value) for value in DOSES.value]
+        gates = [float(value) for value in GATES.value]
     except ValueError as error:
         raise ConfigError(
-            f"--doses={','.join(DOSES.value)}: {error}; give numbers such as 0,0.5,1,2"
+            f"--doses={','.join(GATES.value)}: {error}; give numbers such as 0,0.5,1,2"
         ) from None
     curves = scaling.scaling_curves(denoiser, eval_set, chosen, gates, block=config.sweep.image_block)
     _launch.save(workdir, "doses", curves, config, models=[denoiser.name], inputs=images.label)
     change = curves["loss"].mean("image") / curves["clean_loss"].mean("image") - 1
     pooled = (100 * change).mean("t").transpose("component", "gate")
-    print(
+    rows = [
+        {"component": str(name)}
+        | {f"gate {gate:g}": float(value) for gate, value in zip(gates, curve, strict=True)}
+        for name, curve in zip(curves["component"].values, pooled.values, strict=True)
+    ]
+    title = (
         f"{denoiser.name}: relative loss increase (%) by gate, {len(images.scored)} images ({images.label})"
     )
-    print(f"{'component':22}" + "".join(f"{gate:>10g}" for gate in gates))
-    for name, curve in zip(curves["component"].values, pooled.values, strict=True):
-        print(f"{name!s:22}" + "".join(f"{value:>10.2f}" for value in curve))
+    tables.print_records(title, rows)
 
 
 if __name__ == "__main__":

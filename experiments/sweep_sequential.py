@@ -10,12 +10,14 @@ import dataclasses
 
 from absl import flags
 
+from mechdiff.cli import tables
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.sweeps.execution import forecast
-from mechdiff.sweeps.sequential import StoppingRule, sequential_sweep
+from mechdiff.sweeps.sequential import sequential_sweep
+from mechdiff.sweeps.stopping import StoppingRule
 
 from . import _launch
 
@@ -40,11 +42,17 @@ def main(config, workdir):
     )
     manifest = run_manifest(to_dict(config), models=[denoiser.name], inputs=images.label)
     files.write_json(workdir / "certified.json", {**dataclasses.asdict(result), "manifest": manifest})
-    for i in (-result.estimate).argsort(kind="stable"):
-        bounds = f"[{result.low[i]:.2f}, {result.high[i]:.2f}]"
-        mark = "" if result.decided[i] else "  undecided"
-        row = f"{result.components[i]:24}{result.estimate[i]:10.2f} %  {bounds:24}{result.images[i]:6d}{mark}"
-        print(row)
+    rows = [
+        {
+            "component": result.components[i],
+            "loss increase %": float(result.estimate[i]),
+            "interval": (float(result.low[i]), float(result.high[i])),
+            "images": int(result.images[i]),
+            "decided": "yes" if result.decided[i] else "no",
+        }
+        for i in (-result.estimate).argsort(kind="stable")
+    ]
+    tables.print_records(f"{denoiser.name}, zero ablation: pooled over timesteps", rows)
     if result.precision_error.any():
         words = f"precision {result.precision_error.max():.2g} points at most, within the intervals"
         print(f"products in {config.sweep.precision}: {words}")

@@ -174,8 +174,8 @@ if TYPE_CHECKING:  # at run time names are imported when they are first used, so
     from mechdiff.sweeps.sampling import SampleSet as SampleSet
     from mechdiff.sweeps.sampling import sampling_sweep as sampling_sweep
     from mechdiff.sweeps.scaling import scaling_curves as scaling_curves
-    from mechdiff.sweeps.sequential import StoppingRule as StoppingRule
     from mechdiff.sweeps.sequential import sequential_sweep as sequential_sweep
+    from mechdiff.sweeps.stopping import StoppingRule as StoppingRule
     from mechdiff.sweeps.temperature import (
         matched_temperature as matched_temperature,
     )
@@ -252,7 +252,8 @@ _NAMES = {  # module -> names that can be had from here; those beyond `__all__` 
     "sweeps.replacements": "noise_replacements resample_replacements",
     "sweeps.sampling": "SampleSet sampling_sweep",
     "sweeps.scaling": "scaling_curves",
-    "sweeps.sequential": "StoppingRule sequential_sweep",
+    "sweeps.sequential": "sequential_sweep",
+    "sweeps.stopping": "StoppingRule",
     "sweeps.temperature": "matched_temperature temperature_effects",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}

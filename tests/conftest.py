@@ -1,7 +1,10 @@
 """Settings of the whole suite, and the one small trained model that many tests share."""
 
 import dataclasses
+import gc
 import os
+import shutil
+import sys
 from pathlib import Path
 
 # Compiling is most of the suite's time: no optimization, none of the slower kernel emitters, one module a
@@ -17,6 +20,10 @@ for flag in ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_
     if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
 
+# The processes that tests start would each compile all of the package's source, too: one of them writes it.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -25,8 +32,8 @@ jax.config.update("jax_num_cpu_devices", 2)  # before any device is used: data-p
 
 # Files that take longest, by their few but long tests: begun first, so that no worker is left alone with one.
 LONG = (
-    "processes", "work_sharing", "controls", "loop", "numerics", "wheel", "tours", "attribution", "planted",
-    "report", "roles", "sampling", "shared_prefix", "sequential", "checkpoint",
+    "processes", "work_sharing", "further_results", "loop", "numerics", "wheel", "tours", "attribution",
+    "planted", "report", "roles", "sampling", "shared_prefix", "sequential", "checkpoint",
 )  # fmt: skip
 
 # Rooms and files whose tests train, start processes or a browser, or run a whole study: not in `-m unit`.
@@ -36,8 +43,31 @@ WHOLE = (
 )  # fmt: skip
 
 
+KEPT_PROGRAMS = 2**29  # bytes of compiled programs that one session leaves to the next
+
+
 def pytest_configure(config):
     config.option.loadscopereorder = False  # xdist would begin with the files of most tests
+    # Tracing makes millions of small objects and hardly a cycle: looking for cycles seldom takes a tenth off.
+    gc.set_threshold(50_000, 10, 10)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        prune(programs, KEPT_PROGRAMS)
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # what importing has made stays anyway
+
+
+def prune(folder, most):
+    """Removes the oldest files of `folder` until they have at most `most` bytes."""
+    files = sorted(folder.glob("*"), key=lambda path: path.stat().st_mtime)
+    surplus = sum(path.stat().st_size for path in files) - most
+    for path in files:
+        if surplus <= 0:
+            break
+        surplus -= path.stat().st_size
+        path.unlink()
 
 
 def pytest_collection_modifyitems(items):
@@ -54,11 +84,12 @@ def pytest_collection_modifyitems(items):
 def tiny():
     """The `tiny` preset with the smallest network, few images and fewer samples on its sheets."""
     from reference.networks import SMALL
+    from reference.sharing_trainer import SharingTrainer
 
     from mechdiff.core.presets import preset
     from mechdiff.training import loop
 
-    loop.SAMPLES, loop.SAMPLE_STEPS = 4, 4
+    loop.SAMPLES, loop.SAMPLE_STEPS, loop.Trainer = 4, 4, SharingTrainer
     config = preset("tiny")
     data = dataclasses.replace(config.data, n_train=64, n_test=32)
     return dataclasses.replace(config, unet=SMALL, data=data)
@@ -83,9 +114,21 @@ def images():
 
 
 @pytest.fixture(scope="session")
-def trained(tiny, tmp_path_factory):
-    """Exported folder of a tiny model trained without interruption, and its run folder."""
+def trained(tiny, tmp_path_factory, worker_id):
+    """Exported folder of a tiny model trained without interruption, and its run folder.
+
+    Of several workers, the first that asks trains it, and the others take a copy.
+    """
+    from mechdiff.storage import locks
     from mechdiff.training import loop
 
     workdir = tmp_path_factory.mktemp("trained")
-    return loop.train(tiny, workdir), workdir
+    if worker_id == "master":
+        return loop.train(tiny, workdir), workdir
+    shared = tmp_path_factory.getbasetemp().parent / "trained"
+    with locks.lock(shared, wait=True):
+        if not (shared / "whole").exists():
+            loop.train(tiny, shared / "run")
+            (shared / "whole").touch()
+    shutil.copytree(shared / "run", workdir, dirs_exist_ok=True)
+    return workdir / "model", workdir

@@ -1,4 +1,4 @@
-"""A wheel made of the tree works where there is no checkout: its command sweeps, it builds a report."""
+"""A wheel of the tree works without a checkout: its command draws, README's lines run, a report is built."""
 
 import importlib.metadata
 import json
@@ -25,12 +25,10 @@ ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = ("cpu32-celeba-seed0", "cpu32-synthetic-seed0")
 PROOFS = ("planted/planted.json", "calibration/calibration.json")
 ELSEWHERE = """
-import sys
-from pathlib import Path
 import jax, mechdiff
 from mechdiff import report
 
-results = Path(sys.argv[1])
+results = Path(sys.argv[4])
 config, params, identity, record = mechdiff.load_trained("cpu32-celeba-seed0")
 names = [component.name for component in mechdiff.components(config.unet)]
 print(mechdiff.__file__)
@@ -41,6 +39,7 @@ print(report.build(results))
 
 TEN_LINES = """
 import json, sys
+from pathlib import Path
 import mechdiff as md
 import numpy as np
 own, head, images = sys.argv[1:4]
@@ -96,15 +95,15 @@ def site(wheel, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def outside(site, tmp_path):
-    """`outside(*words)` runs Python outside the checkout with the wheel's package; a notebook's settings of
-    figures, which a report must not need, are about."""
+@pytest.fixture(scope="module")
+def outside(site):
+    """`outside(folder, *words)` runs Python in a folder with the wheel's package, not the checkout's; a
+    notebook's settings of figures, which a report must not need, are about."""
     environment = {**os.environ, "PYTHONPATH": str(site), "MPLBACKEND": "module://backend_of_a_notebook"}
 
-    def call(*words: str) -> subprocess.CompletedProcess:
+    def call(folder: Path, *words: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-W", "error", *words]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
     return call
 
@@ -130,50 +129,56 @@ def test_wheel_holds_package_launchers_two_networks_and_nothing_else(wheel):
     assert "License-Expression: Apache-2.0" in text
 
 
-def test_the_command_sweeps_a_network_of_the_wheel(wheel, site, outside, tmp_path):
+def test_the_command_draws_from_a_network_of_the_wheel(wheel, site, outside, tmp_path):
     (entry,) = importlib.metadata.Distribution.at(next(site.glob("*.dist-info"))).entry_points
     assert (entry.name, entry.group) == ("mechdiff", "console_scripts")
     start = f"import sys; from {entry.module} import {entry.attr}; sys.argv[0] = 'mechdiff'; {entry.attr}()"
-    settings = [f"--set=sweep.{name}" for name in ("reference_images=2", "image_block=2")]
-    words = ["cpu32-synthetic-seed0", "-n", "2", "--timesteps=1", "--ablations=zero", "--json", *settings]
-    done = outside("-c", start, "sweep", *words, f"--workdir={tmp_path}/run")
+    words = ["cpu32-synthetic-seed0", "--count=2", "--steps=2", "--json", f"--workdir={tmp_path}/run"]
+    done = outside(tmp_path, "-c", start, "sample", *words)
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)["result"]
-    assert Path(result["folder"]) == tmp_path / "run" / "subjects" / "cpu32-synthetic-seed0"
-    assert len(result["top"]) == 10 and result["top"][0]["delta_loss"] >= result["top"][-1]["delta_loss"] > 0
-    assert (Path(result["folder"]) / "samples.png").is_file()
+    sheet = tmp_path / "run" / "samples.png"
+    assert json.loads(done.stdout)["written"] == [str(sheet)]
+    with Image.open(sheet) as drawn:
+        assert min(drawn.size) >= 32 and len(np.unique(np.asarray(drawn))) > 20
 
 
-def test_wheel_loads_a_model_and_builds_a_report_outside_the_checkout(site, outside, tmp_path):
-    results = tmp_path / "results"
+@pytest.fixture(scope="module")
+def elsewhere(trained, outside, tmp_path_factory):
+    """What a process outside the checkout prints, and its folder: the ten lines of the README, then a model
+    of the wheel and a report."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    images, results = folder / "my_images", folder / "results"
+    images.mkdir()
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 255, (6, 8, 8, 3), np.uint8)):
+        Image.fromarray(pixels).save(images / f"{number}.png")
     fabricate(results, "held-seed0", "held-out synthetic pictures", 0)
     manifest = {"config": to_dict(preset("tiny")), "command": ["reproduce.py"], "wall_seconds": 1.0}
     files.write_json(results / "manifest.json", {**manifest, "packages": {}})
-    done = outside("-c", ELSEWHERE, str(results))
+    words = [str(trained[0]), "mid.attn0.head1", str(images), str(results)]
+    done = outside(folder, "-c", TEN_LINES + ELSEWHERE, *words)
     assert done.returncode == 0, done.stderr
-    location, network, page = done.stdout.splitlines()
+    return done.stdout.splitlines(), folder
+
+
+def test_wheel_loads_a_model_and_builds_a_report_outside_the_checkout(site, elsewhere):
+    location, network, page = elsewhere[0][-3:]
     assert Path(location) == site / "mechdiff" / "__init__.py"
     assert network == f"56 {count_parameters(preset('cpu32').unet)}"
     text = Path(page).read_text("utf-8")
     assert "held-seed0" in text and "</html>" in text and "font-family" in text  # template and style sheet
 
 
-def test_the_ten_lines_of_the_face_run_outside_the_checkout(tiny, trained, outside, tmp_path):
+def test_the_ten_lines_of_the_face_run_outside_the_checkout(tiny, elsewhere):
     """On a tiny network of ours and a folder of images: what `README.md` shows, from load to compare."""
-    images = tmp_path / "my_images"
-    images.mkdir()
-    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 255, (6, 8, 8, 3), np.uint8)):
-        Image.fromarray(pixels).save(images / f"{number}.png")
-    done = outside("-c", TEN_LINES, str(trained[0]), "mid.attn0.head1", str(images))
-    assert done.returncode == 0, done.stderr
-    heads, differ, columns, components, sizes, shipped, change = json.loads(done.stdout.splitlines()[-1])
+    lines, folder = elsewhere
+    heads, differ, columns, components, sizes, shipped, change = json.loads(lines[-4])
     assert heads == sum(part.component_type == "head" for part in unet_components(tiny.unet))
     assert shipped == 28
     assert differ and change == [0.0]
     assert columns == ["component", "type", "delta_loss", "low", "high", "p", "n"]
     assert "mid.attn0.head1" in components and sizes["t"] == 2 and sizes["image"] == 2
     for name in ("rows.png", "head.png", "map.png"):
-        with Image.open(tmp_path / name) as figure:
+        with Image.open(folder / name) as figure:
             assert min(figure.size) > 50
-    assert "</html>" in (tmp_path / "changed" / "compare.html").read_text("utf-8")
-    assert "pooled_delta_loss" in xr.open_zarr(tmp_path / "result.zarr")
+    assert "</html>" in (folder / "changed" / "compare.html").read_text("utf-8")
+    assert "pooled_delta_loss" in xr.open_zarr(folder / "result.zarr")

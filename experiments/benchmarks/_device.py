@@ -1,9 +1,11 @@
 """What `accelerator` measures of a device itself: one process, one task, one JSON line.
 
-Tasks: `product` (ceiling), `answers` (correctness against a CPU's stored losses), `profile` (of a sweep).
+Tasks: `product` (ceiling), `answers` (correctness against a CPU's stored losses), `attention` (its forms),
+`profile` (of a sweep).
 """
 
 import dataclasses
+import functools
 import json
 import sys
 import tempfile
@@ -18,7 +20,9 @@ from mechdiff.core import devices
 from mechdiff.core.config import ExperimentConfig, SweepConfig, from_dict
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
+from mechdiff.models.attention import attend
 from mechdiff.models.load import load_denoiser
+from mechdiff.models.stages import stages
 from mechdiff.sweeps.ablation import ablation_sweep
 
 STORED = Path(__file__).with_name("answers.json")
@@ -59,6 +63,42 @@ def answers(setting: str, config: ExperimentConfig, side: int) -> dict:
     return {"points": difference, "of": float(np.abs(stored).max()), "own_error": own}
 
 
+def attention(setting: str, config: ExperimentConfig, side: int) -> dict:
+    """Attention of the network's widest map that has it, of `side` images: `ours`, JAX's own, or cuDNN's.
+
+    Milliseconds without and with gradient, and the largest difference from patterns in float64.
+    """
+    form, dtype = setting.split()
+    stage = max((s for s in stages(config.unet) if s.op == "attention"), key=lambda s: s.resolution)
+    shape = (side, stage.heads, stage.resolution**2, stage.width // stage.heads)
+    q, k, v = (np.random.default_rng(seed).normal(size=shape) for seed in range(3))
+    q = q * shape[-1] ** -0.5
+    run = (
+        attend if form == "ours" else functools.partial(_library_attention, "xla" if form == "jax" else form)
+    )
+    placed = [jnp.asarray(a, dtype) for a in (q, k, v)]
+    with jax.default_matmul_precision("float32"):
+        forward = jax.jit(run)
+        gradient = jax.jit(jax.grad(lambda *a: run(*a).astype(jnp.float32).sum(), (0, 1, 2)))
+        found = np.asarray(forward(*placed)[:1], np.float64)
+        taken = [
+            1e3 * _rounds.seconds(lambda call=call: jax.block_until_ready(call(*placed)))
+            for call in (forward, gradient)
+        ]
+    weights = np.exp(q[:1] @ k[:1].swapaxes(-1, -2))
+    exact = weights / weights.sum(-1, keepdims=True) @ v[:1]
+    difference = float(np.abs(found - exact).max())
+    return {"milliseconds": taken[0], "gradient_milliseconds": taken[1], "difference": difference}
+
+
+def _library_attention(form: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """`jax.nn.dot_product_attention`, which takes heads behind tokens; `q` is scaled already."""
+    heads_last = (a.swapaxes(1, 2) for a in (q, k, v))
+    implementation = "xla" if form == "jax" else form
+    mixed = jax.nn.dot_product_attention(*heads_last, scale=1.0, implementation=implementation)
+    return mixed.swapaxes(1, 2)
+
+
 def profile(setting: str, config: ExperimentConfig, side: int) -> dict:
     """A trace of one sweep that is compiled already; open the folder with xprof or TensorBoard."""
     sweep = dataclasses.replace(config.sweep, precision=setting)
@@ -72,8 +112,8 @@ def profile(setting: str, config: ExperimentConfig, side: int) -> dict:
 
 
 def main(task: str, setting: str, side: str, config: str) -> None:
-    run = {"product": product, "answers": answers, "profile": profile}[task]
-    result = run(setting, from_dict(json.loads(config)), int(side))  # may still choose its devices
+    tasks = {"product": product, "answers": answers, "attention": attention, "profile": profile}
+    result = tasks[task](setting, from_dict(json.loads(config)), int(side))  # may still choose its devices
     facts = {"device": jax.devices()[0].device_kind, "platform": jax.default_backend()}
     facts |= {"devices": jax.device_count(), "jax": jax.__version__, "acts": devices.acts(setting)}
     print(json.dumps(result | facts))

@@ -3,11 +3,13 @@
 `python -m experiments.benchmarks.accelerator --workdir=runs/card` (on a CPU it runs in small, as a rehearsal)
 
 Arms, each a process of its own, the most telling first: correctness against a CPU's stored answers, ceilings
-from products that fill the card, sweeps of `paper` in every precision against PyTorch's batched masks, its
-training against PyTorch, sweeps of `cpu32`, a profile. Every arm's result is in WORKDIR/accelerator.json as
-soon as it is there: start it again and it goes on with those that are missing. After `--minutes` no arm is
-begun, and the one that runs is stopped. At the end there is one table, also in WORKDIR/accelerator.txt.
-Rivals need the `torch` extra and are left out, said so, without.
+from products that fill the card, attention alone in its forms, sweeps of `paper` in every precision and with
+rows that join late, against PyTorch's batched masks and its hook loop, training of `paper` against PyTorch,
+sweeps of `cpu32`, a profile. Sweeps tell the memory that was foretold beside that which the card counted.
+Every arm's result is in WORKDIR/accelerator.json as soon as it is there: start it again and it goes on with
+those that are missing. An arm that takes more than `--arm_seconds` is stopped, alone; after `--minutes` no
+arm is begun, and the one that runs is stopped. At the end there is one table, also in
+WORKDIR/accelerator.txt. Rivals need the `torch` extra and are left out, said so, without.
 """
 
 import dataclasses
@@ -29,11 +31,14 @@ from mechdiff.core.errors import MechdiffError
 from mechdiff.storage import files
 
 MINUTES = flags.DEFINE_float("minutes", 8.0, "After so long no arm is begun.", lower_bound=0.1)
+ARM_SECONDS = flags.DEFINE_float("arm_seconds", 150.0, "After so long an arm is stopped.", lower_bound=1)
 SMALL = flags.DEFINE_boolean("small", None, "A rehearsal with tiny networks; default: on CPUs.")
 
 OURS, RIVAL, DEVICE = (f"experiments.benchmarks.{name}" for name in ("ours", "rival", "_device"))
 PRODUCTS = ("float32", "tf32", "bfloat16")
 SETTINGS = ("float32", "3xtf32", "tf32", "bfloat16")
+ATTENTION = {"ours": ("float32", "bfloat16"), "jax": ("float32", "bfloat16"), "cudnn": ("bfloat16",)}
+ROW_COUNTS = "MECHDIFF_BENCHMARK_ROW_COUNTS"  # read by `ours`
 NOTHING = 5.0  # seconds in which no arm can start
 
 
@@ -57,12 +62,21 @@ def arms(small: bool, rivals: bool, folder: str) -> list[Arm]:
     kinds = [
         *(Arm(f"answers, {each}", DEVICE, "answers", each, 0, tiny) for each in SETTINGS),
         *(Arm(f"product, {each}", DEVICE, "product", each, side, tiny) for each in PRODUCTS),
+        *_attention(paper, 2 if small else 64),
         *_sweeps("paper", paper, 4 if small else 16, 1, rivals),
         *_training(paper, 8 if small else 128, rivals),
         *_sweeps("cpu32", cpu32, 4 if small else 64, 1 if small else 4, rivals),
     ]
     profiled, images = dataclasses.replace(_at(paper, 1, "float32"), name=folder), 4 if small else 16
     return [*kinds, Arm("profile, sweep of paper", DEVICE, "profile", "float32", images, profiled)]
+
+
+def _attention(config: ExperimentConfig, images: int) -> list[Arm]:
+    return [
+        Arm(f"attention, {form}, {dtype}", DEVICE, "attention", f"{form} {dtype}", images, config)
+        for form, dtypes in ATTENTION.items()
+        for dtype in dtypes
+    ]
 
 
 def _at(config: ExperimentConfig, timesteps: int, setting: str) -> ExperimentConfig:
@@ -76,31 +90,46 @@ def _sweeps(name: str, config: ExperimentConfig, images: int, timesteps: int, ri
         Arm(f"{title}, {each}", OURS, "forward_sweep", each, images, _at(config, timesteps, each))
         for each in SETTINGS
     ]
-    forms = ("batched_channels_last", "batched_compiled") if rivals else ()
+    late = Arm(
+        f"{title}, tf32, rows join late", OURS, "forward_sweep", "tf32", images,
+        _at(config, timesteps, "tf32"), {ROW_COUNTS: "0"},
+    )  # fmt: skip
+    # The most telling first; one hook at a time, as most would write it, takes the longest.
+    forms = ("batched_channels_last", "batched_compiled", "batched_eager", "channels_last") if rivals else ()
     theirs = [
         Arm(
             f"{title}, {each}, PyTorch {form}", RIVAL, "forward_sweep", form, images,
             _at(config, timesteps, "float32"),
             {"JAX_DEFAULT_MATMUL_PRECISION": "float32" if each == "float32" else "tensorfloat32"},
         )
-        for each in ("tf32", "float32")
         for form in forms
+        for each in ("tf32", "float32")
     ]  # fmt: skip
-    return [*ours, *theirs]
+    return [*ours, late, *theirs]
 
 
 def _training(config: ExperimentConfig, batch: int, rivals: bool) -> list[Arm]:
     title = f"training of paper, {config.train.dtype}, batch {batch}"
     ours = Arm(title, OURS, "training_step", config.train.dtype, batch, config)
-    forms = ("channels_last_compiled", "channels_last") if rivals else ()
+    forms = ("channels_last_compiled", "channels_last", "eager") if rivals else ()
     theirs = [Arm(f"{title}, PyTorch {form}", RIVAL, "training_step", form, batch, config) for form in forms]
     return [ours, *theirs]
 
 
 def run(
-    planned: list[Arm], done: dict[str, dict], deadline: float, save: Callable[[dict], None]
+    planned: list[Arm],
+    done: dict[str, dict],
+    deadline: float,
+    save: Callable[[dict], None],
+    longest: float = float("inf"),
 ) -> dict[str, dict]:
-    """Results by arm; those that failed say why and are tried again the next time."""
+    """Results by arm; those that failed say why and are tried again the next time.
+
+    Args:
+      deadline: of `time.monotonic`, for all.
+      save: called with all results after each arm.
+      longest: seconds that one arm may take.
+    """
     results = {name: result for name, result in done.items() if "failed" not in result}
     with tempfile.TemporaryDirectory() as cache:
         for number, arm in enumerate(planned, 1):
@@ -111,7 +140,7 @@ def run(
             try:
                 results[arm.name] = _rounds._run(
                     arm.module, arm.variant, arm.task, arm.config, arm.images, cache,
-                    variables=arm.variables, limit=left,
+                    variables=arm.variables, limit=min(left, longest),
                 )  # fmt: skip
             except MechdiffError as error:
                 results[arm.name] = {"failed": str(error)}
@@ -137,9 +166,14 @@ def _cells(result: dict | None) -> str:
         return f"{result['points']:.2g} of {result['of']:.0f} points from a CPU{own}{acts}"
     if "gflops" in result:
         return f"{result['gflops'] / 1e3:.3g} TFLOP/s, side {result['side']}"
+    if "milliseconds" in result:
+        off = f", {result['difference']:.1e} from patterns in float64"
+        return f"{result['milliseconds']:.2f} ms, gradient {result['gradient_milliseconds']:.2f} ms{off}"
     if "folder" in result:
         return f"{result['bytes'] / 2**20:.1f} MiB in {result['folder']}"
     peak = f", {result['peak_bytes'] / 2**30:.2f} GiB at most" if "peak_bytes" in result else ""
+    if "foretold_bytes" in result:
+        peak = f", {result['foretold_bytes'] / 2**30:.2f} GiB foretold{peak}"
     compiling = f", {result['compiling']:.0f} s to compile" if "compiling" in result else ""
     return f"{result['items'] / result['seconds']:.1f} items/s{compiling}{peak}"
 
@@ -162,7 +196,8 @@ def main(config, workdir):
     done = files.read_json(path) if path.exists() else {}
     planned = arms(small, rivals, str(workdir / "profile"))
     deadline = time.monotonic() + 60 * MINUTES.value
-    text = table(planned, run(planned, done, deadline, lambda results: files.write_json(path, results)))
+    save = lambda results: files.write_json(path, results)
+    text = table(planned, run(planned, done, deadline, save, ARM_SECONDS.value))
     files.write_atomic(workdir / "accelerator.txt", text + "\n")
     print(text)
 

@@ -27,9 +27,10 @@ from mechdiff.core.devices import use_all_cores
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import load
-from mechdiff.study import inputs
+from mechdiff.study import choosing
 from mechdiff.sweeps.ablation import ablation_sweep
-from mechdiff.sweeps.sequential import StoppingRule, sequential_sweep
+from mechdiff.sweeps.sequential import sequential_sweep
+from mechdiff.sweeps.stopping import StoppingRule
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 CELEBA = flags.DEFINE_string("celeba", None, "CelebA in its official layout; several folders with commas.")
@@ -44,7 +45,7 @@ def main(config, workdir):
     settings = [f"sweep.images={IMAGES.value}", "sweep.reference_images=1", "sweep.nested=true"]
     config = override(config, settings)
     denoiser, trained, _ = load.load_denoiser(Path(MODEL.value))
-    images = inputs.chooser(config, CELEBA.value, workdir / "cache")(denoiser, trained)
+    images = choosing.chooser(config, CELEBA.value, workdir / "cache")(denoiser, trained)
     timesteps = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
     key, block = keys.stream(jax.random.key(config.seed), "scored noise"), config.sweep.image_block
     pilot = min(PILOT.value, IMAGES.value)

@@ -34,7 +34,7 @@ def main(config, workdir):
         config = dataclasses.replace(config, name=NET.value, unet=_rounds.NETS[NET.value])
     config = dataclasses.replace(config, sweep=dataclasses.replace(config.sweep, timesteps=LEVELS.value))
     found = _rounds.compare("forward_sweep", config, IMAGES.value, ROUNDS.value, ARMS.value)
-    print(f"leave-one-out sweep, {config.name}, {IMAGES.value} pictures, {LEVELS.value} timesteps")
+    print(f"leave-one-out sweep, {config.name}, {IMAGES.value} images, {LEVELS.value} timesteps")
     print(_rounds.table(found, "config-images", work=1))
 
 

@@ -4,7 +4,7 @@
 killed (SIGKILL) at random moments, then sweeps the model likewise; a run that gets through is begun
 anew in another folder until all kills have fallen. With `--sweepers=2` two processes fill one sweep, and
 either is killed and started again. Prints how the kills fell and whether parameters and tables are equal;
-exit code 1 if not. The pictures are synthetic.
+exit code 1 if not. The images are synthetic.
 """
 
 import os

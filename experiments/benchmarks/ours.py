@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ from mechdiff.interventions.build import leave_one_out
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, count_parameters, init_unet
 from mechdiff.sweeps.ablation import ablation_sweep
+from mechdiff.sweeps.execution import engine, memory
 from mechdiff.training.placement import data_parallel
 from mechdiff.training.step import init_state, train_step
 
@@ -63,6 +65,7 @@ def forward_sweep(config, images):
     x0 = (pictures(config, images) / 127.5 - 1).astype(np.float32)
     block = min(images, config.sweep.image_block)
     settings = SweepConfig(ablations=("zero",), image_block=block, precision=config.sweep.precision)
+    engine.ROW_COUNTS = int(os.environ.get("MECHDIFF_BENCHMARK_ROW_COUNTS", engine.ROW_COUNTS))
 
     def once():
         with tempfile.TemporaryDirectory() as folder:
@@ -90,6 +93,16 @@ def operations(task, images, config):
     return facts
 
 
+def foretold(config, images):
+    """Bytes that a sweep is foretold to take of the devices: all but the host's own."""
+    shapes = jax.eval_shape(functools.partial(init_unet, config=config.unet), jax.random.key(0))
+    params, identity = jax.tree.map(lambda leaf: np.broadcast_to(leaf.dtype.type(0), leaf.shape), shapes)
+    denoiser = Denoiser("zeros", config.unet, make_schedule(config.diffusion), params, identity)
+    stacked = leave_one_out(denoiser.identity, denoiser.components())[1]
+    forecast = engine.Engine(denoiser).forecast(stacked, min(images, config.sweep.image_block))
+    return forecast.total - memory.HOST_OVERHEAD
+
+
 def memory_peak():
     """Most bytes that were taken on the first device, where it counts them."""
     return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
@@ -104,7 +117,10 @@ def main(task, variant, images, config):
     taken = _rounds.seconds(once, warm_up=lambda: None)
     result = {"seconds": taken, "compiling": first - taken, "items": items, "product": product()}
     facts = {"parameters": count_parameters(config.unet), **operations(task, images, config)}
-    facts |= {"peak_bytes": peak} if (peak := memory_peak()) else {}
+    if peak := memory_peak():
+        facts |= {"peak_bytes": peak}
+    if task == "forward_sweep":
+        facts |= {"foretold_bytes": foretold(config, images)}
     print(json.dumps(result | facts))
 
 

@@ -160,7 +160,7 @@ def hooked(register: Callable, hook: Callable) -> Iterator[None]:
 
 
 def prepared(config: ExperimentConfig, layout: str, images: int) -> tuple:
-    """The network, pictures in [-1, 1], and the cumulative signal of the noise schedule."""
+    """The network, images in [-1, 1], and the cumulative signal of the noise schedule."""
     torch.manual_seed(0)
     memory = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     model = unet2d(config.unet).to(memory_format=memory)

@@ -4,7 +4,7 @@
 
 One axis at a time is doubled from a common start. Every row is a process of its own: it sweeps twice, the
 first time to compile, and states the time of the second and its peak of memory, compiling included.
-Ratios are to the start. The network is untrained, the pictures are noise: neither changes the work.
+Ratios are to the start. The network is untrained, the images are noise: neither changes the work.
 """
 
 import concurrent.futures

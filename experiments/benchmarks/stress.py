@@ -3,7 +3,7 @@
 `python -m experiments.benchmarks.stress --preset=cpu16 --memory=3000`; shorter with --work=2000.
 
 Prints what one pass was predicted to take, and the peak of the process; exit code 1 if that is above
-`--memory`. The network is untrained and the pictures are noise: neither changes the work.
+`--memory`. The network is untrained and the images are noise: neither changes the work.
 """
 
 import resource

@@ -78,7 +78,5 @@ def _ranked(
 
     estimate = correlate([side.even() for side in units])[0]
     drawn = correlate([side.weights(share) for side, share in zip(units, shares, strict=True)])
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    ends = {"low": np.asarray(low), "high": np.asarray(high)}
     n = min(len(side.member.T) for side in units)
-    return Interval(estimate=np.asarray(estimate), **ends, confidence=confidence, n=n)
+    return stats.percentile_interval(estimate, drawn, confidence, n)

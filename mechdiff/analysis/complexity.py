@@ -99,14 +99,14 @@ def site_values(moments_by_site: Mapping[str, Moments], name: str) -> dict[str, 
 
     def value(moments: Moments) -> np.ndarray:
         count = len(moments.rows)
-        return OF_COVARIANCE[name](covariance(moments, np.full((1, count), 1 / count)))[0]
+        return OF_COVARIANCE[name](covariance(moments, stats.equal_weights(count)))[0]
 
     return {site: value(moments) for site, moments in moments_by_site.items()}
 
 
 def values(measures: Sequence[Measure], images: int) -> Float[np.ndarray, " network"]:
     """Each network's measure on all images, evenly weighted."""
-    even = np.full((1, images), 1 / images)
+    even = stats.equal_weights(images)
     return np.array([float(measure(even)[0]) for measure in measures])
 
 

@@ -108,7 +108,7 @@ def relative_loss_increase(
     clean: CleanLossArray, loss: LossArray, weights: Weights
 ) -> Float[np.ndarray, "component t m"]:
     """100 (L_t(do) / L0_t - 1), in %, under each weighting of the images."""
-    return 100 * (stats.weighted(loss, weights) / stats.weighted(clean, weights) - 1)
+    return stats.percent_increase(stats.weighted(loss, weights), stats.weighted(clean, weights))
 
 
 def pooled_relative_increase(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
@@ -119,7 +119,7 @@ def pooled_relative_increase(clean: CleanLossArray, loss: LossArray, weights: We
 def pooled_loss_ratio_increase(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
     """Relative increase of the loss summed over timesteps, in %, under each weighting of the images."""
     raised, base = stats.weighted(loss, weights), stats.weighted(clean, weights)
-    return 100 * (raised.sum(axis=1) / base.sum(axis=0) - 1)
+    return stats.percent_increase(raised.sum(axis=1), base.sum(axis=0))
 
 
 def rms_relative_increase(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:

@@ -30,14 +30,10 @@ from jaxtyping import Float, Int
 
 from mechdiff import stats
 from mechdiff.analysis import effects
+from mechdiff.analysis.segmentation import MOST, SMALLEST, Matrix, Scores, held_out, segment, standardized
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import ROUNDING
 from mechdiff.stats import Interval
-
-Matrix = Float[np.ndarray, "draws t component"]
-Scores = Float[np.ndarray, "draws k"]  # k = 1, 2, ...
-MOST = 8  # phases tried
-SMALLEST = 1e-12  # mean square below which a fit counts as perfect, in variances of a component
 
 
 @dataclass(frozen=True)
@@ -90,71 +86,6 @@ def effect_matrix(
     """ln(L_t(do c) / L0_t) under each weighting of the images."""
     ratio = 1 + effects.relative_loss_increase(clean, loss, weights) / 100
     return np.moveaxis(np.log(np.maximum(ratio, SMALLEST)), 2, 0).swapaxes(1, 2)
-
-
-def standardized(matrix: Matrix, by: Matrix | None = None) -> Matrix:
-    """Each component standardized over timesteps by mean and deviation of `by`; constant ones are 0."""
-    by = matrix if by is None else by
-    spread = by.std(axis=-2, keepdims=True)
-    moved = matrix - by.mean(axis=-2, keepdims=True)
-    return np.where(spread > np.sqrt(SMALLEST), moved / np.where(spread > 0, spread, 1), 0.0)
-
-
-def segment(
-    matrix: Matrix, most: int = MOST
-) -> tuple[Float[np.ndarray, "draws k"], list[Int[np.ndarray, "draws phases"]]]:
-    """Best segmentations of the timesteps into 1 .. `most` contiguous phases, exactly, for every draw.
-
-    Returns:
-      least sums of squares `[draw, k]`, and for each k the first timestep of each phase `[draw, k]`.
-    Raises:
-      ConfigError: fewer than 2 timesteps, or `most` below 1.
-    """
-    most = _bounded(matrix.shape[-2], most)
-    cost = _costs(matrix)
-    draws, ends = cost.shape[0], cost.shape[1]
-    best, back = cost[:, 0, :], []  # best[:, j]: timesteps 0 .. j - 1 in the phases so far
-    sums, starts = [best[:, -1]], [np.zeros((draws, 1), int)]
-    for _ in range(2, most + 1):
-        options = best[:, :, None] + cost  # the last phase begins at the first of the two axes
-        back.append(options.argmin(axis=1))
-        best = options.min(axis=1)
-        sums.append(best[:, -1])
-        place, later = np.full(draws, ends - 1), []
-        for choice in reversed(back):
-            place = choice[np.arange(draws), place]
-            later.append(place)
-        starts.append(np.stack([np.zeros(draws, int), *later[::-1]], axis=1))
-    return np.maximum(np.stack(sums, axis=1), 0), starts
-
-
-def step_means(matrix: Matrix, starts: Int[np.ndarray, "draws phases"]) -> Matrix:
-    """The piecewise constant fit: each component's mean over the timesteps of its phase."""
-    levels = matrix.shape[-2]
-    phase = (np.arange(levels)[None, :, None] >= starts[:, None, :]).sum(-1) - 1
-    member = (phase[:, :, None] == np.arange(starts.shape[1])).astype(np.float64)
-    means = member.swapaxes(1, 2) @ matrix / member.sum(axis=1)[..., None]
-    return member @ means
-
-
-def held_out(fit: Matrix, scored: Matrix, most: int = MOST) -> tuple[Scores, Scores]:
-    """Log-likelihood per cell of `scored` under piecewise-constant models and polynomials fitted to `fit`.
-
-    Both halves are standardized by the mean and deviation of `fit`.
-
-    Args:
-      fit, scored: effects on disjoint images; as many draws.
-    Returns:
-      `[draw, k]` each, k = 1 .. the smaller of `most` and the number of timesteps.
-    """
-    fit, scored = standardized(fit), standardized(scored, by=fit)
-    starts = segment(fit, most)[1]
-    steps = [_score(scored - step_means(fit, first)) for first in starts]
-    # Orthonormal polynomials of the timestep's index: timesteps are even in log-SNR.
-    place = np.linspace(-1, 1, fit.shape[-2])
-    basis = np.linalg.qr(np.polynomial.legendre.legvander(place, len(starts) - 1))[0]
-    drift = [_score(scored - basis[:, :k] @ (basis[:, :k].T @ fit)) for k in range(1, len(starts) + 1)]
-    return np.stack(steps, axis=1), np.stack(drift, axis=1)
 
 
 def measure(
@@ -239,10 +170,8 @@ def excess(trained: Phases, control: Phases, confidence: float = 0.95) -> Interv
             f"gains {trained.gain.shape} and {control.gain.shape} (draws, k) differ; measure both alike"
         )
     drawn = trained.gain - control.gain
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     estimate = _gain(trained.score[None])[0] - _gain(control.score[None])[0]
-    n = min(trained.images, control.images)
-    return Interval(estimate=estimate, low=low, high=high, confidence=confidence, n=n)
+    return stats.percentile_interval(estimate, drawn, confidence, min(trained.images, control.images))
 
 
 def across_seeds(matrices: Float[np.ndarray, "seed t component"], most: int = MOST) -> Scores:
@@ -258,29 +187,6 @@ def across_seeds(matrices: Float[np.ndarray, "seed t component"], most: int = MO
     fit, scored = np.array([(i, j) for j in range(seeds) for i in range(seeds) if i != j]).T
     steps = held_out(matrices[fit], matrices[scored], most)[0]
     return steps.reshape(seeds, seeds - 1, -1).mean(axis=1)
-
-
-def _cumulative(a: np.ndarray) -> np.ndarray:
-    """Sums over the first 0, 1, 2, ... entries of axis 1."""
-    return np.concatenate([np.zeros_like(a[:, :1]), a.cumsum(axis=1)], axis=1)
-
-
-def _costs(matrix: Matrix) -> Float[np.ndarray, "draws start stop"]:
-    """Squares about the mean of timesteps `start` to `stop - 1`, summed over components; inf where none."""
-    timesteps = matrix.shape[-2]
-    centered = matrix - matrix.mean(axis=-2, keepdims=True)
-    sums, squares = _cumulative(centered), _cumulative((centered**2).sum(-1))
-    gram = sums @ sums.swapaxes(1, 2)
-    norms = np.einsum("mii->mi", gram)
-    between = norms[:, None, :] + norms[:, :, None] - 2 * gram  # |sum over the timesteps|^2
-    count = np.arange(timesteps + 1)[None, :] - np.arange(timesteps + 1)[:, None]
-    cost = squares[:, None, :] - squares[:, :, None] - between / np.maximum(count, 1)
-    return np.where(count > 0, np.maximum(cost, 0), np.inf)
-
-
-def _score(error: Matrix) -> Float[np.ndarray, " draws"]:
-    mean_square = np.maximum((error**2).mean(axis=(1, 2)), SMALLEST)
-    return -(1 + np.log(2 * np.pi * mean_square)) / 2
 
 
 def _gain(score: Scores) -> Scores:
@@ -300,9 +206,3 @@ def _resampled(rng: np.random.Generator, weights: np.ndarray) -> np.ndarray:
     """Each row's images drawn again with replacement."""
     counts = (weights > 0).sum(axis=1)
     return rng.multinomial(counts, weights) / counts[:, None]
-
-
-def _bounded(timesteps: int, most: int) -> int:
-    if timesteps < 2 or most < 1:
-        raise ConfigError(f"{timesteps} timesteps, most={most}: phases need at least 2 timesteps and 1 phase")
-    return min(timesteps, most)

@@ -174,8 +174,13 @@ def compare(before: Any, after: Any, images: Given = None, **settings: Any) -> C
     Raises:
       ConfigError: models of images of different shape, or of different noise schedules.
 
-    Example (runnable in experiments/tours/your_model_and_images.ipynb):
-      >>> compare("runs/a", "runs/b", "my_pictures/").top(10)  # doctest: +SKIP
+    Example (of trained models in experiments/tours/your_model_and_images.ipynb):
+      >>> import numpy as np
+      >>> from mechdiff.models.toy import toy_denoiser
+      >>> before, after = load(toy_denoiser(large=0.7)), load(toy_denoiser(large=0.5))
+      >>> gray = np.full((4, 2, 2, 3), 128, np.uint8)
+      >>> compare(before, after, gray, n=4, timesteps=2).top(1)["component"].tolist()
+      ['large.mlp']
     """
     before, after = _model(before), _model(after)
     _check_comparable(before, after)
@@ -194,8 +199,11 @@ def compare_steps(run: str | Path, images: Given = None, **settings: Any) -> Cou
     Raises:
       CheckpointError: fewer than two steps were exported.
 
-    Example (`mechdiff compare RUN` is the runnable version):
+    Example (`mechdiff compare RUN` does the same):
       >>> compare_steps("runs/faces", "my_images/", n=16).plot().save("course.png")  # doctest: +SKIP
+      >>> compare_steps("checkpoints")  # no run: no steps  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      mechdiff.core.errors.CheckpointError: checkpoints has 0 exported steps; at least 2 are compared ...
     """
     folders = steps_of(run)
     if len(folders) < 2:

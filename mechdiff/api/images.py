@@ -12,14 +12,9 @@ from mechdiff.data.images import DEFAULT
 from mechdiff.models import factories
 from mechdiff.models.load import check_known
 from mechdiff.study import condition_sources
-from mechdiff.study.inputs import (
-    TRAINING_IMAGES,
-    EvalImages,
-    given_images,
-    held_out_images,
-    images_from,
-    own_samples,
-)
+from mechdiff.study.eval_images import EvalImages
+from mechdiff.study.held_out import held_out_images, own_samples
+from mechdiff.study.inputs import TRAINING_IMAGES, accompanying_images, images_from
 
 Given = str | Path | AnyArray | None
 
@@ -39,9 +34,9 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0) -> EvalIm
     """
     check_known(model.record, model.name)
     config = SweepConfig(ablations=("zero",), images=n, reference_images=reference)
-    trained, came_with = model.config, model.record.get(factories.GIVEN)
+    trained, came_with = model.config, model.record.get(factories.WITH_IMAGES)
     if images is None and came_with is not None:
-        return given_images(model.denoiser, config, *came_with)
+        return accompanying_images(model.denoiser, config, *came_with)
     if images is None and trained is not None and trained.data.name in DRAWN:
         return held_out_images(trained.data, model.denoiser.image_shape[0], config, cache_folder())
     if images is None:

@@ -23,7 +23,8 @@ from mechdiff.interventions.describe import table
 from mechdiff.report import single
 from mechdiff.report.single import Plot
 from mechdiff.storage import digests, labelled
-from mechdiff.study.inputs import EvalImages, replacement_values
+from mechdiff.study.eval_images import EvalImages
+from mechdiff.study.replacement_values import replacement_values
 from mechdiff.sweeps.ablation import ablation_sweep
 
 UNITS = (

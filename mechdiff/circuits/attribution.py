@@ -29,8 +29,8 @@ from mechdiff.interventions.build import ablate
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
-from mechdiff.sweeps.ablation import component_coords
 from mechdiff.sweeps.activations import replacements_at
+from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution import memory
 
 FEW = 8  # calls of a program, up to which what it takes to compile outweighs what it takes to run

@@ -5,7 +5,8 @@ Ablating one component at a time shows nothing of what another one repairs. With
 interaction is L(without both) - L(without a) - L(without b) + L (`interactions`). Above 0, the second
 removal costs more than the sum of both alone: one backs up the other, in full or in part. Candidates are the
 best by gradients, of which integrated gradients see components that hide each other at the identity, on
-other images than the pairs are run on. A pair is named where its interval lies beyond `LEAST`.
+other images than the pairs are run on. A pair is named where its interval lies beyond `LEAST`; a group where
+any one of it may go and no two (`groups`).
 """
 
 import itertools
@@ -159,7 +160,7 @@ def costs_in_company(table: xr.Dataset) -> dict[str, Float[np.ndarray, " t"]]:
     """
     clean = table.clean_loss.mean("image").values
     first, second, both = (
-        100 * (table[name].mean("image").transpose("pair", "t").values / clean - 1)
+        stats.percent_increase(table[name].mean("image").transpose("pair", "t").values, clean)
         for name in ("without_a", "without_b", "without_both")
     )
     options: dict[str, list[np.ndarray]] = {}
@@ -175,8 +176,36 @@ def named_pairs(table: xr.Dataset) -> xr.Dataset:
     return table.isel(pair=which[np.argsort(-np.abs(table.estimate.values[which]), kind="stable")])
 
 
+def groups(table: xr.Dataset) -> list[tuple[str, ...]]:
+    """Groups of three or more components of which any one may go and no two: each costs less than `LEAST`
+    alone, and any two of them are named `BACKUP`.
+
+    Where it takes more than two to be missed (any two of four may go, say), pairs show nothing.
+
+    Args:
+      table: of `interaction_table`.
+
+    Returns:
+      The largest groups first, names in the table's order; none is part of another.
+    """
+    single: dict[str, float] = {}
+    backed = set()
+    for i, (a, b) in enumerate(zip(table.a.values.tolist(), table.b.values.tolist(), strict=True)):
+        single[a], single[b] = float(table.single_a[i]), float(table.single_b[i])
+        if table.named[i] == BACKUP:
+            backed |= {(a, b), (b, a)}
+    silent = [name for name, cost in single.items() if abs(cost) < LEAST]
+    whole: list[tuple[str, ...]] = []
+    for size in range(len(silent), 2, -1):
+        for members in itertools.combinations(silent, size):
+            is_new = not any(set(members) <= set(group) for group in whole)
+            if is_new and backed.issuperset(itertools.combinations(members, 2)):
+                whole.append(members)
+    return whole
+
+
 def lines(table: xr.Dataset) -> list[str]:
-    """The named pairs as a table; percent of the clean loss."""
+    """The named pairs as a table, and `groups`; percent of the clean loss."""
     head = (
         f"{'pair':44}{'first':>9}{'second':>9}{'both':>9}{'interaction':>12}  {'interval':20}{'strength':>9}"
     )
@@ -189,5 +218,6 @@ def lines(table: xr.Dataset) -> list[str]:
         bounds = f"[{float(pair.low):.2f}, {float(pair.high):.2f}]"
         names = f"{pair.a.item()} + {pair.b.item()}"
         rows.append(f"{names:44}{numbers}  {bounds:20}{float(pair.strength):9.2f}  {pair.named.item()}")
+    rows += [f"any one may go, no two: {', '.join(members)}" for members in groups(table)]
     count, total = named.sizes["pair"], table.sizes["pair"]
     return [head, *rows, f"{count} of {total} pairs lie beyond {LEAST:g} % of the loss, either way"]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from mechdiff import stats
 from mechdiff.circuits import screening
 from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.circuits.screening import ScreenConfig
@@ -48,9 +49,14 @@ class Circuit:
       rounds: of pruning.
       evaluated: circuits that were run.
 
-    Example (`python -m experiments.circuits` is the runnable version):
-      >>> circuit = discover(evaluator)  # doctest: +SKIP
-      >>> circuit.members[:3], circuit.faithfulness  # doctest: +SKIP
+    Example:
+      >>> import jax
+      >>> from mechdiff.diffusion.eval_set import EvalSet
+      >>> from mechdiff.models.toy import toy_denoiser
+      >>> eval_set = EvalSet(np.zeros((4, 2, 2, 3), np.float32), [30, 90], jax.random.key(0))
+      >>> circuit = discover(CircuitEvaluator(toy_denoiser(), eval_set))
+      >>> len(circuit.members), circuit.order[-1], circuit.faithfulness > circuit.tau
+      (2, 'idle.mlp', True)
     """
 
     denoiser: str
@@ -89,9 +95,13 @@ def discover(
     Raises:
       ConfigError: tau or ranking out of range, or a screen without a folder.
 
-    Example (`python -m experiments.circuits` is the runnable version):
-      >>> evaluator = CircuitEvaluator(denoiser, eval_set)  # doctest: +SKIP
-      >>> discover(evaluator, tau=0.9).members  # doctest: +SKIP
+    Example (`python -m experiments.circuits` also scores it):
+      >>> import jax
+      >>> from mechdiff.diffusion.eval_set import EvalSet
+      >>> from mechdiff.models.toy import toy_denoiser
+      >>> eval_set = EvalSet(np.zeros((4, 2, 2, 3), np.float32), [30, 90], jax.random.key(0))
+      >>> discover(CircuitEvaluator(toy_denoiser(), eval_set), tau=0.9).members
+      ('large.mlp', 'small.mlp')
     """
     if not 0 < tau < 1:
         raise ConfigError(f"tau={tau} must lie between 0 and 1; 0.9 is usual")
@@ -139,7 +149,7 @@ def effects(
     ablated = _without(everything, np.arange(len(evaluator.chosen)))
     clean, *without = evaluator.pooled(np.stack([everything, *ablated]))
     weights = evaluator.even if weights is None else weights
-    return 100 * ((np.array(without) @ weights[0]) / (clean @ weights[0]) - 1)
+    return stats.percent_increase(np.array(without) @ weights[0], clean @ weights[0])
 
 
 def as_members(circuit: Circuit, names: tuple[str, ...]) -> Set:

@@ -28,11 +28,11 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.interventions.build import keep_sets
+from mechdiff.interventions.build import keep_sets, without_replacements
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
-from mechdiff.stats import Units, units_from
+from mechdiff.stats import Units, equal_weights, units_from
 from mechdiff.storage import digests, labelled
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.sweeps.execution.shown import shown_digests
@@ -98,7 +98,7 @@ class CircuitEvaluator:
         if not self.chosen:
             object.__setattr__(self, "chosen", self.denoiser.components())
         if self.ablation != "zero" and self.replacements is None:
-            raise ConfigError(f"ablation {self.ablation!r} needs replacements; see sweeps.replacements")
+            raise without_replacements(self.ablation)
         if self.people is not None and np.shape(self.people) != (self.eval_set.count,):
             raise ConfigError(
                 f"people of shape {np.shape(self.people)} for {self.eval_set.count} images; number each"
@@ -117,7 +117,7 @@ class CircuitEvaluator:
     @property
     def even(self) -> Float[np.ndarray, "1 image"]:
         """The weighting in which all images count alike."""
-        return np.full((1, self.eval_set.count), 1 / self.eval_set.count)
+        return equal_weights(self.eval_set.count)
 
     @property
     def evaluated(self) -> int:

@@ -24,8 +24,8 @@ from mechdiff.interventions.build import ablate
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
-from mechdiff.sweeps.ablation import component_coords
 from mechdiff.sweeps.activations import replacements_at
+from mechdiff.sweeps.coords import component_coords
 
 
 @functools.partial(jax.jit, static_argnames=("steps",))

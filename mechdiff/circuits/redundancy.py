@@ -81,8 +81,8 @@ def verified_pairs(
         score_set = EvalSet(others, eval_set.timesteps, keys.stream(eval_set.key, "pair scores"))
     scored = pair_scores(denoiser, score_set, chosen)
     score = (100 * scored.curvature / scored.clean_loss).mean("t").values
-    every = sorted(itertools.combinations(range(len(chosen)), 2), key=lambda pair: -abs(score[pair]))
-    top, left = every[: config.top], every[config.top :]
+    ranked = sorted(itertools.combinations(range(len(chosen)), 2), key=lambda pair: -abs(score[pair]))
+    top, left = ranked[: config.top], ranked[config.top :]
     audited = np.random.default_rng(config.seed).permutation(len(left))[: config.audit]
     picked = [*top, *(left[i] for i in audited)]
     exact = pair_effects(denoiser, eval_set, [(chosen[a], chosen[b]) for a, b in picked])

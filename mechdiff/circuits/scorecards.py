@@ -17,7 +17,6 @@ time: BCa bootstraps of 8 images covered .90 for .95.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 import xarray as xr
@@ -142,82 +141,110 @@ def run(evaluator: CircuitEvaluator, circuit: Circuit, knockouts: int, randoms: 
     return losses.assign_attrs(members=list(circuit.members), tau=circuit.tau, seen=seen)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Runs:
+    """Losses of the circuits that `run` ran, `[circuit, t, image]`, and what is measured on all of them."""
+
+    loss: Float[np.ndarray, "circuit t image"]
+    role: np.ndarray
+    units: stats.Units
+
+    def of(self, role: str) -> Float[np.ndarray, "circuit image"]:
+        """Losses of the circuits of a role, mean over timesteps."""
+        return self.loss[self.role == role].mean(axis=1)
+
+    def f(self, role: str, weights: np.ndarray) -> Float[np.ndarray, "circuit m"]:
+        """Faithfulness of the circuits of a role, under weightings of the images."""
+        return faithfulness(self.of(role), self.of("nothing")[0], self.of("whole")[0], weights)
+
+    def f_by_t(self, role: str, weights: np.ndarray) -> Float[np.ndarray, "t m"]:
+        """Faithfulness of the one circuit of a role, at each timestep."""
+        cells = (self.loss[self.role == name][0] for name in (role, "nothing", "whole"))
+        return np.array([faithfulness(*at_t, weights) for at_t in zip(*cells, strict=True)])
+
+    def interval(self, statistic: stats.intervals.Statistic) -> Interval:
+        """Student's over the images or people."""
+        return stats.jackknife_interval(statistic, self.units)
+
+    def completeness(self, where: str) -> Interval:
+        """Mean |f(C without K) - f(all without K)| over knock-outs `inside` or `outside`; NaN if none."""
+
+        def mean_gap(weights: np.ndarray) -> np.ndarray:
+            gaps = np.abs(self.f(f"less {where}", weights) - self.f(f"whole less {where}", weights))
+            return gaps.mean(axis=0) if len(gaps) else np.full(len(weights), np.nan)
+
+        return self.interval(mean_gap)
+
+
 def measure(losses: xr.Dataset, seed: int = 0) -> Scorecard:
     """The measures, from what `run` returned; `seed` is of the sign flips."""
-    loss_by_t = losses["loss"].transpose("circuit", "t", "image").values.astype(np.float64)
-    loss, role = loss_by_t.mean(axis=1), losses["role"].values
-    nothing, full = (loss[role == name][0] for name in ("nothing", "whole"))
-    units = stats.units_of(losses)
-    even = units.even()
-    sizes = losses["member"].values[role == "nested"].sum(axis=1)
-    at_each_t = [loss_by_t[role == name][0] for name in ("circuit", "nothing", "whole")]
+    loss = losses["loss"].transpose("circuit", "t", "image").values.astype(np.float64)
+    runs = _Runs(loss, losses["role"].values, stats.units_of(losses))
+    sizes = losses["member"].values[runs.role == "nested"].sum(axis=1)
 
-    def f(name, w):
-        return faithfulness(loss[role == name], nothing, full, w)
-
-    def interval(statistic):
-        return stats.jackknife_interval(statistic, units)
-
-    def area(values):
+    def area(values: np.ndarray) -> np.ndarray:
         return np.trapezoid(values, sizes / losses.sizes["component"], axis=0)
 
-    def by_t(w):
-        cells = zip(*at_each_t, strict=True)
-        return np.array([faithfulness(circuit, nothing, full, w) for circuit, nothing, full in cells])
-
-    random, circuit_loss = f("random", even)[:, 0], loss[role == "circuit"]
-    circuit_f = f("circuit", even)[:, 0]
+    random, of_circuit = (runs.f(role, runs.units.even())[:, 0] for role in ("random", "circuit"))
     return Scorecard(
         denoiser=losses.attrs["denoiser"],
         ablation=losses.attrs["ablation"],
         members=tuple(losses.attrs["members"]),
         sizes=sizes,
-        curve=interval(lambda w: f("nested", w)),
-        cpr=interval(lambda w: area(f("nested", w))),
-        cmd=interval(lambda w: area(np.abs(1 - f("nested", w)))),
-        circuit=interval(lambda w: f("circuit", w)[0]),
-        complement=interval(lambda w: f("complement", w)[0]),
-        by_t=interval(by_t),
-        inside=_gap(f, "inside", interval),
-        outside=_gap(f, "outside", interval),
-        knocked=np.concatenate(
-            [
-                np.stack([f(f"less {where}", even)[:, 0], f(f"whole less {where}", even)[:, 0]], 1)
-                for where in ("inside", "outside")
-            ]
-        ),
-        minimality=interval(lambda w: f("circuit", w) - f("less member", w)),
-        needed=stats.max_t(
-            units.sums((loss[role == "less member"] - circuit_loss)[:, None])[:, 0], seed=seed
-        ),
+        curve=runs.interval(lambda w: runs.f("nested", w)),
+        cpr=runs.interval(lambda w: area(runs.f("nested", w))),
+        cmd=runs.interval(lambda w: area(np.abs(1 - runs.f("nested", w)))),
+        circuit=runs.interval(lambda w: runs.f("circuit", w)[0]),
+        complement=runs.interval(lambda w: runs.f("complement", w)[0]),
+        by_t=runs.interval(lambda w: runs.f_by_t("circuit", w)),
+        inside=runs.completeness("inside"),
+        outside=runs.completeness("outside"),
+        knocked=np.concatenate([_knocked_pairs(runs, where) for where in ("inside", "outside")]),
+        minimality=runs.interval(lambda w: runs.f("circuit", w) - runs.f("less member", w)),
+        needed=_needed(runs, seed),
         random=random,
-        p=float(
-            (1 + (faithfulness_match(random) >= faithfulness_match(circuit_f) - TIE).sum())
-            / (1 + len(random))
-        ),
+        p=_sufficiency(random, of_circuit),
         images=losses.sizes["image"],
         seen=int(losses.attrs.get("seen", losses.sizes["component"])),
     )
 
 
-def lines(card: Scorecard) -> list[str]:
+def _knocked_pairs(runs: _Runs, where: str) -> Float[np.ndarray, "knockout 2"]:
+    """f of the circuit and of the network under each knock-out."""
+    pair = (runs.f(f"{role} {where}", runs.units.even())[:, 0] for role in ("less", "whole less"))
+    return np.stack(list(pair), axis=1)
+
+
+def _needed(runs: _Runs, seed: int) -> Float[np.ndarray, " member"]:
+    """p value of each member: its removal raises the loss."""
+    raised = runs.of("less member") - runs.of("circuit")
+    return stats.max_t(runs.units.sums(raised[:, None])[:, 0], seed=seed)
+
+
+def _sufficiency(random: Float[np.ndarray, " random"], circuit: Float[np.ndarray, " 1"]) -> float:
+    """p of a circuit's faithfulness among those of random circuits."""
+    as_good = faithfulness_match(random) >= faithfulness_match(circuit) - TIE
+    return float((1 + as_good.sum()) / (1 + len(random)))
+
+
+def lines(scores: Scorecard) -> list[str]:
     """The measures as text."""
 
     def show(interval):
         return f"{float(interval.estimate):.3f} [{float(interval.low):.3f}, {float(interval.high):.3f}]"
 
-    f = card.minimality
-    members = zip(card.members, f.estimate, f.low, f.high, card.needed, strict=True)
+    f = scores.minimality
+    members = zip(scores.members, f.estimate, f.low, f.high, scores.needed, strict=True)
     return [
-        f"{card.denoiser}, {card.ablation} ablation: {len(card.members)} of {card.seen} components that it "
-        f"can see, {card.n} images",
-        f"  faithfulness {show(card.circuit)}, of the rest {show(card.complement)}",
-        f"  areas: CPR {show(card.cpr)}, CMD {show(card.cmd)}",
-        f"  incompleteness: knock-outs inside {show(card.inside)}, outside {show(card.outside)}",
-        f"  random circuits of the same component types: median {np.median(card.random):.3f}, "
-        f"largest {card.random.max():.3f}; p = {card.p:.3f} ({len(card.random)} circuits)",
-        "  size: " + " ".join(f"{size:7d}" for size in card.sizes),
-        "  f:    " + " ".join(f"{value:7.3f}" for value in card.curve.estimate),
+        f"{scores.denoiser}, {scores.ablation} ablation: {len(scores.members)} of {scores.seen} components "
+        f"that it can see, {scores.n} images",
+        f"  faithfulness {show(scores.circuit)}, of the rest {show(scores.complement)}",
+        f"  areas: CPR {show(scores.cpr)}, CMD {show(scores.cmd)}",
+        f"  incompleteness: knock-outs inside {show(scores.inside)}, outside {show(scores.outside)}",
+        f"  random circuits of the same component types: median {np.median(scores.random):.3f}, "
+        f"largest {scores.random.max():.3f}; p = {scores.p:.3f} ({len(scores.random)} circuits)",
+        "  size: " + " ".join(f"{size:7d}" for size in scores.sizes),
+        "  f:    " + " ".join(f"{value:7.3f}" for value in scores.curve.estimate),
         *(f"  {name:24}{f:8.3f} [{low:.3f}, {high:.3f}]  p = {p:.4f}" for name, f, low, high, p in members),
     ]
 
@@ -233,13 +260,3 @@ def _knocked(rng: np.random.Generator, members: Set, count: int) -> list[Set]:
         return []
     sizes = rng.integers(1, max(1, len(places) // 2) + 1, count)
     return [np.isin(np.arange(len(members)), rng.permutation(places)[:size]) for size in sizes]
-
-
-def _gap(f: Callable[..., np.ndarray], where: str, interval: Callable[..., Interval]) -> Interval:
-    """Mean |f(C without K) - f(all without K)| over knock-outs `inside` or `outside`; NaN if none."""
-
-    def mean_gap(weights):
-        gaps = np.abs(f(f"less {where}", weights) - f(f"whole less {where}", weights))
-        return gaps.mean(axis=0) if len(gaps) else np.full(len(weights), np.nan)
-
-    return interval(mean_gap)

@@ -114,8 +114,15 @@ def screen_and_verify(
     Raises:
       ConfigError: an ablation without its replacements.
 
-    Example (`Model.screen` is the first half of it, see experiments/tours/find_prove_steer.ipynb):
-      >>> screen_and_verify(denoiser, eval_set, "runs/mine", config=ScreenConfig(k=5))  # doctest: +SKIP
+    Example (`Model.screen` is the first half of it):
+      >>> import tempfile
+      >>> import jax
+      >>> from mechdiff.models.toy import toy_denoiser
+      >>> eval_set = EvalSet(np.zeros((4, 2, 2, 3), np.float32), [30, 90], jax.random.key(0))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     screen = screen_and_verify(toy_denoiser(), eval_set, Path(folder), config=ScreenConfig(k=1))
+      >>> screen.shortlist[0], screen.miss_rate
+      ('large.mlp', 0.0)
     """
     config = config or ScreenConfig()
     chosen = tuple(chosen or denoiser.components())

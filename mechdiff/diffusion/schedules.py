@@ -132,5 +132,5 @@ def _from_betas(betas: np.ndarray) -> NoiseSchedule:
 
 def _check_count(steps: int, n: int) -> int:
     if not 1 <= n <= steps:
-        raise ConfigError(f"{n} timesteps asked of a schedule with {steps}; choose 1 to {steps}")
+        raise ConfigError(f"{n} timesteps wanted of a schedule with {steps}; choose 1 to {steps}")
     return steps

@@ -135,14 +135,19 @@ def keep_sets(
     return dataclasses.replace(_with_replacements(identity, ablation, replacements), gate=gate)
 
 
+def without_replacements(ablation: str) -> ConfigError:
+    """The error of an ablation other than `zero` for which nobody made replacements."""
+    return ConfigError(
+        f"{ablation} ablation needs replacements; sweeps.activations.activation_means makes those of 'mean', "
+        "sweeps.replacements those of 'resample' and 'noise'"
+    )
+
+
 def _with_replacements(identity: Intervention, ablation: str, replacements: Mapping | None) -> Intervention:
     if ablation == "zero":
         return identity
     if replacements is None:
-        raise ConfigError(
-            f"ablation {ablation!r} needs replacements; "
-            "sweeps.activations.activation_means makes those of 'mean'"
-        )
+        raise without_replacements(ablation)
     missing = sorted(set(identity.replacement) - set(replacements))
     if missing:
         raise ConfigError(f"replacements lack {len(missing)} sites of this network, first {missing[0]!r}")

@@ -31,10 +31,11 @@ def attend(
     if jax.default_backend() != "cpu":
         return attention_pattern(q, k).astype(v.dtype) @ v
     rows, tokens = v.shape[0] * v.shape[1], v.shape[2]
-    heads = tuple(a.reshape(rows, tokens, -1) for a in (q, k, v))
+    columns = q.swapaxes(-1, -2).reshape(rows, -1, tokens)
+    heads = (columns, *(a.reshape(rows, tokens, -1) for a in (k, v)))
     block = max(1, BLOCK // tokens**2)
     mixed = _mix(*heads) if rows <= block else jax.lax.map(lambda a: _mix(*a), heads, batch_size=block)
-    return mixed.reshape(v.shape)
+    return mixed.reshape(*v.shape[:2], -1, tokens).swapaxes(-1, -2)
 
 
 def _product(a: Array, b: Array) -> Array:
@@ -43,17 +44,23 @@ def _product(a: Array, b: Array) -> Array:
 
 def _weights(q: Array, k: Array) -> tuple[Array, Array]:
     """Unnormalized weights (keys, queries) and their sums over keys (1, queries), float32."""
-    logits = _product(k, q.swapaxes(-1, -2))
+    logits = _product(k, q)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-2, keepdims=True)))
     return weights, weights.sum(-2, keepdims=True)
 
 
 @jax.custom_vjp
 def _mix(q: Array, k: Array, v: Array) -> Array:
-    """softmax(q k^T) v of each row, `(rows, tokens, depth)`; patterns are made again for the gradient."""
+    """softmax(q^T k^T) v of each row, transposed; patterns are made again for the gradient.
+
+    Args:
+      q: `(rows, depth, queries)`, as is the result. With the transposition in here, XLA moved it into the
+        gradient's product, which then took six times as long.
+      k, v: `(rows, keys, depth)`.
+    """
     weights, total = _weights(q, k)
     mixed = _product(v.swapaxes(-1, -2), weights.astype(v.dtype)) / total
-    return mixed.swapaxes(-1, -2).astype(v.dtype)
+    return mixed.astype(v.dtype)
 
 
 def _mix_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array, Array]]:
@@ -61,16 +68,17 @@ def _mix_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Arra
 
 
 def _mix_backward(inputs: tuple[Array, Array, Array], g: Array) -> tuple[Array, Array, Array]:
-    """With P the pattern and dP = v g^T, the gradient of the logits is P (dP - sum over keys of P dP)."""
+    """With P the pattern and dP = v g, the gradient of the logits is P (dP - sum over keys of P dP)."""
     q, k, v = inputs
     weights, total = _weights(q, k)
     pattern = weights / total
-    pattern_grad = _product(v, g.swapaxes(-1, -2))
+    pattern_grad = _product(v, g)
     logits_grad = pattern * (pattern_grad - (pattern * pattern_grad).sum(-2, keepdims=True))
-    v_grad = _product(pattern.astype(g.dtype), g)
+    v_grad = _product(pattern.astype(g.dtype), g.swapaxes(-1, -2))
     logits_grad = logits_grad.astype(q.dtype)
-    q_grad = _product(k.swapaxes(-1, -2), logits_grad).swapaxes(-1, -2)
-    return q_grad.astype(q.dtype), _product(logits_grad, q).astype(k.dtype), v_grad.astype(v.dtype)
+    q_grad = _product(k.swapaxes(-1, -2), logits_grad)
+    k_grad = _product(logits_grad, q.swapaxes(-1, -2))
+    return q_grad.astype(q.dtype), k_grad.astype(k.dtype), v_grad.astype(v.dtype)
 
 
 _mix.defvjp(_mix_forward, _mix_backward)

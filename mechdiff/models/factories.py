@@ -23,7 +23,7 @@ from mechdiff.core.types import PyTree
 from mechdiff.models.denoiser import Denoiser, Examinable
 
 FUNCTION = "function"  # of a record: facts of a network that a function made; see `facts`
-GIVEN = "given"  # of a record: images that it came with, and their condition; not JSON-ready
+WITH_IMAGES = "images_and_condition"  # of a record: what the function gave with it; not JSON-ready
 _NAME = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<function>[^\W\d]\w*)")
 _HOW = "return mechdiff.models.traced.wrap(fn, params, schedule=..., example=(x, t))"
 
@@ -108,7 +108,7 @@ def facts(model: str | Path, denoiser: Examinable) -> dict[str, Any]:
 
 def record_of(model: str | Path, made: Made) -> dict[str, Any]:
     """What stands in for a training record: the network's facts, and the images that it came with."""
-    images = {} if made.images is None else {GIVEN: (np.asarray(made.images), made.condition)}
+    images = {} if made.images is None else {WITH_IMAGES: (np.asarray(made.images), made.condition)}
     return {FUNCTION: facts(model, made.denoiser), **images}
 
 

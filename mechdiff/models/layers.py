@@ -7,7 +7,6 @@ width) matrices (`attention`), one-pass GroupNorm in float32, SiLU through tanh,
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Real
@@ -17,6 +16,7 @@ from mechdiff.interventions.gates import Gate, Pattern, Temperature
 from mechdiff.models.attention import attend, attention_pattern
 from mechdiff.models.attention_stats import attention_statistics
 from mechdiff.models.convolution import convolve
+from mechdiff.models.group_norm import group_norm
 
 ATTENTION = "attention"  # collection that attention statistics are sown into
 PATTERNS = "patterns"  # collection that whole patterns are sown into
@@ -42,40 +42,16 @@ def time_features(
 
 
 class GroupNorm(nn.Module):
-    """Group normalization (Wu & He 2018), mean and variance in one pass, in float32.
-
-    The mean of squares less the square of the mean cancels where the mean is far above the spread. So squares
-    are taken about one element of each group, which changes neither the variance nor its gradient.
-    """
+    """`group_norm` with a scale and a bias for each channel."""
 
     groups: int
     eps: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch *space width"]) -> Float[Array, "batch *space width"]:
-        width = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (width,))
-        bias = self.param("bias", _zeros, (width,))
-        depth = width // self.groups
-        count = np.prod(x.shape[1:-1], dtype=int) * depth
-        space = tuple(range(1, x.ndim - 1))
-        shape = (x.shape[0],) + (1,) * len(space) + (width,)
-
-        def spread(per_group):  # to channels
-            return jnp.repeat(per_group, depth, axis=1)
-
-        def mean_of(per_channel):
-            return per_channel.reshape(-1, self.groups, depth).sum(-1) / count
-
-        y = x.astype(jnp.float32)
-        center = tuple(n // 2 for n in x.shape[1:-1])
-        shift = jax.lax.stop_gradient(y[(slice(None), *center, slice(None, None, depth))])
-        shifted = y - spread(shift).reshape(shape)
-        mean = mean_of(y.sum(space))
-        variance = jnp.maximum(mean_of((shifted * shifted).sum(space)) - (mean - shift) ** 2, 0)
-        factor = spread(jax.lax.rsqrt(variance + self.eps)) * scale
-        offset = bias - spread(mean) * factor
-        return (y * factor.reshape(shape) + offset.reshape(shape)).astype(x.dtype)
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", _zeros, (x.shape[-1],))
+        return group_norm(x, scale, bias, self.groups, self.eps)
 
 
 class Conv(nn.Module):

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from mechdiff.analysis import changes
 from mechdiff.analysis.effects import EffectGrid
 from mechdiff.core.config import UNetConfig, from_dict
-from mechdiff.report import inline, maps, numbers, over_training, page_data, pages, schematic, style
+from mechdiff.report import inline, maps, numbers, over_training, page_data, pages, paint, schematic, style
 from mechdiff.report.findings import between, precise
 from mechdiff.report.over_training import Training
-from mechdiff.report.style import Picture, Theme
+from mechdiff.report.style import PageFigure, Theme
 from mechdiff.storage import files, labelled
 
 SHOWN = 18  # components in the figure of the largest changes
@@ -107,7 +107,7 @@ def render(changed: Changed, figures: Path) -> str:
         "changes.html.j2",
         changed=changed,
         rows=rows,
-        pictures=_pictures(changed, figures),
+        figures=_figures(changed, figures),
         findings=findings(changed),
         facts=facts,
         alpha=ALPHA,
@@ -171,7 +171,7 @@ def titles(changed: Changed) -> list[str]:
     return [f"{when}: {label}" for when, label in zip(("before", "after"), changed.labels, strict=True)]
 
 
-def _pictures(changed: Changed, figures: Path) -> dict[str, Picture | None]:
+def _figures(changed: Changed, figures: Path) -> dict[str, PageFigure | None]:
     difference, sides = changed.difference, changed.sides
     largest = float(np.abs(difference.pooled.estimate).max())
     effect = max(float(np.abs(side.pooled.estimate).max()) for side in sides)
@@ -183,8 +183,8 @@ def _pictures(changed: Changed, figures: Path) -> dict[str, Picture | None]:
 
     drawn = {
         "change": ("The network, colored by change", schematic_of(difference, largest, change)),
-        "before": ("The network before", schematic_of(sides[0], effect, schematic.POOLED)),
-        "after": ("The network after", schematic_of(sides[-1], effect, schematic.POOLED)),
+        "before": ("The network before", schematic_of(sides[0], effect, paint.POOLED)),
+        "after": ("The network after", schematic_of(sides[-1], effect, paint.POOLED)),
         "largest": (f"The {SHOWN} largest changes", functools.partial(draw_largest, changed=changed)),
         "map": (
             "Map of changes, components by timesteps",
@@ -194,7 +194,7 @@ def _pictures(changed: Changed, figures: Path) -> dict[str, Picture | None]:
     if changed.steps:
         draw = functools.partial(over_training.draw, training=training(changed))
         drawn["course"] = ("Effects by training step", draw)
-    return {name: style.picture(figures, f"{NAME}-{name}", *parts) for name, parts in drawn.items()}
+    return {name: style.page_figure(figures, f"{NAME}-{name}", *parts) for name, parts in drawn.items()}
 
 
 def training(changed: Changed) -> Training:

@@ -22,12 +22,12 @@ from mechdiff.report import (
     style,
     trust,
 )
-from mechdiff.report.style import Picture
+from mechdiff.report.style import PageFigure
 from mechdiff.stats import small_samples
 from mechdiff.storage import files
 from mechdiff.study import claims
 from mechdiff.study.claims import across_seeds
-from mechdiff.study.records import STATISTICS, ExaminedModel
+from mechdiff.study.records import STATISTICS, ExaminedModel, Network
 
 FACTS = ("command", "started", "wall_seconds", "devices", "code", "commit", "packages", "python")
 PAIRS_DRAWN = 3  # pairs of models with a scatter plot; the table has all
@@ -65,12 +65,34 @@ def detailed(models: list[ExaminedModel]) -> list[ExaminedModel]:
 def _together(models: list[ExaminedModel], figures: Path) -> dict:
     """Template variables of claims, and figures and tables over all networks."""
     networks = [model.network for model in models]
+    natural, simple = across_seeds.sides(across_seeds.last(networks))
+    trainings = over_training.trainings(models, detailed(models))
+    groups: dict[tuple[str, str], list[ExaminedModel]] = {}
+    for model in models:
+        groups.setdefault((model.data, model.inputs), []).append(model)
+    return {
+        "claims": claims.evaluate(networks),
+        "both": bool(natural and simple),
+        "compared": len([*natural, *simple] or networks),
+        "fewest": small_samples.FEWEST,
+        "rows": across.rows(models),
+        "together": _figures_of_all(networks, trainings, figures),
+        "trainings": trainings,
+        "groups": groups,
+        "training_seeds": numbers.training_seeds,
+    }
+
+
+def _figures_of_all(
+    networks: list[Network], trainings: list[over_training.Training], figures: Path
+) -> dict[str, PageFigure]:
+    """Figures over all networks, those for which there are enough."""
     finished = across_seeds.last(networks)  # snapshots of one training are no seeds
     natural, simple = across_seeds.sides(finished)
     drawn = {}
 
     def add(name: str, alt: str, draw) -> None:
-        drawn[name] = style.picture(figures, name, alt, draw)
+        drawn[name] = style.page_figure(figures, name, alt, draw)
 
     alike = across_seeds.alike(networks)
     if alike:
@@ -87,25 +109,11 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
     if alike and len(ladder) > 1:
         alt = "Effective components by complexity of the synthetic faces."
         add("seeds-ladder", alt, lambda theme: across.draw_ladder(theme, ladder))
-    trainings = over_training.trainings(models, detailed(models))
     for training in trainings:
         alt = f"Pooled relative loss increase of the components of {training.name} by training step."
         draw = functools.partial(over_training.draw, training=training)
         add(f"over-training-{training.name}", alt, draw)
-    groups: dict[tuple[str, str], list[ExaminedModel]] = {}
-    for model in models:
-        groups.setdefault((model.data, model.inputs), []).append(model)
-    return {
-        "claims": claims.evaluate(networks),
-        "both": bool(natural and simple),
-        "compared": len([*natural, *simple] or networks),
-        "fewest": small_samples.FEWEST,
-        "rows": across.rows(models),
-        "together": drawn,
-        "trainings": trainings,
-        "groups": groups,
-        "training_seeds": numbers.training_seeds,
-    }
+    return drawn
 
 
 def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedModel], figures: Path) -> dict:
@@ -121,9 +129,9 @@ def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedMode
     counts = numbers.seeds(everyone)
     return {
         "models": models,
-        "pictures": {model.name: _pictures(model, models, figures) for model in models},
-        "range_picture": _range(spans, models, figures),
-        "agreement_pictures": _agreements(models, lead, figures),
+        "figures": {model.name: _figures(model, models, figures) for model in models},
+        "range_figure": _range(spans, models, figures),
+        "agreement_figures": _agreements(models, lead, figures),
         "spans": spans,
         "lead": lead,
         "pairs": between,
@@ -147,12 +155,12 @@ def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedMode
         "ceilings": sorted({int(k) for s in models for k in s.attention["tokens"].values}),
         "log": np.log,
         "idle": numbers.idle,
-        "entries": lambda interval, *index: numbers.value(interval, *index),
+        "entries": numbers.value,
     }
 
 
-def _pictures(model: ExaminedModel, models: list[ExaminedModel], figures: Path) -> dict:
-    """Figures of one model: name -> picture (None: nothing to draw), or a list with one per ablation."""
+def _figures(model: ExaminedModel, models: list[ExaminedModel], figures: Path) -> dict:
+    """Figures of one model: name -> figure (None: nothing to draw), or a list with one per ablation."""
     all_increases = [increase for other in models for increase in other.increases.values()]
     cell = max(float(np.abs(increase.cells.estimate).max()) for increase in all_increases)
     pooled = max(float(np.abs(increase.pooled.estimate).max()) for increase in all_increases)
@@ -160,23 +168,23 @@ def _pictures(model: ExaminedModel, models: list[ExaminedModel], figures: Path) 
     increases, unet = list(model.increases.values()), None if model.function else model.config.unet
     first = [model.lead, *(increase for increase in increases if increase is not model.lead)]
 
-    def picture(what: str, alt: str, draw) -> Picture:
-        return style.picture(figures, f"{what}-{model.name}", f"{alt} of {model.name}.", draw)
+    def drawing(what: str, alt: str, draw) -> PageFigure:
+        return style.page_figure(figures, f"{what}-{model.name}", f"{alt} of {model.name}.", draw)
 
-    pictures = dict.fromkeys(("curves", "attention", "ablations")) | {
-        "map": picture(
+    drawn = dict.fromkeys(("curves", "attention", "ablations")) | {
+        "map": drawing(
             "increase-map",
             "Map of relative loss increase: "
             f"{len(increases[0].components)} components at {len(increases[0].t)} timesteps",
             lambda theme: maps.draw(theme, increases, cell),
         ),
-        "ranking": picture(
+        "ranking": drawing(
             "ranking",
             f"Forest plot of {ranking.SHOWN} components with large pooled relative loss increase",
             lambda theme: ranking.draw(theme, model.increases, ranking.forest_ends(all_increases)),
         ),
         "schematics": [
-            picture(
+            drawing(
                 f"schematic-{increase.ablation}",
                 f"The network, each component colored by its pooled ΔL/L under {increase.ablation} ablation,",
                 lambda theme, increase=increase: schematic.drawing(theme, unet, increase, pooled),
@@ -185,23 +193,23 @@ def _pictures(model: ExaminedModel, models: list[ExaminedModel], figures: Path) 
         ],
     }
     if model.record.get("log"):
-        pictures["curves"] = picture("curves", "Loss curves", lambda theme: curves.draw(theme, model))
+        drawn["curves"] = drawing("curves", "Loss curves", lambda theme: curves.draw(theme, model))
     if model.attention.sizes["head"]:
         alt = f"Five attention statistics of {model.attention.sizes['head']} heads by timestep"
-        pictures["attention"] = picture(
+        drawn["attention"] = drawing(
             "attention", alt, lambda theme: attention.draw(theme, model.attention, scale)
         )
     if len(first) > 1:
         names = tuple(f"pooled ΔL/L, %, {increase.ablation} ablation" for increase in first[:2])
-        pictures["ablations"] = picture(
+        drawn["ablations"] = drawing(
             "ablations",
             f"Scatter plot of pooled ΔL/L under {first[0].ablation} against {first[1].ablation} ablation",
             lambda theme: ranking.draw_agreement(theme, first[0], first[1], names, ends),
         )
-    return pictures
+    return drawn
 
 
-def _range(spans: list, models: list[ExaminedModel], figures: Path) -> Picture | None:
+def _range(spans: list, models: list[ExaminedModel], figures: Path) -> PageFigure | None:
     if not spans:
         return None
     rows = []
@@ -212,12 +220,12 @@ def _range(spans: list, models: list[ExaminedModel], figures: Path) -> Picture |
         )
     limits = ranking.ends([span.increase for span in spans])
     alt = "Pooled ΔL/L of all components, a row for each model and ablation, and the paper's range."
-    return style.picture(figures, "range", alt, lambda theme: ranking.draw_range(theme, rows, limits))
+    return style.page_figure(figures, "range", alt, lambda theme: ranking.draw_range(theme, rows, limits))
 
 
-def _agreements(models: list[ExaminedModel], ablation: str, figures: Path) -> list[Picture]:
+def _agreements(models: list[ExaminedModel], ablation: str, figures: Path) -> list[PageFigure]:
     """Scatter plots of the first `PAIRS_DRAWN` pairs of models with at least 3 shared components."""
-    pictures = []
+    drawn = []
     holders = [model for model in models if ablation in model.increases]
     of_models = [(a, b) for i, a in enumerate(holders) for b in holders[i + 1 :]]
     for first, second in of_models[:PAIRS_DRAWN]:
@@ -231,5 +239,5 @@ def _agreements(models: list[ExaminedModel], ablation: str, figures: Path) -> li
         draw = functools.partial(
             ranking.draw_agreement, first=sides[0], second=sides[1], names=names, limits=limits
         )
-        pictures.append(style.picture(figures, name, alt, draw))
-    return pictures
+        drawn.append(style.page_figure(figures, name, alt, draw))
+    return drawn

@@ -19,15 +19,15 @@ def figures(examples: xr.Dataset | None) -> dict[str, list[dict[str, str]]]:
         return {}
     shown: dict[str, list[dict[str, str]]] = {}
     for name in examples["component"].values.tolist():
-        own = examples.sel(component=name)
-        shown[name] = [_pair(examples, own, name), _strongest(examples, own, name)]
+        of_component = examples.sel(component=name)
+        shown[name] = [_pair(examples, of_component, name), _strongest(examples, of_component, name)]
     for name in examples["head"].values.tolist():
         shown.setdefault(name, []).append(_maps(examples.sel(head=name), name))
     return shown
 
 
-def _pair(examples: xr.Dataset, own: xr.Dataset, name: str) -> dict[str, str]:
-    untouched, ablated = examples["untouched"].values, own["ablated"].values
+def _pair(examples: xr.Dataset, of_component: xr.Dataset, name: str) -> dict[str, str]:
+    untouched, ablated = examples["untouched"].values, of_component["ablated"].values
     count = len(untouched)
     caption = (
         f"Samples from equal noise: above of the network as it is, below with {name} replaced by zero at "
@@ -37,21 +37,23 @@ def _pair(examples: xr.Dataset, own: xr.Dataset, name: str) -> dict[str, str]:
     return _figure(image_grid.sheet(np.concatenate([untouched, ablated]), count), alt, caption)
 
 
-def _strongest(examples: xr.Dataset, own: xr.Dataset, name: str) -> dict[str, str]:
-    numbers = ", ".join(str(number) for number in own["strongest_image"].values.tolist())
+def _strongest(examples: xr.Dataset, of_component: xr.Dataset, name: str) -> dict[str, str]:
+    numbers = ", ".join(str(number) for number in of_component["strongest_image"].values.tolist())
     caption = (
         f"Scored images on which the root mean square of its activation is largest, at "
         f"t = {examples.attrs['strongest_t']}, the largest first (images {numbers})."
     )
     alt = f"The images on which the activation of {name} is largest."
-    return _figure(image_grid.sheet(own["strongest"].values, len(own["strongest"])), alt, caption)
+    return _figure(
+        image_grid.sheet(of_component["strongest"].values, len(of_component["strongest"])), alt, caption
+    )
 
 
-def _maps(own: xr.Dataset, name: str) -> dict[str, str]:
-    maps = own["pattern"].transpose("image", "t", "query", "key").values
+def _maps(of_head: xr.Dataset, name: str) -> dict[str, str]:
+    maps = of_head["pattern"].transpose("image", "t", "query", "key").values
     rows, columns = maps.shape[:2]
     sheet = image_grid.sheet(maps.reshape(rows * columns, *maps.shape[2:], 1), columns)
-    levels = ", ".join(str(t) for t in own["t"].values.tolist())
+    levels = ", ".join(str(t) for t in of_head["t"].values.tolist())
     caption = (
         f"Attention maps, queries from top to bottom and keys from left to right: a row for each of "
         f"{rows} images, columns t = {levels}. White is the map's own largest weight."

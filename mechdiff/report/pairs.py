@@ -1,5 +1,8 @@
 """Sentences on components that make up for each other, or that cost nothing twice, see `circuits.backups`."""
 
+import itertools
+
+import xarray as xr
 from markupsafe import Markup
 
 from mechdiff.circuits import backups
@@ -7,7 +10,7 @@ from mechdiff.report.findings import between, precise
 from mechdiff.report.numbers import Value
 from mechdiff.study.records import ExaminedModel
 
-SHOWN = 5  # pairs of a sentence; the largest interactions
+SHOWN = 5  # pairs of a sentence beside its groups; the largest interactions
 
 
 def about(model: ExaminedModel) -> Markup:
@@ -15,27 +18,44 @@ def about(model: ExaminedModel) -> Markup:
     table = model.network.pairs
     if table is None:
         return Markup("<b>Pairs of components</b> (one makes up for the other's removal): not examined.")
-    named = backups.named_pairs(table)
     words = (
         "<b>Pairs of components,</b> zero ablation: all {} pairs of the {} likeliest candidates by gradients "
         "were run, on {} images. {}"
     )
     candidates = {*table.a.values.tolist(), *table.b.values.tolist()}
     counts = table.sizes["pair"], len(candidates), table.sizes["image"]
-    return Markup(words).format(*counts, _listed(named))
+    return Markup(words).format(*counts, _listed(table))
 
 
-def _listed(named) -> Markup:
-    count = named.sizes["pair"]
-    if not count:
+def _listed(table: xr.Dataset) -> Markup:
+    """The groups, and the largest of the pairs that lie in none."""
+    groups = backups.groups(table)
+    inside = {pair for members in groups for pair in itertools.permutations(members, 2)}
+    named = backups.named_pairs(table)
+    names = zip(named.a.values.tolist(), named.b.values.tolist(), strict=True)
+    left = [i for i, pair in enumerate(names) if pair not in inside]
+    if not (groups or left):
         return Markup("No interaction is surely above {:g} % of the loss, either way.").format(backups.LEAST)
-    items = [_item(named.isel(pair=i)) for i in range(min(count, SHOWN))]
-    more = f"; and {count - SHOWN} more" if count > SHOWN else ""
+    items = [_group(members, table) for members in groups]
+    items += [_item(named.isel(pair=i)) for i in left[:SHOWN]]
+    more = f"; and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
     words = "Beyond {:g} % of the loss, by 95 % intervals: {}{}."
     return Markup(words).format(backups.LEAST, Markup("; ").join(items), more)
 
 
-def _item(pair) -> Markup:
+def _group(members: tuple[str, ...], table: xr.Dataset) -> Markup:
+    codes = [Markup("<code>{}</code>").format(name) for name in members]
+    inside = table.a.isin(members) & table.b.isin(members)
+    costs = table.joint.values[inside.values]
+    words = (
+        "of {} and {} any one may go and no two: each alone costs less than {:g} %, two together {} to {} %"
+    )
+    first = Markup(", ").join(codes[:-1])
+    ends = precise(costs.min()), precise(costs.max())
+    return Markup(words).format(first, codes[-1], backups.LEAST, *ends)
+
+
+def _item(pair: xr.Dataset) -> Markup:
     interaction = Value(*(float(pair[end]) for end in ("estimate", "low", "high")))
     names = pair.a.item(), pair.b.item()
     share = 100 * float(pair.strength)

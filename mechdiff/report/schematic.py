@@ -1,8 +1,6 @@
 """Diagram of the UNet: stages along a U, skips as bridges, components colored by pooled ΔL/L."""
 
-import itertools
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +13,10 @@ from mechdiff.analysis.effects import EffectGrid
 from mechdiff.core.config import UNetConfig
 from mechdiff.models.stages import Stage, stages
 from mechdiff.models.unet import components
-from mechdiff.report import inline, style
-from mechdiff.report.style import Theme, number
+from mechdiff.report import style
+from mechdiff.report.paint import POOLED, Paint, plain
+from mechdiff.report.sequence import draw_sequence
+from mechdiff.report.style import Theme
 
 WIDTH, UNIT = 11.2, 0.46  # inches: the page, and a column at most
 HALF, TALL = 0.43, 0.74  # half width and half height of a stage, columns
@@ -24,8 +24,6 @@ BRIDGE, GAP = 0.3, 0.62  # height of a bridge over the one inside it; from a sta
 FOOT = TALL + 1.2  # below a stage's middle: time injection and names
 STRIP = 1.5  # at the bottom, for the key
 KEY_END = 21.2  # the key reaches to this column
-POOLED = "pooled ΔL/L, %"  # what the numbers of a diagram are
-LEAST = 3  # components of a block that has lines of its own
 MARGIN = 2.8  # columns left of the U, for resolutions
 
 
@@ -83,7 +81,7 @@ def draw(
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-MARGIN - 0.4, right), ylim=(bottom, top), aspect="equal")
     axes.axis("off")
-    paint = _Paint(theme, increase, largest)
+    paint = Paint(theme, increase, largest)
     _rows(axes, theme, where)
     _flow(axes, theme, where)
     for i, stage in enumerate(where.stages):
@@ -91,38 +89,6 @@ def draw(
     _groups(axes, theme, where)
     _key(figure, axes, paint, bottom, quantity)
     return figure
-
-
-class _Paint:
-    """Colors and numbers of components."""
-
-    def __init__(self, theme: Theme, increase: EffectGrid, largest: float):
-        self.theme, self.ablation = theme, increase.ablation
-        self.norm, self.map = style.effect_norm(largest), theme.effect_map
-        self.value = dict(zip(increase.components, increase.pooled.estimate, strict=True))
-        self.idle = {name for name, idle in zip(increase.components, increase.idle, strict=True) if idle}
-
-    def fill(self, name: str) -> dict:
-        """Face and edge of a component; one that is not measured or idle is empty and dotted."""
-        if name not in self.value or name in self.idle:
-            return {**_plain(self.theme), "linestyle": ":", "gid": inline.mark(name, self.ablation)}
-        return {**_plain(self.theme), "facecolor": self.color(name), "gid": inline.mark(name, self.ablation)}
-
-    def color(self, name: str):
-        return self.map(self.norm(self.value[name]))
-
-    def label(self, axes: Axes, name: str, x: float, y: float, size: float = style.SMALL) -> None:
-        """Writes the pooled ΔL/L of a component, in %, on it."""
-        if name in self.value and name not in self.idle:
-            ink = style.readable_on(self.color(name))
-            axes.text(x, y, short(self.value[name]), size=size, color=ink, ha="center", va="center_baseline")
-
-
-def short(value: float) -> str:
-    """A number that fits a box of the diagram: one decimal below 10 %, none for what rounds to zero."""
-    if abs(value) < 0.05:
-        return "0"
-    return number(round(value, 1)) if abs(value) < 10 else number(round(value))
 
 
 def drawing(
@@ -137,57 +103,6 @@ def drawing(
     if config is not None and set(increase.components) <= {part.name for part in components(config)}:
         return draw(theme, config, increase, largest, quantity)
     return draw_sequence(theme, increase, largest, quantity)
-
-
-def draw_sequence(theme: Theme, increase: EffectGrid, largest: float, quantity: str = POOLED) -> Figure:
-    """Components as boxes in the order of execution, colored by pooled ΔL/L as in `draw`; blocks stand on
-    lines of their own, see `in_lines`."""
-    columns, wide, tall = 8, 1.38, 0.52  # boxes a line, inches
-    places = in_lines(increase.components, columns)
-    lines = 1 + places[-1][0] if places else 1
-    width, height = columns * wide + 0.1, lines * tall + 0.75
-    figure = style.figure(width, height)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(0, height))
-    axes.axis("off")
-    paint = _Paint(theme, increase, largest)
-    for (line, column), name in zip(places, increase.components, strict=True):
-        x, y = 0.05 + wide * column, height - tall * (line + 1)
-        axes.add_patch(Rectangle((x, y), wide - 0.08, tall - 0.07, **paint.fill(name)))
-        ink = style.readable_on(paint.color(name)) if name not in paint.idle else theme.ink
-        words = name if len(name) <= 20 else f"{name[:9]}…{name[-9:]}"
-        text = {"size": style.SMALL, "ha": "center", "va": "center_baseline", "color": ink}
-        axes.text(x + wide / 2 - 0.04, y + 0.31, words, **text)
-        value = "no change" if name in paint.idle else short(paint.value[name])
-        axes.text(x + wide / 2 - 0.04, y + 0.13, value, **text)
-    bar = figure.add_axes((0.05 / width, 0.3 / height, 3.4 / width, 0.09 / height))
-    style.key_of_colors(figure, bar, paint.norm, paint.map, style.decades(paint.norm.vmax))
-    bar.set_title(f"{quantity}; left to right in the order of execution", size=style.SMALL, pad=3, loc="left")
-    return figure
-
-
-def in_lines(names: Sequence[str], columns: int) -> list[tuple[int, int]]:
-    """Line and column of each component, so that the parts of a block stand on lines of their own.
-
-    A block is a run of names of which the first word is the same, `LEAST` at least; shorter runs share lines.
-
-    Example:
-      >>> in_lines(["time", "class", "block0.mlp", "block0.head0", "block0.head1", "out"], 8)
-      [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0)]
-    """
-    places: list[tuple[int, int]] = []
-    line, column, after_block = 0, 0, False
-    for _, run in itertools.groupby(names, key=lambda name: name.split(".")[0]):
-        size = len(list(run))
-        if column and (after_block or size >= LEAST):
-            line, column = line + 1, 0
-        after_block = size >= LEAST
-        for _ in range(size):
-            if column == columns:
-                line, column = line + 1, 0
-            places.append((line, column))
-            column += 1
-    return places
 
 
 def _rows(axes: Axes, theme: Theme, where: Plan) -> None:
@@ -230,7 +145,7 @@ def _towards(corner: tuple[float, float], other: tuple[float, float], radius: fl
     return tuple(corner + step * min(radius / size, 0.5)) if size else corner
 
 
-def _stage(axes: Axes, paint: _Paint, where: Plan, config: UNetConfig, i: int, stage: Stage) -> None:
+def _stage(axes: Axes, paint: Paint, where: Plan, config: UNetConfig, i: int, stage: Stage) -> None:
     x, y = where.place(i)
     match stage.op:
         case "block":
@@ -240,22 +155,18 @@ def _stage(axes: Axes, paint: _Paint, where: Plan, config: UNetConfig, i: int, s
         case "downsample" | "upsample":
             sign = -1 if stage.op == "downsample" else 1
             corners = [(x - 0.26, y - 0.2 * sign), (x + 0.26, y - 0.2 * sign), (x, y + 0.28 * sign)]
-            axes.add_patch(Polygon(corners, zorder=3, **_plain(paint.theme)))
+            axes.add_patch(Polygon(corners, zorder=3, **plain(paint.theme)))
             axes.plot([x - HALF, x + HALF], [y, y], color=paint.theme.muted, lw=1, zorder=1)
             if stage.push:  # its skip leaves from its top
                 axes.plot([x, x], [y, y + TALL], color=paint.theme.part("skip"), lw=1.1, zorder=1)
         case _:
-            axes.add_patch(Rectangle((x - 0.2, y - TALL), 0.4, 2 * TALL, zorder=3, **_plain(paint.theme)))
+            axes.add_patch(Rectangle((x - 0.2, y - TALL), 0.4, 2 * TALL, zorder=3, **plain(paint.theme)))
             axes.plot([x - HALF, x + HALF], [y, y], color=paint.theme.muted, lw=1, zorder=1)
             name = stage.op.replace("_", " ")
             axes.text(x, y, name, rotation=90, size=style.SMALL, ha="center", va="center", zorder=4)
 
 
-def _plain(theme: Theme) -> dict:
-    return {"facecolor": theme.paper, "edgecolor": theme.muted, "linewidth": 0.7}
-
-
-def _block(axes: Axes, paint: _Paint, stage: Stage, x: float, y: float) -> None:
+def _block(axes: Axes, paint: Paint, stage: Stage, x: float, y: float) -> None:
     """Residual branch as a box, its time injection as a disc below, its skip as a wedge above."""
     axes.plot([x, x], [y - TALL - 0.2, y - TALL], color=paint.theme.part("time"), lw=1.1, zorder=1)
     axes.add_patch(Circle((x, y - TALL - 0.27), 0.14, zorder=3, **paint.fill(f"{stage.name}.time")))
@@ -274,7 +185,7 @@ def _block(axes: Axes, paint: _Paint, stage: Stage, x: float, y: float) -> None:
         axes.add_patch(Polygon(wedge, zorder=3, **paint.fill(f"{stage.name}.skip")))
 
 
-def _heads(axes: Axes, paint: _Paint, name: str, heads: int, x: float, y: float) -> None:
+def _heads(axes: Axes, paint: Paint, name: str, heads: int, x: float, y: float) -> None:
     """An attention layer as a column of its heads, the first on top."""
     tall = 2 * TALL / heads
     for head in range(heads):
@@ -302,7 +213,7 @@ def _groups(axes: Axes, theme: Theme, where: Plan) -> None:
             axes.text(np.mean(members), y - 0.08, group, size=style.SMALL, ha="center", va="top")
 
 
-def _key(figure: Figure, axes: Axes, paint: _Paint, bottom: float, quantity: str) -> None:
+def _key(figure: Figure, axes: Axes, paint: Paint, bottom: float, quantity: str) -> None:
     """Color bar and shapes, in a strip under the network."""
     corners = [(-MARGIN, bottom + 0.5), (3.2, bottom + 0.7)]
     left, right = figure.transFigure.inverted().transform(axes.transData.transform(corners))

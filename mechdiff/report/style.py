@@ -93,7 +93,7 @@ WORDS = {
 
 
 @dataclass(frozen=True)
-class Picture:
+class PageFigure:
     """A figure ready for the page: inline SVG for both themes, size in CSS pixels, alternative text."""
 
     name: str
@@ -140,7 +140,7 @@ def _ticks(theme: Theme) -> dict:
     return {"color": theme.rule, "labelcolor": theme.muted, **sizes}
 
 
-def picture(folder: Path, name: str, alt: str, draw: Draw) -> Picture:
+def page_figure(folder: Path, name: str, alt: str, draw: Draw) -> PageFigure:
     """A figure drawn in both themes; `folder` gets `name.svg`, `name-dark.svg` and `name.png`."""
     drawings, size, name = {}, (0, 0), re.sub(r"[^\w.-]+", "-", name)
     for theme in (LIGHT, DARK):
@@ -153,7 +153,7 @@ def picture(folder: Path, name: str, alt: str, draw: Draw) -> Picture:
         suffix = "" if theme is LIGHT else "-dark"
         files.write_atomic(folder / f"{name}{suffix}.svg", data)
         drawings[theme.name] = data.decode()
-    return Picture(name, inline.themed(drawings["light"], drawings["dark"], name, alt), *size, alt)
+    return PageFigure(name, inline.themed(drawings["light"], drawings["dark"], name, alt), *size, alt)
 
 
 def svg(figure: Figure) -> bytes:

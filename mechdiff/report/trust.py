@@ -26,6 +26,7 @@ METHODS = {  # names in saved results -> today's, for a reader
     "discovery at every level": "discovery at every timestep",
     "discovery with stand-ins": "discovery with backup components",
     "exact zero over images": "exact zero, rms over images",
+    "exact zero over timesteps": "exact zero, rms over timesteps",
     "pairs of candidates": "exact zero, alone or with one other gone",
 }
 

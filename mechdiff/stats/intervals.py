@@ -37,6 +37,44 @@ def bootstrap_weights(n: int, repeats: int = 2000, seed: int = 0) -> Float[np.nd
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=repeats) / n
 
 
+def equal_weights(n: int) -> Float[np.ndarray, "1 n"]:
+    """The weighting in which all units count alike.
+
+    Example:
+      >>> equal_weights(4)
+      array([[0.25, 0.25, 0.25, 0.25]])
+    """
+    return np.full((1, n), 1 / n)
+
+
+def percent_increase(changed, baseline):
+    """100 (changed / baseline - 1), in %, of numbers or arrays.
+
+    Example:
+      >>> percent_increase(3.0, 2.0)
+      50.0
+    """
+    return 100 * (changed / baseline - 1)
+
+
+def percentile_interval(
+    estimate: np.ndarray | float, draws: Float[np.ndarray, "m ..."], confidence: float, n: int
+) -> Interval:
+    """Equal tails of resampled values.
+
+    Args:
+      draws: the statistic in each resample.
+      n: units that were resampled.
+
+    Example:
+      >>> interval = percentile_interval(2.0, np.arange(5.0), 0.5, 3)
+      >>> float(interval.low), float(interval.high)
+      (1.0, 3.0)
+    """
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return _interval(estimate, low, high, confidence, n)
+
+
 def hierarchical_weights(
     seeds: int, images: int, repeats: int = 2000, seed: int = 0, crossed: bool = False
 ) -> Float[np.ndarray, "repeats seeds images"]:
@@ -149,7 +187,7 @@ def ratio_effect(
     if np.any(baseline.mean(axis=-1) <= 0):
         raise ConfigError(f"baseline mean {baseline.mean(axis=-1).min()} must be positive to be divided by")
     weights = bootstrap_weights(baseline.shape[-1], repeats, seed)
-    return bootstrap(lambda w: 100 * ((changed @ w.T) / (baseline @ w.T) - 1), weights, confidence, method)
+    return bootstrap(lambda w: percent_increase(changed @ w.T, baseline @ w.T), weights, confidence, method)
 
 
 def hierarchical_bootstrap(

@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import socket
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ except ImportError:  # not a POSIX system
     fcntl = None
 
 from mechdiff.core.errors import BusyError
+from mechdiff.storage import exchange
+from mechdiff.storage.claims import LOCKS
 from mechdiff.storage.files import (
     ensure_writable,
     plain_errors,
@@ -30,7 +33,9 @@ def lock(folder: Path | str, wait: bool = False) -> Iterator[Path]:
     """Holds `folder` (created where needed) for this process alone, until the block ends or the process dies.
 
     The kernel drops the lock with the process, so nothing is left to clean up after a crash. Where the system
-    or the file system has no such locks, it goes on without one and warns.
+    or the file system has no such locks, it goes on without one and warns. In the local copy of a folder in a
+    bucket it holds against the copies of others too, whose changes are fetched before the block and to whom
+    its own are sent after it.
 
     Args:
       wait: until another process lets go of it.
@@ -41,7 +46,8 @@ def lock(folder: Path | str, wait: bool = False) -> Iterator[Path]:
     folder = ensure_writable(folder)
     with _opened(folder / ".lock") as file:
         _take(folder, file, wait)
-        yield folder
+        with _held_remotely(folder, wait):
+            yield folder
 
 
 def _opened(path: Path) -> IO[str]:
@@ -72,7 +78,32 @@ def _take(folder: Path, file: IO[str], wait: bool) -> None:
             file.flush()
     except BlockingIOError:
         file.seek(0)
-        holder = re.fullmatch(r"\d+ on \S+", file.read(300).strip())
-        who = f"process {holder[0]}" if holder else "another process"
-        way_out = "wait for it, stop it, or choose another --workdir"
-        raise BusyError(f"results folder {folder} is in use by {who}; {way_out}") from None
+        raise _in_use(folder, file.read(300)) from None
+
+
+def _in_use(folder: Path | str, holder: str) -> BusyError:
+    known = re.fullmatch(r"\d+ on \S+", holder.strip())
+    who = f"process {known[0]}" if known else "another process"
+    way_out = "wait for it, stop it, or choose another --workdir"
+    return BusyError(f"results folder {folder} is in use by {who}; {way_out}")
+
+
+@contextlib.contextmanager
+def _held_remotely(folder: Path, wait: bool) -> Iterator[None]:
+    others = exchange.of(folder)
+    if others is None:
+        yield
+        return
+    name = exchange.name_of(LOCKS, folder, others)
+    while not others.take(name):
+        if not wait:
+            raise _in_use(others.address, others.holder(name))
+        time.sleep(exchange.POLL_SECONDS)
+    try:
+        others.refresh(changed=True)
+        yield
+    finally:  # of an interrupted block too: whoever is next goes on from what it has done
+        try:
+            others.send()
+        finally:
+            others.release(name)

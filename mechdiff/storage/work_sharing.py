@@ -1,35 +1,81 @@
 """How a result is filled piece by piece, by one process or by many."""
 
 import random
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 
-from mechdiff.storage import run_log
+from mechdiff.storage import exchange, run_log
+from mechdiff.storage.claims import WORK
 
 
 def run_missing(
-    pieces: Sequence[Any], done: Callable[[Any], bool], compute: Callable[[Any], None], title: str
+    store: Path,
+    pieces: Sequence[Any],
+    done: Callable[[Any], bool],
+    compute: Callable[[Any], None],
+    title: str,
 ) -> None:
     """Computes the pieces that are missing, with other processes if they fill the same store.
 
     Every process goes round all pieces from a place of its own and skips those that are there. So they
     meet without a word between them, at most the last piece of each is computed twice (to the same
-    numbers), and what a process that died leaves undone is done by those that go on.
+    numbers), and what a process that died leaves undone is done by those that go on. Where the store is in
+    the local copy of a bucket's folder, they don't see at once what others finish: they take pieces before
+    they compute them, and wait at the end for those that others took.
 
     Args:
+      store: that they are put into.
+      pieces: in an order that is the same in all processes.
       done: whether a piece is in the store.
       compute: computes a piece and puts it there.
       title: of the progress bar.
     """
     first = start_offset(len(pieces))
-    todo = [piece for piece in (*pieces[first:], *pieces[:first]) if not done(piece)]
+    places = [*range(first, len(pieces)), *range(first)]
+    others = exchange.of(store)
+
+    def missing(places: list[int]) -> list[int]:
+        return [place for place in places if not done(pieces[place])]
+
+    def finish(place: int) -> bool:
+        """Whether a piece is there now: another process may have been here, or be at it."""
+        if done(pieces[place]):
+            return True
+        if others is not None and not others.take(_name(others, store, place, len(pieces))):
+            return False
+        if not done(pieces[place]):
+            compute(pieces[place])
+        return True
+
+    todo = missing(places)
     with run_log.progress(len(pieces), len(pieces) - len(todo), title, unit="piece") as bar:
-        for piece in todo:
-            if not done(piece):  # another process may have been here by now
-                compute(piece)
-            bar.update()
+        while todo:
+            for place in todo:
+                bar.update(finish(place))
+            todo = _those_of_others(others, missing, todo)
+
+
+def _those_of_others(
+    others: exchange.Exchange | None, missing: Callable[[list[int]], list[int]], places: list[int]
+) -> list[int]:
+    """After a round: which pieces are still missing because other processes took them."""
+    if others is None:
+        return []
+    others.send()
+    others.refresh()
+    todo = missing(places)
+    if todo:
+        time.sleep(exchange.POLL_SECONDS)
+        others.refresh()
+    return missing(todo)
+
+
+def _name(others: exchange.Exchange, store: Path, place: int, count: int) -> str:
+    return f"{exchange.name_of(WORK, store, others)}/{place}-of-{count}"
 
 
 def start_offset(pieces: int) -> int:

@@ -50,10 +50,14 @@ class EvalImages:
     def labels(self) -> dict:
         """Coordinates of a sweep's results: the person on each image and its class, where known."""
         known = {} if self.people is None else {PERSON: self.people}
-        told = self.condition.get("label") if isinstance(self.condition, dict) else self.condition
+        label = self.condition.get("label") if isinstance(self.condition, dict) else self.condition
         rank = 1 if self.nested is None else 2
-        if told is not None and np.issubdtype(np.asarray(told).dtype, np.integer) and np.ndim(told) == rank:
-            known[CLASS] = np.asarray(told)
+        if (
+            label is not None
+            and np.issubdtype(np.asarray(label).dtype, np.integer)
+            and np.ndim(label) == rank
+        ):
+            known[CLASS] = np.asarray(label)
         return {name: (("t", "image")[-values.ndim :], values) for name, values in known.items()}
 
     @property
@@ -141,3 +145,9 @@ def conditioned(images: EvalImages, condition: PyTree, config: SweepConfig) -> E
         condition=jax.tree.map(swept, condition),
         reference_condition=jax.tree.map(lambda leaf: np.asarray(leaf)[scored:], condition),
     )
+
+
+def settings_in_words(config: SweepConfig) -> str:
+    """The settings that say how many images are needed."""
+    scored = "sweep.images x sweep.timesteps" if config.nested else "sweep.images"
+    return f"{scored} + sweep.reference_images"

@@ -7,7 +7,7 @@ from mechdiff.core.config import ExperimentConfig, to_dict
 from mechdiff.models.load import model_folder
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
-from mechdiff.study import controls, examine, packing
+from mechdiff.study import examine, further_results, packing
 from mechdiff.study.eval_images import EvalImages
 
 
@@ -30,7 +30,7 @@ def examine_and_pack(
     Args:
       name: of the network in results.
       model: folder of a training, or RUN@STEP.
-      choose: of `inputs.chooser`.
+      choose: of `choosing.chooser`.
       samples: keep the sheet of samples in the packed file.
 
     Returns:
@@ -38,7 +38,7 @@ def examine_and_pack(
     """
     folder, path = workdir / "subjects" / name, packed_path(workdir, name)
     examined = examine.examine(name, model_folder(model), choose, config.sweep, config.seed, folder)
-    controls.run_study(examined, config, folder)
+    further_results.run_study(examined, config, folder)
     files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[name]))
     packing.pack(folder, path, samples=samples)
     return path

@@ -26,7 +26,9 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.models.load import check_known, load_denoiser, model_folder
 from mechdiff.storage import files, labelled, locks
 from mechdiff.study import examples, floor, load_check
-from mechdiff.study.inputs import TRAINING_IMAGES, EvalImages, replacement_values
+from mechdiff.study.eval_images import EvalImages
+from mechdiff.study.inputs import TRAINING_IMAGES
+from mechdiff.study.replacement_values import replacement_values
 from mechdiff.sweeps import activations
 from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.execution.forecast import print_memory_forecast
@@ -34,11 +36,11 @@ from mechdiff.sweeps.execution.forecast import print_memory_forecast
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """An examined model: the denoiser, its training config, and the images it was examined on (`given`)."""
+    """An examined model: the denoiser, its training config, and the images it was examined on (`images`)."""
 
     denoiser: Examinable
     trained: ExperimentConfig
-    given: EvalImages
+    images: EvalImages
 
 
 def examine(
@@ -56,7 +58,7 @@ def examine(
     Args:
       name: shown in the report.
       model: exported folder, or another name of it, or `module:function`; see `load.load_denoiser`.
-      inputs: gives the images to examine it on, see `inputs.chooser`.
+      inputs: gives the images to examine it on, see `choosing.chooser`.
       seed: of the noise.
     """
     denoiser, trained, record = load_denoiser(model, name)
@@ -67,24 +69,33 @@ def examine(
     print(f"{name}: {checked.words}", file=sys.stderr, flush=True)
     files.ensure_writable(folder)
     facts = {"inputs": images.label, "seed": seed, "trained_on": trained.data.name}
-    sheet = model_folder(model) / "samples.png"  # imported models may have none
-    for chosen_by in (TRAINING_IMAGES, factories.GIVEN):  # of use in choosing images only, and long
-        record.pop(chosen_by, None)
     about = {
         "name": name,
         "images": dict(images.facts),
         "load_check": checked.to_dict(),
         "config": to_dict(trained),
-        "record": record,
-        "samples": sheet.is_file(),
         **facts,
     }
-    files.write_json(folder / "subject.json", about)
-    (folder / "study.json").unlink(missing_ok=True)  # of an earlier run; `controls.run_study` writes it anew
-    if sheet.is_file():
+    _save_subject(folder, about, record, model_folder(model) / "samples.png")
+    _save_measurements(folder, denoiser, images, config, facts)
+    return Analysis(denoiser, trained, images)
+
+
+def _save_subject(folder: Path, about: dict, record: dict, sheet: Path) -> None:
+    """Writes what is known of the model and of its images, and the sheet of its samples if there is one."""
+    unneeded = (TRAINING_IMAGES, factories.WITH_IMAGES)  # of use in choosing images only, and long
+    kept = {name: value for name, value in record.items() if name not in unneeded}
+    files.write_json(folder / "subject.json", {**about, "record": kept, "samples": sheet.is_file()})
+    (folder / "study.json").unlink(missing_ok=True)  # of an earlier run; see `further_results.run_study`
+    if sheet.is_file():  # imported models may have none
         files.write_atomic(folder / "samples.png", sheet.read_bytes())
 
-    timesteps = timesteps_by_log_snr(denoiser.schedule, config.timesteps)
+
+def _save_measurements(
+    folder: Path, denoiser: Examinable, images: EvalImages, config: SweepConfig, facts: dict
+) -> None:
+    """The ablation sweep, attention and examples of the images, with the noise of the seed in `facts`."""
+    timesteps, seed = timesteps_by_log_snr(denoiser.schedule, config.timesteps), facts["seed"]
     root = jax.random.key(seed)
     replacements = replacement_values(denoiser, images, timesteps, root, config, images.swept)
     noise = keys.stream(root, "scored noise")
@@ -99,9 +110,9 @@ def examine(
     )
     attention = activations.attention_stats(denoiser, eval_set)
     best = floor.best_denoiser(images, denoiser.schedule)
+    facts = {**facts, "preprocessing": str(images.facts.get("preprocessing", "none"))}
     with locks.lock(folder, wait=True):  # every process that shares the sweep comes here, with equal results
-        facts["preprocessing"] = str(images.facts.get("preprocessing", "none"))
-        attention = attention.assign_attrs(denoiser=name, **facts).assign_coords(images.labels)
+        attention = attention.assign_attrs(denoiser=denoiser.name, **facts).assign_coords(images.labels)
         labelled.replace(folder / "attention.zarr", attention)
         sweep = sweep.assign_attrs(facts).assign_coords(images.labels)
         if best is not None:
@@ -110,4 +121,3 @@ def examine(
             sweep = with_effects(sweep)
         labelled.replace(folder / "sweep.zarr", sweep)
     examples.save(folder / "examples.zarr", denoiser, images, sweep, seed, noise)
-    return Analysis(denoiser, trained, images)

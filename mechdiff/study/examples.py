@@ -31,7 +31,7 @@ from mechdiff.interventions.components import Component, pattern_site
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.layers import PATTERNS
 from mechdiff.storage import digests, labelled, locks
-from mechdiff.study.inputs import EvalImages
+from mechdiff.study.eval_images import EvalImages
 from mechdiff.sweeps import activations
 from mechdiff.sweeps.execution import drawing, memory, rollout
 

@@ -10,7 +10,7 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import denoising_loss
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.study.eval_images import EvalImages
-from mechdiff.study.inputs import NAMES
+from mechdiff.study.held_out import NAMES
 
 
 def best_denoiser(images: EvalImages, schedule: NoiseSchedule) -> StationaryDenoiser | None:

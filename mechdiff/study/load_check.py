@@ -20,7 +20,7 @@ from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.process import denoising_loss, image_noise
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models.denoiser import Examinable
-from mechdiff.study.inputs import EvalImages
+from mechdiff.study.eval_images import EvalImages
 
 IMAGES = 16  # scored, at most
 TIMESTEPS = 8  # where the record names none
@@ -91,9 +91,9 @@ class LoadCheck:
 
 
 def check(
-    denoiser: Examinable, given: EvalImages, record: Mapping[str, Any] | None = None, seed: int = 0
+    denoiser: Examinable, shown: EvalImages, record: Mapping[str, Any] | None = None, seed: int = 0
 ) -> LoadCheck:
-    """Scores a network on the first of the images it is given.
+    """Scores a network on the first of the images it is shown.
 
     Args:
       record: of its training; `levels` and `test_loss_by_level` are compared with.
@@ -105,9 +105,9 @@ def check(
     if timesteps is None:
         timesteps = timesteps_by_log_snr(denoiser.schedule, min(TIMESTEPS, denoiser.schedule.steps))
     timesteps = np.asarray(timesteps, np.int32)
-    images = np.asarray(given.scored[:IMAGES])
+    images = np.asarray(shown.scored[:IMAGES])
     key = keys.stream(jax.random.key(seed), "load check")
-    condition = jax.tree.map(lambda leaf: np.asarray(leaf)[:IMAGES], given.scored_condition)
+    condition = jax.tree.map(lambda leaf: np.asarray(leaf)[:IMAGES], shown.scored_condition)
     losses = np.asarray(_losses(denoiser, key, images, timesteps, condition), np.float64)
     ratios = None if not recorded else (losses / np.asarray(recorded)[:, None]).mean(0)
     few = len(images) < 2

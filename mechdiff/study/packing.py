@@ -35,7 +35,7 @@ def pack(folder: Path, path: Path, *, samples: bool = False) -> None:
     """Writes the results of one examined network into one file.
 
     Args:
-      folder: of `examine.examine`, and of `controls.run_study` if that was run.
+      folder: of `examine.examine`, and of `further_results.run_study` if that was run.
       samples: whether images sampled from the network are kept too.
 
     Raises:

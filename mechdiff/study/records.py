@@ -45,8 +45,8 @@ class Network:
       seed: of training.
       sweep, attention: of `sweeps.ablation_sweep` and `activations.attention_stats`.
       control, control_attention: the same of an untrained network, on some of the images.
-      activity, roles, circuits, random_sets, pairs: of `controls.run_study`, circuits by ablation; absent
-        where the study did not include them.
+      activity, roles, circuits, random_sets, pairs: of `further_results.run_study`, circuits by ablation;
+        absent where the study did not include them.
       steps: of training. Of several snapshots of one training, claims use the last.
     """
 
@@ -265,7 +265,7 @@ def _model(about: dict, results: dict, samples: bytes) -> ExaminedModel:
 
 
 def _studied(folder: Path) -> dict:
-    """Results of `controls.run_study`, those that study.json lists."""
+    """Results of `further_results.run_study`, those that study.json lists."""
     path = folder / "study.json"
     names = files.read_json(path)["results"] if path.exists() else []
     return _with_circuits({name: labelled.read(folder / f"{name}.zarr") for name in names})

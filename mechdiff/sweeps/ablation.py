@@ -14,24 +14,23 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import xarray as xr
-from jaxtyping import Int
 
 from mechdiff.core import devices
 from mechdiff.core.batches import batches, filled
 from mechdiff.core.config import SweepConfig
-from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.interventions.build import leave_one_out
+from mechdiff.interventions.build import leave_one_out, without_replacements
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests, labelled, work_sharing
 from mechdiff.sweeps import precision
+from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution.engine import Engine
-from mechdiff.sweeps.execution.passes import SweepLosses
 from mechdiff.sweeps.execution.shown import provenance, shown_digests
+from mechdiff.sweeps.in_memory import block_losses
 from mechdiff.sweeps.replacements import ReplacementSource, as_source
 
 
@@ -66,10 +65,17 @@ def ablation_sweep(
     Raises:
       ConfigError: an ablation without replacements.
 
-    Example (`Model.sweep` is the short way, see experiments/tours/ten_minutes.ipynb):
-      >>> eval_set = EvalSet(images, timesteps, jax.random.key(0))  # doctest: +SKIP
-      >>> ablation_sweep(denoiser, eval_set, "runs/mine").sizes  # doctest: +SKIP
-      Frozen({'ablation': 1, 'component': 56, 't': 8, 'image': 16})
+    Example (`Model.sweep` is the short way):
+      >>> import tempfile
+      >>> from mechdiff.models.toy import toy_denoiser
+      >>> eval_set = EvalSet(np.zeros((4, 2, 2, 3), np.float32), [30, 90], jax.random.key(0))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     swept = ablation_sweep(
+      ...         toy_denoiser(), eval_set, Path(folder), config=SweepConfig(ablations=("zero",))
+      ...     )
+      >>> costs = (swept["loss"] - swept["clean_loss"]).sel(ablation="zero").mean(("t", "image"))
+      >>> costs["component"].values[costs.argsort()].tolist()
+      ['idle.mlp', 'small.mlp', 'large.mlp']
     """
     config = config or SweepConfig()
     chosen = tuple(chosen or denoiser.components())
@@ -78,9 +84,7 @@ def ablation_sweep(
         if ablation == "zero":
             continue
         if ablation not in (replacements or {}):
-            raise ConfigError(
-                f"{ablation} ablation needs replacements; activations.activation_means makes those of 'mean'"
-            )
+            raise without_replacements(ablation)
         sources[ablation] = as_source(replacements[ablation])
     if line := devices.explanation(config.precision):
         logging.warning("%s", line)
@@ -184,7 +188,7 @@ class _Plan:
             with jax.default_matmul_precision("float32"):
                 engine = Engine(denoiser, self.config.chunk)
                 exact = [
-                    _block(engine, self.eval_set, t_index, places, stacked, source, "replacement")
+                    block_losses(engine, self.eval_set, t_index, places, stacked, source, "replacement")
                     for t_index in checked.t_indices
                 ]
             swept = []
@@ -219,13 +223,13 @@ class _Plan:
         def compute(piece: _Piece) -> None:
             self._compute(engine, stacked, path, piece)
 
-        work_sharing.run_missing(pieces, done, compute, f"sweeping {denoiser.name}")
+        work_sharing.run_missing(path, pieces, done, compute, f"sweeping {denoiser.name}")
 
     def _compute(self, engine: Engine, stacked: Intervention, path: Path, piece: _Piece) -> None:
         places = filled(piece.images, self.block)
         count = piece.images.stop - piece.images.start
         source = self.replacements.get(self.config.ablations[piece.ablation])
-        losses = _block(engine, self.eval_set, piece.t_index, places, stacked, source, "replacement")
+        losses = block_losses(engine, self.eval_set, piece.t_index, places, stacked, source, "replacement")
         at_t = slice(piece.t_index, piece.t_index + 1)
         where = (slice(piece.ablation, piece.ablation + 1), slice(None), at_t, piece.images)
         region = {"loss": where, "change": where, "clean_loss": (at_t, piece.images)}
@@ -235,78 +239,3 @@ class _Plan:
             "loss": losses.loss[None, :, None, :count],
         }
         labelled.put(path, region, values)
-
-
-def _block(
-    engine: Engine,
-    eval_set: EvalSet,
-    t_index: int,
-    places: Int[np.ndarray, " block"],
-    stacked: Intervention,
-    source: ReplacementSource | None,
-    field: str,
-) -> SweepLosses:
-    """One block of images at one timestep; the mean over the draws of the replacements, if there are several.
-
-    Args:
-      places: of the images among those of this timestep.
-      source: of what goes into `field` of the interventions; None: it stays.
-    """
-    batch = eval_set.batch(t_index, places)
-    values = [getattr(stacked, field)]
-    if source is not None:
-        values = (source.at(t_index, places, draw) for draw in range(source.draws))
-    losses = [engine.measure(dataclasses.replace(stacked, **{field: value}), batch) for value in values]
-    return SweepLosses(*(np.mean(draws, axis=0, dtype=draws[0].dtype) for draws in zip(*losses, strict=True)))
-
-
-def sweep_in_memory(
-    denoiser: Examinable,
-    eval_set: EvalSet,
-    stacked: Intervention,
-    *,
-    ablation: str = "zero",
-    replacements: PyTree = None,
-    block: int = 16,
-    field: str = "replacement",
-) -> SweepLosses:
-    """A small sweep of any stack of interventions, in memory: all with `(..., timesteps, images)`.
-
-    Args:
-      ablation, replacements: as in `ablation_sweep`; with None the replacements of `stacked` stay.
-      block: images at once; a short last one is filled up, so that all share one program.
-      field: of the intervention, that replacements go into: `replacement` or `pattern_replacement`.
-    Raises:
-      ConfigError: an ablation without replacements.
-    """
-    source = None if replacements is None else as_source(replacements)
-    if field == "replacement" and ablation != "zero" and source is None:
-        raise ConfigError(f"{ablation} ablation needs replacements; see sweeps.activations and replacements")
-    engine = Engine(denoiser)
-    per_timestep = []
-    for t_index in range(len(eval_set.timesteps)):
-        parts = []
-        for batch in batches(eval_set.count, min(block, eval_set.count)):
-            losses = _block(engine, eval_set, t_index, batch.indices, stacked, source, field)
-            parts.append([values[..., : batch.count] for values in losses])
-        per_timestep.append([np.concatenate(values, axis=-1) for values in zip(*parts, strict=True)])
-    return SweepLosses(*(np.stack(values, axis=-2) for values in zip(*per_timestep, strict=True)))
-
-
-def component_coords(
-    denoiser: Examinable,
-    chosen: Sequence[Component],
-    timesteps: Sequence[int] | Int[np.ndarray, " timesteps"],
-    images: int,
-) -> dict:
-    """Coordinates `component`, `t` and `image` of a sweep, with what is known of each."""
-    timesteps = np.asarray(timesteps, np.int32)
-    return {
-        "component": [component.name for component in chosen],
-        "t": timesteps,
-        "image": np.arange(images),
-        "log_snr": ("t", np.asarray(denoiser.schedule.log_snr)[timesteps]),
-        "component_type": ("component", [component.component_type for component in chosen]),
-        "resolution": ("component", [component.resolution for component in chosen]),
-        "depth": ("component", [component.depth for component in chosen]),
-    }

@@ -56,10 +56,12 @@ def activations(
     Raises:
       ConfigError: a name or pattern that matches no site, or a timestep outside [0, T).
 
-    Example (runnable in experiments/tours/find_prove_steer.ipynb):
-      >>> acts = activations(denoiser, eval_set, "mid.*head")  # doctest: +SKIP
-      >>> acts["mid.attn0.head"].sel(t=300).dims  # doctest: +SKIP
-      ('image', 'token_16', 'head_4', 'depth_8')
+    Example (more in experiments/tours/find_prove_steer.ipynb):
+      >>> from mechdiff.models.toy import toy_denoiser
+      >>> eval_set = EvalSet(np.zeros((4, 2, 2, 3), np.float32), [30, 90], jax.random.key(0))
+      >>> acts = activations(toy_denoiser(), eval_set, "small.*")
+      >>> list(acts), dict(acts["small.mlp"].sizes)
+      (['small.mlp'], {'t': 2, 'image': 4, 'y_2': 2, 'x_2': 2, 'channel_3': 3})
     """
     eval_set = _at_timesteps(denoiser, eval_set, timesteps)
     intervention = denoiser.identity if intervention is None else intervention
@@ -152,7 +154,7 @@ class _Plan:
             values[DONE] = np.ones((1, piece[1].stop - piece[1].start), np.float32)
             labelled.put(path, dict.fromkeys(values, where), values)
 
-        work_sharing.run_missing(self.pieces, done, compute, f"activations of {self.denoiser.name}")
+        work_sharing.run_missing(path, self.pieces, done, compute, f"activations of {self.denoiser.name}")
         return labelled.opened(path).drop_vars(DONE)
 
     @property

@@ -1,7 +1,7 @@
 """What the untouched network does: activations, their moments, and statistics of its attention patterns."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -149,23 +149,13 @@ def attention_stats(
         by_timestep.append(
             jax.tree.map(lambda *values: np.concatenate([np.asarray(v) for v in values])[:count], *parts)
         )
-    named = [site for site in denoiser.identity.gate if site_type(site) == HEAD]
-    outputs = {pattern_site(site): site for site in named}  # what heads are called by
-    keys, heads, tokens = _keys(denoiser, eval_set), [], []
-    for site, statistics in by_timestep[0].items():
-        of_site = statistics.entropy.shape[1]
-        heads += [f"{outputs.get(site, site)}{head}" for head in range(of_site)]
-        tokens += [keys[site]] * of_site
-
-    def all_heads(statistic: str) -> Float[np.ndarray, "head t image"]:
-        nothing = np.empty((0, len(timesteps), count))
-        sites = [
-            np.stack([getattr(at_t[site], statistic).T for at_t in by_timestep], 1) for site in by_timestep[0]
-        ]
-        return np.concatenate([nothing, *sites]).astype(np.float32)
-
+    heads, tokens = _heads_and_keys(denoiser, eval_set, by_timestep[0])
+    shape = (len(heads), len(timesteps), count)
     dataset = xr.Dataset(
-        {name: (("head", "t", "image"), all_heads(name)) for name in AttentionStatistics._fields},
+        {
+            name: (("head", "t", "image"), _all_heads(by_timestep, name, shape))
+            for name in AttentionStatistics._fields
+        },
         coords={
             "head": np.array(heads, dtype=str),
             "t": np.asarray(timesteps, np.int32),
@@ -175,6 +165,32 @@ def attention_stats(
         },
     )
     return over_many_keys(dataset)
+
+
+def _heads_and_keys(
+    denoiser: Examinable, eval_set: EvalSet, captured: Mapping[str, AttentionStatistics]
+) -> tuple[list[str], list[int]]:
+    """Names of all heads, site by site, and how many positions each attends over."""
+    named = [site for site in denoiser.identity.gate if site_type(site) == HEAD]
+    outputs = {pattern_site(site): site for site in named}  # what heads are called by
+    keys, heads, tokens = _keys(denoiser, eval_set), [], []
+    for site, statistics in captured.items():
+        of_site = statistics.entropy.shape[1]
+        heads += [f"{outputs.get(site, site)}{head}" for head in range(of_site)]
+        tokens += [keys[site]] * of_site
+    return heads, tokens
+
+
+def _all_heads(
+    by_timestep: Sequence[Mapping[str, AttentionStatistics]], statistic: str, shape: tuple[int, int, int]
+) -> Float[np.ndarray, "head t image"]:
+    """One statistic of the heads of all sites."""
+    values, first = np.empty(shape, np.float32), 0
+    for site in by_timestep[0]:
+        of_site = np.stack([getattr(at_t[site], statistic).T for at_t in by_timestep], axis=1)
+        values[first : first + len(of_site)] = of_site
+        first += len(of_site)
+    return values
 
 
 def over_many_keys(statistics: xr.Dataset) -> xr.Dataset:

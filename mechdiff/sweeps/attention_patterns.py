@@ -27,8 +27,10 @@ from mechdiff.models.layers import PATTERNS
 from mechdiff.models.stages import stages
 from mechdiff.models.traced.denoiser import TracedNetwork
 from mechdiff.models.traced.sites import Site
-from mechdiff.sweeps.ablation import component_coords, sweep_in_memory
 from mechdiff.sweeps.activations import activations
+from mechdiff.sweeps.coords import component_coords
+from mechdiff.sweeps.execution.passes import SweepLosses
+from mechdiff.sweeps.in_memory import sweep_in_memory
 from mechdiff.sweeps.replacements import resample_replacements
 
 PATTERN_SOURCES = ("uniform", "identity", "frozen")
@@ -136,39 +138,46 @@ def pattern_effects(
     """
     heads = heads_of(denoiser, heads)
     check_patterns(denoiser, eval_set)
-    named = isinstance(denoiser.network, TracedNetwork)
-    losses, changes, clean_loss = [], [], None
-    for ablation in ablations:
-        if ablation not in PATTERN_SOURCES:
-            raise ConfigError(unknown("source of patterns", ablation, PATTERN_SOURCES))
-        patterns = constant_patterns(denoiser.network, "uniform" if ablation == "frozen" else ablation)
-        stacked, source = one_pattern_each(denoiser.identity, heads, patterns), None
-        if ablation == "frozen":
-            source = resample_replacements(denoiser, eval_set, draws=draws)
-            source = source if named else dataclasses.replace(source, collection=PATTERNS)
-        swept = sweep_in_memory(
-            denoiser,
-            eval_set,
-            stacked,
-            replacements=source,
-            block=block,
-            field="replacement" if named else "pattern_replacement",
-        )
-        losses.append(swept.loss)
-        changes.append(swept.change)
-        clean_loss = swept.clean_loss
-    dims, coords = (
-        ("ablation", "component", "t", "image"),
-        (denoiser, heads, eval_set.timesteps, eval_set.count),
-    )
+    swept = [_replaced(denoiser, eval_set, heads, ablation, draws, block) for ablation in ablations]
+    dims = ("ablation", "component", "t", "image")
     return xr.Dataset(
         {
-            "loss": (dims, np.stack(losses)),
-            "change": (dims, np.stack(changes)),
-            "clean_loss": (dims[2:], clean_loss),
+            "loss": (dims, np.stack([losses.loss for losses in swept])),
+            "change": (dims, np.stack([losses.change for losses in swept])),
+            "clean_loss": (dims[2:], swept[-1].clean_loss),
         },
-        coords={"ablation": list(ablations), **component_coords(*coords)},
+        coords={
+            "ablation": list(ablations),
+            **component_coords(denoiser, heads, eval_set.timesteps, eval_set.count),
+        },
         attrs={"denoiser": denoiser.name, "draws": draws},
+    )
+
+
+def _replaced(
+    denoiser: Examinable,
+    eval_set: EvalSet,
+    heads: Sequence[Component],
+    ablation: str,
+    draws: int,
+    block: int,
+) -> SweepLosses:
+    """Losses with the pattern of one head at a time replaced, from one source."""
+    if ablation not in PATTERN_SOURCES:
+        raise ConfigError(unknown("source of patterns", ablation, PATTERN_SOURCES))
+    named = isinstance(denoiser.network, TracedNetwork)
+    patterns = constant_patterns(denoiser.network, "uniform" if ablation == "frozen" else ablation)
+    source = None
+    if ablation == "frozen":
+        source = resample_replacements(denoiser, eval_set, draws=draws)
+        source = source if named else dataclasses.replace(source, collection=PATTERNS)
+    return sweep_in_memory(
+        denoiser,
+        eval_set,
+        one_pattern_each(denoiser.identity, heads, patterns),
+        replacements=source,
+        block=block,
+        field="replacement" if named else "pattern_replacement",
     )
 
 

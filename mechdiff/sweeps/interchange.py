@@ -31,8 +31,8 @@ from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
-from mechdiff.sweeps.ablation import component_coords
 from mechdiff.sweeps.activations import activations
+from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.sweeps.execution.passes import PassOutputs
 

@@ -157,13 +157,21 @@ def _descend(
     gradient: Callable[..., PyTree], point: PyTree, batches: Iterator[EvalBatch], steps: int
 ) -> PyTree:
     """`steps` of Adam from `point`, one on each batch."""
-    optimizer = optax.adam(optax.cosine_decay_schedule(RATE, steps))
-    state = optimizer.init(point)
-    advance = jax.jit(optimizer.update)
+    state = _adam(steps).init(point)
     for batch in batches:
-        update, state = advance(gradient(point, batch), state)
+        update, state = _update(steps, gradient(point, batch), state)
         point = optax.apply_updates(point, update)
     return jax.tree.map(np.asarray, point)
+
+
+def _adam(steps: int) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(RATE, steps))
+
+
+@functools.partial(jax.jit, static_argnames=("steps",))
+def _update(steps: int, gradient: PyTree, state: optax.OptState) -> tuple[PyTree, optax.OptState]:
+    """Compiled once, not at every timestep."""
+    return _adam(steps).update(gradient, state)
 
 
 def _best(

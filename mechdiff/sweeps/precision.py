@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from mechdiff.stats import percent_increase
+
 IMAGES = 8  # run in full too, at each of
 TIMESTEPS = 4  # evenly spread over those of the sweep
 
@@ -48,7 +50,7 @@ def largest_error(swept: Sequence[Losses], exact: Sequence[Losses]) -> Float[np.
 
     def increase(losses: Losses) -> Float[np.ndarray, " components"]:
         ablated, clean = (np.asarray(values, np.float64).mean(axis=-1) for values in losses)
-        return 100 * (ablated / clean - 1)
+        return percent_increase(ablated, clean)
 
     differences = [increase(reduced) - increase(full) for reduced, full in zip(swept, exact, strict=True)]
     return np.abs(differences).max(axis=0)

@@ -23,7 +23,7 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PRNGKey, PyTree, StepFn
 from mechdiff.diffusion.samplers import TimestepSequence, ddim_step
-from mechdiff.interventions.build import leave_one_out
+from mechdiff.interventions.build import leave_one_out, without_replacements
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
@@ -120,15 +120,20 @@ def sampling_sweep(
     Raises:
       ConfigError: an ablation without replacements, or a window without timesteps.
 
-    Example (`python -m experiments.sweep_sampling` is the runnable version):
-      >>> timesteps = ddim_timesteps(schedule.steps, 50)  # doctest: +SKIP
-      >>> sample_set = SampleSet(timesteps, 16, jax.random.key(0))  # doctest: +SKIP
-      >>> sampling_sweep(denoiser, sample_set, even_windows(timesteps, 4), "runs/mine")  # doctest: +SKIP
+    Example:
+      >>> import tempfile
+      >>> from mechdiff.models.toy import toy_denoiser
+      >>> sample_set = SampleSet([10, 50, 90], 2, jax.random.key(0))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     swept = sampling_sweep(toy_denoiser(), sample_set, [(0, 60), (60, 100)], Path(folder))
+      >>> moved = swept["distance"].sel(ablation="zero").mean("sample") > 0
+      >>> dict(zip(moved["component"].values.tolist(), moved.values.tolist(), strict=True))
+      {'large.mlp': [True, True], 'small.mlp': [True, True], 'idle.mlp': [False, False]}
     """
     chosen = tuple(chosen or denoiser.components())
     for ablation in config.ablations:
         if ablation != "zero" and ablation not in (replacements or {}):
-            raise ConfigError(f"{ablation} ablation needs replacements for every sampling step")
+            raise without_replacements(ablation)
         if ablation != "zero" and not isinstance(replacements[ablation], dict):
             raise ConfigError(
                 f"replacements of {ablation} ablation differ between images; sampling needs arrays, "
@@ -241,7 +246,7 @@ class _Plan:
             self._compute(path, piece)
 
         title = f"sampling {self.sampler.denoiser.name}"
-        work_sharing.run_missing(pieces, done, compute, title)
+        work_sharing.run_missing(path, pieces, done, compute, title)
 
     @functools.cached_property
     def _starts(self) -> list[int]:

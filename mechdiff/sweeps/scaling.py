@@ -16,7 +16,8 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Examinable
-from mechdiff.sweeps.ablation import component_coords, sweep_in_memory
+from mechdiff.sweeps.coords import component_coords
+from mechdiff.sweeps.in_memory import sweep_in_memory
 
 GATE_VALUES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 

@@ -4,12 +4,7 @@ Every component has a confidence sequence of its pooled relative loss increase. 
 interval lies on one side of zero or is narrower than a stated width; then it is left out. Looking
 after every block of images costs no coverage: the sequence holds at all sizes at once. The images of a
 component are the first n of one list, so its interval does not depend on what the others are.
-
-What is certain: the sign. The intervals rest on an asymptotic theorem, corrected for few and skewed images
-(`stats.skewed_sequence`). Where the loss increase is lognormal over images with log-sd 1, joint
-intervals of 95 % held all sizes in four simulated runs of five, and no sign was wrong (the calibration has
-the numbers): the fewer images carry a loss increase, the less certain is its *size*. A component that
-matters for images of which none has been shown can't be told from one that doesn't matter.
+See `stopping` for what is certain then.
 """
 
 import dataclasses
@@ -21,8 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import xarray as xr
-from jaxtyping import Bool, Float, Int
-from scipy import special
+from jaxtyping import Float, Int
 
 from mechdiff.core import devices
 from mechdiff.core.batches import Batch, batches
@@ -34,87 +28,11 @@ from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
-from mechdiff.stats import skewed_sequence
 from mechdiff.storage import digests, labelled, run_log
 from mechdiff.sweeps import precision
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.sweeps.execution.shown import provenance, shown_digests
-
-FIRST_LOOK = 32  # images before the first look: the sequence is asymptotic
-
-
-@dataclasses.dataclass(frozen=True)
-class SequentialResult:
-    """Relative loss increase of every component, as certain as was asked or as the images allowed.
-
-    Attributes:
-      components: names.
-      estimate: pooled relative loss increase (%), the mean over timesteps of 100 (L(do) - L0) / L0.
-      low, high: its confidence sequence where it stopped; not symmetric, see `stats.skewed_sequence`. The
-        sign is certified; the size is less certain the fewer images carry it.
-      images: how many each component was scored on.
-      decided: whether the interval lies on one side of zero or is narrow enough.
-      spent: components x images that were computed.
-      fixed: components x images of the smallest fixed design with the same result: one number of images for
-        all (nested in timesteps if these were), enough for the component that needs most by an ordinary
-        interval of the same level. It is what hindsight would choose: a planner without these data would
-        spend more.
-      precision_error: largest error of a relative loss increase by reduced precision of products, in points,
-        see `precision.largest_error`; 0 in full precision. Intervals are wider by it at both ends.
-    """
-
-    components: tuple[str, ...]
-    estimate: Float[np.ndarray, " component"]
-    low: Float[np.ndarray, " component"]
-    high: Float[np.ndarray, " component"]
-    images: Int[np.ndarray, " component"]
-    decided: Bool[np.ndarray, " component"]
-    spent: int
-    fixed: int
-    precision_error: Float[np.ndarray, " component"]
-
-
-def effect_and_influence(
-    clean: Float[np.ndarray, "t image"], loss: Float[np.ndarray, "*component t image"]
-) -> tuple[Float[np.ndarray, " *component"], Float[np.ndarray, "*component image"]]:
-    """Pooled relative loss increase (%), and what each image adds to it (delta method for ratios of means).
-
-    The estimate's standard error is that of the mean of the influences, which is 0.
-    """
-    base = clean.mean(-1, keepdims=True)
-    ratio = loss.mean(-1, keepdims=True) / base
-    return 100 * (ratio[..., 0].mean(-1) - 1), 100 * ((loss - ratio * clean) / base).mean(-2)
-
-
-@dataclasses.dataclass(frozen=True)
-class StoppingRule:
-    """When a component is decided.
-
-    Attributes:
-      width: in percent of the clean loss, above 0; an interval this narrow is certain enough, wherever it
-        lies.
-      confidence: coverage of the intervals at any time.
-      joint: whether `confidence` is that of all intervals together (Bonferroni), or of each.
-
-    Raises:
-      ConfigError: a width that is not positive.
-
-    Example:
-      >>> StoppingRule(2.0).of_each(10)
-      0.995
-    """
-
-    width: float
-    confidence: float = 0.95
-    joint: bool = True
-
-    def __post_init__(self):
-        if self.width <= 0:
-            raise ConfigError(f"width={self.width} must be above 0, in percent of the clean loss")
-
-    def of_each(self, intervals: int) -> float:
-        """Confidence of each of so many intervals."""
-        return 1 - (1 - self.confidence) / (intervals if self.joint else 1)
+from mechdiff.sweeps.stopping import FIRST_LOOK, SequentialResult, StoppingRule, interim_result
 
 
 def sequential_sweep(
@@ -165,11 +83,6 @@ class _Run:
     rows: int
     precision: Precision = "float32"
 
-    @property
-    def confidence(self) -> float:
-        """Of each interval."""
-        return self.rule.of_each(len(self.chosen))
-
     @functools.cached_property
     def digest(self) -> str:
         """Digest of everything that decides the numbers, and which are computed."""
@@ -178,7 +91,7 @@ class _Run:
                 **self.denoiser.digests(),
                 **shown_digests(self.eval_set),
                 "components": [component.name for component in self.chosen],
-                "rule": [self.rule.width, self.confidence, self.block],
+                "rule": [self.rule.width, self.rule.of_each(len(self.chosen)), self.block],
                 "numerics": NUMERICS_VERSION,
                 **({"precision": self.precision} if self.reduced else {}),
             }
@@ -206,6 +119,7 @@ class _Run:
         engine = Engine(denoiser, self.rows)
         stacked = leave_one_out(denoiser.identity, self.chosen)[1]
         count, total = len(self.chosen), self.total
+        names = tuple(component.name for component in self.chosen)
         clean = np.full((len(self.timesteps), total), np.nan)
         loss = np.full((count, *clean.shape), np.nan)
         running, result = np.ones(count, bool), None
@@ -221,37 +135,13 @@ class _Run:
                     error = self._precision_error(path, stacked)
                 if where.stop < FIRST_LOOK:
                     continue
-                result = self._look(clean, loss, error)
+                result = interim_result(clean, loss, names, self.rule, error)
                 left = running & ~result.decided
                 if not left.any():
                     break
                 # A new set of components is a new program: not before it is worth compiling one.
                 running = left if left.sum() <= running.sum() / 2 else running
         return result
-
-    def _look(self, clean: np.ndarray, loss: np.ndarray, error: np.ndarray | None = None) -> SequentialResult:
-        images = np.isfinite(loss[:, 0]).sum(-1)
-        estimate, deviation, low, high = (np.empty(len(images)) for _ in range(4))
-        for size in np.unique(images):  # components that were left out together
-            rows = images == size
-            estimate[rows], influence = effect_and_influence(clean[:, :size], loss[rows][..., :size])
-            deviation[rows] = influence.std(-1, ddof=1)
-            below, above = skewed_sequence(influence, self.confidence, planned=4 * FIRST_LOOK)
-            low[rows], high[rows] = estimate[rows] - below, estimate[rows] + above
-        error = np.zeros(len(images)) if error is None else error
-        low, high = low - error, high + error
-        decided = (low > 0) | (high < 0) | (high - low <= self.rule.width)
-        return SequentialResult(
-            components=tuple(component.name for component in self.chosen),
-            estimate=estimate,
-            low=low,
-            high=high,
-            images=images,
-            decided=decided,
-            spent=int(images.sum()),
-            fixed=len(images) * int(self._fixed_images(estimate, deviation).max()),
-            precision_error=error,
-        )
 
     def _precision_error(self, path: Path, stacked: Intervention) -> Float[np.ndarray, " component"]:
         """Of a part of the first block that is run in float32 too; kept in the store."""
@@ -273,12 +163,6 @@ class _Run:
             )
             labelled.put(path, {"precision_error": (slice(None),)}, {"precision_error": errors})
         return labelled.region(path, {"precision_error": (slice(None),)})["precision_error"]
-
-    def _fixed_images(self, estimate: np.ndarray, deviation: np.ndarray) -> Int[np.ndarray, " component"]:
-        """Images with which an ordinary interval of each component is certain, at least `FIRST_LOOK`."""
-        z = special.ndtri((1 + self.confidence) / 2)
-        reach = np.maximum(np.abs(estimate), self.rule.width / 2)  # half-width that is small enough
-        return np.maximum(FIRST_LOOK, np.ceil((z * deviation / reach) ** 2)).astype(int)
 
     def _compute(
         self, path: Path, engine: Engine, stacked: Intervention, running: np.ndarray, batch: Batch

@@ -31,8 +31,8 @@ from mechdiff.models.attention_stats import AttentionStatistics
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.layers import ATTENTION
 from mechdiff.models.unet import forward
-from mechdiff.sweeps.ablation import component_coords
 from mechdiff.sweeps.attention_patterns import check_patterns, heads_of
+from mechdiff.sweeps.coords import component_coords
 
 HEAD_AXIS = -2  # of the outputs of our UNet's heads, before the channels of each
 Sites = dict[str, Array]  # site -> activations, rows first
@@ -197,11 +197,10 @@ def temperature_effects(
             arrays["loss"][where] = outcome.loss[:, real]
             arrays["change"][where] = outcome.change[:, real]
             for row, (_, head) in enumerate(settings):
-                cell, unit = (row, t_index, batch.span), head.index[0]
-                place = tempered_site(head.site, stacked)
-                arrays["entropy"][cell] = outcome.entropy[place][row, real, unit]
+                cell, of_head = (row, t_index, batch.span), (row, real, head.index[0])
+                arrays["entropy"][cell] = outcome.entropy[tempered_site(head.site, stacked)][of_head]
                 if matched:
-                    arrays["gate"][cell] = outcome.gate[head.site][row, real, unit]
+                    arrays["gate"][cell] = outcome.gate[head.site][of_head]
     dims, shape = ("temperature", "component", "t", "image"), (len(values), len(heads), *shape[1:])
     return xr.Dataset(
         {

@@ -40,7 +40,7 @@ def load_run_data(config: ExperimentConfig, cache: Path) -> RunData:
     """
     train, test = _load(config, "train", cache), _load(config, "test", cache)
     _check_channels(config, train)
-    return RunData(config, train, test, _labels(config, train, every=True), _labels(config, test))
+    return RunData(config, train, test, _labels(config, train, all_classes=True), _labels(config, test))
 
 
 def _load(config: ExperimentConfig, split: str, cache: Path) -> Dataset:
@@ -66,12 +66,12 @@ def placed_batch(data: RunData, sharding: Sharding, step: int) -> tuple[Array, A
 
 
 def _labels(
-    config: ExperimentConfig, dataset: Dataset, every: bool = False
+    config: ExperimentConfig, dataset: Dataset, all_classes: bool = False
 ) -> Int[np.ndarray, " images"] | None:
     """The class of each image, for a network with classes.
 
     Args:
-      every: each class must have an image.
+      all_classes: each class must have an image.
     """
     unet, names = config.unet, config.data.classes
     if unet.condition_channels or unet.class_embedding != "table":
@@ -88,7 +88,7 @@ def _labels(
         return None
     labels = class_labels(dataset, names, unet.classes)
     missing = np.setdiff1d(np.arange(unet.classes), labels)
-    if every and missing.size:
+    if all_classes and missing.size:
         raise ConfigError(
             f"data.classes={names}: no training image is of class {missing[0]} of {unet.classes}; "
             "lower it, or take more images"

@@ -152,8 +152,8 @@ class Trainer:
         path = self.workdir / "samples" / f"step_{done:07d}.png"
         processes.in_first(lambda: image_grid.save_sheet(path, images))
 
-    def _due(self, done: int, every: int) -> bool:
-        return done % every == 0 or done == self.config.train.steps
+    def _due(self, done: int, interval: int) -> bool:
+        return done % interval == 0 or done == self.config.train.steps
 
     def _finite(self, pending: list[Metrics], done: int, saved) -> dict[str, float]:
         """Means of the steps since the last look; NaN or Inf in any of them ends the run."""

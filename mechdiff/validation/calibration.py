@@ -13,7 +13,7 @@ from mechdiff.analysis import effects, network_divergence
 from mechdiff.analysis.roles.matching import agreement
 from mechdiff.core.errors import ConfigError
 from mechdiff.stats.small_samples import over_seeds
-from mechdiff.validation import further_calibration, image_calibration, rule_calibration
+from mechdiff.validation import attacks, further_calibration, image_calibration, rule_calibration
 from mechdiff.validation.checks import ALPHA, LEVEL, Check, covers, mean_error, table, uniform
 
 __all__ = ["Check", "calibrate", "table"]
@@ -31,12 +31,13 @@ def calibrate(repeats: int = 400, images: int = 32, seed: int = 0) -> list[Check
     """
     if repeats < 50:
         raise ConfigError(f"repeats={repeats} show nothing; at least 50, better 400")
-    basic, rules, images_of_people, further = np.random.default_rng(seed).spawn(4)
+    basic, rules, images_of_people, further, attacked = np.random.default_rng(seed).spawn(5)
     return [
         *basics(basic, repeats, images),
         *rule_calibration.checks(rules, repeats),
         *image_calibration.checks(images_of_people, repeats),
         *further_calibration.checks(further, repeats),
+        *attacks.checks(attacked, repeats),
     ]
 
 
@@ -129,8 +130,8 @@ def _seeds(rng: np.random.Generator, repeats: int, seeds: int = 5) -> list[Check
     networks = f"2 x {seeds} networks"
     tests = (
         f"Student over {seeds} pairs of seeds",
-        f"relabelling of {networks}, largest of levels",
-        f"relabelling of {networks}, mean over levels",
+        f"relabelling of {networks}, largest over timesteps",
+        f"relabelling of {networks}, mean over timesteps",
         "roles of matched heads, shuffled in layers",
     )
     p = {name: [] for name in tests}

@@ -32,8 +32,8 @@ def _beyond_controls(rng: np.random.Generator, repeats: int) -> list[Check]:
     the same network, as `claims.bottlenecks` takes them; trainings deviate by 30 %."""
 
     def p(control: Float[np.ndarray, " network"]) -> float:
-        own = 40 * (1 + 0.3 * rng.normal(size=NETWORKS))
-        return small_samples.over_seeds(own - control)[2]
+        increase = 40 * (1 + 0.3 * rng.normal(size=NETWORKS))
+        return small_samples.over_seeds(increase - control)[2]
 
     def sets(mean: float) -> Float[np.ndarray, " network"]:
         drawn = mean * (1 + 0.3 * rng.normal(size=(NETWORKS, SETS)))

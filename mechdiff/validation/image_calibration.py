@@ -9,7 +9,7 @@ from jaxtyping import Float
 from mechdiff import stats
 from mechdiff.analysis import effects
 from mechdiff.circuits.faithfulness import faithfulness
-from mechdiff.sweeps import sequential
+from mechdiff.sweeps import stopping
 from mechdiff.validation import old_rules
 from mechdiff.validation.checks import ALPHA, LEVEL, Check, covers, errs, replacing, uniform
 
@@ -58,33 +58,41 @@ def simulated(rng: np.random.Generator, law) -> tuple[tuple[bool, bool], tuple[b
     loss = clean * (1 + size[:, None, None] * law(rng, (COMPONENTS, 1, MOST)))
     data = size, clean, loss
     return (
-        stopped(data, sequential.FIRST_LOOK, stats.skewed_sequence),
+        stopped(data, stopping.FIRST_LOOK, stats.skewed_sequence),
         stopped(data, OLD_FIRST_LOOK, old_rules.normal_width),
     )
 
 
 def stopped(data: tuple[np.ndarray, ...], first: int, ends: Callable, block: int = 16) -> tuple[bool, bool]:
     """Whether all intervals cover the truth when a sequential sweep stops, and whether any lies on the wrong
-    side of 0.
+    side of 0. Arguments as of `last_intervals`."""
+    truth = 100 * data[0]
+    low, high = last_intervals(data, first, ends, block)
+    holds = bool(((low <= truth) & (truth <= high)).all())
+    return holds, bool(((low > 0) & (truth <= 0) | (high < 0) & (truth >= 0)).any())
+
+
+def last_intervals(
+    data: tuple[np.ndarray, ...], first: int, ends: Callable, block: int = 16
+) -> tuple[Float[np.ndarray, " component"], Float[np.ndarray, " component"]]:
+    """Lower and upper ends (%) of all components' intervals when a sequential sweep stops.
 
     Args:
       data: true effects, clean losses and losses.
       first: images at the first look.
       ends: how far intervals reach below and above.
     """
-    size, clean, loss = data
+    _, clean, loss = data
     confidence = 1 - (1 - LEVEL) / COMPONENTS  # of each component (Bonferroni)
     low, high, left = np.zeros(COMPONENTS), np.zeros(COMPONENTS), np.arange(COMPONENTS)
     for n in range(first, MOST + 1, block):
-        estimate, influence = sequential.effect_and_influence(clean[:, :n], loss[left][..., :n])
+        estimate, influence = stopping.effect_and_influence(clean[:, :n], loss[left][..., :n])
         below, above = ends(influence, confidence, planned=4 * first)
         low[left], high[left] = estimate - below, estimate + above
         left = left[(low[left] <= 0) & (high[left] >= 0) & (high[left] - low[left] > WIDTH)]
         if not len(left):
             break
-    truth = 100 * size
-    holds = bool(((low <= truth) & (truth <= high)).all())
-    return holds, bool(((low > 0) & (truth <= 0) | (high < 0) & (truth >= 0)).any())
+    return low, high
 
 
 def circuit_losses(
@@ -113,10 +121,10 @@ def _faithfulness(rng: np.random.Generator, repeats: int) -> list[Check]:
     return results
 
 
-def _people(rng: np.random.Generator, repeats: int, people: int = 40, each: int = 26) -> list[Check]:
+def _people(rng: np.random.Generator, repeats: int, people: int = 40, per_person: int = 26) -> list[Check]:
     """Pooled relative loss increase from images of 40 people, a tenth of the variance of log losses between
     people."""
-    person = np.repeat(np.arange(people), each)
+    person = np.repeat(np.arange(people), per_person)
     units, images = stats.Units(person, people, True), stats.Units(np.arange(len(person)), len(person), False)
     covered, before = [], []
     for number in range(repeats):
@@ -128,18 +136,20 @@ def _people(rng: np.random.Generator, repeats: int, people: int = 40, each: int 
         for unit, outcomes in ((units, covered), (images, before)):
             interval = stats.bootstrap_units(statistic, unit, repeats=RESAMPLES, seed=number)
             outcomes.append(interval.low[0] <= 20 <= interval.high[0])
-    check = covers(f"BCa over people, {people} of {each} images each", np.array(covered, bool))
+    check = covers(f"BCa over people, {people} of {per_person} images each", np.array(covered, bool))
     return [replacing(check, np.array(before, bool))]
 
 
-def _flipped_people(rng: np.random.Generator, repeats: int, people: int = 40, each: int = 26) -> list[Check]:
+def _flipped_people(
+    rng: np.random.Generator, repeats: int, people: int = 40, per_person: int = 26
+) -> list[Check]:
     """The clustered null: differences of mean 0, a tenth of whose variance is between people. Signs are
     flipped by person; before, by image."""
     p, before = [], []
     for number in range(repeats):
         shared = np.sqrt(0.1) * rng.normal(size=(people, 1))
-        differences = shared + np.sqrt(0.9) * rng.normal(size=(people, each))
+        differences = shared + np.sqrt(0.9) * rng.normal(size=(people, per_person))
         p.append(stats.permutation_test(differences.sum(axis=1)[None], FLIPS, number)[0])
         before.append(stats.permutation_test(differences.reshape(1, -1), FLIPS, number)[0])
-    check = uniform(f"sign flips of {people} people with {each} images each", np.array(p))
+    check = uniform(f"sign flips of {people} people with {per_person} images each", np.array(p))
     return [replacing(check, np.array(before) <= ALPHA)]

@@ -7,8 +7,8 @@ Sizes are those of studies: 5 to 12 networks, 28 heads in 7 layers, 24 component
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mechdiff.analysis import bottlenecks, network_divergence, phases, spread
-from mechdiff.analysis.entropy_causality import within_layers
+from mechdiff.analysis import bottlenecks, network_divergence, segmentation, spread
+from mechdiff.analysis.entropy_correlation import within_layers
 from mechdiff.analysis.network_divergence import NetworkDivergence
 from mechdiff.analysis.roles import assignment, matching
 from mechdiff.stats import benjamini_hochberg, small_samples
@@ -19,7 +19,7 @@ LAYERS = [f"layer{i}" for i in range(7) for _ in range(4)]  # of 28 heads
 LEVELS = 6  # timesteps of entropies
 MARGIN = 0.015  # nats, of the claim about divergence
 RATIO_MARGIN = float(np.log(1.042))  # of the claim about complexity
-PICTURE_HALVES = 6  # splits of the images into halves, in the checks of phases
+IMAGE_HALVES = 6  # splits of the images into halves, in the checks of phases
 ROLES_BEFORE = 0.003  # raw p <= .05 by chance under the old rule, as the audit measured it (F6)
 
 
@@ -71,10 +71,14 @@ def _divergence(rng: np.random.Generator, repeats: int) -> list[Check]:
             np.array([old_rules.p_and_interval(result) for result in same]),
         ),
         errs(
-            "divergence varies with level: a constant difference",
+            "divergence varies with the timestep: a constant difference",
             np.array([x.p_varies <= ALPHA for x in same]),
         ),
-        finds("divergence varies with level: a slope", np.array([x.p_varies <= ALPHA for x in waves]), 0.8),
+        finds(
+            "divergence varies with the timestep: a slope",
+            np.array([x.p_varies <= ALPHA for x in waves]),
+            0.8,
+        ),
         errs("divergence not supported: a difference at the margin", within(edge)),
         finds("divergence not supported: no difference, 6 + 6 of sd 0.02", within(still), 0.5),
     ]
@@ -126,15 +130,15 @@ def _bottlenecks(rng: np.random.Generator, repeats: int) -> list[Check]:
 def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
     """24 timesteps of 12 components in 6 networks; independent noise of images in either half."""
 
-    def study(shape: Float[np.ndarray, "level component"], noise: float) -> tuple[bool, bool, bool]:
+    def study(shape: Float[np.ndarray, "t component"], noise: float) -> tuple[bool, bool, bool]:
         """Whether four phases are supported, by the rule and by the old one; and whether not supported."""
         networks = shape + 0.3 * rng.normal(size=(6, 1, 12)) * shape
         halves = [
-            (networks[:, None] + noise * rng.normal(size=(6, PICTURE_HALVES, 24, 12))).reshape(-1, 24, 12)
+            (networks[:, None] + noise * rng.normal(size=(6, IMAGE_HALVES, 24, 12))).reshape(-1, 24, 12)
             for _ in range(2)
         ]
         steps, drift = (
-            score.reshape(6, PICTURE_HALVES, -1).mean(axis=1) for score in phases.held_out(*halves)
+            score.reshape(6, IMAGE_HALVES, -1).mean(axis=1) for score in segmentation.held_out(*halves)
         )
         margin = steps[:, 3] - np.maximum(np.delete(steps, 3, axis=1).max(axis=1), drift.max(axis=1))
         _, (low, high), p = small_samples.over_seeds(margin)

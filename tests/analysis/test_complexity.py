@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from reference.networks import identity_of, random_params
+from reference.networks import SMALL, identity_of, random_params
 
 from mechdiff.analysis import complexity
 from mechdiff.core.errors import ConfigError
@@ -17,8 +17,7 @@ from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import forward
 from mechdiff.sweeps import channel_moments
 
-CONFIG = preset("tiny")
-UNET, SCHEDULE = CONFIG.unet, make_schedule(CONFIG.diffusion)
+UNET, SCHEDULE = SMALL, make_schedule(preset("tiny").diffusion)
 PARAMS, IDENTITY = random_params(UNET), identity_of(UNET)
 IMAGES = np.random.default_rng(1).uniform(-1, 1, (7, 8, 8, 3)).astype(np.float32)
 DENOISER = Denoiser("random", UNET, SCHEDULE, PARAMS, IDENTITY)
@@ -64,7 +63,7 @@ def test_moments_are_those_of_the_networks_activations(found):
         expected = np.cov(rows.T, bias=True)
         got = channel_moments.covariance(found[site], EVEN)[0, 1]
         np.testing.assert_allclose(got, expected, atol=1e-4 * max(1, np.abs(expected).max()))
-    assert found["down1.attn0.head"].rows.tolist() == [2 * 16] * GROUPS  # 6 of 7 images, 4 x 4 tokens
+    assert found["down0.attn0.head"].rows.tolist() == [2 * 64] * GROUPS  # 6 of 7 images, 8 x 8 tokens
 
 
 def test_a_networks_number_is_the_geometric_mean_over_sites_and_levels(found):

@@ -1,5 +1,7 @@
 """Pairs that make up for each other: numbers by hand, a null, and a planted network whose backup is known."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -91,6 +93,45 @@ def test_a_silent_backup_is_among_the_candidates_and_named_with_its_strength(kno
     assert costs[silent].mean() > 20 * abs(alone)
     above = first.joint - max(first.single_a, first.single_b)
     np.testing.assert_allclose(costs[silent].mean(), above, rtol=1e-5)
+
+
+def named_table(singles, joint):
+    """Pairs whose single and joint costs are as told; their interactions are certain."""
+    pairs = list(joint)
+    interaction = np.array([joint[a, b] - singles[a] - singles[b] for a, b in pairs])
+    values = {
+        "single_a": [singles[a] for a, _ in pairs],
+        "single_b": [singles[b] for _, b in pairs],
+        "joint": [joint[pair] for pair in pairs],
+        "named": np.where(interaction > backups.LEAST, backups.BACKUP, ""),
+    }
+    coords = {"a": ("pair", [a for a, _ in pairs]), "b": ("pair", [b for _, b in pairs])}
+    return xr.Dataset({name: ("pair", value) for name, value in values.items()}, coords)
+
+
+def test_a_group_is_named_where_any_one_may_go_and_no_two():
+    silent = dict.fromkeys("abcd", 0.0)
+    everyone = dict.fromkeys(itertools.combinations("abcd", 2), 50.0)
+    assert backups.groups(named_table(silent, everyone)) == [tuple("abcd")]
+    without_d = everyone | dict.fromkeys([("a", "d"), ("b", "d"), ("c", "d")], 0.0)
+    assert backups.groups(named_table(silent, without_d)) == [tuple("abc")]
+    two_groups = everyone | {("c", "d"): 0.0}
+    assert backups.groups(named_table(silent, two_groups)) == [tuple("abc"), tuple("abd")]
+
+
+def test_no_group_where_one_costs_much_alone_or_two_may_go():
+    everyone = dict.fromkeys(itertools.combinations("abc", 2), 50.0)
+    assert not backups.groups(named_table({"a": 0.0, "b": 0.0, "c": 20.0}, everyone))
+    assert not backups.groups(named_table(dict.fromkeys("abc", 0.0), everyone | {("a", "c"): 0.5}))
+
+
+def test_three_of_which_any_one_may_go_are_candidates_and_named_as_a_group(known):
+    plant, chosen = planted.make("two_of_three", 1, images=8), known[1]
+    eval_set, others = (EvalSet(x, plant.timesteps, jax.random.key(3)) for x in (plant.images, plant.others))
+    table = backups.verified_backups(plant.denoiser, eval_set, others, chosen, count=5)
+    (members,) = backups.groups(table)
+    assert set(members) == set(plant.signs)
+    assert f"any one may go, no two: {', '.join(members)}" in backups.lines(table)
 
 
 def test_one_component_makes_no_pair(known):

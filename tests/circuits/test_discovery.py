@@ -21,8 +21,8 @@ from mechdiff.interventions.build import keep_only, set_gate
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, denoise
 from mechdiff.storage import labelled
-from mechdiff.study import controls
-from mechdiff.study.inputs import EvalImages
+from mechdiff.study import circuit_results
+from mechdiff.study.eval_images import EvalImages
 from mechdiff.sweeps.execution import shared_prefix
 from mechdiff.validation import planted
 from mechdiff.validation.planted import weights
@@ -349,7 +349,7 @@ def test_halves_are_other_pictures_with_other_noise(nobody):
     given = EvalImages(pixels, pixels[:2], "noise", people=np.arange(9) // 2)
     config = SweepConfig(timesteps=3, images=9)
     asked = config, jax.random.key(4), None
-    find, score = controls.circuit_evaluators(nobody, given, "zero", *asked)
+    find, score = circuit_results.circuit_evaluators(nobody, given, "zero", *asked)
     assert find.eval_set.count == 4 and score.eval_set.count == 5 and find.digest != score.digest
     assert find.people.tolist() == [0, 0, 1, 1] and score.people.tolist() == [2, 2, 3, 3, 4]
     assert not np.array_equal(*(jax.random.key_data(evaluator.eval_set.key) for evaluator in (find, score)))
@@ -357,7 +357,7 @@ def test_halves_are_other_pictures_with_other_noise(nobody):
     assert len(find.eval_set.timesteps) == 3
     few = dataclasses.replace(given, scored=pixels[:3])
     with pytest.raises(ConfigError, match="too few"):
-        controls.circuit_evaluators(nobody, few, "zero", *asked)
+        circuit_results.circuit_evaluators(nobody, few, "zero", *asked)
 
 
 def test_a_circuit_is_less_faithful_in_a_network_that_does_otherwise(made_up):

@@ -33,7 +33,7 @@ from mechdiff.core.errors import DataError
 from mechdiff.data import cache, celeba
 from mechdiff.data.cache import load_split, stored
 from mechdiff.data.images import thumbnail
-from mechdiff.study import inputs
+from mechdiff.study import held_out
 
 
 @pytest.fixture(scope="module")
@@ -138,14 +138,14 @@ def test_where_test_images_are_too_few_to_examine_a_model_validation_helps_out(p
     wanted = len(test) + 1
     asked = DataConfig(name="celeba", path=str(pack))
     few = SweepConfig(images=len(test), reference_images=1, image_block=1)
-    found = inputs.held_out_images(asked, 16, few, tmp_path)
+    found = held_out.held_out_images(asked, 16, few, tmp_path)
     assert len(found.scored) + len(found.reference) == wanted
     np.testing.assert_array_equal(data.to_bytes(found.scored), test.images)
     assert found.facts["ids"][:-1] == list(test.ids) and found.facts["ids"][-1] in validation.ids
     assert data.to_bytes(found.reference)[0].tobytes() in {one.tobytes() for one in validation.images}
     many = SweepConfig(images=len(test) + len(validation), reference_images=1, image_block=1)
     with pytest.raises(DataError, match="held-out images, but sweep"):
-        inputs.held_out_images(asked, 16, many, tmp_path)
+        held_out.held_out_images(asked, 16, many, tmp_path)
 
 
 def as_csv(folder: Path) -> None:
@@ -571,14 +571,14 @@ def test_people_travel_with_their_images(tmp_path):
     found = load_split(source, size=16, split="test", limit=0, folder=None)
     assert found.people.tolist() == [100 + int(name[:6]) // 3 for name in found.ids]
     few = SweepConfig(images=2, timesteps=2, nested=True, reference_images=1)
-    given = inputs.held_out_images(DataConfig(name="celeba", path=str(pack)), 16, few, tmp_path)
+    given = held_out.held_out_images(DataConfig(name="celeba", path=str(pack)), 16, few, tmp_path)
     assert given.people.shape == (2, 2) and set(given.people.ravel()) <= set(found.people)
     names = given.facts["ids"]  # swept timestep by timestep, then for reference
     assert len(names) == 5 and given.people.ravel().tolist() == [
         100 + int(name[:6]) // 3 for name in names[:4]
     ]
     assert given.labels["person"][0] == ("t", "image") and given.first(1).people.shape == (2, 1)
-    single = inputs.held_out_images(
+    single = held_out.held_out_images(
         DataConfig(name="celeba", path=str(pack)), 16, SweepConfig(images=3, reference_images=1), tmp_path
     )
     assert single.labels["person"][0] == ("image",) and len(single.people) == 3
@@ -588,10 +588,10 @@ def test_without_a_list_or_with_a_partial_one_nobody_is_known(tmp_path):
     pack, few = write_pack(tmp_path / "pack"), SweepConfig(images=3, reference_images=1)
     asked = DataConfig(name="celeba", path=str(pack))
     assert celeba.open_source(str(pack)).people is None
-    assert inputs.held_out_images(asked, 16, few, tmp_path).labels == {}
+    assert held_out.held_out_images(asked, 16, few, tmp_path).labels == {}
     name_people(pack, {12: 7})
     assert sorted(celeba.open_source(str(pack)).people) == [-1] * 14 + [7]
-    assert inputs.held_out_images(asked, 16, few, tmp_path).people is None
+    assert held_out.held_out_images(asked, 16, few, tmp_path).people is None
 
 
 def test_a_foreign_list_of_people_is_refused(tmp_path):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from reference.launching import forget
 
-from experiments.benchmarks import _rounds, accelerator
+from experiments.benchmarks import _device, _rounds, accelerator
 from mechdiff.core.errors import MechdiffError
 from mechdiff.core.presets import preset
 from mechdiff.models.unet import components, count_parameters
@@ -73,26 +73,49 @@ def test_the_rivals_batch_of_masks_does_what_one_hook_at_a_time_does():
 def test_the_accelerators_arms_go_on_where_they_stopped(monkeypatch):
     """A failed arm is told and tried again; a finished one is not; without time nothing is begun."""
     planned = accelerator.arms(small=True, rivals=True, folder="profile")
-    assert len({arm.name for arm in planned}) == len(planned) == 27
+    assert len({arm.name for arm in planned}) == len(planned) == 43
     ran, saved = [], []
 
     def fails_once(module, variant, task, *rest, variables, limit):
         ran.append((task, variant))
         if len(ran) == 2:
             raise MechdiffError("ended with code 1")
-        return {"items": 8, "seconds": 2.0, "compiling": 3.0, "peak_bytes": 2**29, "device": "x"}
+        facts = {"peak_bytes": 2**29, "foretold_bytes": 2**30, "device": "x"}
+        return {"items": 8, "seconds": 2.0, "compiling": 3.0, **facts}
 
     monkeypatch.setattr(_rounds, "_run", fails_once)
     later = time.monotonic() + 1000
     results = accelerator.run(planned[:3], {}, later, lambda state: saved.append(dict(state)))
     assert [len(state) for state in saved] == [1, 2, 3]
     lines = accelerator.table(planned[:4], results).splitlines()
-    assert lines[1].endswith("4.0 items/s, 3 s to compile, 0.50 GiB at most")
+    assert lines[1].endswith("4.0 items/s, 3 s to compile, 1.00 GiB foretold, 0.50 GiB at most")
     assert lines[2].endswith("failed: ended with code 1") and lines[4].endswith("not run: no time left")
     accelerator.run(planned[:3], results, later, saved.append)
     assert ran[3:] == [("answers", planned[1].variant)]
     accelerator.run(planned, results, time.monotonic(), saved.append)
     assert len(ran) == 4
+
+
+def test_an_arm_that_takes_too_long_is_stopped_alone(monkeypatch):
+    planned, limits = accelerator.arms(small=True, rivals=False, folder="profile")[:2], []
+
+    def stops_the_first(*args, variables, limit):
+        limits.append(limit)
+        if len(limits) == 1:
+            raise MechdiffError(f"was stopped after {limit:.0f} s")
+        return {"gflops": 1.0, "side": 2}
+
+    monkeypatch.setattr(_rounds, "_run", stops_the_first)
+    results = accelerator.run(planned, {}, time.monotonic() + 1000, lambda state: None, longest=30)
+    assert limits == [30, 30] and results[planned[0].name] == {"failed": "was stopped after 30 s"}
+    assert "gflops" in results[planned[1].name]
+
+
+@pytest.mark.parametrize("form", ["ours", "jax"])
+def test_attention_is_measured_against_patterns_in_float64(form, monkeypatch):
+    monkeypatch.setattr(_rounds, "MIN_SECONDS", 1e-9)
+    result = _device.attention(f"{form} float32", preset("tiny"), 2)
+    assert result["difference"] < 1e-5 and result["gradient_milliseconds"] > 0
 
 
 def test_an_arm_of_the_accelerator_runs_on_a_cpu():

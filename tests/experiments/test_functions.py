@@ -16,7 +16,7 @@ from mechdiff.core.config import override
 from mechdiff.core.errors import ConfigError, DataError
 from mechdiff.models import load
 from mechdiff.storage import files, labelled
-from mechdiff.study import controls, examine, inputs, records
+from mechdiff.study import choosing, controls, examine, inputs, records
 from mechdiff.sweeps.sampling import SampleSet, sampling_sweep
 
 CLASSES = "reference.user_network:with_classes"
@@ -29,7 +29,7 @@ def config(tiny):
 
 
 def test_a_function_is_swept_and_reported_in_order_of_execution(config, tmp_path):
-    choose = inputs.chooser(config, None, tmp_path / "cache")
+    choose = choosing.chooser(config, None, tmp_path / "cache")
     for function in ("with_classes", "denoiser"):
         model = f"reference.user_network:{function}"
         where = tmp_path / "subjects" / load.name_of(model)
@@ -61,7 +61,7 @@ def test_a_function_is_swept_and_reported_in_order_of_execution(config, tmp_path
 
 def test_a_function_with_init_has_an_untrained_control(config, tmp_path):
     model = "reference.user_network:with_init"
-    choose = inputs.chooser(config, None, tmp_path / "cache")
+    choose = choosing.chooser(config, None, tmp_path / "cache")
     examined = examine.examine("with_init", model, choose, config.sweep, 0, tmp_path / "with_init")
     noise = keys.stream(jax.random.key(0), "scored noise")
     control = controls.control(examined, config, noise, tmp_path)
@@ -90,11 +90,11 @@ def test_pairs_and_samples_are_told_the_classes(config, tmp_path):
 def test_images_and_conditions_that_do_not_fit_are_refused(config, tmp_path):
     denoiser, images, labels = user_network.with_classes()
     with pytest.raises(DataError, match=r"12 images, but .* = 24; lower them"):
-        inputs.given_images(denoiser, override(config, ["sweep.images=20"]).sweep, images, labels)
+        inputs.accompanying_images(denoiser, override(config, ["sweep.images=20"]).sweep, images, labels)
     with pytest.raises(DataError, match=r"shape \(12, 2, 4, 3\); it takes \(images, 4, 4, 3\)"):
-        inputs.given_images(denoiser, config.sweep, images[:, :2], labels)
+        inputs.accompanying_images(denoiser, config.sweep, images[:, :2], labels)
     with pytest.raises(DataError, match=r"return \(denoiser, images, condition\)"):
-        inputs.given_images(denoiser, config.sweep, images)
+        inputs.accompanying_images(denoiser, config.sweep, images)
     with pytest.raises(ConfigError, match="not made up here"):
         _launch.opened(config, tmp_path, "reference.user_network:classes_without_images", None)
 
@@ -110,7 +110,7 @@ def test_a_launcher_ends_with_one_line(tmp_path, capsys):
 
 
 def test_a_stored_sweep_is_not_computed_again(config, tmp_path):
-    choose = inputs.chooser(config, None, tmp_path / "cache")
+    choose = choosing.chooser(config, None, tmp_path / "cache")
     for _ in range(2):
         examine.examine("net", CLASSES, choose, config.sweep, 0, tmp_path / "net")
     assert len(list((tmp_path / "net" / "sweep").glob("*.zarr"))) == 1

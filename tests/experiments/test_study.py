@@ -11,7 +11,7 @@ from absl.testing import flagsaver
 
 from experiments import _launch
 from mechdiff.storage import files
-from mechdiff.study import collecting, controls, plan
+from mechdiff.study import collecting, further_results, plan
 
 SMALL = (
     "--preset=tiny", "--seeds=1", "--data=gaussian,synthetic-level0", "--set=train.steps=2",
@@ -36,20 +36,20 @@ def study(tmp_path, monkeypatch, tiny):
 
 @pytest.mark.slow
 def test_a_study_that_was_interrupted_goes_on(tmp_path, monkeypatch, study, capsys):
-    out, run_study = tmp_path / "out", controls.run_study
+    out, run_study = tmp_path / "out", further_results.run_study
 
     def interrupted(examined, config, folder):
         if "gaussian" not in folder.name:
             raise KeyboardInterrupt
         run_study(examined, config, folder)
 
-    monkeypatch.setattr(controls, "run_study", interrupted)
+    monkeypatch.setattr(further_results, "run_study", interrupted)
     assert study() == 128 + signal.SIGINT
     names = ["tiny-gaussian-seed0", "tiny-synthetic-level0-seed0"]
     first, second = (out / "examined" / name / "cells" / f"{name}.zip" for name in names)
     assert first.exists() and not second.exists()
     before = first.stat().st_mtime_ns
-    monkeypatch.setattr(controls, "run_study", run_study)
+    monkeypatch.setattr(further_results, "run_study", run_study)
     assert study() == 0
     assert first.stat().st_mtime_ns == before and second.exists()
     (piece,) = sorted((out / "pieces").iterdir())

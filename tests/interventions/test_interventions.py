@@ -284,7 +284,7 @@ def test_channel_groups_are_selected_by_their_components():
     (lambda: ablate(IDENTITY, ["mid.attn0.head7"]), r"unknown component 'mid.attn0.head7'; closest: mid"),
     (lambda: ablate(IDENTITY, r"mid\.atn.*"), r"unknown component .*; (closest|choose from): "),
     (lambda: ablate(IDENTITY, "("), r"pattern '\(' is not a regular expression"),
-    (lambda: ablate(IDENTITY, ".*", "mean"), r"ablation 'mean' needs replacements"),
+    (lambda: ablate(IDENTITY, ".*", "mean"), r"mean ablation needs replacements"),
     (lambda: ablate(IDENTITY, ".*", "mean", {}), r"replacements lack 24 sites .* first 'down0.block0.res'"),
     (lambda: set_temperature(IDENTITY, NAMES[0], 2.0), r"component '.*' is not an attention head"),
     (lambda: set_temperature(IDENTITY, ".*head.*", 0.0), r"temperature=0.0 must be above 0"),

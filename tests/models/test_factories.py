@@ -17,7 +17,7 @@ def test_a_function_stands_in_the_place_of_a_folder():
     assert facts["parameters"] == 3 * 6 + 3 * 6 + 6 * 6 + 6 * 3 and facts["image_shape"] == [4, 4, 3]
     np.testing.assert_allclose(facts["log_snr"], denoiser.schedule.log_snr)
     assert load.load_denoiser(f"{MODULE}:denoiser", "mine")[0].name == "mine"
-    images, condition = load.load_denoiser(f"{MODULE}:with_classes")[2][factories.GIVEN]
+    images, condition = load.load_denoiser(f"{MODULE}:with_classes")[2][factories.WITH_IMAGES]
     assert images.shape == (12, 4, 4, 3) and condition.tolist() == [0, 1, 2] * 4
 
 

@@ -1,5 +1,6 @@
 """Launchers in one process, in turn: `python -m tests.reference.launching '[["sweep", "--model=..."]]'`."""
 
+import gc
 import importlib
 import json
 import signal
@@ -37,4 +38,5 @@ def forget(module: ModuleType) -> None:
 
 
 if __name__ == "__main__":
+    gc.set_threshold(50_000, 10, 10)  # as `conftest.py` does
     sys.exit(max(launch(*words) for words in json.loads(sys.argv[1])))

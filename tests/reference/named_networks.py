@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, PartitionSpec
@@ -264,10 +265,17 @@ def _linen_twin(edit, variables, x, t):
     return _dense(weights["out"], h)
 
 
+def _drawn(shapes):
+    """Parameters by their shapes alone: no initializer is compiled while tests are collected."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.6, leaf.shape), leaf.dtype), shapes)
+
+
 def linen(construct: str) -> Network:
     """A Linen network under one of its lifted transformations."""
     module = LinenNetwork(construct)
-    variables = module.init(jax.random.key(1), jnp.ones((1, 2, 2, CHANNELS)), jnp.zeros(1, jnp.int32))
+    example = jnp.ones((1, 2, 2, CHANNELS)), jnp.zeros(1, jnp.int32)
+    variables = _drawn(jax.eval_shape(module.init, jax.random.key(1), *example))
     return Network("Linen", construct, module.apply, variables, _linen_twin, BLOCKS)
 
 
@@ -311,7 +319,8 @@ class NnxNetwork(nnx.Module):
 
 def nnx_network(construct: str) -> Network:
     """An NNX network under one of its transformations."""
-    graph, state = nnx.split(NnxNetwork(construct, nnx.Rngs(2)))
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: NnxNetwork(construct, nnx.Rngs(2))))
+    state = _drawn(shapes)
 
     def twin(edit, state, x, t):
         model = nnx.merge(graph, state)

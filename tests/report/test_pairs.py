@@ -15,7 +15,7 @@ from mechdiff.study import records
 @pytest.fixture(scope="module")
 def examined(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    fabricate(folder, "tiny", "held-out synthetic pictures", 0)
+    fabricate(folder, "tiny", "held-out synthetic images", 0)
     files.write_json(folder / "manifest.json", {})
     return records.read(folder)[1][0]
 
@@ -51,6 +51,19 @@ def test_a_backup_is_named_with_its_share_and_markup_is_escaped(examined):
 def test_common_work_and_more_pairs_than_are_shown(examined):
     sentence = pairs.about(with_pairs(examined, ["common"] * 7, 1.0))
     assert sentence.count("share 100 % of the lesser") == pairs.SHOWN and "and 2 more" in sentence
+
+
+def test_a_group_of_which_any_one_may_go_is_named_once_and_not_as_pairs(examined):
+    model = with_pairs(examined, ["backup"] * 4, 1.0)
+    pair = {"a": list("rrsr"), "b": list("sttu"), "single_a": [0.2] * 4, "single_b": [0.2, 0.2, 0.2, 25.0]}
+    joint = {"joint": [50.0, 60.0, 70.0, 80.0]}
+    table = model.network.pairs.assign({name: ("pair", values) for name, values in (pair | joint).items()})
+    table = table.set_coords(["a", "b"])
+    network = dataclasses.replace(model.network, pairs=table)
+    sentence = pairs.about(dataclasses.replace(model, network=network))
+    group = "of <code>r</code>, <code>s</code> and <code>t</code> any one may go and no two"
+    assert group in sentence and "two together 50.0 to 70.0 %" in sentence
+    assert sentence.count("makes up for") == 1 and "<code>u</code>" in sentence
 
 
 def test_nothing_named_and_nothing_examined_are_said(examined):

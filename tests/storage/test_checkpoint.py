@@ -24,8 +24,17 @@ from mechdiff.storage.exported import export_model, load_model
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def collected_fast():
+    """What other tests have left is not looked through after each test of this file."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
-def nothing_left_behind():
+def nothing_left_behind(collected_fast):
     yield
     gc.collect()
 

@@ -87,3 +87,19 @@ def test_what_a_result_says_of_itself_stands(empty, tmp_path):
 def test_results_of_the_first_edition_are_read_though_not_consolidated(empty, tmp_path):
     empty.fillna(1.0).to_zarr(tmp_path / "a.zarr", zarr_format=2, consolidated=False)
     assert (labelled.read(tmp_path / "a.zarr").loss == 1).all()
+
+
+def test_a_result_is_the_files_that_zarr_itself_would_write(empty, tmp_path):
+    labelled.create(tmp_path / "ours.zarr", empty, {"loss": (1, 1, 2)})
+    described = xr.open_zarr(tmp_path / "ours.zarr").load()
+    for variable in described.variables.values():
+        variable.encoding = {}
+    described.to_zarr(
+        tmp_path / "theirs.zarr", zarr_format=2, consolidated=True, encoding={"loss": {"chunks": (1, 1, 2)}}
+    )
+
+    def members(folder):
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+    assert members(tmp_path / "ours.zarr") == members(tmp_path / "theirs.zarr")

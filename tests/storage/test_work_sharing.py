@@ -1,4 +1,4 @@
-"""One sweep over several devices and several processes, against one device."""
+"""One sweep over several devices and several processes, against two devices of one process."""
 
 import dataclasses
 import json
@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from reference.launching import launch
 from reference.networks import random_params
 
 from mechdiff.core.config import UNetConfig, to_dict
-from mechdiff.storage import exported, files, labelled
+from mechdiff.storage import exported, files, labelled, work_sharing
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ["--preset=tiny", "--set=sweep.images=6", "--set=sweep.reference_images=4", "--set=sweep.timesteps=4"]
@@ -27,21 +26,25 @@ UNET = UNetConfig(  # the least network with what is shared: each of many proces
 
 
 @pytest.fixture(scope="module")
-def sweep(tiny, tmp_path_factory):
-    """`sweep(workdir, devices, *flags, also=())`: a process that sweeps, and runs others, on devices."""
+def model(tiny, tmp_path_factory):
+    """Folder of a network that was never trained."""
     folder = tmp_path_factory.mktemp("untrained") / "model"
     config = to_dict(dataclasses.replace(tiny, unet=UNET))
-    exported.export_model(folder, random_params(UNET), config, {}, extras={"samples.png": b""})
+    return exported.export_model(folder, random_params(UNET), config, {}, extras={"samples.png": b""})
 
-    def start(workdir, devices, *flags, also=()):
-        place = [f"--model={folder}", f"--workdir={workdir}", *FLAGS]
-        launches = [["sweep", *place, *flags], *([name, *place, *own] for name, *own in also)]
-        command = [sys.executable, "-m", "tests.reference.launching", json.dumps(launches)]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
-    start.model = folder
-    return start
+def launches(model, workdir):
+    """A sweep and a sweep of trajectories."""
+    place = [f"--model={model}", f"--workdir={workdir}", *FLAGS]
+    walks = ["sweep_sampling", *place, "--samples=8", "--steps=3", "--windows=1"]
+    return [["sweep", *place], walks]
+
+
+def started(launches, devices):
+    """A process of its own that does `launches`."""
+    command = [sys.executable, "-m", "tests.reference.launching", json.dumps(launches)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def finished(*processes):
@@ -56,17 +59,19 @@ def table(workdir):
 
 
 @pytest.fixture(scope="module")
-def folders(sweep, tmp_path_factory):
-    """Number of devices -> work folder of a sweep and of a sweep of trajectories."""
-    made = {n: tmp_path_factory.mktemp(f"devices{n}") for n in (1, 8)}
-    walks = ["sweep_sampling", "--samples=8", "--steps=3", "--windows=1"]
-    finished(*(sweep(folder, n, also=[walks]) for n, folder in made.items()))
-    return made
+def folders(model, tmp_path_factory):
+    """Work folders of both sweeps, on the two devices of this process and on eight."""
+    two, eight = (tmp_path_factory.mktemp(name) for name in ("two", "eight"))
+    process = started(launches(model, eight), 8)
+    for name, *flags in launches(model, two):
+        assert launch(name, *flags) == 0
+    finished(process)
+    return two, eight
 
 
 @pytest.fixture(scope="module")
 def alone(folders):
-    return table(folders[1])
+    return table(folders[0])
 
 
 def same(found, expected):
@@ -74,38 +79,52 @@ def same(found, expected):
         np.testing.assert_allclose(found[name], expected[name], rtol=5e-5, atol=1e-9)
 
 
-def test_eight_devices_give_the_numbers_of_one(folders, alone):
-    same(table(folders[8]), alone)
+def test_eight_devices_give_the_numbers_of_two(folders, alone):
+    """And two give those of one: see `test_shared_prefix`."""
+    same(table(folders[1]), alone)
 
 
-def test_two_joined_processes_fill_one_sweep_and_a_lost_one_is_made_up_for(sweep, alone, tmp_path):
+def interrupted(monkeypatch, *flags):
+    """A sweep that is stopped once its first piece is there."""
+    whole = work_sharing.run_missing
+
+    def first_alone(pieces, done, compute, title):
+        def once(piece):
+            compute(piece)
+            raise KeyboardInterrupt
+
+        whole(pieces, done, once, title)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work_sharing, "run_missing", first_alone)
+        return launch(*flags)
+
+
+def test_two_joined_processes_finish_what_another_began(model, alone, tmp_path, monkeypatch):
+    sweep, _ = launches(model, tmp_path)
+    assert interrupted(monkeypatch, *sweep) == 130
+    left = sorted(tmp_path.glob("subjects/*/sweep/*.zarr/loss/?.*"))
+    assert left
+    before = [path.stat().st_mtime_ns for path in left]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    join = lambda i: [f"--coordinator={address}", "--processes=2", f"--process_id={i}"]
-    first, second = (sweep(tmp_path, 2, *join(i)) for i in (0, 1))
-    while not list(tmp_path.glob("subjects/*/sweep/*.zarr/loss/?.*")):  # no piece is there yet
-        assert first.poll() is None and second.poll() is None
-        time.sleep(0.1)
-    for process in (second, first):  # JAX itself ends processes whose partner is lost
-        process.kill()
-        process.communicate()
-    left = sorted(tmp_path.glob("subjects/*/sweep/*.zarr/loss/?.*"))
-    before = [path.stat().st_mtime_ns for path in left]
-    finished(*(sweep(tmp_path, 2, *join(i)) for i in (0, 1)))
+    pair = [f"--coordinator={address}", "--processes=2"]
+    finished(*(started([[*sweep, *pair, f"--process_id={i}"]], 2) for i in (0, 1)))
     assert [path.stat().st_mtime_ns for path in left] == before  # what was there was not done again
     same(table(tmp_path), alone)
 
 
-def test_eight_devices_walk_trajectories_as_one_does(folders):
-    one, eight = (labelled.read(*(folder / "trajectories").glob("*.zarr")) for folder in folders.values())
-    assert float(one.distance.max()) > 0.01
+def test_eight_devices_walk_trajectories_as_two_do(folders):
+    """And two as one does: see `test_sampling`."""
+    two, eight = (labelled.read(*(folder / "trajectories").glob("*.zarr")) for folder in folders)
+    assert float(two.distance.max()) > 0.01
     for name in ("distance", "set_distance"):
-        np.testing.assert_allclose(eight[name], one[name], rtol=2e-4, atol=2e-5)
+        np.testing.assert_allclose(eight[name], two[name], rtol=2e-4, atol=2e-5)
 
 
-def test_pairs_are_scored_run_and_saved_and_unknown_components_refused(sweep, tmp_path, capsys):
-    place = [f"--model={sweep.model}", f"--workdir={tmp_path}", *FLAGS, "--nodebug"]
+def test_pairs_are_scored_run_and_saved_and_unknown_components_refused(model, tmp_path, capsys):
+    place = [f"--model={model}", f"--workdir={tmp_path}", *FLAGS, "--nodebug"]
     few = ["--set=sweep.images=4", "--set=sweep.timesteps=1", "--components=down0.*head."]
     assert launch("interactions", *place, *few) == 0
     kept, table = files.read_json(tmp_path / "pairs.json"), labelled.read(tmp_path / "pairs.zarr")

@@ -12,7 +12,7 @@ from mechdiff.core.errors import DataError
 from mechdiff.data import class_labels, load
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.study import inputs
+from mechdiff.study import choosing, held_out, inputs
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def denoiser(config):
 
 
 def test_labels_follow_held_out_images_through_every_cut(config, denoiser, tmp_path):
-    images = inputs.chooser(config, None, tmp_path)(denoiser, config)
+    images = choosing.chooser(config, None, tmp_path)(denoiser, config)
     split = load(dataclasses.replace(config.data, n_test=18), 8, "test", 0, None)
     labels = class_labels(split, "skin_brightness", 2)
     np.testing.assert_array_equal(images.condition, labels[:12].reshape(3, 4))
@@ -45,7 +45,7 @@ def test_labels_follow_held_out_images_through_every_cut(config, denoiser, tmp_p
 
 
 def test_own_samples_and_arrays_come_with_classes_and_folders_without(config, denoiser, tmp_path):
-    drawn = inputs.own_samples(denoiser, config.sweep, 0)
+    drawn = held_out.own_samples(denoiser, config.sweep, 0)
     np.testing.assert_array_equal(drawn.condition.ravel(), np.arange(12) % 2)
     pixels = np.random.default_rng(0).integers(0, 256, (18, 8, 8, 3)).astype(np.uint8)
     labels = np.arange(18) % 2
@@ -55,4 +55,4 @@ def test_own_samples_and_arrays_come_with_classes_and_folders_without(config, de
         inputs.images_from(pixels, denoiser, config.sweep)
     unknown = dataclasses.replace(config, data=dataclasses.replace(config.data, classes=""))
     with pytest.raises(DataError, match=r"which label of synthetic they are is not known; state it: --set"):
-        inputs.chooser(unknown, None, tmp_path)(denoiser, unknown)
+        choosing.chooser(unknown, None, tmp_path)(denoiser, unknown)

@@ -12,7 +12,7 @@ from mechdiff.interventions.build import ablate
 from mechdiff.models import load
 from mechdiff.report import examples as cards
 from mechdiff.storage import labelled
-from mechdiff.study import examine, examples, inputs, records
+from mechdiff.study import choosing, examine, examples, records
 from mechdiff.sweeps.execution import drawing
 
 
@@ -23,7 +23,7 @@ def examined(trained, tmp_path_factory):
     _, config, _ = load.load_denoiser(trained[0])
     sweep = SweepConfig(ablations=("zero",), timesteps=3, images=4, reference_images=4, image_block=4)
     config = dataclasses.replace(config, sweep=sweep)
-    choose = inputs.chooser(config, None, folder / "cache")
+    choose = choosing.chooser(config, None, folder / "cache")
     return examine.examine("tiny", trained[0], choose, config.sweep, 0, folder), folder
 
 
@@ -47,7 +47,7 @@ def test_components_are_those_of_the_largest_effect(examined):
 
 
 def test_strongest_images_have_the_largest_activation(examined):
-    denoiser, images = examined[0].denoiser, examined[0].given
+    denoiser, images = examined[0].denoiser, examined[0].images
     site = np.array([[[1.0, 0, 0, 5]], [[2.0, 0, 0, 0]], [[-3.0, 0, 0, 0]]])  # image, position, channel
     first = dataclasses.replace(denoiser.components()[0], site="down0.block0.res", index=(0, 2))
     size = examples.root_mean_square(denoiser, first, site)
@@ -70,7 +70,7 @@ def test_examples_are_drawn_once_and_read_with_the_results(examined, monkeypatch
         labelled.read(folder / "sweep.zarr"),
         examples.keys.stream(jax.random.key(0), "scored noise"),
     )
-    examples.save(folder / "examples.zarr", analysis.denoiser, analysis.given, sweep, 0, noise)
+    examples.save(folder / "examples.zarr", analysis.denoiser, analysis.images, sweep, 0, noise)
     read = records._examined(folder).examples
     shown = cards.figures(read)  # the page has a place for all that is saved
     assert set(shown) == {*read["component"].values.tolist(), *read["head"].values.tolist()}

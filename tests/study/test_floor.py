@@ -16,7 +16,7 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.storage import files
-from mechdiff.study import examine, floor, inputs, packing, records
+from mechdiff.study import choosing, examine, floor, held_out, packing, records
 from mechdiff.study.eval_images import EvalImages
 
 SCHEDULE = make_schedule(DiffusionConfig(schedule="cosine", steps=50))
@@ -26,7 +26,7 @@ TIMESTEPS = np.array([2, 40])
 def test_the_floor_is_the_closed_form_on_the_images_and_noise_of_the_sweep():
     images = to_float(gaussian.render_bytes(0, 0, 120, 8)).reshape(2, 60, 8, 8, 3)
     eval_set = EvalSet(images, TIMESTEPS, jax.random.key(3))
-    of_gaussian = EvalImages(images[0], images[0], "", facts={"name": inputs.NAMES["gaussian"]})
+    of_gaussian = EvalImages(images[0], images[0], "", facts={"name": held_out.NAMES["gaussian"]})
     best = floor.best_denoiser(of_gaussian, SCHEDULE)
     assert floor.best_denoiser(dataclasses.replace(of_gaussian, facts={"name": "CelebA"}), SCHEDULE) is None
     results = floor.with_floor(xr.Dataset(coords={"t": TIMESTEPS}), best, eval_set)
@@ -55,7 +55,7 @@ def network(tmp_path_factory):
     denoiser = Denoiser("small", SMALL, SCHEDULE, random_params(SMALL), identity_of(SMALL))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(examine, "load_denoiser", lambda model, name: (denoiser, config, {"steps": 7}))
-        choose = inputs.chooser(config, None, where / "cache")
+        choose = choosing.chooser(config, None, where / "cache")
         examine.examine("small", where, choose, config.sweep, 0, where / "subjects" / "small")
     files.write_json(where / "manifest.json", {})
     files.ensure_writable(where / packing.CELLS)

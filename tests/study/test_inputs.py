@@ -20,7 +20,7 @@ from mechdiff.data.collection import open_collection
 from mechdiff.data.images import thumbnail
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.study import inputs
+from mechdiff.study import choosing, inputs
 
 FEW = SweepConfig(images=4, reference_images=3)
 
@@ -118,22 +118,22 @@ def trained(name="unknown", **data):
 def test_chooser_prepares_images_as_in_training_unless_told_otherwise(place, tmp_path):
     squash = Preprocessing(crop="squash")
     config = ExperimentConfig(name="x", sweep=FEW)
-    choose = inputs.chooser(config, None, tmp_path, str(place))
+    choose = choosing.chooser(config, None, tmp_path, str(place))
     images = choose(RGB, trained(preprocessing=squash), {})
     assert "squashed to a square" in images.label
     told = ExperimentConfig(
         name="x", sweep=FEW, data=DataConfig(preprocessing=Preprocessing(crop="center-8"))
     )
-    images = inputs.chooser(told, None, tmp_path, str(place))(RGB, trained(preprocessing=squash))
+    images = choosing.chooser(told, None, tmp_path, str(place))(RGB, trained(preprocessing=squash))
     assert "center-8 crop" in images.label
 
 
 def test_chooser_takes_one_kind_of_images(tmp_path):
     with pytest.raises(ConfigError, match="--celeba=a and --images=b both name the images"):
-        inputs.chooser(ExperimentConfig(name="x"), "a", tmp_path, "b")
+        choosing.chooser(ExperimentConfig(name="x"), "a", tmp_path, "b")
 
 
 def test_synthetic_images_do_not_fit_a_gray_network(tmp_path):
     config = ExperimentConfig(name="x", sweep=FEW)
     with pytest.raises(DataError, match=r"takes 1 channel\(s\), but its data has 3"):
-        inputs.chooser(config, None, tmp_path)(GRAY, trained("synthetic"))
+        choosing.chooser(config, None, tmp_path)(GRAY, trained("synthetic"))

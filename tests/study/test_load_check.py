@@ -9,7 +9,7 @@ import pytest
 from mechdiff.core.config import DiffusionConfig
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.study import load_check
-from mechdiff.study.inputs import EvalImages
+from mechdiff.study.eval_images import EvalImages
 
 SCHEDULE = make_schedule(DiffusionConfig(steps=50))
 SPREAD = 0.3

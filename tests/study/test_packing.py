@@ -9,7 +9,7 @@ from mechdiff.core.config import DiffusionConfig
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.storage import files
-from mechdiff.study import claims, examine, inputs, packing, records
+from mechdiff.study import choosing, claims, examine, packing, records
 
 
 def test_claims_read_a_packed_network_whose_folder_is_gone(tiny, tmp_path, monkeypatch):
@@ -22,15 +22,15 @@ def test_claims_read_a_packed_network_whose_folder_is_gone(tiny, tmp_path, monke
     denoiser = Denoiser("small", SMALL, schedule, random_params(SMALL), identity_of(SMALL))
     monkeypatch.setattr(examine, "load_denoiser", lambda model, name: (denoiser, config, {"steps": 7}))
     folder = tmp_path / "subjects" / "small"
-    chooser = inputs.chooser(config, None, tmp_path / "cache")
-    examine.examine("small", tmp_path, chooser, config.sweep, 0, folder)
+    choose = choosing.chooser(config, None, tmp_path / "cache")
+    examine.examine("small", tmp_path, choose, config.sweep, 0, folder)
     files.write_json(tmp_path / "manifest.json", {})
     whole = records.read(tmp_path)[1][0]
     files.ensure_writable(tmp_path / packing.CELLS)
     packing.pack(folder, tmp_path / packing.CELLS / "small.zip")
     folder.parent.rename(tmp_path / "elsewhere")
 
-    for ablation, measured in whole.damages.items():  # saved beside the losses, not packed
+    for ablation, measured in whole.increases.items():  # saved beside the losses, not packed
         saved = whole.sweep["pooled_delta_loss_low"].sel(ablation=ablation)
         np.testing.assert_array_equal(saved, measured.pooled.low)
     assert whole.sweep.attrs["preprocessing"] == whole.images_facts["preprocessing"]

@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference.networks import identity_of, random_params
+from reference.networks import SMALL, identity_of, random_params
 
 from mechdiff.core.presets import preset
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.build import ablate
-from mechdiff.interventions.components import select
 from mechdiff.models.attention_stats import attention_statistics
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.layers import Embeddings
@@ -22,8 +21,7 @@ from mechdiff.models.stages import stages
 from mechdiff.models.unet import apply_unet, components, forward
 from mechdiff.sweeps import activations
 
-CONFIG = preset("tiny")
-UNET, SCHEDULE = CONFIG.unet, make_schedule(CONFIG.diffusion)
+UNET, SCHEDULE = SMALL, make_schedule(preset("tiny").diffusion)
 PARAMS, IDENTITY = random_params(UNET), identity_of(UNET)
 IMAGES = np.random.default_rng(1).uniform(-1, 1, (5, 8, 8, 3)).astype(np.float32)
 LEVELS = np.array([3, 40])
@@ -196,7 +194,7 @@ def test_mean_fills_fit_every_site_and_replace_exactly(captured):
     assert out.shape == IMAGES.shape
 
     stage = next(stage for stage in stages(UNET) if stage.name == "mid.block0")
-    h = np.random.default_rng(0).standard_normal((2, 4, 4, 16)).astype(np.float32)
+    h = np.random.default_rng(0).standard_normal((2, 8, 8, 8)).astype(np.float32)
     run = jax.jit(functools.partial(run_stage, UNET, stage))
     replaced = ablate(IDENTITY, ["mid.block0.res"], "mean", replacements)
     found = run(PARAMS, replaced, Stream(h, (), Embeddings(jnp.ones((2, 32)), None)))[0].h
@@ -204,7 +202,7 @@ def test_mean_fills_fit_every_site_and_replace_exactly(captured):
 
 
 def test_sites_are_captured_before_the_gate_acts(captured):
-    first = next(iter(select(IDENTITY, ".*")))
+    first = "down0.block0.res"
     found = run_forward(PARAMS, ablate(IDENTITY, [first]), *noisy(LEVELS[0]))[1]["sites"]
     np.testing.assert_allclose(found[first], captured["sites"][first][0], atol=1e-6)
     assert any(np.abs(found[site] - captured["sites"][site][0]).max() > 0.01 for site in found)

@@ -19,10 +19,12 @@ from mechdiff.diffusion.schedules import cosine_schedule
 from mechdiff.interventions.build import ablate, leave_one_out
 from mechdiff.models.traced import wrap
 from mechdiff.sweeps import activations, interchange, optimal_ablation, replacements
-from mechdiff.sweeps.ablation import ablation_sweep, sweep_in_memory
+from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.execution import drawing, engine, passes, rollout, shared_prefix
+from mechdiff.sweeps.in_memory import sweep_in_memory
 from mechdiff.sweeps.sampling import SampleSet, sampling_sweep
-from mechdiff.sweeps.sequential import StoppingRule, sequential_sweep
+from mechdiff.sweeps.sequential import sequential_sweep
+from mechdiff.sweeps.stopping import StoppingRule
 
 SIDE, WIDTH, HEADS, CLASSES = 4, 8, 2, 3
 SCHEDULE, KEY = cosine_schedule(50), jax.random.key(3)

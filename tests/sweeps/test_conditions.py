@@ -14,9 +14,10 @@ from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.build import ablate, leave_one_out
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.sweeps.ablation import ablation_sweep, sweep_in_memory
+from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.activations import activation_means
 from mechdiff.sweeps.execution.drawing import draw_samples
+from mechdiff.sweeps.in_memory import sweep_in_memory
 from mechdiff.sweeps.replacements import resample_replacements
 
 CONFIG = dataclasses.replace(SMALL, classes=3, condition_channels=1)

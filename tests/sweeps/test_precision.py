@@ -17,7 +17,7 @@ from mechdiff.models import convolution
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import init_unet
 from mechdiff.storage import labelled
-from mechdiff.sweeps import precision, sequential
+from mechdiff.sweeps import precision, stopping
 from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.sequential import sequential_sweep
 
@@ -114,7 +114,7 @@ def test_a_sweep_measures_the_error_of_its_precision(denoiser, tmp_path, caplog)
 def test_a_sequential_sweep_measures_the_error_of_its_precision(denoiser, tmp_path):
     images = np.random.default_rng(4).uniform(-1, 1, (32, 8, 8, 3)).astype(np.float32)
     eval_set, chosen = EvalSet(images, np.array([3, 45]), KEY), denoiser.components()[:3]
-    rule, options = sequential.StoppingRule(1e6), {"chosen": chosen, "block": 32}
+    rule, options = stopping.StoppingRule(1e6), {"chosen": chosen, "block": 32}
     exact = sequential_sweep(denoiser, eval_set, rule, tmp_path, **options)
     reduced = sequential_sweep(denoiser, eval_set, rule, tmp_path, precision="bfloat16", **options)
     assert not exact.precision_error.any() and reduced.precision_error.max() > 1e-4
@@ -129,15 +129,12 @@ def test_a_sequential_sweep_measures_the_error_of_its_precision(denoiser, tmp_pa
     np.testing.assert_array_equal(again.low, reduced.low)
 
 
-def test_no_sign_is_certain_that_the_precision_can_not_carry(denoiser):
+def test_no_sign_is_certain_that_the_precision_can_not_carry():
     rng = np.random.default_rng(5)
     clean = rng.gamma(20.0, size=(2, 64))
     loss = clean * np.array([1.5, 1.01])[:, None, None] + 0.01 * rng.normal(size=(2, 2, 64))
-    shown = EvalSet(np.empty((0, 8, 8, 3)), np.arange(2), KEY)  # losses are given by hand
-    rule = sequential._Run(
-        denoiser, shown, denoiser.components()[:2], sequential.StoppingRule(1e-3, joint=False), 16, 0
-    )
-    exact, rough = rule._look(clean, loss), rule._look(clean, loss, np.array([5.0, 5.0]))
+    names, rule = ("a.res", "b.res"), stopping.StoppingRule(1e-3, joint=False)
+    exact, rough = (stopping.interim_result(clean, loss, names, rule, error) for error in (0.0, 5.0))
     assert exact.decided.tolist() == [True, True] and rough.decided.tolist() == [True, False]
     np.testing.assert_allclose(exact.low - rough.low, 5)
     np.testing.assert_allclose(rough.high - exact.high, 5)

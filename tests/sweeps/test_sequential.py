@@ -16,10 +16,9 @@ from mechdiff.models.unet import components
 from mechdiff.storage import labelled
 from mechdiff.sweeps import sequential
 from mechdiff.sweeps.ablation import ablation_sweep
-from mechdiff.sweeps.sequential import StoppingRule
+from mechdiff.sweeps.stopping import StoppingRule, effect_and_influence, interim_result
 
 KEY = jax.random.key(4)
-NOTHING = EvalSet(np.empty((0, 8, 8, 3)), np.arange(2), jax.random.key(0))  # losses are given by hand
 NAMES = ("down0.block0.res", "mid.attn0.head1", "up0.block1.skip", "up0.block0.time")
 
 
@@ -83,7 +82,7 @@ def test_a_sequence_refuses_what_it_can_not_mean(bad):
         stats.confidence_sequence(**{"n": 10, "deviation": np.ones(1), **bad})
 
 
-def test_influences_give_the_standard_error_of_pooled_damage():
+def test_influences_give_the_standard_error_of_the_pooled_increase():
     """Against the spread of the estimate over fresh data sets."""
     rng = np.random.default_rng(2)
 
@@ -91,18 +90,17 @@ def test_influences_give_the_standard_error_of_pooled_damage():
         clean = rng.gamma(3.0, size=(4, 200))
         return clean, clean * rng.uniform(1.0, 1.4, size=(2, 4, 200)) + 0.1
 
-    found = [sequential.effect_and_influence(*draw()) for _ in range(400)]
-    errors = np.mean([influence.std(-1, ddof=1) / np.sqrt(200) for _, influence in found], axis=0)
-    np.testing.assert_allclose(errors, np.std([estimate for estimate, _ in found], axis=0), rtol=0.12)
-    np.testing.assert_allclose(found[0][1].mean(-1), 0, atol=1e-9)
+    results = [effect_and_influence(*draw()) for _ in range(400)]
+    errors = np.mean([influence.std(-1, ddof=1) / np.sqrt(200) for _, influence in results], axis=0)
+    np.testing.assert_allclose(errors, np.std([estimate for estimate, _ in results], axis=0), rtol=0.12)
+    np.testing.assert_allclose(results[0][1].mean(-1), 0, atol=1e-9)
 
 
 @pytest.mark.parametrize("rise", [0.0, 0.05, 0.1])
-def test_the_whole_rule_covers_where_it_stops(denoiser, rise):
+def test_the_whole_rule_covers_where_it_stops(rise):
     """Simulated skewed losses, looked at block by block until apart from 0 or narrow; the truth is known."""
     rng, runs, total = np.random.default_rng(5), 300, 640
-    some = (component_at(components(denoiser.unet), NAMES[0]),)
-    rule = sequential._Run(denoiser, NOTHING, some, StoppingRule(4.0, 0.9, joint=False), 16, 0)
+    rule = StoppingRule(4.0, 0.9, joint=False)
     covered, sizes = 0, []
     for _ in range(runs):
         clean = rng.gamma(2.0, size=(2, total)) * [[1.0], [0.2]]
@@ -112,29 +110,26 @@ def test_the_whole_rule_covers_where_it_stops(denoiser, rise):
         )
         loss[0, 1] = clean[1] * (1 + rise)
         for size in range(32, total + 1, 16):
-            found = rule._look(clean[:, :size], loss[..., :size])
-            if found.decided.all():
+            result = interim_result(clean[:, :size], loss[..., :size], NAMES[:1], rule)
+            if result.decided.all():
                 break
         sizes.append(size)
-        covered += bool(found.low[0] <= 100 * rise <= found.high[0])
+        covered += bool(result.low[0] <= 100 * rise <= result.high[0])
     assert covered >= 0.9 * runs
     assert len(set(sizes)) > 2  # it does stop by what it sees
 
 
-def test_the_fixed_design_is_the_smallest_with_which_ordinary_intervals_of_all_pass(denoiser):
+def test_the_fixed_design_is_the_smallest_with_which_ordinary_intervals_of_all_pass():
     rng, rises = np.random.default_rng(6), np.array([0.0, 0.02, 0.5])[:, None, None]
-    some = tuple(component_at(components(denoiser.unet), name) for name in NAMES[:3])
     clean = rng.gamma(2.0, size=(2, 64))
     loss = clean * (1 + rises) + 0.6 * rng.normal(size=(3, 2, 64))
-    found = sequential._Run(denoiser, NOTHING, some, StoppingRule(4.0, 0.9, joint=False), 16, 0)._look(
-        clean, loss
-    )
-    estimate, influence = sequential.effect_and_influence(clean, loss)
+    result = interim_result(clean, loss, NAMES[:3], StoppingRule(4.0, 0.9, joint=False))
+    estimate, influence = effect_and_influence(clean, loss)
     half = scipy_stats.norm.ppf(0.95) * influence.std(-1, ddof=1)  # of one image
     passes = lambda n: (half / np.sqrt(n) <= np.maximum(2.0, np.abs(estimate))).all()
-    images, rest = divmod(found.fixed, 3)
+    images, rest = divmod(result.fixed, 3)
     assert rest == 0 and images > 32 and passes(images) and not passes(images - 1)
-    assert found.spent == 3 * 64
+    assert result.spent == 3 * 64
 
 
 @pytest.fixture(scope="module")
@@ -153,34 +148,34 @@ def certify(denoiser):
 
 def test_estimates_are_those_of_a_plain_sweep_on_the_same_images(denoiser, certify, tmp_path):
     images, chosen, run = certify
-    found = run(tmp_path / "a", width=2.0)
+    result = run(tmp_path / "a", width=2.0)
     config = SweepConfig(ablations=("zero",), image_block=8)
     swept = ablation_sweep(
         denoiser, EvalSet(images, [5, 30], KEY), tmp_path / "b", config=config, chosen=chosen
     )
-    for i, size in enumerate(found.images):
-        some = swept.isel(image=slice(0, size), ablation=0, component=i)
-        ratio = some.loss.mean("image") / some.clean_loss.mean("image")
-        assert found.estimate[i] == pytest.approx(float(100 * (ratio.mean() - 1)), rel=1e-4, abs=1e-3)
-    narrow, apart = found.high - found.low <= 2.0, (found.low > 0) | (found.high < 0)
-    np.testing.assert_array_equal(found.decided, narrow | apart)
-    assert found.spent == found.images.sum() and (found.images >= 32).all()
-    assert (found.low < found.estimate).all() and (found.estimate < found.high).all()
+    for i, size in enumerate(result.images):
+        part = swept.isel(image=slice(0, size), ablation=0, component=i)
+        ratio = part.loss.mean("image") / part.clean_loss.mean("image")
+        assert result.estimate[i] == pytest.approx(float(100 * (ratio.mean() - 1)), rel=1e-4, abs=1e-3)
+    narrow, apart = result.high - result.low <= 2.0, (result.low > 0) | (result.high < 0)
+    np.testing.assert_array_equal(result.decided, narrow | apart)
+    assert result.spent == result.images.sum() and (result.images >= 32).all()
+    assert (result.low < result.estimate).all() and (result.estimate < result.high).all()
 
 
 def test_images_nested_in_timesteps_are_each_timesteps_own(denoiser, certify, tmp_path):
     images, chosen, _ = certify
     nested = np.stack([images[:32], images[32:]])
     eval_set = EvalSet(nested, [5, 30], KEY)
-    found = sequential.sequential_sweep(
+    result = sequential.sequential_sweep(
         denoiser, eval_set, StoppingRule(1e6), tmp_path / "a", chosen=chosen, block=8
     )
     config = SweepConfig(ablations=("zero",), image_block=8)
     swept = ablation_sweep(denoiser, eval_set, tmp_path / "b", config=config, chosen=chosen).isel(ablation=0)
-    some = swept.isel(image=slice(0, 32))
-    ratio = some.loss.mean("image") / some.clean_loss.mean("image")
-    np.testing.assert_allclose(found.estimate, 100 * (ratio.mean("t") - 1), rtol=1e-4, atol=1e-3)
-    assert (found.images == 32).all()
+    part = swept.isel(image=slice(0, 32))
+    ratio = part.loss.mean("image") / part.clean_loss.mean("image")
+    np.testing.assert_allclose(result.estimate, 100 * (ratio.mean("t") - 1), rtol=1e-4, atol=1e-3)
+    assert (result.images == 32).all()
 
 
 def test_it_stops_when_all_is_certain_and_else_when_images_run_out(certify, tmp_path):

@@ -72,7 +72,7 @@ def test_accumulated_micro_batches_make_the_same_step(small, setting):
 
 def test_the_ema_moves_by_its_decay(small, setting):
     state, _, _, _ = setting
-    state = dataclasses.replace(state, step=jnp.asarray(10_000))  # past the warm-up of the decay
+    state = dataclasses.replace(state, step=jnp.int32(10_000))  # past the warm-up of the decay
     after, _ = stepped(small, (state, *setting[1:]))
     expected = jax.tree.map(lambda p: (1 - small.train.ema_decay) * p, after.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), after.ema, expected)

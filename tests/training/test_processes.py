@@ -27,13 +27,14 @@ SETTINGS = (
     "train.eval_every=8",
     "train.save_every=4",
     "train.warmup=2",
+    "data.name=gaussian",  # no program is compiled to draw it
 )
-SETTINGS += ("train.warmup=2", "data.name=gaussian")  # data that no program is compiled to draw
 
 # Arguments: a file of (config, folder, step to be killed at) for each run, the port, the process.
 PROGRAM = """
-import json, os, signal, sys, time
+import gc, json, os, signal, sys, time
 from pathlib import Path
+gc.set_threshold(50_000, 10, 10)
 import jax
 import numpy as np
 jax.config.update("jax_num_cpu_devices", 2)
@@ -41,6 +42,8 @@ jax.config.update("jax_disable_most_optimizations", True)
 from mechdiff.core import processes
 from mechdiff.core.config import from_dict
 from mechdiff.training import loop
+from tests.reference.sharing_trainer import SharingTrainer
+loop.Trainer = SharingTrainer
 runs, port, process = json.loads(Path(sys.argv[1]).read_text()), sys.argv[2], int(sys.argv[3])
 processes.join(processes.Membership(f"127.0.0.1:{port}", 2, process), 120)
 loop.SAMPLES = loop.SAMPLE_STEPS = 4
@@ -87,13 +90,16 @@ def runs(tiny, tmp_path_factory):
     )  # fmt: skip
     config = dataclasses.replace(tiny, unet=one_level)  # wide enough to be sharded, and compiled fast
     config = override(config, SETTINGS)
-    codes, lines = in_two_processes(
-        folder, (config, folder / "whole", 0), (config, folder / "killed", KILLED_AT)
-    )
+    codes, lines = in_two_processes(folder, (config, folder / "killed", KILLED_AT))
     assert all(code < 0 for code in codes), lines  # JAX ends one that notices the other's death first
     shutil.copytree(folder / "killed", folder / "broken")
     sharded = override(config, ["train.fsdp=True"])
-    codes, lines = in_two_processes(folder, (config, folder / "killed", 0), (sharded, folder / "sharded", 0))
+    codes, lines = in_two_processes(
+        folder,
+        (config, folder / "whole", 0),
+        (config, folder / "killed", 0),
+        (sharded, folder / "sharded", 0),
+    )
     assert codes == [0, 0], lines
     return folder, config, lines
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from mechdiff import stats
+from mechdiff.validation import attacks, further_calibration, image_calibration, old_rules
 from mechdiff.validation import checks as checks_of
-from mechdiff.validation import further_calibration, old_rules
 
 
 def test_controls_named_roles_margins_and_pairs_keep_their_word():
@@ -45,3 +46,23 @@ def test_a_rate_before_is_that_of_the_same_data_or_of_the_audit():
         and lines[2].endswith("0.200 old rule")
         and lines[3].endswith("0.250 audit")
     )
+
+
+def test_attacks_have_nulls_for_every_rule_attacked_and_power_where_only_nulls_were():
+    found = attacks.checks(np.random.default_rng(7), 20)
+    assert [check.name for check in found if not check.holds] == []
+    powers = [check.name for check in found if check.promise == "finds at least"]
+    assert len(powers) == 2 and powers[0].startswith("sequential") and powers[1].startswith("sign flips")
+    for rule in ("divergence", "bottleneck", "no bottleneck", "four phases", "ladder", "entropy"):
+        assert any(check.name.startswith(rule) for check in found), rule
+
+
+def test_sequential_sweeps_decide_what_is_large_and_leave_nothing_out():
+    rng = np.random.default_rng(8)
+    size = np.where(np.arange(image_calibration.COMPONENTS) < 3, 0.2, 0.0)
+    clean = np.exp(0.1 * rng.normal(size=(4, image_calibration.MOST)))
+    noise = rng.normal(size=(image_calibration.COMPONENTS, 1, image_calibration.MOST))
+    loss = clean * (1 + size[:, None, None] + 0.001 * noise)
+    low, high = image_calibration.last_intervals((size, clean, loss), 32, stats.skewed_sequence)
+    assert ((low > 0) == (size > 0)).all() and (high - low < 1).all()
+    assert image_calibration.stopped((size, clean, loss), 32, stats.skewed_sequence)[1] is False

@@ -117,8 +117,8 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
         imported = diffusers.read(dataclasses.replace(place, scheduler={}), stated)
     else:
         flags = flattened(place.config)
-        own = {name: value for name, value in flags.items() if name in OF_FLAGS}
-        get = read_options(own, OF_FLAGS, what=WHAT)
+        of_program = {name: value for name, value in flags.items() if name in OF_FLAGS}
+        get = read_options(of_program, OF_FLAGS, what=WHAT)
         kind, sigma_data = _kind(get), SIGMA_DATA
         imported = adm.read(dataclasses.replace(place, config=_plain(flags)), stated)
     if imported.unet.condition_channels:
@@ -165,8 +165,10 @@ def _kind(get: Options) -> str:
 def _plain(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of the network alone, as guided-diffusion has them. That flash attention, which the program
     always uses, has queries, keys and values one after another is guided-diffusion's new order."""
-    own = {*OF_FLAGS, *TRAINING, "generator", "steps", "ts"}  # the last three are the sampler's
-    kept = {name: v for name, v in flags.items() if name not in own and not name.startswith("teacher_")}
+    of_program = {*OF_FLAGS, *TRAINING, "generator", "steps", "ts"}  # the last three are the sampler's
+    kept = {
+        name: v for name, v in flags.items() if name not in of_program and not name.startswith("teacher_")
+    }
     return kept | DECIDED | {"use_new_attention_order": True}
 
 

@@ -82,6 +82,6 @@ def _of_scan(equation: JaxprEqn, wanted: list[bool]) -> Needed:
 
 
 def _of_branches(equation: JaxprEqn, wanted: list[bool]) -> Needed:
-    each = [reaching(program, wanted) for program in subprograms(equation)]
-    reads = [any(column) for column in zip(*(reads for reads, _ in each), strict=True)]
-    return [True, *reads], set().union(*(names for _, names in each))
+    branches = [reaching(program, wanted) for program in subprograms(equation)]
+    reads = [any(column) for column in zip(*(reads for reads, _ in branches), strict=True)]
+    return [True, *reads], set().union(*(names for _, names in branches))

@@ -141,10 +141,10 @@ def _check_init(init: Any, params: PyTree) -> None:
             "init(key) returns another tree than params: "
             f"{shorten(jax.tree.structure(drawn))}, expected {shorten(jax.tree.structure(params))}"
         )
-    for (path, leaf), own in zip(jax.tree.leaves_with_path(drawn), jax.tree.leaves(params), strict=True):
-        if leaf.shape != np.shape(own):
+    for (path, leaf), param in zip(jax.tree.leaves_with_path(drawn), jax.tree.leaves(params), strict=True):
+        if leaf.shape != np.shape(param):
             name = jax.tree_util.keystr(path)
-            raise ConfigError(f"init(key) gives {name} the shape {leaf.shape}, params have {np.shape(own)}")
+            raise ConfigError(f"init(key) gives {name} the shape {leaf.shape}, params have {np.shape(param)}")
 
 
 def _check_function(fn: Function, args_of: Callable[[int], tuple]) -> None:

@@ -10,7 +10,7 @@ from scipy.stats import binom
 
 from mechdiff import stats
 from mechdiff.analysis import network_divergence
-from mechdiff.analysis.entropy_causality import within_layers
+from mechdiff.analysis.entropy_correlation import within_layers
 from mechdiff.analysis.network_divergence import NetworkDivergence
 from mechdiff.analysis.roles import matching
 from mechdiff.core.errors import NotTestable

@@ -27,6 +27,7 @@ from mechdiff.models.stage_modules import at_timesteps, enter
 from mechdiff.models.stages import stages
 from mechdiff.models.traced.denoiser import TracedDenoiser, TracedNetwork
 from mechdiff.models.traced.joining import predict_each, site_places
+from mechdiff.sweeps.execution import row_counts
 from mechdiff.sweeps.execution.joining_rows import extended, rows_at_stage, run_rows
 
 
@@ -84,7 +85,9 @@ def _changes(
         yield site, (np.reshape(leaf, (count if of_each else 1, -1)) != 0).any(axis=1)
 
 
-def plan_passes(network: Any, stacked: Intervention, rows: int, together: bool = False) -> PassPlan:
+def plan_passes(
+    network: Any, stacked: Intervention, rows: int, together: bool = False, counts: int = 0
+) -> PassPlan:
     """Passes of at most `rows` interventions, alike in how many join at every stage.
 
     Interventions are sorted by the first stage that they change and dealt out to the passes in turn, as cards
@@ -95,6 +98,7 @@ def plan_passes(network: Any, stacked: Intervention, rows: int, together: bool =
       network: of the denoiser: a UNet's configuration, a traced function's facts, or anything else, which has
         no places to join at.
       together: all join at the first stage, whatever they change: one program for all stacks of one size.
+      counts: stages of a UNet at which interventions join, at most, see `row_counts`; 0: at all.
     """
     if isinstance(network, UNetConfig):
         places, first = len(stages(network)), joining_stages(network, stacked)
@@ -109,8 +113,10 @@ def plan_passes(network: Any, stacked: Intervention, rows: int, together: bool =
     dealt = np.arange(rounds * passes).reshape(rounds, passes)
     # Places left over repeat the last.
     order = np.argsort(first, kind="stable")[np.minimum(dealt, len(first) - 1)].T
-    joins = np.bincount(first[order[0]], minlength=places)
-    return PassPlan(order, tuple(joins.tolist()))
+    joins = tuple(np.bincount(first[order[0]], minlength=places).tolist())
+    if counts and isinstance(network, UNetConfig):
+        joins = row_counts.few_row_counts(joins, row_counts.stage_costs(stages(network)), counts)
+    return PassPlan(order, joins)
 
 
 def forward(

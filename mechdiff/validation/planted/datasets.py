@@ -11,7 +11,7 @@ import numpy as np
 from mechdiff.core.types import Images
 
 PlantedImages = Callable[[np.random.Generator, int, int], Images]
-VOTE, KNOWN = 0.7, 0.9  # size of the content of `votes`, and its channel 2
+TINT = 0.9  # channel 2 of `tinted`
 ELSEWHERE = 0.3  # content of all but the rare images of `rarely`
 
 
@@ -49,11 +49,10 @@ def checkers(rng: np.random.Generator, count: int, side: int) -> Images:
     return image
 
 
-def votes(rng: np.random.Generator, count: int, side: int) -> Images:
-    """One content per image, near `VOTE` of either sign; channel 1 as in `cells`; channel 2 is `KNOWN`."""
+def tinted(rng: np.random.Generator, count: int, side: int) -> Images:
+    """As `cells`, and channel 2 is `TINT` everywhere, in every image."""
     image = np.array(cells(rng, count, side))
-    content = rng.choice([-1, 1], (count, 1, 1)) * rng.uniform(0.95, 1.05, (count, 1, 1)) * VOTE
-    image[..., 0], image[..., 2] = content, KNOWN
+    image[..., 2] = TINT
     return image
 
 

@@ -15,62 +15,62 @@ from mechdiff.validation.planted.weights import CARRIER, HIDDEN, LIVE
 from mechdiff.validation.planted.wiring import BRANCHES, Wired, copied, head_name, head_places, pick
 
 REPAIRED = 0.5  # of what the first head of a partial backup does, by the second where the first is gone
-REFERENCE = 16.0  # gain of the reference that counts of copies are compared with
 DECOYS = 3 * weights.LEAK  # where a pooled effect near 0 has to stand out from those of distractors
-ASIDE = LIVE + 6  # where distractors of `two_of_three` leak to
+TALLY = 1e-4  # that each head of `two_of_three` adds to its count
+ENOUGH = (1.1, 1.6)  # where the output of `two_of_three` begins and ends to rise with the count
+STEEPNESS = 150.0  # of these ramps, for a count of 1
 STEEP = 20.0  # of the SiLUs that read a feature's sign
 
 
 def _two_of_three(unet, schedule, timesteps, rng) -> Wired:
-    """Three heads copy the content; `_counting` shows it where two copies arrive, and nothing where one does.
-    Distractors leak into another channel of the image, or thresholds would swallow what they do."""
+    """Three heads, each of which adds 1 to a count; `_counting` shows the color that all images share where
+    the count is 2 or 3, and nothing where it is 1 or 0.
+
+    What they add is read from the carrier, which no noise reaches, so that the count is right at every
+    timestep and in every image. It is the same in all images: mean and resample ablation restore it.
+    """
     heads = head_places(unet)
     members = [heads[i] for i in rng.choice(len(heads), 3, replace=False)]
     base = weights.distractors(unet, rng)
 
     def redo(gain):
         params = copied(base)
-        weights.frame(params, {}, carrier=0.0)
+        weights.frame(params, {0: 0.8, 1: 0.8})
         _counting(params)
-        for stage in params.values():
-            if "conv2" in stage:
-                leak = stage["conv2"]["kernel"][..., LIVE : LIVE + 2]
-                stage["conv2"]["kernel"][..., ASIDE : ASIDE + 2] = leak
-                leak[:] = 0
         for place in members:
-            weights.head(params, *place, unet.heads[-1], gain)
-            written = _written(params, place, unet.heads[-1])
-            written[LIVE + 2 : LIVE + 4] = written[LIVE : LIVE + 2]
+            weights.head(params, *place, unet.heads[-1], 0.0, channels=())
+            _adding_one(params, place, unet.heads[-1])
         return params
 
     first, second, third = map(head_name, members)
     pairs = ((first, second, 1), (first, third, 1), (second, third, 1))
-    return Wired(datasets.votes, redo, dict.fromkeys((first, second, third), 1), fit=None, pairs=pairs)
+    return Wired(datasets.tinted, redo, dict.fromkeys((first, second, third), 1), fit=None, pairs=pairs)
+
+
+def _adding_one(params: PyTree, place: tuple[str, int], heads: int) -> None:
+    """A head that adds 1 to the count: `TALLY` to both channels of the live pair of image channel 2, and as
+    much less to both of its carrier, so that the mean of the group stays 0."""
+    stage, index = place
+    value = params[stage]["v"]["kernel"]
+    value[HIDDEN + 6, index * (value.shape[1] // heads)] = 0.5  # the norm leaves the carrier near 2
+    written = _written(params, place, heads)
+    written[:] = 0
+    written[LIVE + 4 : LIVE + 6], written[LIVE + 6 : LIVE + 8] = TALLY, -TALLY
 
 
 def _counting(params: PyTree) -> None:
-    """An output that is `datasets.VOTE` of either sign where two copies or more of the content arrive, and 0
-    where one does: the difference of two ramps.
+    """Image channel 2 is `datasets.TINT` where the count is above `ENOUGH`, and 0 where it is below: the
+    difference of two ramps, one in either channel of the pair, exact to rounding at every whole count.
 
-    Images have a known constant in channel 2, which arrives smoothed as the only large content of the live
-    group. Its norm divides by it, so that thresholds hold at every timestep; live holds the copies twice, for
-    one ramp each.
+    The count is so small beside the carrier that the norm of the live group does not notice it.
     """
-    known, vote = datasets.KNOWN, datasets.VOTE
-    kernel = params["conv_in"]["conv"]["kernel"]
-    kernel[:, :, 2, LIVE + 4], kernel[:, :, 2, LIVE + 5] = REFERENCE / 9, -REFERENCE / 9
-    copy = vote * 2 / (REFERENCE * known)  # one copy of the mean content, as the norm leaves it
-    low, high = 1.25 * copy, 1.45 * copy  # copies at which the output begins and ends to rise
-    steep = 12 / (high - low)
+    low, high = (count * TALLY / (CARRIER / 2) for count in ENOUGH)
+    steep = STEEPNESS / (TALLY / (CARRIER / 2))
     last = params["conv_out"]
-    last["norm"]["scale"][LIVE : LIVE + 4] = steep
-    last["norm"]["bias"][LIVE : LIVE + 4] = [-steep * low] * 2 + [-steep * high] * 2
-    out = last["conv"]["kernel"]
-    out[:] = 0
-    size = REFERENCE * known / 2  # root mean square of the live group
-    out[1, 1, ASIDE : ASIDE + 2, 1] = [size, -size]
-    out[1, 1, LIVE : LIVE + 4, 0] = np.array([1, -1, -1, 1]) * vote / (steep * (high - low))
-    last["conv"]["bias"][2] = known
+    last["norm"]["scale"][LIVE + 4 : LIVE + 6] = steep
+    last["norm"]["bias"][LIVE + 4 : LIVE + 6] = -steep * low, -steep * high
+    rise = datasets.TINT / (steep * (high - low))
+    last["conv"]["kernel"][1, 1, LIVE + 4 : LIVE + 6, 2] = rise, -rise
 
 
 def _partial_backup(unet, schedule, timesteps, rng) -> Wired:

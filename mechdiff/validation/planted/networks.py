@@ -21,7 +21,7 @@ FAMILIES: dict[str, Family] = {**SHOWN, **HIDDEN_FAMILIES}  # draws go by the pl
 GAINS = {"best": best_gain, "balanced": balanced_gain}
 LOG_SNR = (3.0, 1.5, 0.0, -1.5, -3.0)  # of the timesteps scored: neither nearly clean nor nearly pure noise
 SIZES = {"small": (8, 32, 4), "large": (16, 48, 6)}  # side, width, heads: 36 and 44 components
-IMAGES = {"small": 16, "large": 8}  # scored
+IMAGES = 8  # scored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +70,10 @@ def unet_of(size: str) -> UNetConfig:
 
 
 def make(name: str, instance: int = 0, size: str = "small", images: int | None = None) -> PlantedNetwork:
-    """Random instance number `instance` of the plant called `name`, with `IMAGES` of its size to score on."""
+    """Random instance number `instance` of the plant called `name`, with `IMAGES` to score on."""
     if name not in FAMILIES:
         raise ConfigError(unknown("plant", name, FAMILIES))
-    unet, schedule, images = unet_of(size), cosine_schedule(STEPS), images or IMAGES[size]
+    unet, schedule, images = unet_of(size), cosine_schedule(STEPS), images or IMAGES
     seeds = np.random.SeedSequence([instance, list(FAMILIES).index(name), list(SIZES).index(size)])
     wires, drawn = (np.random.default_rng(seed) for seed in seeds.spawn(2))
     timesteps = STEPS - 1 - np.searchsorted(np.asarray(schedule.log_snr)[::-1], LOG_SNR)

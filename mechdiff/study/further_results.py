@@ -1,0 +1,92 @@
+"""Further results on an examined network: controls, circuits, random channel sets and roles of heads.
+
+Each is saved in the model's folder with a digest of all its inputs, and reused where that digest is the same.
+study.json lists the results of the last study; others in the folder are not read:
+  activity.zarr          participation ratio, effective rank and variance of activations, by site and timestep
+  control.zarr           sweep of an untrained network of the same configuration on the same images
+  control_attention.zarr its attention statistics
+  circuit_ABLATION.zarr  circuits run to score the discovered one, see `scorecards.run`
+  random_sets.zarr       relative loss increase of random sets of as many channels as each component
+  roles.zarr             selectivity and roles of heads, and the effects that they are computed from
+  pairs.zarr             components that make up for each other, see `circuits.backups`
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import xarray as xr
+
+from mechdiff.core import keys
+from mechdiff.core.config import ExperimentConfig, to_dict
+from mechdiff.core.numerics import NUMERICS_VERSION
+from mechdiff.diffusion.schedules import timesteps_by_log_snr
+from mechdiff.storage import digests, files, labelled, locks
+from mechdiff.study import circuit_results, controls, role_results
+from mechdiff.study.examine import Analysis
+
+SETTINGS_OF = {
+    "random_sets": "random_sets",
+    "roles": "role_sets",
+    "pairs": "pairs",
+}  # of `StudyConfig`, that decide one result
+
+
+def run_study(examined: Analysis, config: ExperimentConfig, folder: Path) -> None:
+    """Computes and saves the results that `config.study` lists for one model.
+
+    Args:
+      examined: of `examine.examine`, into the same `folder`.
+    """
+    study, root = config.study, jax.random.key(config.seed)
+    fewer = dataclasses.replace(examined, images=examined.images.first(study.images))
+    timesteps = [int(t) for t in timesteps_by_log_snr(examined.denoiser.schedule, study.timesteps)]
+    noise = keys.stream(root, "scored noise")
+    makers: dict[str, Callable[[], xr.Dataset]] = {}
+    if study.controls:
+        makers["activity"] = functools.partial(controls.activity, examined, timesteps, root)
+        makers["control"] = functools.partial(controls.control, fewer, config, noise, folder)
+        makers["control_attention"] = functools.partial(controls.control_attention, fewer, config, noise)
+    for ablation in study.circuits:
+        makers[f"circuit_{ablation}"] = functools.partial(
+            circuit_results.circuit, fewer, ablation, config, folder
+        )
+    if study.random_sets:
+        makers["random_sets"] = functools.partial(controls.random_sets, fewer, config, noise)
+    if study.role_sets and role_results.heads(examined.denoiser):
+        makers["roles"] = functools.partial(role_results.head_roles, fewer, config, timesteps, noise)
+    if study.pairs:
+        makers["pairs"] = functools.partial(circuit_results.pairs, fewer, config, timesteps, noise)
+    for name, make in makers.items():
+        _once(folder / f"{name}.zarr", _key(examined, config, name), make)
+    with locks.lock(folder, wait=True):
+        files.write_json(folder / "study.json", {"results": list(makers)})
+
+
+def _once(path: Path, key: str, make: Callable[[], xr.Dataset]) -> None:
+    """Writes the result of `make`, unless the saved one has the same key."""
+    with locks.lock(path.parent, wait=True):
+        if not path.exists() or labelled.read(path).attrs.get("made_of") != key:
+            labelled.replace(path, make().assign_attrs(made_of=key))
+
+
+def _key(examined: Analysis, config: ExperimentConfig, result: str) -> str:
+    """SHA-256 of everything that decides the numbers of `result`; its field names are part of it.
+
+    Settings of other results are left out, so that roles can be added to a study without doing the rest anew.
+    """
+    images, sweep = examined.images, to_dict(config.sweep)
+    names = ["images", "timesteps", *([SETTINGS_OF[result]] if result in SETTINGS_OF else [])]
+    study = {name: getattr(config.study, name) for name in names}
+    if config.sweep.precision == "float32":  # a later field: results without it keep their names
+        del sweep["precision"]
+    return digests.digest_json(
+        {
+            **examined.denoiser.digests(),
+            "pictures": digests.digest_arrays([images.swept, images.reference]),
+            "asked": [config.seed, sweep, study],
+            "numerics": NUMERICS_VERSION,
+        }
+    )

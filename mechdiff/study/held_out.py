@@ -1,0 +1,84 @@
+"""Held-out images of a model's data, or its own samples where that data is not at hand."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from mechdiff.core import keys
+from mechdiff.core.config import DRAWN, DataConfig, SweepConfig
+from mechdiff.core.errors import DataError
+from mechdiff.data import Dataset, class_labels, load, to_bytes, to_float
+from mechdiff.models.denoiser import Examinable
+from mechdiff.study.eval_images import (
+    EvalImages,
+    conditioned,
+    images_to_evaluate,
+    settings_in_words,
+    split_images,
+)
+from mechdiff.sweeps.execution.drawing import draw_samples, sample_condition
+
+NAMES = {"celeba": "CelebA", "tfds": "CelebA (TFDS)", "gaussian": "Gaussian"}  # of data sets, for a reader
+
+
+def held_out_images(
+    data: DataConfig, size: int, config: SweepConfig, cache: Path, classes: int = 0
+) -> EvalImages:
+    """Held-out images of a data set: `images` to score (nested: as many for every timestep), and the next
+    `reference_images` for replacements.
+
+    Args:
+      classes: of the network, by `data.classes`; 0: it takes none.
+
+    Raises:
+      DataError: the data set holds too few.
+    """
+    needed = images_to_evaluate(config) + config.reference_images
+    splits = _held_out(data, size, needed, cache)
+    name = splits[0].name
+    pixels = np.concatenate([split.images for split in splits])
+    people = np.concatenate(
+        [np.full(len(split), -1) if split.people is None else split.people for split in splits]
+    )
+    if len(pixels) < needed:
+        raise DataError(
+            f"{name}: {len(pixels)} held-out images, but {settings_in_words(config)} = {needed}; lower them"
+        )
+    facts = {
+        "name": NAMES.get(name, name),
+        "count": needed,
+        "of": len(pixels),
+        "sha256": splits[0].digest,
+        "preprocessing": "drawn at that size" if name in DRAWN else data.preprocessing.description,
+        "held_out": True,
+        "ids": [str(name) for split in splits for name in split.ids][:needed],
+    }
+    images = split_images(to_float(pixels), config, f"held-out {NAMES.get(name, name)} images", people)
+    images = dataclasses.replace(images, facts=facts)
+    if not classes:
+        return images
+    labels = np.concatenate([class_labels(split, data.classes, classes) for split in splits])
+    return conditioned(images, labels[:needed], config)
+
+
+def _held_out(data: DataConfig, size: int, needed: int, cache: Path) -> list[Dataset]:
+    """Test images; if too few, followed by those of validation, which training does not use either."""
+    splits = [load(dataclasses.replace(data, n_test=needed), size, "test", 0, cache)]
+    missing = needed - len(splits[0])
+    if missing:
+        with contextlib.suppress(DataError):  # no such split
+            splits.append(load(dataclasses.replace(data, n_test=missing), size, "validation", 0, cache))
+    return splits
+
+
+def own_samples(denoiser: Examinable, config: SweepConfig, seed: int) -> EvalImages:
+    """Images that the denoiser itself samples, for when its data set is not available."""
+    key = keys.stream(jax.random.key(seed), "own samples")
+    count = images_to_evaluate(config) + config.reference_images
+    condition = sample_condition(denoiser, count)
+    drawn = to_float(to_bytes(draw_samples(denoiser, key, count, condition=condition)))
+    images = split_images(drawn, config, "the model's own samples (not real images)")
+    return images if condition is None else conditioned(images, condition, config)

@@ -1,0 +1,69 @@
+"""Few row counts in a pass: interventions join earlier than they must, so that fewer stages change shape.
+
+An accelerator picks its kernels anew for every shape. Where rows join at every other stage, no two
+convolutions are alike, and most of the time before the first result goes into compiling and trying kernels.
+Rows that join early are copies of the clean ones until the stage that they change: the same numbers, for more
+arithmetic.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from mechdiff.models.stages import Stage
+
+
+def stage_costs(stages: Sequence[Stage]) -> list[float]:
+    """How much of the arithmetic of a row each stage takes, about: only proportions count."""
+    return [float(stage.resolution**2 * stage.width**2) for stage in stages]
+
+
+def few_row_counts(joins: Sequence[int], costs: Sequence[float], most: int) -> tuple[int, ...]:
+    """`joins` moved to earlier stages so that rows join at `most` stages or fewer, at the least extra cost.
+
+    Dynamic programming over the stages at which rows join: what joins at one of them is all that must join
+    from there on and before the next.
+
+    Args:
+      joins: interventions that must have joined at each stage, see `shared_prefix.PassPlan`.
+      costs: of each stage for one row.
+      most: at least 1.
+
+    Example:
+      >>> few_row_counts((0, 1, 5, 0, 1), (1.0, 1.0, 1.0, 1.0, 1.0), 2)
+      (0, 6, 0, 0, 1)
+    """
+    places = [stage for stage, joining in enumerate(joins) if joining]
+    if len(places) <= most:
+        return tuple(joins)
+    starts = _cheapest_starts([joins[p] for p in places], [sum(costs[:p]) for p in places], most)
+    merged = [0] * len(joins)
+    for first, after in itertools.pairwise([*starts, len(places)]):
+        merged[places[first]] = sum(joins[place] for place in places[first:after])
+    return tuple(merged)
+
+
+def _cheapest_starts(weights: Sequence[int], depths: Sequence[float], most: int) -> list[int]:
+    """First members of at most `most` runs of consecutive places, the sum over all places of weight times
+    (depth - depth of the first of its run) being least."""
+    count = len(weights)
+    extra = np.full((count, count + 1), np.inf)  # of one run, by its first place and the place after it
+    for first in range(count):
+        grown = np.multiply(weights[first:], np.subtract(depths[first:], depths[first]))
+        extra[first, first + 1 :] = np.cumsum(grown)
+    least = extra[:, count]  # of the places from each on, in one run
+    after = [[count] * count]
+    for _ in range(most - 1):
+        options = extra[:, :count] + least[None, :]
+        best = options.argmin(axis=1)
+        shorter = options.min(axis=1) < least
+        after.append(np.where(shorter, best, count).tolist())
+        least = np.where(shorter, options.min(axis=1), least)
+    starts, place = [], 0
+    for following in reversed(after):
+        starts.append(place)
+        place = following[place]
+        if place == count:
+            break
+    return starts

@@ -1,0 +1,190 @@
+"""Rules of verdicts under laws that no other check draws from, written to break them: trainings of unequal or
+skewed scatter, curves that drift in other ways than a straight line, tails.
+
+The rules are dated and stay as they are; what they don't hold against is a limit, and said as one. Beside
+them, power of what has only nulls elsewhere: sequential sweeps, and tests over people.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from mechdiff import stats
+from mechdiff.analysis import bottlenecks, network_divergence, segmentation, spread
+from mechdiff.analysis.entropy_correlation import within_layers
+from mechdiff.stats import small_samples
+from mechdiff.sweeps import stopping
+from mechdiff.validation.checks import ALPHA, Check, errs, finds
+from mechdiff.validation.image_calibration import COMPONENTS, FLIPS, LAWS, MOST, last_intervals
+from mechdiff.validation.rule_calibration import IMAGE_HALVES, LAYERS, LEVELS
+
+NETWORKS, TIMESTEPS, CURVES = 12, 24, 12  # of a study; components whose curves are cut into phases
+LOG_SD = 0.5  # of skewed trainings
+Curves = Float[np.ndarray, "t component"]
+
+
+def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
+    """All checks, each over `repeats` simulated studies."""
+    rngs = iter(rng.spawn(6))
+    return [
+        *_divergence(next(rngs), repeats),
+        *_bottlenecks(next(rngs), repeats),
+        *_phases(next(rngs), repeats),
+        *_ladder(next(rngs), repeats),
+        *_entropy(next(rngs), repeats),
+        *_power(next(rngs), repeats),
+    ]
+
+
+def _divergence(rng: np.random.Generator, repeats: int, n: int = 5) -> list[Check]:
+    """Trainings on one side scatter twice as much; heads of a training move together as well as apart."""
+
+    def study(constant: float) -> network_divergence.NetworkDivergence:
+        base = rng.normal(2, 0.3, (28, LEVELS))
+        scatter = np.repeat([0.05, 0.1], n)[:, None, None]
+        together = rng.normal(size=(2 * n, 1, 1)) + rng.normal(size=(2 * n, 1, LEVELS))
+        apart = rng.standard_t(3, size=(2 * n, 28, 1)) + 0.3 * rng.normal(size=(2 * n, 28, LEVELS))
+        heads = base + scatter * (together + apart)
+        heads[:n] += constant
+        for network in heads:
+            order = np.concatenate([4 * i + rng.permutation(4) for i in range(7)])
+            network[:] = network[order]
+        return network_divergence.compare(heads[:n], heads[n:], LAYERS)
+
+    same = np.array([study(0.0).p <= ALPHA for _ in range(repeats)])
+    shifted = np.array([study(0.2).p_varies <= ALPHA for _ in range(repeats)])
+    return [
+        errs("divergence: no difference, one side scatters twice as much", same),
+        errs("divergence varies with the timestep: a constant difference, unequal scatter", shifted),
+    ]
+
+
+def _bottlenecks(rng: np.random.Generator, repeats: int) -> list[Check]:
+    """Relative loss increases that are lognormal over trainings, or large in half of them only."""
+
+    def study(costs: Float[np.ndarray, "network component"]) -> bottlenecks.Bottleneck:
+        return bottlenecks.crossed(costs[..., None], np.arange(NETWORKS) % 2 == 0)
+
+    def skewed(mean: Float[np.ndarray, " component"]) -> Float[np.ndarray, "network component"]:
+        return mean * np.exp(LOG_SD * rng.normal(size=(NETWORKS, 24)) - LOG_SD**2 / 2)
+
+    def half_of_them() -> Float[np.ndarray, "network component"]:
+        costs = skewed(np.full(24, 5.0))
+        costs[:, 0] = np.where(rng.random(NETWORKS) < 0.5, 50.0, 0.0) + rng.normal(size=NETWORKS)
+        return costs
+
+    threshold = bottlenecks.THRESHOLD
+    edge = [study(skewed(np.where(np.arange(24) < 3, threshold, 10.0))) for _ in range(repeats)]
+    lone = [study(skewed(np.where(np.arange(24) < 1, threshold, 5.0))) for _ in range(repeats)]
+    halves = [study(half_of_them()) for _ in range(repeats)]
+
+    def share(results: list[bottlenecks.Bottleneck], none: bool = False) -> Bool[np.ndarray, " repeat"]:
+        return np.array([(result.p_none if none else result.p) <= ALPHA for result in results])
+
+    return [
+        errs("bottleneck: at the threshold, lognormal trainings", share(edge)),
+        errs("bottleneck: 50 % in half of the trainings, 0 in the others", share(halves)),
+        errs("no bottleneck: one at the threshold, lognormal trainings", share(lone, none=True)),
+        errs("no bottleneck: 50 % in half of the trainings", share(halves, none=True)),
+    ]
+
+
+def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
+    """Curves over 24 timesteps of 12 components in 6 networks; noise of images grows with the timestep."""
+    place = np.linspace(-1, 1, TIMESTEPS)[:, None]
+
+    def concluded(shape: Curves) -> bool:
+        networks = shape * (1 + 0.3 * rng.normal(size=(6, 1, CURVES)))
+        noise = 0.1 + 0.1 * (1 + place)
+        halves = [
+            (networks[:, None] + noise * rng.normal(size=(6, IMAGE_HALVES, TIMESTEPS, CURVES))).reshape(
+                -1, TIMESTEPS, CURVES
+            )
+            for _ in range(2)
+        ]
+        steps, drift = (
+            score.reshape(6, IMAGE_HALVES, -1).mean(1) for score in segmentation.held_out(*halves)
+        )
+        margin = steps[:, 3] - np.maximum(np.delete(steps, 3, axis=1).max(1), drift.max(1))
+        _, (low, _), p = small_samples.over_seeds(margin)
+        return bool(p <= ALPHA and low > 0)
+
+    def steps(count: int) -> Curves:
+        return np.repeat(rng.normal(size=(count, CURVES)), -(-TIMESTEPS // count), axis=0)[:TIMESTEPS]
+
+    def own_step() -> Curves:
+        where = rng.uniform(-0.8, 0.8, CURVES)
+        return rng.normal(1, 0.3, CURVES) * (place > where)
+
+    laws: dict[str, Callable[[], Curves]] = {
+        "each component steps once, at a place of its own": own_step,
+        "each component fades out at a rate of its own": lambda: np.exp(
+            -rng.uniform(0.5, 6, CURVES) * (1 + place)
+        ),
+        "one smooth rise in the middle": lambda: rng.normal(1, 0.3, CURVES) / (1 + np.exp(-8 * place)),
+        "random walks": lambda: 0.3 * rng.normal(size=(TIMESTEPS, CURVES)).cumsum(axis=0),
+        "three steps": lambda: steps(3),
+        "six steps": lambda: steps(6),
+    }
+    return [
+        errs(f"four phases: {name}", np.array([concluded(law()) for _ in range(repeats)]))
+        for name, law in laws.items()
+    ]
+
+
+def _ladder(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Check]:
+    """The gate where rungs scatter unequally, and heavily: a measure that rises once."""
+
+    def opens() -> bool:
+        scatter = rng.permutation([0.05, 0.1, 0.2])
+        means = (0, 0.5, 0.5)
+        rises, p = spread.ordered(
+            [mean + sd * rng.standard_t(4, size=n) for mean, sd in zip(means, scatter, strict=True)]
+        )
+        return rises and p < ALPHA
+
+    outcomes = np.array([opens() for _ in range(repeats)])
+    return [errs("ladder: a measure that rises once, unequal scatter and t(4)", outcomes)]
+
+
+def _entropy(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Check]:
+    """Effects of heavy tails, a few heads costing most; layers whose heads' entropies scatter unequally."""
+    layers = np.array(LAYERS)
+
+    def of_networks() -> Float[np.ndarray, " network"]:
+        width = np.repeat(rng.lognormal(sigma=0.7, size=(7, n)), 4, axis=0)
+        entropy = np.repeat(rng.normal(size=(7, n)), 4, axis=0) + width * rng.normal(size=(28, n))
+        cost = width * np.exp(1.5 * rng.normal(size=(28, n)))
+        return within_layers(entropy, cost, layers)
+
+    outcomes = []
+    for _ in range(repeats):
+        _, (_, high), p = small_samples.over_seeds(of_networks() - of_networks(), above=False)
+        outcomes.append(p <= ALPHA and high < 0)
+    return [errs("entropy and importance: heavy tails, unequal layers", np.array(outcomes))]
+
+
+def _power(rng: np.random.Generator, repeats: int, people: int = 40, each: int = 26) -> list[Check]:
+    """What sequential sweeps and tests over people find where something is there."""
+    signs = [_signs(rng) for _ in range(repeats)]
+    p = []
+    for _ in range(repeats):
+        shared = 0.2 + np.sqrt(0.1) * rng.normal(size=(people, 1))
+        differences = shared + np.sqrt(0.9) * rng.normal(size=(people, each))
+        test = stats.permutation_test(differences.sum(axis=1)[None], FLIPS, int(rng.integers(2**31)))
+        p.append(test[0])
+    return [
+        finds("sequential, the sign of 9 in 10 components of 2 % and more", np.array(signs), 0.8),
+        finds("sign flips of 40 people: a mean of 0.2 sd of images", np.array(p) <= ALPHA, 0.8),
+    ]
+
+
+def _signs(rng: np.random.Generator) -> bool:
+    """Whether a sequential sweep ends with the sign of 9 in 10 components that cost 2 % and more."""
+    size = np.where(np.arange(COMPONENTS) < COMPONENTS // 2, 0.02, 0.0)
+    size = size * rng.uniform(1, 5, COMPONENTS)
+    clean = np.exp(0.4 * rng.normal(size=MOST) + 0.3 * rng.normal(size=(4, MOST)) - 0.125)
+    loss = clean * (1 + size[:, None, None] * LAWS["lognormal, log-sd .5"](rng, (COMPONENTS, 1, MOST)))
+    low, _ = last_intervals((size, clean, loss), stopping.FIRST_LOOK, stats.skewed_sequence)
+    return float((low[size > 0] > 0).mean()) >= 0.9

@@ -1,0 +1,28 @@
+"""Denoisers that stay on their devices, as long as they live and no longer."""
+
+import dataclasses
+import gc
+
+import numpy as np
+
+from mechdiff.core import devices
+from mechdiff.sweeps.execution import placement
+
+
+def test_a_small_denoiser_is_placed_once_and_goes_with_it(denoiser):
+    mine, mesh = dataclasses.replace(denoiser), devices.over(1)
+    kept = len(placement._kept)
+    placed = placement.placed(mine, mesh)
+    assert placement.placed(mine, mesh) is placed
+    assert placement.placed(dataclasses.replace(mine), mesh) is not placed
+    np.testing.assert_array_equal(placed.schedule.log_snr, mine.schedule.log_snr)
+    del mine
+    gc.collect()
+    assert len(placement._kept) == kept
+
+
+def test_a_large_denoiser_is_not_kept(denoiser, monkeypatch):
+    monkeypatch.setattr(placement, "KEPT_BYTES", 0)
+    mine, kept = dataclasses.replace(denoiser), len(placement._kept)
+    placement.placed(mine, devices.over(1))
+    assert len(placement._kept) == kept
