@@ -7,7 +7,7 @@ in the checkout, and below `mechdiff` in a wheel, where no other package's names
 from setuptools import find_packages, setup
 
 NETWORKS = ("cpu32-celeba-seed0", "cpu32-synthetic-seed0")
-PROOFS = ("planted/planted.json", "calibration/calibration.json")  # of the instrument, which reports show
+PROOFS = ("planted/planted.json", "calibration/calibration.json")  # validation, which reports show
 PLACES = {"mechdiff.launchers": "experiments", "mechdiff.checkpoints": "checkpoints"}
 
 setup(

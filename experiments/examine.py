@@ -34,5 +34,8 @@ def main(config, workdir):
     return {"cells": path}
 
 
+prepare = _launch.use_huge_pages  # before any work
+
 if __name__ == "__main__":
+    prepare()
     _launch.run(main)

@@ -46,7 +46,7 @@ def main(config, workdir):
             where = workdir / "subjects" / name
             examined = examine.examine(name, folder, choose, config.sweep, config.seed, where)
             further_results.run_study(examined, config, where)
-        for proof in PROOFS:  # of the instrument, made by launchers of their own
+        for proof in PROOFS:  # validation of the toolkit, made by launchers of their own
             if (shipped.home() / proof).exists():
                 files.write_atomic(workdir / Path(proof).name, (shipped.home() / proof).read_bytes())
         files.write_json(workdir / "manifest.json", {**manifest, "wall_seconds": time.monotonic() - start})
@@ -66,5 +66,8 @@ def trained(config, workdir):
     return folders
 
 
+prepare = _launch.use_huge_pages  # before any work
+
 if __name__ == "__main__":
+    prepare()
     _launch.run(main)

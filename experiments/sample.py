@@ -3,21 +3,24 @@
 `--ablate=REGEX` replaces the components whose names match by zero while drawing, from the same noise;
 `--window=LOW,HIGH` limits that to timesteps LOW <= t < HIGH. Of a network with classes all are drawn in turn,
 or `--label=NUMBER` alone; `--guidance=SCALE` draws towards them (1: not). Writes WORKDIR/samples.png.
+`--set=sweep.precision=tf32` (or another) draws by products of that precision, and says what that changed.
 """
 
 import dataclasses
+import sys
 
 import jax
 import numpy as np
 from absl import flags
 
-from mechdiff.core import keys
+from mechdiff.core import devices, keys
 from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
 from mechdiff.data import to_bytes
 from mechdiff.interventions import build
 from mechdiff.models import load
 from mechdiff.storage import files, image_grid
+from mechdiff.sweeps import precision
 from mechdiff.sweeps.execution import drawing
 
 from . import _launch
@@ -49,8 +52,21 @@ def main(config, workdir):
     denoiser = dataclasses.replace(denoiser, identity=identity)
     key = keys.stream(jax.random.key(config.seed), "own samples")
     labels = None if LABEL.value is None else np.full(COUNT.value, LABEL.value, np.int32)
-    options = {"condition": labels, "guidance": GUIDANCE.value}
-    drawn = drawing.draw_samples(denoiser, key, COUNT.value, STEPS.value, **options)
+
+    def draw(count):
+        first = None if labels is None else labels[:count]
+        return drawing.draw_samples(
+            denoiser, key, count, STEPS.value, condition=first, guidance=GUIDANCE.value
+        )
+
+    setting = config.sweep.precision
+    if line := devices.explanation(setting):
+        print(f"warning: {line}", file=sys.stderr)
+    drawn, error = precision.drawn(setting, draw, COUNT.value)
+    if error:
+        print(
+            f"products in {setting}: pixels differ from float32's by {error:.2g} (root mean square) at most"
+        )
     image_grid.save_sheet(workdir / "samples.png", to_bytes(drawn))
     print(workdir / "samples.png")
 

@@ -67,6 +67,7 @@ def main(config, workdir):
                 chosen=chosen,
                 ablation=ABLATION.value,
                 replacements=replacements,
+                setting=config.sweep.precision,
             )
             if not EVERY.value:
                 names = [component.name for component in chosen]
@@ -90,9 +91,10 @@ def main(config, workdir):
     return {"folder": workdir, "top": largest}
 
 
-def examine_all(denoiser, eval_set, folder, **options):
+def examine_all(denoiser, eval_set, folder, *, setting, **options):
     """Runs all components exactly; how well each point of expansion ranks them."""
-    agreements = screening.quality(denoiser, eval_set, folder, **options)
+    settings = screening.ScreenConfig(precision=setting)
+    agreements = screening.quality(denoiser, eval_set, folder, config=settings, **options)
     parts = [
         f"{point} {agreement.overall.spearman:.2f}, {agreement.overall.recall:.0%}"
         for point, agreement in agreements.items()
@@ -101,9 +103,9 @@ def examine_all(denoiser, eval_set, folder, **options):
     return agreements
 
 
-def verify(denoiser, eval_set, folder, *, chosen, **options):
+def verify(denoiser, eval_set, folder, *, chosen, setting, **options):
     """Screens the chosen components and verifies the most promising."""
-    settings = screening.ScreenConfig(point=POINT.value)
+    settings = screening.ScreenConfig(point=POINT.value, precision=setting)
     screen = screening.screen_and_verify(
         denoiser, eval_set, folder, chosen=chosen, config=settings, **options
     )

@@ -59,5 +59,8 @@ def _examine(name, config, workdir, samples=False):
         examination.examine_and_pack(name, run, choose, config, where, samples=samples)
 
 
+prepare = _launch.use_huge_pages  # before any work
+
 if __name__ == "__main__":
+    prepare()
     _launch.run(main)

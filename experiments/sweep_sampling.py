@@ -5,6 +5,8 @@ The changed and the clean sample share all noise. Start it again, also beside it
 WORKDIR/trajectories/KEY.zarr, has the distance of every sample to its clean twin.
 """
 
+import dataclasses
+
 import jax
 from absl import flags
 
@@ -18,9 +20,9 @@ from mechdiff.diffusion.schedules import ddim_timesteps
 from mechdiff.models import factories, load
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
+from mechdiff.sweeps import precision, sampling
 from mechdiff.sweeps.execution import forecast
 from mechdiff.sweeps.execution.rollout import even_windows, network_calls
-from mechdiff.sweeps.sampling import SampleSet, sampling_sweep
 
 from . import _launch
 
@@ -40,21 +42,26 @@ def main(config, workdir):
     forecast.print_memory_forecast(denoiser, config.sweep, ablations=("zero",), replacements=len(timesteps))
     files.ensure_writable(workdir)
     files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[denoiser.name]))
-    samples = SampleSet(
+    samples = sampling.SampleSet(
         timesteps,
         SAMPLES.value,
         keys.stream(jax.random.key(config.seed), "trajectories"),
         condition=condition_of(denoiser, record, SAMPLES.value),
         step_fn={"ddim": ddim_step, "ddpm": ddpm_step}[SAMPLER.value],
     )
-    swept = sampling_sweep(denoiser, samples, windows, workdir / "trajectories")
+    settings = dataclasses.replace(sampling.SETTINGS, precision=config.sweep.precision)
+    swept = sampling.sampling_sweep(denoiser, samples, windows, workdir / "trajectories", config=settings)
     shared, naive = network_calls(timesteps, windows, swept.sizes["component"])
     print(f"{shared:,} network calls a sample instead of {naive:,}: {naive / shared:.2f} x fewer")
+    if statement := precision.sampling_statement(swept):
+        print(f"{statement}; –: not above it")
+    carried = swept.distance.isel(ablation=0, sample=0).copy(data=precision.carried(swept)[0])
     distance = swept.distance.isel(ablation=0).mean("sample")
     largest_first = distance.mean("window").sortby(distance.mean("window"), ascending=False)
+    shown = distance.where(carried)
     names = [f"t in [{low}, {high})" for low, high in windows]
     rows = [
-        {"component": str(name)} | dict(zip(names, distance.sel(component=name).values.tolist(), strict=True))
+        {"component": str(name)} | dict(zip(names, shown.sel(component=name).values.tolist(), strict=True))
         for name in largest_first.component.values
     ]
     tables.print_records("distance of samples to those without ablation, by window of timesteps", rows)

@@ -20,6 +20,9 @@ for flag in ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_
     if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
 
+# One thread for products in each worker and each process that tests start: two wait for each other, spinning.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # The processes that tests start would each compile all of the package's source, too: one of them writes it.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False

@@ -57,10 +57,10 @@ def increases(setting: str) -> tuple[np.ndarray, float]:
 
 def answers(setting: str, config: ExperimentConfig, side: int) -> dict:
     """Largest difference from a CPU's stored relative loss increases, in points, and the largest of these."""
-    cells, own = increases(setting)
+    cells, own_error = increases(setting)
     stored = np.array(json.loads(STORED.read_text())["increases"])
     difference = float(np.abs(cells - stored).max())
-    return {"points": difference, "of": float(np.abs(stored).max()), "own_error": own}
+    return {"points": difference, "of": float(np.abs(stored).max()), "own_error": own_error}
 
 
 def attention(setting: str, config: ExperimentConfig, side: int) -> dict:
@@ -80,14 +80,14 @@ def attention(setting: str, config: ExperimentConfig, side: int) -> dict:
     with jax.default_matmul_precision("float32"):
         forward = jax.jit(run)
         gradient = jax.jit(jax.grad(lambda *a: run(*a).astype(jnp.float32).sum(), (0, 1, 2)))
-        found = np.asarray(forward(*placed)[:1], np.float64)
+        output = np.asarray(forward(*placed)[:1], np.float64)
         taken = [
             1e3 * _rounds.seconds(lambda call=call: jax.block_until_ready(call(*placed)))
             for call in (forward, gradient)
         ]
     weights = np.exp(q[:1] @ k[:1].swapaxes(-1, -2))
     exact = weights / weights.sum(-1, keepdims=True) @ v[:1]
-    difference = float(np.abs(found - exact).max())
+    difference = float(np.abs(output - exact).max())
     return {"milliseconds": taken[0], "gradient_milliseconds": taken[1], "difference": difference}
 
 
@@ -122,7 +122,7 @@ def main(task: str, setting: str, side: str, config: str) -> None:
 if __name__ == "__main__":
     if sys.argv[1:] == ["store"]:  # on a CPU, when numbers changed on purpose (`NUMERICS_VERSION`)
         about = {"model": MODEL.name, "images": IMAGES, "timesteps": TIMESTEPS}
-        found = increases("float32")[0].round(6).tolist()
-        STORED.write_text(json.dumps(about | {"increases": found}) + "\n")
+        increases_in_float32 = increases("float32")[0].round(6).tolist()
+        STORED.write_text(json.dumps(about | {"increases": increases_in_float32}) + "\n")
     else:
         main(*sys.argv[1:])

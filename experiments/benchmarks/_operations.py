@@ -26,12 +26,12 @@ def of_stages(config: UNetConfig, params: PyTree, identity: Intervention) -> lis
     x = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, config.in_channels), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.int32)
     stream = jax.eval_shape(lambda params, x, t: enter(config, params, x, t), params, x, t)
-    found = []
+    operations = []
     for stage in stages(config):
         step = lambda p, i, stream, stage=stage: run_stage(config, stage, p, i, stream)[0]
-        found.append(of_jaxpr(jax.make_jaxpr(step)(params, identity, stream).jaxpr))
+        operations.append(of_jaxpr(jax.make_jaxpr(step)(params, identity, stream).jaxpr))
         stream = jax.eval_shape(step, params, identity, stream)
-    return found
+    return operations
 
 
 def needed(config: UNetConfig, stages: list[int], stacked: Intervention) -> int:

@@ -72,17 +72,17 @@ def compare(
             raise MechdiffError(f"{package} is not installed; pip install 'mechdiff[torch]' gives the rival")
     arms = ARMS | (BATCHED if task == "forward_sweep" else {})
     arms = {name: arm for name, arm in arms.items() if name == OURS or re.fullmatch(chosen, name)}
-    found: dict[str, list[dict]] = {name: [] for name in arms}
+    measured: dict[str, list[dict]] = {name: [] for name in arms}
     with tempfile.TemporaryDirectory() as cache:  # torch.compile's, so that only its first round compiles
         for turn in range(rounds):
             for name in list(arms)[:: 1 if turn % 2 else -1]:
                 print(f"round {turn + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
-                found[name].append(_run(*arms[name], task, config, images, cache))
+                measured[name].append(_run(*arms[name], task, config, images, cache))
     for fact in ("parameters", "items"):
-        values = {name: results[0][fact] for name, results in found.items()}
+        values = {name: results[0][fact] for name, results in measured.items()}
         if len(set(values.values())) > 1:
             raise MechdiffError(f"the arms differ in {fact}: {values}; they would not do the same work")
-    return found
+    return measured
 
 
 def _run(
@@ -97,7 +97,7 @@ def _run(
     """
     command = [sys.executable, "-m", module, task, variant, str(images), json.dumps(to_dict(config))]
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache} | (variables or {})
-    if task == "training_step":  # as `experiments.train` does; PyTorch too may profit from it
+    if task in ("training_step", "forward_sweep"):  # as long launchers do; PyTorch too may profit from it
         environment["GLIBC_TUNABLES"] = _launch.HUGE_PAGES
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=limit)
@@ -109,38 +109,43 @@ def _run(
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def table(found: dict[str, list[dict]], unit: str, work: float) -> str:
+def table(measured: dict[str, list[dict]], unit: str, work: float) -> str:
     """The comparison as text.
 
     The share of the ceiling counts `needed`, the least operations of the task, where an arm states
     it, and whole forward passes elsewhere.
 
     Args:
-      found: of `compare`.
+      measured: of `compare`.
       unit: what an item is.
       work: forward passes' worth of arithmetic in one item.
     """
-    middle = lambda name, fact: statistics.median(r[fact] for r in found[name])
-    rates = {name: sorted(r["items"] / r["seconds"] for r in results) for name, results in found.items()}
-    first = found[OURS][0]
-    ceiling = max(middle(name, "product") for name in found)
+
+    def middle(name: str, fact: str) -> float:
+        return statistics.median(r[fact] for r in measured[name])
+
+    rates = {name: sorted(r["items"] / r["seconds"] for r in results) for name, results in measured.items()}
+    first = measured[OURS][0]
+    ceiling = max(middle(name, "product") for name in measured)
     heads = f"{'lowest':>10}{'highest':>10}{'ours is':>10}{'GF/s':>8}{'of ceiling':>12}"
     lines = [f"{'':28}{unit + '/s':>22}{heads}"]
     for name, rate in rates.items():
         speed = statistics.median(rate)
         ratio = statistics.median(rates[OURS]) / speed
         numbers = f"{speed:22.1f}{rate[0]:10.1f}{rate[-1]:10.1f}{ratio:9.2f}x"
-        one = found[name][0].get("needed", work * first["flops"] * first["items"]) / first["items"]
-        lines.append(f"{name:28}{numbers}{speed * one / 1e9:8.1f}{speed * one / 1e9 / ceiling:12.0%}")
-    products = ", ".join(f"{name} {middle(name, 'product'):.0f}" for name in list(found)[:2])
+        per_item = measured[name][0].get("needed", work * first["flops"] * first["items"]) / first["items"]
+        lines.append(
+            f"{name:28}{numbers}{speed * per_item / 1e9:8.1f}{speed * per_item / 1e9 / ceiling:12.0%}"
+        )
+    products = ", ".join(f"{name} {middle(name, 'product'):.0f}" for name in list(measured)[:2])
     lines.append(f"ceiling: product of {PRODUCT} x {PRODUCT} float32 matrices, GF/s: {products}")
     lines += [
         f"{name}: {max(r['compiling'] for r in results):.0f} s to compile, not counted above"
-        for name, results in found.items()
+        for name, results in measured.items()
         if "compiling" in results[0]
     ]
     lines.append(
         f"{first['parameters']:,} parameters, {first['flops'] / 1e9:.3f} GF per image and forward pass; "
-        f"medians over {len(found[OURS])} alternated rounds"
+        f"medians over {len(measured[OURS])} alternated rounds"
     )
     return "\n".join(lines)

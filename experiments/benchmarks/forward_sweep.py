@@ -1,4 +1,4 @@
-"""How fast a teacher-forced leave-one-out sweep is, against what a user would write in PyTorch.
+"""How fast a single-step leave-one-out sweep is, against what a user would write in PyTorch.
 
 `python -m experiments.benchmarks.forward_sweep --net=c32 --images=8` (or `--images=1`; `--net=tiny16`; or a
 preset: `--preset=cpu16`, `--preset=cpu32`)
@@ -33,9 +33,9 @@ def main(config, workdir):
     if NET.value:
         config = dataclasses.replace(config, name=NET.value, unet=_rounds.NETS[NET.value])
     config = dataclasses.replace(config, sweep=dataclasses.replace(config.sweep, timesteps=LEVELS.value))
-    found = _rounds.compare("forward_sweep", config, IMAGES.value, ROUNDS.value, ARMS.value)
+    measured = _rounds.compare("forward_sweep", config, IMAGES.value, ROUNDS.value, ARMS.value)
     print(f"leave-one-out sweep, {config.name}, {IMAGES.value} images, {LEVELS.value} timesteps")
-    print(_rounds.table(found, "config-images", work=1))
+    print(_rounds.table(measured, "config-images", work=1))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from mechdiff.training.placement import data_parallel
 from mechdiff.training.step import init_state, train_step
 
 
-def pictures(config, images):
+def random_images(config, images):
     shape = (images, config.unet.image_size, config.unet.image_size, config.unet.in_channels)
     return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
 
@@ -39,7 +39,7 @@ def training_step(config, images):
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch=images))
     schedule, placement = make_schedule(config.diffusion), data_parallel(config.train)
     state, identity = jax.jit(functools.partial(init_state, config), out_shardings=placement.everywhere)()
-    batch = jax.device_put(pictures(config, images), placement.batch)
+    batch = jax.device_put(random_images(config, images), placement.batch)
     constant = jax.tree.map(np.asarray, identity)
     step = jax.jit(
         functools.partial(train_step, config, placement.mesh, schedule, constant), donate_argnums=0
@@ -62,7 +62,7 @@ def forward_sweep(config, images):
     state, identity = jax.jit(functools.partial(init_state, config))()
     denoiser = Denoiser("benchmark", config.unet, schedule, state.params, identity)
     levels = timesteps_by_log_snr(schedule, config.sweep.timesteps)
-    x0 = (pictures(config, images) / 127.5 - 1).astype(np.float32)
+    x0 = (random_images(config, images) / 127.5 - 1).astype(np.float32)
     block = min(images, config.sweep.image_block)
     settings = SweepConfig(ablations=("zero",), image_block=block, precision=config.sweep.precision)
     engine.ROW_COUNTS = int(os.environ.get("MECHDIFF_BENCHMARK_ROW_COUNTS", engine.ROW_COUNTS))

@@ -28,6 +28,7 @@ from mechdiff.analysis import effects
 from mechdiff.core import devices
 from mechdiff.core.config import ExperimentConfig, Precision, to_dict
 from mechdiff.core.devices import use_all_cores
+from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.models import shipped
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
@@ -35,6 +36,7 @@ from mechdiff.sweeps import precision
 from mechdiff.sweeps.ablation import ablation_sweep
 
 MODELS = flags.DEFINE_list("models", None, "Names or folders of networks; all that are shipped if not given.")
+PRECISIONS = flags.DEFINE_list("precisions", None, "Which; all that can be had here if not given.")
 COLUMNS = {"bias": 9, "largest": 9, "share": 8, "stated": 8, "components": 11, "certain": 8}
 COLUMNS |= {"lost": 5, "turned": 7, "gained": 7}
 
@@ -94,7 +96,11 @@ def main(config, workdir):
     config = dataclasses.replace(config, sweep=dataclasses.replace(config.sweep, ablations=("zero",)))
     models = MODELS.value or list(shipped.names())
     on_cpu = jax.default_backend() == "cpu"
-    settings = [name for name in get_args(Precision) if name != "float32" and (on_cpu or devices.acts(name))]
+    known = [name for name in get_args(Precision) if name != "float32" and (on_cpu or devices.acts(name))]
+    settings = PRECISIONS.value or known
+    for name in settings:
+        if name not in known:
+            raise ConfigError(unknown("precision", name, known))
     print(f"{'network':40s}{'precision':>10s}" + "".join(f"{name:>{w}s}" for name, w in COLUMNS.items()))
     opened = {name: _launch.opened(config, workdir, name, None) for name in models}
     exact = {name: _swept(config, workdir, network, "float32") for name, network in opened.items()}

@@ -67,23 +67,23 @@ def hooks(model: diffusers.UNet2DModel) -> Hooks:
 
     Names are dotted module paths with `res`, `time`, `headN` or `skip` behind them.
     """
-    found: Hooks = {}
+    hooks_of: Hooks = {}
     for path, module in model.named_modules():
         if isinstance(module, diffusers.models.resnet.ResnetBlock2D):
-            found[f"{path}.res"] = module.conv2.register_forward_hook, zero_output
-            found[f"{path}.time"] = module.time_emb_proj.register_forward_hook, zero_output
+            hooks_of[f"{path}.res"] = module.conv2.register_forward_hook, zero_output
+            hooks_of[f"{path}.time"] = module.time_emb_proj.register_forward_hook, zero_output
         elif isinstance(module, diffusers.models.attention_processor.Attention):
             depth = module.inner_dim // module.heads
             for head in range(module.heads):
                 hook = zero_slice(head * depth, (head + 1) * depth, axis=2)
-                found[f"{path}.head{head}"] = module.to_out[0].register_forward_pre_hook, hook
+                hooks_of[f"{path}.head{head}"] = module.to_out[0].register_forward_pre_hook, hook
     width = model.config.block_out_channels[-1]  # of what a skip tensor is concatenated to
     for i, block in enumerate(model.up_blocks):
         for j, resnet in enumerate(block.resnets):
             hook = zero_slice(width, None, axis=1)
-            found[f"up_blocks.{i}.resnets.{j}.skip"] = resnet.register_forward_pre_hook, hook
+            hooks_of[f"up_blocks.{i}.resnets.{j}.skip"] = resnet.register_forward_pre_hook, hook
             width = resnet.out_channels
-    return found
+    return hooks_of
 
 
 def zero_output(module, args, out):

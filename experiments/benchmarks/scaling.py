@@ -1,4 +1,4 @@
-"""How wall time and memory of a teacher-forced sweep grow with components, images, timesteps and resolution.
+"""How wall time and memory of an ablation sweep grow with components, images, timesteps and resolution.
 
 `python -m experiments.benchmarks.scaling --preset=cpu16`; shorter with --doublings=1 --images=2.
 
@@ -43,7 +43,7 @@ def main(config, workdir):
         "timesteps": 1,
         "resolution": config.unet.image_size,
     }
-    print(f"teacher-forced sweep, {config.name}; start: {start}")
+    print(f"ablation sweep, {config.name}; start: {start}")
     print(f"{'':24}{'seconds':>10}{'x':>8}{'peak MiB':>10}{'x':>8}{'per s':>10}")
     first = row("start", config, start, None)
     for axis in start:

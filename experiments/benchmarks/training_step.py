@@ -24,10 +24,10 @@ NET = flags.DEFINE_enum(
 def main(config, workdir):
     if NET.value:
         config = dataclasses.replace(config, name=NET.value, unet=_rounds.NETS[NET.value])
-    found = _rounds.compare("training_step", config, IMAGES.value, ROUNDS.value)
+    measured = _rounds.compare("training_step", config, IMAGES.value, ROUNDS.value)
     # A backward pass costs about two forward passes.
     print(f"training step, {config.name}, batch {IMAGES.value}")
-    print(_rounds.table(found, "images", work=3))
+    print(_rounds.table(measured, "images", work=3))
 
 
 if __name__ == "__main__":

@@ -72,10 +72,11 @@ def crossed(
     chosen = [int(half[..., 0].mean(axis=0).argmax()) for half in halves]
     tested = [halves[1 - i][:, component] for i, component in enumerate(chosen)]
     answers = [_tested(values, images, threshold) for values in tested]
-    p = max(answer[2] for answer in answers) if all(np.isfinite(a[2]) for a in answers) else np.nan
-    widths = [(answer[1][1] - answer[1][0]) / 2 for answer in answers]
-    estimate = float(np.mean([answer[0] for answer in answers]))
-    half = float(np.sqrt(np.sum(np.square(widths))) / 2)
+    estimates, intervals, p_values = zip(*answers, strict=True)
+    p = max(p_values) if np.isfinite(p_values).all() else np.nan
+    estimate = float(np.mean(estimates))
+    widths = [(high - low) / 2 for low, high in intervals]
+    half = float(np.sqrt(np.sum(np.square(widths))) / 2)  # of the mean of two independent estimates
     none = [_tested(increase[:, i], images, threshold, above=False)[2] for i in range(len(kept))]
     above = np.concatenate([values[:, 0] > threshold for values in tested])
     return Bottleneck(

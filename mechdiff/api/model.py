@@ -14,7 +14,8 @@ from mechdiff.api import reading, result, sampling, screening
 from mechdiff.api.images import Given, eval_images
 from mechdiff.api.replacing import Source, replacements_of
 from mechdiff.api.show import Samples
-from mechdiff.core.config import ExperimentConfig
+from mechdiff.core import devices
+from mechdiff.core.config import ExperimentConfig, Precision
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.types import AnyArray, Images
 from mechdiff.interventions import build
@@ -24,6 +25,7 @@ from mechdiff.interventions.directions import add_direction
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable, check_inputs
 from mechdiff.models.load import check_known
+from mechdiff.sweeps import precision as reduced_precision
 
 What = str | Component | Iterable[str | Component]  # a name, a regular expression, or a list of components
 ABLATIONS = ("zero", "mean")  # that act while sampling; sweeps know more
@@ -141,20 +143,32 @@ class Model:
         """The model without intervention."""
         return dataclasses.replace(self, intervention=self.denoiser.identity, sources={})
 
-    def sample(self, n: int = 8, *, seed: int = 0, steps: int = 50, condition: Any = None) -> Samples:
-        """`n` images by DDIM; see `sampling.sample`. Equal seeds begin with equal noise."""
+    def sample(
+        self,
+        n: int = 8,
+        *,
+        seed: int = 0,
+        steps: int = 50,
+        condition: Any = None,
+        precision: Precision = "float32",
+    ) -> Samples:
+        """`n` images by DDIM; see `sampling.sample`. Equal seeds begin with equal noise.
+
+        Args:
+          precision: of products, see `core.devices`. What it changes is measured on the first images and
+            stated with the samples.
+        """
         check_known(self.record, self.name)
-        images = sampling.sample(
-            self.denoiser,
-            self.intervention,
-            n,
-            seed=seed,
-            steps=steps,
-            sources=self.sources,
-            condition=condition,
-        )
+        options = {"seed": seed, "steps": steps, "sources": self.sources}
+
+        def draw(count: int) -> Images:
+            first = jax.tree.map(lambda leaf: leaf[:count], condition)
+            return sampling.sample(self.denoiser, self.intervention, count, condition=first, **options)
+
+        devices.warn_of(precision)
+        images, error = reduced_precision.drawn(precision, draw, n)
         doing = "no intervention" if self.doing == "identity" else self.doing
-        return Samples(images, f"{self.name}, {doing}", seed)
+        return Samples(images, f"{self.name}, {doing}", seed, error)
 
     def predict(self, x_t: Images, t: int | AnyArray, condition: Any = None) -> jax.Array:
         """The noise in `x_t`, whatever the network was trained to output.

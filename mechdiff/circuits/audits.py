@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from mechdiff.core.config import Precision
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.stats import finite_population_interval
 
@@ -31,6 +32,7 @@ class ScreenConfig:
       probes: random vectors of the scores, see `attribution.Expansion`.
       point: of expansion that the ranking is by, see `screening.score_all`.
       seed: of the audit's draw.
+      precision: of products, see `core.devices`; any that acts here measures its own error.
 
     Raises:
       ConfigError: a value out of its range, or an unknown point.
@@ -47,6 +49,7 @@ class ScreenConfig:
     probes: int = 4
     point: str = "identity"
     seed: int = 0
+    precision: Precision = "float32"
 
     def __post_init__(self):
         if self.shortlist < self.k or self.k < 1 or self.audit < 1 or not 0 < self.miss_bound <= 1:
@@ -82,6 +85,7 @@ def audit_until(
     config: ScreenConfig,
     rng: np.random.Generator,
     *,
+    error: Callable[[np.ndarray], np.ndarray] = np.zeros_like,
     confidence: float = 0.95,
 ) -> Audit:
     """Doubles the shortlist until the share of the rest that it misses is surely below `config.miss_bound`.
@@ -95,6 +99,8 @@ def audit_until(
       verify: indices of components -> |exact effects|.
       config: sizes of the first shortlist and of each audit, and the bound.
       rng: what the audits are drawn by.
+      error: indices of components that were verified -> by how much their effects may be off: a miss is what
+        may be one.
       confidence: of the last interval.
     """
     size = min(config.shortlist, len(order))
@@ -103,9 +109,9 @@ def audit_until(
     looks = 1
     while True:
         listed, rest = order[:size], order[size:]
-        bar = np.sort(verify(listed))[::-1][min(config.k, len(listed)) - 1]
+        bar = np.sort(verify(listed) - error(listed))[::-1][min(config.k, len(listed)) - 1]
         audited = rng.permutation(rest)[: config.audit]
-        missed = int((verify(audited) > bar).sum())
+        missed = int((verify(audited) + error(audited) > bar).sum())
         interval = finite_population_interval(missed, len(audited), len(rest), audit_confidence)
         if interval[1] <= config.miss_bound or looks == possible:
             return Audit(size, audited, looks, missed, interval)

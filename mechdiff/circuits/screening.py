@@ -6,9 +6,12 @@ What was verified once is never computed again. When audits stop is the business
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
@@ -16,11 +19,13 @@ from jaxtyping import Float, Int
 from mechdiff.circuits.attribution import Expansion, gate_scores
 from mechdiff.circuits.audits import EXPANSIONS, ScreenConfig, audit_until
 from mechdiff.circuits.score_agreement import ScoreAgreement, score_agreement
-from mechdiff.core.config import SweepConfig
+from mechdiff.core import devices
+from mechdiff.core.config import Precision, SweepConfig
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Examinable
+from mechdiff.sweeps import precision
 from mechdiff.sweeps.ablation import ablation_sweep
 
 
@@ -39,6 +44,9 @@ class VerifiedScreen:
       miss_interval: of the share of all that are not on the shortlist; over all the audits that the rule may
         make, and so wherever it stops, right with at least 95 %.
       fidelity: over the verified components only: those with large scores, and the last audits.
+      precision_error: of `effect`, by reduced precision of products, in points; 0 in full precision, NaN for
+        those not verified. What may be a miss within it counts as one.
+      score_error: largest error of a score, in points, see `score_error`.
     """
 
     scores: dict[str, xr.Dataset]
@@ -51,6 +59,15 @@ class VerifiedScreen:
     miss_rate: float
     miss_interval: tuple[float, float]
     fidelity: ScoreAgreement
+    precision_error: Float[np.ndarray, " component"]
+    score_error: float
+
+
+class ExactIncrease(NamedTuple):
+    """Relative loss increases (%) by exact runs, and their error by reduced precision, in points."""
+
+    increase: Float[np.ndarray, "component t"]
+    precision_error: Float[np.ndarray, " component"]
 
 
 def score_all(
@@ -127,19 +144,31 @@ def screen_and_verify(
     config = config or ScreenConfig()
     chosen = tuple(chosen or denoiser.components())
     kwargs = {"ablation": ablation, "replacements": replacements}
-    scores, relative = score_all(denoiser, eval_set, chosen, (config.point,), probes=config.probes, **kwargs)
-    scored = relative[config.point]
+
+    def score_of(
+        eval_set: EvalSet, replacements: PyTree
+    ) -> tuple[dict[str, xr.Dataset], Float[np.ndarray, "component t"]]:
+        options = {"ablation": ablation, "replacements": replacements, "probes": config.probes}
+        scores, relative = score_all(denoiser, eval_set, chosen, (config.point,), **options)
+        return scores, relative[config.point]
+
+    with devices.multiplying(config.precision):
+        scores, scored = score_of(eval_set, replacements)
     exact = np.full(scored.shape, np.nan)  # relative loss increase at each timestep, %
+    error = np.full(len(chosen), np.nan)
+    run = functools.partial(exact_increase, denoiser, eval_set, folder, setting=config.precision, **kwargs)
 
     def verify(which: Int[np.ndarray, " n"]) -> np.ndarray:
         new = which[np.isnan(exact[which, 0])]
         if len(new):
-            exact[new] = exact_increase(denoiser, eval_set, folder, [chosen[i] for i in new], **kwargs)
+            exact[new], error[new] = run([chosen[i] for i in new])
         return np.abs(exact[which].mean(1))
 
     score = scored.mean(1)
     order = np.argsort(-np.abs(score), kind="stable")
-    audit = audit_until(order, verify, config, np.random.default_rng(config.seed))
+    audit = audit_until(
+        order, verify, config, np.random.default_rng(config.seed), error=lambda which: error[which]
+    )
     return VerifiedScreen(
         scores=scores,
         score=score,
@@ -151,7 +180,44 @@ def screen_and_verify(
         miss_rate=audit.missed / max(len(audit.audited), 1),
         miss_interval=audit.interval,
         fidelity=score_agreement(scored, exact, chosen, eval_set.timesteps, config.k),
+        precision_error=error,
+        score_error=score_error(
+            lambda *part: score_of(*part)[1], eval_set, replacements, setting=config.precision
+        ),
     )
+
+
+def score_error(
+    score: Callable[[EvalSet, PyTree], Float[np.ndarray, "component t"]],
+    eval_set: EvalSet,
+    replacements: PyTree = None,
+    *,
+    setting: Precision,
+) -> float:
+    """Largest error of a score, in points, of products in reduced precision: a few images and timesteps are
+    scored both ways, under the same random numbers. 0 where the precision changes nothing here.
+
+    Args:
+      score: of a set and replacements at its timesteps: relative loss increases, in %.
+    """
+    if not devices.acts(setting):
+        return 0.0
+    few = _part_of(eval_set, replacements)
+    with devices.multiplying(setting):
+        reduced = score(*few)
+    with jax.default_matmul_precision("float32"):
+        return float(np.abs(reduced - score(*few)).max())
+
+
+def _part_of(eval_set: EvalSet, replacements: PyTree) -> tuple[EvalSet, PyTree]:
+    """The first images at some of the timesteps (where these have images of their own: at the first), with
+    the replacements there."""
+    checked = precision.subset(len(eval_set.timesteps), eval_set.count)
+    places = [0] if eval_set.images.ndim == 5 else list(checked.t_indices)
+    images = eval_set.at(0)[0][: checked.images]
+    condition = jax.tree.map(lambda leaf: leaf[: checked.images], eval_set.condition_at(0))
+    part = EvalSet(images, eval_set.timesteps[places], eval_set.key, condition)
+    return part, jax.tree.map(lambda values: values[np.array(places)], replacements)
 
 
 def quality(
@@ -166,13 +232,14 @@ def quality(
 ) -> dict[str, ScoreAgreement]:
     """How well each point of expansion ranks the components, all of which are run exactly.
 
-    Agreement within a selection by score would be biased. Of `config` it takes `k` and `probes`.
+    Agreement within a selection by score would be biased. Of `config` it takes `k`, `probes` and `precision`.
     """
     config = config or ScreenConfig()
     chosen = tuple(chosen or denoiser.components())
     kwargs = {"ablation": ablation, "replacements": replacements}
-    relative = score_all(denoiser, eval_set, chosen, probes=config.probes, **kwargs)[1]
-    exact = exact_increase(denoiser, eval_set, folder, chosen, **kwargs)
+    with devices.multiplying(config.precision):
+        relative = score_all(denoiser, eval_set, chosen, probes=config.probes, **kwargs)[1]
+    exact = exact_increase(denoiser, eval_set, folder, chosen, setting=config.precision, **kwargs).increase
     return {
         point: score_agreement(scores, exact, chosen, eval_set.timesteps, config.k)
         for point, scores in relative.items()
@@ -199,6 +266,8 @@ def lines(screen: VerifiedScreen, names: Sequence[str]) -> list[str]:
     place = {name: i for i, name in enumerate(names)}
     done = [place[name] for name in (*screen.shortlist, *screen.audited)]
     done.sort(key=lambda i: -abs(screen.effect[i]))
+    error = float(np.max(screen.precision_error[done], initial=0.0))
+    precise = [f"precision {error:.2g} points, of scores {screen.score_error:.2g}"] if error else []
     groups = {"all": screen.fidelity.overall, **screen.fidelity.by_part}
     groups |= {f"t = {t}": agreement for t, agreement in screen.fidelity.by_t.items()}
     low, high = screen.miss_interval
@@ -212,6 +281,7 @@ def lines(screen: VerifiedScreen, names: Sequence[str]) -> list[str]:
         ),
         f"{len(done):,} of {len(names):,} verified; of those not on the shortlist {screen.miss_rate:.1%} "
         f"[{low:.1%}, {high:.1%}] are missed ({len(screen.audited)} audited, audit {screen.looks})",
+        *precise,
     ]
 
 
@@ -222,9 +292,14 @@ def exact_increase(
     chosen: Sequence[Component],
     ablation: str = "zero",
     replacements: PyTree = None,
-) -> Float[np.ndarray, "component t"]:
-    """Relative loss increase (%) of ablating each component, at each timestep, by exact runs."""
-    config = SweepConfig(ablations=(ablation,), image_block=eval_set.count)
+    setting: Precision = "float32",
+) -> ExactIncrease:
+    """Relative loss increase (%) of ablating each component, at each timestep, by exact runs.
+
+    Args:
+      setting: precision of products.
+    """
+    config = SweepConfig(ablations=(ablation,), image_block=eval_set.count, precision=setting)
     replacements = None if ablation == "zero" else {ablation: replacements}
     sweep = ablation_sweep(
         denoiser,
@@ -234,4 +309,6 @@ def exact_increase(
         replacements=replacements,
         chosen=chosen,
     ).isel(ablation=0)
-    return 100 * (sweep.loss.mean("image") / sweep.clean_loss.mean("image") - 1).values
+    increase = 100 * (sweep.loss.mean("image") / sweep.clean_loss.mean("image") - 1).values
+    error = sweep["precision_error"].values if "precision_error" in sweep else np.zeros(len(chosen))
+    return ExactIncrease(increase, error)

@@ -5,6 +5,7 @@ float32 rounding only.
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,10 +16,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mechdiff.core import containers
 from mechdiff.core.config import Precision
+from mechdiff.core.errors import MechdiffError
 from mechdiff.core.types import PyTree
 
 ALL, IMAGES = PartitionSpec(), PartitionSpec("images")  # on every device, or shared out along the first axis
 
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # how XLA's errors begin
 THREE_TF32, ROUNDED = "TF32_TF32_F32_X3", "BF16_BF16_F32"  # JAX's names of products of split or cut inputs
 # What JAX calls a precision, by kind of device; where one is not listed, products are in float32 anyway. On
 # CPUs only convolutions are rounded to bfloat16, for rehearsals: nothing gets faster.
@@ -79,12 +82,36 @@ def explanation(setting: Precision) -> str | None:
     return None
 
 
+def warn_of(setting: Precision) -> None:
+    """Logs `explanation`, if there is any."""
+    if line := explanation(setting):
+        logging.warning("%s", line)
+
+
 @contextlib.contextmanager
 def multiplying(setting: Precision) -> Iterator[None]:
     """Products of this precision inside of the block; `float32` leaves what is set outside (`precision`)."""
     name = NAMES.get(jax.default_backend(), {}).get(setting)
     with jax.default_matmul_precision(name) if name else contextlib.nullcontext():
         yield
+
+
+@contextlib.contextmanager
+def enough_memory(way_out: str) -> Iterator[None]:
+    """Says in one line what to do where a device's memory is too small for what is run in the block.
+
+    Raises:
+      MechdiffError: it is.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if OUT_OF_MEMORY not in str(error):
+            raise
+        device = jax.local_devices()[0]
+        raise MechdiffError(
+            f"the memory of a device ({device.device_kind}) is too small; {way_out}"
+        ) from error
 
 
 def over(images: int) -> Mesh:

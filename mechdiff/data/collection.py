@@ -19,7 +19,7 @@ from mechdiff.data.scrambled import scrambled
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Collection:
-    """Images of one place, read when they are asked for.
+    """Images of one place; those of files are read one by one, by `pixels`.
 
     Attributes:
       name: for a reader, such as `faces` (a folder) or `an array`.

@@ -49,13 +49,23 @@ def site_stage(site: str) -> str:
     return site.rpartition(".")[0]
 
 
+def component_type_of(name: str) -> str:
+    """The type of a component by its name: the last word, without its number.
+
+    Example:
+      >>> component_type_of("down1.attn0.head12"), component_type_of("up0.block1.skip")
+      ('head', 'skip')
+    """
+    return site_type(name).rstrip("0123456789")
+
+
 VECTORS = ("time", "class")  # types of sites whose activation is a vector a row, not a map
 HEAD, PATTERN = "head", "pattern"  # types of sites: outputs of attention heads, and what they attend to
 SINGLE = (HEAD, PATTERN, "feature")  # types of sites whose units are components one by one
 
 
 def units(site: str, count: int) -> dict[str, tuple[int, int]]:
-    """Component names of a site with `count` gates and the gates each owns: singly or all."""
+    """Names of the components of a site with `count` gates, and the gates of each: one, or all of them."""
     if site_type(site) in SINGLE:
         return {f"{site}{i}": (i, i + 1) for i in range(count)}
     return {site: (0, count)}

@@ -4,6 +4,7 @@ Lowerings are those that measured fastest on a CPU: attention on explicit (batch
 width) matrices (`attention`), one-pass GroupNorm in float32, SiLU through tanh, plain NHWC convolutions.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float, Int, Real
 
 from mechdiff.core.types import AnyArray, Features
 from mechdiff.interventions.gates import Gate, Pattern, Temperature
-from mechdiff.models.attention import attend, attention_pattern
+from mechdiff.models.attention import attend, attention_pattern, project
 from mechdiff.models.attention_stats import attention_statistics
 from mechdiff.models.convolution import convolve
 from mechdiff.models.group_norm import group_norm
@@ -189,7 +190,8 @@ class Attention(nn.Module):
         batch, height, width, channels = x.shape
         tokens, depth = height * width, channels // self.heads
         h = GroupNorm(self.groups, self.eps, name="norm")(x).reshape(batch, tokens, channels)
-        q, k, v = (self._heads(nn.Dense(channels, dtype=self.dtype, name=name)(h)) for name in "qkv")
+        dense = functools.partial(nn.Dense, channels, dtype=self.dtype, dot_general=project)
+        q, k, v = (self._heads(dense(name=name)(h)) for name in "qkv")
         q = Temperature(name="pattern")(q * depth**-0.5)  # queries are fewer numbers than logits
         if self.is_mutable_collection(ATTENTION):
             self.sow(ATTENTION, "value", attention_statistics(attention_pattern(q, k), (height, width)))
@@ -197,7 +199,7 @@ class Attention(nn.Module):
             self.sow(PATTERNS, "value", attention_pattern(q, k))
         z = Pattern(name="mix")(attend(q, k, v), v).swapaxes(1, 2)
         z = Gate(unit_axis=-2, name="head")(z).reshape(batch, tokens, channels)
-        out = nn.Dense(channels, dtype=self.dtype, kernel_init=_zeros, name="out")(z)
+        out = dense(kernel_init=_zeros, name="out")(z)
         return x + out.reshape(x.shape)
 
     def _heads(self, h: Float[Array, "batch tokens channels"]) -> Float[Array, "batch heads tokens depth"]:

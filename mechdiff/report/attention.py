@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from mechdiff.interventions.components import site_stage
 from mechdiff.report import inline, style
 from mechdiff.report.style import Theme
 
@@ -35,7 +36,7 @@ def limits(datasets: list[xr.Dataset]) -> dict[str, tuple[float, float]]:
 
 def layer(head: str) -> str:
     """The attention layer of a head."""
-    return head.rsplit(".", 1)[0]
+    return site_stage(head)
 
 
 def draw(theme: Theme, data: xr.Dataset, scale: dict[str, tuple[float, float]]) -> Figure:

@@ -20,7 +20,7 @@ PERSON = "person"  # coordinate of a result: who is on each image, on `image` or
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """What of a set of images is resampled.
+    """The units that are resampled: images, or people where it is known who is on them.
 
     Attributes:
       member: number in [0, count) of the unit of every image, `[image]`; or `[t, image]` where every timestep

@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mechdiff.core.errors import BusyError, MechdiffError
@@ -80,19 +80,27 @@ def _own_folder(workdir: str) -> Iterator[Path]:
 def _sending(mirror: Mirror, seconds: float) -> Iterator[None]:
     ended = threading.Event()
 
-    def send_regularly() -> None:
+    def exchange_files() -> None:
+        mirror.send()
+        mirror.refresh()
+
+    def regularly(action: Callable[[], None]) -> None:
         while not ended.wait(seconds):
             try:
-                mirror.send()
-                mirror.refresh()
+                action()
             except MechdiffError as error:  # the next one tries again; the last one raises
                 print(f"warning: {error}", file=sys.stderr, flush=True)
 
-    thread = threading.Thread(target=send_regularly, name="bucket", daemon=True)
-    thread.start()
+    threads = [
+        threading.Thread(target=regularly, args=(action,), name="bucket", daemon=True)
+        for action in (exchange_files, mirror.beat)
+    ]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         ended.set()
-        thread.join()
+        for thread in threads:
+            thread.join()
         mirror.leave()

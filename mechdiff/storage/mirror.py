@@ -39,7 +39,7 @@ class Mirror:
         self.versions: dict[str, Stamp] = {}
         self._seen: dict[str, set[Stamp]] = {}  # versions of what was here once: nothing removed comes back
         self._held: set[str] = set()
-        self._busy = threading.RLock()
+        self._busy, self._listing = threading.RLock(), threading.Lock()
 
     def join(self) -> None:
         """Fetches all that is in the bucket, takes over the lists of the dead, and lives from now on."""
@@ -52,6 +52,10 @@ class Mirror:
             self.members.forget(other)
         if not alive:
             self.claims.forget_work()
+
+    def beat(self) -> None:
+        """Says that this process lives: by a thread of its own, as what is sent may take long."""
+        self._renew()
 
     def leave(self) -> None:
         """Sends what is new and lets others do what this process had taken."""
@@ -72,7 +76,6 @@ class Mirror:
         """
         with self._busy:
             self._check_locks()
-            self._renew()  # that it lives, before what may take long
             here: dict[str, Stamp] = {}
             for name in _whole_files(self.folder):
                 with contextlib.suppress(FileNotFoundError):  # removed meanwhile: gone the next time
@@ -138,7 +141,8 @@ class Mirror:
         self._seen.setdefault(name, set()).add(version)
 
     def _renew(self, left: bool = False) -> None:
-        self.members.renew({name: self.versions[name] for name in sorted(self.sent)}, left)
+        with self._listing:  # of two threads the later list stands
+            self.members.renew({name: self.versions[name] for name in sorted(self.sent)}, left)
 
     def _check_locks(self) -> None:
         for name in self._held:

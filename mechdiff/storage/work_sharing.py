@@ -21,11 +21,11 @@ def run_missing(
 ) -> None:
     """Computes the pieces that are missing, with other processes if they fill the same store.
 
-    Every process goes round all pieces from a place of its own and skips those that are there. So they
-    meet without a word between them, at most the last piece of each is computed twice (to the same
-    numbers), and what a process that died leaves undone is done by those that go on. Where the store is in
-    the local copy of a bucket's folder, they don't see at once what others finish: they take pieces before
-    they compute them, and wait at the end for those that others took.
+    Every process goes round all pieces, from a place of its own, and skips those that are in the store. They
+    exchange no messages; at most the last piece of each is computed twice (to the same numbers), and what a
+    process that died left undone is done by the others. Where the store is in the local copy of a bucket's
+    folder, a process does not see at once what others finish: it takes a piece before it computes it, and
+    waits at the end for those that others took.
 
     Args:
       store: that they are put into.

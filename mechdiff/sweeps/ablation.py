@@ -6,7 +6,6 @@ by piece: it can be killed, resumed, and filled by several processes at once.
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -86,8 +85,7 @@ def ablation_sweep(
         if ablation not in (replacements or {}):
             raise without_replacements(ablation)
         sources[ablation] = as_source(replacements[ablation])
-    if line := devices.explanation(config.precision):
-        logging.warning("%s", line)
+    devices.warn_of(config.precision)
     plan = _Plan(denoiser, eval_set, config, sources, chosen)
     with devices.multiplying(config.precision):
         path = Path(folder) / f"{plan.key[:16]}.zarr"

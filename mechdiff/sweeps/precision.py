@@ -4,16 +4,22 @@ Image, noise, timestep and replacements are the same in both, so that the differ
 alone, and a few images suffice: it hardly varies between them, while the effects themselves do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Float
+import xarray as xr
+from jaxtyping import Bool, Float
 
+from mechdiff.core import devices
+from mechdiff.core.config import Precision
+from mechdiff.core.types import Images
 from mechdiff.stats import percent_increase
 
 IMAGES = 8  # run in full too, at each of
-TIMESTEPS = 4  # evenly spread over those of the sweep
+TIMESTEPS = 4  # evenly spread over those of the sweep; or so many windows of a sampling sweep
+DRAWN = 4  # images of a sheet of samples, drawn in full too
 
 Losses = tuple[Float[np.ndarray, "components images"], Float[np.ndarray, " images"]]  # ablated, clean
 
@@ -54,3 +60,54 @@ def largest_error(swept: Sequence[Losses], exact: Sequence[Losses]) -> Float[np.
 
     differences = [increase(reduced) - increase(full) for reduced, full in zip(swept, exact, strict=True)]
     return np.abs(differences).max(axis=0)
+
+
+def largest_distance_error(
+    swept: Float[np.ndarray, "components windows samples"],
+    exact: Float[np.ndarray, "components windows samples"],
+) -> Float[np.ndarray, " components"]:
+    """For each component the largest difference, over windows, of its mean distance between reduced and full
+    precision, in units of pixels."""
+    means = (np.asarray(distance, np.float64).mean(axis=-1) for distance in (swept, exact))
+    return np.abs(next(means) - next(means)).max(axis=-1)
+
+
+def carried(swept: xr.Dataset) -> Bool[np.ndarray, "ablation component window"]:
+    """Of a sampling sweep: which mean distances are above the error of their precision; in full precision
+    all."""
+    means = swept["distance"].mean("sample").transpose("ablation", "component", "window").values
+    error = swept["precision_error"].values if "precision_error" in swept else np.zeros(means.shape[:2])
+    return (means > error[..., None]) | (error == 0)[..., None]
+
+
+def sampling_statement(swept: xr.Dataset) -> str | None:
+    """One line on numerical beside sampling error of a sampling sweep; None where products were in full."""
+    if "precision_error" not in swept:
+        return None
+    scatter = swept["distance"].std("sample", ddof=1) / np.sqrt(swept.sizes["sample"])
+    facts = swept.attrs
+    return (
+        f"products in {facts['precision']}: precision {float(swept['precision_error'].max()):.2g}, sampling "
+        f"{float(scatter.median()):.2g} (the largest error of a component's mean distance, measured on "
+        f"{facts['precision_samples']} samples x {facts['precision_windows']} windows drawn in float32 too; "
+        "the median standard error)"
+    )
+
+
+def drawn(setting: Precision, draw: Callable[[int], Images], count: int) -> tuple[Images, float]:
+    """Samples by products of a precision, and how far they are from those of float32.
+
+    Args:
+      draw: how many -> so many images, the first of any larger number.
+    Returns:
+      `draw(count)`, and the largest root mean square difference of an image's pixels over the first few,
+      drawn in float32 too from the same noise; 0 where the precision changes nothing here.
+    """
+    with devices.multiplying(setting):
+        images = np.asarray(draw(count))
+    if not devices.acts(setting):
+        return images, 0.0
+    few = min(DRAWN, count)
+    with jax.default_matmul_precision("float32"):
+        exact = np.asarray(draw(few))
+    return images, float(np.sqrt(((images[:few] - exact) ** 2).mean(axis=(1, 2, 3))).max())

@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float
 
+from mechdiff.core import devices
 from mechdiff.core.batches import batches, filled
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
@@ -28,6 +29,7 @@ from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests, labelled, work_sharing
+from mechdiff.sweeps import precision
 from mechdiff.sweeps.execution import drawing, engine, memory, rollout
 from mechdiff.sweeps.execution.rollout import Rollout, Window, zero_replacements
 from mechdiff.sweeps.execution.shown import provenance
@@ -106,7 +108,7 @@ def sampling_sweep(
     Args:
       windows: half-open intervals of t; each must hold a visited timestep. See `even_windows`.
       config: `ablations`; samples at once (`image_block`); and interventions x samples at once on each device
-        (`chunk`; 0: chosen by memory). Nothing else of it is read.
+        (`chunk`; 0: chosen by memory); `precision` of products. Nothing else of it is read.
       replacements: ablation -> site -> `(steps, *site)`, in the order of increasing t, for ablations other
         than `zero`.
       chosen: components; all of the network if None.
@@ -115,7 +117,9 @@ def sampling_sweep(
     Returns:
       Dataset with `distance` (root mean square change of the final sample's pixels, images being in [-1, 1]),
       dims `ablation, component, window, sample`, and `set_distance`, dims `ablation, component, window`:
-      `energy_distance` between the clean and the changed sets.
+      `energy_distance` between the clean and the changed sets. Where `config.precision` acts, also
+      `precision_error` (see `precision.largest_distance_error`), dims `ablation, component`, measured on a
+      part of the samples and windows that was drawn in full precision too.
 
     Raises:
       ConfigError: an ablation without replacements, or a window without timesteps.
@@ -142,10 +146,14 @@ def sampling_sweep(
     sampler = _rollout(denoiser, sample_set, config.image_block)
     for window in windows:
         rollout.first_step_inside(sampler.timesteps, window)  # refuses a window without timesteps
+    devices.warn_of(config.precision)
     plan = _Plan(sampler, tuple(windows), sample_set.count, config, replacements or {}, chosen)
-    path = Path(folder) / f"{plan.digest[:16]}.zarr"
-    labelled.create(path, plan.empty(facts or {}), plan.chunks())
-    plan.run(path)
+    with devices.multiplying(config.precision):
+        path = Path(folder) / f"{plan.digest[:16]}.zarr"
+        labelled.create(path, plan.empty(facts or {}), plan.chunks())
+        plan.run(path)
+    if plan.reduced:
+        plan.measure_precision(path)
     return labelled.read(path)
 
 
@@ -208,10 +216,12 @@ class _Plan:
         """The labeled result before the first piece."""
         shape = (len(self.config.ablations), len(self.chosen), len(self.windows), self.samples)
         full = np.full(shape, np.nan, np.float32)
+        dims = ("ablation", "component", "window", "sample")
         return xr.Dataset(
             {
-                "distance": (("ablation", "component", "window", "sample"), full),
-                "set_distance": (("ablation", "component", "window"), full[..., 0]),
+                "distance": (dims, full),
+                "set_distance": (dims[:3], full[..., 0]),
+                **({"precision_error": (dims[:2], full[..., 0, 0])} if self.reduced else {}),
             },
             coords={
                 "ablation": list(self.config.ablations),
@@ -222,12 +232,59 @@ class _Plan:
                 "component_type": ("component", [component.component_type for component in self.chosen]),
                 "depth": ("component", [component.depth for component in self.chosen]),
             },
-            attrs={**provenance(self.sampler.denoiser), "key": self.digest, **facts},
+            attrs={
+                **provenance(self.sampler.denoiser),
+                "key": self.digest,
+                **(self._precision_facts() if self.reduced else {}),
+                **facts,
+            },
         )
 
     def chunks(self) -> dict[str, tuple[int, ...]]:
         # A component each, so that processes with other memory or devices, and so other groups, can share.
-        return {"distance": (1, 1, 1, self.samples), "set_distance": (1, 1, 1)}
+        rows = {"precision_error": (1, len(self.chosen))} if self.reduced else {}
+        return {"distance": (1, 1, 1, self.samples), "set_distance": (1, 1, 1), **rows}
+
+    @property
+    def reduced(self) -> bool:
+        """Whether products are less exact than float32, and their error is measured."""
+        return devices.acts(self.config.precision)
+
+    @property
+    def checked(self) -> precision.Subset:
+        """What is drawn in full precision too: places of windows, and how many of the first samples."""
+        return precision.subset(len(self.windows), min(self.sampler.block, self.samples))
+
+    def _precision_facts(self) -> dict:
+        return {
+            "precision": self.config.precision,
+            "precision_samples": self.checked.images,
+            "precision_windows": len(self.checked.t_indices),
+        }
+
+    def measure_precision(self, path: Path) -> None:
+        """Draws a part of the samples in float32, from the same noise, and saves the difference."""
+        samples, windows = self.checked.images, list(self.checked.t_indices)
+        in_full = dataclasses.replace(self, samples=samples)  # with a clean trajectory of its own
+        groups = list(batches(len(self.chosen), self.group))
+        for row in range(len(self.config.ablations)):
+            if labelled.written(path, "precision_error", (row, 0)):
+                continue
+            with jax.default_matmul_precision("float32"):
+                exact = [
+                    np.concatenate(
+                        [in_full._distances(_Piece(row, window, group.span))[0] for group in groups]
+                    )
+                    for window in windows
+                ]
+            # One window after the other: a list of places would be taken together with the slices.
+            swept = [
+                labelled.region(path, {"distance": (row, slice(None), window, slice(samples))})["distance"]
+                for window in windows
+            ]
+            errors = precision.largest_distance_error(np.stack(swept, axis=1), np.stack(exact, axis=1))
+            where = (slice(row, row + 1), slice(None))
+            labelled.put(path, {"precision_error": where}, {"precision_error": errors[None]})
 
     def run(self, path: Path) -> None:
         """Computes the pieces that are missing, with other processes if they work on the same store."""
@@ -282,7 +339,10 @@ class _Plan:
             return zero_replacements(self.sampler.denoiser.identity, len(self.sampler.timesteps))
         return {site: values[::-1] for site, values in self.replacements[ablation].items()}
 
-    def _compute(self, path: Path, piece: _Piece) -> None:
+    def _distances(
+        self, piece: _Piece
+    ) -> tuple[Float[np.ndarray, "components samples"], Float[np.ndarray, " components"]]:
+        """Of each sample from its clean twin, and between both sets."""
         acting, start = self._acting(piece), self._starts[piece.window]
         span, clean, changed = (start, len(self.sampler.timesteps)), [], []
         for indices, (states, final) in zip(self._blocks, self._clean, strict=True):
@@ -293,6 +353,10 @@ class _Plan:
         changed = np.concatenate(changed, axis=1)[: piece.group.stop - piece.group.start, : self.samples]
         distance = np.sqrt(np.mean((changed - clean) ** 2, axis=(2, 3, 4)))
         sets = np.array([energy_distance(clean, images) for images in changed], np.float32)
+        return distance, sets
+
+    def _compute(self, path: Path, piece: _Piece) -> None:
+        distance, sets = self._distances(piece)
         window = slice(piece.window, piece.window + 1)
         where = (slice(piece.ablation, piece.ablation + 1), piece.group, window)
         region = {"distance": (*where, slice(None)), "set_distance": where}

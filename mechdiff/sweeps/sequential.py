@@ -9,7 +9,6 @@ See `stopping` for what is certain then.
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,8 +66,7 @@ def sequential_sweep(
     if eval_set.count < FIRST_LOOK:
         raise ConfigError(f"{eval_set.count} images; at least {FIRST_LOOK} are needed before the first look")
     chosen = tuple(chosen or denoiser.components())
-    if line := devices.explanation(precision):
-        logging.warning("%s", line)
+    devices.warn_of(precision)
     with devices.multiplying(precision):
         return _Run(denoiser, eval_set, chosen, rule, block, rows, precision).go(folder)
 

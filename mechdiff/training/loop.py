@@ -18,16 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
-from mechdiff.core import keys, processes
+from mechdiff.core import devices, keys, processes
 from mechdiff.core.config import ExperimentConfig, to_dict
-from mechdiff.core.errors import NumericsError
+from mechdiff.core.errors import ConfigError, NumericsError
 from mechdiff.core.types import PyTree
 from mechdiff.data import Dataset, class_names, to_bytes, to_float
 from mechdiff.diffusion.samplers import Sampler, sample
 from mechdiff.diffusion.schedules import ddim_timesteps, make_schedule, timesteps_by_log_snr
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.unet import count_parameters, denoise
-from mechdiff.storage import checkpoint, exported, files, image_grid, locks, run_log
+from mechdiff.storage import checkpoint, exchange, exported, files, image_grid, locks, run_log
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.storage.tensorboard import TensorBoardLog
 from mechdiff.training import evaluation
@@ -45,6 +45,12 @@ class Trainer:
     """The loop of one run in `workdir`: checkpoints, log, evaluation, sample sheets, final export."""
 
     def __init__(self, config: ExperimentConfig, workdir: Path, *, tensorboard: bool = False):
+        """Reads the data and places the state's parts.
+
+        Raises:
+          ConfigError: devices that don't divide the batch; several processes without a disk that all see.
+        """
+        _check_disk(workdir)
         self.tensorboard = tensorboard
         self.config, self.workdir = config, files.ensure_writable(workdir)
         self.placement = data_parallel(config.train)
@@ -65,8 +71,17 @@ class Trainer:
             log = processes.in_first(lambda: self._open_log(start))
             log = stack.enter_context(log or run_log.SilentLog())
             processes.in_first(lambda: self._started(start))
-            state = self._loop(state, identity, start, saved, log)
+            with devices.enough_memory(self._way_out_of_memory()):
+                state = self._loop(state, identity, start, saved, log)
             return self._export(self.workdir / "model", state, identity, log)
+
+    def _way_out_of_memory(self) -> str:
+        train = self.config.train
+        spread = "" if train.fsdp else ", set train.fsdp=True on several devices"
+        return (
+            f"raise train.accumulate (now {train.accumulate}), lower train.batch (now {train.batch})"
+            f"{spread}, set train.dtype=bfloat16, or use a larger card"
+        )
 
     def _open_log(self, start: int) -> run_log.RunLog:
         path = self.workdir / "log.jsonl"
@@ -246,3 +261,14 @@ def train(config: ExperimentConfig, workdir: Path, *, tensorboard: bool = False)
       tensorboard: writes the log's numbers to WORKDIR/tensorboard too; needs tensorboardX.
     """
     return Trainer(config, workdir, tensorboard=tensorboard).run()
+
+
+def _check_disk(workdir: Path) -> None:
+    """A checkpoint of several processes is written by all of them, into one folder."""
+    bucket = exchange.of(workdir)
+    if bucket is not None and jax.process_count() > 1:
+        raise ConfigError(
+            f"--workdir={bucket.address}: training in {jax.process_count()} processes writes its checkpoints "
+            "together, into a folder that all of them see; name one on a common file system, or train in one "
+            "process (over all devices of its machine)"
+        )

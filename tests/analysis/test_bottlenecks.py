@@ -19,15 +19,15 @@ def test_each_half_tests_what_the_other_named():
     first = np.arange(8) < 4
     increases[first, 1] += 40  # the first half names component 1, which costs the second half nothing
     increases[~first, 3] += 50
-    found = bottlenecks.crossed(increases[..., None], first)
-    assert found.chosen == (1, 3) and found.share == 0
+    result = bottlenecks.crossed(increases[..., None], first)
+    assert result.chosen == (1, 3) and result.share == 0
     student = [
         scipy.stats.ttest_1samp(x, 25, alternative="greater").pvalue
         for x in (increases[4:, 1], increases[:4, 3])
     ]
-    assert found.p == pytest.approx(max(student)) and found.p > 0.9
-    assert found.estimate == pytest.approx((increases[4:, 1].mean() + increases[:4, 3].mean()) / 2)
-    assert found.interval[0] < found.estimate < found.interval[1]
+    assert result.p == pytest.approx(max(student)) and result.p > 0.9
+    assert result.estimate == pytest.approx((increases[4:, 1].mean() + increases[:4, 3].mean()) / 2)
+    assert result.interval[0] < result.estimate < result.interval[1]
 
 
 def test_a_component_that_no_kind_sees_is_never_named():
@@ -51,5 +51,5 @@ def test_halves_are_even_within_data_sets():
 
 
 def test_two_networks_a_half_decide_nothing():
-    found = bottlenecks.crossed(np.full((4, 3, 1), 50.0), np.arange(4) % 2 == 0)
-    assert np.isnan(found.p) and np.isnan(found.p_none)
+    result = bottlenecks.crossed(np.full((4, 3, 1), 50.0), np.arange(4) % 2 == 0)
+    assert np.isnan(result.p) and np.isnan(result.p_none)

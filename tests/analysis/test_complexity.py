@@ -40,7 +40,7 @@ def test_equal_eigenvalues_count_as_dimensions():
 
 
 @pytest.fixture(scope="module")
-def found():
+def measured():
     # Taken away from both levels alike, though they are those of one of them.
     means = {site: np.stack([a.mean(0)] * 2) for site, a in _activations(LEVELS[1]).items()}
     return channel_moments.channel_moments(
@@ -54,25 +54,25 @@ def _activations(t):
     return {site: np.asarray(a) for site, a in captured(PARAMS, IDENTITY, x_t, rows)[1]["sites"].items()}
 
 
-def test_moments_are_those_of_the_networks_activations(found):
-    found, means = found
+def test_moments_are_those_of_the_networks_activations(measured):
+    measured, means = measured
     activations = _activations(LEVELS[1])
-    assert set(found) == {site for site in activations if not site.endswith("time")}
-    for site in found:
-        rows = (activations[site] - means[site][1]).reshape(-1, found[site].first.shape[-1])
+    assert set(measured) == {site for site in activations if not site.endswith("time")}
+    for site in measured:
+        rows = (activations[site] - means[site][1]).reshape(-1, measured[site].first.shape[-1])
         expected = np.cov(rows.T, bias=True)
-        got = channel_moments.covariance(found[site], EVEN)[0, 1]
+        got = channel_moments.covariance(measured[site], EVEN)[0, 1]
         np.testing.assert_allclose(got, expected, atol=1e-4 * max(1, np.abs(expected).max()))
-    assert found["down0.attn0.head"].rows.tolist() == [2 * 64] * GROUPS  # 6 of 7 images, 8 x 8 tokens
+    assert measured["down0.attn0.head"].rows.tolist() == [2 * 64] * GROUPS  # 6 of 7 images, 8 x 8 tokens
 
 
-def test_a_networks_number_is_the_geometric_mean_over_sites_and_levels(found):
-    sites = complexity.site_values(found[0], "rank")
+def test_a_networks_number_is_the_geometric_mean_over_sites_and_levels(measured):
+    sites = complexity.site_values(measured[0], "rank")
     expected = np.exp(np.mean([np.log(value).mean() for value in sites.values()]))
-    measure = complexity.covariance_measure(found[0], "rank")
+    measure = complexity.covariance_measure(measured[0], "rank")
     assert complexity.values([measure], GROUPS)[0] == pytest.approx(expected)
     with pytest.raises(ConfigError, match="unknown measure"):
-        complexity.covariance_measure(found[0], "size")
+        complexity.covariance_measure(measured[0], "size")
 
 
 def test_circuit_size_is_the_smallest_that_reaches_the_threshold():
@@ -86,23 +86,25 @@ def networks(mean, seed, count=5, images=30, spread=0.05):
     rng = np.random.default_rng(seed)
     scales = mean * np.exp(spread * rng.standard_normal(count))
     data = [scale * np.exp(0.1 * rng.standard_normal(images)) for scale in scales]
-    return [lambda weights, one=one: weights @ one for one in data]
+    return [lambda weights, item=item: weights @ item for item in data]
 
 
 def test_a_ratio_is_found_with_its_interval():
-    found = complexity.ratio(networks(1.3, 0), networks(1.0, 1), 30)
-    assert found.student.estimate == pytest.approx(1.3, rel=0.1) == found.hierarchical.estimate
-    for interval in (found.student, found.hierarchical):
+    measured = complexity.ratio(networks(1.3, 0), networks(1.0, 1), 30)
+    assert measured.student.estimate == pytest.approx(1.3, rel=0.1) == measured.hierarchical.estimate
+    for interval in (measured.student, measured.hierarchical):
         assert 1 < interval.low < interval.estimate < interval.high and interval.n == 5
-    assert found.p == pytest.approx(2 / 32)
-    assert np.exp(np.log(found.pairs).mean()) == pytest.approx(float(found.student.estimate))
+    assert measured.p == pytest.approx(2 / 32)
+    assert np.exp(np.log(measured.pairs).mean()) == pytest.approx(float(measured.student.estimate))
 
 
 def test_intervals_of_equal_data_sets_hold_one_most_times():
     held = []
     for seed in range(100):
-        found = complexity.ratio(networks(1, seed, 4), networks(1, 999 + seed, 4), 30, repeats=50, seed=seed)
-        held.append(found.student.low < 1 < found.student.high)
+        measured = complexity.ratio(
+            networks(1, seed, 4), networks(1, 999 + seed, 4), 30, repeats=50, seed=seed
+        )
+        held.append(measured.student.low < 1 < measured.student.high)
     assert np.mean(held) > 0.88
 
 
@@ -114,7 +116,7 @@ def test_controls_are_near_one_and_wide_where_seeds_differ():
 
 
 def test_a_single_pair_has_a_ratio_without_an_interval_over_pairs():
-    found = complexity.ratio(networks(1.3, 0, 1), networks(1.0, 1, 1), 30, repeats=50)
-    assert np.isnan(found.student.low) and np.isnan(found.p) and found.hierarchical.low > 1
+    measured = complexity.ratio(networks(1.3, 0, 1), networks(1.0, 1, 1), 30, repeats=50)
+    assert np.isnan(measured.student.low) and np.isnan(measured.p) and measured.hierarchical.low > 1
     with pytest.raises(ConfigError, match="do not form pairs"):
         complexity.ratio(networks(1, 0, 2), networks(1, 1, 1), 30)

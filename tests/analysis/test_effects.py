@@ -46,8 +46,8 @@ def random_sweep(seed: int, components: int = 6, images: int = 9, **options) -> 
 
 def test_level_damage_is_the_relative_rise_of_the_mean_loss():
     # t0: (3 - 2) / 2 = 50 %; t1: (0.1 - 0.2) / 0.2 = -50 %
-    found = effects.relative_loss_increase(CLEAN, LOSS, EVEN)[..., 0]
-    np.testing.assert_allclose(found, [[50, -50], [0, 0]], atol=1e-12)
+    result = effects.relative_loss_increase(CLEAN, LOSS, EVEN)[..., 0]
+    np.testing.assert_allclose(result, [[50, -50], [0, 0]], atol=1e-12)
 
 
 def test_pooled_damage_counts_each_level_alike_and_pooled_losses_by_their_size():
@@ -67,9 +67,9 @@ def test_weights_choose_images():
 
 def test_effective_number_counts_equal_shares_and_ignores_signs():
     damage = np.array([[1.0, 5.0, 0.0], [-1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])
-    found = effects.effective_number(damage)
-    np.testing.assert_allclose(found[:2], [4, 1])
-    assert np.isnan(found[2])
+    result = effects.effective_number(damage)
+    np.testing.assert_allclose(result[:2], [4, 1])
+    assert np.isnan(result[2])
 
 
 @given(st.integers(0, 10**6))
@@ -83,16 +83,16 @@ def test_rank_correlation_is_scipys_with_ties(seed):
 
 def test_measure_agrees_with_a_float64_loop():
     data = random_sweep(0)
-    found = effects.measure(data, "zero", repeats=50)
+    result = effects.measure(data, "zero", repeats=50)
     clean, loss = (data[name].values.astype(np.float64) for name in ("clean_loss", "loss"))
     for i in range(6):
         ratios = [100 * (loss[0, i, t].mean() / clean[t].mean() - 1) for t in range(3)]
-        np.testing.assert_allclose(found.cells.estimate[i], ratios)
-        np.testing.assert_allclose(found.pooled.estimate[i], np.mean(ratios))
-    assert found.n == 9 and found.part == ("res",) * 6
-    assert (np.diff(found.pooled.estimate[found.order]) <= 0).all()
-    assert (found.pooled.low <= found.pooled.estimate).all()
-    assert (found.pooled.estimate <= found.pooled.high).all()
+        np.testing.assert_allclose(result.cells.estimate[i], ratios)
+        np.testing.assert_allclose(result.pooled.estimate[i], np.mean(ratios))
+    assert result.n == 9 and result.part == ("res",) * 6
+    assert (np.diff(result.pooled.estimate[result.order]) <= 0).all()
+    assert (result.pooled.low <= result.pooled.estimate).all()
+    assert (result.pooled.estimate <= result.pooled.high).all()
 
 
 def test_damage_is_free_of_the_unit_of_loss():
@@ -107,9 +107,9 @@ def test_damage_is_free_of_the_unit_of_loss():
 def test_a_component_that_changed_nothing_is_idle_and_certain_of_nothing():
     change = np.zeros((1, 2, 2, 2))
     change[0, 1] = 1e-6
-    found = effects.measure(sweep(np.stack([CLEAN, CLEAN])[None], CLEAN, change=change), "zero", repeats=20)
-    assert found.idle.tolist() == [True, False]
-    assert (found.p == 1).all() and (found.pooled.estimate == 0).all()
+    result = effects.measure(sweep(np.stack([CLEAN, CLEAN])[None], CLEAN, change=change), "zero", repeats=20)
+    assert result.idle.tolist() == [True, False]
+    assert (result.p == 1).all() and (result.pooled.estimate == 0).all()
 
 
 def test_kinds_agree_fully_when_one_is_the_other_and_idle_components_are_left_out():
@@ -127,12 +127,12 @@ def test_kinds_agree_fully_when_one_is_the_other_and_idle_components_are_left_ou
 def test_subjects_agree_over_the_components_they_share():
     first, second = random_sweep(3, images=9), random_sweep(3, images=9).isel(image=slice(0, 5))
     second = second.isel(component=[4, 2, 0, 1])
-    found = agreement.of_denoisers(first, second, "zero", repeats=50)
+    result = agreement.of_denoisers(first, second, "zero", repeats=50)
     names = [str(name) for name in second["component"].values]
     sides = [effects.measure(data, "zero", repeats=20) for data in (first, second)]
     values = [[side.pooled.estimate[side.components.index(name)] for name in names] for side in sides]
-    assert found.estimate == pytest.approx(scipy.stats.spearmanr(*values).statistic)
-    assert found.n == 5 and found.low <= found.high
+    assert result.estimate == pytest.approx(scipy.stats.spearmanr(*values).statistic)
+    assert result.n == 5 and result.low <= result.high
 
 
 def test_too_few_components_in_common_are_refused():
@@ -158,10 +158,10 @@ def test_a_component_that_helps_at_some_levels_and_hurts_at_others_is_seen_in_th
     """Audit: cells of +34 and -22 average to little, and rank among decoys."""
     clean = np.random.default_rng(0).uniform(0.5, 1.5, (4, 40))
     rises = np.array([[0.34, -0.22, 0.10, -0.22], [0.01, 0.01, 0.01, 0.01]])
-    found = effects.measure(sweep([clean * (1 + rises[:, :, None])], clean), "zero", repeats=200)
-    np.testing.assert_allclose(found.pooled.estimate, [0, 1], atol=1e-4)
-    np.testing.assert_allclose(found.rms.estimate, 100 * np.sqrt((rises**2).mean(1)), rtol=1e-4)
-    assert found.rms.low[0] > 20
+    result = effects.measure(sweep([clean * (1 + rises[:, :, None])], clean), "zero", repeats=200)
+    np.testing.assert_allclose(result.pooled.estimate, [0, 1], atol=1e-4)
+    np.testing.assert_allclose(result.rms.estimate, 100 * np.sqrt((rises**2).mean(1)), rtol=1e-4)
+    assert result.rms.low[0] > 20
 
 
 def test_a_component_that_matters_for_one_picture_in_ten_is_seen_in_the_spread():
@@ -169,11 +169,11 @@ def test_a_component_that_matters_for_one_picture_in_ten_is_seen_in_the_spread()
     clean = rng.uniform(0.9, 1.1, (3, 60))
     rare = np.where(np.arange(60) % 10 == 0, 0.5, -0.01)
     loss = clean * (1 + np.stack([rare, np.full(60, rare.mean())])[:, None])
-    found = effects.measure(sweep([loss], clean), "zero", repeats=200)
-    np.testing.assert_allclose(found.pooled.estimate[0], found.pooled.estimate[1], rtol=0.1)
-    np.testing.assert_allclose(found.hurt.estimate, [0.1, 1.0])
-    assert found.hurt.high[0] < 0.35 and found.quantiles[0, 0] < 0 < 40 < found.quantiles[0, 2]
-    assert np.ptp(found.quantiles[1]) < 2
+    result = effects.measure(sweep([loss], clean), "zero", repeats=200)
+    np.testing.assert_allclose(result.pooled.estimate[0], result.pooled.estimate[1], rtol=0.1)
+    np.testing.assert_allclose(result.hurt.estimate, [0.1, 1.0])
+    assert result.hurt.high[0] < 0.35 and result.quantiles[0, 0] < 0 < 40 < result.quantiles[0, 2]
+    assert np.ptp(result.quantiles[1]) < 2
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -205,8 +205,8 @@ def test_pictures_of_one_person_count_as_one():
     assert (people.n, people.people, whole.people) == (60, 12, 0)
     for name in ("pooled", "rms", "cells", "effective"):
         for end in ("estimate", "low", "high"):
-            one, other = (getattr(getattr(each, name), end) for each in (whole, people))
-            np.testing.assert_allclose(one, other, rtol=2e-3)  # BCa counts draws on either side
+            single, other = (getattr(getattr(each, name), end) for each in (whole, people))
+            np.testing.assert_allclose(single, other, rtol=2e-3)  # BCa counts draws on either side
     np.testing.assert_array_equal(whole.p, people.p)
     width = [each.pooled.high - each.pooled.low for each in (naive, people)]
     assert (width[0] < 0.6 * width[1]).all()
@@ -222,10 +222,10 @@ def test_error_of_precision_widens_intervals_and_takes_certainty_away():
     reduced = reduced.assign_attrs(precision="tf32", precision_images=8, precision_timesteps=4)
     before, after = (effects.measure(each, "zero", repeats=200) for each in (exact, reduced))
     for name in ("cells", "pooled", "pooled_losses"):
-        one, other = getattr(before, name), getattr(after, name)
-        np.testing.assert_array_equal(one.estimate, other.estimate)
-        np.testing.assert_allclose(one.low - other.low, 5)
-        np.testing.assert_allclose(other.high - one.high, 5)
+        single, other = getattr(before, name), getattr(after, name)
+        np.testing.assert_array_equal(single.estimate, other.estimate)
+        np.testing.assert_allclose(single.low - other.low, 5)
+        np.testing.assert_allclose(other.high - single.high, 5)
     assert (before.p < 0.01).all()
     assert (after.p[0] == 1).all() and (after.p[1] == before.p[1]).all()
     assert after.pooled.low[0] < 0 < after.pooled.low[1]

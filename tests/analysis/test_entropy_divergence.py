@@ -34,17 +34,17 @@ def test_measures_are_their_definitions():
     first, second = (attention(seed=i)["entropy"].values for i in range(2))
     even = (np.full((1, IMAGES), 1 / IMAGES),) * 2
     means = first.mean(-1) - second.mean(-1)
-    found = entropy_divergence.mean_difference(first, second, even)[:, 0]
-    np.testing.assert_allclose(found, means.mean(0))
-    found = entropy_divergence.head_differences(first, second, even)[:, 0]
-    np.testing.assert_allclose(found, np.sqrt((means**2).mean(0)))
-    found = entropy_divergence.histogram_divergence(first, second, even, TOKENS, bins=8)[:, 0]
+    result = entropy_divergence.mean_difference(first, second, even)[:, 0]
+    np.testing.assert_allclose(result, means.mean(0))
+    result = entropy_divergence.head_differences(first, second, even)[:, 0]
+    np.testing.assert_allclose(result, np.sqrt((means**2).mean(0)))
+    result = entropy_divergence.histogram_divergence(first, second, even, TOKENS, bins=8)[:, 0]
     expected = np.zeros(LEVELS)
     for t in range(LEVELS):
         for h in range(HEADS):
             p, q = (np.histogram(x[h, t], 8, (0, np.log(TOKENS[h])))[0] for x in (first, second))
             expected[t] += jensenshannon(p, q) ** 2 / HEADS
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(result, expected, atol=1e-12)
 
 
 def test_disjoint_histograms_are_a_bit_apart_and_equal_ones_nothing():
@@ -56,9 +56,9 @@ def test_disjoint_histograms_are_a_bit_apart_and_equal_ones_nothing():
 
 @pytest.mark.parametrize("measure", entropy_divergence.MEASURES)
 def test_a_difference_at_one_level_is_found_at_that_level(measure):
-    found = entropy_divergence.compare(attention(), attention([0, 0.3, 0], seed=1), measure, draws=200)
-    assert found.p[1] < 0.02 and found.p[[0, 2]].min() > 0.05
-    assert found.value.low.shape == (LEVELS,) and found.within.shape == (2, LEVELS, 200)
+    result = entropy_divergence.compare(attention(), attention([0, 0.3, 0], seed=1), measure, draws=200)
+    assert result.p[1] < 0.02 and result.p[[0, 2]].min() > 0.05
+    assert result.value.low.shape == (LEVELS,) and result.within.shape == (2, LEVELS, 200)
 
 
 def test_means_are_blind_to_heads_that_cancel_and_heads_are_not():
@@ -105,8 +105,8 @@ def test_people_not_images_are_relabelled_and_drawn():
     assert errs(unknown) > 0.3 and errs(pairs) < 0.17
     assert errs(half_known) < 0.17
     shifted = of_people(1).assign(entropy=of_people(1)["entropy"] + 0.4)
-    found = entropy_divergence.compare(of_people(0), shifted, "means", draws=99)
-    assert found.p.max() < 0.05 and found.value.n == 10
+    result = entropy_divergence.compare(of_people(0), shifted, "means", draws=99)
+    assert result.p.max() < 0.05 and result.value.n == 10
     by_image = entropy_divergence.compare(*unknown[0], "means", draws=99).value
     by_person = entropy_divergence.compare(*pairs[0], "means", draws=99).value
     assert ((by_person.high - by_person.low) > 1.3 * (by_image.high - by_image.low)).all()

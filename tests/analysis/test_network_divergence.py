@@ -27,32 +27,32 @@ def test_excess_is_that_of_all_pairs_matched_by_hand():
             square[i, j] += ((both[i, heads][rows] - both[j, heads][columns]) ** 2).sum(0) / 6
     across = square[:3, 3:].mean((0, 1))
     within = (square[:3, :3].sum((0, 1)) / 6 + square[3:, 3:].sum((0, 1)) / 12) / 2
-    found = network_divergence.compare(first, second, LAYERS)
-    np.testing.assert_allclose(found.between, np.sqrt(across))
-    np.testing.assert_allclose(found.within, np.sqrt(within))
+    result = network_divergence.compare(first, second, LAYERS)
+    np.testing.assert_allclose(result.between, np.sqrt(across))
+    np.testing.assert_allclose(result.within, np.sqrt(within))
     excess = across - within
-    np.testing.assert_allclose(found.excess, np.sign(excess) * np.sqrt(np.abs(excess)))
-    assert found.pooled == pytest.approx(np.sqrt(excess.mean()))
+    np.testing.assert_allclose(result.excess, np.sign(excess) * np.sqrt(np.abs(excess)))
+    assert result.pooled == pytest.approx(np.sqrt(excess.mean()))
 
 
 def test_the_order_of_heads_in_a_layer_does_not_matter_and_layers_do():
     first, second = networks(3, seed=1), networks(3, 0.1, seed=2)
-    found = network_divergence.compare(first, second, LAYERS)
+    result = network_divergence.compare(first, second, LAYERS)
     mixed = second.copy()
     for network in mixed:
         network[:3] = network[[2, 0, 1]]
     again = network_divergence.compare(first, mixed, LAYERS)
-    np.testing.assert_allclose(again.between, found.between)
-    assert (again.p, again.pooled) == pytest.approx((found.p, found.pooled))
+    np.testing.assert_allclose(again.between, result.between)
+    assert (again.p, again.pooled) == pytest.approx((result.p, result.pooled))
     other = network_divergence.compare(first, np.roll(second, 3, axis=1), LAYERS)
-    assert np.abs(other.between - found.between).min() > 1e-6
+    assert np.abs(other.between - result.between).min() > 1e-6
 
 
 def test_p_is_the_rank_of_the_true_grouping_among_all():
-    found = network_divergence.compare(networks(3, seed=1), networks(3, 1.0, seed=2), LAYERS)
-    np.testing.assert_allclose([found.p, *found.p_levels], 2 / 20)  # the true one and its mirror
-    assert found.pooled == pytest.approx(1.0, rel=0.05)
-    assert found.interval[0] < found.pooled < found.interval[1]
+    result = network_divergence.compare(networks(3, seed=1), networks(3, 1.0, seed=2), LAYERS)
+    np.testing.assert_allclose([result.p, *result.p_levels], 2 / 20)  # the true one and its mirror
+    assert result.pooled == pytest.approx(1.0, rel=0.05)
+    assert result.interval[0] < result.pooled < result.interval[1]
 
 
 def test_a_constant_difference_does_not_vary_and_a_slope_does():
@@ -72,7 +72,7 @@ def test_pictures_widen_the_interval():
 
 
 def test_few_networks_have_no_interval_and_one_is_refused():
-    found = network_divergence.compare(networks(2, seed=1), networks(2, seed=2), LAYERS)
-    assert np.isnan(found.interval).all() and found.p >= 1 / 3
+    result = network_divergence.compare(networks(2, seed=1), networks(2, seed=2), LAYERS)
+    assert np.isnan(result.interval).all() and result.p >= 1 / 3
     with pytest.raises(ConfigError, match="1 and 2 networks"):
         network_divergence.compare(networks(1), networks(2), LAYERS)

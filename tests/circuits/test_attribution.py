@@ -72,10 +72,10 @@ def test_both_parts_are_what_finite_differences_say(denoiser, everything, scores
     (eps_low, loss_low), (eps_high, loss_high) = at(1 - h), at(1 + h)
     slope = (loss_high - loss_low) / (2 * h)
     bend = (((eps_high - eps_low) / (2 * h)) ** 2).mean(axis=(1, 2, 3))
-    found = scores.sel(component=name).isel(t=0)
-    np.testing.assert_allclose(found["first"], -slope, atol=2e-2 * np.abs(slope).max() + 1e-5)
+    result = scores.sel(component=name).isel(t=0)
+    np.testing.assert_allclose(result["first"], -slope, atol=2e-2 * np.abs(slope).max() + 1e-5)
     # 64 random probes an image: the mean over images is known to a few per cent.
-    assert float(found.second.mean()) == pytest.approx(bend.mean(), rel=0.3)
+    assert float(result.second.mean()) == pytest.approx(bend.mean(), rel=0.3)
 
 
 def test_scores_of_channel_groups_add_up_to_first_order(everything, scores):
@@ -96,8 +96,8 @@ def test_the_clean_loss_is_that_of_the_engine_and_scores_don_t_move_with_the_blo
     stacked = dataclasses.replace(
         denoiser.identity, gate={k: np.asarray(v)[None] for k, v in denoiser.identity.gate.items()}
     )
-    found = engine.measure(stacked, EvalBatch(images, np.arange(6), LEVELS[1], KEY))
-    np.testing.assert_allclose(scores.clean_loss[1], found.clean_loss, rtol=1e-5)
+    result = engine.measure(stacked, EvalBatch(images, np.arange(6), LEVELS[1], KEY))
+    np.testing.assert_allclose(scores.clean_loss[1], result.clean_loss, rtol=1e-5)
 
 
 def test_at_the_ablated_point_a_small_network_of_gates_is_scored_by_what_each_restores(
@@ -109,7 +109,7 @@ def test_at_the_ablated_point_a_small_network_of_gates_is_scored_by_what_each_re
     )
     denoiser = dataclasses.replace(denoiser, params=params)
     chosen = [c for c in components(denoiser.unet) if c.component_type == "head"]
-    found = attribution.gate_scores(
+    result = attribution.gate_scores(
         denoiser,
         EvalSet(images, LEVELS[:1], KEY),
         chosen=chosen,
@@ -117,10 +117,10 @@ def test_at_the_ablated_point_a_small_network_of_gates_is_scored_by_what_each_re
     )
     none = set_gate(denoiser.identity, chosen, 0.0)
     before = plain(none, denoiser)[1]
-    np.testing.assert_allclose(found.clean_loss[0], before, rtol=1e-5)
+    np.testing.assert_allclose(result.clean_loss[0], before, rtol=1e-5)
     restored = [float((before - plain(set_gate(none, [c], 1.0), denoiser)[1]).mean()) for c in chosen]
-    assert spearmanr(restored, found.score.mean(("t", "image")))[0] > 0.9
-    assert (found.second <= 0).all()
+    assert spearmanr(restored, result.score.mean(("t", "image")))[0] > 0.9
+    assert (result.second <= 0).all()
 
 
 def test_single_channels_share_one_program(denoiser, images, monkeypatch):
@@ -157,18 +157,18 @@ def test_screening_finds_what_exact_runs_find_and_computes_nothing_twice(
         return run(*args, **kwargs)
 
     monkeypatch.setattr(screening, "ablation_sweep", recording)
-    found = screening.screen_and_verify(
+    result = screening.screen_and_verify(
         denoiser,
         EvalSet(images, LEVELS, KEY),
         tmp_path / "a",
         config=ScreenConfig(k=3, shortlist=5, audit=6, miss_bound=0.6, probes=8),
     )
-    assert len(ran) == len(set(ran)) == np.isfinite(found.effect).sum()
-    assert set(found.shortlist) | set(found.audited) <= set(ran)
-    assert found.miss_interval[0] <= found.miss_rate <= found.miss_interval[1] <= 0.6
-    known = np.isfinite(found.effect)
-    np.testing.assert_allclose(found.effect[known], exact.mean(1)[known], rtol=1e-3, atol=1e-3)
-    split = found.fidelity
+    assert len(ran) == len(set(ran)) == np.isfinite(result.effect).sum()
+    assert set(result.shortlist) | set(result.audited) <= set(ran)
+    assert result.miss_interval[0] <= result.miss_rate <= result.miss_interval[1] <= 0.6
+    known = np.isfinite(result.effect)
+    np.testing.assert_allclose(result.effect[known], exact.mean(1)[known], rtol=1e-3, atol=1e-3)
+    split = result.fidelity
     assert set(split.by_part) <= {"res", "head", "skip", "time"} and set(split.by_t) == set(LEVELS)
     assert sum(part.n for part in split.by_part.values()) == split.overall.n == known.sum()
 
@@ -183,34 +183,34 @@ def damage(denoiser, images):
         for at in POINTS
     }
     base = scored["identity"].clean_loss.mean("image").values
-    found = {at: 100 * scored[at].score.mean("image").values / base for at in POINTS}
-    first, last = found["identity"], found["ablated"]
+    results = {at: 100 * scored[at].score.mean("image").values / base for at in POINTS}
+    first, last = results["identity"], results["ablated"]
     larger = abs(first.mean(1)) >= abs(last.mean(1))
     assert 0 < larger.sum() < len(larger)  # each point wins somewhere
-    return found | {"either": np.stack([first[i] if won else last[i] for i, won in enumerate(larger)])}
+    return results | {"either": np.stack([first[i] if won else last[i] for i, won in enumerate(larger)])}
 
 
 def test_quality_compares_all_components_at_every_point_with_their_exact_runs(
     denoiser, images, exact, damage, tmp_path
 ):
-    found = screening.quality(
+    result = screening.quality(
         denoiser, EvalSet(images, LEVELS, KEY), tmp_path, config=ScreenConfig(probes=8, k=5)
     )
-    assert found.keys() == damage.keys()
+    assert result.keys() == damage.keys()
     for point, predicted in damage.items():
         expected = score_agreement.agreement(predicted.mean(1), exact.mean(1), 5)
-        assert dataclasses.astuple(found[point].overall) == pytest.approx(
+        assert dataclasses.astuple(result[point].overall) == pytest.approx(
             dataclasses.astuple(expected), abs=0.01
         )
-        assert found[point].overall.n == len(exact) == sum(part.n for part in found[point].by_part.values())
+        assert result[point].overall.n == len(exact) == sum(part.n for part in result[point].by_part.values())
 
 
 def test_summaries_show_the_median_and_the_worst_network_and_pass_over_what_is_undefined():
     at = lambda rank, sign, recall: score_agreement.Agreement(5, 3, rank, sign, recall, 1.0)
-    one = lambda rank, part: score_agreement.ScoreAgreement(
+    single = lambda rank, part: score_agreement.ScoreAgreement(
         at(rank, 1.0, 1.0), {"head": at(part, 0.5, 0.25)}, {9: at(0.1, 0.2, 0.3)}
     )
-    nets = [one(0.9, float("nan")), one(0.7, 0.6), one(0.8, float("nan"))]
+    nets = [single(0.9, float("nan")), single(0.7, 0.6), single(0.8, float("nan"))]
     rows = [line.split() for line in score_agreement.summary([{"identity": net} for net in nets])[1:]]
     assert " ".join(rows[0]) == "identity: all 0.80 0.70 1.00 1.00 1.00 1.00 1.00 1.00"
     assert " ".join(rows[1]) == "identity: head 0.60 0.60 0.50 0.50 0.25 0.25 1.00 1.00"
@@ -222,17 +222,19 @@ def test_a_screen_ranks_by_the_point_that_is_asked_for(
     denoiser, images, exact, damage, tmp_path, monkeypatch, point
 ):
     names = [component.name for component in components(denoiser.unet)]
-    known = lambda *args, **_: exact[[names.index(component.name) for component in args[3]]]
+    known = lambda *args, **_: screening.ExactIncrease(
+        exact[[names.index(component.name) for component in args[3]]], np.zeros(len(args[3]))
+    )
     monkeypatch.setattr(screening, "exact_increase", known)
     settings = ScreenConfig(k=3, shortlist=4, audit=5, miss_bound=1.0, probes=8, point=point)
-    found = screening.screen_and_verify(denoiser, EvalSet(images, LEVELS, KEY), tmp_path, config=settings)
-    np.testing.assert_allclose(found.score, damage[point].mean(1), rtol=1e-5)
+    result = screening.screen_and_verify(denoiser, EvalSet(images, LEVELS, KEY), tmp_path, config=settings)
+    np.testing.assert_allclose(result.score, damage[point].mean(1), rtol=1e-5)
     order = np.argsort(-abs(damage[point].mean(1)))
-    assert found.shortlist == tuple(names[i] for i in order[:4]) and len(found.audited) == 5
-    assert set(found.scores) == {"identity"} | ({"ablated"} if point != "identity" else set())
-    shown = screening.lines(found, names)
+    assert result.shortlist == tuple(names[i] for i in order[:4]) and len(result.audited) == 5
+    assert set(result.scores) == {"identity"} | ({"ablated"} if point != "identity" else set())
+    shown = screening.lines(result, names)
     done = [names.index(line.split()[0]) for line in shown[1:10]]
-    assert set(done) == {names.index(name) for name in (*found.shortlist, *found.audited)}
+    assert set(done) == {names.index(name) for name in (*result.shortlist, *result.audited)}
     sizes = abs(exact.mean(1)[done])
     assert (np.diff(sizes) <= 0).all()
     assert float(shown[1].split()[3]) == pytest.approx(exact.mean(1)[done[0]], abs=1e-3)
@@ -247,7 +249,7 @@ def test_a_point_that_does_not_exist_is_refused():
 def test_an_untrained_twin_is_a_new_network_in_which_every_component_matters(denoiser, images):
     fresh, again, other = (untrained.untrained(denoiser, seed) for seed in (1, 1, 2))
     assert fresh.name == "untrained-random" and fresh.unet == denoiser.unet
-    for a, b, c in zip(*(jax.tree.leaves(one.params) for one in (fresh, again, other)), strict=True):
+    for a, b, c in zip(*(jax.tree.leaves(item.params) for item in (fresh, again, other)), strict=True):
         np.testing.assert_array_equal(a, b)
         if a.ndim > 1:  # a kernel; none is left at zero
             assert a.std() > 0.3 / np.sqrt(np.prod(a.shape[:-1])) and not np.allclose(a, c)
@@ -261,16 +263,20 @@ def test_a_screen_that_misses_widens_until_all_is_verified(denoiser, images, exa
     real, names = attribution.gate_scores, [component.name for component in components(denoiser.unet)]
 
     def useless(*args, **kwargs):
-        found = real(*args, **kwargs)
-        return found.assign(score=(found.score.dims, np.random.default_rng(0).normal(size=found.score.shape)))
+        result = real(*args, **kwargs)
+        return result.assign(
+            score=(result.score.dims, np.random.default_rng(0).normal(size=result.score.shape))
+        )
 
-    known = lambda *args, **_: exact[[names.index(component.name) for component in args[3]]]
+    known = lambda *args, **_: screening.ExactIncrease(
+        exact[[names.index(component.name) for component in args[3]]], np.zeros(len(args[3]))
+    )
     monkeypatch.setattr(screening, "gate_scores", useless)
     monkeypatch.setattr(screening, "exact_increase", known)
     settings = ScreenConfig(k=5, shortlist=5, audit=8, miss_bound=0.05, probes=1)
-    found = screening.screen_and_verify(denoiser, EvalSet(images, LEVELS, KEY), tmp_path, config=settings)
-    np.testing.assert_allclose(found.effect, exact.mean(1))
-    assert found.audited == () and found.miss_interval == (0.0, 0.0)
+    result = screening.screen_and_verify(denoiser, EvalSet(images, LEVELS, KEY), tmp_path, config=settings)
+    np.testing.assert_allclose(result.effect, exact.mean(1))
+    assert result.audited == () and result.miss_interval == (0.0, 0.0)
 
 
 def test_the_miss_interval_covers_wherever_the_audits_stop():
@@ -309,10 +315,10 @@ def test_the_share_of_a_finite_population_is_covered_exactly():
 
 def test_agreement_counts_by_hand():
     score, effect = np.array([5.0, -4.0, 3.0, 0.1, 2.0]), np.array([6.0, 1.0, 5.0, -4.0, 0.5])
-    found = score_agreement.agreement(score, effect, 2)
-    assert (found.n, found.k, found.recall, found.listed, found.sign) == (5, 2, 0.5, 1.0, 0.6)
+    result = score_agreement.agreement(score, effect, 2)
+    assert (result.n, result.k, result.recall, result.listed, result.sign) == (5, 2, 0.5, 1.0, 0.6)
     assert score_agreement.agreement(score, effect[::-1], 1).listed == 0
-    assert found.spearman == pytest.approx(spearmanr(abs(score), abs(effect))[0])
+    assert result.spearman == pytest.approx(spearmanr(abs(score), abs(effect))[0])
 
 
 @pytest.mark.parametrize("bad", [{"order": "second"}, {"at": "nowhere"}, {"probes": 0}])

@@ -62,10 +62,10 @@ def test_independent_parts_are_hardly_ever_named():
     [((25, 0), 100, 0.75), ((0, 0), 80, 1.0), ((40, 60), 60, 1.0), ((50, 50), 0, 2.0), ((10, 20), 30, 0.0)],
 )
 def test_strength_by_hand(singles, joint, strength):
-    found = backups.strengths(np.array(singles, float)[:, None], np.array([joint], float))
-    assert found[0] == pytest.approx(strength)
+    result = backups.strengths(np.array(singles, float)[:, None], np.array([joint], float))
+    assert result[0] == pytest.approx(strength)
     swapped = backups.strengths(np.array(singles[::-1], float)[:, None], np.array([joint], float))
-    assert swapped[0] == found[0]
+    assert swapped[0] == result[0]
 
 
 def test_no_cost_has_no_strength():

@@ -60,8 +60,8 @@ def nobody(tiny):
 @pytest.fixture(scope="module")
 def made_up(nobody):
     eval_set = EvalSet(np.zeros((IMAGES, 8, 8, 3), np.float32), [5, 30], KEY)
-    given = {"chosen": components(nobody.unet)}
-    return lambda rules, **options: MadeUp(nobody, eval_set, rules=rules, **given | options)
+    settings = {"chosen": components(nobody.unet)}
+    return lambda rules, **options: MadeUp(nobody, eval_set, rules=rules, **settings | options)
 
 
 A, B, C, D = "down0.attn0.head0", "mid.attn0.head1", "up0.block1.skip", "mid.block0.res"
@@ -77,21 +77,21 @@ def redundant(has):
 
 def test_the_smallest_circuit_that_is_close_enough_is_found_in_the_order_of_need(made_up):
     evaluator = made_up(additive)
-    found = circuits.discover(evaluator, tau=0.9)
-    assert found.members == (A, C)
-    assert found.order[:3] == (A, C, D) and sorted(found.order) == sorted(evaluator.names)
-    assert found.faithfulness == pytest.approx(0.75 / 0.77, abs=1e-5)
+    result = circuits.discover(evaluator, tau=0.9)
+    assert result.members == (A, C)
+    assert result.order[:3] == (A, C, D) and sorted(result.order) == sorted(evaluator.names)
+    assert result.faithfulness == pytest.approx(0.75 / 0.77, abs=1e-5)
     assert circuits.discover(evaluator, tau=0.6).members == (A,)
     assert circuits.discover(evaluator, tau=0.99).members == (A, C, D)
 
 
 def test_marginal_effects_are_percent_of_the_clean_loss_at_each_timestep(made_up):
     evaluator = made_up(additive)
-    found = circuits.discover(evaluator)
+    result = circuits.discover(evaluator)
     luck = (1 - evaluator.losses(evaluator.ends)[1].mean(1)) / 0.77
     expected = 100 * 0.5 * luck / (1 - 0.77 * luck)
-    np.testing.assert_allclose(found.marginal[evaluator.names.index(A)], expected, rtol=1e-4)
-    assert not found.marginal[evaluator.names.index(D)].any()
+    np.testing.assert_allclose(result.marginal[evaluator.names.index(A)], expected, rtol=1e-4)
+    assert not result.marginal[evaluator.names.index(D)].any()
 
 
 def late(has):
@@ -100,8 +100,8 @@ def late(has):
 
 def test_what_acts_at_one_level_only_is_found_where_each_is_asked_for(made_up):
     assert circuits.discover(made_up(late)).members == (A,)  # B is a thirtieth of the average
-    found = circuits.discover(made_up(late, every_level=True))
-    assert found.every_level and {*found.members} == {A, B}
+    result = circuits.discover(made_up(late, every_level=True))
+    assert result.every_level and {*result.members} == {A, B}
     evaluator = made_up(late, every_level=True)
     without = np.array([[name != B for name in evaluator.names]])
     assert evaluator.faithfulness_match(without)[0, 0] == pytest.approx(0, abs=1e-5)
@@ -116,25 +116,25 @@ def test_levels_at_which_nothing_is_lost_are_not_asked(made_up):
 
 def test_of_two_that_do_the_same_one_is_kept_and_the_other_can_stand_in(made_up):
     evaluator = made_up(redundant)
-    found = circuits.discover(evaluator)
-    assert np.abs(found.effect[[evaluator.names.index(name) for name in (A, B)]]).max() < 1e-3
-    assert len(found.members) == 2 and C in found.members
-    (kept,) = {A, B} & {*found.members}
+    result = circuits.discover(evaluator)
+    assert np.abs(result.effect[[evaluator.names.index(name) for name in (A, B)]]).max() < 1e-3
+    assert len(result.members) == 2 and C in result.members
+    (kept,) = {A, B} & {*result.members}
     (other,) = {A, B} - {kept}
-    places = circuits.backup_components(evaluator, found)
+    places = circuits.backup_components(evaluator, result)
     assert places == {kept: (other,), C: ()}
 
 
 def test_two_that_cancel_stay_together_since_one_alone_ruins_all(made_up):
-    found = circuits.discover(made_up(lambda has: 0.3 * has(C) - 5 * (has(A) != has(B))))
-    assert {*found.members} == {A, B, C} or {*found.members} == {C}
+    result = circuits.discover(made_up(lambda has: 0.3 * has(C) - 5 * (has(A) != has(B))))
+    assert {*result.members} == {A, B, C} or {*result.members} == {C}
 
 
 def test_a_component_that_hurts_belongs_to_what_the_network_does(made_up):
     evaluator = made_up(lambda has: 0.5 * has(A) - 0.3 * has(B))
-    found = circuits.discover(evaluator)
-    assert found.members == (A, B)
-    assert found.marginal[evaluator.names.index(B)].max() < 0  # the loss falls without it
+    result = circuits.discover(evaluator)
+    assert result.members == (A, B)
+    assert result.marginal[evaluator.names.index(B)].max() < 0  # the loss falls without it
     # Without it f is 2.5: better than the network, and not close to it.
     assert faithfulness.faithfulness_match(evaluator.faithfulness(evaluator.ends)[:, 0]) == pytest.approx(
         [0, 1]
@@ -152,9 +152,9 @@ def test_every_member_is_needed_whatever_the_network(made_up):
             return there @ single + there @ pairs @ there
 
         evaluator = made_up(rules, chosen=ten)
-        found = circuits.discover(evaluator, tau=0.8)
+        result = circuits.discover(evaluator, tau=0.8)
         close = discovery.close_to(evaluator)
-        members = discovery.as_members(found, evaluator.names)
+        members = discovery.as_members(result, evaluator.names)
         assert close(members[None])[0] >= 0.8
         fewer = np.array([members & (np.arange(10) != i) for i in np.flatnonzero(members)])
         assert (close(fewer) < 0.8).all()
@@ -173,13 +173,13 @@ def test_circuits_of_all_sizes_share_a_program_and_none_is_run_twice(plant, tmp_
     traces, inner = [], shared_prefix.forward
     monkeypatch.setattr(shared_prefix, "forward", lambda *args: (traces.append(1), inner(*args))[1])
     evaluator = real(plant, folder=tmp_path)
-    found = circuits.discover(evaluator)
-    assert found.members == tuple(plant.signs)
-    assert len(traces) == 1 and found.evaluated > 36
+    result = circuits.discover(evaluator)
+    assert result.members == tuple(plant.signs)
+    assert len(traces) == 1 and result.evaluated > 36
     monkeypatch.setattr(CircuitEvaluator, "_run", None)  # a second process knows it all
     again = circuits.discover(real(plant, folder=tmp_path))
-    assert again.members == found.members and again.faithfulness == found.faithfulness
-    np.testing.assert_array_equal(again.marginal, found.marginal)
+    assert again.members == result.members and again.faithfulness == result.faithfulness
+    np.testing.assert_array_equal(again.marginal, result.marginal)
 
 
 def test_losses_are_those_of_keep_only_by_one_pass_each(plant):
@@ -189,13 +189,13 @@ def test_losses_are_those_of_keep_only_by_one_pass_each(plant):
     }
     evaluator = real(plant, ablation="constant", replacements=replacements)
     kept = [list(plant.signs), ["mid.block0.res", "up0.block0.skip"], []]
-    found = evaluator.losses(np.array([np.isin(evaluator.names, names) for names in kept]))
+    result = evaluator.losses(np.array([np.isin(evaluator.names, names) for names in kept]))
     noise = image_noise(KEY, jnp.arange(4), plant.images.shape[1:])
     denoiser, plain = plant.denoiser, jax.jit(denoise, static_argnums=0)
     here = {site: replacement[1] for site, replacement in replacements.items()}
     at = jnp.full(4, int(plant.timesteps[1]))
     x_t = q_sample(denoiser.schedule, plant.images, at, noise)
-    for names, loss in zip(kept, found, strict=True):
+    for names, loss in zip(kept, result, strict=True):
         only = keep_only(denoiser.identity, names, "constant", here)
         eps = plain(denoiser.unet, denoiser.schedule, denoiser.params, only, x_t, at)
         np.testing.assert_allclose(loss[1], jnp.mean((eps - noise) ** 2, axis=(1, 2, 3)), rtol=1e-4)
@@ -210,9 +210,9 @@ def shares(plant):
 
 
 def test_shares_add_up_to_what_all_components_bring(plant, shares):
-    denoiser, asked = plant.denoiser, (plant.images, plant.timesteps[1:3])
-    without = losses(denoiser, set_gate(denoiser.identity, components(denoiser.unet), 0.0), *asked)
-    brought = without - losses(denoiser, denoiser.identity, *asked)
+    denoiser, shown = plant.denoiser, (plant.images, plant.timesteps[1:3])
+    without = losses(denoiser, set_gate(denoiser.identity, components(denoiser.unet), 0.0), *shown)
+    brought = without - losses(denoiser, denoiser.identity, *shown)
     np.testing.assert_allclose(shares.score.mean("image").sum("component"), brought, rtol=0.02)
 
 
@@ -240,12 +240,12 @@ def test_the_kinds_and_components_asked_for_must_fit(plant, made_up):
     with pytest.raises(ConfigError, match="nothing that a circuit could explain"):
         circuits.discover(made_up(lambda has: 0.0))
     plain = made_up(additive)
-    found, few = circuits.discover(plain), made_up(additive, chosen=plain.chosen[1:])
+    result, few = circuits.discover(plain), made_up(additive, chosen=plain.chosen[1:])
     with pytest.raises(ConfigError, match="not in both networks"):
-        scorecards.scorecard(few, found)
+        scorecards.scorecard(few, result)
     with pytest.raises(ConfigError, match="'zero'"):
         scorecards.scorecard(
-            made_up(additive, ablation="other", replacements=plain.denoiser.identity.replacement), found
+            made_up(additive, ablation="other", replacements=plain.denoiser.identity.replacement), result
         )
 
 
@@ -256,11 +256,11 @@ def card(made_up):
 
 
 def test_the_scorecard_of_an_additive_network_is_what_arithmetic_says(card):
-    card, found = card
+    card, result = card
     assert card.members == (A, C) and card.n == IMAGES
-    gains = np.array([0, 0.5, 0.75, 0.77] + [0.77] * (found.sizes["component"] - 3))[card.sizes] / 0.77
+    gains = np.array([0, 0.5, 0.75, 0.77] + [0.77] * (result.sizes["component"] - 3))[card.sizes] / 0.77
     np.testing.assert_allclose(card.curve.estimate, gains, atol=1e-5)
-    shares = card.sizes / found.sizes["component"]
+    shares = card.sizes / result.sizes["component"]
     assert float(card.cpr.estimate) == pytest.approx(np.trapezoid(gains, shares), abs=1e-5)
     assert float(card.cmd.estimate) == pytest.approx(1 - float(card.cpr.estimate), abs=1e-5)
     assert float(card.circuit.estimate) == pytest.approx(0.75 / 0.77, abs=1e-5)
@@ -273,9 +273,9 @@ def test_the_scorecard_of_an_additive_network_is_what_arithmetic_says(card):
 
 
 def test_random_circuits_have_the_same_parts_and_the_p_value_counts_them(card):
-    card, found = card
-    random = found.isel(circuit=found["role"].values == "random")
-    own = found.isel(circuit=found["role"].values == "circuit")
+    card, result = card
+    random = result.isel(circuit=result["role"].values == "random")
+    own = result.isel(circuit=result["role"].values == "circuit")
     count = lambda some: some["member"].groupby("component_type").sum("component").values
     assert len(card.random) == 30 and (count(random) == count(own)).all()
     as_good = (card.random >= 0.75 / 0.77 - 1e-6) & (card.random <= 1.026)
@@ -284,10 +284,10 @@ def test_random_circuits_have_the_same_parts_and_the_p_value_counts_them(card):
 
 
 def test_the_summary_names_every_member_and_the_dataset_is_saved_and_read(card, tmp_path):
-    card, found = card
+    card, result = card
     text = "\n".join(scorecards.lines(card))
     assert all(word in text for word in (A, C, "CPR", "CMD", f"{IMAGES} images"))
-    labelled.replace(tmp_path / "card.zarr", found)
+    labelled.replace(tmp_path / "card.zarr", result)
     again = scorecards.measure(labelled.read(tmp_path / "card.zarr"))
     assert scorecards.lines(again) == scorecards.lines(card)
 
@@ -308,10 +308,10 @@ def test_a_circuit_of_everything_has_no_outside(made_up):
 
 def test_resamples_find_a_clear_circuit_again_and_an_unclear_one_less_often(made_up):
     evaluator = made_up(additive)
-    found = robustness.stability(evaluator, circuits.discover(evaluator), repeats=6)
-    assert found.to_circuit == found.pairwise == 1 and found.sizes == (2,) * 6
-    assert found.chance < 0.5 and found.frequency.sum() == 2
-    assert "2 to 2 members" in robustness.lines(found)[0]
+    result = robustness.stability(evaluator, circuits.discover(evaluator), repeats=6)
+    assert result.to_circuit == result.pairwise == 1 and result.sizes == (2,) * 6
+    assert result.chance < 0.5 and result.frequency.sum() == 2
+    assert "2 to 2 members" in robustness.lines(result)[0]
     rng = np.random.default_rng(0)
 
     class Noisy(MadeUp):
@@ -328,7 +328,7 @@ def test_resamples_find_a_clear_circuit_again_and_an_unclear_one_less_often(made
 
 def test_people_are_left_out_and_drawn_where_they_are_known(made_up):
     evaluator = made_up(additive)
-    found = circuits.discover(evaluator)
+    result = circuits.discover(evaluator)
     moved = {}
     for name, people in {
         "unknown": None,
@@ -336,34 +336,34 @@ def test_people_are_left_out_and_drawn_where_they_are_known(made_up):
         "three": np.repeat([4, 9, 7], 4),
     }.items():
         known = dataclasses.replace(evaluator, people=people)
-        moved[name] = robustness.transfer({"own": found}, {"own": known})
+        moved[name] = robustness.transfer({"own": result}, {"own": known})
     assert moved["unknown"].equals(moved["each"]) and not moved["unknown"].equals(moved["three"])
     assert known.units.people == 3 and set(np.unique(known.units.resamples(50) * 12)) <= {0, 1, 2, 3}
-    assert robustness.stability(known, found, repeats=4).to_circuit == 1
+    assert robustness.stability(known, result, repeats=4).to_circuit == 1
     with pytest.raises(ConfigError, match="12 images"):
         dataclasses.replace(evaluator, people=np.arange(5))
 
 
 def test_halves_are_other_pictures_with_other_noise(nobody):
     pixels = np.random.default_rng(0).uniform(-1, 1, (9, 8, 8, 3)).astype(np.float32)
-    given = EvalImages(pixels, pixels[:2], "noise", people=np.arange(9) // 2)
+    pixels_of_people = EvalImages(pixels, pixels[:2], "noise", people=np.arange(9) // 2)
     config = SweepConfig(timesteps=3, images=9)
-    asked = config, jax.random.key(4), None
-    find, score = circuit_results.circuit_evaluators(nobody, given, "zero", *asked)
+    settings = config, jax.random.key(4), None
+    find, score = circuit_results.circuit_evaluators(nobody, pixels_of_people, "zero", *settings)
     assert find.eval_set.count == 4 and score.eval_set.count == 5 and find.digest != score.digest
     assert find.people.tolist() == [0, 0, 1, 1] and score.people.tolist() == [2, 2, 3, 3, 4]
     assert not np.array_equal(*(jax.random.key_data(evaluator.eval_set.key) for evaluator in (find, score)))
     assert find.eval_set.timesteps.tolist() == score.eval_set.timesteps.tolist()
     assert len(find.eval_set.timesteps) == 3
-    few = dataclasses.replace(given, scored=pixels[:3])
+    few = dataclasses.replace(pixels_of_people, scored=pixels[:3])
     with pytest.raises(ConfigError, match="too few"):
-        circuit_results.circuit_evaluators(nobody, few, "zero", *asked)
+        circuit_results.circuit_evaluators(nobody, few, "zero", *settings)
 
 
 def test_a_circuit_is_less_faithful_in_a_network_that_does_otherwise(made_up):
     both = {"one": made_up(additive), "two": made_up(lambda has: 0.5 * has(A) + 0.25 * has(B))}
-    found = {name: circuits.discover(evaluator) for name, evaluator in both.items()}
-    moved = robustness.transfer(found, both)
+    results = {name: circuits.discover(evaluator) for name, evaluator in both.items()}
+    moved = robustness.transfer(results, both)
     at = lambda name, **where: float(moved[name].sel(**where))
     assert at("estimate", circuit="two", network="two") == pytest.approx(1, abs=1e-5)
     assert at("estimate", circuit="one", network="two") == pytest.approx(0.5 / 0.75, abs=1e-5)
@@ -374,20 +374,20 @@ def test_a_circuit_is_less_faithful_in_a_network_that_does_otherwise(made_up):
 
 
 def test_a_screen_ranks_by_what_it_verified_and_else_by_its_scores(made_up, tmp_path, monkeypatch):
-    evaluator, asked = made_up(additive, folder=tmp_path), inspect.signature(screening.screen_and_verify)
+    evaluator, signature = made_up(additive, folder=tmp_path), inspect.signature(screening.screen_and_verify)
 
     settings = screening.ScreenConfig(k=3)
 
     def screen(*args, **kwargs):
-        given = asked.bind(*args, **kwargs).arguments
-        assert given["chosen"] == evaluator.chosen and given["config"] == settings
+        arguments = signature.bind(*args, **kwargs).arguments
+        assert arguments["chosen"] == evaluator.chosen and arguments["config"] == settings
         effect = np.where(np.arange(len(evaluator.names)) < 5, discovery.effects(evaluator), np.nan)
         return SimpleNamespace(effect=effect, score=discovery.effects(evaluator) + 1e-3)
 
     monkeypatch.setattr(screening, "screen_and_verify", screen)
-    found = circuits.discover(evaluator, ranking="screen", screen=settings)
-    assert found.members == (A, C) and found.ranking == "screen"
-    again = robustness.stability(evaluator, found, repeats=3)
+    result = circuits.discover(evaluator, ranking="screen", screen=settings)
+    assert result.members == (A, C) and result.ranking == "screen"
+    again = robustness.stability(evaluator, result, repeats=3)
     assert again.to_circuit == 1
 
 

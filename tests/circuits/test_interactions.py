@@ -55,13 +55,13 @@ def exact(denoiser, images, chosen):
 
 def test_pair_scores_are_mixed_differences_of_the_loss(denoiser, images, chosen, loss):
     scored = interactions.pair_scores(denoiser, EvalSet(images, LEVELS, KEY), chosen, block=4)
-    found = scored.curvature.isel(t=0)
-    np.testing.assert_allclose(found, found.T, rtol=1e-3, atol=1e-5)
+    result = scored.curvature.isel(t=0)
+    np.testing.assert_allclose(result, result.T, rtol=1e-3, atol=1e-5)
     assert float(scored.clean_loss[0]) == pytest.approx(loss([]).mean(), rel=1e-5)
     h, (a, _, c) = 2.0**-4, chosen
     at = lambda x, y: loss([(a, 1 + x), (c, 1 + y)]).mean()
     mixed = (at(h, h) - at(h, -h) - at(-h, h) + at(-h, -h)) / (4 * h * h)
-    assert float(found.sel(a=NAMES[0], b=NAMES[2])) == pytest.approx(mixed, rel=0.05, abs=2e-3)
+    assert float(result.sel(a=NAMES[0], b=NAMES[2])) == pytest.approx(mixed, rel=0.05, abs=2e-3)
 
 
 def test_exact_interaction_is_that_of_single_and_double_ablations(chosen, loss, exact):
@@ -76,40 +76,42 @@ def test_exact_interaction_is_that_of_single_and_double_ablations(chosen, loss, 
 def test_the_best_pairs_and_an_audit_are_verified_on_other_images(denoiser, images, chosen, exact):
     others = np.random.default_rng(2).uniform(-1, 1, (4, 8, 8, 3)).astype(np.float32)
     few = redundancy.PairConfig(top=2, audit=5)
-    found = redundancy.verified_pairs(denoiser, EvalSet(images, LEVELS, KEY), others, chosen, config=few)
+    result = redundancy.verified_pairs(denoiser, EvalSet(images, LEVELS, KEY), others, chosen, config=few)
     scored = interactions.pair_scores(
         denoiser, EvalSet(others, LEVELS, keys.stream(KEY, "pair scores")), chosen
     )
     percent = (100 * scored.curvature / scored.clean_loss).isel(t=0)
-    expected = [float(percent.sel(a=a, b=b)) for a, b in zip(found.a.values, found.b.values, strict=True)]
-    np.testing.assert_allclose(found.score, expected, rtol=1e-6)
-    assert (np.diff(abs(found.score)) <= 0).all() and found.audited.values.tolist() == [False, False, True]
+    expected = [float(percent.sel(a=a, b=b)) for a, b in zip(result.a.values, result.b.values, strict=True)]
+    np.testing.assert_allclose(result.score, expected, rtol=1e-6)
+    assert (np.diff(abs(result.score)) <= 0).all() and result.audited.values.tolist() == [False, False, True]
 
     place = {(a, b): row for row, (a, b) in enumerate(zip(exact.a.values, exact.b.values, strict=True))}
-    rows = [place[pair] for pair in zip(found.a.values, found.b.values, strict=True)]
+    rows = [place[pair] for pair in zip(result.a.values, result.b.values, strict=True)]
     clean = exact.clean_loss.values[0]
     estimate = 100 * exact.interaction.values[rows, 0].mean(-1) / clean.mean()
-    np.testing.assert_allclose(found.estimate, estimate, rtol=1e-3, atol=1e-3)
-    assert ((found.low <= found.estimate) & (found.estimate <= found.high)).all()
+    np.testing.assert_allclose(result.estimate, estimate, rtol=1e-3, atol=1e-3)
+    assert ((result.low <= result.estimate) & (result.estimate <= result.high)).all()
     # Six images have 64 flips of signs: no p value is below 2 / 64, nor the smallest of three by Holm 6 / 64.
-    assert ((found.p >= 6 / 64) & (found.p <= 1)).all()
+    assert ((result.p >= 6 / 64) & (result.p <= 1)).all()
     alone = 100 * (exact.without_a.values[rows, 0].mean(-1) / clean.mean() - 1)
-    np.testing.assert_allclose(found.single_a, alone, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(result.single_a, alone, rtol=1e-3, atol=1e-3)
 
-    agreed = redundancy.pair_agreement(found, k=1)["verified"]
-    expected = score_agreement.agreement(found.score.values, found.estimate.values, 1)
+    agreed = redundancy.pair_agreement(result, k=1)["verified"]
+    expected = score_agreement.agreement(result.score.values, result.estimate.values, 1)
     assert dataclasses.astuple(agreed) == dataclasses.astuple(expected)
     people = np.repeat(np.arange(len(images) // 2), 2)  # two images of each
     by_person = redundancy.verified_pairs(
         denoiser, EvalSet(images, LEVELS, KEY), others, chosen, config=few, people=people
     )
-    np.testing.assert_array_equal(by_person.estimate, found.estimate)
-    assert (by_person.p >= 3 * 2 / 8).all() and not by_person.low.equals(found.low)  # 8 flips of three people
+    np.testing.assert_array_equal(by_person.estimate, result.estimate)
+    assert (by_person.p >= 3 * 2 / 8).all() and not by_person.low.equals(
+        result.low
+    )  # 8 flips of three people
 
-    lines = redundancy.pair_lines(found)
-    largest = int(np.argmax(np.abs(found.estimate.values)))
-    assert lines[1].split()[:3] == [found.a.values[largest], "+", found.b.values[largest]]
-    assert f"{float(found.estimate[largest]):.3f}" in lines[1]
+    lines = redundancy.pair_lines(result)
+    largest = int(np.argmax(np.abs(result.estimate.values)))
+    assert lines[1].split()[:3] == [result.a.values[largest], "+", result.b.values[largest]]
+    assert f"{float(result.estimate[largest]):.3f}" in lines[1]
     assert sum(line.endswith("audited") for line in lines) == 1 and lines[-1].startswith("audited: 1 pairs")
 
 

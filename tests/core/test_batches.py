@@ -10,11 +10,11 @@ from mechdiff.core.batches import batches
 
 @given(st.integers(0, 40), st.integers(1, 12))
 def test_every_item_is_in_one_batch_and_repeats_weigh_nothing(count, size):
-    found, total = np.zeros(count, int), 0.0
+    result, total = np.zeros(count, int), 0.0
     for batch in batches(count, size):
         assert len(batch.indices) == len(batch.weights) == size
         np.testing.assert_array_equal(batch.indices[: batch.count], np.arange(count)[batch.span])
         assert set(batch.indices[batch.count :]) <= set(batch.indices[: batch.count])
-        found[batch.span] += 1
+        result[batch.span] += 1
         total += batch.weights @ np.ones(size)
-    assert (found == 1).all() and total == pytest.approx(count)
+    assert (result == 1).all() and total == pytest.approx(count)

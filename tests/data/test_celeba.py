@@ -136,16 +136,16 @@ def test_a_image_in_two_packs_is_taken_once_from_the_first(tmp_path):
 def test_where_test_images_are_too_few_to_examine_a_model_validation_helps_out(pack, tmp_path):
     test, validation = (load(pack, split) for split in ("test", "validation"))
     wanted = len(test) + 1
-    asked = DataConfig(name="celeba", path=str(pack))
+    config = DataConfig(name="celeba", path=str(pack))
     few = SweepConfig(images=len(test), reference_images=1, image_block=1)
-    found = held_out.held_out_images(asked, 16, few, tmp_path)
-    assert len(found.scored) + len(found.reference) == wanted
-    np.testing.assert_array_equal(data.to_bytes(found.scored), test.images)
-    assert found.facts["ids"][:-1] == list(test.ids) and found.facts["ids"][-1] in validation.ids
-    assert data.to_bytes(found.reference)[0].tobytes() in {one.tobytes() for one in validation.images}
+    result = held_out.held_out_images(config, 16, few, tmp_path)
+    assert len(result.scored) + len(result.reference) == wanted
+    np.testing.assert_array_equal(data.to_bytes(result.scored), test.images)
+    assert result.facts["ids"][:-1] == list(test.ids) and result.facts["ids"][-1] in validation.ids
+    assert data.to_bytes(result.reference)[0].tobytes() in {item.tobytes() for item in validation.images}
     many = SweepConfig(images=len(test) + len(validation), reference_images=1, image_block=1)
     with pytest.raises(DataError, match="held-out images, but sweep"):
-        held_out.held_out_images(asked, 16, many, tmp_path)
+        held_out.held_out_images(config, 16, many, tmp_path)
 
 
 def as_csv(folder: Path) -> None:
@@ -357,10 +357,10 @@ def test_an_empty_split_lists_what_there_is(tmp_path):
 
 
 def test_packs_of_other_attributes_do_not_mix(tmp_path):
-    one = write_pack(tmp_path / "one", splits=(0,))
+    single = write_pack(tmp_path / "one", splits=(0,))
     two = write_pack(tmp_path / "two", splits=(0,), first=5, marks=("Male",))
     with pytest.raises(DataError, match="list different attributes"):
-        load(f"{one},{two}")
+        load(f"{single},{two}")
 
 
 def test_a_image_that_vanished_is_named(tmp_path):
@@ -568,16 +568,16 @@ def test_people_travel_with_their_images(tmp_path):
     pack = write_pack(tmp_path / "pack")
     name_people(pack, {number: 100 + number // 3 for number in range(1, 16)})
     source = celeba.open_source(str(pack))
-    found = load_split(source, size=16, split="test", limit=0, folder=None)
-    assert found.people.tolist() == [100 + int(name[:6]) // 3 for name in found.ids]
+    result = load_split(source, size=16, split="test", limit=0, folder=None)
+    assert result.people.tolist() == [100 + int(name[:6]) // 3 for name in result.ids]
     few = SweepConfig(images=2, timesteps=2, nested=True, reference_images=1)
-    given = held_out.held_out_images(DataConfig(name="celeba", path=str(pack)), 16, few, tmp_path)
-    assert given.people.shape == (2, 2) and set(given.people.ravel()) <= set(found.people)
-    names = given.facts["ids"]  # swept timestep by timestep, then for reference
-    assert len(names) == 5 and given.people.ravel().tolist() == [
+    images = held_out.held_out_images(DataConfig(name="celeba", path=str(pack)), 16, few, tmp_path)
+    assert images.people.shape == (2, 2) and set(images.people.ravel()) <= set(result.people)
+    names = images.facts["ids"]  # swept timestep by timestep, then for reference
+    assert len(names) == 5 and images.people.ravel().tolist() == [
         100 + int(name[:6]) // 3 for name in names[:4]
     ]
-    assert given.labels["person"][0] == ("t", "image") and given.first(1).people.shape == (2, 1)
+    assert images.labels["person"][0] == ("t", "image") and images.first(1).people.shape == (2, 1)
     single = held_out.held_out_images(
         DataConfig(name="celeba", path=str(pack)), 16, SweepConfig(images=3, reference_images=1), tmp_path
     )
@@ -586,12 +586,12 @@ def test_people_travel_with_their_images(tmp_path):
 
 def test_without_a_list_or_with_a_partial_one_nobody_is_known(tmp_path):
     pack, few = write_pack(tmp_path / "pack"), SweepConfig(images=3, reference_images=1)
-    asked = DataConfig(name="celeba", path=str(pack))
+    config = DataConfig(name="celeba", path=str(pack))
     assert celeba.open_source(str(pack)).people is None
-    assert held_out.held_out_images(asked, 16, few, tmp_path).labels == {}
+    assert held_out.held_out_images(config, 16, few, tmp_path).labels == {}
     name_people(pack, {12: 7})
     assert sorted(celeba.open_source(str(pack)).people) == [-1] * 14 + [7]
-    assert held_out.held_out_images(asked, 16, few, tmp_path).people is None
+    assert held_out.held_out_images(config, 16, few, tmp_path).people is None
 
 
 def test_a_foreign_list_of_people_is_refused(tmp_path):

@@ -63,8 +63,8 @@ def test_an_image_decides_its_own_phases(faces):
 def test_the_setting_acts_on_files_and_arrays_alike_and_says_so(faces):
     expected = to_float(scrambled(faces[0]))
     np.testing.assert_array_equal(to_float(thumbnail(faces[0], 8, "face", RANDOM)), expected)
-    given = open_collection(faces)
-    np.testing.assert_array_equal(given.pixels(0, 8, RANDOM), expected)
+    collection = open_collection(faces)
+    np.testing.assert_array_equal(collection.pixels(0, 8, RANDOM), expected)
     np.testing.assert_array_equal(open_collection(to_float(faces)).pixels(0, 8, RANDOM), expected)
-    assert given.treatment(8, RANDOM) == "random phases" and "random phases" in RANDOM.description
+    assert collection.treatment(8, RANDOM) == "random phases" and "random phases" in RANDOM.description
     assert dataclasses.replace(RANDOM, phases="kept") == Preprocessing()

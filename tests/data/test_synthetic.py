@@ -156,7 +156,7 @@ def test_small_pictures_are_downsampled_large_ones():
         large, small = face(KEY, index, SIZE), face(KEY, index, 16)
         error = np.abs(pool(large.image, 16) - np.asarray(small.image))
         assert error.mean() < 0.006 and error.max() < 0.12
-        fine, coarse = (np.moveaxis(np.asarray(one.masks[: len(LAYERED)]), 0, -1) for one in (large, small))
+        fine, coarse = (np.moveaxis(np.asarray(item.masks[: len(LAYERED)]), 0, -1) for item in (large, small))
         assert np.abs(pool(fine, 16) - coarse).max() < 0.1
 
 

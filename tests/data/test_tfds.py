@@ -47,9 +47,11 @@ def read(path: Path, split: str, size: int = 16, folder: Path | None = None):
     return data.load(DataConfig(name="tfds", path=str(path), n_train=0, n_test=0), size, split, 0, folder)
 
 
-def same_content(one, other):
+def same_content(first, other):
     """Pictures and attributes agree, whatever the order."""
-    assert sorted(map(content_of(one), range(len(one)))) == sorted(map(content_of(other), range(len(other))))
+    assert sorted(map(content_of(first), range(len(first)))) == sorted(
+        map(content_of(other), range(len(other)))
+    )
 
 
 def content_of(dataset):

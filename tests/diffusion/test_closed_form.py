@@ -38,32 +38,32 @@ def test_one_pixel_equals_quadrature(x):
     mixture = mixture_denoiser(
         SCHEDULE, np.array([1.0, 3.0]), np.array([-1.0, 0.5]).reshape(2, 1, 1, 1), np.array([0.1, 0.4])
     )
-    one = gaussian_denoiser(SCHEDULE, np.full((1, 1, 1), 0.3), np.array([[0.25]]))
+    single = gaussian_denoiser(SCHEDULE, np.full((1, 1, 1), 0.3), np.array([[0.25]]))
     two = lambda y: normal(y, -1, 0.1) + 3 * normal(y, 0.5, 0.4)
     for i, t in enumerate(T):
         np.testing.assert_allclose(mixture(pictures, T)[i], by_quadrature(x, t, two), rtol=2e-4, atol=2e-5)
         expected = by_quadrature(x, t, lambda y: normal(y, 0.3, 0.5))
-        np.testing.assert_allclose(one(pictures, T)[i], expected, rtol=2e-4, atol=2e-5)
+        np.testing.assert_allclose(single(pictures, T)[i], expected, rtol=2e-4, atol=2e-5)
 
 
 def test_a_gaussian_of_many_pixels_is_the_linear_solve_in_float64():
     root = RNG.normal(size=(12, 12))
     mean, covariance = RNG.normal(size=(2, 2, 3)), root @ root.T / 12
     x = RNG.normal(size=(3, 2, 2, 3)).astype(np.float32)
-    found = jax.jit(lambda f, x, t: f(x, t))(gaussian_denoiser(SCHEDULE, mean, covariance), x, T)
+    result = jax.jit(lambda f, x, t: f(x, t))(gaussian_denoiser(SCHEDULE, mean, covariance), x, T)
     for i, t in enumerate(T):
         a, s = scales(t)
         away = x[i].reshape(-1) - a * mean.reshape(-1)
         expected = s * np.linalg.solve(a**2 * covariance + s**2 * np.eye(12), away)
-        np.testing.assert_allclose(found[i].reshape(-1), expected, rtol=2e-4, atol=2e-5)
+        np.testing.assert_allclose(result[i].reshape(-1), expected, rtol=2e-4, atol=2e-5)
 
 
 def test_a_mixture_of_one_part_is_the_gaussian_and_of_points_remembers_them():
     mean = RNG.normal(size=(2, 2, 3))
     x = RNG.normal(size=(3, 2, 2, 3)).astype(np.float32)
-    one = mixture_denoiser(SCHEDULE, np.ones(1), mean[None], np.array([0.7]))
+    single = mixture_denoiser(SCHEDULE, np.ones(1), mean[None], np.array([0.7]))
     same = gaussian_denoiser(SCHEDULE, mean, 0.49 * np.eye(12))
-    np.testing.assert_allclose(one(x, T), same(x, T), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(single(x, T), same(x, T), rtol=1e-4, atol=1e-5)
 
     points = RNG.normal(size=(4, 2, 2, 3)).astype(np.float32)
     remembered = mixture_denoiser(SCHEDULE, np.ones(4), points, np.zeros(4))

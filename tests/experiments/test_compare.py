@@ -19,7 +19,7 @@ def launched(tmp_path, capsys):
     """`launched(*flags)`: exit code and what was printed."""
     np.save(tmp_path / "images.npy", IMAGES)
     shown = (f"--images={tmp_path / 'images.npy'}", f"--workdir={tmp_path / 'out'}")
-    return lambda *given: (launch("compare", *SMALL, *shown, *given), capsys.readouterr())
+    return lambda *options: (launch("compare", *SMALL, *shown, *options), capsys.readouterr())
 
 
 def test_a_model_compared_with_itself_has_not_changed_and_small_n_is_said(trained, tmp_path, launched):

@@ -74,14 +74,16 @@ def test_a_function_with_init_has_an_untrained_control(config, tmp_path):
 
 
 def test_pairs_and_samples_are_told_the_classes(config, tmp_path):
-    denoiser, _, given, eval_set = _launch.opened(config, tmp_path, CLASSES, None)
-    others = given.reference_set(eval_set.timesteps, eval_set.key)
+    denoiser, _, came_with, eval_set = _launch.opened(config, tmp_path, CLASSES, None)
+    others = came_with.reference_set(eval_set.timesteps, eval_set.key)
     assert others.condition.tolist() == [1, 2, 0, 1]
     options = {"config": redundancy.PairConfig(top=1, audit=0)}
     pairs = redundancy.verified_pairs(denoiser, eval_set, others, denoiser.components()[1:], **options)
     assert np.isfinite(pairs["estimate"]).all()
     with pytest.raises(ConfigError, match="takes a condition"):
-        redundancy.verified_pairs(denoiser, eval_set, given.reference, denoiser.components()[2:], **options)
+        redundancy.verified_pairs(
+            denoiser, eval_set, came_with.reference, denoiser.components()[2:], **options
+        )
     samples = SampleSet([10, 60], 2, eval_set.key, np.array([0, 2]))
     swept = sampling_sweep(denoiser, samples, [(0, 100)], tmp_path)
     assert (swept["distance"].sel(component="mlp") > 0).all()

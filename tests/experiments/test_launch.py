@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +46,17 @@ def launch():
     with flagsaver.flagsaver():
         yield lambda main, *argv: _launch.launch(main, ["launcher", "--preset=tiny", *argv])
     signal.signal(signal.SIGTERM, handler)
+
+
+def test_a_card_too_small_is_one_line_with_the_way_out(launch, capsys, tmp_path):
+    def main(config, workdir):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+
+    assert launch(main, f"--workdir={tmp_path}") == 2
+    line = (
+        r"error: the memory of a device \(cpu\) is too small; lower sweep\.image_block or sweep\.chunk, .*\n"
+    )
+    assert re.fullmatch(line, capsys.readouterr().err)
 
 
 def test_json_on_stdout_holds_what_main_returns_and_nothing_else(launch, capsys, tmp_path):

@@ -100,7 +100,7 @@ def test_outputs_depend_on_the_intervention_alone_not_on_what_ran_before(plain):
     again = [bits(forward(change)) for change in changes[::-1]][::-1]
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(bits(forward(IDENTITY)), bits(plain))
-    assert all((one != bits(plain)).any() for one in first)
+    assert all((item != bits(plain)).any() for item in first)
 
 
 def test_building_an_intervention_leaves_the_identity_as_it_was():
@@ -111,9 +111,11 @@ def test_building_an_intervention_leaves_the_identity_as_it_was():
 
 
 def test_builders_compose_in_any_order():
-    one = windowed(set_temperature(set_gate(ablate(IDENTITY, NAMES[0]), NAMES[1], 0.5), ".*head1", 2.0), 3, 5)
+    single = windowed(
+        set_temperature(set_gate(ablate(IDENTITY, NAMES[0]), NAMES[1], 0.5), ".*head1", 2.0), 3, 5
+    )
     two = ablate(set_gate(set_temperature(windowed(IDENTITY, 3, 5), ".*head1", 2.0), NAMES[1], 0.5), NAMES[0])
-    same(one, two)
+    same(single, two)
 
 
 def test_a_thousand_interventions_of_one_shape_are_traced_once(plain):
@@ -141,17 +143,17 @@ def test_rows_with_their_own_interventions_equal_separate_runs():
         set_temperature(IDENTITY, r".*head0", 0.2),
     ]
     together = jax.tree.map(lambda *leaves: np.stack(leaves), *singles)
-    found = forward(together)
+    result = forward(together)
     for row, single in enumerate(singles):
-        np.testing.assert_allclose(found[row], forward(single)[row], atol=1e-5)
+        np.testing.assert_allclose(result[row], forward(single)[row], atol=1e-5)
 
 
 def test_windows_are_half_open_and_act_only_inside(plain):
     """Rows have t = 9, 10, 19, 20."""
     change = set_temperature(ablate(IDENTITY, NAMES[1]), ".*head1", 5.0)
-    inside, found = bits(forward(change)), bits(forward(windowed(change, 10, 20)))
-    np.testing.assert_array_equal(found[1:3], inside[1:3])
-    np.testing.assert_array_equal(found[[0, 3]], bits(plain)[[0, 3]])
+    inside, result = bits(forward(change)), bits(forward(windowed(change, 10, 20)))
+    np.testing.assert_array_equal(result[1:3], inside[1:3])
+    np.testing.assert_array_equal(result[[0, 3]], bits(plain)[[0, 3]])
     assert (inside != bits(plain)).any(axis=(1, 2, 3)).all()
 
 
@@ -162,9 +164,9 @@ def test_leave_one_out_stacks_the_ablations_of_each():
     names, stacked = leave_one_out(IDENTITY, ".*", "constant", replacements)
     assert names == NAMES
     for i, name in enumerate(names):
-        one = record.rows(stacked, i, i + 1)
-        one = dataclasses.replace(one, gate={site: gate[0] for site, gate in one.gate.items()})
-        same(one, ablate(IDENTITY, [name], "constant", replacements))
+        single = record.rows(stacked, i, i + 1)
+        single = dataclasses.replace(single, gate={site: gate[0] for site, gate in single.gate.items()})
+        same(single, ablate(IDENTITY, [name], "constant", replacements))
 
 
 def test_keep_only_ablates_the_complement():
@@ -259,8 +261,8 @@ def test_temperature_flattens_or_sharpens_only_its_head():
 
     def entropy(value):
         change = set_temperature(IDENTITY, ["mid.attn0.head1"], value)
-        found = run(UNET, stage, PARAMS, change, stream, capture=("attention",))[1]
-        return np.asarray(found["attention"]["mid.attn0.head"].entropy)
+        result = run(UNET, stage, PARAMS, change, stream, capture=("attention",))[1]
+        return np.asarray(result["attention"]["mid.attn0.head"].entropy)
 
     plain, flat, sharp = entropy(1.0), entropy(1e7), entropy(1e-5)
     np.testing.assert_allclose(flat[:, 1], np.log(16), rtol=1e-5)

@@ -71,15 +71,15 @@ def test_the_output_is_linear_in_the_gate_only_where_the_network_is():
 def test_the_gate_of_condition_channels_is_a_condition_of_zeros():
     params, identity = random_params(JOINED), identity_of(JOINED)
     run = lambda identity, image: FORWARD(JOINED, params, identity, images(3), T, condition=image)
-    given = images(2, seed=1)
+    shown = images(2, seed=1)
     np.testing.assert_array_equal(
-        run(ablate(identity, "conv_in.condition"), given), run(identity, np.zeros_like(given))
+        run(ablate(identity, "conv_in.condition"), shown), run(identity, np.zeros_like(shown))
     )
-    assert np.abs(run(identity, given) - run(identity, np.zeros_like(given))).max() > 1e-2
+    assert np.abs(run(identity, shown) - run(identity, np.zeros_like(shown))).max() > 1e-2
     kernel = params["conv_in"]["conv"]["kernel"]
     deaf = params | {"conv_in": {"conv": params["conv_in"]["conv"] | {"kernel": kernel[:, :, :3]}}}
     plain = FORWARD(SMALL, deaf, identity_of(SMALL), images(3), T)
-    np.testing.assert_allclose(run(identity, np.zeros_like(given)), plain, atol=1e-6)
+    np.testing.assert_allclose(run(identity, np.zeros_like(shown)), plain, atol=1e-6)
 
 
 def test_labels_out_of_range_are_never_another_class():

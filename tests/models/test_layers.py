@@ -60,7 +60,7 @@ def test_convolution_gradients_hold_under_vmap_and_inside_scan():
     x, kernel = random(3, 2, 6, 6, 4), random(3, 3, 4, 3, seed=1)
     sides = ((1, 1), (1, 1))
     kernel_gradient = lambda conv: lambda x: gradients(conv, x, kernel, 1, sides)[1]
-    expected = np.stack([kernel_gradient(plain)(one) for one in x])
+    expected = np.stack([kernel_gradient(plain)(item) for item in x])
     np.testing.assert_allclose(jax.vmap(kernel_gradient(convolve))(x), expected, atol=1e-3)
     np.testing.assert_allclose(lax.map(kernel_gradient(convolve), x), expected, atol=1e-3)
 
@@ -77,13 +77,13 @@ def test_group_norm_matches_float64(mean):
     x = random(2, 4, 4, 12) * 1.5 + mean
     scale, bias = random(12, seed=1), random(12, seed=2)
     module = layers.GroupNorm(groups=3, eps=1e-5)
-    found = module.apply({"params": {"scale": scale, "bias": bias}}, x)
+    result = module.apply({"params": {"scale": scale, "bias": bias}}, x)
     grouped = double(x).reshape(2, 16, 3, 4)
     centered = grouped - grouped.mean((1, 3), keepdims=True)
     expected = centered / np.sqrt(centered.var((1, 3), keepdims=True) + 1e-5)
     # one pass loses about mean^2 / variance ulps
     np.testing.assert_allclose(
-        found, expected.reshape(x.shape) * scale + bias, atol=1e-5 if mean == 0 else 5e-3
+        result, expected.reshape(x.shape) * scale + bias, atol=1e-5 if mean == 0 else 5e-3
     )
 
 
@@ -146,7 +146,7 @@ def test_attention_block_equals_a_plain_implementation_with_temperatures(tempera
     params = jax.tree.map(lambda p: random(*p.shape, seed=next(keys)) * 0.5, variables["params"])
     temperature = jnp.array(temperatures)
     variables = {**variables, "params": params, "temperature": {"pattern": {"value": temperature}}}
-    found = module.apply(variables, x)
+    result = module.apply(variables, x)
 
     p = jax.tree.map(double, params)
     groups = double(x).reshape(2, 16, 2, 4)
@@ -156,7 +156,7 @@ def test_attention_block_equals_a_plain_implementation_with_temperatures(tempera
     q, k, v = (split(h @ p[n]["kernel"] + p[n]["bias"]) for n in "qkv")
     z = softmax_attention(q / (4**0.5 * np.reshape(temperatures, (1, -1, 1, 1))), k, v)
     z = z.swapaxes(1, 2).reshape(2, 16, channels) @ p["out"]["kernel"] + p["out"]["bias"]
-    np.testing.assert_allclose(found, x + z.reshape(x.shape), atol=2e-4)
+    np.testing.assert_allclose(result, x + z.reshape(x.shape), atol=2e-4)
 
 
 def test_upsampling_repeats_and_pooling_averages():
@@ -206,3 +206,17 @@ def test_the_gradient_of_group_norm_knows_nothing_of_the_element_taken_away():
     step[0, 2, 2, 0] = 1e-2
     slope = float(cubed(x + step) - cubed(x - step)) / 2e-2
     assert float(jax.grad(cubed)(x)[0, 2, 2, 0]) == pytest.approx(slope, rel=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 4), (5, 4)])
+def test_projections_and_their_gradients_are_those_of_one_product(shape):
+    x, kernel = random(*shape), random(4, 6, seed=1)
+    dimensions = (((len(shape) - 1,), (0,)), ((), ()))
+
+    def gradients_of(product):
+        loss = lambda x, kernel: jnp.sin(product(x, kernel, dimensions)).sum()
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(x, kernel)
+
+    ours, theirs = (gradients_of(product) for product in (attention.project, lax.dot_general))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)

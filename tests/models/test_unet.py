@@ -49,9 +49,9 @@ def test_float32_products_are_made_in_full_unless_the_user_chose_otherwise(monke
     t = jax.ShapeDtypeStruct((1,), jnp.int32)
     loss = lambda params, x, t: apply_unet(config, params, identity, x, t).sum()
     with jax.default_matmul_precision(chosen):
-        found = set(precisions(jax.make_jaxpr(jax.grad(loss))(params[0], x, t).jaxpr))
+        result = set(precisions(jax.make_jaxpr(jax.grad(loss))(params[0], x, t).jaxpr))
     expected = jax.lax.Precision.HIGH if chosen else jax.lax.Precision.HIGHEST
-    assert (expected, expected) in found and (found == {(expected, expected)} or backend == "cpu")
+    assert (expected, expected) in result and (result == {(expected, expected)} or backend == "cpu")
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -96,14 +96,14 @@ def test_every_component_changes_the_output_of_a_random_network(ablated):
 
 def joined(config, params, identity, x, t):
     """The fold, with a row joining before every stage; the stage's own gates are zero in that row."""
-    found = stages(config)
+    result = stages(config)
     stream = enter(config, params, x, t)
-    gate = {site: np.ones((1 + len(found), a.shape[-1]), np.float32) for site, a in identity.gate.items()}
-    for k, stage in enumerate(found):
+    gate = {site: np.ones((1 + len(result), a.shape[-1]), np.float32) for site, a in identity.gate.items()}
+    for k, stage in enumerate(result):
         for site in gate:
             if site.startswith(stage.name + "."):
                 gate[site][1 + k] = 0
-    for stage in found:
+    for stage in result:
         stream = jax.tree.map(lambda a: jnp.concatenate([a, a[:1]]), stream)
         here = dataclasses.replace(identity, gate={site: a[: len(stream.h)] for site, a in gate.items()})
         stream, _ = run_stage(config, stage, params, here, stream)
@@ -156,13 +156,13 @@ def test_paper_preset_has_about_the_size_that_the_paper_names():
 
 def test_components_have_unique_names_and_own_every_gate_once():
     config, _, identity, _ = reference(GATED)
-    found = components(config)
-    assert len({component.name for component in found}) == len(found)
+    result = components(config)
+    assert len({component.name for component in result}) == len(result)
     owned = {site: np.zeros(len(gate)) for site, gate in identity.gate.items()}
-    for component in found:
+    for component in result:
         owned[component.site][slice(*component.index)] += 1
     assert all((count == 1).all() for count in owned.values())
-    assert [c.depth for c in found] == sorted(c.depth for c in found)
+    assert [c.depth for c in result] == sorted(c.depth for c in result)
 
 
 @pytest.mark.parametrize("groups", [1, 3, 100])

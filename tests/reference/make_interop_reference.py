@@ -67,8 +67,8 @@ def adm() -> dict[str, np.ndarray]:
     output = model(x, t)[:, :3]
     (output**2).sum().div(2).backward()
     arrays = {f"weights/{name}": value.numpy().astype(np.float16) for name, value in state.items()}
-    found = {"x": x.detach(), "t": t.int(), "output": output.detach(), "gradient": x.grad}
-    return arrays | {name: value.numpy() for name, value in found.items()} | {"config": json.dumps(ADM)}
+    results = {"x": x.detach(), "t": t.int(), "output": output.detach(), "gradient": x.grad}
+    return arrays | {name: value.numpy() for name, value in results.items()} | {"config": json.dumps(ADM)}
 
 
 def exact(scheduler):
@@ -86,7 +86,7 @@ def steps() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
     x, output = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
-    found = {"x": x, "output": output, "noise": noise.numpy(), "t": np.array(TIMES)}
+    results = {"x": x, "output": output, "noise": noise.numpy(), "t": np.array(TIMES)}
     for schedule, prediction in itertools.product(SCHEDULES, PREDICTIONS):
         options = {"beta_schedule": schedule, "prediction_type": prediction}
         ddpm, ddim = (exact(kind(**options)) for kind in (diffusers.DDPMScheduler, diffusers.DDIMScheduler))
@@ -94,13 +94,13 @@ def steps() -> dict[str, np.ndarray]:
         ddim.set_timesteps(50)
         arguments = torch.from_numpy(output).double(), torch.from_numpy(x).double()
         draw = lambda: torch.Generator().manual_seed(0)
-        one = [ddpm.step(arguments[0], t, arguments[1], generator=draw()).prev_sample for t in TIMES]
+        single = [ddpm.step(arguments[0], t, arguments[1], generator=draw()).prev_sample for t in TIMES]
         two = [
             ddim.step(arguments[0], t, arguments[1], use_clipped_model_output=True).prev_sample for t in TIMES
         ]
-        for kind, stepped in (("ddpm", one), ("ddim", two)):
-            found[f"{schedule}/{prediction}/{kind}"] = torch.stack(stepped).float().numpy()
-    return found
+        for kind, stepped in (("ddpm", single), ("ddim", two)):
+            results[f"{schedule}/{prediction}/{kind}"] = torch.stack(stepped).float().numpy()
+    return results
 
 
 if __name__ == "__main__":

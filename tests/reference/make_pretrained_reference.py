@@ -263,13 +263,13 @@ def computed(model, program: str, arguments: dict, beside: dict) -> dict[str, np
     model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
     side = arguments.get("large_size", SIDE)
     x = np.random.default_rng(1).standard_normal((len(T), 3, side, side)).astype(np.float32)
-    given = torch.from_numpy(x).requires_grad_()
+    noisy = torch.from_numpy(x).requires_grad_()
     scale = 1000 / beside["diffusion_steps"] if beside.get("rescale_timesteps") else 1
     fed = torch.tensor(T) * scale if scale != 1 else torch.tensor(T)
     told = {name: torch.from_numpy(value) for name, value in condition(program, arguments).items()}
-    output = called(model, program, given, fed, told)[:, :3]
+    output = called(model, program, noisy, fed, told)[:, :3]
     (output**2).sum().div(2).backward()
-    return {"output": output.detach().numpy(), "gradient": given.grad.numpy()}
+    return {"output": output.detach().numpy(), "gradient": noisy.grad.numpy()}
 
 
 def called(model, program: str, x, t, told: dict):

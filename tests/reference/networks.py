@@ -20,12 +20,12 @@ def shapes(config: UNetConfig):
 
 def identity_of(config: UNetConfig) -> Intervention:
     """The identity intervention, in NumPy."""
-    found = shapes(config)[1]
+    result = shapes(config)[1]
     replacement = lambda leaves, value: {k: np.full(a.shape, value, np.float32) for k, a in leaves.items()}
     return Intervention(
-        replacement(found.gate, 1),
-        replacement(found.replacement, 0),
-        replacement(found.temperature, 1),
+        replacement(result.gate, 1),
+        replacement(result.replacement, 0),
+        replacement(result.temperature, 1),
         ALWAYS,
     )
 

@@ -52,7 +52,7 @@ def page(folder) -> str:
 
 
 @pytest.fixture(scope="module")
-def found(folder):
+def models(folder):
     return records.read(folder)[1]
 
 
@@ -110,7 +110,7 @@ def test_figures_follow_the_readers_theme(page):
     assert inline and all(f"light-dark({style.LIGHT.ink},{style.DARK.ink})" in drawing for drawing in inline)
 
 
-def test_own_samples_are_labelled_wherever_their_numbers_are_shown(page, found):
+def test_own_samples_are_labelled_wherever_their_numbers_are_shown(page, models):
     assert page.count('class="notice"') == 1
     assert page.count("badge own") >= 7  # title, findings, models, network, map, attention, ranking
     outline = page.replace("&#39;", "'").replace("&#34;", '"')
@@ -119,8 +119,8 @@ def test_own_samples_are_labelled_wherever_their_numbers_are_shown(page, found):
     assert about and all("own samples" in text for text in about)
 
 
-def test_own_samples_are_told_from_held_out_images(found):
-    assert [model.own_samples for model in found] == [False, True]  # held-seed0, own-seed0
+def test_own_samples_are_told_from_held_out_images(models):
+    assert [model.own_samples for model in models] == [False, True]  # held-seed0, own-seed0
 
 
 def test_text_of_results_is_escaped(page):
@@ -140,8 +140,8 @@ def test_all_figures_are_there_as_png_and_svg(folder, page):
             picture.verify()
 
 
-def test_each_number_of_the_table_is_that_of_the_sweep(page, found):
-    model = found[0]
+def test_each_number_of_the_table_is_that_of_the_sweep(page, models):
+    model = models[0]
     increase = effects.measure(model.sweep, "zero")
     for i in (0, len(increase.components) - 1):
         row = re.search(
@@ -155,14 +155,14 @@ def test_each_number_of_the_table_is_that_of_the_sweep(page, found):
         assert shown == [tuple(map(findings.precise, (v.estimate, v.low, v.high))) for v in cells]
 
 
-def test_components_that_mean_ablation_cannot_change_are_listed(page, found):
+def test_components_that_mean_ablation_cannot_change_are_listed(page, models):
     names = [
         name
-        for name, part in zip(found[0].lead.components, found[0].lead.part, strict=True)
+        for name, part in zip(models[0].lead.components, models[0].lead.part, strict=True)
         if part == "time"
     ]
-    assert found[0].lead.ablation == "mean" and set(
-        np.array(found[0].lead.components)[found[0].lead.idle]
+    assert models[0].lead.ablation == "mean" and set(
+        np.array(models[0].lead.components)[models[0].lead.idle]
     ) == set(names)
     lines = re.findall(r"<li>(.*?)</li>", page[page.index("Components whose ablation changed nothing") :])
     listed = [re.findall(r"<code>(.*?)</code>", line) for line in lines]
@@ -170,8 +170,8 @@ def test_components_that_mean_ablation_cannot_change_are_listed(page, found):
     assert lines[0].endswith("none.")
 
 
-def test_extent_leaves_idle_components_out(found):
-    model, increase = found[0], found[0].increases["mean"]
+def test_extent_leaves_idle_components_out(models):
+    model, increase = models[0], models[0].increases["mean"]
     span = numbers.extent(model, increase)
     loss = model.sweep["loss"].sel(ablation="mean").values.astype(np.float64)
     clean = model.sweep["clean_loss"].values.astype(np.float64)
@@ -182,8 +182,8 @@ def test_extent_leaves_idle_components_out(found):
     assert span.most == increase.components[active[int(pooled[active].argmax())]]
 
 
-def test_part_means_are_means_over_the_components_of_a_kind(found):
-    model, increase = found[0], found[0].increases["zero"]
+def test_part_means_are_means_over_the_components_of_a_kind(models):
+    model, increase = models[0], models[0].increases["zero"]
     means = numbers.part_means(model, "zero")
     assert set(means) == {"res", "head", "skip", "time"}
     for part, (count, mean) in means.items():
@@ -191,18 +191,18 @@ def test_part_means_are_means_over_the_components_of_a_kind(found):
         assert count == len(own) and mean.estimate == pytest.approx(own.mean())
 
 
-def test_attention_ends_are_the_cleanest_and_the_noisiest_level(found):
-    data = found[0].attention
+def test_attention_ends_are_the_cleanest_and_the_noisiest_level(models):
+    data = models[0].attention
     clean, noisy = numbers.attention_ends(data)
     by_level = data["normalized_entropy"].mean(("head", "image")).values
     assert clean.estimate == pytest.approx(by_level[0], rel=1e-5)  # t increases, log-SNR decreases
     assert noisy.estimate == pytest.approx(by_level[-1], rel=1e-5)
 
 
-def test_findings_print_intervals_images_and_seeds(page, found):
+def test_findings_print_intervals_images_and_seeds(page, models):
     assert f"n = {IMAGES} images, n = 1 trained seed" in page
-    sentence = findings.about(found[0])[0]
-    most = numbers.extent(found[0], found[0].increases["zero"])
+    sentence = findings.about(models[0])[0]
+    most = numbers.extent(models[0], models[0].increases["zero"])
     assert f"<code>{most.most}</code>" in sentence and findings.between(most.high, " %") in sentence
 
 
@@ -244,8 +244,8 @@ def test_bridges_of_the_schematic_are_the_skips_of_the_network(config):
         assert all(deck > other for other in inside)  # nested, never crossing
 
 
-def test_rows_of_the_map_hold_each_component_once_by_kind_and_depth(found):
-    increase = found[0].lead
+def test_rows_of_the_map_hold_each_component_once_by_kind_and_depth(models):
+    increase = models[0].lead
     order = maps.rows(increase)
     groups = [[]]
     for i in order:
@@ -324,14 +324,14 @@ def study(folder, name: str, seed: int) -> None:
     heads = list(attention["head"].values)
     roles = ["sobel", *["unassigned"] * (len(heads) - 1)]
     axes = {"component": heads, "target": ["sobel", "layout", "color"]}
-    found = xr.Dataset(
+    models = xr.Dataset(
         {
             "selectivity": (tuple(axes), rng.uniform(-1, 1, (len(heads), 3))),
             "role": ("component", roles),
         },
         coords=axes,
     )
-    labelled.replace(where / "roles.zarr", found)
+    labelled.replace(where / "roles.zarr", models)
     labelled.replace(where / "control.zarr", swept)
     labelled.replace(where / "control_attention.zarr", attention)
     cells = rng.uniform(1, 9, (3, 2, 2))
@@ -406,5 +406,5 @@ def test_networks_of_unlike_components_or_unknown_pictures_have_a_page_too(tmp_p
     path = tmp_path / "subjects" / "held-b" / "sweep.zarr"
     swept = labelled.read(path)
     labelled.replace(path, swept.assign_coords(component=[f"x.{name}" for name in swept["component"].values]))
-    found = records.read(tmp_path)[1]
-    assert "seeds-increase" not in document._together(found, tmp_path / "figures")["together"]
+    models = records.read(tmp_path)[1]
+    assert "seeds-increase" not in document._together(models, tmp_path / "figures")["together"]

@@ -81,6 +81,6 @@ def test_the_cluster_bootstrap_covers_where_the_plain_one_does_not():
             units = stats.Units(person, 20, True) if known else stats.Units(np.arange(200), 200, False)
             statistic = lambda w: w @ cells  # noqa: B023
             kept = {"repeats": 200, "seed": number, "method": "percentile"}
-            found = clusters.bootstrap_units(statistic, units, **kept)
-            hits[known] += bool(found.low <= 0 <= found.high)
+            results = clusters.bootstrap_units(statistic, units, **kept)
+            hits[known] += bool(results.low <= 0 <= results.high)
     assert hits[True] > 270 and hits[False] < 220

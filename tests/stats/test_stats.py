@@ -204,11 +204,11 @@ def test_hierarchical_bootstrap_covers_where_a_pooled_bootstrap_is_far_too_sure(
 
 def test_sources_of_error_add_up_as_welch_adds_them():
     rng = np.random.default_rng(0)
-    one, other = rng.normal(size=7), 3 * rng.normal(size=5)
-    parts = [(float(x.var(ddof=1)) / len(x), len(x) - 1) for x in (one, other)]
+    single, other = rng.normal(size=7), 3 * rng.normal(size=5)
+    parts = [(float(x.var(ddof=1)) / len(x), len(x) - 1) for x in (single, other)]
     error, freedom = stats.satterthwaite(*parts)
-    welch = scipy.stats.ttest_ind(one, other, equal_var=False)
-    assert (one.mean() - other.mean()) / error == pytest.approx(welch.statistic)
+    welch = scipy.stats.ttest_ind(single, other, equal_var=False)
+    assert (single.mean() - other.mean()) / error == pytest.approx(welch.statistic)
     assert freedom == pytest.approx(welch.df)
     assert stats.satterthwaite((0.25, 4), (0.0, 9)) == (0.5, pytest.approx(4))
     assert stats.satterthwaite((0.0, 4), (0.0, 9)) == (0, 4)

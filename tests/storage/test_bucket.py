@@ -234,6 +234,31 @@ def test_two_that_fill_one_store_share_its_pieces_and_both_have_all(address, tmp
     assert first == second == {str(i): str(i**2).encode() for i in range(12)}
 
 
+def test_a_process_lives_while_it_sends_something_that_takes_long(address, monkeypatch):
+    under_way, enough, beats = threading.Event(), threading.Event(), []
+    put, renew = objects.Objects.put, claims.Members.renew
+
+    def slow(self, name, what):
+        if name == "large":
+            under_way.set()
+            enough.wait(60)
+            under_way.clear()
+        put(self, name, what)
+
+    def counted(self, *args, **options):
+        renew(self, *args, **options)
+        beats.extend([1] * under_way.is_set())
+        if len(beats) == 2:
+            enough.set()
+
+    monkeypatch.setattr(objects.Objects, "put", slow)
+    monkeypatch.setattr(claims.Members, "renew", counted)
+    with bucket.local_copy(address, seconds=0.1) as folder:
+        (folder / "large").write_bytes(b"1")
+        assert enough.wait(60)
+    assert len(beats) >= 2
+
+
 PROGRAM = """
 import sys, time
 from mechdiff.storage import bucket, work_sharing

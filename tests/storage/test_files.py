@@ -114,9 +114,9 @@ def test_json_digest_ignores_the_order_of_keys_and_nothing_else(data, random):
 
 
 def test_array_digest_ignores_insertion_order_and_the_device():
-    one = {"a": np.arange(6.0, dtype=np.float32), "b": {"c": np.int32(3)}}
+    single = {"a": np.arange(6.0, dtype=np.float32), "b": {"c": np.int32(3)}}
     other = {"b": {"c": jnp.int32(3)}, "a": jnp.arange(6.0)}
-    assert digests.digest_arrays(one) == digests.digest_arrays(other)
+    assert digests.digest_arrays(single) == digests.digest_arrays(other)
 
 
 def test_array_digest_ignores_the_layout_in_memory():

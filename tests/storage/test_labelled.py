@@ -22,9 +22,9 @@ def test_pieces_are_found_again_with_their_labels(empty, tmp_path):
     assert not labelled.written(path, "loss", (1, 2, 0))
     where = (slice(1, 2), slice(2, 3), slice(0, 2))
     labelled.put(path, {"loss": where}, {"loss": np.array([[[3.0, 4.0]]])})
-    found = labelled.read(path)
-    np.testing.assert_array_equal(found.loss.sel(ablation="mean", t=9).values[:2], [3, 4])
-    assert np.isnan(found.loss).sum() == 22 and found.attrs["key"] == "abc"
+    result = labelled.read(path)
+    np.testing.assert_array_equal(result.loss.sel(ablation="mean", t=9).values[:2], [3, 4])
+    assert np.isnan(result.loss).sum() == 22 and result.attrs["key"] == "abc"
     assert labelled.written(path, "loss", (1, 2, 1)) and not labelled.written(path, "loss", (1, 2, 2))
 
 
@@ -80,8 +80,8 @@ def test_results_explain_themselves_and_open_without_a_warning(empty, tmp_path, 
 def test_what_a_result_says_of_itself_stands(empty, tmp_path):
     empty["loss"].attrs = {"units": "bit"}
     labelled.replace(tmp_path / "a.zarr", empty.assign(own_thing=("t", [1.0, 2, 3])))
-    found = labelled.read(tmp_path / "a.zarr")
-    assert found["loss"].attrs["units"] == "bit" and found["own_thing"].attrs == {"long_name": "own thing"}
+    result = labelled.read(tmp_path / "a.zarr")
+    assert result["loss"].attrs["units"] == "bit" and result["own_thing"].attrs == {"long_name": "own thing"}
 
 
 def test_results_of_the_first_edition_are_read_though_not_consolidated(empty, tmp_path):

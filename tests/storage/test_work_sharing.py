@@ -74,9 +74,9 @@ def alone(folders):
     return table(folders[0])
 
 
-def same(found, expected):
+def same(actual, expected):
     for name in ("loss", "change", "clean_loss"):
-        np.testing.assert_allclose(found[name], expected[name], rtol=5e-5, atol=1e-9)
+        np.testing.assert_allclose(actual[name], expected[name], rtol=5e-5, atol=1e-9)
 
 
 def test_eight_devices_give_the_numbers_of_two(folders, alone):

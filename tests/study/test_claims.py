@@ -57,14 +57,14 @@ def ladder(seed, shake=lambda: 1.0, costs=((0, 0.005), (2, 0.01))):
     ]
 
 
-def untrained_beside(one):
+def untrained_beside(item):
     """The network with an untrained one beside it, whose entropies and damage have nothing in common."""
-    rng = np.random.default_rng([7, one.seed])
-    other = network(one.data, 100 + one.seed, 0.1 * rng.random(12), rng.random(6), one.sweep.sizes["t"])
-    return dataclasses.replace(one, control=other.sweep, control_attention=other.attention)
+    rng = np.random.default_rng([7, item.seed])
+    other = network(item.data, 100 + item.seed, 0.1 * rng.random(12), rng.random(6), item.sweep.sizes["t"])
+    return dataclasses.replace(item, control=other.sweep, control_attention=other.attention)
 
 
-def found(networks):
+def answers_of(networks):
     return {claim.id: claim for claim in claims.evaluate(networks)}
 
 
@@ -83,7 +83,7 @@ def planted():
         made.append(network("celeba", seed, even, sloped.T))
         made.append(network("synthetic", seed, narrow, heads + 0.06 * rng.standard_normal(6)))
         made += ladder(seed, shake)
-    return found([untrained_beside(each) for each in made])
+    return answers_of([untrained_beside(each) for each in made])
 
 
 def test_planted_claims_are_supported(planted):
@@ -131,7 +131,7 @@ def test_the_reverse_is_not_supported():
         spread = np.r_[np.full(6, 0.3), 0.1 + 0.05 * np.arange(6)] * shake
         made.append(network("synthetic", seed, spread, heads))
         made += ladder(seed, costs=((0, 0.1 + 0.002 * seed), (2, 0.2 + 0.002 * seed)))
-    answers = found(made)
+    answers = answers_of(made)
     assert answers["complexity"].verdict == "not supported" and answers["complexity"].interval[1] < 1
 
 
@@ -151,44 +151,44 @@ def complex_study(costs, loss=1.0):
 
 def test_a_measure_that_falls_on_the_ladder_may_not_speak():
     """Audit: circuits get smaller the more complex the faces."""
-    answer = found(complex_study((0.3, 0.2, 0.1)))["complexity"]
+    answer = answers_of(complex_study((0.3, 0.2, 0.1)))["complexity"]
     assert answer.verdict == "not testable here" and "no measure rises on the ladder" in answer.because
-    assert found(complex_study((0.1, 0.2, 0.3)))["complexity"].verdict == "supported"
+    assert answers_of(complex_study((0.1, 0.2, 0.3)))["complexity"].verdict == "supported"
 
 
 def test_networks_of_unlike_loss_are_compared_at_snapshots_of_like_loss_or_not_at_all():
     made = complex_study((0.1, 0.2, 0.3), loss=2.0)
-    answer = found(made)["complexity"]
+    answer = answers_of(made)["complexity"]
     assert answer.verdict == "not testable here" and "not matched in loss" in answer.because
     early = [
         dataclasses.replace(
-            one, steps=100, sweep=one.sweep.assign({n: 2 * one.sweep[n] for n in ("loss", "clean_loss")})
+            item, steps=100, sweep=item.sweep.assign({n: 2 * item.sweep[n] for n in ("loss", "clean_loss")})
         )
-        for one in made
-        if one.data == "synthetic" and one.complexity == 4
+        for item in made
+        if item.data == "synthetic" and item.complexity == 4
     ]
-    made = [dataclasses.replace(one, steps=400) for one in made]
-    answer = found([*made, *early])["complexity"]
+    made = [dataclasses.replace(item, steps=400) for item in made]
+    answer = answers_of([*made, *early])["complexity"]
     assert answer.verdict == "supported" and "ratio of 1.0" in answer.because
     assert answer.n_seeds == 4
 
 
 def test_damage_over_excess_loss_speaks_first_where_the_floor_is_known():
     made = [
-        dataclasses.replace(one, sweep=one.sweep.assign(floor=("t", np.full(4, 0.5))))
-        for one in complex_study((0.1, 0.2, 0.3))
+        dataclasses.replace(item, sweep=item.sweep.assign(floor=("t", np.full(4, 0.5))))
+        for item in complex_study((0.1, 0.2, 0.3))
     ]
-    assert "over excess loss" in found(made)["complexity"].because
+    assert "over excess loss" in answers_of(made)["complexity"].because
 
 
 def test_control_data_are_described_beside_the_claim_and_decide_nothing():
     made = complex_study((0.1, 0.2, 0.3))
     flat = [network("gaussian", seed, np.full(12, 0.3), np.linspace(0, 1, 6)) for seed in range(3)]
     apart, together = (claims.evaluate(networks) for networks in (made, [*made, *flat]))
-    for one, other in zip(apart, together, strict=True):
-        assert (one.verdict, one.n_seeds) == (other.verdict, other.n_seeds)
+    for item, other in zip(apart, together, strict=True):
+        assert (item.verdict, item.n_seeds) == (other.verdict, other.n_seeds)
         np.testing.assert_array_equal(
-            [one.estimate, *one.interval, one.p], [other.estimate, *other.interval, other.p]
+            [item.estimate, *item.interval, item.p], [other.estimate, *other.interval, other.p]
         )
     assert "12.0 in 3 networks of gaussian images" in together[0].because
     assert together[0].because.startswith(apart[0].because)
@@ -202,31 +202,31 @@ def test_a_bottleneck_is_named_by_networks_that_do_not_test_it():
         )
         for seed in range(6)
     ]
-    answer = found(made)["bottlenecks"]
+    answer = answers_of(made)["bottlenecks"]
     assert answer.verdict == "supported" and "100% of networks" in answer.because
     assert answer.because.count("not testable here") == 2  # neither untrained networks nor random sets
     sets = xr.Dataset(
         {"relative_increase": (("ablation", "component", "set"), np.full((2, 12, 20), 90.0))},
         coords={"ablation": ["zero", "mean"], "component": NAMES},
     )
-    beaten = [dataclasses.replace(one, random_sets=sets) for one in made]
-    answer = found(beaten)["bottlenecks"]
+    beaten = [dataclasses.replace(item, random_sets=sets) for item in made]
+    answer = answers_of(beaten)["bottlenecks"]
     assert answer.verdict != "supported" and "points above random channel sets" in answer.because
     low = [network("synthetic", s, 0.1 * (1 + 0.1 * rng.random(12)), np.linspace(0, 1, 6)) for s in range(6)]
-    assert found(low)["bottlenecks"].verdict == "not supported"
+    assert answers_of(low)["bottlenecks"].verdict == "not supported"
 
 
 def test_components_that_an_ablation_can_not_see_do_not_count():
     rng, made = np.random.default_rng(0), []
     for seed in range(6):
-        one = network(
+        single = network(
             "synthetic", seed, np.r_[0.6, np.full(11, 0.1)] * (1 + 0.1 * rng.random(12)), np.zeros(6)
         )
-        hidden = one.sweep.copy(deep=True)
+        hidden = single.sweep.copy(deep=True)
         hidden["loss"][1, 0] = hidden["clean_loss"]  # mean ablation changes nothing of the first
         hidden["change"][1, 0] = 0
-        made.append(dataclasses.replace(one, sweep=hidden))
-    answer = found(made)["bottlenecks"]
+        made.append(dataclasses.replace(single, sweep=hidden))
+    answer = answers_of(made)["bottlenecks"]
     assert answer.verdict == "supported" and NAMES[0] in answer.because
     assert "mean changes 11 of 12" in answer.because
 
@@ -235,14 +235,14 @@ def test_people_are_counted_and_drawn():
     made = complex_study((0.1, 0.2, 0.3))
     person = ("image", np.arange(IMAGES) // 4)
     known = [
-        dataclasses.replace(one, sweep=one.sweep.assign_coords(person=person))
-        if one.data == "celeba"
-        else one
-        for one in made
+        dataclasses.replace(item, sweep=item.sweep.assign_coords(person=person))
+        if item.data == "celeba"
+        else item
+        for item in made
     ]
-    answers = found(known)
+    answers = answers_of(known)
     assert {claim.n_people for claim in answers.values()} == {3}
-    assert {claim.n_people for claim in found(made).values()} == {0}
+    assert {claim.n_people for claim in answers_of(made).values()} == {0}
     assert known[0].units.count == 3 and across_seeds.weightings(known[0].sweep).shape == (401, IMAGES)
 
 
@@ -254,7 +254,7 @@ def test_four_phases_are_found_where_they_are():
         for phase in range(4):
             steps[:, 6 * phase : 6 * phase + 6] = rng.permutation(np.linspace(0.2, 1.5, 12))[:, None]
         made.append(network("synthetic", seed, steps, np.linspace(0, 1, 6), levels=24, ablations=("zero",)))
-    answers = found(made)
+    answers = answers_of(made)
     assert "4 in 3 of them" in answers["phases"].because and answers["phases"].estimate > 0
     assert answers["bottlenecks"].verdict == "not testable here"
 
@@ -270,7 +270,7 @@ def test_four_phases_are_not_found_in_a_straight_drift():
             made.append(
                 network("synthetic", seed, 1 + slope, np.linspace(0, 1, 6), levels=24, ablations=("zero",))
             )
-        answer = found(made)["phases"]
+        answer = answers_of(made)["phases"]
         verdicts_found.append(answer.verdict)
         assert answer.estimate < 0
     assert set(verdicts_found) == {"not supported"}
@@ -284,24 +284,24 @@ def test_bottlenecks_of_exchangeable_components_are_not_supported():
             network("synthetic", seed, 0.2 * np.exp(0.4 * rng.standard_normal(12)), np.linspace(0, 1, 6))
             for seed in range(6)
         ]
-        assert found(made)["bottlenecks"].verdict == "undecided"
+        assert answers_of(made)["bottlenecks"].verdict == "undecided"
 
 
-def with_roles(one, place, role):
+def with_roles(item, place, role):
     """`one` whose heads, in the order `place`, move a target each and have the role `role(i)`."""
-    rng = np.random.default_rng([one.seed, len(one.data)])
+    rng = np.random.default_rng([item.seed, len(item.data)])
     values = np.eye(6)[place] + 0.1 * rng.standard_normal((6, 6))
     named = ("component", [role(i) for i in place])
     data = xr.Dataset(
         {"selectivity": (("component", "target"), values), "role": named},
         coords={"component": NAMES[6:], "target": list("abcdef")},
     )
-    heads = one.attention["entropy"].values.mean(axis=(1, 2))
+    heads = item.attention["entropy"].values.mean(axis=(1, 2))
     statistics = {
         name: (("head", "t", "image"), heads[place][:, None, None] * np.ones((6, 4, IMAGES)))
         for name in matching.STATISTICS
     }
-    return dataclasses.replace(one, roles=data, attention=one.attention.assign(statistics))
+    return dataclasses.replace(item, roles=data, attention=item.attention.assign(statistics))
 
 
 @pytest.mark.parametrize(
@@ -320,14 +320,14 @@ def test_roles_take_both_selectivity_and_agreement_between_seeds(role, agree, ve
     made, rng = [], np.random.default_rng(0)
     for data in ("celeba", "synthetic"):
         for seed in range(5):
-            one = network(data, seed, np.full(12, 0.3), 0.2 + 0.1 * np.arange(6))
-            whole = with_roles(one, rng.permutation(6), role)
+            single = network(data, seed, np.full(12, 0.3), 0.2 + 0.1 * np.arange(6))
+            whole = with_roles(single, rng.permutation(6), role)
             if not agree:  # attention no longer says which head does what
                 names = ("component", "target")
                 mixed = rng.permutation(whole.roles["selectivity"].values)
                 whole = dataclasses.replace(whole, roles=whole.roles.assign(selectivity=(names, mixed)))
             made.append(whole)
-    answer = found(made)["roles"]
+    answer = answers_of(made)["roles"]
     assert answer.verdict == verdict, answer
     if agree:
         assert answer.estimate > 0.5 and answer.interval[0] > 0.3
@@ -339,12 +339,12 @@ def test_measures_of_complexity_and_their_ratios():
     made = []
     for seed in range(3):
         for data, factor in (("celeba", 2.0), ("synthetic", 1.0)):
-            one = network(data, seed, np.full(12, 0.3), np.linspace(0, 1, 6))
+            single = network(data, seed, np.full(12, 0.3), np.linspace(0, 1, 6))
             values = factor * (1 + 0.01 * rng.standard_normal((1, 3, 2)))
             activity = xr.Dataset({"value": (("measure", "site", "t"), values)}, coords={"measure": ["rank"]})
             runs = xr.Dataset(attrs={"sizes": [2 * factor, 3 * factor, 4.0]})
-            control = {"control": one.sweep, "control_attention": one.attention}
-            made.append(dataclasses.replace(one, activity=activity, circuits={"mean": runs}, **control))
+            control = {"control": single.sweep, "control_attention": single.attention}
+            made.append(dataclasses.replace(single, activity=activity, circuits={"mean": runs}, **control))
     got = across_seeds.ratios(made)
     assert (
         got["activations: rank"].estimate == pytest.approx(2, rel=0.02) and got["activations: rank"].low > 1.9
@@ -358,18 +358,18 @@ def test_measures_of_complexity_and_their_ratios():
 
 
 def test_networks_of_different_components_are_not_compared():
-    one = network("celeba", 0, np.full(12, 0.3), np.linspace(0, 1, 6))
+    single = network("celeba", 0, np.full(12, 0.3), np.linspace(0, 1, 6))
     other = network("synthetic", 0, np.full(12, 0.3), np.linspace(0, 1, 6))
     names = [f"other{i}" for i in range(12)]
     other = dataclasses.replace(other, sweep=other.sweep.assign_coords(component=names))
-    assert across_seeds.alike([one, one]) and not across_seeds.alike([one, other])
-    answers = found([one, other]).values()
-    assert all(one.verdict == "not testable here" and "--workdir" in one.because for one in answers)
+    assert across_seeds.alike([single, single]) and not across_seeds.alike([single, other])
+    answers = answers_of([single, other]).values()
+    assert all(single.verdict == "not testable here" and "--workdir" in single.because for single in answers)
 
 
 def test_one_seed_decides_nothing():
     made = [network(data, 0, np.full(12, 0.3), np.linspace(0, 1, 6)) for data in ("celeba", "synthetic")]
-    answers = found(made)
+    answers = answers_of(made)
     assert answers["bottlenecks"].verdict == "undecided" and np.isnan(answers["bottlenecks"].p_adjusted)
     assert "at least 3 networks of each complexity" in answers["complexity"].because
     assert (
@@ -397,9 +397,9 @@ def test_simpler_faces_and_no_networks_at_all_are_no_ground_for_claims():
     ],
 )
 def test_rules_of_verdicts(interval, p, above, negligible, expected):
-    one = Finding(np.mean(interval), interval, p, 5, "", above=above, negligible=negligible)
-    assert verdict(one, p) == expected
-    alone = dataclasses.replace(one, p_alone=True)
+    single = Finding(np.mean(interval), interval, p, 5, "", above=above, negligible=negligible)
+    assert verdict(single, p) == expected
+    alone = dataclasses.replace(single, p_alone=True)
     expected = "supported" if p < 0.05 else "not supported" if negligible else "undecided"
     assert verdict(alone, p) == expected
 

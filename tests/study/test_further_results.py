@@ -23,10 +23,10 @@ def deepened(trained, tmp_path_factory):
     sweep = SweepConfig(
         ablations=("mean",), timesteps=3, images=8, nested=True, reference_images=4, image_block=4
     )
-    asked = StudyConfig(
+    study = StudyConfig(
         controls=True, circuits=("mean",), role_sets=20, random_sets=3, images=4, timesteps=2, pairs=3
     )
-    config = dataclasses.replace(config, sweep=sweep, study=asked)
+    config = dataclasses.replace(config, sweep=sweep, study=study)
     choose = choosing.chooser(config, None, folder / "cache")
     examined = examine.examine("tiny", model, choose, config.sweep, 0, folder)
     further_results.run_study(examined, config, folder)
@@ -48,12 +48,13 @@ def test_everything_asked_for_is_there(deepened):
 
 
 def test_random_sets_are_those_of_each_components_class(deepened):
-    found = labelled.read(deepened[2] / "random_sets.zarr")
-    assert found["relative_increase"].dims == ("ablation", "component", "set") and found.sizes["set"] == 3
+    result = labelled.read(deepened[2] / "random_sets.zarr")
+    assert result["relative_increase"].dims == ("ablation", "component", "set") and result.sizes["set"] == 3
     assert (
-        np.isfinite(found["relative_increase"].values).all() and np.ptp(found["relative_increase"].values) > 0
+        np.isfinite(result["relative_increase"].values).all()
+        and np.ptp(result["relative_increase"].values) > 0
     )
-    rows = found["relative_increase"].isel(ablation=0).groupby("class")
+    rows = result["relative_increase"].isel(ablation=0).groupby("class")
     assert all(np.ptp(own.values, axis=0).max() == 0 for _, own in rows)
 
 
@@ -112,8 +113,8 @@ def test_results_are_made_anew_only_for_settings_that_decide_them(deepened):
 
 
 @pytest.mark.parametrize(
-    "asked", [{"circuits": ("man",)}, {"role_sets": -1}, {"images": 2}, {"timesteps": 0}]
+    "wanted", [{"circuits": ("man",)}, {"role_sets": -1}, {"images": 2}, {"timesteps": 0}]
 )
-def test_impossible_studies_are_refused(asked):
+def test_impossible_studies_are_refused(wanted):
     with pytest.raises(ConfigError, match=r"study|man"):
-        StudyConfig(**asked)
+        StudyConfig(**wanted)

@@ -48,5 +48,5 @@ def test_claims_read_a_packed_network_whose_folder_is_gone(tiny, tmp_path, monke
     plain, packed = whole.network.attention["entropy"], shipped.network.attention["entropy"]
     half_step = packing.SHARES["entropy"] / 2 * plain.std("image")
     assert bool((abs(plain - packed) <= 1.01 * half_step + 1e-4 * plain.max()).all())
-    verdicts = [[claim.verdict for claim in claims.evaluate([one.network])] for one in (whole, shipped)]
+    verdicts = [[claim.verdict for claim in claims.evaluate([item.network])] for item in (whole, shipped)]
     assert verdicts[0] == verdicts[1] and verdicts[0]

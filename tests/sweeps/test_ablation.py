@@ -63,10 +63,10 @@ def test_equals_a_plain_loop_over_ablations(denoiser, images, levels, means, swe
                     x_t,
                     t,
                 )
-                found = cell.sel(ablation=ablation, component=name)
-                np.testing.assert_allclose(found.loss, ((eps - noise) ** 2).mean((1, 2, 3)), rtol=1e-5)
+                result = cell.sel(ablation=ablation, component=name)
+                np.testing.assert_allclose(result.loss, ((eps - noise) ** 2).mean((1, 2, 3)), rtol=1e-5)
                 np.testing.assert_allclose(
-                    found.change, ((eps - clean) ** 2).mean((1, 2, 3)), rtol=1e-3, atol=1e-9
+                    result.change, ((eps - clean) ** 2).mean((1, 2, 3)), rtol=1e-3, atol=1e-9
                 )
 
 
@@ -74,15 +74,15 @@ def test_levels_with_pictures_of_their_own_equal_a_sweep_of_each(denoiser, image
     """Nested pictures: level by level the sweep of those alone, under noise of other numbers."""
     nested = np.stack([images[:2], images[2:4], images[4:]])
     config = dataclasses.replace(CONFIG, ablations=("zero",))
-    found = ablation_sweep(denoiser, EvalSet(nested, levels, KEY), tmp_path, config=config)
+    result = ablation_sweep(denoiser, EvalSet(nested, levels, KEY), tmp_path, config=config)
     whole = ablation_sweep(denoiser, EvalSet(images, levels, KEY), tmp_path, config=config)
-    assert dict(found.sizes) == {**whole.sizes, "image": 2}
-    assert len(found.attrs["parameters_sha256"]) == 64 and "log-SNR from" in found.attrs["schedule"]
-    assert found.attrs["images_total"] == whole.attrs["images_total"] == 6
+    assert dict(result.sizes) == {**whole.sizes, "image": 2}
+    assert len(result.attrs["parameters_sha256"]) == 64 and "log-SNR from" in result.attrs["schedule"]
+    assert result.attrs["images_total"] == whole.attrs["images_total"] == 6
     for level in range(3):
         alone = whole.isel(t=level, image=slice(2 * level, 2 * level + 2))
         for name in ("loss", "change", "clean_loss"):
-            np.testing.assert_allclose(found.isel(t=level)[name], alone[name], rtol=2e-5)
+            np.testing.assert_allclose(result.isel(t=level)[name], alone[name], rtol=2e-5)
     rows = [
         activations.attention_stats(denoiser, EvalSet(x0, levels, KEY), block=2) for x0 in (nested, images)
     ]
@@ -165,26 +165,26 @@ def test_two_processes_fill_one_sweep_and_compute_little_twice(
     monkeypatch.setattr(labelled, "put", recording)
     first = run()
     assert len(written) == len(set(written)) == 12
-    for found in (first, second):
-        np.testing.assert_array_equal(found.loss, swept[0].loss)
+    for result in (first, second):
+        np.testing.assert_array_equal(result.loss, swept[0].loss)
 
 
 def test_another_seed_or_network_can_not_reuse_numbers(denoiser, images, levels, means, swept):
     before = len(list(swept[1].iterdir()))
     zero = SweepConfig(image_block=4, chunk=8, ablations=("zero",))
-    one = dataclasses.replace(denoiser, params=jax.tree.map(lambda p: p * 1.01, denoiser.params))
-    for who, key in ((denoiser, jax.random.key(6)), (one, KEY)):
-        found = ablation_sweep(who, EvalSet(images, levels[:1], key), swept[1], config=zero)
-        assert not np.allclose(found.loss, swept[0].loss[:1, :, :1], rtol=1e-4)
+    single = dataclasses.replace(denoiser, params=jax.tree.map(lambda p: p * 1.01, denoiser.params))
+    for who, key in ((denoiser, jax.random.key(6)), (single, KEY)):
+        result = ablation_sweep(who, EvalSet(images, levels[:1], key), swept[1], config=zero)
+        assert not np.allclose(result.loss, swept[0].loss[:1, :, :1], rtol=1e-4)
     assert len(list(swept[1].iterdir())) == before + 2
 
 
 def test_numbers_of_another_precision_are_other_numbers(denoiser):
-    given = denoiser.digests()
+    digests = denoiser.digests()
     with jax.default_matmul_precision("float32"):
-        assert denoiser.digests() == given
+        assert denoiser.digests() == digests
     with jax.default_matmul_precision("bfloat16"):
-        assert denoiser.digests() != given
+        assert denoiser.digests() != digests
 
 
 def test_an_ablation_without_replacements_is_refused(denoiser, images, levels, tmp_path):

@@ -49,8 +49,8 @@ def statistics(pattern, grid):
 
 
 def measured(pattern, grid):
-    found = measure(jnp.asarray(pattern, jnp.float32)[None, None], grid)
-    return {name: float(value[0, 0]) for name, value in found._asdict().items()}
+    result = measure(jnp.asarray(pattern, jnp.float32)[None, None], grid)
+    return {name: float(value[0, 0]) for name, value in result._asdict().items()}
 
 
 def random_pattern(tokens, sharpness):
@@ -89,15 +89,15 @@ def test_attention_statistics_of_patterns_made_by_hand(pattern, expected):
 
 
 def test_a_single_position_has_no_entropy_and_no_nan():
-    found = measured(np.ones((1, 1)), (1, 1))
-    assert found["entropy"] == found["normalized_entropy"] == found["distance"] == 0
+    result = measured(np.ones((1, 1)), (1, 1))
+    assert result["entropy"] == result["normalized_entropy"] == result["distance"] == 0
 
 
 def test_statistics_are_of_each_image_and_head():
     patterns = np.stack([random_pattern(9, sharpness) for sharpness in (0.1, 1, 2, 3, 4, 5)])
-    found = measure(jnp.asarray(patterns.reshape(2, 3, 9, 9), jnp.float32), (3, 3))
+    result = measure(jnp.asarray(patterns.reshape(2, 3, 9, 9), jnp.float32), (3, 3))
     expected = np.array([statistics(pattern, (3, 3))["entropy"] for pattern in patterns]).reshape(2, 3)
-    np.testing.assert_allclose(found.entropy, expected, rtol=1e-5)
+    np.testing.assert_allclose(result.entropy, expected, rtol=1e-5)
 
 
 def patterns_of(stage, h):
@@ -120,11 +120,11 @@ def test_captured_statistics_are_those_of_the_stages_pattern():
     h = np.random.default_rng(0).standard_normal((2, stage.resolution, stage.resolution, stage.width))
     stream = Stream(jnp.asarray(h, jnp.float32), (), Embeddings(jnp.zeros((2, 4)), None))
     run = jax.jit(functools.partial(run_stage, UNET, stage, capture=("attention",)))
-    found = run(PARAMS, IDENTITY, stream)[1]["attention"][f"{stage.name}.head"]
+    result = run(PARAMS, IDENTITY, stream)[1]["attention"][f"{stage.name}.head"]
     for image, heads in enumerate(patterns_of(stage, h)):
         for head, pattern in enumerate(heads):
             expected = statistics(pattern, (stage.resolution, stage.resolution))
-            got = {name: float(value[image, head]) for name, value in found._asdict().items()}
+            got = {name: float(value[image, head]) for name, value in result._asdict().items()}
             assert got == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
@@ -153,18 +153,18 @@ def noisy(level):
 @pytest.fixture(scope="module")
 def captured():
     """Every site's activations, (level, image, ...), from one plain pass over all images."""
-    found = []
+    results = []
     for level in LEVELS:
-        found.append(run_forward(PARAMS, IDENTITY, *noisy(level))[1])
-    return jax.tree.map(lambda *levels: np.stack(levels), *found)
+        results.append(run_forward(PARAMS, IDENTITY, *noisy(level))[1])
+    return jax.tree.map(lambda *levels: np.stack(levels), *results)
 
 
 def test_attention_stats_equal_a_plain_pass_whatever_the_block(stats, captured):
-    for site, found in captured["attention"].items():
-        for head in range(found.entropy.shape[-1]):
+    for site, result in captured["attention"].items():
+        for head in range(result.entropy.shape[-1]):
             for name in ("entropy", "mutual_information", "distance"):
                 got = stats[name].sel(head=f"{site}{head}").values
-                np.testing.assert_allclose(got, getattr(found, name)[..., head], rtol=1e-4, atol=1e-5)
+                np.testing.assert_allclose(got, getattr(result, name)[..., head], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("block", [2, 5])
@@ -197,12 +197,12 @@ def test_mean_fills_fit_every_site_and_replace_exactly(captured):
     h = np.random.default_rng(0).standard_normal((2, 8, 8, 8)).astype(np.float32)
     run = jax.jit(functools.partial(run_stage, UNET, stage))
     replaced = ablate(IDENTITY, ["mid.block0.res"], "mean", replacements)
-    found = run(PARAMS, replaced, Stream(h, (), Embeddings(jnp.ones((2, 32)), None)))[0].h
-    np.testing.assert_array_equal(found, h + replacements["mid.block0.res"])
+    result = run(PARAMS, replaced, Stream(h, (), Embeddings(jnp.ones((2, 32)), None)))[0].h
+    np.testing.assert_array_equal(result, h + replacements["mid.block0.res"])
 
 
 def test_sites_are_captured_before_the_gate_acts(captured):
     first = "down0.block0.res"
-    found = run_forward(PARAMS, ablate(IDENTITY, [first]), *noisy(LEVELS[0]))[1]["sites"]
-    np.testing.assert_allclose(found[first], captured["sites"][first][0], atol=1e-6)
-    assert any(np.abs(found[site] - captured["sites"][site][0]).max() > 0.01 for site in found)
+    result = run_forward(PARAMS, ablate(IDENTITY, [first]), *noisy(LEVELS[0]))[1]["sites"]
+    np.testing.assert_allclose(result[first], captured["sites"][first][0], atol=1e-6)
+    assert any(np.abs(result[site] - captured["sites"][site][0]).max() > 0.01 for site in result)

@@ -49,13 +49,13 @@ def noisy(t):
 def per_row(intervention):
     """The same with every leaf per row and a pattern at every site, so that one program serves all tests."""
     rows = lambda leaf, rank: np.broadcast_to(leaf, (5, *np.shape(leaf)[-rank:]))
-    given = {"gate": intervention.gate, "temperature": intervention.temperature}
-    given = {name: {s: rows(a, 1) for s, a in leaves.items()} for name, leaves in given.items()}
+    repeated = {"gate": intervention.gate, "temperature": intervention.temperature}
+    repeated = {name: {s: rows(a, 1) for s, a in leaves.items()} for name, leaves in repeated.items()}
     uniform = attention_patterns.constant_patterns(UNET, "uniform")
     patterned = {site: intervention.pattern_replacement.get(site, other) for site, other in uniform.items()}
     full = {site: np.broadcast_to(p, (5, 2, 64, 64)) for site, p in patterned.items()}
     mixed = {site: rows(intervention.pattern.get(site, np.ones(2, np.float32)), 1) for site in uniform}
-    return dataclasses.replace(intervention, **given, pattern=mixed, pattern_replacement=full)
+    return dataclasses.replace(intervention, **repeated, pattern=mixed, pattern_replacement=full)
 
 
 def run(intervention, t):
@@ -99,14 +99,14 @@ def entering():
 @pytest.mark.parametrize("kind, dose", [("uniform", 0.0), ("identity", 0.25), ("frozen", 0.0)])
 def test_a_replaced_pattern_is_attention_with_that_pattern_and_own_values(entering, kind, dose):
     rows = np.random.default_rng(1).dirichlet(np.ones(64), (3, 2, 64)).astype(np.float32)
-    given = {"frozen": rows} | {
+    sources = {"frozen": rows} | {
         name: attention_patterns.constant_patterns(UNET, name)[SITE] for name in ("uniform", "identity")
     }
-    full = np.broadcast_to(given[kind], (3, 2, 64, 64))
-    changed = attention_patterns.replace_pattern(IDENTITY, ["mid.attn0.head1"], {SITE: given[kind]}, dose)
-    found = stage(PARAMS, changed, Stream(entering, (), Embeddings(jnp.ones((3, 32)), None)))[0].h
+    full = np.broadcast_to(sources[kind], (3, 2, 64, 64))
+    changed = attention_patterns.replace_pattern(IDENTITY, ["mid.attn0.head1"], {SITE: sources[kind]}, dose)
+    result = stage(PARAMS, changed, Stream(entering, (), Embeddings(jnp.ones((3, 32)), None)))[0].h
     other = lambda a, row, head: a if head == 0 else dose * a + (1 - dose) * full[row, head]
-    np.testing.assert_allclose(found, by_hand(entering, other), rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(result, by_hand(entering, other), rtol=2e-4, atol=2e-5)
 
 
 def test_without_a_named_site_nothing_is_computed_and_with_open_gates_nothing_changes(entering):
@@ -150,8 +150,8 @@ def test_effects_of_patterns_are_those_of_plain_passes(replaced):
         changed = attention_patterns.replace_pattern(
             IDENTITY, [head], attention_patterns.constant_patterns(UNET, "uniform")
         )
-        found = cell.loss.sel(ablation="uniform", component=head.name)
-        np.testing.assert_allclose(found, losses(changed, 40), rtol=1e-5)
+        result = cell.loss.sel(ablation="uniform", component=head.name)
+        np.testing.assert_allclose(result, losses(changed, 40), rtol=1e-5)
         each = [
             losses(
                 attention_patterns.replace_pattern(IDENTITY, [head], {s: p[donor] for s, p in own.items()}),
@@ -159,8 +159,8 @@ def test_effects_of_patterns_are_those_of_plain_passes(replaced):
             )
             for donor in donors
         ]
-        found = cell.loss.sel(ablation="frozen", component=head.name)
-        np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-5)
+        result = cell.loss.sel(ablation="frozen", component=head.name)
+        np.testing.assert_allclose(result, np.mean(each, axis=0), rtol=1e-5)
     assert (replaced.change > 0).all()
     loss = effects.losses(replaced, "frozen")[1]  # results are read as those of sweeps
     np.testing.assert_array_equal(loss, replaced.loss.sel(ablation="frozen"))
@@ -185,27 +185,27 @@ def test_at_matched_norm_every_tempered_head_keeps_the_norm_it_had():
     x_t, at, _ = noisy(20)
     what = ["down0.attn0.head0", "mid.attn0.head1"]
     matched = temperature.matched_temperature(UNET, PARAMS, IDENTITY, x_t, at, what, 4.0)
-    clean, found = norms(IDENTITY, 20), norms(matched, 20)
+    clean, result = norms(IDENTITY, 20), norms(matched, 20)
     free = norms(set_temperature(IDENTITY, what, 4.0), 20)
     for site, head in (("down0.attn0.head", 0), (SITE, 1)):
-        np.testing.assert_allclose(found[site][:, head], clean[site][:, head], rtol=1e-4)
+        np.testing.assert_allclose(result[site][:, head], clean[site][:, head], rtol=1e-4)
         assert (np.abs(free[site][:, head] / clean[site][:, head] - 1) > 1e-3).any()
     assert (np.asarray(matched.gate["mid.attn0.head"])[:, 0] == 1).all()
 
 
 def test_temperature_effects_are_those_of_plain_passes_at_the_clean_norm():
     eval_set = EvalSet(IMAGES, LEVELS[1:], KEY)
-    found = temperature.temperature_effects(DENOISER, eval_set, (0.5, 4.0), heads=SOME[1:3], block=5)
+    result = temperature.temperature_effects(DENOISER, eval_set, (0.5, 4.0), heads=SOME[1:3], block=5)
     clean = norms(IDENTITY, 40)
     for value in (0.5, 4.0):
         for head in SOME[1:3]:
-            cell = found.sel(temperature=value, component=head.name).isel(t=0)
+            cell = result.sel(temperature=value, component=head.name).isel(t=0)
             gate = {site: np.tile(leaf, (5, 1)) for site, leaf in IDENTITY.gate.items()}
             gate[head.site][:, head.index[0]] = cell.gate
             changed = dataclasses.replace(set_temperature(IDENTITY, [head], value), gate=gate)
             np.testing.assert_allclose(cell.loss, losses(changed, 40), rtol=1e-4)
             np.testing.assert_allclose(norms(changed, 40)[head.site], clean[head.site], rtol=1e-4)
-    sharp, flat = found.entropy.sel(temperature=0.5), found.entropy.sel(temperature=4.0)
+    sharp, flat = result.entropy.sel(temperature=0.5), result.entropy.sel(temperature=4.0)
     assert (sharp < flat).all() and (flat <= np.log(64) + 1e-5).all()
 
 
@@ -213,18 +213,18 @@ def test_scaling_curves_are_those_of_plain_passes_in_one_program(monkeypatch):
     traces, walk = [], shared_prefix.forward
     monkeypatch.setattr(shared_prefix, "forward", lambda *args: (traces.append(1), walk(*args))[1])
     chosen = [component_at(components(UNET), name) for name in ("down0.block0.res", "mid.attn0.head1")]
-    found = scaling.scaling_curves(
+    result = scaling.scaling_curves(
         DENOISER, EvalSet(IMAGES, LEVELS, KEY), chosen, (0.0, 0.5, 1.0, 2.0), block=3
     )
     assert len(traces) == 1
     for component in chosen:
         for gate in (0.0, 0.5, 2.0):
-            cell = found.sel(gate=gate, component=component.name).isel(t=1)
+            cell = result.sel(gate=gate, component=component.name).isel(t=1)
             np.testing.assert_allclose(
                 cell.loss, losses(set_gate(IDENTITY, [component], gate), 40), rtol=1e-5
             )
-    assert (found.change.sel(gate=1.0) < 1e-12).all()
-    np.testing.assert_allclose(found.loss.sel(gate=1.0)[0], found.clean_loss, rtol=1e-6)
+    assert (result.change.sel(gate=1.0) < 1e-12).all()
+    np.testing.assert_allclose(result.loss.sel(gate=1.0)[0], result.clean_loss, rtol=1e-6)
 
 
 def test_gates_that_are_no_numbers_are_refused():
@@ -236,6 +236,6 @@ def test_stacked_patterns_join_where_they_act():
     stacked = attention_patterns.one_pattern_each(
         IDENTITY, SOME, attention_patterns.constant_patterns(UNET, "uniform")
     )
-    place = [found.name for found in stages(UNET)]
+    place = [result.name for result in stages(UNET)]
     first = shared_prefix.joining_stages(UNET, stacked)
     assert [place[i] for i in first] == [component.site.rsplit(".", 1)[0] for component in SOME]

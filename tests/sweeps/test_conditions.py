@@ -77,9 +77,9 @@ def test_the_mean_class_is_the_mean_of_the_rows_shown_and_a_donor_is_another_ima
         )
         np.testing.assert_allclose(means["conv_in.condition"][t_index], CONDITION["image"].mean(0), atol=1e-6)
     source = resample_replacements(DENOISER, EVAL_SET)
-    given = source.at(0, np.arange(COUNT), 0)
+    values = source.at(0, np.arange(COUNT), 0)
     np.testing.assert_allclose(
-        given["mid.block0.class"], table[CONDITION["label"][source.donors[0]]], atol=1e-6
+        values["mid.block0.class"], table[CONDITION["label"][source.donors[0]]], atol=1e-6
     )
     stacked = leave_one_out(DENOISER.identity, CHOSEN[:2])[1]
     losses = sweep_in_memory(DENOISER, EVAL_SET, stacked, ablation="resample", replacements=source)

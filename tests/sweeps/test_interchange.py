@@ -33,13 +33,13 @@ def pairs():
 
 
 @pytest.fixture(scope="module")
-def found():
+def measured():
     return interchange.interchange_effects(
         SUBJECT, LEVELS, interchange.PairSet(KEY, FACTORS, PAIRS), chosen=CHOSEN, block=2
     )
 
 
-def test_moved_is_that_of_plain_passes(pairs, found):
+def test_moved_is_that_of_plain_passes(pairs, measured):
     first, second = pairs
     key, index, at = keys.stream(KEY, "noise"), np.arange(PAIRS), jnp.full(PAIRS, LEVELS[1])
     noise = image_noise(key, index, first.shape[1:])
@@ -49,20 +49,20 @@ def test_moved_is_that_of_plain_passes(pairs, found):
     )
     eps, other = (run(SUBJECT.identity, x) for x in seen)
     replacements = activations.activations(SUBJECT, second, int(LEVELS[1]), key, index)
-    cell = found.sel(factor=FACTORS[1]).isel(t=1)
+    cell = measured.sel(factor=FACTORS[1]).isel(t=1)
     for name in NAMES:
         changed = run(ablate(SUBJECT.identity, [name], "interchange", replacements), seen[0])
         expected = ((changed - eps) * (other - eps)).sum((1, 2, 3)) / ((other - eps) ** 2).sum((1, 2, 3))
         np.testing.assert_allclose(cell.moved.sel(component=name), expected, rtol=1e-3, atol=1e-5)
 
 
-def test_time_carries_no_factor_and_the_first_skip_carries_something(found):
-    assert np.abs(found.moved.sel(component="mid.block1.time")).max() < 1e-5
-    assert np.abs(found.moved.sel(component="up0.block1.skip")).min() > 1e-3
-    assert (found.distance > 0).all()
+def test_time_carries_no_factor_and_the_first_skip_carries_something(measured):
+    assert np.abs(measured.moved.sel(component="mid.block1.time")).max() < 1e-5
+    assert np.abs(measured.moved.sel(component="up0.block1.skip")).min() > 1e-3
+    assert (measured.distance > 0).all()
 
 
-def test_the_sole_path_carries_everything(found):
+def test_the_sole_path_carries_everything(measured):
     """With what is in the trunk cut off before the last block, all goes through that block's skip."""
     params = jax.tree.map(np.copy, SUBJECT.params)
     last = params["up0.block1"]
@@ -77,9 +77,9 @@ def test_the_sole_path_carries_everything(found):
     np.testing.assert_allclose(got.moved.drop_sel(component="up0.block1.skip"), 0, atol=1e-4)
 
 
-def test_carriers_are_ratios_of_sums_with_intervals_over_pairs(found):
-    estimate, interval = interchange.transfer_by_component(found, repeats=200)
-    expected = found.along.sum(("t", "image")) / found.distance.sum(("t", "image"))
+def test_carriers_are_ratios_of_sums_with_intervals_over_pairs(measured):
+    estimate, interval = interchange.transfer_by_component(measured, repeats=200)
+    expected = measured.along.sum(("t", "image")) / measured.distance.sum(("t", "image"))
     np.testing.assert_allclose(estimate, expected.transpose("factor", "component"), rtol=1e-5)
     assert (interval.low <= interval.estimate + 1e-9).all() and interval.n == PAIRS
     assert (interval.low < interval.high).any()

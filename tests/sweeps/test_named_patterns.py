@@ -122,15 +122,15 @@ def test_a_temperature_of_one_head_is_the_network_with_other_logits():
 
 def test_patterns_without_outputs_are_tempered_scaled_and_replaced_by_themselves():
     denoiser, shown = wrapped(), EvalSet(np.asarray(X), [30], jax.random.key(3))
-    one = denoiser.components()[1:2]
-    swept = temperature.temperature_effects(denoiser, shown, (1.0, 4.0), heads=one, matched=False)
+    single = denoiser.components()[1:2]
+    swept = temperature.temperature_effects(denoiser, shown, (1.0, 4.0), heads=single, matched=False)
     assert (swept["change"].sel(temperature=1.0) == 0).all() and (
         swept["change"].sel(temperature=4.0) > 0
     ).all()
     assert (swept["entropy"].sel(temperature=4.0) > swept["entropy"].sel(temperature=1.0)).all()
     with pytest.raises(ConfigError, match=r"block0\.head@2"):
-        temperature.temperature_effects(denoiser, shown, heads=one)
-    curve = scaling.scaling_curves(denoiser, shown, one, (0.0, 1.0))
+        temperature.temperature_effects(denoiser, shown, heads=single)
+    curve = scaling.scaling_curves(denoiser, shown, single, (0.0, 1.0))
     assert (curve["change"].sel(gate=1.0) == 0).all() and (curve["change"].sel(gate=0.0) > 0).all()
 
 

@@ -30,18 +30,18 @@ CHOSEN = tuple(component_at(components(UNET), name) for name in NAMES)
 
 
 @pytest.fixture(scope="module")
-def found():
+def optimal():
     return optimal_ablation.optimal_replacements(
         DENOISER, EvalSet(IMAGES, LEVELS, KEY), chosen=CHOSEN, steps=12, batch=6
     )
 
 
 @pytest.fixture(scope="module")
-def losses(found, tmp_path_factory):
+def losses(optimal, tmp_path_factory):
     """Mean losses on the reference images under the noise by which the fills were chosen."""
     replacements = {
         "mean": activations.activation_means(DENOISER, EvalSet(IMAGES, LEVELS, KEY)),
-        "optimal": found,
+        "optimal": optimal,
     }
     config = SweepConfig(ablations=("zero", "mean", "optimal"), image_block=6)
     folder = tmp_path_factory.mktemp("optimal")
@@ -67,20 +67,20 @@ def test_a_random_network_has_better_constants_than_its_means(losses):
     assert float(gain.max()) > 0.02 and float((gain > 0).mean()) > 0.7
 
 
-def test_fills_are_a_channelwise_line_in_the_mean(found):
+def test_fills_are_a_channelwise_line_in_the_mean(optimal):
     mean = activations.activation_means(DENOISER, EvalSet(IMAGES, LEVELS, KEY))
     site = "down0.attn0.head"
     for level in range(2):
         for head in range(2):
-            x, y = mean[site][level][:, head], found[site][level][:, head]
+            x, y = mean[site][level][:, head], optimal[site][level][:, head]
             for channel in range(x.shape[1]):
                 line = np.polyfit(x[:, channel].astype(float), y[:, channel].astype(float), 1)
                 np.testing.assert_allclose(np.polyval(line, x[:, channel]), y[:, channel], atol=1e-4)
 
 
-def test_what_was_not_chosen_keeps_its_mean(found):
+def test_what_was_not_chosen_keeps_its_mean(optimal):
     mean = activations.activation_means(DENOISER, EvalSet(IMAGES, LEVELS, KEY))
-    np.testing.assert_array_equal(found["mid.block0.res"], mean["mid.block0.res"])
+    np.testing.assert_array_equal(optimal["mid.block0.res"], mean["mid.block0.res"])
 
 
 def test_the_gradient_is_the_slope_of_each_components_own_loss_and_of_no_other():

@@ -1,12 +1,14 @@
 """Reduced precision: what it changes, and that a sweep measures it, against sweeps run both ways."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mechdiff.circuits import audits, screening
 from mechdiff.core import devices
 from mechdiff.core.config import SweepConfig, UNetConfig, override
 from mechdiff.core.errors import ConfigError
@@ -17,7 +19,7 @@ from mechdiff.models import convolution
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import init_unet
 from mechdiff.storage import labelled
-from mechdiff.sweeps import precision, stopping
+from mechdiff.sweeps import precision, sampling, stopping
 from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.sequential import sequential_sweep
 
@@ -143,3 +145,81 @@ def test_no_sign_is_certain_that_the_precision_can_not_carry():
 def test_what_is_checked_is_spread_over_the_timesteps():
     assert precision.subset(24, 16) == ((0, 8, 15, 23), 8)
     assert precision.subset(2, 4) == ((0, 1), 4)
+
+
+def test_a_sampling_sweep_measures_the_error_of_its_precision(denoiser, tmp_path):
+    """Both sweeps in full: the error is the largest difference of mean distances over the windows."""
+    samples, windows = sampling.SampleSet([3, 12, 20, 33, 45], 3, KEY), [(0, 15), (15, 40)]
+    config = dataclasses.replace(sampling.SETTINGS, image_block=2)
+    run = functools.partial(
+        sampling.sampling_sweep, denoiser, samples, windows, tmp_path, chosen=denoiser.components()[:3]
+    )
+    exact = run(config=config)
+    reduced = run(config=dataclasses.replace(config, precision="bfloat16"))
+    assert "precision_error" not in exact and precision.sampling_statement(exact) is None
+    part = [
+        sweep["distance"].isel(sample=slice(2)).astype(np.float64).mean("sample")
+        for sweep in (exact, reduced)
+    ]
+    expected = np.abs(part[1] - part[0]).max("window")
+    np.testing.assert_allclose(reduced["precision_error"], expected, rtol=1e-3, atol=1e-7)
+    assert float(expected.max()) > 1e-5
+    assert "2 samples x 2 windows drawn in float32 too" in precision.sampling_statement(reduced)
+    nothing = reduced.assign(precision_error=reduced["distance"].mean(("sample", "window")) * 0 + 1e3)
+    assert precision.carried(reduced).any() and not precision.carried(nothing).any()
+
+
+def test_samples_say_how_far_they_are_from_those_of_float32(denoiser):
+    """Of a draw that multiplies once: by bfloat16 inputs on the one side."""
+    rng = np.random.default_rng(6)
+    x, kernel = (rng.normal(size=s).astype(np.float32) for s in ((6, 4, 4, 3), (3, 3, 3, 3)))
+
+    def draw(count):
+        return convolution.convolve(x[:count], kernel, 1, ((1, 1), (1, 1)))
+
+    images, error = precision.drawn("bfloat16", draw, 6)
+    rms = np.sqrt(((images - np.asarray(draw(6))) ** 2).mean((1, 2, 3)))
+    assert error == pytest.approx(rms[: precision.DRAWN].max(), rel=1e-4) and error > 1e-3
+    same, nothing = precision.drawn("tf32", draw, 6)
+    np.testing.assert_array_equal(same, draw(6))
+    assert nothing == 0
+
+
+def test_a_screen_measures_the_error_of_its_precision(denoiser, tmp_path):
+    images = np.random.default_rng(7).uniform(-1, 1, (4, 8, 8, 3)).astype(np.float32)
+    eval_set, chosen = EvalSet(images, np.array([3, 45]), KEY), denoiser.components()[:5]
+    screens = {
+        setting: screening.screen_and_verify(
+            denoiser,
+            eval_set,
+            tmp_path,
+            chosen=chosen,
+            config=screening.ScreenConfig(k=1, shortlist=5, probes=1, precision=setting),
+        )
+        for setting in ("float32", "bfloat16")
+    }
+    exact, reduced = screens.values()
+    assert not exact.precision_error.any() and exact.score_error == 0
+    relative = [
+        100 * (scores.score.mean("image") / scores.clean_loss.mean("image")).values
+        for scores in (exact.scores["identity"], reduced.scores["identity"])
+    ]
+    assert reduced.score_error == pytest.approx(np.abs(relative[1] - relative[0]).max(), rel=1e-2)
+    assert (np.abs(reduced.effect - exact.effect) <= reduced.precision_error * 1.001 + 1e-5).all()
+    assert reduced.precision_error.max() > 1e-4
+    names = [component.name for component in chosen]
+    assert screening.lines(reduced, names)[-1].startswith("precision ")
+    assert not screening.lines(exact, names)[-1].startswith("precision ")
+
+
+def test_what_may_be_a_miss_within_the_error_counts_as_one():
+    sizes, order = np.array([5.0, 4.0, 3.9, 1.0]), np.arange(4)
+    config = audits.ScreenConfig(k=2, shortlist=2, audit=2, miss_bound=1.0)
+
+    def missed(error):
+        rng = np.random.default_rng(0)
+        return audits.audit_until(
+            order, lambda i: sizes[i], config, rng, error=lambda i: np.full(len(i), error)
+        ).missed
+
+    assert [missed(error) for error in (0.0, 0.04, 0.06, 2.0)] == [0, 0, 1, 2]

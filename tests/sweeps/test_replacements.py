@@ -37,7 +37,7 @@ plain = jax.jit(apply_unet, static_argnums=0)
 
 def swept(ablation, replacements, folder, block=4):
     config = SweepConfig(ablations=(ablation,), image_block=block)
-    found = ablation_sweep(
+    result = ablation_sweep(
         DENOISER,
         EvalSet(IMAGES, LEVELS, KEY),
         folder,
@@ -45,7 +45,7 @@ def swept(ablation, replacements, folder, block=4):
         replacements={ablation: replacements},
         chosen=CHOSEN,
     )
-    return found.sel(ablation=ablation)
+    return result.sel(ablation=ablation)
 
 
 def plain_losses(level, replacements):
@@ -66,22 +66,22 @@ def donors():
 
 
 def test_resampling_gives_each_image_the_activation_of_its_donor(donors, tmp_path):
-    found = swept("resample", donors, tmp_path)
+    result = swept("resample", donors, tmp_path)
     for level, t in enumerate(LEVELS):
         all_of_them = activations.activations(DENOISER, IMAGES, int(t), KEY, np.arange(5))
         expected = [
             plain_losses(level, {site: np.asarray(a)[donor] for site, a in all_of_them.items()})
             for donor in donors.donors
         ]
-        np.testing.assert_allclose(found.loss.isel(t=level), np.mean(expected, axis=0), rtol=1e-5)
+        np.testing.assert_allclose(result.loss.isel(t=level), np.mean(expected, axis=0), rtol=1e-5)
 
 
 def test_donors_of_pictures_nested_in_levels_are_of_their_level():
     nested = np.stack([IMAGES[:2], IMAGES[2:4]])
     source = resample_replacements(DENOISER, EvalSet(nested, LEVELS, KEY))
-    found = source.at(1, np.arange(2), 0)
+    result = source.at(1, np.arange(2), 0)
     expected = activations.activations(DENOISER, IMAGES[[3, 2]], int(LEVELS[1]), KEY, np.array([3, 2]))
-    for site, values in found.items():
+    for site, values in result.items():
         np.testing.assert_array_equal(values, expected[site])
 
 
@@ -96,9 +96,9 @@ def test_with_every_other_image_as_donor_the_circle_does_not_matter(donors, tmp_
     """The mean over all donors is the mean over all pairs of images."""
     circles = [derangements(jax.random.key(i), 5, 4) for i in (1, 2)]
     assert (circles[0] != circles[1]).any()
-    one, two = (swept("resample", dataclasses.replace(donors, donors=all_), tmp_path) for all_ in circles)
-    assert one.attrs["key"] != two.attrs["key"]
-    np.testing.assert_allclose(one.loss, two.loss, rtol=1e-5)
+    single, two = (swept("resample", dataclasses.replace(donors, donors=all_), tmp_path) for all_ in circles)
+    assert single.attrs["key"] != two.attrs["key"]
+    np.testing.assert_allclose(single.loss, two.loss, rtol=1e-5)
 
 
 @settings(max_examples=50, deadline=None)
@@ -130,6 +130,6 @@ def test_noise_has_the_moments_asked_for_and_is_fresh_everywhere(tmp_path):
 
 def test_noise_in_a_sweep_is_that_of_its_source(tmp_path):
     source = noise_replacements(DENOISER, EvalSet(IMAGES[::-1].copy(), LEVELS, KEY))
-    found = swept("noise", source, tmp_path)
+    result = swept("noise", source, tmp_path)
     expected = plain_losses(1, source.at(1, np.arange(5), 0))
-    np.testing.assert_allclose(found.loss.isel(t=1), expected, rtol=1e-5)
+    np.testing.assert_allclose(result.loss.isel(t=1), expected, rtol=1e-5)

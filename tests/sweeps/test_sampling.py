@@ -81,10 +81,10 @@ def test_distance_is_that_of_plain_sampling_with_a_window(denoiser, chosen, plai
     clean = plain(denoiser.identity)
     for component in chosen:
         changed = plain(windowed(ablate(denoiser.identity, [component]), *WINDOWS[window]))
-        found = swept.sel(ablation="zero", component=component.name).isel(window=window)
-        np.testing.assert_allclose(found.distance, rms(changed, clean), rtol=2e-3, atol=2e-5)
+        result = swept.sel(ablation="zero", component=component.name).isel(window=window)
+        np.testing.assert_allclose(result.distance, rms(changed, clean), rtol=2e-3, atol=2e-5)
         np.testing.assert_allclose(
-            found.set_distance, sampling.energy_distance(clean, changed), rtol=5e-3, atol=2e-5
+            result.set_distance, sampling.energy_distance(clean, changed), rtol=5e-3, atol=2e-5
         )
     assert (swept.distance.sel(ablation="zero") > 1e-4).all()
 
@@ -110,12 +110,12 @@ def test_fills_follow_the_step(denoiser, chosen, means, swept):
             span = np.asarray(level), np.asarray(previous)
             sampler = Sampler(denoiser.schedule)
             x[arm] = one_step(predict, sampler, step_keys[i], x[arm], *span, np.arange(SAMPLES))[0]
-    found = swept.sel(ablation="mean", component=component.name).isel(window=1)
-    np.testing.assert_allclose(found.distance, rms(x["changed"], x["clean"]), rtol=2e-3, atol=2e-5)
+    result = swept.sel(ablation="mean", component=component.name).isel(window=1)
+    np.testing.assert_allclose(result.distance, rms(x["changed"], x["clean"]), rtol=2e-3, atol=2e-5)
 
 
 def test_ddpm_shares_the_noise_of_every_step(denoiser, chosen, plain, tmp_path):
-    found = sampling.sampling_sweep(
+    result = sampling.sampling_sweep(
         denoiser,
         sampling.SampleSet(LEVELS, SAMPLES, KEY, step_fn=ddpm_step),
         WINDOWS[2:],
@@ -124,7 +124,7 @@ def test_ddpm_shares_the_noise_of_every_step(denoiser, chosen, plain, tmp_path):
     )
     late = windowed(ablate(denoiser.identity, chosen[:1]), *WINDOWS[2])
     expected = rms(plain(late, ddpm_step), plain(denoiser.identity, ddpm_step))
-    np.testing.assert_allclose(found.distance.values.ravel(), expected, rtol=2e-3, atol=2e-5)
+    np.testing.assert_allclose(result.distance.values.ravel(), expected, rtol=2e-3, atol=2e-5)
 
 
 def test_network_calls_are_those_of_the_closed_formula_and_one_program_serves_all_windows(
@@ -154,8 +154,8 @@ def test_network_calls_are_those_of_the_closed_formula_and_one_program_serves_al
 
 
 def test_devices_share_a_walk_and_change_no_number(denoiser, chosen, means, swept, tmp_path, monkeypatch):
-    asked, over = [], devices.over
-    monkeypatch.setattr(devices, "over", lambda images: (asked.append(images), over(1))[1])
+    sizes, over = [], devices.over
+    monkeypatch.setattr(devices, "over", lambda images: (sizes.append(images), over(1))[1])
     alone = sampling.sampling_sweep(
         denoiser,
         sampling.SampleSet(LEVELS, SAMPLES, KEY),
@@ -165,7 +165,7 @@ def test_devices_share_a_walk_and_change_no_number(denoiser, chosen, means, swep
         replacements=means,
         chosen=chosen,
     )
-    assert over(2).size == 2 and asked == [2]  # `swept` ran on both devices
+    assert over(2).size == 2 and sizes == [2]  # `swept` ran on both devices
     for name in ("distance", "set_distance"):
         np.testing.assert_allclose(swept[name], alone[name], rtol=1e-3, atol=2e-5)
 
@@ -199,8 +199,8 @@ def test_energy_distance_of_shifted_normals_is_the_closed_form():
 def test_energy_distance_is_unbiased_where_sets_share_their_noise():
     rng = np.random.default_rng(1)
     draws = rng.normal(size=(2, 400, 6, 2, 2, 1))
-    found = [sampling.energy_distance(a, b) for a, b in zip(*draws, strict=True)]
-    assert abs(np.mean(found)) < 4 * np.std(found) / 20
+    results = [sampling.energy_distance(a, b) for a, b in zip(*draws, strict=True)]
+    assert abs(np.mean(results)) < 4 * np.std(results) / 20
 
 
 def test_bad_windows_kinds_and_counts_are_refused(denoiser, chosen, tmp_path):

@@ -10,18 +10,18 @@ from mechdiff.training import evaluation
 
 def test_predicting_no_noise_costs_the_noise_itself():
     schedule, images = cosine_schedule(20), jnp.zeros((16, 8, 8, 3))
-    found = evaluation.losses(lambda x, t: 0 * x, schedule, jax.random.key(0), images, jnp.array([2, 9]))
-    assert found.shape == (2, 16)
-    np.testing.assert_array_equal(found[0], found[1])  # the same noise at every level
-    np.testing.assert_allclose(found.mean(), 1, atol=0.05)
+    result = evaluation.losses(lambda x, t: 0 * x, schedule, jax.random.key(0), images, jnp.array([2, 9]))
+    assert result.shape == (2, 16)
+    np.testing.assert_array_equal(result[0], result[1])  # the same noise at every level
+    np.testing.assert_allclose(result.mean(), 1, atol=0.05)
 
 
 def test_the_true_noise_of_black_pictures_costs_nothing():
     schedule, images = cosine_schedule(20), jnp.zeros((4, 8, 8, 3))
     scale = schedule.sqrt_one_minus_alphas_bar
     exact = lambda x, t: x / scale[t][:, None, None, None]
-    found = evaluation.losses(exact, schedule, jax.random.key(0), images, jnp.array([2, 9]))
-    np.testing.assert_allclose(found, 0, atol=1e-10)
+    result = evaluation.losses(exact, schedule, jax.random.key(0), images, jnp.array([2, 9]))
+    np.testing.assert_allclose(result, 0, atol=1e-10)
 
 
 def test_nearest_distance_is_that_of_brute_force():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import pytest
 from jax.sharding import AxisType
 
 from mechdiff.core.config import UNetConfig, override
-from mechdiff.core.errors import BusyError, CheckpointError, ConfigError, NumericsError
+from mechdiff.core.errors import BusyError, CheckpointError, ConfigError, MechdiffError, NumericsError
 from mechdiff.diffusion.process import denoising_loss
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models import load
@@ -183,6 +184,24 @@ def test_sharding_over_devices_that_do_not_divide_is_refused():
     placement = Placement(mesh, everywhere, everywhere, fsdp=True)
     with pytest.raises(ConfigError, match=r"train\.fsdp=True .* 2 devices: 0 % .* divides unet\.widths"):
         placement.of_state({"kernel": jax.ShapeDtypeStruct((3, 3, 65, 33), "float32")})
+
+
+def test_a_card_too_small_for_a_step_is_named_with_the_way_out(small, tmp_path, monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+
+    monkeypatch.setattr(loop.Trainer, "_loop", full)
+    with pytest.raises(
+        MechdiffError, match=r"too small; raise train\.accumulate \(now 1\), lower train\.batch"
+    ):
+        loop.Trainer(small, tmp_path).run()
+
+
+def test_several_processes_without_a_common_disk_are_refused(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(loop.exchange, "of", lambda path: SimpleNamespace(address="gs://runs/a"))
+    with pytest.raises(ConfigError, match=r"--workdir=gs://runs/a: training in 2 processes .* one process"):
+        loop.Trainer(small, tmp_path)
 
 
 @pytest.mark.parametrize("setting", ["batch=7", "accumulate=8"])

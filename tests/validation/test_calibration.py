@@ -53,8 +53,8 @@ def test_too_few_repetitions_are_refused():
 
 def test_every_rule_of_verdicts_has_a_null_and_a_positive_control():
     """20 made-up studies each: a rule that speaks at random, or never, is seen; rates take the full run."""
-    found = rule_calibration.checks(np.random.default_rng(3), 20)
-    assert [check.name for check in found if not check.holds] == []
+    result = rule_calibration.checks(np.random.default_rng(3), 20)
+    assert [check.name for check in result if not check.holds] == []
     for rule in (
         "divergence",
         "bottleneck",
@@ -65,14 +65,14 @@ def test_every_rule_of_verdicts_has_a_null_and_a_positive_control():
         "role",
         "roles",
     ):
-        promises = {check.promise for check in found if check.name.startswith(rule)}
+        promises = {check.promise for check in result if check.name.startswith(rule)}
         assert promises == {"errs at most", "finds at least"}, rule
 
 
 def test_numbers_over_pictures_keep_their_word():
-    found = image_calibration.checks(np.random.default_rng(4), 20)
-    assert [check.name for check in found if not check.holds] == []
-    signs = [check.found for check in found if "wrong sign" in check.name]
+    result = image_calibration.checks(np.random.default_rng(4), 20)
+    assert [check.name for check in result if not check.holds] == []
+    signs = [check.found for check in result if "wrong sign" in check.name]
     assert len(signs) == len(image_calibration.LAWS) and sum(signs) == 0
 
 

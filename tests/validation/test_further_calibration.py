@@ -8,10 +8,10 @@ from mechdiff.validation import checks as checks_of
 
 
 def test_controls_named_roles_margins_and_pairs_keep_their_word():
-    found = further_calibration.checks(np.random.default_rng(6), 20)
-    assert [check.name for check in found if not check.holds] == []
+    result = further_calibration.checks(np.random.default_rng(6), 20)
+    assert [check.name for check in result if not check.holds] == []
     for rule in ("bottleneck beyond", "networks with a role", "roles not supported", "pair:"):
-        promises = {check.promise for check in found if check.name.startswith(rule)}
+        promises = {check.promise for check in result if check.name.startswith(rule)}
         assert promises == {"errs at most", "finds at least"}, rule
 
 
@@ -49,12 +49,12 @@ def test_a_rate_before_is_that_of_the_same_data_or_of_the_audit():
 
 
 def test_attacks_have_nulls_for_every_rule_attacked_and_power_where_only_nulls_were():
-    found = attacks.checks(np.random.default_rng(7), 20)
-    assert [check.name for check in found if not check.holds] == []
-    powers = [check.name for check in found if check.promise == "finds at least"]
+    result = attacks.checks(np.random.default_rng(7), 20)
+    assert [check.name for check in result if not check.holds] == []
+    powers = [check.name for check in result if check.promise == "finds at least"]
     assert len(powers) == 2 and powers[0].startswith("sequential") and powers[1].startswith("sign flips")
     for rule in ("divergence", "bottleneck", "no bottleneck", "four phases", "ladder", "entropy"):
-        assert any(check.name.startswith(rule) for check in found), rule
+        assert any(check.name.startswith(rule) for check in result), rule
 
 
 def test_sequential_sweeps_decide_what_is_large_and_leave_nothing_out():

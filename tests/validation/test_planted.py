@@ -46,22 +46,22 @@ def made():
 @pytest.fixture(scope="module")
 def exact(made, chosen):
     """Plant -> Deg% `[component, t]` and largest change `[component]` of leaving out each component."""
-    found = {}
+    results = {}
     for name, plant in made.items():
         engine = Engine(plant.denoiser)
         stacked = leave_one_out(plant.denoiser.identity, chosen)[1]
         eval_set = EvalSet(plant.images, plant.timesteps, jax.random.key(5))
         levels = [engine.measure(stacked, eval_set.batch(t_index)) for t_index in range(len(plant.timesteps))]
         rise = [100 * (m.loss.mean(1) / m.clean_loss.mean() - 1) for m in levels]
-        found[name] = np.stack(rise, 1), np.max([m.change.max(1) for m in levels], axis=0)
-    return found
+        results[name] = np.stack(rise, 1), np.max([m.change.max(1) for m in levels], axis=0)
+    return results
 
 
 def damage(plant, names, dose=0.0):
     """Mean Deg% of components at a dose together, on the pictures that the gain was fitted to."""
-    asked = plant.others, plant.timesteps
-    clean = losses(plant.denoiser, plant.denoiser.identity, *asked)
-    changed = losses(plant.denoiser, set_gate(plant.denoiser.identity, names, dose), *asked)
+    others = plant.others, plant.timesteps
+    clean = losses(plant.denoiser, plant.denoiser.identity, *others)
+    changed = losses(plant.denoiser, set_gate(plant.denoiser.identity, names, dose), *others)
     return float(100 * (changed / clean - 1).mean())
 
 
@@ -72,8 +72,8 @@ HIDDEN = ("redundant", "two_of_three", "partial_backup", "rare", "changing")  # 
 def test_exact_ablation_finds_what_was_planted_and_its_sign(made, exact, chosen, name):
     plant, (rise, _) = made[name], exact[name]
     signs = np.array([plant.signs.get(component.name, 0) for component in chosen])
-    found = metrics.compare(rise, signs)
-    assert (found["auroc"], found["precision"], found["sign"]) == (1, 1, 1)
+    result = metrics.compare(rise, signs)
+    assert (result["auroc"], result["precision"], result["sign"]) == (1, 1, 1)
     size = np.abs(rise.mean(axis=1))
     assert size[signs != 0].min() > 2 * size[signs == 0].max()
 
@@ -101,9 +101,9 @@ def test_plants_are_found_through_named_values_as_through_stages(made, exact, ch
 @pytest.mark.parametrize("name", ["uniform", "redundant", "harmful"])
 def test_discovery_finds_what_was_planted_and_stand_ins_the_second_of_a_pair(made, chosen, name):
     plant = made[name]
-    found = methods.discovered(plant, jax.random.key(5), chosen)
+    result = methods.discovered(plant, jax.random.key(5), chosen)
     signs = np.array([plant.signs.get(component.name, 0) for component in chosen])
-    average, alone, shared = (metrics.compare(values, signs) for values in found.values())
+    average, alone, shared = (metrics.compare(values, signs) for values in result.values())
     assert average["auroc"] == alone["auroc"]
     assert shared["auroc"] == shared["precision"] == shared["sign"] == 1
     assert alone["auroc"] == (0.75 if plant.pairs else 1)  # of two that do the same, a circuit needs one
@@ -260,8 +260,8 @@ def test_instances_differ_and_repeat(made):
 
 
 def test_summaries_average_over_instances_and_leave_out_what_does_not_apply():
-    one = {"plant": "a", "method": "b", "auroc": 1.0, "precision": 0.5, "sign": np.nan, "window": np.nan}
-    (row,) = planted.summarize([one, one | {"auroc": 0.5, "sign": 1.0}])
+    single = {"plant": "a", "method": "b", "auroc": 1.0, "precision": 0.5, "sign": np.nan, "window": np.nan}
+    (row,) = planted.summarize([single, single | {"auroc": 0.5, "sign": 1.0}])
     assert row["n"] == 2 and row["auroc"] == [0.75, 0.5, 1.0] and row["sign"][0] == 1
     assert np.isnan(row["window"]).all()
     assert planted.table([row]).splitlines()[1].split() == [
@@ -286,16 +286,16 @@ def test_auroc_is_the_share_of_pairs_in_order_and_precision_of_ties_is_their_mea
     signs = rng.permutation([1] * 4 + [0] * 8)
     size, matters = np.abs(scores[:, 0]), signs != 0
     ordered = np.sign(size[matters][:, None] - size[~matters]) / 2 + 0.5
-    found = metrics.compare(scores, signs)
-    assert found["auroc"] == pytest.approx(ordered.mean())
+    result = metrics.compare(scores, signs)
+    assert result["auroc"] == pytest.approx(ordered.mean())
     tops = [np.lexsort((rng.random(12), -size))[:4] for _ in range(2000)]
-    assert found["precision"] == pytest.approx(np.mean([matters[top].mean() for top in tops]), abs=0.03)
+    assert result["precision"] == pytest.approx(np.mean([matters[top].mean() for top in tops]), abs=0.03)
 
 
 def test_sign_and_window_of_a_hand_example():
     scores = np.array([[0, 10.0, 20], [-5, -5, 0.1], [0, 0, 1], [np.nan] * 3])
-    found = metrics.compare(scores, np.array([1, 1, 0, 1]), np.array([False, True, True]))
-    assert found == {"auroc": 1, "precision": 1, "sign": 0.5, "window": pytest.approx((1 + 1 / 3) / 2)}
+    result = metrics.compare(scores, np.array([1, 1, 0, 1]), np.array([False, True, True]))
+    assert result == {"auroc": 1, "precision": 1, "sign": 0.5, "window": pytest.approx((1 + 1 / 3) / 2)}
 
 
 def test_what_rounding_makes_is_nothing_and_a_method_without_candidates_says_nothing():

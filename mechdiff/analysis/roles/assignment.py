@@ -25,7 +25,7 @@ from mechdiff.analysis.roles.nulls import matched_class, matched_sets
 from mechdiff.analysis.roles.role_effects import Effects, mean_effects, role_effects
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import leave_one_out
-from mechdiff.interventions.components import Component
+from mechdiff.interventions.components import Component, component_type_of
 from mechdiff.models.denoiser import Examinable
 
 UNASSIGNED = "unassigned"
@@ -195,7 +195,7 @@ def untrained_needed(level: float = 0.05) -> int:
 def _component_types(*measured: xr.Dataset) -> np.ndarray:
     """Component type of every component, datasets concatenated."""
     names = [str(name) for data in measured for name in data["component"].values]
-    return np.array([name.rsplit(".", 1)[1].rstrip("0123456789") for name in names])
+    return np.array([component_type_of(name) for name in names])
 
 
 def _middle(rows: Float[np.ndarray, "set target"]) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from scipy.optimize import linear_sum_assignment
 
 from mechdiff.analysis.roles.assignment import UNASSIGNED
 from mechdiff.core.errors import ConfigError
+from mechdiff.interventions.components import site_stage
 
 Profile = Float[np.ndarray, "head numbers"]
 STATISTICS = ("normalized_entropy", "mutual_information", "distance", "identity_mass")
@@ -47,7 +48,7 @@ class Agreement:
 
 def layers_of(heads: Iterable[str]) -> list[str]:
     """The layer of each head, such as `down1.attn0`."""
-    return [str(head).rsplit(".", 1)[0] for head in heads]
+    return [site_stage(str(head)) for head in heads]
 
 
 def attention_profiles(attention: xr.Dataset) -> Profile:

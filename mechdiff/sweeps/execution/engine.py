@@ -27,7 +27,6 @@ from mechdiff.sweeps.execution.passes import Reduction, SweepLosses
 CPU_WORKING_SET = 256 * 2**20  # bytes of activations in one pass, whose stages run in blocks that fit a cache
 CPU_ROWS = (32, 16, 8, 4, 2)  # of a pass, the first that memory holds, where the working set is too small
 ROW_COUNTS = 6  # of a pass on an accelerator, besides that of the clean rows; not measured on one yet
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # how XLA's errors begin
 
 
 class _Dealt(NamedTuple):
@@ -112,7 +111,7 @@ class Engine:
             try:
                 return self._run(plan, stacked, batch, reduction, per_image, shared)
             except jax.errors.JaxRuntimeError as error:
-                if OUT_OF_MEMORY not in str(error) or rows * block == 1:
+                if devices.OUT_OF_MEMORY not in str(error) or rows * block == 1:
                     raise
                 self.rows = max(1, rows * block // 2)
                 logging.warning("out of memory: %d interventions x images in a pass from now on", self.rows)

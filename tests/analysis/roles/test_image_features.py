@@ -14,23 +14,23 @@ read = jax.jit(image_features.features)
 def moved(changed, picture=None):
     """Squared distance of every target between a picture and a changed one."""
     base = np.zeros((SIDE, SIDE, 3), np.float32) if picture is None else picture
-    one, other = (read(np.asarray(x, np.float32)) for x in (base, changed))
-    return {name: float(((one[name] - other[name]) ** 2).sum()) for name in one}
+    single, other = (read(np.asarray(x, np.float32)) for x in (base, changed))
+    return {name: float(((single[name] - other[name]) ** 2).sum()) for name in single}
 
 
 def test_a_ramp_has_its_slope_everywhere_and_a_flat_picture_no_edges():
     ramp = np.broadcast_to(0.1 * np.arange(SIDE)[None, :, None], (SIDE, SIDE, 3)).astype(np.float32)
-    found = np.asarray(image_features.sobel(image_features.luminance(ramp)))
-    np.testing.assert_allclose(found[:, 1:-1], 0.1, rtol=1e-5)
+    result = np.asarray(image_features.sobel(image_features.luminance(ramp)))
+    np.testing.assert_allclose(result[:, 1:-1], 0.1, rtol=1e-5)
     np.testing.assert_allclose(np.asarray(read(np.full_like(ramp, 0.3))["edges"]), 0, atol=2e-6)
 
 
 def test_local_variance_is_that_of_nine_pixels():
     gray = np.random.default_rng(0).uniform(-1, 1, (SIDE, SIDE)).astype(np.float32)
-    found = np.asarray(image_features.local_variance(gray))
+    result = np.asarray(image_features.local_variance(gray))
     padded = np.pad(gray, 1, mode="edge")
     expected = [[padded[y : y + 3, x : x + 3].var() for x in range(SIDE)] for y in range(SIDE)]
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
 def test_each_target_answers_to_what_it_is_named_for():
@@ -49,7 +49,7 @@ def test_each_target_answers_to_what_it_is_named_for():
 
 def test_octaves_share_out_the_energy_of_a_picture_but_its_coarsest_part():
     x = np.random.default_rng(1).uniform(-1, 1, (16, 16, 3)).astype(np.float32)
-    energy = sum(float(found[0]) ** 2 for found in image_features.octaves(x))
+    energy = sum(float(result[0]) ** 2 for result in image_features.octaves(x))
     coarse = x.reshape(4, 4, 4, 4, 3).mean((1, 3))
     assert energy == pytest.approx((x**2).mean() - (coarse**2).mean(), rel=1e-4)
     assert image_features.image_feature_names(16) == (
@@ -69,16 +69,16 @@ def test_parts_are_mean_colors_and_an_absent_part_is_nothing():
     x[:, :4] = [1, 0.5, -0.5]
     masks = np.zeros((2, 2, SIDE, SIDE), np.float32)
     masks[0, 0, :4], masks[1, 0, :2] = 1, 0.5
-    found = np.asarray(image_features.part_means(x, masks))
-    np.testing.assert_allclose(found[:, 0], [[1, 0.5, -0.5]] * 2, rtol=1e-6)
-    np.testing.assert_allclose(found[:, 1], 0)
+    result = np.asarray(image_features.part_means(x, masks))
+    np.testing.assert_allclose(result[:, 0], [[1, 0.5, -0.5]] * 2, rtol=1e-6)
+    np.testing.assert_allclose(result[:, 1], 0)
 
 
 def test_left_out_error_is_that_of_fits_without_each_picture(monkeypatch):
     rng = np.random.default_rng(2)
     images, y = rng.uniform(-1, 1, (12, 2, 2, 3)), rng.standard_normal((12, 1))
     monkeypatch.setattr(probes, "PENALTIES", np.array([0.3]))
-    found = probes.fit(images, y)
+    result = probes.fit(images, y)
     x = images.reshape(12, -1)
     penalty = 0.3 * np.linalg.eigvalsh((x - x.mean(0)) @ (x - x.mean(0)).T).mean()
 
@@ -88,11 +88,11 @@ def test_left_out_error_is_that_of_fits_without_each_picture(monkeypatch):
         return w, y.mean(0) - x.mean(0) @ w
 
     w, offset = ridge(x, y)
-    np.testing.assert_allclose(found.weights, w, atol=1e-10)
-    np.testing.assert_allclose(found.offset, offset, atol=1e-10)
+    np.testing.assert_allclose(result.weights, w, atol=1e-10)
+    np.testing.assert_allclose(result.offset, offset, atol=1e-10)
     keep = [np.arange(12) != i for i in range(12)]
     errors = [y[i] - np.add(*_read(ridge(x[k], y[k]), x[i])) for i, k in enumerate(keep)]
-    assert found.r2 == pytest.approx(1 - np.sum(np.square(errors)) / np.sum((y - y.mean()) ** 2), rel=1e-6)
+    assert result.r2 == pytest.approx(1 - np.sum(np.square(errors)) / np.sum((y - y.mean()) ** 2), rel=1e-6)
 
 
 def _read(fitted, x):
@@ -115,9 +115,9 @@ def test_probes_read_what_pixels_hold_and_nothing_else():
     )
     shown = np.concatenate([columns[name] for name in list(columns)[:3]], axis=1)
     images = shown @ rng.standard_normal((shown.shape[1], 192)) + 0.3 * rng.standard_normal((40, 192))
-    found = probes.fit_all(images.reshape(40, 8, 8, 3), factors, least=0.5)
-    assert set(found) == {"background_brightness", "background_hue", "hair_style"}
-    weights, offset = probes.as_arrays(found)["background_hue"]
+    result = probes.fit_all(images.reshape(40, 8, 8, 3), factors, least=0.5)
+    assert set(result) == {"background_brightness", "background_hue", "hair_style"}
+    weights, offset = probes.as_arrays(result)["background_hue"]
     reading = images @ weights + offset
     assert np.corrcoef(reading[:, 0], np.cos(2 * np.pi * factors["background_hue"]))[0, 1] > 0.9
     with pytest.raises(ConfigError, match="5 reference images"):

@@ -59,20 +59,20 @@ def measured():
     sets, random = roles.matched_sets(chosen, known, identity, COUNT)
     gate = {site: np.concatenate([leaf, random.gate[site]]) for site, leaf in alone.gate.items()}
     stacked = type(alone)(**{**vars(alone), "gate": gate})
-    found = []
+    results = []
     for params in (planted(),):
         denoiser = Denoiser("planted", UNET, SCHEDULE, params, identity)
-        given = {"masks": MASKS, "parts": PARTS, "engine": Engine(denoiser)}
-        found.append(roles.role_effects(denoiser, EVAL_SET, stacked, [*names, *sets], **given))
+        options = {"masks": MASKS, "parts": PARTS, "engine": Engine(denoiser)}
+        results.append(roles.role_effects(denoiser, EVAL_SET, stacked, [*names, *sets], **options))
     fresh = []
     for seed in range(FRESH):
         untrained = Denoiser("fresh", UNET, SCHEDULE, random_params(UNET, seed), identity)
-        given = {"masks": MASKS, "parts": PARTS, "engine": Engine(untrained)}
-        fresh.append(roles.role_effects(denoiser, EVAL_SET, alone, names, **given))
+        options = {"masks": MASKS, "parts": PARTS, "engine": Engine(untrained)}
+        fresh.append(roles.role_effects(denoiser, EVAL_SET, alone, names, **options))
     classes = [roles.matched_class(component, identity) for component in chosen]
     own, null = (
-        found[0].isel(component=range(4)),
-        found[0].isel(component=range(4, found[0].sizes["component"])),
+        results[0].isel(component=range(4)),
+        results[0].isel(component=range(4, results[0].sizes["component"])),
     )
     return own, null, fresh, classes
 
@@ -86,20 +86,20 @@ def test_effects_are_those_of_whole_passes(measured):
     read = jax.jit(lambda x: image_features.features(x, MASKS, PARTS))
     clean, changed = (read(np.clip(predict_x0(SCHEDULE, x_t, rows, e), -1, 1)) for e in eps)
     own = read(IMAGES)
-    found = measured[0]["effect"].sel(component=MEAN, t=t)
-    assert "part:top" in found["target"] and found.sizes["target"] == 7
-    for name in found["target"].values:
+    result = measured[0]["effect"].sel(component=MEAN, t=t)
+    assert "part:top" in result["target"] and result.sizes["target"] == 7
+    for name in result["target"].values:
         expected = ((changed[name] - clean[name]) ** 2).sum(-1) / np.asarray(own[name]).var(0).sum()
-        np.testing.assert_allclose(found.sel(target=name), expected, rtol=2e-3, atol=1e-5)
+        np.testing.assert_allclose(result.sel(target=name), expected, rtol=2e-3, atol=1e-5)
 
 
 def test_planted_roles_are_found_and_decoys_get_none(measured):
-    found = roles.assign(*measured)
-    given = dict(zip(found.components, found.role, strict=True))
-    assert given[DETAIL] in ("detail0", "edges", "texture")
-    assert given[MEAN] in ("layout", "color")
-    assert given[NAMES[1]] == given[NAMES[3]] == roles.UNASSIGNED
-    assert found.p[3] == 1
+    result = roles.assign(*measured)
+    by_component = dict(zip(result.components, result.role, strict=True))
+    assert by_component[DETAIL] in ("detail0", "edges", "texture")
+    assert by_component[MEAN] in ("layout", "color")
+    assert by_component[NAMES[1]] == by_component[NAMES[3]] == roles.UNASSIGNED
+    assert result.p[3] == 1
 
 
 def test_matched_sets_have_as_many_channels_elsewhere_at_the_same_resolution():
@@ -118,8 +118,8 @@ def test_matched_sets_have_as_many_channels_elsewhere_at_the_same_resolution():
 def test_selectivity_by_hand():
     family = roles.families(["edges", "layout", "part:eyes", "part:hair", "factor:pose"])
     np.testing.assert_array_equal(family, [0, 0, 1, 1, 2])
-    found = roles.selectivity(np.array([[3.0, 1, 0, 0, 5]]), family)
-    np.testing.assert_allclose(found, [[0.5, -0.5, np.nan, np.nan, np.nan]])
+    result = roles.selectivity(np.array([[3.0, 1, 0, 0, 5]]), family)
+    np.testing.assert_allclose(result, [[0.5, -0.5, np.nan, np.nan, np.nan]])
 
 
 def fabricated(selective=1, components=8, seed=0) -> xr.Dataset:
@@ -173,9 +173,9 @@ def heads_of_two_seeds(noise, seed=0):
 def test_heads_are_matched_within_layers_and_roles_that_agree_beat_chance():
     profiles, selective, labels, layers, order = heads_of_two_seeds(0.1)
     np.testing.assert_array_equal(matching.match(*profiles, layers), np.argsort(order))
-    found = matching.agreement(profiles, selective, labels, layers, repeats=500)
-    assert found.labels == 1 and found.profiles > 0.9
-    assert max(found.p_labels, found.p_profiles) < 0.02 and found.chance_labels < 0.6
+    result = matching.agreement(profiles, selective, labels, layers, repeats=500)
+    assert result.labels == 1 and result.profiles > 0.9
+    assert max(result.p_labels, result.p_profiles) < 0.02 and result.chance_labels < 0.6
 
 
 def test_roles_that_have_nothing_to_do_with_the_matching_do_not_agree():

@@ -145,6 +145,6 @@ def test_target_is_the_output_that_gives_the_noise_back():
         np.asarray(a)[:, None, None, None]
         for a in (schedule.sqrt_alphas_bar, schedule.sqrt_one_minus_alphas_bar)
     )
-    found = kind.to_eps(schedule, signal * x0 + scale * noise, t, target)
+    result = kind.to_eps(schedule, signal * x0 + scale * noise, t, target)
     assert np.isfinite(target).all()
-    np.testing.assert_allclose(found[1:], noise[1:], atol=2e-4)
+    np.testing.assert_allclose(result[1:], noise[1:], atol=2e-4)

@@ -73,8 +73,8 @@ def test_output_and_gradient_equal_those_of_torch(name, tmp_path):
 def told(name: str) -> dict:
     """The condition of a network, images NHWC."""
     program, arguments, _ = CONDITIONED[name]
-    found = condition(program, arguments)
-    return {key: np.moveaxis(a, 1, -1) if key == "image" else a for key, a in found.items()}
+    result = condition(program, arguments)
+    return {key: np.moveaxis(a, 1, -1) if key == "image" else a for key, a in result.items()}
 
 
 def assert_equal_to_torch(model, told: dict, arrays: dict) -> None:
@@ -146,8 +146,8 @@ def test_what_the_networks_are():
     """Options that an output alone would not show."""
     unets = {}
     for name in NETWORKS:
-        given, state = frozen(name)["config"], frozen(name)["state"]
-        config = json.loads(given) if given.startswith("{") else configs.flags_of(given)
+        saved_config, state = frozen(name)["config"], frozen(name)["state"]
+        config = json.loads(saved_config) if saved_config.startswith("{") else configs.flags_of(saved_config)
         if ddim.recognizes(config):
             continue
         unets[name] = adm.unet_config(adm.flags(config, state, Stated()))
@@ -218,8 +218,8 @@ def test_the_same_flags_in_any_spelling_are_the_same_network(tmp_path):
 @pytest.mark.parametrize("name", ["upsample_heads", "half_multiplier", "new_order", "rescaled"])
 def test_absent_flags_are_read_off_the_tensors(name):
     arrays = frozen(name)
-    given = arrays["config"]
-    config = json.loads(given) if given.startswith("{") else configs.flags_of(given)
+    saved_config = arrays["config"]
+    config = json.loads(saved_config) if saved_config.startswith("{") else configs.flags_of(saved_config)
     expected = adm.flags(config, arrays["state"], Stated()).values
     for absent in (
         "num_res_blocks",

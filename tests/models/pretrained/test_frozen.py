@@ -56,11 +56,11 @@ def output_and_gradient(config, params, identity, x, t):
 
 def test_an_adm_network_with_residual_resampling_equals_that_of_torch(network, tmp_path):
     flags, state, arrays = network
-    found = pretrained.read(written(tmp_path, flags, state))
-    assert (found.layout, found.dtype, found.unet.heads) == ("guided-diffusion", "float16", (1, 2))
-    assert "learned variances are dropped" in found.notes[-1]
+    result = pretrained.read(written(tmp_path, flags, state))
+    assert (result.layout, result.dtype, result.unet.heads) == ("guided-diffusion", "float16", (1, 2))
+    assert "learned variances are dropped" in result.notes[-1]
     output, gradient = output_and_gradient(
-        found.unet, found.params, identity_of(found.unet), arrays["x"], arrays["t"]
+        result.unet, result.params, identity_of(result.unet), arrays["x"], arrays["t"]
     )
     assert np.abs(output - arrays["output"]).max() < 1e-4 * arrays["output"].std()
     assert np.abs(gradient - arrays["gradient"]).max() < 1e-3 * arrays["gradient"].std()
@@ -86,8 +86,8 @@ def test_both_orders_of_queries_keys_and_values_are_read(network, tmp_path):
         rows = state[name].reshape(heads, 3, depth, *state[name].shape[1:])
         changed[name] = np.ascontiguousarray(rows.swapaxes(0, 1)).reshape(state[name].shape)
         assert not np.array_equal(changed[name], state[name])
-    found = pretrained.read(written(tmp_path, flags | {"use_new_attention_order": True}, changed)).params
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    result = pretrained.read(written(tmp_path, flags | {"use_new_attention_order": True}, changed)).params
+    jax.tree.map(np.testing.assert_array_equal, result, expected)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,8 @@ def test_steps_equal_those_of_diffusers(schedule):
     arrays = frozen("steps")
     x, output, noise = arrays["x"], arrays["output"], arrays["noise"]
     for prediction in ("epsilon", "v_prediction", "sample"):
-        given = {"beta_schedule": schedule, "prediction_type": prediction}
-        told = schedulers.read(given)
+        options = {"beta_schedule": schedule, "prediction_type": prediction}
+        told = schedulers.read(options)
         assert told.prediction == prediction
         again = schedulers.read(schedulers.write(told.diffusion, told.prediction))
         assert (again.prediction, again.diffusion) == (told.prediction, told.diffusion)
@@ -161,8 +161,8 @@ def test_steps_equal_those_of_diffusers(schedule):
             at, before = (np.full(len(x), k, np.int32) for k in (t, max(t - 1, -1)))
             x0 = predict_x0(tables, x, at, to_eps(prediction, tables, x, at, output))
             x0 = jnp.clip(x0, -1, 1)
-            one = ddpm_step(tables, x, x0, at, before, noise)
+            single = ddpm_step(tables, x, x0, at, before, noise)
             two = ddim_step(tables, x, x0, at, np.full(len(x), max(t - 20, -1), np.int32), noise)
-            for kind, got in (("ddpm", one), ("ddim", two)):
+            for kind, got in (("ddpm", single), ("ddim", two)):
                 expected = arrays[f"{schedule}/{prediction}/{kind}"][i]
                 np.testing.assert_allclose(got, expected, atol=1e-5, err_msg=f"{prediction} {kind} t={t}")

@@ -59,8 +59,8 @@ def written(folder, config: dict, state: dict):
     return folder
 
 
-def built(found):
-    return builders.build(found.layout, found.options, found.params, found.diffusion)
+def built(state):
+    return builders.build(state.layout, state.options, state.params, state.diffusion)
 
 
 def check_parity(denoiser, arrays) -> None:
@@ -107,24 +107,24 @@ def test_a_trainers_average_is_read_by_its_buffers_alone(tmp_path):
     folder = written(tmp_path, WHOLE, trained(arrays))
     with pytest.raises(MechdiffError, match="--weights=raw or --weights=ema"):
         pretrained.read(folder)
-    found = pretrained.read(folder, Stated(weights="ema"))
-    assert found.options["prediction"] == "v_prediction"  # the package's default, by the weights of the loss
-    np.testing.assert_allclose(make_schedule(found.diffusion).alphas_bar, arrays["alphas_cumprod"], atol=2e-6)
-    denoiser = built(found)
+    state = pretrained.read(folder, Stated(weights="ema"))
+    assert state.options["prediction"] == "v_prediction"  # the package's default, by the weights of the loss
+    np.testing.assert_allclose(make_schedule(state.diffusion).alphas_bar, arrays["alphas_cumprod"], atol=2e-6)
+    denoiser = built(state)
     check_parity(denoiser, arrays)
     check_heads(denoiser, arrays, heads_of(arrays, levels=2))
     raw = pretrained.read(folder, Stated(weights="raw"))
-    assert not np.allclose(raw.params["init_conv.weight"], found.params["init_conv.weight"])
+    assert not np.allclose(raw.params["init_conv.weight"], state.params["init_conv.weight"])
 
 
 def test_all_that_a_network_can_have_is_read_off_its_tensors(tmp_path):
     arrays = frozen("lucidrains_all")
-    found = pretrained.read(written(tmp_path, BARE, arrays["state"]))
-    assert found.options["self_condition"] and found.options["levels"] == 3 and not found.assumed
+    state = pretrained.read(written(tmp_path, BARE, arrays["state"]))
+    assert state.options["self_condition"] and state.options["levels"] == 3 and not state.assumed
     np.testing.assert_allclose(
-        make_schedule(found.diffusion).log_snr, cosine_schedule(1000).log_snr, rtol=1e-5, atol=1e-5
+        make_schedule(state.diffusion).log_snr, cosine_schedule(1000).log_snr, rtol=1e-5, atol=1e-5
     )
-    denoiser = built(found)
+    denoiser = built(state)
     check_parity(denoiser, arrays)
     check_heads(denoiser, arrays, heads_of(arrays, levels=3))
 
@@ -157,12 +157,12 @@ def test_only_softmax_attention_has_an_entropy(tmp_path):
 
 
 def test_what_is_saved_is_loaded_as_it_was_read(tmp_path):
-    found = pretrained.read(written(tmp_path, BARE, frozen("lucidrains_all")["state"]))
-    about = ExperimentConfig(name="network", unet=builders.shape_of(found), diffusion=found.diffusion)
-    saved = to_dict(about) | {load.FUNCTION: {"layout": found.layout, "options": found.options}}
-    folder = export_model(tmp_path / "model", found.params, saved, {})
+    state = pretrained.read(written(tmp_path, BARE, frozen("lucidrains_all")["state"]))
+    about = ExperimentConfig(name="network", unet=builders.shape_of(state), diffusion=state.diffusion)
+    saved = to_dict(about) | {load.FUNCTION: {"layout": state.layout, "options": state.options}}
+    folder = export_model(tmp_path / "model", state.params, saved, {})
     loaded, trained, _ = load.load_denoiser(folder, "network")
-    assert loaded.digests() == built(found).digests()
+    assert loaded.digests() == built(state).digests()
     assert (loaded.name, loaded.image_shape, trained.unet.image_size) == ("network", (SIDE, SIDE, 3), SIDE)
     with pytest.raises(MechdiffError, match="lucidrains, no UNet of this package"):
         load.load_trained(folder)

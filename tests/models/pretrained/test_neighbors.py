@@ -156,9 +156,9 @@ def test_trained_betas_are_the_noise_levels():
 @pytest.mark.parametrize("named", ["linear", "scaled_linear", "squaredcos_cap_v2"])
 def test_rescaled_betas_end_without_signal(named):
     """Against algorithm 1 of Lin et al. 2024 in float64; the last level keeps 2^-24."""
-    given = {"beta_schedule": named, "num_train_timesteps": 50}
-    plain = np.asarray(make_schedule(schedulers.read(given).diffusion).alphas_bar, np.float64)
-    told = schedulers.read(given | {"rescale_betas_zero_snr": True})
+    options = {"beta_schedule": named, "num_train_timesteps": 50}
+    plain = np.asarray(make_schedule(schedulers.read(options).diffusion).alphas_bar, np.float64)
+    told = schedulers.read(options | {"rescale_betas_zero_snr": True})
     bar = np.asarray(make_schedule(told.diffusion).alphas_bar, np.float64)
     root = np.sqrt(plain)
     right = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
@@ -168,9 +168,9 @@ def test_rescaled_betas_end_without_signal(named):
 
 
 def test_sigmoid_betas_against_their_formula():
-    given = {"beta_schedule": "sigmoid", "num_train_timesteps": 5, "beta_start": 0.1, "beta_end": 0.3}
+    options = {"beta_schedule": "sigmoid", "num_train_timesteps": 5, "beta_start": 0.1, "beta_end": 0.3}
     right = [0.1 + 0.2 / (1 + np.exp(-x)) for x in (-6, -3, 0, 3, 6)]
-    np.testing.assert_allclose(schedulers.read(given).diffusion.betas, right)
+    np.testing.assert_allclose(schedulers.read(options).diffusion.betas, right)
 
 
 @pytest.mark.parametrize(

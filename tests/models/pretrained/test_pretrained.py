@@ -79,16 +79,16 @@ def same(a, b) -> bool:
 )
 def test_the_round_trip_through_diffusers_is_bitwise(unet, tmp_path):
     params = random_params(unet)
-    found = pretrained.read(pretrained.write_diffusers(tmp_path, unet, DIFFUSION, params))
+    result = pretrained.read(pretrained.write_diffusers(tmp_path, unet, DIFFUSION, params))
     attends = [a or b for a, b in zip(unet.down_attention, unet.up_attention, strict=True)]
     attends[-1] |= unet.mid_attention
     heads = tuple(
         h if here else 1 for h, here in zip(unet.heads, attends, strict=True)
     )  # elsewhere heads mean nothing
-    assert to_dict(found.unet) == {**to_dict(unet), "heads": heads}
-    assert found.diffusion == DIFFUSION
-    assert same(found.params, params)
-    assert (found.dtype, found.notes, found.assumed) == ("float32", (), ())
+    assert to_dict(result.unet) == {**to_dict(unet), "heads": heads}
+    assert result.diffusion == DIFFUSION
+    assert same(result.params, params)
+    assert (result.dtype, result.notes, result.assumed) == ("float32", (), ())
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -96,11 +96,11 @@ def test_small_numbers_are_widened_exactly_and_their_type_is_kept(copied, dtype)
     kind = np.dtype(jax.numpy.dtype(dtype))
     expected = {k: v.astype(kind) for k, v in load_file(copied / WEIGHTS).items()}
     save_file(expected, copied / WEIGHTS)
-    found = pretrained.read(copied)
+    result = pretrained.read(copied)
     params = tensors.to_params(expected, diffusers.names(TINY), TINY, "")
-    assert found.dtype == dtype
-    assert same(found.params, params)
-    folder = exported.export_model(copied / "model", found.params, {}, {}, dtype=dtype)
+    assert result.dtype == dtype
+    assert same(result.params, params)
+    folder = exported.export_model(copied / "model", result.params, {}, {}, dtype=dtype)
     assert same(jax.device_get(exported.load_model(folder)[0]), params)
 
 
@@ -143,15 +143,15 @@ def shard(folder, places=None, **index):
     placed = {tensor: names[i % 2] for i, tensor in enumerate(sorted(state))}
     for name in names:
         save_file({tensor: state[tensor] for tensor in state if placed[tensor] == name}, folder / name)
-    given = {"metadata": {}, "weight_map": placed | (places or {})} | index
-    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(given))
+    listing = {"metadata": {}, "weight_map": placed | (places or {})} | index
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(listing))
     return names
 
 
 def test_a_model_in_shards_is_the_model(copied, written):
     names = shard(copied)
-    found = pretrained.read(copied)
-    assert same(found.params, written[1]) and found.dtype == "float32"
+    result = pretrained.read(copied)
+    assert same(result.params, written[1]) and result.dtype == "float32"
     (copied / names[1]).rename(copied.parent / names[1])
     with pytest.raises(MechdiffError, match=f"{names[1]} is absent"):
         pretrained.read(copied)
@@ -334,19 +334,19 @@ def test_a_sweep_of_an_imported_model_is_the_ablation_by_hooks_in_torch(tmp_path
     """
     config, params, _, frozen = reference(GATED)
     schedule, key = linear_schedule(), jax.random.key(0)
-    found = pretrained.read(pretrained.write_diffusers(tmp_path, config, DiffusionConfig(), params))
+    results = pretrained.read(pretrained.write_diffusers(tmp_path, config, DiffusionConfig(), params))
     noise = image_noise(key, np.arange(2), frozen["x"].shape[1:])
     images = np.asarray(predict_x0(schedule, frozen["x"], frozen["t"], noise))
-    denoiser = Denoiser("imported", found.unet, found.schedule, found.params, reference(GATED)[2])
+    denoiser = Denoiser("imported", results.unet, results.schedule, results.params, reference(GATED)[2])
     run = SweepConfig(ablations=("zero",), images=2, image_block=2)
     result = ablation_sweep(denoiser, EvalSet(images, frozen["t"], key), tmp_path / "sweep", config=run)
     assert result.sizes["component"] == sum(name.startswith("ablated/") for name in frozen)
     mean_square = lambda a: np.mean(np.square(a), axis=(1, 2, 3), dtype=np.float64)
     for name in result["component"].values:
         ablated = frozen[f"ablated/{name}"]
-        one = result.sel(component=name, ablation="zero")
+        single = result.sel(component=name, ablation="zero")
         change, loss = (
-            np.diagonal(one[field].values) for field in ("change", "loss")
+            np.diagonal(single[field].values) for field in ("change", "loss")
         )  # image i at its own t
         np.testing.assert_allclose(change, mean_square(ablated - frozen["output"]), rtol=1e-3, atol=1e-7)
         np.testing.assert_allclose(loss, mean_square(ablated - noise), rtol=1e-4)

@@ -111,7 +111,7 @@ def differences(arguments: dict, folder) -> tuple[float, float]:
     """Largest difference of output and of input gradient, each over the largest value there."""
     model, rng = random_model(arguments), np.random.default_rng(1)
     model.save_pretrained(folder)
-    found = pretrained.read(folder)
+    result = pretrained.read(folder)
     side = model.config.sample_size
     shape = lambda channels: (1 if side > 64 else 2, channels, side, side)
     x = torch.from_numpy(rng.standard_normal(shape(model.config.in_channels), np.float32)).requires_grad_()
@@ -121,7 +121,7 @@ def differences(arguments: dict, folder) -> tuple[float, float]:
     output.backward(torch.from_numpy(towards))
     nhwc = lambda a: np.moveaxis(a, 1, -1)
     ours = pulled_back(
-        found.unet, found.params, identity_of(found.unet), nhwc(x.detach().numpy()), t, nhwc(towards)
+        result.unet, result.params, identity_of(result.unet), nhwc(x.detach().numpy()), t, nhwc(towards)
     )
     theirs = (nhwc(output.detach().numpy()), nhwc(x.grad.numpy()))
     return tuple(float(np.abs(a - b).max() / b.std()) for a, b in zip(ours, theirs, strict=True))
@@ -146,12 +146,12 @@ def test_the_network_of_p2_weighting_equals_that_of_torch(tmp_path):
         tmp_path / adm_options.WEIGHTS,
     )
     (tmp_path / "config.json").write_text(json.dumps(flags))
-    found, rng = pretrained.read(tmp_path), np.random.default_rng(1)
+    result, rng = pretrained.read(tmp_path), np.random.default_rng(1)
     x, t = rng.standard_normal((1, 256, 256, 3), np.float32), np.array([321], np.int32)
     with torch.no_grad():
         theirs = model(torch.from_numpy(np.moveaxis(x, -1, 1)), torch.from_numpy(t))[:, :3].numpy()
     theirs = np.moveaxis(theirs, 1, -1)
-    ours = jax.jit(apply_unet, static_argnums=0)(found.unet, found.params, identity_of(found.unet), x, t)
+    ours = jax.jit(apply_unet, static_argnums=0)(result.unet, result.params, identity_of(result.unet), x, t)
     difference = float(np.abs(ours - theirs).max() / theirs.std())
     print(f"P2 weighting: forward {difference:.1e}")
     assert difference < 1e-4

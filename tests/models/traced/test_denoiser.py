@@ -217,7 +217,7 @@ def test_gates_may_be_differentiated_under_vmap(denoiser):
 
     slopes = jax.vmap(jax.grad(loss), in_axes=(None, 0))(denoiser.identity.gate, X)
     alone = jax.grad(loss)(denoiser.identity.gate, X[1])
-    jax.tree.map(lambda many, one: close(many[1], one), slopes, alone)
+    jax.tree.map(lambda many, item: close(many[1], item), slopes, alone)
 
 
 def bad(**changes):

@@ -61,10 +61,10 @@ def test_fewer_rows_are_taken_where_memory_is_short_and_never_none(monkeypatch, 
 
 def test_the_size_of_a_pass_does_not_move_when_memory_does(monkeypatch):
     monkeypatch.setattr(engine, "CPU_WORKING_SET", 1)
-    one = runner()
-    before = one._size(EVERYTHING, 4)
+    single = runner()
+    before = single._size(EVERYTHING, 4)
     monkeypatch.setattr(memory, "available_bytes", lambda: 0)
-    assert one._size(EVERYTHING, 4) == before
+    assert single._size(EVERYTHING, 4) == before
 
 
 def test_images_under_way_are_halved_until_they_fit(monkeypatch):
@@ -93,8 +93,8 @@ def test_what_cannot_fit_is_refused_with_the_way_out(monkeypatch, capsys):
 
 def test_fills_count_where_kinds_have_them(capsys, monkeypatch):
     images = np.zeros((1, UNET.image_size, UNET.image_size, UNET.in_channels), np.float32)
-    found = activation_means(SUBJECT, EvalSet(images, [5], KEY))
-    replacement = sum(value.nbytes for value in found.values())
+    result = activation_means(SUBJECT, EvalSet(images, [5], KEY))
+    replacement = sum(value.nbytes for value in result.values())
     assert memory.replacement_bytes(UNET) == replacement
     monkeypatch.setattr(memory, "GIB", 4 * replacement)
     told = []
@@ -117,9 +117,9 @@ class Accelerator:
 
 
 def test_on_accelerators_their_own_memory_counts(monkeypatch):
-    found = [Accelerator(5 * 2**20, 2**20), Accelerator(2**20, 2 * 2**20)]
+    results = [Accelerator(5 * 2**20, 2**20), Accelerator(2**20, 2 * 2**20)]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax, "local_devices", lambda: found)
+    monkeypatch.setattr(jax, "local_devices", lambda: results)
     assert memory.available_bytes() == 4 * 2**20 and memory.reachable_bytes() == 6 * 2**20
     assert memory.free_bytes(Accelerator(None)) == memory.DEFAULT_DEVICE_BYTES
     row = memory.row_bytes(UNET)

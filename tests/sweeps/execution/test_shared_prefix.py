@@ -55,8 +55,8 @@ def plain(network):
         noise = image_noise(KEY, indices, x0.shape[1:])
         at = jnp.full(len(x0), t)
         x_t = q_sample(network.schedule, x0, at, noise)
-        one = lambda i: network.predict(i, x_t, at)
-        eps = jax.vmap(one, in_axes=(STACKED,))(stacked)
+        single = lambda i: network.predict(i, x_t, at)
+        eps = jax.vmap(single, in_axes=(STACKED,))(stacked)
         return jnp.mean((eps - noise) ** 2, axis=(2, 3, 4))
 
     return loss
@@ -70,9 +70,9 @@ def expected(plain, everything, images):
 @pytest.mark.parametrize("rows, devices", [(0, 2), (30, 1), (24, 2), (3, 1)])
 def test_losses_are_those_of_one_pass_per_intervention(network, everything, images, expected, rows, devices):
     runner = engine.Engine(network, rows, tuple(jax.devices()[:devices]))
-    found = runner.measure(everything, EvalBatch(images, np.arange(5), T, KEY))
-    np.testing.assert_allclose(found.loss, expected, rtol=2e-5)
-    assert found.clean_loss.shape == (5,) and (found.change > 0).all()
+    result = runner.measure(everything, EvalBatch(images, np.arange(5), T, KEY))
+    np.testing.assert_allclose(result.loss, expected, rtol=2e-5)
+    assert result.clean_loss.shape == (5,) and (result.change > 0).all()
 
 
 @pytest.mark.parametrize("counts", [1, 3])
@@ -80,8 +80,8 @@ def test_losses_do_not_move_where_rows_join_early(network, everything, images, e
     runner = engine.Engine(network, devices=tuple(jax.devices()[:1]), row_counts=counts)
     joins = runner._plan(everything, 1000).joins
     assert np.count_nonzero(joins) == counts and sum(joins) == len(expected)
-    found = runner.measure(everything, EvalBatch(images, np.arange(5), T, KEY))
-    np.testing.assert_allclose(found.loss, expected, rtol=2e-5)
+    result = runner.measure(everything, EvalBatch(images, np.arange(5), T, KEY))
+    np.testing.assert_allclose(result.loss, expected, rtol=2e-5)
 
 
 def test_interventions_that_look_like_the_last_ones_are_measured_anew(network, everything, images, expected):
@@ -106,9 +106,9 @@ def test_losses_do_not_move_with_the_rows_that_a_stage_takes_at_once(
     # Another network to the cache of programs, which took other blocks, though not to rounding.
     unet = dataclasses.replace(network.unet, norm_eps=1e-6 + 1e-9 * block)
     runner = engine.Engine(dataclasses.replace(network, unet=unet), devices=tuple(jax.devices()[:1]))
-    found = runner.measure(everything, EvalBatch(images, np.arange(5), T, KEY))
+    result = runner.measure(everything, EvalBatch(images, np.arange(5), T, KEY))
     assert max(taken) > block
-    np.testing.assert_allclose(found.loss, expected, rtol=2e-5)
+    np.testing.assert_allclose(result.loss, expected, rtol=2e-5)
 
 
 @settings(deadline=None)
@@ -153,16 +153,16 @@ def test_a_thousand_interventions_compile_once(network, images, plain, monkeypat
     traces, forward = [], shared_prefix.forward
     monkeypatch.setattr(shared_prefix, "forward", lambda *args: (traces.append(1), forward(*args))[1])
     runner = engine.Engine(network, rows=80, devices=tuple(jax.devices()[:1]))
-    found = runner.measure(stacked, EvalBatch(images[:2], np.arange(2), T, KEY))
-    assert found.loss.shape == (1000, 2) and len(traces) == 1
+    result = runner.measure(stacked, EvalBatch(images[:2], np.arange(2), T, KEY))
+    assert result.loss.shape == (1000, 2) and len(traces) == 1
     some = dataclasses.replace(stacked, gate={k: v[950:] for k, v in stacked.gate.items()})
-    np.testing.assert_allclose(found.loss[950:], plain(some, images[:2], np.arange(2), T), rtol=2e-5)
+    np.testing.assert_allclose(result.loss[950:], plain(some, images[:2], np.arange(2), T), rtol=2e-5)
 
 
 def test_an_image_does_not_move_with_the_others(network, everything, images, expected):
     runner = engine.Engine(network, devices=tuple(jax.devices()[:1]))
-    found = runner.measure(everything, EvalBatch(images[3:], np.array([3, 4]), T, KEY))
-    np.testing.assert_allclose(found.loss, expected[:, 3:], rtol=2e-5)
+    result = runner.measure(everything, EvalBatch(images[3:], np.array([3, 4]), T, KEY))
+    np.testing.assert_allclose(result.loss, expected[:, 3:], rtol=2e-5)
 
 
 def test_running_out_of_memory_halves_the_work_and_loses_nothing(
@@ -178,8 +178,8 @@ def test_running_out_of_memory_halves_the_work_and_loses_nothing(
 
     monkeypatch.setattr(passes, "run_passes", small)
     runner = engine.Engine(network, rows=200, devices=tuple(jax.devices()[:1]))
-    found = runner.measure(everything, EvalBatch(images, np.arange(5), T, KEY))
-    np.testing.assert_allclose(found.loss, expected, rtol=2e-5)
+    result = runner.measure(everything, EvalBatch(images, np.arange(5), T, KEY))
+    np.testing.assert_allclose(result.loss, expected, rtol=2e-5)
     assert sizes[0] > 60 >= sizes[-1] and len(sizes) <= 4
 
 
@@ -239,9 +239,9 @@ def test_the_wave_costs_about_half_of_whole_passes(network, everything, images):
 def test_ablations_of_one_image_do_not_leak_into_another_row(network, images):
     """Two interventions that share no site: each row equals its own single pass, bitwise order aside."""
     identity = network.identity
-    one, two = (ablate(identity, [name]) for name in ("down0.block0.res", "up0.block1.skip"))
+    single, two = (ablate(identity, [name]) for name in ("down0.block0.res", "up0.block1.skip"))
     stacked = dataclasses.replace(
-        identity, gate={site: np.stack([one.gate[site], two.gate[site]]) for site in identity.gate}
+        identity, gate={site: np.stack([single.gate[site], two.gate[site]]) for site in identity.gate}
     )
     runner = engine.Engine(network, devices=tuple(jax.devices()[:1]))
     both = runner.measure(stacked, EvalBatch(images[:2], np.arange(2), T, KEY))
