@@ -8,7 +8,6 @@ and sizes. Results: WORKDIR/planted.json; plants that are scored are not scored 
 
 import time
 
-import jax
 from absl import flags
 
 from mechdiff.core.config import to_dict
@@ -25,8 +24,6 @@ METHODS = flags.DEFINE_list("methods", list(planted.METHODS), "Which methods.")
 
 
 def main(config, workdir):
-    # Networks are tiny and programs many: compiling them well takes several times as long as they run.
-    jax.config.update("jax_disable_most_optimizations", True)
     started, records = time.monotonic(), []
     files.ensure_writable(workdir / "planted")
     for instance in range(config.seed, config.seed + INSTANCES.value):

@@ -14,8 +14,12 @@ SHOWN = 5  # pairs of a sentence beside its groups; the largest interactions
 
 
 def about(model: ExaminedModel) -> Markup:
-    """What was seen of the pairs of one model; older results have none, and the sentence says so."""
-    table = model.network.pairs
+    """What was seen of the pairs of one model."""
+    return sentence(model.network.pairs)
+
+
+def sentence(table: xr.Dataset | None) -> Markup:
+    """What a table of `backups.interaction_table` shows; None: not examined, as in older results."""
     if table is None:
         return Markup("<b>Pairs of components</b> (one makes up for the other's removal): not examined.")
     words = (

@@ -53,10 +53,18 @@ def _divergence(rng: np.random.Generator, repeats: int, n: int = 5) -> list[Chec
         return network_divergence.compare(heads[:n], heads[n:], LAYERS)
 
     same = np.array([study(0.0).p <= ALPHA for _ in range(repeats)])
-    shifted = np.array([study(0.2).p_varies <= ALPHA for _ in range(repeats)])
+    shifted = [study(0.2) for _ in range(repeats)]
     return [
         errs("divergence: no difference, one side scatters twice as much", same),
-        errs("divergence varies with the timestep: a constant difference, unequal scatter", shifted),
+        errs(
+            "divergence varies with the timestep: constant, unequal scatter",
+            np.array([x.p_varies <= ALPHA for x in shifted]),
+        ),
+        finds(
+            "divergence: a constant difference, unequal scatter",
+            np.array([x.p <= ALPHA for x in shifted]),
+            0.8,
+        ),
     ]
 
 
@@ -78,6 +86,8 @@ def _bottlenecks(rng: np.random.Generator, repeats: int) -> list[Check]:
     edge = [study(skewed(np.where(np.arange(24) < 3, threshold, 10.0))) for _ in range(repeats)]
     lone = [study(skewed(np.where(np.arange(24) < 1, threshold, 5.0))) for _ in range(repeats)]
     halves = [study(half_of_them()) for _ in range(repeats)]
+    large = [study(skewed(np.where(np.arange(24) < 1, 75.0, 10.0))) for _ in range(repeats)]
+    small = [study(skewed(np.full(24, 8.0))) for _ in range(repeats)]
 
     def share(results: list[bottlenecks.Bottleneck], none: bool = False) -> Bool[np.ndarray, " repeat"]:
         return np.array([(result.p_none if none else result.p) <= ALPHA for result in results])
@@ -87,6 +97,8 @@ def _bottlenecks(rng: np.random.Generator, repeats: int) -> list[Check]:
         errs("bottleneck: 50 % in half of the trainings, 0 in the others", share(halves)),
         errs("no bottleneck: one at the threshold, lognormal trainings", share(lone, none=True)),
         errs("no bottleneck: 50 % in half of the trainings", share(halves, none=True)),
+        finds("bottleneck: one of 75 %, lognormal trainings", share(large), 0.8),
+        finds("no bottleneck: all of 8 %, lognormal trainings", share(small, none=True), 0.8),
     ]
 
 
@@ -127,42 +139,55 @@ def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
         "three steps": lambda: steps(3),
         "six steps": lambda: steps(6),
     }
+    four = np.array([concluded(np.repeat(steps(4)[::6], (3, 9, 4, 8), axis=0)) for _ in range(repeats)])
     return [
-        errs(f"four phases: {name}", np.array([concluded(law()) for _ in range(repeats)]))
-        for name, law in laws.items()
+        *(
+            errs(f"four phases: {name}", np.array([concluded(law()) for _ in range(repeats)]))
+            for name, law in laws.items()
+        ),
+        finds("four phases: four steps of unequal length", four, 0.8),
     ]
 
 
 def _ladder(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Check]:
     """The gate where rungs scatter unequally, and heavily: a measure that rises once."""
 
-    def opens() -> bool:
+    def opens(*means: float) -> bool:
         scatter = rng.permutation([0.05, 0.1, 0.2])
-        means = (0, 0.5, 0.5)
         rises, p = spread.ordered(
             [mean + sd * rng.standard_t(4, size=n) for mean, sd in zip(means, scatter, strict=True)]
         )
         return rises and p < ALPHA
 
-    outcomes = np.array([opens() for _ in range(repeats)])
-    return [errs("ladder: a measure that rises once, unequal scatter and t(4)", outcomes)]
+    once = np.array([opens(0, 0.5, 0.5) for _ in range(repeats)])
+    rising = np.array([opens(0, 0.5, 1.0) for _ in range(repeats)])
+    return [
+        errs("ladder: a measure that rises once, unequal scatter and t(4)", once),
+        finds("ladder: a rising measure, unequal scatter and t(4)", rising, 0.8),
+    ]
 
 
 def _entropy(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Check]:
     """Effects of heavy tails, a few heads costing most; layers whose heads' entropies scatter unequally."""
     layers = np.array(LAYERS)
 
-    def of_networks() -> Float[np.ndarray, " network"]:
+    def of_networks(link: float) -> Float[np.ndarray, " network"]:
         width = np.repeat(rng.lognormal(sigma=0.7, size=(7, n)), 4, axis=0)
-        entropy = np.repeat(rng.normal(size=(7, n)), 4, axis=0) + width * rng.normal(size=(28, n))
-        cost = width * np.exp(1.5 * rng.normal(size=(28, n)))
+        focus = rng.normal(size=(28, n))
+        entropy = np.repeat(rng.normal(size=(7, n)), 4, axis=0) + width * focus
+        cost = width * np.exp(1.5 * (link * focus + np.sqrt(1 - link**2) * rng.normal(size=(28, n))))
         return within_layers(entropy, cost, layers)
 
-    outcomes = []
-    for _ in range(repeats):
-        _, (_, high), p = small_samples.over_seeds(of_networks() - of_networks(), above=False)
-        outcomes.append(p <= ALPHA and high < 0)
-    return [errs("entropy and importance: heavy tails, unequal layers", np.array(outcomes))]
+    def supported(link: float) -> bool:
+        _, (_, high), p = small_samples.over_seeds(of_networks(link) - of_networks(0.0), above=False)
+        return bool(p <= ALPHA and high < 0)
+
+    nothing = np.array([supported(0.0) for _ in range(repeats)])
+    linked = np.array([supported(-0.6) for _ in range(repeats)])
+    return [
+        errs("entropy and importance: heavy tails, unequal layers", nothing),
+        finds("entropy and importance: a link under heavy tails", linked, 0.8),
+    ]
 
 
 def _power(rng: np.random.Generator, repeats: int, people: int = 40, each: int = 26) -> list[Check]:

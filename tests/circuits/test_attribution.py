@@ -334,3 +334,34 @@ def test_bad_requests_of_scores_are_refused(bad):
 def test_bad_requests_of_screens_are_refused(bad):
     with pytest.raises(ConfigError, match="need shortlist"):
         ScreenConfig(**{"shortlist": 5, "k": 2, **bad})
+
+
+def test_what_was_prepared_is_not_compiled_again(denoiser, images):
+    """Of another number of probes than other tests have, so that nothing is there before."""
+    compiled = []
+
+    def note(event: str, duration: float, fun_name: str = "", **_: object) -> None:
+        if event.endswith("backend_compile_duration") and "_slopes" in fun_name:
+            compiled.append(fun_name)
+
+    expansion = Expansion(probes=3)
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        attribution.prepare(denoiser, len(images), len(LEVELS), expansion, block=6)
+        assert len(compiled) == 1
+        attribution.gate_scores(denoiser, EvalSet(images, LEVELS, KEY), expansion=expansion, block=6)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert len(compiled) == 1
+
+
+def test_fewer_passes_of_the_compiler_move_scores_by_rounding_only(denoiser, images, monkeypatch):
+    eval_set, expansion = EvalSet(images, LEVELS, KEY), Expansion(probes=2)
+    scores = {}
+    for quickly in (False, True):
+        program = attribution._program(quickly)
+        monkeypatch.setattr(attribution, "_program", lambda _, program=program: program)
+        scores[quickly] = attribution.gate_scores(denoiser, eval_set, expansion=expansion, block=6).score
+        monkeypatch.undo()
+    scale = float(np.abs(scores[False]).max())
+    np.testing.assert_allclose(scores[True], scores[False], atol=1e-5 * scale)
