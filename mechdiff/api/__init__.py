@@ -6,7 +6,8 @@ Methods of `Model` and `Result` are thin: each calls one pure function that is p
 from mechdiff.api.compare import Comparison, Course, compare, compare_steps
 from mechdiff.api.loading import load
 from mechdiff.api.model import Model
-from mechdiff.api.result import Result, Screen, screen, sweep
+from mechdiff.api.result import Result, sweep
+from mechdiff.api.screening import Screen, screen
 from mechdiff.api.show import Samples, Sheet, show
 
 __all__ = [

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from mechdiff.api import reading, result, sampling
+from mechdiff.api import reading, result, sampling, screening
 from mechdiff.api.images import Given, eval_images
 from mechdiff.api.replacing import Source, replacements_of
 from mechdiff.api.show import Samples
@@ -191,9 +191,9 @@ class Model:
         """Ablates one component at a time and measures the denoising loss; see `result.sweep`."""
         return result.sweep(self, images, **settings)
 
-    def screen(self, images: Given = None, **settings: Any) -> "result.Screen":
-        """A first ranking of all components by gradients, in one pass or two; see `result.screen`."""
-        return result.screen(self, images, **settings)
+    def screen(self, images: Given = None, **settings: Any) -> "screening.Screen":
+        """A first ranking of all components by gradients, in one pass or two; see `screening.screen`."""
+        return screening.screen(self, images, **settings)
 
     def activations(
         self, images: Given = None, *, sites: str = ".*", timesteps: Sequence[int] | None = None, n: int = 16

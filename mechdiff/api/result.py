@@ -6,18 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import pandas as pd
 import xarray as xr
-from jaxtyping import Float
 
 from mechdiff.analysis import effects, variation
 from mechdiff.analysis.saved_effects import effect_table, with_effects
 from mechdiff.api.images import Given, eval_images
 from mechdiff.api.places import cache_folder
-from mechdiff.circuits.screening import score_all, score_error
-from mechdiff.core import devices, keys
-from mechdiff.core.config import ABLATIONS, Precision, SweepConfig
+from mechdiff.core import keys
+from mechdiff.core.config import ABLATIONS, SweepConfig
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
@@ -121,33 +118,6 @@ class Result:
         return f"{table('Result', [('of', self._about())])}{rows}<small>{UNITS}</small>"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Screen:
-    """A first ranking by gradients: predicted relative loss increases. It ranks, it does not measure.
-
-    Attributes:
-      frame: component, type, score (%), n (images); the largest size first.
-      denoiser: its name.
-      precision_error: largest error of a score by reduced precision, in points; 0 in float32.
-    """
-
-    frame: pd.DataFrame
-    denoiser: str
-    precision_error: float = 0.0
-
-    def top(self, n: int = 10) -> pd.DataFrame:
-        """The `n` components with the largest predicted effects, of either sign."""
-        return self.frame.head(n)
-
-    def __repr__(self) -> str:
-        shown = self.top(3).round(2).to_string(index=False)
-        precise = f", precision {self.precision_error:.2g} points" if self.precision_error else ""
-        return f"Screen of {self.denoiser}, {len(self.frame)} components by gradients{precise}\n{shown}"
-
-    def _repr_html_(self) -> str:
-        return f"<b>Screen of {self.denoiser}, by gradients</b>{self.top(5).round(2).to_html(index=False)}"
-
-
 def sweep(
     model: Any,
     images: Given = None,
@@ -175,11 +145,11 @@ def sweep(
     Raises:
       ConfigError: an unknown ablation or component, or a model under an intervention.
     """
-    _check(model, ablation)
+    check_untouched(model, ablation)
     config = SweepConfig(
         ablations=(ablation,), images=n, timesteps=timesteps, reference_images=_references(ablation, n)
     )
-    shown, eval_set = _shown(model, images, n, timesteps, seed, config.reference_images)
+    shown, eval_set = images_and_set(model, images, n, timesteps, seed, config.reference_images)
     root = jax.random.key(seed)
     replacements = replacement_values(model.denoiser, shown, eval_set.timesteps, root, config)
     facts = {
@@ -202,47 +172,7 @@ def sweep(
     return Result(with_effects(dataset) if n > 1 else dataset, ablation)
 
 
-def screen(
-    model: Any,
-    images: Given = None,
-    *,
-    n: int = 8,
-    timesteps: int = 4,
-    seed: int = 0,
-    probes: int = 4,
-    precision: Precision = "float32",
-) -> Screen:
-    """Ranks all components by the gradient of the loss in their gates; see `circuits.attribution`.
-
-    Its cost does not grow with the number of components. Zero ablation; arguments as in `sweep`.
-
-    Args:
-      precision: of products, see `core.devices`; what it changes is measured and stated with the scores.
-    """
-    _check(model, "zero")
-    _, eval_set = _shown(model, images, n, timesteps, seed, 0)
-    chosen = model.denoiser.components()
-
-    def relative(eval_set: EvalSet, replacements: None = None) -> Float[np.ndarray, "component t"]:
-        return score_all(model.denoiser, eval_set, chosen, ("identity",), probes=probes)[1]["identity"]
-
-    devices.warn_of(precision)
-    with devices.multiplying(precision):
-        score = relative(eval_set).mean(axis=1)
-    error = score_error(relative, eval_set, setting=precision)
-    frame = pd.DataFrame(
-        {
-            "component": [component.name for component in chosen],
-            "type": [component.component_type for component in chosen],
-            "score": score,
-            "n": n,
-        }
-    )
-    order = np.argsort(-np.abs(score), kind="stable")
-    return Screen(frame.iloc[order].reset_index(drop=True), model.name, error)
-
-
-def _check(model: Any, ablation: str) -> None:
+def check_untouched(model: Any, ablation: str) -> None:
     if ablation not in ABLATIONS:
         raise ConfigError(unknown("ablation", ablation, ABLATIONS))
     if model.doing != "identity":
@@ -256,7 +186,7 @@ def _references(ablation: str, n: int) -> int:
     return 0 if ablation == "zero" else n
 
 
-def _shown(
+def images_and_set(
     model: Any, images: Given, n: int, timesteps: int, seed: int, reference: int
 ) -> tuple[EvalImages, EvalSet]:
     shown = eval_images(model, images, n, reference)

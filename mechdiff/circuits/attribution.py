@@ -10,6 +10,7 @@ units at once from products of a random vector with the Jacobian. They are *scre
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,17 @@ from mechdiff.sweeps.activations import replacements_at
 from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution import memory
 
+FEW = 8  # calls of a program, up to which what it takes to compile outweighs what it takes to run
+QUICKLY_COMPILED = {"xla_backend_optimization_level": 1}  # on CPUs; see BUILD_NOTES.md
 
-@functools.partial(jax.jit, static_argnames=("probes", "mesh"))
+
+@functools.cache
+def _program(quickly: bool) -> Any:
+    """`_slopes`, compiled in less time, or to run in less."""
+    options = QUICKLY_COMPILED if quickly else None
+    return jax.jit(_slopes, static_argnames=("probes", "mesh"), compiler_options=options)
+
+
 def _slopes(
     denoiser: Examinable,
     probes: int,
@@ -41,8 +51,9 @@ def _slopes(
     point: Intervention,
     batch: EvalBatch,
     probe_key: PRNGKey,
-) -> tuple[Float[Array, " batch"], PyTree, PyTree]:
-    """Each image's loss, its gate gradient, and v^T J / sqrt(pixels): v random signs, J = d eps / d gates."""
+) -> tuple[Float[Array, " batch"], Float[Array, "batch units"], Float[Array, "probes batch units"]]:
+    """Each image's loss, its gate gradient, and v^T J / sqrt(pixels): v random signs, J = d eps / d gates.
+    Units are those of all sites, in alphabetical order of these."""
 
     def local(denoiser, point, probe_key, batch):
         count, shape = len(batch.images), batch.images.shape[1:]
@@ -62,13 +73,12 @@ def _slopes(
 
         def product(number):  # of the loss first, then of the probes: one backward pass to compile, not two
             loss_slope = 2 * (eps - noise) / pixels
-            return pull(jnp.where(number == 0, loss_slope, probe(number - 1)))[0]
+            (slopes,) = pull(jnp.where(number == 0, loss_slope, probe(number - 1)))
+            return jnp.concatenate([slopes[site] for site in sorted(slopes)], axis=-1)
 
         products = jax.lax.map(product, jnp.arange(1 + probes))
-        first = jax.tree.map(lambda rows: rows[0], products)
-        second = jax.tree.map(lambda rows: rows[1:] / np.sqrt(pixels), products)
         loss = jnp.mean((eps - noise) ** 2, axis=tuple(range(1, eps.ndim)))
-        return loss, first, second
+        return loss, products[0], products[1:] / np.sqrt(pixels)
 
     outs = IMAGES, IMAGES, PartitionSpec(None, "images")
     run = devices.map_over_images(local, mesh, (ALL, ALL, ALL, BATCH), outs)
@@ -137,27 +147,16 @@ def gate_scores(
     curved, at_identity = expansion.order == "gauss_newton", expansion.at == "identity"
     chosen = tuple(chosen or denoiser.components())
     timesteps, count = eval_set.timesteps, eval_set.count
-    sites = sorted(denoiser.identity.gate)
-    block = memory.rows_at_once(block, memory.gradient_bytes(denoiser.network))
-    membership = _membership(denoiser.identity, sites, chosen)
-    mesh = devices.over(block)
-    placed, probes = devices.everywhere(mesh, denoiser), expansion.probes if curved else 0
-    probe_key = keys.stream(eval_set.key, "probes")
+    membership = _membership(denoiser.identity, chosen)
+    passes = _Passes.of(denoiser, eval_set, expansion, block)
     first = np.empty((len(chosen), len(timesteps), count), np.float32)
     second, loss = np.zeros_like(first), np.empty(first.shape[1:], np.float32)
     for t_index in range(len(timesteps)):
         values = None if ablation == "zero" else replacements_at(replacements or {}, t_index)
-        # At identity only the replacements matter, at the ablated point gates and replacements.
-        point = ablate(denoiser.identity, chosen, ablation, values)
-        if at_identity:
-            point = dataclasses.replace(point, gate=denoiser.identity.gate)
-        for batch in batches(count, block):
-            shown = eval_set.batch(t_index, batch.indices)
-            losses, *derivatives = _slopes(placed, probes, mesh, point, shown, probe_key)
-            gradient, products = (
-                np.concatenate([np.asarray(part[site]) for site in sites], axis=-1) @ membership
-                for part in derivatives
-            )
+        point = _point(denoiser, chosen, ablation, values, at_identity)
+        for batch in batches(count, passes.block):
+            losses, *derivatives = passes.run(point, eval_set.batch(t_index, batch.indices))
+            gradient, products = (np.asarray(part) @ membership for part in derivatives)
             loss[t_index, batch.span] = losses[: batch.count]
             first[:, t_index, batch.span] = -gradient[: batch.count].T
             if curved:
@@ -176,8 +175,65 @@ def gate_scores(
     )
 
 
-def _membership(identity: Intervention, sites: list[str], chosen: Sequence[Component]) -> np.ndarray:
+def prepare(
+    denoiser: Examinable, count: int, timesteps: int, expansion: Expansion | None = None, block: int = 8
+) -> None:
+    """Compiles what `gate_scores` will run on `count` images at so many timesteps, and runs nothing: for a
+    thread, while images are still being made. For zero ablation of a network without conditions."""
+    expansion = expansion or Expansion()
+    images = np.zeros((count, *denoiser.image_shape), np.float32)
+    eval_set = EvalSet(images, np.zeros(timesteps), jax.random.key(0))
+    passes = _Passes.of(denoiser, eval_set, expansion, block)
+    chosen = tuple(denoiser.components())
+    point = _point(denoiser, chosen, "zero", None, expansion.at == "identity")
+    passes.compile(point, eval_set.batch(0, next(batches(count, passes.block)).indices))
+
+
+def _point(
+    denoiser: Examinable, chosen: Sequence[Component], ablation: str, values: PyTree, at_identity: bool
+) -> Intervention:
+    """At identity only the replacements matter, at the ablated point gates and replacements."""
+    point = ablate(denoiser.identity, chosen, ablation, values)
+    return dataclasses.replace(point, gate=denoiser.identity.gate) if at_identity else point
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Passes:
+    """One program over all timesteps and batches of images.
+
+    Attributes:
+      program: `_slopes`, compiled.
+      shared: its arguments that are the same in every pass: denoiser, probes, mesh.
+      probe_key: of the random vectors.
+      block: images in one pass.
+    """
+
+    program: Any
+    shared: tuple[Examinable, int, Mesh]
+    probe_key: PRNGKey
+    block: int
+
+    @classmethod
+    def of(cls, denoiser: Examinable, eval_set: EvalSet, expansion: Expansion, block: int) -> "_Passes":
+        block = memory.rows_at_once(block, memory.gradient_bytes(denoiser.network))
+        mesh = devices.over(block)
+        calls = len(eval_set.timesteps) * -(-eval_set.count // block)
+        probes = expansion.probes if expansion.order == "gauss_newton" else 0
+        shared = devices.everywhere(mesh, denoiser), probes, mesh
+        quickly = calls <= FEW and jax.default_backend() == "cpu"
+        program = _program(quickly and not jax.config.read("jax_disable_most_optimizations"))
+        return cls(program, shared, keys.stream(eval_set.key, "probes"), block)
+
+    def run(self, point: Intervention, batch: EvalBatch) -> Any:
+        return self.program(*self.shared, point, batch, self.probe_key)
+
+    def compile(self, point: Intervention, batch: EvalBatch) -> None:
+        self.program.lower(*self.shared, point, batch, self.probe_key).compile()
+
+
+def _membership(identity: Intervention, chosen: Sequence[Component]) -> np.ndarray:
     """`(units of all sites, components)`: 1 where a unit belongs to a component."""
+    sites = sorted(identity.gate)
     widths = [identity.gate[site].shape[-1] for site in sites]
     first = dict(zip(sites, np.cumsum([0, *widths[:-1]]), strict=True))
     member = np.zeros((sum(widths), len(chosen)), np.float32)

@@ -173,7 +173,7 @@ def draw_divergence(theme: Theme, natural: Sequence[Network], simple: Sequence[N
         mfc="none",
         color=theme.ink,
         mew=0.8,
-        label="relabelling p < 0.05",
+        label="relabeling p < 0.05",
     )
     axes.set(
         ylim=(0, None),

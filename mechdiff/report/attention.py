@@ -73,10 +73,22 @@ def _panel(axes: Axes, theme: Theme, data: xr.Dataset, name: str, tops, starts, 
     axes.set(xlim=(0, timesteps), ylim=(tops[-1] + 1, 0), yticks=[])
     ticks = np.unique(np.linspace(0, timesteps - 1, min(timesteps, 4)).round().astype(int))
     log_snr = data["log_snr"].values
-    axes.set_xticks(ticks + 0.5, [style.level_label(log_snr[j]) for j in ticks], size=style.SMALL)
+    _label_ends_inside(axes, ticks, [style.level_label(log_snr[j]) for j in ticks], timesteps)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def _label_ends_inside(axes: Axes, ticks: np.ndarray, labels: list[str], timesteps: int) -> None:
+    """Labels below columns; the outermost end where the panel does, so that they miss those of the next."""
+    places = ticks + 0.5
+    if len(ticks) > 1:
+        places[0], places[-1] = 0.0, timesteps
+    axes.set_xticks(places, labels, size=style.SMALL)
+    if len(ticks) > 1:
+        first, *_, last = axes.get_xticklabels()
+        first.set_ha("left")
+        last.set_ha("right")
 
 
 def _labels(axes: Axes, theme: Theme, data: xr.Dataset, tops: np.ndarray) -> None:

@@ -4,7 +4,9 @@ import json
 from importlib import resources
 
 import jinja2
+import numpy as np
 
+from mechdiff.core.numerics import ROUNDING
 from mechdiff.report import findings, style
 
 
@@ -29,6 +31,7 @@ def render(template: str, **content: object) -> str:
     environment.filters["level"] = style.level_label
     environment.filters["pretty"] = _pretty
     environment.filters["uri"] = _png_uri
+    environment.globals["rounding_exponent"] = f"{np.log10(ROUNDING):.0f}".replace("-", "−")
     return environment.get_template(template).render(css=_file("css"), script=_file("js"), **content)
 
 

@@ -6,11 +6,12 @@ Families are whole arrays: every entry counts, whatever its axes.
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from scipy import special
 from scipy.stats import false_discovery_control
 
 from mechdiff.core.errors import ConfigError
+from mechdiff.core.types import AnyArray
 from mechdiff.stats.intervals import Cells, check_units
 
 BLOCK = 1000  # sign flips held at once
@@ -91,7 +92,7 @@ def equivalence_test(differences: Cells, margin: float) -> Float[np.ndarray, "*c
 
 
 def welch(
-    first: Cells, second: Cells
+    first: Num[AnyArray, "*cells first"], second: Num[AnyArray, "*cells second"]
 ) -> tuple[Float[np.ndarray, "*cells"], Float[np.ndarray, "*cells"], Float[np.ndarray, "*cells"]]:
     """Difference of the means of two independent samples, its standard error, and Welch's (1947) degrees of
     freedom: valid where their variances differ. The last axis holds units; at least 2 of each."""

@@ -8,7 +8,8 @@ from mechdiff.core.types import Shown
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.models.denoiser import Examinable
 from mechdiff.study.eval_images import EvalImages
-from mechdiff.sweeps import activations, optimal_ablation
+from mechdiff.sweeps import activations
+from mechdiff.sweeps.optimal_ablation import optimal_replacements
 from mechdiff.sweeps.replacements import noise_replacements, resample_replacements
 
 
@@ -34,8 +35,6 @@ def replacement_values(
         "mean": lambda: activations.activation_means(denoiser, reference),
         "resample": lambda: resample_replacements(denoiser, scored, draws=config.draws),
         "noise": lambda: noise_replacements(denoiser, reference, draws=config.draws),
-        "optimal": lambda: optimal_ablation.optimal_replacements(
-            denoiser, reference, steps=config.optimal_steps
-        ),
+        "optimal": lambda: optimal_replacements(denoiser, reference, steps=config.optimal_steps),
     }
     return {ablation: make[ablation]() for ablation in config.ablations if ablation != "zero"}

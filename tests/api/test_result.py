@@ -3,11 +3,13 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
 from mechdiff.analysis import paired
 from mechdiff.api import compare, load, show
+from mechdiff.api.images import eval_images
 from mechdiff.api.model import Model
 from mechdiff.core.errors import CheckpointError, ConfigError, MechdiffError
 
@@ -53,6 +55,12 @@ def test_screens_rank_all_components(model, images):
     screen = model.screen(images, n=4, timesteps=2)
     assert len(screen.frame) == len(model.components())
     assert np.abs(screen.frame.score).is_monotonic_decreasing
+
+
+def test_a_screen_is_the_same_whether_it_is_compiled_beside_its_images_or_after_them(model):
+    beside = model.screen(n=4, timesteps=2)
+    after = model.screen(eval_images(model, None, 4).scored, n=4, timesteps=2)
+    pd.testing.assert_frame_equal(beside.frame, after.frame)
 
 
 def test_a_model_compared_with_itself_has_not_changed(model, images, result, tmp_path):

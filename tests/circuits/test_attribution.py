@@ -207,9 +207,12 @@ def test_quality_compares_all_components_at_every_point_with_their_exact_runs(
 
 def test_summaries_show_the_median_and_the_worst_network_and_pass_over_what_is_undefined():
     at = lambda rank, sign, recall: score_agreement.Agreement(5, 3, rank, sign, recall, 1.0)
-    single = lambda rank, part: score_agreement.ScoreAgreement(
-        at(rank, 1.0, 1.0), {"head": at(part, 0.5, 0.25)}, {9: at(0.1, 0.2, 0.3)}
-    )
+
+    def single(rank, part):
+        return score_agreement.ScoreAgreement(
+            at(rank, 1.0, 1.0), {"head": at(part, 0.5, 0.25)}, {9: at(0.1, 0.2, 0.3)}
+        )
+
     nets = [single(0.9, float("nan")), single(0.7, 0.6), single(0.8, float("nan"))]
     rows = [line.split() for line in score_agreement.summary([{"identity": net} for net in nets])[1:]]
     assert " ".join(rows[0]) == "identity: all 0.80 0.70 1.00 1.00 1.00 1.00 1.00 1.00"
@@ -331,3 +334,34 @@ def test_bad_requests_of_scores_are_refused(bad):
 def test_bad_requests_of_screens_are_refused(bad):
     with pytest.raises(ConfigError, match="need shortlist"):
         ScreenConfig(**{"shortlist": 5, "k": 2, **bad})
+
+
+def test_what_was_prepared_is_not_compiled_again(denoiser, images):
+    """Of another number of probes than other tests have, so that nothing is there before."""
+    compiled = []
+
+    def note(event: str, duration: float, fun_name: str = "", **_: object) -> None:
+        if event.endswith("backend_compile_duration") and "_slopes" in fun_name:
+            compiled.append(fun_name)
+
+    expansion = Expansion(probes=3)
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        attribution.prepare(denoiser, len(images), len(LEVELS), expansion, block=6)
+        assert len(compiled) == 1
+        attribution.gate_scores(denoiser, EvalSet(images, LEVELS, KEY), expansion=expansion, block=6)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert len(compiled) == 1
+
+
+def test_fewer_passes_of_the_compiler_move_scores_by_rounding_only(denoiser, images, monkeypatch):
+    eval_set, expansion = EvalSet(images, LEVELS, KEY), Expansion(probes=2)
+    scores = {}
+    for quickly in (False, True):
+        program = attribution._program(quickly)
+        monkeypatch.setattr(attribution, "_program", lambda _, program=program: program)
+        scores[quickly] = attribution.gate_scores(denoiser, eval_set, expansion=expansion, block=6).score
+        monkeypatch.undo()
+    scale = float(np.abs(scores[False]).max())
+    np.testing.assert_allclose(scores[True], scores[False], atol=1e-5 * scale)

@@ -117,9 +117,10 @@ def test_denoising_loss_is_the_training_loss_in_units_of_noise(parameterization)
     keys = jax.random.split(jax.random.key(1), 2)
     x0, noise = (jax.random.normal(key, (3, 2, 2, 3)) for key in keys)
     network = lambda x, time: jnp.tanh(x) + 1e-3 * time[:, None, None, None]
-    denoise = lambda x_t, t: parameterization.to_eps(
-        schedule, x_t, t, network(*parameterization.inputs(schedule, x_t, t))
-    )
+
+    def denoise(x_t, t):
+        return parameterization.to_eps(schedule, x_t, t, network(*parameterization.inputs(schedule, x_t, t)))
+
     training = parameterization.training_loss(network, schedule, x0, t, noise)
     weight = parameterization.coefficients(schedule, t).from_output ** 2
     denoising = process.denoising_loss(denoise, schedule, x0, t, noise)

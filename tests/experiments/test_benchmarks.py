@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.util
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from reference.launching import forget
@@ -141,3 +143,25 @@ def test_first_answers_are_timed_step_by_step_and_shown(first_answer, monkeypatc
     first_answer.print_table({"first": measured})
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].split()[:2] == ["first", "screen"] and lines[-1].endswith("up0.block1.skip")
+
+
+@pytest.fixture
+def ten_lines(monkeypatch):
+    module = importlib.import_module("experiments.benchmarks.ten_lines")
+    monkeypatch.setattr(module, "PYTHON", SimpleNamespace(value=sys.executable))
+    monkeypatch.setattr(module, "IMAGES", SimpleNamespace(value="my_images"))
+    yield module
+    forget(module)
+
+
+def test_lines_are_run_in_order_elsewhere_and_each_is_timed(ten_lines, monkeypatch, tmp_path):
+    lines = ("import time, os, types", "time.sleep(.05)", "md = types.SimpleNamespace(__file__=os.getcwd())")
+    monkeypatch.setattr(ten_lines, "LINES", lines)
+    taken = ten_lines.run_lines(tmp_path)
+    assert taken["seconds"][1] >= 0.05 > taken["seconds"][2] and taken["package"] == str(tmp_path)
+
+
+def test_a_line_that_fails_is_told(ten_lines, monkeypatch, tmp_path):
+    monkeypatch.setattr(ten_lines, "LINES", ("raise ValueError('nothing there')",))
+    with pytest.raises(MechdiffError, match="nothing there"):
+        ten_lines.run_lines(tmp_path)

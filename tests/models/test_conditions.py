@@ -117,9 +117,10 @@ def test_a_condition_that_does_not_fit_is_one_line(config, condition, expected):
 def test_numbers_and_vectors_are_embedded():
     """A number as the timestep is, a vector as it is."""
     params = random_params(NUMBERS)
-    run = lambda config, condition: FORWARD(
-        config, params, identity_of(config), images(3), T, condition=condition
-    )
+
+    def run(config, condition):
+        return FORWARD(config, params, identity_of(config), images(3), T, condition=condition)
+
     vectors = np.stack([embedded(params["class"], t) for t in (5.0, 0.5)]).astype(np.float32)
     np.testing.assert_allclose(run(NUMBERS, np.array([5.0, 0.5])), run(VECTORS, vectors), atol=2e-5)
 

@@ -44,9 +44,10 @@ def test_moved_is_that_of_plain_passes(pairs, measured):
     key, index, at = keys.stream(KEY, "noise"), np.arange(PAIRS), jnp.full(PAIRS, LEVELS[1])
     noise = image_noise(key, index, first.shape[1:])
     seen = [q_sample(SCHEDULE, x, at, noise) for x in pairs]
-    run = lambda intervention, x: np.asarray(
-        plain(UNET, SCHEDULE, SUBJECT.params, intervention, x, at), np.float64
-    )
+
+    def run(intervention, x):
+        return np.asarray(plain(UNET, SCHEDULE, SUBJECT.params, intervention, x, at), np.float64)
+
     eps, other = (run(SUBJECT.identity, x) for x in seen)
     replacements = activations.activations(SUBJECT, second, int(LEVELS[1]), key, index)
     cell = measured.sel(factor=FACTORS[1]).isel(t=1)

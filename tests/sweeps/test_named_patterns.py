@@ -145,9 +145,10 @@ def refused(fn, *names, **options):
 
 def test_what_is_no_pattern_is_refused_in_one_line():
     refused(lambda params, x, t: checkpoint_name(x, "mlp"), "no value is named as a pattern", "@1")
-    logits = lambda params, x, t: attention(
-        params, x, t, lambda pattern: checkpoint_name(3 * pattern, "a.pattern@1")
-    )
+
+    def logits(params, x, t):
+        return attention(params, x, t, lambda pattern: checkpoint_name(3 * pattern, "a.pattern@1"))
+
     refused(logits, "a.pattern", "sums over keys are 3 to 3")
     with pytest.raises(ConfigError, match=r"last axis of pattern 'a.pattern'"):
         wrapped(lambda *args: attention(*args, lambda pattern: checkpoint_name(pattern, "a.pattern")))

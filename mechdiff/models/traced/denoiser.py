@@ -181,14 +181,18 @@ class TracedDenoiser:
         }
 
 
-jax.tree_util.register_pytree_node(
-    TracedDenoiser,
-    lambda denoiser: (
-        (denoiser.params, denoiser.identity, denoiser.schedule),
-        (denoiser.network, Label(denoiser.name)),
-    ),
-    lambda static, leaves: TracedDenoiser(*leaves, static[0], str(static[1])),
-)
+def _flattened(denoiser: TracedDenoiser) -> tuple[tuple, tuple]:
+    leaves = denoiser.params, denoiser.identity, denoiser.schedule
+    return leaves, (denoiser.network, Label(denoiser.name))
+
+
+def _unflattened(static: tuple, leaves: tuple) -> TracedDenoiser:
+    params, identity, schedule = leaves
+    network, name = static
+    return TracedDenoiser(params, identity, schedule, network, str(name))
+
+
+jax.tree_util.register_pytree_node(TracedDenoiser, _flattened, _unflattened)
 
 
 def activations(

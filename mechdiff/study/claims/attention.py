@@ -25,7 +25,7 @@ Heads = Float[np.ndarray, "draws head t"]
 
 
 def divergence(networks: Sequence[Network]) -> Finding:
-    """Whether attention entropy differs between the data sets: exact p by relabelling networks."""
+    """Whether attention entropy differs between the data sets: exact p by relabeling networks."""
     result, n, timesteps = _divergence(networks)
     because = (
         f"root mean square over matched heads: {result.between.min():.3f} to {result.between.max():.3f} nats "
@@ -38,7 +38,7 @@ def divergence(networks: Sequence[Network]) -> Finding:
 
 
 def variation(networks: Sequence[Network]) -> Finding:
-    """Whether the difference varies with the timestep: relabelling profiles without their mean."""
+    """Whether the difference varies with the timestep: relabeling profiles without their mean."""
     result, n, _ = _divergence(networks)
     because = (
         f"the excess of data sets over seeds ranges from {result.excess.min():.3f} to "

@@ -102,7 +102,7 @@ QUESTIONS = (
         "divergence",
         "Attention entropy differs between the data sets.",
         "Root mean square over heads, matched within layers, of what data sets add to the difference of mean "
-        "entropy between networks, nats; all timesteps together. p by relabelling networks, exact; 'not "
+        "entropy between networks, nats; all timesteps together. p by relabeling networks, exact; 'not "
         "supported' if the 95 % interval ends below 0.015 nats.",
         "0.015 to 0.166 across timesteps",
         attention.divergence,
@@ -110,7 +110,7 @@ QUESTIONS = (
     Question(
         "variation",
         "The difference of attention entropy varies with the timestep.",
-        "Largest minus smallest over timesteps of what data sets add, nats. p by relabelling networks, means "
+        "Largest minus smallest over timesteps of what data sets add, nats. p by relabeling networks, means "
         "of heads over timesteps removed: exact under a difference that is the same at all timesteps.",
         "0.015 to 0.166 across timesteps",
         attention.variation,

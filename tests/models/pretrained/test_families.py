@@ -167,9 +167,10 @@ def test_rescaled_timesteps_are_fed_as_real_numbers(tmp_path):
     arrays = frozen("rescaled")
     model = pretrained.read(written(tmp_path, arrays["config"], arrays["state"]))
     plain = dataclasses.replace(model.unet, timestep_scale=1.0)
-    embed = lambda unet, t: (
-        unet_module.enter(unet, model.params, np.zeros((1, 8, 8, 3)), np.array([t])).embeddings.time
-    )
+
+    def embed(unet, t):
+        return unet_module.enter(unet, model.params, np.zeros((1, 8, 8, 3)), np.array([t])).embeddings.time
+
     np.testing.assert_allclose(embed(model.unet, 400), embed(plain, 100), rtol=1e-6, atol=1e-6)
     between = embed(model.unet, 402)
     apart = [float(np.abs(between - embed(plain, t)).max()) for t in (100, 101, 402)]

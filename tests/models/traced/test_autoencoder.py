@@ -106,9 +106,10 @@ def test_no_file_gets_one_line(tmp_path):
 
 def test_width_and_site_have_to_fit():
     wide = lambda params, x, t: name(jnp.concatenate([x, x], -1), "mid.mlp")[..., :4]
-    run = lambda fn, site: wrap(
-        with_features(fn, {site: autoencoder()}), 1.0, schedule=SCHEDULE, example=(X, T)
-    )
+
+    def run(fn, site):
+        return wrap(with_features(fn, {site: autoencoder()}), 1.0, schedule=SCHEDULE, example=(X, T))
+
     with pytest.raises(ConfigError, match=r"autoencoder of 'mid\.mlp' has width 4, the value 8"):
         run(wide, "mid.mlp")
     with pytest.raises(ConfigError, match=r"unknown site of an autoencoder 'mid\.mpl'; closest: mid\.mlp"):

@@ -96,9 +96,10 @@ def test_ablations_equal_the_hand_edited_twin_and_trace_nothing_again(network):
 @each_network
 def test_gradient_of_gates_equals_finite_differences(network):
     with jax.enable_x64(True):
-        double = lambda leaf: (
-            jnp.asarray(leaf, jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-        )
+
+        def double(leaf):
+            return jnp.asarray(leaf, jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
         network = dataclasses.replace(network, params=jax.tree.map(double, network.params))
         x = X.astype(jnp.float64)
         denoiser = wrap(network.fn, network.params, schedule=linear_schedule(10), example=(x, T))

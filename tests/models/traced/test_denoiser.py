@@ -90,9 +90,11 @@ def test_digests_say_what_decides_numbers(denoiser):
 
 
 def test_digest_sees_constants_of_the_function():
-    at = lambda values: wrap(
-        lambda p, x, t: name(x * values, "a"), 0.0, schedule=SCHEDULE, example=(X, T)
-    ).digests()["program"]
+
+    def at(values):
+        denoiser = wrap(lambda p, x, t: name(x * values, "a"), 0.0, schedule=SCHEDULE, example=(X, T))
+        return denoiser.digests()["program"]
+
     assert at(jnp.array([1.0, 2.0])) == at(jnp.array([1.0, 2.0])) != at(jnp.array([1.0, 3.0]))
 
 

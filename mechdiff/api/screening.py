@@ -1,0 +1,111 @@
+"""A first ranking of all components, soon after loading."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from mechdiff.api.images import Given
+from mechdiff.api.result import check_untouched, images_and_set
+from mechdiff.circuits import attribution
+from mechdiff.circuits.screening import score_all, score_error
+from mechdiff.core import devices
+from mechdiff.core.config import Precision
+from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.models import conditions
+from mechdiff.models.denoiser import Denoiser
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Screen:
+    """A first ranking by gradients: predicted relative loss increases. It ranks, it does not measure.
+
+    Attributes:
+      frame: component, type, score (%), n (images); the largest size first.
+      denoiser: its name.
+      precision_error: largest error of a score by reduced precision, in points; 0 in float32.
+    """
+
+    frame: pd.DataFrame
+    denoiser: str
+    precision_error: float = 0.0
+
+    def top(self, n: int = 10) -> pd.DataFrame:
+        """The `n` components with the largest predicted effects, of either sign."""
+        return self.frame.head(n)
+
+    def __repr__(self) -> str:
+        shown = self.top(3).round(2).to_string(index=False)
+        precise = f", precision {self.precision_error:.2g} points" if self.precision_error else ""
+        return f"Screen of {self.denoiser}, {len(self.frame)} components by gradients{precise}\n{shown}"
+
+    def _repr_html_(self) -> str:
+        return f"<b>Screen of {self.denoiser}, by gradients</b>{self.top(5).round(2).to_html(index=False)}"
+
+
+def screen(
+    model: Any,
+    images: Given = None,
+    *,
+    n: int = 8,
+    timesteps: int = 4,
+    seed: int = 0,
+    probes: int = 4,
+    precision: Precision = "float32",
+) -> Screen:
+    """Ranks all components by the gradient of the loss in their gates; see `circuits.attribution`.
+
+    Its cost does not grow with the number of components. Zero ablation; arguments as in `sweep`.
+
+    Args:
+      precision: of products, see `core.devices`; what it changes is measured and stated with the scores.
+    """
+    check_untouched(model, "zero")
+    with _compiling(model, images, n, timesteps, probes, precision):
+        _, eval_set = images_and_set(model, images, n, timesteps, seed, 0)
+    chosen = model.denoiser.components()
+
+    def relative(eval_set: EvalSet, replacements: None = None) -> Float[np.ndarray, "component t"]:
+        return score_all(model.denoiser, eval_set, chosen, ("identity",), probes=probes)[1]["identity"]
+
+    devices.warn_of(precision)
+    with devices.multiplying(precision):
+        score = relative(eval_set).mean(axis=1)
+    error = score_error(relative, eval_set, setting=precision)
+    frame = pd.DataFrame(
+        {
+            "component": [component.name for component in chosen],
+            "type": [component.component_type for component in chosen],
+            "score": score,
+            "n": n,
+        }
+    )
+    order = np.argsort(-np.abs(score), kind="stable")
+    return Screen(frame.iloc[order].reset_index(drop=True), model.name, error)
+
+
+@contextlib.contextmanager
+def _compiling(
+    model: Any, images: Given, n: int, timesteps: int, probes: int, precision: Precision
+) -> Iterator[None]:
+    """Compiles in a thread what scores components, while images are rendered or sampled inside of the block,
+    for which there are other programs to compile. Images that are read from files are there at once: no
+    thread is worth the wait for it when they can't be read."""
+    denoiser = model.denoiser
+    if images is not None or not isinstance(denoiser, Denoiser) or conditions.takes(denoiser.unet):
+        yield
+        return
+
+    def compile_scores() -> None:
+        with devices.multiplying(precision):  # it holds in one thread only
+            attribution.prepare(denoiser, n, timesteps, attribution.Expansion(probes=probes))
+
+    with ThreadPoolExecutor(1) as pool:
+        compiled = pool.submit(compile_scores)
+        yield
+        compiled.result()
