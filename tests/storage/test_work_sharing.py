@@ -88,12 +88,12 @@ def interrupted(monkeypatch, *flags):
     """A sweep that is stopped once its first piece is there."""
     whole = work_sharing.run_missing
 
-    def first_alone(pieces, done, compute, title):
+    def first_alone(store, pieces, done, compute, title):
         def once(piece):
             compute(piece)
             raise KeyboardInterrupt
 
-        whole(pieces, done, once, title)
+        whole(store, pieces, done, once, title)
 
     with monkeypatch.context() as patch:
         patch.setattr(work_sharing, "run_missing", first_alone)
