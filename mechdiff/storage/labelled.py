@@ -110,8 +110,8 @@ def read(path: Path) -> xr.Dataset:
     if not path.exists():
         raise CheckpointError(f"no results at {path}; run the sweep first")
     with _whole(path):
-        consolidated = (path / ".zmetadata").exists()  # those of 0.1.0 are not
-        return renamed(xr.open_zarr(path, consolidated=consolidated, chunks=None).load())
+        # By what lies there, not by what consolidated metadata say does: a lost variable would be read as NaN.
+        return renamed(xr.open_zarr(path, consolidated=False, chunks=None).load())
 
 
 def renamed(dataset: xr.Dataset) -> xr.Dataset:

@@ -258,7 +258,12 @@ LAUNCHERS = [
         f"benchmarks.{path.stem}" for path in EXPERIMENTS.glob("benchmarks/[!_]*.py") if path.stem not in ARMS
     ),
 ]
-REQUIRED = {"compare": ("before",), "export_checkpoint": ("model", "to"), "import_checkpoint": ("from", "to")}
+REQUIRED = {
+    "compare": ("before",),
+    "export_checkpoint": ("model", "to"),
+    "import_checkpoint": ("from", "to"),
+    "benchmarks.ten_lines": ("images",),
+}
 OF_A_MODEL = (
     "sweep", "sweep_sequential", "sweep_scaling", "sweep_patterns", "sweep_sampling", "sample", "screen",
     "entropy", "circuits", "phases", "interchange", "roles", "interactions", "benchmarks.certified",

@@ -197,6 +197,6 @@ def test_a_damaged_result_is_one_line_with_a_way_out(denoiser, images, levels, t
     config = SweepConfig(image_block=6, chunk=8, ablations=("zero",))
     ablation_sweep(denoiser, EvalSet(images, levels[:1], KEY), tmp_path, config=config)
     (store,) = tmp_path.iterdir()
-    (store / ".zmetadata").write_text("{")  # of all arrays; what opens a store reads no other
+    (store / "loss" / ".zarray").write_text("{")
     with pytest.raises(CheckpointError, match="delete that folder"):
         ablation_sweep(denoiser, EvalSet(images, levels[:1], KEY), tmp_path, config=config)

@@ -12,7 +12,7 @@ from mechdiff.analysis.variation import variation
 from mechdiff.core.config import StudyConfig, SweepConfig
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.report import pairs, ranking
-from mechdiff.study import controls
+from mechdiff.study import circuit_results
 from mechdiff.study.eval_images import EvalImages
 from mechdiff.study.examine import Analysis
 from mechdiff.sweeps.ablation import ablation_sweep
@@ -29,7 +29,7 @@ def sentence(tiny):
         plant = planted.make(name, 1, images=8)
         config = dataclasses.replace(tiny, study=StudyConfig(pairs=5))
         examined = Analysis(plant.denoiser, config, EvalImages(plant.images, plant.others, "planted"))
-        table = controls.pairs(examined, config, [int(t) for t in plant.timesteps], KEY)
+        table = circuit_results.pairs(examined, config, [int(t) for t in plant.timesteps], KEY)
         return plant, str(pairs.sentence(table))
 
     return of
