@@ -110,7 +110,7 @@ def read(path: Path) -> xr.Dataset:
     if not path.exists():
         raise CheckpointError(f"no results at {path}; run the sweep first")
     with _whole(path):
-        # By what lies there, not by what consolidated metadata say does: a lost variable would be read as NaN.
+        # By what lies there, not by what consolidated metadata say: a lost variable would be read as NaN.
         return renamed(xr.open_zarr(path, consolidated=False, chunks=None).load())
 
 
