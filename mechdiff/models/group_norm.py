@@ -54,7 +54,7 @@ def group_norm(
       [1.0, 1.0]
     """
     on_cpu = jax.default_backend() == "cpu"
-    return (_normed_cpu if on_cpu else _normed)(x, scale, bias, groups, eps)
+    return (_normed_cpu if on_cpu else _normed)(jnp.asarray(x), scale, bias, groups, eps)
 
 
 def _normed(x: Maps, scale: AnyArray, bias: AnyArray, groups: int, eps: float) -> Maps:

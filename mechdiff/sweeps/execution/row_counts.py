@@ -32,7 +32,7 @@ def few_row_counts(joins: Sequence[int], costs: Sequence[float], most: int) -> t
 
     Example:
       >>> few_row_counts((0, 1, 5, 0, 1), (1.0, 1.0, 1.0, 1.0, 1.0), 2)
-      (0, 6, 0, 0, 1)
+      (0, 1, 6, 0, 0)
     """
     places = [stage for stage, joining in enumerate(joins) if joining]
     if len(places) <= most:
