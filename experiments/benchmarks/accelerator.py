@@ -5,7 +5,7 @@
 Arms, each a process of its own, the most telling first: correctness against a CPU's stored answers, ceilings
 from products that fill the card, attention alone in its forms, sweeps of `paper` in every precision and with
 rows that join late, against PyTorch's batched masks and its hook loop, training of `paper` against PyTorch,
-sweeps of `cpu32`, a profile. Sweeps tell the memory that was foretold beside that which the card counted.
+sweeps of `cpu32`, a profile. Sweeps tell the memory that was predicted beside that which the card counted.
 Every arm's result is in WORKDIR/accelerator.json as soon as it is there: start it again and it goes on with
 those that are missing. An arm that takes more than `--arm_seconds` is stopped, alone; after `--minutes` no
 arm is begun, and the one that runs is stopped. At the end there is one table, also in
@@ -13,6 +13,7 @@ WORKDIR/accelerator.txt. Rivals need the `torch` extra and are left out, said so
 """
 
 import dataclasses
+import functools
 import importlib.util
 import subprocess
 import sys
@@ -172,8 +173,8 @@ def _cells(result: dict | None) -> str:
     if "folder" in result:
         return f"{result['bytes'] / 2**20:.1f} MiB in {result['folder']}"
     peak = f", {result['peak_bytes'] / 2**30:.2f} GiB at most" if "peak_bytes" in result else ""
-    if "foretold_bytes" in result:
-        peak = f", {result['foretold_bytes'] / 2**30:.2f} GiB foretold{peak}"
+    if "predicted_bytes" in result:
+        peak = f", {result['predicted_bytes'] / 2**30:.2f} GiB predicted{peak}"
     compiling = f", {result['compiling']:.0f} s to compile" if "compiling" in result else ""
     return f"{result['items'] / result['seconds']:.1f} items/s{compiling}{peak}"
 
@@ -196,7 +197,7 @@ def main(config, workdir):
     done = files.read_json(path) if path.exists() else {}
     planned = arms(small, rivals, str(workdir / "profile"))
     deadline = time.monotonic() + 60 * MINUTES.value
-    save = lambda results: files.write_json(path, results)
+    save = functools.partial(files.write_json, path)
     text = table(planned, run(planned, done, deadline, save, ARM_SECONDS.value))
     files.write_atomic(workdir / "accelerator.txt", text + "\n")
     print(text)

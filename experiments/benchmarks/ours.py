@@ -93,8 +93,8 @@ def operations(task, images, config):
     return facts
 
 
-def foretold(config, images):
-    """Bytes that a sweep is foretold to take of the devices: all but the host's own."""
+def predicted(config, images):
+    """Bytes that a sweep is predicted to take of the devices: all but the host's own."""
     shapes = jax.eval_shape(functools.partial(init_unet, config=config.unet), jax.random.key(0))
     params, identity = jax.tree.map(lambda leaf: np.broadcast_to(leaf.dtype.type(0), leaf.shape), shapes)
     denoiser = Denoiser("zeros", config.unet, make_schedule(config.diffusion), params, identity)
@@ -120,7 +120,7 @@ def main(task, variant, images, config):
     if peak := memory_peak():
         facts |= {"peak_bytes": peak}
     if task == "forward_sweep":
-        facts |= {"foretold_bytes": foretold(config, images)}
+        facts |= {"predicted_bytes": predicted(config, images)}
     print(json.dumps(result | facts))
 
 

@@ -3,7 +3,7 @@
 A run reads and writes a plain folder; a thread sends what changed every half minute, and all of it at the
 end. Whenever a run is killed, the next one, on whatever machine, goes on from what was sent to the same
 numbers (see `mirror`). Several processes, each with a copy of its own, share a sweep, and locks hold between
-them (see `claims`): no file system that all of them see is needed.
+them (see `ownership`): no file system that all of them see is needed.
 """
 
 import contextlib

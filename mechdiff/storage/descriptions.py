@@ -46,7 +46,7 @@ NAMES = {
     "pooled_difference_p": ("1", f"p of the change: {FLIPS}, Holm over components"),
     "contribution": ("%", "contribution of an image to the pooled relative loss increase"),
     "model": ("", "name of the model"),
-    "score": ("1", "loss change of an ablation as its gradient foretells it"),
+    "score": ("1", "loss change of an ablation as its gradient predicts it"),
     "first": ("1", "first-order part of the score"),
     "second": ("1", "second-order part of the score"),
     "without_a": ("1", "loss change when a is ablated"),

@@ -2,7 +2,8 @@
 
 Zarr writes each chunk aside and renames it, so a process killed at any moment leaves only whole
 pieces; which are missing is read off the fill value (NaN). Metadata are consolidated, so `xarray.open_zarr`
-opens a result without a warning.
+opens a result without a warning; here it is read by what lies there, since consolidated metadata
+name a lost variable too, which would be read as NaN.
 """
 
 import contextlib
@@ -98,7 +99,7 @@ def opened(path: Path) -> xr.Dataset:
       CheckpointError: damaged.
     """
     with _whole(path):
-        return xr.open_zarr(path, consolidated=True, chunks=None)
+        return xr.open_zarr(path, consolidated=False, chunks=None)
 
 
 def read(path: Path) -> xr.Dataset:
@@ -110,7 +111,6 @@ def read(path: Path) -> xr.Dataset:
     if not path.exists():
         raise CheckpointError(f"no results at {path}; run the sweep first")
     with _whole(path):
-        # By what lies there, not by what consolidated metadata say: a lost variable would be read as NaN.
         return renamed(xr.open_zarr(path, consolidated=False, chunks=None).load())
 
 

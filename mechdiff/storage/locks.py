@@ -18,11 +18,11 @@ except ImportError:  # not a POSIX system
 
 from mechdiff.core.errors import BusyError
 from mechdiff.storage import exchange
-from mechdiff.storage.claims import LOCKS
 from mechdiff.storage.files import (
     ensure_writable,
     plain_errors,
 )
+from mechdiff.storage.ownership import LOCKS
 
 # What file systems answer that know no locks (some network and FUSE mounts).
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}

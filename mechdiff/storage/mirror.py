@@ -10,8 +10,8 @@ import threading
 from pathlib import Path
 
 from mechdiff.core.errors import BusyError, DataError
-from mechdiff.storage.claims import LOCKS, Claims, Members
 from mechdiff.storage.objects import Objects
+from mechdiff.storage.ownership import LOCKS, Members, Ownership
 
 UNFINISHED = (".tmp", ".partial", ".old", ".lock", "orbax-checkpoint-tmp")  # in names of what isn't whole
 LOCAL_ONLY = ("cache",)  # folders that any machine makes again
@@ -34,7 +34,7 @@ class Mirror:
         self.address, self.folder = address.rstrip("/"), folder
         self.objects = Objects(self.address)
         self.members = Members(self.objects, lease_seconds)
-        self.claims = Claims(self.objects, self.members)
+        self.ownership = Ownership(self.objects, self.members)
         self.sent: dict[str, Stamp] = {}
         self.versions: dict[str, Stamp] = {}
         self._seen: dict[str, set[Stamp]] = {}  # versions of what was here once: nothing removed comes back
@@ -51,7 +51,7 @@ class Mirror:
         for other in others.keys() - alive:
             self.members.forget(other)
         if not alive:
-            self.claims.forget_work()
+            self.ownership.forget_work()
 
     def beat(self) -> None:
         """Says that this process lives: by a thread of its own, as what is sent may take long."""
@@ -94,7 +94,7 @@ class Mirror:
 
     def take(self, name: str) -> bool:
         """See `exchange.Exchange`; locks that were taken are watched over."""
-        before = self.claims.take(name)
+        before = self.ownership.take(name)
         if before is None:
             return False
         if name.split("/")[0] == LOCKS:
@@ -106,12 +106,12 @@ class Mirror:
     def release(self, name: str) -> None:
         """See `exchange.Exchange`."""
         self._held.discard(name)
-        if self.claims.holds(name):
-            self.claims.release(name)
+        if self.ownership.holds(name):
+            self.ownership.release(name)
 
     def holder(self, name: str) -> str:
         """See `exchange.Exchange`."""
-        return self.claims.holder(name)
+        return self.ownership.holder(name)
 
     def _fetch(self, others: dict[str, dict], changed: bool = False) -> None:
         listed: dict[str, set[Stamp]] = {}
@@ -146,7 +146,7 @@ class Mirror:
 
     def _check_locks(self) -> None:
         for name in self._held:
-            if not self.claims.holds(name):
+            if not self.ownership.holds(name):
                 raise BusyError(
                     f"{self.address}: this process sent nothing for {self.members.lease_seconds:.0f} s, and "
                     f"process {self.holder(name)} took over; what was made here since is not sent"

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from mechdiff.storage import exchange, run_log
-from mechdiff.storage.claims import WORK
+from mechdiff.storage.ownership import WORK
 
 
 def run_missing(

@@ -1,6 +1,7 @@
 """Calibration of intervals over images: sequential sweeps with optional stopping, faithfulness from few
 images, and images clustered by person."""
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -111,7 +112,7 @@ def _faithfulness(rng: np.random.Generator, repeats: int) -> list[Check]:
         units = stats.Units(np.arange(images), images, False)
         covered, before = [], []
         for number, (ablated, intact, circuit) in enumerate(circuit_losses(rng, repeats, images)):
-            f = lambda w: faithfulness(circuit, ablated, intact, w)  # noqa: B023
+            f = functools.partial(faithfulness, circuit, ablated, intact)
             interval = stats.jackknife_interval(f, units)
             covered.append(interval.low <= 0.8 <= interval.high)
             bootstrap = stats.bootstrap_units(f, units, repeats=RESAMPLES, seed=number)

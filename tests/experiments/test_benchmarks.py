@@ -80,7 +80,7 @@ def test_the_accelerators_arms_go_on_where_they_stopped(monkeypatch):
         ran.append((task, variant))
         if len(ran) == 2:
             raise MechdiffError("ended with code 1")
-        facts = {"peak_bytes": 2**29, "foretold_bytes": 2**30, "device": "x"}
+        facts = {"peak_bytes": 2**29, "predicted_bytes": 2**30, "device": "x"}
         return {"items": 8, "seconds": 2.0, "compiling": 3.0, **facts}
 
     monkeypatch.setattr(_rounds, "_run", fails_once)
@@ -88,7 +88,7 @@ def test_the_accelerators_arms_go_on_where_they_stopped(monkeypatch):
     results = accelerator.run(planned[:3], {}, later, lambda state: saved.append(dict(state)))
     assert [len(state) for state in saved] == [1, 2, 3]
     lines = accelerator.table(planned[:4], results).splitlines()
-    assert lines[1].endswith("4.0 items/s, 3 s to compile, 1.00 GiB foretold, 0.50 GiB at most")
+    assert lines[1].endswith("4.0 items/s, 3 s to compile, 1.00 GiB predicted, 0.50 GiB at most")
     assert lines[2].endswith("failed: ended with code 1") and lines[4].endswith("not run: no time left")
     accelerator.run(planned[:3], results, later, saved.append)
     assert ran[3:] == [("answers", planned[1].variant)]

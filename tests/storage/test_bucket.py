@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mechdiff.core.errors import BusyError, ConfigError, DataError, MechdiffError
-from mechdiff.storage import bucket, claims, exchange, locks, objects, work_sharing
+from mechdiff.storage import bucket, exchange, locks, objects, ownership, work_sharing
 from mechdiff.storage.mirror import Mirror
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,7 @@ def joined(address, folder, lease_seconds=60.0):
 
 def on_another_machine(mirror, monkeypatch):
     """From now on it is not seen whether a process of its number runs here."""
-    monkeypatch.setattr(mirror.members, "id", mirror.members.id.replace(claims._machine(), "elsewhere"))
+    monkeypatch.setattr(mirror.members, "id", mirror.members.id.replace(ownership._machine(), "elsewhere"))
 
 
 def content(folder):
@@ -236,7 +236,7 @@ def test_two_that_fill_one_store_share_its_pieces_and_both_have_all(address, tmp
 
 def test_a_process_lives_while_it_sends_something_that_takes_long(address, monkeypatch):
     under_way, enough, beats = threading.Event(), threading.Event(), []
-    put, renew = objects.Objects.put, claims.Members.renew
+    put, renew = objects.Objects.put, ownership.Members.renew
 
     def slow(self, name, what):
         if name == "large":
@@ -252,7 +252,7 @@ def test_a_process_lives_while_it_sends_something_that_takes_long(address, monke
             enough.set()
 
     monkeypatch.setattr(objects.Objects, "put", slow)
-    monkeypatch.setattr(claims.Members, "renew", counted)
+    monkeypatch.setattr(ownership.Members, "renew", counted)
     with bucket.local_copy(address, seconds=0.1) as folder:
         (folder / "large").write_bytes(b"1")
         assert enough.wait(60)

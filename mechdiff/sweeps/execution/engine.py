@@ -30,7 +30,8 @@ ROW_COUNTS = 6  # of a pass on an accelerator, besides that of the clean rows; n
 
 
 class _Dealt(NamedTuple):
-    """Interventions that are on their devices, and what they were made from: the layout, and the leaves."""
+    """Interventions that are on their devices, and what they were made from: the layout, and the leaves, of
+    which arrays that can be written to are copies."""
 
     plan: Layout
     leaves: list[AnyArray]
@@ -150,10 +151,11 @@ class Engine:
         timestep: they are sent once, which takes as long as a small network takes to run."""
         leaves = jax.tree.leaves(dataclasses.replace(stacked, **dict.fromkeys(REPLACEMENTS)))
         last = self._dealt
-        if last is None or not (_alike(plan, last.plan) and _same_objects(leaves, last.leaves)):
+        if last is None or not (_alike(plan, last.plan) and _unchanged(leaves, last.leaves)):
             dealt = layout.by_pass(plan, stacked, self.denoiser.identity)
             placed = jax.device_put(dealt, NamedSharding(plan.mesh, passes.PASSES))
-            last = self._dealt = _Dealt(plan, leaves, placed)
+            copies = [leaf if isinstance(leaf, jax.Array) else np.array(leaf) for leaf in leaves]
+            last = self._dealt = _Dealt(plan, copies, placed)
         return last.placed
 
     def forecast(self, stacked: Intervention, images: int, kept: int = 0) -> memory.Forecast:
@@ -218,5 +220,9 @@ def _alike(plan: Layout, other: Layout) -> bool:
     return plan.mesh == other.mesh and np.array_equal(plan.order, other.order)
 
 
-def _same_objects(leaves: list[AnyArray], others: list[AnyArray]) -> bool:
-    return len(leaves) == len(others) and all(a is b for a, b in zip(leaves, others, strict=True))
+def _unchanged(leaves: list[AnyArray], before: list[AnyArray]) -> bool:
+    """Whether arrays are those of before: JAX's the same objects, NumPy's, which can be written to, equal."""
+    return len(leaves) == len(before) and all(
+        leaf is other if isinstance(leaf, jax.Array) else np.array_equal(leaf, other)
+        for leaf, other in zip(leaves, before, strict=True)
+    )

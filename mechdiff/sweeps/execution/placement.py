@@ -2,6 +2,7 @@
 
 import weakref
 
+import jax
 from jax.sharding import Mesh
 
 from mechdiff.core import devices
@@ -14,12 +15,14 @@ _kept: dict[int, dict[Mesh, Examinable]] = {}  # id of a denoiser that is alive 
 
 
 def placed(denoiser: Examinable, mesh: Mesh) -> Examinable:
-    """The denoiser with its arrays on every device of a mesh; a small one is placed once for all its sweeps.
+    """The denoiser with its arrays on every device of a mesh; a small one is placed once for all its sweeps,
+    unless it has arrays that can be written to (NumPy's): its sweeps would not see what was written.
 
     Of that very mesh: JAX reads the layout of the results off the mesh of the arguments, and two of equal
     axis names but other shapes are mixed up.
     """
-    if memory.tree_bytes(denoiser.params) > KEPT_BYTES:
+    immutable = all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(denoiser))
+    if not immutable or memory.tree_bytes(denoiser.params) > KEPT_BYTES:
         return devices.everywhere(mesh, denoiser)
     if id(denoiser) not in _kept:
         _kept[id(denoiser)] = {}

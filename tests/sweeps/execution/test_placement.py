@@ -3,6 +3,8 @@
 import dataclasses
 import gc
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mechdiff.core import devices
@@ -10,7 +12,7 @@ from mechdiff.sweeps.execution import placement
 
 
 def test_a_small_denoiser_is_placed_once_and_goes_with_it(denoiser):
-    mine, mesh = dataclasses.replace(denoiser), devices.over(1)
+    mine, mesh = jax.tree.map(jnp.asarray, denoiser), devices.over(1)
     kept = len(placement._kept)
     placed = placement.placed(mine, mesh)
     assert placement.placed(mine, mesh) is placed
@@ -23,6 +25,19 @@ def test_a_small_denoiser_is_placed_once_and_goes_with_it(denoiser):
 
 def test_a_large_denoiser_is_not_kept(denoiser, monkeypatch):
     monkeypatch.setattr(placement, "KEPT_BYTES", 0)
-    mine, kept = dataclasses.replace(denoiser), len(placement._kept)
+    mine, kept = jax.tree.map(jnp.asarray, denoiser), len(placement._kept)
     placement.placed(mine, devices.over(1))
     assert len(placement._kept) == kept
+
+
+def test_parameters_that_can_be_written_to_are_placed_anew(denoiser):
+    mine, mesh = (
+        dataclasses.replace(denoiser, params=jax.tree.map(np.array, denoiser.params)),
+        devices.over(1),
+    )
+    before = placement.placed(mine, mesh)
+    leaf = jax.tree.leaves(mine.params)[0]
+    leaf += 1
+    after = placement.placed(mine, mesh)
+    np.testing.assert_array_equal(jax.tree.leaves(after.params)[0], leaf)
+    assert not np.array_equal(jax.tree.leaves(before.params)[0], leaf)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mechdiff.storage.objects import Objects
 
-MEMBERS, CLAIMS = "mechdiff-members", "mechdiff-claims"
+MEMBERS, OWNERS = "mechdiff-members", "mechdiff-owners"
 WORK, LOCKS = "work", "locks"  # kinds of names; those of work are forgotten when nobody is at it
 LOOK_SECONDS = 1.0  # for which it is remembered who lives
 
@@ -71,7 +71,7 @@ class Members:
         return time.monotonic() + (self._clock_ahead or 0.0) - written < self.lease_seconds
 
 
-class Claims:
+class Ownership:
     """Names that processes take, each by one at a time."""
 
     def __init__(self, objects: Objects, members: Members):
@@ -103,14 +103,14 @@ class Claims:
         return (self.objects.read(_slot(name, self._last(name))) or {}).get("who", "")
 
     def forget_work(self) -> None:
-        """Removes all claims of work: what is done is known by its files."""
-        for name in self.objects.names(f"{CLAIMS}/{WORK}"):
+        """Removes the owners of all work: what is done is known by its files."""
+        for name in self.objects.names(f"{OWNERS}/{WORK}"):
             self.objects.remove(name)
 
     def _last(self, name: str) -> int:
         """The number of the newest record of a name."""
-        below = (Path(other) for other in self.objects.names(f"{CLAIMS}/{name}"))
-        numbers = [int(path.name) for path in below if path.parent == Path(CLAIMS, name)]
+        below = (Path(other) for other in self.objects.names(f"{OWNERS}/{name}"))
+        numbers = [int(path.name) for path in below if path.parent == Path(OWNERS, name)]
         return max(numbers, default=0)
 
 
@@ -119,7 +119,7 @@ def _record(member: str) -> str:
 
 
 def _slot(name: str, number: int) -> str:
-    return f"{CLAIMS}/{name}/{number}"
+    return f"{OWNERS}/{name}/{number}"
 
 
 def _machine() -> str:
@@ -141,6 +141,6 @@ def _is_gone(member: str) -> bool:
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return True
-    except PermissionError:
-        return False
+    except PermissionError:  # of another user
+        pass
     return False
