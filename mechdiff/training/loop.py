@@ -20,7 +20,7 @@ from jaxtyping import Array, Int, UInt8
 
 from mechdiff.core import devices, keys, processes
 from mechdiff.core.config import ExperimentConfig, to_dict
-from mechdiff.core.errors import ConfigError, NumericsError
+from mechdiff.core.errors import NumericsError
 from mechdiff.core.types import PyTree
 from mechdiff.data import Dataset, class_names, to_bytes, to_float
 from mechdiff.diffusion.samplers import Sampler, sample
@@ -48,9 +48,8 @@ class Trainer:
         """Reads the data and places the state's parts.
 
         Raises:
-          ConfigError: devices that don't divide the batch; several processes without a disk that all see.
+          ConfigError: devices that don't divide the batch.
         """
-        _check_disk(workdir)
         self.tensorboard = tensorboard
         self.config, self.workdir = config, files.ensure_writable(workdir)
         self.placement = data_parallel(config.train)
@@ -66,6 +65,7 @@ class Trainer:
         """Trains to the end, from the newest checkpoint if there is one; the exported model's folder."""
         with contextlib.ExitStack() as stack:
             processes.in_first(lambda: stack.enter_context(locks.lock(self.workdir)))
+            stack.enter_context(exchange.written_by_first(self.workdir))
             saved = stack.enter_context(checkpoint.TrainCheckpoints(self.workdir / "checkpoints"))
             state, identity, start = self._start(saved)
             log = processes.in_first(lambda: self._open_log(start))
@@ -98,6 +98,7 @@ class Trainer:
         newest = processes.from_first(saved.latest_step() or 0)
         if not newest:
             return *init(), 0
+        self._fetch()
         placed = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
@@ -110,6 +111,13 @@ class Trainer:
             ignore=("name", "sweep", "study", "train.steps", "train.keep", "train.fsdp"),
         )
         return state, init()[1], newest
+
+    def _fetch(self) -> None:
+        """Where each process has a copy of the folder: what the first one has is in all of them then."""
+        if exchange.has_copies(self.workdir) and not processes.is_first():
+            others = exchange.of(self.workdir)
+            assert others is not None
+            others.refresh()
 
     def _started(self, step: int) -> None:
         facts = {
@@ -177,10 +185,10 @@ class Trainer:
         if bad.any():
             step = done - len(bad) + int(bad.argmax())
             saved.wait()
-            last = saved.latest_step()
+            last = processes.from_first(saved.latest_step() or 0)
             kept = "no checkpoint was kept yet"
             if last:
-                kept = f"{saved.folder / str(last)} is the last good checkpoint"
+                kept = f"{exchange.address_of(saved.folder / str(last))} is the last good checkpoint"
             raise NumericsError(
                 f"loss {values.loss[bad.argmax()]} at step {step} is not finite; {kept}; "
                 "lower train.learning_rate or train.clip_norm and start again"
@@ -262,13 +270,3 @@ def train(config: ExperimentConfig, workdir: Path, *, tensorboard: bool = False)
     """
     return Trainer(config, workdir, tensorboard=tensorboard).run()
 
-
-def _check_disk(workdir: Path) -> None:
-    """A checkpoint of several processes is written by all of them, into one folder."""
-    bucket = exchange.of(workdir)
-    if bucket is not None and jax.process_count() > 1:
-        raise ConfigError(
-            f"--workdir={bucket.address}: training in {jax.process_count()} processes writes its checkpoints "
-            "together, into a folder that all of them see; name one on a common file system, or train in one "
-            "process (over all devices of its machine)"
-        )
