@@ -20,7 +20,7 @@ import jax
 from absl import flags
 
 from experiments import _launch
-from experiments.benchmarks import _operations
+from experiments.benchmarks import _flops
 from mechdiff.core import keys
 from mechdiff.core.config import SweepConfig, override
 from mechdiff.core.devices import use_all_cores
@@ -85,7 +85,7 @@ def main(config, workdir):
         needed = runs // count
         ratios = f"{per_image * needed / took:14.2f} x{runs / nested.spent:8.2f} x"
         print(f"{name:24}{needed:22}{runs:24,}{per_image * needed:10.1f}{ratios}")
-    print(f"fixed designs: run on {pilot} images, extrapolated\n{_operations.ceiling()}")
+    print(f"fixed designs: run on {pilot} images, extrapolated\n{_flops.ceiling()}")
     if left:
         print(f"{left} components stayed undecided: no certified answer; give more images (--images)")
 

@@ -14,7 +14,7 @@ import jax
 from absl import flags
 
 from experiments import _launch
-from experiments.benchmarks import _operations, scaling
+from experiments.benchmarks import _flops, scaling
 from mechdiff.core.devices import use_all_cores
 from mechdiff.models.unet import components
 from mechdiff.sweeps.execution import engine
@@ -44,7 +44,7 @@ def main(config, workdir):
         f"compiling included: {count * images / seconds:.0f} a second"
     )
     print("\n".join([f"{'memory':40}{'MiB':>8}", *(f"{name:40}{size:8.0f}" for name, size in rows.items())]))
-    print(_operations.ceiling())
+    print(_flops.ceiling())
     sys.exit(0 if after <= MEMORY.value else 1)
 
 

@@ -251,7 +251,7 @@ def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
 
 
 EXPERIMENTS = ROOT / "experiments"
-ARMS = ("ours", "rival")  # programs that benchmarks start
+ARMS = ("mechdiff_arm", "torch_baseline")  # programs that benchmarks start
 LAUNCHERS = [
     *sorted(path.stem for path in EXPERIMENTS.glob("[!_]*.py")),
     *sorted(

@@ -20,16 +20,16 @@ from experiments import _launch
 from mechdiff.core.config import ExperimentConfig, UNetConfig, to_dict
 from mechdiff.core.errors import MechdiffError
 
-OURS = "mechdiff"
+MECHDIFF = "mechdiff"
 ARMS = {  # name in the table -> module, variant
-    OURS: ("experiments.benchmarks.ours", "float32"),
-    "PyTorch": ("experiments.benchmarks.rival", "eager"),
-    "PyTorch, channels last": ("experiments.benchmarks.rival", "channels_last"),
+    MECHDIFF: ("experiments.benchmarks.mechdiff_arm", "float32"),
+    "PyTorch": ("experiments.benchmarks.torch_baseline", "eager"),
+    "PyTorch, channels last": ("experiments.benchmarks.torch_baseline", "channels_last"),
 }
 BATCHED = {  # of a sweep only: many ablations in a batch, by masks with one entry a row
-    "PyTorch, batched": ("experiments.benchmarks.rival", "batched_eager"),
-    "PyTorch, batched, ch. last": ("experiments.benchmarks.rival", "batched_channels_last"),
-    "PyTorch, batched, compiled": ("experiments.benchmarks.rival", "batched_compiled"),
+    "PyTorch, batched": ("experiments.benchmarks.torch_baseline", "batched_eager"),
+    "PyTorch, batched, ch. last": ("experiments.benchmarks.torch_baseline", "batched_channels_last"),
+    "PyTorch, batched, compiled": ("experiments.benchmarks.torch_baseline", "batched_compiled"),
 }
 NETS = {  # networks of the table of targets that are no presets
     "c32": UNetConfig(  # 16 channels a head
@@ -63,15 +63,17 @@ def compare(
     """Arm -> what it measured in each round.
 
     Args:
-      chosen: regular expression that names of the rivals match in full.
+      chosen: regular expression that names of the baselines match in full.
     Raises:
       MechdiffError: PyTorch or diffusers are not installed, or an arm failed.
     """
     for package in ("torch", "diffusers"):
         if importlib.util.find_spec(package) is None:
-            raise MechdiffError(f"{package} is not installed; pip install 'mechdiff[torch]' gives the rival")
+            raise MechdiffError(
+                f"{package} is not installed; pip install 'mechdiff[torch]' gives the baseline"
+            )
     arms = ARMS | (BATCHED if task == "forward_sweep" else {})
-    arms = {name: arm for name, arm in arms.items() if name == OURS or re.fullmatch(chosen, name)}
+    arms = {name: arm for name, arm in arms.items() if name == MECHDIFF or re.fullmatch(chosen, name)}
     measured: dict[str, list[dict]] = {name: [] for name in arms}
     with tempfile.TemporaryDirectory() as cache:  # torch.compile's, so that only its first round compiles
         for turn in range(rounds):
@@ -125,13 +127,13 @@ def table(measured: dict[str, list[dict]], unit: str, work: float) -> str:
         return statistics.median(r[fact] for r in measured[name])
 
     rates = {name: sorted(r["items"] / r["seconds"] for r in results) for name, results in measured.items()}
-    first = measured[OURS][0]
+    first = measured[MECHDIFF][0]
     ceiling = max(middle(name, "product") for name in measured)
-    heads = f"{'lowest':>10}{'highest':>10}{'ours is':>10}{'GF/s':>8}{'of ceiling':>12}"
+    heads = f"{'lowest':>10}{'highest':>10}{'speed-up':>10}{'GF/s':>8}{'of ceiling':>12}"
     lines = [f"{'':28}{unit + '/s':>22}{heads}"]
     for name, rate in rates.items():
         speed = statistics.median(rate)
-        ratio = statistics.median(rates[OURS]) / speed
+        ratio = statistics.median(rates[MECHDIFF]) / speed
         numbers = f"{speed:22.1f}{rate[0]:10.1f}{rate[-1]:10.1f}{ratio:9.2f}x"
         per_item = measured[name][0].get("needed", work * first["flops"] * first["items"]) / first["items"]
         lines.append(
@@ -146,6 +148,6 @@ def table(measured: dict[str, list[dict]], unit: str, work: float) -> str:
     ]
     lines.append(
         f"{first['parameters']:,} parameters, {first['flops'] / 1e9:.3f} GF per image and forward pass; "
-        f"medians over {len(measured[OURS])} alternated rounds"
+        f"medians over {len(measured[MECHDIFF])} alternated rounds"
     )
     return "\n".join(lines)
