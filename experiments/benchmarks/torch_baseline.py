@@ -177,7 +177,7 @@ def wait():
 
 
 def training_step(config: ExperimentConfig, layout: str, images: int) -> tuple:
-    """Noise, loss, gradients, clipping, AdamW, EMA, as `train_step`; autocast where `train.dtype` is bfloat16.
+    """Noise, loss, gradients, clipping, AdamW, EMA, as `train_step`; autocast where `dtype` is bfloat16.
 
     Args:
       layout: as in `prepared`; with `_compiled` behind it the network goes through `torch.compile`.
