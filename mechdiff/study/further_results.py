@@ -73,7 +73,7 @@ def _once(path: Path, key: str, make: Callable[[], xr.Dataset]) -> None:
 
 
 def _key(examined: Analysis, config: ExperimentConfig, result: str) -> str:
-    """SHA-256 of everything that decides the numbers of `result`; its field names are part of it.
+    """SHA-256 of everything that decides the numbers of `result`; its field names are part of it, old ones too.
 
     Settings of other results are left out, so that roles can be added to a study without doing the rest anew.
     """
