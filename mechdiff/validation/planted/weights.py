@@ -46,7 +46,8 @@ def distractors(config: UNetConfig, rng: np.random.Generator, leak: float = LEAK
     """Parameters of active distractors only: no component affects the output, but for `leak`.
 
     Heads attend sharply, and their output projections are zero. Branches, skips and time injections are
-    random and write to unread channels; branches also write to the live content, with weights of scale `leak`.
+    random and write to unread channels; branches also write to the live content, with weights of scale
+    `leak`.
     """
     params, _ = template(config)
 
