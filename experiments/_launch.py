@@ -181,7 +181,7 @@ def _parse(argv: list[str]) -> None:
 def _renamed(word: str) -> str:
     """A word of the command line, with a flag's name of the first edition replaced by that of today."""
     name, equals, value = word.removeprefix("--").partition("=")
-    today = old_names.FLAG_NAMES.get(name)
+    today = old_names.FLAG_NAMES.get(name, name)
     if not word.startswith("--") or name in FLAGS or today not in FLAGS:
         return word
     return f"--{today}{equals}{value}"
