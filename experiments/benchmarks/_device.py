@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks import _rounds, ours
+from experiments.benchmarks import _harness, mechdiff_arm
 from mechdiff.core import devices
 from mechdiff.core.config import ExperimentConfig, SweepConfig, from_dict
 from mechdiff.diffusion.eval_set import EvalSet
@@ -36,7 +36,7 @@ def product(setting: str, config: ExperimentConfig, side: int) -> dict:
     dtype = jnp.bfloat16 if setting == "bfloat16" else jnp.float32
     a = jnp.ones((side, side), dtype)
     multiply = jax.jit(lambda a: jnp.matmul(a, a, precision=PRODUCTS[setting]))
-    taken = _rounds.seconds(lambda: multiply(a).block_until_ready())
+    taken = _harness.seconds(lambda: multiply(a).block_until_ready())
     return {"gflops": 2 * side**3 / taken / 1e9, "side": side}
 
 
@@ -64,7 +64,7 @@ def answers(setting: str, config: ExperimentConfig, side: int) -> dict:
 
 
 def attention(setting: str, config: ExperimentConfig, side: int) -> dict:
-    """Attention of the network's widest map that has it, of `side` images: `ours`, JAX's own, or cuDNN's.
+    """Attention of the network's widest map that has it, of `side` images: `mechdiff`, JAX's own, or cuDNN's.
 
     Milliseconds without and with gradient, and the largest difference from patterns in float64.
     """
@@ -73,16 +73,16 @@ def attention(setting: str, config: ExperimentConfig, side: int) -> dict:
     shape = (side, stage.heads, stage.resolution**2, stage.width // stage.heads)
     q, k, v = (np.random.default_rng(seed).normal(size=shape) for seed in range(3))
     q = q * shape[-1] ** -0.5
-    run = (
-        attend if form == "ours" else functools.partial(_library_attention, "xla" if form == "jax" else form)
-    )
+    run = attend
+    if form != "mechdiff":
+        run = functools.partial(_library_attention, "xla" if form == "jax" else form)
     placed = [jnp.asarray(a, dtype) for a in (q, k, v)]
     with jax.default_matmul_precision("float32"):
         forward = jax.jit(run)
         gradient = jax.jit(jax.grad(lambda *a: run(*a).astype(jnp.float32).sum(), (0, 1, 2)))
         output = np.asarray(forward(*placed)[:1], np.float64)
         taken = [
-            1e3 * _rounds.seconds(lambda call=call: jax.block_until_ready(call(*placed)))
+            1e3 * _harness.seconds(lambda call=call: jax.block_until_ready(call(*placed)))
             for call in (forward, gradient)
         ]
     weights = np.exp(q[:1] @ k[:1].swapaxes(-1, -2))
@@ -102,7 +102,7 @@ def _library_attention(form: str, q: jax.Array, k: jax.Array, v: jax.Array) -> j
 def profile(setting: str, config: ExperimentConfig, side: int) -> dict:
     """A trace of one sweep that is compiled already; open the folder with xprof or TensorBoard."""
     sweep = dataclasses.replace(config.sweep, precision=setting)
-    once, _ = ours.forward_sweep(dataclasses.replace(config, sweep=sweep), side)
+    once, _ = mechdiff_arm.forward_sweep(dataclasses.replace(config, sweep=sweep), side)
     once()
     folder = Path(config.name)
     with jax.profiler.trace(str(folder)):

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from absl import flags
 
 from experiments import _launch
-from experiments.benchmarks import _rounds
+from experiments.benchmarks import _harness
 from mechdiff.core import presets
 from mechdiff.core.config import ExperimentConfig, override
 from mechdiff.core.errors import MechdiffError
@@ -35,11 +35,13 @@ MINUTES = flags.DEFINE_float("minutes", 8.0, "After so long no arm is begun.", l
 ARM_SECONDS = flags.DEFINE_float("arm_seconds", 150.0, "After so long an arm is stopped.", lower_bound=1)
 SMALL = flags.DEFINE_boolean("small", None, "A rehearsal with tiny networks; default: on CPUs.")
 
-OURS, RIVAL, DEVICE = (f"experiments.benchmarks.{name}" for name in ("ours", "rival", "_device"))
+# Modules that an arm's process runs.
+MECHDIFF, PYTORCH = "experiments.benchmarks.mechdiff_arm", "experiments.benchmarks.torch_baseline"
+DEVICE = "experiments.benchmarks._device"
 PRODUCTS = ("float32", "tf32", "bfloat16")
 SETTINGS = ("float32", "3xtf32", "tf32", "bfloat16")
-ATTENTION = {"ours": ("float32", "bfloat16"), "jax": ("float32", "bfloat16"), "cudnn": ("bfloat16",)}
-ROW_COUNTS = "MECHDIFF_BENCHMARK_ROW_COUNTS"  # read by `ours`
+ATTENTION = {"mechdiff": ("float32", "bfloat16"), "jax": ("float32", "bfloat16"), "cudnn": ("bfloat16",)}
+ROW_COUNTS = "MECHDIFF_BENCHMARK_ROW_COUNTS"  # read by `mechdiff_arm`
 NOTHING = 5.0  # seconds in which no arm can start
 
 
@@ -60,16 +62,16 @@ def arms(small: bool, rivals: bool, folder: str) -> list[Arm]:
     tiny = presets.preset("tiny")
     paper, cpu32 = (tiny, tiny) if small else (presets.preset("paper"), presets.preset("cpu32"))
     side = 256 if small else 8192
-    kinds = [
-        *(Arm(f"answers, {each}", DEVICE, "answers", each, 0, tiny) for each in SETTINGS),
-        *(Arm(f"product, {each}", DEVICE, "product", each, side, tiny) for each in PRODUCTS),
+    profiled, images = dataclasses.replace(_at(paper, 1, "float32"), name=folder), 4 if small else 16
+    return [
+        *(Arm(f"answers, {setting}", DEVICE, "answers", setting, 0, tiny) for setting in SETTINGS),
+        *(Arm(f"product, {setting}", DEVICE, "product", setting, side, tiny) for setting in PRODUCTS),
         *_attention(paper, 2 if small else 64),
         *_sweeps("paper", paper, 4 if small else 16, 1, rivals),
         *_training(paper, 8 if small else 128, rivals),
         *_sweeps("cpu32", cpu32, 4 if small else 64, 1 if small else 4, rivals),
+        Arm("profile, sweep of paper", DEVICE, "profile", "float32", images, profiled),
     ]
-    profiled, images = dataclasses.replace(_at(paper, 1, "float32"), name=folder), 4 if small else 16
-    return [*kinds, Arm("profile, sweep of paper", DEVICE, "profile", "float32", images, profiled)]
 
 
 def _attention(config: ExperimentConfig, images: int) -> list[Arm]:
@@ -85,36 +87,40 @@ def _at(config: ExperimentConfig, timesteps: int, setting: str) -> ExperimentCon
 
 
 def _sweeps(name: str, config: ExperimentConfig, images: int, timesteps: int, rivals: bool) -> list[Arm]:
-    """Ours in every precision; the rival's best forms in float32 and TF32."""
+    """mechdiff in every precision; PyTorch's best forms in float32 and TF32."""
     title = f"sweep of {name}, {images} images, {timesteps} timesteps"
-    ours = [
-        Arm(f"{title}, {each}", OURS, "forward_sweep", each, images, _at(config, timesteps, each))
-        for each in SETTINGS
+    shared_prefix = [
+        Arm(
+            f"{title}, {setting}", MECHDIFF, "forward_sweep", setting, images, _at(config, timesteps, setting)
+        )
+        for setting in SETTINGS
     ]
     late = Arm(
-        f"{title}, tf32, rows join late", OURS, "forward_sweep", "tf32", images,
+        f"{title}, tf32, rows join late", MECHDIFF, "forward_sweep", "tf32", images,
         _at(config, timesteps, "tf32"), {ROW_COUNTS: "0"},
     )  # fmt: skip
     # The most telling first; one hook at a time, as most would write it, takes the longest.
     forms = ("batched_channels_last", "batched_compiled", "batched_eager", "channels_last") if rivals else ()
-    theirs = [
+    baselines = [
         Arm(
-            f"{title}, {each}, PyTorch {form}", RIVAL, "forward_sweep", form, images,
+            f"{title}, {setting}, PyTorch {form}", PYTORCH, "forward_sweep", form, images,
             _at(config, timesteps, "float32"),
-            {"JAX_DEFAULT_MATMUL_PRECISION": "float32" if each == "float32" else "tensorfloat32"},
+            {"JAX_DEFAULT_MATMUL_PRECISION": "float32" if setting == "float32" else "tensorfloat32"},
         )
         for form in forms
-        for each in ("tf32", "float32")
+        for setting in ("tf32", "float32")
     ]  # fmt: skip
-    return [*ours, late, *theirs]
+    return [*shared_prefix, late, *baselines]
 
 
 def _training(config: ExperimentConfig, batch: int, rivals: bool) -> list[Arm]:
     title = f"training of paper, {config.train.dtype}, batch {batch}"
-    ours = Arm(title, OURS, "training_step", config.train.dtype, batch, config)
+    mechdiff = Arm(title, MECHDIFF, "training_step", config.train.dtype, batch, config)
     forms = ("channels_last_compiled", "channels_last", "eager") if rivals else ()
-    theirs = [Arm(f"{title}, PyTorch {form}", RIVAL, "training_step", form, batch, config) for form in forms]
-    return [ours, *theirs]
+    baselines = [
+        Arm(f"{title}, PyTorch {form}", PYTORCH, "training_step", form, batch, config) for form in forms
+    ]
+    return [mechdiff, *baselines]
 
 
 def run(
@@ -139,7 +145,7 @@ def run(
                 continue
             print(f"{number} of {len(planned)}: {arm.name}", file=sys.stderr, flush=True)
             try:
-                results[arm.name] = _rounds._run(
+                results[arm.name] = _harness._run(
                     arm.module, arm.variant, arm.task, arm.config, arm.images, cache,
                     variables=arm.variables, limit=min(left, longest),
                 )  # fmt: skip

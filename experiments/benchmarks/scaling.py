@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from experiments import _launch
-from experiments.benchmarks import _operations
+from experiments.benchmarks import _flops
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.devices import use_all_cores
 from mechdiff.diffusion.eval_set import EvalSet
@@ -51,7 +51,7 @@ def main(config, workdir):
         for doubling in range(1, 2 if axis == "resolution" else DOUBLINGS.value + 1):
             size = start | {axis: start[axis] * 2**doubling}
             row(f"{axis} x {2**doubling}", config, size, first)
-    print(_operations.ceiling())
+    print(_flops.ceiling())
 
 
 def row(name, config, size, first):
@@ -87,13 +87,15 @@ def sweep(config, count, images, timesteps):
     chosen = [known[i] for i in np.linspace(0, len(known) - 1, count).astype(int)]
     shape = (images, *2 * [config.unet.image_size], config.unet.in_channels)
     x0 = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
-    levels = timesteps_by_log_snr(schedule, timesteps)
+    chosen_timesteps = timesteps_by_log_snr(schedule, timesteps)
     settings = SweepConfig(ablations=("zero",), image_block=min(images, config.sweep.image_block))
 
     def run():
         with tempfile.TemporaryDirectory() as folder:
             key = jax.random.key(0)
-            ablation_sweep(denoiser, EvalSet(x0, levels, key), Path(folder), config=settings, chosen=chosen)
+            ablation_sweep(
+                denoiser, EvalSet(x0, chosen_timesteps, key), Path(folder), config=settings, chosen=chosen
+            )
 
     return run
 

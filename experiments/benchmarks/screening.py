@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from experiments import _launch
-from experiments.benchmarks import _operations
+from experiments.benchmarks import _flops
 from mechdiff.circuits import screening
 from mechdiff.circuits.attribution import Expansion, gate_scores
 from mechdiff.core.devices import use_all_cores
@@ -76,7 +76,7 @@ def main(config, workdir):
         f"{f'exact, {len(sampled)} of them':48}{all_exact / share:12.2f}\n"
         f"{'exact, all (extrapolated, not run)':48}{all_exact:12.1f}\n"
         f"ratio {all_exact / scores:.0f} x (rounds: {min(ratios):.0f} to {max(ratios):.0f})\n"
-        f"{_operations.ceiling()}"
+        f"{_flops.ceiling()}"
     )
 
 

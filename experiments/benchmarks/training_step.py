@@ -12,22 +12,22 @@ import dataclasses
 from absl import flags
 
 from experiments import _launch
-from experiments.benchmarks import _rounds
+from experiments.benchmarks import _harness
 
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns that each arm takes.", lower_bound=1)
 IMAGES = flags.DEFINE_integer("images", 32, "Pictures in a batch.", lower_bound=1)
 NET = flags.DEFINE_enum(
-    "net", None, list(_rounds.NETS), "A network of the table of targets, not the preset's."
+    "net", None, list(_harness.NETS), "A network of the table of targets, not the preset's."
 )
 
 
 def main(config, workdir):
     if NET.value:
-        config = dataclasses.replace(config, name=NET.value, unet=_rounds.NETS[NET.value])
-    measured = _rounds.compare("training_step", config, IMAGES.value, ROUNDS.value)
+        config = dataclasses.replace(config, name=NET.value, unet=_harness.NETS[NET.value])
+    measured = _harness.compare("training_step", config, IMAGES.value, ROUNDS.value)
     # A backward pass costs about two forward passes.
     print(f"training step, {config.name}, batch {IMAGES.value}")
-    print(_rounds.table(measured, "images", work=3))
+    print(_harness.table(measured, "images", work=3))
 
 
 if __name__ == "__main__":

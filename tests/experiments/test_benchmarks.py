@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from reference.launching import forget
 
-from experiments.benchmarks import _device, _rounds, accelerator
+from experiments.benchmarks import _device, _harness, accelerator
 from mechdiff.core.errors import MechdiffError
 from mechdiff.core.presets import preset
 from mechdiff.models.unet import components, count_parameters
@@ -18,13 +18,13 @@ from mechdiff.models.unet import components, count_parameters
 def test_without_torch_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MechdiffError, match=r"^torch is not installed; pip install .*\[torch\].*$"):
-        _rounds.compare("training_step", preset("tiny"), 1, 1)
+        _harness.compare("training_step", preset("tiny"), 1, 1)
 
 
 def test_table_shows_ratios_of_medians_and_the_share_of_the_ceiling():
     ours = [{"seconds": s, "items": 8, "product": 100.0, "parameters": 5, "flops": 1e9} for s in (2, 1, 0.5)]
     rival = [{"seconds": s, "items": 8, "product": 40.0, "parameters": 5} for s in (4, 2, 4)]
-    lines = _rounds.table({_rounds.OURS: ours, "PyTorch": rival}, "images", work=3).splitlines()
+    lines = _harness.table({_harness.MECHDIFF: ours, "PyTorch": rival}, "images", work=3).splitlines()
     assert lines[1].split() == ["mechdiff", "8.0", "4.0", "16.0", "1.00x", "24.0", "24%"]
     assert lines[2].split() == ["PyTorch", "2.0", "2.0", "4.0", "4.00x", "6.0", "6%"]
     assert "mechdiff 100, PyTorch 40" in lines[3]
@@ -32,41 +32,41 @@ def test_table_shows_ratios_of_medians_and_the_share_of_the_ceiling():
 
 def test_arms_that_would_not_do_the_same_work_are_refused(monkeypatch):
     results = iter([{"parameters": count, "items": 8} for count in (5, 5, 6)])
-    monkeypatch.setattr(_rounds, "_run", lambda *arguments: next(results))
+    monkeypatch.setattr(_harness, "_run", lambda *arguments: next(results))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: "there")
     with pytest.raises(MechdiffError, match="the arms differ in parameters"):
-        _rounds.compare("training_step", preset("tiny"), 1, 1)
+        _harness.compare("training_step", preset("tiny"), 1, 1)
 
 
 @pytest.mark.parametrize("name", ["tiny", "cpu16"])
 def test_the_rival_has_our_parameters_and_components(name):
     pytest.importorskip("diffusers", reason="needs the torch extra")
-    from experiments.benchmarks import rival
+    from experiments.benchmarks import torch_baseline
     from mechdiff.models.pretrained.diffusers import component_name
 
     unet = preset(name).unet
-    model = rival.unet2d(unet)
+    model = torch_baseline.unet2d(unet)
     assert sum(p.numel() for p in model.parameters()) == count_parameters(unet)
-    names = {component_name(path, unet) for path in rival.hooks(model)}
+    names = {component_name(path, unet) for path in torch_baseline.hooks(model)}
     assert names == {component.name for component in components(unet)}
 
 
 def test_the_rivals_batch_of_masks_does_what_one_hook_at_a_time_does():
     torch = pytest.importorskip("torch", reason="needs the torch extra")
     pytest.importorskip("diffusers", reason="needs the torch extra")
-    from experiments.benchmarks import rival
+    from experiments.benchmarks import torch_baseline
 
     torch.manual_seed(0)
-    alone, batched = (rival.unet2d(preset("tiny").unet).eval() for _ in range(2))
+    alone, batched = (torch_baseline.unet2d(preset("tiny").unet).eval() for _ in range(2))
     batched.load_state_dict(alone.state_dict())
-    masks, places = rival.Masks(batched), rival.hooks(alone)
+    masks, places = torch_baseline.Masks(batched), torch_baseline.hooks(alone)
     assert sorted(masks.names) == sorted(places)
     x = torch.randn(1, 3, 8, 8)
     with torch.inference_mode():
         masks.mask = 1 - torch.eye(len(masks.names))
         together = batched(x.repeat(len(masks.names), 1, 1, 1), 7).sample
         for row, name in enumerate(masks.names):
-            with rival.hooked(*places[name]):
+            with torch_baseline.hooked(*places[name]):
                 torch.testing.assert_close(together[row], alone(x, 7).sample[0], rtol=1e-4, atol=1e-5)
 
 
@@ -83,7 +83,7 @@ def test_the_accelerators_arms_go_on_where_they_stopped(monkeypatch):
         facts = {"peak_bytes": 2**29, "predicted_bytes": 2**30, "device": "x"}
         return {"items": 8, "seconds": 2.0, "compiling": 3.0, **facts}
 
-    monkeypatch.setattr(_rounds, "_run", fails_once)
+    monkeypatch.setattr(_harness, "_run", fails_once)
     later = time.monotonic() + 1000
     results = accelerator.run(planned[:3], {}, later, lambda state: saved.append(dict(state)))
     assert [len(state) for state in saved] == [1, 2, 3]
@@ -105,15 +105,15 @@ def test_an_arm_that_takes_too_long_is_stopped_alone(monkeypatch):
             raise MechdiffError(f"was stopped after {limit:.0f} s")
         return {"gflops": 1.0, "side": 2}
 
-    monkeypatch.setattr(_rounds, "_run", stops_the_first)
+    monkeypatch.setattr(_harness, "_run", stops_the_first)
     results = accelerator.run(planned, {}, time.monotonic() + 1000, lambda state: None, longest=30)
     assert limits == [30, 30] and results[planned[0].name] == {"failed": "was stopped after 30 s"}
     assert "gflops" in results[planned[1].name]
 
 
-@pytest.mark.parametrize("form", ["ours", "jax"])
+@pytest.mark.parametrize("form", ["mechdiff", "jax"])
 def test_attention_is_measured_against_patterns_in_float64(form, monkeypatch):
-    monkeypatch.setattr(_rounds, "MIN_SECONDS", 1e-9)
+    monkeypatch.setattr(_harness, "MIN_SECONDS", 1e-9)
     result = _device.attention(f"{form} float32", preset("tiny"), 2)
     assert result["difference"] < 1e-5 and result["gradient_milliseconds"] > 0
 

@@ -16,7 +16,7 @@ import diffusers
 import numpy as np
 import torch
 
-from experiments.benchmarks.rival import hooked, hooks
+from experiments.benchmarks.torch_baseline import hooked, hooks
 from mechdiff.models.pretrained.diffusers import component_name, unet_config
 
 DOWN, UP, ATTN_DOWN, ATTN_UP = "DownBlock2D", "UpBlock2D", "AttnDownBlock2D", "AttnUpBlock2D"

@@ -1,6 +1,6 @@
 """What sharing the clean trajectory saves in a sweep over windows, against walking every trajectory from x_T.
 
-`python -m experiments.benchmarks.trajectory_sweep --preset=cpu16 --windows=10 --components=8`; shorter with
+`python -m experiments.benchmarks.sampling_sweep --preset=cpu16 --windows=10 --components=8`; shorter with
 --rounds=1, --steps=10, --samples=2.
 
 Both arms are ours, run the same compiled program in one process, and take turns; their results are compared.
@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from experiments import _launch
-from experiments.benchmarks import _operations
+from experiments.benchmarks import _flops
 from mechdiff.core.devices import use_all_cores
 from mechdiff.diffusion.schedules import ddim_timesteps, make_schedule
 from mechdiff.models.denoiser import Denoiser
@@ -65,7 +65,7 @@ def main(config, workdir):
             arms[name]()
             seconds[name].append(time.perf_counter() - start)
     middle = {name: statistics.median(times) for name, times in seconds.items()}
-    per_call = sum(_operations.of_stages(config.unet, params, identity)) * SAMPLES.value / 1e9
+    per_call = sum(_flops.of_stages(config.unet, params, identity)) * SAMPLES.value / 1e9
     calls = dict(zip(arms, rollout.network_calls(timesteps, windows, len(chosen)), strict=True))
     print(
         f"{len(chosen)} components in {len(windows)} windows of {len(timesteps)} steps, "
@@ -77,7 +77,7 @@ def main(config, workdir):
     print(
         f"ratio {middle['naive'] / middle['shared']:.2f} x in time, "
         f"{calls['naive'] / calls['shared']:.2f} x in network calls; "
-        f"distances differ by at most {worst:.1e}\n{_operations.ceiling()}"
+        f"distances differ by at most {worst:.1e}\n{_flops.ceiling()}"
     )
 
 

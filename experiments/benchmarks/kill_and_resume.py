@@ -1,10 +1,10 @@
 """Kills a training and a sweep at random moments, resumes them, and compares the ends.
 
-`python -m experiments.benchmarks.kill --preset=tiny --kills=10` trains one model undisturbed and one that is
-killed (SIGKILL) at random moments, then sweeps the model likewise; a run that gets through is begun
-anew in another folder until all kills have fallen. With `--sweepers=2` two processes fill one sweep, and
-either is killed and started again. Prints how the kills fell and whether parameters and tables are equal;
-exit code 1 if not. The images are synthetic.
+`python -m experiments.benchmarks.kill_and_resume --preset=tiny --kills=10` trains one model undisturbed and
+one that is killed (SIGKILL) at random moments, then sweeps the model likewise; a run that gets through is
+begun anew in another folder until all kills have fallen. With `--sweepers=2` two processes share one sweep,
+and either is killed and started again. Prints when the kills fell and whether parameters and tables are
+equal; exit code 1 if not. The images are synthetic.
 """
 
 import os

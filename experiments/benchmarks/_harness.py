@@ -19,17 +19,18 @@ from collections.abc import Callable
 from experiments import _launch
 from mechdiff.core.config import ExperimentConfig, UNetConfig, to_dict
 from mechdiff.core.errors import MechdiffError
+from mechdiff.core.text_table import text_table
 
-OURS = "mechdiff"
+MECHDIFF = "mechdiff"
 ARMS = {  # name in the table -> module, variant
-    OURS: ("experiments.benchmarks.ours", "float32"),
-    "PyTorch": ("experiments.benchmarks.rival", "eager"),
-    "PyTorch, channels last": ("experiments.benchmarks.rival", "channels_last"),
+    MECHDIFF: ("experiments.benchmarks.mechdiff_arm", "float32"),
+    "PyTorch": ("experiments.benchmarks.torch_baseline", "eager"),
+    "PyTorch, channels last": ("experiments.benchmarks.torch_baseline", "channels_last"),
 }
 BATCHED = {  # of a sweep only: many ablations in a batch, by masks with one entry a row
-    "PyTorch, batched": ("experiments.benchmarks.rival", "batched_eager"),
-    "PyTorch, batched, ch. last": ("experiments.benchmarks.rival", "batched_channels_last"),
-    "PyTorch, batched, compiled": ("experiments.benchmarks.rival", "batched_compiled"),
+    "PyTorch, batched": ("experiments.benchmarks.torch_baseline", "batched_eager"),
+    "PyTorch, batched, ch. last": ("experiments.benchmarks.torch_baseline", "batched_channels_last"),
+    "PyTorch, batched, compiled": ("experiments.benchmarks.torch_baseline", "batched_compiled"),
 }
 NETS = {  # networks of the table of targets that are no presets
     "c32": UNetConfig(  # 16 channels a head
@@ -63,15 +64,17 @@ def compare(
     """Arm -> what it measured in each round.
 
     Args:
-      chosen: regular expression that names of the rivals match in full.
+      chosen: regular expression that names of the baselines match in full.
     Raises:
       MechdiffError: PyTorch or diffusers are not installed, or an arm failed.
     """
     for package in ("torch", "diffusers"):
         if importlib.util.find_spec(package) is None:
-            raise MechdiffError(f"{package} is not installed; pip install 'mechdiff[torch]' gives the rival")
+            raise MechdiffError(
+                f"{package} is not installed; pip install 'mechdiff[torch]' gives the baseline"
+            )
     arms = ARMS | (BATCHED if task == "forward_sweep" else {})
-    arms = {name: arm for name, arm in arms.items() if name == OURS or re.fullmatch(chosen, name)}
+    arms = {name: arm for name, arm in arms.items() if name == MECHDIFF or re.fullmatch(chosen, name)}
     measured: dict[str, list[dict]] = {name: [] for name in arms}
     with tempfile.TemporaryDirectory() as cache:  # torch.compile's, so that only its first round compiles
         for turn in range(rounds):
@@ -125,18 +128,18 @@ def table(measured: dict[str, list[dict]], unit: str, work: float) -> str:
         return statistics.median(r[fact] for r in measured[name])
 
     rates = {name: sorted(r["items"] / r["seconds"] for r in results) for name, results in measured.items()}
-    first = measured[OURS][0]
+    first = measured[MECHDIFF][0]
     ceiling = max(middle(name, "product") for name in measured)
-    heads = f"{'lowest':>10}{'highest':>10}{'ours is':>10}{'GF/s':>8}{'of ceiling':>12}"
-    lines = [f"{'':28}{unit + '/s':>22}{heads}"]
+    heads = ("", f"{unit}/s", "lowest", "highest", "speed-up", "GF/s", "of ceiling")
+    rows = []
     for name, rate in rates.items():
         speed = statistics.median(rate)
-        ratio = statistics.median(rates[OURS]) / speed
-        numbers = f"{speed:22.1f}{rate[0]:10.1f}{rate[-1]:10.1f}{ratio:9.2f}x"
+        ratio = statistics.median(rates[MECHDIFF]) / speed
         per_item = measured[name][0].get("needed", work * first["flops"] * first["items"]) / first["items"]
-        lines.append(
-            f"{name:28}{numbers}{speed * per_item / 1e9:8.1f}{speed * per_item / 1e9 / ceiling:12.0%}"
-        )
+        gigaflops = speed * per_item / 1e9
+        rates_text = [f"{value:.1f}" for value in (speed, rate[0], rate[-1])]
+        rows.append([name, *rates_text, f"{ratio:.2f}x", f"{gigaflops:.1f}", f"{gigaflops / ceiling:.0%}"])
+    lines = text_table(heads, rows)
     products = ", ".join(f"{name} {middle(name, 'product'):.0f}" for name in list(measured)[:2])
     lines.append(f"ceiling: product of {PRODUCT} x {PRODUCT} float32 matrices, GF/s: {products}")
     lines += [
@@ -146,6 +149,6 @@ def table(measured: dict[str, list[dict]], unit: str, work: float) -> str:
     ]
     lines.append(
         f"{first['parameters']:,} parameters, {first['flops'] / 1e9:.3f} GF per image and forward pass; "
-        f"medians over {len(measured[OURS])} alternated rounds"
+        f"medians over {len(measured[MECHDIFF])} alternated rounds"
     )
     return "\n".join(lines)

@@ -1,10 +1,11 @@
 """The arm of PyTorch: diffusers' `UNet2DModel` of the same config, and what a user would write around it.
 
-One process, one task, one JSON line. Started by `_rounds`. Also holds the hooks that ablate a component,
+One process, one task, one JSON line. Started by `_harness`. Also holds the hooks that ablate a component,
 which the reference outputs of the tests are made with.
 """
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -15,13 +16,13 @@ import diffusers
 import numpy as np
 import torch
 
-from experiments.benchmarks import _rounds
+from experiments.benchmarks import _harness
 from mechdiff.core.config import ExperimentConfig, UNetConfig, from_dict
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Rows of a batch of ablations; on CPUs larger ones were slower wherever tried.
 MOST_ROWS = 256 if DEVICE == "cpu" else 4096
-if os.environ.get("JAX_DEFAULT_MATMUL_PRECISION", "float32") == "float32":  # as ours does
+if os.environ.get("JAX_DEFAULT_MATMUL_PRECISION", "float32") == "float32":  # as mechdiff does
     torch.backends.cudnn.allow_tf32 = False
 else:
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -176,7 +177,7 @@ def wait():
 
 
 def training_step(config: ExperimentConfig, layout: str, images: int) -> tuple:
-    """Noise, loss, gradients, clipping, AdamW, EMA: what our step does; under autocast where ours is bf16.
+    """Noise, loss, gradients, clipping, AdamW, EMA, as `train_step`; autocast where `dtype` is bfloat16.
 
     Args:
       layout: as in `prepared`; with `_compiled` behind it the network goes through `torch.compile`.
@@ -242,7 +243,7 @@ def batched_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
     if layout == "compiled":
         run = torch.compile(model, dynamic=False)
     off = 1 - torch.eye(count, device=DEVICE)
-    levels = np.linspace(0, config.diffusion.steps - 1, config.sweep.timesteps).astype(int).tolist()
+    timesteps = np.linspace(0, config.diffusion.steps - 1, config.sweep.timesteps).astype(int).tolist()
 
     def losses(run, x_t: torch.Tensor, noise: torch.Tensor, t: int, part: torch.Tensor):
         masks.mask = part.repeat_interleave(images, 0)
@@ -254,7 +255,7 @@ def batched_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
     def once(together: int):
         # A short last batch is filled up: another shape would be compiled anew.
         filled = torch.cat([off, off[-1:].expand(-count % together, -1)])
-        for t in levels:
+        for t in timesteps:
             noise = torch.randn_like(x0)
             x_t = signal[t].sqrt() * x0 + (1 - signal[t]).sqrt() * noise
             for part in filled.split(together):
@@ -263,27 +264,26 @@ def batched_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
 
     @torch.inference_mode()
     def rate(together: int, run=model) -> float:
-        batch = lambda: losses(run, x0, x0, 0, off[:together])
-        batch()
+        losses(run, x0, x0, 0, off[:together])  # compiles, where it has to
         start = time.perf_counter()
-        batch()
+        losses(run, x0, x0, 0, off[:together])
         return together / (time.perf_counter() - start)
 
     sizes = [size for size in (1, 2, 4, 8, 16, 32, count) if size * images <= MOST_ROWS and size <= count]
     best = max(sizes or [1], key=rate)
-    warm_up = lambda: rate(best, run)
-    return lambda: once(best), count * config.sweep.timesteps * images, warm_up
+    items = count * config.sweep.timesteps * images
+    return functools.partial(once, best), items, functools.partial(rate, best, run)
 
 
 def product() -> float:
     """GF/s of a plain matrix product."""
-    a = torch.ones(_rounds.PRODUCT, _rounds.PRODUCT, device=DEVICE)
+    a = torch.ones(_harness.PRODUCT, _harness.PRODUCT, device=DEVICE)
 
     def once():
         torch.mm(a, a)
         wait()
 
-    return 2 * _rounds.PRODUCT**3 / _rounds.seconds(once) / 1e9
+    return 2 * _harness.PRODUCT**3 / _harness.seconds(once) / 1e9
 
 
 def main(task: str, variant: str, images: str, config: str):
@@ -294,7 +294,7 @@ def main(task: str, variant: str, images: str, config: str):
     first = time.perf_counter()
     warm_up()
     result = {"compiling": time.perf_counter() - first} if variant.endswith("compiled") else {}
-    result |= {"seconds": _rounds.seconds(once, warm_up), "items": items, "product": product()}
+    result |= {"seconds": _harness.seconds(once, warm_up), "items": items, "product": product()}
     print(json.dumps(result | {"parameters": sum(p.numel() for p in unet2d(experiment.unet).parameters())}))
 
 

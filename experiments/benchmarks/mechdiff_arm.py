@@ -1,4 +1,4 @@
-"""The arm of mechdiff: one process, one task, one JSON line. Started by `_rounds`."""
+"""The arm of mechdiff: one process, one task, one JSON line. Started by `_harness`."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks import _operations, _rounds
+from experiments.benchmarks import _flops, _harness
 from mechdiff.core import devices
 from mechdiff.core.config import SweepConfig, from_dict
 from mechdiff.core.devices import use_all_cores
@@ -61,7 +61,7 @@ def forward_sweep(config, images):
     schedule = make_schedule(config.diffusion)
     state, identity = jax.jit(functools.partial(init_state, config))()
     denoiser = Denoiser("benchmark", config.unet, schedule, state.params, identity)
-    levels = timesteps_by_log_snr(schedule, config.sweep.timesteps)
+    timesteps = timesteps_by_log_snr(schedule, config.sweep.timesteps)
     x0 = (random_images(config, images) / 127.5 - 1).astype(np.float32)
     block = min(images, config.sweep.image_block)
     settings = SweepConfig(ablations=("zero",), image_block=block, precision=config.sweep.precision)
@@ -69,27 +69,27 @@ def forward_sweep(config, images):
 
     def once():
         with tempfile.TemporaryDirectory() as folder:
-            ablation_sweep(denoiser, EvalSet(x0, levels, jax.random.key(0)), Path(folder), config=settings)
+            ablation_sweep(denoiser, EvalSet(x0, timesteps, jax.random.key(0)), Path(folder), config=settings)
 
-    return once, len(components(config.unet)) * len(levels) * images
+    return once, len(components(config.unet)) * len(timesteps) * images
 
 
 def product():
     """GF/s of a plain matrix product."""
-    a = jnp.ones((_rounds.PRODUCT, _rounds.PRODUCT), jnp.float32)
+    a = jnp.ones((_harness.PRODUCT, _harness.PRODUCT), jnp.float32)
     multiply = jax.jit(lambda a: jnp.matmul(a, a, precision=devices.precision()))
-    return 2 * _rounds.PRODUCT**3 / _rounds.seconds(lambda: multiply(a).block_until_ready()) / 1e9
+    return 2 * _harness.PRODUCT**3 / _harness.seconds(lambda: multiply(a).block_until_ready()) / 1e9
 
 
-def operations(task, images, config):
-    """Of one image's forward pass, and for a sweep what all of it needs at least."""
+def flops(task, images, config):
+    """FLOPs of one image's forward pass, and for a sweep the least that all of it needs."""
     params, identity = jax.eval_shape(functools.partial(init_unet, config=config.unet), jax.random.key(0))
-    each = _operations.of_stages(config.unet, params, identity)
-    facts = {"flops": sum(each)}
+    stage_flops = _flops.of_stages(config.unet, params, identity)
+    facts = {"flops": sum(stage_flops)}
     if task == "forward_sweep":
         ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), identity)
         stacked = leave_one_out(ones, components(config.unet))[1]
-        facts["needed"] = _operations.needed(config.unet, each, stacked) * config.sweep.timesteps * images
+        facts["needed"] = _flops.needed(config.unet, stage_flops, stacked) * config.sweep.timesteps * images
     return facts
 
 
@@ -114,9 +114,9 @@ def main(task, variant, images, config):
     first = time.perf_counter()
     once()
     first = time.perf_counter() - first
-    taken = _rounds.seconds(once, warm_up=lambda: None)
+    taken = _harness.seconds(once, warm_up=lambda: None)
     result = {"seconds": taken, "compiling": first - taken, "items": items, "product": product()}
-    facts = {"parameters": count_parameters(config.unet), **operations(task, images, config)}
+    facts = {"parameters": count_parameters(config.unet), **flops(task, images, config)}
     if peak := memory_peak():
         facts |= {"peak_bytes": peak}
     if task == "forward_sweep":

@@ -1,4 +1,4 @@
-"""Arithmetic: what a pass through the network needs, what a sweep needs at least, what the machine can do."""
+"""FLOPs: of a forward pass, the fewest that a sweep needs, and how many the machine does a second."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks import _rounds
+from experiments.benchmarks import _harness
 from mechdiff.core import devices
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.types import PyTree
@@ -18,7 +18,7 @@ from mechdiff.sweeps.execution.shared_prefix import joining_stages
 
 
 def of_stages(config: UNetConfig, params: PyTree, identity: Intervention) -> list[int]:
-    """Operations of every stage for one image: those of convolutions and matrix products, padding included.
+    """FLOPs of every stage for one image: those of convolutions and matrix products, padding included.
 
     Args:
       params, identity: arrays, or their shapes.
@@ -26,16 +26,19 @@ def of_stages(config: UNetConfig, params: PyTree, identity: Intervention) -> lis
     x = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, config.in_channels), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.int32)
     stream = jax.eval_shape(lambda params, x, t: enter(config, params, x, t), params, x, t)
-    operations = []
+    flops = []
     for stage in stages(config):
-        step = lambda p, i, stream, stage=stage: run_stage(config, stage, p, i, stream)[0]
-        operations.append(of_jaxpr(jax.make_jaxpr(step)(params, identity, stream).jaxpr))
+
+        def step(params, identity, stream, stage=stage):
+            return run_stage(config, stage, params, identity, stream)[0]
+
+        flops.append(of_jaxpr(jax.make_jaxpr(step)(params, identity, stream).jaxpr))
         stream = jax.eval_shape(step, params, identity, stream)
-    return operations
+    return flops
 
 
 def needed(config: UNetConfig, stages: list[int], stacked: Intervention) -> int:
-    """Operations for one image under a stack of interventions when nothing before a site is computed twice:
+    """FLOPs for one image under a stack of interventions when nothing before a site is computed twice:
     the clean pass, and of every intervention what comes after it has joined."""
     rest = np.cumsum(stages[::-1])[::-1]
     return int(rest[0] + rest[joining_stages(config, stacked)].sum())
@@ -43,17 +46,17 @@ def needed(config: UNetConfig, stages: list[int], stacked: Intervention) -> int:
 
 def ceiling() -> str:
     """One line: the speed of plain matrix products, one on every device at once."""
-    side, count = _rounds.PRODUCT, len(jax.local_devices())
+    side, count = _harness.PRODUCT, len(jax.local_devices())
     mesh = devices.over(count)
-    product = lambda a: jnp.matmul(a, a, precision=devices.precision())
-    multiply = jax.shard_map(product, mesh=mesh, in_specs=devices.IMAGES, out_specs=devices.IMAGES)
+    square = lambda a: jnp.matmul(a, a, precision=devices.precision())
+    multiply = jax.shard_map(square, mesh=mesh, in_specs=devices.IMAGES, out_specs=devices.IMAGES)
     run, ones = jax.jit(multiply), devices.shared(mesh, np.ones((count, side, side), np.float32))
-    speed = 2 * count * side**3 / _rounds.seconds(lambda: run(ones).block_until_ready()) / 1e9
+    speed = 2 * count * side**3 / _harness.seconds(lambda: run(ones).block_until_ready()) / 1e9
     return f"ceiling: product of {side} x {side} float32 matrices, {count} device(s): {speed:.0f} GF/s"
 
 
 def of_jaxpr(jaxpr: Any) -> int:
-    """Operations of all matrix products and convolutions; a loop's body counts once a turn."""
+    """FLOPs of all matrix products and convolutions; a loop's body counts once a turn."""
     total = 0
     for equation in jaxpr.eqns:
         out = int(np.prod(equation.outvars[0].aval.shape))
