@@ -58,7 +58,9 @@ class TrainCheckpoints:
         score = None if score is None or not math.isfinite(score) else float(score)
         metrics = None if score is None else {"score": score}
         if self._copies:
-            state = jax.tree.map(np.copy, on_host(state))  # what is shown is the device's own, written to soon
+            state = jax.tree.map(
+                np.copy, on_host(state)
+            )  # what is shown is the device's own, written to soon
         known = digests.to_jsonable({**metadata, "score": score, "arrays": _digest_arrays(state)})
         known["digest"] = _digest(known, state)
         with saving(self.folder):
@@ -206,8 +208,16 @@ def _alone() -> ocp.Context:
 
 def save_arrays(folder: Path, tree: PyTree) -> None:
     """Writes arrays to a new folder; all processes must call it."""
-    with _context(exchange.has_copies(folder)):
-        ocp.save(folder, tree)
+    if not exchange.has_copies(folder):
+        with _context():
+            ocp.save(folder, tree)
+        return
+    # `ocp.save` wants one path in all processes. Two on one machine have their copies side by side.
+    steps = folder.with_name(f"{folder.name}.steps")
+    with ocp.training.Checkpointer(steps, context=_context(copies=True)) as writer:
+        writer.save(0, tree)
+    (steps / "0").rename(folder)
+    steps.rmdir()
 
 
 def stored_shapes(folder: Path) -> PyTree:

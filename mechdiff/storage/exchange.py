@@ -50,8 +50,8 @@ class Exchange(Protocol):
         ...
 
     def following(self) -> contextlib.AbstractContextManager[None]:
-        """Within the block nothing is sent from here, and nothing is fetched but by `refresh`: another process
-        writes the folder for this one too."""
+        """Within the block nothing is sent from here, and nothing is fetched but by `refresh`: another
+        process writes the folder for this one too."""
         ...
 
 
@@ -74,8 +74,8 @@ def of(path: Path | str) -> Exchange | None:
 
 @contextlib.contextmanager
 def written_by_first(folder: Path | str) -> Iterator[None]:
-    """Within the block the first process of a run writes `folder` for all of them, where each has a copy of its
-    own; at its end all copies are alike. All processes must enter it, and the first one holds the lock.
+    """Within the block the first process of a run writes `folder` for all of them, where each has a copy of
+    its own; at its end all copies are alike. All processes must enter it, and the first one holds the lock.
 
     Raises:
       MechdiffError: in all processes, where the first can't send what it wrote.
@@ -94,8 +94,15 @@ def has_copies(folder: Path | str) -> bool:
     return jax.process_count() > 1 and of(folder) is not None
 
 
+def catch_up(folder: Path | str) -> None:
+    """Fetches, where each process has a copy of `folder`, what the first one has sent until now."""
+    others = of(folder)
+    if others is not None and not processes.is_first():
+        others.refresh()
+
+
 def in_writers(folder: Path | str, action: Callable[[], None]) -> None:
-    """Runs `action` where `folder` is written: in the first process, or in each that has a copy of its own."""
+    """Runs `action` where `folder` is written: in the first process, or in each that has its own copy."""
     if has_copies(folder):
         action()
     else:

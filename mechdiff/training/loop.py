@@ -48,11 +48,13 @@ class Trainer:
         """Reads the data and places the state's parts.
 
         Raises:
-          ConfigError: devices that don't divide the batch.
+          ConfigError: devices that don't divide the batch, or, with `train.fsdp`, hardly any parameters.
         """
         self.tensorboard = tensorboard
         self.config, self.workdir = config, files.ensure_writable(workdir)
         self.placement = data_parallel(config.train)
+        self._shapes = jax.eval_shape(functools.partial(init_state, config))
+        self._of_state = self.placement.of_state(self._shapes[0])
         processes.announce()
         self.schedule = make_schedule(config.diffusion)
         self.data = load_run_data(config, self.workdir / "cache")
@@ -90,19 +92,18 @@ class Trainer:
         return run_log.RunLog(path, resume_step=start)
 
     def _start(self, saved: checkpoint.TrainCheckpoints) -> tuple[TrainState, Intervention, int]:
-        init = functools.partial(init_state, self.config)
-        shapes, identity_shapes = jax.eval_shape(init)
-        shardings = self.placement.of_state(shapes)
+        shapes, identity_shapes = self._shapes
         identity_sharding = jax.tree.map(lambda _: self.placement.everywhere, identity_shapes)
-        init = jax.jit(init, out_shardings=(shardings, identity_sharding))
+        init = functools.partial(init_state, self.config)
+        init = jax.jit(init, out_shardings=(self._of_state, identity_sharding))
         newest = processes.from_first(saved.latest_step() or 0)
         if not newest:
             return *init(), 0
-        self._fetch()
+        exchange.catch_up(self.workdir)
         placed = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
-            shardings,
+            self._of_state,
         )
         state, _ = saved.restore(
             placed,
@@ -111,13 +112,6 @@ class Trainer:
             ignore=("name", "sweep", "study", "train.steps", "train.keep", "train.fsdp"),
         )
         return state, init()[1], newest
-
-    def _fetch(self) -> None:
-        """Where each process has a copy of the folder: what the first one has is in all of them then."""
-        if exchange.has_copies(self.workdir) and not processes.is_first():
-            others = exchange.of(self.workdir)
-            assert others is not None
-            others.refresh()
 
     def _started(self, step: int) -> None:
         facts = {
@@ -136,8 +130,7 @@ class Trainer:
         which is a tenth of the time on a CPU."""
         constant = jax.tree.map(np.asarray, identity)
         step = functools.partial(train_step, self.config, self.placement.mesh, self.schedule, constant)
-        state = self.placement.of_state(jax.eval_shape(functools.partial(init_state, self.config))[0])
-        return jax.jit(step, donate_argnums=0, out_shardings=(state, self.placement.everywhere))
+        return jax.jit(step, donate_argnums=0, out_shardings=(self._of_state, self.placement.everywhere))
 
     def _loop(self, state, identity, start: int, saved, log) -> TrainState:
         train = self.config.train
@@ -269,4 +262,3 @@ def train(config: ExperimentConfig, workdir: Path, *, tensorboard: bool = False)
       tensorboard: writes the log's numbers to WORKDIR/tensorboard too; needs tensorboardX.
     """
     return Trainer(config, workdir, tensorboard=tensorboard).run()
-

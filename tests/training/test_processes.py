@@ -105,7 +105,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(tiny, store, tmp_path_factory):
-    """Folders: `whole` without a break, `killed` (and then resumed), `broken` (not resumed), `sharded`; in the
+    """Folders: `whole` without a break, `killed` (and then resumed), `broken` (not resumed), `sharded`; in a
     bucket `killed` (and then resumed, sharded) and `broken`."""
     folder = tmp_path_factory.mktemp("processes")
     one_level = UNetConfig(
