@@ -115,7 +115,7 @@ def shifted(errors: Errors, signs: Float[np.ndarray, " component"], sweep: xr.Da
     """A sweep whose ablated losses are all wrong by the largest measured error, in these directions."""
     largest = errors.largest()[:, _nearest(errors, sweep), None]
     clean = np.ones((sweep.sizes["t"], sweep.sizes["image"]))
-    return _scaled(sweep, 1 + signs[:, None, None] * largest, clean)
+    return _scaled(sweep, 1 + signs[:, None, None] * largest * clean, clean)
 
 
 def _nearest(errors: Errors, sweep: xr.Dataset) -> Int[np.ndarray, " t"]:

@@ -68,14 +68,18 @@ class Mirror:
     @contextlib.contextmanager
     def following(self) -> Iterator[None]:
         """See `exchange.Exchange`. Its list is empty meanwhile, or it would name files that the process which
-        writes has removed. It stays so where the block fails: what is here may be half of what is there."""
+        writes has removed; so it stays where the block fails, as what is here may be half of what is there.
+        At the end the folder is fetched anew."""
         with self._busy:
             self._follows = True
             self._renew()
         yield
         with self._busy:
+            for name in _finished(self.folder):  # the other's are other files of the same content
+                (self.folder / name).unlink()
+            self.sent, self.versions, self._seen = {}, {}, {}
+            self._fetch(self.members.others())
             self._follows = False
-            self.refresh(changed=True)
             self._renew()
 
     def leave(self) -> None:

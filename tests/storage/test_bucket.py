@@ -270,3 +270,31 @@ def test_a_run_goes_on_where_another_that_shares_it_is_killed(address, tmp_path)
     assert 3 < len(computed) <= 17 and len(set(computed)) == len(computed)
     whole = [seen.system.cat_file(seen.path(str(i))) for i in range(20)]
     assert whole == [str(i**2).encode() for i in range(20)]
+
+
+def test_who_follows_sends_nothing_and_has_at_the_end_what_the_other_has(address, tmp_path):
+    first, second = (joined(address, tmp_path / name) for name in ("first", "second"))
+    (first.folder / "4").write_text("step 4")
+    first.send()
+    second.refresh()
+    with second.following():
+        for mirror, content_of in ((first, "one"), (second, "two")):
+            (mirror.folder / "8").write_text(content_of)
+            (mirror.folder / f"only {content_of}").write_text(content_of)
+        (first.folder / "4").unlink()
+        second.exchange()
+        first.send()
+        assert second.members.objects.read(f"{ownership.MEMBERS}/{second.members.id}.json")["files"] == {}
+    second.leave()
+    expected = {"8": b"one", "only one": b"one"}
+    assert content(second.folder) == content(first.folder) == expected
+    assert {name for name in first.objects.names("") if not name.startswith("mechdiff-")} == set(expected)
+
+
+def test_one_that_fails_while_it_follows_sends_nothing(address, tmp_path):
+    first, second = (joined(address, tmp_path / name) for name in ("first", "second"))
+    with pytest.raises(KeyboardInterrupt), second.following():
+        (second.folder / "half").write_text("made")
+        raise KeyboardInterrupt
+    second.leave()
+    assert joined(address, tmp_path / "third").sent == first.sent == {}
