@@ -114,9 +114,9 @@ def read_log(path: Path | str) -> list[dict]:
 def progress(total: int, initial: int = 0, desc: str = "", unit: str = "step", quiet: bool = False) -> tqdm:
     """A progress bar with speed and time left, for a `with` statement, whose body calls `update`.
 
-    It comes after two seconds, and its clock goes on where nothing is finished for long, as while a program is
-    compiled. Where stderr is neither a terminal nor a notebook it prints a plain line every 30 seconds instead,
-    none in a shorter run, and where `quiet` nothing at all.
+    It comes after two seconds, and its clock goes on where nothing is finished for long, as while a program
+    is compiled. Where stderr is neither a terminal nor a notebook it prints a plain line every 30 seconds
+    instead, none in a shorter run, and where `quiet` nothing at all.
     """
     if quiet:
         return tqdm(disable=True)
@@ -135,8 +135,8 @@ def progress(total: int, initial: int = 0, desc: str = "", unit: str = "step", q
 
 
 def _in_notebook() -> bool:
-    """Whether this is a kernel of IPython's: its stderr is no terminal, but what comes after a carriage return
-    replaces the line there too."""
+    """Whether this is a kernel of IPython's: its stderr is no terminal, but what comes after a carriage
+    return replaces the line there too."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return hasattr(shell, "kernel")
@@ -150,7 +150,7 @@ class _Bar(tqdm):
 
     def __enter__(self) -> "_Bar":
         self._left = threading.Event()
-        self._clock = threading.Thread(target=self._tick, daemon=True)
+        self._clock = threading.Thread(target=self._tick, args=(self._left,), daemon=True)
         self._clock.start()
         return self
 
@@ -160,15 +160,16 @@ class _Bar(tqdm):
             self._clock.join()
         super().close()
 
-    def _tick(self) -> None:
-        while not self._left.wait(TICK_SECONDS):
+    def _tick(self, left: threading.Event) -> None:
+        while not left.wait(TICK_SECONDS):
             if time.time() >= self.start_t + self.delay:
                 self.refresh()
                 self.delay = 0  # so that tqdm knows that there is a line to clear
 
 
 class _PlainLines(_Bar):
-    """The same without control characters: a line of its own for each report, however often it is refreshed."""
+    """The same without control characters: a line of its own for each report, however often it is
+    refreshed."""
 
     def __init__(self, **settings: Any) -> None:
         self._due = time.monotonic() + PLAIN_SECONDS  # when the next line may come
