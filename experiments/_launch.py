@@ -22,7 +22,7 @@ import xarray as xr
 from absl import flags, logging
 
 from mechdiff.cli import hints, output
-from mechdiff.core import devices, keys, presets, processes
+from mechdiff.core import devices, keys, old_names, presets, processes
 from mechdiff.core.config import ExperimentConfig, override, to_dict
 from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.eval_set import EvalSet
@@ -161,7 +161,7 @@ def common_flags() -> list[flags.Flag]:
 
 def _parse(argv: list[str]) -> None:
     try:
-        extra = FLAGS(argv)[1:]
+        extra = FLAGS([_renamed(word) for word in argv])[1:]
     except flags.UnrecognizedFlagError as error:
         value = error.flagvalue.partition("=")[2]  # absl gives the whole word here
         meant = hints.setting_meant(error.flagname, value or None)
@@ -176,6 +176,15 @@ def _parse(argv: list[str]) -> None:
         with files.plain_errors(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # compiled programs are code: private
         jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _renamed(word: str) -> str:
+    """A word of the command line, with a flag's name of the first edition replaced by that of today."""
+    name, equals, value = word.removeprefix("--").partition("=")
+    today = old_names.FLAG_NAMES.get(name, name)
+    if not word.startswith("--") or name in FLAGS or today not in FLAGS:
+        return word
+    return f"--{today}{equals}{value}"
 
 
 def _check_images(images: str | int | None) -> None:

@@ -21,7 +21,7 @@ MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 SOURCES = flags.DEFINE_list(
-    "kinds", list(attention_patterns.PATTERN_SOURCES), "What takes the place of a pattern."
+    "sources", list(attention_patterns.PATTERN_SOURCES), "What takes the place of a pattern."
 )
 
 

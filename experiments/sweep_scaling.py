@@ -3,7 +3,7 @@
 `python -m experiments.sweep_scaling --model=checkpoints/cpu16-synthetic-seed0 --components='.*skip'`
 Prints for every component the relative loss increase (%, pooled over timesteps) at every gate; 1 leaves it
 alone, 0 replaces it by zeros.
-Result: WORKDIR/doses.zarr and .json.
+Result: WORKDIR/scaling.zarr and .json.
 """
 
 from absl import flags
@@ -20,7 +20,7 @@ MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 COMPONENTS = flags.DEFINE_string("components", ".*", "Regular expression of their names.")
-GATES = flags.DEFINE_list("doses", [str(value) for value in scaling.GATE_VALUES], "Gates to try.")
+GATES = flags.DEFINE_list("gates", [str(value) for value in scaling.GATE_VALUES], "Gates to try.")
 
 
 def main(config, workdir):
@@ -32,10 +32,10 @@ def main(config, workdir):
         gates = [float(value) for value in GATES.value]
     except ValueError as error:
         raise ConfigError(
-            f"--doses={','.join(GATES.value)}: {error}; give numbers such as 0,0.5,1,2"
+            f"--gates={','.join(GATES.value)}: {error}; give numbers such as 0,0.5,1,2"
         ) from None
     curves = scaling.scaling_curves(denoiser, eval_set, chosen, gates, block=config.sweep.image_block)
-    _launch.save(workdir, "doses", curves, config, models=[denoiser.name], inputs=images.label)
+    _launch.save(workdir, "scaling", curves, config, models=[denoiser.name], inputs=images.label)
     change = curves["loss"].mean("image") / curves["clean_loss"].mean("image") - 1
     pooled = (100 * change).mean("t").transpose("component", "gate")
     rows = [

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from experiments import _launch
 from mechdiff.core.config import ExperimentConfig, UNetConfig, to_dict
 from mechdiff.core.errors import MechdiffError
+from mechdiff.core.text_table import text_table
 
 MECHDIFF = "mechdiff"
 ARMS = {  # name in the table -> module, variant
@@ -129,16 +130,16 @@ def table(measured: dict[str, list[dict]], unit: str, work: float) -> str:
     rates = {name: sorted(r["items"] / r["seconds"] for r in results) for name, results in measured.items()}
     first = measured[MECHDIFF][0]
     ceiling = max(middle(name, "product") for name in measured)
-    heads = f"{'lowest':>10}{'highest':>10}{'speed-up':>10}{'GF/s':>8}{'of ceiling':>12}"
-    lines = [f"{'':28}{unit + '/s':>22}{heads}"]
+    heads = ("", f"{unit}/s", "lowest", "highest", "speed-up", "GF/s", "of ceiling")
+    rows = []
     for name, rate in rates.items():
         speed = statistics.median(rate)
         ratio = statistics.median(rates[MECHDIFF]) / speed
-        numbers = f"{speed:22.1f}{rate[0]:10.1f}{rate[-1]:10.1f}{ratio:9.2f}x"
         per_item = measured[name][0].get("needed", work * first["flops"] * first["items"]) / first["items"]
-        lines.append(
-            f"{name:28}{numbers}{speed * per_item / 1e9:8.1f}{speed * per_item / 1e9 / ceiling:12.0%}"
-        )
+        gigaflops = speed * per_item / 1e9
+        rates_text = [f"{value:.1f}" for value in (speed, rate[0], rate[-1])]
+        rows.append([name, *rates_text, f"{ratio:.2f}x", f"{gigaflops:.1f}", f"{gigaflops / ceiling:.0%}"])
+    lines = text_table(heads, rows)
     products = ", ".join(f"{name} {middle(name, 'product'):.0f}" for name in list(measured)[:2])
     lines.append(f"ceiling: product of {PRODUCT} x {PRODUCT} float32 matrices, GF/s: {products}")
     lines += [

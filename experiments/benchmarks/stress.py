@@ -16,6 +16,7 @@ from absl import flags
 from experiments import _launch
 from experiments.benchmarks import _flops, scaling
 from mechdiff.core.devices import use_all_cores
+from mechdiff.core.text_table import text_table
 from mechdiff.models.unet import components
 from mechdiff.sweeps.execution import engine
 
@@ -43,7 +44,7 @@ def main(config, workdir):
         f"{config.name}: {count} configurations x {images} images = {count * images:,} in {seconds:.0f} s, "
         f"compiling included: {count * images / seconds:.0f} a second"
     )
-    print("\n".join([f"{'memory':40}{'MiB':>8}", *(f"{name:40}{size:8.0f}" for name, size in rows.items())]))
+    print("\n".join(text_table(("memory", "MiB"), [(name, f"{size:.0f}") for name, size in rows.items()])))
     print(_flops.ceiling())
     sys.exit(0 if after <= MEMORY.value else 1)
 

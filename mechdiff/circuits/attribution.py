@@ -28,7 +28,7 @@ from mechdiff.diffusion.eval_set import BATCH, EvalBatch, EvalSet
 from mechdiff.interventions.build import ablate
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Examinable
+from mechdiff.models.denoiser import Examinable, chosen_components
 from mechdiff.sweeps.activations import replacements_at
 from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution import memory
@@ -145,7 +145,7 @@ def gate_scores(
     """
     expansion = expansion or Expansion()
     curved, at_identity = expansion.order == "gauss_newton", expansion.at == "identity"
-    chosen = tuple(chosen or denoiser.components())
+    chosen = chosen_components(denoiser, chosen)
     timesteps, count = eval_set.timesteps, eval_set.count
     membership = _membership(denoiser.identity, chosen)
     passes = _Passes.of(denoiser, eval_set, expansion, block)

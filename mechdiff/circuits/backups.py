@@ -22,6 +22,7 @@ from mechdiff.circuits.attribution import gate_scores
 from mechdiff.circuits.integrated_gradients import integrated_gradients
 from mechdiff.circuits.interactions import pair_effects
 from mechdiff.core.errors import ConfigError
+from mechdiff.core.text_table import text_table
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Examinable
@@ -206,18 +207,18 @@ def groups(table: xr.Dataset) -> list[tuple[str, ...]]:
 
 def lines(table: xr.Dataset) -> list[str]:
     """The named pairs as a table, and `groups`; percent of the clean loss."""
-    head = (
-        f"{'pair':44}{'first':>9}{'second':>9}{'both':>9}{'interaction':>12}  {'interval':20}{'strength':>9}"
-    )
+    heads = ("pair", "first", "second", "both", "interaction", "interval", "strength", "relation")
     rows = []
     named = named_pairs(table)
     for i in range(named.sizes["pair"]):
         pair = named.isel(pair=i)
-        values = [float(pair[name]) for name in ("single_a", "single_b", "joint", "estimate")]
-        numbers = "".join(f"{value:{width}.2f}" for value, width in zip(values, (9, 9, 9, 12), strict=True))
-        bounds = f"[{float(pair.low):.2f}, {float(pair.high):.2f}]"
         names = f"{pair.a.item()} + {pair.b.item()}"
-        rows.append(f"{names:44}{numbers}  {bounds:20}{float(pair.strength):9.2f}  {pair.named.item()}")
-    rows += [f"any one may go, no two: {', '.join(members)}" for members in groups(table)]
+        values = [f"{float(pair[name]):.2f}" for name in ("single_a", "single_b", "joint", "estimate")]
+        bounds = f"[{float(pair.low):.2f}, {float(pair.high):.2f}]"
+        rows.append([names, *values, bounds, f"{float(pair.strength):.2f}", pair.named.item()])
     count, total = named.sizes["pair"], table.sizes["pair"]
-    return [head, *rows, f"{count} of {total} pairs lie beyond {LEAST:g} % of the loss, either way"]
+    return [
+        *text_table(heads, rows),
+        *(f"any one may go, no two: {', '.join(members)}" for members in groups(table)),
+        f"{count} of {total} pairs lie beyond {LEAST:g} % of the loss, either way",
+    ]

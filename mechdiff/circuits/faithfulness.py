@@ -186,7 +186,7 @@ class CircuitEvaluator:
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of all inputs that decide the losses."""
-        return digests.digest_json(
+        return digests.digest_json(  # field names are part of it: those of today would miss saved losses
             {
                 **self.denoiser.digests(),
                 **shown_digests(self.eval_set),

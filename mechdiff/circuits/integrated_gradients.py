@@ -23,7 +23,7 @@ from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.build import ablate
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Examinable
+from mechdiff.models.denoiser import Examinable, chosen_components
 from mechdiff.sweeps.activations import replacements_at
 from mechdiff.sweeps.coords import component_coords
 
@@ -78,7 +78,7 @@ def integrated_gradients(
     """
     if steps < 1:
         raise ConfigError(f"steps={steps} must be at least 1; 8 are usual")
-    chosen = tuple(chosen or denoiser.components())
+    chosen = chosen_components(denoiser, chosen)
     timesteps, count = eval_set.timesteps, eval_set.count
     score = np.empty((len(chosen), len(timesteps), count), np.float32)
     for t_index in range(len(timesteps)):

@@ -14,6 +14,7 @@ from mechdiff.circuits.interactions import pair_effects, pair_scores
 from mechdiff.circuits.score_agreement import Agreement, agreement
 from mechdiff.core import keys
 from mechdiff.core.errors import ConfigError
+from mechdiff.core.text_table import text_table
 from mechdiff.core.types import AnyArray
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.components import Component
@@ -115,21 +116,18 @@ def pair_agreement(pairs: xr.Dataset, k: int = 10) -> dict[str, Agreement]:
 
 def pair_lines(pairs: xr.Dataset) -> list[str]:
     """`verified_pairs` as a table, the largest exact interaction first; percent of the clean loss."""
-    head = f"{'pair':44}{'first':>9}{'second':>9}{'score':>10}{'interaction':>12}"
-    head += f"  {'interval':22}{'p (Holm)':>9}"
+    heads = ("pair", "first", "second", "score", "interaction", "interval", "p (Holm)", "")
     rows = []
     for i in np.argsort(-np.abs(pairs.estimate.values), kind="stable"):
         pair = pairs.isel(pair=i)
-        values = [float(pair[name]) for name in ("single_a", "single_b", "score", "estimate")]
-        bounds = f"[{float(pair.low):.3f}, {float(pair.high):.3f}]"
-        numbers = "".join(f"{value:{width}.3f}" for value, width in zip(values, (9, 9, 10, 12), strict=True))
-        mark = "  audited" if pair.audited else ""
         names = f"{pair.a.item()} + {pair.b.item()}"
-        rows.append(f"{names:44}{numbers}  {bounds:22}{float(pair.p):9.4f}{mark}")
+        values = [f"{float(pair[name]):.3f}" for name in ("single_a", "single_b", "score", "estimate")]
+        bounds = f"[{float(pair.low):.3f}, {float(pair.high):.3f}]"
+        rows.append([names, *values, bounds, f"{float(pair.p):.4f}", "audited" if pair.audited else ""])
     groups = [
         f"{name}: {group.n} pairs, rank correlation of sizes {group.spearman:.2f}, "
         f"equal signs {group.sign:.0%}, "
         f"{group.recall:.0%} of the {group.k} largest among the {group.k} best scores"
         for name, group in pair_agreement(pairs).items()
     ]
-    return [head, *rows, *groups]
+    return [*text_table(heads, rows), *groups]

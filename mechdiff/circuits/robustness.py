@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from mechdiff import stats
 from mechdiff.circuits.discovery import Circuit, as_members, close_to, effects, select, shuffled
 from mechdiff.circuits.faithfulness import CircuitEvaluator, faithfulness
+from mechdiff.core.text_table import text_table
 
 Set = Bool[np.ndarray, " component"]
 SHUFFLES = 50  # random circuits for each resample
@@ -130,8 +131,7 @@ def lines(stability: Stability) -> list[str]:
 
 def moved_lines(moved: xr.Dataset, ablation: str) -> list[str]:
     """What `transfer` returned as text: f of the circuit of each row in the network of each column."""
-    names = moved["circuit"].values
-    width = max(24, *(len(str(name)) + 2 for name in names))
+    names = [str(name) for name in moved["circuit"].values]
 
     def cell(circuit, network):
         entry = moved.sel(circuit=circuit, network=network)
@@ -139,6 +139,5 @@ def moved_lines(moved: xr.Dataset, ablation: str) -> list[str]:
 
     return [
         f"faithfulness of the circuit of (row) in the network of (column), {ablation} ablation",
-        " " * width + "".join(f"{name:>{width}}" for name in names),
-        *(f"{a:{width}}" + "".join(f"{cell(a, b):>{width}}" for b in names) for a in names),
+        *text_table(("", *names), [(a, *(cell(a, b) for b in names)) for a in names]),
     ]

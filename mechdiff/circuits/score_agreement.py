@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import spearmanr
 
+from mechdiff.core.text_table import text_table
 from mechdiff.interventions.components import Component
 
 
@@ -88,8 +89,10 @@ def summary(networks: Collection[Mapping[str, ScoreAgreement]]) -> list[str]:
     Args:
       networks: for each, `score_agreement` by point of expansion.
     """
-    heads = (f"{what:>9}{'worst':>8}" for what in ("Spearman", "signs", "recall", "listed"))
-    rows = [f"{'median over networks':28}{''.join(heads)}"]
+    heads = ["median over networks"]
+    for measure in ("Spearman", "signs", "recall", "listed"):
+        heads += [measure, "worst"]
+    rows = []
     for point in next(iter(networks)):
         groups: dict[str, list[Agreement]] = {}
         for network in networks:
@@ -102,6 +105,6 @@ def summary(networks: Collection[Mapping[str, ScoreAgreement]]) -> list[str]:
                 [[agreed.spearman, agreed.sign, agreed.recall, agreed.listed] for agreed in group]
             ).T
             defined = [v[~np.isnan(v)] if not np.isnan(v).all() else v for v in values]
-            cells = "".join(f"{np.median(v):9.2f}{v.min():8.2f}" for v in defined)
-            rows.append(f"{f'{point}: {name}':28}{cells}")
-    return rows
+            cells = [f"{value:.2f}" for v in defined for value in (np.median(v), v.min())]
+            rows.append([f"{point}: {name}", *cells])
+    return text_table(heads, rows)

@@ -21,10 +21,11 @@ from mechdiff.circuits.audits import EXPANSIONS, ScreenConfig, audit_until
 from mechdiff.circuits.score_agreement import ScoreAgreement, score_agreement
 from mechdiff.core import devices
 from mechdiff.core.config import Precision, SweepConfig
+from mechdiff.core.text_table import text_table
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.components import Component
-from mechdiff.models.denoiser import Examinable
+from mechdiff.models.denoiser import Examinable, chosen_components
 from mechdiff.sweeps import precision
 from mechdiff.sweeps.ablation import ablation_sweep
 
@@ -142,7 +143,7 @@ def screen_and_verify(
       ('large.mlp', 0.0)
     """
     config = config or ScreenConfig()
-    chosen = tuple(chosen or denoiser.components())
+    chosen = chosen_components(denoiser, chosen)
     kwargs = {"ablation": ablation, "replacements": replacements}
 
     def score_of(
@@ -235,7 +236,7 @@ def quality(
     Agreement within a selection by score would be biased. Of `config` it takes `k`, `probes` and `precision`.
     """
     config = config or ScreenConfig()
-    chosen = tuple(chosen or denoiser.components())
+    chosen = chosen_components(denoiser, chosen)
     kwargs = {"ablation": ablation, "replacements": replacements}
     with devices.multiplying(config.precision):
         relative = score_all(denoiser, eval_set, chosen, probes=config.probes, **kwargs)[1]
@@ -271,14 +272,19 @@ def lines(screen: VerifiedScreen, names: Sequence[str]) -> list[str]:
     groups = {"all": screen.fidelity.overall, **screen.fidelity.by_part}
     groups |= {f"t = {t}": agreement for t, agreement in screen.fidelity.by_t.items()}
     low, high = screen.miss_interval
+    scores = [(names[i], f"{screen.score[i]:.3f} %", f"{screen.effect[i]:.3f} %") for i in done]
+    agreements = [
+        (
+            name,
+            f"{group.n}",
+            f"{group.spearman:.2f}",
+            *(f"{x:.0%}" for x in (group.sign, group.recall, group.listed)),
+        )
+        for name, group in groups.items()
+    ]
     return [
-        f"{'component':28}{'score':>14}{'exact':>14}",
-        *(f"{names[i]:28}{screen.score[i]:12.3f} %{screen.effect[i]:12.3f} %" for i in done),
-        f"{'of those verified':28}{'n':>6}{'Spearman':>10}{'signs':>8}{'recall':>8}{'listed':>8}",
-        *(
-            f"{name:28}{group.n:6}{group.spearman:10.2f}{group.sign:8.0%}{group.recall:8.0%}{group.listed:8.0%}"
-            for name, group in groups.items()
-        ),
+        *text_table(("component", "score", "exact"), scores),
+        *text_table(("of those verified", "n", "Spearman", "signs", "recall", "listed"), agreements),
         f"{len(done):,} of {len(names):,} verified; of those not on the shortlist {screen.miss_rate:.1%} "
         f"[{low:.1%}, {high:.1%}] are missed ({len(screen.audited)} audited, audit {screen.looks})",
         *precise,

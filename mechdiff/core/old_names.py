@@ -1,4 +1,5 @@
-"""Names of the first edition, so that its saved configs, models, results and reports stay readable."""
+"""Names of the first edition, so that its saved configs, models, results and reports stay readable, and its
+commands run."""
 
 # class of a config -> its field then -> its field now
 CONFIG_FIELDS = {
@@ -18,6 +19,9 @@ DATASET_NAMES = {
 
 # of a training record: entries then -> now
 RECORD_NAMES = {"memorisation": "memorization"}
+
+# of launchers: flags then -> now
+FLAG_NAMES = {"doses": "gates", "kinds": "sources"}
 
 # of saved datasets: attributes then -> now
 ATTRIBUTE_NAMES = {"subject": "denoiser", "pictures": "images_total"}

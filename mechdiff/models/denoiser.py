@@ -1,6 +1,7 @@
 """The denoiser that is examined: a network with its parameters, schedule and identity intervention."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -84,6 +85,13 @@ class Examinable(Protocol):
     def digests(self) -> dict:
         """What decides its numbers, JSON-ready."""
         ...
+
+
+def chosen_components(
+    denoiser: "Examinable", chosen: Sequence[Component] | None = None
+) -> tuple[Component, ...]:
+    """The components that were chosen, in their order; all of the denoiser's where none were."""
+    return tuple(chosen or denoiser.components())
 
 
 def check_inputs(denoiser: "Examinable", x_t: Any, t: Any) -> tuple[Any, Any]:

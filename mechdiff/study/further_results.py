@@ -73,9 +73,10 @@ def _once(path: Path, key: str, make: Callable[[], xr.Dataset]) -> None:
 
 
 def _key(examined: Analysis, config: ExperimentConfig, result: str) -> str:
-    """SHA-256 of everything that decides the numbers of `result`; its field names are part of it.
+    """SHA-256 of everything that decides the numbers of `result`.
 
-    Settings of other results are left out, so that roles can be added to a study without doing the rest anew.
+    Its field names are part of it: with those of today, results that are saved would not be met. Settings of
+    other results are left out, so that roles can be added to a study without doing the rest anew.
     """
     images, sweep = examined.images, to_dict(config.sweep)
     names = ["images", "timesteps", *([SETTINGS_OF[result]] if result in SETTINGS_OF else [])]

@@ -23,7 +23,7 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import leave_one_out, without_replacements
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Examinable
+from mechdiff.models.denoiser import Examinable, chosen_components
 from mechdiff.storage import digests, labelled, work_sharing
 from mechdiff.sweeps import precision
 from mechdiff.sweeps.coords import component_coords
@@ -77,7 +77,7 @@ def ablation_sweep(
       ['idle.mlp', 'small.mlp', 'large.mlp']
     """
     config = config or SweepConfig()
-    chosen = tuple(chosen or denoiser.components())
+    chosen = chosen_components(denoiser, chosen)
     sources = {}
     for ablation in config.ablations:
         if ablation == "zero":

@@ -30,7 +30,7 @@ from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Examinable
+from mechdiff.models.denoiser import Examinable, chosen_components
 from mechdiff.sweeps.activations import activations
 from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution.engine import Engine
@@ -126,7 +126,8 @@ def interchange_effects(
     """
     if denoiser.image_shape[-1] != 3:
         raise ConfigError(f"{denoiser.name}: pairs of faces are in color, its images are not")
-    chosen, timesteps = tuple(chosen or denoiser.components()), np.asarray(timesteps, np.int32)
+    chosen = chosen_components(denoiser, chosen)
+    timesteps = np.asarray(timesteps, np.int32)
     engine = Engine(denoiser)
     shape = (len(pairs.factors), len(chosen), len(timesteps), pairs.count)
     along, change = np.empty(shape, np.float32), np.empty(shape, np.float32)

@@ -29,7 +29,7 @@ from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Examinable
+from mechdiff.models.denoiser import Examinable, chosen_components
 from mechdiff.sweeps.activations import activation_moments, replacements_at
 from mechdiff.sweeps.execution import shared_prefix
 from mechdiff.sweeps.execution.engine import Engine
@@ -62,7 +62,7 @@ def optimal_replacements(
     Raises:
       ConfigError: components that overlap.
     """
-    chosen = tuple(chosen or denoiser.components())
+    chosen = chosen_components(denoiser, chosen)
     _check_apart(chosen)
     stacked = leave_one_out(denoiser.identity, chosen)[1]
     means, deviations = activation_moments(denoiser, eval_set)

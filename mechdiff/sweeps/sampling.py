@@ -27,7 +27,7 @@ from mechdiff.diffusion.samplers import TimestepSequence, ddim_step
 from mechdiff.interventions.build import leave_one_out, without_replacements
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Examinable
+from mechdiff.models.denoiser import Examinable, chosen_components
 from mechdiff.storage import digests, labelled, work_sharing
 from mechdiff.sweeps import precision
 from mechdiff.sweeps.execution import drawing, engine, memory, rollout
@@ -134,7 +134,7 @@ def sampling_sweep(
       >>> dict(zip(moved["component"].values.tolist(), moved.values.tolist(), strict=True))
       {'large.mlp': [True, True], 'small.mlp': [True, True], 'idle.mlp': [False, False]}
     """
-    chosen = tuple(chosen or denoiser.components())
+    chosen = chosen_components(denoiser, chosen)
     for ablation in config.ablations:
         if ablation != "zero" and ablation not in (replacements or {}):
             raise without_replacements(ablation)
@@ -185,7 +185,7 @@ class _Plan:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Digest of everything that decides the numbers."""
+        """SHA-256 of everything that decides the numbers; its field names are part of it, old ones too."""
         step, condition = self.sampler.step_fn, self.sampler.condition
         return digests.digest_json(
             {

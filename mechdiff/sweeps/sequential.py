@@ -26,7 +26,7 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.denoiser import Examinable
+from mechdiff.models.denoiser import Examinable, chosen_components
 from mechdiff.storage import digests, labelled, run_log
 from mechdiff.sweeps import precision
 from mechdiff.sweeps.execution.engine import Engine
@@ -65,7 +65,7 @@ def sequential_sweep(
     """
     if eval_set.count < FIRST_LOOK:
         raise ConfigError(f"{eval_set.count} images; at least {FIRST_LOOK} are needed before the first look")
-    chosen = tuple(chosen or denoiser.components())
+    chosen = chosen_components(denoiser, chosen)
     devices.warn_of(precision)
     with devices.multiplying(precision):
         return _Run(denoiser, eval_set, chosen, rule, block, rows, precision).go(folder)

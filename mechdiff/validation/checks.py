@@ -8,6 +8,7 @@ from scipy import special
 from scipy.stats import binomtest, kstest
 
 from mechdiff import stats
+from mechdiff.core.text_table import text_table
 
 ALPHA = 0.05  # of tests and families
 LEVEL = 0.95  # confidence of intervals
@@ -91,15 +92,15 @@ def mean_error(name: str, rate: Float[np.ndarray, " repeat"]) -> Check:
 
 def table(checks: list[Check]) -> str:
     """Checks as text, one per line."""
-    lines = [f"{'check':70}{'promise':16}{'nominal':>8}  {'measured':24}{'p':>8}{'n':>6}{'before':>16}"]
+    heads = ("check", "promise", "nominal", "measured", "p", "n", "before", "")
+    rows = []
     for check in checks:
         nominal = "" if np.isnan(check.nominal) else f"{check.nominal:.2f}"
         measured = f"{check.found:.3f} [{check.low:.3f}, {check.high:.3f}]"
         before = f"{check.before:.3f} {check.before_by}" if check.before_by else ""
-        row = f"{check.name:70}{check.promise:16}{nominal:>8}  {measured:24}{check.p:8.3f}{check.n:6}"
-        row += f"{before:>16}"
-        lines.append(row.rstrip() if check.holds else f"{row}  VIOLATED")
-    return "\n".join(lines)
+        numbers = (nominal, measured, f"{check.p:.3f}", str(check.n), before)
+        rows.append((check.name, check.promise, *numbers, "" if check.holds else "VIOLATED"))
+    return "\n".join(text_table(heads, rows))
 
 
 def _share(test) -> tuple[float, float, float]:

@@ -266,7 +266,7 @@ REQUIRED = {
 }
 OF_A_MODEL = (
     "sweep", "sweep_sequential", "sweep_scaling", "sweep_patterns", "sweep_sampling", "sample", "screen",
-    "entropy", "circuits", "phases", "interchange", "roles", "interactions", "benchmarks.certified",
+    "entropy", "circuits", "phases", "interchange", "roles", "interactions", "benchmarks.sequential_sweep",
 )  # fmt: skip
 
 
@@ -281,3 +281,14 @@ def test_every_launcher_starts_with_nothing_but_what_it_requires(name, tmp_path)
         main=lambda config, workdir: called.append(workdir),
     )
     assert code == 0 and called == [tmp_path]
+
+
+@pytest.mark.parametrize("name", ["gates", "doses"])
+def test_flags_of_the_first_edition_are_read_under_their_names_of_today(name, tmp_path):
+    def main(config, workdir):
+        values.extend(_launch.FLAGS.gates)
+
+    values = []
+    flags = (f"--workdir={tmp_path}", "--model=x", f"--{name}=0,0.5")
+    assert launching.launch("sweep_scaling", *flags, main=main) == 0
+    assert values == ["0", "0.5"]

@@ -19,6 +19,7 @@ import numpy as np
 
 from mechdiff import stats
 from mechdiff.core.errors import NotTestable
+from mechdiff.core.text_table import text_table
 from mechdiff.stats.small_samples import FEWEST
 from mechdiff.study.records import Network
 
@@ -133,17 +134,16 @@ def _claim(question: Question, finding: Finding | str, p_adjusted: float, counts
 
 def table(claims: Sequence[Claim]) -> str:
     """Claims as text, a line of numbers and one of reasons each."""
-    head = f"{'claim':14}{'verdict':20}{'estimate':>10}{'95 % interval':>22}{'p (Holm)':>10}{'seeds':>7}"
-    lines = [f"{head}{'images':>10}{'people':>8}"]
+    heads = ("claim", "verdict", "estimate", "95 % interval", "p (Holm)", "seeds", "images", "people")
+    rows = []
     for claim in claims:
-        low, high = claim.interval
-        numbers = f"{_short(claim.estimate):>10}{f'{_short(low)} to {_short(high)}':>22}"
-        lines.append(
-            f"{claim.id:14}{claim.verdict:20}{numbers}{_short(claim.p_adjusted):>10}{claim.n_seeds:>7}"
-            f"{claim.n_images:>10}{claim.n_people or '-':>8}"
-        )
-        lines.append(f"    {claim.because}")
-    return "\n".join(lines)
+        interval = " to ".join(_short(end) for end in claim.interval)
+        numbers = (_short(claim.estimate), interval, _short(claim.p_adjusted))
+        counts = (str(claim.n_seeds), str(claim.n_images), str(claim.n_people or "-"))
+        rows.append((claim.id, claim.verdict, *numbers, *counts))
+    head, *lines = text_table(heads, rows)
+    reasons = [f"    {claim.because}" for claim in claims]
+    return "\n".join([head, *(f"{line}\n{reason}" for line, reason in zip(lines, reasons, strict=True))])
 
 
 def _short(value: float) -> str:

@@ -15,7 +15,7 @@ from mechdiff.validation.planted.weights import CARRIER, HIDDEN, LIVE
 from mechdiff.validation.planted.wiring import BRANCHES, Wired, copied, head_name, head_places, pick
 
 REPAIRED = 0.5  # of what the first head of a partial backup does, by the second where the first is gone
-DECOYS = 3 * weights.LEAK  # where a pooled effect near 0 has to stand out from those of distractors
+DISTRACTOR_LEAK = 3 * weights.LEAK  # where a pooled effect near 0 has to stand out from those of distractors
 TALLY = 1e-4  # that each head of `two_of_three` adds to its count
 ENOUGH = (1.1, 1.6)  # where the output of `two_of_three` begins and ends to rise with the count
 STEEPNESS = 150.0  # of these ramps, for a count of 1
@@ -161,7 +161,7 @@ def _place(unet, schedule, timesteps, rng) -> Wired:
 
 def _changing(unet, schedule, timesteps, rng) -> Wired:
     """One branch adds the noisy content: it helps at some timesteps, and hurts as much at noisier ones."""
-    stage, base = pick(rng, BRANCHES), weights.distractors(unet, rng, leak=DECOYS)
+    stage, base = pick(rng, BRANCHES), weights.distractors(unet, rng, leak=DISTRACTOR_LEAK)
 
     def redo(gain):
         params = copied(base)

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
 from mechdiff import stats
+from mechdiff.core.text_table import text_table
 
 MEASURES = ("auroc", "precision", "sign", "window")
 NOTHING = 0.01  # % of the clean loss: what float32 rounding can make
@@ -94,11 +95,11 @@ def _mean(values: list[float], repeats: int) -> list[float]:
 
 def table(rows: Sequence[dict]) -> str:
     """Rows of `summarize` as text; a measure that does not apply is a dash."""
-    lines = [f"{'plant':15}{'method':26}{'n':>3}" + "".join(f"{measure:>21}" for measure in MEASURES)]
-    for row in rows:
-        cells = "".join(f"{_cell(*row[measure]):>21}" for measure in MEASURES)
-        lines.append(f"{row['plant']:15}{row['method']:26}{row['n']:3}{cells}")
-    return "\n".join(lines)
+    cells = [
+        (row["plant"], row["method"], str(row["n"]), *(_cell(*row[measure]) for measure in MEASURES))
+        for row in rows
+    ]
+    return "\n".join(text_table(("plant", "method", "n", *MEASURES), cells))
 
 
 def _cell(mean: float, low: float, high: float) -> str:

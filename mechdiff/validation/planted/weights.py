@@ -1,8 +1,8 @@
 """Weights of a UNet written by hand, so that the function of each component is known.
 
 Channels form groups of 8, which are the groups of every GroupNorm: group 0 is *live* (the only one that
-`conv_out` reads), group 1 is *hidden* (holds the noisy image), the others are *trash* (unread: no path from
-them to the output). Live and hidden hold each of the three image channels as a pair (x, -x), and a carrier
+`conv_out` reads), group 1 is *hidden* (holds the noisy image), the others are *unread* (no path from them
+to the output). Live and hidden hold each of the three image channels as a pair (x, -x), and a carrier
 (K, -K). Three facts make such a network exact in spite of its non-linearities:
   silu(x) - silu(-x) = x: a pair passes a SiLU unchanged;
   a pair has mean 0: GroupNorm only divides by the root mean square of the group;
@@ -21,7 +21,7 @@ from mechdiff.models.stages import stages
 from mechdiff.models.unet import init_shapes
 
 GROUP = 8  # channels
-LIVE, HIDDEN, TRASH = 0, GROUP, 2 * GROUP  # first channel of each
+LIVE, HIDDEN, UNREAD = 0, GROUP, 2 * GROUP  # first channel of each
 CARRIER = 4.0
 LEAK = 0.08  # scale of the weights from distractor branches to the live content
 HIGH_PASS = (
@@ -46,7 +46,8 @@ def distractors(config: UNetConfig, rng: np.random.Generator, leak: float = LEAK
     """Parameters of active distractors only: no component affects the output, but for `leak`.
 
     Heads attend sharply, and their output projections are zero. Branches, skips and time injections are
-    random and write to trash; branches also write to the live content, with weights of scale `leak`.
+    random and write to unread channels; branches also write to the live content, with weights of scale
+    `leak`.
     """
     params, _ = template(config)
 
@@ -56,12 +57,12 @@ def distractors(config: UNetConfig, rng: np.random.Generator, leak: float = LEAK
     for stage in stages(config):
         at = params.get(stage.name)
         if stage.op == "conv_in":
-            at["conv"]["kernel"][..., TRASH:] = normal(at["conv"]["kernel"][..., TRASH:], 0.4)
+            at["conv"]["kernel"][..., UNREAD:] = normal(at["conv"]["kernel"][..., UNREAD:], 0.4)
         elif stage.op == "attention":
             heads = config.heads[stage.level]
             sharpness = rng.uniform(1.2, 3, heads).repeat(stage.width // heads)
             for name in "qk":
-                at[name]["kernel"][TRASH:] = normal(at[name]["kernel"][TRASH:], 1) * sharpness
+                at[name]["kernel"][UNREAD:] = normal(at[name]["kernel"][UNREAD:], 1) * sharpness
                 at[name]["kernel"] /= np.sqrt(stage.width)
             at["v"]["kernel"][:] = normal(at["v"]["kernel"], 2 / np.sqrt(stage.width))
         elif stage.op == "block":
@@ -78,7 +79,7 @@ def _distractor_block(at: PyTree, normal, leak: float) -> None:
     fan_in = 9 * at["conv1"]["kernel"].shape[2]
     at["conv1"]["kernel"][:] = normal(at["conv1"]["kernel"], fan_in**-0.5)
     into = at["conv2"]["kernel"]
-    into[..., TRASH:] = normal(into[..., TRASH:], 2 * fan_in**-0.5)
+    into[..., UNREAD:] = normal(into[..., UNREAD:], 2 * fan_in**-0.5)
     into[..., LIVE] = normal(into[..., LIVE], leak * fan_in**-0.5)
     into[..., LIVE + 1] = -into[..., LIVE]
     at["time_dense"]["kernel"][:] = normal(at["time_dense"]["kernel"], 0.3)
@@ -86,7 +87,7 @@ def _distractor_block(at: PyTree, normal, leak: float) -> None:
         kernel = at["shortcut"]["kernel"][0, 0]  # (activation and skip, width)
         width = kernel.shape[1]
         kernel[:width] = np.eye(width)
-        kernel[width:, TRASH:] = normal(kernel[width:, TRASH:], 0.3)
+        kernel[width:, UNREAD:] = normal(kernel[width:, UNREAD:], 0.3)
 
 
 def frame(

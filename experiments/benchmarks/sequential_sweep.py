@@ -1,6 +1,6 @@
-"""Time to a certified answer for every component, against fixed exact designs.
+"""Time until every component is decided, against fixed exact designs.
 
-`python -m experiments.benchmarks.certified --model=MODEL --images=512 --width=0.5`
+`python -m experiments.benchmarks.sequential_sweep --model=MODEL --images=512 --width=0.5`
 
 Adaptive: `sequential_sweep`, which drops components once their intervals are certain, with other images at
 every timestep (nested), run to its end. Fixed: an exact sweep of all components on one number of images,
@@ -87,7 +87,7 @@ def main(config, workdir):
         print(f"{name:24}{needed:22}{runs:24,}{per_image * needed:10.1f}{ratios}")
     print(f"fixed designs: run on {pilot} images, extrapolated\n{_flops.ceiling()}")
     if left:
-        print(f"{left} components stayed undecided: no certified answer; give more images (--images)")
+        print(f"{left} components stayed undecided; give more images (--images)")
 
 
 if __name__ == "__main__":

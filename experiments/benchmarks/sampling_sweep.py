@@ -1,6 +1,6 @@
 """What sharing the clean trajectory saves in a sweep over windows, against walking every trajectory from x_T.
 
-`python -m experiments.benchmarks.trajectory_sweep --preset=cpu16 --windows=10 --components=8`; shorter with
+`python -m experiments.benchmarks.sampling_sweep --preset=cpu16 --windows=10 --components=8`; shorter with
 --rounds=1, --steps=10, --samples=2.
 
 Both arms are ours, run the same compiled program in one process, and take turns; their results are compared.
