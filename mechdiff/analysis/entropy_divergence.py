@@ -97,7 +97,7 @@ def compare(
       ConfigError: an unknown measure, or sets that can't be compared.
     """
     check_alike([first, second])
-    sides = [_entropies(attention) for attention in (first, second)]
+    entropy, other = _entropies(first), _entropies(second)
     tokens, rng = first["tokens"].values, np.random.default_rng(seed)
     units = _units(first, second)
     least = min(side.count for side in units)
@@ -110,18 +110,20 @@ def compare(
 
     resampled = tuple(side.resamples(draws, seed + i) for i, side in enumerate(units))
     even = tuple(side.even() for side in units)
-    low, high = np.quantile(divergence_of(*sides, resampled), [0.025, 0.975], axis=-1)
-    value = Interval(estimate=divergence_of(*sides, even)[:, 0], low=low, high=high, confidence=0.95, n=least)
+    low, high = np.quantile(divergence_of(entropy, other, resampled), [0.025, 0.975], axis=-1)
+    estimate = divergence_of(entropy, other, even)[:, 0]
+    value = Interval(estimate=estimate, low=low, high=high, confidence=0.95, n=least)
     halves = [_two_halves(rng, side, least // 2, draws) for side in units]
-    both = np.concatenate(sides, axis=-1)
-    shuffled = divergence_of(both, both, _relabelled(rng, *units, draws))
+    both = np.concatenate([entropy, other], axis=-1)
+    shuffled = divergence_of(both, both, _relabelled(rng, units[0], units[1], draws))
+    within = [divergence_of(entropy, entropy, halves[0]), divergence_of(other, other, halves[1])]
     return Divergence(
         measure=measure,
         t=first["t"].values,
         log_snr=first["log_snr"].values.astype(np.float64),
         value=value,
-        halves=divergence_of(*sides, (halves[0][0], halves[1][0])),
-        within=np.stack([divergence_of(side, side, half) for side, half in zip(sides, halves, strict=True)]),
+        halves=divergence_of(entropy, other, (halves[0][0], halves[1][0])),
+        within=np.stack(within),
         p=_adjusted(shuffled),
     )
 

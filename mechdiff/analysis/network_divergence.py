@@ -182,7 +182,8 @@ def _interval(
     def statistic(left: Sequence[int], right: Sequence[int]) -> float:
         chosen = np.array([*left, *right])
         group = np.arange(len(chosen))[None] < len(left)
-        return float(np.subtract(*between_within(mean[np.ix_(chosen, chosen)], group))[0, 0])
+        between, within = between_within(mean[np.ix_(chosen, chosen)], group)
+        return float((between - within)[0, 0])
 
-    sides = list(range(count)), list(range(count, len(squares)))
-    return small_samples.jackknife_interval(statistic, *sides, pooled, draws, images)
+    first, second = list(range(count)), list(range(count, len(squares)))
+    return small_samples.jackknife_interval(statistic, first, second, pooled, draws, images)

@@ -196,13 +196,13 @@ def groups(table: xr.Dataset) -> list[tuple[str, ...]]:
         if table.named[i] == BACKUP:
             backed |= {(a, b), (b, a)}
     silent = [name for name, cost in single.items() if abs(cost) < LEAST]
-    whole: list[tuple[str, ...]] = []
+    largest: list[tuple[str, ...]] = []
     for size in range(len(silent), 2, -1):
         for members in itertools.combinations(silent, size):
-            is_new = not any(set(members) <= set(group) for group in whole)
+            is_new = not any(set(members) <= set(group) for group in largest)
             if is_new and backed.issuperset(itertools.combinations(members, 2)):
-                whole.append(members)
-    return whole
+                largest.append(members)
+    return largest
 
 
 def lines(table: xr.Dataset) -> list[str]:

@@ -203,11 +203,11 @@ def score_error(
     """
     if not devices.acts(setting):
         return 0.0
-    few = _part_of(eval_set, replacements)
+    few_images, their_replacements = _part_of(eval_set, replacements)
     with devices.multiplying(setting):
-        reduced = score(*few)
+        reduced = score(few_images, their_replacements)
     with jax.default_matmul_precision("float32"):
-        return float(np.abs(reduced - score(*few)).max())
+        return float(np.abs(reduced - score(few_images, their_replacements)).max())
 
 
 def _part_of(eval_set: EvalSet, replacements: PyTree) -> tuple[EvalSet, PyTree]:

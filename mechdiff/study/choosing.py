@@ -69,8 +69,9 @@ def chooser(
         if came_with is not None and not celeba:
             return accompanying_images(denoiser, config.sweep, *came_with)
         if trained.data.name in DRAWN:
-            known = trained.data, size_of(denoiser), config.sweep, cache
-            return _matching(held_out_images(*known, _classes_for(denoiser, trained.data)), denoiser)
+            classes = _classes_for(denoiser, trained.data)
+            drawn = held_out_images(trained.data, size_of(denoiser), config.sweep, cache, classes)
+            return _matching(drawn, denoiser)
         if not celeba:
             return own_samples(denoiser, config.sweep, config.seed)
         faces = DataConfig(

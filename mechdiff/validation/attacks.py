@@ -190,13 +190,13 @@ def _entropy(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Check]:
     ]
 
 
-def _power(rng: np.random.Generator, repeats: int, people: int = 40, each: int = 26) -> list[Check]:
+def _power(rng: np.random.Generator, repeats: int, people: int = 40, images: int = 26) -> list[Check]:
     """What sequential sweeps and tests over people find where something is there."""
     signs = [_signs(rng) for _ in range(repeats)]
     p = []
     for _ in range(repeats):
         shared = 0.2 + np.sqrt(0.1) * rng.normal(size=(people, 1))
-        differences = shared + np.sqrt(0.9) * rng.normal(size=(people, each))
+        differences = shared + np.sqrt(0.9) * rng.normal(size=(people, images))
         test = stats.permutation_test(differences.sum(axis=1)[None], FLIPS, int(rng.integers(2**31)))
         p.append(test[0])
     return [

@@ -139,16 +139,19 @@ def assign(
         return selectivity(mean_effects(data.sel(target=names)), family)
 
     trained, null = index(effects), index(matched)
-    fresh, fresh_types = np.concatenate([index(data) for data in untrained]), _component_types(*untrained)
+    fresh = np.concatenate([index(data) for data in untrained])
+    fresh_types = _component_types(*untrained)
     null_classes = np.array([str(name) for name in matched["component"].values])
+    types = _component_types(effects)
     standing, p = np.full(trained.shape, -np.inf), np.ones(len(trained))
-    beyond, types = np.zeros(trained.shape, bool), _component_types(effects)
+    beyond = np.zeros(trained.shape, bool)
     for component_type in np.unique(types):
         rows = types == component_type
         standing[rows], p[rows] = against_untrained(trained[rows], fresh[fresh_types == component_type])
     for row, name in enumerate(classes):
         beyond[row] = trained[row] > _quantile(null[null_classes == name], 1 - fdr)
-    candidate, adjusted = standing.argmax(axis=1), stats.benjamini_hochberg(p)
+    candidate = standing.argmax(axis=1)
+    adjusted = stats.benjamini_hochberg(p)
     significant = (adjusted <= fdr) & beyond[np.arange(len(trained)), candidate]
     return Roles(
         components=tuple(str(name) for name in effects["component"].values),

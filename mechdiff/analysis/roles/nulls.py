@@ -7,8 +7,9 @@ import numpy as np
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.build import leave_one_out
-from mechdiff.interventions.components import Component
+from mechdiff.interventions.components import Component, site_stage
 from mechdiff.interventions.record import Intervention
+from mechdiff.models.stages import branch_before
 
 
 def matched_sets(
@@ -63,5 +64,5 @@ def _channels(component: Component, identity: Intervention) -> int:
     start, stop = component.index
     if component.component_type != "head":
         return stop - start
-    branch = component.site.replace("attn", "block").removesuffix("head") + "res"
+    branch = branch_before(site_stage(component.site))
     return identity.gate[branch].shape[-1] * (stop - start) // identity.gate[component.site].shape[-1]

@@ -251,7 +251,7 @@ def _in_company(
     picked = candidates(plant.denoiser, others, chosen, CANDIDATES)
     pairs = list(itertools.combinations(picked, 2))
     costs = costs_in_company(pair_effects(plant.denoiser, EvalSet(plant.images, plant.timesteps, key), pairs))
-    return np.stack([costs.get(part.name, own) for part, own in zip(chosen, alone, strict=True)])
+    return np.stack([costs.get(part.name, increase) for part, increase in zip(chosen, alone, strict=True)])
 
 
 def _pairs_exact(
