@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import hypergeom, spearmanr
 
 from mechdiff import stats
-from mechdiff.circuits import attribution, score_agreement, screening
+from mechdiff.circuits import attribution, score_agreement, screen_scores, screening
 from mechdiff.circuits.attribution import Expansion
 from mechdiff.circuits.screening import ScreenConfig
 from mechdiff.core.config import SweepConfig
@@ -225,7 +225,7 @@ def test_a_screen_ranks_by_the_point_that_is_asked_for(
     denoiser, images, exact, damage, tmp_path, monkeypatch, point
 ):
     names = [component.name for component in components(denoiser.unet)]
-    known = lambda *args, **_: screening.ExactIncrease(
+    known = lambda *args, **_: screen_scores.ExactIncrease(
         exact[[names.index(component.name) for component in args[3]]], np.zeros(len(args[3]))
     )
     monkeypatch.setattr(screening, "exact_increase", known)
@@ -271,7 +271,7 @@ def test_a_screen_that_misses_widens_until_all_is_verified(denoiser, images, exa
             score=(result.score.dims, np.random.default_rng(0).normal(size=result.score.shape))
         )
 
-    known = lambda *args, **_: screening.ExactIncrease(
+    known = lambda *args, **_: screen_scores.ExactIncrease(
         exact[[names.index(component.name) for component in args[3]]], np.zeros(len(args[3]))
     )
     monkeypatch.setattr(screening, "gate_scores", useless)
