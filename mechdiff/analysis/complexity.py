@@ -174,6 +174,9 @@ def halves(
     """Control: ratios between two random halves of one data set, each the geometric mean over its networks.
 
     The ratio that sampling of the images alone makes.
+
+    Raises:
+      ConfigError: fewer than 4 images.
     """
     rng = np.random.default_rng(seed)
     order = rng.permuted(np.tile(np.arange(images), (draws, 1)), axis=1)

@@ -129,9 +129,17 @@ def compare(
 
 
 def measured(
-    measure: str, first: Entropy, second: Entropy, weights: tuple[Weights, Weights], tokens
+    measure: str,
+    first: Entropy,
+    second: Entropy,
+    weights: tuple[Weights, Weights],
+    tokens: Int[np.ndarray, " head"],
 ) -> Levels:
-    """The measure of this name under each pair of weightings."""
+    """The measure of this name under each pair of weightings.
+
+    Raises:
+      ConfigError: the name of no measure.
+    """
     if measure == "means":
         return mean_difference(first, second, weights)
     if measure == "heads":

@@ -77,8 +77,8 @@ def compare(
     Example:
       >>> rng = np.random.default_rng(0)
       >>> heads = rng.normal(2, 0.1, (10, 4, 3))
-      >>> found = compare(heads[:5] + 0.5, heads[5:], ["a"] * 4)
-      >>> round(found.pooled, 1), round(found.p, 4)
+      >>> divergence = compare(heads[:5] + 0.5, heads[5:], ["a"] * 4)
+      >>> round(divergence.pooled, 1), round(divergence.p, 4)
       (0.5, 0.0079)
     """
     count = len(first)

@@ -164,7 +164,11 @@ def order_test(
 
 def excess(trained: Phases, control: Phases, confidence: float = 0.95) -> Interval:
     """Gain of k phases over one in a trained network minus that in a control, `[k]`: percentile interval over
-    images of the two. The control is an untrained network, or another seed; as many timesteps and draws."""
+    images of the two. The control is an untrained network, or another seed; as many timesteps and draws.
+
+    Raises:
+      ConfigError: another number of draws or of phases.
+    """
     if trained.gain.shape != control.gain.shape:
         raise ConfigError(
             f"gains {trained.gain.shape} and {control.gain.shape} (draws, k) differ; measure both alike"

@@ -76,6 +76,9 @@ class Model:
 
         Args:
           type: of component, such as `head`, `res`, `skip` or `time`; None: all.
+
+        Raises:
+          ConfigError: a type that no component has.
         """
         listed = self.denoiser.components()
         types = dict.fromkeys(component.component_type for component in listed)
@@ -95,6 +98,9 @@ class Model:
           what: a name, a regular expression that whole names match, or a list of names.
           with_: `zero`; or `mean`, over 16 images at the same timestep and position.
           images: that the mean is over: a folder, file or array; None: see `images.eval_images`.
+
+        Raises:
+          ConfigError: another ablation, or a name or pattern that matches nothing.
         """
         if with_ not in ABLATIONS:
             raise ConfigError(unknown("ablation of a model", with_, ABLATIONS) + "; model.sweep knows more")
@@ -176,6 +182,10 @@ class Model:
         Args:
           x_t: noisy images, `(images, height, width, channels)`.
           t: one timestep for all images, or one an image, integers in [0, T).
+
+        Raises:
+          ConfigError: images of another shape, timesteps out of range, or several of them where
+            replacements come from images.
         """
         x_t, levels = check_inputs(self.denoiser, x_t, t)
         acting = self.intervention

@@ -71,7 +71,11 @@ def open_source(path: str) -> Source:
 
 
 def find_copy(path: str) -> Path:
-    """The folder with `dataset_info.json`: `path` itself, or the last version of celeb_a below it."""
+    """The folder with `dataset_info.json`: `path` itself, or the last version of celeb_a below it.
+
+    Raises:
+      DataError: no such folder, or no prepared copy in it.
+    """
     folder = Path(path).expanduser()
     if not path or not folder.is_dir():
         raise DataError(f"no folder {path!r} with a TFDS copy; {WAY_OUT}")

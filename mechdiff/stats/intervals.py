@@ -6,7 +6,7 @@ resamples (multinomial weights) and its jackknife (one weight zero) are the same
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
@@ -47,7 +47,7 @@ def equal_weights(n: int) -> Float[np.ndarray, "1 n"]:
     return np.full((1, n), 1 / n)
 
 
-def percent_increase(changed, baseline):
+def percent_increase(changed: Any, baseline: Any) -> Any:
     """100 (changed / baseline - 1), in %, of numbers or arrays.
 
     Example:
@@ -108,6 +108,9 @@ def bootstrap(
       method: `percentile`, or `bca`, corrected for bias and skewness (Efron & Tibshirani 1993, section 14.3);
         `bca` wants a single axis of units. Both read the tails of `expanded_level`, since resamples of few
         units spread too little.
+
+    Raises:
+      ConfigError: a confidence outside (0, 1).
     """
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence={confidence} must lie between 0 and 1; 0.95 is usual")
@@ -232,6 +235,9 @@ def sample_size(
     """Fewest units, at least 2, whose Student interval has a half width t_{n-1} sd / sqrt(n) of this or less.
 
     `sd` is a pilot's standard deviation over units, in the units of `half_width`.
+
+    Raises:
+      ConfigError: a half width that is not positive.
     """
     if not half_width > 0:
         raise ConfigError(f"half_width={half_width} must be positive")

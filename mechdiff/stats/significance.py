@@ -80,6 +80,9 @@ def equivalence_test(differences: Cells, margin: float) -> Float[np.ndarray, "*c
     """p values of two one-sided t tests (TOST, Schuirmann 1987) against the null |mean difference| >= margin.
 
     The larger of the two belongs to the nearer margin: P(t_{n-1} <= (|mean| - margin) / (sd / sqrt(n))).
+
+    Raises:
+      ConfigError: a margin that is not positive.
     """
     if not margin > 0:
         raise ConfigError(f"margin={margin} must be positive: the largest difference that does not matter")

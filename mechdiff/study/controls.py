@@ -25,7 +25,11 @@ from mechdiff.sweeps.in_memory import sweep_in_memory
 
 
 def activity(examined: Analysis, levels: Sequence[int], root: PRNGKey) -> xr.Dataset:
-    """`complexity.OF_COVARIANCE` of the activations of every site, dims `measure, site, t`."""
+    """`complexity.OF_COVARIANCE` of the activations of every site, dims `measure, site, t`.
+
+    Raises:
+      ConfigError: a sweep without reference images.
+    """
     denoiser, images = examined.denoiser, examined.images
     if not len(images.reference):
         raise ConfigError("activity is measured around means of reference images; sweep.reference_images=0")

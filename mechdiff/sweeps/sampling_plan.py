@@ -129,7 +129,8 @@ class SamplingPlan:
         )
 
     def chunks(self) -> dict[str, tuple[int, ...]]:
-        # A component each, so that processes with other memory or devices, and so other groups, can share.
+        """Size of what is written at once: one component, so that processes with other memory or devices,
+        and so other groups, can share the store."""
         rows = {"precision_error": (1, len(self.chosen))} if self.reduced else {}
         return {"distance": (1, 1, 1, self.samples), "set_distance": (1, 1, 1), **rows}
 

@@ -52,8 +52,14 @@ def _sequential(rng: np.random.Generator, repeats: int) -> list[Check]:
     return results
 
 
-def simulated(rng: np.random.Generator, law) -> tuple[tuple[bool, bool], tuple[bool, bool]]:
-    """`stopped` of one sequential sweep by the rule of `sweeps.sequential`, and by the old one."""
+def simulated(
+    rng: np.random.Generator, law: Callable[..., np.ndarray]
+) -> tuple[tuple[bool, bool], tuple[bool, bool]]:
+    """`stopped` of one sequential sweep by the rule of `sweeps.sequential`, and by the old one.
+
+    Args:
+      law: `law(rng, shape)` draws how single images scatter about an effect of 1.
+    """
     size = 0.03 * rng.lognormal(sigma=1.0, size=COMPONENTS) * rng.choice([1, 1, 1, -0.3], size=COMPONENTS)
     clean = np.exp(0.4 * rng.normal(size=MOST) + 0.3 * rng.normal(size=(TIMESTEPS, MOST)) - 0.125)
     loss = clean * (1 + size[:, None, None] * law(rng, (COMPONENTS, 1, MOST)))

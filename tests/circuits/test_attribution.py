@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import hypergeom, spearmanr
 
 from mechdiff import stats
-from mechdiff.circuits import attribution, score_agreement, screen_scores, screening
+from mechdiff.circuits import attribution, audits, score_agreement, screen_scores, screening
 from mechdiff.circuits.attribution import Expansion
 from mechdiff.circuits.screening import ScreenConfig
 from mechdiff.core.config import SweepConfig
@@ -220,7 +220,7 @@ def test_summaries_show_the_median_and_the_worst_network_and_pass_over_what_is_u
     assert " ".join(rows[2]) == "identity: t = 9 0.10 0.10 0.20 0.20 0.30 0.30 1.00 1.00"
 
 
-@pytest.mark.parametrize("point", screening.EXPANSIONS)
+@pytest.mark.parametrize("point", audits.EXPANSIONS)
 def test_a_screen_ranks_by_the_point_that_is_asked_for(
     denoiser, images, exact, damage, tmp_path, monkeypatch, point
 ):

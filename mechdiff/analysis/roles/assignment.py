@@ -186,13 +186,13 @@ def against_untrained(
     return standing, np.where(np.isfinite(best), (1 + as_high) / (1 + len(highest)), 1.0)
 
 
-def untrained_needed(level: float = 0.05) -> int:
+def untrained_needed(fdr: float = 0.05) -> int:
     """Number n of untrained networks with which a lone role among m components can be found.
 
-    The least p of n m untrained components, 1 / (1 + n m), must not exceed level / m; `level` is the
-    false-discovery rate.
+    The least p of n m untrained components, 1 / (1 + n m), must not exceed fdr / m, `fdr` being
+    the false-discovery rate.
     """
-    return int(np.ceil(1 / level))
+    return int(np.ceil(1 / fdr))
 
 
 def _component_types(*measured: xr.Dataset) -> np.ndarray:

@@ -29,6 +29,9 @@ def matched_sets(
 
     Returns:
       The class of each set, and the stacked interventions.
+
+    Raises:
+      ConfigError: a component without another branch or skip of its resolution.
     """
     rng = np.random.default_rng(seed)
     classes = {matched_class(component, identity): component for component in components}

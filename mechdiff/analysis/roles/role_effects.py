@@ -112,7 +112,10 @@ def role_effects(
 
 
 def feature_variances(
-    images: Images, masks=None, parts: tuple[str, ...] = (), probes: Mapping[str, PyTree] | None = None
+    images: Images,
+    masks: Float[np.ndarray, "image parts side side"] | None = None,
+    parts: tuple[str, ...] = (),
+    probes: Mapping[str, PyTree] | None = None,
 ) -> dict[str, tuple[float, int]]:
     """Var f over images, summed over the numbers of a target, and their count; sorted by name."""
     targets = jax.jit(image_features.features, static_argnames="parts")(

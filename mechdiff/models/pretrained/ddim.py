@@ -116,7 +116,11 @@ def read(place: Place, stated: Stated) -> Imported:
 
 
 def unet_config(model: Options, data: Options) -> UNetConfig:
-    """Our config of a network made with these options."""
+    """Our config of a network made with these options.
+
+    Raises:
+      ConfigError: an option that decides the network is absent, contradicts another, or is not read.
+    """
     for name in ("ch", "num_res_blocks"):
         if model[name] is None:
             raise ConfigError(f"{WHAT} option model.{name} is absent; its value decides the network")

@@ -48,7 +48,11 @@ def network_calls(timesteps: TimestepSequence, windows: Sequence[Window], count:
 
 
 def first_step_inside(timesteps: TimestepSequence, window: Window) -> int:
-    """The first step of a rollout down `timesteps` that is inside a window."""
+    """The first step of a rollout down `timesteps` that is inside a window.
+
+    Raises:
+      ConfigError: no timestep lies in the window.
+    """
     down = np.sort(np.asarray(timesteps))[::-1]
     inside = np.flatnonzero((down >= window[0]) & (down < window[1]))
     if len(inside) == 0:

@@ -22,7 +22,7 @@ from mechdiff.core import keys
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.numerics import NUMERICS_VERSION
-from mechdiff.core.types import Images
+from mechdiff.core.types import Images, PRNGKey
 from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.components import Component, site_type
 from mechdiff.models.denoiser import Denoiser
@@ -188,7 +188,9 @@ def _predicted(plant: PlantedNetwork, key, chosen: Sequence[Component], clean: n
     return predicted | {"integrated gradients": 100 * path["score"].values.astype(np.float64) / clean}
 
 
-def discovered(plant: PlantedNetwork, key, chosen: Sequence[Component], folder: Path | None = None) -> Scores:
+def discovered(
+    plant: PlantedNetwork, key: PRNGKey, chosen: Sequence[Component], folder: Path | None = None
+) -> Scores:
     """Relative loss increase (%) of removing each member from the circuit, 0 for the others.
 
     For the circuit that matches the network on average over timesteps; for that which matches at every
