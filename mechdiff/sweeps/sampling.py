@@ -43,6 +43,7 @@ class SampleSet:
       ConfigError: fewer than two samples.
 
     Example:
+      >>> import jax
       >>> SampleSet([5, 300, 900], 16, jax.random.key(0)).count
       16
     """
@@ -98,6 +99,7 @@ def sampling_sweep(
 
     Example:
       >>> import tempfile
+      >>> import jax
       >>> from mechdiff.models.toy import toy_denoiser
       >>> sample_set = SampleSet([10, 50, 90], 2, jax.random.key(0))
       >>> with tempfile.TemporaryDirectory() as folder:

@@ -156,7 +156,7 @@ def test_screening_finds_what_exact_runs_find_and_computes_nothing_twice(
         ran.extend(component.name for component in kwargs["chosen"])
         return run(*args, **kwargs)
 
-    monkeypatch.setattr(screening, "ablation_sweep", recording)
+    monkeypatch.setattr(screen_scores, "ablation_sweep", recording)
     result = screening.screen_and_verify(
         denoiser,
         EvalSet(images, LEVELS, KEY),
@@ -274,7 +274,7 @@ def test_a_screen_that_misses_widens_until_all_is_verified(denoiser, images, exa
     known = lambda *args, **_: screen_scores.ExactIncrease(
         exact[[names.index(component.name) for component in args[3]]], np.zeros(len(args[3]))
     )
-    monkeypatch.setattr(screening, "gate_scores", useless)
+    monkeypatch.setattr(screen_scores, "gate_scores", useless)
     monkeypatch.setattr(screening, "exact_increase", known)
     settings = ScreenConfig(k=5, shortlist=5, audit=8, miss_bound=0.05, probes=1)
     result = screening.screen_and_verify(denoiser, EvalSet(images, LEVELS, KEY), tmp_path, config=settings)
