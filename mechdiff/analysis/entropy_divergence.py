@@ -110,8 +110,8 @@ def compare(
 
     resampled = tuple(side.resamples(draws, seed + i) for i, side in enumerate(units))
     even = tuple(side.even() for side in units)
-    low, high = np.quantile(divergence_of(entropy, other, resampled), [0.025, 0.975], axis=-1)
     estimate = divergence_of(entropy, other, even)[:, 0]
+    low, high = np.quantile(divergence_of(entropy, other, resampled), [0.025, 0.975], axis=-1)
     value = Interval(estimate=estimate, low=low, high=high, confidence=0.95, n=least)
     halves = [_two_halves(rng, side, least // 2, draws) for side in units]
     both = np.concatenate([entropy, other], axis=-1)
@@ -199,7 +199,7 @@ def _two_halves(
     rng: np.random.Generator, units: stats.Units, size: int, draws: int
 ) -> tuple[Weights, Weights]:
     """Two disjoint random sets of `size` units, `draws` times."""
-    rank = rng.permuted(np.tile(np.arange(units.count), (draws, 1)), axis=1)
+    rank = stats.random_orders(rng, units.count, draws)
     first, second = rank < size, (rank >= size) & (rank < 2 * size)
     return units.weights(first.astype(np.float64)), units.weights(second.astype(np.float64))
 
@@ -211,9 +211,7 @@ def _relabelled(
     count = first.count + second.count
     member = np.concatenate([first.member, first.count + second.member])
     both = stats.Units(member, count, first.clustered)
-    rank = np.concatenate(
-        [np.arange(count)[None], rng.permuted(np.tile(np.arange(count), (draws, 1)), axis=1)]
-    )
+    rank = np.concatenate([np.arange(count)[None], stats.random_orders(rng, count, draws)])
     to_first = (rank < first.count).astype(np.float64)
     return both.weights(to_first), both.weights(1 - to_first)
 

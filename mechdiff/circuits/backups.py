@@ -105,7 +105,8 @@ def interaction_table(
     interval = stats.bootstrap_units(in_percent, units, seed=seed, confidence=confidence)
 
     def increase(loss):
-        return 100 * (loss.mean("image") / exact.clean_loss.mean("image") - 1).mean("t").values
+        at_t = stats.percent_increase(loss.mean("image"), exact.clean_loss.mean("image"))
+        return at_t.mean("t").values
 
     singles = np.stack([increase(exact.without_a), increase(exact.without_b)])
     joint = increase(exact.without_both)

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
+from mechdiff import stats
 from mechdiff.circuits.attribution import Expansion, gate_scores
 from mechdiff.circuits.audits import EXPANSIONS
 from mechdiff.core import devices
@@ -126,6 +127,6 @@ def exact_increase(
         replacements=replacements,
         chosen=chosen,
     ).isel(ablation=0)
-    increase = 100 * (sweep.loss.mean("image") / sweep.clean_loss.mean("image") - 1).values
+    increase = stats.percent_increase(sweep.loss.mean("image"), sweep.clean_loss.mean("image")).values
     error = sweep["precision_error"].values if "precision_error" in sweep else np.zeros(len(chosen))
     return ExactIncrease(increase, error)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Num
 from scipy import special
 
 from mechdiff.core.errors import ConfigError
+from mechdiff.stats.weights import bootstrap_weights, check_units, hierarchical_weights
 
 Cells = Num[np.ndarray | Array, "*cells units"]
 Arm = Num[np.ndarray | Array, "*#cells units"]  # cells broadcast between the arms of a comparison
@@ -29,22 +30,6 @@ class Interval:
     high: Float[np.ndarray, "*cells"]
     confidence: float  # nominal coverage, in (0, 1)
     n: int  # units of replication
-
-
-def bootstrap_weights(n: int, repeats: int = 2000, seed: int = 0) -> Float[np.ndarray, "repeats n"]:
-    """Shares of `n` units in `repeats` resamples with replacement: multinomial counts / n (Efron 1979)."""
-    check_units(n)
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=repeats) / n
-
-
-def equal_weights(n: int) -> Float[np.ndarray, "1 n"]:
-    """The weighting in which all units count alike.
-
-    Example:
-      >>> equal_weights(4)
-      array([[0.25, 0.25, 0.25, 0.25]])
-    """
-    return np.full((1, n), 1 / n)
 
 
 def percent_increase(changed: Any, baseline: Any) -> Any:
@@ -73,24 +58,6 @@ def percentile_interval(
     """
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return _interval(estimate, low, high, confidence, n)
-
-
-def hierarchical_weights(
-    seeds: int, images: int, repeats: int = 2000, seed: int = 0, crossed: bool = False
-) -> Float[np.ndarray, "repeats seeds images"]:
-    """Shares of every (training seed, image) when seeds are resampled, and images within them.
-
-    Nested (Davison & Hinkley 1997, section 3.8): a seed drawn c times gives c independent resamples of its
-    images. Crossed (Owen 2007): the seeds were scored on the *same* images; one resample of images serves all
-    seeds, and shares are products. `seed` is that of the resampling.
-    """
-    seed_rng, image_rng = np.random.default_rng(seed).spawn(2)
-    counts = seed_rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=repeats)
-    even = np.full(images, 1 / images)
-    if crossed:
-        image_counts = image_rng.multinomial(images, even, size=repeats)
-        return counts[:, :, None] * image_counts[:, None, :] / (seeds * images)
-    return image_rng.multinomial(counts * images, even) / (seeds * images)
 
 
 def bootstrap(
@@ -247,13 +214,6 @@ def sample_size(
     while np.any(wide := special.stdtrit(n - 1, (1 + confidence) / 2) * sd > half_width * np.sqrt(n)):
         n = np.where(wide, n + 1, n)
     return np.asarray(n)
-
-
-def check_units(n: int) -> int:
-    """`n`, or a ConfigError when so few units can't show their spread."""
-    if n < 2:
-        raise ConfigError(f"{n} unit(s): at least 2 images or seeds are needed to tell how sure an effect is")
-    return n
 
 
 def _jackknife(statistic: Statistic, n: int) -> np.ndarray:

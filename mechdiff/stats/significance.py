@@ -12,7 +12,8 @@ from scipy.stats import false_discovery_control
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray
-from mechdiff.stats.intervals import Cells, check_units
+from mechdiff.stats.intervals import Cells
+from mechdiff.stats.weights import check_units
 
 BLOCK = 1000  # sign flips held at once
 FLIPS = 9999  # random sign flips where not all of them are taken

@@ -74,7 +74,7 @@ def role_effects(
       ConfigError: images that 4x4 cells do not divide, or fewer than 2.
     """
     images, timesteps = eval_set.images, eval_set.timesteps
-    stats.intervals.check_units(len(images))
+    stats.weights.check_units(len(images))
     image_features.image_feature_names(*denoiser.image_shape[1:])  # may refuse
     images = np.asarray(images, np.float32)
     masks = None if masks is None else np.asarray(masks, np.float32)

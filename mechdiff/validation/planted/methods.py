@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float
 
+from mechdiff import stats
 from mechdiff.analysis import effects
 from mechdiff.circuits.attribution import Expansion, gate_scores
 from mechdiff.circuits.backups import candidates, costs_in_company
@@ -156,7 +157,7 @@ def _exact(
     over_images = _over_images(sweep)
     sweep = sweep.mean("image")
     clean = sweep["clean_loss"].values.astype(np.float64)
-    increase = 100 * (sweep["loss"].transpose("ablation", "component", "t").values / clean - 1)
+    increase = stats.percent_increase(sweep["loss"].transpose("ablation", "component", "t").values, clean)
     scores = {f"exact {ablation}": increase[i] for i, ablation in enumerate(config.ablations)}
     over_timesteps = np.sqrt((scores["exact zero"] ** 2).mean(axis=1, keepdims=True))
     return scores | {OVER_IMAGES: over_images, OVER_TIMESTEPS: over_timesteps}, clean
