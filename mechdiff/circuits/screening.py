@@ -7,7 +7,7 @@ What was verified once is never computed again. When audits stop is the business
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from mechdiff.circuits.audits import ScreenConfig, audit_until
 from mechdiff.circuits.score_agreement import ScoreAgreement, score_agreement
-from mechdiff.circuits.screen_scores import exact_increase, score_all, score_error
+from mechdiff.circuits.screen_scores import ExactIncrease, exact_increase, score_all, score_error
 from mechdiff.core import devices
 from mechdiff.core.text_table import text_table
 from mechdiff.core.types import PyTree
@@ -57,6 +57,30 @@ class VerifiedScreen:
     fidelity: ScoreAgreement
     precision_error: Float[np.ndarray, " component"]
     score_error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _ExactRuns:
+    """Exact relative loss increases, run when they are first asked for; the arrays are written to.
+
+    Attributes:
+      run: increases of some components, and their errors by reduced precision.
+      chosen: all components.
+      increase: at each timestep, %; NaN for components that were not run.
+      error: of each component, in points; NaN likewise.
+    """
+
+    run: Callable[[Sequence[Component]], ExactIncrease]
+    chosen: Sequence[Component]
+    increase: Float[np.ndarray, "component t"]
+    error: Float[np.ndarray, " component"]
+
+    def sizes(self, which: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """Pooled |relative loss increase| of components by their places; no component is run twice."""
+        new = which[np.isnan(self.increase[which, 0])]
+        if len(new):
+            self.increase[new], self.error[new] = self.run([self.chosen[i] for i in new])
+        return np.abs(self.increase[which].mean(1))
 
 
 def screen_and_verify(
@@ -104,33 +128,24 @@ def screen_and_verify(
 
     with devices.multiplying(config.precision):
         scores, scored = score_of(eval_set, replacements)
-    exact = np.full(scored.shape, np.nan)  # relative loss increase at each timestep, %
-    error = np.full(len(chosen), np.nan)
     run = functools.partial(exact_increase, denoiser, eval_set, folder, setting=config.precision, **kwargs)
-
-    def verify(which: Int[np.ndarray, " n"]) -> np.ndarray:
-        new = which[np.isnan(exact[which, 0])]
-        if len(new):
-            exact[new], error[new] = run([chosen[i] for i in new])
-        return np.abs(exact[which].mean(1))
-
+    exact = _ExactRuns(run, chosen, np.full(scored.shape, np.nan), np.full(len(chosen), np.nan))
     score = scored.mean(1)
     order = np.argsort(-np.abs(score), kind="stable")
-    audit = audit_until(
-        order, verify, config, np.random.default_rng(config.seed), error=lambda which: error[which]
-    )
+    rng = np.random.default_rng(config.seed)
+    audit = audit_until(order, exact.sizes, config, rng, error=lambda which: exact.error[which])
     return VerifiedScreen(
         scores=scores,
         score=score,
-        effect=exact.mean(1),
+        effect=exact.increase.mean(1),
         shortlist=tuple(chosen[i].name for i in order[: audit.size]),
         audited=tuple(chosen[i].name for i in audit.audited),
         k=config.k,
         looks=audit.looks,
         miss_rate=audit.missed / max(len(audit.audited), 1),
         miss_interval=audit.interval,
-        fidelity=score_agreement(scored, exact, chosen, eval_set.timesteps, config.k),
-        precision_error=error,
+        fidelity=score_agreement(scored, exact.increase, chosen, eval_set.timesteps, config.k),
+        precision_error=exact.error,
         score_error=score_error(
             lambda part, values: score_of(part, values)[1], eval_set, replacements, setting=config.precision
         ),
