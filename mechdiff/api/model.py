@@ -187,15 +187,15 @@ class Model:
           ConfigError: images of another shape, timesteps out of range, or several of them where
             replacements come from images.
         """
-        x_t, levels = check_inputs(self.denoiser, x_t, t)
+        x_t, timesteps = check_inputs(self.denoiser, x_t, t)
         acting = self.intervention
         if self.sources:
-            if len(set(np.asarray(levels).tolist())) != 1:
+            if len(set(np.asarray(timesteps).tolist())) != 1:
                 raise ConfigError("replacements from images need one t for all rows; call predict for each t")
-            shared, rows = replacements_of(self.denoiser, acting, self.sources, [int(levels[0])])
+            shared, rows = replacements_of(self.denoiser, acting, self.sources, [int(timesteps[0])])
             values = {site: value[0] for site, value in (shared | rows).items()}
             acting = dataclasses.replace(acting, replacement=dict(acting.replacement) | values)
-        return reading.predicted(self.denoiser, acting, jnp.asarray(x_t), jnp.asarray(levels), condition)
+        return reading.predicted(self.denoiser, acting, jnp.asarray(x_t), jnp.asarray(timesteps), condition)
 
     def sweep(self, images: Given = None, **settings: Any) -> "result.Result":
         """Ablates one component at a time and measures the denoising loss; see `result.sweep`."""

@@ -202,9 +202,9 @@ def images_and_set(
       seed: of the noise.
     """
     shown = eval_images(model, images, n, reference)
-    levels = timesteps_by_log_snr(model.denoiser.schedule, timesteps)
+    examined = timesteps_by_log_snr(model.denoiser.schedule, timesteps)
     key = keys.stream(jax.random.key(seed), "scored noise")
-    return shown, shown.scored_set(levels, key)
+    return shown, shown.scored_set(examined, key)
 
 
 def _chosen(model: Any, components: Any) -> list | None:

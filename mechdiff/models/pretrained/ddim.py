@@ -126,7 +126,7 @@ def unet_config(model: Options, data: Options) -> UNetConfig:
             raise ConfigError(f"{WHAT} option model.{name} is absent; its value decides the network")
     size = model["resolution"] or data["image_size"]
     if size is None:
-        raise ConfigError(f"{WHAT} option data.image_size is absent; write the side of the pictures")
+        raise ConfigError(f"{WHAT} option data.image_size is absent; write the side of the images")
     if model["resolution"] and data["image_size"] not in (None, model["resolution"]):
         raise ConfigError(f"{WHAT} options resolution={size} and image_size={data['image_size']} differ")
     if model["ch_mult"][0] != 1:

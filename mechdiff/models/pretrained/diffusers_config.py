@@ -221,7 +221,7 @@ def _side(size: tuple[int, ...] | None) -> int:
             return side
     raise ConfigError(
         f"{WHAT} option sample_size={shorten(size and list(size))} is not supported; write the side of "
-        "square pictures"
+        "square images"
     )
 
 

@@ -31,7 +31,7 @@ def divergence(networks: Sequence[Network]) -> Finding:
         f"root mean square over matched heads: {result.between.min():.3f} to {result.between.max():.3f} nats "
         f"over timesteps between data sets, {result.within.min():.3f} to {result.within.max():.3f} between "
         f"seeds of one; the excess of data sets over seeds is above 0 (p < 0.05) at "
-        f"{int((result.p_levels < ALPHA).sum())} of {timesteps} timesteps"
+        f"{int((result.p_by_t < ALPHA).sum())} of {timesteps} timesteps"
     )
     negligible = bool(result.interval[1] < MARGIN)  # False for NaN
     return Finding(result.pooled, result.interval, result.p, n, because, negligible=negligible, p_alone=True)

@@ -45,7 +45,7 @@ class PlantedNetwork:
     denoiser: Denoiser
     images: Images
     others: Images
-    timesteps: Int[np.ndarray, " levels"]
+    timesteps: Int[np.ndarray, " timesteps"]
     signs: dict[str, int]
     pairs: tuple[Pair, ...] = ()
     window: tuple[int, int] | None = None
