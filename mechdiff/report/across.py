@@ -101,7 +101,7 @@ def draw_ratios(theme: Theme, ratios: dict[str, Interval]) -> Figure:
 
 def draw_increases(theme: Theme, networks: Sequence[Network]) -> Figure:
     """Pooled ΔL/L of the components with the largest median: a mark for every network, each named in the key,
-    and a line over those of one data set if there are several. Color: data set; shape: its seed."""
+    and a line over those of one data set of several. Color: data set; shape: place among its seeds."""
     names = [str(name) for name in networks[0].sweep["component"].values]
     ablation = across_seeds.lead(networks[0].sweep)
     increase = np.array([across_seeds.relative_increases(network.sweep, ablation) for network in networks])
