@@ -239,8 +239,8 @@ class Trainer:
             "manifest": {name: manifest[name] for name in manifest if name not in ("config", "command")},
         }
         if self.config.unet.classes:
-            named = self.data.train, self.config.data.classes, self.config.unet.classes
-            record["class_names"] = list(class_names(*named))
+            names = class_names(self.data.train, self.config.data.classes, self.config.unet.classes)
+            record["class_names"] = list(names)
         if self.data.train.digests is not None:  # so that it is never examined on them
             record["training_images"] = sorted(str(digest)[:16] for digest in self.data.train.digests)
         # Where the images lay on this machine is no part of the model.
