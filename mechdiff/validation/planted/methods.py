@@ -43,7 +43,7 @@ PREDICTED = (
     *("gauss-newton at identity", "gauss-newton at ablated", "integrated gradients"),
 )
 EXACT = ("exact zero", "exact mean", "exact resample", "exact optimal")
-DISCOVERED = ("discovery on average", "discovery at every level", "discovery with stand-ins")
+DISCOVERED = ("discovery on average", "discovery at every timestep", "discovery with backups")
 PAIRS = ("pairs by curvature", "pairs exact")
 OVER_IMAGES, OVER_TIMESTEPS = "exact zero over images", "exact zero over timesteps"  # root mean squares
 IN_COMPANY = "pairs of candidates"
