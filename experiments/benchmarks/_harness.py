@@ -100,6 +100,7 @@ def _run(
     """
     command = [sys.executable, "-m", module, task, variant, str(images), json.dumps(to_dict(config))]
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache} | (variables or {})
+    environment["JAX_TRACEBACK_FILTERING"] = "off"  # or the last line of an error is a note on frames
     if task in ("training_step", "forward_sweep"):  # as long launchers do; PyTorch too may profit from it
         environment["GLIBC_TUNABLES"] = _launch.HUGE_PAGES
     try:
