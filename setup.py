@@ -1,12 +1,12 @@
 """What goes into a wheel; everything else about the package is in pyproject.toml.
 
-Besides `mechdiff` these are the launchers, and the two networks of the quickstart: each lies where it belongs
-in the checkout, and below `mechdiff` in a wheel, where no other package's names can clash with theirs.
+Besides `mechdiff` these are the launchers, the two networks of the quickstart and that of the tours: each lies
+where it belongs in the checkout, and below `mechdiff` in a wheel, where no other package's names can clash with theirs.
 """
 
 from setuptools import find_packages, setup
 
-NETWORKS = ("cpu32-celeba-seed0", "cpu32-synthetic-seed0")
+NETWORKS = ("cpu16-synthetic-seed0", "cpu32-celeba-seed0", "cpu32-synthetic-seed0")
 PROOFS = ("planted/planted.json", "calibration/calibration.json")  # validation, which reports show
 PLACES = {"mechdiff.launchers": "experiments", "mechdiff.checkpoints": "checkpoints"}
 

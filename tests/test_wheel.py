@@ -22,7 +22,7 @@ from mechdiff.models.unet import count_parameters
 from mechdiff.storage import files
 
 ROOT = Path(__file__).resolve().parents[1]
-NETWORKS = ("cpu32-celeba-seed0", "cpu32-synthetic-seed0")
+NETWORKS = ("cpu16-synthetic-seed0", "cpu32-celeba-seed0", "cpu32-synthetic-seed0")
 PROOFS = ("planted/planted.json", "calibration/calibration.json")
 ELSEWHERE = """
 import jax, mechdiff

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.layers import PATTERNS
+from mechdiff.storage.run_log import progress
 from mechdiff.study.eval_images import EvalImages
 from mechdiff.sweeps import activation_datasets
 from mechdiff.sweeps.activations import activations as patterns_of
@@ -53,10 +54,10 @@ def activations(
       ConfigError: a pattern that matches no site, or a timestep outside [0, T).
     """
     shown, key = eval_images(model, images, n), keys.stream(jax.random.key(seed), "scored noise")
-    parts = [
-        activation_datasets.activations(_acting(model, t), shown.scored_set([t], key), sites)
-        for t in _timesteps(model.denoiser, timesteps)
-    ]
+    parts = []
+    for t in _watched(_timesteps(model.denoiser, timesteps), f"activations of {model.name}"):
+        eval_set = shown.scored_set([t], key)
+        parts.append(activation_datasets.activations(_acting(model, t), eval_set, sites))
     together = xr.concat(
         parts, "t", data_vars="minimal", coords="minimal", compat="override", join="override"
     )
@@ -87,7 +88,8 @@ def attention(
     shown, key = eval_images(model, images, n), keys.stream(jax.random.key(seed), "scored noise")
     inputs = key, np.arange(n), shown.scored_condition
     captured = [
-        patterns_of(_acting(model, t), shown.scored, t, *inputs, collection=PATTERNS) for t in timesteps
+        patterns_of(_acting(model, t), shown.scored, t, *inputs, collection=PATTERNS)
+        for t in _watched(timesteps, f"attention of {model.name}")
     ]
     variables = {}
     for name in chosen:
@@ -95,6 +97,14 @@ def attention(
         stacked = np.stack([np.asarray(values[component.site])[:, component.index[0]] for values in captured])
         variables[name] = _variable(stacked, ("query", "key"), f"attention pattern of {name}")
     return xr.Dataset(variables, coords=_coordinates(model, timesteps), attrs=_facts(model, shown, seed))
+
+
+def _watched(timesteps: list[int], title: str) -> Iterator[int]:
+    """Each of `timesteps`, with a progress bar."""
+    with progress(len(timesteps), desc=title, unit="timestep") as bar:
+        for t in timesteps:
+            yield t
+            bar.update()
 
 
 def _facts(model: Any, shown: EvalImages, seed: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from mechdiff.core.config import Precision
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.models import conditions
 from mechdiff.models.denoiser import Denoiser
+from mechdiff.storage.run_log import progress
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,7 +67,21 @@ def screen(
       precision: of products, see `core.devices`; what it changes is measured and stated with the scores.
     """
     check_untouched(model, "zero")
-    with _compiling(model, images, n, timesteps, probes, precision):
+    with progress(1, desc=f"screening {model.name}", unit="pass"):
+        return _screen(model, images, _Size(n, timesteps, probes), seed, precision)
+
+
+class _Size(NamedTuple):
+    """How many images, timesteps and probes."""
+
+    n: int
+    timesteps: int
+    probes: int
+
+
+def _screen(model: Any, images: Given, size: _Size, seed: int, precision: Precision) -> Screen:
+    n, timesteps, probes = size
+    with _compiling(model, images, size, precision):
         _, eval_set = images_and_set(model, images, n, timesteps, seed, 0)
     chosen = model.denoiser.components()
 
@@ -90,9 +105,7 @@ def screen(
 
 
 @contextlib.contextmanager
-def _compiling(
-    model: Any, images: Given, n: int, timesteps: int, probes: int, precision: Precision
-) -> Iterator[None]:
+def _compiling(model: Any, images: Given, size: _Size, precision: Precision) -> Iterator[None]:
     """Compiles in a thread what scores components, while images are rendered or sampled inside of the block,
     for which there are other programs to compile. Images that are read from files are there at once: no
     thread is worth the wait for it when they can't be read."""
@@ -103,7 +116,8 @@ def _compiling(
 
     def compile_scores() -> None:
         with devices.multiplying(precision):  # it holds in one thread only
-            attribution.prepare(denoiser, n, timesteps, attribution.Expansion(probes=probes))
+            expansion = attribution.Expansion(probes=size.probes)
+            attribution.prepare(denoiser, size.n, size.timesteps, expansion)
 
     with ThreadPoolExecutor(1) as pool:
         compiled = pool.submit(compile_scores)

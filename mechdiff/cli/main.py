@@ -1,5 +1,6 @@
 """`mechdiff`: every launcher as a subcommand, and lists of what there is. Needs no JAX for its own help."""
 
+import difflib
 import json
 import sys
 from typing import Any
@@ -79,6 +80,17 @@ class Commands(click.Group):
             if wanted in (launcher.command, _dashed(launcher.module)):
                 return LauncherCommand(launcher)
         return super().get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """As click does, but a name that there is not is answered with the closest."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(_dashed(args[0]), self.list_commands(ctx), n=1)
+            if not near:
+                raise
+            words = f"{error.message.removesuffix('.')}; did you mean {PROGRAM} {near[0]}"
+            raise click.UsageError(words, ctx) from None
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Names that go on as typed; no launcher is imported for it, since flags of two would collide."""

@@ -1,18 +1,21 @@
 """Options of a subcommand, made of the flags of its launcher, and the way back to these flags."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from mechdiff.cli import settings
 from mechdiff.core.presets import PRESETS
 from mechdiff.models import shipped
 
 # Flags that may be given without their names, in this order.
 POSITIONAL = {"model": "MODEL", "from": "FOLDER", "before": "BEFORE", "after": "AFTER"}
 QUOTE = "'"
+REPEATED = ";\n    repeat this option to specify a list of values"  # absl adds it to what says so already
 RARE = ("compilation_cache", "distributed", "coordinator", "processes", "process_id")
 
 
@@ -23,6 +26,7 @@ class Shortcut:
     names: tuple[str, ...]
     setting: str
     help: str
+    metavar: str = "N"
 
     @property
     def key(self) -> str:
@@ -34,7 +38,9 @@ SEED = Shortcut(("--seed",), "seed", "Of the noise, and of training.")
 SWEEPS = (
     Shortcut(("-n",), "sweep.images", "Images scored at every timestep."),
     Shortcut(("--timesteps",), "sweep.timesteps", "How many, even in log-SNR."),
-    Shortcut(("--ablations",), "sweep.ablations", "Of zero, mean, resample, noise, optimal; with commas."),
+    Shortcut(
+        ("--ablations",), "sweep.ablations", "Of zero, mean, resample, noise, optimal; with commas.", "LIST"
+    ),
 )
 
 
@@ -56,7 +62,7 @@ def parameters(flags: Sequence[Any], common: Sequence[Any]) -> list[click.Parame
     made += [_argument(named[name]) for name in POSITIONAL if name in named]
     made += [_option(flag) for flag in flags]
     made += [
-        click.Option([*short.names, short.key], help=f"{short.help} [--set={short.setting}=...]")
+        click.Option([*short.names, short.key], help=_shortcut_help(short), metavar=short.metavar)
         for short in shortcuts(flags)
     ]
     made += [_option(flag) for flag in sorted(common, key=lambda flag: flag.name in RARE)]
@@ -80,6 +86,12 @@ def to_flags(context: click.Context, flags: Sequence[Any], common: Sequence[Any]
             raise click.UsageError(f"{POSITIONAL[flag.name]} is missing", context)
         words += _words(flag.name, value)
     return words
+
+
+def _shortcut_help(short: Shortcut) -> str:
+    """What it means, and the setting that it is, with the value it has where nothing else is said."""
+    (row,) = [row for row in settings.all_settings() if row.name == short.setting]
+    return f"{short.help} [--set={short.setting}; default: the preset's, in quickstart {row.default}]"
 
 
 def _typed(context: click.Context, name: str) -> bool:
@@ -117,21 +129,23 @@ def _models(context: click.Context, parameter: click.Parameter, incomplete: str)
 
 def _option(flag: Any) -> click.Option:
     kind, dashed = flag.flag_type(), flag.name.replace("_", "-")
-    shown = (
-        "" if flag.default in (None, [], False) else f" [default: {str(flag.default_as_str).strip(QUOTE)}]"
-    )
-    settings: dict[str, Any] = {"help": flag.help + shown, "hidden": flag.name in POSITIONAL}
+    untold = flag.default in (None, [], False, "")
+    shown = "" if untold else f" [default: {str(flag.default_as_str).strip(QUOTE)}]"
+    words = flag.help.removesuffix(REPEATED)
+    if "enum" in kind:
+        words = re.sub(r"^<[^>]*>: ", "", words)  # absl's list of choices; click has its own
+    look: dict[str, Any] = {"help": words + shown, "hidden": flag.name in POSITIONAL}
     if kind == "bool":
         spelled = f"--{dashed}/--no-{dashed}" if flag.default else f"--{dashed}"
-        return click.Option([spelled, flag.name], is_flag=True, default=None, **settings)
+        return click.Option([spelled, flag.name], is_flag=True, default=None, **look)
     if kind.startswith("multi"):
-        settings["multiple"] = True
+        look["multiple"] = True
     if flag.name == "preset":
-        settings["type"] = click.Choice(list(PRESETS))
+        look["type"] = click.Choice(list(PRESETS))
     elif "enum" in kind:
-        settings["type"] = click.Choice(list(flag.parser.enum_values))
+        look["type"] = click.Choice(list(flag.parser.enum_values))
     else:
-        settings["metavar"] = {"int": "N", "float": "NUMBER"}.get(kind, flag.name.upper())
+        look["metavar"] = {"int": "N", "float": "NUMBER"}.get(kind, flag.name.upper())
     if flag.name == "set":
-        settings["metavar"] = "SECTION.FIELD=VALUE"
-    return click.Option([f"--{dashed}", flag.name], **settings)
+        look["metavar"] = "SECTION.FIELD=VALUE"
+    return click.Option([f"--{dashed}", flag.name], **look)

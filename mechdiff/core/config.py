@@ -26,11 +26,11 @@ MOST_STEPS = 1_000_000
 class DiffusionConfig:
     """Forward process (Ho et al. 2020; cosine: Nichol & Dhariwal 2021) and the weighting of its loss."""
 
-    schedule: Literal["linear", "scaled_linear", "cosine", "betas"] = "linear"
+    schedule: Literal["linear", "scaled_linear", "cosine", "betas"] = "linear"  # of noise
     steps: int = 1000  # T
     beta_start: float = 1e-4  # not cosine
     beta_end: float = 0.02  # not cosine
-    weighting: Literal["uniform", "min_snr"] = "uniform"
+    weighting: Literal["uniform", "min_snr"] = "uniform"  # of timesteps in the training loss
     min_snr_gamma: float = 5.0  # Hang et al. 2023
     betas: tuple[float, ...] = ()  # of schedule `betas`: all of them, one per step
 
@@ -52,23 +52,23 @@ class DiffusionConfig:
 class TrainConfig:
     """Optimization: AdamW with warm-up, cosine decay and clipping; EMA of the parameters."""
 
-    steps: int = 4000
-    batch: int = 32
+    steps: int = 4000  # of training
+    batch: int = 32  # images a step
     accumulate: int = 1  # micro-batches a step; divides batch
-    learning_rate: float = 1e-3
-    warmup: int = 200
+    learning_rate: float = 1e-3  # highest, after the warmup
+    warmup: int = 200  # steps until the learning rate is reached
     final_fraction: float = 0.05  # of learning_rate, at the last step
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    ema_decay: float = 0.9995
+    weight_decay: float = 0.0  # of AdamW
+    clip_norm: float = 1.0  # largest norm of a gradient
+    ema_decay: float = 0.9995  # of the averaged parameters, which are exported; per step
     label_dropout: float = 0.1  # share of images shown under the null class, where there are classes
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
     fsdp: bool = False  # spread parameters, moments and EMA over the devices, for models larger than one
-    log_every: int = 50
-    eval_every: int = 500
-    eval_images: int = 128
+    log_every: int = 50  # steps between lines of the log
+    eval_every: int = 500  # steps between losses on held-out images
+    eval_images: int = 128  # held-out images of such a loss
     sample_every: int = 0  # 0: only at the end
-    save_every: int = 250
+    save_every: int = 250  # steps between checkpoints
     keep: tuple[int, ...] = ()  # steps at which the model is exported too, to WORKDIR/snapshots/STEP
 
     def __post_init__(self):
@@ -94,7 +94,7 @@ class TrainConfig:
 class SweepConfig:
     """An ablation sweep: components x ablations x timesteps x images."""
 
-    ablations: tuple[str, ...] = ("zero", "mean")
+    ablations: tuple[str, ...] = ("zero", "mean")  # of zero, mean, resample, noise, optimal
     timesteps: int = 8  # spread evenly in log-SNR
     images: int = 64  # scored at every timestep
     nested: bool = False  # other images at every timestep: more images in as many runs
@@ -153,7 +153,7 @@ class ExperimentConfig:
     """Everything a run is made of; its JSON is the run's identity."""
 
     name: str
-    seed: int = 0
+    seed: int = 0  # of training; of the noise of a sweep
     data: DataConfig = field(default_factory=DataConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)

@@ -17,7 +17,7 @@ class Preprocessing:
 
     crop: str = "center"  # the largest centered square; center-N; ddim; none; squash: see `images.cropped`
     filter: Literal["bicubic", "bilinear", "box", "hamming", "lanczos", "nearest"] = "bicubic"  # of Pillow
-    channels: Literal["rgb", "gray"] = "rgb"
+    channels: Literal["rgb", "gray"] = "rgb"  # that images are read as
     background: Literal["", "black", "white"] = ""  # under transparent pixels; empty: they are refused
     phases: Literal["kept", "random"] = "kept"  # random: same spectrum, no shapes; see `data.scrambled`
 
@@ -49,12 +49,12 @@ class DataConfig:
     """
 
     # gaussian: see `data.gaussian`; unknown: of an imported model.
-    name: Literal["synthetic", "gaussian", "celeba", "tfds", "folder", "unknown"] = "synthetic"
-    path: str = ""
+    name: Literal["synthetic", "gaussian", "celeba", "tfds", "folder", "unknown"] = "synthetic"  # data set
+    path: str = ""  # celeba, tfds, folder: where the images lie
     cache: str = ""  # where decoded images are kept; empty: beside the run
     complexity: int = 4  # synthetic: rung of the complexity ladder, 0..4
     n_train: int = 16384  # synthetic, gaussian: images rendered; else an upper limit (0: all)
-    n_test: int = 2048
+    n_test: int = 2048  # held out: images rendered, else an upper limit (0: all)
     flip: bool = True  # mirror training images at random
     preprocessing: Preprocessing = field(default_factory=Preprocessing)  # not of synthetic images
     split: Literal["auto", "digest", "folders"] = "auto"  # folder: see `data.folder`

@@ -20,26 +20,26 @@ class UNetConfig:
     """
 
     image_size: int = 32  # pixels; divisible by 2 ** (levels - 1)
-    in_channels: int = 3
-    out_channels: int = 3
+    in_channels: int = 3  # of what goes in: images, joined with a condition if there is one
+    out_channels: int = 3  # of predicted images; in_channels less those of a condition
     widths: tuple[int, ...] = (32, 64, 64)  # channels per level
     blocks_per_level: int = 1  # the decoder has one more
-    down_attention: tuple[bool, ...] = (False, True, True)
-    up_attention: tuple[bool, ...] = (False, True, True)
-    mid_attention: bool = True
+    down_attention: tuple[bool, ...] = (False, True, True)  # per level, whether the encoder attends
+    up_attention: tuple[bool, ...] = (False, True, True)  # per level, whether the decoder attends
+    mid_attention: bool = True  # whether the middle attends
     heads: tuple[int, ...] = (4, 4, 4)  # per level; the middle uses the last
-    norm_groups: int = 8
-    norm_eps: float = 1e-6
-    dropout: float = 0.0
+    norm_groups: int = 8  # of group normalization
+    norm_eps: float = 1e-6  # added to variances
+    dropout: float = 0.0  # share of a residual branch, in training
     time_scale_shift: bool = False  # FiLM instead of addition in the residual blocks
     time_width_factor: int = 4  # width of the time embedding, in units of time_features
     flip_sin_to_cos: bool = False  # cos half first
-    frequency_shift: float = 1.0
+    frequency_shift: float = 1.0  # feature i has frequency 10000 ** (-i / (features / 2 - shift))
     down_padding: Literal[0, 1] = 1  # 0 pads right and bottom only, as the original DDPM does
     resample_conv: bool = True  # a convolution in down- and upsampling; else pooling and nearest
     resample_blocks: bool = False  # residual blocks do the down- and upsampling, as ADM may
     center_input: bool = False  # 2 x - 1 first
-    prediction: Prediction = "epsilon"
+    prediction: Prediction = "epsilon"  # what the network was trained to output
     up_heads: tuple[int, ...] = ()  # per level, of the decoder; empty: as `heads`
     level_blocks: tuple[int, ...] = ()  # per level, where they differ; empty: blocks_per_level at each
     time_features: int = 0  # width of the sinusoidal features; 0: widths[0]
@@ -48,7 +48,7 @@ class UNetConfig:
     classes: int = 0  # that images are conditioned on; 0: none
     null_class: bool = True  # with classes: one label more, `classes`, stands for none of them
     # A table; features of a number, as of a timestep; a vector as it is.
-    class_embedding: Literal["table", "timestep", "identity"] = "table"
+    class_embedding: Literal["table", "timestep", "identity"] = "table"  # what a class becomes
     condition_channels: int = 0  # of an image (a low resolution, a masked one) that the input is joined with
 
     @property

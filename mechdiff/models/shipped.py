@@ -1,4 +1,4 @@
-"""Networks that come with the package, by name: a checkout has all of them, a wheel the small pair."""
+"""Networks that come with the package, by name: a checkout has all of them, a wheel three."""
 
 from pathlib import Path
 

@@ -101,7 +101,7 @@ def draw_ratios(theme: Theme, ratios: dict[str, Interval]) -> Figure:
 
 def draw_increases(theme: Theme, networks: Sequence[Network]) -> Figure:
     """Pooled ΔL/L of the components with the largest median: a mark for every network, each named in the key,
-    and a line over those of one data set. Color: data set; shape: place among its training seeds."""
+    and a line over those of one data set of several. Color: data set; shape: place among its seeds."""
     names = [str(name) for name in networks[0].sweep["component"].values]
     ablation = across_seeds.lead(networks[0].sweep)
     increase = np.array([across_seeds.relative_increases(network.sweep, ablation) for network in networks])
@@ -114,7 +114,8 @@ def draw_increases(theme: Theme, networks: Sequence[Network]) -> Figure:
     axes = figure.add_axes((0.21, 0.55 / height, 0.53, (height - 0.75) / height))
     for place, (side, members) in enumerate(sorted(sides.items())):
         shift = 0.34 * (place - (len(sides) - 1) / 2)
-        _seeds(axes, theme.part(side[1]), shift, increase[np.ix_(members, order)])
+        if len(members) > 1:
+            _seeds(axes, theme.part(side[1]), shift, increase[np.ix_(members, order)])
         for rank, i in enumerate(members):
             look = {"color": theme.part(side[1]), "marker": MARKS[rank % len(MARKS)], "ms": 4.4, "mew": 0}
             axes.plot([], [], ls="", label=networks[i].name, **look)  # the key's entry

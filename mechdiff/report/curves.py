@@ -12,9 +12,9 @@ from mechdiff.study.records import ExaminedModel
 
 def draw(theme: Theme, model: ExaminedModel) -> Figure:
     """Left: loss by step. Right: held-out loss by log-SNR, from early to last evaluation."""
-    figure = style.figure(7.4, 2.75)
-    left = figure.add_axes((0.085, 0.175, 0.40, 0.71))
-    right = figure.add_axes((0.585, 0.175, 0.40, 0.71))
+    figure = style.figure(6.4, 2.75)  # as wide as the page is beside the samples
+    left = figure.add_axes((0.08, 0.175, 0.39, 0.71))
+    right = figure.add_axes((0.595, 0.175, 0.39, 0.71))
     log = model.record.get("log") or []
     _steps(left, theme, [row for row in log if row.get("kind") == "train"], _evaluations(log))
     _levels(right, theme, model, _evaluations(log))

@@ -1,6 +1,7 @@
 """What the pages of the report share: templates with their filters, style sheet and script."""
 
 import json
+import re
 from importlib import resources
 
 import jinja2
@@ -8,6 +9,8 @@ import numpy as np
 
 from mechdiff.core.numerics import ROUNDING
 from mechdiff.report import findings, style
+
+NUMBER_AND_UNIT = re.compile(r"(?<=\d) %(?![\w(])")  # a line that breaks between the two
 
 
 def render(template: str, **content: object) -> str:
@@ -32,7 +35,8 @@ def render(template: str, **content: object) -> str:
     environment.filters["pretty"] = _pretty
     environment.filters["uri"] = _png_uri
     environment.globals["rounding_exponent"] = f"{np.log10(ROUNDING):.0f}".replace("-", "−")
-    return environment.get_template(template).render(css=_file("css"), script=_file("js"), **content)
+    page = environment.get_template(template).render(css=_file("css"), script=_file("js"), **content)
+    return NUMBER_AND_UNIT.sub("\N{NO-BREAK SPACE}%", page)
 
 
 def _file(kind: str) -> str:

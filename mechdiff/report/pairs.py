@@ -68,8 +68,8 @@ def _item(pair: xr.Dataset) -> Markup:
         first, second = names if costlier else names[::-1]
         words = "<code>{}</code> makes up for {} % of what losing <code>{}</code> costs (interaction {})"
         return Markup(words).format(second, precise(share), first, between(interaction, " %"))
-    words = (
-        "<code>{}</code> and <code>{}</code> share {} % of the lesser's cost: losing both costs less than "
-        "the sum (interaction {})"
-    )
-    return Markup(words).format(*names, precise(share), between(interaction, " %"))
+    less = Markup("the sum, by {} % of the smaller cost").format(precise(share))
+    if share > 100:  # the loss of one makes the other's a gain
+        less = Markup("losing the costlier alone")
+    words = "losing <code>{}</code> and <code>{}</code> costs less than {} (interaction {})"
+    return Markup(words).format(*names, less, between(interaction, " %"))

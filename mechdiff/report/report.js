@@ -89,7 +89,7 @@
   }
   function curves(model, i, ends) {
     const [w, h, left, right, top, bottom] = [room(), 210, 50, 12, 12, 44], n = model.t.length;
-    const x = (j) => left + (n > 1 ? j / (n - 1) : 0.5) * (w - left - right);
+    const x = (j) => left + 10 + (n > 1 ? j / (n - 1) : 0.5) * (w - left - right - 20);  // marks clear of the scale
     const y = (v) => top + (ends.high - bend(v)) / (ends.high - ends.low) * (h - top - bottom);
     let drawn = ends.ticks.map((v) => `<line x1="${left}" x2="${w - right}" y1="${y(v)}" y2="${y(v)}" class="${v ? "grid" : "zero"}"/>`
       + `<text x="${left - 6}" y="${y(v) + 4}" text-anchor="end">${text(v).replace(/\.0+$/, "")}</text>`).join("");
@@ -111,7 +111,7 @@
   function spread(model, i) {
     const w = room(), rows = Object.entries(model.ablations).filter(([, a]) => a.images[i].length && !a.idle[i]);
     if (!rows.length) return "";
-    const ends = axis(rows.flatMap(([, a]) => a.images[i])), x = (v) => 60 + (bend(v) - ends.low) / (ends.high - ends.low) * (w - 72);
+    const ends = axis(rows.flatMap(([, a]) => a.images[i])), x = (v) => 66 + (bend(v) - ends.low) / (ends.high - ends.low) * (w - 78);
     const h = 24 * rows.length + 22;
     let drawn = ends.ticks.map((v) => `<line x1="${x(v)}" x2="${x(v)}" y1="2" y2="${h - 20}" class="${v ? "grid" : "zero"}"/>`
       + `<text x="${x(v)}" y="${h - 6}" text-anchor="middle">${text(v).replace(/\.0+$/, "")}</text>`).join("");
@@ -127,13 +127,13 @@
     const i = model.attention.heads.indexOf(name);
     if (i < 0) return "";
     const row = (key) => model.attention.statistics[key][i].map((c) => `<td>${text(c[0])}</td>`).join("");
-    return `<div class="scroll" tabindex="0" role="group" aria-label="Attention statistics"><table class="grid"><caption>Attention, means over n = ${model.attention.n} images; Nk = ${model.attention.keys[i]}.</caption>
+    return `<div class="scroll" tabindex="0" role="group" aria-label="Attention statistics"><table class="grid"><caption><span>Attention, means over n = ${model.attention.n} images; Nk = ${model.attention.keys[i]}.</span></caption>
       <thead><tr><th scope="col">t</th>${model.t.map((t) => `<th scope="col">${t}</th>`).join("")}</tr></thead><tbody>`
       + Object.keys(model.attention.statistics).map((key) => `<tr><th scope="row">${key.replaceAll("_", " ")}</th>${row(key)}</tr>`).join("") + "</tbody></table></div>";
   }
-  function shown(model, name) {  // pictures that came with the results
-    const pictures = model.examples?.[name];
-    return pictures ? pictures.map((p) => `<figure><img src="${p.image}" alt="${safe(p.alt)}"><figcaption>${safe(p.caption)}</figcaption></figure>`).join("") : "";
+  function shown(model, name) {  // images that came with the results
+    const images = model.examples?.[name] ?? [];
+    return images.map((p) => `<figure><img src="${p.image}" alt="${safe(p.alt)}"><figcaption>${safe(p.caption)}</figcaption></figure>`).join("");
   }
   function openCard(name) {
     if (!names.has(name)) return;

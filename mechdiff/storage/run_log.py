@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from mechdiff.core.errors import DataError
 from mechdiff.storage import digests, files
 
 PLAIN_SECONDS = 30.0  # between the lines of a progress that no terminal shows
+QUIET_SECONDS = 2.0  # what ends sooner needs no bar
+TICK_SECONDS = 1.0  # a bar's clock goes on while the first piece is compiled
+NOTEBOOK_COLUMNS = 88
 
 
 class RunLog:
@@ -108,37 +112,71 @@ def read_log(path: Path | str) -> list[dict]:
 
 
 def progress(total: int, initial: int = 0, desc: str = "", unit: str = "step", quiet: bool = False) -> tqdm:
-    """A progress bar with speed and time left; use it as a context manager and call `update`.
+    """A progress bar with speed and time left, for a `with` statement, whose body calls `update`.
 
-    Where stderr is not a terminal it prints a plain line every 30 seconds instead, none in a shorter run, and
-    where `quiet` nothing at all.
+    It comes after two seconds, and its clock goes on where nothing is finished for long, as while a program
+    is compiled. Where stderr is neither a terminal nor a notebook it prints a plain line every 30 seconds
+    instead, none in a shorter run, and where `quiet` nothing at all.
     """
     if quiet:
         return tqdm(disable=True)
+    what = {"total": total, "initial": initial, "desc": desc, "unit": unit, "leave": False}
     if sys.stderr.isatty():
-        return tqdm(total=total, initial=initial, desc=desc, unit=unit, dynamic_ncols=True, leave=False)
+        return _Bar(**what, delay=QUIET_SECONDS, dynamic_ncols=True)
+    if _in_notebook():
+        return _Bar(**what, delay=QUIET_SECONDS, ncols=NOTEBOOK_COLUMNS)
     return _PlainLines(
-        total=total,
-        initial=initial,
-        desc=desc,
-        unit=unit,
+        **what,
         mininterval=PLAIN_SECONDS,
         delay=PLAIN_SECONDS,
         miniters=1,
-        leave=False,
         bar_format="{desc}: {n_fmt}/{total_fmt}, {rate_fmt}, {elapsed} gone, {remaining} left{postfix}",
     )
 
 
-class _PlainLines(tqdm):
-    """tqdm without control characters: a line of its own for each report, however often it is refreshed."""
+def _in_notebook() -> bool:
+    """Whether this is a kernel of IPython's: its stderr is no terminal, but what comes after a carriage
+    return replaces the line there too."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return hasattr(shell, "kernel")
 
-    monitor_interval = 0  # no thread that refreshes in between
-    _due: float | None = None  # when the next line may come
+
+class _Bar(tqdm):
+    """tqdm with a clock of its own, which draws the bar again every second once its delay is over."""
+
+    monitor_interval = 0  # tqdm's own thread, which looks every ten seconds
+    _left: threading.Event | None = None  # that the `with` block was left
+
+    def __enter__(self) -> "_Bar":
+        self._left = threading.Event()
+        self._clock = threading.Thread(target=self._tick, args=(self._left,), daemon=True)
+        self._clock.start()
+        return self
+
+    def close(self) -> None:
+        if self._left is not None and not self._left.is_set():
+            self._left.set()
+            self._clock.join()
+        super().close()
+
+    def _tick(self, left: threading.Event) -> None:
+        while not left.wait(TICK_SECONDS):
+            if time.time() >= self.start_t + self.delay:
+                self.refresh()
+                self.delay = 0  # so that tqdm knows that there is a line to clear
+
+
+class _PlainLines(_Bar):
+    """The same without control characters: a line of its own for each report, however often it is
+    refreshed."""
+
+    def __init__(self, **settings: Any) -> None:
+        self._due = time.monotonic() + PLAIN_SECONDS  # when the next line may come
+        super().__init__(**settings)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         now = time.monotonic()
-        self._due = now + PLAIN_SECONDS if self._due is None else self._due
         if msg != "" and now >= self._due:  # tqdm sends "" to clear a bar
             self._due = now + PLAIN_SECONDS
             print(msg or str(self), file=sys.stderr, flush=True)

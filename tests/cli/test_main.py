@@ -103,6 +103,24 @@ def test_options_become_flags(translate, typed, becomes):
     assert translate(*typed).words == becomes
 
 
+def test_a_mistyped_subcommand_is_answered_with_the_closest(invoke):
+    refused = invoke("swep", "x")
+    assert refused.exit_code == 2 and "No such command 'swep'; did you mean mechdiff sweep" in refused.output
+    assert "did you mean" not in invoke("zzz").output
+
+
+def test_help_says_what_settings_are_where_nothing_is_typed(translate):
+    words = " ".join(translate("--help").output.split())
+    assert (
+        "-n N Images scored at every timestep. [--set=sweep.images; default: the preset's, in quickstart 32]"
+        in words
+    )
+    assert (
+        "repeat this option" not in words and "[default: ]" not in words and "<exact|gradient>" not in words
+    )
+    assert "How. [default: exact]" in words
+
+
 def test_what_is_missing_or_no_choice_is_refused(translate):
     assert translate().code == 2 and "MODEL is missing" in translate("--randoms=3").output
     assert "'best' is not one of 'exact', 'gradient'" in translate("a", "--ranking=best").output

@@ -22,6 +22,7 @@ def test_types_choices_and_meanings_are_those_of_the_record():
     assert rows["train.dtype"].type == "float32 | bfloat16"
     assert rows["unet.timestep_scale"].meaning.startswith("the network is given t *")
     assert rows["data.n_train"].meaning and rows["train.keep"].meaning  # records of other modules, too
+    assert all(row.meaning for row in rows.values())
     assert "name" not in rows and rows["seed"].default == "0"
 
 

@@ -50,7 +50,12 @@ def test_a_backup_is_named_with_its_share_and_markup_is_escaped(examined):
 
 def test_common_work_and_more_pairs_than_are_shown(examined):
     sentence = pairs.about(with_pairs(examined, ["common"] * 7, 1.0))
-    assert sentence.count("share 100 % of the lesser") == pairs.SHOWN and "and 2 more" in sentence
+    assert sentence.count("sum, by 100 % of the smaller cost") == pairs.SHOWN and "and 2 more" in sentence
+    more_than_all = pairs.about(with_pairs(examined, ["common"], 1.2))
+    assert (
+        "costs less than losing the costlier alone (interaction" in more_than_all
+        and "120" not in more_than_all
+    )
 
 
 def test_a_group_of_which_any_one_may_go_is_named_once_and_not_as_pairs(examined):

@@ -4,6 +4,8 @@ import io
 import itertools
 import json
 import sys
+import time
+import types
 
 import numpy as np
 import pytest
@@ -127,13 +129,62 @@ def test_progress_keeps_its_pace_however_often_it_is_refreshed(capsys, monkeypat
     assert len(lines) == 3 and all(line.endswith("left, loss 1") for line in lines)
 
 
-def test_progress_draws_a_bar_on_a_terminal(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
+
+def wait_for(words, stream):
+    limit = time.monotonic() + 20
+    while words not in stream.getvalue():
+        assert time.monotonic() < limit, stream.getvalue()
+        time.sleep(0.005)
+
+
+def test_progress_draws_a_bar_on_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(run_log, "QUIET_SECONDS", 0.0)
     with run_log.progress(4, desc="sampling") as bar:
         bar.update(4)
         bar.refresh()
         assert "sampling: 100%" in sys.stderr.getvalue() and "\r" in sys.stderr.getvalue()
+
+
+def test_bar_comes_after_a_while_and_goes_on_though_nothing_is_finished(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(run_log, "QUIET_SECONDS", 0.02)
+    monkeypatch.setattr(run_log, "TICK_SECONDS", 0.01)
+    with run_log.progress(4, desc="screening") as bar:
+        assert sys.stderr.getvalue() == ""
+        wait_for("screening:   0%", sys.stderr)
+        drawn = len(sys.stderr.getvalue())
+        bar.set_description_str("sampling", refresh=False)
+        wait_for("sampling:   0%", sys.stderr)
+    shown = sys.stderr.getvalue()
+    assert len(shown) > drawn and not shown.rpartition("\r")[0].rpartition("\r")[2].strip()  # cleared again
+
+
+def test_short_work_shows_no_bar(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with run_log.progress(3) as bar:
+        bar.update(3)
+    assert sys.stderr.getvalue() == ""
+
+
+def test_plain_line_comes_while_nothing_is_finished(capsys, monkeypatch):
+    monkeypatch.setattr(run_log, "PLAIN_SECONDS", 0.02)
+    monkeypatch.setattr(run_log, "TICK_SECONDS", 0.01)
+    with run_log.progress(8, desc="sweep"):
+        time.sleep(0.2)
+    assert capsys.readouterr().err.startswith("sweep: 0/8, ")
+
+
+def test_notebook_shows_a_bar_as_a_terminal_does(monkeypatch):
+    shell = types.SimpleNamespace(kernel=None)
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(run_log, "QUIET_SECONDS", 0.0)
+    with run_log.progress(4, desc="sampling") as bar:
+        bar.update(4)
+        bar.refresh()
+        assert "\rsampling: 100%" in sys.stderr.getvalue()

@@ -45,9 +45,7 @@ def examine(networks: Sequence[Network]) -> Finding:
     p, compared = _beyond_controls(networks, result, first, least[..., 0], visible)
     because = (
         "each half of the networks selects a component, the other tests it: "
-        f"{' and '.join(chosen) or 'none'}, above {THRESHOLD:g} % in {_percent(result.share)} of networks "
-        "under every ablation that changes it; "
-        f"{_counts(ablations, visible)}; {'; '.join(compared)}"
+        f"{_tested(chosen, result.share)}; {_counts(ablations, visible)}; {'; '.join(compared)}"
     )
     if np.isnan(result.p) and len(networks) >= FEWEST:
         because += f"; each half needs {FEWEST} networks, there are {len(networks)} in all"
@@ -145,6 +143,13 @@ def _counts(ablations: Sequence[str], visible: Bool[np.ndarray, "ablation compon
     if not words:
         return f"every ablation changes all {total} components"
     return "components that an ablation doesn't change don't count: " + ", ".join(words)
+
+
+def _tested(chosen: Sequence[str], share: float) -> str:
+    if np.isnan(share):
+        return "too few networks for two halves"
+    above = f"above {THRESHOLD:g} % in {_percent(share)} of networks under every ablation that changes it"
+    return f"{' and '.join(chosen) or 'none'}, {above}"
 
 
 def _percent(share: float) -> str:
