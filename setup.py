@@ -1,7 +1,8 @@
 """What goes into a wheel; everything else about the package is in pyproject.toml.
 
-Besides `mechdiff` these are the launchers, the two networks of the quickstart and that of the tours: each lies
-where it belongs in the checkout, and below `mechdiff` in a wheel, where no other package's names can clash with theirs.
+Besides `mechdiff` these are the launchers, the two networks of the quickstart and that of the tours: each
+lies where it belongs in the checkout, and below `mechdiff` in a wheel, where no other package's names can
+clash with theirs.
 """
 
 from setuptools import find_packages, setup

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from mechdiff.circuits import score_agreement, screening
+from mechdiff.circuits import audits, score_agreement, screening
 from mechdiff.cli import tables
 from mechdiff.core.config import ABLATIONS, to_dict
 from mechdiff.core.devices import use_all_cores
@@ -30,7 +30,7 @@ CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 CHANNELS = flags.DEFINE_boolean("channels", False, "Every single channel as well.")
 ABLATION = flags.DEFINE_enum("ablation", "zero", ABLATIONS, "What a component is replaced by.")
-POINT = flags.DEFINE_enum("point", "identity", screening.EXPANSIONS, "What the ranking is by.")
+POINT = flags.DEFINE_enum("point", "identity", audits.EXPANSIONS, "What the ranking is by.")
 EVERY = flags.DEFINE_boolean("every", False, "Run all exactly, to see how well the scores rank them.")
 UNTRAINED = flags.DEFINE_boolean("untrained", False, "With every model also a fresh network of its config.")
 

@@ -4,7 +4,7 @@
     model = md.load("cpu32-celeba-seed0")
     gone = model.ablate("up1.attn1.head3").during(0, 300)
     md.show(model.sample(8, seed=0), gone.sample(8, seed=0))
-    model.sweep("my_pictures/", n=16).top(10)
+    model.sweep("my_images/", n=16).top(10)
 
 `__all__` has the names of daily use; others are reached through rooms, such as `mechdiff.circuits.stability`.
 Rooms, from the ground up; a file imports only from lower layers, and rooms of one layer never import each

@@ -4,7 +4,8 @@
 
 Arms, each a process of its own, the most telling first: correctness against a CPU's stored answers, ceilings
 from products that fill the card, attention alone in its forms, sweeps of `paper` in every precision and with
-rows that join late, against PyTorch's batched masks and its hook loop, training of `paper` against PyTorch,
+rows that join late or
+at few stages, against PyTorch's batched masks and its hook loop, training of `paper` against PyTorch,
 sweeps of `cpu32`, a profile. Sweeps tell the memory that was predicted beside that which the card counted.
 Every arm's result is in WORKDIR/accelerator.json as soon as it is there: start it again and it goes on with
 those that are missing. An arm that takes more than `--arm_seconds` is stopped, alone; after `--minutes` no
@@ -95,9 +96,13 @@ def _sweeps(name: str, config: ExperimentConfig, images: int, timesteps: int, ri
         )
         for setting in SETTINGS
     ]
-    late = Arm(
-        f"{title}, tf32, rows join late", MECHDIFF, "forward_sweep", "tf32", images,
-        _at(config, timesteps, "tf32"), {ROW_COUNTS: "0"},
+    # In how many sizes rows join: any, and fewer than `engine.ROW_COUNTS`, a guess that the others rest on.
+    late, fewer = (
+        Arm(
+            f"{title}, tf32, {words}", MECHDIFF, "forward_sweep", "tf32", images,
+            _at(config, timesteps, "tf32"), {ROW_COUNTS: count},
+        )
+        for words, count in (("rows join late", "0"), ("rows join at three stages", "3"))
     )  # fmt: skip
     # The most telling first; one hook at a time, as most would write it, takes the longest.
     forms = ("batched_channels_last", "batched_compiled", "batched_eager", "channels_last") if rivals else ()
@@ -110,7 +115,7 @@ def _sweeps(name: str, config: ExperimentConfig, images: int, timesteps: int, ri
         for form in forms
         for setting in ("tf32", "float32")
     ]  # fmt: skip
-    return [*shared_prefix, late, *baselines]
+    return [*shared_prefix, late, *baselines, fewer]
 
 
 def _training(config: ExperimentConfig, batch: int, rivals: bool) -> list[Arm]:

@@ -30,7 +30,7 @@ from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, init_unet
 from mechdiff.sweeps.ablation import ablation_sweep
 
-IMAGES = flags.DEFINE_integer("images", 8, "Pictures at the start.", lower_bound=1)
+IMAGES = flags.DEFINE_integer("images", 8, "Images at the start.", lower_bound=1)
 DOUBLINGS = flags.DEFINE_integer("doublings", 2, "How often each axis is doubled.", lower_bound=1)
 
 

@@ -20,7 +20,7 @@ from absl import flags
 
 from experiments import _launch
 from experiments.benchmarks import _flops
-from mechdiff.circuits import screening
+from mechdiff.circuits import screen_scores
 from mechdiff.circuits.attribution import Expansion, gate_scores
 from mechdiff.core.devices import use_all_cores
 from mechdiff.diffusion.eval_set import EvalSet
@@ -50,7 +50,7 @@ def main(config, workdir):
 
     def exact():
         with TemporaryDirectory() as folder:
-            screening.exact_increase(denoiser, eval_set, Path(folder), sampled)
+            screen_scores.exact_increase(denoiser, eval_set, Path(folder), sampled)
 
     def scores_of_all():
         gate_scores(denoiser, eval_set, chosen=every, expansion=Expansion(probes=PROBES.value))

@@ -15,7 +15,7 @@ from experiments import _launch
 from experiments.benchmarks import _harness
 
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns that each arm takes.", lower_bound=1)
-IMAGES = flags.DEFINE_integer("images", 32, "Pictures in a batch.", lower_bound=1)
+IMAGES = flags.DEFINE_integer("images", 32, "Images in a batch.", lower_bound=1)
 NET = flags.DEFINE_enum(
     "net", None, list(_harness.NETS), "A network of the table of targets, not the preset's."
 )

@@ -75,15 +75,17 @@ def cell_differences(before: xr.Dataset, after: xr.Dataset, ablation: str) -> tu
     Returns:
       the interval and sign-flip p values, max-T over components and timesteps; both `[component, t]`.
     """
-    losses = [effects.losses(side, ablation) for side in (before, after)]
+    clean_before, loss_before = effects.losses(before, ablation)
+    clean_after, loss_after = effects.losses(after, ablation)
     units = stats.units_of(before)
 
     def difference(weights: np.ndarray) -> np.ndarray:
-        first, last = (effects.relative_loss_increase(*side, weights) for side in losses)
-        return last - first
+        increase_before = effects.relative_loss_increase(clean_before, loss_before, weights)
+        return effects.relative_loss_increase(clean_after, loss_after, weights) - increase_before
 
-    before_by_image, after_by_image = (effects.increase_by_image(*side, nested=True) for side in losses)
-    p = stats.max_t(units.sums(after_by_image - before_by_image))
+    increase_before = effects.increase_by_image(clean_before, loss_before, nested=True)
+    increase_after = effects.increase_by_image(clean_after, loss_after, nested=True)
+    p = stats.max_t(units.sums(increase_after - increase_before))
     return stats.bootstrap_units(difference, units), p
 
 

@@ -77,8 +77,8 @@ def class_effects(
 
 
 def within(
-    weights: Float[np.ndarray, "m *timesteps image"], member: Int[np.ndarray, "*levels image"] | np.ndarray
-) -> Float[np.ndarray, "m *levels image"]:
+    weights: Float[np.ndarray, "m *timesteps image"], member: Int[np.ndarray, "*cells image"] | np.ndarray
+) -> Float[np.ndarray, "m *cells image"]:
     """Weights of images within a class, of sum 1 at every timestep. A resample that drew none of the class at
     a timestep weighs its images alike."""
     weights = weights if weights.ndim > member.ndim else weights[:, None]

@@ -155,12 +155,11 @@ def ratio(
         # Image i of both data sets has the same noise: one resample of images serves both.
         within = weights[drawn_pair, i] / share[drawn_pair, i, None]
         drawn[drawn_pair] += share[drawn_pair, i] * (np.log(upper(within)) - np.log(lower(within)))
-    low, high = np.exp(np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2]))
-    estimate = np.exp(logs.mean())
+    in_logs = stats.percentile_interval(logs.mean(), drawn, confidence, pairs)
     hierarchical = Interval(
-        estimate=np.asarray(estimate),
-        low=np.asarray(low),
-        high=np.asarray(high),
+        estimate=np.asarray(np.exp(in_logs.estimate)),
+        low=np.asarray(np.exp(in_logs.low)),
+        high=np.asarray(np.exp(in_logs.high)),
         confidence=confidence,
         n=pairs,
     )
@@ -174,9 +173,12 @@ def halves(
     """Control: ratios between two random halves of one data set, each the geometric mean over its networks.
 
     The ratio that sampling of the images alone makes.
+
+    Raises:
+      ConfigError: fewer than 4 images.
     """
     rng = np.random.default_rng(seed)
-    order = rng.permuted(np.tile(np.arange(images), (draws, 1)), axis=1)
+    order = stats.random_orders(rng, images, draws)
     size = images // 2
     if size < 2:
         raise ConfigError(f"{images} images can't be split into halves; at least 4")
@@ -186,6 +188,6 @@ def halves(
 
 def among_seeds(values: Float[np.ndarray, " seed"]) -> Float[np.ndarray, " pair"]:
     """Control: ratios, the larger over the smaller, of all pairs of training seeds of one data set."""
-    stats.intervals.check_units(len(values))
+    stats.weights.check_units(len(values))
     logs = np.log(values)
     return np.exp([abs(a - b) for a, b in itertools.combinations(logs, 2)])

@@ -8,6 +8,7 @@ Temperatures come with gates that hold the norm of a head's output (`sweeps.temp
 of which the mean over images is used here. Entropies are normalized, H / ln Nk.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
@@ -96,21 +97,17 @@ def temperature_effects_on_roles(
     gates = tempered["gate"].mean("image").transpose("t", "component", "temperature").values
     images, index = np.asarray(images, np.float32), np.arange(len(images))
     variances = feature_variances(images)
-    variance = np.array([value for value, _ in variances.values()])
-    cuts = np.cumsum([count for _, count in variances.values()])[:-1]
     engine = engine or Engine(denoiser)
     count = len(chosen)
-    effect = np.empty((count, 1 + len(values), len(variance), len(timesteps), len(images)), np.float32)
+    effect = np.empty((count, 1 + len(values), len(variances), len(timesteps), len(images)), np.float32)
     loss = np.full((count, 1 + len(values), len(timesteps), len(images)), np.nan, np.float32)
     for t_index, t in enumerate(timesteps):
         stacked = _rows(denoiser.identity, chosen, values, gates[t_index])
         (read, losses), clean = engine.reduce(
             stacked, EvalBatch(images, index, int(t), key, condition), Read()
         )
-        read = read.reshape(count, 1 + len(values), *read.shape[1:]).astype(np.float64)
-        without, read[:, 0] = read[:, 0].copy(), clean  # the first row of a head ablates it
-        apart = np.split((read - without[:, None]) ** 2, cuts, axis=-1)
-        effect[:, :, :, t_index] = np.stack([part.sum(-1) for part in apart], axis=2) / variance[:, None]
+        read = read.reshape(count, 1 + len(values), *read.shape[1:])
+        effect[:, :, :, t_index] = _effects_of_ablation(read, clean, variances)
         loss[:, 1:, t_index] = losses.reshape(count, 1 + len(values), -1)[:, 1:]
     order = np.argsort([1.0, *values])
     dims = ("head", "temperature", "t", "image")
@@ -128,6 +125,27 @@ def temperature_effects_on_roles(
         },
         attrs={"denoiser": denoiser.name},
     )
+
+
+def _effects_of_ablation(
+    read: Float[np.ndarray, "head row image numbers"],
+    clean: Float[np.ndarray, "image numbers"],
+    variances: Mapping[str, tuple[float, int]],
+) -> Float[np.ndarray, "head row target image"]:
+    """E_f of ablating each head, without a temperature (first) and with each of them.
+
+    Args:
+      read: all targets of the prediction, by name: with the head ablated (first row), at each temperature.
+      clean: the same without intervention.
+      variances: of `feature_variances`.
+    """
+    read = read.astype(np.float64)
+    without = read[:, 0].copy()
+    read[:, 0] = clean
+    variance = np.array([value for value, _ in variances.values()])
+    ends = np.cumsum([count for _, count in variances.values()])[:-1]
+    squares = np.split((read - without[:, None]) ** 2, ends, axis=-1)
+    return np.stack([square.sum(-1) for square in squares], axis=2) / variance[:, None]
 
 
 def within_head_slope(

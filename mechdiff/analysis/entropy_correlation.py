@@ -51,6 +51,9 @@ def correlation(
       attention: of `activations.attention_stats`; with the coordinate `person`, people are resampled.
       other: of the same heads, as a function of weights `[m, image]` of the same images that gives `[head,
         m]`: `effect_size`, `max_selectivity`.
+
+    Raises:
+      ConfigError: `other` gives another number of heads.
     """
     entropy = (
         attention["normalized_entropy"].transpose("head", "t", "image").values.astype(np.float64).mean(1)

@@ -97,7 +97,7 @@ def compare(
       ConfigError: an unknown measure, or sets that can't be compared.
     """
     check_alike([first, second])
-    sides = [_entropies(attention) for attention in (first, second)]
+    entropy, other = _entropies(first), _entropies(second)
     tokens, rng = first["tokens"].values, np.random.default_rng(seed)
     units = _units(first, second)
     least = min(side.count for side in units)
@@ -110,26 +110,36 @@ def compare(
 
     resampled = tuple(side.resamples(draws, seed + i) for i, side in enumerate(units))
     even = tuple(side.even() for side in units)
-    low, high = np.quantile(divergence_of(*sides, resampled), [0.025, 0.975], axis=-1)
-    value = Interval(estimate=divergence_of(*sides, even)[:, 0], low=low, high=high, confidence=0.95, n=least)
+    estimate = divergence_of(entropy, other, even)[:, 0]
+    low, high = np.quantile(divergence_of(entropy, other, resampled), [0.025, 0.975], axis=-1)
+    value = Interval(estimate=estimate, low=low, high=high, confidence=0.95, n=least)
     halves = [_two_halves(rng, side, least // 2, draws) for side in units]
-    both = np.concatenate(sides, axis=-1)
-    shuffled = divergence_of(both, both, _relabelled(rng, *units, draws))
+    both = np.concatenate([entropy, other], axis=-1)
+    shuffled = divergence_of(both, both, _relabelled(rng, units[0], units[1], draws))
+    within = [divergence_of(entropy, entropy, halves[0]), divergence_of(other, other, halves[1])]
     return Divergence(
         measure=measure,
         t=first["t"].values,
         log_snr=first["log_snr"].values.astype(np.float64),
         value=value,
-        halves=divergence_of(*sides, (halves[0][0], halves[1][0])),
-        within=np.stack([divergence_of(side, side, half) for side, half in zip(sides, halves, strict=True)]),
+        halves=divergence_of(entropy, other, (halves[0][0], halves[1][0])),
+        within=np.stack(within),
         p=_adjusted(shuffled),
     )
 
 
 def measured(
-    measure: str, first: Entropy, second: Entropy, weights: tuple[Weights, Weights], tokens
+    measure: str,
+    first: Entropy,
+    second: Entropy,
+    weights: tuple[Weights, Weights],
+    tokens: Int[np.ndarray, " head"],
 ) -> Levels:
-    """The measure of this name under each pair of weightings."""
+    """The measure of this name under each pair of weightings.
+
+    Raises:
+      ConfigError: the name of no measure.
+    """
     if measure == "means":
         return mean_difference(first, second, weights)
     if measure == "heads":
@@ -189,7 +199,7 @@ def _two_halves(
     rng: np.random.Generator, units: stats.Units, size: int, draws: int
 ) -> tuple[Weights, Weights]:
     """Two disjoint random sets of `size` units, `draws` times."""
-    rank = rng.permuted(np.tile(np.arange(units.count), (draws, 1)), axis=1)
+    rank = stats.random_orders(rng, units.count, draws)
     first, second = rank < size, (rank >= size) & (rank < 2 * size)
     return units.weights(first.astype(np.float64)), units.weights(second.astype(np.float64))
 
@@ -201,9 +211,7 @@ def _relabelled(
     count = first.count + second.count
     member = np.concatenate([first.member, first.count + second.member])
     both = stats.Units(member, count, first.clustered)
-    rank = np.concatenate(
-        [np.arange(count)[None], rng.permuted(np.tile(np.arange(count), (draws, 1)), axis=1)]
-    )
+    rank = np.concatenate([np.arange(count)[None], stats.random_orders(rng, count, draws)])
     to_first = (rank < first.count).astype(np.float64)
     return both.weights(to_first), both.weights(1 - to_first)
 

@@ -9,7 +9,7 @@ is, but for the matching, an unbiased estimate of the mean over heads of the squ
 sets' means. Reported is its signed root, nats. Three tests:
   differ   p of the mean of excess2 over timesteps, over all ways of calling as many networks the first data
            set: exact, whatever the law of trainings
-  levels   the same at each timestep, adjusted by the maximum over timesteps
+  by t     the same at each timestep, adjusted by the maximum over timesteps
   varies   the same of profiles less their mean over timesteps, head by head: a data set that adds the same
            to a head at all timesteps does not change these, so this p is exact under "the difference does not
            depend on the timestep"
@@ -43,7 +43,7 @@ class NetworkDivergence:
       between, within: root mean square over matched heads, nats, over pairs across and within data sets.
       excess: root of what data sets add, with its sign, nats.
       pooled: the same over all timesteps, with its 95 % `interval`, NaN for fewer than 3 networks a side.
-      p, p_levels, p_varies: of differing at all, at each timestep, and not by the same everywhere.
+      p, p_by_t, p_varies: of differing at all, at each timestep, and not by the same everywhere.
     """
 
     between: Float[np.ndarray, " t"]
@@ -52,7 +52,7 @@ class NetworkDivergence:
     pooled: float
     interval: tuple[float, float]
     p: float
-    p_levels: Float[np.ndarray, " t"]
+    p_by_t: Float[np.ndarray, " t"]
     p_varies: float
 
 
@@ -77,8 +77,8 @@ def compare(
     Example:
       >>> rng = np.random.default_rng(0)
       >>> heads = rng.normal(2, 0.1, (10, 4, 3))
-      >>> found = compare(heads[:5] + 0.5, heads[5:], ["a"] * 4)
-      >>> round(found.pooled, 1), round(found.p, 4)
+      >>> divergence = compare(heads[:5] + 0.5, heads[5:], ["a"] * 4)
+      >>> round(divergence.pooled, 1), round(divergence.p, 4)
       (0.5, 0.0079)
     """
     count = len(first)
@@ -108,7 +108,7 @@ def compare(
         pooled=float(signed_root(np.float64(pooled))),
         interval=tuple(float(signed_root(np.float64(end))) for end in ends),
         p=_share(excess.mean(axis=1)),
-        p_levels=(largest >= excess[0] - 1e-12).mean(axis=0),
+        p_by_t=(largest >= excess[0] - 1e-12).mean(axis=0),
         p_varies=_share(shapes.mean(axis=1)),
     )
 
@@ -182,7 +182,8 @@ def _interval(
     def statistic(left: Sequence[int], right: Sequence[int]) -> float:
         chosen = np.array([*left, *right])
         group = np.arange(len(chosen))[None] < len(left)
-        return float(np.subtract(*between_within(mean[np.ix_(chosen, chosen)], group))[0, 0])
+        between, within = between_within(mean[np.ix_(chosen, chosen)], group)
+        return float((between - within)[0, 0])
 
-    sides = list(range(count)), list(range(count, len(squares)))
-    return small_samples.jackknife_interval(statistic, *sides, pooled, draws, images)
+    first, second = list(range(count)), list(range(count, len(squares)))
+    return small_samples.jackknife_interval(statistic, first, second, pooled, draws, images)

@@ -164,7 +164,11 @@ def order_test(
 
 def excess(trained: Phases, control: Phases, confidence: float = 0.95) -> Interval:
     """Gain of k phases over one in a trained network minus that in a control, `[k]`: percentile interval over
-    images of the two. The control is an untrained network, or another seed; as many timesteps and draws."""
+    images of the two. The control is an untrained network, or another seed; as many timesteps and draws.
+
+    Raises:
+      ConfigError: another number of draws or of phases.
+    """
     if trained.gain.shape != control.gain.shape:
         raise ConfigError(
             f"gains {trained.gain.shape} and {control.gain.shape} (draws, k) differ; measure both alike"
@@ -183,7 +187,7 @@ def across_seeds(matrices: Float[np.ndarray, "seed t component"], most: int = MO
       `[seed, k]`: of each seed, the mean score of the others' segmentations on it.
     """
     seeds = len(matrices)
-    stats.intervals.check_units(seeds)
+    stats.weights.check_units(seeds)
     fit, scored = np.array([(i, j) for j in range(seeds) for i in range(seeds) if i != j]).T
     steps = held_out(matrices[fit], matrices[scored], most)[0]
     return steps.reshape(seeds, seeds - 1, -1).mean(axis=1)
@@ -197,7 +201,7 @@ def _halves(rng: np.random.Generator, images: int, count: int) -> tuple[np.ndarr
     """Weights of `count` random halves and of their complements, `(count, images)` each."""
     if images < 4:
         raise ConfigError(f"{images} images can't be split into halves; at least 4")
-    order = rng.permuted(np.tile(np.arange(images), (count, 1)), axis=1)
+    order = stats.random_orders(rng, images, count)
     first = (order < images // 2).astype(np.float64)
     return tuple(half / half.sum(axis=1, keepdims=True) for half in (first, 1 - first))
 

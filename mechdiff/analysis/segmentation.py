@@ -53,8 +53,8 @@ def segment(
 
 def step_means(matrix: Matrix, starts: Int[np.ndarray, "draws phases"]) -> Matrix:
     """The piecewise constant fit: each component's mean over the timesteps of its phase."""
-    levels = matrix.shape[-2]
-    phase = (np.arange(levels)[None, :, None] >= starts[:, None, :]).sum(-1) - 1
+    timesteps = matrix.shape[-2]
+    phase = (np.arange(timesteps)[None, :, None] >= starts[:, None, :]).sum(-1) - 1
     member = (phase[:, :, None] == np.arange(starts.shape[1])).astype(np.float64)
     means = member.swapaxes(1, 2) @ matrix / member.sum(axis=1)[..., None]
     return member @ means

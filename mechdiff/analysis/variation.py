@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Float
 
+from mechdiff import stats
 from mechdiff.analysis import effects
 
 TENTH = 0.1  # of the images
@@ -37,7 +38,7 @@ def variation(sweep: xr.Dataset, ablation: str) -> pd.DataFrame:
     clean, loss = effects.losses(sweep, ablation)
     nested = sweep.attrs.get("images_total", 0) > sweep.sizes["image"]
     by_image = effects.increase_by_image(clean, loss, nested).reshape(len(loss), -1)
-    even = np.full((1, clean.shape[-1]), 1 / clean.shape[-1])
+    even = stats.equal_weights(clean.shape[-1])
     return pd.DataFrame(
         {
             "component": sweep["component"].values.astype(str),

@@ -184,8 +184,8 @@ def compare(before: Any, after: Any, images: Given = None, **settings: Any) -> C
     """
     before, after = _model(before), _model(after)
     _check_comparable(before, after)
-    results = _swept([before, after], images, before, settings)
-    return _compared(*results, _common_unet([before, after]))
+    swept_before, swept_after = _swept([before, after], images, before, settings)
+    return _compared(swept_before, swept_after, _common_unet([before, after]))
 
 
 def compare_steps(run: str | Path, images: Given = None, **settings: Any) -> Course:
@@ -225,8 +225,8 @@ def _check_comparable(before: Any, after: Any) -> None:
     shapes = [tuple(model.denoiser.image_shape) for model in (before, after)]
     if shapes[0] != shapes[1]:
         raise ConfigError(f"models of images {shapes[0]} and {shapes[1]} can't be paired image by image")
-    levels = [np.asarray(model.denoiser.schedule.log_snr) for model in (before, after)]
-    if levels[0].shape != levels[1].shape or not np.allclose(*levels, atol=1e-4):
+    log_snr, other = (np.asarray(model.denoiser.schedule.log_snr) for model in (before, after))
+    if log_snr.shape != other.shape or not np.allclose(log_snr, other, atol=1e-4):
         raise ConfigError(f"{before.name} and {after.name} have different noise schedules: can't be paired")
 
 

@@ -76,6 +76,9 @@ class Model:
 
         Args:
           type: of component, such as `head`, `res`, `skip` or `time`; None: all.
+
+        Raises:
+          ConfigError: a type that no component has.
         """
         listed = self.denoiser.components()
         types = dict.fromkeys(component.component_type for component in listed)
@@ -95,6 +98,9 @@ class Model:
           what: a name, a regular expression that whole names match, or a list of names.
           with_: `zero`; or `mean`, over 16 images at the same timestep and position.
           images: that the mean is over: a folder, file or array; None: see `images.eval_images`.
+
+        Raises:
+          ConfigError: another ablation, or a name or pattern that matches nothing.
         """
         if with_ not in ABLATIONS:
             raise ConfigError(unknown("ablation of a model", with_, ABLATIONS) + "; model.sweep knows more")
@@ -176,16 +182,20 @@ class Model:
         Args:
           x_t: noisy images, `(images, height, width, channels)`.
           t: one timestep for all images, or one an image, integers in [0, T).
+
+        Raises:
+          ConfigError: images of another shape, timesteps out of range, or several of them where
+            replacements come from images.
         """
-        x_t, levels = check_inputs(self.denoiser, x_t, t)
+        x_t, timesteps = check_inputs(self.denoiser, x_t, t)
         acting = self.intervention
         if self.sources:
-            if len(set(np.asarray(levels).tolist())) != 1:
+            if len(set(np.asarray(timesteps).tolist())) != 1:
                 raise ConfigError("replacements from images need one t for all rows; call predict for each t")
-            shared, rows = replacements_of(self.denoiser, acting, self.sources, [int(levels[0])])
+            shared, rows = replacements_of(self.denoiser, acting, self.sources, [int(timesteps[0])])
             values = {site: value[0] for site, value in (shared | rows).items()}
             acting = dataclasses.replace(acting, replacement=dict(acting.replacement) | values)
-        return reading.predicted(self.denoiser, acting, jnp.asarray(x_t), jnp.asarray(levels), condition)
+        return reading.predicted(self.denoiser, acting, jnp.asarray(x_t), jnp.asarray(timesteps), condition)
 
     def sweep(self, images: Given = None, **settings: Any) -> "result.Result":
         """Ablates one component at a time and measures the denoising loss; see `result.sweep`."""

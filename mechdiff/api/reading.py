@@ -82,13 +82,20 @@ def attention(
     Raises:
       ConfigError: a pattern that matches no head.
     """
-    listed = [c.name for c in model.denoiser.components() if c.component_type == "head"]
-    chosen = _matching("head", heads, listed)
+    names = [part.name for part in model.denoiser.components() if part.component_type == "head"]
+    chosen = _matching("head", heads, names)
     timesteps = _timesteps(model.denoiser, timesteps)
-    shown, key = eval_images(model, images, n), keys.stream(jax.random.key(seed), "scored noise")
-    inputs = key, np.arange(n), shown.scored_condition
+    examined, key = eval_images(model, images, n), keys.stream(jax.random.key(seed), "scored noise")
     captured = [
-        patterns_of(_acting(model, t), shown.scored, t, *inputs, collection=PATTERNS)
+        patterns_of(
+            _acting(model, t),
+            examined.scored,
+            t,
+            key,
+            np.arange(n),
+            examined.scored_condition,
+            collection=PATTERNS,
+        )
         for t in _watched(timesteps, f"attention of {model.name}")
     ]
     variables = {}
@@ -96,7 +103,7 @@ def attention(
         component = model.component(name)
         stacked = np.stack([np.asarray(values[component.site])[:, component.index[0]] for values in captured])
         variables[name] = _variable(stacked, ("query", "key"), f"attention pattern of {name}")
-    return xr.Dataset(variables, coords=_coordinates(model, timesteps), attrs=_facts(model, shown, seed))
+    return xr.Dataset(variables, coords=_coordinates(model, timesteps), attrs=_facts(model, examined, seed))
 
 
 def _watched(timesteps: list[int], title: str) -> Iterator[int]:

@@ -91,7 +91,11 @@ class Result:
         labelled.replace(Path(path), self.dataset)
 
     def plot(self, component: str | None = None) -> Plot:
-        """Relative loss increase of one component over log-SNR with its interval; of all, as a map."""
+        """Relative loss increase of one component over log-SNR with its interval; of all, as a map.
+
+        Raises:
+          ConfigError: a component that was not swept (closest named).
+        """
         if component is None:
             return single.plot_map(self.effects, self._title)
         if component not in self.effects.components:
@@ -173,6 +177,7 @@ def sweep(
 
 
 def check_untouched(model: Any, ablation: str) -> None:
+    """Raises ConfigError for an unknown ablation, or a `Model` that is under an intervention."""
     if ablation not in ABLATIONS:
         raise ConfigError(unknown("ablation", ablation, ABLATIONS))
     if model.doing != "identity":
@@ -189,10 +194,17 @@ def _references(ablation: str, n: int) -> int:
 def images_and_set(
     model: Any, images: Given, n: int, timesteps: int, seed: int, reference: int
 ) -> tuple[EvalImages, EvalSet]:
+    """The images that a `Model` is examined on, and these with timesteps even in log-SNR and their noise.
+
+    Args:
+      images: see `images.eval_images`.
+      n, timesteps, reference: how many images, timesteps, and images for replacements.
+      seed: of the noise.
+    """
     shown = eval_images(model, images, n, reference)
-    levels = timesteps_by_log_snr(model.denoiser.schedule, timesteps)
+    examined = timesteps_by_log_snr(model.denoiser.schedule, timesteps)
     key = keys.stream(jax.random.key(seed), "scored noise")
-    return shown, shown.scored_set(levels, key)
+    return shown, shown.scored_set(examined, key)
 
 
 def _chosen(model: Any, components: Any) -> list | None:

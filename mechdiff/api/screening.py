@@ -13,7 +13,7 @@ from jaxtyping import Float
 from mechdiff.api.images import Given
 from mechdiff.api.result import check_untouched, images_and_set
 from mechdiff.circuits import attribution
-from mechdiff.circuits.screening import score_all, score_error
+from mechdiff.circuits.screen_scores import score_all, score_error
 from mechdiff.core import devices
 from mechdiff.core.config import Precision
 from mechdiff.diffusion.eval_set import EvalSet

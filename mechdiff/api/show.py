@@ -1,4 +1,4 @@
-"""Images side by side: rows with labels, as one picture that a notebook shows and a script saves."""
+"""Images side by side: rows with labels, as one image that a notebook shows and a script saves."""
 
 import dataclasses
 import functools

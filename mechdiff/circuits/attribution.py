@@ -203,13 +203,15 @@ class _Passes:
 
     Attributes:
       program: `_slopes`, compiled.
-      shared: its arguments that are the same in every pass: denoiser, probes, mesh.
+      denoiser, probes, mesh: its arguments that are the same in every pass.
       probe_key: of the random vectors.
       block: images in one pass.
     """
 
     program: Any
-    shared: tuple[Examinable, int, Mesh]
+    denoiser: Examinable
+    probes: int
+    mesh: Mesh
     probe_key: PRNGKey
     block: int
 
@@ -219,16 +221,16 @@ class _Passes:
         mesh = devices.over(block)
         calls = len(eval_set.timesteps) * -(-eval_set.count // block)
         probes = expansion.probes if expansion.order == "gauss_newton" else 0
-        shared = devices.everywhere(mesh, denoiser), probes, mesh
         quickly = calls <= FEW and jax.default_backend() == "cpu"
         program = _program(quickly and not jax.config.read("jax_disable_most_optimizations"))
-        return cls(program, shared, keys.stream(eval_set.key, "probes"), block)
+        placed = devices.everywhere(mesh, denoiser)
+        return cls(program, placed, probes, mesh, keys.stream(eval_set.key, "probes"), block)
 
     def run(self, point: Intervention, batch: EvalBatch) -> Any:
-        return self.program(*self.shared, point, batch, self.probe_key)
+        return self.program(self.denoiser, self.probes, self.mesh, point, batch, self.probe_key)
 
     def compile(self, point: Intervention, batch: EvalBatch) -> None:
-        self.program.lower(*self.shared, point, batch, self.probe_key).compile()
+        self.program.lower(self.denoiser, self.probes, self.mesh, point, batch, self.probe_key).compile()
 
 
 def _membership(identity: Intervention, chosen: Sequence[Component]) -> np.ndarray:

@@ -30,7 +30,7 @@ class ScreenConfig:
         this. With a clean audit of n of a large rest, and room for m doublings, that end is about
         ln(40 (m + 1)) / n.
       probes: random vectors of the scores, see `attribution.Expansion`.
-      point: of expansion that the ranking is by, see `screening.score_all`.
+      point: of expansion that the ranking is by, see `screen_scores.score_all`.
       seed: of the audit's draw.
       precision: of products, see `core.devices`; any that acts here measures its own error.
 

@@ -105,7 +105,8 @@ def interaction_table(
     interval = stats.bootstrap_units(in_percent, units, seed=seed, confidence=confidence)
 
     def increase(loss):
-        return 100 * (loss.mean("image") / exact.clean_loss.mean("image") - 1).mean("t").values
+        at_t = stats.percent_increase(loss.mean("image"), exact.clean_loss.mean("image"))
+        return at_t.mean("t").values
 
     singles = np.stack([increase(exact.without_a), increase(exact.without_b)])
     joint = increase(exact.without_both)
@@ -196,13 +197,13 @@ def groups(table: xr.Dataset) -> list[tuple[str, ...]]:
         if table.named[i] == BACKUP:
             backed |= {(a, b), (b, a)}
     silent = [name for name, cost in single.items() if abs(cost) < LEAST]
-    whole: list[tuple[str, ...]] = []
+    largest: list[tuple[str, ...]] = []
     for size in range(len(silent), 2, -1):
         for members in itertools.combinations(silent, size):
-            is_new = not any(set(members) <= set(group) for group in whole)
+            is_new = not any(set(members) <= set(group) for group in largest)
             if is_new and backed.issuperset(itertools.combinations(members, 2)):
-                whole.append(members)
-    return whole
+                largest.append(members)
+    return largest
 
 
 def lines(table: xr.Dataset) -> list[str]:

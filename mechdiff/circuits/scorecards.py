@@ -51,7 +51,8 @@ class Scorecard:
       random: f of random circuits.
       p: of sufficiency.
       images: that it was scored on.
-      seen: number of components whose ablation changes the loss by more than rounding.
+      seen: number of components whose ablation changes the loss by more than rounding (the name in saved
+        results).
     """
 
     denoiser: str
@@ -137,8 +138,8 @@ def run(evaluator: CircuitEvaluator, circuit: Circuit, knockouts: int, randoms: 
     labels = [role for role, sets in roles.items() for _ in sets]
     circuits = np.array([members for sets in roles.values() for members in sets])
     losses = dataset(evaluator, circuits, evaluator.losses(circuits), role=labels)
-    seen = int((np.abs(circuit.effect) > UNSEEN).sum())
-    return losses.assign_attrs(members=list(circuit.members), tau=circuit.tau, seen=seen)
+    effective = int((np.abs(circuit.effect) > UNSEEN).sum())
+    return losses.assign_attrs(members=list(circuit.members), tau=circuit.tau, seen=effective)
 
 
 @dataclasses.dataclass(frozen=True)

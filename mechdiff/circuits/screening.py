@@ -9,25 +9,20 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import jax
 import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 
-from mechdiff.circuits.attribution import Expansion, gate_scores
-from mechdiff.circuits.audits import EXPANSIONS, ScreenConfig, audit_until
+from mechdiff.circuits.audits import ScreenConfig, audit_until
 from mechdiff.circuits.score_agreement import ScoreAgreement, score_agreement
+from mechdiff.circuits.screen_scores import ExactIncrease, exact_increase, score_all, score_error
 from mechdiff.core import devices
-from mechdiff.core.config import Precision, SweepConfig
 from mechdiff.core.text_table import text_table
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Examinable, chosen_components
-from mechdiff.sweeps import precision
-from mechdiff.sweeps.ablation import ablation_sweep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,50 +59,28 @@ class VerifiedScreen:
     score_error: float
 
 
-class ExactIncrease(NamedTuple):
-    """Relative loss increases (%) by exact runs, and their error by reduced precision, in points."""
+@dataclasses.dataclass(frozen=True)
+class _ExactRuns:
+    """Exact relative loss increases, run when they are first asked for; the arrays are written to.
 
-    increase: Float[np.ndarray, "component t"]
-    precision_error: Float[np.ndarray, " component"]
-
-
-def score_all(
-    denoiser: Examinable,
-    eval_set: EvalSet,
-    chosen: Sequence[Component],
-    points: Sequence[str] = EXPANSIONS,
-    *,
-    ablation: str = "zero",
-    replacements: PyTree = None,
-    probes: int = 4,
-) -> tuple[dict[str, xr.Dataset], dict[str, Float[np.ndarray, "component t"]]]:
-    """Scores by point of expansion, and as relative loss increases: in % of the clean loss at each timestep.
-
-    Args:
-      points: `identity`, `ablated`, or `either`, the score of larger size of these two: a component matters
-        if its ablation hurts while the others are there, or if it helps where they are ablated.
-      ablation, replacements: as in `attribution.gate_scores`.
-      probes: random vectors, see `attribution.Expansion`.
+    Attributes:
+      run: increases of some components, and their errors by reduced precision.
+      chosen: all components.
+      increase: at each timestep, %; NaN for components that were not run.
+      error: of each component, in points; NaN likewise.
     """
-    needed = ["identity"] if set(points) == {"identity"} else ["identity", "ablated"]
-    scores = {
-        at: gate_scores(
-            denoiser,
-            eval_set,
-            chosen=chosen,
-            ablation=ablation,
-            replacements=replacements,
-            expansion=Expansion(at=at, probes=probes),
-        )
-        for at in needed
-    }
-    base = scores["identity"].clean_loss.mean("image").values
-    relative = {at: 100 * dataset.score.mean("image").values / base for at, dataset in scores.items()}
-    if "either" in points:
-        first, last = relative["identity"], relative["ablated"]
-        larger = np.abs(first.mean(1)) >= np.abs(last.mean(1))
-        relative["either"] = np.where(larger[:, None], first, last)
-    return scores, {point: relative[point] for point in points}
+
+    run: Callable[[Sequence[Component]], ExactIncrease]
+    chosen: Sequence[Component]
+    increase: Float[np.ndarray, "component t"]
+    error: Float[np.ndarray, " component"]
+
+    def sizes(self, which: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """Pooled |relative loss increase| of components by their places; no component is run twice."""
+        new = which[np.isnan(self.increase[which, 0])]
+        if len(new):
+            self.increase[new], self.error[new] = self.run([self.chosen[i] for i in new])
+        return np.abs(self.increase[which].mean(1))
 
 
 def screen_and_verify(
@@ -155,70 +128,28 @@ def screen_and_verify(
 
     with devices.multiplying(config.precision):
         scores, scored = score_of(eval_set, replacements)
-    exact = np.full(scored.shape, np.nan)  # relative loss increase at each timestep, %
-    error = np.full(len(chosen), np.nan)
     run = functools.partial(exact_increase, denoiser, eval_set, folder, setting=config.precision, **kwargs)
-
-    def verify(which: Int[np.ndarray, " n"]) -> np.ndarray:
-        new = which[np.isnan(exact[which, 0])]
-        if len(new):
-            exact[new], error[new] = run([chosen[i] for i in new])
-        return np.abs(exact[which].mean(1))
-
+    exact = _ExactRuns(run, chosen, np.full(scored.shape, np.nan), np.full(len(chosen), np.nan))
     score = scored.mean(1)
     order = np.argsort(-np.abs(score), kind="stable")
-    audit = audit_until(
-        order, verify, config, np.random.default_rng(config.seed), error=lambda which: error[which]
-    )
+    rng = np.random.default_rng(config.seed)
+    audit = audit_until(order, exact.sizes, config, rng, error=lambda which: exact.error[which])
     return VerifiedScreen(
         scores=scores,
         score=score,
-        effect=exact.mean(1),
+        effect=exact.increase.mean(1),
         shortlist=tuple(chosen[i].name for i in order[: audit.size]),
         audited=tuple(chosen[i].name for i in audit.audited),
         k=config.k,
         looks=audit.looks,
         miss_rate=audit.missed / max(len(audit.audited), 1),
         miss_interval=audit.interval,
-        fidelity=score_agreement(scored, exact, chosen, eval_set.timesteps, config.k),
-        precision_error=error,
+        fidelity=score_agreement(scored, exact.increase, chosen, eval_set.timesteps, config.k),
+        precision_error=exact.error,
         score_error=score_error(
-            lambda *part: score_of(*part)[1], eval_set, replacements, setting=config.precision
+            lambda part, values: score_of(part, values)[1], eval_set, replacements, setting=config.precision
         ),
     )
-
-
-def score_error(
-    score: Callable[[EvalSet, PyTree], Float[np.ndarray, "component t"]],
-    eval_set: EvalSet,
-    replacements: PyTree = None,
-    *,
-    setting: Precision,
-) -> float:
-    """Largest error of a score, in points, of products in reduced precision: a few images and timesteps are
-    scored both ways, under the same random numbers. 0 where the precision changes nothing here.
-
-    Args:
-      score: of a set and replacements at its timesteps: relative loss increases, in %.
-    """
-    if not devices.acts(setting):
-        return 0.0
-    few = _part_of(eval_set, replacements)
-    with devices.multiplying(setting):
-        reduced = score(*few)
-    with jax.default_matmul_precision("float32"):
-        return float(np.abs(reduced - score(*few)).max())
-
-
-def _part_of(eval_set: EvalSet, replacements: PyTree) -> tuple[EvalSet, PyTree]:
-    """The first images at some of the timesteps (where these have images of their own: at the first), with
-    the replacements there."""
-    checked = precision.subset(len(eval_set.timesteps), eval_set.count)
-    places = [0] if eval_set.images.ndim == 5 else list(checked.t_indices)
-    images = eval_set.at(0)[0][: checked.images]
-    condition = jax.tree.map(lambda leaf: leaf[: checked.images], eval_set.condition_at(0))
-    part = EvalSet(images, eval_set.timesteps[places], eval_set.key, condition)
-    return part, jax.tree.map(lambda values: values[np.array(places)], replacements)
 
 
 def quality(
@@ -289,32 +220,3 @@ def lines(screen: VerifiedScreen, names: Sequence[str]) -> list[str]:
         f"[{low:.1%}, {high:.1%}] are missed ({len(screen.audited)} audited, audit {screen.looks})",
         *precise,
     ]
-
-
-def exact_increase(
-    denoiser: Examinable,
-    eval_set: EvalSet,
-    folder: Path,
-    chosen: Sequence[Component],
-    ablation: str = "zero",
-    replacements: PyTree = None,
-    setting: Precision = "float32",
-) -> ExactIncrease:
-    """Relative loss increase (%) of ablating each component, at each timestep, by exact runs.
-
-    Args:
-      setting: precision of products.
-    """
-    config = SweepConfig(ablations=(ablation,), image_block=eval_set.count, precision=setting)
-    replacements = None if ablation == "zero" else {ablation: replacements}
-    sweep = ablation_sweep(
-        denoiser,
-        eval_set,
-        folder,
-        config=config,
-        replacements=replacements,
-        chosen=chosen,
-    ).isel(ablation=0)
-    increase = 100 * (sweep.loss.mean("image") / sweep.clean_loss.mean("image") - 1).values
-    error = sweep["precision_error"].values if "precision_error" in sweep else np.zeros(len(chosen))
-    return ExactIncrease(increase, error)

@@ -65,7 +65,11 @@ def command_of(module: str) -> str:
 
 
 def load(module: str) -> ModuleType:
-    """Imports a launcher, which defines its flags."""
+    """Imports a launcher, which defines its flags.
+
+    Raises:
+      ConfigError: an unknown launcher (closest named).
+    """
     if module not in [launcher.module for launcher in all_launchers()]:
         raise ConfigError(unknown("launcher", module, [launcher.module for launcher in all_launchers()]))
     folder = home()

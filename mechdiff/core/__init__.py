@@ -1,1 +1,1 @@
-"""The ground floor: presets, settings, errors, array types, PRNG streams, devices and precision."""
+"""What all else builds on: presets, settings, errors, array types, PRNG streams, devices and precision."""

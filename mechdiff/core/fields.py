@@ -12,7 +12,11 @@ from mechdiff.core.old_names import CONFIG_FIELDS
 
 def from_fields(data: dict, record: type) -> Any:
     """The record of these fields; unknown or missing ones are errors that name them. Fields of the first
-    edition are read under their old names."""
+    edition are read under their old names.
+
+    Raises:
+      ConfigError: a field that the record does not have, that it lacks, or of another type.
+    """
     hints = typing.get_type_hints(record)
     renamed = CONFIG_FIELDS.get(record.__name__, {})
     data = {renamed.get(name, name): value for name, value in data.items()}
@@ -42,6 +46,9 @@ def assigned(config: Any, path: list[str], text: str, full: str) -> Any:
 
     Args:
       full: the whole path, for errors.
+
+    Raises:
+      ConfigError: no such field (closest named), an old name of one, a section, or text not of its type.
     """
     hints = typing.get_type_hints(type(config))
     if path[0] in (renamed := CONFIG_FIELDS.get(type(config).__name__, {})):

@@ -34,11 +34,13 @@ def join(member: Membership | None, timeout: float = JOIN_SECONDS) -> None:
       ConfigError: some did not come (which ones), or nothing says where they are.
     """
     member = member or rendezvous.slurm_membership(os.environ)
+    if member is None:
+        _join_cluster(timeout)
+        return
+    rendezvous.call_roll(member, timeout)
+    if member.processes == 1:  # nobody to join
+        return
     try:
-        if member is None:
-            jax.distributed.initialize(initialization_timeout=int(timeout))
-            return
-        rendezvous.call_roll(member, timeout)
         jax.distributed.initialize(
             member.coordinator,
             member.processes,
@@ -49,6 +51,17 @@ def join(member: Membership | None, timeout: float = JOIN_SECONDS) -> None:
         )
     except (ValueError, RuntimeError) as error:
         raise MechdiffError(f"could not join the other processes: {error}") from error
+
+
+def _join_cluster(timeout: float) -> None:
+    """Joins the processes of a cluster that JAX knows, such as a TPU pod."""
+    try:
+        jax.distributed.initialize(initialization_timeout=int(timeout))
+    except (ValueError, RuntimeError) as error:
+        raise MechdiffError(
+            f"--distributed finds no SLURM job step and no TPU pod ({error}); name process 0 by "
+            "--coordinator=HOST:PORT, with --processes=N and --process_id=I"
+        ) from error
 
 
 def is_first() -> bool:

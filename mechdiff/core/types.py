@@ -1,4 +1,4 @@
-"""Array aliases and the contracts that floors above implement."""
+"""Array aliases and the contracts that higher layers implement."""
 
 from collections.abc import Callable
 from typing import Any, Protocol

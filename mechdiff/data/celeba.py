@@ -89,7 +89,11 @@ def open_source(path: str) -> Source:
 
 
 def find_packs(path: str) -> list[Path]:
-    """The folders in `path` (joined by commas) that are packs, each followed by its sub-folders that are."""
+    """The folders in `path` (joined by commas) that are packs, each followed by its sub-folders that are.
+
+    Raises:
+      DataError: a path that is no folder, or has no CelebA in it.
+    """
     packs_by_place: dict[Path, Path] = {}
     for text in filter(None, (part.strip() for part in path.split(","))):
         folder = Path(text).expanduser()

@@ -25,7 +25,11 @@ def _csv_rows(path: Path) -> list[list[str]]:
 
 
 def read_partition(path: Path) -> tuple[list[str], list[int]]:
-    """Names of images in the order of the list, and the split of each: 0 to 2."""
+    """Names of images in the order of the list, and the split of each: 0 to 2.
+
+    Raises:
+      DataError: a line of another form, an image named twice, or an empty list.
+    """
     splits = {}
     lines = _lines(path)
     if path.suffix == ".csv":  # the line of column names is kept, blank, for the numbers in errors
@@ -45,7 +49,11 @@ def read_partition(path: Path) -> tuple[list[str], list[int]]:
 
 
 def read_attributes(path: Path) -> tuple[tuple[str, ...], dict[str, list[bool]]]:
-    """Names of attributes, and which of them each image has."""
+    """Names of attributes, and which of them each image has.
+
+    Raises:
+      DataError: no head, another number of rows than promised, or a row of another form.
+    """
     lines = _lines(path)
     if path.suffix == ".csv":
         head, *table = _csv_rows(path)
@@ -68,7 +76,11 @@ def read_attributes(path: Path) -> tuple[tuple[str, ...], dict[str, list[bool]]]
 
 
 def read_people(path: Path | None, names: list[str]) -> Int[np.ndarray, " count"]:
-    """The person on each of these images; -1 without a list, or where it does not name the image."""
+    """The person on each of these images; -1 without a list, or where it does not name the image.
+
+    Raises:
+      DataError: a line of another form.
+    """
     people = {}
     lines = _lines(path) if path else []
     if path and path.suffix == ".csv":

@@ -54,6 +54,9 @@ def batch_indices(n: int, seed: int, step: int, batch: int) -> Int[np.ndarray, "
     """Which of `n` images step `step` (from 0) sees: each once an epoch, in an order drawn per epoch.
 
     A batch may straddle two epochs (or more, when it is larger than `n`), so no image is ever dropped.
+
+    Raises:
+      ValueError: no images.
     """
     if n < 1:
         raise ValueError(f"n={n} images: at least 1 is needed")

@@ -3,7 +3,7 @@
 A face is a point in a box: one scalar per factor, drawn uniformly and independently from its own named
 stream, so freeing or adding a factor never moves the draw of another. Continuous factors lie in `[low,
 high]`; those with `choices` take the whole numbers `0 .. choices - 1` (as floats). x grows to the right and
-y downwards from the middle of the picture, whose border lies at 0.87 of the unit of length.
+y downwards from the middle of the image, whose border lies at 0.87 of the unit of length.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """Procedural faces with known causes: image, factors and part masks, seeded by index, at any resolution.
 
 Face `i` of a seed depends on the seed and `i` alone (`fold_in(seed, i)`), never on batch, chunk or device.
-The geometry is the same at every size: small pictures are averages of a finer grid, whose edges are one of
+The geometry is the same at every size: small images are averages of a finer grid, whose edges are one of
 its pixels wide. The factors and the complexity ladder are in `factors.py`, the painting in `drawing/`.
 """
 
@@ -28,8 +28,8 @@ __all__ = [
 
 LAYERED = ("background", "clothes", "skin", "eyes", "brows", "mouth", "hair", "glasses")
 PARTS: tuple[str, ...] = (*LAYERED, "nose", "texture", "edges")
-FINE = 64  # smaller pictures are averages of a grid at least this fine
-VIEW = 0.87  # half width of the picture in the units of the factors
+FINE = 64  # smaller images are averages of a grid at least this fine
+VIEW = 0.87  # half width of the image in the units of the factors
 CHUNK = 16  # faces per compiled call in `render_bytes`
 
 
@@ -66,7 +66,7 @@ def render(
 
 
 def face(seed_key: PRNGKey, index: int | Int[Array, ""], size: int, complexity: int = 4) -> Face:
-    """Face `index` of the seed, on rung `level` of the ladder."""
+    """Face `index` of the seed, on rung `complexity` of the ladder."""
     return _drawn(_sample(jax.random.fold_in(seed_key, index), complexity), size)
 
 
@@ -81,8 +81,8 @@ def factor_pair(
 ) -> tuple[Face, Face]:
     """Face `index` and its twin that differs in `factor` alone, by a quarter to three quarters of its range.
 
-    The factor moves even where `level` freezes it. `texture_frequency` and `texture_phase` show only where
-    the texture is on (level 4).
+    The factor moves even where `complexity` freezes it. `texture_frequency` and `texture_phase` show only
+    where the texture is on (complexity 4).
 
     Raises:
       ConfigError: no factor is called so (the closest names are given).
@@ -99,7 +99,7 @@ def render_bytes(
     """Faces `start .. start + count - 1` as bytes, rendered in chunks of one compiled shape.
 
     Raises:
-      ConfigError: a negative start or count, or a size or level out of range.
+      ConfigError: a negative start or count, or a size or complexity out of range.
     """
     if start < 0 or count < 0:
         raise ConfigError(f"start={start}, count={count}: both must be at least 0")

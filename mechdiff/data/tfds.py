@@ -25,7 +25,7 @@ from mechdiff.data.dataset import fingerprint
 
 INFO = "dataset_info.json"
 IDENTITY = "identity_CelebA.txt"
-PICTURE_SIZE = (178, 218)  # width, height that celeb_a declares
+IMAGE_SIZE = (178, 218)  # width, height that celeb_a declares
 EDGE = 2**16  # bytes at either end of a shard that are hashed
 WAY_OUT = "mechdiff.data.tfds.prepare(CELEBA_FOLDER, DATA_FOLDER) makes one from the official files"
 
@@ -71,7 +71,11 @@ def open_source(path: str) -> Source:
 
 
 def find_copy(path: str) -> Path:
-    """The folder with `dataset_info.json`: `path` itself, or the last version of celeb_a below it."""
+    """The folder with `dataset_info.json`: `path` itself, or the last version of celeb_a below it.
+
+    Raises:
+      DataError: no such folder, or no prepared copy in it.
+    """
     folder = Path(path).expanduser()
     if not path or not folder.is_dir():
         raise DataError(f"no folder {path!r} with a TFDS copy; {WAY_OUT}")
@@ -159,7 +163,7 @@ def _official_size(encoded: bytes, name: str) -> bytes:
         size = Image.open(io.BytesIO(encoded)).size
     except Exception as error:
         raise DataError(f"image {name} can't be decoded ({error}); fetch the images again") from error
-    if size != PICTURE_SIZE:
+    if size != IMAGE_SIZE:
         raise DataError(f"image {name} is {size[0]}x{size[1]}; celeb_a holds 178x218 images, give those")
     return encoded
 

@@ -9,11 +9,19 @@ from jaxtyping import Bool, Float
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PRNGKey
-from mechdiff.interventions.components import HEAD, PATTERN, Component, pattern_site, select, site_type
+from mechdiff.interventions.components import (
+    HEAD,
+    PATTERN,
+    Component,
+    ComponentSelection,
+    pattern_site,
+    select,
+    site_type,
+)
 from mechdiff.interventions.record import Intervention
 
 
-def set_gate(identity: Intervention, what, value: float) -> Intervention:
+def set_gate(identity: Intervention, what: ComponentSelection, value: float) -> Intervention:
     """Gates of the selected components set to `value`; the rest as in `identity`."""
     gate = {site: np.array(leaf) for site, leaf in identity.gate.items()}
     for site, (start, stop) in select(identity, what).values():
@@ -22,7 +30,10 @@ def set_gate(identity: Intervention, what, value: float) -> Intervention:
 
 
 def ablate(
-    identity: Intervention, what, ablation: str = "zero", replacements: Mapping | None = None
+    identity: Intervention,
+    what: ComponentSelection,
+    ablation: str = "zero",
+    replacements: Mapping | None = None,
 ) -> Intervention:
     """The selected components replaced.
 
@@ -34,7 +45,10 @@ def ablate(
 
 
 def keep_only(
-    identity: Intervention, what, ablation: str = "zero", replacements: Mapping | None = None
+    identity: Intervention,
+    what: ComponentSelection,
+    ablation: str = "zero",
+    replacements: Mapping | None = None,
 ) -> Intervention:
     """Every component but the selected ones replaced."""
     keep = select(identity, what) if not isinstance(what, str) or what else {}
@@ -42,11 +56,14 @@ def keep_only(
     return ablate(identity, others, ablation, replacements)
 
 
-def set_temperature(identity: Intervention, what, value: float) -> Intervention:
+def set_temperature(identity: Intervention, what: ComponentSelection, value: float) -> Intervention:
     """Attention temperature of the selected heads; above 1 flattens the pattern, below 1 sharpens it.
 
     Where a function names its patterns, heads are selected as their outputs (`block0.head1`) or as their
     patterns (`block0.pattern1`).
+
+    Raises:
+      ConfigError: a temperature not above 0, or a component that has none (no head).
     """
     if not value > 0:
         raise ConfigError(f"temperature={value} must be above 0")
@@ -82,14 +99,21 @@ def _not_tempered(name: str, site: str) -> str:
 
 
 def windowed(intervention: Intervention, low: int, high: int) -> Intervention:
-    """The intervention acting only where `low <= t < high`."""
+    """The intervention acting only where `low <= t < high`.
+
+    Raises:
+      ConfigError: an empty window, or one that begins below 0.
+    """
     if not 0 <= low < high:
         raise ConfigError(f"window [{low}, {high}) is empty or negative; need 0 <= low < high")
     return dataclasses.replace(intervention, window=np.array([low, high], np.int32))
 
 
 def leave_one_out(
-    identity: Intervention, what, ablation: str = "zero", replacements: Mapping | None = None
+    identity: Intervention,
+    what: ComponentSelection,
+    ablation: str = "zero",
+    replacements: Mapping | None = None,
 ) -> tuple[tuple[str, ...], Intervention]:
     """One intervention per selected component, stacked: gates get a leading axis, replacements are shared."""
     chosen = select(identity, what)
@@ -102,13 +126,17 @@ def leave_one_out(
 def random_subsets(
     key: PRNGKey,
     identity: Intervention,
-    what,
+    what: ComponentSelection,
     count: int,
     size: int,
-    ablation="zero",
+    ablation: str = "zero",
     replacements: Mapping | None = None,
 ) -> tuple[Bool[np.ndarray, "count component"], Intervention]:
-    """`count` random sets of `size` components, each ablated together; the sets and the stacked pytree."""
+    """`count` random sets of `size` components, each ablated together; the sets and the stacked pytree.
+
+    Raises:
+      ConfigError: `size` is not between 1 and the number of selected components.
+    """
     chosen = list(select(identity, what).values())
     if not 1 <= size <= len(chosen):
         raise ConfigError(f"subset size {size} is out of range; 1 to {len(chosen)} components are selected")

@@ -81,7 +81,16 @@ def pattern_site(site: str) -> str:
     return f"{site.removesuffix(HEAD)}{PATTERN}" if site_type(site) == HEAD else site
 
 
-def select(identity: Intervention, what: str | Iterable) -> dict[str, tuple[str, tuple[int, int]]]:
+def head_site(site: str) -> str:
+    """Where the outputs of the heads lie whose pattern is `site`: the inverse of `pattern_site`."""
+    return f"{site.removesuffix(PATTERN)}{HEAD}" if site_type(site) == PATTERN else site
+
+
+# What selects components: a regular expression that whole names match, or names and components.
+ComponentSelection = str | Iterable[str | Component]
+
+
+def select(identity: Intervention, what: ComponentSelection) -> dict[str, tuple[str, tuple[int, int]]]:
     """Resolve component names, `Component`s or one regular expression (full match) to gates.
 
     Returns:

@@ -26,6 +26,9 @@ def load_trained(folder: str | Path) -> tuple[ExperimentConfig, PyTree, Interven
 
     Args:
       folder: or another name of it, see `model_folder`; or a shipped name.
+
+    Raises:
+      CheckpointError: no such model, a damaged one, or a network that is no UNet of this package.
     """
     folder = shipped.find(model_folder(folder))
     params, config, record = exported.load_model(folder)

@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 from mechdiff.core.config import UNetConfig
+from mechdiff.core.errors import ConfigError
 
 _NAME = re.compile(r"(?P<side>down|mid|up)(?P<level>\d*)\.(?P<module>[a-z]+)(?P<number>\d*)")
 
@@ -55,6 +56,23 @@ class Stage:
         """
         match = _NAME.fullmatch(self.name)
         return StageName(**match.groupdict()) if match else None
+
+
+def branch_before(stage: str) -> str:
+    """The site of the residual branch that an attention stage follows: the block of its number.
+
+    Raises:
+      ConfigError: the name of no stage of the UNet.
+
+    Example:
+      >>> branch_before("down1.attn0")
+      'down1.block0.res'
+    """
+    match = _NAME.fullmatch(stage)
+    if match is None:
+        raise ConfigError(f"{stage!r} is no attention stage of the UNet; one is called such as 'down1.attn0'")
+    place = StageName(**match.groupdict())
+    return f"{place.side}{place.level}.block{place.number}.res"
 
 
 @functools.lru_cache

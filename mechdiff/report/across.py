@@ -155,7 +155,7 @@ def draw_divergence(theme: Theme, natural: Sequence[Network], simple: Sequence[N
     ]
     layers = matching.layers_of(natural[0].attention["head"].values)
     divergence = network_divergence.compare(profiles[0], profiles[1], layers)
-    between, within, p = divergence.between, divergence.within, divergence.p_levels
+    between, within, p = divergence.between, divergence.within, divergence.p_by_t
     x = natural[0].attention["log_snr"].values
     figure = style.figure(6.4, 3.1)
     axes = figure.add_axes((0.10, 0.16, 0.88, 0.73))

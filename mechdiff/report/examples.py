@@ -53,10 +53,10 @@ def _maps(of_head: xr.Dataset, name: str) -> dict[str, str]:
     maps = of_head["pattern"].transpose("image", "t", "query", "key").values
     rows, columns = maps.shape[:2]
     sheet = image_grid.sheet(maps.reshape(rows * columns, *maps.shape[2:], 1), columns)
-    levels = ", ".join(str(t) for t in of_head["t"].values.tolist())
+    timesteps = ", ".join(str(t) for t in of_head["t"].values.tolist())
     caption = (
         f"Attention maps, queries from top to bottom and keys from left to right: a row for each of "
-        f"{rows} images, columns t = {levels}. White is the map's own largest weight."
+        f"{rows} images, columns t = {timesteps}. White is the map's own largest weight."
     )
     return {
         "image": style.data_uri(image_grid.png(sheet), "image/png"),

@@ -57,20 +57,20 @@ def draw(
 def _panel(
     axes: Axes, theme: Theme, increase: EffectGrid, order: list, edges: np.ndarray, largest: float
 ) -> None:
-    levels = len(increase.t)
+    timesteps = len(increase.t)
     norm, colors = style.effect_norm(largest), theme.effect_map
-    axes.set(xlim=(0, levels), ylim=(edges[-1], 0))
+    axes.set(xlim=(0, timesteps), ylim=(edges[-1], 0))
     blocks = np.split(np.arange(len(order)), [k for k, i in enumerate(order) if i is None])
     for block in blocks:
         members = [k for k in block if order[k] is not None]
         values = increase.cells.estimate[[order[k] for k in members]]
         borders = np.append(edges[members], edges[members[-1] + 1])
         gid = inline.cells(increase.ablation, [order[k] for k in members])
-        axes.pcolormesh(np.arange(levels + 1), borders, values, cmap=colors, norm=norm, gid=gid)
-    axes.set(xlim=(0, levels), ylim=(edges[-1], 0))
+        axes.pcolormesh(np.arange(timesteps + 1), borders, values, cmap=colors, norm=norm, gid=gid)
+    axes.set(xlim=(0, timesteps), ylim=(edges[-1], 0))
     _uncertain(axes, theme, increase, order, edges)
-    step = max(1, -(-levels // 10))
-    ticks = np.arange(0, levels, step)
+    step = max(1, -(-timesteps // 10))
+    ticks = np.arange(0, timesteps, step)
     names = [f"{style.level_label(increase.log_snr[j])}\n{increase.t[j]}" for j in ticks]
     axes.set_xticks(ticks + 0.5, names, size=style.SMALL)
     axes.tick_params(length=0)

@@ -129,8 +129,10 @@ def between_subjects(models: list[ExaminedModel], ablation: str) -> list[Agreeme
         except ConfigError:
             continue
         relation = "same data, other seed" if first.data == second.data else "other data"
-        sides = first.increases[ablation], second.increases[ablation]
-        agreements.append(_agreement(*sides, first.name, second.name, relation, interval))
+        effects_of_first, effects_of_second = first.increases[ablation], second.increases[ablation]
+        agreements.append(
+            _agreement(effects_of_first, effects_of_second, first.name, second.name, relation, interval)
+        )
     return agreements
 
 
@@ -170,7 +172,10 @@ def part_means(model: ExaminedModel, ablation: str) -> dict[str, tuple[int, Valu
         same_type = [other == component_type for other in increase.part]
         rows = np.flatnonzero(np.array(same_type) & ~increase.idle)
         if len(rows):
-            mean = lambda w, rows=rows: effects.pooled_relative_increase(clean, loss[rows], w).mean(axis=0)
+
+            def mean(weights: np.ndarray, rows: np.ndarray = rows) -> np.ndarray:
+                return effects.pooled_relative_increase(clean, loss[rows], weights).mean(axis=0)
+
             means[component_type] = len(rows), value(stats.bootstrap_units(mean, units))
     return dict(sorted(means.items(), key=lambda item: -item[1][1].estimate))
 

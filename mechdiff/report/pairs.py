@@ -14,7 +14,7 @@ SHOWN = 5  # pairs of a sentence beside its groups; the largest interactions
 
 
 def about(model: ExaminedModel) -> Markup:
-    """What was seen of the pairs of one model."""
+    """What was measured of the pairs of one model."""
     return sentence(model.network.pairs)
 
 
@@ -27,8 +27,8 @@ def sentence(table: xr.Dataset | None) -> Markup:
         "were run, on {} images. {}"
     )
     candidates = {*table.a.values.tolist(), *table.b.values.tolist()}
-    counts = table.sizes["pair"], len(candidates), table.sizes["image"]
-    return Markup(words).format(*counts, _listed(table))
+    pairs, images = table.sizes["pair"], table.sizes["image"]
+    return Markup(words).format(pairs, len(candidates), images, _listed(table))
 
 
 def _listed(table: xr.Dataset) -> Markup:
@@ -55,8 +55,8 @@ def _group(members: tuple[str, ...], table: xr.Dataset) -> Markup:
         "of {} and {} any one may go and no two: each alone costs less than {:g} %, two together {} to {} %"
     )
     first = Markup(", ").join(codes[:-1])
-    ends = precise(costs.min()), precise(costs.max())
-    return Markup(words).format(first, codes[-1], backups.LEAST, *ends)
+    least, most = precise(costs.min()), precise(costs.max())
+    return Markup(words).format(first, codes[-1], backups.LEAST, least, most)
 
 
 def _item(pair: xr.Dataset) -> Markup:
@@ -72,4 +72,4 @@ def _item(pair: xr.Dataset) -> Markup:
     if share > 100:  # the loss of one makes the other's a gain
         less = Markup("losing the costlier alone")
     words = "losing <code>{}</code> and <code>{}</code> costs less than {} (interaction {})"
-    return Markup(words).format(*names, less, between(interaction, " %"))
+    return Markup(words).format(names[0], names[1], less, between(interaction, " %"))

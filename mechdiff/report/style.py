@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -201,8 +202,12 @@ def effect_norm(largest: Number) -> SymLogNorm:
     return SymLogNorm(linthresh=1.0, linscale=0.6, vmin=-largest, vmax=largest, base=10)
 
 
-def symlog(axis, low: Number, high: Number, threshold: float = 1.0) -> None:
-    """Makes `axis` ("x" or "y" of axes) symlog with decade ticks, between two ends."""
+def symlog(axis: tuple[Axes, str], low: Number, high: Number, threshold: float = 1.0) -> None:
+    """Makes `axis`, axes and "x" or "y", symlog with decade ticks, between two ends.
+
+    Args:
+      threshold: numbers of at most this size lie on a linear scale.
+    """
     axes, which = axis
     getattr(axes, f"set_{which}scale")("symlog", linthresh=threshold, linscale=0.6)
     getattr(axes, f"set_{which}lim")(low, high)
@@ -236,7 +241,7 @@ def level_label(log_snr: Number) -> str:
     return f"{log_snr:+.1f}".replace("-", "−")
 
 
-def readable_on(color) -> str:
+def readable_on(color: Any) -> str:
     """Black or white, whichever has more contrast on `color` (relative luminance, WCAG 2)."""
     rgb = np.asarray(matplotlib.colors.to_rgb(color))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)

@@ -22,9 +22,8 @@ PLANTS = {
     "changing": "changes sign over t",
     "superposition": "superposition",
 }
-METHODS = {  # names in saved results -> today's, for a reader
-    "discovery at every level": "discovery at every timestep",
-    "discovery with stand-ins": "discovery with backup components",
+METHODS = {  # names in saved results -> longer ones, for a reader
+    "discovery with backups": "discovery with backup components",
     "exact zero over images": "exact zero, rms over images",
     "exact zero over timesteps": "exact zero, rms over timesteps",
     "pairs of candidates": "exact zero, alone or with one other gone",

@@ -12,11 +12,8 @@ from mechdiff.stats.intervals import (
     Interval,
     bootstrap,
     bootstrap_mean,
-    bootstrap_weights,
-    equal_weights,
     expanded_level,
     hierarchical_bootstrap,
-    hierarchical_weights,
     paired_effect,
     percent_increase,
     percentile_interval,
@@ -37,6 +34,7 @@ from mechdiff.stats.significance import (
     permutation_test,
     welch,
 )
+from mechdiff.stats.weights import bootstrap_weights, equal_weights, hierarchical_weights, random_orders
 
 __all__ = [
     "FLIPS",
@@ -63,6 +61,7 @@ __all__ = [
     "percentile_interval",
     "permutation_test",
     "pseudo_values",
+    "random_orders",
     "ratio_effect",
     "resampled_variance",
     "sample_size",

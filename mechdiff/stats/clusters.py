@@ -13,7 +13,8 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 
-from mechdiff.stats.intervals import Interval, Statistic, bootstrap, bootstrap_weights, check_units
+from mechdiff.stats.intervals import Interval, Statistic, bootstrap
+from mechdiff.stats.weights import bootstrap_weights, check_units
 
 PERSON = "person"  # coordinate of a result: who is on each image, on `image` or on `(t, image)`
 

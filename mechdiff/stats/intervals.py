@@ -6,13 +6,14 @@ resamples (multinomial weights) and its jackknife (one weight zero) are the same
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 from scipy import special
 
 from mechdiff.core.errors import ConfigError
+from mechdiff.stats.weights import bootstrap_weights, check_units, hierarchical_weights
 
 Cells = Num[np.ndarray | Array, "*cells units"]
 Arm = Num[np.ndarray | Array, "*#cells units"]  # cells broadcast between the arms of a comparison
@@ -31,23 +32,7 @@ class Interval:
     n: int  # units of replication
 
 
-def bootstrap_weights(n: int, repeats: int = 2000, seed: int = 0) -> Float[np.ndarray, "repeats n"]:
-    """Shares of `n` units in `repeats` resamples with replacement: multinomial counts / n (Efron 1979)."""
-    check_units(n)
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=repeats) / n
-
-
-def equal_weights(n: int) -> Float[np.ndarray, "1 n"]:
-    """The weighting in which all units count alike.
-
-    Example:
-      >>> equal_weights(4)
-      array([[0.25, 0.25, 0.25, 0.25]])
-    """
-    return np.full((1, n), 1 / n)
-
-
-def percent_increase(changed, baseline):
+def percent_increase(changed: Any, baseline: Any) -> Any:
     """100 (changed / baseline - 1), in %, of numbers or arrays.
 
     Example:
@@ -75,24 +60,6 @@ def percentile_interval(
     return _interval(estimate, low, high, confidence, n)
 
 
-def hierarchical_weights(
-    seeds: int, images: int, repeats: int = 2000, seed: int = 0, crossed: bool = False
-) -> Float[np.ndarray, "repeats seeds images"]:
-    """Shares of every (training seed, image) when seeds are resampled, and images within them.
-
-    Nested (Davison & Hinkley 1997, section 3.8): a seed drawn c times gives c independent resamples of its
-    images. Crossed (Owen 2007): the seeds were scored on the *same* images; one resample of images serves all
-    seeds, and shares are products. `seed` is that of the resampling.
-    """
-    seed_rng, image_rng = np.random.default_rng(seed).spawn(2)
-    counts = seed_rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=repeats)
-    even = np.full(images, 1 / images)
-    if crossed:
-        image_counts = image_rng.multinomial(images, even, size=repeats)
-        return counts[:, :, None] * image_counts[:, None, :] / (seeds * images)
-    return image_rng.multinomial(counts * images, even) / (seeds * images)
-
-
 def bootstrap(
     statistic: Statistic,
     weights: Float[np.ndarray, "repeats ..."],
@@ -108,6 +75,9 @@ def bootstrap(
       method: `percentile`, or `bca`, corrected for bias and skewness (Efron & Tibshirani 1993, section 14.3);
         `bca` wants a single axis of units. Both read the tails of `expanded_level`, since resamples of few
         units spread too little.
+
+    Raises:
+      ConfigError: a confidence outside (0, 1).
     """
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence={confidence} must lie between 0 and 1; 0.95 is usual")
@@ -232,6 +202,9 @@ def sample_size(
     """Fewest units, at least 2, whose Student interval has a half width t_{n-1} sd / sqrt(n) of this or less.
 
     `sd` is a pilot's standard deviation over units, in the units of `half_width`.
+
+    Raises:
+      ConfigError: a half width that is not positive.
     """
     if not half_width > 0:
         raise ConfigError(f"half_width={half_width} must be positive")
@@ -241,13 +214,6 @@ def sample_size(
     while np.any(wide := special.stdtrit(n - 1, (1 + confidence) / 2) * sd > half_width * np.sqrt(n)):
         n = np.where(wide, n + 1, n)
     return np.asarray(n)
-
-
-def check_units(n: int) -> int:
-    """`n`, or a ConfigError when so few units can't show their spread."""
-    if n < 2:
-        raise ConfigError(f"{n} unit(s): at least 2 images or seeds are needed to tell how sure an effect is")
-    return n
 
 
 def _jackknife(statistic: Statistic, n: int) -> np.ndarray:

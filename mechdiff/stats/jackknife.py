@@ -10,7 +10,8 @@ from jaxtyping import Float
 from scipy import special
 
 from mechdiff.stats.clusters import Units
-from mechdiff.stats.intervals import Interval, Statistic, check_units
+from mechdiff.stats.intervals import Interval, Statistic
+from mechdiff.stats.weights import check_units
 
 
 def jackknife_interval(statistic: Statistic, units: Units, confidence: float = 0.95) -> Interval:

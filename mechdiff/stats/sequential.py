@@ -36,8 +36,8 @@ def confidence_sequence(
         raise ConfigError(f"n={n}, planned={planned}: both must be at least 1")
     twice = -2 * np.log1p(-confidence)
     r = (twice + np.log1p(twice)) / planned
-    grown = n * r + 1
-    return deviation * np.sqrt(2 * grown / (n * n * r) * (np.log(grown) / 2 + twice / 2))
+    growth = n * r + 1
+    return deviation * np.sqrt(2 * growth / (n * n * r) * (np.log(growth) / 2 + twice / 2))
 
 
 def skewed_sequence(

@@ -12,7 +12,8 @@ from scipy.stats import false_discovery_control
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray
-from mechdiff.stats.intervals import Cells, check_units
+from mechdiff.stats.intervals import Cells
+from mechdiff.stats.weights import check_units
 
 BLOCK = 1000  # sign flips held at once
 FLIPS = 9999  # random sign flips where not all of them are taken
@@ -80,6 +81,9 @@ def equivalence_test(differences: Cells, margin: float) -> Float[np.ndarray, "*c
     """p values of two one-sided t tests (TOST, Schuirmann 1987) against the null |mean difference| >= margin.
 
     The larger of the two belongs to the nearer margin: P(t_{n-1} <= (|mean| - margin) / (sd / sqrt(n))).
+
+    Raises:
+      ConfigError: a margin that is not positive.
     """
     if not margin > 0:
         raise ConfigError(f"margin={margin} must be positive: the largest difference that does not matter")

@@ -80,10 +80,6 @@ def _own_folder(workdir: str) -> Iterator[Path]:
 def _sending(mirror: Mirror, seconds: float) -> Iterator[None]:
     ended = threading.Event()
 
-    def exchange_files() -> None:
-        mirror.send()
-        mirror.refresh()
-
     def regularly(action: Callable[[], None]) -> None:
         while not ended.wait(seconds):
             try:
@@ -93,7 +89,7 @@ def _sending(mirror: Mirror, seconds: float) -> Iterator[None]:
 
     threads = [
         threading.Thread(target=regularly, args=(action,), name="bucket", daemon=True)
-        for action in (exchange_files, mirror.beat)
+        for action in (mirror.exchange, mirror.beat)
     ]
     for thread in threads:
         thread.start()

@@ -20,7 +20,7 @@ from orbax.checkpoint import v1 as ocp
 from mechdiff.core.config import from_dict, to_dict
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.core.types import PyTree
-from mechdiff.storage import digests, files
+from mechdiff.storage import digests, exchange, files
 from mechdiff.storage.guards import damage, saving
 from mechdiff.storage.mismatch import check_shapes, compare_configs, named_leaves, shapes
 
@@ -32,14 +32,16 @@ for _logger in (logging.getLogger("absl"), logging.getLogger()):
 class TrainCheckpoints:
     """The checkpoints of one training run: the newest steps and the best one (lowest score).
 
-    Reading never writes to the folder. One run at a time may save (see `locks.lock`); where it has several
-    processes, all of them save and restore at once, each its own part.
+    Reading never writes to the folder. One run at a time may save (see `locks.lock`). Where it has several
+    processes, all of them must save and restore at once: each its own part, in a folder that all see; where
+    each has a copy of its own (see `exchange`), each saves all into it, and restores its part.
     """
 
     def __init__(self, folder: Path | str, keep: int = 2):
         self.folder = Path(folder).absolute()
         self._keep = keep
         self._writer: ocp.training.Checkpointer | None = None
+        self._copies = exchange.has_copies(self.folder)
 
     def save(self, step: int, state: PyTree, metadata: dict, score: SupportsFloat | None = None) -> None:
         """Copies `state` to the host and returns; the writing goes on in the background.
@@ -55,6 +57,10 @@ class TrainCheckpoints:
         """
         score = None if score is None or not math.isfinite(score) else float(score)
         metrics = None if score is None else {"score": score}
+        if self._copies:
+            state = jax.tree.map(
+                np.copy, on_host(state)
+            )  # what is shown is the device's own, written to soon
         known = digests.to_jsonable({**metadata, "score": score, "arrays": _digest_arrays(state)})
         known["digest"] = _digest(known, state)
         with saving(self.folder):
@@ -128,7 +134,8 @@ class TrainCheckpoints:
             compare_configs(_as_now(metadata.get("config", {})), config, path, ignore)
         check_shapes(saved_shapes, abstract_state, path)
         with damage(path, self._way_out(step)):
-            state = ocp.load(path, jax.tree.map(_placed, abstract_state))
+            with _context(self._copies):
+                state = ocp.load(path, jax.tree.map(_placed, abstract_state))
             if _digest_arrays(state) != metadata.pop("arrays"):
                 raise ValueError("its arrays are not those that were saved")
         return state, metadata
@@ -159,7 +166,7 @@ class TrainCheckpoints:
             )
             self._writer = ocp.training.Checkpointer(
                 self.folder,
-                context=_context(),
+                context=_context(self._copies),
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(self._keep), best]),
                 cleanup_tmp_directories=True,
             )
@@ -174,11 +181,17 @@ def _as_now(saved: dict) -> dict:
         return saved
 
 
-def _context() -> ocp.Context:
-    """Compact files: no copies of shapes and shardings, which the abstract state gives at loading."""
+def _context(copies: bool = False) -> ocp.Context:
+    """Compact files: no copies of shapes and shardings, which the abstract state gives at loading.
+
+    Args:
+      copies: each process of several writes to a folder of its own.
+    """
     context = ocp.Context()
     context.array.saving.enable_write_sharding_file = False
     context.array.saving.array_metadata_store = None
+    if copies:
+        context.multiprocessing.primary_host = None
     return context
 
 
@@ -195,8 +208,16 @@ def _alone() -> ocp.Context:
 
 def save_arrays(folder: Path, tree: PyTree) -> None:
     """Writes arrays to a new folder; all processes must call it."""
-    with _context():
-        ocp.save(folder, tree)
+    if not exchange.has_copies(folder):
+        with _context():
+            ocp.save(folder, tree)
+        return
+    # `ocp.save` wants one path in all processes. Two on one machine have their copies side by side.
+    steps = folder.with_name(f"{folder.name}.steps")
+    with ocp.training.Checkpointer(steps, context=_context(copies=True)) as writer:
+        writer.save(0, tree)
+    (steps / "0").rename(folder)
+    steps.rmdir()
 
 
 def stored_shapes(folder: Path) -> PyTree:

@@ -6,9 +6,13 @@ file. Where a folder is a local copy of one in a bucket, the copy announces itse
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
+
+import jax
+
+from mechdiff.core import processes
 
 POLL_SECONDS = 2.0  # between two looks at what others have done
 
@@ -45,6 +49,11 @@ class Exchange(Protocol):
         file that was changed here stays as it is."""
         ...
 
+    def following(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block nothing is sent from here, and nothing is fetched but by `refresh`: another
+        process writes the folder for this one too."""
+        ...
+
 
 @contextlib.contextmanager
 def announced(exchange: Exchange) -> Iterator[None]:
@@ -61,6 +70,52 @@ def of(path: Path | str) -> Exchange | None:
     path = Path(path).resolve()
     inside = (exchange for exchange in _announced if path.is_relative_to(exchange.folder.resolve()))
     return next(inside, None)
+
+
+@contextlib.contextmanager
+def written_by_first(folder: Path | str) -> Iterator[None]:
+    """Within the block the first process of a run writes `folder` for all of them, where each has a copy of
+    its own; at its end all copies are alike. All processes must enter it, and the first one holds the lock.
+
+    Raises:
+      MechdiffError: in all processes, where the first can't send what it wrote.
+    """
+    others = of(folder)
+    if others is None or jax.process_count() == 1:
+        yield
+        return
+    with contextlib.nullcontext() if processes.is_first() else others.following():
+        yield
+        processes.in_first(others.send)
+
+
+def has_copies(folder: Path | str) -> bool:
+    """Whether each of a run's several processes has a copy of `folder` for itself."""
+    return jax.process_count() > 1 and of(folder) is not None
+
+
+def catch_up(folder: Path | str) -> None:
+    """Fetches, where each process has a copy of `folder`, what the first one has sent until now."""
+    others = of(folder)
+    if others is not None and not processes.is_first():
+        others.refresh()
+
+
+def in_writers(folder: Path | str, action: Callable[[], None]) -> None:
+    """Runs `action` where `folder` is written: in the first process, or in each that has its own copy."""
+    if has_copies(folder):
+        action()
+    else:
+        processes.in_first(action)
+
+
+def address_of(path: Path | str) -> str:
+    """What a path is called for whoever reads of it: where it lies in a bucket, or the path itself."""
+    others = of(path)
+    if others is None:
+        return str(path)
+    place = Path(path).resolve().relative_to(others.folder.resolve()).as_posix()
+    return f"{others.address}/{place}" if place != "." else others.address
 
 
 def name_of(kind: str, path: Path | str, exchange: Exchange) -> str:

@@ -17,7 +17,7 @@ from mechdiff.core import processes
 from mechdiff.core.errors import CheckpointError, DataError
 from mechdiff.core.old_names import RECORD_NAMES
 from mechdiff.core.types import PyTree
-from mechdiff.storage import checkpoint, checksums, files
+from mechdiff.storage import checkpoint, checksums, exchange, files
 from mechdiff.storage.guards import damage, saving
 from mechdiff.storage.mismatch import check_shapes, named_leaves
 
@@ -35,7 +35,8 @@ def export_model(
     """Writes a finished model: `params/` (Orbax), `config.json`, `record.json` and SHA256SUMS of them all.
 
     The folder appears whole or not at all; an earlier export of the same name is replaced. Where a run has
-    several processes, all of them must call this (Orbax waits for them).
+    several processes, all of them must call this (Orbax waits for them); where each has a copy of the folder,
+    each writes its own.
 
     Args:
       params: nested dicts of floating arrays.
@@ -69,11 +70,11 @@ def export_model(
 
     try:
         with saving(folder):
-            processes.in_first(lambda: files.ensure_writable(aside))
+            exchange.in_writers(folder, lambda: files.ensure_writable(aside))
             checkpoint.save_arrays(aside / "params", stored)
-            processes.in_first(finish)
+            exchange.in_writers(folder, finish)
     finally:
-        if processes.is_first():
+        if processes.is_first() or exchange.has_copies(folder):
             shutil.rmtree(aside, ignore_errors=True)
     return folder
 

@@ -7,6 +7,7 @@ list names files that are there, and whoever comes next takes over the list.
 
 import contextlib
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from mechdiff.core.errors import BusyError, DataError
@@ -39,6 +40,7 @@ class Mirror:
         self.versions: dict[str, Stamp] = {}
         self._seen: dict[str, set[Stamp]] = {}  # versions of what was here once: nothing removed comes back
         self._held: set[str] = set()
+        self._follows = False
         self._busy, self._listing = threading.RLock(), threading.Lock()
 
     def join(self) -> None:
@@ -57,6 +59,29 @@ class Mirror:
         """Says that this process lives: by a thread of its own, as what is sent may take long."""
         self._renew()
 
+    def exchange(self) -> None:
+        """Sends what is new here and fetches what is new there, unless it follows another process."""
+        if not self._follows:
+            self.send()
+            self.refresh()
+
+    @contextlib.contextmanager
+    def following(self) -> Iterator[None]:
+        """See `exchange.Exchange`. Its list is empty meanwhile, or it would name files that the process which
+        writes has removed; so it stays where the block fails, as what is here may be half of what is there.
+        At the end the folder is fetched anew."""
+        with self._busy:
+            self._follows = True
+            self._renew()
+        yield
+        with self._busy:
+            for name in _finished(self.folder):  # the other's are other files of the same content
+                (self.folder / name).unlink()
+            self.sent, self.versions, self._seen = {}, {}, {}
+            self._fetch(self.members.others())
+            self._follows = False
+            self._renew()
+
     def leave(self) -> None:
         """Sends what is new and lets others do what this process had taken."""
         self.send()
@@ -65,7 +90,10 @@ class Mirror:
     def refresh(self, changed: bool = False) -> None:
         """See `exchange.Exchange`."""
         with self._busy:
+            before = dict(self.sent)
             self._fetch(self.members.others(), changed)
+            if self.sent != before:  # whoever had sent it may leave now
+                self._renew()
 
     def send(self) -> None:
         """Sends what changed, then the list of all that is there, then removes what is gone.
@@ -75,6 +103,8 @@ class Mirror:
           MechdiffError: the bucket can't be written.
         """
         with self._busy:
+            if self._follows:
+                return
             self._check_locks()
             here: dict[str, Stamp] = {}
             for name in _whole_files(self.folder):
@@ -142,7 +172,8 @@ class Mirror:
 
     def _renew(self, left: bool = False) -> None:
         with self._listing:  # of two threads the later list stands
-            self.members.renew({name: self.versions[name] for name in sorted(self.sent)}, left)
+            names = [] if self._follows else sorted(self.sent)
+            self.members.renew({name: self.versions[name] for name in names}, left)
 
     def _check_locks(self) -> None:
         for name in self._held:

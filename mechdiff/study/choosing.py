@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mechdiff.core.config import DRAWN, DataConfig, ExperimentConfig
+from mechdiff.core.config import DRAWN, DataConfig, ExperimentConfig, SweepConfig
 from mechdiff.core.errors import ConfigError, DataError
 from mechdiff.data.images import DEFAULT
 from mechdiff.models import conditions, factories
@@ -69,8 +69,9 @@ def chooser(
         if came_with is not None and not celeba:
             return accompanying_images(denoiser, config.sweep, *came_with)
         if trained.data.name in DRAWN:
-            known = trained.data, size_of(denoiser), config.sweep, cache
-            return _matching(held_out_images(*known, _classes_for(denoiser, trained.data)), denoiser)
+            classes = _classes_for(denoiser, trained.data)
+            drawn = held_out_images(trained.data, size_of(denoiser), config.sweep, cache, classes)
+            return _matching(drawn, denoiser)
         if not celeba:
             return own_samples(denoiser, config.sweep, config.seed)
         faces = DataConfig(
@@ -79,14 +80,20 @@ def chooser(
             preprocessing=for_network(preprocessing, denoiser),
             classes=config.data.classes or trained.data.classes,
         )
-        classes = _classes_for(denoiser, faces)
-        chosen = held_out_images(faces, size_of(denoiser), config.sweep, cache, classes)
-        if trained.data.name in ("celeba", "tfds"):
-            return chosen
-        label = f"CelebA images of {celeba}; not known whether the model was trained on them"
-        return dataclasses.replace(chosen, label=label, facts={**chosen.facts, "held_out": None})
+        return _held_out_faces(denoiser, trained, faces, config.sweep, cache)
 
     return choose
+
+
+def _held_out_faces(
+    denoiser: Examinable, trained: ExperimentConfig, faces: DataConfig, config: SweepConfig, cache: Path
+) -> EvalImages:
+    """Held-out images of CelebA, labeled by whether it is known that the model was not trained on them."""
+    images = held_out_images(faces, size_of(denoiser), config, cache, _classes_for(denoiser, faces))
+    if trained.data.name in ("celeba", "tfds"):
+        return images
+    label = f"CelebA images of {faces.path}; not known whether the model was trained on them"
+    return dataclasses.replace(images, label=label, facts={**images.facts, "held_out": None})
 
 
 def _classes_for(denoiser: Examinable, data: DataConfig) -> int:

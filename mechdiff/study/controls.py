@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import xarray as xr
 
+from mechdiff import stats
 from mechdiff.analysis import complexity
 from mechdiff.analysis.roles import matched_class, matched_sets
 from mechdiff.core import keys
@@ -25,7 +26,11 @@ from mechdiff.sweeps.in_memory import sweep_in_memory
 
 
 def activity(examined: Analysis, levels: Sequence[int], root: PRNGKey) -> xr.Dataset:
-    """`complexity.OF_COVARIANCE` of the activations of every site, dims `measure, site, t`."""
+    """`complexity.OF_COVARIANCE` of the activations of every site, dims `measure, site, t`.
+
+    Raises:
+      ConfigError: a sweep without reference images.
+    """
     denoiser, images = examined.denoiser, examined.images
     if not len(images.reference):
         raise ConfigError("activity is measured around means of reference images; sweep.reference_images=0")
@@ -87,7 +92,7 @@ def random_sets(examined: Analysis, config: ExperimentConfig, noise: PRNGKey) ->
         )
         loss = np.asarray(losses.loss, np.float64).mean(-1)
         clean = np.asarray(losses.clean_loss, np.float64).mean(-1)
-        pooled = 100 * (loss / clean - 1).mean(-1)
+        pooled = stats.percent_increase(loss, clean).mean(-1)
         of_class = {name: pooled[np.array(names) == name] for name in dict.fromkeys(names)}
         increases.append([of_class[name] for name in classes])
     return xr.Dataset(

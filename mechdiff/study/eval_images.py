@@ -40,8 +40,8 @@ class EvalImages:
     scored: Images
     reference: Float[AnyArray, "references height width channels"]
     label: str
-    nested: Float[AnyArray, "levels images height width channels"] | None = None
-    people: Int[np.ndarray, "*levels images"] | None = None
+    nested: Float[AnyArray, "timesteps images height width channels"] | None = None
+    people: Int[np.ndarray, "*timesteps images"] | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     condition: PyTree = None
     reference_condition: PyTree = None

@@ -188,8 +188,9 @@ def attention_maps(
         for image in range(count):
             place = np.array([image])
             condition = jax.tree.map(lambda leaf, at=place: np.asarray(leaf)[at], images.scored_condition)
-            shown = denoiser, images.scored[place], t, noise, place, condition
-            values = activations.activations(*shown, collection=PATTERNS)
+            values = activations.activations(
+                denoiser, images.scored[place], t, noise, place, condition, collection=PATTERNS
+            )
             for head in heads:
                 pattern = values.get(head.site, values.get(pattern_site(head.site)))
                 if pattern is not None and pattern.shape[-1] > 1:

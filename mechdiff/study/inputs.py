@@ -120,7 +120,11 @@ def accompanying_images(
     denoiser: Examinable, config: SweepConfig, images: np.ndarray, condition: PyTree = None
 ) -> EvalImages:
     """The images that a user's function gave with its denoiser, as `images_from` takes an array; of any shape
-    that the network takes, and floats as they are."""
+    that the network takes, and floats as they are.
+
+    Raises:
+      DataError: images of another shape, too few of them, or a condition that is not given.
+    """
     needed = images_to_evaluate(config) + config.reference_images
     images = to_float(images) if images.dtype == np.uint8 else np.asarray(images, np.float32)
     if images.shape[1:] != denoiser.image_shape:

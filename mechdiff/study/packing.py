@@ -60,7 +60,11 @@ def without_places(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unpack(path: Path) -> Packed:
-    """What `pack` has written, with results as sweeps and statistics make them."""
+    """What `pack` has written, with results as sweeps and statistics make them.
+
+    Raises:
+      CheckpointError: a file that lacks the sweep or the attention statistics.
+    """
     content = packed.read(path)
     absent = [name for name in ("sweep", "attention") if name not in content.results]
     if absent:

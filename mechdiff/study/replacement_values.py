@@ -1,10 +1,12 @@
 """What ablated components are replaced with, made from the images that a model is examined on."""
 
+from collections.abc import Sequence
+
 import jax
 
 from mechdiff.core import keys
 from mechdiff.core.config import SweepConfig
-from mechdiff.core.types import Shown
+from mechdiff.core.types import AnyArray, Shown
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.models.denoiser import Examinable
 from mechdiff.study.eval_images import EvalImages
@@ -16,7 +18,7 @@ from mechdiff.sweeps.replacements import noise_replacements, resample_replacemen
 def replacement_values(
     denoiser: Examinable,
     images: EvalImages,
-    timesteps,
+    timesteps: Sequence[int] | AnyArray,
     root: jax.Array,
     config: SweepConfig,
     shown: Shown | None = None,

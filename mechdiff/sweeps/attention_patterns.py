@@ -20,7 +20,15 @@ import xarray as xr
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.interventions.components import HEAD, PATTERN, Component, pattern_site, select, site_type
+from mechdiff.interventions.components import (
+    HEAD,
+    PATTERN,
+    Component,
+    ComponentSelection,
+    pattern_site,
+    select,
+    site_type,
+)
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.layers import PATTERNS
@@ -73,7 +81,9 @@ def _constant_at(name: str, site: Site, pattern: str) -> np.ndarray:
     return np.expand_dims(np.eye(keys, dtype=np.float32), len(row) + site.unit_axis)
 
 
-def replace_pattern(identity: Intervention, what, patterns: Mapping, kept: float = 0.0) -> Intervention:
+def replace_pattern(
+    identity: Intervention, what: ComponentSelection, patterns: Mapping, kept: float = 0.0
+) -> Intervention:
     """The patterns of the selected heads mixed with others.
 
     Args:

@@ -137,8 +137,9 @@ def interchange_effects(
         first, second = pairs.at(factor, denoiser.image_shape[0], timesteps)
         for t_index in range(len(timesteps)):
             for batch in batches(pairs.count, min(block, pairs.count)):
-                shown = [eval_set.batch(t_index, batch.indices) for eval_set in (first, second)]
-                (products, squares), ways = _moved(engine, stacked, *shown)
+                sources = first.batch(t_index, batch.indices)
+                targets = second.batch(t_index, batch.indices)
+                (products, squares), ways = _moved(engine, stacked, sources, targets)
                 along[row, :, t_index, batch.span] = products[:, : batch.count]
                 change[row, :, t_index, batch.span] = squares[:, : batch.count]
                 distance[row, t_index, batch.span] = ways[: batch.count]

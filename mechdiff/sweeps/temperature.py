@@ -24,7 +24,14 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PyTree, Timesteps
 from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.build import set_temperature, tempered_site
-from mechdiff.interventions.components import HEAD, Component, select, site_type
+from mechdiff.interventions.components import (
+    HEAD,
+    Component,
+    ComponentSelection,
+    head_site,
+    select,
+    site_type,
+)
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.attention_stats import AttentionStatistics
@@ -53,7 +60,7 @@ def matched_temperature(
     identity: Intervention,
     x_t: Images,
     t: Timesteps,
-    what,
+    what: ComponentSelection,
     value: float,
 ) -> Intervention:
     """A temperature of the selected heads with gates that give every head's output, on every image, the norm
@@ -218,7 +225,7 @@ def temperature_effects(
 def _check_outputs(denoiser: Examinable, heads: Sequence[Component]) -> None:
     for head in heads:
         if head.component_type != HEAD:
-            output = f"{head.site.removesuffix(head.component_type)}{HEAD}"
+            output = head_site(head.site)
             raise ConfigError(
                 f"the norm of what {head.name!r} gives can't be matched, since its output has no name; name "
                 f'it `checkpoint_name(z, "{output}@2")`, or give matched=False'

@@ -20,7 +20,7 @@ from jaxtyping import Array, Int, UInt8
 
 from mechdiff.core import devices, keys, processes
 from mechdiff.core.config import ExperimentConfig, to_dict
-from mechdiff.core.errors import ConfigError, NumericsError
+from mechdiff.core.errors import NumericsError
 from mechdiff.core.types import PyTree
 from mechdiff.data import Dataset, class_names, to_bytes, to_float
 from mechdiff.diffusion.samplers import Sampler, sample
@@ -48,12 +48,13 @@ class Trainer:
         """Reads the data and places the state's parts.
 
         Raises:
-          ConfigError: devices that don't divide the batch; several processes without a disk that all see.
+          ConfigError: devices that don't divide the batch, or, with `train.fsdp`, hardly any parameters.
         """
-        _check_disk(workdir)
         self.tensorboard = tensorboard
         self.config, self.workdir = config, files.ensure_writable(workdir)
         self.placement = data_parallel(config.train)
+        self._shapes = jax.eval_shape(functools.partial(init_state, config))
+        self._of_state = self.placement.of_state(self._shapes[0])
         processes.announce()
         self.schedule = make_schedule(config.diffusion)
         self.data = load_run_data(config, self.workdir / "cache")
@@ -66,6 +67,7 @@ class Trainer:
         """Trains to the end, from the newest checkpoint if there is one; the exported model's folder."""
         with contextlib.ExitStack() as stack:
             processes.in_first(lambda: stack.enter_context(locks.lock(self.workdir)))
+            stack.enter_context(exchange.written_by_first(self.workdir))
             saved = stack.enter_context(checkpoint.TrainCheckpoints(self.workdir / "checkpoints"))
             state, identity, start = self._start(saved)
             log = processes.in_first(lambda: self._open_log(start))
@@ -90,18 +92,18 @@ class Trainer:
         return run_log.RunLog(path, resume_step=start)
 
     def _start(self, saved: checkpoint.TrainCheckpoints) -> tuple[TrainState, Intervention, int]:
-        init = functools.partial(init_state, self.config)
-        shapes, identity_shapes = jax.eval_shape(init)
-        shardings = self.placement.of_state(shapes)
+        shapes, identity_shapes = self._shapes
         identity_sharding = jax.tree.map(lambda _: self.placement.everywhere, identity_shapes)
-        init = jax.jit(init, out_shardings=(shardings, identity_sharding))
+        init = functools.partial(init_state, self.config)
+        init = jax.jit(init, out_shardings=(self._of_state, identity_sharding))
         newest = processes.from_first(saved.latest_step() or 0)
         if not newest:
             return *init(), 0
+        exchange.catch_up(self.workdir)
         placed = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
-            shardings,
+            self._of_state,
         )
         state, _ = saved.restore(
             placed,
@@ -128,8 +130,7 @@ class Trainer:
         which is a tenth of the time on a CPU."""
         constant = jax.tree.map(np.asarray, identity)
         step = functools.partial(train_step, self.config, self.placement.mesh, self.schedule, constant)
-        state = self.placement.of_state(jax.eval_shape(functools.partial(init_state, self.config))[0])
-        return jax.jit(step, donate_argnums=0, out_shardings=(state, self.placement.everywhere))
+        return jax.jit(step, donate_argnums=0, out_shardings=(self._of_state, self.placement.everywhere))
 
     def _loop(self, state, identity, start: int, saved, log) -> TrainState:
         train = self.config.train
@@ -177,10 +178,10 @@ class Trainer:
         if bad.any():
             step = done - len(bad) + int(bad.argmax())
             saved.wait()
-            last = saved.latest_step()
+            last = processes.from_first(saved.latest_step() or 0)
             kept = "no checkpoint was kept yet"
             if last:
-                kept = f"{saved.folder / str(last)} is the last good checkpoint"
+                kept = f"{exchange.address_of(saved.folder / str(last))} is the last good checkpoint"
             raise NumericsError(
                 f"loss {values.loss[bad.argmax()]} at step {step} is not finite; {kept}; "
                 "lower train.learning_rate or train.clip_norm and start again"
@@ -238,8 +239,8 @@ class Trainer:
             "manifest": {name: manifest[name] for name in manifest if name not in ("config", "command")},
         }
         if self.config.unet.classes:
-            named = self.data.train, self.config.data.classes, self.config.unet.classes
-            record["class_names"] = list(class_names(*named))
+            names = class_names(self.data.train, self.config.data.classes, self.config.unet.classes)
+            record["class_names"] = list(names)
         if self.data.train.digests is not None:  # so that it is never examined on them
             record["training_images"] = sorted(str(digest)[:16] for digest in self.data.train.digests)
         # Where the images lay on this machine is no part of the model.
@@ -261,14 +262,3 @@ def train(config: ExperimentConfig, workdir: Path, *, tensorboard: bool = False)
       tensorboard: writes the log's numbers to WORKDIR/tensorboard too; needs tensorboardX.
     """
     return Trainer(config, workdir, tensorboard=tensorboard).run()
-
-
-def _check_disk(workdir: Path) -> None:
-    """A checkpoint of several processes is written by all of them, into one folder."""
-    bucket = exchange.of(workdir)
-    if bucket is not None and jax.process_count() > 1:
-        raise ConfigError(
-            f"--workdir={bucket.address}: training in {jax.process_count()} processes writes its checkpoints "
-            "together, into a folder that all of them see; name one on a common file system, or train in one "
-            "process (over all devices of its machine)"
-        )

@@ -17,7 +17,7 @@ from mechdiff.stats import small_samples
 from mechdiff.sweeps import stopping
 from mechdiff.validation.checks import ALPHA, Check, errs, finds
 from mechdiff.validation.image_calibration import COMPONENTS, FLIPS, LAWS, MOST, last_intervals
-from mechdiff.validation.rule_calibration import IMAGE_HALVES, LAYERS, LEVELS
+from mechdiff.validation.rule_calibration import ENTROPY_TIMESTEPS, IMAGE_HALVES, LAYERS
 
 NETWORKS, TIMESTEPS, CURVES = 12, 24, 12  # of a study; components whose curves are cut into phases
 LOG_SD = 0.5  # of skewed trainings
@@ -41,10 +41,10 @@ def _divergence(rng: np.random.Generator, repeats: int, n: int = 5) -> list[Chec
     """Trainings on one side scatter twice as much; heads of a training move together as well as apart."""
 
     def study(constant: float) -> network_divergence.NetworkDivergence:
-        base = rng.normal(2, 0.3, (28, LEVELS))
+        base = rng.normal(2, 0.3, (28, ENTROPY_TIMESTEPS))
         scatter = np.repeat([0.05, 0.1], n)[:, None, None]
-        together = rng.normal(size=(2 * n, 1, 1)) + rng.normal(size=(2 * n, 1, LEVELS))
-        apart = rng.standard_t(3, size=(2 * n, 28, 1)) + 0.3 * rng.normal(size=(2 * n, 28, LEVELS))
+        together = rng.normal(size=(2 * n, 1, 1)) + rng.normal(size=(2 * n, 1, ENTROPY_TIMESTEPS))
+        apart = rng.standard_t(3, size=(2 * n, 28, 1)) + 0.3 * rng.normal(size=(2 * n, 28, ENTROPY_TIMESTEPS))
         heads = base + scatter * (together + apart)
         heads[:n] += constant
         for network in heads:
@@ -190,13 +190,13 @@ def _entropy(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Check]:
     ]
 
 
-def _power(rng: np.random.Generator, repeats: int, people: int = 40, each: int = 26) -> list[Check]:
+def _power(rng: np.random.Generator, repeats: int, people: int = 40, images: int = 26) -> list[Check]:
     """What sequential sweeps and tests over people find where something is there."""
     signs = [_signs(rng) for _ in range(repeats)]
     p = []
     for _ in range(repeats):
         shared = 0.2 + np.sqrt(0.1) * rng.normal(size=(people, 1))
-        differences = shared + np.sqrt(0.9) * rng.normal(size=(people, each))
+        differences = shared + np.sqrt(0.9) * rng.normal(size=(people, images))
         test = stats.permutation_test(differences.sum(axis=1)[None], FLIPS, int(rng.integers(2**31)))
         p.append(test[0])
     return [

@@ -16,7 +16,7 @@ from mechdiff.analysis.roles.matching import agreement
 from mechdiff.core.errors import ConfigError
 from mechdiff.stats.small_samples import over_seeds
 from mechdiff.validation import attacks, further_calibration, image_calibration, rule_calibration
-from mechdiff.validation.checks import ALPHA, LEVEL, Check, covers, mean_error, table, uniform
+from mechdiff.validation.checks import ALPHA, CONFIDENCE, Check, covers, mean_error, table, uniform
 
 __all__ = ["Check", "calibrate", "table"]
 
@@ -91,16 +91,16 @@ def _intervals(rng: np.random.Generator, repeats: int, images: int) -> list[Chec
     changed = mean_one * rng.gamma(4, 1.2 / 4, mean_one.shape)  # 20 % worse
     seeds = rng.normal(size=(repeats, 8, 1)) + rng.normal(size=(repeats, 8, images)) + 1
     intervals = {
-        "Student, normal": (stats.student_mean(normal, LEVEL), 1),
-        "Student, skewed losses": (stats.student_mean(mean_one, LEVEL), 1),
+        "Student, normal": (stats.student_mean(normal, CONFIDENCE), 1),
+        "Student, skewed losses": (stats.student_mean(mean_one, CONFIDENCE), 1),
         "percentile bootstrap, skewed losses": (
-            stats.bootstrap_mean(mean_one, LEVEL, RESAMPLES, method="percentile"),
+            stats.bootstrap_mean(mean_one, CONFIDENCE, RESAMPLES, method="percentile"),
             1,
         ),
-        "BCa bootstrap, skewed losses": (stats.bootstrap_mean(mean_one, LEVEL, RESAMPLES), 1),
-        "BCa, ratio of paired losses": (stats.ratio_effect(mean_one, changed, LEVEL, RESAMPLES), 20),
-        "hierarchical bootstrap, 8 seeds": (stats.hierarchical_bootstrap(seeds, LEVEL, RESAMPLES), 1),
-        "Student of 8 seeds' means": (stats.student_mean(seeds.mean(-1), LEVEL), 1),
+        "BCa bootstrap, skewed losses": (stats.bootstrap_mean(mean_one, CONFIDENCE, RESAMPLES), 1),
+        "BCa, ratio of paired losses": (stats.ratio_effect(mean_one, changed, CONFIDENCE, RESAMPLES), 20),
+        "hierarchical bootstrap, 8 seeds": (stats.hierarchical_bootstrap(seeds, CONFIDENCE, RESAMPLES), 1),
+        "Student of 8 seeds' means": (stats.student_mean(seeds.mean(-1), CONFIDENCE), 1),
     }
     return [covers(name, (i.low <= truth) & (truth <= i.high)) for name, (i, truth) in intervals.items()]
 
@@ -113,14 +113,14 @@ def _sweeps(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:
         loss = clean * rng.gamma(4, 1.2 / 4, (*GRID, images))
         weights = stats.bootstrap_weights(images, RESAMPLES, number)
         pooled = functools.partial(effects.pooled_relative_increase, clean, loss)
-        increase = stats.bootstrap(pooled, weights, LEVEL)
+        increase = stats.bootstrap(pooled, weights, CONFIDENCE)
         covered.append((increase.low[0] <= 20) & (increase.high[0] >= 20))
     looks = np.arange(images, 8 * images)
     values = losses(rng, (repeats, 1, 1), 8 * images)[:, 0, 0]
     n = np.arange(1, 8 * images + 1)
     mean = values.cumsum(1) / n
     deviation = np.sqrt(np.maximum((values**2).cumsum(1) / n - mean**2, 0) * n / np.maximum(n - 1, 1))
-    width = stats.confidence_sequence(looks, deviation[:, looks - 1], LEVEL)
+    width = stats.confidence_sequence(looks, deviation[:, looks - 1], CONFIDENCE)
     always = (np.abs(mean[:, looks - 1] - 1) <= width).all(axis=1)
     return [
         covers("BCa, pooled loss increase of a sweep", np.array(covered)),
@@ -143,7 +143,7 @@ def _seeds(rng: np.random.Generator, repeats: int, seeds: int = 5) -> list[Check
         ratio.append(over_seeds(rng.normal(size=seeds))[2])
         heads = 2 + 0.1 * rng.normal(size=(2, seeds, 6, 1)) + 0.05 * rng.normal(size=(2, seeds, 6, 4))
         compared = network_divergence.compare(heads[0], heads[1], ["a"] * 3 + ["b"] * 3)
-        largest.append(compared.p_levels.min())
+        largest.append(compared.p_by_t.min())
         pooled.append(compared.p)
         profiles, selectivity = rng.normal(size=(2, 3, 6, 4))
         layers, roles = ["a"] * 3 + ["b"] * 3, [["x"] * 6] * 3

@@ -11,7 +11,7 @@ from mechdiff import stats
 from mechdiff.core.text_table import text_table
 
 ALPHA = 0.05  # of tests and families
-LEVEL = 0.95  # confidence of intervals
+CONFIDENCE = 0.95  # of intervals
 SURE = 0.999  # a check that holds fails with probability 0.001
 
 
@@ -55,10 +55,10 @@ def uniform(name: str, p: Float[np.ndarray, " repeat"]) -> Check:
     return Check(name, "uniform", np.nan, *_share(small), float(kstest(p, "uniform").pvalue), len(p))
 
 
-def covers(name: str, covered: Bool[np.ndarray, " repeat"], level: float = LEVEL) -> Check:
-    """Coverage of intervals against the nominal `level`."""
-    test = binomtest(int(covered.sum()), len(covered), level, alternative="less")
-    return Check(name, "covers", level, *_share(binomtest(test.k, test.n)), float(test.pvalue), test.n)
+def covers(name: str, covered: Bool[np.ndarray, " repeat"], confidence: float = CONFIDENCE) -> Check:
+    """Coverage of intervals against the nominal `confidence`."""
+    test = binomtest(int(covered.sum()), len(covered), confidence, alternative="less")
+    return Check(name, "covers", confidence, *_share(binomtest(test.k, test.n)), float(test.pvalue), test.n)
 
 
 def errs(name: str, wrong: Bool[np.ndarray, " repeat"], most: float = ALPHA) -> Check:
@@ -83,7 +83,7 @@ def replacing(check: Check, old: Bool[np.ndarray, " repeat"] | float) -> Check:
 
 def mean_error(name: str, rate: Float[np.ndarray, " repeat"]) -> Check:
     """A mean of rates in [0, 1], promised to be at most `ALPHA`; Student, since rates are not counts."""
-    interval = stats.student_mean(rate, LEVEL)
+    interval = stats.student_mean(rate, CONFIDENCE)
     error = max(float(rate.std(ddof=1)) / np.sqrt(len(rate)), 1e-12)
     ends = float(interval.estimate), float(interval.low), float(interval.high)
     p = float(special.ndtr((ALPHA - ends[0]) / error))

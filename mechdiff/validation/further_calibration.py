@@ -77,11 +77,11 @@ def _role_margin(rng: np.random.Generator, repeats: int) -> list[Check]:
         selectivity = link * role + np.sqrt(1 - link**2) * rng.normal(size=role.shape)
         return (profile + 0.3 * rng.normal(size=profile.shape))[order], selectivity[order]
 
-    def excess(*sides) -> float:
+    def excess(first, second) -> float:
         values = []
-        for side in sides:
-            profiles, selectivity = zip(*side, strict=True)
-            named = [["x"] * 16] * len(side)
+        for networks in (first, second):
+            profiles, selectivity = zip(*networks, strict=True)
+            named = [["x"] * 16] * len(networks)
             result = matching.agreement(list(profiles), list(selectivity), named, layers, 50, 0)
             values.append(result.profiles - result.chance_profiles)
         return float(np.mean(values))
@@ -91,7 +91,8 @@ def _role_margin(rng: np.random.Generator, repeats: int) -> list[Check]:
         for _ in range(2):
             profile, role = rng.normal(size=(16, 6)), rng.normal(size=(16, 12))
             sides.append([network(profile, role, link) for _ in range(6)])
-        interval = small_samples.jackknife_interval(excess, *sides, excess(*sides))
+        first, second = sides
+        interval = small_samples.jackknife_interval(excess, first, second, excess(first, second))
         return bool(interval[1] < ROLE_MARGIN)
 
     # Two networks' selectivities correlate by link^2, and by a quarter of that where heads are shuffled: one

@@ -12,7 +12,7 @@ from mechdiff.analysis import effects
 from mechdiff.circuits.faithfulness import faithfulness
 from mechdiff.sweeps import stopping
 from mechdiff.validation import old_rules
-from mechdiff.validation.checks import ALPHA, LEVEL, Check, covers, errs, replacing, uniform
+from mechdiff.validation.checks import ALPHA, CONFIDENCE, Check, covers, errs, replacing, uniform
 
 COMPONENTS, TIMESTEPS, MOST, WIDTH = 56, 4, 256, 0.5  # of a sequential sweep; WIDTH in %
 OLD_FIRST_LOOK = 16  # images
@@ -46,14 +46,22 @@ def _sequential(rng: np.random.Generator, repeats: int) -> list[Check]:
     for name, law in LAWS.items():
         runs = np.array([simulated(rng, law) for _ in range(repeats)])
         new, old = runs[:, 0], runs[:, 1]
-        size = covers(f"sequential, all of {COMPONENTS} sizes: {name}", new[:, 0], COVERED.get(name, LEVEL))
+        size = covers(
+            f"sequential, all of {COMPONENTS} sizes: {name}", new[:, 0], COVERED.get(name, CONFIDENCE)
+        )
         sign = errs(f"sequential, any wrong sign: {name}", new[:, 1])
         results += [replacing(size, old[:, 0]), replacing(sign, old[:, 1])]
     return results
 
 
-def simulated(rng: np.random.Generator, law) -> tuple[tuple[bool, bool], tuple[bool, bool]]:
-    """`stopped` of one sequential sweep by the rule of `sweeps.sequential`, and by the old one."""
+def simulated(
+    rng: np.random.Generator, law: Callable[..., np.ndarray]
+) -> tuple[tuple[bool, bool], tuple[bool, bool]]:
+    """`stopped` of one sequential sweep by the rule of `sweeps.sequential`, and by the old one.
+
+    Args:
+      law: `law(rng, shape)` draws how single images scatter about an effect of 1.
+    """
     size = 0.03 * rng.lognormal(sigma=1.0, size=COMPONENTS) * rng.choice([1, 1, 1, -0.3], size=COMPONENTS)
     clean = np.exp(0.4 * rng.normal(size=MOST) + 0.3 * rng.normal(size=(TIMESTEPS, MOST)) - 0.125)
     loss = clean * (1 + size[:, None, None] * law(rng, (COMPONENTS, 1, MOST)))
@@ -84,7 +92,7 @@ def last_intervals(
       ends: how far intervals reach below and above.
     """
     _, clean, loss = data
-    confidence = 1 - (1 - LEVEL) / COMPONENTS  # of each component (Bonferroni)
+    confidence = 1 - (1 - CONFIDENCE) / COMPONENTS  # of each component (Bonferroni)
     low, high, left = np.zeros(COMPONENTS), np.zeros(COMPONENTS), np.arange(COMPONENTS)
     for n in range(first, MOST + 1, block):
         estimate, influence = stopping.effect_and_influence(clean[:, :n], loss[left][..., :n])

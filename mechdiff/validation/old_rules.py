@@ -54,8 +54,10 @@ def each_network_alone(
     natural: Float[np.ndarray, "network component"], simple: Float[np.ndarray, "network component"]
 ) -> bool:
     """Complexity: effective numbers of single networks, which any scatter of trainings lowers."""
-    sides = [np.log([effective_number(row[:, None])[0] for row in side]) for side in (natural, simple)]
-    return bool(small_samples.between_groups(*sides)[2] <= ALPHA)
+    first, second = (
+        np.log([effective_number(row[:, None])[0] for row in networks]) for networks in (natural, simple)
+    )
+    return bool(small_samples.between_groups(first, second)[2] <= ALPHA)
 
 
 def all_heads_alike(

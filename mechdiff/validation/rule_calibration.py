@@ -16,7 +16,7 @@ from mechdiff.validation import old_rules
 from mechdiff.validation.checks import ALPHA, Check, errs, finds, replacing
 
 LAYERS = [f"layer{i}" for i in range(7) for _ in range(4)]  # of 28 heads
-LEVELS = 6  # timesteps of entropies
+ENTROPY_TIMESTEPS = 6  # timesteps of entropies
 MARGIN = 0.015  # nats, of the claim about divergence
 RATIO_MARGIN = float(np.log(1.042))  # of the claim about complexity
 IMAGE_HALVES = 6  # splits of the images into halves, in the checks of phases
@@ -40,12 +40,12 @@ def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
 def _divergence(rng: np.random.Generator, repeats: int) -> list[Check]:
     """Networks with heads permuted within layers; standard deviation of trainings 0.1 nats unless said."""
 
-    def study(n: int, shift: float, wave: float, deviation: float = 0.1) -> NetworkDivergence:
-        base = rng.normal(2, 0.3, (28, LEVELS))
+    def study(n: int, shift: float, tilt: float, deviation: float = 0.1) -> NetworkDivergence:
+        base = rng.normal(2, 0.3, (28, ENTROPY_TIMESTEPS))
         heads = base + deviation * (
-            rng.normal(size=(2 * n, 28, 1)) + 0.3 * rng.normal(size=(2 * n, 28, LEVELS))
+            rng.normal(size=(2 * n, 28, 1)) + 0.3 * rng.normal(size=(2 * n, 28, ENTROPY_TIMESTEPS))
         )
-        heads[:n] += shift + wave * np.linspace(-1, 1, LEVELS)
+        heads[:n] += shift + tilt * np.linspace(-1, 1, ENTROPY_TIMESTEPS)
         for network in heads:
             order = np.concatenate([4 * i + rng.permutation(4) for i in range(7)])
             network[:] = network[order]
@@ -53,7 +53,7 @@ def _divergence(rng: np.random.Generator, repeats: int) -> list[Check]:
 
     none = [study(5, 0, 0) for _ in range(repeats)]
     same = [study(5, 0.1, 0) for _ in range(repeats)]
-    waves = [study(5, 0.0, 0.1) for _ in range(repeats)]
+    tilted = [study(5, 0.0, 0.1) for _ in range(repeats)]
     edge = [study(6, MARGIN, 0, 0.02) for _ in range(repeats)]
     still = [study(6, 0, 0, 0.02) for _ in range(repeats)]
 
@@ -76,7 +76,7 @@ def _divergence(rng: np.random.Generator, repeats: int) -> list[Check]:
         ),
         finds(
             "divergence varies with the timestep: a slope",
-            np.array([x.p_varies <= ALPHA for x in waves]),
+            np.array([x.p_varies <= ALPHA for x in tilted]),
             0.8,
         ),
         errs("divergence not supported: a difference at the margin", within(edge)),

@@ -50,7 +50,7 @@ def test_the_order_of_heads_in_a_layer_does_not_matter_and_layers_do():
 
 def test_p_is_the_rank_of_the_true_grouping_among_all():
     result = network_divergence.compare(networks(3, seed=1), networks(3, 1.0, seed=2), LAYERS)
-    np.testing.assert_allclose([result.p, *result.p_levels], 2 / 20)  # the true one and its mirror
+    np.testing.assert_allclose([result.p, *result.p_by_t], 2 / 20)  # the true one and its mirror
     assert result.pooled == pytest.approx(1.0, rel=0.05)
     assert result.interval[0] < result.pooled < result.interval[1]
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import hypergeom, spearmanr
 
 from mechdiff import stats
-from mechdiff.circuits import attribution, score_agreement, screening
+from mechdiff.circuits import attribution, audits, score_agreement, screen_scores, screening
 from mechdiff.circuits.attribution import Expansion
 from mechdiff.circuits.screening import ScreenConfig
 from mechdiff.core.config import SweepConfig
@@ -157,7 +157,7 @@ def test_screening_finds_what_exact_runs_find_and_computes_nothing_twice(
         ran.extend(component.name for component in kwargs["chosen"])
         return run(*args, **kwargs)
 
-    monkeypatch.setattr(screening, "ablation_sweep", recording)
+    monkeypatch.setattr(screen_scores, "ablation_sweep", recording)
     result = screening.screen_and_verify(
         denoiser,
         EvalSet(images, LEVELS, KEY),
@@ -221,12 +221,12 @@ def test_summaries_show_the_median_and_the_worst_network_and_pass_over_what_is_u
     assert " ".join(rows[2]) == "identity: t = 9 0.10 0.10 0.20 0.20 0.30 0.30 1.00 1.00"
 
 
-@pytest.mark.parametrize("point", screening.EXPANSIONS)
+@pytest.mark.parametrize("point", audits.EXPANSIONS)
 def test_a_screen_ranks_by_the_point_that_is_asked_for(
     denoiser, images, exact, damage, tmp_path, monkeypatch, point
 ):
     names = [component.name for component in components(denoiser.unet)]
-    known = lambda *args, **_: screening.ExactIncrease(
+    known = lambda *args, **_: screen_scores.ExactIncrease(
         exact[[names.index(component.name) for component in args[3]]], np.zeros(len(args[3]))
     )
     monkeypatch.setattr(screening, "exact_increase", known)
@@ -272,10 +272,10 @@ def test_a_screen_that_misses_widens_until_all_is_verified(denoiser, images, exa
             score=(result.score.dims, np.random.default_rng(0).normal(size=result.score.shape))
         )
 
-    known = lambda *args, **_: screening.ExactIncrease(
+    known = lambda *args, **_: screen_scores.ExactIncrease(
         exact[[names.index(component.name) for component in args[3]]], np.zeros(len(args[3]))
     )
-    monkeypatch.setattr(screening, "gate_scores", useless)
+    monkeypatch.setattr(screen_scores, "gate_scores", useless)
     monkeypatch.setattr(screening, "exact_increase", known)
     settings = ScreenConfig(k=5, shortlist=5, audit=8, miss_bound=0.05, probes=8)
     result = screening.screen_and_verify(denoiser, EvalSet(images, LEVELS, KEY), tmp_path, config=settings)

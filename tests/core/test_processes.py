@@ -64,6 +64,23 @@ def test_strangers_are_not_counted(port):
         assert first.result().startswith("process 1 of 2 did not join")
 
 
+def test_one_process_alone_joins_nobody(monkeypatch):
+    monkeypatch.setattr("jax.distributed.initialize", lambda *_, **__: pytest.fail("it would wait"))
+    processes.join(Membership("nowhere.invalid:1", 1, 0), 1)
+    with pytest.raises(ConfigError, match="is not HOST:PORT"):
+        processes.join(Membership("nowhere", 1, 0), 1)
+
+
+def test_outside_of_a_cluster_the_flags_are_named(monkeypatch):
+    def finds_none(**_):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr("jax.distributed.initialize", finds_none)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(MechdiffError, match=r"finds no SLURM job step .* --coordinator=HOST:PORT, with"):
+        processes.join(None, 1)
+
+
 def test_a_port_in_use_is_named(port):
     with socket.create_server(("", port)):
         assert f"can't listen on port {port}" in called(port, 0, 2)

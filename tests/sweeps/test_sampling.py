@@ -1,4 +1,4 @@
-"""Trajectory sweeps against plain sampling under an intervention, and their count of network calls."""
+"""Sampling sweeps against plain sampling under an intervention, and their count of network calls."""
 
 import functools
 
@@ -22,7 +22,7 @@ from mechdiff.diffusion.samplers import (
 from mechdiff.diffusion.schedules import ddim_timesteps
 from mechdiff.interventions.build import ablate, windowed
 from mechdiff.models.unet import components, denoise
-from mechdiff.sweeps import activations, sampling
+from mechdiff.sweeps import activations, sampling, sampling_plan
 from mechdiff.sweeps.execution import rollout
 
 KEY = jax.random.key(8)
@@ -84,7 +84,7 @@ def test_distance_is_that_of_plain_sampling_with_a_window(denoiser, chosen, plai
         result = swept.sel(ablation="zero", component=component.name).isel(window=window)
         np.testing.assert_allclose(result.distance, rms(changed, clean), rtol=2e-3, atol=2e-5)
         np.testing.assert_allclose(
-            result.set_distance, sampling.energy_distance(clean, changed), rtol=5e-3, atol=2e-5
+            result.set_distance, sampling_plan.energy_distance(clean, changed), rtol=5e-3, atol=2e-5
         )
     assert (swept.distance.sel(ablation="zero") > 1e-4).all()
 
@@ -193,13 +193,13 @@ def test_energy_distance_of_shifted_normals_is_the_closed_form():
     a, b = rng.normal(size=(2, 4000, 1, 1, 1))
     folded = lambda mean: foldnorm.mean(mean / np.sqrt(2), scale=np.sqrt(2))
     expected = 2 * folded(1.0) - 2 * folded(0.0)
-    assert sampling.energy_distance(a, b + 1) == pytest.approx(expected, abs=0.08)
+    assert sampling_plan.energy_distance(a, b + 1) == pytest.approx(expected, abs=0.08)
 
 
 def test_energy_distance_is_unbiased_where_sets_share_their_noise():
     rng = np.random.default_rng(1)
     draws = rng.normal(size=(2, 400, 6, 2, 2, 1))
-    results = [sampling.energy_distance(a, b) for a, b in zip(*draws, strict=True)]
+    results = [sampling_plan.energy_distance(a, b) for a, b in zip(*draws, strict=True)]
     assert abs(np.mean(results)) < 4 * np.std(results) / 20
 
 

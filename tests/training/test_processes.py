@@ -1,4 +1,5 @@
-"""Training in two processes of two devices each, against one process of two: same numbers, same folder."""
+"""Training in two processes of two devices each, against one process of two: same numbers, same folder, on a
+disk that both see and in a bucket."""
 
 import dataclasses
 import json
@@ -16,10 +17,12 @@ import pytest
 
 from mechdiff.core.config import UNetConfig, override, to_dict
 from mechdiff.models import load
-from mechdiff.storage import checkpoint, files, run_log
+from mechdiff.storage import bucket, checkpoint, files, objects, run_log
 from mechdiff.training import loop
+from tests.reference.bucket_servers import s3
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of clients
 KILLED_AT = 6  # after the checkpoint of step 4, before that of step 8
 SETTINGS = (
     "train.steps=8",
@@ -30,7 +33,7 @@ SETTINGS = (
     "data.name=gaussian",  # no program is compiled to draw it
 )
 
-# Arguments: a file of (config, folder, step to be killed at) for each run, the port, the process.
+# Arguments: a file of (config, folder or address, step to be killed at) for each run, the port, the process.
 PROGRAM = """
 import gc, json, os, signal, sys, time
 from pathlib import Path
@@ -41,6 +44,7 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_disable_most_optimizations", True)
 from mechdiff.core import processes
 from mechdiff.core.config import from_dict
+from mechdiff.storage import bucket, exchange
 from mechdiff.training import loop
 from tests.reference.sharing_trainer import SharingTrainer
 loop.Trainer = SharingTrainer
@@ -54,16 +58,20 @@ for config, folder, killed_at in runs:
     def finite(self, pending, done, saved, killed_at=killed_at):
         if done >= killed_at > 0:
             saved.wait()
+            if others := exchange.of(self.workdir):
+                others.send()
             time.sleep(0.5)  # until the other has seen that the checkpoint is whole
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, pending, done, saved)
     loop.Trainer._finite = finite
-    loop.train(from_dict(config), Path(folder))
+    with bucket.local_copy(folder, seconds=2.0) as copy:
+        loop.train(from_dict(config), copy)
 """
 
 
-def in_two_processes(folder, *runs):
-    """Exit codes and what was printed on stderr."""
+def started(folder, *runs):
+    """Two processes that do these runs."""
+    folder.mkdir(exist_ok=True)
     script, plan = folder / "program.py", folder / "runs.json"
     script.write_text(PROGRAM)
     plan.write_text(json.dumps([(to_dict(config), str(path), kill) for config, path, kill in runs]))
@@ -72,17 +80,33 @@ def in_two_processes(folder, *runs):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     commands = [[sys.executable, str(script), str(plan), str(port), str(process)] for process in (0, 1)]
-    started = [
+    return [
         subprocess.Popen(command, env=os.environ | cache, stderr=subprocess.PIPE, text=True, cwd=folder)
         for command in commands
     ]
-    ended = [process.communicate(timeout=900)[1] for process in started]
-    return [process.returncode for process in started], ended
+
+
+def ended(processes):
+    """Exit codes and what was printed on stderr."""
+    lines = [process.communicate(timeout=900)[1] for process in processes]
+    return [process.returncode for process in processes], lines
 
 
 @pytest.fixture(scope="module")
-def runs(tiny, tmp_path_factory):
-    """Folders: `whole` without a break, `killed` (and then resumed), `broken` (not resumed), `sharded`."""
+def store(tmp_path_factory):
+    """The address of an empty bucket."""
+    with s3() as settings, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MECHDIFF_MIRRORS", str(tmp_path_factory.mktemp("mirrors")))
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        objects.Objects("s3://runs").system.mkdir("runs")
+        yield "s3://runs"
+
+
+@pytest.fixture(scope="module")
+def runs(tiny, store, tmp_path_factory):
+    """Folders: `whole` without a break, `killed` (and then resumed), `broken` (not resumed), `sharded`; in a
+    bucket `killed` (and then resumed, sharded) and `broken`."""
     folder = tmp_path_factory.mktemp("processes")
     one_level = UNetConfig(
         image_size=8, widths=(32,), heads=(1,), norm_groups=4, mid_attention=False,
@@ -90,16 +114,23 @@ def runs(tiny, tmp_path_factory):
     )  # fmt: skip
     config = dataclasses.replace(tiny, unet=one_level)  # wide enough to be sharded, and compiled fast
     config = override(config, SETTINGS)
-    codes, lines = in_two_processes(folder, (config, folder / "killed", KILLED_AT))
-    assert all(code < 0 for code in codes), lines  # JAX ends one that notices the other's death first
-    shutil.copytree(folder / "killed", folder / "broken")
     sharded = override(config, ["train.fsdp=True"])
-    codes, lines = in_two_processes(
-        folder,
+    both = [
+        started(folder / "disk", (config, folder / "killed", KILLED_AT)),
+        started(folder / "bucket", (sharded, f"{store}/killed", KILLED_AT)),
+    ]
+    for codes, lines in map(ended, both):
+        assert all(code < 0 for code in codes), lines  # JAX ends one that notices the other's death first
+    shutil.copytree(folder / "killed", folder / "broken")
+    objects.Objects(store).system.copy(f"{store}/killed", f"{store}/broken", recursive=True)
+    again = started(
+        folder / "again",
         (config, folder / "whole", 0),
         (config, folder / "killed", 0),
         (sharded, folder / "sharded", 0),
+        (sharded, f"{store}/killed", 0),
     )
+    codes, lines = ended(again)
     assert codes == [0, 0], lines
     return folder, config, lines
 
@@ -162,6 +193,27 @@ def test_sharded_state_trains_to_the_same_parameters(runs, alone, tmp_path):
     shutil.copytree(folder / "sharded", tmp_path / "run")
     longer = loop.train(override(config, ["train.steps=9"]), tmp_path / "run")
     assert load.load_trained(longer)[3]["steps"] == 9
+
+
+def test_a_run_in_a_bucket_killed_in_both_processes_resumes_to_the_same_numbers(runs, store):
+    """Though each has a disk of its own, and a share of the parameters."""
+    folder, _, lines = runs
+    with bucket.local_copy(f"{store}/killed") as copy:
+        assert files.read_json(copy / "manifest.json")["resumed_from"] == 4
+        resumed, whole = (load.load_trained(path / "model") for path in (copy, folder / "sharded"))
+        assert run_log.read_log(copy / "log.jsonl")[-1]["step"] == 8
+        assert checkpoint.TrainCheckpoints(copy / "checkpoints").steps() == [4, 8]
+    jax.tree.map(np.testing.assert_array_equal, resumed[1], whole[1])
+    for text in lines:
+        assert re.search(r"s3://runs/killed: [1-9]\d* files fetched", text)
+
+
+def test_one_process_goes_on_in_a_bucket_where_two_were_killed(runs, store):
+    folder, config, _ = runs
+    with bucket.local_copy(f"{store}/broken") as copy:
+        assert checkpoint.TrainCheckpoints(copy / "checkpoints").latest_step() == 4
+        model = loop.train(config, copy)
+        assert largest_difference(params(model), params(folder / "whole" / "model")) < 5e-4
 
 
 def test_every_process_says_what_it_has(runs):

@@ -139,16 +139,19 @@ def assign(
         return selectivity(mean_effects(data.sel(target=names)), family)
 
     trained, null = index(effects), index(matched)
-    fresh, fresh_types = np.concatenate([index(data) for data in untrained]), _component_types(*untrained)
+    fresh = np.concatenate([index(data) for data in untrained])
+    fresh_types = _component_types(*untrained)
     null_classes = np.array([str(name) for name in matched["component"].values])
+    types = _component_types(effects)
     standing, p = np.full(trained.shape, -np.inf), np.ones(len(trained))
-    beyond, types = np.zeros(trained.shape, bool), _component_types(effects)
+    beyond = np.zeros(trained.shape, bool)
     for component_type in np.unique(types):
         rows = types == component_type
         standing[rows], p[rows] = against_untrained(trained[rows], fresh[fresh_types == component_type])
     for row, name in enumerate(classes):
         beyond[row] = trained[row] > _quantile(null[null_classes == name], 1 - fdr)
-    candidate, adjusted = standing.argmax(axis=1), stats.benjamini_hochberg(p)
+    candidate = standing.argmax(axis=1)
+    adjusted = stats.benjamini_hochberg(p)
     significant = (adjusted <= fdr) & beyond[np.arange(len(trained)), candidate]
     return Roles(
         components=tuple(str(name) for name in effects["component"].values),
@@ -183,13 +186,13 @@ def against_untrained(
     return standing, np.where(np.isfinite(best), (1 + as_high) / (1 + len(highest)), 1.0)
 
 
-def untrained_needed(level: float = 0.05) -> int:
+def untrained_needed(fdr: float = 0.05) -> int:
     """Number n of untrained networks with which a lone role among m components can be found.
 
-    The least p of n m untrained components, 1 / (1 + n m), must not exceed level / m; `level` is the
-    false-discovery rate.
+    The least p of n m untrained components, 1 / (1 + n m), must not exceed fdr / m, `fdr` being
+    the false-discovery rate.
     """
-    return int(np.ceil(1 / level))
+    return int(np.ceil(1 / fdr))
 
 
 def _component_types(*measured: xr.Dataset) -> np.ndarray:

@@ -7,8 +7,9 @@ import numpy as np
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.build import leave_one_out
-from mechdiff.interventions.components import Component
+from mechdiff.interventions.components import Component, site_stage
 from mechdiff.interventions.record import Intervention
+from mechdiff.models.stages import branch_before
 
 
 def matched_sets(
@@ -28,6 +29,9 @@ def matched_sets(
 
     Returns:
       The class of each set, and the stacked interventions.
+
+    Raises:
+      ConfigError: a component without another branch or skip of its resolution.
     """
     rng = np.random.default_rng(seed)
     classes = {matched_class(component, identity): component for component in components}
@@ -63,5 +67,5 @@ def _channels(component: Component, identity: Intervention) -> int:
     start, stop = component.index
     if component.component_type != "head":
         return stop - start
-    branch = component.site.replace("attn", "block").removesuffix("head") + "res"
+    branch = branch_before(site_stage(component.site))
     return identity.gate[branch].shape[-1] * (stop - start) // identity.gate[component.site].shape[-1]

@@ -74,7 +74,7 @@ def role_effects(
       ConfigError: images that 4x4 cells do not divide, or fewer than 2.
     """
     images, timesteps = eval_set.images, eval_set.timesteps
-    stats.intervals.check_units(len(images))
+    stats.weights.check_units(len(images))
     image_features.image_feature_names(*denoiser.image_shape[1:])  # may refuse
     images = np.asarray(images, np.float32)
     masks = None if masks is None else np.asarray(masks, np.float32)
@@ -112,7 +112,10 @@ def role_effects(
 
 
 def feature_variances(
-    images: Images, masks=None, parts: tuple[str, ...] = (), probes: Mapping[str, PyTree] | None = None
+    images: Images,
+    masks: Float[np.ndarray, "image parts side side"] | None = None,
+    parts: tuple[str, ...] = (),
+    probes: Mapping[str, PyTree] | None = None,
 ) -> dict[str, tuple[float, int]]:
     """Var f over images, summed over the numbers of a target, and their count; sorted by name."""
     targets = jax.jit(image_features.features, static_argnames="parts")(

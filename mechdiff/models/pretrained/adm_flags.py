@@ -165,7 +165,7 @@ def _channels(
     inputs = inputs or said.get("in_channels", 3)
     if "in_channels" not in get.stated and inputs != 3:
         read_off.append(f"in_channels={inputs}")
-    if outputs is None and learned is not None and inputs in conditioning.PICTURES:
+    if outputs is None and learned is not None and inputs in conditioning.IMAGE_CHANNELS:
         outputs = inputs * (1 + learned)
     if outputs is None:
         outputs = said.get("out_channels", inputs)

@@ -66,7 +66,11 @@ def stage_places(unet: UNetConfig) -> dict[str, str]:
 
 def split_attention(state: tensors.State, unet: UNetConfig, new_order: bool, path: Path) -> dict:
     """`qkv` of every attention layer as q, k and v. Its rows are all queries, keys, values in the new order,
-    and queries, keys, values of one head after the other in the old."""
+    and queries, keys, values of one head after the other in the old.
+
+    Raises:
+      CheckpointError: a `qkv` of another shape than the config says.
+    """
     split, places = dict(state), stage_places(unet)
     for stage in stages(unet):
         for leaf in ("weight", "bias") if stage.op == "attention" else ():

@@ -9,7 +9,7 @@ import numpy as np
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.models.pretrained.tensors import State
 
-PICTURES = (1, 3)  # channels of an image: grey or RGB
+IMAGE_CHANNELS = (1, 3)  # grey or RGB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +57,17 @@ def channels(
 
 
 def _image(what: str, inputs: int, outputs: int, conditioned: bool) -> int:
-    """Channels of the image, the smallest reading: an output of 6 is a picture with variances, but 6 in and 6
+    """Channels of the image, the smallest reading: an output of 6 is an image with variances, but 6 in and 6
     out are one only if it is `conditioned`."""
-    for image in PICTURES:
+    for image in IMAGE_CHANNELS:
         if outputs == image and inputs >= image:
             return image
         if outputs == 2 * image and inputs >= image and (conditioned or inputs != outputs):
             return image
-    if inputs not in PICTURES:
+    if inputs not in IMAGE_CHANNELS:
         raise ConfigError(
-            f"{what} option in_channels={inputs} with out_channels={outputs} is not supported; pictures have "
-            "1 or 3 channels (latents are not pictures)"
+            f"{what} option in_channels={inputs} with out_channels={outputs} is not supported; images have "
+            "1 or 3 channels (latents are not images)"
         )
     raise ConfigError(
         f"{what} option out_channels={outputs} is not supported; only {inputs}, or {2 * inputs} with learned "

@@ -116,13 +116,17 @@ def read(place: Place, stated: Stated) -> Imported:
 
 
 def unet_config(model: Options, data: Options) -> UNetConfig:
-    """Our config of a network made with these options."""
+    """Our config of a network made with these options.
+
+    Raises:
+      ConfigError: an option that decides the network is absent, contradicts another, or is not read.
+    """
     for name in ("ch", "num_res_blocks"):
         if model[name] is None:
             raise ConfigError(f"{WHAT} option model.{name} is absent; its value decides the network")
     size = model["resolution"] or data["image_size"]
     if size is None:
-        raise ConfigError(f"{WHAT} option data.image_size is absent; write the side of the pictures")
+        raise ConfigError(f"{WHAT} option data.image_size is absent; write the side of the images")
     if model["resolution"] and data["image_size"] not in (None, model["resolution"]):
         raise ConfigError(f"{WHAT} options resolution={size} and image_size={data['image_size']} differ")
     if model["ch_mult"][0] != 1:

@@ -111,23 +111,7 @@ def options(unet: UNetConfig) -> dict:
     Raises:
       ConfigError: it has no options for this network.
     """
-    attending = _attending(unet.down_attention, unet.up_attention, unet.mid_attention)
-    used = [(w, h) for w, h, attends in zip(unet.widths, unet.heads, attending, strict=True) if attends]
-    depths = {width // heads for width, heads in used}
-    single = all(heads == 1 for _, heads in used)
-    if len(depths) > 1 and not single:
-        raise ConfigError(
-            f"unet.heads={unet.heads} of unet.widths={unet.widths} make heads {sorted(depths)} wide; {WHAT} "
-            "has one attention_head_dim for all levels"
-        )
-    if not (unet.resample_conv or unet.resample_blocks):
-        raise ConfigError(f"unet.resample_conv=False: {WHAT} has no resampling without parameters")
-    single_values = {"up_heads": (), "level_blocks": (), "time_features": 0, "timestep_scale": 1.0}
-    for name, value in single_values.items():
-        if getattr(unet, name) != value:
-            raise ConfigError(f"unet.{name}={getattr(unet, name)}: {WHAT} has no option for it")
-    if unet.frequency_shift % 1:
-        raise ConfigError(f"unet.frequency_shift={unet.frequency_shift}: freq_shift of {WHAT} is an integer")
+    _check_expressible(unet)
     middle = "Resnet{}sampleBlock2D" if unet.resample_blocks else "{}Block2D"
 
     def block_types(attends: tuple[bool, ...], side: str) -> list[str]:
@@ -150,7 +134,7 @@ def options(unet: UNetConfig) -> dict:
         "downsample_type": "resnet" if unet.resample_blocks else "conv",
         "upsample_type": "resnet" if unet.resample_blocks else "conv",
         "dropout": unet.dropout,
-        "attention_head_dim": None if single else depths.pop(),
+        "attention_head_dim": _head_width(unet),
         "norm_num_groups": unet.norm_groups,
         "attn_norm_num_groups": unet.norm_groups,
         "norm_eps": unet.norm_eps,
@@ -159,6 +143,33 @@ def options(unet: UNetConfig) -> dict:
         "class_embed_type": None if unet.class_embedding == "table" else unet.class_embedding,
         "num_class_embeds": unet.label_count or None,
     }
+
+
+def _check_expressible(unet: UNetConfig) -> None:
+    """Raises ConfigError for what diffusers' options can't say."""
+    if not (unet.resample_conv or unet.resample_blocks):
+        raise ConfigError(f"unet.resample_conv=False: {WHAT} has no resampling without parameters")
+    single_values = {"up_heads": (), "level_blocks": (), "time_features": 0, "timestep_scale": 1.0}
+    for name, value in single_values.items():
+        if getattr(unet, name) != value:
+            raise ConfigError(f"unet.{name}={getattr(unet, name)}: {WHAT} has no option for it")
+    if unet.frequency_shift % 1:
+        raise ConfigError(f"unet.frequency_shift={unet.frequency_shift}: freq_shift of {WHAT} is an integer")
+
+
+def _head_width(unet: UNetConfig) -> int | None:
+    """Channels of a head, the same at all levels; None: one head a layer."""
+    attending = _attending(unet.down_attention, unet.up_attention, unet.mid_attention)
+    used = [(w, h) for w, h, attends in zip(unet.widths, unet.heads, attending, strict=True) if attends]
+    if all(heads == 1 for _, heads in used):
+        return None
+    widths = {width // heads for width, heads in used}
+    if len(widths) > 1:
+        raise ConfigError(
+            f"unet.heads={unet.heads} of unet.widths={unet.widths} make heads {sorted(widths)} wide; {WHAT} "
+            "has one attention_head_dim for all levels"
+        )
+    return widths.pop()
 
 
 def _check_widths(get: Options) -> None:
@@ -210,7 +221,7 @@ def _side(size: tuple[int, ...] | None) -> int:
             return side
     raise ConfigError(
         f"{WHAT} option sample_size={shorten(size and list(size))} is not supported; write the side of "
-        "square pictures"
+        "square images"
     )
 
 

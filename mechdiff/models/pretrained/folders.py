@@ -118,7 +118,7 @@ def _refuse_latents(bases: list[Path]) -> None:
                 parts.append(name)
         if parts:
             raise ConfigError(
-                f"{base} has a {parts[0]}: its network lives in the latents of that, which are no pictures; "
+                f"{base} has a {parts[0]}: its network lives in the latents of that, which are no images; "
                 "only networks on pixels are supported"
             )
 

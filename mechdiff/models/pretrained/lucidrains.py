@@ -86,7 +86,7 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     """The model at `place`; errors as `pretrained.read`."""
     get = read_options(place.config, TABLE, what=WHAT, ignored=IGNORED)
     if get["image_size"] is None:
-        raise ConfigError(f"{WHAT} option image_size is absent; write the side of the pictures")
+        raise ConfigError(f"{WHAT} option image_size is absent; write the side of the images")
     path, notes = states.weight_file(place.home, "model", stated.weights)
     state, dtype = tensors.load(path)
     weights = stated.weights if stated.weights in ("raw", "ema") else None
@@ -211,6 +211,6 @@ def _channels(get: Options, joined: int, outputs: int) -> tuple[int, bool]:
     if len(fits) != 1 or fits[0] not in (1, 3):
         raise ConfigError(
             f"{WHAT}: {joined} channels in and {outputs} out, channels={get['channels']}: state channels "
-            "(1 or 3; latents are not pictures)"
+            "(1 or 3; latents are not images)"
         )
     return fits[0], joined == 2 * fits[0]

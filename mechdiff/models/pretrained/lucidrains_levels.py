@@ -16,7 +16,11 @@ SCHEDULES = ("linear", "cosine", "sigmoid")
 
 
 def noise_levels(get: Options, buffers: Mapping, stated: Stated) -> tuple[DiffusionConfig, str]:
-    """Those of the buffer `betas`; or by name, from the config or the statements, all of which must agree."""
+    """Those of the buffer `betas`; or by name, from the config or the statements, all of which must agree.
+
+    Raises:
+      ConfigError: noise levels that nothing tells, or that are told in two ways.
+    """
     names = {get["beta_schedule"], stated.noise_schedule} - {None}
     steps = {get["timesteps"], stated.noise_steps} - {None}
     if len(names) > 1 or len(steps) > 1:
@@ -58,7 +62,11 @@ def betas_of(name: str, steps: int) -> np.ndarray:
 
 
 def objective(get: Options, buffers: Mapping, stated: Stated) -> tuple[str, str]:
-    """A note, and what the network outputs: by the weights of the loss, else as the config or flags say."""
+    """A note, and what the network outputs: by the weights of the loss, else as the config or flags say.
+
+    Raises:
+      ConfigError: an objective that nothing tells, or that is told in two ways.
+    """
     predictions = {OBJECTIVES.get(get["objective"]), stated.prediction, by_loss_weight(buffers)} - {None}
     if len(predictions) > 1:
         raise ConfigError(

@@ -1,7 +1,7 @@
 """Scheduler configs of diffusers: the noise levels, what the network predicts, and how images are clipped."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -231,7 +231,7 @@ def _diffusion(get: Options) -> DiffusionConfig:
     return from_betas(betas)
 
 
-def from_betas(betas) -> DiffusionConfig:
+def from_betas(betas: Iterable[float]) -> DiffusionConfig:
     """Noise levels by all their betas."""
     betas = tuple(float(beta) for beta in betas)
     return DiffusionConfig(schedule="betas", steps=len(betas), betas=betas)
@@ -242,7 +242,7 @@ def sigmoid_betas(steps: int, start: float, end: float) -> np.ndarray:
     return start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, steps)))
 
 
-def zero_terminal_snr(betas) -> np.ndarray:
+def zero_terminal_snr(betas: Sequence[float] | np.ndarray) -> np.ndarray:
     """Betas rescaled so that the last level holds no signal but `FAINTEST` (Lin et al. 2024, algorithm 1)."""
     signal = np.sqrt(np.cumprod(1 - np.asarray(betas, np.float64)))
     signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])

@@ -113,9 +113,9 @@ class TracedDenoiser:
             owned = dict(units(name, site.units))
             if channel_groups and len(owned) == 1:
                 owned |= _groups(name, site.units, channel_groups)
-            where = (site_type(name), name)
             listed += [
-                Component(part, *where, index, depth, _side(site.shape)) for part, index in owned.items()
+                Component(part, site_type(name), name, index, depth, _side(site.shape))
+                for part, index in owned.items()
             ]
         return tuple(listed)
 

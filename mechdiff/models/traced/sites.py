@@ -243,6 +243,9 @@ def numbered(name: str, turns: Sequence[int]) -> tuple[str, ...]:
     The number of a turn takes the place of a `*`, scan by scan from the left; where there is none left, it is
     put in front.
 
+    Raises:
+      ConfigError: more `*` than scans.
+
     Example:
       >>> numbered("block*.mlp", (2,)), numbered("mlp", (2,)), numbered("mlp", ())
       (('block0.mlp', 'block1.mlp'), ('turn0.mlp', 'turn1.mlp'), ('mlp',))

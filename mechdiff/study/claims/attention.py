@@ -31,7 +31,7 @@ def divergence(networks: Sequence[Network]) -> Finding:
         f"root mean square over matched heads: {result.between.min():.3f} to {result.between.max():.3f} nats "
         f"over timesteps between data sets, {result.within.min():.3f} to {result.within.max():.3f} between "
         f"seeds of one; the excess of data sets over seeds is above 0 (p < 0.05) at "
-        f"{int((result.p_levels < ALPHA).sum())} of {timesteps} timesteps"
+        f"{int((result.p_by_t < ALPHA).sum())} of {timesteps} timesteps"
     )
     negligible = bool(result.interval[1] < MARGIN)  # False for NaN
     return Finding(result.pooled, result.interval, result.p, n, because, negligible=negligible, p_alone=True)
@@ -76,7 +76,11 @@ def _profiles(attention: xr.Dataset) -> Heads:
 
 def roles(networks: Sequence[Network]) -> Finding:
     """Whether heads have roles, the same in every training: the largest of exact p values by shuffling heads
-    within layers, and a binomial p of no more heads with a role than untrained heads would give."""
+    within layers, and a binomial p of no more heads with a role than untrained heads would give.
+
+    Raises:
+      NotTestable: roles were examined in fewer than 2 networks of a data set.
+    """
     natural, simple = across_seeds.sides([network for network in networks if network.roles is not None])
     if min(len(natural), len(simple)) < 2:
         missing = across_seeds.few(natural, simple, 2)
@@ -132,7 +136,11 @@ def _agreement(side: Sequence[Network], repeats: int = 2000) -> matching.Agreeme
 
 
 def entropy(networks: Sequence[Network]) -> Finding:
-    """Whether heads of low entropy have larger effects: within layers, minus untrained networks."""
+    """Whether heads of low entropy have larger effects: within layers, minus untrained networks.
+
+    Raises:
+      NotTestable: too few heads, no untrained networks, or heads that do not differ.
+    """
     if not networks or networks[0].attention.sizes["head"] < 4:
         raise NotTestable("needs networks with at least 4 attention heads")
     if any(network.control is None or network.control_attention is None for network in networks):

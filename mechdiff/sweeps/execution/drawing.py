@@ -75,8 +75,9 @@ def _drawn(
     """
 
     def local(denoiser, key, indices, condition_and_null):
+        condition, null = condition_and_null
         predict = functools.partial(denoiser.predict, denoiser.identity)
-        predict = guided(predict, *condition_and_null, guidance)
+        predict = guided(predict, condition, null, guidance)
         sampler = Sampler(denoiser.schedule, timesteps=timesteps, clip=sample_clip(denoiser))
         return sample(predict, sampler, key, (len(indices), *denoiser.image_shape), indices=indices)
 

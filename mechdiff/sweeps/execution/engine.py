@@ -26,7 +26,9 @@ from mechdiff.sweeps.execution.passes import Reduction, SweepLosses
 
 CPU_WORKING_SET = 256 * 2**20  # bytes of activations in one pass, whose stages run in blocks that fit a cache
 CPU_ROWS = (32, 16, 8, 4, 2)  # of a pass, the first that memory holds, where the working set is too small
-ROW_COUNTS = 6  # of a pass on an accelerator, besides that of the clean rows; not measured on one yet
+# Sizes of a pass on an accelerator, besides that of the clean rows: fewer kernels to compile and try out for
+# a little more arithmetic. A guess, made by counting; the `accelerator` benchmark times it against 3 and any.
+ROW_COUNTS = 6
 
 
 class _Dealt(NamedTuple):

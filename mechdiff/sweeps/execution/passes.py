@@ -139,8 +139,18 @@ def run_passes(
                 }
                 stacked = dataclasses.replace(stacked, **replacements)
                 clean, eps = shared_prefix.forward(denoiser, joins, stacked, x_t, common.t, images.condition)
-                inputs = denoiser.schedule, common.t, images.x0, noise, x_t
-                return reduction(PassOutputs(*inputs, clean, eps, images.per_image, common.shared))
+                outputs = PassOutputs(
+                    denoiser.schedule,
+                    common.t,
+                    x0=images.x0,
+                    noise=noise,
+                    x_t=x_t,
+                    clean=clean,
+                    eps=eps,
+                    per_image=images.per_image,
+                    shared=common.shared,
+                )
+                return reduction(outputs)
 
             return jax.lax.map(run_pass, stacked)
 

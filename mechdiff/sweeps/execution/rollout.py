@@ -48,7 +48,11 @@ def network_calls(timesteps: TimestepSequence, windows: Sequence[Window], count:
 
 
 def first_step_inside(timesteps: TimestepSequence, window: Window) -> int:
-    """The first step of a rollout down `timesteps` that is inside a window."""
+    """The first step of a rollout down `timesteps` that is inside a window.
+
+    Raises:
+      ConfigError: no timestep lies in the window.
+    """
     down = np.sort(np.asarray(timesteps))[::-1]
     inside = np.flatnonzero((down >= window[0]) & (down < window[1]))
     if len(inside) == 0:
@@ -164,7 +168,7 @@ class Rollout:
         """
         x_t = devices.shared(self.mesh, x_t)  # always laid out alike: another layout is another program
         condition = jax.tree.map(lambda leaf: np.asarray(leaf)[indices], self.condition)
-        steps = Steps(self.timesteps, *span, self.key)
+        steps = Steps(self.timesteps, span[0], span[1], self.key)
         program = {"step_fn": self.step_fn, "clip": self.clip, "mesh": self.mesh}
         return roll(self._placed, stacked, steps, Samples(x_t, indices, condition), **program)
 

@@ -50,8 +50,8 @@ def _cheapest_starts(weights: Sequence[int], depths: Sequence[float], most: int)
     count = len(weights)
     extra = np.full((count, count + 1), np.inf)  # of one run, by its first place and the place after it
     for first in range(count):
-        grown = np.multiply(weights[first:], np.subtract(depths[first:], depths[first]))
-        extra[first, first + 1 :] = np.cumsum(grown)
+        cost = np.multiply(weights[first:], np.subtract(depths[first:], depths[first]))
+        extra[first, first + 1 :] = np.cumsum(cost)
     least = extra[:, count]  # of the places from each on, in one run
     after = [[count] * count]
     for _ in range(most - 1):

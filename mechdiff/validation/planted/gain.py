@@ -53,7 +53,7 @@ def balanced_gain(
     network: Callable[[float], Denoiser],
     component: str,
     images: Images,
-    timesteps: Int[np.ndarray, " levels"],
+    timesteps: Int[np.ndarray, " timesteps"],
 ) -> float:
     """The gain at which ablating `component` raises the pooled loss by `LEFT` only, help and harm cancelling.
 

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float
 
+from mechdiff import stats
 from mechdiff.analysis import effects
 from mechdiff.circuits.attribution import Expansion, gate_scores
 from mechdiff.circuits.backups import candidates, costs_in_company
@@ -22,7 +23,7 @@ from mechdiff.core import keys
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.numerics import NUMERICS_VERSION
-from mechdiff.core.types import Images
+from mechdiff.core.types import Images, PRNGKey
 from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.components import Component, site_type
 from mechdiff.models.denoiser import Denoiser
@@ -42,7 +43,7 @@ PREDICTED = (
     *("gauss-newton at identity", "gauss-newton at ablated", "integrated gradients"),
 )
 EXACT = ("exact zero", "exact mean", "exact resample", "exact optimal")
-DISCOVERED = ("discovery on average", "discovery at every level", "discovery with stand-ins")
+DISCOVERED = ("discovery on average", "discovery at every timestep", "discovery with backups")
 PAIRS = ("pairs by curvature", "pairs exact")
 OVER_IMAGES, OVER_TIMESTEPS = "exact zero over images", "exact zero over timesteps"  # root mean squares
 IN_COMPANY = "pairs of candidates"
@@ -156,7 +157,7 @@ def _exact(
     over_images = _over_images(sweep)
     sweep = sweep.mean("image")
     clean = sweep["clean_loss"].values.astype(np.float64)
-    increase = 100 * (sweep["loss"].transpose("ablation", "component", "t").values / clean - 1)
+    increase = stats.percent_increase(sweep["loss"].transpose("ablation", "component", "t").values, clean)
     scores = {f"exact {ablation}": increase[i] for i, ablation in enumerate(config.ablations)}
     over_timesteps = np.sqrt((scores["exact zero"] ** 2).mean(axis=1, keepdims=True))
     return scores | {OVER_IMAGES: over_images, OVER_TIMESTEPS: over_timesteps}, clean
@@ -188,7 +189,9 @@ def _predicted(plant: PlantedNetwork, key, chosen: Sequence[Component], clean: n
     return predicted | {"integrated gradients": 100 * path["score"].values.astype(np.float64) / clean}
 
 
-def discovered(plant: PlantedNetwork, key, chosen: Sequence[Component], folder: Path | None = None) -> Scores:
+def discovered(
+    plant: PlantedNetwork, key: PRNGKey, chosen: Sequence[Component], folder: Path | None = None
+) -> Scores:
     """Relative loss increase (%) of removing each member from the circuit, 0 for the others.
 
     For the circuit that matches the network on average over timesteps; for that which matches at every
@@ -251,7 +254,7 @@ def _in_company(
     picked = candidates(plant.denoiser, others, chosen, CANDIDATES)
     pairs = list(itertools.combinations(picked, 2))
     costs = costs_in_company(pair_effects(plant.denoiser, EvalSet(plant.images, plant.timesteps, key), pairs))
-    return np.stack([costs.get(part.name, own) for part, own in zip(chosen, alone, strict=True)])
+    return np.stack([costs.get(part.name, increase) for part, increase in zip(chosen, alone, strict=True)])
 
 
 def _pairs_exact(

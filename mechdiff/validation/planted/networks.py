@@ -45,7 +45,7 @@ class PlantedNetwork:
     denoiser: Denoiser
     images: Images
     others: Images
-    timesteps: Int[np.ndarray, " levels"]
+    timesteps: Int[np.ndarray, " timesteps"]
     signs: dict[str, int]
     pairs: tuple[Pair, ...] = ()
     window: tuple[int, int] | None = None
@@ -53,7 +53,11 @@ class PlantedNetwork:
 
 
 def unet_of(size: str) -> UNetConfig:
-    """The UNet of a size: two resolution levels, attention at the lower one, resampling without weights."""
+    """The UNet of a size: two resolution levels, attention at the lower one, resampling without weights.
+
+    Raises:
+      ConfigError: an unknown size (closest named).
+    """
     if size not in SIZES:
         raise ConfigError(unknown("size", size, SIZES))
     side, width, heads = SIZES[size]
@@ -70,7 +74,11 @@ def unet_of(size: str) -> UNetConfig:
 
 
 def make(name: str, instance: int = 0, size: str = "small", images: int | None = None) -> PlantedNetwork:
-    """Random instance number `instance` of the plant called `name`, with `IMAGES` of its size to score on."""
+    """Random instance number `instance` of the plant called `name`, with `IMAGES` of its size to score on.
+
+    Raises:
+      ConfigError: an unknown plant or size (closest named).
+    """
     if name not in FAMILIES:
         raise ConfigError(unknown("plant", name, FAMILIES))
     unet, schedule, images = unet_of(size), cosine_schedule(STEPS), images or IMAGES[size]

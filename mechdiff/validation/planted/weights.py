@@ -10,6 +10,8 @@ to the output). Live and hidden hold each of the three image channels as a pair 
 Without the carrier, GroupNorm divides a signal by its own size: one copy then has the effect of two.
 """
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 
@@ -114,7 +116,13 @@ def frame(
 
 
 def head(
-    params: PyTree, stage: str, index: int, heads: int, gain: float, channels=(0,), match: float = 0.0
+    params: PyTree,
+    stage: str,
+    index: int,
+    heads: int,
+    gain: float,
+    channels: Sequence[int] = (0,),
+    match: float = 0.0,
 ) -> None:
     """A head that copies hidden `channels` to live from the positions it attends to: all equally, or with
     `match` those whose hidden channel 1 has the sign of the query's."""
@@ -130,7 +138,9 @@ def head(
         _pair(at["out"]["kernel"][place], LIVE + 2 * channel, gain)
 
 
-def branch(params: PyTree, stage: str, gain: float, shift=(0, 0), closed: float = 0.0) -> None:
+def branch(
+    params: PyTree, stage: str, gain: float, shift: tuple[int, int] = (0, 0), closed: float = 0.0
+) -> None:
     """A residual branch that adds `gain` times the hidden content, `shift` pixels away, to the live content.
 
     With `closed`, offsets of that size keep its SiLUs at 0 unless `opened` injects their opposite.

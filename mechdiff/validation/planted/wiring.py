@@ -1,8 +1,8 @@
 """What families of planted networks are made of: networks as functions of a gain, places of heads."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
 
 import jax
 import numpy as np
@@ -16,6 +16,8 @@ STEPS = 1000  # timesteps of the noise schedule
 BRANCHES = ("down0.block0", "down1.block0", "mid.block0", "mid.block1")  # with norms that hidden has alone
 Pair = tuple[str, str, int]  # two components, and the sign of their interaction (positive: redundant)
 Quarter = tuple[int, int]  # row and column, 0 or 1
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ def head_name(place: tuple[str, int]) -> str:
     return f"{stage}.head{index}"
 
 
-def pick(rng: np.random.Generator, options):
+def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     """One of the options, drawn at random."""
     return options[int(rng.integers(len(options)))]
 

@@ -1,0 +1,132 @@
+"""Relative loss increases of components, estimated by gradients and measured by exact runs, with what reduced
+precision adds to the error of either.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+
+from mechdiff import stats
+from mechdiff.circuits.attribution import Expansion, gate_scores
+from mechdiff.circuits.audits import EXPANSIONS
+from mechdiff.core import devices
+from mechdiff.core.config import Precision, SweepConfig
+from mechdiff.core.types import PyTree
+from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.interventions.components import Component
+from mechdiff.models.denoiser import Examinable
+from mechdiff.sweeps import precision
+from mechdiff.sweeps.ablation import ablation_sweep
+
+
+class ExactIncrease(NamedTuple):
+    """Relative loss increases (%) by exact runs, and their error by reduced precision, in points."""
+
+    increase: Float[np.ndarray, "component t"]
+    precision_error: Float[np.ndarray, " component"]
+
+
+def score_all(
+    denoiser: Examinable,
+    eval_set: EvalSet,
+    chosen: Sequence[Component],
+    points: Sequence[str] = EXPANSIONS,
+    *,
+    ablation: str = "zero",
+    replacements: PyTree = None,
+    probes: int = 4,
+) -> tuple[dict[str, xr.Dataset], dict[str, Float[np.ndarray, "component t"]]]:
+    """Scores by point of expansion, and as relative loss increases: in % of the clean loss at each timestep.
+
+    Args:
+      points: `identity`, `ablated`, or `either`, the score of larger size of these two: a component matters
+        if its ablation hurts while the others are there, or if it helps where they are ablated.
+      ablation, replacements: as in `attribution.gate_scores`.
+      probes: random vectors, see `attribution.Expansion`.
+    """
+    needed = ["identity"] if set(points) == {"identity"} else ["identity", "ablated"]
+    scores = {
+        at: gate_scores(
+            denoiser,
+            eval_set,
+            chosen=chosen,
+            ablation=ablation,
+            replacements=replacements,
+            expansion=Expansion(at=at, probes=probes),
+        )
+        for at in needed
+    }
+    base = scores["identity"].clean_loss.mean("image").values
+    relative = {at: 100 * dataset.score.mean("image").values / base for at, dataset in scores.items()}
+    if "either" in points:
+        first, last = relative["identity"], relative["ablated"]
+        larger = np.abs(first.mean(1)) >= np.abs(last.mean(1))
+        relative["either"] = np.where(larger[:, None], first, last)
+    return scores, {point: relative[point] for point in points}
+
+
+def score_error(
+    score: Callable[[EvalSet, PyTree], Float[np.ndarray, "component t"]],
+    eval_set: EvalSet,
+    replacements: PyTree = None,
+    *,
+    setting: Precision,
+) -> float:
+    """Largest error of a score, in points, of products in reduced precision: a few images and timesteps are
+    scored both ways, under the same random numbers. 0 where the precision changes nothing here.
+
+    Args:
+      score: of a set and replacements at its timesteps: relative loss increases, in %.
+    """
+    if not devices.acts(setting):
+        return 0.0
+    few_images, their_replacements = _part_of(eval_set, replacements)
+    with devices.multiplying(setting):
+        reduced = score(few_images, their_replacements)
+    with jax.default_matmul_precision("float32"):
+        return float(np.abs(reduced - score(few_images, their_replacements)).max())
+
+
+def _part_of(eval_set: EvalSet, replacements: PyTree) -> tuple[EvalSet, PyTree]:
+    """The first images at some of the timesteps (where these have images of their own: at the first), with
+    the replacements there."""
+    checked = precision.subset(len(eval_set.timesteps), eval_set.count)
+    places = [0] if eval_set.images.ndim == 5 else list(checked.t_indices)
+    images = eval_set.at(0)[0][: checked.images]
+    condition = jax.tree.map(lambda leaf: leaf[: checked.images], eval_set.condition_at(0))
+    part = EvalSet(images, eval_set.timesteps[places], eval_set.key, condition)
+    return part, jax.tree.map(lambda values: values[np.array(places)], replacements)
+
+
+def exact_increase(
+    denoiser: Examinable,
+    eval_set: EvalSet,
+    folder: Path,
+    chosen: Sequence[Component],
+    ablation: str = "zero",
+    replacements: PyTree = None,
+    setting: Precision = "float32",
+) -> ExactIncrease:
+    """Relative loss increase (%) of ablating each component, at each timestep, by exact runs.
+
+    Args:
+      setting: precision of products.
+    """
+    config = SweepConfig(ablations=(ablation,), image_block=eval_set.count, precision=setting)
+    replacements = None if ablation == "zero" else {ablation: replacements}
+    sweep = ablation_sweep(
+        denoiser,
+        eval_set,
+        folder,
+        config=config,
+        replacements=replacements,
+        chosen=chosen,
+    ).isel(ablation=0)
+    increase = stats.percent_increase(sweep.loss.mean("image"), sweep.clean_loss.mean("image")).values
+    error = sweep["precision_error"].values if "precision_error" in sweep else np.zeros(len(chosen))
+    return ExactIncrease(increase, error)
