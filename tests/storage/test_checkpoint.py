@@ -51,7 +51,7 @@ PARAMS = {
 
 def make_state(step: int) -> dict:
     """Parameters, EMA and optax state as the training loop has them; every leaf depends on `step`."""
-    params = jax.device_put(jax.tree.map(lambda leaf: leaf * np.float32(step), PARAMS))
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf) * step, PARAMS)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     return {"params": params, "ema": params, "optimizer": optimizer.init(params), "step": jnp.int32(step)}
 
