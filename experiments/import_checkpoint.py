@@ -3,7 +3,8 @@
 FOLDER is a diffusers `UNet2DModel` or pipeline (config.json, diffusion_pytorch_model.safetensors,
 scheduler_config.json); or a state dict as model.safetensors, of guided-diffusion or improved-diffusion beside
 its flags (config.json, config.yaml, or the command line as flags.txt), of ddim beside its config.yaml, of
-lucidrains' Unet beside a config.json that says image_size, of EDM beside one that says sigma_data.
+lucidrains' Unet beside a config.json that says image_size, of EDM beside one that says sigma_data. Or it is
+OWNER/NAME of the Hugging Face hub, if that lies in the hub's own cache already; nothing is downloaded.
 What files leave open is stated by flags; what nobody states is assumed, and printed with the word ASSUMED.
 Noise levels and the prediction are not assumed where no file says them: before anything is drawn or examined
 they are asked for.
@@ -24,14 +25,16 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.data import to_bytes
 from mechdiff.models import conditions, load, pretrained
 from mechdiff.models.denoiser import Examinable
-from mechdiff.models.pretrained import adm_options, builders
+from mechdiff.models.pretrained import adm_options, builders, hub_cache
 from mechdiff.storage import exported, files, image_grid
 from mechdiff.study.condition_sources import CLASS_NAMES as CLASS
 from mechdiff.sweeps.execution import drawing, forecast
 
 from . import _launch
 
-FROM = flags.DEFINE_string("from", None, "Folder of the foreign model.", required=True)
+FROM = flags.DEFINE_string(
+    "from", None, "Folder of the foreign model, or OWNER/NAME of the hub, downloaded before.", required=True
+)
 TO = flags.DEFINE_string("to", None, "Folder in which the model is put, as model/.", required=True)
 SAMPLES = flags.DEFINE_integer("samples", 4, "Images drawn for its sample sheet; 0: none.", lower_bound=0)
 STEPS = flags.DEFINE_integer("steps", 50, "DDIM steps of each.", lower_bound=1)
@@ -62,7 +65,7 @@ def stated() -> pretrained.Stated:
 
 def main(config, workdir):
     source, target = Path(FROM.value), Path(TO.value)
-    imported = pretrained.read(source, stated())
+    imported = pretrained.read(hub_cache.snapshot(source) or source, stated())
     denoiser = builders.denoiser_of(imported, source.name)
     report(imported, denoiser, config)
     if imported.asks and SAMPLES.value:

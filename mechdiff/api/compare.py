@@ -14,6 +14,7 @@ from mechdiff.analysis.changes import changes
 from mechdiff.analysis.paired import PairedDifference, paired_difference
 from mechdiff.api.images import Given, eval_images
 from mechdiff.api.loading import load
+from mechdiff.api.model import Model
 from mechdiff.api.result import Result, sweep
 from mechdiff.core.config import UNetConfig, to_dict
 from mechdiff.core.errors import CheckpointError, ConfigError
@@ -218,7 +219,7 @@ def compare_steps(run: str | Path, images: Given = None, **settings: Any) -> Cou
 
 
 def _model(model: Any) -> Any:
-    return load(model) if isinstance(model, str | Path) else model
+    return model if isinstance(model, Model) else load(model)
 
 
 def _check_comparable(before: Any, after: Any) -> None:

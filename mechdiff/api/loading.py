@@ -12,11 +12,11 @@ from mechdiff.api.model import Model
 from mechdiff.api.places import cache_folder
 from mechdiff.core import devices
 from mechdiff.core.config import DataConfig, ExperimentConfig
-from mechdiff.core.errors import ConfigError
+from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.models import factories, pretrained, shipped
 from mechdiff.models import load as exported
 from mechdiff.models.denoiser import Examinable
-from mechdiff.models.pretrained import builders
+from mechdiff.models.pretrained import builders, hub_cache
 from mechdiff.storage import checksums
 
 
@@ -29,7 +29,8 @@ def load(source: str | Path | Examinable, *, name: str = "", **stated: Any) -> M
     Args:
       source: the name of a shipped network (`cpu32-celeba-seed0`); a folder that was exported here; the
         folder RUN of a training, or RUN@STEP; a folder of diffusers, of guided-diffusion (ADM), of ddim or
-        of lucidrains, which is read as it is; `module:function` of a function that returns a
+        of lucidrains, which is read as it is; a repository of the Hugging Face hub that was downloaded before
+        (`google/ddpm-cifar10-32`); `module:function` of a function that returns a
         denoiser, see `models.factories`; or a denoiser.
       name: shown in results; default: that of the source.
       stated: what the files of others leave open, such as `prediction="v_prediction"`; see
@@ -55,7 +56,10 @@ def load(source: str | Path | Examinable, *, name: str = "", **stated: Any) -> M
         made = factories.make(source, name)
         config, record = factories.config_of(made.denoiser), factories.record_of(source, made)
         return Model(made.denoiser, made.denoiser.identity, config=config, record=record, origin=str(source))
-    return _of_folder(_folder(source), name, stated)
+    folder = _folder(source)
+    if folder.parent.name == hub_cache.SNAPSHOTS:  # whose own name is a digest
+        name = name or Path(source).name
+    return _of_folder(folder, name, stated)
 
 
 def _keep_programs() -> None:
@@ -83,7 +87,12 @@ def _of_denoiser(denoiser: Any, name: str) -> Model:
 def _folder(source: str | Path) -> Path:
     """An exported folder, or one of others."""
     path = exported.model_folder(source)
-    return path if path.exists() else shipped.find(path)
+    if path.exists():
+        return path
+    try:
+        return hub_cache.snapshot(source) or shipped.find(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{hub_cache.hint(source)}") from None
 
 
 def _of_folder(folder: Path, name: str, stated: dict[str, Any]) -> Model:

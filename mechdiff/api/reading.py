@@ -18,6 +18,7 @@ from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.layers import PATTERNS
+from mechdiff.storage import descriptions
 from mechdiff.storage.run_log import progress
 from mechdiff.study.eval_images import EvalImages
 from mechdiff.sweeps import activation_datasets
@@ -103,7 +104,8 @@ def attention(
         component = model.component(name)
         stacked = np.stack([np.asarray(values[component.site])[:, component.index[0]] for values in captured])
         variables[name] = _variable(stacked, ("query", "key"), f"attention pattern of {name}")
-    return xr.Dataset(variables, coords=_coordinates(model, timesteps), attrs=_facts(model, examined, seed))
+    labeled = xr.Dataset(variables, coords=_coordinates(model, timesteps, n))
+    return descriptions.described(labeled).assign_attrs(_facts(model, examined, seed))
 
 
 def _watched(timesteps: list[int], title: str) -> Iterator[int]:
@@ -150,10 +152,7 @@ def _variable(values: np.ndarray, axes: Sequence[str], long_name: str) -> xr.Var
     return xr.Variable(("t", "image", *of_row), values, attrs={"long_name": long_name, "units": "1"})
 
 
-def _coordinates(model: Any, timesteps: Sequence[int]) -> dict[str, Any]:
+def _coordinates(model: Any, timesteps: Sequence[int], n: int) -> dict[str, Any]:
     timesteps = np.asarray(timesteps, np.int32)
     log_snr = np.asarray(model.denoiser.schedule.log_snr)[timesteps]
-    return {
-        "t": ("t", timesteps, {"long_name": "timestep", "units": "1"}),
-        "log_snr": ("t", log_snr, {"long_name": "logarithm of the signal-to-noise ratio", "units": "1"}),
-    }
+    return {"t": ("t", timesteps), "image": np.arange(n), "log_snr": ("t", log_snr)}

@@ -22,7 +22,7 @@ from mechdiff.interventions.components import select
 from mechdiff.interventions.describe import table
 from mechdiff.report import single
 from mechdiff.report.single import Plot
-from mechdiff.storage import digests, labelled
+from mechdiff.storage import descriptions, digests, labelled
 from mechdiff.study.eval_images import EvalImages
 from mechdiff.study.replacement_values import replacement_values
 from mechdiff.sweeps.ablation import ablation_sweep
@@ -173,7 +173,7 @@ def sweep(
     )
     # What is cached may have been computed under another name.
     dataset = dataset.assign_attrs(denoiser=model.name, **facts).assign_coords(shown.labels)
-    return Result(with_effects(dataset) if n > 1 else dataset, ablation)
+    return Result(descriptions.described(with_effects(dataset) if n > 1 else dataset), ablation)
 
 
 def check_untouched(model: Any, ablation: str) -> None:

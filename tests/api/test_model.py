@@ -155,7 +155,9 @@ def test_activations_and_patterns_have_names(model, images):
     acts = model.activations(images, sites="mid.*", timesteps=[10, 45], n=3)
     assert acts["mid.block0.res"].dims[:2] == ("t", "image") and acts.sizes["t"] == 2
     assert acts["mid.block0.res"].attrs["long_name"] and acts["t"].attrs["units"] == "1"
-    patterns = model.attention(images, heads="mid.attn0.head1", n=3)["mid.attn0.head1"]
+    labeled = model.attention(images, heads="mid.attn0.head1", n=3)
+    patterns = labeled["mid.attn0.head1"]
+    assert labeled["log_snr"].attrs == acts["log_snr"].attrs and set(acts.attrs) == set(labeled.attrs)
     np.testing.assert_allclose(patterns.sum(patterns.dims[-1]), 1, atol=1e-5)
     uniform = model.temperature("mid.attn0.head1", 1e6).attention(images, heads="mid.attn0.head1", n=3)
     keys = uniform["mid.attn0.head1"].shape[-1]

@@ -22,6 +22,7 @@ def result(model, images, tmp_path_factory):
 
 def test_the_table_is_the_losses(result):
     data = result.dataset
+    assert all(variable.attrs.get("long_name") for variable in data.variables.values())
     loss, clean = data.loss.sel(ablation="zero").mean("image"), data.clean_loss.mean("image")
     pooled = (100 * (loss / clean - 1)).mean("t")
     frame = result.frame.set_index("component")
