@@ -12,7 +12,7 @@ from mechdiff.models.convolution import convolve
 
 
 def random(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return jax.device_put(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
 def double(x):
