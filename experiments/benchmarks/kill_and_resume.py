@@ -34,7 +34,7 @@ def main(config, workdir):
     shutil.rmtree(workdir, ignore_errors=True)
     random.seed(0)
     equal = disturbed("experiments.train", workdir, [], 1, parameters)
-    model = [f"--model={workdir / 'experiments.train-whole' / 'model'}"]
+    model = [f"--model={workdir / 'experiments.train-undisturbed' / 'model'}"]
     equal &= disturbed("experiments.sweep", workdir, model, SWEEPERS.value, tables)
     print("equal" if equal else "NOT EQUAL")
     sys.exit(0 if equal else 1)
@@ -42,8 +42,8 @@ def main(config, workdir):
 
 def disturbed(module, workdir, extra, together, ends):
     """Runs a launcher undisturbed, and killed again and again until it gets through; are the ends equal?"""
-    whole = workdir / f"{module}-whole"
-    launch(module, whole, extra).wait()  # fills the cache of compiled programs
+    undisturbed = workdir / f"{module}-undisturbed"
+    launch(module, undisturbed, extra).wait()  # fills the cache of compiled programs
     start = time.monotonic()
     launch(module, workdir / f"{module}-again", extra).wait()
     seconds = time.monotonic() - start
@@ -51,7 +51,7 @@ def disturbed(module, workdir, extra, together, ends):
     while len(fallen) < KILLS.value:
         folder = workdir / f"{module}-broken{len(list(workdir.glob(f'{module}-broken*')))}"
         moments, codes = killed(module, folder, extra, together, seconds, KILLS.value - len(fallen))
-        equal &= not any(codes) and ends(folder) == ends(whole)
+        equal &= not any(codes) and ends(folder) == ends(undisturbed)
         print(f"{folder.name}: {len(moments)} kills, at {moments}; exit codes {codes}", flush=True)
         fallen += moments
     print(f"{module}: {seconds:.0f} s undisturbed; {len(fallen)} kills; equal: {equal}", flush=True)

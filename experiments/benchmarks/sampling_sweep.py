@@ -44,8 +44,8 @@ def main(config, workdir):
     denoiser = Denoiser("benchmark", config.unet, make_schedule(config.diffusion), params, identity)
     timesteps = ddim_timesteps(denoiser.schedule.steps, min(STEPS.value, denoiser.schedule.steps))
     windows = rollout.even_windows(timesteps, WINDOWS.value)
-    every = components(config.unet)
-    chosen = every[:: max(1, len(every) // COMPONENTS.value)][: COMPONENTS.value]
+    known = components(config.unet)
+    chosen = known[:: max(1, len(known) // COMPONENTS.value)][: COMPONENTS.value]
 
     def shared():
         with TemporaryDirectory() as folder:

@@ -19,6 +19,8 @@ Result: WORKDIR/verdicts.json; what is there, of the same study and errors, is n
 
 import dataclasses
 import functools
+import itertools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -215,14 +217,17 @@ def main(config, workdir):
     path, digest = files.ensure_writable(workdir) / "verdicts.json", _digest(networks, errors)
     saved = files.read_json(path) if path.exists() else {}
     judged = saved["judged"] if saved.get("of") == digest else {}
+
+    def judge(name: str, studied: Sequence[Network]) -> None:
+        print(name, file=sys.stderr, flush=True)
+        judged[name] = facts(claims.evaluate(studied))
+        files.write_json(path, {"of": digest, "judged": judged})
+
     if AS_IT_IS not in judged:
-        judged[AS_IT_IS] = facts(claims.evaluate(networks))
-    for setting, of_setting in errors.items():
-        for arm in ARMS:
-            name = f"{setting}, {arm}"
-            if name not in judged:
-                judged[name] = facts(claims.evaluate(made_wrong(arm, of_setting, networks)))
-                files.write_json(path, {"of": digest, "judged": judged})
+        judge(AS_IT_IS, networks)
+    for arm, setting in itertools.product(ARMS, errors):
+        if f"{setting}, {arm}" not in judged:
+            judge(f"{setting}, {arm}", made_wrong(arm, errors[setting], networks))
     print(table(judged))
 
 

@@ -77,8 +77,8 @@ def paired_difference(
       ConfigError: sweeps of other timesteps, images or noise; no component in common.
     """
     _check_paired(before, after)
-    there = set(after["component"].values.tolist())
-    names = [name for name in before["component"].values.tolist() if name in there]
+    names_after = set(after["component"].values.tolist())
+    names = [name for name in before["component"].values.tolist() if name in names_after]
     if not names:
         raise ConfigError("the two denoisers have no component in common; their effects can't be compared")
     sides = [sweep.sel(component=names) for sweep in (before, after)]

@@ -34,9 +34,10 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0) -> EvalIm
     """
     check_known(model.record, model.name)
     config = SweepConfig(ablations=("zero",), images=n, reference_images=reference)
-    trained, came_with = model.config, model.record.get(factories.WITH_IMAGES)
-    if images is None and came_with is not None:
-        return accompanying_images(model.denoiser, config, *came_with)
+    trained = model.config
+    given_images, condition = model.record.get(factories.WITH_IMAGES, (None, None))
+    if images is None and given_images is not None:
+        return accompanying_images(model.denoiser, config, given_images, condition)
     if images is None and trained is not None and trained.data.name in DRAWN:
         return held_out_images(trained.data, model.denoiser.image_shape[0], config, cache_folder())
     if images is None:

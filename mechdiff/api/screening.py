@@ -46,7 +46,9 @@ class Screen:
         return f"Screen of {self.denoiser}, {len(self.frame)} components by gradients{precise}\n{shown}"
 
     def _repr_html_(self) -> str:
-        return f"<b>Screen of {self.denoiser}, by gradients</b>{self.top(5).round(2).to_html(index=False)}"
+        rows = self.top(5).round(2).to_html(index=False, border=0)
+        unit = "<small>score: predicted relative loss increase, %; it ranks, it does not measure</small>"
+        return f"<b>Screen of {self.denoiser}, by gradients</b>{rows}{unit}"
 
 
 def screen(
@@ -90,7 +92,7 @@ def _screen(model: Any, images: Given, size: _Size, seed: int, precision: Precis
 
     devices.warn_of(precision)
     with devices.multiplying(precision):
-        score = relative(eval_set).mean(axis=1)
+        score = relative(eval_set).mean(axis=1).astype(np.float64)  # which tables can round
     error = score_error(relative, eval_set, setting=precision)
     frame = pd.DataFrame(
         {

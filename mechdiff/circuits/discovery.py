@@ -210,28 +210,37 @@ class Selection:
 
 
 def select(close: Close, effect: Float[np.ndarray, " component"], tau: float) -> Selection:
-    """The shortest prefix of the ranking by |effect| that reaches tau, pruned until each is needed."""
+    """The shortest prefix of the ranking by |effect| that reaches tau, pruned until each is needed.
+
+    Every round of pruning runs the members less each one. Members without which tau is still reached are
+    dispensable; as many of them are dropped, the most dispensable first, as can be together.
+
+    Args:
+      close: faithfulness match of sets, `[m, component]` to `[m]`.
+      effect: relative loss increase of ablating each component.
+    """
     order = np.argsort(-np.abs(effect), kind="stable")
     ranks = np.argsort(order)
     prefix = _smallest(lambda sizes: close(ranks < sizes[:, None]) >= tau, 0, len(order))
     members, dropped = ranks < prefix, []
     for rounds in itertools.count(1):
         inside = np.flatnonzero(members)
-        left = close(_without(members, inside))
-        spare = inside[left >= tau][np.argsort(-left[left >= tau], kind="stable")]
-        if not len(spare):
+        match = close(_without(members, inside))
+        reaches = match >= tau
+        dispensable = inside[reaches][np.argsort(-match[reaches], kind="stable")]
+        if not len(dispensable):
             return Selection(members, dropped, prefix, rounds)
-        fails = functools.partial(_fails, close, tau, members, spare)
-        fits = len(spare) == 1 or not fails(np.array([len(spare)]))[0]
-        count = len(spare) if fits else _smallest(fails, 1, len(spare)) - 1
-        members = _shorn(members, spare, np.array([count]))[0]
-        dropped += spare[:count].tolist()
+        fails = functools.partial(_fails, close, tau, members, dispensable)
+        all_fit = len(dispensable) == 1 or not fails(np.array([len(dispensable)]))[0]
+        count = len(dispensable) if all_fit else _smallest(fails, 1, len(dispensable)) - 1
+        members = _without_first(members, dispensable, np.array([count]))[0]
+        dropped += dispensable[:count].tolist()
     raise AssertionError
 
 
-def _fails(close: Close, tau: float, members: Set, spare: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Whether the set without that many of `spare` falls below tau, for each of `counts`."""
-    return close(_shorn(members, spare, counts)) < tau
+def _fails(close: Close, tau: float, members: Set, dispensable: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Whether the set without the first so many of `dispensable` falls below tau, for each of `counts`."""
+    return close(_without_first(members, dispensable, counts)) < tau
 
 
 def _smallest(good: Callable[[Int[np.ndarray, " m"]], np.ndarray], low: int, high: int, grid: int = 8) -> int:
@@ -259,13 +268,13 @@ def _without(members: Set, which: Int[np.ndarray, " m"]) -> Bool[np.ndarray, "m 
     return fewer
 
 
-def _shorn(
-    members: Set, spare: Int[np.ndarray, " n"], counts: Int[np.ndarray, " m"]
+def _without_first(
+    members: Set, dispensable: Int[np.ndarray, " n"], counts: Int[np.ndarray, " m"]
 ) -> Bool[np.ndarray, "m component"]:
-    """For each of `counts`, the set without that many of `spare`, from its start."""
+    """For each of `counts`, the set without the first so many of `dispensable`."""
     fewer = np.tile(members, (len(counts), 1))
     for row, count in zip(fewer, counts, strict=True):
-        row[spare[:count]] = False
+        row[dispensable[:count]] = False
     return fewer
 
 

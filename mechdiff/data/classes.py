@@ -93,13 +93,13 @@ def factor_labels(seed: int, start: int, count: int, complexity: int) -> dict[st
     its place in its range, in [0, 1]. Factors that `complexity` freezes are left out."""
     import jax  # readers of real images do without it
 
-    from mechdiff.data.factors import LEVELS, SPECS, sample_factors
+    from mechdiff.data.factors import RUNGS, SPECS, sample_factors
 
     key = jax.random.key(seed)
     draw = jax.vmap(lambda index: sample_factors(jax.random.fold_in(key, index), complexity))
     values = jax.jit(draw)(start + np.arange(count, dtype=np.int32))
     labels = {}
-    for name in LEVELS[complexity]:
+    for name in RUNGS[complexity]:
         spec, drawn = SPECS[name], np.asarray(values[name])
         if spec.choices:
             labels[name] = drawn.astype(bool if spec.choices == 2 else np.int32)

@@ -63,7 +63,7 @@ SPECS: dict[str, Factor] = {
     "texture_phase": Factor(4, 0.0, 1.0, 0.5),  # which freckles
 }
 FACTORS: tuple[str, ...] = tuple(SPECS)
-LEVELS: tuple[tuple[str, ...], ...] = tuple(
+RUNGS: tuple[tuple[str, ...], ...] = tuple(
     tuple(name for name, spec in SPECS.items() if spec.complexity <= complexity) for complexity in range(5)
 )
 GLASSES_RATE = 0.25
@@ -72,17 +72,17 @@ Factors = dict[str, Float[Array, ""]]
 
 
 def sample_factors(key: PRNGKey, complexity: int = 4) -> Factors:
-    """Independent draws of the factors free at `complexity` (`LEVELS[complexity]`); the others are neutral.
+    """Independent draws of the factors free at `complexity` (`RUNGS[complexity]`); the others are neutral.
 
-    Level 0 frees the brightness of skin and background and the hair color; 1 adds hues, place and shape of
+    Rung 0 frees the brightness of skin and background and the hair color; 1 adds hues, place and shape of
     the head; 2 hair style, eyes, nose and mouth; 3 expression, pose and glasses; 4 light and skin texture.
 
     Raises:
       ConfigError: `complexity` is not 0 to 4.
     """
-    if complexity not in range(len(LEVELS)):
-        raise ConfigError(f"complexity={complexity} is out of range; 0 to {len(LEVELS) - 1}")
-    free = LEVELS[complexity]
+    if complexity not in range(len(RUNGS)):
+        raise ConfigError(f"complexity={complexity} is out of range; 0 to {len(RUNGS) - 1}")
+    free = RUNGS[complexity]
     return {
         name: _draw(stream(key, name), name, spec) if name in free else jnp.float32(spec.neutral)
         for name, spec in SPECS.items()

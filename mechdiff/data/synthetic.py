@@ -19,11 +19,20 @@ from mechdiff.data.drawing.canvas import Layer
 from mechdiff.data.drawing.head import make_head
 from mechdiff.data.drawing.scene import layers
 from mechdiff.data.drawing.skin import freckled_region, nose_region
-from mechdiff.data.factors import FACTORS, HAIR_STYLES, LEVELS, Factors, redraw, sample_factors
+from mechdiff.data.factors import FACTORS, HAIR_STYLES, RUNGS, Factors, redraw, sample_factors
 
 __all__ = [
-    "FACTORS", "HAIR_STYLES", "LEVELS", "PARTS", "Face", "face", "faces", "factor_pair", "render",
-    "render_bytes", "sample_factors",
+    "FACTORS",
+    "HAIR_STYLES",
+    "PARTS",
+    "RUNGS",
+    "Face",
+    "face",
+    "faces",
+    "factor_pair",
+    "render",
+    "render_bytes",
+    "sample_factors",
 ]  # fmt: skip
 
 LAYERED = ("background", "clothes", "skin", "eyes", "brows", "mouth", "hair", "glasses")

@@ -97,20 +97,20 @@ class Parameterization:
         ones, zeros = jnp.ones_like(signal), jnp.zeros_like(signal)
         match self.output:
             case "epsilon":
-                now = Coefficients(ones, t, zeros, ones, zeros, ones)
+                values = Coefficients(ones, t, zeros, ones, zeros, ones)
             case "v_prediction":
-                now = Coefficients(ones, t, noise, signal, -noise, signal)
+                values = Coefficients(ones, t, noise, signal, -noise, signal)
             case "sample":
-                now = Coefficients(ones, t, 1 / noise, -1 / sigma, ones, zeros)
+                values = Coefficients(ones, t, 1 / noise, -1 / sigma, ones, zeros)
             case "edm":
-                now = self._edm(signal, sigma)
+                values = self._edm(signal, sigma)
             case "consistency":
-                now = self._consistency(signal, sigma)
+                values = self._consistency(signal, sigma)
             case "edm_denoised":
-                now = Coefficients(1 / signal, sigma, 1 / noise, -1 / sigma, ones, zeros)
+                values = Coefficients(1 / signal, sigma, 1 / noise, -1 / sigma, ones, zeros)
             case _:
-                now = self._flow(signal, noise)
-        return now if self.time_scale == 1 else now._replace(time=self.time_scale * now.time)
+                values = self._flow(signal, noise)
+        return values if self.time_scale == 1 else values._replace(time=self.time_scale * values.time)
 
     def _edm(self, signal: Array, sigma: Array) -> Coefficients:
         norm = jnp.sqrt(sigma**2 + self.sigma_data**2)
@@ -153,20 +153,20 @@ class Parameterization:
         """What the network is given: its scaled input and its time, `(batch,)`."""
         if self.output in ("epsilon", "v_prediction", "sample") and self.time_scale == 1:
             return x_t, t
-        now = self.coefficients(schedule, t)
-        return _rows(now.input_scale, x_t) * x_t, now.time
+        scales = self.coefficients(schedule, t)
+        return _rows(scales.input_scale, x_t) * x_t, scales.time
 
     def to_eps(self, schedule: NoiseSchedule, x_t: Rows, t: Timesteps, output: Rows) -> Rows:
         """The noise in `x_t` that an output implies."""
         if self.output == "epsilon":
             return output
-        now = self.coefficients(schedule, t)
-        return _rows(now.from_x, x_t) * x_t + _rows(now.from_output, x_t) * output
+        scales = self.coefficients(schedule, t)
+        return _rows(scales.from_x, x_t) * x_t + _rows(scales.from_output, x_t) * output
 
     def target(self, schedule: NoiseSchedule, x0: Rows, t: Timesteps, noise: Rows) -> Rows:
         """What a network should return for the noisy `x_0`: `to_eps` solved for the output."""
-        now = self.coefficients(schedule, t)
-        return _rows(now.of_x0, x0) * x0 + _rows(now.of_noise, x0) * noise
+        scales = self.coefficients(schedule, t)
+        return _rows(scales.of_x0, x0) * x0 + _rows(scales.of_noise, x0) * noise
 
     def training_loss(
         self,

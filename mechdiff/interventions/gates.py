@@ -110,6 +110,6 @@ class Pattern(nn.Module):
     ) -> Float[Array, "batch heads tokens depth"]:
         if not self.has_variable("pattern", "value"):  # known by the structure of the intervention alone
             return z
-        other = jnp.asarray(self.get_variable("pattern_replacement", "value"), v.dtype)
-        other = other if other.ndim == 4 else other[None]
-        return blend(z, self.get_variable("pattern", "value"), other @ v, unit_axis=-3)
+        pattern = jnp.asarray(self.get_variable("pattern_replacement", "value"), v.dtype)
+        pattern = pattern if pattern.ndim == 4 else pattern[None]
+        return blend(z, self.get_variable("pattern", "value"), pattern @ v, unit_axis=-3)

@@ -217,7 +217,7 @@ class Denoiser:
     def digests(self) -> dict:
         """What of it decides numbers, JSON-ready."""
         return {
-            "params": digests.digest_arrays(self.params),
+            "params": digests.digest_device_arrays(self.params),
             "unet": decisive(self.unet),
             "schedule": digests.digest_arrays(self.schedule.log_snr),
             "precision": devices.precision(),

@@ -138,8 +138,8 @@ def _snapshot(run: Path, step: int) -> Path:
     exported = steps_of(run)
     if step in exported:
         return exported[step]
-    there = f"exported there: {', '.join(map(str, exported))}" if exported else "no step was exported there"
-    raise CheckpointError(f"{run} has no model of step {step} ({there}); train.keep=STEP,... exports more")
+    known = f"exported there: {', '.join(map(str, exported))}" if exported else "no step was exported there"
+    raise CheckpointError(f"{run} has no model of step {step} ({known}); train.keep=STEP,... exports more")
 
 
 def _function(folder: Path, name: str) -> tuple[Examinable, ExperimentConfig, dict]:

@@ -179,14 +179,18 @@ def components(config: UNetConfig, channel_groups: int = 0) -> tuple[Component, 
         components of their own (0: none; the width of a site gives single channels).
     """
     shapes = init_shapes(config)[1].gate
-    depth = {stage.name: (i, stage.resolution) for i, stage in enumerate(stages(config))}
+    depth = {stage.name: place for place, stage in enumerate(stages(config))}
+    resolution = {stage.name: stage.resolution for stage in stages(config)}
     listed: list[Component] = []
-    for site in sorted(shapes, key=lambda site: (depth[site_stage(site)][0], site)):
+    for site in sorted(shapes, key=lambda site: (depth[site_stage(site)], site)):
         owned = dict(units(site, shapes[site].shape[-1]))
         if channel_groups and site_type(site) in ("res", "skip"):
             owned |= _groups(site, shapes[site].shape[-1], channel_groups)
-        place = depth[site_stage(site)]
-        listed += [Component(name, site_type(site), site, index, *place) for name, index in owned.items()]
+        stage = site_stage(site)
+        listed += [
+            Component(name, site_type(site), site, index, depth[stage], resolution[stage])
+            for name, index in owned.items()
+        ]
     return tuple(listed)
 
 

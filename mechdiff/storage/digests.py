@@ -3,9 +3,10 @@
 import hashlib
 import json
 import math
+import weakref
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -52,6 +53,39 @@ def digest_arrays(tree: PyTree) -> str:
         total.update(f"{path}|{array.dtype.name}|{np.shape(leaf)}|".encode())
         total.update(array.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
+
+
+class _Known(NamedTuple):
+    """A tree that was digested: its structure, its arrays as long as they live, and the digest."""
+
+    structure: Any
+    arrays: list[weakref.ref]
+    digest: str
+
+
+_last: list[_Known] = []  # one at most: of one network after another, in several sweeps each
+
+
+def digest_device_arrays(tree: PyTree) -> str:
+    """`digest_arrays`, remembered until another tree comes, where all leaves are arrays of JAX: nobody can
+    write to these. Of a network of a gigabyte it would else be a second or two before every sweep.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tree = {"kernel": jnp.ones(3)}
+      >>> digest_device_arrays(tree) == digest_device_arrays(tree) == digest_arrays(tree)
+      True
+    """
+    leaves, structure = jax.tree_util.tree_flatten(tree)
+    if not all(isinstance(leaf, jax.Array) for leaf in leaves):
+        return digest_arrays(tree)
+    for known in _last:
+        arrays = [array() for array in known.arrays]
+        if known.structure == structure and all(a is b for a, b in zip(arrays, leaves, strict=True)):
+            return known.digest
+    digest = digest_arrays(tree)
+    _last[:] = [_Known(structure, [weakref.ref(leaf) for leaf in leaves], digest)]
+    return digest
 
 
 @cache

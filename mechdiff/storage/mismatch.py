@@ -31,9 +31,9 @@ def check_shapes(stored: PyTree, wanted: PyTree, where: Path | str) -> None:
     """Raises a CheckpointError naming the first leaf whose shape differs, with both shapes."""
     stored, wanted = shapes(stored), shapes(wanted)
     for path in sorted(stored.keys() | wanted.keys()):
-        there, here = stored.get(path, "absent"), wanted.get(path, "absent")
-        if there != here:
-            line = f"{where} does not fit: {path} is {there} there and {here} in the network asked for"
+        shape, expected = stored.get(path, "absent"), wanted.get(path, "absent")
+        if shape != expected:
+            line = f"{where} does not fit: {path} is {shape} there and {expected} in the network asked for"
             raise CheckpointError(f"{line}; use the config that it was made with")
 
 

@@ -1,4 +1,4 @@
-"""How a result is filled piece by piece, by one process or by many."""
+"""How a result is computed piece by piece, by one process or by many."""
 
 import random
 import time
@@ -19,7 +19,7 @@ def run_missing(
     compute: Callable[[Any], None],
     title: str,
 ) -> None:
-    """Computes the pieces that are missing, with other processes if they fill the same store.
+    """Computes the pieces that are missing, with other processes if they work on the same store.
 
     Every process goes round all pieces, from a place of its own, and skips those that are in the store. They
     exchange no messages; at most the last piece of each is computed twice (to the same numbers), and what a
@@ -55,7 +55,8 @@ def run_missing(
     with run_log.progress(len(pieces), len(pieces) - len(todo), title, unit="piece") as bar:
         while todo:
             for place in todo:
-                bar.update(finish(place))
+                if finish(place):
+                    bar.update()
             todo = _those_of_others(others, missing, todo)
 
 

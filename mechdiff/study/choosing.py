@@ -65,9 +65,9 @@ def chooser(
                 trained_on=None if trained_on is None else frozenset(trained_on),
                 sources=with_class_names(record, sources),
             )
-        came_with = (record or {}).get(factories.WITH_IMAGES)
-        if came_with is not None and not celeba:
-            return accompanying_images(denoiser, config.sweep, *came_with)
+        given_images, condition = (record or {}).get(factories.WITH_IMAGES, (None, None))
+        if given_images is not None and not celeba:
+            return accompanying_images(denoiser, config.sweep, given_images, condition)
         if trained.data.name in DRAWN:
             classes = _classes_for(denoiser, trained.data)
             drawn = held_out_images(trained.data, size_of(denoiser), config.sweep, cache, classes)

@@ -82,8 +82,7 @@ def collect(places: Sequence[str | Path], folder: Path) -> list[str]:
     cells = files.ensure_writable(folder / packing.CELLS)
     for examination in examinations:
         files.write_atomic(cells / examination.path.name, _content(examination.path))
-    made = before | anew
-    made = {name: made[name] for name in sorted(made)}
+    made = dict(sorted((before | anew).items()))
     images = images_table([cells / f"{name}.zip" for name in made])
     files.write_atomic(folder / "images.csv", images.to_csv(index=False))
     files.write_json(folder / "manifest.json", _manifest(made))
@@ -109,9 +108,10 @@ def images_table(paths: Iterable[Path]) -> pd.DataFrame:
     tables = {}
     for content in map(packing.unpack, paths):
         facts = content.about.get("images", {})
-        key = facts.get("sha256"), len(facts.get("ids", ()))
-        if key[1] and key not in tables:
-            tables[key] = _set_of_images(facts, content.results["sweep"])
+        ids = facts.get("ids", ())
+        image_set = (facts.get("sha256"), len(ids))
+        if ids and image_set not in tables:
+            tables[image_set] = _set_of_images(facts, content.results["sweep"])
     if not tables:
         return pd.DataFrame(columns=COLUMNS)
     return pd.concat(tables.values(), ignore_index=True)

@@ -37,7 +37,7 @@ from mechdiff.sweeps.execution import drawing, memory, rollout
 
 COMPONENTS, SAMPLES, STEPS = 8, 4, 12  # samples are drawn without the components of the largest effect
 STRONGEST = 3  # images on which an activation is largest
-HEADS, MAPS, LEVELS, MAP_SIDE = 64, 2, 3, 32  # attention maps: heads, images, timesteps, bytes a side
+HEADS, MAPS, MAP_TIMESTEPS, MAP_SIDE = 64, 2, 3, 32  # attention maps: heads, images, timesteps, bytes a side
 SIDE = 64  # images are kept no larger, in pixels
 
 
@@ -59,7 +59,18 @@ def save(
             **denoiser.digests(),
             "images": digests.digest_arrays([images.scored, images.scored_condition]),
             "components": [component.name for component in chosen],
-            "settings": [seed, COMPONENTS, SAMPLES, STEPS, STRONGEST, HEADS, MAPS, LEVELS, MAP_SIDE, SIDE],
+            "settings": [
+                seed,
+                COMPONENTS,
+                SAMPLES,
+                STEPS,
+                STRONGEST,
+                HEADS,
+                MAPS,
+                MAP_TIMESTEPS,
+                MAP_SIDE,
+                SIDE,
+            ],
             "timesteps": sweep["t"].values.tolist(),
             "numerics": NUMERICS_VERSION,
         }
@@ -95,7 +106,7 @@ def largest(denoiser: Examinable, sweep: xr.Dataset) -> list[Component]:
 
 def few(timesteps: np.ndarray) -> list[int]:
     """The first, a middle and the last timestep."""
-    places = np.linspace(0, len(timesteps) - 1, min(LEVELS, len(timesteps))).round().astype(int)
+    places = np.linspace(0, len(timesteps) - 1, min(MAP_TIMESTEPS, len(timesteps))).round().astype(int)
     return [int(timesteps[place]) for place in places]
 
 

@@ -204,7 +204,7 @@ class _Plan:
             labelled.put(path, {"precision_error": where}, {"precision_error": errors[None]})
 
     def run(self, path: Path) -> None:
-        """Computes the pieces that are missing, with other processes if they fill the same store."""
+        """Computes the pieces that are missing, with other processes if they work on the same store."""
         denoiser, count = self.denoiser, self.eval_set.count
         engine = Engine(denoiser, self.config.chunk)
         stacked = leave_one_out(denoiser.identity, self.chosen)[1]

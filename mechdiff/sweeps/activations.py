@@ -93,13 +93,13 @@ def _moments_by_timestep(denoiser: Examinable, eval_set: EvalSet, block: int):
             of_batch, around = (
                 {site: np.asarray(a, np.float64) for site, a in tree.items()} for tree in moments
             )
-            more = float(batch.count)
-            share = more / (count + more)
+            added = float(batch.count)
+            share = added / (count + added)
             for site, value in of_batch.items():
                 shift = value - mean.get(site, 0.0)
                 squares[site] = squares.get(site, 0.0) + around[site] + shift**2 * (count * share)
                 mean[site] = mean.get(site, 0.0) + shift * share
-            count += more
+            count += added
         deviation = {site: np.sqrt(value / count) for site, value in squares.items()}
         yield tuple({s: a.astype(np.float32) for s, a in tree.items()} for tree in (mean, deviation))
 

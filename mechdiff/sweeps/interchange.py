@@ -166,8 +166,8 @@ def _moved(engine: Engine, stacked: Intervention, first: EvalBatch, second: Eval
     images, indices, t, key, condition = second
     replacement = activations(engine.denoiser, images, int(t), key, indices, condition)
     from_second = dataclasses.replace(stacked, replacement=replacement)
-    other = np.asarray(_predict(engine.denoiser, second))
-    return engine.reduce(from_second, first, transfer_fraction, per_image=other)
+    prediction = np.asarray(_predict(engine.denoiser, second))
+    return engine.reduce(from_second, first, transfer_fraction, per_image=prediction)
 
 
 def transfer_by_component(

@@ -85,10 +85,10 @@ def _check_apart(chosen: Sequence[Component]) -> None:
     taken: dict[tuple[str, int], str] = {}
     for component in chosen:
         for unit in range(*component.index):
-            other = taken.setdefault((component.site, unit), component.name)
-            if other != component.name:
+            owner = taken.setdefault((component.site, unit), component.name)
+            if owner != component.name:
                 raise ConfigError(
-                    f"{component.name!r} and {other!r} overlap; optimal ablation needs components that don't"
+                    f"{component.name!r} and {owner!r} overlap; optimal ablation needs components that don't"
                 )
 
 

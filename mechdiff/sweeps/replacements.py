@@ -126,11 +126,11 @@ def _gaussian(
     draw: Int[Array, ""],
     images: Int[Array, " batch"],
 ) -> PyTree:
-    def one(site: str) -> Float[Array, "batch ..."]:
-        here = jax.random.fold_in(jax.random.fold_in(keys.stream(key, site), t), draw)
-        return mean[site] + deviation[site] * image_noise(here, images, mean[site].shape)
+    def activation(site: str) -> Float[Array, "batch ..."]:
+        site_key = jax.random.fold_in(jax.random.fold_in(keys.stream(key, site), t), draw)
+        return mean[site] + deviation[site] * image_noise(site_key, images, mean[site].shape)
 
-    return {site: one(site) for site in mean}
+    return {site: activation(site) for site in mean}
 
 
 def as_source(values: PyTree) -> ReplacementSource:

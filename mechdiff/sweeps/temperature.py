@@ -113,8 +113,8 @@ def _matching(
 
     clean, gate = norms(captured(identity)), {}
     for _ in range(rounds):
-        now = norms(captured(dataclasses.replace(tempered, gate={**identity.gate, **gate})))
-        for site, norm in now.items():
+        current = norms(captured(dataclasses.replace(tempered, gate={**identity.gate, **gate})))
+        for site, norm in current.items():
             ratio = clean[site] / jnp.where(norm > 0, norm, 1)
             untouched = tempered.temperature[places[site]] == 1
             gate[site] = jnp.where(untouched, identity.gate[site], ratio)

@@ -62,12 +62,13 @@ def memorization(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -
       `copies`: share of samples nearer to a training image than 99 % of held-out images are
       (0.01 is expected of a model that remembers nothing).
     """
-    ours, theirs = nearest_distances(samples, train)[0], nearest_distances(held_out, train)[0]
+    of_samples = nearest_distances(samples, train)[0]
+    of_held_out = nearest_distances(held_out, train)[0]
     return {
-        "samples_nearest": float(np.median(ours)),
-        "held_out_nearest": float(np.median(theirs)),
-        "ratio": float(np.median(ours) / max(np.median(theirs), 1e-12)),
-        "copies": float((ours < np.quantile(theirs, 0.01)).mean()),
+        "samples_nearest": float(np.median(of_samples)),
+        "held_out_nearest": float(np.median(of_held_out)),
+        "ratio": float(np.median(of_samples) / max(np.median(of_held_out), 1e-12)),
+        "copies": float((of_samples < np.quantile(of_held_out, 0.01)).mean()),
     }
 
 

@@ -107,23 +107,23 @@ def _bottlenecks(rng: np.random.Generator, repeats: int) -> list[Check]:
         study(at_threshold * np.exp(0.4 * rng.normal(size=(12, 1, 24)) - 0.08)) for _ in range(repeats)
     ]
 
-    def some(name: str, studies: list, power: float | None = None) -> Check:
+    def any_above(name: str, studies: list, power: float | None = None) -> Check:
         concluded = np.array([result.p <= ALPHA for result, _ in studies])
         check = errs(name, concluded) if power is None else finds(name, concluded, power)
         return replacing(check, np.array([supported for _, (supported, _) in studies]))
 
-    def none(name: str, studies: list, power: float | None = None) -> Check:
+    def none_above(name: str, studies: list, power: float | None = None) -> Check:
         concluded = np.array([result.p_none <= ALPHA for result, _ in studies])
         check = errs(name, concluded) if power is None else finds(name, concluded, power)
         return replacing(check, np.array([refused for _, (_, refused) in studies]))
 
     return [
-        some("bottleneck: three components at the threshold", edge),
-        some("bottleneck: exchangeable components", alike),
-        some("bottleneck: one planted at 2.4 thresholds", planted, 0.8),
-        none("no bottleneck: three components at the threshold", edge),
-        none("no bottleneck: exchangeable components at the threshold", exchangeable),
-        none("no bottleneck: all at a third of it", flat, 0.8),
+        any_above("bottleneck: three components at the threshold", edge),
+        any_above("bottleneck: exchangeable components", alike),
+        any_above("bottleneck: one planted at 2.4 thresholds", planted, 0.8),
+        none_above("no bottleneck: three components at the threshold", edge),
+        none_above("no bottleneck: exchangeable components at the threshold", exchangeable),
+        none_above("no bottleneck: all at a third of it", flat, 0.8),
     ]
 
 

@@ -13,7 +13,7 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.keys import stream
 from mechdiff.data import synthetic
 from mechdiff.data.drawing.canvas import band, ellipse, ramp
-from mechdiff.data.factors import FACTORS, GLASSES_RATE, LEVELS, SPECS, redraw, sample_factors
+from mechdiff.data.factors import FACTORS, GLASSES_RATE, RUNGS, SPECS, redraw, sample_factors
 from mechdiff.data.synthetic import LAYERED, PARTS, face, faces, factor_pair, render, render_bytes
 
 KEY = jax.random.key(0)
@@ -50,8 +50,8 @@ def test_factors_stay_in_range_and_frozen_ones_at_neutral(seed, complexity):
     factors = ladder(jax.random.key(seed))[complexity]
     assert tuple(sorted(factors)) == tuple(sorted(FACTORS))
     for name, spec in SPECS.items():
-        assert spec.low <= factors[name] <= spec.high or name not in LEVELS[complexity]
-        if name not in LEVELS[complexity]:
+        assert spec.low <= factors[name] <= spec.high or name not in RUNGS[complexity]
+        if name not in RUNGS[complexity]:
             assert factors[name] == np.float32(spec.neutral)
         if spec.choices:
             assert float(factors[name]).is_integer() and factors[name] < spec.choices
@@ -62,8 +62,8 @@ def test_factors_stay_in_range_and_frozen_ones_at_neutral(seed, complexity):
 def test_freeing_more_factors_moves_no_other_draw(seed):
     draws = ladder(jax.random.key(seed))
     for complexity in range(4):
-        assert set(LEVELS[complexity]) < set(LEVELS[complexity + 1])
-        for name in LEVELS[complexity]:
+        assert set(RUNGS[complexity]) < set(RUNGS[complexity + 1])
+        for name in RUNGS[complexity]:
             assert draws[complexity][name] == draws[4][name]
 
 

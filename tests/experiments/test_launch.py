@@ -263,6 +263,7 @@ REQUIRED = {
     "export_checkpoint": ("model", "to"),
     "import_checkpoint": ("from", "to"),
     "benchmarks.ten_lines": ("images",),
+    "benchmarks.verdicts": ("measured",),
 }
 OF_A_MODEL = (
     "sweep", "sweep_sequential", "sweep_scaling", "sweep_patterns", "sweep_sampling", "sample", "screen",

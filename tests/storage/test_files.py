@@ -193,3 +193,19 @@ def test_manifest_is_json_and_names_versions_devices_and_code(tmp_path):
     assert made["devices"] and made["code"] == digests.code_digest()
     assert made["started"].endswith("+00:00")
     assert "/" not in made["command"][0]
+
+
+def test_the_digest_of_device_arrays_is_remembered_for_the_same_arrays_alone(monkeypatch):
+    trees = [{"a": jnp.arange(3.0)}, {"a": jnp.arange(3.0) + 1}, {"b": jnp.arange(3.0)}]
+    trees.append({"b": trees[0]["a"]})  # the same array by another name
+    trees.append({"a": np.arange(3.0, dtype=np.float32)})  # can be written to
+    expected = [digests.digest_arrays(tree) for tree in trees]
+    assert [digests.digest_device_arrays(tree) for tree in trees for _ in range(2)] == [
+        digest for digest in expected for _ in range(2)
+    ]
+    digests.digest_device_arrays(trees[0])
+    trees[4]["a"][0] = 7
+    assert digests.digest_device_arrays(trees[4]) == digests.digest_arrays(trees[4]) != expected[0]
+    monkeypatch.setattr(digests, "digest_arrays", lambda tree: "computed")
+    assert digests.digest_device_arrays(trees[0]) == expected[0]
+    assert digests.digest_device_arrays(trees[1]) == "computed"

@@ -174,7 +174,7 @@ class TracedDenoiser:
     def digests(self) -> dict:
         """What decides numbers, JSON-ready: parameters, schedule, program and parameterization."""
         return {
-            "params": digests.digest_arrays(self.params),
+            "params": digests.digest_device_arrays(self.params),
             "program": self.network.digest,
             "parameterization": dataclasses.asdict(self.network.parameterization),
             "schedule": digests.digest_arrays(self.schedule.log_snr),

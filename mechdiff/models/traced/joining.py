@@ -117,6 +117,7 @@ def site_places(network: TracedNetwork) -> dict[str, int]:
 
 
 def _passes(network: TracedNetwork, joins: Sequence[int]) -> dict[str, Int[np.ndarray, "*turns"]]:
+    """Name of a value -> passes that have joined where it stands (the clean one among them), turn by turn."""
     there, places = 1 + np.cumsum(joins), site_places(network)
     return {
         site.tag: there[[places[name] for name in site.names]].reshape(site.turns) for site in network.sites
@@ -161,6 +162,7 @@ def _leaves(denoiser: TracedDenoiser, stacked: Intervention, t: Timesteps) -> Le
 
 
 def _evaluate(program: ClosedJaxpr, values: Sequence[Value], edits: Edits) -> list[Value]:
+    """The outputs of a program, equation by equation; a value has as many passes as its inputs need."""
     jaxpr = program.jaxpr
     environment = dict(zip(jaxpr.constvars, map(Value, program.consts), strict=True))
     environment |= zip(jaxpr.invars, values, strict=True)
@@ -175,6 +177,9 @@ def _evaluate(program: ClosedJaxpr, values: Sequence[Value], edits: Edits) -> li
 
 
 def _step(equation: JaxprEqn, operands: list[Value], edits: Edits) -> list[Value]:
+    """The outputs of an equation. A named value is edited; an equation without sites inside is run for all
+    passes of its operands at once; programs within an equation are entered where their sites differ in
+    passes, and else run as one piece under edits of the most."""
     name = tag(equation)
     if name is not None:
         return [_edited(name, operands[0], edits)]
@@ -190,16 +195,23 @@ def _step(equation: JaxprEqn, operands: list[Value], edits: Edits) -> list[Value
         return _turn_by_turn(equation, operands, inside)
     leaves, axes = inside.of_passes(tuple(inside.passes), max(counts))
     rule = RULES[primitive]
-    run = lambda leaves, *arrays: rule(equation, list(arrays), leaves, edits.plan)[0]
+
+    def run(leaves: Leaves, *arrays: Any) -> Any:
+        return rule(equation, list(arrays), leaves, edits.plan)[0]
+
     return _mapped(run, operands, max(counts), (leaves,), (axes,))
 
 
 def _edited(name: str, value: Value, edits: Edits) -> Value:
+    """A named value under the interventions that have joined at it; as it is where none has."""
     count = int(edits.passes[name])
     if count == 1:
         return value
     leaves, axes = edits.of_passes((name,), count)
-    edit = lambda leaves, array: [edits.plan.edit(name, array, leaves[name])]
+
+    def edit(leaves: Leaves, array: Any) -> list:
+        return [edits.plan.edit(name, array, leaves[name])]
+
     return _mapped(edit, [value], count, (leaves,), (axes,))[0]
 
 
@@ -226,6 +238,7 @@ def _extended(value: Value, count: int) -> Value:
 
 
 def _turn_by_turn(equation: JaxprEqn, operands: list[Value], edits: Edits) -> list[Value]:
+    """A scan, unrolled, so that interventions can join at one of its turns."""
     params = equation.params
     start, carried, length = params["num_consts"], params["num_carry"], params["length"]
     consts, carry, xs = operands[:start], operands[start : start + carried], operands[start + carried :]

@@ -17,7 +17,7 @@ from mechdiff.study.claims import across_seeds, attention, bottlenecks, complexi
 from mechdiff.study.claims.verdicts import Claim, Finding, Question, decide
 from mechdiff.study.records import Network
 
-LEVELS = 24  # timesteps that a test of four phases needs: at least six a phase
+PHASE_TIMESTEPS = 24  # timesteps that a test of four phases needs: at least six a phase
 
 
 def evaluate(networks: Sequence[Network]) -> list[Claim]:
@@ -58,9 +58,9 @@ def _phases(networks: Sequence[Network]) -> Finding:
     if not networks:
         raise NotTestable("no networks")
     timesteps = networks[0].sweep.sizes["t"]
-    if timesteps < LEVELS:
+    if timesteps < PHASE_TIMESTEPS:
         raise NotTestable(
-            f"{timesteps} timesteps were swept; a test of four phases takes at least {LEVELS} "
+            f"{timesteps} timesteps were swept; a test of four phases takes at least {PHASE_TIMESTEPS} "
             "(--set=sweep.timesteps=32)"
         )
     fits = [_fit(network.sweep) for network in networks]

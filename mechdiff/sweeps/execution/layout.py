@@ -87,8 +87,8 @@ def by_pass(layout: Layout, stacked: Intervention, identity: Intervention) -> In
         for name in ("gate", "temperature", "pattern")
     }
     add = {site: dealt(values, np.ndim(identity.replacement[site])) for site, values in stacked.add.items()}
-    window, gone = dealt(stacked.window, 1), dict.fromkeys(REPLACEMENTS)
-    return dataclasses.replace(stacked, **units, add=add, window=window, **gone)
+    left_out = dict.fromkeys(REPLACEMENTS)  # None each: `split_replacements` has them
+    return dataclasses.replace(stacked, **units, add=add, window=dealt(stacked.window, 1), **left_out)
 
 
 def split_replacements(
@@ -100,7 +100,8 @@ def split_replacements(
     for name in REPLACEMENTS:
         for site, leaf in getattr(stacked, name).items():
             rank = np.ndim(identity.replacement[site]) if name == "replacement" else PATTERN_RANK
-            (per_image if np.ndim(leaf) > rank else common)[name][site] = leaf
+            kept_in = per_image if np.ndim(leaf) > rank else common
+            kept_in[name][site] = leaf
     return common, per_image
 
 

@@ -16,7 +16,7 @@ def _one_head(unet, rng, scene, channels, direct, match=0.0) -> Wired:
     def redo(gain):
         params = copied(base)
         weights.frame(params, direct)
-        weights.head(params, stage, index, unet.heads[-1], gain, channels, match)
+        weights.head(params, (stage, index), unet.heads[-1], gain, channels, match)
         return params
 
     return Wired(scene, redo, {f"{stage}.head{index}": 1})
@@ -43,7 +43,7 @@ def _redundant(unet, schedule, timesteps, rng) -> Wired:
         params = copied(base)
         weights.frame(params, {}, carrier=0.0)
         for stage, index in pair:
-            weights.head(params, stage, index, unet.heads[-1], gain, (0, 1, 2))
+            weights.head(params, (stage, index), unet.heads[-1], gain, (0, 1, 2))
         return params
 
     first, second = (f"{stage}.head{index}" for stage, index in pair)

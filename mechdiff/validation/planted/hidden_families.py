@@ -38,7 +38,7 @@ def _two_of_three(unet, schedule, timesteps, rng) -> Wired:
         weights.frame(params, {0: 0.8, 1: 0.8})
         _counting(params)
         for place in members:
-            weights.head(params, *place, unet.heads[-1], 0.0, channels=())
+            weights.head(params, place, unet.heads[-1], 0.0, channels=())
             _adding_one(params, place, unet.heads[-1])
         return params
 
@@ -82,8 +82,8 @@ def _partial_backup(unet, schedule, timesteps, rng) -> Wired:
     def redo(gain):
         params = copied(base)
         weights.frame(params, {})
-        weights.head(params, *first, heads, gain, (0, 1, 2))
-        weights.head(params, *second, heads, REPAIRED * gain, (0, 1, 2))
+        weights.head(params, first, heads, gain, (0, 1, 2))
+        weights.head(params, second, heads, REPAIRED * gain, (0, 1, 2))
         value = params[second[0]]["v"]["kernel"]
         start = second[1] * (value.shape[1] // heads)
         for channel in range(3):
@@ -104,9 +104,9 @@ def _composition(unet, schedule, timesteps, rng) -> Wired:
         params = copied(base)
         weights.frame(params, {1: 0.8})
         params["conv_in"]["conv"]["kernel"][:, :, 2] = 0
-        weights.head(params, *first, heads, 1.0, (0,), match=9.0)
+        weights.head(params, first, heads, 1.0, (0,), match=9.0)
         _redirected(params, first, heads, relay)
-        weights.head(params, *second, heads, gain, (2,), match=9.0)
+        weights.head(params, second, heads, gain, (2,), match=9.0)
         _redirected(params, second, heads, LIVE)
         return params
 
@@ -137,7 +137,7 @@ def _rare(unet, schedule, timesteps, rng) -> Wired:
     def redo(gain):
         params = copied(base)
         weights.frame(params, {0: 0.8, 1: 0.8})
-        weights.head(params, *place, unet.heads[-1], gain)
+        weights.head(params, place, unet.heads[-1], gain)
         _redirected(params, place, unet.heads[-1], LIVE + 4)
         return params
 
@@ -152,7 +152,7 @@ def _place(unet, schedule, timesteps, rng) -> Wired:
     def redo(gain):
         params = copied(base)
         weights.frame(params, {1: 0.8})
-        weights.head(params, *place, unet.heads[-1], gain, match=9.0)
+        weights.head(params, place, unet.heads[-1], gain, match=9.0)
         return params
 
     scene = functools.partial(datasets.quarter, where=quarter)
@@ -181,7 +181,7 @@ def _superposition(unet, schedule, timesteps, rng) -> Wired:
     def redo(gain):
         params = copied(base)
         weights.frame(params, {2: 0.8})
-        weights.head(params, stage, index, heads, gain)
+        weights.head(params, (stage, index), heads, gain)
         value = params[stage]["v"]["kernel"]
         value[HIDDEN + 2, index * (value.shape[1] // heads)] = -CARRIER / 2
         last = params["conv_out"]

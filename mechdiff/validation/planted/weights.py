@@ -117,15 +117,20 @@ def frame(
 
 def head(
     params: PyTree,
-    stage: str,
-    index: int,
+    place: tuple[str, int],
     heads: int,
     gain: float,
     channels: Sequence[int] = (0,),
     match: float = 0.0,
 ) -> None:
     """A head that copies hidden `channels` to live from the positions it attends to: all equally, or with
-    `match` those whose hidden channel 1 has the sign of the query's."""
+    `match` those whose hidden channel 1 has the sign of the query's.
+
+    Args:
+      place: its attention stage and its number there.
+      heads: of the stage.
+    """
+    stage, index = place
     at = params[stage]
     depth = len(at["out"]["kernel"]) // heads
     start = index * depth
@@ -133,9 +138,9 @@ def head(
         at[name]["kernel"][:, start : start + depth] = 0
     for name in "qk":
         at[name]["kernel"][HIDDEN + 2, start] = match
-    for place, channel in enumerate(channels, start):
-        at["v"]["kernel"][HIDDEN + 2 * channel, place] = CARRIER / 2  # undoes the norm
-        _pair(at["out"]["kernel"][place], LIVE + 2 * channel, gain)
+    for column, channel in enumerate(channels, start):
+        at["v"]["kernel"][HIDDEN + 2 * channel, column] = CARRIER / 2  # undoes the norm
+        _pair(at["out"]["kernel"][column], LIVE + 2 * channel, gain)
 
 
 def branch(

@@ -46,7 +46,7 @@ def planted():
     params = weights.distractors(UNET, np.random.default_rng(1))
     weights.frame(params, {0: 0.5, 1: 0.5, 2: 0.8}, high_pass=True)
     weights.skip(params, "up0.block0", 0.6)
-    weights.head(params, "mid.attn0", 2, UNET.heads[-1], 0.6, channels=(1,))
+    weights.head(params, ("mid.attn0", 2), UNET.heads[-1], 0.6, channels=(1,))
     return params
 
 

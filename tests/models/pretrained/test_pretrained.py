@@ -242,7 +242,7 @@ BAD = [
     (option(attention_head_dim=5), "option attention_head_dim=5 does not divide 16 channels"),
     (option(sample_size=[8, 16]), "option sample_size=[8, 16] is not supported"),
     (option(in_channels=6), "in_channels=6 with out_channels=3: a network conditioned by channels"),
-    (option(in_channels=4, out_channels=4), "in_channels=4 with out_channels=4 is not supported; pictures"),
+    (option(in_channels=4, out_channels=4), "in_channels=4 with out_channels=4 is not supported; images"),
     (option(out_channels=4), "option out_channels=4 is not supported; only 3, or 6 with learned variances"),
     (option(flip_sin_to_cos="False"), "option flip_sin_to_cos='False' is not true or false"),
     (option(layers_per_block="2"), "option layers_per_block='2' is not a whole number of at least 1"),
