@@ -27,11 +27,22 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 2)  # before any device is used: data-parallel code runs for real
+
+# The same examples in every run, however long a busy machine takes over one, and nothing kept.
+hypothesis.settings.register_profile(
+    "suite",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("suite")
 
 # Files that take longest, by their few but long tests: begun first, so that no worker is left alone with one.
 LONG = (
@@ -39,10 +50,12 @@ LONG = (
     "planted", "report", "roles", "sampling", "shared_prefix", "sequential", "checkpoint",
 )  # fmt: skip
 
-# Rooms and files whose tests train, start processes or a browser, or run a whole study: not in `-m unit`.
+# Rooms and files whose tests train, start processes or a browser, or run a whole study: not in `-m unit`; nor
+# three files that compile many large programs (gradients, trajectories, planted networks) for single methods.
 WHOLE = (
     "experiments", "study", "training", "report", "validation", "api", "pretrained", "test_work_sharing",
     "test_bucket", "test_checkpoint", "test_wheel", "test_readme", "test_numerics", "test_roles",
+    "test_attribution", "test_sampling", "test_backups",
 )  # fmt: skip
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -127,7 +126,7 @@ def _from_betas(betas: np.ndarray) -> NoiseSchedule:
         sqrt_one_minus_alphas_bar=np.sqrt(noise),
         log_snr=log_bar - np.log(noise),
     )
-    return jax.tree.map(lambda table: jnp.asarray(table, jnp.float32), tables)
+    return jax.device_put(jax.tree.map(np.float32, tables))  # nothing is compiled
 
 
 def _check_count(steps: int, n: int) -> int:

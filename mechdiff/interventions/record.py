@@ -97,15 +97,9 @@ def in_window(intervention: Intervention, t: Timesteps) -> Intervention:
     window = jnp.asarray(intervention.window)
     inside = (t >= window[..., 0]) & (t < window[..., 1])
 
-    def act(leaf: AnyArray) -> AnyArray:
-        return jnp.where(inside[:, None], leaf, 1.0)
-
-    return dataclasses.replace(
-        intervention,
-        gate=jax.tree.map(act, intervention.gate),
-        temperature=jax.tree.map(act, intervention.temperature),
-        pattern=jax.tree.map(act, intervention.pattern),
-    )
+    doses = intervention.gate, intervention.temperature, intervention.pattern
+    acting = jax.tree.map(lambda leaf: jnp.where(inside[:, None], leaf, 1.0), doses)
+    return dataclasses.replace(intervention, gate=acting[0], temperature=acting[1], pattern=acting[2])
 
 
 def directions_in_window(
@@ -118,9 +112,9 @@ def directions_in_window(
     """
     window = jnp.asarray(intervention.window)
     inside = (t >= window[..., 0]) & (t < window[..., 1])
+    return {site: _acting(inside, leaf, ranks[site]) for site, leaf in intervention.add.items()}
 
-    def acting(site: str, leaf: AnyArray) -> AnyArray:
-        rows_first = leaf if jnp.ndim(leaf) > ranks[site] else jnp.asarray(leaf)[None]
-        return jnp.where(inside.reshape(-1, *[1] * ranks[site]), rows_first, 0.0)
 
-    return {site: acting(site, leaf) for site, leaf in intervention.add.items()}
+def _acting(inside: AnyArray, leaf: AnyArray, rank: int) -> AnyArray:
+    rows_first = leaf if jnp.ndim(leaf) > rank else jnp.asarray(leaf)[None]
+    return jnp.where(inside.reshape(-1, *[1] * rank), rows_first, 0.0)

@@ -10,7 +10,6 @@ lost most of the gain to page faults. On accelerators XLA's own gradients are us
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,13 +39,13 @@ def convolve(
 
 
 def _correlate(x: Features, kernel: AnyArray, stride: int, padding: Sides, dilation: int) -> Features:
-    def product(x: Features, kernel: AnyArray, **how: Any) -> Features:
-        strides, dilations = (stride, stride), (dilation, dilation)
-        layout = ("NHWC", "HWIO", "NHWC")
-        return lax.conv_general_dilated(
-            x, kernel, strides, padding, dilations, dimension_numbers=layout, **how
-        )
-
+    product = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=(stride, stride),
+        padding=padding,
+        lhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
     chosen = devices.precision() if x.dtype == jnp.float32 else ""
     if chosen == devices.THREE_TF32:
         return three_products(functools.partial(product, precision=lax.Precision.HIGH), x, kernel)
@@ -126,14 +125,22 @@ def weight_gradient(
     most = max(1, POSITIONS // (height * width))
     images = max(n for n in range(1, most + 1) if batch % n == 0)
 
-    def step(total, chunk):
-        rows, cotangent = patches(chunk[0]), chunk[1].reshape(-1, outputs)
-        contract = (((0,), (0,)), ((), ()))
-        return total + lax.dot_general(cotangent, rows, contract, preferred_element_type=jnp.float32), None
-
     chunks = jax.tree.map(lambda a: a.reshape(-1, images, *a.shape[1:]), (x, g))
-    total, _ = lax.scan(step, jnp.zeros((outputs, window[0] * window[1] * inputs), jnp.float32), chunks)
+    total, _ = lax.scan(
+        functools.partial(_add_chunk, patches=patches),
+        jnp.zeros((outputs, window[0] * window[1] * inputs), jnp.float32),
+        chunks,
+    )
     return total.reshape(outputs, *window, inputs).transpose(1, 2, 3, 0)
+
+
+def _add_chunk(
+    total: Array, chunk: tuple[Features, Features], patches: Callable[[Features], Array]
+) -> tuple[Array, None]:
+    """The sum so far and that over a few images more."""
+    rows, cotangent = patches(chunk[0]), chunk[1].reshape(-1, total.shape[0])
+    contract = (((0,), (0,)), ((), ()))
+    return total + lax.dot_general(cotangent, rows, contract, preferred_element_type=jnp.float32), None
 
 
 def _patches(

@@ -75,15 +75,18 @@ def _moments(y: Maps, groups: int, eps: float) -> _Moments:
     depth, space = y.shape[-1] // groups, _space(y)
     count = np.prod(y.shape[1:-1], dtype=int) * depth
 
-    def mean_of(per_channel: PerChannel) -> PerGroup:
-        return per_channel.reshape(-1, groups, depth).sum(-1) / count
-
     center = tuple(n // 2 for n in y.shape[1:-1])
     shift = jax.lax.stop_gradient(y[(slice(None), *center, slice(None, None, depth))])
     shifted = y - _to_maps(jnp.repeat(shift, depth, axis=1), y.ndim)  # a sum vectorizes it all the same
-    mean = mean_of(y.sum(space))
-    variance = jnp.maximum(mean_of((shifted * shifted).sum(space)) - (mean - shift) ** 2, 0)
+    mean = _group_mean(y.sum(space), groups, count)
+    square = _group_mean((shifted * shifted).sum(space), groups, count)
+    variance = jnp.maximum(square - (mean - shift) ** 2, 0)
     return _Moments(mean, jax.lax.rsqrt(variance + eps))
+
+
+def _group_mean(sums: PerChannel, groups: int, count: int | np.integer) -> PerGroup:
+    """From the sums of channels, over `count` values a group."""
+    return sums.reshape(-1, groups, sums.shape[-1] // groups).sum(-1) / count
 
 
 def _space(x: Maps) -> tuple[int, ...]:
@@ -103,6 +106,10 @@ def _to_maps(per_channel: PerChannel, rank: int) -> Array:
     return per_channel.reshape(per_channel.shape[0], *[1] * (rank - 2), per_channel.shape[1])
 
 
+def _spread(per_group: PerGroup, depth: int, rank: int) -> Array:
+    return _to_maps(_to_channels(per_group, depth), rank)
+
+
 _normed_cpu = jax.custom_vjp(_normed, nondiff_argnums=(3, 4))
 
 
@@ -113,18 +120,13 @@ def _backward(groups: int, eps: float, saved: tuple, g: Maps) -> tuple[Maps, Arr
     depth, space = x.shape[-1] // groups, _space(x)
     count = np.prod(x.shape[1:-1], dtype=int) * depth
 
-    def spread(per_group: PerGroup) -> Array:
-        return _to_maps(_to_channels(per_group, depth), x.ndim)
-
-    def group_mean(per_channel: PerChannel) -> PerGroup:
-        return (per_channel * scale).reshape(-1, groups, depth).sum(-1) / count
-
+    spread = functools.partial(_spread, depth=depth, rank=x.ndim)
     cotangent = g.astype(jnp.float32)
     centered = x.astype(jnp.float32) - spread(mean)
     along_bias = cotangent.sum(space)
     along_scale = (cotangent * centered).sum(space) * _to_channels(inverse, depth)
-    slope = -(inverse**2) * group_mean(along_scale)
-    offset = -inverse * group_mean(along_bias)
+    slope = -(inverse**2) * _group_mean(along_scale * scale, groups, count)
+    offset = -inverse * _group_mean(along_bias * scale, groups, count)
     factor = _to_maps(_to_channels(inverse, depth) * scale, x.ndim)
     for_x = factor * cotangent + (centered * spread(slope) + spread(offset))
     for_scale = along_scale.sum(0).astype(scale.dtype)

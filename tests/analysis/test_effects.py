@@ -73,7 +73,7 @@ def test_effective_number_counts_equal_shares_and_ignores_signs():
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_rank_correlation_is_scipys_with_ties(seed):
     rng = np.random.default_rng(seed)
     first, second = rng.integers(0, 4, (2, 12, 3)).astype(float)

@@ -114,6 +114,7 @@ def test_at_the_ablated_point_a_small_network_of_gates_is_scored_by_what_each_re
         EvalSet(images, LEVELS[:1], KEY),
         chosen=chosen,
         expansion=Expansion(at="ablated", probes=64),
+        block=6,
     )
     none = set_gate(denoiser.identity, chosen, 0.0)
     before = plain(none, denoiser)[1]
@@ -276,7 +277,7 @@ def test_a_screen_that_misses_widens_until_all_is_verified(denoiser, images, exa
     )
     monkeypatch.setattr(screen_scores, "gate_scores", useless)
     monkeypatch.setattr(screening, "exact_increase", known)
-    settings = ScreenConfig(k=5, shortlist=5, audit=8, miss_bound=0.05, probes=1)
+    settings = ScreenConfig(k=5, shortlist=5, audit=8, miss_bound=0.05, probes=8)
     result = screening.screen_and_verify(denoiser, EvalSet(images, LEVELS, KEY), tmp_path, config=settings)
     np.testing.assert_allclose(result.effect, exact.mean(1))
     assert result.audited == () and result.miss_interval == (0.0, 0.0)
@@ -356,12 +357,12 @@ def test_what_was_prepared_is_not_compiled_again(denoiser, images):
 
 
 def test_fewer_passes_of_the_compiler_move_scores_by_rounding_only(denoiser, images, monkeypatch):
-    eval_set, expansion = EvalSet(images, LEVELS, KEY), Expansion(probes=2)
+    eval_set, expansion = EvalSet(images, LEVELS, KEY), Expansion(probes=8)  # as `damage`, to compile once
     scores = {}
     for quickly in (False, True):
         program = attribution._program(quickly)
         monkeypatch.setattr(attribution, "_program", lambda _, program=program: program)
-        scores[quickly] = attribution.gate_scores(denoiser, eval_set, expansion=expansion, block=6).score
+        scores[quickly] = attribution.gate_scores(denoiser, eval_set, expansion=expansion).score
         monkeypatch.undo()
     scale = float(np.abs(scores[False]).max())
     np.testing.assert_allclose(scores[True], scores[False], atol=1e-5 * scale)

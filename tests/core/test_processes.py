@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from reference.ports import free_port
 
 from mechdiff.core import processes, rendezvous
 from mechdiff.core.errors import ConfigError, MechdiffError
@@ -13,8 +14,10 @@ from mechdiff.core.rendezvous import Membership
 
 @pytest.fixture
 def port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+    return free_port()
+
+
+LONG = 300  # seconds that nobody waits for, unless something is wrong
 
 
 def called(port, process, processes, timeout=0.6):
@@ -26,17 +29,18 @@ def called(port, process, processes, timeout=0.6):
 
 def test_the_roll_is_complete_when_the_last_one_comes(port):
     with ThreadPoolExecutor() as pool:
-        early = [pool.submit(called, port, process, 3, 20) for process in (2, 0)]
+        early = [pool.submit(called, port, process, 3, LONG) for process in (2, 0)]
         time.sleep(0.2)
-        assert called(port, 1, 3, 20) is None
+        assert called(port, 1, 3, LONG) is None
         assert [answer.result() for answer in early] == [None, None]
 
 
 def test_those_that_came_name_the_one_that_did_not(port):
+    """Both have to come in time, on a busy machine too."""
     with ThreadPoolExecutor() as pool:
-        answers = list(pool.map(lambda process: called(port, process, 4), (0, 2)))
+        answers = list(pool.map(lambda process: called(port, process, 4, 3.0), (0, 2)))
     for answer in answers:
-        assert answer.startswith("processes 1, 3 of 4 did not join in 0.6 s;") and "--join_timeout" in answer
+        assert answer.startswith("processes 1, 3 of 4 did not join in 3 s;") and "--join_timeout" in answer
 
 
 def test_without_the_first_process_the_others_say_so(port):

@@ -505,7 +505,7 @@ def test_racing_writers_all_get_the_same_array(tmp_path):
     barrier, results = threading.Barrier(4), []
 
     def blocks():
-        barrier.wait(timeout=30)  # all four find no cache, then all four write
+        barrier.wait(timeout=300)  # all four find no cache, then all four write
         yield from rows()()
 
     def run():
@@ -515,7 +515,7 @@ def test_racing_writers_all_get_the_same_array(tmp_path):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=300)
     assert len(results) == 4
     for result in results:
         np.testing.assert_array_equal(result, np.repeat(np.arange(4)[:, None], 1000, axis=1))

@@ -21,7 +21,7 @@ def numbered(count: int, width: int = 4) -> Dataset:
     return Dataset(name="numbered", images=images, digest="", ids=np.arange(count))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(n=st.integers(1, 40), batch=st.integers(1, 60), seed=st.integers(0, 9), epochs=st.integers(1, 3))
 def test_every_epoch_holds_every_picture_once(n, batch, seed, epochs):
     steps = -(-n * epochs // batch)
@@ -29,7 +29,7 @@ def test_every_epoch_holds_every_picture_once(n, batch, seed, epochs):
     np.testing.assert_array_equal(np.sort(seen.reshape(epochs, n)), np.tile(np.arange(n), (epochs, 1)))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(n=st.integers(2, 30), batch=st.integers(1, 40), step=st.integers(0, 10**9))
 def test_an_index_is_the_epochs_permutation_at_its_position(n, batch, step):
     expected = []

@@ -22,7 +22,7 @@ drawn = synthetic._drawn
 sampled = synthetic._sample
 ladder = jax.jit(lambda key: [sample_factors(key, complexity) for complexity in range(5)])  # one compilation
 seeds = st.integers(0, 2**31 - 1)
-EXAMPLES = settings(max_examples=25, deadline=None)
+EXAMPLES = settings(max_examples=25)
 
 
 def part(picture, *names):

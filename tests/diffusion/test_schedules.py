@@ -86,7 +86,7 @@ def test_timesteps_are_even_in_log_snr_when_levels_are_dense(schedule):
     assert t[0] == 10 and t[-1] == 989  # the inner 98 % of t
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(name=st.sampled_from(["linear", "cosine"]), steps=st.integers(2, 60), data=st.data())
 def test_timesteps_by_log_snr_are_strictly_increasing_levels(name, steps, data):
     n = data.draw(st.integers(1, steps))

@@ -208,7 +208,7 @@ def test_sigterm_ends_a_real_launcher_like_an_interruption(tmp_path):
         try:
             assert child.stdout.readline() == "tiny 3 runs/tiny\n"
             child.terminate()
-            _, err = child.communicate(timeout=60)
+            _, err = child.communicate(timeout=300)
         finally:
             child.kill()
     assert child.returncode == 128 + signal.SIGTERM
@@ -219,7 +219,7 @@ def test_sigterm_ends_a_real_launcher_like_an_interruption(tmp_path):
 def test_help_shows_the_docstring_own_and_common_flags(tmp_path):
     (tmp_path / "forever.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "forever.py"), "--help"]
-    done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Trains for ever.")
     assert all(f"--{name}" in done.stdout for name in ("own", "preset", "set", "workdir", "[no]debug"))

@@ -33,7 +33,7 @@ from mechdiff.models.stages import stages
 from mechdiff.models.unet import apply_unet, components
 
 UNET = preset("tiny").unet
-PARAMS, IDENTITY = jax.tree.map(jnp.asarray, random_params(UNET)), identity_of(UNET)
+PARAMS, IDENTITY = jax.device_put(random_params(UNET)), identity_of(UNET)
 NAMES = tuple(select(IDENTITY, ".*"))
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((4, 8, 8, 3)).astype(np.float32)

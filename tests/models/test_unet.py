@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference.networks import identity_of, shapes
+from reference.networks import SMALL, identity_of, shapes
 from reference.torch_unets import GATED, PATHS, reference
 
 from mechdiff.core.presets import preset
@@ -43,7 +43,7 @@ def precisions(jaxpr):
 def test_float32_products_are_made_in_full_unless_the_user_chose_otherwise(monkeypatch, chosen, backend):
     """Accelerators would drop bits; the gradient's products too."""
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    config = preset("tiny").unet
+    config = SMALL
     params, identity = shapes(config), identity_of(config)
     x = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.int32)

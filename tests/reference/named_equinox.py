@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from reference.named_networks import BLOCKS, CHANNELS, DEPTH, WIDTH, Network
+from reference.named_networks import BLOCKS, CHANNELS, DEPTH, WIDTH, Network, drawn
 
 
 class EquinoxNetwork(eqx.Module):
@@ -33,8 +33,9 @@ class EquinoxNetwork(eqx.Module):
 
 def equinox(construct: str) -> Network:
     """An Equinox module, mapped over the batch."""
-    model = EquinoxNetwork(jax.random.key(3), construct == "filter_checkpoint")
-    arrays, static = eqx.partition(model, eqx.is_array)
+    shapes = eqx.filter_eval_shape(EquinoxNetwork, jax.random.key(3), construct == "filter_checkpoint")
+    arrays, static = eqx.partition(shapes, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+    arrays = drawn(arrays)
 
     def fn(arrays, x, t):
         run = eqx.combine(arrays, static)

@@ -43,14 +43,17 @@ class Network:
         return f"{self.framework}-{self.construct}".replace(" ", "_")
 
 
+def drawn(shapes: Any, size: float = 0.6) -> Any:
+    """Normal parameters by their shapes alone: nothing is compiled while tests are collected."""
+    rng = np.random.default_rng(1)
+    values = jax.tree.map(lambda leaf: rng.normal(0, size, leaf.shape).astype(leaf.dtype), shapes)
+    return jax.device_put(values)
+
+
 def params() -> dict[str, jax.Array]:
     """Of all networks in plain JAX."""
-    keys = jax.random.split(jax.random.key(0), 3)
-    return {
-        "into": jax.random.normal(keys[0], (CHANNELS, WIDTH)),
-        "blocks": jax.random.normal(keys[1], (DEPTH, WIDTH, WIDTH)),
-        "out": jax.random.normal(keys[2], (WIDTH, CHANNELS)),
-    }
+    shapes = {"into": (CHANNELS, WIDTH), "blocks": (DEPTH, WIDTH, WIDTH), "out": (WIDTH, CHANNELS)}
+    return drawn({name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}, 1.0)
 
 
 def _start(p, x, t):
@@ -265,17 +268,11 @@ def _linen_twin(edit, variables, x, t):
     return _dense(weights["out"], h)
 
 
-def _drawn(shapes):
-    """Parameters by their shapes alone: no initializer is compiled while tests are collected."""
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.6, leaf.shape), leaf.dtype), shapes)
-
-
 def linen(construct: str) -> Network:
     """A Linen network under one of its lifted transformations."""
     module = LinenNetwork(construct)
-    example = jnp.ones((1, 2, 2, CHANNELS)), jnp.zeros(1, jnp.int32)
-    variables = _drawn(jax.eval_shape(module.init, jax.random.key(1), *example))
+    example = np.ones((1, 2, 2, CHANNELS), np.float32), np.zeros(1, np.int32)
+    variables = drawn(jax.eval_shape(module.init, jax.random.key(1), *example))
     return Network("Linen", construct, module.apply, variables, _linen_twin, BLOCKS)
 
 
@@ -320,7 +317,7 @@ class NnxNetwork(nnx.Module):
 def nnx_network(construct: str) -> Network:
     """An NNX network under one of its transformations."""
     graph, shapes = nnx.split(nnx.eval_shape(lambda: NnxNetwork(construct, nnx.Rngs(2))))
-    state = _drawn(shapes)
+    state = drawn(shapes)
 
     def twin(edit, state, x, t):
         model = nnx.merge(graph, state)

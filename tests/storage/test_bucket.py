@@ -237,7 +237,11 @@ PROGRAM = """
 import sys, time
 from mechdiff.storage import bucket, work_sharing
 with bucket.local_copy(sys.argv[1], seconds=0.1) as folder:
+    done = []
     def compute(i):
+        if len(done) == 5:
+            time.sleep(600)  # with this piece in hand it is killed
+        done.append(i)
         aside = folder / f".{i}.tmp"
         aside.write_text(str(i**2))
         aside.replace(folder / f"{i}")

@@ -21,7 +21,7 @@ def record(step: int) -> dict:
     return {"step": step, "loss": step / 7}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data(), last=st.integers(1, 12))
 def test_a_killed_and_resumed_run_has_the_log_of_an_uninterrupted_one(tmp_path_factory, data, last):
     folder = tmp_path_factory.mktemp("log")

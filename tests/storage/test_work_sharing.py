@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from reference.launching import launch
 from reference.networks import random_params
+from reference.ports import free_port
 
 from mechdiff.core.config import UNetConfig, to_dict
 from mechdiff.storage import exported, files, labelled, work_sharing
@@ -106,9 +106,7 @@ def test_two_joined_processes_finish_what_another_began(model, alone, tmp_path, 
     left = sorted(tmp_path.glob("subjects/*/sweep/*.zarr/loss/?.*"))
     assert left
     before = [path.stat().st_mtime_ns for path in left]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = f"localhost:{free_port()}"
     pair = [f"--coordinator={address}", "--processes=2"]
     finished(*(started([[*sweep, *pair, f"--process_id={i}"]], 2) for i in (0, 1)))
     assert [path.stat().st_mtime_ns for path in left] == before  # what was there was not done again

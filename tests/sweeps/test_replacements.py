@@ -101,7 +101,7 @@ def test_with_every_other_image_as_donor_the_circle_does_not_matter(donors, tmp_
     np.testing.assert_allclose(single.loss, two.loss, rtol=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 1000), count=st.integers(2, 40), data=st.data())
 def test_no_image_is_its_own_donor_nor_has_one_twice(seed, count, data):
     draws = data.draw(st.integers(1, count - 1))

@@ -18,7 +18,7 @@ def test_steps_come_in_order_and_only_so_many_are_made_ahead():
 
     steps = prefetched(make, 3, 9, ahead=2)
     assert next(steps) == (3, 9)
-    assert third.wait(10)  # 4 and 5 are made while nobody asks for them
+    assert third.wait(300)  # 4 and 5 are made while nobody asks for them
     assert made == [3, 4, 5]
     assert list(steps) == [(4, 16), (5, 25), (6, 36), (7, 49), (8, 64)] and made == [*range(3, 9)]
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from mechdiff.models import load
 from mechdiff.storage import bucket, checkpoint, files, objects, run_log
 from mechdiff.training import loop
 from tests.reference.bucket_servers import s3
+from tests.reference.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of clients
@@ -33,9 +33,10 @@ SETTINGS = (
     "data.name=gaussian",  # no program is compiled to draw it
 )
 
-# Arguments: a file of (config, folder or address, step to be killed at) for each run, the port, the process.
+# Arguments: a file of (config, folder or address, step, copy) for each run, the port, the process. At that
+# step the processes are killed, or the folder is copied as it would be left: only what is on disk counts.
 PROGRAM = """
-import gc, json, os, signal, sys, time
+import gc, json, os, shutil, signal, sys, time
 from pathlib import Path
 gc.set_threshold(50_000, 10, 10)
 import jax
@@ -49,15 +50,19 @@ from mechdiff.training import loop
 from tests.reference.sharing_trainer import SharingTrainer
 loop.Trainer = SharingTrainer
 runs, port, process = json.loads(Path(sys.argv[1]).read_text()), sys.argv[2], int(sys.argv[3])
-processes.join(processes.Membership(f"127.0.0.1:{port}", 2, process), 120)
+processes.join(processes.Membership(f"127.0.0.1:{port}", 2, process), 600)
 loop.SAMPLES = loop.SAMPLE_STEPS = 4
 original = loop.Trainer._finite
-for config, folder, killed_at in runs:
+for config, folder, at, copied in runs:
     if Path(folder).name != "whole":  # compiling the sampler once is enough
         loop.Trainer.samples = lambda self, ema, identity: np.zeros((4, 8, 8, 3), np.uint8)
-    def finite(self, pending, done, saved, killed_at=killed_at):
-        if done >= killed_at > 0:
+    def finite(self, pending, done, saved, at=at, copied=copied):
+        if done >= at > 0:
             saved.wait()
+        if done >= at > 0 and copied:
+            if process == 0 and not Path(copied).exists():
+                shutil.copytree(self.workdir, copied)
+        elif done >= at > 0:
             if others := exchange.of(self.workdir):
                 others.send()
             time.sleep(0.5)  # until the other has seen that the checkpoint is whole
@@ -74,12 +79,11 @@ def started(folder, *runs):
     folder.mkdir(exist_ok=True)
     script, plan = folder / "program.py", folder / "runs.json"
     script.write_text(PROGRAM)
-    plan.write_text(json.dumps([(to_dict(config), str(path), kill) for config, path, kill in runs]))
+    plan.write_text(json.dumps([(to_dict(config), str(path), *rest) for config, path, *rest in runs]))
     cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir, "PYTHONPATH": str(ROOT)}
     cache |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    commands = [[sys.executable, str(script), str(plan), str(port), str(process)] for process in (0, 1)]
+    port = str(free_port())
+    commands = [[sys.executable, str(script), str(plan), port, str(process)] for process in (0, 1)]
     return [
         subprocess.Popen(command, env=os.environ | cache, stderr=subprocess.PIPE, text=True, cwd=folder)
         for command in commands
@@ -115,20 +119,20 @@ def runs(tiny, store, tmp_path_factory):
     config = dataclasses.replace(tiny, unet=one_level)  # wide enough to be sharded, and compiled fast
     config = override(config, SETTINGS)
     sharded = override(config, ["train.fsdp=True"])
-    both = [
-        started(folder / "disk", (config, folder / "killed", KILLED_AT)),
-        started(folder / "bucket", (sharded, f"{store}/killed", KILLED_AT)),
-    ]
-    for codes, lines in map(ended, both):
-        assert all(code < 0 for code in codes), lines  # JAX ends one that notices the other's death first
+    killed = started(
+        folder / "first",
+        (config, folder / "whole", KILLED_AT, str(folder / "killed")),
+        (sharded, f"{store}/killed", KILLED_AT, ""),
+    )
+    codes, lines = ended(killed)
+    assert all(code < 0 for code in codes), lines  # JAX ends one that notices the other's death first
     shutil.copytree(folder / "killed", folder / "broken")
     objects.Objects(store).system.copy(f"{store}/killed", f"{store}/broken", recursive=True)
     again = started(
         folder / "again",
-        (config, folder / "whole", 0),
-        (config, folder / "killed", 0),
-        (sharded, folder / "sharded", 0),
-        (sharded, f"{store}/killed", 0),
+        (config, folder / "killed", 0, ""),
+        (sharded, folder / "sharded", 0, ""),
+        (sharded, f"{store}/killed", 0, ""),
     )
     codes, lines = ended(again)
     assert codes == [0, 0], lines

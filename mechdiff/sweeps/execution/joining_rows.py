@@ -1,6 +1,7 @@
 """One stage of a pass whose batch grows on its way: the rows that join, and what is done to each."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -66,17 +67,18 @@ def run_rows(
 def _of_images(intervention: Intervention, images: Int[AnyArray, " rows"]) -> Intervention:
     """Replacements that differ between images, taken for each row from its image."""
 
-    def taken(replacements: PyTree) -> PyTree:
-        return {
-            site: jnp.take(replacement, images, axis=0) if has_rows(site, replacement) else replacement
-            for site, replacement in replacements.items()
-        }
+    return dataclasses.replace(
+        intervention,
+        replacement=_taken(intervention.replacement, images),
+        pattern_replacement=_taken(intervention.pattern_replacement, images),
+    )
 
-    replacements = {
-        "replacement": taken(intervention.replacement),
-        "pattern_replacement": taken(intervention.pattern_replacement),
+
+def _taken(replacements: PyTree, images: Int[AnyArray, " rows"]) -> PyTree:
+    return {
+        site: jnp.take(replacement, images, axis=0) if has_rows(site, replacement) else replacement
+        for site, replacement in replacements.items()
     }
-    return dataclasses.replace(intervention, **replacements)
 
 
 def _block(stage: Stage, rows: int, *shape: int) -> int:
@@ -102,20 +104,24 @@ def extended(a: Array, batch: int, rows: int) -> Array:
 
 def rows_at_stage(stage: Stage, stacked: Intervention, batch: int, joined: int) -> Intervention:
     """The intervention at one stage; leaves per row, those of the identity for the clean rows."""
-
-    def of_stage(leaves: PyTree) -> PyTree:
-        return {site: leaf for site, leaf in leaves.items() if site_stage(site) == stage.name}
-
-    def per_row(leaf: Array, identity: float = 1.0) -> Array:
-        clean = jnp.full((1, *leaf.shape[1:]), identity, leaf.dtype)
-        return jnp.repeat(jnp.concatenate([clean, leaf[:joined]]), batch, axis=0)
-
+    doses = functools.partial(_per_row, batch=batch, joined=joined, identity=1.0)
+    directions = functools.partial(_per_row, batch=batch, joined=joined, identity=0.0)
     return dataclasses.replace(
         stacked,
-        gate={site: per_row(leaf) for site, leaf in of_stage(stacked.gate).items()},
-        temperature={site: per_row(leaf) for site, leaf in of_stage(stacked.temperature).items()},
-        pattern={site: per_row(leaf) for site, leaf in of_stage(stacked.pattern).items()},
-        add={site: per_row(leaf, 0.0) for site, leaf in of_stage(stacked.add).items()},
-        replacement=of_stage(stacked.replacement),
-        pattern_replacement=of_stage(stacked.pattern_replacement),
+        gate=jax.tree.map(doses, _of_stage(stage, stacked.gate)),
+        temperature=jax.tree.map(doses, _of_stage(stage, stacked.temperature)),
+        pattern=jax.tree.map(doses, _of_stage(stage, stacked.pattern)),
+        add=jax.tree.map(directions, _of_stage(stage, stacked.add)),
+        replacement=_of_stage(stage, stacked.replacement),
+        pattern_replacement=_of_stage(stage, stacked.pattern_replacement),
     )
+
+
+def _of_stage(stage: Stage, leaves: PyTree) -> PyTree:
+    return {site: leaf for site, leaf in leaves.items() if site_stage(site) == stage.name}
+
+
+def _per_row(leaf: Array, batch: int, joined: int, identity: float) -> Array:
+    """Of the clean rows the identity's value, then that of each intervention that has joined."""
+    clean = jnp.full((1, *leaf.shape[1:]), identity, leaf.dtype)
+    return jnp.repeat(jnp.concatenate([clean, leaf[:joined]]), batch, axis=0)

@@ -14,8 +14,8 @@ from mechdiff.models.traced import activations, wrap
 from mechdiff.models.traced.autoencoder import Autoencoder, load_autoencoder, with_features
 
 SCHEDULE = linear_schedule(10)
-X, T = jax.random.normal(jax.random.key(0), (3, 2, 2, 4)), jnp.array([1, 4, 8])
 RNG = np.random.default_rng(0)
+X, T = RNG.standard_normal((3, 2, 2, 4)).astype(np.float32), np.array([1, 4, 8], np.int32)
 
 
 def autoencoder(top=0, threshold=0.0, stack=()):

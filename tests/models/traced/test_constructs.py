@@ -23,8 +23,8 @@ if importlib.util.find_spec("equinox"):
 else:
     NETWORKS = named_networks.every()
 
-X = jax.random.normal(jax.random.key(4), (2, 2, 2, named_networks.CHANNELS))
-T = jnp.array([3, 7])
+X = np.random.default_rng(4).standard_normal((2, 2, 2, named_networks.CHANNELS)).astype(np.float32)
+T = np.array([3, 7], np.int32)
 each_network = pytest.mark.parametrize("network", NETWORKS, ids=str)
 
 
@@ -95,29 +95,31 @@ def test_ablations_equal_the_hand_edited_twin_and_trace_nothing_again(network):
 
 @each_network
 def test_gradient_of_gates_equals_finite_differences(network):
+    rng = np.random.default_rng(5)
     with jax.enable_x64(True):
 
         def double(leaf):
-            return jnp.asarray(leaf, jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+            return np.asarray(leaf, np.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
         network = dataclasses.replace(network, params=jax.tree.map(double, network.params))
-        x = X.astype(jnp.float64)
+        x = X.astype(np.float64)
         denoiser = wrap(network.fn, network.params, schedule=linear_schedule(10), example=(x, T))
-        keys = iter(jax.random.split(jax.random.key(5), 100))
-        ones = {site: jnp.ones(gate.shape) for site, gate in denoiser.identity.gate.items()}
-        way = {site: jax.random.normal(next(keys), gate.shape) for site, gate in ones.items()}
+        ones = {site: np.ones(gate.shape) for site, gate in denoiser.identity.gate.items()}
+        way = {site: rng.standard_normal(gate.shape) for site, gate in ones.items()}
 
         @jax.jit
+        @jax.value_and_grad
         def loss(gate):
             intervention = dataclasses.replace(denoiser.identity, gate=gate)
             return jnp.sum(jnp.sin(denoiser.predict(intervention, x, T)))
 
-        slope = sum(jnp.vdot(way[site], part) for site, part in jax.grad(loss)(ones).items())
+        slope = sum(np.vdot(way[site], part) for site, part in loss(ones)[1].items())
         step = 1e-5
         ahead = jax.tree.map(lambda a, b: a + step * b, ones, way)
         behind = jax.tree.map(lambda a, b: a - step * b, ones, way)
         assert abs(slope) > 1e-3
-        np.testing.assert_allclose(slope, (loss(ahead) - loss(behind)) / (2 * step), rtol=1e-6)
+        difference = (loss(ahead)[0] - loss(behind)[0]) / (2 * step)
+        np.testing.assert_allclose(slope, difference, rtol=1e-6)
 
 
 if __name__ == "__main__":

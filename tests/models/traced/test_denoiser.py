@@ -17,9 +17,12 @@ from mechdiff.interventions.record import STACKED
 from mechdiff.models.traced import Parameterization, activations, wrap, wrapping
 
 SCHEDULE = linear_schedule(20)
-X = jax.random.normal(jax.random.key(0), (3, 4, 4, 2))
-T = jnp.array([2, 9, 15])
-PARAMS = {"in": jnp.linspace(-1, 1, 8).reshape(2, 4), "block": jnp.eye(4) * 0.5 + 0.1}
+X = np.random.default_rng(0).standard_normal((3, 4, 4, 2)).astype(np.float32)
+T = np.array([2, 9, 15], np.int32)
+PARAMS = {
+    "in": np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4),
+    "block": (0.5 * np.eye(4) + 0.1).astype(np.float32),
+}
 
 
 def network(params, x, t):

@@ -26,7 +26,7 @@ def moved(joins, kept):
     return tuple(merged)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     joins=st.lists(st.integers(0, 5), min_size=1, max_size=7).filter(any),
     most=st.integers(1, 5),

@@ -199,7 +199,7 @@ def test_other_errors_of_the_device_are_not_swallowed(network, everything, image
         runner.measure(everything, EvalBatch(images, np.arange(5), T, KEY))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 60), size=st.integers(1, 3), rows=st.integers(1, 70))
 def test_a_plan_holds_every_intervention_and_lets_none_join_late(seed, count, size, rows):
     config = preset("tiny").unet
