@@ -58,7 +58,7 @@ def examine(networks: Sequence[Network], controls: Sequence[Network] = ()) -> Fi
     across_seeds.pairs(final)  # both data sets, or NotTestable
     if not across_seeds.alike(networks):
         raise NotTestable("networks of the ladder were swept at other timesteps or have other components")
-    measure, because = _gate(final)
+    measure, because = _gate(final, controls)
     natural, simple, ratio = _matched(networks)
     first, second = measure.of(natural), measure.of(simple)
     if first is None or second is None:
@@ -108,8 +108,12 @@ def measures(networks: Sequence[Network]) -> list[Measure]:
     return [excess, *sizes, Measure("effective components of relative loss increase", _relative)]
 
 
-def _gate(networks: Sequence[Network]) -> tuple[Measure, str]:
-    """The first measure that rises on the ladder, and its values there in words."""
+def _gate(networks: Sequence[Network], controls: Sequence[Network]) -> tuple[Measure, str]:
+    """The first measure that rises on the ladder, and its values there in words.
+
+    Raises:
+      NotTestable: there is none; the reason names the values of all, in networks of control data too.
+    """
     rungs = [[n for n in networks if n.data == "synthetic" and n.complexity == rung] for rung in RUNGS]
     if min(map(len, rungs)) < small_samples.FEWEST:
         counts = ", ".join(
@@ -126,7 +130,7 @@ def _gate(networks: Sequence[Network]) -> tuple[Measure, str]:
             continue
         rises, p = spread.ordered([value[0] for value in values], measure.pseudo)
         shown = ", ".join(f"{np.exp(value[0].mean()):.1f}" for value in values)
-        words.append(f"{measure.name} {shown} (p {p:.3f})")
+        words.append(f"{measure.name} {shown} (p {p:.3f}{_beside(measure, networks, controls)})")
         if rises and p < ALPHA:
             return measure, f"at complexity {_listed(RUNGS)} it is {shown} (p {p:.3f})"
     raise NotTestable(
