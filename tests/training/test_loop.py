@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -195,13 +194,6 @@ def test_a_card_too_small_for_a_step_is_named_with_the_way_out(small, tmp_path, 
         MechdiffError, match=r"too small; raise train\.accumulate \(now 1\), lower train\.batch"
     ):
         loop.Trainer(small, tmp_path).run()
-
-
-def test_several_processes_without_a_common_disk_are_refused(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(loop.exchange, "of", lambda path: SimpleNamespace(address="gs://runs/a"))
-    with pytest.raises(ConfigError, match=r"--workdir=gs://runs/a: training in 2 processes .* one process"):
-        loop.Trainer(small, tmp_path)
 
 
 @pytest.mark.parametrize("setting", ["batch=7", "accumulate=8"])
