@@ -175,7 +175,7 @@ def test_circuits_of_all_sizes_share_a_program_and_none_is_run_twice(plant, tmp_
     evaluator = real(plant, folder=tmp_path)
     result = circuits.discover(evaluator)
     assert result.members == tuple(plant.signs)
-    assert len(traces) <= 1 and result.evaluated > 36  # none where another test of this process had the program
+    assert len(traces) <= 1 and result.evaluated > 36  # 0: another test of this process traced it
     monkeypatch.setattr(CircuitEvaluator, "_run", None)  # a second process knows it all
     again = circuits.discover(real(plant, folder=tmp_path))
     assert again.members == result.members and again.faithfulness == result.faithfulness
