@@ -97,8 +97,8 @@ def in_window(intervention: Intervention, t: Timesteps) -> Intervention:
     window = jnp.asarray(intervention.window)
     inside = (t >= window[..., 0]) & (t < window[..., 1])
 
-    doses = intervention.gate, intervention.temperature, intervention.pattern
-    acting = jax.tree.map(lambda leaf: jnp.where(inside[:, None], leaf, 1.0), doses)
+    multipliers = intervention.gate, intervention.temperature, intervention.pattern
+    acting = jax.tree.map(lambda leaf: jnp.where(inside[:, None], leaf, 1.0), multipliers)
     return dataclasses.replace(intervention, gate=acting[0], temperature=acting[1], pattern=acting[2])
 
 

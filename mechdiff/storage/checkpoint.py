@@ -57,10 +57,8 @@ class TrainCheckpoints:
         """
         score = None if score is None or not math.isfinite(score) else float(score)
         metrics = None if score is None else {"score": score}
-        if self._copies:
-            state = jax.tree.map(
-                np.copy, on_host(state)
-            )  # what is shown is the device's own, written to soon
+        if self._copies:  # of what the device shows: it writes there again soon
+            state = jax.tree.map(np.copy, on_host(state))
         known = digests.to_jsonable({**metadata, "score": score, "arrays": _digest_arrays(state)})
         known["digest"] = _digest(known, state)
         with saving(self.folder):

@@ -68,7 +68,7 @@ _last: list[_Known] = []  # one at most: of one network after another, in severa
 
 def digest_device_arrays(tree: PyTree) -> str:
     """`digest_arrays`, remembered until another tree comes, where all leaves are arrays of JAX: nobody can
-    write to these. Of a network of a gigabyte it would else be a second or two before every sweep.
+    write to these. Of a gigabyte of parameters it would else be 0.6 s before every sweep, on a CPU's core.
 
     Example:
       >>> import jax.numpy as jnp

@@ -173,12 +173,18 @@ def test_networks_of_unlike_loss_are_compared_at_snapshots_of_like_loss_or_not_a
     assert answer.n_seeds == 4
 
 
-def test_damage_over_excess_loss_speaks_first_where_the_floor_is_known():
+def test_loss_increase_over_excess_loss_speaks_first_where_the_floor_is_known():
     made = [
         dataclasses.replace(item, sweep=item.sweep.assign(floor=("t", np.full(4, 0.5))))
         for item in complex_study((0.1, 0.2, 0.3))
     ]
     assert "over excess loss" in answers_of(made)["complexity"].because
+    reached = [network("gaussian", seed, np.full(12, 0.3), np.linspace(0, 1, 6)) for seed in range(3)]
+    floors = [item.sweep["clean_loss"].mean("image") for item in reached]
+    pairs = zip(reached, floors, strict=True)
+    reached = [dataclasses.replace(item, sweep=item.sweep.assign(floor=floor)) for item, floor in pairs]
+    because = answers_of([*made, *reached])["complexity"].because  # no excess of theirs to divide by
+    assert "over excess loss" in because and "gaussian" not in because
 
 
 def test_control_data_are_described_beside_the_claim_and_decide_nothing():
@@ -192,6 +198,8 @@ def test_control_data_are_described_beside_the_claim_and_decide_nothing():
         )
     assert "12.0 in 3 networks of gaussian images" in together[0].because
     assert together[0].because.startswith(apart[0].because)
+    falling = answers_of([*complex_study((0.3, 0.2, 0.1)), *flat])["complexity"]
+    assert falling.verdict == "not testable here" and "12.0 in 3 networks of gaussian" in falling.because
 
 
 def test_a_bottleneck_is_named_by_networks_that_do_not_test_it():

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mechdiff.analysis import complexity, effects, spread
-from mechdiff.core.errors import NotTestable
+from mechdiff.core.errors import ConfigError, NotTestable
 from mechdiff.stats import small_samples
 from mechdiff.study.claims import across_seeds
 from mechdiff.study.claims.verdicts import ALPHA, Finding
@@ -181,7 +181,10 @@ def _excess(networks: Sequence[Network]) -> Values | None:
         clean, loss = effects.losses(network.sweep, across_seeds.lead(network.sweep))
         weights = across_seeds.weightings(network.sweep)
         floor = network.sweep.get("floor_loss", network.sweep["floor"]).values
-        increases.append(effects.excess_relative_increase(clean, loss, floor, weights))
+        try:
+            increases.append(effects.excess_relative_increase(clean, loss, floor, weights))
+        except ConfigError:  # a network at its floor has no excess to divide by
+            return None
     return _effective(np.array(increases))
 
 

@@ -41,6 +41,12 @@ def test_a_downloaded_repository_is_a_model_by_its_name(cache):
     assert model.origin == str(cache / "models--someone--faces-32" / "snapshots" / COMMIT)
 
 
+def test_the_folder_is_the_one_that_the_hubs_own_library_names(cache):
+    hub = pytest.importorskip("huggingface_hub", reason="needs the test extra")
+    folder = hub.snapshot_download("someone/faces-32", local_files_only=True, cache_dir=cache)
+    assert str(hub_cache.snapshot("someone/faces-32")) == folder
+
+
 def test_the_folder_of_the_cache_follows_the_hubs_own_variables(cache, monkeypatch):
     monkeypatch.delenv("HF_HUB_CACHE")
     for name, value in (("HF_HOME", cache.parent / "home"), ("XDG_CACHE_HOME", cache.parent)):
