@@ -1,15 +1,17 @@
 """Verdicts on the paper's claims from a results folder: `python -m experiments.claims --workdir=DIR`.
 
 The paper is arXiv 2506.17237. DIR is what `experiments.reproduce` has filled; nothing is computed anew.
-Prints a table and writes DIR/claims.json.
+Prints the verdicts, then the measures of complexity of every data set and training step, which stand beside
+the first of them; writes DIR/claims.json and DIR/complexity.csv.
 """
 
 import dataclasses
 
 from mechdiff.core.errors import ConfigError
+from mechdiff.core.text_table import text_table
 from mechdiff.storage import files
 from mechdiff.study import claims, records
-from mechdiff.study.claims import verdicts
+from mechdiff.study.claims import complexity_table, verdicts
 
 from . import _launch
 
@@ -17,9 +19,15 @@ from . import _launch
 def main(config, workdir):
     if not workdir.is_dir():
         raise ConfigError(f"no results folder at {workdir}; give one with --workdir=FOLDER")
-    answers = claims.evaluate([denoiser.network for denoiser in records.read(workdir)[1]])
+    networks = [model.network for model in records.read(workdir)[1]]
+    answers = claims.evaluate(networks)
     print(verdicts.table(answers))
     files.write_json(workdir / "claims.json", [dataclasses.asdict(claim) for claim in answers])
+    measures = complexity_table.measure(networks)
+    if not measures.empty:
+        print("\nmeasures of complexity, with 95 % intervals over networks")
+        print(*text_table(*complexity_table.lines(measures)), sep="\n")
+        files.write_atomic(workdir / "complexity.csv", measures.to_csv(index=False))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from mechdiff.report.style import PageFigure
 from mechdiff.stats import small_samples
 from mechdiff.storage import files
 from mechdiff.study import claims
-from mechdiff.study.claims import across_seeds
+from mechdiff.study.claims import across_seeds, complexity_table
 from mechdiff.study.records import STATISTICS, ExaminedModel, Network
 
 FACTS = ("command", "started", "wall_seconds", "devices", "code", "commit", "packages", "python")
@@ -78,6 +78,7 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
         "rows": across.rows(models),
         "together": _figures_of_all(networks, trainings, figures),
         "trainings": trainings,
+        "complexity": complexity_table.lines(complexity_table.measure(networks)),
         "groups": groups,
         "training_seeds": numbers.training_seeds,
     }
