@@ -29,7 +29,7 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import load
 from mechdiff.models.denoiser import Examinable
-from mechdiff.storage import bucket, files, labelled
+from mechdiff.storage import bucket, exchange, files, labelled
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import choosing, inputs, load_check
 from mechdiff.study.condition_sources import ConditionSources
@@ -121,21 +121,28 @@ def launch(main: Main, argv: list[str]) -> int:
 
 def _work(main: Main, config: ExperimentConfig, argv: list[str]) -> None:
     """Calls `main` with its lines sent where the flags want them; with --json, what it returns and the
-    results that it wrote are printed."""
+    results that it wrote are printed. A bucket is called by its address, also in errors: the local copy is
+    gone when they are read."""
     with bucket.local_copy(FLAGS.workdir or f"runs/{config.name}") as workdir:
-        _work_in(workdir, main, config, argv)
+        shown = exchange.address_of(workdir)
+        try:
+            _work_in(workdir, shown, main, config, argv)
+        except MechdiffError as error:
+            error.args = tuple(str(part).replace(str(workdir), shown) for part in error.args)
+            raise
 
 
-def _work_in(workdir: Path, main: Main, config: ExperimentConfig, argv: list[str]) -> None:
+def _work_in(workdir: Path, shown: str, main: Main, config: ExperimentConfig, argv: list[str]) -> None:
     start, began = time.monotonic(), time.time()
     command = shlex.join([Path(argv[0]).name, *argv[1:]])
     settings = {"as_json": FLAGS.json, "quiet": FLAGS.quiet, "log_file": FLAGS.log_file}
-    with output.redirected(**settings, command=command):
+    with output.redirected(**settings, command=command), output.renaming(str(workdir), shown):
         result = main(config, workdir)
     if FLAGS.json:
-        seconds = round(time.monotonic() - start, 3)
-        written = output.written_since(began, workdir)
-        output.print_json(command=command, workdir=workdir, seconds=seconds, result=result, written=written)
+        facts = {"seconds": round(time.monotonic() - start, 3), "result": result}
+        facts |= {"written": output.written_since(began, workdir)}
+        with output.renaming(str(workdir), shown):
+            output.print_json(command=command, workdir=workdir, **facts)
 
 
 def _last_line(line: str) -> None:

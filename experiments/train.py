@@ -8,7 +8,6 @@ WORKDIR/model. With --tensorboard, `tensorboard --logdir=WORKDIR` shows how it g
 from absl import flags
 
 from mechdiff.core.devices import use_all_cores
-from mechdiff.storage import exchange
 from mechdiff.training.loop import train
 
 from . import _launch
@@ -19,8 +18,8 @@ TENSORBOARD = flags.DEFINE_boolean("tensorboard", False, "Log for TensorBoard to
 def main(config, workdir):
     use_all_cores(share=config.train.batch // config.train.accumulate)
     folder = train(config, workdir, tensorboard=TENSORBOARD.value)
-    print(exchange.address_of(folder))
-    return {"model": exchange.address_of(folder)}
+    print(folder)
+    return {"model": folder}
 
 
 prepare = _launch.use_huge_pages  # before any work

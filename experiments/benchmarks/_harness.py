@@ -44,7 +44,7 @@ NETS = {  # networks of the table of targets that are no presets
     "tiny16": UNetConfig(image_size=16, widths=(16, 32, 32)),
 }
 PRODUCT = 2048  # side of the square matrices whose product is the ceiling
-MIN_SECONDS = 2.0
+MIN_SECONDS = float(os.environ.get("MECHDIFF_BENCHMARK_SECONDS", 2))  # that a step is repeated for
 
 
 def seconds(step: Callable[[], object], warm_up: Callable[[], object] | None = None) -> float:

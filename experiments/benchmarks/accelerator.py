@@ -2,25 +2,29 @@
 
 `python -m experiments.benchmarks.accelerator --workdir=runs/card` (on a CPU it runs in small, as a rehearsal)
 
-Arms, each a process of its own, the most telling first: correctness against a CPU's stored answers, ceilings
-from products that fill the card, attention alone in its forms, sweeps of `paper` in every precision and with
-rows that join late or
-at few stages, against PyTorch's batched masks and its hook loop, training of `paper` against PyTorch,
-sweeps of `cpu32`, a profile. Sweeps tell the memory that was predicted beside that which the card counted.
+Arms, each a process of its own, the most telling first (`TURNS`): correctness against a CPU's stored answers,
+ceilings from products that fill the card, attention alone in its forms, sweeps of `paper` in every precision
+and with rows that join late or at few stages, against PyTorch's batched masks and its hook loop, training of
+`paper` against PyTorch, both started again with their programs compiled, sweeps of `cpu32`, a profile. Sweeps
+tell the memory that was predicted beside that which the card counted.
 Every arm's result is in WORKDIR/accelerator.json as soon as it is there: start it again and it goes on with
-those that are missing. An arm that takes more than `--arm_seconds` is stopped, alone; after `--minutes` no
-arm is begun, and the one that runs is stopped. At the end there is one table, also in
-WORKDIR/accelerator.txt. Rivals need the `torch` extra and are left out, said so, without.
+those that are missing. An arm that takes more than `--arm_seconds` is stopped, alone, and finds what it had
+compiled the next time (WORKDIR/compiled; such a time of compiling is marked). After `--minutes` no arm is
+begun, and the one that runs is stopped. At the end there is one table, also in WORKDIR/accelerator.txt: all
+arms, then every sweep and training against the best PyTorch and against its ceiling. Rivals need the `torch`
+extra; without it their lines say so.
 """
 
 import dataclasses
 import functools
 import importlib.util
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from absl import flags
@@ -44,10 +48,39 @@ SETTINGS = ("float32", "3xtf32", "tf32", "bfloat16")
 ATTENTION = {"mechdiff": ("float32", "bfloat16"), "jax": ("float32", "bfloat16"), "cudnn": ("bfloat16",)}
 ROW_COUNTS = "MECHDIFF_BENCHMARK_ROW_COUNTS"  # read by `mechdiff_arm`
 NOTHING = 5.0  # seconds in which no arm can start
+# Names of the arms that are run first, and of those that come second; the others come third. The first are
+# about eight minutes of an H200 by the times measured there in 2026-11 (see README).
+TURNS = (
+    (
+        r"answers, (float32|3xtf32)",
+        r"product, .*",
+        r"sweep of .*, tf32",
+        r"sweep of .*, tf32, PyTorch batched_channels_last",
+        r"sweep of paper.*, 3xtf32",
+        r"training of [^,]*, [^,]*, [^,]*",
+        r"training of .*, PyTorch channels_last_compiled",
+    ),
+    (
+        r"answers, .*",
+        r".*, started again",
+        r"sweep of .*, (float32|3xtf32)",
+        r"sweep of .*, float32, PyTorch batched_.*",
+        r"sweep of paper.*, tf32, .*",
+        r"attention, .*",
+    ),
+)
+AS_EXACT = {"3xtf32": "float32"}  # the precision of PyTorch that a precision of ours stands in for
+TRAINING_PASSES = 3  # forward passes' worth of arithmetic in a training step
+NO_RIVALS = "not run: needs PyTorch and diffusers; pip install 'mechdiff[torch]'"
 
 
 class Arm(NamedTuple):
-    """One process: `module task variant`, of how many images (or a matrix of which side)."""
+    """One process: `module task variant`, of how many images (or a matrix of which side).
+
+    Attributes:
+      variables: of its environment.
+      programs_of: the arm that has compiled the same programs, if any.
+    """
 
     name: str
     module: str
@@ -56,22 +89,41 @@ class Arm(NamedTuple):
     images: int
     config: ExperimentConfig
     variables: dict[str, str] = {}  # noqa: RUF012 (never changed)
+    programs_of: str = ""
 
 
-def arms(small: bool, rivals: bool, folder: str) -> list[Arm]:
+def arms(small: bool, folder: str) -> list[Arm]:
     """In the order in which they are run: what is done when time is out is worth the most."""
+    quick = {"MECHDIFF_BENCHMARK_SECONDS": "0.1"} if small else {}  # a rehearsal shows no speed
+    planned = [arm._replace(variables=arm.variables | quick) for arm in _by_subject(small, folder)]
+    return sorted(planned, key=lambda arm: turn(arm.name))
+
+
+def turn(name: str) -> int:
+    """When an arm is run: 0, 1 or 2."""
+    for place, patterns in enumerate(TURNS):
+        if any(re.fullmatch(pattern, name) for pattern in patterns):
+            return place
+    return len(TURNS)
+
+
+def _by_subject(small: bool, folder: str) -> list[Arm]:
     tiny = presets.preset("tiny")
     paper, cpu32 = (tiny, tiny) if small else (presets.preset("paper"), presets.preset("cpu32"))
     side = 256 if small else 8192
     profiled, images = dataclasses.replace(_at(paper, 1, "float32"), name=folder), 4 if small else 16
+    sweeps = _sweeps("paper", paper, images, 1)
+    in_float32 = next(arm.name for arm in sweeps if arm.variant == "float32")
     return [
         *(Arm(f"answers, {setting}", DEVICE, "answers", setting, 0, tiny) for setting in SETTINGS),
         *(Arm(f"product, {setting}", DEVICE, "product", setting, side, tiny) for setting in PRODUCTS),
         *_attention(paper, 2 if small else 64),
-        *_sweeps("paper", paper, 4 if small else 16, 1, rivals),
-        *_training(paper, 8 if small else 128, rivals),
-        *_sweeps("cpu32", cpu32, 4 if small else 64, 1 if small else 4, rivals),
-        Arm("profile, sweep of paper", DEVICE, "profile", "float32", images, profiled),
+        *sweeps,
+        *_training(paper, 8 if small else 128),
+        *_sweeps("cpu32", cpu32, 4 if small else 64, 1 if small else 4),
+        Arm(
+            "profile, sweep of paper", DEVICE, "profile", "float32", images, profiled, programs_of=in_float32
+        ),
     ]
 
 
@@ -87,7 +139,7 @@ def _at(config: ExperimentConfig, timesteps: int, setting: str) -> ExperimentCon
     return override(config, [f"sweep.timesteps={timesteps}", f"sweep.precision={setting}"])
 
 
-def _sweeps(name: str, config: ExperimentConfig, images: int, timesteps: int, rivals: bool) -> list[Arm]:
+def _sweeps(name: str, config: ExperimentConfig, images: int, timesteps: int) -> list[Arm]:
     """mechdiff in every precision; PyTorch's best forms in float32 and TF32."""
     title = f"sweep of {name}, {images} images, {timesteps} timesteps"
     shared_prefix = [
@@ -105,7 +157,7 @@ def _sweeps(name: str, config: ExperimentConfig, images: int, timesteps: int, ri
         for words, count in (("rows join late", "0"), ("rows join at three stages", "3"))
     )  # fmt: skip
     # The most telling first; one hook at a time, as most would write it, takes the longest.
-    forms = ("batched_channels_last", "batched_compiled", "batched_eager", "channels_last") if rivals else ()
+    forms = ("batched_channels_last", "batched_compiled", "batched_eager", "channels_last")
     baselines = [
         Arm(
             f"{title}, {setting}, PyTorch {form}", PYTORCH, "forward_sweep", form, images,
@@ -115,17 +167,23 @@ def _sweeps(name: str, config: ExperimentConfig, images: int, timesteps: int, ri
         for form in forms
         for setting in ("tf32", "float32")
     ]  # fmt: skip
-    return [*shared_prefix, late, *baselines, fewer]
+    tf32 = next(arm for arm in shared_prefix if arm.variant == "tf32")
+    return [*shared_prefix, late, *baselines, fewer, _again(tf32)]
 
 
-def _training(config: ExperimentConfig, batch: int, rivals: bool) -> list[Arm]:
+def _again(arm: Arm) -> Arm:
+    """The same arm once more, whose programs are compiled already: what a second session waits for."""
+    return arm._replace(name=f"{arm.name}, started again", programs_of=arm.name)
+
+
+def _training(config: ExperimentConfig, batch: int) -> list[Arm]:
     title = f"training of paper, {config.train.dtype}, batch {batch}"
     mechdiff = Arm(title, MECHDIFF, "training_step", config.train.dtype, batch, config)
-    forms = ("channels_last_compiled", "channels_last", "eager") if rivals else ()
+    forms = ("channels_last_compiled", "channels_last", "eager")
     baselines = [
         Arm(f"{title}, PyTorch {form}", PYTORCH, "training_step", form, batch, config) for form in forms
     ]
-    return [mechdiff, *baselines]
+    return [mechdiff, *baselines, _again(mechdiff)]
 
 
 def run(
@@ -134,6 +192,7 @@ def run(
     deadline: float,
     save: Callable[[dict], None],
     longest: float = float("inf"),
+    compiled: Path | None = None,
 ) -> dict[str, dict]:
     """Results by arm; those that failed say why and are tried again the next time.
 
@@ -141,6 +200,7 @@ def run(
       deadline: of `time.monotonic`, for all.
       save: called with all results after each arm.
       longest: seconds that one arm may take.
+      compiled: where JAX keeps the programs of every arm, apart from those of others.
     """
     results = {name: result for name, result in done.items() if "failed" not in result}
     with tempfile.TemporaryDirectory() as cache:
@@ -152,7 +212,7 @@ def run(
             try:
                 results[arm.name] = _harness._run(
                     arm.module, arm.variant, arm.task, arm.config, arm.images, cache,
-                    variables=arm.variables, limit=min(left, longest),
+                    variables=arm.variables | _programs(arm, compiled), limit=min(left, longest),
                 )  # fmt: skip
             except MechdiffError as error:
                 results[arm.name] = {"failed": str(error)}
@@ -160,11 +220,70 @@ def run(
     return results
 
 
-def table(planned: list[Arm], results: dict[str, dict]) -> str:
-    """All arms, a line each: speed, time of compiling, memory; or why there is nothing."""
+def _programs(arm: Arm, compiled: Path | None) -> dict[str, str]:
+    """The variable that tells an arm where programs are kept."""
+    if compiled is None:
+        return {}
+    name = re.sub(r"\W+", "-", arm.programs_of or arm.name)
+    return {"JAX_COMPILATION_CACHE_DIR": str(files.ensure_writable(compiled / name))}
+
+
+def table(planned: list[Arm], results: dict[str, dict], rivals: bool = True) -> str:
+    """All arms, a line each: speed, time of compiling, memory, or why there is nothing; then ratios.
+
+    Args:
+      rivals: whether PyTorch is there to run.
+    """
     facts = next((result for result in results.values() if "device" in result), {})
     about = f"{facts.get('devices', '?')} x {facts.get('device', '?')}, jax {facts.get('jax', '?')}"
-    return "\n".join([about, *(f"{arm.name:64}{_cells(results.get(arm.name))}" for arm in planned)])
+    cells = [
+        NO_RIVALS if arm.module == PYTORCH and not rivals else _cells(results.get(arm.name))
+        for arm in planned
+    ]
+    lines = [f"{arm.name:80} {text}" for arm, text in zip(planned, cells, strict=True)]
+    return "\n".join([about, *lines, *ratios(planned, results)])
+
+
+def ratios(planned: list[Arm], results: dict[str, dict]) -> Iterator[str]:
+    """Every sweep and training of mechdiff that ran: its speed over that of the best PyTorch of the same
+    precision, and the share of the ceiling that its needed operations take."""
+    for arm in planned:
+        if arm.module == MECHDIFF and "items" in results.get(arm.name, {}):
+            facts = [*_over_rivals(arm, results), *_of_ceiling(arm, results)]
+            if facts:
+                yield f"{arm.name}: {', '.join(facts)}"
+
+
+def _over_rivals(arm: Arm, results: dict[str, dict]) -> Iterator[str]:
+    precision = AS_EXACT.get(arm.variant, arm.variant)
+    title = re.sub(f", {arm.variant}$", f", {precision}", arm.name)
+    rates = {
+        name: _rate(result)
+        for name, result in results.items()
+        if name.startswith(f"{title}, PyTorch ") and "items" in result
+    }
+    if rates:
+        best = max(rates, key=rates.__getitem__)
+        ratio, form = _rate(results[arm.name]) / rates[best], best.rpartition("PyTorch ")[2]
+        yield f"{ratio:.2f} x the best PyTorch ({form}, {precision})"
+
+
+def _of_ceiling(arm: Arm, results: dict[str, dict]) -> Iterator[str]:
+    parts = 3 if arm.variant == "3xtf32" else 1  # products that each of its own is made of
+    ceiling = results.get(f"product, {'tf32' if parts == 3 else arm.variant}", {})
+    if "gflops" in ceiling:
+        result = results[arm.name]
+        speed = parts * _operations(result) / result["seconds"] / 1e9
+        yield f"{speed / ceiling['gflops']:.0%} of the product's speed"
+
+
+def _rate(result: dict) -> float:
+    return result["items"] / result["seconds"]
+
+
+def _operations(result: dict) -> float:
+    """The least that a task needs, where an arm states it; of a training step three forward passes."""
+    return result.get("needed", TRAINING_PASSES * result.get("flops", 0) * result["items"])
 
 
 def _cells(result: dict | None) -> str:
@@ -186,8 +305,9 @@ def _cells(result: dict | None) -> str:
     peak = f", {result['peak_bytes'] / 2**30:.2f} GiB at most" if "peak_bytes" in result else ""
     if "predicted_bytes" in result:
         peak = f", {result['predicted_bytes'] / 2**30:.2f} GiB predicted{peak}"
-    compiling = f", {result['compiling']:.0f} s to compile" if "compiling" in result else ""
-    return f"{result['items'] / result['seconds']:.1f} items/s{compiling}{peak}"
+    before = " (compiled before)" if result.get("loaded") else ""
+    compiling = f", {result['compiling']:.0f} s to compile{before}" if "compiling" in result else ""
+    return f"{_rate(result):.1f} items/s{compiling}{peak}"
 
 
 def _on_cpu() -> bool:
@@ -202,14 +322,14 @@ def _on_cpu() -> bool:
 def main(config, workdir):
     small = _on_cpu() if SMALL.value is None else SMALL.value
     rivals = all(importlib.util.find_spec(package) for package in ("torch", "diffusers"))
-    if not rivals:
-        print("PyTorch or diffusers are not installed: no rivals", file=sys.stderr)
     path = files.ensure_writable(workdir) / "accelerator.json"
     done = files.read_json(path) if path.exists() else {}
-    planned = arms(small, rivals, str(workdir / "profile"))
+    planned = arms(small, str(workdir / "profile"))
+    possible = [arm for arm in planned if rivals or arm.module != PYTORCH]
     deadline = time.monotonic() + 60 * MINUTES.value
     save = functools.partial(files.write_json, path)
-    text = table(planned, run(planned, done, deadline, save, ARM_SECONDS.value))
+    results = run(possible, done, deadline, save, ARM_SECONDS.value, (workdir / "compiled").absolute())
+    text = table(planned, results, rivals)
     files.write_atomic(workdir / "accelerator.txt", text + "\n")
     print(text)
 

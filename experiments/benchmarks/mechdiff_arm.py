@@ -27,6 +27,8 @@ from mechdiff.sweeps.execution import engine, memory
 from mechdiff.training.placement import data_parallel
 from mechdiff.training.step import init_state, train_step
 
+CACHE_HIT = "/jax/compilation_cache/cache_hits"  # an event that JAX records
+
 
 def random_images(config, images):
     shape = (images, config.unet.image_size, config.unet.image_size, config.unet.in_channels)
@@ -59,8 +61,8 @@ def forward_sweep(config, images):
     """
     use_all_cores()
     schedule = make_schedule(config.diffusion)
-    state, identity = jax.jit(functools.partial(init_state, config))()
-    denoiser = Denoiser("benchmark", config.unet, schedule, state.params, identity)
+    params, identity = jax.jit(functools.partial(init_unet, config=config.unet))(jax.random.key(0))
+    denoiser = Denoiser("benchmark", config.unet, schedule, params, identity)
     timesteps = timesteps_by_log_snr(schedule, config.sweep.timesteps)
     x0 = (random_images(config, images) / 127.5 - 1).astype(np.float32)
     block = min(images, config.sweep.image_block)
@@ -108,8 +110,21 @@ def memory_peak():
     return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
 
 
+def loaded_programs():
+    """A list that grows by one for each program that JAX finds in its compilation cache."""
+    loaded = []
+
+    def note(event, **_):
+        if event == CACHE_HIT:
+            loaded.append(event)
+
+    jax.monitoring.register_event_listener(note)
+    return loaded
+
+
 def main(task, variant, images, config):
     config, images = from_dict(json.loads(config)), int(images)
+    loaded = loaded_programs()
     once, items = {"training_step": training_step, "forward_sweep": forward_sweep}[task](config, images)
     first = time.perf_counter()
     once()
@@ -117,6 +132,7 @@ def main(task, variant, images, config):
     taken = _harness.seconds(once, warm_up=lambda: None)
     result = {"seconds": taken, "compiling": first - taken, "items": items, "product": product()}
     facts = {"parameters": count_parameters(config.unet), **flops(task, images, config)}
+    facts |= {"loaded": len(loaded)}
     if peak := memory_peak():
         facts |= {"peak_bytes": peak}
     if task == "forward_sweep":

@@ -264,9 +264,14 @@ def batched_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
 
     @torch.inference_mode()
     def rate(together: int, run=model) -> float:
-        losses(run, x0, x0, 0, off[:together])  # compiles, where it has to
-        start = time.perf_counter()
-        losses(run, x0, x0, 0, off[:together])
+        """Ablations a second in batches of `together`; 0 where memory does not hold them."""
+        try:
+            losses(run, x0, x0, 0, off[:together])  # compiles, where it has to
+            start = time.perf_counter()
+            losses(run, x0, x0, 0, off[:together])
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return 0.0
         return together / (time.perf_counter() - start)
 
     sizes = [size for size in (1, 2, 4, 8, 16, 32, count) if size * images <= MOST_ROWS and size <= count]

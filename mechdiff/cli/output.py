@@ -45,6 +45,46 @@ class Tee(io.TextIOBase):
         return self._stream.fileno()
 
 
+class Renamed(io.TextIOBase):
+    """Text that goes to a stream, in which a name is replaced by another one."""
+
+    def __init__(self, stream: io.TextIOBase, name: str, shown: str):
+        self._stream, self._name, self._shown = stream, name, shown
+
+    def write(self, text: str) -> int:
+        """To the stream."""
+        return self._stream.write(text.replace(self._name, self._shown))
+
+    def flush(self) -> None:
+        """Of the stream."""
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        """As the stream is."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """Of the stream."""
+        return self._stream.fileno()
+
+
+@contextlib.contextmanager
+def renaming(name: str, shown: str) -> Iterator[None]:
+    """Within the block `name` is printed as `shown`, on stdout and stderr: the folder of a local copy as the
+    address in a bucket that the user gave.
+
+    Example:
+      >>> with renaming("/tmp/copy-0", "gs://bucket/run"):
+      ...     print("/tmp/copy-0/report.html")
+      gs://bucket/run/report.html
+    """
+    with contextlib.ExitStack() as stack:
+        if name != shown:
+            stack.enter_context(contextlib.redirect_stdout(Renamed(sys.stdout, name, shown)))
+            stack.enter_context(contextlib.redirect_stderr(Renamed(sys.stderr, name, shown)))
+        yield
+
+
 @contextlib.contextmanager
 def redirected(
     *, as_json: bool = False, quiet: bool = False, log_file: str | None = None, command: str = ""

@@ -25,6 +25,16 @@ def test_json_leaves_stdout_to_the_document(capsys):
     assert err == "a result\na note\n"
 
 
+def test_a_local_copy_is_shown_as_the_address_that_it_is_of(capsys, tmp_path):
+    log = tmp_path / "run.log"
+    with output.redirected(log_file=str(log)), output.renaming("/tmp/copy-0", "gs://b/run"):
+        print("/tmp/copy-0/report.html")
+        print("/tmp/copy-1 and /tmp/copy-0", file=sys.stderr)
+    out, err = capsys.readouterr()
+    assert out == "gs://b/run/report.html\n" and err == "/tmp/copy-1 and gs://b/run\n"
+    assert log.read_text().splitlines()[1:] == ["gs://b/run/report.html", "/tmp/copy-1 and gs://b/run"]
+
+
 def test_what_was_written_since_a_moment(tmp_path):
     for name in (
         "subjects/a/subject.json",

@@ -72,8 +72,8 @@ def test_the_rivals_batch_of_masks_does_what_one_hook_at_a_time_does():
 
 def test_the_accelerators_arms_go_on_where_they_stopped(monkeypatch):
     """A failed arm is told and tried again; a finished one is not; without time nothing is begun."""
-    planned = accelerator.arms(small=True, rivals=True, folder="profile")
-    assert len({arm.name for arm in planned}) == len(planned) == 45
+    planned = accelerator.arms(small=True, folder="profile")
+    assert len({arm.name for arm in planned}) == len(planned) == 48
     ran, saved = [], []
 
     def fails_once(module, variant, task, *rest, variables, limit):
@@ -97,7 +97,7 @@ def test_the_accelerators_arms_go_on_where_they_stopped(monkeypatch):
 
 
 def test_an_arm_that_takes_too_long_is_stopped_alone(monkeypatch):
-    planned, limits = accelerator.arms(small=True, rivals=False, folder="profile")[:2], []
+    planned, limits = accelerator.arms(small=True, folder="profile")[:2], []
 
     def stops_the_first(*args, variables, limit):
         limits.append(limit)
@@ -111,6 +111,56 @@ def test_an_arm_that_takes_too_long_is_stopped_alone(monkeypatch):
     assert "gflops" in results[planned[1].name]
 
 
+def test_the_arms_that_tell_most_come_first():
+    names = [arm.name for arm in accelerator.arms(small=False, folder="profile")]
+    first = names[: next(i for i, name in enumerate(names) if accelerator.turn(name))]
+    title = "sweep of paper, 16 images, 1 timesteps"
+    assert first[:2] == ["answers, float32", "answers, 3xtf32"] and len(first) == 12
+    assert {f"{title}, tf32", f"{title}, 3xtf32", f"{title}, tf32, PyTorch batched_channels_last"} < {*first}
+    assert names[-1] == "profile, sweep of paper" and accelerator.turn(f"{title}, bfloat16") == 2
+
+
+def test_ratios_are_to_the_best_pytorch_of_the_same_precision_and_to_the_ceiling():
+    """Twice the best rival's speed; in 3xTF32 the rival is float32's, and three products make one."""
+    planned = accelerator.arms(small=False, folder="profile")
+    title = "sweep of paper, 16 images, 1 timesteps"
+    done = {"seconds": 2.0, "needed": 40e9}
+    results = {
+        f"{title}, tf32": done | {"items": 8},
+        f"{title}, 3xtf32": done | {"items": 6},
+        f"{title}, tf32, PyTorch batched_eager": {"items": 4, "seconds": 4.0},
+        f"{title}, tf32, PyTorch channels_last": {"items": 4, "seconds": 2.0},
+        f"{title}, float32, PyTorch channels_last": {"items": 4, "seconds": 1.0},
+        f"{title}, float32": {"failed": "ended with code 1"},
+        "product, tf32": {"gflops": 100.0, "side": 8192},
+    }
+    expected = [
+        f"{title}, 3xtf32: 0.75 x the best PyTorch (channels_last, float32), 60% of the product's speed",
+        f"{title}, tf32: 2.00 x the best PyTorch (channels_last, tf32), 20% of the product's speed",
+    ]
+    assert list(accelerator.ratios(planned, results)) == expected
+    lines = accelerator.table(planned, results, rivals=False).splitlines()
+    assert sum(line.endswith(accelerator.NO_RIVALS) for line in lines) == 19 and lines[-2:] == expected
+
+
+def test_an_arm_finds_what_it_had_compiled(tmp_path, monkeypatch):
+    """Its own programs and those of the arm that it repeats, and no others."""
+    planned = {arm.name: arm for arm in accelerator.arms(small=True, folder="profile")}
+    title, folders = "training of paper, float32, batch 8", []
+
+    def ran(*args, variables, limit):
+        folders.append(variables["JAX_COMPILATION_CACHE_DIR"])
+        return {"items": 8, "seconds": 2.0, "compiling": 1.0, "loaded": len(folders) - 1}
+
+    monkeypatch.setattr(_harness, "_run", ran)
+    chosen = [planned[title], planned[f"{title}, started again"], planned["product, float32"]]
+    later = time.monotonic() + 100
+    results = accelerator.run(chosen, {}, later, lambda state: None, compiled=tmp_path)
+    assert folders[0] == folders[1] != folders[2]
+    lines = accelerator.table(chosen, results).splitlines()
+    assert lines[1].endswith("1 s to compile") and lines[2].endswith("1 s to compile (compiled before)")
+
+
 @pytest.mark.parametrize("form", ["mechdiff", "jax"])
 def test_attention_is_measured_against_patterns_in_float64(form, monkeypatch):
     monkeypatch.setattr(_harness, "MIN_SECONDS", 1e-9)
@@ -119,7 +169,7 @@ def test_attention_is_measured_against_patterns_in_float64(form, monkeypatch):
 
 
 def test_an_arm_of_the_accelerator_runs_on_a_cpu():
-    (arm,) = (arm for arm in accelerator.arms(True, False, "") if arm.name == "product, float32")
+    (arm,) = (arm for arm in accelerator.arms(True, "") if arm.name == "product, float32")
     results = accelerator.run([arm], {}, time.monotonic() + 120, lambda state: None)
     assert results[arm.name]["gflops"] > 0 and results[arm.name]["platform"] == "cpu"
     assert " TFLOP/s, side 256" in accelerator.table([arm], results)

@@ -1,5 +1,6 @@
 """A work folder in a bucket: runs killed in the middle, and several that share one."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from mechdiff.core.errors import BusyError, ConfigError, DataError, MechdiffError
 from mechdiff.storage import bucket, exchange, locks, objects, ownership, work_sharing
 from mechdiff.storage.mirror import Mirror
+from tests.reference import launching
 from tests.reference.bucket_servers import gs, s3
 
 ROOT = Path(__file__).parents[2]
@@ -182,6 +184,24 @@ def test_a_missing_client_is_named(monkeypatch):
 def test_a_plain_folder_is_itself(tmp_path):
     with bucket.local_copy(str(tmp_path)) as folder:
         assert folder == tmp_path and exchange.of(folder) is None
+
+
+def test_launchers_show_the_address_and_not_the_copy(address, capsys):
+    def main(config, workdir):
+        (workdir / "page.html").write_text("")
+        print(workdir / "page.html")
+        if config.seed:
+            raise DataError(f"{workdir}/page.html is empty")
+        return {"page": workdir / "page.html"}
+
+    shown = f"{address}/page.html"
+    assert launching.launch("report", f"--workdir={address}", "--json", main=main) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["workdir"], facts["result"], facts["written"]) == (address, {"page": shown}, [shown])
+    assert launching.launch("report", f"--workdir={address}", "--set=seed=1", main=main) == 2
+    out, err = capsys.readouterr()
+    assert out == f"{shown}\n" and err.splitlines()[-1] == f"error: {shown} is empty"
+    assert objects.Objects(address).get("page.html", Path(os.environ["MECHDIFF_MIRRORS"]) / "fetched")
 
 
 def test_two_that_fill_one_store_share_its_pieces_and_both_have_all(address, tmp_path):
