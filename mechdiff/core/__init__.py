@@ -1,1 +1,1 @@
-"""What all else builds on: presets, settings, errors, array types, PRNG streams, devices and precision."""
+"""The ground layer: presets, settings, errors, array types, PRNG streams, devices and precision."""

@@ -1,4 +1,4 @@
-"""Work cut into batches of one length, so that one compiled program serves all of them."""
+"""Items split into batches of equal length, so that one compiled program serves all of them."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,8 +11,8 @@ class Batch(NamedTuple):
     """Items that are computed together.
 
     Attributes:
-      indices: of the items, always `size` of them: a short last batch is filled up with repeats of its own.
-      span: where the results belong; those of repeats are cut off: `results[: batch.count]`.
+      indices: of the items, always `size` of them: a short last batch is padded with repeats of its items.
+      span: where the results belong; results of the padding are cut off by `results[: batch.count]`.
     """
 
     indices: Int[np.ndarray, " size"]
@@ -20,17 +20,17 @@ class Batch(NamedTuple):
 
     @property
     def count(self) -> int:
-        """Items without the repeats, which are the last."""
+        """Number of items without the padding, which comes last."""
         return self.span.stop - self.span.start
 
     @property
     def weights(self) -> Float[np.ndarray, " size"]:
-        """1 for every item, 0 for its repeats: for sums over a batch."""
+        """1 for every item, 0 for the padding: for sums over a batch."""
         return (np.arange(len(self.indices)) < self.count).astype(np.float32)
 
 
 def batches(count: int, size: int) -> Iterator[Batch]:
-    """Items 0 to `count - 1` in batches of `size`.
+    """Yields items 0 to `count - 1` in batches of `size`.
 
     Example:
       >>> [(batch.indices.tolist(), batch.span) for batch in batches(5, 3)]
@@ -42,7 +42,7 @@ def batches(count: int, size: int) -> Iterator[Batch]:
 
 
 def filled(span: slice, size: int) -> Int[np.ndarray, " size"]:
-    """The items of a span, filled up with repeats of them to `size`.
+    """The items of a span, padded to `size` with repeats of them.
 
     Example:
       >>> filled(slice(3, 5), 3)

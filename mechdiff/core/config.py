@@ -17,8 +17,8 @@ from mechdiff.core.network_config import UNetConfig as UNetConfig
 from mechdiff.core.network_config import decisive as decisive
 from mechdiff.core.ranges import at_least, within
 
-Precision = Literal["float32", "3xtf32", "tf32", "bfloat16"]  # of products, from the most exact down
-ABLATIONS = ("zero", "mean", "resample", "noise", "optimal")  # whose replacements a sweep can make
+Precision = Literal["float32", "3xtf32", "tf32", "bfloat16"]  # of matrix products, the most exact first
+ABLATIONS = ("zero", "mean", "resample", "noise", "optimal")  # a sweep can make replacements for these
 MOST_STEPS = 1_000_000
 
 
@@ -32,7 +32,7 @@ class DiffusionConfig:
     beta_end: float = 0.02  # not cosine
     weighting: Literal["uniform", "min_snr"] = "uniform"  # of timesteps in the training loss
     min_snr_gamma: float = 5.0  # Hang et al. 2023
-    betas: tuple[float, ...] = ()  # of schedule `betas`: all of them, one per step
+    betas: tuple[float, ...] = ()  # of schedule `betas`: one per step
 
     def __post_init__(self):
         within("diffusion.steps", self.steps, 2, MOST_STEPS)
@@ -65,8 +65,8 @@ class TrainConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
     fsdp: bool = False  # spread parameters, moments and EMA over the devices, for models larger than one
     log_every: int = 50  # steps between lines of the log
-    eval_every: int = 500  # steps between losses on held-out images
-    eval_images: int = 128  # held-out images of such a loss
+    eval_every: int = 500  # steps between evaluations of the held-out loss
+    eval_images: int = 128  # held-out images that the loss is averaged over
     sample_every: int = 0  # 0: only at the end
     save_every: int = 250  # steps between checkpoints
     keep: tuple[int, ...] = ()  # steps at which the model is exported too, to WORKDIR/snapshots/STEP
@@ -97,13 +97,13 @@ class SweepConfig:
     ablations: tuple[str, ...] = ("zero", "mean")  # of zero, mean, resample, noise, optimal
     timesteps: int = 8  # spread evenly in log-SNR
     images: int = 64  # scored at every timestep
-    nested: bool = False  # other images at every timestep: more images in as many runs
-    reference_images: int = 128  # that replacements come from, not scored; zero ablation needs none
+    nested: bool = False  # a different image set per timestep: T times as many images at equal cost
+    reference_images: int = 128  # images that replacements are made of, not scored; zero ablation needs none
     image_block: int = 16  # images in one chunk of the result
     chunk: int = 0  # interventions at once; 0: chosen by memory
     draws: int = 1  # of ablations `resample` (donors of an image) and `noise`; their losses are averaged
     optimal_steps: int = 32  # of Adam, for ablation `optimal`
-    precision: Precision = "float32"  # of products; any other measures its own error, see `core.devices`
+    precision: Precision = "float32"  # of matrix products; below float32 the error is measured and stated
 
     def __post_init__(self):
         for ablation in self.ablations:
@@ -126,13 +126,13 @@ class StudyConfig:
     """What `reproduce` examines, and what it does with each network besides the sweep."""
 
     models: tuple[str, ...] = ()  # folders in checkpoints/; empty: train one per data set first
-    controls: bool = False  # an untrained network of the same configuration beside each
-    circuits: tuple[str, ...] = ()  # ablations under which a circuit is looked for
-    role_sets: int = 0  # random sets, and untrained heads, that a role must beat; 0: no roles; 1000 for one
-    random_sets: int = 0  # of as many channels, that each component's effect is compared with; 0: none
-    images: int = 16  # of those scored, that controls, circuits, roles and pairs take
+    controls: bool = False  # also examine an untrained network of the same configuration
+    circuits: tuple[str, ...] = ()  # ablations under which a circuit is searched for
+    role_sets: int = 0  # random sets, and untrained heads, that a role is tested against; 0: no roles
+    random_sets: int = 0  # sets of as many random channels that each effect is compared with; 0: none
+    images: int = 16  # how many of the scored images are used for controls, circuits, roles and pairs
     timesteps: int = 8  # of circuits, roles and pairs, spread evenly in log-SNR
-    pairs: int = 0  # likeliest candidates whose pairs are run, for components that repair others; 0: none
+    pairs: int = 0  # candidates all pairs of which are ablated, to find backup components; 0: none
 
     def __post_init__(self):
         for ablation in self.circuits:
@@ -150,7 +150,7 @@ class StudyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """Everything a run is made of; its JSON is the run's identity."""
+    """All settings of a run; their JSON is the run's identity."""
 
     name: str
     seed: int = 0  # of training; of the noise of a sweep
@@ -165,7 +165,7 @@ class ExperimentConfig:
         within("seed", self.seed, 0, 2**32 - 1)  # JAX cuts larger ones to 32 bits
 
     def __repr__(self) -> str:
-        from mechdiff.core.presets import PRESETS  # which are made of this record
+        from mechdiff.core.presets import PRESETS  # here, since that module imports this one
 
         base = PRESETS.get(self.name, type(self)(name=self.name))
         changed = differences("", to_dict(self), to_dict(base))
@@ -179,8 +179,11 @@ def to_dict(config: Any) -> dict:
 
 
 def from_dict(data: dict, record: type = ExperimentConfig) -> Any:
-    """The inverse of `to_dict`; unknown or missing fields are errors that name them. Fields of the first
-    edition are read under their old names."""
+    """The inverse of `to_dict`; fields of version 0.1 are read under their old names.
+
+    Raises:
+      ConfigError: an unknown or missing field, named; a value of another type or out of range.
+    """
     return from_fields(data, record)
 
 
@@ -197,7 +200,7 @@ def override(config: ExperimentConfig, assignments: Iterable[str]) -> Experiment
         config = assigned(config, path.strip().split("."), text.strip(), path.strip())
     if config.data.name in DRAWN and config.data.path:
         raise ConfigError(
-            f"data.path={config.data.path!r} has no bearing on data.name={config.data.name}; set data.name "
+            f"data.path={config.data.path!r} has no effect on data.name={config.data.name}; set data.name "
             "too, or leave it out"
         )
     return config

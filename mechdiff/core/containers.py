@@ -1,8 +1,8 @@
-"""What this process may use of the machine: cores and memory, within the limits of containers and schedulers.
+"""The cores and the memory that this process may use, within the limits of containers and schedulers.
 
-Linux control groups may lie inside each other, and each may set a limit (Docker's --cpus and --memory,
-Kubernetes, systemd, SLURM); the tightest counts. Both versions of their files are read. Where there are none,
-as on other systems, nothing is limited.
+Linux control groups may be nested, and each may set a limit (Docker's --cpus and --memory, Kubernetes,
+systemd, SLURM); the tightest one counts. Files of both cgroup versions are read. Where there are none, as on
+other systems, nothing is limited.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ UNLIMITED = 2**62  # bytes; version 1 writes a number near 2**63 where there is 
 
 
 def usable_cores() -> int:
-    """Cores that this process may keep busy: by affinity, quota and SLURM's count for a task; at least 1."""
+    """Cores that this process may use: least of affinity, quota and SLURM's count per task; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     tasks = os.environ.get("SLURM_CPUS_PER_TASK", "")
     if tasks.isdecimal():
@@ -26,7 +26,7 @@ def usable_cores() -> int:
 
 
 def memory_left() -> int:
-    """Bytes that control groups still allow; files that can be dropped at once count as free."""
+    """Bytes that control groups still allow; page cache that can be dropped at once counts as free."""
     left = [UNLIMITED]
     for group in _groups("memory"):
         limit = _number(group / "memory.max", group / "memory.limit_in_bytes")
@@ -50,8 +50,8 @@ def _quotas() -> Iterator[float]:
 def _groups(controller: str) -> Iterator[Path]:
     """Folders of the control groups that this process is in, innermost first.
 
-    A container may see the names of its host's groups but its own as the root: names that are not there have
-    no files, which readers take for no limit.
+    A container may see the names of its host's groups while its own is mounted as the root. Files of a group
+    that is not visible are missing, and readers take a missing file for no limit.
     """
     try:
         lines = MEMBERSHIP.read_text().splitlines()
@@ -68,7 +68,7 @@ def _groups(controller: str) -> Iterator[Path]:
 
 
 def _number(*paths: Path) -> int | None:
-    """What the first of the files that is there says; None where it says no number."""
+    """The number in the first of the files that holds one; None if none does."""
     for path in paths:
         with contextlib.suppress(OSError, ValueError):
             return int(path.read_text())
@@ -76,6 +76,7 @@ def _number(*paths: Path) -> int | None:
 
 
 def _droppable(group: Path) -> int:
+    """Bytes of inactive page cache that the kernel may drop at once; 0 if unknown."""
     with contextlib.suppress(OSError):
         for line in (group / "memory.stat").read_text().splitlines():
             name, _, size = line.partition(" ")

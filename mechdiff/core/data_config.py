@@ -1,4 +1,4 @@
-"""The configuration of data: which images, and what is done to them."""
+"""The configuration of data: which images, and how they are preprocessed."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -6,14 +6,16 @@ from typing import Literal
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.ranges import at_least, within
 
-DRAWN = ("synthetic", "gaussian")  # names of data whose images are drawn at their size, not read
+DRAWN = ("synthetic", "gaussian")  # data sets whose images are rendered at the network's size, not read
 CROPS = ("center", "ddim", "none", "squash")  # and center-N
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an image file becomes an image of the network's size; part of a model, and applied to all that it
-    is examined on. The size is `unet.image_size`; images are never enlarged."""
+    """How an image file becomes an image of the network's size, `unet.image_size`; images are never enlarged.
+
+    It is saved with a model, and applied to all images that the model is examined on.
+    """
 
     crop: str = "center"  # the largest centered square; center-N; ddim; none; squash: see `images.cropped`
     filter: Literal["bicubic", "bilinear", "box", "hamming", "lanczos", "nearest"] = "bicubic"  # of Pillow
@@ -28,12 +30,12 @@ class Preprocessing:
 
     @property
     def channel_count(self) -> int:
-        """Of an image that it makes."""
+        """Channels of a preprocessed image: 3 or 1."""
         return 3 if self.channels == "rgb" else 1
 
     @property
     def description(self) -> str:
-        """For a reader, such as `'center crop, bicubic, RGB'`."""
+        """The preprocessing in words, such as `'center crop, bicubic, RGB'`."""
         crop = {"none": "no crop", "squash": "squashed to a square"}.get(self.crop, f"{self.crop} crop")
         on = f", transparent pixels over {self.background}" if self.background else ""
         scrambled = ", random phases" if self.phases == "random" else ""
@@ -42,13 +44,13 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images, and what is done to them.
+    """Which images, and how they are preprocessed.
 
-    `path`: where CelebA, a TFDS copy or image files lie (several folders joined by a comma); of `folder` a
-    folder, `.npy` or `.npz`.
+    `path` is where CelebA, a TFDS copy or image files lie (several folders are joined by commas); for
+    `folder` it is a folder, an `.npy` or an `.npz` file.
     """
 
-    # gaussian: see `data.gaussian`; unknown: of an imported model.
+    # gaussian: see `data.gaussian`; unknown: what an imported model was trained on.
     name: Literal["synthetic", "gaussian", "celeba", "tfds", "folder", "unknown"] = "synthetic"  # data set
     path: str = ""  # celeba, tfds, folder: where the images lie
     cache: str = ""  # where decoded images are kept; empty: beside the run
@@ -60,7 +62,7 @@ class DataConfig:
     split: Literal["auto", "digest", "folders"] = "auto"  # folder: see `data.folder`
     split_seed: int = 0  # folder: which images are held out by their digest
     held_out: float = 0.2  # folder: share held out, half for validation and half for testing
-    classes: str = ""  # labels that make an image's class, with commas: an attribute, a factor, `folder`
+    classes: str = ""  # labels that make up an image's class, with commas: attributes, factors, or `folder`
 
     def __post_init__(self):
         within("data.complexity", self.complexity, 0, 4)

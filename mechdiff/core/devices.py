@@ -1,7 +1,7 @@
-"""Blocks of images shared out over the devices of this process, and how exactly these multiply.
+"""Sharding of images over the devices of this process, and the precision of matrix products.
 
-Each device works on images of its own; at most a sum passes between them. So numbers move with the devices by
-float32 rounding only.
+Each device computes its own images; at most a sum is exchanged. So results depend on the number of devices
+only by float32 rounding.
 """
 
 import contextlib
@@ -20,12 +20,12 @@ from mechdiff.core.config import Precision
 from mechdiff.core.errors import MechdiffError
 from mechdiff.core.types import PyTree
 
-ALL, IMAGES = PartitionSpec(), PartitionSpec("images")  # on every device, or shared out along the first axis
+ALL, IMAGES = PartitionSpec(), PartitionSpec("images")  # replicated, or sharded along the first axis
 
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # how XLA's errors begin
-THREE_TF32, ROUNDED = "TF32_TF32_F32_X3", "BF16_BF16_F32"  # JAX's names of products of split or cut inputs
-# What JAX calls a precision, by kind of device; where one is not listed, products are in float32 anyway. On
-# CPUs only convolutions are rounded to bfloat16, for rehearsals: nothing gets faster.
+THREE_TF32, ROUNDED = "TF32_TF32_F32_X3", "BF16_BF16_F32"  # JAX's names: inputs split in three, or rounded
+# JAX's name of each precision, by platform; products of a precision that is not listed stay in float32. On
+# CPUs `bfloat16` rounds the inputs of convolutions only, to try an accelerator's numerics; it is not faster.
 NAMES = {
     "gpu": {"3xtf32": THREE_TF32, "tf32": "tensorfloat32", "bfloat16": ROUNDED},
     "tpu": {"tf32": "tensorfloat32", "bfloat16": "bfloat16"},
@@ -34,25 +34,28 @@ NAMES = {
 
 
 def precision() -> str:
-    """Of products of float32 matrices: in full, unless JAX_DEFAULT_MATMUL_PRECISION or its setting in
-    `jax.config` says otherwise. JAX's own default drops bits on accelerators, TPUs all but 8: too many
-    for differences of a part in a thousand. It is part of what names a sweep's store."""
+    """Precision of float32 matrix products: `float32` (full) unless JAX_DEFAULT_MATMUL_PRECISION is set.
+
+    JAX's own default uses fewer bits on accelerators (bfloat16 passes on TPUs, TF32 on GPUs), too few for
+    relative differences of 1e-3. The precision is part of the digest that names a sweep's store.
+    """
     return jax.config.jax_default_matmul_precision or "float32"
 
 
 def use_all_cores(share: int = 0) -> bool:
-    """Makes every CPU core that this process may use a device of its own, over which sweeps share out their
-    images; must come before any device is used. On two cores a sweep took 0.55 of the time of one device with
-    two threads. A number that was chosen already, by JAX_NUM_CPU_DEVICES or XLA_FLAGS, stands, and so does
-    one device for each of many processes; accelerators are not touched.
+    """Makes every CPU core that this process may use a JAX device, so that sweeps shard images over them.
+
+    It must be called before any device is used. On two cores a sweep took 0.55 of the time of one device with
+    two threads. A number chosen already by JAX_NUM_CPU_DEVICES or XLA_FLAGS is kept, as is one device for
+    each of several processes; accelerators are not affected.
 
     Args:
-      share: what the devices must divide, if not 0: fewer of them then, where need be.
+      share: if not 0, the number of devices is the largest that divides it.
     Returns:
-      Whether it is so: False where JAX had begun with fewer.
+      False if JAX was already running on the CPU with fewer devices; else True.
 
     Example:
-      >>> use_all_cores() in (True, False)  # False: JAX was at work
+      >>> use_all_cores() in (True, False)  # False: JAX was running already
       True
     """
     chosen = jax.config.jax_num_cpu_devices != -1 or "device_count" in os.environ.get("XLA_FLAGS", "")
@@ -61,18 +64,18 @@ def use_all_cores(share: int = 0) -> bool:
     count = max(n for n in range(1, containers.usable_cores() + 1) if share % n == 0)
     try:
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # JAX is at work
+    except RuntimeError:  # JAX is running already
         return jax.default_backend() != "cpu" or jax.local_device_count() >= count
     return True
 
 
 def acts(setting: Precision) -> bool:
-    """Whether a precision changes any number on this kind of device."""
+    """Whether a precision changes any result on this platform."""
     return setting in NAMES.get(jax.default_backend(), {})
 
 
 def explanation(setting: Precision) -> str | None:
-    """One line for a precision that does not do here what its name says; None for all others."""
+    """One line if a precision does not do on this platform what its name says; else None."""
     platform = jax.default_backend()
     if setting == "float32" or platform == "gpu":
         return None
@@ -84,14 +87,14 @@ def explanation(setting: Precision) -> str | None:
 
 
 def warn_of(setting: Precision) -> None:
-    """Logs `explanation`, if there is any."""
+    """Logs `explanation` as a warning, if there is one."""
     if line := explanation(setting):
         logging.warning("%s", line)
 
 
 @contextlib.contextmanager
 def multiplying(setting: Precision) -> Iterator[None]:
-    """Products of this precision inside of the block; `float32` leaves what is set outside (`precision`)."""
+    """Matrix products in the block have this precision; `float32` keeps what is set outside (`precision`)."""
     name = NAMES.get(jax.default_backend(), {}).get(setting)
     with jax.default_matmul_precision(name) if name else contextlib.nullcontext():
         yield
@@ -99,10 +102,10 @@ def multiplying(setting: Precision) -> Iterator[None]:
 
 @contextlib.contextmanager
 def enough_memory(way_out: str) -> Iterator[None]:
-    """Says in one line what to do where a device's memory is too small for what is run in the block.
+    """Turns an out-of-memory error of the block into one line that ends with `way_out`.
 
     Raises:
-      MechdiffError: it is.
+      MechdiffError: a device's memory was too small.
     """
     try:
         yield
@@ -125,31 +128,31 @@ def jitted(function: Callable, static: tuple[str, ...], quickly: bool = False) -
 
 
 def over(images: int) -> Mesh:
-    """As many devices of this process as share `images` evenly, along the axis `images`."""
+    """A mesh with the axis `images`: the largest number of this process's devices that divides `images`."""
     devices = jax.local_devices()
     count = max(count for count in range(1, len(devices) + 1) if images % count == 0)
     return Mesh(np.array(devices[:count]), ("images",))
 
 
 def everywhere(mesh: Mesh, tree: PyTree) -> PyTree:
-    """`tree` on every device of a mesh, so that calls need not copy it again."""
+    """`tree` replicated on every device of a mesh, so that calls need not copy it again."""
     return jax.device_put(tree, NamedSharding(mesh, ALL))
 
 
 def shared(mesh: Mesh, images: PyTree) -> PyTree:
-    """Arrays laid out so that every device holds its part of their first axis."""
+    """Arrays sharded along their first axis: every device holds its part."""
     return jax.device_put(images, NamedSharding(mesh, IMAGES))
 
 
 def map_over_images(
     function: Callable, mesh: Mesh, specs: tuple[PyTree, ...], outs: PyTree = IMAGES
 ) -> Callable[..., Any]:
-    """`function` on every device of a mesh, each on its share of the images.
+    """`function` sharded by `jax.shard_map`: every device of a mesh calls it on its share of the images.
 
     Args:
-      function: of arrays, in which an image's results depend on that image alone (or are summed by
-        `jax.lax.psum` along `images`).
-      specs, outs: of its arguments and of its results, `ALL` or `IMAGES` or trees of them.
+      function: takes arrays; an image's results depend on that image alone, or are summed by `jax.lax.psum`
+        along `images`.
+      specs, outs: partitions of its arguments and of its results: `ALL`, `IMAGES` or trees of them.
     """
-    # `check_vma` would ask for a mark on every value that is alike on all devices.
+    # `check_vma` would ask for a mark on every value that is the same on all devices.
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=outs, check_vma=False)

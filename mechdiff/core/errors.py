@@ -5,8 +5,8 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any
 
-_SHORT = reprlib.Repr()  # never walks more of a value than it shows
-_CHOICES = 160  # characters of the choices in an error
+_SHORT = reprlib.Repr()  # reads no more of a value than it shows
+_CHOICES = 160  # characters of the list of choices in an error
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
@@ -27,11 +27,11 @@ class ConfigError(MechdiffError):
 
 
 class DataError(MechdiffError):
-    """Images, attribute files or caches that are absent, truncated or foreign."""
+    """Images, attribute files or caches that are missing, truncated or of another kind."""
 
 
 class CheckpointError(MechdiffError):
-    """A checkpoint that is absent, damaged, or of another configuration."""
+    """A checkpoint that is missing, damaged, or of another configuration."""
 
 
 class BusyError(MechdiffError):
@@ -43,7 +43,7 @@ class NumericsError(MechdiffError):
 
 
 class NotTestable(MechdiffError):
-    """Why a claim can't be tested with the networks at hand."""
+    """A claim that can't be tested with the networks at hand; the message is the reason."""
 
 
 def unknown(what: str, name: str, options: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Frozen records from and to plain fields: what a config file holds, and what `--set` assigns."""
+"""Conversion between frozen records and plain fields, for config files and `--set`."""
 
 import ast
 import dataclasses
@@ -11,11 +11,10 @@ from mechdiff.core.old_names import CONFIG_FIELDS
 
 
 def from_fields(data: dict, record: type) -> Any:
-    """The record of these fields; unknown or missing ones are errors that name them. Fields of the first
-    edition are read under their old names.
+    """A `record` with these fields; fields of version 0.1 are read under their old names.
 
     Raises:
-      ConfigError: a field that the record does not have, that it lacks, or of another type.
+      ConfigError: an unknown or missing field, named, or a value of another type.
     """
     hints = typing.get_type_hints(record)
     renamed = CONFIG_FIELDS.get(record.__name__, {})
@@ -31,7 +30,7 @@ def from_fields(data: dict, record: type) -> Any:
 
 
 def differences(prefix: str, values: dict, base: dict) -> list[str]:
-    """Settings that differ, as they would be set: `section.field=value`."""
+    """Settings of `values` that differ from `base`, as assignments `section.field=value`."""
     lines = []
     for name, value in values.items():
         if isinstance(value, dict) and isinstance(base.get(name), dict):
@@ -42,9 +41,11 @@ def differences(prefix: str, values: dict, base: dict) -> list[str]:
 
 
 def assigned(config: Any, path: list[str], text: str, full: str) -> Any:
-    """A record with one field set from text, the field being named by its path through inner records.
+    """`config` with one field set from text.
 
     Args:
+      path: names of the inner records and of the field, such as `["train", "steps"]`.
+      text: the value as typed.
       full: the whole path, for errors.
 
     Raises:

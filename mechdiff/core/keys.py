@@ -1,4 +1,4 @@
-"""Named PRNG streams. One root key a run, one stream a purpose, one key an image."""
+"""Named PRNG streams: one root key per run, one stream per purpose, one key per image."""
 
 import zlib
 
@@ -8,7 +8,7 @@ from mechdiff.core.types import AnyArray, PRNGKey
 
 
 def stream(key: PRNGKey, name: str) -> PRNGKey:
-    """The stream called `name` of `key`. The name is hashed (CRC-32), so adding a stream moves no other."""
+    """A key for the purpose `name`: `fold_in(key, crc32(name))`, so that adding a stream changes no other."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 

@@ -1,4 +1,4 @@
-"""The configuration of a UNet: what its network is, and what a digest of it is taken over."""
+"""The configuration of a UNet, and the part of it that names results."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from mechdiff.core.ranges import at_least, within
 
 # What a network outputs; see `diffusion.process.prediction_target`.
 Prediction = Literal["epsilon", "v_prediction", "sample"]
-LARGEST = 4096  # side of an image, channels, blocks; beyond it a number is a slip, and memory would end
+LARGEST = 4096  # side of an image, channels, blocks; a larger number is taken for a typing error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,8 @@ class UNetConfig:
     """
 
     image_size: int = 32  # pixels; divisible by 2 ** (levels - 1)
-    in_channels: int = 3  # of what goes in: images, joined with a condition if there is one
-    out_channels: int = 3  # of predicted images; in_channels less those of a condition
+    in_channels: int = 3  # of the input: images, and the image condition if there is one
+    out_channels: int = 3  # of predicted images; in_channels without those of a condition
     widths: tuple[int, ...] = (32, 64, 64)  # channels per level
     blocks_per_level: int = 1  # the decoder has one more
     down_attention: tuple[bool, ...] = (False, True, True)  # per level, whether the encoder attends
@@ -30,30 +30,30 @@ class UNetConfig:
     heads: tuple[int, ...] = (4, 4, 4)  # per level; the middle uses the last
     norm_groups: int = 8  # of group normalization
     norm_eps: float = 1e-6  # added to variances
-    dropout: float = 0.0  # share of a residual branch, in training
+    dropout: float = 0.0  # dropout rate in residual branches, in training
     time_scale_shift: bool = False  # FiLM instead of addition in the residual blocks
     time_width_factor: int = 4  # width of the time embedding, in units of time_features
-    flip_sin_to_cos: bool = False  # cos half first
+    flip_sin_to_cos: bool = False  # time features: the cosines come first
     frequency_shift: float = 1.0  # feature i has frequency 10000 ** (-i / (features / 2 - shift))
     down_padding: Literal[0, 1] = 1  # 0 pads right and bottom only, as the original DDPM does
     resample_conv: bool = True  # a convolution in down- and upsampling; else pooling and nearest
     resample_blocks: bool = False  # residual blocks do the down- and upsampling, as ADM may
-    center_input: bool = False  # 2 x - 1 first
+    center_input: bool = False  # the network begins with 2 x - 1
     prediction: Prediction = "epsilon"  # what the network was trained to output
     up_heads: tuple[int, ...] = ()  # per level, of the decoder; empty: as `heads`
     level_blocks: tuple[int, ...] = ()  # per level, where they differ; empty: blocks_per_level at each
     time_features: int = 0  # width of the sinusoidal features; 0: widths[0]
-    timestep_scale: float = 1.0  # the network is given t * timestep_scale (1000 / T where rescaled)
+    timestep_scale: float = 1.0  # the network is given t * timestep_scale; ADM's rescaled timesteps: 1000 / T
     sample_clip: float = 1.0  # sampling clips predicted images to [-sample_clip, sample_clip]; 0: not at all
-    classes: int = 0  # that images are conditioned on; 0: none
-    null_class: bool = True  # with classes: one label more, `classes`, stands for none of them
-    # A table; features of a number, as of a timestep; a vector as it is.
-    class_embedding: Literal["table", "timestep", "identity"] = "table"  # what a class becomes
-    condition_channels: int = 0  # of an image (a low resolution, a masked one) that the input is joined with
+    classes: int = 0  # number of classes that images are conditioned on; 0: unconditional
+    null_class: bool = True  # with classes: one more label, `classes`, stands for no class
+    # table: learned vectors; timestep: sinusoidal features of a number; identity: the vector given.
+    class_embedding: Literal["table", "timestep", "identity"] = "table"  # how a class is embedded
+    condition_channels: int = 0  # of an image (low resolution, masked) that is concatenated to the input
 
     @property
     def takes_labels(self) -> bool:
-        """Whether it is told the class of each image (a number, or a vector)."""
+        """Whether the network takes the class of each image, a number or a vector."""
         return self.classes > 0 or self.class_embedding != "table"
 
     @property
@@ -114,13 +114,16 @@ class UNetConfig:
                 )
 
 
-# Fields that came after results had been named by a digest of all of them.
+# Fields added after results had been named by a digest of all fields.
 LATER_FIELDS = ("classes", "null_class", "class_embedding", "condition_channels")
 
 
 def decisive(unet: UNetConfig) -> dict:
-    """The fields of a network, JSON-ready, for a digest: later ones only where they are not at their
-    defaults, so that results of networks without them keep their names."""
+    """The fields of a network, JSON-ready, for a digest.
+
+    `LATER_FIELDS` are included only where they differ from their defaults, so that older results keep their
+    names.
+    """
     return {
         name: value
         for name, value in dataclasses.asdict(unet).items()

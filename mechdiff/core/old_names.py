@@ -1,4 +1,4 @@
-"""Names of the first edition, so that its saved configs, models, results and reports stay readable, and its
+"""Names of version 0.1, so that its saved configs, models, results and reports stay readable and its
 commands run."""
 
 # class of a config -> its field then -> its field now

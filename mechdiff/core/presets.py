@@ -1,4 +1,4 @@
-"""Named experiments. `preset(name)` is where every launcher begins."""
+"""Named experiments; every launcher starts from `preset(name)`."""
 
 import dataclasses
 
@@ -52,7 +52,7 @@ PRESETS = {
         ),
         diffusion=DiffusionConfig(schedule="cosine"),
         train=TrainConfig(steps=2000, batch=32, learning_rate=2e-3, warmup=100, ema_decay=0.998),
-        # 44 x 24 images and 128 others: what 1,199 images of validation and test can give.
+        # 44 x 24 scored images and 128 reference images: nearly all of 1,199 held-out ones.
         sweep=SweepConfig(timesteps=24, images=44, nested=True, reference_images=128, image_block=22),
         study=StudyConfig(
             models=(
@@ -133,7 +133,7 @@ PRESETS["quickstart"] = dataclasses.replace(
     study=StudyConfig(models=("cpu32-synthetic-seed0", "cpu32-celeba-seed0"), timesteps=4, pairs=8),
 )
 
-# The study anew, on splits of 2,140 held-out images: 24 x 84 scored, 124 others for mean activations.
+# The study of 16x16 networks, on splits of 2,140 held-out images: 24 x 84 scored, 124 for mean activations.
 PRESETS["study"] = dataclasses.replace(
     PRESETS["cpu16"],
     name="study",

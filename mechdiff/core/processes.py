@@ -1,4 +1,4 @@
-"""One run in several processes: joining them, what each of them has, and what the first one does for all."""
+"""One run in several processes: joining them, their devices, and work that process 0 does for all."""
 
 import os
 import socket
@@ -17,21 +17,22 @@ from mechdiff.core.errors import MechdiffError
 from mechdiff.core.rendezvous import Membership
 
 T = TypeVar("T")
-JOIN_SECONDS = 300.0  # until a process that has not come is given up
-LINE = 1024  # bytes of an error that process 0 tells the others
+JOIN_SECONDS = 300.0  # that the others are waited for
+LINE = 1024  # bytes of an error message that process 0 sends to the others
 NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")  # one entry a GPU, where the driver is loaded
 
 
 def join(member: Membership | None, timeout: float = JOIN_SECONDS) -> None:
-    """Makes this process one of several; before any device is used.
+    """Joins this process to the others of its run; must be called before any device is used.
 
     Args:
-      member: which one of how many, and where the first is; None: SLURM's variables or, on a TPU pod, its
-        own metadata say.
-      timeout: seconds until the others must have come.
+      member: which process this is, of how many, and the address of process 0; None: as SLURM's variables
+        or, on a TPU pod, its metadata say.
+      timeout: seconds until the others must have joined.
 
     Raises:
-      ConfigError: some did not come (which ones), or nothing says where they are.
+      ConfigError: some did not join (named).
+      MechdiffError: JAX could not join them, or nothing says where they are.
     """
     member = member or rendezvous.slurm_membership(os.environ)
     if member is None:
@@ -65,12 +66,12 @@ def _join_cluster(timeout: float) -> None:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes logs, sheets and exports."""
+    """Whether this is process 0, which writes logs, sample sheets and exports."""
     return jax.process_index() == 0
 
 
 def announce() -> None:
-    """Says on stderr what devices this process has, where there are several, and warns of idle GPUs."""
+    """Prints to stderr this process's devices, if there are several processes, and warns of idle GPUs."""
     local, total = jax.local_device_count(), jax.device_count()
     host, platform = socket.gethostname(), jax.default_backend()
     used = local
@@ -85,7 +86,7 @@ def announce() -> None:
 
 
 def gpus_here() -> int:
-    """NVIDIA GPUs of this machine that this process was not forbidden to use."""
+    """Number of NVIDIA GPUs of this machine that this process may use."""
     visible = rendezvous.visible_gpus(os.environ)
     if visible is not None:
         return visible
@@ -93,7 +94,7 @@ def gpus_here() -> int:
 
 
 def idle_gpus(platform: str, used: int, present: int) -> str | None:
-    """A warning, where a machine has GPUs that no process uses."""
+    """A warning if the machine has GPUs that no process uses; else None."""
     if platform == "cpu" and present:
         return f"{present} GPUs are idle: JAX sees the CPU only; install jax[cuda12]"
     if platform == "gpu" and used < present:
@@ -102,12 +103,12 @@ def idle_gpus(platform: str, used: int, present: int) -> str | None:
 
 
 def in_first(action: Callable[[], T]) -> T | None:
-    """Runs `action` in process 0 while the others wait for it; its error ends all of them.
+    """Runs `action` in process 0 while the others wait; if it raises an error, all processes do.
 
     Returns:
-      What it returned, in process 0; None in the others.
+      Its result in process 0; None in the others.
     Raises:
-      MechdiffError: its own in process 0; in the others, one that repeats its line.
+      MechdiffError: in process 0 the error of `action`; in the others one with the same message.
     """
     if jax.process_count() == 1:
         return action()
@@ -127,7 +128,7 @@ def in_first(action: Callable[[], T]) -> T | None:
 
 
 def from_first(number: int) -> int:
-    """`number` of process 0, in all of them."""
+    """The `number` of process 0, broadcast to all processes."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))

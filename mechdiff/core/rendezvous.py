@@ -1,7 +1,7 @@
-"""How the processes of one run find one another before JAX joins them: a roll call, and what SLURM says.
+"""How the processes of one run find each other before JAX joins them: a roll call, and SLURM's variables.
 
-JAX ends a process by an abort, with a stack trace, where another one never joins. So process 0 first calls
-the roll itself, and every process that did answer can say in one line which did not.
+If a process never joins, JAX aborts the others with a stack trace. So process 0 first calls the roll itself,
+and every process that answered can say in one line which ones did not.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ class Membership(NamedTuple):
       coordinator: HOST:PORT of process 0.
       processes: how many there are.
       process_id: which one this is, from 0.
-      local_devices: numbers of the accelerators of this machine that are its own; None: all that it sees.
+      local_devices: numbers of this machine's accelerators that belong to it; None: all that it sees.
     """
 
     coordinator: str
@@ -35,11 +35,10 @@ class Membership(NamedTuple):
 
 
 def slurm_membership(environment: Mapping[str, str]) -> Membership | None:
-    """What SLURM's variables say of this task, None outside of a job step.
+    """This task's membership by SLURM's variables; None outside of a job step.
 
-    A task has all GPUs that it sees where it is alone on its node or SLURM bound them to it, and an even
-    share of them else. (JAX by itself gives every task one GPU, so that one task on a node of eight leaves
-    seven idle.)
+    A task gets all GPUs that it sees if it is alone on its node or if SLURM bound them to it; otherwise an
+    even share. (JAX by itself gives every task one GPU: one task on a node of eight would leave seven idle.)
 
     Example:
       >>> step = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[03-04]", "SLURM_NTASKS": "2"}
@@ -50,7 +49,7 @@ def slurm_membership(environment: Mapping[str, str]) -> Membership | None:
     needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
     if any(name not in environment for name in needed):
         return None
-    port = 61440 + int(environment["SLURM_JOB_ID"]) % 4096  # the last ports that there are; any free one does
+    port = 61440 + int(environment["SLURM_JOB_ID"]) % 4096  # among the highest ports; any free one will do
     coordinator = f"{_first_host(environment['SLURM_STEP_NODELIST'])}:{port}"
     return Membership(
         coordinator,
@@ -61,7 +60,7 @@ def slurm_membership(environment: Mapping[str, str]) -> Membership | None:
 
 
 def visible_gpus(environment: Mapping[str, str]) -> int | None:
-    """GPUs that this process may use by its environment; None where nothing there says."""
+    """Number of GPUs that this process may use by its environment; None if the environment does not say."""
     if "CUDA_VISIBLE_DEVICES" in environment:
         return len([name for name in environment["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()])
     on_node = environment.get("SLURM_GPUS_ON_NODE", "")
@@ -92,7 +91,7 @@ def _tasks_here(environment: Mapping[str, str]) -> int:
 
 
 def _first_host(nodes: str) -> str:
-    """Of SLURM's list, such as `node[03-05,9],gate`: its first name."""
+    """The first host of SLURM's list, such as `node03` of `node[03-05,9],gate`."""
     match = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", nodes)
     if match is None:
         raise ConfigError(f"SLURM_STEP_NODELIST={nodes!r} names no host; give --coordinator=HOST:PORT")
@@ -100,11 +99,11 @@ def _first_host(nodes: str) -> str:
 
 
 def call_roll(member: Membership, timeout: float) -> None:
-    """Returns when all processes are there.
+    """Returns when all processes have answered.
 
     Raises:
-      ConfigError: after `timeout` seconds, in every process that came: it names those that did not, or says
-        that process 0 was not to be reached.
+      ConfigError: after `timeout` seconds, in every process that answered: it names those that did not, or
+        says that process 0 could not be reached.
     """
     host, _, port = member.coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
@@ -141,14 +140,14 @@ def _listening(port: int) -> socket.socket:
         return socket.create_server(("", port))
     except OSError as error:
         raise ConfigError(
-            f"process 0 can't listen on port {port} ({error.strerror}); another port in --coordinator"
+            f"process 0 can't listen on port {port} ({error.strerror}); choose another port in --coordinator"
         ) from error
 
 
 def _callers(
     server: socket.socket, deadline: float, stack: contextlib.ExitStack
 ) -> Iterator[tuple[socket.socket, int]]:
-    """Connections and the process that each says it is; strangers are left out."""
+    """Connections, each with the number that the process gives; other messages are ignored."""
     while (left := deadline - time.monotonic()) > 0:
         server.settimeout(left)
         try:

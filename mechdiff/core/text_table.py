@@ -25,7 +25,7 @@ def text_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]
     if not cells:
         return ["  ".join(heads)]
     names = [row[0] for row in cells]
-    # The index of a frame is the column that pandas writes flush left; its title is the name of the columns.
+    # pandas writes the index flush left; the name of the columns is the index's title.
     columns = pd.Index(heads[1:], name=heads[0])
     frame = pd.DataFrame([row[1:] for row in cells], index=names, columns=columns)
     return [line.rstrip() for line in frame.to_string(line_width=None).splitlines()]

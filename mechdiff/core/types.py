@@ -12,9 +12,9 @@ PyTree = Any
 AnyArray = Array | np.ndarray  # on a device or on the host
 
 Images = Float[AnyArray, "batch height width channels"]  # in [-1, 1]
-# The same at every timestep, or each timestep its own: see `process.images_at`.
+# One set for all timesteps (crossed), or one per timestep (nested): see `process.images_at`.
 Shown = Images | Float[AnyArray, "timesteps images height width channels"]
-Features = Float[AnyArray, "batch _ _ _"]  # NHWC feature maps, whose side and width change on the way
+Features = Float[AnyArray, "batch _ _ _"]  # NHWC feature maps; side and channels differ from stage to stage
 Bytes = UInt8[AnyArray, "batch height width channels"]  # in [0, 255]
 Timesteps = Int[AnyArray, "batch"]  # in [0, T)
 PRNGKey = Key[Array, ""]

@@ -92,7 +92,7 @@ def load(
 def _check_drawn(config: DataConfig, split: str, count: int) -> None:
     if config.preprocessing != Preprocessing():
         raise ConfigError(
-            f"data.preprocessing ({config.preprocessing.description}) has no bearing on data.name="
+            f"data.preprocessing ({config.preprocessing.description}) has no effect on data.name="
             f"{config.name}, which is drawn at its size; set data.name too, or leave it out"
         )
     room = OFFSETS["validation"]

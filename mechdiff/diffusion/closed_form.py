@@ -1,12 +1,12 @@
-"""Denoisers that are known exactly: the posterior-mean noise of data whose distribution is known.
+"""Exact denoisers: the posterior mean of the noise for data of known distribution.
 
-With x_t = a x_0 + s eps (a = sqrt(abar_t), s = sqrt(1 - abar_t)) the best prediction of the noise is
-E[eps | x_t]; no network denoises such data with less loss. Three families have it in closed form:
+With x_t = a x_0 + s eps (a = sqrt(abar_t), s = sqrt(1 - abar_t)) the prediction of least squared error is
+E[eps | x_t]; no network has a smaller denoising loss. Three families have it in closed form:
   Gaussian N(m, C)                   s (a^2 C + s^2 I)^-1 (x_t - a m)
   stationary N(m, C), C diagonal in a Fourier basis: the same, frequency by frequency, at any size
   mixture sum_k w_k N(m_k, d_k^2 I)  sum_k r_k s (x_t - a m_k) / (a^2 d_k^2 + s^2), with the posterior weights
                                      r_k ~ w_k N(x_t; a m_k, (a^2 d_k^2 + s^2) I)
-A mixture at the training images with d = 0 is the denoiser that remembers them and nothing else.
+A mixture at the training images with d = 0 is the optimal denoiser of the training set: it memorizes it.
 """
 
 import dataclasses
@@ -25,8 +25,10 @@ from mechdiff.diffusion.schedules import NoiseSchedule
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GaussianDenoiser:
-    """A `types.DenoiseFn`; made by `gaussian_denoiser`. The covariance is held as its eigenvalues, `spread`,
-    and eigenvectors, the columns of `basis`."""
+    """The best denoiser of Gaussian images, a `types.DenoiseFn`; made by `gaussian_denoiser`.
+
+    The covariance is stored as its eigenvalues, `spread`, and its eigenvectors, the columns of `basis`.
+    """
 
     schedule: NoiseSchedule
     mean: Float[AnyArray, "height width channels"]
@@ -34,7 +36,7 @@ class GaussianDenoiser:
     basis: Float[AnyArray, "pixels pixels"]
 
     def __call__(self, x_t: Images, t: Timesteps) -> Images:
-        """E[eps | x_t]."""
+        """E[eps | x_t], shaped as `x_t`."""
         a, s = (values[t][:, None] for values in _scales(self.schedule))
         away = x_t.reshape(len(x_t), -1) - a * self.mean.reshape(-1)
         with jax.default_matmul_precision(devices.precision()):
@@ -42,7 +44,7 @@ class GaussianDenoiser:
         return eps.reshape(x_t.shape)
 
     def loss(self, t: Timesteps) -> Float[Array, " batch"]:
-        """Expected denoising loss at `t`, the least there can be: tr(a^2 C (a^2 C + s^2 I)^-1) / pixels."""
+        """Expected denoising loss at `t`, the smallest possible: tr(a^2 C (a^2 C + s^2 I)^-1) / pixels."""
         a, s = (values[t][:, None] for values in _scales(self.schedule))
         signal = a**2 * self.spread
         return jnp.mean(signal / (signal + s**2), axis=1)
@@ -51,12 +53,12 @@ class GaussianDenoiser:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StationaryDenoiser:
-    """A `types.DenoiseFn` of Gaussian images, stationary on a torus; the Wiener filter of their spectrum.
+    """The best denoiser of stationary Gaussian images on a torus, a `types.DenoiseFn`: the Wiener filter.
 
     Attributes:
-      mean: of a value.
+      mean: of every value.
       spectrum: variance of each Fourier coefficient (orthonormal transform) of each color.
-      colors: rows, orthonormal: the combinations of channels that are independent.
+      colors: orthonormal rows, the combinations of channels that are independent of each other.
     """
 
     schedule: NoiseSchedule
@@ -73,7 +75,7 @@ class StationaryDenoiser:
             return filtered.real @ self.colors
 
     def loss(self, t: Timesteps) -> Float[Array, " batch"]:
-        """Expected denoising loss at `t`, the least there can be; as `GaussianDenoiser.loss`."""
+        """Expected denoising loss at `t`, the smallest possible; as `GaussianDenoiser.loss`."""
         a, s = (values[t][:, None, None, None] for values in _scales(self.schedule))
         signal = a**2 * self.spectrum
         return jnp.mean(signal / (signal + s**2), axis=(1, 2, 3))
@@ -82,7 +84,7 @@ class StationaryDenoiser:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MixtureDenoiser:
-    """A `types.DenoiseFn`; made by `mixture_denoiser`."""
+    """The best denoiser of a mixture of Gaussians, a `types.DenoiseFn`; made by `mixture_denoiser`."""
 
     schedule: NoiseSchedule
     log_weights: Float[AnyArray, " parts"]
@@ -109,9 +111,9 @@ def gaussian_denoiser(
     """The best denoiser of images drawn from N(mean, covariance).
 
     Args:
-      covariance: of the pixels in the order of `mean.reshape(-1)`; symmetric, not negative.
+      covariance: of the values in the order of `mean.reshape(-1)`; symmetric, positive semidefinite.
     Raises:
-      ConfigError: a covariance of another size, or that is none.
+      ConfigError: a covariance of another size, or one that is not symmetric and positive semidefinite.
     """
     covariance = np.asarray(covariance, np.float64)
     if covariance.shape != (mean.size, mean.size) or not np.allclose(covariance, covariance.T):
@@ -138,7 +140,8 @@ def stationary_denoiser(
       colors: rows are the independent combinations of channels; orthonormal.
 
     Raises:
-      ConfigError: a negative or lopsided spectrum, or colors that are not orthonormal.
+      ConfigError: a spectrum that is negative or differs at opposite frequencies, or colors that are not
+        orthonormal.
     """
     spectrum, colors = np.asarray(spectrum, np.float64), np.asarray(colors, np.float64)
     opposite = np.roll(spectrum[::-1, ::-1], 1, axis=(0, 1))
@@ -155,11 +158,12 @@ def mixture_denoiser(
     means: Float[np.ndarray, "parts height width channels"],
     deviations: Float[np.ndarray, " parts"],
 ) -> MixtureDenoiser:
-    """The best denoiser of images drawn from a mixture of round Gaussians.
+    """The best denoiser of images drawn from a mixture of isotropic Gaussians.
 
     Args:
-      weights: positive; scaled to sum 1.
-      deviations: of each pixel around the mean of its part, 0 or more.
+      weights: positive; normalized to sum to 1.
+      means: image at the center of each part.
+      deviations: standard deviation of every value around the mean of its part, 0 or more.
     Raises:
       ConfigError: weights or deviations out of range.
     """

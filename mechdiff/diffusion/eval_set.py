@@ -15,14 +15,14 @@ from mechdiff.diffusion.schedules import NoiseSchedule
 
 
 class EvalBatch(NamedTuple):
-    """Images that are shown together at one timestep: a pytree, one argument of compiled functions.
+    """Images denoised together at one timestep: a pytree, one argument of compiled functions.
 
     Attributes:
       images: clean, in [-1, 1].
-      indices: of the images: the one of index i has the noise `process.image_noise(key, i)`.
+      indices: of the images; image i has the noise `process.image_noise(key, i)`.
       t: the timestep of all of them, in [0, T).
       key: of the noise.
-      condition: what each image is denoised under, leaves `(batch, ...)`; None: nothing.
+      condition: what each image is conditioned on (a class, an image), leaves `(batch, ...)`; None: nothing.
     """
 
     images: Images
@@ -32,11 +32,11 @@ class EvalBatch(NamedTuple):
     condition: PyTree = None
 
     def noised(self, schedule: NoiseSchedule) -> Noised:
-        """The images with their noise: what a denoiser is given, and what it is to find."""
+        """The noised images x_t, with their timesteps and noise."""
         return noised(schedule, self.images, self.t, self.key, self.indices)
 
 
-BATCH = EvalBatch(IMAGES, IMAGES, ALL, ALL, IMAGES)  # how it is shared out: `devices.map_over_images`
+BATCH = EvalBatch(IMAGES, IMAGES, ALL, ALL, IMAGES)  # its partition, for `devices.map_over_images`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +48,11 @@ class EvalSet:
 
     Attributes:
       images: in [-1, 1], NHWC, `(images, height, width, channels)`: crossed with the timesteps. Or nested in
-        them, `(timesteps, images, ...)`: every timestep has images and noise of its own.
+        them, `(timesteps, images, ...)`: different images and noise at every timestep.
       timesteps: `(timesteps,)` ints in [0, T).
       key: of the noise.
-      condition: what each image is denoised under (class labels, say), leaves with the images' leading axes,
-        `(images, ...)` or `(timesteps, images, ...)`; None: nothing.
+      condition: what each image is conditioned on, such as class labels; leaves have the images' leading
+        axes, `(images, ...)` or `(timesteps, images, ...)`; None: nothing.
 
     Raises:
       ConfigError: images of another rank, nested images for another number of timesteps, or a condition for
@@ -77,7 +77,7 @@ class EvalSet:
         if images.ndim not in (4, 5):
             raise ConfigError(
                 f"images of shape {images.shape}: expected (images, height, width, channels), or "
-                "(timesteps, images, height, width, channels) where every timestep has images of its own"
+                "(timesteps, images, height, width, channels) for different images at every timestep"
             )
         if images.ndim == 5 and len(images) != len(timesteps):
             raise ConfigError(f"nested images for {len(images)} timesteps, but {len(timesteps)} are examined")
@@ -85,8 +85,8 @@ class EvalSet:
         for leaf in jax.tree.leaves(condition):
             if leaf.shape[: images.ndim - 3] != images.shape[:-3]:
                 raise ConfigError(
-                    f"condition of shape {leaf.shape} for images of shape {images.shape}: give one value to "
-                    f"each image, leading axes {images.shape[:-3]}"
+                    f"condition of shape {leaf.shape} for images of shape {images.shape}: give one entry per "
+                    f"image, leading axes {images.shape[:-3]}"
                 )
         values = {"images": images, "timesteps": timesteps, "key": key, "condition": condition}
         for name, value in values.items():
@@ -100,26 +100,26 @@ class EvalSet:
 
     @property
     def count(self) -> int:
-        """Images at each timestep."""
+        """Number of images at each timestep."""
         return self.images.shape[-4]
 
     @property
     def images_total(self) -> int:
-        """Different images in all: more than `count` where they are nested."""
+        """Number of different images over all timesteps: more than `count` if they are nested."""
         return int(np.prod(self.images.shape[:-3]))
 
     def at(self, t_index: int) -> tuple[Images, Int[np.ndarray, " images"]]:
-        """The images shown at timestep number `t_index`, and the indices of their noise."""
+        """The images examined at timestep `timesteps[t_index]`, and the indices of their noise."""
         return images_at(self.images, t_index)
 
     def condition_at(self, t_index: int) -> PyTree:
-        """What the images shown at timestep number `t_index` are denoised under: leaves `(images, ...)`."""
+        """The condition of the images at timestep `timesteps[t_index]`: leaves `(images, ...)`."""
         if self.images.ndim == 4:
             return self.condition
         return jax.tree.map(lambda leaf: leaf[t_index], self.condition)
 
     def batch(self, t_index: int, places: Int[np.ndarray, " batch"] | None = None) -> EvalBatch:
-        """Images `places` of those shown at timestep number `t_index`; all of them if None."""
+        """The images number `places` of those at timestep `timesteps[t_index]`; all of them if None."""
         images, indices = self.at(t_index)
         condition, t = self.condition_at(t_index), int(self.timesteps[t_index])
         if places is not None:

@@ -1,10 +1,10 @@
-"""What networks take and return: noise, v, clean image, EDM's F or D, flow matching's velocity.
+"""Inputs and outputs of networks: noise, v, clean image, EDM's F or D, flow matching's velocity.
 
-All of them see x_0 through the same Gaussian noise, scaled. This package's x_t = sqrt(abar_t) x_0 +
-sqrt(1 - abar_t) noise (variance preserving) is EDM's x_0 + sigma noise times sqrt(abar_t), with sigma =
-sqrt((1 - abar_t) / abar_t), and flow matching's (1 - s) x_0 + s noise times sqrt(abar_t) / (1 - s), with s =
-sigma / (1 + sigma). So a parameterization is four numbers at each t: the scale of the network's input, the
-time it is told, and the weights of x_t and of its output in the noise. Sources: Ho et al. 2020 (epsilon,
+All noised images are the same up to a scale. This package's x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise
+(variance preserving) is EDM's x_0 + sigma noise times sqrt(abar_t), with sigma = sqrt((1 - abar_t) / abar_t),
+and flow matching's (1 - s) x_0 + s noise times sqrt(abar_t) / (1 - s), with s = sigma / (1 + sigma). So a
+parameterization is four numbers at each t: the scale of the network's input, the time that it is given, and
+the weights of x_t and of its output in the predicted noise. Sources: Ho et al. 2020 (epsilon,
 sample); Salimans & Ho 2022 (v); Karras et al. 2022, table 1 (EDM); Lipman et al. 2023 and Liu et al. 2023
 (flow); Song et al. 2023 (consistency).
 """
@@ -27,14 +27,14 @@ KINDS = ("epsilon", "v_prediction", "sample", "edm", "edm_denoised", "consistenc
 
 
 class Coefficients(NamedTuple):
-    """A parameterization at given timesteps, one number a row.
+    """A parameterization at given timesteps, one number per row.
 
-    The network is called as `network(input_scale * x_t, time)`; noise = from_x * x_t + from_output * output;
-    and what it should return is of_x0 * x_0 + of_noise * noise.
+    The network is called as `network(input_scale * x_t, time)`; the predicted noise is from_x * x_t +
+    from_output * output; the target of its output is of_x0 * x_0 + of_noise * noise.
     """
 
     input_scale: Float[Array, " batch"]
-    time: AnyArray  # what the network is told, `(batch,)`
+    time: AnyArray  # that the network is given, `(batch,)`
     from_x: Float[Array, " batch"]
     from_output: Float[Array, " batch"]
     of_x0: Float[Array, " batch"]
@@ -43,20 +43,20 @@ class Coefficients(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parameterization:
-    """What a network takes and returns.
+    """What a network takes and what it returns.
 
     Attributes:
       output: `epsilon` (the noise), `v_prediction` (sqrt(abar) noise - sqrt(1 - abar) x_0), `sample` (x_0):
-        the network is told t, and sees x_t. `edm`: F(c_in x, ln(sigma) / 4), with x = x_0 + sigma noise and D
+        the network takes x_t and t. `edm`: F(c_in x, ln(sigma) / 4), with x = x_0 + sigma noise and D
         = c_skip x + c_out F. `edm_denoised`: D(x, sigma) itself. `consistency`: as `edm`, with the c_skip and
         c_out that make D(x, sigma_min) = x (Song et al. 2023, appendix C). `flow`: the velocity noise - x_0
-        at (1 - s) x_0 + s noise, the network told s in [0, 1].
+        at (1 - s) x_0 + s noise, with the time s in [0, 1].
       sigma_data: of `edm` and `consistency`, the data's standard deviation in c_skip, c_out and c_in.
       sigma_min: of `consistency`, the noise level at which it returns its input.
       noise_at: of `flow`, the time of pure noise, 1 or 0; 0 is the convention in which the velocity is
         x_0 - noise and time 1 - s.
-      time_scale: what the network is told is this many times the time above (Stable Diffusion 3 is told 1000
-        s, consistency models 1000 ln(sigma) / 4).
+      time_scale: factor of the time above in what the network is given (Stable Diffusion 3 takes 1000 s,
+        consistency models 1000 ln(sigma) / 4).
     Raises:
       ConfigError: an unknown output, or numbers out of range.
 
@@ -84,14 +84,14 @@ class Parameterization:
             raise ConfigError(f"time_scale={self.time_scale} must be above 0; 1 is usual")
 
     def decisive(self) -> dict[str, str | float]:
-        """The fields, JSON-ready, for a digest; `sigma_min`, which came later, only where it counts."""
+        """The fields, JSON-ready, for a digest; `sigma_min`, added later, only where it has an effect."""
         fields = dataclasses.asdict(self)
         if self.output != "consistency":
             del fields["sigma_min"]
         return fields
 
     def coefficients(self, schedule: NoiseSchedule, t: Timesteps) -> Coefficients:
-        """Scales and weights at `t`, int in [0, T), one a row."""
+        """Scales and weights at `t`, int in [0, T), `(batch,)`."""
         signal, noise = schedule.sqrt_alphas_bar[t], schedule.sqrt_one_minus_alphas_bar[t]
         sigma = jnp.exp(-schedule.log_snr[t] / 2)
         ones, zeros = jnp.ones_like(signal), jnp.zeros_like(signal)
@@ -127,7 +127,7 @@ class Parameterization:
         norm, above = jnp.sqrt(sigma**2 + self.sigma_data**2), sigma - self.sigma_min
         kept = above**2 / (above**2 + self.sigma_data**2)  # 1 - c_skip
         scale = self.sigma_data * above / norm  # c_out
-        solved = jnp.where(scale == 0, 1, scale)  # at sigma_min every output is as good
+        solved = jnp.where(scale == 0, 1, scale)  # at sigma_min the output has no effect: any target will do
         return Coefficients(
             input_scale=1 / (norm * signal),
             time=jnp.log(sigma) / 4,
@@ -150,21 +150,21 @@ class Parameterization:
         )
 
     def inputs(self, schedule: NoiseSchedule, x_t: Rows, t: Timesteps) -> tuple[Rows, AnyArray]:
-        """What the network is given: its scaled input and its time, `(batch,)`."""
+        """The network's arguments: the scaled input, and the time, `(batch,)`."""
         if self.output in ("epsilon", "v_prediction", "sample") and self.time_scale == 1:
             return x_t, t
         scales = self.coefficients(schedule, t)
         return _rows(scales.input_scale, x_t) * x_t, scales.time
 
     def to_eps(self, schedule: NoiseSchedule, x_t: Rows, t: Timesteps, output: Rows) -> Rows:
-        """The noise in `x_t` that an output implies."""
+        """The noise in `x_t` that the network's output implies."""
         if self.output == "epsilon":
             return output
         scales = self.coefficients(schedule, t)
         return _rows(scales.from_x, x_t) * x_t + _rows(scales.from_output, x_t) * output
 
     def target(self, schedule: NoiseSchedule, x0: Rows, t: Timesteps, noise: Rows) -> Rows:
-        """What a network should return for the noisy `x_0`: `to_eps` solved for the output."""
+        """The target of the network's output, for `x0` with this noise: `to_eps` solved for the output."""
         scales = self.coefficients(schedule, t)
         return _rows(scales.of_x0, x0) * x0 + _rows(scales.of_noise, x0) * noise
 
@@ -176,11 +176,10 @@ class Parameterization:
         t: Timesteps,
         noise: Rows,
     ) -> Float[Array, " batch"]:
-        """Each row's mean squared error of the network's output from its `target`.
+        """Mean squared error of the network's output against its `target`, per row.
 
-        The denoising loss (of the noise) is this times `from_output ** 2`. EDM's loss with its weight
-        (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 is this for `edm`, and flow matching's loss this for
-        `flow`.
+        The denoising loss (of the noise) is `from_output ** 2` times it. For `edm` it equals EDM's loss with
+        the weight (sigma^2 + sigma_data^2) / (sigma sigma_data)^2, for `flow` the loss of flow matching.
         """
         x_t = _rows(schedule.sqrt_alphas_bar[t], x0) * x0
         x_t = x_t + _rows(schedule.sqrt_one_minus_alphas_bar[t], x0) * noise
@@ -189,12 +188,12 @@ class Parameterization:
 
 
 def schedule_from_sigmas(sigmas: Sequence[float] | np.ndarray) -> NoiseSchedule:
-    """The schedule whose timestep i has noise level `sigmas[i]`, noise over signal: abar = 1 / (1 + sigma^2).
+    """The schedule whose timestep i has the noise-to-signal ratio `sigmas[i]`: abar = 1 / (1 + sigma^2).
 
     `schedules.timesteps_by_log_snr` then spreads evenly in ln(sigma), as log-SNR is -2 ln(sigma).
 
     Args:
-      sigmas: increasing, above 0; ascending as t is, not in the order of sampling.
+      sigmas: above 0, increasing with t (the reverse of the order of sampling).
     Raises:
       ConfigError: sigmas that don't increase, or are not above 0 and finite.
 
@@ -224,14 +223,14 @@ def schedule_from_sigmas(sigmas: Sequence[float] | np.ndarray) -> NoiseSchedule:
 def edm_schedule(
     steps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> NoiseSchedule:
-    """Noise levels of Karras et al. 2022, eq. 5, smallest first."""
+    """The noise levels of Karras et al. 2022, eq. 5, smallest first. Raises ConfigError as the above."""
     ramp = np.linspace(0, 1, steps)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return schedule_from_sigmas((low + ramp * (high - low)) ** rho)
 
 
 def flow_schedule(steps: int = 1000) -> NoiseSchedule:
-    """Timestep i of T is flow time s = (i + 1/2) / T, noise at 1: the middles of T equal parts of [0, 1]."""
+    """The schedule of flow matching: timestep i of T is s = (i + 1/2) / T, midpoints of [0, 1] in T parts."""
     time = (np.arange(steps) + 0.5) / steps
     return schedule_from_sigmas(time / (1 - time))
 

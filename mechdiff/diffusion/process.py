@@ -1,4 +1,4 @@
-"""The forward process, its inversions and its posterior, and the losses of denoising.
+"""The forward process, its inverse, its posterior, and the denoising losses.
 
 Images are NHWC float in [-1, 1]; `t` is int in [0, T), one per image.
 """
@@ -27,20 +27,20 @@ def image_noise(
     """Standard normal noise, `shape` per image, from `fold_in(key, index)`.
 
     Equal indices give equal noise: rows that hold one image under several interventions share it
-    (common random numbers), and an image's noise does not move with its batch.
+    (common random numbers), and an image's noise does not depend on its batch.
     """
     return jax.vmap(lambda image_key: jax.random.normal(image_key, shape))(keys.per_image(key, indices))
 
 
 def images_at(images: Shown, t_index: int) -> tuple[Images, Int[np.ndarray, " images"]]:
-    """The images that a sweep uses at timestep number `t_index`, and the indices of their noise.
+    """The images that a sweep uses at its timestep number `t_index`, and the indices of their noise.
 
     Args:
       images: crossed with the timesteps, `(images, height, width, channels)`: all are used at every
-        timestep, each with one noise. Or nested in them, `(timesteps, images, ...)`: every timestep has
-        images and noise of its own. Nested, the same number of runs covers `timesteps` times as many
-        images, and index i stands for a bundle of independent ones, one per timestep: bundles are
-        resampled as images are.
+        timestep, each with one noise. Or nested in them, `(timesteps, images, ...)`: different images and
+        noise at every timestep. A nested set covers `timesteps` times as many images with equally many runs;
+        its index i stands for a bundle of independent images, one per timestep, and bundles are resampled
+        where images would be.
     """
     if images.ndim == 4:
         return images, np.arange(len(images))
@@ -53,7 +53,7 @@ def q_sample(schedule: NoiseSchedule, x0: Images, t: Timesteps, noise: Images) -
 
 
 class Noised(NamedTuple):
-    """Noised images: `x_t`, with the timestep `t` and the `noise` of each."""
+    """Noised images `x_t`, with the timestep `t` and the `noise` of each."""
 
     x_t: Images
     t: Timesteps
@@ -67,19 +67,19 @@ def noised(
     key: PRNGKey,
     indices: Int[AnyArray, " batch"],
 ) -> Noised:
-    """Images at one timestep, image i with the noise of `image_noise(key, indices[i])`."""
+    """Images noised to timestep `t`, image i with the noise of `image_noise(key, indices[i])`."""
     timesteps, noise = jnp.full(len(x0), t), image_noise(key, indices, x0.shape[1:])
     return Noised(q_sample(schedule, x0, timesteps, noise), timesteps, noise)
 
 
 def predict_x0(schedule: NoiseSchedule, x_t: Images, t: Timesteps, eps: Images) -> Images:
-    """The clean image that `x_t` holds if its noise is `eps`: q_sample solved for x_0."""
+    """x_0 = (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t): `q_sample` solved for the clean image."""
     noise = _rows(schedule.sqrt_one_minus_alphas_bar[t]) * eps
     return (x_t - noise) / _rows(schedule.sqrt_alphas_bar[t])
 
 
 def predict_eps(schedule: NoiseSchedule, x_t: Images, t: Timesteps, x0: Images) -> Images:
-    """The noise that `x_t` holds if its clean image is `x0`: q_sample solved for the noise."""
+    """eps = (x_t - sqrt(abar_t) x_0) / sqrt(1 - abar_t): `q_sample` solved for the noise."""
     return (x_t - _rows(schedule.sqrt_alphas_bar[t]) * x0) / _rows(schedule.sqrt_one_minus_alphas_bar[t])
 
 
@@ -108,8 +108,8 @@ def log_alpha_bar(schedule: NoiseSchedule, t: Timesteps) -> Float[Array, " batch
 def prediction_target(
     prediction: Prediction, schedule: NoiseSchedule, x0: Images, t: Timesteps, noise: Images
 ) -> Images:
-    """What a network of this `prediction` should output: the noise, v = sqrt(abar) noise - sqrt(1 - abar) x_0
-    (Salimans & Ho 2022, section 4), or the clean image."""
+    """The target of a network's output: the noise, v = sqrt(abar) noise - sqrt(1 - abar) x_0 (Salimans & Ho
+    2022, section 4), or the clean image, as `prediction` says."""
     if prediction == "epsilon":
         return noise
     if prediction == "v_prediction":
@@ -121,7 +121,7 @@ def prediction_target(
 def to_eps(
     prediction: Prediction, schedule: NoiseSchedule, x_t: Images, t: Timesteps, output: Images
 ) -> Images:
-    """The noise in `x_t` that an output of this `prediction` implies: `prediction_target` solved for it."""
+    """The noise in `x_t` that a network's output implies: `prediction_target` solved for the noise."""
     if prediction == "epsilon":
         return output
     if prediction == "v_prediction":
@@ -137,8 +137,10 @@ def loss_weights(
     gamma: float = 5.0,
     prediction: Prediction = "epsilon",
 ) -> Float[Array, " batch"]:
-    """Weight of each image's squared error of `prediction_target`: 1, or what makes that of x_0 count
-    min(SNR_t, gamma) times (min-SNR, Hang et al. 2023).
+    """Weight of each image's squared error: 1, or that of min-SNR (Hang et al. 2023).
+
+    Under min-SNR the squared error of x_0 has the weight min(SNR_t, gamma); the weight returned is that of
+    the error of `prediction`, which is SNR_t (epsilon) or SNR_t + 1 (v) times the error of x_0.
 
     Raises:
       ConfigError: an unknown weighting, or gamma <= 0.
@@ -162,7 +164,7 @@ def denoising_loss(
     t: Timesteps,
     noise: Images,
 ) -> Float[Array, " batch"]:
-    """Each image's mean squared error of the predicted noise (Ho et al. 2020, eq. 14).
+    """Mean squared error of the predicted noise, per image (Ho et al. 2020, eq. 14).
 
     `denoise_fn` is any `types.DenoiseFn`; it is called once, as `denoise_fn(x_t, t)`.
     """
@@ -179,7 +181,7 @@ def training_loss(
     weighting: Literal["uniform", "min_snr"] = "uniform",
     gamma: float = 5.0,
 ) -> Float[Array, " batch"]:
-    """Each image's weighted mean squared error of `network`'s output from `prediction_target`.
+    """Weighted mean squared error of `network`'s output against `prediction_target`, per image.
 
     With `epsilon` and uniform weights this is `denoising_loss`.
     """

@@ -1,7 +1,7 @@
 """Ancestral (DDPM) and implicit (DDIM) sampling with any denoiser function.
 
-Image i of a sample depends on the key and on its index alone, and the noise of a step on its t: samples don't
-move with the batch size, and rows with equal indices (one image under several interventions) share all noise.
+All noise of image i depends only on the key, on i, and on the t of the step. So samples do not depend on the
+batch size, and rows with equal indices (one image under several interventions) share all noise.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ def ddpm_step(
 ) -> Images:
     """x_prev from the posterior q(x_prev | x_t, x_0 = x0): Ho et al. 2020, algorithm 2, posterior variance.
 
-    Any -1 <= t_prev < t will do; t_prev = -1 returns `x0`.
+    Any -1 <= t_prev < t is allowed; t_prev = -1 is clean data and returns `x0`.
     """
     mean, variance = posterior(schedule, x0, x_t, t, t_prev)
     return mean + jnp.sqrt(variance) * noise
@@ -44,9 +44,9 @@ def ddim_step(
 ) -> Images:
     """x_prev = sqrt(abar_prev) x0 + sqrt(1 - abar_prev - sigma^2) eps + sigma noise.
 
-    Song et al. 2021, eq. 12, sigma being `eta` times the posterior's (eq. 16): eta = 0 is deterministic, 1
-    is `ddpm_step`; set it with `functools.partial`. `eps` is the noise that belongs to `x0`, so that the two
-    agree where `x0` was clipped too.
+    Song et al. 2021, eq. 12, with sigma = `eta` times the posterior's (eq. 16): 0 is deterministic, 1 is
+    `ddpm_step`; set it with `functools.partial`. `eps` is computed from `x0`, so that the two agree also
+    where `x0` was clipped.
     """
     prev_noise = -jnp.expm1(log_alpha_bar(schedule, t_prev))[:, None, None, None]
     signal = jnp.sqrt(1 - prev_noise)
@@ -63,12 +63,12 @@ def guided(
 ) -> DenoiseFn:
     """Classifier-free guidance (Ho & Salimans 2022): the noise eps_null + scale (eps_condition - eps_null).
 
-    Scale 0 is the network without condition and 1 the network under it, each in one row an image and bitwise
-    what `predict` gives; any other scale takes two rows an image.
+    Scale 0 is the network without condition and 1 the network with it, each with one row per image and
+    bitwise equal to `predict`; any other scale takes two rows per image.
 
     Args:
-      predict: `(x_t, t, condition) -> noise`, each row by itself.
-      condition, null: leaves `(batch, ...)`.
+      predict: `(x_t, t, condition) -> noise`, row by row.
+      condition, null: conditions with leaves `(batch, ...)`.
       scale: 1 + w of the paper, as in Imagen and diffusers.
     """
     if scale in (0, 1):
@@ -88,9 +88,9 @@ class Sampler:
     """How images are drawn from noise.
 
     Attributes:
-      schedule: the noise levels that the denoiser was trained with.
+      schedule: noise schedule that the denoiser was trained with.
       step_fn: `(schedule, x_t, x0, t, t_prev, noise) -> x_prev`, where `x0` is the prediction after clipping.
-      timesteps: those visited, concrete, increasing, in [0, T); all if None. See `schedules.ddim_timesteps`.
+      timesteps: those visited, increasing, in [0, T), concrete; None: all. See `schedules.ddim_timesteps`.
       clip: each prediction of x_0 is clipped to [-clip, clip]; True is 1, the range of images; False or 0:
         not at all.
     """
@@ -169,12 +169,12 @@ def sample_path(
 
 
 def initial_noise(key: PRNGKey, indices: Int[AnyArray, " batch"], shape: tuple[int, ...]) -> Images:
-    """The x_T that `sample` begins with."""
+    """The x_T from which `sample` starts, `(batch, *shape)`."""
     return image_noise(keys.stream(key, "initial"), indices, shape)
 
 
 def keys_of_steps(key: PRNGKey, timesteps: Int[AnyArray, " steps"]) -> Key[Array, " steps"]:
-    """The key of the noise that `sample` adds at each timestep."""
+    """The key of the noise that `sample` adds at each of these timesteps."""
     return keys.per_image(keys.stream(key, "steps"), jnp.asarray(timesteps))
 
 
@@ -187,11 +187,11 @@ def one_step(
     t_prev: Int[AnyArray, ""],
     indices: Int[AnyArray, " batch"],
 ) -> tuple[Images, Images]:
-    """One step of `sample`: x at `t_prev`, and the prediction of x_0 that it went by.
+    """One step of `sample`: x at `t_prev`, and the clipped prediction of x_0 that the step used.
 
     Args:
-      step_key: of `keys_of_steps`.
-      t, t_prev: where `x_t` is and where it goes; -1 is clean data.
+      step_key: one of `keys_of_steps`.
+      t, t_prev: timesteps before and after the step; -1 is clean data.
     """
     batch = x_t.shape[0]
     t, t_prev = jnp.full(batch, t), jnp.full(batch, t_prev)
@@ -202,7 +202,7 @@ def one_step(
 
 
 def _plan(sampler: Sampler, keep: TimestepSequence) -> tuple[np.ndarray, np.ndarray]:
-    """The timesteps in the order of the visit, and the place of each in `keep` (len(keep): not kept)."""
+    """The timesteps in the order of sampling, and the place of each in `keep` (len(keep): not kept)."""
     steps = sampler.schedule.steps
     timesteps = np.asarray(range(steps) if sampler.timesteps is None else sampler.timesteps, np.int32)
     increasing = timesteps.size > 0 and np.all(np.diff(timesteps) > 0)

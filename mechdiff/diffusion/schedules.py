@@ -1,7 +1,7 @@
 """Noise schedules of the forward process, as tables over t in [0, T).
 
-Tables are computed in float64 on the host and cast to float32 once, so that the differences of numbers
-close to one at small t keep their digits.
+Tables are computed in float64 on the host and cast to float32 once, so that 1 - abar_t keeps its digits at
+small t, where abar_t is close to 1.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class NoiseSchedule(NamedTuple):
 
 
 def linear_schedule(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
-    """Betas linear in t (Ho et al. 2020, section 4). The end points hold whatever `steps` is."""
+    """Betas linear in t, from `beta_start` to `beta_end` whatever `steps` is (Ho et al. 2020, section 4)."""
     return _from_betas(np.linspace(beta_start, beta_end, steps, dtype=np.float64))
 
 
@@ -46,7 +46,7 @@ def scaled_linear_schedule(
 def cosine_schedule(steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
     """abar_t = f(t) / f(0), f(t) = cos^2(pi/2 (t/T + s) / (1 + s)); Nichol & Dhariwal 2021, eq. 17.
 
-    Betas are cut at `max_beta`, as there, which alters the last step or two only.
+    Betas are clipped at `max_beta`, as in the paper, which changes only the last step or two.
     """
     fraction = np.arange(steps + 1, dtype=np.float64) / steps
     signal = np.cos(0.5 * np.pi * (fraction + s) / (1 + s)) ** 2
@@ -67,7 +67,7 @@ def schedule_from_betas(betas: Sequence[float]) -> NoiseSchedule:
 
 
 def make_schedule(config: DiffusionConfig) -> NoiseSchedule:
-    """The schedule a config names. Raises ConfigError for an unknown name.
+    """The schedule of a config. Raises ConfigError for an unknown name.
 
     Example:
       >>> schedule = make_schedule(DiffusionConfig(steps=1000, schedule="cosine"))
@@ -86,11 +86,11 @@ def make_schedule(config: DiffusionConfig) -> NoiseSchedule:
 
 
 def timesteps_by_log_snr(schedule: NoiseSchedule, n: int) -> Int[np.ndarray, " n"]:
-    """`n` distinct timesteps, increasing, evenly spread in log-SNR.
+    """`n` distinct timesteps, increasing, evenly spaced in log-SNR.
 
-    The spread runs over the inner 98 % of t (from 0.01 (T-1) to 0.99 (T-1)): log-SNR changes steeply at both
-    ends of a schedule, so that the outermost steps would otherwise take a large share of an even grid.
-    Where timesteps are sparser than the grid, neighbors are pushed apart to keep every t distinct.
+    The grid covers the inner 98 % of t (from 0.01 (T-1) to 0.99 (T-1)): log-SNR changes steeply at both ends
+    of a schedule, so that the outermost steps would otherwise take a large part of an even grid. Where the
+    grid is finer than the timesteps, neighbors are moved apart to keep every t distinct.
     The schedule must be concrete (not traced). Raises ConfigError unless 1 <= n <= T.
     """
     steps = _check_count(schedule.steps, n)
@@ -104,10 +104,10 @@ def timesteps_by_log_snr(schedule: NoiseSchedule, n: int) -> Int[np.ndarray, " n
 
 
 def ddim_timesteps(steps: int, n: int) -> Int[np.ndarray, " n"]:
-    """`n` distinct timesteps of T = `steps`, increasing, evenly spread in t, the last one T - 1.
+    """`n` distinct timesteps of T = `steps`, increasing, evenly spaced in t, the last one T - 1.
 
-    Ending at T - 1 starts sampling from the noise the denoiser was trained with ("trailing" in Lin et al.
-    2024, table 2). Raises ConfigError unless 1 <= n <= T.
+    With the last one T - 1, sampling starts at the noise level that the denoiser was trained with ("trailing"
+    in Lin et al. 2024, table 2). Raises ConfigError unless 1 <= n <= T.
     """
     steps = _check_count(steps, n)
     return (np.arange(1, n + 1) * steps // n - 1).astype(np.int32)

@@ -22,7 +22,7 @@ from mechdiff.interventions.record import Intervention
 
 
 def set_gate(identity: Intervention, what: ComponentSelection, value: float) -> Intervention:
-    """Gates of the selected components set to `value`; the rest as in `identity`."""
+    """`identity` with the gates of the selected components set to `value` (0: ablated, 1: unchanged)."""
     gate = {site: np.array(leaf) for site, leaf in identity.gate.items()}
     for site, (start, stop) in select(identity, what).values():
         gate[site][..., start:stop] = value
@@ -35,11 +35,15 @@ def ablate(
     ablation: str = "zero",
     replacements: Mapping | None = None,
 ) -> Intervention:
-    """The selected components replaced.
+    """`identity` with the selected components ablated: gate 0, so that a' = replacement.
 
     Args:
-      ablation: `zero`, or any other name with `replacements` (which are what makes the ablation).
-      replacements: site -> array broadcastable to a row of the site's activation, see `sweeps.activations`.
+      what: names, components, or a regular expression that whole names match.
+      ablation: `zero`, or any other name with `replacements` (only these decide what it does).
+      replacements: site -> array broadcastable to one row of the site's activation, see `sweeps.activations`.
+
+    Raises:
+      ConfigError: an unknown component, or missing replacements.
     """
     return set_gate(_with_replacements(identity, ablation, replacements), what, 0.0)
 
@@ -50,20 +54,20 @@ def keep_only(
     ablation: str = "zero",
     replacements: Mapping | None = None,
 ) -> Intervention:
-    """Every component but the selected ones replaced."""
+    """All components ablated but the selected ones; arguments as for `ablate`, `what=""` keeps none."""
     keep = select(identity, what) if not isinstance(what, str) or what else {}
     others = [name for name in select(identity, ".*") if name not in keep]
     return ablate(identity, others, ablation, replacements)
 
 
 def set_temperature(identity: Intervention, what: ComponentSelection, value: float) -> Intervention:
-    """Attention temperature of the selected heads; above 1 flattens the pattern, below 1 sharpens it.
+    """`identity` with the attention temperature of the selected heads: softmax(logits / value).
 
-    Where a function names its patterns, heads are selected as their outputs (`block0.head1`) or as their
-    patterns (`block0.pattern1`).
+    Above 1 it flattens the pattern, below 1 it sharpens it. In a traced function, heads are selected by their
+    outputs (`block0.head1`) or by their patterns (`block0.pattern1`).
 
     Raises:
-      ConfigError: a temperature not above 0, or a component that has none (no head).
+      ConfigError: a temperature not above 0, or a component without one (no attention head).
     """
     if not value > 0:
         raise ConfigError(f"temperature={value} must be above 0")
@@ -77,15 +81,15 @@ def set_temperature(identity: Intervention, what: ComponentSelection, value: flo
 
 
 def temperatures(identity: Intervention) -> dict[str, Float[np.ndarray, "..."]]:
-    """Temperatures that can be set, site -> `(heads,)`: those of our UNet's attention, or 1 for every pattern
-    that a function names."""
+    """Temperatures that can be set, site -> `(heads,)`: those of the UNet's attention, or 1 for every
+    attention pattern that a traced function names."""
     patterns = [site for site in identity.gate if site_type(site) == PATTERN]
     ones = {site: np.ones(np.shape(identity.gate[site])[-1:], np.float32) for site in patterns}
     return ones | {site: np.array(leaf) for site, leaf in identity.temperature.items()}
 
 
 def tempered_site(site: str, known: Container[str]) -> str:
-    """The key of a head's temperature: its own site in our UNet, that of its pattern elsewhere."""
+    """The site under which a head's temperature is stored: its own in the UNet, its pattern's elsewhere."""
     return site if site in known else pattern_site(site)
 
 
@@ -99,7 +103,7 @@ def _not_tempered(name: str, site: str) -> str:
 
 
 def windowed(intervention: Intervention, low: int, high: int) -> Intervention:
-    """The intervention acting only where `low <= t < high`.
+    """The intervention, acting only at timesteps `low <= t < high`.
 
     Raises:
       ConfigError: an empty window, or one that begins below 0.
@@ -115,7 +119,11 @@ def leave_one_out(
     ablation: str = "zero",
     replacements: Mapping | None = None,
 ) -> tuple[tuple[str, ...], Intervention]:
-    """One intervention per selected component, stacked: gates get a leading axis, replacements are shared."""
+    """One intervention per selected component, each ablating that component alone; stacked.
+
+    Returns:
+      Names of the components, and the stack: gates `(components, units)`, the rest shared (`STACKED`).
+    """
     chosen = select(identity, what)
     gate = _tiled(identity, len(chosen))
     for row, (site, (start, stop)) in enumerate(chosen.values()):
@@ -132,8 +140,10 @@ def random_subsets(
     ablation: str = "zero",
     replacements: Mapping | None = None,
 ) -> tuple[Bool[np.ndarray, "count component"], Intervention]:
-    """`count` random sets of `size` components, each ablated together; the sets and the stacked pytree.
+    """`count` random sets of `size` components; one intervention per set, which ablates all its members.
 
+    Returns:
+      The sets, `(count, components)`, and the stack of interventions: gates `(count, units)`, others shared.
     Raises:
       ConfigError: `size` is not between 1 and the number of selected components.
     """
@@ -156,7 +166,7 @@ def keep_sets(
     ablation: str = "zero",
     replacements: Mapping | None = None,
 ) -> Intervention:
-    """One intervention per set, stacked: those of the `chosen` components replaced that are not in it."""
+    """One intervention per set, stacked; each ablates the `chosen` components that are not in its set."""
     gate = _tiled(identity, len(members))
     for column, component in enumerate(chosen):
         gate[component.site][~members[:, column], slice(*component.index)] = 0
@@ -164,7 +174,7 @@ def keep_sets(
 
 
 def without_replacements(ablation: str) -> ConfigError:
-    """The error of an ablation other than `zero` for which nobody made replacements."""
+    """The error of an ablation other than `zero` that is given no replacements."""
     return ConfigError(
         f"{ablation} ablation needs replacements; sweeps.activations.activation_means makes those of 'mean', "
         "sweeps.replacements those of 'resample' and 'noise'"

@@ -40,17 +40,17 @@ class Component:
 
 
 def site_type(site: str) -> str:
-    """The type of a site's components: the last word of its name."""
+    """The component type of a site, the last word of its name: `head` of `down1.attn0.head`."""
     return site.rpartition(".")[2]
 
 
 def site_stage(site: str) -> str:
-    """The stage that a site is in: its name without the last word."""
+    """The stage of a site, its name without the last word: `down1.attn0` of `down1.attn0.head`."""
     return site.rpartition(".")[0]
 
 
 def component_type_of(name: str) -> str:
-    """The type of a component by its name: the last word, without its number.
+    """The component type by a component's name: the last word without its number.
 
     Example:
       >>> component_type_of("down1.attn0.head12"), component_type_of("up0.block1.skip")
@@ -59,20 +59,25 @@ def component_type_of(name: str) -> str:
     return site_type(name).rstrip("0123456789")
 
 
-VECTORS = ("time", "class")  # types of sites whose activation is a vector a row, not a map
-HEAD, PATTERN = "head", "pattern"  # types of sites: outputs of attention heads, and what they attend to
-SINGLE = (HEAD, PATTERN, "feature")  # types of sites whose units are components one by one
+VECTORS = ("time", "class")  # types of sites whose activation is one vector per row, not a feature map
+HEAD, PATTERN = "head", "pattern"  # types of sites: outputs of attention heads, and attention patterns
+SINGLE = (HEAD, PATTERN, "feature")  # types of sites each unit of which is a component
 
 
 def units(site: str, count: int) -> dict[str, tuple[int, int]]:
-    """Names of the components of a site with `count` gates, and the gates of each: one, or all of them."""
+    """The components of a site with `count` gates: name -> `(start, stop)`, its range of gates.
+
+    Example:
+      >>> units("mid.attn0.head", 2), units("mid.block0.res", 8)
+      ({'mid.attn0.head0': (0, 1), 'mid.attn0.head1': (1, 2)}, {'mid.block0.res': (0, 8)})
+    """
     if site_type(site) in SINGLE:
         return {f"{site}{i}": (i, i + 1) for i in range(count)}
     return {site: (0, count)}
 
 
 def pattern_site(site: str) -> str:
-    """Where a function names the pattern whose heads' outputs it names `site`.
+    """The site of the attention pattern whose heads' outputs are at `site`; other sites are returned as is.
 
     Example:
       >>> pattern_site("block0.attn.head"), pattern_site("block0.attn.pattern")
@@ -82,21 +87,24 @@ def pattern_site(site: str) -> str:
 
 
 def head_site(site: str) -> str:
-    """Where the outputs of the heads lie whose pattern is `site`: the inverse of `pattern_site`."""
+    """The site of the heads' outputs whose attention pattern is at `site`: the inverse of `pattern_site`."""
     return f"{site.removesuffix(PATTERN)}{HEAD}" if site_type(site) == PATTERN else site
 
 
-# What selects components: a regular expression that whole names match, or names and components.
+# A selection of components: a regular expression that whole names match, or names and components.
 ComponentSelection = str | Iterable[str | Component]
 
 
 def select(identity: Intervention, what: ComponentSelection) -> dict[str, tuple[str, tuple[int, int]]]:
-    """Resolve component names, `Component`s or one regular expression (full match) to gates.
+    """The gates of the selected components.
+
+    Args:
+      what: one regular expression that whole names match, or component names and `Component`s.
 
     Returns:
       name -> (site, (start, stop)).
     Raises:
-      ConfigError: a name or pattern that matches nothing (closest names listed).
+      ConfigError: a name or expression that matches nothing (closest names listed), or one that is malformed.
     """
     known = {
         name: (site, index)
@@ -123,12 +131,12 @@ def select(identity: Intervention, what: ComponentSelection) -> dict[str, tuple[
 
 
 def has_rows(site: str, replacement: AnyArray) -> bool:
-    """Whether a replacement of a site has a leading axis of rows or images."""
+    """Whether a site's replacement has a leading axis of rows or images, by its rank."""
     return np.ndim(replacement) > (1 if site_type(site) in VECTORS else 3)
 
 
 def component_at(components: Sequence[Component], name: str) -> Component:
-    """The component called `name`, or an error with the closest names."""
+    """The component called `name`; ConfigError with the closest names if there is none."""
     for component in components:
         if component.name == name:
             return component

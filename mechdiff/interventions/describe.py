@@ -1,4 +1,4 @@
-"""An intervention in words: only what differs from the identity."""
+"""Interventions in words: what differs from the identity."""
 
 import html
 from collections.abc import Iterable, Mapping
@@ -9,14 +9,14 @@ import numpy as np
 from mechdiff.interventions.components import units
 from mechdiff.interventions.record import ALWAYS, Intervention
 
-SHOWN = 4  # names in a list before the rest is counted
+SHOWN = 4  # names in a list; the rest is counted
 
 
 def describe(intervention: Intervention, replaced: Mapping[str, str] | None = None) -> str:
     """What an intervention does, in one line.
 
     Args:
-      replaced: component -> what it is replaced with, where that is not in the intervention itself.
+      replaced: component -> name of its replacement, where the replacement itself is not in the intervention.
 
     Example:
       >>> from mechdiff.interventions.build import ablate, windowed
@@ -44,7 +44,7 @@ def describe(intervention: Intervention, replaced: Mapping[str, str] | None = No
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names with commas; of many the first few, and how many there are.
+    """Names joined by commas; if they are many, the first few and the number of the others.
 
     Example:
       >>> listed(f"head{i}" for i in range(9))
@@ -56,7 +56,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def table(title: str, rows: Iterable[tuple[str, object]]) -> str:
-    """A heading and a table of two columns as HTML, escaped: what notebooks show of a record."""
+    """A heading and a table of two columns as escaped HTML: how notebooks show a record."""
     cells = "".join(
         f'<tr><td style="text-align:left">{html.escape(name)}</td>'
         f'<td style="text-align:left">{html.escape(str(value))}</td></tr>'

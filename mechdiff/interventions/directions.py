@@ -13,16 +13,16 @@ from mechdiff.interventions.record import Intervention
 def add_direction(
     intervention: Intervention, component: str, direction: AnyArray, strength: float = 1.0
 ) -> Intervention:
-    """The intervention with `strength * direction` added to a component, beside what it does already.
+    """The intervention with `strength * direction` added to a component, besides what it does already.
 
     Args:
       component: name of one component.
-      direction: `(channels,)`, the same at every position; or `(height, width, channels)`. Of an attention
+      direction: `(channels,)`, the same at every position; or `(height, width, channels)`. For an attention
         head `(depth,)`, added to its output before the output projection.
       strength: in units of `direction`.
 
     Raises:
-      ConfigError: more than one component, or a direction of another rank.
+      ConfigError: an unknown component, or a direction of another rank.
 
     Example:
       >>> from mechdiff.interventions.record import ALWAYS

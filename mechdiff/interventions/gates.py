@@ -1,13 +1,13 @@
-"""The single module where an intervention acts.
+"""The only module where an intervention acts on activations.
 
 At a site with activation `a`, `a' = gate * a + (1 - gate) * replacement + add`; an attention head's logits
-are divided by its temperature, and its pattern may be mixed with another. Gate, replacement and temperature
-are Linen variable collections beside `params`: `apply` refuses to run without them, so an intervention
-can't be forgotten, and differentiation or `vmap` over them is JAX's own. Patterns and directions are
+are divided by its temperature, and its pattern may be mixed with another one. Gate, replacement and
+temperature are Linen variable collections beside `params`: `apply` refuses to run without them, so an
+intervention can't be forgotten, and `grad` and `vmap` over them are JAX's own. Patterns and directions are
 collections too, but absent where none is replaced or added, and then cost nothing.
 
-Every leaf may carry a leading row axis as long as the batch, so that one batch holds many
-interventions; the rank of a leaf says whether it does.
+Every leaf may have a leading row axis as long as the batch, so that one batch can hold many interventions;
+the rank of a leaf tells whether it has.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray
 
 COLLECTIONS = ("gate", "replacement", "temperature")
-# Of the sites that an intervention names, if any.
+# Optional collections, with the sites that the intervention names.
 NAMED_COLLECTIONS = ("pattern", "pattern_replacement", "add")
 CAPTURED = "sites"  # collection that activations are sown into, before the gate acts
 
@@ -36,10 +36,10 @@ def blend(
     """`gate * a + (1 - gate) * replacement`, in the dtype of `a`.
 
     Args:
-      a: activation with rows first.
-      gate: `(units,)`, or `(batch, units)` with one gate a row.
-      replacement: broadcastable to one row of `a`, or with rows first.
-      unit_axis: negative axis of `a` that the gate's units run along.
+      a: activation, rows first.
+      gate: `(units,)`, or `(batch, units)` with gates for every row.
+      replacement: broadcastable to one row of `a`, or with a leading row axis.
+      unit_axis: negative axis of `a` along which the gate's units run.
     """
     rows = gate.shape[:-1]
     shape = list(rows or (1,)) + [1] * (a.ndim - 1)
@@ -49,7 +49,7 @@ def blend(
 
 
 class Gate(nn.Module):
-    """One site. `unit_axis` is the negative axis of the activation that has one gate per unit."""
+    """The gate of one site. `unit_axis` is the negative axis of the activation with one gate per unit."""
 
     unit_axis: int = -1
 
@@ -59,12 +59,12 @@ class Gate(nn.Module):
         replacement = self.variable("replacement", "value", jnp.zeros, (1,) * (a.ndim - 1))
         self.sow(CAPTURED, "value", a)
         blended = blend(a, gate.value, replacement.value, self.unit_axis)
-        if not self.has_variable("add", "value"):  # known by the structure of the intervention alone
+        if not self.has_variable("add", "value"):  # decided by the pytree's structure, when traced
             return blended
         direction = self.get_variable("add", "value")
         if any(size not in (1, full) for size, full in zip(direction.shape, a.shape, strict=True)):
             raise ConfigError(
-                f"direction of a site {self.name!r} has shape {direction.shape[1:]}; it must broadcast to "
+                f"direction for site {self.name!r} has shape {direction.shape[1:]}; it must broadcast to "
                 f"{a.shape[1:]}, one row of the activation"
             )
         return blended + jnp.asarray(direction, blended.dtype)
@@ -72,8 +72,11 @@ class Gate(nn.Module):
 
 @contextlib.contextmanager
 def named(prefix: str) -> Iterator[None]:
-    """Within it a gate names what it is given, `PREFIX.SITE@AXIS`, instead of gating it: the network becomes
-    a function with named values (`jax.ad_checkpoint.checkpoint_name`), for `models.traced`."""
+    """In this context a gate only names its input, `PREFIX.SITE@AXIS`, and returns it unchanged.
+
+    The network becomes a function with named values (`jax.ad_checkpoint.checkpoint_name`), as
+    `models.traced` takes.
+    """
 
     def name(call, args, kwargs, context):
         if not isinstance(context.module, Gate) or context.method_name != "__call__":
@@ -85,8 +88,11 @@ def named(prefix: str) -> Iterator[None]:
 
 
 class Temperature(nn.Module):
-    """Divides attention logits by one temperature per head: applied to the queries, `(batch, heads,
-    tokens, depth)`, which are fewer numbers than the logits and linear in them."""
+    """Divides attention logits by one temperature per head.
+
+    It divides the queries, `(batch, heads, tokens, depth)`, instead: logits are linear in them, and they are
+    fewer numbers.
+    """
 
     @nn.compact
     def __call__(
@@ -100,15 +106,15 @@ class Temperature(nn.Module):
 class Pattern(nn.Module):
     """Mixes each head's pattern A with another one: A' = g A + (1 - g) P, with one gate g per head.
 
-    A' v = g (A v) + (1 - g) (P v), so that A itself is not needed. P, `(heads, queries, keys)`, may have
-    a leading row axis; heads and queries that share a pattern may share its rows, 1 standing for all.
+    It is computed as A' v = g (A v) + (1 - g) (P v), so that A itself is not needed. P is `(heads, queries,
+    keys)`, with 1 for heads or queries that share a pattern, and may have a leading row axis.
     """
 
     @nn.compact
     def __call__(
         self, z: Float[Array, "batch heads tokens depth"], v: Float[Array, "batch heads tokens depth"]
     ) -> Float[Array, "batch heads tokens depth"]:
-        if not self.has_variable("pattern", "value"):  # known by the structure of the intervention alone
+        if not self.has_variable("pattern", "value"):  # decided by the pytree's structure, when traced
             return z
         pattern = jnp.asarray(self.get_variable("pattern_replacement", "value"), v.dtype)
         pattern = pattern if pattern.ndim == 4 else pattern[None]

@@ -1,7 +1,7 @@
-"""Interventions as pytrees: the record, and what of it acts at a timestep.
+"""Interventions as pytrees: the record, and its restriction to a window of timesteps.
 
-An intervention never touches the network: it is an argument of it. Arrays are made in NumPy, so
-building thousands costs no compilation.
+An intervention does not modify the network: it is an argument of it. Its arrays are built in NumPy, so that
+building thousands of them compiles nothing.
 """
 
 import dataclasses
@@ -19,23 +19,24 @@ ALWAYS = np.array([0, np.iinfo(np.int32).max], np.int32)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Intervention:
-    """What is done to every site; the identity has gates 1, temperatures 1 and replacements 0.
+    """What is done at every site; the identity has gates 1, temperatures 1 and replacements 0.
 
     Attributes:
-      gate: site -> `(units,)`; 1 leaves a unit alone, 0 replaces it, others scale it.
-      replacement: site -> what replaces it, broadcastable to one row of the site's activation.
+      gate: site -> `(units,)`; 1 leaves a unit unchanged, 0 replaces it, other values mix both.
+      replacement: site -> replacement value, broadcastable to one row of the site's activation.
       temperature: attention site -> `(heads,)`, > 0.
       window: `(2,)` int32, half-open interval of t in which the intervention acts.
-      pattern: attention site -> `(heads,)`; 1 leaves a head's pattern alone, 0 replaces it. Only the sites
-        named here are looked at: by the structure of the pytree, whatever the values.
-      pattern_replacement: the sites of `pattern` -> what replaces patterns, `(heads, queries, keys)` or 1 for
-        heads or queries that share it.
-      add: site -> direction that is added after the gate, a' = a + add, broadcastable to one row of the
-        site's activation; absent where nothing is added.
-    Any leaf may have a leading row axis as long as the batch. Leaves are arrays of NumPy or JAX, or
-    whatever a transformation puts in their place, such as the axes of `STACKED`. Arrays of NumPy are
-    read-only views: a compiled function that closes over an intervention would not see an edit. Copy an
-    array, change the copy, and give it to `dataclasses.replace`.
+      pattern: attention site -> `(heads,)`; 1 leaves a head's pattern unchanged, 0 replaces it. Patterns are
+        mixed at the sites named here only, a matter of the pytree's structure, not of the values.
+      pattern_replacement: the sites of `pattern` -> replacement patterns, `(heads, queries, keys)`, with 1
+        for heads or queries that share one.
+      add: site -> direction that is added after the gate, broadcastable to one row of the site's activation;
+        absent where nothing is added.
+
+    Any leaf may have a leading row axis as long as the batch. Leaves are NumPy or JAX arrays, or what a
+    transformation puts in their place, such as the axes of `STACKED`. NumPy arrays become read-only views,
+    since a compiled function that closes over an intervention would not see a change. To change one, copy the
+    array and pass the copy to `dataclasses.replace`.
 
     Example:
       >>> gates, zeros = {"mid.res": np.ones(1)}, {"mid.res": np.zeros((1, 1, 1))}
@@ -57,16 +58,16 @@ class Intervention:
             object.__setattr__(self, field.name, read_only(getattr(self, field.name)))
 
     def __repr__(self) -> str:
-        from mechdiff.interventions.describe import describe  # which names components of this record
+        from mechdiff.interventions.describe import describe  # here, since that module imports this one
 
         return f"Intervention({describe(self)})"
 
-    def __reduce__(self):  # copies and pickles come by the constructor too
+    def __reduce__(self):  # so that copies and pickles go through the constructor too
         return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
 
 def read_only(tree: PyTree) -> PyTree:
-    """`tree`, a leaf or a dict of leaves, with views that can't be written to in place of NumPy arrays."""
+    """`tree`, a leaf or a dict of leaves, with NumPy arrays replaced by read-only views."""
     if isinstance(tree, dict):
         return {name: read_only(leaf) for name, leaf in tree.items()}
     if not isinstance(tree, np.ndarray) or not tree.flags.writeable:
@@ -76,21 +77,23 @@ def read_only(tree: PyTree) -> PyTree:
     return view
 
 
-# vmap axes of what `leave_one_out` and `random_subsets` return: only gates are stacked
+# vmap axes of the stacks that `leave_one_out` and `random_subsets` return: only gates are stacked
 STACKED = Intervention(
     gate=0, replacement=None, temperature=None, window=None, pattern=None, pattern_replacement=None, add=None
 )
 
 
 def rows(intervention: Intervention, start: int, stop: int) -> Intervention:
-    """Interventions `start` to `stop` of a stack, by `STACKED`."""
+    """Interventions `start` to `stop - 1` of a stack (only its gates are stacked, as in `STACKED`)."""
     return dataclasses.replace(intervention, gate={k: v[start:stop] for k, v in intervention.gate.items()})
 
 
 def in_window(intervention: Intervention, t: Timesteps) -> Intervention:
-    """The intervention as it acts at `t`: gates, temperatures and patterns per row, 1 outside the window.
+    """The intervention as it acts at `t`, `(batch,)`: per-row gates, temperatures and pattern gates,
+    which are 1 in rows whose t is outside the window.
 
-    One that is known to act always stays as it is, so that XLA can drop the gates of an identity.
+    One whose window is the NumPy constant `ALWAYS` is returned as it is, so that XLA can drop the gates of an
+    identity.
     """
     if isinstance(intervention.window, np.ndarray) and np.array_equal(intervention.window, ALWAYS):
         return intervention
@@ -105,10 +108,10 @@ def in_window(intervention: Intervention, t: Timesteps) -> Intervention:
 def directions_in_window(
     intervention: Intervention, t: Timesteps, ranks: Mapping[str, int]
 ) -> dict[str, AnyArray]:
-    """The directions (`add`) as they act at `t`: per row, 0 outside the window.
+    """The directions (`add`) as they act at `t`, `(batch,)`: one per row, 0 outside the window.
 
     Args:
-      ranks: site -> axes of one row of its activation; a direction with one more has rows.
+      ranks: site -> number of axes of one row of its activation; a direction with one more has rows.
     """
     window = jnp.asarray(intervention.window)
     inside = (t >= window[..., 0]) & (t < window[..., 1])

@@ -1,1 +1,1 @@
-"""The network: UNet and its layers, and foreign weights read into it (`pretrained`)."""
+"""Networks: the UNet and its layers, checkpoints of others (`pretrained`), any JAX function (`traced`)."""

@@ -1,9 +1,9 @@
-"""Softmax attention over heads, and the lowering of it that a CPU runs fast.
+"""Softmax attention over heads, in a form that a CPU computes fast.
 
-On a CPU a few heads are done at a time, so that their patterns never leave the cache, and patterns are
-made again for the gradient. They are held as (keys, queries), so that every product but two has the
+On a CPU a few heads are computed at a time, so that their patterns stay in the cache, and patterns are
+computed again for the gradient. They are stored as (keys, queries), so that every product but two has the
 tokens as its last axis: a product whose last axis is a head's width, 16, ran at a third of the speed.
-Against patterns as (queries, keys) and JAX's own gradient, both in blocks, 64 heads of 256 tokens took
+Compared with patterns as (queries, keys) and JAX's own gradient, both in blocks, 64 heads of 256 tokens took
 0.67 of the time forward and 0.55 with gradient (one core).
 """
 
@@ -19,7 +19,7 @@ BLOCK = 2**18  # logits in one block on a CPU: 1 MiB in float32, half an L2 cach
 def attention_pattern(
     q: Float[Array, "*rows tokens depth"], k: Float[Array, "*rows tokens depth"]
 ) -> Float[Array, "*rows tokens tokens"]:
-    """Row-stochastic weights, float32; `q` is scaled already."""
+    """softmax(q k^T) over keys, float32; `q` must be scaled already (by depth^-1/2)."""
     logits = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
     return jax.nn.softmax(logits, axis=-1)
 
@@ -53,11 +53,11 @@ def _weights(q: Array, k: Array) -> tuple[Array, Array]:
 
 @jax.custom_vjp
 def _mix(q: Array, k: Array, v: Array) -> Array:
-    """softmax(q^T k^T) v of each row, transposed; patterns are made again for the gradient.
+    """softmax(q^T k^T) v of each row, transposed; patterns are computed again for the gradient.
 
     Args:
-      q: `(rows, depth, queries)`, as is the result. With the transposition in here, XLA moved it into the
-        gradient's product, which then took six times as long.
+      q: `(rows, depth, queries)`, as is the result. If the transposition were done here, XLA would move it
+        into the gradient's product, which then took six times as long.
       k, v: `(rows, keys, depth)`.
     """
     weights, total = _weights(q, k)
@@ -89,9 +89,9 @@ _mix.defvjp(_mix_forward, _mix_backward)
 def project(x: Array, kernel: Array, dimensions: Any, **how: Any) -> Array:
     """`jax.lax.dot_general` of rows of tokens and a kernel, as `nn.Dense` calls it.
 
-    On a CPU the kernel's gradient is taken row by row and then summed: in one product over all tokens, XLA
-    takes the cotangent as it left the heads, transposed, which takes four times as long. It has gradients of
-    any order but no forward mode there.
+    On a CPU the kernel's gradient is computed row by row and then summed: one product over all tokens would
+    read the cotangent in the transposed layout of the heads, which takes four times as long. It has gradients
+    of any order but no forward mode there.
     """
     if jax.default_backend() != "cpu" or x.ndim != 3:
         return jax.lax.dot_general(x, kernel, dimensions, **how)

@@ -1,6 +1,6 @@
-"""Measures of an attention pattern; each reduces a whole map to one number, so no map is kept.
+"""Statistics of attention patterns; each reduces a whole map to one number, so that no map is stored.
 
-Definitions are ours (`BUILD_NOTES.md`): the paper's formula for head entropy is not known.
+The definitions are this package's: the formula of arXiv 2506.17237 for head entropy is not known.
 """
 
 from typing import NamedTuple
@@ -12,15 +12,15 @@ from jaxtyping import Array, Float
 
 
 class AttentionStatistics(NamedTuple):
-    """Per row and head, `(batch, heads)`.
+    """Statistics of a pattern A (queries q, keys k), per row and head: `(batch, heads)`.
 
     Attributes:
       entropy: `-mean_q sum_k A ln A`, nats, in [0, ln keys].
       normalized_entropy: entropy / ln keys, in [0, 1]; comparable across resolutions.
       effective_keys: `exp(entropy)`, in [1, keys].
-      mutual_information: `H(mean_q A) - mean_q H(A_q)`, nats; 0 when all queries look alike.
+      mutual_information: `H(mean_q A) - mean_q H(A_q)`, nats; 0 if all queries attend to the same keys.
       distance: mean attended distance, in units of the feature map's side.
-      identity_mass: mean weight that a position gives itself, in [0, 1].
+      identity_mass: mean weight of a position on itself, in [0, 1].
     """
 
     entropy: Float[Array, "batch heads"]
@@ -36,8 +36,8 @@ def attention_statistics(
 ) -> AttentionStatistics:
     """Statistics of row-stochastic patterns over the positions of a `grid` (height, width).
 
-    Keys beyond the positions, last, are memory, which lies nowhere: it counts in all but the distance, which
-    is the mean over what the positions get.
+    Keys after those of the positions are memory tokens, which have no position. They count in all statistics
+    but the distance, which is the mean over the weight on positions.
     """
     tokens = pattern.shape[-1]
     placed = pattern[..., : pattern.shape[-2]]

@@ -1,7 +1,7 @@
-"""What a UNet is told beside the noisy image and t: the class of each image, or an image to go by.
+"""Conditions of a UNet besides the noisy image and t: the class of each image, or another image.
 
-A condition is `{"label": ..., "image": ...}`, of which a network takes what its configuration says, or that
-one array alone where it takes just one. Leaves have one entry a row.
+A condition is `{"label": ..., "image": ...}` with the entries that the network's configuration names; a
+network that takes one of them may be given that array alone. Leaves have one entry per row.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ NAMES = ("label", "image")
 
 @dataclasses.dataclass(frozen=True)
 class Takes:
-    """What a network is told of each image that images in files can tell.
+    """The conditions of a network that can be read from image files.
 
     Attributes:
-      classes: how many; 0: none.
+      classes: number of classes; 0: unconditional.
       null_label: the label that stands for no class; None: there is none.
-      channels: of an image that it goes by; 0: none.
+      channels: of the image condition; 0: none.
     """
 
     classes: int = 0
@@ -35,9 +35,10 @@ class Takes:
 
 
 def taken(network: Any) -> Takes:
-    """What a network is told, of a UNet's configuration or of a traced network.
+    """The conditions of a network: a UNet's configuration, or a traced network.
 
-    Of a function (`TracedNetwork.fn`) by its attributes `classes` and `null_label`, where it has them.
+    For a traced network they are the attributes `classes` and `null_label` of its function
+    (`TracedNetwork.fn`), if it has them.
 
     Example:
       >>> taken(UNetConfig(classes=10))
@@ -50,21 +51,21 @@ def taken(network: Any) -> Takes:
 
 
 def takes(config: UNetConfig) -> tuple[str, ...]:
-    """What of `label` and `image` a network is told."""
+    """Which of `label` and `image` a network takes."""
     taken = (config.takes_labels, config.condition_channels > 0)
     return tuple(name for name, is_taken in zip(NAMES, taken, strict=True) if is_taken)
 
 
 def resolve(config: UNetConfig, condition: Any) -> tuple[Rows | None, Rows | None]:
-    """Labels and images, None where the network takes none.
+    """The labels and the images of a condition, checked; None for one that the network does not take.
 
     Args:
-      condition: a mapping of `label` and `image`, or one of them alone. Labels: whole numbers in [0,
+      condition: a mapping of `label` and `image`, or one of them alone. Labels: integers in [0,
         `config.classes`), `config.null_label` for no class; real numbers for `class_embedding` `timestep`,
         `(rows, width)` for `identity`. Images: NHWC of the noisy image's side, `config.condition_channels`.
 
     Raises:
-      ConfigError: a condition too many or too few, or that is not what the network takes.
+      ConfigError: a condition that is missing, not taken by the network, or of another shape or range.
 
     Example:
       >>> resolve(UNetConfig(classes=10), np.array([3, 10]))
@@ -73,7 +74,7 @@ def resolve(config: UNetConfig, condition: Any) -> tuple[Rows | None, Rows | Non
     names = takes(config)
     if condition is None and names:
         raise ConfigError(
-            f"this network is conditioned on {_described(config)}; give it as the condition, one a row "
+            f"this network is conditioned on {_described(config)}; give one per row as the condition "
             "(EvalSet(..., condition=...), predict(..., condition=...))"
         )
     if condition is None:
@@ -94,7 +95,7 @@ def resolve(config: UNetConfig, condition: Any) -> tuple[Rows | None, Rows | Non
 
 
 def example(config: UNetConfig, rows: int = 1) -> dict[str, Rows] | None:
-    """A condition of the right shapes, all zeros; None for a network that takes none."""
+    """A condition of zeros in the right shapes; None for a network that takes none."""
     side, parts = config.image_size, {}
     if config.takes_labels:
         width = (config.time_features or config.widths[0]) * config.time_width_factor
@@ -106,8 +107,8 @@ def example(config: UNetConfig, rows: int = 1) -> dict[str, Rows] | None:
 
 
 def check(network: Any, condition: Any) -> None:
-    """Raises what `resolve` would, for a UNet's configuration; other networks look at their condition
-    themselves."""
+    """Checks a condition as `resolve` does, if `network` is a UNet's configuration; others check their
+    conditions themselves."""
     if isinstance(network, UNetConfig):
         resolve(network, condition)
 
@@ -128,7 +129,7 @@ def _checked_label(config: UNetConfig, label: Any) -> Rows:
     if config.class_embedding != "table":
         return label
     if not np.issubdtype(label.dtype, np.integer):
-        raise ConfigError(f"labels of type {label.dtype}: expected whole numbers, one a row")
+        raise ConfigError(f"labels of type {label.dtype}: expected integers, one per row")
     if not isinstance(label, jax.core.Tracer):
         values = np.asarray(label)
         bound = config.label_count

@@ -1,10 +1,10 @@
 """Two-dimensional convolution whose gradients are also fast on a CPU.
 
-XLA turns a weight gradient into a convolution with a window as large as the feature map. On one CPU
-core the matrix products below took 1.5-2 times less time at 16x16 and 32x32 (as long at 8x8), and
-gradients of `lax.conv` are several times slower still inside a loop, which these are not. They go
-over a few images at a time, so that the patches, im2col's nine copies, stay in cache: all at once
-lost most of the gain to page faults. On accelerators XLA's own gradients are used.
+XLA computes a weight gradient as a convolution with a window as large as the feature map. On one CPU core the
+matrix products below were 1.5 to 2 times as fast at 16x16 and 32x32 (equally fast at 8x8); inside a loop,
+gradients of `lax.conv` are several times slower still, and these are not. They process a few images at a
+time, so that the patches (im2col's nine copies) stay in cache: all images at once lost most of the gain to
+page faults. On accelerators XLA's own gradients are used.
 """
 
 import functools
@@ -20,7 +20,7 @@ from mechdiff.core import devices
 from mechdiff.core.types import AnyArray, Features
 
 Sides = tuple[tuple[int, int], tuple[int, int]]  # padding before and after, of height and width
-POSITIONS = 1024  # output pixels in one step of the loop; 256-1024 measured alike, 4096 1.2x slower
+POSITIONS = 1024  # output pixels in one step of the loop; 256 to 1024 were equally fast, 4096 1.2x slower
 
 
 def convolve(
@@ -58,9 +58,9 @@ def _correlate(x: Features, kernel: AnyArray, stride: int, padding: Sides, dilat
 
 
 def split(x: Float[AnyArray, "*shape"]) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
-    """Two float32 arrays whose sum is `x`: its leading 11 bits, which TF32 holds, and the rest.
+    """Two float32 arrays whose sum is `x`: its leading 11 bits, as many as TF32 has, and the rest.
 
-    By a mask of bits: XLA would fold a cast to fewer bits and back away.
+    The split is by a bit mask, since XLA would simplify a cast to fewer bits and back to nothing.
     """
     bits = lax.bitcast_convert_type(jnp.asarray(x, jnp.float32), jnp.uint32) & jnp.uint32(0xFFFFE000)
     leading = lax.bitcast_convert_type(bits, jnp.float32)
@@ -68,8 +68,11 @@ def split(x: Float[AnyArray, "*shape"]) -> tuple[Float[Array, "*shape"], Float[A
 
 
 def three_products(product: Callable[[Array, Array], Array], x: AnyArray, kernel: AnyArray) -> Array:
-    """A bilinear product from three of inputs that TF32 holds: nearly float32's accuracy by tensor cores
-    (Ootomo & Yokota 2022). The product of the two rests is below float32's rounding."""
+    """A bilinear product of float32 inputs as three products of TF32 inputs (3xTF32, Ootomo & Yokota 2022).
+
+    It has nearly float32's accuracy on tensor cores: the product of the two rests, which is left out, is
+    below float32's rounding.
+    """
     (high_x, low_x), (high_kernel, low_kernel) = split(x), split(kernel)
     return product(low_x, high_kernel) + product(high_x, low_kernel) + product(high_x, high_kernel)
 
@@ -137,7 +140,7 @@ def weight_gradient(
 def _add_chunk(
     total: Array, chunk: tuple[Features, Features], patches: Callable[[Features], Array]
 ) -> tuple[Array, None]:
-    """The sum so far and that over a few images more."""
+    """The sum so far plus that over the images of one chunk."""
     rows, cotangent = patches(chunk[0]), chunk[1].reshape(-1, total.shape[0])
     contract = (((0,), (0,)), ((), ()))
     return total + lax.dot_general(cotangent, rows, contract, preferred_element_type=jnp.float32), None
@@ -146,7 +149,7 @@ def _add_chunk(
 def _patches(
     x: Features, window: tuple[int, int], stride: int, padding: Sides, out: tuple[int, int]
 ) -> Float[Array, "positions values"]:
-    """What each output pixel sees, one row a pixel, channels fastest (im2col)."""
+    """The input window of each output pixel, one row per pixel, channels fastest (im2col)."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     last = [(n - 1) * stride + 1 for n in out]
     offsets = itertools.product(range(window[0]), range(window[1]))

@@ -24,10 +24,10 @@ from mechdiff.storage import digests
 
 @runtime_checkable
 class Examinable(Protocol):
-    """The contract of everything that can be examined: our UNet (`Denoiser`) and any JAX function with named
+    """The contract of everything that can be examined: the UNet (`Denoiser`) and any JAX function with named
     values (`traced.TracedDenoiser`).
 
-    A pytree whose leaves are `params`, `identity` and `schedule`; its name is no reason to compile again.
+    It is a pytree whose leaves are `params`, `identity` and `schedule`; another name compiles nothing anew.
     """
 
     name: str
@@ -42,13 +42,13 @@ class Examinable(Protocol):
 
     @property
     def network(self) -> Any:
-        """What of it is fixed when programs are compiled: hashable."""
+        """The part that is static in compiled programs; hashable."""
         ...
 
     @property
     def stages(self) -> tuple[Stage, ...] | None:
-        """Steps of the forward pass, which sweeps share where interventions leave them alone. None: sites
-        take their place (`traced.TracedDenoiser`), or every intervention runs the whole network."""
+        """Stages of the forward pass, which sweeps share between interventions that don't act in them. None:
+        sites take their place (`traced.TracedDenoiser`), or every intervention runs the whole network."""
         ...
 
     def components(self, channel_groups: int = 0) -> tuple[Component, ...]:
@@ -56,13 +56,13 @@ class Examinable(Protocol):
         ...
 
     def unit_axis(self, site: str) -> int:
-        """The negative axis of a site's activation that has one gate a unit."""
+        """The negative axis of a site's activation that has one gate per unit."""
         ...
 
     def predict(
         self, intervention: Intervention, x_t: Images, t: Timesteps, condition: Any = None
     ) -> Features:
-        """The noise in `x_t` under an intervention, whatever the network was trained to output."""
+        """The predicted noise in `x_t` under an intervention, whatever the network was trained to output."""
         ...
 
     def captured(
@@ -74,47 +74,47 @@ class Examinable(Protocol):
         *,
         collection: str = CAPTURED,
     ) -> tuple[Features, dict[str, Any]]:
-        """`predict`, and values on the way: site -> `(batch, ...)`.
+        """`predict`, and intermediate values: site -> `(batch, ...)`.
 
         Args:
-          collection: `sites`: activations before their gates act; `patterns` of attention, `(batch, heads,
-            queries, keys)`; `attention`: statistics of patterns, see `attention_stats`.
+          collection: `sites`: activations before their gates act; `patterns`: attention patterns, `(batch,
+            heads, queries, keys)`; `attention`: statistics of patterns, see `attention_stats`.
         """
         ...
 
     def digests(self) -> dict:
-        """What decides its numbers, JSON-ready."""
+        """Digests of everything that decides its numbers, JSON-ready."""
         ...
 
 
 def chosen_components(
     denoiser: "Examinable", chosen: Sequence[Component] | None = None
 ) -> tuple[Component, ...]:
-    """The components that were chosen, in their order; all of the denoiser's where none were."""
+    """The `chosen` components, in their order; all of the denoiser's if there are none."""
     return tuple(chosen or denoiser.components())
 
 
 def check_inputs(denoiser: "Examinable", x_t: Any, t: Any) -> tuple[Any, Any]:
-    """`x_t` and one timestep a row; a single integer `t` serves all rows.
+    """`x_t` and one timestep per row; a single integer `t` serves all rows.
 
     Raises:
-      ConfigError: images of another shape, such as with channels first; timesteps that are no integers, are
-        not one a row, or lie outside [0, T).
+      ConfigError: images of another shape, such as with channels first; timesteps that are not integers, not
+        one per row, or outside [0, T).
     """
     expected, shape = tuple(denoiser.image_shape), np.shape(x_t)
     if len(shape) != len(expected) + 1 or shape[1:] != expected:
         hint = ""
         if len(shape) == 4 and (*shape[2:], shape[1]) == expected:
-            hint = "; channels come last here: x.transpose(0, 2, 3, 1) puts them there"
+            hint = "; channels come last: use x.transpose(0, 2, 3, 1)"
         raise ConfigError(f"images of shape {shape}, but {denoiser.name} takes (images, {expected}){hint}")
     return x_t, check_timesteps(t, len(x_t), denoiser.schedule.steps)
 
 
 def check_timesteps(t: Any, images: int, steps: int) -> Any:
-    """One timestep for each of so many images; a single integer `t` serves all.
+    """One timestep for each of `images` images; a single integer `t` serves all.
 
     Raises:
-      ConfigError: timesteps that are no integers, are not one an image, or lie outside [0, steps).
+      ConfigError: timesteps that are not integers, not one per image, or outside [0, steps).
     """
     dtype, rank = jnp.result_type(t), np.ndim(t)
     if not np.issubdtype(dtype, np.integer) or rank > 1 or (rank == 1 and len(t) not in (1, images)):
@@ -123,7 +123,7 @@ def check_timesteps(t: Any, images: int, steps: int) -> Any:
             f"the {images} images"
         )
     if not isinstance(t, jax.core.Tracer):
-        values = np.asarray(t)  # of NumPy: within a trace, JAX's own minimum would be traced
+        values = np.asarray(t)  # NumPy, since JAX's minimum would be traced inside a trace
         if values.min() < 0 or values.max() >= steps:
             raise ConfigError(
                 f"t from {values.min()} to {values.max()} is out of range; integers in [0, {steps})"
@@ -132,7 +132,7 @@ def check_timesteps(t: Any, images: int, steps: int) -> Any:
 
 
 class Label(str):
-    """A name that is equal to every other, so that it is no reason to compile again."""
+    """A name that equals every other one, so that another name does not compile programs anew."""
 
     __slots__ = ()
 
@@ -149,8 +149,9 @@ class Denoiser:
 
     Attributes:
       name: shown in results.
-      unet, schedule: its configuration.
-      params, identity: as `init_unet` makes them (parameters trained).
+      unet: configuration of the network.
+      schedule: noise schedule that it was trained with.
+      params, identity: as `init_unet` returns them (parameters trained).
 
     Example:
       >>> import jax, mechdiff
@@ -175,12 +176,12 @@ class Denoiser:
 
     @property
     def network(self) -> UNetConfig:
-        """What of it is fixed when programs are compiled."""
+        """The configuration: the part that is static in compiled programs."""
         return self.unet
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Steps of the forward pass, which sweeps share where interventions leave them alone."""
+        """Stages of the forward pass, which sweeps share between interventions that don't act in them."""
         return stages(self.unet)
 
     def components(self, channel_groups: int = 0) -> tuple[Component, ...]:
@@ -188,13 +189,13 @@ class Denoiser:
         return components(self.unet, channel_groups)
 
     def unit_axis(self, site: str) -> int:
-        """Heads before the channels of each; channels last elsewhere."""
+        """-2 for attention heads, whose activation is `(..., heads, depth)`; else -1, the channels."""
         return -2 if site_type(site) == "head" else -1
 
     def predict(
         self, intervention: Intervention, x_t: Images, t: Timesteps, condition: Any = None
     ) -> Features:
-        """The noise in `x_t` under an intervention; see `unet.denoise` and `conditions.resolve`."""
+        """The predicted noise in `x_t` under an intervention; see `unet.denoise` and `conditions.resolve`."""
         x_t, t = check_inputs(self, x_t, t)
         return denoise(self.unet, self.schedule, self.params, intervention, x_t, t, condition)
 
@@ -207,15 +208,15 @@ class Denoiser:
         *,
         collection: str = CAPTURED,
     ) -> tuple[Features, dict[str, Any]]:
-        """`predict`, and values on the way: collection `sites`, `patterns` or `attention`; or `streams`, the
-        feature map that leaves each stage."""
+        """`predict`, and intermediate values: collection `sites`, `patterns`, `attention` (`Examinable`), or
+        `streams`, the feature map that leaves each stage."""
         output, values = forward(
             self.unet, self.params, intervention, x_t, t, condition=condition, capture=(collection,)
         )
         return to_eps(self.unet.prediction, self.schedule, x_t, t, output), values[collection]
 
     def digests(self) -> dict:
-        """What of it decides numbers, JSON-ready."""
+        """Digests of everything that decides its numbers, JSON-ready."""
         return {
             "params": digests.digest_device_arrays(self.params),
             "unet": decisive(self.unet),

@@ -1,10 +1,10 @@
-"""Denoisers that a user's own function makes: `module:function` in the place of a model's folder.
+"""Denoisers returned by a user's function: `module:function` in place of a model's folder.
 
     def denoiser():
         return mechdiff.models.traced.wrap(fn, params, schedule=schedule, example=(x, t))
 
 The function takes no arguments and returns the denoiser; or `(denoiser, images)`, or `(denoiser, images,
-condition)`: what it is to be examined on, if no other images are named.
+condition)`, with the images that it is examined on if no others are named.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ from mechdiff.core.errors import ConfigError, MechdiffError, shorten, unknown
 from mechdiff.core.types import PyTree
 from mechdiff.models.denoiser import Denoiser, Examinable
 
-FUNCTION = "function"  # of a record: facts of a network that a function made; see `facts`
-WITH_IMAGES = "images_and_condition"  # of a record: what the function gave with it; not JSON-ready
+FUNCTION = "function"  # key of a record: facts of a network that a function returned; see `facts`
+WITH_IMAGES = "images_and_condition"  # key of a record: the images returned with it; not JSON-ready
 _NAME = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<function>[^\W\d]\w*)")
 _HOW = "return mechdiff.models.traced.wrap(fn, params, schedule=..., example=(x, t))"
 
@@ -43,7 +43,7 @@ class Made(NamedTuple):
 
 
 def is_factory(model: str | Path) -> bool:
-    """Whether `model` names a function and no folder.
+    """Whether `model` names a function, not a folder.
 
     Example:
       >>> is_factory("experiments.examples.nnx_unet:denoiser"), is_factory("runs/faces/model")
@@ -53,7 +53,7 @@ def is_factory(model: str | Path) -> bool:
 
 
 def name_of(model: str | Path) -> str:
-    """What a factory's denoiser is called in results.
+    """The name of a factory's denoiser in results.
 
     Example:
       >>> name_of("experiments.examples.nnx_unet:denoiser")
@@ -66,13 +66,13 @@ def name_of(model: str | Path) -> str:
 def make(model: str | Path, name: str = "") -> Made:
     """Calls the factory that `model` names.
 
-    The module is looked for where Python looks, and in the working directory.
+    The module is searched for on Python's path and in the working directory.
 
     Args:
       model: `module:function`.
-      name: of the denoiser in results; `name_of` if empty.
+      name: of the denoiser in results; `name_of(model)` if empty.
     Raises:
-      ConfigError: no such module or function, an error in it, or a result that is no denoiser: one line.
+      ConfigError: no such module or function, an error in it, or a result that is not a denoiser.
     """
     function = _function(str(model))
     try:
@@ -83,21 +83,21 @@ def make(model: str | Path, name: str = "") -> Made:
         raise ConfigError(f"{model}() failed: {_line(error)}; it is called without arguments") from error
     parts = result if isinstance(result, tuple) and not isinstance(result, Examinable) else (result,)
     if not 1 <= len(parts) <= 3 or not isinstance(parts[0], Examinable):
-        raise ConfigError(f"{model} returns {shorten(result)}, which is no denoiser; {_HOW}")
+        raise ConfigError(f"{model} returns {shorten(result)}, which is not a denoiser; {_HOW}")
     denoiser, *extras = parts
     named = dataclasses.replace(denoiser, name=name or name_of(model))  # type: ignore[type-var]
     return Made(named, *extras)
 
 
 def config_of(denoiser: Examinable) -> ExperimentConfig:
-    """A config that says what is known of how a network was trained: hardly anything."""
+    """A config for a network whose training is unknown: only T and, for a UNet, its configuration are set."""
     data, steps = DataConfig(name="unknown", n_train=0, n_test=0), denoiser.schedule.steps
     config = ExperimentConfig(name=denoiser.name, data=data, diffusion=DiffusionConfig(steps=steps))
     return dataclasses.replace(config, unet=denoiser.unet) if isinstance(denoiser, Denoiser) else config
 
 
 def facts(model: str | Path, denoiser: Examinable) -> dict[str, Any]:
-    """What of a network its config can't say, JSON-ready."""
+    """Facts of a network that its config can't hold, JSON-ready: size, image shape, noise levels."""
     return {
         "name": str(model),
         "parameters": sum(np.size(leaf) for leaf in jax.tree.leaves(denoiser.params)),
@@ -107,7 +107,7 @@ def facts(model: str | Path, denoiser: Examinable) -> dict[str, Any]:
 
 
 def record_of(model: str | Path, made: Made) -> dict[str, Any]:
-    """What stands in for a training record: the network's facts, and the images that it came with."""
+    """The record of a network without a training record: its facts, and the images returned with it."""
     images = {} if made.images is None else {WITH_IMAGES: (np.asarray(made.images), made.condition)}
     return {FUNCTION: facts(model, made.denoiser), **images}
 
@@ -115,7 +115,7 @@ def record_of(model: str | Path, made: Made) -> dict[str, Any]:
 def _function(model: str) -> Any:
     match = _NAME.fullmatch(model)
     if match is None:
-        raise ConfigError(f"{model!r} is no module:function")
+        raise ConfigError(f"{model!r} is not of the form module:function")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:

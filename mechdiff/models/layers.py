@@ -1,7 +1,7 @@
-"""Blocks of the UNet. Every choice that a DDPM checkpoint can make is an attribute.
+"""Blocks of the UNet, with an attribute for every option of DDPM checkpoints.
 
-Lowerings are those that measured fastest on a CPU: attention on explicit (batch x head, tokens,
-width) matrices (`attention`), one-pass GroupNorm in float32, SiLU through tanh, plain NHWC convolutions.
+They are written as measured fastest on a CPU: attention on explicit (batch x head, tokens, width) matrices
+(`attention`), one-pass GroupNorm in float32, SiLU through tanh, plain NHWC convolutions.
 """
 
 import functools
@@ -21,7 +21,7 @@ from mechdiff.models.group_norm import group_norm
 
 ATTENTION = "attention"  # collection that attention statistics are sown into
 PATTERNS = "patterns"  # collection that whole patterns are sown into
-Times = Real[AnyArray, " batch"]  # whole or not
+Times = Real[AnyArray, " batch"]  # integer or real
 _zeros = nn.initializers.zeros_init()
 
 
@@ -33,7 +33,10 @@ def silu(x: Array) -> Array:
 def time_features(
     t: Times, width: int, flip_sin_to_cos: bool, shift: float, scale: float = 1.0
 ) -> Float[Array, "batch width"]:
-    """Sinusoidal features of `scale * t` (Ho et al. 2020); odd widths are padded with a zero."""
+    """Sinusoidal features of `scale * t` (Ho et al. 2020), sines first unless flipped.
+
+    Feature i of a half has the frequency 10000^(-i / (half - shift)); odd widths are padded with a zero.
+    """
     half = width // 2
     frequencies = np.exp(-np.log(10000.0) * np.arange(half) / (half - shift)).astype(np.float32)
     angles = (t.astype(jnp.float32) * scale)[:, None] * frequencies
@@ -97,14 +100,14 @@ class TimeMLP(nn.Module):
 
 
 class Embeddings(NamedTuple):
-    """Embeddings of a row, for every residual block; `label` is None for a network without classes."""
+    """Embeddings that every residual block is given, per row; `label` is None without classes."""
 
     time: Float[Array, "batch d"]
     label: Float[Array, "batch d"] | None = None
 
 
 class LabelTable(nn.Module):
-    """Label -> embedding `(batch, width)`; one that is not in [0, count) gives NaN, never another class."""
+    """Label -> embedding `(batch, width)`; a label outside [0, count) gives NaN, not another class."""
 
     count: int
     width: int
@@ -133,10 +136,10 @@ def resampled(x: Features, direction: int) -> Features:
 class ResidualBlock(nn.Module):
     """norm, SiLU, conv, time injection, norm, SiLU, conv; added to the (projected) input.
 
-    Sites: `time` (the injection), `res` (the branch before it is added), `skip` where the block takes a skip
-    tensor from the encoder, and `class` where there are classes: the class's part of what is projected and
-    injected, which `time` acts on as a whole. With `resample` -1 or 1 the block halves or doubles the
-    resolution of branch and input alike (Dhariwal & Nichol 2021), without parameters of its own.
+    Sites: `time` (the injection), `res` (the branch before it is added), `skip` if the block takes a skip
+    tensor from the encoder, and `class` if there are classes: the class's part of the embedding that is
+    projected and injected (`time` gates the whole injection). With `resample` -1 or 1 the block halves or
+    doubles the resolution of branch and input (Dhariwal & Nichol 2021), without parameters for it.
     """
 
     width: int
@@ -175,9 +178,9 @@ class ResidualBlock(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention over positions, added to its input.
 
-    Sites: `head` (each head's output before the output projection) and `pattern` (a temperature per
-    head, and what its pattern is mixed with). Statistics of its own pattern, tempered but not yet mixed,
-    and that pattern itself are sown when their collections are mutable; else no pattern is kept.
+    Sites: `head` (each head's output before the output projection) and `pattern` (a temperature per head, and
+    the pattern that its own is mixed with). The head's own pattern, after temperature and before mixing, and
+    its statistics are sown if their collections are mutable; else no pattern is stored.
     """
 
     heads: int
@@ -235,7 +238,7 @@ class Upsample(nn.Module):
 
 
 class ConvIn(nn.Module):
-    """Pixels -> features. The last `condition_channels` are a condition, site `condition`."""
+    """Pixels -> features. The last `condition_channels` are the image condition, site `condition`."""
 
     width: int
     center: bool = False

@@ -1,4 +1,4 @@
-"""Loads an exported model, as a record to be examined or as its parts."""
+"""Loads an exported model, as a denoiser or as its parts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,26 +16,26 @@ from mechdiff.models.unet import identity_intervention, init_shapes
 from mechdiff.storage import checksums, exported, files
 from mechdiff.storage.mismatch import check_shapes
 
-FUNCTION = "function"  # in the config of a network that is a function of its own tensors
-IMPORTED = "imported"  # in the record of a network that was read from others' files: `Imported.facts`
-SNAPSHOTS = "snapshots"  # of a training run: the steps that `train.keep` names
+FUNCTION = "function"  # key in the config of an imported function (`pretrained.ImportedFunction`)
+IMPORTED = "imported"  # key in the record of an imported network: `Imported.facts`
+SNAPSHOTS = "snapshots"  # folder of a training run with the steps that `train.keep` names
 
 
 def load_trained(folder: str | Path) -> tuple[ExperimentConfig, PyTree, Intervention, dict[str, Any]]:
     """An exported model: its config, EMA parameters, identity intervention and training record.
 
     Args:
-      folder: or another name of it, see `model_folder`; or a shipped name.
+      folder: the folder, another name of it (see `model_folder`), or a shipped name.
 
     Raises:
-      CheckpointError: no such model, a damaged one, or a network that is no UNet of this package.
+      CheckpointError: no such model, a damaged one, or a network that is not a UNet of this package.
     """
     folder = shipped.find(model_folder(folder))
     params, config, record = exported.load_model(folder)
     if FUNCTION in config:
         layout = config[FUNCTION]["layout"]
         raise CheckpointError(
-            f"{folder} is a network of {layout}, no UNet of this package; only load_denoiser reads it"
+            f"{folder} is a network of {layout}, not a UNet of this package; only load_denoiser reads it"
         )
     config = from_dict(config)
     check_shapes(params, init_shapes(config.unet)[0], folder)
@@ -43,15 +43,18 @@ def load_trained(folder: str | Path) -> tuple[ExperimentConfig, PyTree, Interven
 
 
 def load_denoiser(model: str | Path, name: str = "") -> tuple[Examinable, ExperimentConfig, dict]:
-    """An exported model ready to be examined, its config, and its training record.
+    """An exported model as a denoiser, its config, and its training record.
 
-    An imported function (`pretrained.ImportedFunction`) comes as a `TracedDenoiser`; of its config, `unet`
-    says no more than the shape of images, and its record has the facts of a function (`factories.facts`).
+    An imported function (`pretrained.ImportedFunction`) is loaded as a `TracedDenoiser`; the `unet` of its
+    config holds only the shape of images, and its record has the facts of `factories.facts`.
 
     Args:
       model: its folder, a run's folder, or `RUN@STEP`, see `model_folder`; or a shipped name; or
-        `module:function` of a function that makes one, see `factories`.
-      name: shown in results; `name_of` the folder if empty.
+        `module:function`, a function that returns a denoiser, see `factories`.
+      name: shown in results; `name_of(model)` if empty.
+
+    Raises:
+      CheckpointError, ConfigError: as `load_trained` and `factories.make`.
     """
     if factories.is_factory(model):
         made = factories.make(model, name)
@@ -65,10 +68,10 @@ def load_denoiser(model: str | Path, name: str = "") -> tuple[Examinable, Experi
 
 
 def check_known(record: Mapping[str, Any], name: str) -> None:
-    """Refuses an imported network of which nobody said what decides its numbers: its noise levels, say.
+    """Refuses an imported network for which something that decides its numbers was not stated.
 
     Raises:
-      ConfigError: with what is to be stated.
+      ConfigError: names what is to be stated, such as its noise levels.
     """
     asks = record.get(IMPORTED, {}).get("asks")
     if asks:
@@ -76,12 +79,12 @@ def check_known(record: Mapping[str, Any], name: str) -> None:
 
 
 def model_folder(model: str | Path) -> Path:
-    """The exported folder that `model` names.
+    """The folder of the exported model that `model` names.
 
     Args:
       model: that folder; or the folder RUN of a training (its `model/` is meant); or RUN@STEP (or
-        RUN/checkpoints/STEP): the model as it was after STEP steps, which `train.keep` exports to
-        RUN/snapshots/STEP; or a shipped network's name, where no folder of that name is.
+        RUN/checkpoints/STEP), the model after STEP steps, which `train.keep` exports to
+        RUN/snapshots/STEP; or a shipped network's name, if there is no folder of that name.
 
     Raises:
       CheckpointError: a step that was not exported; those that were are listed.
@@ -101,8 +104,8 @@ def model_folder(model: str | Path) -> Path:
 
 
 def name_of(model: str | Path) -> str:
-    """What a model is called in results: its folder's name, or that of the run in whose `model/` it lies,
-    with the step where it is a snapshot; of `module:function`, the last word of the module before it.
+    """A model's name in results: that of its folder, or of the run whose `model/` or snapshot (`RUN@STEP`) it
+    is; for `module:function` the module's last word and the function.
 
     Example:
       >>> name_of("runs/faces/model"), name_of("checkpoints/cpu32-celeba-seed0")
@@ -119,7 +122,7 @@ def name_of(model: str | Path) -> str:
 
 
 def steps_of(run: str | Path) -> dict[int, Path]:
-    """Training steps at which a run was exported, ascending -> folder; the end of training among them.
+    """Step -> folder of every exported model of a run, ascending, with the end of training.
 
     Args:
       run: folder of the training, or its `model/`.
@@ -143,7 +146,7 @@ def _snapshot(run: Path, step: int) -> Path:
 
 
 def _function(folder: Path, name: str) -> tuple[Examinable, ExperimentConfig, dict]:
-    """A network that is a function of its own tensors, as `import_checkpoint` saved it."""
+    """An imported function, as `import_checkpoint` saved it."""
     params, config, record = exported.load_model(folder)
     made = config.pop(FUNCTION)
     trained = from_dict(config)

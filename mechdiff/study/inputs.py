@@ -97,7 +97,7 @@ def _check_condition(
         raise DataError(f"a condition goes with the images of an array, in their order; not with {source}")
     if not conditions_of and (sources.classes or sources.conditions):
         flag = "--classes" if sources.classes else "--conditions"
-        raise ConfigError(f"{flag} has no bearing on {denoiser.name}, which takes no condition; leave it out")
+        raise ConfigError(f"{flag} has no effect on {denoiser.name}, which takes no condition; leave it out")
 
 
 def _held_out_rows(

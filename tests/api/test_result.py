@@ -162,7 +162,7 @@ def test_rows_of_a_sheet_are_one_size(images):
     assert sheet.image.height >= 2 * height * zoom and sheet.image.width >= 2 * width * zoom
     with pytest.raises(ConfigError, match="all of one size"):
         show(images, images[:, :4])
-    with pytest.raises(ConfigError, match="one a row"):
+    with pytest.raises(ConfigError, match="one per row"):
         show(images, labels=[])
 
 
@@ -174,7 +174,7 @@ def test_load_takes_functions_and_lists_what_there_is(denoiser, monkeypatch):
     module.make, module.wrong = (lambda: denoiser), (lambda: 3)
     monkeypatch.setitem(sys.modules, "my_denoisers", module)
     assert load("my_denoisers:make").name == "my_denoisers.make"  # as launchers call it
-    with pytest.raises(MechdiffError, match="returns 3, which is no denoiser"):
+    with pytest.raises(MechdiffError, match="returns 3, which is not a denoiser"):
         load("my_denoisers:wrong")
     with pytest.raises(CheckpointError, match=r"no shipped network of that name: .*cpu16-synthetic-seed0"):
         load("cpu99-celeba-seed0")

@@ -63,7 +63,7 @@ def test_splits_are_kept_and_have_no_image_in_common(tmp_path):
     again = load(config, SIZE, "train", 0, tmp_path)
     np.testing.assert_array_equal(again.images, train.images)
     assert len(list(tmp_path.glob("gaussian-*.npy"))) == 2
-    with pytest.raises(ConfigError, match=r"no bearing on data\.name=gaussian"):
+    with pytest.raises(ConfigError, match=r"no effect on data\.name=gaussian"):
         load(DataConfig(name="gaussian", preprocessing=Preprocessing(phases="random")), SIZE, "test", 0, None)
 
 

@@ -98,9 +98,9 @@ VECTORS = dataclasses.replace(SMALL, class_embedding="identity")
 BOTH = dataclasses.replace(LABELED, condition_channels=1)
 REFUSED = [
     (SMALL, np.array([0]), "takes no condition"),
-    (LABELED, None, "is conditioned on one of 3 classes; give it as the condition"),
+    (LABELED, None, "is conditioned on one of 3 classes; give one per row as the condition"),
     (JOINED, None, "is conditioned on an image of 2 channels"),
-    (LABELED, np.array([0.0, 1.0]), "labels of type float64: expected whole numbers"),
+    (LABELED, np.array([0.0, 1.0]), "labels of type float64: expected integers"),
     (LABELED, np.array([[0], [1]]), r"labels of shape \(2, 1\): expected 1 axis"),
     (VECTORS, np.array([0, 1]), r"labels of shape \(2,\): expected 2 axis"),
     (JOINED, np.zeros((2, 8, 8, 3)), r"condition images of shape \(2, 8, 8, 3\): expected"),

@@ -37,7 +37,7 @@ def test_folders_and_buckets_are_no_functions(tmp_path, monkeypatch):
         (f"{MODULE}:denoisr", "unknown function of reference.user_network 'denoisr'; closest: denoiser"),
         (f"{MODULE}:NOT_A_FUNCTION", "unknown function"),
         (f"{MODULE}:takes_an_argument", "missing 1 required positional argument.*without arguments"),
-        (f"{MODULE}:not_a_denoiser", "returns {'params': 3}, which is no denoiser; return .*wrap"),
+        (f"{MODULE}:not_a_denoiser", "returns {'params': 3}, which is not a denoiser; return .*wrap"),
         (f"{MODULE}:no_names", "no value of this function has a name; .*checkpoint_name"),
         (f"{MODULE}:shapes_that_do_not_fit", "can't be traced by JAX.*dot_general"),
         (f"{MODULE}:no_jax_function", "can't be traced by JAX.*TracerArrayConversionError"),

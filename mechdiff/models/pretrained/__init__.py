@@ -1,9 +1,9 @@
-"""Models of others, read into ours, and ours written for others.
+"""Reads checkpoints of other libraries, and writes diffusers' format.
 
 `read(folder)` opens a diffusers `UNet2DModel` folder, a guided-diffusion or improved-diffusion (ADM) state
-dict with its flags, or a state dict of Ho's network in its PyTorch names (ddim, SDEdit) with its config;
-`write_diffusers(folder, ...)` is the way out. Tensors come from safetensors files: no torch, and a pickle is
-never opened.
+dict with its flags, a state dict of Ho's network in its PyTorch names (ddim, SDEdit) with its config, or a
+network of lucidrains, EDM or consistency models; `write_diffusers(folder, ...)` writes one. Tensors are read
+from safetensors files: torch is not needed, and a pickle is never opened.
 """
 
 import dataclasses
@@ -20,15 +20,15 @@ __all__ = ["Imported", "ImportedFunction", "Stated", "read", "write_diffusers"]
 
 
 def read(folder: Path | str, stated: Stated | None = None) -> Imported | ImportedFunction:
-    """The model in a folder of any layout that is known.
+    """The model in a folder of any known layout.
 
     Args:
       folder: of the network; or a saved pipeline, or a trainer's checkpoint, with `unet/` in it.
-      stated: what the files leave open.
+      stated: the user's statements of what the files leave open.
 
     Raises:
-      CheckpointError: a file is absent, truncated or a pickle; tensors are missing, unused or misshapen.
-      ConfigError: an option that is unknown or not supported, or left open and not stated, by its name.
+      CheckpointError: a file is missing, truncated or a pickle; tensors are missing, unused or misshapen.
+      ConfigError: an option is unknown or not supported, or is neither in the files nor stated; it is named.
       DataError: a config that can't be read.
 
     Example:
@@ -62,11 +62,11 @@ def read(folder: Path | str, stated: Stated | None = None) -> Imported | Importe
 
 
 def _check_bearing(stated: Stated, layout: ModuleType) -> None:
-    """Refuses a statement that networks of a layout have no use for: it may be meant for another.
+    """Refuses a statement that has no effect on networks of a layout: it may be a mistake.
 
     Raises:
-      ConfigError: by name.
+      ConfigError: names the statement.
     """
     for field in dataclasses.fields(Stated):
         if getattr(stated, field.name) is not None and field.name not in layout.STATED:
-            raise ConfigError(f"--{field.name} has no bearing on a network of {layout.WHAT}; leave it out")
+            raise ConfigError(f"--{field.name} has no effect on a network of {layout.WHAT}; leave it out")

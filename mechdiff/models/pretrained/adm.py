@@ -1,12 +1,12 @@
-"""guided-diffusion's UNet (Dhariwal & Nichol 2021; P2 weighting, Choi et al. 2022) and its elder,
+"""Reads guided-diffusion's UNet (Dhariwal & Nichol 2021; P2 weighting, Choi et al. 2022) and its predecessor,
 improved-diffusion's (Nichol & Dhariwal 2021), from a state dict and flags.
 
-Those programs keep no config beside their weights: a folder holds `model.safetensors` and a JSON or YAML file
+Those programs save no config beside their weights: a folder holds `model.safetensors` and a JSON or YAML file
 with the flags, or the command line itself (`flags.txt`). Two spellings are read: that of the scripts
 (`num_channels`, attention at sides of the feature map) and that of the network's class (`model_channels`,
-attention at factors of downsampling). Flags that are absent are read off the tensors where these tell
-(`adm_tensors`), and else are the scripts' defaults, which a note names. Where a network also outputs
-variances, that half of its last convolution is dropped: the other half does not depend on it.
+attention at factors of downsampling). Missing flags are inferred from the tensors where possible
+(`adm_tensors`); others get the scripts' defaults, which a note names. If a network also outputs variances,
+that half of its last convolution is dropped: the other half does not depend on it.
 """
 
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ def read(place: Place, stated: Stated) -> Imported:
 
 
 def unet_config(get: Flags) -> UNetConfig:
-    """Our config of a network made with these flags."""
+    """The UNet configuration of a network made with these flags."""
     widths, attends = get["widths"], get["attends"]
     heads = tuple(_heads(get, get["num_heads"], width) for width in widths)
     here = (*attends[:-1], True)  # the middle always attends
@@ -93,7 +93,7 @@ def unet_config(get: Flags) -> UNetConfig:
 
 
 def _heads(get: Flags, count: int, width: int) -> int:
-    """Heads of a level; of one that is too narrow for a head, and has none, one."""
+    """Heads of a level; 1 for a level that is narrower than a head (and so has no attention)."""
     depth = get["num_head_channels"]
     return count if depth == -1 else max(width // depth, 1)
 

@@ -1,4 +1,4 @@
-"""All flags of an ADM network, from what its users wrote, its tensors, and what is stated beside."""
+"""All flags of an ADM network: from its config file, from its tensors, and from the user's statements."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -31,8 +31,8 @@ class Flags:
     Attributes:
       values: of every flag of `TABLE`; `widths`, `blocks` and `attends` per level; `channels`
         (`conditioning.Channels`) and `class_fields` of `UNetConfig`.
-      notes: what was read off the tensors, assumed, or passed over.
-      assumed: `flag=value` of what no file says.
+      notes: what was inferred from the tensors, assumed, or ignored.
+      assumed: `flag=value` of each default that nothing confirms.
     """
 
     values: dict[str, Any]
@@ -44,7 +44,7 @@ class Flags:
 
 
 def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without its sections (`model: ...`, `diffusion: ...`), whose options are flags all the same.
+    """A config without its sections (`model: ...`, `diffusion: ...`): their options are flags too.
 
     Raises:
       ConfigError: an option that two sections set differently.
@@ -60,11 +60,11 @@ def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flags(config: Mapping[str, Any], state: tensors.State, stated: Stated) -> Flags:
-    """All flags of a network: as the config says, as the tensors tell, as is stated, or by default.
+    """All flags of a network: from the config, inferred from the tensors, stated, or by default.
 
     Raises:
-      ConfigError: unknown flags, values that are not supported, contradictions, or what is left open and
-        decides the network.
+      ConfigError: unknown flags, unsupported values, contradictions, or a missing flag that decides the
+        network and can't be inferred.
     """
     spelled, by_class = _spelled(flattened(config))
     get = read_options(spelled, TABLE, what=WHAT, ignored=IGNORED)
@@ -113,7 +113,7 @@ def _spelled(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
 
 
 def _with_statements(get: Options, stated: Stated) -> Options:
-    """What is stated beside the flags, where they don't say otherwise."""
+    """The flags with the user's statements added; a contradiction is an error."""
     values = dict(get.values)
     statements = {name: getattr(stated, ours) for name, ours in ASKED.items()}
     statements["predict_xstart"] = None if stated.prediction is None else stated.prediction == "sample"
@@ -152,8 +152,8 @@ def _side(get: Options) -> int:
 def _channels(
     get: Options, said: Mapping[str, Any], stated: Stated, read_off: list[str]
 ) -> conditioning.Channels:
-    """By the flags, and by the tensors where flags are silent. Super-resolution joins the noisy image with
-    the smaller one, enlarged, behind it."""
+    """Channels by the flags, or by the tensors if there are no such flags. Super-resolution concatenates the
+    enlarged smaller image after the noisy one."""
     inputs, outputs, learned = get["in_channels"], get["out_channels"], get["learn_sigma"]
     doubled = get["large_size"] is not None
     if doubled:
@@ -174,10 +174,10 @@ def _channels(
 
 
 def _classes(get: Options, rows: int, read_off: list[str]) -> int:
-    """Rows of the table of classes; 0: the network has none.
+    """Rows of the class embedding table; 0: the network has none.
 
     Args:
-      rows: of the table in the file.
+      rows: rows of the table in the file.
     """
     conditioned, count = get["class_cond"], get["num_classes"]
     if conditioned is False and rows:
@@ -247,8 +247,8 @@ def _multipliers(get, values, said, by_class: bool, read_off: list[str]) -> tupl
 
 
 def _rates(get: Options, side: int, by_class: bool) -> tuple[int, ...] | None:
-    """Factors of downsampling at which there is attention; None: not said. Scripts take sides, the class
-    takes factors."""
+    """Downsampling factors with attention; None: not given. The scripts' flag names sides of maps, the
+    class's names factors."""
     resolutions = get["attention_resolutions"]
     if resolutions is None or by_class:
         return resolutions
@@ -256,7 +256,7 @@ def _rates(get: Options, side: int, by_class: bool) -> tuple[int, ...] | None:
 
 
 def _rescaled(values: Mapping[str, Any], stated: Stated) -> bool:
-    """Whether the network is fed t * 1000 / T. Without bearing for 1000 steps; else it must be known."""
+    """Whether the network is given t * 1000 / T. For T = 1000 it makes no difference; else it must be set."""
     if values["diffusion_steps"] == 1000:
         return False
     if values["rescale_timesteps"] is not None:
@@ -265,13 +265,13 @@ def _rescaled(values: Mapping[str, Any], stated: Stated) -> bool:
         return DIALECTS[stated.dialect]
     raise ConfigError(
         f"{WHAT} option rescale_timesteps is absent, and with diffusion_steps={values['diffusion_steps']} it "
-        "decides what the network is fed: write true (default of improved-diffusion) or false (of "
+        "decides the network's input: write true (default of improved-diffusion) or false (of "
         "guided-diffusion), or give --rescale_timesteps or --dialect"
     )
 
 
 def _assumed(get: Options, values: Mapping[str, Any], stated: Stated) -> tuple[str, ...]:
-    """Flags that decide numbers, that nobody says and no tensor tells."""
+    """Flags that decide numbers and are neither given, stated nor inferred from tensors."""
     known = {ours for ours in ASKED if getattr(stated, ASKED[ours]) is not None}
     if stated.prediction or "model_mean_type" in get.stated:
         known |= {"predict_xstart"}

@@ -1,4 +1,4 @@
-"""Names of an ADM network's tensors, and its attention's queries, keys and values taken apart."""
+"""Names of an ADM network's tensors, and the splitting of its attention's `qkv` tensors."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "embedding": "w
 
 
 def names(unet: UNetConfig) -> dict[str, str]:
-    """Our parameters, `stage/module/leaf`, and what guided-diffusion calls them."""
+    """Parameter `stage/module/leaf` of this package -> name of guided-diffusion's tensor."""
     places, table = stage_places(unet), {}
     ops = {stage.name: stage.op for stage in stages(unet)}
     for ours in tensors.parameter_shapes(unet):
@@ -46,8 +46,11 @@ def names(unet: UNetConfig) -> dict[str, str]:
 
 
 def stage_places(unet: UNetConfig) -> dict[str, str]:
-    """Our stages and the dotted paths of theirs. They number what goes on the skip stack, what takes from it,
-    and inside each the layers: attention follows its block, upsampling the last block of its level."""
+    """Stage of this package -> dotted path of guided-diffusion's module.
+
+    They number encoder steps that push a skip tensor, decoder steps that take one, and the layers in each:
+    attention follows its block, upsampling the last block of its level.
+    """
     places, number, layer, group = {}, 0, 0, "input_blocks"
     for stage in stages(unet)[1:-1]:
         if stage.name == "mid.block0":
@@ -65,11 +68,13 @@ def stage_places(unet: UNetConfig) -> dict[str, str]:
 
 
 def split_attention(state: tensors.State, unet: UNetConfig, new_order: bool, path: Path) -> dict:
-    """`qkv` of every attention layer as q, k and v. Its rows are all queries, keys, values in the new order,
-    and queries, keys, values of one head after the other in the old.
+    """The state with `qkv` of every attention layer split into q, k and v.
+
+    In the new order its rows are all queries, then keys, then values; in the old order queries, keys and
+    values of one head after the other.
 
     Raises:
-      CheckpointError: a `qkv` of another shape than the config says.
+      CheckpointError: a `qkv` of another shape than the config implies.
     """
     split, places = dict(state), stage_places(unet)
     for stage in stages(unet):

@@ -1,4 +1,4 @@
-"""Flags of ADM networks: their types, their defaults, and those without bearing here."""
+"""Flags of ADM networks: their types, their defaults, and those without effect here."""
 
 from mechdiff.core.config import MOST_STEPS
 from mechdiff.models.pretrained.options import (
@@ -16,11 +16,11 @@ WEIGHTS = f"{STEM}.safetensors"
 WHAT = "guided-diffusion"
 STATED = ("weights", "dialect", "noise_schedule", "noise_steps", "prediction", "rescale_timesteps")
 STATED += ("condition", "null_class", "beta_start", "beta_end")  # the last two are refused with the reason
-DIALECTS = {"guided-diffusion": False, "improved-diffusion": True}  # what rescale_timesteps is where absent
+DIALECTS = {"guided-diffusion": False, "improved-diffusion": True}  # defaults of rescale_timesteps
 WHOLE = integer(text=True)
 HEADS = integer(text=True, also=(-1,))
 BOOLEAN = boolean(text=True)
-TABLE = {  # defaults of both programs' script_util.py; None: read off the tensors
+TABLE = {  # defaults of both programs' script_util.py; None: inferred from the tensors
     "image_size": Option(64, WHOLE),
     "in_channels": Option(None, WHOLE),
     "out_channels": Option(None, WHOLE),
@@ -61,14 +61,14 @@ IGNORED = (  # of training, sampling, files and classifiers
 )
 DECISIVE = ("diffusion_steps", "noise_schedule", "predict_xstart", "use_new_attention_order", "image_size")
 ASKED = {"noise_schedule": "noise_schedule", "diffusion_steps": "noise_steps"}
-MULTIPLIERS = {  # where channel_mult is empty; 32 is improved-diffusion's, 128 and 512 guided-diffusion's
+MULTIPLIERS = {  # if channel_mult is empty; 32 is improved-diffusion's, 128 and 512 guided-diffusion's
     512: (0.5, 1, 1, 2, 2, 4, 4),
     256: (1, 1, 2, 2, 4, 4),
     128: (1, 1, 2, 3, 4),
     64: (1, 2, 3, 4),
     32: (1, 2, 2, 2),
 }
-SUPER_RESOLUTION = {512: (1, 1, 2, 2, 4, 4)}  # of its scripts, where they differ
+SUPER_RESOLUTION = {512: (1, 1, 2, 2, 4, 4)}  # where the super-resolution scripts differ
 NUM_CLASSES = 1000  # of both programs, ImageNet's
 LABELS = "label_emb.weight"
 PROBE = "input_blocks.0.0.weight"

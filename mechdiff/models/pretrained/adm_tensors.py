@@ -1,8 +1,7 @@
-"""What the tensors of an ADM network say of its flags.
+"""Flags of an ADM network that can be inferred from the names and shapes of its tensors.
 
-A command line leaves flags out, and a config is often typed by hand: what can be read off names and shapes
-need not be assumed. Heads, the order of queries, keys and values, the image's size and everything about noise
-leave no trace there.
+Command lines leave flags out, and configs are often typed by hand. The number of heads, the order of queries,
+keys and values, the image's size and the noise schedule can't be inferred.
 """
 
 from typing import Any
@@ -11,10 +10,10 @@ from mechdiff.models.pretrained.tensors import State
 
 
 def shapes_say(state: State) -> dict[str, Any]:
-    """Flags of the network that has these tensors; without those that can't be told.
+    """The flags that these tensors imply.
 
-    Levels are told apart by upsampling, the last layer of a decoder level's last block; so nothing about
-    levels is said where it has no parameters and there is more than one level.
+    Levels are separated by upsampling, the last layer of a decoder level's last block; nothing about levels
+    can be inferred if upsampling has no parameters and there is more than one level.
 
     Returns:
       some of `num_channels`, `in_channels`, `out_channels`, `use_scale_shift_norm`, `resblock_updown`,

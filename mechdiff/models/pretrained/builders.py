@@ -1,4 +1,4 @@
-"""Denoisers of foreign functions, from what was read or saved of them."""
+"""Builds denoisers from imported networks, just read or saved."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,13 +20,13 @@ BUILDERS = {layout.WHAT: layout.build for layout in (lucidrains, edm, consistenc
 def build(
     layout: str, options: Mapping[str, Any], params: PyTree, diffusion: DiffusionConfig, *, name: str = ""
 ) -> TracedDenoiser:
-    """The denoiser of a layout.
+    """The denoiser of an imported function.
 
     Args:
-      layout, options, params, diffusion: as of `ImportedFunction`.
+      layout, options, params, diffusion: attributes of `ImportedFunction`.
       name: shown in results; the layout's if empty.
     Raises:
-      CheckpointError: a layout that is not known.
+      CheckpointError: an unknown layout.
     """
     if layout not in BUILDERS:
         raise CheckpointError(unknown("layout of a foreign network", layout, BUILDERS))
@@ -34,7 +34,7 @@ def build(
 
 
 def denoiser_of(imported: Imported | ImportedFunction, name: str) -> Denoiser | TracedDenoiser:
-    """What was read, ready to be examined."""
+    """An imported network as a denoiser."""
     if isinstance(imported, ImportedFunction):
         return build(imported.layout, imported.options, imported.params, imported.diffusion, name=name)
     identity = jax.jit(lambda key: init_unet(key, imported.unet)[1])(jax.random.key(0))
@@ -42,12 +42,12 @@ def denoiser_of(imported: Imported | ImportedFunction, name: str) -> Denoiser | 
 
 
 def unet_of(imported: Imported | ImportedFunction) -> UNetConfig:
-    """The network's config; of a function, `shape_of` it."""
+    """The network's configuration; for a function, `shape_of` it."""
     return shape_of(imported) if isinstance(imported, ImportedFunction) else imported.unet
 
 
 def shape_of(imported: ImportedFunction) -> UNetConfig:
-    """A config that says the shape of images and nothing else of the network: one level, all else default."""
+    """A placeholder configuration in which only the shape of images is true: one level, all else default."""
     size, channels = imported.options["image_size"], imported.options["channels"]
     one_level = {"widths": (32,), "down_attention": (False,), "up_attention": (False,), "heads": (1,)}
     return UNetConfig(image_size=size, in_channels=channels, out_channels=channels, **one_level)

@@ -186,7 +186,7 @@ def _with_statements(config: Mapping[str, Any], stated: Stated) -> tuple[dict[st
 def _refuse_betas(stated: Stated) -> None:
     for name in ("beta_start", "beta_end"):
         if getattr(stated, name) is not None:
-            raise ConfigError(f"--{name} has no bearing on a cosine schedule; leave it out")
+            raise ConfigError(f"--{name} has no effect on a cosine schedule; leave it out")
 
 
 def _assumptions(assumed: tuple[str, ...]) -> str:

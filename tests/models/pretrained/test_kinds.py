@@ -99,9 +99,9 @@ REFUSED = [
     (pointer, "is a pointer of Git LFS", {}),
     (twice, "sets 'dropout' twice, differently", {}),
     (inside, "networks are described in checkpoint-9: name one of these folders", {}),
-    (nothing, "--dialect has no bearing on a network of UNet2DModel", {"dialect": "guided-diffusion"}),
-    (nothing, "--rescale_timesteps has no bearing", {"rescale_timesteps": False}),
-    (lambda folder: (folder / "scheduler_config.json").unlink(), "--beta_end has no bearing on a cosine",
+    (nothing, "--dialect has no effect on a network of UNet2DModel", {"dialect": "guided-diffusion"}),
+    (nothing, "--rescale_timesteps has no effect", {"rescale_timesteps": False}),
+    (lambda folder: (folder / "scheduler_config.json").unlink(), "--beta_end has no effect on a cosine",
      {"noise_schedule": "cosine", "beta_end": 0.1}),
 ]  # fmt: skip
 

@@ -164,7 +164,7 @@ def test_what_is_saved_is_loaded_as_it_was_read(tmp_path):
     loaded, trained, _ = load.load_denoiser(folder, "network")
     assert loaded.digests() == built(state).digests()
     assert (loaded.name, loaded.image_shape, trained.unet.image_size) == ("network", (SIDE, SIDE, 3), SIDE)
-    with pytest.raises(MechdiffError, match="lucidrains, no UNet of this package"):
+    with pytest.raises(MechdiffError, match="lucidrains, not a UNet of this package"):
         load.load_trained(folder)
 
 
