@@ -10,7 +10,7 @@ from mechdiff.diffusion.schedules import NoiseSchedule, make_schedule
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stated:
-    """The caller's statements on a model whose files leave something open. None: as in the files, or a default.
+    """The caller's statements on a model whose files leave something open; None: nothing is stated.
 
     A statement that contradicts a file is an error.
 

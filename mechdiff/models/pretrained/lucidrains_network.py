@@ -6,8 +6,8 @@ the blocks of releases below 2), linear attention
 besides the positions.
 
 Sites, in the words of this package's UNet: `down0.block0.time` (scale and shift of a block), `.res` (its
-residual branch), `down0.attn.head` (the output projection's input), `mid.attn.pattern` (softmax attention over
-positions, then memory), `up0.block0.skip` and `out.skip`. The linear attention has no pattern: its weights
+residual branch), `down0.attn.head` (the output projection's input), `mid.attn.pattern` (softmax attention
+over positions, then memory), `up0.block0.skip`, `out.skip`. The linear attention has no pattern: its weights
 are a product of two softmaxes over other axes, not a distribution over keys, so its entropy is
 undefined and none is given.
 """

@@ -4,9 +4,9 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 import xarray as xr
 from jaxtyping import Float
-from scipy.stats import binom
 
 from mechdiff import stats
 from mechdiff.analysis import network_divergence
@@ -27,11 +27,13 @@ Heads = Float[np.ndarray, "draws head t"]
 def divergence(networks: Sequence[Network]) -> Finding:
     """Whether attention entropy differs between the data sets: exact p by relabeling networks."""
     result, n, timesteps = _divergence(networks)
+    between, within = (np.sqrt((side**2).mean()) for side in (result.between, result.within))
     because = (
-        f"root mean square over matched heads: {result.between.min():.3f} to {result.between.max():.3f} nats "
-        f"over timesteps between data sets, {result.within.min():.3f} to {result.within.max():.3f} between "
-        f"seeds of one; the excess of data sets over seeds is above 0 (p < 0.05) at "
-        f"{int((result.p_by_t < ALPHA).sum())} of {timesteps} timesteps"
+        f"root mean square over matched heads and timesteps {between:.3f} nats between data sets, "
+        f"{within:.3f} between seeds of one, the root of the difference of squares {result.pooled:.3f}; "
+        f"at single timesteps {result.between.min():.3f} to {result.between.max():.3f} and "
+        f"{result.within.min():.3f} to {result.within.max():.3f}, the excess above 0 (p < 0.05) at "
+        f"{int((result.p_by_t < ALPHA).sum())} of {timesteps}"
     )
     negligible = bool(result.interval[1] < MARGIN)  # False for NaN
     return Finding(result.pooled, result.interval, result.p, n, because, negligible=negligible, p_alone=True)
@@ -94,7 +96,7 @@ def roles(networks: Sequence[Network]) -> Finding:
     estimate = float(np.mean([result.profiles - result.chance_profiles for result in results]))
     named = [[_named(network) for network in side] for side in (natural, simple)]
     having, total = np.count_nonzero(named[0] + named[1]), len(named[0] + named[1])
-    p = max(*(result.p_profiles for result in results), float(binom.sf(having - 1, total, ALPHA)))
+    p = max(*(result.p_profiles for result in results), float(scipy.stats.binom.sf(having - 1, total, ALPHA)))
     heads = _roles(natural[0]).sizes["component"]
     words = []
     for name, result, counts in zip(("CelebA", "synthetic faces"), results, named, strict=True):
@@ -107,7 +109,11 @@ def roles(networks: Sequence[Network]) -> Finding:
         words.append(text)
     interval = small_samples.jackknife_interval(excess, natural, simple, estimate)
     least, negligible = min(len(natural), len(simple)), bool(interval[1] < ROLE_MARGIN)
-    return Finding(estimate, interval, p, least, "; ".join(words), negligible=negligible, p_alone=True)
+    images = _roles(natural[0]).sizes.get("image")
+    return Finding(
+        estimate, interval, p, least, "; ".join(words),
+        negligible=negligible, p_alone=True, images=images, people=None if images is None else 0,
+    )  # fmt: skip
 
 
 def _roles(network: Network) -> xr.Dataset:

@@ -20,6 +20,7 @@ from mechdiff.sweeps.execution import memory
 
 SAMPLE_STEPS = 50  # DDIM
 SAMPLE_BLOCK = 16  # images drawn together
+BRIEF_STEPS = 10  # DDIM, of images that only a first ranking looks at
 
 
 def draw_samples(
@@ -30,6 +31,7 @@ def draw_samples(
     *,
     condition: PyTree = None,
     guidance: float = 1.0,
+    quickly: bool = False,
 ) -> Images:
     """`count` images sampled by DDIM in blocks of one shape; image i depends on (key, i) only.
 
@@ -37,6 +39,7 @@ def draw_samples(
       steps: of DDIM; at most T are made.
       condition: leaves `(count, ...)`; None: for a network with classes, all classes in turn.
       guidance: scale of `samplers.guided`; other than 1 only for a network with a null class.
+      quickly: by a program that compiles faster, see `devices.jitted`.
     Returns:
       `(count, height, width, channels)`.
 
@@ -51,16 +54,16 @@ def draw_samples(
     mesh = devices.over(block)
     placed = devices.everywhere(mesh, denoiser)
     program = {"mesh": mesh, "timesteps": tuple(timesteps), "guidance": guidance}
+    run = devices.jitted(_drawn, ("mesh", "timesteps", "guidance"), quickly)
     drawn = []
     for start in range(0, count, block):
         indices = start + np.arange(block)
         places = np.minimum(indices, count - 1)
         pair = jax.tree.map(lambda leaf, places=places: np.take(leaf, places, axis=0), (condition, null))
-        drawn.append(np.asarray(_drawn(placed, key, indices, pair, **program)))
+        drawn.append(np.asarray(run(placed, key, indices, pair, **program)))
     return np.concatenate(drawn)[:count]
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "timesteps", "guidance"))
 def _drawn(
     denoiser: Examinable,
     key: PRNGKey,
