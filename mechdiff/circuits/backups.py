@@ -13,9 +13,9 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 import xarray as xr
 from jaxtyping import Float, Int
-from scipy.stats import rankdata
 
 from mechdiff import stats
 from mechdiff.circuits.attribution import gate_scores
@@ -43,7 +43,7 @@ def candidates(
     point = gate_scores(denoiser, eval_set, chosen=chosen)
     clean = point.clean_loss.mean("image")
     sizes = [np.abs((scores.score.mean("image") / clean).mean("t").values) for scores in (path, point)]
-    ranks = np.stack([rankdata(-size, method="ordinal") for size in sizes])
+    ranks = np.stack([scipy.stats.rankdata(-size, method="ordinal") for size in sizes])
     order = np.lexsort((ranks.argmin(axis=0), ranks.min(axis=0)))
     return tuple(chosen[i] for i in order[:count])
 

@@ -4,9 +4,9 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 import xarray as xr
 from jaxtyping import Float
-from scipy.stats import binom
 
 from mechdiff import stats
 from mechdiff.analysis import network_divergence
@@ -96,7 +96,7 @@ def roles(networks: Sequence[Network]) -> Finding:
     estimate = float(np.mean([result.profiles - result.chance_profiles for result in results]))
     named = [[_named(network) for network in side] for side in (natural, simple)]
     having, total = np.count_nonzero(named[0] + named[1]), len(named[0] + named[1])
-    p = max(*(result.p_profiles for result in results), float(binom.sf(having - 1, total, ALPHA)))
+    p = max(*(result.p_profiles for result in results), float(scipy.stats.binom.sf(having - 1, total, ALPHA)))
     heads = _roles(natural[0]).sizes["component"]
     words = []
     for name, result, counts in zip(("CelebA", "synthetic faces"), results, named, strict=True):

@@ -20,6 +20,7 @@ from mechdiff.sweeps.execution import memory
 
 SAMPLE_STEPS = 50  # DDIM
 SAMPLE_BLOCK = 16  # images drawn together
+BRIEF_STEPS = 10  # DDIM, of images that only a first ranking looks at
 
 
 def draw_samples(
@@ -30,12 +31,14 @@ def draw_samples(
     *,
     condition: PyTree = None,
     guidance: float = 1.0,
+    quickly: bool = False,
 ) -> Images:
     """`count` images of a denoiser by DDIM, drawn in blocks of one shape; image i depends on (key, i).
 
     Args:
       condition: leaves `(count, ...)`; None: of a network with classes, all of them in turn.
       guidance: scale of `samplers.guided`; other than 1 only for a network with a null class.
+      quickly: by a program that takes less to compile, see `devices.jitted`.
 
     Raises:
       ConfigError: a network that is conditioned on images, without them; guidance without a null class.
@@ -48,16 +51,16 @@ def draw_samples(
     mesh = devices.over(block)
     placed = devices.everywhere(mesh, denoiser)
     program = {"mesh": mesh, "timesteps": tuple(timesteps), "guidance": guidance}
+    run = devices.jitted(_drawn, ("mesh", "timesteps", "guidance"), quickly)
     drawn = []
     for start in range(0, count, block):
         indices = start + np.arange(block)
         places = np.minimum(indices, count - 1)
         pair = jax.tree.map(lambda leaf, places=places: np.take(leaf, places, axis=0), (condition, null))
-        drawn.append(np.asarray(_drawn(placed, key, indices, pair, **program)))
+        drawn.append(np.asarray(run(placed, key, indices, pair, **program)))
     return np.concatenate(drawn)[:count]
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "timesteps", "guidance"))
 def _drawn(
     denoiser: Examinable,
     key: PRNGKey,
