@@ -140,7 +140,7 @@ def _names(sweep: xr.Dataset) -> list[str]:
 
 
 def _contributions(sweep: xr.Dataset, ablation: str) -> np.ndarray:
-    """Of each image to the pooled effect, mean over timesteps, in %, `[component, image]`."""
+    """Contribution of each image to the pooled effect, mean over timesteps, in %, `[component, image]`."""
     return effects.increase_by_image(*effects.losses(sweep, ablation))[:, 0]
 
 

@@ -31,7 +31,7 @@ def class_effects(
 
     Args:
       sweep: of `sweeps.ablation_sweep`, with the coordinate `class_label`.
-      labels: the classes that are measured; None: all that there are images of.
+      labels: the classes that are measured; None: all classes with images.
       repeats, seed: of the resampling.
 
     Returns:

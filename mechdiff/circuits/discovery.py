@@ -239,7 +239,7 @@ def select(close: Close, effect: Float[np.ndarray, " component"], tau: float) ->
 
 
 def _fails(close: Close, tau: float, members: Set, dispensable: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Whether the set without the first so many of `dispensable` falls below tau, for each of `counts`."""
+    """Whether `members` without the first `count` of `dispensable` fall below tau, for each of `counts`."""
     return close(_without_first(members, dispensable, counts)) < tau
 
 
@@ -271,7 +271,7 @@ def _without(members: Set, which: Int[np.ndarray, " m"]) -> Bool[np.ndarray, "m 
 def _without_first(
     members: Set, dispensable: Int[np.ndarray, " n"], counts: Int[np.ndarray, " m"]
 ) -> Bool[np.ndarray, "m component"]:
-    """For each of `counts`, the set without the first so many of `dispensable`."""
+    """`members` without the first `count` of `dispensable`, for each of `counts`."""
     fewer = np.tile(members, (len(counts), 1))
     for row, count in zip(fewer, counts, strict=True):
         row[dispensable[:count]] = False

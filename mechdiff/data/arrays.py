@@ -1,4 +1,4 @@
-"""Arrays of images in whatever layout people keep them, checked and told apart without a guess."""
+"""Arrays of images in any of the usual layouts, recognized without guessing, and checked."""
 
 from pathlib import Path
 

@@ -41,18 +41,18 @@ class Collection:
 
     @property
     def digest(self) -> str:
-        """Of the set of images (sha256, hex), whatever they are called and in whatever order."""
+        """Digest (SHA-256, hex) of the set of images, whatever their names and order."""
         return fingerprint(sorted(self.digests))
 
     @property
     def names(self) -> Sequence[str]:
-        """Of the files, below their folder; none of an array."""
+        """Paths of the files below their folder; empty for an array."""
         return () if self.files is None else self.files.names
 
     def pixels(
         self, row: int, size: int, preprocessing: Preprocessing
     ) -> Float[np.ndarray, "{size} {size} channels"]:
-        """One image in [-1, 1]. Of an array of the network's size and channels, as it is, phases aside.
+        """One image in [-1, 1]; for an array of the network's size and channels unchanged but for its phases.
 
         Raises:
           DataError: it can't be read, does not fit the crop, or is of floats in another size.
@@ -91,8 +91,8 @@ def open_collection(
 ) -> Collection:
     """The images of a folder, of an `.npy` or `.npz` file, or of an array.
 
-    Those of a folder or file come in the order of their hashes, equal ones once; those of an array as they
-    are.
+    Images of a folder or file are ordered by their hashes, equal ones taken once; those of an array keep
+    their order.
 
     Args:
       value_range: of floats in another range than [-1, 1].

@@ -53,7 +53,7 @@ class ImageFiles(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Of the set of images, whatever they are called."""
+        """Digest of the set of images, whatever their names."""
         return fingerprint(sorted(self.digests))
 
 
@@ -232,6 +232,6 @@ def _of_array(path: Path) -> ImageFiles:
 
 
 def _by_hash(names: Sequence[str], hashes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names and hashes, ordered by hash (which nobody chose), equal ones by name."""
+    """Names and hashes, ordered by hash (an arbitrary order), equal ones by name."""
     rows = sorted(range(len(names)), key=lambda index: (hashes[index], index))
     return tuple(names[index] for index in rows), tuple(hashes[index] for index in rows)

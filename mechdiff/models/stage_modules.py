@@ -110,7 +110,7 @@ def at_timesteps(intervention: Intervention, t: Timesteps) -> Intervention:
     """The intervention as it acts at `t`: leaves per row, those of the identity outside its window.
 
     Raises:
-      ConfigError: a direction at a site that is not there, or of more axes than rows of it.
+      ConfigError: a direction at a site that does not exist, or with more axes than its rows.
     """
     acting = in_window(intervention, t)
     if not intervention.add:

@@ -21,32 +21,32 @@ _announced: list["Exchange"] = []
 
 @runtime_checkable
 class Exchange(Protocol):
-    """A local copy of a work folder, and its ways to others of it. A name is that of a lock or of a piece of
-    work; whoever holds it keeps it until it is released, or until its process has ended or is silent for
+    """A local copy of a work folder, and its exchange with other copies. A name is that of a lock or of
+    a piece of work; its holder keeps it until it is released, or until its process has ended or is silent for
     longer than its lease."""
 
     folder: Path
     address: str
 
     def take(self, name: str) -> bool:
-        """Whether `name` is this process's now; False: another live process has it."""
+        """Whether `name` now belongs to this process; False: another live process has it."""
         ...
 
     def release(self, name: str) -> None:
-        """Lets others take `name`; of one that this process holds."""
+        """Lets others take `name`, which this process holds."""
         ...
 
     def holder(self, name: str) -> str:
-        """Which process has it, for an error's line."""
+        """The process that holds `name`, for an error message."""
         ...
 
     def send(self) -> None:
-        """Sends what is new here."""
+        """Sends what changed here."""
         ...
 
     def refresh(self, changed: bool = False) -> None:
-        """Fetches what others have sent and is not here yet; if `changed`, also what they have changed. A
-        file that was changed here stays as it is."""
+        """Fetches what others have sent and is missing here; if `changed`, also what they have changed. A
+        file that was changed here is kept."""
         ...
 
     def following(self) -> contextlib.AbstractContextManager[None]:
@@ -110,7 +110,7 @@ def in_writers(folder: Path | str, action: Callable[[], None]) -> None:
 
 
 def address_of(path: Path | str) -> str:
-    """What a path is called for whoever reads of it: where it lies in a bucket, or the path itself."""
+    """A path for messages: its address in a bucket, or the path itself."""
     others = of(path)
     if others is None:
         return str(path)

@@ -40,7 +40,7 @@ def run_manifest(config: dict, **facts: Any) -> dict:
 
 
 def package_version(name: str) -> str | None:
-    """Of an installed package; None where it is not installed."""
+    """Version of an installed package; None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

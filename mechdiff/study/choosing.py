@@ -30,8 +30,8 @@ def chooser(
     images: str | None = None,
     sources: ConditionSources = ConditionSources(),
 ) -> Callable[..., EvalImages]:
-    """A function `(denoiser, trained, record=None)` that gives the images a model is examined on: anyone's,
-    held-out ones of its data, or its own samples. They are prepared as those were that it was trained on,
+    """A function `(denoiser, trained, record=None)` that returns the images a model is examined on: any,
+    held-out ones of its data, or its own samples. They are prepared like its training images,
     unless `config.data.preprocessing` is set.
 
     Args:
@@ -97,10 +97,10 @@ def _held_out_faces(
 
 
 def _classes_for(denoiser: Examinable, data: DataConfig) -> int:
-    """How many classes of a data set's images a network is told.
+    """The number of a data set's classes that a network takes; 0: it is unconditional.
 
     Raises:
-      DataError: it is told something that the data set does not know.
+      DataError: its condition is something that the data set does not have.
     """
     if not isinstance(denoiser, Denoiser) or not conditions.takes(denoiser.unet):
         return 0

@@ -1,4 +1,4 @@
-"""What anyone's images are denoised under: their classes by sub-folder or label, condition images by name."""
+"""Conditions of a user's images: their classes by sub-folder or label, condition images by name."""
 
 import dataclasses
 import re
@@ -25,14 +25,14 @@ CHANNELS = {1: "gray", 3: "rgb"}  # of images in files
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConditionSources:
-    """What is said beside the images that a conditioned network is examined on.
+    """The user's statements on the conditions of images.
 
     Attributes:
-      classes: which class the images of a sub-folder (or of a label in an `.npz` file) are of,
+      classes: class of the images of a sub-folder (or with a label in an `.npz` file),
         `NAME=NUMBER,NAME=NUMBER`; or one NUMBER for all images; empty: by the network's class names.
-      conditions: a folder of images to go by, each called as the image it belongs to; or, where the images
+      conditions: a folder of condition images, each with the name of the image it belongs to; or, if images
         are an array in a file, such a file in the same order.
-      names: what the network's classes are called, in their order; empty: not known.
+      names: names of the network's classes, in their order; empty: unknown.
     """
 
     classes: str = ""

@@ -24,13 +24,13 @@ class EvalImages:
     Attributes:
       scored: losses are measured on these.
       reference: other images of the same data, for mean activations and other replacements.
-      label: description for a reader.
-      nested: a set of its own for every timestep of a sweep, as `process.images_at` takes it; None: the
+      label: description in words.
+      nested: different images for every timestep of a sweep, see `process.images_at`; None: the
         scored images serve all timesteps.
       people: number of the person on each image swept, `[images]` or nested `[timesteps, images]`; None
         unless all are known.
       facts: JSON-ready: name and digest of the data, count, preprocessing, and whether they were held out
-        from training (None: not known); of held-out ones `ids`, what each is called in its source, those
+        from training (None: unknown); for held-out ones `ids`, their names in their source, those
         swept first (timestep by timestep), then the reference images.
       condition: of the images swept (classes, say), leaves `[images]` or nested `[timesteps, images]`; None:
         the network takes none.

@@ -59,14 +59,14 @@ def transfer_fraction(outputs: PassOutputs) -> tuple[tuple[Array, Array], Array]
 
 @dataclasses.dataclass(frozen=True)
 class PairSet:
-    """Which pairs of faces activations are moved between.
+    """Pairs of faces between which activations are exchanged.
 
     Attributes:
       key: of the faces and of their noise. Pair i has the noise of index i under every factor.
-      factors: of `data.synthetic`; each has pairs of its own, of the same first faces.
+      factors: of `data.synthetic`; each has other pairs, of the same first faces.
       count: pairs of each factor, at least 1.
       complexity: rung 0 to 4 of the ladder that the faces are drawn from.
-      condition: what both faces of each pair are denoised under, leaves `(count, ...)`; None: nothing.
+      condition: what both faces of each pair are conditioned on, leaves `(count, ...)`; None: nothing.
 
     Raises:
       ConfigError: an unknown factor, or no pairs.

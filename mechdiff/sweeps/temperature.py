@@ -1,8 +1,8 @@
-"""Does function follow entropy? A direct test: a head's entropy is moved, the size of its output is not.
+"""Does a head's function follow its entropy? The entropy is changed while the norm of its output is held.
 
-A temperature of a head's logits moves the entropy of its pattern, but also the norm of its output, which
-could raise the loss by itself. At matched norm the head's gate, image by image, gives the output back the
-norm that it had:
+The temperature of a head's logits changes the entropy of its pattern, but also the norm of its output, which
+could raise the loss by itself. At matched norm the head's gate restores, image by image, the norm of the
+output without temperature:
   gate = |z| / |z tempered|, norms over positions and depth.
 This definition is ours.
 """
@@ -46,7 +46,7 @@ Sites = dict[str, Array]  # site -> activations, rows first
 
 
 class _Outcome(NamedTuple):
-    """Of each image, under one setting: losses `(batch,)`; entropies and gates, site -> `(batch, heads)`."""
+    """Results under one setting, per image: losses `(batch,)`; entropies, gates: site -> `(batch, heads)`."""
 
     loss: Array
     change: Array
@@ -63,11 +63,11 @@ def matched_temperature(
     what: ComponentSelection,
     value: float,
 ) -> Intervention:
-    """A temperature of the selected heads with gates that give every head's output, on every image, the norm
-    that it has without.
+    """A temperature of the selected heads, with gates that restore the norm of every head's output on every
+    image.
 
-    The gates hold for these images and no others: they have a row axis. Where heads of several sites are
-    chosen, a site is matched under what the sites before it do.
+    The gates hold for these images only: they have a row axis. If heads of several sites are
+    chosen, a site is matched with the earlier sites already matched.
 
     Args:
       what: heads, as for `ablate`; their replacements become zero.
@@ -122,7 +122,7 @@ def _matching(
 
 
 def _norm(activation: Float[Array, "batch ..."], unit_axis: int) -> Float[Array, "batch heads"]:
-    """Of every head's output, over all axes but rows and heads."""
+    """Norm of every head's output, over all axes but rows and heads."""
     rest = tuple(axis for axis in range(1, activation.ndim) if axis != activation.ndim + unit_axis)
     return jnp.sqrt((activation**2).sum(rest))
 
@@ -131,7 +131,7 @@ def _norm(activation: Float[Array, "batch ..."], unit_axis: int) -> Float[Array,
 def _tempered(
     denoiser: Examinable, temperatures: PyTree, batch: EvalBatch, *, matched: bool
 ) -> tuple[Array, _Outcome]:
-    """Each image's clean loss; what comes of every setting, leaves `(settings, batch, ...)`."""
+    """Each image's clean loss, and the outcome of every setting, leaves `(settings, batch, ...)`."""
     (x_t, t, noise), identity = batch.noised(denoiser.schedule), denoiser.identity
 
     def mean_square(x: Images) -> Float[Array, " batch"]:
@@ -165,23 +165,23 @@ def temperature_effects(
     matched: bool = True,
     block: int = 16,
 ) -> xr.Dataset:
-    """Denoising loss with one head's entropy moved by a temperature, image by image.
+    """Denoising loss with the entropy of one head changed by a temperature, image by image.
 
-    Of a function whose patterns are named (`block0.pattern@1`), a pattern p becomes p ** (1 / T), normalized.
+    In a traced function with named patterns (`block0.pattern@1`), p becomes p ** (1 / T), normalized.
 
     Args:
       eval_set: images in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in
         `sweeps.ablation_sweep`.
       values: temperatures above 0; above 1 flatten the pattern.
       heads: all of the network if None.
-      matched: at the clean norm of the head's output, see `matched_temperature`.
+      matched: with gates that hold the norm of the head's output, see `matched_temperature`.
       block: images at once.
     Returns:
       Dataset with `loss`, `change`, the head's `entropy` (nats) under its temperature and the `gate` that
       restored the norm (1 where not matched), dims `temperature, component, t, image`; `clean_loss`, dims `t,
       image`.
     Raises:
-      ConfigError: no heads, patterns without names or that are none, outputs of heads without names where
+      ConfigError: no heads, patterns that are unnamed or invalid, or outputs of heads without names where
         their norms are to be matched.
     """
     heads = heads_of(denoiser, heads)

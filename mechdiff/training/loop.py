@@ -225,7 +225,7 @@ class Trainer:
         return np.asarray(self._sample(ema, identity))
 
     def _export(self, folder: Path, state: TrainState, identity: Intervention, log: run_log.RunLog) -> Path:
-        """Writes the model as it is after `state.step` steps, with its record, to `folder`."""
+        """Writes the model after `state.step` steps, with its record, to `folder`."""
         evaluated, images = self.evaluate(state.ema, identity), self.samples(state.ema, identity)
         ema, steps = checkpoint.on_host(state.ema), int(state.step)
         held_out = np.array(self.data.test.images[:512])

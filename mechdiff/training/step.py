@@ -47,7 +47,7 @@ class NoisedBatch(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Of one step."""
+    """Measures of one training step."""
 
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]

@@ -36,12 +36,12 @@ def channels(
 
     Args:
       what: the format, for messages.
-      place: where a condition lies, if anybody said.
-      image: channels of the image, where they are known; 0: to be told from `inputs` and `outputs`.
+      place: where a condition is in the input, if it was stated.
+      image: channels of the image, if known; 0: to be inferred from `inputs` and `outputs`.
 
     Raises:
-      ConfigError: channels that are not those of images; a condition whose place nobody said, or one that is
-        not there.
+      ConfigError: channels that are not those of images; a condition whose place was not stated, or a stated
+        one that does not exist.
     """
     image = image or _image(what, inputs, outputs, place is not None)
     condition = inputs - image
@@ -91,10 +91,10 @@ def table_rows(state: State, name: str) -> int:
 
 
 def classes(rows: int, null_class: bool | None, what: str) -> dict[str, int | bool]:
-    """The fields `classes` and `null_class` of a network with a table of so many rows.
+    """The fields `classes` and `null_class` of a network with an embedding table of `rows` rows.
 
     Raises:
-      ConfigError: a null class is stated of a table without room for one.
+      ConfigError: a null class is stated for a table without room for one.
     """
     if null_class and rows < 2:
         raise ConfigError(f"--null_class: {what} has a table of {rows} classes; a null class needs another")

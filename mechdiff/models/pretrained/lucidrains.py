@@ -2,8 +2,8 @@
 
 A folder holds `model.safetensors` (the network, a `GaussianDiffusion`, or a trainer's average of one) and a
 config: `{"image_size": 32}` is enough where the file holds the buffers of `GaussianDiffusion`. Widths,
-levels, heads and their depth, kinds of attention, self-conditioning and learned variances are read off the
-tensors; noise levels and the objective off the buffers `betas` and `loss_weight`.
+levels, heads and their depth, kinds of attention, self-conditioning and learned variances are inferred from
+the tensors; noise levels and the objective from the buffers `betas` and `loss_weight`.
 """
 
 from collections.abc import Mapping

@@ -3,12 +3,12 @@
 Residual blocks whose first half is scaled and shifted by the time, RMS norms over channels (group norms in
 the blocks of releases below 2), linear attention
 (Shen et al. 2018) at the outer levels and softmax attention inside; both have learned memory keys and values
-beside the positions.
+besides the positions.
 
-Sites, in our UNet's words: `down0.block0.time` (the scale and shift of a block), `.res` (its residual
-branch), `down0.attn.head` (what goes into the output projection), `mid.attn.pattern` (softmax attention over
-positions, then memory), `up0.block0.skip` and `out.skip`. The linear attention has no pattern: its weights
-are a product of two softmaxes over other axes, which is no distribution over keys, so its entropy is
+Sites, in the words of this package's UNet: `down0.block0.time` (scale and shift of a block), `.res` (its
+residual branch), `down0.attn.head` (the output projection's input), `mid.attn.pattern` (softmax attention
+over positions, then memory), `up0.block0.skip`, `out.skip`. The linear attention has no pattern: its weights
+are a product of two softmaxes over other axes, not a distribution over keys, so its entropy is
 undefined and none is given.
 """
 

@@ -81,13 +81,13 @@ def without_variances(state: State, names: tuple[str, ...], outputs: int) -> tup
 
 
 def weight_file(folder: Path, stem: str, weights: str | None) -> tuple[Path, tuple[str, ...]]:
-    """Which file of a folder holds the weights, and notes on those beside it.
+    """The file of a folder that holds the weights, and notes on the files that are not used.
 
     `STEM.safetensors`, or what `weights` names: a variant (`STEM.fp16.safetensors`) or a file. Without
-    either, the only file there is.
+    either, the only file.
 
     Raises:
-      ConfigError: several, and nothing says which; or none of the name that was asked for.
+      ConfigError: several files and no statement which; or none of the stated name.
     """
     main = folder / f"{stem}.safetensors"
     variants = _variants(folder, stem)

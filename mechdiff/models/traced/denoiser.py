@@ -33,18 +33,18 @@ Function = Callable[..., Array]  # fn(params, x, time), or fn(params, x, time, c
 
 @dataclasses.dataclass(frozen=True)
 class TracedNetwork:
-    """What of a traced denoiser is fixed when programs are compiled; hashable.
+    """The part of a traced denoiser that is static in compiled programs; hashable.
 
     Attributes:
       fn: `fn(params, x, time[, condition])`, with values named inside.
-      parameterization: what `fn` is given and what it returns.
+      parameterization: inputs and output of `fn`.
       sites: of `fn`, in order of execution.
       row_shape: of one row of x.
       conditioned: whether `fn` takes a condition.
       digest: of the program that `fn` is traced to.
-      row_bytes: alive at once for one row of x, as `size.peak_bytes` counts them.
-      gradient_bytes: of all values computed for one row of x.
-      init: `init(key)` draws fresh parameters; None: how is not known, and no untrained control can be made.
+      row_bytes: bytes alive at once for one row of x, see `size.peak_bytes`.
+      gradient_bytes: bytes of all values computed for one row of x.
+      init: `init(key)` draws fresh parameters; None: unknown, so that no untrained control can be made.
     """
 
     fn: Function
@@ -59,7 +59,7 @@ class TracedNetwork:
 
     @property
     def replacement_bytes(self) -> int:
-        """Of one replacement of every site, which is also what is captured of one row."""
+        """Bytes of one replacement of every site, or of the activations captured for one row."""
         return sum(4 * math.prod(site.shape[1:]) * len(site.names) for site in self.sites)
 
 
@@ -120,7 +120,7 @@ class TracedDenoiser:
         return tuple(listed)
 
     def unit_axis(self, site: str) -> int:
-        """The negative axis of a site's activation that has one gate a unit."""
+        """The negative axis of a site's activation that has one gate per unit."""
         return next(known.unit_axis for known in self.network.sites if site in known.names)
 
     def predict(
@@ -131,7 +131,7 @@ class TracedDenoiser:
         Args:
           intervention: made from `identity`; leaves may have a row axis.
           x_t: noisy images, `(batch, *image_shape)`, on this package's scale (variance preserving).
-          t: one timestep a row, int in [0, T); a single one serves all rows.
+          t: one timestep per row, int in [0, T); a single one serves all rows.
           condition: what the function takes after the time, if it takes a condition.
         Raises:
           ConfigError: a condition too many or too few; an intervention of another network; timesteps that are
@@ -153,9 +153,9 @@ class TracedDenoiser:
         """`predict`, and values on the way: site -> `(batch, ...)`.
 
         Args:
-          collection: `sites`: of every site, before its gate acts; `patterns`: of those whose name ends in
-            `pattern`, tempered but not yet replaced, units (heads) first after the rows; `attention`: their
-            statistics, over a square grid of positions if they make one, else over a row of them.
+          collection: `sites`: activations before their gates act; `patterns`: values whose name ends in
+            `pattern`, after temperature and before replacement, heads first after rows; `attention`: their
+            statistics, over a square grid of positions if they form one, else over a single row of them.
         """
         patterns = [name for site in self.network.sites for name in site.names if site_type(name) == PATTERN]
         sites = None if collection == CAPTURED else patterns
@@ -210,7 +210,7 @@ def activations(
       sites: names, or one regular expression (full match).
       intervention: under which the network runs; the identity if None.
     Returns:
-      site -> `(batch, *rest)`, rows first. Where a branch of a `cond` that holds a site isn't taken: zeros.
+      site -> `(batch, *rest)`, rows first; zeros if the site is in a branch of a `cond` that was not taken.
     Raises:
       ConfigError: a site or a pattern that matches nothing.
 
@@ -265,10 +265,10 @@ def _run(
 def program_of(
     denoiser: TracedDenoiser, x_t: Images, t: Timesteps, condition: Any
 ) -> tuple[ClosedJaxpr, list[Any]]:
-    """The function as a program for so many rows, and its arguments.
+    """The function as a program for the rows of `x_t`, and its arguments.
 
     Raises:
-      ConfigError: a condition too many or too few.
+      ConfigError: a condition that is missing or not taken.
     """
     network = denoiser.network
     if network.conditioned != (condition is not None):
@@ -294,5 +294,5 @@ def _groups(site: str, width: int, count: int) -> dict[str, tuple[int, int]]:
 
 
 def _side(shape: Sequence[int]) -> int:
-    """Side of a feature map, `(rows, side, side, channels)`; 0 for values that are none."""
+    """Side of a square feature map, `(rows, side, side, channels)`; 0 for other values."""
     return shape[1] if len(shape) == 4 and shape[1] == shape[2] else 0

@@ -54,7 +54,7 @@ def tempered(
     stays 0, a pattern at temperature 1 stays itself, bit by bit.
 
     Args:
-      temperature: `(units,)`, or `(batch, units)` with one a row.
+      temperature: `(units,)`, or `(batch, units)` with one set per row.
       unit_axis: negative axis of the pattern that heads run along, not the last.
     """
     rows = temperature.shape[:-1]

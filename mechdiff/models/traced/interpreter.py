@@ -70,7 +70,7 @@ def evaluate(program: ClosedJaxpr, values: Sequence[Any], leaves: Leaves, plan: 
     Returns:
       the program's outputs, and site -> captured value.
     Raises:
-      ConfigError: a site of interest stands where edits can't follow, such as in a `while`.
+      ConfigError: a site of interest is where edits can't follow, such as in a `while`.
 
     Example:
       >>> import jax
@@ -123,7 +123,7 @@ def bind(equation: JaxprEqn, operands: list) -> list:
 
 
 def cannot_enter(site: str, primitive: str) -> str:
-    """One line for a site in a program that edits can't follow into."""
+    """One line for a site inside a primitive that edits can't enter."""
     if primitive == LOOP:
         why = "stands in a while loop, whose number of turns is not known beforehand"
         way_out = "use lax.scan (or fori_loop with constant bounds), or name a value outside of the loop"

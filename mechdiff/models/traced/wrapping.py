@@ -179,7 +179,7 @@ def _check_names(sites: Sequence[Site]) -> None:
 
 
 def _digest_program(fn: Function, args: tuple) -> str:
-    """Of the text of the program and of the constants that it holds."""
+    """Digest of the program's text and of its constants."""
     program = jax.make_jaxpr(fn)(*args)
     text = _ADDRESS.sub("", str(program.jaxpr))
     return digests.digest_json([text, digests.digest_arrays(list(program.consts))])

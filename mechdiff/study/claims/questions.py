@@ -1,6 +1,6 @@
 """The claims of arXiv 2506.17237 that can be tested, and their tests on saved results.
 
-The paper's body was not available: statements follow its abstract and what others say of it; every estimand
+The paper's body was not available: statements follow its abstract and reports by others; every estimand
 is ours. Rules from findings to verdicts are in `verdicts`.
 """
 
