@@ -5,15 +5,18 @@ The rules are dated and stay as they are; each line is a limit of what a verdict
   four phases   means sharp ones: plateaus whose edges are a logistic of one timestep are no steps
   ladder        lets the first of several measures speak, each tested at .05, on three networks a rung
   same starts   networks of two data sets that share their training seed start from the same parameters
+  divergence    of matched heads is not that of means alone: where trainings of one data set scatter more, by
+                as much as heads of a layer differ, heads match less well across data sets than within them
 """
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.special import expit
 
-from mechdiff.analysis import bottlenecks, segmentation, spread
+from mechdiff.analysis import bottlenecks, network_divergence, segmentation, spread
 from mechdiff.stats import small_samples
 from mechdiff.validation.checks import ALPHA, Check, errs, finds
+from mechdiff.validation.rule_calibration import ENTROPY_TIMESTEPS, LAYERS
 
 TIMESTEPS, CURVES, SPLITS = 24, 12, 4
 MEASURES, RUNG, TOP = 4, 3, 12  # measures of complexity; networks of each lower rung and of the highest
@@ -22,12 +25,13 @@ SHARED = 0.4  # correlation of what two networks of one start show
 
 def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
     """All checks, each over `repeats` simulated studies."""
-    rngs = iter(rng.spawn(4))
+    rngs = iter(rng.spawn(5))
     return [
         *_bottlenecks(next(rngs), repeats),
         *_phases(next(rngs), repeats),
         *_ladder(next(rngs), repeats),
         *_starts(next(rngs), repeats),
+        *_scatter(next(rngs), repeats),
     ]
 
 
@@ -133,4 +137,31 @@ def _starts(rng: np.random.Generator, repeats: int) -> list[Check]:
             above([study.mean(axis=1) for study in there]),
             0.8,
         ),
+    ]
+
+
+def _scatter(rng: np.random.Generator, repeats: int, n: int = 5) -> list[Check]:
+    """Entropies of 28 heads, 0.3 nats apart, whose means over trainings do not differ unless said; trainings
+    of the first data set deviate by 0.2 nats, as heads of a layer do in the study."""
+
+    def study(deviation: float, shift: float, matched: bool) -> bool:
+        base = rng.normal(2, 0.3, (28, ENTROPY_TIMESTEPS))
+        moves = rng.normal(size=(2 * n, 28, 1)) + 0.3 * rng.normal(size=(2 * n, 28, ENTROPY_TIMESTEPS))
+        heads = base + np.repeat([0.2, deviation], n)[:, None, None] * moves
+        heads[:n] += shift
+        for network in heads:
+            network[:] = network[np.concatenate([4 * i + rng.permutation(4) for i in range(7)])]
+        layers = LAYERS
+        if not matched:
+            heads, layers = heads.reshape(2 * n, 7, 4, -1).mean(axis=2), LAYERS[::4]
+        return network_divergence.compare(heads[:n], heads[n:], layers).p <= ALPHA
+
+    def shares(deviation: float, shift: float, matched: bool) -> Bool[np.ndarray, " repeat"]:
+        return np.array([study(deviation, shift, matched) for _ in range(repeats)])
+
+    return [
+        errs("divergence, equal means: one side scatters 1.25 times as much", shares(0.25, 0, True)),
+        errs("divergence, equal means: one side scatters twice as much", shares(0.4, 0, True)),
+        errs("divergence of layers' means, equal: one side twice as much", shares(0.4, 0, False)),
+        finds("divergence of layers' means: a difference of 0.2 nats", shares(0.2, 0.2, False), 0.8),
     ]
