@@ -33,7 +33,8 @@ def divergence(networks: Sequence[Network]) -> Finding:
         f"{within:.3f} between seeds of one, the root of the difference of squares {result.pooled:.3f}; "
         f"at single timesteps {result.between.min():.3f} to {result.between.max():.3f} and "
         f"{result.within.min():.3f} to {result.within.max():.3f}, the excess above 0 (p < 0.05) at "
-        f"{int((result.p_by_t < ALPHA).sum())} of {timesteps}"
+        f"{int((result.p_by_t < ALPHA).sum())} of {timesteps}; of layers' means alone, "
+        f"where nothing is matched, {_layer_means(networks)}"
     )
     negligible = bool(result.interval[1] < MARGIN)  # False for NaN
     return Finding(result.pooled, result.interval, result.p, n, because, negligible=negligible, p_alone=True)
@@ -68,6 +69,23 @@ def _compared(natural: tuple[Network, ...], simple: tuple[Network, ...]) -> Netw
     return network_divergence.compare(
         estimates[:count], estimates[count:], matching.layers_of(heads), resampled, units
     )
+
+
+def _layer_means(networks: Sequence[Network]) -> str:
+    """Divergence of the mean entropy of layers, in words. Matched heads may differ because trainings of one
+    data set scatter more; means of layers, without any matching, do not."""
+    sides = across_seeds.sides(networks)
+    layers = matching.layers_of(str(name) for name in sides[0][0].attention["head"].values)
+    names = list(dict.fromkeys(layers))
+    member = np.array([[layer == name for layer in layers] for name in names], np.float64)
+    member /= member.sum(axis=1, keepdims=True)
+
+    def means(side: Sequence[Network]) -> Float[np.ndarray, "network layer t"]:
+        heads = [network.attention["entropy"].mean("image").transpose("head", "t") for network in side]
+        return np.array([member @ entropy.values.astype(np.float64) for entropy in heads])
+
+    result = network_divergence.compare(*map(means, sides), names)
+    return f"{result.pooled:.3f} (p {result.p:.2g})"
 
 
 def _profiles(attention: xr.Dataset) -> Heads:
