@@ -45,7 +45,7 @@ SWEEPS = (
 
 
 def shortcuts(flags: Iterable[Any]) -> tuple[Shortcut, ...]:
-    """Those of a launcher with these flags: settings of sweeps where it examines a model."""
+    """The shortcuts of a launcher with these flags: settings of sweeps if it examines a model."""
     names = {flag.name for flag in flags}
     offered = (*SWEEPS, SEED) if "model" in names and "to" not in names else (SEED,)
     return tuple(short for short in offered if short.names[-1].lstrip("-") not in names)

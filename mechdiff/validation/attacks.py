@@ -1,8 +1,8 @@
-"""Rules of verdicts under laws that no other check draws from, written to break them: trainings of unequal or
-skewed scatter, curves that drift in other ways than a straight line, tails.
+"""Stress tests of the rules of verdicts, under distributions that the other checks don't use: trainings of
+unequal or skewed scatter, curves that drift in other ways than a straight line, heavy tails.
 
-The rules are dated and stay as they are; what they don't hold against is a limit, and said as one. Beside
-them, power of what has only nulls elsewhere: sequential sweeps, and tests over people.
+The rules are dated and are not changed; where one fails, that is a stated limit. Also here: the power of
+rules that have only nulls elsewhere, sequential sweeps and tests over people.
 """
 
 from collections.abc import Callable

@@ -201,10 +201,12 @@ def _complexity(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Chec
             np.exp(wide * place + sd * rng.normal(size=(n, 45)))
             for wide, sd in zip(widths, scatter, strict=True)
         ]
+        increases_natural, increases_simple = sides
         natural, simple = map(spread.pseudo_values, sides)
         _, (low, high), p = small_samples.between_groups(natural, simple, pseudo=True)
         refused = high < 0 or max(abs(low), abs(high)) < RATIO_MARGIN
-        return bool(p <= ALPHA), old_rules.each_network_alone(*sides), bool(refused)
+        old = old_rules.each_network_alone(increases_natural, increases_simple)
+        return bool(p <= ALPHA), old, bool(refused)
 
     laws = {
         "no difference": ((1, 1), (0.4, 0.4)),
