@@ -1,4 +1,4 @@
-"""Which images a model is examined on: anyone's, held-out ones of its data, or its own samples."""
+"""Which images a model is examined on: a user's, held-out ones of its data, or its own samples."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -38,7 +38,7 @@ def chooser(
       celeba: folder of CelebA in its layout, of which held-out images are taken; None: models that were not
         trained on synthetic faces are examined on their own samples.
       images: a folder of images, or an `.npy` or `.npz` file, that all models are examined on.
-      sources: what tells the condition of these images.
+      sources: the user's statements on the conditions of these images.
 
     Raises:
       ConfigError: both are given, or a condition without images.
