@@ -130,7 +130,7 @@ def lines(stability: Stability) -> list[str]:
 
 
 def moved_lines(moved: xr.Dataset, ablation: str) -> list[str]:
-    """What `transfer` returned as text: f of the circuit of each row in the network of each column."""
+    """The result of `transfer` as text: f of the circuit of each row in the network of each column."""
     names = [str(name) for name in moved["circuit"].values]
 
     def cell(circuit, network):

@@ -175,8 +175,8 @@ def _decoded(
 
 
 def _key(source: Source, size: int, preprocessing: Preprocessing) -> dict:
-    """What decides the bytes. Settings that came later count only where they are not at their defaults, so
-    that caches and digests of the first edition stay valid."""
+    """Everything that decides the bytes. Settings added later count only where they differ from the defaults,
+    so that caches and digests of version 0.1 stay valid."""
     crop = CENTER if preprocessing.crop == "center" else preprocessing.crop
     later = {name: getattr(preprocessing, name) for name in ("channels", "background", "phases")}
     return {

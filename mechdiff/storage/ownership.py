@@ -123,7 +123,7 @@ def _slot(name: str, number: int) -> str:
 
 
 def _machine() -> str:
-    """What is the same for processes that see each other's numbers: this boot of this machine, and the name
+    """An identifier shared by processes that can see each other's ids: this boot of the machine, and the name
     space of processes."""
     marks = [socket.gethostname()]
     with contextlib.suppress(OSError):  # not Linux

@@ -142,7 +142,7 @@ def _called(label: int, sources: ConditionSources) -> str:
 
 
 def _check_copies(images: Collection) -> None:
-    """That no image lies in two classes."""
+    """Checks that no image is in two classes."""
     folders, first = class_folders(images.names), {}
     for name, digest, folder in zip(images.names, images.digests, folders, strict=True):
         earlier, where = first.setdefault(digest, (name, folder))

@@ -60,7 +60,7 @@ def without_places(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unpack(path: Path) -> Packed:
-    """What `pack` has written, with results as sweeps and statistics make them.
+    """Reads a file of `pack`; results have the form in which sweeps and statistics return them.
 
     Raises:
       CheckpointError: a file that lacks the sweep or the attention statistics.

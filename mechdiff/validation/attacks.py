@@ -185,7 +185,7 @@ def _entropy(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Check]:
 
 
 def _power(rng: np.random.Generator, repeats: int, people: int = 40, images: int = 26) -> list[Check]:
-    """What sequential sweeps and tests over people find where something is there."""
+    """Power of sequential sweeps and of tests over people."""
     signs = [_signs(rng) for _ in range(repeats)]
     p = []
     for _ in range(repeats):

@@ -38,7 +38,7 @@ class Stated:
 
 
 class _FromFiles:
-    """What both kinds of imported model derive from their fields."""
+    """Properties that both kinds of imported model derive from their fields."""
 
     layout: str
     diffusion: DiffusionConfig

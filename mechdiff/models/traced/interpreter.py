@@ -44,13 +44,13 @@ def _none_split(site: str, leaves: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is done on the way; hashable, and the same object from call to call, for the sake of JAX's cache.
+    """How values are edited; hashable, and the same object in every call, so that JAX's cache is hit.
 
     Attributes:
       edit: `(site, value, leaves of the site) -> value` of the same shape and dtype.
       capture: sites whose values are returned.
-      split_rows: `(site, leaves of the site) -> pytree of bool`, whether a leaf is split where rows are: only
-        looked at for sites in `shard_map`; no leaf is, if left out.
+      split_rows: `(site, leaves of the site) -> pytree of bool`, whether a leaf is sharded like rows; used
+        only for sites in `shard_map`; default: no leaf is.
     """
 
     edit: Callable[[str, Any, Any], Any]
