@@ -74,7 +74,7 @@ def jaccard(a: Set, b: Set) -> float:
 
 
 def transfer(circuits: Mapping[str, Circuit], evaluator: Mapping[str, CircuitEvaluator]) -> xr.Dataset:
-    """How faithful each circuit is in each network, on each network's own images.
+    """Faithfulness of each circuit in each network, on that network's images.
 
     Args:
       circuits, evaluator: by the same names; networks of one architecture, under one ablation; images other

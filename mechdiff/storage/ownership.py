@@ -18,7 +18,7 @@ from pathlib import Path
 from mechdiff.storage.objects import Objects
 
 MEMBERS, OWNERS = "mechdiff-members", "mechdiff-owners"
-WORK, LOCKS = "work", "locks"  # kinds of names; those of work are forgotten when nobody is at it
+WORK, LOCKS = "work", "locks"  # kinds of names; those of work are deleted when no process works there
 LOOK_SECONDS = 1.0  # for which it is remembered who lives
 
 

@@ -19,7 +19,7 @@ from mechdiff.models.pretrained.plain_layers import Tensors, convolve, enlarged,
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """Options of a network that its tensors don't tell; calling it is F of Karras et al., given ln(sigma) / 4.
+    """Options of a network that its tensors don't tell; calling it is F of Karras et al. at ln(sigma) / 4.
 
     Attributes:
       kind: `DhariwalUNet` or `SongUNet`.
