@@ -1,8 +1,8 @@
 """Interactions of pairs of components, which ablating one component at a time does not show.
 
-The interaction of a pair is L(without both) - L(without a) - L(without b) + L: positive if one compensates for
-the ablation of the other (redundant, backup), negative if they need each other. To second order it is the mixed
-second derivative of the loss in the two gates.
+The interaction of a pair is L(without both) - L(without a) - L(without b) + L: positive if one compensates
+for the ablation of the other (redundant, backup), negative if they need each other. To second order it is the
+mixed second derivative of the loss in the two gates.
 """
 
 import dataclasses
