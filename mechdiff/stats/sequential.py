@@ -45,12 +45,12 @@ def skewed_sequence(
 ) -> tuple[Cells, Cells]:
     """Lower and upper half-widths of a confidence sequence, for few units and skewed distributions.
 
-    `confidence_sequence` holds for many units. Two corrections make it wider, never narrower: its half-width in
-    standard errors is taken for a normal quantile and replaced by Student's quantile of the same tail
+    `confidence_sequence` holds for many units. Two corrections make it wider, never narrower: its half-width
+    in standard errors is taken for a normal quantile and replaced by Student's quantile of the same tail
     probability; and the end on the side of the longer tail is moved out by the first Cornish-Fisher term of a
-    studentized mean, g (1 + 2 t^2) / (6 sqrt n), with g the sample's skewness (Johnson 1978; Hall 1992, section
-    2.6). They are approximations, which can't allow for a tail outside of the sample; their coverage under
-    several distributions is measured in `validation`.
+    studentized mean, g (1 + 2 t^2) / (6 sqrt n), with g the sample's skewness (Johnson 1978; Hall 1992,
+    section 2.6). They are approximations, which can't allow for a tail outside of the sample; their coverage
+    under several distributions is measured in `validation`.
 
     Args:
       influence: contribution of each of n >= 3 units to each estimate; mean 0 over units.
