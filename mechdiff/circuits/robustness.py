@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from mechdiff import stats
-from mechdiff.circuits.discovery import Circuit, as_members, close_to, effects, select, shuffled
+from mechdiff.circuits.discovery import Circuit, as_members, close_to, effects, shuffled
 from mechdiff.circuits.faithfulness import CircuitEvaluator, faithfulness
+from mechdiff.circuits.pruning import Set, select
 from mechdiff.core.text_table import text_table
 
-Set = Bool[np.ndarray, " component"]
 SHUFFLES = 50  # random circuits for each resample
 
 

@@ -17,13 +17,8 @@ from mechdiff.stats import small_samples
 from mechdiff.sweeps import stopping
 from mechdiff.validation.checks import ALPHA, Check, errs, finds
 from mechdiff.validation.image_calibration import COMPONENTS, FLIPS, LAWS, MOST, last_intervals
-from mechdiff.validation.rule_calibration import (
-    ENTROPY_TIMESTEPS,
-    LAYERS,
-    four_phases_margin,
-    held_out_scores,
-    in_any_order,
-)
+from mechdiff.validation.rule_calibration import ENTROPY_TIMESTEPS, LAYERS
+from mechdiff.validation.simulated import four_phases_margin, held_out_scores, in_any_order
 
 NETWORKS, TIMESTEPS, CURVES = 12, 24, 12  # of a study; components whose curves are cut into phases
 LOG_SD = 0.5  # of skewed trainings

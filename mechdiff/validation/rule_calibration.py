@@ -7,19 +7,19 @@ Sizes are those of studies: 5 to 12 networks, 28 heads in 7 layers, 24 component
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mechdiff.analysis import bottlenecks, network_divergence, segmentation, spread
+from mechdiff.analysis import bottlenecks, network_divergence, spread
 from mechdiff.analysis.entropy_correlation import within_layers
 from mechdiff.analysis.network_divergence import NetworkDivergence
 from mechdiff.analysis.roles import assignment, matching
 from mechdiff.stats import benjamini_hochberg, small_samples
 from mechdiff.validation import old_rules
 from mechdiff.validation.checks import ALPHA, Check, errs, finds, replacing
+from mechdiff.validation.simulated import four_phases_margin, held_out_scores, in_any_order
 
 LAYERS = [f"layer{i}" for i in range(7) for _ in range(4)]  # of 28 heads
 ENTROPY_TIMESTEPS = 6  # timesteps of entropies
 MARGIN = 0.015  # nats, of the claim about divergence
 RATIO_MARGIN = float(np.log(1.042))  # of the claim about complexity
-IMAGE_HALVES = 6  # splits of the images into halves, in the checks of phases
 ROLES_BEFORE = 0.003  # raw p <= .05 by chance under the old rule, as the audit measured it (F6)
 
 
@@ -79,37 +79,6 @@ def _compared(
     heads[:n] += shift + tilt * np.linspace(-1, 1, ENTROPY_TIMESTEPS)
     in_any_order(rng, heads)
     return network_divergence.compare(heads[:n], heads[n:], LAYERS)
-
-
-def in_any_order(rng: np.random.Generator, heads: Float[np.ndarray, "network 28 t"]) -> None:
-    """Permutes the heads of each network within its seven layers of four, in place."""
-    for network in heads:
-        order = np.concatenate([4 * i + rng.permutation(4) for i in range(7)])
-        network[:] = network[order]
-
-
-def held_out_scores(
-    rng: np.random.Generator, networks: Float[np.ndarray, "6 t component"], noise: float | np.ndarray
-) -> tuple[Float[np.ndarray, "6 k"], Float[np.ndarray, "6 k"]]:
-    """Scores of piecewise-constant models and of polynomials on held-out images, mean over `IMAGE_HALVES`.
-
-    Args:
-      networks: true curves; either half of the images has independent noise around them.
-      noise: standard deviation of that noise, broadcastable to a curve.
-    """
-    size = (6, IMAGE_HALVES, *networks.shape[1:])
-    fit, scored = (
-        (networks[:, None] + noise * rng.normal(size=size)).reshape(-1, *size[2:]) for _ in range(2)
-    )
-    steps, drift = segmentation.held_out(fit, scored)
-    return steps.reshape(6, IMAGE_HALVES, -1).mean(1), drift.reshape(6, IMAGE_HALVES, -1).mean(1)
-
-
-def four_phases_margin(
-    steps: Float[np.ndarray, "network k"], drift: Float[np.ndarray, "network k"]
-) -> Float[np.ndarray, " network"]:
-    """Score of four phases above the best of other numbers of phases and of polynomials."""
-    return steps[:, 3] - np.maximum(np.delete(steps, 3, axis=1).max(axis=1), drift.max(axis=1))
 
 
 def _bottlenecks(rng: np.random.Generator, repeats: int) -> list[Check]:
