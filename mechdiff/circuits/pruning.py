@@ -32,8 +32,8 @@ class Selection:
 def select(close: Close, effect: Float[np.ndarray, " component"], tau: float) -> Selection:
     """The shortest prefix of the ranking by |effect| that reaches tau, pruned until every member is needed.
 
-    Every round of pruning runs the set without each of its members. Members without which tau is still reached
-    are dispensable; as many of them as possible are dropped together, the most dispensable first.
+    Every round of pruning runs the set without each of its members. Members without which tau is still
+    reached are dispensable; as many of them as possible are dropped together, the most dispensable first.
 
     Args:
       close: faithfulness match of sets, `[m, component]` to `[m]`.
