@@ -23,8 +23,8 @@ from mechdiff.storage import checksums
 def load(source: str | Path | Examinable, *, name: str = "", **stated: Any) -> Model:
     """A model to be examined.
 
-    The first call makes every CPU core a device of its own, as launchers do, unless JAX is at work already or
-    JAX_NUM_CPU_DEVICES says otherwise; see `devices.use_all_cores`.
+    The first call makes every CPU core a JAX device, as launchers do, unless JAX is running already or
+    JAX_NUM_CPU_DEVICES is set; see `devices.use_all_cores`.
 
     Args:
       source: the name of a shipped network (`cpu32-celeba-seed0`); a folder that was exported here; the

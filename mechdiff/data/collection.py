@@ -1,4 +1,4 @@
-"""Images that somebody gives to examine a network on: a folder, a file of an array, or an array."""
+"""A user's images to examine a network on: a folder, a file of an array, or an array."""
 
 import hashlib
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ class Collection:
     """Images of one place; those of files are read one by one, by `pixels`.
 
     Attributes:
-      name: for a reader, such as `faces` (a folder) or `an array`.
+      name: for messages, such as `faces` (a folder) or `an array`.
       digests: sha256 (hex) of each.
-      rows: which to take, in order; of equal ones in a folder or file only one.
+      rows: the images that are used, in order; of equal ones in a folder or file only one.
       array: the images, uint8 or float32 in [-1, 1]; None: they lie in `files`.
       files: the files of a folder.
       labels: the class of each, as an `.npz` file holds it: whole numbers or names.
@@ -74,7 +74,7 @@ class Collection:
         return to_float(thumbnail(image, size, name, preprocessing))
 
     def treatment(self, size: int, preprocessing: Preprocessing) -> str:
-        """What becomes of the images, in words."""
+        """The preprocessing of the images, in words."""
         as_they_are = self._fits(size, preprocessing)
         unchanged = "random phases" if preprocessing.phases == "random" else "as they are"
         done = unchanged if as_they_are else f"{preprocessing.description}, resized to {size}x{size}"

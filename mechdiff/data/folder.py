@@ -1,9 +1,9 @@
 """Any images: a folder of files, with sub-folders or without, or the array in an `.npy` or `.npz` file.
 
-What an image is called plays no part: its bytes decide (SHA-256) on which side of the split it lies and in
-which order it comes, so files may be added, moved and renamed. Of equal files one is kept; images that were
-encoded anew count as others. Where the sub-folders are called train, val and test (`SPLIT_NAMES`), they are
-the split, unless `data.split=digest`; a held-out file that is in training too is left out.
+Names don't matter: the SHA-256 of an image's bytes decides its side of the split and its place in the order,
+so files may be added, moved and renamed. Of equal files one is kept; an image in another encoding counts
+as another one. If the sub-folders are called train, val and test (`SPLIT_NAMES`), they are the split, unless
+`data.split=digest`; a held-out file that is also in training is left out.
 
 Hidden files, what a Mac leaves in archives (`__MACOSX`, `._NAME`), and files that are no images are passed
 over; the last are counted in a note. First-level sub-folders (below train, val and test) are the label

@@ -26,7 +26,7 @@ MODULE_OF_HEADS = {"temperature": "pattern", "pattern": "mix", "pattern_replacem
 
 
 class Stream(NamedTuple):
-    """What flows between stages. Rows (the batch axis) may grow on the way."""
+    """The values passed from stage to stage. Rows (the batch axis) may become more on the way."""
 
     h: Float[Array, "rows height width channels"]
     skips: tuple[Float[Array, "rows height width channels"], ...]

@@ -1,7 +1,7 @@
-"""What processes have between them that share a work folder but no disk: the seam of locks and shared work.
+"""Exchange between processes that share a work folder but no disk: the interface of locks and shared work.
 
-On a disk that all of them see, the disk is what they have: locks are the kernel's, a finished piece is a
-file. Where a folder is a local copy of one in a bucket, the copy announces itself here while it is used, and
+On a shared disk none of this is needed: locks are the kernel's, and a finished piece is a
+file. If a folder is a local copy of one in a bucket, the copy registers itself here while it is used, and
 `locks` and `work_sharing` ask it.
 """
 
@@ -119,6 +119,6 @@ def address_of(path: Path | str) -> str:
 
 
 def name_of(kind: str, path: Path | str, exchange: Exchange) -> str:
-    """What a lock or the pieces of a store are called between processes: by the place in their folder."""
+    """The name of a lock or of a store's pieces between processes: its place in their folder."""
     place = Path(path).resolve().relative_to(exchange.folder.resolve()).as_posix()
     return f"{kind}/{place}" if place != "." else kind

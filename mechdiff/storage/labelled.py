@@ -103,7 +103,7 @@ def opened(path: Path) -> xr.Dataset:
 
 
 def read(path: Path) -> xr.Dataset:
-    """The result, loaded into memory; names of the first edition are read as those of today.
+    """The result, loaded into memory; names of version 0.1 are read as those of today.
 
     Raises:
       CheckpointError: absent or damaged.

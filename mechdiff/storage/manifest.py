@@ -21,7 +21,7 @@ PACKAGES = (
 
 
 def run_manifest(config: dict, **facts: Any) -> dict:
-    """What a run is made with: config, `facts`, versions, devices, command, UTC start, digest of the code."""
+    """Provenance of a run: config, `facts`, versions, devices, command, UTC start, digest of the code."""
     return to_jsonable(
         {
             "config": config,

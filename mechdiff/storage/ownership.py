@@ -18,7 +18,7 @@ from pathlib import Path
 from mechdiff.storage.objects import Objects
 
 MEMBERS, OWNERS = "mechdiff-members", "mechdiff-owners"
-WORK, LOCKS = "work", "locks"  # kinds of names; those of work are forgotten when nobody is at it
+WORK, LOCKS = "work", "locks"  # kinds of names; those of work are deleted when no process works there
 LOOK_SECONDS = 1.0  # for which it is remembered who lives
 
 
@@ -123,7 +123,7 @@ def _slot(name: str, number: int) -> str:
 
 
 def _machine() -> str:
-    """What is the same for processes that see each other's numbers: this boot of this machine, and the name
+    """An identifier shared by processes that can see each other's ids: this boot of the machine, and the name
     space of processes."""
     marks = [socket.gethostname()]
     with contextlib.suppress(OSError):  # not Linux

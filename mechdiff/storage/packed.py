@@ -32,7 +32,7 @@ COMPRESSOR = numcodecs.Blosc(cname="zstd", clevel=9, shuffle=numcodecs.Blosc.SHU
 
 
 class Packed(NamedTuple):
-    """What a file holds: facts, results by name, and other members by name."""
+    """Content of a packed file: facts, results by name, and other members by name."""
 
     about: dict[str, Any]
     results: dict[str, xr.Dataset]
@@ -93,7 +93,7 @@ def write(
 
 
 def read(path: Path) -> Packed:
-    """What `write` has written, rounded cells restored.
+    """Reads a file of `write`; rounded cells are restored.
 
     Raises:
       CheckpointError: absent or damaged.

@@ -1,4 +1,4 @@
-"""The images that a denoiser is examined on: those scored, those for replacements, what is known of them."""
+"""The images that a denoiser is examined on: scored images, reference images, and facts about them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -148,6 +148,6 @@ def conditioned(images: EvalImages, condition: PyTree, config: SweepConfig) -> E
 
 
 def settings_in_words(config: SweepConfig) -> str:
-    """The settings that say how many images are needed."""
+    """The settings that decide how many images are needed, in words."""
     scored = "sweep.images x sweep.timesteps" if config.nested else "sweep.images"
     return f"{scored} + sweep.reference_images"

@@ -1,7 +1,7 @@
-"""What single components do, as images: a few samples without each of the largest, attention maps of heads,
-and the images on which an activation is largest.
+"""Example images of single components: samples with each of the largest ablated, attention maps of heads, and
+the images on which an activation is largest.
 
-For the eye, and no evidence: a handful of images, without intervals. examples.zarr of an examined model holds
+They are illustrations, not evidence: a few images without intervals. examples.zarr of an examined model has
   untouched, ablated   samples from equal noise, bytes; `ablated` with one component replaced by zero
   strongest            images on which a component's activation has the largest root mean square, bytes
   strongest_image      their numbers among the scored images
@@ -89,7 +89,7 @@ def save(
 
 
 def drawable(denoiser: Examinable) -> bool:
-    """Whether what the network denoises can be shown: height, width, and one or three channels."""
+    """Whether the network's images can be shown: height, width, and one or three channels."""
     shape = denoiser.image_shape
     return len(shape) == 3 and shape[-1] in (1, 3)
 

@@ -1,7 +1,7 @@
-"""What reduced precision costs: a part of a sweep run in float32 too, under the same random numbers.
+"""The error of reduced precision, measured by running a part of a sweep in float32 too.
 
-Image, noise, timestep and replacements are the same in both, so that the difference is that of the products
-alone, and a few images suffice: it hardly varies between them, while the effects themselves do.
+Image, noise, timestep and replacements are the same in both, so the difference is only that of the matrix
+products, and a few images suffice: the error hardly varies between images, while the effects do.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,15 +17,15 @@ from mechdiff.core.config import Precision
 from mechdiff.core.types import Images
 from mechdiff.stats import percent_increase
 
-IMAGES = 8  # run in full too, at each of
-TIMESTEPS = 4  # evenly spread over those of the sweep; or so many windows of a sampling sweep
-DRAWN = 4  # images of a sheet of samples, drawn in full too
+IMAGES = 8  # run in full precision too, at each of
+TIMESTEPS = 4  # evenly spread over those of the sweep; or as many windows of a sampling sweep
+DRAWN = 4  # images of a sheet of samples that are drawn in full precision too
 
 Losses = tuple[Float[np.ndarray, "components images"], Float[np.ndarray, " images"]]  # ablated, clean
 
 
 class Subset(NamedTuple):
-    """What is run in full: places of timesteps among those of the sweep, and how many of the first images."""
+    """The part run in full precision: places of timesteps among those of the sweep, and number of images."""
 
     t_indices: tuple[int, ...]
     images: int

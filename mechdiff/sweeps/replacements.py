@@ -1,4 +1,4 @@
-"""What an ablated component is replaced with, for the ablations that differ between images.
+"""Replacements that differ between images, for `resample` and `noise` ablation.
 
   resample  the activation of another image of the same set, at the same timestep and with that image's own
             noise: each image is the donor of exactly one other in a draw, and no donor comes twice

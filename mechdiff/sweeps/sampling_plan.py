@@ -46,7 +46,7 @@ def energy_distance(
 
 
 class Piece(NamedTuple):
-    """What is computed and written at once: indices of an ablation and a window, and some components."""
+    """The unit of computing and writing: indices of an ablation and a window, and a group of components."""
 
     ablation: int
     window: int
@@ -141,7 +141,7 @@ class SamplingPlan:
 
     @property
     def checked(self) -> precision.Subset:
-        """What is drawn in full precision too: places of windows, and how many of the first samples."""
+        """The part that is drawn in full precision too: places of windows, and number of samples."""
         return precision.subset(len(self.windows), min(self.sampler.block, self.samples))
 
     def _precision_facts(self) -> dict:

@@ -100,7 +100,7 @@ def interim_result(
     rule: StoppingRule,
     error: Float[np.ndarray, " component"] | float = 0.0,
 ) -> SequentialResult:
-    """What is known of every component from the losses so far; of images not shown they are NaN.
+    """The state of every component after the images so far; losses of later images are NaN.
 
     Args:
       clean, loss: of the untouched network, and without each component.

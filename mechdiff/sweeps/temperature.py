@@ -9,7 +9,7 @@ This definition is ours.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -197,17 +197,11 @@ def temperature_effects(
     clean = np.empty(shape[1:], np.float32)
     for t_index in range(len(timesteps)):
         for batch in batches(total, min(block, total)):
-            shown = eval_set.batch(t_index, batch.indices)
+            shown, real = eval_set.batch(t_index, batch.indices), slice(batch.count)
             loss, outcome = _tempered(denoiser, stacked, shown, matched=matched)
-            where, real = (slice(None), t_index, batch.span), slice(batch.count)
             clean[t_index, batch.span] = loss[real]
-            arrays["loss"][where] = outcome.loss[:, real]
-            arrays["change"][where] = outcome.change[:, real]
-            for row, (_, head) in enumerate(settings):
-                cell, of_head = (row, t_index, batch.span), (row, real, head.index[0])
-                arrays["entropy"][cell] = outcome.entropy[tempered_site(head.site, stacked)][of_head]
-                if matched:
-                    arrays["gate"][cell] = outcome.gate[head.site][of_head]
+            for name, rows in _by_setting(outcome, [head for _, head in settings], stacked).items():
+                arrays[name][:, t_index, batch.span] = rows[:, real]
     dims, shape = ("temperature", "component", "t", "image"), (len(values), len(heads), *shape[1:])
     return xr.Dataset(
         {
@@ -220,6 +214,25 @@ def temperature_effects(
         },
         attrs={"denoiser": denoiser.name, "matched": int(matched)},
     )
+
+
+def _by_setting(
+    outcome: _Outcome, heads: Sequence[Component], temperatures: Mapping[str, np.ndarray]
+) -> dict[str, Float[np.ndarray, "setting batch"]]:
+    """Losses, changes, and entropy and gate (if gates were matched) of the head that each setting tempers.
+
+    Args:
+      heads: of each setting.
+      temperatures: site -> those of all settings.
+    """
+    outcome = jax.tree.map(np.asarray, outcome)
+    sites = [tempered_site(head.site, temperatures) for head in heads]
+    entropy = [outcome.entropy[site][row, :, heads[row].index[0]] for row, site in enumerate(sites)]
+    values = {"loss": outcome.loss, "change": outcome.change, "entropy": np.stack(entropy)}
+    if outcome.gate:
+        gates = [outcome.gate[head.site][row, :, head.index[0]] for row, head in enumerate(heads)]
+        values["gate"] = np.stack(gates)
+    return values
 
 
 def _check_outputs(denoiser: Examinable, heads: Sequence[Component]) -> None:

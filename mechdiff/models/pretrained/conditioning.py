@@ -1,4 +1,4 @@
-"""What a foreign network is conditioned on: channels of its input, and rows of a table of classes."""
+"""Conditions of foreign networks: channels of the input, and rows of a class embedding table."""
 
 import dataclasses
 from pathlib import Path
@@ -32,7 +32,7 @@ class Channels:
 def channels(
     what: str, inputs: int, outputs: int, place: Literal["last", "first"] | None = None, image: int = 0
 ) -> Channels:
-    """What the channels of a network are.
+    """The channels of a network's input and output: image, condition, variances.
 
     Args:
       what: the format, for messages.

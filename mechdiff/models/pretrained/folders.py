@@ -1,4 +1,4 @@
-"""What lies where in a foreign folder: the network's config, its scheduler, and neighbours that matter."""
+"""Files of a foreign folder: the network's config, its scheduler, and related files."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -37,8 +37,29 @@ class Stated:
     null_class: bool | None = None
 
 
+class _FromFiles:
+    """Properties that both kinds of imported model derive from their fields."""
+
+    layout: str
+    diffusion: DiffusionConfig
+    notes: tuple[str, ...]
+    assumed: tuple[str, ...]
+    asks: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Facts of the import that are saved in a model's record, JSON-ready."""
+        facts = {"layout": self.layout, "notes": self.notes, "assumed": self.assumed}
+        return facts | {"asks": self.asks} if self.asks else facts
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule of the model."""
+        return make_schedule(self.diffusion)
+
+
 @dataclasses.dataclass(frozen=True)
-class Imported:
+class Imported(_FromFiles):
     """A foreign model, converted to this package's UNet.
 
     Attributes:
@@ -60,19 +81,9 @@ class Imported:
     assumed: tuple[str, ...] = ()
     asks: str = ""
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Facts of the import that are saved in a model's record, JSON-ready."""
-        return _facts(self)
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        """The noise schedule that it was trained with."""
-        return make_schedule(self.diffusion)
-
 
 @dataclasses.dataclass(frozen=True)
-class ImportedFunction:
+class ImportedFunction(_FromFiles):
     """A foreign model that is not a UNet of this package, but a function of its tensors with named values.
 
     Attributes:
@@ -90,18 +101,3 @@ class ImportedFunction:
     notes: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     asks: str = ""
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What is kept of the import in a model's record, JSON-ready."""
-        return _facts(self)
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        """The noise levels it is examined at."""
-        return make_schedule(self.diffusion)
-
-
-def _facts(model: Imported | ImportedFunction) -> dict[str, Any]:
-    kept = ("layout", "notes", "assumed", "asks")
-    return {name: getattr(model, name) for name in kept if name != "asks" or model.asks}

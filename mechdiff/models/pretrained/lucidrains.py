@@ -160,7 +160,7 @@ def _check_release(state: tensors.State, path: Path) -> None:
 
 
 def _options(get: Options, state: tensors.State, path: Path) -> dict[str, Any]:
-    """What makes the network, JSON-ready; a config that says otherwise than the tensors is refused."""
+    """Options of the network, JSON-ready; a config that contradicts the tensors is refused."""
     levels = sum(f"downs.{level}.0.block1.proj.weight" in state for level in range(len(state)))
     for name in (PROBE, "final_conv.weight", "time_mlp.3.weight"):
         if name not in state:

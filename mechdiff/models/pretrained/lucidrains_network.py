@@ -29,14 +29,14 @@ TINY = 1e-12  # of torch's `normalize`
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What its tensors do not say; calling it is the forward pass.
+    """The options of a network that its tensors don't tell; calling it is the forward pass.
 
     Attributes:
-      levels: how many.
+      levels: number of resolution levels.
       channels: of an image.
-      self_condition: the input is joined with an earlier estimate of the image, zeros here.
+      self_condition: an earlier estimate of the image, zeros here, is concatenated to the input.
       theta: period of the slowest feature of time, over 2 pi.
-      groups: of the group norms in blocks, which releases 1.9 to 1.11 have in the place of RMS norms.
+      groups: of the group norms in blocks, which releases 1.9 to 1.11 have instead of RMS norms.
     """
 
     levels: int
@@ -46,7 +46,7 @@ class Network:
     groups: int = 8
 
     def __call__(self, params: Tensors, x: Features, t: Real[AnyArray, " batch"]) -> Features:
-        """What the network outputs, `(batch, height, width, channels)`; a learned variance is dropped."""
+        """The network's output, `(batch, height, width, channels)`; a learned variance is dropped."""
         if self.self_condition:
             x = jnp.concatenate([jnp.zeros_like(x), x], axis=-1)
         time, block = _time(params, t, self.theta), functools.partial(_block, groups=self.groups)
@@ -126,7 +126,7 @@ def _block(params: Tensors, theirs: str, ours: str, x: Features, time: AnyArray,
 
 
 def _attention(params: Tensors, theirs: str, ours: str, x: Features) -> Features:
-    """What an attention layer adds; softmax attention where no norm follows its output projection."""
+    """Output of an attention layer's branch; softmax attention if no norm follows its output projection."""
     is_linear = f"{theirs}.to_out.0.weight" in params
     memory = params[f"{theirs}.mem_kv"]
     heads = memory.shape[1]

@@ -189,7 +189,7 @@ def choice(*words: str | None, kind: str = "") -> Type:
 
 
 def optional(kind: Type) -> Type:
-    """What `kind` reads, or null."""
+    """Reads null, or what `kind` reads."""
     return Type(f"{kind.expected} or null", lambda value: None if value is None else kind.read(value))
 
 

@@ -105,7 +105,7 @@ class Scheduler:
 
 
 def read(config: Mapping[str, Any], stated: Stated = Stated()) -> Scheduler:
-    """What a scheduler's options, and those that are stated beside, mean.
+    """The noise schedule of a scheduler's options and of the user's statements.
 
     Raises:
       ConfigError: unknown options, values that are not supported, or a statement that contradicts them.

@@ -43,7 +43,7 @@ def unwrapped(state: State, probe: str, weights: str | None, path: Path) -> tupl
 
 
 def _prefixes(state: State, probe: str) -> list[str]:
-    """What wrappers put before the names of networks; of an unknown wrapper only if all tensors are in it."""
+    """Prefixes that wrappers put before tensors' names; of an unknown one only if all tensors have it."""
     prefixes = sorted({name.removesuffix(probe) for name in state if name.endswith(probe)})
     known = [prefix for prefix in prefixes if all(part in WRAPPERS for part in prefix.split(".")[:-1])]
     if known or len(prefixes) != 1 or not prefixes[0].endswith("."):

@@ -172,7 +172,7 @@ class TracedDenoiser:
         return self.network.parameterization.to_eps(self.schedule, x_t, t, output), values
 
     def digests(self) -> dict:
-        """What decides numbers, JSON-ready: parameters, schedule, program and parameterization."""
+        """Digests of everything that decides its numbers: parameters, schedule, program, parameterization."""
         return {
             "params": digests.digest_device_arrays(self.params),
             "program": self.network.digest,

@@ -78,7 +78,7 @@ def identity_of(sites: Sequence[Site]) -> Intervention:
 
 
 def leaves_of(sites: Sequence[Site], intervention: Intervention, t: Timesteps) -> dict[str, dict[str, Array]]:
-    """What `GateEdits` needs at `t`: tag -> gate, replacement and, where there is one, temperature and add;
+    """Arguments of `GateEdits` at `t`: tag -> gate, replacement and, if there is one, temperature and add;
     turns of scans leading.
 
     Raises:

@@ -149,7 +149,10 @@ def _leaves(denoiser: TracedDenoiser, stacked: Intervention, t: Timesteps) -> Le
         replacement=jax.tree.map(lambda leaf: None, stacked.replacement),
         pattern_replacement=jax.tree.map(lambda leaf: None, stacked.pattern_replacement),
     )
-    of_one = lambda intervention: leaves_of(denoiser.network.sites, intervention, t)
+
+    def of_one(intervention: Intervention) -> Leaves:
+        return leaves_of(denoiser.network.sites, intervention, t)
+
     first = dataclasses.replace(
         jax.tree.map(lambda leaf: leaf[0], dataclasses.replace(stacked, replacement=None)),
         replacement=stacked.replacement,
