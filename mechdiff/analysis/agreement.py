@@ -1,9 +1,9 @@
-"""How far two ablations of a denoiser, or two denoisers, rank their components alike."""
+"""Rank agreement of components' effects between two ablations of a denoiser, or between two denoisers."""
 
 import numpy as np
+import scipy
 import xarray as xr
 from jaxtyping import Float
-from scipy.stats import rankdata
 
 from mechdiff import stats
 from mechdiff.analysis.effects import Draws, losses, pooled_relative_increase
@@ -14,7 +14,7 @@ from mechdiff.stats import Interval
 
 def rank_correlation(first: Draws, second: Draws) -> Float[np.ndarray, " m"]:
     """Spearman's correlation over components, for each draw; NaN where one side has no spread."""
-    x, y = (rankdata(values, axis=0) for values in (first, second))
+    x, y = (scipy.stats.rankdata(values, axis=0) for values in (first, second))
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
     scale = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
     return np.where(scale > 0, (x * y).sum(axis=0) / np.where(scale > 0, scale, 1), np.nan)

@@ -7,9 +7,9 @@ differ in effects. Entropies are normalized, H / ln Nk. The test by intervention
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import xarray as xr
 from jaxtyping import Float
-from scipy.stats import rankdata
 
 from mechdiff import stats
 from mechdiff.analysis import effects
@@ -118,5 +118,5 @@ def within_layers(first: effects.Draws, second: effects.Draws, layers: np.ndarra
 
 
 def _ranks(values: effects.Draws) -> effects.Draws:
-    ranks = rankdata(values, axis=0)
+    ranks = scipy.stats.rankdata(values, axis=0)
     return (ranks - ranks.mean(axis=0)) / len(values)

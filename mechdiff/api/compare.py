@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,10 +20,10 @@ from mechdiff.core.config import UNetConfig, to_dict
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.interventions.describe import table
 from mechdiff.models.load import steps_of
-from mechdiff.report import changes as page
-from mechdiff.report import single
-from mechdiff.report.single import Plot
 from mechdiff.storage import files, labelled
+
+if TYPE_CHECKING:  # methods import it when they draw: matplotlib would make every loading longer
+    from mechdiff.report.single import Plot
 
 SHARED = ("inputs", "images_sha256", "noise_seed", "preprocessing", "schedule")  # by all that are compared
 UNITS = (
@@ -72,8 +72,10 @@ class Comparison:
         """The `n` components whose effect changed most, in either direction."""
         return self.frame.head(n)
 
-    def plot(self, n: int = 20) -> Plot:
+    def plot(self, n: int = 20) -> "Plot":
         """The largest changes with their intervals."""
+        from mechdiff.report import single
+
         top = self.top(n)
         columns = [top[name].tolist() for name in ("component", "difference", "low", "high")]
         label = "change of relative loss increase, percentage points"
@@ -149,8 +151,10 @@ class Course:
         files.write_atomic(folder / "course.csv", self.frame.to_csv(index=False))
         return _save(folder, self.dataset, self.changes().frame)
 
-    def plot(self, *components: str) -> Plot:
+    def plot(self, *components: str) -> "Plot":
         """Effects of components over training; default: the five largest at the last step."""
+        from mechdiff.report import single
+
         last = list(self.results.values())[-1]
         chosen = components or tuple(last.top(5)["component"])
         frame = self.frame.set_index("component")
@@ -267,6 +271,8 @@ def _changes(
 
 
 def _save(folder: Path, dataset: xr.Dataset, frame: pd.DataFrame) -> Path:
+    from mechdiff.report import changes as page
+
     folder = files.ensure_writable(folder)
     labelled.replace(folder / f"{page.NAME}.zarr", dataset)
     files.write_atomic(folder / f"{page.NAME}.csv", frame.to_csv(index=False))

@@ -19,7 +19,7 @@ from mechdiff.study.inputs import TRAINING_IMAGES, accompanying_images, images_f
 Given = str | Path | AnyArray | None
 
 
-def eval_images(model: Any, images: Given, n: int, reference: int = 0) -> EvalImages:
+def eval_images(model: Any, images: Given, n: int, reference: int = 0, *, brief: bool = False) -> EvalImages:
     """`n` images to examine a model on, and `reference` others, prepared as those it was trained on.
 
     Args:
@@ -27,10 +27,11 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0) -> EvalIm
       images: a folder, an `.npy` or `.npz` file, or an array: bytes, or floats in [-1, 1]. None: held-out
         synthetic or Gaussian images for a model that was trained on these, what a user's function gave with
         its denoiser, and samples of the model's own for any other.
+      brief: its own samples are drawn in few steps, see `held_out.own_samples`.
 
     Raises:
       DataError: too few images, or any that can't be read without a guess.
-      ConfigError: an imported network whose noise levels nobody stated.
+      ConfigError: an imported network whose noise levels were not stated.
     """
     check_known(model.record, model.name)
     config = SweepConfig(ablations=("zero",), images=n, reference_images=reference)
@@ -41,7 +42,7 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0) -> EvalIm
     if images is None and trained is not None and trained.data.name in DRAWN:
         return held_out_images(trained.data, model.denoiser.image_shape[0], config, cache_folder())
     if images is None:
-        return own_samples(model.denoiser, config, seed=0)
+        return own_samples(model.denoiser, config, seed=0, brief=brief)
     known = model.record.get(TRAINING_IMAGES)
     return images_from(
         images if isinstance(images, str | Path) else np.asarray(images),

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import pandas as pd
@@ -20,12 +20,13 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.interventions.components import select
 from mechdiff.interventions.describe import table
-from mechdiff.report import single
-from mechdiff.report.single import Plot
 from mechdiff.storage import descriptions, digests, labelled
 from mechdiff.study.eval_images import EvalImages
 from mechdiff.study.replacement_values import replacement_values
 from mechdiff.sweeps.ablation import ablation_sweep
+
+if TYPE_CHECKING:  # methods import it when they draw: matplotlib would make every loading longer
+    from mechdiff.report.single import Plot
 
 UNITS = (
     "delta_loss, low, high: relative loss increase, %, pooled over noise levels; 95 % interval over images"
@@ -34,18 +35,23 @@ UNITS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
-    """What ablating each component does to a model's denoising loss.
+    """Effects of ablating each component on a model's denoising loss.
 
     Attributes:
       dataset: losses, dims `ablation, component, t, image`, see `sweeps.ablation_sweep`; with effects and
         their intervals, see `saved_effects.with_effects`.
       ablation: the first of those swept, which tables and plots show.
 
-    Example (runnable in experiments/tours/ten_minutes.ipynb):
+    Example (on a shipped network in experiments/tours/ten_minutes.ipynb):
+      >>> import tempfile
+      >>> import numpy as np
       >>> import mechdiff as md
-      >>> result = md.load("cpu16-synthetic-seed0").sweep(n=16)  # doctest: +SKIP
-      >>> result.top(10)  # doctest: +SKIP
-      >>> result.plot().save("map.svg")  # doctest: +SKIP
+      >>> from mechdiff.models.toy import toy_denoiser
+      >>> model, images = md.load(toy_denoiser()), np.full((4, 2, 2, 3), -0.1, np.float32)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     result = model.sweep(images, n=4, timesteps=2, folder=folder)
+      >>> result.top(1)["component"].item()
+      'large.mlp'
     """
 
     dataset: xr.Dataset
@@ -90,12 +96,14 @@ class Result:
         """Writes the dataset as a Zarr folder that explains itself: `xarray.open_zarr(path)`."""
         labelled.replace(Path(path), self.dataset)
 
-    def plot(self, component: str | None = None) -> Plot:
+    def plot(self, component: str | None = None) -> "Plot":
         """Relative loss increase of one component over log-SNR with its interval; of all, as a map.
 
         Raises:
           ConfigError: a component that was not swept (closest named).
         """
+        from mechdiff.report import single
+
         if component is None:
             return single.plot_map(self.effects, self._title)
         if component not in self.effects.components:
@@ -192,16 +200,16 @@ def _references(ablation: str, n: int) -> int:
 
 
 def images_and_set(
-    model: Any, images: Given, n: int, timesteps: int, seed: int, reference: int
+    model: Any, images: Given, n: int, timesteps: int, seed: int, reference: int, *, brief: bool = False
 ) -> tuple[EvalImages, EvalSet]:
     """The images that a `Model` is examined on, and these with timesteps even in log-SNR and their noise.
 
     Args:
-      images: see `images.eval_images`.
+      images, brief: see `images.eval_images`.
       n, timesteps, reference: how many images, timesteps, and images for replacements.
       seed: of the noise.
     """
-    shown = eval_images(model, images, n, reference)
+    shown = eval_images(model, images, n, reference, brief=brief)
     examined = timesteps_by_log_snr(model.denoiser.schedule, timesteps)
     key = keys.stream(jax.random.key(seed), "scored noise")
     return shown, shown.scored_set(examined, key)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import html
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -30,25 +31,32 @@ class Screen:
       frame: component, type, score (%), n (images); the largest size first.
       denoiser: its name.
       precision_error: largest error of a score by reduced precision, in points; 0 in float32.
+      inputs: what images it was made on.
     """
 
     frame: pd.DataFrame
     denoiser: str
     precision_error: float = 0.0
+    inputs: str = ""
 
     def top(self, n: int = 10) -> pd.DataFrame:
         """The `n` components with the largest predicted effects, of either sign."""
         return self.frame.head(n)
 
+    @property
+    def _about(self) -> str:
+        on = f" on {self.frame.n[0]} images ({self.inputs})" if self.inputs else ""
+        return f"{self.denoiser}, {len(self.frame)} components by gradients{on}"
+
     def __repr__(self) -> str:
         shown = self.top(3).round(2).to_string(index=False)
         precise = f", precision {self.precision_error:.2g} points" if self.precision_error else ""
-        return f"Screen of {self.denoiser}, {len(self.frame)} components by gradients{precise}\n{shown}"
+        return f"Screen of {self._about}{precise}\n{shown}"
 
     def _repr_html_(self) -> str:
         rows = self.top(5).round(2).to_html(index=False, border=0)
         unit = "<small>score: predicted relative loss increase, %; it ranks, it does not measure</small>"
-        return f"<b>Screen of {self.denoiser}, by gradients</b>{rows}{unit}"
+        return f"<b>Screen of {html.escape(self._about)}</b>{rows}{unit}"
 
 
 def screen(
@@ -84,7 +92,7 @@ class _Size(NamedTuple):
 def _screen(model: Any, images: Given, size: _Size, seed: int, precision: Precision) -> Screen:
     n, timesteps, probes = size
     with _compiling(model, images, size, precision):
-        _, eval_set = images_and_set(model, images, n, timesteps, seed, 0)
+        shown, eval_set = images_and_set(model, images, n, timesteps, seed, 0, brief=True)
     chosen = model.denoiser.components()
 
     def relative(eval_set: EvalSet, replacements: None = None) -> Float[np.ndarray, "component t"]:
@@ -103,7 +111,7 @@ def _screen(model: Any, images: Given, size: _Size, seed: int, precision: Precis
         }
     )
     order = np.argsort(-np.abs(score), kind="stable")
-    return Screen(frame.iloc[order].reset_index(drop=True), model.name, error)
+    return Screen(frame.iloc[order].reset_index(drop=True), model.name, error, shown.label)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ units at once from products of a random vector with the Jacobian. They are *scre
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,14 +33,11 @@ from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution import memory
 
 FEW = 8  # calls of a program, up to which what it takes to compile outweighs what it takes to run
-QUICKLY_COMPILED = {"xla_backend_optimization_level": 1}  # on CPUs; see BUILD_NOTES.md
 
 
-@functools.cache
 def _program(quickly: bool) -> Any:
     """`_slopes`, compiled in less time, or to run in less."""
-    options = QUICKLY_COMPILED if quickly else None
-    return jax.jit(_slopes, static_argnames=("probes", "mesh"), compiler_options=options)
+    return devices.jitted(_slopes, ("probes", "mesh"), quickly)
 
 
 def _slopes(
@@ -178,8 +174,8 @@ def gate_scores(
 def prepare(
     denoiser: Examinable, count: int, timesteps: int, expansion: Expansion | None = None, block: int = 8
 ) -> None:
-    """Compiles what `gate_scores` will run on `count` images at so many timesteps, and runs nothing: for a
-    thread, while images are still being made. For zero ablation of a network without conditions."""
+    """Compiles the programs of `gate_scores` for `count` images and `timesteps` timesteps without running
+    them, in a thread while images are still being made. For zero ablation without conditions."""
     expansion = expansion or Expansion()
     images = np.zeros((count, *denoiser.image_shape), np.float32)
     eval_set = EvalSet(images, np.zeros(timesteps), jax.random.key(0))
@@ -221,8 +217,7 @@ class _Passes:
         mesh = devices.over(block)
         calls = len(eval_set.timesteps) * -(-eval_set.count // block)
         probes = expansion.probes if expansion.order == "gauss_newton" else 0
-        quickly = calls <= FEW and jax.default_backend() == "cpu"
-        program = _program(quickly and not jax.config.read("jax_disable_most_optimizations"))
+        program = _program(calls <= FEW and not jax.config.read("jax_disable_most_optimizations"))
         placed = devices.everywhere(mesh, denoiser)
         return cls(program, placed, probes, mesh, keys.stream(eval_set.key, "probes"), block)
 

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
-from scipy.stats import spearmanr
 
 from mechdiff.core.text_table import text_table
 from mechdiff.interventions.components import Component
@@ -51,7 +51,7 @@ def agreement(score: Float[np.ndarray, " n"], effect: Float[np.ndarray, " n"], k
     return Agreement(
         n=len(score),
         k=k,
-        spearman=float(spearmanr(np.abs(score), np.abs(effect))[0]) if enough else float("nan"),
+        spearman=float(scipy.stats.spearmanr(np.abs(score), np.abs(effect))[0]) if enough else float("nan"),
         sign=float((np.sign(score) == np.sign(effect)).mean()),
         recall=len(top(score, k) & top(effect, k)) / k,
         listed=len(top(score, 2 * k) & top(effect, k)) / k,

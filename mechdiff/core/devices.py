@@ -5,6 +5,7 @@ only by float32 rounding.
 """
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -115,6 +116,15 @@ def enough_memory(way_out: str) -> Iterator[None]:
         raise MechdiffError(
             f"the memory of a device ({device.device_kind}) is too small; {way_out}"
         ) from error
+
+
+@functools.cache
+def jitted(function: Callable, static: tuple[str, ...], quickly: bool = False) -> Any:
+    """`jax.jit` of a function, with these arguments static. On CPUs `quickly` spends less on compiling and
+    more on running: for programs that are called a few times (XLA's backend level 1; see BUILD_NOTES.md)."""
+    wanted = quickly and jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": 1} if wanted else None
+    return jax.jit(function, static_argnames=static, compiler_options=options)
 
 
 def over(images: int) -> Mesh:

@@ -70,8 +70,10 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
     groups: dict[tuple[str, str], list[ExaminedModel]] = {}
     for model in models:
         groups.setdefault((model.data, model.inputs), []).append(model)
+    answers = claims.evaluate(networks)
     return {
-        "claims": claims.evaluate(networks),
+        "claims": answers,
+        "tested": sum(not np.isnan(claim.p) for claim in answers),
         "both": bool(natural and simple),
         "compared": len([*natural, *simple] or networks),
         "fewest": small_samples.FEWEST,

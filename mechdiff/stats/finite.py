@@ -1,7 +1,7 @@
 """Shares of a finite population, of which a part was drawn at random and looked at."""
 
 import numpy as np
-from scipy.stats import hypergeom
+import scipy
 
 from mechdiff.core.errors import ConfigError
 
@@ -31,7 +31,7 @@ def finite_population_interval(
     having = np.arange(count, population - drawn + count + 1)  # what the population may hold
     tail = (1 - confidence) / 2
     # Never empty: one more in the population moves the count by at most one, so no step skips both tests.
-    inside = (hypergeom.cdf(count, population, having, drawn) > tail) & (
-        hypergeom.sf(count - 1, population, having, drawn) > tail
+    inside = (scipy.stats.hypergeom.cdf(count, population, having, drawn) > tail) & (
+        scipy.stats.hypergeom.sf(count - 1, population, having, drawn) > tail
     )
     return float(having[inside][0] / population), float(having[inside][-1] / population)

@@ -6,9 +6,9 @@ Families are whole arrays: every entry counts, whatever its axes.
 from typing import Literal
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Num
 from scipy import special
-from scipy.stats import false_discovery_control
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray
@@ -74,7 +74,7 @@ def holm(p: Float[np.ndarray, "*cells"]) -> Float[np.ndarray, "*cells"]:
 
 def benjamini_hochberg(p: Float[np.ndarray, "*cells"]) -> Float[np.ndarray, "*cells"]:
     """Benjamini & Hochberg's (1995) adjusted p values, all entries one family: min_{j >= i} m p_(j) / j."""
-    return false_discovery_control(_check_p(p)).reshape(np.shape(p))
+    return scipy.stats.false_discovery_control(_check_p(p)).reshape(np.shape(p))
 
 
 def equivalence_test(differences: Cells, margin: float) -> Float[np.ndarray, "*cells"]:

@@ -1,4 +1,4 @@
-"""Held-out images of a model's data, or its own samples where that data is not at hand."""
+"""Held-out images of a model's data, or its own samples if the data is not available."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ from mechdiff.study.eval_images import (
     settings_in_words,
     split_images,
 )
-from mechdiff.sweeps.execution.drawing import draw_samples, sample_condition
+from mechdiff.sweeps.execution.drawing import BRIEF_STEPS, SAMPLE_STEPS, draw_samples, sample_condition
 
 NAMES = {"celeba": "CelebA", "tfds": "CelebA (TFDS)", "gaussian": "Gaussian"}  # of data sets, for a reader
 
@@ -74,11 +74,17 @@ def _held_out(data: DataConfig, size: int, needed: int, cache: Path) -> list[Dat
     return splits
 
 
-def own_samples(denoiser: Examinable, config: SweepConfig, seed: int) -> EvalImages:
-    """Images that the denoiser itself samples, for when its data set is not available."""
+def own_samples(denoiser: Examinable, config: SweepConfig, seed: int, brief: bool = False) -> EvalImages:
+    """Images that the denoiser itself samples, for when its data set is not available.
+
+    Args:
+      brief: in fewer steps, and said so in their label: for a first answer.
+    """
     key = keys.stream(jax.random.key(seed), "own samples")
     count = images_to_evaluate(config) + config.reference_images
     condition = sample_condition(denoiser, count)
-    drawn = to_float(to_bytes(draw_samples(denoiser, key, count, condition=condition)))
-    images = split_images(drawn, config, "the model's own samples (not real images)")
+    steps = BRIEF_STEPS if brief else SAMPLE_STEPS
+    drawn = draw_samples(denoiser, key, count, steps, condition=condition, quickly=brief)
+    label = "the model's own samples (not real images)" + (f", {steps} steps of DDIM" if brief else "")
+    images = split_images(to_float(to_bytes(drawn)), config, label)
     return images if condition is None else conditioned(images, condition, config)

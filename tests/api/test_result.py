@@ -1,6 +1,8 @@
 """Tables of sweeps and comparisons say what the losses say; everything prints short."""
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -56,6 +58,19 @@ def test_screens_rank_all_components(model, images):
     screen = model.screen(images, n=4, timesteps=2)
     assert len(screen.frame) == len(model.components())
     assert np.abs(screen.frame.score).is_monotonic_decreasing
+    assert "by gradients on 4 images (" in repr(screen) and "of an array" in repr(screen)
+
+
+def test_images_of_a_first_answer_are_sampled_in_few_steps_and_say_so(model):
+    trained_on_unknown_images = Model(model.denoiser, model.intervention)
+    brief = eval_images(trained_on_unknown_images, None, 2, brief=True)
+    assert brief.label.endswith("not real images), 10 steps of DDIM")
+    assert brief.scored.std() > 0.01
+
+
+def test_loading_imports_nothing_that_only_draws():
+    code = "import sys, mechdiff.api; print({'matplotlib', 'scipy.stats', 'jinja2'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
 
 
 def test_a_screen_is_the_same_whether_it_is_compiled_beside_its_images_or_after_them(model):

@@ -95,6 +95,11 @@ def test_planted_claims_are_supported(planted):
     assert planted["complexity"].interval[0] > 1.5 and planted["complexity"].n_seeds == 5
     assert "relative loss increase" in planted["complexity"].because
     assert 0.3 < planted["divergence"].estimate < 0.4  # 0.3, and the slope's 0.15
+    told = planted["divergence"].because.split(" nats between data sets, ")
+    layers = float(planted["divergence"].because.split("nothing is matched, ")[1].split(" (p")[0])
+    assert layers == pytest.approx(0.3, abs=0.06)  # of all six heads the same, but for the slope and noise
+    between, within = float(told[0].split()[-1]), float(told[1].split()[0])
+    assert between**2 - within**2 == pytest.approx(planted["divergence"].estimate ** 2, abs=2e-3)
     assert NAMES[0] in planted["bottlenecks"].because and planted["bottlenecks"].estimate > 60
     assert "untrained" in planted["bottlenecks"].because and planted["entropy"].estimate < -0.3
 
@@ -153,6 +158,11 @@ def test_a_measure_that_falls_on_the_ladder_may_not_speak():
     """Audit: circuits get smaller the more complex the faces."""
     answer = answers_of(complex_study((0.3, 0.2, 0.1)))["complexity"]
     assert answer.verdict == "not testable here" and "no measure rises on the ladder" in answer.because
+    assert "not matched in loss" not in answer.because
+    assert (
+        "if one did, networks are not matched"
+        in answers_of(complex_study((0.3, 0.2, 0.1), loss=2.0))["complexity"].because
+    )
     assert answers_of(complex_study((0.1, 0.2, 0.3)))["complexity"].verdict == "supported"
 
 
@@ -219,9 +229,22 @@ def test_a_bottleneck_is_named_by_networks_that_do_not_test_it():
     )
     beaten = [dataclasses.replace(item, random_sets=sets) for item in made]
     answer = answers_of(beaten)["bottlenecks"]
-    assert answer.verdict != "supported" and "points above random channel sets" in answer.because
+    assert answer.verdict != "supported" and "points above the 95th percentile of random" in answer.because
     low = [network("synthetic", s, 0.1 * (1 + 0.1 * rng.random(12)), np.linspace(0, 1, 6)) for s in range(6)]
     assert answers_of(low)["bottlenecks"].verdict == "not supported"
+
+
+def test_a_bottleneck_is_told_by_data_set():
+    """A component that costs 20 % in one data set and 90 % in the other: 55 % describes neither."""
+    rng, made = np.random.default_rng(1), []
+    for data, cost in (("celeba", 0.2), ("synthetic", 0.9)):
+        for seed in range(6):
+            increases = np.r_[cost, np.full(11, 0.05)] * (1 + 0.05 * rng.random(12))
+            made.append(network(data, seed, increases, np.linspace(0, 1, 6)))
+    because = answers_of(made)["bottlenecks"].because
+    parts = because.split(" % in 6 networks of ")[:2]
+    told = [float(part.rsplit(" [", 1)[0].split()[-1].strip("(")) for part in parts]
+    assert 20 < told[0] < 21.5 and 90 < told[1] < 95
 
 
 def test_components_that_an_ablation_can_not_see_do_not_count():
@@ -264,6 +287,9 @@ def test_four_phases_are_found_where_they_are():
         made.append(network("synthetic", seed, steps, np.linspace(0, 1, 6), levels=24, ablations=("zero",)))
     answers = answers_of(made)
     assert "4 in 3 of them" in answers["phases"].because and answers["phases"].estimate > 0
+    margins = answers["phases"].because.split("against other numbers ")[1].split(", against trends ")
+    least = min(float(margin.split(" [")[0]) for margin in margins)  # near the estimate: a mean of minima
+    assert 0 < answers["phases"].estimate <= least + 5e-4
     assert answers["bottlenecks"].verdict == "not testable here"
 
 
@@ -340,6 +366,17 @@ def test_roles_take_both_selectivity_and_agreement_between_seeds(role, agree, ve
     if agree:
         assert answer.estimate > 0.5 and answer.interval[0] > 0.3
     assert "of 6 heads" in answer.because
+
+
+def test_images_of_roles_are_counted_where_roles_were_examined_on_fewer():
+    made = []
+    for data in ("celeba", "synthetic"):
+        for seed in range(3):
+            single = network(data, seed, np.full(12, 0.3), 0.2 + 0.1 * np.arange(6))
+            whole = with_roles(single, np.arange(6), lambda i: "abcdef"[i])
+            made.append(dataclasses.replace(whole, roles=whole.roles.assign_coords(image=np.arange(2))))
+    answers = answers_of(made)
+    assert answers["roles"].n_images == 2 and answers["divergence"].n_images == IMAGES
 
 
 def test_measures_of_complexity_and_their_ratios():

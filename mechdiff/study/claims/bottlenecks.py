@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from mechdiff.analysis import bottlenecks
-from mechdiff.analysis.bottlenecks import THRESHOLD, Bottleneck
+from mechdiff.analysis.bottlenecks import THRESHOLD
 from mechdiff.core.errors import NotTestable
 from mechdiff.stats.small_samples import FEWEST, over_seeds
-from mechdiff.study.claims import across_seeds
+from mechdiff.study.claims import across_seeds, apart
 from mechdiff.study.claims.verdicts import ALPHA, Finding
 from mechdiff.study.records import Network
 
@@ -42,10 +42,13 @@ def examine(networks: Sequence[Network]) -> Finding:
     units = min(network.units.count for network in networks)
     result = bottlenecks.crossed(least, first, units)
     chosen = list(dict.fromkeys(names[i] for i in result.chosen if i >= 0))
-    p, compared = _beyond_controls(networks, result, first, least[..., 0], visible)
+    tested = np.where(first, result.chosen[1], result.chosen[0])  # each network: what the other half selected
+    increases = least[np.arange(len(networks)), tested, 0]
+    p, compared = _beyond_controls(networks, result.p, tested, increases, visible)
     because = (
         "each half of the networks selects a component, the other tests it: "
-        f"{_tested(chosen, result.share)}; {_counts(ablations, visible)}; {'; '.join(compared)}"
+        f"{_tested(chosen, result.share)}{_apart(networks, increases)}; {_counts(ablations, visible)}; "
+        f"{'; '.join(compared)}"
     )
     if np.isnan(result.p) and len(networks) >= FEWEST:
         because += f"; each half needs {FEWEST} networks, there are {len(networks)} in all"
@@ -63,24 +66,21 @@ def _increases(sweep: xr.Dataset, ablations: Sequence[str]) -> Float[np.ndarray,
 
 def _beyond_controls(
     networks: Sequence[Network],
-    result: Bottleneck,
-    first: Bool[np.ndarray, " network"],
-    least: Float[np.ndarray, "network component"],
+    p_threshold: float,
+    tested: Int[np.ndarray, " network"],
+    increases: Float[np.ndarray, " network"],
     visible: Bool[np.ndarray, "ablation component"],
 ) -> tuple[float, list[str]]:
     """The largest p of the threshold and of each control that the study holds; a phrase on each control."""
-    # Every network tests the component that the other half selected.
-    tested = np.where(first, result.chosen[1], result.chosen[0])
-    effects = least[np.arange(len(networks)), tested]
-    p, words = [result.p], []
+    p, words = [p_threshold], []
     for name, values in (
         ("untrained networks", _untrained(networks, tested, visible)),
-        ("random channel sets of the same size", _random(networks, tested, visible)),
+        ("the 95th percentile of random channel sets of the same size", _random(networks, tested, visible)),
     ):
         if values is None:
             words.append(f"against {name}: not testable here, the study holds none")
             continue
-        mean, _, p_control = over_seeds(effects - values)
+        mean, _, p_control = over_seeds(increases - values)
         p.append(p_control)
         words.append(f"{mean:.1f} points above {name} (p {p_control:.2g})")
     return float(np.max(p)) if np.isfinite(p).all() else np.nan, words
@@ -150,6 +150,11 @@ def _tested(chosen: Sequence[str], share: float) -> str:
         return "too few networks for two halves"
     above = f"above {THRESHOLD:g} % in {_percent(share)} of networks under every ablation that changes it"
     return f"{' and '.join(chosen) or 'none'}, {above}"
+
+
+def _apart(networks: Sequence[Network], increases: Float[np.ndarray, " network"]) -> str:
+    words = [of(networks, increases, unit=" %") for of in (apart.by_data, apart.by_start)]
+    return f" ({'; '.join(filter(None, words))})" if any(words) else ""
 
 
 def _percent(share: float) -> str:

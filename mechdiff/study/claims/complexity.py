@@ -48,8 +48,8 @@ def examine(networks: Sequence[Network], controls: Sequence[Network] = ()) -> Fi
     """The claim on all networks, including those of lower complexity and snapshots of trainings.
 
     Args:
-      controls: networks of control data; what the measure is in them is said beside the claim, and decides
-        nothing.
+      controls: networks of control data; the measure in them is reported beside the claim and does not decide
+        it.
 
     Raises:
       NotTestable: no ladder, no measure that rises on it, or no networks of matched loss.
@@ -58,7 +58,10 @@ def examine(networks: Sequence[Network], controls: Sequence[Network] = ()) -> Fi
     across_seeds.pairs(final)  # both data sets, or NotTestable
     if not across_seeds.alike(networks):
         raise NotTestable("networks of the ladder were swept at other timesteps or have other components")
-    measure, because = _gate(final, controls)
+    try:
+        measure, because = _gate(final, controls)
+    except NotTestable as closed:
+        raise NotTestable(f"{closed}{_unmatched(networks)}") from closed
     natural, simple, ratio = _matched(networks)
     first, second = measure.of(natural), measure.of(simple)
     if first is None or second is None:
@@ -159,6 +162,15 @@ def _matched(networks: Sequence[Network]) -> tuple[list[Network], list[Network],
             "least; examine snapshots of shorter training too (--set=train.keep=STEP,STEP)"
         )
     return natural, simple, ratio
+
+
+def _unmatched(networks: Sequence[Network]) -> str:
+    """In words, where no measure may speak, that networks are not matched in loss either; else empty."""
+    try:
+        _matched(networks)
+    except NotTestable as reason:
+        return f"; and if one did, {reason}"
+    return ""
 
 
 def _loss(networks: Sequence[Network]) -> float:

@@ -1,6 +1,6 @@
 """The claims of arXiv 2506.17237 that can be tested, and their tests on saved results.
 
-The paper's body was not available: statements follow its abstract and what others say of it; every estimand
+The paper's body was not available: statements follow its abstract and reports by others; every estimand
 is ours. Rules from findings to verdicts are in `verdicts`.
 """
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Float
 
 from mechdiff.analysis import phases
 from mechdiff.core.errors import NotTestable
@@ -65,12 +66,16 @@ def _phases(networks: Sequence[Network]) -> Finding:
         )
     fits = [_fit(network.sweep) for network in networks]
     # Four phases must fit better than any other number of phases, and than any polynomial trend.
-    margins = np.array([fit.score[3] - max(np.delete(fit.score, 3).max(), fit.drift.max()) for fit in fits])
+    others = np.array([fit.score[3] - np.delete(fit.score, 3).max() for fit in fits])
+    trends = np.array([fit.score[3] - fit.drift.max() for fit in fits])
+    margins = np.minimum(others, trends)
     best = sorted(fit.k for fit in fits)
     stepped = np.mean([fit.stepped for fit in fits])
     because = (
         f"the best number of phases is {_range(best)} over {len(fits)} networks, 4 in {best.count(4)} of "
-        f"them; a piecewise-constant model fits better than a polynomial trend in {stepped:.0%} of resamples"
+        f"them; a piecewise-constant model fits better than a polynomial trend in {stepped:.0%} of "
+        f"resamples; four phases against other numbers {_mean_and_ends(others)}, against trends "
+        f"{_mean_and_ends(trends)}"
     )
     if all(network.control is not None for network in networks):
         fresh = [_fit(network.control).k for network in networks]
@@ -81,6 +86,11 @@ def _phases(networks: Sequence[Network]) -> Finding:
 
 def _fit(sweep: xr.Dataset) -> phases.Phases:
     return phases.measure(sweep, across_seeds.lead(sweep), ordered=False)
+
+
+def _mean_and_ends(margins: Float[np.ndarray, " network"]) -> str:
+    mean, (low, high), _ = over_seeds(margins)
+    return f"{mean:.3f}" + (f" [{low:.3f}, {high:.3f}]" if np.isfinite(low) else "")
 
 
 def _range(values: Sequence[int]) -> str:

@@ -35,7 +35,7 @@ class Claim:
       paper_value: what the paper reports, for a reader; its estimand is not known.
       estimate, interval: NaN where there are none; 95 %.
       p, p_adjusted: of no effect on the claimed side; adjusted over the claims of one evaluation.
-      n_images: different images per network; n_seeds: replicate networks.
+      n_images: different images per network that the test used; n_seeds: replicate networks.
       n_people: people on the images, of networks for which they are known; 0: none are.
     """
 
@@ -63,6 +63,7 @@ class Finding:
       null, above: the claim is that the estimate is above `null`, or below it.
       negligible: the effect was shown to lie within the margin of no effect.
       p_alone: p is exact, or of networks other than those that selected what is tested; it decides alone.
+      images, people: that the test used, where these are fewer than the sweep's; None: as many.
     """
 
     estimate: float
@@ -74,6 +75,8 @@ class Finding:
     above: bool = True
     negligible: bool = False
     p_alone: bool = False
+    images: int | None = None
+    people: int | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def decide(questions: Sequence[Question], networks: Sequence[Network]) -> list[C
 
 
 def verdict(finding: Finding, p_adjusted: float) -> str:
-    """By the rules of the module; `p_adjusted` NaN: too few seeds for a test."""
+    """The verdict by the rules of the module; `p_adjusted` NaN: too few seeds for a test."""
     sign = 1 if finding.above else -1
     above = [sign * (end - finding.null) for end in finding.interval]  # NaN: neither side
     if p_adjusted < ALPHA and (finding.p_alone or min(above) > 0):
@@ -129,6 +132,9 @@ def _claim(question: Question, finding: Finding | str, p_adjusted: float, counts
                 f"; n = {finding.n_seeds} decides nothing: a test takes {FEWEST} training seeds"
             )
     images, people = counts
+    if isinstance(finding, Finding):
+        images = images if finding.images is None else finding.images
+        people = people if finding.people is None else finding.people
     return Claim(**words, **facts, n_images=images, n_people=people, p_adjusted=float(p_adjusted))
 
 
