@@ -78,7 +78,7 @@ def _keep_programs() -> None:
 def _of_denoiser(denoiser: Any, name: str) -> Model:
     if not isinstance(denoiser, Examinable):
         raise ConfigError(
-            f"{type(denoiser).__name__} is no denoiser; make one by mechdiff.wrap(fn, params, ...) or "
+            f"{type(denoiser).__name__} is not a denoiser; make one by mechdiff.wrap(fn, params, ...) or "
             "mechdiff.Denoiser(...), or give a name or a folder"
         )
     return Model(denoiser, denoiser.identity, origin=name or denoiser.name)

@@ -219,7 +219,7 @@ def _content(path: Path) -> bytes:
 
 def _of_array(path: Path) -> ImageFiles:
     if path.suffix.lower() not in ARRAYS:
-        raise DataError(f"{path} is no folder; a file of images must be {' or '.join(ARRAYS)}")
+        raise DataError(f"{path} is not a folder; a file of images must be {' or '.join(ARRAYS)}")
     images, notes = as_images(read_array(path), str(path))
     if not len(images):
         raise DataError(f"{path} holds no images (shape {images.shape})")

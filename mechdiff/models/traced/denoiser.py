@@ -72,8 +72,8 @@ class TracedDenoiser:
       identity: the intervention that changes nothing.
       schedule: noise levels of the timesteps.
       network: the function, its sites, and its parameterization; static.
-      name: shown in results; no reason to compile again.
-      stages: None: sweeps share what stands before its sites instead, see `joining`.
+      name: shown in results; another name compiles nothing anew.
+      stages: None; sweeps share the computation before its sites instead, see `joining`.
     """
 
     params: PyTree
@@ -96,9 +96,9 @@ class TracedDenoiser:
     def components(self, channel_groups: int = 0) -> tuple[Component, ...]:
         """Every addressable component, in order of execution.
 
-        A site is one component, but for one whose name ends in `head` or `pattern`, every unit of which is.
-        Patterns are left out where the outputs of the same heads have names (`a.head` beside `a.pattern`):
-        those are the components, and a pattern is addressed by its temperature or replaced.
+        A site is one component; if its name ends in `head` or `pattern`, each of its units is one. Patterns
+        are left out if the outputs of the same heads are named too (`a.head` and `a.pattern`): then
+        these are the components, and patterns are reached by temperatures and `replace_pattern`.
 
         Args:
           channel_groups: also list this many equal groups of every other site's units as components of their
@@ -126,16 +126,16 @@ class TracedDenoiser:
     def predict(
         self, intervention: Intervention, x_t: Images, t: Timesteps, condition: Any = None
     ) -> Features:
-        """The noise in `x_t` under an intervention, whatever the network was trained to return.
+        """The predicted noise in `x_t` under an intervention, whatever the network was trained to return.
 
         Args:
           intervention: made from `identity`; leaves may have a row axis.
           x_t: noisy images, `(batch, *image_shape)`, on this package's scale (variance preserving).
           t: one timestep per row, int in [0, T); a single one serves all rows.
-          condition: what the function takes after the time, if it takes a condition.
+          condition: argument of the function after the time, if it takes a condition.
         Raises:
-          ConfigError: a condition too many or too few; an intervention of another network; timesteps that are
-            none.
+          ConfigError: a condition that is missing or not taken; an intervention of another network; timesteps
+            that are not integers in [0, T).
         """
         t = check_timesteps(t, len(x_t), self.schedule.steps)
         output, _ = _run(self.network, self, intervention, x_t, t, condition, frozenset())
@@ -150,7 +150,7 @@ class TracedDenoiser:
         *,
         collection: str = CAPTURED,
     ) -> tuple[Features, dict[str, Any]]:
-        """`predict`, and values on the way: site -> `(batch, ...)`.
+        """`predict`, and intermediate values: site -> `(batch, ...)`.
 
         Args:
           collection: `sites`: activations before their gates act; `patterns`: values whose name ends in
@@ -235,7 +235,7 @@ def activations(
 def _tempered(
     values: dict[str, Array], known: Mapping[str, Site], intervention: Intervention, t: Timesteps
 ) -> dict[str, Array]:
-    """Captured values, patterns under their temperatures: what their gates are given."""
+    """Captured values as their gates receive them: patterns after their temperatures."""
     acting = in_window(intervention, t).temperature
     changed = {name: acting[name] for name in values if name in acting}
     return values | {

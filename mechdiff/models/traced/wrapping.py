@@ -111,7 +111,7 @@ def _arguments(
 def _check_schedule(schedule: Any) -> None:
     if not isinstance(schedule, NoiseSchedule):
         raise ConfigError(
-            f"schedule={shorten(schedule)} is no noise schedule; make one, such as "
+            f"schedule={shorten(schedule)} is not a noise schedule; make one, such as "
             "mechdiff.diffusion.schedules.cosine_schedule(steps)"
         )
 
