@@ -1,4 +1,4 @@
-"""What all launchers share: the common flags, the config they make, and how errors and interruptions end.
+"""The common part of launchers: flags, the config that they make, handling of errors and interruptions.
 
 Exit codes: 0 done, 2 an error of input or of the disk (one line on stderr), 128 + n stopped by signal n.
 The command `mechdiff` runs the same launchers through `launch`, with options made of `flags_of` and
@@ -188,7 +188,7 @@ def _renamed(word: str) -> str:
 
 
 def _check_images(images: str | int | None) -> None:
-    """Of a launcher that examines images: that they are a folder or file. Benchmarks take their number."""
+    """Checks that `--images` is a folder or file, in launchers that examine images."""
     if isinstance(images, str) and images.isdecimal() and not Path(images).exists():
         raise flags.Error(f"--images={images} is no folder or file; did you mean --set=sweep.images={images}")
     for name in ("classes", "conditions"):
@@ -240,14 +240,14 @@ def opened(
 
 
 def chooser(config: ExperimentConfig, workdir: Path, celeba: str | None, images: str | None) -> Callable:
-    """`choosing.chooser`, with what --classes and --conditions say of the images."""
+    """`choosing.chooser`, with the statements of --classes and --conditions on the images."""
     classes, conditions = (FLAGS[name].value for name in ("classes", "conditions"))  # unparsed in tests
     sources = ConditionSources(classes=classes, conditions=conditions)
     return choosing.chooser(config, celeba, workdir / "cache", images, sources)
 
 
 def save(workdir: Path, name: str, result: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:
-    """Writes WORKDIR/NAME.zarr, and its manifest beside it as NAME.json."""
+    """Writes WORKDIR/NAME.zarr, and its manifest as NAME.json."""
     labelled.replace(workdir / f"{name}.zarr", result)
     files.write_json(workdir / f"{name}.json", {"manifest": run_manifest(to_dict(config), **facts)})
 

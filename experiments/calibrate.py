@@ -1,4 +1,4 @@
-"""Shows that p values are uniform under nulls, that intervals cover, and that corrections hold their level.
+"""Checks on simulated data that p values are uniform under nulls, intervals cover, and corrections hold.
 
 `python -m experiments.calibrate --repeats=1000`
 One line a check; those seen to break their promise are marked. Results: WORKDIR/calibration.json.

@@ -1,4 +1,4 @@
-"""Finds the circuits of trained models, and scores them on images that they were not found on.
+"""Finds the circuits of trained models, and scores them on other images.
 
 `python -m experiments.circuits --model=checkpoints/cpu16-synthetic-seed0 --set=sweep.images=32`
 For every model and ablation (sweep.ablations) one half of the scored images finds the circuit and

@@ -1,4 +1,4 @@
-"""Compares two models, or one over its training: what each component's ablation costs before and after.
+"""Compares two models, or one over its training: effects of ablating each component before and after.
 
 `python -m experiments.compare --before=cpu32-synthetic-seed0 --after=runs/tuned/model --images=FOLDER`
 Both are swept on the same images, timesteps and noise; differences are paired image by image, with 95 %

@@ -1,4 +1,4 @@
-"""Does what a head does follow the entropy of its attention? Observed over heads, and caused by temperature.
+"""Does a head's function follow its attention entropy? By correlation over heads, and by temperature.
 
 `python -m experiments.entropy --model=checkpoints/cpu16-synthetic-seed0 --set=sweep.images=32`
 Several --model may be given. Observed: rank correlation of entropy with the size of a head's effect and with

@@ -1,11 +1,11 @@
-"""Makes a model of others ours: `python -m experiments.import_checkpoint --from=FOLDER --to=WORKDIR`.
+"""Imports a checkpoint of others: `python -m experiments.import_checkpoint --from=FOLDER --to=WORKDIR`.
 
 FOLDER is a diffusers `UNet2DModel` or pipeline (config.json, diffusion_pytorch_model.safetensors,
 scheduler_config.json); or a state dict as model.safetensors, of guided-diffusion or improved-diffusion beside
 its flags (config.json, config.yaml, or the command line as flags.txt), of ddim beside its config.yaml, of
 lucidrains' Unet beside a config.json that says image_size, of EDM beside one that says sigma_data. Or it is
 OWNER/NAME of the Hugging Face hub, if that lies in the hub's own cache already; nothing is downloaded.
-What files leave open is stated by flags; what nobody states is assumed, and printed with the word ASSUMED.
+What files leave open is stated by flags; what is not stated is assumed, and printed with the word ASSUMED.
 Noise levels and the prediction are not assumed where no file says them: before anything is drawn or examined
 they are asked for.
 How its training images were cropped no file says: `--set=data.preprocessing.crop=ddim` (center-140, ...).
@@ -58,7 +58,7 @@ flags.DEFINE_boolean("rescale_timesteps", None, "Whether an ADM network is fed t
 
 
 def stated() -> pretrained.Stated:
-    """What the flags say of the model."""
+    """The statements of the flags on the model."""
     names = (field.name for field in dataclasses.fields(pretrained.Stated))
     return pretrained.Stated(**{name: flags.FLAGS[name].value for name in names})
 

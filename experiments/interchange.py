@@ -1,4 +1,4 @@
-"""Which component carries which factor of a face? Moves activations between faces that differ in one factor.
+"""Which component carries which factor of a face? Exchanges activations between faces that differ in one.
 
 `python -m experiments.interchange --model=checkpoints/cpu16-synthetic-seed0 --pairs=32`
 Prints for every factor the components that carry most of it: the share of the difference between the two

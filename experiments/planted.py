@@ -1,4 +1,4 @@
-"""Proves every method on denoisers whose responsible components are known.
+"""Scores every method on denoisers whose responsible components are known.
 
 `python -m experiments.planted --instances=5`
 Plants are those of `validation/README.md`; `--plants`, `--sizes` and `--methods` take some of them.

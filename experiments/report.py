@@ -1,4 +1,4 @@
-"""Builds the report of a results folder anew: `python -m experiments.report --workdir=FOLDER`.
+"""Builds the report of a results folder: `python -m experiments.report --workdir=FOLDER`.
 
 Reads what `experiments.reproduce` saved there and computes nothing again; prints the path of the report.
 """

@@ -1,4 +1,4 @@
-"""Does all of it: models, sweeps, attention, one report.
+"""Runs a study from end to end: models, sweeps, attention, one report.
 
 `python -m experiments.reproduce` examines the shipped pair (preset quickstart; cpu16 is the study of all
 networks at 16x16, cpu32 that of the pair) and ends with the path of the report. `--celeba=PATH` gives real

@@ -1,4 +1,4 @@
-"""Looks for the role of components of trained models: what their removal changes in the predicted image.
+"""Finds roles of components of trained models: what ablating them changes in the predicted image.
 
 `python -m experiments.roles --model=checkpoints/cpu16-synthetic-seed0 --set=sweep.images=32`
 Several --model may be given. A synthetic model is also asked for face parts and for factors read by probes.

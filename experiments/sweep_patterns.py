@@ -1,4 +1,4 @@
-"""Does it matter where heads look? Replaces the attention pattern of one head at a time.
+"""Does it matter where heads attend? Replaces the attention pattern of one head at a time.
 
 `python -m experiments.sweep_patterns --model=checkpoints/cpu16-synthetic-seed0`
 Patterns become uniform, the identity (each place sees itself alone), or those of another image (frozen);

@@ -68,8 +68,8 @@ def main(config, workdir):
 
 
 def condition_of(denoiser, record, count):
-    """What a network of a user's function is told, as it came with its images; None: nothing, or what
-    `sampling_sweep` makes up."""
+    """The condition that a user's function returned with its images; None: nothing, or the default
+    condition of `sampling_sweep`."""
     _, condition = record.get(factories.WITH_IMAGES, (None, None))
     held = min((len(leaf) for leaf in jax.tree.leaves(condition)), default=count)
     if held < count:

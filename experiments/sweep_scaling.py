@@ -1,4 +1,4 @@
-"""Scales components down, off and up, and measures what becomes of the loss.
+"""Measures the loss as a function of the gate of one component at a time (scaled down, off and up).
 
 `python -m experiments.sweep_scaling --model=checkpoints/cpu16-synthetic-seed0 --components='.*skip'`
 Prints for every component the relative loss increase (%, pooled over timesteps) at every gate; 1 leaves it

@@ -1,4 +1,4 @@
-"""Finds every component's loss increase to a stated certainty, with images only where they are needed.
+"""Measures every component's loss increase to a stated certainty, with as few images as needed.
 
 `python -m experiments.sweep_sequential --model=checkpoints/cpu16-synthetic-seed0 --set=sweep.images=512`
 A component is decided once its interval lies on one side of zero or is narrower than --width percent of the

@@ -20,7 +20,7 @@ SIZE = 16  # pixels
 
 
 class Block(nnx.Module):
-    """A residual block that is told the time; its branch is named."""
+    """A residual block with time injection; its branch is named."""
 
     def __init__(self, width: int, name: str, rngs: nnx.Rngs):
         self.name = name

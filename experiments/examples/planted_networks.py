@@ -5,8 +5,8 @@
         --model=experiments.examples.planted_networks:two_of_three
     python -m experiments.report --workdir=runs/known
 
-shows what a study says of a network of which single ablations show nothing. Each function names what was
-planted in it by `print`; see `mechdiff.validation.planted`.
+shows how a study reports a network on which single ablations have no effect. Each function's network is
+described in `mechdiff.validation.planted`; `print` shows its planted components.
 """
 
 import sys
@@ -21,12 +21,12 @@ IMAGES = 24  # to score, and as many others
 
 
 def two_of_three() -> tuple[Denoiser, Images]:
-    """Three heads, any one of which may go, and no two."""
+    """Three heads of which any one can be ablated but no two."""
     return _made("two_of_three")
 
 
 def partial_backup() -> tuple[Denoiser, Images]:
-    """A head, and a silent one that repairs half of what it does once it is gone."""
+    """A head, and another one without effect alone, which does half of its work when the first is ablated."""
     return _made("partial_backup")
 
 

@@ -1,1 +1,1 @@
-"""What saved sweeps mean: effects, complexity, entropy, phases, roles of components."""
+"""Analysis of saved sweeps: effects, complexity, entropy, phases, roles of components."""

@@ -1,4 +1,4 @@
-"""How far two ablations of a denoiser, or two denoisers, rank their components alike."""
+"""Rank agreement of components' effects between two ablations of a denoiser, or between two denoisers."""
 
 import numpy as np
 import scipy

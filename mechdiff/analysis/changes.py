@@ -1,6 +1,6 @@
-"""What changed from one denoiser to another, or over a training: all that its page shows, in one dataset.
+"""Changes of effects from one denoiser to another, or over training: the data of their page, in one dataset.
 
-All were swept on the same images, timesteps and noise; differences are the last minus the first, paired image
+All sweeps have the same images, timesteps and noise; differences are the last minus the first, paired image
 by image (or person by person), in percentage points. See `paired` for the tests.
 """
 
@@ -140,7 +140,7 @@ def _names(sweep: xr.Dataset) -> list[str]:
 
 
 def _contributions(sweep: xr.Dataset, ablation: str) -> np.ndarray:
-    """Of each image to the pooled effect, mean over timesteps, in %, `[component, image]`."""
+    """Contribution of each image to the pooled effect, mean over timesteps, in %, `[component, image]`."""
     return effects.increase_by_image(*effects.losses(sweep, ablation))[:, 0]
 
 

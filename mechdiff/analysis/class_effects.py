@@ -1,10 +1,10 @@
-"""What a component does to the images of each class, from a saved sweep of a network with classes."""
+"""Effects of components on the images of each class, from a saved sweep of a network with classes."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from mechdiff import stats
 from mechdiff.analysis import effects
@@ -31,7 +31,7 @@ def class_effects(
 
     Args:
       sweep: of `sweeps.ablation_sweep`, with the coordinate `class_label`.
-      labels: the classes that are measured; None: all that there are images of.
+      labels: the classes that are measured; None: all classes with images.
       repeats, seed: of the resampling.
 
     Returns:
@@ -50,12 +50,7 @@ def class_effects(
     classes = np.unique(of_images) if labels is None else np.asarray(labels)
     units, columns = stats.units_of(sweep), []
     for label in classes:
-        member = of_images == label
-        if member.sum(-1).min() < FEWEST:
-            raise ConfigError(
-                f"class {label} has {member.sum(-1).min()} images at some timestep; at least {FEWEST} are "
-                "needed (sweep.images)"
-            )
+        member = _members(of_images, label)
 
         def statistic(weights, member=member):
             return effects.pooled_relative_increase(clean, loss, within(weights, member))
@@ -74,6 +69,19 @@ def class_effects(
         coords={"component": sweep["component"], CLASS: classes},
         attrs={"ablation": ablation, "confidence": confidence},
     )
+
+
+def _members(
+    of_images: Int[np.ndarray, "*timesteps image"], label: int | np.integer
+) -> Bool[np.ndarray, "..."]:
+    """Which images are of a class; ConfigError if too few are at some timestep."""
+    member = of_images == label
+    if member.sum(-1).min() < FEWEST:
+        raise ConfigError(
+            f"class {label} has {member.sum(-1).min()} images at some timestep; at least {FEWEST} are "
+            "needed (sweep.images)"
+        )
+    return member
 
 
 def within(

@@ -85,7 +85,7 @@ def temperature_effects_on_roles(
       images: in [-1, 1], those of `tempered`; at least 2.
       key: of their noise.
       engine: of the denoiser, to reuse its compiled programs.
-      condition: what each image is denoised under, leaves `(images, ...)`; None: nothing.
+      condition: what each image is conditioned on, leaves `(images, ...)`; None: nothing.
 
     Returns:
       Dataset with `effect`, dims `head, temperature, target, t, image`: E_f of ablating the head, against the
@@ -110,21 +110,16 @@ def temperature_effects_on_roles(
         effect[:, :, :, t_index] = _effects_of_ablation(read, clean, variances)
         loss[:, 1:, t_index] = losses.reshape(count, 1 + len(values), -1)[:, 1:]
     order = np.argsort([1.0, *values])
-    dims = ("head", "temperature", "t", "image")
-    return xr.Dataset(
-        {
-            "effect": (("head", "temperature", "target", "t", "image"), effect[:, order]),
-            "loss": (dims, loss[:, order]),
-        },
-        coords={
-            "head": list(chosen),
-            "temperature": np.array([1.0, *values])[order],
-            "target": list(variances),
-            "t": timesteps,
-            "image": index,
-        },
-        attrs={"denoiser": denoiser.name},
-    )
+    coords = {
+        "head": list(chosen),
+        "temperature": np.array([1.0, *values])[order],
+        "target": list(variances),
+        "t": timesteps,
+        "image": index,
+    }
+    dims, five_dims = ("head", "temperature", "t", "image"), ("head", "temperature", "target", "t", "image")
+    variables = {"effect": (five_dims, effect[:, order]), "loss": (dims, loss[:, order])}
+    return xr.Dataset(variables, coords, {"denoiser": denoiser.name})
 
 
 def _effects_of_ablation(

@@ -175,9 +175,9 @@ def _entropy(p: Float[np.ndarray, "bins t m"]) -> Levels:
 
 
 def _units(first: xr.Dataset, second: xr.Dataset) -> tuple[stats.Units, stats.Units]:
-    """What is drawn and relabelled of each side: images, or people.
+    """Units that are resampled and relabeled on each side: images, or people.
 
-    Where people are known on one side alone, the other's images are taken in blocks, as many as there are
+    If people are known on one side only, the other's images are taken in blocks, as many as there are
     people: labels are shuffled among units of about equal size and number, so that a spread that is larger
     between people than between blocks doesn't make p too small.
     """

@@ -44,6 +44,9 @@ class NetworkDivergence:
       excess: root of what data sets add, with its sign, nats.
       pooled: the same over all timesteps, with its 95 % `interval`, NaN for fewer than 3 networks a side.
       p, p_by_t, p_varies: of differing at all, at each timestep, and not by the same everywhere.
+      varying: `pooled` of profiles less their mean over timesteps, what `p_varies` is of, nats.
+      p_paired: of differing at all, by exchanging the data sets within pairs of networks, network i of the
+        first with i of the second: exact where such pairs share initial parameters; NaN if not asked for.
     """
 
     between: Float[np.ndarray, " t"]
@@ -54,6 +57,8 @@ class NetworkDivergence:
     p: float
     p_by_t: Float[np.ndarray, " t"]
     p_varies: float
+    varying: float
+    p_paired: float
 
 
 def compare(
@@ -62,6 +67,7 @@ def compare(
     layers: Sequence[str],
     draws: Float[np.ndarray, "m both head t"] | None = None,
     images: int = 0,
+    paired: bool = False,
 ) -> NetworkDivergence:
     """Divergence between the networks of two data sets.
 
@@ -70,9 +76,10 @@ def compare(
       layers: of the heads.
       draws: of all networks, first and second, in resamples of the images; heads stay matched as they are.
       images: units that were resampled.
+      paired: whether to compute `p_paired`; takes as many networks of either data set.
 
     Raises:
-      ConfigError: fewer than 2 networks of either.
+      ConfigError: fewer than 2 networks of either; `paired` with unequal numbers.
 
     Example:
       >>> rng = np.random.default_rng(0)
@@ -84,6 +91,8 @@ def compare(
     count = len(first)
     if min(count, len(second)) < 2:
         raise ConfigError(f"{count} and {len(second)} networks; at least 2 of either data set are needed")
+    if paired and count != len(second):
+        raise ConfigError(f"{count} and {len(second)} networks; pairs take as many of either data set")
     profiles = np.concatenate([first, second]).astype(np.float64)
     places = matched(profiles, layers)
     squares = distances(profiles, places)
@@ -110,6 +119,8 @@ def compare(
         p=_share(excess.mean(axis=1)),
         p_by_t=(largest >= excess[0] - 1e-12).mean(axis=0),
         p_varies=_share(shapes.mean(axis=1)),
+        varying=float(signed_root(shapes[0].mean())),
+        p_paired=_p(squares, exchanges(count)) if paired else np.nan,
     )
 
 
@@ -148,6 +159,19 @@ def groupings(count: int, first: int) -> Bool[np.ndarray, "way network"]:
     return np.stack([true, *(rng.permutation(true) for _ in range(MOST))])
 
 
+def exchanges(pairs: int) -> Bool[np.ndarray, "way network"]:
+    """Which of `pairs` networks and as many partners are called the first data set, when the data sets of a
+    pair may be exchanged: the true way first, then all others (or `MOST` random ones). Pair 0 stays, since
+    exchanging all pairs gives the same distances."""
+    if 2 ** (pairs - 1) <= MOST:
+        ways = np.array(list(itertools.product([True, False], repeat=pairs - 1)))
+    else:
+        drawn = np.random.default_rng(0).random((MOST, pairs - 1)) < 0.5
+        ways = np.concatenate([np.ones((1, pairs - 1), bool), drawn])
+    first = np.concatenate([np.ones((len(ways), 1), bool), ways], axis=1)
+    return np.concatenate([first, ~first], axis=1)
+
+
 def between_within(
     squares: Squares, groups: Bool[np.ndarray, "way network"]
 ) -> tuple[Float[np.ndarray, "way t"], Float[np.ndarray, "way t"]]:
@@ -168,6 +192,11 @@ def between_within(
 def signed_root(square: Float[np.ndarray, "*cells"] | float) -> Float[np.ndarray, "*cells"]:
     """sqrt |x| with the sign of x: an unbiased estimate of a square may be below 0."""
     return np.asarray(np.sign(square) * np.sqrt(np.abs(square)))
+
+
+def _p(squares: Squares, groups: Bool[np.ndarray, "way network"]) -> float:
+    """Share of ways of grouping in which the data sets differ at least as much as in the true one."""
+    return _share(np.subtract(*between_within(squares, groups)).mean(axis=1))
 
 
 def _share(values: Float[np.ndarray, " way"]) -> float:

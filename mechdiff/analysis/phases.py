@@ -110,13 +110,8 @@ def measure(
     Raises:
       ConfigError: too few images or timesteps, or no component that changed anything.
     """
-    active = sweep["change"].sel(ablation=ablation).max(("t", "image")).values > ROUNDING
-    if not active.any():
-        raise ConfigError(
-            f"ablation {ablation!r}: no component changed a prediction, so there are no phases to find"
-        )
-    clean, loss = effects.losses(sweep.isel(component=np.flatnonzero(active)), ablation)
-    units, rng = stats.units_of(sweep), np.random.default_rng(seed)  # nobody is in both halves
+    clean, loss = _active_losses(sweep, ablation)
+    units, rng = stats.units_of(sweep), np.random.default_rng(seed)  # no person is in both halves
 
     def matrix(shares: np.ndarray) -> Matrix:
         return effect_matrix(clean, loss, units.weights(shares))
@@ -142,6 +137,16 @@ def measure(
         p_order=order_test(fit, scored, most, draws, seed) if ordered else np.full(len(score), np.nan),
         images=clean.shape[-1],
     )
+
+
+def _active_losses(sweep: xr.Dataset, ablation: str) -> tuple[effects.CleanLossArray, effects.LossArray]:
+    """Losses of the components whose ablation changed a prediction; ConfigError if there are none."""
+    active = sweep["change"].sel(ablation=ablation).max(("t", "image")).values > ROUNDING
+    if not active.any():
+        raise ConfigError(
+            f"ablation {ablation!r}: no component changed a prediction, so there are no phases to find"
+        )
+    return effects.losses(sweep.isel(component=np.flatnonzero(active)), ablation)
 
 
 def order_test(

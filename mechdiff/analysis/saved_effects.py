@@ -1,4 +1,4 @@
-"""Effects with intervals as variables of a sweep, beside the losses they are computed from; and as a table.
+"""Effects with intervals, saved as variables of a sweep together with its losses, and as a table.
 
 For every ablation: `delta_loss` at each timestep and `pooled_delta_loss`, each with `_low`, `_high` (95 %
 interval over images, or people where they are known) and `_p`; `delta_loss_n` counts what intervals are over.
@@ -26,7 +26,7 @@ COLUMNS = ["component", "type", "delta_loss", "low", "high", "p", "n"]
 
 
 def with_effects(sweep: xr.Dataset) -> xr.Dataset:
-    """A finished sweep with the effects of all its ablations as `VARIABLES`; as it is if it has them already.
+    """A finished sweep with the effects of all its ablations as `VARIABLES`, computed if they are missing.
 
     Args:
       sweep: as `sweeps.ablation_sweep` makes it, at least 2 images.

@@ -28,11 +28,11 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0, *, brief:
       images: a folder, an `.npy` or `.npz` file, or an array: bytes, or floats in [-1, 1]. None: held-out
         synthetic or Gaussian images for a model that was trained on these, what a user's function gave with
         its denoiser, and samples of the model's own for any other.
-      brief: samples of its own are drawn in few steps, see `held_out.own_samples`.
+      brief: its own samples are drawn in few steps, see `held_out.own_samples`.
 
     Raises:
       DataError: too few images, or any that can't be read without a guess.
-      ConfigError: an imported network whose noise levels nobody stated.
+      ConfigError: an imported network whose noise levels were not stated.
     """
     check_known(model.record, model.name)
     n = ranges.whole("n", n, 1, meaning="how many images")

@@ -23,8 +23,8 @@ from mechdiff.storage import checksums
 def load(source: str | Path | Examinable, *, name: str = "", **stated: Any) -> Model:
     """A model to be examined.
 
-    The first call makes every CPU core a device of its own, as launchers do, unless JAX is at work already or
-    JAX_NUM_CPU_DEVICES says otherwise; see `devices.use_all_cores`.
+    The first call makes every CPU core a JAX device, as launchers do, unless JAX is running already or
+    JAX_NUM_CPU_DEVICES is set; see `devices.use_all_cores`.
 
     Args:
       source: the name of a shipped network (`cpu32-celeba-seed0`); a folder that was exported here; the
@@ -80,7 +80,7 @@ def _keep_programs() -> None:
 def _of_denoiser(denoiser: Any, name: str) -> Model:
     if not isinstance(denoiser, Examinable):
         raise ConfigError(
-            f"{type(denoiser).__name__} is no denoiser; make one by mechdiff.wrap(fn, params, ...) or "
+            f"{type(denoiser).__name__} is not a denoiser; make one by mechdiff.wrap(fn, params, ...) or "
             "mechdiff.Denoiser(...), or give a name or a folder"
         )
     return Model(denoiser, denoiser.identity, origin=name or denoiser.name)

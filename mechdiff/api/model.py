@@ -192,7 +192,7 @@ class Model:
 
         Args:
           x_t: noisy images, `(images, height, width, channels)`.
-          t: one timestep for all images, or one an image, integers in [0, T).
+          t: one timestep for all images, or one per image, integers in [0, T).
 
         Raises:
           ConfigError: images of another shape, timesteps out of range, or several of them where

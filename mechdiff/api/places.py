@@ -1,4 +1,4 @@
-"""Where results are kept that nobody gave a folder for."""
+"""Default folders of results and caches."""
 
 import os
 from pathlib import Path

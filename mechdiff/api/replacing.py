@@ -47,8 +47,8 @@ def replacements_of(
     """Replacements at each timestep: those that all rows share, site -> `(timesteps, *site)`, and those of
     single rows, site -> `(timesteps, images, *site)`.
 
-    Units of a site that no source names are replaced with zero. Image i has the noise of `(key, i)` at every
-    timestep, the key being fixed.
+    Units of a site without a source are replaced by zero. Image i has the noise of `(key, i)` at every
+    timestep, with a fixed key.
     """
     shared: dict[str, np.ndarray] = {}
     rows: dict[str, np.ndarray] = {}

@@ -36,18 +36,23 @@ UNITS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
-    """What ablating each component does to a model's denoising loss.
+    """Effects of ablating each component on a model's denoising loss.
 
     Attributes:
       dataset: losses, dims `ablation, component, t, image`, see `sweeps.ablation_sweep`; with effects and
         their intervals, see `saved_effects.with_effects`.
       ablation: the first of those swept, which tables and plots show.
 
-    Example (runnable in experiments/tours/ten_minutes.ipynb):
+    Example (on a shipped network in experiments/tours/ten_minutes.ipynb):
+      >>> import tempfile
+      >>> import numpy as np
       >>> import mechdiff as md
-      >>> result = md.load("cpu16-synthetic-seed0").sweep(n=16)  # doctest: +SKIP
-      >>> result.top(10)  # doctest: +SKIP
-      >>> result.plot().save("map.svg")  # doctest: +SKIP
+      >>> from mechdiff.models.toy import toy_denoiser
+      >>> model, images = md.load(toy_denoiser()), np.full((4, 2, 2, 3), -0.1, np.float32)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     result = model.sweep(images, n=4, timesteps=2, folder=folder)
+      >>> result.top(1)["component"].item()
+      'large.mlp'
     """
 
     dataset: xr.Dataset

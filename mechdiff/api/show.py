@@ -63,7 +63,7 @@ class Sheet:
 
     Attributes:
       rows: uint8, each `(n, height, width, channels)`.
-      labels: one a row.
+      labels: one per row.
     """
 
     rows: tuple[UInt8[np.ndarray, "n height width channels"], ...]
@@ -107,10 +107,10 @@ def show(*rows: Any, labels: Sequence[str] | None = None) -> Sheet:
 
     Args:
       rows: what `Model.sample` returns, or arrays `(n, height, width, channels)` in [-1, 1].
-      labels: one a row; default: what each was made by.
+      labels: one per row; default: the model and intervention of each.
 
     Raises:
-      ConfigError: no rows, labels that are not one a row, or images of different sizes.
+      ConfigError: no rows, another number of labels than rows, or images of different sizes.
 
     Example:
       >>> show(np.zeros((2, 8, 8, 3), np.float32), labels=["gray"])

@@ -174,8 +174,8 @@ def gate_scores(
 def prepare(
     denoiser: Examinable, count: int, timesteps: int, expansion: Expansion | None = None, block: int = 8
 ) -> None:
-    """Compiles what `gate_scores` will run on `count` images at so many timesteps, and runs nothing: for a
-    thread, while images are still being made. For zero ablation of a network without conditions."""
+    """Compiles the programs of `gate_scores` for `count` images and `timesteps` timesteps without running
+    them, in a thread while images are still being made. For zero ablation without conditions."""
     expansion = expansion or Expansion()
     images = np.zeros((count, *denoiser.image_shape), np.float32)
     eval_set = EvalSet(images, np.zeros(timesteps), jax.random.key(0))

@@ -1,12 +1,11 @@
-"""Components that make up for each other, or are of no use without each other: pairs of likely candidates,
-run exactly.
+"""Backup components: exact interactions of all pairs of a few candidates.
 
-Ablating one component at a time shows nothing of what another one repairs. With L the clean loss, a pair's
-interaction is L(without both) - L(without a) - L(without b) + L (`interactions`). Above 0, the second
-removal costs more than the sum of both alone: one backs up the other, in full or in part. Candidates are the
-best by gradients, of which integrated gradients see components that hide each other at the identity, on
-other images than the pairs are run on. A pair is named where its interval lies beyond `LEAST`; a group where
-any one of it may go and no two (`groups`).
+Ablating one component at a time does not show what another one repairs. With L the clean loss, a pair's
+interaction is L(without both) - L(without a) - L(without b) + L (`interactions`). If it is positive, ablating
+both costs more than the sum of ablating each: one backs up the other, fully or in part. If negative, the two
+need each other. Candidates are ranked by gradients on other images than the pairs are run on; integrated
+gradients also find components that hide each other at the identity. A pair is named if the interval of its
+interaction lies beyond `LEAST`; a group if any one of its components can be ablated but no two (`groups`).
 """
 
 import itertools
@@ -28,16 +27,16 @@ from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Examinable
 
 LEAST = 1.0  # % of the clean loss
-BACKUP, COMMON = "backup", "common"  # what a pair is named
+BACKUP, COMMON = "backup", "common"  # names of pairs
 
 
 def candidates(
     denoiser: Examinable, eval_set: EvalSet, chosen: Sequence[Component], count: int
 ) -> tuple[Component, ...]:
-    """The `count` of `chosen` that come first by integrated gradients or by their score at the identity.
+    """The `count` components of `chosen` with the best rank by integrated gradients or at the identity.
 
     Returns:
-      Components, the best first; both rankings take turns, integrated gradients first.
+      Components, the best first; the two rankings alternate, integrated gradients first.
     """
     path = integrated_gradients(denoiser, eval_set, chosen=chosen)
     point = gate_scores(denoiser, eval_set, chosen=chosen)
@@ -58,11 +57,11 @@ def verified_backups(
     seed: int = 0,
     people: Int[np.ndarray, " image"] | None = None,
 ) -> xr.Dataset:
-    """Runs all pairs of the `count` likeliest candidates of `chosen`; zero ablation.
+    """Runs all pairs of the `count` best candidates of `chosen` under zero ablation.
 
     Args:
-      eval_set: that pairs are run on.
-      others: that candidates are chosen on, of other images; then the choice does not bias the pairs' p.
+      eval_set: images on which pairs are run.
+      others: images on which candidates are chosen; other ones, so that the choice does not bias p.
       people: number of the person on each image of `eval_set`; then people are resampled and flipped.
 
     Returns:
@@ -91,10 +90,10 @@ def interaction_table(
     """Pairs of `pair_effects` with their interactions in percent of the clean loss, means over timesteps.
 
     Returns:
-      `exact` with, of each pair: `estimate`, `low`, `high` of its interaction (BCa bootstrap over images or
-      people); `p` (sign flips of them, max-T over the pairs); `single_a`, `single_b`, `joint`,
-      relative loss increases (%) without one or both; `strength` (see `strengths`); and `named`: `backup`
-      where `low` is above `LEAST`, `common` where `high` is below -`LEAST`, else empty.
+      `exact` with variables of dim `pair`: `estimate`, `low`, `high` of the interaction (%; BCa bootstrap
+      over images or people); `p` (sign flips of these, max-T over pairs); `single_a`, `single_b`, `joint`,
+      relative loss increases (%) without one or both; `strength` (see `strengths`); and `named`: `backup` if
+      `low` is above `LEAST`, `common` if `high` is below -`LEAST`, else empty.
     """
     clean, interaction = exact.clean_loss.values, exact.interaction.values
     units = stats.units_from(people, exact.sizes["image"])
@@ -134,18 +133,16 @@ def by_unit(exact: xr.Dataset, units: stats.Units) -> Float[np.ndarray, "pair un
 def strengths(
     singles: Float[np.ndarray, "2 pair"], joint: Float[np.ndarray, " pair"]
 ) -> Float[np.ndarray, " pair"]:
-    """How much of a cost an interaction makes up.
+    """Size of an interaction relative to the cost that it concerns.
 
-    Of a positive one: the share of what losing the costlier component would cost that the other one repairs,
-    1 - single / (joint - other single): 1 of a full backup, between 0 and 1 of a partial one. Of a negative
-    one: the share of the lesser single cost that losing both does not add, 1 where the two are of no use
-    without each other, up to 2 where they cancel. NaN where the cost is not above 0.
+    With singles s <= c and the joint cost j (relative loss increases), for a positive interaction it is
+    1 - c / (j - s), the fraction of the costlier component's cost that the other one repairs: 1 for a full
+    backup, between 0 and 1 for a partial one. For a negative interaction it is (s + c - j) / s: 1 if the two
+    have no effect without each other, up to 2 if they cancel. NaN if the denominator is not positive.
 
-    Example:
+    Example (half of an error is repaired, which is three quarters of its square):
       >>> strengths(np.array([[25.0], [0.0]]), np.array([100.0]))
       array([0.75])
-
-    (Where half of an error is repaired, as three quarters of its square are.)
     """
     lesser, costlier = np.sort(singles, axis=0)
     interaction = joint - lesser - costlier
@@ -154,8 +151,8 @@ def strengths(
 
 
 def costs_in_company(table: xr.Dataset) -> dict[str, Float[np.ndarray, " t"]]:
-    """Component -> relative loss increase (%) at each timestep of losing it, where that costs most in size on
-    average: alone, or where one other of the pairs is gone too.
+    """Component -> its relative loss increase (%) at each timestep when ablated alone, or with one other
+    component of the pairs ablated already, whichever is largest in size on average.
 
     Args:
       table: of `pair_effects`.
@@ -179,10 +176,10 @@ def named_pairs(table: xr.Dataset) -> xr.Dataset:
 
 
 def groups(table: xr.Dataset) -> list[tuple[str, ...]]:
-    """Groups of three or more components of which any one may go and no two: each costs less than `LEAST`
-    alone, and any two of them are named `BACKUP`.
+    """Groups of three or more components of which any one can be ablated but no two: each costs less than
+    `LEAST` alone, and any two of them are named `BACKUP`.
 
-    Where it takes more than two to be missed (any two of four may go, say), pairs show nothing.
+    Pairs don't show groups of which two can be ablated but not three.
 
     Args:
       table: of `interaction_table`.

@@ -9,23 +9,21 @@ components neither is needed in the complete network; once pruning has dropped o
 """
 
 import dataclasses
-import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from mechdiff import stats
 from mechdiff.circuits import screening
 from mechdiff.circuits.faithfulness import CircuitEvaluator
+from mechdiff.circuits.pruning import Close, Set, each_left_out, select
 from mechdiff.circuits.screening import ScreenConfig
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.interventions.describe import listed
 
 RANKINGS = ("exact", "screen")
-Close = Callable[[np.ndarray], np.ndarray]  # circuits [m, component] -> faithfulness match [m]
-Set = Bool[np.ndarray, " component"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +108,7 @@ def discover(
     effect = effects(evaluator) if ranking == "exact" else _screened(evaluator, screen)
     selection = select(close_to(evaluator), effect, tau)
     kept, dropped = np.flatnonzero(selection.members), selection.dropped
-    circuits = [evaluator.ends[1], selection.members, *_without(selection.members, kept)]
+    circuits = [evaluator.ends[1], selection.members, *each_left_out(selection.members, kept)]
     losses = evaluator.losses(np.stack(circuits))
     clean, circuit_loss, *without = losses.mean(axis=2, dtype=np.float64)
     marginal = np.zeros((len(effect), len(clean)))
@@ -146,7 +144,7 @@ def effects(
       weights: of the images; None: even.
     """
     everything = evaluator.ends[1]
-    ablated = _without(everything, np.arange(len(evaluator.chosen)))
+    ablated = each_left_out(everything, np.arange(len(evaluator.chosen)))
     clean, *without = evaluator.pooled(np.stack([everything, *ablated]))
     weights = evaluator.even if weights is None else weights
     return stats.percent_increase(np.array(without) @ weights[0], clean @ weights[0])
@@ -198,84 +196,9 @@ def shuffled(rng: np.random.Generator, members: Set, component_types: Sequence[s
     return new
 
 
-@dataclasses.dataclass(frozen=True)
-class Selection:
-    """Result of `select`: the members, the components that pruning dropped in that order, the length of the
-    ranking's prefix, and the rounds of pruning."""
-
-    members: Set
-    dropped: list[int]
-    prefix: int
-    rounds: int
-
-
-def select(close: Close, effect: Float[np.ndarray, " component"], tau: float) -> Selection:
-    """The shortest prefix of the ranking by |effect| that reaches tau, pruned until each is needed.
-
-    Every round of pruning runs the members less each one. Members without which tau is still reached are
-    dispensable; as many of them are dropped, the most dispensable first, as can be together.
-
-    Args:
-      close: faithfulness match of sets, `[m, component]` to `[m]`.
-      effect: relative loss increase of ablating each component.
-    """
-    order = np.argsort(-np.abs(effect), kind="stable")
-    ranks = np.argsort(order)
-    prefix = _smallest(lambda sizes: close(ranks < sizes[:, None]) >= tau, 0, len(order))
-    members, dropped = ranks < prefix, []
-    for rounds in itertools.count(1):
-        inside = np.flatnonzero(members)
-        match = close(_without(members, inside))
-        reaches = match >= tau
-        dispensable = inside[reaches][np.argsort(-match[reaches], kind="stable")]
-        if not len(dispensable):
-            return Selection(members, dropped, prefix, rounds)
-        fails = functools.partial(_fails, close, tau, members, dispensable)
-        all_fit = len(dispensable) == 1 or not fails(np.array([len(dispensable)]))[0]
-        count = len(dispensable) if all_fit else _smallest(fails, 1, len(dispensable)) - 1
-        members = _without_first(members, dispensable, np.array([count]))[0]
-        dropped += dispensable[:count].tolist()
-    raise AssertionError
-
-
-def _fails(close: Close, tau: float, members: Set, dispensable: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Whether the set without the first so many of `dispensable` falls below tau, for each of `counts`."""
-    return close(_without_first(members, dispensable, counts)) < tau
-
-
-def _smallest(good: Callable[[Int[np.ndarray, " m"]], np.ndarray], low: int, high: int, grid: int = 8) -> int:
-    """The smallest number in (low, high] that is good, by a search on grids that are refined.
-
-    `high` is good and `low` is not; exact if goodness is monotone between them.
-    """
-    while high - low > 1:
-        candidates = np.unique(np.linspace(low, high, min(grid, high - low) + 1).astype(int))[1:-1]
-        fits = np.flatnonzero(good(candidates))
-        place = fits[0] if len(fits) else len(candidates)
-        low, high = [low, *candidates, high][place : place + 2]
-    return int(high)
-
-
 def close_to(evaluator: CircuitEvaluator, weights: Float[np.ndarray, "1 image"] | None = None) -> Close:
     """Faithfulness match of circuits as a function of their members, under one weighting of the images."""
     return lambda members: evaluator.faithfulness_match(members, weights)[:, 0]
-
-
-def _without(members: Set, which: Int[np.ndarray, " m"]) -> Bool[np.ndarray, "m component"]:
-    """Sets that each lack one of `which`."""
-    fewer = np.tile(members, (len(which), 1))
-    fewer[np.arange(len(which)), which] = False
-    return fewer
-
-
-def _without_first(
-    members: Set, dispensable: Int[np.ndarray, " n"], counts: Int[np.ndarray, " m"]
-) -> Bool[np.ndarray, "m component"]:
-    """For each of `counts`, the set without the first so many of `dispensable`."""
-    fewer = np.tile(members, (len(counts), 1))
-    for row, count in zip(fewer, counts, strict=True):
-        row[dispensable[:count]] = False
-    return fewer
 
 
 def _screened(evaluator: CircuitEvaluator, config: ScreenConfig | None) -> Float[np.ndarray, " component"]:

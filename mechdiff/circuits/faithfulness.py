@@ -111,7 +111,7 @@ class CircuitEvaluator:
 
     @property
     def units(self) -> Units:
-        """What is resampled: people where they are known, else images."""
+        """Units of resampling: people if they are known, else images."""
         return units_from(self.people, self.eval_set.count)
 
     @property

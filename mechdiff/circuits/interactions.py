@@ -1,8 +1,8 @@
-"""Interactions of pairs of components: where they are redundant, ablating one at a time misleads.
+"""Interactions of pairs of components, which ablating one component at a time does not show.
 
-The interaction of a pair is L(without both) - L(without a) - L(without b) + L: above 0 where each makes up
-for the removal of the other (redundant, backup), below 0 where one is useless without the other. To second
-order it is the Hessian of the loss in the two gates.
+The interaction of a pair is L(without both) - L(without a) - L(without b) + L: positive if one compensates
+for the ablation of the other (redundant, backup), negative if they need each other. To second order it is the
+mixed second derivative of the loss in the two gates.
 """
 
 import dataclasses
@@ -57,8 +57,8 @@ def _curvatures(
             error = denoiser.predict(point, x_t, t, condition) - noise
             return weights @ jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
 
-        # Reverse over reverse, since our convolution on CPUs has no forward mode; every direction has rows of
-        # its own instead of a turn in a loop, in which XLA's convolution gradients are slow.
+        # Reverse over reverse, since the convolution on CPUs has no forward mode; directions are rows of one
+        # batch and not turns of a loop, in which XLA's convolution gradients are slow.
         total, slopes = jax.vjp(jax.value_and_grad(loss), gates)
         (products,) = slopes((jnp.zeros(()), directions))
         products = jax.tree.map(lambda leaf: leaf.reshape(count, images, -1).sum(1), products)
@@ -81,14 +81,15 @@ def pair_scores(
 ) -> xr.Dataset:
     """Second-order interaction of every pair of the `chosen` components under zero ablation.
 
-    The cost grows with the number of components, not of pairs.
+    The cost grows with the number of components, not with that of pairs.
 
     Args:
       eval_set: images in [-1, 1], timesteps and noise, as in `sweeps.ablation_sweep`.
       block: images in one program.
 
     Returns:
-      Dataset with `curvature`, dims `t, a, b` (its diagonal is a component's own), and `clean_loss`, dim `t`.
+      Dataset with `curvature` (second derivatives of the loss in the gates, mean over images), dims `t, a,
+      b`, and `clean_loss`, dim `t`.
     """
     timesteps, count, block = eval_set.timesteps, eval_set.count, min(block, eval_set.count)
     sites, stacked = sorted(denoiser.identity.gate), leave_one_out(denoiser.identity, chosen)[1]

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from mechdiff import stats
-from mechdiff.circuits.discovery import Circuit, as_members, close_to, effects, select, shuffled
+from mechdiff.circuits.discovery import Circuit, as_members, close_to, effects, shuffled
 from mechdiff.circuits.faithfulness import CircuitEvaluator, faithfulness
+from mechdiff.circuits.pruning import Set, select
 from mechdiff.core.text_table import text_table
 
-Set = Bool[np.ndarray, " component"]
 SHUFFLES = 50  # random circuits for each resample
 
 
@@ -74,7 +74,7 @@ def jaccard(a: Set, b: Set) -> float:
 
 
 def transfer(circuits: Mapping[str, Circuit], evaluator: Mapping[str, CircuitEvaluator]) -> xr.Dataset:
-    """How faithful each circuit is in each network, on each network's own images.
+    """Faithfulness of each circuit in each network, on that network's images.
 
     Args:
       circuits, evaluator: by the same names; networks of one architecture, under one ablation; images other
@@ -130,7 +130,7 @@ def lines(stability: Stability) -> list[str]:
 
 
 def moved_lines(moved: xr.Dataset, ablation: str) -> list[str]:
-    """What `transfer` returned as text: f of the circuit of each row in the network of each column."""
+    """The result of `transfer` as text: f of the circuit of each row in the network of each column."""
     names = [str(name) for name in moved["circuit"].values]
 
     def cell(circuit, network):

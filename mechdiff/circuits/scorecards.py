@@ -160,8 +160,8 @@ class _Runs:
 
     def f_by_t(self, role: str, weights: np.ndarray) -> Float[np.ndarray, "t m"]:
         """Faithfulness of the one circuit of a role, at each timestep."""
-        cells = (self.loss[self.role == name][0] for name in (role, "nothing", "whole"))
-        return np.array([faithfulness(*at_t, weights) for at_t in zip(*cells, strict=True)])
+        loss, nothing, whole = (self.loss[self.role == name][0] for name in (role, "nothing", "whole"))
+        return np.array([faithfulness(loss[t], nothing[t], whole[t], weights) for t in range(len(loss))])
 
     def interval(self, statistic: stats.intervals.Statistic) -> Interval:
         """Student's over the images or people."""

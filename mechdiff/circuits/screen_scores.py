@@ -93,8 +93,8 @@ def score_error(
 
 
 def _part_of(eval_set: EvalSet, replacements: PyTree) -> tuple[EvalSet, PyTree]:
-    """The first images at some of the timesteps (where these have images of their own: at the first), with
-    the replacements there."""
+    """The first images at some of the timesteps (of a nested set those of the first of these), and the
+    replacements there."""
     checked = precision.subset(len(eval_set.timesteps), eval_set.count)
     places = [0] if eval_set.images.ndim == 5 else list(checked.t_indices)
     images = eval_set.at(0)[0][: checked.images]

@@ -6,7 +6,6 @@ What was verified once is never computed again. When audits stop is the business
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -117,7 +116,6 @@ def screen_and_verify(
     """
     config = config or ScreenConfig()
     chosen = chosen_components(denoiser, chosen)
-    kwargs = {"ablation": ablation, "replacements": replacements}
 
     def score_of(
         eval_set: EvalSet, replacements: PyTree
@@ -126,9 +124,11 @@ def screen_and_verify(
         scores, relative = score_all(denoiser, eval_set, chosen, (config.point,), **options)
         return scores, relative[config.point]
 
+    def run(which: Sequence[Component]) -> ExactIncrease:
+        return exact_increase(denoiser, eval_set, folder, which, ablation, replacements, config.precision)
+
     with devices.multiplying(config.precision):
         scores, scored = score_of(eval_set, replacements)
-    run = functools.partial(exact_increase, denoiser, eval_set, folder, setting=config.precision, **kwargs)
     exact = _ExactRuns(run, chosen, np.full(scored.shape, np.nan), np.full(len(chosen), np.nan))
     score = scored.mean(1)
     order = np.argsort(-np.abs(score), kind="stable")

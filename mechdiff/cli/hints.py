@@ -1,4 +1,4 @@
-"""What a mistyped flag may have meant: a setting has to be written `--set=section.field=value`."""
+"""Hints for mistyped flags: settings are written `--set=section.field=value`."""
 
 import difflib
 

@@ -44,7 +44,7 @@ class Launcher:
 
 
 def all_launchers() -> list[Launcher]:
-    """Those that are there, by room; reads their first lines and imports nothing."""
+    """All launchers, by room; their first lines are read, and nothing is imported."""
     folder = home()
     return [
         Launcher(module, command_of(module), room, _summary(folder / f"{module}.py"))

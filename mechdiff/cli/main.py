@@ -82,7 +82,7 @@ class Commands(click.Group):
         return super().get_command(ctx, cmd_name)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """As click does, but a name that there is not is answered with the closest."""
+        """As click does, but an unknown name is answered with the closest ones."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:

@@ -45,7 +45,7 @@ SWEEPS = (
 
 
 def shortcuts(flags: Iterable[Any]) -> tuple[Shortcut, ...]:
-    """Those of a launcher with these flags: settings of sweeps where it examines a model."""
+    """The shortcuts of a launcher with these flags: settings of sweeps if it examines a model."""
     names = {flag.name for flag in flags}
     offered = (*SWEEPS, SEED) if "model" in names and "to" not in names else (SEED,)
     return tuple(short for short in offered if short.names[-1].lstrip("-") not in names)
@@ -70,10 +70,10 @@ def parameters(flags: Sequence[Any], common: Sequence[Any]) -> list[click.Parame
 
 
 def to_flags(context: click.Context, flags: Sequence[Any], common: Sequence[Any]) -> list[str]:
-    """What was typed, as the launcher's own flags.
+    """The typed options as flags of the launcher.
 
     Raises:
-      click.UsageError: something that the launcher can't do without was not given.
+      click.UsageError: a required option is missing.
     """
     values = {name: value for name, value in context.params.items() if _typed(context, name)}
     # Before --set, which is the more exact of the two and so has the last word.
@@ -89,7 +89,7 @@ def to_flags(context: click.Context, flags: Sequence[Any], common: Sequence[Any]
 
 
 def _shortcut_help(short: Shortcut) -> str:
-    """What it means, and the setting that it is, with the value it has where nothing else is said."""
+    """Help of a shortcut: its meaning, its setting, and that setting's default."""
     (row,) = [row for row in settings.all_settings() if row.name == short.setting]
     return f"{short.help} [--set={short.setting}; default: the preset's, in quickstart {row.default}]"
 

@@ -33,15 +33,15 @@ class Tee(io.TextIOBase):
         return self._stream.write(text)
 
     def flush(self) -> None:
-        """Of the stream; the log is always flushed."""
+        """Flushes the stream; the log is always flushed."""
         self._stream.flush()
 
     def isatty(self) -> bool:
-        """As the stream is, so that bars are drawn as without a log."""
+        """Whether the stream is a terminal, so that bars are drawn as without a log."""
         return self._stream.isatty()
 
     def fileno(self) -> int:
-        """Of the stream."""
+        """File descriptor of the stream."""
         return self._stream.fileno()
 
 
@@ -107,7 +107,7 @@ def log_line(log_file: str | None, line: str) -> None:
 
 
 def end(code: int) -> int:
-    """Flushes stdout before the process ends; a pipe that the reader closed is no error of ours."""
+    """Flushes stdout before the process ends; a pipe closed by its reader is not an error."""
     try:
         sys.stdout.flush()
         return code

@@ -1,4 +1,4 @@
-"""All settings, read off the configuration records: name, type, default, and the comment beside each."""
+"""All settings, read from the configuration records: name, type, default, and the comment of each."""
 
 import ast
 import dataclasses

@@ -123,7 +123,7 @@ class SweepConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """What `reproduce` examines, and what it does with each network besides the sweep."""
+    """The networks of `reproduce`, and what is computed for each besides the sweep."""
 
     models: tuple[str, ...] = ()  # folders in checkpoints/; empty: train one per data set first
     controls: bool = False  # also examine an untrained network of the same configuration

@@ -18,7 +18,6 @@ Features = Float[AnyArray, "batch _ _ _"]  # NHWC feature maps; side and channel
 Bytes = UInt8[AnyArray, "batch height width channels"]  # in [0, 255]
 Timesteps = Int[AnyArray, "batch"]  # in [0, T)
 PRNGKey = Key[Array, ""]
-Scalar = Float[Array, ""]
 
 
 class DenoiseFn(Protocol):

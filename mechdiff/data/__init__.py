@@ -167,7 +167,7 @@ def _code_hash(*modules: ModuleType) -> str:
 
 
 def _code(source: str) -> str:
-    """What a module does, without what it says."""
+    """A module's code without docstrings and comments."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)

@@ -1,4 +1,4 @@
-"""Arrays of images in whatever layout people keep them, checked and told apart without a guess."""
+"""Arrays of images in any of the usual layouts, recognized without guessing, and checked."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from jaxtyping import Shaped
 from mechdiff.core.errors import DataError, shorten
 
 SUFFIXES = (".npy", ".npz")
-NAMES = ("images", "image", "x", "arr_0")  # of the images in an .npz, the first that is there
-LABELS = ("labels", "label", "classes", "class", "y", "targets", "arr_1")  # of the class of each, likewise
+NAMES = ("images", "image", "x", "arr_0")  # names of the images in an .npz; the first one present is taken
+LABELS = ("labels", "label", "classes", "class", "y", "targets", "arr_1")  # names of the classes, likewise
 
 
 def read_array(path: Path) -> Shaped[np.ndarray, "..."]:
@@ -45,7 +45,7 @@ def read_labels(path: Path, count: int) -> Shaped[np.ndarray, " count"] | None:
     That is the array called `labels` (or another of `LABELS`), or the only one of one axis.
 
     Raises:
-      DataError: labels that are not one an image, or neither whole numbers nor text.
+      DataError: labels that are not one per image, or neither integers nor text.
     """
     if path.suffix.lower() != ".npz":
         return None

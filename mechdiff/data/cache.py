@@ -32,7 +32,7 @@ SPLITS = ("train", "validation", "test")  # CelebA's codes 0, 1, 2
 CENTER = "centered square of the shorter side"  # what caches call this crop
 FORMAT = 1  # raise it when the same key must give other bytes
 BLOCK = 1024  # images decoded between two writes
-STALE_SECONDS = 3600  # a partial file that nobody has written to for so long belongs to a killed run
+STALE_SECONDS = 3600  # a partial file not written to for this long belongs to a killed run
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -175,8 +175,8 @@ def _decoded(
 
 
 def _key(source: Source, size: int, preprocessing: Preprocessing) -> dict:
-    """What decides the bytes. Settings that came later count only where they are not at their defaults, so
-    that caches and digests of the first edition stay valid."""
+    """Everything that decides the bytes. Settings added later count only where they differ from the defaults,
+    so that caches and digests of version 0.1 stay valid."""
     crop = CENTER if preprocessing.crop == "center" else preprocessing.crop
     later = {name: getattr(preprocessing, name) for name in ("channels", "background", "phases")}
     return {

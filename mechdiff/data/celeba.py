@@ -1,4 +1,4 @@
-"""CelebA (Liu et al., ICCV 2015) as it is officially handed out, and as Kaggle packs it.
+"""CelebA (Liu et al., ICCV 2015) in its official layout, and as Kaggle packs it.
 
 A *pack* is a folder with
 

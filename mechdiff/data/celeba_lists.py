@@ -52,7 +52,7 @@ def read_attributes(path: Path) -> tuple[tuple[str, ...], dict[str, list[bool]]]
     """Names of attributes, and which of them each image has.
 
     Raises:
-      DataError: no head, another number of rows than promised, or a row of another form.
+      DataError: no header, another number of rows than it states, or a row of another form.
     """
     lines = _lines(path)
     if path.suffix == ".csv":

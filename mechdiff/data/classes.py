@@ -51,7 +51,7 @@ def class_labels(dataset: Dataset, names: str, classes: int) -> Int[np.ndarray, 
 
 
 def class_names(dataset: Dataset, names: str, classes: int) -> tuple[str, ...]:
-    """What the classes of `class_labels` are called, in their order; see there for the arguments.
+    """Names of the classes of `class_labels`, in their order; see there for the arguments.
 
     Example:
       >>> labels = {"Male": np.array([True, False]), "Smiling": np.array([True, True])}

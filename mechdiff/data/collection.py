@@ -1,4 +1,4 @@
-"""Images that somebody gives to examine a network on: a folder, a file of an array, or an array."""
+"""A user's images to examine a network on: a folder, a file of an array, or an array."""
 
 import hashlib
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ class Collection:
     """Images of one place; those of files are read one by one, by `pixels`.
 
     Attributes:
-      name: for a reader, such as `faces` (a folder) or `an array`.
+      name: for messages, such as `faces` (a folder) or `an array`.
       digests: sha256 (hex) of each.
-      rows: which to take, in order; of equal ones in a folder or file only one.
+      rows: the images that are used, in order; of equal ones in a folder or file only one.
       array: the images, uint8 or float32 in [-1, 1]; None: they lie in `files`.
       files: the files of a folder.
       labels: the class of each, as an `.npz` file holds it: whole numbers or names.
@@ -41,18 +41,18 @@ class Collection:
 
     @property
     def digest(self) -> str:
-        """Of the set of images (sha256, hex), whatever they are called and in whatever order."""
+        """Digest (SHA-256, hex) of the set of images, whatever their names and order."""
         return fingerprint(sorted(self.digests))
 
     @property
     def names(self) -> Sequence[str]:
-        """Of the files, below their folder; none of an array."""
+        """Paths of the files below their folder; empty for an array."""
         return () if self.files is None else self.files.names
 
     def pixels(
         self, row: int, size: int, preprocessing: Preprocessing
     ) -> Float[np.ndarray, "{size} {size} channels"]:
-        """One image in [-1, 1]. Of an array of the network's size and channels, as it is, phases aside.
+        """One image in [-1, 1]; for an array of the network's size and channels unchanged but for its phases.
 
         Raises:
           DataError: it can't be read, does not fit the crop, or is of floats in another size.
@@ -74,7 +74,7 @@ class Collection:
         return to_float(thumbnail(image, size, name, preprocessing))
 
     def treatment(self, size: int, preprocessing: Preprocessing) -> str:
-        """What becomes of the images, in words."""
+        """The preprocessing of the images, in words."""
         as_they_are = self._fits(size, preprocessing)
         unchanged = "random phases" if preprocessing.phases == "random" else "as they are"
         done = unchanged if as_they_are else f"{preprocessing.description}, resized to {size}x{size}"
@@ -91,8 +91,8 @@ def open_collection(
 ) -> Collection:
     """The images of a folder, of an `.npy` or `.npz` file, or of an array.
 
-    Those of a folder or file come in the order of their hashes, equal ones once; those of an array as they
-    are.
+    Images of a folder or file are ordered by their hashes, equal ones taken once; those of an array keep
+    their order.
 
     Args:
       value_range: of floats in another range than [-1, 1].

@@ -1,7 +1,7 @@
-"""The one record every data source yields, and batches as a pure function of the step.
+"""The record that every data source returns, and batches as a pure function of the step.
 
-Nothing here has a state: `batch_at(dataset, seed, step, batch)` gives the same images whenever it is
-called, so a resumed run needs no iterator to restore.
+There is no state: `batch_at(dataset, seed, step, batch)` returns the same images whenever it is called, so a
+resumed run has no iterator to restore.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ class Dataset:
       name: where they come from ("synthetic", "gaussian", "celeba", "tfds", "folder").
       images: bytes in [0, 255], possibly memory-mapped: index it, don't copy it whole.
       digest: sha256 (hex) of what decides the content: source, size, crop, filter, split and count.
-      labels: attributes, one value an image; may be empty.
-      names: label -> what its values 0, 1, ... are called, where they are called anything (folders).
-      ids: what each image is called in its source (a file name, or an index).
-      people: number of the person on each image, -1 where it is unknown; None: nobody is known. Images of
-        one person are not independent: intervals draw people.
+      labels: attributes, one value per image; may be empty.
+      names: label -> names of its values 0, 1, ..., if they have names (folders).
+      ids: the name of each image in its source (a file name, or an index).
+      people: number of the person on each image, -1 where unknown; None: all unknown. Images of one person
+        are not independent: intervals resample people.
       digests: sha256 (hex) of each image's file, where the source reads them; else None.
     """
 
@@ -75,7 +75,7 @@ def batch_at(
     """The images of step `step`, as bytes; `flip` mirrors each left-right with probability 1/2.
 
     Args:
-      rows: which of the batch are read, where several processes share it.
+      rows: the part of the batch that is read, if several processes share it.
     """
     images = np.array(dataset.images[batch_indices(len(dataset), seed, step, batch)[rows]])
     if flip:

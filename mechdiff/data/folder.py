@@ -1,9 +1,9 @@
 """Any images: a folder of files, with sub-folders or without, or the array in an `.npy` or `.npz` file.
 
-What an image is called plays no part: its bytes decide (SHA-256) on which side of the split it lies and in
-which order it comes, so files may be added, moved and renamed. Of equal files one is kept; images that were
-encoded anew count as others. Where the sub-folders are called train, val and test (`SPLIT_NAMES`), they are
-the split, unless `data.split=digest`; a held-out file that is in training too is left out.
+Names don't matter: the SHA-256 of an image's bytes decides its side of the split and its place in the order,
+so files may be added, moved and renamed. Of equal files one is kept; an image in another encoding counts
+as another one. If the sub-folders are called train, val and test (`SPLIT_NAMES`), they are the split, unless
+`data.split=digest`; a held-out file that is also in training is left out.
 
 Hidden files, what a Mac leaves in archives (`__MACOSX`, `._NAME`), and files that are no images are passed
 over; the last are counted in a note. First-level sub-folders (below train, val and test) are the label
@@ -53,7 +53,7 @@ class ImageFiles(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Of the set of images, whatever they are called."""
+        """Digest of the set of images, whatever their names."""
         return fingerprint(sorted(self.digests))
 
 
@@ -219,7 +219,7 @@ def _content(path: Path) -> bytes:
 
 def _of_array(path: Path) -> ImageFiles:
     if path.suffix.lower() not in ARRAYS:
-        raise DataError(f"{path} is no folder; a file of images must be {' or '.join(ARRAYS)}")
+        raise DataError(f"{path} is not a folder; a file of images must be {' or '.join(ARRAYS)}")
     images, notes = as_images(read_array(path), str(path))
     if not len(images):
         raise DataError(f"{path} holds no images (shape {images.shape})")
@@ -232,6 +232,6 @@ def _of_array(path: Path) -> ImageFiles:
 
 
 def _by_hash(names: Sequence[str], hashes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names and hashes, ordered by hash (which nobody chose), equal ones by name."""
+    """Names and hashes, ordered by hash (an arbitrary order), equal ones by name."""
     rows = sorted(range(len(names)), key=lambda index: (hashes[index], index))
     return tuple(names[index] for index in rows), tuple(hashes[index] for index in rows)

@@ -1,4 +1,4 @@
-"""Gaussian images: a spectrum like that of faces and nothing else, with the best denoiser known exactly.
+"""Gaussian images with a spectrum like that of faces, for which the best denoiser is known exactly.
 
 They are stationary on a torus and real, mean 0. Power falls with frequency f (cycles an image) as f^-3, for
 the mean as if f were 0.6, and is shared out over gray, red against green, and yellow against blue as .94, .02
@@ -45,8 +45,8 @@ def spectrum(size: int, rounded: bool = True) -> Float[np.ndarray, "{size} {size
 
 
 def images(seed: int, start: int, count: int, size: int) -> Float[np.ndarray, "{count} {size} {size} 3"]:
-    """Images `start .. start + count - 1` before they are cut off and rounded; each depends on the seed and
-    its own index alone.
+    """Images `start .. start + count - 1` before clipping and rounding; each depends on the seed and on its
+    index only.
 
     Raises:
       ConfigError: a negative start or count, or a size that is not 4 to 256.

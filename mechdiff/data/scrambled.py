@@ -1,4 +1,4 @@
-"""Images with random phases: each keeps its spectrum and its colors, and shows nothing.
+"""Images with random phases: each keeps its spectrum and its colors, and loses its shapes.
 
 Every spatial frequency is turned by a random angle, the same in all channels, so that amplitudes, the mean
 color and the correlations of channels stay and shapes go. Turned images leave [-1, 1] (at 16x16 in 8 % of

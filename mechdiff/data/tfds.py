@@ -1,8 +1,8 @@
 """CelebA (or any set with an `image` feature) as TensorFlow Datasets prepares it, without TensorFlow.
 
-Needs the extra `tfds` and a copy in the array_record format, which `prepare` makes offline from the official
-files. Records are read raw: the JPEG of each takes the same way through crop, filter and cache as that of any
-other source, and TFDS's own decoder, which costs more than the JPEG does, is left out.
+It needs the extra `tfds` and a copy in the array_record format, which `prepare` makes offline from the
+official files. Records are read raw: their JPEGs are cropped, filtered and cached like those of any other
+source, without TFDS's own decoder, which takes longer than the JPEG itself.
 """
 
 import hashlib
@@ -124,7 +124,7 @@ def prepare(source: str | Path, data_folder: str | Path) -> Path:
 
 
 def _offline_builder(official: ModuleType, pack: celeba.Pack, identities: dict[str, int]) -> type:
-    """TFDS's builder with another origin of the files; features, version and name stay its own.
+    """TFDS's builder with the official files as its source; features, version and name are unchanged.
 
     Args:
       official: the module of TFDS's celeb_a.
@@ -178,7 +178,7 @@ def _identities(folder: Path) -> dict[str, int]:
 
 
 def _plain(error: Exception, folder: str | Path) -> DataError:
-    """The DataError that TFDS wrapped, or one line about what it met."""
+    """The DataError that TFDS wrapped, or one line on any other error."""
     cause = error
     while cause is not None:
         if isinstance(cause, DataError):
@@ -196,7 +196,7 @@ def _import(name: str) -> ModuleType:
 
 
 def _builder(folder: Path):
-    """TFDS's builder of a copy that is complete and in array_record."""
+    """TFDS's builder of a copy; it must be complete and in array_record."""
     try:
         info = json.loads((folder / INFO).read_text())
         form = info.get("fileFormat", "tfrecord")
@@ -232,7 +232,7 @@ def _fields(records, row: int, where: str):
 def _labels(
     cache: Path | None, content: str, names: tuple[str, ...], count: int, fields: Callable[[int], dict]
 ) -> dict[str, np.ndarray]:
-    """The attributes of all records; kept in the cache, since they lie behind the images."""
+    """The attributes of all records; cached, since they are stored after the images."""
     if not names:
         return {}
 
@@ -247,7 +247,7 @@ def _labels(
 
 
 def _content(shards: list[Path]) -> str:
-    """Names, sizes, and both ends of every shard: cheap, and another preparation gives another hash."""
+    """Digest of names, sizes, and both ends of every shard: cheap, and it differs between preparations."""
     digest = hashlib.sha256()
     for shard in shards:
         size = shard.stat().st_size

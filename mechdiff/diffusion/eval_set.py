@@ -1,4 +1,4 @@
-"""What a denoiser is examined on: clean images, timesteps, and the key of their noise."""
+"""The set that a denoiser is examined on: clean images, timesteps, and the key of their noise."""
 
 import dataclasses
 from typing import NamedTuple

@@ -43,7 +43,7 @@ class Coefficients(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parameterization:
-    """What a network takes and what it returns.
+    """Input and output of a network.
 
     Attributes:
       output: `epsilon` (the noise), `v_prediction` (sqrt(abar) noise - sqrt(1 - abar) x_0), `sample` (x_0):

@@ -70,7 +70,7 @@ def _is_traced(leaves: list) -> bool:
 
 
 def _groups(intervention: Intervention, replaced: Mapping[str, str]) -> dict[str, list[str]]:
-    """What is done -> names of the components to which it is done."""
+    """Action -> names of the components to which it is applied."""
     groups: dict[str, list[str]] = {}
     for site, gate in intervention.gate.items():
         zero = not np.any(np.asarray(intervention.replacement.get(site, 0.0)))

@@ -29,7 +29,7 @@ _HOW = "return mechdiff.models.traced.wrap(fn, params, schedule=..., example=(x,
 
 
 class Made(NamedTuple):
-    """What a factory returns.
+    """The result of a factory.
 
     Attributes:
       denoiser: to be examined.

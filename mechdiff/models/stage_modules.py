@@ -26,7 +26,7 @@ MODULE_OF_HEADS = {"temperature": "pattern", "pattern": "mix", "pattern_replacem
 
 
 class Stream(NamedTuple):
-    """What flows between stages. Rows (the batch axis) may grow on the way."""
+    """The values passed from stage to stage. Rows (the batch axis) may become more on the way."""
 
     h: Float[Array, "rows height width channels"]
     skips: tuple[Float[Array, "rows height width channels"], ...]
@@ -110,7 +110,7 @@ def at_timesteps(intervention: Intervention, t: Timesteps) -> Intervention:
     """The intervention as it acts at `t`: leaves per row, those of the identity outside its window.
 
     Raises:
-      ConfigError: a direction at a site that is not there, or of more axes than rows of it.
+      ConfigError: a direction at a site that does not exist, or with more axes than its rows.
     """
     acting = in_window(intervention, t)
     if not intervention.add:

@@ -70,7 +70,9 @@ def branch_before(stage: str) -> str:
     """
     match = _NAME.fullmatch(stage)
     if match is None:
-        raise ConfigError(f"{stage!r} is no attention stage of the UNet; one is called such as 'down1.attn0'")
+        raise ConfigError(
+            f"{stage!r} is not an attention stage of the UNet; their names are such as 'down1.attn0'"
+        )
     place = StageName(**match.groupdict())
     return f"{place.side}{place.level}.block{place.number}.res"
 

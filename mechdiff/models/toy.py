@@ -24,7 +24,7 @@ def predict_noise(params: dict[str, jax.Array], x: Images, t: jax.Array) -> Imag
 def toy_denoiser(large: float = 0.7, small: float = 0.2) -> TracedDenoiser:
     """A denoiser of 2x2 images whose components contribute `large`, `small` and nothing to the noise.
 
-    Of a gray image (0) the noisy one is the noise times its standard deviation, near 1 at late timesteps:
+    For a gray image (0) x_t is the noise times its standard deviation, which is near 1 at late timesteps:
     there the prediction is right if the contributions sum to 1, and leaving out `large.mlp` costs more than
     leaving out `small.mlp`.
 

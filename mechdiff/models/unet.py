@@ -109,7 +109,7 @@ def _fold(
     capture: tuple[str, ...],
     mode: Mode,
 ) -> tuple[Features, dict[str, dict[str, Any]]]:
-    """All stages in order, each with dropout of its own."""
+    """All stages in order, with a separate dropout key for each."""
     captured: dict[str, dict[str, Any]] = {name: {} for name in capture}
     for i, stage in enumerate(stages(config)):
         key = None if mode.dropout_key is None else jax.random.fold_in(mode.dropout_key, i)

@@ -14,11 +14,11 @@ from mechdiff.models.unet import init_unet
 
 
 def untrained(denoiser: Examinable, seed: int = 0) -> Any:
-    """A fresh network of the same configuration, to see what of a finding is due to training.
+    """A fresh network of the same configuration: a control that shows which findings are due to training.
 
-    Kernels that training starts at zero, with which no ablation could change the prediction, are drawn like
-    the rest: normal, of variance 1 / fan-in. The fan-in is the product of all axes but the last, that of the
-    layers of a scan among them.
+    Kernels that training initializes to zero, whose ablation could not change the prediction, are drawn like
+    the rest: normal, of variance 1 / fan-in. The fan-in is the product of all axes but the last, with that
+    of the layers of a scan.
 
     Args:
       denoiser: a UNet of this package, or a function that was wrapped with `init`.

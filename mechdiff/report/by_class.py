@@ -94,7 +94,7 @@ def class_name(model: ExaminedModel, label: int) -> str:
 
 
 def conditioned_on(model: ExaminedModel) -> str:
-    """What a UNet is told beside the noisy image and t, for a reader; empty: nothing."""
+    """The conditions of a UNet in words; empty for an unconditional network."""
     unet = model.config.unet
     if model.function or not conditions.takes(unet):
         return ""

@@ -137,10 +137,10 @@ def findings(changed: Changed) -> list[Markup]:
         change = numbers.value(difference, place)
         if (change.estimate > 0) != (title == "Largest rise") or change.estimate == 0:
             continue
-        ends = [between(numbers.value(changed.sides[side].pooled, place), " %") for side in (0, -1)]
-        facts = (title, changed.difference.components[place], *ends)
-        p = precise(float(changed.p[place]))
-        sentences.append(Markup(words).format(*facts, between(change, f" {POINTS}"), p))
+        first, last = (between(numbers.value(changed.sides[side].pooled, place), " %") for side in (0, -1))
+        component, p = changed.difference.components[place], precise(float(changed.p[place]))
+        points = between(change, f" {POINTS}")
+        sentences.append(Markup(words).format(title, component, first, last, points, p))
     words = "<b>Loss without ablation,</b> mean over these images and timesteps: {} before, {} after."
     first, last = (f"{changed.clean[side]:.4g}" for side in (0, -1))
     return [*sentences, Markup(words).format(first, last)]
@@ -194,7 +194,9 @@ def _figures(changed: Changed, figures: Path) -> dict[str, PageFigure | None]:
     if changed.steps:
         draw = functools.partial(over_training.draw, training=training(changed))
         drawn["course"] = ("Effects by training step", draw)
-    return {name: style.page_figure(figures, f"{NAME}-{name}", *parts) for name, parts in drawn.items()}
+    return {
+        name: style.page_figure(figures, f"{NAME}-{name}", alt, draw) for name, (alt, draw) in drawn.items()
+    }
 
 
 def training(changed: Changed) -> Training:

@@ -26,7 +26,7 @@ def mark(component: str, ablation: str = "") -> str:
 
 
 def told(component: str, words: str) -> str:
-    """The gid of an artist that stands for a component and says something of its own when it is hovered."""
+    """The gid of an artist that stands for a component and has a hover text."""
     return SEPARATOR.join(("told", component, words))
 
 

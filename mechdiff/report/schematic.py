@@ -49,7 +49,7 @@ class Plan:
 
 
 def plan(config: UNetConfig) -> Plan:
-    """Layout of a network: a row for each resolution, bridges nested over the rows they span."""
+    """Layout of a network: a line for each resolution, bridges nested over the lines they span."""
     in_order = stages(config)
     row = tuple(int(np.log2(config.image_size // stage.resolution)) for stage in in_order)
     stack, pairs = [], []

@@ -15,8 +15,8 @@ LEAST = 3  # components of a block that has lines of its own
 
 
 def draw_sequence(theme: Theme, increase: EffectGrid, largest: float, quantity: str = POOLED) -> Figure:
-    """Components as boxes in the order of execution, colored by pooled ΔL/L as in `draw`; blocks stand on
-    lines of their own, see `in_lines`."""
+    """Components as boxes in the order of execution, colored by pooled ΔL/L as in `draw`; each block has
+    separate lines, see `in_lines`."""
     columns, wide, tall = 8, 1.38, 0.52  # boxes a line, inches
     places = in_lines(increase.components, columns)
     lines = 1 + places[-1][0] if places else 1
@@ -42,7 +42,7 @@ def draw_sequence(theme: Theme, increase: EffectGrid, largest: float, quantity: 
 
 
 def in_lines(names: Sequence[str], columns: int) -> list[tuple[int, int]]:
-    """Line and column of each component, so that the parts of a block stand on lines of their own.
+    """Line and column of each component; the parts of a block get separate lines.
 
     A block is a run of names of which the first word is the same, `LEAST` at least; shorter runs share lines.
 

@@ -98,7 +98,7 @@ def plot_ranked(
     label: str,
     title: str,
 ) -> Plot:
-    """Estimates with intervals, one a row, in the order given from the top."""
+    """Estimates with intervals, one per line, in the order given from the top."""
 
     def draw(theme: Theme) -> Figure:
         figure = style.figure(5.6, 0.6 + 0.22 * len(names), layout="constrained")

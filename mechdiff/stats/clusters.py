@@ -1,9 +1,9 @@
-"""Images that come in clusters: thirty images of one person are not thirty independent images.
+"""Clustered images: thirty images of one person are not thirty independent images.
 
-Where it is known who is on an image, the unit of resampling is the person: all images of a person are
+If it is known who is on an image, the unit of resampling is the person: all images of a person are
 drawn, left out and flipped together (cluster bootstrap, Davison & Hinkley 1997, section 3.8; Field & Welsh
-2007). Where it is not known, each image is a unit of its own, and every function here gives what it would
-have given without clusters.
+2007). If it is not known, each image is a unit, and every function here gives the same as without
+clusters.
 """
 
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ class Units:
     """The units that are resampled: images, or people where it is known who is on them.
 
     Attributes:
-      member: number in [0, count) of the unit of every image, `[image]`; or `[t, image]` where every timestep
-        has images of its own.
+      member: number in [0, count) of the unit of every image, `[image]`; or `[t, image]` if timesteps have
+        different images.
       count: units.
       clustered: whether units are people, not images.
 
@@ -46,10 +46,10 @@ class Units:
         return self.count if self.clustered else 0
 
     def weights(self, shares: Float[np.ndarray, "m unit"]) -> Float[np.ndarray, "m *timesteps image"]:
-        """Shares of units as shares of images, at every timestep of sum 1.
+        """Weights of images from shares of units; the sum is 1 at every timestep.
 
-        Units of equal share give all images alike, however many a unit has. A resample that drew nobody who
-        is on the images of a timestep weighs these alike.
+        With equal shares all images weigh the same, however many a unit has. If a resample drew none of the
+        units at a timestep, its images weigh the same.
         """
         drawn = np.asarray(shares, np.float64)[:, self.member]
         total = drawn.sum(axis=-1, keepdims=True)
@@ -92,7 +92,7 @@ def units_of(result: xr.Dataset) -> Units:
 
 
 def units_from(people: Int[np.ndarray, "*timesteps image"] | None, images: int) -> Units:
-    """The units of so many images: the people on them, or the images where one is unknown (negative).
+    """The units of `images` images: the people on them, or the images if any person is unknown (negative).
 
     Raises:
       ConfigError: fewer than 2 units.

@@ -1,4 +1,4 @@
-"""Intervals that hold at every sample size at once, so that one may look at the data and stop."""
+"""Confidence sequences: intervals that hold at every sample size at once, for sequential designs."""
 
 import numpy as np
 from jaxtyping import Float
@@ -14,14 +14,14 @@ def confidence_sequence(
 ) -> Float[np.ndarray, " *cells"]:
     """Half-widths of an asymptotic confidence sequence for means (Waudby-Smith et al. 2024, theorem 2.2).
 
-    With probability `confidence` the mean +- this half-width holds the true mean at *all* n from some size
-    on, and so at whatever n one stops, for whatever reason. Units are independent, of finite variance; the
-    first few dozen are not covered by the theorem.
+    With probability `confidence` the mean +- this half-width contains the true mean at *all* n from some size
+    on, and so at any n at which one stops, for whatever reason. Units are independent, with finite variance;
+    the theorem is asymptotic and does not cover the first few dozen.
 
     Args:
-      n: units seen.
+      n: number of units so far.
       deviation: their standard deviation, per cell.
-      planned: n at which the sequence is made tightest; it holds for every n.
+      planned: n at which the sequence is tightest; it holds for every n.
 
     Returns:
       Half-widths: `deviation` times sqrt(2 (n r + 1) / (n^2 r) ln(sqrt(n r + 1) / alpha)), alpha = 1 -
@@ -43,17 +43,17 @@ def confidence_sequence(
 def skewed_sequence(
     influence: Float[np.ndarray, "*cells n"], confidence: float = 0.95, planned: int = 100
 ) -> tuple[Cells, Cells]:
-    """How far a confidence sequence reaches below and above an estimate, for few units and skewed laws.
+    """Lower and upper half-widths of a confidence sequence, for few units and skewed distributions.
 
-    `confidence_sequence` is a theorem for many units. Two corrections make it wider, never narrower: its
-    width in standard errors is read as a normal quantile and replaced by Student's of the same tail; and the
-    side of the longer tail is moved out by the first Cornish-Fisher term of a Studentised mean,
-    g (1 + 2 t^2) / (6 sqrt n), g the sample's skewness (Johnson 1978; Hall 1992, section 2.6). Neither is a
-    proof: a tail that no unit has shown can't be allowed for. The calibration says what it covers under which
-    law.
+    `confidence_sequence` holds for many units. Two corrections make it wider, never narrower: its half-width
+    in standard errors is taken for a normal quantile and replaced by Student's quantile of the same tail
+    probability; and the end on the side of the longer tail is moved out by the first Cornish-Fisher term of a
+    studentized mean, g (1 + 2 t^2) / (6 sqrt n), with g the sample's skewness (Johnson 1978; Hall 1992,
+    section 2.6). They are approximations, which can't allow for a tail outside of the sample; their coverage
+    under several distributions is measured in `validation`.
 
     Args:
-      influence: what each of n >= 3 units adds to each estimate; of mean 0 over units.
+      influence: contribution of each of n >= 3 units to each estimate; mean 0 over units.
       confidence, planned: as in `confidence_sequence`.
 
     Returns:

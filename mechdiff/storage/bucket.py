@@ -1,8 +1,8 @@
 """A work folder in a bucket (`gs://`, `s3://`), through a local copy that is sent there as it grows.
 
 A run reads and writes a plain folder; a thread sends what changed every half minute, and all of it at the
-end. Whenever a run is killed, the next one, on whatever machine, goes on from what was sent to the same
-numbers (see `mirror`). Several processes, each with a copy of its own, share a sweep, and locks hold between
+end. Whenever a run is killed, the next one, on any machine, continues from what was sent, to the same
+numbers (see `mirror`). Several processes, each with its own copy, share a sweep, and locks hold between
 them (see `ownership`): no file system that all of them see is needed.
 """
 

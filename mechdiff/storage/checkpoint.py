@@ -32,9 +32,9 @@ for _logger in (logging.getLogger("absl"), logging.getLogger()):
 class TrainCheckpoints:
     """The checkpoints of one training run: the newest steps and the best one (lowest score).
 
-    Reading never writes to the folder. One run at a time may save (see `locks.lock`). Where it has several
-    processes, all of them must save and restore at once: each its own part, in a folder that all see; where
-    each has a copy of its own (see `exchange`), each saves all into it, and restores its part.
+    Reading never writes to the folder. Only one run at a time may save (see `locks.lock`). If it has several
+    processes, all of them must save and restore together: each its own part, in a folder that all see; or, if
+    each has its own copy (see `exchange`), each saves everything into it, and restores its part.
     """
 
     def __init__(self, folder: Path | str, keep: int = 2):
@@ -172,7 +172,7 @@ class TrainCheckpoints:
 
 
 def _as_now(saved: dict) -> dict:
-    """A saved config with the names and the defaults of today; as it is where it is no whole config."""
+    """A saved config with today's names and defaults; unchanged if it is not a complete config."""
     try:
         return to_dict(from_dict(saved))
     except ConfigError:
@@ -180,10 +180,10 @@ def _as_now(saved: dict) -> dict:
 
 
 def _context(copies: bool = False) -> ocp.Context:
-    """Compact files: no copies of shapes and shardings, which the abstract state gives at loading.
+    """Compact files: without copies of shapes and shardings, which the abstract state provides at loading.
 
     Args:
-      copies: each process of several writes to a folder of its own.
+      copies: each of several processes writes to its own folder.
     """
     context = ocp.Context()
     context.array.saving.enable_write_sharding_file = False
@@ -258,7 +258,7 @@ def _digest(metadata: dict, tree: PyTree) -> str:
 
 
 def _digest_arrays(state: PyTree) -> str:
-    """Of the leaves by plain path: the same for a record as for the dict in which Orbax keeps it."""
+    """Digest of the leaves by plain path: the same for a record and for the dict that Orbax makes of it."""
     return digests.digest_arrays(on_host(named_leaves(state)))
 
 

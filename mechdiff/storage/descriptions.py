@@ -1,4 +1,4 @@
-"""What a labelled result says of itself: units and a long name of every variable, and what made it.
+"""Descriptions of labeled results: units and a long name of every variable, and how it was made.
 
 The one place for all results: `labelled` adds these where results are written.
 """

@@ -67,8 +67,8 @@ _last: list[_Known] = []  # one at most: of one network after another, in severa
 
 
 def digest_device_arrays(tree: PyTree) -> str:
-    """`digest_arrays`, remembered until another tree comes, where all leaves are arrays of JAX: nobody can
-    write to these. Of a gigabyte of parameters it would else be 0.6 s before every sweep, on a CPU's core.
+    """`digest_arrays`, cached for the last tree if all its leaves are JAX arrays, which can't be written to.
+    Hashing a gigabyte of parameters before every sweep would take 0.6 s on one core.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,7 +1,7 @@
-"""What processes have between them that share a work folder but no disk: the seam of locks and shared work.
+"""Exchange between processes that share a work folder but no disk: the interface of locks and shared work.
 
-On a disk that all of them see, the disk is what they have: locks are the kernel's, a finished piece is a
-file. Where a folder is a local copy of one in a bucket, the copy announces itself here while it is used, and
+On a shared disk none of this is needed: locks are the kernel's, and a finished piece is a
+file. If a folder is a local copy of one in a bucket, the copy registers itself here while it is used, and
 `locks` and `work_sharing` ask it.
 """
 
@@ -21,32 +21,32 @@ _announced: list["Exchange"] = []
 
 @runtime_checkable
 class Exchange(Protocol):
-    """A local copy of a work folder, and its ways to others of it. A name is that of a lock or of a piece of
-    work; whoever holds it keeps it until it is released, or until its process has ended or is silent for
+    """A local copy of a work folder, and its exchange with other copies. A name is that of a lock or of
+    a piece of work; its holder keeps it until it is released, or until its process has ended or is silent for
     longer than its lease."""
 
     folder: Path
     address: str
 
     def take(self, name: str) -> bool:
-        """Whether `name` is this process's now; False: another live process has it."""
+        """Whether `name` now belongs to this process; False: another live process has it."""
         ...
 
     def release(self, name: str) -> None:
-        """Lets others take `name`; of one that this process holds."""
+        """Lets others take `name`, which this process holds."""
         ...
 
     def holder(self, name: str) -> str:
-        """Which process has it, for an error's line."""
+        """The process that holds `name`, for an error message."""
         ...
 
     def send(self) -> None:
-        """Sends what is new here."""
+        """Sends what changed here."""
         ...
 
     def refresh(self, changed: bool = False) -> None:
-        """Fetches what others have sent and is not here yet; if `changed`, also what they have changed. A
-        file that was changed here stays as it is."""
+        """Fetches what others have sent and is missing here; if `changed`, also what they have changed. A
+        file that was changed here is kept."""
         ...
 
     def following(self) -> contextlib.AbstractContextManager[None]:
@@ -110,7 +110,7 @@ def in_writers(folder: Path | str, action: Callable[[], None]) -> None:
 
 
 def address_of(path: Path | str) -> str:
-    """What a path is called for whoever reads of it: where it lies in a bucket, or the path itself."""
+    """A path for messages: its address in a bucket, or the path itself."""
     others = of(path)
     if others is None:
         return str(path)
@@ -119,6 +119,6 @@ def address_of(path: Path | str) -> str:
 
 
 def name_of(kind: str, path: Path | str, exchange: Exchange) -> str:
-    """What a lock or the pieces of a store are called between processes: by the place in their folder."""
+    """The name of a lock or of a store's pieces between processes: its place in their folder."""
     place = Path(path).resolve().relative_to(exchange.folder.resolve()).as_posix()
     return f"{kind}/{place}" if place != "." else kind

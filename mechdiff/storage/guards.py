@@ -25,7 +25,7 @@ def saving(path: Path) -> Iterator[None]:
 
 @contextmanager
 def damage(path: Path, way_out: str) -> Iterator[None]:
-    """Whatever Orbax raises on files that it cannot read, as one line with the way out."""
+    """Turns any error of Orbax on files that it can't read into one line with the way out."""
     try:
         yield
     except Exception as error:

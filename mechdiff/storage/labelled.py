@@ -1,8 +1,8 @@
-"""Labelled results on disk: an `xarray.Dataset` in a Zarr folder, filled piece by piece.
+"""Labeled results on disk: an `xarray.Dataset` in a Zarr folder, filled piece by piece.
 
-Zarr writes each chunk aside and renames it, so a process killed at any moment leaves only whole
-pieces; which are missing is read off the fill value (NaN). Metadata are consolidated, so `xarray.open_zarr`
-opens a result without a warning; here it is read by what lies there, since consolidated metadata
+Zarr writes each chunk to a temporary file and renames it, so a process killed at any moment leaves only whole
+pieces; missing ones are recognized by the fill value (NaN). Metadata are consolidated, so `xarray.open_zarr`
+opens a result without a warning; here variables are listed from the folder, since consolidated metadata
 name a lost variable too, which would be read as NaN.
 """
 
@@ -25,7 +25,7 @@ FORMAT = 2  # Zarr 3 has no stable type for text labels yet
 
 
 def create(path: Path, dataset: xr.Dataset, chunks: dict[str, tuple[int, ...]]) -> None:
-    """Writes an empty result; it appears whole or not at all, and one that is there stays as it is.
+    """Writes an empty result, whole or not at all; an existing one is kept.
 
     Args:
       dataset: variables full of NaN, with their coordinates and attributes.
@@ -103,7 +103,7 @@ def opened(path: Path) -> xr.Dataset:
 
 
 def read(path: Path) -> xr.Dataset:
-    """The result, loaded into memory; names of the first edition are read as those of today.
+    """The result, loaded into memory; names of version 0.1 are read as those of today.
 
     Raises:
       CheckpointError: absent or damaged.

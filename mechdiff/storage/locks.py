@@ -24,21 +24,21 @@ from mechdiff.storage.files import (
 )
 from mechdiff.storage.ownership import LOCKS
 
-# What file systems answer that know no locks (some network and FUSE mounts).
+# Errors of file systems without locks (some network and FUSE mounts).
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 @contextlib.contextmanager
 def lock(folder: Path | str, wait: bool = False) -> Iterator[Path]:
-    """Holds `folder` (created where needed) for this process alone, until the block ends or the process dies.
+    """Locks `folder` (created if needed) for this process, until the block ends or the process dies.
 
-    The kernel drops the lock with the process, so nothing is left to clean up after a crash. Where the system
-    or the file system has no such locks, it goes on without one and warns. In the local copy of a folder in a
-    bucket it holds against the copies of others too, whose changes are fetched before the block and to whom
-    its own are sent after it.
+    The kernel releases the lock with the process, so nothing is left to clean up after a crash. If the system
+    or the file system has no locks, it warns and continues without one. In the local copy of a folder in a
+    bucket the lock also excludes processes with other copies; their changes are fetched before the block, and
+    this process's changes are sent after it.
 
     Args:
-      wait: until another process lets go of it.
+      wait: whether to wait until another process releases it.
 
     Raises:
       BusyError: another live process holds it and `wait` is False; the line names the process.
@@ -102,7 +102,7 @@ def _held_remotely(folder: Path, wait: bool) -> Iterator[None]:
     try:
         others.refresh(changed=True)
         yield
-    finally:  # of an interrupted block too: whoever is next goes on from what it has done
+    finally:  # also after an interrupted block: the next process continues from its results
         try:
             others.send()
         finally:

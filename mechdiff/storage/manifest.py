@@ -21,7 +21,7 @@ PACKAGES = (
 
 
 def run_manifest(config: dict, **facts: Any) -> dict:
-    """What a run is made with: config, `facts`, versions, devices, command, UTC start, digest of the code."""
+    """Provenance of a run: config, `facts`, versions, devices, command, UTC start, digest of the code."""
     return to_jsonable(
         {
             "config": config,
@@ -40,7 +40,7 @@ def run_manifest(config: dict, **facts: Any) -> dict:
 
 
 def package_version(name: str) -> str | None:
-    """Of an installed package; None where it is not installed."""
+    """Version of an installed package; None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

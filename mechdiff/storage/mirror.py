@@ -1,8 +1,8 @@
-"""A folder in a bucket and the local copy of it that a process works in, beside the copies of others.
+"""A folder in a bucket, and the local copy of it in which one of several processes works.
 
 The bucket has the same files under the same names. Each process has a record there that lists the files
-it has sent or fetched, written after them and before what is gone is removed: whenever one is killed, its
-list names files that are there, and whoever comes next takes over the list.
+it has sent or fetched; it is written after them and before removed files are deleted. So if a process is
+killed, its list names only files that exist, and the next process takes over the list.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ class Mirror:
     Attributes:
       folder: the local copy.
       sent: files that are in the bucket, by name, with the stamp of the local one.
-      versions: of the same files, the stamp of whoever sent it, which is what lists say.
+      versions: the same files, with the stamp of their sender, as lists give it.
     """
 
     def __init__(self, address: str, folder: Path, lease_seconds: float):
@@ -56,7 +56,7 @@ class Mirror:
             self.ownership.forget_work()
 
     def beat(self) -> None:
-        """Says that this process lives: by a thread of its own, as what is sent may take long."""
+        """Reports that this process lives; called by a thread, since sending may take long."""
         self._renew()
 
     def exchange(self) -> None:
@@ -96,7 +96,7 @@ class Mirror:
                 self._renew()
 
     def send(self) -> None:
-        """Sends what changed, then the list of all that is there, then removes what is gone.
+        """Sends what changed, then the list of all files, then deletes what was removed here.
 
         Raises:
           BusyError: this process was silent for so long that another took a lock that it held.
@@ -161,7 +161,7 @@ class Mirror:
                 self._seen[name] |= versions
 
     def _stands(self, target: Path, name: str) -> bool:
-        """Whether a file is here that is not in the bucket as it is: it is sent with the rest."""
+        """Whether a local file differs from the one in the bucket: then it is sent with the rest."""
         with contextlib.suppress(FileNotFoundError):
             return self.sent.get(name) != _stamp(target)
         return name in self._seen  # it was removed here

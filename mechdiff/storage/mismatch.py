@@ -1,4 +1,4 @@
-"""What is there against what is asked for: configs and shapes, with both printed where they differ."""
+"""Comparison of saved with expected configs and shapes; both are printed where they differ."""
 
 import json
 from collections.abc import Iterable

@@ -101,7 +101,7 @@ class Objects:
 
     @contextlib.contextmanager
     def _plain_errors(self) -> Iterator[None]:
-        """Whatever the client of a bucket raises, as one line."""
+        """Turns any error of a bucket's client into one line."""
         try:
             yield
         except MechdiffError:

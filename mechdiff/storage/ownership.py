@@ -1,9 +1,9 @@
-"""Who of several processes does what, by objects of a bucket: records that only one can create.
+"""Which of several processes does what, by objects in a bucket: records that only one of them can create.
 
-Every process has a record of its own that it renews: it lives while the record is younger than the lease, by
+Every process has a record that it renews: it is alive while the record is younger than the lease, by
 the bucket's clock. To take a name is to create `NAME/0`; when its holder is dead or has let go, to create
-`NAME/1`, and so on: nothing that others rely on is ever removed, so of all who try the bucket lets one win.
-Where a process is wrongly taken for dead (its machine stood still for longer than the lease), a piece of work
+`NAME/1`, and so on: nothing that others rely on is ever removed, so that of all who try only one succeeds.
+If a process is wrongly taken for dead (its machine was suspended for longer than the lease), a piece of work
 is done twice, to the same numbers.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from mechdiff.storage.objects import Objects
 
 MEMBERS, OWNERS = "mechdiff-members", "mechdiff-owners"
-WORK, LOCKS = "work", "locks"  # kinds of names; those of work are forgotten when nobody is at it
+WORK, LOCKS = "work", "locks"  # kinds of names; those of work are deleted when no process works there
 LOOK_SECONDS = 1.0  # for which it is remembered who lives
 
 
@@ -123,7 +123,7 @@ def _slot(name: str, number: int) -> str:
 
 
 def _machine() -> str:
-    """What is the same for processes that see each other's numbers: this boot of this machine, and the name
+    """An identifier shared by processes that can see each other's ids: this boot of the machine, and the name
     space of processes."""
     marks = [socket.gethostname()]
     with contextlib.suppress(OSError):  # not Linux
@@ -133,7 +133,7 @@ def _machine() -> str:
 
 
 def _is_gone(member: str) -> bool:
-    """Whether it was a process of this machine that is no more."""
+    """Whether it was a process of this machine that has ended."""
     pid, machine, _ = member.split("-")
     if machine != _machine():
         return False

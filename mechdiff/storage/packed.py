@@ -1,7 +1,7 @@
-"""Results in one small file, to be shipped: cells rounded to a share of their own scatter, compressed.
+"""Results in one small file: cells rounded to a fraction of their standard deviation, and compressed.
 
-A file is a zip of a Zarr group for each result, `about.json`, and other members as they are. A variable named
-in `shares` is kept as whole numbers k of a step: value = (k + 1/2) step. The step is a share of the standard
+A file is a zip of a Zarr group for each result, `about.json`, and other members unchanged. A variable named
+in `shares` is stored as integers k of a step: value = (k + 1/2) step. The step is a fraction of the standard
 deviation over `image` of the cells that differ in nothing else, so that rounding adds share^2 / 12 to their
 variance (an eighth: 0.13 %), keeps every sign, and averages out over images. All others are kept exactly.
 """
@@ -32,7 +32,7 @@ COMPRESSOR = numcodecs.Blosc(cname="zstd", clevel=9, shuffle=numcodecs.Blosc.SHU
 
 
 class Packed(NamedTuple):
-    """What a file holds: facts, results by name, and other members by name."""
+    """Content of a packed file: facts, results by name, and other members by name."""
 
     about: dict[str, Any]
     results: dict[str, xr.Dataset]
@@ -93,7 +93,7 @@ def write(
 
 
 def read(path: Path) -> Packed:
-    """What `write` has written, rounded cells restored.
+    """Reads a file of `write`; rounded cells are restored.
 
     Raises:
       CheckpointError: absent or damaged.

@@ -135,15 +135,15 @@ def progress(total: int, initial: int = 0, desc: str = "", unit: str = "step", q
 
 
 def _in_notebook() -> bool:
-    """Whether this is a kernel of IPython's: its stderr is no terminal, but what comes after a carriage
-    return replaces the line there too."""
+    """Whether this is an IPython kernel: its stderr is not a terminal, but a carriage return
+    replaces the line there too."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return hasattr(shell, "kernel")
 
 
 class _Bar(tqdm):
-    """tqdm with a clock of its own, which draws the bar again every second once its delay is over."""
+    """tqdm with a timer that redraws the bar every second once its delay is over."""
 
     monitor_interval = 0  # tqdm's own thread, which looks every ten seconds
     _left: threading.Event | None = None  # that the `with` block was left
@@ -168,7 +168,7 @@ class _Bar(tqdm):
 
 
 class _PlainLines(_Bar):
-    """The same without control characters: a line of its own for each report, however often it is
+    """The same without control characters: a new line for each report, however often it is
     refreshed."""
 
     def __init__(self, **settings: Any) -> None:

@@ -21,14 +21,14 @@ def run_missing(
 ) -> None:
     """Computes the pieces that are missing, with other processes if they work on the same store.
 
-    Every process goes round all pieces, from a place of its own, and skips those that are in the store. They
-    exchange no messages; at most the last piece of each is computed twice (to the same numbers), and what a
-    process that died left undone is done by the others. Where the store is in the local copy of a bucket's
+    Every process visits all pieces, each from another start, and skips those that are in the store. They
+    exchange no messages; at most the last piece of each is computed twice (to the same numbers), and others
+    finish what a dead process left. If the store is in the local copy of a bucket's
     folder, a process does not see at once what others finish: it takes a piece before it computes it, and
     waits at the end for those that others took.
 
     Args:
-      store: that they are put into.
+      store: where the results are put.
       pieces: in an order that is the same in all processes.
       done: whether a piece is in the store.
       compute: computes a piece and puts it there.

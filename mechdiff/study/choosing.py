@@ -1,11 +1,11 @@
-"""Which images a model is examined on: anyone's, held-out ones of its data, or its own samples."""
+"""Which images a model is examined on: a user's, held-out ones of its data, or its own samples."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mechdiff.core.config import DRAWN, DataConfig, ExperimentConfig, SweepConfig
+from mechdiff.core.config import DRAWN, DataConfig, ExperimentConfig, Preprocessing, SweepConfig
 from mechdiff.core.errors import ConfigError, DataError
 from mechdiff.data.images import DEFAULT
 from mechdiff.models import conditions, factories
@@ -30,15 +30,15 @@ def chooser(
     images: str | None = None,
     sources: ConditionSources = ConditionSources(),
 ) -> Callable[..., EvalImages]:
-    """A function `(denoiser, trained, record=None)` that gives the images a model is examined on: anyone's,
-    held-out ones of its data, or its own samples. They are prepared as those were that it was trained on,
+    """A function `(denoiser, trained, record=None)` that returns the images a model is examined on: any,
+    held-out ones of its data, or its own samples. They are prepared like its training images,
     unless `config.data.preprocessing` is set.
 
     Args:
       celeba: folder of CelebA in its layout, of which held-out images are taken; None: models that were not
         trained on synthetic faces are examined on their own samples.
       images: a folder of images, or an `.npy` or `.npz` file, that all models are examined on.
-      sources: what tells the condition of these images.
+      sources: the user's statements on the conditions of these images.
 
     Raises:
       ConfigError: both are given, or a condition without images.
@@ -54,20 +54,13 @@ def chooser(
     def choose(
         denoiser: Examinable, trained: ExperimentConfig, record: Mapping[str, Any] | None = None
     ) -> EvalImages:
+        record = record or {}
         preprocessing = trained.data.preprocessing if wanted == DEFAULT else wanted
         if images:
-            trained_on = (record or {}).get(TRAINING_IMAGES)
-            return images_from(
-                images,
-                denoiser,
-                config.sweep,
-                preprocessing=preprocessing,
-                trained_on=None if trained_on is None else frozenset(trained_on),
-                sources=with_class_names(record, sources),
-            )
-        given_images, condition = (record or {}).get(factories.WITH_IMAGES, (None, None))
-        if given_images is not None and not celeba:
-            return accompanying_images(denoiser, config.sweep, given_images, condition)
+            return _of_user(images, denoiser, config.sweep, preprocessing, sources, record)
+        if factories.WITH_IMAGES in record and not celeba:
+            of_model, condition = record[factories.WITH_IMAGES]
+            return accompanying_images(denoiser, config.sweep, of_model, condition)
         if trained.data.name in DRAWN:
             classes = _classes_for(denoiser, trained.data)
             drawn = held_out_images(trained.data, size_of(denoiser), config.sweep, cache, classes)
@@ -85,6 +78,26 @@ def chooser(
     return choose
 
 
+def _of_user(
+    path: str,
+    denoiser: Examinable,
+    config: SweepConfig,
+    preprocessing: Preprocessing,
+    sources: ConditionSources,
+    record: Mapping[str, Any],
+) -> EvalImages:
+    """Images of a user's folder or file, without those that the model was trained on, where that is known."""
+    trained_on = record.get(TRAINING_IMAGES)
+    return images_from(
+        path,
+        denoiser,
+        config,
+        preprocessing=preprocessing,
+        trained_on=None if trained_on is None else frozenset(trained_on),
+        sources=with_class_names(record, sources),
+    )
+
+
 def _held_out_faces(
     denoiser: Examinable, trained: ExperimentConfig, faces: DataConfig, config: SweepConfig, cache: Path
 ) -> EvalImages:
@@ -97,10 +110,10 @@ def _held_out_faces(
 
 
 def _classes_for(denoiser: Examinable, data: DataConfig) -> int:
-    """How many classes of a data set's images a network is told.
+    """The number of a data set's classes that a network takes; 0: it is unconditional.
 
     Raises:
-      DataError: it is told something that the data set does not know.
+      DataError: its condition is something that the data set does not have.
     """
     if not isinstance(denoiser, Denoiser) or not conditions.takes(denoiser.unet):
         return 0

@@ -55,7 +55,7 @@ def circuit_evaluators(
 ) -> tuple[CircuitEvaluator, CircuitEvaluator]:
     """Circuit evaluators on one half of the scored images, for discovery, and on the other, for scoring.
 
-    Each half has noise of its own. Replacements come from the reference images; those of resample ablation
+    The halves have different noise. Replacements come from the reference images; those of resample ablation
     from the same half.
 
     Raises:
@@ -90,8 +90,8 @@ def pairs(
 ) -> xr.Dataset:
     """Pairs of the `study.pairs` likeliest components, see `backups.verified_backups`.
 
-    Candidates are chosen on as many reference images, or on images that the pairs are not run on where there
-    are none.
+    Candidates are chosen on as many reference images or, if there are none, on images that the pairs are not
+    run on.
 
     Raises:
       ConfigError: fewer than 4 images.

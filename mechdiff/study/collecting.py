@@ -1,10 +1,10 @@
-"""Packed networks of many examinations put into one folder, of which verdicts and the report are made.
+"""Collects packed networks of many examinations in one folder, the input of verdicts and the report.
 
-Each examination leaves `cells/NAME.zip` and `manifest.json` in a folder of its own. Together they make
+Each examination leaves `cells/NAME.zip` and `manifest.json` in its folder. Together they make
   cells/NAME.zip   of every network
   manifest.json    settings shared by most of them, and of each network: command, code, start, other settings
-  images.csv       every image used, once for each set of images: what it is called in its source, what it is
-                   used for (`scored` or `reference`), and the person on it where known
+  images.csv       every image used, once for each set of images: its name in its source, its use
+                   (`scored` or `reference`), and the person on it where known
 Folders of the machine that made them are left out of all three.
 """
 
@@ -32,14 +32,14 @@ MADE_WITH = ("command", "started", "code", "commit", "numerics", "devices")  # k
 
 @dataclasses.dataclass(frozen=True)
 class Examination:
-    """A packed network and the manifest that was written beside it."""
+    """A packed network and the manifest of its examination."""
 
     path: Path
     manifest: Mapping[str, Any]
 
     @property
     def name(self) -> str:
-        """Of the network."""
+        """Name of the network."""
         return self.path.stem
 
 

@@ -1,4 +1,4 @@
-"""What anyone's images are denoised under: their classes by sub-folder or label, condition images by name."""
+"""Conditions of a user's images: their classes by sub-folder or label, condition images by name."""
 
 import dataclasses
 import re
@@ -19,20 +19,20 @@ from mechdiff.data.images import enlarged
 from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
 
-CLASS_NAMES = "class_names"  # of a training record: what the network's classes are called, in their order
+CLASS_NAMES = "class_names"  # key of a training record: names of the network's classes, in their order
 CHANNELS = {1: "gray", 3: "rgb"}  # of images in files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConditionSources:
-    """What is said beside the images that a conditioned network is examined on.
+    """The user's statements on the conditions of images.
 
     Attributes:
-      classes: which class the images of a sub-folder (or of a label in an `.npz` file) are of,
+      classes: class of the images of a sub-folder (or with a label in an `.npz` file),
         `NAME=NUMBER,NAME=NUMBER`; or one NUMBER for all images; empty: by the network's class names.
-      conditions: a folder of images to go by, each called as the image it belongs to; or, where the images
+      conditions: a folder of condition images, each with the name of the image it belongs to; or, if images
         are an array in a file, such a file in the same order.
-      names: what the network's classes are called, in their order; empty: not known.
+      names: names of the network's classes, in their order; empty: unknown.
     """
 
     classes: str = ""
@@ -53,14 +53,14 @@ def condition_of(
     sources: ConditionSources,
     preprocessing: Preprocessing,
 ) -> tuple[PyTree, tuple[str, ...]]:
-    """The condition of images, leaves `(rows, ...)` as `predict` takes it, and in words what it is.
+    """The condition of images, leaves `(rows, ...)` as `predict` takes it, and its description in words.
 
     Args:
       images: all of them; `rows` are those that are examined, in order.
       preprocessing: of condition images, in whatever channels the network takes.
 
     Raises:
-      DataError: a class or a condition image that is missing or can't be told.
+      DataError: a class or a condition image that is missing or ambiguous.
     """
     takes = conditions.taken(denoiser.network)
     parts, words = {}, []
@@ -142,7 +142,7 @@ def _called(label: int, sources: ConditionSources) -> str:
 
 
 def _check_copies(images: Collection) -> None:
-    """That no image lies in two classes."""
+    """Checks that no image is in two classes."""
     folders, first = class_folders(images.names), {}
     for name, digest, folder in zip(images.names, images.digests, folders, strict=True):
         earlier, where = first.setdefault(digest, (name, folder))

@@ -1,4 +1,4 @@
-"""The images that a denoiser is examined on: those scored, those for replacements, what is known of them."""
+"""The images that a denoiser is examined on: scored images, reference images, and facts about them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -24,13 +24,13 @@ class EvalImages:
     Attributes:
       scored: losses are measured on these.
       reference: other images of the same data, for mean activations and other replacements.
-      label: description for a reader.
-      nested: a set of its own for every timestep of a sweep, as `process.images_at` takes it; None: the
+      label: description in words.
+      nested: different images for every timestep of a sweep, see `process.images_at`; None: the
         scored images serve all timesteps.
       people: number of the person on each image swept, `[images]` or nested `[timesteps, images]`; None
         unless all are known.
       facts: JSON-ready: name and digest of the data, count, preprocessing, and whether they were held out
-        from training (None: not known); of held-out ones `ids`, what each is called in its source, those
+        from training (None: unknown); for held-out ones `ids`, their names in their source, those
         swept first (timestep by timestep), then the reference images.
       condition: of the images swept (classes, say), leaves `[images]` or nested `[timesteps, images]`; None:
         the network takes none.
@@ -148,6 +148,6 @@ def conditioned(images: EvalImages, condition: PyTree, config: SweepConfig) -> E
 
 
 def settings_in_words(config: SweepConfig) -> str:
-    """The settings that say how many images are needed."""
+    """The settings that decide how many images are needed, in words."""
     scored = "sweep.images x sweep.timesteps" if config.nested else "sweep.images"
     return f"{scored} + sweep.reference_images"

@@ -1,4 +1,4 @@
-"""One network examined as a study asks, and packed: what `experiments.examine` and `experiments.study` do."""
+"""Examines one network of a study and packs its results (`experiments.examine`, `experiments.study`)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from mechdiff.study.eval_images import EvalImages
 
 
 def packed_path(workdir: Path, name: str) -> Path:
-    """Where the packed results of a network lie in the folder of its examination."""
+    """Path of a network's packed results in the folder of its examination."""
     return workdir / packing.CELLS / f"{name}.zip"
 
 
@@ -25,7 +25,7 @@ def examine_and_pack(
     *,
     samples: bool = False,
 ) -> Path:
-    """Examines a trained network, going on with what is there, and packs the results beside a manifest.
+    """Examines a trained network, resuming an earlier examination, and packs the results, with a manifest.
 
     Args:
       name: of the network in results.

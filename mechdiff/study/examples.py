@@ -1,7 +1,7 @@
-"""What single components do, as images: a few samples without each of the largest, attention maps of heads,
-and the images on which an activation is largest.
+"""Example images of single components: samples with each of the largest ablated, attention maps of heads, and
+the images on which an activation is largest.
 
-For the eye, and no evidence: a handful of images, without intervals. examples.zarr of an examined model holds
+They are illustrations, not evidence: a few images without intervals. examples.zarr of an examined model has
   untouched, ablated   samples from equal noise, bytes; `ablated` with one component replaced by zero
   strongest            images on which a component's activation has the largest root mean square, bytes
   strongest_image      their numbers among the scored images
@@ -89,7 +89,7 @@ def save(
 
 
 def drawable(denoiser: Examinable) -> bool:
-    """Whether what the network denoises can be shown: height, width, and one or three channels."""
+    """Whether the network's images can be shown: height, width, and one or three channels."""
     shape = denoiser.image_shape
     return len(shape) == 3 and shape[-1] in (1, 3)
 
@@ -111,7 +111,7 @@ def few(timesteps: np.ndarray) -> list[int]:
 
 
 def samples(denoiser: Examinable, chosen: Sequence[Component], seed: int, images: EvalImages) -> xr.Dataset:
-    """Samples of the network as it is, and with each component replaced by zero, from the same noise.
+    """Samples of the network without intervention, and with each component zero-ablated, from the same noise.
 
     DDIM of `STEPS` steps; sample i has the noise of (seed, i) and the condition of scored image i. All
     interventions are run by one program.
@@ -151,7 +151,7 @@ def samples(denoiser: Examinable, chosen: Sequence[Component], seed: int, images
 
 
 def sampling_key(seed: int) -> PRNGKey:
-    """Of the noise that samples begin with."""
+    """Key of the initial noise of samples."""
     return keys.stream(jax.random.key(seed), "examples")
 
 
@@ -184,7 +184,7 @@ def strongest(
 def root_mean_square(
     denoiser: Examinable, component: Component, activation: Float[np.ndarray, "images ..."]
 ) -> Float[np.ndarray, " images"]:
-    """Of a component's own units of its site's activation, image by image."""
+    """Root mean square of a component's units of its site's activation, image by image."""
     units = np.moveaxis(activation, denoiser.unit_axis(component.site), -1)[..., slice(*component.index)]
     return np.sqrt((units.astype(np.float64) ** 2).mean(axis=tuple(range(1, units.ndim))))
 

@@ -1,4 +1,4 @@
-"""The least loss there can be, of networks whose data's distribution is known, beside what they reach."""
+"""The smallest possible loss of networks whose data's distribution is known, beside their own loss."""
 
 import jax
 import numpy as np

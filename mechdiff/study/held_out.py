@@ -1,4 +1,4 @@
-"""Held-out images of a model's data, or its own samples where that data is not at hand."""
+"""Held-out images of a model's data, or its own samples if the data is not available."""
 
 import contextlib
 import dataclasses

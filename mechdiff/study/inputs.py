@@ -1,4 +1,4 @@
-"""Anyone's images as a network takes them: of a folder, a file, an array, or a function of the user's."""
+"""A user's images, prepared for a network: from a folder, a file, an array, or the user's function."""
 
 import dataclasses
 from collections.abc import Container
@@ -25,8 +25,8 @@ from mechdiff.study.eval_images import (
     split_images,
 )
 
-TRAINING_IMAGES = "training_images"  # of a training record: digests of the images of a folder
-DIGEST_LENGTH = 16  # hex digits by which a model remembers the images of a folder that it was trained on
+TRAINING_IMAGES = "training_images"  # key of a training record: digests of the images of a folder
+DIGEST_LENGTH = 16  # hex digits of these digests
 
 
 def images_from(
@@ -40,21 +40,21 @@ def images_from(
     condition: PyTree = None,
     sources: ConditionSources = ConditionSources(),
 ) -> EvalImages:
-    """Anyone's images: `config.images` to score (nested: as many for every timestep), and the next
+    """A user's images: `config.images` to score (nested: as many for every timestep), and the next
     `config.reference_images` for replacements.
 
     Args:
       source: a folder of images (sub-folders are read too), an `.npy` or `.npz` file, or an array: whole
-        numbers in [0, 255] or floats in [-1, 1], `(images, height, width, channels)`. Those of a folder or
-        file come in an order drawn from their content, equal ones once; those of an array as they are.
+        numbers in [0, 255] or floats in [-1, 1], `(images, height, width, channels)`. Images of a folder or
+        file are ordered by their content's hash, equal ones taken once; those of an array keep their order.
       denoiser: decides the size, and whether images become RGB or gray.
       preprocessing: crop and filter of images of another size; those that the model was trained with.
       trained_on: first `DIGEST_LENGTH` digits of the SHA-256 of images that the model was trained on, which
         are left out; None: not known.
       value_range: of an array of floats in another range, such as (0, 1).
-      condition: of an array's images, leaves `(images, ...)`: their classes, or images to go by; see
+      condition: of an array's images, leaves `(images, ...)`: their classes, or condition images; see
         `models.conditions`.
-      sources: what tells the condition of images in a folder or file; see `condition_sources`.
+      sources: statements on the conditions of images in a folder or file; see `condition_sources`.
 
     Raises:
       DataError: too few images, or any that can't be read without a guess (see `data.arrays`, `data.images`);
@@ -83,7 +83,7 @@ def images_from(
 def _check_condition(
     denoiser: Examinable, source: str | Path | np.ndarray, condition: PyTree, sources: ConditionSources
 ) -> None:
-    """That the condition of images can be told, and that nothing is said of one that the network lacks."""
+    """Checks that the images have the condition that the network takes, and none that it does not take."""
     conditions_of = conditioned_on(denoiser)
     if condition is None and conditions_of and not _tells_condition(denoiser, source):
         way_out = "leave them out to examine it on its own samples"
@@ -119,8 +119,8 @@ def _held_out_rows(
 def accompanying_images(
     denoiser: Examinable, config: SweepConfig, images: np.ndarray, condition: PyTree = None
 ) -> EvalImages:
-    """The images that a user's function gave with its denoiser, as `images_from` takes an array; of any shape
-    that the network takes, and floats as they are.
+    """The images that a user's function returned with its denoiser, prepared as `images_from` does an array;
+    of any shape that the network takes, and floats unchanged.
 
     Raises:
       DataError: images of another shape, too few of them, or a condition that is not given.
@@ -161,7 +161,7 @@ def _labeled(pixels: np.ndarray, condition: PyTree, config: SweepConfig, facts: 
 
 
 def _label(facts: dict) -> str:
-    """What images they are, for a reader."""
+    """Description of the images."""
     known = "none was trained on" if facts["held_out"] else "not known whether the model was trained on them"
     prepared = f"sha256 {facts['sha256'][:12]}; {facts['preprocessing']}"
     prepared = "; ".join([prepared, *facts.get("conditions", ())])
@@ -169,7 +169,7 @@ def _label(facts: dict) -> str:
 
 
 def for_network(preprocessing: Preprocessing, denoiser: Examinable) -> Preprocessing:
-    """The same in the channels that a network takes.
+    """The preprocessing, in the channels that a network takes.
 
     Raises:
       DataError: a network of other channels than RGB or gray.
@@ -196,13 +196,13 @@ def size_of(denoiser: Examinable) -> int:
 
 
 def conditioned_on(denoiser: Examinable) -> str:
-    """What a network is conditioned on, for a reader; empty: nothing."""
+    """The condition of a network in words; empty for an unconditional one."""
     if not isinstance(denoiser, Denoiser):
         return "what its function takes" if getattr(denoiser.network, "conditioned", False) else ""
     return " and ".join(conditions.takes(denoiser.unet))
 
 
 def _tells_condition(denoiser: Examinable, source: str | Path | np.ndarray) -> bool:
-    """Whether a folder or file can tell what a network is conditioned on."""
+    """Whether the condition of a network can be read from a folder or file."""
     takes = conditions.taken(denoiser.network)
     return not isinstance(source, np.ndarray) and bool(takes.classes or takes.channels)

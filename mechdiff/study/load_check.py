@@ -1,10 +1,10 @@
-"""On load: does a network denoise the images it is examined on, and as well as its record says?
+"""A check at loading: does a network denoise the images it is examined on as well as its record says?
 
-A schedule, a prediction type, a range of values or a crop that was misread leaves a network that runs and is
-wrong. Its loss shows it: against the loss in its training record, and against a guess that knows no more of
-the images than the variance v of their pixels. Of x_t = a x_0 + s e the best linear predictor of e then
-errs by a^2 v / (a^2 v + s^2) (the Wiener filter of white images). What it can't show: a crop that is somewhat
-tighter or wider (of a shipped network of CelebA, center-60 of 89x109 instead of center: ratio 1.04).
+With a wrong schedule, prediction type, range of values or crop a network runs, but its loss is wrong. The
+loss is compared with that in its training record, and with a guess that knows only the variance v of the
+pixels: for x_t = a x_0 + s e the best linear predictor of e has the error a^2 v / (a^2 v + s^2) (the Wiener
+filter of white images). A slightly different crop is not detected (for a shipped network of CelebA, center-60
+of 89x109 instead of center: ratio 1.04).
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ class LoadCheck:
     """A network's loss on the images it is about to be examined on.
 
     Attributes:
-      images: how many were scored.
-      timesteps: at which, ascending.
+      images: number of scored images.
+      timesteps: those scored, ascending.
       loss: mean squared error of the predicted noise at each.
       recorded: the same in its training record, on held-out images; None: not recorded.
       guess: of the best linear guess from the variance of the pixels.
@@ -41,7 +41,7 @@ class LoadCheck:
         small errors of the predicted noise (or image) where all is noise (or image) count for little.
       ratio: of the loss to the recorded one, mean over timesteps and images; None: not recorded.
       ratio_error: its standard error over images.
-      notes: what of network and images was made to fit.
+      notes: how the images were fitted to the network.
     """
 
     images: int
@@ -66,7 +66,7 @@ class LoadCheck:
 
     @property
     def words(self) -> str:
-        """The verdict, for a reader, in one line."""
+        """The verdict in one sentence."""
         mean = (
             f"clean loss {np.mean(self.loss):.4g} on {self.images} images at {len(self.timesteps)} timesteps"
         )

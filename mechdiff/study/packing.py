@@ -1,8 +1,8 @@
 """Examined networks as small files from which verdicts and the report are computed without any network.
 
-`cells/NAME.zip` of a results folder takes the place of `subjects/NAME`, see `examine`. Of a sweep it holds
-what an ablation adds to the loss of each image, rounded (`storage.packed`), the clean losses exactly, and of
-the change of predictions the largest over timesteps and images, which is all that is asked of it.
+`cells/NAME.zip` of a results folder replaces `subjects/NAME`, see `examine`. For a sweep it holds the loss
+increase of each image under each ablation, rounded (`storage.packed`), the exact clean losses, and the
+largest change of predictions over timesteps and images, the only number of these that is used.
 """
 
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ def without_places(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unpack(path: Path) -> Packed:
-    """What `pack` has written, with results as sweeps and statistics make them.
+    """Reads a file of `pack`; results have the form in which sweeps and statistics return them.
 
     Raises:
       CheckpointError: a file that lacks the sweep or the attention statistics.

@@ -1,4 +1,4 @@
-"""The networks of a study: which are trained, on what, and in which order, so that any beginning is balanced.
+"""The networks of a study, in an order in which every partial study is balanced over data sets.
 
 Data sets, by the names that networks have in results:
   celeba                               CelebA

@@ -137,7 +137,7 @@ class ExaminedModel:
 
     @property
     def data(self) -> str:
-        """What it was trained on, for a reader."""
+        """The training data in words."""
         data = self.config.data
         complexity = f" (complexity {data.complexity})" if data.name == "synthetic" else ""
         scrambled = ", phases scrambled" if data.preprocessing.phases == "random" else ""

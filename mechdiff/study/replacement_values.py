@@ -1,4 +1,4 @@
-"""What ablated components are replaced with, made from the images that a model is examined on."""
+"""Replacement values of ablations, computed from the images that a model is examined on."""
 
 from collections.abc import Sequence
 

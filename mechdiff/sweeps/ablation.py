@@ -1,7 +1,7 @@
 """Ablation sweeps: components x ablations x timesteps x images, one loss each, under common random numbers.
 
-The clean and the changed arm share image, noise and timestep. What a sweep has computed is on disk, piece
-by piece: it can be killed, resumed, and filled by several processes at once.
+The clean and the ablated arm share image, noise and timestep. Results are written to disk piece by piece, so
+that a sweep can be killed, resumed, and run by several processes at once.
 """
 
 import dataclasses
@@ -43,24 +43,27 @@ def ablation_sweep(
     chosen: Sequence[Component] | None = None,
     facts: dict | None = None,
 ) -> xr.Dataset:
-    """Leaves out one component at a time and measures the single-step denoising loss, image by image.
+    """Ablates one component at a time and measures the single-step denoising loss, image by image.
 
     Results are cached in `folder` under a content hash of all inputs (parameters, images, key, components,
     ablations, `NUMERICS_VERSION`): a killed sweep resumes, and a changed one can't reuse stale numbers.
 
     Args:
       eval_set: images, crossed with the timesteps or nested in them.
-      config: ablations and chunking; its counts of images and timesteps are the caller's business.
-      replacements: for ablations other than `zero`: ablation -> site -> `(timesteps, *site)`, as
-        `activations.activation_means` and `optimal_ablation.optimal_replacements` make them, or a source of
-        them such as `replacements.resample_replacements`.
+      folder: where the result is stored, as `KEY.zarr`.
+      config: ablations and chunking; its numbers of images and timesteps are not used, since `eval_set`
+        decides them.
+      replacements: for ablations other than `zero`: ablation -> site -> `(timesteps, *site)`, as returned by
+        `activations.activation_means` and `optimal_ablation.optimal_replacements`, or a source of them such
+        as `replacements.resample_replacements`.
       chosen: components; all of the network if None.
-      facts: JSON-ready, kept in the result's attributes.
+      facts: JSON-ready, saved in the result's attributes.
     Returns:
-      Dataset with `loss` and `change` (mean squared change of the prediction), dims `ablation, component,
-      t, image`, and `clean_loss`, dims `t, image`; attribute `images_total`, how many were shown in all.
-      Where `config.precision` acts, also `precision_error` (see `precision.largest_error`), dims `ablation,
-      component`, measured on a part of the images and timesteps that was run in full precision too.
+      Dataset with `loss` and `change` (mean squared change of the predicted noise), dims `ablation,
+      component, t, image`, and `clean_loss`, dims `t, image`; attribute `images_total`, the number of
+      different images. If `config.precision` has an effect, also `precision_error` (see
+      `precision.largest_error`), dims `ablation, component`, measured on a part of the images and timesteps
+      that is run in full precision too.
     Raises:
       ConfigError: an ablation without replacements.
 
@@ -97,7 +100,7 @@ def ablation_sweep(
 
 
 class _Piece(NamedTuple):
-    """What is computed and written at once: indices of an ablation and a timestep, and a block of images."""
+    """The unit of computing and writing: indices of an ablation and a timestep, and a block of images."""
 
     ablation: int
     t_index: int
@@ -106,7 +109,7 @@ class _Piece(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """One sweep: what is to be computed, piece by piece."""
+    """One sweep: its inputs, its pieces, and how they are computed and written."""
 
     denoiser: Examinable
     eval_set: EvalSet
@@ -166,12 +169,12 @@ class _Plan:
 
     @property
     def reduced(self) -> bool:
-        """Whether products are less exact than float32, and their error is measured."""
+        """Whether products are less exact than float32, so that their error is measured."""
         return devices.acts(self.config.precision)
 
     @property
     def checked(self) -> precision.Subset:
-        """What is run in full precision too."""
+        """The images and timesteps that are run in full precision too."""
         return precision.subset(len(self.eval_set.timesteps), self.block)
 
     def measure_precision(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Activations as labeled arrays, in memory or on disk: what probes and dictionaries are fitted on."""
+"""Activations as labeled arrays, in memory or on disk, to fit probes and dictionaries on."""
 
 import dataclasses
 import functools
@@ -25,8 +25,8 @@ from mechdiff.storage import descriptions, digests, labelled, work_sharing
 from mechdiff.sweeps.execution import memory
 from mechdiff.sweeps.execution.shown import shown_digests
 
-DONE = "done"  # variable that says which images are on disk
-UNIT_NAMES = {"head": "head", PATTERN: "head", "feature": "feature"}  # of the axis of a site's units, by type
+DONE = "done"  # variable that marks the images that are on disk
+UNIT_NAMES = {"head": "head", PATTERN: "head", "feature": "feature"}  # site type -> name of its axis of units
 
 
 def activations(
@@ -42,17 +42,17 @@ def activations(
     """Activations of sites, before their own gates act on them.
 
     Args:
-      sites: names or regular expressions (full match). Of a network with stages, a stage's full name, such as
-        `mid.block1`, is the whole feature map that leaves it.
+      sites: names or regular expressions (full match). In a network with stages, a stage's full name, such as
+        `mid.block1`, stands for its output feature map.
       timesteps: in [0, T); those of `eval_set` if None.
       intervention: under which the network runs; the identity if None.
-      folder: where the result goes piece by piece, under a digest of all that decides its numbers; started
-        again, it goes on, and what comes back is read from disk when it is looked at. None: all in memory.
-      block: images at once; fewer where memory is short.
+      folder: where the result is written piece by piece, named by a digest of all its inputs; a second call
+        resumes, and the result is read from disk lazily. None: all in memory.
+      block: images at once; fewer if memory is short.
     Returns:
-      One variable a site, float32, with dims `t`, `image`, and axes of its own that are named for what they
-      are and how long: `y_16, x_16, channel_32` of maps, `token_256, head_4, depth_8` of heads, `channel_32`
-      of vectors, `head_4, query_64, key_64` of patterns.
+      One variable per site, float32, with dims `t`, `image`, and axes named by kind and length:
+      `y_16, x_16, channel_32` for maps, `token_256, head_4, depth_8` for heads, `channel_32` for vectors,
+      `head_4, query_64, key_64` for patterns.
     Raises:
       ConfigError: a name or pattern that matches no site, or a timestep outside [0, T).
 
@@ -71,7 +71,7 @@ def activations(
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What is to be computed, piece by piece: a block of images at one timestep."""
+    """The inputs of one call, and its pieces: a block of images at one timestep each."""
 
     denoiser: Examinable
     eval_set: EvalSet
@@ -88,12 +88,12 @@ class _Plan:
 
     @functools.cached_property
     def pieces(self) -> list[tuple[int, slice]]:
-        """Timestep by number, and images."""
+        """`(t_index, images)` of every piece."""
         spans = [batch.span for batch in batches(self.eval_set.count, self.block)]
         return [(t_index, span) for t_index in range(len(self.eval_set.timesteps)) for span in spans]
 
     def values(self, piece: tuple[int, slice]) -> dict[str, np.ndarray]:
-        """Site -> `(images, ...)`. A short last block is filled up: it needs no program of its own."""
+        """Site -> `(images, ...)`. A short last block is padded, so that it shares the others' program."""
         t_index, span = piece
         batch = self.eval_set.batch(t_index, filled(span, self.block))
         values = _captured(self.denoiser, self.intervention, batch, sites=self.sites)
@@ -159,7 +159,7 @@ class _Plan:
 
     @property
     def key(self) -> str:
-        """Digest of everything that decides the numbers, and of how they are cut into pieces."""
+        """Digest of everything that decides the numbers, and of the size of pieces."""
         return digests.digest_json(
             {
                 **self.denoiser.digests(),
@@ -180,7 +180,7 @@ class _Plan:
 def _captured(
     denoiser: Examinable, intervention: Intervention, batch: EvalBatch, *, sites: tuple[str, ...]
 ) -> dict[str, Array]:
-    """Values of `sites` alone: the compiler drops what no other needs."""
+    """Values of `sites` only: the compiler removes what is computed for other sites."""
     x_t, t, _ = batch.noised(denoiser.schedule)
     collections = {STREAMS if site in _stage_names(denoiser) else CAPTURED for site in sites}
     values = {}
@@ -190,10 +190,10 @@ def _captured(
 
 
 def axes_of(denoiser: Examinable, site: str, shape: Sequence[int]) -> tuple[str, ...]:
-    """Names of the axes of one row of a site, each with its length: an axis of 16 rows of pixels is `y_16`.
+    """Names of the axes of one row of a site, each with its length, such as `y_16` for 16 rows of pixels.
 
     Args:
-      site: or a stage, see `activations`.
+      site: a site or a stage, see `activations`.
       shape: of one row.
     """
     unit = len(shape) - 1 if site in _stage_names(denoiser) else len(shape) + denoiser.unit_axis(site)
@@ -216,7 +216,8 @@ def _stage_names(denoiser: Examinable) -> tuple[str, ...]:
 def _matching(denoiser: Examinable, sites: str | Sequence[str]) -> tuple[str, ...]:
     """Names of sites, and of stages that are named in full, in the order of execution."""
     of_components = [component.site for component in denoiser.components()]
-    known = list(dict.fromkeys([*of_components, *denoiser.identity.gate]))  # named patterns are no components
+    # Named patterns are sites without components.
+    known = list(dict.fromkeys([*of_components, *denoiser.identity.gate]))
     chosen: set[str] = set()
     for pattern in [sites] if isinstance(sites, str) else sites:
         if pattern in _stage_names(denoiser) or pattern in known:

@@ -1,4 +1,4 @@
-"""What the untouched network does: activations, their moments, and statistics of its attention patterns."""
+"""The network without intervention: activations, their moments, and statistics of attention patterns."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from mechdiff.sweeps.execution import memory
 
 @functools.partial(jax.jit, static_argnames=("collection",))
 def _captured(denoiser: Examinable, batch: EvalBatch, *, collection: str) -> dict[str, Any]:
-    """What one collection holds of each image; images are shared out over the devices."""
+    """One collection of captured values for each image; images are sharded over the devices."""
 
     def local(denoiser, batch):
         x_t, t, _ = batch.noised(denoiser.schedule)
@@ -37,7 +37,7 @@ def _captured(denoiser: Examinable, batch: EvalBatch, *, collection: str) -> dic
 
 @jax.jit
 def _moments(denoiser: Examinable, batch: EvalBatch, weights: Float[Array, " batch"]):
-    """Mean of every site over the real rows, and the sum of their squared distances from it."""
+    """Mean of every site over rows of weight 1, and the sum of their squared deviations from it."""
     values = _captured(denoiser, batch, collection=CAPTURED)
     mean = jax.tree.map(lambda a: jnp.tensordot(weights / weights.sum(), a, 1), values)
     return mean, jax.tree.map(lambda a, m: jnp.tensordot(weights, (a - m) ** 2, 1), values, mean)
@@ -56,9 +56,11 @@ def activations(
     """Activation of every site on each image at one timestep: site -> `(batch, *site)`.
 
     Args:
+      x0: clean images in [-1, 1].
+      t: timestep, in [0, T).
       key, indices: image i has the noise of `image_noise(key, i)`.
+      condition: what each image is conditioned on, leaves `(batch, ...)`; None: nothing.
       collection: `sites`; or `patterns` for the attention patterns `(batch, heads, tokens, tokens)`.
-      condition: what each image is denoised under, leaves `(batch, ...)`; None: nothing.
     """
     placed = devices.everywhere(devices.over(len(x0)), denoiser)
     return _captured(placed, EvalBatch(x0, indices, t, key, condition), collection=collection)
@@ -69,15 +71,15 @@ def activation_moments(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Mean and standard deviation over images of every site, per timestep and position.
 
-    Blocks are joined by the rule of Chan et al. 1983, in float64. Arguments and shapes are those of
-    `activation_means`.
+    Moments of blocks are combined by the formula of Chan et al. 1983, in float64. Arguments and shapes are
+    those of `activation_means`.
     """
     means, deviations = zip(*_moments_by_timestep(denoiser, eval_set, block), strict=True)
     return _stacked(means), _stacked(deviations)
 
 
 def _stacked(trees: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Site -> `(timesteps, *site)`; empties the trees on the way, since large ones fill the memory."""
+    """Site -> `(timesteps, *site)`; empties the trees while stacking, to save memory."""
     return {site: np.stack([tree.pop(site) for tree in trees]) for site in list(trees[0])}
 
 
@@ -108,8 +110,7 @@ def activation_means(denoiser: Examinable, eval_set: EvalSet, *, block: int = 16
     """Mean activation of every site over images, per timestep and position: replacements of `mean` ablation.
 
     Args:
-      eval_set: other images than those that are scored; their noise is one draw an image, shared by all
-        timesteps.
+      eval_set: reference images, other than those that are scored; each has one noise for all timesteps.
       block: images at once.
     Returns:
       site -> `(timesteps, *site)`, where `site` is the shape of one row of that activation.
@@ -118,7 +119,7 @@ def activation_means(denoiser: Examinable, eval_set: EvalSet, *, block: int = 16
 
 
 def replacements_at(replacements: dict[str, np.ndarray], t_index: int) -> dict[str, np.ndarray]:
-    """The replacements of one timestep out of `activation_means`."""
+    """The replacements at one timestep, from those of `activation_means`: site -> `(*site)`."""
     return {site: values[t_index] for site, values in replacements.items()}
 
 
@@ -130,9 +131,9 @@ def attention_stats(
 ) -> xr.Dataset:
     """Statistics of every head's pattern, dims `head, t, image`; see `models.attention_stats`.
 
-    No pattern leaves the network: each is reduced where it arises. `tokens` (a coordinate of `head`) is
-    the number of positions attended over, without which an entropy means little. Heads over one position are
-    left out and named in the attribute `over_one_key`; see `over_many_keys`.
+    No pattern is stored: each is reduced where it is computed. `tokens` (a coordinate of `head`) counts the
+    keys, without which an entropy means little. Heads with one key are left out and named in the attribute
+    `over_one_key`; see `over_many_keys`.
 
     Args:
       eval_set: images, crossed with the timesteps or nested in them.
@@ -170,9 +171,9 @@ def attention_stats(
 def _heads_and_keys(
     denoiser: Examinable, eval_set: EvalSet, captured: Mapping[str, AttentionStatistics]
 ) -> tuple[list[str], list[int]]:
-    """Names of all heads, site by site, and how many positions each attends over."""
+    """Names of all heads, site by site, and the number of keys of each."""
     named = [site for site in denoiser.identity.gate if site_type(site) == HEAD]
-    outputs = {pattern_site(site): site for site in named}  # what heads are called by
+    outputs = {pattern_site(site): site for site in named}  # heads are named by their outputs
     keys, heads, tokens = _keys(denoiser, eval_set), [], []
     for site, statistics in captured.items():
         of_site = statistics.entropy.shape[1]
@@ -194,13 +195,13 @@ def _all_heads(
 
 
 def over_many_keys(statistics: xr.Dataset) -> xr.Dataset:
-    """Statistics of the heads that attend over more than one position; the others' names as `over_one_key`.
+    """Statistics of the heads with more than one key; the others are named in the attribute `over_one_key`.
 
-    The pattern of a head over one position is 1 whatever the input: entropy and its ceiling ln 1
-    are both 0, and their ratio means nothing.
+    The pattern of a head with one key is 1 whatever the input: entropy and its maximum ln 1 are both 0, and
+    normalized entropy is undefined.
 
     Args:
-      statistics: dim `head` with coordinate `tokens`, the number of positions attended over.
+      statistics: dim `head` with coordinate `tokens`, the number of keys.
     """
     single = statistics["tokens"].values < 2
     names = [str(name) for name in statistics["head"].values[single]]
@@ -209,7 +210,7 @@ def over_many_keys(statistics: xr.Dataset) -> xr.Dataset:
 
 
 def _keys(denoiser: Examinable, eval_set: EvalSet) -> dict[str, int]:
-    """Positions that the patterns of each site attend over, by shape alone."""
+    """Site -> number of keys of its patterns, by shapes alone."""
     batch = eval_set.batch(0, np.arange(1))
     patterns = functools.partial(_captured, collection=PATTERNS)
     shapes = jax.eval_shape(patterns, denoiser, batch)

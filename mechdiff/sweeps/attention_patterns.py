@@ -1,14 +1,14 @@
-"""Interventions on attention patterns: does it matter where a head looks, and how sharply?
+"""Interventions on attention patterns: does it matter where a head attends, and how sharply?
 
-A head's pattern A becomes g A + (1 - g) P, while its values stay its own (`gates.Pattern`), with P
-  uniform   1 / keys everywhere: the head looks everywhere alike
-  identity  each position looks at itself alone
+A head's pattern A becomes g A + (1 - g) P, while its values are unchanged (`gates.Pattern`), with P
+  uniform   1 / keys everywhere: all positions get equal weight
+  identity  each position attends to itself only
   frozen    the pattern of the same head on another image of the set, at the same timestep and with that
-            image's own noise: donors are those of `replacements.resample_replacements`
-If replacing a pattern does nothing, then nothing about it, such as its entropy, can be a mechanism.
+            image's noise: donors are those of `replacements.resample_replacements`
+If replacing a pattern has no effect, then no property of it, such as its entropy, can be a mechanism.
 
-Our UNet's patterns have a gate of their own. A function names its patterns, `block0.pattern@1`: there they
-are sites, and replacing one is an ablation of it.
+The UNet's patterns have a gate of their own. In a traced function, patterns are named values
+(`block0.pattern@1`), hence sites, and replacing one is an ablation of its site.
 """
 
 import dataclasses
@@ -42,16 +42,17 @@ from mechdiff.sweeps.in_memory import sweep_in_memory
 from mechdiff.sweeps.replacements import resample_replacements
 
 PATTERN_SOURCES = ("uniform", "identity", "frozen")
-TOLERANCE = 1e-2  # by which the sum of a pattern over keys may miss 1, in half precision too
+TOLERANCE = 1e-2  # of the sum of a pattern over keys, which is 1; enough for half precision
 
 
 def constant_patterns(network: UNetConfig | TracedNetwork, pattern: str) -> dict[str, np.ndarray]:
-    """Patterns called `uniform` or `identity` for every attention site, one for all heads.
+    """`uniform` or `identity` patterns for every attention site, one for all heads.
 
     Returns:
-      `(1, queries, keys)`, 1 for queries that share it; of a function's named patterns in their own order.
+      site -> `(1, queries, keys)`, with 1 for queries if they share one; for a traced function, with the axes
+      in the order of the named pattern.
     Raises:
-      ConfigError: another name, or `identity` of a pattern whose queries are not its keys.
+      ConfigError: another name, or `identity` for a pattern whose queries are not its keys.
     """
     if pattern not in ("uniform", "identity"):
         raise ConfigError(unknown("constant pattern", pattern, ("uniform", "identity")))
@@ -69,7 +70,7 @@ def _constant(pattern: str, tokens: int) -> np.ndarray:
 
 
 def _constant_at(name: str, site: Site, pattern: str) -> np.ndarray:
-    """The same with the axes of a named pattern; its heads may stand anywhere before the keys."""
+    """`_constant` with the axes of a named pattern, whose heads may be any axis before the keys."""
     row, keys = list(site.shape[1:]), site.shape[-1]
     if pattern == "uniform":
         return np.full([1] * (len(row) - 1) + [keys], 1 / keys, np.float32)
@@ -84,14 +85,14 @@ def _constant_at(name: str, site: Site, pattern: str) -> np.ndarray:
 def replace_pattern(
     identity: Intervention, what: ComponentSelection, patterns: Mapping, kept: float = 0.0
 ) -> Intervention:
-    """The patterns of the selected heads mixed with others.
+    """`identity` with the patterns of the selected heads mixed with others: A' = kept A + (1 - kept) P.
 
     Args:
       what: heads, as for `ablate`.
-      patterns: attention site -> `(heads, queries, keys)` or 1 for what is shared, with or without a leading
-        row axis: `constant_patterns`, or `activations.activations(..., collection="patterns")`. Where a
-        function names its patterns, their sites, with axes as they are named.
-      kept: share of their own pattern; 1 leaves them alone.
+      patterns: attention site -> P, `(heads, queries, keys)`, 1 for what is shared, with or without a leading
+        row axis: from `constant_patterns`, or `activations.activations(..., collection="patterns")`. For a
+        traced function the keys are the sites of its named patterns, with their axes.
+      kept: weight of the heads' own patterns; 1 changes nothing.
     Raises:
       ConfigError: a component that is not a head, or a site without a pattern.
     """
@@ -109,7 +110,7 @@ def replace_pattern(
 
 
 def one_pattern_each(identity: Intervention, heads: Sequence[Component], patterns: Mapping) -> Intervention:
-    """One intervention per head, stacked, that replaces its pattern: for `Engine.measure`."""
+    """One intervention per head, which replaces its pattern; stacked, for `Engine.measure`."""
     replaced = [replace_pattern(identity, [head], patterns) for head in heads]
 
     def stacked(leaves: Sequence[Mapping]) -> dict[str, np.ndarray]:
@@ -135,8 +136,8 @@ def pattern_effects(
 
     Args:
       eval_set: images in [-1, 1], timesteps and noise, as in `sweeps.ablation_sweep`.
-      ablations: what takes the place of a pattern, of `PATTERN_SOURCES`.
-      heads: all of the network if None.
+      ablations: sources of the replacement patterns, of `PATTERN_SOURCES`.
+      heads: components; all heads of the network if None.
       draws: donors per image of `frozen`, over which losses are averaged.
       block: images at once.
     Returns:
@@ -144,7 +145,7 @@ def pattern_effects(
       `clean_loss`, dims `t, image`.
     Raises:
       ConfigError: an unknown source, a network without heads or named patterns, values named as patterns that
-        are none, or too many donors.
+        are not, or more donors than images.
     """
     heads = heads_of(denoiser, heads)
     check_patterns(denoiser, eval_set)
@@ -192,10 +193,10 @@ def _replaced(
 
 
 def heads_of(denoiser: Examinable, heads: Sequence[Component] | None = None) -> tuple[Component, ...]:
-    """`heads`, or all of the network whose patterns can be reached.
+    """`heads`, or all heads of the network whose patterns can be replaced.
 
     Raises:
-      ConfigError: there are none.
+      ConfigError: the network has none.
     """
     if heads:
         return tuple(heads)
@@ -214,8 +215,13 @@ def heads_of(denoiser: Examinable, heads: Sequence[Component] | None = None) -> 
 
 
 def check_patterns(denoiser: Examinable, eval_set: EvalSet) -> None:
-    """Raises ConfigError where a function names a value as a pattern that is none: weights that are below 0,
-    or don't add up to 1 over keys, on the first image. Our UNet's are what they should be."""
+    """Checks on the first image that values named as patterns are: at least 0, with sum 1 over keys.
+
+    Only traced functions are checked; the UNet's patterns are right by construction.
+
+    Raises:
+      ConfigError: a value named as a pattern is not one.
+    """
     if isinstance(denoiser.network, UNetConfig):
         return
     images, indices, t, key, condition = eval_set.batch(0, np.arange(1))
@@ -224,6 +230,6 @@ def check_patterns(denoiser: Examinable, eval_set: EvalSet) -> None:
         least, sums = np.min(pattern), np.asarray(pattern, np.float64).sum(-1)
         if least < 0 or np.abs(sums - 1).max() > TOLERANCE:
             raise ConfigError(
-                f"{site!r} is no pattern of attention: its least weight is {least:.3g} and its sums over "
+                f"{site!r} is not an attention pattern: its least weight is {least:.3g} and its sums over "
                 f"keys are {sums.min():.3g} to {sums.max():.3g}; name what the softmax returns, keys last"
             )

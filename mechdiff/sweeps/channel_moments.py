@@ -1,9 +1,9 @@
 """First and second moments of activations over channels, per site, timestep and group of images.
 
-Covariance is taken over (image, position), after the mean of every position was taken away if it is given:
-otherwise what is alike in all images, such as a face in the middle, counts as variance. Channels are few, so
-that a site costs one small matrix however many images and positions there are; images are kept apart in
-groups, so that intervals can resample them.
+Covariance is over (image, position), after subtracting the mean of every position if it is given: otherwise
+what all images have in common, such as a face in the middle, counts as variance. Moments are stored per group
+of images, so that intervals can resample groups; a site costs one small matrix per group however many images
+and positions there are.
 """
 
 import functools
@@ -24,12 +24,12 @@ from mechdiff.models.denoiser import Examinable
 
 
 class Moments(NamedTuple):
-    """Of the activations `a` of one site, rows being (image, position).
+    """Moments of the activations `a` of one site; rows are (image, position).
 
     Attributes:
-      first: sum of a, `[t, group, channel]`.
-      second: sum of a a', `[t, group, channel, channel]`.
-      rows: in each group, `[group]`.
+      first: sum of a over rows.
+      second: sum of a a^T over rows.
+      rows: number of rows in each group.
     """
 
     first: Float[np.ndarray, "t group channel"]
@@ -48,7 +48,7 @@ def as_rows(a: Float[Array, "batch ..."], site: str) -> Float[Array, "batch posi
 def _sums(
     denoiser: Examinable, batch: EvalBatch, means: PyTree, groups: int
 ) -> dict[str, tuple[Float[Array, "group channel"], Float[Array, "group channel channel"]]]:
-    """Sum of a, and of a a', of every site, in consecutive groups of the batch."""
+    """Sums of a and of a a^T for every site, in consecutive groups of the batch."""
     x_t, t, _ = batch.noised(denoiser.schedule)
     values = denoiser.captured(denoiser.identity, x_t, t, batch.condition)[1]
 
@@ -67,14 +67,14 @@ def channel_moments(
     means: Mapping[str, np.ndarray] | None = None,
     groups: int = 32,
 ) -> dict[str, Moments]:
-    """Moments of every site of heads' outputs, residual branches and skips; time injections don't vary.
+    """Moments of every site with feature maps or heads (not of time or class embeddings).
 
     Args:
-      eval_set: images in [-1, 1], of which the last few are left out so that groups are of one size; their
-        noise is one draw per image, shared by all timesteps.
-      means: of `activations.activation_means` at the same timesteps, from other images; None: nothing is
-        taken away but each channel's mean over positions and images.
-      groups: of consecutive images, at most as many as there are images: the units of resampling.
+      eval_set: images in [-1, 1]; the last few are left out so that groups have one size. Each image has one
+        noise for all timesteps.
+      means: to be subtracted at every position, as of `activations.activation_means` at the same timesteps
+        on other images; None: only each channel's mean over positions and images is (in `covariance`).
+      groups: number of groups of consecutive images, the units of resampling; at most one per image.
     Returns:
       site -> its moments.
     Raises:
@@ -108,7 +108,7 @@ def channel_moments(
 
 
 def _positions(denoiser: Examinable, eval_set: EvalSet) -> dict[str, int]:
-    """Rows that each site has for one image, by shape alone."""
+    """Site -> number of positions, by shapes alone."""
     x = jax.ShapeDtypeStruct((1, *denoiser.image_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.int32)
     condition = jax.tree.map(lambda leaf: leaf[:1], eval_set.condition)
@@ -124,7 +124,11 @@ def _positions(denoiser: Examinable, eval_set: EvalSet) -> dict[str, int]:
 def covariance(
     moments: Moments, weights: Float[np.ndarray, "m group"]
 ) -> Float[np.ndarray, "m t channel channel"]:
-    """Covariance over (image, position) under each weighting of the groups, rows summing to 1."""
+    """Covariance over (image, position) under each weighting of the groups.
+
+    Args:
+      weights: one weighting per row, each with sum 1.
+    """
     share = weights / (weights @ moments.rows)[:, None]
     mean = np.einsum("mg,tgc->mtc", share, moments.first)
     second = np.einsum("mg,tgcd->mtcd", share, moments.second, optimize=True)
@@ -148,5 +152,5 @@ def effective_rank(covariance: Float[np.ndarray, "*cells c c"]) -> Float[np.ndar
 
 
 def variance(covariance: Float[np.ndarray, "*cells c c"]) -> Float[np.ndarray, " *cells"]:
-    """Mean variance of a channel. Depends on the scale of the weights: the weakest measure."""
+    """Mean variance of a channel; unlike the others it depends on the scale of the weights."""
     return np.asarray(np.trace(covariance, axis1=-2, axis2=-1) / covariance.shape[-1])

@@ -15,7 +15,7 @@ def component_coords(
     timesteps: Sequence[int] | Int[np.ndarray, " timesteps"],
     images: int,
 ) -> dict:
-    """Coordinates `component`, `t` and `image` of a sweep, with what is known of each."""
+    """Coordinates `component` (with type, resolution, depth), `t` (with log-SNR) and `image` of a sweep."""
     timesteps = np.asarray(timesteps, np.int32)
     return {
         "component": [component.name for component in chosen],

@@ -11,6 +11,7 @@ of Geiger et al. 2021 (arXiv 2106.02997).
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -59,14 +60,14 @@ def transfer_fraction(outputs: PassOutputs) -> tuple[tuple[Array, Array], Array]
 
 @dataclasses.dataclass(frozen=True)
 class PairSet:
-    """Which pairs of faces activations are moved between.
+    """Pairs of faces between which activations are exchanged.
 
     Attributes:
       key: of the faces and of their noise. Pair i has the noise of index i under every factor.
-      factors: of `data.synthetic`; each has pairs of its own, of the same first faces.
+      factors: of `data.synthetic`; each has other pairs, of the same first faces.
       count: pairs of each factor, at least 1.
       complexity: rung 0 to 4 of the ladder that the faces are drawn from.
-      condition: what both faces of each pair are denoised under, leaves `(count, ...)`; None: nothing.
+      condition: what both faces of each pair are conditioned on, leaves `(count, ...)`; None: nothing.
 
     Raises:
       ConfigError: an unknown factor, or no pairs.
@@ -127,7 +128,7 @@ def interchange_effects(
     if denoiser.image_shape[-1] != 3:
         raise ConfigError(f"{denoiser.name}: pairs of faces are in color, its images are not")
     chosen = chosen_components(denoiser, chosen)
-    timesteps = np.asarray(timesteps, np.int32)
+    timesteps, block = np.asarray(timesteps, np.int32), min(block, pairs.count)
     engine = Engine(denoiser)
     shape = (len(pairs.factors), len(chosen), len(timesteps), pairs.count)
     along, change = np.empty(shape, np.float32), np.empty(shape, np.float32)
@@ -135,14 +136,13 @@ def interchange_effects(
     stacked = leave_one_out(denoiser.identity, chosen)[1]
     for row, factor in enumerate(pairs.factors):
         first, second = pairs.at(factor, denoiser.image_shape[0], timesteps)
-        for t_index in range(len(timesteps)):
-            for batch in batches(pairs.count, min(block, pairs.count)):
-                sources = first.batch(t_index, batch.indices)
-                targets = second.batch(t_index, batch.indices)
-                (products, squares), ways = _moved(engine, stacked, sources, targets)
-                along[row, :, t_index, batch.span] = products[:, : batch.count]
-                change[row, :, t_index, batch.span] = squares[:, : batch.count]
-                distance[row, t_index, batch.span] = ways[: batch.count]
+        for t_index, batch in itertools.product(range(len(timesteps)), list(batches(pairs.count, block))):
+            sources = first.batch(t_index, batch.indices)
+            targets = second.batch(t_index, batch.indices)
+            (products, squares), ways = _moved(engine, stacked, sources, targets)
+            along[row, :, t_index, batch.span] = products[:, : batch.count]
+            change[row, :, t_index, batch.span] = squares[:, : batch.count]
+            distance[row, t_index, batch.span] = ways[: batch.count]
     dims = ("factor", "component", "t", "image")
     shows = np.where(distance > ROUNDING, distance, np.nan)[:, None]
     return xr.Dataset(
@@ -161,8 +161,7 @@ def interchange_effects(
 
 
 def _moved(engine: Engine, stacked: Intervention, first: EvalBatch, second: EvalBatch):
-    """What `transfer_fraction` gives for some pairs: activations on the second faces replace those on the
-    first."""
+    """`transfer_fraction` of some pairs: activations on the second faces replace those on the first."""
     images, indices, t, key, condition = second
     replacement = activations(engine.denoiser, images, int(t), key, indices, condition)
     from_second = dataclasses.replace(stacked, replacement=replacement)

@@ -110,7 +110,7 @@ class _Family(NamedTuple):
     scale: PyTree  # unit of v
 
     def replacement(self, point: PyTree) -> PyTree:
-        """Of a point, which holds u and v / scale along its first axis."""
+        """The replacement of a point, which holds u and v / scale along its first axis."""
         return {
             site: point[site][0] * self.mean[site] + point[site][1] * self.scale[site] for site in self.mean
         }

@@ -1,7 +1,7 @@
-"""What reduced precision costs: a part of a sweep run in float32 too, under the same random numbers.
+"""The error of reduced precision, measured by running a part of a sweep in float32 too.
 
-Image, noise, timestep and replacements are the same in both, so that the difference is that of the products
-alone, and a few images suffice: it hardly varies between them, while the effects themselves do.
+Image, noise, timestep and replacements are the same in both, so the difference is only that of the matrix
+products, and a few images suffice: the error hardly varies between images, while the effects do.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,22 +17,22 @@ from mechdiff.core.config import Precision
 from mechdiff.core.types import Images
 from mechdiff.stats import percent_increase
 
-IMAGES = 8  # run in full too, at each of
-TIMESTEPS = 4  # evenly spread over those of the sweep; or so many windows of a sampling sweep
-DRAWN = 4  # images of a sheet of samples, drawn in full too
+IMAGES = 8  # run in full precision too, at each of
+TIMESTEPS = 4  # evenly spread over those of the sweep; or as many windows of a sampling sweep
+DRAWN = 4  # images of a sheet of samples that are drawn in full precision too
 
 Losses = tuple[Float[np.ndarray, "components images"], Float[np.ndarray, " images"]]  # ablated, clean
 
 
 class Subset(NamedTuple):
-    """What is run in full: places of timesteps among those of the sweep, and how many of the first images."""
+    """The part run in full precision: places of timesteps among those of the sweep, and number of images."""
 
     t_indices: tuple[int, ...]
     images: int
 
 
 def subset(timesteps: int, block: int) -> Subset:
-    """Of a sweep with so many timesteps, whose blocks hold so many images."""
+    """The part of a sweep that is run in full precision too, by its timesteps and images per block."""
     places = np.linspace(0, timesteps - 1, min(TIMESTEPS, timesteps)).round().astype(int)
     return Subset(tuple(dict.fromkeys(places.tolist())), min(IMAGES, block))
 
@@ -73,7 +73,7 @@ def largest_distance_error(
 
 
 def carried(swept: xr.Dataset) -> Bool[np.ndarray, "ablation component window"]:
-    """Of a sampling sweep: which mean distances are above the error of their precision; in full precision
+    """Which mean distances of a sampling sweep exceed the error of their precision; in full precision
     all."""
     means = swept["distance"].mean("sample").transpose("ablation", "component", "window").values
     error = swept["precision_error"].values if "precision_error" in swept else np.zeros(means.shape[:2])
@@ -95,13 +95,13 @@ def sampling_statement(swept: xr.Dataset) -> str | None:
 
 
 def drawn(setting: Precision, draw: Callable[[int], Images], count: int) -> tuple[Images, float]:
-    """Samples by products of a precision, and how far they are from those of float32.
+    """Samples computed in a precision, and their distance from those of float32.
 
     Args:
-      draw: how many -> so many images, the first of any larger number.
+      draw: count -> that many images, the first of any larger number.
     Returns:
       `draw(count)`, and the largest root mean square difference of an image's pixels over the first few,
-      drawn in float32 too from the same noise; 0 where the precision changes nothing here.
+      drawn in float32 too from the same noise; 0 if the precision has no effect here.
     """
     with devices.multiplying(setting):
         images = np.asarray(draw(count))

@@ -1,4 +1,4 @@
-"""What an ablated component is replaced with, for the ablations that differ between images.
+"""Replacements that differ between images, for `resample` and `noise` ablation.
 
   resample  the activation of another image of the same set, at the same timestep and with that image's own
             noise: each image is the donor of exactly one other in a draw, and no donor comes twice
@@ -36,11 +36,11 @@ class ReplacementSource(Protocol):
     draws: int
 
     def at(self, t_index: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
-        """Site -> replacement at timestep number `t_index`, with or without an axis for the images."""
+        """Site -> replacement at timestep number `t_index`, with an axis of images if they differ."""
         ...
 
     def digest(self) -> str:
-        """Of everything that decides its numbers."""
+        """SHA-256 of everything that decides its numbers."""
         ...
 
 
@@ -65,8 +65,8 @@ class Resample:
     """Replacements of `resample` ablation; made by `replacements.resample_replacements`.
 
     Attributes:
-      donors: `(draws, images)`, whose activation each image gets.
-      collection: what of a donor is taken, as for `activations.activations`.
+      donors: `(draws, images)`, index of the image whose activation each image gets.
+      collection: which values of a donor are used, as for `activations.activations`.
     """
 
     denoiser: Examinable
@@ -134,7 +134,7 @@ def _gaussian(
 
 
 def as_source(values: PyTree) -> ReplacementSource:
-    """A source of replacements as it is, or arrays site -> `(timesteps, *site)` as one."""
+    """A source of replacements unchanged, or arrays site -> `(timesteps, *site)` as a source."""
     return Constant(values) if isinstance(values, dict) else values
 
 

@@ -29,15 +29,15 @@ from mechdiff.sweeps.sampling_plan import SamplingPlan
 
 @dataclasses.dataclass(frozen=True)
 class SampleSet:
-    """What a sampling sweep draws, the same under every intervention.
+    """The samples of a sampling sweep, with the same noise under every intervention.
 
     Attributes:
-      timesteps: visited, as for `samplers.sample`.
+      timesteps: those visited, as for `samplers.sample`.
       count: samples, at least 2; sample i has the noise of index i, whatever the intervention.
       key: of all noise.
-      condition: what each sample is denoised under, leaves `(count, ...)`; None: nothing.
+      condition: what each sample is conditioned on, leaves `(count, ...)`; None: nothing.
       step_fn: `ddim_step` or `ddpm_step`, or a partial of them.
-      clip: of predicted images, as for `samplers.sample`; None: as the network's config says.
+      clip: of predicted images, as for `samplers.sample`; None: that of the network's config.
 
     Raises:
       ConfigError: fewer than two samples.
@@ -60,7 +60,7 @@ class SampleSet:
             raise ConfigError(f"samples={self.count}: a distance between sets needs at least 2")
 
 
-SETTINGS = SweepConfig(ablations=("zero",), image_block=8)  # of a sampling sweep for which none are given
+SETTINGS = SweepConfig(ablations=("zero",), image_block=8)  # default of sampling sweeps
 
 
 def sampling_sweep(

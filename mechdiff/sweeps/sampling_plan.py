@@ -46,7 +46,7 @@ def energy_distance(
 
 
 class Piece(NamedTuple):
-    """What is computed and written at once: indices of an ablation and a window, and some components."""
+    """The unit of computing and writing: indices of an ablation and a window, and a group of components."""
 
     ablation: int
     window: int
@@ -141,7 +141,7 @@ class SamplingPlan:
 
     @property
     def checked(self) -> precision.Subset:
-        """What is drawn in full precision too: places of windows, and how many of the first samples."""
+        """The part that is drawn in full precision too: places of windows, and number of samples."""
         return precision.subset(len(self.windows), min(self.sampler.block, self.samples))
 
     def _precision_facts(self) -> dict:
@@ -210,7 +210,7 @@ class SamplingPlan:
         return [self.sampler.clean(self._starts, indices) for indices in self._blocks]
 
     def _acting(self, piece: Piece) -> Intervention:
-        """Interventions of a group of components; a short one is filled up, to need no program of its own."""
+        """Interventions of a group of components; a short group is padded, so that it shares one program."""
         chosen = self.chosen[piece.group]
         stacked = leave_one_out(self.sampler.denoiser.identity, chosen)[1]
         order = filled(slice(0, len(chosen)), self.group)
@@ -223,7 +223,7 @@ class SamplingPlan:
         )
 
     def _replacements(self, ablation: str) -> PyTree:
-        """What components are replaced by, in the order of the steps."""
+        """The replacements of an ablation, in the order of the steps."""
         if ablation == "zero":
             return zero_replacements(self.sampler.denoiser.identity, len(self.sampler.timesteps))
         return {site: values[::-1] for site, values in self.replacements[ablation].items()}
@@ -231,7 +231,7 @@ class SamplingPlan:
     def _distances(
         self, piece: Piece
     ) -> tuple[Float[np.ndarray, "components samples"], Float[np.ndarray, " components"]]:
-        """Of each sample from its clean twin, and between both sets."""
+        """Distance of each sample from its clean twin, and between the two sets of samples."""
         acting, start = self._acting(piece), self._starts[piece.window]
         span, clean, changed = (start, len(self.sampler.timesteps)), [], []
         for indices, (states, final) in zip(self._blocks, self._clean, strict=True):

@@ -1,7 +1,7 @@
-"""Scaling curves: what becomes of the loss as a component is turned down, off, or up.
+"""Scaling curves: the loss as a function of a component's gate value.
 
-A gate of 1 leaves a component alone, 0 replaces it, 2 counts what it adds to its replacement twice. A curve
-that is not monotonic, or that improves beside 1, says what the two ends can't.
+A gate of 1 changes nothing, 0 replaces the component, 2 doubles its difference from the replacement. A curve
+that is not monotonic, or that is lower near 1, shows what the two ends can't.
 """
 
 import dataclasses

@@ -1,10 +1,10 @@
 """An ablation sweep that stops when every confidence sequence is decided (anytime-valid).
 
 Every component has a confidence sequence of its pooled relative loss increase. It is decided once the
-interval lies on one side of zero or is narrower than a stated width; then it is left out. Looking
+interval lies on one side of zero or is narrower than a stated width, and is then no longer run. Looking
 after every block of images costs no coverage: the sequence holds at all sizes at once. The images of a
-component are the first n of one list, so its interval does not depend on what the others are.
-See `stopping` for what is certain then.
+component are the first n of one list, so its interval does not depend on the other components.
+`stopping` says what is certain then.
 """
 
 import dataclasses
@@ -102,7 +102,7 @@ class _Run:
 
     @property
     def timesteps(self) -> Int[np.ndarray, " t"]:
-        """Of the eval set."""
+        """Timesteps of the eval set."""
         return self.eval_set.timesteps
 
     @property
@@ -142,7 +142,7 @@ class _Run:
         return result
 
     def _precision_error(self, path: Path, stacked: Intervention) -> Float[np.ndarray, " component"]:
-        """Of a part of the first block that is run in float32 too; kept in the store."""
+        """Error of a part of the first block, which is run in float32 too; saved in the store."""
         checked = precision.subset(len(self.timesteps), self.block)
         if not labelled.written(path, "precision_error", (0,)):
             places = np.arange(checked.images)

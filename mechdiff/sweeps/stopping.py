@@ -4,7 +4,7 @@ What is certain: the sign. The intervals rest on an asymptotic theorem, correcte
 (`stats.skewed_sequence`). Where the loss increase is lognormal over images with log-sd 1, joint
 intervals of 95 % held all sizes in four simulated runs of five, and no sign was wrong (the calibration has
 the numbers): the fewer images carry a loss increase, the less certain is its *size*. A component that
-matters for images of which none has been shown can't be told from one that doesn't matter.
+matters only for images that were not sampled can't be distinguished from one that does not matter.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class StoppingRule:
             raise ConfigError(f"width={self.width} must be above 0, in percent of the clean loss")
 
     def of_each(self, intervals: int) -> float:
-        """Confidence of each of so many intervals."""
+        """Confidence of each of `intervals` intervals."""
         return 1 - (1 - self.confidence) / (intervals if self.joint else 1)
 
 
@@ -100,7 +100,7 @@ def interim_result(
     rule: StoppingRule,
     error: Float[np.ndarray, " component"] | float = 0.0,
 ) -> SequentialResult:
-    """What is known of every component from the losses so far; of images not shown they are NaN.
+    """The state of every component after the images so far; losses of later images are NaN.
 
     Args:
       clean, loss: of the untouched network, and without each component.

@@ -1,15 +1,15 @@
-"""Does function follow entropy? A direct test: a head's entropy is moved, the size of its output is not.
+"""Does a head's function follow its entropy? The entropy is changed while the norm of its output is held.
 
-A temperature of a head's logits moves the entropy of its pattern, but also the norm of its output, which
-could raise the loss by itself. At matched norm the head's gate, image by image, gives the output back the
-norm that it had:
+The temperature of a head's logits changes the entropy of its pattern, but also the norm of its output, which
+could raise the loss by itself. At matched norm the head's gate restores, image by image, the norm of the
+output without temperature:
   gate = |z| / |z tempered|, norms over positions and depth.
 This definition is ours.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -46,7 +46,7 @@ Sites = dict[str, Array]  # site -> activations, rows first
 
 
 class _Outcome(NamedTuple):
-    """Of each image, under one setting: losses `(batch,)`; entropies and gates, site -> `(batch, heads)`."""
+    """Results under one setting, per image: losses `(batch,)`; entropies, gates: site -> `(batch, heads)`."""
 
     loss: Array
     change: Array
@@ -63,11 +63,11 @@ def matched_temperature(
     what: ComponentSelection,
     value: float,
 ) -> Intervention:
-    """A temperature of the selected heads with gates that give every head's output, on every image, the norm
-    that it has without.
+    """A temperature of the selected heads, with gates that restore the norm of every head's output on every
+    image.
 
-    The gates hold for these images and no others: they have a row axis. Where heads of several sites are
-    chosen, a site is matched under what the sites before it do.
+    The gates hold for these images only: they have a row axis. If heads of several sites are
+    chosen, a site is matched with the earlier sites already matched.
 
     Args:
       what: heads, as for `ablate`; their replacements become zero.
@@ -122,7 +122,7 @@ def _matching(
 
 
 def _norm(activation: Float[Array, "batch ..."], unit_axis: int) -> Float[Array, "batch heads"]:
-    """Of every head's output, over all axes but rows and heads."""
+    """Norm of every head's output, over all axes but rows and heads."""
     rest = tuple(axis for axis in range(1, activation.ndim) if axis != activation.ndim + unit_axis)
     return jnp.sqrt((activation**2).sum(rest))
 
@@ -131,7 +131,7 @@ def _norm(activation: Float[Array, "batch ..."], unit_axis: int) -> Float[Array,
 def _tempered(
     denoiser: Examinable, temperatures: PyTree, batch: EvalBatch, *, matched: bool
 ) -> tuple[Array, _Outcome]:
-    """Each image's clean loss; what comes of every setting, leaves `(settings, batch, ...)`."""
+    """Each image's clean loss, and the outcome of every setting, leaves `(settings, batch, ...)`."""
     (x_t, t, noise), identity = batch.noised(denoiser.schedule), denoiser.identity
 
     def mean_square(x: Images) -> Float[Array, " batch"]:
@@ -165,23 +165,23 @@ def temperature_effects(
     matched: bool = True,
     block: int = 16,
 ) -> xr.Dataset:
-    """Denoising loss with one head's entropy moved by a temperature, image by image.
+    """Denoising loss with the entropy of one head changed by a temperature, image by image.
 
-    Of a function whose patterns are named (`block0.pattern@1`), a pattern p becomes p ** (1 / T), normalized.
+    In a traced function with named patterns (`block0.pattern@1`), p becomes p ** (1 / T), normalized.
 
     Args:
       eval_set: images in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in
         `sweeps.ablation_sweep`.
       values: temperatures above 0; above 1 flatten the pattern.
       heads: all of the network if None.
-      matched: at the clean norm of the head's output, see `matched_temperature`.
+      matched: with gates that hold the norm of the head's output, see `matched_temperature`.
       block: images at once.
     Returns:
       Dataset with `loss`, `change`, the head's `entropy` (nats) under its temperature and the `gate` that
       restored the norm (1 where not matched), dims `temperature, component, t, image`; `clean_loss`, dims `t,
       image`.
     Raises:
-      ConfigError: no heads, patterns without names or that are none, outputs of heads without names where
+      ConfigError: no heads, patterns that are unnamed or invalid, or outputs of heads without names where
         their norms are to be matched.
     """
     heads = heads_of(denoiser, heads)
@@ -197,17 +197,11 @@ def temperature_effects(
     clean = np.empty(shape[1:], np.float32)
     for t_index in range(len(timesteps)):
         for batch in batches(total, min(block, total)):
-            shown = eval_set.batch(t_index, batch.indices)
+            shown, real = eval_set.batch(t_index, batch.indices), slice(batch.count)
             loss, outcome = _tempered(denoiser, stacked, shown, matched=matched)
-            where, real = (slice(None), t_index, batch.span), slice(batch.count)
             clean[t_index, batch.span] = loss[real]
-            arrays["loss"][where] = outcome.loss[:, real]
-            arrays["change"][where] = outcome.change[:, real]
-            for row, (_, head) in enumerate(settings):
-                cell, of_head = (row, t_index, batch.span), (row, real, head.index[0])
-                arrays["entropy"][cell] = outcome.entropy[tempered_site(head.site, stacked)][of_head]
-                if matched:
-                    arrays["gate"][cell] = outcome.gate[head.site][of_head]
+            for name, rows in _by_setting(outcome, [head for _, head in settings], stacked).items():
+                arrays[name][:, t_index, batch.span] = rows[:, real]
     dims, shape = ("temperature", "component", "t", "image"), (len(values), len(heads), *shape[1:])
     return xr.Dataset(
         {
@@ -220,6 +214,25 @@ def temperature_effects(
         },
         attrs={"denoiser": denoiser.name, "matched": int(matched)},
     )
+
+
+def _by_setting(
+    outcome: _Outcome, heads: Sequence[Component], temperatures: Mapping[str, np.ndarray]
+) -> dict[str, Float[np.ndarray, "setting batch"]]:
+    """Losses, changes, and entropy and gate (if gates were matched) of the head that each setting tempers.
+
+    Args:
+      heads: of each setting.
+      temperatures: site -> those of all settings.
+    """
+    outcome = jax.tree.map(np.asarray, outcome)
+    sites = [tempered_site(head.site, temperatures) for head in heads]
+    entropy = [outcome.entropy[site][row, :, heads[row].index[0]] for row, site in enumerate(sites)]
+    values = {"loss": outcome.loss, "change": outcome.change, "entropy": np.stack(entropy)}
+    if outcome.gate:
+        gates = [outcome.gate[head.site][row, :, head.index[0]] for row, head in enumerate(heads)]
+        values["gate"] = np.stack(gates)
+    return values
 
 
 def _check_outputs(denoiser: Examinable, heads: Sequence[Component]) -> None:

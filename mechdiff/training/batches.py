@@ -1,4 +1,4 @@
-"""What a run trains on: the images of both splits and their classes, and the batch of every step."""
+"""The data of a training run: images and classes of both splits, and the batch of every step."""
 
 import dataclasses
 import functools
@@ -32,10 +32,10 @@ class RunData:
 
 
 def load_run_data(config: ExperimentConfig, cache: Path) -> RunData:
-    """Both splits; decoded images are kept in `cache` where the config names no other folder.
+    """Both splits; decoded images are cached in `cache`, unless the config names another folder.
 
     Raises:
-      ConfigError: images or classes that the network is not made for.
+      ConfigError: images or classes that don't fit the network.
       DataError: what `data.load` raises.
     """
     train, test = _load(config, "train", cache), _load(config, "test", cache)
@@ -51,8 +51,8 @@ def _load(config: ExperimentConfig, split: str, cache: Path) -> Dataset:
 
 
 def placed_batch(data: RunData, sharding: Sharding, step: int) -> tuple[Array, Array | None]:
-    """The images of a step and their classes (None without), on the devices; every process reads those of
-    its own devices alone."""
+    """The images of a step and their classes (None: no classes), on the devices; every process reads only the
+    images of its own devices."""
     config, batch = data.config, data.config.train.batch
 
     def images(index: tuple[slice, ...]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How well a denoiser denoises, and whether it remembers its training images."""
+"""Evaluation of a trained denoiser: denoising losses, and memorization of training images."""
 
 from collections.abc import Callable
 
@@ -36,7 +36,7 @@ def nearest_distances(
     references: UInt8[np.ndarray, "m height width channels"],
     block: int = 4096,
 ) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Distance of each query to its nearest reference, and which one it is.
+    """Distance of each query to its nearest reference, and that reference's index.
 
     The distance is the root mean square difference of pixels in [-1, 1] units. References are read in
     blocks, so a memory-mapped set is never copied whole.
@@ -54,13 +54,13 @@ def nearest_distances(
 
 
 def memorization(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
-    """Whether samples lie nearer to training images than held-out images do.
+    """Whether samples are closer to training images than held-out images are.
 
     Returns:
       `samples_nearest`, `held_out_nearest`: median distance to the nearest training image;
-      `ratio`: the first over the second (far below 1 means remembered images);
-      `copies`: share of samples nearer to a training image than 99 % of held-out images are
-      (0.01 is expected of a model that remembers nothing).
+      `ratio`: the first over the second (far below 1 means memorization);
+      `copies`: fraction of samples closer to a training image than the 1st percentile of held-out images
+      (0.01 is expected without memorization).
     """
     of_samples = nearest_distances(samples, train)[0]
     of_held_out = nearest_distances(held_out, train)[0]

@@ -1,8 +1,8 @@
-"""Training: the loop that owns the disk; its step is in `step`.
+"""The training loop, which does all reading and writing; its step is in `step`.
 
-Everything random follows from (seed, step), so a run killed at any moment and started again ends
-with the parameters of an uninterrupted one. In several processes each reads its rows of a batch, all take
-the same steps, and the first writes what is not a checkpoint.
+All randomness is a function of (seed, step), so a run killed at any moment and restarted ends with the
+parameters of an uninterrupted one. Of several processes each reads its rows of a batch, all take the same
+steps, and the first writes everything but checkpoints.
 """
 
 import contextlib
@@ -172,7 +172,7 @@ class Trainer:
         return done % interval == 0 or done == self.config.train.steps
 
     def _finite(self, pending: list[Metrics], done: int, saved) -> dict[str, float]:
-        """Means of the steps since the last look; NaN or Inf in any of them ends the run."""
+        """Means over the steps since the last log line; NaN or Inf in any of them ends the run."""
         values = Metrics(*(np.array(column) for column in zip(*jax.device_get(pending), strict=True)))
         bad = ~(np.isfinite(values.loss) & np.isfinite(values.grad_norm))
         if bad.any():
@@ -189,7 +189,7 @@ class Trainer:
         return {"loss": float(values.loss.mean()), "grad_norm": float(values.grad_norm.mean())}
 
     def _on_every_device(self, ema: PyTree) -> PyTree:
-        """Every device evaluates with all parameters, also where it trains with a share of them."""
+        """The parameters on every device, also if each trains with a shard of them."""
         return jax.lax.with_sharding_constraint(ema, self.placement.everywhere)
 
     def _ema_losses(self, ema: PyTree, identity: Intervention, images: Array, labels: Any) -> Array:
@@ -225,7 +225,7 @@ class Trainer:
         return np.asarray(self._sample(ema, identity))
 
     def _export(self, folder: Path, state: TrainState, identity: Intervention, log: run_log.RunLog) -> Path:
-        """Writes the model as it is after `state.step` steps, with its record, to `folder`."""
+        """Writes the model after `state.step` steps, with its record, to `folder`."""
         evaluated, images = self.evaluate(state.ema, identity), self.samples(state.ema, identity)
         ema, steps = checkpoint.on_host(state.ema), int(state.step)
         held_out = np.array(self.data.test.images[:512])
@@ -256,7 +256,7 @@ class Trainer:
 
 
 def train(config: ExperimentConfig, workdir: Path, *, tensorboard: bool = False) -> Path:
-    """Trains `config` in `workdir`, resuming what is there; returns the exported model's folder.
+    """Trains `config` in `workdir`, resuming a run that is there; returns the exported model's folder.
 
     Args:
       tensorboard: writes the log's numbers to WORKDIR/tensorboard too; needs tensorboardX.

@@ -1,4 +1,4 @@
-"""Where arrays of training lie: batches split over all devices, state on every one or split too."""
+"""Sharding of training arrays: batches over all devices, the state replicated or sharded too (FSDP)."""
 
 import math
 from typing import Any, NamedTuple
@@ -11,12 +11,12 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PyTree
 
 BATCH = "batch"  # the axis of the mesh that a batch is split over
-SHARDED_SIZE = 4096  # numbers that an array must have to be spread over devices; smaller ones lie on each
+SHARDED_SIZE = 4096  # entries from which on an array is sharded; smaller ones are replicated
 
 
 def shard_specs(tree: PyTree, count: int) -> PyTree:
-    """How each array of `tree` (or of shapes) is spread over `count` devices: large ones of two axes or more
-    along the longest axis that `count` divides, all others not."""
+    """Partition of each array (or shape) of `tree` over `count` devices: large arrays of two axes or more are
+    sharded along the longest axis that `count` divides, all others replicated."""
 
     def leaf(array: Any) -> PartitionSpec:
         axes = [axis for axis, size in enumerate(array.shape) if size % count == 0]
@@ -29,13 +29,13 @@ def shard_specs(tree: PyTree, count: int) -> PyTree:
 
 
 class Placement(NamedTuple):
-    """Where arrays lie: batches split over all devices of all processes, state on every one or split too.
+    """Shardings over all devices of all processes.
 
     Attributes:
       mesh: the devices, along one axis.
-      everywhere: whole on every device.
-      batch: split along the first axis.
-      fsdp: whether parameters, moments and EMA are spread over the devices.
+      everywhere: replicated on every device.
+      batch: sharded along the first axis.
+      fsdp: whether parameters, moments and EMA are sharded over the devices.
     """
 
     mesh: Mesh

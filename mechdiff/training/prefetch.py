@@ -1,4 +1,4 @@
-"""Batches made ahead of time, so that no device waits for its input."""
+"""Prefetching of batches, so that no device waits for its input."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -14,8 +14,8 @@ def prefetched(
 ) -> Iterator[tuple[int, T]]:
     """`(step, make(step))` of the steps from `start` to `stop - 1`, in order, made by a thread.
 
-    Up to `ahead` of them are made before they are asked for. What `make` raises is raised when the turn of
-    that step comes; the thread ends with the iterator.
+    Up to `ahead` of them are made in advance. An error of `make` is raised when its step is reached; the
+    thread ends with the iterator.
 
     Example:
       >>> list(prefetched(lambda step: step**2, 2, 5))

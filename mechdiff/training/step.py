@@ -23,13 +23,13 @@ from mechdiff.models.stage_modules import Mode
 from mechdiff.models.unet import apply_unet, init_unet
 from mechdiff.training.placement import BATCH, shard_specs
 
-GATHERED = "gathered"  # name of parameters put together from their shards: never kept for the backward pass
+GATHERED = "gathered"  # name of parameters gathered from their shards; not saved for the backward pass
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a checkpoint holds (or, in the hands of JAX and Orbax, the shapes of it)."""
+    """The state of a training run, as saved in checkpoints; its leaves may be shapes."""
 
     step: Any  # int32, steps done
     params: PyTree
@@ -38,7 +38,7 @@ class TrainState:
 
 
 class NoisedBatch(NamedTuple):
-    """What one step learns from: clean images, the timestep and the noise of each, and its class, if any."""
+    """Input of the loss: clean images, with the timestep, noise and class (if any) of each."""
 
     x0: Float[Array, "batch height width channels"]
     t: Int[Array, " batch"]
@@ -47,7 +47,7 @@ class NoisedBatch(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Of one step."""
+    """Measures of one training step."""
 
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]

@@ -85,9 +85,9 @@ def mean_error(name: str, rate: Float[np.ndarray, " repeat"]) -> Check:
     """A mean of rates in [0, 1], promised to be at most `ALPHA`; Student, since rates are not counts."""
     interval = stats.student_mean(rate, CONFIDENCE)
     error = max(float(rate.std(ddof=1)) / np.sqrt(len(rate)), 1e-12)
-    ends = float(interval.estimate), float(interval.low), float(interval.high)
-    p = float(special.ndtr((ALPHA - ends[0]) / error))
-    return Check(name, "errs at most", ALPHA, *ends, p, len(rate))
+    mean, low, high = float(interval.estimate), float(interval.low), float(interval.high)
+    p = float(special.ndtr((ALPHA - mean) / error))
+    return Check(name, "errs at most", ALPHA, found=mean, low=low, high=high, p=p, n=len(rate))
 
 
 def table(checks: list[Check]) -> str:

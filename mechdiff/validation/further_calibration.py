@@ -1,5 +1,5 @@
-"""Calibration of what decides beside the main tests: controls of bottlenecks, numbers of named roles, the
-margin of roles, and pairs of components that are named."""
+"""Calibration of the rules besides the main tests: controls of bottlenecks, the number of named roles, the
+margin of roles, and named pairs of components."""
 
 import numpy as np
 import xarray as xr

@@ -141,7 +141,7 @@ def _people(rng: np.random.Generator, repeats: int, people: int = 40, per_person
         logs = between + np.sqrt(0.9) * rng.normal(size=(2, len(person)))
         clean = np.exp(0.5 * logs[0] - 0.125)[None]
         loss = clean[None] * (1 + 0.2 * np.exp(0.5 * logs[1] - 0.125))
-        statistic = lambda w: effects.pooled_relative_increase(clean, loss, w)  # noqa: B023
+        statistic = functools.partial(effects.pooled_relative_increase, clean, loss)
         for unit, outcomes in ((units, covered), (images, before)):
             interval = stats.bootstrap_units(statistic, unit, repeats=RESAMPLES, seed=number)
             outcomes.append(interval.low[0] <= 20 <= interval.high[0])

@@ -7,19 +7,19 @@ Sizes are those of studies: 5 to 12 networks, 28 heads in 7 layers, 24 component
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mechdiff.analysis import bottlenecks, network_divergence, segmentation, spread
+from mechdiff.analysis import bottlenecks, network_divergence, spread
 from mechdiff.analysis.entropy_correlation import within_layers
 from mechdiff.analysis.network_divergence import NetworkDivergence
 from mechdiff.analysis.roles import assignment, matching
 from mechdiff.stats import benjamini_hochberg, small_samples
 from mechdiff.validation import old_rules
 from mechdiff.validation.checks import ALPHA, Check, errs, finds, replacing
+from mechdiff.validation.simulated import four_phases_margin, held_out_scores, in_any_order
 
 LAYERS = [f"layer{i}" for i in range(7) for _ in range(4)]  # of 28 heads
 ENTROPY_TIMESTEPS = 6  # timesteps of entropies
 MARGIN = 0.015  # nats, of the claim about divergence
 RATIO_MARGIN = float(np.log(1.042))  # of the claim about complexity
-IMAGE_HALVES = 6  # splits of the images into halves, in the checks of phases
 ROLES_BEFORE = 0.003  # raw p <= .05 by chance under the old rule, as the audit measured it (F6)
 
 
@@ -38,50 +38,47 @@ def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
 
 
 def _divergence(rng: np.random.Generator, repeats: int) -> list[Check]:
-    """Networks with heads permuted within layers; standard deviation of trainings 0.1 nats unless said."""
+    """Networks with heads permuted within layers; standard deviation of trainings 0.1 nats unless stated."""
 
-    def study(n: int, shift: float, tilt: float, deviation: float = 0.1) -> NetworkDivergence:
-        base = rng.normal(2, 0.3, (28, ENTROPY_TIMESTEPS))
-        heads = base + deviation * (
-            rng.normal(size=(2 * n, 28, 1)) + 0.3 * rng.normal(size=(2 * n, 28, ENTROPY_TIMESTEPS))
-        )
-        heads[:n] += shift + tilt * np.linspace(-1, 1, ENTROPY_TIMESTEPS)
-        for network in heads:
-            order = np.concatenate([4 * i + rng.permutation(4) for i in range(7)])
-            network[:] = network[order]
-        return network_divergence.compare(heads[:n], heads[n:], LAYERS)
+    def studies(n: int, shift: float, tilt: float, deviation: float = 0.1) -> list[NetworkDivergence]:
+        return [_compared(rng, n, shift, tilt, deviation) for _ in range(repeats)]
 
-    none = [study(5, 0, 0) for _ in range(repeats)]
-    same = [study(5, 0.1, 0) for _ in range(repeats)]
-    tilted = [study(5, 0.0, 0.1) for _ in range(repeats)]
-    edge = [study(6, MARGIN, 0, 0.02) for _ in range(repeats)]
-    still = [study(6, 0, 0, 0.02) for _ in range(repeats)]
+    def differ(results: list[NetworkDivergence]) -> Bool[np.ndarray, " repeat"]:
+        return np.array([result.p <= ALPHA for result in results])
+
+    def vary(results: list[NetworkDivergence]) -> Bool[np.ndarray, " repeat"]:
+        return np.array([result.p_varies <= ALPHA for result in results])
 
     def within(results: list[NetworkDivergence]) -> Bool[np.ndarray, " repeat"]:
         return np.array([result.interval[1] < MARGIN for result in results])
 
-    name = "divergence, 5 + 5 networks, heads in any order"
+    def old(results: list[NetworkDivergence]) -> Bool[np.ndarray, " repeat"]:
+        return np.array([old_rules.p_and_interval(result) for result in results])
+
+    none, same, tilted = studies(5, 0, 0), studies(5, 0.1, 0), studies(5, 0.0, 0.1)
+    edge, still = studies(6, MARGIN, 0, 0.02), studies(6, 0, 0, 0.02)
+    name, varies = "divergence, 5 + 5 networks, heads in any order", "divergence varies with the timestep"
     return [
-        replacing(
-            errs(f"{name}: no difference", np.array([result.p <= ALPHA for result in none])),
-            np.array([old_rules.p_and_interval(result) for result in none]),
-        ),
-        replacing(
-            finds(f"{name}: 1 sd of trainings", np.array([result.p <= ALPHA for result in same]), 0.8),
-            np.array([old_rules.p_and_interval(result) for result in same]),
-        ),
-        errs(
-            "divergence varies with the timestep: a constant difference",
-            np.array([x.p_varies <= ALPHA for x in same]),
-        ),
-        finds(
-            "divergence varies with the timestep: a slope",
-            np.array([x.p_varies <= ALPHA for x in tilted]),
-            0.8,
-        ),
+        replacing(errs(f"{name}: no difference", differ(none)), old(none)),
+        replacing(finds(f"{name}: 1 sd of trainings", differ(same), 0.8), old(same)),
+        errs(f"{varies}: a constant difference", vary(same)),
+        finds(f"{varies}: a slope", vary(tilted), 0.8),
         errs("divergence not supported: a difference at the margin", within(edge)),
         finds("divergence not supported: no difference, 6 + 6 of sd 0.02", within(still), 0.5),
     ]
+
+
+def _compared(
+    rng: np.random.Generator, n: int, shift: float, tilt: float, deviation: float
+) -> NetworkDivergence:
+    """The divergence of `n` + `n` simulated networks, whose data sets differ by `shift` and `tilt` (nats)."""
+    base = rng.normal(2, 0.3, (28, ENTROPY_TIMESTEPS))
+    heads = base + deviation * (
+        rng.normal(size=(2 * n, 28, 1)) + 0.3 * rng.normal(size=(2 * n, 28, ENTROPY_TIMESTEPS))
+    )
+    heads[:n] += shift + tilt * np.linspace(-1, 1, ENTROPY_TIMESTEPS)
+    in_any_order(rng, heads)
+    return network_divergence.compare(heads[:n], heads[n:], LAYERS)
 
 
 def _bottlenecks(rng: np.random.Generator, repeats: int) -> list[Check]:
@@ -133,20 +130,19 @@ def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
     def study(shape: Float[np.ndarray, "t component"], noise: float) -> tuple[bool, bool, bool]:
         """Whether four phases are supported, by the rule and by the old one; and whether not supported."""
         networks = shape + 0.3 * rng.normal(size=(6, 1, 12)) * shape
-        halves = [
-            (networks[:, None] + noise * rng.normal(size=(6, IMAGE_HALVES, 24, 12))).reshape(-1, 24, 12)
-            for _ in range(2)
-        ]
-        steps, drift = (
-            score.reshape(6, IMAGE_HALVES, -1).mean(axis=1) for score in segmentation.held_out(*halves)
-        )
-        margin = steps[:, 3] - np.maximum(np.delete(steps, 3, axis=1).max(axis=1), drift.max(axis=1))
-        _, (low, high), p = small_samples.over_seeds(margin)
+        steps, drift = held_out_scores(rng, networks, noise)
+        _, (low, high), p = small_samples.over_seeds(four_phases_margin(steps, drift))
         return bool(p <= ALPHA and low > 0), old_rules.steps_alone(steps), bool(high < 0)
 
-    line = lambda: np.linspace(-1, 1, 24)[:, None] * rng.normal(0.5, 0.3, 12)
-    bend = lambda: np.linspace(-1, 1, 24)[:, None] ** 2 * rng.normal(0.5, 0.3, 12)
-    four = lambda: np.repeat(rng.normal(size=(4, 12)), 6, axis=0)
+    def line() -> Float[np.ndarray, "t component"]:
+        return np.linspace(-1, 1, 24)[:, None] * rng.normal(0.5, 0.3, 12)
+
+    def bend() -> Float[np.ndarray, "t component"]:
+        return np.linspace(-1, 1, 24)[:, None] ** 2 * rng.normal(0.5, 0.3, 12)
+
+    def four() -> Float[np.ndarray, "t component"]:
+        return np.repeat(rng.normal(size=(4, 12)), 6, axis=0)
+
     noise_levels = (0.05, 0.15, 0.4)  # standard deviations of the simulated noise of images
     drift = np.array([[study(line(), noise) for noise in noise_levels] for _ in range(repeats)])
     curved = np.array([study(bend(), 0.15) for _ in range(repeats)])
@@ -174,10 +170,12 @@ def _complexity(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Chec
             np.exp(wide * place + sd * rng.normal(size=(n, 45)))
             for wide, sd in zip(widths, scatter, strict=True)
         ]
+        increases_natural, increases_simple = sides
         natural, simple = map(spread.pseudo_values, sides)
         _, (low, high), p = small_samples.between_groups(natural, simple, pseudo=True)
         refused = high < 0 or max(abs(low), abs(high)) < RATIO_MARGIN
-        return bool(p <= ALPHA), old_rules.each_network_alone(*sides), bool(refused)
+        old = old_rules.each_network_alone(increases_natural, increases_simple)
+        return bool(p <= ALPHA), old, bool(refused)
 
     laws = {
         "no difference": ((1, 1), (0.4, 0.4)),
@@ -202,13 +200,12 @@ def _complexity(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Chec
 def _ladder(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Check]:
     """The gate: log values at three complexities, standard deviation of trainings 0.1."""
 
-    def opens(*means: float) -> bool:
+    def opens(means: tuple[float, ...]) -> bool:
         rises, p = spread.ordered([mean + 0.1 * rng.normal(size=n) for mean in means])
         return rises and p < ALPHA
 
-    passes = {means: np.array([opens(*means) for _ in range(repeats)]) for means in (
-        (0, 0, 0), (0, 0.4, 0.4), (0.4, 0.2, 0), (0, 0.2, 0.4),
-    )}  # fmt: skip
+    profiles = ((0, 0, 0), (0, 0.4, 0.4), (0.4, 0.2, 0), (0, 0.2, 0.4))
+    passes = {means: np.array([opens(means) for _ in range(repeats)]) for means in profiles}
     return [
         errs("ladder: a flat measure passes", passes[0, 0, 0]),
         errs("ladder: a measure that rises once passes", passes[0, 0.4, 0.4]),

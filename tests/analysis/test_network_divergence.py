@@ -76,3 +76,32 @@ def test_few_networks_have_no_interval_and_one_is_refused():
     assert np.isnan(result.interval).all() and result.p >= 1 / 3
     with pytest.raises(ConfigError, match="1 and 2 networks"):
         network_divergence.compare(networks(1), networks(2), LAYERS)
+
+
+def test_exchanging_within_pairs_is_exact_where_pairs_share_a_start():
+    rng = np.random.default_rng(11)
+    starts = rng.normal(2, 0.5, (6, 8, 1))  # much alike within a pair, unlike between pairs
+    first, second = (starts + 0.02 * rng.standard_normal((6, 8, 4)) for _ in range(2))
+    layers = [str(head) for head in range(8)]  # a head a layer: nothing is matched
+    shifted = network_divergence.compare(first + 0.1, second, layers, paired=True)
+    assert shifted.p_paired == pytest.approx(2.0**-5)  # no other way differs as much
+    assert shifted.p > 0.05  # unpaired, the spread of starts hides it
+    assert network_divergence.compare(first, second, layers, paired=True).p_paired > 0.05
+    assert np.isnan(network_divergence.compare(first, second, layers).p_paired)
+    with pytest.raises(ConfigError, match="pairs take as many"):
+        network_divergence.compare(first, second[:4], layers, paired=True)
+
+
+def test_ways_of_exchanging_begin_with_the_true_one_and_are_different():
+    ways = network_divergence.exchanges(4)
+    assert ways[0].tolist() == [True] * 4 + [False] * 4
+    assert len(np.unique(ways, axis=0)) == len(ways) == 8 and (ways.sum(axis=1) == 4).all()
+    many = network_divergence.exchanges(20)
+    assert len(many) == network_divergence.MOST + 1 and (many[:, :20] == ~many[:, 20:]).all()
+
+
+def test_what_varies_is_the_divergence_of_profiles_without_their_mean():
+    first = np.zeros((3, 2, 4))
+    second = np.broadcast_to(np.array([1.0, 2.0, 3.0, 4.0]), (3, 2, 4))
+    result = network_divergence.compare(first, second, ["a", "b"])
+    assert result.varying == pytest.approx(np.sqrt(1.25))  # variance of 1, 2, 3, 4

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from mechdiff import circuits
-from mechdiff.circuits import discovery, faithfulness, integrated_gradients, robustness, scorecards, screening
+from mechdiff.circuits import (
+    discovery,
+    faithfulness,
+    integrated_gradients,
+    pruning,
+    robustness,
+    scorecards,
+    screening,
+)
 from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
@@ -394,4 +402,4 @@ def test_a_screen_ranks_by_what_it_verified_and_else_by_its_scores(made_up, tmp_
 def test_the_grid_finds_the_first_of_a_monotone_sequence():
     for high in (1, 2, 7, 40, 500):
         for answer in {1, high, high // 2 or 1, max(1, high - 1)}:
-            assert discovery._smallest(lambda sizes: sizes >= answer, 0, high) == answer  # noqa: B023
+            assert pruning._smallest(lambda sizes: sizes >= answer, 0, high) == answer  # noqa: B023

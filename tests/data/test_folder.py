@@ -181,7 +181,7 @@ def test_places_without_images_are_named(tmp_path):
     for path, why in {
         tmp_path / "nowhere": "no folder or file .*nowhere",
         tmp_path: r"no images in .* \(1 other files \(1 \.txt\)\)",
-        tmp_path / "a.txt": r"a\.txt is no folder",
+        tmp_path / "a.txt": r"a\.txt is not a folder",
         "": "no folder or file ''",
     }.items():
         with pytest.raises(DataError, match=why):

@@ -97,7 +97,7 @@ def test_images_and_conditions_that_do_not_fit_are_refused(config, tmp_path):
         inputs.accompanying_images(denoiser, config.sweep, images[:, :2], labels)
     with pytest.raises(DataError, match=r"return \(denoiser, images, condition\)"):
         inputs.accompanying_images(denoiser, config.sweep, images)
-    with pytest.raises(ConfigError, match="not made up here"):
+    with pytest.raises(ConfigError, match="for which there is no default"):
         _launch.opened(config, tmp_path, "reference.user_network:classes_without_images", None)
 
 

@@ -96,6 +96,8 @@ def test_planted_claims_are_supported(planted):
     assert "relative loss increase" in planted["complexity"].because
     assert 0.3 < planted["divergence"].estimate < 0.4  # 0.3, and the slope's 0.15
     told = planted["divergence"].because.split(" nats between data sets, ")
+    layers = float(planted["divergence"].because.split("nothing is matched, ")[1].split(" (p")[0])
+    assert layers == pytest.approx(0.3, abs=0.06)  # of all six heads the same, but for the slope and noise
     between, within = float(told[0].split()[-1]), float(told[1].split()[0])
     assert between**2 - within**2 == pytest.approx(planted["divergence"].estimate ** 2, abs=2e-3)
     assert NAMES[0] in planted["bottlenecks"].because and planted["bottlenecks"].estimate > 60
@@ -206,6 +208,7 @@ def test_control_data_are_described_beside_the_claim_and_decide_nothing():
         )
     assert "12.0 in 3 networks of gaussian images" in together[0].because
     assert together[0].because.startswith(apart[0].because)
+    assert "CelebA's differ from 3 networks of gaussian images" in together[1].because
     falling = answers_of([*complex_study((0.3, 0.2, 0.1)), *flat])["complexity"]
     assert falling.verdict == "not testable here" and "12.0 in 3 networks of gaussian" in falling.because
 

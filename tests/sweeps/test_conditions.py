@@ -103,7 +103,7 @@ def test_samples_are_drawn_of_every_class_in_turn_and_guided_towards_them():
         draw_samples(
             denoiser_of(dataclasses.replace(SMALL, classes=3, null_class=False)), KEY, 4, 3, guidance=2.0
         )
-    with pytest.raises(ConfigError, match="is conditioned on label and image, which is not made up here"):
+    with pytest.raises(ConfigError, match="is conditioned on label and image, for which there is no default"):
         draw_samples(DENOISER, KEY, 4, 3)
 
 

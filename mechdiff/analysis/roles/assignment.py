@@ -139,17 +139,15 @@ def assign(
         return selectivity(mean_effects(data.sel(target=names)), family)
 
     trained, null = index(effects), index(matched)
-    fresh = np.concatenate([index(data) for data in untrained])
-    fresh_types = _component_types(*untrained)
+    fresh, fresh_types = np.concatenate([index(data) for data in untrained]), _component_types(untrained)
     null_classes = np.array([str(name) for name in matched["component"].values])
-    types = _component_types(effects)
+    types = _component_types([effects])
     standing, p = np.full(trained.shape, -np.inf), np.ones(len(trained))
-    beyond = np.zeros(trained.shape, bool)
     for component_type in np.unique(types):
         rows = types == component_type
         standing[rows], p[rows] = against_untrained(trained[rows], fresh[fresh_types == component_type])
-    for row, name in enumerate(classes):
-        beyond[row] = trained[row] > _quantile(null[null_classes == name], 1 - fdr)
+    limits = [_quantile(null[null_classes == name], 1 - fdr) for name in classes]
+    beyond = trained > np.reshape(limits, trained.shape)
     candidate = standing.argmax(axis=1)
     adjusted = stats.benjamini_hochberg(p)
     significant = (adjusted <= fdr) & beyond[np.arange(len(trained)), candidate]
@@ -195,7 +193,7 @@ def untrained_needed(fdr: float = 0.05) -> int:
     return int(np.ceil(1 / fdr))
 
 
-def _component_types(*measured: xr.Dataset) -> np.ndarray:
+def _component_types(measured: Sequence[xr.Dataset]) -> np.ndarray:
     """Component type of every component, datasets concatenated."""
     names = [str(name) for data in measured for name in data["component"].values]
     return np.array([component_type_of(name) for name in names])

@@ -84,9 +84,8 @@ def luminance(x: Images) -> Plane:
 def sobel(gray: Plane) -> Plane:
     """Magnitude of the gradient (Sobel & Feldman 1968): a ramp of slope 1 gives 1; borders are repeated."""
     g = _padded(gray)
-    smooth = lambda a, b, c: (a + 2 * b + c) / 4
-    down = smooth(g[..., :, :-2], g[..., :, 1:-1], g[..., :, 2:])
-    along = smooth(g[..., :-2, :], g[..., 1:-1, :], g[..., 2:, :])
+    down = (g[..., :, :-2] + 2 * g[..., :, 1:-1] + g[..., :, 2:]) / 4
+    along = (g[..., :-2, :] + 2 * g[..., 1:-1, :] + g[..., 2:, :]) / 4
     dy = (down[..., 2:, :] - down[..., :-2, :]) / 2
     dx = (along[..., :, 2:] - along[..., :, :-2]) / 2
     return jnp.sqrt(dx * dx + dy * dy + TINY)

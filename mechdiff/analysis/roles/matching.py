@@ -1,11 +1,11 @@
 """Agreement of roles between training seeds, heads being matched between networks.
 
 Heads of one layer have no order: head 2 of one seed may do what head 0 of another does. They are matched
-within their layer by least total distance of their profiles (Hungarian method, Kuhn 1955). They are matched
-by attention statistics over timesteps, and roles are compared by effects, which are other data. So chance
-agreement is that left when effects are shuffled among the heads of each layer, independently per network.
-Matchings drawn at random for every pair of networks would not do: those by distance fit together (a to b and
-b to c imply a to c), and such matchings agree by chance in another way. Definitions are ours.
+within their layer by least total distance of their profiles (Hungarian method, Kuhn 1955). The matching uses
+attention statistics over timesteps; roles are compared by effects, which are other data. So chance agreement
+is measured by shuffling effects among the heads of each layer, independently per network. Random matchings
+for every pair of networks would be the wrong null: matchings by distance are consistent (a to b and b to c
+imply a to c), random ones are not, and agree by chance to another degree. Definitions are ours.
 """
 
 import itertools

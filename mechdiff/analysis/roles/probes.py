@@ -7,6 +7,7 @@ that of left-out images; `fit_all` keeps the probes whose R2 is high enough.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -59,7 +60,7 @@ def fit(images: Images, target: Float[np.ndarray, "image numbers"]) -> Probe:
     Raises:
       ConfigError: fewer than 8 images.
     """
-    return _fitted(*_decomposed(images), target)
+    return _fitted(_decomposed(images), target)
 
 
 def fit_all(
@@ -67,7 +68,7 @@ def fit_all(
 ) -> dict[str, Probe]:
     """A probe of every factor whose R2 on left-out images is at least `least`."""
     parts = _decomposed(images)
-    probes = {name: _fitted(*parts, column) for name, column in columns(factors).items()}
+    probes = {name: _fitted(parts, column) for name, column in columns(factors).items()}
     return {name: probe for name, probe in probes.items() if probe.r2 >= least}
 
 
@@ -76,18 +77,27 @@ def as_arrays(probes: Mapping[str, Probe]) -> dict[str, tuple[np.ndarray, np.nda
     return {name: (np.float32(probe.weights), np.float32(probe.offset)) for name, probe in probes.items()}
 
 
-def _decomposed(images: Images) -> tuple[np.ndarray, ...]:
-    """Centered pixels, their mean, and the eigenvectors and values of their Gram matrix."""
+class _Decomposed(NamedTuple):
+    """Centered pixels, their mean, and the eigenvalues and eigenvectors of their Gram matrix."""
+
+    pixels: Float[np.ndarray, "image pixel"]
+    mean: Float[np.ndarray, " pixel"]
+    values: Float[np.ndarray, " image"]
+    vectors: Float[np.ndarray, "image image"]
+
+
+def _decomposed(images: Images) -> _Decomposed:
     if len(images) < 8:
         raise ConfigError(f"{len(images)} reference images: a probe needs at least 8, better hundreds")
     pixels = np.asarray(images, np.float64).reshape(len(images), -1)
     mean = pixels.mean(axis=0)
     pixels = pixels - mean
     values, vectors = np.linalg.eigh(pixels @ pixels.T)
-    return pixels, mean, np.maximum(values, 0), vectors
+    return _Decomposed(pixels, mean, np.maximum(values, 0), vectors)
 
 
-def _fitted(pixels, mean, values, vectors, target) -> Probe:
+def _fitted(images: _Decomposed, target: np.ndarray) -> Probe:
+    pixels, mean, values, vectors = images
     center = target.mean(axis=0)
     rotated = vectors.T @ (target - center)
     total = ((target - center) ** 2).sum()

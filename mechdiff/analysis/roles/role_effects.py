@@ -82,8 +82,7 @@ def role_effects(
     variances = feature_variances(images, masks, tuple(parts), shared)
     variance = np.array([value for value, _ in variances.values()])
     varies = np.flatnonzero(variance > 1e-9)
-    engine = engine or Engine(denoiser)
-    reduction = Shift(tuple(parts))
+    engine, reduction = engine or Engine(denoiser), Shift(tuple(parts))
     distances = [
         engine.reduce(stacked, eval_set.batch(t_index), reduction, per_image=masks, shared=shared)
         for t_index in range(len(timesteps))
@@ -91,24 +90,19 @@ def role_effects(
     # t, component, image, target; and without components
     effect = np.stack([changed[..., varies] / variance[varies] for changed, _ in distances])
     error = np.stack([clean[..., varies] / variance[varies] for _, clean in distances])
-    return xr.Dataset(
-        {
-            "effect": (
-                ("component", "target", "t", "image"),
-                effect.transpose(1, 3, 0, 2).astype(np.float32),
-            ),
-            "error": (("target", "t", "image"), error.transpose(2, 0, 1).astype(np.float32)),
-        },
-        coords={
-            "component": list(names),
-            "target": [list(variances)[i] for i in varies],
-            "t": np.asarray(timesteps, np.int32),
-            "image": np.arange(len(images)),
-            "log_snr": ("t", np.asarray(denoiser.schedule.log_snr)[np.asarray(timesteps)]),
-            "variance": ("target", variance[varies]),
-        },
-        attrs={"denoiser": denoiser.name},
-    )
+    variables = {
+        "effect": (("component", "target", "t", "image"), effect.transpose(1, 3, 0, 2).astype(np.float32)),
+        "error": (("target", "t", "image"), error.transpose(2, 0, 1).astype(np.float32)),
+    }
+    coords = {
+        "component": list(names),
+        "target": [list(variances)[i] for i in varies],
+        "t": np.asarray(timesteps, np.int32),
+        "image": np.arange(len(images)),
+        "log_snr": ("t", np.asarray(denoiser.schedule.log_snr)[np.asarray(timesteps)]),
+        "variance": ("target", variance[varies]),
+    }
+    return xr.Dataset(variables, coords, {"denoiser": denoiser.name})
 
 
 def feature_variances(

@@ -1,4 +1,4 @@
-"""What a foreign network is conditioned on: channels of its input, and rows of a table of classes."""
+"""Conditions of foreign networks: channels of the input, and rows of a class embedding table."""
 
 import dataclasses
 from pathlib import Path
@@ -32,16 +32,16 @@ class Channels:
 def channels(
     what: str, inputs: int, outputs: int, place: Literal["last", "first"] | None = None, image: int = 0
 ) -> Channels:
-    """What the channels of a network are.
+    """The channels of a network's input and output: image, condition, variances.
 
     Args:
       what: the format, for messages.
-      place: where a condition lies, if anybody said.
-      image: channels of the image, where they are known; 0: to be told from `inputs` and `outputs`.
+      place: where a condition is in the input, if it was stated.
+      image: channels of the image, if known; 0: to be inferred from `inputs` and `outputs`.
 
     Raises:
-      ConfigError: channels that are not those of images; a condition whose place nobody said, or one that is
-        not there.
+      ConfigError: channels that are not those of images; a condition whose place was not stated, or a stated
+        one that does not exist.
     """
     image = image or _image(what, inputs, outputs, place is not None)
     condition = inputs - image
@@ -91,10 +91,10 @@ def table_rows(state: State, name: str) -> int:
 
 
 def classes(rows: int, null_class: bool | None, what: str) -> dict[str, int | bool]:
-    """The fields `classes` and `null_class` of a network with a table of so many rows.
+    """The fields `classes` and `null_class` of a network with an embedding table of `rows` rows.
 
     Raises:
-      ConfigError: a null class is stated of a table without room for one.
+      ConfigError: a null class is stated for a table without room for one.
     """
     if null_class and rows < 2:
         raise ConfigError(f"--null_class: {what} has a table of {rows} classes; a null class needs another")

@@ -102,7 +102,7 @@ def flags_of(text: str, where: str = "flags") -> dict[str, str]:
 
 
 def _unquoted(word: str) -> list[str]:
-    """The words in an assignment to a shell's variable; a word as it is."""
+    """The words in an assignment to a shell variable; any other word unchanged."""
     assigned = re.fullmatch(r"[A-Za-z_]\w*=(.*)", word, re.DOTALL)
     return shlex.split(assigned[1]) if assigned else [word]
 

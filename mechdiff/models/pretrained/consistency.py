@@ -82,7 +82,7 @@ class Network:
 
     @property
     def classes(self) -> int:
-        """How many it is told; 0: none."""
+        """Number of classes; 0: unconditional."""
         return self.unet.classes
 
     @property
@@ -173,7 +173,7 @@ def _plain(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _notes(imported: Imported, kind: str, get: Options, assumed: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the network, without what was said of betas that it does not have."""
+    """The notes of the network, without those on betas, which it does not have."""
     notes = [note for note in imported.notes if "scheduler_config.json: ASSUMED" not in note]
     scalings = "that return the input at sigma_min" if kind == "consistency" else "of EDM"
     notes.append(

@@ -1,8 +1,8 @@
 """EDM's networks (NVlabs/edm) under its own preconditioning: DhariwalUNet, and SongUNet without FIR.
 
 A folder holds `model.safetensors` (see the README for the line that takes it out of a pickle one trusts) and
-a config.json with `sigma_data` (0.5 in all of EDM's own) and `precond` (EDM, of the four that the same
-networks were trained with: nothing in the tensors tells). All else is read off names and shapes.
+a config.json with `sigma_data` (0.5 in all of EDM's own) and `precond` (EDM, one of the four that the same
+networks were trained with: the tensors don't tell). All else is inferred from names and shapes.
 """
 
 import re

@@ -19,13 +19,13 @@ from mechdiff.models.pretrained.plain_layers import Tensors, convolve, enlarged,
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What its tensors do not say; calling it is F of Karras et al., given ln(sigma) / 4.
+    """Options of a network that its tensors don't tell; calling it is F of Karras et al. at ln(sigma) / 4.
 
     Attributes:
       kind: `DhariwalUNet` or `SongUNet`.
       sides: of the levels, outermost first.
       blocks: per level of the encoder; the decoder has one more.
-      classes: of the images, 0: none; the label `classes` stands for none of them.
+      classes: number of classes, 0: unconditional; the label `classes` stands for no class.
     """
 
     kind: str

@@ -10,7 +10,7 @@ FAMILIES = (  # words of a config that tell a family, and what it is
 
 
 def unsupported(config: Mapping[str, Any]) -> str:
-    """What network a config describes that is not read, and the way out; empty where none of these."""
+    """The unsupported network that a config describes, and the way out; empty if it is none of these."""
     sections = (value for value in config.values() if isinstance(value, Mapping))
     names = set(config).union(*sections)
     for words, what in FAMILIES:

@@ -23,7 +23,7 @@ class _Tensors(dict):
 
 
 def check_fit(network: Callable, state: State, example: tuple, path: Path, what: str) -> None:
-    """That `network(tensors, *example)` finds every tensor, takes each, and that their shapes fit.
+    """Checks that `network(tensors, *example)` finds and uses every tensor, and that their shapes fit.
 
     Args:
       what: whose network, for messages.

@@ -1,4 +1,4 @@
-"""What lies where in a foreign folder: the network's config, its scheduler, and neighbours that matter."""
+"""Files of a foreign folder: the network's config, its scheduler, and related files."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def locate(folder: Path, weights: str | None = None) -> Place:
 
     Raises:
       DataError: a file that is absent or can't be read.
-      ConfigError: a network that lives in latents; configs that can't be told apart.
+      ConfigError: a latent-space network; configs that are ambiguous.
     """
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file; name the folder that holds it")
@@ -102,7 +102,7 @@ def _parents(home: Path) -> Iterator[Path]:
 
 
 def _index(folder: Path) -> dict[str, Any]:
-    """The parts of a saved pipeline, by name; empty where there is no index."""
+    """The parts of a saved pipeline, by name; empty if there is no index."""
     if not (folder / INDEX).is_file():
         return {}
     parts = files.read_json(folder / INDEX)

@@ -29,7 +29,7 @@ def snapshot(name: str | Path) -> Path | None:
 
 
 def hint(name: str | Path) -> str:
-    """What may follow an error about a name that is not there; empty where it can't be a repository's."""
+    """A hint for an error about an unknown name; empty if it can't be that of a repository."""
     if not _REPOSITORY.fullmatch(str(name)):
         return ""
     return f"; if it is a repository of the Hugging Face hub, `hf download {name}` makes it known"

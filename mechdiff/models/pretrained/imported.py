@@ -1,4 +1,4 @@
-"""What a reader of foreign checkpoints is told, and what it returns."""
+"""Arguments and results of the readers of foreign checkpoints."""
 
 import dataclasses
 from typing import Any, Literal
@@ -10,17 +10,17 @@ from mechdiff.diffusion.schedules import NoiseSchedule, make_schedule
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stated:
-    """What the caller says of a model whose files leave it open. None: as the files say, or their defaults.
+    """The caller's statements on a model whose files leave something open; None: nothing is stated.
 
     A statement that contradicts a file is an error.
 
     Attributes:
-      weights: which of several: `raw`, `ema`, a variant such as `fp16`, or the name of a file.
-      dialect: whose defaults absent ADM flags have.
+      weights: which of several weight files: `raw`, `ema`, a variant such as `fp16`, or a file's name.
+      dialect: the program whose defaults missing ADM flags get.
       noise_schedule, noise_steps, beta_start, beta_end: the noise levels.
       prediction: what the network outputs.
-      rescale_timesteps: whether an ADM network was fed t * 1000 / noise_steps.
-      condition: where the channels of a condition lie in the network's input: `last`, behind the noisy image,
+      rescale_timesteps: whether an ADM network is given t * 1000 / noise_steps.
+      condition: where the channels of a condition are in the network's input: `last`, after the noisy image,
         or `first`.
       null_class: whether the last class of a table stands for no class.
     """
@@ -37,17 +37,38 @@ class Stated:
     null_class: bool | None = None
 
 
+class _FromFiles:
+    """Properties that both kinds of imported model derive from their fields."""
+
+    layout: str
+    diffusion: DiffusionConfig
+    notes: tuple[str, ...]
+    assumed: tuple[str, ...]
+    asks: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Facts of the import that are saved in a model's record, JSON-ready."""
+        facts = {"layout": self.layout, "notes": self.notes, "assumed": self.assumed}
+        return facts | {"asks": self.asks} if self.asks else facts
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule of the model."""
+        return make_schedule(self.diffusion)
+
+
 @dataclasses.dataclass(frozen=True)
-class Imported:
-    """A foreign model in our words.
+class Imported(_FromFiles):
+    """A foreign model, converted to this package's UNet.
 
     Attributes:
-      unet, diffusion: its configuration.
-      params: as `init_unet` makes them, float32, on the host.
+      unet, diffusion: configuration of the network and of its noise.
+      params: as `init_unet` returns them, float32, on the host.
       layout: `diffusers`, `guided-diffusion` or `ddim`.
-      dtype: the widest of its stored numbers; keeping them in it loses nothing.
-      notes: what was passed over, dropped, chosen or assumed, in sentences for a reader.
-      assumed: names of what no file says and nobody stated, `option=value`.
+      dtype: the widest type of its stored numbers; storing them in it loses nothing.
+      notes: what was ignored, dropped, chosen or assumed, in sentences.
+      assumed: options that are neither in a file nor stated, `option=value`.
       asks: what must be stated before the network is sampled or examined, in one line; empty: nothing.
     """
 
@@ -60,23 +81,13 @@ class Imported:
     assumed: tuple[str, ...] = ()
     asks: str = ""
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What is kept of the import in a model's record, JSON-ready."""
-        return _facts(self)
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        """The noise levels it was trained with."""
-        return make_schedule(self.diffusion)
-
 
 @dataclasses.dataclass(frozen=True)
-class ImportedFunction:
-    """A foreign model that is no UNet of ours, but a function of its own tensors with named values.
+class ImportedFunction(_FromFiles):
+    """A foreign model that is not a UNet of this package, but a function of its tensors with named values.
 
     Attributes:
-      layout: whose it is; a key of `builders.BUILDERS`.
+      layout: its library; a key of `builders.BUILDERS`.
       options: what makes the function, JSON-ready; `image_size` and `channels` among them.
       params: its tensors by their own names, float32, on the host.
       diffusion, dtype, notes, assumed, asks: as of `Imported`.
@@ -90,18 +101,3 @@ class ImportedFunction:
     notes: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     asks: str = ""
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What is kept of the import in a model's record, JSON-ready."""
-        return _facts(self)
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        """The noise levels it is examined at."""
-        return make_schedule(self.diffusion)
-
-
-def _facts(model: Imported | ImportedFunction) -> dict[str, Any]:
-    kept = ("layout", "notes", "assumed", "asks")
-    return {name: getattr(model, name) for name in kept if name != "asks" or model.asks}

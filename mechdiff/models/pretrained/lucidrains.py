@@ -2,8 +2,8 @@
 
 A folder holds `model.safetensors` (the network, a `GaussianDiffusion`, or a trainer's average of one) and a
 config: `{"image_size": 32}` is enough where the file holds the buffers of `GaussianDiffusion`. Widths,
-levels, heads and their depth, kinds of attention, self-conditioning and learned variances are read off the
-tensors; noise levels and the objective off the buffers `betas` and `loss_weight`.
+levels, heads and their depth, kinds of attention, self-conditioning and learned variances are inferred from
+the tensors; noise levels and the objective from the buffers `betas` and `loss_weight`.
 """
 
 from collections.abc import Mapping
@@ -160,7 +160,7 @@ def _check_release(state: tensors.State, path: Path) -> None:
 
 
 def _options(get: Options, state: tensors.State, path: Path) -> dict[str, Any]:
-    """What makes the network, JSON-ready; a config that says otherwise than the tensors is refused."""
+    """Options of the network, JSON-ready; a config that contradicts the tensors is refused."""
     levels = sum(f"downs.{level}.0.block1.proj.weight" in state for level in range(len(state)))
     for name in (PROBE, "final_conv.weight", "time_mlp.3.weight"):
         if name not in state:

@@ -16,10 +16,10 @@ SCHEDULES = ("linear", "cosine", "sigmoid")
 
 
 def noise_levels(get: Options, buffers: Mapping, stated: Stated) -> tuple[DiffusionConfig, str]:
-    """Those of the buffer `betas`; or by name, from the config or the statements, all of which must agree.
+    """Noise levels from the buffer `betas`, or by name from the config or the statements; all must agree.
 
     Raises:
-      ConfigError: noise levels that nothing tells, or that are told in two ways.
+      ConfigError: noise levels that are given nowhere, or in two ways that differ.
     """
     names = {get["beta_schedule"], stated.noise_schedule} - {None}
     steps = {get["timesteps"], stated.noise_steps} - {None}
@@ -62,10 +62,10 @@ def betas_of(name: str, steps: int) -> np.ndarray:
 
 
 def objective(get: Options, buffers: Mapping, stated: Stated) -> tuple[str, str]:
-    """A note, and what the network outputs: by the weights of the loss, else as the config or flags say.
+    """A note, and the network's output: by the weights of the loss, else by the config or the statements.
 
     Raises:
-      ConfigError: an objective that nothing tells, or that is told in two ways.
+      ConfigError: an objective that is given nowhere, or in two ways that differ.
     """
     predictions = {OBJECTIVES.get(get["objective"]), stated.prediction, by_loss_weight(buffers)} - {None}
     if len(predictions) > 1:

@@ -3,12 +3,12 @@
 Residual blocks whose first half is scaled and shifted by the time, RMS norms over channels (group norms in
 the blocks of releases below 2), linear attention
 (Shen et al. 2018) at the outer levels and softmax attention inside; both have learned memory keys and values
-beside the positions.
+besides the positions.
 
-Sites, in our UNet's words: `down0.block0.time` (the scale and shift of a block), `.res` (its residual
-branch), `down0.attn.head` (what goes into the output projection), `mid.attn.pattern` (softmax attention over
-positions, then memory), `up0.block0.skip` and `out.skip`. The linear attention has no pattern: its weights
-are a product of two softmaxes over other axes, which is no distribution over keys, so its entropy is
+Sites, in the words of this package's UNet: `down0.block0.time` (scale and shift of a block), `.res` (its
+residual branch), `down0.attn.head` (the output projection's input), `mid.attn.pattern` (softmax attention
+over positions, then memory), `up0.block0.skip`, `out.skip`. The linear attention has no pattern: its weights
+are a product of two softmaxes over other axes, not a distribution over keys, so its entropy is
 undefined and none is given.
 """
 
@@ -29,14 +29,14 @@ TINY = 1e-12  # of torch's `normalize`
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What its tensors do not say; calling it is the forward pass.
+    """The options of a network that its tensors don't tell; calling it is the forward pass.
 
     Attributes:
-      levels: how many.
+      levels: number of resolution levels.
       channels: of an image.
-      self_condition: the input is joined with an earlier estimate of the image, zeros here.
+      self_condition: an earlier estimate of the image, zeros here, is concatenated to the input.
       theta: period of the slowest feature of time, over 2 pi.
-      groups: of the group norms in blocks, which releases 1.9 to 1.11 have in the place of RMS norms.
+      groups: of the group norms in blocks, which releases 1.9 to 1.11 have instead of RMS norms.
     """
 
     levels: int
@@ -46,7 +46,7 @@ class Network:
     groups: int = 8
 
     def __call__(self, params: Tensors, x: Features, t: Real[AnyArray, " batch"]) -> Features:
-        """What the network outputs, `(batch, height, width, channels)`; a learned variance is dropped."""
+        """The network's output, `(batch, height, width, channels)`; a learned variance is dropped."""
         if self.self_condition:
             x = jnp.concatenate([jnp.zeros_like(x), x], axis=-1)
         time, block = _time(params, t, self.theta), functools.partial(_block, groups=self.groups)
@@ -126,7 +126,7 @@ def _block(params: Tensors, theirs: str, ours: str, x: Features, time: AnyArray,
 
 
 def _attention(params: Tensors, theirs: str, ours: str, x: Features) -> Features:
-    """What an attention layer adds; softmax attention where no norm follows its output projection."""
+    """Output of an attention layer's branch; softmax attention if no norm follows its output projection."""
     is_linear = f"{theirs}.to_out.0.weight" in params
     memory = params[f"{theirs}.mem_kv"]
     heads = memory.shape[1]

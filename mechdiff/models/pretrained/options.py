@@ -40,12 +40,12 @@ class Option:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a config says.
+    """The options of a config.
 
     Attributes:
       values: of every option of the table.
       stated: names that the config holds; the others are at their defaults.
-      passed_over: names of options without bearing that the config holds.
+      passed_over: names of options without effect here that the config holds.
     """
 
     values: dict[str, Any]
@@ -63,7 +63,7 @@ def read_options(
 
     Args:
       config: as the file holds it.
-      ignored: regular expressions (full match) of names without bearing on what the network computes; so are
+      ignored: regular expressions (full match) of names that don't affect what the network computes; so are
         names that begin with `_`.
       what: for messages, such as `UNet2DModel`.
 
@@ -189,7 +189,7 @@ def choice(*words: str | None, kind: str = "") -> Type:
 
 
 def optional(kind: Type) -> Type:
-    """What `kind` reads, or null."""
+    """Reads null, or what `kind` reads."""
     return Type(f"{kind.expected} or null", lambda value: None if value is None else kind.read(value))
 
 

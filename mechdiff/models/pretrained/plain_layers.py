@@ -1,4 +1,4 @@
-"""Layers of foreign networks as plain functions of their own tensors: kernels OIHW as PyTorch keeps them,
+"""Layers of foreign networks as plain functions of their tensors: kernels OIHW as in PyTorch,
 images NHWC."""
 
 from collections.abc import Mapping

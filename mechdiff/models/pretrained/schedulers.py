@@ -87,10 +87,10 @@ STEP_DOWN = 0.25  # at most this share of the abar of the level before, which ma
 
 @dataclasses.dataclass(frozen=True)
 class Scheduler:
-    """What a scheduler says of its network.
+    """A scheduler's statements on its network.
 
     Attributes:
-      learned_variances: whether the network also outputs variances, by its word.
+      learned_variances: whether the network also outputs variances.
       clip: range that predicted images are clipped to; 0: none.
       asks: see `Imported`.
     """
@@ -105,7 +105,7 @@ class Scheduler:
 
 
 def read(config: Mapping[str, Any], stated: Stated = Stated()) -> Scheduler:
-    """What a scheduler's options, and those that are stated beside, mean.
+    """The noise schedule of a scheduler's options and of the user's statements.
 
     Raises:
       ConfigError: unknown options, values that are not supported, or a statement that contradicts them.

@@ -43,7 +43,7 @@ def unwrapped(state: State, probe: str, weights: str | None, path: Path) -> tupl
 
 
 def _prefixes(state: State, probe: str) -> list[str]:
-    """What wrappers put before the names of networks; of an unknown wrapper only if all tensors are in it."""
+    """Prefixes that wrappers put before tensors' names; of an unknown one only if all tensors have it."""
     prefixes = sorted({name.removesuffix(probe) for name in state if name.endswith(probe)})
     known = [prefix for prefix in prefixes if all(part in WRAPPERS for part in prefix.split(".")[:-1])]
     if known or len(prefixes) != 1 or not prefixes[0].endswith("."):
@@ -81,13 +81,13 @@ def without_variances(state: State, names: tuple[str, ...], outputs: int) -> tup
 
 
 def weight_file(folder: Path, stem: str, weights: str | None) -> tuple[Path, tuple[str, ...]]:
-    """Which file of a folder holds the weights, and notes on those beside it.
+    """The file of a folder that holds the weights, and notes on the files that are not used.
 
     `STEM.safetensors`, or what `weights` names: a variant (`STEM.fp16.safetensors`) or a file. Without
-    either, the only file there is.
+    either, the only file.
 
     Raises:
-      ConfigError: several, and nothing says which; or none of the name that was asked for.
+      ConfigError: several files and no statement which; or none of the stated name.
     """
     main = folder / f"{stem}.safetensors"
     variants = _variants(folder, stem)

@@ -185,8 +185,8 @@ def from_params(params: PyTree, table: Mapping[str, str]) -> dict[str, np.ndarra
 
 
 def inward(value: np.ndarray, rank: int, transpose: bool = True) -> np.ndarray:
-    """(out, in, height, width) -> (height, width, in, out), (out, in) -> (in, out), float32. Where we have a
-    matrix they may have a convolution of size 1. Without `transpose`: a table of rows, as it is."""
+    """(out, in, height, width) -> (height, width, in, out), (out, in) -> (in, out), float32. A convolution of
+    size 1 becomes a matrix if `rank` is 2. Without `transpose` a table of rows is unchanged."""
     if not transpose:
         return np.ascontiguousarray(value, np.float32)
     if rank == 2 and value.ndim > 2 and value.shape[2:] == (1,) * (value.ndim - 2):

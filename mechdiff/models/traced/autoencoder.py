@@ -1,6 +1,6 @@
-"""Sparse autoencoders: their features as units of a site of their own.
+"""Sparse autoencoders: their features as units of a new site.
 
-At a named value a, features f = encode(a) are named `<site>.feature`, and what the network goes on with is
+At a named value a, features f = encode(a) are named `<site>.feature`, and the network continues with
 a + (f' - f) W_dec, f' being the features after their gates. That is decode(f') plus the autoencoder's error,
 as in Marks et al. 2024 (sparse feature circuits, section 3), written so that f' = f gives a itself, bit by
 bit.

@@ -33,18 +33,18 @@ Function = Callable[..., Array]  # fn(params, x, time), or fn(params, x, time, c
 
 @dataclasses.dataclass(frozen=True)
 class TracedNetwork:
-    """What of a traced denoiser is fixed when programs are compiled; hashable.
+    """The part of a traced denoiser that is static in compiled programs; hashable.
 
     Attributes:
       fn: `fn(params, x, time[, condition])`, with values named inside.
-      parameterization: what `fn` is given and what it returns.
+      parameterization: inputs and output of `fn`.
       sites: of `fn`, in order of execution.
       row_shape: of one row of x.
       conditioned: whether `fn` takes a condition.
       digest: of the program that `fn` is traced to.
-      row_bytes: alive at once for one row of x, as `size.peak_bytes` counts them.
-      gradient_bytes: of all values computed for one row of x.
-      init: `init(key)` draws fresh parameters; None: how is not known, and no untrained control can be made.
+      row_bytes: bytes alive at once for one row of x, see `size.peak_bytes`.
+      gradient_bytes: bytes of all values computed for one row of x.
+      init: `init(key)` draws fresh parameters; None: unknown, so that no untrained control can be made.
     """
 
     fn: Function
@@ -59,7 +59,7 @@ class TracedNetwork:
 
     @property
     def replacement_bytes(self) -> int:
-        """Of one replacement of every site, which is also what is captured of one row."""
+        """Bytes of one replacement of every site, or of the activations captured for one row."""
         return sum(4 * math.prod(site.shape[1:]) * len(site.names) for site in self.sites)
 
 
@@ -72,8 +72,8 @@ class TracedDenoiser:
       identity: the intervention that changes nothing.
       schedule: noise levels of the timesteps.
       network: the function, its sites, and its parameterization; static.
-      name: shown in results; no reason to compile again.
-      stages: None: sweeps share what stands before its sites instead, see `joining`.
+      name: shown in results; another name compiles nothing anew.
+      stages: None; sweeps share the computation before its sites instead, see `joining`.
     """
 
     params: PyTree
@@ -96,9 +96,9 @@ class TracedDenoiser:
     def components(self, channel_groups: int = 0) -> tuple[Component, ...]:
         """Every addressable component, in order of execution.
 
-        A site is one component, but for one whose name ends in `head` or `pattern`, every unit of which is.
-        Patterns are left out where the outputs of the same heads have names (`a.head` beside `a.pattern`):
-        those are the components, and a pattern is addressed by its temperature or replaced.
+        A site is one component; if its name ends in `head` or `pattern`, each of its units is one. Patterns
+        are left out if the outputs of the same heads are named too (`a.head` and `a.pattern`): then
+        these are the components, and patterns are reached by temperatures and `replace_pattern`.
 
         Args:
           channel_groups: also list this many equal groups of every other site's units as components of their
@@ -120,22 +120,22 @@ class TracedDenoiser:
         return tuple(listed)
 
     def unit_axis(self, site: str) -> int:
-        """The negative axis of a site's activation that has one gate a unit."""
+        """The negative axis of a site's activation that has one gate per unit."""
         return next(known.unit_axis for known in self.network.sites if site in known.names)
 
     def predict(
         self, intervention: Intervention, x_t: Images, t: Timesteps, condition: Any = None
     ) -> Features:
-        """The noise in `x_t` under an intervention, whatever the network was trained to return.
+        """The predicted noise in `x_t` under an intervention, whatever the network was trained to return.
 
         Args:
           intervention: made from `identity`; leaves may have a row axis.
           x_t: noisy images, `(batch, *image_shape)`, on this package's scale (variance preserving).
-          t: one timestep a row, int in [0, T); a single one serves all rows.
-          condition: what the function takes after the time, if it takes a condition.
+          t: one timestep per row, int in [0, T); a single one serves all rows.
+          condition: argument of the function after the time, if it takes a condition.
         Raises:
-          ConfigError: a condition too many or too few; an intervention of another network; timesteps that are
-            none.
+          ConfigError: a condition that is missing or not taken; an intervention of another network; timesteps
+            that are not integers in [0, T).
         """
         t = check_timesteps(t, len(x_t), self.schedule.steps)
         output, _ = _run(self.network, self, intervention, x_t, t, condition, frozenset())
@@ -150,12 +150,12 @@ class TracedDenoiser:
         *,
         collection: str = CAPTURED,
     ) -> tuple[Features, dict[str, Any]]:
-        """`predict`, and values on the way: site -> `(batch, ...)`.
+        """`predict`, and intermediate values: site -> `(batch, ...)`.
 
         Args:
-          collection: `sites`: of every site, before its gate acts; `patterns`: of those whose name ends in
-            `pattern`, tempered but not yet replaced, units (heads) first after the rows; `attention`: their
-            statistics, over a square grid of positions if they make one, else over a row of them.
+          collection: `sites`: activations before their gates act; `patterns`: values whose name ends in
+            `pattern`, after temperature and before replacement, heads first after rows; `attention`: their
+            statistics, over a square grid of positions if they form one, else over a single row of them.
         """
         patterns = [name for site in self.network.sites for name in site.names if site_type(name) == PATTERN]
         sites = None if collection == CAPTURED else patterns
@@ -172,7 +172,7 @@ class TracedDenoiser:
         return self.network.parameterization.to_eps(self.schedule, x_t, t, output), values
 
     def digests(self) -> dict:
-        """What decides numbers, JSON-ready: parameters, schedule, program and parameterization."""
+        """Digests of everything that decides its numbers: parameters, schedule, program, parameterization."""
         return {
             "params": digests.digest_device_arrays(self.params),
             "program": self.network.digest,
@@ -210,7 +210,7 @@ def activations(
       sites: names, or one regular expression (full match).
       intervention: under which the network runs; the identity if None.
     Returns:
-      site -> `(batch, *rest)`, rows first. Where a branch of a `cond` that holds a site isn't taken: zeros.
+      site -> `(batch, *rest)`, rows first; zeros if the site is in a branch of a `cond` that was not taken.
     Raises:
       ConfigError: a site or a pattern that matches nothing.
 
@@ -235,7 +235,7 @@ def activations(
 def _tempered(
     values: dict[str, Array], known: Mapping[str, Site], intervention: Intervention, t: Timesteps
 ) -> dict[str, Array]:
-    """Captured values, patterns under their temperatures: what their gates are given."""
+    """Captured values as their gates receive them: patterns after their temperatures."""
     acting = in_window(intervention, t).temperature
     changed = {name: acting[name] for name in values if name in acting}
     return values | {
@@ -265,10 +265,10 @@ def _run(
 def program_of(
     denoiser: TracedDenoiser, x_t: Images, t: Timesteps, condition: Any
 ) -> tuple[ClosedJaxpr, list[Any]]:
-    """The function as a program for so many rows, and its arguments.
+    """The function as a program for the rows of `x_t`, and its arguments.
 
     Raises:
-      ConfigError: a condition too many or too few.
+      ConfigError: a condition that is missing or not taken.
     """
     network = denoiser.network
     if network.conditioned != (condition is not None):
@@ -294,5 +294,5 @@ def _groups(site: str, width: int, count: int) -> dict[str, tuple[int, int]]:
 
 
 def _side(shape: Sequence[int]) -> int:
-    """Side of a feature map, `(rows, side, side, channels)`; 0 for values that are none."""
+    """Side of a square feature map, `(rows, side, side, channels)`; 0 for other values."""
     return shape[1] if len(shape) == 4 and shape[1] == shape[2] else 0

@@ -54,7 +54,7 @@ def tempered(
     stays 0, a pattern at temperature 1 stays itself, bit by bit.
 
     Args:
-      temperature: `(units,)`, or `(batch, units)` with one a row.
+      temperature: `(units,)`, or `(batch, units)` with one set per row.
       unit_axis: negative axis of the pattern that heads run along, not the last.
     """
     rows = temperature.shape[:-1]
@@ -78,7 +78,7 @@ def identity_of(sites: Sequence[Site]) -> Intervention:
 
 
 def leaves_of(sites: Sequence[Site], intervention: Intervention, t: Timesteps) -> dict[str, dict[str, Array]]:
-    """What `GateEdits` needs at `t`: tag -> gate, replacement and, where there is one, temperature and add;
+    """Arguments of `GateEdits` at `t`: tag -> gate, replacement and, if there is one, temperature and add;
     turns of scans leading.
 
     Raises:

@@ -1,20 +1,20 @@
 """Evaluates a jaxpr and edits the values that it names, at any depth.
 
-Equations that hold no value of interest are run as they stand, so that what is not edited is not changed:
-`jit` stays compiled, custom derivatives stay custom. Those that do are entered:
+Equations without a value of interest are run unchanged: `jit` stays compiled, custom derivatives stay custom.
+Those with one are entered:
 
   jit, closed_call   compiled again around the edits, under JAX's own cache
-  scan               one edit a turn: edits come with a leading axis of turns, which is scanned with the rest
+  scan               one edit per turn: edits have a leading axis of turns, which is scanned too
   cond, switch       the same edits in every branch
-  remat              rematerialised again, with its policy; the edited value keeps its name
-  custom_jvp, _vjp   replaced by the function itself: derivatives are then those of what is computed, edits
-                     included, and not those of a rule that knows nothing of them
-  shard_map          edits are the same on every shard, or split with the rows
+  remat              rematerialized again, with its policy; the edited value keeps its name
+  custom_jvp, _vjp   replaced by the function itself: derivatives are then those of the edited computation,
+                     not those of a custom rule, which does not include the edits
+  shard_map          edits are the same on every shard, or sharded like the rows
 
-Anything else that holds a name (`while`, a Pallas kernel, ...) is refused. Two earlier interpreters were
-read: oryx's `harvest` (`sow`, `plant`: it, too, scans what it plants, gives branches of `cond` the same
-plants and keeps `remat`; it traces custom rules again, which needs JAX's internals) and the proposal
-google/flax#5538 (calls and custom rules inlined, sown values become `ys` of a scan).
+Anything else that holds a name (`while`, a Pallas kernel, ...) is refused. Related work: oryx's `harvest`
+(`sow`, `plant`), which also scans planted values, plants the same values in all branches of `cond` and keeps
+`remat`, but traces custom rules again by JAX's internals; and the proposal google/flax#5538 (calls and custom
+rules are inlined, sown values become `ys` of a scan).
 
 Documented by JAX: `jax.extend.core`, and `eval` loops over `primitive.bind` ("Writing custom Jaxpr
 interpreters"). Not documented: names of equations' parameters, and `equation.ctx`.
@@ -33,8 +33,8 @@ from jax.sharding import PartitionSpec, Sharding
 from mechdiff.core.errors import ConfigError
 from mechdiff.models.traced.programs import LOOP, closed, names_within, subprograms, tag
 
-Leaves = Mapping[str, Any]  # site -> pytree of arrays that its edit needs, turns of scans leading
-Captured = dict[str, Any]  # site -> its value before it was edited, turns of scans leading
+Leaves = Mapping[str, Any]  # site -> pytree of arrays for its edit, with leading axes of turns
+Captured = dict[str, Any]  # site -> its value before the edit, with leading axes of turns
 Result = tuple[list[Any], Captured]
 
 
@@ -44,13 +44,13 @@ def _none_split(site: str, leaves: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is done on the way; hashable, and the same object from call to call, for the sake of JAX's cache.
+    """How values are edited; hashable, and the same object in every call, so that JAX's cache is hit.
 
     Attributes:
       edit: `(site, value, leaves of the site) -> value` of the same shape and dtype.
       capture: sites whose values are returned.
-      split_rows: `(site, leaves of the site) -> pytree of bool`, whether a leaf is split where rows are: only
-        looked at for sites in `shard_map`; no leaf is, if left out.
+      split_rows: `(site, leaves of the site) -> pytree of bool`, whether a leaf is sharded like rows; used
+        only for sites in `shard_map`; default: no leaf is.
     """
 
     edit: Callable[[str, Any, Any], Any]
@@ -64,13 +64,13 @@ def evaluate(program: ClosedJaxpr, values: Sequence[Any], leaves: Leaves, plan: 
     Args:
       program: as `jax.make_jaxpr` returns it.
       values: one array for each of its inputs.
-      leaves: site -> what its edit needs; sites that are not named here are not edited. Within a scan every
-        array has a leading axis as long as the scan, within nested ones several, the outermost first.
+      leaves: site -> arguments of its edit; sites without an entry are not edited. In a scan every array has
+        a leading axis as long as the scan, in nested scans several, the outermost first.
       plan: how to edit, and what to capture.
     Returns:
-      the program's outputs, and site -> captured value.
+      The program's outputs, and site -> captured value.
     Raises:
-      ConfigError: a site of interest stands where edits can't follow, such as in a `while`.
+      ConfigError: a site of interest is where edits can't follow, such as in a `while`.
 
     Example:
       >>> import jax
@@ -115,7 +115,7 @@ def _step(equation: JaxprEqn, operands: list, leaves: Leaves, plan: Plan) -> Res
 
 
 def bind(equation: JaxprEqn, operands: list) -> list:
-    """Runs an equation as it stands; one output for each of its variables."""
+    """Runs an equation unchanged; one output for each of its variables."""
     primitive = equation.primitive
     with equation.ctx.manager:
         outputs = primitive.bind(*operands, **primitive.get_bind_params(equation.params))
@@ -123,7 +123,7 @@ def bind(equation: JaxprEqn, operands: list) -> list:
 
 
 def cannot_enter(site: str, primitive: str) -> str:
-    """One line for a site in a program that edits can't follow into."""
+    """One line for a site inside a primitive that edits can't enter."""
     if primitive == LOOP:
         why = "stands in a while loop, whose number of turns is not known beforehand"
         way_out = "use lax.scan (or fori_loop with constant bounds), or name a value outside of the loop"

@@ -1,12 +1,12 @@
-"""Many interventions on one traced function, nothing before a site computed twice.
+"""Many interventions on one traced function; nothing before a site is computed twice.
 
-A value on the way is shared by all passes until a site that some intervention changes. From there on it has
+An intermediate value is shared by all passes until a site that some intervention changes. From there it has
 an axis of passes: the clean one first, then those of the interventions that have joined, in the order in
-which they first change something. An intervention that joins later takes the clean pass's values as its own.
-What no edited value reaches is never repeated, equation by equation: liveness needs no analysis of its own.
+which they first change something. An intervention that joins later starts from the clean pass's values.
+Values that no edited value reaches are never repeated; no separate liveness analysis is needed.
 
-Programs around several sites are entered: calls, rematerialization and rules of derivatives are run in line,
-and a scan turn by turn if interventions join inside of it. `cond` and `shard_map` are one piece: all that
+Programs around several sites are entered: calls, rematerialization and derivative rules are run in line,
+and a scan turn by turn if interventions join inside it. `cond` and `shard_map` are one piece: all that
 join inside join at once.
 """
 
@@ -29,9 +29,9 @@ from mechdiff.models.traced.interpreter import RULES, Leaves, Plan, bind
 from mechdiff.models.traced.programs import SCAN, names_within, subprograms, tag
 from mechdiff.models.traced.sites import in_order
 
-LONGEST = 32  # turns of a scan that are run one by one; a longer one is one piece, for the compiler's sake
+LONGEST = 32  # turns of a scan that are run one by one; a longer one is one piece, to limit compile time
 IN_LINE = frozenset({"jit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2"})
-SHARED = "replacement"  # of a site's leaves the one that all interventions share
+SHARED = "replacement"  # the leaf of a site that all interventions share
 
 
 class Value(NamedTuple):
@@ -43,11 +43,11 @@ class Value(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Edits:
-    """What is done at each named value, and for how many passes.
+    """The edits of all named values, and the number of passes at each.
 
     Attributes:
-      leaves: tag -> what its edit needs, an axis of passes leading (but for `SHARED`), then turns of scans.
-      passes: tag -> passes that there are when it has been edited, `(*turns)`; 1 where none has joined yet.
+      leaves: tag -> arguments of its edit, with a leading axis of passes (not `SHARED`), then turns of scans.
+      passes: tag -> number of passes after it was edited, `(*turns)`; 1 if none has joined yet.
       plan: how to edit.
     """
 
@@ -56,13 +56,13 @@ class Edits:
     plan: Plan
 
     def within(self, equation: JaxprEqn) -> "Edits":
-        """Those of the values that an equation holds."""
+        """The edits of the values that an equation holds."""
         tags = names_within(equation) & self.passes.keys()
         picked = {field: {tag: getattr(self, field)[tag] for tag in tags} for field in ("leaves", "passes")}
         return dataclasses.replace(self, **picked)
 
     def at_turn(self, turn: int) -> "Edits":
-        """Those of one turn of the outermost scan."""
+        """The edits of one turn of the outermost scan."""
         leaves = {
             tag: {name: leaf[turn] if name == SHARED else leaf[:, turn] for name, leaf in of_site.items()}
             for tag, of_site in self.leaves.items()
@@ -117,7 +117,7 @@ def site_places(network: TracedNetwork) -> dict[str, int]:
 
 
 def _passes(network: TracedNetwork, joins: Sequence[int]) -> dict[str, Int[np.ndarray, "*turns"]]:
-    """Name of a value -> passes that have joined where it stands (the clean one among them), turn by turn."""
+    """Name of a value -> number of passes that have joined there, with the clean one, turn by turn."""
     there, places = 1 + np.cumsum(joins), site_places(network)
     return {
         site.tag: there[[places[name] for name in site.names]].reshape(site.turns) for site in network.sites
@@ -149,7 +149,10 @@ def _leaves(denoiser: TracedDenoiser, stacked: Intervention, t: Timesteps) -> Le
         replacement=jax.tree.map(lambda leaf: None, stacked.replacement),
         pattern_replacement=jax.tree.map(lambda leaf: None, stacked.pattern_replacement),
     )
-    of_one = lambda intervention: leaves_of(denoiser.network.sites, intervention, t)
+
+    def of_one(intervention: Intervention) -> Leaves:
+        return leaves_of(denoiser.network.sites, intervention, t)
+
     first = dataclasses.replace(
         jax.tree.map(lambda leaf: leaf[0], dataclasses.replace(stacked, replacement=None)),
         replacement=stacked.replacement,
@@ -203,7 +206,7 @@ def _step(equation: JaxprEqn, operands: list[Value], edits: Edits) -> list[Value
 
 
 def _edited(name: str, value: Value, edits: Edits) -> Value:
-    """A named value under the interventions that have joined at it; as it is where none has."""
+    """A named value under the interventions that have joined at it; unchanged if none has."""
     count = int(edits.passes[name])
     if count == 1:
         return value
@@ -216,7 +219,7 @@ def _edited(name: str, value: Value, edits: Edits) -> Value:
 
 
 def _mapped(run, operands: Sequence[Value], count: int = 0, first: tuple = (), axes: tuple = ()):
-    """`run(*first, *arrays)` for every pass that an operand has, at least `count`; once if that is none."""
+    """`run(*first, *arrays)` for every pass of an operand, at least `count`; once if there are none."""
     count = max(count, *(operand.passes for operand in operands)) if operands else count
     if not count:
         return [Value(array) for array in run(*first, *(operand.array for operand in operands))]

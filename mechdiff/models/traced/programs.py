@@ -1,4 +1,4 @@
-"""Reading jaxprs: which equations name a value, and which hold programs of their own.
+"""Reading jaxprs: which equations name a value, and which hold inner programs.
 
 Equations, jaxprs and primitives are those of `jax.extend.core`. Parameters of equations (`jaxpr`, `branches`,
 `num_carry`, ...) are not documented by JAX; everything here and in `interpreter.py` that depends on them is
@@ -46,7 +46,7 @@ def tag(equation: JaxprEqn) -> str | None:
 
 
 def closed(program: Jaxpr | ClosedJaxpr) -> ClosedJaxpr:
-    """A jaxpr without constants, closed; a closed one as it is."""
+    """A jaxpr without constants as a closed one; a closed one is returned unchanged."""
     return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
 
 
@@ -80,7 +80,7 @@ def names_within(equation: JaxprEqn) -> frozenset[str]:
 
 
 class Naming(NamedTuple):
-    """An equation that names a value, and where it stands."""
+    """An equation that names a value, and its place."""
 
     name: str
     aval: Any  # of the value: shape and dtype

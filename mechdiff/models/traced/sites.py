@@ -15,7 +15,7 @@ from mechdiff.models.traced.liveness import reaching
 from mechdiff.models.traced.programs import BRANCHES, Naming, walk
 
 AXIS = re.compile(r"(?P<site>.+)@(?P<axis>-?\d+)")  # a name that says the axis of its units
-TURN = "*"  # where a name takes the number of a scan's turn
+TURN = "*"  # in a name, stands for the number of a scan's turn
 ADD_A_NAME = (
     "name a value where your network computes it: `from jax.ad_checkpoint import checkpoint_name`, then "
     '`h = checkpoint_name(h, "block0.mlp")`, and go on with that h'
@@ -27,16 +27,16 @@ class Site:
     """A named value of a traced function.
 
     Attributes:
-      tag: the name as it stands in the program.
-      names: the sites' names in interventions, one for each turn of the scans that it stands in, the last
-        scan running fastest; one if it stands in none.
+      tag: the name in the program.
+      names: the sites' names in interventions, one for each turn of the scans that contain it, the last scan
+        varying fastest; one if there is no scan.
       turns: lengths of those scans, the outermost first.
-      places: of `names`, sorted as they are executed.
+      places: of `names` in the order of execution.
       shape: of the value, rows moved to the front, at the number of rows that it was traced with.
       dtype: of the value.
       row_axis: axis of the value that the batch runs along.
-      unit_axis: negative axis of `shape` that has one gate a unit.
-      path: primitives that it stands within, such as `("jit", "scan")`.
+      unit_axis: negative axis of `shape` that has one gate per unit.
+      path: primitives that contain it, such as `("jit", "scan")`.
     """
 
     tag: str
@@ -51,7 +51,7 @@ class Site:
 
     @property
     def units(self) -> int:
-        """Number of gates a turn."""
+        """Number of gates per turn."""
         return self.shape[self.unit_axis]
 
 
@@ -60,7 +60,7 @@ def discover(
 ) -> tuple[Site, ...]:
     """The sites of `fn`, in order of execution.
 
-    It is traced twice, at two numbers of rows, so that the axis of rows is known and not guessed.
+    It is traced twice, at two numbers of rows, so that the axis of rows is known, not guessed.
 
     Args:
       args_of: number of rows -> arguments of `fn`, as `jax.ShapeDtypeStruct`s or arrays.
@@ -121,7 +121,7 @@ def _by_name(namings: Iterable[Naming]) -> dict[str, Naming]:
 
 
 def _alternatives(path: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether two paths part at a `cond`, so that one of them at most is taken."""
+    """Whether two paths diverge at a `cond`, so that at most one of them is taken."""
     for step, other_step in zip(path, other, strict=False):
         if step != other_step:
             return step.split(":")[0] == other_step.split(":")[0] == BRANCHES
@@ -189,7 +189,7 @@ def _site(naming: Naming, other: Naming | None, unit_axes: Mapping[str, int]) ->
 
 
 def _places(naming: Naming) -> tuple[tuple[int, ...], ...]:
-    """Where each turn stands in the order of execution."""
+    """Place of each turn in the order of execution."""
     places = [naming.place]
     for length, backward in naming.scans:
         places = [
@@ -225,7 +225,7 @@ def _row_axis(name: str, few: Sequence[int], more: Sequence[int], split: bool) -
 
 def _with_units(name: str, shape: Sequence[int], row_axis: int) -> int:
     if len(shape) == 1:
-        raise ConfigError(f"site {name!r} is one number a row; name a value with an axis of units")
+        raise ConfigError(f"site {name!r} is one number per row; name a value with an axis of units")
     return row_axis
 
 
@@ -238,10 +238,9 @@ def in_order(sites: Iterable[Site]) -> list[tuple[str, Site]]:
 
 
 def numbered(name: str, turns: Sequence[int]) -> tuple[str, ...]:
-    """One name for each turn of the scans that a value stands in.
+    """One name for each turn of the scans that contain a value.
 
-    The number of a turn takes the place of a `*`, scan by scan from the left; where there is none left, it is
-    put in front.
+    The number of a turn replaces a `*`, scan by scan from the left; without a `*`, `turnN.` is put in front.
 
     Raises:
       ConfigError: more `*` than scans.

@@ -16,7 +16,7 @@ def _bytes(atom: Any) -> int:
 def peak_bytes(program: ClosedJaxpr) -> int:
     """Bytes of the values that are alive together at the widest point, arguments and constants left out.
 
-    Exact for the program as it is written, equation by equation; XLA joins equations, so that this is an
+    Exact for the program as written, equation by equation; XLA fuses equations, so that this is an
     upper estimate of what the compiled program holds. One turn counts for a loop, the largest for branches.
 
     Example:

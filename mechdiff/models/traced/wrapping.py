@@ -37,7 +37,7 @@ def wrap(
 
     Name a value by `h = jax.ad_checkpoint.checkpoint_name(h, "block0.mlp")`. The name's last word is the
     component's type; after `.head`, every unit is a component. `"mid.head@1"` says that units run along axis
-    1 (rows are axis 0). Within a scan, a name stands for one site a turn: `"block*.mlp"` becomes
+    1 (rows are axis 0). Within a scan, a name stands for one site per turn: `"block*.mlp"` becomes
     `block0.mlp`, `block1.mlp`, ..., and `"mlp"` becomes `turn0.mlp`, ...
 
     Args:
@@ -46,8 +46,8 @@ def wrap(
       params: a pytree of arrays.
       schedule: noise levels; `schedule_from_sigmas`, `edm_schedule` and `flow_schedule` make those of EDM and
         flow matching.
-      example: `(x, t)` or `(x, t, condition)`, as `predict` will be given them: their shapes and dtypes
-        count.
+      example: `(x, t)` or `(x, t, condition)`, as `predict` will be given them; only their shapes and dtypes
+        matter.
       name: shown in results; the function's name if empty.
       unit_axes: regular expression of sites' names -> axis of their units, where names don't say it; the last
         axis elsewhere.
@@ -111,7 +111,7 @@ def _arguments(
 def _check_schedule(schedule: Any) -> None:
     if not isinstance(schedule, NoiseSchedule):
         raise ConfigError(
-            f"schedule={shorten(schedule)} is no noise schedule; make one, such as "
+            f"schedule={shorten(schedule)} is not a noise schedule; make one, such as "
             "mechdiff.diffusion.schedules.cosine_schedule(steps)"
         )
 
@@ -127,7 +127,7 @@ def _check_example(example: tuple) -> None:
 
 
 def _check_init(init: Any, params: PyTree) -> None:
-    """That `init` draws parameters like `params`; it is traced, not run."""
+    """Checks, by tracing, that `init` draws parameters of the structure and shapes of `params`."""
     try:
         drawn = jax.eval_shape(init, jax.random.key(0))
     except Exception as error:  # whatever the user's function raises
@@ -179,7 +179,7 @@ def _check_names(sites: Sequence[Site]) -> None:
 
 
 def _digest_program(fn: Function, args: tuple) -> str:
-    """Of the text of the program and of the constants that it holds."""
+    """Digest of the program's text and of its constants."""
     program = jax.make_jaxpr(fn)(*args)
     text = _ADDRESS.sub("", str(program.jaxpr))
     return digests.digest_json([text, digests.digest_arrays(list(program.consts))])

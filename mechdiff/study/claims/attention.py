@@ -15,7 +15,7 @@ from mechdiff.analysis.network_divergence import NetworkDivergence
 from mechdiff.analysis.roles import matching
 from mechdiff.core.errors import NotTestable
 from mechdiff.stats import small_samples
-from mechdiff.study.claims import across_seeds
+from mechdiff.study.claims import across_seeds, apart
 from mechdiff.study.claims.verdicts import ALPHA, Finding
 from mechdiff.study.records import Network
 
@@ -24,8 +24,13 @@ ROLE_MARGIN = 0.1  # of a correlation above chance
 Heads = Float[np.ndarray, "draws head t"]
 
 
-def divergence(networks: Sequence[Network]) -> Finding:
-    """Whether attention entropy differs between the data sets: exact p by relabeling networks."""
+def divergence(networks: Sequence[Network], controls: Sequence[Network] = ()) -> Finding:
+    """Whether attention entropy differs between the data sets: exact p by relabeling networks.
+
+    Args:
+      controls: networks of control data; CelebA's divergence from them is said beside the claim, and decides
+        nothing.
+    """
     result, n, timesteps = _divergence(networks)
     between, within = (np.sqrt((side**2).mean()) for side in (result.between, result.within))
     because = (
@@ -33,18 +38,28 @@ def divergence(networks: Sequence[Network]) -> Finding:
         f"{within:.3f} between seeds of one, the root of the difference of squares {result.pooled:.3f}; "
         f"at single timesteps {result.between.min():.3f} to {result.between.max():.3f} and "
         f"{result.within.min():.3f} to {result.within.max():.3f}, the excess above 0 (p < 0.05) at "
-        f"{int((result.p_by_t < ALPHA).sum())} of {timesteps}"
+        f"{int((result.p_by_t < ALPHA).sum())} of {timesteps}; of layers' means alone, "
+        f"where nothing is matched, {_layer_means(networks)}"
     )
+    if np.isfinite(result.p_paired):
+        because += (
+            "; exchanging data sets only within seeds, which share initial parameters: "
+            f"p {result.p_paired:.2g}"
+        )
+    because += _from_controls(networks, controls)
     negligible = bool(result.interval[1] < MARGIN)  # False for NaN
     return Finding(result.pooled, result.interval, result.p, n, because, negligible=negligible, p_alone=True)
 
 
 def variation(networks: Sequence[Network]) -> Finding:
     """Whether the difference varies with the timestep: relabeling profiles without their mean."""
-    result, n, _ = _divergence(networks)
+    result, n, timesteps = _divergence(networks)
     because = (
         f"the excess of data sets over seeds ranges from {result.excess.min():.3f} to "
-        f"{result.excess.max():.3f} nats over timesteps (below 0: data sets differ less than seeds of one)"
+        f"{result.excess.max():.3f} nats, the least and the largest of {timesteps} timesteps, without an "
+        f"interval (below 0: data sets differ less than seeds of one); of profiles less their mean "
+        "over timesteps, which p is of, the "
+        f"excess is {result.varying:.3f} nats"
     )
     span = float(result.excess.max() - result.excess.min())
     return Finding(span, (np.nan, np.nan), result.p_varies, n, because, p_alone=True)
@@ -65,9 +80,48 @@ def _compared(natural: tuple[Network, ...], simple: tuple[Network, ...]) -> Netw
     heads = [str(name) for name in natural[0].attention["head"].values]
     units = min(stats.units_of(network.attention).count for network in (*natural, *simple))
     estimates, resampled = draws[:, 0], np.moveaxis(draws[:, 1:], 1, 0)
+    starts = [[network.seed for network in side] for side in (natural, simple)]
+    paired = starts[0] == starts[1]
     return network_divergence.compare(
-        estimates[:count], estimates[count:], matching.layers_of(heads), resampled, units
+        estimates[:count], estimates[count:], matching.layers_of(heads), resampled, units, paired
     )
+
+
+def _from_controls(networks: Sequence[Network], controls: Sequence[Network]) -> str:
+    """Divergence of CelebA's networks from those of each control data set, in words: a difference that is as
+    large between other data sets is no property of natural images or of faces."""
+    natural, _ = across_seeds.sides(networks)
+    words = []
+    for data in across_seeds.CONTROLS:
+        side = [network for network in across_seeds.last(controls) if network.data == data]
+        if len(side) < small_samples.FEWEST or not across_seeds.alike([*natural, *side]):
+            continue
+        heads = [str(name) for name in natural[0].attention["head"].values]
+        entropies = (np.array([_mean_entropy(network) for network in group]) for group in (natural, side))
+        result = network_divergence.compare(*entropies, matching.layers_of(heads))
+        words.append(f"from {len(side)} networks of {data} images {result.pooled:.3f} (p {result.p:.2g})")
+    return f"; beside the claim, CelebA's differ {' and '.join(words)}" if words else ""
+
+
+def _mean_entropy(network: Network) -> Float[np.ndarray, "head t"]:
+    """Mean entropy of each head at each timestep, nats."""
+    return network.attention["entropy"].mean("image").transpose("head", "t").values.astype(np.float64)
+
+
+def _layer_means(networks: Sequence[Network]) -> str:
+    """Divergence of the mean entropy of layers, in words. Matched heads may differ because trainings of one
+    data set scatter more; means of layers, without any matching, do not."""
+    sides = across_seeds.sides(networks)
+    layers = matching.layers_of(str(name) for name in sides[0][0].attention["head"].values)
+    names = list(dict.fromkeys(layers))
+    member = np.array([[layer == name for layer in layers] for name in names], np.float64)
+    member /= member.sum(axis=1, keepdims=True)
+
+    def means(side: Sequence[Network]) -> Float[np.ndarray, "network layer t"]:
+        return np.array([member @ _mean_entropy(network) for network in side])
+
+    result = network_divergence.compare(*map(means, sides), names)
+    return f"{result.pooled:.3f} (p {result.p:.2g})"
 
 
 def _profiles(attention: xr.Dataset) -> Heads:
@@ -165,15 +219,53 @@ def entropy(networks: Sequence[Network]) -> Finding:
         f"{untrained.mean():.2f} in untrained ones of the same seeds; lower by training in "
         f"{int((added[:, 0] < 0).sum())} of {len(rho)}"
     )
+    for of in (apart.by_data, apart.by_start):
+        words = of(networks, added[:, 0], digits=2)
+        because += f"; {words}" if words else ""
+    because += _other_ablations(networks)
     return Finding(estimate, interval, p, len(rho), because, above=False)
 
 
-def rank_link(sweep: xr.Dataset, attention: xr.Dataset) -> Float[np.ndarray, " draws"]:
+def _other_ablations(networks: Sequence[Network]) -> str:
+    """The claim's estimate under the ablations that it is not decided by, in words."""
+    lead = across_seeds.lead(networks[0].sweep)
+    units = min(network.units.count for network in networks)
+    words = []
+    for ablation in map(str, networks[0].sweep["ablation"].values):
+        if ablation == lead or not all(_swept(network, ablation) for network in networks):
+            continue
+        added = np.array([_added(network, ablation) for network in networks])
+        mean, (low, high), p = small_samples.over_seeds(added[:, 0], added[:, 1:], units, above=False)
+        words.append(
+            f"by {ablation} instead of {lead} ablation {mean:.2f} [{low:.2f}, {high:.2f}], p {p:.2g}"
+        )
+    return f"; {'; '.join(words)}" if words else ""
+
+
+def _swept(network: Network, ablation: str) -> bool:
+    """Whether the network and the untrained one beside it were swept under an ablation."""
+    sweeps = [sweep for sweep in (network.sweep, network.control) if sweep is not None]
+    return all(ablation in sweep["ablation"].values for sweep in sweeps)
+
+
+def _added(network: Network, ablation: str) -> Float[np.ndarray, " draws"]:
+    """The rank correlation of a trained network minus that of the untrained one beside it."""
+    if network.control is None or network.control_attention is None:
+        raise NotTestable(f"{network.name} has no untrained network beside it (--set=study.controls=true)")
+    trained = rank_link(network.sweep, network.attention, ablation)
+    return trained - rank_link(network.control, network.control_attention, ablation)
+
+
+def rank_link(
+    sweep: xr.Dataset, attention: xr.Dataset, ablation: str | None = None
+) -> Float[np.ndarray, " draws"]:
     """Rank correlation within layers of mean normalized entropy and pooled |ΔL/L|, images weighted evenly,
-    then in each resample of them; NaN where no layer varies in both."""
+    then in each resample of them; NaN where no layer varies in both. `ablation`: that of
+    `across_seeds.lead` if not given."""
     heads = [str(name) for name in attention["head"].values]
     values = attention["normalized_entropy"].transpose("head", "t", "image").values.astype(np.float64)
     entropies = stats.weighted(values, across_seeds.weightings(attention)).mean(axis=1)
     rows = sweep.sel(component=heads)
-    increase = across_seeds.increase_draws(rows, across_seeds.lead(sweep), across_seeds.weightings(sweep))
+    ablation = ablation or across_seeds.lead(sweep)
+    increase = across_seeds.increase_draws(rows, ablation, across_seeds.weightings(sweep))
     return within_layers(entropies, np.abs(increase), np.array(matching.layers_of(heads)))

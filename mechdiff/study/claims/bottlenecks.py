@@ -16,7 +16,7 @@ from mechdiff.analysis import bottlenecks
 from mechdiff.analysis.bottlenecks import THRESHOLD
 from mechdiff.core.errors import NotTestable
 from mechdiff.stats.small_samples import FEWEST, over_seeds
-from mechdiff.study.claims import across_seeds
+from mechdiff.study.claims import across_seeds, apart
 from mechdiff.study.claims.verdicts import ALPHA, Finding
 from mechdiff.study.records import Network
 
@@ -47,7 +47,7 @@ def examine(networks: Sequence[Network]) -> Finding:
     p, compared = _beyond_controls(networks, result.p, tested, increases, visible)
     because = (
         "each half of the networks selects a component, the other tests it: "
-        f"{_tested(chosen, result.share)}{_by_data(networks, increases)}; {_counts(ablations, visible)}; "
+        f"{_tested(chosen, result.share)}{_apart(networks, increases)}; {_counts(ablations, visible)}; "
         f"{'; '.join(compared)}"
     )
     if np.isnan(result.p) and len(networks) >= FEWEST:
@@ -152,18 +152,9 @@ def _tested(chosen: Sequence[str], share: float) -> str:
     return f"{' and '.join(chosen) or 'none'}, {above}"
 
 
-def _by_data(networks: Sequence[Network], increases: Float[np.ndarray, " network"]) -> str:
-    """The mean in the networks of each data set, where there are several: these may be far apart, and the
-    mean of all of them describes none."""
-    data = np.array([network.data for network in networks])
-    if len(names := sorted(set(data.tolist()))) < 2 or not np.isfinite(increases).all():
-        return ""
-    parts = []
-    for name in names:
-        mean, (low, high), _ = over_seeds(increases[data == name])
-        ends = f" [{low:.1f}, {high:.1f}]" if np.isfinite(low) else ""
-        parts.append(f"{mean:.1f}{ends} % in {int((data == name).sum())} networks of {name}")
-    return f" ({', '.join(parts)})"
+def _apart(networks: Sequence[Network], increases: Float[np.ndarray, " network"]) -> str:
+    words = [of(networks, increases, unit=" %") for of in (apart.by_data, apart.by_start)]
+    return f" ({'; '.join(filter(None, words))})" if any(words) else ""
 
 
 def _percent(share: float) -> str:

@@ -48,8 +48,8 @@ def examine(networks: Sequence[Network], controls: Sequence[Network] = ()) -> Fi
     """The claim on all networks, including those of lower complexity and snapshots of trainings.
 
     Args:
-      controls: networks of control data; what the measure is in them is said beside the claim, and decides
-        nothing.
+      controls: networks of control data; the measure in them is reported beside the claim and does not decide
+        it.
 
     Raises:
       NotTestable: no ladder, no measure that rises on it, or no networks of matched loss.

@@ -110,7 +110,7 @@ def decide(questions: Sequence[Question], networks: Sequence[Network]) -> list[C
 
 
 def verdict(finding: Finding, p_adjusted: float) -> str:
-    """By the rules of the module; `p_adjusted` NaN: too few seeds for a test."""
+    """The verdict by the rules of the module; `p_adjusted` NaN: too few seeds for a test."""
     sign = 1 if finding.above else -1
     above = [sign * (end - finding.null) for end in finding.interval]  # NaN: neither side
     if p_adjusted < ALPHA and (finding.p_alone or min(above) > 0):

@@ -1,4 +1,4 @@
-"""Samples of a denoiser as it is, and what they are drawn under."""
+"""Samples of a denoiser without intervention, and their conditions."""
 
 import functools
 
@@ -33,18 +33,21 @@ def draw_samples(
     guidance: float = 1.0,
     quickly: bool = False,
 ) -> Images:
-    """`count` images of a denoiser by DDIM, drawn in blocks of one shape; image i depends on (key, i).
+    """`count` images sampled by DDIM in blocks of one shape; image i depends on (key, i) only.
 
     Args:
-      condition: leaves `(count, ...)`; None: of a network with classes, all of them in turn.
+      steps: of DDIM; at most T are made.
+      condition: leaves `(count, ...)`; None: for a network with classes, all classes in turn.
       guidance: scale of `samplers.guided`; other than 1 only for a network with a null class.
-      quickly: by a program that takes less to compile, see `devices.jitted`.
+      quickly: by a program that compiles faster, see `devices.jitted`.
+    Returns:
+      `(count, height, width, channels)`.
 
     Raises:
       ConfigError: a network that is conditioned on images, without them; guidance without a null class.
     """
     condition = sample_condition(denoiser, count) if condition is None else condition
-    conditions.check(denoiser.network, condition)  # labels are out of range here, or never seen to be
+    conditions.check(denoiser.network, condition)  # here: values of labels can't be checked once traced
     null = null_condition(denoiser, condition) if guidance != 1 else condition
     block = memory.rows_at_once(min(SAMPLE_BLOCK, count), memory.row_bytes(denoiser.network))
     timesteps = ddim_timesteps(denoiser.schedule.steps, min(steps, denoiser.schedule.steps)).tolist()
@@ -71,7 +74,7 @@ def _drawn(
     timesteps: tuple[int, ...],
     guidance: float,
 ) -> Images:
-    """Samples of these indices, under the denoiser's own identity: one program for all of them.
+    """Samples of these indices, without intervention: one compiled program for all blocks.
 
     Args:
       condition_and_null: the condition of each image, and its null condition.
@@ -89,15 +92,15 @@ def _drawn(
 
 
 def sample_clip(denoiser: Examinable) -> float:
-    """How far predicted images are clipped while sampling: as a UNet's configuration says, or to [-1, 1]."""
+    """The clip of predicted images in sampling: that of a UNet's configuration, else 1."""
     return getattr(denoiser.network, "sample_clip", 1.0)
 
 
 def sample_condition(denoiser: Examinable, count: int) -> PyTree:
-    """What samples are drawn under if nothing is said: every class in turn; None for a network without any.
+    """The default condition of samples: every class in turn; None for an unconditional network.
 
     Raises:
-      ConfigError: the network is conditioned on more than classes of a table.
+      ConfigError: the network is conditioned on something else than classes of a table.
     """
     unet, classes = denoiser.network, conditions.taken(denoiser.network).classes
     if not isinstance(unet, UNetConfig):
@@ -105,14 +108,14 @@ def sample_condition(denoiser: Examinable, count: int) -> PyTree:
             return np.arange(count, dtype=np.int32) % classes
         if unet.conditioned:
             raise ConfigError(
-                f"{denoiser.name} takes a condition, which is not made up here: give one for each image (a "
+                f"{denoiser.name} takes a condition, for which there is no default: give one per image (a "
                 "function named by --model returns (denoiser, images, condition))"
             )
         return None
     if unet.condition_channels or unet.class_embedding != "table":
         raise ConfigError(
-            f"{denoiser.name} is conditioned on {' and '.join(conditions.takes(unet))}, which is not made up "
-            "here: give images, and a condition for each of them"
+            f"{denoiser.name} is conditioned on {' and '.join(conditions.takes(unet))}, for which there is "
+            "no default: give images, and a condition for each of them"
         )
     return np.arange(count, dtype=np.int32) % unet.classes if unet.classes else None
 

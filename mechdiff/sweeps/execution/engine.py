@@ -1,8 +1,8 @@
 """Measures stacked interventions on all devices of this process, within their memory.
 
-A call decides how many interventions and images run at once, lays them out over the devices (`layout`), and
-runs one compiled program (`passes`). Every image's numbers depend on that image alone, so they don't move
-with the layout beyond float32 rounding.
+A call decides how many interventions and images run at once, distributes them over the devices (`layout`),
+and runs one compiled program (`passes`). An image's results depend on that image only, so the layout changes
+them by float32 rounding at most.
 """
 
 import dataclasses
@@ -24,16 +24,16 @@ from mechdiff.sweeps.execution import layout, memory, passes, placement, shared_
 from mechdiff.sweeps.execution.layout import REPLACEMENTS, Layout
 from mechdiff.sweeps.execution.passes import Reduction, SweepLosses
 
-CPU_WORKING_SET = 256 * 2**20  # bytes of activations in one pass, whose stages run in blocks that fit a cache
-CPU_ROWS = (32, 16, 8, 4, 2)  # of a pass, the first that memory holds, where the working set is too small
-# Sizes of a pass on an accelerator, besides that of the clean rows: fewer kernels to compile and try out for
-# a little more arithmetic. A guess, made by counting; the `accelerator` benchmark times it against 3 and any.
+CPU_WORKING_SET = 256 * 2**20  # bytes of activations in one pass; its stages run in blocks that fit a cache
+CPU_ROWS = (32, 16, 8, 4, 2)  # rows of a pass that are tried, largest first, if the working set holds fewer
+# Stages at which interventions may join on an accelerator: with fewer, fewer kernels are compiled and tuned,
+# for slightly more arithmetic. Chosen by counting, not timed; the `accelerator` benchmark compares it.
 ROW_COUNTS = 6
 
 
 class _Dealt(NamedTuple):
-    """Interventions that are on their devices, and what they were made from: the layout, and the leaves, of
-    which arrays that can be written to are copies."""
+    """Interventions placed on devices, with the layout and the leaves that they were made from (copies of
+    those arrays that could be written to)."""
 
     plan: Layout
     leaves: list[AnyArray]
@@ -53,12 +53,12 @@ class Engine:
 
     Attributes:
       denoiser: any `Examinable`; those with stages share prefixes of the network, see `shared_prefix`.
-      rows: interventions x images in one pass, 0: as many as memory holds; halved when it runs out.
+      rows: interventions x images in one pass; 0: as many as memory holds; halved when memory runs out.
       devices: that share the work; empty: all of this process.
-      together: interventions all join at the first stage, see `shared_prefix.plan_passes`: for stacks that
-        differ each time in where they join.
-      row_counts: stages at which interventions join, at most, 0: at all, see `row_counts`; None: few on
-        accelerators, all on CPUs, where a shape costs nothing and early rows cost arithmetic.
+      together: all interventions join at the first stage, see `shared_prefix.plan_passes`; for stacks that
+        join at other stages in every call.
+      row_counts: largest number of stages at which interventions may join; 0: all stages; None: `ROW_COUNTS`
+        on accelerators, all on CPUs, where another shape costs nothing and early rows cost arithmetic.
     """
 
     denoiser: Examinable
@@ -95,19 +95,19 @@ class Engine:
         per_image: PyTree = None,
         shared: PyTree = None,
     ) -> tuple[PyTree, PyTree]:
-        """Any function of the predictions, taken on the device, for every image under every intervention.
+        """A function of the predictions, computed on the device, for every image under every intervention.
 
         Args:
           stacked, batch: as in `measure`.
-          reduction: pure and hashable (a function of a module, or a frozen dataclass with `__call__`): it is
-            compiled into the pass, and another one is another program. Every image's results depend on that
-            image alone.
-          per_image: arrays given to it for each image, leaves `(images, ...)`.
-          shared: arrays given to it for all of them.
+          reduction: pure and hashable (a function of a module, or a frozen dataclass with `__call__`); it is
+            compiled into the pass, so another one is another program. An image's results must depend on that
+            image only.
+          per_image: arrays passed to it for each image, leaves `(images, ...)`.
+          shared: arrays passed to it for all images.
         Returns:
-          What it returns, on the host: leaves `(interventions, images, ...)`, and `(images, ...)`.
+          Its results, on the host: leaves `(interventions, images, ...)`, and `(images, ...)`.
         """
-        conditions.check(self.denoiser.network, batch.condition)  # on the host, where labels can be looked at
+        conditions.check(self.denoiser.network, batch.condition)  # on the host, where labels have values
         while True:
             rows, block = self._size(stacked, len(batch.images))
             plan = layout.lay_out(self._plan(stacked, rows), len(batch.images), block, self.devices)
@@ -149,8 +149,11 @@ class Engine:
         return self._placed[mesh]
 
     def _dealt_out(self, plan: Layout, stacked: Intervention) -> Intervention:
-        """`layout.by_pass` on the devices of a plan. A sweep measures the same interventions at every
-        timestep: they are sent once, which takes as long as a small network takes to run."""
+        """`layout.by_pass`, placed on the devices of a plan.
+
+        A sweep measures the same interventions at every timestep, so they are kept: sending them takes as
+        long as running a small network.
+        """
         leaves = jax.tree.leaves(dataclasses.replace(stacked, **dict.fromkeys(REPLACEMENTS)))
         last = self._dealt
         if last is None or not (_alike(plan, last.plan) and _unchanged(leaves, last.leaves)):
@@ -161,7 +164,7 @@ class Engine:
         return last.placed
 
     def forecast(self, stacked: Intervention, images: int, kept: int = 0) -> memory.Forecast:
-        """What `measure` of `images` at once will take, before anything is placed or compiled.
+        """The memory that `measure` will take for `images` at once, before anything is placed or compiled.
 
         Args:
           kept: bytes of replacements.
@@ -187,7 +190,7 @@ class Engine:
         interventions, device_count = len(next(iter(stacked.gate.values()))), len(self.devices)
         limit = self.rows or self._limit(stacked)
         rows = min(interventions, limit)
-        if images < device_count:  # then passes are what they share
+        if images < device_count:  # then devices share passes
             rows = min(rows, -(-interventions // (device_count // images)))
         return rows, max(1, min(-(-images // device_count), limit // (rows + 1)))
 
@@ -196,9 +199,12 @@ class Engine:
         return max(1, memory_limit(self.devices[0]) // memory.row_bytes(self.denoiser.network))
 
     def _limit(self, stacked: Intervention) -> int:
-        """Rows of a pass that memory holds. With few, the clean rows are a large part of the work, and the
-        others join early: where the working set of a CPU is too small, more are taken if memory is free for
-        them. Decided once for stacks that join alike: what else takes memory later changes no program."""
+        """Rows of a pass that memory holds.
+
+        With few rows, the clean ones are a large part of the work, and the others join early: if a CPU's
+        working set is too small, more rows are taken if memory is free. It is decided once for stacks that
+        join alike, so that later use of memory does not change the program.
+        """
         limit = self._rows_held
         if self.devices[0].platform != "cpu" or limit >= CPU_ROWS[0]:
             return limit
@@ -210,7 +216,7 @@ class Engine:
         return self._limits[joins]
 
     def _most_rows_within(self, room: float, stacked: Intervention) -> int:
-        """The most of `CPU_ROWS` whose pass takes no more than `room` bytes; 1 where none does."""
+        """The largest of `CPU_ROWS` whose pass takes at most `room` bytes; 1 if none does."""
         for rows in CPU_ROWS:
             if memory.pass_bytes(self.denoiser.network, self._plan(stacked, rows).joins) <= room:
                 return rows
@@ -218,12 +224,12 @@ class Engine:
 
 
 def _alike(plan: Layout, other: Layout) -> bool:
-    """Whether interventions lie alike in two layouts."""
+    """Whether two layouts place interventions equally."""
     return plan.mesh == other.mesh and np.array_equal(plan.order, other.order)
 
 
 def _unchanged(leaves: list[AnyArray], before: list[AnyArray]) -> bool:
-    """Whether arrays are those of before: JAX's the same objects, NumPy's, which can be written to, equal."""
+    """Whether arrays are as before: JAX's the same objects; NumPy's, which can be written to, equal."""
     return len(leaves) == len(before) and all(
         leaf is other if isinstance(leaf, jax.Array) else np.array_equal(leaf, other)
         for leaf, other in zip(leaves, before, strict=True)

@@ -1,4 +1,4 @@
-"""What a sweep will take of the memory, said before it begins."""
+"""The memory that a sweep will take, printed before it begins."""
 
 from mechdiff.core.config import SweepConfig
 from mechdiff.interventions import build
@@ -6,19 +6,19 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.execution import memory
 from mechdiff.sweeps.execution.engine import Engine
 
-MOMENTS = 8  # times one replacement in float32, that four sums in float64 take
+MOMENTS = 8  # size of four sums in float64, in units of one replacement in float32
 
 
 def print_memory_forecast(
     denoiser: Examinable, config: SweepConfig, ablations: tuple[str, ...] | None = None, replacements: int = 0
 ) -> None:
-    """Prints what a sweep will take of the memory, before it begins.
+    """Prints the memory that a sweep will take, before it begins.
 
     Args:
-      ablations: instead of those of the config.
-      replacements: how many of every site are held besides.
+      ablations: those of the config if None.
+      replacements: number of further replacements of every site that are held in memory.
     Raises:
-      ConfigError: it can't fit.
+      ConfigError: the sweep can't fit.
     """
     ablations = config.ablations if ablations is None else ablations
     runner = Engine(denoiser, config.chunk)
@@ -28,7 +28,7 @@ def print_memory_forecast(
     if "resample" in ablations:
         replacements += config.image_block
     if replacements:
-        replacements += len(runner.devices) + MOMENTS  # of one timestep: placed, and being averaged
+        replacements += len(runner.devices) + MOMENTS  # at one timestep: on the devices, and being averaged
     stacked = build.leave_one_out(denoiser.identity, denoiser.components())[1]
     block = min(config.images, config.image_block)
     forecast = runner.forecast(

@@ -1,4 +1,4 @@
-"""One stage of a pass whose batch grows on its way: the rows that join, and what is done to each."""
+"""One stage of a pass whose batch grows: the rows that join, and the intervention on each row."""
 
 import dataclasses
 import functools
@@ -27,11 +27,12 @@ def run_rows(
     batch: int,
     rows: int,
 ) -> Stream:
-    """`run_stage` for all `rows`, those that join now as copies of the clean ones.
+    """`run_stage` for all `rows`; those that join at this stage start as copies of the clean ones.
 
-    On a CPU a few rows at a time, so that what passes between its layers stays in cache: a block at 32x32
-    then takes half the time, one at 16x16 nine tenths. One at a time, the copies are never made: they would
-    be most of the memory of a large network."""
+    On a CPU it runs a few rows at a time, so that activations between its layers stay in cache: a block at
+    32x32 then takes half the time, one at 16x16 nine tenths. If rows run one at a time, the copies are not
+    made: they would take most of the memory of a large network.
+    """
     block = _block(stage, rows, *stream.h.shape[1:]) if jax.default_backend() == "cpu" else rows
     if block > 1 or rows == 1:
         stream = _joined(stage, stream, batch, rows)
@@ -55,7 +56,7 @@ def run_rows(
         changed = _of_images(changed, (start + np.arange(block)) % batch)
         return run_stage(config, stage, params, changed, Stream(h, skips, embeddings))[0].h
 
-    # The last block may reach back over rows that the one before it has done.
+    # The last block may overlap the one before it.
     starts = np.minimum(np.arange(0, rows, block), rows - block)
     parts = jax.lax.map(run_block, starts)
     h = parts.reshape(-1, *parts.shape[2:])
@@ -82,7 +83,7 @@ def _taken(replacements: PyTree, images: Int[AnyArray, " rows"]) -> PyTree:
 
 
 def _block(stage: Stage, rows: int, *shape: int) -> int:
-    """Rows of a stage at a time: as many as `CPU_BLOCK` holds, or somewhat fewer that divide better."""
+    """Rows of a stage that run at a time: as many as `CPU_BLOCK` holds, or fewer that divide better."""
     most = max(1, CPU_BLOCK // (4 * max(stage.resolution**2 * stage.width, math.prod(shape))))
     return rows if rows <= most else min(range((most + 1) // 2, most + 1), key=lambda n: (-rows % n, -n))
 
@@ -90,7 +91,7 @@ def _block(stage: Stage, rows: int, *shape: int) -> int:
 def _joined(stage: Stage, stream: Stream, batch: int, rows: int) -> Stream:
     """The stream with all `rows`: one per image for the clean pass and each intervention that has joined."""
     skips = stream.skips
-    if stage.pop:  # what was pushed before an intervention joined is that of the clean pass
+    if stage.pop:  # skips pushed before an intervention joined are those of the clean pass
         skips = (*skips[:-1], extended(skips[-1], batch, rows))
     embeddings = jax.tree.map(lambda a: extended(a, batch, rows), stream.embeddings)
     return Stream(extended(stream.h, batch, rows), skips, embeddings)
@@ -103,14 +104,14 @@ def extended(a: Array, batch: int, rows: int) -> Array:
 
 
 def rows_at_stage(stage: Stage, stacked: Intervention, batch: int, joined: int) -> Intervention:
-    """The intervention at one stage; leaves per row, those of the identity for the clean rows."""
-    doses = functools.partial(_per_row, batch=batch, joined=joined, identity=1.0)
+    """The intervention at one stage, with one leaf per row: the identity's for the clean rows."""
+    scales = functools.partial(_per_row, batch=batch, joined=joined, identity=1.0)
     directions = functools.partial(_per_row, batch=batch, joined=joined, identity=0.0)
     return dataclasses.replace(
         stacked,
-        gate=jax.tree.map(doses, _of_stage(stage, stacked.gate)),
-        temperature=jax.tree.map(doses, _of_stage(stage, stacked.temperature)),
-        pattern=jax.tree.map(doses, _of_stage(stage, stacked.pattern)),
+        gate=jax.tree.map(scales, _of_stage(stage, stacked.gate)),
+        temperature=jax.tree.map(scales, _of_stage(stage, stacked.temperature)),
+        pattern=jax.tree.map(scales, _of_stage(stage, stacked.pattern)),
         add=jax.tree.map(directions, _of_stage(stage, stacked.add)),
         replacement=_of_stage(stage, stacked.replacement),
         pattern_replacement=_of_stage(stage, stacked.pattern_replacement),
@@ -122,6 +123,6 @@ def _of_stage(stage: Stage, leaves: PyTree) -> PyTree:
 
 
 def _per_row(leaf: Array, batch: int, joined: int, identity: float) -> Array:
-    """Of the clean rows the identity's value, then that of each intervention that has joined."""
+    """The identity's value for the clean rows, then that of each intervention that has joined."""
     clean = jnp.full((1, *leaf.shape[1:]), identity, leaf.dtype)
     return jnp.repeat(jnp.concatenate([clean, leaf[:joined]]), batch, axis=0)

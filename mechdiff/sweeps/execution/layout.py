@@ -1,6 +1,6 @@
-"""Where every intervention and every image of a sweep goes: decided on the host, once for each call.
+"""The layout of a call: which intervention is in which pass, and which image in which block.
 
-Interventions are dealt out to passes and images to blocks; both are spread over a mesh (passes x images) of
+It is decided on the host, once for each call. Passes and blocks are spread over a mesh (passes x images) of
 devices. Places left over hold repeats, which `by_intervention` and `by_image` drop.
 """
 
@@ -26,9 +26,9 @@ class Layout(NamedTuple):
 
     Attributes:
       mesh: the devices, passes x images.
-      joins: interventions of a pass that join at each stage, see `PassPlan`.
-      order: which intervention each row of each pass is.
-      places: which image each place of each block is.
+      joins: number of interventions of a pass that join at each stage, see `PassPlan`.
+      order: index of the intervention of each row of each pass.
+      places: index of the image at each place of each block.
     """
 
     mesh: Mesh
@@ -43,12 +43,12 @@ class Layout(NamedTuple):
 
     @property
     def interventions(self) -> int:
-        """How many there are, without repeats."""
+        """Number of interventions, without repeats."""
         return int(self.order.max()) + 1
 
     @property
     def images(self) -> int:
-        """How many there are, without repeats."""
+        """Number of images, without repeats."""
         return int(self.places.max()) + 1
 
 
@@ -62,19 +62,19 @@ def lay_out(plan: PassPlan, images: int, block: int, devices: Sequence[Any]) -> 
 
 
 def _mesh(devices: Sequence[Any], blocks: int) -> Mesh:
-    """Devices over images as far as there are blocks of them, then over passes."""
+    """Devices spread over blocks of images as far as there are enough, then over passes."""
     count = len(devices)
     along_images = max(d for d in range(1, count + 1) if count % d == 0 and d <= blocks)
     return Mesh(np.array(devices).reshape(count // along_images, along_images), ("passes", "images"))
 
 
 def _padded(rows: np.ndarray, multiple: int) -> np.ndarray:
-    """Rows repeated at the end until their number divides."""
+    """The last row repeated until the number of rows is a multiple of `multiple`."""
     return np.pad(rows, ((0, -len(rows) % multiple), (0, 0)), mode="edge")
 
 
 def by_pass(layout: Layout, stacked: Intervention, identity: Intervention) -> Intervention:
-    """All but the replacements of a stack, with leaves `(passes, rows, ...)`; shared ones repeated."""
+    """A stack without its replacements, leaves `(passes, rows, ...)`; shared leaves are repeated."""
 
     def dealt(values: AnyArray, shared_rank: int) -> np.ndarray:
         values = np.asarray(values)
@@ -94,7 +94,7 @@ def by_pass(layout: Layout, stacked: Intervention, identity: Intervention) -> In
 def split_replacements(
     stacked: Intervention, identity: Intervention
 ) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
-    """The replacements of sites where all images have the same, and of those where each has its own."""
+    """The replacements that all images share, and those that differ between images: field -> site -> leaf."""
     common: dict[str, PyTree] = {name: {} for name in REPLACEMENTS}
     per_image: dict[str, PyTree] = {name: {} for name in REPLACEMENTS}
     for name in REPLACEMENTS:

@@ -1,8 +1,8 @@
-"""How much memory a sweep takes, told before it is compiled, and how much there is.
+"""Estimates of the memory that a sweep takes, before it is compiled, and the memory available.
 
-Estimates from the shapes of activations. On a CPU the stages of a pass run a few rows at a time
-(`shared_prefix`), so what a pass holds is what stands between its stages: the rows of the stream and skips.
-On accelerators they run whole, and it is their memory that counts, of all that this process has together.
+Estimates are from the shapes of activations. On a CPU the stages of a pass run a few rows at a time
+(`shared_prefix`), so a pass holds what is between its stages: the rows of the stream and of the skips. On
+accelerators stages run whole, and the memory of all devices of this process counts.
 """
 
 import dataclasses
@@ -24,20 +24,20 @@ from mechdiff.models.stages import stages
 from mechdiff.models.traced.denoiser import TracedNetwork
 from mechdiff.models.unet import forward, init_shapes
 
-Network = UNetConfig | TracedNetwork  # what of a denoiser is fixed when programs are compiled
+Network = UNetConfig | TracedNetwork  # the part of a denoiser that is static in compiled programs
 
-FREE_SHARE = 0.6  # of the memory that is free, which all devices together may take at once
+FREE_SHARE = 0.6  # share of the free memory that all devices together may take at once
 HOST_OVERHEAD = 2**30  # bytes of Python, JAX, compiled programs and results
 LIVE_MAPS = 4  # feature maps that are alive at once inside a stage
-LOOP_COPIES = 3  # of what enters and leaves a stage, held by XLA around the loop over its rows; fitted
+LOOP_COPIES = 3  # copies of a stage's inputs and outputs that XLA holds for the loop over rows; fitted
 GRAD_MAPS = 8  # feature maps that a stage keeps for its gradient
-DEFAULT_DEVICE_BYTES = 8 * 2**30  # bytes of an accelerator that does not say how many it has
-CPU_BLOCK = 2**20  # bytes of a stage's input or output at once on a CPU; 0.5 to 2 MiB measured alike
+DEFAULT_DEVICE_BYTES = 8 * 2**30  # bytes of an accelerator that does not report its memory
+CPU_BLOCK = 2**20  # bytes of a stage's input or output at once on a CPU; 0.5 to 2 MiB were equally fast
 GIB = 2**30
 
 
 def available_bytes() -> int:
-    """Bytes that new work may take: of main memory what the system says, within a container's limit."""
+    """Bytes that new work may take: free memory of accelerators, or of this machine within its limits."""
     if accelerated():
         return sum(free_bytes(device) for device in jax.local_devices())
     try:
@@ -49,7 +49,7 @@ def available_bytes() -> int:
 
 
 def reachable_bytes() -> int:
-    """Bytes that this process may have: those that it holds, and those that are free."""
+    """Bytes that this process may use in all: those that it holds and those that are free."""
     if accelerated():
         return sum(_limit_of(device) for device in jax.local_devices())
     try:
@@ -74,8 +74,10 @@ def _limit_of(device: Any) -> int:
 
 
 def row_bytes(config: Network) -> int:
-    """Bytes that one row keeps alive at the widest point of the forward pass, stages run whole: an estimate,
-    from which a pass is sized before it is compiled."""
+    """Estimated bytes that one row keeps alive at the widest point of the forward pass, if stages run whole.
+
+    The size of a pass is chosen by it, before it is compiled.
+    """
     if not isinstance(config, UNetConfig):
         return config.row_bytes
     maps, held = [], 0
@@ -92,13 +94,14 @@ def row_bytes(config: Network) -> int:
 
 
 def pass_bytes(config: Network, joins: Sequence[int], batch: int = 1) -> int:
-    """Bytes alive at the widest point of a pass of `shared_prefix.forward` on one device: an estimate.
+    """Estimated bytes alive at the widest point of a pass of `shared_prefix.forward` on one device.
 
-    On a CPU XLA's count for `ddpm-celebahq-256` was 1.03, 2.96 and 7.27 GiB for 2, 8 and 38 interventions.
+    For `ddpm-celebahq-256` on a CPU with 2, 8 and 38 interventions it gives 1.1, 2.7 and 7.6 GiB, where XLA
+    counted 1.03, 2.96 and 7.27.
 
     Args:
-      joins: interventions that join at each stage, of `shared_prefix.plan_passes`.
-      batch: images seen by each.
+      joins: number of interventions that join at each stage, see `shared_prefix.plan_passes`.
+      batch: images in the pass.
     """
     if accelerated() or not isinstance(config, UNetConfig):
         return (1 + sum(joins)) * batch * row_bytes(config)
@@ -127,7 +130,7 @@ def gradient_bytes(config: Network) -> int:
 
 @functools.lru_cache
 def replacement_bytes(config: Network) -> int:
-    """Bytes of one replacement of every site, which is also what is captured of one image."""
+    """Bytes of one replacement of every site, or of the activations captured for one image."""
     if not isinstance(config, UNetConfig):
         return config.replacement_bytes
     params, identity = init_shapes(config)
@@ -144,8 +147,8 @@ def tree_bytes(tree: PyTree) -> int:
 
 
 def rows_at_once(wanted: int, bytes_of_one: int) -> int:
-    """How many of `wanted` images that take `bytes_of_one` each may be under way, of all devices together:
-    halved until they fit into a share of the free memory, at least one."""
+    """How many of `wanted` images of `bytes_of_one` each may be computed at once on all devices together:
+    halved until they fit into `FREE_SHARE` of the free memory, at least one."""
     room = FREE_SHARE * available_bytes()
     while wanted > 1 and wanted * bytes_of_one > room:
         wanted = -(-wanted // 2)
@@ -154,16 +157,16 @@ def rows_at_once(wanted: int, bytes_of_one: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """What a sweep will take of the memory of this machine, or of its accelerators.
+    """The memory that a sweep will take, of this machine or of its accelerators.
 
     Attributes:
-      parameters: bytes of one copy; every device has one, beside that which was read.
+      parameters: bytes of one copy; every device has one, besides the one on the host.
       one_pass: bytes of activations on one device at the widest point.
       least: the same with one intervention and one image.
-      kept: bytes of what ablations replace components with.
-      devices: that share the work.
-      rows: interventions x images in a pass, without the plain ones.
-      free: bytes that this process may have, see `reachable_bytes`.
+      kept: bytes of replacements.
+      devices: number of devices that share the work.
+      rows: interventions x images in a pass, without the clean ones.
+      free: bytes that this process may use, see `reachable_bytes`.
     """
 
     parameters: int
@@ -183,7 +186,7 @@ class Forecast:
         return HOST_OVERHEAD + self.kept + self.parameters + self.devices * (self.parameters + one_pass)
 
     def line(self) -> str:
-        """For a reader, before the run."""
+        """The forecast as one line."""
         return (
             f"predicted memory: {_gib(self.total)} of {_gib(self.free)} that this process may have "
             f"(devices: {self.devices}, each with parameters {_gib(self.parameters)} and a pass of "
@@ -191,7 +194,7 @@ class Forecast:
         )
 
     def require(self) -> None:
-        """Raises ConfigError where even one row on every device does not fit, with the way out."""
+        """Raises ConfigError, with the way out, if even one row on every device does not fit."""
         if self._with(self.least) > self.free:
             fewer = (
                 "JAX_NUM_CPU_DEVICES=1 (one copy of the parameters), "

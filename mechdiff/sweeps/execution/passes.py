@@ -1,4 +1,4 @@
-"""The compiled program of a sweep: passes of interventions over blocks of images, and what is read off them.
+"""The compiled program of a sweep: passes of interventions over blocks of images, and their reduction.
 
 Each device maps over its share, one pass and one block of images at a time.
 """
@@ -42,15 +42,16 @@ class SweepLosses(NamedTuple):
 
 
 class PassOutputs(NamedTuple):
-    """What a reduction is given of one pass, on the device.
+    """The outputs of one pass, on the device: the argument of a reduction.
 
     Attributes:
-      schedule, t: of the pass.
-      x0, noise, x_t: clean images, their noise, and what the network was given.
+      schedule: noise schedule of the denoiser.
+      t: timestep of the pass.
+      x0, noise, x_t: clean images, their noise, and the noised images.
       clean: predicted noise without intervention.
       eps: predicted noise under each intervention of the pass.
-      per_image: what the caller gave for each image (leaves `(batch, ...)`), None if nothing.
-      shared: what the caller gave for all images, None if nothing.
+      per_image: arrays of the caller for each image (leaves `(batch, ...)`); None: nothing.
+      shared: arrays of the caller for all images; None: nothing.
     """
 
     schedule: NoiseSchedule
@@ -64,16 +65,16 @@ class PassOutputs(NamedTuple):
     shared: PyTree
 
 
-# Gives leaves (interventions, batch, ...) and (batch, ...).
+# Returns leaves (interventions, batch, ...) and (batch, ...).
 Reduction = Callable[[PassOutputs], tuple[PyTree, PyTree]]
 
 
 class ImageInputs(NamedTuple):
-    """What differs between images: leaves `(blocks, block, ...)`.
+    """Inputs that differ between images: leaves `(blocks, block, ...)`.
 
     Attributes:
-      x0, indices, condition: the `images` of `EvalBatch`, their indices and condition.
-      replacements: `replacement` and `pattern_replacement` of those sites where images have their own.
+      x0, indices, condition: `images`, `indices` and `condition` of `EvalBatch`.
+      replacements: `replacement` and `pattern_replacement` at sites where they differ between images.
       per_image: for the reduction.
     """
 
@@ -85,11 +86,11 @@ class ImageInputs(NamedTuple):
 
 
 class CommonInputs(NamedTuple):
-    """What all images share.
+    """Inputs that all images share.
 
     Attributes:
       t, key: as in `EvalBatch`.
-      replacements: of those sites where all images have the same.
+      replacements: `replacement` and `pattern_replacement` at sites where all images share them.
       shared: for the reduction.
     """
 
@@ -120,12 +121,14 @@ def run_passes(
     mesh: Mesh,
     reduction: Reduction,
 ) -> tuple[PyTree, PyTree]:
-    """What `reduction` gives: leaves `(passes, rows, blocks, block, ...)` and `(passes, blocks, block, ...)`.
+    """Runs every intervention on every image, and reduces the predictions.
 
     Args:
-      stacked: all but replacements, leaves `(passes, rows, ...)`.
-      joins: of each pass, see `shared_prefix.plan_passes`.
+      stacked: interventions without replacements, leaves `(passes, rows, ...)`.
+      joins: number of interventions that join at each stage, see `shared_prefix.plan_passes`.
       mesh: devices, passes x images.
+    Returns:
+      Results of `reduction`: leaves `(passes, rows, blocks, block, ...)` and `(passes, blocks, block, ...)`.
     """
 
     def local(denoiser, stacked, images, common):
@@ -155,7 +158,7 @@ def run_passes(
             return jax.lax.map(run_pass, stacked)
 
         changed, clean = jax.lax.map(run_block, images)
-        # `map` puts the axis of blocks first; it belongs where the images are sharded.
+        # `map` puts the axis of blocks first; it must be where the images are sharded.
         changed = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), changed)
         return changed, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), clean)
 

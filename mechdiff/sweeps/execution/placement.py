@@ -9,17 +9,17 @@ from mechdiff.core import devices
 from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.execution import memory
 
-KEPT_BYTES = 2**26  # of parameters; to place more takes memory that counts, and no share of a sweep's time
+KEPT_BYTES = 2**26  # of parameters; larger ones would hold much memory, and placing them again costs little
 
-_kept: dict[int, dict[Mesh, Examinable]] = {}  # id of a denoiser that is alive -> mesh -> it, placed
+_kept: dict[int, dict[Mesh, Examinable]] = {}  # id of a living denoiser -> mesh -> the placed denoiser
 
 
 def placed(denoiser: Examinable, mesh: Mesh) -> Examinable:
-    """The denoiser with its arrays on every device of a mesh; a small one is placed once for all its sweeps,
-    unless it has arrays that can be written to (NumPy's): its sweeps would not see what was written.
+    """The denoiser with its arrays on every device of a mesh.
 
-    Of that very mesh: JAX reads the layout of the results off the mesh of the arguments, and two of equal
-    axis names but other shapes are mixed up.
+    A small denoiser is placed once for all its sweeps, unless it has NumPy arrays: these could be written to,
+    and later sweeps would not see the change. Placement is per mesh, since JAX takes the layout of results
+    from the mesh of the arguments, and mixes up meshes with equal axis names and different shapes.
     """
     immutable = all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(denoiser))
     if not immutable or memory.tree_bytes(denoiser.params) > KEPT_BYTES:

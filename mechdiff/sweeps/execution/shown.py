@@ -1,4 +1,4 @@
-"""What of an eval set and of a denoiser is written beside results."""
+"""Digests and provenance that are saved with results."""
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ from mechdiff.storage import digests
 
 
 def shown_digests(eval_set: EvalSet) -> dict:
-    """Digests of images, noise, timesteps and, where there is one, condition: JSON-ready."""
+    """Digests of images, noise, timesteps and, if there is one, condition: JSON-ready."""
     shown = {
         "images": digests.digest_arrays(eval_set.images),
         "noise": digests.digest_arrays(jax.random.key_data(eval_set.key)),
@@ -21,7 +21,7 @@ def shown_digests(eval_set: EvalSet) -> dict:
 
 
 def provenance(denoiser: Examinable) -> dict:
-    """What a result says of the denoiser that made it: name, digest of its parameters, noise schedule."""
+    """Provenance of a result: the denoiser's name, digest of its parameters, noise schedule."""
     log_snr = np.asarray(denoiser.schedule.log_snr)
     return {
         "denoiser": denoiser.name,

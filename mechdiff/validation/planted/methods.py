@@ -248,8 +248,8 @@ def _variances(denoiser: Denoiser, batch: EvalBatch) -> dict[str, Float[Array, "
 def _in_company(
     plant: PlantedNetwork, key, chosen: Sequence[Component], alone: Float[np.ndarray, "component t"]
 ) -> Float[np.ndarray, "component t"]:
-    """Relative loss increase (%) of each component alone; of the `CANDIDATES` of a study, where it costs
-    most, alone or with one other gone."""
+    """Relative loss increase (%) of each component alone; for a study's `CANDIDATES` the larger of that alone
+    and that with one other candidate ablated too."""
     others = EvalSet(plant.others, plant.timesteps, keys.stream(key, "candidates"))
     picked = candidates(plant.denoiser, others, chosen, CANDIDATES)
     pairs = list(itertools.combinations(picked, 2))
@@ -270,7 +270,7 @@ def _pairs_exact(
 def _pairs_by_curvature(
     plant: PlantedNetwork, key, chosen: Sequence[Component], clean: np.ndarray
 ) -> dict[str, float]:
-    """The same with the interactions that the curvature at identity predicts."""
+    """`_pairs_exact` with the interactions that the curvature at the identity predicts."""
     eval_set = EvalSet(_half(plant), plant.timesteps, key)
     matrix = pair_scores(plant.denoiser, eval_set, chosen).curvature.values
     left, right = np.triu_indices(len(chosen), 1)

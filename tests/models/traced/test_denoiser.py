@@ -296,7 +296,7 @@ def test_a_denoiser_is_shown_in_a_line(denoiser):
 
 
 def test_a_missing_schedule_gets_one_line():
-    with pytest.raises(ConfigError, match="schedule=None is no noise schedule"):
+    with pytest.raises(ConfigError, match="schedule=None is not a noise schedule"):
         wrapping._check_schedule(None)
 
 

@@ -91,7 +91,7 @@ def dead_in_scan(x):
         (lambda x: name(x.reshape(-1, 3), "a").reshape(x.shape), r"\(16, 3\) at 8 rows .* rows are folded"),
         (lambda x: jax.lax.map(lambda row: name(row, "a"), x), "stands in a scan over the rows"),
         (lambda x: name(jnp.int32(x), "a") * x, "'a' holds int32; name floating-point"),
-        (lambda x: name(x.sum(1), "a")[:, None] * x, "'a' is one number a row"),
+        (lambda x: name(x.sum(1), "a")[:, None] * x, "'a' is one number per row"),
         (lambda x: name(x, "a@3"), r"axis 3 of site 'a' can't hold its units.*choose 1 to 1, or -1 to -1"),
         (lambda x: name(x, "a@0"), "axis 0 of site 'a' can't hold its units"),
         (lambda x: name(x, "a*.mlp"), "has 1 '\\*' and stands in 0 scans"),
