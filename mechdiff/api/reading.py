@@ -126,8 +126,8 @@ def _timesteps(denoiser: Examinable, timesteps: Timesteps) -> list[int]:
     if timesteps is None:
         return timesteps_by_log_snr(denoiser.schedule, 1).tolist()
     steps = denoiser.schedule.steps
-    several = isinstance(timesteps, Iterable) and not isinstance(timesteps, str)
-    listed = [ranges.whole("timesteps", t) for t in (timesteps if several else [timesteps])]
+    several = timesteps if isinstance(timesteps, Iterable) and not isinstance(timesteps, str) else [timesteps]
+    listed = [ranges.whole("timesteps", t) for t in several]
     if not listed:
         raise ConfigError(f"timesteps {shorten(timesteps)}: expected one or more integers in [0, {steps})")
     for t in listed:

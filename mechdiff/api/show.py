@@ -119,7 +119,7 @@ def show(*rows: Any, labels: Sequence[str] | None = None) -> Sheet:
     if not rows:
         raise ConfigError("nothing to show; give samples, such as md.show(model.sample(8))")
     if labels is not None and len(labels) != len(rows):
-        raise ConfigError(f"{len(labels)} labels for {len(rows)} rows; give one a row")
+        raise ConfigError(f"{len(labels)} labels for {len(rows)} rows; give one per row")
     pixels = [to_bytes(_numbers(getattr(row, "images", row))) for row in rows]
     for images in pixels:
         if images.ndim != 4 or images.shape[1:] != pixels[0].shape[1:] or images.shape[-1] not in (1, 3):
@@ -136,5 +136,5 @@ def _numbers(images: Any) -> np.ndarray:
         return np.asarray(images, np.float32)
     except (TypeError, ValueError):
         raise ConfigError(
-            f"{shorten(images)} is no images; show samples, such as md.show(model.sample(8)), or arrays"
+            f"{shorten(images)} is not images; show samples, such as md.show(model.sample(8)), or arrays"
         ) from None

@@ -30,13 +30,13 @@ WRONG = {  # what the message says -> what is called, of a model and images
     "expected finite numbers": lambda model, images: model.add(RES, np.array([np.nan])),
     "low=0.5": lambda model, images: model.during(0.5, 300),
     "holds no timestep": lambda model, images: model.during(5000, 6000),
-    "is no images; show samples": lambda model, images: show(model),
+    "is not images; show samples": lambda model, images: show(model),
 }
 
 
 @pytest.fixture(autouse=True)
 def as_a_user():
-    """Users have no type checks at run time, which tests have; with them a wrong type never gets to the code."""
+    """Users have no type checks at run time, which tests have; there a wrong type never gets that far."""
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
