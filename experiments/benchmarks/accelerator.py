@@ -48,8 +48,8 @@ SETTINGS = ("float32", "3xtf32", "tf32", "bfloat16")
 ATTENTION = {"mechdiff": ("float32", "bfloat16"), "jax": ("float32", "bfloat16"), "cudnn": ("bfloat16",)}
 ROW_COUNTS = "MECHDIFF_BENCHMARK_ROW_COUNTS"  # read by `mechdiff_arm`
 NOTHING = 5.0  # seconds in which no arm can start
-# Names of the arms that are run first, and of those that come second; the others come third. The first are
-# about eight minutes of an H200 by the times measured there in 2026-11 (see README).
+# Names of the arms that are run first, and of those that come second; the others come third. How long each
+# takes on a card is not known, so that what is worth most comes first.
 TURNS = (
     (
         r"answers, (float32|3xtf32)",

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from mechdiff.api.places import cache_folder
+from mechdiff.core import ranges
 from mechdiff.core.config import DRAWN, SweepConfig
 from mechdiff.core.types import AnyArray
 from mechdiff.data.images import DEFAULT
@@ -34,6 +35,7 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0, *, brief:
       ConfigError: an imported network whose noise levels were not stated.
     """
     check_known(model.record, model.name)
+    n = ranges.whole("n", n, 1, meaning="how many images")
     config = SweepConfig(ablations=("zero",), images=n, reference_images=reference)
     trained = model.config
     given_images, condition = model.record.get(factories.WITH_IMAGES, (None, None))

@@ -50,6 +50,8 @@ def load(source: str | Path | Examinable, *, name: str = "", **stated: Any) -> M
             jax.local_device_count(),
         )
     _keep_programs()
+    if isinstance(source, str) and not source.strip():
+        raise CheckpointError("the name of a model is empty; shipped networks: " + ", ".join(shipped.names()))
     if not isinstance(source, str | Path):
         return _of_denoiser(source, name)
     if factories.is_factory(source):
@@ -88,7 +90,7 @@ def _folder(source: str | Path) -> Path:
     """An exported folder, or one of others."""
     path = exported.model_folder(source)
     if path.exists():
-        return path
+        return path if path.name else path.absolute()  # of "." messages would not say where it is
     try:
         return hub_cache.snapshot(source) or shipped.find(path)
     except CheckpointError as error:

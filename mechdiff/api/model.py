@@ -1,7 +1,7 @@
 """`Model`: a denoiser under an intervention, to hold, change, sample and measure."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,8 +13,9 @@ import xarray as xr
 from mechdiff.api import reading, result, sampling, screening
 from mechdiff.api.images import Given, eval_images
 from mechdiff.api.replacing import Source, replacements_of
+from mechdiff.api.selection import What, listed
 from mechdiff.api.show import Samples
-from mechdiff.core import devices
+from mechdiff.core import devices, ranges
 from mechdiff.core.config import ExperimentConfig, Precision
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.types import AnyArray, Images
@@ -27,7 +28,6 @@ from mechdiff.models.denoiser import Examinable, check_inputs
 from mechdiff.models.load import check_known
 from mechdiff.sweeps import precision as reduced_precision
 
-What = str | Component | Iterable[str | Component]  # a name, a regular expression, or a list of components
 ABLATIONS = ("zero", "mean")  # that act while sampling; sweeps know more
 REFERENCES = 16  # images that a mean is taken over
 
@@ -104,8 +104,8 @@ class Model:
         """
         if with_ not in ABLATIONS:
             raise ConfigError(unknown("ablation of a model", with_, ABLATIONS) + "; model.sweep knows more")
-        changed = self._set(build.set_gate(self.intervention, _listed(self.intervention, what), 0.0))
-        names = list(select(self.intervention, _listed(self.intervention, what)))
+        changed = self._set(build.set_gate(self.intervention, listed(what), 0.0))
+        names = list(select(self.intervention, listed(what)))
         if with_ == "zero":
             return changed._forget(names)
         reference = eval_images(self, images, REFERENCES)
@@ -114,17 +114,19 @@ class Model:
 
     def scale(self, what: What, factor: float) -> "Model":
         """Activations of components multiplied by `factor` (1: unchanged, 0: ablated, 2: doubled)."""
-        chosen = _listed(self.intervention, what)
-        scaled = self._set(build.set_gate(self.intervention, chosen, factor))
+        chosen = listed(what)
+        scaled = self._set(build.set_gate(self.intervention, chosen, ranges.finite("factor", factor)))
         return scaled._forget(list(select(self.intervention, chosen)))
 
     def temperature(self, what: What, value: float) -> "Model":
         """Attention logits of heads divided by `value`, above 0: above 1 patterns are flatter."""
-        chosen = _listed(self.intervention, what)
+        chosen = listed(what)
+        value = ranges.finite("temperature", value)
         return self._set(build.set_temperature(self.intervention, chosen, value))
 
     def add(self, component: str, direction: AnyArray, strength: float = 1.0) -> "Model":
         """`strength * direction` added to one component's activation; see `directions.add_direction`."""
+        strength = ranges.finite("strength", strength)
         return self._set(add_direction(self.intervention, component, direction, strength))
 
     def patch(self, what: What, source: Given) -> "Model":
@@ -135,14 +137,23 @@ class Model:
         """
         count = len(source) if isinstance(source, np.ndarray | jax.Array) else REFERENCES
         images = eval_images(self, source, count)
-        chosen = _listed(self.intervention, what)
+        chosen = listed(what)
         names = list(select(self.intervention, chosen))
         patched = self._set(build.set_gate(self.intervention, chosen, 0.0))
         patch = Source(images.scored, False, f"patched from {count} images")
         return dataclasses.replace(patched, sources=dict(self.sources) | dict.fromkeys(names, patch))
 
     def during(self, low: int, high: int) -> "Model":
-        """All that is done is done only where low <= t < high, t = 0 being the least noise."""
+        """All that is done is done only where low <= t < high, t = 0 being the least noise; a later window
+        takes the place of an earlier one.
+
+        Raises:
+          ConfigError: no whole numbers, or a window that holds no timestep of the model.
+        """
+        low, high = ranges.whole("low", low), ranges.whole("high", high)
+        steps = self.denoiser.schedule.steps
+        if low >= steps:
+            raise ConfigError(f"window [{low}, {high}) holds no timestep: these are integers in [0, {steps})")
         return self._set(build.windowed(self.intervention, low, high))
 
     def untouched(self) -> "Model":
@@ -187,6 +198,7 @@ class Model:
           ConfigError: images of another shape, timesteps out of range, or several of them where
             replacements come from images.
         """
+        t = np.asarray(t) if isinstance(t, list | tuple) else t
         x_t, timesteps = check_inputs(self.denoiser, x_t, t)
         acting = self.intervention
         if self.sources:
@@ -206,13 +218,23 @@ class Model:
         return screening.screen(self, images, **settings)
 
     def activations(
-        self, images: Given = None, *, sites: str = ".*", timesteps: Sequence[int] | None = None, n: int = 16
+        self,
+        images: Given = None,
+        *,
+        sites: str = ".*",
+        timesteps: reading.Timesteps = None,
+        n: int = 16,
     ) -> xr.Dataset:
         """Activations of sites on noised images; see `reading.activations`."""
         return reading.activations(self, images, sites=sites, timesteps=timesteps, n=n)
 
     def attention(
-        self, images: Given = None, *, heads: str = ".*", timesteps: Sequence[int] | None = None, n: int = 4
+        self,
+        images: Given = None,
+        *,
+        heads: str = ".*",
+        timesteps: reading.Timesteps = None,
+        n: int = 4,
     ) -> xr.Dataset:
         """Attention patterns of heads on noised images; see `reading.attention`."""
         return reading.attention(self, images, heads=heads, timesteps=timesteps, n=n)
@@ -243,10 +265,3 @@ class Model:
 
     def _repr_html_(self) -> str:
         return table(f"Model {self.name}", self._facts())
-
-
-def _listed(intervention: Intervention, what: What) -> str | list:
-    """`what` as `components.select` takes it."""
-    if isinstance(what, Component):
-        return [what]
-    return what if isinstance(what, str) else list(what)

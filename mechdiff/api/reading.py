@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,8 +12,8 @@ from jaxtyping import Array
 
 from mechdiff.api.images import Given, eval_images
 from mechdiff.api.replacing import replacements_of
-from mechdiff.core import keys
-from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core import keys, ranges
+from mechdiff.core.errors import ConfigError, shorten, unknown
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
@@ -23,6 +23,8 @@ from mechdiff.storage.run_log import progress
 from mechdiff.study.eval_images import EvalImages
 from mechdiff.sweeps import activation_datasets
 from mechdiff.sweeps.activations import activations as patterns_of
+
+Timesteps = int | Sequence[int] | None
 
 
 @jax.jit
@@ -36,7 +38,7 @@ def activations(
     images: Given,
     *,
     sites: str,
-    timesteps: Sequence[int] | None = None,
+    timesteps: Timesteps = None,
     n: int = 8,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -46,7 +48,7 @@ def activations(
       model: a `Model`; its intervention acts.
       images: see `images.eval_images`; `n` of them.
       sites: regular expression that whole names of sites match, such as `mid.*`.
-      timesteps: integers in [0, T); None: the one in the middle of log-SNR.
+      timesteps: one or more integers in [0, T); None: the one in the middle of log-SNR.
       seed: of the noise: image i has the same noise at every timestep.
     Returns:
       As of `sweeps.activation_datasets.activations`.
@@ -70,7 +72,7 @@ def attention(
     images: Given,
     *,
     heads: str,
-    timesteps: Sequence[int] | None = None,
+    timesteps: Timesteps = None,
     n: int = 8,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -120,14 +122,18 @@ def _facts(model: Any, shown: EvalImages, seed: int) -> dict[str, Any]:
     return {"denoiser": model.name, "intervention": model.doing, "inputs": shown.label, "seed": seed}
 
 
-def _timesteps(denoiser: Examinable, timesteps: Sequence[int] | None) -> list[int]:
+def _timesteps(denoiser: Examinable, timesteps: Timesteps) -> list[int]:
     if timesteps is None:
         return timesteps_by_log_snr(denoiser.schedule, 1).tolist()
     steps = denoiser.schedule.steps
-    for t in timesteps:
-        if not 0 <= int(t) < steps:
+    several = timesteps if isinstance(timesteps, Iterable) and not isinstance(timesteps, str) else [timesteps]
+    listed = [ranges.whole("timesteps", t) for t in several]
+    if not listed:
+        raise ConfigError(f"timesteps {shorten(timesteps)}: expected one or more integers in [0, {steps})")
+    for t in listed:
+        if not 0 <= t < steps:
             raise ConfigError(f"timestep {t} is out of range; integers in [0, {steps})")
-    return [int(t) for t in timesteps]
+    return listed
 
 
 def _acting(model: Any, t: int) -> Examinable:

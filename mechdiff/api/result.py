@@ -13,7 +13,8 @@ from mechdiff.analysis import effects, variation
 from mechdiff.analysis.saved_effects import effect_table, with_effects
 from mechdiff.api.images import Given, eval_images
 from mechdiff.api.places import cache_folder
-from mechdiff.core import keys
+from mechdiff.api.selection import listed
+from mechdiff.core import keys, ranges
 from mechdiff.core.config import ABLATIONS, SweepConfig
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.diffusion.eval_set import EvalSet
@@ -158,6 +159,7 @@ def sweep(
       ConfigError: an unknown ablation or component, or a model under an intervention.
     """
     check_untouched(model, ablation)
+    n, timesteps, seed = _checked(n, timesteps, seed)
     config = SweepConfig(
         ablations=(ablation,), images=n, timesteps=timesteps, reference_images=_references(ablation, n)
     )
@@ -182,6 +184,16 @@ def sweep(
     # What is cached may have been computed under another name.
     dataset = dataset.assign_attrs(denoiser=model.name, **facts).assign_coords(shown.labels)
     return Result(descriptions.described(with_effects(dataset) if n > 1 else dataset), ablation)
+
+
+def _checked(n: Any, timesteps: Any, seed: Any) -> tuple[int, int, int]:
+    """The numbers of images and timesteps, and a seed, as whole numbers; ConfigError for anything else."""
+    how_many = "how many, evenly spread in log-SNR"
+    return (
+        ranges.whole("n", n, 1, meaning="how many images"),
+        ranges.whole("timesteps", timesteps, 1, meaning=how_many),
+        ranges.whole("seed", seed),
+    )
 
 
 def check_untouched(model: Any, ablation: str) -> None:
@@ -209,6 +221,7 @@ def images_and_set(
       n, timesteps, reference: how many images, timesteps, and images for replacements.
       seed: of the noise.
     """
+    n, timesteps, seed = _checked(n, timesteps, seed)
     shown = eval_images(model, images, n, reference, brief=brief)
     examined = timesteps_by_log_snr(model.denoiser.schedule, timesteps)
     key = keys.stream(jax.random.key(seed), "scored noise")
@@ -218,7 +231,7 @@ def images_and_set(
 def _chosen(model: Any, components: Any) -> list | None:
     if components is None:
         return None
-    names = set(select(model.denoiser.identity, components))
+    names = set(select(model.denoiser.identity, listed(components)))
     return [component for component in model.denoiser.components() if component.name in names]
 
 

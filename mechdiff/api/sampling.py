@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from mechdiff.api.replacing import Sources, replacements_of
-from mechdiff.core import devices
+from mechdiff.core import devices, ranges
 from mechdiff.core.batches import batches
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
@@ -50,8 +50,7 @@ def sample(
     Raises:
       ConfigError: `n` or `steps` below 1, or fewer source images than `n`.
     """
-    if n < 1 or steps < 1:
-        raise ConfigError(f"n={n} images in steps={steps}: both must be at least 1")
+    n, steps, seed = ranges.whole("n", n, 1), ranges.whole("steps", steps, 1), ranges.whole("seed", seed)
     condition = sample_condition(denoiser, n) if condition is None else condition
     conditions.check(denoiser.network, condition)  # labels are out of range here, or never seen to be
     timesteps = ddim_timesteps(denoiser.schedule.steps, min(steps, denoiser.schedule.steps))[::-1]

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from mechdiff.core.errors import ConfigError
+from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.core.types import Images
 from mechdiff.data import to_bytes
 from mechdiff.storage import files
@@ -119,8 +119,8 @@ def show(*rows: Any, labels: Sequence[str] | None = None) -> Sheet:
     if not rows:
         raise ConfigError("nothing to show; give samples, such as md.show(model.sample(8))")
     if labels is not None and len(labels) != len(rows):
-        raise ConfigError(f"{len(labels)} labels for {len(rows)} rows; give one a row")
-    pixels = [to_bytes(np.asarray(getattr(row, "images", row), np.float32)) for row in rows]
+        raise ConfigError(f"{len(labels)} labels for {len(rows)} rows; give one per row")
+    pixels = [to_bytes(_numbers(getattr(row, "images", row))) for row in rows]
     for images in pixels:
         if images.ndim != 4 or images.shape[1:] != pixels[0].shape[1:] or images.shape[-1] not in (1, 3):
             raise ConfigError(
@@ -129,3 +129,12 @@ def show(*rows: Any, labels: Sequence[str] | None = None) -> Sheet:
             )
     default = [getattr(row, "label", f"row {number}") for number, row in enumerate(rows)]
     return Sheet(tuple(pixels), tuple(str(label) for label in labels or default))
+
+
+def _numbers(images: Any) -> np.ndarray:
+    try:
+        return np.asarray(images, np.float32)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{shorten(images)} is not images; show samples, such as md.show(model.sample(8)), or arrays"
+        ) from None

@@ -9,7 +9,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mechdiff.core import containers
 from mechdiff.core.config import Precision
-from mechdiff.core.errors import MechdiffError
+from mechdiff.core.errors import ConfigError, MechdiffError, unknown
 from mechdiff.core.types import PyTree
 
 ALL, IMAGES = PartitionSpec(), PartitionSpec("images")  # replicated, or sharded along the first axis
@@ -87,7 +87,13 @@ def explanation(setting: Precision) -> str | None:
 
 
 def warn_of(setting: Precision) -> None:
-    """Logs `explanation` as a warning, if there is one."""
+    """Logs `explanation` as a warning, if there is one.
+
+    Raises:
+      ConfigError: no precision is called so.
+    """
+    if setting not in get_args(Precision):
+        raise ConfigError(unknown("precision", setting, get_args(Precision)))
     if line := explanation(setting):
         logging.warning("%s", line)
 

@@ -1,6 +1,11 @@
 """Checks of settings, as errors that name the value and its range."""
 
-from mechdiff.core.errors import ConfigError
+import math
+import numbers
+import operator
+from typing import Any
+
+from mechdiff.core.errors import ConfigError, shorten
 
 
 def at_least(name: str, value: float, low: float) -> None:
@@ -13,3 +18,39 @@ def within(name: str, value: float, low: float, high: float) -> None:
     """Raises ConfigError if a setting is outside [low, high]."""
     if not low <= value <= high:
         raise ConfigError(f"{name}={value} is out of range; {low} to {high}")
+
+
+def whole(name: str, value: Any, low: int | None = None, *, meaning: str = "") -> int:
+    """A whole number that a user typed, of Python or NumPy, as an `int`.
+
+    Args:
+      low: the least that it may be; None: any.
+      meaning: what it counts, for the error.
+
+    Raises:
+      ConfigError: anything else, such as 1.5, "4", None or a list; or below `low`.
+
+    Example:
+      >>> whole("n", 16, 1)
+      16
+      >>> whole("timesteps", "all", 1, meaning="how many")
+      Traceback (most recent call last):
+      mechdiff.core.errors.ConfigError: timesteps='all': expected how many, a whole number, such as 4
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        such = f", such as {4 if low else 0}"
+        raise ConfigError(
+            f"{name}={shorten(value)}: expected {meaning + ', ' if meaning else ''}a whole number{such}"
+        ) from None
+    if low is not None:
+        at_least(name, number, low)
+    return number
+
+
+def finite(name: str, value: Any) -> float:
+    """A finite number that a user typed; ConfigError for anything else, such as NaN, None or a word."""
+    if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ConfigError(f"{name}={shorten(value)}: expected a finite number")
+    return float(value)

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from mechdiff.core.errors import ConfigError
+from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.core.types import AnyArray
 from mechdiff.interventions.components import VECTORS, select, site_type
 from mechdiff.interventions.record import Intervention
@@ -22,7 +22,7 @@ def add_direction(
       strength: in units of `direction`.
 
     Raises:
-      ConfigError: an unknown component, or a direction of another rank.
+      ConfigError: an unknown component, or a direction of another rank or that is not finite.
 
     Example:
       >>> from mechdiff.interventions.record import ALWAYS
@@ -32,7 +32,12 @@ def add_direction(
     """
     chosen = select(intervention, [component])
     ((site, (start, _)),) = chosen.values()
-    added = strength * np.asarray(direction, np.float32)
+    try:
+        added = strength * np.asarray(direction, np.float32)
+    except (TypeError, ValueError):
+        added = np.array(np.nan)
+    if not np.isfinite(added).all():
+        raise ConfigError(f"direction {shorten(direction)} for {component}: expected finite numbers")
     if site_type(site) == "head":
         added = _at_head(component, added, intervention.gate[site].shape[-1], start)
     rank = 1 if site_type(site) in VECTORS else 3

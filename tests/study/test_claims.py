@@ -208,6 +208,7 @@ def test_control_data_are_described_beside_the_claim_and_decide_nothing():
         )
     assert "12.0 in 3 networks of gaussian images" in together[0].because
     assert together[0].because.startswith(apart[0].because)
+    assert "CelebA's differ from 3 networks of gaussian images" in together[1].because
     falling = answers_of([*complex_study((0.3, 0.2, 0.1)), *flat])["complexity"]
     assert falling.verdict == "not testable here" and "12.0 in 3 networks of gaussian" in falling.because
 

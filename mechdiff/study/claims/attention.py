@@ -24,8 +24,13 @@ ROLE_MARGIN = 0.1  # of a correlation above chance
 Heads = Float[np.ndarray, "draws head t"]
 
 
-def divergence(networks: Sequence[Network]) -> Finding:
-    """Whether attention entropy differs between the data sets: exact p by relabeling networks."""
+def divergence(networks: Sequence[Network], controls: Sequence[Network] = ()) -> Finding:
+    """Whether attention entropy differs between the data sets: exact p by relabeling networks.
+
+    Args:
+      controls: networks of control data; CelebA's divergence from them is said beside the claim, and decides
+        nothing.
+    """
     result, n, timesteps = _divergence(networks)
     between, within = (np.sqrt((side**2).mean()) for side in (result.between, result.within))
     because = (
@@ -41,6 +46,7 @@ def divergence(networks: Sequence[Network]) -> Finding:
             "; exchanging data sets only within seeds, which share initial parameters: "
             f"p {result.p_paired:.2g}"
         )
+    because += _from_controls(networks, controls)
     negligible = bool(result.interval[1] < MARGIN)  # False for NaN
     return Finding(result.pooled, result.interval, result.p, n, because, negligible=negligible, p_alone=True)
 
@@ -81,6 +87,27 @@ def _compared(natural: tuple[Network, ...], simple: tuple[Network, ...]) -> Netw
     )
 
 
+def _from_controls(networks: Sequence[Network], controls: Sequence[Network]) -> str:
+    """Divergence of CelebA's networks from those of each control data set, in words: a difference that is as
+    large between other data sets is no property of natural images or of faces."""
+    natural, _ = across_seeds.sides(networks)
+    words = []
+    for data in across_seeds.CONTROLS:
+        side = [network for network in across_seeds.last(controls) if network.data == data]
+        if len(side) < small_samples.FEWEST or not across_seeds.alike([*natural, *side]):
+            continue
+        heads = [str(name) for name in natural[0].attention["head"].values]
+        entropies = (np.array([_mean_entropy(network) for network in group]) for group in (natural, side))
+        result = network_divergence.compare(*entropies, matching.layers_of(heads))
+        words.append(f"from {len(side)} networks of {data} images {result.pooled:.3f} (p {result.p:.2g})")
+    return f"; beside the claim, CelebA's differ {' and '.join(words)}" if words else ""
+
+
+def _mean_entropy(network: Network) -> Float[np.ndarray, "head t"]:
+    """Mean entropy of each head at each timestep, nats."""
+    return network.attention["entropy"].mean("image").transpose("head", "t").values.astype(np.float64)
+
+
 def _layer_means(networks: Sequence[Network]) -> str:
     """Divergence of the mean entropy of layers, in words. Matched heads may differ because trainings of one
     data set scatter more; means of layers, without any matching, do not."""
@@ -91,8 +118,7 @@ def _layer_means(networks: Sequence[Network]) -> str:
     member /= member.sum(axis=1, keepdims=True)
 
     def means(side: Sequence[Network]) -> Float[np.ndarray, "network layer t"]:
-        heads = [network.attention["entropy"].mean("image").transpose("head", "t") for network in side]
-        return np.array([member @ entropy.values.astype(np.float64) for entropy in heads])
+        return np.array([member @ _mean_entropy(network) for network in side])
 
     result = network_divergence.compare(*map(means, sides), names)
     return f"{result.pooled:.3f} (p {result.p:.2g})"

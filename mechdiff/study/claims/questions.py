@@ -39,10 +39,12 @@ def evaluate(networks: Sequence[Network]) -> list[Claim]:
     ]
     if not across_seeds.alike(full):
         return decide([dataclasses.replace(question, test=_mixed) for question in QUESTIONS], full)
+    with_controls = {
+        "complexity": lambda _: complexity.examine(networks, controls),
+        "divergence": lambda final: attention.divergence(final, controls),
+    }
     questions = [
-        dataclasses.replace(question, test=lambda _: complexity.examine(networks, controls))
-        if question.id == "complexity"
-        else question
+        dataclasses.replace(question, test=with_controls.get(question.id, question.test))
         for question in QUESTIONS
     ]
     return decide(questions, full)

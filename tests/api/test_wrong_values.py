@@ -1,0 +1,61 @@
+"""What a user mistypes is refused in one line that says what was expected; nothing is guessed."""
+
+import jaxtyping
+import numpy as np
+import pytest
+
+from mechdiff.api import load, show
+from mechdiff.core.errors import CheckpointError, ConfigError
+
+HEAD, RES = "mid.attn0.head0", "mid.block0.res"
+WRONG = {  # what the message says -> what is called, of a model and images
+    "n=1.5: expected how many images, a whole number": lambda model, images: model.sweep(images, n=1.5),
+    "n='4'": lambda model, images: model.activations(images, n="4"),
+    "n=2.5: expected a whole number": lambda model, images: model.sample(2.5),
+    "timesteps='all': expected how many, evenly spread": lambda model, images: model.screen(
+        images, timesteps="all"
+    ),
+    r"timesteps=\[10, 500\]": lambda model, images: model.sweep(images, n=2, timesteps=[10, 500]),
+    r"timesteps \[\]": lambda model, images: model.attention(images, n=2, timesteps=[]),
+    "seed=None": lambda model, images: model.sweep(images, n=2, seed=None),
+    "seed='a'": lambda model, images: model.sample(2, seed="a"),
+    "unknown precision 'fp8'": lambda model, images: model.sample(2, precision="fp8"),
+    r"components \[\]": lambda model, images: model.ablate([]),
+    r"components \(\)": lambda model, images: model.sweep(images, n=2, components=()),
+    "components 3": lambda model, images: model.ablate(3),
+    "factor=nan": lambda model, images: model.scale(HEAD, float("nan")),
+    "factor=None": lambda model, images: model.scale(HEAD, None),
+    "temperature='2'": lambda model, images: model.temperature(HEAD, "2"),
+    "direction 'x' for": lambda model, images: model.add(RES, "x"),
+    "expected finite numbers": lambda model, images: model.add(RES, np.array([np.nan])),
+    "low=0.5": lambda model, images: model.during(0.5, 300),
+    "holds no timestep": lambda model, images: model.during(5000, 6000),
+    "is not images; show samples": lambda model, images: show(model),
+}
+
+
+@pytest.fixture(autouse=True)
+def as_a_user():
+    """Users have no type checks at run time, which tests have; there a wrong type never gets that far."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_values_of_a_wrong_type_or_range_are_refused_in_one_line(model, images, message):
+    with pytest.raises(ConfigError, match=message) as raised:
+        WRONG[message](model, images)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_empty_name_is_no_folder():
+    with pytest.raises(CheckpointError, match="empty; shipped networks: "):
+        load("")
+
+
+def test_lists_and_single_integers_are_timesteps(model, images):
+    one = model.activations(images, n=2, timesteps=5, sites="mid.attn0.head")
+    assert one.t.values.tolist() == [5]
+    assert model.predict(images[:2], [1, 2]).shape == images[:2].shape
