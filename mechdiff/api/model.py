@@ -187,7 +187,7 @@ class Model:
         doing = "no intervention" if self.doing == "identity" else self.doing
         return Samples(images, f"{self.name}, {doing}", seed, error)
 
-    def predict(self, x_t: Images, t: int | AnyArray, condition: Any = None) -> jax.Array:
+    def predict(self, x_t: Images, t: int | Sequence[int] | AnyArray, condition: Any = None) -> jax.Array:
         """The noise in `x_t`, whatever the network was trained to output.
 
         Args:
