@@ -45,9 +45,10 @@ SWEEPS = (
 
 
 def shortcuts(flags: Iterable[Any]) -> tuple[Shortcut, ...]:
-    """The shortcuts of a launcher with these flags: settings of sweeps if it examines a model."""
+    """The shortcuts of a launcher with these flags: settings of sweeps if it examines a model, or two."""
     names = {flag.name for flag in flags}
-    offered = (*SWEEPS, SEED) if "model" in names and "to" not in names else (SEED,)
+    examines = bool(names & {"model", "before"}) and "to" not in names
+    offered = (*SWEEPS, SEED) if examines else (SEED,)
     return tuple(short for short in offered if short.names[-1].lstrip("-") not in names)
 
 

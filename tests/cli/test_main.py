@@ -103,6 +103,14 @@ def test_options_become_flags(translate, typed, becomes):
     assert translate(*typed).words == becomes
 
 
+@pytest.mark.parametrize(
+    ("names", "offered"), [(["model"], 4), (["before", "after"], 4), (["model", "to"], 1)]
+)
+def test_launchers_that_examine_models_take_settings_of_sweeps_as_options(names, offered):
+    shorts = options.shortcuts([SimpleNamespace(name=name) for name in names])
+    assert len(shorts) == offered and ("-n" in shorts[0].names) == (offered > 1)
+
+
 def test_a_mistyped_subcommand_is_answered_with_the_closest(invoke):
     refused = invoke("swep", "x")
     assert refused.exit_code == 2 and "No such command 'swep'; did you mean mechdiff sweep" in refused.output
