@@ -205,7 +205,7 @@ def _card(name: str) -> dict[str, Any]:
 
 
 def _required(flag: Any) -> bool:
-    return flag.default in (None, [])
+    return flag.default in (None, []) and flag.name not in options.OPTIONAL
 
 
 def _value_of(option: str, args: list[str]) -> str | None:

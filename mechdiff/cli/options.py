@@ -14,6 +14,7 @@ from mechdiff.models import shipped
 
 # Flags that may be given without their names, in this order.
 POSITIONAL = {"model": "MODEL", "from": "FOLDER", "before": "BEFORE", "after": "AFTER"}
+OPTIONAL = ("after",)  # the launcher says when it is missing: steps of one training are compared without
 QUOTE = "'"
 REPEATED = ";\n    repeat this option to specify a list of values"  # absl adds it to what says so already
 RARE = ("compilation_cache", "distributed", "coordinator", "processes", "process_id")

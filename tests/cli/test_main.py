@@ -111,6 +111,11 @@ def test_launchers_that_examine_models_take_settings_of_sweeps_as_options(names,
     assert len(shorts) == offered and ("-n" in shorts[0].names) == (offered > 1)
 
 
+def test_steps_of_one_training_are_compared_without_a_second_model(invoke):
+    refused = invoke("compare", "no-such-run", "--steps=all")
+    assert refused.exit_code == 2 and "no-such-run has 0 exported steps" in refused.output
+
+
 def test_a_mistyped_subcommand_is_answered_with_the_closest(invoke):
     refused = invoke("swep", "x")
     assert refused.exit_code == 2 and "No such command 'swep'; did you mean mechdiff sweep" in refused.output
