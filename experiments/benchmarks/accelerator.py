@@ -2,11 +2,11 @@
 
 `python -m experiments.benchmarks.accelerator --workdir=runs/card` (on a CPU it runs in small, as a rehearsal)
 
-Arms, each a process of its own, the most telling first (`TURNS`): correctness against a CPU's stored answers,
-ceilings from products that fill the card, attention alone in its forms, sweeps of `paper` in every precision
-and with rows that join late or at few stages, against PyTorch's batched masks and its hook loop, training of
-`paper` against PyTorch, both started again with their programs compiled, sweeps of `cpu32`, a profile. Sweeps
-tell the memory that was predicted beside that which the card counted.
+Arms, each a process of its own, the most telling first (`_arms.TURNS`): correctness against a CPU's stored
+answers, ceilings from products that fill the card, attention alone in its forms, sweeps of `paper` in every
+precision and with rows that join late or at few stages, against PyTorch's batched masks and its hook loop,
+training of `paper` against PyTorch, both started again with their programs compiled, sweeps of `cpu32`, a
+profile. Sweeps tell the memory that was predicted beside that which the card counted.
 Every arm's result is in WORKDIR/accelerator.json as soon as it is there: start it again and it goes on with
 those that are missing. An arm that takes more than `--arm_seconds` is stopped, alone, and finds what it had
 compiled the next time (WORKDIR/compiled; such a time of compiling is marked). After `--minutes` no arm is
@@ -15,7 +15,6 @@ arms, then every sweep and training against the best PyTorch and against its cei
 extra; without it their lines say so.
 """
 
-import dataclasses
 import functools
 import importlib.util
 import re
@@ -25,14 +24,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from absl import flags
 
 from experiments import _launch
 from experiments.benchmarks import _harness
-from mechdiff.core import presets
-from mechdiff.core.config import ExperimentConfig, override
+from experiments.benchmarks._arms import MECHDIFF, PYTORCH, Arm, arms
 from mechdiff.core.errors import MechdiffError
 from mechdiff.storage import files
 
@@ -40,150 +37,10 @@ MINUTES = flags.DEFINE_float("minutes", 8.0, "After so long no arm is begun.", l
 ARM_SECONDS = flags.DEFINE_float("arm_seconds", 150.0, "After so long an arm is stopped.", lower_bound=1)
 SMALL = flags.DEFINE_boolean("small", None, "A rehearsal with tiny networks; default: on CPUs.")
 
-# Modules that an arm's process runs.
-MECHDIFF, PYTORCH = "experiments.benchmarks.mechdiff_arm", "experiments.benchmarks.torch_baseline"
-DEVICE = "experiments.benchmarks._device"
-PRODUCTS = ("float32", "tf32", "bfloat16")
-SETTINGS = ("float32", "3xtf32", "tf32", "bfloat16")
-ATTENTION = {"mechdiff": ("float32", "bfloat16"), "jax": ("float32", "bfloat16"), "cudnn": ("bfloat16",)}
-ROW_COUNTS = "MECHDIFF_BENCHMARK_ROW_COUNTS"  # read by `mechdiff_arm`
 NOTHING = 5.0  # seconds in which no arm can start
-# Names of the arms that are run first, and of those that come second; the others come third. How long each
-# takes on a card is not known, so that what is worth most comes first.
-TURNS = (
-    (
-        r"answers, (float32|3xtf32)",
-        r"product, .*",
-        r"sweep of .*, tf32",
-        r"sweep of .*, tf32, PyTorch batched_channels_last",
-        r"sweep of paper.*, 3xtf32",
-        r"training of [^,]*, [^,]*, [^,]*",
-        r"training of .*, PyTorch channels_last_compiled",
-    ),
-    (
-        r"answers, .*",
-        r".*, started again",
-        r"sweep of .*, (float32|3xtf32)",
-        r"sweep of .*, float32, PyTorch batched_.*",
-        r"sweep of paper.*, tf32, .*",
-        r"attention, .*",
-    ),
-)
 AS_EXACT = {"3xtf32": "float32"}  # the precision of PyTorch that a precision of ours stands in for
 TRAINING_PASSES = 3  # forward passes' worth of arithmetic in a training step
 NO_RIVALS = "not run: needs PyTorch and diffusers; pip install 'mechdiff[torch]'"
-
-
-class Arm(NamedTuple):
-    """One process: `module task variant`, of how many images (or a matrix of which side).
-
-    Attributes:
-      variables: of its environment.
-      programs_of: the arm that has compiled the same programs, if any.
-    """
-
-    name: str
-    module: str
-    task: str
-    variant: str
-    images: int
-    config: ExperimentConfig
-    variables: dict[str, str] = {}  # noqa: RUF012 (never changed)
-    programs_of: str = ""
-
-
-def arms(small: bool, folder: str) -> list[Arm]:
-    """In the order in which they are run: what is done when time is out is worth the most."""
-    quick = {"MECHDIFF_BENCHMARK_SECONDS": "0.1"} if small else {}  # a rehearsal shows no speed
-    planned = [arm._replace(variables=arm.variables | quick) for arm in _by_subject(small, folder)]
-    return sorted(planned, key=lambda arm: turn(arm.name))
-
-
-def turn(name: str) -> int:
-    """When an arm is run: 0, 1 or 2."""
-    for place, patterns in enumerate(TURNS):
-        if any(re.fullmatch(pattern, name) for pattern in patterns):
-            return place
-    return len(TURNS)
-
-
-def _by_subject(small: bool, folder: str) -> list[Arm]:
-    tiny = presets.preset("tiny")
-    paper, cpu32 = (tiny, tiny) if small else (presets.preset("paper"), presets.preset("cpu32"))
-    side = 256 if small else 8192
-    profiled, images = dataclasses.replace(_at(paper, 1, "float32"), name=folder), 4 if small else 16
-    sweeps = _sweeps("paper", paper, images, 1)
-    in_float32 = next(arm.name for arm in sweeps if arm.variant == "float32")
-    return [
-        *(Arm(f"answers, {setting}", DEVICE, "answers", setting, 0, tiny) for setting in SETTINGS),
-        *(Arm(f"product, {setting}", DEVICE, "product", setting, side, tiny) for setting in PRODUCTS),
-        *_attention(paper, 2 if small else 64),
-        *sweeps,
-        *_training(paper, 8 if small else 128),
-        *_sweeps("cpu32", cpu32, 4 if small else 64, 1 if small else 4),
-        Arm(
-            "profile, sweep of paper", DEVICE, "profile", "float32", images, profiled, programs_of=in_float32
-        ),
-    ]
-
-
-def _attention(config: ExperimentConfig, images: int) -> list[Arm]:
-    return [
-        Arm(f"attention, {form}, {dtype}", DEVICE, "attention", f"{form} {dtype}", images, config)
-        for form, dtypes in ATTENTION.items()
-        for dtype in dtypes
-    ]
-
-
-def _at(config: ExperimentConfig, timesteps: int, setting: str) -> ExperimentConfig:
-    return override(config, [f"sweep.timesteps={timesteps}", f"sweep.precision={setting}"])
-
-
-def _sweeps(name: str, config: ExperimentConfig, images: int, timesteps: int) -> list[Arm]:
-    """mechdiff in every precision; PyTorch's best forms in float32 and TF32."""
-    title = f"sweep of {name}, {images} images, {timesteps} timesteps"
-    shared_prefix = [
-        Arm(
-            f"{title}, {setting}", MECHDIFF, "forward_sweep", setting, images, _at(config, timesteps, setting)
-        )
-        for setting in SETTINGS
-    ]
-    # In how many sizes rows join: any, and fewer than `engine.ROW_COUNTS`, a guess that the others rest on.
-    late, fewer = (
-        Arm(
-            f"{title}, tf32, {words}", MECHDIFF, "forward_sweep", "tf32", images,
-            _at(config, timesteps, "tf32"), {ROW_COUNTS: count},
-        )
-        for words, count in (("rows join late", "0"), ("rows join at three stages", "3"))
-    )  # fmt: skip
-    # The most telling first; one hook at a time, as most would write it, takes the longest.
-    forms = ("batched_channels_last", "batched_compiled", "batched_eager", "channels_last")
-    baselines = [
-        Arm(
-            f"{title}, {setting}, PyTorch {form}", PYTORCH, "forward_sweep", form, images,
-            _at(config, timesteps, "float32"),
-            {"JAX_DEFAULT_MATMUL_PRECISION": "float32" if setting == "float32" else "tensorfloat32"},
-        )
-        for form in forms
-        for setting in ("tf32", "float32")
-    ]  # fmt: skip
-    tf32 = next(arm for arm in shared_prefix if arm.variant == "tf32")
-    return [*shared_prefix, late, *baselines, fewer, _again(tf32)]
-
-
-def _again(arm: Arm) -> Arm:
-    """The same arm once more, whose programs are compiled already: what a second session waits for."""
-    return arm._replace(name=f"{arm.name}, started again", programs_of=arm.name)
-
-
-def _training(config: ExperimentConfig, batch: int) -> list[Arm]:
-    title = f"training of paper, {config.train.dtype}, batch {batch}"
-    mechdiff = Arm(title, MECHDIFF, "training_step", config.train.dtype, batch, config)
-    forms = ("channels_last_compiled", "channels_last", "eager")
-    baselines = [
-        Arm(f"{title}, PyTorch {form}", PYTORCH, "training_step", form, batch, config) for form in forms
-    ]
-    return [mechdiff, *baselines, _again(mechdiff)]
 
 
 def run(

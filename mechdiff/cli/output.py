@@ -19,25 +19,22 @@ CLOCK_SECONDS = 1.0  # by which a file system's clock may be behind
 CLOSED_PIPE = 141  # exit code of a process that wrote to a closed pipe: 128 + SIGPIPE
 
 
-class Tee(io.TextIOBase):
-    """Text that goes to a stream, and as lines to a log as well; redrawn bars stay out of the log."""
+class Passed(io.TextIOBase):
+    """Text that goes to a stream; what it is asked about itself, the stream answers."""
 
-    def __init__(self, stream: io.TextIOBase, log: io.TextIOBase):
-        self._stream, self._log = stream, log
+    def __init__(self, stream: io.TextIOBase):
+        self._stream = stream
 
     def write(self, text: str) -> int:
-        """To both."""
-        if "\r" not in text:
-            self._log.write(text)
-            self._log.flush()
+        """Writes to the stream."""
         return self._stream.write(text)
 
     def flush(self) -> None:
-        """Flushes the stream; the log is always flushed."""
+        """Flushes the stream."""
         self._stream.flush()
 
     def isatty(self) -> bool:
-        """Whether the stream is a terminal, so that bars are drawn as without a log."""
+        """Whether the stream is a terminal, so that bars are drawn as on the stream itself."""
         return self._stream.isatty()
 
     def fileno(self) -> int:
@@ -45,27 +42,32 @@ class Tee(io.TextIOBase):
         return self._stream.fileno()
 
 
-class Renamed(io.TextIOBase):
+class Tee(Passed):
+    """Text that goes to a stream, and as lines to a log as well, which is always flushed; redrawn bars stay
+    out of the log."""
+
+    def __init__(self, stream: io.TextIOBase, log: io.TextIOBase):
+        super().__init__(stream)
+        self._log = log
+
+    def write(self, text: str) -> int:
+        """Writes to both."""
+        if "\r" not in text:
+            self._log.write(text)
+            self._log.flush()
+        return super().write(text)
+
+
+class Renamed(Passed):
     """Text that goes to a stream, in which a name is replaced by another one."""
 
     def __init__(self, stream: io.TextIOBase, name: str, shown: str):
-        self._stream, self._name, self._shown = stream, name, shown
+        super().__init__(stream)
+        self._name, self._shown = name, shown
 
     def write(self, text: str) -> int:
-        """To the stream."""
-        return self._stream.write(text.replace(self._name, self._shown))
-
-    def flush(self) -> None:
-        """Of the stream."""
-        self._stream.flush()
-
-    def isatty(self) -> bool:
-        """As the stream is."""
-        return self._stream.isatty()
-
-    def fileno(self) -> int:
-        """Of the stream."""
-        return self._stream.fileno()
+        """Writes the text with the name replaced."""
+        return super().write(text.replace(self._name, self._shown))
 
 
 @contextlib.contextmanager

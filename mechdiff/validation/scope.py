@@ -13,10 +13,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.special import expit
 
-from mechdiff.analysis import bottlenecks, network_divergence, segmentation, spread
+from mechdiff.analysis import bottlenecks, network_divergence, spread
 from mechdiff.stats import small_samples
 from mechdiff.validation.checks import ALPHA, Check, errs, finds
 from mechdiff.validation.rule_calibration import ENTROPY_TIMESTEPS, LAYERS
+from mechdiff.validation.simulated import four_phases_margin, held_out_scores, in_any_order
 
 TIMESTEPS, CURVES, SPLITS = 24, 12, 4
 MEASURES, RUNG, TOP = 4, 3, 12  # measures of complexity; networks of each lower rung and of the highest
@@ -68,14 +69,9 @@ def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
         edges = [expit((place - (6 * i - 0.5)) / width) for i in (1, 2, 3)]
         rises = np.diff(plateaus, axis=0)
         shape = plateaus[0] + sum(edge * rise for edge, rise in zip(edges, rises, strict=True))
-        networks = shape * (1 + 0.3 * rng.normal(size=(6, 1, 1, CURVES)))
-        fit, scored = (
-            (networks + 0.3 * rng.normal(size=(6, SPLITS, TIMESTEPS, CURVES))).reshape(-1, TIMESTEPS, CURVES)
-            for _ in range(2)
-        )
-        steps, drift = (s.reshape(6, SPLITS, -1).mean(1) for s in segmentation.held_out(fit, scored))
-        margin = steps[:, 3] - np.maximum(np.delete(steps, 3, axis=1).max(1), drift.max(1))
-        return small_samples.over_seeds(margin)[1][1] < 0
+        networks = shape * (1 + 0.3 * rng.normal(size=(6, 1, CURVES)))
+        steps, drift = held_out_scores(rng, networks, noise=0.3, halves=SPLITS)
+        return small_samples.over_seeds(four_phases_margin(steps, drift))[1][1] < 0
 
     return [
         errs(
@@ -149,8 +145,7 @@ def _scatter(rng: np.random.Generator, repeats: int, n: int = 5) -> list[Check]:
         moves = rng.normal(size=(2 * n, 28, 1)) + 0.3 * rng.normal(size=(2 * n, 28, ENTROPY_TIMESTEPS))
         heads = base + np.repeat([0.2, deviation], n)[:, None, None] * moves
         heads[:n] += shift
-        for network in heads:
-            network[:] = network[np.concatenate([4 * i + rng.permutation(4) for i in range(7)])]
+        in_any_order(rng, heads)
         layers = LAYERS
         if not matched:
             heads, layers = heads.reshape(2 * n, 7, 4, -1).mean(axis=2), LAYERS[::4]

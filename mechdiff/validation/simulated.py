@@ -16,20 +16,25 @@ def in_any_order(rng: np.random.Generator, heads: Float[np.ndarray, "network 28 
 
 
 def held_out_scores(
-    rng: np.random.Generator, networks: Float[np.ndarray, "6 t component"], noise: float | np.ndarray
+    rng: np.random.Generator,
+    networks: Float[np.ndarray, "6 t component"],
+    noise: float | np.ndarray,
+    halves: int = IMAGE_HALVES,
 ) -> tuple[Float[np.ndarray, "6 k"], Float[np.ndarray, "6 k"]]:
-    """Scores of piecewise-constant models and of polynomials on held-out images, mean over `IMAGE_HALVES`.
+    """Scores of piecewise-constant models and of polynomials on held-out images, mean over splits
+    of the images.
 
     Args:
       networks: true curves; either half of the images has independent noise around them.
       noise: standard deviation of that noise, broadcastable to a curve.
+      halves: splits of the images into halves.
     """
-    size = (6, IMAGE_HALVES, *networks.shape[1:])
+    size = (6, halves, *networks.shape[1:])
     fit, scored = (
         (networks[:, None] + noise * rng.normal(size=size)).reshape(-1, *size[2:]) for _ in range(2)
     )
     steps, drift = segmentation.held_out(fit, scored)
-    return steps.reshape(6, IMAGE_HALVES, -1).mean(1), drift.reshape(6, IMAGE_HALVES, -1).mean(1)
+    return steps.reshape(6, halves, -1).mean(1), drift.reshape(6, halves, -1).mean(1)
 
 
 def four_phases_margin(

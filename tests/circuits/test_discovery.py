@@ -14,7 +14,6 @@ from mechdiff.circuits import (
     discovery,
     faithfulness,
     integrated_gradients,
-    pruning,
     robustness,
     scorecards,
     screening,
@@ -397,9 +396,3 @@ def test_a_screen_ranks_by_what_it_verified_and_else_by_its_scores(made_up, tmp_
     assert result.members == (A, C) and result.ranking == "screen"
     again = robustness.stability(evaluator, result, repeats=3)
     assert again.to_circuit == 1
-
-
-def test_the_grid_finds_the_first_of_a_monotone_sequence():
-    for high in (1, 2, 7, 40, 500):
-        for answer in {1, high, high // 2 or 1, max(1, high - 1)}:
-            assert pruning._smallest(lambda sizes: sizes >= answer, 0, high) == answer  # noqa: B023

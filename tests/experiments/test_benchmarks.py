@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from reference.launching import forget
 
-from experiments.benchmarks import _device, _harness, accelerator
+from experiments.benchmarks import _arms, _device, _harness, accelerator
 from mechdiff.core.errors import MechdiffError
 from mechdiff.core.presets import preset
 from mechdiff.models.unet import components, count_parameters
@@ -72,7 +72,7 @@ def test_the_rivals_batch_of_masks_does_what_one_hook_at_a_time_does():
 
 def test_the_accelerators_arms_go_on_where_they_stopped(monkeypatch):
     """A failed arm is told and tried again; a finished one is not; without time nothing is begun."""
-    planned = accelerator.arms(small=True, folder="profile")
+    planned = _arms.arms(small=True, folder="profile")
     assert len({arm.name for arm in planned}) == len(planned) == 48
     ran, saved = [], []
 
@@ -97,7 +97,7 @@ def test_the_accelerators_arms_go_on_where_they_stopped(monkeypatch):
 
 
 def test_an_arm_that_takes_too_long_is_stopped_alone(monkeypatch):
-    planned, limits = accelerator.arms(small=True, folder="profile")[:2], []
+    planned, limits = _arms.arms(small=True, folder="profile")[:2], []
 
     def stops_the_first(*args, variables, limit):
         limits.append(limit)
@@ -112,17 +112,17 @@ def test_an_arm_that_takes_too_long_is_stopped_alone(monkeypatch):
 
 
 def test_the_arms_that_tell_most_come_first():
-    names = [arm.name for arm in accelerator.arms(small=False, folder="profile")]
-    first = names[: next(i for i, name in enumerate(names) if accelerator.turn(name))]
+    names = [arm.name for arm in _arms.arms(small=False, folder="profile")]
+    first = names[: next(i for i, name in enumerate(names) if _arms.turn(name))]
     title = "sweep of paper, 16 images, 1 timesteps"
     assert first[:2] == ["answers, float32", "answers, 3xtf32"] and len(first) == 12
     assert {f"{title}, tf32", f"{title}, 3xtf32", f"{title}, tf32, PyTorch batched_channels_last"} < {*first}
-    assert names[-1] == "profile, sweep of paper" and accelerator.turn(f"{title}, bfloat16") == 2
+    assert names[-1] == "profile, sweep of paper" and _arms.turn(f"{title}, bfloat16") == 2
 
 
 def test_ratios_are_to_the_best_pytorch_of_the_same_precision_and_to_the_ceiling():
     """Twice the best rival's speed; in 3xTF32 the rival is float32's, and three products make one."""
-    planned = accelerator.arms(small=False, folder="profile")
+    planned = _arms.arms(small=False, folder="profile")
     title = "sweep of paper, 16 images, 1 timesteps"
     done = {"seconds": 2.0, "needed": 40e9}
     results = {
@@ -145,7 +145,7 @@ def test_ratios_are_to_the_best_pytorch_of_the_same_precision_and_to_the_ceiling
 
 def test_an_arm_finds_what_it_had_compiled(tmp_path, monkeypatch):
     """Its own programs and those of the arm that it repeats, and no others."""
-    planned = {arm.name: arm for arm in accelerator.arms(small=True, folder="profile")}
+    planned = {arm.name: arm for arm in _arms.arms(small=True, folder="profile")}
     title, folders = "training of paper, float32, batch 8", []
 
     def ran(*args, variables, limit):
@@ -169,7 +169,7 @@ def test_attention_is_measured_against_patterns_in_float64(form, monkeypatch):
 
 
 def test_an_arm_of_the_accelerator_runs_on_a_cpu():
-    (arm,) = (arm for arm in accelerator.arms(True, "") if arm.name == "product, float32")
+    (arm,) = (arm for arm in _arms.arms(True, "") if arm.name == "product, float32")
     results = accelerator.run([arm], {}, time.monotonic() + 120, lambda state: None)
     assert results[arm.name]["gflops"] > 0 and results[arm.name]["platform"] == "cpu"
     assert " TFLOP/s, side 256" in accelerator.table([arm], results)

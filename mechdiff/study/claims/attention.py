@@ -57,9 +57,8 @@ def variation(networks: Sequence[Network]) -> Finding:
     because = (
         f"the excess of data sets over seeds ranges from {result.excess.min():.3f} to "
         f"{result.excess.max():.3f} nats, the least and the largest of {timesteps} timesteps, without an "
-        f"interval (below 0: data sets differ less than seeds of one); of profiles less their mean "
-        "over timesteps, which p is of, the "
-        f"excess is {result.varying:.3f} nats"
+        "interval (below 0: data sets differ less than seeds of one); of profiles less their mean over "
+        f"timesteps, which p is of, the excess is {result.varying:.3f} nats"
     )
     span = float(result.excess.max() - result.excess.min())
     return Finding(span, (np.nan, np.nan), result.p_varies, n, because, p_alone=True)
@@ -219,8 +218,8 @@ def entropy(networks: Sequence[Network]) -> Finding:
         f"{untrained.mean():.2f} in untrained ones of the same seeds; lower by training in "
         f"{int((added[:, 0] < 0).sum())} of {len(rho)}"
     )
-    for of in (apart.by_data, apart.by_start):
-        words = of(networks, added[:, 0], digits=2)
+    for summary in (apart.by_data, apart.by_start):
+        words = summary(networks, added[:, 0], digits=2)
         because += f"; {words}" if words else ""
     because += _other_ablations(networks)
     return Finding(estimate, interval, p, len(rho), because, above=False)

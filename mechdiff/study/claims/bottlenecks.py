@@ -153,8 +153,12 @@ def _tested(chosen: Sequence[str], share: float) -> str:
 
 
 def _apart(networks: Sequence[Network], increases: Float[np.ndarray, " network"]) -> str:
-    words = [of(networks, increases, unit=" %") for of in (apart.by_data, apart.by_start)]
-    return f" ({'; '.join(filter(None, words))})" if any(words) else ""
+    by_data, by_start = (
+        apart.by_data(networks, increases, unit=" %"),
+        apart.by_start(networks, increases, unit=" %"),
+    )
+    words = "; ".join(filter(None, (by_data, by_start)))
+    return f" ({words})" if words else ""
 
 
 def _percent(share: float) -> str:

@@ -38,9 +38,9 @@ def measure(networks: Sequence[Network]) -> pd.DataFrame:
         known = network.complexity if network.data == "synthetic" else -1
         groups.setdefault((network.data, known, network.steps), []).append(network)
     rows = [
-        {**dict(zip(KEYS, key, strict=True)), "networks": len(group), "clean_loss": _clean_loss(group), **of}
+        {**dict(zip(KEYS, key, strict=True)), "networks": len(group), "clean_loss": _clean_loss(group), **row}
         for key, group in groups.items()
-        for of in _measures(group)
+        for row in _measures(group)
     ]
     table = pd.DataFrame(rows, columns=COLUMNS)
     last = table.sort_values("steps").groupby(["data", "complexity"])["clean_loss"].transform("last")
@@ -58,8 +58,8 @@ def _clean_loss(networks: Sequence[Network]) -> float:
 
 def _measures(networks: Sequence[Network]) -> list[dict[str, str | float]]:
     rows = []
-    for of in complexity.measures(networks):
-        values = of.of(networks)
+    for candidate in complexity.measures(networks):
+        values = candidate.of(networks)
         if values is None:
             continue
         logs: Float[np.ndarray, " network"] = values[0]
@@ -67,7 +67,7 @@ def _measures(networks: Sequence[Network]) -> list[dict[str, str | float]]:
             continue
         mean, (low, high), _ = small_samples.over_seeds(logs)
         ends = {"value": np.exp(mean), "low": np.exp(low), "high": np.exp(high)}
-        rows.append({"measure": of.name, **{name: float(end) for name, end in ends.items()}})
+        rows.append({"measure": candidate.name, **{name: float(end) for name, end in ends.items()}})
     return rows
 
 
