@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -113,19 +114,45 @@ class Model:
         return dataclasses.replace(changed, sources=dict(self.sources) | dict.fromkeys(names, source))
 
     def scale(self, what: What, factor: float) -> "Model":
-        """Activations of components multiplied by `factor` (1: unchanged, 0: ablated, 2: doubled)."""
+        """Activations of components multiplied by `factor`.
+
+        Args:
+          what: as in `ablate`.
+          factor: any finite number; 1: unchanged, 0: ablated, 2: doubled, below 0: turned round.
+
+        Raises:
+          ConfigError: no finite number, or a name or pattern that matches nothing.
+        """
         chosen = listed(what)
         scaled = self._set(build.set_gate(self.intervention, chosen, ranges.finite("factor", factor)))
         return scaled._forget(list(select(self.intervention, chosen)))
 
     def temperature(self, what: What, value: float) -> "Model":
-        """Attention logits of heads divided by `value`, above 0: above 1 patterns are flatter."""
+        """Attention logits of heads divided by `value`.
+
+        Args:
+          what: heads, as in `ablate`.
+          value: above 0; above 1 patterns are flatter, below 1 sharper.
+
+        Raises:
+          ConfigError: a value of 0 or less, or components that are no heads.
+        """
         chosen = listed(what)
         value = ranges.finite("temperature", value)
         return self._set(build.set_temperature(self.intervention, chosen, value))
 
     def add(self, component: str, direction: AnyArray, strength: float = 1.0) -> "Model":
-        """`strength * direction` added to one component's activation; see `directions.add_direction`."""
+        """`strength * direction` added to one component's activation, at every position.
+
+        Args:
+          component: its name.
+          direction: one number per channel of the component, or an array of its whole activation; see
+            `directions.add_direction`.
+          strength: a finite factor; below 0: away from the direction.
+
+        Raises:
+          ConfigError: a name that no component has, or a direction that does not fit it.
+        """
         strength = ranges.finite("strength", strength)
         return self._set(add_direction(self.intervention, component, direction, strength))
 
@@ -133,7 +160,11 @@ class Model:
         """Activations of components replaced by those on other images: image i goes into sample i.
 
         Args:
+          what: as in `ablate`.
           source: a folder, file or array of images; as many as are sampled.
+
+        Raises:
+          ConfigError: a name or pattern that matches nothing, or images that don't fit the network.
         """
         count = len(source) if isinstance(source, np.ndarray | jax.Array) else REFERENCES
         images = eval_images(self, source, count)
@@ -209,13 +240,61 @@ class Model:
             acting = dataclasses.replace(acting, replacement=dict(acting.replacement) | values)
         return reading.predicted(self.denoiser, acting, jnp.asarray(x_t), jnp.asarray(timesteps), condition)
 
-    def sweep(self, images: Given = None, **settings: Any) -> "result.Result":
-        """Ablates one component at a time and measures the denoising loss; see `result.sweep`."""
-        return result.sweep(self, images, **settings)
+    def sweep(
+        self,
+        images: Given = None,
+        *,
+        n: int = 16,
+        ablation: str = "zero",
+        components: What | None = None,
+        timesteps: int = 8,
+        seed: int = 0,
+        folder: str | Path | None = None,
+    ) -> "result.Result":
+        """Ablates one component at a time and measures the denoising loss.
 
-    def screen(self, images: Given = None, **settings: Any) -> "screening.Screen":
-        """A first ranking of all components by gradients, in one pass or two; see `screening.screen`."""
-        return screening.screen(self, images, **settings)
+        Args:
+          images: a folder, file or array; None: held-out images where they can be made, else the model's own
+            samples; see `images.eval_images`.
+          n: how many images, each at every timestep.
+          ablation: `zero`, `mean`, `resample`, `noise` or `optimal`.
+          components: as `what` of `ablate`; None: all.
+          timesteps: how many, evenly spread in log-SNR.
+          seed: of the noise.
+          folder: where what is computed is kept, so that the same call goes on after an interruption; None:
+            the user's cache.
+
+        Raises:
+          ConfigError: a number out of range, an unknown ablation or component, or a model under an
+            intervention (sweep `untouched()`).
+          DataError: too few images, or images that can't be read without a guess.
+        """
+        settings = {"n": n, "ablation": ablation, "components": components, "timesteps": timesteps}
+        return result.sweep(self, images, **settings, seed=seed, folder=folder)
+
+    def screen(
+        self,
+        images: Given = None,
+        *,
+        n: int = 8,
+        timesteps: int = 4,
+        seed: int = 0,
+        probes: int = 4,
+        precision: Precision = "float32",
+    ) -> "screening.Screen":
+        """A first ranking of all components by gradients; its time does not grow with their number.
+
+        Args:
+          images, n, timesteps, seed: as in `sweep`.
+          probes: random vectors that curvatures are estimated with; more are steadier and take longer.
+          precision: of products, see `core.devices`; what it changes is measured and stated with the scores.
+
+        Raises:
+          ConfigError, DataError: as of `sweep`.
+        """
+        return screening.screen(
+            self, images, n=n, timesteps=timesteps, seed=seed, probes=probes, precision=precision
+        )
 
     def activations(
         self,
