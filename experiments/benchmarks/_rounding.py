@@ -2,7 +2,8 @@
 
 A card rounds what enters a product (TF32: 10 bits of fraction, bfloat16: 7) and adds up in float32. Here the
 inputs of every convolution and matrix product are rounded so, to the nearest, before XLA multiplies in
-float32. What is not played: a card's own order of adding up, and that some cards cut instead of rounding.
+float32, and so is what leaves a convolution in bfloat16, whose maps have two bytes a number there. What is
+not played: a card's own order of adding up, and that some cards cut instead of rounding.
 """
 
 import contextlib
@@ -35,7 +36,8 @@ def rounding_products(setting: Precision) -> Iterator[None]:
     primitives = (dot_general_p, conv_general_dilated_p)
     jax.clear_caches()
     for primitive in primitives:
-        primitive.bind = _with_rounding(primitive.bind, setting)
+        narrow = primitive is conv_general_dilated_p and setting == "bfloat16"
+        primitive.bind = _with_rounding(primitive.bind, setting, narrow)
     try:
         yield
     finally:
@@ -44,10 +46,13 @@ def rounding_products(setting: Precision) -> Iterator[None]:
         jax.clear_caches()
 
 
-def _with_rounding(bind: Callable, setting: Precision) -> Callable:
+def _with_rounding(bind: Callable, setting: Precision, narrow: bool) -> Callable:
+    """`bind` of a product whose inputs are rounded, and where `narrow` its result."""
+
     def bind_rounded(a: jax.Array, b: jax.Array, **params: object) -> jax.Array:
         def product(a: jax.Array, b: jax.Array) -> jax.Array:
-            return bind(rounded(a, setting), rounded(b, setting), **params)
+            result = bind(rounded(a, setting), rounded(b, setting), **params)
+            return rounded(result, setting) if narrow else result
 
         if a.dtype != jnp.float32 or b.dtype != jnp.float32:
             return bind(a, b, **params)

@@ -25,7 +25,7 @@ ALL, IMAGES = PartitionSpec(), PartitionSpec("images")  # replicated, or sharded
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # how XLA's errors begin
 THREE_TF32, ROUNDED = "TF32_TF32_F32_X3", "BF16_BF16_F32"  # JAX's names: inputs split in three, or rounded
 # JAX's name of each precision, by platform; products of a precision that is not listed stay in float32. On
-# CPUs `bfloat16` rounds the inputs of convolutions only, to try an accelerator's numerics; it is not faster.
+# CPUs `bfloat16` rounds what enters and leaves convolutions: an accelerator's numerics, but not its speed.
 NAMES = {
     "gpu": {"3xtf32": THREE_TF32, "tf32": "tensorfloat32", "bfloat16": ROUNDED},
     "tpu": {"tf32": "tensorfloat32", "bfloat16": "bfloat16"},
@@ -82,7 +82,10 @@ def explanation(setting: Precision) -> str | None:
     if not acts(setting):
         return f"sweep.precision={setting} changes nothing on a {platform.upper()}: products are in float32"
     if platform == "cpu":
-        return "sweep.precision=bfloat16 on a CPU rounds what enters convolutions, and makes nothing faster"
+        return (
+            "sweep.precision=bfloat16 on a CPU rounds what enters and leaves convolutions, and makes nothing "
+            "faster"
+        )
     return None
 
 

@@ -50,11 +50,21 @@ def _correlate(x: Features, kernel: AnyArray, stride: int, padding: Sides, dilat
     if chosen == devices.THREE_TF32:
         return three_products(functools.partial(product, precision=lax.Precision.HIGH), x, kernel)
     if chosen == devices.ROUNDED and jax.default_backend() == "cpu":
-        return product(*(lax.reduce_precision(a, 8, 7) for a in (x, kernel)))
+        return lax.reduce_precision(product(*(lax.reduce_precision(a, 8, 7) for a in (x, kernel))), 8, 7)
     if chosen == devices.ROUNDED:
+        # The result is bfloat16 too: of a float32 one XLA drops the casts, and multiplies in float32.
         x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
-        return product(x, kernel, preferred_element_type=jnp.float32, precision=lax.Precision.DEFAULT)
+        return product(x, kernel, precision=lax.Precision.DEFAULT).astype(jnp.float32)
     return product(x, kernel)
+
+
+def alone(x: Features) -> Features:
+    """`x`, the result of a convolution, without what is added to it next as a part of that convolution.
+
+    On a GPU, XLA lets cuDNN add a map to the result. A vector for each row, such as the embedding of its
+    timestep, would be written out as a whole map for that, and read again.
+    """
+    return x if jax.default_backend() == "cpu" else lax.optimization_barrier(x)
 
 
 def split(x: Float[AnyArray, "*shape"]) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:

@@ -16,7 +16,7 @@ from mechdiff.core.types import AnyArray, Features
 from mechdiff.interventions.gates import Gate, Pattern, Temperature
 from mechdiff.models.attention import attend, attention_pattern, project
 from mechdiff.models.attention_stats import attention_statistics
-from mechdiff.models.convolution import convolve
+from mechdiff.models.convolution import alone, convolve
 from mechdiff.models.group_norm import group_norm
 
 ATTENTION = "attention"  # collection that attention statistics are sown into
@@ -167,7 +167,7 @@ class ResidualBlock(nn.Module):
             factor, offset = jnp.split(injected, 2, axis=-1)
             h = GroupNorm(self.groups, self.eps, name="norm2")(h) * (1 + factor) + offset
         else:
-            h = GroupNorm(self.groups, self.eps, name="norm2")(h + injected)
+            h = GroupNorm(self.groups, self.eps, name="norm2")(alone(h) + injected)
         h = nn.Dropout(self.dropout, deterministic=not train)(silu(h))
         h = conv3(self.width, self.dtype, "conv2", kernel_init=_zeros)(h)
         if x.shape[-1] != self.width:

@@ -59,15 +59,27 @@ def test_on_a_cpu_they_change_nothing_and_say_so(setting, says):
         assert devices.precision() == before
 
 
-def test_bfloat16_on_a_cpu_rounds_what_enters_convolutions():
+def test_bfloat16_on_a_cpu_rounds_what_enters_and_leaves_convolutions():
     rng = np.random.default_rng(2)
     x, kernel = (rng.normal(size=s).astype(np.float32) for s in ((2, 8, 8, 3), (3, 3, 3, 4)))
     rounded = [np.asarray(jnp.asarray(a, jnp.bfloat16), np.float32) for a in (x, kernel)]
     sides = ((1, 1), (1, 1))
     with devices.multiplying("bfloat16"):
         outputs = convolution.convolve(x, kernel, 1, sides)
-    np.testing.assert_allclose(outputs, convolution.convolve(*rounded, 1, sides), rtol=1e-5, atol=1e-5)
+    expected = jnp.asarray(convolution.convolve(*rounded, 1, sides), jnp.bfloat16)
+    np.testing.assert_array_equal(outputs, np.asarray(expected, np.float32))
     assert np.abs(outputs - convolution.convolve(x, kernel, 1, sides)).max() > 1e-3
+
+
+def test_bfloat16_on_a_card_is_a_product_of_bfloat16_maps(monkeypatch):
+    """If its result were float32, the card's compiler would drop the casts and multiply in float32."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    x, kernel = np.zeros((1, 4, 4, 2), np.float32), np.zeros((3, 3, 2, 2), np.float32)
+    with devices.multiplying("bfloat16"):
+        traced = jax.make_jaxpr(lambda x, k: convolution.convolve(x, k, 1, ((1, 1), (1, 1))))(x, kernel)
+    (product,) = (e for e in traced.eqns if e.primitive.name == "conv_general_dilated")
+    assert {v.aval.dtype for v in (*product.invars, *product.outvars)} == {jnp.dtype("bfloat16")}
+    assert traced.out_avals[0].dtype == np.float32
 
 
 def test_an_unknown_precision_is_refused():
@@ -97,7 +109,7 @@ def test_a_sweep_measures_the_error_of_its_precision(denoiser, tmp_path, caplog)
     config = dataclasses.replace(CONFIG, precision="bfloat16")
     reduced = ablation_sweep(denoiser, eval_set, tmp_path, config=config, chosen=chosen)
     assert "precision_error" not in exact and len(list(tmp_path.iterdir())) == 2
-    assert "rounds what enters convolutions" in caplog.text
+    assert "rounds what enters and leaves convolutions" in caplog.text
     assert reduced.attrs["precision"] == "bfloat16" and reduced.attrs["precision_images"] == 4
 
     def increases(sweep):

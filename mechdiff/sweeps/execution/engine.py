@@ -40,6 +40,11 @@ class _Dealt(NamedTuple):
     placed: Intervention
 
 
+# Numbers in an array that a card's kernels can index by 32 bits. A float32 sweep of `paper` in passes that
+# went beyond took five times as long as its convolutions should.
+INDEXED = 2**31
+
+
 def memory_limit(device: Any) -> int:
     """Bytes that one pass may take on a device."""
     if device.platform == "cpu":
@@ -192,11 +197,16 @@ class Engine:
         rows = min(interventions, limit)
         if images < device_count:  # then devices share passes
             rows = min(rows, -(-interventions // (device_count // images)))
-        return rows, max(1, min(-(-images // device_count), limit // (rows + 1)))
+        most, of_device = max(1, limit // (rows + 1)), -(-images // device_count)
+        return rows, -(-of_device // -(-of_device // most))  # as few blocks as there can be, equally full
 
     @functools.cached_property
     def _rows_held(self) -> int:
-        return max(1, memory_limit(self.devices[0]) // memory.row_bytes(self.denoiser.network))
+        network, device = self.denoiser.network, self.devices[0]
+        held = memory_limit(device) // memory.row_bytes(network)
+        if device.platform != "cpu":
+            held = min(held, INDEXED // memory.row_numbers(network) - 1)  # beside a clean row
+        return max(1, held)
 
     def _limit(self, stacked: Intervention) -> int:
         """Rows of a pass that memory holds.

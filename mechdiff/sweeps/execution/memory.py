@@ -10,11 +10,11 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from mechdiff.core import containers
+from mechdiff.core import containers, devices
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PyTree
@@ -80,6 +80,8 @@ def row_bytes(config: Network) -> int:
     """
     if not isinstance(config, UNetConfig):
         return config.row_bytes
+    if accelerated():
+        return _whole_stages(config, (1, *[0] * (len(stages(config)) - 1))) // 2
     maps, held = [], 0
     for stage in stages(config):
         output = stage.resolution**2 * stage.width * 4
@@ -88,9 +90,60 @@ def row_bytes(config: Network) -> int:
             held += output
         if stage.pop:
             held -= output
-        # Logits and their softmax; on a CPU attention works in blocks.
-        maps.append(held + 4 * output + (2 * patterns if accelerated() else min(patterns, 2**20)))
+        maps.append(held + 4 * output + min(patterns, 2**20))  # attention works in blocks
     return max(maps)
+
+
+def row_numbers(config: Network) -> int:
+    """Numbers in the largest array that a convolution takes or gives for one row; of a traced function, not
+    more than it keeps alive."""
+    if not isinstance(config, UNetConfig):
+        return config.row_bytes // 4
+    return max(max(flow.entering, flow.out) // 4 for flow in _flows(config))
+
+
+class _Flow(NamedTuple):
+    """Bytes of one row at a stage: what enters (the stream, and a skip beside it), what leaves, what is taken
+    off the skips, and what lives at the widest point inside."""
+
+    entering: int
+    out: int
+    taken: int
+    inside: int
+
+
+def _flows(config: UNetConfig) -> list[_Flow]:
+    """Of every stage, as an accelerator runs it: whole, with convolutions in the precision that acts."""
+    splits = 1 if devices.precision() == devices.THREE_TF32 else 0  # high and low parts of what enters
+    share = 2 if devices.precision() == devices.ROUNDED else 1  # maps of two bytes a number
+    flows, flat, skips = [], config.image_size**2 * config.in_channels * 4, []
+    for stage in stages(config):
+        out, taken = stage.resolution**2 * stage.width * 4, skips.pop() if stage.pop else 0
+        entering = flat + taken
+        if stage.op == "attention":  # logits and their softmax, or queries, keys and values
+            inside = 2 * flat + max(2 * stage.heads * stage.resolution**4 * 4, 4 * flat)
+        elif stage.op == "upsample":
+            inside = (flat + (1 + splits) * 4 * flat + out) // share
+        else:  # before the first convolution, and behind it
+            inside = max((2 + splits) * entering + (1 + splits) * out, entering + (3 + splits) * out) // share
+        flows.append(_Flow(entering, out, taken, inside))
+        flat = out
+        if stage.push:
+            skips.append(out)
+    return flows
+
+
+def _whole_stages(config: UNetConfig, joins: Sequence[int], batch: int = 1) -> int:
+    """`pass_bytes` where all rows of a stage run at once."""
+    rows, most, held = batch, 0, []
+    for stage, flow, joining in zip(stages(config), _flows(config), joins, strict=True):
+        rows += joining * batch
+        if stage.pop:
+            held.pop()
+        most = max(most, sum(held) + rows * flow.inside)
+        if stage.push:
+            held.append(rows * flow.out)
+    return most
 
 
 def pass_bytes(config: Network, joins: Sequence[int], batch: int = 1) -> int:
@@ -103,8 +156,10 @@ def pass_bytes(config: Network, joins: Sequence[int], batch: int = 1) -> int:
       joins: number of interventions that join at each stage, see `shared_prefix.plan_passes`.
       batch: images in the pass.
     """
-    if accelerated() or not isinstance(config, UNetConfig):
+    if not isinstance(config, UNetConfig):
         return (1 + sum(joins)) * batch * row_bytes(config)
+    if accelerated():
+        return _whole_stages(config, joins, batch)
     rows, most, flat = batch, 0, config.image_size**2 * config.in_channels * 4  # of one row, as it flows
     skips: list[tuple[int, int]] = []  # bytes of a row, and of all rows that there were
     for stage, joining in zip(stages(config), joins, strict=True):

@@ -1,10 +1,13 @@
 """Memory is predicted before a run, and the run is cut to what there is."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from reference.networks import identity_of, random_params
 
+from mechdiff.core import devices
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.presets import preset
@@ -13,7 +16,7 @@ from mechdiff.diffusion.schedules import linear_schedule
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.stages import stages
-from mechdiff.models.unet import components
+from mechdiff.models.unet import components, identity_intervention
 from mechdiff.sweeps.activations import activation_means
 from mechdiff.sweeps.execution import engine, forecast, memory, shared_prefix
 
@@ -25,8 +28,7 @@ SUBJECT = Denoiser("small", UNET, linear_schedule(), PARAMS, IDENTITY)
 
 
 def runner(rows=0, together=False):
-    devices = tuple(jax.devices()[:1])
-    return engine.Engine(SUBJECT, rows, devices, together)
+    return engine.Engine(SUBJECT, rows, tuple(jax.devices()[:1]), together)
 
 
 def test_a_pass_takes_the_rows_that_flow_and_the_skips_of_those_that_there_were():
@@ -123,8 +125,41 @@ def test_on_accelerators_their_own_memory_counts(monkeypatch):
     assert memory.available_bytes() == 4 * 2**20 and memory.reachable_bytes() == 6 * 2**20
     assert memory.free_bytes(Accelerator(None)) == memory.DEFAULT_DEVICE_BYTES
     row = memory.row_bytes(UNET)
-    assert memory.pass_bytes(UNET, (2, 3), batch=4) == 6 * 4 * row
     assert engine.memory_limit(Accelerator(10 * row)) == int(10 * row * memory.FREE_SHARE)
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "setting", "joins", "counted"),
+    [
+        ("cpu16", 16, "float32", {1: 8, 5: 8, 9: 15, 15: 11, 19: 7, 21: 7}, 1.823),
+        ("cpu32", 64, "bfloat16", {1: 4, 4: 6, 7: 15, 12: 14, 17: 11, 21: 6}, 6.822),
+        ("study64", 32, "float32", {1: 6, 6: 12, 11: 20, 18: 14, 23: 6, 26: 6}, 14.254),
+        ("study64", 32, "bfloat16", {1: 6, 6: 12, 11: 20, 18: 14, 23: 6, 26: 6}, 6.082),
+        ("paper", 16, "float32", {1: 6, 6: 10, 9: 26, 16: 6, 19: 6, 22: 6}, 26.758),
+        ("paper", 16, "3xtf32", {1: 6, 6: 10, 9: 26, 16: 6, 19: 6, 22: 6}, 41.252),
+        ("paper", 16, "bfloat16", {1: 6, 6: 10, 9: 26, 16: 6, 19: 6, 22: 6}, 11.536),
+    ],
+)
+def test_a_pass_on_a_card_takes_what_its_compiler_counts(monkeypatch, name, images, setting, joins, counted):
+    """GiB of the program that XLA compiled for an H200: see experiments/benchmarks/README.md."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    unet = preset(name).unet
+    of_stage = tuple(joins.get(stage, 0) for stage in range(len(stages(unet))))
+    with devices.multiplying(setting):
+        forecast = memory.pass_bytes(unet, of_stage, images) / memory.GIB
+    assert counted * 0.99 < forecast < counted * 1.2
+
+
+def test_no_array_on_a_card_is_beyond_32_bits_and_blocks_are_equally_full(monkeypatch):
+    unet = preset("paper").unet
+    widest = 64 * 64 * (512 + 256)
+    assert memory.row_numbers(unet) == widest
+    denoiser = dataclasses.replace(SUBJECT, unet=unet)
+    stacked = leave_one_out(identity_intervention(unet), components(unet))[1]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    rows, block = engine.Engine(denoiser, devices=(Accelerator(100 * 2**30),))._size(stacked, 16)
+    assert (rows, block) == (60, 8)
+    assert (rows + 1) * block * widest < engine.INDEXED < (rows + 1) * 16 * widest
 
 
 def test_whole_patterns_count_where_attention_does_not_work_in_blocks(monkeypatch):
