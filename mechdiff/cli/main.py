@@ -6,12 +6,12 @@ import sys
 from typing import Any
 
 import click
-from click.shell_completion import BashComplete, CompletionItem, ZshComplete
+from click.shell_completion import CompletionItem
 from rich.console import Console
 from rich.table import Table
 
 import mechdiff
-from mechdiff.cli import hints, launchers, options, output, settings
+from mechdiff.cli import completion, hints, launchers, options, output, settings
 from mechdiff.core.errors import MechdiffError
 from mechdiff.core.presets import PRESETS
 from mechdiff.models import shipped
@@ -164,15 +164,16 @@ def list_models(as_json: bool) -> None:
 
 
 @commands.command("completion")
-@click.argument("shell", type=click.Choice(["bash", "zsh"]))
-def completion(shell: str) -> None:
+@click.argument("shell", type=click.Choice(list(completion.SHELLS)))
+def print_completion(shell: str) -> None:
     """The script of completion: `eval "$(mechdiff completion bash)"` in ~/.bashrc switches it on."""
-    complete = {"bash": BashComplete, "zsh": ZshComplete}[shell]
-    click.echo(complete(commands, {}, PROGRAM, f"_{PROGRAM.upper()}_COMPLETE").source())
+    script = completion.SHELLS[shell](commands, {}, PROGRAM, f"_{PROGRAM.upper()}_COMPLETE")
+    click.echo(script.source())
 
 
 def main() -> None:
     """The console script."""
+    completion.register()
     try:
         commands.main(prog_name=PROGRAM, standalone_mode=False)
     except click.exceptions.Exit as stop:

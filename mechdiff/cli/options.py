@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from mechdiff.cli import settings
+from mechdiff.cli import completion, settings
 from mechdiff.core.presets import PRESETS
 from mechdiff.models import shipped
 
@@ -17,6 +17,17 @@ POSITIONAL = {"model": "MODEL", "from": "FOLDER", "before": "BEFORE", "after": "
 OPTIONAL = ("after",)  # the launcher says when it is missing: steps of one training are compared without
 QUOTE = "'"
 REPEATED = ";\n    repeat this option to specify a list of values"  # absl adds it to what says so already
+PATHS = (
+    "images",
+    "celeba",
+    "conditions",
+    "from",
+    "to",
+    "examined",
+    "workdir",
+    "log_file",
+    "compilation_cache",
+)
 RARE = ("compilation_cache", "distributed", "coordinator", "processes", "process_id")
 
 
@@ -147,7 +158,9 @@ def _option(flag: Any) -> click.Option:
     elif "enum" in kind:
         look["type"] = click.Choice(list(flag.parser.enum_values))
     else:
+        look["type"] = click.Path() if flag.name in PATHS else None
+        look["shell_complete"] = _models if flag.name in POSITIONAL and flag.name not in PATHS else None
         look["metavar"] = {"int": "N", "float": "NUMBER"}.get(kind, flag.name.upper())
     if flag.name == "set":
-        look["metavar"] = "SECTION.FIELD=VALUE"
+        look |= {"metavar": "SECTION.FIELD=VALUE", "shell_complete": completion.assignments}
     return click.Option([f"--{dashed}", flag.name], **look)

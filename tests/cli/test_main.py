@@ -1,6 +1,10 @@
 """The command: its lists, its help, and that its options become the launchers' flags."""
 
+import contextlib
 import json
+import os
+import pty
+import shutil
 from types import SimpleNamespace
 
 import click
@@ -8,7 +12,7 @@ import pytest
 from absl import flags
 from click.testing import CliRunner
 
-from mechdiff.cli import launchers, main, options
+from mechdiff.cli import completion, launchers, main, options
 from mechdiff.models import shipped
 
 
@@ -144,3 +148,49 @@ def test_help_names_defaults_and_choices(translate):
     text = translate("--help").output
     assert "[default: 40]" in text and "[exact|gradient]" in text and "MODEL..." in text
     assert "[default: exact]" in text and "-n" in text
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["sweep", "--preset", "=", "ti"], ["tiny"]),
+        (["sweep", "--preset", "="], ["tiny", "cpu16"]),
+        (["sweep", "--set", "=", "sweep.image"], ["sweep.images=", "sweep.image_block="]),
+        (["sweep", "--set", "=", "data.name", "=", "fo"], ["folder"]),
+        (["sweep", "--model", "=", "cpu32-c"], ["cpu32-celeba-seed0"]),
+        (["sweep", "--seed", "=", "3", "--imag"], ["--images"]),
+    ],
+)
+def test_a_word_that_bash_has_split_is_completed(typed, offered, monkeypatch):
+    flag = SimpleNamespace(default=None, help="", flag_type=lambda: "string")
+    flags_of = [
+        SimpleNamespace(**vars(flag) | {"name": name})
+        for name in ("model", "images", "preset", "set", "seed")
+    ]
+    command = click.Command("sweep", params=[options._option(each) for each in flags_of])
+    monkeypatch.setenv("COMP_WORDS", " ".join(["mechdiff", *typed]))
+    monkeypatch.setenv("COMP_CWORD", str(len(typed)))
+    group = click.Group(commands={"sweep": command})
+    items = completion.Bash(group, {}, "mechdiff", "_X").complete().splitlines()
+    assert [item.removeprefix("plain,") for item in items][: len(offered)] == offered
+
+
+@pytest.mark.skipif(not shutil.which("zsh"), reason="needs zsh")
+def test_zsh_keeps_what_stands_before_the_value(tmp_path):
+    """Tab is pressed in a real shell without `compinit`; a script stands for the command, offers `tiny`."""
+    stand_in = tmp_path / "mechdiff"
+    stand_in.write_text("#!/bin/sh\n[ $1 ] && echo got $1 || printf 'plain\\ntiny\\n_\\n'\n")
+    stand_in.chmod(0o755)
+    script = tmp_path / "completion"
+    script.write_text(completion.Zsh(main.commands, {}, "mechdiff", "_X").source())
+    keys = f"PATH={tmp_path}:$PATH; ZDOTDIR={tmp_path}; source {script}\nmechdiff --preset=ti\t\nexit\n"
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execvp("zsh", ["zsh", "-f", "-i"])
+    os.write(terminal, keys.encode())
+    shown = b""
+    with contextlib.suppress(OSError):  # raised at the end of the terminal
+        while part := os.read(terminal, 4096):
+            shown += part
+    os.waitpid(pid, 0)
+    assert b"got --preset=tiny" in shown
