@@ -13,7 +13,17 @@ DEVICE = "experiments.benchmarks._device"
 PRODUCTS = ("float32", "tf32", "bfloat16")
 SETTINGS = ("float32", "3xtf32", "tf32", "bfloat16")
 ATTENTION = {"mechdiff": ("float32", "bfloat16"), "jax": ("float32", "bfloat16"), "cudnn": ("bfloat16",)}
-ROW_COUNTS = "MECHDIFF_BENCHMARK_ROW_COUNTS"  # read by `mechdiff_arm`
+# Read by `mechdiff_arm`: at how many stages rows join, and how many numbers an array may have.
+ROW_COUNTS, INDEXED = "MECHDIFF_BENCHMARK_ROW_COUNTS", "MECHDIFF_BENCHMARK_INDEXED"
+# Choices that nobody has timed on a card, each against its alternative: words, precision, environment.
+ALTERNATIVES = (
+    ("rows join late", "tf32", {ROW_COUNTS: "0"}),
+    ("rows join at three stages", "tf32", {ROW_COUNTS: "3"}),
+    ("arrays beyond 32 bits", "tf32", {INDEXED: str(2**40)}),
+    ("arrays beyond 32 bits", "float32", {INDEXED: str(2**40)}),
+    ("bias apart", "tf32", {"XLA_FLAGS": "--xla_disable_hlo_passes=cudnn-fused-convolution-rewriter"}),
+    ("bias apart", "float32", {"XLA_FLAGS": "--xla_disable_hlo_passes=cudnn-fused-convolution-rewriter"}),
+)
 # Names of the arms that are run first, and of those that come second; the others come third. How long each
 # takes on a card is not known, so that what is worth most comes first.
 TURNS = (
@@ -31,7 +41,7 @@ TURNS = (
         r".*, started again",
         r"sweep of .*, (float32|3xtf32)",
         r"sweep of .*, float32, PyTorch batched_.*",
-        r"sweep of paper.*, tf32, .*",
+        r"sweep of paper.*, (tf32|float32), .*",
         r"attention, .*",
     ),
 )
@@ -103,7 +113,7 @@ def _at(config: ExperimentConfig, timesteps: int, setting: str) -> ExperimentCon
 
 
 def _sweeps(name: str, config: ExperimentConfig, images: int, timesteps: int) -> list[Arm]:
-    """mechdiff in every precision; PyTorch's best forms in float32 and TF32."""
+    """mechdiff in every precision, and with other choices; PyTorch's best forms in float32 and TF32."""
     title = f"sweep of {name}, {images} images, {timesteps} timesteps"
     shared_prefix = [
         Arm(
@@ -111,14 +121,13 @@ def _sweeps(name: str, config: ExperimentConfig, images: int, timesteps: int) ->
         )
         for setting in SETTINGS
     ]
-    # In how many sizes rows join: any, and fewer than `engine.ROW_COUNTS`, a guess that the others rest on.
-    late, fewer = (
+    alternatives = [
         Arm(
-            f"{title}, tf32, {words}", MECHDIFF, "forward_sweep", "tf32", images,
-            _at(config, timesteps, "tf32"), {ROW_COUNTS: count},
+            f"{title}, {setting}, {words}", MECHDIFF, "forward_sweep", setting, images,
+            _at(config, timesteps, setting), variables,
         )
-        for words, count in (("rows join late", "0"), ("rows join at three stages", "3"))
-    )  # fmt: skip
+        for words, setting, variables in ALTERNATIVES
+    ]  # fmt: skip
     # The most telling first; one hook at a time, as most would write it, takes the longest.
     forms = ("batched_channels_last", "batched_compiled", "batched_eager", "channels_last")
     baselines = [
@@ -131,7 +140,7 @@ def _sweeps(name: str, config: ExperimentConfig, images: int, timesteps: int) ->
         for setting in ("tf32", "float32")
     ]  # fmt: skip
     tf32 = next(arm for arm in shared_prefix if arm.variant == "tf32")
-    return [*shared_prefix, late, *baselines, fewer, _again(tf32)]
+    return [*shared_prefix, *alternatives, *baselines, _again(tf32)]
 
 
 def _again(arm: Arm) -> Arm:

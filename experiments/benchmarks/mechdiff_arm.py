@@ -67,7 +67,8 @@ def forward_sweep(config, images):
     x0 = (random_images(config, images) / 127.5 - 1).astype(np.float32)
     block = min(images, config.sweep.image_block)
     settings = SweepConfig(ablations=("zero",), image_block=block, precision=config.sweep.precision)
-    engine.ROW_COUNTS = int(os.environ.get("MECHDIFF_BENCHMARK_ROW_COUNTS", engine.ROW_COUNTS))
+    for name in ("ROW_COUNTS", "INDEXED"):
+        setattr(engine, name, int(os.environ.get(f"MECHDIFF_BENCHMARK_{name}", getattr(engine, name))))
 
     def once():
         with tempfile.TemporaryDirectory() as folder:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from reference.launching import forget
 
-from experiments.benchmarks import _arms, _device, _harness, accelerator
+from experiments.benchmarks import _arms, _device, _harness, _kernels, accelerator
 from mechdiff.core.errors import MechdiffError
 from mechdiff.core.presets import preset
 from mechdiff.models.unet import components, count_parameters
@@ -73,7 +73,7 @@ def test_the_rivals_batch_of_masks_does_what_one_hook_at_a_time_does():
 def test_the_accelerators_arms_go_on_where_they_stopped(monkeypatch):
     """A failed arm is told and tried again; a finished one is not; without time nothing is begun."""
     planned = _arms.arms(small=True, folder="profile")
-    assert len({arm.name for arm in planned}) == len(planned) == 48
+    assert len({arm.name for arm in planned}) == len(planned) == 56
     ran, saved = [], []
 
     def fails_once(module, variant, task, *rest, variables, limit):
@@ -215,3 +215,21 @@ def test_a_line_that_fails_is_told(ten_lines, monkeypatch, tmp_path):
     monkeypatch.setattr(ten_lines, "LINES", ("raise ValueError('nothing there')",))
     with pytest.raises(MechdiffError, match="nothing there"):
         ten_lines.run_lines(tmp_path)
+
+
+def test_kernels_of_a_program_are_counted_with_what_they_move():
+    """By hand: a fusion reads 32 bytes and writes 16, and what it is made of is no kernel of its own."""
+    program = """
+%fused (p: f32[8]) -> bf16[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %convert = bf16[8]{0} convert(%p)
+}
+
+ENTRY %main (x: f32[8]) -> (bf16[8], u8[0]) {
+  %x = f32[8]{0} parameter(0)
+  %loop_convert_fusion.3 = bf16[8]{0} fusion(%x), kind=kLoop, calls=%fused
+  ROOT %conv = (bf16[8]{0}, u8[0]{0}) custom-call(%loop_convert_fusion.3), custom_call_target="__cudnn$conv"
+}
+"""
+    expected = {"loop_convert_fusion": (1, 48), "__cudnn$conv": (1, 32)}
+    assert _kernels.moved(program) == expected
