@@ -85,8 +85,7 @@ def flags(config: Mapping[str, Any], state: tensors.State, stated: Stated) -> Fl
     if by_class and "num_heads" not in get.stated:
         values["num_heads"] = 1  # default of the class, not of the scripts
     values |= _levels(get, values, said, by_class, read_off)
-    if (values["predict_xstart"], values["model_mean_type"]) == (False, "start_x"):
-        values["predict_xstart"] = True
+    values["predict_xstart"] = _predicts_image(get, stated)
     assumed = _assumed(get, values, stated)
     values["rescale_timesteps"] = _rescaled(values, stated)
     notes = []
@@ -107,7 +106,8 @@ def _spelled(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
     for name, value in config.items():
         ours = ALIASES.get(name, name) if isinstance(name, str) else name
         if ours in flat:
-            raise ConfigError(f"{WHAT} options {shorten(name)} and {shorten(ours)} are the same; write one")
+            same = [shorten(other) for other in (*ALIASES, ours) if ALIASES.get(other, other) == ours]
+            raise ConfigError(f"{WHAT} options {' and '.join(same)} are the same; write one")
         flat[ours] = value
     return flat, by_class
 
@@ -133,6 +133,18 @@ def _with_statements(get: Options, stated: Stated) -> Options:
             f"{WHAT}'s betas follow from diffusion_steps; leave out --beta_start and --beta_end"
         )
     return dataclasses.replace(get, values=values)
+
+
+def _predicts_image(get: Options, stated: Stated) -> bool:
+    """Whether the network's output is the image: by `predict_xstart`, or by forks' `model_mean_type`."""
+    by_flag, kind = get["predict_xstart"], get["model_mean_type"]
+    if "model_mean_type" not in get.stated:
+        return by_flag
+    if by_flag != (kind == "start_x") and ("predict_xstart" in get.stated or stated.prediction):
+        raise ConfigError(
+            f"{WHAT} option model_mean_type={kind} contradicts predict_xstart={by_flag}; write what is right"
+        )
+    return kind == "start_x"
 
 
 def _side(get: Options) -> int:

@@ -1,18 +1,19 @@
 """Files of a foreign folder: the network's config, its scheduler, and related files."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mechdiff.core.errors import ConfigError, DataError
-from mechdiff.models.pretrained.configs import config_file, read_config
+from mechdiff.models.pretrained.averages import OTHER, kind_of, named
+from mechdiff.models.pretrained.configs import NAMES, config_file, read_config
 from mechdiff.storage import files
 
-NETWORKS = {"raw": "unet", "ema": "unet_ema"}  # sub-folders of pipelines and of trainers' checkpoints
 SCHEDULER = "scheduler_config.json"
 INDEX = "model_index.json"
 LATENT = ("vae", "vqvae", "vqmodel", "vq_model", "movq", "first_stage_model", "autoencoder")
+KINDS = {"raw": "raw weights", "ema": "averaged weights", "": "not said of which kind"}
 LATENT_CLASSES = ("Autoencoder", "VQModel")  # how their names begin
 
 
@@ -38,7 +39,7 @@ def locate(folder: Path, weights: str | None = None) -> Place:
     """Reads what describes the network in a folder: itself, a pipeline, or a trainer's checkpoint.
 
     Args:
-      weights: `raw` or `ema`, where `unet/` and `unet_ema/` lie side by side.
+      weights: `raw` or `ema`, where folders of both lie side by side, such as `unet/` and `unet_ema/`.
 
     Raises:
       DataError: a file that is absent or can't be read.
@@ -59,26 +60,45 @@ def locate(folder: Path, weights: str | None = None) -> Place:
 
 def _home(folder: Path, weights: str | None) -> tuple[Path, tuple[str, ...]]:
     """The network's own folder, and which others there are."""
-    there = {kind: folder / name for kind, name in NETWORKS.items() if config_file(folder / name).is_file()}
-    if there and config_file(folder).is_file():
-        names = ", ".join(f"{home.name}/" for home in there.values())
-        raise ConfigError(
-            f"{folder} describes a network and holds others ({names}); name one of those folders"
-        )
-    if not there:
-        beside = {kind: name for kind, name in NETWORKS.items() if name != folder.name}
-        others = [folder.parent / name for name in beside.values() if folder.name in NETWORKS.values()]
-        others = [other.name for other in others if config_file(other).is_file()]
-        return folder, (f"read {folder.name}/; {others[0]}/ beside it is not read",) if others else ()
-    kind = weights if weights in NETWORKS else next(iter(there))
-    if kind not in there:
-        raise ConfigError(
-            f"--weights={kind}: no {NETWORKS[kind]}/ in {folder}, only {next(iter(there.values())).name}/"
-        )
-    note = "read unet/ (raw weights); " if kind == "raw" else "read unet_ema/ (averaged weights); "
-    other = "ema" if kind == "raw" else "raw"
-    note += f"for {NETWORKS[other]}/ give --weights={other} or --from={folder / NETWORKS[other]}"
-    return there[kind], (note,) if len(there) > 1 else ()
+    inside = _networks(folder)
+    if not inside:
+        siblings = _networks(folder.absolute().parent) if _may_hold(folder.absolute().name) else []
+        names = [other.name for other in siblings if other.name != folder.absolute().name]
+        names = names if named(folder.absolute().name) else [name for name in names if named(name)]
+        return folder, (f"read {folder.name}/; {_listed(names)} beside it is not read",) if names else ()
+    names = {path: path.name for path in inside} | ({folder: ""} if config_file(folder).is_file() else {})
+    kinds = {path: kind_of(name, names.values()) for path, name in names.items()}
+    said = [path for path in names if weights in OTHER and kinds[path] == weights]
+    plain = [path for path in names if not named(names[path])]
+    chosen = said or (plain if weights not in OTHER else []) or list(names)
+    if len(chosen) > 1:
+        which = f"--weights={weights}: {folder}" if weights in OTHER else str(folder)
+        itself = "describes a network and holds others" if folder in names else "holds several networks"
+        raise ConfigError(f"{which} {itself} ({_listed(filter(None, names.values()))}); name one of them")
+    notes = [_which(chosen[0], path, kinds) for path in names if path != chosen[0]]
+    return chosen[0], tuple(notes)
+
+
+def _which(read: Path, other: Path, kinds: dict[Path, str]) -> str:
+    """The note on a network that was not read."""
+    flag = f"--weights={kinds[other]} or " if kinds[other] != kinds[read] else ""
+    return f"read {read.name}/ ({KINDS[kinds[read]]}); for {other.name}/ give {flag}--from={other}"
+
+
+def _networks(folder: Path) -> list[Path]:
+    """Folders in a folder that describe a network: those called `unet`; or `raw`, `ema` and what they lie
+    beside."""
+    described = [p for p in sorted(folder.glob("*")) if any((p / name).is_file() for name in NAMES)]
+    called = [path for path in described if _may_hold(path.name)]
+    return called if any("unet" in path.name.lower() for path in called) or not called else described
+
+
+def _may_hold(name: str) -> bool:
+    return "unet" in name.lower() or bool(named(name))
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"{name}/" for name in names)
 
 
 def _undescribed(path: Path) -> str:

@@ -143,7 +143,7 @@ def _buffers(state: tensors.State) -> tuple[dict[str, np.ndarray], dict[str, np.
     buffers, rest = {}, {}
     for name, value in state.items():
         *wrappers, last = name.split(".")
-        is_buffer = last in BUFFERS and all(word in states.WRAPPERS for word in wrappers)
+        is_buffer = last in BUFFERS and all(map(states.wraps, wrappers))
         (buffers if is_buffer else rest)[last if is_buffer else name] = value
     return buffers, rest
 

@@ -5,13 +5,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mechdiff.core.errors import CheckpointError, ConfigError, shorten
+from mechdiff.models.pretrained.averages import OTHER, check_stated, kind_of, named
 from mechdiff.models.pretrained.tensors import State
 
 COMPILED = "_orig_mod."  # of torch.compile, at any depth
-WRAPPERS = ("module", "model", "ema", "ema_model", "model_ema", "shadow", "online_model", "net", "network")
-WRAPPERS += ("unet", "denoise_fn", "diffusion_model", "state_dict", "params", "params_ema")
+WRAPPERS = (
+    "module",
+    "model",
+    "net",
+    "network",
+    "unet",
+    "denoise_fn",
+    "diffusion_model",
+    "state_dict",
+    "params",
+)
 COPIED = "online_model"  # the raw network that an average keeps beside itself
-AVERAGED = ("ema", "ema_model", "model_ema", "shadow", "params_ema")
 
 
 def unwrapped(state: State, probe: str, weights: str | None, path: Path) -> tuple[dict, tuple[str, ...]]:
@@ -22,10 +31,13 @@ def unwrapped(state: State, probe: str, weights: str | None, path: Path) -> tupl
       weights: `raw` or `ema`, where the file may hold both; None: there must be one.
 
     Raises:
-      CheckpointError: raw and averaged tensors, and `weights` does not say which.
+      CheckpointError: raw and averaged tensors, and `weights` does not say which; or a statement that
+        neither the tensors nor the file bear out.
     """
     plain = {name.replace(COMPILED, ""): value for name, value in state.items()}
     prefixes = _prefixes(plain, probe)
+    if not any(map(_averaged, prefixes)):
+        check_stated(weights, path)
     if not prefixes:
         return plain, ()
     prefix = _chosen(prefixes, weights, path)
@@ -45,15 +57,24 @@ def unwrapped(state: State, probe: str, weights: str | None, path: Path) -> tupl
 def _prefixes(state: State, probe: str) -> list[str]:
     """Prefixes that wrappers put before tensors' names; of an unknown one only if all tensors have it."""
     prefixes = sorted({name.removesuffix(probe) for name in state if name.endswith(probe)})
-    known = [prefix for prefix in prefixes if all(part in WRAPPERS for part in prefix.split(".")[:-1])]
+    known = [prefix for prefix in prefixes if all(map(wraps, prefix.split(".")[:-1]))]
     if known or len(prefixes) != 1 or not prefixes[0].endswith("."):
         return known
     return prefixes if all(name.startswith(prefixes[0]) for name in state) else []
 
 
+def wraps(part: str) -> bool:
+    """Whether a part of a tensor's name is that of a wrapper or of an average."""
+    return part in WRAPPERS or bool(named(part))
+
+
+def _averaged(prefix: str) -> bool:
+    return any(named(part) == "ema" for part in prefix.split("."))
+
+
 def _chosen(prefixes: list[str], weights: str | None, path: Path) -> str:
     originals = [prefix for prefix in prefixes if COPIED not in prefix.split(".")]
-    averaged = [prefix for prefix in originals if set(prefix.split(".")) & set(AVERAGED)]
+    averaged = [prefix for prefix in originals if _averaged(prefix)]
     if len(originals) > len(averaged):  # the raw network itself lies there too
         prefixes = originals
     raw = [prefix for prefix in prefixes if prefix not in averaged]
@@ -83,44 +104,48 @@ def without_variances(state: State, names: tuple[str, ...], outputs: int) -> tup
 def weight_file(folder: Path, stem: str, weights: str | None) -> tuple[Path, tuple[str, ...]]:
     """The file of a folder that holds the weights, and notes on the files that are not used.
 
-    `STEM.safetensors`, or what `weights` names: a variant (`STEM.fp16.safetensors`) or a file. Without
-    either, the only file.
+    `STEM.safetensors`, or what `weights` names: a variant (`STEM.fp16.safetensors`), a file, or `raw` or
+    `ema` where names of files tell these apart (`averages.kind_of`). Without either, the only file.
 
     Raises:
       ConfigError: several files and no statement which; or none of the stated name.
     """
     main = folder / f"{stem}.safetensors"
     variants = _variants(folder, stem)
-    others = sorted(path for path in folder.glob("*.safetensors") if path != main)
-    if weights and weights.endswith(".safetensors"):
-        if Path(weights).name != weights or not (folder / weights).is_file():
-            raise ConfigError(f"--weights={shorten(weights)[1:-1]}: no such file in {folder}")
-        return folder / weights, ()
-    if weights == "raw" and "non_ema" in variants:
-        return variants["non_ema"], (f"read {variants['non_ema'].name}",)
-    if weights and weights not in ("raw", "ema"):
-        if weights not in variants:
-            have = ", ".join(variants) or "none"
-            raise ConfigError(
-                f"--weights={shorten(weights)[1:-1]}: no such variant in {folder} (have: {have})"
-            )
-        return variants[weights], ()
+    if weights and weights not in OTHER:
+        return _stated_file(folder, variants, weights), ()
     sharded = _index(folder, main).is_file()
-    if main.is_file() or sharded:
-        beside = ", ".join(path.name for path in (variants.values() if sharded else others))
-        note = f"read {main.name}; beside it, not read: {beside} (choose by --weights=NAME)"
-        return main, (note,) if beside else ()
-    candidates = list(variants.values()) or others
-    if len(candidates) > 1 and all(re.search(r"-\d+-of-\d+$", path.stem) for path in candidates):
-        raise ConfigError(
-            f"{folder} has {len(candidates)} shards without {main.name}.index.json; fetch it too"
-        )
-    if len(candidates) > 1:
-        names = ", ".join(path.name for path in candidates[:4])
-        raise ConfigError(f"{folder} has no {main.name} but {names}; choose by --weights=NAME")
-    if candidates:
-        return candidates[0], (f"read {candidates[0].name}, the only weights there",)
+    others = sorted(path for path in folder.glob("*.safetensors") if path != main)
+    others = list(variants.values()) if sharded else others
+    there = [main, *others] if main.is_file() or sharded else list(variants.values()) or others
+    said = [path for path in there if kind_of(path.stem, [other.stem for other in there]) == weights]
+    chosen = said if weights and said else there
+    if chosen and (chosen[0] == main or len(chosen) == 1):
+        beside = ", ".join(path.name for path in there if path != chosen[0])
+        note = f"read {chosen[0].name}; beside it, not read: {beside} (choose by --weights=NAME)"
+        note = note if beside else f"read {chosen[0].name}, the only weights there"
+        return chosen[0], (note,) if beside or chosen[0] != main else ()
+    if chosen:
+        raise ConfigError(_several(folder, main, chosen))
     return main, ()  # reported as absent by who loads it
+
+
+def _stated_file(folder: Path, variants: Mapping[str, Path], weights: str) -> Path:
+    shown = f"--weights={shorten(weights)[1:-1]}"
+    if weights.endswith(".safetensors"):
+        if Path(weights).name != weights or not (folder / weights).is_file():
+            raise ConfigError(f"{shown}: no such file in {folder}")
+        return folder / weights
+    if weights not in variants:
+        raise ConfigError(f"{shown}: no such variant in {folder} (have: {', '.join(variants) or 'none'})")
+    return variants[weights]
+
+
+def _several(folder: Path, main: Path, files: list[Path]) -> str:
+    if all(re.search(r"-\d+-of-\d+$", path.stem) for path in files):
+        return f"{folder} has {len(files)} shards without {main.name}.index.json; fetch it too"
+    names = ", ".join(path.name for path in files[:4])
+    return f"{folder} has no {main.name} but {names}; choose by --weights=NAME"
 
 
 def _variants(folder: Path, stem: str) -> dict[str, Path]:

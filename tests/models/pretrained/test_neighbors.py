@@ -70,6 +70,43 @@ def test_raw_and_averaged_weights_are_told_apart(pipeline):
     assert "unet/ beside it is not read" in alone.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("raw", "ema"), [("unet", "ema_unet"), ("unet_non_ema", "unet"), ("model", "model_ema"), ("", "ema")]
+)
+def test_folders_of_both_are_told_apart_by_any_name(pipeline, raw, ema):
+    plain = bias(pretrained.read(pipeline))
+    averaged(pipeline)
+    (pipeline / "unet").rename(pipeline / "aside")
+    (pipeline / "unet_ema").rename(pipeline / ema)
+    for path in () if raw else (pipeline / "aside").iterdir():
+        path.rename(pipeline / path.name)
+    if raw:
+        (pipeline / "aside").rename(pipeline / raw)
+    for weights, factor in (("raw", 1), ("ema", 2)):
+        np.testing.assert_array_equal(
+            bias(pretrained.read(pipeline, Stated(weights=weights))), factor * plain
+        )
+    assert f"for {'unet_non_ema' if ema == 'unet' else ema}/ give" in pretrained.read(pipeline).notes[0]
+
+
+@pytest.mark.parametrize("name", [f"{STEM}.ema", "model_ema", "ema_0.9999_100"])
+def test_a_stated_average_is_the_file_called_one_or_refused(pipeline, name):
+    home = pipeline / "unet"
+    plain = bias(pretrained.read(home))
+    with pytest.raises(
+        MechdiffError, match=f"--weights=ema: .*{WEIGHTS} names nothing averaged; leave it out"
+    ):
+        pretrained.read(pipeline, Stated(weights="ema"))
+    save_file(
+        {key: 2 * value for key, value in load_file(home / WEIGHTS).items()}, home / f"{name}.safetensors"
+    )
+    for weights, factor in (("raw", 1), ("ema", 2)):
+        np.testing.assert_array_equal(bias(pretrained.read(home, Stated(weights=weights))), factor * plain)
+    (home / WEIGHTS).unlink()
+    with pytest.raises(MechdiffError, match=r"--weights=raw: .* is the averaged one; leave it out"):
+        pretrained.read(home, Stated(weights="raw"))
+
+
 def test_a_nearer_scheduler_that_says_otherwise_is_read_and_the_other_named(pipeline):
     near = schedulers.write(DiffusionConfig(), "epsilon")
     (pipeline / "unet" / "scheduler_config.json").write_text(json.dumps(near))

@@ -1,0 +1,51 @@
+"""Raw and averaged (EMA) weights told apart by what folders, files and tensors are called."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from mechdiff.core.errors import CheckpointError
+
+OTHER = {"raw": "ema", "ema": "raw"}
+RAW = re.compile(r"(^|[^a-z])(non?[^a-z]?ema|raw|online)([^a-z]|$)")  # `no` before the word that it denies
+AVERAGED = re.compile(r"(^|[^a-z])(ema|shadow|averaged?|avg|swa)([^a-z]|$)")
+
+
+def named(name: str) -> str:
+    """`raw` or `ema`, if a name says so, else nothing.
+
+    Example:
+      >>> [named(name) for name in ("unet_ema", "model.non_ema", "ema_0.9999_100", "schema")]
+      ['ema', 'raw', 'ema', '']
+    """
+    name = name.lower()
+    return "raw" if RAW.search(name) else "ema" if AVERAGED.search(name) else ""
+
+
+def kind_of(name: str, beside: Iterable[str]) -> str:
+    """`raw` or `ema`: what a name says, else what those beside it leave; nothing if they don't tell.
+
+    Example:
+      >>> kind_of("unet", ["unet_ema", "unet"]), kind_of("unet", ["unet_non_ema"]), kind_of("unet", ["vae"])
+      ('raw', 'ema', '')
+    """
+    others = {named(other) for other in beside} - {""}
+    return named(name) or (OTHER[others.pop()] if len(others) == 1 else "")
+
+
+def check_stated(weights: str | None, file: Path) -> None:
+    """Refuses a statement on weights that the name of their file or folder denies, or, of averages, does not
+    bear out. Files beside it count, and folders whose names contain its folder's (`unet`, `unet_ema`).
+
+    Raises:
+      CheckpointError: names the file.
+    """
+    if weights not in OTHER:
+        return
+    folder = file.absolute().parent
+    folders = [path.name for path in folder.parent.glob("*") if folder.name in path.name]
+    kind = kind_of(file.stem, [path.stem for path in folder.glob("*.safetensors")])
+    kind = kind or kind_of(folder.name, folders)
+    if kind != weights and (kind or weights == "ema"):
+        said = {"ema": "is the averaged one", "raw": "is the raw one", "": "names nothing averaged"}[kind]
+        raise CheckpointError(f"--weights={weights}: {file} {said}; leave it out to read these")
