@@ -22,7 +22,8 @@ def add_direction(
       strength: in units of `direction`.
 
     Raises:
-      ConfigError: an unknown component, or a direction of another rank or that is not finite.
+      ConfigError: an unknown component, or a direction of another rank or width or that is not finite. The
+        width of a head is known, and checked, only where it is used.
 
     Example:
       >>> from mechdiff.interventions.record import ALWAYS
@@ -43,6 +44,9 @@ def add_direction(
     rank = 1 if site_type(site) in VECTORS else 3
     if added.ndim not in (1, rank):
         raise ConfigError(f"direction of shape {np.shape(direction)} for {component}: need (channels,)")
+    width = np.shape(intervention.gate[site])[-1]
+    if site_type(site) != "head" and width > 1 and added.shape[-1] not in (1, width):
+        raise ConfigError(f"direction of {added.shape[-1]} channels for {component}, which has {width}")
     added = added.reshape((1,) * (rank - added.ndim) + added.shape)
     return dataclasses.replace(
         intervention, add=dict(intervention.add) | {site: added + intervention.add.get(site, 0.0)}

@@ -148,6 +148,6 @@ def conditioned(images: EvalImages, condition: PyTree, config: SweepConfig) -> E
 
 
 def settings_in_words(config: SweepConfig) -> str:
-    """The settings that decide how many images are needed, in words."""
-    scored = "sweep.images x sweep.timesteps" if config.nested else "sweep.images"
-    return f"{scored} + sweep.reference_images"
+    """The settings that decide how many images are needed, in words; in Python the first is called `n`."""
+    scored = "sweep.images (n) x sweep.timesteps" if config.nested else "sweep.images (n)"
+    return f"{scored} + sweep.reference_images" if config.reference_images else scored

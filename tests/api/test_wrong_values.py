@@ -27,6 +27,7 @@ WRONG = {  # what the message says -> what is called, of a model and images
     "factor=None": lambda model, images: model.scale(HEAD, None),
     "temperature='2'": lambda model, images: model.temperature(HEAD, "2"),
     "direction 'x' for": lambda model, images: model.add(RES, "x"),
+    f"direction of 7 channels for {RES}, which has": lambda model, images: model.add(RES, np.ones(7)),
     "expected finite numbers": lambda model, images: model.add(RES, np.array([np.nan])),
     "low=0.5": lambda model, images: model.during(0.5, 300),
     "holds no timestep": lambda model, images: model.during(5000, 6000),
