@@ -42,46 +42,25 @@ def _widest(denoiser):
 
 def main(config, workdir):
     use_all_cores()
-    examine = examine_all if EVERY.value else verify
-    sweep = dataclasses.replace(config.sweep, ablations=(ABLATION.value,))
     screens, inputs, largest = {"trained": {}, "untrained": {}}, {}, {}
     for folder in map(Path, MODEL.value):
         name = "/".join(folder.parts[-2:])
         denoiser, trained, images, eval_set = _launch.opened(
             config, workdir, folder, CELEBA.value, IMAGES.value, name=name
         )
-        forecast.print_memory_forecast(denoiser, sweep)
         inputs[name] = images.label
         chosen = denoiser.components(_widest(denoiser) if CHANNELS.value else 0)
         networks = {"trained": denoiser}
         if UNTRAINED.value:
             networks["untrained"] = untrained.untrained(denoiser, trained.seed)
+        forecast.print_memory_forecast(denoiser, _sweep(config))
         for group, network in networks.items():
-            replacements = replacement_values(
-                network, images, eval_set.timesteps, jax.random.key(config.seed), sweep
-            ).get(ABLATION.value)
-            screens[group][network.name] = examine(
-                network,
-                eval_set,
-                workdir / "exact",
-                chosen=chosen,
-                ablation=ABLATION.value,
-                replacements=replacements,
-                setting=config.sweep.precision,
-            )
+            screens[group][network.name] = screened(config, workdir, network, images, eval_set, chosen)
             if not EVERY.value:
                 names = [component.name for component in chosen]
                 largest[network.name] = screening.top(screens[group][network.name], names)
     if EVERY.value:
-        summaries = "\n\n".join(
-            "\n".join(
-                [f"{len(of_group)} {group}, {ABLATION.value}", *score_agreement.summary(of_group.values())]
-            )
-            for group, of_group in screens.items()
-            if of_group
-        )
-        files.write_atomic(workdir / "screen.txt", f"{summaries}\n".encode())
-        print(f"\n{summaries}")
+        save_summaries(screens, workdir)
     manifest = run_manifest(to_dict(config), models=MODEL.value, ablation=ABLATION.value, inputs=inputs)
     records = {name: plain(screen) for of_group in screens.values() for name, screen in of_group.items()}
     files.write_json(workdir / "screen.json", {"models": records, "manifest": manifest})
@@ -89,6 +68,37 @@ def main(config, workdir):
         tables.print_records(f"\n{name}, {ABLATION.value} ablation: largest verified effects", rows)
     print(workdir / "screen.json")
     return {"folder": workdir, "top": largest}
+
+
+def _sweep(config):
+    return dataclasses.replace(config.sweep, ablations=(ABLATION.value,))
+
+
+def screened(config, workdir, network, images, eval_set, chosen):
+    """What `examine_all` or `verify`, as --every says, tells of a network."""
+    replacements = replacement_values(
+        network, images, eval_set.timesteps, jax.random.key(config.seed), _sweep(config)
+    ).get(ABLATION.value)
+    return (examine_all if EVERY.value else verify)(
+        network,
+        eval_set,
+        workdir / "exact",
+        chosen=chosen,
+        ablation=ABLATION.value,
+        replacements=replacements,
+        setting=config.sweep.precision,
+    )
+
+
+def save_summaries(screens, workdir):
+    """Writes and prints how well scores rank the components, of trained and of untrained networks."""
+    summaries = "\n\n".join(
+        "\n".join([f"{len(of_group)} {group}, {ABLATION.value}", *score_agreement.summary(of_group.values())])
+        for group, of_group in screens.items()
+        if of_group
+    )
+    files.write_atomic(workdir / "screen.txt", f"{summaries}\n".encode())
+    print(f"\n{summaries}")
 
 
 def examine_all(denoiser, eval_set, folder, *, setting, **options):

@@ -48,7 +48,10 @@ def ceiling() -> str:
     """One line: the speed of plain matrix products, one on every device at once."""
     side, count = _harness.PRODUCT, len(jax.local_devices())
     mesh = devices.over(count)
-    square = lambda a: jnp.matmul(a, a, precision=devices.precision())
+
+    def square(a):
+        return jnp.matmul(a, a, precision=devices.precision())
+
     multiply = jax.shard_map(square, mesh=mesh, in_specs=devices.IMAGES, out_specs=devices.IMAGES)
     run, ones = jax.jit(multiply), devices.shared(mesh, np.ones((count, side, side), np.float32))
     speed = 2 * count * side**3 / _harness.seconds(lambda: run(ones).block_until_ready()) / 1e9

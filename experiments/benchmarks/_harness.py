@@ -58,6 +58,17 @@ def seconds(step: Callable[[], object], warm_up: Callable[[], object] | None = N
     return statistics.median(times)
 
 
+def in_turns(arms: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds that each arm of one process took in every round; they take turns at going first."""
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(rounds):
+        for name in list(arms)[:: 1 if turn % 2 else -1]:
+            start = time.perf_counter()
+            arms[name]()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
 def compare(
     task: str, config: ExperimentConfig, images: int, rounds: int, chosen: str = ".*"
 ) -> dict[str, list[dict]]:

@@ -9,7 +9,6 @@ beside that of a plain matrix product. Compiling comes before the clock starts.
 """
 
 import statistics
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
@@ -19,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from experiments import _launch
-from experiments.benchmarks import _flops
+from experiments.benchmarks import _flops, _harness
 from mechdiff.core.devices import use_all_cores
 from mechdiff.diffusion.schedules import ddim_timesteps, make_schedule
 from mechdiff.models.denoiser import Denoiser
@@ -56,28 +55,28 @@ def main(config, workdir):
         with mock.patch.object(rollout, "first_step_inside", lambda timesteps, window: 0):
             return shared()
 
-    arms, seconds = {"shared": shared, "naive": naive}, {"shared": [], "naive": []}
+    arms = {"shared": shared, "naive": naive}
     swept = {name: arm() for name, arm in arms.items()}  # compiles
     worst = float(abs(swept["shared"].distance - swept["naive"].distance).max())
-    for turn in range(ROUNDS.value):
-        for name in list(arms)[:: 1 if turn % 2 else -1]:
-            start = time.perf_counter()
-            arms[name]()
-            seconds[name].append(time.perf_counter() - start)
-    middle = {name: statistics.median(times) for name, times in seconds.items()}
-    per_call = sum(_flops.of_stages(config.unet, params, identity)) * SAMPLES.value / 1e9
+    seconds = _harness.in_turns(arms, ROUNDS.value)
     calls = dict(zip(arms, rollout.network_calls(timesteps, windows, len(chosen)), strict=True))
     print(
         f"{len(chosen)} components in {len(windows)} windows of {len(timesteps)} steps, "
-        f"{SAMPLES.value} samples, preset {config.name}; medians of {ROUNDS.value} rounds\n"
-        f"{'arm':12}{'calls a sample':>16}{'seconds':>10}{'GF/s':>8}"
+        f"{SAMPLES.value} samples, preset {config.name}; medians of {ROUNDS.value} rounds"
     )
+    report(seconds, calls, sum(_flops.of_stages(config.unet, params, identity)) * SAMPLES.value / 1e9)
+    print(f"distances differ by at most {worst:.1e}\n{_flops.ceiling()}")
+
+
+def report(seconds, calls, per_call):
+    """Prints medians and ratios; `calls` of the network by arm, of `per_call` GF each."""
+    middle = {name: statistics.median(times) for name, times in seconds.items()}
+    print(f"{'arm':12}{'calls a sample':>16}{'seconds':>10}{'GF/s':>8}")
     for name, count in calls.items():
         print(f"{name:12}{count:16,}{middle[name]:10.1f}{per_call * count / middle[name]:8.1f}")
     print(
         f"ratio {middle['naive'] / middle['shared']:.2f} x in time, "
-        f"{calls['naive'] / calls['shared']:.2f} x in network calls; "
-        f"distances differ by at most {worst:.1e}\n{_flops.ceiling()}"
+        f"{calls['naive'] / calls['shared']:.2f} x in network calls"
     )
 
 

@@ -10,7 +10,6 @@ that.
 """
 
 import statistics
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from experiments import _launch
-from experiments.benchmarks import _flops
+from experiments.benchmarks import _flops, _harness
 from mechdiff.circuits import screen_scores
 from mechdiff.circuits.attribution import Expansion, gate_scores
 from mechdiff.core.devices import use_all_cores
@@ -56,14 +55,9 @@ def main(config, workdir):
         gate_scores(denoiser, eval_set, chosen=every, expansion=Expansion(probes=PROBES.value))
 
     arms = {"scores": scores_of_all, "exact": exact}
-    seconds = {name: [] for name in arms}
     for arm in arms.values():  # compiles
         arm()
-    for turn in range(ROUNDS.value):
-        for name in list(arms)[:: 1 if turn % 2 else -1]:
-            start = time.perf_counter()
-            arms[name]()
-            seconds[name].append(time.perf_counter() - start)
+    seconds = _harness.in_turns(arms, ROUNDS.value)
     share = len(every) / len(sampled)
     all_exact = statistics.median(seconds["exact"]) * share
     scores = statistics.median(seconds["scores"])

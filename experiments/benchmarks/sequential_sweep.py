@@ -12,7 +12,6 @@ images, and their time is extrapolated. All run in one process, compiled beforeh
 """
 
 import statistics
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,7 +19,7 @@ import jax
 from absl import flags
 
 from experiments import _launch
-from experiments.benchmarks import _flops
+from experiments.benchmarks import _flops, _harness
 from mechdiff.core import keys
 from mechdiff.core.config import SweepConfig, override
 from mechdiff.core.devices import use_all_cores
@@ -64,19 +63,26 @@ def main(config, workdir):
     nested, crossed = adaptive(images.nested), adaptive(images.scored[:pilot])  # compile
     fixed()
     arms = {"adaptive": lambda: adaptive(images.nested), "fixed": fixed}
-    seconds = {name: [] for name in arms}
-    for turn in range(ROUNDS.value):
-        for name in list(arms)[:: 1 if turn % 2 else -1]:
-            start = time.perf_counter()
-            arms[name]()
-            seconds[name].append(time.perf_counter() - start)
-    took = statistics.median(seconds["adaptive"])
-    per_image = statistics.median(seconds["fixed"]) / pilot
-    count, left = len(nested.components), int((~nested.decided).sum())
+    seconds = {name: statistics.median(of) for name, of in _harness.in_turns(arms, ROUNDS.value).items()}
+    print(f"{denoiser.name}, {len(timesteps)} timesteps; medians of {ROUNDS.value} rounds")
+    report(nested, crossed, seconds["adaptive"], seconds["fixed"] / pilot)
+    print(f"fixed designs: run on {pilot} images, extrapolated\n{_flops.ceiling()}")
+    if left := int((~nested.decided).sum()):
+        print(f"{left} components stayed undecided; give more images (--images)")
+
+
+def report(nested, crossed, took, per_image):
+    """Prints what the adaptive arm spent, and fixed designs that are as certain.
+
+    Args:
+      nested, crossed: of `sequential_sweep`, on images of either design.
+      took: seconds of the adaptive arm.
+      per_image: seconds of a fixed design for each image.
+    """
+    count = len(nested.components)
     spent = f"{nested.images.min()} to {nested.images.max()}"
     print(
-        f"{count} components of {denoiser.name}, {len(timesteps)} timesteps, to {WIDTH.value} % or apart "
-        f"from 0; medians of {ROUNDS.value} rounds\n"
+        f"{count} components, to {WIDTH.value} % or apart from 0\n"
         f"{'':24}{'images a timestep':>22}{'components x images':>24}{'seconds':>10}"
         f"{'over adaptive':>16}{'in runs':>10}\n"
         f"{'adaptive, nested':24}{spent:>22}{nested.spent:24,}{took:10.1f}"
@@ -85,9 +91,6 @@ def main(config, workdir):
         needed = runs // count
         ratios = f"{per_image * needed / took:14.2f} x{runs / nested.spent:8.2f} x"
         print(f"{name:24}{needed:22}{runs:24,}{per_image * needed:10.1f}{ratios}")
-    print(f"fixed designs: run on {pilot} images, extrapolated\n{_flops.ceiling()}")
-    if left:
-        print(f"{left} components stayed undecided; give more images (--images)")
 
 
 if __name__ == "__main__":

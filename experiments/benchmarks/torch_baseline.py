@@ -210,6 +210,10 @@ def training_step(config: ExperimentConfig, layout: str, images: int) -> tuple:
     return once, images, once
 
 
+def _timesteps(config: ExperimentConfig) -> list[int]:
+    return np.linspace(0, config.diffusion.steps - 1, config.sweep.timesteps).astype(int).tolist()
+
+
 def forward_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
     """One component at zero at a time: a loop over forward hooks."""
     model, x0, signal = prepared(config, layout, images)
@@ -218,7 +222,7 @@ def forward_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
 
     @torch.inference_mode()
     def once():
-        for t in np.linspace(0, config.diffusion.steps - 1, config.sweep.timesteps).astype(int).tolist():
+        for t in _timesteps(config):
             noise = torch.randn_like(x0)
             x_t = signal[t].sqrt() * x0 + (1 - signal[t]).sqrt() * noise
             for x, target in zip(x_t.split(block), noise.split(block), strict=True):
@@ -243,7 +247,6 @@ def batched_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
     if layout == "compiled":
         run = torch.compile(model, dynamic=False)
     off = 1 - torch.eye(count, device=DEVICE)
-    timesteps = np.linspace(0, config.diffusion.steps - 1, config.sweep.timesteps).astype(int).tolist()
 
     def losses(run, x_t: torch.Tensor, noise: torch.Tensor, t: int, part: torch.Tensor):
         masks.mask = part.repeat_interleave(images, 0)
@@ -253,9 +256,8 @@ def batched_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
 
     @torch.inference_mode()
     def once(together: int):
-        # A short last batch is filled up: another shape would be compiled anew.
-        filled = torch.cat([off, off[-1:].expand(-count % together, -1)])
-        for t in timesteps:
+        filled = torch.cat([off, off[-1:].expand(-count % together, -1)])  # another shape is compiled anew
+        for t in _timesteps(config):
             noise = torch.randn_like(x0)
             x_t = signal[t].sqrt() * x0 + (1 - signal[t]).sqrt() * noise
             for part in filled.split(together):

@@ -44,13 +44,19 @@ def nnx():
 def dit(images: int):
     """The Linen DiT, trained for a step, and a class for each image."""
     size = linen_dit.SIZE
-    draw = lambda key: (jax.random.normal(key, (5, size, size, 3)), jnp.arange(5))
+
+    def draw(key):
+        return jax.random.normal(key, (5, size, size, 3)), jnp.arange(5)
+
     return linen_dit.denoiser(steps=1, draw=draw), jnp.arange(images) % linen_dit.RUNGS
 
 
 def measured(denoiser, condition, images: int, repeats: int) -> dict[str, float]:
     """Operations and processor seconds of both arms, and how far their predictions are apart."""
-    noisy = lambda leaf: leaf + 0.1 * np.random.default_rng(0).normal(size=leaf.shape).astype(leaf.dtype)
+
+    def noisy(leaf):
+        return leaf + 0.1 * np.random.default_rng(0).normal(size=leaf.shape).astype(leaf.dtype)
+
     params = jax.tree.map(noisy, denoiser.params)  # no gate that training opens stays shut
     denoiser = dataclasses.replace(denoiser, params=params)
     names, stacked = leave_one_out(denoiser.identity, denoiser.components())

@@ -79,7 +79,9 @@ def loss_increases(denoiser: TracedDenoiser, x0, t, noise, condition=None) -> di
 
     @jax.jit
     def losses(intervention):
-        predict = lambda x, t: denoiser.predict(intervention, x, t, condition)
+        def predict(x, t):
+            return denoiser.predict(intervention, x, t, condition)
+
         return denoising_loss(predict, denoiser.schedule, x0, t, noise)
 
     names, stacked = leave_one_out(denoiser.identity, denoiser.components())

@@ -5,6 +5,8 @@ be: what a component's ablation costs can be read against what the network lacks
 named values are those of one point. `python -m experiments.examples.equinox_mlp` takes less than a minute.
 """
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -67,7 +69,7 @@ def denoiser(*, steps: int = 3000, width: int = 32, depth: int = 3, batch: int =
     def loss(arrays, key, x0):
         at, noise = jax.random.split(key)
         t = jax.random.randint(at, (batch,), 0, SCHEDULE.steps)
-        network = lambda x, time: fn(arrays, x, time)
+        network = functools.partial(fn, arrays)
         return FLOW.training_loss(network, SCHEDULE, x0, t, jax.random.normal(noise, x0.shape)).mean()
 
     arrays, _ = trained(loss, arrays, lambda key: points(key, batch), steps=steps, rate=3e-3)

@@ -72,7 +72,10 @@ class Block(nn.Module):
         shift, scale, gate, shift2, scale2, gate2 = jnp.split(modulation[:, None, :], 6, axis=-1)
         gate = checkpoint_name(gate, "block*.attention.adaln")
         gate2 = checkpoint_name(gate2, "block*.mlp.adaln")
-        norm = lambda h: nn.LayerNorm(use_bias=False, use_scale=False)(h)
+
+        def norm(h):
+            return nn.LayerNorm(use_bias=False, use_scale=False)(h)
+
         h = h + gate * Attention(self.heads, name="attention")(norm(h) * (1 + scale) + shift)
         inner = nn.Dense(4 * width, name="mlp_in")(norm(h) * (1 + scale2) + shift2)
         branch = nn.Dense(width, name="mlp_out")(nn.gelu(inner))
@@ -143,7 +146,10 @@ def denoiser(
         at, noise = jax.random.split(key)
         x0, label = labeled
         t = jax.random.randint(at, label.shape, 0, SCHEDULE.steps)
-        network = lambda x, t: module.apply(params, x, t, label)
+
+        def network(x, t):
+            return module.apply(params, x, t, label)
+
         return training_loss(network, SCHEDULE, x0, t, jax.random.normal(noise, x0.shape)).mean()
 
     params, losses = trained(loss, params, draw, steps=steps, rate=1e-3, state_file=state_file)
@@ -158,7 +164,9 @@ def _fresh(module: DiT, example: tuple, key):
 
 @jax.jit
 def _losses(model: TracedDenoiser, intervention: Intervention, x0, t, noise, said):
-    predict = lambda x, t: model.predict(intervention, x, t, said)
+    def predict(x, t):
+        return model.predict(intervention, x, t, said)
+
     return denoising_loss(predict, SCHEDULE, x0, t, noise)
 
 

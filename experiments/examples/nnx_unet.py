@@ -4,6 +4,8 @@
 component.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -72,12 +74,14 @@ def some_faces(key):
 def denoiser(*, steps: int = 300, width: int = 32, heads: int = 4, draw=some_faces) -> TracedDenoiser:
     """The network, trained on the batches that `draw(key)` makes, and wrapped."""
     graph, state = nnx.split(UNet(width, heads, nnx.Rngs(0)))
-    fn = lambda state, x, t: nnx.merge(graph, state)(x, t)
+
+    def fn(state, x, t):
+        return nnx.merge(graph, state)(x, t)
 
     def loss(state, key, x0):
         at, noise = jax.random.split(key)
         t = jax.random.randint(at, x0.shape[:1], 0, SCHEDULE.steps)
-        network = lambda x, t: fn(state, x, t)
+        network = functools.partial(fn, state)
         return training_loss(network, SCHEDULE, x0, t, jax.random.normal(noise, x0.shape)).mean()
 
     state, _ = trained(loss, state, draw, steps=steps, rate=2e-3)

@@ -89,10 +89,7 @@ def compare(
       (0.5, 0.0079)
     """
     count = len(first)
-    if min(count, len(second)) < 2:
-        raise ConfigError(f"{count} and {len(second)} networks; at least 2 of either data set are needed")
-    if paired and count != len(second):
-        raise ConfigError(f"{count} and {len(second)} networks; pairs take as many of either data set")
+    _check_counts(count, len(second), paired)
     profiles = np.concatenate([first, second]).astype(np.float64)
     places = matched(profiles, layers)
     squares = distances(profiles, places)
@@ -101,12 +98,7 @@ def compare(
     excess = across - alike
     centered = profiles - profiles.mean(axis=2, keepdims=True)
     shapes = np.subtract(*between_within(distances(centered, matched(centered, layers)), groups))
-    resampled = None
-    if draws is not None:
-        true_groups = groups[:1]
-        resampled = np.array(
-            [np.subtract(*between_within(distances(draw, places), true_groups)).mean() for draw in draws]
-        )
+    resampled = None if draws is None else _resampled(draws, places, groups[:1])
     pooled = float(excess[0].mean())
     ends = _interval(squares, count, pooled, resampled, images)
     largest = excess.max(axis=1, keepdims=True)
@@ -121,6 +113,24 @@ def compare(
         p_varies=_share(shapes.mean(axis=1)),
         varying=float(signed_root(shapes[0].mean())),
         p_paired=_p(squares, exchanges(count)) if paired else np.nan,
+    )
+
+
+def _check_counts(first: int, second: int, paired: bool) -> None:
+    if min(first, second) < 2:
+        raise ConfigError(f"{first} and {second} networks; at least 2 of either data set are needed")
+    if paired and first != second:
+        raise ConfigError(f"{first} and {second} networks; pairs take as many of either data set")
+
+
+def _resampled(
+    draws: Float[np.ndarray, "m both head t"],
+    places: Int[np.ndarray, "both both head"],
+    grouping: Bool[np.ndarray, "1 both"],
+) -> Float[np.ndarray, " m"]:
+    """The mean excess in every resample of the images."""
+    return np.array(
+        [np.subtract(*between_within(distances(draw, places), grouping)).mean() for draw in draws]
     )
 
 

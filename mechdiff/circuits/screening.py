@@ -6,6 +6,7 @@ What was verified once is never computed again. When audits stop is the business
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -74,6 +75,11 @@ class _ExactRuns:
     increase: Float[np.ndarray, "component t"]
     error: Float[np.ndarray, " component"]
 
+    @classmethod
+    def none_yet(cls, run: Callable, chosen: Sequence[Component], timesteps: int) -> "_ExactRuns":
+        """No component was run."""
+        return cls(run, chosen, np.full((len(chosen), timesteps), np.nan), np.full(len(chosen), np.nan))
+
     def sizes(self, which: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """Pooled |relative loss increase| of components by their places; no component is run twice."""
         new = which[np.isnan(self.increase[which, 0])]
@@ -117,22 +123,16 @@ def screen_and_verify(
     config = config or ScreenConfig()
     chosen = chosen_components(denoiser, chosen)
 
-    def score_of(
-        eval_set: EvalSet, replacements: PyTree
-    ) -> tuple[dict[str, xr.Dataset], Float[np.ndarray, "component t"]]:
-        options = {"ablation": ablation, "replacements": replacements, "probes": config.probes}
-        scores, relative = score_all(denoiser, eval_set, chosen, (config.point,), **options)
-        return scores, relative[config.point]
+    score_of = functools.partial(_scores, denoiser, chosen, ablation, config)
+    with devices.multiplying(config.precision):
+        scores, scored = score_of(eval_set, replacements)
 
     def run(which: Sequence[Component]) -> ExactIncrease:
         return exact_increase(denoiser, eval_set, folder, which, ablation, replacements, config.precision)
 
-    with devices.multiplying(config.precision):
-        scores, scored = score_of(eval_set, replacements)
-    exact = _ExactRuns(run, chosen, np.full(scored.shape, np.nan), np.full(len(chosen), np.nan))
-    score = scored.mean(1)
+    exact = _ExactRuns.none_yet(run, chosen, scored.shape[1])
+    score, rng = scored.mean(1), np.random.default_rng(config.seed)
     order = np.argsort(-np.abs(score), kind="stable")
-    rng = np.random.default_rng(config.seed)
     audit = audit_until(order, exact.sizes, config, rng, error=lambda which: exact.error[which])
     return VerifiedScreen(
         scores=scores,
@@ -150,6 +150,20 @@ def screen_and_verify(
             lambda part, values: score_of(part, values)[1], eval_set, replacements, setting=config.precision
         ),
     )
+
+
+def _scores(
+    denoiser: Examinable,
+    chosen: Sequence[Component],
+    ablation: str,
+    config: ScreenConfig,
+    eval_set: EvalSet,
+    replacements: PyTree,
+) -> tuple[dict[str, xr.Dataset], Float[np.ndarray, "component t"]]:
+    """Scores at the point that the ranking is by, and the relative loss increases (%) that they predict."""
+    options = {"ablation": ablation, "replacements": replacements, "probes": config.probes}
+    scores, relative = score_all(denoiser, eval_set, chosen, (config.point,), **options)
+    return scores, relative[config.point]
 
 
 def quality(

@@ -9,16 +9,15 @@ from mechdiff.report import (
     across,
     attention,
     by_class,
-    curves,
     findings,
     maps,
+    model_figures,
     numbers,
     over_training,
     page_data,
     pages,
     pairs,
     ranking,
-    schematic,
     style,
     trust,
 )
@@ -127,12 +126,12 @@ def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedMode
         for increase in model.increases.values()
         if (span := numbers.extent(model, increase)) is not None
     ]
-    lead = models[0].lead.ablation
+    lead, limits = models[0].lead.ablation, model_figures.limits(models)
     between = numbers.between_subjects(models, lead)
     counts = numbers.seeds(everyone)
     return {
         "models": models,
-        "figures": {model.name: _figures(model, models, figures) for model in models},
+        "figures": {model.name: model_figures.draw(model, limits, figures) for model in models},
         "range_figure": _range(spans, models, figures),
         "agreement_figures": _agreements(models, lead, figures),
         "spans": spans,
@@ -160,56 +159,6 @@ def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedMode
         "idle": numbers.idle,
         "entries": numbers.value,
     }
-
-
-def _figures(model: ExaminedModel, models: list[ExaminedModel], figures: Path) -> dict:
-    """Figures of one model: name -> figure (None: nothing to draw), or a list with one per ablation."""
-    all_increases = [increase for other in models for increase in other.increases.values()]
-    cell = max(float(np.abs(increase.cells.estimate).max()) for increase in all_increases)
-    pooled = max(float(np.abs(increase.pooled.estimate).max()) for increase in all_increases)
-    ends, scale = ranking.ends(all_increases), attention.limits([other.attention for other in models])
-    increases, unet = list(model.increases.values()), None if model.function else model.config.unet
-    first = [model.lead, *(increase for increase in increases if increase is not model.lead)]
-
-    def drawing(what: str, alt: str, draw) -> PageFigure:
-        return style.page_figure(figures, f"{what}-{model.name}", f"{alt} of {model.name}.", draw)
-
-    drawn = dict.fromkeys(("curves", "attention", "ablations")) | {
-        "map": drawing(
-            "increase-map",
-            "Map of relative loss increase: "
-            f"{len(increases[0].components)} components at {len(increases[0].t)} timesteps",
-            lambda theme: maps.draw(theme, increases, cell),
-        ),
-        "ranking": drawing(
-            "ranking",
-            f"Forest plot of {ranking.SHOWN} components with large pooled relative loss increase",
-            lambda theme: ranking.draw(theme, model.increases, ranking.forest_ends(all_increases)),
-        ),
-        "schematics": [
-            drawing(
-                f"schematic-{increase.ablation}",
-                f"The network, each component colored by its pooled ΔL/L under {increase.ablation} ablation,",
-                lambda theme, increase=increase: schematic.drawing(theme, unet, increase, pooled),
-            )
-            for increase in first
-        ],
-    }
-    if model.record.get("log"):
-        drawn["curves"] = drawing("curves", "Loss curves", lambda theme: curves.draw(theme, model))
-    if model.attention.sizes["head"]:
-        alt = f"Five attention statistics of {model.attention.sizes['head']} heads by timestep"
-        drawn["attention"] = drawing(
-            "attention", alt, lambda theme: attention.draw(theme, model.attention, scale)
-        )
-    if len(first) > 1:
-        names = tuple(f"pooled ΔL/L, %, {increase.ablation} ablation" for increase in first[:2])
-        drawn["ablations"] = drawing(
-            "ablations",
-            f"Scatter plot of pooled ΔL/L under {first[0].ablation} against {first[1].ablation} ablation",
-            lambda theme: ranking.draw_agreement(theme, first[0], first[1], names, ends),
-        )
-    return drawn
 
 
 def _range(spans: list, models: list[ExaminedModel], figures: Path) -> PageFigure | None:

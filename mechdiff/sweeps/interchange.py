@@ -143,21 +143,28 @@ def interchange_effects(
             along[row, :, t_index, batch.span] = products[:, : batch.count]
             change[row, :, t_index, batch.span] = squares[:, : batch.count]
             distance[row, t_index, batch.span] = ways[: batch.count]
-    dims = ("factor", "component", "t", "image")
-    shows = np.where(distance > ROUNDING, distance, np.nan)[:, None]
+    coords = component_coords(denoiser, chosen, timesteps, pairs.count)
     return xr.Dataset(
-        {
-            "moved": (dims, along / shows),
-            "along": (dims, along),
-            "change": (dims, change),
-            "distance": (("factor", "t", "image"), distance),
-        },
-        coords={
-            "factor": list(pairs.factors),
-            **component_coords(denoiser, chosen, timesteps, pairs.count),
-        },
+        _variables(along, change, distance),
+        coords={"factor": list(pairs.factors), **coords},
         attrs={"denoiser": denoiser.name, "complexity": pairs.complexity},
     )
+
+
+def _variables(
+    along: Float[np.ndarray, "factor component t image"],
+    change: Float[np.ndarray, "factor component t image"],
+    distance: Float[np.ndarray, "factor t image"],
+) -> dict:
+    """With `moved`, where the factor shows."""
+    dims = ("factor", "component", "t", "image")
+    shows = np.where(distance > ROUNDING, distance, np.nan)[:, None]
+    return {
+        "moved": (dims, along / shows),
+        "along": (dims, along),
+        "change": (dims, change),
+        "distance": (("factor", "t", "image"), distance),
+    }
 
 
 def _moved(engine: Engine, stacked: Intervention, first: EvalBatch, second: EvalBatch):

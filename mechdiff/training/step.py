@@ -144,24 +144,8 @@ def _gradients(
 ) -> tuple[Array, PyTree]:
     """Mean loss and its gradient over all devices, from one device's share of the batch. Dropout differs
     between devices, and so depends on how many there are."""
-    train, unet = config.train, config.unet
-
-    def loss_fn(params: PyTree, batch: NoisedBatch, key: PRNGKey) -> Array:
-        params = _gathered(params, specs, jnp.dtype(train.dtype))
-        mode = Mode(jnp.dtype(train.dtype), key if unet.dropout else None)
-        network = functools.partial(apply_unet, unet, params, identity, condition=batch.labels, mode=mode)
-        losses = training_loss(
-            network,
-            schedule,
-            batch.x0,
-            batch.t,
-            batch.noise,
-            prediction=unet.prediction,
-            weighting=config.diffusion.weighting,
-            gamma=config.diffusion.min_snr_gamma,
-        )
-        return losses.mean()
-
+    train = config.train
+    loss_fn = functools.partial(_mean_loss, config, identity, specs, schedule)
     if train.fsdp:  # whole parameters are put together again in the backward pass, layer by layer
         policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
         loss_fn = jax.checkpoint(loss_fn, policy=policy)
@@ -176,6 +160,32 @@ def _gradients(
     total = _accumulated(micro, zero, (micro_batches, keys_of_parts), parts)
     loss, grads = jax.tree.map(lambda a: a / parts, total)
     return jax.lax.pmean(loss, BATCH), jax.tree.map(_mean_over_devices, grads, specs)
+
+
+def _mean_loss(
+    config: ExperimentConfig,
+    identity: Intervention,
+    specs: PyTree,
+    schedule: NoiseSchedule,
+    params: PyTree,
+    batch: NoisedBatch,
+    key: PRNGKey,
+) -> Array:
+    """Mean loss of a micro-batch; `key` is of dropout."""
+    unet, dtype = config.unet, jnp.dtype(config.train.dtype)
+    mode = Mode(dtype, key if unet.dropout else None)
+    params = _gathered(params, specs, dtype)
+    losses = training_loss(
+        functools.partial(apply_unet, unet, params, identity, condition=batch.labels, mode=mode),
+        schedule,
+        batch.x0,
+        batch.t,
+        batch.noise,
+        prediction=unet.prediction,
+        weighting=config.diffusion.weighting,
+        gamma=config.diffusion.min_snr_gamma,
+    )
+    return losses.mean()
 
 
 def _gathered(params: PyTree, specs: PyTree, dtype: Any) -> PyTree:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mechdiff import stats
 from mechdiff.analysis.roles import image_features
@@ -87,13 +87,6 @@ def role_effects(
         engine.reduce(stacked, eval_set.batch(t_index), reduction, per_image=masks, shared=shared)
         for t_index in range(len(timesteps))
     ]
-    # t, component, image, target; and without components
-    effect = np.stack([changed[..., varies] / variance[varies] for changed, _ in distances])
-    error = np.stack([clean[..., varies] / variance[varies] for _, clean in distances])
-    variables = {
-        "effect": (("component", "target", "t", "image"), effect.transpose(1, 3, 0, 2).astype(np.float32)),
-        "error": (("target", "t", "image"), error.transpose(2, 0, 1).astype(np.float32)),
-    }
     coords = {
         "component": list(names),
         "target": [list(variances)[i] for i in varies],
@@ -102,7 +95,22 @@ def role_effects(
         "log_snr": ("t", np.asarray(denoiser.schedule.log_snr)[np.asarray(timesteps)]),
         "variance": ("target", variance[varies]),
     }
-    return xr.Dataset(variables, coords, {"denoiser": denoiser.name})
+    return xr.Dataset(_shares(distances, varies, variance[varies]), coords, {"denoiser": denoiser.name})
+
+
+def _shares(
+    distances: Sequence[tuple[np.ndarray, np.ndarray]],
+    varies: Int[np.ndarray, " varying"],
+    variance: Float[np.ndarray, " varying"],
+) -> dict:
+    """`effect` and `error`: distances of `Shift`, one pair per timestep, over the targets' variances."""
+    # t, component, image, target; and without components
+    effect = np.stack([changed[..., varies] / variance for changed, _ in distances])
+    error = np.stack([clean[..., varies] / variance for _, clean in distances])
+    return {
+        "effect": (("component", "target", "t", "image"), effect.transpose(1, 3, 0, 2).astype(np.float32)),
+        "error": (("target", "t", "image"), error.transpose(2, 0, 1).astype(np.float32)),
+    }
 
 
 def feature_variances(

@@ -64,20 +64,9 @@ def unet_config(config: Mapping, prediction: str = "epsilon") -> UNetConfig:
       ConfigError: unknown or unsupported options.
     """
     get = read_options(config, TABLE, what=WHAT, ignored=IGNORED)
-    _check_widths(get)
-    widths, film = tuple(get["block_out_channels"]), get["resnet_time_scale_shift"] == "scale_shift"
+    _check_norms(get)
+    widths = tuple(get["block_out_channels"])
     down, up = _attention(get, "down_block_types"), _attention(get, "up_block_types")[::-1]
-    resampled = {*_resampled(get, "down"), *_resampled(get, "up")}
-    if len(resampled) > 1:
-        raise ConfigError(
-            f"{WHAT} options down_block_types and up_block_types mix convolutions and residual blocks for "
-            "resampling; only one of them throughout is supported"
-        )
-    groups = get["attn_norm_num_groups"] or (None if film else get["norm_num_groups"])
-    if get["add_attention"] and groups != get["norm_num_groups"]:
-        raise ConfigError(
-            refusal(WHAT, "attn_norm_num_groups", get["attn_norm_num_groups"], (get["norm_num_groups"],))
-        )
     rows = 0 if get["class_embed_type"] else get["num_class_embeds"] or 0
     return UNetConfig(
         image_size=_side(get["sample_size"]),
@@ -92,12 +81,12 @@ def unet_config(config: Mapping, prediction: str = "epsilon") -> UNetConfig:
         norm_groups=get["norm_num_groups"],
         norm_eps=get["norm_eps"],
         dropout=float(get["dropout"]),
-        time_scale_shift=film,
+        time_scale_shift=_film(get),
         time_width_factor=_time_factor(get["time_embedding_dim"], widths[0]),
         flip_sin_to_cos=get["flip_sin_to_cos"],
         frequency_shift=float(get["freq_shift"]),
         down_padding=get["downsample_padding"],
-        resample_blocks=resampled == {True},
+        resample_blocks=_resample_blocks(get),
         center_input=get["center_input_sample"],
         prediction=prediction,
         class_embedding=get["class_embed_type"] or "table",
@@ -172,13 +161,21 @@ def _head_width(unet: UNetConfig) -> int | None:
     return widths.pop()
 
 
-def _check_widths(get: Options) -> None:
+def _film(get: Options) -> bool:
+    return get["resnet_time_scale_shift"] == "scale_shift"
+
+
+def _check_norms(get: Options) -> None:
+    """Raises ConfigError for groups that don't divide the channels, or differ in the middle's attention."""
     widths, groups, eps = get["block_out_channels"], get["norm_num_groups"], get["norm_eps"]
     for width in widths:
         if width % groups:
             raise ConfigError(f"{WHAT} option norm_num_groups={groups} does not divide {width} channels")
     if eps <= 0:
         raise ConfigError(f"{WHAT} option norm_eps={eps} must be above 0")
+    of_attention = get["attn_norm_num_groups"]
+    if get["add_attention"] and (of_attention or (None if _film(get) else groups)) != groups:
+        raise ConfigError(refusal(WHAT, "attn_norm_num_groups", of_attention, (groups,)))
 
 
 def _attention(get: Options, option: str) -> tuple[bool, ...]:
@@ -190,6 +187,17 @@ def _attention(get: Options, option: str) -> tuple[bool, ...]:
     if len(get[option]) != len(get["block_out_channels"]):
         raise ConfigError(f"{WHAT} options {option} and block_out_channels differ in length")
     return tuple(name.startswith("Attn") for name in get[option])
+
+
+def _resample_blocks(get: Options) -> bool:
+    """Whether residual blocks do the resampling, throughout."""
+    resampled = {*_resampled(get, "down"), *_resampled(get, "up")}
+    if len(resampled) > 1:
+        raise ConfigError(
+            f"{WHAT} options down_block_types and up_block_types mix convolutions and residual blocks for "
+            "resampling; only one of them throughout is supported"
+        )
+    return resampled == {True}
 
 
 def _resampled(get: Options, side: str) -> set[bool]:

@@ -132,31 +132,7 @@ def run_passes(
     """
 
     def local(denoiser, stacked, images, common):
-        def run_block(images):
-            batch = EvalBatch(images.x0, images.indices, common.t, common.key, images.condition)
-            x_t, _, noise = batch.noised(denoiser.schedule)
-
-            def run_pass(stacked):
-                replacements = {
-                    name: common.replacements[name] | images.replacements[name] for name in REPLACEMENTS
-                }
-                stacked = dataclasses.replace(stacked, **replacements)
-                clean, eps = shared_prefix.forward(denoiser, joins, stacked, x_t, common.t, images.condition)
-                outputs = PassOutputs(
-                    denoiser.schedule,
-                    common.t,
-                    x0=images.x0,
-                    noise=noise,
-                    x_t=x_t,
-                    clean=clean,
-                    eps=eps,
-                    per_image=images.per_image,
-                    shared=common.shared,
-                )
-                return reduction(outputs)
-
-            return jax.lax.map(run_pass, stacked)
-
+        run_block = functools.partial(_run_block, denoiser, joins, reduction, stacked, common)
         changed, clean = jax.lax.map(run_block, images)
         # `map` puts the axis of blocks first; it must be where the images are sharded.
         changed = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), changed)
@@ -165,3 +141,35 @@ def run_passes(
     outs = PartitionSpec("passes", None, "images"), PartitionSpec("passes", "images")
     run = devices.map_over_images(local, mesh, (ALL, PASSES, IMAGES, ALL), outs)
     return run(denoiser, stacked, images, common)
+
+
+def _run_block(
+    denoiser: Examinable,
+    joins: tuple[int, ...],
+    reduction: Reduction,
+    stacked: Intervention,
+    common: CommonInputs,
+    images: ImageInputs,
+) -> tuple[PyTree, PyTree]:
+    """All passes over one block of images, one at a time."""
+    batch = EvalBatch(images.x0, images.indices, common.t, common.key, images.condition)
+    x_t, _, noise = batch.noised(denoiser.schedule)
+    replacements = {name: common.replacements[name] | images.replacements[name] for name in REPLACEMENTS}
+
+    def run_pass(stacked: Intervention) -> tuple[PyTree, PyTree]:
+        stacked = dataclasses.replace(stacked, **replacements)
+        clean, eps = shared_prefix.forward(denoiser, joins, stacked, x_t, common.t, images.condition)
+        outputs = PassOutputs(
+            denoiser.schedule,
+            common.t,
+            x0=images.x0,
+            noise=noise,
+            x_t=x_t,
+            clean=clean,
+            eps=eps,
+            per_image=images.per_image,
+            shared=common.shared,
+        )
+        return reduction(outputs)
+
+    return jax.lax.map(run_pass, stacked)
