@@ -1,11 +1,14 @@
 """Small networks for tests, made by shape alone: nothing is compiled, and no parameter is zero."""
 
+import functools
+
 import jax
 import numpy as np
 
-from mechdiff.core.config import UNetConfig
+from mechdiff.core.config import ExperimentConfig, UNetConfig
 from mechdiff.interventions.record import ALWAYS, Intervention
 from mechdiff.models.unet import init_shapes
+from mechdiff.training import step
 
 # One level, attention down and in the middle: half as long to compile as preset `tiny`.
 SMALL = UNetConfig(
@@ -13,6 +16,7 @@ SMALL = UNetConfig(
 )
 
 
+@functools.cache
 def shapes(config: UNetConfig):
     """Shapes of the parameters and of the identity intervention."""
     return init_shapes(config)
@@ -43,3 +47,9 @@ def random_params(config: UNetConfig, seed: int = 0) -> dict:
         return values.astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes(config)[0])
+
+
+def fresh_state(config: ExperimentConfig) -> step.TrainState:
+    """The state before the first step, with random parameters: to draw them as training does is compiled."""
+    params = random_params(config.unet)
+    return step.TrainState(np.int32(0), params, params, step.make_optimizer(config.train).init(params))

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType
+from reference.networks import fresh_state, identity_of
 
 from mechdiff.core.config import UNetConfig, override
 from mechdiff.core.errors import BusyError, CheckpointError, ConfigError, MechdiffError, NumericsError
@@ -43,10 +44,8 @@ def small(tiny):
 @pytest.fixture(scope="module")
 def setting(small):
     """A state whose parameters are not at their zeros, a batch, and the schedule."""
-    state, identity = jax.jit(functools.partial(step.init_state, small))()
-    shaken = jax.tree.map(lambda p: p + 0.05 * np.random.default_rng(0).normal(size=p.shape), state.params)
-    shaken = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), shaken)
-    state = dataclasses.replace(state, params=shaken, ema=jax.tree.map(jnp.zeros_like, shaken))
+    state, identity = fresh_state(small), identity_of(small.unet)
+    state = dataclasses.replace(state, ema=jax.tree.map(np.zeros_like, state.params))
     batch = np.random.default_rng(1).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
     return state, identity, batch, make_schedule(small.diffusion)
 
@@ -142,7 +141,7 @@ def test_sharded_parameters_make_the_same_step_and_take_half_the_room(small):
     sharded = override(wide, ["train.fsdp=True"])
     schedule = make_schedule(wide.diffusion)
     batch = np.random.default_rng(1).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
-    state, identity = jax.jit(functools.partial(step.init_state, wide))()
+    state, identity = fresh_state(wide), identity_of(wide.unet)
     states, losses, sizes = [], [], []
     for config in (wide, sharded):
         placement = data_parallel(config.train)

@@ -41,6 +41,9 @@ from pathlib import Path
 gc.set_threshold(50_000, 10, 10)
 import jax
 import numpy as np
+from jax._src import cache_key
+# A program has a key of its own in each process of CPUs, so that each compiles it; thus one does for both.
+cache_key._hash_accelerator_config = lambda *_: None
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_disable_most_optimizations", True)
 from mechdiff.core import processes
@@ -82,6 +85,7 @@ def started(folder, *runs):
     plan.write_text(json.dumps([(to_dict(config), str(path), *rest) for config, path, *rest in runs]))
     cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir, "PYTHONPATH": str(ROOT)}
     cache |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    cache |= {"JAX_SHARE_BINARY_BETWEEN_HOSTS": "1", "JAX_SHARE_BINARY_BETWEEN_HOSTS_TIMEOUT_MS": "300000"}
     port = str(free_port())
     commands = [[sys.executable, str(script), str(plan), port, str(process)] for process in (0, 1)]
     return [
