@@ -99,7 +99,11 @@ def site(wheel, tmp_path_factory) -> Path:
 def outside(site):
     """`outside(folder, *words)` runs Python in a folder with the wheel's package, not the checkout's; a
     notebook's settings of figures, which a report must not need, are about."""
-    environment = {**os.environ, "PYTHONPATH": str(site), "MPLBACKEND": "module://backend_of_a_notebook"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(site),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    }
 
     def call(folder: Path, *words: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-W", "error", *words]

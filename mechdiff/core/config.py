@@ -111,14 +111,18 @@ class SweepConfig:
                 raise ConfigError(unknown("ablation", ablation, ABLATIONS))
         for name in ("timesteps", "images", "image_block", "draws", "optimal_steps"):
             at_least(f"sweep.{name}", getattr(self, name), 1)
-        unused = set(self.ablations) <= {"zero"}
-        at_least("sweep.reference_images", self.reference_images, 0 if unused else 1)
+        at_least("sweep.reference_images", self.reference_images, 1 if self.needs_reference else 0)
         at_least("sweep.chunk", self.chunk, 0)
         if "resample" in self.ablations and self.draws >= self.images:
             raise ConfigError(
                 f"sweep.draws={self.draws} donors of ablation 'resample' need more than {self.draws} images, "
                 f"but sweep.images={self.images}; raise it or lower sweep.draws"
             )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether an ablation takes its replacements from other images."""
+        return not set(self.ablations) <= {"zero"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mechdiff.report import document
+from mechdiff.report import backend, document  # noqa: F401 (the backend before matplotlib)
 from mechdiff.storage import files
 from mechdiff.study import records
 

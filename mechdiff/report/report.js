@@ -95,7 +95,7 @@
       + `<text x="${left - 6}" y="${y(v) + 4}" text-anchor="end">${text(v).replace(/\.0+$/, "")}</text>`).join("");
     const step = Math.ceil(n / 6);
     for (let j = 0; j < n; j += step)
-      drawn += `<text x="${x(j)}" y="${h - 28}" text-anchor="middle">${text(model.log_snr[j])}</text>`
+      drawn += `<text x="${x(j)}" y="${h - 28}" text-anchor="middle">${text(model.log_snr[j], 1)}</text>`
         + `<text x="${x(j)}" y="${h - 15}" text-anchor="middle" class="faint">${model.t[j]}</text>`;
     drawn += `<text x="${(left + w - right) / 2}" y="${h - 1}" text-anchor="middle">log-SNR and timestep t</text>`;
     Object.values(model.ablations).forEach((ablation, k) => {

@@ -65,7 +65,7 @@ def _flock(folder: Path, file: IO[str], wait: bool) -> None:
             raise
         warnings.warn(
             f"{folder}: no file locks here ({error.strerror}); let only one process at a time write there",
-            stacklevel=4,
+            stacklevel=5,  # the block that locks
         )
 
 

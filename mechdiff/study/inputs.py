@@ -103,9 +103,12 @@ def _check_condition(
 def _held_out_rows(
     images: Collection, denoiser: Examinable, config: SweepConfig, trained_on: Container[str] | None
 ) -> list[int]:
-    """Places of as many images as the settings ask for, none of which the model was trained on."""
+    """Places of as many images as the settings ask for, none of which the model was trained on; fewer where
+    no ablation needs those for reference."""
     rows = [row for row in images.rows if images.digests[row][:DIGEST_LENGTH] not in (trained_on or ())]
     needed = images_to_evaluate(config) + config.reference_images
+    if images_to_evaluate(config) <= len(rows) < needed and not config.needs_reference:
+        return rows
     if len(rows) < needed:
         left_out = len(images.rows) - len(rows)
         known = f" and {left_out} that {denoiser.name} was trained on" if left_out else ""

@@ -2,6 +2,7 @@
 
 import base64
 import html.parser
+import os
 import re
 import shutil
 import xml.etree.ElementTree as ET
@@ -22,7 +23,7 @@ from mechdiff.core.config import UNetConfig, to_dict
 from mechdiff.core.errors import DataError, MechdiffError
 from mechdiff.core.presets import preset
 from mechdiff.models.stages import stages
-from mechdiff.report import document, findings, maps, numbers, schematic, style, trust
+from mechdiff.report import backend, document, findings, maps, numbers, schematic, style, trust
 from mechdiff.storage import files, labelled
 from mechdiff.study import records
 
@@ -408,3 +409,12 @@ def test_networks_of_unlike_components_or_unknown_pictures_have_a_page_too(tmp_p
     labelled.replace(path, swept.assign_coords(component=[f"x.{name}" for name in swept["component"].values]))
     models = records.read(tmp_path)[1]
     assert "seeds-increase" not in document._together(models, tmp_path / "figures")["together"]
+
+
+def test_a_notebooks_backend_that_is_not_installed_is_forgotten(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "module://no_such_package.backend_inline")
+    backend.forget_absent()
+    assert "MPLBACKEND" not in os.environ
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib.backends.backend_agg")
+    backend.forget_absent()
+    assert os.environ["MPLBACKEND"].endswith("agg")

@@ -93,6 +93,8 @@ def test_images_from_an_array_keep_its_order_and_numbers():
         DataError, match=r"8 different images, but sweep.images \(n\) \+ sweep.reference_images = 12"
     ):
         inputs.images_from(floats, RGB, SweepConfig(images=5, reference_images=7))
+    few = inputs.images_from(floats, RGB, SweepConfig(ablations=("zero",), images=5, reference_images=7))
+    assert (len(few.scored), len(few.reference)) == (5, 3)  # zero ablation needs none
 
 
 def test_images_from_an_array_file(place, tmp_path):
