@@ -91,7 +91,7 @@ def as_images(
     images, notes = _channels_last(array, where)
     if images.dtype.kind in "ui":
         low, high = (int(images.min()), int(images.max())) if images.size else (0, 255)
-        if low < 0 or high > 255 or (high <= 1 and images.dtype != np.uint8):
+        if low < 0 or high > 255 or high == 1 or (high == 0 and images.dtype != np.uint8):
             raise DataError(
                 f"{where} holds whole numbers in [{low}, {high}]; expected [0, 255], or floats in [-1, 1]"
             )
@@ -106,6 +106,11 @@ def as_images(
 
 def _channels_last(array: np.ndarray, where: str) -> tuple[np.ndarray, list[str]]:
     shape = array.shape
+    if array.ndim == 3 and shape[0] in (1, 3) and shape[-1] not in (1, 3):
+        raise DataError(
+            f"{where} has shape {shape}: {shape[0]} gray images, or one of {shape[0]} channels? Add the axis "
+            "of channels, or that of images"
+        )
     if array.ndim == 3 and shape[-1] not in (1, 3):
         return array[..., None], ["a channel axis added"]
     if array.ndim == 4 and shape[-1] in (1, 3):

@@ -37,6 +37,7 @@ PARTITION = "list_eval_partition.txt"
 IDENTITY = "identity_CelebA.txt"
 OFFICIAL_FOLDERS = ("", "Img", "Anno", "Eval")
 LARGEST_FILE = 2**24  # bytes; the largest genuine image has some 25 thousand
+READERS = {ATTRIBUTES: read_attributes, PARTITION: read_partition}
 WAY_OUT = f"data.path must name folders that hold {ARCHIVE} (or {UNPACKED}/), {ATTRIBUTES} and {PARTITION}"
 
 
@@ -132,7 +133,7 @@ def read_pack(folder: Path) -> Pack:
         splits=np.array(splits),
         attributes=attributes,
         flags=np.array([flags_of[name] for name in names]),
-        people=read_people(look_for_list(folder, IDENTITY), names),
+        people=read_people(_identities(folder), names),
         read=read,
         content=fingerprint(files),
         stamp=_sha256(f"{name} {modified}\n" for name, (_, _, modified) in ordered),
@@ -147,8 +148,11 @@ def _is_pack(folder: Path) -> bool:
 
 
 def find_list(folder: Path, name: str) -> Path:
-    """`find_file` of a list, or of the same list as CSV."""
-    return look_for_list(folder, name) or find_file(folder, name)
+    """`find_file` of a list, or of the same list as CSV; a DataError also where both are there and differ."""
+    text, table = look_for_file(folder, name), look_for_file(folder, name.replace(".txt", ".csv"))
+    if text and table and READERS[name](text) != READERS[name](table):
+        raise DataError(f"{text} and {table} say different things; keep the one that is right")
+    return text or table or find_file(folder, name)
 
 
 def look_for_list(folder: Path, name: str) -> Path | None:
@@ -156,12 +160,22 @@ def look_for_list(folder: Path, name: str) -> Path | None:
     return look_for_file(folder, name) or look_for_file(folder, name.replace(".txt", ".csv"))
 
 
+def _identities(folder: Path) -> Path | None:
+    return look_for_list(folder, IDENTITY) or look_for_list(folder, IDENTITY.lower())
+
+
 def _innermost(folder: Path) -> Path:
-    """Where the images lie: `folder`, or the folder of its name in it (once or twice), if it has none."""
+    """Where the images lie: `folder`, or the folder of its name in it (once or twice), if it has none.
+
+    Raises:
+      DataError: images in both, of which either might be meant.
+    """
     for _ in range(2):
         inner = folder / UNPACKED
-        if inner.is_dir() and not any(path.suffix.lower() == ".jpg" for path in folder.iterdir()):
-            folder = inner
+        here, there = (any(_is_image(path.name) for path in place.glob("*")) for place in (folder, inner))
+        if here and there:
+            raise DataError(f"{folder} and {inner} both hold images; keep one of them")
+        folder = inner if inner.is_dir() and not here else folder
     return folder
 
 

@@ -65,9 +65,14 @@ def read_attributes(path: Path) -> tuple[tuple[str, ...], dict[str, list[bool]]]
     count, names, rows = int(lines[0]), tuple(lines[1].split()), lines[2:]
     if count != len(rows):
         raise DataError(f"{path} promises {count} images but lists {len(rows)}; download it again")
-    flags = {}
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{path} names the attribute {twice!r} twice; keep one column of it")
+    flags: dict[str, list[bool]] = {}
     for number, line in enumerate(rows, start=3):
         image, *marks = line.split() or [""]
+        if image in flags:
+            raise DataError(f"{path} line {number}: {image!r} is named twice; keep one line of it")
         if len(marks) != len(names) or not set(marks) <= {"1", "-1"}:
             expected = f"an image and {len(names)} times 1 or -1"
             raise DataError(f"{path} line {number} is not {expected}; download it again")
@@ -81,7 +86,7 @@ def read_people(path: Path | None, names: list[str]) -> Int[np.ndarray, " count"
     Raises:
       DataError: a line of another form.
     """
-    people = {}
+    people: dict[str, str] = {}
     lines = _lines(path) if path else []
     if path and path.suffix == ".csv":
         lines = ["", *(" ".join(row) for row in _csv_rows(path)[1:])]
@@ -89,5 +94,6 @@ def read_people(path: Path | None, names: list[str]) -> Int[np.ndarray, " count"
         fields = line.split()
         if fields and (len(fields) != 2 or not fields[1].isdigit()):
             raise DataError(f"{path} line {number}: {line[:60]!r} is not 'image number'; download it again")
-        people.update([fields] if fields else [])
+        if fields and people.setdefault(*fields) != fields[1]:
+            raise DataError(f"{path} line {number}: {fields[0]!r} is two people; keep the line that is right")
     return np.array([int(people.get(name, -1)) for name in names], np.int64)

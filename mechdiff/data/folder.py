@@ -140,6 +140,13 @@ def _split(listed: ImageFiles, config: DataConfig) -> tuple[Int[np.ndarray, " co
         raise DataError(
             f"{listed.where}: data.split=folders needs all images in sub-folders train, and val or test"
         )
+    if config.split != "digest" and {0, -1} <= set(codes) and max(codes) > 0:
+        called = sorted({top for top, code in zip(tops, codes, strict=True) if code >= 0})
+        strange = next(top for top, code in zip(tops, codes, strict=True) if code < 0)
+        raise DataError(
+            f"{listed.where} has sub-folders {', '.join(called)}, but images in {strange or 'none'} too; "
+            "move these, or let data.split=digest split all of them by their bytes"
+        )
     if config.split != "digest" and by_folder:
         splits = np.array(codes)
         if 2 not in codes:  # what is held out is for testing

@@ -52,6 +52,8 @@ def test_as_images_scales_a_range_that_is_stated():
         (BYTES.astype(int) - 128, r"whole numbers in \[-128, 127\]; expected \[0, 255\]"),
         (BYTES.astype(int) * 257, r"whole numbers in \[0, 65535\]"),
         (BYTES.astype(int) // 128, r"whole numbers in \[0, 1\]"),
+        (BYTES // 128, r"whole numbers in \[0, 1\]"),
+        (BYTES[0].transpose(2, 0, 1), r"shape \(3, 8, 8\): 3 gray images, or one of 3 channels\?"),
         (BYTES > 9, "holds bool"),
         (BYTES.astype(str), "holds <U"),
         (BYTES[0], r"shape \(8, 8, 3\); expected \(images, height, width, channels\)"),

@@ -154,7 +154,7 @@ def as_csv(folder: Path) -> None:
         lines = (folder / name).read_text().splitlines()[first:]
         head = [["image_id", *MARKS], *(line.split() for line in lines[1:])]
         rows = head if first else [["image_id", "value"], *(line.split() for line in lines)]
-        (folder / name.replace(".txt", ".csv")).write_text("\n".join(map(",".join, rows)))
+        (folder / name.lower().replace(".txt", ".csv")).write_text("\n".join(map(",".join, rows)))
         (folder / name).unlink()
 
 
@@ -270,7 +270,32 @@ def clear(folder: Path):
         path.unlink()
 
 
+def images_in_two_places(folder: Path):
+    drop(celeba.ARCHIVE)(folder)
+    for place in (folder / celeba.UNPACKED, folder / celeba.UNPACKED / celeba.UNPACKED):
+        place.mkdir()
+        (place / "000001.jpg").write_bytes(jpeg(1))
+
+
+def tell_otherwise(folder: Path):
+    (folder / "list_eval_partition.csv").write_text("image_id,partition\n000001.jpg,2\n")
+
+
 WRONG = {
+    "images in two places": (images_in_two_places, "img_align_celeba both hold images; keep one of them"),
+    "lists that differ": (tell_otherwise, "list_eval_partition.csv say different things; keep the one"),
+    "attributes repeat an image": (
+        edit(celeba.ATTRIBUTES, lambda text: text.replace("000006.jpg", "000005.jpg")),
+        "list_attr_celeba.txt line 8: '000005.jpg' is named twice",
+    ),
+    "attributes repeat a name": (
+        edit(celeba.ATTRIBUTES, lambda text: text.replace(MARKS[1], MARKS[0])),
+        "list_attr_celeba.txt names the attribute .* twice",
+    ),
+    "identities contradict": (
+        lambda folder: (folder / celeba.IDENTITY).write_text("000001.jpg 1\n000001.jpg 2\n"),
+        "identity_CelebA.txt line 2: '000001.jpg' is two people",
+    ),
     "empty folder": (clear, "no CelebA in .*data.path must name folders that hold img_align_celeba.zip"),
     "no archive": (drop(celeba.ARCHIVE), "lacks img_align_celeba.zip; data.path must"),
     "no attributes": (drop(celeba.ATTRIBUTES), "lacks list_attr_celeba.txt"),

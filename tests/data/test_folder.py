@@ -100,6 +100,15 @@ def test_sub_folders_called_train_and_test_are_the_split(tmp_path):
     assert contents(tmp_path, split="digest", held_out=0.5)[0] != {image.tobytes() for image in train.images}
 
 
+def test_images_beside_train_and_test_are_not_guessed_about(tmp_path):
+    write(tmp_path / "train", range(3))
+    write(tmp_path / "Test", range(3, 6))
+    write(tmp_path / "dev", range(6, 9))
+    with pytest.raises(DataError, match="has sub-folders test, train, but images in dev too; move these"):
+        load(tmp_path)
+    assert len(load(tmp_path, split="digest")) > 3
+
+
 def test_split_by_folders_needs_them(drawn):
     with pytest.raises(
         DataError, match="split=folders needs all images in sub-folders train, and val or test"
