@@ -141,12 +141,12 @@ def test_attention_has_the_gradients_of_the_plain_product(block, monkeypatch):
 def test_attention_block_equals_a_plain_implementation_with_temperatures(temperatures):
     heads, channels = 2, 8
     x, module = random(2, 4, 4, channels), layers.Attention(heads, groups=2, eps=1e-5)
-    variables = module.init(jax.random.key(0), x)
+    variables = jax.jit(module.init)(jax.random.key(0), x)
     keys = iter(range(100))
     params = jax.tree.map(lambda p: random(*p.shape, seed=next(keys)) * 0.5, variables["params"])
     temperature = jnp.array(temperatures)
     variables = {**variables, "params": params, "temperature": {"pattern": {"value": temperature}}}
-    result = module.apply(variables, x)
+    result = jax.jit(module.apply)(variables, x)
 
     p = jax.tree.map(double, params)
     groups = double(x).reshape(2, 16, 2, 4)

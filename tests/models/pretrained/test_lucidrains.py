@@ -145,10 +145,11 @@ def test_a_release_before_2_has_group_norms_whose_groups_must_be_stated_where_th
 
 def test_only_softmax_attention_has_an_entropy(tmp_path):
     denoiser = built(pretrained.read(written(tmp_path, BARE, frozen("lucidrains_all")["state"])))
-    _, patterns = denoiser.captured(denoiser.identity, X, TIMES, collection="patterns")
+    captured = jax.jit(denoiser.captured, static_argnames="collection")
+    _, patterns = captured(denoiser.identity, X, TIMES, collection="patterns")
     assert set(patterns) == {"down1.attn.pattern", "mid.attn.pattern", "up1.attn.pattern"}
     assert patterns["down1.attn.pattern"].shape == (3, 2, 16, 16 + 4)  # with memory
-    _, statistics = denoiser.captured(denoiser.identity, X, TIMES, collection="attention")
+    _, statistics = captured(denoiser.identity, X, TIMES, collection="attention")
     for site, pattern in patterns.items():
         np.testing.assert_allclose(pattern.sum(-1), 1, rtol=1e-5)
         entropy = -np.sum(pattern * np.log(pattern), -1).mean(-1)

@@ -1,6 +1,7 @@
 """Directions that are added to activations of a UNet, against arithmetic on what flows between its stages."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -138,9 +139,10 @@ def test_one_direction_shared_by_a_stack_acts_on_every_member(denoiser, predict)
 
 def test_directions_that_fit_no_site_are_refused(denoiser):
     x, t = jnp.asarray(IMAGES), jnp.array([3, 20, 40])
+    predict = functools.partial(jax.eval_shape, denoiser.predict)  # refused while it is traced
     with pytest.raises(ConfigError, match=r"mid\.block1\.res"):
-        denoiser.predict(adding(denoiser, mid__block1__ress=DIRECTION), x, t)
+        predict(adding(denoiser, mid__block1__ress=DIRECTION), x, t)
     with pytest.raises(ConfigError, match=r"\(8,\).*3 axes"):
-        denoiser.predict(adding(denoiser, mid__block1__res=DIRECTION[0, 0]), x, t)
+        predict(adding(denoiser, mid__block1__res=DIRECTION[0, 0]), x, t)
     with pytest.raises(ConfigError, match=r"\(1, 1, 5\).*broadcast to \(8, 8, 8\)"):
-        denoiser.predict(adding(denoiser, mid__block1__res=np.ones((1, 1, 5))), x, t)
+        predict(adding(denoiser, mid__block1__res=np.ones((1, 1, 5))), x, t)
