@@ -100,12 +100,11 @@ def pytest_collection_modifyitems(items):
 def tiny():
     """The `tiny` preset with the smallest network, few images and fewer samples on its sheets."""
     from reference.networks import SMALL
-    from reference.sharing_trainer import SharingTrainer
 
     from mechdiff.core.presets import preset
-    from mechdiff.training import loop
+    from mechdiff.training import programs
 
-    loop.SAMPLES, loop.SAMPLE_STEPS, loop.Trainer = 4, 4, SharingTrainer
+    programs.SAMPLES, programs.SAMPLE_STEPS = 4, 4
     config = preset("tiny")
     data = dataclasses.replace(config.data, n_train=64, n_test=32)
     return dataclasses.replace(config, unet=SMALL, data=data)

@@ -24,8 +24,7 @@ from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, count_parameters, init_unet
 from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.execution import engine, memory
-from mechdiff.training.placement import data_parallel
-from mechdiff.training.step import init_state, train_step
+from mechdiff.training.programs import programs
 
 CACHE_HIT = "/jax/compilation_cache/cache_hits"  # an event that JAX records
 
@@ -39,17 +38,13 @@ def training_step(config, images):
     """The step that `experiments.train` runs: noise, loss, gradients, clipping, AdamW, EMA."""
     use_all_cores(share=images)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch=images))
-    schedule, placement = make_schedule(config.diffusion), data_parallel(config.train)
-    state, identity = jax.jit(functools.partial(init_state, config), out_shardings=placement.everywhere)()
-    batch = jax.device_put(random_images(config, images), placement.batch)
-    constant = jax.tree.map(np.asarray, identity)
-    step = jax.jit(
-        functools.partial(train_step, config, placement.mesh, schedule, constant), donate_argnums=0
-    )
+    made, seed = programs(config), np.uint32(config.seed)
+    state = made.init(seed)
+    batch = jax.device_put(random_images(config, images), made.placement.batch)
 
     def once():
         nonlocal state
-        state, metrics = step(state, batch)
+        state, metrics = made.update(seed, state, batch)
         jax.block_until_ready((state, metrics))
 
     return once, images

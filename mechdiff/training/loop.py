@@ -9,36 +9,27 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Int, UInt8
 
-from mechdiff.core import devices, keys, processes
+from mechdiff.core import devices, processes
 from mechdiff.core.config import ExperimentConfig, to_dict
 from mechdiff.core.errors import NumericsError
 from mechdiff.core.types import PyTree
-from mechdiff.data import Dataset, class_names, to_bytes, to_float
-from mechdiff.diffusion.samplers import Sampler, sample
-from mechdiff.diffusion.schedules import ddim_timesteps, make_schedule, timesteps_by_log_snr
-from mechdiff.interventions.record import Intervention
-from mechdiff.models.unet import count_parameters, denoise
+from mechdiff.data import Dataset, class_names
+from mechdiff.diffusion.schedules import make_schedule
+from mechdiff.models.unet import count_parameters
 from mechdiff.storage import checkpoint, exchange, exported, files, image_grid, locks, run_log
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.storage.tensorboard import TensorBoardLog
 from mechdiff.training import evaluation
 from mechdiff.training.batches import load_run_data, placed_batch
-from mechdiff.training.placement import data_parallel
 from mechdiff.training.prefetch import prefetched
-from mechdiff.training.step import Metrics, TrainState, init_state, train_step
-
-EVAL_TIMESTEPS = 8  # evenly spread in log-SNR, that losses are reported at
-SAMPLES = 64  # images on a sample sheet
-SAMPLE_STEPS = 50  # DDIM
+from mechdiff.training.programs import eval_timesteps, programs
+from mechdiff.training.step import Metrics, TrainState
 
 
 class Trainer:
@@ -52,16 +43,9 @@ class Trainer:
         """
         self.tensorboard = tensorboard
         self.config, self.workdir = config, files.ensure_writable(workdir)
-        self.placement = data_parallel(config.train)
-        self._shapes = jax.eval_shape(functools.partial(init_state, config))
-        self._of_state = self.placement.of_state(self._shapes[0])
+        self.programs, self.seed = programs(config), np.uint32(config.seed)
         processes.announce()
-        self.schedule = make_schedule(config.diffusion)
         self.data = load_run_data(config, self.workdir / "cache")
-        self.timesteps = timesteps_by_log_snr(self.schedule, EVAL_TIMESTEPS)
-        everywhere = self.placement.everywhere
-        self._losses = jax.jit(self._ema_losses, out_shardings=everywhere)
-        self._sample = jax.jit(self._ema_sample, out_shardings=everywhere)
 
     def run(self) -> Path:
         """Trains to the end, from the newest checkpoint if there is one; the exported model's folder."""
@@ -69,13 +53,13 @@ class Trainer:
             processes.in_first(lambda: stack.enter_context(locks.lock(self.workdir)))
             stack.enter_context(exchange.written_by_first(self.workdir))
             saved = stack.enter_context(checkpoint.TrainCheckpoints(self.workdir / "checkpoints"))
-            state, identity, start = self._start(saved)
+            state, start = self._start(saved)
             log = processes.in_first(lambda: self._open_log(start))
             log = stack.enter_context(log or run_log.SilentLog())
             processes.in_first(lambda: self._started(start))
             with devices.enough_memory(self._way_out_of_memory()):
-                state = self._loop(state, identity, start, saved, log)
-            return self._export(self.workdir / "model", state, identity, log)
+                state = self._loop(state, start, saved, log)
+            return self._export(self.workdir / "model", state, log)
 
     def _way_out_of_memory(self) -> str:
         train = self.config.train
@@ -91,19 +75,15 @@ class Trainer:
             return TensorBoardLog(path, self.workdir / "tensorboard", start)
         return run_log.RunLog(path, resume_step=start)
 
-    def _start(self, saved: checkpoint.TrainCheckpoints) -> tuple[TrainState, Intervention, int]:
-        shapes, identity_shapes = self._shapes
-        identity_sharding = jax.tree.map(lambda _: self.placement.everywhere, identity_shapes)
-        init = functools.partial(init_state, self.config)
-        init = jax.jit(init, out_shardings=(self._of_state, identity_sharding))
+    def _start(self, saved: checkpoint.TrainCheckpoints) -> tuple[TrainState, int]:
         newest = processes.from_first(saved.latest_step() or 0)
         if not newest:
-            return *init(), 0
+            return self.programs.init(self.seed), 0
         exchange.catch_up(self.workdir)
         placed = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            shapes,
-            self._of_state,
+            self.programs.shapes,
+            self.programs.of_state,
         )
         state, _ = saved.restore(
             placed,
@@ -111,7 +91,7 @@ class Trainer:
             config=to_dict(self.config),
             ignore=("name", "sweep", "study", "train.steps", "train.keep", "train.fsdp"),
         )
-        return state, init()[1], newest
+        return state, newest
 
     def _started(self, step: int) -> None:
         facts = {
@@ -125,19 +105,11 @@ class Trainer:
         }
         files.write_json(self.workdir / "manifest.json", run_manifest(to_dict(self.config), **facts))
 
-    def _update(self, identity: Intervention) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
-        """The compiled step. The identity is part of the program, not an argument: XLA then drops the gates,
-        which is a tenth of the time on a CPU."""
-        constant = jax.tree.map(np.asarray, identity)
-        step = functools.partial(train_step, self.config, self.placement.mesh, self.schedule, constant)
-        return jax.jit(step, donate_argnums=0, out_shardings=(self._of_state, self.placement.everywhere))
-
-    def _loop(self, state, identity, start: int, saved, log) -> TrainState:
-        train = self.config.train
-        update = self._update(identity)
+    def _loop(self, state, start: int, saved, log) -> TrainState:
+        train, update = self.config.train, functools.partial(self.programs.update, self.seed)
         pending: list[Metrics] = []
         clock, images_seen = time.monotonic(), 0
-        make_batch = functools.partial(placed_batch, self.data, self.placement.batch)
+        make_batch = functools.partial(placed_batch, self.data, self.programs.placement.batch)
         title = f"training {self.config.name} on {self.data.train.name}"
         with run_log.progress(train.steps, start, title, quiet=not processes.is_first()) as bar:
             for step, batch in prefetched(make_batch, start, train.steps):
@@ -153,13 +125,13 @@ class Trainer:
                     log.append({"step": done, "kind": "train", **values, "images_per_second": round(rate, 2)})
                 score = None
                 if self._due(done, train.eval_every):
-                    losses = self.evaluate(state.ema, identity)
+                    losses = self.evaluate(state.ema)
                     score = losses["test_loss"]
                     log.append({"step": done, "kind": "eval", **losses})
                 if train.sample_every and done % train.sample_every == 0:
-                    self._save_sheet(done, self.samples(state.ema, identity))
+                    self._save_sheet(done, self.samples(state.ema))
                 if done in train.keep:  # before the checkpoint, so that no resumed run can miss it
-                    self._export(self.workdir / "snapshots" / str(done), state, identity, log)
+                    self._export(self.workdir / "snapshots" / str(done), state, log)
                 if self._due(done, train.save_every):
                     saved.save(done, state, {"config": to_dict(self.config)}, score)
         return state
@@ -188,45 +160,28 @@ class Trainer:
             )
         return {"loss": float(values.loss.mean()), "grad_norm": float(values.grad_norm.mean())}
 
-    def _on_every_device(self, ema: PyTree) -> PyTree:
-        """The parameters on every device, also if each trains with a shard of them."""
-        return jax.lax.with_sharding_constraint(ema, self.placement.everywhere)
-
-    def _ema_losses(self, ema: PyTree, identity: Intervention, images: Array, labels: Any) -> Array:
-        ema = self._on_every_device(ema)
-        predict = functools.partial(denoise, self.config.unet, self.schedule, ema, identity, condition=labels)
-        key = keys.stream(jax.random.key(self.config.seed), "evaluation")
-        return evaluation.losses(predict, self.schedule, key, to_float(images), jnp.asarray(self.timesteps))
-
-    def evaluate(self, ema: PyTree, identity: Intervention) -> dict:
+    def evaluate(self, ema: PyTree) -> dict:
         """Held-out and training loss of the EMA parameters, per timestep and pooled."""
         count = min(self.config.train.eval_images, len(self.data.train), len(self.data.test))
 
         def losses(dataset: Dataset, labels: Int[np.ndarray, " images"] | None) -> np.ndarray:
             labels = None if labels is None else labels[:count]
-            return np.asarray(self._losses(ema, identity, np.array(dataset.images[:count]), labels))
+            return np.asarray(self.programs.losses(self.seed, ema, np.array(dataset.images[:count]), labels))
 
         train = losses(self.data.train, self.data.train_labels)
         test = losses(self.data.test, self.data.test_labels)
-        return {"levels": [int(t) for t in self.timesteps], **evaluation.summary(train, test)}
+        return {
+            "levels": [int(t) for t in eval_timesteps(make_schedule(self.config.diffusion))],
+            **evaluation.summary(train, test),
+        }
 
-    def _ema_sample(self, ema: PyTree, identity: Intervention) -> Array:
-        unet = self.config.unet
-        ema = self._on_every_device(ema)
-        labels = np.arange(SAMPLES) % unet.classes if unet.classes else None
-        predict = functools.partial(denoise, unet, self.schedule, ema, identity, condition=labels)
-        steps = ddim_timesteps(self.schedule.steps, min(SAMPLE_STEPS, self.schedule.steps))
-        key = keys.stream(jax.random.key(self.config.seed), "samples")
-        shape = (SAMPLES, unet.image_size, unet.image_size, unet.in_channels)
-        return to_bytes(sample(predict, Sampler(self.schedule, timesteps=steps), key, shape))
-
-    def samples(self, ema: PyTree, identity: Intervention) -> UInt8[np.ndarray, "n height width channels"]:
+    def samples(self, ema: PyTree) -> UInt8[np.ndarray, "n height width channels"]:
         """A sheet of images from the EMA parameters, classes in turn; always from the same noise."""
-        return np.asarray(self._sample(ema, identity))
+        return np.asarray(self.programs.sample(self.seed, ema))
 
-    def _export(self, folder: Path, state: TrainState, identity: Intervention, log: run_log.RunLog) -> Path:
+    def _export(self, folder: Path, state: TrainState, log: run_log.RunLog) -> Path:
         """Writes the model after `state.step` steps, with its record, to `folder`."""
-        evaluated, images = self.evaluate(state.ema, identity), self.samples(state.ema, identity)
+        evaluated, images = self.evaluate(state.ema), self.samples(state.ema)
         ema, steps = checkpoint.on_host(state.ema), int(state.step)
         held_out = np.array(self.data.test.images[:512])
         manifest = processes.in_first(lambda: files.read_json(self.workdir / "manifest.json")) or {}

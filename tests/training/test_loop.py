@@ -15,12 +15,11 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType
-from reference.networks import fresh_state, identity_of
+from reference.networks import fresh_state
 
 from mechdiff.core.config import UNetConfig, override
 from mechdiff.core.errors import BusyError, CheckpointError, ConfigError, MechdiffError, NumericsError
 from mechdiff.diffusion.process import denoising_loss
-from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models import load
 from mechdiff.models.unet import apply_unet
 from mechdiff.storage import checkpoint, digests, exported, files, locks, run_log
@@ -28,6 +27,7 @@ from mechdiff.training import batches, loop, step
 from mechdiff.training.placement import BATCH, Placement, data_parallel, shard_specs
 
 ROOT = Path(__file__).parents[2]
+SEED = jnp.uint32(0)
 ONE = jax.make_mesh((1,), (BATCH,), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
 
 
@@ -43,11 +43,11 @@ def small(tiny):
 
 @pytest.fixture(scope="module")
 def setting(small):
-    """A state whose parameters are not at their zeros, a batch, and the schedule."""
-    state, identity = fresh_state(small), identity_of(small.unet)
+    """A state whose parameters are not at their zeros, what is fixed, and a batch."""
+    state, fixed = fresh_state(small), step.fixed_parts(small)
     state = dataclasses.replace(state, ema=jax.tree.map(np.zeros_like, state.params))
     batch = np.random.default_rng(1).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
-    return state, identity, batch, make_schedule(small.diffusion)
+    return state, fixed, batch
 
 
 @functools.cache
@@ -56,8 +56,8 @@ def update(config, mesh):
 
 
 def stepped(config, setting, mesh=ONE):
-    state, identity, batch, schedule = setting
-    return update(config, mesh)(schedule, identity, state, batch)
+    state, fixed, batch = setting
+    return update(config, mesh)(fixed, SEED, state, batch)
 
 
 def test_accumulated_micro_batches_make_the_same_step(small, setting):
@@ -70,7 +70,7 @@ def test_accumulated_micro_batches_make_the_same_step(small, setting):
 
 
 def test_the_ema_moves_by_its_decay(small, setting):
-    state, _, _, _ = setting
+    state, _, _ = setting
     state = dataclasses.replace(state, step=jnp.int32(10_000))  # past the warm-up of the decay
     after, _ = stepped(small, (state, *setting[1:]))
     expected = jax.tree.map(lambda p: (1 - small.train.ema_decay) * p, after.params)
@@ -84,7 +84,7 @@ def test_bfloat16_compute_gives_nearly_the_same_loss_and_keeps_float32_parameter
 
 
 def test_the_gradient_is_that_of_finite_differences(small, setting):
-    state, identity, batch, schedule = setting
+    state, (schedule, identity), batch = setting
     x0 = jnp.asarray(batch, jnp.float32) / 127.5 - 1
     t, noise = jnp.arange(8) * 5, jax.random.normal(jax.random.key(3), x0.shape)
 
@@ -123,12 +123,12 @@ def test_the_learning_rate_warms_up_then_decays(small, setting):
 
 
 def test_two_devices_train_as_one_does(small, setting):
-    state, identity, batch, schedule = setting
+    state, fixed, batch = setting
     placement = data_parallel(small.train)
     assert len(placement.batch.device_set) == 2
     spread = jax.device_put(batch, placement.batch)
     one, metrics_one = stepped(small, setting)
-    placed = jax.device_put(state, placement.everywhere), identity, spread, schedule
+    placed = jax.device_put(state, placement.everywhere), fixed, spread
     two, metrics_two = stepped(small, placed, placement.mesh)
     np.testing.assert_allclose(metrics_one.loss, metrics_two.loss, rtol=1e-5)
     moments = [optax.tree.get(made.opt_state, "mu") for made in (one, two)]
@@ -139,15 +139,14 @@ def test_sharded_parameters_make_the_same_step_and_take_half_the_room(small):
     """Of two devices, each holds half of every large kernel, of its moments and of its EMA."""
     wide = override(small, ["unet.widths=32", "unet.norm_groups=8"])
     sharded = override(wide, ["train.fsdp=True"])
-    schedule = make_schedule(wide.diffusion)
     batch = np.random.default_rng(1).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
-    state, identity = fresh_state(wide), identity_of(wide.unet)
+    state, fixed = fresh_state(wide), step.fixed_parts(wide)
     states, losses, sizes = [], [], []
     for config in (wide, sharded):
         placement = data_parallel(config.train)
         shardings = placement.of_state(state)
         placed = jax.device_put(state, shardings), jax.device_put(batch, placement.batch)
-        update = functools.partial(step.train_step, config, placement.mesh, schedule, identity)
+        update = functools.partial(step.train_step, config, placement.mesh, fixed, SEED)
         compiled = jax.jit(update, out_shardings=(shardings, placement.everywhere)).lower(*placed).compile()
         after, metrics = compiled(*placed)
         states.append(jax.device_get(after))
@@ -252,9 +251,10 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tiny, trained, tmp_path, mon
 @pytest.mark.usefixtures("unsampled")
 def test_a_killed_process_resumes_to_the_same_parameters(tiny, trained, tmp_path):
     program = (
-        "import sys, dataclasses, jax; from pathlib import Path; from mechdiff.training import loop; "
-        "from mechdiff.core.config import from_dict; from mechdiff.storage import files; "
-        "jax.config.update('jax_num_cpu_devices', 2); loop.SAMPLES = loop.SAMPLE_STEPS = 4; "
+        "import sys, dataclasses, jax; from pathlib import Path; "
+        "from mechdiff.training import loop, programs; from mechdiff.core.config import from_dict; "
+        "from mechdiff.storage import files; "
+        "jax.config.update('jax_num_cpu_devices', 2); programs.SAMPLES = programs.SAMPLE_STEPS = 4; "
         "loop.train(from_dict(files.read_json(sys.argv[1])), Path(sys.argv[2]))"
     )
     files.write_json(tmp_path / "config.json", dataclasses.asdict(tiny))
@@ -273,18 +273,13 @@ def test_a_killed_process_resumes_to_the_same_parameters(tiny, trained, tmp_path
 def test_nan_stops_the_run_and_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
     interrupted(tiny, tmp_path, 11, monkeypatch)
     trainer = loop.Trainer(tiny, tmp_path)
-    update = trainer._update
+    step = trainer.programs.update
 
-    def diverging(identity):
-        step = update(identity)
+    def diverging(*args):
+        state, metrics = step(*args)
+        return state, metrics._replace(loss=jnp.where(state.step == 14, jnp.nan, metrics.loss))
 
-        def stepped(*args):
-            state, metrics = step(*args)
-            return state, metrics._replace(loss=jnp.where(state.step == 14, jnp.nan, metrics.loss))
-
-        return stepped
-
-    trainer._update = diverging
+    trainer.programs = trainer.programs._replace(update=diverging)
     with pytest.raises(NumericsError) as error:
         trainer.run()
     assert "step 13 is not finite" in str(error.value) and "checkpoints/10" in str(error.value)

@@ -49,16 +49,14 @@ jax.config.update("jax_disable_most_optimizations", True)
 from mechdiff.core import processes
 from mechdiff.core.config import from_dict
 from mechdiff.storage import bucket, exchange
-from mechdiff.training import loop
-from tests.reference.sharing_trainer import SharingTrainer
-loop.Trainer = SharingTrainer
+from mechdiff.training import loop, programs
 runs, port, process = json.loads(Path(sys.argv[1]).read_text()), sys.argv[2], int(sys.argv[3])
 processes.join(processes.Membership(f"127.0.0.1:{port}", 2, process), 600)
-loop.SAMPLES = loop.SAMPLE_STEPS = 4
+programs.SAMPLES = programs.SAMPLE_STEPS = 4
 original = loop.Trainer._finite
 for config, folder, at, copied in runs:
     if Path(folder).name != "whole":  # compiling the sampler once is enough
-        loop.Trainer.samples = lambda self, ema, identity: np.zeros((4, 8, 8, 3), np.uint8)
+        loop.Trainer.samples = lambda self, ema: np.zeros((4, 8, 8, 3), np.uint8)
     def finite(self, pending, done, saved, at=at, copied=copied):
         if done >= at > 0:
             saved.wait()
