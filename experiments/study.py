@@ -1,16 +1,22 @@
 """A whole study, trained and examined: `python -m experiments.study --preset=study64 --celeba=CELEBA`.
 
-Trains `--seeds` networks of each data set of `--data`, seed by seed, examines each as soon as it is trained
-(CelebA and synthetic faces of complexity 4 in full, the others under mean ablation), then the snapshots of
-`train.keep`. The same command goes on after an interruption, wherever it was. WORKDIR holds
+Trains `--seeds` networks of each data set of `--data`, examines each as soon as it is trained (CelebA and
+synthetic faces of complexity 4 in full, the others under mean ablation), then the snapshots of `train.keep`.
+What is worth most comes first: pairs of CelebA and synthetic faces, seed by seed, then controls and the
+ladder, seed by seed. A line after each network says how long it took and how long the others will; the first
+of a start also compiles, which the others need not. The same command goes on after an interruption, wherever
+it was, and finds what it had compiled. WORKDIR holds
   runs/NAME       the trainings
   examined/NAME   the examinations
   pieces/         all packed networks so far in files of less than 16 MiB: unpacked into one folder they are
                   what `experiments.collect --examined=FOLDER` takes
+  cache/          decoded images, and compiled programs unless --compilation_cache says where
 """
 
 import dataclasses
+import time
 
+import jax
 from absl import flags
 
 from mechdiff.storage import locks
@@ -34,13 +40,14 @@ def main(config, workdir):
     planned = plan.networks(config, DATA.value, SEEDS.value, CELEBA.value)
     examined, folder = workdir / "examined", workdir / "pieces"
     with locks.lock(workdir):
-        for number, network in enumerate(planned, start=1):
-            print(f"{network.name}: {number} of {len(planned)}", flush=True)
-            if not examination.packed_path(examined / network.name, network.name).exists():
-                loop.train(network.config, workdir / "runs" / network.name)
-            sampled = network.full and network.config.seed == plan.SAMPLED_SEED
-            _examine(network.name, config if network.full else plan.of_ladder(config), workdir, sampled)
+        _keep_programs(workdir / "cache" / "programs")
+        todo = [network for network in planned if not _packed(network.name, workdir).exists()]
+        print(f"{len(planned)} networks, {len(planned) - len(todo)} of them packed before", flush=True)
+        for number, network in enumerate(todo, start=1):
+            trained, examined_in = _make(network, config, workdir)
+            print(plan.progress(network.name, trained, examined_in, len(todo) - number), flush=True)
             plan.write_pieces(examined, folder)
+        plan.write_pieces(examined, folder)  # the last time it may have been stopped before it
         for network in planned:
             for step in network.snapshots:
                 _examine(f"{network.name}@{step}", plan.of_ladder(config), workdir)
@@ -50,10 +57,31 @@ def main(config, workdir):
     return {"pieces": pieces}
 
 
+def _keep_programs(folder):
+    """Programs of a training are the same for all seeds and data sets, so few are kept."""
+    if jax.config.jax_compilation_cache_dir is None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # compiled programs are code: private
+        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+
+
+def _packed(name, workdir):
+    return examination.packed_path(workdir / "examined" / name, name)
+
+
+def _make(network, config, workdir):
+    """Trains and examines one network; seconds that each took."""
+    start = time.monotonic()
+    loop.train(network.config, workdir / "runs" / network.name)
+    trained = time.monotonic() - start
+    sampled = network.full and network.config.seed == plan.SAMPLED_SEED
+    _examine(network.name, config if network.full else plan.of_ladder(config), workdir, sampled)
+    return trained, time.monotonic() - start - trained
+
+
 def _examine(name, config, workdir, samples=False):
     """One trained network, RUN or RUN@STEP, examined and packed, unless it is packed already."""
     where = workdir / "examined" / name
-    if not examination.packed_path(where, name).exists():
+    if not _packed(name, workdir).exists():
         choose = choosing.chooser(config, CELEBA.value, workdir / "cache")
         run = str(workdir / "runs" / name)
         examination.examine_and_pack(name, run, choose, config, where, samples=samples)

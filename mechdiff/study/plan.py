@@ -1,4 +1,4 @@
-"""The networks of a study, in an order in which every partial study is balanced over data sets.
+"""The networks of a study, in an order in which a study that ends early is worth the most.
 
 Data sets, by the names that networks have in results:
   celeba                               CelebA
@@ -44,7 +44,8 @@ class Planned:
 
 
 def networks(config: ExperimentConfig, data: Sequence[str], seeds: int, celeba: str | None) -> list[Planned]:
-    """The networks in the order in which they are made: seed by seed.
+    """The networks in the order in which they are made: seed by seed, those of the data sets that claims
+    compare before all others.
 
     Args:
       config: of one network; its seed and data are replaced. Steps of `train.keep` before the last are
@@ -70,7 +71,22 @@ def networks(config: ExperimentConfig, data: Sequence[str], seeds: int, celeba: 
             trained = dataclasses.replace(config, seed=seed, data=_data(config.data, name, celeba or ""))
             snapshots = before if name in SIDES else ()
             planned.append(Planned(f"{config.name}-{name}-seed{seed}", trained, name in SIDES, snapshots))
-    return planned
+    return sorted(planned, key=lambda network: not network.full)  # the seeds of each stay in their order
+
+
+def progress(name: str, trained: float, examined: float, left: int) -> str:
+    """A line on a network that is done, and how long those that are left take if each takes as long.
+
+    Args:
+      trained, examined: seconds.
+      left: networks.
+
+    Example:
+      >>> progress("tiny-celeba-seed0", 95, 55, 5)
+      'tiny-celeba-seed0: trained in 95 s, examined in 55 s; 5 networks left: 12 min at this pace'
+    """
+    rest = f"{left * (trained + examined) / 60:.0f} min at this pace"
+    return f"{name}: trained in {trained:.0f} s, examined in {examined:.0f} s; {left} networks left: {rest}"
 
 
 def _data(data: DataConfig, name: str, celeba: str) -> DataConfig:

@@ -10,18 +10,19 @@ from mechdiff.core.presets import preset
 from mechdiff.study import plan
 
 
-def test_networks_come_seed_by_seed_with_the_images_of_their_names():
-    names = ("celeba", "synthetic", "synthetic-level2", "scrambled", "gaussian")
+def test_pairs_come_first_seed_by_seed_and_all_have_the_images_of_their_names():
+    names = ("synthetic-level2", "celeba", "synthetic", "scrambled", "gaussian")
     planned = plan.networks(preset("study64"), names, 2, "faces")
-    assert [network.config.seed for network in planned] == [0] * 5 + [1] * 5
-    assert planned[5].name == "study64-celeba-seed1" and planned[5].snapshots == (2000, 4000)
-    images = [network.config.data for network in planned[:5]]
+    assert [network.config.seed for network in planned] == [0, 0, 1, 1, 0, 0, 0, 1, 1, 1]
+    assert planned[2].name == "study64-celeba-seed1" and planned[2].snapshots == (2000, 4000)
+    planned = planned[:2] + planned[4:7]
+    images = [network.config.data for network in planned]
     assert [data.name for data in images] == ["celeba", "synthetic", "synthetic", "celeba", "gaussian"]
     assert [data.path for data in images] == ["faces", "", "", "faces", ""]
     assert [data.preprocessing.phases for data in images] == ["kept"] * 3 + ["random", "kept"]
     assert (images[1].complexity, images[2].complexity) == (4, 2)
-    assert [network.full for network in planned[:5]] == [True, True, False, False, False]
-    assert all(network.snapshots == () for network in planned[2:5])
+    assert [network.full for network in planned] == [True, True, False, False, False]
+    assert all(network.snapshots == () for network in planned[2:])
 
 
 def test_what_can_not_be_planned_is_one_line():

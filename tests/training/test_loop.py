@@ -23,7 +23,7 @@ from mechdiff.diffusion.process import denoising_loss
 from mechdiff.models import load
 from mechdiff.models.unet import apply_unet
 from mechdiff.storage import checkpoint, digests, exported, files, locks, run_log
-from mechdiff.training import batches, loop, step
+from mechdiff.training import batches, loop, programs, step
 from mechdiff.training.placement import BATCH, Placement, data_parallel, shard_specs
 
 ROOT = Path(__file__).parents[2]
@@ -120,6 +120,15 @@ def test_the_learning_rate_warms_up_then_decays(small, setting):
     assert int(np.argmax(sizes)) == config.warmup
     np.testing.assert_allclose(max(sizes), config.learning_rate, rtol=1e-3)
     assert sizes[0] < max(sizes) / 2 and sizes[-1] < 0.15 * max(sizes)
+
+
+def test_trainings_of_other_seeds_and_images_share_their_programs(small, setting):
+    other = dataclasses.replace(small, name="other", seed=7, data=dataclasses.replace(small.data, n_train=9))
+    made = programs.programs(small)
+    assert programs.programs(override(other, ["train.keep=3"])) is made
+    states = [made.init(np.uint32(config.seed)) for config in (small, other)]
+    assert made.init._cache_size() == 1  # compiled once
+    assert not np.array_equal(*(state.params["conv_in"]["conv"]["kernel"] for state in states))
 
 
 def test_two_devices_train_as_one_does(small, setting):
