@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import shutil
+import subprocess
 from types import SimpleNamespace
 
 import click
@@ -184,13 +185,15 @@ def test_zsh_keeps_what_stands_before_the_value(tmp_path):
     script = tmp_path / "completion"
     script.write_text(completion.Zsh(main.commands, {}, "mechdiff", "_X").source())
     keys = f"PATH={tmp_path}:$PATH; ZDOTDIR={tmp_path}; source {script}\nmechdiff --preset=ti\t\nexit\n"
-    pid, terminal = pty.fork()
-    if not pid:
-        os.execvp("zsh", ["zsh", "-f", "-i"])
+    terminal, inside = pty.openpty()  # no `pty.fork`: JAX, which other tests have started, warns of it
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), inside)
+    shell = subprocess.Popen(["zsh", "-f", "-i"], start_new_session=True, **streams)
+    os.close(inside)
     os.write(terminal, keys.encode())
     shown = b""
     with contextlib.suppress(OSError):  # raised at the end of the terminal
         while part := os.read(terminal, 4096):
             shown += part
-    os.waitpid(pid, 0)
+    os.close(terminal)
+    shell.wait()
     assert b"got --preset=tiny" in shown
