@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
+from mechdiff.core import ranges
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PRNGKey
 from mechdiff.interventions.components import (
@@ -22,7 +23,12 @@ from mechdiff.interventions.record import Intervention
 
 
 def set_gate(identity: Intervention, what: ComponentSelection, value: float) -> Intervention:
-    """`identity` with the gates of the selected components set to `value` (0: ablated, 1: unchanged)."""
+    """`identity` with the gates of the selected components set to `value` (0: ablated, 1: unchanged).
+
+    Raises:
+      ConfigError: an unknown component, or a value that is no finite number.
+    """
+    value = ranges.finite("gate", value)
     gate = {site: np.array(leaf) for site, leaf in identity.gate.items()}
     for site, (start, stop) in select(identity, what).values():
         gate[site][..., start:stop] = value
@@ -106,8 +112,9 @@ def windowed(intervention: Intervention, low: int, high: int) -> Intervention:
     """The intervention, acting only at timesteps `low <= t < high`.
 
     Raises:
-      ConfigError: an empty window, or one that begins below 0.
+      ConfigError: an empty window, one that begins below 0, or bounds that are no whole numbers.
     """
+    low, high = ranges.whole("low", low), ranges.whole("high", high)
     if not 0 <= low < high:
         raise ConfigError(f"window [{low}, {high}) is empty or negative; need 0 <= low < high")
     return dataclasses.replace(intervention, window=np.array([low, high], np.int32))

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechdiff.core.types import AnyArray, PyTree, Timesteps
+from mechdiff.interventions.sealed import Sealed
 
 ALWAYS = np.array([0, np.iinfo(np.int32).max], np.int32)
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Intervention:
     """What is done at every site; the identity has gates 1, temperatures 1 and replacements 0.
@@ -34,9 +34,9 @@ class Intervention:
         absent where nothing is added.
 
     Any leaf may have a leading row axis as long as the batch. Leaves are NumPy or JAX arrays, or what a
-    transformation puts in their place, such as the axes of `STACKED`. NumPy arrays become read-only views,
-    since a compiled function that closes over an intervention would not see a change. To change one, copy the
-    array and pass the copy to `dataclasses.replace`.
+    transformation puts in their place, such as the axes of `STACKED`. Neither dicts nor arrays can be changed
+    in place, since a compiled function that closes over an intervention would not see it: NumPy arrays are
+    copied and read-only. To change one, pass a changed copy to `dataclasses.replace`.
 
     Example:
       >>> gates, zeros = {"mid.res": np.ones(1)}, {"mid.res": np.zeros((1, 1, 1))}
@@ -66,15 +66,28 @@ class Intervention:
         return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
 
+FIELDS = tuple(field.name for field in dataclasses.fields(Intervention))
+
+
+def _flatten(intervention: Intervention) -> tuple[list, None]:
+    """The fields, dicts as plain ones, so that the structure is that of any dict of the same sites."""
+    values = [getattr(intervention, name) for name in FIELDS]
+    plain = [dict(value) if isinstance(value, Sealed) else value for value in values]
+    return [(jax.tree_util.GetAttrKey(name), value) for name, value in zip(FIELDS, plain, strict=True)], None
+
+
+jax.tree_util.register_pytree_with_keys(Intervention, _flatten, lambda _, values: Intervention(*values))
+
+
 def read_only(tree: PyTree) -> PyTree:
-    """`tree`, a leaf or a dict of leaves, with NumPy arrays replaced by read-only views."""
+    """`tree`, a leaf or a dict of leaves, sealed: NumPy arrays that could be written are copied."""
     if isinstance(tree, dict):
-        return {name: read_only(leaf) for name, leaf in tree.items()}
+        return Sealed({name: read_only(leaf) for name, leaf in tree.items()})
     if not isinstance(tree, np.ndarray) or not tree.flags.writeable:
         return tree
-    view = tree.view()
-    view.flags.writeable = False
-    return view
+    copied = tree.copy()
+    copied.flags.writeable = False
+    return copied
 
 
 # vmap axes of the stacks that `leave_one_out` and `random_subsets` return: only gates are stacked

@@ -292,6 +292,7 @@ def test_channel_groups_are_selected_by_their_components():
     (lambda: set_temperature(IDENTITY, ".*head.*", 0.0), r"temperature=0.0 must be above 0"),
     (lambda: set_temperature(IDENTITY, ".*head.*", float("nan")), r"temperature=nan must be above 0"),
     (lambda: windowed(IDENTITY, 5, 5), r"window \[5, 5\) is empty or negative"),
+    (lambda: set_gate(IDENTITY, ".*", float("nan")), r"gate=nan: expected a finite number"),
     (lambda: windowed(IDENTITY, -1, 5), r"window \[-1, 5\) is empty or negative"),
     (lambda: random_subsets(jax.random.key(0), IDENTITY, ".*", 1, 0), r"subset size 0 is out of range"),
     (lambda: component_at(components(UNET), "mid.block0.rs"), r"unknown component 'mid.block0.rs'; closest"),
@@ -303,7 +304,7 @@ def test_errors_are_one_line_that_names_the_value_and_the_way_out(call, message)
     assert "\n" not in str(caught.value)
 
 
-def test_arrays_of_interventions_cant_be_edited():
+def test_interventions_cant_be_edited_in_place():
     """A compiled function that closes over an intervention would not see it."""
     own = np.ones(2, np.float32)
     plain = record.Intervention(
@@ -317,4 +318,10 @@ def test_arrays_of_interventions_cant_be_edited():
         for array in jax.tree.leaves(intervention):
             with pytest.raises(ValueError, match="read-only"):
                 array[...] = 0
+        for edit in (lambda gate: gate.update({"a.head": own}), lambda gate: gate.pop("a.head")):
+            with pytest.raises(TypeError, match=r"can't be changed in place; pass a changed dict"):
+                edit(intervention.gate)
+        with pytest.raises(TypeError, match="can't be changed in place"):
+            intervention.temperature["a.head"] = own
     own[0] = 0.5  # the caller's own array stays the caller's
+    assert plain.gate["a.head"].tolist() == [1, 1]
