@@ -19,7 +19,7 @@ def moved(text):
       {'add_fusion': (1, 64)}
     """
     inner = set(re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", text))
-    found = collections.defaultdict(lambda: (0, 0))
+    kinds = collections.defaultdict(lambda: (0, 0))
     sizes, counting = {}, False
     for line in text.splitlines():
         if head := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{", line):
@@ -32,9 +32,9 @@ def moved(text):
         if operation in NO_KERNEL:
             continue
         read = sum(sizes.get(operand.strip().lstrip("%"), 0) for operand in operands.split(","))
-        count, size = found[kind := _kind(name, operation, line)]
-        found[kind] = count + 1, size + read + sizes[name]
-    return dict(found)
+        count, size = kinds[kind := _kind(name, operation, line)]
+        kinds[kind] = count + 1, size + read + sizes[name]
+    return dict(kinds)
 
 
 def _kind(name, operation, line):

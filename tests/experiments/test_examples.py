@@ -56,7 +56,10 @@ def dit():
     model = linen_dit.denoiser(steps=1, width=16, depth=2, heads=2, draw=draw)
     rng = np.random.default_rng(1)
     # adaLN-Zero begins at zero.
-    noisy = lambda leaf: leaf + np.float32(0.1) * rng.standard_normal(leaf.shape, np.float32)
+
+    def noisy(leaf):
+        return leaf + np.float32(0.1) * rng.standard_normal(leaf.shape, np.float32)
+
     return dataclasses.replace(model, params=jax.tree.map(noisy, model.params))
 
 

@@ -1,6 +1,7 @@
 """Made-up results of networks whose truth is known, for tests of claims."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import xarray as xr
@@ -50,6 +51,11 @@ def ladder(seed, shake=lambda: 1.0, costs=((0, 0.005), (2, 0.01))):
     ]
 
 
+def shaken(seed, by):
+    """A factor near 1 for each component: anew at every call of a generator, the same of a seed."""
+    return 1 + by * np.random.default_rng(seed).standard_normal(12)
+
+
 def untrained_beside(item):
     """The network with an untrained one beside it, whose entropies and damage have nothing in common."""
     rng = np.random.default_rng([7, item.seed])
@@ -61,7 +67,7 @@ def complex_study(costs, loss=1.0):
     """Networks whose circuits are wider for CelebA, and whose rungs 0, 2 and 4 spread damage by `costs`."""
     made = []
     for seed in range(4):
-        shake = lambda seed=seed: 1 + 0.02 * np.random.default_rng(seed).standard_normal(12)
+        shake = functools.partial(shaken, seed, 0.02)
         natural = network("celeba", seed, np.r_[1.0, np.full(11, 0.5)] * shake(), np.linspace(0, 1, 6))
         sweep = natural.sweep.assign({name: natural.sweep[name] * loss for name in ("loss", "clean_loss")})
         made += [

@@ -1,6 +1,7 @@
 """All claims of one evaluation, on made-up results whose truth is known."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from reference.made_networks import (
     complex_study,
     ladder,
     network,
+    shaken,
     untrained_beside,
 )
 
@@ -26,7 +28,7 @@ def planted():
     made = []
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        shake = lambda: 1 + 0.05 * rng.standard_normal(12)  # noqa: B023
+        shake = functools.partial(shaken, rng, 0.05)
         heads = 0.2 + 0.1 * np.arange(6)
         even = np.r_[1.0, np.full(5, 0.3), 0.35 - 0.05 * np.arange(6)] * shake()
         narrow = np.r_[1.0, np.full(5, 0.02), 0.035 - 0.005 * np.arange(6)] * shake()
