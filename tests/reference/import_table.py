@@ -283,6 +283,7 @@ ROWS = [
     Row(LA, "the side not divisible", LEVELS | {"image_size": 6}),
     Row("edm_adm", "DhariwalUNet with classes", OF_EDM),
     Row("edm_ddpmpp", "SongUNet (DDPM++), augmentations", OF_EDM),
+    Row("edm_ddpmpp", "arguments of its class beside them", OF_EDM | {"model_channels": 8, "num_blocks": 1}),
     Row("edm_ddpmpp", "precond absent", {"sigma_data": 0.5}),
     Row("edm_ddpmpp", "preconditioned as VP", OF_EDM | {"precond": "vp"}),
     Row("edm_ddpmpp", "noise levels of its own", OF_EDM | {"sigma_max": 10, "steps": 50}),

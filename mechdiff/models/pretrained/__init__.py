@@ -45,7 +45,7 @@ def read(folder: Path | str, stated: Stated | None = None) -> Imported | Importe
         _check_bearing(stated, diffusers)
         return diffusers.read(place, stated)
     if "_class_name" not in config and not families.unsupported(config):
-        for layout in (ddim, adm, lucidrains, edm):
+        for layout in (ddim, edm, adm, lucidrains):
             if layout.recognizes(config):
                 _check_bearing(stated, layout)
                 return layout.read(place, stated)

@@ -38,6 +38,8 @@ TABLE = {
     "img_resolution": Option(None, integer()),
 }
 IGNORED = ("img_channels", "label_dim", "model_type", "use_fp16", "augment_dim", "dropout", "label_dropout")
+IGNORED += ("model_channels", "channel_mult.*", "num_blocks", "attn_resolutions")  # the tensors tell these
+IGNORED += ("embedding_type", "encoder_type", "decoder_type", "resample_filter")
 TELLING = ("sigma_data", "img_resolution")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mechdiff.core.errors import CheckpointError, ConfigError, shorten
 from mechdiff.models.pretrained.averages import OTHER, check_stated, kind_of, named
-from mechdiff.models.pretrained.tensors import State
+from mechdiff.models.pretrained.tensors import State, index_of
 
 COMPILED = "_orig_mod."  # of torch.compile, at any depth
 WRAPPERS = (
@@ -108,13 +108,14 @@ def weight_file(folder: Path, stem: str, weights: str | None) -> tuple[Path, tup
     `ema` where names of files tell these apart (`averages.kind_of`). Without either, the only file.
 
     Raises:
-      ConfigError: several files and no statement which; or none of the stated name.
+      ConfigError: several files and no statement which; or none of the stated name; one file beside an
+        index of shards, which may hold another network.
     """
     main = folder / f"{stem}.safetensors"
     variants = _variants(folder, stem)
     if weights and weights not in OTHER:
         return _stated_file(folder, variants, weights), ()
-    sharded = _index(folder, main).is_file()
+    sharded = index_of(main).is_file()
     others = sorted(path for path in folder.glob("*.safetensors") if path != main)
     others = list(variants.values()) if sharded else others
     there = [main, *others] if main.is_file() or sharded else list(variants.values()) or others
@@ -124,7 +125,7 @@ def weight_file(folder: Path, stem: str, weights: str | None) -> tuple[Path, tup
         beside = ", ".join(path.name for path in there if path != chosen[0])
         note = f"read {chosen[0].name}; beside it, not read: {beside} (choose by --weights=NAME)"
         note = note if beside else f"read {chosen[0].name}, the only weights there"
-        return chosen[0], (note,) if beside or chosen[0] != main else ()
+        return _whole(chosen[0]), (note,) if beside or chosen[0] != main else ()
     if chosen:
         raise ConfigError(_several(folder, main, chosen))
     return main, ()  # reported as absent by who loads it
@@ -138,7 +139,18 @@ def _stated_file(folder: Path, variants: Mapping[str, Path], weights: str) -> Pa
         return folder / weights
     if weights not in variants:
         raise ConfigError(f"{shown}: no such variant in {folder} (have: {', '.join(variants) or 'none'})")
-    return variants[weights]
+    return _whole(variants[weights])
+
+
+def _whole(path: Path) -> Path:
+    """The path, unless its weights lie there twice: an earlier export's file is easily left beside shards."""
+    index = index_of(path)
+    if path.is_file() and index.is_file():
+        raise ConfigError(
+            f"{path.parent} has {path.name} and shards ({index.name}), which may be two networks: delete "
+            f"those that are not meant, or read the one file by --weights={path.name}"
+        )
+    return path
 
 
 def _several(folder: Path, main: Path, files: list[Path]) -> str:
@@ -156,10 +168,6 @@ def _variants(folder: Path, stem: str) -> dict[str, Path]:
         if match:
             variants[match[1]] = folder / f"{stem}.{match[1]}.safetensors"
     return variants
-
-
-def _index(folder: Path, main: Path) -> Path:
-    return folder / f"{main.name}.index.json"
 
 
 def levels_asked(reason: str, assumed: tuple[str, ...]) -> str:

@@ -165,6 +165,12 @@ def escaping(place):
     return lambda folder: shard(folder, {"conv_in.bias": place})
 
 
+def beside_shards(folder):
+    whole = (folder / WEIGHTS).read_bytes()
+    shard(folder)
+    (folder / WEIGHTS).write_bytes(whole)
+
+
 def drop(folder):
     change_tensors(folder, lambda state: state.pop("conv_in.bias"))
 
@@ -217,6 +223,7 @@ BAD = [
     (escaping(None), "places conv_in.bias in None; only .safetensors files beside it are read"),
     (lambda folder: shard(folder, weight_map={}), "has no weight_map of tensors to files"),
     (lambda folder: shard(folder, {"extra": shard_name(1)}), "differ: 1 only in one of them: extra"),
+    (beside_shards, f"has {WEIGHTS} and shards ({WEIGHTS}.index.json), which may be two networks"),
     (drop, "does not fit its config: 1 missing: conv_in.bias"),
     (add, "does not fit its config: 1 unused: extra"),
     (reshape, "does not fit its config: 1 wrong shapes: conv_in.bias (9,), not (8,)"),
