@@ -1,5 +1,6 @@
 """Settings of the whole suite, and the one small trained model that many tests share."""
 
+import atexit
 import dataclasses
 import gc
 import os
@@ -22,6 +23,12 @@ for flag in ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_
 
 # One thread for products in each worker and each process that tests start: two wait for each other, spinning.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# A core for each worker and what it starts: XLA's threads of two workers on the same cores wait, spinning.
+worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+if worker and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 # The processes that tests start would each compile all of the package's source, too: one of them writes it.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -66,13 +73,21 @@ def pytest_configure(config):
     config.option.loadscopereorder = False  # xdist would begin with the files of most tests
     # Tracing makes millions of small objects and hardly a cycle: looking for cycles seldom takes a tenth off.
     gc.set_threshold(50_000, 10, 10)
-    if "PYTEST_XDIST_WORKER" not in os.environ:
+    if not worker:
         prune(programs, KEPT_PROGRAMS)
 
 
 def pytest_collection_finish():
     gc.collect()
     gc.freeze()  # what importing has made stays anyway
+
+
+def pytest_sessionfinish():
+    """A worker's objects and programs need not be taken apart one by one, which takes seconds."""
+    gc.collect()  # what is left open is still told
+    gc.freeze()
+    if worker:
+        atexit.register(os._exit, 0)
 
 
 def prune(folder, most):

@@ -23,7 +23,7 @@ UNET, SCHEDULE, KEY = networks.unet_of("small"), cosine_schedule(networks.STEPS)
 DETAIL, MEAN = "up0.block0.skip", "mid.attn0.head2"
 NAMES = (DETAIL, "up0.block1.skip", MEAN, "mid.attn0.head1")
 LEVELS, COUNT, PARTS = (120, 300), 60, ("top", "bottom")
-FRESH = 40  # untrained networks
+FRESH = 20  # untrained networks
 
 
 def pictures(count=10):
