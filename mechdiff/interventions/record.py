@@ -5,12 +5,13 @@ building thousands of them compiles nothing.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray, PyTree, Timesteps
 from mechdiff.interventions.sealed import Sealed
 
@@ -38,6 +39,9 @@ class Intervention:
     in place, since a compiled function that closes over an intervention would not see it: NumPy arrays are
     copied and read-only. To change one, pass a changed copy to `dataclasses.replace`.
 
+    Raises:
+      ConfigError: a temperature, as a NumPy array, that is not above 0 (JAX's arrays are not looked into).
+
     Example:
       >>> gates, zeros = {"mid.res": np.ones(1)}, {"mid.res": np.zeros((1, 1, 1))}
       >>> identity = Intervention(gates, zeros, {}, ALWAYS)
@@ -54,6 +58,7 @@ class Intervention:
     add: PyTree = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
+        _check_temperatures(self.temperature)
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, read_only(getattr(self, field.name)))
 
@@ -76,7 +81,22 @@ def _flatten(intervention: Intervention) -> tuple[list, None]:
     return [(jax.tree_util.GetAttrKey(name), value) for name, value in zip(FIELDS, plain, strict=True)], None
 
 
-jax.tree_util.register_pytree_with_keys(Intervention, _flatten, lambda _, values: Intervention(*values))
+def _unflatten(_: None, values: Iterable) -> Intervention:
+    """Without the checks of the constructor: gradients, too, come in the shape of an intervention."""
+    made = object.__new__(Intervention)
+    for name, value in zip(FIELDS, values, strict=True):
+        object.__setattr__(made, name, read_only(value))
+    return made
+
+
+jax.tree_util.register_pytree_with_keys(Intervention, _flatten, _unflatten)
+
+
+def _check_temperatures(temperature: PyTree) -> None:
+    for site, leaf in temperature.items() if isinstance(temperature, dict) else ():
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f" and not (leaf > 0).all():
+            wrong = leaf[~(leaf > 0)][0]
+            raise ConfigError(f"temperature={wrong} of site {site!r} must be above 0; 1 leaves it unchanged")
 
 
 def read_only(tree: PyTree) -> PyTree:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from mechdiff.core.config import UNetConfig
+from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.types import Features, Images, PRNGKey, PyTree, Timesteps
 from mechdiff.diffusion.process import to_eps
 from mechdiff.diffusion.schedules import NoiseSchedule
@@ -60,7 +61,11 @@ def apply_unet(
       t: one integer timestep per row, in [0, T).
       condition: classes or images that it is conditioned on, see `conditions.resolve`.
       mode: types of layers and dropout, in training.
+
+    Raises:
+      ConfigError: an intervention at a site that the network does not have.
     """
+    _check_sites(config, intervention)
     stream = enter(config, params, x_t, t, mode.dtype, condition)
     return _fold(config, params, at_timesteps(intervention, t), stream, (), mode)[0]
 
@@ -97,8 +102,20 @@ def forward(
     Args:
       capture: collections, as `run_stage` takes them; `streams` has the feature map that leaves each stage.
     """
+    _check_sites(config, intervention)
     stream = enter(config, params, x_t, t, condition=condition)
     return _fold(config, params, at_timesteps(intervention, t), stream, capture, EVALUATION)
+
+
+def _check_sites(config: UNetConfig, intervention: Intervention) -> None:
+    """Refuses sites that the network does not have: stages would pass over a mistyped one in silence."""
+    shapes = init_shapes(config)[1]
+    heads = {"pattern": shapes.temperature, "pattern_replacement": shapes.temperature}
+    for field in (*COLLECTIONS, *heads):
+        known = heads.get(field, getattr(shapes, field))
+        for site in getattr(intervention, field):
+            if site not in known:
+                raise ConfigError(unknown("site", site, known))
 
 
 def _fold(

@@ -30,7 +30,7 @@ from mechdiff.models import layers
 from mechdiff.models.layers import Embeddings
 from mechdiff.models.stage_modules import Stream, run_stage
 from mechdiff.models.stages import stages
-from mechdiff.models.unet import apply_unet, components
+from mechdiff.models.unet import apply_unet, components, init_shapes
 
 UNET = preset("tiny").unet
 PARAMS, IDENTITY = jax.device_put(random_params(UNET)), identity_of(UNET)
@@ -282,6 +282,18 @@ def test_channel_groups_are_selected_by_their_components():
     assert np.flatnonzero(gate == 0).tolist() == [4, 5, 6, 7]
 
 
+def by_hand(**fields):
+    """The identity with sites written by hand, which no builder has looked at."""
+    merged = {name: {**getattr(IDENTITY, name), **sites} for name, sites in fields.items()}
+    return dataclasses.replace(IDENTITY, **merged)
+
+
+def acting(intervention):
+    x = jax.ShapeDtypeStruct((1, UNET.image_size, UNET.image_size, UNET.in_channels), np.float32)
+    t = jax.ShapeDtypeStruct((1,), np.int32)
+    return jax.eval_shape(lambda p, x, t: apply_unet(UNET, p, intervention, x, t), init_shapes(UNET)[0], x, t)
+
+
 @pytest.mark.parametrize("call, message", [
     (lambda: ablate(IDENTITY, ["mid.attn0.head7"]), r"unknown component 'mid.attn0.head7'; closest: mid"),
     (lambda: ablate(IDENTITY, r"mid\.atn.*"), r"unknown component .*; (closest|choose from): "),
@@ -291,6 +303,10 @@ def test_channel_groups_are_selected_by_their_components():
     (lambda: set_temperature(IDENTITY, NAMES[0], 2.0), r"component '.*' is not an attention head"),
     (lambda: set_temperature(IDENTITY, ".*head.*", 0.0), r"temperature=0.0 must be above 0"),
     (lambda: set_temperature(IDENTITY, ".*head.*", float("nan")), r"temperature=nan must be above 0"),
+    (lambda: by_hand(temperature={"mid.attn0.head": np.zeros(2)}), r"temperature=0.0 of site 'mid.attn0.h"),
+    (lambda: by_hand(temperature={"mid.attn0.head": -np.ones(2)}), r"temperature=-1.0 of site 'mid.attn0."),
+    (lambda: acting(by_hand(gate={"mid.block0.rs": np.ones(1)})), r"unknown site 'mid.block0.rs'; closest"),
+    (lambda: acting(by_hand(temperature={"mid.head": np.ones(2)})), r"unknown site 'mid.head'; "),
     (lambda: windowed(IDENTITY, 5, 5), r"window \[5, 5\) is empty or negative"),
     (lambda: set_gate(IDENTITY, ".*", float("nan")), r"gate=nan: expected a finite number"),
     (lambda: windowed(IDENTITY, -1, 5), r"window \[-1, 5\) is empty or negative"),
