@@ -1,4 +1,7 @@
-"""SHA-256 digests of JSON, files and arrays: what results are named by."""
+"""SHA-256 digests of JSON, files and arrays: what results are named by.
+
+Functions of arrays import JAX: the command `mechdiff` completes words and lists what there is without it.
+"""
 
 import hashlib
 import json
@@ -8,10 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-
-from mechdiff.core.types import PyTree
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -22,7 +22,7 @@ def to_jsonable(data: Any) -> Any:
         return {str(key): to_jsonable(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
         return [to_jsonable(item) for item in data]
-    if isinstance(data, np.ndarray | np.generic | jax.Array):
+    if hasattr(data, "__array__"):
         return to_jsonable(np.asarray(data).tolist())
     if isinstance(data, float) and not math.isfinite(data):
         return None
@@ -40,11 +40,13 @@ def digest_file(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest_arrays(tree: PyTree) -> str:
+def digest_arrays(tree: Any) -> str:
     """SHA-256 (hex) over the leaves of `tree`: path, dtype, shape and bytes of each, ordered by path.
 
     Device arrays are copied to the host. Equal digests mean bitwise equal trees.
     """
+    import jax
+
     leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(tree))
     total = hashlib.sha256()
     named = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
@@ -66,7 +68,7 @@ class _Known(NamedTuple):
 _last: list[_Known] = []  # one at most: of one network after another, in several sweeps each
 
 
-def digest_device_arrays(tree: PyTree) -> str:
+def digest_device_arrays(tree: Any) -> str:
     """`digest_arrays`, cached for the last tree if all its leaves are JAX arrays, which can't be written to.
     Hashing a gigabyte of parameters before every sweep would take 0.6 s on one core.
 
@@ -76,6 +78,8 @@ def digest_device_arrays(tree: PyTree) -> str:
       >>> digest_device_arrays(tree) == digest_device_arrays(tree) == digest_arrays(tree)
       True
     """
+    import jax
+
     leaves, structure = jax.tree_util.tree_flatten(tree)
     if not all(isinstance(leaf, jax.Array) for leaf in leaves):
         return digest_arrays(tree)

@@ -6,6 +6,7 @@ import os
 import pty
 import shutil
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import click
@@ -66,6 +67,15 @@ def test_names_are_completed_without_importing_a_launcher(monkeypatch):
     assert set(offered) == {"sweep-sequential", "sweep-sampling", "sweep-scaling"}
     assert all(told.endswith(".") for told in offered.values())
     assert [item.value for item in complete.get_completions([], "sett")] == ["settings"]
+
+
+def test_first_words_are_completed_without_jax():
+    told = "import atexit, sys; atexit.register(lambda: print('jax' in sys.modules)); "
+    code = told + "from mechdiff.cli import main; main.main()"
+    typed = {"_MECHDIFF_COMPLETE": "bash_complete", "COMP_WORDS": "mechdiff sweep-pa", "COMP_CWORD": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=os.environ | typed, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["plain,sweep-patterns", "False"]
 
 
 def own_flags():
