@@ -100,7 +100,7 @@ def lower(config, images):
     batch = EvalBatch(
         np.zeros((images, *denoiser.image_shape), np.float32), np.arange(images), 500, None, None
     )
-    common, of_images = layout.split_replacements(stacked, identity)
+    common, of_images = layout.split_replacements(stacked, identity, identity)
     shared = passes.CommonInputs(np.int32(500), jax.eval_shape(jax.random.key, 0), common, None)
     inputs = passes.ImageInputs(batch.images, batch.indices, None, of_images, None)
     everywhere = NamedSharding(plan.mesh, PartitionSpec())

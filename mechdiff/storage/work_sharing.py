@@ -45,10 +45,12 @@ def run_missing(
         """Whether a piece is there now: another process may have been here, or be at it."""
         if done(pieces[place]):
             return True
-        if others is not None and not others.take(_name(others, store, place, len(pieces))):
-            return False
-        if not done(pieces[place]):
-            compute(pieces[place])
+        if others is not None:
+            if not others.take(_name(others, store, place, len(pieces))):
+                return False
+            if done(pieces[place]):  # between the question and the taking
+                return True
+        compute(pieces[place])
         return True
 
     todo = missing(places)

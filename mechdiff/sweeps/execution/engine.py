@@ -25,6 +25,7 @@ from mechdiff.sweeps.execution.layout import REPLACEMENTS, Layout
 from mechdiff.sweeps.execution.passes import Reduction, SweepLosses
 
 CPU_WORKING_SET = 256 * 2**20  # bytes of activations in one pass; its stages run in blocks that fit a cache
+CPU_MOST_ROWS = 64  # of a pass: more took up to a fifth longer, see experiments/benchmarks/README.md
 CPU_ROWS = (32, 16, 8, 4, 2)  # rows of a pass that are tried, largest first, if the working set holds fewer
 # Stages at which interventions may join on an accelerator: with fewer, fewer kernels are compiled and tuned,
 # for slightly more arithmetic. Chosen by counting, not timed; the `accelerator` benchmark compares it.
@@ -133,11 +134,12 @@ class Engine:
         per_image: PyTree,
         shared: PyTree,
     ) -> tuple[PyTree, PyTree]:
-        common, of_images = layout.split_replacements(stacked, self.denoiser.identity)
+        denoiser = self._on(plan.mesh)
+        common, of_images = layout.split_replacements(stacked, self.denoiser.identity, denoiser.identity)
         inputs = passes.ImageInputs(batch.images, batch.indices, batch.condition, of_images, per_image)
         with jax.default_matmul_precision(devices.precision()):  # of reductions too
             changed, clean = passes.run_passes(
-                self._on(plan.mesh),
+                denoiser,
                 self._dealt_out(plan, stacked),
                 layout.by_block(plan, inputs),
                 passes.CommonInputs(batch.t, batch.key, common, shared),
@@ -204,9 +206,9 @@ class Engine:
     def _rows_held(self) -> int:
         network, device = self.denoiser.network, self.devices[0]
         held = memory_limit(device) // memory.row_bytes(network)
-        if device.platform != "cpu":
-            held = min(held, INDEXED // memory.row_numbers(network) - 1)  # beside a clean row
-        return max(1, held)
+        if device.platform == "cpu":
+            return max(1, min(held, CPU_MOST_ROWS))
+        return max(1, min(held, INDEXED // memory.row_numbers(network) - 1))  # beside a clean row
 
     def _limit(self, stacked: Intervention) -> int:
         """Rows of a pass that memory holds.

@@ -92,16 +92,22 @@ def by_pass(layout: Layout, stacked: Intervention, identity: Intervention) -> In
 
 
 def split_replacements(
-    stacked: Intervention, identity: Intervention
+    stacked: Intervention, identity: Intervention, placed: Intervention
 ) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
-    """The replacements that all images share, and those that differ between images: field -> site -> leaf."""
+    """The replacements that all images share, and those that differ between images: field -> site -> leaf.
+
+    Args:
+      placed: `identity` on the devices; its replacements are taken where `stacked` has those of `identity`,
+        since sending a small network's takes as long as running it.
+    """
     common: dict[str, PyTree] = {name: {} for name in REPLACEMENTS}
     per_image: dict[str, PyTree] = {name: {} for name in REPLACEMENTS}
     for name in REPLACEMENTS:
         for site, leaf in getattr(stacked, name).items():
             rank = np.ndim(identity.replacement[site]) if name == "replacement" else PATTERN_RANK
             kept_in = per_image if np.ndim(leaf) > rank else common
-            kept_in[name][site] = leaf
+            unchanged = leaf is getattr(identity, name).get(site)
+            kept_in[name][site] = getattr(placed, name)[site] if unchanged else leaf
     return common, per_image
 
 

@@ -25,6 +25,6 @@ def provenance(denoiser: Examinable) -> dict:
     log_snr = np.asarray(denoiser.schedule.log_snr)
     return {
         "denoiser": denoiser.name,
-        "parameters_sha256": digests.digest_arrays(denoiser.params),
+        "parameters_sha256": digests.digest_device_arrays(denoiser.params),
         "schedule": f"{len(log_snr)} timesteps, log-SNR from {log_snr.max():.2f} to {log_snr.min():.2f}",
     }
