@@ -21,7 +21,13 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import make_schedule, timesteps_by_log_snr
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import components, count_parameters, init_unet
+from mechdiff.models.unet import (
+    components,
+    count_parameters,
+    identity_intervention,
+    init_shapes,
+    init_unet,
+)
 from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.execution import engine, memory
 from mechdiff.training.programs import programs
@@ -93,8 +99,8 @@ def flops(task, images, config):
 
 def predicted(config, images):
     """Bytes that a sweep is predicted to take of the devices: all but the host's own."""
-    shapes = jax.eval_shape(functools.partial(init_unet, config=config.unet), jax.random.key(0))
-    params, identity = jax.tree.map(lambda leaf: np.broadcast_to(leaf.dtype.type(0), leaf.shape), shapes)
+    shapes, identity = init_shapes(config.unet)[0], identity_intervention(config.unet)
+    params = jax.tree.map(lambda leaf: np.broadcast_to(leaf.dtype.type(0), leaf.shape), shapes)
     denoiser = Denoiser("zeros", config.unet, make_schedule(config.diffusion), params, identity)
     stacked = leave_one_out(denoiser.identity, denoiser.components())[1]
     forecast = engine.Engine(denoiser).forecast(stacked, min(images, config.sweep.image_block))

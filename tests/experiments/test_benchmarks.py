@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from reference.launching import forget
 
-from experiments.benchmarks import _arms, _device, _harness, _kernels, accelerator
+from experiments.benchmarks import _arms, _device, _harness, _kernels, accelerator, mechdiff_arm
 from mechdiff.core.errors import MechdiffError
 from mechdiff.core.presets import preset
 from mechdiff.models.unet import components, count_parameters
@@ -19,6 +19,11 @@ def test_without_torch_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MechdiffError, match=r"^torch is not installed; pip install .*\[torch\].*$"):
         _harness.compare("training_step", preset("tiny"), 1, 1)
+
+
+def test_a_sweep_has_a_forecast_of_memory_that_grows_with_its_images():
+    few, many = (mechdiff_arm.predicted(preset("tiny"), images) for images in (1, 2))
+    assert 0 < few < many
 
 
 def test_table_shows_ratios_of_medians_and_the_share_of_the_ceiling():
