@@ -24,11 +24,7 @@ for flag in ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_
 # One thread for products in each worker and each process that tests start: two wait for each other, spinning.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# A core for each worker and what it starts: XLA's threads of two workers on the same cores wait, spinning.
 worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-if worker and hasattr(os, "sched_setaffinity"):
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 # The processes that tests start would each compile all of the package's source, too: one of them writes it.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -39,8 +39,6 @@ PROGRAM = """
 import gc, json, os, shutil, signal, sys, time
 from pathlib import Path
 gc.set_threshold(50_000, 10, 10)
-if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, range(os.cpu_count()))  # on a worker's one core they wait for each other for ever
 import jax
 import numpy as np
 from jax._src import cache_key
