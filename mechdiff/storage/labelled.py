@@ -73,7 +73,7 @@ def _write(folder: Path, dataset: xr.Dataset, encoding: dict[str, dict]) -> None
 @functools.lru_cache(maxsize=16)
 def _variables(path: Path) -> zarr.Group:
     """The result, opened once: shapes and chunks never change, and opening takes longer than a chunk."""
-    return zarr.open_group(_Files(path), mode="r+", use_consolidated=True)
+    return zarr.open_group(_Files(path), mode="r+")
 
 
 def put(path: Path, region: dict[str, tuple[slice, ...]], values: dict[str, np.ndarray]) -> None:

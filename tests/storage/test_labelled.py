@@ -89,6 +89,15 @@ def test_results_of_the_first_edition_are_read_though_not_consolidated(empty, tm
     assert (labelled.read(tmp_path / "a.zarr").loss == 1).all()
 
 
+def test_a_result_without_consolidated_metadata_is_gone_on_with(empty, tmp_path):
+    path = tmp_path / "a.zarr"
+    labelled.create(path, empty, {"loss": (1, 1, 2)})
+    (path / ".zmetadata").unlink()
+    shape = empty["loss"].shape
+    labelled.put(path, {"loss": tuple(map(slice, shape))}, {"loss": np.ones(shape, np.float32)})
+    assert labelled.written(path, "loss", (0,) * len(shape)) and (labelled.read(path)["loss"] == 1).all()
+
+
 def test_a_result_is_the_files_that_zarr_itself_would_write(empty, tmp_path):
     labelled.create(tmp_path / "ours.zarr", empty, {"loss": (1, 1, 2)})
     described = xr.open_zarr(tmp_path / "ours.zarr").load()

@@ -59,7 +59,8 @@ class Engine:
 
     Attributes:
       denoiser: any `Examinable`; those with stages share prefixes of the network, see `shared_prefix`.
-      rows: interventions x images in one pass; 0: as many as memory holds; halved when memory runs out.
+      rows: interventions x images in one pass; 0: as many as memory holds, on a CPU `CPU_MOST_ROWS` at most;
+        halved when memory runs out.
       devices: that share the work; empty: all of this process.
       together: all interventions join at the first stage, see `shared_prefix.plan_passes`; for stacks that
         join at other stages in every call.
