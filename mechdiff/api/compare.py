@@ -97,12 +97,19 @@ class Comparison:
         first, last = (side.dataset.attrs["denoiser"] for side in (self.before, self.after))
         return f"{first} (before), {last} (after): {self.before.ablation} ablation, n = {self.paired.n}"
 
+    @property
+    def _few(self) -> str:
+        """That no p can be small with so few images, where that is so."""
+        least = self.paired.least_p
+        return f"; no p can fall below {least:.2g}, take more images" if least > 0.05 else ""
+
     def __repr__(self) -> str:
-        return f"Comparison({self.title})\n{self.top(3).round(3).to_string(index=False)}"
+        return f"Comparison({self.title}{self._few})\n{self.top(3).round(3).to_string(index=False)}"
 
     def _repr_html_(self) -> str:
+        facts = [("of", self.title), ("images", self.before.dataset.attrs.get("inputs", ""))]
         rows = self.top(5).round(3).to_html(index=False, border=0)
-        return f"{table('Comparison', [('of', self.title)])}{rows}<small>{UNITS}</small>"
+        return f"{table('Comparison', facts)}{rows}<small>{UNITS}{self._few}</small>"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -264,6 +271,8 @@ def _changes(
     results: Sequence[Result], labels: Sequence[str], unet: UNetConfig | None, **facts: Any
 ) -> xr.Dataset:
     kept = {name: results[0].dataset.attrs.get(name) for name in SHARED}
+    digests = [result.dataset.attrs.get("parameters_sha256") for result in results]
+    kept["parameters_sha256"] = digests if all(digests) else None
     if unet is not None:
         facts["unet"] = to_dict(unet)
     facts = {name: value for name, value in {**kept, **facts}.items() if value is not None}

@@ -71,7 +71,8 @@ def _panel(axes: Axes, theme: Theme, data: xr.Dataset, name: str, tops, starts, 
         look = {"cmap": theme.sequential, "norm": Normalize(*ends), "gid": gid}
         axes.pcolormesh(np.arange(timesteps + 1), borders, values[start:stop], **look)
     axes.set(xlim=(0, timesteps), ylim=(tops[-1] + 1, 0), yticks=[])
-    ticks = np.unique(np.linspace(0, timesteps - 1, min(timesteps, 4)).round().astype(int))
+    labels = 3 if timesteps in (5, 6) else 4  # with four of so few, two would touch
+    ticks = np.unique(np.linspace(0, timesteps - 1, min(timesteps, labels)).round().astype(int))
     log_snr = data["log_snr"].values
     _label_ends_inside(axes, ticks, [style.level_label(log_snr[j]) for j in ticks], timesteps)
     axes.tick_params(length=0)

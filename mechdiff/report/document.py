@@ -64,7 +64,6 @@ def detailed(models: list[ExaminedModel]) -> list[ExaminedModel]:
 def _together(models: list[ExaminedModel], figures: Path) -> dict:
     """Template variables of claims, and figures and tables over all networks."""
     networks = [model.network for model in models]
-    natural, simple = across_seeds.sides(across_seeds.last(networks))
     trainings = over_training.trainings(models, detailed(models))
     groups: dict[tuple[str, str], list[ExaminedModel]] = {}
     for model in models:
@@ -73,8 +72,8 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
     return {
         "claims": answers,
         "tested": sum(not np.isnan(claim.p) for claim in answers),
-        "both": bool(natural and simple),
-        "compared": len([*natural, *simple] or networks),
+        "both": _both(networks),
+        "compared": len(_compared(networks)),
         "fewest": small_samples.FEWEST,
         "rows": across.rows(models),
         "together": _figures_of_all(networks, trainings, figures),
@@ -83,6 +82,17 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
         "groups": groups,
         "training_seeds": numbers.training_seeds,
     }
+
+
+def _both(networks: list[Network]) -> bool:
+    """Whether there are networks of both data sets that the paper's claims compare."""
+    return all(across_seeds.sides(across_seeds.last(networks)))
+
+
+def _compared(networks: list[Network]) -> list[Network]:
+    """The networks of the data sets that claims compare; all, where these are fewer than two."""
+    natural, simple = across_seeds.sides(across_seeds.last(networks))
+    return [*natural, *simple] if len(natural) + len(simple) > 1 else networks
 
 
 def _figures_of_all(
@@ -97,8 +107,8 @@ def _figures_of_all(
         drawn[name] = style.page_figure(figures, name, alt, draw)
 
     alike = across_seeds.alike(networks)
+    full = _compared(networks)
     if alike:
-        full = [*natural, *simple] or networks
         alt = "Pooled relative loss increase of single components in every network."
         add("seeds-increase", alt, lambda theme: across.draw_increases(theme, full))
     if alike and min(len(natural), len(simple)) > 1:
@@ -126,13 +136,14 @@ def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedMode
         for increase in model.increases.values()
         if (span := numbers.extent(model, increase)) is not None
     ]
+    paper = _both([model.network for model in everyone])
     lead, limits = models[0].lead.ablation, model_figures.limits(models)
     between = numbers.between_subjects(models, lead)
     counts = numbers.seeds(everyone)
     return {
         "models": models,
         "figures": {model.name: model_figures.draw(model, limits, figures) for model in models},
-        "range_figure": _range(spans, models, figures),
+        "range_figure": _range(spans, models, figures, paper),
         "agreement_figures": _agreements(models, lead, figures),
         "spans": spans,
         "lead": lead,
@@ -145,7 +156,7 @@ def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedMode
         },
         "statistics": {name: attention.PANELS[name] for name in STATISTICS},
         "findings": {model.name: [*findings.about(model), pairs.about(model)] for model in models},
-        "cross": [*findings.agreements(between, lead), *findings.ranges(spans)],
+        "cross": [*findings.agreements(between, lead), *findings.ranges(spans, paper)],
         "sample": {model.name: findings.sample(model, counts) for model in models},
         "memorization": {model.name: findings.memorization(model) for model in models},
         "reference_images": config.get("sweep", {}).get("reference_images"),
@@ -161,7 +172,7 @@ def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedMode
     }
 
 
-def _range(spans: list, models: list[ExaminedModel], figures: Path) -> PageFigure | None:
+def _range(spans: list, models: list[ExaminedModel], figures: Path, paper: bool) -> PageFigure | None:
     if not spans:
         return None
     rows = []
@@ -171,8 +182,10 @@ def _range(spans: list, models: list[ExaminedModel], figures: Path) -> PageFigur
             ranking.Row(f"{span.model.name}\n{span.increase.ablation} ablation{inputs}", span.increase)
         )
     limits = ranking.ends([span.increase for span in spans])
-    alt = "Pooled ΔL/L of all components, a row for each model and ablation, and the paper's range."
-    return style.page_figure(figures, "range", alt, lambda theme: ranking.draw_range(theme, rows, limits))
+    alt = "Pooled ΔL/L of all components, a row for each model and ablation"
+    alt += ", and the paper's range." if paper else "."
+    draw = functools.partial(ranking.draw_range, rows=rows, limits=limits, paper=paper)
+    return style.page_figure(figures, "range", alt, draw)
 
 
 def _agreements(models: list[ExaminedModel], ablation: str, figures: Path) -> list[PageFigure]:

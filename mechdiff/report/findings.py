@@ -164,8 +164,8 @@ def agreements(pairs: list[Agreement], ablation: str) -> list[Markup]:
     ]  # fmt: skip
 
 
-def ranges(spans: list[Extent]) -> list[Markup]:
-    """The ranges of pooled ΔL/L over components, and that of the paper's abstract."""
+def ranges(spans: list[Extent], paper: bool) -> list[Markup]:
+    """The ranges of pooled ΔL/L over components; with `paper` also that of the paper's abstract."""
     words = (
         "<b>Range over components, {} ({} ablation):</b> pooled ΔL/L from {} (<code>{}</code>) to {} "
         "(<code>{}</code>); n = {} images, n = 1 seed."
@@ -182,11 +182,11 @@ def ranges(spans: list[Extent]) -> list[Markup]:
         )
         for item in spans
     ]
-    paper = (
+    of_paper = (
         "The abstract of the paper names a degradation of {:g} % to {:g} %, for an estimand that is not "
         "known: the ranges are shown side by side, but do not measure the same quantity."
     )
-    return [*sentences, Markup(paper).format(*PAPER)]
+    return [*sentences, Markup(of_paper).format(*PAPER)] if paper else sentences
 
 
 def memorization(model: ExaminedModel) -> str:

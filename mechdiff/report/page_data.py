@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from mechdiff.analysis import effects
 from mechdiff.analysis.effects import EffectGrid
-from mechdiff.report import examples
+from mechdiff.report import attention, examples
 from mechdiff.report.numbers import attention_intervals
 from mechdiff.stats import Interval
 from mechdiff.study.records import ExaminedModel
@@ -32,8 +32,8 @@ def of_model(model: ExaminedModel) -> dict:
 
     `ablations[name]` holds `pooled` (per component: estimate, low, high, in %), `cells` (per component and
     timestep: estimate, low, high, max-T p), `idle`, and `images` (per component: an image's contribution to
-    pooled ΔL/L, in %). `attention` holds `heads` and per statistic the same triples per head and timestep.
-    `examples[name]` lists the images of a component's card, see `examples.figures`.
+    pooled ΔL/L, in %). `attention` holds `heads`, and per statistic its title and such triples per head and
+    timestep. `examples[name]` lists the images of a component's card, see `examples.figures`.
     """
     return {
         "name": model.name,
@@ -94,6 +94,7 @@ def _attention(model: ExaminedModel) -> dict:
         "heads": [str(head) for head in data["head"].values],
         "keys": [int(keys) for keys in data["tokens"].values],
         "n": int(data.sizes["image"]),
+        "titles": {name: attention.PANELS[name] for name in intervals},
         "statistics": {name: short(_triples(interval)) for name, interval in intervals.items()},
     }
 

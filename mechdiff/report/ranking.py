@@ -101,16 +101,17 @@ class Row:
     increase: Effects
 
 
-def draw_range(theme: Theme, rows: list[Row], limits: tuple[float, float]) -> Figure:
-    """Pooled ΔL/L of all components of each row, and the range in the paper's abstract."""
+def draw_range(theme: Theme, rows: list[Row], limits: tuple[float, float], paper: bool) -> Figure:
+    """Pooled ΔL/L of all components of each row; with `paper` also the range in the paper's abstract."""
     height = 1.2 + 0.42 * len(rows)
     figure = style.figure(8.2, height)
     axes = figure.add_axes((0.29, 0.55 / height, 0.69, (height - 0.95) / height))
-    low, high = min(limits[0], -1.5), max(2 * limits[1], 1.3 * PAPER[1])
-    axes.axvspan(*PAPER, color=theme.muted, alpha=0.16, lw=0)
-    words = f"paper's abstract\n{PAPER[0]:g} % to {PAPER[1]:g} %"
-    place = {"ha": "center", "va": "bottom", "color": theme.muted}
-    axes.text(np.sqrt(PAPER[0] * PAPER[1]), -0.62, words, size=style.SMALL, **place)
+    low, high = min(limits[0], -1.5), max(2 * limits[1], 1.3 * PAPER[1] if paper else 0)
+    if paper:
+        axes.axvspan(*PAPER, color=theme.muted, alpha=0.16, lw=0)
+        words = f"paper's abstract\n{PAPER[0]:g} % to {PAPER[1]:g} %"
+        place = {"ha": "center", "va": "bottom", "color": theme.muted}
+        axes.text(np.sqrt(PAPER[0] * PAPER[1]), -0.62, words, size=style.SMALL, **place)
     for y, row in enumerate(rows):
         _strip(axes, theme, row.increase, y)
     axes.set(ylim=(len(rows) - 0.45, -0.6), xlabel="pooled ΔL/L, % (ours)")

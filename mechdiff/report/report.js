@@ -40,7 +40,7 @@
       return { name, words: [`${what} ablation, ${where}`, value, `n = ${ablation.n} images`] };
     }
     const name = model.attention.heads[row];
-    const value = `${what.replaceAll("_", " ")} ${between(model.attention.statistics[what][row][j])}`;
+    const value = `${model.attention.titles[what]}: ${between(model.attention.statistics[what][row][j])}`;
     return { name, words: [where, value, `n = ${model.attention.n} images, Nk = ${model.attention.keys[row]}`] };
   }
   function aboutMark(mark) {
@@ -129,7 +129,7 @@
     const row = (key) => model.attention.statistics[key][i].map((c) => `<td>${text(c[0])}</td>`).join("");
     return `<div class="scroll" tabindex="0" role="group" aria-label="Attention statistics"><table class="grid"><caption><span>Attention, means over n = ${model.attention.n} images; Nk = ${model.attention.keys[i]}.</span></caption>
       <thead><tr><th scope="col">t</th>${model.t.map((t) => `<th scope="col">${t}</th>`).join("")}</tr></thead><tbody>`
-      + Object.keys(model.attention.statistics).map((key) => `<tr><th scope="row">${key.replaceAll("_", " ")}</th>${row(key)}</tr>`).join("") + "</tbody></table></div>";
+      + Object.keys(model.attention.statistics).map((key) => `<tr><th scope="row">${model.attention.titles[key]}</th>${row(key)}</tr>`).join("") + "</tbody></table></div>";
   }
   function shown(model, name) {  // images that came with the results
     const images = model.examples?.[name] ?? [];
@@ -202,6 +202,7 @@
     const copy = cell.cloneNode(true), small = [...copy.querySelectorAll("small")];
     const extra = small.map((s) => s.textContent.trim()).join(" ");
     small.forEach((s) => s.remove());
+    copy.querySelectorAll("br").forEach((line) => line.replaceWith("; "));
     return [copy.textContent.trim().replace(/[⇅↑↓]$/, "").trim(), extra];
   };
   const number = (cell) => {
@@ -263,8 +264,7 @@
     });
     const holder = table.closest(".scroll") ?? table, tools = document.createElement("div");
     tools.className = "tools";
-    const name = slug(holder.getAttribute("aria-label") ?? "table");
-    const prefix = slug(modelOf(table)?.name ?? "");
+    const name = [...(table.closest("[data-model]") ? [modelOf(table).name] : []), holder.getAttribute("aria-label") ?? "table"].map(slug).join("-");
     if (table.tBodies[0].rows.length > 7) {
       const search = Object.assign(document.createElement("input"), { type: "search", placeholder: "filter rows" });
       search.setAttribute("aria-label", `Filter rows: ${holder.getAttribute("aria-label") ?? "table"}`);
@@ -274,8 +274,8 @@
       });
       tools.append(search);
     }
-    tools.append(button("CSV", () => save(`${prefix}-${name}.csv`, "text/csv", csv(table))));
-    tools.append(button("JSON", () => save(`${prefix}-${name}.json`, "application/json", JSON.stringify(records(table), null, 1))));
+    tools.append(button("CSV", () => save(`${name}.csv`, "text/csv", csv(table))));
+    tools.append(button("JSON", () => save(`${name}.json`, "application/json", JSON.stringify(records(table), null, 1))));
     holder.before(tools);
   }
   for (const drawing of document.querySelectorAll(".drawing")) {

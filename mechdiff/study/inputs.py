@@ -159,16 +159,20 @@ def accompanying_images(
 
 def _labeled(pixels: np.ndarray, condition: PyTree, config: SweepConfig, facts: dict) -> EvalImages:
     """Images to score and for reference, with their condition and what is known of them."""
-    images = dataclasses.replace(split_images(pixels, config, _label(facts)), facts=facts)
+    images = dataclasses.replace(split_images(pixels, config, _label(facts, config)), facts=facts)
     return images if condition is None else conditioned(images, condition, config)
 
 
-def _label(facts: dict) -> str:
-    """Description of the images."""
+def _label(facts: dict, config: SweepConfig) -> str:
+    """Description of the images: how many are scored, how many others serve replacements, of which."""
+    scored = min(facts["count"], images_to_evaluate(config))
+    others = facts["count"] - scored if config.needs_reference else 0
+    count = f"{scored} of {facts['of']} images of {facts['name']}"
+    count += f" and {others} more for replacements" if others else ""
     known = "none was trained on" if facts["held_out"] else "not known whether the model was trained on them"
     prepared = f"sha256 {facts['sha256'][:12]}; {facts['preprocessing']}"
     prepared = "; ".join([prepared, *facts.get("conditions", ())])
-    return f"{facts['count']} of {facts['of']} images of {facts['name']} ({prepared}); {known}"
+    return f"{count} ({prepared}); {known}"
 
 
 def for_network(preprocessing: Preprocessing, denoiser: Examinable) -> Preprocessing:

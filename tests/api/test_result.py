@@ -84,7 +84,9 @@ def test_a_model_compared_with_itself_has_not_changed(model, images, result, tmp
     settings = {"n": 6, "timesteps": 2, "components": "mid.*", "folder": tmp_path}
     compared = compare(model, twin, images, **settings)
     assert (compared.frame["difference"] == 0).all() and (compared.frame["p"] == 1).all()
-    assert "tiny (before), twin (after)" in repr(compared)
+    assert "tiny (before), twin (after)" in repr(compared) and "no p can fall below 0.19" in repr(compared)
+    assert compared.before.dataset.attrs["inputs"] in compared._repr_html_()
+    assert len(compared.dataset.attrs["parameters_sha256"]) == 2
 
 
 def made_up(rng, effect=0.0, images=16, components=6):

@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib import rc_context
 
 from mechdiff.core.presets import preset
-from mechdiff.report import across, numbers, style
+from mechdiff.report import across, document, numbers, style
 from mechdiff.study.claims import across_seeds
 from mechdiff.study.records import ExaminedModel, Network
 
@@ -52,6 +52,12 @@ def test_every_network_has_its_name_in_the_key_and_a_mark_at_its_value(networks)
     expected = [across_seeds.relative_increases(each.sweep, "zero") for each in networks[2:]]
     largest = np.max(expected, axis=0)
     assert sorted(span[1, 0] for span in spans) == pytest.approx(sorted(largest))
+
+
+def test_a_lone_network_of_the_data_sets_of_claims_is_shown_beside_the_others(networks):
+    simple = dataclasses.replace(networks[0], name="simple", complexity=0)
+    assert [each.name for each in document._compared([networks[0], simple])] == ["faces-seed0", "simple"]
+    assert len(document._compared([*networks, simple])) == len(networks)
 
 
 def test_a_mark_s_words_become_data_of_the_page(networks):

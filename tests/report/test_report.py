@@ -380,6 +380,11 @@ def test_many_networks_are_shown_together_and_one_of_each_data_set_in_detail(man
     assert sum("by complexity of the synthetic faces" in alt for alt in alts) == 1
 
 
+def test_the_paper_s_numbers_are_shown_only_beside_networks_of_both_data_sets(many, page):
+    for words in ("The abstract of the paper", "25.6 % to 128.3 %"):
+        assert words in many and words not in page
+
+
 def test_roles_and_proofs_of_the_instrument_are_shown_where_they_are(many, page):
     assert "sobel: <code>" in many and "AUROC" in many and "max-T" in many and "0.50" in many
     assert (

@@ -189,6 +189,10 @@ def test_tables_sort_filter_and_download(page, model, tmp_path):
     with page.expect_download() as download:
         page.locator("#maps .tools button", has_text="JSON").first.click()
     assert [row["component"] for row in json.loads(download.value.path().read_text("utf-8"))] == shown
+    assert download.value.suggested_filename.startswith(f"{model.name}-table-of-")
+    with page.expect_download() as download:  # of what is not about one model
+        page.locator("#range .tools button", has_text="CSV").first.click()
+    assert download.value.suggested_filename == "table-of-ranges.csv"
 
 
 def test_figures_download_as_svg_that_stands_alone(page):
@@ -199,11 +203,13 @@ def test_figures_download_as_svg_that_stands_alone(page):
     assert style.LIGHT.ink in drawing
 
 
-def test_text_of_figures_is_no_smaller_than_11_pixels(page):
+def test_text_is_no_smaller_than_11_pixels(page):
     script = """texts => Math.min(...texts.filter(t => t.getBoundingClientRect().width).map(t =>
         parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a))"""
     upright = page.locator(".drawing svg text:not([transform*='rotate(-90'])")
     assert upright.evaluate_all(script) > 10.9
+    script = "all => Math.min(...all.map(word => parseFloat(getComputedStyle(word).fontSize)))"
+    assert page.locator("main :is(p, td, th, small, caption, figcaption, li)").evaluate_all(script) >= 11
 
 
 def test_dark_reader_and_paper_have_their_colors(page):

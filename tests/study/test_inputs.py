@@ -54,8 +54,8 @@ def test_images_from_a_folder_are_prepared_and_named(place):
     assert {image.tobytes() for image in to_bytes(shown)} <= expected
     digest = open_collection(place).digest
     assert images.label == (
-        f"7 of 12 images of plots (sha256 {digest[:12]}; center-9 crop, box, RGB, resized to 8x8); not known "
-        "whether the model was trained on them"
+        f"4 of 12 images of plots and 3 more for replacements (sha256 {digest[:12]}; center-9 crop, box, "
+        "RGB, resized to 8x8); not known whether the model was trained on them"
     )
     assert images.facts["sha256"] == digest and images.facts["held_out"] is None
 
@@ -83,7 +83,7 @@ def test_images_from_an_array_keep_its_order_and_numbers():
     floats = np.random.default_rng(0).uniform(-1, 1, (8, 8, 8, 3)).astype(np.float32)
     images = inputs.images_from(floats, RGB, FEW)
     np.testing.assert_array_equal(np.concatenate([images.scored, images.reference]), floats[:7])
-    assert "7 of 8 images of an array" in images.label and "as they are" in images.label
+    assert "4 of 8 images of an array and 3 more" in images.label and "as they are" in images.label
     moved = inputs.images_from(to_bytes(floats).transpose(0, 3, 1, 2), RGB, FEW)
     np.testing.assert_array_equal(moved.scored, to_float(to_bytes(floats[:4])))
     assert "as they are; channels moved last" in moved.label
