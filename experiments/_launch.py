@@ -171,7 +171,7 @@ def _parse(argv: list[str]) -> None:
         extra = FLAGS([_renamed(word) for word in argv])[1:]
     except flags.UnrecognizedFlagError as error:
         value = error.flagvalue.partition("=")[2]  # absl gives the whole word here
-        meant = hints.setting_meant(error.flagname, value or None)
+        meant = hints.meant(error.flagname, value or None, FLAGS)
         if meant is None:
             raise
         raise flags.Error(f"unknown flag --{error.flagname}; did you mean {meant}") from None

@@ -1,30 +1,51 @@
 """Hints for mistyped flags: settings are written `--set=section.field=value`."""
 
 import difflib
+from collections.abc import Iterable
 
 from mechdiff.cli import settings
 
 CLOSE = 0.8  # of difflib: a slip or two
 
 
-def setting_meant(flag: str, value: str | None = None) -> str | None:
-    """The assignment that `--flag=value` may have meant, as `--set=...`; None where no setting is close.
+def meant(flag: str, value: str | None = None, own: Iterable[str] = ()) -> str | None:
+    """What `--flag=value` may have meant: a flag, or a setting as `--set=...`; None where nothing is close.
+
+    Args:
+      own: flags that the launcher has; of two as close, a flag and a setting, a number means the setting.
 
     Example:
-      >>> setting_meant("images", "16")
-      '--set=sweep.images=16'
-      >>> setting_meant("workdri") is None
+      >>> meant("images", "16"), meant("image", "faces/", ["images"])
+      ('--set=sweep.images=16', '--images')
+      >>> meant("workdri") is None
       True
     """
-    wanted = flag.lstrip("-").replace("-", "_")
-    names = sorted(settings.names(), key=_order)
-    by_field = {}
-    for name in names:
-        by_field.setdefault(name.rpartition(".")[2], name)
-    near = difflib.get_close_matches(wanted, [*names, *by_field], n=1, cutoff=CLOSE)
-    if not near:
+    wanted = _plain(flag)
+    flags = {_plain(name): f"--{name.lstrip('-')}" for name in own}
+    fields = {}
+    for name in sorted(settings.names(), key=_order):
+        fields.setdefault(name.rpartition(".")[2], name)
+        fields[name] = name
+    of_flags, of_settings = _closest(wanted, flags), _closest(wanted, fields)
+    closeness = [_closeness(wanted, near) for near in (of_flags, of_settings)]
+    if max(closeness) < CLOSE:
         return None
-    return f"--set={by_field.get(near[0], near[0])}={'VALUE' if value is None else value}"
+    number = value is not None and value.isdecimal()
+    if closeness[0] > closeness[1] or (closeness[0] == closeness[1] and not number):
+        return flags[of_flags]
+    return f"--set={fields[of_settings]}={'VALUE' if value is None else value}"
+
+
+def _plain(flag: str) -> str:
+    return flag.lstrip("-").replace("-", "_")
+
+
+def _closest(wanted: str, names: Iterable[str]) -> str:
+    return next(iter(difflib.get_close_matches(wanted, names, n=1, cutoff=CLOSE)), "")
+
+
+def _closeness(wanted: str, name: str) -> float:
+    return difflib.SequenceMatcher(None, name, wanted).ratio()
 
 
 def _order(name: str) -> tuple[bool, bool]:

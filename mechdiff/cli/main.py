@@ -47,12 +47,13 @@ class LauncherCommand(click.Command):
         self.module, self.shell = module, shell
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does, but a setting that was written as an option is answered with how to write it."""
+        """As click does, but an unknown option is answered with the closest option or setting."""
         typed = list(args)
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            meant = hints.setting_meant(error.option_name, _value_of(error.option_name, typed))
+            own = [name for option in self.params for name in option.opts if name.startswith("--")]
+            meant = hints.meant(error.option_name, _value_of(error.option_name, typed), own)
             if meant:
                 raise click.UsageError(
                     f"No such option {error.option_name}; did you mean {meant}", ctx

@@ -13,30 +13,36 @@ needed; without identities, images of one person count as independent in every i
 `path` may list several folders with commas, and a folder's own sub-folders count when they are packs too. An
 image (a name) that several packs hold is taken from the first.
 
-The archive is read in place; nothing is unpacked to disk.
+The archive is read in place; nothing is unpacked to disk. Where it lies beside unpacked images, it is what is
+read, and must not contradict them.
 """
 
 import hashlib
-import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from mechdiff.core.errors import DataError
 from mechdiff.data.cache import Source
+from mechdiff.data.celeba_images import (
+    UNPACKED,
+    Entry,
+    contradicts,
+    innermost,
+    open_archive,
+    open_folder,
+)
 from mechdiff.data.celeba_lists import read_attributes, read_partition, read_people
 from mechdiff.data.dataset import fingerprint
 
 ARCHIVE = "img_align_celeba.zip"
-UNPACKED = "img_align_celeba"
 ATTRIBUTES = "list_attr_celeba.txt"
 PARTITION = "list_eval_partition.txt"
 IDENTITY = "identity_CelebA.txt"
 OFFICIAL_FOLDERS = ("", "Img", "Anno", "Eval")
-LARGEST_FILE = 2**24  # bytes; the largest genuine image has some 25 thousand
 READERS = {ATTRIBUTES: read_attributes, PARTITION: read_partition}
 WAY_OUT = f"data.path must name folders that hold {ARCHIVE} (or {UNPACKED}/), {ATTRIBUTES} and {PARTITION}"
 
@@ -116,14 +122,12 @@ def read_pack(folder: Path) -> Pack:
     partition_path, attribute_path = find_list(folder, PARTITION), find_list(folder, ATTRIBUTES)
     names, splits = read_partition(partition_path)
     attributes, flags_of = read_attributes(attribute_path)
-    archive = look_for_file(folder, ARCHIVE)
-    images = archive or _innermost(find_file(folder, UNPACKED))
-    entries, read = _open_archive(archive) if archive else _open_folder(images)
+    images, entries, read = _open_images(folder)
     _same_names(set(names), entries.keys(), partition_path, images)
     _covers(flags_of.keys(), names, attribute_path)
     ordered = sorted(entries.items())
     files = {
-        images.name: _sha256(f"{name} {size} {check}\n" for name, (size, check, _) in ordered),
+        images.name: _sha256(f"{name} {entry.size} {entry.checksum}\n" for name, entry in ordered),
         ATTRIBUTES: _sha256([attribute_path.read_bytes()]),
         PARTITION: _sha256([partition_path.read_bytes()]),
     }
@@ -136,9 +140,25 @@ def read_pack(folder: Path) -> Pack:
         people=read_people(_identities(folder), names),
         read=read,
         content=fingerprint(files),
-        stamp=_sha256(f"{name} {modified}\n" for name, (_, _, modified) in ordered),
+        stamp=_sha256(f"{name} {entry.modified}\n" for name, entry in ordered),
         files=files,
     )
+
+
+def _open_images(folder: Path) -> tuple[Path, dict[str, Entry], Callable[[str], bytes]]:
+    """The archive of a pack, or else its unpacked images: where they lie, what is there, and a reader of one.
+
+    Raises:
+      DataError: neither is there, or both are and differ, so that either might be meant.
+    """
+    archive, unpacked = look_for_file(folder, ARCHIVE), look_for_file(folder, UNPACKED)
+    if archive is None:
+        images = innermost(find_file(folder, UNPACKED))
+        return images, *open_folder(images)
+    entries, read = open_archive(archive)
+    if unpacked and contradicts(open_folder(innermost(unpacked))[0], entries):
+        raise DataError(f"{archive} and {unpacked} hold different images; keep the one that is right")
+    return archive, entries, read
 
 
 def _is_pack(folder: Path) -> bool:
@@ -164,21 +184,6 @@ def _identities(folder: Path) -> Path | None:
     return look_for_list(folder, IDENTITY) or look_for_list(folder, IDENTITY.lower())
 
 
-def _innermost(folder: Path) -> Path:
-    """Where the images lie: `folder`, or the folder of its name in it (once or twice), if it has none.
-
-    Raises:
-      DataError: images in both, of which either might be meant.
-    """
-    for _ in range(2):
-        inner = folder / UNPACKED
-        here, there = (any(_is_image(path.name) for path in place.glob("*")) for place in (folder, inner))
-        if here and there:
-            raise DataError(f"{folder} and {inner} both hold images; keep one of them")
-        folder = inner if inner.is_dir() and not here else folder
-    return folder
-
-
 def find_file(folder: Path, name: str) -> Path:
     """Where a file of the layout lies in `folder`; a DataError if nowhere."""
     path = look_for_file(folder, name)
@@ -191,59 +196,6 @@ def look_for_file(folder: Path, name: str) -> Path | None:
     """As `find_file`; None if nowhere."""
     places = (folder / place / name for place in OFFICIAL_FOLDERS)
     return next((path for path in places if path.exists()), None)
-
-
-# ---- images: name -> (bytes, checksum, modification time), and a reader of one
-
-
-def _open_archive(path: Path) -> tuple[dict[str, tuple], Callable[[str], bytes]]:
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{path} is truncated or no zip ({error}); download it again") from error
-    infos = [info for info in archive.infolist() if _harmless(info.filename)]
-    members: dict[str, zipfile.ZipInfo] = {}
-    for info in infos:
-        earlier = members.setdefault(PurePosixPath(info.filename).name, info)
-        if (earlier.file_size, earlier.CRC) != (info.file_size, info.CRC):
-            raise DataError(
-                f"{path} holds two images {earlier.filename} and {info.filename}; keep one of them"
-            )
-
-    def read(name: str) -> bytes:
-        if members[name].file_size > LARGEST_FILE:
-            raise DataError(f"{path}: {name} claims {members[name].file_size} bytes; no CelebA image does")
-        try:
-            return archive.read(members[name])
-        except Exception as error:  # bad checksum, truncated, encrypted: as many classes
-            raise DataError(f"{path}: {name} can't be read ({error}); download the archive again") from error
-
-    # The directory's CRC-32s make the hash one of content, without reading the images; no times are needed.
-    return {name: (info.file_size, info.CRC, 0) for name, info in members.items()}, read
-
-
-def _harmless(member: str) -> bool:
-    """An image, by a relative name that stays inside the archive."""
-    path = PurePosixPath(member)
-    inside = not path.is_absolute() and ".." not in path.parts and "\\" not in member
-    return inside and _is_image(path.name) and "__MACOSX" not in path.parts
-
-
-def _is_image(name: str) -> bool:
-    """By its name; a Mac leaves `._NAME` beside NAME."""
-    return name.lower().endswith(".jpg") and not name.startswith("._")
-
-
-def _open_folder(folder: Path) -> tuple[dict[str, tuple], Callable[[str], bytes]]:
-    stats = {path.name: path.stat() for path in folder.iterdir() if _is_image(path.name)}
-
-    def read(name: str) -> bytes:
-        try:
-            return (folder / name).read_bytes()
-        except OSError as error:
-            raise DataError(f"{folder / name} can't be read ({error.strerror}); unpack it again") from error
-
-    return {name: (stat.st_size, "", stat.st_mtime_ns) for name, stat in stats.items()}, read
 
 
 # ---- checks

@@ -29,12 +29,16 @@ def test_types_choices_and_meanings_are_those_of_the_record():
 @pytest.mark.parametrize(
     ("flag", "value", "meant"),
     [
-        ("images", "16", "--set=sweep.images=16"),  # sweep.images, not study.images
+        ("imges", "16", "--set=sweep.images=16"),  # sweep.images, not study.images
         ("--steps", "5", "--set=train.steps=5"),
         ("learning-rate", None, "--set=train.learning_rate=VALUE"),
         ("sweep.imges", "2", "--set=sweep.images=2"),
-        ("workdir", "x", None),
+        ("workdri", "x", "--workdir"),
+        ("nonsense", "x", None),
+        ("image", "faces/", "--images"),  # as close as sweep.images, and no number
+        ("image", "16", "--set=sweep.images=16"),
+        ("step", "100", "--set=train.steps=100"),  # closer than --set
     ],
 )
-def test_a_setting_written_as_a_flag_is_answered_with_how_to_write_it(flag, value, meant):
-    assert hints.setting_meant(flag, value) == meant
+def test_an_unknown_flag_is_answered_with_the_closest_flag_or_setting(flag, value, meant):
+    assert hints.meant(flag, value, ["--images", "--workdir", "--set"]) == meant

@@ -106,6 +106,12 @@ def test_archive_and_unpacked_folder_and_official_subfolders_agree(pack, tmp_pat
     assert load(official).digest == expected.digest
 
 
+def test_an_archive_is_read_beside_images_unpacked_from_it(pack, tmp_path):
+    folder = write_pack(tmp_path)
+    unpack_beside(1)(folder)
+    assert load(folder).digest == load(pack).digest
+
+
 def test_packs_are_joined_by_comma_and_from_subfolders(pack, tmp_path):
     nested = write_pack(tmp_path / "all", splits=(0, 1))
     write_pack(nested / "half", splits=(0, 0, 2), first=100, size=(89, 109))
@@ -277,12 +283,26 @@ def images_in_two_places(folder: Path):
         (place / "000001.jpg").write_bytes(jpeg(1))
 
 
+def unpack_beside(number: int):
+    """Image 1 lies unpacked beside the archive: itself, or another."""
+
+    def unpack(folder: Path):
+        (folder / celeba.UNPACKED).mkdir()
+        (folder / celeba.UNPACKED / "000001.jpg").write_bytes(jpeg(number))
+
+    return unpack
+
+
 def tell_otherwise(folder: Path):
     (folder / "list_eval_partition.csv").write_text("image_id,partition\n000001.jpg,2\n")
 
 
 WRONG = {
     "images in two places": (images_in_two_places, "img_align_celeba both hold images; keep one of them"),
+    "unpacked images that differ": (
+        unpack_beside(2),
+        "img_align_celeba.zip and .*img_align_celeba hold different images; keep the one that is right",
+    ),
     "lists that differ": (tell_otherwise, "list_eval_partition.csv say different things; keep the one"),
     "attributes repeat an image": (
         edit(celeba.ATTRIBUTES, lambda text: text.replace("000006.jpg", "000005.jpg")),
