@@ -130,7 +130,7 @@ def test_workdir_is_where_the_flag_says(launch, tmp_path):
         (["--set=train.stepz=3"], "error: unknown field 'train.stepz'; closest: train.steps"),
         (["--set=train.steps=many"], "error: train.steps='many' is not of type int"),
         (["--set=train.steps"], "error: --set='train.steps' has no '='"),
-        (["--wrkdir=x"], "error: Unknown command line flag 'wrkdir'. Did you mean: workdir"),
+        (["--wrkdir=x"], "error: unknown flag --wrkdir; did you mean --workdir"),
         (["--images_per_step=16"], "error: Unknown command line flag 'images_per_step'"),
         (["--classes=cats=1"], "error: --classes says what the images of --images=FOLDER are; give that too"),
         (["--image_block=16"], "error: unknown flag --image_block; did you mean --set=sweep.image_block=16"),
