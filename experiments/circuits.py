@@ -65,7 +65,7 @@ def main(config, workdir):
             break  # nowhere to transfer a circuit to
         moved = robustness.transfer(of_networks, held_out[ablation])
         labelled.replace(folder / f"transfer-{ablation}.zarr", moved)
-        print("\n".join(robustness.moved_lines(moved, ablation)))
+        print("\n".join(robustness.transfer_lines(moved, ablation)))
     tables.print_records("circuits, scored on images that they were not found on (f: faithfulness)", rows)
     print(folder)
     return {"folder": folder, "circuits": rows}

@@ -31,7 +31,7 @@ from mechdiff.interventions.build import leave_one_out
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, identity_intervention, init_shapes
 from mechdiff.storage import files
-from mechdiff.sweeps.execution import engine, layout, memory, passes
+from mechdiff.sweeps.execution import engine, footprint, layout, memory, passes
 
 IMAGES = flags.DEFINE_integer("images", 16, "Images in the pass.", lower_bound=1)
 TEXT = flags.DEFINE_boolean("text", False, "Keep the compiled program in WORKDIR too.")
@@ -114,7 +114,7 @@ def lower(config, images):
         lowered = passes.run_passes.lower(
             *jax.tree.map(of_shape, arguments), joins=plan.joins, mesh=plan.mesh, reduction=passes.losses
         )
-    return plan, memory.pass_bytes(unet, plan.joins, plan.block), lowered
+    return plan, footprint.pass_bytes(unet, plan.joins, plan.block), lowered
 
 
 def _card():

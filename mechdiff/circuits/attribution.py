@@ -30,7 +30,7 @@ from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable, chosen_components
 from mechdiff.sweeps.activations import replacements_at
 from mechdiff.sweeps.coords import component_coords
-from mechdiff.sweeps.execution import memory
+from mechdiff.sweeps.execution import footprint, memory
 
 FEW = 8  # calls of a program, up to which what it takes to compile outweighs what it takes to run
 
@@ -213,7 +213,7 @@ class _Passes:
 
     @classmethod
     def of(cls, denoiser: Examinable, eval_set: EvalSet, expansion: Expansion, block: int) -> "_Passes":
-        block = memory.rows_at_once(block, memory.gradient_bytes(denoiser.network))
+        block = memory.images_at_once(block, footprint.gradient_bytes(denoiser.network))
         mesh = devices.over(block)
         calls = len(eval_set.timesteps) * -(-eval_set.count // block)
         probes = expansion.probes if expansion.order == "gauss_newton" else 0

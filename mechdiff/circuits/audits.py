@@ -1,7 +1,8 @@
-"""How many components are verified: the shortlist grows until an audit of the rest misses little.
+"""How many components a screen verifies: its shortlist grows until an audit of the rest finds few misses.
 
-Stopping at the first audit that looks good favors lucky audits. So the 5 % by which intervals may err are
-split evenly over all audits that there could be, whose number is known beforehand.
+An audit verifies a random sample of the components that are not on the shortlist. Stopping at the first audit
+that looks good favors lucky audits. So the 5 % of cases in which an interval may err are split evenly over
+all audits that there could be, whose number is known beforehand.
 """
 
 import dataclasses
@@ -23,16 +24,16 @@ class ScreenConfig:
     """How components are screened, and how far the screen is checked.
 
     Attributes:
-      k: largest effects that the screen should not miss, at least 1.
-      shortlist: components verified first, at least `k`.
-      audit: components of the rest that are verified, drawn at random, at least 1.
+      k: the screen should not miss the `k` largest effects; at least 1.
+      shortlist: number of components verified first, at least `k`.
+      audit: number of components of the rest that an audit verifies, at least 1.
       miss_bound: in (0, 1]; the shortlist doubles while the upper end of the miss rate's interval is above
-        this. With a clean audit of n of a large rest, and room for m doublings, that end is about
-        ln(40 (m + 1)) / n.
+        this. If an audit of n components of a large rest finds no miss, and the shortlist could double m
+        times, that end is about ln(40 (m + 1)) / n.
       probes: random vectors of the scores, see `attribution.Expansion`.
-      point: of expansion that the ranking is by, see `screen_scores.score_all`.
-      seed: of the audit's draw.
-      precision: of products, see `core.devices`; any that acts here measures its own error.
+      point: of expansion, whose scores rank the components; see `screen_scores.score_all`.
+      seed: of the draws of audits.
+      precision: of matrix products, see `core.devices`; the error of a reduced one is measured.
 
     Raises:
       ConfigError: a value out of its range, or an unknown point.
@@ -62,14 +63,14 @@ class ScreenConfig:
 
 
 class Audit(NamedTuple):
-    """How an audit ended.
+    """How the last audit ended.
 
     Attributes:
       size: of the shortlist.
-      audited: indices of the components that were drawn last.
-      looks: audits that were made.
-      missed: misses among `audited`.
-      interval: of the share of misses in all that are not on the shortlist.
+      audited: indices of the components that it drew.
+      looks: number of audits that were made.
+      missed: number of misses among `audited`.
+      interval: of the share of misses among all components that are not on the shortlist.
     """
 
     size: int
@@ -88,30 +89,34 @@ def audit_until(
     error: Callable[[np.ndarray], np.ndarray] = np.zeros_like,
     confidence: float = 0.95,
 ) -> Audit:
-    """Doubles the shortlist until the share of the rest that it misses is surely below `config.miss_bound`.
+    """Doubles the shortlist until the share of the rest that it misses lies below `config.miss_bound`, by the
+    upper end of an interval.
 
-    A miss is larger than the `k`-th largest of the shortlist, the first of `order`. Audits are fresh draws,
-    so each interval is exact for its own shortlist; as one of them is chosen by its outcome, each is given
-    its part of 1 - `confidence` (Bonferroni over the sizes that there could be).
+    The shortlist is the beginning of `order`. A component of the rest is a miss if its effect is larger than
+    the `k`-th largest of the shortlist. Every audit draws anew, so each interval is exact for its own
+    shortlist; since the outcomes decide which audit is the last, each is given an equal part of
+    1 - `confidence` (Bonferroni over the audits that there could be).
 
     Args:
       order: indices of components, the largest |score| first.
       verify: indices of components -> |exact effects|.
       config: sizes of the first shortlist and of each audit, and the bound.
-      rng: what the audits are drawn by.
-      error: indices of components that were verified -> by how much their effects may be off: a miss is what
-        may be one.
-      confidence: of the last interval.
+      rng: draws the audits.
+      error: indices of verified components -> largest error of their effects; what may be a miss counts as
+        one.
+      confidence: of the last interval, in (0, 1).
     """
     size = min(config.shortlist, len(order))
-    possible = 1 + int(np.ceil(np.log2(len(order) / size)))  # the last of them verifies everything
-    audit_confidence = 1 - (1 - confidence) / max(possible - 1, 1)
+    possible = 1 + int(np.ceil(np.log2(len(order) / size)))
+    fallible = max(possible - 1, 1)  # with the last shortlist, of all components, nothing can be missed
+    audit_confidence = 1 - (1 - confidence) / fallible
     looks = 1
     while True:
-        listed, rest = order[:size], order[size:]
-        bar = np.sort(verify(listed) - error(listed))[::-1][min(config.k, len(listed)) - 1]
+        shortlist, rest = order[:size], order[size:]
+        at_least, k = verify(shortlist) - error(shortlist), min(config.k, len(shortlist))
+        threshold = np.sort(at_least)[-k]
         audited = rng.permutation(rest)[: config.audit]
-        missed = int((verify(audited) + error(audited) > bar).sum())
+        missed = int((verify(audited) + error(audited) > threshold).sum())
         interval = finite_population_interval(missed, len(audited), len(rest), audit_confidence)
         if interval[1] <= config.miss_bound or looks == possible:
             return Audit(size, audited, looks, missed, interval)

@@ -28,14 +28,14 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.interventions.build import keep_sets, without_replacements
+from mechdiff.interventions.build import keep_sets, needs_replacements
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.stats import Units, equal_weights, units_from
 from mechdiff.storage import digests, labelled
 from mechdiff.sweeps.execution.engine import Engine
-from mechdiff.sweeps.execution.shown import shown_digests
+from mechdiff.sweeps.execution.provenance import eval_set_digests
 from mechdiff.sweeps.replacements import ReplacementSource, as_source
 
 Members = Bool[np.ndarray, "circuit component"]
@@ -98,7 +98,7 @@ class CircuitEvaluator:
         if not self.chosen:
             object.__setattr__(self, "chosen", self.denoiser.components())
         if self.ablation != "zero" and self.replacements is None:
-            raise without_replacements(self.ablation)
+            raise ConfigError(needs_replacements(self.ablation))
         if self.people is not None and np.shape(self.people) != (self.eval_set.count,):
             raise ConfigError(
                 f"people of shape {np.shape(self.people)} for {self.eval_set.count} images; number each"
@@ -189,7 +189,7 @@ class CircuitEvaluator:
         return digests.digest_json(  # field names are part of it: those of today would miss saved losses
             {
                 **self.denoiser.digests(),
-                **shown_digests(self.eval_set),
+                **eval_set_digests(self.eval_set),
                 "fills": self._source and self._source.digest(),
                 "ablation": self.ablation,
                 "components": self.names,

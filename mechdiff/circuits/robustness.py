@@ -19,17 +19,17 @@ SHUFFLES = 50  # random circuits for each resample
 
 @dataclasses.dataclass(frozen=True)
 class Stability:
-    """Circuits discovered anew on resamples of the images.
+    """How much a circuit changes if it is discovered again on resamples of the images.
 
     Attributes:
-      repeats: resamples.
+      repeats: number of resamples.
       sizes: of the circuits, one per resample.
       frequency: share of resamples whose circuit holds each component, in the order of `Circuit.components`.
-      to_circuit: mean Jaccard index |A and B| / |A or B| with the circuit of all images.
-      spread: 5th and 95th percentile of these.
-      pairwise: mean Jaccard index of two resamples.
-      chance: mean Jaccard index of the circuit with random ones that have as many members of each
-        component type as the resampled ones.
+      to_circuit: mean Jaccard index |A and B| / |A or B| of a resample's circuit with that of all images.
+      spread: 5th and 95th percentile of these indices.
+      pairwise: mean Jaccard index of two resamples' circuits.
+      chance: mean Jaccard index of the circuit of all images with random ones, which have as many members of
+        each component type as those of the resamples.
     """
 
     repeats: int
@@ -42,14 +42,18 @@ class Stability:
 
 
 def stability(evaluator: CircuitEvaluator, circuit: Circuit, repeats: int = 10, seed: int = 0) -> Stability:
-    """Discovers the circuit anew on bootstrap resamples of the images, or of the people on them.
+    """Discovers the circuit again on bootstrap resamples of the images, or of the people in them.
 
-    Only circuits not yet run are run. Components are ranked anew on each resample if the ranking is `exact`;
-    that of a screen is kept.
+    Only circuits not yet run are run. Components are ranked again on each resample if the ranking is `exact`;
+    the ranking of a screen is kept.
+
+    Args:
+      evaluator: that with which `circuit` was discovered.
+      repeats: number of resamples, at least 2.
     """
     resampled = []
+    exact = circuit.ranking == "exact"
     for weights in evaluator.units.resamples(repeats, seed)[:, None]:
-        exact = circuit.ranking == "exact"
         effect = effects(evaluator, weights) if exact else circuit.effect
         resampled.append(select(close_to(evaluator, weights), effect, circuit.tau).members)
     resampled, members = np.array(resampled), as_members(circuit, evaluator.names)
@@ -70,43 +74,50 @@ def stability(evaluator: CircuitEvaluator, circuit: Circuit, repeats: int = 10, 
 
 def jaccard(a: Set, b: Set) -> float:
     """|A and B| / |A or B|; 1 for two empty sets."""
-    return float((a & b).sum() / max((a | b).sum(), 1)) if (a | b).any() else 1.0
+    union = (a | b).sum()
+    return float((a & b).sum() / union) if union else 1.0
 
 
-def transfer(circuits: Mapping[str, Circuit], evaluator: Mapping[str, CircuitEvaluator]) -> xr.Dataset:
+def transfer(circuits: Mapping[str, Circuit], evaluators: Mapping[str, CircuitEvaluator]) -> xr.Dataset:
     """Faithfulness of each circuit in each network, on that network's images.
 
     Args:
-      circuits, evaluator: by the same names; networks of one architecture, under one ablation; images other
-        than those that the circuits were discovered on.
+      circuits, evaluators: network -> its circuit, and what runs circuits in it; the same names in both.
+        Networks of one architecture, under one ablation; other images than those that the circuits were
+        discovered on.
 
     Returns:
-      Dataset with f of circuit A in network B, `estimate, low, high`, and how far it drops against B's own
-      circuit, `drop_estimate, drop_low, drop_high`, dims `circuit, network`; Student's intervals over
-      images or people.
+      Dataset with f of circuit A in network B, `estimate, low, high`, and how far it lies below f of B's own
+      circuit, `drop_estimate, drop_low, drop_high`; dims `circuit, network`; Student's intervals over images
+      or people.
 
     Raises:
       ConfigError: components of one network that another lacks.
     """
     names = list(circuits)
-    columns = []
-    for place, network in enumerate(names):
-        runner = evaluator[network]
-        members = np.stack([as_members(circuits[name], runner.names) for name in names])
-        losses = runner.pooled(np.concatenate([runner.ends, members]))
-        columns.append(_faithfulness_and_drop(losses, place, runner.units))
+    columns: dict[str, list[stats.Interval]] = {"": [], "drop_": []}  # prefix of variables -> by network
+    for own, network in enumerate(names):
+        evaluator = evaluators[network]
+        members = np.stack([as_members(circuits[name], evaluator.names) for name in names])
+        losses = evaluator.pooled(np.concatenate([evaluator.ends, members]))
+        f, drop = _faithfulness_and_drop(losses, own, evaluator.units)
+        columns[""].append(f)
+        columns["drop_"].append(drop)
     variables = {
-        prefix + end: (("circuit", "network"), np.stack([getattr(pair[i], end) for pair in columns], 1))
-        for i, prefix in enumerate(("", "drop_"))
-        for end in ("estimate", "low", "high")
+        prefix + part: (("circuit", "network"), np.stack([getattr(cell, part) for cell in intervals], 1))
+        for prefix, intervals in columns.items()
+        for part in ("estimate", "low", "high")
     }
     return xr.Dataset(variables, coords={"circuit": names, "network": names})
 
 
-def _faithfulness_and_drop(losses, place: int, units: stats.Units) -> list[stats.Interval]:
-    """Intervals of f of each circuit in one network, and of how far f lies below that of circuit `place`.
+def _faithfulness_and_drop(
+    losses: Float[np.ndarray, "circuit image"], own: int, units: stats.Units
+) -> tuple[stats.Interval, stats.Interval]:
+    """Intervals of f of each circuit in one network, and of how far f lies below that of circuit `own`.
 
-    `losses` are those of the empty circuit, of the whole network and of each circuit, per image.
+    Args:
+      losses: of the empty circuit, of the whole network, then of each circuit.
     """
     empty_loss, full_loss, *circuit_losses = losses
 
@@ -114,27 +125,27 @@ def _faithfulness_and_drop(losses, place: int, units: stats.Units) -> list[stats
         return faithfulness(np.array(circuit_losses), empty_loss, full_loss, weights)
 
     def drop(weights):
-        return f(weights)[place] - f(weights)
+        return f(weights)[own] - f(weights)
 
-    return [stats.jackknife_interval(statistic, units) for statistic in (f, drop)]
+    return stats.jackknife_interval(f, units), stats.jackknife_interval(drop, units)
 
 
 def lines(stability: Stability) -> list[str]:
     """Stability as text."""
     low, high = stability.spread
     return [
-        f"  discovered anew on {stability.repeats} resamples of the images: {min(stability.sizes)} to "
+        f"  discovered again on {stability.repeats} resamples of the images: {min(stability.sizes)} to "
         f"{max(stability.sizes)} members, Jaccard {stability.to_circuit:.2f} [{low:.2f}, {high:.2f}] with "
         f"the circuit, {stability.pairwise:.2f} with each other, {stability.chance:.2f} by chance"
     ]
 
 
-def moved_lines(moved: xr.Dataset, ablation: str) -> list[str]:
+def transfer_lines(transferred: xr.Dataset, ablation: str) -> list[str]:
     """The result of `transfer` as text: f of the circuit of each row in the network of each column."""
-    names = [str(name) for name in moved["circuit"].values]
+    names = [str(name) for name in transferred["circuit"].values]
 
     def cell(circuit, network):
-        entry = moved.sel(circuit=circuit, network=network)
+        entry = transferred.sel(circuit=circuit, network=network)
         return f"{float(entry['estimate']):.3f} [{float(entry['low']):.3f}, {float(entry['high']):.3f}]"
 
     return [

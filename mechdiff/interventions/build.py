@@ -1,4 +1,8 @@
-"""Builders of interventions: ablate, keep, set gates and temperatures, windows, stacks."""
+"""Builders of interventions: ablate, keep, set gates and temperatures, windows, stacks.
+
+Their first argument, `identity`, may be any intervention: the result does what that does, and the new change
+besides. So builders can be chained.
+"""
 
 import dataclasses
 from collections.abc import Container, Mapping, Sequence
@@ -25,8 +29,12 @@ from mechdiff.interventions.record import Intervention
 def set_gate(identity: Intervention, what: ComponentSelection, value: float) -> Intervention:
     """`identity` with the gates of the selected components set to `value` (0: ablated, 1: unchanged).
 
+    Args:
+      what: as in `ablate`.
+      value: any finite number.
+
     Raises:
-      ConfigError: an unknown component, or a value that is no finite number.
+      ConfigError: an unknown component, or a value that is not a finite number.
     """
     value = ranges.finite("gate", value)
     gate = {site: np.array(leaf) for site, leaf in identity.gate.items()}
@@ -46,7 +54,8 @@ def ablate(
     Args:
       what: names, components, or a regular expression that whole names match.
       ablation: `zero`, or any other name with `replacements` (only these decide what it does).
-      replacements: site -> array broadcastable to one row of the site's activation, see `sweeps.activations`.
+      replacements: site -> array broadcastable to one row of the site's activation, see `sweeps.activations`;
+        for all sites, not only the selected ones.
 
     Raises:
       ConfigError: an unknown component, or missing replacements.
@@ -61,34 +70,34 @@ def keep_only(
     replacements: Mapping | None = None,
 ) -> Intervention:
     """All components ablated but the selected ones; arguments as for `ablate`, `what=""` keeps none."""
-    keep = select(identity, what) if not isinstance(what, str) or what else {}
-    others = [name for name in select(identity, ".*") if name not in keep]
+    kept = {} if what == "" else select(identity, what)
+    others = [name for name in select(identity, ".*") if name not in kept]
     return ablate(identity, others, ablation, replacements)
 
 
 def set_temperature(identity: Intervention, what: ComponentSelection, value: float) -> Intervention:
-    """`identity` with the attention temperature of the selected heads: softmax(logits / value).
+    """`identity` with the attention temperature of the selected heads: patterns are softmax(logits / value).
 
-    Above 1 it flattens the pattern, below 1 it sharpens it. In a traced function, heads are selected by their
-    outputs (`block0.head1`) or by their patterns (`block0.pattern1`).
+    A value above 1 flattens the pattern, one below 1 sharpens it. In a traced function, heads are selected by
+    their outputs (`block0.head1`) or by their patterns (`block0.pattern1`).
 
     Raises:
-      ConfigError: a temperature not above 0, or a component without one (no attention head).
+      ConfigError: a temperature not above 0, or a component that is not an attention head.
     """
     if not value > 0:
         raise ConfigError(f"temperature={value} must be above 0")
     new = temperatures(identity)
     for name, (site, (start, stop)) in select(identity, what).items():
-        place = tempered_site(site, new)
-        if place not in new:
+        stored_at = tempered_site(site, new)
+        if stored_at not in new:
             raise ConfigError(_not_tempered(name, site))
-        new[place][..., start:stop] = value
+        new[stored_at][..., start:stop] = value
     return dataclasses.replace(identity, temperature=new)
 
 
 def temperatures(identity: Intervention) -> dict[str, Float[np.ndarray, "..."]]:
-    """Temperatures that can be set, site -> `(heads,)`: those of the UNet's attention, or 1 for every
-    attention pattern that a traced function names."""
+    """All temperatures that can be set, site -> `(heads,)`: those of `identity`, and 1 for patterns of a
+    traced function that have none yet."""
     patterns = [site for site in identity.gate if site_type(site) == PATTERN]
     ones = {site: np.ones(np.shape(identity.gate[site])[-1:], np.float32) for site in patterns}
     return ones | {site: np.array(leaf) for site, leaf in identity.temperature.items()}
@@ -112,7 +121,7 @@ def windowed(intervention: Intervention, low: int, high: int) -> Intervention:
     """The intervention, acting only at timesteps `low <= t < high`.
 
     Raises:
-      ConfigError: an empty window, one that begins below 0, or bounds that are no whole numbers.
+      ConfigError: an empty window, one that begins below 0, or bounds that are not integers.
     """
     low, high = ranges.whole("low", low), ranges.whole("high", high)
     if not 0 <= low < high:
@@ -147,19 +156,20 @@ def random_subsets(
     ablation: str = "zero",
     replacements: Mapping | None = None,
 ) -> tuple[Bool[np.ndarray, "count component"], Intervention]:
-    """`count` random sets of `size` components; one intervention per set, which ablates all its members.
+    """`count` random sets of `size` selected components each; one intervention per set, which ablates it.
 
     Returns:
-      The sets, `(count, components)`, and the stack of interventions: gates `(count, units)`, others shared.
+      Members of the sets, `(count, components)`, and the stack of interventions: gates `(count, units)`, the
+      rest shared (`STACKED`).
     Raises:
       ConfigError: `size` is not between 1 and the number of selected components.
     """
     chosen = list(select(identity, what).values())
     if not 1 <= size <= len(chosen):
         raise ConfigError(f"subset size {size} is out of range; 1 to {len(chosen)} components are selected")
-    ranks = np.argsort(np.asarray(jax.random.uniform(key, (count, len(chosen)))), axis=1)
+    shuffled = np.argsort(np.asarray(jax.random.uniform(key, (count, len(chosen)))), axis=1)
     members = np.zeros((count, len(chosen)), bool)
-    np.put_along_axis(members, ranks[:, :size], True, axis=1)
+    np.put_along_axis(members, shuffled[:, :size], True, axis=1)
     gate = _tiled(identity, count)
     for column, (site, (start, stop)) in enumerate(chosen):
         gate[site][members[:, column], start:stop] = 0
@@ -173,16 +183,20 @@ def keep_sets(
     ablation: str = "zero",
     replacements: Mapping | None = None,
 ) -> Intervention:
-    """One intervention per set, stacked; each ablates the `chosen` components that are not in its set."""
+    """One intervention per set, stacked; each ablates the `chosen` components that are not in its set.
+
+    Args:
+      members: which of `chosen` are in each set.
+    """
     gate = _tiled(identity, len(members))
     for column, component in enumerate(chosen):
         gate[component.site][~members[:, column], slice(*component.index)] = 0
     return dataclasses.replace(_with_replacements(identity, ablation, replacements), gate=gate)
 
 
-def without_replacements(ablation: str) -> ConfigError:
-    """The error of an ablation other than `zero` that is given no replacements."""
-    return ConfigError(
+def needs_replacements(ablation: str) -> str:
+    """Message: an ablation other than `zero` was given no replacements."""
+    return (
         f"{ablation} ablation needs replacements; sweeps.activations.activation_means makes those of 'mean', "
         "sweeps.replacements those of 'resample' and 'noise'"
     )
@@ -192,7 +206,7 @@ def _with_replacements(identity: Intervention, ablation: str, replacements: Mapp
     if ablation == "zero":
         return identity
     if replacements is None:
-        raise without_replacements(ablation)
+        raise ConfigError(needs_replacements(ablation))
     missing = sorted(set(identity.replacement) - set(replacements))
     if missing:
         raise ConfigError(f"replacements lack {len(missing)} sites of this network, first {missing[0]!r}")

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray, PyTree, Timesteps
@@ -35,12 +36,12 @@ class Intervention:
         absent where nothing is added.
 
     Any leaf may have a leading row axis as long as the batch. Leaves are NumPy or JAX arrays, or what a
-    transformation puts in their place, such as the axes of `STACKED`. Neither dicts nor arrays can be changed
-    in place, since a compiled function that closes over an intervention would not see it: NumPy arrays are
-    copied and read-only. To change one, pass a changed copy to `dataclasses.replace`.
+    transformation puts in their place, such as the axes of `STACKED`. Neither dicts nor NumPy arrays (which
+    are copied) can be changed in place: a compiled function that closes over an intervention would not see
+    it. Pass changed copies to `dataclasses.replace`.
 
     Raises:
-      ConfigError: a temperature, as a NumPy array, that is not above 0 (JAX's arrays are not looked into).
+      ConfigError: a temperature in a NumPy array that is not above 0 (values of JAX arrays are not checked).
 
     Example:
       >>> gates, zeros = {"mid.res": np.ones(1)}, {"mid.res": np.zeros((1, 1, 1))}
@@ -130,9 +131,7 @@ def in_window(intervention: Intervention, t: Timesteps) -> Intervention:
     """
     if isinstance(intervention.window, np.ndarray) and np.array_equal(intervention.window, ALWAYS):
         return intervention
-    window = jnp.asarray(intervention.window)
-    inside = (t >= window[..., 0]) & (t < window[..., 1])
-
+    inside = _inside(intervention, t)
     multipliers = intervention.gate, intervention.temperature, intervention.pattern
     acting = jax.tree.map(lambda leaf: jnp.where(inside[:, None], leaf, 1.0), multipliers)
     return dataclasses.replace(intervention, gate=acting[0], temperature=acting[1], pattern=acting[2])
@@ -146,9 +145,13 @@ def directions_in_window(
     Args:
       ranks: site -> number of axes of one row of its activation; a direction with one more has rows.
     """
-    window = jnp.asarray(intervention.window)
-    inside = (t >= window[..., 0]) & (t < window[..., 1])
+    inside = _inside(intervention, t)
     return {site: _acting(inside, leaf, ranks[site]) for site, leaf in intervention.add.items()}
+
+
+def _inside(intervention: Intervention, t: Timesteps) -> Bool[Array, " batch"]:
+    window = jnp.asarray(intervention.window)
+    return (t >= window[..., 0]) & (t < window[..., 1])
 
 
 def _acting(inside: AnyArray, leaf: AnyArray, rank: int) -> AnyArray:

@@ -1,7 +1,7 @@
-"""A dict that can't be changed, and is to JAX what a dict is.
+"""A dict that can't be changed in place, and that JAX flattens as it does a dict.
 
-A compiled function that closes over an intervention does not see its change, so that neither its arrays nor
-its dicts may be changed in place.
+A compiled function that closes over an intervention does not see later changes of it. So neither the arrays
+nor the dicts of an intervention may be changed in place.
 """
 
 from typing import Any, NoReturn
@@ -10,7 +10,7 @@ import jax
 
 
 class Sealed(dict):
-    """A dict whose items can't be set or removed; `dict(sealed)`, `sealed | {...}` and copies of items can.
+    """A dict whose items can't be set or removed. `dict(sealed)` and `sealed | {...}` are plain dicts.
 
     Example:
       >>> Sealed(a=1) | {"b": 2}
@@ -25,7 +25,7 @@ class Sealed(dict):
 
     __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
 
-    def __reduce__(self):  # copies and pickles would set item by item
+    def __reduce__(self):  # by default, copying and unpickling set items one by one
         return type(self), (dict(self),)
 
 

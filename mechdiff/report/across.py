@@ -64,7 +64,7 @@ def _row(model: ExaminedModel) -> Row:
             if role != matching.UNASSIGNED:
                 roles.setdefault(str(role), []).append(str(head))
     circuits = {ablation: scorecards.measure(runs) for ablation, runs in network.circuits.items()}
-    effective = across_seeds.effective(network.sweep, across_seeds.lead(network.sweep))
+    effective = across_seeds.effective_number(network.sweep, across_seeds.lead_ablation(network.sweep))
     return Row(model, effective, worst, circuits, roles)
 
 
@@ -103,7 +103,7 @@ def draw_increases(theme: Theme, networks: Sequence[Network]) -> Figure:
     """Pooled ΔL/L of the components with the largest median: a mark for every network, each named in the key,
     and a line over those of one data set of several. Color: data set; shape: place among its seeds."""
     names = [str(name) for name in networks[0].sweep["component"].values]
-    ablation = across_seeds.lead(networks[0].sweep)
+    ablation = across_seeds.lead_ablation(networks[0].sweep)
     increase = np.array([across_seeds.relative_increases(network.sweep, ablation) for network in networks])
     order = np.argsort(-np.median(increase, axis=0), kind="stable")[:SHOWN]
     sides: dict[tuple[str, str, str], list[int]] = {}

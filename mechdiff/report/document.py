@@ -53,7 +53,7 @@ def detailed(models: list[ExaminedModel]) -> list[ExaminedModel]:
     end of its training; of data sets that claims compare, these alone."""
     if len(models) <= DETAILED:
         return models
-    sides = across_seeds.sides(across_seeds.last([model.network for model in models]))
+    sides = across_seeds.natural_and_simple(across_seeds.final_snapshots([model.network for model in models]))
     first = [side[0] for side in sides if side]
     if len(first) < 2:
         last = sorted(models, key=lambda model: (model.config.seed, -model.network.steps))
@@ -86,12 +86,12 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
 
 def _both(networks: list[Network]) -> bool:
     """Whether there are networks of both data sets that the paper's claims compare."""
-    return all(across_seeds.sides(across_seeds.last(networks)))
+    return all(across_seeds.natural_and_simple(across_seeds.final_snapshots(networks)))
 
 
 def _compared(networks: list[Network]) -> list[Network]:
     """The networks of the data sets that claims compare; all, where these are fewer than two."""
-    natural, simple = across_seeds.sides(across_seeds.last(networks))
+    natural, simple = across_seeds.natural_and_simple(across_seeds.final_snapshots(networks))
     return [*natural, *simple] if len(natural) + len(simple) > 1 else networks
 
 
@@ -99,20 +99,20 @@ def _figures_of_all(
     networks: list[Network], trainings: list[over_training.Training], figures: Path
 ) -> dict[str, PageFigure]:
     """Figures over all networks, those for which there are enough."""
-    finished = across_seeds.last(networks)  # snapshots of one training are no seeds
-    natural, simple = across_seeds.sides(finished)
+    finished = across_seeds.final_snapshots(networks)  # snapshots of one training are no seeds
+    natural, simple = across_seeds.natural_and_simple(finished)
     drawn = {}
 
     def add(name: str, alt: str, draw) -> None:
         drawn[name] = style.page_figure(figures, name, alt, draw)
 
-    alike = across_seeds.alike(networks)
+    alike = across_seeds.comparable(networks)
     full = _compared(networks)
     if alike:
         alt = "Pooled relative loss increase of single components in every network."
         add("seeds-increase", alt, lambda theme: across.draw_increases(theme, full))
     if alike and min(len(natural), len(simple)) > 1:
-        ratios = across_seeds.ratios(finished)
+        ratios = across_seeds.complexity_ratios(finished)
         alt = "Ratios of complexity, CelebA over synthetic faces, by several measures."
         add("seeds-ratios", alt, lambda theme: across.draw_ratios(theme, ratios))
         alt = "Divergence of attention entropy by timestep, between data sets and between seeds."

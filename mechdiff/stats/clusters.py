@@ -1,9 +1,8 @@
 """Clustered images: thirty images of one person are not thirty independent images.
 
-If it is known who is on an image, the unit of resampling is the person: all images of a person are
-drawn, left out and flipped together (cluster bootstrap, Davison & Hinkley 1997, section 3.8; Field & Welsh
-2007). If it is not known, each image is a unit, and every function here gives the same as without
-clusters.
+If it is known who is in each image, the unit of resampling is the person: all images of a person are drawn,
+left out and sign-flipped together (cluster bootstrap, Davison & Hinkley 1997, section 3.8; Field & Welsh
+2007). If it is not known, each image is a unit, and every function here gives the same as without clusters.
 """
 
 from dataclasses import dataclass
@@ -16,17 +15,17 @@ from jaxtyping import Float, Int
 from mechdiff.stats.intervals import Interval, Statistic, bootstrap
 from mechdiff.stats.weights import bootstrap_weights, check_units
 
-PERSON = "person"  # coordinate of a result: who is on each image, on `image` or on `(t, image)`
+PERSON = "person"  # coordinate of a result: who is in each image; dims `image`, or `t, image`
 
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """The units that are resampled: images, or people where it is known who is on them.
+    """The units that are resampled: images, or people where it is known who is in them.
 
     Attributes:
       member: number in [0, count) of the unit of every image, `[image]`; or `[t, image]` if timesteps have
         different images.
-      count: units.
+      count: number of units.
       clustered: whether units are people, not images.
 
     Example:
@@ -42,42 +41,42 @@ class Units:
 
     @property
     def people(self) -> int:
-        """People on the images; 0 where that is not known."""
+        """Number of people in the images; 0 where that is not known."""
         return self.count if self.clustered else 0
 
     def weights(self, shares: Float[np.ndarray, "m unit"]) -> Float[np.ndarray, "m *timesteps image"]:
-        """Weights of images from shares of units; the sum is 1 at every timestep.
+        """Weights of images from shares of units; they sum to 1 at every timestep.
 
-        With equal shares all images weigh the same, however many a unit has. If a resample drew none of the
-        units at a timestep, its images weigh the same.
+        With equal shares all images weigh the same, however many a unit has. At a timestep with no image of
+        a unit whose share is above 0, all images weigh the same too.
         """
-        drawn = np.asarray(shares, np.float64)[:, self.member]
-        total = drawn.sum(axis=-1, keepdims=True)
-        even = 1 / self.member.shape[-1]
-        return np.where(total > 0, drawn / np.where(total > 0, total, 1), even)
+        share_of_image = np.asarray(shares, np.float64)[:, self.member]
+        total = share_of_image.sum(axis=-1, keepdims=True)
+        equal = 1 / self.member.shape[-1]
+        return np.where(total > 0, share_of_image / np.where(total > 0, total, 1), equal)
 
     def even(self) -> Float[np.ndarray, "1 *timesteps image"]:
         """The weighting in which all images count alike."""
         return np.full((1, *self.member.shape), 1 / self.member.shape[-1])
 
     def resamples(self, repeats: int = 2000, seed: int = 0) -> Float[np.ndarray, "repeats *timesteps image"]:
-        """Weights of images in resamples of units with replacement."""
+        """Weights of images in `repeats` bootstrap resamples of the units."""
         return self.weights(bootstrap_weights(self.count, repeats, seed))
 
     def sums(self, values: Float[np.ndarray, "*cells t image"]) -> Float[np.ndarray, "*cells t unit"]:
-        """Values of images summed over those of a unit: what a sign flip of a unit flips at once."""
+        """Sums of the values of each unit's images, on which a sign-flip test flips the units."""
         if not self.clustered:
             return values
         member = np.broadcast_to(self.member, values.shape[-2:])
         belongs = (member[..., None] == np.arange(self.count)).astype(np.float64)
-        return np.einsum("...ti,tip->...tp", values, belongs)
+        return np.einsum("...ti,tiu->...tu", values, belongs)
 
 
 def units_of(result: xr.Dataset) -> Units:
-    """The units of a saved result: the people of its coordinate `person`, else its images; as `units_from`.
+    """The units of a saved result: the people of its coordinate `person`, or its images if there is none.
 
     Args:
-      result: with the dimension `image`, and with `t` where `person` varies over it.
+      result: with the dimension `image`; `person` has dims `image`, or `t, image` in any order.
 
     Raises:
       ConfigError: fewer than 2 units.
@@ -92,7 +91,10 @@ def units_of(result: xr.Dataset) -> Units:
 
 
 def units_from(people: Int[np.ndarray, "*timesteps image"] | None, images: int) -> Units:
-    """The units of `images` images: the people on them, or the images if any person is unknown (negative).
+    """The units of `images` images: the people in them, or the images if any person is unknown (negative).
+
+    Args:
+      people: number of the person in each image; None: all unknown.
 
     Raises:
       ConfigError: fewer than 2 units.
@@ -102,9 +104,9 @@ def units_from(people: Int[np.ndarray, "*timesteps image"] | None, images: int) 
       (2, 3)
     """
     if people is None or (np.asarray(people) < 0).any():
-        return Units(np.arange(check_units(images)), images, False)
-    known, member = np.unique(people, return_inverse=True)
-    return Units(member.reshape(np.shape(people)), check_units(len(known)), True)
+        return Units(np.arange(images), check_units(images), clustered=False)
+    distinct, member = np.unique(people, return_inverse=True)
+    return Units(member.reshape(np.shape(people)), check_units(len(distinct)), clustered=True)
 
 
 def weighted(
@@ -113,7 +115,7 @@ def weighted(
     """Weighted means over images; weights `[m, image]` serve all timesteps, `[m, t, image]` one each."""
     if weights.ndim == 2:
         return values @ weights.T
-    cells = values.reshape(-1, *values.shape[-2:]).swapaxes(0, 1)  # t first: one matrix product each
+    cells = values.reshape(-1, *values.shape[-2:]).swapaxes(0, 1)  # t first: a matrix product for each t
     means = (cells @ weights.transpose(1, 2, 0)).swapaxes(0, 1)
     return means.reshape(*values.shape[:-1], len(weights))
 

@@ -1,8 +1,8 @@
 """Student's interval of any function of weighted units, by leaving out one unit at a time.
 
-A bootstrap of a few units spreads too little and, being a set of quantiles, can't widen to make up for it:
-BCa intervals of faithfulness from 8 images covered .90 for .95. The jackknife's variance (Tukey 1958; Efron
-& Tibshirani 1993, chapter 11) with Student's quantile does for smooth functions of means.
+Bootstrap resamples of few units spread too little, and quantiles of them can't make up for it: BCa intervals
+of faithfulness from 8 images covered .90 instead of .95. The jackknife's variance (Tukey 1958; Efron &
+Tibshirani 1993, chapter 11) with Student's quantile is wide enough for smooth functions of means.
 """
 
 import numpy as np
@@ -15,26 +15,36 @@ from mechdiff.stats.weights import check_units
 
 
 def jackknife_interval(statistic: Statistic, units: Units, confidence: float = 0.95) -> Interval:
-    """Estimate +- t_{n-1} times the jackknife's standard error, n units.
+    """The estimate +- Student's quantile t_{n-1} times the jackknife's standard error, n units.
 
     Args:
-      statistic: maps weights of images `[m, image]`, rows summing to 1, to `[*cells, m]`; smooth in them.
-      units: that are left out, one at a time.
+      statistic: maps weights of images, `[m, image]` or `[m, t, image]`, each set of which sums to 1, to
+        `[*cells, m]`; a smooth function of them.
+      units: left out one at a time.
       confidence: nominal coverage, in (0, 1).
 
     Returns:
       Interval whose `n` counts units. NaN cells stay NaN.
+
+    Raises:
+      ConfigError: fewer than 2 units.
     """
-    estimate = statistic(units.even())[..., 0]
-    without = (1.0 - np.eye(check_units(units.count))) / (units.count - 1)
-    values = statistic(units.weights(without))
-    half = special.stdtrit(units.count - 1, (1 + confidence) / 2) * jackknife_error(values)
-    ends = {"low": np.asarray(estimate - half), "high": np.asarray(estimate + half)}
-    return Interval(estimate=np.asarray(estimate), **ends, confidence=confidence, n=units.count)
+    n = check_units(units.count)
+    estimate = np.asarray(statistic(units.even())[..., 0])
+    shares_without_each = (1.0 - np.eye(n)) / (n - 1)
+    values = statistic(units.weights(shares_without_each))
+    half = special.stdtrit(n - 1, (1 + confidence) / 2) * jackknife_error(values)
+    return Interval(
+        estimate=estimate,
+        low=np.asarray(estimate - half),
+        high=np.asarray(estimate + half),
+        confidence=confidence,
+        n=n,
+    )
 
 
 def jackknife_error(values: Float[np.ndarray, "*cells unit"]) -> Float[np.ndarray, "*cells"]:
-    """Standard error from the values without each unit in turn."""
+    """Standard error of a statistic, from its values with each unit left out in turn."""
     n = values.shape[-1]
     return np.asarray(np.sqrt((n - 1) * values.var(axis=-1)))
 
@@ -42,7 +52,13 @@ def jackknife_error(values: Float[np.ndarray, "*cells unit"]) -> Float[np.ndarra
 def pseudo_values(
     estimate: float | Float[np.ndarray, "*cells"], without: Float[np.ndarray, "*cells unit"]
 ) -> Float[np.ndarray, "*cells unit"]:
-    """Tukey's pseudo-values n f - (n - 1) f without i: their mean is free of the bias of order 1 / n, and
-    they are treated as n independent values."""
+    """Tukey's pseudo-values, n f - (n - 1) f_i with f_i the statistic without unit i.
+
+    Their mean is free of the bias of order 1 / n, and they are treated as n independent values.
+
+    Args:
+      estimate: f.
+      without: f_i.
+    """
     n = without.shape[-1]
     return n * np.asarray(estimate)[..., None] - (n - 1) * without

@@ -33,7 +33,7 @@ from mechdiff.models.layers import PATTERNS
 from mechdiff.storage import digests, labelled, locks
 from mechdiff.study.eval_images import EvalImages
 from mechdiff.sweeps import activations
-from mechdiff.sweeps.execution import drawing, memory, rollout
+from mechdiff.sweeps.execution import drawing, footprint, memory, rollout
 
 COMPONENTS, SAMPLES, STEPS = 8, 4, 12  # samples are drawn without the components of the largest effect
 STRONGEST = 3  # images on which an activation is largest
@@ -126,7 +126,7 @@ def samples(denoiser: Examinable, chosen: Sequence[Component], seed: int, images
     stacked = leave_one_out(identity, chosen)[1]
     gate = {site: np.concatenate([np.ones_like(rows[:1]), rows]) for site, rows in stacked.gate.items()}
     total = 1 + len(chosen)
-    fitting = memory.rows_at_once(total * count, memory.row_bytes(denoiser.network))
+    fitting = memory.images_at_once(total * count, footprint.row_bytes(denoiser.network))
     group = max(1, min(total, fitting // count))
     start = initial_noise(key, indices, denoiser.image_shape)
     drawn = []
@@ -160,8 +160,8 @@ def strongest(
 ) -> xr.Dataset:
     """The scored images on which the activation of a component has the largest root mean square at `t`."""
     network, count = denoiser.network, len(images.scored)
-    of_image = memory.row_bytes(network) + memory.replacement_bytes(network)
-    block = memory.rows_at_once(min(8, count), of_image)
+    of_image = footprint.row_bytes(network) + footprint.replacement_bytes(network)
+    block = memory.images_at_once(min(8, count), of_image)
     size = np.empty((len(chosen), count))
     for batch in batches(count, block):
         places = batch.indices

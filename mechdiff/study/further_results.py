@@ -1,10 +1,10 @@
 """Further results on an examined network: controls, circuits, random channel sets and roles of heads.
 
-Each is saved in the model's folder with a digest of all its inputs, and reused where that digest is the same.
-study.json lists the results of the last study; others in the folder are not read:
+Each is saved in the model's folder with a digest of all its inputs, and reused while that digest is the same.
+study.json lists the results of the last study; of these files, readers open only those that it lists:
   activity.zarr          participation ratio, effective rank and variance of activations, by site and timestep
   control.zarr           sweep of an untrained network of the same configuration on the same images
-  control_attention.zarr its attention statistics
+  control_attention.zarr attention statistics of that untrained network
   circuit_ABLATION.zarr  circuits run to score the discovered one, see `scorecards.run`
   random_sets.zarr       relative loss increase of random sets of as many channels as each component
   roles.zarr             selectivity and roles of heads, and the effects that they are computed from
@@ -27,18 +27,16 @@ from mechdiff.storage import digests, files, labelled, locks
 from mechdiff.study import circuit_results, controls, role_results
 from mechdiff.study.examine import Analysis
 
-SETTINGS_OF = {
-    "random_sets": "random_sets",
-    "roles": "role_sets",
-    "pairs": "pairs",
-}  # of `StudyConfig`, that decide one result
+# Result -> the field of `StudyConfig` that bears on it alone.
+OWN_SETTING = {"random_sets": "random_sets", "roles": "role_sets", "pairs": "pairs"}
 
 
 def run_study(examined: Analysis, config: ExperimentConfig, folder: Path) -> None:
-    """Computes and saves the results that `config.study` lists for one model.
+    """Computes and saves the results that `config.study` asks for, for one model.
 
     Args:
-      examined: of `examine.examine`, into the same `folder`.
+      examined: as `examine.examine` returned it.
+      folder: the model's, in which that has saved its results.
     """
     study, root = config.study, jax.random.key(config.seed)
     fewer = dataclasses.replace(examined, images=examined.images.first(study.images))
@@ -60,13 +58,13 @@ def run_study(examined: Analysis, config: ExperimentConfig, folder: Path) -> Non
     if study.pairs:
         makers["pairs"] = functools.partial(circuit_results.pairs, fewer, config, timesteps, noise)
     for name, make in makers.items():
-        _once(folder / f"{name}.zarr", _key(examined, config, name), make)
+        _save_once(folder / f"{name}.zarr", _key(examined, config, name), make)
     with locks.lock(folder, wait=True):
         files.write_json(folder / "study.json", {"results": list(makers)})
 
 
-def _once(path: Path, key: str, make: Callable[[], xr.Dataset]) -> None:
-    """Writes the result of `make`, unless the saved one has the same key."""
+def _save_once(path: Path, key: str, make: Callable[[], xr.Dataset]) -> None:
+    """Saves the result of `make` with its key, unless a result with this key is saved already."""
     with locks.lock(path.parent, wait=True):
         if not path.exists() or labelled.read(path).attrs.get("made_of") != key:
             labelled.replace(path, make().assign_attrs(made_of=key))
@@ -75,11 +73,13 @@ def _once(path: Path, key: str, make: Callable[[], xr.Dataset]) -> None:
 def _key(examined: Analysis, config: ExperimentConfig, result: str) -> str:
     """SHA-256 of everything that decides the numbers of `result`.
 
-    Its field names are part of it: with those of today, results that are saved would not be met. Settings of
-    other results are left out, so that roles can be added to a study without doing the rest anew.
+    Some names in it, such as "pictures", are old ones: with today's, no saved result would be found. Settings
+    of other results are left out, so that roles can be added to a study without computing the rest again.
     """
     images, sweep = examined.images, to_dict(config.sweep)
-    names = ["images", "timesteps", *([SETTINGS_OF[result]] if result in SETTINGS_OF else [])]
+    names = ["images", "timesteps"]
+    if result in OWN_SETTING:
+        names.append(OWN_SETTING[result])
     study = {name: getattr(config.study, name) for name in names}
     if config.sweep.precision == "float32":  # a later field: results without it keep their names
         del sweep["precision"]

@@ -17,10 +17,11 @@ import xarray as xr
 from mechdiff.core import devices
 from mechdiff.core.batches import batches, filled
 from mechdiff.core.config import SweepConfig
+from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.interventions.build import leave_one_out, without_replacements
+from mechdiff.interventions.build import leave_one_out, needs_replacements
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable, chosen_components
@@ -28,7 +29,7 @@ from mechdiff.storage import digests, labelled, work_sharing
 from mechdiff.sweeps import precision
 from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution.engine import Engine
-from mechdiff.sweeps.execution.shown import provenance, shown_digests
+from mechdiff.sweeps.execution.provenance import eval_set_digests, provenance
 from mechdiff.sweeps.in_memory import block_losses
 from mechdiff.sweeps.replacements import ReplacementSource, as_source
 
@@ -86,7 +87,7 @@ def ablation_sweep(
         if ablation == "zero":
             continue
         if ablation not in (replacements or {}):
-            raise without_replacements(ablation)
+            raise ConfigError(needs_replacements(ablation))
         sources[ablation] = as_source(replacements[ablation])
     devices.warn_of(config.precision)
     plan = _Plan(denoiser, eval_set, config, sources, chosen)
@@ -123,7 +124,7 @@ class _Plan:
         return digests.digest_json(
             {
                 **self.denoiser.digests(),
-                **shown_digests(self.eval_set),
+                **eval_set_digests(self.eval_set),
                 "replacements": {name: source.digest() for name, source in self.replacements.items()},
                 "ablations": self.config.ablations,
                 "components": [component.name for component in self.chosen],

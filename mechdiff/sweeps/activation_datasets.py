@@ -22,8 +22,8 @@ from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.stage_modules import STREAMS
 from mechdiff.storage import descriptions, digests, labelled, work_sharing
-from mechdiff.sweeps.execution import memory
-from mechdiff.sweeps.execution.shown import shown_digests
+from mechdiff.sweeps.execution import footprint, memory
+from mechdiff.sweeps.execution.provenance import eval_set_digests
 
 DONE = "done"  # variable that marks the images that are on disk
 UNIT_NAMES = {"head": "head", PATTERN: "head", "feature": "feature"}  # site type -> name of its axis of units
@@ -83,8 +83,8 @@ class _Plan:
     def block(self) -> int:
         """Images in one piece."""
         network = self.denoiser.network
-        of_image = memory.row_bytes(network) + memory.replacement_bytes(network)
-        return min(memory.rows_at_once(self.most, of_image), self.eval_set.count)
+        of_image = footprint.row_bytes(network) + footprint.replacement_bytes(network)
+        return min(memory.images_at_once(self.most, of_image), self.eval_set.count)
 
     @functools.cached_property
     def pieces(self) -> list[tuple[int, slice]]:
@@ -163,7 +163,7 @@ class _Plan:
         return digests.digest_json(
             {
                 **self.denoiser.digests(),
-                **shown_digests(self.eval_set),
+                **eval_set_digests(self.eval_set),
                 "intervention": digests.digest_arrays(self.intervention),
                 "sites": self.sites,
                 "block": self.block,

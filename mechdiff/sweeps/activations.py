@@ -20,7 +20,7 @@ from mechdiff.interventions.gates import CAPTURED
 from mechdiff.models.attention_stats import AttentionStatistics
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.layers import ATTENTION, PATTERNS
-from mechdiff.sweeps.execution import memory
+from mechdiff.sweeps.execution import footprint, memory
 
 
 @functools.partial(jax.jit, static_argnames=("collection",))
@@ -86,7 +86,8 @@ def _stacked(trees: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def _moments_by_timestep(denoiser: Examinable, eval_set: EvalSet, block: int):
     """Mean and standard deviation of every site, float32, timestep by timestep."""
     network = denoiser.network
-    block = memory.rows_at_once(block, memory.row_bytes(network) + 2 * memory.replacement_bytes(network))
+    of_image = footprint.row_bytes(network) + 2 * footprint.replacement_bytes(network)
+    block = memory.images_at_once(block, of_image)
     placed = devices.everywhere(devices.over(block), denoiser)
     for t_index in range(len(eval_set.timesteps)):
         count, mean, squares = 0.0, {}, {}
@@ -139,7 +140,7 @@ def attention_stats(
       eval_set: images, crossed with the timesteps or nested in them.
     """
     timesteps, count = eval_set.timesteps, eval_set.count
-    block = memory.rows_at_once(block, memory.row_bytes(denoiser.network))
+    block = memory.images_at_once(block, footprint.row_bytes(denoiser.network))
     placed = devices.everywhere(devices.over(block), denoiser)
     by_timestep = []  # site -> statistics (image, head)
     for t_index in range(len(timesteps)):

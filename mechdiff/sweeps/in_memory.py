@@ -6,9 +6,10 @@ import numpy as np
 from jaxtyping import Int
 
 from mechdiff.core.batches import batches
+from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
-from mechdiff.interventions.build import without_replacements
+from mechdiff.interventions.build import needs_replacements
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.execution.engine import Engine
@@ -60,7 +61,7 @@ def sweep_in_memory(
     """
     source = None if replacements is None else as_source(replacements)
     if field == "replacement" and ablation != "zero" and source is None:
-        raise without_replacements(ablation)
+        raise ConfigError(needs_replacements(ablation))
     engine = Engine(denoiser)
     per_timestep = []
     for t_index in range(len(eval_set.timesteps)):

@@ -18,7 +18,7 @@ from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PRNGKey, PyTree, StepFn
 from mechdiff.diffusion.samplers import TimestepSequence, ddim_step
-from mechdiff.interventions.build import without_replacements
+from mechdiff.interventions.build import needs_replacements
 from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Examinable, chosen_components
 from mechdiff.storage import labelled
@@ -111,7 +111,7 @@ def sampling_sweep(
     chosen = chosen_components(denoiser, chosen)
     for ablation in config.ablations:
         if ablation != "zero" and ablation not in (replacements or {}):
-            raise without_replacements(ablation)
+            raise ConfigError(needs_replacements(ablation))
         if ablation != "zero" and not isinstance(replacements[ablation], dict):
             raise ConfigError(
                 f"replacements of {ablation} ablation differ between images; sampling needs arrays, "

@@ -20,9 +20,9 @@ from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.storage import digests, labelled, work_sharing
 from mechdiff.sweeps import precision
-from mechdiff.sweeps.execution import engine, memory, rollout
+from mechdiff.sweeps.execution import engine, footprint, rollout
+from mechdiff.sweeps.execution.provenance import provenance
 from mechdiff.sweeps.execution.rollout import Rollout, Window, zero_replacements
-from mechdiff.sweeps.execution.shown import provenance
 
 
 def energy_distance(
@@ -96,7 +96,7 @@ class SamplingPlan:
     def group(self) -> int:
         """Components whose samples are drawn together."""
         devices = list(self.sampler.mesh.devices.flat)
-        row = memory.row_bytes(self.sampler.denoiser.network)
+        row = footprint.row_bytes(self.sampler.denoiser.network)
         limit = self.config.chunk or engine.memory_limit(devices[0]) // row
         return max(1, min(len(self.chosen), limit * len(devices) // self.sampler.block))
 

@@ -30,7 +30,7 @@ from mechdiff.models.denoiser import Examinable, chosen_components
 from mechdiff.storage import digests, labelled, run_log
 from mechdiff.sweeps import precision
 from mechdiff.sweeps.execution.engine import Engine
-from mechdiff.sweeps.execution.shown import provenance, shown_digests
+from mechdiff.sweeps.execution.provenance import eval_set_digests, provenance
 from mechdiff.sweeps.stopping import FIRST_LOOK, SequentialResult, StoppingRule, interim_result
 
 
@@ -87,7 +87,7 @@ class _Run:
         return digests.digest_json(
             {
                 **self.denoiser.digests(),
-                **shown_digests(self.eval_set),
+                **eval_set_digests(self.eval_set),
                 "components": [component.name for component in self.chosen],
                 "rule": [self.rule.width, self.rule.of_each(len(self.chosen)), self.block],
                 "numerics": NUMERICS_VERSION,

@@ -376,7 +376,7 @@ def test_a_circuit_is_less_faithful_in_a_network_that_does_otherwise(made_up):
     assert at("estimate", circuit="one", network="two") == pytest.approx(0.5 / 0.75, abs=1e-5)
     assert at("drop_estimate", circuit="one", network="two") == pytest.approx(1 / 3, abs=1e-5)
     assert at("drop_estimate", circuit="one", network="one") == 0
-    text = robustness.moved_lines(moved, "zero")
+    text = robustness.transfer_lines(moved, "zero")
     assert len(text) == 4 and "0.667" in text[2] and text[3].startswith("two")
 
 

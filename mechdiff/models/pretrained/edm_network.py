@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Int, Real
 
 from mechdiff.core.types import AnyArray, Features
-from mechdiff.models.pretrained.plain_layers import Tensors, convolve, enlarged, linear
+from mechdiff.models.pretrained.plain_layers import Tensors, convolve, group_norm, linear, upsample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +92,9 @@ class Network:
         return math.sqrt(self.classes) if self.is_song else 1.0
 
     def _norm(self, params: Tensors, name: str, x: Features) -> Features:
-        """Group norm of 32 groups, or fewer of four channels."""
+        """Group norm with 32 groups, or fewer where they would have less than four channels."""
         groups = min(32, x.shape[-1] // 4)
-        split = x.reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
-        mean = split.mean((1, 3), keepdims=True)
-        variance = jnp.square(split - mean).mean((1, 3), keepdims=True)
-        normed = (split - mean) * jax.lax.rsqrt(variance + (1e-6 if self.is_song else 1e-5))
-        return normed.reshape(x.shape) * params[f"{name}.weight"] + params[f"{name}.bias"]
+        return group_norm(params, name, x, groups, eps=1e-6 if self.is_song else 1e-5)
 
     def _block(
         self, params: Tensors, half: str, side: int, part: str, x: Features, emb: AnyArray
@@ -136,7 +132,7 @@ class Network:
 
 def _resampled(x: Features, part: str) -> Features:
     if part == "up":
-        return enlarged(x)
+        return upsample(x)
     if part == "down":
         batch, height, width, channels = x.shape
         return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))

@@ -1,5 +1,8 @@
 """Layers of foreign networks as plain functions of their tensors: kernels OIHW as in PyTorch,
-images NHWC."""
+images NHWC.
+
+A layer's `name` is that of its tensors in the state dict, without `.weight` and `.bias`.
+"""
 
 from collections.abc import Mapping
 
@@ -30,6 +33,15 @@ def linear(params: Tensors, name: str, x: Float[AnyArray, "*rows _"]) -> Float[A
     return h + params[bias] if bias in params else h
 
 
-def enlarged(x: Features) -> Features:
-    """Twice the sides, every pixel four times."""
+def group_norm(params: Tensors, name: str, x: Features, groups: int, eps: float = 1e-5) -> Features:
+    """Normalizes each group of consecutive channels; `groups` divides their number; `eps` as torch has it."""
+    grouped = x.reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
+    mean = grouped.mean((1, 3), keepdims=True)
+    variance = jnp.square(grouped - mean).mean((1, 3), keepdims=True)
+    normed = ((grouped - mean) * jax.lax.rsqrt(variance + eps)).reshape(x.shape)
+    return normed * params[f"{name}.weight"] + params[f"{name}.bias"]
+
+
+def upsample(x: Features) -> Features:
+    """Doubles the sides, nearest neighbor."""
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)

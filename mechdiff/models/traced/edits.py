@@ -1,8 +1,8 @@
-"""From an intervention to what is done at each named value."""
+"""Interventions on a traced function: the edit of each named value, and its arguments."""
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,8 +19,10 @@ from mechdiff.models.traced.sites import Site, in_order
 
 @dataclasses.dataclass(frozen=True)
 class GateEdits:
-    """`interpreter.Plan.edit` and `split_rows` for gates: a' = gate a + (1 - gate) replacement + add, a being
-    tempered first if it is a pattern with a temperature."""
+    """How a gate edits a named value a: a' = gate a + (1 - gate) replacement + add.
+
+    A pattern with a temperature is `tempered` first. Calling it is `interpreter.Plan.edit`.
+    """
 
     sites: tuple[Site, ...]
 
@@ -29,6 +31,12 @@ class GateEdits:
         return {site.tag: site for site in self.sites}
 
     def __call__(self, tag: str, value: Array, leaves: Mapping[str, Array]) -> Array:
+        """The edited value.
+
+        Args:
+          leaves: `gate`, `replacement` and, if there are any, `temperature` and `add`, of one turn of all
+            scans; see `leaves_of`.
+        """
         site = self._by_tag[tag]
         rows_first = jnp.moveaxis(value, site.row_axis, 0)
         if "temperature" in leaves:
@@ -39,7 +47,7 @@ class GateEdits:
         return jnp.moveaxis(edited, 0, site.row_axis)
 
     def split_rows(self, tag: str, leaves: Mapping[str, Array]) -> dict[str, bool]:
-        """Which leaves have an axis of rows."""
+        """Which leaves have an axis of rows: `interpreter.Plan.split_rows`."""
         rank = len(self._by_tag[tag].shape)
         ranks = {"gate": 2, "temperature": 2, "replacement": rank, "add": rank}
         return {name: leaf.ndim == ranks[name] for name, leaf in leaves.items()}
@@ -69,7 +77,7 @@ def tempered(
 
 
 def identity_of(sites: Sequence[Site]) -> Intervention:
-    """The intervention that leaves every site alone: gates 1, replacements 0."""
+    """The intervention that changes nothing: gates 1, replacements 0, no temperatures."""
     gate, replacement = {}, {}
     for name, site in in_order(sites):
         gate[name] = np.ones(site.units, np.float32)
@@ -78,8 +86,9 @@ def identity_of(sites: Sequence[Site]) -> Intervention:
 
 
 def leaves_of(sites: Sequence[Site], intervention: Intervention, t: Timesteps) -> dict[str, dict[str, Array]]:
-    """Arguments of `GateEdits` at `t`: tag -> gate, replacement and, if there is one, temperature and add;
-    turns of scans leading.
+    """Arguments of `GateEdits` at timesteps `t`, `(batch,)`: tag -> name of the argument -> array.
+
+    The arrays of a value in scans have one leading axis for each scan, as long as the scan, outermost first.
 
     Raises:
       ConfigError: sites of the intervention and of the network differ, or shapes don't fit.
@@ -91,25 +100,25 @@ def leaves_of(sites: Sequence[Site], intervention: Intervention, t: Timesteps) -
     leaves = {}
     for site in sites:
         at_site = {
-            "gate": _turned(site, [acting.gate[name] for name in site.names]),
-            "replacement": _turned(site, [acting.replacement[name] for name in site.names]),
+            "gate": _stacked_turns(site, [acting.gate[name] for name in site.names]),
+            "replacement": _stacked_turns(site, [acting.replacement[name] for name in site.names]),
         }
         if site.names[0] in acting.temperature:
-            at_site["temperature"] = _turned(site, [acting.temperature[name] for name in site.names])
+            at_site["temperature"] = _stacked_turns(site, [acting.temperature[name] for name in site.names])
         if any(name in directions for name in site.names):
             nothing = jnp.zeros((1,) * len(site.shape))
-            at_site["add"] = _turned(site, [directions.get(name, nothing) for name in site.names])
+            at_site["add"] = _stacked_turns(site, [directions.get(name, nothing) for name in site.names])
         leaves[site.tag] = at_site
     return leaves
 
 
-def _turned(site: Site, leaves: Sequence[AnyArray]) -> Array:
-    """One array from those of all turns, with the axes of the scans first."""
+def _stacked_turns(site: Site, leaves: Sequence[AnyArray]) -> Array:
+    """One array from those of all turns of the scans, whose axes come first."""
     if not site.turns:
         return jnp.asarray(leaves[0])
     rank = max(np.ndim(leaf) for leaf in leaves)
-    if any(np.ndim(leaf) != rank for leaf in leaves):  # rows for one turn: rows for all
-        leaves = [leaf if np.ndim(leaf) == rank else jnp.asarray(leaf)[None] for leaf in leaves]
+    # Where one turn has an axis of rows, all get one.
+    leaves = [leaf if np.ndim(leaf) == rank else jnp.asarray(leaf)[None] for leaf in leaves]
     stacked = jnp.stack(jnp.broadcast_arrays(*leaves))
     return stacked.reshape(*site.turns, *stacked.shape[1:])
 
@@ -122,9 +131,7 @@ def _check(sites: Sequence[Site], intervention: Intervention) -> None:
         )
     known = {name: site for site in sites for name in site.names}
     for leaves in (intervention.gate, intervention.replacement):
-        for name in leaves:
-            if name not in known:
-                raise ConfigError(unknown("site", name, known))
+        _check_known(known, leaves)
         missing = sorted(known.keys() - leaves.keys())
         if missing:
             raise ConfigError(
@@ -135,11 +142,17 @@ def _check(sites: Sequence[Site], intervention: Intervention) -> None:
     for name, gate in intervention.gate.items():
         if gate.shape[-1] != known[name].units:
             raise ConfigError(f"gate of {name!r} has {gate.shape[-1]} units, the site {known[name].units}")
-    for leaves, what in ((intervention.replacement, "replacement"), (intervention.add, "direction")):
-        for name, leaf in leaves.items():
-            if name not in known:
-                raise ConfigError(unknown("site", name, known))
-            _check_fits(name, known[name], leaf, what)
+    for name, replacement in intervention.replacement.items():
+        _check_fits("replacement", name, known[name], replacement)
+    _check_known(known, intervention.add)
+    for name, direction in intervention.add.items():
+        _check_fits("direction", name, known[name], direction)
+
+
+def _check_known(known: Mapping[str, Site], names: Iterable[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ConfigError(unknown("site", name, known))
 
 
 def _check_temperatures(known: Mapping[str, Site], intervention: Intervention) -> None:
@@ -160,21 +173,19 @@ def _check_temperatures(known: Mapping[str, Site], intervention: Intervention) -
             )
 
 
-def _check_fits(name: str, site: Site, leaf: Any, what: str) -> None:
-    rank, row = np.ndim(leaf), site.shape[1:]
-    shape = np.shape(leaf)[1:] if rank == len(site.shape) else np.shape(leaf)
-    fits = rank in (len(row), len(row) + 1) and all(
-        size in (1, full) for size, full in zip(shape, row, strict=True)
-    )
+def _check_fits(field: str, name: str, site: Site, leaf: Any) -> None:
+    row, shape = site.shape[1:], tuple(np.shape(leaf))
+    of_row = shape[1:] if len(shape) == len(row) + 1 else shape
+    fits = len(of_row) == len(row) and all(size in (1, full) for size, full in zip(of_row, row, strict=True))
     if not fits:
         raise ConfigError(
-            f"{what} of {name!r} has shape {tuple(np.shape(leaf))}; it must have {len(row)} axes that "
-            f"broadcast to {row}, or one of rows before them"
+            f"{field} of {name!r} has shape {shape}; it must have {len(row)} axes that broadcast to {row}, "
+            "or one of rows before them"
         )
 
 
 def per_turn(sites: Sequence[Site], captured: Mapping[str, Array]) -> dict[str, Array]:
-    """Captured values by the sites' own names, rows first."""
+    """Captured values, rows first, by the names of sites instead of tags: one for each turn of the scans."""
     values = {}
     for site in sites:
         if site.tag not in captured:

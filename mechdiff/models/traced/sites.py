@@ -1,4 +1,7 @@
-"""Finds the sites of a function by tracing it: their names, shapes, turns, and axes of rows and units."""
+"""Finds the sites of a function by tracing it: their names, shapes, and axes of rows and units.
+
+A value in the body of a scan is one site for each turn (iteration) of the scan.
+"""
 
 import dataclasses
 import re
@@ -102,7 +105,9 @@ def _by_name(namings: Iterable[Naming]) -> dict[str, Naming]:
     for naming in namings:
         name, shape = naming.name, naming.aval.shape
         if not _plain(name)[0]:
-            raise ConfigError(f"a value of shape {shape} has the name {name!r}; call it such as 'block0.mlp'")
+            raise ConfigError(
+                f"a value of shape {shape} has the name {name!r}; give it one such as 'block0.mlp'"
+            )
         refused = [step for step in naming.path if step.split(":")[0] not in RULES]
         if refused:
             raise ConfigError(cannot_enter(name, refused[0]))
@@ -230,7 +235,7 @@ def _with_units(name: str, shape: Sequence[int], row_axis: int) -> int:
 
 
 def in_order(sites: Iterable[Site]) -> list[tuple[str, Site]]:
-    """Every site's names, each with the site, as they are executed: a scan's turns one by one."""
+    """Every name of every site, with the site, in order of execution: a scan turn by turn."""
     placed = [
         (place, name, site) for site in sites for place, name in zip(site.places, site.names, strict=True)
     ]
@@ -252,7 +257,7 @@ def numbered(name: str, turns: Sequence[int]) -> tuple[str, ...]:
     if name.count(TURN) > len(turns):
         raise ConfigError(
             f"site {name!r} has {name.count(TURN)} {TURN!r} and stands in {len(turns)} scans; each {TURN!r} "
-            "is the number of a scan's turn, leave it out elsewhere"
+            "is the number of a scan's turn; leave it out elsewhere"
         )
     names = ["turn*." * (len(turns) - name.count(TURN)) + name]
     for length in turns:

@@ -1,8 +1,8 @@
-"""Numbers of networks of several training seeds and data sets, for claims and the report.
+"""Numbers over networks of several training seeds and data sets, for claims and the report.
 
-CelebA is the natural data set, synthetic faces the simple one. The training seed is the unit of replication:
-networks are compared in pairs of training seeds, sorted. Sweeps may hold several ablations; `lead` is the one
-that single numbers are taken from.
+CelebA is the natural data set, synthetic faces are the simple one. The training seed is the unit of
+replication: the networks of both data sets are sorted by training seed and compared in pairs. Where a sweep
+holds several ablations, a single number is taken from its `lead_ablation`.
 """
 
 from collections.abc import Sequence
@@ -19,22 +19,18 @@ from mechdiff.stats import Interval
 from mechdiff.stats.small_samples import over_seeds
 from mechdiff.study.records import Network
 
-RESAMPLES = 400
-CONTROLS = (
-    "gaussian",
-    "celeba scrambled",
-    "tfds scrambled",
-)  # data beside the claims, see `without_controls`
+RESAMPLES = 400  # of the images
+CONTROLS = ("gaussian", "celeba scrambled", "tfds scrambled")  # control data, see `without_controls`
 TOP_COMPLEXITY = 4  # highest complexity of synthetic faces: all factors vary
 
 
-def lead(sweep: xr.Dataset) -> str:
-    """`mean` if it was swept, else the first ablation."""
+def lead_ablation(sweep: xr.Dataset) -> str:
+    """The ablation that single numbers are taken from: `mean` if it was swept, else the first."""
     ablations = [str(ablation) for ablation in sweep["ablation"].values]
     return "mean" if "mean" in ablations else ablations[0]
 
 
-def alike(networks: Sequence[Network]) -> bool:
+def comparable(networks: Sequence[Network]) -> bool:
     """Whether all have the same components and were swept at the same timesteps."""
     shapes = {
         (*map(str, network.sweep["component"].values), *map(int, network.sweep["t"].values))
@@ -44,12 +40,12 @@ def alike(networks: Sequence[Network]) -> bool:
 
 
 def without_controls(networks: Sequence[Network]) -> list[Network]:
-    """The networks that claims are about: not those of Gaussian images and of scrambled ones, which show what
-    measures make of data without faces."""
+    """The networks that claims are about: all but those trained on Gaussian or scrambled images, which show
+    what the measures are on data without faces."""
     return [network for network in networks if network.data not in CONTROLS]
 
 
-def sides(networks: Sequence[Network]) -> tuple[list[Network], list[Network]]:
+def natural_and_simple(networks: Sequence[Network]) -> tuple[list[Network], list[Network]]:
     """Networks of CelebA and of synthetic faces of complexity `TOP_COMPLEXITY`, sorted by training seed."""
     by_seed = sorted(networks, key=lambda network: network.seed)
     natural = [network for network in by_seed if network.data in ("celeba", "tfds")]
@@ -59,21 +55,21 @@ def sides(networks: Sequence[Network]) -> tuple[list[Network], list[Network]]:
     return natural, simple
 
 
-def pairs(networks: Sequence[Network]) -> tuple[list[Network], list[Network]]:
-    """The networks of `sides`, cut to the same number, for comparison seed by seed.
+def seed_pairs(networks: Sequence[Network]) -> tuple[list[Network], list[Network]]:
+    """The same number of networks from either side of `natural_and_simple`, for comparison seed by seed.
 
     Raises:
       NotTestable: one of the data sets has no network.
     """
-    natural, simple = sides(networks)
+    natural, simple = natural_and_simple(networks)
     if not natural or not simple:
-        raise NotTestable(few(natural, simple, 1))
+        raise NotTestable(too_few(natural, simple, 1))
     count = min(len(natural), len(simple))
     return natural[:count], simple[:count]
 
 
-def few(natural: Sequence, simple: Sequence, least: int) -> str:
-    """Message: there are fewer than `least` networks of a data set."""
+def too_few(natural: Sequence, simple: Sequence, least: int) -> str:
+    """Message: one of the data sets has fewer than `least` networks."""
     return (
         f"needs at least {least} networks of either data set; there are {len(natural)} of CelebA "
         f"and {len(simple)} of synthetic faces"
@@ -82,7 +78,7 @@ def few(natural: Sequence, simple: Sequence, least: int) -> str:
 
 def relative_increases(sweep: xr.Dataset, ablation: str) -> Float[np.ndarray, " component"]:
     """Pooled relative loss increase (ΔL/L, %) of each component, images weighted evenly."""
-    return increase_draws(sweep, ablation, even(sweep))[:, 0]
+    return increase_draws(sweep, ablation, _even_weights(sweep))[:, 0]
 
 
 def increase_draws(
@@ -92,24 +88,26 @@ def increase_draws(
     return effects.pooled_relative_increase(*effects.losses(sweep, ablation), weights)
 
 
-def effective(sweep: xr.Dataset, ablation: str) -> float:
-    """`effects.effective_number` of components, images weighted evenly."""
-    return float(complexity.effective_components(sweep, ablation)(even(sweep))[0])
+def effective_number(sweep: xr.Dataset, ablation: str) -> float:
+    """Effective number of components, images weighted evenly."""
+    return float(complexity.effective_components(sweep, ablation)(_even_weights(sweep))[0])
 
 
 def weightings(results: xr.Dataset) -> Float[np.ndarray, "draws *timesteps image"]:
-    """Even weights, then `RESAMPLES` resamples of units: the same for all networks with as many units."""
+    """Weights of the images: even ones, then those of `RESAMPLES` resamples of units.
+
+    Networks with equally many units get the same resamples.
+    """
     units = stats.units_of(results)
     return np.concatenate([units.even(), units.resamples(RESAMPLES)])
 
 
-def even(sweep: xr.Dataset) -> Float[np.ndarray, "1 *timesteps image"]:
-    """Even weights of the images."""
+def _even_weights(sweep: xr.Dataset) -> Float[np.ndarray, "1 *timesteps image"]:
     return stats.units_of(sweep).even()
 
 
-def last(networks: Sequence[Network]) -> list[Network]:
-    """The networks without snapshots of a training other than its last."""
+def final_snapshots(networks: Sequence[Network]) -> list[Network]:
+    """The networks, of each training only its last snapshot."""
     newest: dict[tuple, Network] = {}
     for network in networks:
         key = network.data, network.complexity, network.seed
@@ -118,19 +116,25 @@ def last(networks: Sequence[Network]) -> list[Network]:
     return list(newest.values())
 
 
-def visible(sweep: xr.Dataset) -> Bool[np.ndarray, "ablation component"]:
-    """Whether ablating a component changed any prediction beyond rounding. If not (such as time injections
-    under mean ablation), that ablation did not test it."""
+def changes_predictions(sweep: xr.Dataset) -> Bool[np.ndarray, "ablation component"]:
+    """Whether ablating a component changed any prediction by more than rounding.
+
+    If it did not, as with time injections under mean ablation, that ablation did not test the component.
+    """
     change = sweep["change"].max(("t", "image")).transpose("ablation", "component").values
     return change > ROUNDING
 
 
-def measures(network: Network) -> dict[str, Float[np.ndarray, " draws"]]:
-    """Every measure of complexity of a network: name -> value (above 0), followed by its values in resamples
-    of the images where it can be recomputed on them.
+def complexity_measures(network: Network) -> dict[str, Float[np.ndarray, " draws"]]:
+    """Every measure of complexity of a network: name -> values.
 
-    Effective components by ablation; circuit sizes by ablation and tau; for activations the geometric mean
-    over sites and timesteps; effective components of the untrained control.
+    These are its effective components by ablation, sizes of its circuits by ablation and tau, geometric means
+    over sites and timesteps of measures of its activations, and effective components of the untrained
+    control.
+
+    Returns:
+      The value, above 0, followed by its values in resamples of the images where it can be recomputed on
+      them.
     """
 
     def effective_draws(sweep: xr.Dataset, ablation: str) -> Float[np.ndarray, " draws"]:
@@ -149,16 +153,22 @@ def measures(network: Network) -> dict[str, Float[np.ndarray, " draws"]]:
         for name in logs["measure"].values:
             values[f"activations: {name}"] = np.exp([float(logs.sel(measure=name))])
     if network.control is not None:
-        values["untrained: effective components"] = effective_draws(network.control, lead(network.control))
+        values["untrained: effective components"] = effective_draws(
+            network.control, lead_ablation(network.control)
+        )
     return values
 
 
-def ratios(networks: Sequence[Network]) -> dict[str, Interval]:
-    """CelebA over synthetic faces, for every measure that all networks have: geometric mean over pairs of
-    seeds, with an interval over them, and over images where the measure can be recomputed on resamples."""
-    paired = pairs(networks)
-    natural, simple = (list(map(measures, side)) for side in paired)
-    units = min(side[0].units.count for side in paired)
+def complexity_ratios(networks: Sequence[Network]) -> dict[str, Interval]:
+    """CelebA over synthetic faces, for every measure that all networks have: the geometric mean over pairs of
+    seeds. The interval is over seeds, and also over images where the measure can be recomputed on resamples.
+
+    Raises:
+      NotTestable: one of the data sets has no network.
+    """
+    sides = seed_pairs(networks)
+    natural, simple = (list(map(complexity_measures, side)) for side in sides)
+    units = min(side[0].units.count for side in sides)
     intervals = {}
     for name in natural[0]:
         if not all(name in values for values in [*natural, *simple]):
@@ -176,5 +186,6 @@ def ladder(networks: Sequence[Network]) -> dict[int, list[float]]:
     values: dict[int, list[float]] = {}
     for network in sorted(networks, key=lambda network: (network.complexity, network.seed)):
         if network.data == "synthetic":
-            values.setdefault(network.complexity, []).append(effective(network.sweep, lead(network.sweep)))
+            number = effective_number(network.sweep, lead_ablation(network.sweep))
+            values.setdefault(network.complexity, []).append(number)
     return values

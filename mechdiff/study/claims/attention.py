@@ -65,9 +65,9 @@ def variation(networks: Sequence[Network]) -> Finding:
 
 
 def _divergence(networks: Sequence[Network]) -> tuple[NetworkDivergence, int, int]:
-    natural, simple = across_seeds.sides(networks)
+    natural, simple = across_seeds.natural_and_simple(networks)
     if min(len(natural), len(simple)) < 2:
-        raise NotTestable(across_seeds.few(natural, simple, 2))
+        raise NotTestable(across_seeds.too_few(natural, simple, 2))
     timesteps = natural[0].attention.sizes["t"]
     return _compared(tuple(natural), tuple(simple)), min(len(natural), len(simple)), timesteps
 
@@ -89,11 +89,11 @@ def _compared(natural: tuple[Network, ...], simple: tuple[Network, ...]) -> Netw
 def _from_controls(networks: Sequence[Network], controls: Sequence[Network]) -> str:
     """Divergence of CelebA's networks from those of each control data set, in words: a difference that is as
     large between other data sets is no property of natural images or of faces."""
-    natural, _ = across_seeds.sides(networks)
+    natural, _ = across_seeds.natural_and_simple(networks)
     words = []
     for data in across_seeds.CONTROLS:
-        side = [network for network in across_seeds.last(controls) if network.data == data]
-        if len(side) < small_samples.FEWEST or not across_seeds.alike([*natural, *side]):
+        side = [network for network in across_seeds.final_snapshots(controls) if network.data == data]
+        if len(side) < small_samples.FEWEST or not across_seeds.comparable([*natural, *side]):
             continue
         heads = [str(name) for name in natural[0].attention["head"].values]
         entropies = (np.array([_mean_entropy(network) for network in group]) for group in (natural, side))
@@ -110,7 +110,7 @@ def _mean_entropy(network: Network) -> Float[np.ndarray, "head t"]:
 def _layer_means(networks: Sequence[Network]) -> str:
     """Divergence of the mean entropy of layers, in words. Matched heads may differ because trainings of one
     data set scatter more; means of layers, without any matching, do not."""
-    sides = across_seeds.sides(networks)
+    sides = across_seeds.natural_and_simple(networks)
     layers = matching.layers_of(str(name) for name in sides[0][0].attention["head"].values)
     names = list(dict.fromkeys(layers))
     member = np.array([[layer == name for layer in layers] for name in names], np.float64)
@@ -136,9 +136,11 @@ def roles(networks: Sequence[Network]) -> Finding:
     Raises:
       NotTestable: roles were examined in fewer than 2 networks of a data set.
     """
-    natural, simple = across_seeds.sides([network for network in networks if network.roles is not None])
+    natural, simple = across_seeds.natural_and_simple(
+        [network for network in networks if network.roles is not None]
+    )
     if min(len(natural), len(simple)) < 2:
-        missing = across_seeds.few(natural, simple, 2)
+        missing = across_seeds.too_few(natural, simple, 2)
         raise NotTestable(f"roles of heads (--set=study.role_sets=1000): {missing}")
     results = [_agreement(side) for side in (natural, simple)]
 
@@ -227,7 +229,7 @@ def entropy(networks: Sequence[Network]) -> Finding:
 
 def _other_ablations(networks: Sequence[Network]) -> str:
     """The claim's estimate under the ablations that it is not decided by, in words."""
-    lead = across_seeds.lead(networks[0].sweep)
+    lead = across_seeds.lead_ablation(networks[0].sweep)
     units = min(network.units.count for network in networks)
     words = []
     for ablation in map(str, networks[0].sweep["ablation"].values):
@@ -260,11 +262,11 @@ def rank_link(
 ) -> Float[np.ndarray, " draws"]:
     """Rank correlation within layers of mean normalized entropy and pooled |ΔL/L|, images weighted evenly,
     then in each resample of them; NaN where no layer varies in both. `ablation`: that of
-    `across_seeds.lead` if not given."""
+    `across_seeds.lead_ablation` if not given."""
     heads = [str(name) for name in attention["head"].values]
     values = attention["normalized_entropy"].transpose("head", "t", "image").values.astype(np.float64)
     entropies = stats.weighted(values, across_seeds.weightings(attention)).mean(axis=1)
     rows = sweep.sel(component=heads)
-    ablation = ablation or across_seeds.lead(sweep)
+    ablation = ablation or across_seeds.lead_ablation(sweep)
     increase = across_seeds.increase_draws(rows, ablation, across_seeds.weightings(sweep))
     return within_layers(entropies, np.abs(increase), np.array(matching.layers_of(heads)))

@@ -34,7 +34,7 @@ def examine(networks: Sequence[Network]) -> Finding:
         swept = ", ".join(ablations) or "none"
         raise NotTestable(f"needs sweeps with at least two ablations; swept: {swept}")
     names = [str(name) for name in networks[0].sweep["component"].values]
-    visible = np.logical_or.reduce([across_seeds.visible(network.sweep) for network in networks])
+    visible = np.logical_or.reduce([across_seeds.changes_predictions(network.sweep) for network in networks])
     least = bottlenecks.weakest(
         np.array([_increases(network.sweep, ablations) for network in networks]), visible
     )

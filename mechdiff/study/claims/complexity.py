@@ -54,9 +54,9 @@ def examine(networks: Sequence[Network], controls: Sequence[Network] = ()) -> Fi
     Raises:
       NotTestable: no ladder, no measure that rises on it, or no networks of matched loss.
     """
-    final = across_seeds.last(networks)
-    across_seeds.pairs(final)  # both data sets, or NotTestable
-    if not across_seeds.alike(networks):
+    final = across_seeds.final_snapshots(networks)
+    across_seeds.seed_pairs(final)  # both data sets, or NotTestable
+    if not across_seeds.comparable(networks):
         raise NotTestable("networks of the ladder were swept at other timesteps or have other components")
     try:
         measure, because = _gate(final, controls)
@@ -87,8 +87,8 @@ def _beside(measure: Measure, networks: Sequence[Network], controls: Sequence[Ne
     """The measure in networks of control data, in words; empty where there are too few, or others."""
     words = []
     for data in across_seeds.CONTROLS:
-        side = [network for network in across_seeds.last(controls) if network.data == data]
-        if len(side) < small_samples.FEWEST or not across_seeds.alike([networks[0], *side]):
+        side = [network for network in across_seeds.final_snapshots(controls) if network.data == data]
+        if len(side) < small_samples.FEWEST or not across_seeds.comparable([networks[0], *side]):
             continue
         values = measure.of(side)
         if values is not None:
@@ -144,7 +144,7 @@ def _gate(networks: Sequence[Network], controls: Sequence[Network]) -> tuple[Mea
 
 def _matched(networks: Sequence[Network]) -> tuple[list[Network], list[Network], float]:
     """Networks of either data set at the training steps where mean losses match best; the ratio of losses."""
-    sides = across_seeds.sides(networks)
+    sides = across_seeds.natural_and_simple(networks)
     options = [
         [[n for n in side if n.steps == steps] for steps in sorted({n.steps for n in side}, reverse=True)]
         for side in sides
@@ -179,7 +179,9 @@ def _loss(networks: Sequence[Network]) -> float:
 
 def _relative(networks: Sequence[Network]) -> Values:
     increases = [
-        across_seeds.increase_draws(n.sweep, across_seeds.lead(n.sweep), across_seeds.weightings(n.sweep))
+        across_seeds.increase_draws(
+            n.sweep, across_seeds.lead_ablation(n.sweep), across_seeds.weightings(n.sweep)
+        )
         for n in networks
     ]
     return _effective(np.array(increases))
@@ -190,7 +192,7 @@ def _excess(networks: Sequence[Network]) -> Values | None:
         return None
     increases = []
     for network in networks:
-        clean, loss = effects.losses(network.sweep, across_seeds.lead(network.sweep))
+        clean, loss = effects.losses(network.sweep, across_seeds.lead_ablation(network.sweep))
         weights = across_seeds.weightings(network.sweep)
         floor = network.sweep.get("floor_loss", network.sweep["floor"]).values
         try:

@@ -31,7 +31,7 @@ def measure(networks: Sequence[Network]) -> pd.DataFrame:
       interval over networks; NaN for fewer than 3). Measures that the networks' results do not hold have no
       row; there are no rows at all if networks differ in their components or timesteps.
     """
-    if not across_seeds.alike(networks):
+    if not across_seeds.comparable(networks):
         return pd.DataFrame(columns=COLUMNS)
     groups: dict[tuple[str, int, int], list[Network]] = {}
     for network in sorted(networks, key=lambda network: network.seed):

@@ -31,13 +31,13 @@ def evaluate(networks: Sequence[Network]) -> list[Claim]:
     """
     controls = [network for network in networks if network.data in across_seeds.CONTROLS]
     networks = across_seeds.without_controls(networks)
-    final = across_seeds.last(networks)
+    final = across_seeds.final_snapshots(networks)
     full = [
         network
         for network in final
         if network.data != "synthetic" or network.complexity == across_seeds.TOP_COMPLEXITY
     ]
-    if not across_seeds.alike(full):
+    if not across_seeds.comparable(full):
         return decide([dataclasses.replace(question, test=_mixed) for question in QUESTIONS], full)
     with_controls = {
         "complexity": lambda _: complexity.examine(networks, controls),
@@ -87,7 +87,7 @@ def _phases(networks: Sequence[Network]) -> Finding:
 
 
 def _fit(sweep: xr.Dataset) -> phases.Phases:
-    return phases.measure(sweep, across_seeds.lead(sweep), ordered=False)
+    return phases.measure(sweep, across_seeds.lead_ablation(sweep), ordered=False)
 
 
 def _mean_and_ends(margins: Float[np.ndarray, " network"]) -> str:

@@ -16,7 +16,7 @@ from mechdiff.diffusion.samplers import Sampler, guided, sample
 from mechdiff.diffusion.schedules import ddim_timesteps
 from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
-from mechdiff.sweeps.execution import memory
+from mechdiff.sweeps.execution import footprint, memory
 
 SAMPLE_STEPS = 50  # DDIM
 SAMPLE_BLOCK = 16  # images drawn together
@@ -49,7 +49,7 @@ def draw_samples(
     condition = sample_condition(denoiser, count) if condition is None else condition
     conditions.check(denoiser.network, condition)  # here: values of labels can't be checked once traced
     null = null_condition(denoiser, condition) if guidance != 1 else condition
-    block = memory.rows_at_once(min(SAMPLE_BLOCK, count), memory.row_bytes(denoiser.network))
+    block = memory.images_at_once(min(SAMPLE_BLOCK, count), footprint.row_bytes(denoiser.network))
     timesteps = ddim_timesteps(denoiser.schedule.steps, min(steps, denoiser.schedule.steps)).tolist()
     mesh = devices.over(block)
     placed = devices.everywhere(mesh, denoiser)

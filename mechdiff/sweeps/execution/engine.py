@@ -20,7 +20,7 @@ from mechdiff.diffusion.eval_set import EvalBatch
 from mechdiff.interventions.record import Intervention
 from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
-from mechdiff.sweeps.execution import layout, memory, passes, placement, shared_prefix
+from mechdiff.sweeps.execution import footprint, layout, memory, passes, placement, shared_prefix
 from mechdiff.sweeps.execution.layout import REPLACEMENTS, Layout
 from mechdiff.sweeps.execution.passes import Reduction, SweepLosses
 
@@ -171,22 +171,22 @@ class Engine:
             last = self._dealt = _Dealt(plan, copies, placed)
         return last.placed
 
-    def forecast(self, stacked: Intervention, images: int, kept: int = 0) -> memory.Forecast:
+    def forecast(self, stacked: Intervention, images: int, replacements: int = 0) -> memory.Forecast:
         """The memory that `measure` will take for `images` at once, before anything is placed or compiled.
 
         Args:
-          kept: bytes of replacements.
+          replacements: bytes of replacements.
         """
         rows, block = self._size(stacked, images)
         joins = self._plan(stacked, rows).joins
         return memory.Forecast(
             parameters=memory.tree_bytes(self.denoiser.params),
-            one_pass=memory.pass_bytes(self.denoiser.network, joins, block),
-            least=memory.pass_bytes(self.denoiser.network, (1, *[0] * (len(joins) - 1))),
-            kept=kept,
+            one_pass=footprint.pass_bytes(self.denoiser.network, joins, block),
+            smallest_pass=footprint.pass_bytes(self.denoiser.network, (1,) + (0,) * (len(joins) - 1)),
+            replacements=replacements,
             devices=len(self.devices),
             rows=sum(joins) * block,
-            free=memory.reachable_bytes(),
+            usable=memory.usable_bytes(),
         )
 
     def _plan(self, stacked: Intervention, rows: int) -> shared_prefix.PassPlan:
@@ -206,10 +206,10 @@ class Engine:
     @functools.cached_property
     def _rows_held(self) -> int:
         network, device = self.denoiser.network, self.devices[0]
-        held = memory_limit(device) // memory.row_bytes(network)
+        held = memory_limit(device) // footprint.row_bytes(network)
         if device.platform == "cpu":
             return max(1, min(held, CPU_MOST_ROWS))
-        return max(1, min(held, INDEXED // memory.row_numbers(network) - 1))  # beside a clean row
+        return max(1, min(held, INDEXED // footprint.largest_map_size(network) - 1))  # beside a clean row
 
     def _limit(self, stacked: Intervention) -> int:
         """Rows of a pass that memory holds.
@@ -231,7 +231,7 @@ class Engine:
     def _most_rows_within(self, room: float, stacked: Intervention) -> int:
         """The largest of `CPU_ROWS` whose pass takes at most `room` bytes; 1 if none does."""
         for rows in CPU_ROWS:
-            if memory.pass_bytes(self.denoiser.network, self._plan(stacked, rows).joins) <= room:
+            if footprint.pass_bytes(self.denoiser.network, self._plan(stacked, rows).joins) <= room:
                 return rows
         return 1
 

@@ -3,7 +3,7 @@
 from mechdiff.core.config import SweepConfig
 from mechdiff.interventions import build
 from mechdiff.models.denoiser import Examinable
-from mechdiff.sweeps.execution import memory
+from mechdiff.sweeps.execution import footprint
 from mechdiff.sweeps.execution.engine import Engine
 
 MOMENTS = 8  # size of four sums in float64, in units of one replacement in float32
@@ -16,7 +16,7 @@ def print_memory_forecast(
 
     Args:
       ablations: those of the config if None.
-      replacements: number of further replacements of every site that are held in memory.
+      replacements: number of replacements for every site that are held in memory besides the sweep's own.
     Raises:
       ConfigError: the sweep can't fit.
     """
@@ -31,8 +31,9 @@ def print_memory_forecast(
         replacements += len(runner.devices) + MOMENTS  # at one timestep: on the devices, and being averaged
     stacked = build.leave_one_out(denoiser.identity, denoiser.components())[1]
     block = min(config.images, config.image_block)
-    forecast = runner.forecast(
-        stacked, block, replacements and replacements * memory.replacement_bytes(denoiser.network)
-    )
+    of_one = (
+        footprint.replacement_bytes(denoiser.network) if replacements else 0
+    )  # tracing the network takes time
+    forecast = runner.forecast(stacked, block, replacements * of_one)
     print(forecast.line(), flush=True)
     forecast.require()

@@ -15,7 +15,7 @@ from mechdiff.interventions.components import has_rows, site_stage
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.stage_modules import Stream, run_stage
 from mechdiff.models.stages import Stage
-from mechdiff.sweeps.execution.memory import CPU_BLOCK
+from mechdiff.sweeps.execution.footprint import CPU_BLOCK
 
 
 def run_rows(

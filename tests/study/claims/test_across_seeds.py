@@ -21,7 +21,7 @@ def test_measures_of_complexity_and_their_ratios():
             runs = xr.Dataset(attrs={"sizes": [2 * factor, 3 * factor, 4.0]})
             control = {"control": single.sweep, "control_attention": single.attention}
             made.append(dataclasses.replace(single, activity=activity, circuits={"mean": runs}, **control))
-    got = across_seeds.ratios(made)
+    got = across_seeds.complexity_ratios(made)
     assert (
         got["activations: rank"].estimate == pytest.approx(2, rel=0.02) and got["activations: rank"].low > 1.9
     )

@@ -69,7 +69,7 @@ def test_two_networks_have_no_interval_and_one_no_jackknife(table):
 
 def test_networks_that_differ_have_no_rows():
     networks = [network("celeba", 0, 0.2, [1.0] * 3), network("celeba", 1, 0.2, [1.0] * 3, components=3)]
-    assert not across_seeds.alike(networks) and complexity_table.measure(networks).empty
+    assert not across_seeds.comparable(networks) and complexity_table.measure(networks).empty
 
 
 def test_lines_show_absent_measures_and_intervals(table):

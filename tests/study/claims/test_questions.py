@@ -133,7 +133,7 @@ def test_networks_of_different_components_are_not_compared():
     other = network("synthetic", 0, np.full(12, 0.3), np.linspace(0, 1, 6))
     names = [f"other{i}" for i in range(12)]
     other = dataclasses.replace(other, sweep=other.sweep.assign_coords(component=names))
-    assert across_seeds.alike([single, single]) and not across_seeds.alike([single, other])
+    assert across_seeds.comparable([single, single]) and not across_seeds.comparable([single, other])
     answers = answers_of([single, other]).values()
     assert all(single.verdict == "not testable here" and "--workdir" in single.because for single in answers)
 

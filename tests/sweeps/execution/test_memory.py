@@ -18,7 +18,7 @@ from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.stages import stages
 from mechdiff.models.unet import components, identity_intervention
 from mechdiff.sweeps.activations import activation_means
-from mechdiff.sweeps.execution import engine, forecast, memory, shared_prefix
+from mechdiff.sweeps.execution import engine, footprint, forecast, memory, shared_prefix
 
 UNET = preset("tiny").unet
 IDENTITY, PARAMS = identity_of(UNET), random_params(UNET)
@@ -35,12 +35,12 @@ def test_a_pass_takes_the_rows_that_flow_and_the_skips_of_those_that_there_were(
     """By hand, for a network of which the widest point is the last block."""
     last = len(stages(UNET)) - 1
     flat = UNET.image_size**2 * UNET.widths[0] * 4
-    alone = memory.pass_bytes(UNET, (0,) * (last + 1))
-    late = memory.pass_bytes(UNET, (*(0,) * last, 5))
-    early = memory.pass_bytes(UNET, (5, *(0,) * last))
+    alone = footprint.pass_bytes(UNET, (0,) * (last + 1))
+    late = footprint.pass_bytes(UNET, (*(0,) * last, 5))
+    early = footprint.pass_bytes(UNET, (5, *(0,) * last))
     assert alone <= late < early
     assert early - alone >= 5 * 2 * flat  # at the least what goes in and what comes out
-    assert memory.pass_bytes(UNET, (5, *(0,) * last), batch=3) > 2 * early
+    assert footprint.pass_bytes(UNET, (5, *(0,) * last), batch=3) > 2 * early
 
 
 def test_a_network_too_large_for_the_working_set_takes_more_rows_if_memory_is_free(monkeypatch):
@@ -58,7 +58,7 @@ def test_a_pass_on_a_cpu_has_as_many_images_as_keep_it_at_its_best_number_of_row
 @pytest.mark.parametrize("fits", [2, 8])
 def test_fewer_rows_are_taken_where_memory_is_short_and_never_none(monkeypatch, fits):
     monkeypatch.setattr(engine, "CPU_WORKING_SET", 1)
-    need = memory.pass_bytes(UNET, shared_prefix.plan_passes(UNET, EVERYTHING, fits).joins)
+    need = footprint.pass_bytes(UNET, shared_prefix.plan_passes(UNET, EVERYTHING, fits).joins)
     copies = 2 * memory.tree_bytes(PARAMS)
     monkeypatch.setattr(memory, "available_bytes", lambda: copies + int(1.01 * need / memory.FREE_SHARE))
     assert runner()._size(EVERYTHING, 4) == (fits, 1)
@@ -76,7 +76,7 @@ def test_the_size_of_a_pass_does_not_move_when_memory_does(monkeypatch):
 
 def test_images_under_way_are_halved_until_they_fit(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
-    assert [memory.rows_at_once(16, each) for each in (1, 37, 38, 150, 10**9)] == [16, 16, 8, 4, 1]
+    assert [memory.images_at_once(16, each) for each in (1, 37, 38, 150, 10**9)] == [16, 16, 8, 4, 1]
 
 
 def test_the_user_is_told_before_the_run(capsys):
@@ -84,13 +84,13 @@ def test_the_user_is_told_before_the_run(capsys):
     forecast.print_memory_forecast(SUBJECT, config)
     line = capsys.readouterr().out
     assert line.startswith("predicted memory: 1.0 GiB of ") and line.count("\n") == 1
-    predicted = runner().forecast(EVERYTHING, 4, kept=7)
+    predicted = runner().forecast(EVERYTHING, 4, replacements=7)
     parts = memory.HOST_OVERHEAD, 7, 2 * memory.tree_bytes(PARAMS), predicted.one_pass
     assert predicted.total == sum(parts) and predicted.rows >= len(components(UNET))
 
 
 def test_what_cannot_fit_is_refused_with_the_way_out(monkeypatch, capsys):
-    monkeypatch.setattr(memory, "reachable_bytes", lambda: memory.HOST_OVERHEAD)
+    monkeypatch.setattr(memory, "usable_bytes", lambda: memory.HOST_OVERHEAD)
     expected = r"even one row in a pass takes .*JAX_NUM_CPU_DEVICES=1.*sweep\.ablations=zero"
     with pytest.raises(ConfigError, match=expected) as error:
         forecast.print_memory_forecast(SUBJECT, SweepConfig(images=4, timesteps=2))
@@ -102,7 +102,7 @@ def test_fills_count_where_kinds_have_them(capsys, monkeypatch):
     images = np.zeros((1, UNET.image_size, UNET.image_size, UNET.in_channels), np.float32)
     result = activation_means(SUBJECT, EvalSet(images, [5], KEY))
     replacement = sum(value.nbytes for value in result.values())
-    assert memory.replacement_bytes(UNET) == replacement
+    assert footprint.replacement_bytes(UNET) == replacement
     monkeypatch.setattr(memory, "GIB", 4 * replacement)
     told = []
     for ablations in (("zero",), ("zero", "mean")):
@@ -127,9 +127,9 @@ def test_on_accelerators_their_own_memory_counts(monkeypatch):
     results = [Accelerator(5 * 2**20, 2**20), Accelerator(2**20, 2 * 2**20)]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_devices", lambda: results)
-    assert memory.available_bytes() == 4 * 2**20 and memory.reachable_bytes() == 6 * 2**20
+    assert memory.available_bytes() == 4 * 2**20 and memory.usable_bytes() == 6 * 2**20
     assert memory.free_bytes(Accelerator(None)) == memory.DEFAULT_DEVICE_BYTES
-    row = memory.row_bytes(UNET)
+    row = footprint.row_bytes(UNET)
     assert engine.memory_limit(Accelerator(10 * row)) == int(10 * row * memory.FREE_SHARE)
 
 
@@ -151,14 +151,14 @@ def test_a_pass_on_a_card_takes_what_its_compiler_counts(monkeypatch, name, imag
     unet = preset(name).unet
     of_stage = tuple(joins.get(stage, 0) for stage in range(len(stages(unet))))
     with devices.multiplying(setting):
-        forecast = memory.pass_bytes(unet, of_stage, images) / memory.GIB
+        forecast = footprint.pass_bytes(unet, of_stage, images) / memory.GIB
     assert counted * 0.99 < forecast < counted * 1.2
 
 
 def test_no_array_on_a_card_is_beyond_32_bits_and_blocks_are_equally_full(monkeypatch):
     unet = preset("paper").unet
     widest = 64 * 64 * (512 + 256)
-    assert memory.row_numbers(unet) == widest
+    assert footprint.largest_map_size(unet) == widest
     denoiser = dataclasses.replace(SUBJECT, unet=unet)
     stacked = leave_one_out(identity_intervention(unet), components(unet))[1]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -170,10 +170,10 @@ def test_no_array_on_a_card_is_beyond_32_bits_and_blocks_are_equally_full(monkey
 def test_whole_patterns_count_where_attention_does_not_work_in_blocks(monkeypatch):
     unet = preset("cpu32").unet
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    blocked = memory.row_bytes(unet)
+    blocked = footprint.row_bytes(unet)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert memory.row_bytes(unet) > blocked
+    assert footprint.row_bytes(unet) > blocked
 
 
 def test_there_is_memory_on_this_machine():
-    assert 2**20 < memory.available_bytes() <= memory.reachable_bytes() < 2**62
+    assert 2**20 < memory.available_bytes() <= memory.usable_bytes() < 2**62

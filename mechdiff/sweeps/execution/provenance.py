@@ -1,4 +1,4 @@
-"""Digests and provenance that are saved with results."""
+"""What a result was made of: digests of its inputs, and facts on its denoiser, saved with it."""
 
 import jax
 import numpy as np
@@ -8,20 +8,21 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests
 
 
-def shown_digests(eval_set: EvalSet) -> dict:
-    """Digests of images, noise, timesteps and, if there is one, condition: JSON-ready."""
-    shown = {
+def eval_set_digests(eval_set: EvalSet) -> dict:
+    """Digests of the images, the key of their noise and the condition, if there is one, and the timesteps;
+    JSON-ready."""
+    inputs = {
         "images": digests.digest_arrays(eval_set.images),
         "noise": digests.digest_arrays(jax.random.key_data(eval_set.key)),
         "timesteps": eval_set.timesteps.tolist(),
     }
     if eval_set.condition is not None:
-        shown["condition"] = digests.digest_arrays(eval_set.condition)
-    return shown
+        inputs["condition"] = digests.digest_arrays(eval_set.condition)
+    return inputs
 
 
 def provenance(denoiser: Examinable) -> dict:
-    """Provenance of a result: the denoiser's name, digest of its parameters, noise schedule."""
+    """Attributes of a result: the denoiser's name, a digest of its parameters, and its noise schedule."""
     log_snr = np.asarray(denoiser.schedule.log_snr)
     return {
         "denoiser": denoiser.name,
