@@ -197,7 +197,9 @@ def _renamed(word: str) -> str:
 def _check_images(images: str | int | None) -> None:
     """Checks that `--images` is a folder or file, in launchers that examine images."""
     if isinstance(images, str) and images.isdecimal() and not Path(images).exists():
-        raise flags.Error(f"--images={images} is no folder or file; did you mean --set=sweep.images={images}")
+        raise flags.Error(
+            f"--images={images} is not a folder or file; did you mean --set=sweep.images={images}"
+        )
     for name in ("classes", "conditions"):
         if FLAGS[name].value and not (images and isinstance(images, str)):
             raise flags.Error(f"--{name} says what the images of --images=FOLDER are; give that too")

@@ -29,7 +29,7 @@ MODEL = flags.DEFINE_multi_string("model", None, _launch.MODEL_HELP, required=Tr
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 TAU = flags.DEFINE_float("tau", 0.9, "Faithfulness match that a circuit must reach.")
-EVERY = flags.DEFINE_bool("every_level", False, "At every timestep, not only on average over them.")
+EVERY = flags.DEFINE_bool("every_timestep", False, "At every timestep, not only on average over them.")
 RANKING = flags.DEFINE_enum("ranking", "exact", circuits.RANKINGS, "How components are ranked at first.")
 RANDOMS = flags.DEFINE_integer("randoms", 40, "Random circuits to compare with.", lower_bound=20)
 REPEATS = flags.DEFINE_integer("repeats", 10, "Resamples on which circuits are found anew.", lower_bound=2)
@@ -47,7 +47,7 @@ def main(config, workdir):
             halves = circuit_results.circuit_evaluators(
                 denoiser, images, ablation, config.sweep, root, folder / "run"
             )
-            halves = [dataclasses.replace(half, every_level=EVERY.value) for half in halves]
+            halves = [dataclasses.replace(half, every_timestep=EVERY.value) for half in halves]
             circuit = circuits.discover(halves[0], TAU.value, RANKING.value)
             card, runs = scorecards.scorecard(halves[1], circuit, randoms=RANDOMS.value, seed=config.seed)
             again = robustness.stability(halves[0], circuit, REPEATS.value, config.seed)

@@ -57,7 +57,7 @@ def crossed(
     images: int = 0,
     threshold: float = THRESHOLD,
 ) -> Bottleneck:
-    """Chosen on one half of the networks and tested on the other, both ways.
+    """Chooses a component on one half of the networks and tests it on the other, both ways.
 
     Args:
       increase: of `weakest`: first on all images evenly weighted, then in resamples of them, if any.

@@ -10,7 +10,7 @@ from mechdiff import stats
 from mechdiff.analysis import effects
 from mechdiff.core.errors import ConfigError
 
-CLASS = "class_label"  # coordinate of a result: the class of each image, on `image` or on `(t, image)`
+CLASS = "class_label"  # coordinate of a result: the class of each image; dims `image`, or `t, image`
 FEWEST = 3  # images of a class at a timestep
 
 
@@ -87,8 +87,8 @@ def _members(
 def within(
     weights: Float[np.ndarray, "m *timesteps image"], member: Int[np.ndarray, "*cells image"] | np.ndarray
 ) -> Float[np.ndarray, "m *cells image"]:
-    """Weights of images within a class, of sum 1 at every timestep. A resample that drew none of the class at
-    a timestep weighs its images alike."""
+    """Weights of images within a class, of sum 1 at every timestep. Where a resample drew none of the class,
+    its images weigh the same."""
     weights = weights if weights.ndim > member.ndim else weights[:, None]
     chosen = weights * member
     total = chosen.sum(-1, keepdims=True)

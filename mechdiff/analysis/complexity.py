@@ -114,7 +114,7 @@ def ratio_of(
     first: Float[np.ndarray, " pair"], second: Float[np.ndarray, " pair"], confidence: float = 0.95
 ) -> Interval:
     """Geometric mean of first / second with Student's interval over pairs: for measures that have one number
-    a network, such as the size of a circuit. Pairs with a NaN are left out."""
+    per network, such as the size of a circuit. Pairs with a NaN are left out."""
     logs = np.log(np.asarray(first, np.float64)) - np.log(np.asarray(second, np.float64))
     logs = logs[np.isfinite(logs)]
     if len(logs) < 2:
@@ -172,7 +172,7 @@ def halves(
 ) -> Float[np.ndarray, " draw"]:
     """Control: ratios between two random halves of one data set, each the geometric mean over its networks.
 
-    The ratio that sampling of the images alone makes.
+    These are the ratios that the sampling of images alone gives.
 
     Raises:
       ConfigError: fewer than 4 images.

@@ -13,8 +13,8 @@ over images, L0_t that of the network without intervention, L_t(do) that under a
   excess         mean over t of 100 (L_t(do) - L0_t) / (L0_t - floor_t), floor_t the loss of the optimal
                  denoiser; only where it is known
 Everything is a function of weights of images, so that estimates and resamples are the same call; the unit of
-replication is the image, or the person where it is known who is on it (`stats.clusters`), the training seed
-being fixed.
+replication is the image, or the person where it is known who is in it (`stats.clusters`), for a fixed
+training seed.
 """
 
 import dataclasses
@@ -46,10 +46,10 @@ class EffectGrid:
       t, log_snr: timesteps.
       cells: relative loss increase (%), or its change (percentage points), `[component, t]`.
       p: sign-flip p values of the cells' loss differences, adjusted by max-T over this grid.
-      pooled: see the module.
+      pooled: as the module defines it.
       change: largest mean squared change of a prediction over timesteps and images, `[component]`.
-      images: scored at each timestep.
-      people: on all of them; 0 where that is not known.
+      images: number scored at each timestep.
+      people: number of people in them; 0 where that is not known.
     """
 
     ablation: str
@@ -87,7 +87,7 @@ class Effects(EffectGrid):
     """Effects of one ablation on one denoiser; see the module for symbols.
 
     Attributes:
-      pooled_losses: see the module.
+      pooled_losses: as the module defines it.
       effective: effective number of components, exp(entropy of the shares of |pooled|).
       rms, hurt: root mean square over timesteps, and share of images hurt, `[component]`.
       quantiles: over images, `[component, QUANTILES]`.

@@ -36,7 +36,7 @@ LEAST = 0.02  # least range of normalized entropy for a slope
 
 
 @dataclass(frozen=True)
-class Followed:
+class EntropySlopes:
     """Slopes of selectivity on normalized entropy, one per target.
 
     Attributes:
@@ -57,7 +57,7 @@ class Followed:
 
 
 @dataclass(frozen=True)
-class Read:
+class TargetsAndLoss:
     """Reduction of a pass: all targets of the predicted image, concatenated by name, and the loss."""
 
     def __call__(self, outputs: PassOutputs) -> tuple[tuple[Array, Array], Array]:
@@ -104,7 +104,7 @@ def temperature_effects_on_roles(
     for t_index, t in enumerate(timesteps):
         stacked = _rows(denoiser.identity, chosen, values, gates[t_index])
         (read, losses), clean = engine.reduce(
-            stacked, EvalBatch(images, index, int(t), key, condition), Read()
+            stacked, EvalBatch(images, index, int(t), key, condition), TargetsAndLoss()
         )
         read = read.reshape(count, 1 + len(values), *read.shape[1:])
         effect[:, :, :, t_index] = _effects_of_ablation(read, clean, variances)
@@ -145,8 +145,8 @@ def _effects_of_ablation(
 
 def within_head_slope(
     effect: xr.Dataset, entropy: Float[np.ndarray, "head temperature"], confidence: float = 0.95
-) -> Followed:
-    """Slopes of selectivity on entropy, between heads and within heads over temperatures; see the module.
+) -> EntropySlopes:
+    """Slopes of selectivity on entropy, between heads, and within heads over temperatures.
 
     Args:
       effect: of `temperature_effects_on_roles`, at least 3 heads.
@@ -172,7 +172,7 @@ def within_head_slope(
     p = stats.holm(stats.permutation_test(within))
     sure = (between.low > 0) | (between.high < 0)
     same = np.sign(between.estimate) == np.sign(mean_within.estimate)
-    return Followed(
+    return EntropySlopes(
         targets=tuple(names),
         between=between,
         within=mean_within,

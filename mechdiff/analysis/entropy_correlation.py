@@ -22,7 +22,7 @@ from mechdiff.stats.intervals import Statistic
 
 
 @dataclass(frozen=True)
-class Observed:
+class EntropyCorrelation:
     """Rank correlation of entropy with another quantity over the heads of one network.
 
     Attributes:
@@ -44,7 +44,7 @@ def correlation(
     other: Statistic,
     repeats: int = 1000,
     seed: int = 0,
-) -> Observed:
+) -> EntropyCorrelation:
     """Rank correlation over heads of a quantity with normalized entropy, with permutation p values.
 
     Args:
@@ -81,7 +81,7 @@ def correlation(
     def p(observed: np.ndarray, drawn: np.ndarray) -> float:
         return float((1 + (np.abs(drawn) >= abs(observed) - 1e-9).sum()) / (1 + len(drawn)))
 
-    return Observed(
+    return EntropyCorrelation(
         overall=overall,
         within=within,
         p=p(overall.estimate, rank_correlation(anywhere, np.tile(y, (1, repeats)))),

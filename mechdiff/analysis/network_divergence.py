@@ -13,9 +13,9 @@ sets' means. Reported is its signed root, nats. Three tests:
   varies   the same of profiles less their mean over timesteps, head by head: a data set that adds the same
            to a head at all timesteps does not change these, so this p is exact under "the difference does not
            depend on the timestep"
-The interval leaves out one network at a time. At no difference excess2 is a degenerate U-statistic, of which
-such intervals are too wide: they bound how large a difference can be, and are no test of there being one.
-Definitions are ours (that of arXiv 2506.17237 is not known).
+The interval leaves out one network at a time. Without any difference excess2 is a degenerate U-statistic, for
+which such intervals are too wide: they bound how large a difference can be, but don't test whether there is
+one. Definitions are ours (that of arXiv 2506.17237 is not known).
 """
 
 import itertools
@@ -37,7 +37,7 @@ MOST = 5000  # ways of grouping networks that are tried; beyond, as many random 
 
 @dataclass(frozen=True)
 class NetworkDivergence:
-    """Divergence of two data sets over timesteps; see the module.
+    """Divergence of two data sets over timesteps, as the module defines it.
 
     Attributes:
       between, within: root mean square over matched heads, nats, over pairs across and within data sets.

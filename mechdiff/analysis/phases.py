@@ -9,10 +9,10 @@ k is chosen by likelihood on images that were not used: boundaries and means com
 images, the other half is scored under a Gaussian of one variance, that of the scored half about those means:
   l_k = -(1 + ln(2 pi MSE_k)) / 2 per cell, averaged over splits.
 The number of timesteps bounds k: with the 8 of the shipped presets a phase is one or two of them. To test
-"four" against its neighbors take at least 24 timesteps, better 32 (`--set=sweep.timesteps=32`): six or more
-a phase, three where there are eight.
+"four" against its neighbors, take at least 24 timesteps, better 32 (`--set=sweep.timesteps=32`): at least six
+per phase, or three if there are eight phases.
 
-Three ways in which "four phases" can be an artefact, each with its number here:
+Three ways in which "four phases" can be an artifact, each with its number here:
   noise            k = 1 scores best when images share nothing;
   any ordering     `p_order`: the gain l_k - l_1 against that of the same timesteps in random order;
   smooth drift     `drift`: the score of a polynomial in the timestep's index with as many coefficients a
@@ -97,7 +97,7 @@ def measure(
     seed: int = 0,
     ordered: bool = True,
 ) -> Phases:
-    """The phases of a saved sweep, see the module.
+    """The phases of a saved sweep.
 
     Args:
       sweep: as `sweeps.ablation_sweep` makes it: at least 4 images and 2 timesteps; idle components are left

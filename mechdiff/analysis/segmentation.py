@@ -1,7 +1,7 @@
 """Piecewise-constant models of effects over timesteps, and polynomials to compare them with, fitted exactly.
 
-Least squares over all boundaries by dynamic programming (Bellman 1961; Auger & Lawrence 1989); what is tested
-with them stands in `phases`.
+Least squares over all boundaries by dynamic programming (Bellman 1961; Auger & Lawrence 1989); `phases` says
+what is tested with them.
 """
 
 import numpy as np

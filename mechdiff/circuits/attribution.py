@@ -32,11 +32,11 @@ from mechdiff.sweeps.activations import replacements_at
 from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution import footprint, memory
 
-FEW = 8  # calls of a program, up to which what it takes to compile outweighs what it takes to run
+FEW = 8  # a program that is called no more often takes longer to compile than to run
 
 
 def _program(quickly: bool) -> Any:
-    """`_slopes`, compiled in less time, or to run in less."""
+    """`_slopes` as a program: compiled quickly, or to run fast."""
     return devices.jitted(_slopes, ("probes", "mesh"), quickly)
 
 
@@ -49,7 +49,7 @@ def _slopes(
     probe_key: PRNGKey,
 ) -> tuple[Float[Array, " batch"], Float[Array, "batch units"], Float[Array, "probes batch units"]]:
     """Each image's loss, its gate gradient, and v^T J / sqrt(pixels): v random signs, J = d eps / d gates.
-    Units are those of all sites, in alphabetical order of these."""
+    Units are those of all sites, sites in alphabetical order."""
 
     def local(denoiser, point, probe_key, batch):
         count, shape = len(batch.images), batch.images.shape[1:]
@@ -88,8 +88,8 @@ class Expansion:
     Attributes:
       order: `first`, or `gauss_newton` for both parts.
       at: the point of expansion, `identity` or `ablated`.
-      probes: random vectors, at least 1; the relative error of a curvature is about sqrt(2 / (probes x
-        images)).
+      probes: number of random vectors, at least 1; the relative error of a curvature is about sqrt(2 /
+        (probes x images)).
 
     Raises:
       ConfigError: an unknown order or point, or probes below 1.
@@ -128,7 +128,7 @@ def gate_scores(
     Args:
       eval_set: images in [-1, 1], timesteps and noise, as in `sweeps.ablation_sweep`.
       chosen: components, overlapping or not, such as single channels (`unet.components(config, groups)`).
-      ablation: others than `zero` need `replacements`, site -> `(timesteps, *site)`.
+      ablation: `zero`, or another one with `replacements`, site -> `(timesteps, *site)`.
       expansion: its order, point and random vectors; None: `Expansion()`.
       block: images in one program.
 
@@ -188,7 +188,7 @@ def prepare(
 def _point(
     denoiser: Examinable, chosen: Sequence[Component], ablation: str, values: PyTree, at_identity: bool
 ) -> Intervention:
-    """At identity only the replacements matter, at the ablated point gates and replacements."""
+    """The intervention at which the loss is expanded. At the identity only its replacements matter."""
     point = ablate(denoiser.identity, chosen, ablation, values)
     return dataclasses.replace(point, gate=denoiser.identity.gate) if at_identity else point
 

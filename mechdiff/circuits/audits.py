@@ -30,7 +30,7 @@ class ScreenConfig:
       miss_bound: in (0, 1]; the shortlist doubles while the upper end of the miss rate's interval is above
         this. If an audit of n components of a large rest finds no miss, and the shortlist could double m
         times, that end is about ln(40 (m + 1)) / n.
-      probes: random vectors of the scores, see `attribution.Expansion`.
+      probes: number of random vectors of the scores, see `attribution.Expansion`.
       point: of expansion, whose scores rank the components; see `screen_scores.score_all`.
       seed: of the draws of audits.
       precision: of matrix products, see `core.devices`; the error of a reduced one is measured.
@@ -93,9 +93,9 @@ def audit_until(
     upper end of an interval.
 
     The shortlist is the beginning of `order`. A component of the rest is a miss if its effect is larger than
-    the `k`-th largest of the shortlist. Every audit draws anew, so each interval is exact for its own
-    shortlist; since the outcomes decide which audit is the last, each is given an equal part of
-    1 - `confidence` (Bonferroni over the audits that there could be).
+    the `k`-th largest of the shortlist. Every audit is a new draw, so each interval is exact for its own
+    shortlist; since the outcomes decide which audit is the last, each is given an equal part of 1 -
+    `confidence` (Bonferroni over the audits that there could be).
 
     Args:
       order: indices of components, the largest |score| first.

@@ -27,7 +27,7 @@ from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Examinable
 
 LEAST = 1.0  # % of the clean loss
-BACKUP, COMMON = "backup", "common"  # names of pairs
+BACKUP, COMMON = "backup", "common"  # what pairs are called: positive and negative interactions
 
 
 def candidates(
@@ -62,7 +62,7 @@ def verified_backups(
     Args:
       eval_set: images on which pairs are run.
       others: images on which candidates are chosen; other ones, so that the choice does not bias p.
-      people: number of the person on each image of `eval_set`; then people are resampled and flipped.
+      people: number of the person in each image of `eval_set`; then people are resampled and flipped.
 
     Returns:
       The variables of `pair_effects` and `interaction_table`.
@@ -150,7 +150,7 @@ def strengths(
     return np.where(cost > 0, np.abs(interaction) / np.where(cost > 0, cost, 1), np.nan)
 
 
-def costs_in_company(table: xr.Dataset) -> dict[str, Float[np.ndarray, " t"]]:
+def costs_alone_or_paired(table: xr.Dataset) -> dict[str, Float[np.ndarray, " t"]]:
     """Component -> its relative loss increase (%) at each timestep when ablated alone, or with one other
     component of the pairs ablated already, whichever is largest in size on average.
 

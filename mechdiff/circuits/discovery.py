@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from mechdiff import stats
 from mechdiff.circuits import screening
 from mechdiff.circuits.faithfulness import CircuitEvaluator
-from mechdiff.circuits.pruning import Close, Set, each_left_out, select
+from mechdiff.circuits.pruning import MatchFunction, Set, each_left_out, select
 from mechdiff.circuits.screening import ScreenConfig
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.interventions.describe import listed
@@ -33,7 +33,7 @@ class Circuit:
     Attributes:
       denoiser, ablation: name of the network, and the ablation of everything outside the circuit.
       tau: faithfulness match that the circuit had to reach.
-      every_level: whether at every timestep, see `CircuitEvaluator`.
+      every_timestep: whether it had to reach it at every timestep, see `CircuitEvaluator`.
       ranking: `exact` or `screen`.
       components: names of all components, in the order of `effect` and `marginal`.
       members: names, the most needed first.
@@ -45,7 +45,7 @@ class Circuit:
       faithfulness: of the circuit, on the images that it was discovered on.
       prefix: length of the ranking's prefix that was pruned.
       rounds: of pruning.
-      evaluated: circuits that were run.
+      evaluated: number of circuits that were run.
 
     Example:
       >>> import jax
@@ -60,7 +60,7 @@ class Circuit:
     denoiser: str
     ablation: str
     tau: float
-    every_level: bool
+    every_timestep: bool
     ranking: str
     components: tuple[str, ...]
     members: tuple[str, ...]
@@ -84,7 +84,7 @@ def discover(
     """The circuit of a network on the images of `evaluator`.
 
     Args:
-      evaluator: runs circuits; a stateful cache of their losses.
+      evaluator: runs circuits and keeps their losses.
       tau: faithfulness match, in (0, 1), that the circuit reaches, and would not reach without any member.
       ranking: `exact`, one run per component; or `screen`, see `screening.screen_and_verify`: a few runs
         for thousands of components.
@@ -106,7 +106,7 @@ def discover(
     if ranking not in RANKINGS:
         raise ConfigError(unknown("ranking", ranking, RANKINGS))
     effect = effects(evaluator) if ranking == "exact" else _screened(evaluator, screen)
-    selection = select(close_to(evaluator), effect, tau)
+    selection = select(match_function(evaluator), effect, tau)
     kept, dropped = np.flatnonzero(selection.members), selection.dropped
     circuits = [evaluator.ends[1], selection.members, *each_left_out(selection.members, kept)]
     losses = evaluator.losses(np.stack(circuits))
@@ -121,7 +121,7 @@ def discover(
         denoiser=evaluator.denoiser.name,
         ablation=evaluator.ablation,
         tau=tau,
-        every_level=evaluator.every_level,
+        every_timestep=evaluator.every_timestep,
         ranking=ranking,
         components=evaluator.names,
         members=_named(evaluator, kept),
@@ -179,7 +179,7 @@ def backup_components(
     for row, (member, outsider) in zip(circuits, swaps, strict=True):
         row[member] = False
         row[outsider] = True
-    reaches = close_to(evaluator)(circuits) >= circuit.tau
+    reaches = match_function(evaluator)(circuits) >= circuit.tau
     backups: dict[str, list[str]] = {name: [] for name in examined}
     for (member, outsider), reached in zip(swaps, reaches, strict=True):
         if reached:
@@ -196,7 +196,9 @@ def shuffled(rng: np.random.Generator, members: Set, component_types: Sequence[s
     return new
 
 
-def close_to(evaluator: CircuitEvaluator, weights: Float[np.ndarray, "1 image"] | None = None) -> Close:
+def match_function(
+    evaluator: CircuitEvaluator, weights: Float[np.ndarray, "1 image"] | None = None
+) -> MatchFunction:
     """Faithfulness match of circuits as a function of their members, under one weighting of the images."""
     return lambda members: evaluator.faithfulness_match(members, weights)[:, 0]
 

@@ -10,8 +10,8 @@ better than the network has f > 1, and does not do what the network does either.
 after MIB (Mueller et al. 2025, arXiv 2504.13151), whose circuits are sets of edges and whose m is the score
 in a task. The unit of replication is the image: everything is a function of weights of images.
 
-A component that acts at few timesteps weighs little in the average. With `CircuitEvaluator.every_level`, f is
-taken at each timestep and the least faithfulness match counts.
+A component that acts at few timesteps weighs little in the average. With `CircuitEvaluator.every_timestep`, f
+is taken at each timestep and the least faithfulness match counts.
 """
 
 import dataclasses
@@ -73,11 +73,11 @@ class CircuitEvaluator:
         ones are those of ablating one component at a time.
       chosen: components that circuits are sets of; all others are never ablated. Empty: all of the network. A
         unit that two of them share is kept only where both are members.
-      every_level: whether `faithfulness_match` is that at the worst timestep, instead of that of the losses'
-        mean over timesteps.
+      every_timestep: whether `faithfulness_match` is that at the worst timestep, instead of that of the mean
+        loss over timesteps.
       folder: losses are kept here, so that an interrupted run can go on; None: nothing is kept on disk.
       batch, block: circuits and images in one program; smaller batches are padded to these sizes.
-      people: number of the person on each image; then people are resampled. None: images are.
+      people: number of the person in each image; then people are resampled. None: images are.
 
     Raises:
       ConfigError: an ablation other than `zero` without replacements, or people of other images.
@@ -88,7 +88,7 @@ class CircuitEvaluator:
     ablation: str = "zero"
     replacements: PyTree = None
     chosen: tuple[Component, ...] = ()
-    every_level: bool = False
+    every_timestep: bool = False
     folder: Path | None = None
     batch: int = 8
     block: int = 16
@@ -161,13 +161,14 @@ class CircuitEvaluator:
     def faithfulness_match(
         self, members: Members, weights: Float[np.ndarray, "m image"] | None = None
     ) -> Float[np.ndarray, "circuit m"]:
-        """1 - |1 - f| of circuits: of losses averaged over timesteps, or (`every_level`) the least over them.
+        """1 - |1 - f| of circuits: of losses averaged over timesteps; with `every_timestep` the least over
+        them.
 
         Raises:
           ConfigError: as `faithfulness`.
         """
         match = faithfulness_match(self.faithfulness(members, weights))
-        if not self.every_level:
+        if not self.every_timestep:
             return match
         nothing, full, *loss = self.losses(np.concatenate([self.ends, members])).astype(np.float64)
         weights = self.even if weights is None else weights
@@ -186,7 +187,7 @@ class CircuitEvaluator:
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of all inputs that decide the losses."""
-        return digests.digest_json(  # field names are part of it: those of today would miss saved losses
+        return digests.digest_json(  # "fills" is an old name: with today's, no saved loss would be found
             {
                 **self.denoiser.digests(),
                 **eval_set_digests(self.eval_set),
@@ -199,7 +200,7 @@ class CircuitEvaluator:
 
     @functools.cached_property
     def _known(self) -> dict[bytes, Float[np.ndarray, "t image"]]:
-        """Members as bytes -> losses; at first those on disk."""
+        """Members as bytes -> losses; to begin with, those on disk."""
         known = {}
         for path in sorted(self._home.glob("*.zarr")) if self._home else ():
             page = labelled.read(path)

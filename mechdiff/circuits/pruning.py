@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-Close = Callable[[np.ndarray], np.ndarray]  # circuits [m, component] -> faithfulness match [m]
+MatchFunction = Callable[[np.ndarray], np.ndarray]  # circuits [m, component] -> faithfulness match [m]
 Set = Bool[np.ndarray, " component"]
 
 
@@ -29,28 +29,28 @@ class Selection:
     rounds: int
 
 
-def select(close: Close, effect: Float[np.ndarray, " component"], tau: float) -> Selection:
+def select(match_of: MatchFunction, effect: Float[np.ndarray, " component"], tau: float) -> Selection:
     """The shortest prefix of the ranking by |effect| that reaches tau, pruned until every member is needed.
 
     Every round of pruning runs the set without each of its members. Members without which tau is still
     reached are dispensable; as many of them as possible are dropped together, the most dispensable first.
 
     Args:
-      close: faithfulness match of sets, `[m, component]` to `[m]`.
+      match_of: faithfulness match of sets, `[m, component]` to `[m]`.
       effect: relative loss increase of ablating each component.
     """
     order = np.argsort(-np.abs(effect), kind="stable")
     ranks = np.argsort(order)
-    prefix = _smallest(lambda sizes: close(ranks < sizes[:, None]) >= tau, 0, len(order))
+    prefix = _smallest(lambda sizes: match_of(ranks < sizes[:, None]) >= tau, 0, len(order))
     members, dropped = ranks < prefix, []
     for rounds in itertools.count(1):
         inside = np.flatnonzero(members)
-        match = close(each_left_out(members, inside))
+        match = match_of(each_left_out(members, inside))
         reaches = match >= tau
         dispensable = inside[reaches][np.argsort(-match[reaches], kind="stable")]
         if not len(dispensable):
             return Selection(members, dropped, prefix, rounds)
-        fails = functools.partial(_fails, close, tau, members, dispensable)
+        fails = functools.partial(_fails, match_of, tau, members, dispensable)
         all_fit = len(dispensable) == 1 or not fails(np.array([len(dispensable)]))[0]
         count = len(dispensable) if all_fit else _smallest(fails, 1, len(dispensable)) - 1
         members = _without_first(members, dispensable, np.array([count]))[0]
@@ -65,9 +65,11 @@ def each_left_out(members: Set, which: Int[np.ndarray, " m"]) -> Bool[np.ndarray
     return fewer
 
 
-def _fails(close: Close, tau: float, members: Set, dispensable: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _fails(
+    match_of: MatchFunction, tau: float, members: Set, dispensable: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
     """Whether `members` without the first `count` of `dispensable` fall below tau, for each of `counts`."""
-    return close(_without_first(members, dispensable, counts)) < tau
+    return match_of(_without_first(members, dispensable, counts)) < tau
 
 
 def _smallest(good: Callable[[Int[np.ndarray, " m"]], np.ndarray], low: int, high: int, grid: int = 8) -> int:

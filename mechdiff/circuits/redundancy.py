@@ -64,7 +64,7 @@ def verified_pairs(
       others: images in [-1, 1] that pairs are scored on, different ones; an `EvalSet` where
         they have a condition.
       config: how many pairs are run, and the seed; None: `PairConfig()`.
-      people: number of the person on each image of `eval_set`; then people are resampled and flipped.
+      people: number of the person in each image of `eval_set`; then people are resampled and flipped.
 
     Returns:
       The variables of `backups.interaction_table`, but `p` (sign flips) corrected by Holm for all verified

@@ -9,7 +9,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from mechdiff import stats
-from mechdiff.circuits.discovery import Circuit, as_members, close_to, effects, shuffled
+from mechdiff.circuits.discovery import Circuit, as_members, effects, match_function, shuffled
 from mechdiff.circuits.faithfulness import CircuitEvaluator, faithfulness
 from mechdiff.circuits.pruning import Set, select
 from mechdiff.core.text_table import text_table
@@ -55,7 +55,7 @@ def stability(evaluator: CircuitEvaluator, circuit: Circuit, repeats: int = 10, 
     exact = circuit.ranking == "exact"
     for weights in evaluator.units.resamples(repeats, seed)[:, None]:
         effect = effects(evaluator, weights) if exact else circuit.effect
-        resampled.append(select(close_to(evaluator, weights), effect, circuit.tau).members)
+        resampled.append(select(match_function(evaluator, weights), effect, circuit.tau).members)
     resampled, members = np.array(resampled), as_members(circuit, evaluator.names)
     overlaps = np.array([jaccard(members, other) for other in resampled])
     rng = np.random.default_rng(seed)

@@ -12,8 +12,8 @@ Measures, all of f as `faithfulness` defines it:
                 members by max-T
   sufficiency   share of random circuits with as many members of each component type that match as well:
                 p = (1 + how many are) / (1 + how many there are)
-Intervals are Student's over images, or over people where it is known who is on them, by leaving out one at a
-time: BCa bootstraps of 8 images covered .90 for .95.
+Intervals are Student's over images, or over people where it is known who is in them, by leaving out one at a
+time: BCa bootstraps of 8 images covered .90 instead of .95.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ Set = Bool[np.ndarray, " component"]
 
 @dataclasses.dataclass(frozen=True)
 class Scorecard:
-    """Measures of one circuit under one kind of ablation, see the module.
+    """Measures of one circuit under one kind of ablation, as the module defines them.
 
     Attributes:
       denoiser, ablation: name of the network, and the ablation of everything outside the circuit.

@@ -1,5 +1,5 @@
-"""Relative loss increases of components, estimated by gradients and measured by exact runs, with what reduced
-precision adds to the error of either.
+"""Relative loss increases of components, estimated by gradients and measured by exact runs, and the error of
+either by reduced precision.
 """
 
 from collections.abc import Callable, Sequence
@@ -77,11 +77,12 @@ def score_error(
     *,
     setting: Precision,
 ) -> float:
-    """Largest error of a score, in points, of products in reduced precision: a few images and timesteps are
-    scored both ways, under the same random numbers. 0 where the precision changes nothing here.
+    """Largest error of a score, in points, by matrix products of reduced precision: a few images and
+    timesteps are scored in reduced and in full precision, under the same random numbers. 0 where the
+    precision has no effect.
 
     Args:
-      score: of a set and replacements at its timesteps: relative loss increases, in %.
+      score: images and replacements at their timesteps -> relative loss increases, in %.
     """
     if not devices.acts(setting):
         return 0.0
@@ -93,8 +94,8 @@ def score_error(
 
 
 def _part_of(eval_set: EvalSet, replacements: PyTree) -> tuple[EvalSet, PyTree]:
-    """The first images at some of the timesteps (of a nested set those of the first of these), and the
-    replacements there."""
+    """The first images at some of the timesteps, and the replacements there; of a nested set only the first
+    timestep."""
     checked = precision.subset(len(eval_set.timesteps), eval_set.count)
     places = [0] if eval_set.images.ndim == 5 else list(checked.t_indices)
     images = eval_set.at(0)[0][: checked.images]
@@ -115,7 +116,7 @@ def exact_increase(
     """Relative loss increase (%) of ablating each component, at each timestep, by exact runs.
 
     Args:
-      setting: precision of products.
+      setting: precision of matrix products.
     """
     config = SweepConfig(ablations=(ablation,), image_block=eval_set.count, precision=setting)
     replacements = None if ablation == "zero" else {ablation: replacements}

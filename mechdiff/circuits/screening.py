@@ -2,7 +2,7 @@
 
 The shortlist holds the components with the largest |score|; a random audit of the rest, verified too, tells
 how often the screen misses. While the upper end of that rate exceeds `miss_bound`, the shortlist doubles.
-What was verified once is never computed again. When audits stop is the business of `audits`.
+What was verified once is never computed again. `audits` says when it stops.
 """
 
 import dataclasses
@@ -67,7 +67,7 @@ class _ExactRuns:
       run: increases of some components, and their errors by reduced precision.
       chosen: all components.
       increase: at each timestep, %; NaN for components that were not run.
-      error: of each component, in points; NaN likewise.
+      error: of each component, in points; NaN for the same components.
     """
 
     run: Callable[[Sequence[Component]], ExactIncrease]
@@ -77,7 +77,7 @@ class _ExactRuns:
 
     @classmethod
     def none_yet(cls, run: Callable, chosen: Sequence[Component], timesteps: int) -> "_ExactRuns":
-        """No component was run."""
+        """Of no component so far."""
         return cls(run, chosen, np.full((len(chosen), timesteps), np.nan), np.full(len(chosen), np.nan))
 
     def sizes(self, which: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

@@ -53,8 +53,8 @@ class TrainConfig:
     """Optimization: AdamW with warm-up, cosine decay and clipping; EMA of the parameters."""
 
     steps: int = 4000  # of training
-    batch: int = 32  # images a step
-    accumulate: int = 1  # micro-batches a step; divides batch
+    batch: int = 32  # images per step
+    accumulate: int = 1  # micro-batches per step; divides batch
     learning_rate: float = 1e-3  # highest, after the warmup
     warmup: int = 200  # steps until the learning rate is reached
     final_fraction: float = 0.05  # of learning_rate, at the last step

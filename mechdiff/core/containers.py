@@ -40,7 +40,7 @@ def _quotas() -> Iterator[float]:
     """Cores that each control group allows, where it sets a limit."""
     for group in _groups("cpu"):
         with contextlib.suppress(OSError, ValueError):
-            quota, period = (group / "cpu.max").read_text().split()  # version 2; "max" is no number
+            quota, period = (group / "cpu.max").read_text().split()  # version 2; "max" is not a number
             yield int(quota) / int(period)
         quota, period = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
         if quota and period and quota > 0:  # -1: no limit

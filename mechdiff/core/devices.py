@@ -75,7 +75,7 @@ def acts(setting: Precision) -> bool:
 
 
 def explanation(setting: Precision) -> str | None:
-    """One line if a precision does not do on this platform what its name says; else None."""
+    """One line if a precision does something other than its name says on this platform; else None."""
     platform = jax.default_backend()
     if setting == "float32" or platform == "gpu":
         return None
@@ -93,7 +93,7 @@ def warn_of(setting: Precision) -> None:
     """Logs `explanation` as a warning, if there is one.
 
     Raises:
-      ConfigError: no precision is called so.
+      ConfigError: not the name of a precision.
     """
     if setting not in get_args(Precision):
         raise ConfigError(unknown("precision", setting, get_args(Precision)))
@@ -103,7 +103,8 @@ def warn_of(setting: Precision) -> None:
 
 @contextlib.contextmanager
 def multiplying(setting: Precision) -> Iterator[None]:
-    """Matrix products in the block have this precision; `float32` keeps what is set outside (`precision`)."""
+    """Gives matrix products in the block this precision; `float32` keeps the one set outside
+    (`precision`)."""
     name = NAMES.get(jax.default_backend(), {}).get(setting)
     with jax.default_matmul_precision(name) if name else contextlib.nullcontext():
         yield

@@ -96,7 +96,7 @@ def _restore(hint: Any, value: Any, name: str) -> Any:
     if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value
         if isinstance(value, str) and arguments[0] is not str:
-            items = [_literal(item.strip()) for item in items]  # "false,true" is no literal as a whole
+            items = [_literal(item.strip()) for item in items]  # "false,true" is not a literal as a whole
         items = items if isinstance(items, list | tuple) else [items]
         return tuple(_restore(arguments[0], item, name) for item in items)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

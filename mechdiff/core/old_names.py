@@ -21,7 +21,7 @@ DATASET_NAMES = {
 RECORD_NAMES = {"memorisation": "memorization"}
 
 # of launchers: flags then -> now
-FLAG_NAMES = {"doses": "gates", "kinds": "sources"}
+FLAG_NAMES = {"doses": "gates", "kinds": "sources", "every_level": "every_timestep"}
 
 # of saved datasets: attributes then -> now
 ATTRIBUTE_NAMES = {"subject": "denoiser", "pictures": "images_total"}

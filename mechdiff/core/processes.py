@@ -17,9 +17,9 @@ from mechdiff.core.errors import MechdiffError
 from mechdiff.core.rendezvous import Membership
 
 T = TypeVar("T")
-JOIN_SECONDS = 300.0  # that the others are waited for
+JOIN_SECONDS = 300.0  # how long process 0 waits for the others
 LINE = 1024  # bytes of an error message that process 0 sends to the others
-NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")  # one entry a GPU, where the driver is loaded
+NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")  # one entry per GPU, where the driver is loaded
 
 
 def join(member: Membership | None, timeout: float = JOIN_SECONDS) -> None:

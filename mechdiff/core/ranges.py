@@ -21,7 +21,7 @@ def within(name: str, value: float, low: float, high: float) -> None:
 
 
 def whole(name: str, value: Any, low: int | None = None, *, meaning: str = "") -> int:
-    """A whole number that a user typed, of Python or NumPy, as an `int`.
+    """A whole number that a user gave, Python's or NumPy's, as an `int`.
 
     Args:
       low: the least that it may be; None: any.
@@ -50,7 +50,7 @@ def whole(name: str, value: Any, low: int | None = None, *, meaning: str = "") -
 
 
 def finite(name: str, value: Any) -> float:
-    """A finite number that a user typed; ConfigError for anything else, such as NaN, None or a word."""
+    """A finite number that a user gave; ConfigError for anything else, such as NaN, None or a word."""
     if not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise ConfigError(f"{name}={shorten(value)}: expected a finite number")
     return float(value)

@@ -36,7 +36,7 @@ def read_array(path: Path) -> Shaped[np.ndarray, "..."]:
         raise
     except Exception as error:  # zip, header and value errors alike
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path} can't be read as an array ({shorten(reason)}); save it anew") from error
+        raise DataError(f"{path} can't be read as an array ({shorten(reason)}); save it again") from error
 
 
 def read_labels(path: Path, count: int) -> Shaped[np.ndarray, " count"] | None:
@@ -53,7 +53,7 @@ def read_labels(path: Path, count: int) -> Shaped[np.ndarray, " count"] | None:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             flat = {name: content[name] for name in content.files if content[name].ndim == 1}
     except ValueError as error:  # of objects
-        raise DataError(f"{path} can't be read as arrays ({shorten(str(error))}); save it anew") from error
+        raise DataError(f"{path} can't be read as arrays ({shorten(str(error))}); save it again") from error
     names = [name for name in LABELS if name in flat] or list(flat)
     if not names or (len(names) > 1 and names[0] not in LABELS):
         return None

@@ -23,7 +23,7 @@ def class_labels(dataset: Dataset, names: str, classes: int) -> Int[np.ndarray, 
 
     Raises:
       ConfigError: a name that the data set has no label of, or another number of classes.
-      DataError: labels that are no numbers.
+      DataError: labels that are not numbers.
 
     Example:
       >>> labels = {"Male": np.array([True, False]), "Smiling": np.array([True, True])}

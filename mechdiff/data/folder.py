@@ -5,7 +5,7 @@ so files may be added, moved and renamed. Of equal files one is kept; an image i
 as another one. If the sub-folders are called train, val and test (`SPLIT_NAMES`), they are the split, unless
 `data.split=digest`; a held-out file that is also in training is left out.
 
-Hidden files, what a Mac leaves in archives (`__MACOSX`, `._NAME`), and files that are no images are passed
+Hidden files, what a Mac leaves in archives (`__MACOSX`, `._NAME`), and files that are not images are passed
 over; the last are counted in a note. First-level sub-folders (below train, val and test) are the label
 `folder` of the images, numbered by name, for `data.classes=folder`.
 """
@@ -103,7 +103,7 @@ def list_images(path: str | Path) -> ImageFiles:
         there = f"{sum(other.values())} other files ({_counted(other)})" if other else "empty"
         raise DataError(f"no images in {place} ({there}); it may hold {', '.join(IMAGES)}")
     notes = (
-        [f"{sum(other.values())} files that are no images passed over ({_counted(other)})"] if other else []
+        [f"{sum(other.values())} files that are not images passed over ({_counted(other)})"] if other else []
     )
 
     def read(index: int) -> bytes:

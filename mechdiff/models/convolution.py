@@ -128,7 +128,7 @@ def weight_gradient(
 ) -> Float[Array, "h w inputs outputs"]:
     """Gradient for the kernel of `convolve` from its input and the cotangent `g` of its output.
 
-    Patches are taken of whichever of the two has fewer channels.
+    Patches are taken from whichever of the two has fewer channels.
     """
     (batch, *_, inputs), (_, height, width, outputs) = x.shape, g.shape
     if stride == 1 and outputs < inputs:

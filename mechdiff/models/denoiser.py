@@ -27,7 +27,7 @@ class Examinable(Protocol):
     """The contract of everything that can be examined: the UNet (`Denoiser`) and any JAX function with named
     values (`traced.TracedDenoiser`).
 
-    It is a pytree whose leaves are `params`, `identity` and `schedule`; another name compiles nothing anew.
+    It is a pytree whose leaves are `params`, `identity` and `schedule`; another name compiles nothing again.
     """
 
     name: str
@@ -132,7 +132,7 @@ def check_timesteps(t: Any, images: int, steps: int) -> Any:
 
 
 class Label(str):
-    """A name that equals every other one, so that another name does not compile programs anew."""
+    """A name that equals every other one, so that another name does not compile programs again."""
 
     __slots__ = ()
 

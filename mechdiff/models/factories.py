@@ -4,7 +4,7 @@
         return mechdiff.models.traced.wrap(fn, params, schedule=schedule, example=(x, t))
 
 The function takes no arguments and returns the denoiser; or `(denoiser, images)`, or `(denoiser, images,
-condition)`, with the images that it is examined on if no others are named.
+condition)`, with the images on which it is examined if no others are given.
 """
 
 import dataclasses

@@ -68,7 +68,7 @@ def load_denoiser(model: str | Path, name: str = "") -> tuple[Examinable, Experi
 
 
 def check_known(record: Mapping[str, Any], name: str) -> None:
-    """Refuses an imported network for which something that decides its numbers was not stated.
+    """Refuses an imported network if something that decides its numbers was not stated.
 
     Raises:
       ConfigError: names what is to be stated, such as its noise levels.

@@ -11,7 +11,7 @@ HOMES = (PACKAGE.parent / "checkpoints", PACKAGE / "checkpoints")
 
 
 def home() -> Path:
-    """The folder in which shipped networks lie; empty or absent where none came along."""
+    """The folder of shipped networks; empty or absent where none were installed."""
     return next((path for path in HOMES if path.is_dir()), HOMES[-1])
 
 

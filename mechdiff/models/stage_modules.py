@@ -77,7 +77,7 @@ def time_mlp(config: UNetConfig, dtype: Any = jnp.float32) -> layers.TimeMLP:
 
 
 def label_module(config: UNetConfig, dtype: Any = jnp.float32) -> layers.LabelTable | layers.TimeMLP | None:
-    """The Linen module that embeds labels; None where they are no labels but embeddings."""
+    """The Linen module that embeds labels; None where labels are embeddings already."""
     time = time_mlp(config, dtype)
     if config.class_embedding == "table":
         return layers.LabelTable(config.label_count, time.width, dtype)

@@ -108,7 +108,7 @@ def forward(
 
 
 def _check_sites(config: UNetConfig, intervention: Intervention) -> None:
-    """Refuses sites that the network does not have: stages would pass over a mistyped one in silence."""
+    """Refuses sites that the network does not have: stages would silently ignore a mistyped one."""
     shapes = init_shapes(config)[1]
     heads = {"pattern": shapes.temperature, "pattern_replacement": shapes.temperature}
     for field in (*COLLECTIONS, *heads):

@@ -49,7 +49,7 @@ class Row:
 
 
 def rows(models: Sequence[ExaminedModel]) -> list[Row]:
-    """The table of all networks."""
+    """The rows of the table over all networks."""
     return [_row(model) for model in models]
 
 
@@ -69,7 +69,7 @@ def _row(model: ExaminedModel) -> Row:
 
 
 def draw_ratios(theme: Theme, ratios: dict[str, Interval]) -> Figure:
-    """Ratios of complexity, networks of CelebA over those of synthetic faces, by every measure."""
+    """Ratios of complexity by every measure: networks of CelebA over those of synthetic faces."""
     height = 1.05 + 0.26 * len(ratios)
     figure = style.figure(6.4, height)
     axes = figure.add_axes((0.40, 0.55 / height, 0.58, (height - 0.95) / height))

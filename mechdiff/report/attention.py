@@ -19,7 +19,7 @@ PANELS = {
     "identity_mass": "weight on itself",
 }
 UNIT = ("normalized_entropy",)  # scale that always runs from 0 to 1
-ROW, BREAK = 0.155, 0.35  # inches a head; rows between layers
+ROW, BREAK = 0.155, 0.35  # inches per head; rows between layers
 LEFT, WIDE, APART, RIGHT, TOP, BOTTOM = 2.1, 1.68, 0.13, 0.1, 0.35, 0.98  # inches
 
 

@@ -1,4 +1,4 @@
-"""Imported before matplotlib: figures here use no backend, so that of a notebook need not be installed.
+"""Imported before matplotlib. Figures here use no backend, so a notebook's backend need not be installed.
 
 A notebook sets `MPLBACKEND` for the commands that it starts too, which may run in another environment; there
 matplotlib would refuse to be imported.

@@ -13,7 +13,7 @@ from mechdiff.study.condition_sources import CLASS_NAMES
 from mechdiff.study.records import ExaminedModel
 
 SHOWN, MOST = 10, 12  # components and classes in the table, those of the largest effects and most images
-FEWEST = 8  # images of a class at a timestep: intervals from fewer promise too much
+FEWEST = 8  # images of a class at a timestep: intervals from fewer are too narrow
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ByClass:
     """Effects by class of one model.
 
     Attributes:
-      classes: what the columns are called.
+      classes: titles of the columns.
       images: of each class, all timesteps together.
       rows: the components with the largest pooled ΔL/L, then those of type `class`.
       left_out: classes with fewer than `FEWEST` images at some timestep, or beyond the first `MOST`.

@@ -35,9 +35,9 @@ class Changed:
       difference: from the first to the last, in percentage points; `p` of its cells is max-T.
       p: of the pooled differences, Holm over components, `[component]`.
       least_p: that the number of images allows.
-      steps: of training, one a model; empty where they are different models.
+      steps: of training, one per model; empty where they are different models.
       unet: that all have; None: not known, or not of ours.
-      clean: mean loss without intervention over timesteps, one a model.
+      clean: mean loss without intervention over timesteps, one per model.
       dataset: all of it, as it was saved.
     """
 
@@ -117,7 +117,7 @@ def render(changed: Changed, figures: Path) -> str:
 
 
 def findings(changed: Changed) -> list[Markup]:
-    """What changed in sentences: how many components, which most, and the untouched loss."""
+    """What changed, in sentences: how many components, which most, and the clean loss."""
     difference, sure = changed.difference.pooled, changed.p < ALPHA
     rose = int((sure & (difference.estimate > 0)).sum())
     fell = int((sure & (difference.estimate < 0)).sum())
@@ -147,7 +147,7 @@ def findings(changed: Changed) -> list[Markup]:
 
 
 def _data(changed: Changed) -> list[dict]:
-    """The models, then the change as one model more, for report.js."""
+    """The models, then the change as a further model, for report.js."""
     contributions = changed.dataset["contribution"].values
     inputs = str(changed.dataset.attrs.get("inputs", "the same images"))
     common = {"inputs": inputs, "own": False, "attention": {"heads": [], "statistics": {}}, "examples": {}}
@@ -165,7 +165,7 @@ def _data(changed: Changed) -> list[dict]:
 
 
 def titles(changed: Changed) -> list[str]:
-    """What the models are called where each stands alone."""
+    """What the models are called where one is shown alone."""
     if changed.steps:
         return list(changed.labels)
     return [f"{when}: {label}" for when, label in zip(("before", "after"), changed.labels, strict=True)]

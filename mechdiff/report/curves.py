@@ -12,7 +12,7 @@ from mechdiff.study.records import ExaminedModel
 
 def draw(theme: Theme, model: ExaminedModel) -> Figure:
     """Left: loss by step. Right: held-out loss by log-SNR, from early to last evaluation."""
-    figure = style.figure(6.4, 2.75)  # as wide as the page is beside the samples
+    figure = style.figure(6.4, 2.75)  # as wide as the space next to the samples on the page
     left = figure.add_axes((0.08, 0.175, 0.39, 0.71))
     right = figure.add_axes((0.595, 0.175, 0.39, 0.71))
     log = model.record.get("log") or []

@@ -99,7 +99,7 @@ def _figures_of_all(
     networks: list[Network], trainings: list[over_training.Training], figures: Path
 ) -> dict[str, PageFigure]:
     """Figures over all networks, those for which there are enough."""
-    finished = across_seeds.final_snapshots(networks)  # snapshots of one training are no seeds
+    finished = across_seeds.final_snapshots(networks)  # snapshots of one training are not separate seeds
     natural, simple = across_seeds.natural_and_simple(finished)
     drawn = {}
 

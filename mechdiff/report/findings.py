@@ -77,7 +77,7 @@ def _parts(model: ExaminedModel) -> Markup | None:
 
 
 def _precision(model: ExaminedModel) -> list[Markup]:
-    """Numerical error beside sampling error, where products were not in full precision."""
+    """Numerical error next to sampling error, where matrix products were not in full precision."""
     lines = [precision_statement(model.sweep, increase) for increase in model.increases.values()]
     words = Markup("<b>Precision</b> under {} ablation: {}.")
     return [words.format(name, line) for name, line in zip(model.increases, lines, strict=True) if line]

@@ -14,7 +14,7 @@ from mechdiff.study.claims import across_seeds
 from mechdiff.study.records import ExaminedModel
 
 SHOWN = 6  # components with a color and a name; the others are gray
-LOG_SPAN = 8  # the axis of steps is logarithmic where the last is as many times the first
+LOG_SPAN = 8  # the axis of steps is logarithmic if the last step is at least so many times the first
 
 
 @dataclass(frozen=True)

@@ -43,5 +43,5 @@ def short(value: float) -> str:
 
 
 def plain(theme: Theme) -> dict:
-    """Face and edge of what has no number."""
+    """Face and edge of a shape that has no number."""
     return {"facecolor": theme.paper, "edgecolor": theme.muted, "linewidth": 0.7}

@@ -10,7 +10,7 @@ from mechdiff.report.findings import between, precise
 from mechdiff.report.numbers import Value
 from mechdiff.study.records import ExaminedModel
 
-SHOWN = 5  # pairs of a sentence beside its groups; the largest interactions
+SHOWN = 5  # pairs that a sentence names besides its groups, those of the largest interactions
 
 
 def about(model: ExaminedModel) -> Markup:

@@ -1,4 +1,5 @@
-"""Diagram of a denoiser without stages of ours: its components as boxes, in the order in which they run."""
+"""Diagram of a denoiser that is not a UNet of ours: its components as boxes, in the order in which they
+run."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,13 +12,13 @@ from mechdiff.report import style
 from mechdiff.report.paint import POOLED, Paint, short
 from mechdiff.report.style import Theme
 
-LEAST = 3  # components of a block that has lines of its own
+LEAST = 3  # components of a block that gets its own lines
 
 
 def draw_sequence(theme: Theme, increase: EffectGrid, largest: float, quantity: str = POOLED) -> Figure:
     """Components as boxes in the order of execution, colored by pooled ΔL/L as in `draw`; each block has
     separate lines, see `in_lines`."""
-    columns, wide, tall = 8, 1.38, 0.52  # boxes a line, inches
+    columns, wide, tall = 8, 1.38, 0.52  # boxes per line, inches
     places = in_lines(increase.components, columns)
     lines = 1 + places[-1][0] if places else 1
     width, height = columns * wide + 0.1, lines * tall + 0.75
@@ -44,7 +45,7 @@ def draw_sequence(theme: Theme, increase: EffectGrid, largest: float, quantity: 
 def in_lines(names: Sequence[str], columns: int) -> list[tuple[int, int]]:
     """Line and column of each component; the parts of a block get separate lines.
 
-    A block is a run of names of which the first word is the same, `LEAST` at least; shorter runs share lines.
+    A block is a run of at least `LEAST` names with the same first word; shorter runs share lines.
 
     Example:
       >>> in_lines(["time", "class", "block0.mlp", "block0.head0", "block0.head1", "out"], 8)

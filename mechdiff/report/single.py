@@ -1,4 +1,4 @@
-"""Figures of one result, for a notebook or a file: without pyplot, so whatever MPLBACKEND says."""
+"""Figures of one result, for a notebook or a file; without pyplot, so MPLBACKEND has no effect."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ class Plot:
 
     Attributes:
       draw: makes it, in a theme.
-      alt: what is to be seen, in words.
+      alt: what there is to see, in words.
     """
 
     draw: Callable[[Theme], Figure]

@@ -34,7 +34,7 @@ class Planted(NamedTuple):
     """AUROC of every method on every planted network: method -> family -> (mean, low, high); None where the
     method does not apply.
 
-    `instances`: fewest and most networks behind a number; `command`: that made it.
+    `instances`: fewest and most networks behind a number; `command`: the one that made the table.
     """
 
     cells: dict[str, dict[str, list | None]]

@@ -1,9 +1,9 @@
 """Intervals, tests and corrections for effects measured on the same images.
 
-Everything is float64 NumPy and vectorised: the last axis holds the units (images, or training seeds), all
-axes before it are cells (components, timesteps, ...) treated in one matrix product. Units are the thing
-resampled or flipped, *jointly* in all cells, which keeps the dependence between cells.
-NaN in a cell makes its results NaN and touches no other cell; corrections refuse it.
+Everything is float64 NumPy and vectorized: the last axis holds the units (images, or training seeds), all
+axes before it are cells (components, timesteps, ...) treated in one matrix product. Units are what is
+resampled or flipped, *jointly* in all cells, which keeps the dependence between cells. NaN in a cell makes
+its results NaN and touches no other cell; corrections refuse it.
 """
 
 from mechdiff.stats.clusters import Units, bootstrap_units, units_from, units_of, weighted

@@ -1,4 +1,5 @@
-"""Shares of a finite population, of which a part was drawn at random and looked at."""
+"""The share of a finite population that has a property, estimated from a random sample without
+replacement."""
 
 import numpy as np
 import scipy

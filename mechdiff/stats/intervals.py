@@ -45,7 +45,7 @@ def percent_increase(changed: Any, baseline: Any) -> Any:
 def percentile_interval(
     estimate: np.ndarray | float, draws: Float[np.ndarray, "m ..."], confidence: float, n: int
 ) -> Interval:
-    """Equal tails of resampled values.
+    """Interval between equal tails of resampled values.
 
     Args:
       draws: the statistic in each resample.
@@ -73,7 +73,7 @@ def bootstrap(
       weights: resamples, from `bootstrap_weights` or `hierarchical_weights`.
       confidence: nominal coverage, in (0, 1).
       method: `percentile`, or `bca`, corrected for bias and skewness (Efron & Tibshirani 1993, section 14.3);
-        `bca` wants a single axis of units. Both read the tails of `expanded_level`, since resamples of few
+        `bca` takes a single axis of units. Both read the tails of `expanded_level`, since resamples of few
         units spread too little.
 
     Raises:
@@ -95,10 +95,10 @@ def bootstrap(
 def expanded_level(confidence: float, n: int) -> float:
     """The level whose normal quantile is sqrt(n / (n - 1)) times Student's of `confidence` (Hesterberg 2015,
     arXiv 1411.5279, expanded percentile interval): plain bootstraps of `n` units cover less than they say.
-    He takes it for percentiles; that BCa takes it too is ours."""
+    He uses it for percentiles; its use for BCa is ours."""
     check_units(n)
     quantile = np.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 + confidence) / 2)
-    return min(float(2 * special.ndtr(quantile) - 1), 1 - 1e-12)  # whose quantiles are finite
+    return min(float(2 * special.ndtr(quantile) - 1), 1 - 1e-12)  # below 1, so that its quantiles are finite
 
 
 def bootstrap_mean(
@@ -178,8 +178,8 @@ def hierarchical_bootstrap(
 
 
 def satterthwaite(*parts: tuple[float, float]) -> tuple[float, float]:
-    """Standard error of what independent sources of error make together, and its degrees of freedom
-    (Satterthwaite 1946, Biometrics Bulletin 2:110).
+    """Standard error due to several independent sources of error, and its degrees of freedom (Satterthwaite
+    1946, Biometrics Bulletin 2:110).
 
     Args:
       parts: variance of the estimate that is due to each source, and its degrees of freedom.
@@ -191,7 +191,8 @@ def satterthwaite(*parts: tuple[float, float]) -> tuple[float, float]:
 
 
 def resampled_variance(draws: Float[np.ndarray, " repeats"], n: int) -> tuple[float, int]:
-    """Variance of a statistic by its values in resamples of `n` units, which lack 1 / n of it, and n - 1."""
+    """Variance of a statistic, from its values in resamples of `n` units (whose own variance is too small by
+    1 / n), and its degrees of freedom n - 1."""
     check_units(n)
     return float(np.var(draws, ddof=1) * n / (n - 1)), n - 1
 
@@ -217,7 +218,7 @@ def sample_size(
 
 
 def _jackknife(statistic: Statistic, n: int) -> np.ndarray:
-    """The statistic without each unit in turn: [*cells, n]."""
+    """The statistic with each unit left out in turn: [*cells, n]."""
     check_units(n)
     values = []
     for start in range(0, n, BLOCK):

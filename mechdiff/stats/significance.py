@@ -28,7 +28,7 @@ def permutation_test(
     """p values of paired sign-flip tests: under the null, differences are symmetric about zero.
 
     p = share of flips, the observed one among them, whose mean is at least as extreme (Phipson & Smyth 2010).
-    Exact, over all 2^n flips, where these are no more than `repeats + 1`.
+    Exact, over all 2^n flips, where there are at most `repeats + 1` of them.
     """
     differences = np.asarray(differences, np.float64)
     sided = np.abs if alternative == "two-sided" else np.asarray

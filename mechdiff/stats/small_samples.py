@@ -1,9 +1,9 @@
 """Tests and intervals whose unit of replication is the training seed: one network each.
 
-Every network of a data set sees the same images, so that how these were drawn moves all seeds together and
-can't be seen in their spread. Where a number can be taken anew on resampled images, that variance is added
-(Satterthwaite): seeds and images are two crossed sources of error. What one seed makes of one image
-counts in both, so that such intervals are rather too wide.
+All networks of a data set are measured on the same images. The choice of these moves all seeds together and
+can't be seen in their spread. Where a number can be computed again on resampled images, that variance is
+added (Satterthwaite): seeds and images are two crossed sources of error. Their interaction counts in both, so
+such intervals are slightly too wide.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from scipy.special import stdtr, stdtrit
 from mechdiff.stats.intervals import resampled_variance, satterthwaite
 from mechdiff.stats.significance import welch
 
-FEWEST = 3  # training seeds that a test takes
+FEWEST = 3  # training seeds that a test needs
 Ends = tuple[float, float]
 
 
@@ -30,7 +30,7 @@ def over_seeds(
 
     Args:
       draws: the values in resamples of the images, each resample the same for all seeds.
-      images: units that were resampled: images, or people.
+      images: number of units that were resampled: images, or people.
       above: whether p is of `null` against a larger mean.
     """
     values = np.asarray(values, np.float64)
@@ -57,11 +57,11 @@ def between_groups(
 
     Args:
       draws: the difference in resamples of the images.
-      images: units that were resampled, the fewer of the groups.
-      pseudo: whether values are a jackknife's. These depend on each other, and the skewer they are the more
-        their spread goes with their mean: the variance is raised by n / (n - 1), the degrees of freedom are
-        those of the smaller group, n - 1. Without it a side that scatters twice as much was called the
-        higher in .077 of simulations instead of .05.
+      images: number of units that were resampled, in the group with fewer.
+      pseudo: whether values are a jackknife's. These depend on each other, and the more skewed they are, the
+        more their spread goes with their mean. So the variance is raised by n / (n - 1), and the degrees of
+        freedom are those of the smaller group, n - 1. Without this, a side that scatters twice as much was
+        called the higher one in .077 of simulations instead of .05.
     """
     if min(len(first), len(second)) < FEWEST:
         return float(np.mean(first) - np.mean(second)), (np.nan, np.nan), np.nan

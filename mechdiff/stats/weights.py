@@ -7,7 +7,7 @@ from mechdiff.core.errors import ConfigError
 
 
 def check_units(n: int) -> int:
-    """`n`, or a ConfigError when so few units can't show their spread."""
+    """`n`; ConfigError if it is below 2, too few units to show their spread."""
     if n < 2:
         raise ConfigError(f"{n} unit(s): at least 2 images or seeds are needed to tell how sure an effect is")
     return n

@@ -23,7 +23,7 @@ from mechdiff.storage.mirror import Mirror
 SCHEMES = ("gs://", "s3://")
 SECONDS = 30.0  # between two sendings
 LEASE_SECONDS = 4 * SECONDS  # after which a process that sent nothing is taken for dead
-COPIES = 1000  # of one address on one machine, one a process
+COPIES = 1000  # of one address on one machine, one per process
 
 
 def is_remote(workdir: str) -> bool:
@@ -38,8 +38,8 @@ def local_copy(
     """The folder to work in: `workdir` itself, or a local copy of one in a bucket, for this process alone.
 
     Args:
-      seconds: between two sendings; those at the beginning and the end come besides.
-      lease_seconds: after which others take a process for dead that sent nothing.
+      seconds: between two sendings; there is one more at the beginning and at the end.
+      lease_seconds: after which others take a process that sent nothing for dead.
 
     Raises:
       ConfigError: the package for this kind of bucket is not installed.

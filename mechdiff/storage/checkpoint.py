@@ -239,8 +239,8 @@ def load_arrays(folder: Path, stored: PyTree) -> PyTree:
 
 
 def on_host(tree: PyTree) -> PyTree:
-    """Whole NumPy arrays of `tree`, also of those that are spread over the devices of several processes (who
-    all must call it then)."""
+    """`tree` as whole NumPy arrays, also where they are spread over the devices of several processes (then
+    all of these must call it)."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
 

@@ -71,7 +71,7 @@ NAMES = {
     "temperature": ("1", "factor of the temperature of attention"),
     "low": ("1", "first timestep of the window"),
     "high": ("1", "timestep after the last of the window"),
-    "person": ("", "number of the person on the image"),
+    "person": ("", "number of the person in the image"),
 }
 
 

@@ -33,7 +33,7 @@ class Exchange(Protocol):
         ...
 
     def release(self, name: str) -> None:
-        """Lets others take `name`, which this process holds."""
+        """Releases `name`, which this process holds, for others."""
         ...
 
     def holder(self, name: str) -> str:

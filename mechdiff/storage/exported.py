@@ -98,7 +98,7 @@ def load_model(folder: Path | str, abstract_params: PyTree | None = None) -> tup
     except (DataError, KeyError, TypeError):
         layout = None
     if layout != LAYOUT:
-        raise CheckpointError(f"{folder} has layout {layout!r}, not {LAYOUT!r}; export the model anew")
+        raise CheckpointError(f"{folder} has layout {layout!r}, not {LAYOUT!r}; export the model again")
     with damage(folder / "params", "restore it from its source"):
         stored = checkpoint.stored_shapes(folder / "params")
     if abstract_params is not None:

@@ -1,4 +1,4 @@
-"""Files on disk: atomic writes, digests, the lock of a results folder, the manifest of a run."""
+"""Files on disk: atomic writes, JSON, and the disk's errors in one line."""
 
 import contextlib
 import errno
@@ -92,7 +92,7 @@ def sync(path: Path) -> None:
 
 
 def write_json(path: Path | str, data: Any) -> None:
-    """Writes `data` (see `plain`) as indented JSON, atomically."""
+    """Writes `data` (see `digests.to_jsonable`) as indented JSON, atomically."""
     write_atomic(path, json.dumps(to_jsonable(data), indent=2) + "\n")
 
 
@@ -107,4 +107,4 @@ def read_json(path: Path | str) -> Any:
     except OSError as error:
         raise DataError(explain(error, path) or f"{path}: {error}") from None
     except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}); restore the file or make it anew") from None
+        raise DataError(f"{path}: not valid JSON ({error}); restore the file or make it again") from None

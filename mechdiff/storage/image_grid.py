@@ -1,4 +1,4 @@
-"""Images as files: sheets of many."""
+"""Image files: sheets of many images."""
 
 import io
 import math

@@ -25,8 +25,8 @@ FORMAT = 2  # Zarr 3 has no stable type for text labels yet
 
 
 class _Files(zarr.storage.LocalStore):
-    """A folder whose files are read and written at once: they are small, and Zarr's handing each of them to a
-    thread took a third of the time to read a result."""
+    """A folder whose files are read and written directly: they are small, and Zarr, which hands each to a
+    thread, spent a third of the time to read a result on that."""
 
     async def get(self, key, prototype=None, byte_range=None):
         return self.get_sync(key, prototype=prototype, byte_range=byte_range)
@@ -127,7 +127,7 @@ def read(path: Path) -> xr.Dataset:
 
 
 def renamed(dataset: xr.Dataset) -> xr.Dataset:
-    """A result with today's names of what earlier versions called otherwise."""
+    """A result with today's names in place of those of earlier versions."""
     result = dataset.rename({old: new for old, new in DATASET_NAMES.items() if old in dataset.variables})
     result.attrs = {ATTRIBUTE_NAMES.get(name, name): value for name, value in dataset.attrs.items()}
     return result

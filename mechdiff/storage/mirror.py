@@ -38,7 +38,8 @@ class Mirror:
         self.ownership = Ownership(self.objects, self.members)
         self.sent: dict[str, Stamp] = {}
         self.versions: dict[str, Stamp] = {}
-        self._seen: dict[str, set[Stamp]] = {}  # versions of what was here once: nothing removed comes back
+        # Versions of files that were here once, so that removed ones don't come back.
+        self._seen: dict[str, set[Stamp]] = {}
         self._held: set[str] = set()
         self._follows = False
         self._busy, self._listing = threading.RLock(), threading.Lock()
@@ -69,7 +70,7 @@ class Mirror:
     def following(self) -> Iterator[None]:
         """See `exchange.Exchange`. Its list is empty meanwhile, or it would name files that the process which
         writes has removed; so it stays where the block fails, as what is here may be half of what is there.
-        At the end the folder is fetched anew."""
+        At the end the folder is fetched again."""
         with self._busy:
             self._follows = True
             self._renew()
@@ -171,7 +172,7 @@ class Mirror:
         self._seen.setdefault(name, set()).add(version)
 
     def _renew(self, left: bool = False) -> None:
-        with self._listing:  # of two threads the later list stands
+        with self._listing:  # of two threads, the later list is kept
             names = [] if self._follows else sorted(self.sent)
             self.members.renew({name: self.versions[name] for name in names}, left)
 

@@ -19,7 +19,7 @@ from mechdiff.storage.objects import Objects
 
 MEMBERS, OWNERS = "mechdiff-members", "mechdiff-owners"
 WORK, LOCKS = "work", "locks"  # kinds of names; those of work are deleted when no process works there
-LOOK_SECONDS = 1.0  # for which it is remembered who lives
+LOOK_SECONDS = 1.0  # how long it is remembered who is alive
 
 
 class Members:

@@ -1,4 +1,4 @@
-"""A run's log, one JSON object a line, and its progress on the terminal."""
+"""A run's log, one JSON object per line, and its progress on the terminal."""
 
 import errno
 import io
@@ -16,7 +16,7 @@ from mechdiff.core.errors import DataError
 from mechdiff.storage import digests, files
 
 PLAIN_SECONDS = 30.0  # between the lines of a progress that no terminal shows
-QUIET_SECONDS = 2.0  # what ends sooner needs no bar
+QUIET_SECONDS = 2.0  # what ends sooner gets no bar
 TICK_SECONDS = 1.0  # a bar's clock goes on while the first piece is compiled
 NOTEBOOK_COLUMNS = 88
 

@@ -4,7 +4,7 @@ Each examination leaves `cells/NAME.zip` and `manifest.json` in its folder. Toge
   cells/NAME.zip   of every network
   manifest.json    settings shared by most of them, and of each network: command, code, start, other settings
   images.csv       every image used, once for each set of images: its name in its source, its use
-                   (`scored` or `reference`), and the person on it where known
+                   (`scored` or `reference`), and the person in it where known
 Folders of the machine that made them are left out of all three.
 """
 
@@ -65,7 +65,7 @@ def find(places: Sequence[str | Path]) -> list[Examination]:
 
 
 def collect(places: Sequence[str | Path], folder: Path) -> list[str]:
-    """Puts packed networks and what is known of their making into `folder`; those already there stay.
+    """Puts packed networks, and how they were made, into `folder`; those already there stay.
 
     Args:
       places: as in `find`.
@@ -100,7 +100,7 @@ def images_table(paths: Iterable[Path]) -> pd.DataFrame:
     """Every image that packed networks were examined on, with columns `images` (the set's name), `sha256` (of
     the set), `place` (from 0), `id`, `use` and `person`; equal sets of several networks once.
 
-    Sets of which no ids were kept (a network's own samples, somebody's folder) are left out.
+    Sets without saved ids (a network's own samples, a user's folder) are left out.
 
     Raises:
       CheckpointError: a file is absent or damaged.
@@ -134,7 +134,7 @@ def _set_of_images(facts: Mapping[str, Any], sweep: xr.Dataset) -> pd.DataFrame:
 
 
 def _before(folder: Path) -> dict[str, dict]:
-    """How the networks were made that lie in `folder` already."""
+    """How the networks that are already in `folder` were made."""
     if not (folder / "manifest.json").exists():
         return {}
     manifest = files.read_json(folder / "manifest.json")
@@ -160,7 +160,7 @@ def _without_folders(command: Sequence[str]) -> list[str]:
 
 
 def _manifest(made: Mapping[str, dict]) -> dict:
-    """The manifest of the collection; settings of a network stand where they differ from most."""
+    """The manifest of the collection; of a network it has the settings in which it differs from most."""
     flat = {name: _flat(facts["config"]) for name, facts in made.items()}
     common = collections.Counter(json.dumps(values, sort_keys=True) for values in flat.values())
     shared = json.loads(common.most_common(1)[0][0])

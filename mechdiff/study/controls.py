@@ -25,7 +25,7 @@ from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.in_memory import sweep_in_memory
 
 
-def activity(examined: Analysis, levels: Sequence[int], root: PRNGKey) -> xr.Dataset:
+def activity(examined: Analysis, timesteps: Sequence[int], root: PRNGKey) -> xr.Dataset:
     """`complexity.OF_COVARIANCE` of the activations of every site, dims `measure, site, t`.
 
     Raises:
@@ -34,13 +34,13 @@ def activity(examined: Analysis, levels: Sequence[int], root: PRNGKey) -> xr.Dat
     denoiser, images = examined.denoiser, examined.images
     if not len(images.reference):
         raise ConfigError("activity is measured around means of reference images; sweep.reference_images=0")
-    reference = images.reference_set(levels, keys.stream(root, "mean noise"))
-    scored = images.scored_set(levels, keys.stream(root, "scored noise"))
+    reference = images.reference_set(timesteps, keys.stream(root, "mean noise"))
+    scored = images.scored_set(timesteps, keys.stream(root, "scored noise"))
     means = activations.activation_means(denoiser, reference)
     moments = channel_moments.channel_moments(denoiser, scored, means=means)
     values = {name: complexity.site_values(moments, name) for name in complexity.OF_COVARIANCE}
     cells = np.array([[values[name][site] for site in moments] for name in values])
-    axes = {"measure": list(values), "site": list(moments), "t": np.asarray(levels)}
+    axes = {"measure": list(values), "site": list(moments), "t": np.asarray(timesteps)}
     return xr.Dataset({"value": (tuple(axes), cells)}, coords=axes)
 
 

@@ -27,7 +27,7 @@ class EvalImages:
       label: description in words.
       nested: different images for every timestep of a sweep, see `process.images_at`; None: the
         scored images serve all timesteps.
-      people: number of the person on each image swept, `[images]` or nested `[timesteps, images]`; None
+      people: number of the person in each image swept, `[images]` or nested `[timesteps, images]`; None
         unless all are known.
       facts: JSON-ready: name and digest of the data, count, preprocessing, and whether they were held out
         from training (None: unknown); for held-out ones `ids`, their names in their source, those
@@ -48,7 +48,7 @@ class EvalImages:
 
     @property
     def labels(self) -> dict:
-        """Coordinates of a sweep's results: the person on each image and its class, where known."""
+        """Coordinates of a sweep's results: the person in each image and its class, where known."""
         known = {} if self.people is None else {PERSON: self.people}
         label = self.condition.get("label") if isinstance(self.condition, dict) else self.condition
         rank = 1 if self.nested is None else 2
@@ -62,7 +62,7 @@ class EvalImages:
 
     @property
     def scored_people(self) -> Int[np.ndarray, " images"] | None:
-        """The person on each scored image; None where that is not known."""
+        """The person in each scored image; None where that is not known."""
         if self.people is None or self.people.ndim == 1:
             return self.people
         return self.people[0]
@@ -148,6 +148,7 @@ def conditioned(images: EvalImages, condition: PyTree, config: SweepConfig) -> E
 
 
 def settings_in_words(config: SweepConfig) -> str:
-    """The settings that decide how many images are needed, in words; in Python the first is called `n`."""
+    """The settings that decide how many images are needed, in words; in the Python API the first is called
+    `n`."""
     scored = "sweep.images (n) x sweep.timesteps" if config.nested else "sweep.images (n)"
     return f"{scored} + sweep.reference_images" if config.reference_images else scored

@@ -83,7 +83,7 @@ def examine(
 
 def _save_subject(folder: Path, about: dict, record: dict, sheet: Path) -> None:
     """Writes what is known of the model and of its images, and the sheet of its samples if there is one."""
-    unneeded = (TRAINING_IMAGES, factories.WITH_IMAGES)  # of use in choosing images only, and long
+    unneeded = (TRAINING_IMAGES, factories.WITH_IMAGES)  # only needed to choose images, and long
     kept = {name: value for name, value in record.items() if name not in unneeded}
     files.write_json(folder / "subject.json", {**about, "record": kept, "samples": sheet.is_file()})
     (folder / "study.json").unlink(missing_ok=True)  # of an earlier run; see `further_results.run_study`
@@ -111,7 +111,7 @@ def _save_measurements(
     attention = activations.attention_stats(denoiser, eval_set)
     best = floor.best_denoiser(images, denoiser.schedule)
     facts = {**facts, "preprocessing": str(images.facts.get("preprocessing", "none"))}
-    with locks.lock(folder, wait=True):  # every process that shares the sweep comes here, with equal results
+    with locks.lock(folder, wait=True):  # every process that shares the sweep gets here, with equal results
         attention = attention.assign_attrs(denoiser=denoiser.name, **facts).assign_coords(images.labels)
         labelled.replace(folder / "attention.zarr", attention)
         sweep = sweep.assign_attrs(facts).assign_coords(images.labels)

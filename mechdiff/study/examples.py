@@ -35,7 +35,7 @@ from mechdiff.study.eval_images import EvalImages
 from mechdiff.sweeps import activations
 from mechdiff.sweeps.execution import drawing, footprint, memory, rollout
 
-COMPONENTS, SAMPLES, STEPS = 8, 4, 12  # samples are drawn without the components of the largest effect
+COMPONENTS, SAMPLES, STEPS = 8, 4, 12  # samples are drawn with each component of the largest effects ablated
 STRONGEST = 3  # images on which an activation is largest
 HEADS, MAPS, MAP_TIMESTEPS, MAP_SIDE = 64, 2, 3, 32  # attention maps: heads, images, timesteps, bytes a side
 SIDE = 64  # images are kept no larger, in pixels
@@ -117,11 +117,11 @@ def samples(denoiser: Examinable, chosen: Sequence[Component], seed: int, images
     interventions are run by one program.
     """
     count = min(SAMPLES, len(images.scored))
-    levels = ddim_timesteps(denoiser.schedule.steps, min(STEPS, denoiser.schedule.steps))
+    timesteps = ddim_timesteps(denoiser.schedule.steps, min(STEPS, denoiser.schedule.steps))
     condition = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], images.scored_condition)
-    key, down = sampling_key(seed), np.sort(levels)[::-1].copy()
+    key, descending = sampling_key(seed), np.sort(timesteps)[::-1].copy()
     clip = drawing.sample_clip(denoiser)
-    sampler = rollout.Rollout(denoiser, down, key, ddim_step, clip, count, condition)
+    sampler = rollout.Rollout(denoiser, descending, key, ddim_step, clip, count, condition)
     identity, indices = denoiser.identity, np.arange(count)
     stacked = leave_one_out(identity, chosen)[1]
     gate = {site: np.concatenate([np.ones_like(rows[:1]), rows]) for site, rows in stacked.gate.items()}
@@ -137,16 +137,16 @@ def samples(denoiser: Examinable, chosen: Sequence[Component], seed: int, images
             temperature={
                 site: np.tile(np.asarray(value), (group, 1)) for site, value in identity.temperature.items()
             },
-            replacement=rollout.zero_replacements(identity, len(down)),
+            replacement=rollout.zero_replacements(identity, len(descending)),
         )
-        images_drawn = sampler.run(acting, (0, len(down)), start, indices)
+        images_drawn = sampler.run(acting, (0, len(descending)), start, indices)
         drawn.append(np.asarray(images_drawn)[: batch.count])
     small = thumbnails(np.concatenate(drawn))
     axes = ("sample", "y", "x", "channel")
     return xr.Dataset(
         {"untouched": (axes, small[0]), "ablated": (("component", *axes), small[1:])},
         coords={"component": [component.name for component in chosen]},
-        attrs={"steps": len(down)},
+        attrs={"steps": len(descending)},
     )
 
 
@@ -195,7 +195,7 @@ def attention_maps(
     """Attention maps of heads over more than one position, queries by row and keys by column, as bytes."""
     heads = [component for component in denoiser.components() if component.component_type == "head"][:HEADS]
     count, drawn = min(MAPS, len(images.scored)), {}
-    for level, t in enumerate(timesteps if heads else ()):
+    for t_index, t in enumerate(timesteps if heads else ()):
         for image in range(count):
             place = np.array([image])
             condition = jax.tree.map(lambda leaf, at=place: np.asarray(leaf)[at], images.scored_condition)
@@ -206,7 +206,7 @@ def attention_maps(
                 pattern = values.get(head.site, values.get(pattern_site(head.site)))
                 if pattern is not None and pattern.shape[-1] > 1:
                     maps = drawn.setdefault(head.name, {})
-                    maps[level, image] = as_bytes(np.asarray(pattern[0, head.index[0]]))
+                    maps[t_index, image] = as_bytes(np.asarray(pattern[0, head.index[0]]))
     shape = (len(drawn), len(timesteps), count, MAP_SIDE, MAP_SIDE)
     pattern = np.zeros(shape, np.uint8)
     for row, maps in enumerate(drawn.values()):

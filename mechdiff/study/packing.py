@@ -86,7 +86,7 @@ def _restored(results: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
 
 def _slim(name: str, result: xr.Dataset) -> xr.Dataset:
     if name in SWEEPS:
-        result = without_effects(result)  # computed anew from the rounded losses
+        result = without_effects(result)  # they are computed again, from the rounded losses
         largest = result["change"].max(("t", "image"))
         increase = (result["loss"].astype(np.float64) - result["clean_loss"]).transpose(*result["loss"].dims)
         return result.drop_vars(["loss", "change"]).assign(increase=increase, largest_change=largest)

@@ -50,7 +50,7 @@ def networks(config: ExperimentConfig, data: Sequence[str], seeds: int, celeba: 
     Args:
       config: of one network; its seed and data are replaced. Steps of `train.keep` before the last are
         examined as snapshots of the two data sets that claims compare.
-      data: names of data sets, see the module.
+      data: names of data sets, from the list in the module.
       seeds: trainings of each.
       celeba: where CelebA lies.
 
@@ -75,7 +75,7 @@ def networks(config: ExperimentConfig, data: Sequence[str], seeds: int, celeba: 
 
 
 def progress(name: str, trained: float, examined: float, left: int) -> str:
-    """A line on a network that is done, and how long those that are left take if each takes as long.
+    """A line on a network that is done, and how long the remaining ones take if each takes as long.
 
     Args:
       trained, examined: seconds.
@@ -103,7 +103,7 @@ def _data(data: DataConfig, name: str, celeba: str) -> DataConfig:
 
 
 def of_ladder(config: ExperimentConfig) -> ExperimentConfig:
-    """Settings for what the claim about complexity alone asks: mean ablation and its circuits."""
+    """Settings for what only the claim about complexity needs: mean ablation and its circuits."""
     sweep = dataclasses.replace(config.sweep, ablations=("mean",))
     study = StudyConfig(circuits=("mean",), images=config.study.images, timesteps=config.study.timesteps)
     return dataclasses.replace(config, sweep=sweep, study=study)

@@ -72,7 +72,7 @@ class Network:
 
     @property
     def people(self) -> int:
-        """Number of people on the images; 0 where that is not known."""
+        """Number of people in the images; 0 where that is not known."""
         return self.units.people
 
     @property

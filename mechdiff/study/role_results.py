@@ -1,4 +1,4 @@
-"""Roles of the heads of an examined network; on synthetic faces with targets that are known of these."""
+"""Roles of the heads of an examined network; synthetic faces have more targets, their masks and factors."""
 
 from collections.abc import Sequence
 
@@ -21,9 +21,10 @@ BLOCK = 16  # faces generated together
 
 
 def head_roles(
-    examined: Analysis, config: ExperimentConfig, levels: Sequence[int], noise: PRNGKey
+    examined: Analysis, config: ExperimentConfig, timesteps: Sequence[int], noise: PRNGKey
 ) -> xr.Dataset:
-    """Roles of all heads, and the effects they are computed from; dims `component, target, t, image`."""
+    """Roles of all heads, and the effects from which they are computed; dims `component, target, t,
+    image`."""
     denoiser, images = examined.denoiser, examined.images
     chosen = heads(denoiser)
     count = max(-(-config.study.role_sets // len(chosen)), roles.untrained_needed())
@@ -31,7 +32,7 @@ def head_roles(
     targets = {}
     if images.facts.get("name") == "synthetic":  # masks and factors are known of these
         targets = face_targets(examined.trained, len(images.scored))
-    eval_set = images.scored_set(levels, noise)
+    eval_set = images.scored_set(timesteps, noise)
     assigned, effect = roles.examine(
         denoiser, eval_set, fresh, chosen, count=config.study.role_sets, seed=config.seed, **targets
     )

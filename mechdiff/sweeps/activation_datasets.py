@@ -45,7 +45,7 @@ def activations(
       sites: names or regular expressions (full match). In a network with stages, a stage's full name, such as
         `mid.block1`, stands for its output feature map.
       timesteps: in [0, T); those of `eval_set` if None.
-      intervention: under which the network runs; the identity if None.
+      intervention: the network runs under it; None: the identity.
       folder: where the result is written piece by piece, named by a digest of all its inputs; a second call
         resumes, and the result is read from disk lazily. None: all in memory.
       block: images at once; fewer if memory is short.

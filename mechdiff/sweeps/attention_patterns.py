@@ -7,8 +7,8 @@ A head's pattern A becomes g A + (1 - g) P, while its values are unchanged (`gat
             image's noise: donors are those of `replacements.resample_replacements`
 If replacing a pattern has no effect, then no property of it, such as its entropy, can be a mechanism.
 
-The UNet's patterns have a gate of their own. In a traced function, patterns are named values
-(`block0.pattern@1`), hence sites, and replacing one is an ablation of its site.
+In the UNet, patterns have a gate besides those of sites. In a traced function, patterns are named values
+(`block0.pattern@1`) and so sites, and replacing one is an ablation of its site.
 """
 
 import dataclasses

@@ -30,7 +30,7 @@ def block_losses(
 
     Args:
       places: of the images among those of this timestep.
-      source: of what goes into `field` of the interventions; None: it stays.
+      source: of what replaces `field` of the interventions; None: they keep it.
     """
     batch = eval_set.batch(t_index, places)
     values = [getattr(stacked, field)]
@@ -50,11 +50,12 @@ def sweep_in_memory(
     block: int = 16,
     field: str = "replacement",
 ) -> SweepLosses:
-    """A small sweep of any stack of interventions, in memory: all with `(..., timesteps, images)`.
+    """A small sweep of any stack of interventions, in memory; the axes of all losses end in `(timesteps,
+    images)`.
 
     Args:
       ablation, replacements: as in `ablation_sweep`; with None the replacements of `stacked` stay.
-      block: images at once; a short last one is filled up, so that all share one program.
+      block: images at once; a short last block is padded, so that all share one program.
       field: of the intervention, that replacements go into: `replacement` or `pattern_replacement`.
     Raises:
       ConfigError: an ablation without replacements.

@@ -6,8 +6,8 @@ predictions on x and x', and eps_do that on x with the component of x',
   moved = <eps_do - eps, eps' - eps> / |eps' - eps|^2,
 the fraction of the way from one prediction to the other that this component alone takes: 0 if it carries
 nothing of the factor, 1 if all of it passes through there. It may be negative, and need not sum to 1 over
-components, which stand in for each other and act one after another. The formula is ours; interchange is that
-of Geiger et al. 2021 (arXiv 2106.02997).
+components, since components back each other up and act one after another. The formula is ours; interchange is
+that of Geiger et al. 2021 (arXiv 2106.02997).
 """
 
 import dataclasses
@@ -119,9 +119,9 @@ def interchange_effects(
       chosen: components; all of the network if None.
       block: pairs at once.
     Returns:
-      Dataset with `moved` (see the module; NaN where the factor does not show), its numerator `along` and the
-      squared `change`, dims `factor, component, t, image`; and `distance`, |eps' - eps|^2, dims `factor, t,
-      image`. All but `moved` are means over pixels.
+      Dataset with `moved` (defined by the module; NaN where the factor does not show), its numerator `along`
+      and the squared `change`, dims `factor, component, t, image`; and `distance`, |eps' - eps|^2, dims
+      `factor, t, image`. All but `moved` are means over pixels.
     Raises:
       ConfigError: a network of images that are not in color.
     """

@@ -170,7 +170,7 @@ def _adam(steps: int) -> optax.GradientTransformation:
 
 @functools.partial(jax.jit, static_argnames=("steps",))
 def _update(steps: int, gradient: PyTree, state: optax.OptState) -> tuple[PyTree, optax.OptState]:
-    """Compiled once, not at every timestep."""
+    """One step of Adam; compiled once, not at every timestep."""
     return _adam(steps).update(gradient, state)
 
 
@@ -182,7 +182,7 @@ def _best(
     points: Sequence[PyTree],
     batch: EvalBatch,
 ) -> PyTree:
-    """For every component the point with the least mean loss, the first of equals."""
+    """For every component the point with the least mean loss, the first one of equal ones."""
     losses = []
     for point in points:
         replaced = dataclasses.replace(stacked, replacement=family.replacement(point))

@@ -38,7 +38,7 @@ def subset(timesteps: int, block: int) -> Subset:
 
 
 def facts(setting: str, checked: Subset) -> dict:
-    """Attributes of a result whose products were of precision `setting`."""
+    """Attributes of a result whose matrix products had the precision `setting`."""
     return {
         "precision": setting,
         "precision_images": checked.images,
@@ -81,7 +81,8 @@ def carried(swept: xr.Dataset) -> Bool[np.ndarray, "ablation component window"]:
 
 
 def sampling_statement(swept: xr.Dataset) -> str | None:
-    """One line on numerical beside sampling error of a sampling sweep; None where products were in full."""
+    """One line on the numerical error of a sampling sweep, next to its sampling error; None in full
+    precision."""
     if "precision_error" not in swept:
         return None
     scatter = swept["distance"].std("sample", ddof=1) / np.sqrt(swept.sizes["sample"])

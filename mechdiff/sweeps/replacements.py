@@ -30,7 +30,7 @@ class ReplacementSource(Protocol):
     """A source of replacements.
 
     Attributes:
-      draws: how many times it can be asked for the replacements of one image, over which losses are averaged.
+      draws: how many replacements it has for each image; losses under them are averaged.
     """
 
     draws: int
@@ -177,7 +177,7 @@ def noise_replacements(
     *,
     draws: int = 1,
 ) -> Noise:
-    """Replacements of `noise` ablation, with the moments of an `eval_set` of reference images: other ones
-    than those that are scored."""
+    """Replacements of `noise` ablation, with the moments of `eval_set`: reference images, other than those
+    that are scored."""
     means, deviations = activation_moments(denoiser, eval_set)
     return Noise(means, deviations, eval_set.timesteps, keys.stream(eval_set.key, "noise fills"), draws)

@@ -1,9 +1,9 @@
 """Sampling sweeps: components x ablations x windows of t x samples, and the change of the final sample.
 
 The clean and the changed arm begin with the same x_T and draw the same noise at every step. Before an
-intervention's window opens its trajectory is the clean one, exactly; so that is computed once, its states are
-kept where windows open, and every changed trajectory begins there. With K components in W even
-windows of S steps that is S + K S (W + 1) / 2 network calls a sample instead of K W S.
+intervention's window opens, its trajectory is exactly the clean one. So the clean one is computed once, its
+states are kept where windows open, and every changed trajectory begins there. With K components in W even
+windows of S steps, this takes S + K S (W + 1) / 2 network calls per sample instead of K W S.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class SampleSet:
 
     Attributes:
       timesteps: those visited, as for `samplers.sample`.
-      count: samples, at least 2; sample i has the noise of index i, whatever the intervention.
+      count: number of samples, at least 2; sample i has the noise of index i, whatever the intervention.
       key: of all noise.
       condition: what each sample is conditioned on, leaves `(count, ...)`; None: nothing.
       step_fn: `ddim_step` or `ddpm_step`, or a partial of them.

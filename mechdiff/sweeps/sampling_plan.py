@@ -73,7 +73,8 @@ class SamplingPlan:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of everything that decides the numbers; its field names are part of it, old ones too."""
+        """SHA-256 of everything that decides the numbers. Some names in it are old: with today's, no saved
+        result would be found."""
         step, condition = self.sampler.step_fn, self.sampler.condition
         return digests.digest_json(
             {
@@ -154,7 +155,7 @@ class SamplingPlan:
     def measure_precision(self, path: Path) -> None:
         """Draws a part of the samples in float32, from the same noise, and saves the difference."""
         samples, windows = self.checked.images, list(self.checked.t_indices)
-        in_full = dataclasses.replace(self, samples=samples)  # with a clean trajectory of its own
+        in_full = dataclasses.replace(self, samples=samples)  # with its own clean trajectory
         groups = list(batches(len(self.chosen), self.group))
         for row in range(len(self.config.ablations)):
             if labelled.written(path, "precision_error", (row, 0)):
@@ -196,7 +197,7 @@ class SamplingPlan:
 
     @functools.cached_property
     def _starts(self) -> list[int]:
-        """Number of the first step inside of each window."""
+        """Index of the first step inside each window."""
         return [rollout.first_step_inside(self.sampler.timesteps, window) for window in self.windows]
 
     @functools.cached_property

@@ -57,8 +57,8 @@ def sequential_sweep(
       chosen: components; all of the network if None.
       block: images between two looks.
       rows: interventions x images in one program; 0: chosen by memory.
-      precision: of products, see `core.devices`; any that acts here measures its own error on a part of the
-        first images, and no sign is decided that it can't carry.
+      precision: of matrix products, see `core.devices`. The error of a reduced one is measured on a part of
+        the first images, and no sign is decided within it.
 
     Raises:
       ConfigError: fewer than 32 images.

@@ -52,7 +52,7 @@ class StoppingRule:
 
 @dataclasses.dataclass(frozen=True)
 class SequentialResult:
-    """Relative loss increase of every component, as certain as the rule wants or as the images allowed.
+    """Relative loss increase of every component, as certain as the rule asks, or as the images allowed.
 
     Attributes:
       components: names.
@@ -63,8 +63,8 @@ class SequentialResult:
       decided: whether the interval lies on one side of zero or is narrow enough.
       spent: components x images that were computed.
       fixed: components x images of the smallest fixed design with the same result: one number of images for
-        all (nested in timesteps if these were), enough for the component that needs most by an ordinary
-        interval of the same level. It is what hindsight would choose: a planner without these data would
+        all (nested in timesteps if these were), enough for the component that needs most, by an ordinary
+        interval of the same confidence. It is what hindsight would choose: a planner without these data would
         spend more.
       precision_error: largest error of a relative loss increase by reduced precision of products, in points,
         see `precision.largest_error`; 0 in full precision. Intervals are wider by it at both ends.

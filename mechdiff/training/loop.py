@@ -198,7 +198,7 @@ class Trainer:
             record["class_names"] = list(names)
         if self.data.train.digests is not None:  # so that it is never examined on them
             record["training_images"] = sorted(str(digest)[:16] for digest in self.data.train.digests)
-        # Where the images lay on this machine is no part of the model.
+        # Where the images were on this machine is not a part of the model.
         data = dataclasses.replace(self.config.data, path="", cache="")
         return exported.export_model(
             folder,

@@ -11,7 +11,7 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PyTree
 
 BATCH = "batch"  # the axis of the mesh that a batch is split over
-SHARDED_SIZE = 4096  # entries from which on an array is sharded; smaller ones are replicated
+SHARDED_SIZE = 4096  # an array with at least as many elements is sharded; smaller ones are replicated
 
 
 def shard_specs(tree: PyTree, count: int) -> PyTree:

@@ -224,7 +224,7 @@ def _mean_over_devices(grad: Array, spec: PartitionSpec) -> Array:
 
 def _accumulated(micro, total: PyTree, inputs: PyTree, parts: int) -> PyTree:
     """`micro` folded over micro-batches: a scan, but unrolled on CPUs, where XLA's convolution gradients
-    are many times slower inside a loop (even one of a single turn)."""
+    are many times slower inside a loop (even one of a single iteration)."""
     if jax.default_backend() != "cpu":
         return jax.lax.scan(micro, total, inputs)[0]
     for part in range(parts):

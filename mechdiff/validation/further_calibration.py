@@ -116,7 +116,7 @@ def _pairs(rng: np.random.Generator, repeats: int) -> list[Check]:
             return (clean * (1 + cost / 100 * scatter))[None]
 
         first, second = map(loss, singles)
-        # What both cost beside the sum is drawn apart: an interaction scatters as single costs do.
+        # What both cost beyond the sum is drawn separately: an interaction scatters as single costs do.
         both = first + second - clean + loss(joint - sum(singles)) - clean
         dims = ("pair", "t", "image")
         variables = {

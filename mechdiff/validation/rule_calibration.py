@@ -87,7 +87,7 @@ def _bottlenecks(rng: np.random.Generator, repeats: int) -> list[Check]:
     def study(
         costs: Float[np.ndarray, "*networks component"],
     ) -> tuple[bottlenecks.Bottleneck, tuple[bool, bool]]:
-        """By the rule, and by the old one under the first of two ablations."""
+        """Verdicts by the rule, and by the old one under the first of two ablations."""
         increase = costs * (1 + 0.3 * rng.normal(size=(12, 2, 24)))
         visible = np.ones((2, 24), bool)
         least = bottlenecks.weakest(increase[..., None], visible)

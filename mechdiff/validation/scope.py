@@ -1,8 +1,8 @@
-"""How far the rules of verdicts reach: truths that a reader would call otherwise than the rule does.
+"""How far the rules of verdicts reach: cases that a reader would judge differently than the rule does.
 
 The rules are dated and stay as they are; each line is a limit of what a verdict says, beside a control:
   bottleneck    pools data sets: a component far above the threshold in one and below it in the other
-  four phases   means sharp ones: plateaus whose edges are a logistic of one timestep are no steps
+  four phases   means sharp ones: plateaus whose edges are a logistic of one timestep are not steps
   ladder        lets the first of several measures speak, each tested at .05, on three networks a rung
   same starts   networks of two data sets that share their training seed start from the same parameters
   divergence    of matched heads is not that of means alone: where trainings of one data set scatter more, by

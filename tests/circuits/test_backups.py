@@ -87,7 +87,7 @@ def test_a_silent_backup_is_among_the_candidates_and_named_with_its_strength(kno
     first = backups.named_pairs(table).isel(pair=0)
     assert {first.a.item(), first.b.item()} == set(plant.signs) and first.named.item() == backups.BACKUP
     assert 0.65 < float(first.strength) < 0.9  # half of an error is three quarters of its square
-    costs = backups.costs_in_company(table)
+    costs = backups.costs_alone_or_paired(table)
     silent = plant.pairs[0][1]
     alone = float(first.single_b if first.b.item() == silent else first.single_a)
     assert costs[silent].mean() > 20 * abs(alone)

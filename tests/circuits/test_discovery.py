@@ -107,9 +107,9 @@ def late(has):
 
 def test_what_acts_at_one_level_only_is_found_where_each_is_asked_for(made_up):
     assert circuits.discover(made_up(late)).members == (A,)  # B is a thirtieth of the average
-    result = circuits.discover(made_up(late, every_level=True))
-    assert result.every_level and {*result.members} == {A, B}
-    evaluator = made_up(late, every_level=True)
+    result = circuits.discover(made_up(late, every_timestep=True))
+    assert result.every_timestep and {*result.members} == {A, B}
+    evaluator = made_up(late, every_timestep=True)
     without = np.array([[name != B for name in evaluator.names]])
     assert evaluator.faithfulness_match(without)[0, 0] == pytest.approx(0, abs=1e-5)
     weights = np.eye(IMAGES)[:3]
@@ -117,7 +117,7 @@ def test_what_acts_at_one_level_only_is_found_where_each_is_asked_for(made_up):
 
 
 def test_levels_at_which_nothing_is_lost_are_not_asked(made_up):
-    evaluator = made_up(lambda has: np.array([0.7, 0.0]) * has(A), every_level=True)
+    evaluator = made_up(lambda has: np.array([0.7, 0.0]) * has(A), every_timestep=True)
     assert circuits.discover(evaluator).members == (A,)
 
 
@@ -160,7 +160,7 @@ def test_every_member_is_needed_whatever_the_network(made_up):
 
         evaluator = made_up(rules, chosen=ten)
         result = circuits.discover(evaluator, tau=0.8)
-        close = discovery.close_to(evaluator)
+        close = discovery.match_function(evaluator)
         members = discovery.as_members(result, evaluator.names)
         assert close(members[None])[0] >= 0.8
         fewer = np.array([members & (np.arange(10) != i) for i in np.flatnonzero(members)])

@@ -60,13 +60,16 @@ def plain(denoiser):
 
 @pytest.fixture(scope="module")
 def swept(denoiser, chosen, means, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("swept")
+    return sweep(denoiser, chosen, means, tmp_path_factory.mktemp("swept"), chunk=6)
+
+
+def sweep(denoiser, chosen, means, folder, chunk):
     return sampling.sampling_sweep(
         denoiser,
         sampling.SampleSet(LEVELS, SAMPLES, KEY),
         WINDOWS,
         folder,
-        config=SweepConfig(ablations=("zero", "mean"), image_block=2, chunk=6),
+        config=SweepConfig(ablations=("zero", "mean"), image_block=2, chunk=chunk),
         replacements=means,
         chosen=chosen,
     )
@@ -156,15 +159,7 @@ def test_network_calls_are_those_of_the_closed_formula_and_one_program_serves_al
 def test_devices_share_a_walk_and_change_no_number(denoiser, chosen, means, swept, tmp_path, monkeypatch):
     sizes, over = [], devices.over
     monkeypatch.setattr(devices, "over", lambda images: (sizes.append(images), over(1))[1])
-    alone = sampling.sampling_sweep(
-        denoiser,
-        sampling.SampleSet(LEVELS, SAMPLES, KEY),
-        WINDOWS,
-        tmp_path,
-        config=SweepConfig(ablations=("zero", "mean"), image_block=2, chunk=12),
-        replacements=means,
-        chosen=chosen,
-    )
+    alone = sweep(denoiser, chosen, means, tmp_path, chunk=12)
     assert over(2).size == 2 and sizes == [2]  # `swept` ran on both devices
     for name in ("distance", "set_distance"):
         np.testing.assert_allclose(swept[name], alone[name], rtol=1e-3, atol=2e-5)

@@ -5,12 +5,13 @@ Effects (`role_effects`) are averaged over images and timesteps. Selectivity amo
 within [-1, 1]. Two nulls:
   matched   random sets of as many channels of other branches and skips of that resolution (`nulls`)
   untrained the same components of fresh networks of the same configuration
-Random sets of channels are no null of heads: on an untrained network 9 of 28 heads beat them at p <= .05. So
-the untrained null gives the p. The candidate of a component is the target of largest z-score (`standing`): SI
-less the mean of untrained components of its type, in their standard deviations. Its p is the share of these
-whose largest z-score is as high, which allows for the choice among targets; p are adjusted over components
-(Benjamini & Hochberg 1995). A candidate is a role if the adjusted p <= .05 and SI is also above the 95th
-percentile, for that target, of the matched null. All others are `unassigned`. Definitions are ours.
+Random sets of channels are not a fair null for heads: on an untrained network 9 of 28 heads beat them at p <=
+.05. So p comes from the untrained null. The candidate of a component is the target of largest z-score
+(`z_score`): SI less the mean of untrained components of its type, in their standard deviations. Its p is the
+share of these whose largest z-score is as high, which allows for the choice among targets; p are adjusted
+over components (Benjamini & Hochberg 1995). A candidate is a role if the adjusted p <= .05 and SI is also
+above the 95th percentile, for that target, of the matched null. All others are `unassigned`. Definitions are
+ours.
 """
 
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ class Roles:
     Attributes:
       components, targets: names.
       selectivity: SI, `[component, target]`.
-      standing: z-score of SI among untrained components of the same type.
+      z_score: z-score of SI among untrained components of the same type.
       candidate: index of the target of largest z-score, `[component]`.
       p, adjusted: of each candidate, alone and over all components (BH).
       role: of each component: a target or `unassigned`.
@@ -49,7 +50,7 @@ class Roles:
     components: tuple[str, ...]
     targets: tuple[str, ...]
     selectivity: Effects
-    standing: Effects
+    z_score: Effects
     candidate: np.ndarray
     p: Float[np.ndarray, " component"]
     adjusted: Float[np.ndarray, " component"]
@@ -74,7 +75,7 @@ def examine(
         below 1 / (1 + n): of m components a lone role is found only if n > m / fdr, 560 for 28 heads;
         `untrained_needed` gives the number of networks for that.
       chosen: components to examine. The fewer, the smaller the p that a role needs.
-      count: random sets for each class of the matched null.
+      count: number of random sets for each class of the matched null.
       fdr: false-discovery rate, see `assign`.
       inputs: masks, parts, probes, as for `role_effects`.
 
@@ -124,7 +125,7 @@ def assign(
     classes: Sequence[str],
     fdr: float = 0.05,
 ) -> Roles:
-    """Roles of components, see the module.
+    """Roles of components, by the rule of the module.
 
     Args:
       effects, untrained: of `role_effects` with `leave_one_out` on the network and on fresh ones.
@@ -142,20 +143,20 @@ def assign(
     fresh, fresh_types = np.concatenate([index(data) for data in untrained]), _component_types(untrained)
     null_classes = np.array([str(name) for name in matched["component"].values])
     types = _component_types([effects])
-    standing, p = np.full(trained.shape, -np.inf), np.ones(len(trained))
+    z_score, p = np.full(trained.shape, -np.inf), np.ones(len(trained))
     for component_type in np.unique(types):
         rows = types == component_type
-        standing[rows], p[rows] = against_untrained(trained[rows], fresh[fresh_types == component_type])
+        z_score[rows], p[rows] = against_untrained(trained[rows], fresh[fresh_types == component_type])
     limits = [_quantile(null[null_classes == name], 1 - fdr) for name in classes]
     beyond = trained > np.reshape(limits, trained.shape)
-    candidate = standing.argmax(axis=1)
+    candidate = z_score.argmax(axis=1)
     adjusted = stats.benjamini_hochberg(p)
     significant = (adjusted <= fdr) & beyond[np.arange(len(trained)), candidate]
     return Roles(
         components=tuple(str(name) for name in effects["component"].values),
         targets=tuple(names),
         selectivity=trained,
-        standing=standing,
+        z_score=z_score,
         candidate=candidate,
         p=p,
         adjusted=adjusted,
@@ -178,10 +179,10 @@ def against_untrained(
     def height(rows: np.ndarray) -> np.ndarray:
         return np.where(np.isnan(rows), -np.inf, (rows - middle) / spread)
 
-    standing, highest = height(trained), np.sort(height(untrained).max(axis=-1))
-    best = standing.max(axis=-1)
+    z_score, highest = height(trained), np.sort(height(untrained).max(axis=-1))
+    best = z_score.max(axis=-1)
     as_high = len(highest) - np.searchsorted(highest, best)
-    return standing, np.where(np.isfinite(best), (1 + as_high) / (1 + len(highest)), 1.0)
+    return z_score, np.where(np.isfinite(best), (1 + as_high) / (1 + len(highest)), 1.0)
 
 
 def untrained_needed(fdr: float = 0.05) -> int:

@@ -2,10 +2,10 @@
 
 Heads of one layer have no order: head 2 of one seed may do what head 0 of another does. They are matched
 within their layer by least total distance of their profiles (Hungarian method, Kuhn 1955). The matching uses
-attention statistics over timesteps; roles are compared by effects, which are other data. So chance agreement
-is measured by shuffling effects among the heads of each layer, independently per network. Random matchings
-for every pair of networks would be the wrong null: matchings by distance are consistent (a to b and b to c
-imply a to c), random ones are not, and agree by chance to another degree. Definitions are ours.
+attention statistics over timesteps; roles are compared by effects, which are different data. So chance
+agreement is measured by shuffling effects among the heads of each layer, independently per network. Random
+matchings for every pair of networks would be the wrong null: matchings by distance are consistent (a to b and
+b to c imply a to c), random ones are not, and agree by chance to a different degree. Definitions are ours.
 """
 
 import itertools
@@ -82,7 +82,8 @@ def agreement(
     repeats: int = 2000,
     seed: int = 0,
 ) -> Agreement:
-    """Agreement of roles between networks, with heads matched by `profiles`, one entry a training seed.
+    """Agreement of roles between networks, with heads matched by `profiles`. All arguments have one entry per
+    training seed.
 
     Args:
       profiles: what heads are matched by (`attention_profiles`), not made of roles.

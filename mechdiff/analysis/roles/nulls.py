@@ -57,7 +57,8 @@ def matched_sets(
 
 
 def matched_class(component: Component, identity: Intervention) -> str:
-    """Components of one class share a null: `RESOLUTION x CHANNELS`, and the site of branches and skips."""
+    """The class of a component, within which all share a null: `RESOLUTION x CHANNELS`, and the site for
+    branches and skips."""
     excluded = f" not {component.site}" if component.component_type in ("res", "skip") else ""
     return f"{component.resolution} x {_channels(component, identity)}{excluded}"
 

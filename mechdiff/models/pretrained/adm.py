@@ -1,7 +1,7 @@
 """Reads guided-diffusion's UNet (Dhariwal & Nichol 2021; P2 weighting, Choi et al. 2022) and its predecessor,
 improved-diffusion's (Nichol & Dhariwal 2021), from a state dict and flags.
 
-Those programs save no config beside their weights: a folder holds `model.safetensors` and a JSON or YAML file
+Those programs save no config with their weights: a folder holds `model.safetensors` and a JSON or YAML file
 with the flags, or the command line itself (`flags.txt`). Two spellings are read: that of the scripts
 (`num_channels`, attention at sides of the feature map) and that of the network's class (`model_channels`,
 attention at factors of downsampling). Missing flags are inferred from the tensors where possible

@@ -1,4 +1,4 @@
-"""Raw and averaged (EMA) weights told apart by what folders, files and tensors are called."""
+"""Raw and averaged (EMA) weights, told apart by the names of folders, files and tensors."""
 
 import re
 from collections.abc import Iterable
@@ -23,7 +23,8 @@ def named(name: str) -> str:
 
 
 def kind_of(name: str, beside: Iterable[str]) -> str:
-    """`raw` or `ema`: what a name says, else what those beside it leave; nothing if they don't tell.
+    """`raw` or `ema`: what a name says, else what the names next to it leave open; empty if they don't say
+    either.
 
     Example:
       >>> kind_of("unet", ["unet_ema", "unet"]), kind_of("unet", ["unet_non_ema"]), kind_of("unet", ["vae"])

@@ -9,7 +9,7 @@ import numpy as np
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.models.pretrained.tensors import State
 
-IMAGE_CHANNELS = (1, 3)  # grey or RGB
+IMAGE_CHANNELS = (1, 3)  # gray or RGB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,8 @@ def _image(what: str, inputs: int, outputs: int, conditioned: bool) -> int:
 
 
 def condition_last(state: State, name: str, split: Channels) -> State:
-    """The state with the first convolution, tensor `name`, as if the condition lay behind the noisy image."""
+    """The state with the first convolution, tensor `name`, reordered: the condition comes after the noisy
+    image."""
     kernel = state.get(name)
     inputs = split.image + split.condition
     if not split.condition or split.place == "last" or kernel is None or kernel.shape[1:2] != (inputs,):
@@ -102,7 +103,7 @@ def classes(rows: int, null_class: bool | None, what: str) -> dict[str, int | bo
 
 
 def check_told(state: State, names: tuple[str, ...], path: Path, way_out: str) -> None:
-    """Refuses tensors of classes that the config says nothing of.
+    """Refuses tensors of classes if the config does not mention classes.
 
     Raises:
       CheckpointError: it names the tensor.

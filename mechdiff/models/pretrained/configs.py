@@ -17,7 +17,7 @@ NAMES = ("config.json", "config.yaml", "config.yml", "flags.txt")
 OTHERS = (r".*\.ya?ml", r".*\.json", r"(flags|args|options).*\.(txt|sh)")  # if there is just one of them
 NOT_OURS = r"model_index\.json|.*index.*\.json|scheduler.*|preprocessor.*|trainer_state.*|.*stats?\.json|\..*"
 LARGEST = 2**24  # bytes
-MERGE = "tag:yaml.org,2002:merge"  # `<<: *defaults`, whose options may be set anew
+MERGE = "tag:yaml.org,2002:merge"  # `<<: *defaults`, whose options may be overridden
 
 
 def config_file(folder: Path) -> Path:
@@ -62,7 +62,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} holds {shorten(content)}, not options by name")
     for name in content:
         if not isinstance(name, str):
-            raise ConfigError(f"{path} has an option {shorten(name)} that is no name; write it as text")
+            raise ConfigError(f"{path} has an option {shorten(name)} that is not a name; write it as text")
     return content
 
 

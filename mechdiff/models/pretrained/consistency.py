@@ -70,7 +70,7 @@ TELLING = ("training_mode", "target_ema_mode", "weight_schedule", "distill_steps
 TRAINING = (*TELLING, "scale_mode", "total_training_steps", "start_ema", "end_scales", "loss_norm")
 DECIDED = {"diffusion_steps": 1000, "noise_schedule": "linear", "predict_xstart": False, "learn_sigma": False}
 SIGMA_DATA = 0.5  # of openai/consistency_models, which has no flag for it
-TIME_SCALE = 1000.0  # the network is told this many times EDM's ln(sigma) / 4
+TIME_SCALE = 1000.0  # the network is given this many times EDM's ln(sigma) / 4
 STEPS = 1000  # noise levels to choose from
 
 
@@ -142,7 +142,7 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
 def build(
     options: Mapping[str, Any], params: PyTree, diffusion: DiffusionConfig, name: str
 ) -> TracedDenoiser:
-    """The denoiser of `ImportedFunction.options`, or of what was saved of them."""
+    """The denoiser made from `ImportedFunction.options`, as read or as saved."""
     unet = from_dict(options["unet"], UNetConfig)
     scalings = {key: options[key] for key in ("sigma_data", "sigma_min")}
     kind = Parameterization(output=options["kind"], time_scale=TIME_SCALE, **scalings)
@@ -187,7 +187,7 @@ def _notes(imported: Imported, kind: str, get: Options, assumed: tuple[str, ...]
 
 @functools.cache
 def _identity(unet: UNetConfig) -> Intervention:
-    """The intervention that changes nothing, in NumPy: no part of it is computed with where gates name."""
+    """The intervention that changes nothing, in NumPy: where gates only name values, none of it is used."""
     shapes = jax.eval_shape(functools.partial(init_unet, config=unet), jax.random.key(0))[1]
 
     def filled(leaves: Mapping[str, Any], value: float) -> dict[str, np.ndarray]:

@@ -176,7 +176,7 @@ def _sections(config: Mapping[str, Any]) -> tuple[Options, Options, Options, lis
     parts = parts if nested else {**parts, "model": config}
     for name, part in parts.items():
         if not isinstance(part, Mapping):
-            raise ConfigError(f"{WHAT} section {name}={shorten(part)} is no mapping of names to values")
+            raise ConfigError(f"{WHAT} section {name}={shorten(part)} is not a mapping of names to values")
     skipped = [name for name in config if nested and name not in parts]
     for name in skipped:
         if name not in IGNORED_SECTIONS:

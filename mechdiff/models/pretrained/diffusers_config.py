@@ -236,6 +236,6 @@ def _side(size: tuple[int, ...] | None) -> int:
 def _time_factor(width: int | None, first: int) -> int:
     if width and width % first:
         raise ConfigError(
-            f"{WHAT} option time_embedding_dim={width} is no multiple of {first}, the first width"
+            f"{WHAT} option time_embedding_dim={width} is not a multiple of {first}, the first width"
         )
     return width // first if width else 4

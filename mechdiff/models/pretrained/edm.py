@@ -92,7 +92,7 @@ def karras_levels(places: np.ndarray, low: float, high: float, rho: float) -> Di
 def build(
     options: Mapping[str, Any], params: PyTree, diffusion: DiffusionConfig, name: str
 ) -> TracedDenoiser:
-    """The denoiser of `ImportedFunction.options`, or of what was saved of them."""
+    """The denoiser made from `ImportedFunction.options`, as read or as saved."""
     kind = Parameterization(output="edm", sigma_data=options["sigma_data"])
     schedule, example = make_schedule(diffusion), _example(options)
     return wrap(

@@ -19,7 +19,8 @@ from mechdiff.models.pretrained.plain_layers import Tensors, convolve, group_nor
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """Options of a network that its tensors don't tell; calling it is F of Karras et al. at ln(sigma) / 4.
+    """Options of a network that can't be inferred from its tensors; calling it is F of Karras et al. at
+    ln(sigma) / 4.
 
     Attributes:
       kind: `DhariwalUNet` or `SongUNet`.

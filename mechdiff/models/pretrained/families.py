@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 WAY_OUT = "write it as a JAX function and wrap that (mechdiff.models.traced)"
-FAMILIES = (  # words of a config that tell a family, and what it is
+FAMILIES = (  # words of a config that only one family has, and what it is
     (("first_stage_config", "cond_stage_config", "unet_config"), "a latent diffusion model"),
 )
 

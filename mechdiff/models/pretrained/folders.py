@@ -80,7 +80,7 @@ def _home(folder: Path, weights: str | None) -> tuple[Path, tuple[str, ...]]:
 
 
 def _which(read: Path, other: Path, kinds: dict[Path, str]) -> str:
-    """The note on a network that was not read."""
+    """The note on networks that were not read."""
     flag = f"--weights={kinds[other]} or " if kinds[other] != kinds[read] else ""
     return f"read {read.name}/ ({KINDS[kinds[read]]}); for {other.name}/ give {flag}--from={other}"
 
@@ -138,7 +138,7 @@ def _refuse_latents(bases: list[Path]) -> None:
                 parts.append(name)
         if parts:
             raise ConfigError(
-                f"{base} has a {parts[0]}: its network lives in the latents of that, which are no images; "
+                f"{base} has a {parts[0]}: its network lives in the latents of that, which are not images; "
                 "only networks on pixels are supported"
             )
 

@@ -1,4 +1,4 @@
-"""Repositories of the Hugging Face hub that lie on this machine already. Nothing is downloaded here.
+"""Repositories of the Hugging Face hub that are on this machine already. Nothing is downloaded here.
 
 Layout of the cache: `models--OWNER--NAME/refs/BRANCH` holds the name of a folder in
 `models--OWNER--NAME/snapshots` (documentation of huggingface_hub, "Understand caching").

@@ -121,7 +121,7 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
 def build(
     options: Mapping[str, Any], params: PyTree, diffusion: DiffusionConfig, name: str
 ) -> TracedDenoiser:
-    """The denoiser of `ImportedFunction.options`, or of what was saved of them."""
+    """The denoiser made from `ImportedFunction.options`, as read or as saved."""
     network, example = _network(options), _example(options)
     schedule = make_schedule(diffusion)
     kind = options["prediction"]

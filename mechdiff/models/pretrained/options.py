@@ -1,7 +1,7 @@
 """Options of a foreign config: read by type, passed over, or refused by name.
 
-Every format has a table, name -> `Option`. What the table does not name and what is not known to be without
-bearing is an error: a misspelt option would otherwise be an option silently left at its default.
+Every format has a table, name -> `Option`. An option that the table does not name is an error, unless it is
+known to have no effect here: otherwise a misspelled option would silently keep its default.
 """
 
 import dataclasses

@@ -161,7 +161,7 @@ def write(diffusion: DiffusionConfig, prediction: str, clip: float = 1.0) -> dic
 
 
 def _with_statements(config: Mapping[str, Any], stated: Stated) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Options and statements together, and what neither says where there are no options at all."""
+    """Options and statements together, and what neither of them gives where there are no options at all."""
     merged = dict(config)
     theirs = {ours: name for name, ours in OURS.items()}
     for name, ours in ASKED.items():

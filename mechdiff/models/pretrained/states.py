@@ -93,7 +93,7 @@ def _chosen(prefixes: list[str], weights: str | None, path: Path) -> str:
 
 def without_variances(state: State, names: tuple[str, ...], outputs: int) -> tuple[dict, str]:
     """The state with the first `outputs` rows alone of the last convolution, and a note. The other half, the
-    variances of a sampler, does not bear on them."""
+    variances of a sampler, has no effect on them."""
     kept = dict(state)
     for name in names:
         if name in kept and len(kept[name]) == 2 * outputs:

@@ -49,7 +49,7 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], str]:
 
     Raises:
       CheckpointError: absent, truncated, a pickle, or with numbers of a type that is not supported; an index
-        that is not one, that leads out of the folder, or that tells otherwise than its shards.
+        that is not one, that leads out of the folder, or that contradicts its shards.
       DataError: an index that is not JSON.
     """
     index = index_of(path)

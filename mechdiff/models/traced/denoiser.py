@@ -72,7 +72,7 @@ class TracedDenoiser:
       identity: the intervention that changes nothing.
       schedule: noise levels of the timesteps.
       network: the function, its sites, and its parameterization; static.
-      name: shown in results; another name compiles nothing anew.
+      name: shown in results; another name compiles nothing again.
       stages: None; sweeps share the computation before its sites instead, see `joining`.
     """
 

@@ -1,4 +1,5 @@
-"""What a mean over networks may hide, in words: data sets that are far apart, networks that share a start.
+"""What a mean over networks may hide, in words: differences between data sets, and networks that share a
+start.
 
 Networks of equal training seed start from equal parameters, whatever they are trained on. So their values may
 agree, and counting each as a seed of its own makes an interval too narrow. These words decide nothing.

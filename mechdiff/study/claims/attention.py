@@ -28,8 +28,8 @@ def divergence(networks: Sequence[Network], controls: Sequence[Network] = ()) ->
     """Whether attention entropy differs between the data sets: exact p by relabeling networks.
 
     Args:
-      controls: networks of control data; CelebA's divergence from them is said beside the claim, and decides
-        nothing.
+      controls: networks of control data; CelebA's divergence from them is reported with the claim, and
+        decides nothing.
     """
     result, n, timesteps = _divergence(networks)
     between, within = (np.sqrt((side**2).mean()) for side in (result.between, result.within))
@@ -88,7 +88,7 @@ def _compared(natural: tuple[Network, ...], simple: tuple[Network, ...]) -> Netw
 
 def _from_controls(networks: Sequence[Network], controls: Sequence[Network]) -> str:
     """Divergence of CelebA's networks from those of each control data set, in words: a difference that is as
-    large between other data sets is no property of natural images or of faces."""
+    large between other data sets is not a property of natural images or of faces."""
     natural, _ = across_seeds.natural_and_simple(networks)
     words = []
     for data in across_seeds.CONTROLS:
@@ -228,7 +228,7 @@ def entropy(networks: Sequence[Network]) -> Finding:
 
 
 def _other_ablations(networks: Sequence[Network]) -> str:
-    """The claim's estimate under the ablations that it is not decided by, in words."""
+    """The claim's estimate under the ablations that don't decide it, in words."""
     lead = across_seeds.lead_ablation(networks[0].sweep)
     units = min(network.units.count for network in networks)
     words = []
@@ -244,13 +244,13 @@ def _other_ablations(networks: Sequence[Network]) -> str:
 
 
 def _swept(network: Network, ablation: str) -> bool:
-    """Whether the network and the untrained one beside it were swept under an ablation."""
+    """Whether the network and its untrained control were swept under an ablation."""
     sweeps = [sweep for sweep in (network.sweep, network.control) if sweep is not None]
     return all(ablation in sweep["ablation"].values for sweep in sweeps)
 
 
 def _added(network: Network, ablation: str) -> Float[np.ndarray, " draws"]:
-    """The rank correlation of a trained network minus that of the untrained one beside it."""
+    """The rank correlation of a trained network minus that of its untrained control."""
     if network.control is None or network.control_attention is None:
         raise NotTestable(f"{network.name} has no untrained network beside it (--set=study.controls=true)")
     trained = rank_link(network.sweep, network.attention, ablation)

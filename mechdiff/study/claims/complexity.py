@@ -48,7 +48,7 @@ def examine(networks: Sequence[Network], controls: Sequence[Network] = ()) -> Fi
     """The claim on all networks, including those of lower complexity and snapshots of trainings.
 
     Args:
-      controls: networks of control data; the measure in them is reported beside the claim and does not decide
+      controls: networks of control data; the measure in them is reported with the claim and does not decide
         it.
 
     Raises:
@@ -84,7 +84,8 @@ def examine(networks: Sequence[Network], controls: Sequence[Network] = ()) -> Fi
 
 
 def _beside(measure: Measure, networks: Sequence[Network], controls: Sequence[Network]) -> str:
-    """The measure in networks of control data, in words; empty where there are too few, or others."""
+    """The measure in networks of control data, in words; empty where there are too few, or they are not
+    comparable."""
     words = []
     for data in across_seeds.CONTROLS:
         side = [network for network in across_seeds.final_snapshots(controls) if network.data == data]
@@ -165,7 +166,7 @@ def _matched(networks: Sequence[Network]) -> tuple[list[Network], list[Network],
 
 
 def _unmatched(networks: Sequence[Network]) -> str:
-    """In words, where no measure may speak, that networks are not matched in loss either; else empty."""
+    """Where no measure decides: that networks are not matched in loss either, in words; else empty."""
     try:
         _matched(networks)
     except NotTestable as reason:

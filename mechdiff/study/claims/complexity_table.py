@@ -1,5 +1,5 @@
-"""Table beside the claim about complexity: its measures in the networks of every data set, including control
-data, at every examined step of training.
+"""Table that goes with the claim about complexity: its measures in the networks of every data set, including
+control data, at every examined step of training.
 
 A measure is relative to the loss, so it can follow how well a network is trained rather than what its images
 hold. Steps of one training have the same images and different losses: how a measure moves along them shows

@@ -26,7 +26,7 @@ def evaluate(networks: Sequence[Network]) -> list[Claim]:
 
     Claims that compare data sets take CelebA as the natural and synthetic faces of complexity 4 as the simple
     one. Faces of lower complexity, and snapshots of a training other than its last, serve the claim about
-    complexity alone; networks of control data are described beside it and serve no claim. If components or
+    complexity alone; networks of control data are reported with it and serve no claim. If components or
     timesteps of the networks differ, no claim is testable.
     """
     controls = [network for network in networks if network.data in across_seeds.CONTROLS]

@@ -36,7 +36,7 @@ class Claim:
       estimate, interval: NaN where there are none; 95 %.
       p, p_adjusted: of no effect on the claimed side; adjusted over the claims of one evaluation.
       n_images: different images per network that the test used; n_seeds: replicate networks.
-      n_people: people on the images, of networks for which they are known; 0: none are.
+      n_people: number of people in the images, in networks for which it is known; 0: in none.
     """
 
     id: str

@@ -20,7 +20,7 @@ from mechdiff.sweeps.execution import footprint, memory
 
 SAMPLE_STEPS = 50  # DDIM
 SAMPLE_BLOCK = 16  # images drawn together
-BRIEF_STEPS = 10  # DDIM, of images that only a first ranking looks at
+BRIEF_STEPS = 10  # DDIM, for images of a first ranking only
 
 
 def draw_samples(
@@ -36,7 +36,7 @@ def draw_samples(
     """`count` images sampled by DDIM in blocks of one shape; image i depends on (key, i) only.
 
     Args:
-      steps: of DDIM; at most T are made.
+      steps: of DDIM; at most T.
       condition: leaves `(count, ...)`; None: for a network with classes, all classes in turn.
       guidance: scale of `samplers.guided`; other than 1 only for a network with a null class.
       quickly: by a program that compiles faster, see `devices.jitted`.
@@ -100,7 +100,7 @@ def sample_condition(denoiser: Examinable, count: int) -> PyTree:
     """The default condition of samples: every class in turn; None for an unconditional network.
 
     Raises:
-      ConfigError: the network is conditioned on something else than classes of a table.
+      ConfigError: the network is conditioned on something other than classes of a table.
     """
     unet, classes = denoiser.network, conditions.taken(denoiser.network).classes
     if not isinstance(unet, UNetConfig):

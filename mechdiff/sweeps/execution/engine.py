@@ -41,8 +41,8 @@ class _Dealt(NamedTuple):
     placed: Intervention
 
 
-# Numbers in an array that a card's kernels can index by 32 bits. A float32 sweep of `paper` in passes that
-# went beyond took five times as long as its convolutions should.
+# Elements of an array that a card's kernels can index by 32 bits. A float32 sweep of `paper` took five times
+# as long as its convolutions should where passes went beyond that.
 INDEXED = 2**31
 
 
@@ -61,7 +61,7 @@ class Engine:
       denoiser: any `Examinable`; those with stages share prefixes of the network, see `shared_prefix`.
       rows: interventions x images in one pass; 0: as many as memory holds, on a CPU `CPU_MOST_ROWS` at most;
         halved when memory runs out.
-      devices: that share the work; empty: all of this process.
+      devices: those that share the work; empty: all of this process.
       together: all interventions join at the first stage, see `shared_prefix.plan_passes`; for stacks that
         join at other stages in every call.
       row_counts: largest number of stages at which interventions may join; 0: all stages; None: `ROW_COUNTS`
@@ -237,12 +237,13 @@ class Engine:
 
 
 def _alike(plan: Layout, other: Layout) -> bool:
-    """Whether two layouts place interventions equally."""
+    """Whether two layouts place interventions on the devices in the same way."""
     return plan.mesh == other.mesh and np.array_equal(plan.order, other.order)
 
 
 def _unchanged(leaves: list[AnyArray], before: list[AnyArray]) -> bool:
-    """Whether arrays are as before: JAX's the same objects; NumPy's, which can be written to, equal."""
+    """Whether arrays are as before: JAX arrays the same objects; NumPy arrays, which can be written to,
+    equal."""
     return len(leaves) == len(before) and all(
         leaf is other if isinstance(leaf, jax.Array) else np.array_equal(leaf, other)
         for leaf, other in zip(leaves, before, strict=True)

@@ -1,6 +1,6 @@
 """Rollouts of a sampler under interventions, from any step to any other.
 
-Images are shared out over the devices of this process; each computes its own under all interventions.
+Samples are spread over the devices of this process; each device computes its own under all interventions.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Few row counts in a pass: interventions join earlier than they must, so that fewer stages change shape.
 
-An accelerator picks its kernels anew for every shape. Where rows join at every other stage, no two
+An accelerator chooses kernels again for every shape. Where rows join at every other stage, no two
 convolutions are alike, and most of the time before the first result goes into compiling and trying kernels.
 Rows that join early are copies of the clean ones until the stage that they change: the same numbers, for more
 arithmetic.
@@ -15,7 +15,7 @@ from mechdiff.models.stages import Stage
 
 
 def stage_costs(stages: Sequence[Stage]) -> list[float]:
-    """How much of the arithmetic of a row each stage takes, about: only proportions count."""
+    """About how much arithmetic each stage takes for a row; only proportions count."""
     return [float(stage.resolution**2 * stage.width**2) for stage in stages]
 
 

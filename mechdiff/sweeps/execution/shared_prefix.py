@@ -1,10 +1,10 @@
-"""Many interventions in one pass through the network, nothing before a site computed twice.
+"""Many interventions in one pass through the network, in which nothing before a site is computed twice.
 
 The batch grows on its way through the stages: the clean rows go first, and the rows of an intervention
 join, as copies of the clean ones, at the first stage that it changes. A leave-one-out sweep is one program
 of about half the operations of one pass per component, compiled once whatever the number of sweeps. Where
 memory holds only a part of the rows at a time, they take turns in the same program (`plan_passes`).
-Of a function with named values the sites take the place of the stages, see `models.traced.joining`; any other
+In a function with named values, sites take the place of stages, see `models.traced.joining`; any other
 denoiser without stages runs whole for every intervention.
 """
 
@@ -48,7 +48,7 @@ def joining_stages(config: UNetConfig, stacked: Intervention) -> Int[np.ndarray,
     """The first stage that each intervention of a stack changes, whatever its window; the last if none does.
 
     Args:
-      stacked: gates `(interventions, units)`; temperatures, patterns and directions likewise or shared.
+      stacked: gates `(interventions, units)`; temperatures, patterns and directions stacked too, or shared.
     """
     place = {stage.name: i for i, stage in enumerate(stages(config))}
     count = len(next(iter(stacked.gate.values())))
@@ -88,7 +88,7 @@ def _changes(
 def plan_passes(
     network: Any, stacked: Intervention, rows: int, together: bool = False, counts: int = 0
 ) -> PassPlan:
-    """Passes of at most `rows` interventions, alike in how many join at every stage.
+    """Passes of at most `rows` interventions, in all of which equally many join at every stage.
 
     Interventions are sorted by the first stage that they change and dealt out to the passes in turn, as cards
     are: those dealt in one round join where the first of them must. With one pass none joins early; with
@@ -97,8 +97,9 @@ def plan_passes(
     Args:
       network: of the denoiser: a UNet's configuration, a traced function's facts, or anything else, which has
         no places to join at.
-      together: all join at the first stage, whatever they change: one program for all stacks of one size.
-      counts: stages of a UNet at which interventions join, at most, see `row_counts`; 0: at all.
+      together: whether all join at the first stage, whatever they change: one program for all stacks of one
+        size.
+      counts: largest number of stages of a UNet at which interventions join, see `row_counts`; 0: all stages.
     """
     if isinstance(network, UNetConfig):
         places, first = len(stages(network)), joining_stages(network, stacked)

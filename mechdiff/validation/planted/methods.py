@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from mechdiff import stats
 from mechdiff.analysis import effects
 from mechdiff.circuits.attribution import Expansion, gate_scores
-from mechdiff.circuits.backups import candidates, costs_in_company
+from mechdiff.circuits.backups import candidates, costs_alone_or_paired
 from mechdiff.circuits.discovery import backup_components, discover
 from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.circuits.integrated_gradients import integrated_gradients
@@ -72,7 +72,7 @@ def score(plant: PlantedNetwork, folder: Path, methods: Collection[str] = METHOD
         OBSERVED: lambda: _observed(plant, key, chosen),
         PREDICTED: lambda: _predicted(plant, key, chosen, clean),
         DISCOVERED: lambda: discovered(plant, key, chosen, folder / "circuits"),
-        (IN_COMPANY,): lambda: {IN_COMPANY: _in_company(plant, key, chosen, scores["exact zero"])},
+        (IN_COMPANY,): lambda: {IN_COMPANY: _alone_or_paired(plant, key, chosen, scores["exact zero"])},
     }
     for group, compute in groups.items():
         if not {*group}.isdisjoint(methods):
@@ -202,7 +202,7 @@ def discovered(
         plant.denoiser, eval_set, chosen=tuple(chosen), folder=folder, block=len(plant.images)
     )
     average = discover(evaluator)
-    evaluator = dataclasses.replace(evaluator, every_level=True)
+    evaluator = dataclasses.replace(evaluator, every_timestep=True)
     everywhere = discover(evaluator)
     place = {name: i for i, name in enumerate(everywhere.components)}
     shared = np.array(everywhere.marginal)
@@ -245,7 +245,7 @@ def _variances(denoiser: Denoiser, batch: EvalBatch) -> dict[str, Float[Array, "
     return {site: of_units(site, activation) for site, activation in sites.items()}
 
 
-def _in_company(
+def _alone_or_paired(
     plant: PlantedNetwork, key, chosen: Sequence[Component], alone: Float[np.ndarray, "component t"]
 ) -> Float[np.ndarray, "component t"]:
     """Relative loss increase (%) of each component alone; for a study's `CANDIDATES` the larger of that alone
@@ -253,7 +253,9 @@ def _in_company(
     others = EvalSet(plant.others, plant.timesteps, keys.stream(key, "candidates"))
     picked = candidates(plant.denoiser, others, chosen, CANDIDATES)
     pairs = list(itertools.combinations(picked, 2))
-    costs = costs_in_company(pair_effects(plant.denoiser, EvalSet(plant.images, plant.timesteps, key), pairs))
+    costs = costs_alone_or_paired(
+        pair_effects(plant.denoiser, EvalSet(plant.images, plant.timesteps, key), pairs)
+    )
     return np.stack([costs.get(part.name, increase) for part, increase in zip(chosen, alone, strict=True)])
 
 

@@ -286,7 +286,7 @@ DDIM_BAD = [
     ),
     ({}, {"data": {}}, "option data.image_size is absent"),
     ({}, {"diffusion": {"beta_schedule": "jsd"}}, "option beta_schedule='jsd' is not supported"),
-    ({}, {"diffusion": [1]}, "section diffusion=[1] is no mapping"),
+    ({}, {"diffusion": [1]}, "section diffusion=[1] is not a mapping"),
     ({}, {"first_stage": {}}, "unknown section of ddim 'first_stage'"),
 ]
 

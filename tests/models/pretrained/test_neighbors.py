@@ -217,7 +217,7 @@ def test_sigmoid_betas_against_their_formula():
         ("config.yaml", "a: 1\n\tb: 2", "config.yaml, line 2: not valid YAML"),
         ("config.yaml", "!!python/object/apply:os.system ['true']", "not valid YAML"),
         ("config.yaml", "- 1\n- 2", "config.yaml holds [1, 2], not options by name"),
-        ("config.yaml", "5: 1\nnum_channels: 32", "config.yaml has an option 5 that is no name"),
+        ("config.yaml", "5: 1\nnum_channels: 32", "config.yaml has an option 5 that is not a name"),
         (
             "config.yaml",
             "a: &a [1,1]\nnum_channels: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nb: [*b,*b,*b]",

@@ -264,7 +264,7 @@ BAD = [
     (lambda folder: (folder / "config.json").write_text("[" * 100_000), "config.json: "),
     (lambda folder: (folder / "config.json").write_text("[1, 2]"), "config.json holds [1, 2], not options"),
     (lambda folder: (folder / "vqvae").mkdir(), "has a vqvae: its network lives in the latents of that"),
-    (option(time_embedding_dim=9), "option time_embedding_dim=9 is no multiple of 8"),
+    (option(time_embedding_dim=9), "option time_embedding_dim=9 is not a multiple of 8"),
     (option(_class_name="UNet2DConditionModel"), "describes UNet2DConditionModel; supported: diffusers'"),
     (scheduler(beta_schedule="laplace"), "scheduler option beta_schedule='laplace' is not supported"),
     (scheduler(beta_schedule=["linear"]), "scheduler option beta_schedule=['linear'] is not one of"),
