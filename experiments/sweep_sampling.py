@@ -52,7 +52,7 @@ def main(config, workdir):
     settings = dataclasses.replace(sampling.SETTINGS, precision=config.sweep.precision)
     swept = sampling.sampling_sweep(denoiser, samples, windows, workdir / "trajectories", config=settings)
     shared, naive = network_calls(timesteps, windows, swept.sizes["component"])
-    print(f"{shared:,} network calls a sample instead of {naive:,}: {naive / shared:.2f} x fewer")
+    print(f"{shared:,} network calls per sample instead of {naive:,}: {naive / shared:.2f} x fewer")
     if statement := precision.sampling_statement(swept):
         print(f"{statement}; –: not above it")
     carried = swept.distance.isel(ablation=0, sample=0).copy(data=precision.carried(swept)[0])

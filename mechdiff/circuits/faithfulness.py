@@ -191,7 +191,7 @@ class CircuitEvaluator:
             {
                 **self.denoiser.digests(),
                 **eval_set_digests(self.eval_set),
-                "fills": self._source and self._source.digest(),
+                "fills": self._source.digest() if self._source else None,
                 "ablation": self.ablation,
                 "components": self.names,
                 "numerics": NUMERICS_VERSION,
@@ -211,7 +211,7 @@ class CircuitEvaluator:
     @property
     def _home(self) -> Path | None:
         """Where losses are kept; None: nowhere."""
-        return self.folder and self.folder / self.digest[:16]
+        return self.folder / self.digest[:16] if self.folder else None
 
     def _keep(self, members: Members, loss: Float[np.ndarray, "circuit t image"]) -> None:
         if self._home is None:

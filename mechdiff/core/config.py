@@ -136,7 +136,7 @@ class StudyConfig:
     random_sets: int = 0  # sets of as many random channels that each effect is compared with; 0: none
     images: int = 16  # how many of the scored images are used for controls, circuits, roles and pairs
     timesteps: int = 8  # of circuits, roles and pairs, spread evenly in log-SNR
-    pairs: int = 0  # candidates all pairs of which are ablated, to find backup components; 0: none
+    pairs: int = 0  # number of candidates whose pairs are all ablated, to find backup components; 0: none
 
     def __post_init__(self):
         for ablation in self.circuits:

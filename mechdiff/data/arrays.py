@@ -81,7 +81,7 @@ def as_images(
       The images, and what was done to them, in words.
 
     Raises:
-      DataError: another layout, or values of which it isn't certain what is black and what is white.
+      DataError: another layout, or values that leave open what is black and what is white.
 
     Example:
       >>> images, notes = as_images(np.zeros((5, 3, 8, 8), np.uint8), "x")

@@ -61,7 +61,7 @@ def component_type_of(name: str) -> str:
 
 VECTORS = ("time", "class")  # types of sites whose activation is one vector per row, not a feature map
 HEAD, PATTERN = "head", "pattern"  # types of sites: outputs of attention heads, and attention patterns
-SINGLE = (HEAD, PATTERN, "feature")  # types of sites each unit of which is a component
+SINGLE = (HEAD, PATTERN, "feature")  # types of sites in which each unit is a component
 
 
 def units(site: str, count: int) -> dict[str, tuple[int, int]]:

@@ -32,7 +32,7 @@ _REASONS = {
 def explain(error: OSError, path: Path | str = "") -> str | None:
     """One line for an error of the disk or of a path, or None when `error` is of another kind."""
     reason = _REASONS.get(error.errno)
-    return reason and f"{error.filename or path or 'file'}: {reason}"
+    return f"{error.filename or path or 'file'}: {reason}" if reason else None
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ class Packed(NamedTuple):
 def rounded(
     values: Float[np.ndarray, "*cells image"], share: float
 ) -> tuple[Int[np.ndarray, "*cells image"], Float[np.ndarray, "*cells"]]:
-    """Whole numbers k and the steps of which `restored` makes the values again, each within half a step.
+    """Integers k, and the steps with which `restored` gives the values back, each within half a step.
 
     Args:
       share: of the standard deviation over images that a step is; cells without scatter get finer steps.
@@ -73,7 +73,7 @@ def write(
     Args:
       about: JSON-ready.
       results: name -> result; dimensions of a rounded variable must include `image`.
-      shares: variable -> share of the scatter over images to which it is rounded.
+      shares: variable -> size of its steps, as a share of the scatter over images.
       members: name -> bytes kept as they are.
     """
     packed = io.BytesIO()

@@ -70,7 +70,7 @@ class RunLog:
         self.close()
 
     def _opened(self, records: list[dict]) -> io.FileIO:
-        """The file, of which these records are left."""
+        """The file, cut to these records."""
         kept = b"".join(_line(record) for record in records)
         with files.plain_errors(self.path):
             if not self.path.exists() or self.path.read_bytes() != kept:

@@ -10,16 +10,16 @@ from mechdiff.validation.planted.wiring import BRANCHES, STEPS, Wired, copied, h
 Family = Callable[..., Wired]  # of a UNet, its noise schedule, the timesteps scored and a generator
 
 
-def _one_head(unet, rng, scene, channels, direct, match=0.0) -> Wired:
+def _one_head(unet, rng, draw_images, channels, direct, match=0.0) -> Wired:
     (stage, index), base = pick(rng, head_places(unet)), weights.distractors(unet, rng)
 
-    def redo(gain):
+    def params_of(gain):
         params = copied(base)
         weights.frame(params, direct)
         weights.head(params, (stage, index), unet.heads[-1], gain, channels, match)
         return params
 
-    return Wired(scene, redo, {f"{stage}.head{index}": 1})
+    return Wired(draw_images, params_of, {f"{stage}.head{index}": 1})
 
 
 def _long_range(unet, schedule, timesteps, rng) -> Wired:
@@ -39,7 +39,7 @@ def _redundant(unet, schedule, timesteps, rng) -> Wired:
     pair = [heads[i] for i in rng.choice(len(heads), 2, replace=False)]
     base = weights.distractors(unet, rng, leak=0.0)
 
-    def redo(gain):
+    def params_of(gain):
         params = copied(base)
         weights.frame(params, {}, carrier=0.0)
         for stage, index in pair:
@@ -47,7 +47,7 @@ def _redundant(unet, schedule, timesteps, rng) -> Wired:
         return params
 
     first, second = (f"{stage}.head{index}" for stage, index in pair)
-    return Wired(datasets.flat, redo, {first: 1, second: 1}, fit=None, pairs=((first, second, 1),))
+    return Wired(datasets.flat, params_of, {first: 1, second: 1}, fit=None, pairs=((first, second, 1),))
 
 
 def _window(unet, schedule, timesteps, rng) -> Wired:
@@ -57,14 +57,14 @@ def _window(unet, schedule, timesteps, rng) -> Wired:
     edges = np.concatenate([[0], (timesteps[1:] + timesteps[:-1]) // 2, [STEPS]])
     window = (int(edges[start]), int(edges[start + 2]))
 
-    def redo(gain):
+    def params_of(gain):
         params = copied(base)
         weights.frame(params, {1: 0.8})
         weights.branch(params, stage, gain, closed=8.0)
         weights.opened(params, unet, schedule, stage, window, closed=8.0)
         return params
 
-    return Wired(datasets.cells, redo, {f"{stage}.res": 1, f"{stage}.time": 1}, window=window)
+    return Wired(datasets.cells, params_of, {f"{stage}.res": 1, f"{stage}.time": 1}, window=window)
 
 
 def _cancelling(unet, schedule, timesteps, rng) -> Wired:
@@ -72,7 +72,7 @@ def _cancelling(unet, schedule, timesteps, rng) -> Wired:
     pair, base = rng.choice(BRANCHES[1:], 2, replace=False).tolist(), weights.distractors(unet, rng)
     shift = tuple(int(i) for i in rng.choice([-1, 1], 2))
 
-    def redo(gain):
+    def params_of(gain):
         params = copied(base)
         weights.frame(params, {0: 0.8, 1: 0.8})
         for sign, stage in zip((1, -1), pair, strict=True):
@@ -80,20 +80,20 @@ def _cancelling(unet, schedule, timesteps, rng) -> Wired:
         return params
 
     first, second = (f"{stage}.res" for stage in pair)
-    return Wired(datasets.cells, redo, {first: 1, second: 1}, fit=None, pairs=((first, second, -1),))
+    return Wired(datasets.cells, params_of, {first: 1, second: 1}, fit=None, pairs=((first, second, -1),))
 
 
 def _detail(unet, schedule, timesteps, rng) -> Wired:
     """One skip carries the detail that halving the resolution loses."""
     stage, base = pick(rng, ("up0.block0", "up0.block1")), weights.distractors(unet, rng)
 
-    def redo(gain):
+    def params_of(gain):
         params = copied(base)
         weights.frame(params, {1: 0.8}, high_pass=True)
         weights.skip(params, stage, gain)
         return params
 
-    return Wired(datasets.checkers, redo, {f"{stage}.skip": 1})
+    return Wired(datasets.checkers, params_of, {f"{stage}.skip": 1})
 
 
 def _harmful(unet, schedule, timesteps, rng) -> Wired:
@@ -101,13 +101,13 @@ def _harmful(unet, schedule, timesteps, rng) -> Wired:
     stage, base = pick(rng, BRANCHES[1:]), weights.distractors(unet, rng)
     shift = tuple(int(i) for i in rng.choice([-1, 1], 2))
 
-    def redo(gain):
+    def params_of(gain):
         params = copied(base)
         weights.frame(params, {0: 0.8, 1: 0.8})
         weights.branch(params, stage, 0.8 * gain, shift)
         return params
 
-    return Wired(datasets.cells, redo, {f"{stage}.res": -1}, fit=None)
+    return Wired(datasets.cells, params_of, {f"{stage}.res": -1}, fit=None)
 
 
 SHOWN: dict[str, Family] = {

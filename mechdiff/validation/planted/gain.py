@@ -1,4 +1,4 @@
-"""The gain of a planted component: that at which it denoises best, as training would set it, or that at
+"""The gain of a planted component: the one at which it denoises best, as training would set it, or the one at
 which its help and its harm cancel.
 
 At the best gain the gradient of the loss with respect to its gate vanishes, as it nearly does in trained
@@ -55,10 +55,11 @@ def balanced_gain(
     images: Images,
     timesteps: Int[np.ndarray, " timesteps"],
 ) -> float:
-    """The gain at which ablating `component` raises the pooled loss by `LEFT` only, help and harm cancelling.
+    """The gain at which help and harm of `component` cancel: ablating it raises the pooled loss by `LEFT`
+    only.
 
     Args:
-      network: gain -> denoiser; more than the best gain does harm where less would have helped.
+      network: gain -> denoiser; above the best gain, the component does harm where it would have helped.
     """
     best = best_gain(network, component, images, timesteps)
 

@@ -14,9 +14,9 @@ from mechdiff.validation.planted.families import Family
 from mechdiff.validation.planted.weights import CARRIER, HIDDEN, LIVE
 from mechdiff.validation.planted.wiring import BRANCHES, Wired, copied, head_name, head_places, pick
 
-REPAIRED = 0.5  # of what the first head of a partial backup does, by the second where the first is gone
+REPAIRED = 0.5  # share of the first head's work that the second does when the first is ablated
 DISTRACTOR_LEAK = 3 * weights.LEAK  # where a pooled effect near 0 has to stand out from those of distractors
-TALLY = 1e-4  # that each head of `two_of_three` adds to its count
+TALLY = 1e-4  # what each head of `two_of_three` adds to its count
 ENOUGH = (1.1, 1.6)  # where the output of `two_of_three` begins and ends to rise with the count
 STEEPNESS = 150.0  # of these ramps, for a count of 1
 STEEP = 20.0  # of the SiLUs that read a feature's sign
@@ -33,7 +33,7 @@ def _two_of_three(unet, schedule, timesteps, rng) -> Wired:
     members = [heads[i] for i in rng.choice(len(heads), 3, replace=False)]
     base = weights.distractors(unet, rng)
 
-    def redo(gain):
+    def params_of(gain):
         params = copied(base)
         weights.frame(params, {0: 0.8, 1: 0.8})
         _counting(params)
@@ -44,7 +44,7 @@ def _two_of_three(unet, schedule, timesteps, rng) -> Wired:
 
     first, second, third = map(head_name, members)
     pairs = ((first, second, 1), (first, third, 1), (second, third, 1))
-    return Wired(datasets.tinted, redo, dict.fromkeys((first, second, third), 1), fit=None, pairs=pairs)
+    return Wired(datasets.tinted, params_of, dict.fromkeys((first, second, third), 1), fit=None, pairs=pairs)
 
 
 def _adding_one(params: PyTree, place: tuple[str, int], heads: int) -> None:
@@ -62,7 +62,7 @@ def _counting(params: PyTree) -> None:
     """Image channel 2 is `datasets.TINT` where the count is above `ENOUGH`, and 0 where it is below: the
     difference of two ramps, one in either channel of the pair, exact to rounding at every whole count.
 
-    The count is so small beside the carrier that the norm of the live group does not notice it.
+    The count is so small against the carrier that it hardly changes the norm of the live group.
     """
     low, high = (count * TALLY / (CARRIER / 2) for count in ENOUGH)
     steep = STEEPNESS / (TALLY / (CARRIER / 2))
@@ -74,12 +74,12 @@ def _counting(params: PyTree) -> None:
 
 
 def _partial_backup(unet, schedule, timesteps, rng) -> Wired:
-    """One head averages over all positions. A later one adds `REPAIRED` of what is missing of that: nothing,
-    unless the first is gone."""
+    """One head averages over all positions. A later one adds `REPAIRED` times what is missing of that:
+    nothing, unless the first is ablated."""
     first, second = _in_two_layers(unet, rng)
     base, heads = weights.distractors(unet, rng), unet.heads[-1]
 
-    def redo(gain):
+    def params_of(gain):
         params = copied(base)
         weights.frame(params, {})
         weights.head(params, first, heads, gain, (0, 1, 2))
@@ -91,7 +91,7 @@ def _partial_backup(unet, schedule, timesteps, rng) -> Wired:
         return params
 
     names = head_name(first), head_name(second)
-    return Wired(datasets.flat, redo, dict.fromkeys(names, 1), pairs=((*names, 1),))
+    return Wired(datasets.flat, params_of, dict.fromkeys(names, 1), pairs=((*names, 1),))
 
 
 def _composition(unet, schedule, timesteps, rng) -> Wired:
@@ -100,7 +100,7 @@ def _composition(unet, schedule, timesteps, rng) -> Wired:
     base, heads = weights.distractors(unet, rng), unet.heads[-1]
     relay = HIDDEN + 4  # that of image channel 2, which holds nothing
 
-    def redo(gain):
+    def params_of(gain):
         params = copied(base)
         weights.frame(params, {1: 0.8})
         params["conv_in"]["conv"]["kernel"][:, :, 2] = 0
@@ -111,7 +111,7 @@ def _composition(unet, schedule, timesteps, rng) -> Wired:
         return params
 
     names = head_name(first), head_name(second)
-    return Wired(datasets.regions, redo, {names[1]: 1, names[0]: 1}, pairs=((*names, -1),))
+    return Wired(datasets.regions, params_of, {names[1]: 1, names[0]: 1}, pairs=((*names, -1),))
 
 
 def _redirected(params: PyTree, place: tuple[str, int], heads: int, plus: int) -> None:
@@ -134,14 +134,14 @@ def _rare(unet, schedule, timesteps, rng) -> Wired:
     is not, and the head does nearly as much harm in all as it helps in the few."""
     place, base = pick(rng, head_places(unet)), weights.distractors(unet, rng)
 
-    def redo(gain):
+    def params_of(gain):
         params = copied(base)
         weights.frame(params, {0: 0.8, 1: 0.8})
         weights.head(params, place, unet.heads[-1], gain)
         _redirected(params, place, unet.heads[-1], LIVE + 4)
         return params
 
-    return Wired(datasets.rarely, redo, {head_name(place): 1}, fit="balanced")
+    return Wired(datasets.rarely, params_of, {head_name(place): 1}, fit="balanced")
 
 
 def _place(unet, schedule, timesteps, rng) -> Wired:
@@ -149,36 +149,36 @@ def _place(unet, schedule, timesteps, rng) -> Wired:
     place, base = pick(rng, head_places(unet)), weights.distractors(unet, rng)
     quarter = int(rng.integers(2)), int(rng.integers(2))
 
-    def redo(gain):
+    def params_of(gain):
         params = copied(base)
         weights.frame(params, {1: 0.8})
         weights.head(params, place, unet.heads[-1], gain, match=9.0)
         return params
 
-    scene = functools.partial(datasets.quarter, where=quarter)
-    return Wired(scene, redo, {head_name(place): 1}, quarter=quarter)
+    draw_images = functools.partial(datasets.quarter, where=quarter)
+    return Wired(draw_images, params_of, {head_name(place): 1}, quarter=quarter)
 
 
 def _changing(unet, schedule, timesteps, rng) -> Wired:
     """One branch adds the noisy content: it helps at some timesteps, and hurts as much at noisier ones."""
     stage, base = pick(rng, BRANCHES), weights.distractors(unet, rng, leak=DISTRACTOR_LEAK)
 
-    def redo(gain):
+    def params_of(gain):
         params = copied(base)
         weights.frame(params, {1: 0.8})
         weights.branch(params, stage, gain)
         return params
 
-    return Wired(datasets.cells, redo, {f"{stage}.res": 1}, fit="balanced")
+    return Wired(datasets.cells, params_of, {f"{stage}.res": 1}, fit="balanced")
 
 
 def _superposition(unet, schedule, timesteps, rng) -> Wired:
-    """One head carries two features, never there together, as the two signs of one number: mean channel 0
-    where it is positive, mean channel 1 where it is negative. SiLUs of the output tell them apart."""
+    """One head carries two features, which never occur together, as the two signs of one number: mean channel
+    0 where it is positive, mean channel 1 where it is negative. SiLUs of the output tell them apart."""
     (stage, index), base = pick(rng, head_places(unet)), weights.distractors(unet, rng)
     heads = unet.heads[-1]
 
-    def redo(gain):
+    def params_of(gain):
         params = copied(base)
         weights.frame(params, {2: 0.8})
         weights.head(params, (stage, index), heads, gain)
@@ -191,7 +191,7 @@ def _superposition(unet, schedule, timesteps, rng) -> Wired:
             last["conv"]["kernel"][1, 1, LIVE + channel, channel] = CARRIER / 2 / STEEP
         return params
 
-    return Wired(datasets.either, redo, {f"{stage}.head{index}": 1})
+    return Wired(datasets.either, params_of, {f"{stage}.head{index}": 1})
 
 
 def _in_two_layers(unet, rng: np.random.Generator) -> tuple[tuple[str, int], tuple[str, int]]:

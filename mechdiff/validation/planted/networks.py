@@ -17,11 +17,14 @@ from mechdiff.validation.planted.gain import balanced_gain, best_gain
 from mechdiff.validation.planted.hidden_families import HIDDEN_FAMILIES
 from mechdiff.validation.planted.wiring import STEPS, Pair, Quarter
 
-FAMILIES: dict[str, Family] = {**SHOWN, **HIDDEN_FAMILIES}  # draws go by the place: append only
+FAMILIES: dict[str, Family] = {
+    **SHOWN,
+    **HIDDEN_FAMILIES,
+}  # random draws depend on the place in this table: append only
 GAINS = {"best": best_gain, "balanced": balanced_gain}
 LOG_SNR = (3.0, 1.5, 0.0, -1.5, -3.0)  # of the timesteps scored: neither nearly clean nor nearly pure noise
 SIZES = {"small": (8, 32, 4), "large": (16, 48, 6)}  # side, width, heads: 36 and 44 components
-IMAGES = {"small": 16, "large": 8}  # scored; of 8, what means should hide shows in the small ones
+IMAGES = {"small": 16, "large": 8}  # scored; with 8, small networks would show what means should hide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +89,12 @@ def make(name: str, instance: int = 0, size: str = "small", images: int | None =
     wires, drawn = (np.random.default_rng(seed) for seed in seeds.spawn(2))
     timesteps = STEPS - 1 - np.searchsorted(np.asarray(schedule.log_snr)[::-1], LOG_SNR)
     wired = FAMILIES[name](unet, schedule, timesteps, wires)
-    scored, others = np.split(wired.scene(drawn, 2 * images, unet.image_size), 2)
+    scored, others = np.split(wired.draw_images(drawn, 2 * images, unet.image_size), 2)
     denoiser = functools.partial(Denoiser, f"{name}-{size}-{instance}", unet, schedule)
     identity = weights.template(unet)[1]
 
     def network(gain: float) -> Denoiser:
-        return denoiser(wired.redo(gain), identity)
+        return denoiser(wired.params_of(gain), identity)
 
     gain = 1.0
     if wired.fit:

@@ -25,18 +25,18 @@ class Wired:
     """A planted network before its gain is fitted.
 
     Attributes:
-      scene: draws its images.
-      redo: gain -> its parameters.
+      draw_images: `(rng, count, side)` -> images.
+      params_of: gain -> parameters.
       signs: planted component -> 1 if ablating it raises the loss, -1 if it lowers the loss.
       fit: `best`, the gain of the first planted component that denoises best, as training would find it;
-        `balanced`, that at which its pooled relative loss increase is hardly above 0; None: gain 1.
+        `balanced`, the one at which its pooled relative loss increase is hardly above 0; None: gain 1.
       pairs: components that act jointly.
       window: half-open interval of t outside of which the planted components have no effect.
       quarter: of the image outside of which they have no effect.
     """
 
-    scene: datasets.PlantedImages
-    redo: Callable[[float], PyTree]
+    draw_images: datasets.PlantedImages
+    params_of: Callable[[float], PyTree]
     signs: dict[str, int]
     fit: Literal["best", "balanced"] | None = "best"
     pairs: tuple[Pair, ...] = ()
