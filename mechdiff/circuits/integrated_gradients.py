@@ -86,8 +86,8 @@ def integrated_gradients(
         ablated = ablate(denoiser.identity, chosen, ablation, values)
         end = dataclasses.replace(ablated, gate=dict(denoiser.identity.gate))
         for batch in batches(count, block):
-            shown = eval_set.batch(t_index, batch.indices)
-            units = jax.device_get(_shares(denoiser, steps, ablated.gate, end, shown))
+            eval_batch = eval_set.batch(t_index, batch.indices)
+            units = jax.device_get(_shares(denoiser, steps, ablated.gate, end, eval_batch))
             score[:, t_index, batch.span] = [
                 units[component.site][: batch.count, slice(*component.index)].sum(axis=-1)
                 for component in chosen

@@ -104,8 +104,8 @@ def pair_scores(
     curvature, loss = np.zeros((len(timesteps), len(chosen), len(chosen))), np.zeros(len(timesteps))
     for t_index in range(len(timesteps)):
         for batch in batches(count, block):
-            shown, weights = eval_set.batch(t_index, batch.indices), batch.weights / count
-            results = [_curvatures(placed, mesh, group, shown, weights) for group in groups]
+            eval_batch, weights = eval_set.batch(t_index, batch.indices), batch.weights / count
+            results = [_curvatures(placed, mesh, group, eval_batch, weights) for group in groups]
             products = np.concatenate([_flat(product, sites) for product, _ in results])[: len(chosen)]
             curvature[t_index] += products @ flat.T
             loss[t_index] += float(results[0][1])

@@ -76,9 +76,9 @@ def announce() -> None:
     host, platform = socket.gethostname(), jax.default_backend()
     used = local
     if jax.process_count() > 1:
-        here = zlib.crc32(host.encode())
-        hosts, counts = multihost_utils.process_allgather(np.array([here, local], np.uint32)).T
-        used = int(counts[hosts == here].sum())
+        host_id = zlib.crc32(host.encode())
+        hosts, counts = multihost_utils.process_allgather(np.array([host_id, local], np.uint32)).T
+        used = int(counts[hosts == host_id].sum())
         which = f"process {jax.process_index()} of {jax.process_count()} on {host}"
         _say(f"{which}: {local} {platform} devices of {total}")
     if warning := idle_gpus(platform, used, gpus_here()):

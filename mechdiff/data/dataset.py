@@ -64,8 +64,8 @@ def batch_indices(n: int, seed: int, step: int, batch: int) -> Int[np.ndarray, "
     epochs, offsets = np.divmod(positions, n)
     indices = np.empty(batch, np.int64)
     for epoch in np.unique(epochs):
-        here = epochs == epoch
-        indices[here] = _permutation(n, seed, int(epoch))[offsets[here]]
+        in_epoch = epochs == epoch
+        indices[in_epoch] = _permutation(n, seed, int(epoch))[offsets[in_epoch]]
     return indices
 
 

@@ -100,8 +100,8 @@ def list_images(path: str | Path) -> ImageFiles:
         return _of_array(place)
     names, other = _walk(place)
     if not names:
-        there = f"{sum(other.values())} other files ({_counted(other)})" if other else "empty"
-        raise DataError(f"no images in {place} ({there}); it may hold {', '.join(IMAGES)}")
+        content = f"{sum(other.values())} other files ({_counted(other)})" if other else "empty"
+        raise DataError(f"no images in {place} ({content}); it may hold {', '.join(IMAGES)}")
     notes = (
         [f"{sum(other.values())} files that are not images passed over ({_counted(other)})"] if other else []
     )

@@ -107,7 +107,7 @@ class Mirror:
             if self._follows:
                 return
             self._check_locks()
-            here: dict[str, Stamp] = {}
+            stamps: dict[str, Stamp] = {}
             for name in _whole_files(self.folder):
                 with contextlib.suppress(FileNotFoundError):  # removed meanwhile: gone the next time
                     stamp = _stamp(self.folder / name)
@@ -115,10 +115,10 @@ class Mirror:
                         content = (self.folder / name).read_bytes()
                         self.objects.put(name, content)
                         self._note(name, stamp)
-                    here[name] = stamp
-            gone = self.sent.keys() - here.keys()
-            if here != self.sent:
-                self.sent = here
+                    stamps[name] = stamp
+            gone = self.sent.keys() - stamps.keys()
+            if stamps != self.sent:
+                self.sent = stamps
                 self._renew()
             for name in gone:
                 self.objects.remove(name)

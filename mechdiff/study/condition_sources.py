@@ -184,8 +184,8 @@ def _condition_images(
             f"{len(images.array)}; they are paired by position"
         )
     preprocessing = dataclasses.replace(preprocessing, channels=CHANNELS[channels])
-    shown = np.stack([_prepared(others, place, side, preprocessing) for place in places])
-    return shown, f"condition images of {others.name} (sha256 {others.digest[:12]})"
+    condition_images = np.stack([_prepared(others, place, side, preprocessing) for place in places])
+    return condition_images, f"condition images of {others.name} (sha256 {others.digest[:12]})"
 
 
 def _prepared(others: Collection, place: int, side: int, preprocessing: Preprocessing) -> np.ndarray:

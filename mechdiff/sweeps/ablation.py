@@ -139,8 +139,8 @@ class _Plan:
 
     def empty(self, facts: dict) -> xr.Dataset:
         """The labeled result before the first piece."""
-        shown = self.eval_set
-        shape = (len(self.config.ablations), len(self.chosen), len(shown.timesteps), shown.count)
+        eval_set = self.eval_set
+        shape = (len(self.config.ablations), len(self.chosen), len(eval_set.timesteps), eval_set.count)
         full = np.full(shape, np.nan, np.float32)
         dims = ("ablation", "component", "t", "image")
         return xr.Dataset(
@@ -152,12 +152,12 @@ class _Plan:
             },
             coords={
                 "ablation": list(self.config.ablations),
-                **component_coords(self.denoiser, self.chosen, shown.timesteps, shown.count),
+                **component_coords(self.denoiser, self.chosen, eval_set.timesteps, eval_set.count),
             },
             attrs={
                 **provenance(self.denoiser),
                 "key": self.key,
-                "images_total": shown.images_total,
+                "images_total": eval_set.images_total,
                 **(precision.facts(self.config.precision, self.checked) if self.reduced else {}),
                 **facts,
             },

@@ -86,11 +86,11 @@ class Resample:
 
     def digest(self) -> str:
         """SHA-256 of images, timesteps, noise, donors, parameters and, where there is one, condition."""
-        shown = self.eval_set
-        decisive = [shown.images, shown.timesteps, jax.random.key_data(shown.key), self.donors]
+        eval_set = self.eval_set
+        decisive = [eval_set.images, eval_set.timesteps, jax.random.key_data(eval_set.key), self.donors]
         decisive.append(self.denoiser.params)
-        if shown.condition is not None:
-            decisive.append(shown.condition)
+        if eval_set.condition is not None:
+            decisive.append(eval_set.condition)
         return digests.digest_arrays(decisive)
 
 

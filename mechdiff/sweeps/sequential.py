@@ -148,8 +148,8 @@ class _Run:
             places = np.arange(checked.images)
             with jax.default_matmul_precision("float32"):
                 engine = Engine(self.denoiser, self.rows)
-                shown = [self.eval_set.batch(t_index, places) for t_index in checked.t_indices]
-                exact = [engine.measure(stacked, batch) for batch in shown]
+                eval_batches = [self.eval_set.batch(t_index, places) for t_index in checked.t_indices]
+                exact = [engine.measure(stacked, batch) for batch in eval_batches]
             first = slice(checked.images)
             swept = [
                 labelled.region(path, {"loss": (slice(None), t_index, first), "clean_loss": (t_index, first)})

@@ -197,8 +197,8 @@ def temperature_effects(
     clean = np.empty(shape[1:], np.float32)
     for t_index in range(len(timesteps)):
         for batch in batches(total, min(block, total)):
-            shown, real = eval_set.batch(t_index, batch.indices), slice(batch.count)
-            loss, outcome = _tempered(denoiser, stacked, shown, matched=matched)
+            eval_batch, real = eval_set.batch(t_index, batch.indices), slice(batch.count)
+            loss, outcome = _tempered(denoiser, stacked, eval_batch, matched=matched)
             clean[t_index, batch.span] = loss[real]
             for name, rows in _by_setting(outcome, [head for _, head in settings], stacked).items():
                 arrays[name][:, t_index, batch.span] = rows[:, real]

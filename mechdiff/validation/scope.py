@@ -123,14 +123,16 @@ def _starts(rng: np.random.Generator, repeats: int) -> list[Check]:
     def above(studies: list[np.ndarray]) -> Bool[np.ndarray, " repeat"]:
         return np.array([small_samples.over_seeds(study)[2] <= ALPHA for study in studies])
 
-    nothing = [networks(0.0) for _ in range(repeats)]
-    there = [networks(1.0) for _ in range(repeats)]
+    no_effect = [networks(0.0) for _ in range(repeats)]
+    effect = [networks(1.0) for _ in range(repeats)]
     return [
-        errs("same starts: 24 networks as 24 seeds, no effect", above([study.ravel() for study in nothing])),
-        errs("same starts: 12 means of two, no effect", above([study.mean(axis=1) for study in nothing])),
+        errs(
+            "same starts: 24 networks as 24 seeds, no effect", above([study.ravel() for study in no_effect])
+        ),
+        errs("same starts: 12 means of two, no effect", above([study.mean(axis=1) for study in no_effect])),
         finds(
             "same starts: 12 means of two, an effect of 1 sd",
-            above([study.mean(axis=1) for study in there]),
+            above([study.mean(axis=1) for study in effect]),
             0.8,
         ),
     ]

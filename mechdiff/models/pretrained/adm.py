@@ -58,12 +58,12 @@ def unet_config(get: Flags) -> UNetConfig:
     """The UNet configuration of a network made with these flags."""
     widths, attends = get["widths"], get["attends"]
     heads = tuple(_heads(get, get["num_heads"], width) for width in widths)
-    here = (*attends[:-1], True)  # the middle always attends
-    heads = tuple(count if attending else 1 for count, attending in zip(heads, here, strict=True))
+    with_middle = (*attends[:-1], True)  # the middle always attends
+    heads = tuple(count if attending else 1 for count, attending in zip(heads, with_middle, strict=True))
     up_heads = ()
     if get["num_heads_upsample"] != -1 and get["num_head_channels"] == -1:
         up_heads = tuple(get["num_heads_upsample"] if a else 1 for a in attends)
-    _check_heads(get, here, heads, up_heads)
+    _check_heads(get, with_middle, heads, up_heads)
     blocks = get["blocks"]
     return UNetConfig(
         image_size=get["image_size"],

@@ -138,5 +138,5 @@ def _network(options: Mapping[str, Any]) -> Network:
 
 def _example(options: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
     size, channels = options["image_size"], options["channels"]
-    shown = np.zeros((1, size, size, channels), np.float32), np.zeros(1, np.int32)
-    return (*shown, np.zeros(1, np.int32)) if options["classes"] else shown
+    example = np.zeros((1, size, size, channels), np.float32), np.zeros(1, np.int32)
+    return (*example, np.zeros(1, np.int32)) if options["classes"] else example

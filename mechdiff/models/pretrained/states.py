@@ -118,11 +118,13 @@ def weight_file(folder: Path, stem: str, weights: str | None) -> tuple[Path, tup
     sharded = index_of(main).is_file()
     others = sorted(path for path in folder.glob("*.safetensors") if path != main)
     others = list(variants.values()) if sharded else others
-    there = [main, *others] if main.is_file() or sharded else list(variants.values()) or others
-    said = [path for path in there if kind_of(path.stem, [other.stem for other in there]) == weights]
-    chosen = said if weights and said else there
+    candidates = [main, *others] if main.is_file() or sharded else list(variants.values()) or others
+    said = [
+        path for path in candidates if kind_of(path.stem, [other.stem for other in candidates]) == weights
+    ]
+    chosen = said if weights and said else candidates
     if chosen and (chosen[0] == main or len(chosen) == 1):
-        beside = ", ".join(path.name for path in there if path != chosen[0])
+        beside = ", ".join(path.name for path in candidates if path != chosen[0])
         note = f"read {chosen[0].name}; beside it, not read: {beside} (choose by --weights=NAME)"
         note = note if beside else f"read {chosen[0].name}, the only weights there"
         return _whole(chosen[0]), (note,) if beside or chosen[0] != main else ()

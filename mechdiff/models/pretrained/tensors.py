@@ -121,8 +121,8 @@ def _absent(path: Path) -> CheckpointError:
     pickles = [name for name in others if Path(name).suffix in PICKLES]
     if pickles:
         return _pickle(path.with_name(pickles[0]), path.name)
-    there = shorten(", ".join(others[:SHOWN]) or "nothing")[1:-1]
-    return CheckpointError(f"{path} is absent, which holds the parameters; there lies {there}")
+    found_names = shorten(", ".join(others[:SHOWN]) or "nothing")[1:-1]
+    return CheckpointError(f"{path} is absent, which holds the parameters; there lies {found_names}")
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:

@@ -118,9 +118,9 @@ def site_places(network: TracedNetwork) -> dict[str, int]:
 
 def _passes(network: TracedNetwork, joins: Sequence[int]) -> dict[str, Int[np.ndarray, "*turns"]]:
     """Name of a value -> number of passes that have joined there, with the clean one, turn by turn."""
-    there, places = 1 + np.cumsum(joins), site_places(network)
+    passes, places = 1 + np.cumsum(joins), site_places(network)
     return {
-        site.tag: there[[places[name] for name in site.names]].reshape(site.turns) for site in network.sites
+        site.tag: passes[[places[name] for name in site.names]].reshape(site.turns) for site in network.sites
     }
 
 

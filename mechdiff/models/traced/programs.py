@@ -103,14 +103,14 @@ def walk(program: ClosedJaxpr, outer: Naming | None = None) -> Iterator[Naming]:
     _, _, path, scans, place = outer or Naming("", None, (), (), ())
     for number, equation in enumerate(program.jaxpr.eqns):
         name, primitive = tag(equation), equation.primitive.name
-        here = (*place, number)
+        own_place = (*place, number)
         if name is not None:
-            yield Naming(name, equation.invars[0].aval, path, scans, here)
+            yield Naming(name, equation.invars[0].aval, path, scans, own_place)
             continue
         for index, inside in enumerate(subprograms(equation)):
             if primitive == SCAN:
                 turns = (equation.params["length"], equation.params["reverse"])
-                yield from walk(inside, Naming("", None, (*path, SCAN), (*scans, turns), (*here, None)))
+                yield from walk(inside, Naming("", None, (*path, SCAN), (*scans, turns), (*own_place, None)))
             else:
                 step = f"{primitive}:{index}" if primitive == BRANCHES else primitive
-                yield from walk(inside, Naming("", None, (*path, step), scans, here))
+                yield from walk(inside, Naming("", None, (*path, step), scans, own_place))

@@ -8,6 +8,7 @@ them by float32 rounding at most.
 import dataclasses
 import functools
 import logging
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -199,9 +200,10 @@ class Engine:
         limit = self.rows or self._limit(stacked)
         rows = min(interventions, limit)
         if images < device_count:  # then devices share passes
-            rows = min(rows, -(-interventions // (device_count // images)))
-        most, of_device = max(1, limit // (rows + 1)), -(-images // device_count)
-        return rows, -(-of_device // -(-of_device // most))  # as few blocks as there can be, equally full
+            rows = min(rows, math.ceil(interventions / (device_count // images)))
+        largest_block, of_device = max(1, limit // (rows + 1)), math.ceil(images / device_count)
+        blocks = math.ceil(of_device / largest_block)
+        return rows, math.ceil(of_device / blocks)  # as few blocks as possible, equally full
 
     @functools.cached_property
     def _rows_held(self) -> int:

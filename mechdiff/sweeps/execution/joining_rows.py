@@ -85,7 +85,10 @@ def _taken(replacements: PyTree, images: Int[AnyArray, " rows"]) -> PyTree:
 def _block(stage: Stage, rows: int, *shape: int) -> int:
     """Rows of a stage that run at a time: as many as `CPU_BLOCK` holds, or fewer that divide better."""
     most = max(1, CPU_BLOCK // (4 * max(stage.resolution**2 * stage.width, math.prod(shape))))
-    return rows if rows <= most else min(range((most + 1) // 2, most + 1), key=lambda n: (-rows % n, -n))
+    if rows <= most:
+        return rows
+    # The least overlap of the last block with the one before it; of equal ones the largest.
+    return min(range((most + 1) // 2, most + 1), key=lambda block: (-rows % block, -block))
 
 
 def _joined(stage: Stage, stream: Stream, batch: int, rows: int) -> Stream:

@@ -45,8 +45,10 @@ def few_row_counts(joins: Sequence[int], costs: Sequence[float], most: int) -> t
 
 
 def _cheapest_starts(weights: Sequence[int], depths: Sequence[float], most: int) -> list[int]:
-    """First members of at most `most` runs of consecutive places, the sum over all places of weight times
-    (depth - depth of the first of its run) being least."""
+    """The first members of at most `most` runs of consecutive places that cost the least.
+
+    A place costs its weight times (its depth - the depth of the first place of its run).
+    """
     count = len(weights)
     extra = np.full((count, count + 1), np.inf)  # of one run, by its first place and the place after it
     for first in range(count):

@@ -147,8 +147,8 @@ def forward(
     stream, joined = enter(config, params, x_t, jnp.full(batch, t), condition=condition), 0
     for stage, joining in zip(stages(config), joins, strict=True):
         joined += joining
-        here, rows = rows_at_stage(stage, stacked, batch, joined), (1 + joined) * batch
-        stream = run_rows(config, stage, params, here, stream, batch, rows)
+        at_stage, rows = rows_at_stage(stage, stacked, batch, joined), (1 + joined) * batch
+        stream = run_rows(config, stage, params, at_stage, stream, batch, rows)
     rows = (1 + count) * batch
     tiled = extended(x_t, batch, rows)
     eps = to_eps(config.prediction, schedule, tiled, jnp.full(rows, t), extended(stream.h, batch, rows))
