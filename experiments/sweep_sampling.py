@@ -55,10 +55,10 @@ def main(config, workdir):
     print(f"{shared:,} network calls per sample instead of {naive:,}: {naive / shared:.2f} x fewer")
     if statement := precision.sampling_statement(swept):
         print(f"{statement}; –: not above it")
-    carried = swept.distance.isel(ablation=0, sample=0).copy(data=precision.carried(swept)[0])
+    above_error = swept.distance.isel(ablation=0, sample=0).copy(data=precision.above_error(swept)[0])
     distance = swept.distance.isel(ablation=0).mean("sample")
     largest_first = distance.mean("window").sortby(distance.mean("window"), ascending=False)
-    shown = distance.where(carried)
+    shown = distance.where(above_error)
     names = [f"t in [{low}, {high})" for low, high in windows]
     rows = [
         {"component": str(name)} | dict(zip(names, shown.sel(component=name).values.tolist(), strict=True))

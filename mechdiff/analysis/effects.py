@@ -108,7 +108,7 @@ def relative_loss_increase(
     clean: CleanLossArray, loss: LossArray, weights: Weights
 ) -> Float[np.ndarray, "component t m"]:
     """100 (L_t(do) / L0_t - 1), in %, under each weighting of the images."""
-    return stats.percent_increase(stats.weighted(loss, weights), stats.weighted(clean, weights))
+    return stats.percent_increase(stats.weighted_mean(loss, weights), stats.weighted_mean(clean, weights))
 
 
 def pooled_relative_increase(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
@@ -118,7 +118,7 @@ def pooled_relative_increase(clean: CleanLossArray, loss: LossArray, weights: We
 
 def pooled_loss_ratio_increase(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
     """Relative increase of the loss summed over timesteps, in %, under each weighting of the images."""
-    raised, base = stats.weighted(loss, weights), stats.weighted(clean, weights)
+    raised, base = stats.weighted_mean(loss, weights), stats.weighted_mean(clean, weights)
     return stats.percent_increase(raised.sum(axis=1), base.sum(axis=0))
 
 
@@ -140,15 +140,17 @@ def excess_relative_increase(
       ConfigError: a floor that is not below the clean loss at every timestep.
     """
     floor = np.asarray(floor, np.float64)
-    least = floor[:, None] if floor.ndim == 1 else stats.weighted(floor, weights)
-    excess = stats.weighted(clean, weights) - least
+    least = floor[:, None] if floor.ndim == 1 else stats.weighted_mean(floor, weights)
+    excess = stats.weighted_mean(clean, weights) - least
     if not (excess > 0).all():
         t_index = int(np.argmin(excess.min(axis=-1)))
         raise ConfigError(
             f"floor {float(least[t_index].max()):.4g} at timestep index {t_index} is not below the network's "
             "loss; give that of the optimal denoiser in the units of the clean loss"
         )
-    return 100 * ((stats.weighted(loss, weights) - stats.weighted(clean, weights)) / excess).mean(axis=1)
+    return 100 * ((stats.weighted_mean(loss, weights) - stats.weighted_mean(clean, weights)) / excess).mean(
+        axis=1
+    )
 
 
 def increase_by_image(
@@ -227,7 +229,7 @@ def measure(
         effective=interval(lambda w: effective_number(pooled_relative_increase(clean, loss, w))),
         change=sweep["change"].sel(ablation=ablation).max(("t", "image")).values.astype(np.float64),
         rms=interval(lambda w: rms_relative_increase(clean, loss, w)),
-        hurt=interval(lambda w: stats.weighted(raised, w).mean(axis=1)),
+        hurt=interval(lambda w: stats.weighted_mean(raised, w).mean(axis=1)),
         quantiles=np.quantile(by_image, QUANTILES, axis=(1, 2)).T,
         precision_error=error,
         images=sweep.sizes["image"],

@@ -185,7 +185,7 @@ def attention_intervals(data: xr.Dataset) -> dict[str, Interval]:
     units = stats.units_of(data)
     cells = {name: data[name].transpose("head", "t", "image").values for name in STATISTICS}
     return {
-        name: stats.bootstrap_units(lambda w, values=values: stats.weighted(values, w), units)
+        name: stats.bootstrap_units(lambda w, values=values: stats.weighted_mean(values, w), units)
         for name, values in cells.items()
     }
 
@@ -193,7 +193,9 @@ def attention_intervals(data: xr.Dataset) -> dict[str, Interval]:
 def attention_extremes(data: xr.Dataset) -> dict[str, tuple[str, Value]]:
     """The most focused and the most diffuse head, by normalized entropy H / ln Nk averaged over timesteps."""
     values = data["normalized_entropy"].transpose("head", "t", "image").values
-    interval = stats.bootstrap_units(lambda w: stats.weighted(values, w).mean(axis=1), stats.units_of(data))
+    interval = stats.bootstrap_units(
+        lambda w: stats.weighted_mean(values, w).mean(axis=1), stats.units_of(data)
+    )
     places = {"focused": interval.estimate.argmin(), "diffuse": interval.estimate.argmax()}
     return {word: (str(data["head"].values[i]), value(interval, i)) for word, i in places.items()}
 
@@ -202,5 +204,5 @@ def attention_ends(data: xr.Dataset) -> tuple[Value, Value]:
     """H / ln Nk averaged over heads, at the least and at the most noisy timestep."""
     ordered = data.sortby("log_snr", ascending=False)
     values = ordered["normalized_entropy"].mean("head").transpose("t", "image").values
-    interval = stats.bootstrap_units(lambda w: stats.weighted(values, w), stats.units_of(ordered))
+    interval = stats.bootstrap_units(lambda w: stats.weighted_mean(values, w), stats.units_of(ordered))
     return value(interval, 0), value(interval, -1)

@@ -6,7 +6,7 @@ resampled or flipped, *jointly* in all cells, which keeps the dependence between
 its results NaN and touches no other cell; corrections refuse it.
 """
 
-from mechdiff.stats.clusters import Units, bootstrap_units, units_from, units_of, weighted
+from mechdiff.stats.clusters import Units, bootstrap_units, units_from, units_of, weighted_mean
 from mechdiff.stats.finite import finite_population_interval
 from mechdiff.stats.intervals import (
     Interval,
@@ -70,6 +70,6 @@ __all__ = [
     "student_mean",
     "units_from",
     "units_of",
-    "weighted",
+    "weighted_mean",
     "welch",
 ]

@@ -109,10 +109,10 @@ def units_from(people: Int[np.ndarray, "*timesteps image"] | None, images: int) 
     return Units(member.reshape(np.shape(people)), check_units(len(distinct)), clustered=True)
 
 
-def weighted(
+def weighted_mean(
     values: Float[np.ndarray, "*cells t image"], weights: Float[np.ndarray, "m *timesteps image"]
 ) -> Float[np.ndarray, "*cells t m"]:
-    """Weighted means over images; weights `[m, image]` serve all timesteps, `[m, t, image]` one each."""
+    """Weighted mean over images; weights `[m, image]` serve all timesteps, `[m, t, image]` one each."""
     if weights.ndim == 2:
         return values @ weights.T
     cells = values.reshape(-1, *values.shape[-2:]).swapaxes(0, 1)  # t first: a matrix product for each t

@@ -72,7 +72,7 @@ def largest_distance_error(
     return np.abs(next(means) - next(means)).max(axis=-1)
 
 
-def carried(swept: xr.Dataset) -> Bool[np.ndarray, "ablation component window"]:
+def above_error(swept: xr.Dataset) -> Bool[np.ndarray, "ablation component window"]:
     """Which mean distances of a sampling sweep exceed the error of their precision; in full precision
     all."""
     means = swept["distance"].mean("sample").transpose("ablation", "component", "window").values

@@ -45,7 +45,7 @@ def test_where_every_timestep_has_its_own_pictures_so_has_it_its_own_people():
     np.testing.assert_allclose(weights[1], [[0.25] * 4, [0, 0, 0, 1]])  # 7 is on no picture of the first
     cells = np.arange(8.0).reshape(2, 4)
     np.testing.assert_allclose(units.sums(cells), [[1, 5, 0], [4, 11, 7]])
-    got = stats.weighted(np.stack([cells, -cells]), weights)
+    got = stats.weighted_mean(np.stack([cells, -cells]), weights)
     np.testing.assert_allclose(got, np.einsum("cti,mti->ctm", np.stack([cells, -cells]), weights))
 
 

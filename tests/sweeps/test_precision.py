@@ -178,7 +178,7 @@ def test_a_sampling_sweep_measures_the_error_of_its_precision(denoiser, tmp_path
     assert float(expected.max()) > 1e-5
     assert "2 samples x 2 windows drawn in float32 too" in precision.sampling_statement(reduced)
     nothing = reduced.assign(precision_error=reduced["distance"].mean(("sample", "window")) * 0 + 1e3)
-    assert precision.carried(reduced).any() and not precision.carried(nothing).any()
+    assert precision.above_error(reduced).any() and not precision.above_error(nothing).any()
 
 
 def test_samples_say_how_far_they_are_from_those_of_float32(denoiser):

@@ -126,7 +126,7 @@ def _layer_means(networks: Sequence[Network]) -> str:
 def _profiles(attention: xr.Dataset) -> Heads:
     """Mean entropy of each head at each timestep, on all images and in resamples."""
     entropy = attention["entropy"].transpose("head", "t", "image").values.astype(np.float64)
-    return np.moveaxis(stats.weighted(entropy, across_seeds.weightings(attention)), -1, 0)
+    return np.moveaxis(stats.weighted_mean(entropy, across_seeds.weightings(attention)), -1, 0)
 
 
 def roles(networks: Sequence[Network]) -> Finding:
@@ -265,7 +265,7 @@ def rank_link(
     `across_seeds.lead_ablation` if not given."""
     heads = [str(name) for name in attention["head"].values]
     values = attention["normalized_entropy"].transpose("head", "t", "image").values.astype(np.float64)
-    entropies = stats.weighted(values, across_seeds.weightings(attention)).mean(axis=1)
+    entropies = stats.weighted_mean(values, across_seeds.weightings(attention)).mean(axis=1)
     rows = sweep.sel(component=heads)
     ablation = ablation or across_seeds.lead_ablation(sweep)
     increase = across_seeds.increase_draws(rows, ablation, across_seeds.weightings(sweep))
