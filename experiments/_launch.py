@@ -152,7 +152,7 @@ def _last_line(line: str) -> None:
 
 
 def flags_of(module: ModuleType, script: str = "") -> list[flags.Flag]:
-    """The flags of a launcher's own, in the order of their names.
+    """A launcher's own flags, by name.
 
     Args:
       script: its path, where it was started as a script.
@@ -186,7 +186,7 @@ def _parse(argv: list[str]) -> None:
 
 
 def _renamed(word: str) -> str:
-    """A word of the command line, with a flag's name of the first edition replaced by that of today."""
+    """A word of the command line; the name of a flag of version 0.1 is replaced by today's."""
     name, equals, value = word.removeprefix("--").partition("=")
     today = old_names.FLAG_NAMES.get(name, name)
     if not word.startswith("--") or name in FLAGS or today not in FLAGS:
@@ -282,8 +282,8 @@ def _interrupt(number: int, _: object) -> None:
 
 
 def _unraisable(lost) -> None:
-    """Where an error can't be raised, as in JAX's callback of the garbage collector, an interruption would be
-    swallowed: it comes again, a moment later."""
+    """Sends an interruption again, a moment later, that came where errors can't be raised (such as in JAX's
+    callback of the garbage collector) and would be lost."""
     if not isinstance(lost.exc_value, KeyboardInterrupt):
         return sys.__unraisablehook__(lost)
     number = lost.exc_value.args[0] if lost.exc_value.args else signal.SIGINT

@@ -1,7 +1,7 @@
 """Checks on simulated data that p values are uniform under nulls, intervals cover, and corrections hold.
 
 `python -m experiments.calibrate --repeats=1000`
-One line a check; those seen to break their promise are marked. Results: WORKDIR/calibration.json.
+One line per check; those seen to break their promise are marked. Results: WORKDIR/calibration.json.
 """
 
 import dataclasses

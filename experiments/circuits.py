@@ -32,7 +32,7 @@ TAU = flags.DEFINE_float("tau", 0.9, "Faithfulness match that a circuit must rea
 EVERY = flags.DEFINE_bool("every_timestep", False, "At every timestep, not only on average over them.")
 RANKING = flags.DEFINE_enum("ranking", "exact", circuits.RANKINGS, "How components are ranked at first.")
 RANDOMS = flags.DEFINE_integer("randoms", 40, "Random circuits to compare with.", lower_bound=20)
-REPEATS = flags.DEFINE_integer("repeats", 10, "Resamples on which circuits are found anew.", lower_bound=2)
+REPEATS = flags.DEFINE_integer("repeats", 10, "Resamples on which circuits are found again.", lower_bound=2)
 
 
 def main(config, workdir):

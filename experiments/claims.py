@@ -1,8 +1,8 @@
 """Verdicts on the paper's claims from a results folder: `python -m experiments.claims --workdir=DIR`.
 
-The paper is arXiv 2506.17237. DIR is what `experiments.reproduce` has filled; nothing is computed anew.
-Prints the verdicts, then the measures of complexity of every data set and training step, which stand beside
-the first of them; writes DIR/claims.json and DIR/complexity.csv.
+The paper is arXiv 2506.17237. DIR is what `experiments.reproduce` has filled; no network is run again. Prints
+the verdicts, then the measures of complexity of every data set and training step, which go with the first of
+them; writes DIR/claims.json and DIR/complexity.csv.
 """
 
 import dataclasses

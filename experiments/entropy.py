@@ -93,7 +93,7 @@ def heads_over_many_keys(denoiser, attention):
     Args:
       attention: of `activations.attention_stats`.
     Raises:
-      ConfigError: no patterns, or fewer than 3 heads, of which nothing can be said.
+      ConfigError: no patterns, or fewer than 3 heads, too few to say anything.
     """
     heads, known = heads_of(denoiser), set(attention["head"].values.tolist())
     many = [component for component in heads if component.name in known]

@@ -2,8 +2,9 @@
 
 `python -m experiments.interactions --model=checkpoints/cpu16-synthetic-seed0 --components='.*head.*'`
 All pairs are scored by products with the Hessian; the --top of them by size, and --audit others at random,
-are run exactly, on other images than gave the scores. The interaction is L(without both) - L(without a) -
-L(without b) + L in percent of the clean loss L: above 0 where each makes up for the removal of the other.
+are run exactly, on images other than those that were scored. The interaction is, in percent of the clean
+loss L, L(without both) - L(without a) - L(without b) + L: above 0 where each makes up for the removal of the
+other.
 Results: WORKDIR/pairs.json, and WORKDIR/pairs.zarr with the losses of every image.
 """
 

@@ -2,7 +2,7 @@
 
 `python -m experiments.interchange --model=checkpoints/cpu16-synthetic-seed0 --pairs=32`
 Prints for every factor the components that carry most of it: the share of the difference between the two
-predictions that one component's activation brings along, with 95 % intervals over pairs of faces.
+predictions that one component's activation carries, with 95 % intervals over pairs of faces.
 Result: WORKDIR/interchange.zarr and .json.
 """
 

@@ -2,8 +2,8 @@
 
 `python -m experiments.planted --instances=5`
 Plants are those of `validation/README.md`; `--plants`, `--sizes` and `--methods` take some of them.
-Prints one line a plant and method: AUROC, precision at k, sign and window, with 95 % intervals over instances
-and sizes. Results: WORKDIR/planted.json; plants that are scored are not scored again.
+Prints one line per plant and method: AUROC, precision at k, sign and window, with 95 % intervals over
+instances and sizes. Results: WORKDIR/planted.json; plants that are scored are not scored again.
 """
 
 import time

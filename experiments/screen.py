@@ -36,7 +36,7 @@ UNTRAINED = flags.DEFINE_boolean("untrained", False, "With every model also a fr
 
 
 def _widest(denoiser):
-    """Units of the widest site: as many groups make components of single channels everywhere."""
+    """Units of the widest site: with as many groups, single channels are components everywhere."""
     return max(gate.shape[-1] for gate in denoiser.identity.gate.values())
 
 
@@ -75,7 +75,7 @@ def _sweep(config):
 
 
 def screened(config, workdir, network, images, eval_set, chosen):
-    """What `examine_all` or `verify`, as --every says, tells of a network."""
+    """Results of `examine_all` or `verify`, as --every says, for one network."""
     replacements = replacement_values(
         network, images, eval_set.timesteps, jax.random.key(config.seed), _sweep(config)
     ).get(ABLATION.value)

@@ -10,8 +10,8 @@ again to go on after an interruption. Results: WORKDIR/subjects/NAME.
 At the end it prints the ten components of the largest relative loss increase, with --json as JSON.
 
 Any number of processes, on one machine or on many that share WORKDIR, may run the same command: they share
-one sweep, and those that live finish it. They need not know of each other; if they do (--coordinator, or
---distributed on SLURM and TPU pods), they begin evenly spread.
+one sweep, and those that are still alive finish it. They need not know of each other; if they do
+(--coordinator, or --distributed on SLURM and TPU pods), they begin evenly spread.
 """
 
 from absl import flags

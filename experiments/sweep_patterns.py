@@ -1,9 +1,9 @@
 """Does it matter where heads attend? Replaces the attention pattern of one head at a time.
 
 `python -m experiments.sweep_patterns --model=checkpoints/cpu16-synthetic-seed0`
-Patterns become uniform, the identity (each place sees itself alone), or those of another image (frozen);
-what the head reads there stays. Prints for every head the relative loss increase (%) under each, pooled over
-timesteps, with 95 % intervals over images. Result: WORKDIR/patterns.zarr and .json.
+Patterns become uniform, the identity (each position attends to itself only), or those of another image
+(frozen); the values that heads read stay. Prints for every head the relative loss increase (%) under each,
+pooled over timesteps, with 95 % intervals over images. Result: WORKDIR/patterns.zarr and .json.
 """
 
 import numpy as np

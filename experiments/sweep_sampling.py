@@ -1,8 +1,8 @@
 """Ablates each component during sampling, in windows of timesteps, and measures how far samples move.
 
 `python -m experiments.sweep_sampling --model=checkpoints/cpu16-synthetic-seed0 --windows=4`
-The changed and the clean sample share all noise. Start it again, also beside itself, to go on. The result,
-WORKDIR/trajectories/KEY.zarr, has the distance of every sample to its clean twin.
+The changed and the clean sample share all noise. Start it again to go on; several may run at once. The
+result, WORKDIR/trajectories/KEY.zarr, has the distance of every sample to its clean twin.
 """
 
 import dataclasses

@@ -2,8 +2,8 @@
 
 `python -m experiments.sweep_sequential --model=checkpoints/cpu16-synthetic-seed0 --set=sweep.images=512`
 A component is decided once its interval lies on one side of zero or is narrower than --width percent of the
-clean loss; all intervals together hold with 95 %. With --set=sweep.nested=true every timestep has images of
-its own, which say more in as many runs. Start it again to go on. Result: WORKDIR/certified.json.
+clean loss; all intervals together hold with 95 %. With --set=sweep.nested=true every timestep has its own
+images, which say more in as many runs. Start it again to go on. Result: WORKDIR/certified.json.
 """
 
 import dataclasses
