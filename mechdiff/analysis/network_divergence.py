@@ -42,9 +42,9 @@ class NetworkDivergence:
     Attributes:
       between, within: root mean square over matched heads, nats, over pairs across and within data sets.
       excess: root of what data sets add, with its sign, nats.
-      pooled: the same over all timesteps, with its 95 % `interval`, NaN for fewer than 3 networks a side.
+      pooled: the same over all timesteps, with its 95 % `interval`, NaN for fewer than 3 networks per side.
       p, p_by_t, p_varies: of differing at all, at each timestep, and not by the same everywhere.
-      varying: `pooled` of profiles less their mean over timesteps, what `p_varies` is of, nats.
+      varying: `pooled` of profiles less their mean over timesteps, nats; `p_varies` tests it.
       p_paired: of differing at all, by exchanging the data sets within pairs of networks, network i of the
         first with i of the second: exact where such pairs share initial parameters; NaN if not asked for.
     """
@@ -76,7 +76,7 @@ def compare(
       layers: of the heads.
       draws: of all networks, first and second, in resamples of the images; heads stay matched as they are.
       images: units that were resampled.
-      paired: whether to compute `p_paired`; takes as many networks of either data set.
+      paired: whether to compute `p_paired`, for equally many networks of both data sets.
 
     Raises:
       ConfigError: fewer than 2 networks of either; `paired` with unequal numbers.
@@ -94,8 +94,8 @@ def compare(
     places = matched(profiles, layers)
     squares = distances(profiles, places)
     groups = groupings(len(profiles), count)
-    across, alike = between_within(squares, groups)
-    excess = across - alike
+    between, within = between_within(squares, groups)
+    excess = between - within
     centered = profiles - profiles.mean(axis=2, keepdims=True)
     shapes = np.subtract(*between_within(distances(centered, matched(centered, layers)), groups))
     resampled = None if draws is None else _resampled(draws, places, groups[:1])
@@ -103,8 +103,8 @@ def compare(
     ends = _interval(squares, count, pooled, resampled, images)
     largest = excess.max(axis=1, keepdims=True)
     return NetworkDivergence(
-        between=np.sqrt(across[0]),
-        within=np.sqrt(alike[0]),
+        between=np.sqrt(between[0]),
+        within=np.sqrt(within[0]),
         excess=signed_root(excess[0]),
         pooled=float(signed_root(np.float64(pooled))),
         interval=tuple(float(signed_root(np.float64(end))) for end in ends),
@@ -120,7 +120,7 @@ def _check_counts(first: int, second: int, paired: bool) -> None:
     if min(first, second) < 2:
         raise ConfigError(f"{first} and {second} networks; at least 2 of either data set are needed")
     if paired and first != second:
-        raise ConfigError(f"{first} and {second} networks; pairs take as many of either data set")
+        raise ConfigError(f"{first} and {second} networks; pairs need equally many of both data sets")
 
 
 def _resampled(

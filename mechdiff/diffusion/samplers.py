@@ -48,13 +48,13 @@ def ddim_step(
     `ddpm_step`; set it with `functools.partial`. `eps` is computed from `x0`, so that the two agree also
     where `x0` was clipped.
     """
-    prev_noise = -jnp.expm1(log_alpha_bar(schedule, t_prev))[:, None, None, None]
-    signal = jnp.sqrt(1 - prev_noise)
+    noise_variance = -jnp.expm1(log_alpha_bar(schedule, t_prev))[:, None, None, None]  # 1 - abar_prev
+    signal = jnp.sqrt(1 - noise_variance)
     eps = predict_eps(schedule, x_t, t, x0)
     if eta == 0:
-        return signal * x0 + jnp.sqrt(prev_noise) * eps
+        return signal * x0 + jnp.sqrt(noise_variance) * eps
     variance = eta**2 * posterior(schedule, x0, x_t, t, t_prev)[1]
-    direction = jnp.sqrt(jnp.maximum(prev_noise - variance, 0))
+    direction = jnp.sqrt(jnp.maximum(noise_variance - variance, 0))
     return signal * x0 + direction * eps + jnp.sqrt(variance) * noise
 
 
@@ -77,8 +77,8 @@ def guided(
     def denoise_fn(x_t: Images, t: Timesteps) -> Images:
         both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), null, condition)
         eps = predict(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), both)
-        without, under = jnp.split(eps, 2)
-        return without + scale * (under - without)
+        eps_null, eps_condition = jnp.split(eps, 2)
+        return eps_null + scale * (eps_condition - eps_null)
 
     return denoise_fn
 

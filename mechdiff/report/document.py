@@ -138,7 +138,7 @@ def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedMode
     ]
     paper = _both([model.network for model in everyone])
     lead, limits = models[0].lead.ablation, model_figures.limits(models)
-    between = numbers.between_subjects(models, lead)
+    between = numbers.between_models(models, lead)
     counts = numbers.seeds(everyone)
     return {
         "models": models,
@@ -150,7 +150,7 @@ def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedMode
         "pairs": between,
         "by_class": {s.name: table for s in models if (table := by_class.by_class(s)) is not None},
         "conditioned_on": {s.name: by_class.conditioned_on(s) for s in models},
-        "ablation_pairs": {model.name: numbers.between_kinds(model) for model in models},
+        "ablation_pairs": {model.name: numbers.between_ablations(model) for model in models},
         "attention_tables": {
             s.name: numbers.attention_intervals(s.attention) for s in models if s.attention.sizes["head"]
         },

@@ -65,7 +65,7 @@ def _worst(model: ExaminedModel) -> Markup | None:
 
 
 def _parts(model: ExaminedModel) -> Markup | None:
-    means = numbers.part_means(model, model.lead.ablation)
+    means = numbers.component_type_means(model, model.lead.ablation)
     if not means:
         return None
     items = [
@@ -84,7 +84,7 @@ def _precision(model: ExaminedModel) -> list[Markup]:
 
 
 def _grid(increase: Effects) -> Markup:
-    raised, lowered = numbers.told_apart(increase)
+    raised, lowered = numbers.significant_cells(increase)
     words = (
         "<b>Map, {} ablation:</b> {} of {} component × timestep cells are significant (max-T, p < {:g} in "
         "the family of {}): {} raise the loss, {} lower it. {}"

@@ -68,7 +68,7 @@ def seeds(models: list[ExaminedModel]) -> dict[str, int]:
 
 
 def training_seeds(models: Sequence[ExaminedModel]) -> str:
-    """Training seeds of several networks in words, each once; empty where files of others don't tell them.
+    """Training seeds of several networks in words, each once; empty where a foreign file does not hold them.
 
     Example:
       >>> training_seeds(models)  # doctest: +SKIP
@@ -80,7 +80,7 @@ def training_seeds(models: Sequence[ExaminedModel]) -> str:
     words = f"training {'seed' if len(distinct) == 1 else 'seeds'} {', '.join(map(str, distinct))}"
     if len(distinct) == len(models):
         return words
-    return f"{words}: of equal seed they are states of one training or variants, no replicates"
+    return f"{words}: those of one seed are states of one training or variants, not replicates"
 
 
 def extent(model: ExaminedModel, increase: Effects) -> Extent | None:
@@ -106,7 +106,7 @@ def extent(model: ExaminedModel, increase: Effects) -> Extent | None:
     )
 
 
-def between_kinds(model: ExaminedModel) -> list[Agreement]:
+def between_ablations(model: ExaminedModel) -> list[Agreement]:
     """Agreement of every two ablations of one model."""
     agreements = []
     for first, second in itertools.combinations(model.increases.values(), 2):
@@ -118,7 +118,7 @@ def between_kinds(model: ExaminedModel) -> list[Agreement]:
     return agreements
 
 
-def between_subjects(models: list[ExaminedModel], ablation: str) -> list[Agreement]:
+def between_models(models: list[ExaminedModel], ablation: str) -> list[Agreement]:
     """Agreement of every two models under one ablation, where both have it."""
     agreements = []
     for first, second in itertools.combinations(models, 2):
@@ -156,14 +156,14 @@ def idle(increase: Effects) -> list[str]:
     return [name for name, unchanged in zip(increase.components, increase.idle, strict=True) if unchanged]
 
 
-def told_apart(increase: Effects) -> tuple[int, int]:
+def significant_cells(increase: Effects) -> tuple[int, int]:
     """Significant cells of the map (max-T): how many raise the loss, how many lower it."""
     significant = increase.p < ALPHA
     raised, lowered = increase.cells.estimate > 0, increase.cells.estimate < 0
     return int((significant & raised).sum()), int((significant & lowered).sum())
 
 
-def part_means(model: ExaminedModel, ablation: str) -> dict[str, tuple[int, Value]]:
+def component_type_means(model: ExaminedModel, ablation: str) -> dict[str, tuple[int, Value]]:
     """Component type -> number of components that are not idle, and the mean of their pooled ΔL/L."""
     increase = model.increases[ablation]
     clean, loss = effects.losses(model.sweep, ablation)

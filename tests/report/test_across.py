@@ -77,5 +77,5 @@ def test_training_seeds_are_each_said_once():
 
     assert numbers.training_seeds([model(1), model(0)]) == "training seeds 0, 1"
     same = numbers.training_seeds([model(0), model(0), model(0)])
-    assert same.startswith("training seed 0: ") and "no replicates" in same
+    assert same.startswith("training seed 0: ") and "not replicates" in same
     assert numbers.training_seeds([model(0), model(0, "unknown")]) == ""

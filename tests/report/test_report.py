@@ -185,7 +185,7 @@ def test_extent_leaves_idle_components_out(models):
 
 def test_part_means_are_means_over_the_components_of_a_kind(models):
     model, increase = models[0], models[0].increases["zero"]
-    means = numbers.part_means(model, "zero")
+    means = numbers.component_type_means(model, "zero")
     assert set(means) == {"res", "head", "skip", "time"}
     for part, (count, mean) in means.items():
         own = increase.pooled.estimate[[other == part for other in increase.part]]
