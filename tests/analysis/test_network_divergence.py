@@ -88,7 +88,7 @@ def test_exchanging_within_pairs_is_exact_where_pairs_share_a_start():
     assert shifted.p > 0.05  # unpaired, the spread of starts hides it
     assert network_divergence.compare(first, second, layers, paired=True).p_paired > 0.05
     assert np.isnan(network_divergence.compare(first, second, layers).p_paired)
-    with pytest.raises(ConfigError, match="pairs take as many"):
+    with pytest.raises(ConfigError, match="pairs need equally many"):
         network_divergence.compare(first, second[:4], layers, paired=True)
 
 
