@@ -381,7 +381,7 @@ def test_many_networks_are_shown_together_and_one_of_each_data_set_in_detail(man
 
 
 def test_the_paper_s_numbers_are_shown_only_beside_networks_of_both_data_sets(many, page):
-    for words in ("The abstract of the paper", "25.6 % to 128.3 %"):
+    for words in ("The abstract of the paper", "25.6\N{NO-BREAK SPACE}% to 128.3\N{NO-BREAK SPACE}%"):
         assert words in many and words not in page
 
 
