@@ -134,7 +134,7 @@ def _work(main: Main, config: ExperimentConfig, argv: list[str]) -> None:
 
 def _work_in(workdir: Path, shown: str, main: Main, config: ExperimentConfig, argv: list[str]) -> None:
     start, began = time.monotonic(), time.time()
-    command = shlex.join([Path(argv[0]).name, *argv[1:]])
+    command = f"{Path(argv[0]).name} {shlex.join(argv[1:])}"
     settings = {"as_json": FLAGS.json, "quiet": FLAGS.quiet, "log_file": FLAGS.log_file}
     with output.redirected(**settings, command=command), output.renaming(str(workdir), shown):
         result = main(config, workdir)

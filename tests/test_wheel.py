@@ -141,7 +141,8 @@ def test_the_command_draws_from_a_network_of_the_wheel(wheel, site, outside, tmp
     done = outside(tmp_path, "-c", start, "sample", *words)
     assert done.returncode == 0, done.stderr
     sheet = tmp_path / "run" / "samples.png"
-    assert json.loads(done.stdout)["written"] == [str(sheet)]
+    printed = json.loads(done.stdout)
+    assert printed["written"] == [str(sheet)] and printed["command"].startswith("mechdiff sample --")
     with Image.open(sheet) as drawn:
         assert min(drawn.size) >= 32 and len(np.unique(np.asarray(drawn))) > 20
 

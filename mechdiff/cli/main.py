@@ -64,7 +64,7 @@ class LauncherCommand(click.Command):
         words = options.to_flags(click.get_current_context(), self.own, self.common)
         if hasattr(self.module, "prepare"):  # may start the process again, before any work
             self.module.prepare()
-        sys.exit(self.shell.end(self.shell.launch(self.module.main, [self.module.__name__, *words])))
+        sys.exit(self.shell.end(self.shell.launch(self.module.main, [f"{PROGRAM} {self.name}", *words])))
 
 
 class Commands(click.Group):

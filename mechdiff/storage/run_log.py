@@ -124,7 +124,7 @@ def progress(total: int, initial: int = 0, desc: str = "", unit: str = "step", q
     if sys.stderr.isatty():
         return _Bar(**what, delay=QUIET_SECONDS, dynamic_ncols=True)
     if _in_notebook():
-        return _Bar(**what, delay=QUIET_SECONDS, ncols=NOTEBOOK_COLUMNS)
+        return _NotebookBar(**what, delay=QUIET_SECONDS, ncols=NOTEBOOK_COLUMNS, file=io.StringIO())
     return _PlainLines(
         **what,
         mininterval=PLAIN_SECONDS,
@@ -135,8 +135,7 @@ def progress(total: int, initial: int = 0, desc: str = "", unit: str = "step", q
 
 
 def _in_notebook() -> bool:
-    """Whether this is an IPython kernel: its stderr is not a terminal, but a carriage return
-    replaces the line there too."""
+    """Whether this is an IPython kernel: its stderr is no terminal, but it has outputs that can change."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return hasattr(shell, "kernel")
@@ -165,6 +164,21 @@ class _Bar(tqdm):
             if time.time() >= self.start_t + self.delay:
                 self.refresh()
                 self.delay = 0  # so that tqdm knows that there is a line to clear
+
+
+class _NotebookBar(_Bar):
+    """The same as an output that changes in place and is empty at the end: of a stream with carriage returns
+    a notebook that is run without a browser keeps every line, on red ground."""
+
+    _shown: Any = None  # the handle of the output
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        content = {"text/plain": str(self) if msg is None else msg}
+        if self._shown is not None:
+            self._shown.update(content, raw=True)
+        elif msg != "":
+            display = sys.modules["IPython"].display.display
+            self._shown = display(content, raw=True, display_id=True)
 
 
 class _PlainLines(_Bar):

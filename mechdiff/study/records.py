@@ -198,7 +198,10 @@ def read(folder: Path) -> tuple[dict, list[ExaminedModel]]:
     folders = {path.parent.name: path.parent for path in (folder / "subjects").glob("*/subject.json")}
     shipped = {path.stem: path for path in (folder / packing.CELLS).glob("*.zip")}
     if not folders and not shipped:
-        raise CheckpointError(f"no examined models in {folder / 'subjects'}; run experiments.reproduce first")
+        raise CheckpointError(
+            f"no examined models in {folder / 'subjects'}; `sweep` and `reproduce` make some (--workdir: "
+            "their folder)"
+        )
     names = sorted({*folders, *shipped}, key=_by_step)
     return manifest, [
         _examined(folders[name]) if name in folders else _shipped(shipped[name]) for name in names

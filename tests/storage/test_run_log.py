@@ -179,12 +179,19 @@ def test_plain_line_comes_while_nothing_is_finished(capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("sweep: 0/8, ")
 
 
-def test_notebook_shows_a_bar_as_a_terminal_does(monkeypatch):
-    shell = types.SimpleNamespace(kernel=None)
-    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+def test_notebook_shows_a_bar_in_one_output_that_is_empty_at_the_end(monkeypatch):
+    shell, shown = types.SimpleNamespace(kernel=None), []
+
+    def display(content, raw, display_id=True):
+        shown.append(content["text/plain"])
+        return types.SimpleNamespace(update=display)
+
+    module = types.SimpleNamespace(get_ipython=lambda: shell, display=types.SimpleNamespace(display=display))
+    monkeypatch.setitem(sys.modules, "IPython", module)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.setattr(run_log, "QUIET_SECONDS", 0.0)
     with run_log.progress(4, desc="sampling") as bar:
         bar.update(4)
         bar.refresh()
-        assert "\rsampling: 100%" in sys.stderr.getvalue()
+        assert "sampling: 100%" in shown[-1]
+    assert shown[-1] == "" and sys.stderr.getvalue() == ""
