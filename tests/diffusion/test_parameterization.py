@@ -23,8 +23,16 @@ EVERY = [
     Parameterization(output="flow", noise_at=0),
     Parameterization(output="flow", time_scale=1000.0),
 ]
-T = np.array([0, 1, 40, 500, 990, 999])
+T = np.array([0, 1, 40, 500, 990, 999], np.int32)
 SCHEDULES = {"linear": linear_schedule(), "edm": edm_schedule(), "flow": flow_schedule()}
+# Compiled as a whole: operation by operation, each would be a program of its own.
+inputs = jax.jit(lambda schedule, x_t, t, kind: kind.inputs(schedule, x_t, t), static_argnames="kind")
+to_eps = jax.jit(
+    lambda schedule, x_t, t, output, kind: kind.to_eps(schedule, x_t, t, output), static_argnames="kind"
+)
+target = jax.jit(
+    lambda schedule, x0, t, noise, kind: kind.target(schedule, x0, t, noise), static_argnames="kind"
+)
 each = pytest.mark.parametrize("parameterization", EVERY, ids=str)
 each_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 
@@ -72,8 +80,9 @@ def test_exact_network_gives_the_exact_noise(parameterization, schedule):
     abar = np.asarray(schedule.alphas_bar, np.float64)[T][:, None]
     scale = np.asarray(schedule.sqrt_one_minus_alphas_bar, np.float64)[T][:, None]
     noise = scale * (x_t - np.sqrt(abar) * MEAN) / (abar * SPREAD**2 + scale**2)  # -scale times the score
-    x, time = parameterization.inputs(schedule, x_t, T)
-    eps = parameterization.to_eps(schedule, x_t, T, exact(parameterization, x, time))
+    x, time = inputs(schedule, x_t, T, kind=parameterization)
+    output = exact(parameterization, x, time).astype(np.float32)
+    eps = to_eps(schedule, x_t, T, output, kind=parameterization)
     # the noise is what is left of x_t when the signal is taken off: digits go where there is little noise
     tolerance = 3e-5 / scale
     assert np.all(np.abs(eps - noise) < np.maximum(tolerance, 3e-5))
@@ -81,17 +90,16 @@ def test_exact_network_gives_the_exact_noise(parameterization, schedule):
 
 @pytest.mark.parametrize("output", ["epsilon", "v_prediction", "sample"])
 def test_discrete_ones_are_those_of_the_process(output):
-    keys = jax.random.split(jax.random.key(0), 3)
-    x0, noise, answer = (jax.random.normal(key, (len(T), 2, 2, 3)) for key in keys)
+    x0, noise, answer = np.random.default_rng(0).normal(size=(3, len(T), 2, 2, 3)).astype(np.float32)
     schedule, parameterization = linear_schedule(), Parameterization(output=output)
     np.testing.assert_allclose(
-        parameterization.target(schedule, x0, T, noise),
-        process.prediction_target(output, schedule, x0, T, noise),
+        target(schedule, x0, T, noise, kind=parameterization),
+        jax.jit(process.prediction_target, static_argnums=0)(output, schedule, x0, T, noise),
         rtol=1e-6,
     )
     np.testing.assert_allclose(
-        parameterization.to_eps(schedule, x0, T, answer),
-        process.to_eps(output, schedule, x0, T, answer),
+        to_eps(schedule, x0, T, answer, kind=parameterization),
+        jax.jit(process.to_eps, static_argnums=0)(output, schedule, x0, T, answer),
         rtol=1e-4,
         atol=1e-4,
     )
@@ -103,35 +111,37 @@ def test_targets_of_edm_and_flow_are_their_definitions():
     schedule = edm_schedule()
     x0, noise = np.full((len(T), 1), 0.4, np.float32), np.full((len(T), 1), -1.1, np.float32)
     sigma = np.exp(-np.asarray(schedule.log_snr, np.float64)[T] / 2)[:, None]
-    flow = Parameterization(output="flow").target(schedule, x0, T, noise)
+    flow = target(schedule, x0, T, noise, kind=Parameterization(output="flow"))
     np.testing.assert_allclose(flow, noise - x0, rtol=1e-6)
     skip = 0.25 / (sigma**2 + 0.25)
     edm = (x0 - skip * (x0 + sigma * noise)) / (sigma * 0.5 / np.sqrt(sigma**2 + 0.25))
-    target = Parameterization(output="edm").target(schedule, x0, T, noise)
-    np.testing.assert_allclose(target, edm, rtol=1e-5)
+    target_of_edm = target(schedule, x0, T, noise, kind=Parameterization(output="edm"))
+    np.testing.assert_allclose(target_of_edm, edm, rtol=1e-5)
 
 
 @each
 def test_denoising_loss_is_the_training_loss_in_units_of_noise(parameterization):
-    schedule, t = edm_schedule(), np.array([300, 500, 700])
-    keys = jax.random.split(jax.random.key(1), 2)
-    x0, noise = (jax.random.normal(key, (3, 2, 2, 3)) for key in keys)
+    schedule, t = edm_schedule(), np.array([300, 500, 700], np.int32)
+    x0, noise = np.random.default_rng(1).normal(size=(2, 3, 2, 2, 3)).astype(np.float32)
     network = lambda x, time: jnp.tanh(x) + 1e-3 * time[:, None, None, None]
 
     def denoise(x_t, t):
         return parameterization.to_eps(schedule, x_t, t, network(*parameterization.inputs(schedule, x_t, t)))
 
-    training = parameterization.training_loss(network, schedule, x0, t, noise)
-    weight = parameterization.coefficients(schedule, t).from_output ** 2
-    denoising = process.denoising_loss(denoise, schedule, x0, t, noise)
-    np.testing.assert_allclose(weight * training, denoising, rtol=1e-3)
+    @jax.jit
+    def losses(x0, t, noise):
+        weight = parameterization.coefficients(schedule, t).from_output ** 2
+        training = parameterization.training_loss(network, schedule, x0, t, noise)
+        return weight * training, process.denoising_loss(denoise, schedule, x0, t, noise)
+
+    np.testing.assert_allclose(*losses(x0, t, noise), rtol=1e-3)
 
 
 def test_schedules_are_spread_evenly_in_log_sigma():
     schedule = edm_schedule(1000)
     sigma = np.exp(-np.asarray(schedule.log_snr, np.float64) / 2)
     np.testing.assert_allclose(sigma[[0, -1]], [0.002, 80], rtol=1e-5)
-    steps = np.diff(schedule.log_snr[timesteps_by_log_snr(schedule, 20)])
+    steps = np.diff(np.asarray(schedule.log_snr)[timesteps_by_log_snr(schedule, 20)])
     assert np.all(np.abs(steps / steps.mean() - 1) < 0.05)
 
 
@@ -144,7 +154,9 @@ def test_sigma_schedule_agrees_with_a_schedule_of_betas():
 
 def test_flow_times_are_the_middles_of_equal_parts():
     schedule = flow_schedule(10)
-    _, time = Parameterization(output="flow").inputs(schedule, np.ones((10, 1), np.float32), np.arange(10))
+    _, time = inputs(
+        schedule, np.ones((10, 1), np.float32), np.arange(10), kind=Parameterization(output="flow")
+    )
     np.testing.assert_allclose(time, (np.arange(10) + 0.5) / 10, rtol=1e-6)
 
 

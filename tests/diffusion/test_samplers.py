@@ -19,6 +19,22 @@ MEAN = np.array([0.4, -0.7])
 COVARIANCES = {"diagonal": np.diag([0.5, 0.05]), "full": np.array([[0.4, -0.15], [-0.15, 0.2]])}
 N = 8192
 
+stepped = jax.jit(
+    lambda step, *args: step(*args), static_argnums=0
+)  # one program, not one for each operation
+
+
+def drawn(start, denoise, sampler, keep=None):
+    """Images (and predictions to `keep`) of a sampler from the noise `start`, by one program."""
+
+    @jax.jit
+    def run(start, key):
+        if keep is None:
+            return sample(denoise, sampler, key, start.shape, noise=start)
+        return sample_path(denoise, sampler, key, start.shape, keep, noise=start)
+
+    return run(start, jax.random.key(0))
+
 
 def gaussian_denoiser(covariance):
     """The exact noise prediction E[eps | x_t] for data N(MEAN, covariance), two pixels to an image.
@@ -27,10 +43,11 @@ def gaussian_denoiser(covariance):
     E[eps | x_t] = sqrt(1 - abar) S_t^-1 (x_t - sqrt(abar) m).
     """
     marginal = BAR[:, None, None] * covariance + (1 - BAR)[:, None, None] * np.eye(2)
-    gain = jnp.asarray(np.sqrt(1 - BAR)[:, None, None] * np.linalg.inv(marginal), jnp.float32)
-    center = jnp.asarray(np.sqrt(BAR)[:, None] * MEAN, jnp.float32)
+    gains = (np.sqrt(1 - BAR)[:, None, None] * np.linalg.inv(marginal)).astype(np.float32)
+    centers = (np.sqrt(BAR)[:, None] * MEAN).astype(np.float32)
 
     def denoise(x_t, t):
+        gain, center = jnp.asarray(gains), jnp.asarray(centers)
         residual = x_t[:, 0, 0, :] - center[t]
         return jnp.einsum("bij,bj->bi", gain[t], residual)[:, None, None, :]
 
@@ -67,14 +84,13 @@ def test_samplers_reproduce_the_mean_and_covariance_of_gaussian_data(draws, cova
 
 def test_deterministic_ddim_follows_the_probability_flow_of_gaussian_data(covariance):
     """The flow maps x_T to m + C^1/2 S_T^-1/2 (x_T - sqrt(abar_T) m), as C and S_T commute."""
-    start = jnp.asarray(np.random.default_rng(0).normal(size=(16, 1, 1, 2)), jnp.float32)
-    denoise = gaussian_denoiser(covariance)
-    got = sample(denoise, Sampler(SCHEDULE, clip=False), jax.random.key(0), start.shape, noise=start)
+    start = np.random.default_rng(0).normal(size=(16, 1, 1, 2)).astype(np.float32)
+    got = drawn(start, gaussian_denoiser(covariance), Sampler(SCHEDULE, clip=False))
     values, vectors = np.linalg.eigh(covariance)
     scale = np.sqrt(values / (BAR[-1] * values + 1 - BAR[-1]))
     flow = vectors @ np.diag(scale) @ vectors.T
-    expected = MEAN + (np.asarray(start)[:, 0, 0] - np.sqrt(BAR[-1]) * MEAN) @ flow
-    np.testing.assert_allclose(got[:, 0, 0], expected, atol=0.03)  # 200 Euler steps
+    expected = MEAN + (start[:, 0, 0] - np.sqrt(BAR[-1]) * MEAN) @ flow
+    np.testing.assert_allclose(np.asarray(got)[:, 0, 0], expected, atol=0.03)  # 200 Euler steps
 
 
 def test_predicted_x0_of_the_exact_denoiser_is_the_posterior_mean(covariance):
@@ -85,10 +101,10 @@ def test_predicted_x0_of_the_exact_denoiser_is_the_posterior_mean(covariance):
     marginal = bar[..., None] * covariance + (1 - bar[..., None]) * np.eye(2)
     residual = np.linalg.solve(marginal, (x_t - np.sqrt(bar) * MEAN)[..., None])[..., 0]
     expected = MEAN + np.sqrt(bar) * residual @ covariance
-    images = jnp.asarray(x_t, jnp.float32)[:, None, None]
-    eps = gaussian_denoiser(covariance)(images, jnp.asarray(t))
-    got = process.predict_x0(SCHEDULE, images, jnp.asarray(t), eps)
-    np.testing.assert_allclose(got[:, 0, 0], expected, atol=2e-5)
+    images = x_t.astype(np.float32)[:, None, None]
+    denoise = gaussian_denoiser(covariance)
+    got = jax.jit(lambda x, t: process.predict_x0(SCHEDULE, x, t, denoise(x, t)))(images, t)
+    np.testing.assert_allclose(np.asarray(got)[:, 0, 0], expected, atol=2e-5)
 
 
 def test_strided_ancestral_sampling_has_the_mean_and_variance_of_its_theory():
@@ -112,10 +128,12 @@ def test_strided_ancestral_sampling_has_the_mean_and_variance_of_its_theory():
 
 @pytest.mark.parametrize("t, t_prev", [(0, -1), (1, 0), (100, 99), (199, 150), (199, -1)])
 def test_ddim_with_eta_one_is_the_ancestral_step(t, t_prev):
-    x_t, x0, noise = jnp.asarray(np.random.default_rng(2).normal(size=(3, 5, 2, 2, 1)), jnp.float32)
-    at = (jnp.full(5, t), jnp.full(5, t_prev))
-    implicit = ddim_step(SCHEDULE, x_t, x0, *at, noise, eta=1.0)
-    np.testing.assert_allclose(implicit, ddpm_step(SCHEDULE, x_t, x0, *at, noise), atol=2e-5)
+    x_t, x0, noise = np.random.default_rng(2).normal(size=(3, 5, 2, 2, 1)).astype(np.float32)
+    at = (np.full(5, t, np.int32), np.full(5, t_prev, np.int32))
+    implicit, ancestral = (
+        stepped(STEPS[name], SCHEDULE, x_t, x0, *at, noise) for name in ("ddim eta=1", "ddpm")
+    )
+    np.testing.assert_allclose(implicit, ancestral, atol=2e-5)
 
 
 def test_two_step_trajectory_by_hand():
@@ -135,19 +153,13 @@ def test_two_step_trajectory_by_hand():
         return x, predictions
 
     schedule = linear_schedule(2, 0.1, 0.3)
-    start = jnp.array([1.0, -3.0]).reshape(2, 1, 1, 1)
+    start = np.array([1.0, -3.0], np.float32).reshape(2, 1, 1, 1)
+    denoise = lambda x, t: x / 2 + t[:, None, None, None] / 10
     for clip in (False, True):
-        got, kept = sample_path(
-            lambda x, t: x / 2 + t[:, None, None, None] / 10,
-            Sampler(schedule, clip=clip),
-            jax.random.key(0),
-            (2, 1, 1, 1),
-            [1, 0],
-            noise=start,
-        )
+        got, kept = drawn(start, denoise, Sampler(schedule, clip=clip), keep=[1, 0])
         expected, predictions = by_hand(np.array([1.0, -3.0]), clip)
-        np.testing.assert_allclose(got.ravel(), expected, atol=2e-6)
-        np.testing.assert_allclose(kept.reshape(2, 2), predictions, atol=2e-6)
+        np.testing.assert_allclose(np.ravel(got), expected, atol=2e-6)
+        np.testing.assert_allclose(np.reshape(kept, (2, 2)), predictions, atol=2e-6)
     assert np.abs(by_hand(np.array([1.0, -3.0]), False)[0]).max() > 1  # so that clipping mattered
 
 
@@ -176,15 +188,17 @@ REFERENCE = [
 ]
 
 
+OTHERS = {"ddpm": ddpm_step, "ddim 0.0": ddim_step, "ddim 0.5": partial(ddim_step, eta=0.5)}
+
+
 @pytest.mark.parametrize("name, clip, t, expected", REFERENCE)
 def test_steps_agree_with_another_implementation(name, clip, t, expected):
     schedule = linear_schedule()
-    step = {"ddpm": ddpm_step, "ddim 0.0": ddim_step, "ddim 0.5": partial(ddim_step, eta=0.5)}[name]
-    x_t, eps, noise = (jnp.array(values).reshape(4, 1, 1, 1) for values in (X_T, EPS, NOISE))
-    at, at_prev = jnp.full(4, t), jnp.full(4, max(t - 100, -1))
-    x0 = process.predict_x0(schedule, x_t, at, eps)
-    got = step(schedule, x_t, jnp.clip(x0, -1, 1) if clip else x0, at, at_prev, noise)
-    np.testing.assert_allclose(got.ravel(), expected, rtol=1e-4, atol=2e-5)
+    x_t, eps, noise = (np.array(values, np.float32).reshape(4, 1, 1, 1) for values in (X_T, EPS, NOISE))
+    at, at_prev = np.full(4, t, np.int32), np.full(4, max(t - 100, -1), np.int32)
+    x0 = np.asarray(jax.jit(process.predict_x0)(schedule, x_t, at, eps))
+    got = stepped(OTHERS[name], schedule, x_t, np.clip(x0, -1, 1) if clip else x0, at, at_prev, noise)
+    np.testing.assert_allclose(np.ravel(got), expected, rtol=1e-4, atol=2e-5)
 
 
 SMALL = linear_schedule(8, 0.01, 0.4)
@@ -204,66 +218,62 @@ def five_images():
 def test_an_image_depends_on_key_and_index_but_not_on_its_batch(five_images):
     five, _ = five_images(jax.random.key(0))
     other, _ = five_images(jax.random.key(1))
-    again = jnp.array([3, 3])
-    two = sample(small_denoiser, Sampler(SMALL, ddpm_step), jax.random.key(0), (2, 2, 2, 1), indices=again)
+    again, five = np.array([3, 3]), np.asarray(five)
+    sampler = Sampler(SMALL, ddpm_step)
+    rows = jax.jit(lambda key, at: sample(small_denoiser, sampler, key, (2, 2, 2, 1), indices=at))
+    two = rows(jax.random.key(0), again)
     np.testing.assert_allclose(two, five[again], atol=1e-6)
-    assert np.abs(other - five).max(axis=(1, 2, 3)).min() > 0.01
+    assert np.abs(np.asarray(other) - five).max(axis=(1, 2, 3)).min() > 0.01
 
 
 def test_given_noise_fixes_deterministic_samples_whatever_the_key():
-    start = jax.random.normal(jax.random.key(5), (2, 2, 2, 1))
-    first, second = (
-        sample(small_denoiser, Sampler(SMALL), jax.random.key(k), start.shape, noise=start) for k in (0, 1)
-    )
+    start = np.random.default_rng(5).normal(size=(2, 2, 2, 1)).astype(np.float32)
+    run = jax.jit(lambda key: sample(small_denoiser, Sampler(SMALL), key, start.shape, noise=start))
+    first, second = (run(jax.random.key(k)) for k in (0, 1))
     np.testing.assert_array_equal(first, second)
 
 
 def test_clip_keeps_predictions_and_samples_inside_the_range_of_images():
-    def draw(clip):
+    def most(clip):
         sampler = Sampler(SMALL, clip=clip)
-        return sample_path(lambda x, t: -3 * x, sampler, jax.random.key(0), (4, 2, 2, 1), [7, 4, 0])
+        run = jax.jit(lambda key: sample_path(lambda x, t: -3 * x, sampler, key, (4, 2, 2, 1), [7, 4, 0]))
+        return [np.abs(np.asarray(result)).max() for result in run(jax.random.key(0))]
 
-    assert all(np.abs(result).max() == 1 for result in draw(clip=True))
-    assert all(np.abs(result).max() > 1 for result in draw(clip=False))
+    assert all(size == 1 for size in most(clip=True))
+    assert all(size > 1 for size in most(clip=False))
 
 
 def test_steps_visit_the_levels_downwards_and_end_at_clean_data():
     def spy(schedule, x_t, x0, t, t_prev, noise):
         return 10 * x_t + jnp.stack([t, t_prev], axis=-1).astype(jnp.float32)[:, None, None, :]
 
-    start = jnp.zeros((1, 1, 1, 2))
-    sampler = Sampler(SMALL, spy, [1, 4, 6])
-    got = sample(lambda x, t: x, sampler, jax.random.key(0), (1, 1, 1, 2), noise=start)
-    np.testing.assert_allclose(got.ravel(), [641, 409])  # digits: t is 6, 4, 1 and t_prev is 4, 1, -1
+    got = drawn(np.zeros((1, 1, 1, 2), np.float32), lambda x, t: x, Sampler(SMALL, spy, [1, 4, 6]))
+    np.testing.assert_allclose(np.ravel(got), [641, 409])  # digits: t is 6, 4, 1 and t_prev is 4, 1, -1
 
 
 def test_every_step_has_fresh_noise():
     def record(schedule, x_t, x0, t, t_prev, noise):
         return jnp.concatenate([x_t[..., 1:], noise[..., :1]], axis=-1)
 
-    start = jnp.zeros((2, 1, 1, 3))
-    sampler = Sampler(SMALL, record, [1, 4, 6])
-    got = sample(lambda x, t: x, sampler, jax.random.key(0), (2, 1, 1, 3), noise=start)
+    got = drawn(np.zeros((2, 1, 1, 3), np.float32), lambda x, t: x, Sampler(SMALL, record, [1, 4, 6]))
     assert len(np.unique(got)) == 6
 
 
 def test_kept_predictions_come_in_the_order_asked_and_leave_the_sample_alone(five_images):
-    x, kept = five_images(jax.random.key(0))
+    x, kept = map(np.asarray, five_images(jax.random.key(0)))
     sampler = Sampler(SMALL, ddpm_step)
-    plain, backwards = jax.jit(lambda key: sample_path(small_denoiser, sampler, key, (5, 2, 2, 1), [3, 5]))(
-        jax.random.key(0)
-    )
+    reverse = jax.jit(lambda key: sample_path(small_denoiser, sampler, key, (5, 2, 2, 1), [3, 5]))
+    plain, backwards = reverse(jax.random.key(0))
     np.testing.assert_allclose(plain, x, atol=1e-6)
-    np.testing.assert_allclose(backwards, kept[jnp.array([2, 1])], atol=1e-6)
+    np.testing.assert_allclose(backwards, kept[[2, 1]], atol=1e-6)
     np.testing.assert_allclose(kept[0], x, atol=1e-6)  # at t = 0 the step returns its prediction
     assert np.abs(kept[1] - kept[2]).max() > 0.01
 
 
 def test_one_level_is_enough_and_returns_its_prediction():
-    start = jnp.full((1, 1, 1, 1), 0.5)
-    sampler = Sampler(SMALL, timesteps=[3])
-    got = sample(lambda x, t: 0 * x, sampler, jax.random.key(0), (1, 1, 1, 1), noise=start)
-    np.testing.assert_allclose(got.item(), 0.5 / SMALL.sqrt_alphas_bar[3], rtol=1e-6)
+    start = np.full((1, 1, 1, 1), 0.5, np.float32)
+    got = drawn(start, lambda x, t: 0 * x, Sampler(SMALL, timesteps=[3]))
+    np.testing.assert_allclose(got.item(), 0.5 / np.asarray(SMALL.sqrt_alphas_bar)[3], rtol=1e-6)
 
 
 @pytest.mark.parametrize("timesteps", [[], [3, 2], [2, 2], [0, 8], [-1, 3]])

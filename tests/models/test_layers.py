@@ -1,5 +1,7 @@
 """Blocks of the UNet against float64 numpy, and fast gradients against XLA's own."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,11 +14,16 @@ from mechdiff.models.convolution import convolve
 
 
 def random(*shape, seed=0):
-    return jax.device_put(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def double(x):
     return np.asarray(x, np.float64)
+
+
+def applied(module, params, x):
+    """Output of a module with these parameters, compiled as a whole."""
+    return np.asarray(jax.jit(module.apply)({"params": params}, x))
 
 
 def plain(x, kernel, stride, padding):
@@ -25,11 +32,11 @@ def plain(x, kernel, stride, padding):
     )
 
 
-def gradients(conv, x, kernel, stride, padding):
+def value_and_gradients(conv, x, kernel, stride, padding):
     def loss(x, kernel):
-        return (jnp.sin(conv(x, kernel, stride, padding))).sum()
+        return jnp.sin(conv(x, kernel, stride, padding)).sum()
 
-    return jax.jit(jax.grad(loss, argnums=(0, 1)))(x, kernel)
+    return conv(x, kernel, stride, padding), *jax.grad(loss, argnums=(0, 1))(x, kernel)
 
 
 CONVOLUTIONS = [  # batch, side, inputs, outputs, window, stride, padding of an axis
@@ -48,27 +55,32 @@ CONVOLUTIONS = [  # batch, side, inputs, outputs, window, stride, padding of an 
 def test_convolution_and_its_gradients_are_those_of_xla(case):
     batch, side, inputs, outputs, window, stride, pad = case
     x, kernel = random(batch, side, side, inputs), random(window, window, inputs, outputs, seed=1)
-    np.testing.assert_array_equal(
-        convolve(x, kernel, stride, (pad, pad)), plain(x, kernel, stride, (pad, pad))
+    both = jax.jit(
+        lambda *arrays: [value_and_gradients(conv, *arrays, stride, (pad, pad)) for conv in (convolve, plain)]
     )
-    ours, theirs = (gradients(conv, x, kernel, stride, (pad, pad)) for conv in (convolve, plain))
-    for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4 * float(abs(b).max()))
+    ours, theirs = jax.tree.map(np.asarray, both(x, kernel))
+    np.testing.assert_array_equal(ours[0], theirs[0])
+    for a, b in zip(ours[1:], theirs[1:], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * abs(b).max())
 
 
 def test_convolution_gradients_hold_under_vmap_and_inside_scan():
     x, kernel = random(3, 2, 6, 6, 4), random(3, 3, 4, 3, seed=1)
     sides = ((1, 1), (1, 1))
-    kernel_gradient = lambda conv: lambda x: gradients(conv, x, kernel, 1, sides)[1]
-    expected = np.stack([kernel_gradient(plain)(item) for item in x])
-    np.testing.assert_allclose(jax.vmap(kernel_gradient(convolve))(x), expected, atol=1e-3)
-    np.testing.assert_allclose(lax.map(kernel_gradient(convolve), x), expected, atol=1e-3)
+    kernel_gradient = lambda conv: lambda x: value_and_gradients(conv, x, kernel, 1, sides)[2]
+    alone = jax.jit(kernel_gradient(plain))
+    expected = np.stack([alone(item) for item in x])
+    mapped, scanned = (
+        jax.jit(partial(mapping, kernel_gradient(convolve)))(x)
+        for mapping in (lambda f, x: jax.vmap(f)(x), lax.map)
+    )
+    np.testing.assert_allclose(mapped, expected, atol=1e-3)
+    np.testing.assert_allclose(scanned, expected, atol=1e-3)
 
 
 def test_conv_keeps_names_shapes_and_initial_values_of_linen():
     x, key = random(1, 4, 4, 3), jax.random.key(0)
-    ours = layers.Conv(5).init(key, x)
-    theirs = nn.Conv(5, (3, 3)).init(key, x)
+    ours, theirs = (jax.jit(module.init)(key, x) for module in (layers.Conv(5), nn.Conv(5, (3, 3))))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
@@ -76,8 +88,7 @@ def test_conv_keeps_names_shapes_and_initial_values_of_linen():
 def test_group_norm_matches_float64(mean):
     x = random(2, 4, 4, 12) * 1.5 + mean
     scale, bias = random(12, seed=1), random(12, seed=2)
-    module = layers.GroupNorm(groups=3, eps=1e-5)
-    result = module.apply({"params": {"scale": scale, "bias": bias}}, x)
+    result = applied(layers.GroupNorm(groups=3, eps=1e-5), {"scale": scale, "bias": bias}, x)
     grouped = double(x).reshape(2, 16, 3, 4)
     centered = grouped - grouped.mean((1, 3), keepdims=True)
     expected = centered / np.sqrt(centered.var((1, 3), keepdims=True) + 1e-5)
@@ -88,18 +99,17 @@ def test_group_norm_matches_float64(mean):
 
 
 def test_group_norm_of_a_constant_is_its_bias():
-    module, x = layers.GroupNorm(groups=2, eps=1e-5), jnp.full((1, 4, 4, 4), 3.0)
-    params = {"scale": jnp.ones(4), "bias": np.arange(4, dtype=np.float32)}
+    module, x = layers.GroupNorm(groups=2, eps=1e-5), np.full((1, 4, 4, 4), 3, np.float32)
+    params = {"scale": np.ones(4, np.float32), "bias": np.arange(4, dtype=np.float32)}
     expected = np.broadcast_to(params["bias"], x.shape)
-    np.testing.assert_allclose(module.apply({"params": params}, x), expected, atol=1e-5)
+    np.testing.assert_allclose(applied(module, params, x), expected, atol=1e-5)
 
 
 def test_silu_is_x_times_sigmoid():
     x = np.linspace(-30, 30, 301)
     exact = x / (1 + np.exp(-x))
-    np.testing.assert_allclose(
-        layers.silu(jnp.float32(x)), exact, atol=1e-5
-    )  # of 30; XLA without optimization
+    # of 30; XLA without optimization
+    np.testing.assert_allclose(jax.jit(layers.silu)(np.float32(x)), exact, atol=1e-5)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -108,7 +118,8 @@ def test_time_features_are_sines_and_cosines_of_geometric_frequencies(flip):
     angles = t[:, None] * 10000.0 ** (-np.arange(4) / (4 - 1))
     parts = [np.sin(angles), np.cos(angles)]
     expected = np.pad(np.concatenate(parts[::-1] if flip else parts, -1), ((0, 0), (0, 1)))
-    np.testing.assert_allclose(layers.time_features(jnp.array(t), 9, flip, 1.0), expected, atol=1e-4)
+    features = jax.jit(lambda t: layers.time_features(t, 9, flip, 1.0))
+    np.testing.assert_allclose(features(t.astype(np.int32)), expected, atol=1e-4)
 
 
 def softmax_attention(q, k, v):
@@ -122,7 +133,10 @@ def softmax_attention(q, k, v):
 def test_attention_in_blocks_is_softmax_attention(block, monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", block)
     q, k, v = (random(3, 3 if block == 2 * 16**2 else 4, 16, 5, seed=i) for i in range(3))
-    np.testing.assert_allclose(attention.attend(q, k, v), softmax_attention(q, k, v), atol=2e-5)
+    attend = jax.jit(
+        lambda *arrays: attention.attend(*arrays)
+    )  # a program of its own for each size of blocks
+    np.testing.assert_allclose(attend(q, k, v), softmax_attention(q, k, v), atol=2e-5)
 
 
 @pytest.mark.parametrize("block", [10**9, 2 * 16**2])
@@ -130,11 +144,16 @@ def test_attention_has_the_gradients_of_the_plain_product(block, monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", block)
     q, k, v, weight = (random(3, 3, 16, 5, seed=i) for i in range(4))
     plain = lambda q, k, v: attention.attention_pattern(q, k) @ v
-    gradients = lambda f: jax.jit(jax.grad(lambda *a: (f(*a) * weight).sum(), argnums=(0, 1, 2)))
-    for ours, expected in zip(gradients(attention.attend)(q, k, v), gradients(plain)(q, k, v), strict=True):
-        np.testing.assert_allclose(ours, expected, atol=2e-5)
-    curved = lambda f: jax.jit(jax.grad(lambda q: (gradients(f)(q, k, v)[1] ** 2).sum()))(q)
-    np.testing.assert_allclose(curved(attention.attend), curved(plain), atol=2e-4, rtol=1e-4)
+
+    def slopes_and_curvature(f):
+        slopes = jax.grad(lambda *a: (f(*a) * weight).sum(), argnums=(0, 1, 2))
+        curved = jax.grad(lambda q: (slopes(q, k, v)[1] ** 2).sum())
+        return jax.jit(lambda *a: (slopes(*a), curved(a[0])))(q, k, v)
+
+    (ours, curved), (expected, expected_curved) = map(slopes_and_curvature, (attention.attend, plain))
+    for a, b in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    np.testing.assert_allclose(curved, expected_curved, atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("temperatures", [(1.0, 1.0), (0.5, 4.0)])
@@ -144,7 +163,7 @@ def test_attention_block_equals_a_plain_implementation_with_temperatures(tempera
     variables = jax.jit(module.init)(jax.random.key(0), x)
     keys = iter(range(100))
     params = jax.tree.map(lambda p: random(*p.shape, seed=next(keys)) * 0.5, variables["params"])
-    temperature = jnp.array(temperatures)
+    temperature = np.array(temperatures, np.float32)
     variables = {**variables, "params": params, "temperature": {"pattern": {"value": temperature}}}
     result = jax.jit(module.apply)(variables, x)
 
@@ -161,9 +180,9 @@ def test_attention_block_equals_a_plain_implementation_with_temperatures(tempera
 
 def test_upsampling_repeats_and_pooling_averages():
     x = random(2, 4, 6, 3)
-    up = layers.Upsample(conv=False).apply({}, x)
+    up = applied(layers.Upsample(conv=False), {}, x)
     np.testing.assert_array_equal(up, np.kron(double(x), np.ones((1, 2, 2, 1))))
-    down = layers.Downsample(conv=False).apply({}, x)
+    down = applied(layers.Downsample(conv=False), {}, x)
     np.testing.assert_allclose(down, x.reshape(2, 2, 2, 3, 2, 3).mean((2, 4)), atol=1e-6)
 
 
@@ -171,14 +190,16 @@ def test_upsampling_repeats_and_pooling_averages():
 def test_strided_downsampling_halves_any_padding(padding):
     x = random(1, 4, 4, 2)
     module = layers.Downsample(padding)
-    params = module.init(jax.random.key(0), x)["params"]
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+    params = jax.tree.map(lambda leaf: random(*leaf.shape, seed=1), shapes)
     low = padding
     padded = np.pad(double(x), ((0, 0), (low, 1), (low, 1), (0, 0)))
     kernel = double(params["conv"]["kernel"])
     expected = np.stack(
         [[np.einsum("hwc,hwco->o", padded[0, i : i + 3, j : j + 3], kernel) for j in (0, 2)] for i in (0, 2)]
     )
-    np.testing.assert_allclose(module.apply({"params": params}, x)[0], expected, atol=1e-5)
+    expected = expected + params["conv"]["bias"]
+    np.testing.assert_allclose(applied(module, params, x)[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("mean", "spread"), [(1, 1), (100, 1), (30, 0.01), (100, 0.01), (-1000, 1)])
@@ -186,7 +207,7 @@ def test_group_norm_keeps_the_variance_under_an_offset(mean, spread):
     """Against float64 on the same float32 numbers; mean of squares less squared mean was off by up to 7."""
     x = (mean + spread * np.random.default_rng(0).standard_normal((2, 16, 16, 16))).astype(np.float32)
     params = {"scale": np.ones(16, np.float32), "bias": np.zeros(16, np.float32)}
-    normed = np.asarray(layers.GroupNorm(4, 1e-6).apply({"params": params}, jnp.asarray(x)), np.float64)
+    normed = double(applied(layers.GroupNorm(4, 1e-6), params, x))
     groups = x.astype(np.float64).reshape(2, -1, 4, 4)
     centered = groups - groups.mean((1, 3), keepdims=True)
     right = (centered / np.sqrt((centered**2).mean((1, 3), keepdims=True) + 1e-6)).reshape(x.shape)
@@ -202,22 +223,22 @@ def test_the_gradient_of_group_norm_knows_nothing_of_the_element_taken_away():
     @jax.jit
     @jax.value_and_grad
     def cubed(x):
-        return (norm.apply({"params": params}, jnp.asarray(x)) ** 3).sum()
+        return (norm.apply({"params": params}, x) ** 3).sum()
 
     step = np.zeros_like(x)
     step[0, 2, 2, 0] = 1e-2
-    slope = float(cubed(x + step)[0] - cubed(x - step)[0]) / 2e-2
-    assert float(cubed(x)[1][0, 2, 2, 0]) == pytest.approx(slope, rel=1e-2)
+    slope = (float(cubed(x + step)[0]) - float(cubed(x - step)[0])) / 2e-2
+    assert np.asarray(cubed(x)[1])[0, 2, 2, 0] == pytest.approx(slope, rel=1e-2)
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 4), (5, 4)])
 def test_projections_and_their_gradients_are_those_of_one_product(shape):
     x, kernel = random(*shape), random(4, 6, seed=1)
 
-    def gradients_of(product):
-        loss = lambda x, kernel: jnp.sin(product(x, kernel)).sum()
-        return jax.jit(jax.grad(loss, argnums=(0, 1)))(x, kernel)
+    def gradients_of(product, *arrays):
+        return jax.grad(lambda x, kernel: jnp.sin(product(x, kernel)).sum(), argnums=(0, 1))(*arrays)
 
-    ours, theirs = (gradients_of(product) for product in (attention.project, jnp.matmul))
+    both = jax.jit(lambda *a: [gradients_of(product, *a) for product in (attention.project, jnp.matmul)])
+    ours, theirs = both(x, kernel)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)

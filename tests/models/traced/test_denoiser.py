@@ -49,6 +49,17 @@ def denoiser():
     return wrap(network, PARAMS, schedule=SCHEDULE, example=(X, T))
 
 
+@jax.jit
+def predict(denoiser, intervention, x, t, condition=None):
+    """One program for each network and shape: operation by operation, each would be one of its own."""
+    return denoiser.predict(intervention, x, t, condition)
+
+
+def written(edit, params=PARAMS, network=by_hand):
+    """The twin with its edits, compiled as a whole."""
+    return jax.jit(lambda params: network(params, X, T, edit))(params)
+
+
 def close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
@@ -77,7 +88,9 @@ def test_is_a_pytree_whose_name_is_no_reason_to_compile_again(denoiser):
         return denoiser.predict(denoiser.identity, x, t).sum()
 
     loss(denoiser, X, T), loss(renamed, X, T)
-    louder = dataclasses.replace(denoiser, params=jax.tree.map(lambda leaf: 2 * leaf, denoiser.params))
+    louder = dataclasses.replace(
+        denoiser, params=jax.tree.map(lambda leaf: 2 * np.asarray(leaf), denoiser.params)
+    )
     assert loss(louder, X, T) != loss(denoiser, X, T)
     assert len(traces) == 1
 
@@ -88,24 +101,27 @@ def test_digests_say_what_decides_numbers(denoiser):
     other = wrap(lambda p, x, t: 2 * network(p, x, t), PARAMS, schedule=SCHEDULE, example=(X, T))
     changed = {key for key, value in other.digests().items() if value != denoiser.digests()[key]}
     assert changed == {"program"}
-    louder = dataclasses.replace(denoiser, params=jax.tree.map(lambda leaf: 2 * leaf, denoiser.params))
+    louder = dataclasses.replace(
+        denoiser, params=jax.tree.map(lambda leaf: 2 * np.asarray(leaf), denoiser.params)
+    )
     assert louder.digests()["params"] != denoiser.digests()["params"]
 
 
 def test_digest_sees_constants_of_the_function():
 
-    def at(values):
+    def at(*values):
+        values = jax.device_put(np.array(values, np.float32))
         denoiser = wrap(lambda p, x, t: name(x * values, "a"), 0.0, schedule=SCHEDULE, example=(X, T))
         return denoiser.digests()["program"]
 
-    assert at(jnp.array([1.0, 2.0])) == at(jnp.array([1.0, 2.0])) != at(jnp.array([1.0, 3.0]))
+    assert at(1, 2) == at(1, 2) != at(1, 3)
 
 
 def test_rows_of_one_batch_hold_different_interventions(denoiser):
     names, stacked = leave_one_out(denoiser.identity, ["in.mlp", "block1.mlp", "block1.head2"])
-    output = denoiser.predict(stacked, X, T)
+    output = np.asarray(predict(denoiser, stacked, X, T))
     for row, component in enumerate(names):
-        alone = denoiser.predict(ablate(denoiser.identity, [component]), X, T)
+        alone = np.asarray(predict(denoiser, ablate(denoiser.identity, [component]), X, T))
         close(output[row], alone[row])
 
 
@@ -124,51 +140,54 @@ def test_replacements_doses_and_windows(denoiser):
             return value.at[..., 1].set(0.25 * value[..., 1] + 0.75 * 0.3)
         return value
 
-    output = denoiser.predict(intervention, X, T)
-    close(output[1], by_hand(PARAMS, X, T, edit)[1])
-    np.testing.assert_array_equal(output[::2], denoiser.predict(denoiser.identity, X, T)[::2])
+    output, clean = (np.asarray(predict(denoiser, i, X, T)) for i in (intervention, denoiser.identity))
+    close(output[1], np.asarray(written(edit))[1])
+    np.testing.assert_array_equal(output[::2], clean[::2])
 
 
 def test_replacements_of_one_turn_alone_may_have_rows(denoiser):
-    own = jax.random.normal(jax.random.key(1), (3, 4, 4, 4))
+    own = np.random.default_rng(1).normal(size=(3, 4, 4, 4)).astype(np.float32)
     replacement = {**denoiser.identity.replacement, "block0.mlp": own}
     intervention = dataclasses.replace(ablate(denoiser.identity, ["block0.mlp"]), replacement=replacement)
     edit = lambda value, site: own if site == "block0.mlp" else value
-    close(denoiser.predict(intervention, X, T), by_hand(PARAMS, X, T, edit))
+    close(predict(denoiser, intervention, X, T), written(edit))
 
 
 def test_directions_are_added_within_the_window(denoiser):
-    direction = jnp.array([1.0, -1.0, 0.5, 0.0]).reshape(1, 1, 4)
-    whole_map = jax.random.normal(jax.random.key(2), (4, 4, 4))
+    direction = np.array([1.0, -1.0, 0.5, 0.0], np.float32).reshape(1, 1, 4)
+    whole_map = np.random.default_rng(2).normal(size=(4, 4, 4)).astype(np.float32)
     add = {"block1.mlp": direction, "in.mlp": whole_map}
     intervention = dataclasses.replace(denoiser.identity, add=add)
     edit = lambda value, site: value + add[site] if site in add else value
-    expected = by_hand(PARAMS, X, T, edit)
-    close(denoiser.predict(intervention, X, T), expected)
-    close(denoiser.predict(windowed(intervention, 5, 12), X, T)[1], expected[1])
-    clean = denoiser.predict(denoiser.identity, X, T)
-    close(denoiser.predict(windowed(intervention, 5, 12), X, T)[::2], clean[::2])
-    doses = jnp.array([0.0, 1.0])
+    expected = np.asarray(written(edit))
+    close(predict(denoiser, intervention, X, T), expected)
+    clean = np.asarray(predict(denoiser, denoiser.identity, X, T))
+    during = np.asarray(predict(denoiser, windowed(intervention, 5, 12), X, T))
+    close(during[1], expected[1])
+    close(during[::2], clean[::2])
     at = lambda dose: dataclasses.replace(denoiser.identity, add={"block1.mlp": dose * direction})
-    swept = jax.vmap(lambda dose: denoiser.predict(at(dose), X, T))(doses)
+    doses = np.array([0, 1], np.float32)
+    swept = np.asarray(jax.jit(jax.vmap(lambda dose: denoiser.predict(at(dose), X, T)))(doses))
     close(swept[0], clean)
-    close(swept[1], by_hand(PARAMS, X, T, lambda v, s: v + direction if s == "block1.mlp" else v))
+    close(swept[1], written(lambda v, s: v + direction if s == "block1.mlp" else v))
 
 
 def test_activations_are_those_before_the_gate(denoiser):
-    expected = {}
 
-    def edit(value, site):
-        expected[site] = value
-        return value
+    @jax.jit
+    def passed(params):
+        values = {}
+        by_hand(params, X, T, lambda value, site: values.setdefault(site, value))
+        return values
 
-    by_hand(PARAMS, X, T, edit)
-    values = activations(denoiser, X, T, ".*")
+    expected = passed(PARAMS)
+    values = jax.jit(lambda denoiser: activations(denoiser, X, T, ".*"))(denoiser)
     assert values.keys() == expected.keys()
     for site, value in values.items():
         close(value, expected[site])
     gone = ablate(denoiser.identity, ["block0.mlp"])
-    (value,) = activations(denoiser, X, T, ["block0.mlp"], intervention=gone).values()
+    single = jax.jit(lambda gone: activations(denoiser, X, T, ["block0.mlp"], intervention=gone))
+    (value,) = single(gone).values()
     close(value, expected["block0.mlp"])
 
 
@@ -178,37 +197,44 @@ def test_activations_of_a_branch_that_is_not_taken_are_zeros(positive):
         left, right = (lambda x: name(x + 1, "left"), lambda x: name(x - 1, "right"))
         return jax.lax.cond(x.sum() > 0, left, right, x)
 
-    x = jnp.abs(X) if positive else -jnp.abs(X)
-    values = activations(wrap(fn, 0.0, schedule=SCHEDULE, example=(X, T)), x, T, ".*")
-    close(values["left"], x + 1 if positive else jnp.zeros_like(x))
-    close(values["right"], jnp.zeros_like(x) if positive else x - 1)
+    x = np.abs(X) if positive else -np.abs(X)
+    denoiser = wrap(fn, 0.0, schedule=SCHEDULE, example=(X, T))
+    values = jax.jit(lambda x: activations(denoiser, x, T, ".*"))(x)
+    close(values["left"], x + 1 if positive else np.zeros_like(x))
+    close(values["right"], np.zeros_like(x) if positive else x - 1)
 
 
 @pytest.mark.parametrize("construct", [jax.jit, jax.checkpoint, jax.vmap])
 def test_activations_come_out_of_constructs(construct):
     fn = lambda params, x, t: construct(lambda x: jnp.sin(name(2 * x, "a")))(x)
-    (value,) = activations(wrap(fn, 0.0, schedule=SCHEDULE, example=(X, T)), X, T, "a").values()
+    denoiser = wrap(fn, 0.0, schedule=SCHEDULE, example=(X, T))
+    (value,) = jax.jit(lambda x: activations(denoiser, x, T, "a"))(X).values()
     close(value, 2 * X)
 
 
 def test_predicts_noise_whatever_the_network_returns():
     clean = lambda params, x, sigma: name(jnp.zeros_like(x) * sigma[:, None, None, None], "a")  # D = 0
     denoiser = wrap(clean, 0.0, schedule=SCHEDULE, example=(X, T), parameterization="edm_denoised")
-    noise = SCHEDULE.sqrt_one_minus_alphas_bar[T][:, None, None, None]
-    close(denoiser.predict(denoiser.identity, X, T), X / noise)
+    noise = np.asarray(SCHEDULE.sqrt_one_minus_alphas_bar)[T][:, None, None, None]
+    close(predict(denoiser, denoiser.identity, X, T), X / noise)
 
 
 def test_losses_and_samplers_take_it_as_it_is(denoiser):
-    denoise = lambda x, t: denoiser.predict(denoiser.identity, x, t)
-    noise = jax.random.normal(jax.random.key(3), X.shape)
-    assert denoising_loss(denoise, SCHEDULE, X, T, noise).shape == (3,)
-    images = sample(denoise, Sampler(SCHEDULE), jax.random.key(4), X.shape)
+    @jax.jit
+    def loss_and_images(denoiser, noise, key):
+        denoise = lambda x, t: denoiser.predict(denoiser.identity, x, t)
+        loss = denoising_loss(denoise, SCHEDULE, X, T, noise)
+        return loss, sample(denoise, Sampler(SCHEDULE), key, X.shape)
+
+    noise = np.random.default_rng(3).normal(size=X.shape).astype(np.float32)
+    loss, images = loss_and_images(denoiser, noise, jax.random.key(4))
+    assert loss.shape == (3,)
     assert images.shape == X.shape and np.all(np.isfinite(images))
 
 
 def test_condition_reaches_the_function():
     fn = lambda params, x, t, label: name(x, "a") * label[:, None, None, None]
-    label = jnp.array([1.0, 2.0, 3.0])
+    label = np.array([1, 2, 3], np.float32)
     denoiser = wrap(fn, 0.0, schedule=SCHEDULE, example=(X, T, label))
     close(denoiser.predict(denoiser.identity, X, T, label), X * label[:, None, None, None])
     with pytest.raises(ConfigError, match=r"takes a condition; give predict\(..., condition=...\)"):
@@ -220,8 +246,9 @@ def test_gates_may_be_differentiated_under_vmap(denoiser):
         intervention = dataclasses.replace(denoiser.identity, gate=gate)
         return denoiser.predict(intervention, x[None], T[:1]).sum()
 
-    slopes = jax.vmap(jax.grad(loss), in_axes=(None, 0))(denoiser.identity.gate, X)
-    alone = jax.grad(loss)(denoiser.identity.gate, X[1])
+    mapped = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))
+    slopes = jax.tree.map(np.asarray, mapped(denoiser.identity.gate, X))
+    alone = jax.jit(jax.grad(loss))(denoiser.identity.gate, X[1])
     jax.tree.map(lambda many, item: close(many[1], item), slopes, alone)
 
 
@@ -322,14 +349,14 @@ def test_time_is_scaled_for_networks_that_are_told_it_so():
     seen = lambda params, x, time: name(x, "a") * 0 + time[:, None, None, None]
     parameterization = Parameterization(time_scale=2.0)
     denoiser = wrap(seen, 0.0, schedule=SCHEDULE, example=(X, T), parameterization=parameterization)
-    close(denoiser.predict(denoiser.identity, X, T)[:, 0, 0, 0], 2 * T)
+    close(np.asarray(predict(denoiser, denoiser.identity, X, T))[:, 0, 0, 0], 2 * T)
 
 
 def test_leave_one_out_under_vmap_is_row_by_row(denoiser):
     names, stacked = leave_one_out(denoiser.identity, "block.*mlp")
-    many = jax.vmap(denoiser.predict, in_axes=(STACKED, None, None))(stacked, X, T)
-    for output, component in zip(many, names, strict=True):
-        close(output, denoiser.predict(ablate(denoiser.identity, [component]), X, T))
+    many = jax.jit(jax.vmap(denoiser.predict, in_axes=(STACKED, None, None)))(stacked, X, T)
+    for output, component in zip(np.asarray(many), names, strict=True):
+        close(output, predict(denoiser, ablate(denoiser.identity, [component]), X, T))
 
 
 def test_a_named_pattern_is_replaced_head_by_head():
@@ -339,11 +366,11 @@ def test_a_named_pattern_is_replaced_head_by_head():
         pattern = edit(jax.nn.softmax(logits))
         return jnp.einsum("bhqk,bkc->bqc", pattern, tokens).reshape(x.shape)
 
-    params = jnp.linspace(-1, 1, 6).reshape(2, 3)
+    params = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
     denoiser = wrap(attention, params, schedule=SCHEDULE, example=(X, T))
     (site,) = denoiser.identity.gate
     uniform = np.full((1, 1, 16), 1 / 16, np.float32)  # shared by heads and queries
     gate = {site: np.array([1.0, 0.0, 1.0], np.float32)}
     intervention = dataclasses.replace(denoiser.identity, gate=gate, replacement={site: uniform})
-    expected = attention(params, X, T, lambda pattern: pattern.at[:, 1].set(1 / 16))
-    close(denoiser.predict(intervention, X, T), expected)
+    expected = written(lambda pattern: pattern.at[:, 1].set(1 / 16), params, attention)
+    close(predict(denoiser, intervention, X, T), expected)

@@ -18,8 +18,8 @@ from mechdiff.models.traced.programs import subprograms
 from mechdiff.sweeps.execution.shared_prefix import plan_passes
 
 WIDTH, DEPTH, IMAGES = 4, 5, 2
-X = jax.random.normal(jax.random.key(4), (IMAGES, 2, 2, named_networks.CHANNELS))
-T = jnp.array([3, 7])
+X = np.random.default_rng(4).normal(size=(IMAGES, 2, 2, named_networks.CHANNELS)).astype(np.float32)
+T = np.array([3, 7], np.int32)
 SCHEDULE = linear_schedule(10)
 
 
@@ -37,8 +37,9 @@ def test_every_construct_predicts_as_without_joining(network):
     denoiser = wrap(network.fn, network.params, schedule=SCHEDULE, example=(X, T))
     joins, stacked = planned(denoiser)
     assert len(joins) == len(denoiser.identity.gate) and sum(joins) > len(joins)
-    clean, eps = jax.jit(predict_each, static_argnums=1)(denoiser, joins, stacked, X, T)
-    alone = jax.jit(jax.vmap(denoiser.predict, in_axes=(STACKED, None, None)))(stacked, X, T)
+    clean, eps = map(np.asarray, jax.jit(predict_each, static_argnums=1)(denoiser, joins, stacked, X, T))
+    predict = jax.jit(jax.vmap(denoiser.predict, in_axes=(STACKED, None, None)))
+    alone = np.asarray(predict(stacked, X, T))
     np.testing.assert_allclose(eps, alone, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(clean, alone[-1], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(eps[-1], clean)  # the one that changes nothing, to the last bit
@@ -65,12 +66,13 @@ def scanned(params, x, t):
 
 def wrapped(fn):
     """Its denoiser, of images of one pixel."""
-    keys = jax.random.split(jax.random.key(0))
+    rng = np.random.default_rng(0)
     params = {
-        "block": jax.random.normal(keys[0], (DEPTH, WIDTH, WIDTH)),
-        "time": jax.random.normal(keys[1], (DEPTH, 1, WIDTH)),
+        "block": rng.normal(size=(DEPTH, WIDTH, WIDTH)).astype(np.float32),
+        "time": rng.normal(size=(DEPTH, 1, WIDTH)).astype(np.float32),
     }
-    return wrap(fn, params, schedule=SCHEDULE, example=(jnp.ones((1, 1, 1, WIDTH)), jnp.zeros(1, int)))
+    example = np.ones((1, 1, 1, WIDTH), np.float32), np.zeros(1, np.int32)
+    return wrap(fn, params, schedule=SCHEDULE, example=example)
 
 
 def products(program, turns=1):
@@ -90,7 +92,7 @@ def products(program, turns=1):
 def test_products_before_a_site_and_beside_it_are_not_repeated(fn):
     denoiser = wrapped(fn)
     _, stacked = leave_one_out(denoiser.identity, ".*")
-    x, t = jnp.ones((IMAGES, 1, 1, WIDTH)), jnp.arange(IMAGES)
+    x, t = np.ones((IMAGES, 1, 1, WIDTH), np.float32), np.arange(IMAGES, dtype=np.int32)
     joins = plan_passes(denoiser.network, stacked, 100).joins
     assert joins == (1,) * DEPTH
     each = jax.make_jaxpr(lambda denoiser: predict_each(denoiser, joins, stacked, x, t))(denoiser)
@@ -104,7 +106,8 @@ def test_products_before_a_site_and_beside_it_are_not_repeated(fn):
 
 def test_windows_and_directions_act_on_those_that_join():
     denoiser = wrapped(written_out)
-    x, t = jax.random.normal(jax.random.key(1), (IMAGES, 1, 1, WIDTH)), jnp.array([2, 8])
+    x = np.random.default_rng(1).normal(size=(IMAGES, 1, 1, WIDTH)).astype(np.float32)
+    t = np.array([2, 8], np.int32)
     add = np.zeros((2, 1, 1, WIDTH), np.float32)
     add[1] = 0.5
     gate = {site: np.ones((2, WIDTH), np.float32) for site in denoiser.identity.gate}
@@ -112,7 +115,7 @@ def test_windows_and_directions_act_on_those_that_join():
     stacked = dataclasses.replace(windowed(denoiser.identity, 0, 5), gate=gate, add={"block3.mlp": add})
     joins = plan_passes(denoiser.network, stacked, 100).joins
     assert joins == (0, 1, 0, 1, 0)
-    clean, eps = jax.jit(predict_each, static_argnums=1)(denoiser, joins, stacked, x, t)
+    clean, eps = map(np.asarray, jax.jit(predict_each, static_argnums=1)(denoiser, joins, stacked, x, t))
     predict = jax.jit(denoiser.predict)
     np.testing.assert_array_equal(eps[:, 1], np.broadcast_to(clean[1], (2, 1, 1, WIDTH)))  # t = 8: outside
     for row in range(2):
