@@ -7,7 +7,6 @@ import re
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference.networks import identity_of, random_params
@@ -218,14 +217,21 @@ def stream_before(stage, skip_width):
     return Stream(draw(2, side, side, width), skips, Embeddings(draw(2, 32), None))
 
 
-@pytest.mark.parametrize("name, skip_width", [("up0.block1", 8), ("mid.attn0", 0)])
-def test_identity_is_bitwise_a_stage_without_gates_and_temperatures_op_by_op(name, skip_width, monkeypatch):
-    stream = jax.tree.map(jnp.asarray, stream_before(STAGES[name], skip_width))
-    gated = run_stage(UNET, STAGES[name], PARAMS, IDENTITY, stream)[0].h
+def test_identity_is_bitwise_a_stage_without_gates_and_temperatures_op_by_op(monkeypatch):
+    stage = STAGES["mid.attn0"]  # blocks have no other parts than gates of channels: see below
+    stream = jax.tree.map(jax.device_put, stream_before(stage, 0))
+    gated = run_stage(UNET, stage, PARAMS, IDENTITY, stream)[0].h
     for part in ("Gate", "Temperature"):
         monkeypatch.setattr(layers, part, PassThrough)
-    bare = run_stage(UNET, STAGES[name], PARAMS, IDENTITY, stream)[0].h
+    bare = run_stage(UNET, stage, PARAMS, IDENTITY, stream)[0].h
     np.testing.assert_array_equal(bits(gated), bits(bare))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 8), (2, 8)])  # residuals and skips; time
+def test_an_open_gate_of_channels_is_bitwise_nothing_op_by_op(shape):
+    a = jax.device_put(RNG.standard_normal(shape).astype(np.float32))
+    nothing = np.zeros((1,) * (len(shape) - 1), np.float32)
+    np.testing.assert_array_equal(bits(blend(a, np.ones(8, np.float32), nothing, -1)), bits(a))
 
 
 @pytest.mark.parametrize("name, site", [("mid.block0", "res"), ("mid.attn0", "head")])

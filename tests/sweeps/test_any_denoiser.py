@@ -49,7 +49,7 @@ def transformer(params, x, t, label):
 def parameters():
     shapes = {"enter": (3, WIDTH), "labels": (CLASSES, WIDTH), "out": (WIDTH, WIDTH), "leave": (WIDTH, 3)}
     shapes |= {part: (WIDTH, WIDTH) for part in "qkv"} | {"up": (WIDTH, 16), "down": (16, WIDTH)}
-    return {part: jnp.float32(RNG.normal(size=shape) / np.sqrt(shape[0])) for part, shape in shapes.items()}
+    return {part: np.float32(RNG.normal(size=shape) / np.sqrt(shape[0])) for part, shape in shapes.items()}
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +61,15 @@ def denoiser():
 @pytest.fixture(scope="module")
 def plain(denoiser):
     """Losses of an intervention by one call of the network, `(timesteps, images)`."""
-    predict = jax.jit(type(denoiser).predict)
 
-    def losses(intervention):
-        per_timestep = []
-        for t in EVAL_SET.timesteps:
-            rows, noise = np.full(len(IMAGES), t), image_noise(KEY, np.arange(len(IMAGES)), IMAGES.shape[1:])
-            x_t = q_sample(SCHEDULE, IMAGES, rows, noise)
-            eps = predict(denoiser, intervention, x_t, rows, LABELS)
-            per_timestep.append(np.mean((eps - noise) ** 2, axis=(1, 2, 3)))
-        return np.stack(per_timestep)
+    @jax.jit
+    def at(t, denoiser, intervention):
+        noise = image_noise(KEY, np.arange(len(IMAGES)), IMAGES.shape[1:])
+        eps = denoiser.predict(intervention, q_sample(SCHEDULE, IMAGES, t, noise), t, LABELS)
+        return jnp.mean((eps - noise) ** 2, axis=(1, 2, 3))
 
-    return losses
+    rows = [np.full(len(IMAGES), t, np.int32) for t in EVAL_SET.timesteps]
+    return lambda intervention: np.stack([at(t, denoiser, intervention) for t in rows])
 
 
 def test_a_sweep_is_a_loop_over_ablations_and_is_not_computed_twice(denoiser, plain, tmp_path, monkeypatch):
@@ -184,8 +181,10 @@ def test_samples_move_under_their_own_condition(denoiser, tmp_path):
         denoiser, samples, windows, tmp_path, config=SweepConfig(ablations=("zero",), image_block=2)
     )
     assert (swept["distance"].sel(component="mlp") > 0).all()
-    drawn = drawing.draw_samples(denoiser, KEY, 3, 3, condition=np.array([0, 1, 0]))
-    alone = drawing.draw_samples(denoiser, KEY, 3, 3, condition=np.array([0, 0, 0]))
+    drawn, alone = (
+        np.asarray(drawing.draw_samples(denoiser, KEY, 3, 3, condition=np.array([0, other, 0])))
+        for other in (1, 0)
+    )
     np.testing.assert_allclose(drawn[[0, 2]], alone[[0, 2]], atol=1e-5)
     assert np.abs(drawn[1] - alone[1]).max() > 1e-3
     with pytest.raises(ConfigError, match="condition"):
@@ -202,9 +201,11 @@ def test_a_sequential_sweep_ends(denoiser, tmp_path):
 def test_entropy_is_that_of_the_named_patterns(denoiser):
     statistics = activations.attention_stats(denoiser, EVAL_SET, block=2)
     assert list(statistics["head"].values) == ["attn.head0", "attn.head1"]
-    patterns = activations.activations(
-        denoiser, IMAGES, 40, KEY, np.arange(5), LABELS, collection="patterns"
-    )["attn.pattern"]
+    patterns = np.asarray(
+        activations.activations(denoiser, IMAGES, 40, KEY, np.arange(5), LABELS, collection="patterns")[
+            "attn.pattern"
+        ]
+    )
     expected = -(patterns * np.log(patterns)).sum(-1).mean(-1)
     np.testing.assert_allclose(statistics["entropy"].sel(t=40).T, expected, rtol=1e-4)
 
@@ -246,7 +247,7 @@ def test_factors_are_carried_under_a_condition():
         return name(params * x, "copy")
 
     example = np.zeros((1, 8, 8, 3), np.float32), np.array([3]), LABELS[:1]
-    copying = wrap(copied, jnp.float32(0.5), schedule=SCHEDULE, example=example)
+    copying = wrap(copied, np.float32(0.5), schedule=SCHEDULE, example=example)
     pairs = interchange.PairSet(KEY, ["glasses"], 2, condition=LABELS[:2])
     moved = interchange.interchange_effects(copying, [5], pairs)
     share = moved["moved"].values[np.isfinite(moved["moved"].values)]

@@ -85,6 +85,10 @@ def wrapped(fn=attention):
     return wrap(fn, PARAMS, schedule=SCHEDULE, example=(X, T))
 
 
+compiled_tempered = jax.jit(lambda pattern, heads: tempered(pattern, heads, -3))
+slope_of_squares = jax.jit(jax.grad(lambda heads, pattern: (tempered(pattern, heads, -3) ** 2).sum()))
+
+
 @pytest.mark.parametrize("value", [0.05, 0.5, 3.0, 100.0])
 def test_a_tempered_pattern_is_the_softmax_of_logits_over_the_temperature(value):
     logits = np.random.default_rng(0).normal(size=(2, 3, 4, 5))
@@ -95,12 +99,12 @@ def test_a_tempered_pattern_is_the_softmax_of_logits_over_the_temperature(value)
         return weights / weights.sum(-1, keepdims=True)
 
     heads = np.array([1.0, value, value], np.float32)
-    changed = tempered(jnp.float32(softmax(logits)), heads, -3)
+    natural = np.float32(softmax(logits))
+    changed = np.asarray(compiled_tempered(natural, heads))
     np.testing.assert_allclose(changed[:, 1:], softmax(logits / value)[:, 1:], rtol=1e-4, atol=1e-7)
-    np.testing.assert_array_equal(changed[:, 0], jnp.float32(softmax(logits))[:, 0])  # bit by bit
+    np.testing.assert_array_equal(changed[:, 0], natural[:, 0])  # bit by bit
     assert changed[0, 1, 2, 3] == 0
-    squared = lambda heads: (tempered(jnp.float32(softmax(logits)), heads, -3) ** 2).sum()
-    assert np.isfinite(jax.grad(squared)(heads)).all()
+    assert np.isfinite(slope_of_squares(heads, natural)).all()
 
 
 def test_a_temperature_of_one_head_is_the_network_with_other_logits():
@@ -111,14 +115,14 @@ def test_a_temperature_of_one_head_is_the_network_with_other_logits():
     def flatter(pattern):
         return pattern.at[:, 1].set(jax.nn.softmax(jnp.log(pattern[:, 1]) / 2))
 
-    np.testing.assert_allclose(
-        denoiser.predict(changed, X, T), attention(PARAMS, X, T, flatter), rtol=1e-5, atol=1e-6
-    )
+    predict = jax.jit(denoiser.predict)
+    expected = jax.jit(lambda params: attention(params, X, T, flatter))(PARAMS)
+    np.testing.assert_allclose(predict(changed, X, T), expected, rtol=1e-5, atol=1e-6)
     at_rest = set_temperature(denoiser.identity, ["block0.pattern1"], 1.0)
-    np.testing.assert_array_equal(denoiser.predict(at_rest, X, T), denoiser.predict(denoiser.identity, X, T))
-    _, patterns = denoiser.captured(changed, X, T, collection="patterns")
-    _, natural = denoiser.captured(denoiser.identity, X, T, collection="patterns")
-    np.testing.assert_allclose(patterns["block0.pattern"], flatter(natural["block0.pattern"]), atol=1e-6)
+    np.testing.assert_array_equal(predict(at_rest, X, T), predict(denoiser.identity, X, T))
+    patterns_of = jax.jit(lambda change: denoiser.captured(change, X, T, collection="patterns")[1])
+    patterns, natural = (patterns_of(change)["block0.pattern"] for change in (changed, denoiser.identity))
+    np.testing.assert_allclose(patterns, jax.jit(flatter)(natural), atol=1e-6)
 
 
 def test_patterns_without_outputs_are_tempered_scaled_and_replaced_by_themselves():
