@@ -49,7 +49,8 @@ def export_model(
       CheckpointError: numbers that are not finite in `dtype`; a folder that is not an export stands there.
     """
     folder = Path(folder).absolute()
-    stored = jax.tree.map(lambda leaf: np.asarray(jnp.asarray(leaf, dtype)), params)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
+        stored = jax.tree.map(lambda leaf: np.asarray(leaf).astype(jnp.dtype(dtype)), params)
     for path, leaf in named_leaves(stored).items():
         if not np.isfinite(leaf).all():
             raise CheckpointError(f"{path} of the params is not finite in {dtype}; nothing exported")

@@ -52,4 +52,6 @@ def random_params(config: UNetConfig, seed: int = 0) -> dict:
 def fresh_state(config: ExperimentConfig) -> step.TrainState:
     """The state before the first step, with random parameters: to draw them as training does is compiled."""
     params = random_params(config.unet)
-    return step.TrainState(np.int32(0), params, params, step.make_optimizer(config.train).init(params))
+    moments = jax.eval_shape(step.make_optimizer(config.train).init, params)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), moments)  # with which Adam begins
+    return step.TrainState(np.int32(0), params, params, zeros)
