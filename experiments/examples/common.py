@@ -44,7 +44,7 @@ def trained(
         updates, state = optimizer.update(slope, state)
         return optax.apply_updates(params, updates), state, value
 
-    state, losses = optimizer.init(params), []
+    state, losses = jax.jit(optimizer.init)(params), []
     if state_file is not None and state_file.exists():
         (params, state), losses = _read(state_file, (params, state))
     keys = jax.random.split(jax.random.key(seed), steps)

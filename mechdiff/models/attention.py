@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mechdiff.core.types import AnyArray
+
 BLOCK = 2**18  # logits in one block on a CPU: 1 MiB in float32, half an L2 cache
 
 
@@ -85,7 +87,7 @@ _mix.defvjp(_mix_forward, _mix_backward)
 
 
 def project(
-    x: Float[Array, "*rows inputs"], kernel: Float[Array, "inputs outputs"]
+    x: Float[AnyArray, "*rows inputs"], kernel: Float[AnyArray, "inputs outputs"]
 ) -> Float[Array, "*rows outputs"]:
     """The product of `x` and `kernel`.
 

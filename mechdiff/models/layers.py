@@ -64,10 +64,10 @@ class Dense(Layer):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows width"]:
+    def __call__(self, x: Float[AnyArray, "*rows inputs"]) -> Float[Array, "*rows width"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.width))
         bias = self.param("bias", _zeros, (self.width,))
-        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        x, kernel, bias = (jnp.asarray(a, self.dtype) for a in (x, kernel, bias))
         return project(x, kernel) + bias
 
 

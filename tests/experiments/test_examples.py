@@ -19,6 +19,10 @@ from mechdiff.models.unet import denoise
 SIZE = linen_dit.SIZE
 
 
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
 def close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
@@ -31,7 +35,7 @@ def test_nnx_unet_without_its_skip_is_the_unet_with_zeros_for_weights():
         *("mid.attention.head0", "mid.attention.head1"),
         *("up.skip", "up.time", "up.residual"),
     ]
-    x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), jnp.array([10, 900])
+    x, t = normal(0, 2, 8, 8, 3), np.array([10, 900])
     state = jax.tree.map(lambda leaf: leaf, model.params)
     state["join"]["kernel"][...] = state["join"]["kernel"][...].at[:, :, 8:].set(0)
     network = jax.jit(model.network.fn)
@@ -74,8 +78,8 @@ def test_dit_without_an_mlp_is_the_dit_with_zeros_for_weights(dit):
         "block0.head0",
     ]
     assert len(names) == 2 + 2 * (2 + 2 + 1)
-    x, t = jax.random.normal(jax.random.key(0), (2, SIZE, SIZE, 3)), jnp.array([10, 900])
-    label = jnp.array([1, 4])
+    x, t = normal(0, 2, SIZE, SIZE, 3), np.array([10, 900])
+    label = np.array([1, 4])
     params = jax.tree.map(lambda leaf: leaf, dit.params)
     blocks = params["params"]["blocks"]["mlp_out"]
     params["params"]["blocks"]["mlp_out"] = jax.tree.map(lambda leaf: leaf.at[1].set(0), blocks)
@@ -86,8 +90,8 @@ def test_dit_without_an_mlp_is_the_dit_with_zeros_for_weights(dit):
 
 
 def test_a_class_that_is_left_out_is_worth_nothing(dit):
-    x0, label = jax.random.normal(jax.random.key(2), (5, SIZE, SIZE, 3)), jnp.arange(5)
-    noise, t = jax.random.normal(jax.random.key(3), x0.shape), jnp.full(5, 400)
+    x0, label = normal(2, 5, SIZE, SIZE, 3), np.arange(5)
+    noise, t = normal(3, *x0.shape), np.full(5, 400)
     worth = linen_dit.worth_of_the_class(dit, x0, t, noise, label, "embedding.class")
     np.testing.assert_array_equal(worth, np.zeros(5))
     assert np.abs(linen_dit.worth_of_the_class(dit, x0, t, noise, label)).max() > 1e-3
@@ -98,15 +102,20 @@ def test_equinox_network_learns_the_exact_denoiser_and_needs_its_blocks():
     from experiments.examples import equinox_mlp
 
     model = equinox_mlp.denoiser(steps=500, width=16, depth=2, batch=64)
-    x0, t = equinox_mlp.points(jax.random.key(1), 256), jnp.full(256, 500)
-    noise = jax.random.normal(jax.random.key(2), x0.shape)
-    signal, scale = model.schedule.sqrt_alphas_bar[500], model.schedule.sqrt_one_minus_alphas_bar[500]
-    x_t = signal * x0 + scale * noise
-    best = equinox_mlp.exact()(x_t, t)
-    error = lambda eps: float(jnp.mean((eps - best) ** 2))
-    identity = error(model.predict(model.identity, x_t, t))
+    x0, t = (
+        np.asarray(jax.jit(equinox_mlp.points, static_argnums=1)(jax.random.key(1), 256)),
+        np.full(256, 500),
+    )
+    noise = normal(2, *x0.shape)
+    signal, scale = (
+        float(a[500]) for a in (model.schedule.sqrt_alphas_bar, model.schedule.sqrt_one_minus_alphas_bar)
+    )
+    x_t = np.float32(signal) * x0 + np.float32(scale) * noise
+    best = np.asarray(jax.jit(lambda denoiser, x_t: denoiser(x_t, t))(equinox_mlp.exact(), x_t))
+    error = lambda eps: np.mean((eps - best) ** 2)
+    identity = error(jax.jit(model.predict)(model.identity, x_t, t))
     # the best guess that is linear in x_t is what a lazy network would learn
-    covariance = np.cov(np.asarray(x0).reshape(-1, 2).T, bias=True)
+    covariance = np.cov(x0.reshape(-1, 2).T, bias=True)
     linear = scale * x_t.reshape(-1, 2) @ np.linalg.inv(signal**2 * covariance + scale**2 * np.eye(2))
     assert identity < 0.25 * error(linear.reshape(x_t.shape))
     increases = loss_increases(model, x0, t, noise)
@@ -121,7 +130,7 @@ def test_own_unet_by_names_gives_the_ablations_of_its_stages():
     schedule = linear_schedule()
     model = own_unet.wrapped(config, schedule, params, identity)
     assert model.identity.gate.keys() == identity.gate.keys()
-    x, t = jax.random.normal(jax.random.key(2), (2, 8, 8, 3)), jnp.array([10, 900])
+    x, t = normal(2, 2, 8, 8, 3), np.array([10, 900])
     by_name = jax.jit(model.predict)
     by_stages = jax.jit(lambda intervention: denoise(config, schedule, params, intervention, x, t))
     clean = by_stages(identity)

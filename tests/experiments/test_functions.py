@@ -47,14 +47,12 @@ def test_a_function_is_swept_and_reported_in_order_of_execution(config, tmp_path
     # the sweep's clean loss is that of the function called by hand, each image under its own class
     wrapped, images, labels = user_network.with_classes()
     t = int(told.sweep["t"][1])
-    noise = jax.vmap(
-        lambda i: jax.random.normal(
-            jax.random.fold_in(keys.stream(jax.random.key(0), "scored noise"), i), (4, 4, 3)
-        )
-    )(np.arange(4))
-    signal, scale = np.sqrt(1 / (1 + np.exp(-wrapped.schedule.log_snr[t]))), None
-    scale = np.sqrt(1 - signal**2)
-    eps = user_network.network(wrapped.params, signal * images[:4] + scale * noise, np.full(4, t), labels[:4])
+    key = keys.stream(jax.random.key(0), "scored noise")
+    noise_of = jax.jit(jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), (4, 4, 3))))
+    noise = np.asarray(noise_of(np.arange(4)))
+    signal = np.sqrt(1 / (1 + np.exp(-np.asarray(wrapped.schedule.log_snr)[t])))
+    x_t = signal * images[:4] + np.sqrt(1 - signal**2) * noise
+    eps = jax.jit(user_network.network)(wrapped.params, x_t, np.full(4, t), labels[:4])
     expected = np.mean((eps - noise) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(told.sweep["clean_loss"].sel(t=t), expected, rtol=1e-4)
 
