@@ -7,6 +7,7 @@ Each row is a folder made from the networks frozen in `pretrained.npz`, one thin
 table (`tests/models/pretrained/test_table.py`) makes them anew and compares.
 """
 
+import argparse
 import json
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 from safetensors.numpy import save_file
 
 from mechdiff.core.errors import MechdiffError
@@ -86,6 +88,12 @@ def command_line(folder: Path, config: dict, state: dict) -> Path:
     return file("flags.txt", f'MODEL_FLAGS="{flags}"\npython sample.py $MODEL_FLAGS --use_ddim True')(
         folder, config, state
     )
+
+
+def dumped(folder: Path, config: dict, state: dict) -> Path:
+    """As ddim's `main.py` writes its config: an `argparse.Namespace` of such, lists perhaps tuples."""
+    text = yaml.dump(config | {"data": argparse.Namespace(**config["data"])})
+    return file("config.yml", text.replace("ch_mult:", "ch_mult: !!python/tuple"))(folder, config, state)
 
 
 def stem(config: dict) -> str:
@@ -263,6 +271,8 @@ ROWS = [
     Row(U, "a condition stated that is not there", stated={"condition": "last"}),
     Row(U, "four channels in and out", {"in_channels": 4, "out_channels": 4}),
     Row(DDIM, "as its YAML", place=file("config.yaml")),
+    Row(DDIM, "as its trainer dumps it, an object", place=dumped),
+    Row(DDIM, "sections that share names", {"training": {"batch_size": 128}, "sampling": {"batch_size": 64}}),
     Row(DDIM, "quadratic betas", {"diffusion": {"beta_schedule": "quad", "num_diffusion_timesteps": 100}}),
     Row(DDIM, "no section of diffusion", {"diffusion": DROP}),
     Row(DDIM, "images not rescaled", {"data": {"image_size": 8, "rescaled": False}}),
@@ -289,6 +299,7 @@ ROWS = [
     Row("edm_ddpmpp", "noise levels of its own", OF_EDM | {"sigma_max": 10, "steps": 50}),
     Row(S, "options of EDM", {"img_resolution": 32, "num_channels": DROP}),
     Row(S, "a latent diffusion model", {"first_stage_config": {}, "num_channels": DROP}),
+    Row(S, "options of k-diffusion", {"model": {"type": "image_v1", "sigma_sample_density": {}}}),
     Row(S, "an empty config", place=file("config.json", "{}")),
     Row(S, "a config that is a list", place=file("config.json", "[1]")),
     Row(S, "a config that is not JSON", place=file("config.json", "{'a': 1}")),

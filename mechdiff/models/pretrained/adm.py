@@ -15,9 +15,10 @@ from typing import Any
 from mechdiff.core.config import DiffusionConfig, UNetConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.models.pretrained import conditioning, states, tensors
-from mechdiff.models.pretrained.adm_flags import Flags, flags, flattened
+from mechdiff.models.pretrained.adm_flags import Flags, flags
 from mechdiff.models.pretrained.adm_names import names, split_attention
 from mechdiff.models.pretrained.adm_options import LAST, PROBE, STATED, STEM, WHAT
+from mechdiff.models.pretrained.configs import option_names
 from mechdiff.models.pretrained.folders import Place
 from mechdiff.models.pretrained.imported import Imported, Stated
 
@@ -26,8 +27,8 @@ __all__ = ["STATED", "WHAT", "read", "recognizes", "unet_config"]
 
 def recognizes(config: Mapping[str, Any]) -> bool:
     """Whether a config is of this layout."""
-    names = flattened(config).keys()
-    return bool(names & {"num_channels", "model_channels", "num_res_blocks", "attention_resolutions"})
+    telling = {"num_channels", "model_channels", "num_res_blocks", "attention_resolutions"}
+    return not option_names(config).isdisjoint(telling)
 
 
 def read(place: Place, stated: Stated) -> Imported:

@@ -4,7 +4,7 @@ import functools
 import json
 import re
 import shlex
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ OTHERS = (r".*\.ya?ml", r".*\.json", r"(flags|args|options).*\.(txt|sh)")  # if 
 NOT_OURS = r"model_index\.json|.*index.*\.json|scheduler.*|preprocessor.*|trainer_state.*|.*stats?\.json|\..*"
 LARGEST = 2**24  # bytes
 MERGE = "tag:yaml.org,2002:merge"  # `<<: *defaults`, whose options may be overridden
+PYTHON = "tag:yaml.org,2002:python/"  # of objects that `yaml.dump` was given
 
 
 def config_file(folder: Path) -> Path:
@@ -64,6 +65,17 @@ def read_config(path: Path) -> dict[str, Any]:
         if not isinstance(name, str):
             raise ConfigError(f"{path} has an option {shorten(name)} that is not a name; write it as text")
     return content
+
+
+def option_names(config: Mapping[str, Any]) -> set[str]:
+    """Names of a config's options and of those in its sections, by which a layout is told; never an error.
+
+    Example:
+      >>> sorted(option_names({"model": {"ch": 128}, "seed": 0}))
+      ['ch', 'model', 'seed']
+    """
+    sections = (value for value in config.values() if isinstance(value, Mapping))
+    return {name for names in (config, *sections) for name in names if isinstance(name, str)}
 
 
 def flags_of(text: str, where: str = "flags") -> dict[str, str]:
@@ -135,6 +147,11 @@ class _Once(yaml.SafeLoader):
         pairs = [tuple(self.construct_object(part, deep=True) for part in pair) for pair in direct]
         _once(Path(self.name), [pair for pair in pairs if isinstance(pair[0], Hashable)])
         return super().construct_mapping(node, deep)
+
+
+# ddim's trainer dumps its config as an object; these two are read as the mapping and the list that they are.
+_Once.add_constructor(f"{PYTHON}object:argparse.Namespace", yaml.SafeLoader.construct_yaml_map)
+_Once.add_constructor(f"{PYTHON}tuple", yaml.SafeLoader.construct_yaml_seq)
 
 
 def _text(path: Path) -> str:

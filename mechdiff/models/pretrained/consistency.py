@@ -23,6 +23,7 @@ from mechdiff.interventions.gates import named
 from mechdiff.interventions.record import ALWAYS, Intervention
 from mechdiff.models.pretrained import adm, diffusers, states
 from mechdiff.models.pretrained.adm_flags import flattened
+from mechdiff.models.pretrained.configs import option_names
 from mechdiff.models.pretrained.edm import karras_levels
 from mechdiff.models.pretrained.folders import Place
 from mechdiff.models.pretrained.imported import Imported, ImportedFunction, Stated
@@ -104,7 +105,7 @@ class Network:
 def recognizes(config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> bool:
     """Whether a network is of this layout, by its flags or by its scheduler."""
     by_scheduler = scheduler.get("_class_name") == SCHEDULER and config.get("_class_name") == "UNet2DModel"
-    return by_scheduler or ("_class_name" not in config and not flattened(config).keys().isdisjoint(TELLING))
+    return by_scheduler or ("_class_name" not in config and not option_names(config).isdisjoint(TELLING))
 
 
 def read(place: Place, stated: Stated) -> ImportedFunction:

@@ -3,16 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mechdiff.models.pretrained.configs import option_names
+
 WAY_OUT = "write it as a JAX function and wrap that (mechdiff.models.traced)"
 FAMILIES = (  # words of a config that only one family has, and what it is
     (("first_stage_config", "cond_stage_config", "unet_config"), "a latent diffusion model"),
+    (("sigma_sample_density", "augment_wrapper", "self_attn_depths"), "a network of k-diffusion"),
 )
 
 
 def unsupported(config: Mapping[str, Any]) -> str:
     """The unsupported network that a config describes, and the way out; empty if it is none of these."""
-    sections = (value for value in config.values() if isinstance(value, Mapping))
-    names = set(config).union(*sections)
+    names = option_names(config)
     for words, what in FAMILIES:
         options = [word for word in words if word in names]
         if options:
