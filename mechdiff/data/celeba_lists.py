@@ -1,6 +1,7 @@
 """The lists of CelebA, as text or as CSV: splits, attributes and people of images, by name."""
 
 import csv
+import logging
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -11,7 +12,8 @@ from mechdiff.core.errors import DataError
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+        text = path.read_text(encoding="utf-8-sig", errors="replace")  # some editors put a mark before
+        return text.splitlines()
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror})") from error
 
@@ -21,6 +23,11 @@ def _csv_rows(path: Path) -> list[list[str]]:
     rows = [row for row in csv.reader(_lines(path)) if any(field.strip() for field in row)]
     if len(rows) < 2:
         raise DataError(f"{path} names no images; download it again")
+    if rows[0][0].strip().lower().endswith(".jpg"):
+        raise DataError(
+            f"{path} begins with the image {rows[0][0].strip()}; put a line of column names before, such as "
+            "image_id,partition"
+        )
     return [[field.strip() for field in row] for row in rows]
 
 
@@ -81,7 +88,8 @@ def read_attributes(path: Path) -> tuple[tuple[str, ...], dict[str, list[bool]]]
 
 
 def read_people(path: Path | None, names: list[str]) -> Int[np.ndarray, " count"]:
-    """The person on each of these images; -1 without a list, or where it does not name the image.
+    """The person on each of these images; -1 without a list, or where it does not name the image, which is
+    warned of: intervals then take all images for independent.
 
     Raises:
       DataError: a line of another form.
@@ -96,4 +104,11 @@ def read_people(path: Path | None, names: list[str]) -> Int[np.ndarray, " count"
             raise DataError(f"{path} line {number}: {line[:60]!r} is not 'image number'; download it again")
         if fields and people.setdefault(*fields) != fields[1]:
             raise DataError(f"{path} line {number}: {fields[0]!r} is two people; keep the line that is right")
+    unknown = [name for name in names if name not in people]
+    if path and unknown:
+        logging.warning(
+            "%s does not name %d of %d images (first: %s), so that intervals take images for independent; "
+            "download it again if it should",
+            *(path, len(unknown), len(names), unknown[0]),
+        )
     return np.array([int(people.get(name, -1)) for name in names], np.int64)

@@ -165,9 +165,9 @@ def as_csv(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("csv", [True, False], ids=["csv", "text"])
-@pytest.mark.parametrize("place", ["archive", "flat", "nested", "mac"])
+@pytest.mark.parametrize("place", ["archive", "flat", "nested", "mac", "windows"])
 def test_packs_of_the_mirrors_are_read_alike(pack, tmp_path, csv, place):
-    """CSV lists, images one folder deeper, archives made on a Mac; alone and mixed."""
+    """CSV lists, images one folder deeper, archives of a Mac, lists of Windows; alone and mixed."""
     folder = write_pack(tmp_path / "mirror", unpacked=place in ("flat", "nested"))
     people = "".join(f"{number:06}.jpg {number % 4}\n" for number in range(1, 16))
     (folder / celeba.IDENTITY).write_text(people)
@@ -183,6 +183,9 @@ def test_packs_of_the_mirrors_are_read_alike(pack, tmp_path, csv, place):
         write_archive(folder, junk | nested | {"../000099.jpg": b"outside"})
     if csv:
         as_csv(folder)
+    if place == "windows":  # lists as Excel and Notepad save them
+        for path in (*folder.glob("*.txt"), *folder.glob("*.csv")):
+            path.write_text(path.read_text(), encoding="utf-8-sig", newline="\r\n")
     for split in data.SPLITS:
         expected, read = load(pack, split), load(folder, split)
         assert by_id(read) == by_id(expected)
@@ -293,6 +296,11 @@ def unpack_beside(number: int):
     return unpack
 
 
+def columns_without_names(folder: Path):
+    (folder / celeba.PARTITION).rename(folder / "list_eval_partition.csv")
+    (folder / "list_eval_partition.csv").write_text("000001.jpg,2\n000002.jpg,2\n")
+
+
 def tell_otherwise(folder: Path):
     (folder / "list_eval_partition.csv").write_text("image_id,partition\n000001.jpg,2\n")
 
@@ -303,6 +311,7 @@ WRONG = {
         unpack_beside(2),
         "img_align_celeba.zip and .*img_align_celeba hold different images; keep the one that is right",
     ),
+    "columns without names": (columns_without_names, "begins with the image 000001.jpg; put a line"),
     "lists that differ": (tell_otherwise, "list_eval_partition.csv say different things; keep the one"),
     "attributes repeat an image": (
         edit(celeba.ATTRIBUTES, lambda text: text.replace("000006.jpg", "000005.jpg")),
@@ -629,13 +638,15 @@ def test_people_travel_with_their_images(tmp_path):
     assert single.labels["person"][0] == ("image",) and len(single.people) == 3
 
 
-def test_without_a_list_or_with_a_partial_one_nobody_is_known(tmp_path):
+def test_without_a_list_or_with_a_partial_one_nobody_is_known(tmp_path, caplog):
     pack, few = write_pack(tmp_path / "pack"), SweepConfig(images=3, reference_images=1)
     config = DataConfig(name="celeba", path=str(pack))
     assert celeba.open_source(str(pack)).people is None
     assert held_out.held_out_images(config, 16, few, tmp_path).labels == {}
     name_people(pack, {12: 7})
+    caplog.clear()
     assert sorted(celeba.open_source(str(pack)).people) == [-1] * 14 + [7]
+    assert "does not name 14 of 15 images (first: 000001.jpg)" in caplog.text
     assert held_out.held_out_images(config, 16, few, tmp_path).people is None
 
 
