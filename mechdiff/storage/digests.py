@@ -47,7 +47,12 @@ def digest_arrays(tree: Any) -> str:
     """
     import jax
 
-    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(tree))
+    def plain(leaf):
+        dtype = getattr(leaf, "dtype", None)
+        is_key = dtype is not None and jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if is_key else leaf  # the state of NNX's dropout holds keys
+
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(jax.tree.map(plain, tree)))
     total = hashlib.sha256()
     named = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
     for path, leaf in sorted(named.items()):

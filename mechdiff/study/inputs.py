@@ -106,17 +106,26 @@ def _held_out_rows(
     """Places of as many images as the settings ask for, none of which the model was trained on; fewer where
     no ablation needs those for reference."""
     rows = [row for row in images.rows if images.digests[row][:DIGEST_LENGTH] not in (trained_on or ())]
-    needed = images_to_evaluate(config) + config.reference_images
-    if images_to_evaluate(config) <= len(rows) < needed and not config.needs_reference:
-        return rows
-    if len(rows) < needed:
+    needed = _how_many(len(rows), config)
+    if not needed:
         left_out = len(images.rows) - len(rows)
         known = f" and {left_out} that {denoiser.name} was trained on" if left_out else ""
-        raise DataError(
-            f"{images.name}: {len(rows)} different images{known}, but {settings_in_words(config)} = "
-            f"{needed}; lower them, or give more images"
-        )
+        raise DataError(f"{images.name}: {len(rows)} different images{known}, {_too_few(config)}")
     return rows[:needed]
+
+
+def _how_many(there: int, config: SweepConfig) -> int:
+    """How many of the images that are there the settings take; 0: they are too few."""
+    scored = images_to_evaluate(config)
+    needed = scored + config.reference_images
+    return needed if needed <= there else there if scored <= there and not config.needs_reference else 0
+
+
+def _too_few(config: SweepConfig) -> str:
+    """The rest of the line where images are too few."""
+    scored, reference = images_to_evaluate(config), config.reference_images
+    sum_of = f"{scored} + {reference} = {scored + reference}" if reference else str(scored)
+    return f"but {settings_in_words(config)} = {sum_of}; lower them, or give more images"
 
 
 def accompanying_images(
@@ -126,20 +135,24 @@ def accompanying_images(
     of any shape that the network takes, and floats unchanged.
 
     Raises:
-      DataError: images of another shape, too few of them, or a condition that is not given.
+      DataError: images of another shape or type, too few of them, or a condition that is not given.
     """
-    needed = images_to_evaluate(config) + config.reference_images
+    if images.dtype != np.uint8 and images.dtype.kind != "f":
+        raise DataError(
+            f"{denoiser.name} came with images of type {images.dtype}; give floats, or bytes (uint8), of "
+            "which 0 and 255 become -1 and 1"
+        )
     images = to_float(images) if images.dtype == np.uint8 else np.asarray(images, np.float32)
     if images.shape[1:] != denoiser.image_shape:
         raise DataError(
             f"{denoiser.name} came with images of shape {images.shape}; it takes (images, "
             f"{', '.join(map(str, denoiser.image_shape))})"
         )
-    if len(images) < needed:
-        raise DataError(
-            f"{denoiser.name} came with {len(images)} images, but {settings_in_words(config)} = "
-            f"{needed}; lower them, or give more images"
-        )
+    if not np.isfinite(images).all():
+        raise DataError(f"{denoiser.name} came with images that hold NaN or Inf; expected finite numbers")
+    needed = _how_many(len(images), config)
+    if not needed:
+        raise DataError(f"{denoiser.name} came with {len(images)} images, {_too_few(config)}")
     if condition is None and conditioned_on(denoiser):
         raise DataError(
             f"{denoiser.name} is conditioned on {conditioned_on(denoiser)}; let its function return "

@@ -132,7 +132,8 @@ def guess(
     denoiser: Examinable, images: Images, timesteps: Int[np.ndarray, " timesteps"]
 ) -> Float[np.ndarray, " timesteps"]:
     """Loss of the best linear guess of the noise from the mean and variance of the pixels alone."""
-    variance = np.asarray(images, np.float64).var((0, 1, 2)).mean()
+    values = np.asarray(images, np.float64)
+    variance = values.reshape(-1, values.shape[-1]).var(0).mean()
     snr = _snr(denoiser, timesteps)
     return snr * variance / (snr * variance + 1)
 

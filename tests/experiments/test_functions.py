@@ -93,6 +93,12 @@ def test_images_and_conditions_that_do_not_fit_are_refused(config, tmp_path):
         inputs.accompanying_images(denoiser, override(config, ["sweep.images=20"]).sweep, images, labels)
     with pytest.raises(DataError, match=r"shape \(12, 2, 4, 3\); it takes \(images, 4, 4, 3\)"):
         inputs.accompanying_images(denoiser, config.sweep, images[:, :2], labels)
+    for spoiled, message in (
+        (images.astype(int), "of type int64; give floats, or bytes"),
+        (images * np.nan, "NaN"),
+    ):
+        with pytest.raises(DataError, match=message):
+            inputs.accompanying_images(denoiser, config.sweep, spoiled, labels)
     with pytest.raises(DataError, match=r"return \(denoiser, images, condition\)"):
         inputs.accompanying_images(denoiser, config.sweep, images)
     with pytest.raises(ConfigError, match="for which there is no default"):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -135,6 +136,8 @@ def test_array_digest_tells_values_shapes_dtypes_paths_and_zero_signs_apart():
         {"a": -base},
         {"a": base, "b": base[:0]},
         {"a": np.nextafter(base, np.float32(1))},
+        {"a": jax.random.key(0)},  # as the state of NNX's dropout has them
+        {"a": jax.random.key(1)},
     ]
     assert len({digests.digest_arrays(tree) for tree in trees}) == len(trees)
 

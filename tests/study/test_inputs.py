@@ -90,7 +90,7 @@ def test_images_from_an_array_keep_its_order_and_numbers():
     with pytest.raises(DataError, match=r"floats of shape \(8, 8, 3\), but the network takes \(8, 8, 1\)"):
         inputs.images_from(floats, GRAY, FEW)
     with pytest.raises(
-        DataError, match=r"8 different images, but sweep.images \(n\) \+ sweep.reference_images = 12"
+        DataError, match=r"8 different images, but sweep.images \(n\) \+ sweep.reference_images = 5 \+ 7 = 12"
     ):
         inputs.images_from(floats, RGB, SweepConfig(images=5, reference_images=7))
     few = inputs.images_from(floats, RGB, SweepConfig(ablations=("zero",), images=5, reference_images=7))

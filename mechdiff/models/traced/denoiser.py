@@ -40,6 +40,7 @@ class TracedNetwork:
       parameterization: inputs and output of `fn`.
       sites: of `fn`, in order of execution.
       row_shape: of one row of x.
+      dtype: of x, in which `fn` is always given it.
       conditioned: whether `fn` takes a condition.
       digest: of the program that `fn` is traced to.
       row_bytes: bytes alive at once for one row of x, see `size.peak_bytes`.
@@ -51,6 +52,7 @@ class TracedNetwork:
     parameterization: Parameterization
     sites: tuple[Site, ...]
     row_shape: tuple[int, ...]
+    dtype: str
     conditioned: bool
     digest: str
     row_bytes: int
@@ -278,6 +280,7 @@ def program_of(
             else "this network takes no condition; wrap it with example=(x, t, condition)"
         )
     x, time = network.parameterization.inputs(denoiser.schedule, x_t, t)
+    x = jnp.asarray(x, network.dtype)
     args = (denoiser.params, x, time) if condition is None else (denoiser.params, x, time, condition)
     program = jax.make_jaxpr(jax.jit(network.fn))(*args)  # under JAX's cache of traced functions
     return program, jax.tree.leaves(args)

@@ -47,7 +47,7 @@ def wrap(
       schedule: noise levels; `schedule_from_sigmas`, `edm_schedule` and `flow_schedule` make those of EDM and
         flow matching.
       example: `(x, t)` or `(x, t, condition)`, as `predict` will be given them; only their shapes and dtypes
-        matter.
+        matter. Whatever floats `predict` is given, `fn` gets them in the dtype of this x.
       name: shown in results; the function's name if empty.
       unit_axes: regular expression of sites' names -> axis of their units, where names don't say it; the last
         axis elsewhere.
@@ -88,6 +88,7 @@ def wrap(
         parameterization=parameterization,
         sites=sites,
         row_shape=tuple(np.shape(example[0])[1:]),
+        dtype=str(jnp.result_type(example[0])),
         conditioned=len(example) == 3,
         digest=_digest_program(fn, args_of(ROWS[0])),
         row_bytes=-(-peak_bytes(program) // rows),
@@ -122,6 +123,12 @@ def _check_example(example: tuple) -> None:
     shape, shape_of_t, dtype = np.shape(example[0]), np.shape(example[1]), jnp.result_type(example[1])
     if len(shape) < 2:
         raise ConfigError(f"x of the example has shape {shape}; its first axis is the rows'")
+    dtype_of_x = jnp.result_type(example[0])
+    if not jnp.issubdtype(dtype_of_x, jnp.floating):
+        raise ConfigError(
+            f"x of the example has dtype {dtype_of_x}; noisy images are real numbers, so give floats (and "
+            "round inside of fn what it takes as whole numbers)"
+        )
     if shape_of_t != shape[:1] or not jnp.issubdtype(dtype, jnp.integer):
         raise ConfigError(f"t of the example has shape {shape_of_t} and dtype {dtype}; give one int a row")
 

@@ -252,6 +252,20 @@ def test_gates_may_be_differentiated_under_vmap(denoiser):
     jax.tree.map(lambda many, item: close(many[1], item), slopes, alone)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_function_is_given_x_in_the_dtype_of_its_example(dtype):
+    """Whatever floats `predict` is given: sweeps make float32."""
+
+    def network(params, x, t):
+        assert x.dtype == dtype
+        return name(jax.lax.dot_general(x, params, (((3,), (0,)), ((), ()))), "mlp")
+
+    params, x = jnp.eye(2, dtype=dtype) * 3, X.astype(dtype)
+    denoiser = wrap(network, params, schedule=SCHEDULE, example=(x, T))
+    for given in (X, X.astype(np.float64), x):
+        close(denoiser.predict(denoiser.identity, given, T), network(params, x, T))
+
+
 def bad(**changes):
     options = {"schedule": SCHEDULE, "example": (X, T)} | changes
     fn = options.pop("fn", network)
@@ -273,6 +287,10 @@ def bad(**changes):
         ({"example": (X,)}, r"example has 1 entries; give \(x, t\)"),
         ({"example": (X, T.astype(float))}, "t of the example has .* float.*give one int a row"),
         ({"example": (X, T[0])}, "t of the example has shape"),
+        (
+            {"example": (X.astype(np.int8), T)},
+            "x of the example has dtype int8; noisy images are real numbers",
+        ),
         ({"parameterization": "noise"}, "unknown parameterization 'noise'; closest: edm_denoised"),
         ({"unit_axes": {"block.*.attn": 1}}, "unknown site of unit_axes"),
     ],
