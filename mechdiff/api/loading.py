@@ -1,5 +1,6 @@
 """`load`: a model by whatever name it has."""
 
+import functools
 import logging
 import os
 import platform
@@ -45,10 +46,7 @@ def load(source: str | Path | Examinable, *, name: str = "", **stated: Any) -> M
       Model('cpu16-synthetic-seed0': UNet 16x16x3, ... parameters, 56 components; identity)
     """
     if not devices.use_all_cores():
-        logging.warning(
-            "JAX is at work on %d of the CPU's cores; call mechdiff.use_all_cores() before anything of JAX's",
-            jax.local_device_count(),
-        )
+        _warn_of_cores()
     _keep_programs()
     if isinstance(source, str) and not source.strip():
         raise CheckpointError("the name of a model is empty; shipped networks: " + ", ".join(shipped.names()))
@@ -62,6 +60,15 @@ def load(source: str | Path | Examinable, *, name: str = "", **stated: Any) -> M
     if folder.parent.name == hub_cache.SNAPSHOTS:  # whose own name is a digest
         name = name or Path(source).name
     return _of_folder(folder, name, stated)
+
+
+@functools.cache
+def _warn_of_cores() -> None:
+    """Once a session: nothing can be changed about it later."""
+    logging.warning(
+        "JAX is at work on %d of the CPU's cores; call mechdiff.use_all_cores() before anything of JAX's",
+        jax.local_device_count(),
+    )
 
 
 def _keep_programs() -> None:
@@ -108,7 +115,7 @@ def _of_folder(folder: Path, name: str, stated: dict[str, Any]) -> Model:
     except TypeError as error:
         raise ConfigError(f"{error}; see mechdiff.models.pretrained.Stated") from error
     imported = pretrained.read(folder, statement)
-    for note in (*imported.notes, *(f"ASSUMED {option}" for option in imported.assumed)):
+    for note in imported.notes:  # what was assumed among them
         logging.warning("%s: %s", folder.name, note)
     called = name or folder.resolve().name
     denoiser, unet = builders.denoiser_of(imported, called), builders.unet_of(imported)

@@ -41,7 +41,7 @@ class Intervention:
     it. Pass changed copies to `dataclasses.replace`.
 
     Raises:
-      ConfigError: a temperature in a NumPy array that is not above 0 (values of JAX arrays are not checked).
+      ConfigError: a temperature that is not above 0 (values of tracers are not known).
 
     Example:
       >>> gates, zeros = {"mid.res": np.ones(1)}, {"mid.res": np.zeros((1, 1, 1))}
@@ -95,9 +95,20 @@ jax.tree_util.register_pytree_with_keys(Intervention, _flatten, _unflatten)
 
 def _check_temperatures(temperature: PyTree) -> None:
     for site, leaf in temperature.items() if isinstance(temperature, dict) else ():
-        if isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f" and not (leaf > 0).all():
-            wrong = leaf[~(leaf > 0)][0]
+        if not _has_numbers(leaf):
+            continue
+        values = np.asarray(leaf)
+        if not (values > 0).all():
+            wrong = values[~(values > 0)][0]
             raise ConfigError(f"temperature={wrong} of site {site!r} must be above 0; 1 leaves it unchanged")
+
+
+def _has_numbers(leaf: PyTree) -> bool:
+    """Whether it is an array whose numbers are known here: no tracer, none that lies with other processes."""
+    if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, np.ndarray | jax.Array):
+        return False
+    here = isinstance(leaf, np.ndarray) or leaf.is_fully_addressable
+    return here and jnp.issubdtype(leaf.dtype, np.number)
 
 
 def read_only(tree: PyTree) -> PyTree:

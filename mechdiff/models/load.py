@@ -11,13 +11,14 @@ from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.record import Intervention
 from mechdiff.models import factories, shipped
 from mechdiff.models.denoiser import Denoiser, Examinable
-from mechdiff.models.pretrained import builders
+from mechdiff.models.pretrained import builders, configs
 from mechdiff.models.unet import identity_intervention, init_shapes
 from mechdiff.storage import checksums, exported, files
 from mechdiff.storage.mismatch import check_shapes
 
 FUNCTION = "function"  # key in the config of an imported function (`pretrained.ImportedFunction`)
 IMPORTED = "imported"  # key in the record of an imported network: `Imported.facts`
+FOREIGN = ("model_index.json", *configs.NAMES)  # files by which others describe their networks
 SNAPSHOTS = "snapshots"  # folder of a training run with the steps that `train.keep` names
 
 
@@ -31,6 +32,7 @@ def load_trained(folder: str | Path) -> tuple[ExperimentConfig, PyTree, Interven
       CheckpointError: no such model, a damaged one, or a network that is not a UNet of this package.
     """
     folder = shipped.find(model_folder(folder))
+    _refuse_foreign(folder)
     params, config, record = exported.load_model(folder)
     if FUNCTION in config:
         layout = config[FUNCTION]["layout"]
@@ -65,6 +67,16 @@ def load_denoiser(model: str | Path, name: str = "") -> tuple[Examinable, Experi
     trained, params, identity, record = load_trained(model)
     schedule = make_schedule(trained.diffusion)
     return Denoiser(name or name_of(model), trained.unet, schedule, params, identity), trained, record
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuses another program's folder with the way to import it: launchers take exported models only."""
+    ours = any((folder / name).exists() for name in (checksums.NAME, "record.json"))
+    if not ours and any((folder / name).is_file() for name in FOREIGN):
+        raise CheckpointError(
+            f"{folder} is no exported model; if it is another program's network, import it first: mechdiff "
+            f"import {folder} --to=FOLDER, then --model=FOLDER (mechdiff.load in Python reads it as it is)"
+        )
 
 
 def check_known(record: Mapping[str, Any], name: str) -> None:

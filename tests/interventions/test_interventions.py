@@ -7,6 +7,7 @@ import re
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference.networks import identity_of, random_params
@@ -313,6 +314,8 @@ def acting(intervention):
     (lambda: set_temperature(IDENTITY, ".*head.*", float("nan")), r"temperature=nan must be above 0"),
     (lambda: by_hand(temperature={"mid.attn0.head": np.zeros(2)}), r"temperature=0.0 of site 'mid.attn0.h"),
     (lambda: by_hand(temperature={"mid.attn0.head": -np.ones(2)}), r"temperature=-1.0 of site 'mid.attn0."),
+    (lambda: by_hand(temperature={"mid.attn0.head": -jnp.ones(2)}), r"temperature=-1.0 of site 'mid.attn0."),
+    (lambda: by_hand(temperature={"mid.attn0.head": np.zeros(2, int)}), r"temperature=0 of site 'mid.attn0."),
     (lambda: acting(by_hand(gate={"mid.block0.rs": np.ones(1)})), r"unknown site 'mid.block0.rs'; closest"),
     (lambda: acting(by_hand(temperature={"mid.head": np.ones(2)})), r"unknown site 'mid.head'; "),
     (lambda: windowed(IDENTITY, 5, 5), r"window \[5, 5\) is empty or negative"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mechdiff.core.errors import CheckpointError
-from mechdiff.models.load import model_folder, name_of, steps_of
+from mechdiff.models.load import load_denoiser, model_folder, name_of, steps_of
 from mechdiff.storage.exported import export_model
 
 
@@ -35,6 +35,12 @@ def test_model_folder_lists_the_steps_where_one_is_absent(run, tmp_path):
 def test_model_folder_leaves_other_names_alone(tmp_path):
     for name in ("a@b", "nowhere", "@"):
         assert model_folder(tmp_path / name) == tmp_path / name
+
+
+def test_a_folder_of_another_program_is_refused_with_the_way_in(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"is no exported model; .* import it first: mechdiff import"):
+        load_denoiser(tmp_path)
 
 
 def test_name_of_shows_the_step(run):

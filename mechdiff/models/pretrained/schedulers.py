@@ -74,6 +74,8 @@ SAMPLING = (
     *("timestep_spacing", "timestep_values", "use_beta_sigmas", "use_dynamic_shifting"),
     *("use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas"),
 )
+# Values that diffusers writes whether or not they were chosen; no note speaks of them.
+USUAL_SAMPLING = {"dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0, "timestep_spacing": "leading"}
 ASKED = {  # what we call the options that decide what a network's output means
     "beta_schedule": "noise_schedule",
     "num_train_timesteps": "noise_steps",
@@ -121,7 +123,9 @@ def read(config: Mapping[str, Any], stated: Stated = Stated()) -> Scheduler:
     unclipped = kind in ("HeunDiscreteScheduler", "LCMScheduler", "TCDScheduler")
     clips = get["clip_sample"] if "clip_sample" in get.stated else not unclipped
     notes = [_assumptions(assumed)] if assumed else []
-    drawn = sorted(name for name in get.passed_over if config.get(name) not in (None, False))
+    drawn = sorted(
+        name for name in get.passed_over if config.get(name) not in (None, False, USUAL_SAMPLING.get(name))
+    )
     if drawn:
         notes.append(f"options of sampling without bearing here: {', '.join(drawn)}")
     if get["rescale_betas_zero_snr"]:

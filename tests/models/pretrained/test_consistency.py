@@ -13,6 +13,7 @@ from reference.make_foreign_reference import SIGMAS, noisy
 from reference.make_pretrained_reference import HEADS_OF, draw
 from safetensors.numpy import save_file
 
+from mechdiff.api import load
 from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.parameterization import Parameterization, schedule_from_sigmas
 from mechdiff.interventions import build
@@ -95,6 +96,12 @@ def test_one_step_of_sampling_is_the_denoised_noise(arrays, imported):
     assert 0.002 < sigmas[0] < 0.0021 and abs(sigmas[-1] - 80) < 1e-2
     assert {"res", "time", "head", "skip", "class"} <= {c.component_type for c in made.components()}
     assert imported.options["kind"] == "consistency" and "rho=7.0" not in imported.assumed
+
+
+def test_an_assumption_is_said_once(arrays, tmp_path, caplog):
+    levels = {name: value for name, value in CM.items() if name not in ("rho", "sigma_max")}
+    load(written(tmp_path, arrays, levels))
+    assert caplog.text.count("ASSUMED") == caplog.text.count("rho=7.0") == 1
 
 
 FLAGS = {"image_size": 8, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,1"}
