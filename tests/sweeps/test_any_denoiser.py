@@ -259,7 +259,7 @@ def test_memory_is_told_from_the_program(denoiser):
     widest = SIDE**2 * WIDTH * 4
     assert widest <= network.row_bytes <= network.gradient_bytes
     forecast = engine.Engine(denoiser).forecast(leave_one_out(denoiser.identity, denoiser.components())[1], 5)
-    assert forecast.one_pass >= forecast.least >= 2 * network.row_bytes
+    assert forecast.one_pass >= forecast.smallest_pass >= 2 * network.row_bytes
 
 
 def test_a_condition_for_other_images_is_refused():
