@@ -120,16 +120,16 @@ class Forecast:
         smallest = self._with(self.smallest_pass)
         if smallest <= self.usable:
             return
-        ways_out = ""
+        ways_out = []
         if accelerated():  # JAX takes a share of a card when it starts
-            ways_out += "XLA_PYTHON_CLIENT_MEM_FRACTION=.95 if no other process uses the card, "
+            ways_out.append("XLA_PYTHON_CLIENT_MEM_FRACTION=.95 if no other process uses the card")
         elif self.devices > 1:
-            ways_out += "JAX_NUM_CPU_DEVICES=1 (one copy of the parameters), "
+            ways_out.append("JAX_NUM_CPU_DEVICES=1 (one copy of the parameters)")
         if self.replacements:
-            ways_out += "fewer sweep.timesteps or sweep.ablations=zero (no replacements), "
+            ways_out.append("fewer sweep.timesteps or sweep.ablations=zero (no replacements)")
         raise ConfigError(
             f"even one row in a pass takes {_gib(smallest)}, but this process may have {_gib(self.usable)}; "
-            f"the way out: {ways_out}or a machine with more memory"
+            f"the way out: {', or '.join([*ways_out, 'a machine with more memory'])}"
         )
 
 

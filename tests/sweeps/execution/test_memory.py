@@ -96,6 +96,9 @@ def test_what_cannot_fit_is_refused_with_the_way_out(monkeypatch, capsys):
         forecast.print_memory_forecast(SUBJECT, SweepConfig(images=4, timesteps=2))
     assert "\n" not in str(error.value)
     assert capsys.readouterr().out.startswith("predicted memory")
+    alone = dataclasses.replace(runner().forecast(EVERYTHING, 4, replacements=0), devices=1)
+    with pytest.raises(ConfigError, match="the way out: a machine with more memory"):
+        alone.require()
 
 
 def test_fills_count_where_kinds_have_them(capsys, monkeypatch):
