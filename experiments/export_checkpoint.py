@@ -20,7 +20,9 @@ TO = flags.DEFINE_string("to", None, "Folder to write.", required=True)
 
 def main(config, workdir):
     trained, params, _, _ = load_trained(MODEL.value)
-    print(pretrained.write_diffusers(Path(TO.value), trained.unet, trained.diffusion, params))
+    folder = pretrained.write_diffusers(Path(TO.value), trained.unet, trained.diffusion, params)
+    print(folder)
+    return {"folder": folder}
 
 
 if __name__ == "__main__":

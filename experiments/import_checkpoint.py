@@ -91,6 +91,7 @@ def main(config, workdir):
         target / "model", imported.params, saved, record, dtype=imported.dtype, extras=sheet
     )
     print(folder)
+    return {"model": folder, "layout": imported.layout, "notes": list(imported.notes)}
 
 
 def class_names(denoiser: Examinable) -> dict[str, list[str]]:

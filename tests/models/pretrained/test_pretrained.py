@@ -319,17 +319,20 @@ def test_a_network_that_diffusers_has_no_options_for_is_not_written(changes, exp
 
 def test_an_imported_model_is_like_a_trained_one_and_goes_out_again(written, tmp_path, capsys):
     theirs, params = written
-    few = ("--samples=1", "--steps=2")
+    few = ("--samples=1", "--steps=2", "--json")
     assert launch("import_checkpoint", f"--from={theirs}", f"--to={tmp_path}", *few) == 0
     out, err = capsys.readouterr()
-    assert err == "" and out.startswith("diffusers: 0.0 M parameters, stored as float32\n")
-    assert out.endswith(f"{tmp_path / 'model'}\n")
+    assert err.startswith("diffusers: 0.0 M parameters, stored as float32\n")
+    assert err.endswith(f"{tmp_path / 'model'}\n")
+    assert json.loads(out)["result"]["model"] == str(tmp_path / "model")
     config, record = exported.load_model(tmp_path / "model")[1:]
     assert from_dict(config).unet == pretrained.read(theirs).unet and from_dict(config).data.name == "unknown"
     assert record["imported"]["layout"] == "diffusers"
     assert (tmp_path / "model" / "samples.png").read_bytes().startswith(b"\x89PNG")
-    assert launch("export_checkpoint", f"--model={tmp_path / 'model'}", f"--to={tmp_path / 'back'}") == 0
-    assert capsys.readouterr() == (f"{tmp_path / 'back'}\n", "")
+    back = tmp_path / "back"
+    assert launch("export_checkpoint", f"--model={tmp_path / 'model'}", f"--to={back}", "--json") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["result"] == {"folder": str(back)} and err == f"{back}\n"
     assert (tmp_path / "back" / WEIGHTS).read_bytes() == (theirs / WEIGHTS).read_bytes()
     assert same(pretrained.read(tmp_path / "back").params, params)
 
