@@ -9,15 +9,17 @@
 `__all__` has the names of daily use; others are reached through rooms, such as `mechdiff.circuits.stability`.
 Rooms, from the ground up; a file imports only from lower layers, and rooms of one layer never import each
 other (the contracts are in `pyproject.toml`, import-linter holds them):
-  1  core
-  2  storage, stats, data, diffusion, interventions
-  3  models
-  4  training, sweeps
-  5  circuits, analysis
-  6  study, validation
-  7  report
-  8  api
-  9  cli
+
+    1  core
+    2  storage, stats, data, diffusion, interventions
+    3  models
+    4  training, sweeps
+    5  circuits, analysis
+    6  study, validation
+    7  report
+    8  api
+    9  cli
+
 `mechdiff/README.md` says what is in each, and has the glossary. Launchers are outside, in `experiments/`.
 """
 

@@ -12,8 +12,8 @@ from mechdiff.core.errors import ConfigError, DataError, MechdiffError
 class Objects:
     """Files and small JSON records below `address`, by their names there.
 
-    Raises (every method):
-      MechdiffError: the bucket is not there, or can't be read or written.
+    Raises:
+      MechdiffError: (every method) the bucket is not there, or can't be read or written.
     """
 
     def __init__(self, address: str):
