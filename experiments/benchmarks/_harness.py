@@ -99,6 +99,18 @@ def compare(
     return measured
 
 
+# `python -m MODULE ARGUMENTS` that ends with the process that holds the other end of its standard input.
+WATCHED = """
+import os, runpy, sys, threading
+def watch():
+    os.read(0, 1)
+    os._exit(1)
+threading.Thread(target=watch, daemon=True).start()
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
 def _run(
     module: str, variant: str, task: str, config: ExperimentConfig, images: int, cache: str,
     *, variables: dict[str, str] | None = None, limit: float | None = None,
@@ -109,13 +121,18 @@ def _run(
       variables: of its environment, besides this one's.
       limit: seconds until it is stopped.
     """
-    command = [sys.executable, "-m", module, task, variant, str(images), json.dumps(to_dict(config))]
+    arguments = [task, variant, str(images), json.dumps(to_dict(config))]
+    command = [sys.executable, "-c", WATCHED, module, *arguments]
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache} | (variables or {})
     environment["JAX_TRACEBACK_FILTERING"] = "off"  # or the last line of an error is a note on frames
     if task in ("training_step", "forward_sweep"):  # as long launchers do; PyTorch too may profit from it
         environment["GLIBC_TUNABLES"] = _launch.HUGE_PAGES
+    read, write = os.pipe()  # closed with this process, however that ends
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=limit)
+        with os.fdopen(read) as stdin, os.fdopen(write, "w"):
+            done = subprocess.run(
+                command, stdin=stdin, capture_output=True, text=True, env=environment, timeout=limit
+            )
     except subprocess.TimeoutExpired:
         raise MechdiffError(f"{module} was stopped after {limit:.0f} s; give it more time") from None
     if done.returncode:

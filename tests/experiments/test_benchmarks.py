@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+import os
+import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -33,6 +35,18 @@ def test_table_shows_ratios_of_medians_and_the_share_of_the_ceiling():
     assert lines[1].split() == ["mechdiff", "8.0", "4.0", "16.0", "1.00x", "24.0", "24%"]
     assert lines[2].split() == ["PyTorch", "2.0", "2.0", "4.0", "4.00x", "6.0", "6%"]
     assert "mechdiff 100, PyTorch 40" in lines[3]
+
+
+def test_an_arm_ends_with_the_process_that_started_it(tmp_path):
+    (tmp_path / "endless.py").write_text("import sys, time\nprint(sys.argv[1:], flush=True)\ntime.sleep(60)")
+    command = [sys.executable, "-c", _harness.WATCHED, "endless", "task"]
+    arm = subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with arm:
+        assert arm.stdout.readline() == b"['task']\n" and arm.poll() is None
+        arm.stdin.close()  # as when that process is killed
+        assert arm.wait(30) == 1
 
 
 def test_arms_that_would_not_do_the_same_work_are_refused(monkeypatch):
