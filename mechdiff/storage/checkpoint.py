@@ -182,10 +182,14 @@ def _as_now(saved: dict) -> dict:
 def _context(copies: bool = False) -> ocp.Context:
     """Compact files: without copies of shapes and shardings, which the abstract state provides at loading.
 
+    Devices of one process don't share out an array that they all have: each shape would need a program of its
+    own to be cut.
+
     Args:
       copies: each of several processes writes to its own folder.
     """
     context = ocp.Context()
+    context.array.saving.use_replica_parallel = jax.process_count() > 1
     context.array.saving.enable_write_sharding_file = False
     context.array.saving.array_metadata_store = None
     if copies:

@@ -160,7 +160,7 @@ def params(model):
 
 
 def largest_difference(first, second):
-    differences = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), first, second)
+    differences = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), first, second)
     return max(jax.tree.leaves(differences))
 
 
