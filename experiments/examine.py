@@ -10,13 +10,14 @@ of snapshots: a sweep under mean ablation and circuits.
 from absl import flags
 
 from mechdiff.core.errors import ConfigError
+from mechdiff.models import load
 from mechdiff.storage import locks
 from mechdiff.study import choosing, examination, plan
 
 from . import _launch
 
 MODEL = flags.DEFINE_string("model", None, "Folder RUN of a training, or RUN@STEP.")
-NAME = flags.DEFINE_string("name", None, "Of the network in results; default: the last part of --model.")
+NAME = flags.DEFINE_string("name", None, "Of the network in results; default: that of its run.")
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 PART = flags.DEFINE_enum("part", "all", ["all", "ladder"], "What is examined.")
 SAMPLES = flags.DEFINE_boolean("samples", False, "Keep the sheet of samples in the packed file.")
@@ -25,7 +26,7 @@ SAMPLES = flags.DEFINE_boolean("samples", False, "Keep the sheet of samples in t
 def main(config, workdir):
     if not MODEL.value:
         raise ConfigError("no network; give one with --model=RUN or --model=RUN@STEP")
-    name = NAME.value or MODEL.value.rstrip("/").rpartition("/")[2]
+    name = NAME.value or load.name_of(MODEL.value)
     config = plan.of_ladder(config) if PART.value == "ladder" else config
     with locks.lock(workdir):
         choose = choosing.chooser(config, CELEBA.value, workdir / "cache")

@@ -8,10 +8,11 @@ import zipfile
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from reference.launching import launch
 
 from experiments import _launch
 from mechdiff.storage import files
-from mechdiff.study import collecting, further_results, plan
+from mechdiff.study import collecting, examination, further_results, plan
 
 SMALL = (
     "--preset=tiny", "--seeds=1", "--data=gaussian,synthetic-level0", "--set=train.steps=2",
@@ -32,6 +33,14 @@ def study(tmp_path, monkeypatch, tiny):
     for flag in list(flags.FLAGS.flags_by_module_dict()[module]):
         delattr(flags.FLAGS, flag.name)
     del sys.modules[module]
+
+
+def test_two_models_named_by_their_folders_are_examined_under_the_names_of_their_runs(tmp_path, monkeypatch):
+    names = []
+    monkeypatch.setattr(examination, "examine_and_pack", lambda name, *_, **__: names.append(name))
+    for model in ("a/model", "b", "c/"):
+        assert launch("examine", f"--model={tmp_path / model}", f"--workdir={tmp_path / 'out'}") == 0
+    assert names == ["a", "b", "c"]
 
 
 @pytest.mark.slow
