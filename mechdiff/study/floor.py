@@ -3,10 +3,11 @@
 import jax
 import numpy as np
 import xarray as xr
+from jaxtyping import Array, Float
 
 from mechdiff.data import gaussian
 from mechdiff.diffusion.closed_form import StationaryDenoiser, stationary_denoiser
-from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.diffusion.process import denoising_loss
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.study.eval_images import EvalImages
@@ -31,21 +32,17 @@ def with_floor(sweep: xr.Dataset, best: StationaryDenoiser, eval_set: EvalSet) -
       The sweep and `floor`, the expected loss, dim `t`, and `floor_loss`, that on the images and noise of
       the sweep, dims `t, image`.
     """
-    losses = np.array([_losses(best, eval_set, t_index) for t_index in range(len(eval_set.timesteps))])
+    every = np.arange(eval_set.count)
+    losses = [_losses(best, eval_set.batch(t_index, every)) for t_index in range(len(eval_set.timesteps))]
     about = {"units": "mean squared error of the noise"}
-    expected = np.asarray(best.loss(eval_set.timesteps))
+    expected = np.asarray(jax.jit(StationaryDenoiser.loss)(best, eval_set.timesteps))
     return sweep.assign(
         floor=("t", expected, about | {"long_name": "expected loss of the optimal denoiser"}),
-        floor_loss=(("t", "image"), losses, about | {"long_name": "loss of the optimal denoiser"}),
+        floor_loss=(("t", "image"), np.stack(losses), about | {"long_name": "loss of the optimal denoiser"}),
     )
 
 
 @jax.jit
-def _loss(best: StationaryDenoiser, x0, t, noise):
-    return denoising_loss(best, best.schedule, x0, t, noise)
-
-
-def _losses(best: StationaryDenoiser, eval_set: EvalSet, t_index: int) -> np.ndarray:
-    batch = eval_set.batch(t_index, np.arange(eval_set.count))
+def _losses(best: StationaryDenoiser, batch: EvalBatch) -> Float[Array, " images"]:
     drawn = batch.noised(best.schedule)
-    return np.asarray(_loss(best, batch.images, drawn.t, drawn.noise))
+    return denoising_loss(best, best.schedule, batch.images, drawn.t, drawn.noise)

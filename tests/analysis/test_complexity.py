@@ -1,7 +1,5 @@
 """Complexity: hand-made spectra, moments of a network's own activations, ratios and their controls."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
@@ -23,7 +21,13 @@ IMAGES = np.random.default_rng(1).uniform(-1, 1, (7, 8, 8, 3)).astype(np.float32
 DENOISER = Denoiser("random", UNET, SCHEDULE, PARAMS, IDENTITY)
 LEVELS, KEY, GROUPS = (3, 40), jax.random.key(2), 3
 EVEN = np.full((1, GROUPS), 1 / GROUPS)
-captured = jax.jit(functools.partial(forward, UNET, capture=("sites",)))
+
+
+@jax.jit
+def captured(params, rows):
+    """Activations of all sites, of six images at the timesteps of their rows."""
+    x_t = q_sample(SCHEDULE, IMAGES[:6], rows, image_noise(KEY, np.arange(6), (8, 8, 3)))
+    return forward(UNET, params, IDENTITY, x_t, rows, capture=("sites",))[1]["sites"]
 
 
 def test_equal_eigenvalues_count_as_dimensions():
@@ -49,9 +53,8 @@ def measured():
 
 
 def _activations(t):
-    rows = np.full(6, t)
-    x_t = q_sample(SCHEDULE, IMAGES[:6], rows, image_noise(KEY, np.arange(6), (8, 8, 3)))
-    return {site: np.asarray(a) for site, a in captured(PARAMS, IDENTITY, x_t, rows)[1]["sites"].items()}
+    rows = np.full(6, t, np.int32)
+    return jax.tree.map(np.asarray, captured(PARAMS, rows))
 
 
 def test_moments_are_those_of_the_networks_activations(measured):

@@ -1,5 +1,6 @@
 """Gaussian images have the spectrum that is stated, and the best denoiser of them the loss that is stated."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,6 +19,11 @@ def drawn():
     return gaussian.render_bytes(0, 0, COUNT, SIZE)
 
 
+def stated_losses(schedule, timesteps):
+    best = stationary_denoiser(schedule, gaussian.spectrum(SIZE), gaussian.COLORS)
+    return np.asarray(jax.jit(type(best).loss)(best, timesteps))
+
+
 def test_variances_of_coefficients_are_the_spectrum(drawn):
     colors = to_float(drawn).astype(np.float64) @ gaussian.COLORS.T
     coefficients = np.fft.fft2(colors, axes=(1, 2), norm="ortho")
@@ -31,9 +37,7 @@ def test_rounding_and_range_leave_the_stated_loss(drawn):
     """Loss of the closed form's denoiser on bytes, by an FFT in float64, against the stated expectation."""
     schedule = cosine_schedule(1000)
     timesteps = np.array([0, 5, 50, 400, 900])
-    stated = np.asarray(
-        stationary_denoiser(schedule, gaussian.spectrum(SIZE), gaussian.COLORS).loss(timesteps)
-    )
+    stated = stated_losses(schedule, timesteps)
     rng = np.random.default_rng(1)
     x0 = to_float(drawn).astype(np.float64)
     for t, expected in zip(timesteps, stated, strict=True):
@@ -70,7 +74,7 @@ def test_splits_are_kept_and_have_no_image_in_common(tmp_path):
 def test_a_denoiser_that_was_fitted_is_above_the_floor_on_other_images_alone(drawn):
     """Least squares for every pixel: what a network can at best learn of so many images at one timestep."""
     schedule, t = cosine_schedule(1000), np.array([400])
-    stated = float(stationary_denoiser(schedule, gaussian.spectrum(SIZE), gaussian.COLORS).loss(t)[0])
+    stated = float(stated_losses(schedule, t)[0])
     a, s = (
         float(np.asarray(v)[t[0]]) for v in (schedule.sqrt_alphas_bar, schedule.sqrt_one_minus_alphas_bar)
     )

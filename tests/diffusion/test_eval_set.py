@@ -38,8 +38,9 @@ def test_a_batch_is_noised_as_the_forward_process_says():
     np.testing.assert_array_equal(batch.images, images[1][[2, 0]])
     np.testing.assert_array_equal(batch.condition["label"], [5, 3])
     schedule = linear_schedule()
-    x_t, t, noise = batch.noised(schedule)
-    own = [jax.random.normal(jax.random.fold_in(KEY, index), (2, 2, 1)) for index in (5, 3)]
+    x_t, t, noise = jax.jit(lambda batch: batch.noised(schedule))(batch)
+    own_noise = jax.jit(lambda index: jax.random.normal(jax.random.fold_in(KEY, index), (2, 2, 1)))
+    own = [own_noise(index) for index in (5, 3)]
     np.testing.assert_array_equal(noise, np.stack(own))
     signal = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[500]
     expected = np.sqrt(signal) * batch.images.astype(np.float64) + np.sqrt(1 - signal) * np.stack(own)

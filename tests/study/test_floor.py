@@ -29,12 +29,13 @@ def test_the_floor_is_the_closed_form_on_the_images_and_noise_of_the_sweep():
     of_gaussian = EvalImages(images[0], images[0], "", facts={"name": held_out.NAMES["gaussian"]})
     best = floor.best_denoiser(of_gaussian, SCHEDULE)
     assert floor.best_denoiser(dataclasses.replace(of_gaussian, facts={"name": "CelebA"}), SCHEDULE) is None
+    noise_of = jax.jit(lambda batch: batch.noised(SCHEDULE).noise)
     results = floor.with_floor(xr.Dataset(coords={"t": TIMESTEPS}), best, eval_set)
     for i, t in enumerate(TIMESTEPS):
         a, s = (
             float(np.asarray(v)[t]) for v in (SCHEDULE.sqrt_alphas_bar, SCHEDULE.sqrt_one_minus_alphas_bar)
         )
-        noise = np.asarray(eval_set.batch(i, np.arange(60)).noised(SCHEDULE).noise, np.float64)
+        noise = np.asarray(noise_of(eval_set.batch(i, np.arange(60))), np.float64)
         coefficients = np.fft.fft2((a * images[i] + s * noise) @ gaussian.COLORS.T, axes=(1, 2))
         eps = np.fft.ifft2(coefficients * s / (a**2 * gaussian.spectrum(8) + s**2), axes=(1, 2)).real
         expected = ((eps @ gaussian.COLORS - noise) ** 2).mean((1, 2, 3))

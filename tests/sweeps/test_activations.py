@@ -49,8 +49,8 @@ def statistics(pattern, grid):
 
 
 def measured(pattern, grid):
-    result = measure(jnp.asarray(pattern, jnp.float32)[None, None], grid)
-    return {name: float(value[0, 0]) for name, value in result._asdict().items()}
+    result = measure(np.float32(pattern)[None, None], grid)
+    return {name: float(np.asarray(value)[0, 0]) for name, value in result._asdict().items()}
 
 
 def random_pattern(tokens, sharpness):
@@ -95,7 +95,7 @@ def test_a_single_position_has_no_entropy_and_no_nan():
 
 def test_statistics_are_of_each_image_and_head():
     patterns = np.stack([random_pattern(9, sharpness) for sharpness in (0.1, 1, 2, 3, 4, 5)])
-    result = measure(jnp.asarray(patterns.reshape(2, 3, 9, 9), jnp.float32), (3, 3))
+    result = measure(np.float32(patterns.reshape(2, 3, 9, 9)), (3, 3))
     expected = np.array([statistics(pattern, (3, 3))["entropy"] for pattern in patterns]).reshape(2, 3)
     np.testing.assert_allclose(result.entropy, expected, rtol=1e-5)
 
@@ -118,9 +118,9 @@ def patterns_of(stage, h):
 def test_captured_statistics_are_those_of_the_stages_pattern():
     stage = next(stage for stage in stages(UNET) if stage.op == "attention")
     h = np.random.default_rng(0).standard_normal((2, stage.resolution, stage.resolution, stage.width))
-    stream = Stream(jnp.asarray(h, jnp.float32), (), Embeddings(jnp.zeros((2, 4)), None))
+    stream = Stream(np.float32(h), (), Embeddings(np.zeros((2, 4), np.float32), None))
     run = jax.jit(functools.partial(run_stage, UNET, stage, capture=("attention",)))
-    result = run(PARAMS, IDENTITY, stream)[1]["attention"][f"{stage.name}.head"]
+    result = jax.tree.map(np.asarray, run(PARAMS, IDENTITY, stream)[1]["attention"][f"{stage.name}.head"])
     for image, heads in enumerate(patterns_of(stage, h)):
         for head, pattern in enumerate(heads):
             expected = statistics(pattern, (stage.resolution, stage.resolution))
@@ -144,10 +144,11 @@ def test_attention_stats_are_labelled_by_head_timestep_and_image(stats):
     np.testing.assert_allclose(stats.normalized_entropy.values * ceiling, entropy, rtol=1e-6)
 
 
+@jax.jit
 def noisy(level):
     """All images at one timestep, and that timestep per image."""
-    t = np.full(len(IMAGES), level, np.int32)
-    return q_sample(SCHEDULE, IMAGES, t, image_noise(KEY, jnp.arange(len(IMAGES)), IMAGES.shape[1:])), t
+    t = jnp.full(len(IMAGES), level, np.int32)
+    return q_sample(SCHEDULE, IMAGES, t, image_noise(KEY, np.arange(len(IMAGES)), IMAGES.shape[1:])), t
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +190,7 @@ def test_mean_fills_fit_every_site_and_replace_exactly(captured):
     means = {site: values.mean(1) for site, values in captured["sites"].items()}
     replacements = activations.replacements_at(means, 1)
     everything = ablate(IDENTITY, ".*", "mean", replacements)
-    t = jnp.zeros(5, jnp.int32)
+    t = np.zeros(5, np.int32)
     out = jax.eval_shape(functools.partial(apply_unet, UNET), PARAMS, everything, IMAGES, t)
     assert out.shape == IMAGES.shape
 
@@ -197,12 +198,13 @@ def test_mean_fills_fit_every_site_and_replace_exactly(captured):
     h = np.random.default_rng(0).standard_normal((2, 8, 8, 8)).astype(np.float32)
     run = jax.jit(functools.partial(run_stage, UNET, stage))
     replaced = ablate(IDENTITY, ["mid.block0.res"], "mean", replacements)
-    result = run(PARAMS, replaced, Stream(h, (), Embeddings(jnp.ones((2, 32)), None)))[0].h
+    result = run(PARAMS, replaced, Stream(h, (), Embeddings(np.ones((2, 32), np.float32), None)))[0].h
     np.testing.assert_array_equal(result, h + replacements["mid.block0.res"])
 
 
 def test_sites_are_captured_before_the_gate_acts(captured):
     first = "down0.block0.res"
     result = run_forward(PARAMS, ablate(IDENTITY, [first]), *noisy(LEVELS[0]))[1]["sites"]
+    result = jax.tree.map(np.asarray, result)
     np.testing.assert_allclose(result[first], captured["sites"][first][0], atol=1e-6)
     assert any(np.abs(result[site] - captured["sites"][site][0]).max() > 0.01 for site in result)

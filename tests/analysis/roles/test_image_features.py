@@ -14,20 +14,20 @@ read = jax.jit(image_features.features)
 def moved(changed, picture=None):
     """Squared distance of every target between a picture and a changed one."""
     base = np.zeros((SIDE, SIDE, 3), np.float32) if picture is None else picture
-    single, other = (read(np.asarray(x, np.float32)) for x in (base, changed))
+    single, other = (jax.tree.map(np.asarray, read(np.float32(x))) for x in (base, changed))
     return {name: float(((single[name] - other[name]) ** 2).sum()) for name in single}
 
 
 def test_a_ramp_has_its_slope_everywhere_and_a_flat_picture_no_edges():
     ramp = np.broadcast_to(0.1 * np.arange(SIDE)[None, :, None], (SIDE, SIDE, 3)).astype(np.float32)
-    result = np.asarray(image_features.sobel(image_features.luminance(ramp)))
+    result = np.asarray(jax.jit(lambda x: image_features.sobel(image_features.luminance(x)))(ramp))
     np.testing.assert_allclose(result[:, 1:-1], 0.1, rtol=1e-5)
     np.testing.assert_allclose(np.asarray(read(np.full_like(ramp, 0.3))["edges"]), 0, atol=2e-6)
 
 
 def test_local_variance_is_that_of_nine_pixels():
     gray = np.random.default_rng(0).uniform(-1, 1, (SIDE, SIDE)).astype(np.float32)
-    result = np.asarray(image_features.local_variance(gray))
+    result = np.asarray(jax.jit(image_features.local_variance)(gray))
     padded = np.pad(gray, 1, mode="edge")
     expected = [[padded[y : y + 3, x : x + 3].var() for x in range(SIDE)] for y in range(SIDE)]
     np.testing.assert_allclose(result, expected, atol=1e-6)
@@ -49,7 +49,7 @@ def test_each_target_answers_to_what_it_is_named_for():
 
 def test_octaves_share_out_the_energy_of_a_picture_but_its_coarsest_part():
     x = np.random.default_rng(1).uniform(-1, 1, (16, 16, 3)).astype(np.float32)
-    energy = sum(float(result[0]) ** 2 for result in image_features.octaves(x))
+    energy = sum(float(np.asarray(part)[0]) ** 2 for part in jax.jit(image_features.octaves)(x))
     coarse = x.reshape(4, 4, 4, 4, 3).mean((1, 3))
     assert energy == pytest.approx((x**2).mean() - (coarse**2).mean(), rel=1e-4)
     assert image_features.image_feature_names(16) == (
@@ -69,7 +69,7 @@ def test_parts_are_mean_colors_and_an_absent_part_is_nothing():
     x[:, :4] = [1, 0.5, -0.5]
     masks = np.zeros((2, 2, SIDE, SIDE), np.float32)
     masks[0, 0, :4], masks[1, 0, :2] = 1, 0.5
-    result = np.asarray(image_features.part_means(x, masks))
+    result = np.asarray(jax.jit(image_features.part_means)(x, masks))
     np.testing.assert_allclose(result[:, 0], [[1, 0.5, -0.5]] * 2, rtol=1e-6)
     np.testing.assert_allclose(result[:, 1], 0)
 

@@ -1,6 +1,7 @@
 """Roles: effects are those of whole passes, planted ones are found, decoys get none; matching of heads."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
@@ -78,14 +79,19 @@ def measured():
 
 
 def test_effects_are_those_of_whole_passes(measured):
-    t, rows = LEVELS[1], np.full(len(IMAGES), LEVELS[1])
+    t, rows = LEVELS[1], np.full(len(IMAGES), LEVELS[1], np.int32)
     identity = weights.template(UNET)[1]
-    x_t = q_sample(SCHEDULE, IMAGES, rows, image_noise(KEY, np.arange(len(IMAGES)), IMAGES.shape[1:]))
-    run = jax.jit(denoise, static_argnums=0)
-    eps = [run(UNET, SCHEDULE, planted(), each, x_t, rows) for each in (identity, ablate(identity, [MEAN]))]
+
+    @jax.jit
+    def predicted(params, intervention):
+        noise = image_noise(KEY, np.arange(len(IMAGES)), IMAGES.shape[1:])
+        x_t = q_sample(SCHEDULE, IMAGES, rows, noise)
+        eps = denoise(UNET, SCHEDULE, params, intervention, x_t, rows)
+        return jnp.clip(predict_x0(SCHEDULE, x_t, rows, eps), -1, 1)
+
     read = jax.jit(lambda x: image_features.features(x, MASKS, PARTS))
-    clean, changed = (read(np.clip(predict_x0(SCHEDULE, x_t, rows, e), -1, 1)) for e in eps)
-    own = read(IMAGES)
+    pictures = *(predicted(planted(), each) for each in (identity, ablate(identity, [MEAN]))), IMAGES
+    clean, changed, own = (jax.tree.map(np.asarray, read(x)) for x in pictures)
     result = measured[0]["effect"].sel(component=MEAN, t=t)
     assert "part:top" in result["target"] and result.sizes["target"] == 7
     for name in result["target"].values:

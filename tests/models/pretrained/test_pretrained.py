@@ -345,8 +345,13 @@ def test_a_sweep_of_an_imported_model_is_the_ablation_by_hooks_in_torch(tmp_path
     config, params, _, frozen = reference(GATED)
     schedule, key = linear_schedule(), jax.random.key(0)
     results = pretrained.read(pretrained.write_diffusers(tmp_path, config, DiffusionConfig(), params))
-    noise = image_noise(key, np.arange(2), frozen["x"].shape[1:])
-    images = np.asarray(predict_x0(schedule, frozen["x"], frozen["t"], noise))
+
+    @jax.jit
+    def noise_and_images(x, t):
+        noise = image_noise(key, np.arange(2), x.shape[1:])
+        return noise, predict_x0(schedule, x, t, noise)
+
+    noise, images = map(np.asarray, noise_and_images(frozen["x"], frozen["t"]))
     denoiser = Denoiser("imported", results.unet, results.schedule, results.params, reference(GATED)[2])
     run = SweepConfig(ablations=("zero",), images=2, image_block=2)
     result = ablation_sweep(denoiser, EvalSet(images, frozen["t"], key), tmp_path / "sweep", config=run)
