@@ -192,9 +192,15 @@ def for_network(preprocessing: Preprocessing, denoiser: Examinable) -> Preproces
     """The preprocessing, in the channels that a network takes.
 
     Raises:
-      DataError: a network of other channels than RGB or gray.
+      DataError: a network of other channels than RGB or gray, or whose channels are not last.
     """
-    channels = denoiser.image_shape[-1]
+    shape = tuple(denoiser.image_shape)
+    if len(shape) != 3 or (shape[0] in CHANNELS and shape[-1] not in CHANNELS):
+        raise DataError(
+            f"{denoiser.name} takes rows of shape {shape}; images are (height, width, channels), so let its "
+            "function return (denoiser, images) in its own layout, or move channels inside of the function"
+        )
+    channels = shape[-1]
     if channels not in CHANNELS:
         raise DataError(
             f"{denoiser.name} takes {channels} channels; images are made RGB or gray (3 or 1), so leave them "

@@ -1,9 +1,11 @@
 """Anyone's images as what a model is examined on: prepared as it was trained, named, never trained on."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 from PIL import Image
 from reference.networks import SMALL, identity_of
 
@@ -20,6 +22,7 @@ from mechdiff.data.collection import open_collection
 from mechdiff.data.images import thumbnail
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.denoiser import Denoiser
+from mechdiff.models.traced import wrap
 from mechdiff.study import choosing, inputs
 
 FEW = SweepConfig(images=4, reference_images=3)
@@ -65,6 +68,19 @@ def test_images_from_follow_the_channels_of_the_network(place):
     assert gray.scored.shape == (4, 8, 8, 1) and ", gray," in gray.label
     with pytest.raises(DataError, match="mine takes 4 channels; images are made RGB or gray"):
         inputs.images_from(place, network(4), FEW)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3,), (8, 3)])
+def test_images_are_not_made_for_other_layouts(place, shape):
+    def fn(params, x, t):
+        return checkpoint_name(params * x, "scaled")
+
+    example = np.zeros((1, *shape), np.float32), np.zeros(1, np.int32)
+    denoiser = wrap(fn, np.float32(2), schedule=RGB.schedule, example=example, name="mine")
+    with pytest.raises(
+        DataError, match=re.escape(f"mine takes rows of shape {shape}; images are (height, wid")
+    ):
+        inputs.images_from(place, denoiser, FEW)
 
 
 def test_images_from_leave_out_what_was_trained_on(place):

@@ -57,7 +57,7 @@ def read(folder: Path | str, stated: Stated | None = None) -> Imported | Importe
     raise ConfigError(
         f"{place.described_by} describes {shown}; supported: diffusers' UNet2DModel (_class_name), "
         "guided-diffusion's flags (num_channels, ...), ddim's config (model: ch, ...), lucidrains' "
-        "(dim_mults, ...), EDM's (sigma_data, ...)"
+        f"(dim_mults, ...), EDM's (sigma_data, ...); another network: {families.WAY_OUT}"
     )
 
 
