@@ -95,24 +95,24 @@ def test_distance_is_that_of_plain_sampling_with_a_window(denoiser, chosen, plai
 def test_fills_follow_the_step(denoiser, chosen, means, swept):
     """Step by step in a Python loop, with the fill of each level."""
     component, (low, high) = chosen[1], WINDOWS[1]
-    x = {"clean": initial_noise(KEY, np.arange(SAMPLES), (8, 8, 3))}
-    x["changed"] = x["clean"]
-    down = LEVELS[::-1]
-    step_keys = keys_of_steps(KEY, down)
-    run = jax.jit(denoise, static_argnums=0)
-    for i, level in enumerate(down):
+    down, indices = LEVELS[::-1], np.arange(SAMPLES)
+    start, step_keys = jax.jit(
+        lambda key: (initial_noise(key, indices, (8, 8, 3)), keys_of_steps(key, down))
+    )(KEY)
+
+    @jax.jit
+    def step(params, intervention, key, x, t, t_prev):
+        predict = functools.partial(denoise, denoiser.unet, denoiser.schedule, params, intervention)
+        return one_step(predict, Sampler(denoiser.schedule), key, x, t, t_prev, indices)[0]
+
+    x = {"clean": start, "changed": start}
+    for i, (t, t_prev, step_key) in enumerate(zip(down, np.append(down, -1)[1:], step_keys, strict=True)):
         replacements = activations.replacements_at(means["mean"], len(down) - 1 - i)
-        acts = {
-            "clean": denoiser.identity,
-            "changed": ablate(denoiser.identity, [component], "mean", replacements),
-        }
+        acting = ablate(denoiser.identity, [component], "mean", replacements)
+        acts = {"clean": denoiser.identity, "changed": acting if low <= t < high else denoiser.identity}
         for arm, intervention in acts.items():
-            intervention = intervention if low <= level < high else denoiser.identity
-            predict = functools.partial(run, denoiser.unet, denoiser.schedule, denoiser.params, intervention)
-            previous = np.append(down, -1)[i + 1]
-            span = np.asarray(level), np.asarray(previous)
-            sampler = Sampler(denoiser.schedule)
-            x[arm] = one_step(predict, sampler, step_keys[i], x[arm], *span, np.arange(SAMPLES))[0]
+            x[arm] = step(denoiser.params, intervention, step_key, x[arm], t, np.int32(t_prev))
+    x = jax.tree.map(np.asarray, x)
     result = swept.sel(ablation="mean", component=component.name).isel(window=1)
     np.testing.assert_allclose(result.distance, rms(x["changed"], x["clean"]), rtol=2e-3, atol=2e-5)
 
