@@ -1,5 +1,6 @@
 """A run's log, one JSON object per line, and its progress on the terminal."""
 
+import contextlib
 import errno
 import io
 import json
@@ -130,6 +131,7 @@ def progress(total: int, initial: int = 0, desc: str = "", unit: str = "step", q
         mininterval=PLAIN_SECONDS,
         delay=PLAIN_SECONDS,
         miniters=1,
+        file=io.StringIO(),  # of tqdm's own carriage return at the end; lines are printed below
         bar_format="{desc}: {n_fmt}/{total_fmt}, {rate_fmt}, {elapsed} gone, {remaining} left{postfix}",
     )
 
@@ -193,7 +195,9 @@ class _PlainLines(_Bar):
         now = time.monotonic()
         if msg != "" and now >= self._due:  # tqdm sends "" to clear a bar
             self._due = now + PLAIN_SECONDS
-            print(msg or str(self), file=sys.stderr, flush=True)
+            # tqdm holds its lock meanwhile: an error in the clock's thread would keep it, and the run hang.
+            with contextlib.suppress(BrokenPipeError):
+                print(msg or str(self), file=sys.stderr, flush=True)
 
 
 def _line(record: dict) -> bytes:

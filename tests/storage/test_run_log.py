@@ -179,6 +179,16 @@ def test_plain_line_comes_while_nothing_is_finished(capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("sweep: 0/8, ")
 
 
+def test_a_reader_who_closes_the_pipe_does_not_stop_the_clock_which_holds_a_lock(monkeypatch):
+    def closed(text):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", types.SimpleNamespace(isatty=lambda: False, write=closed))
+    monkeypatch.setattr(run_log, "PLAIN_SECONDS", 0.0)
+    with run_log.progress(2, desc="sweep") as bar:
+        bar.refresh()
+
+
 def test_notebook_shows_a_bar_in_one_output_that_is_empty_at_the_end(monkeypatch):
     shell, shown = types.SimpleNamespace(kernel=None), []
 
