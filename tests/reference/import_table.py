@@ -190,6 +190,7 @@ ROWS = [
     Row(S, "paths and options of sampling", SAMPLING),
     Row(S, "a misspelt option", {"num_chanels": 32}),
     Row(S, "flags in sections", {"model": {"num_head_channels": -1}, "diffusion": {"steps": 1000}}),
+    Row(S, "one of training set twice", {"train": {"batch_size": 8}, "sampling": {"batch_size": 4}}),
     Row(S, "an option set twice, differently", {"num_heads": 2, "model": {"num_heads": 4}}),
     Row(S, "4000 steps, rescale_timesteps absent", {"diffusion_steps": 4000}),
     Row(S, "the same, stated", {"diffusion_steps": 4000}, stated={"dialect": "improved-diffusion"}),

@@ -1,6 +1,7 @@
 """All flags of an ADM network: from its config file, from its tensors, and from the user's statements."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,16 +48,20 @@ def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config without its sections (`model: ...`, `diffusion: ...`): their options are flags too.
 
     Raises:
-      ConfigError: an option that two sections set differently.
+      ConfigError: an option that two sections set differently, unless it has no bearing (`IGNORED`).
     """
     flat: dict[str, Any] = {}
     for name, value in config.items():
         section = value if isinstance(value, Mapping) and name not in TABLE else {name: value}
         for inner, item in section.items():
-            if inner in flat and flat[inner] != item:
+            if inner in flat and flat[inner] != item and not _ignored(inner):
                 raise ConfigError(f"{WHAT} option {shorten(inner)} is set twice, differently")
             flat[inner] = item
     return flat
+
+
+def _ignored(name: Any) -> bool:
+    return isinstance(name, str) and any(re.fullmatch(pattern, name) for pattern in IGNORED)
 
 
 def flags(config: Mapping[str, Any], state: tensors.State, stated: Stated) -> Flags:
