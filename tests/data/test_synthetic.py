@@ -257,7 +257,7 @@ def test_every_factor_moves_most_faces():
 
 def test_each_rung_of_the_ladder_adds_dimensions():
     """The effective rank of the pictures grows, exp(entropy of the spectrum of their covariance)."""
-    people = [ladder(jax.random.fold_in(KEY, index)) for index in range(64)]
+    people = [ladder(jax.random.fold_in(KEY, index)) for index in range(48)]
     ranks, variances = [], []
     for complexity in range(5):
         images = np.stack([drawn(factors[complexity], 16).image.ravel() for factors in people])
