@@ -181,7 +181,7 @@ def test_channel_groups_split_a_site_without_gap_or_overlap(groups):
 
 
 def test_init_is_a_network_that_predicts_zero_and_an_identity_of_ones():
-    config = preset("tiny").unet
+    config = SMALL
     params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), config)
     out = FORWARD(config, params, identity, np.ones((1, 8, 8, 3), np.float32), np.zeros(1, np.int32))
     assert not np.any(np.asarray(out))  # the last convolution starts at zero
