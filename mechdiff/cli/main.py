@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import sys
 from typing import Any
 
@@ -220,8 +221,11 @@ def _value_of(option: str, args: list[str]) -> str | None:
 
 
 def _as_subcommands(text: str) -> str:
-    """A launcher's docstring with its commands as `mechdiff` takes them; line breaks stay."""
-    for launcher in launchers.all_launchers():
-        text = text.replace(f"python -m experiments.{launcher.module} ", f"{PROGRAM} {launcher.command} ")
-        text = text.replace(f"python -m experiments.{launcher.module}`", f"{PROGRAM} {launcher.command}`")
+    """A launcher's docstring with launchers as `mechdiff` takes them; line breaks stay."""
+    commands = {launcher.module: launcher.command for launcher in launchers.all_launchers()}
+
+    def subcommand(found: re.Match) -> str:
+        return f"{PROGRAM} {commands[found[1]]}" if found[1] in commands else found[0]
+
+    text = re.sub(r"(?:python -m )?\bexperiments\.(\w+)", subcommand, text)
     return "\n\n".join(f"\b\n{paragraph}" for paragraph in text.strip().split("\n\n"))

@@ -54,7 +54,7 @@ def find(places: Sequence[str | Path]) -> list[Examination]:
         cells = [*place.glob(f"{packing.CELLS}/*.zip"), *place.glob(f"*/{packing.CELLS}/*.zip")]
         if not cells:
             raise ConfigError(
-                f"no {packing.CELLS}/*.zip in {place} or its sub-folders; run experiments.examine first"
+                f"no {packing.CELLS}/*.zip in {place} or its sub-folders; make some first (mechdiff examine)"
             )
         for path in cells:
             earlier = examinations.get(path.stem)

@@ -241,7 +241,9 @@ def _shipped(path: Path) -> ExaminedModel:
 def _check_facts(path: Path, about: dict) -> None:
     absent = sorted({"name", "inputs", "seed", "config", "record"} - set(about))
     if absent:
-        raise CheckpointError(f"{path} lacks {', '.join(absent)}; run experiments.reproduce again")
+        raise CheckpointError(
+            f"{path} lacks {', '.join(absent)}; make it again (mechdiff reproduce or examine)"
+        )
 
 
 def _model(about: dict, results: dict, samples: bytes) -> ExaminedModel:

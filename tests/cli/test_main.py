@@ -38,6 +38,12 @@ def test_summaries_are_whole_sentences():
         assert launcher.summary.endswith(".") and "`" not in launcher.summary and len(launcher.summary) > 15
 
 
+def test_help_names_launchers_as_subcommands():
+    text = "`python -m experiments.sweep_scaling --x` or experiments.sweep; experiments.examples.probe"
+    expected = "`mechdiff sweep-scaling --x` or mechdiff sweep; experiments.examples.probe"
+    assert main._as_subcommands(text) == f"\b\n{expected}"
+
+
 def test_settings_are_filtered_and_machine_readable(invoke):
     rows = json.loads(invoke("settings", "label_dropout", "--preset=tiny", "--json").output)
     assert [row["name"] for row in rows] == ["train.label_dropout"] and rows[0]["default"] == "0.1"
