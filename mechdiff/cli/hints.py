@@ -4,12 +4,14 @@ import difflib
 from collections.abc import Iterable
 
 from mechdiff.cli import settings
+from mechdiff.core import old_names
 
 CLOSE = 0.8  # of difflib: a slip or two
 
 
 def meant(flag: str, value: str | None = None, own: Iterable[str] = ()) -> str | None:
-    """What `--flag=value` may have meant: a flag, or a setting as `--set=...`; None where nothing is close.
+    """What `--flag=value` may have meant: a flag, also by an earlier name of it, or a setting as `--set=...`; None
+    where nothing is close.
 
     Args:
       own: flags that the launcher has; of two as close, a flag and a setting, a number means the setting.
@@ -22,6 +24,9 @@ def meant(flag: str, value: str | None = None, own: Iterable[str] = ()) -> str |
     """
     wanted = _plain(flag)
     flags = {_plain(name): f"--{name.lstrip('-')}" for name in own}
+    today = old_names.FLAG_NAMES.get(wanted)
+    if today in flags:
+        return flags[today]
     fields = {}
     for name in sorted(settings.names(), key=_order):
         fields.setdefault(name.rpartition(".")[2], name)
