@@ -10,8 +10,9 @@ CLOSE = 0.8  # of difflib: a slip or two
 
 
 def meant(flag: str, value: str | None = None, own: Iterable[str] = ()) -> str | None:
-    """What `--flag=value` may have meant: a flag, also by an earlier name of it, or a setting as `--set=...`; None
-    where nothing is close.
+    """What `--flag=value` may have meant: a flag, or a setting as `--set=...`; None where nothing is close.
+
+    A flag is also known by its earlier name.
 
     Args:
       own: flags that the launcher has; of two as close, a flag and a setting, a number means the setting.
