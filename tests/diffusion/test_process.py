@@ -101,13 +101,17 @@ def test_loss_is_seen_at_x_t_and_weighted(pictures):
     x0, noise = pictures
 
     @jax.jit
-    def seen_and_loss(x0, noise):
-        seen = []
-        denoise = lambda *inputs: seen.append(inputs) or noise + 2.0
-        loss = process.training_loss(denoise, SCHEDULE, x0, T, noise, "epsilon", "min_snr", 5.0)
-        return *seen[0], loss
+    def inputs_and_loss(x0, noise):
+        inputs = []
 
-    x_t, t, loss = seen_and_loss(x0, noise)
+        def denoise(x_t, t):
+            inputs.extend((x_t, t))
+            return noise + 2.0
+
+        loss = process.training_loss(denoise, SCHEDULE, x0, T, noise, "epsilon", "min_snr", 5.0)
+        return *inputs, loss
+
+    x_t, t, loss = inputs_and_loss(x0, noise)
     np.testing.assert_allclose(loss, 4 * np.asarray(loss_weights(SCHEDULE, T, "min_snr")), rtol=1e-5)
     np.testing.assert_array_equal(x_t, q_sample(SCHEDULE, x0, T, noise))
     np.testing.assert_array_equal(t, T)
