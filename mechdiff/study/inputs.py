@@ -117,8 +117,9 @@ def _held_out_rows(
 def _how_many(there: int, config: SweepConfig) -> int:
     """How many of the images that are there the settings take; 0: they are too few."""
     scored = images_to_evaluate(config)
-    needed = scored + config.reference_images
-    return needed if needed <= there else there if scored <= there and not config.needs_reference else 0
+    if there >= scored + config.reference_images:
+        return scored + config.reference_images
+    return there if there >= scored and not config.needs_reference else 0
 
 
 def _too_few(config: SweepConfig) -> str:
