@@ -28,6 +28,7 @@ def main(config, workdir):
     records = [{**dataclasses.asdict(check), "holds": check.holds} for check in checks]
     files.write_json(workdir / "calibration.json", {"checks": records, "manifest": manifest})
     print(calibration.table(checks))
+    return {"folder": workdir, "checks": records}
 
 
 if __name__ == "__main__":

@@ -22,12 +22,14 @@ def main(config, workdir):
     networks = [model.network for model in records.read(workdir)[1]]
     answers = claims.evaluate(networks)
     print(verdicts.table(answers))
-    files.write_json(workdir / "claims.json", [dataclasses.asdict(claim) for claim in answers])
+    answers_saved = [dataclasses.asdict(claim) for claim in answers]
+    files.write_json(workdir / "claims.json", answers_saved)
     measures = complexity_table.measure(networks)
     if not measures.empty:
         print("\nmeasures of complexity, with 95 % intervals over networks")
         print(*text_table(*complexity_table.lines(measures)), sep="\n")
         files.write_atomic(workdir / "complexity.csv", measures.to_csv(index=False))
+    return {"folder": workdir, "claims": answers_saved}
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ def main(config, workdir):
     print(f"{count:,} pairs scored on {len(images.reference)} images, ", end="")
     print(f"{pairs.sizes['pair']} of them run on {len(images.scored)} others")
     print("\n".join(redundancy.pair_lines(pairs)))
+    return {"folder": workdir, "pairs": record["pairs"], "agreement": record["agreement"]}
 
 
 if __name__ == "__main__":

@@ -35,12 +35,15 @@ def main(config, workdir):
     _launch.save(workdir, "interchange", effects, config, models=[denoiser.name])
     _, share = interchange.transfer_by_component(effects, seed=config.seed)
     print(f"{denoiser.name}: components that carry most of each factor, {PAIRS.value} pairs of faces")
+    carriers = {}
     for factor, estimate, low, high in zip(ONLY.value, share.estimate, share.low, share.high, strict=True):
         most = np.argsort(-np.nan_to_num(estimate, nan=-np.inf))[: TOP.value]
         parts = [
             f"{effects['component'].values[i]} {estimate[i]:.2f} [{low[i]:.2f}, {high[i]:.2f}]" for i in most
         ]
         print(f"{factor:24}" + "; ".join(parts))
+        carriers[factor] = effects["component"].values[most].tolist()
+    return {"folder": workdir, "carriers": carriers}
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ def main(config, workdir):
                 records[f"{network.name} {ablation}"] = facts
     manifest = run_manifest(to_dict(config), models=MODEL.value, inputs=inputs)
     files.write_json(workdir / "phases.json", {"phases": records, "manifest": manifest})
+    return {"folder": workdir, "phases": records}
 
 
 def line(name, ablation, measured):

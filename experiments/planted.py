@@ -39,6 +39,7 @@ def main(config, workdir):
         saved = {"summary": rows, "records": records, "manifest": run_manifest(to_dict(config), **facts)}
         files.write_json(workdir / "planted.json", saved)
     print(planted.table(rows))
+    return {"folder": workdir, "summary": rows}
 
 
 if __name__ == "__main__":

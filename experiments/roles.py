@@ -30,7 +30,7 @@ FRESH = flags.DEFINE_integer("fresh", 3, "Untrained networks to compare with.", 
 
 def main(config, workdir):
     use_all_cores()
-    records, inputs = {}, {}
+    records, named_roles, inputs = {}, {}, {}
     for folder in MODEL.value:
         denoiser, trained, images, eval_set = _launch.opened(
             config, workdir, folder, CELEBA.value, IMAGES.value
@@ -52,9 +52,11 @@ def main(config, workdir):
         records[denoiser.name] = dataclasses.asdict(assignment)
         by_name = zip(assignment.components, assignment.role, strict=True)
         named = {name: role for name, role in by_name if role != roles.UNASSIGNED}
+        named_roles[denoiser.name] = named
         print(f"{denoiser.name}: {len(named)} of {len(assignment.role)} have a role: {named or 'none'}")
     manifest = run_manifest(to_dict(config), models=MODEL.value, inputs=inputs)
     files.write_json(workdir / "roles.json", {"roles": records, "manifest": manifest})
+    return {"folder": workdir, "roles": named_roles}
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ def main(config, workdir):
         )
     image_grid.save_sheet(workdir / "samples.png", to_bytes(drawn))
     print(workdir / "samples.png")
+    return {"sheet": workdir / "samples.png", "precision_error": error}
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ def main(config, workdir):
         rows.append(row)
     what = f"{len(images.scored)} images ({images.label})"
     tables.print_records(f"{denoiser.name}: relative loss increase (%) with patterns replaced, {what}", rows)
+    return {"folder": workdir, "heads": rows}
 
 
 def pooled_increase(swept, source, weights):

@@ -65,6 +65,7 @@ def main(config, workdir):
         for name in largest_first.component.values
     ]
     tables.print_records("distance of samples to those without ablation, by window of timesteps", rows)
+    return {"folder": workdir / "trajectories", "distances": rows}
 
 
 def condition_of(denoiser, record, count):

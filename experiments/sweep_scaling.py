@@ -47,6 +47,7 @@ def main(config, workdir):
         f"{denoiser.name}: relative loss increase (%) by gate, {len(images.scored)} images ({images.label})"
     )
     tables.print_records(title, rows)
+    return {"folder": workdir, "curves": rows}
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ def main(config, workdir):
     print(
         f"{result.spent:,} components x images; the smallest fixed design would have spent {result.fixed:,}"
     )
+    return {"folder": workdir, "components": rows}
 
 
 if __name__ == "__main__":

@@ -62,7 +62,8 @@ def changes(
         "delta_loss_n": ((), between.n),
     }
     coords = {"model": list(labels), "component": names, **_labels(sides[0], measured[0])}
-    about = {"ablation": ablation, "people": measured[0].people, "least_p": between.least_p, **(facts or {})}
+    known = {"people": measured[0].people} if measured[0].people else {}
+    about = {"ablation": ablation, **known, "least_p": between.least_p, **(facts or {})}
     return xr.Dataset(variables, coords=coords, attrs=about)
 
 
@@ -120,7 +121,7 @@ def _grid(changed: xr.Dataset, name: str, source: xr.Dataset, change: np.ndarray
         pooled=interval(f"pooled_{name}"),
         change=change,
         images=changed.sizes["image"],
-        people=int(changed.attrs["people"]),
+        people=int(changed.attrs.get("people", 0)),
     )
 
 

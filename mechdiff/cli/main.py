@@ -80,7 +80,8 @@ class Commands(click.Group):
         wanted = _dashed(cmd_name)
         for launcher in launchers.all_launchers():
             if wanted in (launcher.command, _dashed(launcher.module)):
-                return LauncherCommand(launcher)
+                completes = ctx.resilient_parsing and ctx.obj != completion.IMPORTED
+                return _to_complete(launcher) if completes else LauncherCommand(launcher)
         return super().get_command(ctx, cmd_name)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
@@ -116,6 +117,15 @@ class Commands(click.Group):
             formatter.write_dl(
                 [(name, command.get_short_help_str(100)) for name, command in self.commands.items()]
             )
+
+
+def _to_complete(launcher: launchers.Launcher) -> click.Command:
+    """A subcommand of which only the options are known, without importing its launcher."""
+    shared = launchers.home() / "_launch.py"
+    own, common = (
+        completion.declared(source, shared) for source in (launchers.home() / f"{launcher.module}.py", shared)
+    )
+    return click.Command(launcher.command, params=options.parameters(own, common), context_settings=CONTEXT)
 
 
 @click.group(cls=Commands, context_settings=CONTEXT, invoke_without_command=True)

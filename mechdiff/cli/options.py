@@ -28,6 +28,9 @@ PATHS = (
     "log_file",
     "compilation_cache",
 )
+# Common flags that have no effect beside certain flags of a launcher, and so are taken but not shown.
+OF_IMAGES = ("classes", "conditions")
+OF_RUNS = ("workdir", "distributed", "coordinator", "processes", "process_id", "join_timeout")
 RARE = ("compilation_cache", "distributed", "coordinator", "processes", "process_id")
 
 
@@ -78,7 +81,8 @@ def parameters(flags: Sequence[Any], common: Sequence[Any]) -> list[click.Parame
         click.Option([*short.names, short.key], help=_shortcut_help(short), metavar=short.metavar)
         for short in shortcuts(flags)
     ]
-    made += [_option(flag) for flag in sorted(common, key=lambda flag: flag.name in RARE)]
+    idle = (OF_RUNS if "to" in named else ()) + (() if "images" in named else OF_IMAGES)
+    made += [_option(flag, flag.name in idle) for flag in sorted(common, key=lambda flag: flag.name in RARE)]
     return made
 
 
@@ -140,14 +144,14 @@ def _models(context: click.Context, parameter: click.Parameter, incomplete: str)
     return items or [click.shell_completion.CompletionItem(incomplete, type="file")]
 
 
-def _option(flag: Any) -> click.Option:
+def _option(flag: Any, hidden: bool = False) -> click.Option:
     kind, dashed = flag.flag_type(), flag.name.replace("_", "-")
     untold = flag.default in (None, [], False, "")
     shown = "" if untold else f" [default: {str(flag.default_as_str).strip(QUOTE)}]"
     words = flag.help.removesuffix(REPEATED)
     if "enum" in kind:
         words = re.sub(r"^<[^>]*>: ", "", words)  # absl's list of choices; click has its own
-    look: dict[str, Any] = {"help": words + shown, "hidden": flag.name in POSITIONAL}
+    look: dict[str, Any] = {"help": words + shown, "hidden": hidden or flag.name in POSITIONAL}
     if kind == "bool":
         spelled = f"--{dashed}/--no-{dashed}" if flag.default else f"--{dashed}"
         return click.Option([spelled, flag.name], is_flag=True, default=None, **look)

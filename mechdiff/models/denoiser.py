@@ -116,7 +116,7 @@ def check_timesteps(t: Any, images: int, steps: int) -> Any:
     Raises:
       ConfigError: timesteps that are not integers, not one per image, or outside [0, steps).
     """
-    dtype, rank = jnp.result_type(t), np.ndim(t)
+    dtype, rank = (t if hasattr(t, "dtype") else np.asarray(t)).dtype, np.ndim(t)
     if not np.issubdtype(dtype, np.integer) or rank > 1 or (rank == 1 and len(t) not in (1, images)):
         raise ConfigError(
             f"t of type {dtype} and shape {np.shape(t)}: expected one integer timestep, or one for each of "

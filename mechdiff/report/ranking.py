@@ -114,7 +114,7 @@ def draw_range(theme: Theme, rows: list[Row], limits: tuple[float, float], paper
         axes.text(np.sqrt(PAPER[0] * PAPER[1]), -0.62, words, size=style.SMALL, **place)
     for y, row in enumerate(rows):
         _strip(axes, theme, row.increase, y)
-    axes.set(ylim=(len(rows) - 0.45, -0.6), xlabel="pooled ΔL/L, % (ours)")
+    axes.set(ylim=(len(rows) - 0.45, -0.6), xlabel=f"pooled ΔL/L, %{' (ours)' if paper else ''}")
     axes.set_yticks(range(len(rows)), [row.label for row in rows], color=theme.ink, size=style.SMALL)
     axes.tick_params(axis="y", length=0)
     style.symlog((axes, "x"), low, high)

@@ -20,6 +20,7 @@ WRONG = {  # what the message says -> what is called, of a model and images
     "seed=None": lambda model, images: model.sweep(images, n=2, seed=None),
     "seed='a'": lambda model, images: model.sample(2, seed="a"),
     "unknown precision 'fp8'": lambda model, images: model.sample(2, precision="fp8"),
+    "t of type <U1 and shape": lambda model, images: model.predict(images, "a"),
     r"components \[\]": lambda model, images: model.ablate([]),
     r"components \(\)": lambda model, images: model.sweep(images, n=2, components=()),
     "components 3": lambda model, images: model.ablate(3),

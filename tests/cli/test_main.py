@@ -1,5 +1,6 @@
 """The command: its lists, its help, and that its options become the launchers' flags."""
 
+import ast
 import contextlib
 import json
 import os
@@ -75,13 +76,39 @@ def test_names_are_completed_without_importing_a_launcher(monkeypatch):
     assert [item.value for item in complete.get_completions([], "sett")] == ["settings"]
 
 
-def test_first_words_are_completed_without_jax():
+@pytest.mark.parametrize(
+    ("words", "offered"), [("sweep-pa", "sweep-patterns"), ("sweep cpu32-c", "cpu32-celeba-seed0")]
+)
+def test_names_are_completed_without_jax(words, offered):
     told = "import atexit, sys; atexit.register(lambda: print('jax' in sys.modules)); "
     code = told + "from mechdiff.cli import main; main.main()"
-    typed = {"_MECHDIFF_COMPLETE": "bash_complete", "COMP_WORDS": "mechdiff sweep-pa", "COMP_CWORD": "1"}
+    typed = {"_MECHDIFF_COMPLETE": "bash_complete", "COMP_WORDS": f"mechdiff {words}"}
+    typed["COMP_CWORD"] = str(len(words.split()))
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=os.environ | typed, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["plain,sweep-patterns", "False"]
+    assert done.stdout.split() == [f"plain,{offered}", "False"]
+
+
+def test_flags_are_read_from_a_source_as_far_as_they_are_written_there(tmp_path):
+    source, shared = tmp_path / "launcher.py", tmp_path / "_launch.py"
+    shared.write_text('HELP = "A folder."')
+    source.write_text(
+        "A = flags.DEFINE_string('images', None, _launch.HELP, required=True)\n"
+        "flags.DEFINE_enum('steps', None, ('all',), 'Which.')\n"
+        "flags.DEFINE_enum('point', 'identity', audits.EXPANSIONS, 'Where.')\n"
+        "flags.DEFINE_boolean('matched', True, f'Hold {it}.')\n"
+    )
+    images, steps, point, matched = options.parameters(completion.declared(source, shared), [])[:4]
+    assert (images.opts, images.help) == (["--images"], "A folder.")
+    assert list(steps.type.choices) == ["all"] and point.type is click.STRING
+    assert matched.secondary_opts == ["--no-matched"]
+
+
+def test_every_launcher_returns_what_json_shows():
+    for launcher in launchers.all_launchers():
+        tree = ast.parse((launchers.home() / f"{launcher.module}.py").read_text("utf-8"))
+        (main_of,) = [node for node in tree.body if getattr(node, "name", "") == "main"]
+        assert isinstance(main_of.body[-1], ast.Return) and isinstance(main_of.body[-1].value, ast.Dict)
 
 
 def own_flags():

@@ -60,6 +60,7 @@ def test_numbers_are_those_of_the_sweeps_and_their_paired_difference(sweeps, dat
     np.testing.assert_allclose(dataset["contribution"].mean("image"), dataset["pooled_delta_loss"], rtol=1e-9)
     assert dataset.sizes["image"] == int(dataset["delta_loss_n"]) == IMAGES
     assert dataset["difference"].attrs["units"] == "percentage points"
+    assert "people" not in dataset.attrs  # they are not known here
 
 
 def test_a_change_of_one_component_is_a_change_of_that_one_alone(sweeps):

@@ -33,11 +33,13 @@ def available_bytes() -> int:
 
 
 def usable_bytes() -> int:
-    """Bytes that this process may use in all: those that it holds already, and `available_bytes`."""
+    """Bytes that this process may use in all: those that it alone holds already (pages of libraries and files
+    are the system's, which counts them as free), and `available_bytes`."""
     if accelerated():
         return sum(_limit_of(device) for device in jax.local_devices())
     try:
-        held = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+        held = (resident - shared) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         held = 0
     return held + available_bytes()
