@@ -57,7 +57,8 @@ def load(source: str | Path | Examinable, *, name: str = "", **stated: Any) -> M
         config, record = factories.config_of(made.denoiser), factories.record_of(source, made)
         return Model(made.denoiser, made.denoiser.identity, config=config, record=record, origin=str(source))
     folder = _folder(source)
-    if folder.parent.name == hub_cache.SNAPSHOTS:  # whose own name is a digest
+    of_hub = folder.parent.name == hub_cache.SNAPSHOTS and not (folder / checksums.NAME).is_file()
+    if of_hub:  # whose own name is a digest
         name = name or Path(source).name
     return _of_folder(folder, name, stated)
 

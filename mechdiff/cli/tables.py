@@ -11,7 +11,7 @@ from rich.table import Table
 from mechdiff.analysis import effects, saved_effects
 
 TOP = 10
-WIDTH = 100  # of a table where stdout is no terminal
+WIDTH = 1000  # of a table where stdout is no terminal, at most: no line is broken there
 
 
 def top_components(sweep: xr.Dataset, ablation: str, count: int = TOP) -> list[dict[str, Any]]:
@@ -40,7 +40,7 @@ def print_records(title: str, rows: list[dict[str, Any]]) -> None:
     table = Table(box=None, header_style="bold")
     for name, value in rows[0].items():
         text = isinstance(value, str)
-        table.add_column(name, justify="left" if text else "right", no_wrap=not text)
+        table.add_column(name, justify="left" if text else "right", no_wrap=not text, overflow="fold")
     for row in rows:
         table.add_row(*map(_cell, row.values()))
     print(title)

@@ -45,6 +45,7 @@ def test_steps_of_a_training_are_swept_on_the_same_images(trained, tmp_path, lau
     shutil.copytree(trained[0], run / "snapshots" / "20")
     code, said = launched(f"--before={run}", "--steps=all")
     assert code == 0, said.err
+    assert "run@10 (before), run@20 (after)" in said.out
     course = pd.read_csv(tmp_path / "out" / "course.csv")
     assert set(course["step"]) == {10, 20}
     assert 'id="course"' in (tmp_path / "out" / "compare.html").read_text("utf-8")
