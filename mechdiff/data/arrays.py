@@ -1,5 +1,6 @@
 """Arrays of images in any of the usual layouts, recognized without guessing, and checked."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,18 @@ from jaxtyping import Shaped
 from mechdiff.core.errors import DataError, shorten
 
 SUFFIXES = (".npy", ".npz")
-NAMES = ("images", "image", "x", "arr_0")  # names of the images in an .npz; the first one present is taken
-LABELS = ("labels", "label", "classes", "class", "y", "targets", "arr_1")  # names of the classes, likewise
+IMAGES = "images"  # name of the images in an .npz that holds several arrays of more than two axes
+LABELS = (
+    "labels",
+    "label",
+    "classes",
+    "class",
+    "y",
+    "targets",
+    "arr_1",
+)  # of the classes; the first is taken
+LABELS += ("y_train", "y_test", "train_labels", "test_labels")
+DARKEST = 100  # whole numbers up to this alone are hardly bytes: percent, or images of 4 to 6 bits
 
 
 def read_array(path: Path) -> Shaped[np.ndarray, "..."]:
@@ -22,16 +33,9 @@ def read_array(path: Path) -> Shaped[np.ndarray, "..."]:
         if path.suffix.lower() == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            names = [name for name in NAMES if name in content.files] or content.files
-            if not names:
+            if not content.files:
                 raise DataError(f"{path} holds no arrays; save the images as 'images'")
-            if len(names) > 1 and names[0] not in NAMES:  # x_train and y_train, say
-                names = [name for name in names if content[name].ndim > 2] or names
-            if len(names) != 1 and names[0] not in NAMES:
-                raise DataError(
-                    f"{path} holds {len(names)} arrays ({shorten(names)}); call that of the images 'images'"
-                )
-            return content[names[0]]
+            return content[_images_among(content, path)]
     except DataError:
         raise
     except Exception as error:  # zip, header and value errors alike
@@ -39,10 +43,20 @@ def read_array(path: Path) -> Shaped[np.ndarray, "..."]:
         raise DataError(f"{path} can't be read as an array ({shorten(reason)}); save it again") from error
 
 
-def read_labels(path: Path, count: int) -> Shaped[np.ndarray, " count"] | None:
-    """The class of each image of an `.npz` file, whole numbers or names; None where it holds none.
+def _images_among(content: Mapping[str, np.ndarray], path: Path) -> str:
+    """The name of the images among the arrays of a file: `images`, or the only one of more than two axes."""
+    sized = [name for name in content if content[name].ndim > 2] if IMAGES not in content else [IMAGES]
+    sized = sized or list(content)  # none is images: the first one's shape will say so
+    if len(sized) > 1:  # x_train and x_test, say, or images and masks
+        raise DataError(
+            f"{path} holds {len(sized)} arrays ({shorten(sized)}); call that of the images {IMAGES!r}"
+        )
+    return sized[0]
 
-    That is the array called `labels` (or another of `LABELS`), or the only one of one axis.
+
+def read_labels(path: Path, count: int) -> Shaped[np.ndarray, " count"] | None:
+    """The class of each image of an `.npz` file, whole numbers or names: the array called `labels` (or
+    another of `LABELS`); None where it holds none.
 
     Raises:
       DataError: labels that are not one per image, or neither integers nor text.
@@ -51,17 +65,14 @@ def read_labels(path: Path, count: int) -> Shaped[np.ndarray, " count"] | None:
         return None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            flat = {name: content[name] for name in content.files if content[name].ndim == 1}
+            name = next((name for name in LABELS if name in content.files), "")
+            labels = content[name] if name else None
     except ValueError as error:  # of objects
         raise DataError(f"{path} can't be read as arrays ({shorten(str(error))}); save it again") from error
-    names = [name for name in LABELS if name in flat] or list(flat)
-    if not names or (len(names) > 1 and names[0] not in LABELS):
-        return None
-    labels = flat[names[0]]
-    if len(labels) != count or labels.dtype.kind not in "uiU":
+    if labels is not None and (labels.shape != (count,) or labels.dtype.kind not in "uiU"):
         raise DataError(
-            f"{path}: {names[0]} holds {len(labels)} values of type {labels.dtype}; expected whole numbers "
-            f"or names, one for each of {count} images"
+            f"{path}: {name} is of shape {labels.shape} and type {labels.dtype}; expected whole numbers or "
+            f"names, one for each of {count} images"
         )
     return labels
 
@@ -75,7 +86,7 @@ def as_images(
       array: whole numbers in [0, 255], or floats in [-1, 1]; `(count, height, width, channels)`,
         `(count, channels, height, width)`, or `(count, height, width)` of gray images; 1 or 3 channels.
       where: what to call it in an error.
-      value_range: of floats that span another range, such as (0, 1): what becomes -1 and 1.
+      value_range: of numbers that span another range, such as (0, 1): what becomes -1 and 1.
 
     Returns:
       The images, and what was done to them, in words.
@@ -89,14 +100,15 @@ def as_images(
       ((5, 8, 8, 3), ['channels moved last'])
     """
     images, notes = _channels_last(array, where)
-    if images.dtype.kind in "ui":
+    if images.dtype.kind in "ui" and value_range in (None, (0, 255)):
         low, high = (int(images.min()), int(images.max())) if images.size else (0, 255)
-        if low < 0 or high > 255 or high == 1 or (high == 0 and images.dtype != np.uint8):
+        black = high == 0 and images.dtype == np.uint8
+        if low < 0 or high > 255 or (high <= DARKEST and not black and value_range is None):
             raise DataError(
                 f"{where} holds whole numbers in [{low}, {high}]; expected [0, 255], or floats in [-1, 1]"
             )
         return images.astype(np.uint8, copy=False), notes
-    if images.dtype.kind != "f":
+    if images.dtype.kind not in ("f" if value_range is None else "fui"):
         raise DataError(
             f"{where} holds {images.dtype}; expected whole numbers in [0, 255], or floats in [-1, 1]"
         )
@@ -129,12 +141,16 @@ def _scaled(images: np.ndarray, where: str, value_range) -> tuple[np.ndarray, li
     low, high = (float(images.min()), float(images.max())) if images.size else (-1.0, 1.0)
     if value_range is not None:
         least, most = value_range
+        if not least < most:
+            raise DataError(f"value_range={value_range} of {where} is not (black, white), as in (0, 1)")
         images, notes = (
             (images - least) * (2 / (most - least)) - 1,
             [f"[{least:g}, {most:g}] scaled to [-1, 1]"],
         )
         if images.size and not -1.001 <= images.min() <= images.max() <= 1.001:
-            raise DataError(f"{where} holds floats in [{low:g}, {high:g}], outside value_range={value_range}")
+            raise DataError(
+                f"{where} holds numbers in [{low:g}, {high:g}], outside value_range={value_range}"
+            )
         return np.clip(images, -1, 1), notes
     if low < -1.001 or high > 1.001:
         raise DataError(
@@ -143,6 +159,11 @@ def _scaled(images: np.ndarray, where: str, value_range) -> tuple[np.ndarray, li
     if images.size and low >= 0:
         raise DataError(
             f"{where} holds floats in [{low:g}, {high:g}]: is black 0 or -1? Scale [0, 1] by 2 x - 1, or "
+            "give bytes in [0, 255], which leave no doubt"
+        )
+    if images.size and max(-low, high) <= 0.501:
+        raise DataError(
+            f"{where} holds floats in [{low:g}, {high:g}]: is white 1 or 0.5? Scale [-0.5, 0.5] by 2, or "
             "give bytes in [0, 255], which leave no doubt"
         )
     return np.clip(images, -1, 1), []

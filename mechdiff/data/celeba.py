@@ -7,9 +7,10 @@ A *pack* is a folder with
     list_eval_partition.txt   a line an image: name and 0 (train), 1 (validation) or 2 (test)
     identity_CelebA.txt       a line an image: name and the number of its person; may be absent
 
-directly in it or in the `Img`, `Anno` and `Eval` of the official download. The lists may be `.csv` (a line of
-column names, then image and values), and the images one folder deeper, each by itself. Landmarks are not
-needed; without identities, images of one person count as independent in every interval. Packs are joined:
+directly in it or in the `Img`, `Anno` and `Eval` of the official download. The lists may be tables as others
+save them (`.csv`; column names; commas, semicolons or tabs; 0 for -1), the images PNG, and one folder deeper,
+each by itself. Landmarks are not needed; without identities, images of one person count as independent in
+every interval. Packs are joined:
 `path` may list several folders with commas, and a folder's own sub-folders count when they are packs too. An
 image (a name) that several packs hold is taken from the first.
 
@@ -37,6 +38,7 @@ from mechdiff.data.celeba_images import (
 )
 from mechdiff.data.celeba_lists import read_attributes, read_partition, read_people
 from mechdiff.data.dataset import fingerprint
+from mechdiff.data.folder import TABLES, way_out
 
 ARCHIVE = "img_align_celeba.zip"
 ATTRIBUTES = "list_attr_celeba.txt"
@@ -110,7 +112,8 @@ def find_packs(path: str) -> list[Path]:
         inner = [child for child in inner if child.name not in (*OFFICIAL_FOLDERS, UNPACKED)]
         packs = [folder, *inner] if _is_pack(folder) else inner
         if not packs:
-            raise DataError(f"no CelebA in {text!r}; {WAY_OUT}")
+            tables = [path.suffix for path in folder.rglob("*") if path.suffix in TABLES]
+            raise DataError(f"no CelebA in {text!r}; {way_out(tables) if tables else WAY_OUT}")
         packs_by_place |= {pack.resolve(): pack for pack in packs}
     if not packs_by_place:
         raise DataError(f"data.path={path!r} names no folder; {WAY_OUT}")
@@ -204,6 +207,11 @@ def look_for_file(folder: Path, name: str) -> Path | None:
 def _same_names(listed: set[str], present: Iterable[str], partition: Path, images: Path):
     """The partition file and the archive must speak of the same images: less is an interrupted copy."""
     absent, extra = sorted(listed - set(present)), sorted(set(present) - listed)
+    if len(absent) == len(listed):
+        raise DataError(
+            f"{images} holds none of the {len(listed)} images of {partition.name} (first: {absent[0]}), but "
+            f"{extra[0] if extra else 'no image'}; make them those of the list, by these names"
+        )
     if absent:
         raise DataError(
             f"{images} lacks {len(absent)} of the {len(listed)} images of {partition.name} "

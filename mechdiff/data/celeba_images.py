@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from mechdiff.core.errors import DataError
+from mechdiff.data.celeba_lists import SUFFIXES, listed_name
 
 UNPACKED = "img_align_celeba"
 LARGEST_FILE = 2**24  # bytes; the largest genuine image has some 25 thousand
@@ -56,7 +57,7 @@ def open_archive(path: Path) -> Opened:
     infos = [info for info in archive.infolist() if _harmless(info.filename)]
     members: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
-        earlier = members.setdefault(PurePosixPath(info.filename).name, info)
+        earlier = members.setdefault(listed_name(PurePosixPath(info.filename).name), info)
         if (earlier.file_size, earlier.CRC) != (info.file_size, info.CRC):
             raise DataError(
                 f"{path} holds two images {earlier.filename} and {info.filename}; keep one of them"
@@ -76,13 +77,18 @@ def open_archive(path: Path) -> Opened:
 
 def open_folder(folder: Path) -> Opened:
     """The images of a folder; the reader raises a DataError for one that can't be read."""
-    stats = {path.name: path.stat() for path in folder.iterdir() if _is_image(path.name)}
+    paths: dict[str, Path] = {}
+    for path in sorted(path for path in folder.iterdir() if _is_image(path.name)):
+        earlier = paths.setdefault(listed_name(path.name), path)
+        if earlier != path:
+            raise DataError(f"{folder} holds {earlier.name} and {path.name}; keep the images of one ending")
+    stats = {name: path.stat() for name, path in paths.items()}
 
     def read(name: str) -> bytes:
         try:
-            return (folder / name).read_bytes()
+            return paths[name].read_bytes()
         except OSError as error:
-            raise DataError(f"{folder / name} can't be read ({error.strerror}); unpack it again") from error
+            raise DataError(f"{paths[name]} can't be read ({error.strerror}); unpack it again") from error
 
     return {name: Entry(stat.st_size, "", stat.st_mtime_ns) for name, stat in stats.items()}, read
 
@@ -102,4 +108,4 @@ def _harmless(member: str) -> bool:
 
 def _is_image(name: str) -> bool:
     """By its name; a Mac leaves `._NAME` beside NAME."""
-    return name.lower().endswith(".jpg") and not name.startswith("._")
+    return name.lower().endswith(SUFFIXES) and not name.startswith("._")

@@ -2,12 +2,65 @@
 
 import csv
 import logging
+import re
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from mechdiff.core.errors import DataError
+
+SUFFIXES = (".jpg", ".jpeg", ".png")  # of aligned images; the official lists say .jpg of all of them
+MARKS = {"1": True, "-1": False, "0": False, "True": True, "False": False}  # an attribute is there, or not
+MIXED = ({"-1", "0"}, {"1", "True"}, {"1", "False"})  # of which no list uses both
+INDEX = re.compile(r"|unnamed.*|index", re.IGNORECASE)  # names of a column that counts the rows
+WAY_OUT = "correct it, or download it again"
+
+
+class Row(NamedTuple):
+    """A line of a list: its number, how it begins, its image, and the values behind it."""
+
+    number: int
+    line: str
+    image: str
+    values: list[str]
+
+
+class Table(NamedTuple):
+    """A list.
+
+    Attributes:
+      count: the number of images that its first line states; None: it does not.
+      names: of the columns behind the image, where there is a line of names.
+      lines: of the images, with their numbers.
+      column: of the image.
+      begins: how the first line that is not blank begins.
+    """
+
+    count: int | None
+    names: tuple[str, ...]
+    lines: list[tuple[int, str]]
+    column: int
+    begins: str
+
+    def rows(self) -> Iterator[Row]:
+        """One for each image; split one by one, since CelebA's hold eight million values."""
+        for number, line in self.lines:
+            image, *values = _fields(line)[self.column :] or [""]
+            yield Row(number, line[:60], listed_name(image), values)
+
+
+def listed_name(name: str) -> str:
+    """An image's name as the official lists have it, `NUMBER.jpg`, however its file is encoded.
+
+    Example:
+      >>> listed_name("000001.PNG"), listed_name("notes.txt")
+      ('000001.jpg', 'notes.txt')
+    """
+    stem, dot, ending = name.rpartition(".")
+    return f"{stem}.jpg" if f"{dot}{ending}".lower() in SUFFIXES else name
 
 
 def _lines(path: Path) -> list[str]:
@@ -18,17 +71,41 @@ def _lines(path: Path) -> list[str]:
         raise DataError(f"{path} can't be read ({error.strerror})") from error
 
 
-def _csv_rows(path: Path) -> list[list[str]]:
-    """Rows of a CSV list, the column names first."""
-    rows = [row for row in csv.reader(_lines(path)) if any(field.strip() for field in row)]
-    if len(rows) < 2:
-        raise DataError(f"{path} names no images; download it again")
-    if rows[0][0].strip().lower().endswith(".jpg"):
-        raise DataError(
-            f"{path} begins with the image {rows[0][0].strip()}; put a line of column names before, such as "
-            "image_id,partition"
-        )
-    return [[field.strip() for field in row] for row in rows]
+def _table(path: Path) -> Table:
+    """A list with fields between blanks, tabs, commas or semicolons, in quotes or not.
+
+    Raises:
+      DataError: columns before the image, unless they just count the rows.
+    """
+    lines = [(number, line) for number, line in enumerate(_lines(path), start=1) if line.strip()]
+    first = next((i for i, (_, line) in enumerate(lines) if any(map(_is_image, _fields(line)))), len(lines))
+    head = [_fields(line) for _, line in lines[:first]]
+    row = _fields(lines[first][1]) if lines[first:] else []
+    column = [_is_image(field) for field in row].index(True) if row else 0
+    names = head[-1] if head else []
+    for name in (names or ["?"])[:column]:
+        if not INDEX.fullmatch(name):
+            raise DataError(f"{path} has a column before the image ({name[:60]!r}); put the image first")
+    counted = bool(head) and len(head[0]) == 1 and head[0][0].isdigit()
+    if not counted and len(names) == len(row):
+        names = names[column + 1 :]
+    count = int(head[0][0]) if counted else None
+    return Table(count, tuple(names), lines[first:], column, lines[0][1][:60] if lines else "")
+
+
+def _fields(line: str) -> list[str]:
+    """The fields of a line, without empty ones at its end; 1.0 as 1, since tables of numbers write that."""
+    separator = next((mark for mark in ",;" if mark in line), None)
+    fields = line.replace('"', "").split()
+    if separator:
+        fields = [field.strip() for field in next(csv.reader([line], delimiter=separator))]
+    while fields and not fields[-1]:
+        fields.pop()
+    return [re.sub(r"(?<=\d)\.0$", "", field) for field in fields] if ".0" in line else fields
+
+
+def _is_image(field: str) -> bool:
+    return field.lower().endswith(SUFFIXES)
 
 
 def read_partition(path: Path) -> tuple[list[str], list[int]]:
@@ -37,19 +114,15 @@ def read_partition(path: Path) -> tuple[list[str], list[int]]:
     Raises:
       DataError: a line of another form, an image named twice, or an empty list.
     """
-    splits = {}
-    lines = _lines(path)
-    if path.suffix == ".csv":  # the line of column names is kept, blank, for the numbers in errors
-        lines = ["", *(" ".join(row) for row in _csv_rows(path)[1:])]
-    for number, line in enumerate(lines, start=1):
-        fields = line.split()
-        if not fields:
-            continue
-        if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
-            raise DataError(f"{path} line {number}: {line[:60]!r} is not 'image 0|1|2'; download it again")
-        if fields[0] in splits or PurePosixPath(fields[0]).name != fields[0]:
-            raise DataError(f"{path} line {number}: {fields[0]!r} is named twice or is no plain file name")
-        splits[fields[0]] = int(fields[1])
+    table, splits = _table(path), {}
+    if table.begins and not table.lines:
+        raise DataError(f"{path} line 1: {table.begins!r} is not 'image 0|1|2'; {WAY_OUT}")
+    for number, line, image, values in table.rows():
+        if len(values) != 1 or values[0] not in ("0", "1", "2"):
+            raise DataError(f"{path} line {number}: {line!r} is not 'image 0|1|2'; {WAY_OUT}")
+        if image in splits or PurePosixPath(image).name != image:
+            raise DataError(f"{path} line {number}: {image!r} is named twice or is no plain file name")
+        splits[image] = int(values[0])
     if not splits:
         raise DataError(f"{path} names no images; download it again")
     return list(splits), list(splits.values())
@@ -61,29 +134,28 @@ def read_attributes(path: Path) -> tuple[tuple[str, ...], dict[str, list[bool]]]
     Raises:
       DataError: no header, another number of rows than it states, or a row of another form.
     """
-    lines = _lines(path)
-    if path.suffix == ".csv":
-        head, *table = _csv_rows(path)
-        lines = [str(len(table)), " ".join(head[1:]), *(" ".join(row) for row in table)]
-    while lines and not lines[-1].strip():
-        lines.pop()
-    if len(lines) < 2 or not lines[0].strip().isdigit():
+    table = _table(path)
+    count, names, lines = table.count, table.names, table.lines
+    if not names or (count is not None and names == (str(count),)):
         raise DataError(f"{path} does not start with a count and attribute names; download it again")
-    count, names, rows = int(lines[0]), tuple(lines[1].split()), lines[2:]
-    if count != len(rows):
-        raise DataError(f"{path} promises {count} images but lists {len(rows)}; download it again")
+    if count not in (None, len(lines)):
+        raise DataError(f"{path} promises {count} images but lists {len(lines)}; download it again")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{path} names the attribute {twice!r} twice; keep one column of it")
     flags: dict[str, list[bool]] = {}
-    for number, line in enumerate(rows, start=3):
-        image, *marks = line.split() or [""]
+    used: set[str] = set()
+    for number, _, image, values in table.rows():
         if image in flags:
             raise DataError(f"{path} line {number}: {image!r} is named twice; keep one line of it")
-        if len(marks) != len(names) or not set(marks) <= {"1", "-1"}:
+        used.update(values)
+        if len(values) != len(names) or not used <= MARKS.keys():
             expected = f"an image and {len(names)} times 1 or -1"
-            raise DataError(f"{path} line {number} is not {expected}; download it again")
-        flags[image] = [mark == "1" for mark in marks]
+            raise DataError(f"{path} line {number} is not {expected}; {WAY_OUT}")
+        flags[image] = [MARKS[value] for value in values]
+    for pair in MIXED:
+        if pair <= used:
+            raise DataError(f"{path} marks attributes by both {' and '.join(sorted(pair))}; {WAY_OUT}")
     return names, flags
 
 
@@ -95,15 +167,11 @@ def read_people(path: Path | None, names: list[str]) -> Int[np.ndarray, " count"
       DataError: a line of another form.
     """
     people: dict[str, str] = {}
-    lines = _lines(path) if path else []
-    if path and path.suffix == ".csv":
-        lines = ["", *(" ".join(row) for row in _csv_rows(path)[1:])]
-    for number, line in enumerate(lines, start=1):
-        fields = line.split()
-        if fields and (len(fields) != 2 or not fields[1].isdigit()):
-            raise DataError(f"{path} line {number}: {line[:60]!r} is not 'image number'; download it again")
-        if fields and people.setdefault(*fields) != fields[1]:
-            raise DataError(f"{path} line {number}: {fields[0]!r} is two people; keep the line that is right")
+    for number, line, image, values in _table(path).rows() if path else []:
+        if len(values) != 1 or not values[0].isdigit():
+            raise DataError(f"{path} line {number}: {line!r} is not 'image number'; {WAY_OUT}")
+        if people.setdefault(image, values[0]) != values[0]:
+            raise DataError(f"{path} line {number}: {image!r} is two people; keep the line that is right")
     unknown = [name for name in names if name not in people]
     if path and unknown:
         logging.warning(

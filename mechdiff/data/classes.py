@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from mechdiff.core.errors import ConfigError, DataError, unknown
+from mechdiff.core.errors import ConfigError, DataError, shorten, unknown
 from mechdiff.data.dataset import Dataset
 
 
@@ -43,6 +43,13 @@ def class_labels(dataset: Dataset, names: str, classes: int) -> Int[np.ndarray, 
             f"data.classes={names} does not make unet.classes={classes}: a label of two values makes two, "
             "and one of several names may have more"
         )
+    for name in several:
+        known = dataset.names.get(name, ())
+        if known and len(known) != rest:
+            raise ConfigError(
+                f"label {name} has {len(known)} classes ({shorten(', '.join(known))[1:-1]}), but "
+                f"unet.classes={classes} leaves it {rest}"
+            )
     result = np.zeros(len(dataset), np.int32)
     for name in keys:
         size = rest if name in several else 2

@@ -27,7 +27,7 @@ class Collection:
       rows: the images that are used, in order; of equal ones in a folder or file only one.
       array: the images, uint8 or float32 in [-1, 1]; None: they lie in `files`.
       files: the files of a folder.
-      labels: the class of each, as an `.npz` file holds it: whole numbers or names.
+      file: of the array.
       notes: what was passed over or converted, in words.
     """
 
@@ -36,7 +36,7 @@ class Collection:
     rows: tuple[int, ...]
     array: Shaped[np.ndarray, "count height width channels"] | None = None
     files: ImageFiles | None = None
-    labels: Shaped[np.ndarray, " count"] | None = None
+    file: Path | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -48,6 +48,11 @@ class Collection:
     def names(self) -> Sequence[str]:
         """Paths of the files below their folder; empty for an array."""
         return () if self.files is None else self.files.names
+
+    @property
+    def labels(self) -> Shaped[np.ndarray, " count"] | None:
+        """The class of each image, as an `.npz` file holds it; errors as `arrays.read_labels`."""
+        return None if self.file is None else read_labels(self.file, len(self.digests))
 
     def pixels(
         self, row: int, size: int, preprocessing: Preprocessing
@@ -95,7 +100,7 @@ def open_collection(
     their order.
 
     Args:
-      value_range: of floats in another range than [-1, 1].
+      value_range: of numbers in another range, such as (0, 1).
 
     Raises:
       DataError: no such place, no images, or an array that can't be read without a guess.
@@ -123,8 +128,7 @@ def open_collection(
     rows = tuple(np.unique(digests, return_index=True)[1].tolist())
     if len(rows) < len(digests):
         notes = [*notes, f"{len(digests) - len(rows)} equal images left out"]
-    labels = read_labels(path, len(images))
-    return Collection(name=path.name, digests=digests, rows=rows, array=images, labels=labels, notes=notes)
+    return Collection(name=path.name, digests=digests, rows=rows, array=images, file=path, notes=notes)
 
 
 def _digests(images: np.ndarray) -> tuple[str, ...]:

@@ -5,15 +5,16 @@ so files may be added, moved and renamed. Of equal files one is kept; an image i
 as another one. If the sub-folders are called train, val and test (`SPLIT_NAMES`), they are the split, unless
 `data.split=digest`; a held-out file that is also in training is left out.
 
-Hidden files, what a Mac leaves in archives (`__MACOSX`, `._NAME`), and files that are not images are passed
-over; the last are counted in a note. First-level sub-folders (below train, val and test) are the label
-`folder` of the images, numbered by name, for `data.classes=folder`.
+Hidden files, what systems leave in folders and archives (`__MACOSX`, `._NAME`, thumbnails in `@eaDir`), and
+files that are not images are passed over; the last are counted in a note. First-level sub-folders (below
+train, val and test) are the label `folder` of the images, numbered by name, for `data.classes=folder`.
 """
 
 import hashlib
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -30,8 +31,11 @@ from mechdiff.data.dataset import fingerprint, to_bytes
 from mechdiff.data.images import Encoded
 
 IMAGES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
-IGNORED = ("thumbs.db", "desktop.ini")
+IGNORED = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found")
+PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
+TABLES = (".parquet", ".arrow")
 SPLIT_NAMES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2}
+LIKE_SPLIT = re.compile(r"(train|test|val|valid|dev|eval)(set|[ab])?([^a-z].*)?")  # other names of splits
 
 
 class ImageFiles(NamedTuple):
@@ -101,10 +105,14 @@ def list_images(path: str | Path) -> ImageFiles:
     names, other = _walk(place)
     if not names:
         content = f"{sum(other.values())} other files ({_counted(other)})" if other else "empty"
-        raise DataError(f"no images in {place} ({content}); it may hold {', '.join(IMAGES)}")
+        raise DataError(f"no images in {place} ({content}); {way_out(other)}")
     notes = (
         [f"{sum(other.values())} files that are not images passed over ({_counted(other)})"] if other else []
     )
+    tops = Counter(PurePosixPath(name).parent.parts[:1] for name in names)
+    if len(tops) > 1:
+        shown = [f"{count} in {''.join(top) or 'none'}" for top, count in tops.most_common(4)]
+        notes.append(f"of {len(tops)} sub-folders: {', '.join(shown)}{', ...' if len(tops) > 4 else ''}")
 
     def read(index: int) -> bytes:
         return _content(place / ordered[index])
@@ -113,6 +121,17 @@ def list_images(path: str | Path) -> ImageFiles:
         hashes = list(pool.map(lambda name: hashlib.sha256(_content(place / name)).hexdigest(), names))
     ordered, digests = _by_hash(names, hashes)
     return ImageFiles(ordered, digests, read, str(place), notes)
+
+
+def way_out(suffixes: Iterable[str]) -> str:
+    """What to do where there are files of these endings and no images."""
+    suffixes = set(suffixes)
+    if suffixes & set(TABLES):
+        return (
+            "tables of the Hugging Face hub are not read: where `datasets` is installed, save the image of "
+            "each row of load_from_disk(FOLDER) or load_dataset('parquet', data_files=FILE) as a file"
+        )
+    return "unpack it" if suffixes & set(PACKED) else f"it may hold {', '.join(IMAGES)}"
 
 
 def distinct(listed: ImageFiles) -> tuple[int, ...]:
@@ -132,28 +151,42 @@ def drawn_split(digest: str, seed: int, held_out: float) -> int:
 
 
 def _split(listed: ImageFiles, config: DataConfig) -> tuple[Int[np.ndarray, " count"], int, list[str]]:
-    """The split of each image, how many folders it takes from its path, and a note."""
-    tops = [name.split("/")[0].lower() if "/" in name else "" for name in listed.names]
+    """The split of each image, how many folders it takes from its path, and notes."""
+    shared = os.path.commonpath([str(PurePosixPath(name).parent) for name in listed.names])
+    roots = PurePosixPath(shared).parts
+    paths = [PurePosixPath(name).parts[len(roots) :] for name in listed.names]
+    tops = [path[0].lower() if len(path) > 1 else "" for path in paths]
     codes = [SPLIT_NAMES.get(top, -1) for top in tops]
     by_folder = min(codes) == 0 and max(codes) > 0
     if config.split == "folders" and not by_folder:
         raise DataError(
             f"{listed.where}: data.split=folders needs all images in sub-folders train, and val or test"
         )
-    if config.split != "digest" and {0, -1} <= set(codes) and max(codes) > 0:
-        called = sorted({top for top, code in zip(tops, codes, strict=True) if code >= 0})
-        strange = next(top for top, code in zip(tops, codes, strict=True) if code < 0)
-        raise DataError(
-            f"{listed.where} has sub-folders {', '.join(called)}, but images in {strange or 'none'} too; "
-            "move these, or let data.split=digest split all of them by their bytes"
-        )
+    if config.split == "auto" and not by_folder:
+        _check_no_split(listed.where, sorted(set(tops)))
     if config.split != "digest" and by_folder:
         splits = np.array(codes)
         if 2 not in codes:  # what is held out is for testing
             splits[splits == 1] = 2
-        return splits, 1, [f"split by sub-folders {', '.join(sorted(set(tops)))}"]
+        return splits, len(roots) + 1, [f"split by sub-folders {', '.join(sorted(set(tops)))}"]
     drawn = [drawn_split(digest, config.split_seed, config.held_out) for digest in listed.digests]
-    return np.array(drawn), 0, []
+    named = [place for place, root in enumerate(roots, start=1) if root.lower() in SPLIT_NAMES]
+    return np.array(drawn), len(roots) + 1 if min(codes) >= 0 else max(named, default=0), []
+
+
+def _check_no_split(where: str, tops: Sequence[str]) -> None:
+    """Refuses sub-folders of which some are called like a split, but not all, or none for training."""
+    called, others = ([top for top in tops if (top in SPLIT_NAMES) == known] for known in (True, False))
+    like = [top for top in others if LIKE_SPLIT.fullmatch(top)]
+    if not called and not like:
+        return
+    problem = f"{', '.join(called)}, but images in {others[0] or 'none'} too; move these" if others else ""
+    problem = problem or f"{', '.join(called)}, but no train; call one so"
+    if like and not called:
+        problem = f"{', '.join(like[:3])}, which may be a split; call them train, val or test"
+    raise DataError(
+        f"{where} has sub-folders {problem}, or let data.split=digest split all of them by their bytes"
+    )
 
 
 def class_folders(names: Sequence[str]) -> list[str]:
@@ -210,7 +243,7 @@ def _walk(folder: Path) -> tuple[list[str], Counter[str]]:
 
 
 def _is_junk(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX" or name.lower() in IGNORED
+    return name.startswith(".") or name.lower() in IGNORED
 
 
 def _counted(other: Counter[str]) -> str:
@@ -225,8 +258,10 @@ def _content(path: Path) -> bytes:
 
 
 def _of_array(path: Path) -> ImageFiles:
-    if path.suffix.lower() not in ARRAYS:
-        raise DataError(f"{path} is not a folder; a file of images must be {' or '.join(ARRAYS)}")
+    suffix = path.suffix.lower()
+    if suffix not in ARRAYS:
+        hint = f"; {way_out([suffix])}" if suffix in (*PACKED, *TABLES) else ""
+        raise DataError(f"{path} is not a folder; a file of images must be {' or '.join(ARRAYS)}{hint}")
     images, notes = as_images(read_array(path), str(path))
     if not len(images):
         raise DataError(f"{path} holds no images (shape {images.shape})")

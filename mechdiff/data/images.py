@@ -20,6 +20,7 @@ DEFAULT = Preprocessing()
 CELEBA_SIZE = (178, 218)  # width, height of the aligned images
 DDIM_BOX = (25, 57, 153, 185)  # left, top, right, bottom; Crop in ddim's datasets/__init__.py
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+TWELVE_BIT = 4095  # the most in 12 bits, as cameras and scanners write them in files of 16
 PLAIN = ("1", "L", "P", "RGB", "YCbCr")  # modes that Pillow makes RGB or gray without a loss of meaning
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 BACKGROUNDS = {"black": 0, "white": 255}
@@ -135,6 +136,11 @@ def _converted(image: Image.Image, name: str, preprocessing: Preprocessing) -> I
         image = _flattened(image.convert("RGBA"), name, preprocessing.background)
     elif image.mode in SIXTEEN_BIT:
         wide = np.asarray(image, np.uint16).astype(np.uint32)
+        if 0 < wide.max() <= TWELVE_BIT:
+            raise DataError(
+                f"image {name} is of 16 bits, but no pixel is above {wide.max()}: where white is, is not "
+                "known; scale it to the whole range, or save it in 8 bits"
+            )
         image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))  # 65535 / 257 = 255
     elif image.mode not in PLAIN:
         raise DataError(

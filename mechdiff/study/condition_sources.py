@@ -89,12 +89,13 @@ def _labels(
                 f"say their class ({denoiser.name} has {takes.classes}); --classes=NUMBER is one for all"
             )
         return _numbers(folders, takes, sources, f"{images.name}, sub-folder"), "classes by sub-folder"
-    if images.labels is None:
+    labels = images.labels
+    if labels is None:
         raise DataError(
             f"{images.name} holds no labels, and {denoiser.name} has {takes.classes} classes; save them as "
             "'labels' in an .npz file, or give --classes=NUMBER for all"
         )
-    labels = images.labels[list(rows)]
+    labels = labels[list(rows)]
     if labels.dtype.kind == "U":
         return _numbers(labels.tolist(), takes, sources, f"{images.name}, label"), "classes by label"
     for label in labels:

@@ -58,6 +58,9 @@ def held_out_images(
     }
     images = split_images(to_float(pixels), config, f"held-out {NAMES.get(name, name)} images", people)
     images = dataclasses.replace(images, facts=facts)
+    if images.people is None and data.name in ("celeba", "tfds"):
+        unknown = f"{images.label}; who is on them is not known, so intervals take them for independent"
+        images = dataclasses.replace(images, label=unknown)
     if not classes:
         return images
     labels = np.concatenate([class_labels(split, data.classes, classes) for split in splits])

@@ -51,7 +51,7 @@ def images_from(
       preprocessing: crop and filter of images of another size; those that the model was trained with.
       trained_on: first `DIGEST_LENGTH` digits of the SHA-256 of images that the model was trained on, which
         are left out; None: not known.
-      value_range: of an array of floats in another range, such as (0, 1).
+      value_range: of an array of numbers in another range, such as (0, 1).
       condition: of an array's images, leaves `(images, ...)`: their classes, or condition images; see
         `models.conditions`.
       sources: statements on the conditions of images in a folder or file; see `condition_sources`.

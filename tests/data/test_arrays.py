@@ -36,6 +36,11 @@ def test_as_images_scales_a_range_that_is_stated():
     images, notes = as_images(BYTES / np.float32(255), "x", value_range=(0, 1))
     np.testing.assert_allclose(images, FLOATS, atol=1e-6)
     assert notes == ["[0, 1] scaled to [-1, 1]"]
+    for other, value_range in ((BYTES.astype(np.uint16) * 16, (0, 4080)), (FLOATS / 2, (-0.5, 0.5))):
+        np.testing.assert_allclose(as_images(other, "x", value_range)[0], FLOATS, atol=1e-6)
+    np.testing.assert_array_equal(as_images(BYTES // 9, "x", (0, 255))[0], BYTES // 9)
+    with pytest.raises(DataError, match=r"value_range=\(1, 1\) of x is not \(black, white\)"):
+        as_images(FLOATS, "x", value_range=(1, 1))
     bright = np.abs(FLOATS)
     np.testing.assert_allclose(as_images(bright, "x", value_range=(-1, 1))[0], bright, atol=1e-7)
     with pytest.raises(DataError, match="outside value_range"):
@@ -48,6 +53,8 @@ def test_as_images_scales_a_range_that_is_stated():
         (BYTES / 255, r"floats in \[0, 1\]: is black 0 or -1\?"),
         (BYTES.astype(np.float32), r"floats in \[0, 255\]; expected \[-1, 1\]"),
         (2 * FLOATS, r"floats in \[-2, 2\]; expected"),
+        (FLOATS / 2, r"floats in \[-0.5, 0.5\]: is white 1 or 0.5\?"),
+        (BYTES // 16, r"whole numbers in \[0, 15\]; expected \[0, 255\]"),
         (np.where(FLOATS > 0.5, np.nan, FLOATS), "NaN or Inf"),
         (BYTES.astype(int) - 128, r"whole numbers in \[-128, 127\]; expected \[0, 255\]"),
         (BYTES.astype(int) * 257, r"whole numbers in \[0, 65535\]"),
@@ -70,14 +77,14 @@ def test_as_images_refuses_what_leaves_a_doubt(array, why):
 def test_read_array_takes_npy_and_the_images_of_npz(tmp_path):
     np.save(tmp_path / "a.npy", BYTES)
     np.savez(tmp_path / "sampled.npz", BYTES, np.arange(5))  # as guided-diffusion saves samples and classes
-    np.savez(tmp_path / "named.npz", labels=np.arange(5), images=BYTES)
+    np.savez(tmp_path / "named.npz", masks=BYTES[::-1], images=BYTES)
     np.savez(tmp_path / "single.npz", whatever=BYTES)
     for name in ("a.npy", "sampled.npz", "named.npz", "single.npz"):
         np.testing.assert_array_equal(read_array(tmp_path / name), BYTES)
 
 
 def test_read_array_refuses_what_it_can_not_read(tmp_path):
-    np.savez(tmp_path / "several.npz", first=BYTES, second=BYTES)
+    np.savez(tmp_path / "several.npz", BYTES, BYTES)
     np.save(tmp_path / "pickled.npy", np.array([{}]), allow_pickle=True)
     (tmp_path / "text.npy").write_text("no array")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "several.npz").read_bytes()[:500])

@@ -154,21 +154,29 @@ def test_where_test_images_are_too_few_to_examine_a_model_validation_helps_out(p
         held_out.held_out_images(config, 16, many, tmp_path)
 
 
-def as_csv(folder: Path) -> None:
-    """The lists as the mirrors pack them: CSV with a line of column names."""
+def as_table(folder: Path, mark: str, ending: str = ".csv") -> None:
+    """The lists as the mirrors pack them, and as tables saved anew: a line of column names, 0 for -1."""
     for name, first in {celeba.ATTRIBUTES: 1, celeba.PARTITION: 0, celeba.IDENTITY: 0}.items():
         lines = (folder / name).read_text().splitlines()[first:]
         head = [["image_id", *MARKS], *(line.split() for line in lines[1:])]
         rows = head if first else [["image_id", "value"], *(line.split() for line in lines)]
-        (folder / name.lower().replace(".txt", ".csv")).write_text("\n".join(map(",".join, rows)))
+        if mark == ";":  # with the numbers of rows, of which the column has no name
+            rows = [[str(number or ""), *row] for number, row in enumerate(rows)]
+            rows = [[f'"{field}"'.replace('"-1"', "0.0") for field in row] for row in rows]
         (folder / name).unlink()
+        (folder / name.lower().replace(".txt", ending)).write_text("\n".join(map(mark.join, rows)))
 
 
-@pytest.mark.parametrize("csv", [True, False], ids=["csv", "text"])
-@pytest.mark.parametrize("place", ["archive", "flat", "nested", "mac", "windows"])
-def test_packs_of_the_mirrors_are_read_alike(pack, tmp_path, csv, place):
-    """CSV lists, images one folder deeper, archives of a Mac, lists of Windows; alone and mixed."""
-    folder = write_pack(tmp_path / "mirror", unpacked=place in ("flat", "nested"))
+@pytest.mark.parametrize(
+    ("place", "mark"),
+    [
+        *(("archive", ","), ("flat", ";"), ("nested", "\t"), ("nested", ""), ("mac", ","), ("mac", "")),
+        *(("windows", ","), ("windows", ""), ("png", ", "), ("flat", " ")),
+    ],
+)
+def test_packs_of_the_mirrors_are_read_alike(pack, tmp_path, mark, place):
+    """Lists as tables, images one folder deeper, archives of a Mac, lists of Windows, PNG; and mixed."""
+    folder = write_pack(tmp_path / "mirror", unpacked=place in ("flat", "nested", "png"))
     people = "".join(f"{number:06}.jpg {number % 4}\n" for number in range(1, 16))
     (folder / celeba.IDENTITY).write_text(people)
     if place == "nested":
@@ -181,8 +189,12 @@ def test_packs_of_the_mirrors_are_read_alike(pack, tmp_path, csv, place):
         junk = {"__MACOSX/" + name.replace("/", "/._"): b"junk" for name in encoded}
         nested = {f"img_align_celeba/{name}": content for name, content in encoded.items()}
         write_archive(folder, junk | nested | {"../000099.jpg": b"outside"})
-    if csv:
-        as_csv(folder)
+    if place == "png":
+        for path in (folder / celeba.UNPACKED).iterdir():
+            Image.open(path).save(path.with_suffix(".PNG"))
+            path.unlink()
+    if mark:
+        as_table(folder, mark, ".txt" if mark == " " else ".csv")
     if place == "windows":  # lists as Excel and Notepad save them
         for path in (*folder.glob("*.txt"), *folder.glob("*.csv")):
             path.write_text(path.read_text(), encoding="utf-8-sig", newline="\r\n")
@@ -296,9 +308,21 @@ def unpack_beside(number: int):
     return unpack
 
 
-def columns_without_names(folder: Path):
+def column_before(folder: Path):
     (folder / celeba.PARTITION).rename(folder / "list_eval_partition.csv")
-    (folder / "list_eval_partition.csv").write_text("000001.jpg,2\n000002.jpg,2\n")
+    (folder / "list_eval_partition.csv").write_text("partition,image_id\n2,000001.jpg\n")
+
+
+def images_twice(folder: Path):
+    drop(celeba.ARCHIVE)(folder)
+    (folder / celeba.UNPACKED).mkdir()
+    for name in ("000001.jpg", "000001.png"):
+        (folder / celeba.UNPACKED / name).write_bytes(jpeg(1))
+
+
+def tables_of_the_hub(folder: Path):
+    clear(folder)
+    (folder / "train-00000-of-00019.parquet").write_bytes(b"PAR1")
 
 
 def tell_otherwise(folder: Path):
@@ -311,7 +335,13 @@ WRONG = {
         unpack_beside(2),
         "img_align_celeba.zip and .*img_align_celeba hold different images; keep the one that is right",
     ),
-    "columns without names": (columns_without_names, "begins with the image 000001.jpg; put a line"),
+    "a column before the image": (column_before, r"before the image \('partition'\); put the image first"),
+    "images in two encodings": (images_twice, "holds 000001.jpg and 000001.png; keep the images of one"),
+    "tables of the hub": (tables_of_the_hub, "no CelebA in .*tables of the Hugging Face hub are not read"),
+    "other images": (
+        edit(celeba.PARTITION, lambda text: text.replace("0000", "1000")),
+        "holds none of the 15 images of list_eval_partition.txt .first: 100001.jpg., but 000001.jpg",
+    ),
     "lists that differ": (tell_otherwise, "list_eval_partition.csv say different things; keep the one"),
     "attributes repeat an image": (
         edit(celeba.ATTRIBUTES, lambda text: text.replace("000006.jpg", "000005.jpg")),
@@ -379,6 +409,10 @@ WRONG = {
     "attributes of other values": (
         edit(celeba.ATTRIBUTES, lambda text: text.replace("000005.jpg  1", "000005.jpg  2")),
         "list_attr_celeba.txt line 7 is not",
+    ),
+    "attributes of two kinds": (
+        edit(celeba.ATTRIBUTES, lambda text: text.replace("000005.jpg  1", "000005.jpg  0")),
+        "list_attr_celeba.txt marks attributes by both -1 and 0",
     ),
     "attributes empty": (edit(celeba.ATTRIBUTES, lambda text: ""), "does not start with a count"),
 }

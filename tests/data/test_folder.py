@@ -8,7 +8,7 @@ from PIL import Image
 
 from mechdiff import data
 from mechdiff.core.config import DataConfig
-from mechdiff.core.errors import DataError
+from mechdiff.core.errors import ConfigError, DataError
 from mechdiff.data import folder
 from mechdiff.data.classes import class_labels
 from mechdiff.data.collection import open_collection
@@ -120,7 +120,7 @@ def test_hidden_files_and_those_of_a_mac_are_passed_over(tmp_path, capsys):
     write(tmp_path / "deep" / "er", range(20))
     for name in ("._0.png", ".hidden.png", "Thumbs.db", ".DS_Store"):
         (tmp_path / name).write_bytes(b"junk")
-    for name in ("__MACOSX", ".git"):
+    for name in ("__MACOSX", ".git", "@eaDir", "$RECYCLE.BIN"):
         write(tmp_path / name, [50])
     (tmp_path / "notes.txt").write_text("a")
     (tmp_path / "phone.heic").write_bytes(b"b")
@@ -168,6 +168,34 @@ def test_images_beside_folders_have_no_class(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("tops", "why"),
+    [
+        (("train", "dev"), "sub-folders train, but images in dev too"),
+        (("test", "val"), "sub-folders test, val, but no train"),
+        (("testA", "train_images"), "testa, train_images, which may be a split"),
+    ],
+)
+def test_folders_that_may_be_splits_are_asked_about(tops, why, tmp_path):
+    for place, top in enumerate(tops):
+        write(tmp_path / top / "a", range(5 * place, 5 * place + 5))
+    with pytest.raises(DataError, match=why):
+        load(tmp_path)
+    assert load(tmp_path, split="digest").names["folder"] == (
+        ("a",) if "val" in tops else tuple(sorted(tops))
+    )
+
+
+@pytest.mark.parametrize("top", ["train", "deep/train"])
+def test_classes_below_train_alone(top, tmp_path):
+    for place, name in enumerate(("cats", "dogs")):
+        write(tmp_path / top / name, range(10 * place, 10 * place + 10))
+    train = load(tmp_path, classes="folder")
+    assert train.names["folder"] == ("cats", "dogs")
+    with pytest.raises(ConfigError, match=r"2 classes \(cats, dogs\), but unet.classes=3 leaves it 3"):
+        class_labels(train, "folder", 3)
+
+
+@pytest.mark.parametrize(
     "spoil, why",
     [
         (lambda place: (place / "7.png").write_bytes(b"\x89PNG cut"), r"image 7\.png can't be decoded"),
@@ -175,6 +203,10 @@ def test_images_beside_folders_have_no_class(tmp_path):
         (
             lambda place: Image.fromarray(draw(1)[:4]).save(place / "small.png"),
             r"image small\.png is 8x4 .*too small for 8x8",
+        ),
+        (
+            lambda place: Image.fromarray(draw(1)[..., 0].astype(np.uint16) * 16).save(place / "deep.png"),
+            r"image deep\.png is of 16 bits, but no pixel is above",
         ),
     ],
 )
@@ -186,11 +218,15 @@ def test_a_file_that_can_not_be_used_is_named(spoil, why, tmp_path):
 
 
 def test_places_without_images_are_named(tmp_path):
-    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "hub").mkdir()
+    for name in ("a.txt", "a.zip", "hub/data.arrow"):
+        (tmp_path / name).write_text("a")
     for path, why in {
         tmp_path / "nowhere": "no folder or file .*nowhere",
-        tmp_path: r"no images in .* \(1 other files \(1 \.txt\)\)",
+        tmp_path: r"no images in .* \(3 other files \(.*1 \.txt.*\)\)",
         tmp_path / "a.txt": r"a\.txt is not a folder",
+        tmp_path / "a.zip": r"a\.zip is not a folder; .*; unpack it",
+        tmp_path / "hub": r"no images in .*tables of the Hugging Face hub are not read",
         "": "no folder or file ''",
     }.items():
         with pytest.raises(DataError, match=why):
