@@ -161,7 +161,7 @@ def _scaled(images: np.ndarray, where: str, value_range) -> tuple[np.ndarray, li
             f"{where} holds floats in [{low:g}, {high:g}]: is black 0 or -1? Scale [0, 1] by 2 x - 1, or "
             "give bytes in [0, 255], which leave no doubt"
         )
-    if images.size and max(-low, high) <= 0.501:
+    if max(-low, high) <= 0.501 and high - low > 0.8:
         raise DataError(
             f"{where} holds floats in [{low:g}, {high:g}]: is white 1 or 0.5? Scale [-0.5, 0.5] by 2, or "
             "give bytes in [0, 255], which leave no doubt"
