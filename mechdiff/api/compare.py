@@ -248,17 +248,11 @@ def _compared(before: Result, after: Result, unet: UNetConfig | None) -> Compari
 
 
 def _swept(models: Sequence[Any], images: Given, chooser: Any, settings: dict[str, Any]) -> list[Result]:
-    """Sweeps of all models on the same images; where none are given, on those of `chooser`, and called so."""
-    if images is not None:
-        return [sweep(model, images, **settings) for model in models]
-    n = settings.get("n", 16)
-    shown = eval_images(chooser, None, n, n)
-    together = np.concatenate([shown.scored, shown.reference])
-    results = [sweep(model, together, **settings) for model in models]
-    return [
-        dataclasses.replace(result, dataset=result.dataset.assign_attrs(inputs=shown.label))
-        for result in results
-    ]
+    """Sweeps of all models on the same images; where none are given, on those of `chooser`."""
+    if images is None:
+        n = settings.get("n", 16)
+        images = eval_images(chooser, None, n, n)
+    return [sweep(model, images, **settings) for model in models]
 
 
 def _common_unet(models: Sequence[Any]) -> UNetConfig | None:

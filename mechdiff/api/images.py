@@ -17,7 +17,7 @@ from mechdiff.study.eval_images import EvalImages
 from mechdiff.study.held_out import held_out_images, own_samples
 from mechdiff.study.inputs import TRAINING_IMAGES, accompanying_images, images_from
 
-Given = str | Path | AnyArray | None
+Given = str | Path | AnyArray | EvalImages | None
 
 
 def eval_images(model: Any, images: Given, n: int, reference: int = 0, *, brief: bool = False) -> EvalImages:
@@ -25,7 +25,8 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0, *, brief:
 
     Args:
       model: a `Model`.
-      images: a folder, an `.npy` or `.npz` file, or an array: bytes, or floats in [-1, 1]. None: held-out
+      images: a folder, an `.npy` or `.npz` file, or an array: bytes, or floats in [-1, 1]; or what this
+        function returned for another model, as it is. None: held-out
         synthetic or Gaussian images for a model that was trained on these, what a user's function gave with
         its denoiser, and samples of the model's own for any other.
       brief: its own samples are drawn in few steps, see `held_out.own_samples`.
@@ -35,6 +36,8 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0, *, brief:
       ConfigError: an imported network whose noise levels were not stated.
     """
     check_known(model.record, model.name)
+    if isinstance(images, EvalImages):
+        return images
     n = ranges.whole("n", n, 1, meaning="how many images")
     config = SweepConfig(ablations=("zero",), images=n, reference_images=reference)
     trained = model.config

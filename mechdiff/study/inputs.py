@@ -196,7 +196,7 @@ def for_network(preprocessing: Preprocessing, denoiser: Examinable) -> Preproces
       DataError: a network of other channels than RGB or gray, or whose channels are not last.
     """
     shape = tuple(denoiser.image_shape)
-    if len(shape) != 3 or (shape[0] in CHANNELS and shape[-1] not in CHANNELS):
+    if shape[0] in CHANNELS and shape[-1] not in CHANNELS:
         raise DataError(
             f"{denoiser.name} takes rows of shape {shape}; images are (height, width, channels), so let its "
             "function return (denoiser, images) in its own layout, or move channels inside of the function"

@@ -70,15 +70,14 @@ def test_images_from_follow_the_channels_of_the_network(place):
         inputs.images_from(place, network(4), FEW)
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 8), (3,), (8, 3)])
-def test_images_are_not_made_for_other_layouts(place, shape):
+def test_images_are_not_made_for_other_layouts(place):
     def fn(params, x, t):
         return checkpoint_name(params * x, "scaled")
 
-    example = np.zeros((1, *shape), np.float32), np.zeros(1, np.int32)
+    example = np.zeros((1, 3, 8, 8), np.float32), np.zeros(1, np.int32)
     denoiser = wrap(fn, np.float32(2), schedule=RGB.schedule, example=example, name="mine")
     with pytest.raises(
-        DataError, match=re.escape(f"mine takes rows of shape {shape}; images are (height, wid")
+        DataError, match=re.escape("mine takes rows of shape (3, 8, 8); images are (height, wid")
     ):
         inputs.images_from(place, denoiser, FEW)
 

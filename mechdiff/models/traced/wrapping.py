@@ -121,8 +121,11 @@ def _check_example(example: tuple) -> None:
     if len(example) not in (2, 3):
         raise ConfigError(f"example has {len(example)} entries; give (x, t) or (x, t, condition)")
     shape, shape_of_t, dtype = np.shape(example[0]), np.shape(example[1]), jnp.result_type(example[1])
-    if len(shape) < 2:
-        raise ConfigError(f"x of the example has shape {shape}; its first axis is the rows'")
+    if len(shape) != 4:
+        raise ConfigError(
+            f"x of the example has shape {shape}; expected (rows, height, width, channels): give vectors as "
+            "(rows, 1, 1, size), say, and reshape them inside of fn"
+        )
     dtype_of_x = jnp.result_type(example[0])
     if not jnp.issubdtype(dtype_of_x, jnp.floating):
         raise ConfigError(

@@ -280,7 +280,7 @@ def bad(**changes):
         ({"fn": lambda p, x: x}, "can't be traced by JAX .* TypeError"),
         ({"fn": lambda p, x, t: x[..., :1]}, r"fn returns \(8, 4, 4, 1\) for x of shape \(8, 4, 4, 2\)"),
         ({"fn": lambda p, x, t: (x, x)}, "fn returns tuple for x of shape"),
-        ({"example": (X[0, 0, 0], T[:2])}, "its first axis is the rows'"),
+        ({"example": (X[0, 0, 0], T[:2])}, r"give vectors as \(rows, 1, 1, size\)"),
         ({"fn": lambda p, x, t: x.reshape(3, 32)}, "can't be traced by JAX at 8 rows"),
         ({"fn": lambda p, x, t: x}, "no value of this function has a name"),
         ({"fn": lambda p, x, t: name(x, "")}, "has the name ''; give it one such as 'block0.mlp'"),
