@@ -86,7 +86,7 @@ def main(config, workdir):
     if SAMPLES.value:
         key = keys.stream(jax.random.key(config.seed), "samples")
         drawn = to_bytes(drawing.draw_samples(denoiser, key, SAMPLES.value, STEPS.value))
-        sheet["samples.png"] = image_grid.png(image_grid.sheet(drawn))
+        sheet[image_grid.SHEET] = image_grid.png(image_grid.sheet(drawn))
     folder = exported.export_model(
         target / "model", imported.params, saved, record, dtype=imported.dtype, extras=sheet
     )

@@ -14,7 +14,7 @@ from mechdiff.models import factories
 from mechdiff.models.load import check_known
 from mechdiff.study import condition_sources
 from mechdiff.study.eval_images import EvalImages
-from mechdiff.study.held_out import held_out_images, own_samples
+from mechdiff.study.held_out import held_out_images, own_samples, stored_samples
 from mechdiff.study.inputs import TRAINING_IMAGES, accompanying_images, images_from
 
 Given = str | Path | AnyArray | EvalImages | None
@@ -26,10 +26,11 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0, *, brief:
     Args:
       model: a `Model`.
       images: a folder, an `.npy` or `.npz` file, or an array: bytes, or floats in [-1, 1]; or what this
-        function returned for another model, as it is. None: held-out
-        synthetic or Gaussian images for a model that was trained on these, what a user's function gave with
-        its denoiser, and samples of the model's own for any other.
-      brief: its own samples are drawn in few steps, see `held_out.own_samples`.
+        function returned for another model, as it is. None: what a user's function gave with its denoiser,
+        held-out synthetic or Gaussian images for a model that was trained on these, and samples of the
+        model's own for any other.
+      brief: for a first answer: None means the samples that are stored with the model, if there are any; its
+        own samples are drawn in few steps, see `held_out.own_samples`.
 
     Raises:
       DataError: too few images, or any that can't be read without a guess.
@@ -44,6 +45,8 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0, *, brief:
     given_images, condition = model.record.get(factories.WITH_IMAGES, (None, None))
     if images is None and given_images is not None:
         return accompanying_images(model.denoiser, config, given_images, condition)
+    if images is None and brief and (stored := stored_samples(Path(model.origin), model.denoiser, config)):
+        return stored
     if images is None and trained is not None and trained.data.name in DRAWN:
         return held_out_images(trained.data, model.denoiser.image_shape[0], config, cache_folder())
     if images is None:

@@ -285,7 +285,7 @@ class Model:
         """A first ranking of all components by gradients; its time does not grow with their number.
 
         Args:
-          images, n, timesteps, seed: as in `sweep`.
+          images, n, timesteps, seed: as in `sweep`; None: samples that are stored with the model, if any are.
           probes: random vectors that curvatures are estimated with; more are steadier and take longer.
           precision: of products, see `core.devices`; what it changes is measured and stated with the scores.
 

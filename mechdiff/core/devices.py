@@ -131,9 +131,9 @@ def enough_memory(way_out: str) -> Iterator[None]:
 @functools.cache
 def jitted(function: Callable, static: tuple[str, ...], quickly: bool = False) -> Any:
     """`jax.jit` of a function, with these arguments static. On CPUs `quickly` spends less on compiling and
-    more on running: for programs that are called a few times (XLA's backend level 1; see BUILD_NOTES.md)."""
+    more on running: for programs that are called a few times (XLA's backend level 0; see BUILD_NOTES.md)."""
     wanted = quickly and jax.default_backend() == "cpu"
-    options = {"xla_backend_optimization_level": 1} if wanted else None
+    options = {"xla_backend_optimization_level": 0} if wanted else None
     return jax.jit(function, static_argnames=static, compiler_options=options)
 
 

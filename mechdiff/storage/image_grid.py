@@ -10,6 +10,8 @@ from PIL import Image
 
 from mechdiff.storage import files
 
+SHEET = "samples.png"  # in the folder of a model: samples of its own, classes in turn
+
 
 def sheet(
     images: UInt8[np.ndarray, "n height width channels"], columns: int | None = None, gap: int = 1
@@ -23,6 +25,24 @@ def sheet(
         top, left = i // columns * (height + gap), i % columns * (width + gap)
         canvas[top : top + height, left : left + width] = image
     return canvas
+
+
+def tiles(
+    sheet: UInt8[np.ndarray, "rows columns channels"], height: int, width: int, gap: int = 1
+) -> UInt8[np.ndarray, "n height width channels"] | None:
+    """The images of a `sheet` again, without places that are white; None: it is no sheet of such images.
+
+    Example:
+      >>> images = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1)
+      >>> tiles(sheet(images), 1, 1).ravel().tolist()
+      [0, 1, 2]
+    """
+    framed = np.pad(sheet, ((0, gap), (0, gap), (0, 0)))
+    if framed.shape[0] % (height + gap) or framed.shape[1] % (width + gap):
+        return None
+    places = framed.reshape(-1, height + gap, framed.shape[1] // (width + gap), width + gap, sheet.shape[2])
+    images = places[:, :height, :, :width].swapaxes(1, 2).reshape(-1, height, width, sheet.shape[2])
+    return images[(images != 255).any((1, 2, 3))]
 
 
 def png(image: UInt8[np.ndarray, "height width channels"], zoom: int = 1) -> bytes:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from PIL import Image
 
 from mechdiff.core import keys
 from mechdiff.core.config import DRAWN, DataConfig, SweepConfig
 from mechdiff.core.errors import DataError
 from mechdiff.data import Dataset, class_labels, load, to_bytes, to_float
 from mechdiff.models.denoiser import Examinable
+from mechdiff.storage import checksums, image_grid
 from mechdiff.study.eval_images import (
     EvalImages,
     conditioned,
@@ -75,6 +77,27 @@ def _held_out(data: DataConfig, size: int, needed: int, cache: Path) -> list[Dat
         with contextlib.suppress(DataError):  # no such split
             splits.append(load(dataclasses.replace(data, n_test=missing), size, "validation", 0, cache))
     return splits
+
+
+def stored_samples(folder: Path, denoiser: Examinable, config: SweepConfig) -> EvalImages | None:
+    """Samples of a denoiser that the folder it was exported to holds, on a sheet; None: no such sheet, or too
+    few on it.
+
+    They are there at once, where drawing them needs a program to be compiled: for a first answer.
+    """
+    sheet, count = folder / image_grid.SHEET, images_to_evaluate(config) + config.reference_images
+    exported = sheet.is_file() and (folder / checksums.NAME).is_file()  # anybody's file may be called so
+    if not exported or len(denoiser.image_shape) != 3:
+        return None
+    height, width, channels = denoiser.image_shape
+    image = np.asarray(Image.open(sheet))
+    pixels = image_grid.tiles(image.reshape(*image.shape[:2], -1), height, width)
+    if pixels is None or pixels.shape[-1] != channels or len(pixels) < count:
+        return None
+    label = "the model's own samples (not real images), stored with it"
+    images = split_images(to_float(pixels[:count]), config, label)
+    condition = sample_condition(denoiser, count)  # sheets show the classes in turn, too
+    return images if condition is None else conditioned(images, condition, config)
 
 
 def own_samples(denoiser: Examinable, config: SweepConfig, seed: int, brief: bool = False) -> EvalImages:

@@ -206,7 +206,7 @@ class Trainer:
             to_dict(dataclasses.replace(self.config, data=data)),
             record,
             dtype="float16",
-            extras={"samples.png": image_grid.png(image_grid.sheet(images))},
+            extras={image_grid.SHEET: image_grid.png(image_grid.sheet(images))},
         )
 
 

@@ -14,6 +14,8 @@ from mechdiff.api import compare, load, show
 from mechdiff.api.images import eval_images
 from mechdiff.api.model import Model
 from mechdiff.core.errors import CheckpointError, ConfigError, MechdiffError
+from mechdiff.data import to_bytes
+from mechdiff.storage import checksums, image_grid
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,18 @@ def test_images_of_a_first_answer_are_sampled_in_few_steps_and_say_so(model):
     brief = eval_images(trained_on_unknown_images, None, 2, brief=True)
     assert brief.label.endswith("not real images), 10 steps of DDIM")
     assert brief.scored.std() > 0.01
+
+
+def test_a_first_answer_takes_the_samples_that_are_stored_with_the_model(model, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (3, *model.denoiser.image_shape), np.uint8)
+    (tmp_path / image_grid.SHEET).write_bytes(image_grid.png(image_grid.sheet(pixels)))
+    there = dataclasses.replace(model, origin=str(tmp_path))
+    assert "stored" not in eval_images(there, None, 3, brief=True).label  # a file of that name, no model's
+    checksums.write(tmp_path)
+    stored = eval_images(there, None, 3, brief=True)
+    assert stored.label.endswith("stored with it")
+    np.testing.assert_array_equal(to_bytes(stored.scored), pixels)
+    assert "stored" not in eval_images(there, None, 4, brief=True).label  # there are three
 
 
 def test_loading_imports_nothing_that_only_draws():
