@@ -157,7 +157,8 @@ class Parameterization:
         return _rows(scales.input_scale, x_t) * x_t, scales.time
 
     def to_eps(self, schedule: NoiseSchedule, x_t: Rows, t: Timesteps, output: Rows) -> Rows:
-        """The noise in `x_t` that the network's output implies."""
+        """The noise in `x_t` that the network's output implies; in float32 where that is of fewer digits."""
+        output = jnp.asarray(output, jnp.promote_types(output.dtype, jnp.float32))
         if self.output == "epsilon":
             return output
         scales = self.coefficients(schedule, t)

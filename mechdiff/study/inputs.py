@@ -1,7 +1,7 @@
 """A user's images, prepared for a network: from a folder, a file, an array, or the user's function."""
 
 import dataclasses
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import jax
@@ -196,7 +196,7 @@ def for_network(preprocessing: Preprocessing, denoiser: Examinable) -> Preproces
       DataError: a network of other channels than RGB or gray, or whose channels are not last.
     """
     shape = tuple(denoiser.image_shape)
-    if shape[0] in CHANNELS and shape[-1] not in CHANNELS:
+    if channels_first(shape):
         raise DataError(
             f"{denoiser.name} takes rows of shape {shape}; images are (height, width, channels), so let its "
             "function return (denoiser, images) in its own layout, or move channels inside of the function"
@@ -208,6 +208,11 @@ def for_network(preprocessing: Preprocessing, denoiser: Examinable) -> Preproces
             "out to examine it on its own samples"
         )
     return dataclasses.replace(preprocessing, channels=CHANNELS[channels])
+
+
+def channels_first(shape: Sequence[int]) -> bool:
+    """Whether rows of this shape are images whose channels are the first axis."""
+    return len(shape) == 3 and shape[0] in CHANNELS and shape[-1] not in CHANNELS
 
 
 def size_of(denoiser: Examinable) -> int:

@@ -21,6 +21,7 @@ from mechdiff.diffusion.process import denoising_loss, image_noise
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models.denoiser import Examinable
 from mechdiff.study.eval_images import EvalImages
+from mechdiff.study.inputs import channels_first
 
 IMAGES = 16  # scored, at most
 TIMESTEPS = 8  # where the record names none
@@ -133,6 +134,8 @@ def guess(
 ) -> Float[np.ndarray, " timesteps"]:
     """Loss of the best linear guess of the noise from the mean and variance of the pixels alone."""
     values = np.asarray(images, np.float64)
+    if channels_first(denoiser.image_shape):
+        values = np.moveaxis(values, 1, -1)
     variance = values.reshape(-1, values.shape[-1]).var(0).mean()
     snr = _snr(denoiser, timesteps)
     return snr * variance / (snr * variance + 1)

@@ -52,6 +52,10 @@ class Wiener:
         return (1 - abar) ** 0.5 / variance * x_t
 
 
+class ChannelsFirst(Wiener):
+    image_shape = 3, 8, 8
+
+
 def guessed(timesteps):
     abar = np.asarray(SCHEDULE.alphas_bar, np.float64)[list(timesteps)]
     variance = IMAGES.astype(np.float64).var()
@@ -69,6 +73,11 @@ def test_guess_is_the_loss_of_the_wiener_filter():
     # 16 x 64 draws: a relative standard error of sqrt(2 / 1024) = 0.044 at each timestep
     np.testing.assert_allclose(checked.loss, checked.guess, rtol=0.18)
     assert checked.of_guess == pytest.approx(1, abs=0.1)
+    colors = IMAGES[..., 0].reshape(4, 4, 8, 8)[:, :3] * np.array([1, 2, 3])[:, None, None] + 0.5
+    last = Wiener(np.float32(1)), np.moveaxis(colors, 1, -1)
+    first = ChannelsFirst(np.float32(1)), colors
+    guesses = [load_check.guess(*given, np.arange(3)) for given in (last, first)]
+    np.testing.assert_allclose(*guesses, rtol=1e-9)
     assert checked.verdict in ("no record", "no better than a guess")
 
 

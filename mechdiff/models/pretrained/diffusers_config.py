@@ -53,7 +53,7 @@ TABLE = {  # defaults of diffusers 0.42; they have not changed since 0.0.4
 }
 IGNORED = (  # what diffusers' EMAModel leaves in the config of the weights that it saves
     *("decay", "inv_gamma", "min_decay", "min_value", "optimization_step", "power", "update_after_step"),
-    "use_ema_warmup",
+    *("use_ema_warmup", "(torch_)?dtype"),
 )
 
 

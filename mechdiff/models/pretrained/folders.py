@@ -13,6 +13,7 @@ from mechdiff.storage import files
 SCHEDULER = "scheduler_config.json"
 INDEX = "model_index.json"
 LATENT = ("vae", "vqvae", "vqmodel", "vq_model", "movq", "first_stage_model", "autoencoder")
+CLASS = "_class_name"
 KINDS = {"raw": "raw weights", "ema": "averaged weights", "": "not said of which kind"}
 LATENT_CLASSES = ("Autoencoder", "VQModel")  # how their names begin
 
@@ -143,6 +144,12 @@ def _refuse_latents(bases: list[Path]) -> None:
             )
 
 
+def _indexed(folder: Path) -> str | None:
+    """The class that a pipeline's index names for its scheduler, which lies in `folder`."""
+    named = _index(folder.parent).get(folder.name)
+    return named[-1] if isinstance(named, list) and named and isinstance(named[-1], str) else None
+
+
 def _scheduler(home: Path, bases: list[Path]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The nearest scheduler's options, and notes if it is not in the network's own folder."""
     places = [path for base in bases for path in (base / SCHEDULER, base / "scheduler" / SCHEDULER)]
@@ -151,6 +158,13 @@ def _scheduler(home: Path, bases: list[Path]) -> tuple[dict[str, Any], tuple[str
         return {}, ()
     contents = [read_config(path) for path in places]
     notes = [] if home in places[0].parents else [f"noise levels are those of {places[0]}"]
+    said = contents[0].get(CLASS)
+    indexed = _indexed(places[0].parent) if places[0].parent.name == "scheduler" else None
+    if indexed not in (None, said):
+        contents[0] = contents[0] | {CLASS: indexed}
+        notes.append(
+            f"read as {indexed}, which {INDEX} names, as diffusers does; the file says {said or 'no class'}"
+        )
     notes += [
         f"{path} says otherwise and was not read"
         for path, content in zip(places[1:], contents[1:], strict=True)

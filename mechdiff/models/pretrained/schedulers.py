@@ -8,7 +8,7 @@ import numpy as np
 
 from mechdiff.core.config import MOST_STEPS, DiffusionConfig
 from mechdiff.core.errors import ConfigError, shorten, unknown
-from mechdiff.models.pretrained import states
+from mechdiff.models.pretrained import families, states
 from mechdiff.models.pretrained.imported import Stated
 from mechdiff.models.pretrained.options import (
     Option,
@@ -69,7 +69,8 @@ SAMPLING = (
     *("algorithm_type", "corrector_order", "disable_corrector", "dynamic_thresholding_ratio", "eta"),
     *("euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type", "lambda_min_clipped"),
     *("lower_order_final", "noise_sampler_seed", "original_inference_steps", "predict_x0", "predictor_order"),
-    *("sample_max_value", "set_alpha_to_one", "skip_prk_steps", "solver_order", "solver_p", "solver_type"),
+    *("sample_max_value", "set_alpha_to_one", "shift_terminal", "skip_prk_steps", "solver_order", "solver_p"),
+    "solver_type",
     *("steps_offset", "tau_func", "tensor_format", "thresholding", "time_shift_type", "timestep_scaling"),
     *("timestep_spacing", "timestep_values", "use_beta_sigmas", "use_dynamic_shifting"),
     *("use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas"),
@@ -132,6 +133,8 @@ def read(config: Mapping[str, Any], stated: Stated = Stated()) -> Scheduler:
         notes.append(
             "the last noise level, rescaled to zero signal, keeps a share of 2^-24: diffusers' own bound"
         )
+    if config and _defaulted(get):
+        notes.append(f"ASSUMED, by the scheduler's defaults: {', '.join(_defaulted(get))}")
     sample = not get["predict_epsilon"] and "prediction_type" not in get.stated
     return Scheduler(
         prediction="sample" if sample else get["prediction_type"],
@@ -201,11 +204,23 @@ def _assumptions(assumed: tuple[str, ...]) -> str:
     )
 
 
+def _defaulted(get: Options) -> tuple[str, ...]:
+    """`option=value` of what decides numbers and is not in the file; diffusers itself writes all of it."""
+    known = set(get.stated) | ({"prediction_type"} if "predict_epsilon" in get.stated else set())
+    if get["trained_betas"] is not None:
+        known |= {"num_train_timesteps", "beta_schedule"}
+    if get["trained_betas"] is not None or get["beta_schedule"] == "squaredcos_cap_v2":
+        known |= {"beta_start", "beta_end"}
+    return states.summary({name: get[name] for name in ASKED if name not in known})
+
+
 def _no_betas(kind: Any) -> str:
     if isinstance(kind, str) and ("Flow" in kind or "RF" in kind):
-        return f"{WHAT} {shorten(kind)} is of flow matching, which is not supported; only betas are"
-    if isinstance(kind, str) and ("EDM" in kind or "Karras" in kind or "Consistency" in kind or "CM" in kind):
-        return f"{WHAT} {shorten(kind)} has continuous noise levels, which are not supported; only betas are"
+        return f"{WHAT} {shorten(kind)} is of flow matching, which is not read; {families.WAY_OUT}"
+    if isinstance(kind, str) and (
+        "EDM" in kind or "Karras" in kind or "Consistency" in kind or "CM" in kind or "Sde" in kind
+    ):
+        return f"{WHAT} {shorten(kind)} has continuous noise levels, which are not read; {families.WAY_OUT}"
     return unknown(f"class of {WHAT} (of those with betas)", str(kind), DEFAULTS_OF)
 
 

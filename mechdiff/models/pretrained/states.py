@@ -20,6 +20,7 @@ WRAPPERS = (
     "state_dict",
     "params",
 )
+ADAPTERS = re.compile("lora|adapter|optimizer|embed")  # in names of files that hold no whole network
 COPIED = "online_model"  # the raw network that an average keeps beside itself
 
 
@@ -118,7 +119,8 @@ def weight_file(folder: Path, stem: str, weights: str | None) -> tuple[Path, tup
     sharded = index_of(main).is_file()
     others = sorted(path for path in folder.glob("*.safetensors") if path != main)
     others = list(variants.values()) if sharded else others
-    candidates = [main, *others] if main.is_file() or sharded else list(variants.values()) or others
+    networks = [path for path in others if not ADAPTERS.search(path.stem.lower())]
+    candidates = [main, *others] if main.is_file() or sharded else list(variants.values()) or networks
     said = [
         path for path in candidates if kind_of(path.stem, [other.stem for other in candidates]) == weights
     ]

@@ -138,8 +138,8 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
 
 def _pickle(path: Path, target: str) -> CheckpointError:
     return CheckpointError(
-        f"{path} is a pickle, which can run code and is never opened here; if you trust it, convert it: "
-        f"{CONVERT.format(path.name, target)}"
+        f"{path} is a pickle, which can run code and is never opened here; if you trust it: "
+        f"{CONVERT.format(path.name, target)} (lists, EMA: README)"
     )
 
 

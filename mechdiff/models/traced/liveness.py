@@ -1,4 +1,4 @@
-"""Which named values of a program its outputs depend on."""
+"""Which named values of a program its outputs depend on, and whether rows of a batch do on one another."""
 
 from collections.abc import Sequence
 
@@ -85,3 +85,40 @@ def _of_branches(equation: JaxprEqn, wanted: list[bool]) -> Needed:
     branches = [reaching(program, wanted) for program in subprograms(equation)]
     reads = [any(column) for column in zip(*(reads for reads, _ in branches), strict=True)]
     return [True, *reads], set().union(*(names for _, names in branches))
+
+
+def rows_mixed(program: ClosedJaxpr, other: ClosedJaxpr) -> str:
+    """The last operation, of those that the outputs depend on, that runs over the rows of a batch, such as
+    `reduce_sum`; empty if there is none.
+
+    Args:
+      program, other: of one function, traced at two numbers of rows.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> few, more = (jax.make_jaxpr(lambda x: x - x.mean(0))(jnp.ones((rows, 2))) for rows in (3, 4))
+      >>> rows_mixed(few, more)
+      'reduce_sum'
+    """
+    needed = {atom for atom in program.jaxpr.outvars if not isinstance(atom, Literal)}
+    for equation, twin in reversed(list(zip(program.jaxpr.eqns, other.jaxpr.eqns, strict=False))):
+        if needed.isdisjoint(equation.outvars):
+            continue
+        needed |= {atom for atom in equation.invars if not isinstance(atom, Literal)}
+        if _runs_over_rows(equation, twin):
+            return equation.primitive.name
+        for inner in zip(subprograms(equation), subprograms(twin), strict=False):
+            if found := rows_mixed(*inner):
+                return found
+    return ""
+
+
+def _runs_over_rows(equation: JaxprEqn, twin: JaxprEqn) -> bool:
+    """Whether an axis that it sums over, or the like, has another length at another number of rows."""
+    axes = equation.params.get("axes", ())  # of reductions
+    if equation.primitive.name == "dot_general":
+        axes = equation.params["dimension_numbers"][0][0]
+    elif not equation.primitive.name.startswith(("reduce_", "arg")):
+        return False
+    few, more = equation.invars[0].aval.shape, twin.invars[0].aval.shape
+    return any(few[axis] != more[axis] for axis in axes)

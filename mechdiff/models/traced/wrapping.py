@@ -1,6 +1,7 @@
 """`wrap`: any function `fn(params, x_t, t[, condition])` with named values, as a denoiser."""
 
 import functools
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
 from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.core.types import PyTree
@@ -15,6 +17,7 @@ from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.models.traced.denoiser import Function, TracedDenoiser, TracedNetwork
 from mechdiff.models.traced.edits import identity_of
+from mechdiff.models.traced.liveness import rows_mixed
 from mechdiff.models.traced.sites import ROWS, Site, discover
 from mechdiff.models.traced.size import peak_bytes, total_bytes
 from mechdiff.storage import digests
@@ -67,8 +70,7 @@ def wrap(
       >>> [component.name for component in denoiser.components()]
       ['scaled']
     """
-    if not callable(fn):
-        raise ConfigError(f"fn={fn!r} can't be called; give a function fn(params, x_t, t[, condition])")
+    _check_callable(fn)
     _check_schedule(schedule)
     _check_example(example)
     if init is not None and not callable(init):
@@ -82,7 +84,9 @@ def wrap(
     sites = discover(fn, args_of, dict(unit_axes or {}))
     _check_names(sites)
     rows = ROWS[-1]
-    program = jax.make_jaxpr(fn)(*args_of(rows))
+    few, program = (jax.make_jaxpr(fn)(*args_of(count)) for count in ROWS)
+    name = name or getattr(fn, "__name__", type(fn).__name__)
+    _warn_of_mixed_rows(name, rows_mixed(program, few))
     network = TracedNetwork(
         fn=fn,
         parameterization=parameterization,
@@ -90,12 +94,11 @@ def wrap(
         row_shape=tuple(np.shape(example[0])[1:]),
         dtype=str(jnp.result_type(example[0])),
         conditioned=len(example) == 3,
-        digest=_digest_program(fn, args_of(ROWS[0])),
+        digest=_digest_program(few),
         row_bytes=-(-peak_bytes(program) // rows),
         gradient_bytes=-(-total_bytes(program) // rows),
         init=init,
     )
-    name = name or getattr(fn, "__name__", type(fn).__name__)
     return TracedDenoiser(params, identity_of(sites), schedule, network, name)
 
 
@@ -107,6 +110,26 @@ def _arguments(
         lambda leaf: jax.ShapeDtypeStruct((rows, *np.shape(leaf)[1:]), jnp.result_type(leaf)), example
     )
     return (params, *jax.eval_shape(parameterization.inputs, schedule, x, t), *condition)
+
+
+def _check_callable(fn: Any) -> None:
+    if not callable(fn):
+        raise ConfigError(f"fn={fn!r} can't be called; give a function fn(params, x_t, t[, condition])")
+    try:
+        hash(fn)
+    except TypeError as error:
+        way_out = "give lambda params, x, t: fn(params, x, t)"
+        raise ConfigError(f"fn can't be hashed ({error}); {way_out}") from None
+
+
+def _warn_of_mixed_rows(name: str, operation: str) -> None:
+    """Warns if an operation of a network runs over the rows of its batch."""
+    if operation:
+        logging.warning(
+            "%s: %s runs over the rows of a batch, so that an image's numbers depend on those it is batched "
+            "with; use statistics of training (running averages) instead",
+            *(name, operation),
+        )
 
 
 def _check_schedule(schedule: Any) -> None:
@@ -177,6 +200,8 @@ def _check_function(fn: Function, args_of: Callable[[int], tuple]) -> None:
                 f"fn returns {shown} for x of shape {args[1].shape}; return one array of x's shape "
                 "(drop a predicted variance)"
             )
+        if not jnp.issubdtype(output.dtype, jnp.floating):
+            raise ConfigError(f"fn returns numbers of type {output.dtype}; noise is real, so return floats")
 
 
 def _check_names(sites: Sequence[Site]) -> None:
@@ -188,8 +213,7 @@ def _check_names(sites: Sequence[Site]) -> None:
             )
 
 
-def _digest_program(fn: Function, args: tuple) -> str:
+def _digest_program(program: ClosedJaxpr) -> str:
     """Digest of the program's text and of its constants."""
-    program = jax.make_jaxpr(fn)(*args)
     text = _ADDRESS.sub("", str(program.jaxpr))
     return digests.digest_json([text, digests.digest_arrays(list(program.consts))])

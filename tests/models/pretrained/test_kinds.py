@@ -56,6 +56,10 @@ def shards(folder):
     (folder / WEIGHTS).unlink()
 
 
+def adapter(folder):
+    save_file({"unet.lora_A.weight": np.zeros((2, 2))}, folder / "pytorch_lora_weights.safetensors")
+
+
 def linked(folder):
     (folder / WEIGHTS).unlink()
     (folder / WEIGHTS).symlink_to("nowhere")
@@ -93,6 +97,8 @@ REFUSED = [
      {"weights": "raw"}),
     (tensors(lambda state: {"unet.lora_A.weight": state["conv_in.bias"]}), "missing", {}),
     (moved(f"{STEM}.bin"), "is a pickle, which can run code and is never opened here", {}),
+    (lambda folder: (moved(f"{STEM}.bin")(folder), adapter(folder)), f"{STEM}.bin is a pickle", {}),
+    (lambda folder: ((folder / WEIGHTS).unlink(), adapter(folder)), f"{WEIGHTS} is absent", {}),
     (moved(f"{STEM}.msgpack"), f"there lies config.json, {STEM}.msgpack", {}),
     (shards, f"2 shards without {STEM}.safetensors.index.json", {}),
     (linked, "is a link to nowhere, which is absent", {}),

@@ -107,6 +107,26 @@ def test_a_stated_average_is_the_file_called_one_or_refused(pipeline, name):
         pretrained.read(home, Stated(weights="raw"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({"_class_name": "HeunDiscreteScheduler"}, 0.012), ({"_class_name": None, "beta_end": 0.03}, 0.03)],
+)
+def test_the_scheduler_is_of_the_class_that_the_index_names(pipeline, changes, expected):
+    """With its defaults, which are said to be assumed: diffusers' own files say everything."""
+    parts = json.loads((pipeline / "model_index.json").read_text())
+    parts["scheduler"][1] = "HeunDiscreteScheduler"
+    (pipeline / "model_index.json").write_text(json.dumps(parts))
+    path = pipeline / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({name: value for name, value in changes.items() if value}))
+    model = pretrained.read(pipeline)
+    assert (model.diffusion.beta_start, model.diffusion.beta_end) == (0.00085, expected)
+    assert "ASSUMED, by the scheduler's defaults: beta_schedule='linear'" in model.notes[-1]
+    parts["scheduler"][1] = "FlowMatchEulerDiscreteScheduler"
+    (pipeline / "model_index.json").write_text(json.dumps(parts))
+    with pytest.raises(MechdiffError, match="is of flow matching, which is not read; write it as a JAX func"):
+        pretrained.read(pipeline)
+
+
 def test_a_nearer_scheduler_that_says_otherwise_is_read_and_the_other_named(pipeline):
     near = schedulers.write(DiffusionConfig(), "epsilon")
     (pipeline / "unet" / "scheduler_config.json").write_text(json.dumps(near))

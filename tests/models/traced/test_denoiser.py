@@ -263,7 +263,32 @@ def test_a_function_is_given_x_in_the_dtype_of_its_example(dtype):
     params, x = jnp.eye(2, dtype=dtype) * 3, X.astype(dtype)
     denoiser = wrap(network, params, schedule=SCHEDULE, example=(x, T))
     for given in (X, X.astype(np.float64), x):
-        close(denoiser.predict(denoiser.identity, given, T), network(params, x, T))
+        output = denoiser.predict(denoiser.identity, given, T)
+        close(output, network(params, x, T))
+        assert output.dtype == np.float32  # so that errors are measured in it
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [lambda h: h - h.mean(0), jax.jit(lambda h: h / h.max()), lambda h: jnp.einsum("bhwc,bhwd->hwcd", h, h)],
+)
+def test_a_function_whose_rows_depend_on_one_another_is_warned_of(mix, caplog):
+    apart = lambda h: h - h.mean((1, 2, 3), keepdims=True)
+    slope = jax.grad(lambda h: (h**2).sum())  # the sum itself is not used
+    wrap(lambda p, x, t: slope(apart(name(x, "a"))), 0.0, schedule=SCHEDULE, example=(X, T))
+    assert not caplog.text
+    wrap(lambda p, x, t: name(x, "a") + mix(x)[:1].mean(), 0.0, schedule=SCHEDULE, example=(X, T))
+    assert "runs over the rows of a batch" in caplog.text
+
+
+class Unhashable:
+    """A callable that says what it equals, and so has no hash."""
+
+    def __call__(self, params, x, t):
+        return x
+
+    def __eq__(self, other):
+        return True
 
 
 def bad(**changes):
@@ -281,6 +306,9 @@ def bad(**changes):
         ({"fn": lambda p, x, t: x[..., :1]}, r"fn returns \(8, 4, 4, 1\) for x of shape \(8, 4, 4, 2\)"),
         ({"fn": lambda p, x, t: (x, x)}, "fn returns tuple for x of shape"),
         ({"example": (X[0, 0, 0], T[:2])}, r"give vectors as \(rows, 1, 1, size\)"),
+        ({"fn": lambda p, x, t: x + 1j}, "fn returns numbers of type complex64; noise is real"),
+        ({"fn": lambda p, x, t: x > 0}, "fn returns numbers of type bool"),
+        ({"fn": Unhashable()}, r"fn can't be hashed .*; give lambda params, x, t: fn\(params, x, t\)"),
         ({"fn": lambda p, x, t: x.reshape(3, 32)}, "can't be traced by JAX at 8 rows"),
         ({"fn": lambda p, x, t: x}, "no value of this function has a name"),
         ({"fn": lambda p, x, t: name(x, "")}, "has the name ''; give it one such as 'block0.mlp'"),
