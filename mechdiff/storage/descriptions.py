@@ -68,10 +68,50 @@ NAMES = {
     "head": ("", "name of the attention head"),
     "resolution": ("pixel", "height of the component's feature map"),
     "depth": ("1", "place of the component in the order of execution"),
+    "effective_keys": ("1", "effective number of keys, exp(entropy)"),
+    "mutual_information": ("nat", "mutual information of queries and keys"),
+    "identity_mass": ("1", "mean weight of a position on itself"),
     "temperature": ("1", "factor of the temperature of attention"),
-    "low": ("1", "first timestep of the window"),
-    "high": ("1", "timestep after the last of the window"),
+    "gate": ("1", "factor of the component's activation"),
+    "member": ("1", "whether the component is in the circuit"),
+    "untouched": ("1", "samples without intervention, bytes"),
+    "ablated": ("1", "samples from equal noise with the component replaced by zero, bytes"),
+    "strongest": ("1", "images on which the component's activation is largest, bytes"),
+    "strongest_image": ("1", "their numbers among the scored images"),
+    "pattern": ("1", "attention map, bytes; 255 is its own largest weight"),
     "person": ("", "number of the person in the image"),
+}
+
+# Names that mean something else where a result has one of these dimensions.
+OF_DIMENSION = {
+    "head": {"distance": ("side", "mean attended distance, in sides of the feature map")},
+    "window": {
+        "low": ("1", "first timestep of the window"),
+        "high": ("1", "timestep after the last of the window"),
+        "distance": ("1", "root mean square change of a sample's pixels"),
+    },
+    "pair": {
+        "estimate": ("%", "interaction in % of the clean loss, mean over timesteps"),
+        "low": ("%", f"lower end of its 95 % interval over {UNITS}"),
+        "high": ("%", f"upper end of its 95 % interval over {UNITS}"),
+        "score": ("%", "interaction as second derivatives predict it, mean over timesteps"),
+        "p": ("1", f"p of the interaction: {FLIPS}, corrected over pairs"),
+        "single_a": ("%", "relative loss increase when a is ablated"),
+        "single_b": ("%", "relative loss increase when b is ablated"),
+        "joint": ("%", "relative loss increase when both are ablated"),
+        "strength": ("1", "size of the interaction relative to the effect that it concerns"),
+        "audited": ("1", "whether the pair was drawn at random"),
+    },
+    "factor": {
+        "moved": ("1", "share of the way to the other face that the component carries"),
+        "along": ("1", "change of the prediction along the way to the other face, mean over pixels"),
+        "distance": ("1", "squared distance of the two predictions, mean over pixels"),
+    },
+    "target": {
+        "effect": ("1", "squared change of the target by the ablation, in variances of the target"),
+        "error": ("1", "squared error of the target without ablation, in variances of the target"),
+        "variance": ("1", "variance of the target over images"),
+    },
 }
 
 
@@ -83,10 +123,14 @@ def described(dataset: xr.Dataset) -> xr.Dataset:
     Example:
       >>> described(xr.Dataset({"clean_loss": ("t", [0.1])}))["clean_loss"].attrs["units"]
       '1'
+      >>> described(xr.Dataset({"low": ("pair", [0.1])}))["low"].attrs["units"]  # else a timestep
+      '%'
     """
-    dataset = dataset.copy()
+    dataset, names = dataset.copy(), dict(NAMES)
+    for dimension in dataset.sizes:
+        names |= OF_DIMENSION.get(str(dimension), {})
     for name, variable in dataset.variables.items():
-        units, long_name = NAMES.get(str(name), ("", str(name).replace("_", " ")))
+        units, long_name = names.get(str(name), ("", str(name).replace("_", " ")))
         known = {"long_name": long_name} | ({"units": units} if units else {})
         variable.attrs = known | variable.attrs
     dataset.attrs = _provenance() | dataset.attrs
