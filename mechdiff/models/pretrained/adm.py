@@ -22,6 +22,11 @@ from mechdiff.models.pretrained.configs import option_names
 from mechdiff.models.pretrained.folders import Place
 from mechdiff.models.pretrained.imported import Imported, Stated
 
+ASKED_AS = {
+    "noise_schedule": "noise_schedule",
+    "diffusion_steps": "noise_steps",
+    "predict_xstart": "prediction",
+}
 __all__ = ["STATED", "WHAT", "read", "recognizes", "unet_config"]
 
 
@@ -52,7 +57,17 @@ def read(place: Place, stated: Stated) -> Imported:
         beta_start=scale * 1e-4,
         beta_end=scale * 0.02,
     )
-    return Imported(unet, diffusion, params, WHAT, dtype, tuple(notes), get.assumed)
+    asks = states.levels_asked("its flags say nothing of diffusion", _open(place, get, stated))
+    return Imported(unet, diffusion, params, WHAT, dtype, tuple(notes), get.assumed, asks)
+
+
+def _open(place: Place, get: Flags, stated: Stated) -> tuple[str, ...]:
+    """`option=value` of the noise levels and the prediction, if none of them is known. A command line, or a
+    dialect that is stated, gives what it leaves out the program's defaults."""
+    assumed = {option.partition("=")[0] for option in get.assumed}
+    if stated.dialect or place.described_by.suffix in (".txt", ".sh") or not assumed >= ASKED_AS.keys():
+        return ()
+    return states.summary({ours: get[theirs] or "epsilon" for theirs, ours in ASKED_AS.items()})
 
 
 def unet_config(get: Flags) -> UNetConfig:

@@ -276,6 +276,35 @@ def test_wrapped_state_dicts_are_read(prefixes, name, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, model.params, expected.params)
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "stated", "asked"),
+    [
+        ("config.json", {}, {}, True),
+        ("config.json", {}, {"dialect": "guided-diffusion"}, False),
+        ("config.json", {"noise_schedule": "linear"}, {}, False),
+        ("flags.txt", {}, {}, False),
+    ],
+)
+def test_flags_by_hand_that_say_nothing_of_diffusion_are_asked_about(name, more, stated, asked, tmp_path):
+    """Not a command line: what that leaves out has the program's defaults."""
+    arrays = frozen("upsample_heads")
+    known = (
+        json.loads(arrays["config"])
+        if arrays["config"].startswith("{")
+        else configs.flags_of(arrays["config"])
+    )
+    flags = {
+        key: value for key, value in known.items() if key not in ("noise_schedule", "diffusion_steps")
+    } | more
+    text = (
+        json.dumps(flags) if "json" in name else " ".join(f"--{key} {value}" for key, value in flags.items())
+    )
+    (tmp_path / name).write_text(text)
+    save_file(arrays["state"], tmp_path / adm_options.WEIGHTS)
+    line = "(--noise_schedule='linear' --noise_steps=1000 --prediction='epsilon' is usual)"
+    assert (line in pretrained.read(tmp_path, Stated(**stated)).asks) == asked
+
+
 DDIM_BAD = [
     ({"ch": None}, {}, "ddim model option ch=None is not a whole number of at least 1"),
     ({"ch_mult": [2, 4]}, {}, "option ch_mult=[2, 4]: only lists that begin with 1"),
