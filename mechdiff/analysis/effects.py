@@ -187,7 +187,9 @@ def losses(sweep: xr.Dataset, ablation: str) -> tuple[CleanLossArray, LossArray]
     bad = int((~np.isfinite(loss)).sum() + (~np.isfinite(clean)).sum())
     whose = f"sweep of {sweep.attrs.get('denoiser')!r}"
     if bad:
-        raise CheckpointError(f"{whose}: {bad} losses are missing; run it again")
+        raise CheckpointError(
+            f"{whose}: {bad} losses are missing or not finite; run it again, and check the network's output"
+        )
     if not (clean > 0).all():
         raise CheckpointError(f"{whose}: clean loss {clean.min()} is not positive; run it again")
     return clean, loss

@@ -13,7 +13,7 @@ from mechdiff.api.replacing import Sources, replacements_of
 from mechdiff.core import devices, ranges
 from mechdiff.core.batches import batches
 from mechdiff.core.devices import ALL, IMAGES
-from mechdiff.core.errors import ConfigError
+from mechdiff.core.errors import ConfigError, NumericsError
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.samplers import Sampler, initial_noise, keys_of_steps, one_step
 from mechdiff.diffusion.schedules import ddim_timesteps
@@ -74,7 +74,12 @@ def sample(
             images = _sampled(network, intervention, down, samples, key, clip=clip, mesh=mesh)
             drawn.append(np.asarray(images))
             bar.update(batch.count)
-    return np.concatenate(drawn)[:n]
+    images = np.concatenate(drawn)[:n]
+    if not np.isfinite(images).all():
+        raise NumericsError(
+            f"{denoiser.name} drew images with NaN or Inf; check its parameters, and what was done to it"
+        )
+    return images
 
 
 class _Steps(NamedTuple):

@@ -95,7 +95,7 @@ jax.tree_util.register_pytree_with_keys(Intervention, _flatten, _unflatten)
 
 def _check_temperatures(temperature: PyTree) -> None:
     for site, leaf in temperature.items() if isinstance(temperature, dict) else ():
-        if not _has_numbers(leaf):
+        if not has_numbers(leaf):
             continue
         values = np.asarray(leaf)
         if not (values > 0).all():
@@ -103,7 +103,7 @@ def _check_temperatures(temperature: PyTree) -> None:
             raise ConfigError(f"temperature={wrong} of site {site!r} must be above 0; 1 leaves it unchanged")
 
 
-def _has_numbers(leaf: PyTree) -> bool:
+def has_numbers(leaf: PyTree) -> bool:
     """Whether it is an array whose numbers are known here: no tracer, none that lies with other processes."""
     if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, np.ndarray | jax.Array):
         return False

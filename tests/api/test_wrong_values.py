@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mechdiff.api import load, show
-from mechdiff.core.errors import CheckpointError, ConfigError
+from mechdiff.core.errors import CheckpointError, ConfigError, MechdiffError
 
 HEAD, RES = "mid.attn0.head0", "mid.block0.res"
 WRONG = {  # what the message says -> what is called, of a model and images
@@ -32,6 +32,9 @@ WRONG = {  # what the message says -> what is called, of a model and images
     "expected finite numbers": lambda model, images: model.add(RES, np.array([np.nan])),
     "low=0.5": lambda model, images: model.during(0.5, 300),
     "holds no timestep": lambda model, images: model.during(5000, 6000),
+    "images of different shapes can't be one array": lambda model, images: model.sweep(
+        [images[0], images[1][:4]], n=2
+    ),
     "is not images; show samples": lambda model, images: show(model),
 }
 
@@ -47,7 +50,7 @@ def as_a_user():
 
 @pytest.mark.parametrize("message", WRONG)
 def test_values_of_a_wrong_type_or_range_are_refused_in_one_line(model, images, message):
-    with pytest.raises(ConfigError, match=message) as raised:
+    with pytest.raises(MechdiffError, match=message) as raised:
         WRONG[message](model, images)
     assert "\n" not in str(raised.value)
 

@@ -15,6 +15,7 @@ from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.interventions.record import has_numbers
 from mechdiff.models.traced.denoiser import Function, TracedDenoiser, TracedNetwork
 from mechdiff.models.traced.edits import identity_of
 from mechdiff.models.traced.liveness import rows_mixed
@@ -73,6 +74,7 @@ def wrap(
     _check_callable(fn)
     _check_schedule(schedule)
     _check_example(example)
+    _check_finite(params)
     if init is not None and not callable(init):
         raise ConfigError(f"init={init!r} can't be called; give a function of a PRNG key that returns params")
     if init is not None:
@@ -130,6 +132,14 @@ def _warn_of_mixed_rows(name: str, operation: str) -> None:
             "with; use statistics of training (running averages) instead",
             *(name, operation),
         )
+
+
+def _check_finite(params: PyTree) -> None:
+    """Checks the numbers of arrays that are here: not of tracers, nor of shapes alone."""
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if has_numbers(leaf) and not np.isfinite(np.asarray(leaf)).all():
+            name = jax.tree_util.keystr(path)
+            raise ConfigError(f"params{name} holds NaN or Inf; load parameters that were saved whole")
 
 
 def _check_schedule(schedule: Any) -> None:

@@ -308,6 +308,10 @@ def bad(**changes):
         ({"example": (X[0, 0, 0], T[:2])}, r"give vectors as \(rows, 1, 1, size\)"),
         ({"fn": lambda p, x, t: x + 1j}, "fn returns numbers of type complex64; noise is real"),
         ({"fn": lambda p, x, t: x > 0}, "fn returns numbers of type bool"),
+        (
+            {"params": PARAMS | {"in": np.full((2, 4), np.nan, np.float32)}},
+            r"params\['in'\] holds NaN or Inf",
+        ),
         ({"fn": Unhashable()}, r"fn can't be hashed .*; give lambda params, x, t: fn\(params, x, t\)"),
         ({"fn": lambda p, x, t: x.reshape(3, 32)}, "can't be traced by JAX at 8 rows"),
         ({"fn": lambda p, x, t: x}, "no value of this function has a name"),
