@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mechdiff.api import load, show
-from mechdiff.core.errors import CheckpointError, ConfigError, MechdiffError
+from mechdiff.core.errors import CheckpointError, MechdiffError
 
 HEAD, RES = "mid.attn0.head0", "mid.block0.res"
 WRONG = {  # what the message says -> what is called, of a model and images
