@@ -61,7 +61,8 @@ def _levels(axes: Axes, theme: Theme, model: ExaminedModel, evaluated: list[dict
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.invert_xaxis()
     _plain_log(axes)
-    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handlelength=1.6)
+    if chosen:
+        axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handlelength=1.6)
 
 
 def _plain_log(axes: Axes) -> None:

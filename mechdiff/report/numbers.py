@@ -128,12 +128,21 @@ def between_models(models: list[ExaminedModel], ablation: str) -> list[Agreement
             interval = agreement.of_denoisers(first.sweep, second.sweep, ablation)
         except ConfigError:
             continue
-        relation = "same data, other seed" if first.data == second.data else "other data"
+        relation = _relation(first, second)
         effects_of_first, effects_of_second = first.increases[ablation], second.increases[ablation]
         agreements.append(
             _agreement(effects_of_first, effects_of_second, first.name, second.name, relation, interval)
         )
     return agreements
+
+
+def _relation(first: ExaminedModel, second: ExaminedModel) -> str:
+    """How two models' trainings differ, in words."""
+    if "unknown" in (first.config.data.name, second.config.data.name):
+        return "training not known"
+    if first.data != second.data:
+        return "other data"
+    return f"same data, {'same' if first.config.seed == second.config.seed else 'other'} seed"
 
 
 def _agreement(

@@ -79,3 +79,10 @@ def test_training_seeds_are_each_said_once():
     same = numbers.training_seeds([model(0), model(0), model(0)])
     assert same.startswith("training seed 0: ") and "not replicates" in same
     assert numbers.training_seeds([model(0), model(0, "unknown")]) == ""
+    others = model(0), model(1), model(0, "celeba"), model(0, "unknown")
+    assert [numbers._relation(model(0), other) for other in others] == [
+        "same data, same seed",
+        "same data, other seed",
+        "other data",
+        "training not known",
+    ]
