@@ -116,7 +116,8 @@ def _undescribed(path: Path) -> str:
 def _parents(home: Path) -> Iterator[Path]:
     """Folders above that belong to the network: its pipeline, its trainer's checkpoint, and its run."""
     parent = home.resolve().parent
-    if home.name.startswith("unet") or home.name in _index(parent):
+    names = {home.absolute().name, home.resolve().name}  # of `.`, and of a link to it
+    if any(name.startswith("unet") or name in _index(parent) for name in names):
         yield parent
         if parent.name.startswith("checkpoint"):
             yield parent.parent
@@ -144,23 +145,23 @@ def _refuse_latents(bases: list[Path]) -> None:
             )
 
 
-def _indexed(folder: Path) -> str | None:
-    """The class that a pipeline's index names for its scheduler, which lies in `folder`."""
-    named = _index(folder.parent).get(folder.name)
-    return named[-1] if isinstance(named, list) and named and isinstance(named[-1], str) else None
+def _indexed(base: Path) -> dict[str, str]:
+    """The schedulers of a saved pipeline by its index: folder -> class."""
+    classes = {name: value[-1] for name, value in _index(base).items() if isinstance(value, list) and value}
+    return {name: kind for name, kind in classes.items() if str(kind).endswith("Scheduler")}
 
 
 def _scheduler(home: Path, bases: list[Path]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The nearest scheduler's options, and notes if it is not in the network's own folder."""
-    places = [path for base in bases for path in (base / SCHEDULER, base / "scheduler" / SCHEDULER)]
-    places = [path for path in places if path.is_file()]
+    folders = [base / name for base in bases for name in dict.fromkeys(("", "scheduler", *_indexed(base)))]
+    places = [folder / SCHEDULER for folder in folders if (folder / SCHEDULER).is_file()]
     if not places:
         return {}, ()
     contents = [read_config(path) for path in places]
     notes = [] if home in places[0].parents else [f"noise levels are those of {places[0]}"]
     said = contents[0].get(CLASS)
-    indexed = _indexed(places[0].parent) if places[0].parent.name == "scheduler" else None
-    if indexed not in (None, said):
+    indexed = _indexed(places[0].parent.parent).get(places[0].parent.name, said)
+    if indexed != said:
         contents[0] = contents[0] | {CLASS: indexed}
         notes.append(
             f"read as {indexed}, which {INDEX} names, as diffusers does; the file says {said or 'no class'}"

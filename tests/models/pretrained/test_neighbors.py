@@ -42,10 +42,17 @@ def bias(model) -> np.ndarray:
     return model.params["conv_in"]["conv"]["bias"]
 
 
-@pytest.mark.parametrize("place", ["", "unet", "unet_ema"])
-def test_one_scheduler_serves_the_whole_pipeline(pipeline, place):
+@pytest.mark.parametrize("place", ["", "unet", "unet_ema", "link", "."])
+def test_one_scheduler_serves_the_whole_pipeline(pipeline, place, monkeypatch):
+    """By whatever path its network is named, and by the name that the index has for it."""
     averaged(pipeline)
-    model = pretrained.read(pipeline / place)
+    (pipeline / "link").symlink_to(pipeline / "unet_ema")
+    (pipeline / "scheduler").rename(pipeline / "noise_scheduler")
+    parts = {"noise_scheduler": ["diffusers", "DDPMScheduler"]}
+    (pipeline / "model_index.json").write_text(json.dumps(parts))
+    if place == ".":
+        monkeypatch.chdir(pipeline / "unet")
+    model = pretrained.read(place if place == "." else pipeline / place)
     assert model.diffusion == DIFFUSION and model.assumed == ()
     assert any("noise levels are those of" in note for note in model.notes)
 

@@ -280,7 +280,7 @@ BAD = [
     (scheduler(prediction_type="flow_prediction"), "option prediction_type='flow_prediction' is not supp"),
     (scheduler(use_flow_sigmas=True), "option use_flow_sigmas=True is not supported"),
     (scheduler(_class_name="KarrasVeScheduler"), "'KarrasVeScheduler' has continuous noise levels"),
-    (scheduler(_class_name="FlowMatchEulerDiscreteScheduler"), "is of flow matching, which is not supported"),
+    (scheduler(_class_name="FlowMatchEulerDiscreteScheduler"), "is of flow matching, which is not read"),
     (scheduler(_class_name=7), "unknown class of scheduler (of those with betas) '7'"),
 ]
 
