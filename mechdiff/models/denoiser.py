@@ -106,7 +106,8 @@ def check_inputs(denoiser: "Examinable", x_t: Any, t: Any) -> tuple[Any, Any]:
         hint = ""
         if len(shape) == 4 and (*shape[2:], shape[1]) == expected:
             hint = "; channels come last: use x.transpose(0, 2, 3, 1)"
-        raise ConfigError(f"images of shape {shape}, but {denoiser.name} takes (images, {expected}){hint}")
+        takes = ", ".join(map(str, expected))
+        raise ConfigError(f"images of shape {shape}, but {denoiser.name} takes (images, {takes}){hint}")
     return x_t, check_timesteps(t, len(x_t), denoiser.schedule.steps)
 
 
