@@ -21,7 +21,7 @@ from mechdiff.models import factories, load
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.sweeps import precision, sampling
-from mechdiff.sweeps.execution import forecast
+from mechdiff.sweeps.execution import drawing, forecast
 from mechdiff.sweeps.execution.rollout import even_windows, network_calls
 
 from . import _launch
@@ -69,9 +69,11 @@ def main(config, workdir):
 
 
 def condition_of(denoiser, record, count):
-    """The condition that a user's function returned with its images; None: nothing, or the default
-    condition of `sampling_sweep`."""
+    """The condition that a user's function returned with its images, else every class in turn; None where
+    the network takes none."""
     _, condition = record.get(factories.WITH_IMAGES, (None, None))
+    if condition is None:
+        return drawing.sample_condition(denoiser, count)
     held = min((len(leaf) for leaf in jax.tree.leaves(condition)), default=count)
     if held < count:
         raise ConfigError(f"{denoiser.name} came with {held} conditions; --samples={count} needs as many")
