@@ -20,6 +20,7 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.components import select
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
+from mechdiff.sweeps.execution.provenance import provenance
 
 from . import _launch
 
@@ -45,7 +46,7 @@ def main(config, workdir):
     pairs = redundancy.verified_pairs(
         denoiser, eval_set, others, chosen, config=settings, people=images.scored_people
     )
-    labelled.replace(workdir / "pairs.zarr", pairs.assign_attrs(denoiser=denoiser.name, inputs=images.label))
+    labelled.replace(workdir / "pairs.zarr", pairs.assign_attrs(**provenance(denoiser), inputs=images.label))
     agreements = redundancy.pair_agreement(pairs)
     record = {
         "pairs": pairs[list(NUMBERS)].reset_coords().to_pandas()[list(NUMBERS)].to_dict("records"),

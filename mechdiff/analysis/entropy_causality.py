@@ -31,6 +31,7 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.stats import Interval
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.sweeps.execution.passes import PassOutputs
+from mechdiff.sweeps.execution.provenance import provenance
 
 LEAST = 0.02  # least range of normalized entropy for a slope
 
@@ -119,7 +120,7 @@ def temperature_effects_on_roles(
     }
     dims, five_dims = ("head", "temperature", "t", "image"), ("head", "temperature", "target", "t", "image")
     variables = {"effect": (five_dims, effect[:, order]), "loss": (dims, loss[:, order])}
-    return xr.Dataset(variables, coords, {"denoiser": denoiser.name})
+    return xr.Dataset(variables, coords, provenance(denoiser))
 
 
 def _effects_of_ablation(

@@ -31,6 +31,7 @@ from mechdiff.models.denoiser import Examinable, chosen_components
 from mechdiff.sweeps.activations import replacements_at
 from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution import footprint, memory
+from mechdiff.sweeps.execution.provenance import provenance
 
 FEW = 8  # a program that is called no more often takes longer to compile than to run
 
@@ -167,7 +168,7 @@ def gate_scores(
             "clean_loss": (dims[1:], loss),
         },
         coords=component_coords(denoiser, chosen, timesteps, count),
-        attrs={"denoiser": denoiser.name, "ablation": ablation, **dataclasses.asdict(expansion)},
+        attrs={**provenance(denoiser), "ablation": ablation, **dataclasses.asdict(expansion)},
     )
 
 

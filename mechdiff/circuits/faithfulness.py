@@ -35,7 +35,7 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.stats import Units, equal_weights, units_from
 from mechdiff.storage import digests, labelled
 from mechdiff.sweeps.execution.engine import Engine
-from mechdiff.sweeps.execution.provenance import eval_set_digests
+from mechdiff.sweeps.execution.provenance import eval_set_digests, provenance
 from mechdiff.sweeps.replacements import ReplacementSource, as_source
 
 Members = Bool[np.ndarray, "circuit component"]
@@ -267,5 +267,5 @@ def dataset(
             "image": np.arange(evaluator.eval_set.count),
             **{name: ("circuit", list(values)) for name, values in labels.items()},
         },
-        attrs={"denoiser": evaluator.denoiser.name, "ablation": evaluator.ablation, "key": evaluator.digest},
+        attrs={**provenance(evaluator.denoiser), "ablation": evaluator.ablation, "key": evaluator.digest},
     )

@@ -26,6 +26,7 @@ from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable, chosen_components
 from mechdiff.sweeps.activations import replacements_at
 from mechdiff.sweeps.coords import component_coords
+from mechdiff.sweeps.execution.provenance import provenance
 
 
 @functools.partial(jax.jit, static_argnames=("steps",))
@@ -95,5 +96,5 @@ def integrated_gradients(
     return xr.Dataset(
         {"score": (("component", "t", "image"), score)},
         coords=component_coords(denoiser, chosen, timesteps, count),
-        attrs={"denoiser": denoiser.name, "ablation": ablation, "steps": steps},
+        attrs={**provenance(denoiser), "ablation": ablation, "steps": steps},
     )

@@ -38,6 +38,7 @@ from mechdiff.models.traced.sites import Site
 from mechdiff.sweeps.activations import activations
 from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution.passes import SweepLosses
+from mechdiff.sweeps.execution.provenance import provenance
 from mechdiff.sweeps.in_memory import sweep_in_memory
 from mechdiff.sweeps.replacements import resample_replacements
 
@@ -161,7 +162,7 @@ def pattern_effects(
             "ablation": list(ablations),
             **component_coords(denoiser, heads, eval_set.timesteps, eval_set.count),
         },
-        attrs={"denoiser": denoiser.name, "draws": draws},
+        attrs={**provenance(denoiser), "draws": draws},
     )
 
 

@@ -36,6 +36,7 @@ from mechdiff.sweeps.activations import activations
 from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.sweeps.execution.passes import PassOutputs
+from mechdiff.sweeps.execution.provenance import provenance
 
 
 def factor_pairs(
@@ -147,7 +148,7 @@ def interchange_effects(
     return xr.Dataset(
         _variables(along, change, distance),
         coords={"factor": list(pairs.factors), **coords},
-        attrs={"denoiser": denoiser.name, "complexity": pairs.complexity},
+        attrs={**provenance(denoiser), "complexity": pairs.complexity},
     )
 
 

@@ -17,6 +17,7 @@ from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.coords import component_coords
+from mechdiff.sweeps.execution.provenance import provenance
 from mechdiff.sweeps.in_memory import sweep_in_memory
 
 GATE_VALUES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
@@ -69,5 +70,5 @@ def scaling_curves(
             "clean_loss": (dims[2:], losses.clean_loss),
         },
         coords={"gate": values, **coords},
-        attrs={"denoiser": denoiser.name, "ablation": ablation},
+        attrs={**provenance(denoiser), "ablation": ablation},
     )

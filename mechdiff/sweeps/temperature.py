@@ -40,6 +40,7 @@ from mechdiff.models.layers import ATTENTION
 from mechdiff.models.unet import forward
 from mechdiff.sweeps.attention_patterns import check_patterns, heads_of
 from mechdiff.sweeps.coords import component_coords
+from mechdiff.sweeps.execution.provenance import provenance
 
 HEAD_AXIS = -2  # of the outputs of our UNet's heads, before the channels of each
 Sites = dict[str, Array]  # site -> activations, rows first
@@ -212,7 +213,7 @@ def temperature_effects(
             "temperature": np.asarray(values, np.float64),
             **component_coords(denoiser, heads, timesteps, total),
         },
-        attrs={"denoiser": denoiser.name, "matched": int(matched)},
+        attrs={**provenance(denoiser), "matched": int(matched)},
     )
 
 

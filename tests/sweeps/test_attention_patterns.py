@@ -144,6 +144,7 @@ def test_effects_of_patterns_are_those_of_plain_passes(replaced):
     own = activations.activations(DENOISER, IMAGES, 40, KEY, np.arange(5), collection="patterns")
     own = {site: np.asarray(pattern) for site, pattern in own.items()}
     np.testing.assert_allclose(own[SITE].sum(-1), 1, rtol=1e-5)
+    assert len(replaced.attrs["parameters_sha256"]) == 64 and "log-SNR from" in replaced.attrs["schedule"]
     cell = replaced.isel(t=1)
     np.testing.assert_allclose(cell.clean_loss, losses(IDENTITY, 40), rtol=1e-5)
     for head in (SOME[1], SOME[2]):

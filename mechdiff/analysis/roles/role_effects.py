@@ -25,6 +25,7 @@ from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.sweeps.execution.passes import PassOutputs
+from mechdiff.sweeps.execution.provenance import provenance
 
 Effects = Float[np.ndarray, "component target"]
 
@@ -95,7 +96,7 @@ def role_effects(
         "log_snr": ("t", np.asarray(denoiser.schedule.log_snr)[np.asarray(timesteps)]),
         "variance": ("target", variance[varies]),
     }
-    return xr.Dataset(_shares(distances, varies, variance[varies]), coords, {"denoiser": denoiser.name})
+    return xr.Dataset(_shares(distances, varies, variance[varies]), coords, provenance(denoiser))
 
 
 def _shares(
