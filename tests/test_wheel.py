@@ -65,6 +65,9 @@ print(json.dumps([*told, changed.top(1).difference.tolist()]))
 """
 
 
+COMMIT = "mechdiff/COMMIT"  # that the wheel was built from
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     """The wheel, built from a copy of what it is made of, so that the tree stays as it is."""
@@ -79,6 +82,9 @@ def wheel(tmp_path_factory) -> Path:
     for name in PROOFS:
         (source / "checkpoints" / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / "checkpoints" / name, source / "checkpoints" / name)
+    as_nobody = ["-c", "user.name=nobody", "-c", "user.email=nobody@localhost"]
+    for words in (["init", "-q"], [*as_nobody, "commit", "-q", "--allow-empty", "-m", "sources"]):
+        subprocess.run(["git", "-C", str(source), *words], check=True)
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "wheel", *options, f"--wheel-dir={out}", str(source)]
     subprocess.run(command, check=True, capture_output=True)
@@ -118,6 +124,7 @@ def test_wheel_holds_package_launchers_two_networks_and_nothing_else(wheel):
         for pattern in ("*.py", "*.html", "*.css", "*.js", "*.j2", "py.typed")
         for path in (ROOT / "mechdiff").rglob(pattern)
     }
+    expected.add(COMMIT)
     expected |= {f"mechdiff/launchers/{path.name}" for path in (ROOT / "experiments").glob("*.py")}
     expected |= {f"mechdiff/checkpoints/{name}" for name in PROOFS}
     for name in NETWORKS:
@@ -173,7 +180,7 @@ def test_wheel_loads_a_model_and_builds_a_report_outside_the_checkout(site, else
     assert "held-seed0" in text and "</html>" in text and "font-family" in text  # template and style sheet
 
 
-def test_the_ten_lines_of_the_face_run_outside_the_checkout(tiny, elsewhere):
+def test_the_ten_lines_of_the_face_run_outside_the_checkout(tiny, elsewhere, site):
     """On a tiny network of ours and a folder of images: what `README.md` shows, from load to compare."""
     lines, folder = elsewhere
     heads, differ, columns, components, sizes, shipped, change = json.loads(lines[-4])
@@ -186,4 +193,6 @@ def test_the_ten_lines_of_the_face_run_outside_the_checkout(tiny, elsewhere):
         with Image.open(folder / name) as figure:
             assert min(figure.size) > 50
     assert "</html>" in (folder / "changed" / "compare.html").read_text("utf-8")
-    assert "pooled_delta_loss" in xr.open_zarr(folder / "result.zarr")
+    result = xr.open_zarr(folder / "result.zarr")
+    assert "pooled_delta_loss" in result
+    assert len(result.attrs["commit"]) == 40 and f"{result.attrs['commit']}\n" == (site / COMMIT).read_text()

@@ -48,7 +48,10 @@ def package_version(name: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The git commit of the sources, or None when they are not a checkout."""
+    """The git commit of the sources: of a checkout, or as noted when a wheel was built; None: not known."""
+    noted = PACKAGE / "COMMIT"
+    if noted.is_file():
+        return noted.read_text().strip()
     if not (PACKAGE.parent / ".git").exists():
         return None
     with contextlib.suppress(OSError, subprocess.SubprocessError):
