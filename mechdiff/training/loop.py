@@ -59,6 +59,7 @@ class Trainer:
             processes.in_first(lambda: self._started(start))
             with devices.enough_memory(self._way_out_of_memory()):
                 state = self._loop(state, start, saved, log)
+            saved.wait()
             return self._export(self.workdir / "model", state, log)
 
     def _way_out_of_memory(self) -> str:
@@ -131,6 +132,7 @@ class Trainer:
                 if train.sample_every and done % train.sample_every == 0:
                     self._save_sheet(done, self.samples(state.ema))
                 if done in train.keep:  # before the checkpoint, so that no resumed run can miss it
+                    saved.wait()
                     self._export(self.workdir / "snapshots" / str(done), state, log)
                 if self._due(done, train.save_every):
                     saved.save(done, state, {"config": to_dict(self.config)}, score)
@@ -180,7 +182,9 @@ class Trainer:
         return np.asarray(self.programs.sample(self.seed, ema))
 
     def _export(self, folder: Path, state: TrainState, log: run_log.RunLog) -> Path:
-        """Writes the model after `state.step` steps, with its record, to `folder`."""
+        """Writes the model after `state.step` steps, with its record, to `folder`. No checkpoint may be in the
+        making: Orbax counts its barriers between processes, and two writers at once would count differently in
+        each, and wait for each other for ever."""
         evaluated, images = self.evaluate(state.ema), self.samples(state.ema)
         ema, steps = checkpoint.on_host(state.ema), int(state.step)
         held_out = np.array(self.data.test.images[:512])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import shutil
 import signal
 import subprocess
@@ -322,6 +323,31 @@ def test_kept_steps_are_exported_and_the_last_one_is_the_model(tiny, trained, tm
     assert params[0] != params[1] and params[1] == params[2]
     with pytest.raises(ConfigError, match=r"train\.keep=21 is out of range"):
         override(tiny, ["train.keep=21"])
+
+
+def test_no_model_is_exported_while_a_checkpoint_is_written(tiny, trained, tmp_path, monkeypatch):
+    """Of several processes, those that count Orbax's barriers in another order would wait for ever."""
+    done = []
+
+    def noted(name, original):
+        def call(*args, **kwargs):
+            done.append(name)
+            return original(*args, **kwargs)
+
+        return call
+
+    for owner, name in (
+        (checkpoint.TrainCheckpoints, "save"),
+        (checkpoint.TrainCheckpoints, "wait"),
+        (exported, "export_model"),
+    ):
+        monkeypatch.setattr(owner, name, noted(name, getattr(owner, name)))
+    shutil.copytree(trained[1], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "20")
+    loop.train(override(tiny, ["train.keep=18"]), tmp_path / "run")
+    assert done.count("export_model") == 2 and "save" in done
+    for before, after in itertools.pairwise(done):
+        assert after != "export_model" or before == "wait"
 
 
 def test_a_folder_in_use_is_refused(tiny, tmp_path):

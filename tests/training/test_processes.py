@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -23,6 +25,7 @@ from tests.reference.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of clients
+HANGS_AFTER = 400  # seconds; some 40 are usual
 KILLED_AT = 6  # after the checkpoint of step 4, before that of step 8
 SETTINGS = (
     "train.steps=8",
@@ -36,7 +39,8 @@ SETTINGS = (
 # Arguments: a file of (config, folder or address, step, copy) for each run, the port, the process. At that
 # step the processes are killed, or the folder is copied as it would be left: only what is on disk counts.
 PROGRAM = """
-import gc, json, os, shutil, signal, sys, time
+import faulthandler, gc, json, os, shutil, signal, sys, time
+faulthandler.register(signal.SIGUSR1)  # says where it hangs
 from pathlib import Path
 gc.set_threshold(50_000, 10, 10)
 import jax
@@ -93,8 +97,17 @@ def started(folder, *runs):
 
 
 def ended(processes):
-    """Exit codes and what was printed on stderr."""
-    lines = [process.communicate(timeout=900)[1] for process in processes]
+    """Exit codes and what was printed on stderr. Processes that hang say where, and are killed."""
+    deadline = time.monotonic() + HANGS_AFTER
+    try:
+        lines = [process.communicate(timeout=deadline - time.monotonic())[1] for process in processes]
+    except subprocess.TimeoutExpired:
+        for process in processes:
+            process.send_signal(signal.SIGUSR1)
+        time.sleep(2)
+        for process in processes:
+            process.kill()
+        pytest.fail("\n".join(process.communicate()[1] for process in processes))
     return [process.returncode for process in processes], lines
 
 
