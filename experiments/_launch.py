@@ -86,8 +86,12 @@ def run(main: Main, argv: list[str] | None = None) -> None:
 
 
 def end(code: int) -> int:
-    """The exit code, once stdout is flushed; see `output.end`."""
-    return output.end(code)
+    """The exit code, once stdout is flushed (see `output.end`). One of several processes ends here, if it
+    failed: the others are not waited for."""
+    code = output.end(code)
+    if code:
+        processes.abandon(code)
+    return code
 
 
 def launch(main: Main, argv: list[str]) -> int:

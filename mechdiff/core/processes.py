@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from mechdiff.core.rendezvous import Membership
 
 T = TypeVar("T")
 JOIN_SECONDS = 300.0  # how long process 0 waits for the others
+LEAVE_SECONDS = 5.0  # how long a process that failed waits for others that failed with it
 LINE = 1024  # bytes of an error message that process 0 sends to the others
 NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")  # one entry per GPU, where the driver is loaded
 
@@ -41,6 +43,7 @@ def join(member: Membership | None, timeout: float = JOIN_SECONDS) -> None:
     rendezvous.call_roll(member, timeout)
     if member.processes == 1:  # nobody to join
         return
+    _keep_signals()
     try:
         jax.distributed.initialize(
             member.coordinator,
@@ -56,6 +59,7 @@ def join(member: Membership | None, timeout: float = JOIN_SECONDS) -> None:
 
 def _join_cluster(timeout: float) -> None:
     """Joins the processes of a cluster that JAX knows, such as a TPU pod."""
+    _keep_signals()
     try:
         jax.distributed.initialize(initialization_timeout=int(timeout))
     except (ValueError, RuntimeError) as error:
@@ -63,6 +67,27 @@ def _join_cluster(timeout: float) -> None:
             f"--distributed finds no SLURM job step and no TPU pod ({error}); name process 0 by "
             "--coordinator=HOST:PORT, with --processes=N and --process_id=I"
         ) from error
+
+
+def abandon(code: int) -> None:
+    """Ends this process with an exit code, if it is one of several, and its work failed or was interrupted.
+
+    JAX's own end waits for the others for five minutes, while these may be waiting for this process. Those
+    that failed with it end together; the others notice that the connection is broken.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    together = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    together.start()
+    together.join(LEAVE_SECONDS)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _keep_signals() -> None:
+    """JAX would catch SIGTERM for a service that is not used here, and the process would go on."""
+    jax.config.update("jax_enable_preemption_service", False)
 
 
 def is_first() -> bool:

@@ -1,8 +1,13 @@
 """Who is among the processes of a run: the roll call, SLURM's variables, idle GPUs."""
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from reference.ports import free_port
@@ -157,3 +162,35 @@ def test_one_process_does_the_first_ones_work_itself():
     assert processes.is_first() and processes.in_first(lambda: 5) == 5 and processes.from_first(3) == 3
     with pytest.raises(MechdiffError, match="full"):
         processes.in_first(fail)
+
+
+# Arguments: the port, the process. At SIGTERM a process ends with code 7, without waiting long for the other.
+JOINED = """
+import signal, sys, time
+from mechdiff.core import processes
+processes.LEAVE_SECONDS = 0.5
+signal.signal(signal.SIGTERM, lambda *_: processes.abandon(7))
+processes.join(processes.Membership(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2])), 300)
+print("joined", flush=True)
+time.sleep(600)
+"""
+
+
+def test_one_of_two_ends_at_sigterm_and_the_other_with_it(port):
+    """JAX would catch the signal and go on, or else wait for the other process for five minutes."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "env": environment}
+    commands = [[sys.executable, "-c", JOINED, str(port), str(process)] for process in (0, 1)]
+    with subprocess.Popen(commands[0], **pipes) as first, subprocess.Popen(commands[1], **pipes) as second:
+        try:
+            assert [child.stdout.readline() for child in (first, second)] == ["joined\n"] * 2
+            first.send_signal(signal.SIGTERM)
+            assert first.wait(60) == 7
+            assert second.wait(60) not in (0, 7)
+        finally:
+            first.kill()
+            second.kill()
+
+
+def test_a_process_alone_is_not_ended_by_force():
+    processes.abandon(7)
