@@ -67,9 +67,9 @@ def main(config, workdir):
         print(
             f"products in {setting}: pixels differ from float32's by {error:.2g} (root mean square) at most"
         )
-    image_grid.save_sheet(workdir / "samples.png", to_bytes(drawn))
-    print(workdir / "samples.png")
-    return {"sheet": workdir / "samples.png", "precision_error": error}
+    image_grid.save_sheet(workdir / image_grid.SHEET, to_bytes(drawn))
+    print(workdir / image_grid.SHEET)
+    return {"sheet": workdir / image_grid.SHEET, "precision_error": error}
 
 
 if __name__ == "__main__":

@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mechdiff.api.places import cache_folder
 from mechdiff.core import ranges
 from mechdiff.core.config import DRAWN, SweepConfig
-from mechdiff.core.errors import DataError
 from mechdiff.core.types import AnyArray
+from mechdiff.data.arrays import whole_array
 from mechdiff.data.images import DEFAULT
 from mechdiff.models import factories
 from mechdiff.models.load import check_known
@@ -19,13 +17,6 @@ from mechdiff.study.held_out import held_out_images, own_samples, stored_samples
 from mechdiff.study.inputs import TRAINING_IMAGES, accompanying_images, images_from
 
 Given = str | Path | AnyArray | EvalImages | None
-
-
-def _as_array(images: Any) -> np.ndarray:
-    try:
-        return np.asarray(images)
-    except ValueError:  # of several shapes
-        raise DataError("images of different shapes can't be one array; give a folder of files") from None
 
 
 def eval_images(model: Any, images: Given, n: int, reference: int = 0, *, brief: bool = False) -> EvalImages:
@@ -61,7 +52,7 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0, *, brief:
         return own_samples(model.denoiser, config, seed=0, brief=brief)
     known = model.record.get(TRAINING_IMAGES)
     return images_from(
-        images if isinstance(images, str | Path) else _as_array(images),
+        images if isinstance(images, str | Path) else whole_array(images),
         model.denoiser,
         config,
         preprocessing=DEFAULT if trained is None else trained.data.preprocessing,

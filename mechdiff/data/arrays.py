@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -75,6 +76,20 @@ def read_labels(path: Path, count: int) -> Shaped[np.ndarray, " count"] | None:
             f"names, one for each of {count} images"
         )
     return labels
+
+
+def whole_array(images: Any, where: str = "the array") -> Shaped[np.ndarray, "..."]:
+    """Images that a user holds, as one NumPy array.
+
+    Raises:
+      DataError: images of several shapes; a masked array, whose mask would be lost.
+    """
+    if np.ma.isMaskedArray(images):
+        raise DataError(f"{where} is masked; say what is under the mask, such as images.filled(0)")
+    try:
+        return np.asarray(images)
+    except ValueError:
+        raise DataError("images of different shapes can't be one array; give a folder of files") from None
 
 
 def as_images(

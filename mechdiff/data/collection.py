@@ -10,7 +10,7 @@ from jaxtyping import Float, Shaped
 
 from mechdiff.core.config import Preprocessing
 from mechdiff.core.errors import DataError
-from mechdiff.data.arrays import SUFFIXES, as_images, read_array, read_labels
+from mechdiff.data.arrays import SUFFIXES, as_images, read_array, read_labels, whole_array
 from mechdiff.data.dataset import fingerprint, to_bytes, to_float
 from mechdiff.data.folder import ImageFiles, distinct, list_images
 from mechdiff.data.images import thumbnail
@@ -112,7 +112,7 @@ def open_collection(
         name = Path(listed.where).resolve().name
         return Collection(name=name, digests=listed.digests, rows=rows, files=listed, notes=notes)
     if not isinstance(source, str | Path):
-        images, notes = as_images(np.asarray(source), "the array", value_range)
+        images, notes = as_images(whole_array(source), "the array", value_range)
         return Collection(
             name="an array",
             digests=_digests(images),

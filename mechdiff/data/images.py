@@ -20,6 +20,8 @@ DEFAULT = Preprocessing()
 CELEBA_SIZE = (178, 218)  # width, height of the aligned images
 DDIM_BOX = (25, 57, 153, 185)  # left, top, right, bottom; Crop in ddim's datasets/__init__.py
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+EIGHT_OF_SIXTEEN = ("RGB", "RGBA", "LA")  # colors of 16 bits, of which Pillow keeps the upper 8
+PNG_DEPTH = 24  # which byte of a PNG says how many bits a value has
 TWELVE_BIT = 4095  # the most in 12 bits, as cameras and scanners write them in files of 16
 PLAIN = ("1", "L", "P", "RGB", "YCbCr")  # modes that Pillow makes RGB or gray without a loss of meaning
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -125,9 +127,20 @@ def _opened(encoded: Encoded, name: str) -> Image.Image:
         raise DataError(
             f"image {name} can't be decoded ({reason}); fetch it again, or leave it out"
         ) from error
+    if kind == "PNG" and image.mode in EIGHT_OF_SIXTEEN and encoded[PNG_DEPTH] == 16:
+        _check_white(name, max(high for _, high in image.convert("RGB").getextrema()), TWELVE_BIT >> 8)
     if frames > 1 and kind != "MPO":  # a camera's MPO holds previews besides the image
         raise DataError(f"image {name} ({kind}) has {frames} frames; save the one that is meant")
     return upright
+
+
+def _check_white(name: str, brightest: int, most: int) -> None:
+    """Raises DataError if an image of 16 bits has only values of 12."""
+    if 0 < brightest <= most:
+        raise DataError(
+            f"image {name} is of 16 bits, but no pixel is above {TWELVE_BIT}: where white is, is not known; "
+            "scale it to the whole range, or save it in 8 bits"
+        )
 
 
 def _converted(image: Image.Image, name: str, preprocessing: Preprocessing) -> Image.Image:
@@ -136,11 +149,7 @@ def _converted(image: Image.Image, name: str, preprocessing: Preprocessing) -> I
         image = _flattened(image.convert("RGBA"), name, preprocessing.background)
     elif image.mode in SIXTEEN_BIT:
         wide = np.asarray(image, np.uint16).astype(np.uint32)
-        if 0 < wide.max() <= TWELVE_BIT:
-            raise DataError(
-                f"image {name} is of 16 bits, but no pixel is above {wide.max()}: where white is, is not "
-                "known; scale it to the whole range, or save it in 8 bits"
-            )
+        _check_white(name, int(wide.max()), TWELVE_BIT)
         image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))  # 65535 / 257 = 255
     elif image.mode not in PLAIN:
         raise DataError(

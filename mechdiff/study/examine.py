@@ -24,7 +24,7 @@ from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import factories
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.load import check_known, load_denoiser, model_folder
-from mechdiff.storage import files, labelled, locks
+from mechdiff.storage import files, image_grid, labelled, locks
 from mechdiff.study import examples, floor, load_check
 from mechdiff.study.eval_images import EvalImages
 from mechdiff.study.inputs import TRAINING_IMAGES
@@ -76,7 +76,7 @@ def examine(
         "config": to_dict(trained),
         **facts,
     }
-    _save_subject(folder, about, record, model_folder(model) / "samples.png")
+    _save_subject(folder, about, record, model_folder(model) / image_grid.SHEET)
     _save_measurements(folder, denoiser, images, config, facts)
     return Analysis(denoiser, trained, images)
 
@@ -88,7 +88,7 @@ def _save_subject(folder: Path, about: dict, record: dict, sheet: Path) -> None:
     files.write_json(folder / "subject.json", {**about, "record": kept, "samples": sheet.is_file()})
     (folder / "study.json").unlink(missing_ok=True)  # of an earlier run; see `further_results.run_study`
     if sheet.is_file():  # imported models may have none
-        files.write_atomic(folder / "samples.png", sheet.read_bytes())
+        files.write_atomic(folder / image_grid.SHEET, sheet.read_bytes())
 
 
 def _save_measurements(

@@ -14,7 +14,7 @@ import xarray as xr
 
 from mechdiff.analysis.saved_effects import without_effects
 from mechdiff.core.errors import CheckpointError
-from mechdiff.storage import files, labelled, packed
+from mechdiff.storage import files, image_grid, labelled, packed
 from mechdiff.storage.packed import Packed
 
 CELLS = "cells"
@@ -46,8 +46,8 @@ def pack(folder: Path, path: Path, *, samples: bool = False) -> None:
     names = ["sweep", "attention", *(files.read_json(study)["results"] if study.exists() else [])]
     results = {name: _slim(name, labelled.read(folder / f"{name}.zarr")) for name in names}
     members = {}
-    if samples and (folder / "samples.png").is_file():
-        members["samples.png"] = (folder / "samples.png").read_bytes()
+    if samples and (folder / image_grid.SHEET).is_file():
+        members[image_grid.SHEET] = (folder / image_grid.SHEET).read_bytes()
     packed.write(path, without_places(about), results, SHARES, members)
 
 

@@ -19,7 +19,7 @@ from mechdiff.core.errors import CheckpointError
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.factories import FUNCTION
 from mechdiff.models.unet import count_parameters
-from mechdiff.storage import files, labelled
+from mechdiff.storage import files, image_grid, labelled
 from mechdiff.study import packing
 from mechdiff.sweeps.activations import over_many_keys
 
@@ -222,7 +222,7 @@ def _examined(folder: Path) -> ExaminedModel:
     _check(folder / "sweep.zarr", sweep, ("loss", "clean_loss", "change"))
     _check(folder / "attention.zarr", attention, STATISTICS)
     attention = over_many_keys(attention)  # older results hold heads over one key
-    sheet = folder / "samples.png"
+    sheet = folder / image_grid.SHEET
     with files.plain_errors(sheet):
         samples = sheet.read_bytes() if about.get("samples", True) else b""
     model = _model(about, {"sweep": sweep, "attention": attention, **_studied(folder)}, samples)
@@ -235,7 +235,7 @@ def _shipped(path: Path) -> ExaminedModel:
     about, results, members = packing.unpack(path)
     _check_facts(path, about)
     results["attention"] = over_many_keys(results["attention"])
-    return _model(about, _with_circuits(results), members.get("samples.png", b""))
+    return _model(about, _with_circuits(results), members.get(image_grid.SHEET, b""))
 
 
 def _check_facts(path: Path, about: dict) -> None:

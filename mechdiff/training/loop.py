@@ -182,9 +182,11 @@ class Trainer:
         return np.asarray(self.programs.sample(self.seed, ema))
 
     def _export(self, folder: Path, state: TrainState, log: run_log.RunLog) -> Path:
-        """Writes the model after `state.step` steps, with its record, to `folder`. No checkpoint may be in the
-        making: Orbax counts its barriers between processes, and two writers at once would count differently in
-        each, and wait for each other for ever."""
+        """Writes the model after `state.step` steps, with its record, to `folder`.
+
+        No checkpoint may be in the making: Orbax counts its barriers between processes, and two writers
+        at once would count differently in each, and wait for each other for ever.
+        """
         evaluated, images = self.evaluate(state.ema), self.samples(state.ema)
         ema, steps = checkpoint.on_host(state.ema), int(state.step)
         held_out = np.array(self.data.test.images[:512])

@@ -32,6 +32,9 @@ WRONG = {  # what the message says -> what is called, of a model and images
     "expected finite numbers": lambda model, images: model.add(RES, np.array([np.nan])),
     "low=0.5": lambda model, images: model.during(0.5, 300),
     "holds no timestep": lambda model, images: model.during(5000, 6000),
+    r"the array is masked; .*images.filled\(0\)": lambda model, images: model.sweep(
+        np.ma.masked_less(images, 9), n=1
+    ),
     "images of different shapes can't be one array": lambda model, images: model.sweep(
         [images[0], images[1][:4]], n=2
     ),

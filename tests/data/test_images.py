@@ -1,6 +1,8 @@
 """Decoding and cropping: bytes equal to Pillow's, and everything that leaves a doubt refused in one line."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -166,3 +168,27 @@ def test_several_frames_are_refused():
 def test_damage_is_named(encoded):
     with pytest.raises(DataError, match=r"image photo\.png can't be decoded"):
         thumbnail(encoded, 8, "photo.png")
+
+
+def png_of_sixteen_bits(image: np.ndarray) -> bytes:
+    """Colors of 16 bits, which Pillow can't write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    height, width, _ = image.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in image)  # none is filtered
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def test_colors_of_twelve_bits_in_sixteen_are_not_taken_for_dark_ones():
+    wide = RNG.integers(0, 65536, (8, 8, 3), np.uint16)
+    np.testing.assert_array_equal(thumbnail(png_of_sixteen_bits(wide), 8, "x"), wide >> 8)
+    with pytest.raises(DataError, match="image x is of 16 bits, but no pixel is above 4095"):
+        thumbnail(png_of_sixteen_bits(wide >> 4), 8, "x")
+    black = np.zeros((8, 8, 3), np.uint16)
+    assert not thumbnail(png_of_sixteen_bits(black), 8, "x").any()
