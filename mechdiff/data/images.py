@@ -128,7 +128,7 @@ def _opened(encoded: Encoded, name: str) -> Image.Image:
             f"image {name} can't be decoded ({reason}); fetch it again, or leave it out"
         ) from error
     if kind == "PNG" and image.mode in EIGHT_OF_SIXTEEN and encoded[PNG_DEPTH] == 16:
-        _check_white(name, max(high for _, high in image.convert("RGB").getextrema()), TWELVE_BIT >> 8)
+        _check_white(name, int(np.asarray(image.convert("RGB")).max()), TWELVE_BIT >> 8)
     if frames > 1 and kind != "MPO":  # a camera's MPO holds previews besides the image
         raise DataError(f"image {name} ({kind}) has {frames} frames; save the one that is meant")
     return upright
