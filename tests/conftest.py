@@ -53,12 +53,15 @@ LONG = (
     "planted", "report", "roles", "sampling", "shared_prefix", "sequential", "checkpoint",
 )  # fmt: skip
 
-# Rooms and files whose tests train, start processes or a browser, or run a whole study: not in `-m unit`; nor
-# three files that compile many large programs (gradients, trajectories, planted networks) for single methods.
+# Rooms and files whose tests train, start processes or a browser, or run a whole study: not in `-m unit`,
+# which doesn't even import them; nor the files that compile most (gradients, trajectories, planted networks,
+# engines against each other, every construct of foreign networks).
 WHOLE = (
     "experiments", "study", "training", "report", "validation", "api", "pretrained", "test_work_sharing",
     "test_bucket", "test_checkpoint", "test_wheel", "test_readme", "test_numerics", "test_roles",
-    "test_attribution", "test_sampling", "test_backups",
+    "test_attribution", "test_sampling", "test_backups", "test_processes", "test_shared_prefix",
+    "test_any_denoiser", "test_precision", "test_synthetic", "test_constructs", "test_named_patterns",
+    "test_optimal_ablation",
 )  # fmt: skip
 
 
@@ -97,13 +100,21 @@ def prune(folder, most):
         path.unlink()
 
 
+def in_whole(path, config):
+    """Whether a file or folder of tests is named in `WHOLE`."""
+    place = path.relative_to(config.rootpath)
+    return bool({*place.parts, place.stem} & {*WHOLE})
+
+
+def pytest_ignore_collect(collection_path, config):
+    return True if config.option.markexpr == "unit" and in_whole(collection_path, config) else None
+
+
 def pytest_collection_modifyitems(items):
     ranks = {f"test_{name}": rank for rank, name in enumerate(LONG)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(LONG)))
     for item in items:
-        place = item.path.relative_to(item.config.rootpath)
-        inner = not {*place.parts, place.stem} & {*WHOLE}
-        if inner and not item.get_closest_marker("slow"):
+        if not in_whole(item.path, item.config) and not item.get_closest_marker("slow"):
             item.add_marker("unit")
 
 
