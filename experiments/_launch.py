@@ -105,7 +105,7 @@ def launch(main: Main, argv: list[str]) -> int:
             return 0
         _parse(argv)
         config = override(presets.preset(FLAGS.preset), FLAGS.set)
-        _join()
+        _join(getattr(sys.modules[main.__module__], "joins", False))
         with devices.enough_memory(LESS_MEMORY):
             _work(main, config, argv)
     except KeyboardInterrupt as stop:
@@ -209,10 +209,18 @@ def _check_images(images: str | int | None) -> None:
             raise flags.Error(f"--{name} says what the images of --images=FOLDER are; give that too")
 
 
-def _join() -> None:
-    """Makes this process one of several (`jax.distributed`); must come before any device is used."""
+def _join(joins: bool) -> None:
+    """Makes this process one of several (`jax.distributed`); must come before any device is used.
+
+    Args:
+      joins: whether the launcher shares its work between them: it has `joins = True`. Others would do all
+        of it in each, and write the same files.
+    """
     if not (FLAGS.distributed or FLAGS.coordinator):
         return
+    if not joins:
+        flag = "--coordinator" if FLAGS.coordinator else "--distributed"
+        raise flags.Error(f"{flag} is for train and sweep, which share work out; start this without it")
     if FLAGS.coordinator and None in (FLAGS.processes, FLAGS.process_id):
         raise flags.Error(f"--coordinator={FLAGS.coordinator} needs --processes=N and --process_id=I")
     if FLAGS.coordinator and FLAGS.process_id >= FLAGS.processes:

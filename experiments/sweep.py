@@ -47,5 +47,7 @@ def main(config, workdir):
     return {"folder": target, "top": [row for rows in top.values() for row in rows]}
 
 
+joins = True  # several processes share the work
+
 if __name__ == "__main__":
     _launch.run(main)

@@ -22,6 +22,7 @@ def main(config, workdir):
     return {"model": folder}
 
 
+joins = True  # several processes share the work
 prepare = _launch.use_huge_pages  # before any work
 
 if __name__ == "__main__":

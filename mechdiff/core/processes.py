@@ -5,16 +5,18 @@ import socket
 import sys
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import UInt32
 
 from mechdiff.core import rendezvous
-from mechdiff.core.errors import MechdiffError
+from mechdiff.core.errors import ConfigError, MechdiffError
 from mechdiff.core.rendezvous import Membership
 
 T = TypeVar("T")
@@ -43,7 +45,7 @@ def join(member: Membership | None, timeout: float = JOIN_SECONDS) -> None:
     rendezvous.call_roll(member, timeout)
     if member.processes == 1:  # nobody to join
         return
-    _keep_signals()
+    _end_by_itself()
     try:
         jax.distributed.initialize(
             member.coordinator,
@@ -59,7 +61,7 @@ def join(member: Membership | None, timeout: float = JOIN_SECONDS) -> None:
 
 def _join_cluster(timeout: float) -> None:
     """Joins the processes of a cluster that JAX knows, such as a TPU pod."""
-    _keep_signals()
+    _end_by_itself()
     try:
         jax.distributed.initialize(initialization_timeout=int(timeout))
     except (ValueError, RuntimeError) as error:
@@ -85,9 +87,16 @@ def abandon(code: int) -> None:
     os._exit(code)
 
 
-def _keep_signals() -> None:
-    """JAX would catch SIGTERM for a service that is not used here, and the process would go on."""
+def _end_by_itself() -> None:
+    """A joined process ends at SIGTERM, which JAX would catch for a service that is not used here; and at an
+    error that nobody caught, after which JAX would wait for the others."""
     jax.config.update("jax_enable_preemption_service", False)
+    sys.excepthook = _uncaught
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sys.__excepthook__(kind, error, trace)
+    abandon(1)
 
 
 def is_first() -> bool:
@@ -157,6 +166,31 @@ def from_first(number: int) -> int:
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def check_alike(facts: Mapping[str, object]) -> None:
+    """Checks that a run is the same one in all its processes, which all must call this.
+
+    Args:
+      facts: name -> value; the names are the same in all processes.
+
+    Raises:
+      ConfigError: in all processes, if a value differs between them; the first such fact is named.
+    """
+    if jax.process_count() == 1:
+        return
+    own = np.array([zlib.crc32(repr(value).encode()) for value in facts.values()], np.uint32)
+    check_equal(facts, np.asarray(multihost_utils.process_allgather(own)), jax.process_index())
+
+
+def check_equal(facts: Mapping[str, object], sums: UInt32[np.ndarray, "processes facts"], me: int) -> None:
+    """As `check_alike`, by the checksums of all processes' facts; this is process `me`."""
+    for (name, value), column in zip(facts.items(), sums.T, strict=True):
+        if others := np.flatnonzero(column != column[me]).tolist():
+            raise ConfigError(
+                f"{name}={value!r} in process {me} is another value in process {others[0]}; "
+                "start all processes with the same flags, data and versions"
+            )
 
 
 def _say(line: str) -> None:

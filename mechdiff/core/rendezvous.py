@@ -120,17 +120,44 @@ def _call(port: int, processes: int, timeout: float) -> None:
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(_listening(port))
         present: dict[int, socket.socket] = {}
-        for connection, process in _callers(server, time.monotonic() + timeout, stack):
+        error, came = "", []
+        for connection, process, expected in _callers(server, time.monotonic() + timeout, stack):
+            came.append(connection)
+            error = _wrong(process, expected, processes, present)
             if 0 < process < processes:
                 present[process] = connection
-            if len(present) == processes - 1:
+            if error or len(present) == processes - 1:
                 break
         absent = sorted(set(range(1, processes)) - present.keys())
-        for connection in present.values():
+        if absent and not error:
+            error = _missing(absent, processes, timeout)
+        for connection in came:
             with contextlib.suppress(OSError):
-                connection.sendall(json.dumps({"absent": absent}).encode() + b"\n")
-        if absent:
-            raise ConfigError(_missing(absent, processes, timeout))
+                connection.sendall(json.dumps({"error": error}).encode() + b"\n")
+        if error:
+            raise ConfigError(error)
+
+
+def _wrong(process: int, expected: int, processes: int, present: Mapping[int, socket.socket]) -> str:
+    """What is wrong with a process that came, by how many it expects and who came before; empty: nothing."""
+    if expected != processes:
+        return f"process {process} has --processes={expected}, process 0 has {processes}; give all the same"
+    if process in present and _is_open(present[process]):
+        return f"two processes have --process_id={process}; give each its own, from 0 to {processes - 1}"
+    return ""
+
+
+def _is_open(connection: socket.socket) -> bool:
+    """Whether the other side still waits; one that was started again has left its first connection."""
+    connection.setblocking(False)
+    try:
+        return connection.recv(1, socket.MSG_PEEK) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        connection.setblocking(True)
 
 
 def _listening(port: int) -> socket.socket:
@@ -146,14 +173,15 @@ def _listening(port: int) -> socket.socket:
 
 def _callers(
     server: socket.socket, deadline: float, stack: contextlib.ExitStack
-) -> Iterator[tuple[socket.socket, int]]:
-    """Connections, each with the number that the process gives; other messages are ignored."""
+) -> Iterator[tuple[socket.socket, int, int]]:
+    """Connections, each with the process's number and how many it expects; other messages are ignored."""
     while (left := deadline - time.monotonic()) > 0:
         server.settimeout(left)
         try:
             connection = stack.enter_context(server.accept()[0])
             connection.settimeout(min(left, 5.0))
-            yield connection, int(json.loads(connection.recv(ANSWER))["process"])
+            said = json.loads(connection.recv(ANSWER))
+            yield connection, int(said["process"]), int(said["of"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
 
@@ -163,14 +191,15 @@ def _answer(host: str, port: int, member: Membership, timeout: float) -> None:
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection((host, port), timeout=min(left, 5.0)) as connection:
-                connection.sendall(json.dumps({"process": member.process_id}).encode() + b"\n")
+                me = {"process": member.process_id, "of": member.processes}
+                connection.sendall(json.dumps(me).encode() + b"\n")
                 connection.settimeout(deadline + 5 - time.monotonic())  # process 0 may have begun a bit later
-                absent = json.loads(connection.makefile("rb").readline(ANSWER))["absent"]
+                error = json.loads(connection.makefile("rb").readline(ANSWER))["error"]
         except (OSError, ValueError, KeyError, TypeError):
             time.sleep(RETRY_SECONDS)
             continue
-        if absent:
-            raise ConfigError(_missing(absent, member.processes, timeout))
+        if error:
+            raise ConfigError(error)
         return
     raise ConfigError(
         f"process {member.process_id} of {member.processes} did not reach process 0 at {member.coordinator} "

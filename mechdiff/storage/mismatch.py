@@ -14,7 +14,7 @@ from mechdiff.storage import digests
 
 def compare_configs(saved: dict, wanted: dict, where: Path | str, ignore: Iterable[str] = ()) -> None:
     """Raises a CheckpointError naming the fields in which two config dicts differ, with both values."""
-    saved, wanted = _fields(digests.to_jsonable(saved)), _fields(digests.to_jsonable(wanted))
+    saved, wanted = config_fields(digests.to_jsonable(saved)), config_fields(digests.to_jsonable(wanted))
     ignored = tuple(ignore)
     different = [
         f"{name} is {_shown(saved, name)} there and {_shown(wanted, name)} here"
@@ -48,10 +48,13 @@ def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     return {path: tuple(leaf.shape) for path, leaf in named_leaves(tree).items()}
 
 
-def _fields(config: dict, prefix: str = "") -> dict[str, Any]:
+def config_fields(config: dict, prefix: str = "") -> dict[str, Any]:
+    """Values of a config's dict by dotted name, such as `train.steps`."""
     flat = {}
     for name, value in config.items():
-        flat |= _fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= (
+            config_fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
     return flat
 
 

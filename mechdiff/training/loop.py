@@ -23,7 +23,8 @@ from mechdiff.data import Dataset, class_names
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.unet import count_parameters
 from mechdiff.storage import checkpoint, exchange, exported, files, image_grid, locks, run_log
-from mechdiff.storage.manifest import run_manifest
+from mechdiff.storage.manifest import package_version, run_manifest
+from mechdiff.storage.mismatch import config_fields
 from mechdiff.storage.tensorboard import TensorBoardLog
 from mechdiff.training import evaluation
 from mechdiff.training.batches import load_run_data, placed_batch
@@ -45,7 +46,9 @@ class Trainer:
         self.config, self.workdir = config, files.ensure_writable(workdir)
         self.programs, self.seed = programs(config), np.uint32(config.seed)
         processes.announce()
+        processes.check_alike(self._settings())
         self.data = load_run_data(config, self.workdir / "cache")
+        processes.check_alike({"images of data.name": self.data.train.digest})
 
     def run(self) -> Path:
         """Trains to the end, from the newest checkpoint if there is one; the exported model's folder."""
@@ -61,6 +64,12 @@ class Trainer:
                 state = self._loop(state, start, saved, log)
             saved.wait()
             return self._export(self.workdir / "model", state, log)
+
+    def _settings(self) -> dict[str, object]:
+        """What must be the same in all processes of a run before its data are read."""
+        fields = config_fields(to_dict(self.config))
+        versions = {f"version of {name}": package_version(name) for name in ("mechdiff", "jax")}
+        return fields | {"workdir": exchange.address_of(self.workdir)} | versions
 
     def _way_out_of_memory(self) -> str:
         train = self.config.train

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from reference.ports import free_port
 
@@ -54,18 +55,52 @@ def test_without_the_first_process_the_others_say_so(port):
     )
 
 
+def say(port, line):
+    """Says a line to process 0 as soon as it listens, and hangs up."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection(("127.0.0.1", port)) as stranger:
+                return stranger.sendall(line)
+        except ConnectionRefusedError:
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("members", "line"),
+    [
+        ([(0, 3), (1, 3), (1, 3)], "two processes have --process_id=1; give each its own, from 0 to 2"),
+        ([(0, 3), (2, 4)], "process 2 has --processes=4, process 0 has 3; give all the same"),
+    ],
+)
+def test_processes_that_do_not_fit_together_all_say_why(port, members, line):
+    with ThreadPoolExecutor() as pool:
+        answers = list(pool.map(lambda member: called(port, *member, LONG), members))
+    assert answers == [line] * len(members)
+
+
+def test_one_that_is_started_again_while_the_others_wait_may_join(port):
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(called, port, 0, 3, LONG)
+        say(port, b'{"process": 1, "of": 3}\n')
+        rest = pool.map(lambda process: called(port, process, 3, LONG), (1, 2))
+        assert [first.result(), *rest] == [None] * 3
+
+
+def test_a_fact_that_differs_between_processes_is_named():
+    facts = {"train.steps": 4, "seed": 7}
+    processes.check_alike(facts)
+    processes.check_equal(facts, np.array([[1, 2], [1, 2]], np.uint32), 0)
+    line = "seed=7 in process 2 is another value in process 0; start all processes with the same flags"
+    with pytest.raises(ConfigError, match=line):
+        processes.check_equal(facts, np.array([[1, 5], [1, 5], [1, 2]], np.uint32), 2)
+
+
 def test_strangers_are_not_counted(port):
     with ThreadPoolExecutor() as pool:
         first = pool.submit(called, port, 0, 2, 1.0)
-        for said in (b"GET / HTTP/1.1\n", b'{"process": 7}\n', b"[]\n"):
-            deadline = time.monotonic() + 10
-            while time.monotonic() < deadline:
-                try:
-                    with socket.create_connection(("127.0.0.1", port)) as stranger:
-                        stranger.sendall(said)
-                    break
-                except ConnectionRefusedError:
-                    time.sleep(0.02)
+        for said in (b"GET / HTTP/1.1\n", b'{"process": 7, "of": 2}\n', b"[]\n"):
+            say(port, said)
         assert first.result().startswith("process 1 of 2 did not join")
 
 

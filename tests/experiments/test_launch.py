@@ -127,6 +127,10 @@ def test_workdir_is_where_the_flag_says(launch, tmp_path):
     ("flags", "expected"),
     [
         (["--preset=cpu61"], "error: unknown preset 'cpu61'; closest: cpu16"),
+        (
+            ["--coordinator=127.0.0.1:1", "--processes=2", "--process_id=1"],
+            "error: --coordinator is for train and sweep, which share work out; start this without it",
+        ),
         (["--set=train.stepz=3"], "error: unknown field 'train.stepz'; closest: train.steps"),
         (["--set=train.steps=many"], "error: train.steps='many' is not of type int"),
         (["--set=train.steps"], "error: --set='train.steps' has no '='"),
