@@ -82,8 +82,11 @@ class TrainCheckpoints:
     def __enter__(self) -> "TrainCheckpoints":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        """Closes; not after an error in one of several processes: Orbax would wait for the others there,
+        which may be waiting for this one."""
+        if kind is None or jax.process_count() == 1:
+            self.close()
 
     def steps(self) -> list[int]:
         """Steps on the disk, ascending; one still being written is not among them."""

@@ -1,5 +1,6 @@
 """What is loaded is bitwise what was saved, or nothing is: kills, flipped bits, other configs, full disks."""
 
+import contextlib
 import errno
 import gc
 import re
@@ -14,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from mechdiff.core.errors import CheckpointError
+from mechdiff.core.errors import CheckpointError, MechdiffError
 from mechdiff.storage import checkpoint, checksums
 from mechdiff.storage.checkpoint import TrainCheckpoints
 from mechdiff.storage.exported import export_model, load_model
@@ -440,3 +441,15 @@ def test_a_model_of_another_network_is_refused_with_both_shapes(exported):
         CheckpointError, match=r"conv/kernel is \(3, 3, 2, 3\) there and \(3, 3, 2, 4\) in the net"
     ):
         load_model(exported, other)
+
+
+def test_after_an_error_one_of_several_processes_does_not_wait_at_the_end(tmp_path, monkeypatch):
+    """Orbax would wait for the others, and these wait for this one."""
+    closed = []
+    monkeypatch.setattr(checkpoint.TrainCheckpoints, "close", lambda self: closed.append(1))
+    for processes, error in ((1, None), (1, MechdiffError), (2, None), (2, MechdiffError)):
+        monkeypatch.setattr("jax.process_count", lambda count=processes: count)
+        with contextlib.suppress(MechdiffError), checkpoint.TrainCheckpoints(tmp_path):
+            if error:
+                raise error
+    assert len(closed) == 3
