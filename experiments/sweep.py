@@ -11,7 +11,8 @@ At the end it prints the ten components of the largest relative loss increase, w
 
 Any number of processes, on one machine or on many that share WORKDIR, may run the same command: they share
 one sweep, and those that are still alive finish it. They need not know of each other; if they do
-(--coordinator, or --distributed on SLURM and TPU pods), they begin evenly spread.
+(--coordinator, or --distributed on SLURM and TPU pods), they begin evenly spread, but when one dies JAX ends
+the others too: the same command goes on.
 """
 
 from absl import flags
