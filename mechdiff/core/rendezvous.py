@@ -123,11 +123,14 @@ def _call(port: int, processes: int, timeout: float) -> None:
         error, came = "", []
         for connection, process, expected in _callers(server, time.monotonic() + timeout, stack):
             came.append(connection)
+            present = _waiting(present)  # one that was started again is to come again
             error = _wrong(process, expected, processes, present)
             if 0 < process < processes:
                 present[process] = connection
             if error or len(present) == processes - 1:
                 break
+        else:
+            present = _waiting(present)
         absent = sorted(set(range(1, processes)) - present.keys())
         if absent and not error:
             error = _missing(absent, processes, timeout)
@@ -139,16 +142,20 @@ def _call(port: int, processes: int, timeout: float) -> None:
 
 
 def _wrong(process: int, expected: int, processes: int, present: Mapping[int, socket.socket]) -> str:
-    """What is wrong with a process that came, by how many it expects and who came before; empty: nothing."""
+    """What is wrong with a process that came, by how many it expects and who waits already; empty: nothing."""
     if expected != processes:
         return f"process {process} has --processes={expected}, process 0 has {processes}; give all the same"
-    if process in present and _is_open(present[process]):
+    if process in present:
         return f"two processes have --process_id={process}; give each its own, from 0 to {processes - 1}"
     return ""
 
 
+def _waiting(present: Mapping[int, socket.socket]) -> dict[int, socket.socket]:
+    """Those of `present` that still wait; one that ended or was started again has left its connection."""
+    return {process: connection for process, connection in present.items() if _is_open(connection)}
+
+
 def _is_open(connection: socket.socket) -> bool:
-    """Whether the other side still waits; one that was started again has left its first connection."""
     connection.setblocking(False)
     try:
         return connection.recv(1, socket.MSG_PEEK) != b""

@@ -79,12 +79,24 @@ def test_processes_that_do_not_fit_together_all_say_why(port, members, line):
     assert answers == [line] * len(members)
 
 
-def test_one_that_is_started_again_while_the_others_wait_may_join(port):
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_one_that_is_started_again_while_the_others_wait_may_join(port, order):
+    """The others go on neither with the one that left nor without the one that came again."""
     with ThreadPoolExecutor() as pool:
         first = pool.submit(called, port, 0, 3, LONG)
         say(port, b'{"process": 1, "of": 3}\n')
-        rest = pool.map(lambda process: called(port, process, 3, LONG), (1, 2))
-        assert [first.result(), *rest] == [None] * 3
+        rest = []
+        for process in order:
+            rest.append(pool.submit(called, port, process, 3, 60.0))
+            time.sleep(0.2)
+        assert [answer.result() for answer in (first, *rest)] == [None] * 3
+
+
+def test_one_that_left_has_not_joined(port):
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(called, port, 0, 3, 1.0)
+        say(port, b'{"process": 1, "of": 3}\n')
+        assert first.result().startswith("processes 1, 2 of 3 did not join")
 
 
 def test_a_fact_that_differs_between_processes_is_named():

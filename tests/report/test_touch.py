@@ -83,6 +83,11 @@ def page(opened):
     assert opened.errors == []
 
 
+def wait_for_card(page, name):
+    page.locator("#card").wait_for(state="visible")
+    page.wait_for_function("name => document.getElementById('h-card').textContent === name", arg=name)
+
+
 def test_hovered_cell_says_value_interval_p_and_n_of_the_component_beside_it(page, model):
     mesh = page.locator('#maps [data-cells="zero"]').nth(0)
     cell = mesh.locator("use, path").nth(len(model.lead.t) + 1)  # second row, second timestep
@@ -104,7 +109,7 @@ def test_hovered_cell_says_value_interval_p_and_n_of_the_component_beside_it(pag
 def test_click_opens_the_card_with_every_ablation_and_a_link_to_it(page, model):
     name = model.lead.components[int(model.lead.order[0])]
     page.locator(f'#network [data-c="{name}"][data-a="mean"]').first.click()
-    assert page.locator("#h-card").inner_text() == name
+    wait_for_card(page, name)
     assert page.evaluate("location.hash") == f"#c={name}"
     words = page.locator("#card").inner_text()
     for ablation, increase in model.increases.items():
@@ -114,14 +119,15 @@ def test_click_opens_the_card_with_every_ablation_and_a_link_to_it(page, model):
     marks = page.locator("#card svg").nth(1).locator("circle").count()
     assert marks == len(model.increases) * model.images  # the spread over images
     page.keyboard.press("Escape")
-    assert page.evaluate("location.hash") == "" and not page.locator("#card").is_visible()
+    page.wait_for_function("location.hash === ''")
+    assert not page.locator("#card").is_visible()
 
 
 def test_card_shows_images_of_components_that_have_them(page, model):
     head = str(model.examples["head"].values[0])
     for name, expected in ((head, 3), (str(model.examples["component"].values[0]), 2)):
         page.evaluate(f"location.hash = 'c={name}'")
-        page.wait_for_function(f"document.getElementById('h-card').textContent === '{name}'")
+        wait_for_card(page, name)
         images = page.locator("#card figure img")
         assert images.count() == expected
         widths = images.evaluate_all(
@@ -134,15 +140,15 @@ def test_card_shows_images_of_components_that_have_them(page, model):
         assert "images" in images.nth(1).get_attribute("alt")
     others = [name for name in model.lead.components if name not in model.examples["component"].values]
     page.evaluate(f"location.hash = 'c={others[0]}'")
-    page.wait_for_function(f"document.getElementById('h-card').textContent === '{others[0]}'")
+    wait_for_card(page, others[0])
     assert page.locator("#card figure img").count() == 0
 
 
 def test_link_to_a_component_opens_its_card_and_an_unknown_one_nothing(page, model):
     page.evaluate(f"location.hash = 'c={model.lead.components[2]}'")
-    page.locator("#card").wait_for(state="visible")
+    wait_for_card(page, model.lead.components[2])
     page.locator("#card .next").click()
-    page.wait_for_function(f"document.getElementById('h-card').textContent === '{model.lead.components[3]}'")
+    wait_for_card(page, model.lead.components[3])
     page.keyboard.press("Escape")
     page.evaluate("location.hash = 'c=nothing.of.the.kind'")
     assert not page.locator("#card").is_visible()
@@ -153,8 +159,7 @@ def test_keys_reach_a_component_and_open_its_card(page):
     mark.focus()
     assert page.locator("#tip").is_visible()
     page.keyboard.press("Enter")
-    page.locator("#card").wait_for(state="visible")
-    assert page.locator("#h-card").inner_text() == mark.get_attribute("data-c")
+    wait_for_card(page, mark.get_attribute("data-c"))
 
 
 def rows(page) -> list[list[str]]:
