@@ -142,7 +142,7 @@ def _call(port: int, processes: int, timeout: float) -> None:
 
 
 def _wrong(process: int, expected: int, processes: int, present: Mapping[int, socket.socket]) -> str:
-    """What is wrong with a process that came, by how many it expects and who waits already; empty: nothing."""
+    """What is wrong with a process that came, by how many it expects and who waits; empty: nothing."""
     if expected != processes:
         return f"process {process} has --processes={expected}, process 0 has {processes}; give all the same"
     if process in present:
