@@ -24,9 +24,16 @@ from mechdiff.storage import digests, exchange, files
 from mechdiff.storage.guards import damage, saving
 from mechdiff.storage.mismatch import check_shapes, compare_configs, named_leaves, shapes
 
-# Orbax logs its progress, and each error once per thread; it raises the errors as well, and that is enough.
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """Whether a message is not Orbax's, which logs its progress, and each error once per thread. It raises
+    the errors as well, and that is enough; but one of several processes waits for the others before."""
+    ours = "/orbax/checkpoint/" not in record.pathname
+    return ours or (record.levelno >= logging.ERROR and jax.distributed.is_initialized())
+
+
 for _logger in (logging.getLogger("absl"), logging.getLogger()):
-    _logger.addFilter(lambda record: "/orbax/checkpoint/" not in record.pathname)
+    _logger.addFilter(_worth_telling)
 
 
 class TrainCheckpoints:

@@ -219,7 +219,8 @@ processes.LEAVE_SECONDS = 0.5
 signal.signal(signal.SIGTERM, lambda *_: processes.abandon(7))
 processes.join(processes.Membership(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2])), 300)
 print("joined", flush=True)
-time.sleep(600)
+while True:  # a signal that comes just before a long sleep would be handled after it
+    time.sleep(0.1)
 """
 
 
