@@ -204,6 +204,8 @@ def _context(copies: bool = False) -> ocp.Context:
     context.array.saving.array_metadata_store = None
     if copies:
         context.multiprocessing.primary_host = None
+        # Made in the background, a folder counts as made when any process has made its own.
+        context.asynchronous.create_directories_asynchronously = False
     return context
 
 

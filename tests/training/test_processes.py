@@ -39,7 +39,7 @@ SETTINGS = (
 # Arguments: a file of (config, folder or address, step, copy) for each run, the port, the process. At that
 # step the processes are killed, or the folder is copied as it would be left: only what is on disk counts.
 PROGRAM = """
-import faulthandler, gc, json, os, shutil, signal, sys, time, traceback
+import asyncio, faulthandler, gc, json, os, shutil, signal, sys, time, traceback
 faulthandler.register(signal.SIGUSR1)  # says where it hangs
 def say_errors(*_):  # those that Orbax has caught and not yet raised: it waits for the others first
     for thing in gc.get_objects():
@@ -51,6 +51,7 @@ gc.set_threshold(50_000, 10, 10)
 import jax
 import numpy as np
 from jax._src import cache_key
+from orbax.checkpoint._src.path import async_path
 # A program has a key of its own in each process of CPUs, so that each compiles it; thus one does for both.
 cache_key._hash_accelerator_config = lambda *_: None
 jax.config.update("jax_num_cpu_devices", 2)
@@ -61,6 +62,12 @@ from mechdiff.storage import bucket, exchange
 from mechdiff.training import loop, programs
 runs, port, process = json.loads(Path(sys.argv[1]).read_text()), sys.argv[2], int(sys.argv[3])
 processes.join(processes.Membership(f"127.0.0.1:{port}", 2, process), 600)
+if process == 1:  # of two copies in a bucket, one makes its folders later than the other
+    mkdir = async_path.mkdir
+    async def late(*args, **settings):
+        await asyncio.sleep(0.5)
+        await mkdir(*args, **settings)
+    async_path.mkdir = late
 programs.SAMPLES = programs.SAMPLE_STEPS = 4
 original = loop.Trainer._finite
 for config, folder, at, copied in runs:
