@@ -26,10 +26,10 @@ from mechdiff.storage.mismatch import check_shapes, compare_configs, named_leave
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:
-    """Whether a message is not Orbax's, which logs its progress, and each error once per thread. It raises
-    the errors as well, and that is enough; but one of several processes waits for the others before."""
-    ours = "/orbax/checkpoint/" not in record.pathname
-    return ours or (record.levelno >= logging.ERROR and jax.distributed.is_initialized())
+    """False of Orbax's messages: it logs its progress, and each error once per thread. It raises errors as
+    well, and that is enough, except in one of several processes, which waits for the others before."""
+    orbax = "/orbax/checkpoint/" in record.pathname
+    return not orbax or (record.levelno >= logging.ERROR and jax.distributed.is_initialized())
 
 
 for _logger in (logging.getLogger("absl"), logging.getLogger()):

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import gc
+import logging
 import re
 import shutil
 import subprocess
@@ -453,3 +454,15 @@ def test_after_an_error_one_of_several_processes_does_not_wait_at_the_end(tmp_pa
             if error:
                 raise error
     assert len(closed) == 3
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_errors_of_orbax_are_told_by_one_of_several_processes(joined, monkeypatch):
+    monkeypatch.setattr("jax.distributed.is_initialized", lambda: joined)
+
+    def told(level, file):
+        return checkpoint._worth_telling(logging.LogRecord("absl", level, file, 1, "words", (), None))
+
+    orbax = "/site-packages/orbax/checkpoint/_src/x.py"
+    assert told(logging.ERROR, orbax) == joined and not told(logging.WARNING, orbax)
+    assert told(logging.INFO, "/site-packages/other/x.py")

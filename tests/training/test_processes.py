@@ -39,13 +39,8 @@ SETTINGS = (
 # Arguments: a file of (config, folder or address, step, copy) for each run, the port, the process. At that
 # step the processes are killed, or the folder is copied as it would be left: only what is on disk counts.
 PROGRAM = """
-import asyncio, faulthandler, gc, json, os, shutil, signal, sys, time, traceback
+import asyncio, faulthandler, gc, json, os, shutil, signal, sys, time
 faulthandler.register(signal.SIGUSR1)  # says where it hangs
-def say_errors(*_):  # those that Orbax has caught and not yet raised: it waits for the others first
-    for thing in gc.get_objects():
-        if isinstance(thing, BaseException) and thing.__traceback__:
-            traceback.print_exception(thing)
-signal.signal(signal.SIGUSR2, say_errors)
 from pathlib import Path
 gc.set_threshold(50_000, 10, 10)
 import jax
@@ -116,9 +111,6 @@ def ended(processes):
     except subprocess.TimeoutExpired:
         for process in processes:
             process.send_signal(signal.SIGUSR1)
-        time.sleep(2)
-        for process in processes:
-            process.send_signal(signal.SIGUSR2)
         time.sleep(2)
         for process in processes:
             process.kill()
