@@ -128,12 +128,15 @@ def enough_memory(way_out: str) -> Iterator[None]:
         ) from error
 
 
+# LLVM's optimizations left out, and kernels emitted the older way, which compiles in two thirds of the time.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
 @functools.cache
 def jitted(function: Callable, static: tuple[str, ...], quickly: bool = False) -> Any:
     """`jax.jit` of a function, with these arguments static. On CPUs `quickly` spends less on compiling and
-    more on running: for programs that are called a few times (XLA's backend level 0; see BUILD_NOTES.md)."""
-    wanted = quickly and jax.default_backend() == "cpu"
-    options = {"xla_backend_optimization_level": 0} if wanted else None
+    more on running: for programs that are called a few times (see `QUICKLY` and BUILD_NOTES.md)."""
+    options = QUICKLY if quickly and jax.default_backend() == "cpu" else None
     return jax.jit(function, static_argnames=static, compiler_options=options)
 
 
