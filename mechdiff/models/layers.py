@@ -16,7 +16,7 @@ from mechdiff.core.types import AnyArray, Features
 from mechdiff.interventions.gates import Gate, Pattern, Temperature
 from mechdiff.models.attention import attend, attention_pattern, project
 from mechdiff.models.attention_stats import attention_statistics
-from mechdiff.models.convolution import alone, convolve
+from mechdiff.models.convolution import alone, convolve, convolve_doubled, double
 from mechdiff.models.group_norm import group_norm
 
 ATTENTION = "attention"  # collection that attention statistics are sown into
@@ -88,12 +88,17 @@ class GroupNorm(Layer):
 
 
 class Conv(Layer):
-    """A convolution with bias; parameters named and initialized as those of `nn.Conv`."""
+    """A convolution with bias; parameters named and initialized as those of `nn.Conv`.
+
+    Attributes:
+      doubled: of the input at twice its resolution; for a window of 3x3 only.
+    """
 
     width: int
     window: int = 3
     stride: int = 1
     padding: tuple[int, int] = (1, 1)
+    doubled: bool = False
     kernel_init: Any = nn.initializers.lecun_normal()
     dtype: Any = jnp.float32
 
@@ -102,6 +107,8 @@ class Conv(Layer):
         kernel = self.param("kernel", self.kernel_init, (self.window, self.window, x.shape[-1], self.width))
         bias = self.param("bias", _zeros, (self.width,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        if self.doubled:
+            return convolve_doubled(x, kernel) + bias
         return convolve(x, kernel, self.stride, (self.padding, self.padding)) + bias
 
 
@@ -159,7 +166,7 @@ def resampled(x: Features, direction: int) -> Features:
     """`x` at half (-1: mean of 2x2), the same (0) or twice (1: nearest neighbor) the resolution."""
     if direction < 0:
         return nn.avg_pool(x, (2, 2), (2, 2))
-    return x.repeat(2, axis=1).repeat(2, axis=2) if direction else x
+    return double(x) if direction > 0 else x
 
 
 class ResidualBlock(nn.Module):
@@ -187,8 +194,10 @@ class ResidualBlock(nn.Module):
         if skip is not None:
             x = jnp.concatenate([x, Gate(name="skip")(skip)], axis=-1)
         h = silu(GroupNorm(self.groups, self.eps, name="norm1")(x))
-        h, x = (resampled(a, self.resample) for a in (h, x))
-        h = conv3(self.width, self.dtype, "conv1")(h)
+        doubled = self.resample > 0
+        h = h if doubled else resampled(h, self.resample)
+        h = conv3(self.width, self.dtype, "conv1", doubled=doubled)(h)
+        x = resampled(x, self.resample)
         width = 2 * self.width if self.scale_shift else self.width
         injected = Dense(width, dtype=self.dtype, name="time_dense")(silu(embedded))
         injected = Gate(name="time")(injected)[:, None, None, :]
@@ -262,8 +271,7 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
-        x = resampled(x, 1)
-        return conv3(x.shape[-1], self.dtype, "conv")(x) if self.conv else x
+        return conv3(x.shape[-1], self.dtype, "conv", doubled=True)(x) if self.conv else double(x)
 
 
 class ConvIn(nn.Module):

@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from mechdiff.models import attention, layers
-from mechdiff.models.convolution import convolve
+from mechdiff.models.convolution import convolve, convolve_doubled
 
 
 def random(*shape, seed=0):
@@ -49,6 +49,24 @@ CONVOLUTIONS = [  # batch, side, inputs, outputs, window, stride, padding of an 
     (5, 4, 6, 3, 1, 1, (0, 0)),
     (6, 24, 2, 3, 3, 1, (1, 1)),  # several turns of the loop
 ]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 1, 1, 2), (3, 8, 8, 1)])
+def test_a_convolution_of_doubled_pixels_is_that_of_the_pixels_written_out(shape):
+    """In whole numbers, which float32 adds in any order alike: outputs and both gradients to the bit."""
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.integers(-8, 9, s).astype(np.float32) for s in (shape, (3, 3, shape[-1], 6)))
+    cotangent = rng.integers(-8, 9, (shape[0], 2 * shape[1], 2 * shape[2], 6)).astype(np.float32)
+
+    def written_out(x, kernel):
+        return plain(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), kernel, 1, ((1, 1), (1, 1)))
+
+    def both(conv):
+        outputs, pull = jax.vjp(conv, x, kernel)
+        return outputs, *pull(cotangent)
+
+    for ours, expected in zip(both(convolve_doubled), both(written_out), strict=True):
+        np.testing.assert_array_equal(ours, expected)
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
