@@ -1,7 +1,8 @@
 """Blocks of the UNet, with an attribute for every option of DDPM checkpoints.
 
 They are written as measured fastest on a CPU: attention on explicit (batch x head, tokens, width) matrices
-(`attention`), one-pass GroupNorm in float32, SiLU through tanh, plain NHWC convolutions.
+(`attention`), one-pass GroupNorm in float32, SiLU through tanh, NHWC convolutions (of pixels that are to be
+doubled, without doubling them).
 """
 
 import functools
