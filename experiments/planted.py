@@ -3,9 +3,11 @@
 `python -m experiments.planted --instances=5`
 Plants are those of `validation/README.md`; `--plants`, `--sizes` and `--methods` take some of them.
 Prints one line per plant and method: AUROC, precision at k, sign and window, with 95 % intervals over
-instances and sizes. Results: WORKDIR/planted.json; plants that are scored are not scored again.
+instances and sizes. Results: WORKDIR/planted.json; plants that are scored are not scored again. One small
+plant under all methods takes about two minutes on two cores; the default is 140 plants.
 """
 
+import itertools
 import time
 
 from absl import flags
@@ -13,6 +15,7 @@ from absl import flags
 from mechdiff.core.config import to_dict
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
+from mechdiff.storage.run_log import progress
 from mechdiff.validation import planted
 
 from . import _launch
@@ -26,18 +29,20 @@ METHODS = flags.DEFINE_list("methods", list(planted.METHODS), "Which methods.")
 def main(config, workdir):
     started, records = time.monotonic(), []
     files.ensure_writable(workdir / "planted")
-    for instance in range(config.seed, config.seed + INSTANCES.value):
-        for size in SIZES.value:
-            for name in ONLY.value:
+    plants = list(itertools.product(SIZES.value, ONLY.value))
+    with progress(INSTANCES.value * len(plants), desc="scoring", unit="plant") as bar:
+        for instance in range(config.seed, config.seed + INSTANCES.value):
+            for size, name in plants:
                 records += planted.scored(name, instance, size, workdir / "planted", METHODS.value)
-        rows = planted.summarize(records)  # of the instances so far: a run that is cut short has its table
-        facts = {
-            "instances": instance + 1 - config.seed,
-            "wall_seconds": round(time.monotonic() - started, 1),
-            "processor_seconds": round(time.process_time(), 1),  # of this run, without what it did not redo
-        }
-        saved = {"summary": rows, "records": records, "manifest": run_manifest(to_dict(config), **facts)}
-        files.write_json(workdir / "planted.json", saved)
+                bar.update()
+            rows = planted.summarize(records)  # of the instances so far: a run cut short has its table
+            facts = {
+                "instances": instance + 1 - config.seed,
+                "wall_seconds": round(time.monotonic() - started, 1),
+                "processor_seconds": round(time.process_time(), 1),  # of this run, without what was there
+            }
+            saved = {"summary": rows, "records": records, "manifest": run_manifest(to_dict(config), **facts)}
+            files.write_json(workdir / "planted.json", saved)
     print(planted.table(rows))
     return {"folder": workdir, "summary": rows}
 
