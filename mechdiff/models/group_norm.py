@@ -123,7 +123,7 @@ def _backward(groups: int, eps: float, saved: tuple, g: Maps) -> tuple[Maps, Arr
     along_scale = (cotangent * centered).sum(space)  # deviation x the gradient for `scale`, of each row
     offset = jnp.repeat(_group_mean(along_bias * factor, groups, x), depth, axis=1)  # mean(h) / deviation
     mean_hn = jnp.repeat(_group_mean(along_scale * factor, groups, x), depth, axis=1)
-    slope = _to_maps(mean_hn * inverse**2, x.ndim)
+    slope = _to_maps(mean_hn * inverse * inverse, x.ndim)  # a power would be a kernel of its own
     for_x = _to_maps(factor, x.ndim) * cotangent - (centered * slope + _to_maps(offset, x.ndim))
     for_scale = (along_scale * inverse).sum(0).astype(scale.dtype)
     return for_x.astype(x.dtype), for_scale, along_bias.sum(0).astype(bias.dtype)

@@ -92,7 +92,7 @@ class Conv(Layer):
     """A convolution with bias; parameters named and initialized as those of `nn.Conv`.
 
     Attributes:
-      doubled: of the input at twice its resolution; for a window of 3x3 only.
+      doubled: of the input at twice its resolution, see `convolve_doubled`: window 3, stride 1, padding 1.
     """
 
     width: int

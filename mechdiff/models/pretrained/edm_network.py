@@ -14,7 +14,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Int, Real
 
 from mechdiff.core.types import AnyArray, Features
-from mechdiff.models.pretrained.plain_layers import Tensors, convolve, group_norm, linear, upsample
+from mechdiff.models.convolution import double
+from mechdiff.models.pretrained.plain_layers import Tensors, convolve, group_norm, linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Network:
 
 def _resampled(x: Features, part: str) -> Features:
     if part == "up":
-        return upsample(x)
+        return double(x)
     if part == "down":
         batch, height, width, channels = x.shape
         return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))

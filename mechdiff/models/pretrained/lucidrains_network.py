@@ -23,7 +23,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Real
 
 from mechdiff.core.types import AnyArray, Features
-from mechdiff.models.pretrained.plain_layers import Tensors, convolve, group_norm, linear, upsample
+from mechdiff.models.convolution import double
+from mechdiff.models.pretrained.plain_layers import Tensors, convolve, group_norm, linear
 
 SMALLEST_NORM = 1e-12  # as in torch's `normalize`
 
@@ -88,7 +89,7 @@ class Network:
             h = (
                 convolve(params, f"{theirs}.3", h)
                 if outermost
-                else convolve(params, f"{theirs}.3.1", upsample(h))
+                else convolve(params, f"{theirs}.3.1", double(h))
             )
         h = _with_skip(h, first, "out")
         h = block(params, "final_res_block", "out.block0", h, time)

@@ -40,8 +40,3 @@ def group_norm(params: Tensors, name: str, x: Features, groups: int, eps: float 
     variance = jnp.square(grouped - mean).mean((1, 3), keepdims=True)
     normed = ((grouped - mean) * jax.lax.rsqrt(variance + eps)).reshape(x.shape)
     return normed * params[f"{name}.weight"] + params[f"{name}.bias"]
-
-
-def upsample(x: Features) -> Features:
-    """Doubles the sides, nearest neighbor."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
