@@ -21,7 +21,7 @@ from mechdiff.cli import tables
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.models.load import name_of
-from mechdiff.storage import files, labelled
+from mechdiff.storage import exchange, files, labelled
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import examine
 
@@ -34,7 +34,7 @@ IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 
 def main(config, workdir):
     use_all_cores()
-    files.ensure_writable(workdir)
+    exchange.check_shared(files.ensure_writable(workdir))
     name = name_of(MODEL.value)
     files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[name]))
     choose = _launch.chooser(config, workdir, CELEBA.value, IMAGES.value)

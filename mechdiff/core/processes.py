@@ -168,6 +168,13 @@ def from_first(number: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
+def where_not(fact: bool) -> list[int]:
+    """The processes of this run, which all must call this, in which `fact` is false."""
+    if jax.process_count() == 1:
+        return [] if fact else [0]
+    return np.flatnonzero(~np.asarray(multihost_utils.process_allgather(np.array(fact)))).tolist()
+
+
 def check_alike(facts: Mapping[str, object]) -> None:
     """Checks that a run is the same one in all its processes, which all must call this.
 

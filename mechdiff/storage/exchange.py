@@ -6,6 +6,8 @@ file. If a folder is a local copy of one in a bucket, the copy registers itself 
 """
 
 import contextlib
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -13,8 +15,11 @@ from typing import Protocol, runtime_checkable
 import jax
 
 from mechdiff.core import processes
+from mechdiff.core.errors import ConfigError
+from mechdiff.storage import files
 
 POLL_SECONDS = 2.0  # between two looks at what others have done
+SEEN_SECONDS = 20.0  # in which a disk of a network shows one machine's new file to the others
 
 _announced: list["Exchange"] = []
 
@@ -87,6 +92,36 @@ def written_by_first(folder: Path | str) -> Iterator[None]:
     with contextlib.nullcontext() if processes.is_first() else others.following():
         yield
         processes.in_first(others.send)
+
+
+def check_shared(folder: Path | str) -> None:
+    """Checks that all processes of a run see the same `folder`; all must call it. Each of them would write
+    its part of a checkpoint to its own, and none could be read.
+
+    Raises:
+      ConfigError: in all processes, where one path is two folders, such as on disks of two machines.
+    """
+    if jax.process_count() == 1 or of(folder) is not None:
+        return
+    mark = Path(folder) / f".seen-{processes.from_first(uuid.uuid4().int % 2**31)}"
+    processes.in_first(lambda: files.write_atomic(mark, b""))
+    blind = processes.where_not(_appears(mark))
+    processes.in_first(lambda: mark.unlink(missing_ok=True))
+    if blind:
+        raise ConfigError(
+            f"process {blind[0]} does not see what process 0 writes to {folder}: these are two folders; give "
+            "all the absolute path of one on a disk that they share, or an address in a bucket"
+        )
+
+
+def _appears(path: Path) -> bool:
+    """Whether there is a file, or will be within `SEEN_SECONDS`."""
+    deadline = time.monotonic() + SEEN_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def has_copies(folder: Path | str) -> bool:

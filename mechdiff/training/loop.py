@@ -40,13 +40,15 @@ class Trainer:
         """Reads the data and places the state's parts.
 
         Raises:
-          ConfigError: devices that don't divide the batch, or, with `train.fsdp`, hardly any parameters.
+          ConfigError: devices that don't divide the batch, or, with `train.fsdp`, hardly any parameters; of
+            several processes, if one has other settings, data or another folder.
         """
         self.tensorboard = tensorboard
         self.config, self.workdir = config, files.ensure_writable(workdir)
         self.programs, self.seed = programs(config), np.uint32(config.seed)
         processes.announce()
         processes.check_alike(self._settings())
+        exchange.check_shared(self.workdir)
         self.data = load_run_data(config, self.workdir / "cache")
         processes.check_alike({"images of data.name": self.data.train.digest})
 

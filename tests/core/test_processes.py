@@ -211,30 +211,55 @@ def test_one_process_does_the_first_ones_work_itself():
         processes.in_first(fail)
 
 
-# Arguments: the port, the process. At SIGTERM a process ends with code 7, without waiting long for the other.
+# Arguments: the port, the process, folders. Prints for each whether the other process has it too. At SIGTERM
+# it ends with code 7, at SIGUSR1 by an error that nobody catches, each without waiting long for the other.
 JOINED = """
 import signal, sys, time
-from mechdiff.core import processes
+from mechdiff.core import errors, processes
+from mechdiff.storage import exchange
 processes.LEAVE_SECONDS = 0.5
+exchange.SEEN_SECONDS = 0.5
 signal.signal(signal.SIGTERM, lambda *_: processes.abandon(7))
+signal.signal(signal.SIGUSR1, lambda *_: int("nobody catches this"))
 processes.join(processes.Membership(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2])), 300)
-print("joined", flush=True)
+for folder in sys.argv[3:]:
+    try:
+        exchange.check_shared(folder)
+    except errors.ConfigError as error:
+        print(error, flush=True)
+    else:
+        print("shared", flush=True)
 while True:  # a signal that comes just before a long sleep would be handled after it
     time.sleep(0.1)
 """
 
 
-def test_one_of_two_ends_at_sigterm_and_the_other_with_it(port):
-    """JAX would catch the signal and go on, or else wait for the other process for five minutes."""
+def said(child):
+    """The next line on its stdout that is not Gloo's."""
+    return next(line.rstrip() for line in child.stdout if not line.startswith("[Gloo]"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 7), (signal.SIGUSR1, 1)])
+def test_two_see_whether_they_share_a_folder_and_end_with_each_other(port, tmp_path, number, code):
+    """JAX would catch SIGTERM and go on, and after an error wait for the other process for five minutes."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "env": environment}
-    commands = [[sys.executable, "-c", JOINED, str(port), str(process)] for process in (0, 1)]
+    for name in ("shared", "0", "1"):
+        (tmp_path / name).mkdir()
+    commands = [
+        [sys.executable, "-c", JOINED, str(port), str(process), tmp_path / "shared", tmp_path / str(process)]
+        for process in (0, 1)
+    ]
     with subprocess.Popen(commands[0], **pipes) as first, subprocess.Popen(commands[1], **pipes) as second:
         try:
-            assert [child.stdout.readline() for child in (first, second)] == ["joined\n"] * 2
-            first.send_signal(signal.SIGTERM)
-            assert first.wait(60) == 7
-            assert second.wait(60) not in (0, 7)
+            assert [said(child) for child in (first, second)] == ["shared"] * 2
+            for process, child in enumerate((first, second)):
+                line = f"process 1 does not see what process 0 writes to {tmp_path / str(process)}: these are"
+                assert said(child).startswith(line)
+            assert not list(tmp_path.glob("*/*"))
+            first.send_signal(number)
+            assert first.wait(60) == code
+            assert second.wait(60) not in (0, code)
         finally:
             first.kill()
             second.kill()
