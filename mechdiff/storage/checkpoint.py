@@ -7,6 +7,7 @@ is loaded.
 
 import logging
 import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -17,23 +18,32 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from mechdiff.core import processes
 from mechdiff.core.config import from_dict, to_dict
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.core.types import PyTree
 from mechdiff.storage import digests, exchange, files
-from mechdiff.storage.guards import damage, saving
+from mechdiff.storage.guards import damage, saving, why_not_saved
 from mechdiff.storage.mismatch import check_shapes, compare_configs, named_leaves, shapes
 
 
-def _worth_telling(record: logging.LogRecord) -> bool:
-    """False of Orbax's messages: it logs its progress, and each error once per thread. It raises errors as
-    well, and that is enough, except in one of several processes, which waits for the others before."""
-    orbax = "/orbax/checkpoint/" in record.pathname
-    return not orbax or (record.levelno >= logging.ERROR and jax.distributed.is_initialized())
+def _heard(record: logging.LogRecord) -> bool:
+    """Whether a message that Orbax logs is shown. It logs its progress, and each error once per thread; it
+    raises errors as well, and that is enough. In one of several processes, though, it first waits for the
+    others, which wait for what could not be written, for up to twenty minutes: such a process ends here."""
+    if "/orbax/checkpoint/" not in record.pathname:
+        return True
+    if record.levelno < logging.ERROR or not jax.distributed.is_initialized():
+        return False
+    in_thread = record.pathname.endswith("/futures/future.py")
+    if in_thread and record.exc_info and (error := record.exc_info[1]):
+        print(f"error: {why_not_saved(error, 'checkpoint')}", file=sys.stderr)
+        processes.abandon(2)
+    return True
 
 
 for _logger in (logging.getLogger("absl"), logging.getLogger()):
-    _logger.addFilter(_worth_telling)
+    _logger.addFilter(_heard)
 
 
 class TrainCheckpoints:

@@ -17,10 +17,15 @@ def saving(path: Path) -> Iterator[None]:
     except MechdiffError:
         raise
     except Exception as error:
-        line = files.explain(error, path) if isinstance(error, OSError) else None
-        if line is None and re.search("No space left|RESOURCE_EXHAUSTED", str(error)):
-            line = f"{path}: the disk is full; free some space or choose another folder"
-        raise CheckpointError(line or f"{path}: saving failed: {_first_line(error)}") from error
+        raise CheckpointError(why_not_saved(error, path)) from error
+
+
+def why_not_saved(error: BaseException, path: Path | str) -> str:
+    """An error while saving, of Python or Orbax, in one line."""
+    line = files.explain(error, path) if isinstance(error, OSError) else None
+    if line is None and re.search("No space left|RESOURCE_EXHAUSTED", str(error)):
+        line = f"{path}: the disk is full; free some space or choose another folder"
+    return line or f"{path}: saving failed: {_first_line(error)}"
 
 
 @contextmanager
@@ -32,5 +37,5 @@ def damage(path: Path, way_out: str) -> Iterator[None]:
         raise CheckpointError(f"{path} is damaged ({_first_line(error)}); {way_out}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")[:150] or type(error).__name__
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")[:250] or type(error).__name__

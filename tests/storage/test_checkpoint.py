@@ -457,12 +457,20 @@ def test_after_an_error_one_of_several_processes_does_not_wait_at_the_end(tmp_pa
 
 
 @pytest.mark.parametrize("joined", [False, True])
-def test_errors_of_orbax_are_told_by_one_of_several_processes(joined, monkeypatch):
+def test_an_error_in_a_thread_of_orbax_ends_one_of_several_processes(joined, monkeypatch, capsys):
+    ended = []
     monkeypatch.setattr("jax.distributed.is_initialized", lambda: joined)
+    monkeypatch.setattr("mechdiff.core.processes.abandon", ended.append)
 
-    def told(level, file):
-        return checkpoint._worth_telling(logging.LogRecord("absl", level, file, 1, "words", (), None))
+    def heard(level, file, error=None):
+        error = (type(error), error, None) if error else None
+        return checkpoint._heard(logging.LogRecord("absl", level, file, 1, "words", (), error))
 
-    orbax = "/site-packages/orbax/checkpoint/_src/x.py"
-    assert told(logging.ERROR, orbax) == joined and not told(logging.WARNING, orbax)
-    assert told(logging.INFO, "/site-packages/other/x.py")
+    orbax = "/site-packages/orbax/checkpoint/_src"
+    assert heard(logging.ERROR, f"{orbax}/x.py", ValueError("full")) == joined and not ended
+    assert not heard(logging.WARNING, f"{orbax}/x.py")
+    assert heard(logging.INFO, "/site-packages/other/x.py")
+    assert heard(logging.ERROR, f"{orbax}/futures/future.py", ValueError("No space left on d\nx")) == joined
+    assert ended == [2] * joined
+    line = "error: checkpoint: the disk is full; free some space or choose another folder\n"
+    assert capsys.readouterr().err == line * joined
