@@ -1,9 +1,23 @@
 """A run's log that TensorBoard shows as well; needs the extra `tensorboard` (tensorboardX, no TensorFlow)."""
 
 from pathlib import Path
+from typing import Any
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.storage.run_log import RunLog
+
+
+def writer_class() -> Any:
+    """tensorboardX's `SummaryWriter`.
+
+    Raises:
+      ConfigError: it is not installed.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise ConfigError('--tensorboard needs tensorboardX; pip install "mechdiff[tensorboard]"') from None
+    return SummaryWriter
 
 
 class TensorBoardLog(RunLog):
@@ -19,14 +33,9 @@ class TensorBoardLog(RunLog):
         Raises:
           ConfigError: tensorboardX is not installed.
         """
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            raise ConfigError(
-                '--tensorboard needs tensorboardX; pip install "mechdiff[tensorboard]"'
-            ) from None
+        writer = writer_class()
         super().__init__(path, resume_step)
-        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1, write_to_disk=True)
+        self._writer = writer(str(folder), purge_step=resume_step + 1, write_to_disk=True)
 
     def append(self, record: dict) -> None:
         """Adds a line to the log, and its numbers to the event file."""

@@ -25,7 +25,7 @@ from mechdiff.models.unet import count_parameters
 from mechdiff.storage import checkpoint, exchange, exported, files, image_grid, locks, run_log
 from mechdiff.storage.manifest import package_version, run_manifest
 from mechdiff.storage.mismatch import config_fields
-from mechdiff.storage.tensorboard import TensorBoardLog
+from mechdiff.storage.tensorboard import TensorBoardLog, writer_class
 from mechdiff.training import evaluation
 from mechdiff.training.batches import load_run_data, placed_batch
 from mechdiff.training.prefetch import prefetched
@@ -43,6 +43,8 @@ class Trainer:
           ConfigError: devices that don't divide the batch, or, with `train.fsdp`, hardly any parameters; of
             several processes, if one has other settings, data or another folder.
         """
+        if tensorboard:
+            writer_class()  # may be missing, which is said before any image is read
         self.tensorboard = tensorboard
         self.config, self.workdir = config, files.ensure_writable(workdir)
         self.programs, self.seed = programs(config), np.uint32(config.seed)
