@@ -82,6 +82,23 @@ def test_convolution_and_its_gradients_are_those_of_xla(case):
         np.testing.assert_allclose(a, b, atol=1e-4 * abs(b).max())
 
 
+@pytest.mark.parametrize("case", [(2, 6, 9, 3, 3, 1), (1, 8, 16, 16, 3, 2), (2, 3, 12, 16, 2, 1)])
+def test_zeros_beside_few_channels_change_nothing(case):
+    """In whole numbers, to the bit, as above."""
+    batch, side, inputs, outputs, window, stride = case
+    rng = np.random.default_rng(0)
+    shapes = (batch, side, side, inputs), (window, window, inputs, outputs)
+    x, kernel = (rng.integers(-8, 9, shape).astype(np.float32) for shape in shapes)
+
+    def both(conv):
+        outputs, pull = jax.vjp(lambda *arrays: conv(*arrays, stride, ((1, 0), (0, 1))), x, kernel)
+        cotangent = np.random.default_rng(1).integers(-8, 9, outputs.shape).astype(np.float32)
+        return outputs, *pull(cotangent)
+
+    for ours, expected in zip(both(convolve), both(plain), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
 def test_convolution_gradients_hold_under_vmap_and_inside_scan():
     x, kernel = random(3, 2, 6, 6, 4), random(3, 3, 4, 3, seed=1)
     sides = ((1, 1), (1, 1))
