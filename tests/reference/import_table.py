@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 from mechdiff.core.errors import MechdiffError
 from mechdiff.models import conditions, pretrained
 from mechdiff.models.pretrained import Stated, builders, configs
+from mechdiff.models.pretrained.lucidrains_levels import betas_of
 
 from .make_pretrained_reference import draw
 
@@ -70,6 +71,11 @@ def grouped(state: dict) -> dict:
 
 def without(*names: str) -> Callable[[dict], dict]:
     return lambda state: {k: v for k, v in state.items() if k not in names}
+
+
+def with_betas(state: dict) -> dict:
+    betas = betas_of(LEVELS["beta_schedule"], LEVELS["timesteps"])
+    return state | {"betas": betas.astype(np.float32)}
 
 
 def file(name: str, text: str | None = None, weights: str = "") -> Callable[[Path, dict, dict], Path]:
@@ -290,7 +296,9 @@ ROWS = [
     Row(L, "a release before 1.9", LEVELS, edit=grouped),
     Row(L, "images not normalized", LEVELS | {"auto_normalize": False}),
     Row(L, "options of another program", {"dim_mults": [1], "groups": 8}),
-    Row(LA, "self-conditioned, learned variances, learned frequencies of time", LEVELS),
+    Row(LA, "self-conditioned, learned variances, learned frequencies of time", LEVELS, edit=with_betas),
+    Row(LA, "the same without betas, as continuous noise levels leave it", LEVELS),
+    Row(L, "one of its biases missing", LEVELS, edit=without("ups.1.3.bias")),
     Row(LA, "the side not divisible", LEVELS | {"image_size": 6}),
     Row("edm_adm", "DhariwalUNet with classes", OF_EDM),
     Row("edm_ddpmpp", "SongUNet (DDPM++), augmentations", OF_EDM),

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from mechdiff.core.errors import ConfigError, DataError, shorten
+from mechdiff.models.pretrained.adm_options import IGNORED
 from mechdiff.storage import files
 
 NAMES = ("config.json", "config.yaml", "config.yml", "flags.txt")
@@ -30,13 +31,26 @@ def config_file(folder: Path) -> Path:
     for name in NAMES:
         if (folder / name).is_file():
             return folder / name
-    others = sorted(path for path in folder.glob("*") if path.is_file() and _may_describe(path.name))
+    others = _others(folder)
     if len(others) > 1:
         names = ", ".join(path.name for path in others[:4])
         raise ConfigError(
             f"{folder} has several configs ({names}); call the network's {' or '.join(NAMES[:2])}"
         )
     return others[0] if others else folder / NAMES[0]
+
+
+def unread(described_by: Path) -> list[str]:
+    """Names of the files beside a network's config that may describe it too."""
+    folder = described_by.parent
+    usual = [folder / name for name in NAMES if (folder / name).is_file()]
+    return [path.name for path in (*usual, *_others(folder)) if path.name != described_by.name]
+
+
+def _others(folder: Path) -> list[Path]:
+    """Files that may be configs under other names than the usual ones."""
+    files_there = (path for path in sorted(folder.glob("*")) if path.is_file() and path.name not in NAMES)
+    return [path for path in files_there if _may_describe(path.name)]
 
 
 def _may_describe(name: str) -> bool:
@@ -79,14 +93,15 @@ def option_names(config: Mapping[str, Any]) -> set[str]:
 
 
 def flags_of(text: str, where: str = "flags") -> dict[str, str]:
-    """The flags of a command line, `--name value` or `--name=value`, as text; the last of a name counts.
+    """The flags of a command line, `--name value` or `--name=value`, as text.
 
-    Variables of a shell (`MODEL_FLAGS="--image_size 64"`, `$MODEL_FLAGS`), comments and line ends are
-    understood; other words are passed over.
+    Variables and arrays of a shell (`MODEL_FLAGS="--image_size 64"`, `$MODEL_FLAGS`), comments and line ends
+    are understood; other words are passed over.
 
     Raises:
       DataError: quotes that don't close.
-      ConfigError: a flag without a value, or no flag at all.
+      ConfigError: a flag without a value, one that two commands set differently (unless it has no bearing),
+        a word that holds a flag but is none, or no flag at all.
 
     Example:
       >>> flags_of('MODEL_FLAGS="--num_channels 64 --learn_sigma=True"')
@@ -96,10 +111,12 @@ def flags_of(text: str, where: str = "flags") -> dict[str, str]:
         words = shlex.split(text.replace("\\\n", " "), comments=True)
     except ValueError as error:
         raise DataError(f"{where}: not a command line ({error})") from None
-    words = [part for word in words for part in _unquoted(word)]
+    words = _unbracketed([part for word in words for part in _unquoted(word)])
     flags: dict[str, str] = {}
     for i, word in enumerate(words):
         match = re.fullmatch(r"--?([A-Za-z][\w-]*)(?:=(.*))?", word, re.DOTALL)
+        if not match and re.search(r"(?<![\w-])--[A-Za-z]", word):
+            raise ConfigError(f"{where}: {shorten(word)} holds a flag, but is none; write --name value")
         if not match:
             continue
         name, value = match[1].replace("-", "_"), match[2]
@@ -107,6 +124,11 @@ def flags_of(text: str, where: str = "flags") -> dict[str, str]:
             value = words[i + 1] if i + 1 < len(words) else None
             if value is None or re.match(r"--?[A-Za-z]", value):
                 raise ConfigError(f"{where}: --{shorten(name)[1:-1]} has no value; write --name value")
+        if flags.get(name, value) != value and not any(re.fullmatch(other, name) for other in IGNORED):
+            raise ConfigError(
+                f"{where} sets --{name} twice, to {shorten(flags[name])} and {shorten(value)}; keep the "
+                "command by which the network was trained"
+            )
         flags[name] = value
     if not flags:
         raise ConfigError(f"{where}: no flags; paste the command line, --name value ...")
@@ -115,8 +137,20 @@ def flags_of(text: str, where: str = "flags") -> dict[str, str]:
 
 def _unquoted(word: str) -> list[str]:
     """The words in an assignment to a shell variable; any other word unchanged."""
-    assigned = re.fullmatch(r"[A-Za-z_]\w*=(.*)", word, re.DOTALL)
+    assigned = re.fullmatch(r"[A-Za-z_]\w*\+?=(.*)", word, re.DOTALL)
     return shlex.split(assigned[1]) if assigned else [word]
+
+
+def _unbracketed(words: list[str]) -> list[str]:
+    """The words without the brackets of arrays and subshells; those around numbers stay."""
+    plain, opened = [], False
+    for word in words:
+        if re.match(r"\([-A-Za-z]", word):
+            word, opened = word[1:], True
+        if opened and word.count(")") > word.count("("):
+            word, opened = word.removesuffix(")"), False
+        plain.append(word)
+    return plain
 
 
 def _json(path: Path) -> Any:

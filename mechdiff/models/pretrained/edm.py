@@ -19,10 +19,10 @@ from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.pretrained import states, tensors
 from mechdiff.models.pretrained.edm_network import Network
-from mechdiff.models.pretrained.fit import check_fit
+from mechdiff.models.pretrained.fit import check_fit, misfit
 from mechdiff.models.pretrained.folders import Place
 from mechdiff.models.pretrained.imported import ImportedFunction, Stated
-from mechdiff.models.pretrained.options import Option, anything, integer, number, read_options
+from mechdiff.models.pretrained.options import Option, anything, integer, number, optional, read_options
 from mechdiff.models.pretrained.schedulers import from_betas
 from mechdiff.models.traced import TracedDenoiser, wrap
 
@@ -36,8 +36,12 @@ TABLE = {
     "steps": Option(1000, integer(2, MOST_STEPS)),
     "precond": Option(None, anything(), (None, "edm", "EDMPrecond")),
     "img_resolution": Option(None, integer()),
+    "img_channels": Option(None, integer()),
+    "label_dim": Option(None, optional(integer(0))),
 }
-IGNORED = ("img_channels", "label_dim", "model_type", "use_fp16", "augment_dim", "dropout", "label_dropout")
+TOLD = {"img_resolution": "image_size", "img_channels": "channels", "label_dim": "classes"}  # by tensors too
+UNBIASED = r"^map_label\.weight$"
+IGNORED = ("model_type", "use_fp16", "augment_dim", "dropout", "label_dropout")
 IGNORED += ("model_channels", "channel_mult.*", "num_blocks", "attn_resolutions")  # the tensors tell these
 IGNORED += ("embedding_type", "encoder_type", "decoder_type", "resample_filter")
 TELLING = ("sigma_data", "img_resolution")
@@ -63,11 +67,12 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     state, wrapping = states.unwrapped(state, "map_layer0.weight", stated.weights, path)
     state = _without_filters(state, path)
     dropped = state.pop("map_augment.weight", None)
-    options = _options(state, path) | {"sigma_data": get["sigma_data"]}
-    if get["img_resolution"] not in (None, options["image_size"]):
-        side = get["img_resolution"]
-        raise ConfigError(f"{WHAT} option img_resolution={side}, tensors say {options['image_size']}")
-    check_fit(_network(options), state, _example(options), path, WHAT)
+    with misfit(path, WHAT):
+        options = _options(state, path) | {"sigma_data": get["sigma_data"]}
+    for name, ours in TOLD.items():
+        if get[name] not in (None, options[ours]):
+            raise ConfigError(f"{WHAT} option {name}={get[name]}, tensors say {options[ours]}")
+    check_fit(_network(options), state, _example(options), path, WHAT, UNBIASED)
     notes = [*place.notes, *notes, *wrapping]
     if dropped is not None:
         notes.append("its input of augmentations is dropped: examined on images that are not augmented")

@@ -1,6 +1,8 @@
 """Whether a foreign function and a file's tensors fit each other."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,32 @@ class _Tensors(dict):
         return super().__getitem__(name)
 
 
-def check_fit(network: Callable, state: State, example: tuple, path: Path, what: str) -> None:
+@contextlib.contextmanager
+def misfit(path: Path, what: str) -> Iterator[None]:
+    """Turns the errors of reading a network off tensors that are not its own into one line.
+
+    Args:
+      what: whose network, for messages.
+    Raises:
+      CheckpointError: a tensor is absent, or has a shape that can't be.
+    """
+    try:
+        yield
+    except KeyError as error:
+        raise CheckpointError(f"{path} does not fit {what}: 1 missing: {error.args[0]}") from None
+    except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise CheckpointError(f"{path}: shapes of its tensors don't fit one another ({reason})") from None
+
+
+def check_fit(
+    network: Callable, state: State, example: tuple, path: Path, what: str, unbiased: str = "$^"
+) -> None:
     """Checks that `network(tensors, *example)` finds and uses every tensor, and that their shapes fit.
 
     Args:
       what: whose network, for messages.
+      unbiased: a pattern of the names of weights that have no bias; all others must have one.
     Raises:
       CheckpointError: in one line.
     """
@@ -39,15 +62,15 @@ def check_fit(network: Callable, state: State, example: tuple, path: Path, what:
             raise CheckpointError(f"{path} does not fit {what}: unused: {', '.join(unused[:4])}")
         return output
 
+    for weight, value in state.items():
+        bias = f"{weight.removesuffix('.weight')}.bias"
+        if not weight.endswith(".weight") or re.search(unbiased, weight):
+            continue
+        if bias not in state:
+            raise CheckpointError(f"{path} does not fit {what}: 1 missing: {bias}")
+        if state[bias].shape != value.shape[:1]:
+            shape = state[bias].shape
+            raise CheckpointError(f"{path} does not fit {what}: {bias} has the wrong shape, {shape}")
     shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in state.items()}
-    for name, value in state.items():
-        weight = f"{name.removesuffix('.bias')}.weight"
-        if name.endswith(".bias") and weight in state and value.shape != state[weight].shape[:1]:
-            raise CheckpointError(f"{path} does not fit {what}: {name} has the wrong shape, {value.shape}")
-    try:
+    with misfit(path, what):
         jax.eval_shape(run, shapes, *example)
-    except KeyError as error:
-        raise CheckpointError(f"{path} does not fit {what}: 1 missing: {error.args[0]}") from None
-    except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise CheckpointError(f"{path}: shapes of its tensors don't fit one another ({reason})") from None

@@ -7,7 +7,7 @@ from typing import Any
 
 from mechdiff.core.errors import ConfigError, DataError
 from mechdiff.models.pretrained.averages import OTHER, kind_of, named
-from mechdiff.models.pretrained.configs import NAMES, config_file, read_config
+from mechdiff.models.pretrained.configs import NAMES, config_file, read_config, unread
 from mechdiff.storage import files
 
 SCHEDULER = "scheduler_config.json"
@@ -56,6 +56,10 @@ def locate(folder: Path, weights: str | None = None) -> Place:
         raise DataError(_undescribed(described_by))
     config = read_config(described_by)
     scheduler, more = _scheduler(home, bases)
+    if others := unread(described_by):
+        more += (f"described by {described_by.name}; beside it, not read: {', '.join(others)}",)
+    if others := _undescribed_weights(home):
+        more += (f"weights without a config lie in {_listed(others)}; not read",)
     return Place(home, described_by, config, scheduler, (*notes, *more))
 
 
@@ -102,6 +106,14 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"{name}/" for name in names)
 
 
+def _undescribed_weights(home: Path) -> list[str]:
+    """Names of folders in a network's, or beside it, that by their names hold raw or averaged weights, but
+    no config: a trainer may have left it out."""
+    beside = home.absolute().parent.glob("*") if _may_hold(home.absolute().name) else ()
+    places = [place for place in sorted((*home.glob("*"), *beside)) if named(place.name) and place != home]
+    return [p.name for p in places if any(p.glob("*.safetensors")) and not config_file(p).is_file()]
+
+
 def _undescribed(path: Path) -> str:
     """The line for a folder without a config: which folders below have one, or what to write."""
     folder = path.parent
@@ -114,13 +126,14 @@ def _undescribed(path: Path) -> str:
 
 
 def _parents(home: Path) -> Iterator[Path]:
-    """Folders above that belong to the network: its pipeline, its trainer's checkpoint, and its run."""
-    parent = home.resolve().parent
+    """Folders above that belong to the network: its pipeline, its trainer's checkpoint, and its run. Of a
+    link, those above the link come first."""
     names = {home.absolute().name, home.resolve().name}  # of `.`, and of a link to it
-    if any(name.startswith("unet") or name in _index(parent) for name in names):
-        yield parent
-        if parent.name.startswith("checkpoint"):
-            yield parent.parent
+    for parent in dict.fromkeys([home.absolute().parent, home.resolve().parent]):
+        if any(name.startswith("unet") or name in _index(parent) for name in names):
+            yield parent
+            if parent.name.startswith("checkpoint"):
+                yield parent.parent
 
 
 def _index(folder: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from mechdiff.core.errors import CheckpointError, ConfigError, shorten
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.pretrained import states, tensors
-from mechdiff.models.pretrained.fit import check_fit
+from mechdiff.models.pretrained.fit import check_fit, misfit
 from mechdiff.models.pretrained.folders import Place
 from mechdiff.models.pretrained.imported import ImportedFunction, Stated
 from mechdiff.models.pretrained.lucidrains_levels import (
@@ -75,6 +75,8 @@ PROBE = "init_conv.weight"
 RMS, GROUPS = "downs.0.0.block1.norm.g", "downs.0.0.block1.norm.bias"
 MEMORY = "mid_attn.mem_kv"
 USUAL_GROUPS = 8
+FREQUENCIES = "time_mlp.0.weights"  # random or learned
+UNBIASED = r"\.(to_qkv|to_out)\.weight$"  # of layers; full attention's `to_out` is no sequence
 
 
 def recognizes(config: Mapping[str, Any]) -> bool:
@@ -93,8 +95,10 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     state, wrapping = states.unwrapped(state, PROBE, weights, path)
     buffers, state = _buffers(state)
     _check_release(state, path)
-    options = _options(get, state, path)
-    check_fit(_network(options), state, _example(options), path, WHAT)
+    with misfit(path, WHAT):
+        options = _options(get, state, path)
+    check_fit(_network(options), state, _example(options), path, WHAT, UNBIASED)
+    _check_levels(state, buffers, path)
     diffusion, levels = noise_levels(get, buffers, stated)
     objective_note, prediction = objective(get, buffers, stated)
     notes = [*place.notes, *notes, *wrapping, levels, objective_note]
@@ -102,7 +106,7 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
         notes.append(
             "self-conditioned: examined without an earlier estimate, as in the first step of sampling"
         )
-    usual = {} if "time_mlp.0.weights" in state else {"sinusoidal_pos_emb_theta": 10000.0}
+    usual = {} if FREQUENCIES in state else {"sinusoidal_pos_emb_theta": 10000.0}
     usual |= {"resnet_block_groups": USUAL_GROUPS} if GROUPS in state else {}
     assumed = states.summary({name: value for name, value in usual.items() if name not in get.stated})
     if assumed:
@@ -146,6 +150,16 @@ def _buffers(state: tensors.State) -> tuple[dict[str, np.ndarray], dict[str, np.
         is_buffer = last in BUFFERS and all(map(states.wraps, wrappers))
         (buffers if is_buffer else rest)[last if is_buffer else name] = value
     return buffers, rest
+
+
+def _check_levels(state: tensors.State, buffers: Mapping[str, np.ndarray], path: Path) -> None:
+    """The package's trainers of continuous noise levels ask for random or learned frequencies; the one of
+    numbered timesteps refuses them."""
+    if FREQUENCIES in state and "betas" not in buffers:
+        raise ConfigError(
+            f"{path} has {FREQUENCIES} and no betas: trained on continuous noise levels, it takes a log-SNR "
+            "instead of a timestep, which is not read"
+        )
 
 
 def _check_release(state: tensors.State, path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mechdiff.core.config import DiffusionConfig
-from mechdiff.core.errors import ConfigError, shorten
+from mechdiff.core.errors import CheckpointError, ConfigError, shorten
 from mechdiff.models.pretrained.imported import Stated
 from mechdiff.models.pretrained.options import Options
 from mechdiff.models.pretrained.schedulers import from_betas
@@ -20,6 +20,7 @@ def noise_levels(get: Options, buffers: Mapping, stated: Stated) -> tuple[Diffus
 
     Raises:
       ConfigError: noise levels that are given nowhere, or in two ways that differ.
+      CheckpointError: betas that are no list.
     """
     names = {get["beta_schedule"], stated.noise_schedule} - {None}
     steps = {get["timesteps"], stated.noise_steps} - {None}
@@ -29,6 +30,8 @@ def noise_levels(get: Options, buffers: Mapping, stated: Stated) -> tuple[Diffus
         )
     if "betas" in buffers:
         betas = np.asarray(buffers["betas"], np.float64)
+        if betas.ndim != 1:
+            raise CheckpointError(f"{WHAT}: the file's betas have the shape {betas.shape}, not one axis")
         if steps - {len(betas)}:
             raise ConfigError(f"{WHAT} option timesteps={steps.pop()}, but the file has {len(betas)} betas")
         for name in names:
@@ -87,6 +90,8 @@ def by_loss_weight(buffers: Mapping) -> str | None:
     if not {"loss_weight", "alphas_cumprod"} <= set(buffers):
         return None
     weight, bar = (np.asarray(buffers[name], np.float64) for name in ("loss_weight", "alphas_cumprod"))
+    if weight.shape != bar.shape:
+        return None
     snr = bar / np.maximum(1 - bar, 1e-12)
     expected = {"epsilon": np.ones_like(snr), "sample": snr, "v_prediction": snr / (snr + 1)}
     below = (snr < 1) & (snr > 1e-3)

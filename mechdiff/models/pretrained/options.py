@@ -13,6 +13,7 @@ from typing import Any
 from mechdiff.core.errors import ConfigError, shorten, unknown
 
 TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")  # guided-diffusion's str2bool
+LARGEST = 2**31 - 1  # whole number that any size or count can be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,11 +202,13 @@ def anything() -> Type:
 def _whole(value: Any, text: bool) -> int:
     if isinstance(value, bool):
         raise ValueError
-    if isinstance(value, float) and value.is_integer():  # JSON does not tell 4 and 4.0 apart
-        return int(value)
-    if isinstance(value, int) or (text and isinstance(value, str)):
-        return int(value)
-    raise ValueError
+    exact = isinstance(value, float) and value.is_integer()  # JSON does not tell 4 and 4.0 apart
+    if not exact and not isinstance(value, int) and not (text and isinstance(value, str)):
+        raise ValueError
+    number = int(value)
+    if abs(number) > LARGEST:
+        raise ValueError
+    return number
 
 
 def _real(value: Any, text: bool) -> float:

@@ -44,6 +44,9 @@ DEFAULTS_OF = {  # class -> defaults that differ, of diffusers 0.42
     **{f"{name}Scheduler": LATENT_DEFAULTS | {"beta_schedule": "scaled_linear"} for name in ("LCM", "TCD")},
     "UnCLIPScheduler": {"beta_schedule": "squaredcos_cap_v2"},
 }
+# Classes that clip predicted images unless they are told not to; the others have no such option.
+CLIPPING = ("DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "DDIMInverse", "RePaint", "UnCLIP")
+CLIPPING = tuple(f"{name}Scheduler" for name in CLIPPING)
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 FIXED_VARIANCES = (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
 TABLE = {
@@ -121,8 +124,7 @@ def read(config: Mapping[str, Any], stated: Stated = Stated()) -> Scheduler:
         name: dataclasses.replace(TABLE[name], default=value) for name, value in DEFAULTS_OF[kind].items()
     }
     get = read_options(merged, table, what=WHAT, ignored=SAMPLING)
-    unclipped = kind in ("HeunDiscreteScheduler", "LCMScheduler", "TCDScheduler")
-    clips = get["clip_sample"] if "clip_sample" in get.stated else not unclipped
+    clips = get["clip_sample"] if "clip_sample" in get.stated else kind in CLIPPING
     notes = [_assumptions(assumed)] if assumed else []
     drawn = sorted(
         name for name in get.passed_over if config.get(name) not in (None, False, USUAL_SAMPLING.get(name))

@@ -1,7 +1,7 @@
 """State dicts as trainers leave them: wrapped, doubled by an average, with learned variances."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mechdiff.core.errors import CheckpointError, ConfigError, shorten
@@ -20,7 +20,10 @@ WRAPPERS = (
     "state_dict",
     "params",
 )
-ADAPTERS = re.compile("lora|adapter|optimizer|embed")  # in names of files that hold no whole network
+ADAPTERS = re.compile("lora|adapter|optim|embed")  # in names of files that hold no whole network
+NO_NETWORK = re.compile(f"{ADAPTERS.pattern}|opt|sched|random|rng|args|scaler|sampler|-of-")  # of pickles
+SHARD = re.compile(r"-\d+-of-\d+$")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 COPIED = "online_model"  # the raw network that an average keeps beside itself
 
 
@@ -110,29 +113,49 @@ def weight_file(folder: Path, stem: str, weights: str | None) -> tuple[Path, tup
 
     Raises:
       ConfigError: several files and no statement which; or none of the stated name; one file beside an
-        index of shards, which may hold another network.
+        index of shards, or a variant beside a pickle, which may hold another network.
     """
     main = folder / f"{stem}.safetensors"
     variants = _variants(folder, stem)
     if weights and weights not in OTHER:
         return _stated_file(folder, variants, weights), ()
     sharded = index_of(main).is_file()
-    others = sorted(path for path in folder.glob("*.safetensors") if path != main)
-    others = list(variants.values()) if sharded else others
-    networks = [path for path in others if not ADAPTERS.search(path.stem.lower())]
+    beside = sorted(path for path in folder.glob("*.safetensors") if path != main)
+    others = list(variants.values()) if sharded else beside
+    networks = [path for path in beside if not ADAPTERS.search(path.stem.lower())]
     candidates = [main, *others] if main.is_file() or sharded else list(variants.values()) or networks
     said = [
         path for path in candidates if kind_of(path.stem, [other.stem for other in candidates]) == weights
     ]
     chosen = said if weights and said else candidates
+    pickled = main.with_suffix(".bin")
+    if chosen and chosen[0] != main and not said and pickled.is_file():
+        raise ConfigError(
+            f"{folder} has {pickled.name}, a pickle, which is never opened, and {chosen[0].name}: these may "
+            "be two networks; choose by --weights=NAME"
+        )
     if chosen and (chosen[0] == main or len(chosen) == 1):
-        beside = ", ".join(path.name for path in candidates if path != chosen[0])
-        note = f"read {chosen[0].name}; beside it, not read: {beside} (choose by --weights=NAME)"
-        note = note if beside else f"read {chosen[0].name}, the only weights there"
-        return _whole(chosen[0]), (note,) if beside or chosen[0] != main else ()
+        return _whole(chosen[0]), _beside(chosen[0], main, [*candidates, *networks])
     if chosen:
         raise ConfigError(_several(folder, main, chosen))
     return main, ()  # reported as absent by who loads it
+
+
+def _beside(read: Path, main: Path, networks: Iterable[Path]) -> tuple[str, ...]:
+    """The note on a folder's other files of weights, if there are any; and on a name that is not `main`'s."""
+    others = [path for path in dict.fromkeys(networks) if path != read and not SHARD.search(path.stem)]
+    notes = []
+    if others:
+        names = ", ".join(path.name for path in others)
+        notes.append(f"read {read.name}; beside it, not read: {names} (choose by --weights=NAME)")
+    pickles = [path for path in sorted(read.parent.glob("*")) if path.suffix in PICKLES]
+    pickles = [path for path in pickles if path.stem != read.stem and not NO_NETWORK.search(path.stem)]
+    if pickles:
+        names = ", ".join(path.name for path in pickles[:4])
+        notes.append(f"pickles, which are never opened, may hold other weights than {read.name}: {names}")
+    if not notes and read != main:
+        notes.append(f"read {read.name}, the only weights there")
+    return tuple(notes)
 
 
 def _stated_file(folder: Path, variants: Mapping[str, Path], weights: str) -> Path:
@@ -158,7 +181,7 @@ def _whole(path: Path) -> Path:
 
 
 def _several(folder: Path, main: Path, files: list[Path]) -> str:
-    if all(re.search(r"-\d+-of-\d+$", path.stem) for path in files):
+    if all(SHARD.search(path.stem) for path in files):
         return f"{folder} has {len(files)} shards without {main.name}.index.json; fetch it too"
     names = ", ".join(path.name for path in files[:4])
     return f"{folder} has no {main.name} but {names}; choose by --weights=NAME"

@@ -167,7 +167,8 @@ def to_params(state: State, table: Mapping[str, str], config: UNetConfig, where:
     for ours, theirs in table.items():
         value = inward(state[theirs], len(shapes[ours]), transpose=not ours.endswith(TABLES))
         if value.shape != shapes[ours]:
-            expected = outward(np.empty(shapes[ours], np.bool_), not ours.endswith(TABLES)).shape
+            whole = np.broadcast_to(False, shapes[ours])  # without memory, whatever its size
+            expected = _turned(whole, not ours.endswith(TABLES)).shape
             wrong.append(f"{theirs} {state[theirs].shape}, not {expected}")
         stage, module, leaf = ours.split("/")
         params.setdefault(stage, {}).setdefault(module, {})[leaf] = value
@@ -197,9 +198,11 @@ def inward(value: np.ndarray, rank: int, transpose: bool = True) -> np.ndarray:
 
 def outward(value: np.ndarray, transpose: bool = True) -> np.ndarray:
     """The inverse of `inward`."""
-    if not transpose:
-        return np.ascontiguousarray(value)
-    return np.ascontiguousarray(value.transpose((3, 2, 0, 1) if value.ndim == 4 else None))
+    return np.ascontiguousarray(_turned(value, transpose))
+
+
+def _turned(value: np.ndarray, transpose: bool) -> np.ndarray:
+    return value.transpose((3, 2, 0, 1) if value.ndim == 4 else None) if transpose else value
 
 
 def _listed(what: str, names: list[str]) -> str:

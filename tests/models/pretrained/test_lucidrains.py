@@ -18,7 +18,7 @@ from mechdiff.diffusion.schedules import cosine_schedule, make_schedule
 from mechdiff.interventions.build import ablate
 from mechdiff.models import load, pretrained
 from mechdiff.models.pretrained import Stated, builders
-from mechdiff.models.pretrained.lucidrains_levels import by_loss_weight
+from mechdiff.models.pretrained.lucidrains_levels import betas_of, by_loss_weight
 from mechdiff.storage.exported import export_model
 
 REFERENCE = Path(__file__).parents[2] / "reference" / "foreign.npz"
@@ -37,6 +37,11 @@ def frozen(name: str) -> dict:
         arrays = {key.removeprefix(f"{name}/"): stored[key] for key in stored if key.startswith(f"{name}/")}
     arrays |= {key: np.moveaxis(arrays[key], -3, -1) for key in ("output", "gradient", "hooked")}
     return arrays | {"state": draw(json.loads(str(arrays["shapes"])))}
+
+
+def with_betas(state: dict) -> dict:
+    """As of numbered timesteps, those of `BARE`; without them learned frequencies are of continuous ones."""
+    return state | {"betas": betas_of("cosine", 1000).astype(np.float32)}
 
 
 def trained(arrays: dict) -> dict:
@@ -121,7 +126,7 @@ def test_a_trainers_average_is_read_by_its_buffers_alone(tmp_path):
 
 def test_all_that_a_network_can_have_is_read_off_its_tensors(tmp_path):
     arrays = frozen("lucidrains_all")
-    state = pretrained.read(written(tmp_path, BARE, arrays["state"]))
+    state = pretrained.read(written(tmp_path, BARE, with_betas(arrays["state"])))
     assert state.options["self_condition"] and state.options["levels"] == 3 and not state.assumed
     np.testing.assert_allclose(
         make_schedule(state.diffusion).log_snr, cosine_schedule(1000).log_snr, rtol=1e-5, atol=1e-5
@@ -146,7 +151,7 @@ def test_a_release_before_2_has_group_norms_whose_groups_must_be_stated_where_th
 
 
 def test_only_softmax_attention_has_an_entropy(tmp_path):
-    denoiser = built(pretrained.read(written(tmp_path, BARE, frozen("lucidrains_all")["state"])))
+    denoiser = built(pretrained.read(written(tmp_path, BARE, with_betas(frozen("lucidrains_all")["state"]))))
     captured = jax.jit(denoiser.captured, static_argnames="collection")
     _, patterns = captured(denoiser.identity, X, TIMES, collection="patterns")
     assert set(patterns) == {"down1.attn.pattern", "mid.attn.pattern", "up1.attn.pattern"}
@@ -160,7 +165,7 @@ def test_only_softmax_attention_has_an_entropy(tmp_path):
 
 
 def test_what_is_saved_is_loaded_as_it_was_read(tmp_path):
-    state = pretrained.read(written(tmp_path, BARE, frozen("lucidrains_all")["state"]))
+    state = pretrained.read(written(tmp_path, BARE, with_betas(frozen("lucidrains_all")["state"])))
     about = ExperimentConfig(name="network", unet=builders.shape_of(state), diffusion=state.diffusion)
     saved = to_dict(about) | {load.FUNCTION: {"layout": state.layout, "options": state.options}}
     folder = export_model(tmp_path / "model", state.params, saved, {})
@@ -181,6 +186,10 @@ def test_the_objective_is_told_by_the_weights_of_the_loss(objective):
     assert by_loss_weight({"alphas_cumprod": bar, "loss_weight": 3 * weight}) is None
 
 
+def without(name: str):
+    return lambda state: {other: value for other, value in state.items() if other != name}
+
+
 def renamed(state: dict, old: str, new: str) -> dict:
     return {name.replace(old, new): value for name, value in state.items()}
 
@@ -195,8 +204,14 @@ def renamed(state: dict, old: str, new: str) -> dict:
         (BARE | {"dim_mult": [1]}, dict, "unknown option of lucidrains 'dim_mult'; closest: dim_mults"),
         (BARE, lambda state: renamed(state, "mid_attn.to_qkv", "mid_attn.fn.fn.to_qkv"), "before 1.9"),
         (BARE | {"resnet_block_groups": 4}, dict, "resnet_block_groups=4, but the tensors say RMS norms"),
-        (BARE, lambda state: state | {"more.weight": np.zeros((1, 1), np.float32)}, "unused: more.weight"),
-        (BARE, lambda state: {k: v for k, v in state.items() if k != "mid_attn.mem_kv"}, "missing: mid_attn"),
+        (BARE, lambda state: state | {"more.g": np.zeros((1, 1), np.float32)}, "unused: more.g"),
+        (BARE, without("mid_attn.mem_kv"), "missing: mid_attn"),
+        (BARE, without("ups.1.3.1.bias"), "missing: ups.1.3.1.bias"),
+        (BARE, without("downs.1.3.1.weight"), "missing: downs.1.3.1.weight"),
+        (BARE, lambda state: state | {"time_mlp.3.weight": np.zeros((2, 2), np.float32)}, "don't fit one an"),
+        (BARE, lambda state: state | {"mid_attn.mem_kv": np.zeros(3, np.float32)}, "don't fit one another"),
+        (BARE, lambda state: state | {"betas": np.zeros((2, 5), np.float32)}, "betas have the shape"),
+        (BARE, dict, "trained on continuous noise levels"),
     ],
 )
 def test_what_can_not_be_read_is_refused_in_one_line(config, edit, line, tmp_path):

@@ -142,6 +142,49 @@ def test_a_nearer_scheduler_that_says_otherwise_is_read_and_the_other_named(pipe
     assert any("says otherwise and was not read" in note for note in model.notes)
 
 
+def test_of_a_linked_network_the_pipeline_comes_before_the_folder_it_is_kept_in(pipeline):
+    run = pipeline / "run"
+    run.mkdir()
+    (pipeline / "unet").rename(run / "unet-export")
+    (pipeline / "unet").symlink_to(run / "unet-export")
+    (run / "scheduler_config.json").write_text('{"beta_schedule": "linear"}')
+    model = pretrained.read(pipeline)
+    assert model.diffusion == DIFFUSION
+    assert any(f"{run / 'scheduler_config.json'} says otherwise" in note for note in model.notes)
+
+
+@pytest.mark.parametrize(
+    ("place", "note"),
+    [
+        ("unet/ema/{}", "weights without a config lie in ema/; not read"),
+        ("unet_ema/{}", "weights without a config lie in unet_ema/; not read"),
+        ("unet/ema_model.safetensors", "beside it, not read: ema_model.safetensors"),
+        ("unet/ema.pt", "pickles, which are never opened, may hold other weights than {}: ema.pt"),
+        ("unet/flags.txt", "described by config.json; beside it, not read: flags.txt"),
+    ],
+)
+def test_what_lies_beside_a_network_and_is_not_read_is_named(pipeline, place, note):
+    path = pipeline / place.format(WEIGHTS)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes((pipeline / "unet" / WEIGHTS).read_bytes())
+    assert any(note.format(WEIGHTS) in line for line in pretrained.read(pipeline).notes)
+
+
+def test_a_variant_beside_a_pickle_of_the_usual_name_is_asked_about(pipeline):
+    home = pipeline / "unet"
+    (home / WEIGHTS).rename(home / f"{STEM}.non_ema.safetensors")
+    (home / f"{STEM}.bin").write_bytes(b"PK")
+    with pytest.raises(MechdiffError, match=f"{STEM}.bin, a pickle, .* may be two networks"):
+        pretrained.read(pipeline)
+    assert any("non_ema" in note for note in pretrained.read(pipeline, Stated(weights="raw")).notes)
+
+
+def test_files_of_a_trainer_and_a_pickle_of_the_same_name_are_passed_over(pipeline):
+    for name in ("optimizer.pt", "scheduler.bin", "random_states_0.pkl", f"{STEM}.bin"):
+        (pipeline / "unet" / name).write_bytes(b"PK")
+    assert not any("pickles" in note for note in pretrained.read(pipeline).notes)
+
+
 @pytest.mark.parametrize("name", ["vae", "vqvae", "movq"])
 @pytest.mark.parametrize("place", ["", "unet"])
 def test_networks_in_latents_are_refused(pipeline, name, place):
@@ -194,8 +237,11 @@ def test_statements_fill_what_is_open_and_may_not_contradict(pipeline):
 def test_clipping_is_what_the_scheduler_says():
     assert schedulers.read({"clip_sample": False}).clip == 0
     assert schedulers.read({"clip_sample": True, "clip_sample_range": 2}).clip == 2
-    assert schedulers.read({}).clip == schedulers.read({"_class_name": "PNDMScheduler"}).clip == 1
-    assert schedulers.read({"_class_name": "LCMScheduler"}).clip == 0
+    assert schedulers.read({}).clip == schedulers.read({"_class_name": "DDIMScheduler"}).clip == 1
+    for name in ("PNDM", "LCM", "EulerDiscrete", "DPMSolverMultistep", "UniPCMultistep"):
+        options = {"_class_name": f"{name}Scheduler"}
+        assert schedulers.read(options).clip == 0  # diffusers has no such option there
+        assert schedulers.read(options | {"clip_sample": True}).clip == 1  # made from one that clips
 
 
 def test_every_class_with_betas_has_its_own_defaults():
@@ -253,6 +299,8 @@ def test_sigmoid_betas_against_their_formula():
         ("flags.txt", "python train.py", "no flags; paste the command line"),
         ("flags.txt", "--num_channels 3 --lr", "--lr has no value"),
         ("flags.txt", "--num_channels '3", "not a command line"),
+        ("flags.txt", "train --num_heads 2\ntrain --num_heads 4", "sets --num_heads twice, to '2' and '4'"),
+        ("flags.txt", "M=x(--num_heads 2)", "'x(--num_heads' holds a flag, but is none"),
     ],
 )
 def test_configs_that_cant_be_read_are_one_line(tmp_path, name, text, expected):
@@ -262,6 +310,15 @@ def test_configs_that_cant_be_read_are_one_line(tmp_path, name, text, expected):
         pretrained.read(tmp_path)
     line = str(error.value).replace(str(tmp_path), "")
     assert expected in line and "\n" not in line and len(line) < 400
+
+
+@pytest.mark.parametrize("lines", ["M=({})", "M=( {} )", 'M="{}"', "M+=({})", "(python train.py {})"])
+def test_flags_are_read_out_of_variables_arrays_and_brackets(lines):
+    command = "--num_heads 2 --learn_sigma=True --channel_mult (1,2)"
+    expected = {"num_heads": "2", "learn_sigma": "True", "channel_mult": "(1,2)"}
+    assert configs.flags_of(lines.format(command)) == expected
+    both = lines.format(command) + "\n python sample.py --batch_size 4 --num_heads 2 --batch_size 8"
+    assert configs.flags_of(both) == expected | {"batch_size": "8"}
 
 
 def test_several_configs_are_not_guessed_among(tmp_path):
