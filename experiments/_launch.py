@@ -64,6 +64,7 @@ IMAGES_HELP = "A folder of images, or an .npy or .npz file, to examine on."
 LESS_MEMORY = (
     "lower sweep.image_block or sweep.chunk, let no other process use the card, or take a larger one"
 )
+OF_NETWORKS = ("unet", "train", "diffusion")  # sections of settings that training alone reads
 LONGEST = 1500  # characters of an error's line
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
@@ -96,6 +97,7 @@ def end(code: int) -> int:
 
 def launch(main: Main, argv: list[str]) -> int:
     """As `run`, but returns the exit code. With --debug errors are raised as they are."""
+    output.begin()
     sys.unraisablehook = _unraisable
     signal.signal(signal.SIGTERM, _interrupt)
     logging.set_verbosity(logging.WARNING)
@@ -104,6 +106,7 @@ def launch(main: Main, argv: list[str]) -> int:
             print(_help(sys.modules[main.__module__], argv[0]))
             return 0
         _parse(argv)
+        _check_settings({flag.name for flag in flags_of(sys.modules[main.__module__], argv[0])})
         config = override(presets.preset(FLAGS.preset), FLAGS.set)
         _join(getattr(sys.modules[main.__module__], "joins", False))
         with devices.enough_memory(LESS_MEMORY):
@@ -179,6 +182,9 @@ def _parse(argv: list[str]) -> None:
         if meant is None:
             raise
         raise flags.Error(f"unknown flag --{error.flagname}; did you mean {meant}") from None
+    for name in FLAGS:
+        if FLAGS[name].present and FLAGS[name].value == "":  # of a shell's variable that is not set, say
+            raise flags.Error(f"--{name}= is empty; give a value, or leave it out")
     if extra:
         raise flags.Error(f"unexpected argument {extra[0]!r}; write --flag=value (see --help)")
     _check_images(FLAGS["images"].value if "images" in FLAGS else None)
@@ -187,6 +193,17 @@ def _parse(argv: list[str]) -> None:
         with files.plain_errors(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # compiled programs are code: private
         jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _check_settings(own: set[str]) -> None:
+    """Refuses --set of what a trained network brings with it, in a launcher that examines one.
+
+    Args:
+      own: names of the launcher's flags.
+    """
+    idle = [word for word in FLAGS.set or () if word.partition(".")[0] in OF_NETWORKS]
+    if idle and {"model", "before"} & own:
+        raise flags.Error(f"--set={idle[0]} has no effect on a network that is trained already; leave it out")
 
 
 def _renamed(word: str) -> str:

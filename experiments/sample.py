@@ -43,6 +43,8 @@ def main(config, workdir):
     identity = denoiser.identity
     if ABLATE.value:
         identity = build.ablate(identity, ABLATE.value)
+    if WINDOW.value and not ABLATE.value:
+        raise ConfigError("--window limits what --ablate does; give that too")
     if WINDOW.value:
         try:
             low, high = map(int, WINDOW.value)

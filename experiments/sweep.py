@@ -17,7 +17,9 @@ the others too: the same command goes on.
 
 from absl import flags
 
+from mechdiff.analysis import saved_effects
 from mechdiff.cli import tables
+from mechdiff.core import ranges
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.models.load import name_of
@@ -34,6 +36,7 @@ IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 
 def main(config, workdir):
     use_all_cores()
+    ranges.at_least("sweep.images (-n)", config.sweep.images, 2)
     exchange.check_shared(files.ensure_writable(workdir))
     name = name_of(MODEL.value)
     files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[name]))
@@ -42,8 +45,9 @@ def main(config, workdir):
     examine.examine(name, MODEL.value, choose, config.sweep, config.seed, target)
     swept = labelled.read(target / "sweep.zarr")
     top = {ablation: tables.top_components(swept, ablation) for ablation in config.sweep.ablations}
+    few = saved_effects.few_images(swept.sizes["image"])
     for ablation, rows in top.items():
-        tables.print_top(rows, f"{name}, {ablation} ablation: largest relative loss increases")
+        tables.print_top(rows, f"{name}, {ablation} ablation: largest relative loss increases{few}")
     print(target)
     return {"folder": target, "top": [row for rows in top.values() for row in rows]}
 

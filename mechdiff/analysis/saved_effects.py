@@ -22,6 +22,7 @@ VARIABLES = (
     *(f"pooled_delta_loss{end}" for end in ENDS),
     "delta_loss_n",
 )
+FEW_IMAGES = 8  # below which a table says so
 COLUMNS = ["component", "type", "delta_loss", "low", "high", "p", "n"]
 
 
@@ -74,6 +75,12 @@ def stacked(name: str, dims: tuple[str, ...], intervals: Sequence[Interval]) -> 
         f"{name}{suffix}": (dims, np.stack([getattr(interval, end) for interval in intervals]))
         for suffix, end in ends.items()
     }
+
+
+def few_images(n: int) -> str:
+    """A note that intervals over so few images are too narrow, if they are; else nothing. Of normal numbers
+    bootstrap intervals of 95 % covered 50 % at n = 2, 77 % at 3, 87 % at 4 and 94 % at 8."""
+    return f"; n = {n} images are few, intervals are too narrow" if n < FEW_IMAGES else ""
 
 
 def effect_table(sweep: xr.Dataset, ablation: str) -> pd.DataFrame:

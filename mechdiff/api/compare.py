@@ -16,6 +16,7 @@ from mechdiff.api.images import Given, eval_images
 from mechdiff.api.loading import load
 from mechdiff.api.model import Model
 from mechdiff.api.result import Result, sweep
+from mechdiff.core import ranges
 from mechdiff.core.config import UNetConfig, to_dict
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.interventions.describe import table
@@ -70,7 +71,7 @@ class Comparison:
 
     def top(self, n: int = 10) -> pd.DataFrame:
         """The `n` components whose effect changed most, in either direction."""
-        return self.frame.head(n)
+        return self.frame.head(ranges.whole("n", n, 1, meaning="how many components"))
 
     def plot(self, n: int = 20) -> "Plot":
         """The largest changes with their intervals."""

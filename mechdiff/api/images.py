@@ -8,6 +8,7 @@ from mechdiff.core import ranges
 from mechdiff.core.config import DRAWN, SweepConfig
 from mechdiff.core.types import AnyArray
 from mechdiff.data.arrays import whole_array
+from mechdiff.data.collection import open_collection
 from mechdiff.data.images import DEFAULT
 from mechdiff.models import factories
 from mechdiff.models.load import check_known
@@ -17,6 +18,15 @@ from mechdiff.study.held_out import held_out_images, own_samples, stored_samples
 from mechdiff.study.inputs import TRAINING_IMAGES, accompanying_images, images_from
 
 Given = str | Path | AnyArray | EvalImages | None
+
+
+def how_many(images: Given, default: int) -> int:
+    """How many images there are; `default` of those that are found or drawn."""
+    if isinstance(images, EvalImages):
+        return len(images.scored)
+    if images is None:
+        return default
+    return len(open_collection(images if isinstance(images, str | Path) else whole_array(images)).rows)
 
 
 def eval_images(model: Any, images: Given, n: int, reference: int = 0, *, brief: bool = False) -> EvalImages:

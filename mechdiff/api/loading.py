@@ -52,6 +52,7 @@ def load(source: str | Path | Examinable, *, name: str = "", **stated: Any) -> M
         raise CheckpointError("the name of a model is empty; shipped networks: " + ", ".join(shipped.names()))
     if not isinstance(source, str | Path):
         return _of_denoiser(source, name)
+    source = _expanded(source)
     if factories.is_factory(source):
         made = factories.make(source, name)
         config, record = factories.config_of(made.denoiser), factories.record_of(source, made)
@@ -61,6 +62,14 @@ def load(source: str | Path | Examinable, *, name: str = "", **stated: Any) -> M
     if of_hub:  # whose own name is a digest
         name = name or Path(source).name
     return _of_folder(folder, name, stated)
+
+
+def _expanded(source: str | Path) -> str | Path:
+    """A path of a home, `~/...`, as it is; anything else unchanged."""
+    try:
+        return Path(source).expanduser() if str(source).startswith("~") else source
+    except RuntimeError:  # of nobody's home
+        return source
 
 
 @functools.cache

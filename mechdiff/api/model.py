@@ -12,13 +12,13 @@ import pandas as pd
 import xarray as xr
 
 from mechdiff.api import reading, result, sampling, screening
-from mechdiff.api.images import Given, eval_images
-from mechdiff.api.replacing import Source, replacements_of
+from mechdiff.api.images import Given, eval_images, how_many
+from mechdiff.api.replacing import Source, check_rows, replacements_of
 from mechdiff.api.selection import What, listed
 from mechdiff.api.show import Samples
 from mechdiff.core import devices, ranges
 from mechdiff.core.config import ExperimentConfig, Precision
-from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.errors import ConfigError, shorten, unknown
 from mechdiff.core.types import AnyArray, Images
 from mechdiff.interventions import build
 from mechdiff.interventions.components import Component, component_at, select
@@ -82,7 +82,7 @@ class Model:
           ConfigError: a type that no component has.
         """
         listed = self.denoiser.components()
-        types = dict.fromkeys(component.component_type for component in listed)
+        types = [*dict.fromkeys(component.component_type for component in listed)]
         if type is not None and type not in types:
             raise ConfigError(unknown("component type", type, types))
         rows = [
@@ -114,7 +114,7 @@ class Model:
         return dataclasses.replace(changed, sources=dict(self.sources) | dict.fromkeys(names, source))
 
     def scale(self, what: What, factor: float) -> "Model":
-        """Activations of components multiplied by `factor`.
+        """Activations of components multiplied by `factor`, which takes the place of an earlier one.
 
         Args:
           what: as in `ablate`.
@@ -154,6 +154,8 @@ class Model:
           ConfigError: a name that no component has, or a direction that does not fit it.
         """
         strength = ranges.finite("strength", strength)
+        if not isinstance(component, str):
+            raise ConfigError(f"component={shorten(component)}: expected the name of one")
         return self._set(add_direction(self.intervention, component, direction, strength))
 
     def patch(self, what: What, source: Given) -> "Model":
@@ -166,8 +168,8 @@ class Model:
         Raises:
           ConfigError: a name or pattern that matches nothing, or images that don't fit the network.
         """
-        count = len(source) if isinstance(source, np.ndarray | jax.Array) else REFERENCES
-        images = eval_images(self, source, count)
+        images = eval_images(self, source, how_many(source, REFERENCES))
+        count = len(images.scored)
         chosen = listed(what)
         names = list(select(self.intervention, chosen))
         patched = self._set(build.set_gate(self.intervention, chosen, 0.0))
@@ -229,14 +231,16 @@ class Model:
           ConfigError: images of another shape, timesteps out of range, or several of them where
             replacements come from images.
         """
-        t = np.asarray(t) if isinstance(t, list | tuple) else t
+        t = t if isinstance(t, int | jax.Array) else np.asarray(t)
         x_t, timesteps = check_inputs(self.denoiser, x_t, t)
         acting = self.intervention
         if self.sources:
             if len(set(np.asarray(timesteps).tolist())) != 1:
                 raise ConfigError("replacements from images need one t for all rows; call predict for each t")
             shared, rows = replacements_of(self.denoiser, acting, self.sources, [int(timesteps[0])])
-            values = {site: value[0] for site, value in (shared | rows).items()}
+            check_rows(rows, len(x_t))
+            values = {site: value[0] for site, value in shared.items()}
+            values |= {site: value[0, : len(x_t)] for site, value in rows.items()}
             acting = dataclasses.replace(acting, replacement=dict(acting.replacement) | values)
         return reading.predicted(self.denoiser, acting, jnp.asarray(x_t), jnp.asarray(timesteps), condition)
 

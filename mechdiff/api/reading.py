@@ -56,6 +56,8 @@ def activations(
     Raises:
       ConfigError: a pattern that matches no site, or a timestep outside [0, T).
     """
+    if not isinstance(sites, str):
+        raise ConfigError(f"sites={shorten(sites)}: expected a regular expression")
     shown, key = eval_images(model, images, n), keys.stream(jax.random.key(seed), "scored noise")
     parts = []
     for t in _watched(_timesteps(model.denoiser, timesteps), f"activations of {model.name}"):
@@ -95,7 +97,7 @@ def attention(
             examined.scored,
             t,
             key,
-            np.arange(n),
+            np.arange(len(examined.scored)),
             examined.scored_condition,
             collection=PATTERNS,
         )
@@ -106,7 +108,7 @@ def attention(
         component = model.component(name)
         stacked = np.stack([np.asarray(values[component.site])[:, component.index[0]] for values in captured])
         variables[name] = _variable(stacked, ("query", "key"), f"attention pattern of {name}")
-    labeled = xr.Dataset(variables, coords=_coordinates(model, timesteps, n))
+    labeled = xr.Dataset(variables, coords=_coordinates(model, timesteps, len(examined.scored)))
     return descriptions.described(labeled).assign_attrs(_facts(model, examined, seed))
 
 
@@ -146,7 +148,10 @@ def _acting(model: Any, t: int) -> Examinable:
 
 
 def _matching(what: str, pattern: str, names: list[str]) -> list[str]:
-    chosen = [name for name in names if name == pattern or re.fullmatch(pattern, name)]
+    try:
+        chosen = [name for name in names if name == pattern or re.fullmatch(pattern, name)]
+    except (re.error, TypeError):
+        raise ConfigError(f"{what}s={shorten(pattern)}: expected a name or a regular expression") from None
     if not chosen:
         raise ConfigError(unknown(what, pattern, names))
     return chosen

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from mechdiff.core import keys
+from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PyTree
 from mechdiff.interventions.components import select, site_type
 from mechdiff.interventions.record import Intervention
@@ -68,6 +69,13 @@ def replacements_of(
         group = shared if all(source.mean for _, source in owned) else rows
         group[site] = np.stack(parts[site])
     return shared, rows
+
+
+def check_rows(rows: Mapping[str, np.ndarray], n: int) -> None:
+    """Raises ConfigError if replacements `(timesteps, images, *site)` are of fewer than `n` images."""
+    for site, values in rows.items():
+        if values.shape[1] < n:
+            raise ConfigError(f"{n} images, but {site} is patched from {values.shape[1]}; give as many")
 
 
 def _by_site(intervention: Intervention, sources: Sources) -> dict[str, list[tuple[tuple[int, int], Source]]]:

@@ -2,21 +2,23 @@
 
 import dataclasses
 import functools
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 import pandas as pd
 import xarray as xr
 
 from mechdiff.analysis import effects, variation
-from mechdiff.analysis.saved_effects import effect_table, with_effects
+from mechdiff.analysis.saved_effects import effect_table, few_images, with_effects
 from mechdiff.api.images import Given, eval_images
 from mechdiff.api.places import cache_folder
 from mechdiff.api.selection import listed
 from mechdiff.core import keys, ranges
 from mechdiff.core.config import ABLATIONS, SweepConfig
-from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.errors import ConfigError, shorten, unknown
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.interventions.components import select
@@ -86,6 +88,7 @@ class Result:
         Raises:
           ConfigError: no such column.
         """
+        n = ranges.whole("n", n, 1, meaning="how many components")
         if by == "delta_loss":
             return self.frame.head(n)
         if by not in variation.COLUMNS:
@@ -123,12 +126,17 @@ class Result:
             f"{sizes['image']} images ({shown})"
         )
 
+    @property
+    def _few(self) -> str:
+        """That intervals over so few images are too narrow, where that is so."""
+        return few_images(self.dataset.sizes["image"])
+
     def __repr__(self) -> str:
-        return f"Result({self._about()[:400]})\n{_rounded(self.top(3)).to_string(index=False)}"
+        return f"Result({self._about()[:400]}{self._few})\n{_rounded(self.top(3)).to_string(index=False)}"
 
     def _repr_html_(self) -> str:
         rows = _rounded(self.top(5)).to_html(index=False, border=0)
-        return f"{table('Result', [('of', self._about())])}{rows}<small>{UNITS}</small>"
+        return f"{table('Result', [('of', self._about())])}{rows}<small>{UNITS}{self._few}</small>"
 
 
 def sweep(
@@ -159,7 +167,9 @@ def sweep(
       ConfigError: an unknown ablation or component, or a model under an intervention.
     """
     check_untouched(model, ablation)
-    n, timesteps, seed = _checked(n, timesteps, seed)
+    n, timesteps, seed = _checked(n, timesteps, seed, least=2)
+    if folder is not None and not isinstance(folder, str | Path):
+        raise ConfigError(f"folder={shorten(folder)}: expected a path")
     config = SweepConfig(
         ablations=(ablation,), images=n, timesteps=timesteps, reference_images=_references(ablation, n)
     )
@@ -183,16 +193,17 @@ def sweep(
     )
     # What is cached may have been computed under another name.
     dataset = dataset.assign_attrs(denoiser=model.name, **facts).assign_coords(shown.labels)
-    return Result(descriptions.described(with_effects(dataset) if n > 1 else dataset), ablation)
+    return Result(descriptions.described(with_effects(dataset)), ablation)
 
 
-def _checked(n: Any, timesteps: Any, seed: Any) -> tuple[int, int, int]:
-    """The numbers of images and timesteps, and a seed, as whole numbers; ConfigError for anything else."""
+def _checked(n: Any, timesteps: Any, seed: Any, least: int = 1) -> tuple[int, int, int]:
+    """The numbers of images (at least `least`) and timesteps, and a seed, as whole numbers; ConfigError for
+    anything else."""
     how_many = "how many, evenly spread in log-SNR"
     return (
-        ranges.whole("n", n, 1, meaning="how many images"),
+        ranges.whole("n", n, least, meaning="how many images"),
         ranges.whole("timesteps", timesteps, 1, meaning=how_many),
-        ranges.whole("seed", seed),
+        ranges.seed(seed),
     )
 
 
@@ -223,6 +234,9 @@ def images_and_set(
     """
     n, timesteps, seed = _checked(n, timesteps, seed)
     shown = eval_images(model, images, n, reference, brief=brief)
+    different = len({image.tobytes() for image in np.asarray(shown.scored)})
+    if different < len(shown.scored) and shown.scored_condition is None:
+        logging.warning("%d images, but %d different ones: intervals and p take them for %d", n, different, n)
     examined = timesteps_by_log_snr(model.denoiser.schedule, timesteps)
     key = keys.stream(jax.random.key(seed), "scored noise")
     return shown, shown.scored_set(examined, key)

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from mechdiff.api.replacing import Sources, replacements_of
+from mechdiff.api.replacing import Sources, check_rows, replacements_of
 from mechdiff.core import devices, ranges
 from mechdiff.core.batches import batches
 from mechdiff.core.devices import ALL, IMAGES
-from mechdiff.core.errors import ConfigError, NumericsError
+from mechdiff.core.errors import NumericsError
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.samplers import Sampler, initial_noise, keys_of_steps, one_step
 from mechdiff.diffusion.schedules import ddim_timesteps
@@ -50,14 +50,12 @@ def sample(
     Raises:
       ConfigError: `n` or `steps` below 1, or fewer source images than `n`.
     """
-    n, steps, seed = ranges.whole("n", n, 1), ranges.whole("steps", steps, 1), ranges.whole("seed", seed)
+    n, steps, seed = ranges.whole("n", n, 1), ranges.whole("steps", steps, 1), ranges.seed(seed)
     condition = sample_condition(denoiser, n) if condition is None else condition
     conditions.check(denoiser.network, condition)  # labels are out of range here, or never seen to be
     timesteps = ddim_timesteps(denoiser.schedule.steps, min(steps, denoiser.schedule.steps))[::-1]
     shared, of_images = replacements_of(denoiser, intervention, sources or {}, timesteps)
-    for site, values in of_images.items():
-        if values.shape[1] < n:
-            raise ConfigError(f"{n} images, but {site} is patched from {values.shape[1]}; give as many")
+    check_rows(of_images, n)
     block, clip = min(BLOCK, n), sample_clip(denoiser)
     mesh, key, drawn = devices.over(block), jax.random.key(seed), []
     network = devices.everywhere(mesh, denoiser)

@@ -15,7 +15,7 @@ from mechdiff.api.images import Given
 from mechdiff.api.result import check_untouched, images_and_set
 from mechdiff.circuits import attribution
 from mechdiff.circuits.screen_scores import score_all, score_error
-from mechdiff.core import devices
+from mechdiff.core import devices, ranges
 from mechdiff.core.config import Precision
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.models import conditions
@@ -41,7 +41,7 @@ class Screen:
 
     def top(self, n: int = 10) -> pd.DataFrame:
         """The `n` components with the largest predicted effects, of either sign."""
-        return self.frame.head(n)
+        return self.frame.head(ranges.whole("n", n, 1, meaning="how many components"))
 
     @property
     def _about(self) -> str:
@@ -77,6 +77,7 @@ def screen(
       precision: of products, see `core.devices`; what it changes is measured and stated with the scores.
     """
     check_untouched(model, "zero")
+    probes = ranges.whole("probes", probes, 1, meaning="how many random vectors")
     with progress(1, desc=f"screening {model.name}", unit="pass"):
         return _screen(model, images, _Size(n, timesteps, probes), seed, precision)
 

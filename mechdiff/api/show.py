@@ -11,14 +11,16 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from mechdiff.core.errors import ConfigError, shorten
+from mechdiff.core.errors import ConfigError, DataError, shorten
 from mechdiff.core.types import Images
 from mechdiff.data import to_bytes
+from mechdiff.data.arrays import whole_array
 from mechdiff.storage import files
 
 SIDE = 96  # pixels of an image on the sheet, at least
 GAP = 4
 TEXT = 14  # pixels
+BEYOND = 1.001  # of floats in [-1, 1], by rounding
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,7 +100,9 @@ class Sheet:
         return f"Sheet({len(self.rows)} rows: {'; '.join(self.labels)[:200]})"
 
     def save(self, path: str | Path) -> None:
-        """Writes the sheet as PNG, whole or not at all."""
+        """Writes the sheet as PNG, whole or not at all; ConfigError for a name that ends otherwise."""
+        if Path(path).suffix.lower() not in ("", ".png"):
+            raise ConfigError(f"{path}: images are written as PNG; call it {Path(path).stem}.png")
         files.write_atomic(Path(path), self._repr_png_())
 
 
@@ -106,11 +110,12 @@ def show(*rows: Any, labels: Sequence[str] | None = None) -> Sheet:
     """Images of several models under each other, column i being image i of each.
 
     Args:
-      rows: what `Model.sample` returns, or arrays `(n, height, width, channels)` in [-1, 1].
+      rows: what `Model.sample` returns, or arrays `(n, height, width, channels)`, bytes or in [-1, 1].
       labels: one per row; default: the model and intervention of each.
 
     Raises:
-      ConfigError: no rows, another number of labels than rows, or images of different sizes.
+      ConfigError: no rows, another number of labels than rows, images of different sizes, or numbers outside
+        [-1, 1].
 
     Example:
       >>> show(np.zeros((2, 8, 8, 3), np.float32), labels=["gray"])
@@ -120,7 +125,7 @@ def show(*rows: Any, labels: Sequence[str] | None = None) -> Sheet:
         raise ConfigError("nothing to show; give samples, such as md.show(model.sample(8))")
     if labels is not None and len(labels) != len(rows):
         raise ConfigError(f"{len(labels)} labels for {len(rows)} rows; give one per row")
-    pixels = [to_bytes(_numbers(getattr(row, "images", row))) for row in rows]
+    pixels = [to_bytes(row.images) if isinstance(row, Samples) else _pixels(row) for row in rows]
     for images in pixels:
         if images.ndim != 4 or images.shape[1:] != pixels[0].shape[1:] or images.shape[-1] not in (1, 3):
             raise ConfigError(
@@ -131,10 +136,18 @@ def show(*rows: Any, labels: Sequence[str] | None = None) -> Sheet:
     return Sheet(tuple(pixels), tuple(str(label) for label in labels or default))
 
 
-def _numbers(images: Any) -> np.ndarray:
+def _pixels(images: Any) -> np.ndarray:
+    """Bytes as they are; floats in [-1, 1] as bytes."""
     try:
-        return np.asarray(images, np.float32)
-    except (TypeError, ValueError):
+        array = whole_array(images)
+        values = array if array.dtype == np.uint8 else np.asarray(array, np.float32)
+    except (TypeError, ValueError, DataError):
         raise ConfigError(
             f"{shorten(images)} is not images; show samples, such as md.show(model.sample(8)), or arrays"
         ) from None
+    if values.dtype == np.uint8:
+        return values
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if not -BEYOND <= low <= high <= BEYOND:
+        raise ConfigError(f"images to show hold [{low:g}, {high:g}]; expected bytes, or floats in [-1, 1]")
+    return to_bytes(values)

@@ -185,6 +185,7 @@ def print_completion(shell: str) -> None:
 
 def main() -> None:
     """The console script."""
+    output.begin()
     completion.register()
     try:
         commands.main(prog_name=PROGRAM, standalone_mode=False)
@@ -200,6 +201,11 @@ def main() -> None:
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(output.end(output.CLOSED_PIPE))
+    except OSError as error:
+        if (line := files.explain(error, "stdout")) is None:
+            raise
+        click.echo(f"error: {line}", err=True)
+        sys.exit(output.end(2))
     sys.exit(output.end(0))
 
 

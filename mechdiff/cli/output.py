@@ -148,15 +148,25 @@ def log_line(log_file: str | None, line: str) -> None:
             log.write(line + "\n")
 
 
+def begin() -> None:
+    """Opens the streams that whoever started the process has closed: what is printed is lost."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115, until the process ends
+
+
 def end(code: int) -> int:
-    """Flushes stdout before the process ends; a pipe closed by its reader is not an error."""
+    """Flushes stdout before the process ends; a pipe closed by its reader is not an error, a full disk is."""
     try:
         sys.stdout.flush()
         return code
-    except BrokenPipeError:
+    except OSError as error:
+        broken = isinstance(error, BrokenPipeError)
+        if not broken:
+            print(f"error: {files.explain(error, 'stdout') or error}", file=sys.stderr)
         # Python flushes once more at its end, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLOSED_PIPE
+        return CLOSED_PIPE if broken else 2
 
 
 def _opened(path: Path) -> io.TextIOBase:

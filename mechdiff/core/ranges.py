@@ -49,8 +49,23 @@ def whole(name: str, value: Any, low: int | None = None, *, meaning: str = "") -
     return number
 
 
+def seed(value: Any) -> int:
+    """A seed of random numbers: JAX takes 32 bits of it, so that larger ones would be others again.
+
+    Raises:
+      ConfigError: no whole number, or out of range.
+    """
+    number = whole("seed", value)
+    within("seed", number, 0, 2**32 - 1)
+    return number
+
+
 def finite(name: str, value: Any) -> float:
     """A finite number that a user gave; ConfigError for anything else, such as NaN, None or a word."""
-    if not isinstance(value, numbers.Real) or not math.isfinite(value):
+    try:
+        number = float(value) if isinstance(value, numbers.Real) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
         raise ConfigError(f"{name}={shorten(value)}: expected a finite number")
-    return float(value)
+    return number

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
+from PIL import Image
 
 from mechdiff.core.errors import DataError, shorten
+from mechdiff.data.images import plain_pixels
 
 SUFFIXES = (".npy", ".npz")
 IMAGES = "images"  # name of the images in an .npz that holds several arrays of more than two axes
@@ -21,6 +23,7 @@ LABELS = (
     "arr_1",
 )  # of the classes; the first is taken
 LABELS += ("y_train", "y_test", "train_labels", "test_labels")
+ALMOST_BLACK = -0.1  # resizing of [0, 1] overshoots to this; [-1, 1] without anything darker is hardly images
 DARKEST = 100  # whole numbers up to this alone are hardly bytes: percent, or images of 4 to 6 bits
 
 
@@ -82,14 +85,25 @@ def whole_array(images: Any, where: str = "the array") -> Shaped[np.ndarray, "..
     """Images that a user holds, as one NumPy array.
 
     Raises:
-      DataError: images of several shapes; a masked array, whose mask would be lost.
+      DataError: images of several shapes; a masked array, whose mask would be lost; paths; images of Pillow
+        that can't be read without a guess.
     """
     if np.ma.isMaskedArray(images):
         raise DataError(f"{where} is masked; say what is under the mask, such as images.filled(0)")
+    if isinstance(images, list | tuple) and any(isinstance(image, str | Path) for image in images):
+        raise DataError(f"{where} is a list of paths; give the folder that holds these files alone")
+    if isinstance(images, list | tuple) and any(isinstance(image, Image.Image) for image in images):
+        images = [
+            plain_pixels(image, f"{number} of the list") if isinstance(image, Image.Image) else image
+            for number, image in enumerate(images)
+        ]
     try:
         return np.asarray(images)
     except ValueError:
         raise DataError("images of different shapes can't be one array; give a folder of files") from None
+    except (TypeError, RuntimeError) as error:  # a tensor that needs a gradient, say, or lies elsewhere
+        reason = shorten(" ".join(str(error).split()))[1:-1]
+        raise DataError(f"{where} can't be read as a NumPy array ({reason})") from None
 
 
 def as_images(
@@ -171,7 +185,7 @@ def _scaled(images: np.ndarray, where: str, value_range) -> tuple[np.ndarray, li
         raise DataError(
             f"{where} holds floats in [{low:g}, {high:g}]; expected [-1, 1], or whole numbers in [0, 255]"
         )
-    if images.size and low >= 0:
+    if images.size and (low >= 0 or (low > ALMOST_BLACK and high > 0.5)):
         raise DataError(
             f"{where} holds floats in [{low:g}, {high:g}]: is black 0 or -1? Scale [0, 1] by 2 x - 1, or "
             "give bytes in [0, 255], which leave no doubt"

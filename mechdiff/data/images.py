@@ -6,6 +6,7 @@ grays are rounded to 8 bits. A camera's orientation (EXIF) is applied; color pro
 """
 
 import io
+import re
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -17,11 +18,15 @@ from mechdiff.data.dataset import to_float
 from mechdiff.data.scrambled import scrambled
 
 DEFAULT = Preprocessing()
+GRAY = Preprocessing(channels="gray")
 CELEBA_SIZE = (178, 218)  # width, height of the aligned images
 DDIM_BOX = (25, 57, 153, 185)  # left, top, right, bottom; Crop in ddim's datasets/__init__.py
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 EIGHT_OF_SIXTEEN = ("RGB", "RGBA", "LA")  # colors of 16 bits, of which Pillow keeps the upper 8
 PNG_DEPTH = 24  # which byte of a PNG says how many bits a value has
+BITS_PER_SAMPLE, WHITE_IS_ZERO = 258, 262  # tags of a TIFF; of the second, PhotometricInterpretation, value 0
+BLANK = rb"(?:\s|#[^\n]*\n)+"  # or a comment, in a PPM
+PPM_HEAD = re.compile(rb"P6" + BLANK + rb"\d+" + BLANK + rb"\d+" + BLANK + rb"(\d+)\s")  # its largest value
 TWELVE_BIT = 4095  # the most in 12 bits, as cameras and scanners write them in files of 16
 PLAIN = ("1", "L", "P", "RGB", "YCbCr")  # modes that Pillow makes RGB or gray without a loss of meaning
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -47,14 +52,29 @@ def thumbnail(
     if min(image.size) < size:
         left = f" (of which the crop leaves {image.width}x{image.height})" if image.size != original else ""
         raise DataError(
-            f"image {name} is {original[0]}x{original[1]}{left}, too small for {size}x{size}; use "
-            f"unet.image_size of at most {min(image.size)}, or leave it out of the images"
+            f"image {name} is {original[0]}x{original[1]}{left}, too small for {size}x{size}; "
+            f"leave it out of the images (to train on it: unet.image_size of at most {min(image.size)})"
         )
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling[preprocessing.filter.upper()])
     pixels = np.asarray(image)
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
     return scrambled(pixels) if preprocessing.phases == "random" else pixels
+
+
+def plain_pixels(image: Image.Image, name: str) -> UInt8[np.ndarray, "height width channels"]:
+    """An image that Pillow has opened, upright, as RGB, or as gray if it is gray.
+
+    Raises:
+      DataError: of a kind that can't be read without a guess, see `thumbnail`.
+    """
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        raise DataError(
+            f"image {name} ({image.format}) has {image.n_frames} frames; give the one that is meant"
+        )
+    gray = image.mode in ("1", "L", *SIXTEEN_BIT)
+    pixels = np.asarray(_converted(ImageOps.exif_transpose(image), name, GRAY if gray else DEFAULT))
+    return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def enlarged(
@@ -116,6 +136,7 @@ def _opened(encoded: Encoded, name: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             frames, kind = getattr(image, "n_frames", 1), image.format
+            bits, inverted = _bits(image, encoded), getattr(image, "tag_v2", {}).get(WHITE_IS_ZERO) == 0
             image.load()
             upright = ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
@@ -127,11 +148,24 @@ def _opened(encoded: Encoded, name: str) -> Image.Image:
         raise DataError(
             f"image {name} can't be decoded ({reason}); fetch it again, or leave it out"
         ) from error
-    if kind == "PNG" and image.mode in EIGHT_OF_SIXTEEN and encoded[PNG_DEPTH] == 16:
-        _check_white(name, int(np.asarray(image.convert("RGB")).max()), TWELVE_BIT >> 8)
+    if bits == 16 and image.mode in EIGHT_OF_SIXTEEN:
+        _check_white(name, int(np.asarray(image.convert("RGB")).max()), -(-TWELVE_BIT // 257))
+    if inverted and image.mode in SIXTEEN_BIT:
+        raise DataError(f"image {name} is a TIFF of 16 bits in which 0 is white; save it with 0 for black")
     if frames > 1 and kind != "MPO":  # a camera's MPO holds previews besides the image
         raise DataError(f"image {name} ({kind}) has {frames} frames; save the one that is meant")
     return upright
+
+
+def _bits(image: Image.Image, encoded: bytes) -> int:
+    """Bits of a value in the file, where they may be more than Pillow keeps; else 8."""
+    if image.format == "PNG":
+        return encoded[PNG_DEPTH]
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(BITS_PER_SAMPLE, (8,)))
+    if image.format == "PPM" and (head := PPM_HEAD.match(encoded)):
+        return 16 if int(head[1]) > 255 else 8
+    return 8
 
 
 def _check_white(name: str, brightest: int, most: int) -> None:
@@ -145,12 +179,14 @@ def _check_white(name: str, brightest: int, most: int) -> None:
 
 def _converted(image: Image.Image, name: str, preprocessing: Preprocessing) -> Image.Image:
     """The image in the channels asked for."""
-    if image.mode in TRANSPARENT or "transparency" in image.info:
-        image = _flattened(image.convert("RGBA"), name, preprocessing.background)
-    elif image.mode in SIXTEEN_BIT:
+    if image.mode in SIXTEEN_BIT:
         wide = np.asarray(image, np.uint16).astype(np.uint32)
         _check_white(name, int(wide.max()), TWELVE_BIT)
+        opaque = np.where(wide == image.info.get("transparency", -1), 0, 255).astype(np.uint8)
         image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))  # 65535 / 257 = 255
+        image.putalpha(Image.fromarray(opaque))
+    if image.mode in TRANSPARENT or "transparency" in image.info:
+        image = _flattened(image.convert("RGBA"), name, preprocessing.background)
     elif image.mode not in PLAIN:
         raise DataError(
             f"image {name} is of mode {image.mode}, whose colors Pillow would guess; convert it to 8-bit RGB "

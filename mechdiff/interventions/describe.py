@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import jax
 import numpy as np
 
-from mechdiff.interventions.components import units
+from mechdiff.interventions.components import site_type, units
 from mechdiff.interventions.record import ALWAYS, Intervention
 
 SHOWN = 4  # names in a list; the rest is counted
@@ -69,6 +69,15 @@ def _is_traced(leaves: list) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
 
 
+def _added(site: str, direction: np.ndarray, intervention: Intervention) -> Iterable[tuple[str, float]]:
+    """The components of a site to which a direction is added, and its length in each."""
+    if site_type(site) != "head":
+        return [(site, float(np.linalg.norm(direction)))]
+    parts = units(site, np.shape(intervention.gate[site])[-1]).items()
+    lengths = [(name, float(np.linalg.norm(direction[..., a:b, :]))) for name, (a, b) in parts]
+    return [(name, length) for name, length in lengths if length]
+
+
 def _groups(intervention: Intervention, replaced: Mapping[str, str]) -> dict[str, list[str]]:
     """Action -> names of the components to which it is applied."""
     groups: dict[str, list[str]] = {}
@@ -89,5 +98,6 @@ def _groups(intervention: Intervention, replaced: Mapping[str, str]) -> dict[str
                 if value != 1:
                     groups.setdefault(f"{word} {value:.3g}", []).append(f"{site}{head}")
     for site, direction in intervention.add.items():
-        groups.setdefault("add", []).append(f"{site} (length {np.linalg.norm(np.asarray(direction)):.3g})")
+        for name, length in _added(site, np.asarray(direction), intervention):
+            groups.setdefault("add", []).append(f"{name} (length {length:.3g})")
     return groups

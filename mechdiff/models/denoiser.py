@@ -108,6 +108,8 @@ def check_inputs(denoiser: "Examinable", x_t: Any, t: Any) -> tuple[Any, Any]:
             hint = "; channels come last: use x.transpose(0, 2, 3, 1)"
         takes = ", ".join(map(str, expected))
         raise ConfigError(f"images of shape {shape}, but {denoiser.name} takes (images, {takes}){hint}")
+    if not shape[0]:
+        raise ConfigError(f"no images: an array of shape {shape}")
     return x_t, check_timesteps(t, len(x_t), denoiser.schedule.steps)
 
 

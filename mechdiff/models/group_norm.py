@@ -3,11 +3,11 @@
 E[x^2] - E[x]^2 loses digits where the mean is much larger than the deviation, and so does x - E[x]. So one
 element of each group is taken away first, which changes neither the result nor its gradient.
 
-On a CPU that element and the mean are expanded to channels by a product with a matrix of zeros and ones, which
-is exact: with `jnp.repeat` the expansion ends up in the loop over all pixels, which is then not vectorized
-unless a group has a multiple of 8 channels. Norm and SiLU of 16 maps of 32x32x96 took 1.8 ms that way and 1.0
-ms this way, on one core. All else that is of a group is repeated, which costs nothing there and gives a
-network a tenth fewer kernels to compile. The gradient is written out: with it 4.1 ms and 2.1 ms.
+On a CPU that element and the mean are expanded to channels by a product with a matrix of zeros and ones,
+which is exact: with `jnp.repeat` the expansion ends up in the loop over all pixels, which is then not
+vectorized unless a group has a multiple of 8 channels. Norm and SiLU of 16 maps of 32x32x96 took 1.8 ms that
+way and 1.0 ms this way, on one core. All else that is of a group is repeated, which costs nothing there and
+gives a network a tenth fewer kernels to compile. The gradient is written out: with it 4.1 ms and 2.1 ms.
 """
 
 from typing import NamedTuple

@@ -10,9 +10,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mechdiff.analysis.effects import Effects
+from mechdiff.core.errors import ConfigError
 from mechdiff.report import maps, style
 from mechdiff.report.style import LIGHT, Theme
 from mechdiff.storage import files
+
+KINDS = ("png", "svg", "pdf")
 
 DPI = 144
 
@@ -47,9 +50,12 @@ class Plot:
             return buffer.getvalue()
 
     def save(self, path: str | Path) -> None:
-        """Writes the figure, of the kind that the name ends in (.png, .svg, .pdf)."""
+        """Writes the figure, of the kind that the name ends in (.png, .svg, .pdf), else ConfigError."""
         path = Path(path)
-        files.write_atomic(path, self._bytes(path.suffix.lstrip(".").lower() or "png"))
+        kind = path.suffix.lstrip(".").lower() or "png"
+        if kind not in KINDS:
+            raise ConfigError(f"{path}: figures are written as {', '.join(KINDS)}")
+        files.write_atomic(path, self._bytes(kind))
 
     def __repr__(self) -> str:
         return f"Plot({self.alt})"

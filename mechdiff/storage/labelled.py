@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from mechdiff.core.errors import CheckpointError
+from mechdiff.core.errors import CheckpointError, MechdiffError
 from mechdiff.core.old_names import ATTRIBUTE_NAMES, DATASET_NAMES
 from mechdiff.storage import descriptions, files
 
@@ -143,9 +143,19 @@ def _whole(path: Path) -> Iterator[None]:
         ) from error
 
 
+def _is_zarr(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (".zgroup", ".zmetadata", "zarr.json"))
+
+
 def replace(path: Path, dataset: xr.Dataset) -> None:
-    """Writes a finished result in the place of an earlier one; whole or not at all."""
+    """Writes a finished result in the place of an earlier one; whole or not at all.
+
+    Raises:
+      MechdiffError: something else stands there, which would be lost.
+    """
     files.ensure_writable(path.parent)
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not _is_zarr(path)):
+        raise MechdiffError(f"{path} is there and is no result, so it is not replaced; choose another name")
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     old = path.with_name(f"{aside.name}.old")
     with files.plain_errors(path):

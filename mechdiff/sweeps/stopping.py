@@ -8,6 +8,7 @@ matters only for images that were not sampled can't be distinguished from one th
 """
 
 import dataclasses
+import math
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -30,7 +31,7 @@ class StoppingRule:
       joint: whether `confidence` is that of all intervals together (Bonferroni), or of each.
 
     Raises:
-      ConfigError: a width that is not positive.
+      ConfigError: a width that is not positive and finite.
 
     Example:
       >>> StoppingRule(2.0).of_each(10)
@@ -42,8 +43,10 @@ class StoppingRule:
     joint: bool = True
 
     def __post_init__(self):
-        if self.width <= 0:
-            raise ConfigError(f"width={self.width} must be above 0, in percent of the clean loss")
+        if not 0 < self.width < math.inf:
+            raise ConfigError(
+                f"width={self.width} must be a finite number above 0, in percent of the clean loss"
+            )
 
     def of_each(self, intervals: int) -> float:
         """Confidence of each of `intervals` intervals."""

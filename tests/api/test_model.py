@@ -8,7 +8,8 @@ import pytest
 from reference import user_network
 
 import mechdiff as md
-from mechdiff.api import sampling
+from mechdiff.api import sampling, show
+from mechdiff.api.images import eval_images
 from mechdiff.core import keys
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
@@ -178,3 +179,27 @@ def test_a_users_function_is_examined_on_its_own_images_under_their_classes(tmp_
     with pytest.raises(ConfigError, match="takes a condition"):
         model.sample(2)
     assert model.sample(2, steps=2, condition=labels[:2]).images.shape == (2, *denoiser.image_shape)
+
+
+def test_patches_take_as_many_images_as_there_are(model, images):
+    """Whatever holds them; and image i goes into row i of a prediction, whatever that row is."""
+    site = "mid.block0.res"
+    patched = model.patch(site, images)
+    again = model.patch(site, eval_images(model, images, len(images)))
+    np.testing.assert_array_equal(again.predict(images[:2], 5), patched.predict(images[:2], 5))
+    assert not np.allclose(patched.predict(images[:2], 5), patched.predict(images[1::-1], 5)[::-1], atol=1e-3)
+
+
+def test_patterns_of_prepared_images_are_of_all_of_them(model, images):
+    prepared = eval_images(model, images, 3)
+    assert model.attention(prepared, heads=".*head0", n=2).sizes["image"] == 3
+
+
+def test_a_direction_of_one_head_is_named_with_its_number(model):
+    depth = model.activations(None, n=2, sites="mid.attn0.head")["mid.attn0.head"].shape[-1]
+    assert model.add("mid.attn0.head1", np.ones(depth)).doing.startswith("add: mid.attn0.head1 (length")
+
+
+def test_bytes_are_shown_as_they_are():
+    pixels = np.arange(2 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 8, 8, 3)
+    np.testing.assert_array_equal(show(pixels).rows[0], pixels)

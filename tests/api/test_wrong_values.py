@@ -33,11 +33,28 @@ WRONG = {  # what the message says -> what is called, of a model and images
     "low=0.5": lambda model, images: model.during(0.5, 300),
     "holds no timestep": lambda model, images: model.during(5000, 6000),
     r"the array is masked; .*images.filled\(0\)": lambda model, images: model.sweep(
-        np.ma.masked_less(images, 9), n=1
+        np.ma.masked_less(images, 9), n=2
     ),
     "images of different shapes can't be one array": lambda model, images: model.sweep(
         [images[0], images[1][:4]], n=2
     ),
+    "n=1 is too small; at least 2": lambda model, images: model.sweep(images, n=1),
+    r"seed=4294967296 is out of range": lambda model, images: model.sample(2, seed=2**32),
+    "seed=-1 is out of range": lambda model, images: model.sweep(images, n=2, seed=-1),
+    "folder=5: expected a path": lambda model, images: model.sweep(images, n=2, folder=5),
+    "probes='a': expected how many": lambda model, images: model.screen(images, probes="a"),
+    r"factor=1000\d+.*: expected a finite number": lambda model, images: model.scale(HEAD, 10**400),
+    r"heads='\[': expected a name or a regular": lambda model, images: model.attention(images, heads="["),
+    "heads=None: expected a name or a regular": lambda model, images: model.attention(images, heads=None),
+    "sites=None: expected a regular": lambda model, images: model.activations(images, sites=None),
+    r"unknown component type \['head'\]": lambda model, images: model.components(["head"]),
+    r"component=\['mid'\]: expected the name": lambda model, images: model.add(["mid"], np.ones(4)),
+    "no images: an array of shape": lambda model, images: model.predict(images[:0], 5),
+    "3 images, but mid.block0.res is patched from 2": lambda model, images: model.patch(
+        RES, images[:2]
+    ).predict(images[:3], 5),
+    r"images to show hold \[-2, 2\]": lambda model, images: show(np.clip(3 * images, -2, 2)),
+    "images are written as PNG; call it a.png": lambda model, images: show(images).save("a.jpg"),
     "is not images; show samples": lambda model, images: show(model),
 }
 

@@ -1,5 +1,6 @@
 """Where lines go: stdout, stderr, a log file, nowhere."""
 
+import errno
 import json
 import os
 import subprocess
@@ -85,3 +86,27 @@ def test_a_pipe_that_closes_is_quiet():
     )
     os.close(write)
     assert done.returncode == output.CLOSED_PIPE and done.stderr == b""
+
+
+@pytest.mark.parametrize("where", [">&-", "2>&-"])
+def test_closed_streams_are_opened_to_nowhere(where):
+    """Python has None for them; what asks a stream whether it is a terminal would fail."""
+    program = "import sys; from mechdiff.cli import output; output.begin(); sys.stdout.isatty(), sys.stderr.isatty()"
+    assert subprocess.run(f"{sys.executable} -c '{program}' {where}", shell=True, check=False).returncode == 0
+
+
+def test_a_full_disk_under_stdout_is_an_error_in_one_line(capsys, monkeypatch):
+    class Full:
+        def flush(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def fileno(self):
+            return os.open(os.devnull, os.O_WRONLY)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Full())
+        assert output.end(0) == 2
+    assert (
+        capsys.readouterr().err
+        == "error: stdout: the disk is full; free some space or choose another folder\n"
+    )

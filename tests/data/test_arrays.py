@@ -1,10 +1,13 @@
 """Arrays of images: layouts and ranges told apart, or refused in one line."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from mechdiff.core.errors import DataError
-from mechdiff.data.arrays import as_images, read_array
+from mechdiff.data.arrays import as_images, read_array, whole_array
 
 RNG = np.random.default_rng(1)
 BYTES = RNG.integers(0, 256, (5, 8, 8, 3), np.uint8)
@@ -52,6 +55,7 @@ def test_as_images_scales_a_range_that_is_stated():
     [
         (BYTES / 255, r"floats in \[0, 1\]: is black 0 or -1\?"),
         (BYTES.astype(np.float32), r"floats in \[0, 255\]; expected \[-1, 1\]"),
+        (np.where(FLOATS > -0.09, FLOATS, -0.09), r"floats in \[-0.09, 1\]: is black 0 or -1\?"),
         (2 * FLOATS, r"floats in \[-2, 2\]; expected"),
         (FLOATS / 2, r"floats in \[-0.5, 0.5\]: is white 1 or 0.5\?"),
         (BYTES // 16, r"whole numbers in \[0, 15\]; expected \[0, 255\]"),
@@ -96,3 +100,27 @@ def test_read_array_refuses_what_it_can_not_read(tmp_path):
     }.items():
         with pytest.raises(DataError, match=f"{name} .*{why}|{name}.*{why}"):
             read_array(tmp_path / name)
+
+
+def test_images_of_pillow_are_read_as_files_are():
+    color = Image.fromarray(BYTES[0])
+    palette, turned = color.quantize(8), color.copy()
+    turned.getexif()[0x0112] = 3
+    array = whole_array([color, palette, turned])
+    np.testing.assert_array_equal(array[0], BYTES[0])
+    np.testing.assert_array_equal(array[1], np.asarray(palette.convert("RGB")))
+    np.testing.assert_array_equal(array[2], BYTES[0][::-1, ::-1])
+    assert whole_array([color.convert("L")]).shape == (1, 8, 8, 1)
+    with pytest.raises(DataError, match="image 1 of the list is of mode HSV"):
+        whole_array([color, color.convert("HSV")])
+
+
+def test_what_is_no_array_is_refused_in_one_line():
+    class Tensor:
+        def __array__(self, dtype=None, copy=None):
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad.\nUse tensor.detach()")
+
+    with pytest.raises(DataError, match=r"can't be read as a NumPy array .*requires grad. Use tensor.detach"):
+        whole_array(Tensor())
+    with pytest.raises(DataError, match="is a list of paths; give the folder"):
+        whole_array(["a.png", Path("b.png")])

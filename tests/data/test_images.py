@@ -123,6 +123,67 @@ def test_sixteen_bits_are_rounded_not_clipped(form):
     np.testing.assert_array_equal(pixels, np.round(wide.astype(np.float64) / 257).astype(np.uint8))
 
 
+def test_a_transparent_gray_of_sixteen_bits_is_told_by_its_own_value():
+    """Pillow's own conversion clips at 255: the image becomes white."""
+    wide = RNG.integers(1, 65536, (8, 8), np.uint16)
+    gray = Preprocessing(channels="gray", background="black")
+    unused = thumbnail(with_transparent(png(wide), 0), 8, "x", gray)[..., 0]
+    expected = np.round(wide.astype(np.float64) / 257)
+    np.testing.assert_array_equal(unused, expected)
+    wide[2, 3] = 40_000
+    used = with_transparent(png(wide), 40_000)
+    with pytest.raises(DataError, match="image x has transparent pixels"):
+        thumbnail(used, 8, "x")
+    under = thumbnail(used, 8, "x", gray)[..., 0]
+    np.testing.assert_array_equal(under, np.where(wide == 40_000, 0, np.round(wide / 257)))
+
+
+def with_transparent(encoded: bytes, gray: int) -> bytes:
+    """A PNG of grays with a tRNS chunk behind its header, which Pillow writes in 8 bits only."""
+    content = b"tRNS" + struct.pack(">H", gray)
+    chunk = struct.pack(">I", 2) + content + struct.pack(">I", zlib.crc32(content))
+    return encoded[:33] + chunk + encoded[33:]
+
+
+@pytest.mark.parametrize("comment", ["", "# scanned\n"])
+def test_sixteen_bits_of_other_formats_are_asked_about_too(comment):
+    wide = RNG.integers(0, 65536, (8, 8, 3), np.uint16)
+
+    def ppm(values):
+        return f"P6\n{comment}8 8\n65535\n".encode() + values.astype(">u2").tobytes()
+
+    np.testing.assert_allclose(thumbnail(ppm(wide), 8, "x"), wide / 257, atol=0.51)
+    np.testing.assert_allclose(thumbnail(tiff_of_sixteen_bits(wide), 8, "x"), wide / 257, atol=1)
+    for encode in (ppm, tiff_of_sixteen_bits):
+        with pytest.raises(DataError, match="image x is of 16 bits, but no pixel is above 4095"):
+            thumbnail(encode(wide >> 4), 8, "x")
+
+
+def tiff_of_sixteen_bits(image: np.ndarray, white_is_zero: bool = False) -> bytes:
+    """An uncompressed TIFF of one strip, which Pillow can't write in colors of 16 bits."""
+    height, width, *rest = image.shape
+    channels = rest[0] if rest else 1
+    data = image.astype("<u2").tobytes()
+    kind = 2 if rest else int(not white_is_zero)
+    depth_at = 8 + 2 + 10 * 12 + 4  # behind the directory
+    depth = (258, 3, channels, depth_at if channels > 1 else 16)
+    entries = [(256, 3, 1, width), (257, 3, 1, height), depth, (259, 3, 1, 1), (262, 3, 1, kind)]
+    entries += [(273, 4, 1, depth_at + 6), (277, 3, 1, channels), (278, 3, 1, height)]
+    entries += [(279, 4, 1, len(data)), (284, 3, 1, 1)]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    header = struct.pack("<2sHI", b"II", 42, 8) + directory + struct.pack("<I", 0)
+    return header + struct.pack("<HHH", 16, 16, 16) + data
+
+
+def test_a_tiff_in_which_zero_is_white_is_refused_in_sixteen_bits():
+    wide = RNG.integers(0, 65536, (8, 8), np.uint16)
+    gray = Preprocessing(channels="gray")
+    upright = thumbnail(tiff_of_sixteen_bits(wide), 8, "x", gray)[..., 0]
+    np.testing.assert_array_equal(upright, np.round(wide / 257))
+    with pytest.raises(DataError, match="TIFF of 16 bits in which 0 is white"):
+        thumbnail(tiff_of_sixteen_bits(wide, white_is_zero=True), 8, "x", gray)
+
+
 @pytest.mark.parametrize(
     "image",
     [

@@ -138,6 +138,7 @@ def test_workdir_is_where_the_flag_says(launch, tmp_path):
         (["--images_per_step=16"], "error: Unknown command line flag 'images_per_step'"),
         (["--classes=cats=1"], "error: --classes says what the images of --images=FOLDER are; give that too"),
         (["--image_block=16"], "error: unknown flag --image_block; did you mean --set=sweep.image_block=16"),
+        (["--workdir="], "error: --workdir= is empty; give a value, or leave it out"),
         (["--debug=perhaps"], "error: flag --debug=perhaps: "),
         (["train"], "error: unexpected argument 'train'; write --flag=value"),
     ],
@@ -252,6 +253,14 @@ def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
     finally:
         delattr(_launch.FLAGS, "images")
     assert only_line(capsys).endswith("did you mean --set=sweep.images=16")
+
+
+def test_settings_of_a_network_have_no_place_where_it_is_trained_already():
+    with flagsaver.flagsaver():
+        _launch.FLAGS(["launcher", "--set=sweep.images=4", "--set=train.steps=3"])
+        _launch._check_settings({"images"})
+        with pytest.raises(_launch.flags.Error, match=r"--set=train.steps=3 has no effect on a network"):
+            _launch._check_settings({"model", "images"})
 
 
 EXPERIMENTS = ROOT / "experiments"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from mechdiff.core.errors import CheckpointError
+from mechdiff.core.errors import CheckpointError, MechdiffError
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.storage import labelled
 
@@ -43,6 +43,20 @@ def test_replace_swaps_whole_results_and_leaves_nothing_aside(empty, tmp_path):
     labelled.replace(path, empty.fillna(2.0))
     assert (labelled.read(path).loss == 2).all()
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_nothing_but_a_result_is_replaced(empty, tmp_path, kind):
+    place = tmp_path / "thesis"
+    file = place / "chapter.tex" if kind == "folder" else place
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("years of work")
+    with pytest.raises(MechdiffError, match="thesis is there and is no result, so it is not replaced"):
+        labelled.replace(place, empty)
+    assert file.read_text() == "years of work"
+    file.unlink()
+    labelled.replace(place, empty)  # an empty folder is nobody's
+    assert labelled.read(place).sizes == empty.sizes
 
 
 def test_absent_results_are_one_line(tmp_path):
