@@ -32,6 +32,7 @@ from mechdiff.data.images import Encoded
 
 IMAGES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 IGNORED = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found")
+UNREAD = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng", ".nef", ".cr2", ".arw", ".psd", ".svg")
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 TABLES = (".parquet", ".arrow")
 SPLIT_NAMES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2}
@@ -106,9 +107,12 @@ def list_images(path: str | Path) -> ImageFiles:
     if not names:
         content = f"{sum(other.values())} other files ({_counted(other)})" if other else "empty"
         raise DataError(f"no images in {place} ({content}); {way_out(other)}")
-    notes = (
-        [f"{sum(other.values())} files that are not images passed over ({_counted(other)})"] if other else []
-    )
+    unread = Counter({suffix: count for suffix, count in other.items() if suffix in UNREAD})
+    others = Counter(other) - unread
+    kinds = {"images of formats that are not read": unread, "files that are not images": others}
+    notes = [
+        f"{files.total()} {what} passed over ({_counted(files)})" for what, files in kinds.items() if files
+    ]
     tops = Counter(PurePosixPath(name).parent.parts[:1] for name in names)
     if len(tops) > 1:
         shown = [f"{count} in {''.join(top) or 'none'}" for top, count in tops.most_common(4)]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.errors import ConfigError, shorten, unknown
 from mechdiff.core.types import AnyArray
 from mechdiff.interventions.record import Intervention
 
@@ -117,7 +117,7 @@ def select(identity: Intervention, what: ComponentSelection) -> dict[str, tuple[
         except re.error as error:
             raise ConfigError(f"pattern {what!r} is not a regular expression: {error}") from None
         if not chosen:
-            raise ConfigError(unknown("component", what, known))
+            raise ConfigError(_unknown(what, known))
         return chosen
     chosen = {}
     for item in what:
@@ -126,8 +126,16 @@ def select(identity: Intervention, what: ComponentSelection) -> dict[str, tuple[
         elif item in known:
             chosen[item] = known[item]
         else:
-            raise ConfigError(unknown("component", item, known))
+            raise ConfigError(_unknown(item, known))
     return chosen
+
+
+def _unknown(what: object, known: Iterable[str]) -> str:
+    """The line for what names no component; of a stage or a layer, how all of its components are selected."""
+    known = list(known)
+    if isinstance(what, str) and any(re.match(rf"{re.escape(what)}[.\d]", name) for name in known):
+        return f"{shorten(what)} is no component but has several; {what + '.*'!r} selects all of them"
+    return unknown("component", str(what), known)
 
 
 def has_rows(site: str, replacement: AnyArray) -> bool:

@@ -56,8 +56,12 @@ def ensure_writable(folder: Path | str) -> Path:
     folder = Path(folder)
     with plain_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError as error:
+            error.filename = str(folder)
+            raise
 
 
 def write_atomic(path: Path | str, data: bytes | str) -> None:
@@ -75,9 +79,11 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(path)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 aside.unlink()
+            if isinstance(error, OSError):
+                error.filename = str(path)  # which the user knows
             raise
         sync(path.parent)
 

@@ -23,6 +23,8 @@ WRONG = {  # what the message says -> what is called, of a model and images
     "t of type <U1 and shape": lambda model, images: model.predict(images, "a"),
     r"components \[\]": lambda model, images: model.ablate([]),
     r"components \(\)": lambda model, images: model.sweep(images, n=2, components=()),
+    "'mid' is no component but has several; 'mid.*' selects all": lambda model, images: model.ablate("mid"),
+    "'mid.attn0' is no component but has": lambda model, images: model.ablate(["mid.attn0"]),
     "components 3": lambda model, images: model.ablate(3),
     "factor=nan": lambda model, images: model.scale(HEAD, float("nan")),
     "factor=None": lambda model, images: model.scale(HEAD, None),
