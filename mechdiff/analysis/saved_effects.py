@@ -78,9 +78,9 @@ def stacked(name: str, dims: tuple[str, ...], intervals: Sequence[Interval]) -> 
 
 
 def few_images(n: int) -> str:
-    """A note that intervals over so few images are too narrow, if they are; else nothing. Of normal numbers
-    bootstrap intervals of 95 % covered 50 % at n = 2, 77 % at 3, 87 % at 4 and 94 % at 8."""
-    return f"; n = {n} images are few, intervals are too narrow" if n < FEW_IMAGES else ""
+    """A note that intervals over `n` images or people are too narrow, if they are; else nothing. Of normal
+    numbers bootstrap intervals of 95 % covered 51 % at n = 2, 75 % at 3, 88 % at 4 and 94 % at 8."""
+    return f"; n = {n} is few, intervals are too narrow" if n < FEW_IMAGES else ""
 
 
 def effect_table(sweep: xr.Dataset, ablation: str) -> pd.DataFrame:

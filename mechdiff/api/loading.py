@@ -65,10 +65,10 @@ def load(source: str | Path | Examinable, *, name: str = "", **stated: Any) -> M
 
 
 def _expanded(source: str | Path) -> str | Path:
-    """A path of a home, `~/...`, as it is; anything else unchanged."""
+    """A path with the user's home folder in place of a leading `~`; anything else unchanged."""
     try:
         return Path(source).expanduser() if str(source).startswith("~") else source
-    except RuntimeError:  # of nobody's home
+    except RuntimeError:  # there is no such user
         return source
 
 

@@ -110,7 +110,7 @@ class Model:
         if with_ == "zero":
             return changed._forget(names)
         reference = eval_images(self, images, REFERENCES)
-        source = Source(reference.scored, True, f"mean over {REFERENCES} images")
+        source = Source(reference.scored, True, f"mean over {len(reference.scored)} images")
         return dataclasses.replace(changed, sources=dict(self.sources) | dict.fromkeys(names, source))
 
     def scale(self, what: What, factor: float) -> "Model":
@@ -237,10 +237,9 @@ class Model:
         if self.sources:
             if len(set(np.asarray(timesteps).tolist())) != 1:
                 raise ConfigError("replacements from images need one t for all rows; call predict for each t")
-            shared, rows = replacements_of(self.denoiser, acting, self.sources, [int(timesteps[0])])
+            shared, rows = replacements_of(self.denoiser, acting, self.sources, [int(timesteps[0])], len(x_t))
             check_rows(rows, len(x_t))
-            values = {site: value[0] for site, value in shared.items()}
-            values |= {site: value[0, : len(x_t)] for site, value in rows.items()}
+            values = {site: value[0] for site, value in (shared | rows).items()}
             acting = dataclasses.replace(acting, replacement=dict(acting.replacement) | values)
         return reading.predicted(self.denoiser, acting, jnp.asarray(x_t), jnp.asarray(timesteps), condition)
 

@@ -54,7 +54,7 @@ def activations(
       As of `sweeps.activation_datasets.activations`.
 
     Raises:
-      ConfigError: a pattern that matches no site, or a timestep outside [0, T).
+      ConfigError: a pattern that matches no site, a timestep outside [0, T), or a patched model.
     """
     if not isinstance(sites, str):
         raise ConfigError(f"sites={shorten(sites)}: expected a regular expression")
@@ -140,8 +140,11 @@ def _timesteps(denoiser: Examinable, timesteps: Timesteps) -> list[int]:
 
 def _acting(model: Any, t: int) -> Examinable:
     """A denoiser whose identity is what the model does at `t`."""
-    shared, rows = replacements_of(model.denoiser, model.intervention, model.sources, [t])
-    values = {site: value[0] for site, value in (shared | rows).items()}
+    patched = [name for name, source in model.sources.items() if not source.mean]
+    if patched:
+        raise ConfigError(f"{patched[0]} is patched, image by image; what is inside then is not read")
+    shared, _ = replacements_of(model.denoiser, model.intervention, model.sources, [t], 0)
+    values = {site: value[0] for site, value in shared.items()}
     replacement = dict(model.intervention.replacement) | values
     acting = dataclasses.replace(model.intervention, replacement=replacement)
     return dataclasses.replace(model.denoiser, identity=acting)

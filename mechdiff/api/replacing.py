@@ -43,10 +43,13 @@ Sources = Mapping[str, Source]  # component -> what replaces it
 
 
 def replacements_of(
-    denoiser: Examinable, intervention: Intervention, sources: Sources, timesteps: Iterable[Any]
+    denoiser: Examinable, intervention: Intervention, sources: Sources, timesteps: Iterable[Any], most: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Replacements at each timestep: those that all rows share, site -> `(timesteps, *site)`, and those of
     single rows, site -> `(timesteps, images, *site)`.
+
+    Args:
+      most: rows that are needed; other images of a source are left out, but where it is a mean over them.
 
     Units of a site without a source are replaced by zero. Image i has the noise of `(key, i)` at every
     timestep, with a fixed key.
@@ -61,7 +64,9 @@ def replacements_of(
     distinct = {id(source): source for source in sources.values()}
     with progress(len(timesteps), desc="activations of the replacing images", unit="timestep") as bar:
         for t in timesteps:
-            values = {name: _activations(denoiser, source, t, by_site) for name, source in distinct.items()}
+            values = {
+                name: _activations(denoiser, source, t, by_site, most) for name, source in distinct.items()
+            }
             for site, owned in by_site.items():
                 parts[site].append(_joined(site, owned, values))
             bar.update()
@@ -85,12 +90,13 @@ def _by_site(intervention: Intervention, sources: Sources) -> dict[str, list[tup
     return by_site
 
 
-def _activations(denoiser: Examinable, source: Source, t: int, sites: Iterable[str]) -> PyTree:
+def _activations(denoiser: Examinable, source: Source, t: int, sites: Iterable[str], most: int) -> PyTree:
     """site -> `(images, *site)`, or `(1, *site)` of a mean."""
     key = keys.stream(jax.random.key(0), "replacing images")
     blocks: dict[str, list[np.ndarray]] = {site: [] for site in sites}
-    for start in range(0, len(source.images), BLOCK):
-        indices = np.arange(start, min(start + BLOCK, len(source.images)))
+    count = len(source.images) if source.mean else min(most, len(source.images))
+    for start in range(0, count, BLOCK):
+        indices = np.arange(start, min(start + BLOCK, count))
         captured = activations.activations(denoiser, source.images[indices], t, key, indices)
         for site, parts in blocks.items():
             parts.append(np.asarray(captured[site]))

@@ -23,6 +23,7 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.interventions.components import select
 from mechdiff.interventions.describe import table
+from mechdiff.stats.clusters import units_of
 from mechdiff.storage import descriptions, digests, labelled
 from mechdiff.study.eval_images import EvalImages
 from mechdiff.study.replacement_values import replacement_values
@@ -129,7 +130,7 @@ class Result:
     @property
     def _few(self) -> str:
         """That intervals over so few images are too narrow, where that is so."""
-        return few_images(self.dataset.sizes["image"])
+        return few_images(units_of(self.dataset).count)
 
     def __repr__(self) -> str:
         return f"Result({self._about()[:400]}{self._few})\n{_rounded(self.top(3)).to_string(index=False)}"
@@ -234,9 +235,10 @@ def images_and_set(
     """
     n, timesteps, seed = _checked(n, timesteps, seed)
     shown = eval_images(model, images, n, reference, brief=brief)
-    different = len({image.tobytes() for image in np.asarray(shown.scored)})
-    if different < len(shown.scored) and shown.scored_condition is None:
-        logging.warning("%d images, but %d different ones: intervals and p take them for %d", n, different, n)
+    count, different = len(shown.scored), len({image.tobytes() for image in np.asarray(shown.scored)})
+    if different < count and shown.scored_condition is None:
+        words = "%d images, but only %d are different: intervals and p take them for %d"
+        logging.warning(words, count, different, count)
     examined = timesteps_by_log_snr(model.denoiser.schedule, timesteps)
     key = keys.stream(jax.random.key(seed), "scored noise")
     return shown, shown.scored_set(examined, key)

@@ -54,7 +54,7 @@ def sample(
     condition = sample_condition(denoiser, n) if condition is None else condition
     conditions.check(denoiser.network, condition)  # labels are out of range here, or never seen to be
     timesteps = ddim_timesteps(denoiser.schedule.steps, min(steps, denoiser.schedule.steps))[::-1]
-    shared, of_images = replacements_of(denoiser, intervention, sources or {}, timesteps)
+    shared, of_images = replacements_of(denoiser, intervention, sources or {}, timesteps, n)
     check_rows(of_images, n)
     block, clip = min(BLOCK, n), sample_clip(denoiser)
     mesh, key, drawn = devices.over(block), jax.random.key(seed), []

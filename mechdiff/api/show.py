@@ -20,7 +20,7 @@ from mechdiff.storage import files
 SIDE = 96  # pixels of an image on the sheet, at least
 GAP = 4
 TEXT = 14  # pixels
-BEYOND = 1.001  # of floats in [-1, 1], by rounding
+BEYOND = 1.5  # samples that are not clipped leave [-1, 1] a little, which is cut off
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ class Sheet:
 
     def save(self, path: str | Path) -> None:
         """Writes the sheet as PNG, whole or not at all; ConfigError for a name that ends otherwise."""
-        if Path(path).suffix.lower() not in ("", ".png"):
+        if Path(path).suffix.lower() in Image.registered_extensions().keys() - {".png"}:
             raise ConfigError(f"{path}: images are written as PNG; call it {Path(path).stem}.png")
         files.write_atomic(Path(path), self._repr_png_())
 
@@ -114,8 +114,8 @@ def show(*rows: Any, labels: Sequence[str] | None = None) -> Sheet:
       labels: one per row; default: the model and intervention of each.
 
     Raises:
-      ConfigError: no rows, another number of labels than rows, images of different sizes, or numbers outside
-        [-1, 1].
+      ConfigError: no rows, another number of labels than rows, images of different sizes, or numbers far
+        outside [-1, 1].
 
     Example:
       >>> show(np.zeros((2, 8, 8, 3), np.float32), labels=["gray"])

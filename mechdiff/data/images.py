@@ -72,8 +72,12 @@ def plain_pixels(image: Image.Image, name: str) -> UInt8[np.ndarray, "height wid
         raise DataError(
             f"image {name} ({image.format}) has {image.n_frames} frames; give the one that is meant"
         )
-    gray = image.mode in ("1", "L", *SIXTEEN_BIT)
-    pixels = np.asarray(_converted(ImageOps.exif_transpose(image), name, GRAY if gray else DEFAULT))
+    gray = image.mode in ("1", "L", "LA", "La", *SIXTEEN_BIT)
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except (OSError, ValueError) as error:  # cut off, or closed
+        raise DataError(f"image {name} can't be decoded ({error})") from error
+    pixels = np.asarray(_converted(upright, name, GRAY if gray else DEFAULT))
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
@@ -164,7 +168,7 @@ def _bits(image: Image.Image, encoded: bytes) -> int:
     if image.format == "TIFF":
         return max(image.tag_v2.get(BITS_PER_SAMPLE, (8,)))
     if image.format == "PPM" and (head := PPM_HEAD.match(encoded)):
-        return 16 if int(head[1]) > 255 else 8
+        return 16 if int(head[1]) == 65535 else 8
     return 8
 
 

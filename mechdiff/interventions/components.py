@@ -117,7 +117,7 @@ def select(identity: Intervention, what: ComponentSelection) -> dict[str, tuple[
         except re.error as error:
             raise ConfigError(f"pattern {what!r} is not a regular expression: {error}") from None
         if not chosen:
-            raise ConfigError(_unknown(what, known))
+            raise ConfigError(_unknown(what, known, "{} selects all of them"))
         return chosen
     chosen = {}
     for item in what:
@@ -126,15 +126,16 @@ def select(identity: Intervention, what: ComponentSelection) -> dict[str, tuple[
         elif item in known:
             chosen[item] = known[item]
         else:
-            raise ConfigError(_unknown(item, known))
+            raise ConfigError(_unknown(item, known, "name them, or give {} alone"))
     return chosen
 
 
-def _unknown(what: object, known: Iterable[str]) -> str:
-    """The line for what names no component; of a stage or a layer, how all of its components are selected."""
+def _unknown(what: object, known: Iterable[str], advice: str) -> str:
+    """The line for what names no component; of a stage or a layer, with `advice` on an expression for all of
+    its components."""
     known = list(known)
     if isinstance(what, str) and any(re.match(rf"{re.escape(what)}[.\d]", name) for name in known):
-        return f"{shorten(what)} is no component but has several; {what + '.*'!r} selects all of them"
+        return f"{shorten(what)} is no component but has several; {advice.format(repr(what + '.*'))}"
     return unknown("component", str(what), known)
 
 

@@ -25,7 +25,7 @@ PerChannel = Float[Array, "batch width"]
 
 
 class _Moments(NamedTuple):
-    """Of the group of each channel of each row one of its elements, the mean less that, and
+    """For each channel of each row, of its group: one of its elements, the mean less that element, and
     1 / sqrt(variance + eps)."""
 
     shift: PerChannel

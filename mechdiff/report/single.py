@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from mechdiff.analysis.effects import Effects
@@ -15,7 +16,7 @@ from mechdiff.report import maps, style
 from mechdiff.report.style import LIGHT, Theme
 from mechdiff.storage import files
 
-KINDS = ("png", "svg", "pdf")
+KINDS = tuple(FigureCanvasBase.filetypes)
 
 DPI = 144
 
@@ -50,7 +51,7 @@ class Plot:
             return buffer.getvalue()
 
     def save(self, path: str | Path) -> None:
-        """Writes the figure, of the kind that the name ends in (.png, .svg, .pdf), else ConfigError."""
+        """Writes the figure, of the kind that the name ends in (.png, .svg, .pdf, ...), else ConfigError."""
         path = Path(path)
         kind = path.suffix.lstrip(".").lower() or "png"
         if kind not in KINDS:

@@ -198,7 +198,7 @@ def test_load_takes_functions_and_lists_what_there_is(denoiser, monkeypatch):
 
 def test_few_images_and_equal_ones_are_said(model, images, result, tmp_path, caplog):
     few = model.sweep(images[:1].repeat(4, 0), n=4, timesteps=1, components="mid.*res", folder=tmp_path)
-    assert "n = 4 images are few, intervals are too narrow" in repr(few)
-    assert "4 images, but 1 different ones" in caplog.text
+    assert "n = 4 is few, intervals are too narrow" in repr(few)
+    assert "4 images, but only 1 are different" in caplog.text
     with pytest.raises(ConfigError, match="n=-1 is too small"):
         few.top(-1)

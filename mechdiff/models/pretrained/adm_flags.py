@@ -1,7 +1,6 @@
 """All flags of an ADM network: from its config file, from its tensors, and from the user's statements."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from mechdiff.models.pretrained.adm_options import (
     SUPER_RESOLUTION,
     TABLE,
     WHAT,
+    ignored,
 )
 from mechdiff.models.pretrained.adm_tensors import shapes_say
 from mechdiff.models.pretrained.imported import Stated
@@ -54,14 +54,10 @@ def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in config.items():
         section = value if isinstance(value, Mapping) and name not in TABLE else {name: value}
         for inner, item in section.items():
-            if inner in flat and flat[inner] != item and not _ignored(inner):
+            if inner in flat and flat[inner] != item and not ignored(inner):
                 raise ConfigError(f"{WHAT} option {shorten(inner)} is set twice, differently")
             flat[inner] = item
     return flat
-
-
-def _ignored(name: Any) -> bool:
-    return isinstance(name, str) and any(re.fullmatch(pattern, name) for pattern in IGNORED)
 
 
 def flags(config: Mapping[str, Any], state: tensors.State, stated: Stated) -> Flags:

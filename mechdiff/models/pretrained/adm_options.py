@@ -1,5 +1,8 @@
 """Flags of ADM networks: their types, their defaults, and those without effect here."""
 
+import re
+from typing import Any
+
 from mechdiff.core.config import MOST_STEPS
 from mechdiff.models.pretrained.options import (
     Option,
@@ -59,6 +62,13 @@ IGNORED = (  # of training, sampling, files and classifiers
     *("(.*_)?(path|dir|root|file|name)", "classifier_.*", "data.*", "log_.*", "save_.*", "sample_.*"),
     *("eval_.*", "train_.*", "wandb.*"),
 )
+
+
+def ignored(name: Any) -> bool:
+    """Whether an option has no bearing on the network."""
+    return isinstance(name, str) and any(re.fullmatch(pattern, name) for pattern in IGNORED)
+
+
 DECISIVE = ("diffusion_steps", "noise_schedule", "predict_xstart", "use_new_attention_order", "image_size")
 ASKED = {"noise_schedule": "noise_schedule", "diffusion_steps": "noise_steps"}
 MULTIPLIERS = {  # if channel_mult is empty; 32 is improved-diffusion's, 128 and 512 guided-diffusion's

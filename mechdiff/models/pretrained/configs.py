@@ -11,12 +11,13 @@ from typing import Any
 import yaml
 
 from mechdiff.core.errors import ConfigError, DataError, shorten
-from mechdiff.models.pretrained.adm_options import IGNORED
+from mechdiff.models.pretrained.adm_options import ignored
 from mechdiff.storage import files
 
 NAMES = ("config.json", "config.yaml", "config.yml", "flags.txt")
 OTHERS = (r".*\.ya?ml", r".*\.json", r"(flags|args|options).*\.(txt|sh)")  # if there is just one of them
 NOT_OURS = r"model_index\.json|.*index.*\.json|scheduler.*|preprocessor.*|trainer_state.*|.*stats?\.json|\..*"
+LIKELY = re.compile(r".*(config|options)|flags|args")  # of the others' names, beside a config of a usual name
 LARGEST = 2**24  # bytes
 MERGE = "tag:yaml.org,2002:merge"  # `<<: *defaults`, whose options may be overridden
 PYTHON = "tag:yaml.org,2002:python/"  # of objects that `yaml.dump` was given
@@ -44,7 +45,8 @@ def unread(described_by: Path) -> list[str]:
     """Names of the files beside a network's config that may describe it too."""
     folder = described_by.parent
     usual = [folder / name for name in NAMES if (folder / name).is_file()]
-    return [path.name for path in (*usual, *_others(folder)) if path.name != described_by.name]
+    others = [path for path in _others(folder) if LIKELY.match(path.name.lower())]
+    return [path.name for path in (*usual, *others) if path.name != described_by.name]
 
 
 def _others(folder: Path) -> list[Path]:
@@ -124,7 +126,7 @@ def flags_of(text: str, where: str = "flags") -> dict[str, str]:
             value = words[i + 1] if i + 1 < len(words) else None
             if value is None or re.match(r"--?[A-Za-z]", value):
                 raise ConfigError(f"{where}: --{shorten(name)[1:-1]} has no value; write --name value")
-        if flags.get(name, value) != value and not any(re.fullmatch(other, name) for other in IGNORED):
+        if _plain(flags.get(name, value)) != _plain(value) and name != "dropout" and not ignored(name):
             raise ConfigError(
                 f"{where} sets --{name} twice, to {shorten(flags[name])} and {shorten(value)}; keep the "
                 "command by which the network was trained"
@@ -133,6 +135,11 @@ def flags_of(text: str, where: str = "flags") -> dict[str, str]:
     if not flags:
         raise ConfigError(f"{where}: no flags; paste the command line, --name value ...")
     return flags
+
+
+def _plain(value: str) -> str:
+    """A flag's value without what makes no difference."""
+    return value.lower().rstrip(",")
 
 
 def _unquoted(word: str) -> list[str]:

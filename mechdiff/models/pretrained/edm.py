@@ -40,7 +40,7 @@ TABLE = {
     "label_dim": Option(None, optional(integer(0))),
 }
 TOLD = {"img_resolution": "image_size", "img_channels": "channels", "label_dim": "classes"}  # by tensors too
-UNBIASED = r"^map_label\.weight$"
+UNBIASED = {"DhariwalUNet": r"^map_label\.weight$", "SongUNet": "$^"}
 IGNORED = ("model_type", "use_fp16", "augment_dim", "dropout", "label_dropout")
 IGNORED += ("model_channels", "channel_mult.*", "num_blocks", "attn_resolutions")  # the tensors tell these
 IGNORED += ("embedding_type", "encoder_type", "decoder_type", "resample_filter")
@@ -72,7 +72,7 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     for name, ours in TOLD.items():
         if get[name] not in (None, options[ours]):
             raise ConfigError(f"{WHAT} option {name}={get[name]}, tensors say {options[ours]}")
-    check_fit(_network(options), state, _example(options), path, WHAT, UNBIASED)
+    check_fit(_network(options), state, _example(options), path, WHAT, UNBIASED[options["kind"]])
     notes = [*place.notes, *notes, *wrapping]
     if dropped is not None:
         notes.append("its input of augmentations is dropped: examined on images that are not augmented")

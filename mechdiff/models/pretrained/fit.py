@@ -49,7 +49,7 @@ def check_fit(
 
     Args:
       what: whose network, for messages.
-      unbiased: a pattern of the names of weights that have no bias; all others must have one.
+      unbiased: a pattern of the names of weights that may have no bias; all others must have one.
     Raises:
       CheckpointError: in one line.
     """
@@ -64,11 +64,11 @@ def check_fit(
 
     for weight, value in state.items():
         bias = f"{weight.removesuffix('.weight')}.bias"
-        if not weight.endswith(".weight") or re.search(unbiased, weight):
+        if not weight.endswith(".weight"):
             continue
-        if bias not in state:
+        if bias not in state and not re.search(unbiased, weight):
             raise CheckpointError(f"{path} does not fit {what}: 1 missing: {bias}")
-        if state[bias].shape != value.shape[:1]:
+        if bias in state and state[bias].shape != value.shape[:1]:
             shape = state[bias].shape
             raise CheckpointError(f"{path} does not fit {what}: {bias} has the wrong shape, {shape}")
     shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in state.items()}

@@ -57,7 +57,8 @@ def locate(folder: Path, weights: str | None = None) -> Place:
     config = read_config(described_by)
     scheduler, more = _scheduler(home, bases)
     if others := unread(described_by):
-        more += (f"described by {described_by.name}; beside it, not read: {', '.join(others)}",)
+        shown = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+        more += (f"described by {described_by.name}; beside it, not read: {shown}",)
     if others := _undescribed_weights(home):
         more += (f"weights without a config lie in {_listed(others)}; not read",)
     return Place(home, described_by, config, scheduler, (*notes, *more))
@@ -111,7 +112,7 @@ def _undescribed_weights(home: Path) -> list[str]:
     no config: a trainer may have left it out."""
     beside = home.absolute().parent.glob("*") if _may_hold(home.absolute().name) else ()
     places = [place for place in sorted((*home.glob("*"), *beside)) if named(place.name) and place != home]
-    return [p.name for p in places if any(p.glob("*.safetensors")) and not config_file(p).is_file()]
+    return [p.name for p in places if any(p.glob("*.safetensors")) and not unread(p / SCHEDULER)]
 
 
 def _undescribed(path: Path) -> str:

@@ -76,7 +76,7 @@ RMS, GROUPS = "downs.0.0.block1.norm.g", "downs.0.0.block1.norm.bias"
 MEMORY = "mid_attn.mem_kv"
 USUAL_GROUPS = 8
 FREQUENCIES = "time_mlp.0.weights"  # random or learned
-UNBIASED = r"\.(to_qkv|to_out)\.weight$"  # of layers; full attention's `to_out` is no sequence
+UNBIASED = r"\.(to_qkv|to_out)\.weight$"  # full attention's `to_out` has one in some releases only
 
 
 def recognizes(config: Mapping[str, Any]) -> bool:

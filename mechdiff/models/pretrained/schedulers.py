@@ -44,7 +44,7 @@ DEFAULTS_OF = {  # class -> defaults that differ, of diffusers 0.42
     **{f"{name}Scheduler": LATENT_DEFAULTS | {"beta_schedule": "scaled_linear"} for name in ("LCM", "TCD")},
     "UnCLIPScheduler": {"beta_schedule": "squaredcos_cap_v2"},
 }
-# Classes that clip predicted images unless they are told not to; the others have no such option.
+# Classes that clip predicted images unless they are told not to; the others do so only if they are told to.
 CLIPPING = ("DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "DDIMInverse", "RePaint", "UnCLIP")
 CLIPPING = tuple(f"{name}Scheduler" for name in CLIPPING)
 PREDICTIONS = ("epsilon", "v_prediction", "sample")

@@ -240,7 +240,7 @@ def test_clipping_is_what_the_scheduler_says():
     assert schedulers.read({}).clip == schedulers.read({"_class_name": "DDIMScheduler"}).clip == 1
     for name in ("PNDM", "LCM", "EulerDiscrete", "DPMSolverMultistep", "UniPCMultistep"):
         options = {"_class_name": f"{name}Scheduler"}
-        assert schedulers.read(options).clip == 0  # diffusers has no such option there
+        assert schedulers.read(options).clip == 0
         assert schedulers.read(options | {"clip_sample": True}).clip == 1  # made from one that clips
 
 
