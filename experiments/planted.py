@@ -13,6 +13,7 @@ import time
 from absl import flags
 
 from mechdiff.core.config import to_dict
+from mechdiff.core.errors import ConfigError
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.storage.run_log import progress
@@ -29,6 +30,9 @@ METHODS = flags.DEFINE_list("methods", list(planted.METHODS), "Which methods.")
 def main(config, workdir):
     started, records = time.monotonic(), []
     files.ensure_writable(workdir / "planted")
+    for flag in (SIZES, ONLY, METHODS):
+        if not flag.value:
+            raise ConfigError(f"--{flag.name}= names none; leave it out for all")
     plants = list(itertools.product(SIZES.value, ONLY.value))
     with progress(INSTANCES.value * len(plants), desc="scoring", unit="plant") as bar:
         for instance in range(config.seed, config.seed + INSTANCES.value):

@@ -87,6 +87,14 @@ class UNetConfig:
         within("unet.dropout", self.dropout, 0.0, 0.999)
         within("unet.norm_eps", self.norm_eps, 0.0, 1.0)
         at_least("unet.time_features", self.time_features, 0)
+        within("unet.time_width_factor", self.time_width_factor, 1, LARGEST)
+        half = (self.time_features or self.widths[0]) // 2
+        if half < 1 or half <= self.frequency_shift:
+            raise ConfigError(
+                f"unet.time_features={self.time_features or self.widths[0]} is too narrow for sines and "
+                f"cosines with unet.frequency_shift={self.frequency_shift:g}; more than "
+                f"{max(1, 2 * self.frequency_shift):g}"
+            )
         within("unet.timestep_scale", self.timestep_scale, 1e-9, 1e9)
         at_least("unet.sample_clip", self.sample_clip, 0.0)
         at_least("unet.classes", self.classes, 0)

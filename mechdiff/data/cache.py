@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -70,6 +71,13 @@ class Source:
     digests: Shaped[np.ndarray, " count"] | None = None
 
 
+WAYS_OUT = {  # by the name of a source, where a split is empty
+    "celeba": "join a folder that has some: data.path=FOLDER,OTHER",
+    "folder": "equal images count once, those in training too as training images; add images, raise "
+    "data.held_out, or change data.split_seed",
+}
+
+
 def load_split(
     source: Source,
     *,
@@ -91,10 +99,11 @@ def load_split(
     counts = np.bincount(source.splits, minlength=len(SPLITS))
     if not counts[code]:
         have = ", ".join(f"{name} {count}" for name, count in zip(SPLITS, counts, strict=True))
-        raise DataError(
-            f"no images in the {split!r} split of {source.where} ({have}); join a folder that has some: "
-            "data.path=FOLDER,OTHER"
-        )
+        way_out = WAYS_OUT.get(source.name, "take other images")
+        raise DataError(f"no images in the {split!r} split of {source.where} ({have}); {way_out}")
+    if split == "train" and 0 < limit < counts[code]:
+        used = f"{limit} of {counts[code]} training images are used (data.n_train={limit}; 0: all)"
+        print(f"{source.where}: {used}", file=sys.stderr)
     images = _decoded(source, size, preprocessing, folder)
     start, count = int(counts[:code].sum()), int(min(counts[code], limit or counts[code]))
     rows = _order(source)[start : start + count]

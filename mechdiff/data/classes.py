@@ -34,6 +34,11 @@ def class_labels(dataset: Dataset, names: str, classes: int) -> Int[np.ndarray, 
     """
     keys = [name.strip() for name in names.split(",")]
     for name in keys:
+        if not dataset.labels:
+            raise ConfigError(
+                f"data.classes={names}: images of {dataset.name} have no labels here; put those of each "
+                "class into a sub-folder, and set data.classes=folder"
+            )
         if name not in dataset.labels:
             raise ConfigError(unknown(f"data.classes for {dataset.name}:", name, dataset.labels))
     several = [name for name in keys if dataset.labels[name].dtype != bool]
@@ -48,7 +53,7 @@ def class_labels(dataset: Dataset, names: str, classes: int) -> Int[np.ndarray, 
         if known and len(known) != rest:
             raise ConfigError(
                 f"label {name} has {len(known)} classes ({shorten(', '.join(known))[1:-1]}), but "
-                f"unet.classes={classes} leaves it {rest}"
+                f"unet.classes={classes} leaves it {rest}; set unet.classes={classes // rest * len(known)}"
             )
     result = np.zeros(len(dataset), np.int32)
     for name in keys:

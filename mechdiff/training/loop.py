@@ -8,6 +8,7 @@ steps, and the first writes everything but checkpoints.
 import contextlib
 import dataclasses
 import functools
+import logging
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from jaxtyping import Int, UInt8
 
 from mechdiff.core import devices, processes
 from mechdiff.core.config import ExperimentConfig, to_dict
-from mechdiff.core.errors import NumericsError
+from mechdiff.core.errors import ConfigError, NumericsError
 from mechdiff.core.types import PyTree
 from mechdiff.data import Dataset, class_names
 from mechdiff.diffusion.schedules import make_schedule
@@ -99,13 +100,43 @@ class Trainer:
             self.programs.shapes,
             self.programs.of_state,
         )
-        state, _ = saved.restore(
+        state, metadata = saved.restore(
             placed,
             newest,
             config=to_dict(self.config),
             ignore=("name", "sweep", "study", "train.steps", "train.keep", "train.fsdp"),
         )
+        self._check_going_on(newest, metadata)
         return state, newest
+
+    def _check_going_on(self, step: int, metadata: dict) -> None:
+        """Raises ConfigError if a run can't go on from `step`: on other images, or with fewer steps."""
+        then, now = metadata.get("images", self._images()), self._images()
+        changed = [split for split in now if then[split] != now[split]]
+        if changed:
+            split = changed[0]
+            before, after = (
+                f"{of[split]['count']} of digest {of[split]['digest'][:8]}" for of in (then, now)
+            )
+            raise ConfigError(
+                f"the {split} images of {exchange.address_of(self.workdir)} have changed since step {step} "
+                f"({before} then, {after} now); bring them back, or start in another --workdir"
+            )
+        train = self.config.train
+        if step > train.steps:
+            raise ConfigError(
+                f"{step} steps are done in {exchange.address_of(self.workdir)}, train.steps={train.steps} is "
+                "fewer; raise it, or start in another --workdir"
+            )
+        snapshots = self.workdir / "snapshots"
+        gone = [kept for kept in train.keep if kept <= step and not (snapshots / str(kept)).is_dir()]
+        if gone and processes.is_first():
+            logging.warning("train.keep=%s: step %d is done already, and was not kept", gone, step)
+
+    def _images(self) -> dict[str, dict]:
+        """What the images of both splits are, for checkpoints."""
+        splits = {"train": self.data.train, "test": self.data.test}
+        return {name: {"digest": split.digest, "count": len(split)} for name, split in splits.items()}
 
     def _started(self, step: int) -> None:
         facts = {
@@ -148,7 +179,7 @@ class Trainer:
                     saved.wait()
                     self._export(self.workdir / "snapshots" / str(done), state, log)
                 if self._due(done, train.save_every):
-                    saved.save(done, state, {"config": to_dict(self.config)}, score)
+                    saved.save(done, state, {"config": to_dict(self.config), "images": self._images()}, score)
         return state
 
     def _save_sheet(self, done: int, images: np.ndarray) -> None:

@@ -192,8 +192,26 @@ def test_classes_below_train_alone(top, tmp_path):
         write(tmp_path / top / name, range(10 * place, 10 * place + 10))
     train = load(tmp_path, classes="folder")
     assert train.names["folder"] == ("cats", "dogs")
-    with pytest.raises(ConfigError, match=r"2 classes \(cats, dogs\), but unet.classes=3 leaves it 3"):
+    line = r"2 classes \(cats, dogs\), but unet.classes=3 leaves it 3; set unet.classes=2"
+    with pytest.raises(ConfigError, match=line):
         class_labels(train, "folder", 3)
+
+
+def test_images_without_labels_have_no_classes(drawn):
+    with pytest.raises(ConfigError, match=r"data.classes=labels: images of folder have no labels here"):
+        class_labels(load(drawn), "labels", 3)
+
+
+def test_images_that_are_left_out_by_n_train_are_counted(drawn, capsys):
+    config = DataConfig(name="folder", path=str(drawn), n_train=7, n_test=5)
+    assert len(data.load(config, SIZE, "train", 0, None)) == 7
+    assert "7 of 49 training images are used (data.n_train=7; 0: all)" in capsys.readouterr().err
+
+
+def test_an_empty_split_of_a_folder_says_what_helps(tmp_path):
+    write(tmp_path, range(2))
+    with pytest.raises(DataError, match=r"no images in the 'test' split .*; equal images count once"):
+        load(tmp_path, "test")
 
 
 @pytest.mark.parametrize(

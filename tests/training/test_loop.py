@@ -310,6 +310,20 @@ def test_more_steps_continue_a_finished_run(tiny, trained, tmp_path):
     assert run_log.read_log(tmp_path / "run" / "log.jsonl")[-1]["step"] == 21
 
 
+def test_a_run_goes_on_neither_backwards_nor_on_other_images(tiny, trained, monkeypatch, caplog):
+    with pytest.raises(ConfigError, match=r"20 steps are done in .*, train.steps=10 is fewer; raise it"):
+        loop.train(override(tiny, ["train.steps=10"]), trained[1])
+    read = loop.load_run_data
+
+    def changed(*arguments):
+        data = read(*arguments)
+        return dataclasses.replace(data, train=dataclasses.replace(data.train, digest="0" * 64))
+
+    monkeypatch.setattr(loop, "load_run_data", changed)
+    with pytest.raises(ConfigError, match=r"the train images of .* have changed since step 20 \(64 of dig"):
+        loop.train(override(tiny, ["train.steps=21"]), trained[1])
+
+
 @pytest.mark.usefixtures("unsampled")
 def test_kept_steps_are_exported_and_the_last_one_is_the_model(tiny, trained, tmp_path):
     """`train.keep` may be given late: what it names after the newest checkpoint is kept."""
