@@ -87,7 +87,7 @@ REFUSED = [
     option("unet.widths=1073741824 is out of range", block_out_channels=[2**30], time_embedding_dim=None),
     option("num_class_embeds=1e+30 is not a whole number", num_class_embeds=1e30),
     option("1 missing: class_embedding.weight", num_class_embeds=10**9),
-    option("9 wrong shapes: down_blocks.0.resnets.0.time_emb", time_embedding_dim=2 * 10**9),
+    option("unet.time_width_factor=250000000 is out of range", time_embedding_dim=2 * 10**9),
     option("unet.norm_eps=1e+300 is out of range", norm_eps=1e300),
     option("each the name of a kind of block", down_block_types=[1]),
     scheduler("option num_train_timesteps=1000000000 is not a whole number of at least 2 and at most",
