@@ -27,6 +27,7 @@ PNG_DEPTH = 24  # which byte of a PNG says how many bits a value has
 BITS_PER_SAMPLE, WHITE_IS_ZERO = 258, 262  # tags of a TIFF; of the second, PhotometricInterpretation, value 0
 BLANK = rb"(?:\s|#[^\n]*\n)+"  # or a comment, in a PPM
 PPM_HEAD = re.compile(rb"P6" + BLANK + rb"\d+" + BLANK + rb"\d+" + BLANK + rb"(\d+)\s")  # its largest value
+DARK_OF_EIGHT = 16  # 4095 of 65535 in 8 bits, rounded (15 where the lower bits are cut off)
 TWELVE_BIT = 4095  # the most in 12 bits, as cameras and scanners write them in files of 16
 PLAIN = ("1", "L", "P", "RGB", "YCbCr")  # modes that Pillow makes RGB or gray without a loss of meaning
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -153,7 +154,7 @@ def _opened(encoded: Encoded, name: str) -> Image.Image:
             f"image {name} can't be decoded ({reason}); fetch it again, or leave it out"
         ) from error
     if bits == 16 and image.mode in EIGHT_OF_SIXTEEN:
-        _check_white(name, int(np.asarray(image.convert("RGB")).max()), -(-TWELVE_BIT // 257))
+        _check_white(name, int(np.asarray(image.convert("RGB")).max()), DARK_OF_EIGHT)
     if inverted and image.mode in SIXTEEN_BIT:
         raise DataError(f"image {name} is a TIFF of 16 bits in which 0 is white; save it with 0 for black")
     if frames > 1 and kind != "MPO":  # a camera's MPO holds previews besides the image
