@@ -242,6 +242,7 @@ def _join(joins: bool) -> None:
         raise flags.Error(f"--coordinator={FLAGS.coordinator} needs --processes=N and --process_id=I")
     if FLAGS.coordinator and FLAGS.process_id >= FLAGS.processes:
         raise flags.Error(f"--process_id={FLAGS.process_id} is not below --processes={FLAGS.processes}")
+    output.keep_stdout()
     member = None
     if FLAGS.coordinator:
         member = processes.Membership(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id)

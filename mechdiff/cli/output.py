@@ -155,6 +155,14 @@ def begin() -> None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115, until the process ends
 
 
+def keep_stdout() -> None:
+    """Sends to stderr, until the process ends, what libraries print to stdout past Python (Gloo, which
+    connects processes on CPUs: who is connected), so that there is nothing on stdout but our own."""
+    shown = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    sys.stdout = open(shown, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)  # noqa: SIM115
+
+
 def end(code: int) -> int:
     """Flushes stdout before the process ends; a pipe closed by its reader is not an error, a full disk is."""
     try:

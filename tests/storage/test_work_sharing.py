@@ -44,13 +44,18 @@ def started(launches, devices):
     """A process of its own that does `launches`."""
     command = [sys.executable, "-m", "tests.reference.launching", json.dumps(launches)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
 
 
 def finished(*processes):
+    """What they printed on stdout, each."""
+    printed = []
     for process in processes:
-        _, err = process.communicate(timeout=400)
+        out, err = process.communicate(timeout=400)
         assert process.returncode == 0, err[-2000:]
+        printed.append(out)
+    return printed
 
 
 def table(workdir):
@@ -108,7 +113,9 @@ def test_two_joined_processes_finish_what_another_began(model, alone, tmp_path, 
     before = [path.stat().st_mtime_ns for path in left]
     address = f"localhost:{free_port()}"
     pair = [f"--coordinator={address}", "--processes=2"]
-    finished(*(started([[*sweep, *pair, f"--process_id={i}"]], 2) for i in (0, 1)))
+    pair += ["--json"]
+    printed = finished(*(started([[*sweep, *pair, f"--process_id={i}"]], 2) for i in (0, 1)))
+    assert [json.loads(text)["workdir"] for text in printed] == [str(tmp_path)] * 2
     assert [path.stat().st_mtime_ns for path in left] == before  # what was there was not done again
     same(table(tmp_path), alone)
 
