@@ -28,7 +28,9 @@ from . import _launch
 MODEL = flags.DEFINE_multi_string("model", None, _launch.MODEL_HELP, required=True)
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
-TAU = flags.DEFINE_float("tau", 0.9, "Faithfulness match that a circuit must reach.")
+TAU = flags.DEFINE_float(
+    "tau", 0.9, "Faithfulness match that a circuit must reach.", lower_bound=0.01, upper_bound=0.9999
+)
 EVERY = flags.DEFINE_bool("every_timestep", False, "At every timestep, not only on average over them.")
 RANKING = flags.DEFINE_enum("ranking", "exact", circuits.RANKINGS, "How components are ranked at first.")
 RANDOMS = flags.DEFINE_integer("randoms", 40, "Random circuits to compare with.", lower_bound=20)

@@ -24,16 +24,17 @@ GATES = flags.DEFINE_list("gates", [str(value) for value in scaling.GATE_VALUES]
 
 
 def main(config, workdir):
-    use_all_cores()
-    denoiser, _, images, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
-    names = select(denoiser.identity, COMPONENTS.value)
-    chosen = [component for component in denoiser.components() if component.name in names]
     try:
         gates = [float(value) for value in GATES.value]
     except ValueError as error:
         raise ConfigError(
             f"--gates={','.join(GATES.value)}: {error}; give numbers such as 0,0.5,1,2"
         ) from None
+    gates = scaling.as_gates(gates)
+    use_all_cores()
+    denoiser, _, images, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
+    names = select(denoiser.identity, COMPONENTS.value)
+    chosen = [component for component in denoiser.components() if component.name in names]
     curves = scaling.scaling_curves(denoiser, eval_set, chosen, gates, block=config.sweep.image_block)
     _launch.save(workdir, "scaling", curves, config, models=[denoiser.name], inputs=images.label)
     change = curves["loss"].mean("image") / curves["clean_loss"].mean("image") - 1

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Float32
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PyTree
@@ -21,6 +22,18 @@ from mechdiff.sweeps.execution.provenance import provenance
 from mechdiff.sweeps.in_memory import sweep_in_memory
 
 GATE_VALUES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+
+
+def as_gates(values: Sequence[float]) -> Float32[np.ndarray, " gates"]:
+    """The values of a gate as an array.
+
+    Raises:
+      ConfigError: none, or one that is not finite.
+    """
+    gates = np.asarray(values, np.float32)
+    if gates.size == 0 or not np.isfinite(gates).all():
+        raise ConfigError(f"gates {gates.tolist()}: give one or more finite numbers, such as {GATE_VALUES}")
+    return gates
 
 
 def scaling_curves(
@@ -47,9 +60,7 @@ def scaling_curves(
     Raises:
       ConfigError: no gate values, ones that are not finite, or an ablation without its replacements.
     """
-    values = np.asarray(gate_values, np.float32)
-    if values.size == 0 or not np.isfinite(values).all():
-        raise ConfigError(f"gates {values.tolist()}: give one or more finite numbers, such as {GATE_VALUES}")
+    values = as_gates(gate_values)
     ablated = leave_one_out(denoiser.identity, chosen)[1]
 
     def scaled(gate):

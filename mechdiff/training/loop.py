@@ -128,6 +128,12 @@ class Trainer:
                 f"{step} steps are done in {exchange.address_of(self.workdir)}, train.steps={train.steps} is "
                 "fewer; raise it, or start in another --workdir"
             )
+        before = metadata["config"]["train"]["steps"]
+        if step < train.steps != before and processes.is_first():
+            logging.warning(
+                "train.steps=%d was %d until step %d; the learning rate now decays over all %d",
+                train.steps, before, step, train.steps,
+            )  # fmt: skip
         snapshots = self.workdir / "snapshots"
         gone = [kept for kept in train.keep if kept <= step and not (snapshots / str(kept)).is_dir()]
         if gone and processes.is_first():

@@ -306,3 +306,16 @@ def test_flags_of_the_first_edition_are_read_under_their_names_of_today(name, tm
     flags = (f"--workdir={tmp_path}", "--model=x", f"--{name}=0,0.5")
     assert launching.launch("sweep_scaling", *flags, main=main) == 0
     assert values == ["0", "0.5"]
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "line"),
+    [
+        ("sweep_scaling", "--gates=0,nan", "gates [0.0, nan]: give one or more finite numbers"),
+        ("sweep_scaling", "--gates=0,half", "--gates=0,half: could not convert"),
+        ("circuits", "--tau=1", "flag --tau=1: 1.0 is not a number in the range [0.01, 0.9999]"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_any_model_is_read(name, flag, line, tmp_path, capsys):
+    assert launching.launch(name, f"--workdir={tmp_path}", "--model=absent", flag) == 2
+    assert line in only_line(capsys)

@@ -303,10 +303,11 @@ def test_another_config_does_not_continue_a_run(tiny, trained):
 
 
 @pytest.mark.usefixtures("unsampled")
-def test_more_steps_continue_a_finished_run(tiny, trained, tmp_path):
+def test_more_steps_continue_a_finished_run(tiny, trained, tmp_path, caplog):
     shutil.copytree(trained[1], tmp_path / "run")
     longer = loop.train(override(tiny, ["train.steps=21"]), tmp_path / "run")
     assert load.load_trained(longer)[3]["steps"] == 21
+    assert "train.steps=21 was 20 until step 20; the learning rate now decays over all 21" in caplog.text
     assert run_log.read_log(tmp_path / "run" / "log.jsonl")[-1]["step"] == 21
 
 
