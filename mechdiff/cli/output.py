@@ -160,7 +160,7 @@ def keep_stdout() -> None:
     connects processes on CPUs: who is connected), so that there is nothing on stdout but our own."""
     shown = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    sys.stdout = open(shown, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)  # noqa: SIM115
+    sys.stdout = open(shown, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)  # noqa: PTH123, SIM115
 
 
 def end(code: int) -> int:
