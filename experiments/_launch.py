@@ -64,6 +64,7 @@ IMAGES_HELP = "A folder of images, or an .npy or .npz file, to examine on."
 LESS_MEMORY = (
     "lower sweep.image_block or sweep.chunk, let no other process use the card, or take a larger one"
 )
+BY_ZERO = "it replaces by zero"  # for `idle`
 OF_NETWORKS = ("unet", "train", "diffusion")  # sections of settings that training alone reads
 LONGEST = 1500  # characters of an error's line
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
@@ -106,7 +107,7 @@ def launch(main: Main, argv: list[str]) -> int:
             print(_help(sys.modules[main.__module__], argv[0]))
             return 0
         _parse(argv)
-        _check_settings({flag.name for flag in flags_of(sys.modules[main.__module__], argv[0])})
+        _check_settings(sys.modules[main.__module__], argv[0])
         config = override(presets.preset(FLAGS.preset), FLAGS.set)
         _join(getattr(sys.modules[main.__module__], "joins", False))
         with devices.enough_memory(LESS_MEMORY):
@@ -195,15 +196,24 @@ def _parse(argv: list[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def _check_settings(own: set[str]) -> None:
-    """Refuses --set of what a trained network brings with it, in a launcher that examines one.
+def _check_settings(module: ModuleType, script: str) -> None:
+    """Refuses --set of what has no effect in a launcher: of what a trained network brings with it, where one
+    is examined, and of the settings that the launcher calls `idle` (name -> what to do instead)."""
+    own = {flag.name for flag in flags_of(module, script)}
+    examines = bool({"model", "before"} & own)
+    instead = getattr(module, "idle", {})
+    for word in FLAGS.set or ():
+        name = word.partition("=")[0]
+        if examines and name.partition(".")[0] in OF_NETWORKS:
+            raise flags.Error(
+                f"--set={word} has no effect on a network that is trained already; leave it out"
+            )
+        if name in instead and word != "sweep.ablations=zero":
+            raise flags.Error(f"--set={word} has no effect in {_name(module)}: {instead[name]}")
 
-    Args:
-      own: names of the launcher's flags.
-    """
-    idle = [word for word in FLAGS.set or () if word.partition(".")[0] in OF_NETWORKS]
-    if idle and {"model", "before"} & own:
-        raise flags.Error(f"--set={idle[0]} has no effect on a network that is trained already; leave it out")
+
+def _name(module: ModuleType) -> str:
+    return (module.__spec__.name if module.__spec__ else module.__name__).rpartition(".")[2]
 
 
 def _renamed(word: str) -> str:

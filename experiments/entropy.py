@@ -30,6 +30,7 @@ MODEL = flags.DEFINE_multi_string("model", None, _launch.MODEL_HELP, required=Tr
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 MATCHED = flags.DEFINE_boolean("matched", True, "Hold the norm of a head's output.")
+idle = {"sweep.ablations": _launch.BY_ZERO}
 
 
 def main(config, workdir):

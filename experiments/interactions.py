@@ -31,6 +31,7 @@ COMPONENTS = flags.DEFINE_string("components", ".*", "Regular expression of thei
 TOP = flags.DEFINE_integer("top", 20, "Pairs of the largest scores that are run exactly.", lower_bound=1)
 AUDIT = flags.DEFINE_integer("audit", 20, "Other pairs that are run exactly, at random.", lower_bound=0)
 NUMBERS = ("a", "b", "score", "estimate", "low", "high", "p", "single_a", "single_b", "audited")
+idle = {"sweep.ablations": _launch.BY_ZERO}
 
 
 def main(config, workdir):

@@ -26,6 +26,7 @@ IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 PART = flags.DEFINE_enum("part", "head", ("head", "res", "skip", "all"), "Components to examine.")
 SETS = flags.DEFINE_integer("sets", 600, "Random sets for each class: at least m / .05 of m.", lower_bound=20)
 FRESH = flags.DEFINE_integer("fresh", 3, "Untrained networks to compare with.", lower_bound=1)
+idle = {"sweep.ablations": _launch.BY_ZERO}
 
 
 def main(config, workdir):

@@ -33,6 +33,11 @@ WINDOW = flags.DEFINE_list("window", [], "Timesteps LOW,HIGH in which the ablati
 
 LABEL = flags.DEFINE_integer("label", None, "The class that is drawn, from 0; default: all in turn.")
 GUIDANCE = flags.DEFINE_float("guidance", 1.0, "Scale of classifier-free guidance; 0 is without classes.")
+idle = {
+    "sweep.images": "give --count=N",
+    "sweep.timesteps": "give --steps=N",
+    "sweep.ablations": _launch.BY_ZERO,
+}
 
 
 def main(config, workdir):

@@ -40,6 +40,9 @@ def _widest(denoiser):
     return max(gate.shape[-1] for gate in denoiser.identity.gate.values())
 
 
+idle = {"sweep.ablations": "give --ablation=NAME"}
+
+
 def main(config, workdir):
     use_all_cores()
     screens, inputs, largest = {"trained": {}, "untrained": {}}, {}, {}

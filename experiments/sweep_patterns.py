@@ -23,6 +23,7 @@ IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 SOURCES = flags.DEFINE_list(
     "sources", list(attention_patterns.PATTERN_SOURCES), "What takes the place of a pattern."
 )
+idle = {"sweep.ablations": "give --sources=LIST"}
 
 
 def main(config, workdir):

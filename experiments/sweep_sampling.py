@@ -31,6 +31,11 @@ WINDOWS = flags.DEFINE_integer("windows", 5, "Parts that the visited timesteps a
 SAMPLES = flags.DEFINE_integer("samples", 16, "Samples under every intervention.", lower_bound=2)
 STEPS = flags.DEFINE_integer("steps", 50, "Timesteps visited.", lower_bound=1)
 SAMPLER = flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm"], "How a step is made.")
+idle = {
+    "sweep.images": "give --samples=N",
+    "sweep.timesteps": "give --steps=N",
+    "sweep.ablations": _launch.BY_ZERO,
+}
 
 
 def main(config, workdir):

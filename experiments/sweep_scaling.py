@@ -21,6 +21,7 @@ CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 COMPONENTS = flags.DEFINE_string("components", ".*", "Regular expression of their names.")
 GATES = flags.DEFINE_list("gates", [str(value) for value in scaling.GATE_VALUES], "Gates to try.")
+idle = {"sweep.ablations": _launch.BY_ZERO}
 
 
 def main(config, workdir):

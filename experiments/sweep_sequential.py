@@ -25,6 +25,7 @@ MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 WIDTH = flags.DEFINE_float("width", 2.0, "In percent of the clean loss; certain enough wherever it lies.")
+idle = {"sweep.ablations": _launch.BY_ZERO}
 
 
 def main(config, workdir):

@@ -41,7 +41,7 @@ class LauncherCommand(click.Command):
             launcher.command,
             context_settings=CONTEXT,
             callback=self._launch,
-            params=options.parameters(self.own, self.common),
+            params=options.parameters(self.own, self.common, getattr(module, "idle", ())),
             help=_as_subcommands(module.__doc__ or ""),
             short_help=launcher.summary,
         )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import click
@@ -67,22 +67,32 @@ def shortcuts(flags: Iterable[Any]) -> tuple[Shortcut, ...]:
     return tuple(short for short in offered if short.names[-1].lstrip("-") not in names)
 
 
-def parameters(flags: Sequence[Any], common: Sequence[Any]) -> list[click.Parameter]:
+def parameters(
+    flags: Sequence[Any], common: Sequence[Any], idle: Container[str] = ()
+) -> list[click.Parameter]:
     """Arguments and options, those that the launcher alone has first.
 
     Args:
       flags, common: flags of absl.
+      idle: settings without an effect in the launcher, whose shortcuts are not shown.
     """
     made: list[click.Parameter] = []
     named = {flag.name: flag for flag in flags}
     made += [_argument(named[name]) for name in POSITIONAL if name in named]
     made += [_option(flag) for flag in flags]
     made += [
-        click.Option([*short.names, short.key], help=_shortcut_help(short), metavar=short.metavar)
+        click.Option(
+            [*short.names, short.key],
+            help=_shortcut_help(short),
+            metavar=short.metavar,
+            hidden=short.setting in idle,
+        )
         for short in shortcuts(flags)
     ]
-    idle = (OF_RUNS if "to" in named else ()) + (() if "images" in named else OF_IMAGES)
-    made += [_option(flag, flag.name in idle) for flag in sorted(common, key=lambda flag: flag.name in RARE)]
+    useless = (OF_RUNS if "to" in named else ()) + (() if "images" in named else OF_IMAGES)
+    made += [
+        _option(flag, flag.name in useless) for flag in sorted(common, key=lambda flag: flag.name in RARE)
+    ]
     return made
 
 

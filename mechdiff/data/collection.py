@@ -45,6 +45,13 @@ class Collection:
         return fingerprint(sorted(self.digests))
 
     @property
+    def recorded(self) -> tuple[str, ...]:
+        """The digests by which a training knows the images: of floats those of the bytes that it makes of
+        them."""
+        floats = self.array is not None and self.array.dtype != np.uint8
+        return _digests(to_bytes(self.array)) if floats else self.digests
+
+    @property
     def names(self) -> Sequence[str]:
         """Paths of the files below their folder; empty for an array."""
         return () if self.files is None else self.files.names

@@ -4,6 +4,7 @@ import numpy as np
 from markupsafe import Markup
 
 from mechdiff.analysis.effects import Effects, precision_statement
+from mechdiff.analysis.saved_effects import few_images
 from mechdiff.report import numbers
 from mechdiff.report.numbers import Agreement, Extent, Value
 from mechdiff.report.ranking import PAPER
@@ -29,16 +30,26 @@ def precise(value: Number) -> str:
     return ("−" if value < 0 and float(text.replace(",", "")) else "") + text
 
 
-def sample(model: ExaminedModel, seeds: dict[str, int]) -> str:
-    """Numbers of images, people and training seeds of one model."""
-    others = seeds[model.data] - 1
+def images(model: ExaminedModel) -> str:
+    """Numbers of images and people that one model was examined on."""
     images_total, people = model.network.images_total, model.network.people
-    text = f"n = {model.images} images"
+    text = f"{model.images} images"
     if images_total > model.images:
         text += f" at each timestep, {images_total:,} in all"
     if people:
         text += f" of {people} people"
-    text += ", n = 1 trained seed"
+    return text
+
+
+def units(model: ExaminedModel) -> str:
+    """What intervals of one model are over: what is resampled."""
+    return "people" if model.network.people else "images"
+
+
+def sample(model: ExaminedModel, seeds: dict[str, int]) -> str:
+    """Numbers of images, people and training seeds of one model; whether they are too few."""
+    others = seeds[model.data] - 1
+    text = f"n = {images(model)}, n = 1 trained seed{few_images(model.network.units.count)}"
     if others:
         text += f" ({_count(others, 'other seed')} of this data examined too)"
     return text

@@ -150,7 +150,7 @@
     });
     card.querySelector("h2").textContent = name;
     card.querySelector(".facts").textContent = `${types[component.type] ?? component.type}, resolution ${component.resolution} × ${component.resolution}. `
-      + "Curves: ΔL/L in %, 95 % intervals over images; filled marks are significant (max-T p < 0.05); the scale is shared by models.";
+      + "Curves: ΔL/L in %, 95 % intervals over images, or people where they are known; filled marks are significant (max-T p < 0.05); the scale is shared by models.";
     card.querySelector(".columns").innerHTML = columns.join("");
     const place = order.indexOf(name);
     card.querySelector(".previous").dataset.go = order[(place + order.length - 1) % order.length];

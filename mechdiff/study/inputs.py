@@ -105,7 +105,8 @@ def _held_out_rows(
 ) -> list[int]:
     """Places of as many images as the settings ask for, none of which the model was trained on; fewer where
     no ablation needs those for reference."""
-    rows = [row for row in images.rows if images.digests[row][:DIGEST_LENGTH] not in (trained_on or ())]
+    recorded = images.recorded if trained_on else images.digests
+    rows = [row for row in images.rows if recorded[row][:DIGEST_LENGTH] not in (trained_on or ())]
     needed = _how_many(len(rows), config)
     if not needed:
         left_out = len(images.rows) - len(rows)

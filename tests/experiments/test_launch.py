@@ -255,12 +255,26 @@ def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
     assert only_line(capsys).endswith("did you mean --set=sweep.images=16")
 
 
-def test_settings_of_a_network_have_no_place_where_it_is_trained_already():
-    with flagsaver.flagsaver():
-        _launch.FLAGS(["launcher", "--set=sweep.images=4", "--set=train.steps=3"])
-        _launch._check_settings({"images"})
-        with pytest.raises(_launch.flags.Error, match=r"--set=train.steps=3 has no effect on a network"):
-            _launch._check_settings({"model", "images"})
+@pytest.mark.parametrize(
+    ("name", "setting", "line"),
+    [
+        ("sweep", "train.steps=3", "has no effect on a network that is trained already; leave it out"),
+        ("sample", "sweep.images=3", "has no effect in sample: give --count=N"),
+        ("screen", "sweep.ablations=mean", "has no effect in screen: give --ablation=NAME"),
+        ("roles", "sweep.ablations=mean", "has no effect in roles: it replaces by zero"),
+    ],
+)
+def test_settings_without_effect_are_refused(name, setting, line, tmp_path, capsys):
+    flags = (f"--workdir={tmp_path}", "--model=x", f"--set={setting}")
+    assert launching.launch(name, *flags) == 2
+    assert only_line(capsys) == f"error: --set={setting} {line}"
+
+
+@pytest.mark.parametrize("setting", ["sweep.ablations=zero", "sweep.images=3"])
+def test_settings_that_a_launcher_follows_are_taken(setting, tmp_path, capsys):
+    flags = (f"--workdir={tmp_path}", f"--model={tmp_path}/absent", f"--set={setting}")
+    assert launching.launch("roles", *flags) == 2  # for another reason
+    assert "no effect" not in only_line(capsys)
 
 
 EXPERIMENTS = ROOT / "experiments"

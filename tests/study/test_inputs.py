@@ -19,6 +19,7 @@ from mechdiff.core.config import (
 from mechdiff.core.errors import ConfigError, DataError
 from mechdiff.data import to_bytes, to_float
 from mechdiff.data.collection import open_collection
+from mechdiff.data.folder import list_images
 from mechdiff.data.images import thumbnail
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.denoiser import Denoiser
@@ -92,6 +93,20 @@ def test_images_from_leave_out_what_was_trained_on(place):
     assert "none was trained on" in left.label
     with pytest.raises(DataError, match="plots: 7 different images and 5 that mine was trained on, but"):
         inputs.images_from(place, RGB, SweepConfig(images=5, reference_images=3), trained_on=trained_on)
+
+
+@pytest.mark.parametrize("held", ["file", "array"])
+def test_floats_are_known_again_by_the_bytes_that_were_trained_on(held, tmp_path):
+    """A training reads an array of floats as bytes, and so records these."""
+    floats = np.random.default_rng(0).uniform(-1, 1, (12, 8, 8, 3)).astype(np.float32)
+    np.save(tmp_path / "floats.npy", floats)
+    listed = list_images(tmp_path / "floats.npy")
+    trained_on = frozenset(digest[: inputs.DIGEST_LENGTH] for digest in listed.digests[:5])
+    source = tmp_path / "floats.npy" if held == "file" else floats
+    left = inputs.images_from(source, RGB, FEW, trained_on=trained_on)
+    shown = to_bytes(np.concatenate([left.scored, left.reference]))
+    seen = {np.asarray(listed.read(row)).tobytes() for row in range(5)}
+    assert len(shown) == 7 and not seen & {image.tobytes() for image in shown}
 
 
 def test_images_from_an_array_keep_its_order_and_numbers():

@@ -44,7 +44,8 @@ def by_start(networks: Sequence[Network], values: Values, *, digits: int = 1, un
     if len(starts) == len(networks) or not np.isfinite(values).all():
         return ""
     means = np.array([values[seeds == seed].mean() for seed in starts])
-    return f"{_mean(means, digits)}{unit} over {len(starts)} seeds, networks that share one averaged"
+    over = "one seed" if len(starts) == 1 else f"{len(starts)} seeds"
+    return f"{_mean(means, digits)}{unit} over {over}, networks that share one averaged"
 
 
 def _mean(values: Values, digits: int) -> str:

@@ -237,9 +237,8 @@ def _other_ablations(networks: Sequence[Network]) -> str:
             continue
         added = np.array([_added(network, ablation) for network in networks])
         mean, (low, high), p = small_samples.over_seeds(added[:, 0], added[:, 1:], units, above=False)
-        words.append(
-            f"by {ablation} instead of {lead} ablation {mean:.2f} [{low:.2f}, {high:.2f}], p {p:.2g}"
-        )
+        ends = f" [{low:.2f}, {high:.2f}], p {p:.2g}" if np.isfinite(p) else ""
+        words.append(f"by {ablation} instead of {lead} ablation {mean:.2f}{ends}")
     return f"; {'; '.join(words)}" if words else ""
 
 

@@ -42,14 +42,18 @@ def examine(networks: Sequence[Network]) -> Finding:
     units = min(network.units.count for network in networks)
     result = bottlenecks.crossed(least, first, units)
     chosen = list(dict.fromkeys(names[i] for i in result.chosen if i >= 0))
-    tested = np.where(first, result.chosen[1], result.chosen[0])  # each network: what the other half selected
-    increases = least[np.arange(len(networks)), tested, 0]
-    p, compared = _beyond_controls(networks, result.p, tested, increases, visible)
     because = (
-        "each half of the networks selects a component, the other tests it: "
-        f"{_tested(chosen, result.share)}{_apart(networks, increases)}; {_counts(ablations, visible)}; "
-        f"{'; '.join(compared)}"
+        f"each half of the networks selects a component, the other tests it: {_tested(chosen, result.share)}"
     )
+    p, compared = result.p, []
+    if min(result.chosen) >= 0:
+        tested = np.where(
+            first, result.chosen[1], result.chosen[0]
+        )  # each network: what the other half chose
+        increases = least[np.arange(len(networks)), tested, 0]
+        p, compared = _beyond_controls(networks, result.p, tested, increases, visible)
+        because += _apart(networks, increases)
+    because = "; ".join([because, _counts(ablations, visible), *compared])
     if np.isnan(result.p) and len(networks) >= FEWEST:
         because += f"; each half needs {FEWEST} networks, there are {len(networks)} in all"
     negligible = bool(result.p_none < ALPHA)  # False for NaN
@@ -82,7 +86,8 @@ def _beyond_controls(
             continue
         mean, _, p_control = over_seeds(increases - values)
         p.append(p_control)
-        words.append(f"{mean:.1f} points above {name} (p {p_control:.2g})")
+        p_words = f" (p {p_control:.2g})" if np.isfinite(p_control) else ""
+        words.append(f"{mean:.1f} points above {name}{p_words}")
     return float(np.max(p)) if np.isfinite(p).all() else np.nan, words
 
 

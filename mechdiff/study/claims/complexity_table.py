@@ -27,9 +27,10 @@ def measure(networks: Sequence[Network]) -> pd.DataFrame:
       A row for each data set, training step and measure, data sets in the order of their mean clean loss at
       the last step: `data`, `complexity` (of synthetic faces, else -1), `steps` of training, `networks`
       (training seeds), `clean_loss` (mean squared error of the predicted noise, mean over networks, timesteps
-      and images), `measure`, `value` (geometric mean over networks), `low` and `high` (Student's 95 %
-      interval over networks; NaN for fewer than 3). Measures that the networks' results do not hold have no
-      row; there are no rows at all if networks differ in their components or timesteps.
+      and images), `measure`, `value` (geometric mean over networks; the effective number of components is
+      that of the loss increases averaged over networks, its bias removed by the jackknife), `low` and `high`
+      (Student's 95 % interval over networks; NaN for fewer than 3). Measures that the networks' results do
+      not hold have no row; there are no rows at all if networks differ in their components or timesteps.
     """
     if not across_seeds.comparable(networks):
         return pd.DataFrame(columns=COLUMNS)
