@@ -38,3 +38,8 @@ def test_two_networks_have_no_interval():
         apart.by_data(NETWORKS[::3], VALUES[::3])
         == "1.0 in 1 network of celeba, 7.0 in 1 network of synthetic"
     )
+
+
+def test_two_networks_of_one_seed_are_one():
+    words = "4.0 over one seed, networks that share one averaged"
+    assert apart.by_start(NETWORKS[::3], VALUES[::3]) == words

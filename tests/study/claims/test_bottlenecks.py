@@ -66,3 +66,12 @@ def test_bottlenecks_of_exchangeable_components_are_not_supported():
             for seed in range(6)
         ]
         assert answers_of(made)["bottlenecks"].verdict == "undecided"
+
+
+def test_of_one_network_a_data_set_nothing_is_chosen_and_no_effect_is_told():
+    """All of them are in one half, and none could be named by the other."""
+    increases = np.r_[0.6, np.full(11, 0.1)]
+    made = [network(data, 0, increases, np.linspace(0, 1, 6)) for data in ("celeba", "synthetic")]
+    answer = answers_of(made)["bottlenecks"]
+    assert "too few networks for two halves; " in answer.because
+    assert "nan" not in answer.because and "network of" not in answer.because
