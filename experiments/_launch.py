@@ -198,7 +198,7 @@ def _parse(argv: list[str]) -> None:
 
 def _check_settings(module: ModuleType, script: str) -> None:
     """Refuses --set of what has no effect in a launcher: of what a trained network brings with it, where one
-    is examined, and of the settings that the launcher calls `idle` (name -> what to do instead)."""
+    is examined, and of the settings or sections that it calls `idle` (name -> what to do instead)."""
     own = {flag.name for flag in flags_of(module, script)}
     examines = bool({"model", "before"} & own)
     instead = getattr(module, "idle", {})
@@ -208,8 +208,9 @@ def _check_settings(module: ModuleType, script: str) -> None:
             raise flags.Error(
                 f"--set={word} has no effect on a network that is trained already; leave it out"
             )
-        if name in instead and word != "sweep.ablations=zero":
-            raise flags.Error(f"--set={word} has no effect in {_name(module)}: {instead[name]}")
+        idle = next((known for known in instead if name == known or name.startswith(f"{known}.")), None)
+        if idle and word != "sweep.ablations=zero":
+            raise flags.Error(f"--set={word} has no effect in {_name(module)}: {instead[idle]}")
 
 
 def _name(module: ModuleType) -> str:

@@ -25,6 +25,20 @@ BEFORE = flags.DEFINE_string("before", None, _launch.MODEL_HELP, required=True)
 AFTER = flags.DEFINE_string("after", None, "The model that it is compared with; as --before.")
 STEPS = flags.DEFINE_enum("steps", None, ("all",), "Compare all exported steps of one training instead.")
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
+FOLLOWED = "it follows -n, --timesteps, --ablations and --seed alone"
+idle = dict.fromkeys(
+    (
+        "data",
+        "sweep.nested",
+        "sweep.reference_images",
+        "sweep.image_block",
+        "sweep.chunk",
+        "sweep.draws",
+        "sweep.optimal_steps",
+        "sweep.precision",
+    ),
+    FOLLOWED,
+)
 
 
 def main(config, workdir):

@@ -8,6 +8,7 @@ Prints these in words, and at the end the correlations as a table. Result: WORKD
 
 import dataclasses
 
+import numpy as np
 from absl import flags
 
 from mechdiff.analysis import effects, entropy_causality, entropy_correlation, roles
@@ -115,7 +116,10 @@ def line(name, result):
         return f"  slopes within {result.heads} heads {rounded}; as between heads: {yes or 'none'}"
     rho = "{estimate:.2f} [{low:.2f}, {high:.2f}]".format(**vars(result.overall))
     inside = f"within layers {result.within.estimate:.2f}, p {result.p_within:.3f}"
-    return f"  entropy and {name}: {rho} over {result.heads} heads, p {result.p:.3f}; {inside}"
+    if np.isnan(result.within.estimate):
+        inside = "within layers nothing to compare"
+    p = "" if np.isnan(result.p) else f", p {result.p:.3f}"
+    return f"  entropy and {name}: {rho} over {result.heads} heads{p}; {inside}"
 
 
 if __name__ == "__main__":

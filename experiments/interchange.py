@@ -38,6 +38,10 @@ def main(config, workdir):
     print(f"{denoiser.name}: components that carry most of each factor, {PAIRS.value} pairs of faces")
     carriers = {}
     for factor, estimate, low, high in zip(ONLY.value, share.estimate, share.low, share.high, strict=True):
+        if np.isnan(estimate).all():
+            print(f"{factor:24}changes nothing in these faces")
+            carriers[factor] = []
+            continue
         most = np.argsort(-np.nan_to_num(estimate, nan=-np.inf))[: TOP.value]
         parts = [
             f"{effects['component'].values[i]} {estimate[i]:.2f} [{low[i]:.2f}, {high[i]:.2f}]" for i in most

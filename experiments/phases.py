@@ -47,7 +47,7 @@ def main(config, workdir):
             )
             swept = ablation_sweep(
                 network, eval_set, workdir / "sweeps", config=config.sweep, replacements=replacements
-            )
+            ).assign_coords(images.labels)  # no person is in both halves
             for ablation in config.sweep.ablations:
                 measured = phases.measure(swept, ablation)
                 print(line(network.name, ablation, measured))

@@ -6,6 +6,7 @@ Result: WORKDIR/roles.json, WORKDIR/NAME.zarr.
 """
 
 import dataclasses
+import sys
 
 from absl import flags
 
@@ -24,13 +25,20 @@ MODEL = flags.DEFINE_multi_string("model", None, _launch.MODEL_HELP, required=Tr
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
 PART = flags.DEFINE_enum("part", "head", ("head", "res", "skip", "all"), "Components to examine.")
-SETS = flags.DEFINE_integer("sets", 600, "Random sets for each class: at least m / .05 of m.", lower_bound=20)
-FRESH = flags.DEFINE_integer("fresh", 3, "Untrained networks to compare with.", lower_bound=1)
+SETS = flags.DEFINE_integer("sets", 600, "Random sets of channels for each class.", lower_bound=20)
+FRESH = flags.DEFINE_integer(
+    "fresh",
+    20,
+    "Untrained networks to compare with; with fewer than 20 no lone role can be found.",
+    lower_bound=1,
+)
 idle = {"sweep.ablations": _launch.BY_ZERO}
 
 
 def main(config, workdir):
     use_all_cores()
+    if FRESH.value < roles.untrained_needed():
+        print(f"--fresh={FRESH.value} is few: no p will be small enough for a lone role", file=sys.stderr)
     records, named_roles, inputs = {}, {}, {}
     for folder in MODEL.value:
         denoiser, trained, images, eval_set = _launch.opened(

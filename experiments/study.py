@@ -19,7 +19,8 @@ import time
 import jax
 from absl import flags
 
-from mechdiff.storage import locks
+from mechdiff.core.config import to_dict
+from mechdiff.storage import files, locks, mismatch
 from mechdiff.study import choosing, examination, plan
 from mechdiff.training import loop
 
@@ -31,6 +32,7 @@ DATA = flags.DEFINE_list(
     ["celeba", "synthetic", "synthetic-level0", "synthetic-level2", "scrambled", "gaussian"],
     "Data sets, in the order of training.",
 )
+OF_MEMORY = ("sweep.image_block", "sweep.chunk")  # may be lowered where memory ran out
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 
 
@@ -40,6 +42,7 @@ def main(config, workdir):
     planned = plan.networks(config, DATA.value, SEEDS.value, CELEBA.value)
     examined, folder = workdir / "examined", workdir / "pieces"
     with locks.lock(workdir):
+        _check_same_study(config, workdir / "study.json")
         _keep_programs(workdir / "cache" / "programs")
         todo = [network for network in planned if not _packed(network.name, workdir).exists()]
         print(f"{len(planned)} networks, {len(planned) - len(todo)} of them packed before", flush=True)
@@ -55,6 +58,15 @@ def main(config, workdir):
     pieces = sorted(folder.glob("*.zip"))
     print(*pieces, sep="\n")
     return {"pieces": pieces}
+
+
+def _check_same_study(config, path):
+    """What is packed already is not made again: a study goes on with the settings that it began with."""
+    settings = to_dict(dataclasses.replace(config, data=dataclasses.replace(config.data, cache="")))
+    if path.exists():
+        mismatch.compare_configs(files.read_json(path), settings, path.parent, OF_MEMORY)
+    else:
+        files.write_json(path, settings)
 
 
 def _keep_programs(folder):

@@ -13,6 +13,7 @@ from mechdiff import stats
 from mechdiff.analysis import effects
 from mechdiff.cli import tables
 from mechdiff.core.devices import use_all_cores
+from mechdiff.stats.clusters import PERSON
 from mechdiff.sweeps import attention_patterns
 
 from . import _launch
@@ -33,8 +34,9 @@ def main(config, workdir):
         denoiser, eval_set, ablations=SOURCES.value, block=config.sweep.image_block
     )
     _launch.save(workdir, "patterns", swept, config, models=[denoiser.name], inputs=images.label)
-    weights = stats.bootstrap_weights(len(images.scored), seed=config.seed)
-    pooled = {source: pooled_increase(swept, source, weights) for source in SOURCES.value}
+    if images.scored_people is not None:
+        swept = swept.assign_coords({PERSON: ("image", images.scored_people)})
+    pooled = {source: pooled_increase(swept, source, config.seed) for source in SOURCES.value}
     rows = []
     for i in np.argsort(-next(iter(pooled.values())).estimate):
         row: dict = {"head": str(swept["component"].values[i])}
@@ -47,10 +49,12 @@ def main(config, workdir):
     return {"folder": workdir, "heads": rows}
 
 
-def pooled_increase(swept, source, weights):
-    """Pooled relative loss increase of every head, with its interval over images."""
+def pooled_increase(swept, source, seed):
+    """Pooled relative loss increase of every head, with its interval over images, or people."""
     clean, loss = effects.losses(swept, source)
-    return stats.bootstrap(lambda w: effects.pooled_relative_increase(clean, loss, w), weights)
+    return stats.bootstrap_units(
+        lambda w: effects.pooled_relative_increase(clean, loss, w), stats.units_of(swept), seed=seed
+    )
 
 
 if __name__ == "__main__":

@@ -79,7 +79,9 @@ def correlation(
         inside[layers == layer] = rng.permuted(inside[layers == layer], axis=0)
 
     def p(observed: np.ndarray, drawn: np.ndarray) -> float:
-        return float((1 + (np.abs(drawn) >= abs(observed) - 1e-9).sum()) / (1 + len(drawn)))
+        if np.isnan(observed):  # one head a layer, say, or effects that are all alike
+            return np.nan
+        return float((1 + (~(np.abs(drawn) < abs(observed) - 1e-9)).sum()) / (1 + len(drawn)))
 
     return EntropyCorrelation(
         overall=overall,

@@ -55,9 +55,11 @@ def networks(config: ExperimentConfig, data: Sequence[str], seeds: int, celeba: 
       celeba: where CelebA lies.
 
     Raises:
-      ConfigError: an unknown data set, or one that takes CelebA without it.
+      ConfigError: a data set that is unknown or given twice, or one that takes CelebA without it.
     """
     for name in data:
+        if data.count(name) > 1:
+            raise ConfigError(f"data set {name!r} is given twice; more seeds make more networks of it")
         if name not in (*SIDES, *OTHERS):
             raise ConfigError(unknown("data set of a study:", name, (*SIDES, *OTHERS)))
         if name in NEED_CELEBA and not celeba:

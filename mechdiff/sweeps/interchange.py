@@ -183,14 +183,17 @@ def transfer_by_component(
     """The fraction of each factor that every component carries, over all timesteps, with its interval.
 
     It is the ratio of sums, sum along / sum distance over timesteps and pairs, which pairs and timesteps that
-    hardly show the factor can't upset. Estimates, dims `factor, component`, and the same with their bounds.
+    hardly show the factor can't upset. Estimates, dims `factor, component`, and the same with their bounds;
+    NaN for a factor that changes no prediction of these faces by more than rounding.
 
     Args:
       effects: of `interchange_effects`; at least 2 pairs.
       repeats, seed, confidence: of the bootstrap over pairs.
     """
-    along = effects["along"].sum("t").transpose("factor", "component", "image").astype(np.float64)
-    distance = effects["distance"].sum("t").transpose("factor", "image").values.astype(np.float64)[:, None]
+    shows = effects["distance"] > ROUNDING  # elsewhere both are rounding, and so would be their ratio
+    along = effects["along"].where(shows, 0).sum("t").transpose("factor", "component", "image").astype(float)
+    distance = effects["distance"].where(shows, 0).sum("t").transpose("factor", "image").values.astype(float)
+    distance = distance[:, None]
 
     def share(weights):
         below = distance @ weights.T

@@ -48,6 +48,19 @@ def test_a_difference_between_layers_is_not_one_within():
     assert result.p < 0.02 < 0.05 < result.p_within and result.overall.estimate > 0.8
 
 
+def test_where_there_is_no_correlation_there_is_no_p():
+    """With one head in each layer nothing is left within layers; an effect that is alike everywhere has no
+    ranks."""
+    entropy = np.random.default_rng(2).uniform(0, 1, HEADS)
+    alone = attention(entropy).assign_coords(head=[f"down{i}.attn0.head0" for i in range(HEADS)])
+    result = entropy_correlation.correlation(alone, mean_of(spread(entropy**2)), repeats=20)
+    assert np.isnan(result.within.estimate) and np.isnan(result.p_within) and result.p < 0.1
+    alike = entropy_correlation.correlation(
+        attention(entropy), lambda weights: np.ones((HEADS, len(weights))), repeats=20
+    )
+    assert np.isnan(alike.overall.estimate) and np.isnan(alike.p)
+
+
 def test_unrelated_quantities_give_uniform_p():
     p = []
     for seed in range(40):

@@ -262,11 +262,16 @@ def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
         ("sample", "sweep.images=3", "has no effect in sample: give --count=N"),
         ("screen", "sweep.ablations=mean", "has no effect in screen: give --ablation=NAME"),
         ("roles", "sweep.ablations=mean", "has no effect in roles: it replaces by zero"),
+        (
+            "compare",
+            "data.flip=False",
+            "has no effect in compare: it follows -n, --timesteps, --ablations and --seed alone",
+        ),
     ],
 )
 def test_settings_without_effect_are_refused(name, setting, line, tmp_path, capsys):
-    flags = (f"--workdir={tmp_path}", "--model=x", f"--set={setting}")
-    assert launching.launch(name, *flags) == 2
+    model = "--before=x" if name == "compare" else "--model=x"
+    assert launching.launch(name, f"--workdir={tmp_path}", model, f"--set={setting}") == 2
     assert only_line(capsys) == f"error: --set={setting} {line}"
 
 

@@ -11,6 +11,8 @@ from absl.testing import flagsaver
 from reference.launching import launch
 
 from experiments import _launch
+from mechdiff.core.config import to_dict
+from mechdiff.core.presets import preset
 from mechdiff.storage import files
 from mechdiff.study import collecting, examination, further_results, plan
 
@@ -41,6 +43,14 @@ def test_two_models_named_by_their_folders_are_examined_under_the_names_of_their
     for model in ("a/model", "b", "c/"):
         assert launch("examine", f"--model={tmp_path / model}", f"--workdir={tmp_path / 'out'}") == 0
     assert names == ["a", "b", "c"]
+
+
+def test_a_study_does_not_go_on_with_other_settings(tmp_path, capsys):
+    """What is packed is taken as it is: numbers of the settings before were given as those of today's."""
+    files.write_json(tmp_path / "study.json", to_dict(preset("tiny")))
+    flags = ("--preset=tiny", "--data=gaussian", f"--workdir={tmp_path}", "--set=sweep.images=6")
+    assert launch("study", *flags) == 2
+    assert "another config: sweep.images is 8 there and 6 here" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -28,6 +28,8 @@ def test_pairs_come_first_seed_by_seed_and_all_have_the_images_of_their_names():
 def test_what_can_not_be_planned_is_one_line():
     with pytest.raises(ConfigError, match="scrambled networks are trained on CelebA"):
         plan.networks(preset("tiny"), ["scrambled"], 1, None)
+    with pytest.raises(ConfigError, match="data set 'gaussian' is given twice"):
+        plan.networks(preset("tiny"), ["gaussian", "gaussian"], 1, None)
     with pytest.raises(ConfigError, match="synthetic-level2"):
         plan.networks(preset("tiny"), ["synthetic-level3"], 1, None)
 

@@ -86,6 +86,13 @@ def test_carriers_are_ratios_of_sums_with_intervals_over_pairs(measured):
     assert (interval.low < interval.high).any()
 
 
+def test_a_factor_that_changes_nothing_has_no_carriers(measured):
+    """Both sums are rounding where faces don't differ; their ratio was a share with a narrow interval."""
+    alike = measured.assign(distance=0 * measured.distance + 1e-14)
+    estimate, interval = interchange.transfer_by_component(alike, repeats=20)
+    assert np.isnan(estimate).all() and np.isnan(interval.low).all()
+
+
 def test_an_unknown_factor_is_one_line_with_the_closest():
     with pytest.raises(ConfigError, match="closest: hair_style"):
         interchange.PairSet(KEY, ("hairstyle",))

@@ -107,13 +107,26 @@ def _even_weights(sweep: xr.Dataset) -> Float[np.ndarray, "1 *timesteps image"]:
 
 
 def final_snapshots(networks: Sequence[Network]) -> list[Network]:
-    """The networks, of each training only its last snapshot."""
+    """The networks, of each training (NAME and its steps, NAME@STEP) only its last snapshot."""
     newest: dict[tuple, Network] = {}
     for network in networks:
-        key = network.data, network.complexity, network.seed
+        key = network.name.partition("@")[0], *_source(network)
         if key not in newest or network.steps > newest[key].steps:
             newest[key] = network
     return list(newest.values())
+
+
+def of_one_seed(networks: Sequence[Network]) -> list[str]:
+    """Names of the first networks found that share data and seed, though they are different trainings; empty
+    where there are none. A seed counts once, and none of them is more right than the other."""
+    alike: dict[tuple, list[str]] = {}
+    for network in networks:
+        alike.setdefault(_source(network), []).append(network.name)
+    return next((names for names in alike.values() if len(names) > 1), [])
+
+
+def _source(network: Network) -> tuple[str, int, int]:
+    return network.data, network.complexity, network.seed
 
 
 def changes_predictions(sweep: xr.Dataset) -> Bool[np.ndarray, "ablation component"]:

@@ -5,7 +5,8 @@ is ours. Rules from findings to verdicts are in `verdicts`.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import xarray as xr
@@ -27,7 +28,7 @@ def evaluate(networks: Sequence[Network]) -> list[Claim]:
     Claims that compare data sets take CelebA as the natural and synthetic faces of complexity 4 as the simple
     one. Faces of lower complexity, and snapshots of a training other than its last, serve the claim about
     complexity alone; networks of control data are reported with it and serve no claim. If components or
-    timesteps of the networks differ, no claim is testable.
+    timesteps of the networks differ, or two of them are trainings of one seed, no claim is testable.
     """
     controls = [network for network in networks if network.data in across_seeds.CONTROLS]
     networks = across_seeds.without_controls(networks)
@@ -38,7 +39,9 @@ def evaluate(networks: Sequence[Network]) -> list[Claim]:
         if network.data != "synthetic" or network.complexity == across_seeds.TOP_COMPLEXITY
     ]
     if not across_seeds.comparable(full):
-        return decide([dataclasses.replace(question, test=_mixed) for question in QUESTIONS], full)
+        return _none_testable(_mixed, full)
+    if twice := across_seeds.of_one_seed(full):
+        return _none_testable(functools.partial(_twice, twice), full)
     with_controls = {
         "complexity": lambda _: complexity.examine(networks, controls),
         "divergence": lambda final: attention.divergence(final, controls),
@@ -48,6 +51,17 @@ def evaluate(networks: Sequence[Network]) -> list[Claim]:
         for question in QUESTIONS
     ]
     return decide(questions, full)
+
+
+def _none_testable(test: Callable[[Sequence[Network]], Finding], networks: Sequence[Network]) -> list[Claim]:
+    return decide([dataclasses.replace(question, test=test) for question in QUESTIONS], networks)
+
+
+def _twice(names: Sequence[str], _: Sequence[Network]) -> Finding:
+    raise NotTestable(
+        f"{' and '.join(names)} are trainings of one seed on images that are called alike, and a seed counts "
+        "once; leave all but one out, or train with another seed (--set=seed=1)"
+    )
 
 
 def _mixed(_: Sequence[Network]) -> Finding:

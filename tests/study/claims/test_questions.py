@@ -138,6 +138,16 @@ def test_networks_of_different_components_are_not_compared():
     assert all(single.verdict == "not testable here" and "--workdir" in single.because for single in answers)
 
 
+def test_two_trainings_of_one_seed_are_named_and_decide_nothing():
+    """They were taken for snapshots of one training, of which the last counts."""
+    made = [network("synthetic", seed, np.full(12, 0.2), np.linspace(0, 1, 6)) for seed in range(4)]
+    other = dataclasses.replace(made[0], name="longer", steps=100)
+    for answer in answers_of([*made, other]).values():
+        assert answer.verdict == "not testable here" and "synthetic-0 and longer are" in answer.because
+    later = dataclasses.replace(made[0], name="synthetic-0@100", steps=100)
+    assert "one seed" not in answers_of([*made, later])["bottlenecks"].because
+
+
 def test_one_seed_decides_nothing():
     made = [network(data, 0, np.full(12, 0.3), np.linspace(0, 1, 6)) for data in ("celeba", "synthetic")]
     answers = answers_of(made)
