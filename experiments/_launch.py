@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -286,6 +286,27 @@ def opened(
     timesteps = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
     key = keys.stream(jax.random.key(config.seed), "scored noise")
     return Opened(denoiser, trained, images_of, images_of.scored_set(timesteps, key))
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuses models of one name in results, where the later would take the place of the earlier.
+
+    Args:
+      names: of all models, as the launcher calls their results.
+
+    Raises:
+      flags.Error: two are alike.
+    """
+    alike = [name for place, name in enumerate(names) if name in names[:place]]
+    if alike:
+        raise flags.Error(
+            f"two models are called alike, {alike[0]}, and so would be their results; rename one's folder"
+        )
+
+
+def last_folders(model: str | Path) -> str:
+    """A model's name by the last two words of its path: seeds of several trainings are told apart."""
+    return "/".join(Path(model).parts[-2:])
 
 
 def chooser(config: ExperimentConfig, workdir: Path, celeba: str | None, images: str | None) -> Callable:

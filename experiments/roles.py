@@ -13,7 +13,7 @@ from mechdiff.analysis import roles
 from mechdiff.analysis.roles.image_features import image_feature_names
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
-from mechdiff.models import untrained
+from mechdiff.models import load, untrained
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import role_results
@@ -30,6 +30,7 @@ idle = {"sweep.ablations": _launch.BY_ZERO}
 
 
 def main(config, workdir):
+    _launch.check_names([load.name_of(model) for model in MODEL.value])
     use_all_cores()
     records, named_roles, inputs = {}, {}, {}
     for folder in MODEL.value:

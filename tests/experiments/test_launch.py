@@ -277,6 +277,13 @@ def test_settings_that_a_launcher_follows_are_taken(setting, tmp_path, capsys):
     assert "no effect" not in only_line(capsys)
 
 
+@pytest.mark.parametrize("name", ["circuits", "phases", "screen", "roles", "entropy"])
+def test_models_of_one_name_are_refused_before_any_is_read(name, tmp_path, capsys):
+    two = (f"--model={tmp_path}/a/run/model", f"--model={tmp_path}/b/run/model")
+    assert launching.launch(name, f"--workdir={tmp_path}", *two) == 2
+    assert only_line(capsys).startswith("error: two models are called alike, run")
+
+
 EXPERIMENTS = ROOT / "experiments"
 ARMS = ("mechdiff_arm", "torch_baseline")  # programs that benchmarks start
 LAUNCHERS = [
