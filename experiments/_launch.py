@@ -23,7 +23,7 @@ from absl import flags, logging
 
 from mechdiff.cli import hints, output
 from mechdiff.core import devices, keys, old_names, presets, processes
-from mechdiff.core.config import ExperimentConfig, override, to_dict
+from mechdiff.core.config import DRAWN, ExperimentConfig, override, to_dict
 from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
@@ -309,11 +309,28 @@ def last_folders(model: str | Path) -> str:
     return "/".join(Path(model).parts[-2:])
 
 
-def chooser(config: ExperimentConfig, workdir: Path, celeba: str | None, images: str | None) -> Callable:
-    """`choosing.chooser`, with the statements of --classes and --conditions on the images."""
+def chooser(
+    config: ExperimentConfig, workdir: Path, celeba: str | None, images: str | None, mixed: bool = False
+) -> Callable:
+    """`choosing.chooser`, with the statements of --classes and --conditions on the images.
+
+    Args:
+      mixed: models of several data sets are examined by one command, and --celeba is for those that it fits;
+        else a line on stderr says where it has no effect.
+    """
     classes, conditions = (FLAGS[name].value for name in ("classes", "conditions"))  # unparsed in tests
     sources = ConditionSources(classes=classes, conditions=conditions)
-    return choosing.chooser(config, celeba, workdir / "cache", images, sources)
+    choose = choosing.chooser(config, celeba, workdir / "cache", images, sources)
+
+    def said(
+        denoiser: Examinable, trained: ExperimentConfig, record: dict | None = None
+    ) -> inputs.EvalImages:
+        if celeba and trained.data.name in DRAWN:
+            words = f"{denoiser.name}: it is examined on {trained.data.name} images, which are drawn"
+            print(f"warning: --celeba={celeba} has no effect on {words}", file=sys.stderr, flush=True)
+        return choose(denoiser, trained, record)
+
+    return choose if mixed else said
 
 
 def save(workdir: Path, name: str, result: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:

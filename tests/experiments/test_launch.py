@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -15,6 +16,7 @@ from absl.testing import flagsaver
 from reference import launching
 
 from experiments import _launch
+from mechdiff.core import presets
 from mechdiff.core.errors import MechdiffError
 
 ROOT = Path(__file__).parents[2]
@@ -282,6 +284,18 @@ def test_models_of_one_name_are_refused_before_any_is_read(name, tmp_path, capsy
     two = (f"--model={tmp_path}/a/run/model", f"--model={tmp_path}/b/run/model")
     assert launching.launch(name, f"--workdir={tmp_path}", *two) == 2
     assert only_line(capsys).startswith("error: two models are called alike, run")
+
+
+def test_celeba_without_effect_on_a_network_of_synthetic_faces_is_said(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(_launch.choosing, "chooser", lambda *_: lambda *_: "images")
+    network, config = SimpleNamespace(name="faces"), presets.preset("tiny")
+    for mixed in (False, True):
+        choose = _launch.chooser(config, tmp_path, "celeba/", None, mixed)
+        assert choose(network, config) == "images"
+    assert only_line(capsys) == (
+        "warning: --celeba=celeba/ has no effect on faces: it is examined on synthetic images, which are "
+        "drawn"
+    )
 
 
 EXPERIMENTS = ROOT / "experiments"
