@@ -21,7 +21,7 @@ from mechdiff.study.eval_images import (
     settings_in_words,
     split_images,
 )
-from mechdiff.sweeps.execution.drawing import BRIEF_STEPS, SAMPLE_STEPS, draw_samples, sample_condition
+from mechdiff.sweeps.execution.drawing import BRIEF_STEPS, draw_samples, sample_condition
 
 NAMES = {"celeba": "CelebA", "tfds": "CelebA (TFDS)", "gaussian": "Gaussian"}  # of data sets, for a reader
 
@@ -109,7 +109,7 @@ def own_samples(denoiser: Examinable, config: SweepConfig, seed: int, brief: boo
     key = keys.stream(jax.random.key(seed), "own samples")
     count = images_to_evaluate(config) + config.reference_images
     condition = sample_condition(denoiser, count)
-    steps = BRIEF_STEPS if brief else SAMPLE_STEPS
+    steps = min(BRIEF_STEPS, denoiser.schedule.steps) if brief else None
     drawn = draw_samples(denoiser, key, count, steps, condition=condition, quickly=brief)
     label = "the model's own samples (not real images)" + (f", {steps} steps of DDIM" if brief else "")
     images = split_images(to_float(to_bytes(drawn)), config, label)
