@@ -15,6 +15,7 @@ from mechdiff.core.devices import use_all_cores
 from mechdiff.data.synthetic import FACTORS
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import load
+from mechdiff.storage import files
 from mechdiff.sweeps import interchange
 
 from . import _launch
@@ -27,6 +28,8 @@ idle = {"sweep.images": "give --pairs=N", "sweep.ablations": "activations are ex
 
 
 def main(config, workdir):
+    interchange.check_factors(ONLY.value)
+    files.ensure_writable(workdir)
     use_all_cores()
     denoiser, trained, _ = load.load_denoiser(MODEL.value)
     timesteps = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
