@@ -29,6 +29,7 @@ UNTRAINED = flags.DEFINE_boolean("untrained", False, "With every model also a fr
 
 
 def main(config, workdir):
+    phases.check_sizes(config.sweep.images, config.sweep.timesteps)
     _launch.check_names([_launch.last_folders(model) for model in MODEL.value])
     use_all_cores()
     records, inputs = {}, {}

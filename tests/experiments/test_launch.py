@@ -348,9 +348,29 @@ def test_flags_of_the_first_edition_are_read_under_their_names_of_today(name, tm
     [
         ("sweep_scaling", "--gates=0,nan", "gates [0.0, nan]: give one or more finite numbers"),
         ("sweep_scaling", "--gates=0,half", "--gates=0,half: could not convert"),
+        ("sweep_scaling", "--gates=0,1,1", "gates: 1.0 is given twice; give each once"),
+        ("sweep_patterns", "--sources=uniform,uniform", "sources of patterns: uniform is given twice"),
+        ("sweep_patterns", "--sources=uniform,foo", "unknown source of patterns 'foo'"),
+        ("sweep_patterns", "--set=sweep.images=1", "1 unit(s): at least 2 images"),
+        ("interchange", "--factors=glasses,glasses", "factors: glasses is given twice; give each once"),
+        ("interchange", "--factors=glass", "unknown factor 'glass'; closest: glasses"),
+        ("interactions", "--set=sweep.images=1", "1 unit(s): at least 2 images"),
+        ("phases", "--set=sweep.images=3", "3 images can't be split into halves; at least 4"),
+        ("phases", "--set=sweep.timesteps=1", "1 timesteps, most=8: phases need at least 2"),
+        ("sweep_sequential", "--set=sweep.images=16", "16 images; at least 32 are needed"),
+        ("sweep_sequential", "--width=nan", "width=nan must be a finite number above 0"),
         ("circuits", "--tau=1", "flag --tau=1: 1.0 is not a number in the range [0.01, 0.9999]"),
     ],
 )
-def test_numbers_out_of_range_are_refused_before_any_model_is_read(name, flag, line, tmp_path, capsys):
+def test_values_out_of_range_or_given_twice_are_refused_before_any_model_is_read(
+    name, flag, line, tmp_path, capsys
+):
     assert launching.launch(name, f"--workdir={tmp_path}", "--model=absent", flag) == 2
     assert line in only_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["interchange", "sweep_scaling", "sweep_patterns"])
+def test_a_file_as_workdir_is_refused_before_any_model_is_read(name, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert launching.launch(name, f"--workdir={tmp_path}/file", "--model=absent") == 2
+    assert "a file stands where a folder is needed" in only_line(capsys)
