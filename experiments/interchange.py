@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from mechdiff.analysis import saved_effects
 from mechdiff.core import keys
 from mechdiff.core.devices import use_all_cores
 from mechdiff.data.synthetic import FACTORS
@@ -38,7 +39,8 @@ def main(config, workdir):
     effects = interchange.interchange_effects(denoiser, timesteps, pairs)
     _launch.save(workdir, "interchange", effects, config, models=[denoiser.name])
     _, share = interchange.transfer_by_component(effects, seed=config.seed)
-    print(f"{denoiser.name}: components that carry most of each factor, {PAIRS.value} pairs of faces")
+    few = saved_effects.few_images(PAIRS.value)
+    print(f"{denoiser.name}: components that carry most of each factor, {PAIRS.value} pairs of faces{few}")
     carriers = {}
     for factor, estimate, low, high in zip(ONLY.value, share.estimate, share.low, share.high, strict=True):
         most = np.argsort(-np.nan_to_num(estimate, nan=-np.inf))[: TOP.value]

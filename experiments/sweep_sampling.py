@@ -56,7 +56,7 @@ def main(config, workdir):
     settings = dataclasses.replace(sampling.SETTINGS, precision=config.sweep.precision)
     swept = sampling.sampling_sweep(denoiser, samples, windows, workdir / "trajectories", config=settings)
     shared, naive = network_calls(timesteps, windows, swept.sizes["component"])
-    print(f"{shared:,} network calls per sample instead of {naive:,}: {naive / shared:.2f} x fewer")
+    print(calls_in_words(shared, naive))
     if statement := precision.sampling_statement(swept):
         print(f"{statement}; –: not above it")
     above_error = swept.distance.isel(ablation=0, sample=0).copy(data=precision.above_error(swept)[0])
@@ -70,6 +70,17 @@ def main(config, workdir):
     ]
     tables.print_records("distance of samples to those without ablation, by window of timesteps", rows)
     return {"folder": workdir / "trajectories", "distances": rows}
+
+
+def calls_in_words(shared: int, naive: int) -> str:
+    """Network calls of every sample, and how many fewer they are where that is so: with one window nothing is
+    shared, and clean samples are drawn besides.
+
+    Args:
+      shared, naive: of `rollout.network_calls`.
+    """
+    less = f" instead of {naive:,}: {naive / shared:.2f} x fewer" if shared < naive else ""
+    return f"{shared:,} network calls per sample{less}"
 
 
 def condition_of(denoiser, record, count):

@@ -1,6 +1,7 @@
 """The shell of the launchers: exit codes, one line for every error, interruptions that say how to go on."""
 
 import errno
+import importlib
 import json
 import re
 import signal
@@ -374,3 +375,14 @@ def test_a_file_as_workdir_is_refused_before_any_model_is_read(name, tmp_path, c
     (tmp_path / "file").write_text("")
     assert launching.launch(name, f"--workdir={tmp_path}/file", "--model=absent") == 2
     assert "a file stands where a folder is needed" in only_line(capsys)
+
+
+def test_network_calls_are_said_to_be_fewer_only_where_they_are():
+    module = importlib.import_module("experiments.sweep_sampling")
+    try:
+        assert module.calls_in_words(500, 1000) == (
+            "500 network calls per sample instead of 1,000: 2.00 x fewer"
+        )
+        assert module.calls_in_words(1030, 1000) == "1,030 network calls per sample"
+    finally:
+        launching.forget(module)
